@@ -1,0 +1,27 @@
+# Two commands: `make signoff` (the whole main job) and `make test` (every test). Both install what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PLAN ?= scenarios/quick.yaml
+TORCH ?= torch==2.13.0
+
+.PHONY: install signoff test clean
+
+install: $(VENV)/installed
+
+# torch first and by number: a range would pull a CUDA build of several gigabytes onto a machine without a GPU.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+signoff: install
+	$(BIN)/harness signoff $(PLAN)
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) .harness build *.egg-info

@@ -1,0 +1,50 @@
+"""Memory as a count of sessions: what a session's KV cache takes, and how many fit on a device."""
+
+from __future__ import annotations
+
+import math
+
+from harness.errors import InputError
+
+KV_BYTES_PER_TOKEN = {"1.5b": 28_672, "7b": 57_344}
+CONVOLUTION_STATE_BYTES = 700_000
+
+
+def session_bytes(
+    prompt_tokens: int,
+    frames: int,
+    kv_bytes_per_token: int,
+    *,
+    state_bytes: int = CONVOLUTION_STATE_BYTES,
+) -> int:
+    """Bytes of a session at its end: one KV entry a token of prompt + frames, and again one a frame.
+
+    The second branch (classifier-free guidance) sees the frames without the prompt, so it holds the frames only.
+    """
+    if min(prompt_tokens, frames, kv_bytes_per_token, state_bytes) < 0:
+        raise InputError("tokens, frames and bytes of a session are 0 or more")
+    return (prompt_tokens + 2 * frames) * kv_bytes_per_token + state_bytes
+
+
+def slots_per_device(
+    memory_bytes: float,
+    per_session_bytes: float,
+    *,
+    weight_bytes: float = 0,
+    instances: int = 1,
+    workspace_bytes: float = 0,
+) -> int:
+    """Sessions that fit: (memory - weights x instances - workspace) / bytes of a session, rounded down.
+
+    Weights are charged per instance: each is a process of its own. Raises InputError where not even the
+    weights fit; 0 means that they do, and no session beside them.
+    """
+    if not per_session_bytes > 0 or instances < 1:
+        raise InputError("a session takes more than 0 bytes, and a stage has 1 instance or more")
+    room = memory_bytes - weight_bytes * instances - workspace_bytes
+    if room < 0:
+        raise InputError(
+            f"{instances} x {weight_bytes / 1e9:.1f} GB of weights and {workspace_bytes / 1e9:.1f} GB of workspace "
+            f"do not fit in {memory_bytes / 1e9:.1f} GB: deploy fewer instances"
+        )
+    return math.floor(room / per_session_bytes)

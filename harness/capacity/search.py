@@ -1,0 +1,285 @@
+"""The highest Poisson rate at which a pool of devices keeps every promise: simulation and bisection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.capacity.device import METRIC_NAMES, Device, promise_name
+from harness.capacity.simulation import Activity, Simulated, simulate
+from harness.capacity.spreads import StallTable
+from harness.errors import InconclusiveError
+
+SESSIONS = 4000
+WARM_UP_SHARE = 0.2
+LARGEST_POOL = 64
+_BISECTIONS = 9
+_POPULATION = 100_000
+_SESSIONS_QUANTILE = 0.95
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may bind: the promises, and the sessions of a device up to which the step time is known.
+
+    ``most_sessions``: the 95th percentile of the sessions on a device, as arrivals find it, stays within it.
+    ``slots``: sessions that its memory holds, or None.
+    """
+
+    promises: Sequence
+    most_sessions: int
+    slots: int | None = None
+
+    def check(self, device: Device, class_names: Sequence[str]) -> None:
+        """Raises InconclusiveError for a promise that the mix or the measured requests cannot carry."""
+        for promise in self.promises:
+            if promise.traffic_class not in class_names:
+                raise InconclusiveError(f"a promise is made to class {promise.traffic_class}, which the mix lacks")
+            if promise.metric not in METRIC_NAMES:
+                raise InconclusiveError(f"{promise.metric} has no model; promise one of {', '.join(METRIC_NAMES)}")
+            if not device.ratios(promise.traffic_class, promise.metric).carries(promise.quantile):
+                needed = math.ceil(1 / (1 - promise.quantile) - 1e-9)
+                raise InconclusiveError(
+                    f"{promise_name(promise.traffic_class, promise.metric, promise.quantile)} needs {needed} measured "
+                    "requests or more: measure a longer ladder"
+                )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Sessions of a mix at rate 1: the same ones serve every rate and pool, so that a bisection compares like with like.
+
+    Arrays [n]: gaps (mean exactly 1), class index, frames, and the luck of each session (uniform numbers, one row a
+    metric). Lengths and luck are stratified, so that the sample has the means of the mix. ``residual_frames``: what is
+    left of sessions found in progress. ``mean_frames``: of the mix.
+    """
+
+    class_names: tuple[str, ...]
+    gaps: np.ndarray
+    class_index: np.ndarray
+    frames: np.ndarray
+    luck: dict[str, np.ndarray]
+    residual_frames: np.ndarray
+    mean_frames: float
+
+    @classmethod
+    def draw(cls, mix, rng: np.random.Generator, sessions: int = SESSIONS) -> Traffic:
+        weights = np.array([each.weight for each in mix.classes], dtype=float)
+        shares = weights / weights.sum()
+        index = np.repeat(np.arange(len(shares)), _apportion(shares, sessions))
+        populations = [np.sort(each.length.sample(rng, _POPULATION)).astype(float) for each in mix.classes]
+        frames = np.concatenate([_strata(each, int(np.sum(index == i))) for i, each in enumerate(populations)])
+        order = rng.permutation(sessions)
+        gaps = rng.exponential(1.0, sessions)
+        return cls(
+            class_names=tuple(each.name for each in mix.classes),
+            gaps=gaps / gaps.mean(),
+            class_index=index[order],
+            frames=frames[order],
+            luck={metric: rng.permutation((np.arange(sessions) + 0.5) / sessions) for metric in METRIC_NAMES},
+            residual_frames=_in_progress(populations, shares, rng),
+            mean_frames=float(shares @ [each.mean() for each in populations]),
+        )
+
+
+@dataclass(frozen=True)
+class Load:
+    """A pool at a rate. ``shares``: for each limit, value / limit, at most 1 where it is kept; ``worst``: the largest.
+
+    ``sessions_p95``: of a device, as arrivals find it; ``sessions``, ``frames_per_s``: of the pool, means over time.
+    """
+
+    rate_per_s: float
+    devices: int
+    shares: dict[str, float]
+    sessions: float
+    sessions_p95: float
+    frames_per_s: float
+
+    @property
+    def kept(self) -> bool:
+        return all(share <= 1 for share in self.shares.values())
+
+    @property
+    def worst(self) -> str:
+        return max(self.shares, key=self.shares.get)
+
+
+def simulate_load(
+    device: Device, traffic: Traffic, rate_per_s: float, devices: int, slots: int | None = None
+) -> tuple[Simulated, np.ndarray]:
+    """A pool at a Poisson rate, started near its steady state. Also returns which sessions are to be counted [n]."""
+    gaps_s = traffic.gaps / rate_per_s
+    found = _found_in_progress(device, traffic, rate_per_s, devices, slots)
+    arrival_s = np.concatenate([np.zeros(len(found)), np.cumsum(gaps_s)])
+    counted = np.arange(len(arrival_s)) >= len(found) + WARM_UP_SHARE * len(gaps_s)
+    simulated = simulate(
+        arrival_s,
+        np.concatenate([found, traffic.frames]),
+        device.step_time,
+        devices=devices,
+        session_limit=slots,
+        first_audio=device.first_audio,
+        class_index=np.concatenate([np.full(len(found), -1), traffic.class_index]),
+        stop_s=float(arrival_s[-1]),
+    )
+    return simulated, counted
+
+
+def values_of(
+    device: Device, traffic: Traffic, simulated: Simulated, chosen: np.ndarray, metric: str, class_index: int
+) -> np.ndarray:
+    """``metric`` of the sessions of a class among the ``chosen``; infinite for those that never started."""
+    picked = chosen & (simulated.class_index == class_index)
+    luck = traffic.luck[metric][np.flatnonzero(picked) - (len(simulated.start_s) - len(traffic.gaps))]
+    scatter = device.ratios(traffic.class_names[class_index], metric)
+    start_s = simulated.start_s[picked]
+    if isinstance(scatter, StallTable):
+        values = scatter.at(simulated.step_s()[picked], luck)
+    elif metric == "rtf":
+        values = simulated.rtf[picked] * scatter.at(luck)
+    else:
+        waited_s = start_s - simulated.arrival_s[picked]
+        values = waited_s + (simulated.first_audio_s[picked] - start_s) * scatter.at(luck)
+    return np.where(np.isnan(start_s), np.inf, values)[~np.isnan(values) | np.isnan(start_s)]
+
+
+def judge_load(device: Device, traffic: Traffic, limits: Limits, rate_per_s: float, devices: int) -> Load:
+    """Simulate a pool and hold it against every limit."""
+    simulated, counted = simulate_load(device, traffic, rate_per_s, devices, limits.slots)
+    shares = {}
+    for promise in limits.promises:
+        index = traffic.class_names.index(promise.traffic_class)
+        values = values_of(device, traffic, simulated, counted, promise.metric, index)
+        value = float(np.quantile(values, promise.quantile, method="higher")) if len(values) else math.inf
+        shares[promise_name(promise.traffic_class, promise.metric, promise.quantile)] = _share(value, promise.limit)
+    started = counted & ~np.isnan(simulated.start_s)
+    active = simulated.active_at_start[started]
+    sessions_p95 = float(np.quantile(active, _SESSIONS_QUANTILE, method="higher")) if len(active) else math.inf
+    shares[range_name(limits)] = sessions_p95 / limits.most_sessions
+    sessions, frames_per_s = _means(device, simulated, counted)
+    return Load(rate_per_s, devices, shares, sessions, sessions_p95, frames_per_s)
+
+
+def range_name(limits: Limits) -> str:
+    return f"sessions per device, known up to {limits.most_sessions}"
+
+
+def steady_limit(device: Device, limits: Limits, probabilities: Sequence[float] | None = None) -> tuple[float, str]:
+    """Frames a second of a device whose sessions never vary, at the most sessions that keep every limit; what binds.
+
+    The rate per device of a large pool tends to it. ``probabilities`` replaces the promises' quantiles, one each (a
+    bootstrap of their sampling error). 0 where one session alone breaks a promise.
+    """
+    most = min(limits.most_sessions, limits.slots or math.inf)
+    sessions = np.linspace(1, max(most, 1), 512)
+    step_s = device.step_time(sessions)
+    reach, binding = len(sessions), "memory" if limits.slots == most else range_name(limits)
+    for row, promise in enumerate(limits.promises):
+        probability = probabilities[row] if probabilities is not None else promise.quantile
+        values = device.at_constant_step(promise.traffic_class, promise.metric, probability, step_s)
+        broken = np.flatnonzero(values > promise.limit)
+        if len(broken) and broken[0] < reach:
+            reach = int(broken[0])
+            binding = promise_name(promise.traffic_class, promise.metric, promise.quantile)
+    return float(np.max(device.step_time.frames_per_s(sessions[:reach]), initial=0.0)), binding
+
+
+def steady_draws(device: Device, limits: Limits, rng: np.random.Generator) -> np.ndarray:
+    """``steady_limit`` of every drawn alternative [d], as a share of the fitted one.
+
+    The quick bootstrap of the rate per device: the share by which randomness of traffic pushes the rate below the
+    steady limit hardly changes between alternatives, so the rate is taken to move in proportion. Besides the step
+    time, the scatter at a promised quantile q of n requests is drawn anew: its rank is Beta((n+1)q, (n+1)(1-q)).
+    """
+    fitted, _ = steady_limit(device, limits)
+    shares = []
+    for alternative in device.alternatives():
+        ranks = [_rank(device, promise, rng) for promise in limits.promises]
+        shares.append(steady_limit(alternative, limits, ranks)[0] / fitted)
+    return np.array(shares)
+
+
+def highest_rate(device: Device, traffic: Traffic, limits: Limits, devices: int = 1) -> tuple[float, str]:
+    """The highest rate per second that keeps every limit, within 0.5%, and what breaks just above it.
+
+    0.0 where even one session alone breaks a promise.
+    """
+    steady, binding = steady_limit(device, limits)
+    if steady <= 0:
+        return 0.0, binding
+    low, high = 0.0, 1.25 * devices * steady / traffic.mean_frames
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        load = judge_load(device, traffic, limits, middle, devices)
+        if load.kept:
+            low = middle
+        else:
+            high, binding = middle, load.worst
+    return low, binding
+
+
+def _apportion(shares: np.ndarray, sessions: int) -> np.ndarray:
+    """Whole numbers of sessions by share, each at least 1, that add up."""
+    edges = np.rint(np.cumsum(shares) * sessions).astype(int)
+    counts = np.maximum(np.diff(edges, prepend=0), 1)
+    counts[np.argmax(counts)] += sessions - counts.sum()
+    return counts
+
+
+def _strata(population: np.ndarray, n: int) -> np.ndarray:
+    """``n`` values of a sorted population with its mean: the means of n equal parts."""
+    edges = np.linspace(0, len(population), n + 1).astype(int)
+    return np.maximum(np.add.reduceat(population, edges[:-1]) / np.diff(edges), 1.0)
+
+
+def _in_progress(populations: list[np.ndarray], shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Frames left of sessions found in progress: drawn in proportion to length, at a uniform phase."""
+    everyone = np.concatenate(populations)
+    work = np.concatenate([share * each for share, each in zip(shares, populations, strict=True)])
+    chosen = np.searchsorted(np.cumsum(work), rng.random(8192) * work.sum(), side="right")
+    return np.maximum(everyone[np.minimum(chosen, len(everyone) - 1)] * rng.random(8192), 1e-3)
+
+
+def _found_in_progress(
+    device: Device, traffic: Traffic, rate_per_s: float, devices: int, slots: int | None
+) -> np.ndarray:
+    """Frames left of the sessions that a pool is found with: the mean number of its steady state.
+
+    Processor sharing with a rate that depends on the number of sessions is insensitive to their lengths:
+    P(n) ~ (rate x mean frames)^n x S(1) S(2) .. S(n) / n! (Kelly, Reversibility and Stochastic Networks, 3.3).
+    """
+    n = np.arange(1, math.ceil(4 * device.max_sessions) + 2, dtype=float)
+    offered = rate_per_s / devices * traffic.mean_frames
+    weights = np.concatenate([[0.0], np.cumsum(np.log(offered * device.step_time(n) / n))])
+    chances = np.exp(weights - weights.max())
+    mean = float(chances @ np.arange(len(n) + 1) / chances.sum())
+    count = round(devices * min(mean, slots or math.inf))
+    return np.resize(traffic.residual_frames, count)
+
+
+def _means(device: Device, simulated: Simulated, counted: np.ndarray) -> tuple[float, float]:
+    """Mean sessions in progress and frames a second from the first counted arrival to the end."""
+    start_s, end_s = float(simulated.arrival_s[counted][0]), float(simulated.arrival_s[-1])
+    started = ~np.isnan(simulated.start_s)
+    ends_s = np.where(np.isnan(simulated.end_s), end_s, simulated.end_s)[started]
+    starts_s = simulated.start_s[started]
+    sessions = Activity.between(starts_s, ends_s).mean(lambda n: n, start_s, end_s)
+    rate = simulated.frames_done[started] / np.maximum(ends_s - starts_s, 1e-12)
+    overlap_s = np.maximum(ends_s - np.maximum(starts_s, start_s), 0)
+    return sessions, float(rate @ overlap_s) / (end_s - start_s)
+
+
+def _rank(device: Device, promise, rng: np.random.Generator) -> float:
+    scatter = device.ratios(promise.traffic_class, promise.metric)
+    count = min(each.count for each in scatter.samples) if isinstance(scatter, StallTable) else scatter.count
+    return float(rng.beta((count + 1) * promise.quantile, (count + 1) * (1 - promise.quantile)))
+
+
+def _share(value: float, limit: float) -> float:
+    if limit > 0:
+        return value / limit
+    return math.inf if value > 0 else 0.0

@@ -1,0 +1,104 @@
+"""How single requests scatter around the fitted means: empirical quantiles, by class where a class has enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+MIN_OF_A_CLASS = 20
+PROBABILITIES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``count`` requests, and their values at PROBABILITIES."""
+
+    count: int
+    quantiles: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Sample:
+        return cls(len(values), tuple(float(v) for v in np.quantile(values, PROBABILITIES)))
+
+    def at(self, probability: np.ndarray | float) -> np.ndarray:
+        return np.interp(probability, PROBABILITIES, self.quantiles)
+
+    def carries(self, quantile: float) -> bool:
+        """Is one request at least expected beyond the quantile?"""
+        return self.count * (1 - quantile) >= 1 - 1e-9
+
+    def to_dict(self) -> dict:
+        return {"count": self.count, "quantiles": dict(zip(map(str, PROBABILITIES), self.quantiles, strict=True))}
+
+    @classmethod
+    def from_dict(cls, stored: dict) -> Sample:
+        known = sorted((float(p), float(v)) for p, v in stored["quantiles"].items())
+        probabilities, values = zip(*known, strict=True)
+        return cls(int(stored["count"]), tuple(np.interp(PROBABILITIES, probabilities, values)))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Ratios measured / fitted of requests: of all together, and of each class with 20 or more."""
+
+    everyone: Sample
+    classes: dict[str, Sample] = field(default_factory=dict)
+
+    @classmethod
+    def measure(cls, ratios: np.ndarray, classes: np.ndarray) -> Spread:
+        counts = {name: int(np.sum(classes == name)) for name in np.unique(classes)}
+        enough = [name for name, count in counts.items() if count >= MIN_OF_A_CLASS]
+        return cls(Sample.of(ratios), {str(name): Sample.of(ratios[classes == name]) for name in enough})
+
+    def of(self, traffic_class: str) -> Sample:
+        return self.classes.get(traffic_class, self.everyone)
+
+    def to_dict(self) -> dict:
+        return {**self.everyone.to_dict(), "classes": {name: s.to_dict() for name, s in self.classes.items()}}
+
+    @classmethod
+    def from_dict(cls, stored: dict) -> Spread:
+        classes = {name: Sample.from_dict(each) for name, each in stored["classes"].items()}
+        return cls(Sample.from_dict(stored), classes)
+
+
+@dataclass(frozen=True)
+class StallTable:
+    """Longest stall in seconds by step time: ``samples[i]`` at ``levels_s[i]``, straight between the levels.
+
+    Above ``reach_s``, the longest mean step of a measured request, a stall is infinite: nothing was seen there.
+    """
+
+    levels_s: tuple[float, ...]
+    samples: tuple[Sample, ...]
+    reach_s: float
+
+    @classmethod
+    def measure(cls, step_s: np.ndarray, stall_s: np.ndarray) -> StallTable:
+        """Up to four levels with the same number of requests, each with 20 or more where there are as many."""
+        order = np.argsort(step_s, kind="stable")
+        parts = np.array_split(order, max(1, min(4, len(order) // MIN_OF_A_CLASS)))
+        levels = tuple(float(step_s[part].mean()) for part in parts)
+        return cls(levels, tuple(Sample.of(stall_s[part]) for part in parts), float(step_s.max()))
+
+    def at(self, step_s: np.ndarray, probability: np.ndarray | float) -> np.ndarray:
+        rows = np.array([np.broadcast_to(sample.at(probability), np.shape(step_s)) for sample in self.samples])
+        place = np.interp(step_s, self.levels_s, np.arange(len(rows)))
+        below = np.floor(place).astype(int)
+        above = np.minimum(below + 1, len(rows) - 1)
+        columns = np.arange(rows.shape[1])
+        value = rows[below, columns] + (place - below) * (rows[above, columns] - rows[below, columns])
+        return np.where(step_s > self.reach_s * 1.05, np.inf, value)
+
+    def carries(self, quantile: float) -> bool:
+        return all(sample.carries(quantile) for sample in self.samples)
+
+    def to_dict(self) -> dict:
+        levels = zip(self.levels_s, self.samples, strict=True)
+        return {"reach_s": self.reach_s, "levels": [{"step_s": step, **s.to_dict()} for step, s in levels]}
+
+    @classmethod
+    def from_dict(cls, stored: dict) -> StallTable:
+        levels = stored["levels"]
+        return cls(tuple(v["step_s"] for v in levels), tuple(map(Sample.from_dict, levels)), stored["reach_s"])

@@ -1,0 +1,354 @@
+"""From Results to numbers: every metric a subtraction of named timestamps, listed once in METRICS."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kendalltau
+
+from harness import wire
+from harness.records import Outcome, Result
+from harness.slo import sample_quantile
+
+NS_PER_S = 1e9
+START_BUFFERS_S = {"": 0.0, "_500ms": 0.5, "_2s": 2.0}
+LATE_SEND_S = 0.005
+MAX_RATE_ERROR = 0.01
+MAX_LATE_SENDS_SHARE = 0.01
+MAX_LATENESS_P99_S = 0.010
+MAX_LITTLE_RESIDUAL = 0.05
+TREND_P_VALUE = 0.01
+QUANTILES = (0.50, 0.95, 0.99)
+_SCALARS = tuple(each.name for each in dataclasses.fields(Result) if each.name != "chunks")
+# Stall arithmetic runs in thirds of a nanosecond, in which a sample of 24 kHz audio is a whole number:
+# in floating point a stream that is exactly on time would stall by rounding.
+_THIRDS_PER_SAMPLE = 3 * 1_000_000_000 // wire.SAMPLE_RATE_HZ
+_THIRDS_PER_S = 3 * NS_PER_S
+_ALWAYS = (np.iinfo(np.int64).min, np.iinfo(np.int64).max)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One key of a summary. Where ``per_class`` is set, there is also ``<class>.<name>`` for every class."""
+
+    name: str
+    formula: str
+    unit: str
+    note: str
+    per_class: bool = False
+
+
+def _quantile_metrics() -> Iterator[Metric]:
+    for prefix, suffix, formula, unit, note in (
+        ("ttfa", "_s", "first chunk received - due", "s", "requests due in the window; no audio = later than any"),
+        ("rtf", "", "(last - first chunk) / audio after the first", "1", "chunks in the window; below 1 = in time"),
+        ("stall", "_s", "longest wait of playback for audio", "s", "no start buffer; no audio = longer than any"),
+    ):
+        for quantile in QUANTILES:
+            yield Metric(f"{prefix}_p{quantile * 100:.0f}{suffix}", formula, unit, note, per_class=True)
+
+
+METRICS = (
+    Metric("seconds", "window end - window start", "s", ""),
+    Metric("requests", "count of requests due in the window", "1", "", per_class=True),
+    Metric("done", "count of them that ended whole", "1", "by the end of the window", per_class=True),
+    Metric("errors", "count of them that failed", "1", "", per_class=True),
+    Metric("cancelled", "count of them that the client gave up", "1", "", per_class=True),
+    Metric("unfinished", "count of them still running at the end of the window", "1", "censored", per_class=True),
+    Metric("offered_rate_per_s", "requests due in the window / seconds", "1/s", ""),
+    Metric("achieved_rate_per_s", "those of them that were sent / seconds", "1/s", ""),
+    Metric("completed_rate_per_s", "requests done in the window / seconds", "1/s", ""),
+    Metric("offered_audio_s_per_s", "audio seconds asked by requests due in the window / seconds", "1", "offered load"),
+    Metric("delivered_audio_s_per_s", "audio seconds received in the window / seconds", "1", "audio throughput"),
+    *_quantile_metrics(),
+    Metric("c50", "share of streams whose longest stall is under 50 ms", "1", "unmeasured is not continuous", True),
+    Metric("c100", "share of streams whose longest stall is under 100 ms", "1", "", True),
+    Metric("c200", "share of streams whose longest stall is under 200 ms", "1", "", True),
+    Metric("c100_500ms", "share of streams with stalls under 100 ms", "1", "start buffer of 0.5 s", True),
+    Metric("c100_2s", "share of streams with stalls under 100 ms", "1", "start buffer of 2 s", True),
+    Metric("schedule_delay_p99_s", "p99 of sent - due", "s", "the client's own fault; requests due in the window"),
+    Metric("late_sends_share", "share of sends later than 5 ms", "1", "requests due in the window"),
+    Metric("lateness_p99_s", "p99 of chunk received - server's sent_at", "s", "all chunks of the window; same host"),
+    Metric("sessions", "mean number of requests between sent and ended", "1", ""),
+    Metric("frames_per_s", "frames received in the window / seconds", "1/s", ""),
+    Metric("step_s", "sessions / frames per second", "s", "mean time per frame and stream"),
+    Metric("residence_s", "mean of ended - sent", "s", "requests that ended in the window"),
+    Metric("littles_residual", "|N - X R| / N", "1", "N sessions, X ends per second, R residence"),
+    Metric("sessions_trend_p", "p-value of Mann-Kendall on rising sessions", "1", "parts as long as a mean residence"),
+    Metric("ttfa_trend_p", "p-value of Mann-Kendall on rising TTFA", "1", "requests in order of due"),
+)
+"""Every key of ``summarise``, with its formula and unit."""
+
+
+def per_request(results: Sequence[Result], start_ns: int = _ALWAYS[0], end_ns: int = _ALWAYS[1]) -> pd.DataFrame:
+    """One row a result: its scalar fields, and what its timestamps subtract to; NaN where it cannot be.
+
+    With a window only its chunks are counted: ``chunks``, ``samples``, ``audio_s``, ``rtf``, stalls and lateness are
+    those of [start_ns, end_ns), and a request that ends later is unfinished; the playback clock still starts with the
+    stream. ``sent_ns`` 0 is a request that was never sent. The columns of received times are nullable integers.
+    """
+    rows = [_row(result, start_ns, end_ns) for result in results]
+    frame = pd.DataFrame(rows, columns=[*_SCALARS, *_MEASURES])
+    frame["asked_s"] = frame["frames"] * wire.SECONDS_PER_FRAME
+    sent = frame["sent_ns"] > 0
+    frame["schedule_delay_s"] = ((frame["sent_ns"] - frame["due_ns"]) / NS_PER_S).where(sent)
+    for name in ("first_received_ns", "last_received_ns"):
+        frame[name] = frame[name].astype("Int64")
+    return frame
+
+
+_STALLS = [f"{what}{buffer}" for buffer in START_BUFFERS_S for what in ("stall_longest_s", "stall_total_s", "stalls")]
+_MEASURES = (
+    ["chunks", "samples", "audio_s", "asked_s", "ttfa_s", "schedule_delay_s", "rtf"]
+    + _STALLS
+    + ["lateness_p99_s", "first_received_ns", "last_received_ns"]
+)
+
+
+def _row(result: Result, start_ns: int, end_ns: int) -> dict:
+    received = result.chunks.received_ns
+    inside = slice(*np.searchsorted(received, [start_ns, end_ns]))
+    samples = result.chunks.samples[inside]
+    row = {name: getattr(result, name) for name in _SCALARS}
+    row["outcome"] = str(result.outcome if result.ended_ns < end_ns else Outcome.UNFINISHED)
+    row |= {"chunks": len(samples), "samples": int(samples.sum()), "ttfa_s": math.nan}
+    row["audio_s"] = row["samples"] / wire.SAMPLE_RATE_HZ
+    if len(received):
+        row["ttfa_s"] = (int(received[0]) - result.due_ns) / NS_PER_S
+    row |= _stalls(result, inside, end_ns)
+    if len(samples):
+        lateness_s = (received[inside] - result.chunks.sent_at_ns[inside]) / NS_PER_S
+        row["lateness_p99_s"] = sample_quantile(lateness_s, 0.99)
+        row["first_received_ns"], row["last_received_ns"] = int(received[inside][0]), int(received[inside][-1])
+        row["rtf"] = _rtf(received[inside], samples)
+    return row
+
+
+def _rtf(received_ns: np.ndarray, samples: np.ndarray) -> float:
+    later_samples = int(samples[1:].sum())
+    spread_s = int(received_ns[-1] - received_ns[0]) / NS_PER_S
+    return spread_s / (later_samples / wire.SAMPLE_RATE_HZ) if later_samples else math.nan
+
+
+def _stalls(result: Result, inside: slice, end_ns: int) -> dict:
+    """Longest, total and number of stalls within the window, for each start buffer.
+
+    A chunk's lead is its arrival less the audio before it. Playback is late by the running maximum of the leads and
+    the start buffer; each rise of that maximum is a stall. A stream that ended early waits until its end.
+    """
+    samples, received = result.chunks.samples[: inside.stop], result.chunks.received_ns[: inside.stop]
+    if not len(samples):
+        return {}
+    arrivals = received - received[0]
+    cut_ns = min(result.ended_ns, end_ns)
+    if result.outcome != Outcome.DONE or result.ended_ns >= end_ns:
+        missing = samples.sum() < result.frames * wire.SAMPLES_PER_FRAME
+        if missing and cut_ns > received[-1]:
+            arrivals = np.append(arrivals, cut_ns - received[0])
+            samples = np.append(samples, 0)
+    heard = np.cumsum(samples) - samples
+    late = np.maximum.accumulate(arrivals * 3 - heard * _THIRDS_PER_SAMPLE)
+    row = {}
+    for name, buffer_s in START_BUFFERS_S.items():
+        waits = np.diff(np.maximum(late, int(buffer_s * _THIRDS_PER_S)))[max(inside.start - 1, 0) :]
+        row[f"stall_longest_s{name}"] = float(waits.max(initial=0)) / _THIRDS_PER_S
+        row[f"stall_total_s{name}"] = float(waits.sum()) / _THIRDS_PER_S
+        row[f"stalls{name}"] = int(np.count_nonzero(waits))
+    return row
+
+
+def frames_in_window(results: Sequence[Result], start_ns: int, end_ns: int) -> int:
+    """Frames received in [start_ns, end_ns)."""
+    columns = _chunk_columns(results, start_ns, end_ns)
+    return int(columns["samples"].sum()) // wire.SAMPLES_PER_FRAME
+
+
+def sessions_in_window(results: Sequence[Result], start_ns: int, end_ns: int) -> float:
+    """Mean number of requests between sent and ended in [start_ns, end_ns)."""
+    return float(_sessions_in_parts(results, start_ns, end_ns, parts=1)[0])
+
+
+def summarise(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str, float]:
+    """Every metric of METRICS over [start_ns, end_ns), as plain floats; NaN where it cannot be.
+
+    Requests *due* in the window count for rates, outcomes and TTFA; streams that were *served* in it, whenever they
+    began, for RTF and continuity; chunks *received* in it for throughput and lateness.
+    """
+    seconds = (end_ns - start_ns) / NS_PER_S
+    served = [result for result in results if _is_of_window(result, start_ns, end_ns)]
+    frame = per_request(served, start_ns, end_ns)
+    due = frame[(frame["due_ns"] >= start_ns) & (frame["due_ns"] < end_ns)]
+    summary = {"seconds": seconds, **_requests_summary(due, frame)}
+    summary |= _rates(due, seconds) | _service(served, start_ns, end_ns)
+    summary |= _trends(served, due, start_ns, end_ns, summary["residence_s"])
+    for name in sorted(set(frame["traffic_class"])):
+        own_due, own = due[due["traffic_class"] == name], frame[frame["traffic_class"] == name]
+        summary |= {f"{name}.{key}": value for key, value in _requests_summary(own_due, own).items()}
+    return {key: float(value) for key, value in summary.items()}
+
+
+def _is_of_window(result: Result, start_ns: int, end_ns: int) -> bool:
+    return start_ns <= result.due_ns < end_ns or (result.sent_ns < end_ns and result.ended_ns >= start_ns)
+
+
+def _requests_summary(due: pd.DataFrame, served: pd.DataFrame) -> dict[str, float]:
+    outcomes = due["outcome"].value_counts()
+    names = {"done": "done", "errors": "error", "cancelled": "cancelled", "unfinished": "unfinished"}
+    summary = {"requests": len(due), **{name: outcomes.get(outcome, 0) for name, outcome in names.items()}}
+    stalls = served["stall_longest_s"]
+    for quantile in QUANTILES:
+        percent = f"p{quantile * 100:.0f}"
+        summary[f"ttfa_{percent}_s"] = sample_quantile(due["ttfa_s"], quantile)
+        summary[f"rtf_{percent}"] = sample_quantile(served["rtf"].dropna(), quantile)
+        summary[f"stall_{percent}_s"] = sample_quantile(stalls, quantile)
+    for name, column, limit_s in (
+        ("c50", "", 0.05),
+        ("c100", "", 0.1),
+        ("c200", "", 0.2),
+        ("c100_500ms", "_500ms", 0.1),
+        ("c100_2s", "_2s", 0.1),
+    ):
+        summary[name] = _share(served[f"stall_longest_s{column}"] < limit_s)
+    return summary
+
+
+def _share(holds: pd.Series) -> float:
+    return float(holds.mean()) if len(holds) else math.nan
+
+
+def _rates(due: pd.DataFrame, seconds: float) -> dict[str, float]:
+    delays = due["schedule_delay_s"]
+    return {
+        "offered_rate_per_s": len(due) / seconds,
+        "achieved_rate_per_s": delays.notna().sum() / seconds,
+        "offered_audio_s_per_s": due["asked_s"].sum() / seconds,
+        "schedule_delay_p99_s": sample_quantile(delays, 0.99),
+        "late_sends_share": _share(delays.dropna() > LATE_SEND_S),
+    }
+
+
+def _service(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str, float]:
+    seconds = (end_ns - start_ns) / NS_PER_S
+    chunks = _chunk_columns(results, start_ns, end_ns)
+    lateness_s = (chunks["received_ns"] - chunks["sent_at_ns"]) / NS_PER_S
+    frames_per_s = chunks["samples"].sum() / wire.SAMPLES_PER_FRAME / seconds
+    sessions = sessions_in_window(results, start_ns, end_ns)
+    ended = [result for result in results if result.sent_ns > 0 and result.ended_ns < end_ns]
+    whole = sum(result.outcome == Outcome.DONE for result in ended)
+    residence_s = np.mean([result.ended_ns - result.sent_ns for result in ended]) / NS_PER_S if ended else math.nan
+    return {
+        "completed_rate_per_s": whole / seconds,
+        "delivered_audio_s_per_s": frames_per_s * wire.SECONDS_PER_FRAME,
+        "lateness_p99_s": sample_quantile(lateness_s, 0.99),
+        "sessions": sessions,
+        "frames_per_s": frames_per_s,
+        "step_s": sessions / frames_per_s if frames_per_s else math.nan,
+        "residence_s": residence_s,
+        "littles_residual": abs(1 - len(ended) / seconds * residence_s / sessions) if sessions else math.nan,
+    }
+
+
+def _trends(
+    results: Sequence[Result], due: pd.DataFrame, start_ns: int, end_ns: int, residence_s: float
+) -> dict[str, float]:
+    # Sessions a mean residence apart are nearly independent; closer ones would show a trend where there is none.
+    seconds = (end_ns - start_ns) / NS_PER_S
+    parts = int(min(seconds / residence_s, 50)) if residence_s > 0 else 0
+    sessions = _sessions_in_parts(results, start_ns, end_ns, parts) if parts else np.empty(0)
+    ttfa_s = due.sort_values("due_ns")["ttfa_s"].dropna()
+    return {"sessions_trend_p": rising_p_value(sessions), "ttfa_trend_p": rising_p_value(ttfa_s)}
+
+
+def rising_p_value(values: Sequence[float]) -> float:
+    """p-value of the Mann-Kendall test that ``values`` rise with their order; NaN for fewer than 8, 1 if all equal."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 8:
+        return math.nan
+    p_value = kendalltau(np.arange(len(values)), values, alternative="greater").pvalue
+    return 1.0 if math.isnan(p_value) else float(p_value)
+
+
+def warm_up_end(values: Sequence[float]) -> int:
+    """MSER-5: how many of ``values`` to cut from the start (White 1997); a multiple of 5, at most half of them.
+
+    Batches of five; the cut minimises (variance of what is left) / (number of batches left).
+    """
+    batches = np.asarray(values[: len(values) // 5 * 5], dtype=float).reshape(-1, 5).mean(axis=1)
+    scores = [batches[cut:].var() / (len(batches) - cut) for cut in range(len(batches) // 2 + 1) if len(batches)]
+    return 5 * int(np.argmin(scores)) if scores else 0
+
+
+def certificate(
+    summary: dict[str, float], *, loop: str, offered_rate_per_s: float | None, submitted: int, recorded: int
+) -> tuple[bool, tuple[str, ...]]:
+    """Is the run VALID, and every reason why not (a figure and its limit); failed requests are listed, not judged.
+
+    ``offered_rate_per_s``: what the arrival process was set to, or None (closed loop, bursty or replayed arrivals).
+    Sends are compared with the arrivals that were due; the number due is random, so against the setting it may differ
+    by 4 standard deviations of a Poisson count. Little's law is a gate only where the window is 20 mean residences
+    or longer: in a shorter one the requests cut off at its ends exceed the limit by themselves.
+    """
+    faults = [*_recorder_faults(summary, submitted, recorded), *_steadiness_faults(summary)]
+    if loop == "open":
+        faults = [*_schedule_faults(summary, offered_rate_per_s), *faults]
+    notes = []
+    if summary["errors"]:
+        notes.append(f"{summary['errors']:.0f} of {summary['requests']:.0f} requests ended in an error")
+    return not faults, (*faults, *notes)
+
+
+def _schedule_faults(summary: dict[str, float], offered_rate_per_s: float | None) -> Iterator[str]:
+    due, sent = summary["offered_rate_per_s"], summary["achieved_rate_per_s"]
+    if abs(sent - due) > MAX_RATE_ERROR * due:
+        yield f"{sent:.4g} requests/s were sent of {due:.4g} due: more than {MAX_RATE_ERROR:.0%} apart"
+    if offered_rate_per_s is not None:
+        expected = offered_rate_per_s * summary["seconds"]
+        allowed = max(MAX_RATE_ERROR * expected, 4 * math.sqrt(expected))
+        if abs(summary["requests"] - expected) > allowed:
+            yield f"{summary['requests']:.0f} requests were due, not {expected:.1f} within {allowed:.1f}"
+    if summary["late_sends_share"] > MAX_LATE_SENDS_SHARE:
+        share = summary["late_sends_share"]
+        yield f"{share:.1%} of sends were later than {LATE_SEND_S * 1e3:g} ms: above {MAX_LATE_SENDS_SHARE:.0%}"
+
+
+def _recorder_faults(summary: dict[str, float], submitted: int, recorded: int) -> Iterator[str]:
+    if submitted != recorded:
+        yield f"{recorded} requests were recorded of {submitted} submitted: they must be equal"
+    if not summary["frames_per_s"] > 0:
+        yield "0 frames were received in the window: at least 1 is needed"
+    if summary["lateness_p99_s"] > MAX_LATENESS_P99_S:
+        figure, limit = summary["lateness_p99_s"] * 1e3, MAX_LATENESS_P99_S * 1e3
+        yield f"chunks were stamped up to {figure:.1f} ms late (p99): above {limit:g} ms"
+
+
+def _steadiness_faults(summary: dict[str, float]) -> Iterator[str]:
+    long_enough = summary["seconds"] >= 20 * summary["residence_s"]
+    if long_enough and summary["littles_residual"] > MAX_LITTLE_RESIDUAL:
+        yield f"Little's law is off by {summary['littles_residual']:.1%}: above {MAX_LITTLE_RESIDUAL:.0%}"
+    for name, what in (("sessions_trend_p", "sessions"), ("ttfa_trend_p", "times to first audio")):
+        if summary[name] < TREND_P_VALUE:
+            yield f"{what} kept rising (Mann-Kendall p = {summary[name]:.2g}): below {TREND_P_VALUE:g}"
+
+
+def _chunk_columns(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str, np.ndarray]:
+    """The chunks received in the window, of all results one after another."""
+    names = ("received_ns", "sent_at_ns", "samples")
+    empty = np.empty(0, dtype=np.int64)
+    columns = {name: np.concatenate([empty, *(getattr(r.chunks, name) for r in results)]) for name in names}
+    inside = (columns["received_ns"] >= start_ns) & (columns["received_ns"] < end_ns)
+    return {name: column[inside] for name, column in columns.items()}
+
+
+def _sessions_in_parts(results: Sequence[Result], start_ns: int, end_ns: int, parts: int) -> np.ndarray:
+    """Mean number of requests between sent and ended in each of ``parts`` equal parts of the window: float [parts]."""
+    times = np.array([(r.sent_ns, r.ended_ns) for r in results if r.sent_ns > 0], dtype=np.int64).reshape(-1, 2)
+    edges = np.linspace(0, end_ns - start_ns, parts + 1)
+    sent, ended = (times - start_ns).astype(float).T
+    # Session time up to each edge: what had been served by then, of every request.
+    served = np.clip(edges[:, None] - sent, 0, np.maximum(ended - sent, 0)).sum(axis=1)
+    return np.diff(served) / np.diff(edges)

@@ -1,0 +1,365 @@
+"""Stream-reader processes beside the load generator, so that nothing but asyncio ever times a chunk.
+
+A ``ReaderPool`` lives in the load generator, whether that runs on threads or on gevent's patched ones. Each of its
+processes (``python -m harness.readers``) shares one socketpair with it and speaks msgpack pairs ``[kind, value]``:
+
+    to the reader     submit [number, request, loop] · cancel number · finish grace_s
+    from the reader   hello pid · refused why · result [number, result] · progress {…} · bye [received, returned]
+
+A reader exits when its socket closes, so it never outlives its load generator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgpack
+
+from harness.client import SpeechClient, Stream, address_of, make_result
+from harness.errors import HarnessError, InputError, ServerError
+from harness.recording import request_from_plain, request_to_plain, result_from_plain, result_to_plain
+from harness.records import Outcome, Request, Result
+from harness.watch import Progress, Watch
+
+START_TIMEOUT_S = 60.0
+LAST_WORDS_S = 15.0  # after the grace: to stop the streams and send every Result home
+PROGRESS_EVERY_S = 1.0
+NICE = -10
+READ_BYTES = 1 << 20
+
+log = logging.getLogger(__name__)
+
+
+class Ticket:
+    """A request that was handed to a reader; ``wait()`` for its Result, or ``cancel()`` it."""
+
+    def __init__(self, reader: _ReaderProcess, number: int, request: Request, loop: str, then):
+        self._reader, self._number, self._then = reader, number, then
+        self._done = threading.Event()
+        self.request, self.loop = request, loop
+        self.result: Result | None = None
+
+    def wait(self, timeout_s: float | None = None) -> Result | None:
+        """The Result; None when ``timeout_s`` passed without one."""
+        self._done.wait(timeout_s)
+        return self.result
+
+    def cancel(self) -> None:
+        """Ask for an early end; the Result still comes, ``cancelled`` unless the request had ended before."""
+        self._reader.send("cancel", self._number)
+
+    def settle(self, result: Result) -> None:
+        self.result = result
+        if self._then is not None:
+            try:
+                self._then(result)
+            except Exception:  # a faulty listener must not stop the reading of all other results
+                log.exception("the listener of request %s failed", self.request.request_id)
+        self._done.set()
+
+
+class _ReaderProcess:
+    """The load generator's side of one reader process."""
+
+    def __init__(self, url: str):
+        self.tickets: dict[int, Ticket] = {}
+        self.progress = Progress()
+        self.returned = 0
+        self.lost = 0
+        self._refusal = ""
+        self._greeted = threading.Event()
+        self._sending = threading.Lock()
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self.process = _spawn(theirs.fileno(), url)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def await_hello(self) -> None:
+        if not self._greeted.wait(START_TIMEOUT_S):
+            self._refusal = f"a stream-reader process did not start within {START_TIMEOUT_S:.0f} s"
+        if self._refusal:
+            raise ServerError(self._refusal)
+
+    def send(self, kind: str, value) -> None:
+        """Errors are left to the reading side, which sees the same end and settles every ticket."""
+        with self._sending:
+            try:
+                self._socket.sendall(msgpack.packb([kind, value]))
+            except OSError:
+                log.debug("the reader process is gone: %s not sent", kind)
+
+    def submit(self, ticket: Ticket, number: int) -> None:
+        self.tickets[number] = ticket
+        self.send("submit", [number, request_to_plain(ticket.request), ticket.loop])
+        if not self._thread.is_alive():
+            self._settle_lost()
+
+    def close(self, within_s: float) -> None:
+        """Wait for the last Results, then for the process; after ``within_s`` end it by force."""
+        self._thread.join(within_s)
+        if self._thread.is_alive():
+            self.process.kill()
+        self.process.wait()
+        self._thread.join()
+        self._socket.close()
+
+    def _read(self) -> None:
+        unpacker = msgpack.Unpacker(max_buffer_size=0)
+        while data := self._receive():
+            unpacker.feed(data)
+            for kind, value in unpacker:
+                self._take(kind, value)
+        self._refusal = self._refusal or "a stream-reader process ended before it was ready"
+        self._greeted.set()
+        self._settle_lost()
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(READ_BYTES)
+        except OSError:
+            return b""
+
+    def _take(self, kind: str, value) -> None:
+        match kind:
+            case "hello":
+                self._greeted.set()
+            case "refused":
+                self._refusal = value
+                self._greeted.set()
+            case "result":
+                number, plain = value
+                self.returned += 1
+                self.tickets.pop(number).settle(result_from_plain(plain))
+            case "progress":
+                self.progress = Progress.from_plain(value)
+
+    def _settle_lost(self) -> None:
+        self.progress = Progress(samples=self.progress.samples, stalls=self.progress.stalls)
+        if not self.tickets:
+            return
+        code = self.process.wait()
+        error = f"stream-reader process {self.process.pid} died (exit code {code}) with this request under way"
+        while self.tickets:
+            _, ticket = self.tickets.popitem()
+            self.lost += 1
+            ticket.settle(make_result(ticket.request, ticket.loop, Outcome.ERROR, error))
+
+
+def _spawn(descriptor: int, url: str) -> subprocess.Popen:
+    """Start a reader that inherits one socket; in a session of its own, where Ctrl-C does not reach it."""
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness.readers", str(descriptor), url],
+        pass_fds=(descriptor,),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+class ReaderPool:
+    """Reader processes on one server; requests go to them in turn.
+
+    Raises InputError for an unusable ``url`` or fewer than one process, ServerError when the server is not ready.
+    """
+
+    def __init__(self, url: str, processes: int = 1):
+        address_of(url)
+        if processes < 1:
+            raise InputError(f"{processes} reader processes cannot read a stream: use 1 or more")
+        self._numbers = itertools.count()
+        self._readers = [_ReaderProcess(url) for _ in range(processes)]
+        try:
+            for reader in self._readers:
+                reader.await_hello()
+        except HarnessError:
+            self.close()
+            raise
+        self.submitted = 0
+
+    @property
+    def returned(self) -> int:
+        """Results that came from a reader; those made up for a reader that died are ``lost`` instead."""
+        return sum(reader.returned for reader in self._readers)
+
+    @property
+    def lost(self) -> int:
+        return sum(reader.lost for reader in self._readers)
+
+    def submit(self, request: Request, loop: str, then: Callable[[Result], None] | None = None) -> Ticket:
+        """Hand over a request, to be sent at its ``due_ns`` (at once if that has passed).
+
+        ``then`` is called with the Result, in the thread that reads from the reader.
+        """
+        number = next(self._numbers)
+        reader = self._readers[number % len(self._readers)]
+        ticket = Ticket(reader, number, request, loop, then)
+        self.submitted += 1
+        reader.submit(ticket, number)
+        return ticket
+
+    def progress(self) -> Progress:
+        """What all readers see, at most about a second old."""
+        return sum((reader.progress for reader in self._readers), Progress())
+
+    def close(self, grace_s: float = 0.0) -> None:
+        """Give requests under way ``grace_s`` to finish, cut off the rest as ``unfinished``, and end the readers.
+
+        Requests that are not yet due come back unfinished with ``sent_ns`` = 0: they were never sent. When this
+        returns, every ticket has its Result. A second call, while the first waits, may shorten the grace.
+        """
+        for reader in self._readers:
+            reader.send("finish", grace_s)
+        for reader in self._readers:
+            reader.close(grace_s + LAST_WORDS_S)
+
+
+class _Desk:
+    """The reader's side: takes requests in, sends each when it is due, and sends its Result home."""
+
+    def __init__(self, client: SpeechClient, send: Callable[[str, object], None]):
+        self._client, self._send = client, send
+        self._loop = asyncio.get_running_loop()
+        self._watch = Watch(time.monotonic_ns())
+        self._waiting: dict[int, tuple[asyncio.TimerHandle, Request, str]] = {}
+        self._streams: dict[int, Stream] = {}
+        self._tasks: set[asyncio.Task] = set()
+        self._received = self._returned = 0
+        self._ending: asyncio.Task | None = None
+        self.ended = asyncio.Event()
+
+    def submit(self, number: int, plain: dict, loop: str) -> None:
+        self._received += 1
+        request = request_from_plain(plain)
+        handle = self._loop.call_at(request.due_ns / 1e9, self._start, number)
+        self._waiting[number] = handle, request, loop
+
+    def cancel(self, number: int, outcome: Outcome = Outcome.CANCELLED) -> None:
+        if number in self._waiting:
+            handle, request, loop = self._waiting.pop(number)
+            handle.cancel()
+            self._return(number, make_result(request, loop, outcome))
+        elif number in self._streams:
+            self._streams[number].stop(outcome)
+
+    def finish(self, grace_s: float) -> None:
+        """End within ``grace_s``; ``ended`` is set when every Result is on its way. A second call may shorten it."""
+        for number in list(self._waiting):
+            self.cancel(number, Outcome.UNFINISHED)
+        self._loop.call_later(grace_s, self._cut)
+        if self._ending is None:
+            self._ending = self._loop.create_task(self._end())
+
+    def _cut(self) -> None:
+        for stream in self._streams.values():
+            stream.stop(Outcome.UNFINISHED)
+
+    async def _end(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._send("progress", self.look())
+        self._send("bye", [self._received, self._returned])
+        self.ended.set()
+
+    def look(self) -> dict:
+        return self._watch.look(len(self._streams), len(self._waiting), time.monotonic_ns()).to_plain()
+
+    def _start(self, number: int) -> None:
+        _, request, loop = self._waiting.pop(number)
+        task = self._loop.create_task(self._run(number, request, loop))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, number: int, request: Request, loop: str) -> None:
+        try:
+            stream = self._streams[number] = self._client.open(request, loop, on_chunk=self._chunk)
+            result = await stream.run()
+        except Exception as error:  # whatever happens, every request has a Result
+            result = make_result(request, loop, Outcome.ERROR, f"{type(error).__name__}: {error}")
+        self._watch.forget(self._streams.pop(number, None))
+        self._return(number, result)
+
+    def _chunk(self, stream: Stream, now_ns: int, samples: int) -> None:
+        self._watch.chunk(stream, stream.request, now_ns, samples)
+
+    def _return(self, number: int, result: Result) -> None:
+        self._returned += 1
+        self._send("result", [number, result_to_plain(result)])
+
+
+async def _report(desk: _Desk, send) -> None:
+    while True:
+        await asyncio.sleep(PROGRESS_EVERY_S)
+        send("progress", desk.look())
+
+
+async def _obey(desk: _Desk, reader: asyncio.StreamReader) -> None:
+    """Do what the load generator says until its end of the socket closes."""
+    unpacker = msgpack.Unpacker(max_buffer_size=0)
+    while data := await reader.read(READ_BYTES):
+        unpacker.feed(data)
+        for kind, value in unpacker:
+            if kind == "submit":
+                desk.submit(*value)
+            elif kind == "cancel":
+                desk.cancel(value)
+            elif kind == "finish":
+                desk.finish(value)
+
+
+async def _serve(descriptor: int, url: str) -> None:
+    reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=descriptor))
+
+    def send(kind: str, value) -> None:
+        writer.write(msgpack.packb([kind, value]))
+
+    async with SpeechClient(url) as client:
+        try:
+            await client.ready()
+        except HarnessError as error:
+            send("refused", str(error))
+        else:
+            desk = _Desk(client, send)
+            send("hello", os.getpid())
+            chores = [asyncio.create_task(chore) for chore in (_obey(desk, reader), _report(desk, send), desk.ended.wait())]
+            await asyncio.wait(chores, return_when=asyncio.FIRST_COMPLETED)
+        await _flush(writer)
+        signal.alarm(5)  # the clean-up must not keep a reader alive
+
+
+async def _flush(writer: asyncio.StreamWriter) -> None:
+    try:
+        writer.close()
+        await writer.wait_closed()
+    except OSError:
+        log.debug("the load generator is gone")
+
+
+def main() -> None:
+    """Entry of a reader process: ``python -m harness.readers DESCRIPTOR URL``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    except PermissionError:
+        log.debug("no permission for a better priority; chunks may be stamped later on a busy host")
+    gc.freeze()  # what the imports made is never looked at again: collections stay short
+    gc.set_threshold(50_000, 50, 50)
+    asyncio.run(_serve(int(sys.argv[1]), sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()

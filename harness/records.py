@@ -1,0 +1,157 @@
+"""The vocabulary of the harness: frozen records that every room reads and writes.
+
+All times are CLOCK_MONOTONIC nanoseconds (``time.monotonic_ns``), comparable across the processes of one host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from harness import wire
+
+
+class Outcome(StrEnum):
+    """How a request ended."""
+
+    DONE = "done"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+    UNFINISHED = "unfinished"  # cut off by the end of the window: censored, not failed
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request for speech. ``frames`` is what is to be spoken now, after ``start_frame`` frames already spoken."""
+
+    request_id: str
+    traffic_class: str
+    script: str
+    speaker_ids: tuple[int, ...]
+    frames: int
+    start_frame: int = 0
+    chunk_frames: int = 1
+    seed: int = 0
+    guidance_scale: float = wire.DEFAULT_GUIDANCE_SCALE
+    due_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """The chunks of one stream as columns, in order of arrival: int64 arrays of one length."""
+
+    received_ns: np.ndarray
+    sent_at_ns: np.ndarray
+    samples: np.ndarray
+
+    @classmethod
+    def empty(cls) -> Chunks:
+        nothing = np.empty(0, dtype=np.int64)
+        return cls(nothing, nothing, nothing)
+
+    def __len__(self) -> int:
+        return len(self.received_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one request. The script itself is not kept, only its size."""
+
+    request_id: str
+    traffic_class: str
+    speakers: int
+    script_words: int
+    frames: int
+    start_frame: int
+    chunk_frames: int
+    loop: str  # "open" or "closed"
+    due_ns: int
+    sent_ns: int
+    ended_ns: int
+    outcome: Outcome
+    error: str = ""
+    chunks: Chunks = field(default_factory=Chunks.empty)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStatistics:
+    """Executions of one stage at one batch size, and their compute time in all (input + infer + output)."""
+
+    batch_size: int
+    executions: int
+    compute_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatistics:
+    """What Triton counted for one stage: since its load, or (as a difference) over a window."""
+
+    stage: str
+    requests: int
+    executions: int
+    queue_ns: int
+    compute_ns: int
+    batches: tuple[BatchStatistics, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSample:
+    """One look at the server: cumulative statistics of every stage, and the host's load at that time."""
+
+    at_ns: int
+    stages: tuple[StageStatistics, ...]
+    cpu_percent: float = 0.0  # of the whole host, 100 = all cores busy
+    memory_bytes: int = 0  # resident memory of the server and its stage processes
+    gpu_percent: float | None = None
+    gpu_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """A window of a trial in which the load was held: one rung of a ladder, or the whole of an open-loop run."""
+
+    sessions: float  # mean sessions being served in the window
+    frames_per_s: float  # frames delivered in the window / its seconds
+    start_ns: int
+    end_ns: int
+    summary: dict  # metrics.summarise(...) of the window, as plain values
+    stages: tuple[StageStatistics, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One measured load on one deployment."""
+
+    trial_id: str
+    kind: str  # "ladder" or "open"
+    deployment: dict  # knob path -> value, e.g. {"diffusion_decoder.delay_us": 2000}
+    load: dict  # {"concurrency": [1, 2, 4]} or {"rate_per_s": 0.8, "arrivals": "poisson"}; "seconds"; "seed"
+    started_at: str  # ISO 8601, UTC
+    wall_s: float
+    valid: bool
+    reasons: tuple[str, ...]  # why it is INVALID, or what a reader should know
+    rungs: tuple[Rung, ...]
+    prediction: dict | None = None  # written before an open-loop run starts: what the fit says it will show
+    over_saturated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunManifest:
+    """What a results folder holds and how it came to be."""
+
+    run_id: str
+    created_at: str
+    plan_path: str
+    plan_sha256: str
+    plan: dict
+    commit: str
+    versions: dict
+    host: dict  # cpu model, cores, memory, gpu
+    preset: str
+    device: str  # "cpu" or the GPU's name
+    seed: int
+    emulated: bool = False
+    finished_at: str = ""
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,157 @@
+"""The decision in words: verdict, answer, what was and was not measured; from the stored plan and trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from harness.records import RunManifest, Trial
+from harness.report import words
+from harness.report.facts import Deployment
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the first screen says."""
+
+    verdict: str  # met | missed | inconclusive | none
+    symbol: str
+    title: str
+    answer: str
+    basis: str  # of the figure in the answer: measured | extrapolated | ""
+    reasons: tuple[str, ...]
+
+
+TITLES = {
+    "met": ("✓", "Met: every promise can be kept at every target"),
+    "missed": ("✕", "Missed: a promise cannot be kept on this deployment"),
+    "inconclusive": ("?", "Inconclusive: the measurements do not carry a decision yet"),
+    "none": ("–", "No decision: this run holds no capacity plan yet"),
+}
+
+
+def unit(manifest: RunManifest, plan: dict | None) -> str:
+    """What one device is, said plainly: the plan's own words, else from the manifest."""
+    if plan and plan.get("unit"):
+        return plan["unit"]
+    if manifest.device == "cpu":
+        cores = manifest.host.get("cores")
+        return f"this host{f' ({cores} CPU cores)' if cores else ''} at preset {manifest.preset}"
+    return f"one {manifest.device} at preset {manifest.preset}"
+
+
+def decide(manifest: RunManifest, plan: dict | None) -> Decision:
+    verdict = plan["verdict"] if plan else "none"
+    symbol, title = TITLES[verdict]
+    target = headline_target(plan["targets"]) if plan else None
+    return Decision(
+        verdict=verdict,
+        symbol=symbol,
+        title=title,
+        answer=_answer(verdict, plan, target, unit(manifest, plan)),
+        basis=target["basis"] if target and verdict != "missed" else "",
+        reasons=tuple(plan["reasons"]) if plan else (),
+    )
+
+
+def headline_target(targets: Sequence[dict]) -> dict | None:
+    """The target that the answer names: the highest measured one with a device count, else the highest at all."""
+    counted = [target for target in targets if words.known(target["devices"])]
+    measured = [target for target in counted if target["basis"] == "measured"]
+    return max(measured or counted, key=lambda target: target["qps"], default=None)
+
+
+def _answer(verdict: str, plan: dict | None, target: dict | None, device: str) -> str:
+    if verdict == "none":
+        return "Trials are stored, but no plan was computed from them. Run: harness plan --run DIR --qps 1,5"
+    if verdict == "missed":
+        binding = words.metric((plan.get("rate_per_device") or {}).get("binding") or "")
+        return f"No number of devices helps: on {device} the limit is the {binding}, at any rate of requests."
+    if target is None:
+        return "No device count can be given for any target from what was measured."
+    said = _target_sentence(target, plan["confidence"])
+    return said if verdict == "met" else f"Not signed off. Best estimate so far. {said}"
+
+
+def _target_sentence(target: dict, confidence: float) -> str:
+    return (
+        f"At {words.plural(target['qps'], 'request')} per second of this mix: "
+        f"{words.plural(target['devices'], 'device')}, "
+        f"{words.percent(confidence)} interval {words.interval(target['interval'])}; "
+        f"bound by the {words.metric(target['binding'])}."
+    )
+
+
+def measured(swept: Sequence[Deployment], trials: Sequence[Trial], requests: pd.DataFrame) -> list[str]:
+    """What was run, in sentences with figures; ``requests`` as Run.requests() gives them."""
+    ladders = [trial for trial in trials if trial.kind == "ladder"]
+    opened = [trial for trial in trials if trial.kind == "open"]
+    points = [point for entry in swept for point in entry.points]
+    said = []
+    if points:
+        most = max(point.sessions for point in points)
+        said.append(
+            f"{words.plural(len(swept), 'deployment')}, each under a ladder of steady load: "
+            f"{words.plural(len(points), 'window')} in {words.plural(len(ladders), 'trial')}, "
+            f"up to {words.plural(most, 'session')} at once."
+        )
+    if opened:
+        rates = ", ".join(words.figure(trial.load.get("rate_per_s")) for trial in opened)
+        said.append(
+            f"{words.plural(len(opened), 'open-loop trial')} at {rates} requests/s, "
+            "arrivals not waiting for answers, predicted before they were run."
+        )
+    if len(requests):
+        minutes = words.figure(requests["audio_s"].sum() / 60)
+        said.append(f"{words.plural(len(requests), 'request')} in all, {minutes} minutes of audio delivered.")
+    invalid = sum(not trial.valid for trial in trials)
+    if invalid:
+        said.append(f"{words.plural(invalid, 'trial')} failed a gate and carried no capacity (listed as INVALID).")
+    return said or ["Nothing: this run holds no finished trial."]
+
+
+def not_measured(manifest: RunManifest, plan: dict | None, trials: Sequence[Trial]) -> list[str]:
+    """What the figures do not say."""
+    said = []
+    if not any(trial.kind == "open" for trial in trials):
+        said.append("Open-loop load: no trial with arrivals that do not wait checked the predictions.")
+    if manifest.preset == "tiny":
+        said.append(
+            "The full-size model: preset tiny runs the same graph at a small size, so its figures say nothing "
+            "about presets 1.5b or 7b."
+        )
+    if manifest.device == "cpu":
+        said.append("Any accelerator: the server ran on the CPUs of the host named below.")
+    if any((target["devices"] or 0) > 1 for target in (plan or {}).get("targets", [])):
+        said.append("Several devices together: counts above one are computed from one device, as a pool.")
+    said += [
+        "The network between client and server: both ran on one host.",
+        "Load far above the targets (twice and five times), ramps, impulses and the recovery from them.",
+        "The loss and the drain of a device under load: N+1 and N+2 are computed, not rehearsed.",
+        "The quality of the speech.",
+    ]
+    return said
+
+
+def computed(manifest: RunManifest, plan: dict | None) -> list[str]:
+    """What was emulated or extrapolated."""
+    said = []
+    if is_emulated(manifest, plan):
+        said.append("EMULATED: service times were emulated, not those of the real device; so is every figure here.")
+    else:
+        said.append("Nothing was emulated.")
+    beyond = [target for target in (plan or {}).get("targets", []) if target["basis"] == "extrapolated"]
+    if beyond:
+        rates = ", ".join(words.figure(target["qps"]) for target in beyond)
+        most = (plan.get("rate_per_device") or {}).get("max_sessions_measured")
+        limit = f" At most {words.plural(most, 'session')} at once were measured on one device." if most else ""
+        said.append(f"EXTRAPOLATED: the device counts at {rates} requests/s.{limit}")
+    elif plan:
+        said.append("Nothing was extrapolated: every target lies within the loads measured.")
+    return said
+
+
+def is_emulated(manifest: RunManifest, plan: dict | None) -> bool:
+    return manifest.emulated or bool(plan and plan.get("emulated"))

@@ -1,0 +1,256 @@
+"""What the report shows, derived from a run's stored records: points, first audio, trials, evidence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from harness import wire
+from harness.records import Outcome, Rung, ServerSample, Trial
+from harness.report import words
+from harness.store import Run
+
+REPORT_NAME = "signoff.html"
+
+
+@dataclass(frozen=True)
+class StageShare:
+    """Mean seconds that one frame spent in one stage, waiting and being computed."""
+
+    stage: str
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One rung of a ladder: the load that was held, and what a frame and a first audio took."""
+
+    trial_id: str
+    valid: bool
+    sessions: float
+    frames_per_s: float
+    step_s: float
+    stages: tuple[StageShare, ...]
+    first_audio_p50_s: float | None
+    first_audio_p95_s: float | None
+    first_audio_count: int
+
+    @property
+    def hop_s(self) -> float | None:
+        """The rest of a frame's step: everything that is neither queue nor compute of a stage."""
+        parts_s = sum(share.queue_s + share.compute_s for share in self.stages)
+        return max(0.0, self.step_s - parts_s) if self.stages else None
+
+    @property
+    def real_time_factor(self) -> float:
+        return self.step_s * wire.FRAMES_PER_SECOND
+
+    @property
+    def audio_s_per_s(self) -> float:
+        return self.frames_per_s / wire.FRAMES_PER_SECOND
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One deployment that was swept: its letter, its name, its ladder and its fit (or none)."""
+
+    letter: str
+    name: str
+    knobs: dict
+    points: tuple[Point, ...]
+    best: bool
+    fit: dict | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.letter}: {self.name}"
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial as the report lists it."""
+
+    trial: Trial
+    letter: str
+    load: str
+    outcomes: dict[str, int]
+    cpu_mean_percent: float | None
+    cpu_max_percent: float | None
+    memory_bytes: int | None
+    late_sends_share: float | None
+    lateness_p99_s: float | None
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """What was sent of one traffic class: how many, their share, mean length asked in seconds, and speakers."""
+
+    traffic_class: str
+    requests: int
+    share: float
+    mean_asked_s: float
+    speakers: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A file of the run folder, with its SHA-256."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is one trial's part of the raw records."""
+        return "/" in self.name
+
+
+def key(knobs: dict) -> str:
+    return json.dumps(knobs, sort_keys=True)
+
+
+def deployments(run: Run, fit: dict | None, plan: dict | None) -> list[Deployment]:
+    """Every deployment that has a trial, in the order of the first one; the best is the fit's, else the plan's."""
+    trials = run.trials()
+    distinct = list({key(trial.deployment): trial.deployment for trial in trials}.values())
+    best = _best(fit, plan)
+    fits = {key(entry["deployment"]): entry for entry in (fit or {}).get("deployments", [])}
+    return [
+        Deployment(
+            letter=words.letters(index),
+            name=name,
+            knobs=knobs,
+            points=_points(run, [t for t in trials if t.kind == "ladder" and t.deployment == knobs]),
+            best=knobs == best,
+            fit=fits.get(key(knobs)),
+        )
+        for index, (knobs, name) in enumerate(zip(distinct, words.name_deployments(distinct), strict=True))
+    ]
+
+
+def _best(fit: dict | None, plan: dict | None) -> dict | None:
+    if fit and fit.get("best") is not None:
+        return fit["deployments"][fit["best"]]["deployment"]
+    return plan.get("deployment") if plan else None
+
+
+def _points(run: Run, trials: list[Trial]) -> tuple[Point, ...]:
+    points = [
+        _point(trial, rung, requests)
+        for trial in trials
+        for requests in (run.requests(trial.trial_id),)
+        for rung in trial.rungs
+        if rung.frames_per_s > 0
+    ]
+    return tuple(sorted(points, key=lambda point: point.sessions))
+
+
+def _point(trial: Trial, rung: Rung, requests: pd.DataFrame) -> Point:
+    due_in_rung = requests["due_ns"].between(rung.start_ns, rung.end_ns, inclusive="left")
+    first_audio_s = requests.loc[due_in_rung, "ttfa_s"].dropna()
+    p50, p95 = (first_audio_s.quantile([0.5, 0.95]).tolist()) if len(first_audio_s) else (None, None)
+    return Point(
+        trial_id=trial.trial_id,
+        valid=trial.valid,
+        sessions=rung.sessions,
+        frames_per_s=rung.frames_per_s,
+        step_s=rung.sessions / rung.frames_per_s,
+        stages=stage_shares(rung),
+        first_audio_p50_s=p50,
+        first_audio_p95_s=p95,
+        first_audio_count=len(first_audio_s),
+    )
+
+
+def stage_shares(rung: Rung) -> tuple[StageShare, ...]:
+    """Seconds of one request in each stage of the frame path: Triton's sums over the window / its requests."""
+    counted = {statistics.stage: statistics for statistics in rung.stages if statistics.requests > 0}
+    return tuple(
+        StageShare(stage, found.queue_ns / found.requests / 1e9, found.compute_ns / found.requests / 1e9)
+        for stage in wire.STAGES
+        if (found := counted.get(stage)) is not None
+    )
+
+
+def trial_rows(run: Run, swept: list[Deployment]) -> list[TrialRow]:
+    letters = {key(entry.knobs): entry.letter for entry in swept}
+    return [_trial_row(run, trial, letters[key(trial.deployment)]) for trial in run.trials()]
+
+
+def _trial_row(run: Run, trial: Trial, letter: str) -> TrialRow:
+    counts = run.requests(trial.trial_id)["outcome"].astype(str).value_counts()
+    samples: list[ServerSample] = run.samples(trial.trial_id)
+    cpu = [sample.cpu_percent for sample in samples]
+    return TrialRow(
+        trial=trial,
+        letter=letter,
+        load=load_words(trial),
+        outcomes={str(outcome): int(counts.get(str(outcome), 0)) for outcome in Outcome},
+        cpu_mean_percent=sum(cpu) / len(cpu) if cpu else None,
+        cpu_max_percent=max(cpu, default=None),
+        memory_bytes=max((sample.memory_bytes for sample in samples), default=None),
+        late_sends_share=_worst(trial, "late_sends_share"),
+        lateness_p99_s=_worst(trial, "lateness_p99_s"),
+    )
+
+
+def _worst(trial: Trial, name: str) -> float | None:
+    """The highest value of a summary's figure over the windows of a trial."""
+    values = [rung.summary.get(name) for rung in trial.rungs]
+    return max((value for value in values if words.known(value)), default=None)
+
+
+def load_words(trial: Trial) -> str:
+    """The load of a trial in words: a ladder's rungs, or a rate and its arrival process."""
+    load = trial.load
+    if "concurrency" in load:
+        said = f"{', '.join(words.figure(n) for n in load['concurrency'])} sessions"
+    elif "rate_per_s" in load:
+        said = f"{words.figure(load['rate_per_s'])} requests/s, {load.get('arrivals', 'open loop')}"
+    else:
+        said = ", ".join(f"{name} {value}" for name, value in load.items() if name not in ("seconds", "seed"))
+    each = " each" if "concurrency" in load else ""
+    return f"{said}; {words.figure(load['seconds'])} s{each}" if "seconds" in load else said
+
+
+def traffic(requests: pd.DataFrame) -> tuple[list[ClassRow], str]:
+    """The classes as they were sent, and in which trials: the open-loop ones where there are any."""
+    if requests.empty:
+        return [], ""
+    open_loop = requests[requests["loop"] == "open"]
+    kind, sent = ("open-loop trials", open_loop) if len(open_loop) else ("ladder trials", requests)
+    rows = [_class_row(str(name), group, len(sent)) for name, group in sent.groupby("traffic_class")]
+    return rows, kind
+
+
+def _class_row(name: str, group: pd.DataFrame, total: int) -> ClassRow:
+    fewest, most = int(group["speakers"].min()), int(group["speakers"].max())
+    whole_frames = group["start_frame"] + group["frames"]
+    return ClassRow(
+        traffic_class=name,
+        requests=len(group),
+        share=len(group) / total,
+        mean_asked_s=float(whole_frames.mean()) / wire.FRAMES_PER_SECOND,
+        speakers=str(fewest) if fewest == most else f"{fewest} to {most}",
+    )
+
+
+def evidence(folder: Path) -> list[Evidence]:
+    """The files of a run that the report was made from (locks, temporary files and the report itself left out)."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [
+        Evidence(path.relative_to(folder).as_posix(), path.stat().st_size, _sha256(path))
+        for path in paths
+        if path.name != REPORT_NAME and not path.name.startswith(".") and path.suffix not in (".lock", ".tmp")
+    ]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

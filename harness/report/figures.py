@@ -1,0 +1,325 @@
+"""One function per plot of the sign-off document; colours of text and grid are set by the page, light or dark."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from harness import wire
+from harness.report import words
+from harness.report.facts import Deployment, Point
+
+REAL_TIME_MS = 1000 * wire.SECONDS_PER_FRAME
+# Hues that stay apart for colour-blind readers, mid-toned so that they hold on white and on near-black.
+BEST_COLOUR = "#2b7fc3"
+OTHER_COLOURS = ("#c2622d", "#1b9a77", "#a9639f", "#8d8423", "#7a7f87", "#4f9bb5", "#b5566b")
+SYMBOLS = ("square", "diamond", "triangle-up", "x", "star", "triangle-down", "pentagon")
+LIMIT_COLOUR = "#c8453a"
+REST_COLOUR = "#9097a1"
+STAGE_COLOURS = {wire.LLM: "#2b7fc3", wire.DIFFUSION: "#d07c2a", wire.VOCODER: "#1b9a77"}
+
+
+class Mark(NamedTuple):
+    """One point of a deployment's line."""
+
+    valid: bool
+    x: float
+    y_ms: float
+    hover: str
+
+
+def style(swept: Sequence[Deployment]) -> dict[str, tuple[str, str]]:
+    """Colour and marker symbol by letter; the best has its own, the others take turns."""
+    others = [entry.letter for entry in swept if not entry.best]
+    turns = {
+        letter: (OTHER_COLOURS[i % len(OTHER_COLOURS)], SYMBOLS[i % len(SYMBOLS)])
+        for i, letter in enumerate(others)
+    }
+    return {entry.letter: turns.get(entry.letter, (BEST_COLOUR, "circle")) for entry in swept}
+
+
+def throughput_latency(swept: Sequence[Deployment]) -> go.Figure:
+    """Step time against audio delivered per second: one line per deployment, every rung a point."""
+    figure = _figure("audio delivered, seconds per second", "step time, ms per frame", height=430, right=34)
+    look, ends = style(swept), {}
+    top_ms = 1.12 * _highest_step_ms(swept)
+    for entry in _best_last(swept):
+        marks = [
+            Mark(point.valid, point.audio_s_per_s, 1000 * point.step_s, _point_words(point)) for point in entry.points
+        ]
+        _line(figure, entry, look[entry.letter], marks)
+        ends |= {entry.letter: marks[-1]} if marks else {}
+    _limit_line(figure, REAL_TIME_MS, "real time: 133 ms a frame")
+    _letters(figure, ends, look, top_ms)
+    return figure
+
+
+def stage_time(entry: Deployment, top_ms: float) -> go.Figure:
+    """Where a frame's time went at each number of sessions, stacked, on a scale that all deployments share."""
+    figure = _figure("sessions", "", height=270)
+    points = [point for point in entry.points if point.stages]
+    sessions = [words.figure(point.sessions) for point in points]
+    for name, colour in STAGE_COLOURS.items():
+        for part in ("compute", "queue"):
+            times_ms = [1000 * _seconds(point, name, part) for point in points]
+            figure.add_bar(
+                x=sessions,
+                y=times_ms,
+                name=f"{words.stage(name)} {part}",
+                marker=_bar_marker(colour, hatched=part == "queue"),
+                hovertemplate=f"{words.stage(name)} {part}: %{{y:.2f}} ms<extra></extra>",
+            )
+    figure.add_bar(
+        x=sessions,
+        y=[1000 * point.hop_s for point in points],
+        name="hop",
+        marker=_bar_marker(REST_COLOUR),
+        hovertemplate="hop (the rest): %{y:.2f} ms<extra></extra>",
+    )
+    _limit_line(figure, REAL_TIME_MS, "133 ms")
+    figure.update_layout(barmode="stack", bargap=0.28)
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(range=[0, top_ms], ticksuffix=" ms", showticksuffix="last")
+    return figure
+
+
+def stage_time_top_ms(swept: Sequence[Deployment]) -> float:
+    return 1.15 * _highest_step_ms(swept)
+
+
+def service_time(stage: str, swept: Sequence[Deployment]) -> go.Figure:
+    """Compute time of one batch against its size: points of every deployment, and the line fitted to each."""
+    figure = _figure("batch size", "", height=270)
+    look = style(swept)
+    for entry in _best_last(swept):
+        fit = stage_fit(entry, stage)
+        if fit is None:
+            continue
+        colour, symbol = look[entry.letter]
+        batches = [point["batch_size"] for point in fit["points"]]
+        _service_points(figure, entry, fit, colour, symbol)
+        if words.known(fit.get("alpha_s")) and words.known(fit.get("tau0_s")) and batches:
+            ends = [min(batches), max(batches)]
+            figure.add_scatter(
+                x=ends,
+                y=[1000 * (fit["alpha_s"] * batch + fit["tau0_s"]) for batch in ends],
+                mode="lines",
+                line={"color": colour, "width": 2.6 if entry.best else 1.1},
+                opacity=1 if entry.best else 0.75,
+                hoverinfo="skip",
+            )
+    figure.update_yaxes(rangemode="tozero", ticksuffix=" ms", showticksuffix="last")
+    return figure
+
+
+def stage_fit(entry: Deployment, stage: str) -> dict | None:
+    """The stored batch service-time fit of one stage of a deployment, or None."""
+    fits = (entry.fit or {}).get("stages") or []
+    return next((fit for fit in fits if fit["stage"] == stage), None)
+
+
+def first_audio(swept: Sequence[Deployment], promises: Sequence[dict]) -> go.Figure:
+    """Time to first audio against sessions: medians of every deployment, the 95th percentile of the best."""
+    figure = _figure("sessions", "first audio, ms", height=400, right=34)
+    look, ends, limits = style(swept), {}, _first_audio_limits(promises)
+    highest_s = [limit_s for limit_s, _ in limits]
+    for entry in _best_last(swept):
+        heard = [point for point in entry.points if point.first_audio_count]
+        marks = [_heard_mark(point) for point in heard]
+        _line(figure, entry, look[entry.letter], marks)
+        ends |= {entry.letter: marks[-1]} if marks else {}
+        highest_s += [point.first_audio_p95_s if entry.best else point.first_audio_p50_s for point in heard]
+        if entry.best:
+            _p95_line(figure, entry, heard)
+    for limit_s, classes in limits:
+        _limit_line(figure, 1000 * limit_s, f"promise, {_safe(classes)}: {words.figure(1000 * limit_s)} ms")
+    _letters(figure, ends, look, top_ms=1.12 * 1000 * max(highest_s))
+    return figure
+
+
+def _heard_mark(point: Point) -> Mark:
+    counted = words.plural(point.first_audio_count, "request")
+    return Mark(point.valid, point.sessions, 1000 * point.first_audio_p50_s, f"median of {counted}")
+
+
+def _p95_line(figure: go.Figure, entry: Deployment, heard: list[Point]) -> None:
+    figure.add_scatter(
+        x=[point.sessions for point in heard],
+        y=[1000 * point.first_audio_p95_s for point in heard],
+        mode="lines",
+        line={"color": BEST_COLOUR, "width": 2, "dash": "dash"},
+        hovertemplate=f"{entry.letter}, 95th percentile: %{{y:.0f}} ms<extra></extra>",
+    )
+
+
+def prediction(validation: Sequence[dict]) -> go.Figure:
+    """Relative error of each prediction, with its pass/fail limit as a band."""
+    rows = [row for row in validation if words.known(row["relative_error"])]
+    figure = _figure("error (above 0%: predicted too high)", "", height=110 + 46 * len(rows))
+    for place, row in enumerate(rows):
+        limit = 100 * row["limit"]
+        figure.add_shape(
+            type="rect",
+            x0=-limit,
+            x1=limit,
+            y0=place - 0.34,
+            y1=place + 0.34,
+            fillcolor=BEST_COLOUR,
+            opacity=0.16,
+            line_width=0,
+            layer="below",
+        )
+    for passed, colour, symbol in ((True, BEST_COLOUR, "circle"), (False, LIMIT_COLOUR, "x")):
+        places = [place for place, row in enumerate(rows) if bool(row["passed"]) == passed]
+        figure.add_scatter(
+            x=[100 * signed_error(rows[place]) for place in places],
+            y=places,
+            mode="markers",
+            marker={"color": colour, "symbol": symbol, "size": 12},
+            hovertemplate=f"{'within' if passed else 'outside'} the limit: %{{x:+.1f}}%<extra></extra>",
+        )
+    reach = 115 * max([row["limit"] for row in rows] + [abs(row["relative_error"]) for row in rows])
+    figure.update_xaxes(range=[-reach, reach], ticksuffix="%", zeroline=True)
+    labels = [_validation_label(row) for row in rows]
+    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=labels, autorange="reversed", showgrid=False)
+    return figure
+
+
+def signed_error(row: dict) -> float:
+    """The stored relative error, positive where the prediction is above the measurement."""
+    return math.copysign(abs(row["relative_error"]), row["predicted"] - row["measured"])
+
+
+def _validation_label(row: dict) -> str:
+    return f"{_safe(words.metric_briefly(row['metric']))}<br>{words.figure(row['rate_per_s'])} requests/s"
+
+
+def _figure(x_title: str, y_title: str, height: int, right: int = 14) -> go.Figure:
+    """An empty plot that fills its place; ``right`` leaves room for letters at the ends of lines (pixels)."""
+    figure = go.Figure()
+    axis = {"automargin": True, "zeroline": False, "showline": False, "ticks": "", "fixedrange": True}
+    figure.update_layout(
+        template="none",
+        height=height,
+        autosize=True,
+        showlegend=False,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 12, "r": right, "t": 12, "b": 12},
+        hovermode="closest",
+        xaxis=axis | {"title": {"text": x_title, "standoff": 8}, "rangemode": "tozero"},
+        yaxis=axis | {"title": {"text": y_title, "standoff": 8}},
+    )
+    return figure
+
+
+def _line(figure: go.Figure, entry: Deployment, look: tuple[str, str], marks: list[Mark]) -> None:
+    """A deployment as a line with markers, its letter at the end; a mark of an INVALID trial is drawn hollow."""
+    colour, symbol = look
+    symbols = [symbol if mark.valid else f"{symbol}-open" for mark in marks]
+    figure.add_scatter(
+        x=[mark.x for mark in marks],
+        y=[mark.y_ms for mark in marks],
+        mode="lines+markers",
+        line={"color": colour, "width": 3.2 if entry.best else 1.5},
+        marker={"color": colour, "symbol": symbols, "size": 9 if entry.best else 7},
+        opacity=1 if entry.best else 0.85,
+        customdata=[mark.hover for mark in marks],
+        hovertemplate=f"<b>{_safe(entry.label)}</b><br>%{{customdata}}<br>%{{y:.1f}} ms<extra></extra>",
+        cliponaxis=False,
+    )
+
+
+def _letters(figure: go.Figure, ends: dict[str, Mark], look: dict[str, tuple[str, str]], top_ms: float) -> None:
+    """Set the height of the plot to ``top_ms`` and write each line's letter at its end, moved up off its neighbours."""
+    pixels_per_ms = (figure.layout.height - 70) / top_ms
+    widest = max((end.x for end in ends.values()), default=0)
+    placed: list[tuple[float, float]] = []
+    for letter, end in sorted(ends.items(), key=lambda item: item[1].y_ms):
+        height = end.y_ms * pixels_per_ms
+        for x, taken in placed:
+            if abs(x - end.x) < 0.05 * widest and height < taken + 16:
+                height = taken + 16
+        placed.append((end.x, height))
+        figure.add_annotation(
+            x=end.x,
+            y=end.y_ms,
+            text=f"<b>{letter}</b>",
+            font={"color": look[letter][0], "size": 14},
+            showarrow=False,
+            xshift=15,
+            yshift=height - end.y_ms * pixels_per_ms,
+        )
+    figure.update_yaxes(range=[0, top_ms])
+
+
+def _service_points(figure: go.Figure, entry: Deployment, fit: dict, colour: str, symbol: str) -> None:
+    figure.add_scatter(
+        x=[point["batch_size"] for point in fit["points"]],
+        y=[1000 * point["mean_s"] for point in fit["points"]],
+        mode="markers",
+        marker={"color": colour, "symbol": symbol, "size": 9 if entry.best else 5},
+        opacity=1 if entry.best else 0.6,
+        customdata=[point["executions"] for point in fit["points"]],
+        hovertemplate=(
+            f"<b>{_safe(entry.label)}</b><br>batch of %{{x}}: %{{y:.2f}} ms<br>"
+            "%{customdata} executions<extra></extra>"
+        ),
+    )
+
+
+def _limit_line(figure: go.Figure, level_ms: float, label: str) -> None:
+    figure.add_hline(
+        y=level_ms,
+        line={"color": LIMIT_COLOUR, "width": 1.5, "dash": "dot"},
+        annotation={"text": label, "font": {"color": LIMIT_COLOUR, "size": 12}},
+        annotation_position="top left",
+    )
+
+
+def _bar_marker(colour: str, hatched: bool = False) -> dict:
+    marker = {"color": colour, "line": {"width": 0}}
+    if hatched:
+        marker["pattern"] = {"shape": "/", "fillmode": "replace", "fgcolor": colour, "size": 5, "solidity": 0.42}
+    return marker
+
+
+def _best_last(swept: Sequence[Deployment]) -> list[Deployment]:
+    """Drawn last, the best lies on top."""
+    return sorted(swept, key=lambda entry: entry.best)
+
+
+def _seconds(point: Point, stage: str, part: str) -> float:
+    share = next((share for share in point.stages if share.stage == stage), None)
+    if share is None:
+        return 0.0
+    return share.queue_s if part == "queue" else share.compute_s
+
+
+def _point_words(point: Point) -> str:
+    return (
+        f"{words.plural(point.sessions, 'session')}, {words.figure(point.frames_per_s)} frames/s, "
+        f"RTF {words.figure(point.real_time_factor)}"
+    )
+
+
+def _highest_step_ms(swept: Sequence[Deployment]) -> float:
+    return max([REAL_TIME_MS] + [1000 * point.step_s for entry in swept for point in entry.points])
+
+
+def _first_audio_limits(promises: Sequence[dict]) -> list[tuple[float, str]]:
+    """Each promised limit once, with the classes that it holds for."""
+    classes: dict[float, list[str]] = {}
+    for promise in promises:
+        if promise["metric"].startswith("ttfa"):
+            classes.setdefault(promise["limit"], []).append(promise["traffic_class"])
+    return [(limit_s, ", ".join(names)) for limit_s, names in sorted(classes.items())]
+
+
+def _safe(text: str) -> str:
+    """Plotly reads text as a little HTML: a name from a plan must not become a tag or a link."""
+    return html.escape(str(text), quote=False)

@@ -1,0 +1,128 @@
+"""Assemble the sign-off document from stored records and write it into the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.resources import files
+from pathlib import Path
+
+import plotly.graph_objects as go
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from harness import wire
+from harness.report import decision, facts, figures, words
+from harness.report.facts import Deployment
+from harness.store import Run
+
+SMALL_MULTIPLES = 6  # deployments drawn one by one; the rest are in the table
+
+
+def write_report(run: Run) -> Path:
+    """Write ``signoff.html`` into the folder of ``run`` and return its path.
+
+    The file is whole in itself (no font, script or style from elsewhere) and depends on the stored records
+    only: writing it twice gives the same bytes. Parts that are absent (no fit, no plan, no open-loop trial)
+    are said in words. Raises StoreError where a stored file is damaged.
+    """
+    path = run.path / facts.REPORT_NAME
+    unfinished = run.path / f".{facts.REPORT_NAME}.tmp"
+    unfinished.write_text(render(run), encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
+
+
+def render(run: Run) -> str:
+    """The whole document as HTML."""
+    fit, plan = run.fit(), run.plan()
+    swept = facts.deployments(run, fit, plan)
+    trials, requests = run.trials(), run.requests()
+    classes, classes_from = facts.traffic(requests)
+    plots = _plots(swept, plan)
+    return _environment().get_template("signoff.html.j2").render(
+        manifest=run.manifest,
+        plan=plan,
+        fit=fit,
+        unit=decision.unit(run.manifest, plan),
+        decision=decision.decide(run.manifest, plan),
+        emulated=decision.is_emulated(run.manifest, plan),
+        swept=swept,
+        detailed=_detailed(swept),
+        look=figures.style(swept),
+        plots=plots,
+        batch_stages=[stage for stage in wire.STAGES if f"service-time-{stage}" in plots],
+        classes=classes,
+        classes_from=classes_from,
+        trials=facts.trial_rows(run, swept),
+        measured=decision.measured(swept, trials, requests),
+        computed=decision.computed(run.manifest, plan),
+        not_measured=decision.not_measured(run.manifest, plan, trials),
+        evidence=facts.evidence(run.path),
+        targets_qps=",".join(f"{target['qps']:g}" for target in plan["targets"]) if plan else "1,5",
+        folder=f"{run.path.parent.name}/{run.path.name}",
+    )
+
+
+def _plots(swept: list[Deployment], plan: dict | None) -> dict[str, Markup]:
+    """Every plot as JSON, by the id of its place in the page; a plot without data is left out."""
+    plots: dict[str, go.Figure] = {}
+    if any(entry.points for entry in swept):
+        plots["throughput-latency"] = figures.throughput_latency(swept)
+    top_ms = figures.stage_time_top_ms(swept)
+    for entry in _detailed(swept):
+        plots[f"stage-time-{entry.letter}"] = figures.stage_time(entry, top_ms)
+    for stage in wire.STAGES:
+        if any((figures.stage_fit(entry, stage) or {}).get("points") for entry in swept):
+            plots[f"service-time-{stage}"] = figures.service_time(stage, swept)
+    if any(point.first_audio_count for entry in swept for point in entry.points):
+        plots["first-audio"] = figures.first_audio(swept, (plan or {}).get("promises", []))
+    if plan and any(words.known(row["relative_error"]) for row in plan["validation"]):
+        plots["prediction"] = figures.prediction(plan["validation"])
+    return {name: _script_json(figure) for name, figure in plots.items()}
+
+
+def _detailed(swept: list[Deployment]) -> list[Deployment]:
+    """The deployments whose frame time is drawn: the best first, then in the order swept."""
+    with_stages = [entry for entry in swept if any(point.stages for point in entry.points)]
+    return sorted(with_stages, key=lambda entry: not entry.best)[:SMALL_MULTIPLES]
+
+
+def _script_json(figure: go.Figure) -> Markup:
+    """A figure as JSON that cannot close the script element that holds it."""
+    text = figure.to_json()
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("harness.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "words": words,
+        "stages": wire.STAGES,
+        "stage_colours": figures.STAGE_COLOURS,
+        "rest_colour": figures.REST_COLOUR,
+        "stage_fit": figures.stage_fit,
+        "signed_error": figures.signed_error,
+        "as_yaml": as_yaml,
+        "style": Markup(_resource("style.css")),
+        "script": Markup(_resource("plots.js")),
+        "plotly_script": Markup(get_plotlyjs()),
+    }
+    return environment
+
+
+def _resource(name: str) -> str:
+    return files("harness.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def as_yaml(value) -> str:
+    """Stored plain values as YAML, in their own order."""
+    return yaml.safe_dump(json.loads(json.dumps(value, default=str)), sort_keys=False, allow_unicode=True)

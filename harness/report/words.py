@@ -1,0 +1,175 @@
+"""Numbers, metrics and deployments in words that a reader meets for the first time."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from harness import wire
+
+ABSENT = "–"
+STAGE_NAMES = {
+    wire.LLM: "LLM",
+    wire.DIFFUSION: "diffusion",
+    wire.VOCODER: "vocoder",
+    wire.VOICE: "voice encoder",
+    wire.FRAME: "frame ensemble",
+    wire.ENTRY: "entry",
+    "entry": "entry",
+}
+METRIC_NAMES = {
+    "ttfa": "time to first audio",
+    "rtf": "real-time factor",
+    "stall": "longest stall",
+}
+_METRIC = re.compile(r"^(ttfa|rtf|stall)(?:_longest)?(?:_s)?(?:_500ms|_2s)?[ _]p(\d+)(?:_s)?(?: of class (.+))?$")
+
+
+def known(value) -> bool:
+    """Whether a stored figure is there: neither null nor NaN."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def figure(value, digits: int = 3) -> str:
+    """A number at ``digits`` significant digits, in plain notation: 0.5, 1.42, 12,300."""
+    if not known(value):
+        return ABSENT
+    if math.isinf(value):
+        return "unlimited"
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def percent(share, decimals: int = 0) -> str:
+    return f"{100 * share:.{decimals}f}%" if known(share) else ABSENT
+
+
+def signed_percent(share) -> str:
+    return f"{100 * share:+.0f}%".replace("-", "\N{MINUS SIGN}") if known(share) else ABSENT
+
+
+def milliseconds(seconds) -> str:
+    return f"{figure(1000 * seconds)} ms" if known(seconds) else ABSENT
+
+
+def interval(bounds: Sequence | None) -> str:
+    """Two bounds as words; a missing one says on which side nothing is known."""
+    low, high = bounds if bounds else (None, None)
+    if known(low) and known(high):
+        return f"{figure(low)} to {figure(high)}"
+    if known(low):
+        return f"at least {figure(low)}"
+    return f"at most {figure(high)}" if known(high) else ABSENT
+
+
+def interval_ms(bounds: Sequence | None) -> str:
+    """Bounds in seconds as milliseconds, without the unit."""
+    return interval([1000 * bound if known(bound) else None for bound in bounds] if bounds else None)
+
+
+def plural(count, noun: str) -> str:
+    return f"{figure(count)} {noun}{'' if count == 1 else 's'}"
+
+
+def host_key(name: str) -> str:
+    """``memory_bytes`` as "memory": its value is printed with a unit."""
+    return name.removesuffix("_bytes").replace("_", " ")
+
+
+def size(count_bytes: int) -> str:
+    """Bytes as kB, MB or GB (powers of ten)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count_bytes >= scale:
+            return f"{figure(count_bytes / scale)} {unit}"
+    return f"{count_bytes} B"
+
+
+def stage(name: str) -> str:
+    return STAGE_NAMES.get(name, name)
+
+
+def ordinal(quantile_percent: int) -> str:
+    ending = "th" if quantile_percent % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(
+        quantile_percent % 10, "th"
+    )
+    return f"{quantile_percent}{ending}"
+
+
+def metric(text: str) -> str:
+    """``rtf p95 of class long`` as "real-time factor of long requests (95th percentile)"; others as they are."""
+    match = _METRIC.match(text or "")
+    if not match:
+        return text or ABSENT
+    name, quantile, traffic_class = match.groups()
+    of_class = f" of {traffic_class} requests" if traffic_class else ""
+    return f"{METRIC_NAMES[name]}{of_class} ({ordinal(int(quantile))} percentile)"
+
+
+def metric_briefly(text: str) -> str:
+    """``ttfa p95 of class short`` as "first audio p95, short", for the axis of a plot."""
+    match = _METRIC.match(text or "")
+    if not match:
+        return text or ABSENT
+    name, quantile, traffic_class = match.groups()
+    brief = {"ttfa": "first audio", "rtf": "RTF", "stall": "stall"}[name]
+    return f"{brief} p{quantile}" + (f", {traffic_class}" if traffic_class else "")
+
+
+def promise(record: dict) -> str:
+    """A promise of plan.json as one sentence with its unit."""
+    share, limit, name = percent(record["quantile"]), figure(record["limit"]), record["metric"]
+    if name.startswith("ttfa"):
+        return f"{share} of requests hear their first audio within {limit} s"
+    if name.startswith("rtf"):
+        return f"{share} of requests are spoken at a real-time factor of at most {limit}"
+    if name.startswith("stall"):
+        return f"for {share} of requests the longest stall is at most {limit} s"
+    return f"{name}: {share} of requests at most {limit}"
+
+
+def _knob(path: str, value) -> str:
+    """One knob of a deployment: ``diffusion_decoder.delay_us`` at 5000 as "diffusion delay 5 ms"."""
+    owner, _, knob = path.rpartition(".")
+    prefix = f"{stage(owner)} " if owner else ""
+    if not known(value):
+        return f"{prefix}{knob} as by default"
+    if knob == "delay_us":
+        return f"{prefix}delay {figure(value / 1000)} ms"
+    if knob == "instances":
+        return plural(value, f"{prefix}instance")
+    if knob == "max_batch":
+        return f"{prefix}batch up to {value}"
+    if knob == "chunk_frames":
+        return f"{prefix}{plural(value, 'frame')} per chunk"
+    return f"{prefix}{knob} {value}"
+
+
+def deployment(knobs: dict) -> str:
+    """The knobs of a deployment in words; a knob that is equal for all frame stages is said once."""
+    left, said = dict(knobs), []
+    for knob in sorted({path.rpartition(".")[2] for path in left}):
+        paths = [f"{name}.{knob}" for name in wire.STAGES]
+        values = {left.get(path) for path in paths}
+        if len(values) == 1 and None not in values:
+            said.append(_knob(knob, values.pop()))
+            left = {path: value for path, value in left.items() if path not in paths}
+    return " · ".join(said + [_knob(path, value) for path, value in left.items()]) or "the defaults"
+
+
+def name_deployments(deployments: Sequence[dict]) -> list[str]:
+    """A short name for each: only the knobs in which they differ, or all knobs where there is only one."""
+    paths = list(dict.fromkeys(path for knobs in deployments for path in knobs))
+    varied = [path for path in paths if len({repr(knobs.get(path)) for knobs in deployments}) > 1] or paths
+    return [deployment({path: knobs.get(path) for path in varied}) for knobs in deployments]
+
+
+def letters(index: int) -> str:
+    """0 as A, 25 as Z, 26 as AA."""
+    text = ""
+    while index >= 0:
+        text, index = chr(ord("A") + index % 26) + text, index // 26 - 1
+    return text

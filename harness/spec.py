@@ -1,0 +1,259 @@
+"""A PLAN.yaml as frozen, checked models: the traffic, the promises, the targets, the search space and the budget."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from harness import wire
+from harness.errors import InputError, PlanError
+from harness.slo import Promise
+from harness.workload import MIXES, Lengths, Mix, ScriptSource, TrafficClass
+
+STAGE_KNOBS = {"delay_us": (0, 10_000_000), "max_batch": (1, 1024), "instances": (1, 64)}
+KNOBS = {
+    **STAGE_KNOBS,
+    **{f"{stage}.{knob}": limits for stage in wire.STAGES for knob, limits in STAGE_KNOBS.items()},
+    "entry.instances": (1, 64),
+    "chunk_frames": (1, wire.MAX_FRAMES),
+}
+"""Every knob of a search space, and its lowest and highest value. A bare stage knob turns that of all stages."""
+
+Whole = Annotated[int, Field(strict=True, ge=1)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, gt=0, le=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassSpec(_Frozen):
+    """One traffic class; ``length`` as ``workload.Lengths.parse`` takes it."""
+
+    weight: Positive
+    length: dict[str, Any]
+    speakers: tuple[Whole, Whole] = (1, 1)
+
+
+class MixSpec(_Frozen):
+    """A named mix (``name`` alone, in a plan written as ``mix: quick``) or one written out as ``classes``."""
+
+    name: str = "custom"
+    classes: dict[str, ClassSpec] = Field(default_factory=dict)
+    chunk_frames: Annotated[int, Field(strict=True, ge=1, le=wire.MAX_FRAMES)] = 1
+    voices: tuple[Annotated[int, Field(strict=True, ge=0)], ...] = Field((wire.NO_VOICE,), min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known(self) -> MixSpec:
+        if not self.classes and self.name not in MIXES:
+            raise ValueError(f"no mix is named {self.name!r}; {_hint(self.name, MIXES)}; or write out its classes")
+        return self
+
+    def build(self, folder: Path) -> Mix:
+        """The Mix; ``folder`` is where relative paths start. Raises PlanError."""
+        classes = MIXES[self.name].classes if not self.classes else self._written_out(folder)
+        return Mix(self.name, tuple(classes), self.chunk_frames, self.voices)
+
+    def _written_out(self, folder: Path) -> Iterable[TrafficClass]:
+        for name, spec in self.classes.items():
+            try:
+                yield TrafficClass(name, spec.weight, Lengths.parse(spec.length, folder), spec.speakers)
+            except InputError as error:
+                raise PlanError(f"mix.classes.{name}: {error}") from None
+
+
+class LadderSpec(_Frozen):
+    """The closed-loop ladder of a trial: numbers of sessions, and how long each is held."""
+
+    sessions: tuple[Whole, ...] = Field((1, 2, 4, 8, 16), min_length=1)
+    seconds: Positive = 6.0
+
+    @field_validator("sessions")
+    @classmethod
+    def _ascending(cls, sessions: tuple[int, ...]) -> tuple[int, ...]:
+        if any(low >= high for low, high in itertools.pairwise(sessions)):
+            raise ValueError("must rise from rung to rung")
+        return sessions
+
+
+class ConfirmSpec(_Frozen):
+    """The open-loop runs that confirm: shares of the predicted highest rate, and how long each lasts."""
+
+    load_share: tuple[Annotated[float, Field(strict=True, gt=0, le=10)], ...] = Field((0.5, 0.7, 0.85), min_length=1)
+    seconds: Positive = 30.0
+
+
+class PlanSpec(_Frozen):
+    """What a capacity review reviews. Times in the units of their names, targets in requests per second."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
+    preset: Literal["tiny", "1.5b", "7b"]
+    seed: Annotated[int, Field(strict=True, ge=0)] = 1
+    mix: MixSpec
+    scripts: str | None = None  # a folder of real .txt scripts; left out = generated
+    promises: dict[str, dict[str, float]] = Field(min_length=1)
+    targets_qps: tuple[Positive, ...] = Field(min_length=1)
+    space: dict[str, tuple[Annotated[int, Field(strict=True)], ...]] = Field(default_factory=dict)
+    ladder: LadderSpec = LadderSpec()
+    confirm: ConfirmSpec = ConfirmSpec()
+    budget_minutes: Positive = 60.0
+    utilisation_cap: Share = 0.85
+    confidence: Annotated[float, Field(strict=True, ge=0.5, lt=1)] = 0.95
+    max_error: Positive = 0.25
+    _folder: Path = PrivateAttr(Path("."))
+
+    def model_post_init(self, context: Any) -> None:
+        self._folder = (context or {}).get("folder", Path("."))
+
+    @field_validator("promises", mode="before")
+    @classmethod
+    def _readable_promises(cls, promises: Any) -> Any:
+        if isinstance(promises, Mapping):
+            for traffic_class, limits in promises.items():
+                if not isinstance(limits, Mapping) or not limits:
+                    raise ValueError(f"{traffic_class}: needs at least one promise such as ttfa_p95_s: 1.0")
+                for key, limit in limits.items():
+                    _parse_promise(traffic_class, str(key), limit)
+        return promises
+
+    @field_validator("space")
+    @classmethod
+    def _known_knobs(cls, space: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        for knob, values in space.items():
+            _check_knob(knob, values)
+        return space
+
+    @model_validator(mode="after")
+    def _promises_of_the_mix(self) -> PlanSpec:
+        known = self.mix.classes or [each.name for each in MIXES[self.mix.name].classes]
+        for name in self.promises:
+            if name not in known:
+                raise ValueError(f"promises.{name}: mix {self.mix.name} has no such class; {_hint(name, known)}")
+        return self
+
+    def traffic_mix(self, chunk_frames: int | None = None) -> Mix:
+        """The mix that requests are drawn from; ``chunk_frames`` where a point of the space sets it."""
+        mix = self.mix.build(self._folder)
+        return replace(mix, chunk_frames=chunk_frames) if chunk_frames else mix
+
+    def script_source(self) -> ScriptSource:
+        """The scripts that requests speak."""
+        return ScriptSource.from_folder(self._folder / self.scripts) if self.scripts else ScriptSource()
+
+    def promise_list(self) -> tuple[Promise, ...]:
+        """Every promise, in the order of the plan."""
+        each = ((name, key, limit) for name, limits in self.promises.items() for key, limit in limits.items())
+        return tuple(Promise.parse(*promise) for promise in each)
+
+    def points(self) -> list[dict[str, int]]:
+        """Every combination of the space, as ``{"<stage>.<knob>": value}``; one empty point where nothing is swept.
+
+        A bare stage knob is written out for each stage of the frame path; one that names its stage wins over it.
+        """
+        bare_first = sorted(self.space.items(), key=lambda item: "." in item[0])
+        columns = [[_written_out(knob, value) for value in values] for knob, values in bare_first]
+        points = [
+            {knob: value for part in parts for knob, value in part.items()} for parts in itertools.product(*columns)
+        ]
+        return [point for index, point in enumerate(points) if point not in points[:index]]
+
+
+def load_plan(path: Path | str) -> PlanSpec:
+    """The plan in a file. Raises one PlanError with a line for every mistake: file, key, and what is allowed."""
+    path = Path(path)
+    try:
+        plan = PlanSpec.model_validate(_read_yaml(path), context={"folder": path.parent})
+        plan.traffic_mix()
+        plan.script_source()
+        return plan
+    except ValidationError as error:
+        problems = [_problem(each) for each in error.errors()]
+        raise PlanError("\n".join(f"{path}: {problem}" for problem in problems)) from None
+    except InputError as error:
+        raise PlanError(f"{path}: {error}") from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML of which a repeated key is an error: the safe loader silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except OSError as error:
+        raise PlanError(f"cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise PlanError(f"{line}no valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise PlanError(f"no valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise PlanError("holds no keys; begin with 'name:', 'preset:', 'mix:', 'promises:' and 'targets_qps:'")
+    return content
+
+
+def _problem(error: Mapping) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        *parents, key = error["loc"]
+        return f"{where}: unknown key; {_hint(str(key), _keys_at(parents))}"
+    if error["type"] == "missing":
+        return f"{where}: missing; every plan needs it"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if error["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where}: {message}, not {repr(error['input'])[:60]}"
+
+
+def _keys_at(location: Iterable[str | int]) -> Iterable[str]:
+    """The keys that the model at a place of the plan knows."""
+    models = {"mix": MixSpec, "classes": ClassSpec, "ladder": LadderSpec, "confirm": ConfirmSpec}
+    model = PlanSpec
+    for part in location:
+        model = models.get(part, model)
+    return model.model_fields
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+
+
+def _parse_promise(traffic_class: str, key: str, limit: Any) -> None:
+    try:
+        Promise.parse(traffic_class, key, limit)
+    except PlanError as error:
+        raise ValueError(f"{traffic_class}: {error}") from None
+
+
+def _check_knob(knob: str, values: tuple[int, ...]) -> None:
+    if knob not in KNOBS:
+        raise ValueError(f"{knob}: unknown knob; {_hint(knob, KNOBS)}")
+    low, high = KNOBS[knob]
+    if not values or len(set(values)) != len(values) or not all(low <= value <= high for value in values):
+        raise ValueError(f"{knob}: needs different values from {low} to {high}, not {list(values)}")
+
+
+def _written_out(knob: str, value: int) -> dict[str, int]:
+    return {f"{stage}.{knob}": value for stage in wire.STAGES} if knob in STAGE_KNOBS else {knob: value}

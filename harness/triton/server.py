@@ -1,0 +1,310 @@
+"""The local Triton server: find it, start it, wait until it is ready, reload a stage, stop it, leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import grpc
+import psutil
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from harness import wire
+from harness.errors import ServerError
+from harness.triton.config import Deployment, as_json, write_repository
+
+ROOT = Path(__file__).resolve().parents[2]
+_STATE = ".harness"
+_EXIT_TIMEOUT_S = 5
+_NICE = 5  # the server yields to the instrument that measures it: a late timestamp is a wrong figure
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Where the installed wheel keeps the server, and what its Python stub needs to start."""
+
+    server: Path
+    backend: Path
+    stub: Path
+    libraries: tuple[Path, ...]
+
+
+def find_distribution() -> Distribution:
+    """The server of the nvidia-pytriton wheel. Raises ServerError that says what is missing and how to mend it."""
+    try:
+        package = Path(metadata.distribution("nvidia-pytriton").locate_file("pytriton"))
+    except metadata.PackageNotFoundError:
+        raise ServerError("the package nvidia-pytriton is not installed: run `make install`") from None
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = package / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise ServerError(f"nvidia-pytriton has no stub for Python {version}: use Python 3.11, 3.12 or 3.13")
+    return Distribution(
+        server=package / "tritonserver" / "bin" / "tritonserver",
+        backend=package / "tritonserver" / "backends" / "python",
+        stub=stub,
+        libraries=(package.parent / "nvidia_pytriton.libs", _libpython_folder()),
+    )
+
+
+def _libpython_folder() -> Path:
+    """The folder of libpythonX.Y.so.1.0, which the stub links to."""
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    places = [sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix) / "lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib"]
+    for place in places:
+        if place and (Path(place) / name).exists():
+            return Path(place)
+    raise ServerError(
+        f"{name} is nowhere on this machine, and Triton's Python backend needs it: install your system's libpython "
+        "package (Debian: libpython3-dev), or use a Python built with --enable-shared"
+    )
+
+
+class TritonServer:
+    """One tritonserver process on loopback with a deployment in it; use it as a context manager.
+
+    Attributes: ``url`` (gRPC host:port), ``metrics_url``, ``pid``, ``folder`` (configurations and log).
+    """
+
+    def __init__(self, deployment: Deployment, *, root: Path = ROOT, public: bool = False):
+        self.deployment = deployment
+        self.public = public  # others on this machine may find it by local_url()
+        remove_stale(root)
+        self.folder = root / _STATE / f"triton-{os.getpid()}-{time.monotonic_ns():x}"
+        self.shm_prefix = f"harness_{os.getpid()}_{time.monotonic_ns():x}_"
+        self.log = self.folder / "tritonserver.log"
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> TritonServer:
+        return self.start()
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def start(self, timeout_s: float = 300.0) -> TritonServer:
+        """Start and wait until every model is ready. Raises ServerError with the server's own reason."""
+        found = find_distribution()
+        self._lay_out(found)
+        http, grpc_port, metrics = free_ports(3)
+        self.url, self.metrics_url = f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics}/metrics"
+        try:
+            self._launch(found, http, grpc_port, metrics)
+            self._write_state()
+            self._wait_ready(timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def reload(self, deployment: Deployment) -> list[str]:
+        """Load the stages whose configuration changed, and no other; returns their names."""
+        before, after = self.deployment.configs(), deployment.configs()
+        changed = [model for model in wire.MODELS if before[model] != after[model]]
+        with grpc.insecure_channel(self.url) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            for model in changed:
+                _load(stub, model, as_json(after[model]))
+        self.deployment = deployment
+        return changed
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """Stop the server and its stage processes, and remove what they leave behind. Safe to call twice."""
+        if self._process is not None:
+            _end_tree(self._process)
+        remove_shared_memory(self.shm_prefix)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _lay_out(self, found: Distribution) -> None:
+        backend = self.folder / "backends" / "python"
+        shutil.copytree(found.backend, backend)
+        shutil.copy2(found.stub, backend)
+        write_repository(self.folder / "models", self.deployment)
+
+    def _launch(self, found: Distribution, http: int, grpc_port: int, metrics: int) -> None:
+        command = [str(found.server), *server_flags(self.folder / "models", self.folder / "backends")]
+        command += [f"--http-port={http}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
+        command += [f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
+        with open(self.log, "wb") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=server_environment(found),
+                start_new_session=True, preexec_fn=_die_with_parent,
+            )  # fmt: skip
+
+    def _write_state(self) -> None:
+        state = {
+            "owner": os.getpid(),
+            "pid": self.pid,
+            "url": self.url,
+            "metrics_url": self.metrics_url,
+            "shm_prefix": self.shm_prefix,
+            "preset": self.deployment.preset,
+            "public": self.public,
+        }
+        (self.folder / "state.json").write_text(json.dumps(state))
+
+    def _wait_ready(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        with grpc.insecure_channel(self.url) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            while time.monotonic() < deadline:
+                if not self.alive():
+                    raise ServerError(f"Triton ended while it was starting:\n{self._why()}")
+                if is_ready(stub):
+                    return
+                time.sleep(0.1)
+        raise ServerError(f"Triton was not ready after {timeout_s:.0f} s:\n{self._why()}")
+
+    def _why(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        telling = [line for line in lines if "failed to load" in line or "UNAVAILABLE" in line or "error:" in line]
+        return "\n".join((telling or lines)[-5:])[-2000:]
+
+
+def server_flags(models: Path, backends: Path) -> list[str]:
+    """Flags that every start uses: loopback only, explicit model control, quick and quiet."""
+    return [
+        f"--model-repository={models}",
+        f"--backend-directory={backends}",
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        "--disable-auto-complete-config",
+        "--http-address=127.0.0.1",
+        "--grpc-address=127.0.0.1",
+        "--metrics-address=127.0.0.1",
+        f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+        "--log-info=false",
+    ]
+
+
+def server_environment(found: Distribution) -> dict[str, str]:
+    """The stub takes its packages from the first python3 on PATH, and its libpython from LD_LIBRARY_PATH."""
+    environment = dict(os.environ)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    libraries = [str(folder) for folder in found.libraries] + [environment.get("LD_LIBRARY_PATH", "")]
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH", "")]))
+    environment["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")
+    environment["HF_HUB_OFFLINE"] = "1"
+    return environment
+
+
+@contextlib.contextmanager
+def serving(preset: str = "tiny", *, root: Path = ROOT, **deployment) -> Iterator[TritonServer]:
+    """A server for the length of a ``with`` block."""
+    with TritonServer(Deployment(preset=preset, **deployment), root=root) as server:
+        yield server
+
+
+def local_url(root: Path = ROOT) -> str | None:
+    """The gRPC address of a running ``harness serve``, or None."""
+    for state in _states(root):
+        if state["public"] and psutil.pid_exists(state["pid"]):
+            return state["url"]
+    return None
+
+
+def remove_stale(root: Path = ROOT) -> None:
+    """Remove what servers left behind whose owner was killed: processes, shared memory, folders."""
+    for state in _states(root):
+        if psutil.pid_exists(state["owner"]):
+            continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(state["pid"])
+            if process.name().startswith("tritonserver"):
+                _kill_tree(process)
+        remove_shared_memory(state["shm_prefix"])
+        shutil.rmtree(state["folder"], ignore_errors=True)
+
+
+def remove_shared_memory(prefix: str) -> None:
+    for region in _SHARED_MEMORY.glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that are free now, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def is_ready(stub) -> bool:
+    """Whether the server answers and the entry, which needs all other models, is loaded."""
+    try:
+        if not stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=5).ready:
+            return False
+        return all(stub.ModelReady(service_pb2.ModelReadyRequest(name=m), timeout=5).ready for m in wire.MODELS)
+    except grpc.RpcError:
+        return False
+
+
+def _load(stub, model: str, config_json: str) -> None:
+    request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+    request.parameters["config"].string_param = config_json
+    try:
+        stub.RepositoryModelLoad(request, timeout=120)
+    except grpc.RpcError as error:
+        raise ServerError(f"Triton refused the new configuration of {model}: {error.details()}") from error
+
+
+def _states(root: Path) -> list[dict]:
+    states = []
+    for file in (root / _STATE).glob("triton-*/state.json"):
+        with contextlib.suppress(OSError, ValueError):
+            states.append({**json.loads(file.read_text()), "folder": file.parent})
+    return states
+
+
+def _die_with_parent() -> None:
+    os.nice(_NICE)
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _end_tree(process: subprocess.Popen) -> None:
+    children = _children(process.pid)
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_EXIT_TIMEOUT_S + 2)
+    for child in [*_children(process.pid), *children]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def _kill_tree(process: psutil.Process) -> None:
+    for one in [*process.children(recursive=True), process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []

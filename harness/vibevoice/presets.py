@@ -1,0 +1,202 @@
+"""The model's shapes by preset, and its parts with random or released weights.
+
+Every parameter is filled by a generator seeded with its own full name, so a stage that builds one part alone
+gets the same numbers as whoever builds the whole model with the same seed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModel, VibeVoiceConfig
+from transformers.models.vibevoice.modeling_vibevoice import VibeVoiceDiffusionHead, VibeVoiceMultiModalProjector
+
+from harness.errors import InputError
+
+_TOKENIZER_DEPTHS = (3, 3, 3, 3, 3, 3, 8)
+
+
+def _config(text: dict, head: dict, filters: int, depths: tuple[int, ...], tokens: dict) -> VibeVoiceConfig:
+    tower = {"num_filters": filters, "depths": list(depths)}
+    return VibeVoiceConfig(
+        text_config={"model_type": "qwen2", "rope_theta": 1_000_000.0, "rms_norm_eps": 1e-6, **text},
+        diffusion_head_config=head,
+        audio_config={"model_type": "vibevoice_acoustic_tokenizer", "hidden_size": 64, **tower},
+        semantic_model_config={"model_type": "vibevoice_acoustic_tokenizer_encoder", "hidden_size": 128, **tower},
+        **tokens,
+    )
+
+
+def _tiny() -> VibeVoiceConfig:
+    text = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 256,
+        "vocab_size": 4096,
+        "max_position_embeddings": 65_536,
+        "tie_word_embeddings": True,
+    }
+    tokens = {
+        "pad_token_id": 4092,
+        "eos_token_id": 4092,
+        "audio_bos_token_id": 4093,
+        "audio_eos_token_id": 4094,
+        "audio_token_id": 4095,
+    }
+    return _config(text, {"num_hidden_layers": 2, "intermediate_size": 192}, 2, (1,) * 7, tokens)
+
+
+def _b1_5() -> VibeVoiceConfig:
+    text = {
+        "hidden_size": 1536,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8960,
+        "vocab_size": 151_936,
+        "max_position_embeddings": 65_536,
+        "tie_word_embeddings": True,
+    }
+    return _config(text, {"num_hidden_layers": 4, "intermediate_size": 4608}, 32, _TOKENIZER_DEPTHS, {})
+
+
+def _b7() -> VibeVoiceConfig:
+    text = {
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18_944,
+        "vocab_size": 152_064,
+        "max_position_embeddings": 32_768,
+        "tie_word_embeddings": False,
+    }
+    return _config(text, {"num_hidden_layers": 4, "intermediate_size": 10_752}, 32, _TOKENIZER_DEPTHS, {})
+
+
+PRESETS = {"tiny": _tiny, "1.5b": _b1_5, "7b": _b7}
+
+
+def preset_config(preset: str) -> VibeVoiceConfig:
+    """The configuration of a preset: ``tiny``, ``1.5b`` or ``7b``. Raises InputError for another name."""
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {preset!r}: use one of {', '.join(PRESETS)}")
+    return PRESETS[preset]()
+
+
+class Weights:
+    """Builds the model's parts one by one, from a checkpoint folder or at random by seed.
+
+    ``checkpoint`` is a folder in the layout of ``vibevoice/VibeVoice-1.5B-hf``: config.json and safetensors.
+    """
+
+    def __init__(self, preset: str = "tiny", seed: int = 0, checkpoint: str = "", device: str = "cpu"):
+        self.checkpoint = Path(checkpoint) if checkpoint else None
+        if self.checkpoint and not (self.checkpoint / "config.json").is_file():
+            raise InputError(f"{self.checkpoint} is not a checkpoint folder: it holds no config.json")
+        self.config = VibeVoiceConfig.from_pretrained(checkpoint) if checkpoint else preset_config(preset)
+        self.seed = seed
+        self.device = torch.device(device)
+        self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+
+    def backbone(self, attention: str = "sdpa") -> nn.Module:
+        build = lambda: AutoModel.from_config(deepcopy(self.config.text_config), attn_implementation=attention)  # noqa: E731
+        return self._ready(build, "model.language_model.")
+
+    def head_rows(self, token_ids: list[int]) -> torch.Tensor:
+        """Rows of the output matrix for the few legal tokens: float [tokens, hidden]."""
+        tied = self.config.text_config.tie_word_embeddings
+        name = "model.language_model.embed_tokens.weight" if tied else "lm_head.weight"
+        shape = (self.config.text_config.vocab_size, self.config.text_config.hidden_size)
+        full = self._tensor(name) if self.checkpoint else _random_tensor(name, shape, self.seed, self.device)
+        return full[token_ids].to(self.device, self.dtype).clone()
+
+    def acoustic_connector(self) -> nn.Module:
+        sizes = self.config.audio_config.hidden_size, self.config.text_config.hidden_size
+        return self._ready(lambda: VibeVoiceMultiModalProjector(*sizes), "model.multi_modal_projector.")
+
+    def semantic_connector(self) -> nn.Module:
+        sizes = self.config.semantic_model_config.hidden_size, self.config.text_config.hidden_size
+        return self._ready(lambda: VibeVoiceMultiModalProjector(*sizes), "model.semantic_connector.")
+
+    def diffusion_head(self) -> nn.Module:
+        return self._ready(
+            lambda: VibeVoiceDiffusionHead(self.config.diffusion_head_config), "model.diffusion_head."
+        )
+
+    def acoustic_decoder(self) -> nn.Module:
+        config = self.config.audio_config.decoder_config
+        return self._ready(lambda: AutoModel.from_config(config), "model.audio_tower.decoder.")
+
+    def acoustic_encoder(self) -> nn.Module:
+        config = self.config.audio_config.encoder_config
+        return self._ready(lambda: AutoModel.from_config(config), "model.audio_tower.encoder.")
+
+    def semantic_encoder(self) -> nn.Module:
+        config = self.config.semantic_model_config
+        return self._ready(lambda: AutoModel.from_config(config), "model.semantic_tokenizer_encoder.")
+
+    def latent_scale_and_bias(self) -> tuple[float, float]:
+        """Factors that map the encoder's latents to the diffusion head's: (z + bias) * scale."""
+        if not self.checkpoint:
+            return RANDOM_LATENT_SCALE, RANDOM_LATENT_BIAS
+        return tuple(float(self._tensor(f"model.latent_{name}_factor")) for name in ("scaling", "bias"))
+
+    def _ready(self, build, prefix: str) -> nn.Module:
+        with torch.device(self.device):
+            module = build()
+        if self.checkpoint:
+            state = {name: self._tensor(prefix + name) for name, _ in module.named_parameters()}
+            module.load_state_dict(state, strict=False)
+        else:
+            randomise_(module, self.seed, prefix)
+        return module.to(self.dtype).eval().requires_grad_(False)
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        index = self.checkpoint / "model.safetensors.index.json"
+        file = json.loads(index.read_text())["weight_map"].get(name) if index.is_file() else "model.safetensors"
+        try:
+            with safe_open(self.checkpoint / file, framework="pt", device=str(self.device)) as tensors:
+                return tensors.get_tensor(name)
+        except Exception as error:
+            raise InputError(f"checkpoint {self.checkpoint} holds no readable tensor {name}: {error}") from error
+
+
+RANDOM_LATENT_SCALE = 0.2
+RANDOM_LATENT_BIAS = -0.05
+
+
+def randomise_(module: nn.Module, seed: int, prefix: str = "") -> None:
+    """Fill a module's parameters in place by seed and full name; see ``_random_tensor`` for the sizes."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(_random_tensor(prefix + name, parameter.shape, seed, parameter.device))
+
+
+def _random_tensor(name: str, shape, seed: int, device) -> torch.Tensor:
+    """Matrices of unit gain (fan-in), norms near one, biases near zero.
+
+    The diffusion head's modulation and the layer scales stay small, as networks of these kinds are initialised.
+    With all gains at one the frame loop is chaotic, and float32 noise of 1e-6 grows to 1 within 100 frames.
+    """
+    if name.endswith("latent_scaling_factor"):
+        return torch.tensor(RANDOM_LATENT_SCALE, device=device)
+    if name.endswith("latent_bias_factor"):
+        return torch.tensor(RANDOM_LATENT_BIAS, device=device)
+    generator = torch.Generator(device=device).manual_seed(zlib.crc32(name.encode()) + seed)
+    noise = torch.randn(*shape, generator=generator, device=device)
+    if len(shape) > 1:
+        modulation = "diffusion_head" in name and name.endswith((".linear.weight", ".linear_1.weight"))
+        return noise * (0.1 if modulation else 1.0) / math.sqrt(math.prod(shape[1:]))
+    centre = 0.0 if name.endswith("bias") else 0.1 if "gamma" in name else 1.0
+    return centre + 0.02 * noise

@@ -1,0 +1,46 @@
+"""Text to token ids: the checkpoint's own tokenizer, or a stand-in that yields as many tokens as it would."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+
+# Words with their leading space, single digits, runs of punctuation, line ends: the cuts of Qwen2's tokenizer.
+_PIECES = re.compile(r" ?[^\W\d_]+|\d|\n+| ?[^\s\w]+|\s+|_")
+_LONGEST_PIECE = 7  # letters; gives the 1.31 to 1.42 tokens per English word of the released tokenizer
+
+
+class StandInTokenizer:
+    """Cuts text as the released tokenizer does and hashes each piece to an id: right in number, not in meaning."""
+
+    def __init__(self, vocab_size: int, reserved: int):
+        self.ids = vocab_size - reserved
+
+    def encode(self, text: str) -> list[int]:
+        pieces = (piece for match in _PIECES.finditer(text) for piece in _cut(match.group()))
+        return [zlib.crc32(piece.encode()) % self.ids for piece in pieces]
+
+
+class CheckpointTokenizer:
+    """The tokenizer that lies in a checkpoint folder."""
+
+    def __init__(self, folder: Path):
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+
+def tokenizer_for(config, checkpoint: str = ""):
+    """The tokenizer for a model: ``config`` is its VibeVoiceConfig, ``checkpoint`` its folder or empty."""
+    if checkpoint:
+        return CheckpointTokenizer(Path(checkpoint))
+    special = min(config.pad_token_id, config.audio_bos_token_id)
+    return StandInTokenizer(config.text_config.vocab_size, config.text_config.vocab_size - special)
+
+
+def _cut(piece: str) -> list[str]:
+    return [piece[i : i + _LONGEST_PIECE + 1] for i in range(0, len(piece), _LONGEST_PIECE + 1)]

@@ -1,0 +1,25 @@
+"""The voice encoder: a voice sample becomes the acoustic frames that stand for it in the prompt."""
+
+from __future__ import annotations
+
+import torch
+
+from harness import wire
+from harness.vibevoice.presets import Weights
+
+
+class VoiceStage:
+    """Waveforms to acoustic frames, scaled as the diffusion head knows them."""
+
+    def __init__(self, weights: Weights):
+        self.encoder = weights.acoustic_encoder()
+        self.scale, self.bias = weights.latent_scale_and_bias()
+        self.device, self.dtype = weights.device, weights.dtype
+
+    @torch.inference_mode()
+    def encode(self, waveform: torch.Tensor) -> torch.Tensor:
+        """waveform [samples] -> acoustic frames [ceil(samples / 3200), 64]."""
+        short = -len(waveform) % wire.SAMPLES_PER_FRAME
+        padded = torch.nn.functional.pad(waveform.to(self.device, self.dtype), (0, short))
+        latents = self.encoder(padded[None, None]).latents[0]
+        return ((latents + self.bias) * self.scale).float().cpu()

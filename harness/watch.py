@@ -1,0 +1,110 @@
+"""The live look at streams under way: what the load test's page shows before any request has ended.
+
+Figures here are for watching. Verdicts come from the records (``metrics``), which hold every chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass
+
+from harness import wire
+from harness.records import Request
+
+STALL_NS = 50_000_000  # a shorter pause is not counted here
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A stream under way that has been heard. ``rtf`` is NaN until its second chunk."""
+
+    traffic_class: str
+    ttfa_s: float
+    rtf: float
+    stalls: int
+    audio_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One look. ``samples`` and ``stalls`` count from the start of the test."""
+
+    active: int = 0
+    waiting: int = 0  # submitted ahead, not yet due
+    samples: int = 0
+    stalls: int = 0
+    audio_s_per_s: float = 0.0
+    running: tuple[Running, ...] = ()
+
+    def __add__(self, other: Progress) -> Progress:
+        names = self.__slots__
+        return Progress(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    def to_plain(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: dict) -> Progress:
+        return cls(**{**plain, "running": tuple(Running(**each) for each in plain["running"])})
+
+
+class _Playback:
+    """One stream as a listener hears it, who starts to listen at its first chunk."""
+
+    __slots__ = ("request", "first_ns", "last_ns", "first_samples", "samples", "plays_until_ns", "stalls")
+
+    def __init__(self, request: Request, now_ns: int, samples: int):
+        self.request = request
+        self.first_ns = self.plays_until_ns = now_ns
+        self.first_samples, self.samples, self.stalls = samples, 0, 0
+        self.hear(now_ns, samples)
+
+    def hear(self, now_ns: int, samples: int) -> bool:
+        """Add a chunk; whether the listener had to wait for it."""
+        stalled = now_ns - self.plays_until_ns > STALL_NS
+        self.stalls += stalled
+        self.last_ns = now_ns
+        self.samples += samples
+        self.plays_until_ns = max(self.plays_until_ns, now_ns) + round(samples * 1e9 / wire.SAMPLE_RATE_HZ)
+        return stalled
+
+    def running(self) -> Running:
+        later_s = (self.samples - self.first_samples) / wire.SAMPLE_RATE_HZ
+        return Running(
+            traffic_class=self.request.traffic_class,
+            ttfa_s=(self.first_ns - self.request.due_ns) / 1e9,
+            rtf=(self.last_ns - self.first_ns) / 1e9 / later_s if later_s else math.nan,
+            stalls=self.stalls,
+            audio_s=self.samples / wire.SAMPLE_RATE_HZ,
+        )
+
+
+class Watch:
+    """Counts chunks as they come, in constant time each."""
+
+    def __init__(self, now_ns: int):
+        self._playbacks: dict[Hashable, _Playback] = {}
+        self._samples = self._stalls = 0
+        self._looked_samples, self._looked_ns = 0, now_ns
+
+    def chunk(self, stream: Hashable, request: Request, now_ns: int, samples: int) -> None:
+        self._samples += samples
+        playback = self._playbacks.get(stream)
+        if playback is None:
+            self._playbacks[stream] = _Playback(request, now_ns, samples)
+        else:
+            self._stalls += playback.hear(now_ns, samples)
+
+    def forget(self, stream: Hashable) -> None:
+        """The stream has ended: its Result says the rest."""
+        self._playbacks.pop(stream, None)
+
+    def look(self, active: int, waiting: int, now_ns: int) -> Progress:
+        """What there is to see; ``audio_s_per_s`` is the mean since the look before."""
+        audio_s = (self._samples - self._looked_samples) / wire.SAMPLE_RATE_HZ
+        seconds = (now_ns - self._looked_ns) / 1e9
+        self._looked_samples, self._looked_ns = self._samples, now_ns
+        running = tuple(playback.running() for playback in self._playbacks.values())
+        rate = audio_s / seconds if seconds > 0 else 0.0
+        return Progress(active, waiting, self._samples, self._stalls, rate, running)

@@ -1,0 +1,55 @@
+"""Names, types and limits that client and server share: the contract of the ensemble."""
+
+SAMPLE_RATE_HZ = 24_000
+SAMPLES_PER_FRAME = 3_200
+FRAMES_PER_SECOND = SAMPLE_RATE_HZ / SAMPLES_PER_FRAME  # 7.5
+SECONDS_PER_FRAME = SAMPLES_PER_FRAME / SAMPLE_RATE_HZ  # 0.1333…
+MAX_FRAMES = 40_500  # 90 minutes
+MAX_SPEAKERS = 4
+LATENT_SIZE = 64
+SEMANTIC_SIZE = 128
+DEFAULT_GUIDANCE_SCALE = 1.3
+NO_VOICE = 0  # the voice id of a speaker without a voice sample
+
+# Models
+ENTRY = "vibevoice_full_pipeline"
+FRAME = "vibevoice_frame"
+LLM = "vibevoice_llm_encoder"
+DIFFUSION = "diffusion_decoder"
+VOCODER = "neural_vocoder"
+VOICE = "voice_encoder"
+STAGES = (LLM, DIFFUSION, VOCODER)  # the frame path, in order
+MODELS = (ENTRY, FRAME, LLM, DIFFUSION, VOCODER, VOICE)
+
+# Tensors of the entry: (name, Triton type)
+TEXT_INPUT = "text_input"  # BYTES [1], UTF-8
+SPEAKER_IDS = "speaker_ids"  # INT32 [speakers]: the voice of speaker 1, 2, …; 0 = no voice sample
+FRAMES = "frames"  # INT32 [1]: frames to speak; left out = as long as the text takes
+START_FRAME = "start_frame"  # INT32 [1]: frames taken as spoken already
+CHUNK_FRAMES = "chunk_frames"  # INT32 [1]: frames in one response
+SEED = "seed"  # INT64 [1]: seed of the diffusion noise
+GUIDANCE_SCALE = "guidance_scale"  # FP32 [1]
+AUDIO_OUTPUT = "audio_output"  # FP32 [samples]
+FRAME_INDEX = "frame_index"  # INT32 [1]: index of the chunk's first frame in this response stream
+SENT_AT_NS = "sent_at_ns"  # INT64 [1]: the server's CLOCK_MONOTONIC when the chunk left
+
+# Tensors between the stages
+TOKEN_IDS = "token_ids"  # INT32 [tokens]
+VOICE_FRAMES = "voice_frames"  # FP32 [voice frames x 64], flat
+SESSION = "session"  # INT32 [4]: opens a session: prompt tokens, frames it may hold, frames taken as spoken, forced (1 = speak until told to stop)
+PREVIOUS_LATENT = "previous_latent"  # the ensemble's name for the latent of the frame before
+PREVIOUS_SEMANTIC = "previous_semantic"
+LATENT = "latent"  # FP32 [64]
+SEMANTIC = "semantic"  # FP32 [128]
+CONDITION = "condition"  # FP32 [2, hidden]: with and without the prompt
+TOKEN = "token"  # INT32 [1]: one of the TOKEN_* below
+NOISE = "noise"  # FP32 [64]
+GUIDANCE = "guidance"  # FP32 [1]
+AUDIO = "audio"  # FP32 [3200]
+WAVEFORM = "waveform"  # FP32 [samples]
+
+# What the LLM stage says next, independent of a checkpoint's own token ids
+TOKEN_SPEECH_FRAME = 0
+TOKEN_SPEECH_BEGIN = 1
+TOKEN_SPEECH_END = 2
+TOKEN_END_OF_TEXT = 3

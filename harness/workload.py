@@ -1,0 +1,356 @@
+"""The traffic mix: which class of request comes next, how long it speaks, who speaks, and the script."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from harness import wire
+from harness.errors import InputError, ScriptError
+from harness.records import Request
+from harness.script import Turn, count_speakers, count_words, format_script, parse_script, validate_utf8
+
+WORDS_PER_FRAME = 24 / 60  # 180 words a minute of audio
+MAX_SECONDS = wire.MAX_FRAMES * wire.SECONDS_PER_FRAME
+_QUANTILES = 1 << 14
+
+
+@dataclass(frozen=True, eq=False)
+class Lengths:
+    """A distribution of speech lengths, kept as a sorted table of equally likely frame counts.
+
+    ``frames``: int64 [n], each within 1 to 40,500. A continuous distribution is the table of its 16,384
+    midpoint quantiles, so the mean is exactly that of what is sampled.
+    """
+
+    frames: np.ndarray
+
+    @classmethod
+    def parse(cls, spec: Mapping, folder: Path | str = ".") -> Lengths:
+        """Lengths from one of, all in seconds of audio:
+
+        ``{"fixed": 10}``, ``{"uniform": [4, 16]}``,
+        ``{"lognormal": {"median": 90, "sigma": 0.5, "max": 300}}`` (the median is that before the cut at ``max``,
+        which may be left out for 90 minutes) or ``{"empirical": "file.csv"}`` (its column ``seconds``, or its
+        first; relative to ``folder``). Raises InputError.
+        """
+        if not isinstance(spec, Mapping) or len(spec) != 1 or next(iter(spec)) not in _SHAPES:
+            raise InputError(f"a length is one of {', '.join(_SHAPES)}, in seconds of audio, not {spec!r}")
+        (kind, value), *_ = spec.items()
+        seconds = _SHAPES[kind](value) if kind != "empirical" else _empirical(Path(folder) / str(value))
+        frames = np.rint(np.sort(seconds) * wire.FRAMES_PER_SECOND)
+        return cls(np.clip(frames, 1, wire.MAX_FRAMES).astype(np.int64))
+
+    def mean_frames(self) -> float:
+        return float(self.frames.mean())
+
+    def sample(self, rng: np.random.Generator, n: int | None = None) -> int | np.ndarray:
+        """One length in frames, or an int64 array of ``n``."""
+        drawn = self.frames[rng.integers(len(self.frames), size=n)]
+        return int(drawn) if n is None else drawn
+
+    def sample_in_progress(self, rng: np.random.Generator) -> int:
+        """The length of a session found in progress: found more often in proportion to its length."""
+        return int(self.frames[np.searchsorted(self._work, rng.random() * self._work[-1], side="right")])
+
+    @cached_property
+    def _work(self) -> np.ndarray:
+        return np.cumsum(self.frames)
+
+
+@dataclass(frozen=True)
+class TrafficClass:
+    """A share of the traffic with its own lengths; ``speakers`` is the lowest and highest number of them."""
+
+    name: str
+    weight: float
+    length: Lengths
+    speakers: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        low, high = self.speakers
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise InputError(f"class {self.name}: weight {self.weight} must be above 0")
+        if not 1 <= low <= high <= wire.MAX_SPEAKERS:
+            raise InputError(f"class {self.name}: speakers [{low}, {high}] must lie in 1 to {wire.MAX_SPEAKERS}")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a mix says the next request is; ``phase`` of its ``frames`` have been spoken already."""
+
+    traffic_class: str
+    frames: int
+    speakers: int
+    phase: int = 0
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Classes of traffic, drawn by weight. ``voices``: voice ids that each speaker draws from."""
+
+    name: str
+    classes: tuple[TrafficClass, ...]
+    chunk_frames: int = 1
+    voices: tuple[int, ...] = (wire.NO_VOICE,)
+
+    def __post_init__(self) -> None:
+        names = [each.name for each in self.classes]
+        if not names or len(set(names)) != len(names):
+            raise InputError(f"mix {self.name}: needs one class or more, each with its own name; has {names}")
+
+    def mean_frames(self) -> float:
+        """Mean frames of a request, over all classes."""
+        return float(self._shares @ [each.length.mean_frames() for each in self.classes])
+
+    def sample(self, rng: np.random.Generator) -> Draw:
+        """A new request."""
+        chosen = self.classes[rng.choice(len(self.classes), p=self._shares)]
+        return Draw(chosen.name, chosen.length.sample(rng), _between(rng, chosen.speakers))
+
+    def sample_in_progress(self, rng: np.random.Generator) -> Draw:
+        """A session found at a random moment of the steady state.
+
+        Renewal theory (the inspection paradox): its class and length come up in proportion to their work, and
+        its phase is uniform over that length.
+        """
+        work = self._shares * [each.length.mean_frames() for each in self.classes]
+        chosen = self.classes[rng.choice(len(self.classes), p=work / work.sum())]
+        frames = chosen.length.sample_in_progress(rng)
+        return Draw(chosen.name, frames, _between(rng, chosen.speakers), phase=int(rng.integers(frames)))
+
+    @cached_property
+    def _shares(self) -> np.ndarray:
+        weights = np.array([each.weight for each in self.classes], dtype=float)
+        return weights / weights.sum()
+
+
+def requests(
+    mix: Mix, rng: np.random.Generator, scripts: ScriptSource, *, steady: bool = False
+) -> Iterator[Request]:
+    """Endless requests of ``mix``, all with ``due_ns`` 0; an id is a number drawn from ``rng`` and a counter.
+
+    ``steady``: sessions found in progress instead of new ones, so that traffic of 90-minute requests is in its
+    steady state from the first second. Take as many as the window starts with, then go on with new ones.
+    """
+    series = f"{int(rng.integers(1 << 48)):012x}"
+    number = 0
+    while True:
+        draw = mix.sample_in_progress(rng) if steady else mix.sample(rng)
+        script, speakers = scripts.script(rng, draw.frames, draw.speakers)
+        yield Request(
+            request_id=f"{series}-{number}",
+            traffic_class=draw.traffic_class,
+            script=script,
+            speaker_ids=tuple(int(voice) for voice in rng.choice(mix.voices, size=speakers)),
+            frames=draw.frames - draw.phase,
+            start_frame=draw.phase,
+            chunk_frames=mix.chunk_frames,
+            seed=int(rng.integers(1 << 31)),
+        )
+        number += 1
+
+
+@dataclass(frozen=True)
+class ScriptSource:
+    """Scripts of a wanted length: generated, or cut from real files (``ScriptSource.from_folder``)."""
+
+    files: tuple[tuple[Turn, ...], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def from_folder(cls, folder: Path | str) -> ScriptSource:
+        """The ``.txt`` scripts of a folder, in order of name. Raises ScriptError naming the file."""
+        paths = sorted(Path(folder).glob("*.txt"))
+        if not paths:
+            raise ScriptError(f"{folder}: no .txt file here; give a folder of 'Speaker N: text' scripts")
+        return cls(tuple(_read_script(path) for path in paths))
+
+    def script(self, rng: np.random.Generator, frames: int, speakers: int) -> tuple[str, int]:
+        """A script of about 180 words a minute of audio, and its number of speakers.
+
+        The speakers of a real file win over those asked for; it is cut, or repeated, to the words needed.
+        """
+        words = max(math.ceil(frames * WORDS_PER_FRAME), 1)
+        if self.files:
+            turns = _fit_words(self.files[rng.integers(len(self.files))], words)
+        else:
+            turns = _generate_turns(rng, max(words, speakers), speakers)
+        return format_script(turns), count_speakers(turns)
+
+
+def _fixed(value: float) -> np.ndarray:
+    return np.array([_seconds("fixed", value)])
+
+
+def _uniform(value: tuple[float, float]) -> np.ndarray:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise InputError(f"uniform takes [lowest, highest] seconds, not {value!r}")
+    low, high = (_seconds("uniform", bound) for bound in value)
+    if low > high:
+        raise InputError(f"uniform: the lowest, {low:g} s, is above the highest, {high:g} s")
+    return low + (high - low) * _midpoints()
+
+
+def _lognormal(value: Mapping) -> np.ndarray:
+    if not isinstance(value, Mapping) or not {"median", "sigma"} <= set(value) <= {"median", "sigma", "max"}:
+        raise InputError(f"lognormal takes median, sigma and (if you like) max, not {value!r}")
+    median = _seconds("lognormal median", value["median"])
+    longest = _seconds("lognormal max", value.get("max", MAX_SECONDS))
+    sigma = value["sigma"]
+    if not _is_number(sigma) or not 0 < sigma <= 5:
+        raise InputError(f"lognormal: sigma {sigma!r} must be above 0 and at most 5")
+    if longest < median:
+        raise InputError(f"lognormal: max, {longest:g} s, is below the median, {median:g} s")
+    below_longest = ndtr(math.log(longest / median) / sigma)
+    return median * np.exp(sigma * ndtri(_midpoints() * below_longest))
+
+
+def _empirical(path: Path) -> np.ndarray:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give a CSV file of seconds") from None
+    column = rows[0].index("seconds") if rows and "seconds" in rows[0] else 0
+    try:
+        start = 0 if rows and _is_float(rows[0][column]) else 1
+        seconds = np.array([float(row[column]) for row in rows[start:]])
+    except (ValueError, IndexError) as error:
+        raise InputError(f"{path}: a row holds no length in seconds ({error})") from None
+    if not len(seconds) or not np.all(np.isfinite(seconds) & (seconds > 0)):
+        raise InputError(f"{path}: needs at least one length, each above 0 seconds")
+    return seconds
+
+
+_SHAPES = {"fixed": _fixed, "uniform": _uniform, "lognormal": _lognormal, "empirical": _empirical}
+
+
+def _midpoints() -> np.ndarray:
+    return (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+
+
+def _seconds(what: str, value: float) -> float:
+    if not _is_number(value) or not 0 < value <= MAX_SECONDS:
+        raise InputError(f"{what}: {value!r} must be seconds above 0 and at most {MAX_SECONDS:g}")
+    return float(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _between(rng: np.random.Generator, bounds: tuple[int, int]) -> int:
+    return int(rng.integers(bounds[0], bounds[1] + 1))
+
+
+def _read_script(path: Path) -> tuple[Turn, ...]:
+    try:
+        return tuple(parse_script(validate_utf8(path.read_bytes())))
+    except ScriptError as error:
+        raise ScriptError(f"{path}: {error}") from None
+
+
+def _fit_words(turns: tuple[Turn, ...], words: int) -> list[Turn]:
+    repeats, rest = divmod(words, count_words(turns))
+    fitted = list(turns) * repeats
+    for turn in turns:
+        if not rest:
+            break
+        spoken = turn.text.split()[:rest]
+        rest -= len(spoken)
+        fitted.append(Turn(turn.speaker, " ".join(spoken)))
+    return fitted
+
+
+def _generate_turns(rng: np.random.Generator, words: int, speakers: int) -> list[Turn]:
+    spoken = _VOCABULARY[rng.integers(len(_VOCABULARY), size=words)].tolist()
+    ends = _turn_ends(rng, words, speakers)
+    order = _speaker_order(rng, len(ends), speakers)
+    turns = zip(order, [0, *ends[:-1]], ends, strict=True)
+    return [Turn(speaker, _sentences(rng, spoken[start:end])) for speaker, start, end in turns]
+
+
+def _turn_ends(rng: np.random.Generator, words: int, speakers: int) -> list[int]:
+    """Word counts at which turns end: median 32 words, as in recorded talk; at least a turn a speaker."""
+    sizes = np.maximum(rng.lognormal(math.log(32), 0.8, size=words // 8 + 1).astype(int), 4)
+    ends = np.cumsum(sizes)
+    ends = [*ends[ends < words].tolist(), words]
+    if len(ends) < speakers:
+        ends = [words * turn // speakers for turn in range(1, speakers + 1)]
+    return ends
+
+
+def _speaker_order(rng: np.random.Generator, turns: int, speakers: int) -> list[int]:
+    """Everyone speaks once, in order; after that, whoever did not speak last."""
+    if speakers == 1:
+        return [1] * turns
+    steps = rng.integers(1, speakers, size=turns)
+    steps[:speakers] = 1
+    return ((np.cumsum(steps) - 1) % speakers + 1).tolist()
+
+
+def _sentences(rng: np.random.Generator, words: list[str]) -> str:
+    pieces = []
+    lengths = rng.integers(5, 20, size=len(words) // 5 + 1).tolist()
+    while words:
+        length = lengths.pop()
+        sentence, words = words[:length], words[length:]
+        pieces.append(" ".join(sentence).capitalize() + ("?" if length % 7 == 0 else "."))
+    return " ".join(pieces)
+
+
+# Function words stand more than once, as they do in speech.
+_VOCABULARY = np.array(
+    (
+        "the the the the of of and and and to to to a a in in is is you you that that it it we we I'm so so "
+        "but or with with for on was are they this this have have what about just like really because there "
+        "from when how well yeah right think know people time year way thing world question story idea show "
+        "research system data climate market company science language energy history music machine "
+        "university government technology important different interesting wonderful difficult remarkable "
+        "possible recent simple global early actually basically certainly probably suddenly together "
+        "usually finally exactly nearly almost again listen remember explain imagine understand consider "
+        "believe happen change measure follow discover begin audience conversation example evidence "
+        "decision experience generation information temperature population morning evening country river "
+        "mountain ocean winter engine window garden kitchen hospital neighbour"
+    ).split()
+)
+
+
+def _mix(name: str, **classes: tuple[float, dict, tuple[int, int]]) -> Mix:
+    parts = ((key, weight, Lengths.parse(spec), who) for key, (weight, spec, who) in classes.items())
+    return Mix(name, tuple(TrafficClass(*part) for part in parts))
+
+
+_SHORT = {"lognormal": {"median": 10, "sigma": 0.6, "max": 60}}
+_PODCAST = {"lognormal": {"median": 2400, "sigma": 0.5, "max": 5400}}
+
+MIXES = {
+    mix.name: mix
+    for mix in (
+        _mix("shorts", short=(1.0, _SHORT, (1, 2))),
+        _mix("podcast", long=(1.0, _PODCAST, (2, 4))),
+        _mix("mixed", short=(0.95, _SHORT, (1, 2)), long=(0.05, _PODCAST, (2, 4))),
+        _mix("ninety", long=(1.0, {"fixed": 5400}, (2, 4))),
+        _mix(
+            "quick",
+            short=(0.7, {"uniform": [4, 16]}, (1, 2)),
+            long=(0.3, {"lognormal": {"median": 60, "sigma": 0.5, "max": 240}}, (2, 4)),
+        ),
+    )
+}
+"""Named mixes; ``mixed`` is 95% short requests by count and over 90% long ones by work."""

@@ -1,0 +1,15 @@
+"""Triton adapter of the diffusion stage: stateless, any requests share a batch."""
+
+from harness import wire
+from harness.vibevoice import backend
+from harness.vibevoice.diffusion import DiffusionStage
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.stage = DiffusionStage(backend.weights(args))
+
+    def execute(self, requests):
+        condition, noise = backend.rows(requests, wire.CONDITION), backend.rows(requests, wire.NOISE)
+        latent = self.stage.denoise(condition, noise, backend.rows(requests, wire.GUIDANCE)).cpu()
+        return [backend.response(**{wire.LATENT: latent[i : i + 1]}) for i in range(len(requests))]

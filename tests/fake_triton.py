@@ -1,0 +1,162 @@
+"""A small server of Triton's gRPC protocol that speaks on a fixed timetable: the network's one seam in fast tests.
+
+As a program (``python tests/fake_triton.py --interval 0.1333``) it prints its address and serves until stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import struct
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc.service_pb2_grpc import (
+    GRPCInferenceServiceServicer,
+    add_GRPCInferenceServiceServicer_to_server,
+)
+
+from harness import wire
+
+
+@dataclass
+class Timetable:
+    """When chunks leave, counted from the request's arrival, and how the stream goes wrong if it is to."""
+
+    first_s: float = 0.0
+    interval_s: float = 0.0
+    stalls: dict[int, float] = field(default_factory=dict)  # chunk index -> extra seconds before it
+    stop_after: int | None = None  # chunks after which the stream ends with its final response
+    fail_after: int | None = None  # chunks after which an error message is sent
+    hang_after: int | None = None  # chunks after which nothing more comes
+    error: str = "the decoder ran out of memory"
+    ready: bool = True
+    model_ready: bool = True
+
+
+def inputs_of(request: pb.ModelInferRequest) -> dict[str, object]:
+    """The tensors of a request, decoded."""
+    dtypes = {"INT32": "<i4", "INT64": "<i8", "FP32": "<f4"}
+    values = {}
+    for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+        if tensor.datatype == "BYTES":
+            (size,) = struct.unpack("<I", raw[:4])
+            values[tensor.name] = raw[4 : 4 + size].decode("utf-8")
+        else:
+            values[tensor.name] = np.frombuffer(raw, dtypes[tensor.datatype]).reshape(tensor.shape).tolist()
+    return values
+
+
+def audio_response(first_frame: int, samples: int) -> pb.ModelStreamInferResponse:
+    response = pb.ModelStreamInferResponse()
+    infer = response.infer_response
+    for name, datatype, size, raw in (
+        (wire.AUDIO_OUTPUT, "FP32", samples, bytes(4 * samples)),
+        (wire.FRAME_INDEX, "INT32", 1, struct.pack("<i", first_frame)),
+        (wire.SENT_AT_NS, "INT64", 1, struct.pack("<q", time.monotonic_ns())),
+    ):
+        infer.outputs.add(name=name, datatype=datatype, shape=[size])
+        infer.raw_output_contents.append(raw)
+    return response
+
+
+class FakeTriton(GRPCInferenceServiceServicer):
+    """Serves ``timetable``; ``requests`` keeps the decoded inputs, ``cancelled`` counts clients that left."""
+
+    def __init__(self, timetable: Timetable):
+        self.timetable = timetable
+        self.requests: list[dict[str, object]] = []
+        self.cancelled = 0
+
+    async def ServerReady(self, request, context):
+        return pb.ServerReadyResponse(ready=self.timetable.ready)
+
+    async def ModelReady(self, request, context):
+        return pb.ModelReadyResponse(ready=self.timetable.model_ready and request.name == wire.ENTRY)
+
+    async def ModelStreamInfer(self, request_iterator, context):
+        arrived_s = time.monotonic()
+        try:
+            async for request in request_iterator:
+                self.requests.append(inputs_of(request))
+                async for response in self._speak(self.requests[-1], arrived_s):
+                    yield response
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    async def _speak(self, inputs, arrived_s):
+        table = self.timetable
+        frames, size = inputs[wire.FRAMES][0], inputs[wire.CHUNK_FRAMES][0]
+        due_s = arrived_s + table.first_s
+        for index, first in enumerate(range(0, frames, size)):
+            if index == table.fail_after:
+                yield pb.ModelStreamInferResponse(error_message=table.error)
+                return
+            if index == table.hang_after:
+                await asyncio.Event().wait()
+            if index == table.stop_after:
+                break
+            due_s += table.stalls.get(index, 0.0)
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            yield audio_response(first, min(size, frames - first) * wire.SAMPLES_PER_FRAME)
+            due_s += table.interval_s
+        final = pb.ModelStreamInferResponse()
+        final.infer_response.parameters["triton_final_response"].bool_param = True
+        yield final
+
+
+async def start(fake: FakeTriton, port: int = 0) -> tuple[grpc.aio.Server, str]:
+    """A started server and its address, on 127.0.0.1; port 0 takes a free one."""
+    server = grpc.aio.server()
+    add_GRPCInferenceServiceServicer_to_server(fake, server)
+    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    return server, f"127.0.0.1:{bound}"
+
+
+@contextmanager
+def serving(timetable: Timetable):
+    """Serve from a thread of this process: yields the FakeTriton with its ``url``, and ``kill()`` to end it early."""
+    fake, loop, started = FakeTriton(timetable), asyncio.new_event_loop(), threading.Event()
+
+    async def boot():
+        fake.server, fake.url = await start(fake)
+        started.set()
+
+    def run():
+        loop.run_until_complete(boot())
+        loop.run_forever()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    started.wait(10)
+    fake.kill = lambda: asyncio.run_coroutine_threadsafe(fake.server.stop(None), loop).result(10)
+    try:
+        yield fake
+    finally:
+        fake.kill()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--first", type=float, default=0.1, help="seconds to the first chunk")
+    parser.add_argument("--interval", type=float, default=wire.SECONDS_PER_FRAME, help="seconds between chunks")
+    options = parser.parse_args()
+    fake = FakeTriton(Timetable(first_s=options.first, interval_s=options.interval))
+    server, url = await start(fake, options.port)
+    print(url, flush=True)
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())
