@@ -1,13 +1,13 @@
 """Every error that a user can meet; each message says what is wrong, where, and how to mend it.
 
-    HarnessError
-    ├── InputError          something the user wrote: a script, an option, a plan, a folder
-    │   ├── ScriptError     the text to speak or its speakers
-    │   ├── RequestError    a number in a request: frames, start frame, guidance scale, …
-    │   └── PlanError       a PLAN.yaml
-    ├── StoreError          a results folder that is not ours, is locked or is damaged
-    ├── ServerError         Triton could not be started, reached or reloaded
-    └── InconclusiveError   the data do not carry the answer asked of them
+HarnessError
+├── InputError          something the user wrote: a script, an option, a plan, a folder
+│   ├── ScriptError     the text to speak or its speakers
+│   ├── RequestError    a number in a request: frames, start frame, guidance scale, …
+│   └── PlanError       a PLAN.yaml
+├── StoreError          a results folder that is not ours, is locked or is damaged
+├── ServerError         Triton could not be started, reached or reloaded
+└── InconclusiveError   the data do not carry the answer asked of them
 """
 
 

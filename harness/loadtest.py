@@ -20,7 +20,7 @@ import numpy as np
 from harness import arrivals, wire
 from harness.client import address_of
 from harness.errors import HarnessError, InputError
-from harness.metrics import certificate, per_request, summarise
+from harness.metrics import MAX_LATENESS_P99_S, certificate, per_request, summarise
 from harness.readers import ReaderPool
 from harness.recording import RecordsWriter
 from harness.records import Outcome, Request, Result
@@ -202,6 +202,7 @@ class Ledger:
         self.results: list[Result] = []
         self.never_sent = 0
         self.submitted = self.lost = 0
+        self.lag_p99_s = math.nan  # how late the readers' own timers ran
         self.remarks: list[str] = []  # each makes the test INVALID
         self.start_ns = time.monotonic_ns()
         self._writer = RecordsWriter(folder, self._run()) if folder else None
@@ -223,25 +224,36 @@ class Ledger:
         """Fold the Results of [start, ``end_ns``) into a report and end the records file."""
         end_ns = max(end_ns, self.start_ns + 1)
         summary = summarise(self.results, self.start_ns, end_ns)
-        recorded = len(self.results) + self.never_sent - self.lost
-        notes = ()
-        if not is_this_host(self.url):
-            summary["lateness_p99_s"] = math.nan
-            notes = ("chunk lateness is not known: the server is on another host, with another clock",)
-        if self.settings.ladder:  # load that is made to rise cannot be steady; each rung is judged on its own
-            summary |= dict.fromkeys(("littles_residual", "sessions_trend_p", "ttfa_trend_p"), math.nan)
+        judged, notes = self._judged(summary)
         valid, reasons = certificate(
-            summary,
+            judged,
             loop=self.settings.loop,
             offered_rate_per_s=self.settings.rate_per_s,
             submitted=self.submitted,
-            recorded=recorded,
+            recorded=len(self.results) + self.never_sent - self.lost,
         )
         valid, reasons = valid and not self.remarks, (*self.remarks, *reasons, *notes)
         report = Report(summary, valid, reasons, tuple(_lines(self.results, self.never_sent, summary, valid, reasons)))
         if self._writer:
             self._writer.end(self._end(report, end_ns))
         return report
+
+    def _judged(self, summary: dict[str, float]) -> tuple[dict[str, float], list[str]]:
+        """The summary as its gates apply to this test, and what a reader should know of that."""
+        judged, notes = dict(summary), []
+        if self.settings.ladder:  # load that is made to rise cannot be steady; each rung is judged on its own
+            judged |= dict.fromkeys(("littles_residual", "sessions_trend_p", "ttfa_trend_p"), math.nan)
+        lateness_s = summary["lateness_p99_s"]
+        if not is_this_host(self.url):
+            judged["lateness_p99_s"] = self.lag_p99_s
+            notes.append("chunk lateness is not known: the server is on another host, with another clock")
+        elif lateness_s > MAX_LATENESS_P99_S >= self.lag_p99_s:
+            judged["lateness_p99_s"] = self.lag_p99_s
+            notes.append(
+                f"chunks came up to {lateness_s * 1e3:.0f} ms (p99) after the server had stamped them; the readers "
+                f"were on time to {self.lag_p99_s * 1e3:.1f} ms (p99), so the server delivered them late"
+            )
+        return judged, notes
 
     def _run(self) -> dict:
         settings = self.settings
@@ -265,6 +277,7 @@ class Ledger:
             "submitted": self.submitted,
             "never_sent": self.never_sent,
             "lost": self.lost,
+            "lag_p99_s": self.lag_p99_s,
             "valid": report.valid,
             "reasons": list(report.reasons),
             "summary": report.summary,

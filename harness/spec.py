@@ -49,7 +49,7 @@ class MixSpec(_Frozen):
     name: str = "custom"
     classes: dict[str, ClassSpec] = Field(default_factory=dict)
     chunk_frames: Annotated[int, Field(strict=True, ge=1, le=wire.MAX_FRAMES)] = 1
-    voices: tuple[Annotated[int, Field(strict=True, ge=0)], ...] = Field((wire.NO_VOICE,), min_length=1)
+    voices: tuple[Annotated[int, Field(strict=True, ge=0)], ...] = Field((1, 2, 3, 4), min_length=1)
 
     @model_validator(mode="before")
     @classmethod

@@ -306,10 +306,10 @@ def _append_line(path: Path, line: str) -> None:
             file.write(line.encode("utf-8") + b"\n")
             file.flush()
             os.fsync(file.fileno())
+            _sync_folder(path.parent)
         except OSError:
             os.ftruncate(file.fileno(), whole)
             raise
-        _sync_folder(path.parent)
 
 
 def _whole_bytes(file: Any) -> int:

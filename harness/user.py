@@ -13,36 +13,27 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
-import socket
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 import gevent
 from locust import LoadTestShape, User, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
-from harness import livepage, wire
-from harness.client import BYTES_PER_SAMPLE
-from harness.errors import HarnessError, InputError, ServerError
-from harness.loadtest import Ledger, LoadSettings, Share, settings_of
+from harness import livepage
+from harness.errors import HarnessError, InputError, StoreError
+from harness.loadtest import ARRIVALS
+from harness.locust_test import EXIT_UNUSABLE, MasterTest, SpeechTest, WorkerTest
 from harness.readers import ReaderPool
-from harness.recording import FILE_NAME, result_from_plain, result_to_plain
-from harness.records import Outcome, Result
-from harness.triton import server as triton_server
-from harness.watch import Progress
-from harness.workload import Mix
+from harness.recording import FILE_NAME
+from harness.records import Outcome
+from harness.triton.server import ROOT, local_url, serving
+from harness.workload import MIXES, Mix
 
 GRACE_S = "10"
 PAUSE_AFTER_ERROR_S = 1.0  # a server that refuses at once must not be asked thousands of times a second
-WORKER_REPORT_S = 1.0
-WORKER_LAST_WORDS_S = 30.0
-EXIT_UNUSABLE = 2
-EXIT_INVALID = 3
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +54,7 @@ class SpeechUser(User):
 
     @task
     def speak(self) -> None:
+        """One request of a closed loop; in an open loop, wait for the end of the test."""
         share = self.environment.speech.share
         if share is None or share.stopping:
             raise StopUser()
@@ -81,7 +73,6 @@ class Ladder(LoadTestShape):
     abstract = True  # not one of a locustfile's own shapes
 
     def __init__(self, rungs: tuple[int, ...], rung_s: float, on_rung):
-        super().__init__()
         self._rungs, self._rung_s, self._on_rung = rungs, rung_s, on_rung
         self.reset_time()
 
@@ -104,114 +95,132 @@ class Ladder(LoadTestShape):
         return self._rungs[self._index], float(self._rungs[-1])
 
 
-class SpeechTest:
-    """The load test of one Locust process: it hears Locust's events and keeps share and ledger in step with them.
+@events.init_command_line_parser.add_listener
+def _add_arguments(parser) -> None:
+    group = parser.add_argument_group("Speech", "Exit codes: " + EXIT_CODES)
+    for name, about in ARGUMENTS.items():
+        action = group.add_argument(name, **{key: value for key, value in about.items() if key != "on_page"})
+        action.include_in_web_ui = about.get("on_page", False)
+        action.is_secret = action.is_required = action.is_multiple = False
+    parser.set_defaults(stop_timeout=GRACE_S)
 
-    A worker has a share and sends its Results to the master, which has the ledger; a process on its own has both.
-    """
 
-    def __init__(self, environment):
-        self.environment, self.runner = environment, environment.runner
-        self.share: Share | None = None
-        self.ledger: Ledger | None = None
-        self.settings = self._settings()
-        self._tests = 0
-        self._outbox: list[dict] = []
-        self._workers: dict[str, dict] = {}  # the master's: what each worker said last
+EXIT_CODES = "0 all is well, 1 requests failed, 2 an option or the server cannot be used, 3 the measurement is INVALID."
+ARGUMENTS = {
+    "--rate": {
+        "dest": "rate_per_s",
+        "metavar": "R",
+        "help": "open loop: send R requests per second, whatever the answers; left out, a closed loop",
+        "on_page": True,
+    },
+    "--arrivals": {
+        "default": "poisson",
+        "choices": ARRIVALS,
+        "help": "arrival process of the open loop",
+        "on_page": True,
+    },
+    "--mix": {"metavar": "NAME", "help": f"traffic mix: {', '.join(MIXES)}", "on_page": True},
+    "--plan": {"metavar": "PLAN.yaml", "help": "take traffic mix and scripts from a plan"},
+    "--scripts": {"metavar": "DIR", "help": "speak the .txt scripts of a folder instead of generated ones"},
+    "--seed": {"default": "1", "metavar": "N", "help": "seed of lengths, scripts and arrivals", "on_page": True},
+    "--steady": {
+        "nargs": "?",
+        "const": "0",
+        "metavar": "SESSIONS",
+        "help": "begin in mid-session: each user's first request; in an open loop, this many sessions at its start",
+        "on_page": True,
+    },
+    "--chunk-frames": {"metavar": "N", "help": "frames of 133 ms in one response", "on_page": True},
+    "--readers": {"default": "1", "metavar": "N", "help": "stream-reader processes"},
+    "--records": {"metavar": "DIR", "help": f"write every result to DIR/{FILE_NAME}; DIR must be new"},
+    "--ladder": {"metavar": "1,2,4", "help": "closed loop: hold each of these numbers of users in turn"},
+    "--rung-seconds": {"dest": "rung_s", "default": "10", "metavar": "S", "help": "how long each rung is held"},
+}
 
-    def start(self) -> None:
-        """Raises HarnessError when options or server cannot be used."""
-        self.settings = self._settings()
-        self._tests += 1
-        self.environment.process_exit_code = None
-        url = self.environment.host
-        if not url:
-            raise InputError("no server is given: state its gRPC address with --host")
-        self._workers.clear()
-        if isinstance(self.runner, WorkerRunner):
-            self._start_worker(url)
+
+@events.init.add_listener
+def _prepare(environment, runner, **_) -> None:
+    roles = {MasterRunner: MasterTest, WorkerRunner: WorkerTest}
+    environment.speech = None
+    try:
+        user = _only_user(environment)
+        environment.speech = roles.get(type(runner), SpeechTest)(environment, user.mix)
+        if isinstance(runner, WorkerRunner):
             return
-        self.ledger = Ledger(self.settings, url, self._folder())
-        if isinstance(self.runner, MasterRunner):
-            self.environment.parsed_options.speech_workers = self.runner.worker_count
-        else:
-            self.share = Share(self.settings, url, self._take)
-            self.ledger.start_ns = self.share.start_ns
+        _find_server(environment, user)
+        _check_before_start(environment)
+    except HarnessError as error:
+        _refuse(error)
+    environment.events.spawning_complete.add_listener(lambda **_: environment.speech.all_users_run())
+    if environment.speech.settings.ladder:
+        _install_ladder(environment)
+    if environment.web_ui:
+        livepage.install(environment)
 
-    def all_users_run(self) -> None:
-        """A closed loop's window begins when all users run; an open loop's with its schedule."""
-        if self.environment.shape_class is not None:
-            self.environment.shape_class.begin()
-        elif self.ledger and self.settings.loop == "closed":
-            self.ledger.start_ns = time.monotonic_ns()
 
-    def finish(self, grace_s: float) -> None:
-        """End the test if one is under way: every Result home, certificate printed, exit code set."""
-        end_ns = time.monotonic_ns()
-        share, ledger, self.share, self.ledger = self.share, self.ledger, self.share, None
-        if isinstance(self.runner, WorkerRunner):
-            self._finish_worker(grace_s)
-            return
-        if ledger is None:
-            return
-        self._ending = ledger
-        if isinstance(self.runner, MasterRunner):
-            self._finish_workers(ledger, grace_s)
-        else:
-            share.finish(grace_s)
-            ledger.submitted, ledger.lost = share.pool.submitted, share.pool.lost
-        report = ledger.close(end_ns)
-        print("\n" + "\n".join(report.lines) + "\n", flush=True)
-        if not report.valid and not self.runner.errors:
-            self.environment.process_exit_code = EXIT_INVALID
+@events.test_start.add_listener
+def _start(environment, **_) -> None:
+    try:
+        environment.speech.start()
+    except HarnessError as error:
+        log.error("%s", error)
+        environment.process_exit_code = EXIT_UNUSABLE
+        stop = environment.runner.quit if environment.parsed_options.headless else environment.runner.stop
+        gevent.spawn(stop)
 
-    def progress(self) -> Progress:
-        """What all readers of all processes see now."""
-        if self._workers:
-            return sum((Progress.from_plain(said["progress"]) for said in self._workers.values()), Progress())
-        return self.share.pool.progress() if self.share else Progress()
 
-    @property
-    def results(self) -> list[Result]:
-        """Of the test that runs, or ran last."""
-        ledger = self.ledger or getattr(self, "_ending", None)
-        return ledger.results if ledger else []
+@events.test_stopping.add_listener
+def _stop(environment, **_) -> None:
+    environment.speech.finish(environment.stop_timeout)
 
-    def rung(self, users: int, start_ns: int, end_ns: int) -> None:
-        if self.ledger:
-            self.ledger.rung(users, start_ns, end_ns)
 
-    def _settings(self) -> LoadSettings:
-        users = {user for user in self.environment.user_classes if issubclass(user, SpeechUser)}
-        if len(users) != 1:
-            raise InputError(
-                f"a test has one SpeechUser class, not {len(users)}: "
-                "state several kinds of traffic as the weighted classes of one mix"
-            )
-        return settings_of(vars(self.environment.parsed_options), users.pop().mix)
+@events.quitting.add_listener
+def _quit(environment, **_) -> None:
+    if environment.speech is not None:
+        environment.speech.finish(0)
 
-    def _folder(self) -> Path | None:
-        """A test started again from the page gets a folder of its own."""
-        folder = self.settings.records
-        return folder if folder is None or self._tests == 1 else folder.with_name(f"{folder.name}-{self._tests}")
 
-    def _take(self, result: Result) -> None:
-        (self.ledger or self._ending).take(result) if self._has_ledger else self._outbox.append(result_to_plain(result))
-        self._fire(result)
-
-    @property
-    def _has_ledger(self) -> bool:
-        return not isinstance(self.runner, WorkerRunner)
-
-    def _fire(self, result: Result) -> None:
-        if result.outcome not in (Outcome.DONE, Outcome.ERROR):
-            return
-        heard = len(result.chunks) > 0
-        self.environment.events.request.fire(
-            request_type="SPEECH",
-            name=result.traffic_class,
-            response_time=(int(result.chunks.received_ns[0]) - result.due_ns) / 1e6 if heard else None,
-            response_length=int(result.chunks.samples.sum()) * BYTES_PER_SAMPLE,
-            exception=ServerError(result.error) if result.outcome is Outcome.ERROR else None,
-            context={},
+def _only_user(environment) -> type[SpeechUser]:
+    users = [user for user in environment.user_classes if issubclass(user, SpeechUser)]
+    if len(users) != 1:
+        raise InputError(
+            f"a test has one SpeechUser class, not {len(users)}: "
+            "state several kinds of traffic as the weighted classes of one mix"
         )
+    return users[0]
+
+
+def _find_server(environment, user: type[SpeechUser]) -> None:
+    """--host, or a running `harness serve`, or a server of our own for as long as Locust runs."""
+    environment.host = environment.host or user.host or local_url(ROOT)
+    if environment.host:
+        return
+    log.info("No --host is given and no `harness serve` runs: starting Triton with preset %s", user.preset)
+    stack = ExitStack()
+    server = stack.enter_context(serving(preset=user.preset))
+    atexit.register(stack.close)
+    environment.host = server.url
+    log.info("Triton is ready at %s; it stops with Locust", server.url)
+
+
+def _check_before_start(environment) -> None:
+    """What a headless test would stumble over, found before it begins."""
+    records = environment.speech.settings.records
+    if records and (records / FILE_NAME).exists():
+        raise StoreError(f"{records} holds the records of an earlier test: give --records a new folder")
+    if environment.parsed_options.headless:
+        ReaderPool(environment.host).close()
+
+
+def _install_ladder(environment) -> None:
+    test = environment.speech
+    ladder = Ladder(test.settings.ladder, test.settings.rung_s, lambda *rung: test.ledger.rung(*rung))
+    ladder.runner = environment.runner
+    environment.shape_class = ladder
+    environment.events.spawning_complete.add_listener(lambda **_: ladder.begin())
+
+
+def _refuse(error: HarnessError) -> None:
+    sys.stderr.write(f"locust: error: {error}\n")
+    sys.stderr.flush()
+    sys.exit(EXIT_UNUSABLE)

@@ -6,8 +6,11 @@ Figures here are for watching. Verdicts come from the records (``metrics``), whi
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass
+
+import numpy as np
 
 from harness import wire
 from harness.records import Request
@@ -108,3 +111,20 @@ class Watch:
         running = tuple(playback.running() for playback in self._playbacks.values())
         rate = audio_s / seconds if seconds > 0 else 0.0
         return Progress(active, waiting, self._samples, self._stalls, rate, running)
+
+
+class Lag:
+    """How late the process that stamps chunks is itself: its own timers, against when they were due.
+
+    A chunk that is stamped long after the server sent it was held up on the way, or stamped late. This tells which.
+    """
+
+    def __init__(self):
+        self._late_ns = array("q")
+
+    def note(self, due_ns: int, now_ns: int) -> None:
+        self._late_ns.append(now_ns - due_ns)
+
+    def p99_s(self) -> float:
+        """NaN before the first timer."""
+        return float(np.quantile(self._late_ns, 0.99)) / 1e9 if self._late_ns else math.nan

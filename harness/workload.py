@@ -99,7 +99,7 @@ class Mix:
     name: str
     classes: tuple[TrafficClass, ...]
     chunk_frames: int = 1
-    voices: tuple[int, ...] = (wire.NO_VOICE,)
+    voices: tuple[int, ...] = (1, 2, 3, 4)
 
     def __post_init__(self) -> None:
         names = [each.name for each in self.classes]

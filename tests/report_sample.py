@@ -1,4 +1,4 @@
-"""A synthetic run for the tests of the report: six deployments on a ladder, three open-loop trials, a fit and a plan."""
+"""A synthetic run for the tests of the report: six deployments, three open-loop trials, a fit and a plan."""
 
 from __future__ import annotations
 
@@ -270,6 +270,7 @@ def validation_record(verdict: str) -> list[dict]:
                     "relative_error": error,
                     "limit": 0.25,
                     "passed": abs(error) <= 0.25,
+                    "note": "",
                 }
             )
     return rows
@@ -304,10 +305,11 @@ def plan_record(verdict: str = "met") -> dict:
         "rate_per_device": {
             "value": None if verdict == "missed" else RATE_PER_S,
             "interval": [None, None] if verdict == "missed" else list(RATE_INTERVAL),
-            "binding": "rtf p95 of class long",
+            "binding": "ttfa p95 of class short" if verdict == "missed" else "rtf p95 of class long",
             "max_sessions_measured": 16,
         },
         "targets": [target_record(qps, verdict) for qps in TARGETS],
+        "drain": None if verdict == "missed" else {"sessions": 9, "p50_s": 61.0, "p95_s": 205.0},
         "validation": [] if verdict == "missed" else validation_record(verdict),
     }
 
@@ -322,14 +324,15 @@ def manifest(**changes) -> RunManifest:
             "name": "quick",
             "preset": "tiny",
             "seed": 1,
-            "mix": "quick",
+            "mix": {"name": "quick", "classes": {}, "chunk_frames": 1},
+            "promises": {"short": {"ttfa_p95_s": 1.0, "rtf_p95": 0.9}, "long": {"ttfa_p95_s": 1.5, "rtf_p95": 0.9}},
             "targets_qps": list(TARGETS),
             "space": {"delay_us": [0, 5000, 25000], "diffusion_decoder.instances": [1, 2]},
             "ladder": {"sessions": list(SESSIONS), "seconds": 6},
         },
         commit="0123456789abcdef0123456789abcdef01234567",
         versions={"python": "3.11.2", "tritonserver": "2.51.0", "torch": "2.11.0", "harness": "0.1.0"},
-        host={"cpu": "AMD EPYC 7B13", "cores": 2, "memory_bytes": 8_322_338_816, "gpu": None},
+        host={"cpu": "AMD EPYC 7B13", "cores": 2, "memory_gib": 7.8, "gpu": "none"},
         preset="tiny",
         device="cpu",
         seed=1,

@@ -1,4 +1,4 @@
-"""One device as the fit describes it: step time, first audio, and the scatter of single requests; made from fit.json."""
+"""One device as fit.json describes it: step time, first audio, and the scatter of single requests."""
 
 from __future__ import annotations
 

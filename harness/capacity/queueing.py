@@ -65,7 +65,8 @@ def halfin_whitt_wait_probability(beta: float) -> float:
     """P(wait) = [1 + beta Phi(beta) / phi(beta)]^-1 of a large pool with R + beta sqrt(R) servers (beta > 0)."""
     if not beta > 0:
         raise InputError(f"square-root staffing needs beta above 0, not {beta}")
-    return 1 / (1 + beta * float(stats.norm.cdf(beta) / stats.norm.pdf(beta)))
+    density = float(stats.norm.pdf(beta))
+    return density / (density + beta * float(stats.norm.cdf(beta)))
 
 
 def square_root_staffing(offered: float, wait_probability: float) -> int:

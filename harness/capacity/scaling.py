@@ -17,7 +17,7 @@ MIN_POINTS = 6
 class Scaling:
     """X(N) = gamma N / (1 + sigma (N - 1) + kappa N (N - 1)); each interval is (low, high).
 
-    Gunther, Guerrilla Capacity Planning, Equation 4.31, with gamma the throughput of one.
+    Gunther, Guerrilla Capacity Planning; gamma is the throughput of one.
     ``largest_measured``: the largest N behind the fit; beyond it X(N) is extrapolated.
     """
 

@@ -60,7 +60,7 @@ class ServiceTime:
 
 
 def fit_service_time(times: BatchTimes, confidence: float = 0.95) -> ServiceTime:
-    """Weighted least squares of S(b) = alpha b + tau0 (Inoue, arXiv 1912.06322, Eq. 2), weights = executions.
+    """Weighted least squares of S(b) = alpha b + tau0 (Inoue, arXiv 1912.06322), weights = executions.
 
     A coefficient whose interval reaches below zero is held at zero if its estimate is negative; one that is
     negative with confidence is not physical. Raises InconclusiveError for that, and for fewer than two batch sizes.

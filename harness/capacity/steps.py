@@ -81,10 +81,10 @@ def fit_step_time(rungs: Rungs, rng: np.random.Generator, draws: int = 200) -> S
     (that gives Student-t intervals); with two trials or more, whole trials are resampled too. Raises
     InconclusiveError below three rungs at different numbers of sessions.
     """
-    knots, values = _merge(rungs)
-    if len(knots) < MIN_RUNGS:
+    levels = len(np.unique(_groups(rungs.sessions)))
+    if levels < MIN_RUNGS:
         raise InconclusiveError(
-            f"the step time needs {MIN_RUNGS} rungs at different numbers of sessions, there are {len(knots)}: "
+            f"the step time needs {MIN_RUNGS} rungs at different numbers of sessions, there are {levels}: "
             "measure a longer ladder"
         )
     line = _line(rungs.sessions, rungs.step_s)
@@ -94,7 +94,8 @@ def fit_step_time(rungs: Rungs, rng: np.random.Generator, draws: int = 200) -> S
         degrees = len(off) - 2
         noise = math.sqrt(float(off @ off) / degrees)
     else:
-        step_time = StepTime("piecewise", tuple(values), tuple(knots))
+        knots, values = _merge(rungs)
+        step_time = StepTime("piecewise", tuple(values.tolist()), tuple(knots.tolist()))
         noise, degrees = _noise_between(rungs, step_time)
     fitted = _on(line, rungs.sessions)
     r_squared = weighted_r_squared(rungs.step_s, fitted, np.ones(len(fitted)))
@@ -131,7 +132,7 @@ def _groups(sessions: np.ndarray) -> np.ndarray:
     order = np.argsort(sessions, kind="stable")
     ordered = sessions[order]
     group = np.empty(len(sessions), dtype=int)
-    group[order] = np.concatenate([[0], np.cumsum(ordered[1:] > ordered[:-1] * _SAME_LOAD)])
+    group[order] = np.cumsum(np.diff(ordered, prepend=ordered[:1]) > np.maximum(ordered * (1 - 1 / _SAME_LOAD), 0))
     return group
 
 
@@ -151,9 +152,7 @@ def _noise_between(rungs: Rungs, step_time: StepTime) -> tuple[float, int]:
     return math.sqrt(float(off @ off) / len(off) / 1.5), len(off)
 
 
-def _draw(
-    rungs: Rungs, step_time: StepTime, noise: float, degrees: int, rng: np.random.Generator
-) -> tuple[float, ...]:
+def _draw(rungs: Rungs, step_time: StepTime, noise: float, degrees: int, rng: np.random.Generator) -> tuple[float, ...]:
     deviation = noise * math.sqrt(degrees / max(rng.chisquare(degrees), 1e-3))
     if step_time.kind == "piecewise":
         return tuple(np.array(step_time.values) * _factors(deviation, len(step_time.values), rng))

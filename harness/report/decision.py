@@ -65,22 +65,22 @@ def headline_target(targets: Sequence[dict]) -> dict | None:
 
 def _answer(verdict: str, plan: dict | None, target: dict | None, device: str) -> str:
     if verdict == "none":
-        return "Trials are stored, but no plan was computed from them. Run: harness plan --run DIR --qps 1,5"
+        return "No device count was computed from the records of this run yet; harness plan does that."
     if verdict == "missed":
-        binding = words.metric((plan.get("rate_per_device") or {}).get("binding") or "")
-        return f"No number of devices helps: on {device} the limit is the {binding}, at any rate of requests."
+        binding = words.binding((plan.get("rate_per_device") or {}).get("binding"))
+        return f"No number of devices helps: at any rate of requests, {device} breaks the promise on {binding}."
     if target is None:
         return "No device count can be given for any target from what was measured."
     said = _target_sentence(target, plan["confidence"])
-    return said if verdict == "met" else f"Not signed off. Best estimate so far. {said}"
+    return f"At {said}" if verdict == "met" else f"Not signed off. Best estimate so far: at {said}"
 
 
 def _target_sentence(target: dict, confidence: float) -> str:
     return (
-        f"At {words.plural(target['qps'], 'request')} per second of this mix: "
+        f"{words.plural(target['qps'], 'request')} per second of this mix: "
         f"{words.plural(target['devices'], 'device')}, "
         f"{words.percent(confidence)} interval {words.interval(target['interval'])}; "
-        f"bound by the {words.metric(target['binding'])}."
+        f"bound by {words.binding(target['binding'])}."
     )
 
 

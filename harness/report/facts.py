@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from harness import wire
-from harness.records import Outcome, Rung, ServerSample, Trial
+from harness.records import Outcome, Rung, RunManifest, ServerSample, Trial
 from harness.report import words
+from harness.slo import Promise
 from harness.store import Run
 
 REPORT_NAME = "signoff.html"
@@ -115,9 +117,13 @@ def key(knobs: dict) -> str:
     return json.dumps(knobs, sort_keys=True)
 
 
-def deployments(run: Run, fit: dict | None, plan: dict | None) -> list[Deployment]:
-    """Every deployment that has a trial, in the order of the first one; the best is the fit's, else the plan's."""
-    trials = run.trials()
+def deployments(
+    trials: Sequence[Trial], requests: pd.DataFrame, fit: dict | None, plan: dict | None
+) -> list[Deployment]:
+    """Every deployment that has a trial, in the order of the first one; the best is the fit's, else the plan's.
+
+    ``requests`` as Run.requests() gives them.
+    """
     distinct = list({key(trial.deployment): trial.deployment for trial in trials}.values())
     best = _best(fit, plan)
     fits = {key(entry["deployment"]): entry for entry in (fit or {}).get("deployments", [])}
@@ -126,7 +132,7 @@ def deployments(run: Run, fit: dict | None, plan: dict | None) -> list[Deploymen
             letter=words.letters(index),
             name=name,
             knobs=knobs,
-            points=_points(run, [t for t in trials if t.kind == "ladder" and t.deployment == knobs]),
+            points=_points([t for t in trials if t.kind == "ladder" and t.deployment == knobs], requests),
             best=knobs == best,
             fit=fits.get(key(knobs)),
         )
@@ -140,21 +146,20 @@ def _best(fit: dict | None, plan: dict | None) -> dict | None:
     return plan.get("deployment") if plan else None
 
 
-def _points(run: Run, trials: list[Trial]) -> tuple[Point, ...]:
+def _points(trials: list[Trial], requests: pd.DataFrame) -> tuple[Point, ...]:
     points = [
-        _point(trial, rung, requests)
+        _point(trial, number, requests[requests["trial_id"] == trial.trial_id])
         for trial in trials
-        for requests in (run.requests(trial.trial_id),)
-        for rung in trial.rungs
+        for number, rung in enumerate(trial.rungs)
         if rung.frames_per_s > 0
     ]
     return tuple(sorted(points, key=lambda point: point.sessions))
 
 
-def _point(trial: Trial, rung: Rung, requests: pd.DataFrame) -> Point:
-    due_in_rung = requests["due_ns"].between(rung.start_ns, rung.end_ns, inclusive="left")
-    first_audio_s = requests.loc[due_in_rung, "ttfa_s"].dropna()
-    p50, p95 = (first_audio_s.quantile([0.5, 0.95]).tolist()) if len(first_audio_s) else (None, None)
+def _point(trial: Trial, number: int, requests: pd.DataFrame) -> Point:
+    rung = trial.rungs[number]
+    first_audio_s = _first_audio_s(trial, number, requests)
+    p50, p95 = first_audio_s.quantile([0.5, 0.95]).tolist() if len(first_audio_s) else (None, None)
     return Point(
         trial_id=trial.trial_id,
         valid=trial.valid,
@@ -168,6 +173,16 @@ def _point(trial: Trial, rung: Rung, requests: pd.DataFrame) -> Point:
     )
 
 
+def _first_audio_s(trial: Trial, number: int, requests: pd.DataFrame) -> pd.Series:
+    """Of the requests due while a rung was held. A window begins only when its sessions have opened, so most of
+
+    its requests were due before it: counted is from the end of the rung before.
+    """
+    before_ns = trial.rungs[number - 1].end_ns if number else 0
+    due_ns = requests["due_ns"]
+    return requests.loc[(due_ns >= before_ns) & (due_ns < trial.rungs[number].end_ns), "ttfa_s"].dropna()
+
+
 def stage_shares(rung: Rung) -> tuple[StageShare, ...]:
     """Seconds of one request in each stage of the frame path: Triton's sums over the window / its requests."""
     counted = {statistics.stage: statistics for statistics in rung.stages if statistics.requests > 0}
@@ -178,14 +193,17 @@ def stage_shares(rung: Rung) -> tuple[StageShare, ...]:
     )
 
 
-def trial_rows(run: Run, swept: list[Deployment]) -> list[TrialRow]:
+def trial_rows(run: Run, requests: pd.DataFrame, swept: list[Deployment]) -> list[TrialRow]:
+    """Every trial in the order it was run; ``requests`` as Run.requests() gives them."""
     letters = {key(entry.knobs): entry.letter for entry in swept}
-    return [_trial_row(run, trial, letters[key(trial.deployment)]) for trial in run.trials()]
+    return [
+        _trial_row(trial, letters[key(trial.deployment)], requests, run.samples(trial.trial_id))
+        for trial in run.trials()
+    ]
 
 
-def _trial_row(run: Run, trial: Trial, letter: str) -> TrialRow:
-    counts = run.requests(trial.trial_id)["outcome"].astype(str).value_counts()
-    samples: list[ServerSample] = run.samples(trial.trial_id)
+def _trial_row(trial: Trial, letter: str, requests: pd.DataFrame, samples: list[ServerSample]) -> TrialRow:
+    counts = requests.loc[requests["trial_id"] == trial.trial_id, "outcome"].value_counts()
     cpu = [sample.cpu_percent for sample in samples]
     return TrialRow(
         trial=trial,
@@ -217,6 +235,17 @@ def load_words(trial: Trial) -> str:
         said = ", ".join(f"{name} {value}" for name, value in load.items() if name not in ("seconds", "seed"))
     each = " each" if "concurrency" in load else ""
     return f"{said}; {words.figure(load['seconds'])} s{each}" if "seconds" in load else said
+
+
+def promises(manifest: RunManifest, plan: dict | None) -> list[dict]:
+    """The promises as plan.json has them; without one, those of the plan file that the manifest holds."""
+    if plan and plan.get("promises"):
+        return plan["promises"]
+    return [
+        asdict(Promise.parse(traffic_class, name, limit))
+        for traffic_class, limits in (manifest.plan.get("promises") or {}).items()
+        for name, limit in limits.items()
+    ]
 
 
 def traffic(requests: pd.DataFrame) -> tuple[list[ClassRow], str]:

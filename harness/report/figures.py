@@ -157,45 +157,51 @@ def _p95_line(figure: go.Figure, entry: Deployment, heard: list[Point]) -> None:
 
 
 def prediction(validation: Sequence[dict]) -> go.Figure:
-    """Relative error of each prediction, with its pass/fail limit as a band."""
+    """Relative error of each prediction with its limit as a band: a group for each metric, a lane for each row."""
     rows = [row for row in validation if words.known(row["relative_error"])]
-    figure = _figure("error (above 0%: predicted too high)", "", height=110 + 46 * len(rows))
-    for place, row in enumerate(rows):
-        limit = 100 * row["limit"]
-        figure.add_shape(
-            type="rect",
-            x0=-limit,
-            x1=limit,
-            y0=place - 0.34,
-            y1=place + 0.34,
-            fillcolor=BEST_COLOUR,
-            opacity=0.16,
-            line_width=0,
-            layer="below",
-        )
+    lanes, ticks = _lanes(rows)
+    figure = _figure("error of the prediction", "", height=round(90 + 17 * (max(lanes) + 1)))
+    for lane, row in zip(lanes, rows, strict=True):
+        _band(figure, lane, 100 * row["limit"])
     for passed, colour, symbol in ((True, BEST_COLOUR, "circle"), (False, LIMIT_COLOUR, "x")):
-        places = [place for place, row in enumerate(rows) if bool(row["passed"]) == passed]
+        shown = [(lane, row) for lane, row in zip(lanes, rows, strict=True) if bool(row["passed"]) == passed]
         figure.add_scatter(
-            x=[100 * signed_error(rows[place]) for place in places],
-            y=places,
+            x=[100 * signed_error(row) for _, row in shown],
+            y=[lane for lane, _ in shown],
             mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": 12},
-            hovertemplate=f"{'within' if passed else 'outside'} the limit: %{{x:+.1f}}%<extra></extra>",
+            marker={"color": colour, "symbol": symbol, "size": 10},
+            customdata=[f"{words.figure(row['rate_per_s'])} requests/s" for _, row in shown],
+            hovertemplate=f"%{{customdata}}: %{{x:+.1f}}%, {'passed' if passed else 'failed'}<extra></extra>",
         )
-    reach = 115 * max([row["limit"] for row in rows] + [abs(row["relative_error"]) for row in rows])
+    reach = 112 * max([row["limit"] for row in rows] + [abs(row["relative_error"]) for row in rows])
     figure.update_xaxes(range=[-reach, reach], ticksuffix="%", zeroline=True)
-    labels = [_validation_label(row) for row in rows]
-    figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=labels, autorange="reversed", showgrid=False)
+    figure.update_yaxes(tickvals=list(ticks.values()), ticktext=[_safe(name) for name in ticks], showgrid=False)
+    figure.update_yaxes(range=[max(lanes) + 1, -1])
     return figure
+
+
+def _lanes(rows: Sequence[dict]) -> tuple[list[float], dict[str, float]]:
+    """The height of each row, those of one metric together; and the middle of each metric's lanes by its name."""
+    names = [words.metric_briefly(row["metric"]) for row in rows]
+    lanes, ticks, height = [0.0] * len(rows), {}, 0.0
+    for name in dict.fromkeys(names):
+        members = [place for place, other in enumerate(names) if other == name]
+        for place in members:
+            lanes[place] = height
+            height += 1
+        ticks[name] = (lanes[members[0]] + lanes[members[-1]]) / 2
+        height += 0.9
+    return lanes, ticks
+
+
+def _band(figure: go.Figure, lane: float, limit: float) -> None:
+    edges = {"x0": -limit, "x1": limit, "y0": lane - 0.5, "y1": lane + 0.5}
+    figure.add_shape(type="rect", **edges, fillcolor=BEST_COLOUR, opacity=0.16, line_width=0, layer="below")
 
 
 def signed_error(row: dict) -> float:
     """The stored relative error, positive where the prediction is above the measurement."""
     return math.copysign(abs(row["relative_error"]), row["predicted"] - row["measured"])
-
-
-def _validation_label(row: dict) -> str:
-    return f"{_safe(words.metric_briefly(row['metric']))}<br>{words.figure(row['rate_per_s'])} requests/s"
 
 
 def _figure(x_title: str, y_title: str, height: int, right: int = 14) -> go.Figure:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -38,11 +38,12 @@ def write_report(run: Run) -> Path:
 def render(run: Run) -> str:
     """The whole document as HTML."""
     fit, plan = run.fit(), run.plan()
-    swept = facts.deployments(run, fit, plan)
     trials, requests = run.trials(), run.requests()
+    swept = facts.deployments(trials, requests, fit, plan)
     classes, classes_from = facts.traffic(requests)
-    plots = _plots(swept, plan)
-    return _environment().get_template("signoff.html.j2").render(
+    promises = facts.promises(run.manifest, plan)
+    plots = _plots(swept, promises, (plan or {}).get("validation") or [])
+    return _template().render(
         manifest=run.manifest,
         plan=plan,
         fit=fit,
@@ -52,11 +53,12 @@ def render(run: Run) -> str:
         swept=swept,
         detailed=_detailed(swept),
         look=figures.style(swept),
+        promises=promises,
         plots=plots,
         batch_stages=[stage for stage in wire.STAGES if f"service-time-{stage}" in plots],
         classes=classes,
         classes_from=classes_from,
-        trials=facts.trial_rows(run, swept),
+        trials=facts.trial_rows(run, requests, swept),
         measured=decision.measured(swept, trials, requests),
         computed=decision.computed(run.manifest, plan),
         not_measured=decision.not_measured(run.manifest, plan, trials),
@@ -66,7 +68,7 @@ def render(run: Run) -> str:
     )
 
 
-def _plots(swept: list[Deployment], plan: dict | None) -> dict[str, Markup]:
+def _plots(swept: list[Deployment], promises: list[dict], validation: list[dict]) -> dict[str, Markup]:
     """Every plot as JSON, by the id of its place in the page; a plot without data is left out."""
     plots: dict[str, go.Figure] = {}
     if any(entry.points for entry in swept):
@@ -78,9 +80,9 @@ def _plots(swept: list[Deployment], plan: dict | None) -> dict[str, Markup]:
         if any((figures.stage_fit(entry, stage) or {}).get("points") for entry in swept):
             plots[f"service-time-{stage}"] = figures.service_time(stage, swept)
     if any(point.first_audio_count for entry in swept for point in entry.points):
-        plots["first-audio"] = figures.first_audio(swept, (plan or {}).get("promises", []))
-    if plan and any(words.known(row["relative_error"]) for row in plan["validation"]):
-        plots["prediction"] = figures.prediction(plan["validation"])
+        plots["first-audio"] = figures.first_audio(swept, promises)
+    if any(words.known(row["relative_error"]) for row in validation):
+        plots["prediction"] = figures.prediction(validation)
     return {name: _script_json(figure) for name, figure in plots.items()}
 
 
@@ -96,11 +98,10 @@ def _script_json(figure: go.Figure) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-def _environment() -> Environment:
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("harness.report", "."),
         autoescape=True,
-        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -116,7 +117,7 @@ def _environment() -> Environment:
         "script": Markup(_resource("plots.js")),
         "plotly_script": Markup(get_plotlyjs()),
     }
-    return environment
+    return environment.get_template("signoff.html.j2")
 
 
 def _resource(name: str) -> str:

@@ -1,6 +1,7 @@
 // Draw each plot from the JSON beside it, in the colours of the page, light or dark.
 (function () {
   "use strict";
+  var printing = false;
   var dark = window.matchMedia("(prefers-color-scheme: dark)");
 
   function colour(name) {
@@ -9,16 +10,16 @@
 
   function theme(layout) {
     var themed = JSON.parse(JSON.stringify(layout));
-    var narrow = window.innerWidth < 600;
-    themed.font = { family: colour("--font"), size: narrow ? 12 : 13, color: colour("--muted") };
+    var size = printing ? 10 : window.innerWidth < 600 ? 12 : 13;
+    themed.font = { family: colour("--font"), size: size, color: colour("--muted") };
     themed.hoverlabel = {
       bgcolor: colour("--card"), bordercolor: colour("--line"), align: "left",
-      font: { family: colour("--font"), size: 13, color: colour("--ink") }
+      font: { family: colour("--font"), size: size, color: colour("--ink") }
     };
     ["xaxis", "yaxis"].forEach(function (axis) {
       themed[axis].gridcolor = colour("--grid");
       themed[axis].zerolinecolor = colour("--muted");
-      themed[axis].title.font = { size: narrow ? 12 : 13 };
+      themed[axis].title.font = { size: size };
     });
     return themed;
   }
@@ -30,8 +31,14 @@
     });
   }
 
+  function print(begins) {
+    printing = begins;
+    document.documentElement.classList.toggle("printing", printing);
+    draw();
+  }
+
   draw();
   dark.addEventListener("change", draw);
-  window.addEventListener("beforeprint", draw);
-  window.addEventListener("afterprint", draw);
+  window.addEventListener("beforeprint", function () { print(true); });
+  window.addEventListener("afterprint", function () { print(false); });
 })();

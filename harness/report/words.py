@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from numbers import Real
 
 from harness import wire
 
@@ -22,13 +23,18 @@ METRIC_NAMES = {
     "ttfa": "time to first audio",
     "rtf": "real-time factor",
     "stall": "longest stall",
+    "longest stall": "longest stall",
 }
-_METRIC = re.compile(r"^(ttfa|rtf|stall)(?:_longest)?(?:_s)?(?:_500ms|_2s)?[ _]p(\d+)(?:_s)?(?: of class (.+))?$")
+_BRIEF_NAMES = {"ttfa": "first audio", "rtf": "RTF", "stall": "stall", "longest stall": "stall"}
+_PLAIN_NAMES = {"step_s": "step time", "frames_per_s": "frames per second"}
+_METRIC = re.compile(
+    r"\b(ttfa|rtf|stall|longest stall)(?:_longest)?(?:_s)?(?:_500ms|_2s)?[ _]p(\d+(?:\.\d+)?)(?:_s)?(?: of class ([\w.-]*\w))?"
+)
 
 
 def known(value) -> bool:
-    """Whether a stored figure is there: neither null nor NaN."""
-    return value is not None and not (isinstance(value, float) and math.isnan(value))
+    """Whether a stored figure is there: a number, and not NaN."""
+    return isinstance(value, Real) and not math.isnan(value)
 
 
 def figure(value, digits: int = 3) -> str:
@@ -71,13 +77,22 @@ def interval_ms(bounds: Sequence | None) -> str:
     return interval([1000 * bound if known(bound) else None for bound in bounds] if bounds else None)
 
 
+def duration(seconds) -> str:
+    """Seconds up to two minutes, then minutes."""
+    if not known(seconds):
+        return ABSENT
+    return f"{figure(seconds, 2)} s" if seconds < 120 else f"{figure(seconds / 60, 2)} min"
+
+
 def plural(count, noun: str) -> str:
     return f"{figure(count)} {noun}{'' if count == 1 else 's'}"
 
 
-def host_key(name: str) -> str:
-    """``memory_bytes`` as "memory": its value is printed with a unit."""
-    return name.removesuffix("_bytes").replace("_", " ")
+def host_fact(name: str, value) -> tuple[str, str]:
+    """A fact of the host and its name in words: ``memory_gib`` at 7.6 as ("memory", "7.6 GiB")."""
+    if name.endswith("_gib"):
+        return name.removesuffix("_gib"), f"{value} GiB"
+    return name.replace("_", " "), str(value)
 
 
 def size(count_bytes: int) -> str:
@@ -92,36 +107,45 @@ def stage(name: str) -> str:
     return STAGE_NAMES.get(name, name)
 
 
-def ordinal(quantile_percent: int) -> str:
-    ending = "th" if quantile_percent % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(
-        quantile_percent % 10, "th"
-    )
-    return f"{quantile_percent}{ending}"
+def ordinal(quantile_percent: str) -> str:
+    """``95`` as 95th, ``99.9`` as 99.9th."""
+    endings = {} if re.search(r"1\d$", quantile_percent) else {"1": "st", "2": "nd", "3": "rd"}
+    return quantile_percent + endings.get(quantile_percent[-1], "th")
 
 
 def metric(text: str) -> str:
-    """``rtf p95 of class long`` as "real-time factor of long requests (95th percentile)"; others as they are."""
-    match = _METRIC.match(text or "")
-    if not match:
-        return text or ABSENT
+    """Every ``rtf p95 of class long`` within a text as "real-time factor of long requests (95th percentile)"."""
+    said = _METRIC.sub(_metric_words, text or ABSENT)
+    return re.sub(r"\b(step_s|frames_per_s)\b", lambda match: _PLAIN_NAMES[match[0]], said)
+
+
+def _metric_words(match: re.Match) -> str:
     name, quantile, traffic_class = match.groups()
     of_class = f" of {traffic_class} requests" if traffic_class else ""
-    return f"{METRIC_NAMES[name]}{of_class} ({ordinal(int(quantile))} percentile)"
+    which = "median" if quantile == "50" else f"{ordinal(quantile)} percentile"
+    return f"{METRIC_NAMES[name]}{of_class} ({which})"
 
 
 def metric_briefly(text: str) -> str:
     """``ttfa p95 of class short`` as "first audio p95, short", for the axis of a plot."""
-    match = _METRIC.match(text or "")
+    match = _METRIC.fullmatch(text or "")
     if not match:
-        return text or ABSENT
+        return metric(text)
     name, quantile, traffic_class = match.groups()
-    brief = {"ttfa": "first audio", "rtf": "RTF", "stall": "stall"}[name]
-    return f"{brief} p{quantile}" + (f", {traffic_class}" if traffic_class else "")
+    return f"{_BRIEF_NAMES[name]} p{quantile}" + (f", {traffic_class}" if traffic_class else "")
+
+
+def binding(text: str) -> str:
+    """A binding constraint as the rest of "bound by …"."""
+    cap = re.fullmatch(r"utilisation (0\.\d+|1)", text or "")
+    if cap:
+        return f"the cap on utilisation ({percent(float(cap[1]))})"
+    return f"the {metric(text)}" if _METRIC.match(text or "") else metric(text)
 
 
 def promise(record: dict) -> str:
     """A promise of plan.json as one sentence with its unit."""
-    share, limit, name = percent(record["quantile"]), figure(record["limit"]), record["metric"]
+    share, limit, name = f"{100 * record['quantile']:g}%", figure(record["limit"]), record["metric"]
     if name.startswith("ttfa"):
         return f"{share} of requests hear their first audio within {limit} s"
     if name.startswith("rtf"):

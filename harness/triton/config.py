@@ -23,7 +23,7 @@ class Deployment:
     """What is deployed: a model and, per stage, the knobs that a sweep turns.
 
     ``knobs`` maps ``<stage>.<knob>`` to a value, e.g. ``{"diffusion_decoder.delay_us": 2000}``; stages are
-    ``entry``, the three of the frame path and ``voice_encoder``; knobs are ``delay_us``, ``max_batch`` and ``instances``.
+    ``entry``, the three of the frame path and ``voice_encoder``; knobs are ``delay_us``, ``max_batch``, ``instances``.
     """
 
     preset: str = "tiny"
@@ -36,7 +36,8 @@ class Deployment:
         for knob, value in self.knobs.items():
             owner, _, name = knob.rpartition(".")
             if owner not in _OWNERS or name not in KNOBS:
-                raise InputError(f"unknown knob {knob!r}: use <stage>.<{'|'.join(KNOBS)}> with a stage of {', '.join(_OWNERS)}")
+                known = f"<stage>.<{'|'.join(KNOBS)}> with a stage of {', '.join(_OWNERS)}"
+                raise InputError(f"unknown knob {knob!r}: use {known}")
             if value < (0 if name == "delay_us" else 1):
                 raise InputError(f"{knob} is {value}: it must be at least {0 if name == 'delay_us' else 1}")
 
@@ -69,7 +70,7 @@ def read_config(path: Path) -> model_config_pb2.ModelConfig:
     try:
         return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     except OSError as error:
-        raise ServerError(f"no model configuration at {path}: is this a model repository? ({error.strerror})") from error
+        raise ServerError(f"no configuration at {path}: is this a model repository? ({error.strerror})") from error
     except text_format.ParseError as error:
         raise ServerError(f"{path} is not a valid Triton configuration: {error}") from error
 

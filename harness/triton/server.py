@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +22,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from harness import wire
 from harness.errors import ServerError
+from harness.processes import end_group, spawn
 from harness.triton.config import Deployment, as_json, write_repository
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +51,7 @@ def find_distribution() -> Distribution:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = package / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
-        raise ServerError(f"nvidia-pytriton has no stub for Python {version}: use Python 3.11, 3.12 or 3.13")
+        raise ServerError(f"nvidia-pytriton has no stub for Python {version}: use Python 3.11 or 3.12")
     return Distribution(
         server=package / "tritonserver" / "bin" / "tritonserver",
         backend=package / "tritonserver" / "backends" / "python",
@@ -64,7 +63,12 @@ def find_distribution() -> Distribution:
 def _libpython_folder() -> Path:
     """The folder of libpythonX.Y.so.1.0, which the stub links to."""
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    places = [sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix) / "lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib"]
+    places = [
+        sysconfig.get_config_var("LIBDIR"),
+        Path(sys.base_prefix) / "lib",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib",
+    ]
     for place in places:
         if place and (Path(place) / name).exists():
             return Path(place)
@@ -80,9 +84,10 @@ class TritonServer:
     Attributes: ``url`` (gRPC host:port), ``metrics_url``, ``pid``, ``folder`` (configurations and log).
     """
 
-    def __init__(self, deployment: Deployment, *, root: Path = ROOT, public: bool = False):
+    def __init__(self, deployment: Deployment, *, root: Path = ROOT, public: bool = False, port: int | None = None):
         self.deployment = deployment
         self.public = public  # others on this machine may find it by local_url()
+        self.port = port
         remove_stale(root)
         self.folder = root / _STATE / f"triton-{os.getpid()}-{time.monotonic_ns():x}"
         self.shm_prefix = f"harness_{os.getpid()}_{time.monotonic_ns():x}_"
@@ -102,10 +107,12 @@ class TritonServer:
     def start(self, timeout_s: float = 300.0) -> TritonServer:
         """Start and wait until every model is ready. Raises ServerError with the server's own reason."""
         found = find_distribution()
-        self._lay_out(found)
         http, grpc_port, metrics = free_ports(3)
+        if self.port is not None:
+            grpc_port = _must_be_free(self.port)
         self.url, self.metrics_url = f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics}/metrics"
         try:
+            self._lay_out(found)
             self._launch(found, http, grpc_port, metrics)
             self._write_state()
             self._wait_ready(timeout_s)
@@ -116,12 +123,7 @@ class TritonServer:
 
     def reload(self, deployment: Deployment) -> list[str]:
         """Load the stages whose configuration changed, and no other; returns their names."""
-        before, after = self.deployment.configs(), deployment.configs()
-        changed = [model for model in wire.MODELS if before[model] != after[model]]
-        with grpc.insecure_channel(self.url) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            for model in changed:
-                _load(stub, model, as_json(after[model]))
+        changed = load_changes(self.url, self.deployment, deployment)
         self.deployment = deployment
         return changed
 
@@ -131,7 +133,7 @@ class TritonServer:
     def stop(self) -> None:
         """Stop the server and its stage processes, and remove what they leave behind. Safe to call twice."""
         if self._process is not None:
-            _end_tree(self._process)
+            end_group(self._process, _EXIT_TIMEOUT_S + 2)
         remove_shared_memory(self.shm_prefix)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -145,11 +147,7 @@ class TritonServer:
         command = [str(found.server), *server_flags(self.folder / "models", self.folder / "backends")]
         command += [f"--http-port={http}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
         command += [f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
-        with open(self.log, "wb") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=server_environment(found),
-                start_new_session=True, preexec_fn=_die_with_parent,
-            )  # fmt: skip
+        self._process = spawn(command, self.log, niceness=_NICE, environment=server_environment(found))
 
     def _write_state(self) -> None:
         state = {
@@ -179,6 +177,49 @@ class TritonServer:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         telling = [line for line in lines if "failed to load" in line or "UNAVAILABLE" in line or "error:" in line]
         return "\n".join((telling or lines)[-5:])[-2000:]
+
+
+class RemoteTriton:
+    """A Triton that somebody else runs, with our repository in it: reloaded for a sweep, never started or stopped."""
+
+    def __init__(self, url: str):
+        self.url = url.removeprefix("grpc://")
+        self.deployment: Deployment | None = None
+        self.pid = None
+
+    def __enter__(self) -> RemoteTriton:
+        with grpc.insecure_channel(self.url) as channel:
+            if not is_ready(service_pb2_grpc.GRPCInferenceServiceStub(channel)):
+                raise ServerError(
+                    f"no Triton with the models of model_repository/ is ready at {self.url}: check the address, or "
+                    "leave --url out to have one started here"
+                )
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def reload(self, deployment: Deployment) -> list[str]:
+        """Load every stage at first, then only those whose configuration changed; returns their names."""
+        changed = load_changes(self.url, self.deployment, deployment)
+        self.deployment = deployment
+        return changed
+
+    def alive(self) -> bool:
+        with grpc.insecure_channel(self.url) as channel:
+            return is_ready(service_pb2_grpc.GRPCInferenceServiceStub(channel))
+
+
+def load_changes(url: str, before: Deployment | None, after: Deployment) -> list[str]:
+    """Load the models whose configuration differs between two deployments; all of them where ``before`` is unknown."""
+    old, new = before.configs() if before else {}, after.configs()
+    changed = [model for model in wire.MODELS if old.get(model) != new[model]]
+    with grpc.insecure_channel(url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        # Stages first: loading one takes the models that call it along.
+        for model in sorted(changed, key=lambda model: model in (wire.ENTRY, wire.FRAME)):
+            _load(stub, model, as_json(new[model]))
+    return changed
 
 
 def server_flags(models: Path, backends: Path) -> list[str]:
@@ -251,6 +292,19 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
+def _must_be_free(port: int) -> int:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OverflowError:
+            raise ServerError(f"{port} is no port: use 1 to 65535, or leave --port out") from None
+        except OSError as error:
+            raise ServerError(
+                f"port {port} cannot be used ({error.strerror}): choose another --port, or leave it out for a free one"
+            ) from None
+    return port
+
+
 def is_ready(stub) -> bool:
     """Whether the server answers and the entry, which needs all other models, is loaded."""
     try:
@@ -278,33 +332,7 @@ def _states(root: Path) -> list[dict]:
     return states
 
 
-def _die_with_parent() -> None:
-    os.nice(_NICE)
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def _end_tree(process: subprocess.Popen) -> None:
-    children = _children(process.pid)
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_EXIT_TIMEOUT_S + 2)
-    for child in [*_children(process.pid), *children]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    if process.poll() is None:
-        process.kill()
-    process.wait()
-
-
 def _kill_tree(process: psutil.Process) -> None:
     for one in [*process.children(recursive=True), process]:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
-    return []

@@ -27,16 +27,16 @@ class StatisticsReader:
         try:
             answer = self._stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=10)
         except grpc.RpcError as error:
-            raise ServerError(f"no statistics from {self.url}: {error.details()}; is the server still there?") from error
+            raise ServerError(
+                f"no statistics from {self.url}: {error.details()}; is the server still there?"
+            ) from error
         return tuple(_stage(model) for model in answer.model_stats if model.name in COUNTED)
 
     def close(self) -> None:
         self._channel.close()
 
 
-def difference(
-    after: Iterable[StageStatistics], before: Iterable[StageStatistics]
-) -> tuple[StageStatistics, ...]:
+def difference(after: Iterable[StageStatistics], before: Iterable[StageStatistics]) -> tuple[StageStatistics, ...]:
     """What happened between two snapshots. A stage reloaded in between counts from its reload."""
     earlier = {stage.stage: stage for stage in before}
     return tuple(_subtract(stage, earlier.get(stage.stage)) for stage in after)

@@ -203,9 +203,7 @@ class _PrefillKV:
         kv[:, :, start : start + count] = new[0]
         past = kv[:, None, :, : start + count]
         mask = torch.ones(count, start + count, dtype=torch.bool, device=query.device).tril(start)
-        output = scaled_dot_product_attention(
-            query, past[0], past[1], attn_mask=mask, scale=scale, enable_gqa=True
-        )
+        output = scaled_dot_product_attention(query, past[0], past[1], attn_mask=mask, scale=scale, enable_gqa=True)
         return output.transpose(1, 2)
 
 

@@ -128,9 +128,7 @@ class Weights:
         return self._ready(lambda: VibeVoiceMultiModalProjector(*sizes), "model.semantic_connector.")
 
     def diffusion_head(self) -> nn.Module:
-        return self._ready(
-            lambda: VibeVoiceDiffusionHead(self.config.diffusion_head_config), "model.diffusion_head."
-        )
+        return self._ready(lambda: VibeVoiceDiffusionHead(self.config.diffusion_head_config), "model.diffusion_head.")
 
     def acoustic_decoder(self) -> nn.Module:
         config = self.config.audio_config.decoder_config

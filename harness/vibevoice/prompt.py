@@ -132,9 +132,7 @@ class PromptBuilder:
             )
 
 
-def prompt_chunks(
-    token_ids: Sequence[int], size: int, audio_token_id: int
-) -> Iterator[tuple[Sequence[int], slice]]:
+def prompt_chunks(token_ids: Sequence[int], size: int, audio_token_id: int) -> Iterator[tuple[Sequence[int], slice]]:
     """Cut a prompt for prefill: yields (token ids, slice of the voice frames whose places are among them)."""
     used = 0
     for start in range(0, len(token_ids), size):

@@ -15,7 +15,7 @@ _SYNTHETIC_SECONDS = {1: 9.0, 2: 12.0, 3: 10.0, 4: 14.0}  # the released voices 
 
 
 def load_voices(folder: str = "") -> dict[int, np.ndarray]:
-    """Voice id -> mono float32 samples at 24 kHz: the WAV files of a folder by name, numbered from 1, or four made ones."""
+    """Voice id -> mono float32 samples at 24 kHz: a folder's WAV files by name, numbered from 1, or four made ones."""
     if not folder:
         return {voice: _synthetic(voice, seconds) for voice, seconds in _SYNTHETIC_SECONDS.items()}
     files = sorted(Path(folder).glob("*.wav"))
@@ -46,5 +46,7 @@ def _read(file: Path) -> np.ndarray:
     except (wave.Error, EOFError) as error:
         raise InputError(f"{file} is not a WAV file that can be read: {error}") from error
     if layout != (wire.SAMPLE_RATE_HZ, 1, 2):
-        raise InputError(f"{file} is {layout[0]} Hz, {layout[1]} channels, {8 * layout[2]} bit: use 24000 Hz mono 16 bit")
+        raise InputError(
+            f"{file} is {layout[0]} Hz, {layout[1]} channels, {8 * layout[2]} bit: use 24000 Hz mono 16 bit"
+        )
     return np.frombuffer(data, dtype="<i2").astype(np.float32) / 32768.0

@@ -1,0 +1,96 @@
+"""Pools of equal devices: the rate that a number of them carries, and the number that a rate needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from harness.capacity.device import Device
+from harness.capacity.search import (
+    LARGEST_POOL,
+    SESSIONS,
+    Limits,
+    Load,
+    Traffic,
+    highest_rate,
+    judge_load,
+    steady_limit,
+)
+from harness.capacity.simulation import simulate
+
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, LARGEST_POOL)
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Rates of pools of ``device`` with least-loaded routing, simulated for a few sizes and interpolated between.
+
+    A pool's rate is the highest that keeps every limit, and at most ``utilisation_cap`` of the steady limit: what
+    devices would carry whose sessions never vary. Above 64 devices the rate per device is held at that of 64, which
+    is on the safe side: larger pools only share better. Devices are taken not to slow each other down.
+    """
+
+    device: Device
+    traffic: Traffic
+    limits: Limits
+    utilisation_cap: float
+    _known: dict[int, tuple[float, str]] = field(default_factory=dict, repr=False)
+
+    def steady_rate(self) -> float:
+        """Requests a second at the steady limit of one device: what utilisation 1 means."""
+        return steady_limit(self.device, self.limits)[0] / self.traffic.mean_frames
+
+    def rate(self, devices: int) -> tuple[float, str]:
+        """Highest rate of a simulated pool size (at most 64), and what binds."""
+        if devices not in self._known:
+            cap = self.utilisation_cap * devices * self.steady_rate()
+            capped = cap, f"utilisation {self.utilisation_cap:g}"
+            kept = judge_load(self.device, self._traffic(devices), self.limits, cap, devices).kept if cap else False
+            self._known[devices] = capped if kept else self._search(devices, cap)
+        return self._known[devices]
+
+    def rates(self, devices: np.ndarray, reach_qps: float) -> np.ndarray:
+        """Highest rate of each number of devices; simulates sizes until one carries ``reach_qps``."""
+        sizes = []
+        for size in _SIZES:
+            sizes.append(size)
+            if self.rate(size)[0] >= reach_qps:
+                break
+        per_device = [self.rate(size)[0] / size for size in sizes]
+        return devices * np.interp(np.log(devices), np.log(sizes), per_device)
+
+    def devices_for(self, qps: float, shares: np.ndarray) -> np.ndarray:
+        """Fewest devices that carry ``qps`` if each carried ``shares`` [n] of what was fitted; infinite for share 0."""
+        single = self.rate(1)[0]
+        lowest = max(float(np.min(shares[shares > 0], initial=1.0)), 0.05)
+        devices = np.arange(1, math.ceil(1.2 * qps / (single * lowest)) + 2) if single > 0 else np.array([1])
+        rates = np.maximum.accumulate(self.rates(devices, qps / max(lowest, 0.5)))
+        found = np.searchsorted(rates, qps / np.maximum(shares, 1e-12))
+        return np.where(found < len(devices), found + 1.0, np.inf)
+
+    def judge(self, qps: float, devices: int) -> Load:
+        """Simulate the pool at ``qps``; above 64 devices, 64 of them at their part of it."""
+        simulated = min(devices, LARGEST_POOL)
+        traffic = self._traffic(simulated)
+        return judge_load(self.device, traffic, self.limits, qps * simulated / devices, simulated)
+
+    def _search(self, devices: int, cap: float) -> tuple[float, str]:
+        return highest_rate(self.device, self._traffic(devices), self.limits, devices, at_most=cap)
+
+    def _traffic(self, devices: int) -> Traffic:
+        """Fewer sessions for larger pools, in which less of the load is left to chance."""
+        return self.traffic.part(max(SESSIONS // math.isqrt(devices), SESSIONS // 4))
+
+    def binding(self, devices: int) -> str:
+        return self._known[max(size for size in self._known if size <= devices)][1]
+
+
+def drain_times_s(
+    device: Device, traffic: Traffic, sessions: int, rng: np.random.Generator, runs: int = 200
+) -> np.ndarray:
+    """Seconds [runs] until a device with ``sessions`` found in progress is empty, once no more are sent to it."""
+    nobody = np.zeros(sessions)
+    drawn = rng.choice(traffic.residual_frames, (runs, sessions))
+    return np.array([simulate(nobody, frames, device.step_time).end_s.max() for frames in drawn])

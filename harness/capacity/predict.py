@@ -1,0 +1,51 @@
+"""What an open-loop run will show, said before it runs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from harness.capacity.device import Device
+from harness.capacity.observations import frame_rate
+from harness.capacity.search import Traffic, simulate_load, values_of
+from harness.capacity.simulation import Activity
+
+SUMMARY_KEYS = {"ttfa_s": "ttfa_p{}_s", "rtf": "rtf_p{}", "stall_longest_s": "stall_p{}_s"}
+"""How metrics.summarise names the quantiles of a metric; ``<class>.`` goes before it."""
+
+
+def predict_open_run(deployment_fit: dict, mix, rate_per_s: float, seconds: float, rng: np.random.Generator) -> dict:
+    """The prediction of Poisson arrivals at ``rate_per_s`` on one device, in its steady state, as a flat dict.
+
+    Keys as metrics.summarise names them: sessions, frames_per_s, step_s, and ``<class>.ttfa_p50_s`` and so on (p50
+    and p95; None where nothing like it was measured). ``model`` is a copy of what was fitted by then, so that the run
+    can be held against just that. Raises InconclusiveError where the deployment has no fit.
+    """
+    device = Device.from_fit(deployment_fit)
+    traffic = Traffic.draw(mix, rng)
+    simulated, counted = simulate_load(device, traffic, rate_per_s, devices=1)
+    stop_s = float(simulated.arrival_s[-1])
+    activity = Activity.between(simulated.start_s, np.nan_to_num(simulated.end_s, nan=stop_s))
+    window = float(simulated.arrival_s[counted][0]), stop_s
+    sessions = activity.mean(lambda n: n, *window)
+    frames_per_s = activity.mean(lambda n: n * frame_rate(device.step_time)(n), *window)
+    prediction = {"rate_per_s": rate_per_s, "seconds": seconds, "sessions": sessions, "frames_per_s": frames_per_s}
+    prediction["step_s"] = sessions / frames_per_s
+    for index, name in enumerate(traffic.class_names):
+        for metric, key in SUMMARY_KEYS.items():
+            if metric == "stall_longest_s" and not device.stalls:
+                continue
+            values = values_of(device, traffic, simulated, counted, metric, index)
+            for percent in (50, 95):
+                value = float(np.quantile(values, percent / 100, method="inverted_cdf"))
+                prediction[f"{name}.{key.format(percent)}"] = value if math.isfinite(value) else None
+    return prediction | {"model": _frozen(deployment_fit)}
+
+
+def _frozen(deployment_fit: dict) -> dict:
+    """All that Device.from_fit reads."""
+    parts = {name: dict(deployment_fit[name]) for name in ("step_time", "first_audio", "rtf", "stalls")}
+    parts["step_time"].pop("points", None)
+    parts["first_audio"].pop("points", None)
+    return parts

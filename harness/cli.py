@@ -1,0 +1,300 @@
+"""The ``harness`` command: parse and call."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from harness import signoff as job
+from harness.doctor import examine
+from harness.errors import HarnessError, InputError
+from harness.report.page import write_report
+from harness.speak import speak_file
+from harness.spec import load_plan
+from harness.store import Run
+from harness.triton.config import Deployment
+from harness.triton.server import ROOT, TritonServer, local_url
+
+UsageError = typer.BadParameter.__base__  # typer carries a click of its own and does not export this one
+EXIT_MISTAKE = 64  # EX_USAGE of sysexits.h: the command was given something it cannot use
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="How many GPUs does long-form, multi-speaker speech need at each target QPS?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+out = Console()
+RunFolder = Annotated[Path, typer.Option("--run", help="A folder under results/.")]
+Results = Annotated[Path, typer.Option("--results", help="Where runs are kept.")]
+Url = Annotated[str, typer.Option("--url", help="A running Triton (host:port); it is neither started nor stopped.")]
+
+
+@app.command(epilog="Example: `harness signoff scenarios/quick.yaml`")
+def signoff(
+    plan: Annotated[Path, typer.Argument(help="The PLAN.yaml to sign off.")],
+    results: Results = Path("results"),
+    url: Url = "",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew; set an earlier run aside.")] = False,
+) -> None:
+    """Deploy, drive, sweep, fit, plan and report. Goes on where an earlier run of the plan stopped.
+
+    Exit codes: 0 met, 1 missed, 2 inconclusive, 64 a mistake in what was asked, 130 interrupted.
+    """
+    if fresh:
+        _set_aside(plan, results, url)
+    work = job.SignOff(plan, results, url=url or None)
+    with Show() as show:
+        content = work.execute(show)
+    print_plan(content)
+    out.print(f"Report: [bold]{work.run.path / 'signoff.html'}[/]", soft_wrap=True)
+    raise typer.Exit(job.EXIT_CODES[content["verdict"]])
+
+
+@app.command(epilog="Example: `harness sweep scenarios/quick.yaml`")
+def sweep(
+    plan: Annotated[Path, typer.Argument(help="The PLAN.yaml whose space is walked.")],
+    results: Results = Path("results"),
+    url: Url = "",
+) -> None:
+    """Only the ladders of every point in the plan's space, kept in the same run that `signoff` goes on with."""
+    work = job.SignOff(plan, results, url=url or None)
+    with Show() as show:
+        work.execute(show, ladders_only=True)
+    out.print(f"{len(work.run.trials())} trials in [bold]{work.run.path}[/]", soft_wrap=True)
+
+
+@app.command(epilog="Example: `harness fit --run results/quick-1a2b3c4d`")
+def fit(run: RunFolder) -> None:
+    """Fit the capacity models again from a run's stored trials, and print what they say."""
+    stored = Run.open(run)
+    with stored.lock():
+        content = job.fit_of(stored)
+        stored.write_fit(content)
+    print_fit(content)
+
+
+@app.command(epilog="Example: `harness plan --run results/quick-1a2b3c4d --qps 0.5,1,5,20`")
+def plan(
+    run: RunFolder,
+    qps: Annotated[str, typer.Option("--qps", help="Target rates, comma-separated; left out = the plan's own.")] = "",
+) -> None:
+    """The table of devices for other target rates, from stored results, in seconds."""
+    stored = Run.open(run)
+    spec = job.spec_of(stored)
+    content = stored.fit()
+    if content is None:
+        raise InputError(f"{run} holds no fit yet: run `harness fit --run {run}` first")
+    print_plan(job.plan_of(stored, spec, content, _rates(qps) or spec.targets_qps))
+
+
+@app.command(epilog="Example: `harness report --run results/quick-1a2b3c4d`")
+def report(run: RunFolder) -> None:
+    """Write signoff.html again from a run's stored records."""
+    out.print(f"Report: [bold]{write_report(Run.open(run))}[/]", soft_wrap=True)
+
+
+@app.command(epilog="Example: `harness serve --knob diffusion_decoder.delay_us=2000`")
+def serve(
+    preset: Annotated[str, typer.Option(help="tiny, 1.5b or 7b.")] = "tiny",
+    port: Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0 = any free one.")] = 0,
+    checkpoint: Annotated[str, typer.Option(help="A released checkpoint folder; left out = random weights.")] = "",
+    voices: Annotated[str, typer.Option(help="A folder of 24 kHz mono WAV files; left out = four made voices.")] = "",
+    knob: Annotated[list[str], typer.Option("--knob", help="<stage>.<knob>=<value>; may be repeated.")] = [],  # noqa: B006
+) -> None:
+    """Deploy the ensemble on a local Triton, in the foreground; Ctrl-C stops it cleanly."""
+    deployment = Deployment(_preset(preset), checkpoint, voices, knobs=dict(_knob(each) for each in knob))
+    server = TritonServer(deployment, public=True, port=port or None)
+    with out.status(f"starting Triton with preset {preset} …"):
+        server.start()
+    with server:
+        out.print(f"serving preset {preset} at [bold]{server.url}[/] (gRPC), metrics at {server.metrics_url}")
+        out.print("drive it with: locust -f scenarios/podcast.py; Ctrl-C stops it")
+        while server.alive():
+            time.sleep(0.5)
+    raise HarnessError("Triton ended by itself; start it again, and look at the memory of this machine")
+
+
+@app.command(epilog="Example: `harness speak script.txt --frames 75 --wav speech.wav`")
+def speak(
+    script: Annotated[Path, typer.Argument(help="A text file with lines `Speaker N: text`.")],
+    frames: Annotated[int, typer.Option(help="Frames of 133 ms to speak; left out = as long as the text takes.")] = -1,
+    wav: Annotated[Path | None, typer.Option(help="Write the audio to this WAV file.")] = None,
+    url: Url = "",
+) -> None:
+    """Send one script to a server and say how it went."""
+    address = url or local_url()
+    if not address:
+        raise InputError("no server: give --url HOST:PORT, or run `harness serve` in another terminal")
+    out.print(speak_file(address, script, None if frames == -1 else frames, wav), soft_wrap=True)
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine can and cannot do, and how to mend it."""
+    table = Table("", "what", "found", "how to mend it", box=None)
+    checks = examine(ROOT)
+    for check in checks:
+        mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[check.fine]
+        table.add_row(mark, check.what, check.found, check.mend)
+    out.print(table)
+    raise typer.Exit(0 if all(check.fine is not False for check in checks) else 1)
+
+
+class Show(job.Watcher):
+    """Progress on the terminal: a bar with the time left, or plain lines where it is not a terminal."""
+
+    def __init__(self):
+        columns = (
+            SpinnerColumn(), BarColumn(24), TextColumn("{task.fields[left]}"), TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )  # fmt: skip
+        self.bar = Progress(*columns, console=out, transient=True) if out.is_terminal else None
+        self.task = None
+        self.spent = self.total = self.current = 0.0
+        self.began = time.monotonic()
+
+    def __enter__(self):
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_):
+        if self.bar:
+            self.bar.stop()
+
+    def begin(self, total_s: float) -> None:
+        self.total = total_s
+        if self.bar:
+            self.task = self.bar.add_task("", total=total_s, left="")
+        out.print(f"about {total_s / 60:.0f} minutes")
+
+    def step(self, what: str, estimated_s: float) -> None:
+        self.what, self.current, self.step_began = what, estimated_s, time.monotonic()
+        left = self._left()
+        if self.bar:
+            self.bar.update(self.task, description=what, completed=self.spent, left=left)
+        else:
+            out.print(f"[{self._clock()}] {what} … ({left})", markup=False, soft_wrap=True)
+
+    def done(self, note: str = "") -> None:
+        self.spent = min(self.spent + self.current, self.total)
+        took = time.monotonic() - self.step_began
+        out.print(f"[{self._clock()}] {self.what}: {took:.0f} s {note}", markup=False, soft_wrap=True)
+        if self.bar:
+            self.bar.update(self.task, completed=self.spent)
+
+    def say(self, note: str) -> None:
+        out.print(f"[{self._clock()}] {note}", markup=False, soft_wrap=True)
+
+    def _left(self) -> str:
+        left_s = max(self.total - self.spent, 0)
+        return f"about {left_s / 60:.0f} min left" if left_s > 90 else f"about {left_s:.0f} s left"
+
+    def _clock(self) -> str:
+        seconds = int(time.monotonic() - self.began)
+        return f"{seconds // 60:2d}:{seconds % 60:02d}"
+
+
+def print_plan(content: dict) -> None:
+    """The answer as a table; what is extrapolated or emulated is said in its row."""
+    label = {"met": "green", "missed": "red", "inconclusive": "yellow"}[content["verdict"]]
+    out.print(f"\nVerdict: [bold {label}]{content['verdict']}[/]", highlight=False)
+    for reason in content["reasons"]:
+        out.print(f"  - {reason}", soft_wrap=True, markup=False)
+    table = Table(title=f"One device = {content['unit']}", title_justify="left")
+    interval = f"{content['confidence']:.0%} interval"
+    for name in ("requests/s", "devices", interval, "bound by", "utilisation", "N+1", "basis"):
+        table.add_column(name, justify="right" if name not in ("bound by", "basis") else "left")
+    for row in content["targets"]:
+        low, high = row["interval"] or (None, None)
+        table.add_row(
+            f"{row['qps']:g}", _count(row["devices"]), f"{_count(low)} to {_count(high)}", row["binding"] or "-",
+            _percent(row["utilisation"]), _count(row["devices_n_plus_1"]), row["basis"] or "-",
+        )  # fmt: skip
+    out.print(table)
+
+
+def print_fit(content: dict) -> None:
+    """What the fit says of each deployment: the step time and the rate that one device carries."""
+    table = Table(title=f"One device = {content['unit']}", title_justify="left")
+    for name in ("deployment", "step time", "R²", "highest rate", "bound by"):
+        table.add_column(name)
+    for number, each in enumerate(content["deployments"]):
+        step = each["step_time"]
+        line = step["inconclusive"] or f"{1e3 * step['intercept_s']:.1f} ms + {1e3 * step['slope_s']:.2f} ms x sessions"
+        rate = each["max_rate_per_s"]
+        mark = " *" if number == content["best"] else ""
+        table.add_row(
+            job.describe_point(each["deployment"]) + mark, line,
+            "-" if step["inconclusive"] else f"{step['r_squared']:.3f}",
+            "-" if rate is None else f"{rate:.3f}/s", each["binding"] or each["inconclusive"] or "-",
+        )  # fmt: skip
+    out.print(table)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message, and Ctrl-C or a polite kill ends cleanly."""
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        error.show()
+        sys.exit(EXIT_MISTAKE)
+    except HarnessError as error:
+        Console(stderr=True).print(f"harness: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(EXIT_MISTAKE)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _as_interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def _set_aside(plan_path: Path, results: Path, url: str) -> None:
+    run = job.open_run(plan_path, load_plan(plan_path), results, url or None)
+    stamp = run.manifest.created_at.replace(":", "").replace("+0000", "")
+    with run.lock():
+        run.path.rename(run.path.with_name(f"{run.path.name}-{stamp}"))
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        rates = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"--qps {text!r}: give rates with commas between them, such as 0.5,1,5") from None
+    if any(not 0 < rate < float("inf") for rate in rates):
+        raise InputError(f"--qps {text!r}: every rate must be above 0")
+    return rates
+
+
+def _knob(text: str) -> tuple[str, int]:
+    name, _, value = text.partition("=")
+    if not value.lstrip("-").isdigit():
+        raise InputError(f"--knob {text!r}: write it as <stage>.<knob>=<whole number>")
+    return name, int(value)
+
+
+def _preset(name: str) -> str:
+    if name not in ("tiny", "1.5b", "7b"):
+        raise InputError(f"unknown preset {name!r}: use tiny, 1.5b or 7b")
+    return name
+
+
+def _count(value) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _percent(value) -> str:
+    return "-" if value is None else f"{value:.0%}"

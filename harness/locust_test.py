@@ -1,0 +1,240 @@
+"""A speech load test inside Locust's processes: alone in one, or a master with its workers.
+
+A process on its own has a share of the load (all of it) and the ledger. A worker has a share and sends its Results to
+the master each second; the master has the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+import threading
+import time
+from pathlib import Path
+
+from harness.client import BYTES_PER_SAMPLE
+from harness.errors import HarnessError, InputError, ServerError
+from harness.loadtest import Ledger, LoadSettings, Share, settings_of
+from harness.recording import result_from_plain, result_to_plain
+from harness.records import Outcome, Result
+from harness.watch import Progress
+from harness.workload import Mix
+
+WORKER_REPORT_S = 1.0
+WORKER_LAST_WORDS_S = 30.0
+EXIT_UNUSABLE = 2
+EXIT_INVALID = 3
+
+log = logging.getLogger(__name__)
+
+
+class SpeechTest:
+    """The test of a process on its own, kept in step with Locust's events. ``results`` are of the last test."""
+
+    def __init__(self, environment, mix: Mix | str):
+        self._environment, self._runner, self._mix = environment, environment.runner, mix
+        self.settings = self._settings()
+        self.share: Share | None = None
+        self.ledger: Ledger | None = None
+        self._running = self._finishing = False
+        self._finished = threading.Event()
+        self._tests = 0
+
+    @property
+    def results(self) -> list[Result]:
+        return self.ledger.results if self.ledger else []
+
+    def start(self) -> None:
+        """Raises HarnessError when options or server cannot be used; they may have been changed on the page."""
+        self.settings = self._settings()
+        if not self._environment.host:
+            raise InputError("no server is given: state its gRPC address with --host grpc://host:port")
+        self._environment.process_exit_code = None
+        self._tests += 1
+        self._finished.clear()
+        self._open(self._environment.host)
+        self._running = True
+
+    def all_users_run(self) -> None:
+        """A closed loop's window begins when all users run; an open loop's with its schedule."""
+        if self._running and self.ledger and self.settings.loop == "closed":
+            self.ledger.start_ns = time.monotonic_ns()
+
+    def finish(self, grace_s: float) -> None:
+        """End the test if one is under way: every Result home, certificate printed, exit code set.
+
+        A second call while the first still waits (Ctrl-C during the grace) shortens the grace.
+        """
+        if not self._running:
+            return
+        if self._finishing:
+            self._hurry(grace_s)
+            self._finished.wait(WORKER_LAST_WORDS_S)
+            return
+        end_ns = time.monotonic_ns()
+        self._finishing = True
+        try:
+            self._gather(grace_s)
+            self._conclude(end_ns)
+        finally:
+            self._running = self._finishing = False
+            self._finished.set()
+
+    def progress(self) -> Progress:
+        """What all readers see now."""
+        return self.share.pool.progress() if self._running else Progress()
+
+    def _open(self, url: str) -> None:
+        share = Share(self.settings, url, self._take)
+        self.ledger, self.share = Ledger(self.settings, url, self._folder()), share
+        self.ledger.start_ns = share.start_ns
+
+    def _take(self, result: Result) -> None:
+        self.ledger.take(result)
+        self._fire(result)
+
+    def _gather(self, grace_s: float) -> None:
+        self.share.finish(grace_s)
+        ledger, pool = self.ledger, self.share.pool
+        ledger.submitted, ledger.lost, ledger.lag_p99_s = pool.submitted, pool.lost, pool.lag_p99_s
+
+    def _hurry(self, grace_s: float) -> None:
+        self.share.finish(grace_s)
+
+    def _conclude(self, end_ns: int) -> None:
+        report = self.ledger.close(end_ns)
+        print("\n" + "\n".join(report.lines) + "\n", flush=True)
+        if not report.valid and not self._runner.errors:
+            self._environment.process_exit_code = EXIT_INVALID
+
+    def _settings(self) -> LoadSettings:
+        return settings_of(vars(self._environment.parsed_options), self._mix)
+
+    def _folder(self) -> Path | None:
+        """A test started again from the page gets a folder of its own."""
+        folder = self.settings.records
+        return folder if folder is None or self._tests == 1 else folder.with_name(f"{folder.name}-{self._tests}")
+
+    def _fire(self, result: Result) -> None:
+        """Locust's own event; unfinished and cancelled requests are neither success nor failure."""
+        if result.outcome not in (Outcome.DONE, Outcome.ERROR):
+            return
+        heard = len(result.chunks) > 0
+        self._environment.events.request.fire(
+            request_type="SPEECH",
+            name=result.traffic_class,
+            response_time=(int(result.chunks.received_ns[0]) - result.due_ns) / 1e6 if heard else None,
+            response_length=int(result.chunks.samples.sum()) * BYTES_PER_SAMPLE,
+            exception=ServerError(result.error) if result.outcome is Outcome.ERROR else None,
+            context={},
+        )
+
+
+class MasterTest(SpeechTest):
+    """The ledger of all workers' Results."""
+
+    def __init__(self, environment, mix: Mix | str):
+        super().__init__(environment, mix)
+        self._said: dict[str, dict] = {}  # what each worker said last
+        environment.parsed_options.speech_workers = 1
+        environment.runner.register_message("speech", self._hear)
+
+    def progress(self) -> Progress:
+        return sum((Progress.from_plain(said["progress"]) for said in self._said.values()), Progress())
+
+    def _open(self, url: str) -> None:
+        self._said.clear()
+        self._expected = {client.id for client in self._runner.clients.all}
+        self._environment.parsed_options.speech_workers = max(len(self._expected), 1)
+        self.ledger = Ledger(self.settings, url, self._folder())
+
+    def _hear(self, environment, msg) -> None:
+        if not self._running:
+            return
+        said = msg.data
+        for plain in said.pop("results"):
+            self.ledger.take(result_from_plain(plain))
+        self._said[msg.node_id] = said
+
+    def _gather(self, grace_s: float) -> None:
+        self._hurry(grace_s)
+        deadline_s = time.monotonic() + grace_s + WORKER_LAST_WORDS_S
+        while self._silent() and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        said = self._said.values()
+        self.ledger.submitted = sum(each["submitted"] for each in said)
+        self.ledger.lost = sum(each["lost"] for each in said)
+        self.ledger.lag_p99_s = max((each["lag_p99_s"] for each in said), default=math.nan)
+        if self.settings.loop == "open":
+            self.ledger.start_ns = max((each["start_ns"] for each in said), default=self.ledger.start_ns)
+        self.ledger.remarks += self._remarks()
+
+    def _hurry(self, grace_s: float) -> None:
+        self._runner.send_message("speech_finish", {"grace_s": grace_s})
+
+    def _silent(self) -> set[str]:
+        return {worker for worker in self._expected if not self._said.get(worker, {}).get("done")}
+
+    def _remarks(self) -> list[str]:
+        hosts = {said["host"] for said in self._said.values()}
+        remarks = [f"worker {worker} never reported its last results" for worker in sorted(self._silent())]
+        remarks += sorted({said["failed"] for said in self._said.values() if said["failed"]})
+        if len(hosts) > 1:
+            remarks.append(f"workers ran on {len(hosts)} hosts, whose clocks cannot be compared: run them on one")
+        return remarks
+
+
+class WorkerTest(SpeechTest):
+    """One share of the load; its Results go to the master."""
+
+    def __init__(self, environment, mix: Mix | str):
+        super().__init__(environment, mix)
+        self._outbox: list[dict] = []
+        environment.runner.register_message("speech_finish", self._finish_on_request, concurrent=True)
+
+    def start(self) -> None:
+        try:
+            super().start()
+        except HarnessError as error:
+            self._say(done=True, failed=str(error))
+            raise
+
+    def _open(self, url: str) -> None:
+        options = self._environment.parsed_options
+        self.share = Share(self.settings, url, self._take, self._runner.worker_index, options.speech_workers)
+        threading.Thread(target=self._keep_reporting, args=(self.share,), daemon=True).start()
+
+    def _take(self, result: Result) -> None:
+        self._outbox.append(result_to_plain(result))
+        self._fire(result)
+
+    def _conclude(self, end_ns: int) -> None:
+        self._say(done=True)
+
+    def _gather(self, grace_s: float) -> None:
+        self.share.finish(grace_s)
+
+    def _finish_on_request(self, environment, msg) -> None:
+        self.finish(msg.data["grace_s"])
+
+    def _keep_reporting(self, share: Share) -> None:
+        while not share.stopping:
+            self._say()
+            time.sleep(WORKER_REPORT_S)
+
+    def _say(self, *, done: bool = False, failed: str = "") -> None:
+        results, self._outbox = self._outbox, []
+        share = self.share
+        message = {
+            "results": results,
+            "progress": (share.pool.progress() if share and not done else Progress()).to_plain(),
+            "submitted": share.pool.submitted if share else 0,
+            "lost": share.pool.lost if share else 0,
+            "lag_p99_s": share.pool.lag_p99_s if share else math.nan,
+            "start_ns": share.start_ns if share else 0,
+            "host": socket.gethostname(),
+            "done": done,
+            "failed": failed,
+        }
+        self._runner.send_message("speech", message)

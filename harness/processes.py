@@ -1,0 +1,65 @@
+"""Child processes that cannot outlive their parent.
+
+Run as a module it is the launcher itself: it ties its life to its parent's, sets its niceness and becomes the command.
+A launcher rather than ``preexec_fn``, because a fork of a process with gRPC threads is unsafe.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+
+
+def spawn(
+    command: Sequence[str],
+    log: Path,
+    *,
+    niceness: int = 0,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen:
+    """Start a command in a process group of its own, its output in a log file; it gets SIGTERM when we die."""
+    launcher = [sys.executable, str(Path(__file__).resolve()), str(os.getpid()), str(niceness)]
+    with open(log, "wb") as output:
+        return subprocess.Popen(
+            [*launcher, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def end_group(process: subprocess.Popen, grace_s: float) -> None:
+    """Ask a spawned process to end, wait for it, then kill whatever is left of its group. Safe to call twice."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def _launch(parent: int, niceness: int, command: list[str]) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we asked to be told
+        sys.exit(1)
+    if niceness:
+        os.nice(niceness)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    _launch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,294 @@
+"""The whole main job: deploy, sweep, fit, confirm, plan, report; it goes on by itself where an earlier run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from harness.capacity.fit import fit_run
+from harness.capacity.plan import make_plan
+from harness.capacity.predict import predict_open_run
+from harness.errors import ServerError
+from harness.probe import host_facts, versions
+from harness.records import RunManifest, Trial
+from harness.report.page import write_report
+from harness.spec import PlanSpec, load_plan
+from harness.store import Run
+from harness.sweep import Driver, Load, Measured, estimated_s, trial_id
+from harness.triton.config import Deployment
+from harness.triton.server import ROOT, RemoteTriton, TritonServer
+
+EXIT_CODES = {"met": 0, "missed": 1, "inconclusive": 2}
+_TRIES = 2  # a trial whose server or load generator broke is measured once more
+_FIT_S, _START_S = 20.0, 25.0
+
+
+class Watcher:
+    """What the job tells whoever watches: override what you show."""
+
+    def begin(self, total_s: float) -> None: ...
+
+    def step(self, what: str, estimated_s: float) -> None: ...
+
+    def done(self, note: str = "") -> None: ...
+
+    def say(self, note: str) -> None: ...
+
+
+@dataclass
+class Budget:
+    """Minutes that the job may take, counted from now."""
+
+    minutes: float
+    began_s: float = field(default_factory=time.monotonic)
+
+    def left_s(self) -> float:
+        return self.minutes * 60 - (time.monotonic() - self.began_s)
+
+
+class SignOff:
+    """One run of a plan. ``execute`` does what is still missing and returns plan.json's content."""
+
+    def __init__(self, plan_path: Path, results: Path, *, url: str | None = None, deployment: dict | None = None):
+        self.plan_path = Path(plan_path)
+        self.spec = load_plan(self.plan_path)
+        self.url = url
+        self.base = Deployment(preset=self.spec.preset, **(deployment or {}))
+        self.run = open_run(self.plan_path, self.spec, results, url)
+        self.mix = self.spec.traffic_mix()
+
+    def execute(self, watcher: Watcher | None = None, *, ladders_only: bool = False) -> dict | None:
+        """Measure what is missing, then fit, confirm and plan. A finished run answers from its store."""
+        watcher = watcher or Watcher()
+        with self.run.lock():
+            if self.run.manifest.finished_at and not ladders_only:
+                return self.run.plan()
+            budget = Budget(self.spec.budget_minutes)
+            watcher.begin(self._estimated_s())
+            if list(self._missing_ladders()) or not ladders_only:
+                self._measure(watcher, budget, ladders_only)
+            return None if ladders_only else self._conclude(watcher)
+
+    def _measure(self, watcher: Watcher, budget: Budget, ladders_only: bool) -> None:
+        watcher.step("starting Triton" if not self.url else f"reaching {self.url}", _START_S)
+        with self._server() as server:
+            watcher.done(server.url)
+            driver = Driver(server, self.plan_path, self.spec, self.run.path / ".work", self.base)
+            try:
+                self._ladders(driver, watcher, budget)
+                if not ladders_only:
+                    self._confirm(driver, watcher, budget)
+            finally:
+                shutil.rmtree(driver.scratch, ignore_errors=True)
+
+    def _ladders(self, driver: Driver, watcher: Watcher, budget: Budget) -> None:
+        points = self.spec.points()
+        for point, load in list(self._missing_ladders()):
+            number = points.index(point) + 1
+            if budget.left_s() < estimated_s(load) + self._confirm_s() + _FIT_S:
+                watcher.say(f"the budget of {budget.minutes:g} min leaves no time for point {number} and later ones")
+                return
+            watcher.step(f"ladder {number}/{len(points)}: {describe_point(point)}", estimated_s(load))
+            watcher.done(_ladder_note(self._trial(driver, point, load)))
+
+    def _confirm(self, driver: Driver, watcher: Watcher, budget: Budget) -> None:
+        """Open-loop runs that the fit has not seen; each prediction is fixed before its run starts."""
+        fit = self._fit(watcher)
+        if fit["best"] is None:
+            watcher.say("no deployment keeps the promises at any rate: nothing to confirm")
+            return
+        best = fit["deployments"][fit["best"]]
+        for share in self.spec.confirm.load_share:
+            load = self._open_load(best, share)
+            if self._known(trial_id(best["deployment"], load)):
+                continue
+            if budget.left_s() < estimated_s(load) + _FIT_S:
+                watcher.say(f"the budget of {budget.minutes:g} min leaves no time to confirm {share:.0%} of the rate")
+                return
+            rng = np.random.default_rng(self.spec.seed)
+            prediction = predict_open_run(best, self.mix, load.rate_per_s, load.seconds, rng)
+            what = f"open loop at {load.rate_per_s:.2f} requests/s ({share:.0%} of the highest)"
+            watcher.step(what, estimated_s(load))
+            watcher.done(_open_note(self._trial(driver, best["deployment"], load, prediction)))
+
+    def _trial(self, driver: Driver, point: dict, load: Load, prediction: dict | None = None) -> Trial:
+        for attempt in range(1, _TRIES + 1):
+            try:
+                measured = driver.run(point, load, prediction)
+            except ServerError as error:
+                if attempt == _TRIES:
+                    raise
+                self._revive(driver, error)
+                continue
+            if driver.server.alive() or attempt == _TRIES:
+                break
+            self._revive(driver, ServerError("the server ended during a trial"))
+        self._keep(measured)
+        return measured.trial
+
+    def _revive(self, driver: Driver, error: ServerError) -> None:
+        """Start a server that broke once more, where it is ours to start."""
+        if self.url:
+            raise error
+        driver.server.stop()
+        driver.server = TritonServer(self.base).start()
+
+    def _keep(self, measured: Measured) -> None:
+        self.run.append_trial(measured.trial, measured.results, measured.samples)
+
+    def _fit(self, watcher: Watcher) -> dict:
+        watcher.step("fitting", _FIT_S / 2)
+        fit = fit_of(self.run)
+        self.run.write_fit(fit)
+        watcher.done()
+        return fit
+
+    def _conclude(self, watcher: Watcher) -> dict:
+        fit = self.run.fit() or self._fit(watcher)
+        watcher.step("planning", _FIT_S / 2)
+        plan = plan_of(self.run, self.spec, fit, self.spec.targets_qps)
+        self.run.write_plan(plan)
+        self.run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
+        write_report(self.run)
+        watcher.done()
+        return plan
+
+    def _server(self):
+        return RemoteTriton(self.url) if self.url else TritonServer(self.base)
+
+    def _missing_ladders(self) -> Iterator[tuple[dict, Load]]:
+        for point in self.spec.points():
+            ladder = self.spec.ladder
+            load = Load(ladder.seconds, self.spec.seed, ladder.sessions, chunk_frames=point.get("chunk_frames"))
+            if not self._known(trial_id(point, load)):
+                yield point, load
+
+    def _open_load(self, best: dict, share: float) -> Load:
+        rate = round(best["max_rate_per_s"] * share, 4)
+        seed = self.spec.seed + 1  # other requests than the ladders'
+        chunk_frames = best["deployment"].get("chunk_frames")
+        sessions = predict_open_run(best, self.mix, rate, self.spec.confirm.seconds, np.random.default_rng(seed))
+        steady = max(1, round(sessions["sessions"]))
+        return Load(self.spec.confirm.seconds, seed, (), rate, steady, chunk_frames)
+
+    def _known(self, name: str) -> bool:
+        return any(trial.trial_id == name for trial in self.run.trials())
+
+    def _confirm_s(self) -> float:
+        confirm = self.spec.confirm
+        return len(confirm.load_share) * estimated_s(Load(confirm.seconds, 0))
+
+    def _estimated_s(self) -> float:
+        ladders = sum(estimated_s(load) for _, load in self._missing_ladders())
+        return _START_S + ladders + self._confirm_s() + 2 * _FIT_S
+
+
+def spec_of(run: Run) -> PlanSpec:
+    """The plan as the run was made with, whatever became of its file."""
+    folder = (ROOT / run.manifest.plan_path).parent
+    return PlanSpec.model_validate(run.manifest.plan, context={"folder": folder})
+
+
+def fit_of(run: Run) -> dict:
+    """fit.json from a run's stored trials."""
+    spec = spec_of(run)
+    rng = np.random.default_rng(spec.seed)
+    mix, promises = spec.traffic_mix(), spec.promise_list()
+    return fit_run(run.trials(), run.requests(), mix, promises, rng, unit_of(run.manifest))
+
+
+def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
+    """plan.json for these targets, from stored records alone."""
+    manifest = run.manifest
+    return make_plan(
+        fit,
+        run.trials(),
+        run.requests(),
+        spec.traffic_mix(),
+        spec.promise_list(),
+        targets_qps,
+        np.random.default_rng(spec.seed),
+        utilisation_cap=spec.utilisation_cap,
+        confidence=spec.confidence,
+        max_error=spec.max_error,
+        unit=unit_of(manifest),
+        preset=manifest.preset,
+        device=manifest.device,
+    )
+
+
+def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None) -> Run:
+    """The run of a plan: the same plan file, code and server always lead to the same folder."""
+    text = Path(plan_path).read_bytes()
+    digest = hashlib.sha256(text).hexdigest()
+    target = "" if url is None else "-" + hashlib.sha256(url.encode()).hexdigest()[:4]
+    run_id = f"{spec.name}-{digest[:8]}{target}"
+    if Run.is_run(Path(results) / run_id):
+        return Run.open(Path(results) / run_id)
+    host = host_facts()
+    manifest = RunManifest(
+        run_id=run_id,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        plan_path=os.path.relpath(plan_path, ROOT),
+        plan_sha256=digest,
+        plan=spec.model_dump(mode="json"),
+        commit=_commit(),
+        versions=versions(),
+        host=host,
+        preset=spec.preset,
+        device="cpu" if host["gpu"] == "none" else host["gpu"].split(",")[0],
+        seed=spec.seed,
+        notes=(f"Triton at {url}, not started by the harness",) if url else (),
+    )
+    return Run.create(results, manifest)
+
+
+def unit_of(manifest: RunManifest) -> str:
+    """What one "device" of the plan is, in words."""
+    if manifest.device == "cpu":
+        return f"this host ({manifest.host['cores']} CPU cores) at preset {manifest.preset}"
+    return f"one {manifest.device} at preset {manifest.preset}"
+
+
+def describe_point(point: dict) -> str:
+    """A point of the space in a few words: knobs of all three stages with one value are said once."""
+    words = []
+    for knob in dict.fromkeys(name.rpartition(".")[2] for name in point):
+        values = {name.rpartition(".")[0]: value for name, value in point.items() if name.rpartition(".")[2] == knob}
+        if len(values) == 3 and len(set(values.values())) == 1:
+            words.append(f"{knob} {next(iter(values.values()))}")
+        else:
+            words += [f"{stage}.{knob} {value}".lstrip(".") for stage, value in values.items()]
+    return ", ".join(words) or "as the repository has it"
+
+
+def _ladder_note(trial: Trial) -> str:
+    best = max((rung.frames_per_s for rung in trial.rungs), default=0.0)
+    return f"{_verdict(trial)}, up to {best / 7.5:.1f} audio s/s"
+
+
+def _open_note(trial: Trial) -> str:
+    summary = trial.rungs[0].summary if trial.rungs else {}
+    p95 = summary.get("ttfa_p95_s")
+    return _verdict(trial) + (f", time to first audio p95 {p95:.2f} s" if p95 is not None else "")
+
+
+def _verdict(trial: Trial) -> str:
+    return "VALID" if trial.valid else f"INVALID ({'; '.join(trial.reasons)})"
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

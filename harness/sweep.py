@@ -1,0 +1,193 @@
+"""One trial: set a deployment, let Locust drive it, and fold what came back into a record.
+
+A ladder holds rising numbers of sessions (closed loop) and gives the physics; an open-loop run sends Poisson arrivals
+at a rate and is what a prediction is held against.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness import metrics
+from harness.errors import HarnessError, ServerError
+from harness.probe import Probe
+from harness.processes import end_group, spawn
+from harness.recording import Records, read_records
+from harness.records import Result, Rung, ServerSample, StageStatistics, Trial
+from harness.spec import PlanSpec
+from harness.triton.config import Deployment
+from harness.triton.server import ROOT
+from harness.triton.statistics import difference
+
+SCENARIO = ROOT / "scenarios" / "podcast.py"
+LOCUST_EXIT_INVALID = 3
+_SETTLE_SHARE = 0.25  # of a rung: sessions that just joined are still opening
+_START_S = 12  # Locust's own start and end, in the estimate of a trial's time
+
+
+@dataclass(frozen=True)
+class Load:
+    """The load of one trial: ``sessions`` for a ladder, or ``rate_per_s`` for an open-loop run."""
+
+    seconds: float  # of each rung, or of the whole run
+    seed: int
+    sessions: tuple[int, ...] = ()
+    rate_per_s: float | None = None
+    steady_sessions: int = 0  # open loop: sessions in mid-course at the start
+    chunk_frames: int | None = None
+
+    @property
+    def kind(self) -> str:
+        return "ladder" if self.sessions else "open"
+
+    @property
+    def total_s(self) -> float:
+        return self.seconds * max(1, len(self.sessions))
+
+    def record(self) -> dict:
+        """The load as it is stored with its trial."""
+        common = {"seconds": self.seconds, "seed": self.seed, "chunk_frames": self.chunk_frames}
+        if self.sessions:
+            return {"loop": "closed", "concurrency": list(self.sessions), **common}
+        return {"loop": "open", "arrivals": "poisson", "rate_per_s": self.rate_per_s, **common}
+
+    def options(self) -> list[str]:
+        """The load as Locust's options."""
+        options = ["--seed", str(self.seed), "--stop-timeout", "0"]
+        if self.chunk_frames:
+            options += ["--chunk-frames", str(self.chunk_frames)]
+        if self.sessions:
+            rungs = ",".join(map(str, self.sessions))
+            return [*options, "--steady", "--ladder", rungs, "--rung-seconds", str(self.seconds)]
+        timing = ["-u", "1", "-t", f"{self.seconds:.0f}s", "--rate", str(self.rate_per_s)]
+        return [*options, *timing, "--steady", str(self.steady_sessions)]
+
+
+def trial_id(point: dict, load: Load, repeat: int = 0) -> str:
+    """A name that the same point under the same load always gets, so that it is never measured twice."""
+    content = json.dumps([sorted(point.items()), load.record(), repeat], sort_keys=True)
+    return f"{load.kind}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
+
+
+def estimated_s(load: Load) -> float:
+    """About how long a trial takes, with the reload of its stages."""
+    return load.total_s + _START_S
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished trial with its raw records."""
+
+    trial: Trial
+    results: Sequence[Result]
+    samples: Sequence[ServerSample]
+
+
+class Driver:
+    """Runs trials of one plan on one server (``TritonServer`` or ``RemoteTriton``)."""
+
+    def __init__(self, server, plan_path: Path, plan: PlanSpec, scratch: Path, base: Deployment):
+        self.server = server
+        self.plan_path = plan_path
+        self.plan = plan
+        self.scratch = scratch  # for the records of the trial in flight
+        self.base = base
+
+    def deploy(self, point: dict) -> list[str]:
+        """Bring the server to a point of the space; returns the stages that were reloaded."""
+        knobs = {knob: value for knob, value in point.items() if knob != "chunk_frames"}
+        base = self.base
+        return self.server.reload(Deployment(base.preset, base.checkpoint, base.voices, base.weights_seed, knobs))
+
+    def run(self, point: dict, load: Load, prediction: dict | None = None, repeat: int = 0) -> Measured:
+        """Deploy, drive and fold one trial. A run that Locust or the server broke is a trial too: INVALID."""
+        started_at, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+        name = trial_id(point, load, repeat)
+        self.deploy(point)
+        folder = self.scratch / name
+        shutil.rmtree(folder, ignore_errors=True)
+        with Probe(self.server.url, self.server.pid) as probe:
+            exit_code, output = self._locust(folder, load)
+        records, problem = _records(folder, exit_code, output)
+        if not self.server.alive():
+            problem = "the server ended during the trial"
+        rungs = _rungs(records, probe.samples)
+        end = records.end if records else {}
+        reasons = tuple([problem] if problem else []) + tuple(end.get("reasons", ()))
+        shutil.rmtree(folder, ignore_errors=True)
+        trial = Trial(
+            trial_id=name,
+            kind=load.kind,
+            deployment=point,
+            load=load.record(),
+            started_at=started_at,
+            wall_s=round(time.monotonic() - began, 3),
+            valid=not problem and bool(end.get("valid")) and bool(rungs),
+            reasons=reasons,
+            rungs=rungs,
+            prediction=prediction,
+        )
+        return Measured(trial, records.results if records else (), probe.samples)
+
+    def _locust(self, folder: Path, load: Load) -> tuple[int, str]:
+        command = [sys.executable, "-m", "locust", "-f", str(SCENARIO), "--headless", "--host", self.server.url]
+        command += ["--plan", str(self.plan_path), "--records", str(folder), *load.options()]
+        log = self.scratch / "locust.log"
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        process = spawn(command, log)
+        try:
+            code = process.wait(timeout=load.total_s + 120)
+        except subprocess.TimeoutExpired:
+            code = -signal.SIGKILL
+        finally:
+            end_group(process, grace_s=5)
+        return code, log.read_text(errors="replace")
+
+
+def _records(folder: Path, exit_code: int, output: str) -> tuple[Records | None, str]:
+    """What Locust wrote, and what went wrong, "" if nothing did."""
+    try:
+        records = read_records(folder)
+    except HarnessError as error:
+        raise ServerError(f"Locust gave no records (exit {exit_code}): {error}\n{output[-1500:]}") from error
+    if exit_code not in (0, 1, LOCUST_EXIT_INVALID):
+        return records, f"Locust ended with exit code {exit_code}: {output[-300:].strip()}"
+    return records, "" if records.end else "Locust was cut off before it had written its end"
+
+
+def _rungs(records: Records | None, samples: Sequence[ServerSample]) -> tuple[Rung, ...]:
+    """The windows of a trial in which the load was held, without the time that sessions take to open."""
+    if records is None or not records.end:
+        return ()
+    windows = [(rung["start_ns"], rung["end_ns"]) for rung in records.rungs]
+    if not windows and not records.run.get("ladder"):
+        windows = [(records.end["start_ns"], records.end["end_ns"])]
+    return tuple(_rung(records.results, samples, start, end, bool(records.rungs)) for start, end in windows)
+
+
+def _rung(results: Sequence[Result], samples: Sequence[ServerSample], start: int, end: int, ladder: bool) -> Rung:
+    settled = start + int((end - start) * _SETTLE_SHARE) if ladder else start
+    summary = metrics.summarise(results, settled, end)
+    return Rung(
+        sessions=summary["sessions"],
+        frames_per_s=summary["frames_per_s"],
+        start_ns=settled,
+        end_ns=end,
+        summary=summary,
+        stages=_stages(samples, settled, end),
+    )
+
+
+def _stages(samples: Sequence[ServerSample], start: int, end: int) -> tuple[StageStatistics, ...]:
+    inside = [sample for sample in samples if start <= sample.at_ns <= end]
+    return difference(inside[-1].stages, inside[0].stages) if len(inside) > 1 else ()

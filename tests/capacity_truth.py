@@ -1,0 +1,122 @@
+"""A device whose physics are known, and the trials that it would show: truth for the tests of the capacity fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from harness import metrics, wire
+from harness.capacity.simulation import Activity, poisson_arrivals, simulate
+from harness.records import BatchStatistics, Chunks, Outcome, Result, Rung, StageStatistics, Trial
+from harness.workload import MIXES
+
+MIX = MIXES["quick"]
+UNIT = "a device of known physics"
+SECOND_NS = 1_000_000_000
+ALPHA_S, TAU0_S = 0.0015, 0.004
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Step time intercept_s + slope_s n; a session spends ``prefill`` steps more before its first frame."""
+
+    intercept_s: float = 0.012
+    slope_s: float = 0.006
+    prefill: float = 1.5
+    jitter: float = 0.05
+    rung_noise: float = 0.01
+
+    def step_s(self, n):
+        return self.intercept_s + self.slope_s * np.asarray(n, dtype=float)
+
+
+def stages(batch_sizes=(1, 2, 3, 4), alpha_s=ALPHA_S, tau0_s=TAU0_S) -> tuple[StageStatistics, ...]:
+    batches = tuple(BatchStatistics(b, 100, round(100e9 * (alpha_s * b + tau0_s))) for b in batch_sizes)
+    return tuple(StageStatistics(stage, 1000, 400, 0, 0, batches) for stage in wire.STAGES)
+
+
+def result(name: str, traffic_class: str, frames: int, times_s: np.ndarray, sent_s: float, end_s: float) -> Result:
+    """A request sent at ``sent_s`` whose frames arrive at ``times_s``, looked at until ``end_s``."""
+    received_ns = np.round(times_s[times_s < end_s] * 1e9).astype(np.int64)
+    whole = len(received_ns) == frames
+    return Result(
+        request_id=name,
+        traffic_class=traffic_class,
+        speakers=1,
+        script_words=frames,
+        frames=frames,
+        start_frame=0,
+        chunk_frames=1,
+        loop="open",
+        due_ns=round(sent_s * 1e9),
+        sent_ns=round(sent_s * 1e9),
+        ended_ns=int(received_ns[-1]) + 1000 if whole else round(end_s * 1e9),
+        outcome=Outcome.DONE if whole else Outcome.UNFINISHED,
+        chunks=Chunks(received_ns, received_ns, np.full(len(received_ns), wire.SAMPLES_PER_FRAME)),
+    )
+
+
+def ladder(
+    truth: Truth, rng: np.random.Generator, sessions=(1, 2, 4, 8, 16), seconds=6.0, name="ladder-1", **changes
+) -> tuple[Trial, pd.DataFrame]:
+    """A closed-loop ladder; each rung has ``sessions`` users that ask again as soon as they are served."""
+    results, rungs, start_s = [], [], 1000.0
+    for n in sessions:
+        end_s = start_s + seconds
+        step_s = float(truth.step_s(n) * rng.lognormal(0, truth.rung_noise))
+        for user in range(n):
+            results += _one_user(truth, f"{name}-{n}-{user}", step_s, start_s, end_s, rng)
+        window = int(start_s * 1e9), int(end_s * 1e9)
+        summary = metrics.summarise(results, *window)
+        rungs.append(Rung(summary["sessions"], summary["frames_per_s"], *window, summary, stages()))
+        start_s = end_s + 1
+    trial = Trial(name, "ladder", {"delay_us": 0}, {"concurrency": list(sessions)}, "", 1.0, True, (), tuple(rungs))
+    return replace(trial, **changes), _rows(results, name)
+
+
+def _one_user(truth: Truth, name: str, step_s: float, start_s: float, end_s: float, rng) -> list[Result]:
+    results, now_s = [], start_s
+    while now_s < end_s:
+        draw = MIX.sample(rng)
+        phase = int(rng.integers(draw.frames)) if now_s == start_s else 0  # in steady state from the start
+        frames = draw.frames - phase
+        gaps_s = step_s * rng.lognormal(-(truth.jitter**2) / 2, truth.jitter, frames)
+        first_s = now_s + step_s * truth.prefill * rng.lognormal(0, 0.2)
+        times_s = first_s + np.cumsum(gaps_s)
+        results.append(result(f"{name}-{len(results)}", draw.traffic_class, frames, times_s, now_s, end_s))
+        now_s = float(times_s[-1]) + 0.001
+    return results
+
+
+def open_run(
+    truth: Truth, rate_per_s: float, rng: np.random.Generator, seconds=30.0, warm_up_s=10.0, name="open-1", **changes
+) -> tuple[Trial, pd.DataFrame]:
+    """Poisson arrivals on one device, as its frame clock serves them."""
+    start_s, end_s = 5000.0, 5000.0 + warm_up_s + seconds
+    due_s = start_s + poisson_arrivals(rate_per_s, int(4 * rate_per_s * (seconds + warm_up_s)) + 20, rng)
+    due_s = due_s[due_s < end_s]
+    draws = [MIX.sample(rng) for _ in due_s]
+    frames = np.array([draw.frames for draw in draws])
+    run = simulate(due_s, frames + truth.prefill, truth.step_s, stop_s=end_s)
+    activity = Activity.between(run.start_s, np.nan_to_num(run.end_s, nan=end_s))
+    clock = activity.integral(lambda n: np.where(n > 0, 1 / truth.step_s(n), 0.0), activity.times_s)
+    results = []
+    for i, (draw, sent_s) in enumerate(zip(draws, due_s, strict=True)):
+        ticks = np.interp(sent_s, activity.times_s, clock) + truth.prefill + np.arange(1, draw.frames + 1)
+        ticks -= 1e-6  # the clock stands still while nobody is there: a last frame comes before that, not after
+        times_s = np.where(ticks <= clock[-1], np.interp(ticks, clock, activity.times_s), np.inf)
+        noise_s = truth.step_s(1) * truth.jitter * rng.standard_normal(len(times_s))
+        times_s = np.maximum.accumulate(np.maximum(times_s + noise_s, sent_s + 0.001))
+        results.append(result(f"{name}-{i}", draw.traffic_class, draw.frames, times_s, float(sent_s), end_s))
+    window = int((start_s + warm_up_s) * 1e9), int(end_s * 1e9)
+    summary = metrics.summarise(results, *window)
+    rung = Rung(summary["sessions"], summary["frames_per_s"], *window, summary)
+    load = {"rate_per_s": rate_per_s, "arrivals": "poisson", "seconds": seconds}
+    trial = Trial(name, "open", {"delay_us": 0}, load, "", 1.0, True, (), (rung,))
+    return replace(trial, **changes), _rows(results, name)
+
+
+def _rows(results: list[Result], name: str) -> pd.DataFrame:
+    return metrics.per_request(results).assign(trial_id=name)

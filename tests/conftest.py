@@ -1,0 +1,37 @@
+"""One real Triton server for all tests that need one."""
+
+import asyncio
+import time
+
+import pytest
+
+from harness.client import SpeechClient
+from harness.records import Request
+from harness.triton.server import serving
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory):
+    """A running ``TritonServer`` at preset tiny; a test that reloads a stage puts it back."""
+    with serving(root=tmp_path_factory.mktemp("triton")) as server:
+        yield server
+
+
+@pytest.fixture
+def speak(triton):
+    """``speak(*requests, on_audio=None) -> [Result]``: all requests at once on the shared server."""
+
+    def run(*requests, on_audio=None):
+        async def together():
+            async with SpeechClient(triton.url) as client:
+                audio = [on_audio(i) if on_audio else None for i in range(len(requests))]
+                calls = [client.speak(r, "closed", on_audio=a) for r, a in zip(requests, audio, strict=True)]
+                return await asyncio.gather(*calls)
+
+        return asyncio.run(together())
+
+    return run
+
+
+def make_request(name="r", script="Speaker 1: Hello.", speakers=(1,), frames=4, **more):
+    return Request(name, "short", script, tuple(speakers), frames, due_ns=time.monotonic_ns(), **more)

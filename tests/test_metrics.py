@@ -1,0 +1,249 @@
+"""Metrics: known timetables give known values, and the fast arithmetic agrees with a playback clock stepped by hand."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import metrics
+from harness.records import Chunks, Outcome, Result
+
+MS = 1_000_000
+SECOND = 1_000_000_000
+FRAME_NS = SECOND * 2 / 15
+
+
+def stream(
+    arrivals_ms, *, due_ms=0, sent_ms=1, ended_ms=None, outcome=Outcome.DONE, frames=None, late_ms=2, **fields
+):
+    """A Result whose chunks of one frame came at these milliseconds after 1 s: ``sent_ns`` 0 says never sent."""
+    received = np.array([round(each * MS) for each in arrivals_ms], dtype=np.int64) + SECOND
+    ended_ms = (arrivals_ms[-1] if len(arrivals_ms) else due_ms) if ended_ms is None else ended_ms
+    defaults = dict(request_id="r", traffic_class="short", speakers=1, script_words=9, start_frame=0, chunk_frames=1)
+    return Result(
+        **{**defaults, "loop": "open", **fields},
+        frames=len(received) if frames is None else frames,
+        due_ns=due_ms * MS + SECOND,
+        sent_ns=sent_ms * MS + SECOND,
+        ended_ns=round(ended_ms * MS) + SECOND,
+        outcome=outcome,
+        chunks=Chunks(received, received - late_ms * MS, np.full(len(received), 3200, dtype=np.int64)),
+    )
+
+
+def never_sent(due_ms):
+    result = stream([], due_ms=due_ms, ended_ms=due_ms, outcome=Outcome.UNFINISHED, frames=9)
+    return replace(result, sent_ns=0)
+
+
+def window(start_ms, end_ms):
+    return start_ms * MS + SECOND, end_ms * MS + SECOND
+
+
+def test_one_stream_worked_out_by_hand():
+    row = metrics.per_request([stream([300, 400, 700, 800], due_ms=100, sent_ms=110, late_ms=3)]).iloc[0]
+    assert (row.chunks, row.samples) == (4, 12_800)
+    assert row.audio_s == row.asked_s == pytest.approx(4 / 7.5)
+    assert row.ttfa_s == pytest.approx(0.2)
+    assert row.schedule_delay_s == pytest.approx(0.01)
+    assert row.rtf == pytest.approx(0.5 / 0.4)
+    # The third chunk is due at 300 + 266.7 ms and comes at 700; the fourth is in time after that.
+    assert (row.stalls, row.stalls_500ms) == (1, 0)
+    assert row.stall_longest_s == row.stall_total_s == pytest.approx(0.4 - 4 / 15)
+    assert row.stall_total_s_500ms == row.stall_longest_s_2s == 0
+    assert row.lateness_p99_s == pytest.approx(0.003)
+    assert (row.first_received_ns, row.last_received_ns) == (1_300_000_000, 1_800_000_000)
+
+
+def test_what_was_not_measured_is_nan_and_never_zero():
+    frame = metrics.per_request([stream([], outcome=Outcome.ERROR, frames=5, error="boom"), never_sent(5)])
+    unmeasured = frame[["ttfa_s", "rtf", "stall_longest_s", "stalls", "lateness_p99_s", "first_received_ns"]]
+    assert unmeasured.isna().all(axis=None)
+    assert math.isnan(frame["schedule_delay_s"][1]) and frame["error"][0] == "boom"
+    assert math.isnan(metrics.per_request([stream([5])])["rtf"][0])  # one chunk has no rate
+    assert len(metrics.per_request([])) == 0
+
+
+def test_a_stream_exactly_on_time_for_ninety_minutes_never_stalls():
+    row = metrics.per_request([stream(np.arange(40_500) * FRAME_NS / MS)]).iloc[0]
+    assert row.stall_longest_s < 1e-9 and row.rtf == pytest.approx(1)
+    early = metrics.per_request([stream(np.floor(np.arange(40_500) * FRAME_NS) / MS)]).iloc[0]
+    assert early.stalls == 0
+
+
+def test_a_stream_that_ends_early_waits_until_its_end_and_a_whole_one_does_not():
+    cut = dict(ended_ms=2000, outcome=Outcome.UNFINISHED)
+    silent, whole = metrics.per_request([stream([0, 50], frames=9, **cut), stream([0, 50], frames=2, **cut)]).iloc
+    assert silent.stall_longest_s == pytest.approx(2 - 4 / 15)
+    assert whole.stall_longest_s == 0
+
+
+@given(
+    st.lists(st.integers(0, 400), min_size=1, max_size=40),
+    st.lists(st.integers(1, 3), min_size=40, max_size=40),
+    st.sampled_from([(0, ""), (500, "_500ms"), (2000, "_2s")]),
+)
+def test_stalls_agree_with_a_playback_clock_stepped_by_hand(gaps_ms, frames, start_buffer):
+    buffer_ms, suffix = start_buffer
+    result = stream(np.cumsum(gaps_ms).tolist())
+    sizes = np.array(frames[: len(gaps_ms)]) * 3200
+    result = replace(result, chunks=replace(result.chunks, samples=sizes))
+    clock, waits = result.chunks.received_ns[0] / MS + buffer_ms, []
+    for arrival_ms, samples in zip(result.chunks.received_ns / MS, sizes, strict=True):
+        if arrival_ms > clock + 1e-6:
+            waits.append(arrival_ms - clock)
+            clock = arrival_ms
+        clock += samples / 24
+    row = metrics.per_request([result]).iloc[0]
+    assert row[f"stalls{suffix}"] == len(waits)
+    assert row[f"stall_total_s{suffix}"] == pytest.approx(sum(waits) / 1e3, abs=1e-9)
+    assert row[f"stall_longest_s{suffix}"] == pytest.approx(max(waits, default=0) / 1e3, abs=1e-9)
+
+
+def test_a_window_keeps_the_clock_of_the_stream_but_counts_only_its_own():
+    # Two early chunks build a lead of 267 ms that covers the gap to 350 ms inside the window.
+    slow_start = stream([0, 10, 20, 350, 360, 1500], ended_ms=1600)
+    start_ns, end_ns = window(100, 1000)
+    row = metrics.per_request([slow_start], start_ns, end_ns).iloc[0]
+    assert (row.chunks, row.stalls, row.outcome) == (2, 1, "unfinished")
+    # Five chunks hold 667 ms of audio, so the cut at 1000 ms finds playback waiting.
+    assert row.stall_longest_s == pytest.approx(1.0 - 5 / 7.5)
+    assert row.ttfa_s == 0
+
+
+def test_frames_and_sessions_of_a_window():
+    results = [stream([0, 100, 200, 300], sent_ms=-100, ended_ms=300), stream([250], sent_ms=200, ended_ms=400)]
+    start_ns, end_ns = window(100, 300)
+    assert metrics.frames_in_window(results, start_ns, end_ns) == 3  # 300 is the next window's
+    assert metrics.sessions_in_window(results, start_ns, end_ns) == pytest.approx(1.5)
+    assert metrics.frames_in_window([], start_ns, end_ns) == 0
+    assert metrics.sessions_in_window([never_sent(0)], start_ns, end_ns) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 900)), max_size=12), st.integers(1, 2999))
+def test_windows_add_up(spans, cut):
+    results = [stream([start + length], sent_ms=start, ended_ms=start + length) for start, length in spans]
+    edges = window(0, cut), window(cut, 3000)
+    frames = sum(metrics.frames_in_window(results, *edge) for edge in edges)
+    assert frames == metrics.frames_in_window(results, *window(0, 3000))
+    seconds = sum(metrics.sessions_in_window(results, *edge) * (edge[1] - edge[0]) for edge in edges) / SECOND
+    assert seconds == pytest.approx(metrics.sessions_in_window(results, *window(0, 3000)) * 3, abs=1e-6)
+
+
+def steady_load(count=400, *, gap_ms=50, frames=4, frame_ms=40, drift_ms=0.0, **fields):
+    """Requests every 50 ms, each served 4 frames 40 ms apart; each later one first waits ``drift_ms`` longer."""
+    for index in range(count):
+        due = index * gap_ms
+        arrivals = due + 20 + drift_ms * index + frame_ms * np.arange(frames)
+        fields["traffic_class"] = "long" if index % 4 == 0 else "short"
+        yield stream(arrivals.tolist(), due_ms=due, sent_ms=due + 1, **fields)
+
+
+def test_a_steady_timetable_comes_out_at_its_known_values():
+    summary = metrics.summarise(list(steady_load()), *window(1000, 19_000))
+    known = {
+        "seconds": 18,
+        "requests": 360,
+        "unfinished": 2,  # the last 140 ms hold the starts of three, of which one ended
+        "offered_rate_per_s": 20,
+        "achieved_rate_per_s": 20,
+        "offered_audio_s_per_s": 20 * 4 / 7.5,
+        "delivered_audio_s_per_s": 20 * 4 / 7.5,
+        "frames_per_s": 80,
+        "sessions": 20 * 0.139,
+        "step_s": 0.139 / 4,
+        "residence_s": 0.139,
+        "ttfa_p50_s": 0.02,
+        "ttfa_p99_s": 0.02,
+        "rtf_p95": 0.04 * 7.5,
+        "stall_p99_s": 0,
+        "c50": 1,
+        "schedule_delay_p99_s": 0.001,
+        "late_sends_share": 0,
+        "lateness_p99_s": 0.002,
+        "long.requests": 90,
+        "short.requests": 270,
+        "long.rtf_p50": 0.3,
+    }
+    assert {name: summary[name] for name in known} == pytest.approx(known, rel=1e-9, abs=1e-9)
+    assert summary["littles_residual"] < 0.01
+    assert summary["done"] + summary["unfinished"] == 360
+    assert metrics.certificate(summary, loop="open", offered_rate_per_s=20, submitted=400, recorded=400) == (True, ())
+
+
+def test_the_metrics_table_is_exactly_what_a_summary_holds():
+    summary = metrics.summarise(list(steady_load(20)), *window(0, 1000))
+    names = [metric.name for metric in metrics.METRICS]
+    own = [metric.name for metric in metrics.METRICS if metric.per_class]
+    expected = {*names, *(f"{name}.{key}" for name in ("short", "long") for key in own)}
+    assert set(summary) == expected and len(names) == len(set(names))
+    assert all(type(value) is float for value in summary.values())
+    assert all(metric.formula and metric.unit for metric in metrics.METRICS)
+    assert set(metrics.summarise([], *window(0, 1000))) == set(names)
+
+
+def test_requests_without_audio_cannot_improve_a_quantile():
+    served = [stream([10], due_ms=0)] * 9
+    failed = stream([], outcome=Outcome.ERROR, frames=4, ended_ms=50)
+    summary = metrics.summarise([*served, failed], *window(0, 1000))
+    assert summary["ttfa_p50_s"] == pytest.approx(0.01) and math.isnan(summary["ttfa_p95_s"])
+    assert summary["c200"] == pytest.approx(0.9) and summary["errors"] == 1
+
+
+def summary_of(results, **changes):
+    return {**metrics.summarise(results, *window(1000, 19_000)), **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"achieved_rate_per_s": 19.7}, "19.7 requests/s were sent of 20 due: more than 1% apart"),
+        ({"requests": 270}, "270 requests were due, not 360.0 within 75.9"),
+        ({"late_sends_share": 0.011}, "1.1% of sends were later than 5 ms: above 1%"),
+        ({"lateness_p99_s": 0.0105}, "chunks were stamped up to 10.5 ms late (p99): above 10 ms"),
+        ({"frames_per_s": 0.0}, "0 frames were received in the window"),
+        ({"littles_residual": 0.06}, "Little's law is off by 6.0%: above 5%"),
+        ({"sessions_trend_p": 0.001}, "sessions kept rising (Mann-Kendall p = 0.001): below 0.01"),
+        ({"ttfa_trend_p": 0.001}, "times to first audio kept rising"),
+    ],
+)
+def test_each_gate_invalidates_with_a_figure_and_its_limit(changes, reason):
+    summary = summary_of(list(steady_load()), **changes)
+    valid, reasons = metrics.certificate(summary, loop="open", offered_rate_per_s=20, submitted=9, recorded=9)
+    assert not valid and len(reasons) == 1 and reason in reasons[0]
+
+
+def test_a_closed_loop_has_no_schedule_and_errors_are_listed_not_judged():
+    summary = summary_of(list(steady_load()), late_sends_share=0.5, achieved_rate_per_s=1.0, errors=3.0)
+    valid, reasons = metrics.certificate(summary, loop="closed", offered_rate_per_s=None, submitted=9, recorded=9)
+    assert valid and reasons == ("3 of 360 requests ended in an error",)
+
+
+def test_a_recorder_that_lost_a_result_invalidates():
+    summary = summary_of(list(steady_load()))
+    valid, reasons = metrics.certificate(summary, loop="closed", offered_rate_per_s=None, submitted=9, recorded=8)
+    assert not valid and reasons == ("8 requests were recorded of 9 submitted: they must be equal",)
+
+
+def test_littles_law_is_no_gate_where_requests_outlive_the_window():
+    summary = summary_of(list(steady_load()), littles_residual=0.3, residence_s=4.0)
+    assert metrics.certificate(summary, loop="closed", offered_rate_per_s=None, submitted=1, recorded=1)[0]
+
+
+def test_a_server_that_falls_behind_is_seen_as_a_trend():
+    summary = summary_of(list(steady_load(drift_ms=2.0)))
+    assert summary["ttfa_trend_p"] < 1e-6 and summary["sessions_trend_p"] < 1e-3
+    steady = summary_of(list(steady_load()))
+    assert steady["ttfa_trend_p"] == 1.0 and steady["sessions_trend_p"] > 0.01
+
+
+def test_mser_cuts_the_warm_up_and_nothing_else():
+    rng = np.random.default_rng(4)
+    level = rng.normal(10, 1, 300)
+    warm_up = np.concatenate([np.linspace(60, 10, 40), level])
+    assert 30 <= metrics.warm_up_end(warm_up) <= 60
+    assert metrics.warm_up_end(np.ones(100)) == 0
+    assert metrics.warm_up_end([1.0, 2.0]) == 0

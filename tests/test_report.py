@@ -1,0 +1,429 @@
+"""The sign-off document: what it says for each verdict, that it is whole in itself, and that it says it safely."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import report_sample as sample
+from hypothesis import given
+from hypothesis import strategies as st
+from plotly.offline import get_plotlyjs
+
+from harness import wire
+from harness.records import Rung, StageStatistics
+from harness.report import decision, facts, figures, words, write_report
+
+HEADINGS = [
+    "Devices per target",
+    "Promises and traffic",
+    "Throughput against latency",
+    "Where the time of a frame went",
+    "First audio against sessions",
+    "Prediction against measurement",
+    "Every trial",
+    "What was measured, and what was not",
+    "Reproduce it",
+]
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+HOSTILE = '<script>alert("x")</script>'
+
+
+class Page(HTMLParser):
+    """The parts of a document that the tests look at."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[tuple[str, dict]] = []
+        self.headings: list[tuple[str, str]] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.scripts: list[tuple[dict, str]] = []
+        self.tables: list[list[list[str]]] = []
+        self.captions: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.links += [attributes[name] for name in ("src", "href", "srcset", "action", "data") if name in attributes]
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        if tag not in VOID:
+            self.open.append((tag, attributes))
+        if tag in ("h1", "h2", "h3", "h4"):
+            self.headings.append((tag, ""))
+        elif tag == "script":
+            self.scripts.append((attributes, ""))
+        elif tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag in ("caption", "figcaption"):
+            self.captions.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1][0] == tag, f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        inside = [tag for tag, _ in self.open]
+        if "script" in inside:
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+            return
+        if "style" in inside:
+            return
+        self.text += data
+        if {"h1", "h2", "h3", "h4"} & set(inside):
+            self.headings[-1] = (self.headings[-1][0], self.headings[-1][1] + data)
+        if {"td", "th"} & set(inside):
+            self.tables[-1][-1][-1] += data
+        if {"caption", "figcaption"} & set(inside):
+            self.captions[-1] += data
+
+
+def read(run) -> str:
+    """The document without plotly's own script."""
+    html = write_report(run).read_text(encoding="utf-8")
+    assert html.count(get_plotlyjs()) == 1
+    return html.replace(get_plotlyjs(), "")
+
+
+def squeeze(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One run on disk for each verdict."""
+    return {
+        verdict: sample.make_run(tmp_path_factory.mktemp(verdict), verdict)
+        for verdict in ("met", "missed", "inconclusive")
+    }
+
+
+@pytest.fixture(scope="module")
+def pages(runs):
+    return {verdict: read(run) for verdict, run in runs.items()}
+
+
+def deployments_of(run, fit, plan):
+    return facts.deployments(run.trials(), run.requests(), fit, plan)
+
+
+@pytest.fixture(scope="module")
+def swept(runs):
+    return deployments_of(runs["met"], runs["met"].fit(), runs["met"].plan())
+
+
+@pytest.mark.parametrize("verdict", ["met", "missed", "inconclusive"])
+def test_the_decision_comes_first_and_the_rest_in_its_order(pages, verdict):
+    headings = [squeeze(text) for tag, text in Page(pages[verdict]).headings if tag == "h2"]
+    assert headings[0] == " ".join(decision.TITLES[verdict])
+    assert headings[1:] == HEADINGS
+
+
+def test_met_answers_in_one_sentence(pages):
+    assert (
+        "At 5 requests per second of this mix: 5 devices, 95% interval 4 to 5; "
+        "bound by the real-time factor of long requests (95th percentile)."
+    ) in squeeze(Page(pages["met"]).text)
+
+
+def test_missed_says_which_promise_no_device_count_keeps(pages):
+    text = squeeze(Page(pages["missed"]).text)
+    assert "No number of devices helps" in text
+    assert "breaks the promise on the time to first audio of short requests (95th percentile)" in text
+    assert "No open-loop trial was compared with a prediction" in text
+
+
+def test_inconclusive_gives_the_reason_and_does_not_sign(pages):
+    text = squeeze(Page(pages["inconclusive"]).text)
+    assert "Not signed off. Best estimate so far: at 5 requests per second" in text
+    assert sample.REASONS["inconclusive"][0] in text
+    assert "✕ outside" in text
+    assert "3.1% of sends were later than 5 ms (limit 1%)" in text
+
+
+@pytest.mark.parametrize("verdict", ["met", "inconclusive"])
+def test_every_target_has_all_its_figures(runs, pages, verdict):
+    rows = [[squeeze(cell) for cell in row] for row in Page(pages[verdict]).tables[0][1:]]
+    targets = runs[verdict].plan()["targets"]
+    assert len(rows) == len(targets) == 4
+    for row, target in zip(rows, targets, strict=True):
+        assert row[:3] == [
+            words.figure(target["qps"]),
+            words.figure(target["devices"]),
+            words.interval(target["interval"]),
+        ]
+        assert words.metric(target["binding"]) in row[3]
+        assert row[4:] == [
+            words.percent(target["utilisation"]),
+            words.figure(target["headroom_qps"]) + " req/s",
+            str(target["devices_n_plus_1"]),
+            str(target["devices_n_plus_2"]),
+            target["basis"],
+        ]
+
+
+def test_an_absent_device_count_is_said_in_words(tmp_path):
+    plan = sample.plan_record("inconclusive")
+    plan["targets"] = [sample.target_record(1.0, "missed")]
+    rows = Page(read(sample.make_run(tmp_path, "missed", plan=plan))).tables[0]
+    assert rows[1][1] == "not known"
+    plan["verdict"] = "missed"
+    assert decision.decide(sample.manifest(), plan).answer.startswith("No number of devices helps")
+
+
+def test_a_run_without_fit_plan_and_open_trials_is_still_a_page(tmp_path):
+    page = Page(read(sample.make_run(tmp_path, "missed", fit=False, plan=False)))
+    text = squeeze(page.text)
+    assert decision.TITLES["none"][1] in text
+    assert "No plan is stored for this run" in text
+    assert "No batch service times were fitted" in text
+    assert "95% of requests hear their first audio within 1 s" in text  # from the plan file in the manifest
+    assert [squeeze(text) for tag, text in page.headings if tag == "h2"][1:] == HEADINGS
+
+
+def test_a_run_without_trials_is_still_a_page(tmp_path):
+    text = squeeze(Page(read(sample.Run.create(tmp_path, sample.manifest()))).text)
+    assert "This run holds no finished trial." in text
+    assert "Nothing: this run holds no finished trial." in text
+    assert "No statistics of the stages are stored" in text
+
+
+def test_the_device_is_named_for_what_it_is(pages):
+    assert "One device here is this host (2 CPU cores) at preset tiny." in squeeze(Page(pages["met"]).text)
+    assert not [html for html in pages.values() if "GPU" in Page(html).text]
+    host = sample.manifest(device="NVIDIA H100", preset="7b")
+    assert decision.unit(host, None) == "one NVIDIA H100 at preset 7b"
+    assert decision.unit(sample.manifest(), None) == sample.UNIT
+
+
+def test_emulated_figures_are_labelled_wherever_they_stand(tmp_path, pages):
+    page = Page(read(sample.make_run(tmp_path, emulated=True)))
+    about_files = ("As sent", "SHA-256", "Trials in the order")
+    figures_of = [squeeze(caption) for caption in page.captions if not squeeze(caption).startswith(about_files)]
+    assert len(figures_of) >= 9
+    assert all(caption.endswith("emulated") for caption in figures_of)
+    assert "(95th percentile). emulated One device here" in squeeze(page.text)
+    assert all("measured" not in row[-1] for row in page.tables[0][1:])
+    assert "emulated" not in squeeze(Page(pages["met"]).text.replace("Nothing was emulated", ""))
+
+
+def test_the_headline_prefers_a_measured_target(runs):
+    targets = runs["met"].plan()["targets"]
+    assert decision.headline_target(targets)["qps"] == 5
+    beyond = [target | {"basis": "extrapolated"} for target in targets]
+    assert decision.headline_target(beyond)["qps"] == 20
+    plan = sample.plan_record() | {"targets": beyond}
+    assert decision.decide(sample.manifest(), plan).basis == "extrapolated"
+
+
+def test_nothing_is_loaded_from_elsewhere(pages):
+    for html in pages.values():
+        page = Page(html)
+        assert all(link.startswith(("#", "data:")) for link in page.links), page.links
+        assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+        assert "default-src 'none'" in html
+        assert not [mark for mark in ("http://", "https://", "@import", "url(", "<iframe") if mark in html]
+
+
+def test_the_page_is_sound_html(pages):
+    for html in pages.values():
+        page = Page(html)
+        assert page.open == []
+        assert len(page.ids) == len(set(page.ids))
+        levels = [int(tag[1]) for tag, _ in page.headings]
+        assert levels[0] == 1 and levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+        assert html.count("<table") == html.count("<caption>")
+
+
+def test_every_plot_has_its_data_and_a_description(pages):
+    html = pages["met"]
+    places = html.count('class="plot"')
+    data = [json.loads(text) for attributes, text in Page(html).scripts if attributes.get("type") == "application/json"]
+    assert places == len(data) == 1 + 6 + 3 + 1 + 1
+    assert html.count('role="img" aria-label="') == places
+    assert all(figure["data"] for figure in data)
+
+
+def test_names_from_a_user_are_escaped(tmp_path):
+    plan = sample.plan_record("inconclusive")
+    plan["promises"][0]["traffic_class"] = HOSTILE
+    plan["targets"][0]["note"] = plan["validation"][0]["metric"] = plan["validation"][1]["trial_id"] = HOSTILE
+    plan["reasons"] = [f"the class {HOSTILE} was not measured"]
+    run = sample.make_run(
+        tmp_path, "inconclusive", plan=plan, notes=(HOSTILE,), plan_path=HOSTILE, versions={HOSTILE: HOSTILE}
+    )
+    trial, results, samples = sample.open_trial(9, sample.space()[1], 0.8, False, np.random.default_rng(3))
+    hostile_results = [replace(result, traffic_class=HOSTILE, error=HOSTILE) for result in results]
+    run.append_trial(replace(trial, reasons=(HOSTILE,)), hostile_results, samples)
+    html = read(run)
+    assert HOSTILE not in html
+    assert "<script>alert" not in html
+    page = Page(html)
+    assert page.text.count(HOSTILE) >= 9
+    assert len(page.scripts) == 12 + 2  # the plots' data, plotly, and the page's own
+
+
+def test_a_name_in_a_plot_cannot_become_a_tag_of_plotly(runs):
+    promise = {"traffic_class": "<a href='x'>", "metric": "ttfa_s", "quantile": 0.95, "limit": 1.0}
+    run = runs["met"]
+    figure = figures.first_audio(deployments_of(run, run.fit(), None), [promise])
+    labels = [annotation.text for annotation in figure.layout.annotations]
+    assert "promise, &lt;a href='x'&gt;: 1,000 ms" in labels
+
+
+def test_the_same_records_give_the_same_bytes(runs):
+    path = write_report(runs["met"])
+    assert path == runs["met"].path / "signoff.html"
+    before = path.read_bytes()
+    assert write_report(runs["met"]).read_bytes() == before
+    assert not [left for left in runs["met"].path.iterdir() if left.name.endswith(".tmp")]
+
+
+def test_the_evidence_is_hashed_and_the_commands_are_given(runs, pages):
+    run = runs["met"]
+    text = squeeze(Page(pages["met"]).text)
+    files = [path for path in run.path.rglob("*") if path.is_file() and path.name not in ("signoff.html", ".lock")]
+    assert len(files) == 4 + 2 * 9
+    for path in files:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in text
+    assert "harness signoff scenarios/quick.yaml" in text
+    assert f"harness plan --run {run.path.parent.name}/{run.path.name} --qps 0.5,1,5,20" in text
+    assert all(version in text for version in run.manifest.versions.values())
+
+
+def test_hop_time_is_the_step_less_the_stages():
+    stages = (
+        StageStatistics(wire.LLM, requests=200, executions=50, queue_ns=int(2e8), compute_ns=int(1e9)),
+        StageStatistics(wire.VOCODER, requests=100, executions=50, queue_ns=0, compute_ns=int(4e8)),
+        StageStatistics(wire.VOICE, requests=1, executions=1, queue_ns=0, compute_ns=int(9e9)),  # not in the frame path
+        StageStatistics(wire.DIFFUSION, requests=0, executions=0, queue_ns=0, compute_ns=0),
+    )
+    rung = Rung(4.0, 200.0, 0, int(1e9), {}, stages)
+    shares = facts.stage_shares(rung)
+    assert shares == (facts.StageShare(wire.LLM, 0.001, 0.005), facts.StageShare(wire.VOCODER, 0.0, 0.004))
+    point = facts.Point("t", True, 4.0, 200.0, 0.020, shares, None, None, 0)
+    assert point.hop_s == pytest.approx(0.010)
+    assert point.real_time_factor == pytest.approx(0.15)
+    assert replace(point, step_s=0.001).hop_s == 0.0
+    assert replace(point, stages=()).hop_s is None
+
+
+def test_points_come_from_the_ladder_and_first_audio_from_its_windows(runs, swept):
+    assert [len(entry.points) for entry in swept] == [5] * 6
+    point = swept[2].points[4]
+    rung = next(trial for trial in runs["met"].trials() if trial.trial_id == "ladder-03").rungs[4]
+    requests = runs["met"].requests("ladder-03")
+    heard = requests.query(f"{rung.start_ns} <= due_ns < {rung.end_ns}")["ttfa_s"].dropna()
+    assert point.first_audio_count == len(heard) >= 16
+    assert point.first_audio_p50_s == pytest.approx(heard.median())
+    assert point.step_s == pytest.approx(rung.sessions / rung.frames_per_s)
+
+
+def test_the_best_is_the_fits_else_the_plans(runs):
+    run = runs["met"]
+    second = run.fit() | {"best": 1}
+    assert [entry.letter for entry in deployments_of(run, second, run.plan()) if entry.best] == ["B"]
+    assert [entry.letter for entry in deployments_of(run, None, run.plan()) if entry.best] == ["A"]
+    assert not any(entry.best for entry in deployments_of(run, None, None))
+
+
+def test_throughput_plot_draws_the_best_last_and_the_real_time_line(swept):
+    figure = figures.throughput_latency(swept)
+    assert len(figure.data) == 6
+    assert figure.data[-1].line.color == figures.BEST_COLOUR
+    assert list(figure.data[-1].x) == [point.frames_per_s / 7.5 for point in swept[0].points]
+    assert [shape.y0 for shape in figure.layout.shapes] == pytest.approx([1000 / 7.5])
+    letters = {annotation.text for annotation in figure.layout.annotations}
+    assert {f"<b>{entry.letter}</b>" for entry in swept} <= letters
+
+
+def test_stage_bars_add_up_to_the_step(swept):
+    figure = figures.stage_time(swept[4], figures.stage_time_top_ms(swept))
+    total_ms = np.sum([bar.y for bar in figure.data], axis=0)
+    assert total_ms == pytest.approx([1000 * point.step_s for point in swept[4].points])
+    assert figure.layout.yaxis.range[1] > total_ms.max()
+
+
+def test_marks_of_an_invalid_trial_are_hollow(swept):
+    hollow = replace(swept[0], points=tuple(replace(point, valid=False) for point in swept[0].points))
+    assert set(figures.throughput_latency([hollow]).data[0].marker.symbol) == {"circle-open"}
+
+
+def test_prediction_plot_tells_high_from_low_and_passed_from_failed():
+    rows = [
+        {"rate_per_s": 1, "metric": "rtf p95 of class long", "predicted": 0.5, "measured": 0.4}
+        | {"relative_error": 0.25, "limit": 0.3, "passed": True},
+        {"rate_per_s": 2, "metric": "m", "predicted": 0.2, "measured": 0.4}
+        | {"relative_error": 0.5, "limit": 0.3, "passed": False},
+        {"rate_per_s": 3, "metric": "m", "predicted": None, "measured": None}
+        | {"relative_error": None, "limit": 0.3, "passed": False},
+    ]
+    figure = figures.prediction(rows)
+    assert [list(trace.x) for trace in figure.data] == [[25.0], [-50.0]]
+    assert figure.layout.yaxis.ticktext == ("RTF p95, long<br>1 requests/s", "m<br>2 requests/s")
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [(0.5, "0.5"), (1, "1"), (20.0, "20"), (1.416, "1.42"), (12345.6, "12,346"), (0.00123, "0.00123"), (0, "0")]
+    + [(None, "–"), (math.nan, "–"), (-0.25, "-0.25"), (math.inf, "unlimited"), (99.96, "100")],
+)
+def test_figures_in_plain_notation(value, said):
+    assert words.figure(value) == said
+
+
+@given(st.floats(1e-6, 1e9))
+def test_a_figure_keeps_three_digits(value):
+    assert float(words.figure(value).replace(",", "")) == pytest.approx(value, rel=0.0051)
+
+
+@given(st.integers(0, 5000), st.integers(0, 5000))
+def test_letters_tell_deployments_apart(one, other):
+    assert (words.letters(one) == words.letters(other)) == (one == other)
+
+
+def test_metrics_in_words():
+    assert words.metric("ttfa_s p95 of class short") == "time to first audio of short requests (95th percentile)"
+    assert words.metric("stall_longest_s p99.9 of class long") == (
+        "longest stall of long requests (99.9th percentile)"
+    )
+    assert words.metric("missed rtf_p95 by 4%") == "missed real-time factor (95th percentile) by 4%"
+    assert words.binding("memory") == "memory"
+    assert words.binding(None) == "–"
+    assert words.ordinal("11") == "11th" and words.ordinal("52") == "52nd"
+
+
+def test_promises_in_words():
+    promise = {"traffic_class": "long", "metric": "stall_longest_s", "quantile": 0.999, "limit": 0.5}
+    assert words.promise(promise) == "for 99.9% of requests the longest stall is at most 0.5 s"
+
+
+def test_deployments_are_named_by_what_differs():
+    assert words.name_deployments(sample.space())[3] == "delay 5 ms · 2 diffusion instances"
+    assert words.name_deployments(sample.space()[:1]) == ["delay 0 ms · 1 diffusion instance"]
+    one, other = {f"{wire.LLM}.max_batch": 8}, {f"{wire.LLM}.max_batch": 16, "chunk_frames": 2}
+    assert words.name_deployments([one, other]) == [
+        "LLM batch up to 8 · chunk_frames as by default",
+        "LLM batch up to 16 · 2 frames per chunk",
+    ]
+    assert words.name_deployments([{}]) == ["the defaults"]
+
+
+@pytest.mark.parametrize(
+    "bounds, said",
+    [([3, 5], "3 to 5"), ([3, None], "at least 3"), ([None, 5], "at most 5"), ([None, None], "–"), (None, "–")],
+)
+def test_intervals_in_words(bounds, said):
+    assert words.interval(bounds) == said

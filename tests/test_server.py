@@ -1,0 +1,251 @@
+"""The real Triton server with the real ensemble: faithful audio, clear errors, nothing left behind."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import make_request
+from test_vibevoice import Speaker
+
+from harness import wire
+from harness.client import SpeechClient
+from harness.errors import ServerError
+from harness.records import Outcome
+from harness.triton.config import REPOSITORY, Deployment
+from harness.triton.server import RemoteTriton, TritonServer, find_distribution, free_ports, local_url, server_flags
+from harness.triton.statistics import StatisticsReader, difference
+from harness.vibevoice.presets import Weights
+from harness.vibevoice.prompt import PromptBuilder
+from harness.vibevoice.tokenizer import tokenizer_for
+from harness.vibevoice.voice import VoiceStage
+from harness.vibevoice.voices import frames_of, load_voices
+
+pytestmark = pytest.mark.server
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def snapshot(url):
+    reader = StatisticsReader(url)
+    try:
+        return reader.snapshot()
+    finally:
+        reader.close()
+
+
+def counts(url):
+    return {stage.stage: stage for stage in snapshot(url)}
+
+
+def audio_of(request, weights):
+    """What the stages give for a request in one process, without Triton."""
+    voices = load_voices()
+    prompts = PromptBuilder(weights.config, tokenizer_for(weights.config), {v: frames_of(s) for v, s in voices.items()})
+    checked = prompts.request(request.script.encode(), request.speaker_ids, {wire.FRAMES: request.frames})
+    encoder = VoiceStage(weights)
+    frames = [encoder.encode(torch.tensor(voices[voice])) for voice in checked.prompt.voices]
+    speaker = Speaker(weights)
+    voice_frames = torch.cat(frames) if frames else torch.empty(0, wire.LATENT_SIZE)
+    speaker.open(1, torch.tensor(checked.prompt.token_ids), request.frames, voice_frames)
+    noise = np.random.default_rng(request.seed)
+    for _ in range(request.frames):
+        speaker.step({1: torch.tensor(noise.standard_normal(wire.LATENT_SIZE, np.float32))})
+    return torch.cat(speaker.audio[1]).numpy()
+
+
+def test_sessions_that_share_the_server_get_the_audio_of_the_stages_alone(speak):
+    requests = [
+        make_request("a", "Speaker 1: One voice alone.", (1,), 30, seed=1),
+        make_request("b", "Speaker 1: Two of us.\nSpeaker 2: Yes, two.", (2, 0), 9, seed=2, chunk_frames=4),
+        make_request("c", "[SPEAKER_A] Nobody gave me a voice.", (0,), 17, seed=3),
+        make_request("d", "\n".join(f"Speaker {n}: I am {n}." for n in (1, 2, 3, 4)), (4, 3, 2, 1), 21, seed=4),
+    ]
+    pieces = [[] for _ in requests]
+    results = speak(*requests, on_audio=lambda i: pieces[i].append)
+    assert [r.outcome for r in results] == [Outcome.DONE] * 4
+    assert results[1].chunks.samples.tolist() == [4 * 3200, 4 * 3200, 3200]
+    weights = Weights("tiny", seed=0)
+    for request, piece in zip(requests, pieces, strict=True):
+        heard = np.frombuffer(b"".join(piece), "<f4")
+        np.testing.assert_allclose(heard, audio_of(request, weights), atol=1e-4)
+
+
+def test_chunks_arrive_while_the_rest_is_being_made(speak):
+    (result,) = speak(make_request(frames=40))
+    received, sent = result.chunks.received_ns, result.chunks.sent_at_ns
+    assert len(result.chunks) == 40
+    assert (np.diff(sent) > 0).all() and (received >= sent).all()
+    assert received[0] < sent[-1]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (make_request(script=""), "empty"),
+        (make_request(script="Speaker 5: Hi", speakers=(1, 1, 1, 1, 1)), "4"),
+        (make_request(script="Speaker 1:"), "no text"),
+        (make_request(speakers=(7,)), "unknown voice id 7"),
+        (make_request(frames=0), "1 to 40500"),
+        (make_request(frames=40_501), "40500"),
+        (make_request(script="word " * 70_000), "65536"),
+        (make_request(frames=40_000, start_frame=501), "40501"),
+    ],
+)
+def test_a_bad_request_gets_one_clear_error_while_others_are_served(speak, request_, message):
+    bad, good = speak(request_, make_request(frames=3))
+    assert bad.outcome is Outcome.ERROR and message in bad.error
+    assert "Traceback" not in bad.error and "model.py" not in bad.error
+    assert good.outcome is Outcome.DONE
+
+
+def test_bytes_that_are_not_utf8_are_refused_by_the_server(triton):
+    from tritonclient.grpc import service_pb2, service_pb2_grpc  # past our client, which sends str only
+
+    from harness.client import infer_message
+
+    message = infer_message(make_request(script="abcd"))
+    message.raw_input_contents[0] = b"\x04\x00\x00\x00\xff\xfe\xfa\xfb"
+    import grpc
+
+    with grpc.insecure_channel(triton.url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        answers = list(stub.ModelStreamInfer(iter([message]), timeout=30))
+    assert isinstance(answers[0], service_pb2.ModelStreamInferResponse)
+    assert "UTF-8" in answers[0].error_message
+
+
+def test_a_client_that_leaves_stops_its_session(triton):
+    async def leave_after(chunks):
+        async with SpeechClient(triton.url) as client:
+            stream = client.open(make_request(frames=5_000), "closed", on_chunk=lambda s, *_: stop_at(s, chunks))
+            return await stream.run()
+
+    def stop_at(stream, chunks):
+        if len(stream._received) == chunks:
+            stream.stop(Outcome.CANCELLED)
+
+    result = asyncio.run(leave_after(10))
+    assert result.outcome is Outcome.CANCELLED and len(result.chunks) >= 10
+    time.sleep(0.5)
+    before = counts(triton.url)[wire.LLM].requests
+    time.sleep(0.5)
+    assert counts(triton.url)[wire.LLM].requests == before
+
+
+def test_stages_batch_frames_of_different_sessions(triton, speak):
+    before = snapshot(triton.url)
+    results = speak(*(make_request(f"s{i}", frames=20, seed=i) for i in range(8)))
+    assert all(r.outcome is Outcome.DONE for r in results)
+    window = {stage.stage: stage for stage in difference(snapshot(triton.url), before)}
+    for stage in wire.STAGES:
+        assert window[stage].executions < window[stage].requests  # some executions held several sessions
+        assert sum(b.batch_size * b.executions for b in window[stage].batches) == window[stage].requests
+    assert window[wire.DIFFUSION].requests == 8 * 20
+
+
+def test_a_reload_changes_one_stage_and_the_server_goes_on(triton, speak):
+    slow = Deployment(knobs={"diffusion_decoder.delay_us": 20_000, "diffusion_decoder.instances": 2})
+    try:
+        assert triton.reload(slow) == [wire.DIFFUSION]
+        (result,) = speak(make_request(frames=5))
+        assert result.outcome is Outcome.DONE
+        assert counts(triton.url)[wire.DIFFUSION].queue_ns > 5 * 15e6  # each frame waited for company
+    finally:
+        assert triton.reload(Deployment()) == [wire.DIFFUSION]
+
+
+def test_another_triton_is_used_as_it_is_found(triton):
+    with RemoteTriton(f"grpc://{triton.url}") as remote:
+        assert remote.alive()
+    assert triton.alive()
+    with pytest.raises(ServerError, match="no Triton"), RemoteTriton("127.0.0.1:1"):
+        pass
+
+
+def test_a_taken_port_is_said_before_anything_starts(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=f"port {port} cannot be used"):
+            TritonServer(Deployment(), root=tmp_path, port=port).start()
+    assert not list((tmp_path / ".harness").glob("*/models"))
+
+
+def test_a_model_that_cannot_load_is_named_with_its_reason(tmp_path):
+    with pytest.raises(ServerError, match="config.json"):
+        TritonServer(Deployment(checkpoint=str(tmp_path)), root=tmp_path).start()
+    assert not list((tmp_path / ".harness").iterdir())
+
+
+def test_killing_the_owner_ends_the_server_and_its_stages(tmp_path):
+    """SIGKILL leaves no time to clean up: the server ends by itself, and the next start removes the rest."""
+    code = (
+        "import time, pathlib, sys\n"
+        "from harness.triton.server import serving\n"
+        f"with serving(root=pathlib.Path({str(tmp_path)!r})) as server:\n"
+        "    print(server.pid, server.shm_prefix, flush=True); time.sleep(600)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    pid, prefix = owner.stdout.readline().split()
+    family = [psutil.Process(int(pid)), *psutil.Process(int(pid)).children(recursive=True)]
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    assert local_url(tmp_path) is None
+    TritonServer(Deployment(), root=tmp_path)  # looking for a place removes what is stale
+    assert not list((tmp_path / ".harness").iterdir())
+    assert not list(Path("/dev/shm").glob(f"{prefix}*"))
+
+
+def test_ctrl_c_of_serve_leaves_nothing(tmp_path):
+    before = set(os.listdir("/dev/shm"))
+    command = [sys.executable, "-m", "harness", "serve"]
+    serve = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    line = serve.stdout.readline()
+    assert "127.0.0.1:" in line
+    family = psutil.Process(serve.pid).children(recursive=True)
+    assert local_url() is not None
+    began = time.monotonic()
+    serve.send_signal(signal.SIGINT)
+    assert serve.wait(timeout=20) == 130
+    took_s = time.monotonic() - began
+    assert took_s < 10
+    assert not psutil.wait_procs(family, timeout=1)[1]
+    assert local_url() is None
+    assert {name for name in os.listdir("/dev/shm") if name.startswith(f"harness_{serve.pid}_")} == set(), before
+
+
+def test_the_repository_loads_by_itself_with_the_flags_of_the_readme(tmp_path):
+    from harness.triton.server import is_ready, server_environment
+
+    found = find_distribution()
+    backend = tmp_path / "python"
+    subprocess.run(["cp", "-r", str(found.backend), str(backend)], check=True)
+    subprocess.run(["cp", str(found.stub), str(backend)], check=True)
+    http, grpc_port, metrics = free_ports(3)
+    ports = [f"--http-port={http}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
+    command = [str(found.server), *server_flags(REPOSITORY, tmp_path), *ports]
+    import grpc
+    from tritonclient.grpc import service_pb2_grpc
+
+    server = subprocess.Popen(command, env=server_environment(found), stderr=subprocess.DEVNULL)
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            deadline = time.monotonic() + 120
+            while not is_ready(stub):
+                assert server.poll() is None and time.monotonic() < deadline
+                time.sleep(0.2)
+    finally:
+        server.terminate()
+        server.wait(30)

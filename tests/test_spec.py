@@ -1,0 +1,140 @@
+"""Plans: the shipped one loads, its points are all combinations, and every mistake is named."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness import wire
+from harness.errors import PlanError
+from harness.slo import Promise
+from harness.spec import load_plan
+
+ROOT = Path(__file__).parents[1]
+SHORT = {"short": {"rtf_p95": 0.9}}
+QUICK = yaml.safe_load((ROOT / "scenarios" / "quick.yaml").read_text(encoding="utf-8"))
+
+
+def write(tmp_path, **changes):
+    content = {key: value for key, value in {**QUICK, **changes}.items() if value is not ...}
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def custom_mix(**changes):
+    return {"classes": {"short": {"weight": 1, "length": {"fixed": 2}, **changes}}}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scenarios").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_plan_loads(path):
+    plan = load_plan(path)
+    assert plan.points() and plan.promise_list() and plan.traffic_mix().mean_frames() > 0
+
+
+def test_the_quick_plan_says_what_it_says(tmp_path):
+    plan = load_plan(ROOT / "scenarios" / "quick.yaml")
+    assert plan.promise_list()[0] == Promise("short", "ttfa_s", 0.95, 1.0)
+    assert len(plan.points()) == 6
+    assert plan.points()[3] == {
+        **{f"{stage}.delay_us": 5000 for stage in wire.STAGES},
+        "diffusion_decoder.instances": 2,
+    }
+
+
+def test_a_knob_that_names_its_stage_wins_over_the_bare_one(tmp_path):
+    plan = load_plan(write(tmp_path, space={"neural_vocoder.delay_us": [7], "delay_us": [0, 5], "chunk_frames": [4]}))
+    assert [point["neural_vocoder.delay_us"] for point in plan.points()] == [7, 7]
+    assert [point["diffusion_decoder.delay_us"] for point in plan.points()] == [0, 5]
+    assert plan.points()[0]["chunk_frames"] == 4 and plan.traffic_mix(chunk_frames=4).chunk_frames == 4
+    every = {f"{stage}.delay_us": [1] for stage in wire.STAGES}
+    assert len(load_plan(write(tmp_path, space={"delay_us": [0, 5], **every})).points()) == 1
+
+
+def test_nothing_swept_is_one_point(tmp_path):
+    assert load_plan(write(tmp_path, space=...)).points() == [{}]
+
+
+def test_a_mix_written_out_reads_its_files_beside_the_plan(tmp_path):
+    (tmp_path / "lengths.csv").write_text("2\n4\n")
+    (tmp_path / "talk.txt").write_text("Speaker 2: hello")
+    path = write(
+        tmp_path,
+        mix=custom_mix(length={"empirical": "lengths.csv"}, speakers=[1, 3]),
+        promises=SHORT,
+        scripts=".",
+    )
+    plan = load_plan(path)
+    assert plan.traffic_mix().mean_frames() == 22.5
+    assert plan.script_source().files[0][0].text == "hello"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget_minuts": 3}, "budget_minuts: unknown key; did you mean 'budget_minutes'"),
+        ({"ladder": {"sesions": [1]}}, "ladder.sesions: unknown key; did you mean 'sessions'"),
+        ({"name": ...}, "name: missing"),
+        ({"name": "a/b"}, "name: "),
+        ({"preset": "tinny"}, "preset: must be 'tiny', '1.5b' or '7b', not 'tinny'"),
+        ({"seed": True}, "seed: must be a valid integer, not True"),
+        ({"mix": "quik"}, "mix: no mix is named 'quik'; did you mean 'quick'"),
+        ({"mix": {}}, "mix: no mix is named 'custom'"),
+        ({"mix": custom_mix(lenght=1)}, "mix.classes.short.lenght: unknown key; did you mean 'length'"),
+        ({"mix": custom_mix(length={"fixed": 9999}), "promises": SHORT}, "at most 5400"),
+        ({"mix": custom_mix(speakers=[1, 5]), "promises": SHORT}, "mix.classes.short: .*1 to 4"),
+        ({"promises": {"shrt": {"rtf_p95": 1}}}, "promises.shrt: .*did you mean 'short'"),
+        ({"promises": {"short": {"rtf_95": 1}}}, "promises: short: 'rtf_95' is no promise"),
+        ({"promises": {"short": {"rtf_p95": "1"}}}, "promises: short: the limit of rtf_p95"),
+        ({"promises": {"short": {}}}, "promises: short: needs at least one promise"),
+        ({"promises": {}}, "promises: "),
+        ({"targets_qps": []}, "targets_qps: "),
+        ({"targets_qps": [0]}, "targets_qps.0: must be greater than 0, not 0"),
+        ({"targets_qps": [float("nan")]}, "targets_qps.0: must be"),
+        ({"space": {"delay_ms": [1]}}, "space: delay_ms: unknown knob; did you mean 'delay_us'"),
+        ({"space": {"delay_us": [-1]}}, "space: delay_us: needs different values from 0 to 10000000"),
+        ({"space": {"delay_us": []}}, "space: delay_us: needs different values"),
+        ({"space": {"instances": [1, 1]}}, "space: instances: needs different values"),
+        ({"space": {"instances": [1.5]}}, "space.instances.0: must be a valid integer, not 1.5"),
+        ({"ladder": {"sessions": [1, 4, 2]}}, "ladder.sessions: must rise"),
+        ({"ladder": {"seconds": 0}}, "ladder.seconds: must be greater than 0"),
+        ({"confirm": {"load_share": [11]}}, "confirm.load_share.0: must be less than or equal to 10"),
+        ({"utilisation_cap": 1.1}, "utilisation_cap: must be less than or equal to 1, not 1.1"),
+        ({"confidence": 1.0}, "confidence: must be less than 1"),
+        ({"max_error": "0.25"}, "max_error: must be a valid number"),
+        ({"scripts": "nowhere"}, "nowhere: no .txt file"),
+    ],
+)
+def test_every_mistake_names_the_file_the_key_and_what_is_allowed(changes, message, tmp_path):
+    with pytest.raises(PlanError, match=f"^{tmp_path}/plan.yaml: .*{message}"):
+        load_plan(write(tmp_path, **changes))
+
+
+def test_all_mistakes_come_in_one_error(tmp_path):
+    with pytest.raises(PlanError) as caught:
+        load_plan(write(tmp_path, seed=-1, confidence=2, extra=1))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [", "line 1: no valid YAML"),
+        (b"name: a\nseed: 1\nseed: 2", "key 'seed' is given twice"),
+        (b"- x", "holds no keys"),
+        (b"", "holds no keys"),
+        (b"\x00", "no valid YAML"),
+        (b"\xff\xfe\xff", "no valid YAML"),
+        (b"a: 2001-99-99", "no valid YAML"),
+        (b"1: 2", "1: "),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused(content, message, tmp_path):
+    (tmp_path / "plan.yaml").write_bytes(content)
+    with pytest.raises(PlanError, match=message):
+        load_plan(tmp_path / "plan.yaml")
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(PlanError, match="none.yaml: cannot be read: No such file"):
+        load_plan(tmp_path / "none.yaml")

@@ -1,0 +1,329 @@
+"""The stages against the released implementation, alone and sharing batches."""
+
+import numpy as np
+import pytest
+import torch
+import transformers.models.vibevoice.generation_vibevoice as generation
+from diffusers import DPMSolverMultistepScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LogitsProcessor, LogitsProcessorList, VibeVoiceForConditionalGeneration
+
+from harness import wire
+from harness.errors import InputError, RequestError, ScriptError
+from harness.vibevoice.diffusion import DiffusionStage, solver_updates
+from harness.vibevoice.llm import LLMStage
+from harness.vibevoice.presets import Weights, preset_config, randomise_
+from harness.vibevoice.prompt import PromptBuilder, prompt_chunks
+from harness.vibevoice.sessions import IDLE_LIMIT_S, Sessions
+from harness.vibevoice.tokenizer import tokenizer_for
+from harness.vibevoice.vocoder import VocoderStage
+from harness.vibevoice.voice import VoiceStage
+from harness.vibevoice.voices import frames_of, load_voices
+
+NO_VOICE_FRAMES = torch.empty(0, wire.LATENT_SIZE)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    torch.set_num_threads(1)
+    return Weights("tiny", seed=0)
+
+
+@pytest.fixture(scope="module")
+def full_model(weights):
+    model = VibeVoiceForConditionalGeneration(weights.config).eval()
+    randomise_(model, seed=0)
+    return model
+
+
+class Speaker:
+    """The stages as a frame loop without Triton; several sessions step together."""
+
+    def __init__(self, weights):
+        self.llm, self.diffusion, self.vocoder = LLMStage(weights), DiffusionStage(weights), VocoderStage(weights)
+        self.feedback = {}
+        self.audio = {}
+
+    def open(self, session, token_ids, frames, voice_frames=NO_VOICE_FRAMES, parts=1, start_frame=0):
+        self.llm.open(session, len(token_ids), start_frame + frames, start_frame)
+        size = -(-len(token_ids) // parts)
+        for part, places in prompt_chunks(token_ids.tolist(), size, self.llm.config.audio_token_id):
+            self.llm.prefill(session, torch.tensor(part), voice_frames[places])
+        self.vocoder.open(session)
+        self.feedback[session] = torch.zeros(64), torch.zeros(128)
+        self.audio[session] = []
+
+    def step(self, noise):
+        """``noise``: session -> [64]; these sessions speak one frame in one batch."""
+        ids = list(noise)
+        latent, semantic = (torch.stack([self.feedback[i][k] for i in ids]) for k in (0, 1))
+        condition, token = self.llm.step(ids, latent, semantic)
+        guidance = torch.full((len(ids), 1), wire.DEFAULT_GUIDANCE_SCALE)
+        latent = self.diffusion.denoise(condition, torch.stack(list(noise.values())), guidance)
+        audio, semantic = self.vocoder.step(ids, latent, token)
+        for row, i in enumerate(ids):
+            self.feedback[i] = latent[row], semantic[row]
+            self.audio[i].append(audio[row])
+
+    def close(self, session):
+        self.llm.close(session)
+        self.vocoder.close(session)
+
+
+class ForceFrames(LogitsProcessor):
+    def __init__(self, token_id):
+        self.token_id = token_id
+
+    def __call__(self, input_ids, scores):
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self.token_id] = 0
+        return forced
+
+
+def generated(model, token_ids, noise, monkeypatch, **voice):
+    """Audio of ``generate`` for a prompt, with this noise [frames, 64] and as many forced frames."""
+    config = model.config
+    forced = LogitsProcessorList([ForceFrames(config.audio_token_id)])
+    monkeypatch.setattr(model, "_get_logits_processor", lambda *_, **__: forced)
+    rows, randn = iter(noise), torch.randn
+    given = lambda *shape, **kw: next(rows).repeat(shape[0], 1) if shape[1:] == (64,) else randn(*shape, **kw)  # noqa: E731
+    monkeypatch.setattr(generation.torch, "randn", given)
+    ids = torch.cat([token_ids, torch.tensor([config.audio_bos_token_id])])[None]
+    with torch.inference_mode():
+        audio = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=len(noise),
+            guidance_scale=wire.DEFAULT_GUIDANCE_SCALE,
+            do_sample=False,
+            **voice,
+        )
+    monkeypatch.undo()
+    return audio[0].flatten()
+
+
+def prompt_of(seed, length):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 4000, (length,), generator=generator)
+
+
+def noise_of(seed, frames):
+    return torch.randn(frames, 64, generator=torch.Generator().manual_seed(1000 + seed))
+
+
+def test_sessions_that_share_batches_speak_as_generate_does_alone(weights, full_model, monkeypatch):
+    speaker = Speaker(weights)
+    plans = {1: (5, 40, 0), 2: (60, 12, 3), 3: (23, 25, 7), 4: (9, 1, 9)}  # prompt tokens, frames, first step
+    prompts = {i: prompt_of(i, tokens) for i, (tokens, _, _) in plans.items()}
+    noises = {i: noise_of(i, frames) for i, (_, frames, _) in plans.items()}
+    for now in range(60):
+        for i, (_, frames, first) in plans.items():
+            if now == first:
+                speaker.open(i, prompts[i], frames, parts=i)
+        speaking = {i: noises[i][now - first] for i, (_, frames, first) in plans.items() if 0 <= now - first < frames}
+        if speaking:
+            speaker.step(speaking)
+    for i in plans:
+        expected = generated(full_model, prompts[i], noises[i], monkeypatch)
+        torch.testing.assert_close(torch.cat(speaker.audio[i]), expected, atol=1e-4, rtol=0)
+
+
+def test_a_voice_sample_conditions_the_prompt_as_in_generate(weights, full_model, monkeypatch):
+    config = weights.config
+    sample = torch.tensor(load_voices()[1][: 3 * wire.SAMPLES_PER_FRAME - 100])
+    places = [config.audio_bos_token_id, *[config.audio_token_id] * 3, config.audio_eos_token_id]
+    prompt = torch.cat([prompt_of(1, 8), torch.tensor(places), prompt_of(2, 11)])
+    noise = noise_of(5, 10)
+    speaker = Speaker(weights)
+    speaker.open(1, prompt, 10, VoiceStage(weights).encode(sample), parts=4)
+    for row in noise:
+        speaker.step({1: row})
+    encode = full_model.model.get_audio_features
+    without_noise = lambda values, mask, sample=True, **kw: encode(values, mask, sample=False, **kw)  # noqa: E731
+    monkeypatch.setattr(full_model.model, "get_audio_features", without_noise)
+    padded = torch.nn.functional.pad(sample, (0, 100))
+    voice = {"input_values": padded[None, None], "padding_mask": torch.ones(1, len(padded), dtype=torch.bool)}
+    expected = generated(full_model, prompt, noise, monkeypatch, **voice)
+    torch.testing.assert_close(torch.cat(speaker.audio[1]), expected, atol=1e-4, rtol=0)
+
+
+def test_a_token_that_is_no_speech_frame_leaves_the_convolution_state_alone(weights):
+    vocoder = VocoderStage(weights)
+    vocoder.open(1)
+    vocoder.open(2)
+    latent = noise_of(1, 3)
+    frame, other = torch.tensor([wire.TOKEN_SPEECH_FRAME]), torch.tensor([wire.TOKEN_SPEECH_END])
+    straight = [vocoder.step([1], latent[i : i + 1], frame)[0] for i in (0, 2)]
+    first, _ = vocoder.step([2], latent[:1], frame)
+    silent, _ = vocoder.step([2], latent[1:2], other)
+    second, _ = vocoder.step([2], latent[2:], frame)
+    assert silent.abs().max() == 0
+    torch.testing.assert_close(torch.cat([first, second]), torch.cat(straight))
+
+
+def test_room_is_counted_before_a_session_is_accepted(weights):
+    llm = LLMStage(weights, kv_limit_bytes=1 << 20)
+    assert llm.kv_bytes_per_token == 512  # 2 (K, V) x 2 layers x 2 heads x 16 x 4 bytes
+    llm.open(1, prompt_tokens=98, frames=900)
+    assert llm.kv_bytes == (98 + 1 + 900 + 1 + 900) * 512
+    with pytest.raises(RequestError, match="busy"):
+        llm.open(2, prompt_tokens=98, frames=900)
+    llm.close(1)
+    assert llm.kv_bytes == 0
+    llm.open(2, prompt_tokens=98, frames=900)
+
+
+def test_a_session_that_starts_late_holds_the_positions_of_its_past(weights):
+    speaker = Speaker(weights)
+    speaker.open(1, prompt_of(1, 10), frames=3, start_frame=500)
+    session = speaker.llm.sessions.get(1)
+    assert (session.with_prompt.length, session.without_prompt.length) == (510, 500)
+    for row in noise_of(1, 3):
+        speaker.step({1: row})
+    assert (session.with_prompt.length, session.without_prompt.length) == (513, 503)
+    assert torch.cat(speaker.audio[1]).isfinite().all()
+    with pytest.raises(RequestError, match="reserved"):
+        [speaker.step({1: row}) for row in noise_of(2, 5)]
+
+
+def test_an_unknown_session_is_refused_by_name(weights):
+    with pytest.raises(RequestError, match="no session 99"):
+        LLMStage(weights).step([99], torch.zeros(1, 64), torch.zeros(1, 128))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 20])
+def test_the_solver_is_the_schedulers_own(steps):
+    """Our three numbers per step against diffusers' scheduler, on a model that answers with a fixed velocity."""
+    scheduler = DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    scheduler.set_timesteps(steps)
+    velocity = torch.randn(steps, 64, generator=torch.Generator().manual_seed(0))
+    expected = x = torch.randn(64, generator=torch.Generator().manual_seed(1))
+    for v, t in zip(velocity, scheduler.timesteps, strict=True):
+        expected = scheduler.step(v[None], t, expected[None]).prev_sample[0]
+    before = torch.zeros_like(x)
+    for v, (alpha, sigma, a, b, c) in zip(velocity, solver_updates(steps)[1], strict=True):
+        x0 = alpha * x - sigma * v
+        x, before = a * x + b * x0 + c * before, x0
+    torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [("1.5b", (1310, 233, 123, 344, 345, 344)), ("7b", (6526, 1090, 669, 344, 345, 344))],
+)
+def test_presets_have_the_documented_sizes(preset, millions):
+    with torch.device("meta"):
+        model = VibeVoiceForConditionalGeneration(preset_config(preset)).model
+    embeddings = model.language_model.embed_tokens
+    count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6  # noqa: E731
+    found = (
+        count(model.language_model) - count(embeddings),
+        count(embeddings) * (1 if preset == "1.5b" else 2),  # untied: the output matrix is a second one
+        count(model.diffusion_head),
+        count(model.audio_tower.decoder),
+        count(model.semantic_tokenizer_encoder),
+        count(model.audio_tower.encoder),
+    )
+    assert found == pytest.approx(millions, abs=1.0)
+
+
+def test_weights_come_from_a_checkpoint_folder_too(weights, full_model, tmp_path):
+    full_model.save_pretrained(tmp_path)
+    loaded = Weights(checkpoint=str(tmp_path))
+    for build in ("backbone", "diffusion_head", "acoustic_decoder", "semantic_encoder", "acoustic_connector"):
+        ours, theirs = getattr(weights, build)().state_dict(), getattr(loaded, build)().state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert loaded.latent_scale_and_bias() == pytest.approx(weights.latent_scale_and_bias())
+    assert torch.equal(loaded.head_rows([1, 2]), weights.head_rows([1, 2]))
+
+
+def test_what_is_no_checkpoint_or_preset_is_refused(tmp_path):
+    with pytest.raises(InputError, match="config.json"):
+        Weights(checkpoint=str(tmp_path))
+    with pytest.raises(InputError, match="tiny, 1.5b, 7b"):
+        preset_config("2b")
+
+
+@pytest.fixture(scope="module")
+def prompts(weights):
+    voice_frames = {voice: frames_of(samples) for voice, samples in load_voices().items()}
+    return PromptBuilder(weights.config, tokenizer_for(weights.config), voice_frames)
+
+
+def test_a_prompt_has_a_place_for_every_frame_of_every_voice(prompts):
+    request = prompts.request(b"Speaker 1: Hello.\nSpeaker 2: Hi.\nSpeaker 1: Bye.", [2, 0], {wire.FRAMES: 7})
+    assert request.prompt.voices == (2,)  # speaker 2 has no voice sample
+    assert request.prompt.token_ids.count(prompts.config.audio_token_id) == prompts.voice_frames[2] == 90
+    assert (request.frames, request.start_frame, request.guidance_scale) == (7, 0, wire.DEFAULT_GUIDANCE_SCALE)
+
+
+@pytest.mark.parametrize(
+    ("text", "speakers", "options", "error", "message"),
+    [
+        (b"", [1], {}, ScriptError, "empty"),
+        (b"\xff\xfe", [1], {}, ScriptError, "UTF-8"),
+        (b"Speaker 5: Hi", [1, 2, 3, 4, 1], {}, ScriptError, "5"),
+        (b"Speaker 1:", [1], {}, ScriptError, "line 1"),
+        (b"Speaker 2: Hi", [1], {}, ScriptError, "Speaker 2"),
+        (b"Hi", [9], {}, ScriptError, "unknown voice id 9"),
+        (b"Hi", [1], {wire.FRAMES: 0}, RequestError, "1 to 40500"),
+        (b"Hi", [1], {wire.FRAMES: 40_501}, RequestError, "40500"),
+        (b"Hi", [1], {wire.FRAMES: 1, wire.START_FRAME: -1}, RequestError, "start_frame"),
+        (b"Hi", [1], {wire.FRAMES: 2, wire.START_FRAME: 40_499}, RequestError, "40501"),
+        (b"Hi", [1], {wire.CHUNK_FRAMES: 0}, RequestError, "chunk_frames"),
+        (b"Hi", [1], {wire.GUIDANCE_SCALE: float("nan")}, RequestError, "guidance_scale"),
+        (b"word " * 70_000, [1], {wire.FRAMES: 10}, RequestError, "65536"),
+    ],
+)
+def test_what_cannot_be_spoken_is_refused_with_its_reason(prompts, text, speakers, options, error, message):
+    with pytest.raises(error, match=message):
+        prompts.request(text, speakers, options)
+
+
+def test_the_stand_in_tokenizer_yields_about_as_many_tokens_as_the_released_one(prompts):
+    text = (
+        "Welcome to the programme, where we unpack the biggest stories in technology. Today's question: what does it "
+        "cost to serve ninety minutes of conversation, and who pays for it? My guest has measured exactly that, on "
+        "real hardware, with real traffic, and the answer surprised everyone at the table."
+    )
+    per_word = len(prompts.tokenizer.encode(text)) / len(text.split())
+    assert 1.2 <= per_word <= 1.5
+
+
+@given(st.lists(st.sampled_from([1, 2, 4095]), max_size=60), st.integers(1, 20))
+def test_prompt_parts_hold_every_token_and_every_voice_frame_once(ids, size):
+    parts = list(prompt_chunks(ids, size, 4095))
+    assert [i for part, _ in parts for i in part] == ids
+    places = [place for _, s in parts for place in range(s.start, s.stop)]
+    assert places == list(range(ids.count(4095)))
+
+
+def test_sessions_that_nobody_steps_are_dropped():
+    now = 0.0
+    sessions = Sessions("a stage", clock=lambda: now)
+    sessions.open(1, "one")
+    now = IDLE_LIMIT_S - 1
+    sessions.open(2, "two")
+    now = IDLE_LIMIT_S
+    assert sessions.get(1) == "one"
+    now = 2 * IDLE_LIMIT_S - 0.5
+    sessions.open(3, "three")
+    assert len(sessions) == 2 and sessions.get(1) == "one"
+    with pytest.raises(RequestError, match="a stage has no session 2"):
+        sessions.get(2)
+
+
+def test_voices_come_from_a_folder_of_wav_files(tmp_path):
+    import wave
+
+    for name, rate in (("b.wav", 24_000), ("a.wav", 24_000)):
+        with wave.open(str(tmp_path / name), "wb") as file:
+            file.setparams((1, 2, rate, 0, "NONE", ""))
+            file.writeframes(np.full(100 if name == "a.wav" else 200, 16_384, "<i2").tobytes())
+    voices = load_voices(str(tmp_path))
+    assert {voice: len(samples) for voice, samples in voices.items()} == {1: 100, 2: 200}
+    assert voices[1][0] == pytest.approx(0.5)
+    with pytest.raises(InputError, match="no .wav"):
+        load_voices(str(tmp_path / "none"))

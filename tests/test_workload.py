@@ -1,0 +1,178 @@
+"""The traffic mix: lengths, the steady state, scripts of the right size."""
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.errors import InputError, ScriptError
+from harness.script import count_speakers, count_words, parse_script
+from harness.wire import MAX_FRAMES
+from harness.workload import MIXES, Lengths, Mix, ScriptSource, TrafficClass, requests
+
+REAL_SCRIPTS = Path(__file__).parents[2] / "shared" / "data" / "scripts"
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def take(count, *arguments, **options):
+    return list(itertools.islice(requests(*arguments, **options), count))
+
+
+def test_lengths_are_given_in_seconds_and_kept_in_frames():
+    assert Lengths.parse({"fixed": 10}).frames.tolist() == [75]
+    uniform = Lengths.parse({"uniform": [4, 16]})
+    assert (uniform.frames.min(), uniform.frames.max()) == (30, 120)
+    assert uniform.mean_frames() == pytest.approx(75, rel=1e-3)
+
+
+def test_a_lognormal_without_a_cut_has_its_closed_form_mean_and_median():
+    lengths = Lengths.parse({"lognormal": {"median": 90, "sigma": 0.5}})
+    assert lengths.mean_frames() == pytest.approx(7.5 * 90 * math.exp(0.5**2 / 2), rel=2e-3)
+    assert np.median(lengths.frames) == pytest.approx(7.5 * 90, abs=1)
+
+
+@given(median=st.floats(1, 5000), sigma=st.floats(0.01, 5), cut=st.floats(1, 5400), seed=st.integers(0, 99))
+def test_a_lognormal_stays_below_its_cut_and_samples_have_its_mean(median, sigma, cut, seed):
+    cut = max(median, cut)
+    lengths = Lengths.parse({"lognormal": {"median": median, "sigma": sigma, "max": cut}})
+    sample = lengths.sample(np.random.default_rng(seed), 4000)
+    assert 1 <= sample.min() and sample.max() <= min(round(cut * 7.5), MAX_FRAMES)
+    assert abs(sample.mean() - lengths.mean_frames()) <= 6 * lengths.frames.std() / math.sqrt(4000) + 1e-9
+
+
+def test_empirical_lengths_are_those_of_the_file(tmp_path):
+    (tmp_path / "lengths.csv").write_text("id,seconds\na,2\nb,4\nc,9000\n")
+    assert Lengths.parse({"empirical": "lengths.csv"}, tmp_path).frames.tolist() == [15, 30, MAX_FRAMES]
+    (tmp_path / "bare.csv").write_text("2\n4\n")
+    assert Lengths.parse({"empirical": "bare.csv"}, tmp_path).frames.tolist() == [15, 30]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"fixt": 1}, "one of fixed, uniform"),
+        ({"fixed": 1, "uniform": [1, 2]}, "one of"),
+        ({"fixed": 0}, "above 0"),
+        ({"fixed": 5401}, "at most 5400"),
+        ({"fixed": "10"}, "'10' must be seconds"),
+        ({"fixed": math.nan}, "nan must be seconds"),
+        ({"uniform": [3]}, r"\[lowest, highest\]"),
+        ({"uniform": [5, 4]}, "above the highest"),
+        ({"lognormal": {"median": 1}}, "median, sigma"),
+        ({"lognormal": {"median": 1, "sigma": 0}}, "sigma 0 must be above 0"),
+        ({"lognormal": {"median": 9, "sigma": 1, "max": 8}}, "below the median"),
+        ({"empirical": "none.csv"}, "none.csv: cannot be read"),
+        (10, "not 10"),
+    ],
+)
+def test_impossible_lengths_are_refused(spec, message):
+    with pytest.raises(InputError, match=message):
+        Lengths.parse(spec)
+
+
+@pytest.mark.parametrize("content", ["", "seconds\n", "1\nx\n", "1\n-2\n", "1\nnan\n"])
+def test_an_empirical_file_without_lengths_is_refused_by_name(content, tmp_path):
+    (tmp_path / "bad.csv").write_text(content)
+    with pytest.raises(InputError, match="bad.csv"):
+        Lengths.parse({"empirical": "bad.csv"}, tmp_path)
+
+
+def test_classes_come_in_proportion_to_their_weights(rng):
+    drawn = [MIXES["quick"].sample(rng) for _ in range(4000)]
+    assert sum(each.traffic_class == "short" for each in drawn) / 4000 == pytest.approx(0.7, abs=0.03)
+    assert {each.speakers for each in drawn if each.traffic_class == "long"} == {2, 3, 4}
+    mean = np.mean([each.frames for each in drawn])
+    assert mean == pytest.approx(MIXES["quick"].mean_frames(), rel=0.06)
+
+
+def test_the_mixed_mix_is_short_by_count_and_long_by_work():
+    short, long = MIXES["mixed"].classes
+    assert short.weight > 0.9 * (short.weight + long.weight)
+    assert long.weight * long.length.mean_frames() > 0.9 * MIXES["mixed"].mean_frames()
+
+
+def test_sessions_in_progress_are_biased_to_long_ones_and_uniform_in_phase(rng):
+    mix = MIXES["quick"]
+    found = [mix.sample_in_progress(rng) for _ in range(6000)]
+    table = [(each.weight, each.length.frames.astype(float)) for each in mix.classes]
+    second_moment = sum(weight * np.mean(frames**2) for weight, frames in table)
+    first_moment = sum(weight * frames.mean() for weight, frames in table)
+    assert np.mean([each.frames for each in found]) == pytest.approx(second_moment / first_moment, rel=0.04)
+    assert np.mean([each.phase / each.frames for each in found]) == pytest.approx(0.5, abs=0.02)
+    assert all(0 <= each.phase < each.frames for each in found)
+
+
+def test_requests_are_the_same_for_the_same_seed_and_have_ids_of_their_own(rng):
+    one, same = (take(20, MIXES["quick"], np.random.default_rng(3), ScriptSource()) for _ in range(2))
+    assert one == same
+    source = ScriptSource()
+    ids = [each.request_id for _ in range(3) for each in take(50, MIXES["quick"], rng, source)]
+    assert len(set(ids)) == 150
+
+
+def test_a_steady_request_speaks_the_rest_of_its_length(rng):
+    for request in take(50, MIXES["ninety"], rng, ScriptSource(), steady=True):
+        assert request.start_frame + request.frames == MAX_FRAMES
+        assert request.frames >= 1 and request.start_frame >= 0
+    assert all(each.start_frame == 0 for each in take(5, MIXES["ninety"], rng, ScriptSource()))
+
+
+@settings(deadline=None, max_examples=50)
+@given(frames=st.integers(1, 3000) | st.just(MAX_FRAMES), speakers=st.integers(1, 4), seed=st.integers(0, 99))
+def test_a_generated_script_has_the_words_and_speakers_asked_for(frames, speakers, seed):
+    script, count = ScriptSource().script(np.random.default_rng(seed), frames, speakers)
+    turns = parse_script(script)
+    assert count_words(turns) == max(math.ceil(frames * 0.4), speakers)
+    assert count == count_speakers(turns) == len({turn.speaker for turn in turns}) == speakers
+    if speakers > 1:
+        assert all(turn.speaker != after.speaker for turn, after in itertools.pairwise(turns))
+
+
+def test_files_are_cut_or_repeated_and_their_speakers_win(rng, tmp_path):
+    (tmp_path / "talk.txt").write_text("Speaker 1: one two three\nSpeaker 3: four five six seven")
+    source = ScriptSource.from_folder(tmp_path)
+    assert source.script(rng, 5, 4) == ("Speaker 1: one two", 1)
+    script, speakers = source.script(rng, 25, 1)
+    assert speakers == 3
+    assert script.split("\n")[-2:] == ["Speaker 3: four five six seven", "Speaker 1: one two three"]
+
+
+def test_a_folder_without_usable_scripts_is_refused(tmp_path):
+    with pytest.raises(ScriptError, match="no .txt file"):
+        ScriptSource.from_folder(tmp_path)
+    (tmp_path / "bad.txt").write_bytes(b"Speaker 1: \xff")
+    with pytest.raises(ScriptError, match="bad.txt: .*not UTF-8"):
+        ScriptSource.from_folder(tmp_path)
+
+
+def test_a_request_names_a_voice_for_each_speaker_of_its_script(rng):
+    mix = Mix("one", MIXES["quick"].classes, chunk_frames=3, voices=(4, 5))
+    for request in take(30, mix, rng, ScriptSource()):
+        assert len(request.speaker_ids) == count_speakers(parse_script(request.script))
+        assert set(request.speaker_ids) <= {4, 5} and request.chunk_frames == 3
+
+
+@pytest.mark.parametrize(
+    ("weight", "speakers"), [(0, (1, 1)), (math.inf, (1, 1)), (1, (0, 1)), (1, (3, 2)), (1, (1, 5))]
+)
+def test_an_impossible_class_is_refused(weight, speakers):
+    with pytest.raises(InputError, match="class odd"):
+        TrafficClass("odd", weight, Lengths.parse({"fixed": 1}), speakers)
+
+
+@pytest.mark.skipif(not REAL_SCRIPTS.is_dir(), reason="no ../shared/data beside the repository")
+@pytest.mark.parametrize("frames", [30, 4000, MAX_FRAMES])
+def test_real_scripts_give_any_length(rng, frames):
+    source = ScriptSource.from_folder(REAL_SCRIPTS)
+    for _ in range(10):
+        script, speakers = source.script(rng, frames, 1)
+        turns = parse_script(script)
+        assert (count_words(turns), count_speakers(turns)) == (math.ceil(frames * 0.4), speakers)
