@@ -115,13 +115,15 @@ def serve(
     """Deploy the ensemble on a local Triton, in the foreground; Ctrl-C stops it cleanly."""
     deployment = Deployment(_preset(preset), checkpoint, voices, knobs=dict(_knob(each) for each in knob))
     server = TritonServer(deployment, public=True, port=port or None)
-    with out.status(f"starting Triton with preset {preset} …"):
-        server.start()
-    with server:
+    try:
+        with out.status(f"starting Triton with preset {preset} …"):
+            server.start()
         out.print(f"serving preset {preset} at [bold]{server.url}[/] (gRPC), metrics at {server.metrics_url}")
         out.print("drive it with: locust -f scenarios/podcast.py; Ctrl-C stops it")
         while server.alive():
             time.sleep(0.5)
+    finally:
+        server.stop()
     raise HarnessError("Triton ended by itself; start it again, and look at the memory of this machine")
 
 

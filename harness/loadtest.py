@@ -166,22 +166,26 @@ class Share:
             log.error("the schedule of arrivals ended: %s", error)
 
     def _scheduled(self) -> Iterator[Request]:
-        for due_s in self._lead_in():
-            yield replace(next(self._steady), due_ns=self.start_ns + round(due_s * 1e9))
-        for due_s in self._arrivals():
-            yield replace(next(self._new), due_ns=self.start_ns + round(due_s * 1e9))
+        sources = (
+            (self._steady, lead_in(self._settings, self._index, self._of)),
+            (self._new, arrivals_of(self._settings, self._arrivals_rng, self._index, self._of)),
+        )
+        for fresh, due in sources:
+            for due_s in due:
+                yield replace(next(fresh), due_ns=self.start_ns + round(due_s * 1e9))
 
-    def _lead_in(self) -> Iterator[float]:
-        sessions = self._settings.steady or 0
-        for number in range(self._index, sessions, self._of):
-            yield (number / sessions - 1) * LEAD_IN_NS / 1e9
 
-    def _arrivals(self) -> Iterator[float]:
-        """This share's arrivals, in seconds from ``start_ns``: together, all shares make the whole process."""
-        rate = self._settings.rate_per_s
-        if self._settings.arrivals == "constant":
-            return itertools.islice(arrivals.constant(rate), self._index, None, self._of)
-        return arrivals.poisson(rate / self._of, self._arrivals_rng)
+def arrivals_of(settings: LoadSettings, rng: np.random.Generator, index: int = 0, of: int = 1) -> Iterator[float]:
+    """One share's arrivals of an open loop, in seconds from its start; all shares together are the whole process."""
+    if settings.arrivals == "constant":
+        return itertools.islice(arrivals.constant(settings.rate_per_s), index, None, of)
+    return arrivals.poisson(settings.rate_per_s / of, rng)
+
+
+def lead_in(settings: LoadSettings, index: int = 0, of: int = 1) -> Iterator[float]:
+    """When one share's sessions in progress begin: spread evenly over the second before the start (so below 0 s)."""
+    sessions = settings.steady or 0
+    return ((number / sessions - 1) * LEAD_IN_NS / 1e9 for number in range(index, sessions, of))
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class SpeechTest:
 
     def all_users_run(self) -> None:
         """A closed loop's window begins when all users run; an open loop's with its schedule."""
-        if self._running and self.ledger and self.settings.loop == "closed":
+        if self._running and not self._finishing and self.ledger and self.settings.loop == "closed":
             self.ledger.start_ns = time.monotonic_ns()
 
     def finish(self, grace_s: float) -> None:
@@ -160,7 +160,7 @@ class MasterTest(SpeechTest):
     def _gather(self, grace_s: float) -> None:
         self._hurry(grace_s)
         deadline_s = time.monotonic() + grace_s + WORKER_LAST_WORDS_S
-        while self._silent() and time.monotonic() < deadline_s:
+        while self._silent() & set(self._runner.clients) and time.monotonic() < deadline_s:
             time.sleep(0.1)
         said = self._said.values()
         self.ledger.submitted = sum(each["submitted"] for each in said)

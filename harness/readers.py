@@ -12,6 +12,7 @@ A reader exits when its socket closes, so it never outlives its load generator.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import logging
@@ -131,10 +132,9 @@ class _ReaderProcess:
         self._settle_lost()
 
     def _receive(self) -> bytes:
-        try:
+        with contextlib.suppress(OSError):
             return self._socket.recv(READ_BYTES)
-        except OSError:
-            return b""
+        return b""
 
     def _take(self, kind: str, value) -> None:
         match kind:
@@ -257,6 +257,7 @@ class _Desk:
         request = request_from_plain(plain)
         handle = self._loop.call_at(request.due_ns / 1e9, self._start, number)
         self._waiting[number] = handle, request, loop
+        self._start_if_due(number)
 
     def cancel(self, number: int, outcome: Outcome = Outcome.CANCELLED) -> None:
         if number in self._waiting:
@@ -269,7 +270,8 @@ class _Desk:
     def finish(self, grace_s: float) -> None:
         """End within ``grace_s``; ``ended`` is set when every Result is on its way. A second call may shorten it."""
         for number in list(self._waiting):
-            self.cancel(number, Outcome.UNFINISHED)
+            if not self._start_if_due(number):
+                self.cancel(number, Outcome.UNFINISHED)
         self._loop.call_later(grace_s, self._cut)
         if self._ending is None:
             self._ending = self._loop.create_task(self._end())
@@ -288,8 +290,15 @@ class _Desk:
     def look(self) -> dict:
         return self._watch.look(len(self._streams), len(self._waiting), time.monotonic_ns()).to_plain()
 
+    def _start_if_due(self, number: int) -> bool:
+        is_due = self._waiting[number][1].due_ns <= time.monotonic_ns()
+        if is_due:
+            self._start(number)
+        return is_due
+
     def _start(self, number: int) -> None:
-        _, request, loop = self._waiting.pop(number)
+        handle, request, loop = self._waiting.pop(number)
+        handle.cancel()
         task = self._loop.create_task(self._run(number, request, loop))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -355,16 +364,10 @@ async def _serve(descriptor: int, url: str) -> None:
             send("hello", os.getpid())
             chores = _obey(desk, reader), _report(desk, send), _keep_time(desk.lag), desk.ended.wait()
             await asyncio.wait(map(asyncio.create_task, chores), return_when=asyncio.FIRST_COMPLETED)
-        await _flush(writer)
-        signal.alarm(5)  # the clean-up must not keep a reader alive
-
-
-async def _flush(writer: asyncio.StreamWriter) -> None:
-    try:
         writer.close()
-        await writer.wait_closed()
-    except OSError:
-        log.debug("the load generator is gone")
+        with contextlib.suppress(OSError):  # the load generator may be gone
+            await writer.wait_closed()
+        signal.alarm(5)  # the clean-up must not keep a reader alive
 
 
 def _go_first() -> None:

@@ -107,6 +107,7 @@ def _add_arguments(parser) -> None:
 
 EXIT_CODES = "0 all is well, 1 requests failed, 2 an option or the server cannot be used, 3 the measurement is INVALID."
 ARGUMENTS = {
+    "--help-speech": {"action": "help", "help": "show all options, these included (--help knows no locustfile)"},
     "--rate": {
         "dest": "rate_per_s",
         "metavar": "R",
@@ -146,12 +147,14 @@ def _prepare(environment, runner, **_) -> None:
         user = _only_user(environment)
         environment.speech = roles.get(type(runner), SpeechTest)(environment, user.mix)
         if isinstance(runner, WorkerRunner):
+            _finish_when_quitting(environment)
             return
         _find_server(environment, user)
         _check_before_start(environment)
     except HarnessError as error:
         _refuse(error)
     environment.events.spawning_complete.add_listener(lambda **_: environment.speech.all_users_run())
+    _finish_when_quitting(environment)
     if environment.speech.settings.ladder:
         _install_ladder(environment)
     if environment.web_ui:
@@ -172,12 +175,6 @@ def _start(environment, **_) -> None:
 @events.test_stopping.add_listener
 def _stop(environment, **_) -> None:
     environment.speech.finish(environment.stop_timeout)
-
-
-@events.quitting.add_listener
-def _quit(environment, **_) -> None:
-    if environment.speech is not None:
-        environment.speech.finish(0)
 
 
 def _only_user(environment) -> type[SpeechUser]:
@@ -210,6 +207,11 @@ def _check_before_start(environment) -> None:
         raise StoreError(f"{records} holds the records of an earlier test: give --records a new folder")
     if environment.parsed_options.headless:
         ReaderPool(environment.host).close()
+
+
+def _finish_when_quitting(environment) -> None:
+    """Locust calls these listeners in reverse: added now, this one comes before a worker takes leave of its master."""
+    environment.events.quitting.add_listener(lambda **_: environment.speech.finish(0))
 
 
 def _install_ladder(environment) -> None:

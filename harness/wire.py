@@ -36,7 +36,7 @@ SENT_AT_NS = "sent_at_ns"  # INT64 [1]: the server's CLOCK_MONOTONIC when the ch
 # Tensors between the stages
 TOKEN_IDS = "token_ids"  # INT32 [tokens]
 VOICE_FRAMES = "voice_frames"  # FP32 [voice frames x 64], flat
-SESSION = "session"  # INT32 [4]: opens a session: prompt tokens, frames it may hold, frames taken as spoken, forced (1 = speak until told to stop)
+SESSION = "session"  # INT32 [4]: prompt tokens, frames it may hold, frames taken as spoken, 1 = speak till told to stop
 PREVIOUS_LATENT = "previous_latent"  # the ensemble's name for the latent of the frame before
 PREVIOUS_SEMANTIC = "previous_semantic"
 LATENT = "latent"  # FP32 [64]

@@ -6,7 +6,7 @@
     locust -f scenarios/podcast.py --headless --ladder 1,2,4,8        # how does it scale with the number of users?
 
 Add ``--host grpc://HOST:8001`` for a Triton of yours. Without it a running ``harness serve`` is used, or a Triton is
-started for as long as Locust runs.
+started for as long as Locust runs. ``--help-speech`` lists all options.
 """
 
 from harness.user import SpeechUser

@@ -61,14 +61,17 @@ def result(name: str, traffic_class: str, frames: int, times_s: np.ndarray, sent
 def ladder(
     truth: Truth, rng: np.random.Generator, sessions=(1, 2, 4, 8, 16), seconds=6.0, name="ladder-1", **changes
 ) -> tuple[Trial, pd.DataFrame]:
-    """A closed-loop ladder; each rung has ``sessions`` users that ask again as soon as they are served."""
+    """A closed-loop ladder; each rung has ``sessions`` users that ask again as soon as they are served.
+
+    A rung's window opens two seconds after its users came.
+    """
     results, rungs, start_s = [], [], 1000.0
     for n in sessions:
-        end_s = start_s + seconds
+        end_s = start_s + 2 + seconds
         step_s = float(truth.step_s(n) * rng.lognormal(0, truth.rung_noise))
         for user in range(n):
             results += _one_user(truth, f"{name}-{n}-{user}", step_s, start_s, end_s, rng)
-        window = int(start_s * 1e9), int(end_s * 1e9)
+        window = int((start_s + 2) * 1e9), int(end_s * 1e9)
         summary = metrics.summarise(results, *window)
         rungs.append(Rung(summary["sessions"], summary["frames_per_s"], *window, summary, stages()))
         start_s = end_s + 1

@@ -12,7 +12,19 @@ LAYERS = {
     0: VOCABULARY,
     1: {"script", "workload", "arrivals", "metrics", "slo", "spec", "capacity"},
     2: {"client", "recording", "watch", "readers", "processes", "triton", "probe", "store"},
-    3: {"loadtest", "locust_test", "livepage", "user", "sweep", "signoff", "speak", "doctor", "report", "cli", "__main__"},
+    3: {
+        "loadtest",
+        "locust_test",
+        "livepage",
+        "user",
+        "sweep",
+        "signoff",
+        "speak",
+        "doctor",
+        "report",
+        "cli",
+        "__main__",
+    },
 }
 SIDE_ROOM = "vibevoice"  # server-side torch
 SIDE_ROOM_MAY_IMPORT = {"wire", "errors", "script", SIDE_ROOM}

@@ -79,12 +79,12 @@ def _mean_steps(requests: pd.DataFrame, activity: Activity, step_time: StepTime)
 def fit_first_audio(observed: pd.DataFrame) -> dict:
     """Least squares of relative errors: time to first audio = base_s + steps x step time at the start.
 
-    From requests that started inside the rungs; where they are fewer than 8 (long sessions), from all, the bursts
+    From requests that started inside the rungs; where they are fewer than 20 (long sessions), from all, the bursts
     at the start of a rung among them, which is on the late side. Raises InconclusiveError below 8 in all.
     """
     heard = observed[observed["ttfa_s"] > 0]
     starts = heard[heard["in_rung"].astype(bool)]
-    inside = len(starts) >= MIN_STARTS
+    inside = len(starts) >= MIN_OF_A_CLASS
     starts = starts if inside else heard
     if len(starts) < MIN_STARTS:
         raise InconclusiveError(

@@ -82,13 +82,18 @@ def _pools(fit: dict, chosen: dict, mix, promises: Sequence, utilisation_cap: fl
     return Pools(Device.from_fit(chosen), traffic, limits, utilisation_cap)
 
 
+_TOO_NEAR = "One session alone is so near to breaking a promise that no number of devices is sure to keep it."
+
+
 def _target(pools: Pools, qps: float, shares: np.ndarray, confidence: float) -> dict:
     """Devices for a target rate, their interval by the bootstrap of the rate per device, and what it rests on."""
-    devices = int(pools.devices_for(qps, np.ones(1))[0])
-    load = pools.judge(qps, devices)
-    while not load.kept:  # the interpolation between simulated sizes may be a device short
-        devices += 1
-        load = pools.judge(qps, devices)
+    expected = int(pools.devices_for(qps, np.ones(1))[0])
+    # The interpolation between simulated sizes may be a device short.
+    loads = (pools.judge(qps, devices) for devices in range(expected, expected + 3 + expected // 20))
+    load = next((load for load in loads if load.kept), None)
+    if load is None:
+        return _no_target(qps) | {"binding": pools.binding(expected), "note": _TOO_NEAR}
+    devices = load.devices
     counts = pools.devices_for(qps, shares)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(counts, tails, method="inverted_cdf")
@@ -146,6 +151,13 @@ def _failure(row: dict) -> str:
 
 
 def _doubts_about(targets: list[dict], max_sessions: float) -> list[str]:
+    if any(each["devices"] is None for each in targets):
+        return [_TOO_NEAR + " Repeat the ladder, or choose a faster deployment."]
+    if any(each["interval"][1] is None for each in targets):
+        return [
+            "The ladders are too noisy to bound the counts: with some likely step time one session alone breaks a "
+            "promise. Repeat the ladder, with longer rungs and more of them."
+        ]
     beyond = [f"{each['qps']:g}" for each in targets if each["basis"] == "extrapolated"]
     if not beyond:
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -52,13 +52,16 @@ class Pools:
         return self._known[devices]
 
     def rates(self, devices: np.ndarray, reach_qps: float) -> np.ndarray:
-        """Highest rate of each number of devices; simulates sizes until one carries ``reach_qps``."""
+        """Highest rate of each number of devices; simulates sizes until one carries ``reach_qps``.
+
+        A larger pool shares its load better: where the rate per device falls, that is noise of the simulation.
+        """
         sizes = []
         for size in _SIZES:
             sizes.append(size)
             if self.rate(size)[0] >= reach_qps:
                 break
-        per_device = [self.rate(size)[0] / size for size in sizes]
+        per_device = np.maximum.accumulate([self.rate(size)[0] / size for size in sizes])
         return devices * np.interp(np.log(devices), np.log(sizes), per_device)
 
     def devices_for(self, qps: float, shares: np.ndarray) -> np.ndarray:
@@ -74,7 +77,8 @@ class Pools:
         """Simulate the pool at ``qps``; above 64 devices, 64 of them at their part of it."""
         simulated = min(devices, LARGEST_POOL)
         traffic = self._traffic(simulated)
-        return judge_load(self.device, traffic, self.limits, qps * simulated / devices, simulated)
+        load = judge_load(self.device, traffic, self.limits, qps * simulated / devices, simulated)
+        return replace(load, rate_per_s=qps, devices=devices)
 
     def _search(self, devices: int, cap: float) -> tuple[float, str]:
         return highest_rate(self.device, self._traffic(devices), self.limits, devices, at_most=cap)

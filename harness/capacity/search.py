@@ -73,13 +73,14 @@ class Traffic:
         populations = [np.sort(each.length.sample(rng, _POPULATION)).astype(float) for each in mix.classes]
         frames = np.concatenate([_strata(each, int(np.sum(index == i))) for i, each in enumerate(populations)])
         order = rng.permutation(sessions)
+        index, frames = index[order], frames[order]
         gaps = rng.exponential(1.0, sessions)
         return cls(
             class_names=tuple(each.name for each in mix.classes),
             gaps=gaps / gaps.mean(),
-            class_index=index[order],
-            frames=frames[order],
-            luck={metric: rng.permutation((np.arange(sessions) + 0.5) / sessions) for metric in METRIC_NAMES},
+            class_index=index,
+            frames=frames,
+            luck={metric: _even_luck(rng.random(sessions), index) for metric in METRIC_NAMES},
             residual_frames=_in_progress(populations, shares, rng),
             mean_frames=float(shares @ [each.mean() for each in populations]),
         )
@@ -87,7 +88,7 @@ class Traffic:
     def part(self, sessions: int) -> Traffic:
         """The first of its sessions, at the same mean rate and mean work."""
         gaps, frames, index = self.gaps[:sessions], self.frames[:sessions], self.class_index[:sessions]
-        luck = {metric: values[:sessions] for metric, values in self.luck.items()}
+        luck = {metric: _even_luck(values[:sessions], index) for metric, values in self.luck.items()}
         scale = self.frames.mean() / frames.mean()
         return replace(self, gaps=gaps / gaps.mean(), class_index=index, frames=frames * scale, luck=luck)
 
@@ -96,7 +97,8 @@ class Traffic:
 class Load:
     """A pool at a rate. ``shares``: for each limit, value / limit, at most 1 where it is kept; ``worst``: the largest.
 
-    ``sessions_p95``: of a device, as arrivals find it; ``sessions``, ``frames_per_s``: of the pool, means over time.
+    ``sessions_p95``: of a device, as arrivals find it. ``sessions``, ``frames_per_s``: means over time, of the pool that
+    was simulated.
     """
 
     rate_per_s: float
@@ -218,13 +220,13 @@ def highest_rate(
 ) -> tuple[float, str]:
     """The highest rate per second, up to ``at_most``, that keeps every limit, and what breaks just above it.
 
-    Bisection to within 0.5% of the steady limit; another draw of the traffic moves the result by about 1%. 0.0 where
-    even one session alone breaks a promise.
+    Bisection to within 0.4% of the steady limit, above which no pool stays for long. Another draw of the traffic moves
+    the result by about 1%. 0.0 where even one session alone breaks a promise.
     """
     steady, binding = steady_limit(device, limits)
     if steady <= 0:
         return 0.0, binding
-    low, high = 0.0, min(1.25 * devices * steady / traffic.mean_frames, at_most)
+    low, high = 0.0, min(devices * steady / traffic.mean_frames, at_most)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         load = judge_load(device, traffic, limits, middle, devices)
@@ -241,6 +243,15 @@ def _apportion(shares: np.ndarray, sessions: int) -> np.ndarray:
     counts = np.maximum(np.diff(edges, prepend=0), 1)
     counts[np.argmax(counts)] += sessions - counts.sum()
     return counts
+
+
+def _even_luck(luck: np.ndarray, class_index: np.ndarray) -> np.ndarray:
+    """Uniform numbers of the same order within each class, spread evenly: each class has its exact quantiles."""
+    even = np.empty(len(luck))
+    for index in np.unique(class_index):
+        own = class_index == index
+        even[own] = (np.argsort(np.argsort(luck[own])) + 0.5) / np.sum(own)
+    return even
 
 
 def _strata(population: np.ndarray, n: int) -> np.ndarray:

@@ -62,7 +62,9 @@ class Activity:
         return np.concatenate([[0], self.counts])[np.searchsorted(self.times_s, when_s, side="right")]
 
     def integral(self, of: Callable[[np.ndarray], np.ndarray], when_s: np.ndarray | float) -> np.ndarray:
-        """Integral of ``of(sessions)`` from the first event to each time ``when_s``."""
+        """Integral of ``of(sessions)`` from the first event to each time ``when_s``; 0 where nothing ever happens."""
+        if not len(self.times_s):
+            return np.zeros(np.shape(when_s))
         heights = of(self.counts[:-1].astype(float))
         areas = np.concatenate([[0.0], np.cumsum(heights * np.diff(self.times_s))])
         return np.interp(when_s, self.times_s, areas)
@@ -102,7 +104,7 @@ def simulate(
     pool = _Pool(step_s, devices, session_limit or len(arrival_s), len(frames))
     _run(pool, arrival_s.tolist(), frames.tolist(), stop_s)
     pool.stop(stop_s)
-    start_s, active = np.array(pool.start_s), np.array(pool.active_at_start)
+    start_s, active = np.array(pool.start_s), np.array(pool.active_at_start, dtype=int)
     step_at_start = np.array(pool.step_s)[active]
     last_s = np.where(np.isnan(pool.end_s), stop_s, pool.end_s)
     done = np.array(pool.frames_done)

@@ -99,9 +99,10 @@ def measured(swept: Sequence[Deployment], trials: Sequence[Trial], requests: pd.
         )
     if opened:
         rates = ", ".join(words.figure(trial.load.get("rate_per_s")) for trial in opened)
+        predicted = sum(trial.prediction is not None for trial in opened)
         said.append(
-            f"{words.plural(len(opened), 'open-loop trial')} at {rates} requests/s, "
-            "arrivals not waiting for answers, predicted before they were run."
+            f"{words.plural(len(opened), 'open-loop trial')} at {rates} requests/s, arrivals not waiting for answers; "
+            f"{words.figure(predicted)} of them predicted before it was run."
         )
     if len(requests):
         minutes = words.figure(requests["audio_s"].sum() / 60)
@@ -123,11 +124,11 @@ def not_measured(manifest: RunManifest, plan: dict | None, trials: Sequence[Tria
             "about presets 1.5b or 7b."
         )
     if manifest.device == "cpu":
-        said.append("Any accelerator: the server ran on the CPUs of the host named below.")
+        said.append("Any accelerator: the figures are those of a CPU host.")
     if any((target["devices"] or 0) > 1 for target in (plan or {}).get("targets", [])):
         said.append("Several devices together: counts above one are computed from one device, as a pool.")
     said += [
-        "The network between client and server: both ran on one host.",
+        "Any network between client and server other than the one of this run.",
         "Load far above the targets (twice and five times), ramps, impulses and the recovery from them.",
         "The loss and the drain of a device under load: N+1 and N+2 are computed, not rehearsed.",
         "The quality of the speech.",

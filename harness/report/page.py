@@ -83,7 +83,7 @@ def _plots(swept: list[Deployment], promises: list[dict], validation: list[dict]
         plots["first-audio"] = figures.first_audio(swept, promises)
     if any(words.known(row["relative_error"]) for row in validation):
         plots["prediction"] = figures.prediction(validation)
-    return {name: _script_json(figure) for name, figure in plots.items()}
+    return {name: script_json(figure) for name, figure in plots.items()}
 
 
 def _detailed(swept: list[Deployment]) -> list[Deployment]:
@@ -92,7 +92,7 @@ def _detailed(swept: list[Deployment]) -> list[Deployment]:
     return sorted(with_stages, key=lambda entry: not entry.best)[:SMALL_MULTIPLES]
 
 
-def _script_json(figure: go.Figure) -> Markup:
+def script_json(figure: go.Figure) -> Markup:
     """A figure as JSON that cannot close the script element that holds it."""
     text = figure.to_json()
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))

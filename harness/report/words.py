@@ -28,7 +28,8 @@ METRIC_NAMES = {
 _BRIEF_NAMES = {"ttfa": "first audio", "rtf": "RTF", "stall": "stall", "longest stall": "stall"}
 _PLAIN_NAMES = {"step_s": "step time", "frames_per_s": "frames per second"}
 _METRIC = re.compile(
-    r"\b(ttfa|rtf|stall|longest stall)(?:_longest)?(?:_s)?(?:_500ms|_2s)?[ _]p(\d+(?:\.\d+)?)(?:_s)?(?: of class ([\w.-]*\w))?"
+    r"\b(ttfa|rtf|stall|longest stall)(?:_longest)?(?:_s)?(?:_500ms|_2s)?"
+    r"[ _]p(\d+(?:\.\d+)?)(?:_s)?(?: of class ([\w.-]*\w))?"
 )
 
 
@@ -135,12 +136,16 @@ def metric_briefly(text: str) -> str:
     return f"{_BRIEF_NAMES[name]} p{quantile}" + (f", {traffic_class}" if traffic_class else "")
 
 
+def constraint(text: str) -> str:
+    """A binding constraint in words, for a table."""
+    cap = re.fullmatch(r"utilisation (0\.\d+|1)", text or "")
+    return f"cap on utilisation ({percent(float(cap[1]))})" if cap else metric(text)
+
+
 def binding(text: str) -> str:
     """A binding constraint as the rest of "bound by …"."""
-    cap = re.fullmatch(r"utilisation (0\.\d+|1)", text or "")
-    if cap:
-        return f"the cap on utilisation ({percent(float(cap[1]))})"
-    return f"the {metric(text)}" if _METRIC.match(text or "") else metric(text)
+    said = constraint(text)
+    return f"the {said}" if _METRIC.match(text or "") or said != metric(text) else said
 
 
 def promise(record: dict) -> str:

@@ -27,7 +27,7 @@ from harness.triton.config import Deployment, as_json, write_repository
 
 ROOT = Path(__file__).resolve().parents[2]
 _STATE = ".harness"
-_EXIT_TIMEOUT_S = 5
+_EXIT_TIMEOUT_S = 2
 _NICE = 5  # the server yields to the instrument that measures it: a late timestamp is a wrong figure
 _SHARED_MEMORY = Path("/dev/shm")
 

@@ -1,0 +1,73 @@
+"""The command line: every command helps, and every mistake is one message without a stack trace."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("signoff", "sweep", "fit", "plan", "report", "serve", "speak", "doctor")
+
+
+def harness(*arguments):
+    command = [sys.executable, "-m", "harness", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def test_help_lists_every_command_and_each_has_help_of_its_own():
+    runner = CliRunner()
+    overview = runner.invoke(app, ["--help"])
+    assert {command.name or command.callback.__name__ for command in app.registered_commands} == set(COMMANDS)
+    for name in COMMANDS:
+        assert name in overview.output
+        assert runner.invoke(app, [name, "--help"]).exit_code == 0
+
+
+def test_the_doctor_finds_this_machine_fit():
+    result = harness("doctor")
+    assert result.returncode == 0, result.stdout
+    assert "Triton" in result.stdout and "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "misspelt.yaml").write_text((ROOT / "scenarios" / "quick.yaml").read_text() + "\ntargts_qps: [1]\n")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xfa")
+    (tmp_path / "five.txt").write_text("Speaker 5: Hi")
+    (tmp_path / "fine.txt").write_text("Speaker 1: Hi")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("mine")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("signof",), "signoff"),
+        (("signoff", "{}/none.yaml"), "none.yaml"),
+        (("signoff", "{}/misspelt.yaml"), "targets_qps"),
+        (("plan", "--run", "{}/foreign"), "no run of this harness"),
+        (("report", "--run", "{}/foreign"), "no run of this harness"),
+        (("fit", "--run", "{}/none"), "none"),
+        (("serve", "--preset", "2b"), "tiny, 1.5b or 7b"),
+        (("serve", "--knob", "diffusion.delay_us=1"), "diffusion_decoder"),
+        (("serve", "--knob", "diffusion_decoder.delay_us=soon"), "whole number"),
+        (("serve", "--port", "70000"), "65535"),
+        (("speak", "{}/bytes.txt", "--url", "127.0.0.1:1"), "UTF-8"),
+        (("speak", "{}/five.txt", "--url", "127.0.0.1:1"), "peaker"),
+        (("speak", "{}/none.txt", "--url", "127.0.0.1:1"), "cannot read"),
+        (("speak", "{}/fine.txt", "--url", "127.0.0.1:1"), "no Triton answers"),
+        (("signoff", "scenarios/quick.yaml", "--results", "{}", "--url", "127.0.0.1:1"), "no Triton"),
+    ],
+)
+def test_a_mistake_is_one_message_that_says_what_to_do(files, arguments, message):
+    result = harness(*(argument.format(files) for argument in arguments))
+    said = result.stdout + result.stderr
+    assert result.returncode == 64
+    assert message in said
+    assert "Traceback" not in said
+    assert (files / "foreign" / "notes.txt").read_text() == "mine"

@@ -1,0 +1,210 @@
+"""One request in, one Result out: against a server of Triton's protocol on a fixed timetable."""
+
+import asyncio
+import socket
+
+import numpy as np
+import pytest
+from fake_triton import FakeTriton, Timetable, inputs_of, start
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import wire
+from harness.client import SpeechClient, address_of, infer_message
+from harness.errors import InputError, ServerError
+from harness.records import Outcome, Request
+
+
+def request(**changes) -> Request:
+    given = dict(request_id="r1", traffic_class="short", script="Speaker 1: Hi.", speaker_ids=(0,), frames=6)
+    return Request(**{**given, **changes})
+
+
+def run(timetable: Timetable, use):
+    """``await use(client, fake)`` with a client of a served timetable."""
+
+    async def main():
+        fake = FakeTriton(timetable)
+        fake.server, fake.url = await start(fake)
+        try:
+            async with SpeechClient(fake.url) as client:
+                return await use(client, fake)
+        finally:
+            await fake.server.stop(None)
+
+    return asyncio.run(main())
+
+
+def speak(timetable: Timetable, **changes):
+    return run(timetable, lambda client, _: client.speak(request(**changes), "open"))
+
+
+@given(
+    script=st.text(min_size=1, max_size=40).filter(lambda text: text.isprintable()),
+    speaker_ids=st.lists(st.integers(0, 99), min_size=1, max_size=4).map(tuple),
+    frames=st.integers(1, wire.MAX_FRAMES),
+    start_frame=st.integers(0, wire.MAX_FRAMES - 1),
+    chunk_frames=st.integers(1, 75),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    guidance_scale=st.floats(0, 10, width=32),
+)
+def test_the_server_reads_what_the_client_wrote(**fields):
+    read = inputs_of(infer_message(request(**fields)))
+    assert read == {
+        wire.TEXT_INPUT: fields["script"],
+        wire.SPEAKER_IDS: list(fields["speaker_ids"]),
+        wire.FRAMES: [fields["frames"]],
+        wire.START_FRAME: [fields["start_frame"]],
+        wire.CHUNK_FRAMES: [fields["chunk_frames"]],
+        wire.SEED: [fields["seed"]],
+        wire.GUIDANCE_SCALE: [fields["guidance_scale"]],
+    }
+
+
+def test_a_whole_stream_is_done():
+    heard = []
+
+    async def use(client, _):
+        await client.ready()
+        return await client.speak(request(frames=7, chunk_frames=3), "closed", on_audio=heard.append)
+
+    result = run(Timetable(first_s=0.02), use)
+    assert (result.outcome, result.error, result.loop) == (Outcome.DONE, "", "closed")
+    assert (result.traffic_class, result.speakers, result.script_words, result.frames) == ("short", 1, 3, 7)
+    assert result.chunks.samples.tolist() == [9600, 9600, 3200]
+    assert [len(audio) for audio in heard] == [38400, 38400, 12800]
+    chunks = result.chunks
+    times = np.concatenate([[result.sent_ns], chunks.received_ns, [result.ended_ns]])
+    assert np.all(np.diff(times) >= 0)
+    assert np.all(chunks.received_ns >= chunks.sent_at_ns) and np.all(chunks.sent_at_ns > result.sent_ns)
+    assert chunks.received_ns[0] - result.sent_ns >= 20_000_000
+
+
+def test_a_short_stream_is_an_error_with_both_numbers():
+    result = speak(Timetable(stop_after=4))
+    assert result.outcome is Outcome.ERROR
+    assert "12800" in result.error and "19200" in result.error
+    assert len(result.chunks) == 4
+
+
+def test_the_servers_message_is_kept_as_it_is():
+    result = speak(Timetable(fail_after=2, error="slot 7 of 4 is taken"))
+    assert (result.outcome, result.error) == (Outcome.ERROR, "slot 7 of 4 is taken")
+    assert len(result.chunks) == 2
+
+
+@pytest.mark.parametrize("outcome", [Outcome.UNFINISHED, Outcome.CANCELLED])
+def test_a_stopped_stream_keeps_its_chunks_and_frees_the_server(outcome):
+    async def use(client, fake):
+        heard = asyncio.Event()
+        stream = client.open(request(), "open", on_audio=lambda _: heard.set())
+        task = asyncio.create_task(stream.run())
+        await heard.wait()
+        stream.stop(outcome)
+        result = await task
+        while not fake.cancelled:
+            await asyncio.sleep(0)
+        return result
+
+    result = run(Timetable(hang_after=1), use)
+    assert (result.outcome, result.error, len(result.chunks)) == (outcome, "", 1)
+
+
+def test_a_stream_stopped_before_it_began_was_never_sent():
+    async def use(client, fake):
+        stream = client.open(request(), "open")
+        stream.stop(Outcome.UNFINISHED)
+        return await stream.run(), len(fake.requests)
+
+    result, requests = run(Timetable(), use)
+    assert (result.outcome, result.sent_ns, requests) == (Outcome.UNFINISHED, 0, 0)
+
+
+def test_cancelling_the_caller_is_not_swallowed():
+    async def use(client, fake):
+        task = asyncio.create_task(client.speak(request(), "open"))
+        while not fake.requests:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(Timetable(hang_after=0), use)
+
+
+def test_a_server_that_dies_in_mid_stream_is_an_error_with_the_chunks_so_far():
+    async def use(client, fake):
+        heard = asyncio.Event()
+        stream = client.open(request(), "open", on_audio=lambda _: heard.set())
+        task = asyncio.create_task(stream.run())
+        await heard.wait()
+        await fake.server.stop(None)
+        return await task
+
+    result = run(Timetable(hang_after=1), use)
+    assert result.outcome is Outcome.ERROR and len(result.chunks) == 1
+    assert "3200 samples" in result.error and "19200" in result.error
+
+
+def test_an_unreachable_server_is_named_with_its_remedy():
+    with socket.socket() as taken:  # bound but not listening: nothing answers
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+
+        async def use():
+            async with SpeechClient(address) as client:
+                with pytest.raises(ServerError, match="harness serve") as error:
+                    await client.ready()
+                return str(error.value), await client.speak(request(), "open")
+
+        words, result = asyncio.run(use())
+    assert address in words and "\n" not in words
+    assert result.outcome is Outcome.ERROR and result.error == words
+
+
+@pytest.mark.parametrize(
+    "timetable, words", [(Timetable(ready=False), "not ready"), (Timetable(model_ready=False), wire.ENTRY)]
+)
+def test_a_server_that_cannot_speak_is_refused(timetable, words):
+    async def use(client, _):
+        with pytest.raises(ServerError, match=words):
+            await client.ready()
+
+    run(timetable, use)
+
+
+def test_an_http_port_is_told_from_a_grpc_port():
+    async def answer(_, writer):
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def use():
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, SpeechClient(f"127.0.0.1:{port}") as client:
+            with pytest.raises(ServerError, match="gRPC port"):
+                await client.ready()
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize(
+    "url, address, secure",
+    [
+        ("grpc://gpu7:9001", "gpu7:9001", False),
+        ("grpcs://gpu7/", "gpu7:8001", True),
+        ("127.0.0.1:8001", "127.0.0.1:8001", False),
+        ("gpu7", "gpu7:8001", False),
+        ("[::1]", "[::1]:8001", False),
+        ("[::1]:9001", "[::1]:9001", False),
+    ],
+)
+def test_addresses(url, address, secure):
+    assert address_of(url) == (address, secure)
+
+
+@pytest.mark.parametrize("url", ["", "http://gpu7:8000", "gpu7:port", "gpu7:0", "gpu7:99999", ":8001", "gpu7/v2", "a b"])
+def test_what_is_no_address(url):
+    with pytest.raises(InputError):
+        address_of(url)

@@ -1,0 +1,45 @@
+"""Child processes end with their parent, whole groups of them."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from harness.processes import end_group, spawn
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_ending_a_group_ends_its_children_and_keeps_its_output(tmp_path):
+    log = tmp_path / "log"
+    code = "import os, subprocess, sys; print('hello', os.nice(0), flush=True); subprocess.run(['sleep', '600'])"
+    process = spawn([sys.executable, "-c", code], log, niceness=3)
+    wait_for(lambda: psutil.Process(process.pid).children())
+    family = psutil.Process(process.pid).children(recursive=True)
+    end_group(process, grace_s=2)
+    end_group(process, grace_s=2)  # safe to call twice
+    assert not psutil.wait_procs(family, timeout=5)[1]
+    assert log.read_text().split()[0] == "hello" and int(log.read_text().split()[1]) >= 3
+
+
+def test_a_child_does_not_outlive_a_killed_parent(tmp_path):
+    code = (
+        "import pathlib, time; from harness.processes import spawn\n"
+        f"print(spawn(['sleep', '600'], pathlib.Path({str(tmp_path / 'log')!r})).pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    child = psutil.Process(int(parent.stdout.readline()))
+    wait_for(lambda: child.name() == "sleep")
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert not psutil.wait_procs([child], timeout=5)[1]
+
+
+def wait_for(condition, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,71 @@
+"""Numbers, metrics and deployments in the words of the sign-off document."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import report_sample as sample
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import wire
+from harness.report import words
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [(0.5, "0.5"), (1, "1"), (20.0, "20"), (1.416, "1.42"), (12345.6, "12,346"), (0.00123, "0.00123"), (0, "0")]
+    + [(None, "–"), (math.nan, "–"), (-0.25, "-0.25"), (math.inf, "unlimited"), (99.96, "100")],
+)
+def test_figures_in_plain_notation(value, said):
+    assert words.figure(value) == said
+
+
+@given(st.floats(1e-6, 1e9))
+def test_a_figure_keeps_three_digits(value):
+    assert float(words.figure(value).replace(",", "")) == pytest.approx(value, rel=0.0051)
+
+
+@given(st.integers(0, 5000), st.integers(0, 5000))
+def test_letters_tell_deployments_apart(one, other):
+    assert (words.letters(one) == words.letters(other)) == (one == other)
+
+
+def test_metrics_in_words():
+    assert words.metric("ttfa_s p95 of class short") == "time to first audio of short requests (95th percentile)"
+    assert words.metric("stall_longest_s p99.9 of class long") == (
+        "longest stall of long requests (99.9th percentile)"
+    )
+    assert words.metric("missed rtf_p95 by 4%") == "missed real-time factor (95th percentile) by 4%"
+    assert words.metric("longest stall p50 of class long") == "longest stall of long requests (median)"
+    assert words.metric("the prediction of step_s") == "the prediction of step time"
+    assert words.binding("memory") == "memory"
+    assert words.binding("utilisation 0.85") == "the cap on utilisation (85%)"
+    assert words.binding("rtf p95 of class long").startswith("the real-time factor")
+    assert words.binding(None) == "–"
+    assert words.ordinal("11") == "11th" and words.ordinal("52") == "52nd"
+
+
+def test_promises_in_words():
+    promise = {"traffic_class": "long", "metric": "stall_longest_s", "quantile": 0.999, "limit": 0.5}
+    assert words.promise(promise) == "for 99.9% of requests the longest stall is at most 0.5 s"
+
+
+def test_deployments_are_named_by_what_differs():
+    assert words.name_deployments(sample.space())[3] == "delay 5 ms · 2 diffusion instances"
+    assert words.name_deployments(sample.space()[:1]) == ["delay 0 ms · 1 diffusion instance"]
+    one, other = {f"{wire.LLM}.max_batch": 8}, {f"{wire.LLM}.max_batch": 16, "chunk_frames": 2}
+    assert words.name_deployments([one, other]) == [
+        "LLM batch up to 8 · chunk_frames as by default",
+        "LLM batch up to 16 · 2 frames per chunk",
+    ]
+    assert words.name_deployments([{}]) == ["the defaults"]
+
+
+@pytest.mark.parametrize(
+    "bounds, said",
+    [([3, 5], "3 to 5"), ([3, None], "at least 3"), ([None, 5], "at most 5"), ([None, None], "–"), (None, "–")],
+)
+def test_intervals_in_words(bounds, said):
+    assert words.interval(bounds) == said

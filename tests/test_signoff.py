@@ -1,0 +1,223 @@
+"""The main job goes on where it stopped, keeps its budget, and never measures twice."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness import signoff as job
+from harness.errors import ServerError, StoreError
+from harness.records import Trial
+from harness.store import Run
+from harness.sweep import Load, Measured, trial_id
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAN = """
+name: small
+preset: tiny
+seed: 3
+mix: quick
+promises: {short: {ttfa_p95_s: 2.0}, long: {rtf_p95: 0.9}}
+targets_qps: [0.5, 2]
+space: {diffusion_decoder.delay_us: [0, 1000, 2000]}
+ladder: {sessions: [1, 2], seconds: 2}
+confirm: {load_share: [0.5], seconds: 5}
+budget_minutes: 30
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    return path
+
+
+class FakeServer:
+    url, pid = "127.0.0.1:1", None
+    running = True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def alive(self):
+        return self.running
+
+    def stop(self):
+        pass
+
+    def start(self):
+        return self
+
+
+class FakeDriver:
+    """Stands where Triton and Locust are: makes trials without rungs, and breaks when told to."""
+
+    measured: list[str] = []
+    break_after = None
+
+    def __init__(self, server, plan_path, plan, scratch, base):
+        self.server, self.scratch = server, scratch
+
+    def run(self, point, load, prediction=None, repeat=0):
+        if self.break_after is not None and len(self.measured) >= self.break_after:
+            raise KeyboardInterrupt
+        name = trial_id(point, load, repeat)
+        self.measured.append(name)
+        trial = Trial(name, load.kind, point, load.record(), "2026-01-01T00:00:00", 1.0, True, (), (), prediction)
+        return Measured(trial, (), ())
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    FakeDriver.measured, FakeDriver.break_after = [], None
+    monkeypatch.setattr(job, "Driver", FakeDriver)
+    monkeypatch.setattr(job, "TritonServer", lambda base: FakeServer())
+    return FakeDriver
+
+
+def test_an_interrupted_sweep_goes_on_without_repeating_a_trial(plan, tmp_path, fakes):
+    fakes.break_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        job.SignOff(plan, tmp_path / "results").execute(ladders_only=True)
+    assert len(fakes.measured) == 2
+    fakes.break_after = None
+    again = job.SignOff(plan, tmp_path / "results")
+    again.execute(ladders_only=True)
+    assert len(fakes.measured) == len(set(fakes.measured)) == 3
+    assert [trial.trial_id for trial in again.run.trials()] == fakes.measured
+    assert not (again.run.path / ".work").exists()
+
+
+def test_a_finished_sweep_starts_no_server(plan, tmp_path, fakes, monkeypatch):
+    job.SignOff(plan, tmp_path).execute(ladders_only=True)
+    monkeypatch.setattr(job, "TritonServer", lambda base: pytest.fail("a server was started"))
+    job.SignOff(plan, tmp_path).execute(ladders_only=True)
+
+
+def test_data_that_carry_no_answer_end_inconclusive_with_a_report(plan, tmp_path, fakes):
+    work = job.SignOff(plan, tmp_path)
+    content = work.execute()
+    assert content["verdict"] == "inconclusive" and content["reasons"]
+    assert [row["devices"] for row in content["targets"]] == [None, None]
+    assert "inconclusive" in (work.run.path / "signoff.html").read_text().lower()
+    assert work.run.manifest.finished_at
+    assert job.SignOff(plan, tmp_path).execute() == content  # answered from the store
+    assert len(fakes.measured) == 3
+
+
+def test_a_budget_that_is_too_small_says_what_it_leaves_out(tmp_path, fakes):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN.replace("budget_minutes: 30", "budget_minutes: 0.5"))
+    said = []
+    watcher = job.Watcher()
+    watcher.say = said.append
+    job.SignOff(plan, tmp_path).execute(watcher)
+    assert fakes.measured == [] and "budget of 0.5 min" in said[0]
+
+
+def test_a_server_that_breaks_in_a_trial_is_started_again_and_the_trial_measured_once_more(plan, tmp_path, fakes):
+    failures = [ServerError("gone")]
+    run = fakes.run
+
+    def breaking(self, *args, **kw):
+        if failures:
+            raise failures.pop()
+        return run(self, *args, **kw)
+
+    fakes.run = breaking
+    try:
+        work = job.SignOff(plan, tmp_path)
+        work.execute(ladders_only=True)
+    finally:
+        fakes.run = run
+    assert len(work.run.trials()) == 3
+
+
+def test_the_same_plan_leads_to_the_same_run_and_another_to_another(plan, tmp_path):
+    first = job.SignOff(plan, tmp_path / "results").run.path
+    assert job.SignOff(plan, tmp_path / "results").run.path == first
+    plan.write_text(PLAN.replace("seed: 3", "seed: 4"))
+    assert job.SignOff(plan, tmp_path / "results").run.path != first
+
+
+def test_two_jobs_may_not_write_one_run(plan, tmp_path, fakes):
+    work = job.SignOff(plan, tmp_path)
+    with work.run.lock(), pytest.raises(StoreError, match="is being written by process"):
+        job.SignOff(plan, tmp_path).execute()
+
+
+def test_the_same_point_and_load_always_get_one_name():
+    load = Load(5.0, 1, (1, 2))
+    name = trial_id({"a.x": 1, "b.y": 2}, load)
+    assert trial_id({"b.y": 2, "a.x": 1}, Load(5.0, 1, (1, 2))) == name
+    others = [
+        trial_id({"a.x": 1}, load),
+        trial_id({"a.x": 1, "b.y": 2}, dataclasses.replace(load, seed=2)),
+        trial_id({"a.x": 1, "b.y": 2}, load, repeat=1),
+        trial_id({"a.x": 1, "b.y": 2}, Load(5.0, 1, (), 0.5)),
+    ]
+    assert len({name, *others}) == 5
+
+
+def test_points_are_described_in_few_words():
+    same = {f"{stage}.delay_us": 5 for stage in ("vibevoice_llm_encoder", "diffusion_decoder", "neural_vocoder")}
+    assert job.describe_point(same | {"diffusion_decoder.instances": 2}) == "delay_us 5, diffusion_decoder.instances 2"
+    assert job.describe_point({"chunk_frames": 3}) == "chunk_frames 3"
+    assert job.describe_point({}) == "as the repository has it"
+
+
+@pytest.mark.server
+def test_a_killed_sign_off_goes_on_and_an_interrupted_one_leaves_nothing(tmp_path):
+    """The real thing: SIGKILL during the second trial, Ctrl-C during the third, then the trials that are kept."""
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN)
+    kept = []
+    for how, stop_at, code in ((signal.SIGKILL, "ladder 2/3", -9), (signal.SIGINT, "ladder 3/3", 130)):
+        process = start_signoff(plan, tmp_path)
+        read_until(process, stop_at)
+        family = wait_for_locust(process)
+        time.sleep(2.0)
+        began = time.monotonic()
+        process.send_signal(how)
+        assert process.wait(timeout=20) == code
+        _, alive = psutil.wait_procs(family, timeout=10 - (time.monotonic() - began))
+        assert not alive
+        run = Run.open(next(tmp_path.glob("small-*")))
+        assert [trial.trial_id for trial in run.trials()][: len(kept)] == kept
+        kept = [trial.trial_id for trial in run.trials()]
+        if how is signal.SIGINT:
+            assert not [path for path in Path("/dev/shm").glob(f"harness_{process.pid}_*")]
+            assert not list((ROOT / ".harness").glob(f"triton-{process.pid}-*"))
+    assert len(kept) == 2
+
+
+def start_signoff(plan, results):
+    command = [sys.executable, "-u", "-m", "harness", "signoff", str(plan), "--results", str(results)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+
+
+def wait_for_locust(process, timeout_s=60.0):
+    """The processes of the job, once Locust is among them."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        family = psutil.Process(process.pid).children(recursive=True)
+        if any(one.name().startswith("python") and "locust" in one.cmdline() for one in family):
+            return family
+        time.sleep(0.1)
+    pytest.fail("Locust never started")
+
+
+def read_until(process, words):
+    for line in process.stdout:
+        if words in line:
+            return
+    pytest.fail(f"the job ended before {words!r}")

@@ -1,0 +1,114 @@
+"""Deployments as Triton configurations: what is written is what was asked for, and valid by itself."""
+
+import json
+
+import pytest
+from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.grpc import model_config_pb2
+
+from harness import wire
+from harness.errors import InputError, ServerError
+from harness.records import BatchStatistics, StageStatistics
+from harness.triton.config import REPOSITORY, Deployment, as_json, read_config, write_repository
+from harness.triton.statistics import difference
+
+
+def test_the_repository_holds_the_models_of_the_contract():
+    folders = {path.name for path in REPOSITORY.iterdir() if path.is_dir()}
+    assert folders == set(wire.MODELS)
+    configs = Deployment().configs()
+    assert configs[wire.FRAME].platform == "ensemble"
+    assert [step.model_name for step in configs[wire.FRAME].ensemble_scheduling.step] == list(wire.STAGES)
+    assert configs[wire.ENTRY].model_transaction_policy.decoupled
+    assert all(configs[m].HasField("sequence_batching") for m in (wire.LLM, wire.VOCODER))
+    assert all(configs[m].HasField("dynamic_batching") for m in (wire.DIFFUSION, wire.VOICE))
+
+
+def test_the_default_deployment_is_the_repository_as_it_is():
+    for model, config in Deployment().configs().items():
+        assert config == read_config(REPOSITORY / model / "config.pbtxt")
+
+
+@given(
+    delays=st.fixed_dictionaries({stage: st.integers(0, 10**6) for stage in wire.STAGES}),
+    instances=st.integers(1, 8),
+    batch=st.integers(1, 256),
+)
+def test_knobs_end_up_where_triton_reads_them(delays, instances, batch):
+    knobs = {f"{stage}.delay_us": delay for stage, delay in delays.items()}
+    knobs |= {f"{wire.DIFFUSION}.instances": instances, f"{wire.DIFFUSION}.max_batch": batch, "entry.instances": 2}
+    configs = Deployment(knobs=knobs).configs()
+    llm, diffusion = configs[wire.LLM], configs[wire.DIFFUSION]
+    assert llm.sequence_batching.oldest.max_queue_delay_microseconds == delays[wire.LLM]
+    assert diffusion.dynamic_batching.max_queue_delay_microseconds == delays[wire.DIFFUSION]
+    assert (diffusion.instance_group[0].count, diffusion.max_batch_size) == (instances, batch)
+    assert configs[wire.ENTRY].instance_group[0].count == 2
+    assert configs[wire.FRAME].max_batch_size == min(batch, llm.max_batch_size)
+
+
+def test_the_model_to_serve_reaches_every_stage(tmp_path):
+    configs = Deployment(preset="1.5b", checkpoint="/models/x", weights_seed=3).configs()
+    for model in (wire.LLM, wire.DIFFUSION, wire.VOCODER, wire.VOICE):
+        values = {name: p.string_value for name, p in configs[model].parameters.items()}
+        assert (values["preset"], values["checkpoint"], values["weights_seed"]) == ("1.5b", "/models/x", "3")
+
+
+def test_a_written_repository_reads_back_and_loads_the_same_code(tmp_path):
+    deployment = Deployment(knobs={"neural_vocoder.instances": 3})
+    write_repository(tmp_path, deployment)
+    for model, config in deployment.configs().items():
+        assert read_config(tmp_path / model / "config.pbtxt") == config
+        assert (tmp_path / model / "1").resolve() == (REPOSITORY / model / "1").resolve()
+
+
+def test_the_json_of_a_configuration_says_the_same():
+    config = Deployment(knobs={"diffusion_decoder.delay_us": 700}).configs()[wire.DIFFUSION]
+    text = as_json(config)
+    assert "max_queue_delay_microseconds" in json.loads(text)["dynamic_batching"]
+    assert json_format.Parse(text, model_config_pb2.ModelConfig()) == config
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"diffusion.delay_us": 1}, "diffusion_decoder"),
+        ({"diffusion_decoder.delay": 1}, "delay_us"),
+        ({"diffusion_decoder.delay_us": -1}, "at least 0"),
+        ({"diffusion_decoder.instances": 0}, "at least 1"),
+    ],
+)
+def test_impossible_knobs_are_refused(knobs, message):
+    with pytest.raises(InputError, match=message):
+        Deployment(knobs=knobs)
+
+
+def test_the_entry_has_no_delay_to_turn():
+    with pytest.raises(InputError, match="does not batch"):
+        Deployment(knobs={"entry.delay_us": 5}).configs()
+
+
+def test_what_is_no_repository_is_named(tmp_path):
+    with pytest.raises(ServerError, match="config.pbtxt"):
+        Deployment().configs(tmp_path)
+    (tmp_path / "config.pbtxt").write_text("name: [")
+    with pytest.raises(ServerError, match="not a valid Triton configuration"):
+        read_config(tmp_path / "config.pbtxt")
+
+
+def stage(requests, executions, batches, name="s"):
+    return StageStatistics(name, requests, executions, 10 * requests, 100 * requests, batches)
+
+
+def test_a_window_of_statistics_is_a_difference_per_batch_size():
+    before = [stage(5, 3, (BatchStatistics(1, 1, 100), BatchStatistics(2, 2, 300)))]
+    after = [stage(15, 7, (BatchStatistics(1, 1, 100), BatchStatistics(2, 4, 640), BatchStatistics(3, 2, 400)))]
+    (window,) = difference(after, before)
+    assert (window.requests, window.executions, window.queue_ns) == (10, 4, 100)
+    assert window.batches == (BatchStatistics(2, 2, 340), BatchStatistics(3, 2, 400))
+
+
+def test_a_stage_reloaded_within_a_window_counts_from_its_reload():
+    fresh = stage(2, 2, (BatchStatistics(1, 2, 50),))
+    assert difference([fresh], [stage(50, 40, ())]) == (fresh,)

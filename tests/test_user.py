@@ -1,0 +1,294 @@
+"""Locust with the harness's user: what is asked for is what happens, and mistakes are one line."""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_triton import Timetable, serving
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import HarnessError
+from harness.livepage import LiveTable, records_csv
+from harness.loadtest import Ledger, LoadSettings, arrivals_of, is_this_host, lead_in, settings_of
+from harness.recording import read_records
+from harness.records import Chunks, Outcome, Result
+from harness.triton.server import free_ports
+from harness.watch import Progress, Running
+from harness.workload import MIXES
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = MIXES["quick"]
+EXIT_FAILURES, EXIT_UNUSABLE, EXIT_INVALID = 1, 2, 3
+
+
+def locust(*options: str) -> list[str]:
+    file = str(ROOT / "scenarios" / "podcast.py")
+    return [sys.executable, "-m", "locust", "-f", file, "--only-summary", *options]
+
+
+def run(url: str, *options: str) -> subprocess.CompletedProcess:
+    command = locust("--headless", "--host", url, "--stop-timeout", "1", *options)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def result(outcome=Outcome.DONE, frames=2, received=(20, 30), **changes) -> Result:
+    fields = dict(
+        request_id="r", traffic_class="short", speakers=1, script_words=3, frames=frames, start_frame=0,
+        chunk_frames=1, loop="closed", due_ns=10, sent_ns=11, ended_ns=40, outcome=outcome,
+    )  # fmt: skip
+    times = np.array(received, dtype=np.int64)
+    return Result(**{**fields, **changes}, chunks=Chunks(times, times, np.full(len(times), 3200)))
+
+
+def test_settings_come_from_options_as_text():
+    values = {"rate_per_s": "0.5", "steady": "6", "seed": "7", "chunk_frames": "3", "mix": "shorts", "readers": ""}
+    settings = settings_of(values, QUICK)
+    assert (settings.rate_per_s, settings.steady, settings.seed, settings.readers) == (0.5, 6, 7, 1)
+    assert (settings.loop, settings.mix) == ("open", replace(MIXES["shorts"], chunk_frames=3))
+    assert settings_of({"ladder": "1,2,8"}, "quick").ladder == (1, 2, 8)
+    assert settings_of({}, QUICK).loop == "closed"
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"rate_per_s": "0"}, "rate 0"),
+        ({"rate_per_s": "-1"}, "rate -1"),
+        ({"rate_per_s": "nan"}, "rate nan"),
+        ({"rate_per_s": "two"}, "--rate 'two'"),
+        ({"rate_per_s": "1", "steady": "0"}, "--steady 12"),
+        ({"rate_per_s": "1", "ladder": "1,2"}, "leave out --rate"),
+        ({"ladder": "4,2"}, "must rise"),
+        ({"ladder": "0,2"}, "must rise"),
+        ({"ladder": "one"}, "--ladder 'one'"),
+        ({"rung_s": "0"}, "--rung-seconds"),
+        ({"readers": "0"}, "--readers"),
+        ({"seed": "1.5"}, "--seed"),
+        ({"chunk_frames": "0"}, "--chunk-frames"),
+        ({"arrivals": "poison"}, "did you mean 'poisson'"),
+        ({"mix": "podcasts"}, "did you mean 'podcast'"),
+        ({"plan": "nowhere.yaml"}, "nowhere.yaml"),
+    ],
+)
+def test_a_mistake_names_its_option(values, words):
+    with pytest.raises(HarnessError, match=re.escape(words)):
+        settings_of(values, QUICK)
+
+
+@given(rate=st.floats(0.01, 100), of=st.integers(1, 5))
+def test_shares_of_constant_arrivals_make_the_whole(rate, of):
+    settings = LoadSettings(QUICK, rate_per_s=rate, arrivals="constant")
+    rng = np.random.default_rng(0)
+    shares = [list(itertools.islice(arrivals_of(settings, rng, index, of), 20)) for index in range(of)]
+    together = sorted(itertools.chain(*shares))
+    assert together == list(itertools.islice(arrivals_of(settings, rng), 20 * of))
+
+
+def test_shares_of_poisson_arrivals_have_their_part_of_the_rate():
+    settings = LoadSettings(QUICK, rate_per_s=8.0)
+    (*_, last) = itertools.islice(arrivals_of(settings, np.random.default_rng(1), 1, 4), 4000)
+    assert 4000 / last == pytest.approx(2.0, rel=0.05)
+
+
+def test_sessions_of_a_steady_open_loop_begin_before_its_window():
+    settings = LoadSettings(QUICK, rate_per_s=1.0, steady=5)
+    times = sorted([*lead_in(settings, 0, 2), *lead_in(settings, 1, 2)])
+    assert times == list(lead_in(settings)) and len(times) == 5
+    assert times[0] == -1.0 and times[-1] < 0
+
+
+def test_a_ledger_keeps_apart_what_was_never_sent(tmp_path):
+    ledger = Ledger(LoadSettings(QUICK), "127.0.0.1:8001", tmp_path / "records")
+    ledger.start_ns, ledger.submitted, ledger.lag_p99_s = 0, 3, 0.001
+    ledger.take(result())
+    ledger.take(result(Outcome.UNFINISHED, frames=9, request_id="cut"))
+    ledger.take(result(Outcome.UNFINISHED, received=(), sent_ns=0, request_id="ahead"))
+    report = ledger.close(end_ns=100)
+    records = read_records(tmp_path / "records")
+    assert report.valid and records.end["valid"] and records.end["never_sent"] == 1
+    assert [each.request_id for each in records.results] == ["r", "cut"]
+    text = "\n".join(report.lines)
+    assert "1 done, 0 error, 0 cancelled, 1 unfinished" in text
+    assert "0.3 s asked of the done, 0.3 s delivered by them: equal" in text
+    assert "0.3 s delivered by the unfinished" in text
+
+
+def test_a_lost_result_makes_the_test_invalid():
+    ledger = Ledger(LoadSettings(QUICK), "127.0.0.1:8001", None)
+    ledger.start_ns, ledger.submitted, ledger.lost = 0, 2, 1
+    ledger.take(result())
+    ledger.take(result(Outcome.ERROR, error="stream-reader process 1 died"))
+    report = ledger.close(end_ns=100)
+    assert not report.valid and "1 requests were recorded of 2 submitted" in report.reasons[0]
+
+
+@pytest.mark.parametrize("lag_p99_s, valid, words", [(0.002, True, "delivered them late"), (0.02, False, "ms late")])
+def test_late_chunks_are_the_servers_fault_only_while_the_readers_are_on_time(lag_p99_s, valid, words):
+    ledger = Ledger(LoadSettings(QUICK), "127.0.0.1:8001", None)
+    ledger.start_ns, ledger.submitted, ledger.lag_p99_s = 0, 1, lag_p99_s
+    late = result(received=(10**8, 10**8 + 1), ended_ns=10**8 + 2)
+    ledger.take(replace(late, chunks=replace(late.chunks, sent_at_ns=np.array([20, 30]))))
+    report = ledger.close(end_ns=10**9)
+    assert report.valid is valid and words in report.reasons[0]
+
+
+def test_only_this_host_shares_our_clock():
+    assert is_this_host("127.0.0.1:8001") and is_this_host("grpc://localhost")
+    assert not is_this_host("192.0.2.1:8001")  # of the block for documentation: nobody's
+
+
+def test_the_live_table_adds_what_runs_to_what_has_ended():
+    results, table = [result()], LiveTable()
+    table.rows(results, Progress())
+    results.append(result(Outcome.ERROR, received=()))
+    progress = Progress(active=2, audio_s_per_s=3.25, running=(Running("long", 0.5, float("nan"), 2, 4.0),))
+    long, short, total = table.rows(results, progress)
+    assert (short["name"], short["done"], short["errors"], short["ttfa_p50"]) == ("short", "1", "1", "0.000")
+    assert (long["active"], long["ttfa_p50"], long["rtf_p50"], long["stalls"]) == ("1", "0.500", "", "2")
+    assert (total["active"], total["audio_rate"], total["audio_s"]) == ("2", "3.2", "4.3")
+    assert records_csv(results).count("\n") == 3
+    assert LiveTable().rows([], Progress())[0]["done"] == "0"
+
+
+def test_a_closed_loop_ends_well(tmp_path):
+    with serving(Timetable(interval_s=0.001)) as fake:
+        done = run(fake.url, "-u", "2", "-r", "2", "-t", "2s", "--records", str(tmp_path / "records"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = read_records(tmp_path / "records")
+    counts = [sum(each.outcome is outcome for each in records.results) for outcome in Outcome]
+    assert counts[0] > 0 and counts[1:3] == [0, 0] and sum(counts) == records.end["submitted"]
+    assert f"{counts[0]} done, 0 error, 0 cancelled, {counts[3]} unfinished" in done.stdout
+    assert re.search(r"delivered by them: equal\n", done.stdout) and "  VALID" in done.stdout
+    assert {each.loop for each in records.results} == {"closed"}
+
+
+def test_an_open_loop_sends_by_its_schedule_whatever_the_answers(tmp_path):
+    with serving(Timetable(hang_after=1)) as fake:
+        options = ("--rate", "10", "--arrivals", "constant", "--steady", "2", "-t", "3s")
+        done = run(fake.url, *options, "--records", str(tmp_path / "records"))
+    records = read_records(tmp_path / "records")
+    due_ns = np.array(sorted(each.due_ns for each in records.results)) - records.end["start_ns"]
+    assert due_ns[:2].tolist() == [-1_000_000_000, -500_000_000]
+    assert np.diff(due_ns[2:]).tolist() == [100_000_000] * (len(due_ns) - 3) and len(due_ns) > 8
+    assert all(each.outcome is Outcome.UNFINISHED and len(each.chunks) == 1 for each in records.results)
+    assert "0 done, 0 error" in done.stdout and records.run["rate_per_s"] == 10
+
+
+def test_failures_are_locusts_own_and_counted_exactly(tmp_path):
+    with serving(Timetable(fail_after=1, error="slot 7 is gone")) as fake:
+        done = run(fake.url, "-u", "3", "-r", "3", "-t", "2s", "--records", str(tmp_path / "records"))
+    records = read_records(tmp_path / "records")
+    assert done.returncode == EXIT_FAILURES
+    assert {(each.outcome, each.error) for each in records.results} == {(Outcome.ERROR, "slot 7 is gone")}
+    assert f"0 done, {len(records.results)} error" in done.stdout and "slot 7 is gone" in done.stdout + done.stderr
+
+
+def test_a_measurement_of_nothing_is_invalid():
+    with serving(Timetable(hang_after=0)) as fake:
+        done = run(fake.url, "-u", "1", "-t", "1s", "--stop-timeout", "0")
+    assert done.returncode == EXIT_INVALID
+    assert "INVALID" in done.stdout and "0 frames were received" in done.stdout
+
+
+def test_a_ladder_says_when_each_rung_began(tmp_path):
+    with serving(Timetable(interval_s=0.01)) as fake:
+        done = run(fake.url, "--ladder", "1,3", "--rung-seconds", "1", "--records", str(tmp_path / "records"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = read_records(tmp_path / "records")
+    first, second = records.rungs
+    assert (first["users"], second["users"]) == (1, 3)
+    assert first["end_ns"] - first["start_ns"] >= 10**9 and second["start_ns"] >= first["end_ns"]
+    at_end = [each for each in records.results if each.sent_ns < second["end_ns"] <= each.ended_ns]
+    assert len(at_end) == 3
+
+
+def test_workers_share_the_load_and_the_master_has_every_result(tmp_path):
+    port = str(free_ports(1)[0])
+    with serving(Timetable(interval_s=0.001)) as fake:
+        options = ("--processes", "2", "--master-bind-port", port, "--master-port", port, "-u", "2", "-t", "2s")
+        rate = ("--rate", "20", "--arrivals", "constant")
+        done = run(fake.url, *options, *rate, "--records", str(tmp_path / "records"))
+    records = read_records(tmp_path / "records")
+    assert len(records.results) + records.end["never_sent"] == records.end["submitted"] > 10
+    assert len({each.request_id.split("-")[0] for each in records.results}) == 2, done.stdout
+    assert "never reported" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--host", "127.0.0.1:9"], "no Triton answers at 127.0.0.1:9"),
+        (["--host", "http://127.0.0.1:8000"], "gRPC"),
+        (["--host", "127.0.0.1:9", "--mix", "podcasts"], "did you mean 'podcast'"),
+        (["--host", "127.0.0.1:9", "--scripts", "{}/empty"], "no .txt file"),
+        (["--host", "127.0.0.1:9", "--scripts", "{}/five"], "speaker 5"),
+        (["--host", "127.0.0.1:9", "--scripts", "{}/latin"], "not UTF-8"),
+        (["--host", "127.0.0.1:9", "--records", "{}/used"], "new folder"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(tmp_path, options, words):
+    for name, script in (("five", b"Speaker 5: Hi."), ("latin", b"Speaker 1: caf\xe9")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_bytes(script)
+    for name in ("empty", "used"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "used" / "records.msgpack").touch()
+    command = locust("--headless", *(option.format(tmp_path) for option in options))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    errors = [line for line in done.stderr.splitlines() if "INFO" not in line]
+    assert done.returncode == EXIT_UNUSABLE and len(errors) == 1
+    assert errors[0].startswith("locust: error: ") and words in errors[0]
+
+
+@contextmanager
+def page(url: str):
+    """Locust with its web page, started by itself; yields the page's address."""
+    port = free_ports(1)[0]
+    options = ("--host", url, "--web-host", "127.0.0.1", "--web-port", str(port), "--autostart", "-u", "2", "-r", "2")
+    process = subprocess.Popen(locust(*options), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def fetch(url: str, until) -> str:
+    """The page as soon as ``until(text)`` holds."""
+    deadline_s = time.monotonic() + 40
+    while time.monotonic() < deadline_s:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                text = answer.read().decode()
+            if until(text):
+                return text
+        except OSError:
+            pass
+        os.sched_yield()
+    raise AssertionError(f"{url} never showed it")
+
+
+def test_the_page_shows_speech_live_and_hands_out_the_records():
+    def shows_done(text):
+        stats = json.loads(text).get("extended_stats")
+        return stats and int(stats[0]["data"][-1]["done"]) > 0
+
+    with serving(Timetable(interval_s=0.0005)) as fake, page(fake.url) as address:
+        stats = json.loads(fetch(f"{address}/stats/requests", shows_done))
+        total = stats["extended_stats"][0]["data"][-1]
+        assert total["name"] == "Aggregated" and float(total["ttfa_p50"]) >= 0 and float(total["audio_s"]) > 0
+        csv = fetch(f"{address}/speech/records.csv", lambda text: text.count("\n") > 1)
+        assert csv.startswith("request_id,traffic_class,")
+        front = fetch(f"{address}/", lambda text: "extended_tabs" in text)
+        assert '"title": "Speech"' in front and "speech/records.csv" in front
