@@ -125,6 +125,7 @@ class Stream:
         self._message = infer_message(request)  # built ahead of the due time
         self._on_audio, self._on_chunk = on_audio, on_chunk
         self._call = None
+        self._task: asyncio.Task | None = None
         self._stopped: Outcome | None = None
         self._sent_ns = 0
         self._final_ns = 0
@@ -134,12 +135,13 @@ class Stream:
     def stop(self, outcome: Outcome) -> None:
         """End the request now; ``run()`` returns a Result of this outcome with the chunks so far."""
         self._stopped = outcome
-        if self._call is not None:
-            self._call.cancel()
+        if self._task is not None:
+            self._task.cancel()  # not the call: one that is cancelled before its headers left waits for ever
 
     async def run(self) -> Result:
         if self._stopped is not None:
             return self._result()
+        self._task = asyncio.current_task()
         try:
             await self._exchange()
         except grpc.aio.AioRpcError as error:
@@ -147,9 +149,12 @@ class Stream:
         except asyncio.InvalidStateError:
             self._fail(f"the server at {self._address} ended the call before it took the request")
         except asyncio.CancelledError:
-            if self._stopped is None and not self._final_ns:  # cancelled from outside, not by stop() or an error
-                self._call.cancel()
+            self._call.cancel()
+            if self._stopped is not None:
+                self._task.uncancel()
+            elif not self._final_ns:  # the caller was cancelled
                 raise
+        self._task = None
         return self._result()
 
     def _fail(self, error: str) -> None:

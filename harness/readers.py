@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import itertools
 import logging
 import math
 import os
@@ -81,8 +80,7 @@ class _ReaderProcess:
         self.tickets: dict[int, Ticket] = {}
         self.progress = Progress()
         self.returned = 0
-        self.lost = 0
-        self.lag_p99_s = math.nan
+        self.lost, self.lag_p99_s = 0, math.nan
         self._refusal = ""
         self._greeted = threading.Event()
         self._sending = threading.Lock()
@@ -187,15 +185,14 @@ class ReaderPool:
         address_of(url)
         if processes < 1:
             raise InputError(f"{processes} reader processes cannot read a stream: use 1 or more")
-        self._numbers = itertools.count()
         self._readers = [_ReaderProcess(url) for _ in range(processes)]
+        self.submitted = 0
         try:
             for reader in self._readers:
                 reader.await_hello()
         except HarnessError:
             self.close()
             raise
-        self.submitted = 0
 
     @property
     def returned(self) -> int:
@@ -216,10 +213,9 @@ class ReaderPool:
 
         ``then`` is called with the Result, in the thread that reads from the reader.
         """
-        number = next(self._numbers)
+        number, self.submitted = self.submitted, self.submitted + 1
         reader = self._readers[number % len(self._readers)]
         ticket = Ticket(reader, number, request, loop, then)
-        self.submitted += 1
         reader.submit(ticket, number)
         return ticket
 
@@ -297,19 +293,24 @@ class _Desk:
         return is_due
 
     def _start(self, number: int) -> None:
+        """The stream is there at once, so that a cancel that follows the submit finds it."""
         handle, request, loop = self._waiting.pop(number)
         handle.cancel()
+        try:
+            self._streams[number] = self._client.open(request, loop, on_chunk=self._chunk)
+        except Exception as error:  # whatever happens, every request has a Result
+            self._return(number, make_result(request, loop, Outcome.ERROR, f"{type(error).__name__}: {error}"))
+            return
         task = self._loop.create_task(self._run(number, request, loop))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self, number: int, request: Request, loop: str) -> None:
         try:
-            stream = self._streams[number] = self._client.open(request, loop, on_chunk=self._chunk)
-            result = await stream.run()
-        except Exception as error:  # whatever happens, every request has a Result
+            result = await self._streams[number].run()
+        except Exception as error:
             result = make_result(request, loop, Outcome.ERROR, f"{type(error).__name__}: {error}")
-        self._watch.forget(self._streams.pop(number, None))
+        self._watch.forget(self._streams.pop(number))
         self._return(number, result)
 
     def _chunk(self, stream: Stream, now_ns: int, samples: int) -> None:
@@ -373,8 +374,8 @@ async def _serve(descriptor: int, url: str) -> None:
 def _go_first() -> None:
     """Ask to run before the load that is measured; without permission go on, and the lag will tell.
 
-    Real-time scheduling holds timers to 2 ms where a full host let them slip by 20. The next best is a nice value;
-    where the kernel groups processes by session (autogroup), it is the group's own that ranks sessions.
+    Real-time scheduling holds timers to 2 ms where a full host let them slip by 20. The next best is a nice value: of
+    the process, and of its session, which is what counts where the kernel groups processes by session (autogroup).
     """
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))

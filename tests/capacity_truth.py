@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from harness import metrics, wire
+from harness.capacity.device import Device
+from harness.capacity.fit import fit_run
+from harness.capacity.plan import make_plan
+from harness.capacity.predict import predict_open_run
 from harness.capacity.simulation import Activity, poisson_arrivals, simulate
+from harness.capacity.spreads import Sample, Spread
+from harness.capacity.steps import StepTime
 from harness.records import BatchStatistics, Chunks, Outcome, Result, Rung, StageStatistics, Trial
+from harness.slo import Promise
 from harness.workload import MIXES
 
 MIX = MIXES["quick"]
@@ -123,3 +131,52 @@ def open_run(
 
 def _rows(results: list[Result], name: str) -> pd.DataFrame:
     return metrics.per_request(results).assign(trial_id=name)
+
+
+TRUTH = Truth()
+LADDER = (1, 2, 4, 8, 16, 24)
+PROMISES = (
+    Promise("short", "ttfa_s", 0.95, 1.0),
+    Promise("short", "rtf", 0.95, 0.9),
+    Promise("long", "ttfa_s", 0.95, 1.5),
+    Promise("long", "rtf", 0.95, 0.9),
+)
+OPTIONS = {
+    "utilisation_cap": 0.85,
+    "confidence": 0.95,
+    "max_error": 0.25,
+    "unit": UNIT,
+    "preset": "tiny",
+    "device": "cpu",
+}
+
+
+def true_device(truth: Truth = TRUTH) -> Device:
+    """What a perfect fit would know: a session of x frames takes prefill + x steps, the frames alone count for RTF."""
+    one = Spread(Sample.of(np.ones(100)))
+    mean_frames = MIX.mean_frames()
+    scale = 1 + truth.prefill / mean_frames
+    step = StepTime("linear", (truth.intercept_s * scale, truth.slope_s * scale))
+    rtf = Spread(Sample.of(np.full(100, 1 / scale)))
+    return Device(step, 0.0, (truth.prefill + 1) / scale, one, rtf, {}, max(LADDER), ())
+
+
+def fit_of(*measured, promises=PROMISES, seed=1, **options) -> dict:
+    trials, frames = zip(*measured, strict=True)
+    fit = fit_run(trials, pd.concat(frames), MIX, promises, np.random.default_rng(seed), UNIT, **options)
+    return json.loads(json.dumps(fit, allow_nan=False))  # as the store would give it back
+
+
+def plan_of(fit: dict, *measured, promises=PROMISES, targets=(0.5,), **options) -> dict:
+    trials, frames = zip(*measured, strict=True)
+    rng = np.random.default_rng(2)
+    plan = make_plan(fit, trials, pd.concat(frames), MIX, promises, targets, rng, **(OPTIONS | options))
+    return json.loads(json.dumps(plan, allow_nan=False))
+
+
+def confirmed(fit: dict, truth: Truth, share: float, rng: np.random.Generator, **changes):
+    """An open-loop run at a share of the highest rate, with its prediction."""
+    best = fit["deployments"][fit["best"]]
+    rate = share * best["max_rate_per_s"]
+    prediction = json.loads(json.dumps(predict_open_run(best, MIX, rate, 30, rng), allow_nan=False))
+    return open_run(truth, rate, rng, name=f"open-{share}", prediction=prediction, **changes)

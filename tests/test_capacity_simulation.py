@@ -35,6 +35,12 @@ def test_one_session_alone():
     assert run.rtf.tolist() == pytest.approx([0.1 / wire.SECONDS_PER_FRAME])
 
 
+def test_nobody_comes():
+    run = simulate([], [], constant)
+    assert len(run.end_s) == 0
+    assert Activity.between(run.start_s, run.end_s).mean(lambda n: n, 0.0, 1.0) == 0
+
+
 def test_two_sessions_share_the_frame_clock():
     run = simulate([0.0, 1.0], [20, 20], shared)
     assert run.end_s.tolist() == pytest.approx([3.0, 4.0])  # ten frames alone, ten in two seconds; then the other alone

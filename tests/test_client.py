@@ -204,7 +204,7 @@ def test_addresses(url, address, secure):
     assert address_of(url) == (address, secure)
 
 
-@pytest.mark.parametrize("url", ["", "http://gpu7:8000", "gpu7:port", "gpu7:0", "gpu7:99999", ":8001", "gpu7/v2", "a b"])
+@pytest.mark.parametrize("url", ["", "http://gpu7:8000", "gpu7:port", "gpu7:0", "gpu7:99999", ":8001", "gpu7/v2"])
 def test_what_is_no_address(url):
     with pytest.raises(InputError):
         address_of(url)

@@ -146,22 +146,18 @@ def _fit_rate(
         limits.check(device, traffic.class_names)
     except InconclusiveError as error:
         return nothing | {"inconclusive": str(error)}
-    if steady_limit(device, limits)[0] <= 0:
-        return {
-            "max_rate_per_s": 0.0,
-            "max_rate_interval": [0.0, 0.0],
-            "binding": steady_limit(device, limits)[1],
-            "inconclusive": "",
-        }
-    rate, binding = highest_rate(device, traffic, limits)
+    (steady, binding), draws = steady_limit(device, limits), steady_draws(device, limits, rng)
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    interval = rate * np.quantile(steady_draws(device, limits, rng), tails)
-    return {
-        "max_rate_per_s": rate,
-        "max_rate_interval": interval.tolist(),
-        "binding": binding,
-        "inconclusive": "",
-    }
+    if steady <= 0 and np.quantile(draws, tails[1]) > 0:
+        return nothing | {
+            "binding": binding,
+            "inconclusive": f"one session alone breaks {binding}, but too narrowly to be sure: repeat the ladder",
+        }
+    if steady <= 0:
+        return {"max_rate_per_s": 0.0, "max_rate_interval": [0.0, 0.0], "binding": binding, "inconclusive": ""}
+    rate, binding = highest_rate(device, traffic, limits)
+    interval = (rate * np.quantile(draws / steady, tails)).tolist()
+    return {"max_rate_per_s": rate, "max_rate_interval": interval, "binding": binding, "inconclusive": ""}
 
 
 def _rungs(ladders: list[Trial]) -> Rungs:

@@ -37,10 +37,12 @@ def observe(trials: Sequence[Trial], requests: pd.DataFrame, step_time: StepTime
     """One row a request of the trials: traffic_class, ttfa_s, rtf, stall_longest_s, and what the fit says beside it.
 
     ``sessions`` as it was sent (itself among them), ``start_step_s`` at that number, ``mean_step_s`` from its first to
-    its last chunk by the frame clock, ``in_rung``: sent inside a rung's window.
+    its last chunk by the frame clock, ``rung``: the last that had begun as it was sent, ``in_rung``: inside its window.
     """
     measured = [trial for trial in trials if trial.rungs]
     parts = [_observe_trial(trial, requests[requests["trial_id"] == trial.trial_id], step_time) for trial in measured]
+    for number, part in enumerate(parts):
+        part["rung"] += 1000 * number
     return pd.concat(parts, ignore_index=True)
 
 
@@ -55,6 +57,7 @@ def _observe_trial(trial: Trial, requests: pd.DataFrame, step_time: StepTime) ->
     frame = sent[["traffic_class", "ttfa_s", "rtf", "stall_longest_s"]].copy()
     frame["sessions"], frame["start_step_s"] = sessions, step_time(sessions)
     frame["mean_step_s"] = _mean_steps(sent, activity, step_time)
+    frame["rung"] = np.searchsorted(windows[:, 0], sent_s, side="right")
     frame["in_rung"] = np.any((sent_s >= windows[:, :1]) & (sent_s < windows[:, 1:]), axis=0)
     frame["served"] = (sent["audio_s"] >= MIN_AUDIO_S) & (seconds(sent["ended_ns"]) >= windows[0, 0])
     return frame
@@ -62,7 +65,7 @@ def _observe_trial(trial: Trial, requests: pd.DataFrame, step_time: StepTime) ->
 
 _COLUMNS = (
     *("traffic_class", "ttfa_s", "rtf", "stall_longest_s"),
-    *("sessions", "start_step_s", "mean_step_s", "in_rung", "served"),
+    *("sessions", "start_step_s", "mean_step_s", "rung", "in_rung", "served"),
 )
 
 
@@ -96,7 +99,7 @@ def fit_first_audio(observed: pd.DataFrame) -> dict:
     )
     base_s, steps = _base_and_steps(*(groups[name].to_numpy(dtype=float) for name in groups))
     ratios = starts["ttfa_s"].to_numpy(float) / (base_s + steps * starts["start_step_s"].to_numpy(float))
-    spread = Spread.measure(ratios, starts["traffic_class"].to_numpy(str)).to_dict()
+    spread = Spread.measure(ratios, starts["traffic_class"].to_numpy(str), starts["rung"].to_numpy(int)).to_dict()
     return {
         "base_s": base_s,
         "steps": steps,
@@ -131,7 +134,7 @@ def fit_rtf(observed: pd.DataFrame) -> dict:
             "lengthen the rungs of the ladder"
         )
     ratios = known["rtf"].to_numpy(float) * wire.SECONDS_PER_FRAME / known["mean_step_s"].to_numpy(float)
-    spread = Spread.measure(ratios, known["traffic_class"].to_numpy(str)).to_dict()
+    spread = Spread.measure(ratios, known["traffic_class"].to_numpy(str), known["rung"].to_numpy(int)).to_dict()
     return {"spread": spread, "inconclusive": ""}
 
 

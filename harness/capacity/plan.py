@@ -11,7 +11,7 @@ import pandas as pd
 from harness.capacity.device import Device
 from harness.capacity.fit import limits_of
 from harness.capacity.pools import Pools, drain_times_s
-from harness.capacity.search import Traffic, range_name, steady_draws
+from harness.capacity.search import Traffic, range_name, steady_draws, steady_limit
 from harness.capacity.validation import validate
 from harness.errors import InconclusiveError
 from harness.records import Trial
@@ -63,7 +63,7 @@ def make_plan(
         return plan | _without_rate(fit, targets_qps)
     rows, doubts = _validate_all(chosen, trials, requests, promises, rng, confidence, max_error)
     pools = _pools(fit, chosen, mix, promises, utilisation_cap)
-    shares = steady_draws(pools.device, pools.limits, rng)
+    shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]
     plan["validation"] = rows
     plan["targets"] = []
     for qps in targets_qps:

@@ -14,6 +14,7 @@ from harness.capacity.spreads import StallTable
 from harness.errors import InconclusiveError
 
 SESSIONS = 24_000
+SIMULATION_NOISE = 0.015  # relative standard deviation of a rate between draws of so many sessions, as found
 WARM_UP_SHARE = 0.2
 LARGEST_POOL = 64
 _BISECTIONS = 8
@@ -97,8 +98,7 @@ class Traffic:
 class Load:
     """A pool at a rate. ``shares``: for each limit, value / limit, at most 1 where it is kept; ``worst``: the largest.
 
-    ``sessions_p95``: of a device, as arrivals find it. ``sessions``, ``frames_per_s``: means over time, of the pool that
-    was simulated.
+    ``sessions_p95``: of a device, as arrivals find it; ``sessions``: of the simulated pool, mean over time.
     """
 
     rate_per_s: float
@@ -106,7 +106,6 @@ class Load:
     shares: dict[str, float]
     sessions: float
     sessions_p95: float
-    frames_per_s: float
 
     @property
     def kept(self) -> bool:
@@ -172,8 +171,7 @@ def judge_load(device: Device, traffic: Traffic, limits: Limits, rate_per_s: flo
     active = simulated.active_at_start[started]
     sessions_p95 = float(np.quantile(active, _SESSIONS_QUANTILE, method="higher")) if len(active) else math.inf
     shares[range_name(limits)] = sessions_p95 / limits.most_sessions
-    sessions, frames_per_s = _means(device, simulated, counted)
-    return Load(rate_per_s, devices, shares, sessions, sessions_p95, frames_per_s)
+    return Load(rate_per_s, devices, shares, _mean_sessions(simulated, counted), sessions_p95)
 
 
 def range_name(limits: Limits) -> str:
@@ -201,18 +199,18 @@ def steady_limit(device: Device, limits: Limits, probabilities: Sequence[float] 
 
 
 def steady_draws(device: Device, limits: Limits, rng: np.random.Generator) -> np.ndarray:
-    """``steady_limit`` of every drawn alternative [d], as a share of the fitted one.
+    """``steady_limit`` of every drawn alternative [d], in frames a second: the quick bootstrap of a device's rate.
 
-    The quick bootstrap of the rate per device: the share by which randomness of traffic pushes the rate below the
-    steady limit hardly changes between alternatives, so the rate is taken to move in proportion. Besides the step
-    time, the scatter at a promised quantile q of n requests is drawn anew: its rank is Beta((n+1)q, (n+1)(1-q)).
+    The share by which randomness of traffic pushes the rate below the steady limit hardly changes between alternatives,
+    so a rate moves in proportion to it. Besides the step time, the scatter at a promised quantile q of n requests is
+    drawn anew: the rank of that quantile is Beta((n+1)q, (n+1)(1-q)). A last factor is that of the simulation.
     """
-    fitted, _ = steady_limit(device, limits)
-    shares = []
+    limits_of_draws = []
     for alternative in device.alternatives():
         ranks = [_rank(device, promise, rng) for promise in limits.promises]
-        shares.append(steady_limit(alternative, limits, ranks)[0] / fitted)
-    return np.array(shares)
+        noise = math.exp(SIMULATION_NOISE * rng.standard_normal())
+        limits_of_draws.append(steady_limit(alternative, limits, ranks)[0] * noise)
+    return np.array(limits_of_draws)
 
 
 def highest_rate(
@@ -221,7 +219,7 @@ def highest_rate(
     """The highest rate per second, up to ``at_most``, that keeps every limit, and what breaks just above it.
 
     Bisection to within 0.4% of the steady limit, above which no pool stays for long. Another draw of the traffic moves
-    the result by about 1%. 0.0 where even one session alone breaks a promise.
+    the result by 1 to 2%. 0.0 where even one session alone breaks a promise.
     """
     steady, binding = steady_limit(device, limits)
     if steady <= 0:
@@ -285,21 +283,18 @@ def _found_in_progress(
     return np.resize(traffic.residual_frames, count)
 
 
-def _means(device: Device, simulated: Simulated, counted: np.ndarray) -> tuple[float, float]:
-    """Mean sessions in progress and frames a second from the first counted arrival to the end."""
+def _mean_sessions(simulated: Simulated, counted: np.ndarray) -> float:
+    """Mean sessions in progress from the first counted arrival to the end."""
     start_s, end_s = float(simulated.arrival_s[counted][0]), float(simulated.arrival_s[-1])
     started = ~np.isnan(simulated.start_s)
-    ends_s = np.where(np.isnan(simulated.end_s), end_s, simulated.end_s)[started]
-    starts_s = simulated.start_s[started]
-    sessions = Activity.between(starts_s, ends_s).mean(lambda n: n, start_s, end_s)
-    rate = simulated.frames_done[started] / np.maximum(ends_s - starts_s, 1e-12)
-    overlap_s = np.maximum(ends_s - np.maximum(starts_s, start_s), 0)
-    return sessions, float(rate @ overlap_s) / (end_s - start_s)
+    ends_s = np.nan_to_num(simulated.end_s[started], nan=end_s)
+    return Activity.between(simulated.start_s[started], ends_s).mean(lambda n: n, start_s, end_s)
 
 
 def _rank(device: Device, promise, rng: np.random.Generator) -> float:
     scatter = device.ratios(promise.traffic_class, promise.metric)
-    count = min(each.count for each in scatter.samples) if isinstance(scatter, StallTable) else scatter.count
+    parts = scatter.samples if isinstance(scatter, StallTable) else (scatter,)
+    count = min(each.independent for each in parts)
     return float(rng.beta((count + 1) * promise.quantile, (count + 1) * (1 - promise.quantile)))
 
 

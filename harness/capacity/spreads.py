@@ -12,14 +12,17 @@ PROBABILITIES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0
 
 @dataclass(frozen=True)
 class Sample:
-    """``count`` requests, and their values at PROBABILITIES."""
+    """``count`` requests, worth ``independent`` ones that share nothing, and their values at PROBABILITIES."""
 
     count: int
+    independent: float
     quantiles: tuple[float, ...]
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Sample:
-        return cls(len(values), tuple(float(v) for v in np.quantile(values, PROBABILITIES)))
+    def of(cls, values: np.ndarray, rungs: np.ndarray | None = None) -> Sample:
+        """``rungs``: a number for each value; those of one rung may share its luck."""
+        independent = len(values) / _design_effect(values, rungs) if rungs is not None else float(len(values))
+        return cls(len(values), independent, tuple(float(v) for v in np.quantile(values, PROBABILITIES)))
 
     def at(self, probability: np.ndarray | float) -> np.ndarray:
         return np.interp(probability, PROBABILITIES, self.quantiles)
@@ -29,13 +32,14 @@ class Sample:
         return self.count * (1 - quantile) >= 1 - 1e-9
 
     def to_dict(self) -> dict:
-        return {"count": self.count, "quantiles": dict(zip(map(str, PROBABILITIES), self.quantiles, strict=True))}
+        quantiles = dict(zip(map(str, PROBABILITIES), self.quantiles, strict=True))
+        return {"count": self.count, "independent": self.independent, "quantiles": quantiles}
 
     @classmethod
     def from_dict(cls, stored: dict) -> Sample:
         known = sorted((float(p), float(v)) for p, v in stored["quantiles"].items())
         probabilities, values = zip(*known, strict=True)
-        return cls(int(stored["count"]), tuple(np.interp(PROBABILITIES, probabilities, values)))
+        return cls(int(stored["count"]), stored["independent"], tuple(np.interp(PROBABILITIES, probabilities, values)))
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,11 @@ class Spread:
     classes: dict[str, Sample] = field(default_factory=dict)
 
     @classmethod
-    def measure(cls, ratios: np.ndarray, classes: np.ndarray) -> Spread:
-        counts = {name: int(np.sum(classes == name)) for name in np.unique(classes)}
-        enough = [name for name, count in counts.items() if count >= MIN_OF_A_CLASS]
-        return cls(Sample.of(ratios), {str(name): Sample.of(ratios[classes == name]) for name in enough})
+    def measure(cls, ratios: np.ndarray, classes: np.ndarray, rungs: np.ndarray | None = None) -> Spread:
+        rungs = np.arange(len(ratios)) if rungs is None else rungs
+        members = {str(name): classes == name for name in np.unique(classes)}
+        enough = {name: own for name, own in members.items() if np.sum(own) >= MIN_OF_A_CLASS}
+        return cls(Sample.of(ratios, rungs), {name: Sample.of(ratios[own], rungs[own]) for name, own in enough.items()})
 
     def of(self, traffic_class: str) -> Sample:
         return self.classes.get(traffic_class, self.everyone)
@@ -61,6 +66,22 @@ class Spread:
     def from_dict(cls, stored: dict) -> Spread:
         classes = {name: Sample.from_dict(each) for name, each in stored["classes"].items()}
         return cls(Sample.from_dict(stored), classes)
+
+
+def _design_effect(values: np.ndarray, rungs: np.ndarray) -> float:
+    """Kish: 1 + (m - 1) ICC, m values a rung, ICC by one-way analysis of variance (0 where it would be negative)."""
+    _, group = np.unique(rungs, return_inverse=True)
+    sizes = np.bincount(group)
+    groups, n = len(sizes), len(values)
+    if groups < 2 or groups == n:
+        return 1.0
+    means = np.bincount(group, values) / sizes
+    within = float(np.sum((values - means[group]) ** 2)) / (n - groups)
+    between = float(sizes @ (means - values.mean()) ** 2) / (groups - 1)
+    m = (n - float(sizes @ sizes) / n) / (groups - 1)
+    if between <= within:
+        return 1.0
+    return 1 + (m - 1) * (between - within) / (between + (m - 1) * within)
 
 
 @dataclass(frozen=True)
