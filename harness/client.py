@@ -139,6 +139,7 @@ class Stream:
             self._task.cancel()  # not the call: one that is cancelled before its headers left waits for ever
 
     async def run(self) -> Result:
+        """Send the request now and read to the end of its stream; raises nothing that the server does."""
         if self._stopped is not None:
             return self._result()
         self._task = asyncio.current_task()

@@ -28,6 +28,7 @@ from harness.spec import load_plan
 from harness.workload import MIXES, Mix, ScriptSource, requests
 
 ARRIVALS = ("poisson", "constant")
+EVERY_USER = "every user"  # what --steady without a number means
 AHEAD_NS = 500_000_000  # a request is with its reader this long before it is due
 LEAD_IN_NS = 1_000_000_000  # over which the sessions of a steady open loop begin, before its window
 
@@ -60,8 +61,6 @@ class LoadSettings:
             arrivals.constant(self.rate_per_s)  # refuses impossible rates
             if self.ladder:
                 raise InputError("--ladder holds numbers of users (a closed loop): leave out --rate")
-            if self.steady == 0:
-                raise InputError("--steady in an open loop needs the number of sessions it starts with: --steady 12")
         if any(low >= high for low, high in itertools.pairwise((0, *self.ladder))):
             raise InputError(f"--ladder {self.ladder} must rise from rung to rung, from 1 user or more")
         if self.readers < 1 or self.seed < 0:
@@ -342,6 +341,10 @@ def _figure(value: float, unit: str = "", digits: int = 3) -> str:
 
 def settings_of(values: dict, mix: Mix | str) -> LoadSettings:
     """Settings from options as they come from a command line or a form. Raises InputError naming the option."""
+    if values.get("steady") == EVERY_USER:
+        if values.get("rate_per_s"):
+            raise InputError("--steady in an open loop needs the number of sessions it starts with: --steady 12")
+        values = {**values, "steady": 0}
     numbers = {name: _number(values, name, kind) for name, kind in _NUMBERS.items()}
     traffic, scripts = traffic_of(
         values.get("mix") or mix, values.get("plan"), values.get("scripts"), numbers["chunk_frames"]

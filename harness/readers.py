@@ -79,8 +79,7 @@ class _ReaderProcess:
     def __init__(self, url: str):
         self.tickets: dict[int, Ticket] = {}
         self.progress = Progress()
-        self.returned = 0
-        self.lost, self.lag_p99_s = 0, math.nan
+        self.returned, self.lost, self.lag_p99_s = 0, 0, math.nan
         self._refusal = ""
         self._greeted = threading.Event()
         self._sending = threading.Lock()
@@ -269,8 +268,7 @@ class _Desk:
             if not self._start_if_due(number):
                 self.cancel(number, Outcome.UNFINISHED)
         self._loop.call_later(grace_s, self._cut)
-        if self._ending is None:
-            self._ending = self._loop.create_task(self._end())
+        self._ending = self._ending or self._loop.create_task(self._end())
 
     def _cut(self) -> None:
         for stream in self._streams.values():
@@ -299,8 +297,7 @@ class _Desk:
         try:
             self._streams[number] = self._client.open(request, loop, on_chunk=self._chunk)
         except Exception as error:  # whatever happens, every request has a Result
-            self._return(number, make_result(request, loop, Outcome.ERROR, f"{type(error).__name__}: {error}"))
-            return
+            return self._return(number, make_result(request, loop, Outcome.ERROR, f"{type(error).__name__}: {error}"))
         task = self._loop.create_task(self._run(number, request, loop))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

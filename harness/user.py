@@ -24,7 +24,7 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from harness import livepage
 from harness.errors import HarnessError, InputError, StoreError
-from harness.loadtest import ARRIVALS
+from harness.loadtest import ARRIVALS, EVERY_USER
 from harness.locust_test import EXIT_UNUSABLE, MasterTest, SpeechTest, WorkerTest
 from harness.readers import ReaderPool
 from harness.recording import FILE_NAME
@@ -126,7 +126,7 @@ ARGUMENTS = {
     "--seed": {"default": "1", "metavar": "N", "help": "seed of lengths, scripts and arrivals", "on_page": True},
     "--steady": {
         "nargs": "?",
-        "const": "0",
+        "const": EVERY_USER,
         "metavar": "SESSIONS",
         "help": "begin in mid-session: each user's first request; in an open loop, this many sessions at its start",
         "on_page": True,

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from harness.errors import HarnessError
 from harness.livepage import LiveTable, records_csv
-from harness.loadtest import Ledger, LoadSettings, arrivals_of, is_this_host, lead_in, settings_of
+from harness.loadtest import EVERY_USER, Ledger, LoadSettings, arrivals_of, is_this_host, lead_in, settings_of
 from harness.recording import read_records
 from harness.records import Chunks, Outcome, Result
 from harness.triton.server import free_ports
@@ -62,7 +62,8 @@ def test_settings_come_from_options_as_text():
     assert (settings.rate_per_s, settings.steady, settings.seed, settings.readers) == (0.5, 6, 7, 1)
     assert (settings.loop, settings.mix) == ("open", replace(MIXES["shorts"], chunk_frames=3))
     assert settings_of({"ladder": "1,2,8"}, "quick").ladder == (1, 2, 8)
-    assert settings_of({}, QUICK).loop == "closed"
+    assert settings_of({}, QUICK).loop == "closed" and settings_of({}, QUICK).steady is None
+    assert settings_of({"steady": EVERY_USER}, QUICK).steady == 0
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_settings_come_from_options_as_text():
         ({"rate_per_s": "-1"}, "rate -1"),
         ({"rate_per_s": "nan"}, "rate nan"),
         ({"rate_per_s": "two"}, "--rate 'two'"),
-        ({"rate_per_s": "1", "steady": "0"}, "--steady 12"),
+        ({"rate_per_s": "1", "steady": EVERY_USER}, "--steady 12"),
         ({"rate_per_s": "1", "ladder": "1,2"}, "leave out --rate"),
         ({"ladder": "4,2"}, "must rise"),
         ({"ladder": "0,2"}, "must rise"),
@@ -191,7 +192,7 @@ def test_an_open_loop_sends_by_its_schedule_whatever_the_answers(tmp_path):
 
 
 def test_failures_are_locusts_own_and_counted_exactly(tmp_path):
-    with serving(Timetable(fail_after=1, error="slot 7 is gone")) as fake:
+    with serving(Timetable(fail_after=0, error="slot 7 is gone")) as fake:
         done = run(fake.url, "-u", "3", "-r", "3", "-t", "2s", "--records", str(tmp_path / "records"))
     records = read_records(tmp_path / "records")
     assert done.returncode == EXIT_FAILURES
