@@ -216,8 +216,8 @@ def print_plan(content: dict) -> None:
         out.print(f"  - {reason}", soft_wrap=True, markup=False)
     table = Table(title=f"One device = {content['unit']}", title_justify="left")
     interval = f"{content['confidence']:.0%} interval"
-    for name in ("requests/s", "devices", interval, "bound by", "utilisation", "N+1", "basis"):
-        table.add_column(name, justify="right" if name not in ("bound by", "basis") else "left")
+    for name in ("requests/s", "devices", interval, "bound by", "busy", "N+1", "basis"):
+        table.add_column(name, justify="left" if name in ("bound by", "basis") else "right", no_wrap=name != "bound by")
     for row in content["targets"]:
         low, high = row["interval"] or (None, None)
         table.add_row(

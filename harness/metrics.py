@@ -79,8 +79,8 @@ METRICS = (
     Metric("step_s", "sessions / frames per second", "s", "mean time per frame and stream"),
     Metric("residence_s", "mean of ended - sent", "s", "requests that ended in the window"),
     Metric("littles_residual", "|N - X R| / N", "1", "N sessions, X ends per second, R residence"),
-    Metric("sessions_trend_p", "p-value of Mann-Kendall on rising sessions", "1", "parts as long as a mean residence"),
-    Metric("ttfa_trend_p", "p-value of Mann-Kendall on rising TTFA", "1", "requests in order of due"),
+    Metric("sessions_trend_p", "p-value of Mann-Kendall on rising sessions", "1", "parts of E[R^2]/E[R], R residence"),
+    Metric("ttfa_trend_p", "p-value of Mann-Kendall on rising TTFA", "1", "means of the same parts, by due"),
 )
 """Every key of ``summarise``, with its formula and unit."""
 
@@ -185,7 +185,7 @@ def summarise(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str
     due = frame[(frame["due_ns"] >= start_ns) & (frame["due_ns"] < end_ns)]
     summary = {"seconds": seconds, **_requests_summary(due, frame)}
     summary |= _rates(due, seconds) | _service(served, start_ns, end_ns)
-    summary |= _trends(served, due, start_ns, end_ns, summary["residence_s"])
+    summary |= _trends(served, due, start_ns, end_ns)
     for name in sorted(set(frame["traffic_class"])):
         own_due, own = due[due["traffic_class"] == name], frame[frame["traffic_class"] == name]
         summary |= {f"{name}.{key}": value for key, value in _requests_summary(own_due, own).items()}
@@ -253,15 +253,24 @@ def _service(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str,
     }
 
 
-def _trends(
-    results: Sequence[Result], due: pd.DataFrame, start_ns: int, end_ns: int, residence_s: float
-) -> dict[str, float]:
-    # Sessions a mean residence apart are nearly independent; closer ones would show a trend where there is none.
+def _trends(results: Sequence[Result], due: pd.DataFrame, start_ns: int, end_ns: int) -> dict[str, float]:
+    # Parts shorter than what the load remembers would show a trend where there is none.
+    memory_s = _memory_s(results, end_ns)
     seconds = (end_ns - start_ns) / NS_PER_S
-    parts = int(min(seconds / residence_s, 50)) if residence_s > 0 else 0
+    parts = int(min(seconds / memory_s, 50)) if memory_s > 0 else 0
     sessions = _sessions_in_parts(results, start_ns, end_ns, parts) if parts else np.empty(0)
-    ttfa_s = due.sort_values("due_ns")["ttfa_s"].dropna()
+    part = ((due["due_ns"] - start_ns) * parts // (end_ns - start_ns)).astype(int)
+    ttfa_s = due.groupby(part)["ttfa_s"].mean().dropna()
     return {"sessions_trend_p": rising_p_value(sessions), "ttfa_trend_p": rising_p_value(ttfa_s)}
+
+
+def _memory_s(results: Sequence[Result], end_ns: int) -> float:
+    """E[R^2] / E[R] of the residence R: how long the number of sessions in an M/G/infinity queue remembers itself.
+
+    It is the integral of that queue's autocorrelation, both sides.
+    """
+    residence_s = np.array([(min(r.ended_ns, end_ns) - r.sent_ns) / NS_PER_S for r in results if r.sent_ns > 0])
+    return float((residence_s**2).sum() / residence_s.sum()) if residence_s.sum() > 0 else 0.0
 
 
 def rising_p_value(values: Sequence[float]) -> float:
@@ -299,6 +308,8 @@ def certificate(
     notes = []
     if summary["errors"]:
         notes.append(f"{summary['errors']:.0f} of {summary['requests']:.0f} requests ended in an error")
+    if loop == "open" and math.isnan(summary["sessions_trend_p"]):
+        notes.append("the window is too short for its sessions to be tested for a trend")
     return not faults, (*faults, *notes)
 
 

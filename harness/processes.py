@@ -6,6 +6,7 @@ A launcher rather than ``preexec_fn``, because a fork of a process with gRPC thr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -41,14 +42,10 @@ def end_group(process: subprocess.Popen, grace_s: float) -> None:
     """Ask a spawned process to end, wait for it, then kill whatever is left of its group. Safe to call twice."""
     if process.poll() is None:
         process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            pass
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -58,7 +55,14 @@ def _launch(parent: int, niceness: int, command: list[str]) -> None:
         sys.exit(1)
     if niceness:
         os.nice(niceness)
+        _nice_session(niceness)
     os.execvp(command[0], command)
+
+
+def _nice_session(niceness: int) -> None:
+    """Where the kernel groups tasks by session, a nice value counts within the group only: set the group's too."""
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
+        group.write(str(niceness))
 
 
 if __name__ == "__main__":

@@ -348,8 +348,8 @@ MIXES = {
         _mix("ninety", long=(1.0, {"fixed": 5400}, (2, 4))),
         _mix(
             "quick",
-            short=(0.7, {"uniform": [4, 16]}, (1, 2)),
-            long=(0.3, {"lognormal": {"median": 60, "sigma": 0.5, "max": 240}}, (2, 4)),
+            short=(0.7, {"uniform": [3, 12]}, (1, 2)),
+            long=(0.3, {"lognormal": {"median": 40, "sigma": 0.5, "max": 160}}, (2, 4)),
         ),
     )
 }
