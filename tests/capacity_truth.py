@@ -18,9 +18,15 @@ from harness.capacity.spreads import Sample, Spread
 from harness.capacity.steps import StepTime
 from harness.records import BatchStatistics, Chunks, Outcome, Result, Rung, StageStatistics, Trial
 from harness.slo import Promise
-from harness.workload import MIXES
+from harness.workload import Lengths, Mix, TrafficClass
 
-MIX = MIXES["quick"]
+MIX = Mix(
+    "truth",
+    (
+        TrafficClass("short", 0.7, Lengths.parse({"uniform": [4, 16]}), (1, 2)),
+        TrafficClass("long", 0.3, Lengths.parse({"lognormal": {"median": 60, "sigma": 0.5, "max": 240}}), (2, 4)),
+    ),
+)
 UNIT = "a device of known physics"
 SECOND_NS = 1_000_000_000
 ALPHA_S, TAU0_S = 0.0015, 0.004

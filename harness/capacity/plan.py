@@ -109,7 +109,7 @@ def _target(pools: Pools, qps: float, shares: np.ndarray, confidence: float) -> 
         "devices_n_plus_1": devices + 1,
         "devices_n_plus_2": devices + 2,
         "sessions_per_device_p95": load.sessions_p95,
-        "basis": "measured" if measured else "extrapolated",
+        "basis": _basis(devices, measured),
         "note": "One device was measured; several are taken not to slow each other down." if devices > 1 else "",
     }
 
@@ -222,6 +222,13 @@ def _rate_record(chosen: dict | None) -> dict:
     }
 
 
+def _basis(devices: int, in_range: bool) -> str:
+    """How the count is known: one device as measured, a simulated pool of such devices, or beyond what was measured."""
+    if not in_range:
+        return "extrapolated"
+    return "measured" if devices == 1 else "simulated"
+
+
 def _no_target(qps: float) -> dict:
     unknown = (
         "devices",
@@ -231,7 +238,7 @@ def _no_target(qps: float) -> dict:
         "devices_n_plus_2",
         "sessions_per_device_p95",
     )
-    empty = dict.fromkeys(unknown) | {"interval": [None, None], "binding": "", "basis": "measured"}
+    empty = dict.fromkeys(unknown) | {"interval": [None, None], "binding": "", "basis": ""}
     return {"qps": qps, **empty, "note": "No rate per device is known."}
 
 

@@ -57,10 +57,10 @@ def decide(manifest: RunManifest, plan: dict | None) -> Decision:
 
 
 def headline_target(targets: Sequence[dict]) -> dict | None:
-    """The target that the answer names: the highest measured one with a device count, else the highest at all."""
+    """The target that the answer names: the highest one within the measured loads, else the highest at all."""
     counted = [target for target in targets if words.known(target["devices"])]
-    measured = [target for target in counted if target["basis"] == "measured"]
-    return max(measured or counted, key=lambda target: target["qps"], default=None)
+    in_range = [target for target in counted if target["basis"] != "extrapolated"]
+    return max(in_range or counted, key=lambda target: target["qps"], default=None)
 
 
 def _answer(verdict: str, plan: dict | None, target: dict | None, device: str) -> str:

@@ -247,6 +247,10 @@ def server_environment(found: Distribution) -> dict[str, str]:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH", "")]))
     environment["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")
     environment["HF_HUB_OFFLINE"] = "1"
+    # A stage frees and takes the same large buffers at every step: kept, they cost no page faults.
+    keep = str(1 << 32)
+    for limit in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        environment.setdefault(limit, keep)
     return environment
 
 

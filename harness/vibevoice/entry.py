@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import triton_python_backend_utils as pb
@@ -27,6 +28,9 @@ _NO_SEMANTIC = np.zeros((1, wire.SEMANTIC_SIZE), np.float32)
 _NOT_A_FRAME = np.full((1, 1), wire.TOKEN_SPEECH_BEGIN, np.int32)
 
 
+CALLS_AT_ONCE = 512
+
+
 class ClientLeft(Exception):
     """The client cancelled its stream."""
 
@@ -43,10 +47,16 @@ class Entry:
         self.prompts = PromptBuilder(config, tokenizer, voice_frames)
         self.prefill_tokens = int(given["prefill_tokens"])
         self.encoded_voices: dict[int, asyncio.Task] = {}
+        self.executor: ThreadPoolExecutor | None = None
         # Unique among the entry instances of a server: each is a process of its own.
         self.session_ids = itertools.count((os.getpid() << 32) + 1)
 
     async def serve(self, requests: list) -> None:
+        # A call to a stage holds a thread of the loop's executor until it is answered. The default one has a few
+        # per core: sessions beyond that would wait for a thread, with every stage idle.
+        if self.executor is None:
+            self.executor = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="stage-call")
+            asyncio.get_running_loop().set_default_executor(self.executor)
         await asyncio.gather(*(self._answer(request) for request in requests))
 
     async def _answer(self, request) -> None:
