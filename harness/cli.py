@@ -98,6 +98,16 @@ def plan(
     print_plan(job.plan_of(stored, spec, content, _rates(qps) or spec.targets_qps))
 
 
+@app.command(epilog="Example: `harness simulate --run results/quick-1a2b3c4d --qps 0.8`")
+def simulate(
+    run: RunFolder,
+    qps: Annotated[float, typer.Option("--qps", help="Requests per second on one device, Poisson.")],
+) -> None:
+    """What one device of the best deployment would show at a rate: simulated from stored fits, nothing is run."""
+    stored = Run.open(run)
+    print_prediction(job.simulation_of(stored, _rates(str(qps))[0]), job.unit_of(stored.manifest))
+
+
 @app.command(epilog="Example: `harness report --run results/quick-1a2b3c4d`")
 def report(run: RunFolder) -> None:
     """Write signoff.html again from a run's stored records."""
@@ -242,6 +252,21 @@ def print_fit(content: dict) -> None:
             "-" if step["inconclusive"] else f"{step['r_squared']:.3f}",
             "-" if rate is None else f"{rate:.3f}/s", each["binding"] or each["inconclusive"] or "-",
         )  # fmt: skip
+    out.print(table)
+
+
+def print_prediction(content: dict, unit: str) -> None:
+    """A simulated steady state: the load, and the quantiles of each class."""
+    out.print(
+        f"Simulated at {content['rate_per_s']:g} requests/s on {unit}: {content['sessions']:.1f} sessions at once, "
+        f"{1e3 * content['step_s']:.1f} ms a frame, {content['frames_per_s'] / 7.5:.1f} audio seconds per second",
+        soft_wrap=True,
+        highlight=False,
+    )
+    table = Table("class", "first audio p50", "p95", "RTF p50", "p95")
+    for name in dict.fromkeys(key.partition(".")[0] for key in content if "." in key):
+        values = [content[f"{name}.{key}"] for key in ("ttfa_p50_s", "ttfa_p95_s", "rtf_p50", "rtf_p95")]
+        table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
     out.print(table)
 
 

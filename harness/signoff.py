@@ -17,7 +17,7 @@ import numpy as np
 from harness.capacity.fit import fit_run
 from harness.capacity.plan import make_plan
 from harness.capacity.predict import predict_open_run
-from harness.errors import ServerError
+from harness.errors import InconclusiveError, ServerError
 from harness.probe import host_facts, versions
 from harness.records import RunManifest, Trial
 from harness.report.page import write_report
@@ -226,6 +226,16 @@ def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
     )
 
 
+def simulation_of(run: Run, rate_per_s: float) -> dict:
+    """What an open-loop run at a rate would show on the best deployment, from the run's stored fit."""
+    fit = run.fit()
+    if fit is None or fit["best"] is None:
+        raise InconclusiveError(f"{run.path} holds no deployment that keeps the promises: nothing to simulate")
+    spec = spec_of(run)
+    rng = np.random.default_rng(spec.seed)
+    return predict_open_run(fit["deployments"][fit["best"]], spec.traffic_mix(), rate_per_s, 60.0, rng)
+
+
 def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None) -> Run:
     """The run of a plan: the same plan file, code and server always lead to the same folder."""
     text = Path(plan_path).read_bytes()
@@ -245,9 +255,9 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None) ->
         versions=versions(),
         host=host,
         preset=spec.preset,
-        device="cpu" if host["gpu"] == "none" else host["gpu"].split(",")[0],
+        device=f"the Triton at {url}" if url else "cpu" if host["gpu"] == "none" else host["gpu"].split(",")[0],
         seed=spec.seed,
-        notes=(f"Triton at {url}, not started by the harness",) if url else (),
+        notes=(f"Triton at {url} was not started by the harness; the host named here drove it",) if url else (),
     )
     return Run.create(results, manifest)
 
@@ -256,7 +266,8 @@ def unit_of(manifest: RunManifest) -> str:
     """What one "device" of the plan is, in words."""
     if manifest.device == "cpu":
         return f"this host ({manifest.host['cores']} CPU cores) at preset {manifest.preset}"
-    return f"one {manifest.device} at preset {manifest.preset}"
+    one = "" if manifest.device.startswith("the Triton") else "one "
+    return f"{one}{manifest.device} at preset {manifest.preset}"
 
 
 def describe_point(point: dict) -> str:

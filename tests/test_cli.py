@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("signoff", "sweep", "fit", "plan", "report", "serve", "speak", "doctor")
+COMMANDS = ("signoff", "sweep", "fit", "plan", "simulate", "report", "serve", "speak", "doctor")
 
 
 def harness(*arguments):
@@ -53,6 +53,7 @@ def files(tmp_path):
         (("plan", "--run", "{}/foreign"), "no run of this harness"),
         (("report", "--run", "{}/foreign"), "no run of this harness"),
         (("fit", "--run", "{}/none"), "none"),
+        (("simulate", "--run", "{}/none", "--qps", "0"), "none"),
         (("serve", "--preset", "2b"), "tiny, 1.5b or 7b"),
         (("serve", "--knob", "diffusion.delay_us=1"), "diffusion_decoder"),
         (("serve", "--knob", "diffusion_decoder.delay_us=soon"), "whole number"),
