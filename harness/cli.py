@@ -272,7 +272,8 @@ def print_prediction(content: dict, unit: str) -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one message, and Ctrl-C or a polite kill ends cleanly."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
+        signal.signal(signum, _as_interrupt)
     try:
         sys.exit(app(standalone_mode=False))
     except UsageError as error:

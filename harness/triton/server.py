@@ -235,6 +235,8 @@ def server_flags(models: Path, backends: Path) -> list[str]:
         "--metrics-address=127.0.0.1",
         f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
         "--log-info=false",
+        # Triton keeps the responses of a finished stream for the next one: after 90 minutes, half a gigabyte.
+        "--grpc-infer-allocation-pool-size=0",
     ]
 
 
@@ -247,10 +249,6 @@ def server_environment(found: Distribution) -> dict[str, str]:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH", "")]))
     environment["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")
     environment["HF_HUB_OFFLINE"] = "1"
-    # A stage frees and takes the same large buffers at every step: kept, they cost no page faults.
-    keep = str(1 << 32)
-    for limit in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
-        environment.setdefault(limit, keep)
     return environment
 
 
