@@ -26,6 +26,7 @@ from harness.triton.server import ROOT, TritonServer, local_url
 UsageError = typer.BadParameter.__base__  # typer carries a click of its own and does not export this one
 EXIT_MISTAKE = 64  # EX_USAGE of sysexits.h: the command was given something it cannot use
 EXIT_INTERRUPTED = 130
+_MAX_QPS = 1e6
 
 app = typer.Typer(
     help="How many GPUs does long-form, multi-speaker speech need at each target QPS?",
@@ -287,14 +288,23 @@ def main() -> None:
 
 
 def _as_interrupt(*_) -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a second one would cut the clean-up short, which is soon over
+        signal.signal(signum, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _set_aside(plan_path: Path, results: Path, url: str) -> None:
-    run = job.open_run(plan_path, load_plan(plan_path), results, url or None)
-    stamp = run.manifest.created_at.replace(":", "").replace("+0000", "")
+    path = results / job.run_id_of(plan_path, load_plan(plan_path), url or None)
+    if not Run.is_run(path):
+        return
+    run = Run.open(path)
+    aside = path.with_name(f"{path.name}-{run.manifest.created_at[:19].replace(':', '')}")
     with run.lock():
-        run.path.rename(run.path.with_name(f"{run.path.name}-{stamp}"))
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise InputError(f"cannot set {path} aside as {aside.name}: {error.strerror}") from error
+    out.print(f"the earlier run is now {aside}", soft_wrap=True)
 
 
 def _rates(text: str) -> tuple[float, ...]:
@@ -302,8 +312,8 @@ def _rates(text: str) -> tuple[float, ...]:
         rates = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise InputError(f"--qps {text!r}: give rates with commas between them, such as 0.5,1,5") from None
-    if any(not 0 < rate < float("inf") for rate in rates):
-        raise InputError(f"--qps {text!r}: every rate must be above 0")
+    if any(not 0 < rate <= _MAX_QPS for rate in rates):
+        raise InputError(f"--qps {text!r}: every rate must be above 0 and at most {_MAX_QPS:g}")
     return rates
 
 

@@ -6,7 +6,7 @@ import asyncio
 import struct
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 import numpy as np
@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from harness import wire
-from harness.errors import InputError, ServerError
+from harness.errors import HarnessError, InputError, RequestError, ServerError
 from harness.records import Chunks, Outcome, Request, Result
 
 DEFAULT_PORT = 8001
@@ -27,6 +27,7 @@ CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # the default of two minutes outlasts a server's restart
 )
+FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f"}  # of struct, for Triton's types
 FINAL = "triton_final_response"
 ASK_FOR_FINAL = "triton_enable_empty_final_response"
 
@@ -60,22 +61,31 @@ def _tensor(message: pb.ModelInferRequest, name: str, datatype: str, shape: list
     message.raw_input_contents.append(content)
 
 
+def _packed(name: str, datatype: str, values: Sequence[float]) -> bytes:
+    try:
+        return struct.pack(f"<{len(values)}{FORMATS[datatype]}", *values)
+    except (struct.error, OverflowError):
+        raise RequestError(f"{name} {', '.join(map(str, values))} does not fit Triton's {datatype}") from None
+
+
 def infer_message(request: Request) -> pb.ModelInferRequest:
-    """The request as Triton's protocol has it: every input of the entry model as raw bytes, little-endian."""
+    """The request as Triton's protocol has it: every input of the entry model as raw bytes, little-endian.
+
+    Raises RequestError for a number that its type cannot hold; limits of the model are the server's to judge.
+    """
     message = pb.ModelInferRequest(model_name=wire.ENTRY, id=request.request_id)
     message.parameters[ASK_FOR_FINAL].bool_param = True
     text = request.script.encode("utf-8")
     _tensor(message, wire.TEXT_INPUT, "BYTES", [1], struct.pack("<I", len(text)) + text)
-    speakers = np.asarray(request.speaker_ids, dtype="<i4")
-    _tensor(message, wire.SPEAKER_IDS, "INT32", [len(speakers)], speakers.tobytes())
-    for name, value in (
-        (wire.FRAMES, request.frames),
-        (wire.START_FRAME, request.start_frame),
-        (wire.CHUNK_FRAMES, request.chunk_frames),
+    for name, datatype, values in (
+        (wire.SPEAKER_IDS, "INT32", request.speaker_ids),
+        (wire.FRAMES, "INT32", [request.frames]),
+        (wire.START_FRAME, "INT32", [request.start_frame]),
+        (wire.CHUNK_FRAMES, "INT32", [request.chunk_frames]),
+        (wire.SEED, "INT64", [request.seed]),
+        (wire.GUIDANCE_SCALE, "FP32", [request.guidance_scale]),
     ):
-        _tensor(message, name, "INT32", [1], struct.pack("<i", value))
-    _tensor(message, wire.SEED, "INT64", [1], struct.pack("<q", request.seed))
-    _tensor(message, wire.GUIDANCE_SCALE, "FP32", [1], struct.pack("<f", request.guidance_scale))
+        _tensor(message, name, datatype, [len(values)], _packed(name, datatype, values))
     return message
 
 
@@ -106,6 +116,12 @@ def make_result(
         error=error,
         chunks=Chunks.empty() if chunks is None else chunks,
     )
+
+
+def failed_result(request: Request, loop: str, error: Exception) -> Result:
+    """The Result of a request that an exception ended."""
+    words = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+    return make_result(request, loop, Outcome.ERROR, words)
 
 
 class Stream:
@@ -289,9 +305,12 @@ class SpeechClient:
     def open(
         self, request: Request, loop: str, *, on_audio: OnAudio | None = None, on_chunk: OnChunk | None = None
     ) -> Stream:
-        """Make the stream of one request ready; nothing is sent before its ``run()``."""
+        """Make the stream of one request ready; nothing is sent before its ``run()``. Raises RequestError."""
         return Stream(self._stub, self.address, request, loop, on_audio, on_chunk)
 
     async def speak(self, request: Request, loop: str, *, on_audio: OnAudio | None = None) -> Result:
-        """Send the request now and read its audio to the end. Never raises for what the server does: see Result."""
+        """Send the request now and read its audio to the end. Never raises for what the server does: see Result.
+
+        Raises RequestError, before anything is sent, for a number that Triton's types cannot hold.
+        """
         return await self.open(request, loop, on_audio=on_audio).run()

@@ -30,7 +30,6 @@ COLUMNS = {
     "stalls": "Stalls > 50 ms",
     "audio_s": "Audio (s)",
 }
-_STALL_S = 0.05
 
 
 class LiveTable:
@@ -39,14 +38,17 @@ class LiveTable:
     def __init__(self):
         self._results: list | None = None
         self._frames: list[pd.DataFrame] = []
+        self._ended: set[str] = set()
         self._folded = 0
 
     def rows(self, results: list, progress: Progress) -> list[dict]:
         """One row a class and one for all, as the page shows them: text, empty where there is no figure yet."""
         done = self._fold(results)
+        # A look is up to a second old: what has ended since is in the Results already.
+        running = [each for each in progress.running if each.request_id not in self._ended]
         running = pd.DataFrame(
-            [[each.traffic_class, each.ttfa_s, each.rtf, each.stalls, each.audio_s] for each in progress.running],
-            columns=["traffic_class", "ttfa_s", "rtf", "stalls_50ms", "audio_s"],
+            [[each.traffic_class, each.ttfa_s, each.rtf, each.stalls, each.audio_s] for each in running],
+            columns=["traffic_class", "ttfa_s", "rtf", "audible_stalls", "audio_s"],
         )
         names = sorted({*done["traffic_class"], *running["traffic_class"]})
         rows = [_row(name, _of(done, name), _of(running, name)) for name in names]
@@ -55,10 +57,11 @@ class LiveTable:
 
     def _fold(self, results: list) -> pd.DataFrame:
         if results is not self._results:
-            self._results, self._frames, self._folded = results, [per_request([])], 0
+            self._results, self._frames, self._ended, self._folded = results, [per_request([])], set(), 0
         fresh = results[self._folded :]
         if fresh:
             self._frames = [pd.concat([*self._frames, per_request(fresh)]) if self._folded else per_request(fresh)]
+            self._ended.update(each.request_id for each in fresh)
             self._folded += len(fresh)
         return self._frames[0]
 
@@ -81,7 +84,7 @@ def _row(name: str, done: pd.DataFrame, running: pd.DataFrame) -> dict:
         "ttfa_p95": _quantile(ttfa_s, 0.95),
         "rtf_p50": _quantile(rtf, 0.5),
         "rtf_p95": _quantile(rtf, 0.95),
-        "stalls": str(int((done["stall_longest_s"] > _STALL_S).sum() + running["stalls_50ms"].sum())),
+        "stalls": str(int(done["audible_stalls"].sum() + running["audible_stalls"].sum())),
         "audio_s": f"{done['audio_s'].sum() + running['audio_s'].sum():.1f}",
     }
 

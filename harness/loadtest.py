@@ -208,6 +208,7 @@ class Ledger:
         self.lag_p99_s = math.nan  # how late the readers' own timers ran
         self.remarks: list[str] = []  # each makes the test INVALID
         self.start_ns = time.monotonic_ns()
+        self._rungs = 0  # that have been held
         self._writer = RecordsWriter(folder, self._run()) if folder else None
 
     def take(self, result: Result) -> None:
@@ -219,7 +220,13 @@ class Ledger:
         if self._writer:
             self._writer.result(result)
 
+    def all_users_run(self, now_ns: int) -> None:
+        """The window begins; on every rung after the first it has begun."""
+        if not self._rungs:
+            self.start_ns = now_ns
+
     def rung(self, users: int, start_ns: int, end_ns: int) -> None:
+        self._rungs += 1
         if self._writer:
             self._writer.rung({"users": users, "start_ns": start_ns, "end_ns": end_ns})
 
@@ -244,7 +251,7 @@ class Ledger:
     def _judged(self, summary: dict[str, float]) -> tuple[dict[str, float], list[str]]:
         """The summary as its gates apply to this test, and what a reader should know of that."""
         judged, notes = dict(summary), []
-        if self.settings.ladder:  # load that is made to rise cannot be steady; each rung is judged on its own
+        if self.settings.ladder:  # its load rises by design: every gate but those of steadiness holds, over all rungs
             judged |= dict.fromkeys(("littles_residual", "sessions_trend_p", "ttfa_trend_p"), math.nan)
         lateness_s = summary["lateness_p99_s"]
         if not is_this_host(self.url):

@@ -57,9 +57,9 @@ class SpeechTest:
         self._running = True
 
     def all_users_run(self) -> None:
-        """A closed loop's window begins when all users run; an open loop's with its schedule."""
+        """A closed loop's window begins when all users (of the first rung) run; an open loop's with its schedule."""
         if self._running and not self._finishing and self.ledger and self.settings.loop == "closed":
-            self.ledger.start_ns = time.monotonic_ns()
+            self.ledger.all_users_run(time.monotonic_ns())
 
     def finish(self, grace_s: float) -> None:
         """End the test if one is under way: every Result home, certificate printed, exit code set.
@@ -86,9 +86,10 @@ class SpeechTest:
         return self.share.pool.progress() if self._running else Progress()
 
     def _open(self, url: str) -> None:
-        share = Share(self.settings, url, self._take)
-        self.ledger, self.share = Ledger(self.settings, url, self._folder()), share
-        self.ledger.start_ns = share.start_ns
+        # The ledger first: where its folder cannot be used, no load may begin.
+        self.ledger = Ledger(self.settings, url, self._folder())
+        self.share = Share(self.settings, url, self._take)
+        self.ledger.start_ns = self.share.start_ns
 
     def _take(self, result: Result) -> None:
         self.ledger.take(result)

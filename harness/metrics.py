@@ -17,6 +17,7 @@ from harness.slo import sample_quantile
 
 NS_PER_S = 1e9
 START_BUFFERS_S = {"": 0.0, "_500ms": 0.5, "_2s": 2.0}
+AUDIBLE_STALL_S = 0.05
 LATE_SEND_S = 0.005
 MAX_RATE_ERROR = 0.01
 MAX_LATE_SENDS_SHARE = 0.01
@@ -106,6 +107,7 @@ _STALLS = [f"{what}{buffer}" for buffer in START_BUFFERS_S for what in ("stall_l
 _MEASURES = (
     ["chunks", "samples", "audio_s", "asked_s", "ttfa_s", "schedule_delay_s", "rtf"]
     + _STALLS
+    + ["audible_stalls"]
     + ["lateness_p99_s", "first_received_ns", "last_received_ns"]
 )
 
@@ -136,7 +138,7 @@ def _rtf(received_ns: np.ndarray, samples: np.ndarray) -> float:
 
 
 def _stalls(result: Result, inside: slice, end_ns: int) -> dict:
-    """Longest, total and number of stalls within the window, for each start buffer.
+    """Longest, total and number of stalls within the window, for each start buffer; without one, those above 50 ms.
 
     A chunk's lead is its arrival less the audio before it. Playback is late by the running maximum of the leads and
     the start buffer; each rise of that maximum is a stall. A stream that ended early waits until its end.
@@ -159,6 +161,8 @@ def _stalls(result: Result, inside: slice, end_ns: int) -> dict:
         row[f"stall_longest_s{name}"] = float(waits.max(initial=0)) / _THIRDS_PER_S
         row[f"stall_total_s{name}"] = float(waits.sum()) / _THIRDS_PER_S
         row[f"stalls{name}"] = int(np.count_nonzero(waits))
+        if not buffer_s:
+            row["audible_stalls"] = int(np.count_nonzero(waits > AUDIBLE_STALL_S * _THIRDS_PER_S))
     return row
 
 

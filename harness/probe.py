@@ -39,10 +39,11 @@ class Probe:
         self._thread.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error_type, *_) -> None:
         self._stop.set()
         self._thread.join()
-        self._look()
+        if error_type is None:
+            self._look()
         self._reader.close()
 
     def _run(self) -> None:

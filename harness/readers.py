@@ -28,7 +28,7 @@ from pathlib import Path
 
 import msgpack
 
-from harness.client import SpeechClient, Stream, address_of, make_result
+from harness.client import SpeechClient, Stream, address_of, failed_result, make_result
 from harness.errors import HarnessError, InputError, ServerError
 from harness.recording import request_from_plain, request_to_plain, result_from_plain, result_to_plain
 from harness.records import Outcome, Request, Result
@@ -297,7 +297,7 @@ class _Desk:
         try:
             self._streams[number] = self._client.open(request, loop, on_chunk=self._chunk)
         except Exception as error:  # whatever happens, every request has a Result
-            return self._return(number, make_result(request, loop, Outcome.ERROR, f"{type(error).__name__}: {error}"))
+            return self._return(number, failed_result(request, loop, error))
         task = self._loop.create_task(self._run(number, request, loop))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -306,7 +306,7 @@ class _Desk:
         try:
             result = await self._streams[number].run()
         except Exception as error:
-            result = make_result(request, loop, Outcome.ERROR, f"{type(error).__name__}: {error}")
+            result = failed_result(request, loop, error)
         self._watch.forget(self._streams.pop(number))
         self._return(number, result)
 

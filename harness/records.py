@@ -135,6 +135,7 @@ class Trial:
     rungs: tuple[Rung, ...]
     prediction: dict | None = None  # written before an open-loop run starts: what the fit says it will show
     over_saturated: bool = False
+    reader_lag_p99_s: float | None = None  # how late the stream readers' own timers ran
 
 
 @dataclass(frozen=True, slots=True)

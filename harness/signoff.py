@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
+from harness import wire
 from harness.capacity.fit import fit_run
 from harness.capacity.plan import make_plan
 from harness.capacity.predict import predict_open_run
 from harness.errors import InconclusiveError, ServerError
 from harness.probe import host_facts, versions
 from harness.records import RunManifest, Trial
+from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
 from harness.spec import PlanSpec, load_plan
 from harness.store import Run
-from harness.sweep import Driver, Load, Measured, estimated_s, trial_id
+from harness.sweep import Driver, Load, TrialBroken, estimated_s, trial_id
 from harness.triton.config import Deployment
 from harness.triton.server import ROOT, RemoteTriton, TritonServer
 
 EXIT_CODES = {"met": 0, "missed": 1, "inconclusive": 2}
-_TRIES = 2  # a trial whose server or load generator broke is measured once more
+TRIES = 2  # a trial that broke or came out INVALID is measured once more
 _FIT_S, _START_S = 20.0, 25.0
 
 
@@ -65,85 +69,94 @@ class SignOff:
         self.base = Deployment(preset=self.spec.preset, **(deployment or {}))
         self.run = open_run(self.plan_path, self.spec, results, url)
         self.mix = self.spec.traffic_mix()
+        self.left_out: list[str] = []  # what the budget had no time for
 
     def execute(self, watcher: Watcher | None = None, *, ladders_only: bool = False) -> dict | None:
         """Measure what is missing, then fit, confirm and plan. A finished run answers from its store."""
         watcher = watcher or Watcher()
         with self.run.lock():
             if self.run.manifest.finished_at and not ladders_only:
-                return self.run.plan()
+                return self._stored(watcher)
             budget = Budget(self.spec.budget_minutes)
             watcher.begin(self._estimated_s())
             if list(self._missing_ladders()) or not ladders_only:
-                self._measure(watcher, budget, ladders_only)
+                with measuring_lock():
+                    self._measure(watcher, budget, ladders_only)
             return None if ladders_only else self._conclude(watcher)
+
+    def _stored(self, watcher: Watcher) -> dict:
+        """The answer of a finished run; what a kill in its last moment kept from being written is written now."""
+        if self.run.plan() is None or not (self.run.path / REPORT_NAME).exists():
+            return self._conclude(watcher)
+        return self.run.plan()
 
     def _measure(self, watcher: Watcher, budget: Budget, ladders_only: bool) -> None:
         watcher.step("starting Triton" if not self.url else f"reaching {self.url}", _START_S)
-        with self._server() as server:
+        with ExitStack() as servers:
+            server = servers.enter_context(self._server())
             watcher.done(server.url)
             driver = Driver(server, self.plan_path, self.spec, self.run.path / ".work", self.base)
-            try:
-                self._ladders(driver, watcher, budget)
-                if not ladders_only:
-                    self._confirm(driver, watcher, budget)
-            finally:
-                shutil.rmtree(driver.scratch, ignore_errors=True)
+            servers.callback(shutil.rmtree, driver.scratch, ignore_errors=True)
+            self._servers = servers
+            self._ladders(driver, watcher, budget)
+            if not ladders_only:
+                self._confirm(driver, watcher, budget)
 
     def _ladders(self, driver: Driver, watcher: Watcher, budget: Budget) -> None:
         points = self.spec.points()
+        later_s = self._confirm_s() + _FIT_S
         for point, load in list(self._missing_ladders()):
-            number = points.index(point) + 1
-            if budget.left_s() < estimated_s(load) + self._confirm_s() + _FIT_S:
-                watcher.say(f"the budget of {budget.minutes:g} min leaves no time for point {number} and later ones")
+            what = f"ladder {points.index(point) + 1}/{len(points)}: {describe_point(point)}"
+            if not self._measure_until_settled(driver, watcher, budget, what, later_s, point, load, None):
                 return
-            watcher.step(f"ladder {number}/{len(points)}: {describe_point(point)}", estimated_s(load))
-            watcher.done(_ladder_note(self._trial(driver, point, load)))
 
     def _confirm(self, driver: Driver, watcher: Watcher, budget: Budget) -> None:
-        """Open-loop runs that the fit has not seen; each prediction is fixed before its run starts."""
+        """Open-loop runs that the fit has not seen; each prediction is made before its run starts."""
         fit = self._fit(watcher)
         if fit["best"] is None:
             watcher.say("no deployment keeps the promises at any rate: nothing to confirm")
             return
         best = fit["deployments"][fit["best"]]
-        for share in self.spec.confirm.load_share:
-            load = self._open_load(best, share)
-            if self._known(trial_id(best["deployment"], load)):
-                continue
-            if budget.left_s() < estimated_s(load) + _FIT_S:
-                watcher.say(f"the budget of {budget.minutes:g} min leaves no time to confirm {share:.0%} of the rate")
-                return
-            rng = np.random.default_rng(self.spec.seed)
-            prediction = predict_open_run(best, self.mix, load.rate_per_s, load.seconds, rng)
+        for index, share in enumerate(self.spec.confirm.load_share):
+            load, prediction = self._open_load(best, share, index)
             what = f"open loop at {load.rate_per_s:.2f} requests/s ({share:.0%} of the highest)"
-            watcher.step(what, estimated_s(load))
-            watcher.done(_open_note(self._trial(driver, best["deployment"], load, prediction)))
+            self._measure_until_settled(driver, watcher, budget, what, _FIT_S, best["deployment"], load, prediction)
+
+    def _measure_until_settled(
+        self, driver: Driver, watcher: Watcher, budget: Budget, what: str, later_s: float,
+        point: dict, load: Load, prediction: dict | None,
+    ) -> bool:  # fmt: skip
+        """Measure a trial, and an INVALID one once more; False where the budget left no time to measure it at all."""
+        while not self._settled(point, load):
+            tried = self._known(trial_id(point, load)) is not None
+            if budget.left_s() < estimated_s(load) + later_s:
+                if not tried:
+                    self.left_out.append(what)
+                    watcher.say(f"the budget of {budget.minutes:g} min leaves no time for {what}")
+                return tried
+            watcher.step(what + (", once more" if tried else ""), estimated_s(load))
+            watcher.done(_note(self._trial(driver, point, load, prediction)))
+        return True
 
     def _trial(self, driver: Driver, point: dict, load: Load, prediction: dict | None = None) -> Trial:
-        for attempt in range(1, _TRIES + 1):
+        """Measure a point; once more where the server or Locust broke, or an earlier try was INVALID."""
+        repeat = sum(self._known(trial_id(point, load, number)) is not None for number in range(TRIES))
+        for attempt in range(1, TRIES + 1):
             try:
-                measured = driver.run(point, load, prediction)
-            except ServerError as error:
-                if attempt == _TRIES:
+                measured = driver.run(point, load, prediction, repeat)
+                break
+            except TrialBroken as error:
+                if attempt == TRIES or (self.url and not driver.server.alive()):
                     raise
                 self._revive(driver, error)
-                continue
-            if driver.server.alive() or attempt == _TRIES:
-                break
-            self._revive(driver, ServerError("the server ended during a trial"))
-        self._keep(measured)
+        self.run.append_trial(measured.trial, measured.results, measured.samples)
         return measured.trial
 
-    def _revive(self, driver: Driver, error: ServerError) -> None:
-        """Start a server that broke once more, where it is ours to start."""
-        if self.url:
-            raise error
-        driver.server.stop()
-        driver.server = TritonServer(self.base).start()
-
-    def _keep(self, measured: Measured) -> None:
-        self.run.append_trial(measured.trial, measured.results, measured.samples)
+    def _revive(self, driver: Driver, error: TrialBroken) -> None:
+        """Start our server once more where it broke."""
+        if not driver.server.alive():
+            driver.server.stop()
+            driver.server = self._servers.enter_context(self._server())
 
     def _fit(self, watcher: Watcher) -> dict:
         watcher.step("fitting", _FIT_S / 2)
@@ -153,35 +166,43 @@ class SignOff:
         return fit
 
     def _conclude(self, watcher: Watcher) -> dict:
-        fit = self.run.fit() or self._fit(watcher)
+        fit = self._fit(watcher)
         watcher.step("planning", _FIT_S / 2)
         plan = plan_of(self.run, self.spec, fit, self.spec.targets_qps)
+        plan["reasons"] += [f"The budget left no time for {what}: run it again to go on." for what in self.left_out]
         self.run.write_plan(plan)
-        self.run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
+        if not self.left_out:
+            self.run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
         write_report(self.run)
         watcher.done()
         return plan
 
     def _server(self):
-        return RemoteTriton(self.url) if self.url else TritonServer(self.base)
+        return RemoteTriton(self.url, self.spec.preset) if self.url else TritonServer(self.base)
 
     def _missing_ladders(self) -> Iterator[tuple[dict, Load]]:
         for point in self.spec.points():
             ladder = self.spec.ladder
             load = Load(ladder.seconds, self.spec.seed, ladder.sessions, chunk_frames=point.get("chunk_frames"))
-            if not self._known(trial_id(point, load)):
+            if not self._settled(point, load):
                 yield point, load
 
-    def _open_load(self, best: dict, share: float) -> Load:
+    def _open_load(self, best: dict, share: float, index: int) -> tuple[Load, dict]:
+        """The load of a confirmation and what the fit says that it will show."""
+        seed = self.spec.seed + 1 + index  # each run draws requests of its own
         rate = round(best["max_rate_per_s"] * share, 4)
-        seed = self.spec.seed + 1  # other requests than the ladders'
-        chunk_frames = best["deployment"].get("chunk_frames")
-        sessions = predict_open_run(best, self.mix, rate, self.spec.confirm.seconds, np.random.default_rng(seed))
-        steady = max(1, round(sessions["sessions"]))
-        return Load(self.spec.confirm.seconds, seed, (), rate, steady, chunk_frames)
+        seconds = self.spec.confirm.seconds
+        prediction = predict_open_run(best, self.mix, rate, seconds, np.random.default_rng(seed))
+        steady = max(1, round(prediction["sessions"]))
+        return Load(seconds, seed, (), rate, steady, best["deployment"].get("chunk_frames")), prediction
 
-    def _known(self, name: str) -> bool:
-        return any(trial.trial_id == name for trial in self.run.trials())
+    def _settled(self, point: dict, load: Load) -> bool:
+        """Whether a trial need not be measured: it is VALID, or was tried as often as is worth it."""
+        tries = [self._known(trial_id(point, load, repeat)) for repeat in range(TRIES)]
+        return any(trial is not None and trial.valid for trial in tries) or None not in tries
+
+    def _known(self, name: str) -> Trial | None:
+        return next((trial for trial in self.run.trials() if trial.trial_id == name), None)
 
     def _confirm_s(self) -> float:
         confirm = self.spec.confirm
@@ -236,12 +257,16 @@ def simulation_of(run: Run, rate_per_s: float) -> dict:
     return predict_open_run(fit["deployments"][fit["best"]], spec.traffic_mix(), rate_per_s, 60.0, rng)
 
 
+def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None) -> str:
+    """The same plan file, code and server always lead to the same folder, and others to another."""
+    digest = hashlib.sha256(Path(plan_path).read_bytes())
+    digest.update(f"{_commit()} {url or ''}".encode())
+    return f"{spec.name}-{digest.hexdigest()[:8]}"
+
+
 def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None) -> Run:
-    """The run of a plan: the same plan file, code and server always lead to the same folder."""
-    text = Path(plan_path).read_bytes()
-    digest = hashlib.sha256(text).hexdigest()
-    target = "" if url is None else "-" + hashlib.sha256(url.encode()).hexdigest()[:4]
-    run_id = f"{spec.name}-{digest[:8]}{target}"
+    """The run of a plan, new or as an earlier start left it."""
+    run_id = run_id_of(plan_path, spec, url)
     if Run.is_run(Path(results) / run_id):
         return Run.open(Path(results) / run_id)
     host = host_facts()
@@ -249,7 +274,7 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None) ->
         run_id=run_id,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         plan_path=os.path.relpath(plan_path, ROOT),
-        plan_sha256=digest,
+        plan_sha256=hashlib.sha256(Path(plan_path).read_bytes()).hexdigest(),
         plan=spec.model_dump(mode="json"),
         commit=_commit(),
         versions=versions(),
@@ -260,6 +285,23 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None) ->
         notes=(f"Triton at {url} was not started by the harness; the host named here drove it",) if url else (),
     )
     return Run.create(results, manifest)
+
+
+@contextmanager
+def measuring_lock(root: Path = ROOT) -> Iterator[None]:
+    """One measurement at a time on this host: a second one would measure the first. Raises ServerError."""
+    folder = root / ".harness"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "measuring.lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ServerError(f"process {file.read()} is measuring on this host: wait for it or end it") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def unit_of(manifest: RunManifest) -> str:
@@ -282,23 +324,18 @@ def describe_point(point: dict) -> str:
     return ", ".join(words) or "as the repository has it"
 
 
-def _ladder_note(trial: Trial) -> str:
-    best = max((rung.frames_per_s for rung in trial.rungs), default=0.0)
-    return f"{_verdict(trial)}, up to {best / 7.5:.1f} audio s/s"
-
-
-def _open_note(trial: Trial) -> str:
-    summary = trial.rungs[0].summary if trial.rungs else {}
-    p95 = summary.get("ttfa_p95_s")
-    return _verdict(trial) + (f", time to first audio p95 {p95:.2f} s" if p95 is not None else "")
-
-
-def _verdict(trial: Trial) -> str:
-    return "VALID" if trial.valid else f"INVALID ({'; '.join(trial.reasons)})"
+def _note(trial: Trial) -> str:
+    """A finished trial in a few words."""
+    verdict = "VALID" if trial.valid else f"INVALID ({'; '.join(trial.reasons)})"
+    if trial.kind == "ladder":
+        best = max((rung.frames_per_s for rung in trial.rungs), default=0.0)
+        return f"{verdict}, up to {best * wire.SECONDS_PER_FRAME:.1f} audio s/s"
+    p95 = trial.rungs[0].summary["ttfa_p95_s"] if trial.rungs else float("nan")
+    return f"{verdict}, time to first audio p95 {p95:.2f} s"
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness import wire
 from harness.client import SpeechClient
-from harness.errors import InputError, ServerError
+from harness.errors import InputError, RequestError, ServerError
 from harness.records import Outcome, Request, Result
 from harness.script import parse_script, validate_utf8
 
@@ -20,6 +20,8 @@ _FRAMES_PER_WORD = 60 / 24  # 180 words a minute of audio
 
 def speak_file(url: str, path: Path, frames: int | None, wav: Path | None) -> str:
     """Speak a script file; returns a sentence with the figures. Raises HarnessError where it cannot be spoken."""
+    if frames is not None and not 1 <= frames <= wire.MAX_FRAMES:
+        raise RequestError(f"--frames {frames} must lie in 1 to {wire.MAX_FRAMES} (90 minutes)")
     text = _read(path)
     speakers = max(turn.speaker for turn in parse_script(text))
     words = len(text.split())

@@ -29,6 +29,8 @@ KNOBS = {
 Whole = Annotated[int, Field(strict=True, ge=1)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, gt=0, le=1)]
+Rate = Annotated[float, Field(strict=True, gt=0, le=1e6)]
+DAY_S = 86_400
 
 
 class _Frozen(BaseModel):
@@ -79,7 +81,14 @@ class LadderSpec(_Frozen):
     """The closed-loop ladder of a trial: numbers of sessions, and how long each is held."""
 
     sessions: tuple[Whole, ...] = Field((1, 2, 4, 8, 16), min_length=1)
-    seconds: Positive = 6.0
+    seconds: Annotated[float, Field(strict=True)] = 6.0
+
+    @field_validator("seconds")
+    @classmethod
+    def _long_enough(cls, seconds: float) -> float:
+        if not 2 <= seconds <= DAY_S:
+            raise ValueError(f"must lie in 2 to {DAY_S}, not {seconds:g}")
+        return seconds
 
     @field_validator("sessions")
     @classmethod
@@ -93,7 +102,14 @@ class ConfirmSpec(_Frozen):
     """The open-loop runs that confirm: shares of the predicted highest rate, and how long each lasts."""
 
     load_share: tuple[Annotated[float, Field(strict=True, gt=0, le=10)], ...] = Field((0.5, 0.7, 0.85), min_length=1)
-    seconds: Positive = 30.0
+    seconds: Annotated[float, Field(strict=True)] = 30.0
+
+    @field_validator("seconds")
+    @classmethod
+    def _long_enough(cls, seconds: float) -> float:
+        if not (5 <= seconds <= DAY_S and seconds.is_integer()):  # Locust runs for whole seconds
+            raise ValueError(f"must be whole seconds from 5 to {DAY_S}, not {seconds:g}")
+        return seconds
 
 
 class PlanSpec(_Frozen):
@@ -105,7 +121,7 @@ class PlanSpec(_Frozen):
     mix: MixSpec
     scripts: str | None = None  # a folder of real .txt scripts; left out = generated
     promises: dict[str, dict[str, float]] = Field(min_length=1)
-    targets_qps: tuple[Positive, ...] = Field(min_length=1)
+    targets_qps: tuple[Rate, ...] = Field(min_length=1)
     space: dict[str, tuple[Annotated[int, Field(strict=True)], ...]] = Field(default_factory=dict)
     ladder: LadderSpec = LadderSpec()
     confirm: ConfirmSpec = ConfirmSpec()

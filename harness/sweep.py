@@ -23,7 +23,7 @@ from harness.errors import HarnessError, ServerError
 from harness.probe import Probe
 from harness.processes import end_group, spawn
 from harness.recording import Records, read_records
-from harness.records import Result, Rung, ServerSample, StageStatistics, Trial
+from harness.records import Outcome, Result, Rung, ServerSample, StageStatistics, Trial
 from harness.spec import PlanSpec
 from harness.triton.config import Deployment
 from harness.triton.server import ROOT
@@ -84,6 +84,10 @@ def estimated_s(load: Load) -> float:
     return load.total_s + _START_S
 
 
+class TrialBroken(ServerError):
+    """The server or the load generator did not last to the end of a trial."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """A finished trial with its raw records."""
@@ -110,7 +114,7 @@ class Driver:
         return self.server.reload(Deployment(base.preset, base.checkpoint, base.voices, base.weights_seed, knobs))
 
     def run(self, point: dict, load: Load, prediction: dict | None = None, repeat: int = 0) -> Measured:
-        """Deploy, drive and fold one trial. A run that Locust or the server broke is a trial too: INVALID."""
+        """Deploy, drive and fold one trial. Raises TrialBroken where the server or Locust did not last to its end."""
         started_at, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         name = trial_id(point, load, repeat)
         self.deploy(point)
@@ -118,12 +122,11 @@ class Driver:
         shutil.rmtree(folder, ignore_errors=True)
         with Probe(self.server.url, self.server.pid) as probe:
             exit_code, output = self._locust(folder, load)
-        records, problem = _records(folder, exit_code, output)
         if not self.server.alive():
-            problem = "the server ended during the trial"
+            raise TrialBroken(f"the server ended during {name}")
+        records = _records(folder, exit_code, output)
         rungs = _rungs(records, probe.samples)
-        end = records.end if records else {}
-        reasons = tuple([problem] if problem else []) + tuple(end.get("reasons", ()))
+        failures = _failures(records.results)
         shutil.rmtree(folder, ignore_errors=True)
         trial = Trial(
             trial_id=name,
@@ -132,12 +135,13 @@ class Driver:
             load=load.record(),
             started_at=started_at,
             wall_s=round(time.monotonic() - began, 3),
-            valid=not problem and bool(end.get("valid")) and bool(rungs),
-            reasons=reasons,
+            valid=records.end["valid"] and not failures,
+            reasons=(*failures, *records.end["reasons"]),
             rungs=rungs,
             prediction=prediction,
+            reader_lag_p99_s=records.end.get("lag_p99_s"),
         )
-        return Measured(trial, records.results if records else (), probe.samples)
+        return Measured(trial, records.results, probe.samples)
 
     def _locust(self, folder: Path, load: Load) -> tuple[int, str]:
         command = [sys.executable, "-m", "locust", "-f", str(SCENARIO), "--headless", "--host", self.server.url]
@@ -154,25 +158,30 @@ class Driver:
         return code, log.read_text(errors="replace")
 
 
-def _records(folder: Path, exit_code: int, output: str) -> tuple[Records | None, str]:
-    """What Locust wrote, and what went wrong, "" if nothing did."""
+def _records(folder: Path, exit_code: int, output: str) -> Records:
+    """What Locust wrote. Raises TrialBroken where that is not a whole test."""
     try:
         records = read_records(folder)
     except HarnessError as error:
-        raise ServerError(f"Locust gave no records (exit {exit_code}): {error}\n{output[-1500:]}") from error
-    if exit_code not in (0, 1, LOCUST_EXIT_INVALID):
-        return records, f"Locust ended with exit code {exit_code}: {output[-300:].strip()}"
-    return records, "" if records.end else "Locust was cut off before it had written its end"
+        raise TrialBroken(f"Locust gave no records (exit code {exit_code}): {error}\n{output[-1500:]}") from error
+    if exit_code not in (0, 1, LOCUST_EXIT_INVALID) or not records.end:
+        raise TrialBroken(f"Locust was cut off (exit code {exit_code}): {output[-500:].strip()}")
+    return records
 
 
-def _rungs(records: Records | None, samples: Sequence[ServerSample]) -> tuple[Rung, ...]:
+def _failures(results: Sequence[Result]) -> tuple[str, ...]:
+    """Nothing is fitted from a load that the server did not carry: what failed would be missing in every figure."""
+    errors = [result.error for result in results if result.outcome is Outcome.ERROR]
+    return (f"{len(errors)} of {len(results)} requests failed, the first with: {errors[0]}",) if errors else ()
+
+
+def _rungs(records: Records, samples: Sequence[ServerSample]) -> tuple[Rung, ...]:
     """The windows of a trial in which the load was held, without the time that sessions take to open."""
-    if records is None or not records.end:
-        return ()
+    ladder = bool(records.run["ladder"])
     windows = [(rung["start_ns"], rung["end_ns"]) for rung in records.rungs]
-    if not windows and not records.run.get("ladder"):
+    if not ladder:
         windows = [(records.end["start_ns"], records.end["end_ns"])]
-    return tuple(_rung(records.results, samples, start, end, bool(records.rungs)) for start, end in windows)
+    return tuple(_rung(records.results, samples, start, end, ladder) for start, end in windows)
 
 
 def _rung(results: Sequence[Result], samples: Sequence[ServerSample], start: int, end: int, ladder: bool) -> Rung:

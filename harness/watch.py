@@ -27,6 +27,7 @@ class Running:
     rtf: float
     stalls: int
     audio_s: float
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class _Playback:
             rtf=(self.last_ns - self.first_ns) / 1e9 / later_s if later_s else math.nan,
             stalls=self.stalls,
             audio_s=self.samples / wire.SAMPLE_RATE_HZ,
+            request_id=self.request.request_id,
         )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import psutil
 import pytest
 
 from harness.client import SpeechClient
@@ -35,3 +36,20 @@ def speak(triton):
 
 def make_request(name="r", script="Speaker 1: Hello.", speakers=(1,), frames=4, **more):
     return Request(name, "short", script, tuple(speakers), frames, due_ns=time.monotonic_ns(), **more)
+
+
+def still_running(processes, timeout_s):
+    """Those of the processes that have not ended within the time; one that only waits to be reaped has ended."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        running = [one for one in processes if one.is_running() and not is_zombie(one)]
+        if not running or time.monotonic() > deadline:
+            return running
+        time.sleep(0.05)
+
+
+def is_zombie(process):
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

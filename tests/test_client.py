@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from harness import wire
 from harness.client import SpeechClient, address_of, infer_message
-from harness.errors import InputError, ServerError
+from harness.errors import InputError, RequestError, ServerError
 from harness.records import Outcome, Request
+from harness.speak import speak_file
 
 
 def request(**changes) -> Request:
@@ -59,6 +60,33 @@ def test_the_server_reads_what_the_client_wrote(**fields):
         wire.SEED: [fields["seed"]],
         wire.GUIDANCE_SCALE: [fields["guidance_scale"]],
     }
+
+
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("frames", 3_000_000_000, "frames 3000000000 does not fit Triton's INT32"),
+        ("start_frame", -(2**31) - 1, "start_frame -2147483649 does not"),
+        ("chunk_frames", 2.5, "chunk_frames 2.5 does not"),
+        ("speaker_ids", (1, 2**31), "speaker_ids 1, 2147483648 does not"),
+        ("seed", 2**63, "seed 9223372036854775808 does not fit Triton's INT64"),
+        ("guidance_scale", 1e39, "guidance_scale 1e\\+39 does not fit Triton's FP32"),
+    ],
+)
+def test_a_number_that_its_type_cannot_hold_is_refused_before_anything_is_sent(field, value, words):
+    async def use(client, fake):
+        with pytest.raises(RequestError, match=words):
+            await client.speak(request(**{field: value}), "open")
+        assert fake.requests == []
+
+    run(Timetable(), use)
+
+
+@pytest.mark.parametrize("frames", [0, -1, wire.MAX_FRAMES + 1, 3_000_000_000])
+def test_frames_that_nothing_can_speak_need_no_server_to_be_refused(frames, tmp_path):
+    (tmp_path / "talk.txt").write_text("Speaker 1: Hi.")
+    with pytest.raises(RequestError, match=f"--frames {frames} must lie in 1 to 40500"):
+        speak_file("127.0.0.1:9", tmp_path / "talk.txt", frames, None)
 
 
 def test_a_whole_stream_is_done():

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import metrics
-from harness.records import Chunks, Outcome, Result
+from harness.records import Chunks, Outcome, Request, Result
+from harness.watch import Watch
 
 MS = 1_000_000
 SECOND = 1_000_000_000
@@ -51,7 +52,7 @@ def test_one_stream_worked_out_by_hand():
     assert row.schedule_delay_s == pytest.approx(0.01)
     assert row.rtf == pytest.approx(0.5 / 0.4)
     # The third chunk is due at 300 + 266.7 ms and comes at 700; the fourth is in time after that.
-    assert (row.stalls, row.stalls_500ms) == (1, 0)
+    assert (row.stalls, row.audible_stalls, row.stalls_500ms) == (1, 1, 0)
     assert row.stall_longest_s == row.stall_total_s == pytest.approx(0.4 - 4 / 15)
     assert row.stall_total_s_500ms == row.stall_longest_s_2s == 0
     assert row.lateness_p99_s == pytest.approx(0.003)
@@ -101,6 +102,15 @@ def test_stalls_agree_with_a_playback_clock_stepped_by_hand(gaps_ms, frames, sta
     assert row[f"stalls{suffix}"] == len(waits)
     assert row[f"stall_total_s{suffix}"] == pytest.approx(sum(waits) / 1e3, abs=1e-9)
     assert row[f"stall_longest_s{suffix}"] == pytest.approx(max(waits, default=0) / 1e3, abs=1e-9)
+
+
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=40))
+def test_stalls_above_50_ms_are_those_that_the_live_look_counts(gaps_ms):
+    result = stream(np.cumsum([gap + 0.001 for gap in gaps_ms]).tolist())  # no wait of exactly 50 ms
+    watch = Watch(now_ns=0)
+    for received_ns in result.chunks.received_ns.tolist():
+        watch.chunk("stream", Request("r", "short", "", (0,), result.frames), received_ns, 3200)
+    assert metrics.per_request([result])["audible_stalls"][0] == watch.look(1, 0, 1).stalls
 
 
 def test_a_window_keeps_the_clock_of_the_stream_but_counts_only_its_own():

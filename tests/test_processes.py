@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import psutil
+from conftest import still_running
 
 from harness.processes import end_group, spawn
 
@@ -21,7 +22,7 @@ def test_ending_a_group_ends_its_children_and_keeps_its_output(tmp_path):
     family = psutil.Process(process.pid).children(recursive=True)
     end_group(process, grace_s=2)
     end_group(process, grace_s=2)  # safe to call twice
-    assert not psutil.wait_procs(family, timeout=5)[1]
+    assert not still_running(family, 5)
     assert log.read_text().split()[0] == "hello" and int(log.read_text().split()[1]) >= 3
 
 
@@ -35,7 +36,7 @@ def test_a_child_does_not_outlive_a_killed_parent(tmp_path):
     wait_for(lambda: child.name() == "sleep")
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    assert not psutil.wait_procs([child], timeout=5)[1]
+    assert not still_running([child], 5)
 
 
 def wait_for(condition, timeout_s=10.0):

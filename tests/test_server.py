@@ -1,7 +1,7 @@
 """The real Triton server with the real ensemble: faithful audio, clear errors, nothing left behind."""
 
 import asyncio
-import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,15 +13,15 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import make_request
+from conftest import make_request, still_running
 from test_vibevoice import Speaker
 
 from harness import wire
 from harness.client import SpeechClient
 from harness.errors import ServerError
 from harness.records import Outcome
-from harness.triton.config import REPOSITORY, Deployment
-from harness.triton.server import RemoteTriton, TritonServer, find_distribution, free_ports, local_url, server_flags
+from harness.triton.config import Deployment
+from harness.triton.server import RemoteTriton, TritonServer, find_distribution, free_ports, local_url
 from harness.triton.statistics import StatisticsReader, difference
 from harness.vibevoice.presets import Weights
 from harness.vibevoice.prompt import PromptBuilder
@@ -163,10 +163,16 @@ def test_a_reload_changes_one_stage_and_the_server_goes_on(triton, speak):
 
 
 def test_another_triton_is_used_as_it_is_found(triton):
-    with RemoteTriton(f"grpc://{triton.url}") as remote:
-        assert remote.alive()
-    assert triton.alive()
-    with pytest.raises(ServerError, match="no Triton"), RemoteTriton("127.0.0.1:1"):
+    with RemoteTriton(f"grpc://{triton.url}", "tiny") as remote:
+        assert remote.reload(Deployment()) == []
+        assert remote.reload(Deployment(knobs={"diffusion_decoder.delay_us": 700})) == [wire.DIFFUSION]
+        delay = remote.loaded[wire.DIFFUSION].dynamic_batching.max_queue_delay_microseconds
+    assert delay == 700 and triton.alive()
+    with RemoteTriton(triton.url, "tiny") as remote:  # what was turned was put back
+        assert remote.found[wire.DIFFUSION].dynamic_batching.max_queue_delay_microseconds == 0
+    with pytest.raises(ServerError, match="serves preset tiny"), RemoteTriton(triton.url, "7b"):
+        pass
+    with pytest.raises(ServerError, match="no Triton"), RemoteTriton("127.0.0.1:1", "tiny"):
         pass
 
 
@@ -199,8 +205,7 @@ def test_killing_the_owner_ends_the_server_and_its_stages(tmp_path):
     family = [psutil.Process(int(pid)), *psutil.Process(int(pid)).children(recursive=True)]
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert not alive
+    assert not still_running(family, 20)
     assert local_url(tmp_path) is None
     TritonServer(Deployment(), root=tmp_path)  # looking for a place removes what is stale
     assert not list((tmp_path / ".harness").iterdir())
@@ -208,7 +213,6 @@ def test_killing_the_owner_ends_the_server_and_its_stages(tmp_path):
 
 
 def test_ctrl_c_of_serve_leaves_nothing(tmp_path):
-    before = set(os.listdir("/dev/shm"))
     command = [sys.executable, "-m", "harness", "serve"]
     serve = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     line = serve.stdout.readline()
@@ -220,25 +224,29 @@ def test_ctrl_c_of_serve_leaves_nothing(tmp_path):
     assert serve.wait(timeout=20) == 130
     took_s = time.monotonic() - began
     assert took_s < 10
-    assert not psutil.wait_procs(family, timeout=1)[1]
+    assert not still_running(family, 1)
     assert local_url() is None
-    assert {name for name in os.listdir("/dev/shm") if name.startswith(f"harness_{serve.pid}_")} == set(), before
+    assert not list(Path("/dev/shm").glob(f"harness_{serve.pid}_*"))
 
 
 def test_the_repository_loads_by_itself_with_the_flags_of_the_readme(tmp_path):
     from harness.triton.server import is_ready, server_environment
 
+    readme = (ROOT / "README.md").read_text()
+    flags = re.findall(r"--[a-z-]+(?:=[^\s\\`]+)?", re.search(r" tritonserver (.*?)\n\n", readme, re.DOTALL).group(1))
+    assert "--model-repository=model_repository" in flags
     found = find_distribution()
     backend = tmp_path / "python"
     subprocess.run(["cp", "-r", str(found.backend), str(backend)], check=True)
     subprocess.run(["cp", str(found.stub), str(backend)], check=True)
     http, grpc_port, metrics = free_ports(3)
     ports = [f"--http-port={http}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
-    command = [str(found.server), *server_flags(REPOSITORY, tmp_path), *ports]
+    loopback = [f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")]
+    command = [str(found.server), *flags, f"--backend-directory={tmp_path}", *loopback, *ports]
     import grpc
     from tritonclient.grpc import service_pb2_grpc
 
-    server = subprocess.Popen(command, env=server_environment(found), stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(command, env=server_environment(found), stderr=subprocess.DEVNULL, cwd=ROOT)
     try:
         with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import still_running
 
 from harness import signoff as job
 from harness.errors import ServerError, StoreError
 from harness.records import Trial
 from harness.store import Run
-from harness.sweep import Load, Measured, trial_id
+from harness.sweep import Load, Measured, TrialBroken, trial_id
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = """
@@ -63,6 +64,7 @@ class FakeDriver:
 
     measured: list[str] = []
     break_after = None
+    valid = True
 
     def __init__(self, server, plan_path, plan, scratch, base):
         self.server, self.scratch = server, scratch
@@ -72,13 +74,13 @@ class FakeDriver:
             raise KeyboardInterrupt
         name = trial_id(point, load, repeat)
         self.measured.append(name)
-        trial = Trial(name, load.kind, point, load.record(), "2026-01-01T00:00:00", 1.0, True, (), (), prediction)
+        trial = Trial(name, load.kind, point, load.record(), "2026-01-01T00:00:00", 1.0, self.valid, (), (), prediction)
         return Measured(trial, (), ())
 
 
 @pytest.fixture
 def fakes(monkeypatch):
-    FakeDriver.measured, FakeDriver.break_after = [], None
+    FakeDriver.measured, FakeDriver.break_after, FakeDriver.valid = [], None, True
     monkeypatch.setattr(job, "Driver", FakeDriver)
     monkeypatch.setattr(job, "TritonServer", lambda base: FakeServer())
     return FakeDriver
@@ -122,10 +124,38 @@ def test_a_budget_that_is_too_small_says_what_it_leaves_out(tmp_path, fakes):
     watcher.say = said.append
     job.SignOff(plan, tmp_path).execute(watcher)
     assert fakes.measured == [] and "budget of 0.5 min" in said[0]
+    run = Run.open(next(tmp_path.glob("small-*")))
+    assert any("ladder 1/3" in reason for reason in run.plan()["reasons"])
+    assert not run.manifest.finished_at  # the next start goes on
+
+
+def test_an_invalid_trial_is_measured_once_more_and_no_oftener(plan, tmp_path, fakes):
+    fakes.valid = False
+    work = job.SignOff(plan, tmp_path)
+    work.execute(ladders_only=True)
+    assert len(work.run.trials()) == len(set(fakes.measured)) == 3 * job.TRIES
+    job.SignOff(plan, tmp_path).execute(ladders_only=True)
+    assert len(fakes.measured) == 3 * job.TRIES
+
+
+def test_a_report_that_a_kill_kept_from_being_written_is_written_at_the_next_start(plan, tmp_path, fakes):
+    work = job.SignOff(plan, tmp_path)
+    content = work.execute()
+    (work.run.path / "signoff.html").unlink()
+    assert job.SignOff(plan, tmp_path).execute()["verdict"] == content["verdict"]
+    assert (work.run.path / "signoff.html").exists()
+
+
+def test_one_measurement_at_a_time_on_a_host(tmp_path):
+    with job.measuring_lock(tmp_path):
+        with pytest.raises(ServerError, match="is measuring on this host"), job.measuring_lock(tmp_path):
+            pass
+    with job.measuring_lock(tmp_path):
+        pass
 
 
 def test_a_server_that_breaks_in_a_trial_is_started_again_and_the_trial_measured_once_more(plan, tmp_path, fakes):
-    failures = [ServerError("gone")]
+    failures = [TrialBroken("gone")]
     run = fakes.run
 
     def breaking(self, *args, **kw):
@@ -189,8 +219,7 @@ def test_a_killed_sign_off_goes_on_and_an_interrupted_one_leaves_nothing(tmp_pat
         began = time.monotonic()
         process.send_signal(how)
         assert process.wait(timeout=20) == code
-        _, alive = psutil.wait_procs(family, timeout=10 - (time.monotonic() - began))
-        assert not alive
+        assert not still_running(family, 10 - (time.monotonic() - began))
         run = Run.open(next(tmp_path.glob("small-*")))
         assert [trial.trial_id for trial in run.trials()][: len(kept)] == kept
         kept = [trial.trial_id for trial in run.trials()]

@@ -11,16 +11,19 @@ import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from fake_triton import Timetable, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, StoreError
 from harness.livepage import LiveTable, records_csv
 from harness.loadtest import EVERY_USER, Ledger, LoadSettings, arrivals_of, is_this_host, lead_in, settings_of
+from harness.locust_test import SpeechTest
 from harness.recording import read_records
 from harness.records import Chunks, Outcome, Result
 from harness.triton.server import free_ports
@@ -158,13 +161,50 @@ def test_the_live_table_adds_what_runs_to_what_has_ended():
     results, table = [result()], LiveTable()
     table.rows(results, Progress())
     results.append(result(Outcome.ERROR, received=()))
-    progress = Progress(active=2, audio_s_per_s=3.25, running=(Running("long", 0.5, float("nan"), 2, 4.0),))
+    progress = Progress(active=2, audio_s_per_s=3.25, running=(Running("long", 0.5, float("nan"), 2, 4.0, "r9"),))
     long, short, total = table.rows(results, progress)
     assert (short["name"], short["done"], short["errors"], short["ttfa_p50"]) == ("short", "1", "1", "0.000")
     assert (long["active"], long["ttfa_p50"], long["rtf_p50"], long["stalls"]) == ("1", "0.500", "", "2")
     assert (total["active"], total["audio_rate"], total["audio_s"]) == ("2", "3.2", "4.3")
     assert records_csv(results).count("\n") == 3
     assert LiveTable().rows([], Progress())[0]["done"] == "0"
+
+
+def test_the_live_table_counts_every_stall_of_a_stream_once_before_and_after_its_end():
+    times = tuple(second * 10**9 for second in (1, 2, 3))  # two stalls of 867 ms
+    look = Progress(active=1, running=(Running("short", 0.5, 7.5, 2, 0.4, "r"),))
+    results, table = [], LiveTable()
+    seen = [table.rows(results, look)[-1]]
+    results.append(result(frames=3, received=times, ended_ns=times[-1]))
+    seen += [table.rows(results, stale)[-1] for stale in (look, Progress())]
+    assert [(each["stalls"], each["audio_s"]) for each in seen] == [("2", "0.4")] * 3
+
+
+def test_a_ladder_is_judged_from_its_first_rung():
+    ledger = Ledger(LoadSettings(QUICK, ladder=(1, 2)), "127.0.0.1:8001", None)
+    ledger.submitted, ledger.lag_p99_s = 1, 0.02
+    ledger.all_users_run(10**9)
+    late = result(due_ns=10**9, sent_ns=10**9, received=(10**9 + 1, 10**9 + 2), ended_ns=10**9 + 3)
+    ledger.take(replace(late, chunks=replace(late.chunks, sent_at_ns=late.chunks.received_ns - 10**8)))
+    ledger.rung(1, 10**9, 2 * 10**9)
+    ledger.all_users_run(3 * 10**9)
+    report = ledger.close(4 * 10**9)
+    assert report.summary["requests"] == 1 and report.reasons[0].startswith("chunks were stamped up to 100.0 ms late")
+    ledger = Ledger(LoadSettings(QUICK), "127.0.0.1:8001", None)
+    for now_ns in (1, 2):  # no ladder: the number of users was changed on the page
+        ledger.all_users_run(now_ns)
+    assert ledger.start_ns == 2
+
+
+def test_no_load_begins_where_its_records_cannot_be_kept(tmp_path):
+    (tmp_path / "records.msgpack").touch()
+    options = SimpleNamespace(rate_per_s="100", records=str(tmp_path))
+    with serving(Timetable()) as fake:
+        test = SpeechTest(SimpleNamespace(runner=None, host=fake.url, parsed_options=options), QUICK)
+        with pytest.raises(StoreError, match="new folder"):
+            test.start()
+    assert test.share is None and test.progress() == Progress()
+    assert not [each for each in psutil.Process().children() if "harness.readers" in each.cmdline()]
 
 
 def test_a_closed_loop_ends_well(tmp_path):
@@ -215,8 +255,15 @@ def test_a_ladder_says_when_each_rung_began(tmp_path):
     first, second = records.rungs
     assert (first["users"], second["users"]) == (1, 3)
     assert first["end_ns"] - first["start_ns"] >= 10**9 and second["start_ns"] >= first["end_ns"]
-    at_end = [each for each in records.results if each.sent_ns < second["end_ns"] <= each.ended_ns]
-    assert len(at_end) == 3
+    assert [most_at_once(records.results, rung) for rung in records.rungs] == [1, 3]
+    assert records.end["start_ns"] <= first["start_ns"]
+
+
+def most_at_once(results, rung: dict) -> int:
+    """The most requests under way at any time of a rung; between two requests of a user there are fewer."""
+    inside = [each for each in results if each.sent_ns < rung["end_ns"] and each.ended_ns > rung["start_ns"]]
+    times = [max(each.sent_ns, rung["start_ns"]) for each in inside]
+    return max(sum(each.sent_ns <= now < each.ended_ns for each in inside) for now in times)
 
 
 def test_workers_share_the_load_and_the_master_has_every_result(tmp_path):

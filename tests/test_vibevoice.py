@@ -174,6 +174,15 @@ def test_room_is_counted_before_a_session_is_accepted(weights):
     llm.open(2, prompt_tokens=98, frames=900)
 
 
+def test_sessions_whose_owner_died_give_their_room_back(weights):
+    llm, now = LLMStage(weights, kv_limit_bytes=1 << 20), 0.0
+    llm.sessions._clock = lambda: now
+    llm.open(1, prompt_tokens=98, frames=900)
+    now = IDLE_LIMIT_S + 1
+    llm.open(2, prompt_tokens=98, frames=900)
+    assert len(llm.sessions) == 1
+
+
 def test_a_session_that_starts_late_holds_the_positions_of_its_past(weights):
     speaker = Speaker(weights)
     speaker.open(1, prompt_of(1, 10), frames=3, start_frame=500)

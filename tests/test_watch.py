@@ -23,7 +23,7 @@ def test_a_stream_is_seen_while_it_runs_and_forgotten_when_it_ends():
     look = watch.look(active=1, waiting=4, now_ns=2_000_000_000)
     (running,) = look.running
     assert (look.active, look.waiting, look.samples, look.stalls) == (1, 4, 9600, 0)
-    assert (running.traffic_class, running.ttfa_s, running.stalls) == ("short", 0.5, 0)
+    assert (running.request_id, running.traffic_class, running.ttfa_s, running.stalls) == ("r", "short", 0.5, 0)
     assert running.rtf == pytest.approx(0.2 / (6400 / 24000)) and running.audio_s == pytest.approx(0.4)
     assert look.audio_s_per_s == pytest.approx(0.2)
     watch.forget("stream")
@@ -42,7 +42,7 @@ def test_a_stream_with_one_chunk_has_no_rtf():
 
 
 def test_looks_of_several_readers_add_up_and_travel():
-    running = Running("long", 0.5, 0.8, 1, 3.0)
+    running = Running("long", 0.5, 0.8, 1, 3.0, "r")
     look = Progress(1, 2, 3200, 1, 1.5, (running,))
     both = look + Progress.from_plain(look.to_plain())
     assert both == Progress(2, 4, 6400, 2, 3.0, (running, running))

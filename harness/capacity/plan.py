@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from harness.capacity.confirmation import confirm
 from harness.capacity.device import Device
 from harness.capacity.fit import limits_of
 from harness.capacity.pools import Pools, drain_times_s
 from harness.capacity.search import Traffic, range_name, steady_draws, steady_limit
-from harness.capacity.validation import validate
-from harness.errors import InconclusiveError
 from harness.records import Trial
 
 
@@ -38,8 +37,9 @@ def make_plan(
     """plan.json: the devices that each target needs on the best deployment, the validation, and the verdict.
 
     ``fit``: of fit_run. ``requests``: as for fit_run, the open-loop trials' among them. met: every target has a
-    count inside the measured range, and every row of the validation passed. missed: a promise cannot be kept at any
-    rate on any deployment. inconclusive: anything else; ``reasons`` names the measurement that would settle it.
+    count inside the measured range, no open-loop run of the deployment failed (its predictions, its promises), and the
+    one with the highest rate passed. missed: a promise cannot be kept at any rate on any deployment. inconclusive:
+    anything else; ``reasons`` names the measurement that would settle it.
     """
     chosen = fit["deployments"][fit["best"]] if fit["best"] is not None else None
     plan = {
@@ -57,21 +57,23 @@ def make_plan(
         "rate_per_device": _rate_record(chosen),
         "targets": [_no_target(qps) for qps in targets_qps],
         "validation": [],
+        "open_runs": [],
         "drain": None,
     }
     if chosen is None:
         return plan | _without_rate(fit, targets_qps)
-    rows, doubts = _validate_all(chosen, trials, requests, promises, rng, confidence, max_error)
+    deployment, judging = chosen["deployment"], {"confidence": confidence, "max_error": max_error}
+    confirmed = confirm(deployment, trials, requests, mix, promises, rng, **judging)
     pools = _pools(fit, chosen, mix, promises, utilisation_cap)
     shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]
-    plan["validation"] = rows
+    plan["validation"], plan["open_runs"] = confirmed.rows, confirmed.runs
     plan["targets"] = []
     for qps in targets_qps:
         if progress:
             progress(f"planning {qps:g} requests a second")
-        plan["targets"].append(_target(pools, qps, shares, confidence))
+        plan["targets"].append(_target(pools, qps, shares, confidence, confirmed.highest_rate_per_s))
     plan["drain"] = _drain(pools, rng)
-    doubts += _doubts_about(plan["targets"], chosen["step_time"]["max_sessions"])
+    doubts = [*confirmed.doubts, *_doubts_about(plan["targets"], chosen["step_time"]["max_sessions"])]
     verdict = "inconclusive" if doubts else "met"
     return plan | {"verdict": verdict, "reasons": [*doubts, *_remarks(fit, chosen, pools)]}
 
@@ -85,8 +87,11 @@ def _pools(fit: dict, chosen: dict, mix, promises: Sequence, utilisation_cap: fl
 _TOO_NEAR = "One session alone is so near to breaking a promise that no number of devices is sure to keep it."
 
 
-def _target(pools: Pools, qps: float, shares: np.ndarray, confidence: float) -> dict:
-    """Devices for a target rate, their interval by the bootstrap of the rate per device, and what it rests on."""
+def _target(pools: Pools, qps: float, shares: np.ndarray, confidence: float, confirmed_rate: float) -> dict:
+    """Devices for a target rate, their interval by the bootstrap of the rate per device, and what it rests on.
+
+    ``confirmed_rate``: the highest rate per second that an open-loop run on one device has confirmed.
+    """
     expected = int(pools.devices_for(qps, np.ones(1))[0])
     # The interpolation between simulated sizes may be a device short.
     loads = (pools.judge(qps, devices) for devices in range(expected, expected + 3 + expected // 20))
@@ -98,7 +103,7 @@ def _target(pools: Pools, qps: float, shares: np.ndarray, confidence: float) -> 
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(counts, tails, method="inverted_cdf")
     carried = float(pools.rates(np.array([devices]), qps)[0])
-    measured = load.sessions_p95 <= round(pools.device.max_sessions)
+    in_range = load.sessions_p95 <= round(pools.device.max_sessions)
     return {
         "qps": qps,
         "devices": devices,
@@ -109,45 +114,9 @@ def _target(pools: Pools, qps: float, shares: np.ndarray, confidence: float) -> 
         "devices_n_plus_1": devices + 1,
         "devices_n_plus_2": devices + 2,
         "sessions_per_device_p95": load.sessions_p95,
-        "basis": _basis(devices, measured),
+        "basis": _basis(in_range, devices == 1 and qps <= confirmed_rate),
         "note": "One device was measured; several are taken not to slow each other down." if devices > 1 else "",
     }
-
-
-def _validate_all(
-    chosen: dict,
-    trials: Sequence[Trial],
-    requests: pd.DataFrame,
-    promises: Sequence,
-    rng: np.random.Generator,
-    confidence: float,
-    max_error: float,
-) -> tuple[list[dict], list[str]]:
-    """Rows of every VALID open-loop trial; and why the chosen deployment is not confirmed, if it is not."""
-    rows, doubts, own = [], [], set()
-    for trial in (trial for trial in trials if trial.kind == "open"):
-        if not trial.valid:
-            continue
-        try:
-            rows += validate(trial, requests, promises, rng, confidence=confidence, max_error=max_error)
-        except InconclusiveError as error:
-            doubts.append(f"{error}.")
-            continue
-        if trial.deployment == chosen["deployment"]:
-            own.add(trial.trial_id)
-    confirmed = (
-        [] if own else ["No VALID open-loop run confirms this deployment: run one at a share of its highest rate."]
-    )
-    failed = [_failure(row) for row in rows if row["trial_id"] in own and not row["passed"]]
-    return rows, [*confirmed, *(doubts if not own else []), *failed]
-
-
-def _failure(row: dict) -> str:
-    error = f"{abs(row['relative_error']):.0%}" if row["relative_error"] is not None else "beyond measure"
-    return (
-        f"The prediction of {row['metric']} missed the open-loop trial {row['trial_id']} by {error} "
-        f"(limit {row['limit']:.0%}): measure the ladder and that rate again, longer."
-    )
 
 
 def _doubts_about(targets: list[dict], max_sessions: float) -> list[str]:
@@ -222,11 +191,11 @@ def _rate_record(chosen: dict | None) -> dict:
     }
 
 
-def _basis(devices: int, in_range: bool) -> str:
-    """How the count is known: one device as measured, a simulated pool of such devices, or beyond what was measured."""
+def _basis(in_range: bool, confirmed: bool) -> str:
+    """How a count is known: one device at a rate that a run confirmed, simulated, or beyond what was measured."""
     if not in_range:
         return "extrapolated"
-    return "measured" if devices == 1 else "simulated"
+    return "measured" if confirmed else "simulated"
 
 
 def _no_target(qps: float) -> dict:

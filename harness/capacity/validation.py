@@ -28,12 +28,17 @@ _HARMLESS_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a rung's summary to compare; ``promise`` None for those of the device as a whole."""
+    """One figure of a rung's summary to compare; ``promise`` None for those of the device as a whole.
+
+    ``key``: its name in the summary and in a prediction. ``unheard``: why ``measured`` is NaN, where that is a fault.
+    """
 
     name: str
+    key: str
     measured: float
     promise: object | None = None
     quantile: float = math.nan
+    unheard: str = ""
 
 
 def validate(
@@ -47,14 +52,19 @@ def validate(
 ) -> list[dict]:
     """Rows of plan.json's ``validation`` for one open-loop trial.
 
-    The model stored in its prediction is given the arrivals that really came: chance in the traffic is no error of
-    the model. ``predicted`` is the median of its replays; ``relative_error`` = (predicted - measured) / measured.
-    ``limit`` is ``max_error``, or what the scatter of single requests and the uncertainty of the stored fit explain
-    (all rows of the trial together with ``confidence``), whichever is larger; the step time at the sessions that were
-    measured gets no such allowance. A row also passes where predicted and measured both stay below half of the promise:
-    the difference cannot change the answer. Raises InconclusiveError for a trial that cannot be compared.
+    ``said_before`` is the stored prediction, of nominal Poisson traffic (None where it does not name the figure).
+    ``predicted`` is held against the limit: the model stored with it is given the arrivals that really came, as chance
+    in the traffic is no error of the model; it is the median of its replays. ``relative_error`` = (predicted -
+    measured) / measured. ``limit`` is ``max_error``, or what the scatter of single requests and the uncertainty of the
+    stored fit explain (all rows of the trial together with ``confidence``), whichever is larger; the step time at the
+    sessions that were measured gets no such allowance.
+
+    ``passed``: False beyond the limit; None (not decidable) within a limit above ``max_error``; else True. A row also
+    passes where predicted and measured both stay below half of the promise: the difference cannot change the answer.
+    A quantile that is not there because too many requests were never heard is a row that failed, ``measured`` None.
+    Raises InconclusiveError for a trial that cannot be compared.
     """
-    device, rung = _model_of(trial), _window_of(trial)
+    device, rung = _model_of(trial), window_of(trial)
     replay = _Replay.of(requests[requests["trial_id"] == trial.trial_id], rung, trial.trial_id)
     figures = _figures(rung, promises, replay)
     fitted = replay.play(device, figures, rng, 4 * _LUCKS)
@@ -63,18 +73,27 @@ def validate(
     level = 1 - (1 - confidence) / len(figures)
     rows = [_step_row(replay, device.step_time, rung, max_error)]
     for figure in figures:
-        if np.all(np.isnan(fitted[figure.name])):
-            continue
-        likely = np.concatenate([play[figure.name] for play in plays])
-        rows.append(_row(figure, float(np.median(fitted[figure.name])), likely, level, max_error))
-    return [{"trial_id": trial.trial_id, "rate_per_s": trial.load.get("rate_per_s"), **row} for row in rows]
+        known = not np.all(np.isnan(fitted[figure.name]))
+        predicted = float(np.median(fitted[figure.name])) if known else math.nan
+        if figure.unheard:
+            rows.append(_record(figure.name, predicted, math.nan, [math.nan] * 2, max_error) | {"note": figure.unheard})
+        elif known:
+            likely = np.concatenate([play[figure.name] for play in plays])
+            rows.append(_row(figure, predicted, likely, level, max_error))
+    named = {"trial_id": trial.trial_id, "rate_per_s": trial.load.get("rate_per_s")}
+    keys = {"step_s": "step_s"} | {figure.name: figure.key for figure in figures}
+    return [{**named, **row, "said_before": trial.prediction.get(keys[row["metric"]])} for row in rows]
 
 
 @dataclass(frozen=True)
 class _Replay:
-    """The arrivals of a trial, in seconds: arrays [n] in order of due; ``measured`` is its real activity."""
+    """The arrivals of a trial, in seconds: arrays [n] in order of due; ``measured`` is its real activity.
+
+    ``ttfa_s``: as measured, NaN for a request that got no audio.
+    """
 
     due_s: np.ndarray
+    ttfa_s: np.ndarray
     frames: np.ndarray
     traffic_class: np.ndarray
     window: tuple[float, float]
@@ -89,6 +108,7 @@ class _Replay:
         delivered = np.maximum(sent["audio_s"].to_numpy(float) * wire.FRAMES_PER_SECOND, 1)
         return cls(
             seconds(sent["due_ns"]),
+            sent["ttfa_s"].to_numpy(float),
             np.where(broken, delivered, sent["frames"].to_numpy(float)),
             sent["traffic_class"].to_numpy(str),
             (rung.start_ns / 1e9, rung.end_ns / 1e9),
@@ -97,6 +117,19 @@ class _Replay:
 
     def due_inside(self, traffic_class: str) -> np.ndarray:
         return (self.traffic_class == traffic_class) & (self.due_s >= self.window[0]) & (self.due_s < self.window[1])
+
+    def unheard(self, promise, quantile: float) -> str:
+        """Where more than 1 - quantile of the promise's class got no audio: that in words, else "".
+
+        A request that was due too shortly before the end of the window is cut off, not unheard: within the promised
+        time to first audio, or (for other promises) within the longest one of its class.
+        """
+        inside = self.due_inside(promise.traffic_class)
+        waits_s = np.nan_to_num(self.ttfa_s[inside])
+        grace_s = promise.limit if promise.metric == "ttfa_s" else np.max(waits_s, initial=0.0)
+        in_time = inside & (self.due_s < self.window[1] - grace_s)
+        count, silent = int(in_time.sum()), int(np.isnan(self.ttfa_s[in_time]).sum())
+        return f"{silent} of {count} requests got no audio" if silent > count * (1 - quantile) + 1e-9 else ""
 
     def play(self, device: Device, figures: Sequence[Figure], rng: np.random.Generator, lucks: int) -> dict:
         """Each figure [lucks] as the device would show it, by name."""
@@ -160,7 +193,8 @@ def _model_of(trial: Trial) -> Device:
     return Device.from_fit(trial.prediction["model"])
 
 
-def _window_of(trial: Trial) -> Rung:
+def window_of(trial: Trial) -> Rung:
+    """The one window of an open-loop trial. Raises InconclusiveError where it has another number, or saw no service."""
     if len(trial.rungs) != 1:
         raise InconclusiveError(f"{trial.trial_id}: an open-loop trial has one window, this has {len(trial.rungs)}")
     rung = trial.rungs[0]
@@ -174,16 +208,19 @@ def _window_of(trial: Trial) -> Rung:
 
 def _figures(rung: Rung, promises: Sequence, replay: _Replay) -> list[Figure]:
     """Sessions, throughput, and the median and the promised quantile of each promise that the window carries."""
-    figures = [Figure("sessions", rung.sessions), Figure("frames_per_s", rung.frames_per_s)]
+    figures = [Figure("sessions", "sessions", rung.sessions), Figure("frames_per_s", "frames_per_s", rung.frames_per_s)]
     for promise in promises:
         count = int(np.sum(replay.due_inside(promise.traffic_class)))
         for quantile in (0.5, promise.quantile):
             key = f"{promise.traffic_class}.{SUMMARY_KEYS[promise.metric].format(f'{quantile * 100:g}')}"
-            measured = rung.summary.get(key, math.nan)
+            measured = rung.summary.get(key)
+            known = measured is not None and math.isfinite(measured)
             enough = count >= _MIN_REQUESTS and count * (1 - quantile) >= 1 - 1e-9
             name = promise_name(promise.traffic_class, promise.metric, quantile)
-            if enough and measured is not None and math.isfinite(measured):
-                figures.append(Figure(name, float(measured), promise, quantile))
+            if known and enough:
+                figures.append(Figure(name, key, float(measured), promise, quantile))
+            elif not known and (unheard := replay.unheard(promise, quantile)):
+                figures.append(Figure(name, key, math.nan, promise, quantile, unheard))
     return list({figure.name: figure for figure in figures}.values())
 
 
@@ -202,6 +239,8 @@ def _row(figure: Figure, predicted: float, likely: np.ndarray, level: float, max
     limit = figure.promise.limit if figure.promise is not None else 0.0
     if not row["passed"] and max(predicted, figure.measured) < _HARMLESS_SHARE * limit:
         row |= {"passed": True, "note": "both below half of the promise: the difference cannot change the answer"}
+    if row["passed"] and chance > max_error:
+        row |= {"passed": None, "note": f"chance alone moves it by up to {chance:.0%}: above {max_error:.0%}"}
     return row
 
 
@@ -210,9 +249,10 @@ def _record(name: str, predicted: float, measured: float, interval: list[float],
     known = math.isfinite(error)
     return {
         "metric": name,
+        "said_before": None,
         "predicted": predicted if math.isfinite(predicted) else None,
         "predicted_interval": [value if math.isfinite(value) else None for value in interval],
-        "measured": measured,
+        "measured": measured if math.isfinite(measured) else None,
         "relative_error": error if known else None,
         "limit": float(limit),
         "passed": bool(known and abs(error) <= limit),

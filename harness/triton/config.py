@@ -18,6 +18,9 @@ KNOBS = ("delay_us", "max_batch", "instances")
 _OWNERS = {"entry": wire.ENTRY, **{stage: stage for stage in wire.STAGES}, wire.VOICE: wire.VOICE}
 
 
+Configs = dict[str, model_config_pb2.ModelConfig]  # by model
+
+
 @dataclass(frozen=True)
 class Deployment:
     """What is deployed: a model and, per stage, the knobs that a sweep turns.
@@ -41,11 +44,15 @@ class Deployment:
             if value < (0 if name == "delay_us" else 1):
                 raise InputError(f"{knob} is {value}: it must be at least {0 if name == 'delay_us' else 1}")
 
-    def configs(self, repository: Path = REPOSITORY) -> dict[str, model_config_pb2.ModelConfig]:
+    def configs(self, repository: Path = REPOSITORY) -> Configs:
         """The configuration of every model of a repository, with this deployment's values in it."""
         configs = {model: read_config(repository / model / "config.pbtxt") for model in wire.MODELS}
         for config in configs.values():
             self._set_parameters(config)
+        return self.turn(configs)
+
+    def turn(self, configs: Configs) -> Configs:
+        """Set the knobs in these configurations, and return them."""
         for knob, value in self.knobs.items():
             owner, _, name = knob.rpartition(".")
             _set_knob(configs[_OWNERS[owner]], name, value)

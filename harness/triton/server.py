@@ -18,17 +18,18 @@ from pathlib import Path
 
 import grpc
 import psutil
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from harness import wire
 from harness.errors import ServerError
 from harness.processes import end_group, spawn
-from harness.triton.config import Deployment, as_json, write_repository
+from harness.triton.config import Configs, Deployment, as_json, write_repository
 
 ROOT = Path(__file__).resolve().parents[2]
 _STATE = ".harness"
 _EXIT_TIMEOUT_S = 2
 _NICE = 5  # the server yields to the instrument that measures it: a late timestamp is a wrong figure
+_BACKEND_THREADS = 512
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -123,7 +124,7 @@ class TritonServer:
 
     def reload(self, deployment: Deployment) -> list[str]:
         """Load the stages whose configuration changed, and no other; returns their names."""
-        changed = load_changes(self.url, self.deployment, deployment)
+        changed = load_changes(self.url, self.deployment.configs(), deployment.configs())
         self.deployment = deployment
         return changed
 
@@ -151,8 +152,8 @@ class TritonServer:
 
     def _write_state(self) -> None:
         state = {
-            "owner": os.getpid(),
-            "pid": self.pid,
+            "owner": process_mark(os.getpid()),
+            "server": process_mark(self.pid),
             "url": self.url,
             "metrics_url": self.metrics_url,
             "shm_prefix": self.shm_prefix,
@@ -180,45 +181,63 @@ class TritonServer:
 
 
 class RemoteTriton:
-    """A Triton that somebody else runs, with our repository in it: reloaded for a sweep, never started or stopped."""
+    """A Triton that somebody else runs, with our repository in it. Use it as a context manager.
 
-    def __init__(self, url: str):
-        self.url = url.removeprefix("grpc://")
-        self.deployment: Deployment | None = None
-        self.pid = None
+    Only the knobs of a sweep are turned, in the configurations that it has; on leaving they are put back. It is never
+    started or stopped. Raises ServerError where it is not ready, or serves another preset than ``preset``.
+    """
+
+    pid = None
+
+    def __init__(self, url: str, preset: str):
+        self.url, self.preset = url.removeprefix("grpc://"), preset
 
     def __enter__(self) -> RemoteTriton:
         with grpc.insecure_channel(self.url) as channel:
-            if not is_ready(service_pb2_grpc.GRPCInferenceServiceStub(channel)):
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            if not is_ready(stub):
                 raise ServerError(
                     f"no Triton with the models of model_repository/ is ready at {self.url}: check the address, or "
                     "leave --url out to have one started here"
                 )
+            self.found = {model: _config_of(stub, model) for model in wire.MODELS}
+        served = self.found[wire.LLM].parameters["preset"].string_value
+        if served != self.preset:
+            raise ServerError(
+                f"{self.url} serves preset {served}, but the plan is for {self.preset}: change one of them"
+            )
+        self.loaded = self.found
         return self
 
     def __exit__(self, *_) -> None:
-        pass
+        with contextlib.suppress(ServerError):  # it may be gone
+            self._load(self.found)
 
     def reload(self, deployment: Deployment) -> list[str]:
-        """Load every stage at first, then only those whose configuration changed; returns their names."""
-        changed = load_changes(self.url, self.deployment, deployment)
-        self.deployment = deployment
-        return changed
+        """Turn the knobs of a deployment; loads the models whose configuration changes, and returns their names."""
+        configs = {model: model_config_pb2.ModelConfig() for model in self.found}
+        for model, config in configs.items():
+            config.CopyFrom(self.found[model])
+        return self._load(deployment.turn(configs))
 
     def alive(self) -> bool:
         with grpc.insecure_channel(self.url) as channel:
             return is_ready(service_pb2_grpc.GRPCInferenceServiceStub(channel))
 
+    def _load(self, configs: Configs) -> list[str]:
+        changed = load_changes(self.url, self.loaded, configs)
+        self.loaded = configs
+        return changed
 
-def load_changes(url: str, before: Deployment | None, after: Deployment) -> list[str]:
-    """Load the models whose configuration differs between two deployments; all of them where ``before`` is unknown."""
-    old, new = before.configs() if before else {}, after.configs()
-    changed = [model for model in wire.MODELS if old.get(model) != new[model]]
+
+def load_changes(url: str, before: Configs, after: Configs) -> list[str]:
+    """Load the models whose configuration differs; returns their names."""
+    changed = [model for model in wire.MODELS if before[model] != after[model]]
     with grpc.insecure_channel(url) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         # Stages first: loading one takes the models that call it along.
         for model in sorted(changed, key=lambda model: model in (wire.ENTRY, wire.FRAME)):
-            _load(stub, model, as_json(new[model]))
+            _load(stub, model, as_json(after[model]))
     return changed
 
 
@@ -235,6 +254,9 @@ def server_flags(models: Path, backends: Path) -> list[str]:
         "--metrics-address=127.0.0.1",
         f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
         "--log-info=false",
+        # Each call of a stage and each chunk sent holds a thread of its instance: with the default of 32, sessions
+        # beyond that would wait for a thread while the stages idle.
+        f"--backend-config=python,thread-pool-size={_BACKEND_THREADS}",
         # Triton keeps the responses of a finished stream for the next one: after 90 minutes, half a gigabyte.
         "--grpc-infer-allocation-pool-size=0",
     ]
@@ -262,7 +284,7 @@ def serving(preset: str = "tiny", *, root: Path = ROOT, **deployment) -> Iterato
 def local_url(root: Path = ROOT) -> str | None:
     """The gRPC address of a running ``harness serve``, or None."""
     for state in _states(root):
-        if state["public"] and psutil.pid_exists(state["pid"]):
+        if state["public"] and is_alive(state["server"]):
             return state["url"]
     return None
 
@@ -270,14 +292,26 @@ def local_url(root: Path = ROOT) -> str | None:
 def remove_stale(root: Path = ROOT) -> None:
     """Remove what servers left behind whose owner was killed: processes, shared memory, folders."""
     for state in _states(root):
-        if psutil.pid_exists(state["owner"]):
+        if is_alive(state["owner"]):
             continue
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(state["pid"])
-            if process.name().startswith("tritonserver"):
-                _kill_tree(process)
+        if is_alive(state["server"]):
+            _kill_tree(psutil.Process(state["server"][0]))
         remove_shared_memory(state["shm_prefix"])
         shutil.rmtree(state["folder"], ignore_errors=True)
+    for folder in (root / _STATE).glob("triton-*"):
+        if not (folder / "state.json").exists() and not psutil.pid_exists(int(folder.name.split("-")[1])):
+            shutil.rmtree(folder, ignore_errors=True)  # killed before it had written its state
+
+
+def process_mark(pid: int) -> list:
+    """A process as it can be told from a later one of the same number: pid and start, in seconds since boot."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [pid, round(psutil.Process(pid).create_time() - psutil.boot_time(), 1)]
+    return [pid, -1.0]
+
+
+def is_alive(mark: list) -> bool:
+    return mark[1] >= 0 and process_mark(mark[0]) == list(mark)
 
 
 def remove_shared_memory(prefix: str) -> None:
@@ -296,6 +330,7 @@ def free_ports(count: int) -> list[int]:
 
 def _must_be_free(port: int) -> int:
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port of a server that just ended is free
         try:
             probe.bind(("127.0.0.1", port))
         except OverflowError:
@@ -315,6 +350,13 @@ def is_ready(stub) -> bool:
         return all(stub.ModelReady(service_pb2.ModelReadyRequest(name=m), timeout=5).ready for m in wire.MODELS)
     except grpc.RpcError:
         return False
+
+
+def _config_of(stub, model: str) -> model_config_pb2.ModelConfig:
+    try:
+        return stub.ModelConfig(service_pb2.ModelConfigRequest(name=model), timeout=10).config
+    except grpc.RpcError as error:
+        raise ServerError(f"Triton does not tell the configuration of {model}: {error.details()}") from error
 
 
 def _load(stub, model: str, config_json: str) -> None:

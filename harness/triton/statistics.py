@@ -25,7 +25,7 @@ class StatisticsReader:
     def snapshot(self) -> tuple[StageStatistics, ...]:
         """Cumulative counts since each stage was loaded. Raises ServerError where the server does not answer."""
         try:
-            answer = self._stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=10)
+            answer = self._stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=3)
         except grpc.RpcError as error:
             raise ServerError(
                 f"no statistics from {self.url}: {error.details()}; is the server still there?"

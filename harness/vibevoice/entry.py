@@ -28,7 +28,8 @@ _NO_SEMANTIC = np.zeros((1, wire.SEMANTIC_SIZE), np.float32)
 _NOT_A_FRAME = np.full((1, 1), wire.TOKEN_SPEECH_BEGIN, np.int32)
 
 
-CALLS_AT_ONCE = 512
+SESSIONS_AT_ONCE = 250  # of one entry instance; below the sequence slots of a stage, or opening would wait for them
+CALLS_AT_ONCE = 2 * SESSIONS_AT_ONCE
 
 
 class ClientLeft(Exception):
@@ -48,6 +49,7 @@ class Entry:
         self.prefill_tokens = int(given["prefill_tokens"])
         self.encoded_voices: dict[int, asyncio.Task] = {}
         self.executor: ThreadPoolExecutor | None = None
+        self.places = asyncio.Semaphore(SESSIONS_AT_ONCE)
         # Unique among the entry instances of a server: each is a process of its own.
         self.session_ids = itertools.count((os.getpid() << 32) + 1)
 
@@ -63,7 +65,10 @@ class Entry:
         sender = request.get_response_sender()
         final = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         try:
-            await self._speak(self._checked(request), sender)
+            checked = self._checked(request)
+            async with self.places:
+                _stop_if_left(sender)
+                await self._speak(checked, sender)
             sender.send(flags=final)
         except ClientLeft:
             sender.send(flags=final)

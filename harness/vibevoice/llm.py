@@ -154,6 +154,7 @@ class LLMStage:
         return Branch(kv, filled)
 
     def _admit(self, needed_bytes: int) -> None:
+        self.sessions.drop_idle()
         free_bytes = self.kv_limit_bytes - self.kv_bytes
         if needed_bytes > free_bytes:
             raise RequestError(

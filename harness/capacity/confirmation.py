@@ -1,0 +1,158 @@
+"""Whether open-loop runs confirm a deployment: its predictions, its promises, and its highest rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from harness import wire
+from harness.capacity.device import promise_name
+from harness.capacity.validation import validate, window_of
+from harness.errors import InconclusiveError
+from harness.records import Rung, Trial
+from harness.slo import judge
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """``rows`` and ``runs`` are plan.json's ``validation`` and ``open_runs``; ``doubts`` keep the verdict from met.
+
+    ``highest_rate_per_s``: of a run of the deployment that passed; 0 where there is none.
+    """
+
+    rows: list[dict]
+    runs: list[dict]
+    doubts: list[str]
+    highest_rate_per_s: float
+
+
+def confirm(
+    deployment: dict,
+    trials: Sequence[Trial],
+    requests: pd.DataFrame,
+    mix,
+    promises: Sequence,
+    rng: np.random.Generator,
+    *,
+    confidence: float,
+    max_error: float,
+) -> Confirmation:
+    """Judge every VALID open-loop trial; those on ``deployment`` (``own``) decide. ``requests``: as for make_plan.
+
+    A run's ``passed``: False where a prediction of it failed or a promise was clearly broken; None where it cannot say
+    (INVALID, without a prediction, or not one row decidable; ``note`` says which); else True.
+    """
+    rows, runs = [], []
+    for trial in (trial for trial in trials if trial.kind == "open"):
+        run = _run_record(trial, trial.deployment == deployment, mix)
+        if trial.valid:
+            try:
+                found = validate(trial, requests, promises, rng, confidence=confidence, max_error=max_error)
+                run["promises"] = _judged(trial, requests, promises, confidence)
+                rows += found
+                run |= _outcome(found, run["promises"])
+            except InconclusiveError as error:
+                run["note"] = str(error)
+        runs.append(run)
+    own = [run for run in runs if run["own"]]
+    highest = max((run["rate_per_s"] for run in own if run["passed"]), default=0.0)
+    return Confirmation(rows, runs, _doubts(own, rows), highest)
+
+
+def _run_record(trial: Trial, own: bool, mix) -> dict:
+    """One entry of plan.json's ``open_runs``, not judged yet; nominal audio is the mean of the mix x the rate."""
+    rate = trial.load.get("rate_per_s") or 0.0
+    offered = trial.rungs[0].summary.get("offered_audio_s_per_s") if trial.rungs else None
+    return {
+        "trial_id": trial.trial_id,
+        "own": own,
+        "valid": trial.valid,
+        "rate_per_s": rate,
+        "seconds": trial.load.get("seconds"),
+        "nominal_audio_s_per_s": rate * mix.mean_frames() * wire.SECONDS_PER_FRAME,
+        "offered_audio_s_per_s": offered,
+        "promises": [],
+        "passed": None,
+        "note": "" if trial.valid else f"INVALID: {'; '.join(trial.reasons)}",
+    }
+
+
+def _outcome(rows: list[dict], promises: list[dict]) -> dict:
+    if any(row["passed"] is False for row in rows) or any(promise["met"] is False for promise in promises):
+        return {"passed": False}
+    if all(row["passed"] is None for row in rows):
+        return {"passed": None, "note": "not one of its figures is decidable"}
+    return {"passed": True}
+
+
+def _judged(trial: Trial, requests: pd.DataFrame, promises: Sequence, confidence: float) -> list[dict]:
+    """Every promise as the run showed it: ``met`` None where too few requests carry it; ``measured`` the quantile."""
+    own, rung, judged = requests[requests["trial_id"] == trial.trial_id], window_of(trial), []
+    for promise in promises:
+        verdict = judge(promise, _values(own, rung, promise), confidence)
+        record = {name: getattr(promise, name) for name in ("traffic_class", "metric", "quantile", "limit")}
+        value = verdict.value if math.isfinite(verdict.value) else None
+        judged.append(record | {"measured": value, "requests": verdict.n, "met": verdict.met})
+    return judged
+
+
+def _values(requests: pd.DataFrame, rung: Rung, promise) -> np.ndarray:
+    """The promise's metric [n] of its class: first audio of requests due in the window, the rest of those served in it.
+
+    NaN is a request that got no audio; one without an RTF of its own (a single chunk) is left out.
+    """
+    sent = requests[(requests["traffic_class"] == promise.traffic_class) & (requests["sent_ns"] > 0)]
+    due = (sent["due_ns"] >= rung.start_ns) & (sent["due_ns"] < rung.end_ns)
+    served = (sent["sent_ns"] < rung.end_ns) & (sent["ended_ns"] >= rung.start_ns)
+    values = sent.loc[due if promise.metric == "ttfa_s" else served, promise.metric]
+    return (values.dropna() if promise.metric == "rtf" else values).to_numpy(float)
+
+
+def _doubts(own: list[dict], rows: list[dict]) -> list[str]:
+    """Why the runs of a deployment do not confirm it, each with the measurement that would settle it."""
+    names = {run["trial_id"] for run in own}
+    failed = [_failure(row) for row in rows if row["trial_id"] in names and row["passed"] is False]
+    broken = [_broken(run, promise) for run in own for promise in run["promises"] if promise["met"] is False]
+    absent = []
+    if not any(run["valid"] and run["promises"] for run in own):
+        absent = ["No VALID open-loop run confirms this deployment: run one at a share of its highest rate."]
+    return [*absent, *failed, *broken, *_highest_not_passed(own)]
+
+
+def _highest_not_passed(own: list[dict]) -> list[str]:
+    """A doubt where no run at the highest rate says anything; a run that failed there is a doubt of its own."""
+    top = max((run["rate_per_s"] for run in own), default=0.0)
+    there = sorted((run for run in own if run["rate_per_s"] == top), key=lambda run: run["valid"])
+    if not there or any(run["passed"] is not None for run in there):
+        return []
+    run = there[-1]
+    return [
+        f"The open-loop run with the highest rate, {run['trial_id']} at {top:g} requests a second, confirms nothing "
+        f"({run['note']}): repeat that rate{', longer' if run['valid'] else ''}."
+    ]
+
+
+def _failure(row: dict) -> str:
+    if row["measured"] is None:
+        return (
+            f"In the open-loop trial {row['trial_id']} {row['note']}, so there is no {row['metric']}: "
+            "find out why, and repeat that rate."
+        )
+    error = f"{abs(row['relative_error']):.0%}" if row["relative_error"] is not None else "beyond measure"
+    return (
+        f"The prediction of {row['metric']} missed the open-loop trial {row['trial_id']} by {error} "
+        f"(limit {row['limit']:.0%}): measure the ladder and that rate again, longer."
+    )
+
+
+def _broken(run: dict, promise: dict) -> str:
+    name = promise_name(promise["traffic_class"], promise["metric"], promise["quantile"])
+    value = f"was {promise['measured']:.3g}" if promise["measured"] is not None else "was above every measured value"
+    return (
+        f"The open-loop run {run['trial_id']} at {run['rate_per_s']:g} requests a second broke a promise: {name} "
+        f"{value}, the limit is {promise['limit']:g}: measure the ladder and that rate again, longer."
+    )
