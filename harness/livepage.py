@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from flask import make_response, request
+from flask import jsonify, make_response, request
 
+from harness.errors import HarnessError
 from harness.metrics import per_request
 from harness.records import Outcome
 from harness.watch import Progress
@@ -100,7 +101,7 @@ def records_csv(results: list) -> str:
 
 
 def install(environment) -> None:
-    """Add the Speech tab and the download to the page, through the hooks that Locust has for it."""
+    """Add the Speech tab, the download and a check of the form to the page, through the hooks of Locust and Flask."""
     page, test, table = environment.web_ui, environment.speech, LiveTable()
     base = environment.parsed_options.web_base_path or ""
     page.template_args |= {
@@ -110,6 +111,17 @@ def install(environment) -> None:
         ],
         "extended_csv_files": [{"href": "./speech/records.csv", "title": "Download speech records CSV"}],
     }
+
+    @page.auth_required_if_enabled
+    def refusal():
+        try:
+            test.check(request.form.to_dict())
+        except HarnessError as error:
+            return jsonify(success=False, message=str(error), host=environment.host)
+
+    @page.app.before_request
+    def check_form():
+        return refusal() if request.path == f"{base}/swarm" else None
 
     @page.app.after_request
     def add_speech(response):

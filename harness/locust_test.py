@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from harness.client import BYTES_PER_SAMPLE
+from harness.client import BYTES_PER_SAMPLE, address_of
 from harness.errors import HarnessError, InputError, ServerError
 from harness.loadtest import Ledger, LoadSettings, Share, settings_of
 from harness.recording import result_from_plain, result_to_plain
@@ -44,6 +44,12 @@ class SpeechTest:
     @property
     def results(self) -> list[Result]:
         return self.ledger.results if self.ledger else []
+
+    def check(self, form: dict[str, str]) -> None:
+        """Raises HarnessError for what the page's form asks, before a test that cannot run is begun with it."""
+        settings_of(vars(self._environment.parsed_options) | form, self._mix)
+        if form.get("host"):
+            address_of(form["host"])
 
     def start(self) -> None:
         """Raises HarnessError when options or server cannot be used; they may have been changed on the page."""

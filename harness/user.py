@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import sys
 import time
 from contextlib import ExitStack
@@ -34,6 +35,9 @@ from harness.workload import MIXES, Mix
 
 GRACE_S = "10"
 PAUSE_AFTER_ERROR_S = 1.0  # a server that refuses at once must not be asked thousands of times a second
+
+# Under gevent a process is started by a fork, and gRPC's own fork handlers can crash the child before it becomes one.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 log = logging.getLogger(__name__)
 

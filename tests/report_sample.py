@@ -170,6 +170,7 @@ def open_trial(index: int, deployment: dict, rate_per_s: float, valid: bool, rng
         reasons=() if valid else ("3.1% of sends were later than 5 ms (limit 1%)",),
         rungs=(rung,),
         prediction={"rtf_p95": 0.41, "ttfa_p95_s": 0.22},
+        reader_lag_p99_s=0.0021,
     )
     return trial, results, samples_between(start_ns, end_ns, 0.75, rng)
 
@@ -265,6 +266,7 @@ def validation_record(verdict: str) -> list[dict]:
                     "trial_id": f"open-{trial:02d}",
                     "rate_per_s": rate,
                     "metric": metric,
+                    "said_before": 1.3 * predicted,
                     "predicted": predicted,
                     "measured": predicted / (1 + error),
                     "relative_error": error,
@@ -274,6 +276,36 @@ def validation_record(verdict: str) -> list[dict]:
                 }
             )
     return rows
+
+
+def open_run_records(verdict: str) -> list[dict]:
+    """plan.json's ``open_runs``: the last is INVALID where the verdict is inconclusive."""
+    runs = []
+    for trial, rate in enumerate((0.71, 0.99, 1.21), start=1):
+        valid = verdict == "met" or trial < 3
+        runs.append(
+            {
+                "trial_id": f"open-{trial:02d}",
+                "own": True,
+                "valid": valid,
+                "rate_per_s": rate,
+                "seconds": 30,
+                "nominal_audio_s_per_s": 20 * rate,
+                "offered_audio_s_per_s": (14 + 2 * trial) * rate,
+                "promises": promise_judgements() if valid else [],
+                "passed": True if valid else None,
+                "note": "" if valid else "INVALID: 3.1% of sends were later than 5 ms (limit 1%)",
+            }
+        )
+    return runs
+
+
+def promise_judgements() -> list[dict]:
+    promise = {"traffic_class": "short", "quantile": 0.95}
+    return [
+        promise | {"metric": "ttfa_s", "limit": 1.0, "measured": 0.2, "requests": 80, "met": True},
+        promise | {"metric": "rtf", "limit": 0.9, "measured": 0.4, "requests": 30, "met": None},
+    ]
 
 
 REASONS = {
@@ -311,6 +343,7 @@ def plan_record(verdict: str = "met") -> dict:
         "targets": [target_record(qps, verdict) for qps in TARGETS],
         "drain": None if verdict == "missed" else {"sessions": 9, "p50_s": 61.0, "p95_s": 205.0},
         "validation": [] if verdict == "missed" else validation_record(verdict),
+        "open_runs": [] if verdict == "missed" else open_run_records(verdict),
     }
 
 

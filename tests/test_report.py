@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import report_sample as sample
-from plotly.offline import get_plotlyjs
+from report_page import Page, read, squeeze, table_with
 
 from harness import wire
 from harness.records import Rung, StageStatistics
@@ -27,74 +26,7 @@ HEADINGS = [
     "What was measured, and what was not",
     "Reproduce it",
 ]
-VOID = {"meta", "link", "br", "hr", "img", "input"}
 HOSTILE = '<script>alert("x")</script>'
-
-
-class Page(HTMLParser):
-    """The parts of a document that the tests look at."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[tuple[str, dict]] = []
-        self.headings: list[tuple[str, str]] = []
-        self.links: list[str] = []
-        self.ids: list[str] = []
-        self.scripts: list[tuple[dict, str]] = []
-        self.tables: list[list[list[str]]] = []
-        self.captions: list[str] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.links += [attributes[name] for name in ("src", "href", "srcset", "action", "data") if name in attributes]
-        self.ids += [attributes["id"]] if "id" in attributes else []
-        if tag not in VOID:
-            self.open.append((tag, attributes))
-        if tag in ("h1", "h2", "h3", "h4"):
-            self.headings.append((tag, ""))
-        elif tag == "script":
-            self.scripts.append((attributes, ""))
-        elif tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-        elif tag in ("caption", "figcaption"):
-            self.captions.append("")
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1][0] == tag, f"</{tag}> closes {self.open[-1:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        inside = [tag for tag, _ in self.open]
-        if "script" in inside:
-            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
-            return
-        if "style" in inside:
-            return
-        self.text += data
-        if {"h1", "h2", "h3", "h4"} & set(inside):
-            self.headings[-1] = (self.headings[-1][0], self.headings[-1][1] + data)
-        if {"td", "th"} & set(inside):
-            self.tables[-1][-1][-1] += data
-        if {"caption", "figcaption"} & set(inside):
-            self.captions[-1] += data
-
-
-def read(run) -> str:
-    """The document without plotly's own script."""
-    html = write_report(run).read_text(encoding="utf-8")
-    assert html.count(get_plotlyjs()) == 1
-    return html.replace(get_plotlyjs(), "")
-
-
-def squeeze(text: str) -> str:
-    return " ".join(text.split())
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +79,62 @@ def test_inconclusive_gives_the_reason_and_does_not_sign(pages):
     assert sample.REASONS["inconclusive"][0] in text
     assert text.count("✕ failed") == 2
     assert "3.1% of sends were later than 5 ms (limit 1%)" in text
+
+
+def test_a_prediction_shows_what_was_said_before_and_what_is_held_against_the_limit(runs, pages):
+    shown = table_with(pages["met"], "Said before")
+    stored = runs["met"].plan()["validation"]
+    assert len(shown) == len(stored) == 6
+    for cells, row in zip(shown, stored, strict=True):
+        assert cells["Said before"] == words.figure(row["said_before"])
+        assert cells["Given the arrivals"] == words.figure(row["predicted"])
+    text = squeeze(Page(pages["met"]).text)
+    assert "predicted before it was run" not in text
+    assert "these trials were offered 80% to 100% of the audio that it asks for" in text
+
+
+def test_each_open_run_shows_its_offered_audio_its_promises_and_its_result(pages):
+    first, _, last = table_with(pages["met"], "Offered")
+    assert (first["Offered"], first["Average of the mix"]) == ("11.4", "14.2")
+    assert first["Promises"] == "1 surely kept, 1 within the limit"
+    assert first["Result"] == last["Result"] == "✓ passed"
+    invalid = table_with(pages["inconclusive"], "Offered")[-1]
+    assert invalid["Promises"] == "–"
+    assert invalid["Result"].startswith("✕ INVALID") and "3.1% of sends" in invalid["Result"]
+
+
+def test_a_figure_that_chance_can_move_is_shown_as_not_decidable(tmp_path):
+    plan = sample.plan_record("inconclusive")
+    plan["validation"][0] |= {"passed": None, "limit": 0.4}
+    plan["open_runs"][0]["promises"][0] |= {"met": False, "measured": 1.7}
+    html = read(sample.make_run(tmp_path, "inconclusive", plan=plan))
+    assert table_with(html, "Said before")[0]["Result"] == "? not decidable"
+    promises = table_with(html, "Offered")[0]["Promises"]
+    assert promises.startswith("1 surely broken, 1 within the limit")
+    assert "within 1 s; it was 1.7" in promises
+
+
+def test_the_clients_own_error_is_its_timers_and_delivery_is_told_apart(tmp_path):
+    run = sample.make_run(tmp_path)
+    trial, results, samples = sample.open_trial(9, sample.space()[0], 0.8, True, np.random.default_rng(3))
+    rung = replace(trial.rungs[0], summary=trial.rungs[0].summary | {"lateness_p99_s": 0.072})
+    run.append_trial(replace(trial, trial_id="late", rungs=(rung,)), results, samples)
+    ladder, *_, late = table_with(read(run), "Delivery delay")
+    assert late["Trial"].startswith("late") and late["Delivery delay"] == "72 ms"
+    assert late["Client's own error"].startswith("2.1 ms")
+    assert ladder["Client's own error"].startswith("not stored")
+
+
+def test_the_scope_names_what_the_counts_leave_out(pages):
+    text = squeeze(Page(pages["met"]).text)
+    for named in (
+        "Several devices side by side",
+        "KV cache): it is not in the counts",
+        "The step time against the length of the context",
+        "Failures: the loss, the restart and the drain",
+        "rungs of a ladder are not tested for it one by one",
+    ):
+        assert named in text
 
 
 @pytest.mark.parametrize("verdict", ["met", "inconclusive"])
@@ -375,6 +363,8 @@ def test_prediction_plot_tells_high_from_low_and_passed_from_failed():
         | {"relative_error": None, "limit": 0.3, "passed": False},
     ]
     figure = figures.prediction(rows)
-    assert [list(trace.x) for trace in figure.data] == [[25.0], [-50.0]]
+    assert [list(trace.x) for trace in figure.data] == [[25.0], [-50.0], []]
+    undecided = figures.prediction([rows[0] | {"passed": None}])
+    assert [(list(trace.x), trace.marker.symbol) for trace in undecided.data][2] == ([25.0], "circle-open")
     assert figure.layout.yaxis.ticktext == ("RTF p95, long", "m")
     assert [(band.x0, band.x1) for band in figure.layout.shapes] == [(-30, 30)] * 2

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
@@ -332,6 +333,13 @@ def fetch(url: str, until) -> str:
     raise AssertionError(f"{url} never showed it")
 
 
+def ask(address: str, **form: str) -> str:
+    """What the page says to a form that is sent."""
+    data = urllib.parse.urlencode({"user_count": 2, "spawn_rate": 2, **form}).encode()
+    with urllib.request.urlopen(f"{address}/swarm", data, timeout=10) as answer:
+        return json.load(answer)["message"]
+
+
 def test_the_page_shows_speech_live_and_hands_out_the_records():
     def shows_done(text):
         stats = json.loads(text).get("extended_stats")
@@ -343,5 +351,8 @@ def test_the_page_shows_speech_live_and_hands_out_the_records():
         assert total["name"] == "Aggregated" and float(total["ttfa_p50"]) >= 0 and float(total["audio_s"]) > 0
         csv = fetch(f"{address}/speech/records.csv", lambda text: text.count("\n") > 1)
         assert csv.startswith("request_id,traffic_class,")
+        assert ask(address, mix="podcasts") == "no mix is named 'podcasts'; did you mean 'podcast'?"
+        assert ask(address, host="http://x").startswith("cannot stream from 'http://x'")
+        assert ask(address, mix="quick", rate_per_s="") == "Swarming started"
         front = fetch(f"{address}/", lambda text: "extended_tabs" in text)
         assert '"title": "Speech"' in front and "speech/records.csv" in front

@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness import wire
 from harness.capacity.device import promise_name
-from harness.capacity.validation import validate, window_of
+from harness.capacity.validation import validate
 from harness.errors import InconclusiveError
 from harness.records import Rung, Trial
 from harness.slo import judge
@@ -50,13 +50,10 @@ def confirm(
     for trial in (trial for trial in trials if trial.kind == "open"):
         run = _run_record(trial, trial.deployment == deployment, mix)
         if trial.valid:
-            try:
-                found = validate(trial, requests, promises, rng, confidence=confidence, max_error=max_error)
-                run["promises"] = _judged(trial, requests, promises, confidence)
-                rows += found
-                run |= _outcome(found, run["promises"])
-            except InconclusiveError as error:
-                run["note"] = str(error)
+            found, problem = _validated(trial, requests, promises, rng, confidence=confidence, max_error=max_error)
+            kept = _judged(trial, requests, promises, confidence)
+            run |= {"promises": kept} | _outcome(found, kept, problem)
+            rows += found
         runs.append(run)
     own = [run for run in runs if run["own"]]
     highest = max((run["rate_per_s"] for run in own if run["passed"]), default=0.0)
@@ -81,19 +78,27 @@ def _run_record(trial: Trial, own: bool, mix) -> dict:
     }
 
 
-def _outcome(rows: list[dict], promises: list[dict]) -> dict:
-    if any(row["passed"] is False for row in rows) or any(promise["met"] is False for promise in promises):
-        return {"passed": False}
+def _validated(trial: Trial, *arguments, **options) -> tuple[list[dict], str]:
+    """Its rows; or none, and why it cannot be compared with a prediction."""
+    try:
+        return validate(trial, *arguments, **options), ""
+    except InconclusiveError as error:
+        return [], str(error)
+
+
+def _outcome(rows: list[dict], promises: list[dict], problem: str) -> dict:
+    if any(each["passed"] is False for each in rows) or any(each["met"] is False for each in promises):
+        return {"passed": False, "note": problem}
     if all(row["passed"] is None for row in rows):
-        return {"passed": None, "note": "not one of its figures is decidable"}
-    return {"passed": True}
+        return {"passed": None, "note": problem or "not one of its figures is decidable"}
+    return {"passed": True, "note": ""}
 
 
 def _judged(trial: Trial, requests: pd.DataFrame, promises: Sequence, confidence: float) -> list[dict]:
     """Every promise as the run showed it: ``met`` None where too few requests carry it; ``measured`` the quantile."""
-    own, rung, judged = requests[requests["trial_id"] == trial.trial_id], window_of(trial), []
-    for promise in promises:
-        verdict = judge(promise, _values(own, rung, promise), confidence)
+    own, judged = requests[requests["trial_id"] == trial.trial_id], []
+    for promise in promises if trial.rungs else ():
+        verdict = judge(promise, _values(own, trial.rungs[0], promise), confidence)
         record = {name: getattr(promise, name) for name in ("traffic_class", "metric", "quantile", "limit")}
         value = verdict.value if math.isfinite(verdict.value) else None
         judged.append(record | {"measured": value, "requests": verdict.n, "met": verdict.met})
@@ -118,7 +123,7 @@ def _doubts(own: list[dict], rows: list[dict]) -> list[str]:
     failed = [_failure(row) for row in rows if row["trial_id"] in names and row["passed"] is False]
     broken = [_broken(run, promise) for run in own for promise in run["promises"] if promise["met"] is False]
     absent = []
-    if not any(run["valid"] and run["promises"] for run in own):
+    if all(run["passed"] is None for run in own):
         absent = ["No VALID open-loop run confirms this deployment: run one at a share of its highest rate."]
     return [*absent, *failed, *broken, *_highest_not_passed(own)]
 

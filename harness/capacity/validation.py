@@ -64,7 +64,7 @@ def validate(
     A quantile that is not there because too many requests were never heard is a row that failed, ``measured`` None.
     Raises InconclusiveError for a trial that cannot be compared.
     """
-    device, rung = _model_of(trial), window_of(trial)
+    device, rung = _model_of(trial), _window_of(trial)
     replay = _Replay.of(requests[requests["trial_id"] == trial.trial_id], rung, trial.trial_id)
     figures = _figures(rung, promises, replay)
     fitted = replay.play(device, figures, rng, 4 * _LUCKS)
@@ -193,8 +193,7 @@ def _model_of(trial: Trial) -> Device:
     return Device.from_fit(trial.prediction["model"])
 
 
-def window_of(trial: Trial) -> Rung:
-    """The one window of an open-loop trial. Raises InconclusiveError where it has another number, or saw no service."""
+def _window_of(trial: Trial) -> Rung:
     if len(trial.rungs) != 1:
         raise InconclusiveError(f"{trial.trial_id}: an open-loop trial has one window, this has {len(trial.rungs)}")
     rung = trial.rungs[0]
@@ -240,7 +239,8 @@ def _row(figure: Figure, predicted: float, likely: np.ndarray, level: float, max
     if not row["passed"] and max(predicted, figure.measured) < _HARMLESS_SHARE * limit:
         row |= {"passed": True, "note": "both below half of the promise: the difference cannot change the answer"}
     if row["passed"] and chance > max_error:
-        row |= {"passed": None, "note": f"chance alone moves it by up to {chance:.0%}: above {max_error:.0%}"}
+        notes = [f"chance alone moves it by {chance:.0%}, beyond {max_error:.0%}", row["note"]]
+        row |= {"passed": None, "note": "; ".join(filter(None, notes))}
     return row
 
 

@@ -102,7 +102,7 @@ def measured(swept: Sequence[Deployment], trials: Sequence[Trial], requests: pd.
         predicted = sum(trial.prediction is not None for trial in opened)
         said.append(
             f"{words.plural(len(opened), 'open-loop trial')} at {rates} requests/s, arrivals not waiting for answers; "
-            f"{words.figure(predicted)} of them predicted before it was run."
+            f"before {words.figure(predicted)} of them a prediction was stored."
         )
     if len(requests):
         minutes = words.figure(requests["audio_s"].sum() / 60)
@@ -113,7 +113,7 @@ def measured(swept: Sequence[Deployment], trials: Sequence[Trial], requests: pd.
     return said or ["Nothing: this run holds no finished trial."]
 
 
-def not_measured(manifest: RunManifest, plan: dict | None, trials: Sequence[Trial]) -> list[str]:
+def not_measured(manifest: RunManifest, trials: Sequence[Trial]) -> list[str]:
     """What the figures do not say."""
     said = []
     if not any(trial.kind == "open" for trial in trials):
@@ -125,12 +125,17 @@ def not_measured(manifest: RunManifest, plan: dict | None, trials: Sequence[Tria
         )
     if manifest.device == "cpu":
         said.append("Any accelerator: the figures are those of a CPU host.")
-    if any((target["devices"] or 0) > 1 for target in (plan or {}).get("targets", [])):
-        said.append("Several devices together: counts above one are computed from one device, as a pool.")
     said += [
+        "Several devices side by side: counts above one are computed from one device, as a pool.",
+        "Memory for the context of sessions (KV cache): it is not in the counts, while the server refuses sessions "
+        "above its KV limit.",
+        "The step time against the length of the context: a session costs the same from first frame to last.",
+        "Failures: the loss, the restart and the drain of a device under load. N+1, N+2 and the drain are computed, "
+        "not rehearsed.",
+        "The steadiness of single windows: rungs of a ladder are not tested for it one by one, nor are open-loop "
+        "windows that are short against their requests (the trial then says so).",
         "Any network between client and server other than the one of this run.",
         "Load far above the targets (twice and five times), ramps, impulses and the recovery from them.",
-        "The loss and the drain of a device under load: N+1 and N+2 are computed, not rehearsed.",
         "The quality of the speech.",
     ]
     return said

@@ -75,7 +75,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial as the report lists it."""
+    """One trial as the report lists it. ``delivery_p99_s``: from the server's stamp of a chunk to its receipt."""
 
     trial: Trial
     letter: str
@@ -85,7 +85,8 @@ class TrialRow:
     cpu_max_percent: float | None
     memory_bytes: int | None
     late_sends_share: float | None
-    lateness_p99_s: float | None
+    reader_lag_p99_s: float | None
+    delivery_p99_s: float | None
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,8 @@ def _trial_row(trial: Trial, letter: str, requests: pd.DataFrame, samples: list[
         cpu_max_percent=max(cpu, default=None),
         memory_bytes=max((sample.memory_bytes for sample in samples), default=None),
         late_sends_share=_worst(trial, "late_sends_share"),
-        lateness_p99_s=_worst(trial, "lateness_p99_s"),
+        reader_lag_p99_s=trial.reader_lag_p99_s,
+        delivery_p99_s=_worst(trial, "lateness_p99_s"),
     )
 
 
@@ -246,6 +248,15 @@ def promises(manifest: RunManifest, plan: dict | None) -> list[dict]:
         for traffic_class, limits in (manifest.plan.get("promises") or {}).items()
         for name, limit in limits.items()
     ]
+
+
+def audio_shares(plan: dict | None) -> str:
+    """Audio that the open-loop runs were offered, as shares of their mix's average: "76% to 92%", "" for none."""
+    runs = (plan or {}).get("open_runs") or []
+    offered = [run for run in runs if run["valid"] and words.known(run["offered_audio_s_per_s"])]
+    shares = [run["offered_audio_s_per_s"] / run["nominal_audio_s_per_s"] for run in offered]
+    said = list(dict.fromkeys(words.percent(share) for share in (min(shares), max(shares)))) if shares else []
+    return " to ".join(said)
 
 
 def traffic(requests: pd.DataFrame) -> tuple[list[ClassRow], str]:

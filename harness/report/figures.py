@@ -20,6 +20,11 @@ OTHER_COLOURS = ("#c2622d", "#1b9a77", "#a9639f", "#8d8423", "#7a7f87", "#4f9bb5
 SYMBOLS = ("square", "diamond", "triangle-up", "x", "star", "triangle-down", "pentagon")
 LIMIT_COLOUR = "#c8453a"
 REST_COLOUR = "#9097a1"
+_RESULTS = (
+    (True, "passed", BEST_COLOUR, "circle"),
+    (False, "failed", LIMIT_COLOUR, "x"),
+    (None, "not decidable", REST_COLOUR, "circle-open"),
+)
 STAGE_COLOURS = {wire.LLM: "#2b7fc3", wire.DIFFUSION: "#d07c2a", wire.VOCODER: "#1b9a77"}
 
 
@@ -36,8 +41,7 @@ def style(swept: Sequence[Deployment]) -> dict[str, tuple[str, str]]:
     """Colour and marker symbol by letter; the best has its own, the others take turns."""
     others = [entry.letter for entry in swept if not entry.best]
     turns = {
-        letter: (OTHER_COLOURS[i % len(OTHER_COLOURS)], SYMBOLS[i % len(SYMBOLS)])
-        for i, letter in enumerate(others)
+        letter: (OTHER_COLOURS[i % len(OTHER_COLOURS)], SYMBOLS[i % len(SYMBOLS)]) for i, letter in enumerate(others)
     }
     return {entry.letter: turns.get(entry.letter, (BEST_COLOUR, "circle")) for entry in swept}
 
@@ -163,15 +167,15 @@ def prediction(validation: Sequence[dict]) -> go.Figure:
     figure = _figure("error of the prediction", "", height=round(90 + 17 * (max(lanes) + 1)))
     for lane, row in zip(lanes, rows, strict=True):
         _band(figure, lane, 100 * row["limit"])
-    for passed, colour, symbol in ((True, BEST_COLOUR, "circle"), (False, LIMIT_COLOUR, "x")):
-        shown = [(lane, row) for lane, row in zip(lanes, rows, strict=True) if bool(row["passed"]) == passed]
+    for passed, said, colour, symbol in _RESULTS:
+        shown = [(lane, row) for lane, row in zip(lanes, rows, strict=True) if row["passed"] is passed]
         figure.add_scatter(
             x=[100 * signed_error(row) for _, row in shown],
             y=[lane for lane, _ in shown],
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 10},
             customdata=[f"{words.figure(row['rate_per_s'])} requests/s" for _, row in shown],
-            hovertemplate=f"%{{customdata}}: %{{x:+.1f}}%, {'passed' if passed else 'failed'}<extra></extra>",
+            hovertemplate=f"%{{customdata}}: %{{x:+.1f}}%, {said}<extra></extra>",
         )
     reach = 112 * max([row["limit"] for row in rows] + [abs(row["relative_error"]) for row in rows])
     figure.update_xaxes(range=[-reach, reach], ticksuffix="%", zeroline=True)

@@ -160,6 +160,23 @@ def promise(record: dict) -> str:
     return f"{name}: {share} of requests at most {limit}"
 
 
+def promises_judged(records: Sequence[dict]) -> str:
+    """How many promises a run surely kept and surely broke, and on which side of its limit each of the rest was."""
+    said = [_judgement(record) for record in records]
+    return ", ".join(f"{said.count(kind)} {kind}" for kind in _JUDGEMENTS if kind in said) or ABSENT
+
+
+_JUDGEMENTS = ("surely kept", "surely broken", "within the limit", "above the limit", "without a figure")
+
+
+def _judgement(record: dict) -> str:
+    if record["met"] is not None:
+        return "surely kept" if record["met"] else "surely broken"
+    if not known(record["measured"]):
+        return "without a figure"
+    return "within the limit" if record["measured"] <= record["limit"] else "above the limit"
+
+
 def _knob(path: str, value) -> str:
     """One knob of a deployment: ``diffusion_decoder.delay_us`` at 5000 as "diffusion delay 5 ms"."""
     owner, _, knob = path.rpartition(".")
