@@ -33,6 +33,7 @@ from harness.triton.server import ROOT, RemoteTriton, TritonServer
 
 EXIT_CODES = {"met": 0, "missed": 1, "inconclusive": 2}
 TRIES = 2  # a trial that broke or came out INVALID is measured once more
+_SECOND_LOOK = 1000  # added to the plan's seed
 _FIT_S, _START_S = 20.0, 25.0
 
 
@@ -104,7 +105,7 @@ class SignOff:
 
     def _ladders(self, driver: Driver, watcher: Watcher, budget: Budget) -> None:
         points = self.spec.points()
-        later_s = self._confirm_s() + _FIT_S
+        later_s = self._second_look_s() + self._confirm_s() + _FIT_S
         for point, load in list(self._missing_ladders()):
             what = f"ladder {points.index(point) + 1}/{len(points)}: {describe_point(point)}"
             if not self._measure_until_settled(driver, watcher, budget, what, later_s, point, load, None):
@@ -116,11 +117,23 @@ class SignOff:
         if fit["best"] is None:
             watcher.say("no deployment keeps the promises at any rate: nothing to confirm")
             return
-        best = fit["deployments"][fit["best"]]
+        best = self._best_again(driver, watcher, budget, fit["deployments"][fit["best"]])
         for index, share in enumerate(self.spec.confirm.load_share):
             load, prediction = self._open_load(best, share, index)
             what = f"open loop at {load.rate_per_s:.2f} requests/s ({share:.0%} of the highest)"
             self._measure_until_settled(driver, watcher, budget, what, _FIT_S, best["deployment"], load, prediction)
+
+    def _best_again(self, driver: Driver, watcher: Watcher, budget: Budget, best: dict) -> dict:
+        """The best point's ladder once more, with other requests: one look may have met a host at its best."""
+        load = self._ladder_load(best["deployment"], self.spec.seed + _SECOND_LOOK)
+        later_s = self._confirm_s() + _FIT_S
+        what = f"ladder of the best point again: {describe_point(best['deployment'])}"
+        if self._settled(best["deployment"], load):
+            return best
+        if not self._measure_until_settled(driver, watcher, budget, what, later_s, best["deployment"], load, None):
+            return best
+        fit = self._fit(watcher)
+        return best if fit["best"] is None else fit["deployments"][fit["best"]]
 
     def _measure_until_settled(
         self, driver: Driver, watcher: Watcher, budget: Budget, what: str, later_s: float,
@@ -182,10 +195,13 @@ class SignOff:
 
     def _missing_ladders(self) -> Iterator[tuple[dict, Load]]:
         for point in self.spec.points():
-            ladder = self.spec.ladder
-            load = Load(ladder.seconds, self.spec.seed, ladder.sessions, chunk_frames=point.get("chunk_frames"))
+            load = self._ladder_load(point, self.spec.seed)
             if not self._settled(point, load):
                 yield point, load
+
+    def _ladder_load(self, point: dict, seed: int) -> Load:
+        ladder = self.spec.ladder
+        return Load(ladder.seconds, seed, ladder.sessions, chunk_frames=point.get("chunk_frames"))
 
     def _open_load(self, best: dict, share: float, index: int) -> tuple[Load, dict]:
         """The load of a confirmation and what the fit says that it will show."""
@@ -208,9 +224,12 @@ class SignOff:
         confirm = self.spec.confirm
         return len(confirm.load_share) * estimated_s(Load(confirm.seconds, 0))
 
+    def _second_look_s(self) -> float:
+        return estimated_s(self._ladder_load({}, 0)) + _FIT_S
+
     def _estimated_s(self) -> float:
         ladders = sum(estimated_s(load) for _, load in self._missing_ladders())
-        return _START_S + ladders + self._confirm_s() + 2 * _FIT_S
+        return _START_S + ladders + self._second_look_s() + self._confirm_s() + 2 * _FIT_S
 
 
 def spec_of(run: Run) -> PlanSpec:
