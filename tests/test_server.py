@@ -31,6 +31,7 @@ from harness.vibevoice.voices import frames_of, load_voices
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parents[1]
+REAL_SCRIPTS = sorted((ROOT.parent / "shared" / "data" / "scripts").glob("*.txt"))
 
 
 def snapshot(url):
@@ -76,6 +77,14 @@ def test_sessions_that_share_the_server_get_the_audio_of_the_stages_alone(speak)
     for request, piece in zip(requests, pieces, strict=True):
         heard = np.frombuffer(b"".join(piece), "<f4")
         np.testing.assert_allclose(heard, audio_of(request, weights), atol=1e-4)
+
+
+@pytest.mark.skipif(not REAL_SCRIPTS, reason="no real scripts beside the repository")
+def test_real_scripts_give_exactly_the_frames_they_ask_for(speak):
+    texts = [path.read_text() for path in REAL_SCRIPTS]
+    results = speak(*(make_request(f"r{i}", text, (1, 2, 3, 4), 40 + i) for i, text in enumerate(texts)))
+    assert [(r.outcome, r.error) for r in results] == [(Outcome.DONE, "")] * len(texts)
+    assert [int(r.chunks.samples.sum()) for r in results] == [(40 + i) * 3200 for i in range(len(texts))]
 
 
 def test_chunks_arrive_while_the_rest_is_being_made(speak):
