@@ -146,6 +146,8 @@ def speak(
     url: Url = "",
 ) -> None:
     """Send one script to a server and say how it went."""
+    if not script.is_file():
+        raise InputError(f"cannot read {script}: there is no such file")
     address = url or local_url()
     if not address:
         raise InputError("no server: give --url HOST:PORT, or run `harness serve` in another terminal")

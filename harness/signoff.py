@@ -33,6 +33,7 @@ from harness.triton.server import ROOT, RemoteTriton, TritonServer
 
 EXIT_CODES = {"met": 0, "missed": 1, "inconclusive": 2}
 TRIES = 2  # a trial that broke or came out INVALID is measured once more
+_CODE = ("harness/**/*.py", "model_repository/**/*.py", "model_repository/**/*.pbtxt", "scenarios/*.py")
 _SECOND_LOOK = 1000  # added to the plan's seed
 _FIT_S, _START_S = 20.0, 25.0
 
@@ -279,7 +280,9 @@ def simulation_of(run: Run, rate_per_s: float) -> dict:
 def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None) -> str:
     """The same plan file, code and server always lead to the same folder, and others to another."""
     digest = hashlib.sha256(Path(plan_path).read_bytes())
-    digest.update(f"{_commit()} {url or ''}".encode())
+    for path in sorted(path for pattern in _CODE for path in ROOT.glob(pattern)):
+        digest.update(path.read_bytes())
+    digest.update((url or "").encode())
     return f"{spec.name}-{digest.hexdigest()[:8]}"
 
 
