@@ -28,7 +28,7 @@ def request_to_plain(request: Request) -> dict:
 
 
 def request_from_plain(plain: dict) -> Request:
-    return Request(**{**plain, "speaker_ids": tuple(plain["speaker_ids"])})
+    return Request(**{**plain, "speaker_ids": tuple(plain["speaker_ids"]), "say": tuple(plain["say"])})
 
 
 def result_to_plain(result: Result) -> dict:

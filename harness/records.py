@@ -36,6 +36,11 @@ class Request:
     seed: int = 0
     guidance_scale: float = wire.DEFAULT_GUIDANCE_SCALE
     due_ns: int = 0
+    diffusion_steps: int = wire.DEFAULT_DIFFUSION_STEPS
+    until_end: bool = False  # stop where the model says so; ``frames`` is then the most
+    say: tuple[int, ...] = ()  # wire.TOKEN_* that the model is made to say
+    keep: bool = False  # ask for a carry after the last frame
+    carry: bytes = b""  # go on with a session that was kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,7 @@ class Result:
     outcome: Outcome
     error: str = ""
     chunks: Chunks = field(default_factory=Chunks.empty)
+    emulated: bool = False  # compute times came from a profile
 
 
 @dataclass(frozen=True, slots=True)

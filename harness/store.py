@@ -43,7 +43,7 @@ SCHEMA = 1
 _PART_FOLDERS = ("requests.parquet", "server.parquet")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _CHUNK_COLUMNS = tuple(each.name for each in dataclasses.fields(Chunks))
-_ARROW = {"str": pa.string(), "int": pa.int64(), "Outcome": pa.string()}
+_ARROW = {"str": pa.string(), "int": pa.int64(), "bool": pa.bool_(), "Outcome": pa.string()}
 _RESULT_FIELDS = [(each.name, _ARROW[each.type]) for each in dataclasses.fields(Result) if each.name != "chunks"]
 _RESULT_SCHEMA = pa.schema(
     [("trial_id", pa.string()), *_RESULT_FIELDS, *((name, pa.list_(pa.int64())) for name in _CHUNK_COLUMNS)]
@@ -209,7 +209,8 @@ def _result_table(trial_id: str, results: Sequence[Result]) -> pa.Table:
 
 def _results_of(table: pa.Table) -> list[Result]:
     table = table.combine_chunks()
-    rows = table.select([name for name, _ in _RESULT_FIELDS]).to_pylist()
+    # A field that is newer than the file has its default.
+    rows = table.select([name for name, _ in _RESULT_FIELDS if name in table.column_names]).to_pylist()
     lists = [_arrays_of(table[name]) for name in _CHUNK_COLUMNS]
     return [
         Result(**{**row, "outcome": Outcome(row["outcome"])}, chunks=Chunks(*columns))

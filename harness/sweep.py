@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -110,8 +110,7 @@ class Driver:
     def deploy(self, point: dict) -> list[str]:
         """Bring the server to a point of the space; returns the stages that were reloaded."""
         knobs = {knob: value for knob, value in point.items() if knob != "chunk_frames"}
-        base = self.base
-        return self.server.reload(Deployment(base.preset, base.checkpoint, base.voices, base.weights_seed, knobs))
+        return self.server.reload(replace(self.base, knobs=knobs))
 
     def run(self, point: dict, load: Load, prediction: dict | None = None, repeat: int = 0) -> Measured:
         """Deploy, drive and fold one trial. Raises TrialBroken where the server or Locust did not last to its end."""

@@ -9,6 +9,8 @@ MAX_SPEAKERS = 4
 LATENT_SIZE = 64
 SEMANTIC_SIZE = 128
 DEFAULT_GUIDANCE_SCALE = 1.3
+DEFAULT_DIFFUSION_STEPS = 10
+MAX_DIFFUSION_STEPS = 100
 NO_VOICE = 0  # the voice id of a speaker without a voice sample
 
 # Models
@@ -29,14 +31,26 @@ START_FRAME = "start_frame"  # INT32 [1]: frames taken as spoken already
 CHUNK_FRAMES = "chunk_frames"  # INT32 [1]: frames in one response
 SEED = "seed"  # INT64 [1]: seed of the diffusion noise
 GUIDANCE_SCALE = "guidance_scale"  # FP32 [1]
+DIFFUSION_STEPS = "diffusion_steps"  # INT32 [1]: denoising steps of every frame
+UNTIL_END = "until_end"  # BOOL [1]: stop where the model says "end of text", at FRAMES at the latest
+SAY = "say"  # INT32 [tokens]: the TOKEN_* that the model is made to say, in order; after them, what it would say
+KEEP = "keep"  # BOOL [1]: answer with a CARRY after the last frame
+CARRY = "carry"  # UINT8 [bytes]: a session as KEEP gave it, to go on where it ended; in a request and in a response
 AUDIO_OUTPUT = "audio_output"  # FP32 [samples]
 FRAME_INDEX = "frame_index"  # INT32 [1]: index of the chunk's first frame in this response stream
 SENT_AT_NS = "sent_at_ns"  # INT64 [1]: the server's CLOCK_MONOTONIC when the chunk left
+
+EMULATED = "emulated"  # BOOL [1], in the first response: compute times come from a profile, the audio is silent
 
 # Tensors between the stages
 TOKEN_IDS = "token_ids"  # INT32 [tokens]
 VOICE_FRAMES = "voice_frames"  # FP32 [voice frames x 64], flat
 SESSION = "session"  # INT32 [4]: prompt tokens, frames it may hold, frames taken as spoken, 1 = speak till told to stop
+PAST_TOKEN = "past_token"  # INT32 [steps]: what was said in a part of a session that is taken up again
+PAST_LATENT = "past_latent"  # FP32 [steps x 64], flat
+PAST_SEMANTIC = "past_semantic"  # FP32 [steps x 128], flat
+STATE = "state"  # FP32 [values]: a session's convolution state, flat
+STEPS = "steps"  # INT32 [1]: denoising steps
 PREVIOUS_LATENT = "previous_latent"  # the ensemble's name for the latent of the frame before
 PREVIOUS_SEMANTIC = "previous_semantic"
 LATENT = "latent"  # FP32 [64]
@@ -53,3 +67,5 @@ TOKEN_SPEECH_FRAME = 0
 TOKEN_SPEECH_BEGIN = 1
 TOKEN_SPEECH_END = 2
 TOKEN_END_OF_TEXT = 3
+
+BUSY = "busy: "  # how the message of a stage begins that has no room for a session now

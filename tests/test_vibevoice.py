@@ -60,7 +60,8 @@ class Speaker:
         latent, semantic = (torch.stack([self.feedback[i][k] for i in ids]) for k in (0, 1))
         condition, token = self.llm.step(ids, latent, semantic)
         guidance = torch.full((len(ids), 1), wire.DEFAULT_GUIDANCE_SCALE)
-        latent = self.diffusion.denoise(condition, torch.stack(list(noise.values())), guidance)
+        steps = [wire.DEFAULT_DIFFUSION_STEPS] * len(ids)
+        latent = self.diffusion.denoise(condition, torch.stack(list(noise.values())), guidance, steps)
         audio, semantic = self.vocoder.step(ids, latent, token)
         for row, i in enumerate(ids):
             self.feedback[i] = latent[row], semantic[row]

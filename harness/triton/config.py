@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from harness.errors import InputError, ServerError
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 KNOBS = ("delay_us", "max_batch", "instances")
+PRESETS = ("tiny", "1.5b", "7b")
+MAX_GPUS = 64
 _OWNERS = {"entry": wire.ENTRY, **{stage: stage for stage in wire.STAGES}, wire.VOICE: wire.VOICE}
 
 
@@ -27,6 +30,10 @@ class Deployment:
 
     ``knobs`` maps ``<stage>.<knob>`` to a value, e.g. ``{"diffusion_decoder.delay_us": 2000}``; stages are
     ``entry``, the three of the frame path and ``voice_encoder``; knobs are ``delay_us``, ``max_batch``, ``instances``.
+    ``parameters`` maps ``<model>.<parameter>`` to a value, for parameters that the model's config.pbtxt has.
+    ``preset`` may be the path of a JSON file of sizes. ``emulate`` is the path of a profile whose times the stages take
+    instead of computing, on ``gpus`` emulated GPUs: each gets an instance of every stage, unless a knob says otherwise.
+    Paths are made absolute. Raises InputError for what cannot be deployed.
     """
 
     preset: str = "tiny"
@@ -34,21 +41,33 @@ class Deployment:
     voices: str = ""
     weights_seed: int = 0
     knobs: Mapping[str, int] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    emulate: str = ""
+    gpus: int = 1
 
     def __post_init__(self):
+        object.__setattr__(self, "preset", _checked_preset(self.preset))
+        if self.emulate:
+            object.__setattr__(self, "emulate", _checked_profile(self.emulate, self.preset))
+        elif self.gpus != 1:
+            raise InputError("gpus counts emulated GPUs: give the profile to emulate too, or leave gpus out")
+        if not 1 <= self.gpus <= MAX_GPUS:
+            raise InputError(f"gpus is {self.gpus}: it must lie in 1 to {MAX_GPUS}")
         for knob, value in self.knobs.items():
-            owner, _, name = knob.rpartition(".")
-            if owner not in _OWNERS or name not in KNOBS:
-                known = f"<stage>.<{'|'.join(KNOBS)}> with a stage of {', '.join(_OWNERS)}"
-                raise InputError(f"unknown knob {knob!r}: use {known}")
-            if value < (0 if name == "delay_us" else 1):
-                raise InputError(f"{knob} is {value}: it must be at least {0 if name == 'delay_us' else 1}")
+            _check_knob(knob, value)
+        if self.parameters:
+            self.configs()  # refuses those that a model does not have
 
     def configs(self, repository: Path = REPOSITORY) -> Configs:
         """The configuration of every model of a repository, with this deployment's values in it."""
         configs = {model: read_config(repository / model / "config.pbtxt") for model in wire.MODELS}
         for config in configs.values():
-            self._set_parameters(config)
+            self._set_own_parameters(config)
+        for name, value in self.parameters.items():
+            _set_parameter(configs, name, value)
+        if self.emulate:
+            for stage in wire.STAGES:
+                configs[stage].instance_group[0].count = self.gpus
         return self.turn(configs)
 
     def turn(self, configs: Configs) -> Configs:
@@ -60,16 +79,23 @@ class Deployment:
         configs[wire.FRAME].max_batch_size = batch  # an ensemble may not promise more than its smallest step
         return configs
 
-    def _set_parameters(self, config: model_config_pb2.ModelConfig) -> None:
+    def _set_own_parameters(self, config: model_config_pb2.ModelConfig) -> None:
         values = {
             "preset": self.preset,
             "checkpoint": self.checkpoint,
             "voices": self.voices,
             "weights_seed": str(self.weights_seed),
+            "emulate": self.emulate,
+            "gpus": str(self.gpus),
         }
         for name, value in values.items():
             if name in config.parameters:
                 config.parameters[name].string_value = value
+
+
+def preset_name(preset: str) -> str:
+    """A preset in a word: its own name, or that of its file."""
+    return Path(preset).stem if preset.endswith(".json") else preset
 
 
 def read_config(path: Path) -> model_config_pb2.ModelConfig:
@@ -94,6 +120,45 @@ def write_repository(target: Path, deployment: Deployment, source: Path = REPOSI
 def as_json(config: model_config_pb2.ModelConfig) -> str:
     """The form in which Triton's load call takes a configuration."""
     return json_format.MessageToJson(config, preserving_proto_field_name=True, indent=None)
+
+
+def _checked_preset(preset: str) -> str:
+    if preset in PRESETS:
+        return preset
+    if not preset.endswith(".json"):
+        raise InputError(f"unknown preset {preset!r}: use {', '.join(PRESETS)}, or the path of a .json file of sizes")
+    if not Path(preset).is_file():
+        raise InputError(f"preset {preset}: there is no such file")
+    return str(Path(preset).resolve())
+
+
+def _checked_profile(path: str, preset: str) -> str:
+    try:
+        measured = json.loads(Path(path).read_text())["preset"]
+    except OSError as error:
+        raise InputError(f"cannot read the profile {path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{path} is no profile: write one with `harness profile`") from None
+    if measured != preset_name(preset):
+        raise InputError(f"{path} was measured at preset {measured}, not {preset}: profile it, or change the preset")
+    return str(Path(path).resolve())
+
+
+def _set_parameter(configs: Configs, name: str, value: str) -> None:
+    model, _, parameter = name.rpartition(".")
+    if model not in configs or parameter not in configs[model].parameters:
+        known = sorted(f"{model}.{key}" for model, config in configs.items() for key in config.parameters)
+        raise InputError(f"unknown parameter {name!r}: use one of {', '.join(known)}")
+    configs[model].parameters[parameter].string_value = value
+
+
+def _check_knob(knob: str, value: int) -> None:
+    owner, _, name = knob.rpartition(".")
+    if owner not in _OWNERS or name not in KNOBS:
+        known = f"<stage>.<{'|'.join(KNOBS)}> with a stage of {', '.join(_OWNERS)}"
+        raise InputError(f"unknown knob {knob!r}: use {known}")
+    if value < (0 if name == "delay_us" else 1):
+        raise InputError(f"{knob} is {value}: it must be at least {0 if name == 'delay_us' else 1}")
 
 
 def _set_knob(config: model_config_pb2.ModelConfig, name: str, value: int) -> None:

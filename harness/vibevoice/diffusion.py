@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from harness.vibevoice.presets import Weights
-
-STEPS = 10
 
 
 class DiffusionStage:
@@ -18,20 +18,30 @@ class DiffusionStage:
     arXiv 2211.01095, algorithm 2.
     """
 
-    def __init__(self, weights: Weights, steps: int = STEPS):
+    def __init__(self, weights: Weights):
         self.head = weights.diffusion_head()
         self.device, self.dtype = weights.device, weights.dtype
-        self.timesteps, self.updates = solver_updates(steps)
 
     @torch.inference_mode()
-    def denoise(self, condition: torch.Tensor, noise: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
-        """condition [N, 2, hidden] (with, without the prompt), noise [N, 64], guidance [N, 1] -> latent [N, 64]."""
-        count = noise.shape[0]
+    def denoise(
+        self, condition: torch.Tensor, noise: torch.Tensor, guidance: torch.Tensor, steps: list[int]
+    ) -> torch.Tensor:
+        """Condition [N, 2, hidden] (with, without the prompt), noise [N, 64], guidance [N, 1], a number of steps per
+        row -> latent [N, 64]."""
+        latent = torch.empty_like(noise)
+        for count in sorted(set(steps)):
+            rows = [i for i, own in enumerate(steps) if own == count]
+            latent[rows] = self._denoise(condition[rows], noise[rows], guidance[rows], count)
+        return latent
+
+    def _denoise(self, condition, noise, guidance, steps: int) -> torch.Tensor:
+        count = len(noise)
         both = condition.to(self.device, self.dtype).transpose(0, 1).reshape(2 * count, -1)
         x = noise.to(self.device, self.dtype)
         guidance = guidance.to(self.device, self.dtype)
         before = torch.zeros_like(x)
-        for timestep, (alpha, sigma, a, b, c) in zip(self.timesteps, self.updates, strict=True):
+        timesteps, updates = solver_updates(steps)
+        for timestep, (alpha, sigma, a, b, c) in zip(timesteps, updates, strict=True):
             velocity = self.head(x.repeat(2, 1), x.new_full((2 * count,), timestep), both)
             guided = velocity[count:] + guidance * (velocity[:count] - velocity[count:])
             x0 = alpha * x - sigma * guided
@@ -40,6 +50,7 @@ class DiffusionStage:
         return x.float()
 
 
+@lru_cache
 def solver_updates(steps: int) -> tuple[list[float], list[tuple[float, ...]]]:
     """Timesteps, and (alpha, sigma, a, b, c) for each, from the released scheduler's own noise schedule."""
     scheduler = DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")

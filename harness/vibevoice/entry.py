@@ -125,6 +125,7 @@ class Entry:
     async def _frames(self, session: int, request: SpeechRequest, sender) -> None:
         noise = np.random.default_rng(request.seed)
         guidance = np.array([[request.guidance_scale]], np.float32)
+        steps = np.array([[wire.DEFAULT_DIFFUSION_STEPS]], np.int32)
         latent, semantic, ready, sent = _NO_LATENT, _NO_SEMANTIC, [], 0
         outputs = [wire.AUDIO, wire.LATENT, wire.SEMANTIC, wire.TOKEN]
         while sent + len(ready) < request.frames:
@@ -134,6 +135,7 @@ class Entry:
                 wire.PREVIOUS_SEMANTIC: semantic,
                 wire.NOISE: noise.standard_normal((1, wire.LATENT_SIZE), np.float32),
                 wire.GUIDANCE: guidance,
+                wire.STEPS: steps,
             }
             audio, latent, semantic, token = await _call(wire.FRAME, inputs, outputs, session)
             if token.flat[0] == wire.TOKEN_END_OF_TEXT:

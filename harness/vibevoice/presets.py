@@ -19,6 +19,7 @@ from transformers.models.vibevoice.modeling_vibevoice import VibeVoiceDiffusionH
 
 from harness.errors import InputError
 
+_TOKENS = ("pad_token_id", "eos_token_id", "audio_bos_token_id", "audio_eos_token_id", "audio_token_id")
 _TOKENIZER_DEPTHS = (3, 3, 3, 3, 3, 3, 8)
 
 
@@ -85,11 +86,70 @@ def _b7() -> VibeVoiceConfig:
 PRESETS = {"tiny": _tiny, "1.5b": _b1_5, "7b": _b7}
 
 
+_TEXT_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+_OWN_SHAPE = ("base", *_TEXT_SIZES, "num_filters", "depths", "head_layers", "head_intermediate_size")
+
+
 def preset_config(preset: str) -> VibeVoiceConfig:
-    """The configuration of a preset: ``tiny``, ``1.5b`` or ``7b``. Raises InputError for another name."""
-    if preset not in PRESETS:
-        raise InputError(f"unknown preset {preset!r}: use one of {', '.join(PRESETS)}")
-    return PRESETS[preset]()
+    """The configuration of a preset: ``tiny``, ``1.5b``, ``7b``, or a JSON file with sizes that differ from one.
+
+    Such a file names its ``base`` (tiny if left out) and any of hidden_size, num_hidden_layers, num_attention_heads,
+    num_key_value_heads, intermediate_size, vocab_size, max_position_embeddings (the backbone's), num_filters, depths
+    (of the convolution towers), head_layers, head_intermediate_size (of the diffusion head).
+    Raises InputError for another name and for sizes that do not fit together.
+    """
+    if preset in PRESETS:
+        return PRESETS[preset]()
+    if preset.endswith(".json"):
+        return _own_shape(Path(preset))
+    raise InputError(f"unknown preset {preset!r}: use one of {', '.join(PRESETS)}, or a .json file of sizes")
+
+
+def _own_shape(path: Path) -> VibeVoiceConfig:
+    try:
+        sizes = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"preset {path} cannot be read as JSON: {error}") from error
+    unknown = [key for key in sizes if key not in _OWN_SHAPE] if isinstance(sizes, dict) else ["(not an object)"]
+    if unknown:
+        raise InputError(f"preset {path} holds {', '.join(unknown)}: known are {', '.join(_OWN_SHAPE)}")
+    base = PRESETS.get(sizes.get("base", "tiny"))
+    if base is None:
+        raise InputError(f"preset {path} has base {sizes['base']!r}: use one of {', '.join(PRESETS)}")
+    return _resized(base(), sizes, path)
+
+
+def _resized(base: VibeVoiceConfig, sizes: dict, path: Path) -> VibeVoiceConfig:
+    text = {key: sizes.get(key, getattr(base.text_config, key)) for key in _TEXT_SIZES}
+    text["tie_word_embeddings"] = base.text_config.tie_word_embeddings
+    head = base.diffusion_head_config
+    head_sizes = {
+        "num_hidden_layers": sizes.get("head_layers", head.num_hidden_layers),
+        "intermediate_size": sizes.get("head_intermediate_size", head.intermediate_size),
+    }
+    depths = tuple(sizes.get("depths", base.audio_config.depths))
+    filters = sizes.get("num_filters", base.audio_config.num_filters)
+    whole = [*text.values(), *head_sizes.values(), *depths, filters]
+    fits = (
+        (all(isinstance(size, int) and size >= 0 for size in whole), "every size is a whole number"),
+        (len(depths) == len(base.audio_config.depths), f"depths has {len(base.audio_config.depths)} numbers"),
+        (text["hidden_size"] % (2 * text["num_attention_heads"]) == 0, "hidden_size is heads times an even number"),
+        (text["num_attention_heads"] % text["num_key_value_heads"] == 0, "heads are a multiple of KV heads"),
+        (text["vocab_size"] >= base.text_config.vocab_size, f"vocab_size is at least {base.text_config.vocab_size}"),
+    )
+    for fine, rule in fits:
+        if not fine:
+            raise InputError(f"preset {path} has sizes that do not fit: {rule}")
+    tokens = {name: getattr(base, name) for name in _TOKENS}
+    return _config(text, head_sizes, filters, depths, tokens)
 
 
 class Weights:

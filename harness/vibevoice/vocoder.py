@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from harness import wire
+from harness.errors import RequestError
 from harness.vibevoice.presets import Weights
 from harness.vibevoice.sessions import Sessions
 
@@ -61,12 +62,24 @@ class VocoderStage:
         self.encoder_layout = StateLayout(self.encoder)
         self.sessions: Sessions[_Session] = Sessions(wire.VOCODER)
 
-    def open(self, session_id: int) -> None:
-        sizes = self.decoder_layout.size, self.encoder_layout.size
-        self.sessions.open(session_id, _Session(*(torch.zeros(s, device=self.device, dtype=self.dtype) for s in sizes)))
+    @property
+    def state_size(self) -> int:
+        """Values of convolution state that a session holds."""
+        return self.decoder_layout.size + self.encoder_layout.size
 
-    def close(self, session_id: int) -> None:
-        self.sessions.close(session_id)
+    def open(self, session_id: int, state: torch.Tensor | None = None) -> None:
+        """Start a session from silence, or from the ``state`` [state_size] in which another one ended."""
+        if state is None:
+            state = torch.zeros(self.state_size)
+        if len(state) != self.state_size:
+            raise RequestError(f"a convolution state has {len(state)} values where this model holds {self.state_size}")
+        parts = state.to(self.device, self.dtype).split((self.decoder_layout.size, self.encoder_layout.size))
+        self.sessions.open(session_id, _Session(*parts))
+
+    def close(self, session_id: int) -> torch.Tensor:
+        """End a session; returns its state [state_size], float32, nothing for a session that is not there."""
+        session = self.sessions.close(session_id)
+        return torch.empty(0) if session is None else torch.cat([session.decoder, session.encoder]).float().cpu()
 
     @torch.inference_mode()
     def step(

@@ -1,5 +1,7 @@
 """Triton adapter of the vocoder: acoustic decoder and semantic encoder with a convolution state per session."""
 
+import torch
+
 from harness import wire
 from harness.vibevoice import backend
 from harness.vibevoice.vocoder import VocoderStage
@@ -8,19 +10,33 @@ from harness.vibevoice.vocoder import VocoderStage
 class TritonPythonModel:
     def initialize(self, args):
         self.stage = VocoderStage(backend.weights(args))
+        self.nothing = {
+            wire.AUDIO: torch.zeros(1, wire.SAMPLES_PER_FRAME),
+            wire.SEMANTIC: torch.zeros(1, wire.SEMANTIC_SIZE),
+        }
 
     def execute(self, requests):
-        for request in requests:
-            if request.flags() & backend.START:
-                self.stage.open(request.correlation_id())
+        managing = {i for i, request in enumerate(requests) if request.flags() & (backend.START | backend.END)}
+        steps = [request for i, request in enumerate(requests) if i not in managing]
+        managed = iter(backend.answer_each([requests[i] for i in sorted(managing)], self._manage))
+        stepped = iter(self._step_all(steps))
+        return [next(managed if i in managing else stepped) for i in range(len(requests))]
+
+    def _manage(self, request):
+        """Open or close a session; its convolution state comes with the one and goes with the other."""
+        session_id, state = request.correlation_id(), backend.optional(request, wire.STATE)
+        if request.flags() & backend.START:
+            self.stage.open(session_id, None if state is None else torch.from_numpy(state[0]))
+            return backend.response(**self.nothing)
+        return backend.response(**self.nothing, **{wire.STATE: self.stage.close(session_id)[None]})
+
+    def _step_all(self, requests):
+        if not requests:
+            return []
         try:
-            responses = self._step(requests)
+            return self._step(requests)
         except Exception:
-            responses = backend.answer_each(requests, lambda request: self._step([request])[0])
-        for request in requests:
-            if request.flags() & backend.END:
-                self.stage.close(request.correlation_id())
-        return responses
+            return backend.answer_each(requests, lambda request: self._step([request])[0])
 
     def _step(self, requests):
         tokens = backend.rows(requests, wire.TOKEN)[:, 0]
