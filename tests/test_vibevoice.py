@@ -1,25 +1,27 @@
 """The stages against the released implementation, alone and sharing batches."""
 
-import numpy as np
+import json
+
 import pytest
 import torch
 import transformers.models.vibevoice.generation_vibevoice as generation
 from diffusers import DPMSolverMultistepScheduler
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList, VibeVoiceForConditionalGeneration
+from transformers.models.vibevoice_acoustic_tokenizer.modeling_vibevoice_acoustic_tokenizer import (
+    VibeVoiceAcousticTokenizerConv1dPaddingCache,
+)
 
 from harness import wire
-from harness.errors import InputError, RequestError, ScriptError
+from harness.errors import InputError, RequestError
 from harness.vibevoice.diffusion import DiffusionStage, solver_updates
 from harness.vibevoice.llm import LLMStage
 from harness.vibevoice.presets import Weights, preset_config, randomise_
-from harness.vibevoice.prompt import PromptBuilder, prompt_chunks
-from harness.vibevoice.sessions import IDLE_LIMIT_S, Sessions
-from harness.vibevoice.tokenizer import tokenizer_for
+from harness.vibevoice.prompt import prompt_chunks
+from harness.vibevoice.sessions import IDLE_LIMIT_S
+from harness.vibevoice.towers import Tower
 from harness.vibevoice.vocoder import VocoderStage
 from harness.vibevoice.voice import VoiceStage
-from harness.vibevoice.voices import frames_of, load_voices
+from harness.vibevoice.voices import load_voices
 
 NO_VOICE_FRAMES = torch.empty(0, wire.LATENT_SIZE)
 
@@ -163,6 +165,70 @@ def test_a_token_that_is_no_speech_frame_leaves_the_convolution_state_alone(weig
     torch.testing.assert_close(torch.cat([first, second]), torch.cat(straight))
 
 
+@pytest.mark.parametrize("depths", [(1,) * 7, (2, 1, 3, 1, 1, 1, 2)])
+def test_the_towers_are_the_released_modules_frame_by_frame(tmp_path, depths):
+    """Against transformers' own streaming, three sessions in one pass, of a shape of one's own."""
+    sizes = tmp_path / "sizes.json"
+    sizes.write_text(json.dumps({"num_filters": 3, "depths": depths}))
+    weights = Weights(str(sizes), seed=3)
+    latents = torch.randn(5, 64, 1, 3, generator=torch.Generator().manual_seed(0))  # frame, channel, time, session
+    modules = weights.acoustic_decoder(), weights.semantic_encoder()
+    caches = [VibeVoiceAcousticTokenizerConv1dPaddingCache() for _ in modules]
+    towers = [Tower(module) for module in modules]
+    states = [torch.zeros(tower.state_size, 3) for tower in towers]
+    for latent in latents:
+        audio = modules[0](latent.permute(2, 0, 1), padding_cache=caches[0]).audio
+        features = modules[1](audio, padding_cache=caches[1]).latents
+        ours, states[0] = towers[0](latent, states[0])
+        torch.testing.assert_close(ours.permute(2, 0, 1), audio, atol=1e-5, rtol=1e-4)
+        ours, states[1] = towers[1](ours, states[1])
+        torch.testing.assert_close(ours.permute(2, 1, 0), features, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_of_one_batch_have_steps_and_guidance_of_their_own(weights):
+    stage = DiffusionStage(weights)
+    condition, noise = torch.randn(4, 2, 64), torch.randn(4, 64)
+    guidance, steps = torch.tensor([[1.0], [1.3], [3.0], [1.3]]), [10, 5, 10, 20]
+    together = stage.denoise(condition, noise, guidance, steps)
+    for i in range(4):
+        alone = stage.denoise(condition[i : i + 1], noise[i : i + 1], guidance[i : i + 1], steps[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_convolution_state_goes_on_in_another_session(weights):
+    vocoder, latent, frame = VocoderStage(weights), noise_of(3, 6), torch.tensor([wire.TOKEN_SPEECH_FRAME])
+    vocoder.open(1)
+    whole = [vocoder.step([1], row[None], frame)[0] for row in latent]
+    vocoder.open(2)
+    first = [vocoder.step([2], row[None], frame)[0] for row in latent[:3]]
+    state = vocoder.close(2)
+    assert len(state) == vocoder.state_size
+    vocoder.open(3, state)
+    rest = [vocoder.step([3], row[None], frame)[0] for row in latent[3:]]
+    torch.testing.assert_close(torch.cat(first + rest), torch.cat(whole))
+    with pytest.raises(RequestError, match="convolution state has 7 values"):
+        vocoder.open(4, torch.zeros(7))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "known are"),
+        ('{"hiden_size": 64}', "hiden_size"),
+        ('{"base": "huge"}', "huge"),
+        ('{"hidden_size": 65}', "even number"),
+        ('{"num_attention_heads": 4, "num_key_value_heads": 3}', "multiple of KV heads"),
+        ('{"depths": [1, 2]}', "7 numbers"),
+        ('{"num_filters": "many"}', "whole number"),
+    ],
+)
+def test_sizes_of_ones_own_that_do_not_fit_are_refused(tmp_path, content, message):
+    (tmp_path / "own.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        preset_config(str(tmp_path / "own.json"))
+
+
 def test_room_is_counted_before_a_session_is_accepted(weights):
     llm = LLMStage(weights, kv_limit_bytes=1 << 20)
     assert llm.kv_bytes_per_token == 512  # 2 (K, V) x 2 layers x 2 heads x 16 x 4 bytes
@@ -254,86 +320,3 @@ def test_what_is_no_checkpoint_or_preset_is_refused(tmp_path):
         Weights(checkpoint=str(tmp_path))
     with pytest.raises(InputError, match="tiny, 1.5b, 7b"):
         preset_config("2b")
-
-
-@pytest.fixture(scope="module")
-def prompts(weights):
-    voice_frames = {voice: frames_of(samples) for voice, samples in load_voices().items()}
-    return PromptBuilder(weights.config, tokenizer_for(weights.config), voice_frames)
-
-
-def test_a_prompt_has_a_place_for_every_frame_of_every_voice(prompts):
-    request = prompts.request(b"Speaker 1: Hello.\nSpeaker 2: Hi.\nSpeaker 1: Bye.", [2, 0], {wire.FRAMES: 7})
-    assert request.prompt.voices == (2,)  # speaker 2 has no voice sample
-    assert request.prompt.token_ids.count(prompts.config.audio_token_id) == prompts.voice_frames[2] == 90
-    assert (request.frames, request.start_frame, request.guidance_scale) == (7, 0, wire.DEFAULT_GUIDANCE_SCALE)
-
-
-@pytest.mark.parametrize(
-    ("text", "speakers", "options", "error", "message"),
-    [
-        (b"", [1], {}, ScriptError, "empty"),
-        (b"\xff\xfe", [1], {}, ScriptError, "UTF-8"),
-        (b"Speaker 5: Hi", [1, 2, 3, 4, 1], {}, ScriptError, "5"),
-        (b"Speaker 1:", [1], {}, ScriptError, "line 1"),
-        (b"Speaker 2: Hi", [1], {}, ScriptError, "Speaker 2"),
-        (b"Hi", [9], {}, ScriptError, "unknown voice id 9"),
-        (b"Hi", [1], {wire.FRAMES: 0}, RequestError, "1 to 40500"),
-        (b"Hi", [1], {wire.FRAMES: 40_501}, RequestError, "40500"),
-        (b"Hi", [1], {wire.FRAMES: 1, wire.START_FRAME: -1}, RequestError, "start_frame"),
-        (b"Hi", [1], {wire.FRAMES: 2, wire.START_FRAME: 40_499}, RequestError, "40501"),
-        (b"Hi", [1], {wire.CHUNK_FRAMES: 0}, RequestError, "chunk_frames"),
-        (b"Hi", [1], {wire.GUIDANCE_SCALE: float("nan")}, RequestError, "guidance_scale"),
-        (b"word " * 70_000, [1], {wire.FRAMES: 10}, RequestError, "65536"),
-    ],
-)
-def test_what_cannot_be_spoken_is_refused_with_its_reason(prompts, text, speakers, options, error, message):
-    with pytest.raises(error, match=message):
-        prompts.request(text, speakers, options)
-
-
-def test_the_stand_in_tokenizer_yields_about_as_many_tokens_as_the_released_one(prompts):
-    text = (
-        "Welcome to the programme, where we unpack the biggest stories in technology. Today's question: what does it "
-        "cost to serve ninety minutes of conversation, and who pays for it? My guest has measured exactly that, on "
-        "real hardware, with real traffic, and the answer surprised everyone at the table."
-    )
-    per_word = len(prompts.tokenizer.encode(text)) / len(text.split())
-    assert 1.2 <= per_word <= 1.5
-
-
-@given(st.lists(st.sampled_from([1, 2, 4095]), max_size=60), st.integers(1, 20))
-def test_prompt_parts_hold_every_token_and_every_voice_frame_once(ids, size):
-    parts = list(prompt_chunks(ids, size, 4095))
-    assert [i for part, _ in parts for i in part] == ids
-    places = [place for _, s in parts for place in range(s.start, s.stop)]
-    assert places == list(range(ids.count(4095)))
-
-
-def test_sessions_that_nobody_steps_are_dropped():
-    now = 0.0
-    sessions = Sessions("a stage", clock=lambda: now)
-    sessions.open(1, "one")
-    now = IDLE_LIMIT_S - 1
-    sessions.open(2, "two")
-    now = IDLE_LIMIT_S
-    assert sessions.get(1) == "one"
-    now = 2 * IDLE_LIMIT_S - 0.5
-    sessions.open(3, "three")
-    assert len(sessions) == 2 and sessions.get(1) == "one"
-    with pytest.raises(RequestError, match="a stage has no session 2"):
-        sessions.get(2)
-
-
-def test_voices_come_from_a_folder_of_wav_files(tmp_path):
-    import wave
-
-    for name, rate in (("b.wav", 24_000), ("a.wav", 24_000)):
-        with wave.open(str(tmp_path / name), "wb") as file:
-            file.setparams((1, 2, rate, 0, "NONE", ""))
-            file.writeframes(np.full(100 if name == "a.wav" else 200, 16_384, "<i2").tobytes())
-    voices = load_voices(str(tmp_path))
-    assert {voice: len(samples) for voice, samples in voices.items()} == {1: 100, 2: 200}
-    assert voices[1][0] == pytest.approx(0.5)
-    with pytest.raises(InputError, match="no .wav"):
-        load_voices(str(tmp_path / "none"))

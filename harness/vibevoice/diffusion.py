@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from torch import nn
+from torch.nn import functional
 
 from harness.vibevoice.presets import Weights
 
@@ -19,35 +21,81 @@ class DiffusionStage:
     """
 
     def __init__(self, weights: Weights):
-        self.head = weights.diffusion_head()
+        self.head = _Head(weights.diffusion_head())
         self.device, self.dtype = weights.device, weights.dtype
 
     @torch.inference_mode()
     def denoise(
         self, condition: torch.Tensor, noise: torch.Tensor, guidance: torch.Tensor, steps: list[int]
     ) -> torch.Tensor:
-        """Condition [N, 2, hidden] (with, without the prompt), noise [N, 64], guidance [N, 1], a number of steps per
-        row -> latent [N, 64]."""
-        latent = torch.empty_like(noise)
-        for count in sorted(set(steps)):
+        """condition [N, 2, hidden] (with, without the prompt), noise [N, 64], guidance [N, 1] and the number of steps
+        of each row -> latent [N, 64]; rows of one number are one batch."""
+        counts = sorted(set(steps))
+        if len(counts) == 1:
+            return self._denoise(condition, noise, guidance, counts[0]).float().cpu()
+        latent = torch.empty(noise.shape)
+        for count in counts:
             rows = [i for i, own in enumerate(steps) if own == count]
-            latent[rows] = self._denoise(condition[rows], noise[rows], guidance[rows], count)
+            latent[rows] = self._denoise(condition[rows], noise[rows], guidance[rows], count).float().cpu()
         return latent
 
     def _denoise(self, condition, noise, guidance, steps: int) -> torch.Tensor:
         count = len(noise)
-        both = condition.to(self.device, self.dtype).transpose(0, 1).reshape(2 * count, -1)
-        x = noise.to(self.device, self.dtype)
+        x, before = noise.to(self.device, self.dtype), None
         guidance = guidance.to(self.device, self.dtype)
-        before = torch.zeros_like(x)
         timesteps, updates = solver_updates(steps)
-        for timestep, (alpha, sigma, a, b, c) in zip(timesteps, updates, strict=True):
-            velocity = self.head(x.repeat(2, 1), x.new_full((2 * count,), timestep), both)
-            guided = velocity[count:] + guidance * (velocity[:count] - velocity[count:])
-            x0 = alpha * x - sigma * guided
-            x = a * x + b * x0 + c * before
+        both = condition.to(self.device, self.dtype).transpose(0, 1).reshape(2 * count, -1)
+        modulations = self.head.modulations(both, timesteps)
+        for modulation, (alpha, sigma, a, b, c) in zip(modulations, updates, strict=True):
+            velocity = self.head(x, modulation)
+            x0 = torch.lerp(velocity[count:], velocity[:count], guidance).mul_(-sigma).add_(x, alpha=alpha)
+            x = (x * a).add_(x0, alpha=b)
+            if c:
+                x.add_(before, alpha=c)
             before = x0
-        return x.float()
+        return x
+
+
+class _Head:
+    """The released diffusion head, with what does not depend on x computed once for all steps of a frame."""
+
+    def __init__(self, head: nn.Module):
+        self.head, self.hidden = head, head.cond_proj.out_features
+        self.gate_and_up = [torch.cat([each.ffn.gate_proj.weight, each.ffn.up_proj.weight]) for each in head.layers]
+        every = [*(each.linear.weight for each in head.layers), head.final_layer.linear_1.weight]
+        self.modulation = torch.cat(every)  # rows: shift, scale, gate of each layer; shift, scale of the last
+        self.times: dict[int, torch.Tensor] = {}
+
+    def modulations(self, condition: torch.Tensor, timesteps: list[float]) -> list[tuple[torch.Tensor, ...]]:
+        """condition [rows, hidden] -> for each step, what its layers are shifted, scaled (1 added) and gated by."""
+        steps, layers = len(timesteps), len(self.head.layers)
+        mixed = functional.silu(self.head.cond_proj(condition) + self._time(timesteps))
+        parts = functional.linear(mixed, self.modulation).view(steps, len(condition), 3 * layers + 2, self.hidden)
+        parts[:, :, 1 : 3 * layers : 3].add_(1)
+        parts[:, :, -1].add_(1)
+        return [step.unbind(1) for step in parts.unbind()]
+
+    def __call__(self, x: torch.Tensor, modulation: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """x [N, 64], the same for both branches -> velocity [2N, 64]."""
+        hidden = self.head.noisy_images_proj(x).repeat(2, 1)
+        for i, layer in enumerate(self.head.layers):
+            shift, scale, gate = modulation[3 * i : 3 * i + 3]
+            normed = functional.rms_norm(hidden, (self.hidden,), layer.norm.weight, layer.norm.variance_epsilon)
+            inner, up = functional.linear(torch.addcmul(shift, normed, scale), self.gate_and_up[i]).chunk(2, -1)
+            hidden = torch.addcmul(hidden, gate, layer.ffn.down_proj(layer.ffn.act_fn(inner).mul_(up)))
+        last = self.head.final_layer
+        normed = functional.rms_norm(hidden, (self.hidden,), eps=last.rms_norm_eps)
+        return last.linear_2(torch.addcmul(modulation[-2], normed, modulation[-1]))
+
+    def _time(self, timesteps: list[float]) -> torch.Tensor:
+        """The embedded timesteps [steps, 1, hidden], kept for each number of steps."""
+        steps = len(timesteps)
+        if steps not in self.times:
+            like = self.modulation
+            given = torch.tensor(timesteps, device=like.device, dtype=like.dtype)
+            embedded = self.head.timestep_embedding(given).to(like.dtype)
+            self.times[steps] = self.head.timestep_proj(embedded)[:, None]
+        return self.times[steps]
 
 
 @lru_cache

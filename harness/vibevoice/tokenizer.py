@@ -39,7 +39,9 @@ def tokenizer_for(config, checkpoint: str = ""):
     if checkpoint and any(Path(checkpoint).glob("tokenizer*")):
         return CheckpointTokenizer(Path(checkpoint))
     if checkpoint:
-        print(f"{checkpoint} holds no tokenizer: texts get as many tokens as they would, not the right ones", flush=True)
+        print(
+            f"{checkpoint} holds no tokenizer: a text gets as many tokens as it would, not the right ones", flush=True
+        )
     special = min(config.pad_token_id, config.audio_bos_token_id)
     return StandInTokenizer(config.text_config.vocab_size, config.text_config.vocab_size - special)
 

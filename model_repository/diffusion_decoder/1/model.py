@@ -12,5 +12,5 @@ class TritonPythonModel:
     def execute(self, requests):
         condition, noise = backend.rows(requests, wire.CONDITION), backend.rows(requests, wire.NOISE)
         guidance, steps = backend.rows(requests, wire.GUIDANCE), backend.rows(requests, wire.STEPS)[:, 0].tolist()
-        latent = self.stage.denoise(condition, noise, guidance, steps).cpu()
+        latent = self.stage.denoise(condition, noise, guidance, steps)
         return [backend.response(**{wire.LATENT: latent[i : i + 1]}) for i in range(len(requests))]
