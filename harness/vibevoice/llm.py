@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harness import wire
 from harness.errors import RequestError
+from harness.vibevoice.backbone import Backbone
 from harness.vibevoice.presets import Weights
-from harness.vibevoice.sessions import Sessions
+from harness.vibevoice.sessions import SPARE_STEPS, Sessions, check_room, room_used_up
 
-ATTENTION = "vibevoice_sessions"
 KV_LIMIT_BYTES = 8 << 30
+_QUERY_BLOCK = 256  # positions of a later prompt part that attend together: the mask holds a row for each
 
 
 @dataclass
@@ -24,12 +26,22 @@ class Branch:
     kv: torch.Tensor
     length: int = 0
 
+    @property
+    def capacity(self) -> int:
+        return self.kv.shape[3]
+
+    def fill(self, count: int) -> None:
+        """Take so many positions without contents."""
+        self.kv[:, :, :, self.length : self.length + count] = 0
+        self.length += count
+
 
 @dataclass
 class _Session:
     with_prompt: Branch
     without_prompt: Branch
     forced: bool
+    say: deque[int]  # wire.TOKEN_* still to be said before the model is heard
     pending_token: int | None  # fed in the next step instead of the feedback of a frame
     fill_after_prompt: tuple[int, int]  # prompt tokens, frames then taken as spoken: positions without contents
 
@@ -37,14 +49,16 @@ class _Session:
 class LLMStage:
     """Sessions of the backbone: open, prefill in parts, step together, close.
 
-    The room of a session is taken once, when it opens, for all the frames that it may speak; nothing is copied as
-    it grows. ``capacity_bytes`` of a session: (prompt + 2 x frames) x kv_bytes_per_token.
+    The room of a session is taken once, when it opens, for all the steps that it may take; nothing is copied as
+    it grows. Bytes of a session: (prompt + 1 + frames + others + 1 + frames) x kv_bytes_per_token, where others are
+    steps that say something else than a frame: as many as it is made to say, and some to spare if it ends by itself.
     """
 
     def __init__(self, weights: Weights, kv_limit_bytes: int = KV_LIMIT_BYTES):
         self.config = weights.config
         text = weights.config.text_config
-        self.backbone = weights.backbone(ATTENTION)
+        self.hidden_size = text.hidden_size
+        self.backbone = Backbone(weights.backbone())
         self.acoustic, self.semantic = weights.acoustic_connector(), weights.semantic_connector()
         self.device, self.dtype = weights.device, weights.dtype
         self.special = {
@@ -61,14 +75,28 @@ class LLMStage:
         self.sessions: Sessions[_Session] = Sessions(wire.LLM)
         self.kv_limit_bytes = kv_limit_bytes
 
-    def open(self, session_id: int, prompt_tokens: int, frames: int, start_frame: int = 0, forced: bool = True) -> None:
-        """Take room for a session; ``frames`` counts all that it may hold, ``start_frame`` of them as if spoken."""
-        with_rows, without_rows = prompt_tokens + 1 + frames, 1 + frames
-        self._admit((with_rows + without_rows) * self.kv_bytes_per_token)
+    def open(
+        self,
+        session_id: int,
+        prompt_tokens: int,
+        frames: int,
+        start_frame: int = 0,
+        forced: bool = True,
+        say: Sequence[int] = (),
+    ) -> None:
+        """Take room for a session; ``frames`` counts all that it may hold, ``start_frame`` of them as if spoken.
+
+        It says the tokens of ``say`` (wire.TOKEN_*) first, then frames if it is forced, else what the model says.
+        Raises RequestError, beginning with wire.BUSY where there is no room now but might be later.
+        """
+        with_rows = prompt_tokens + 1 + frames + len(say) + (0 if forced else SPARE_STEPS)
+        with_prompt, without_prompt = self._room(with_rows, 1 + frames)
+        without_prompt.fill(start_frame)
         session = _Session(
-            with_prompt=self._branch(with_rows),
-            without_prompt=self._branch(without_rows, filled=start_frame),
+            with_prompt=with_prompt,
+            without_prompt=without_prompt,
             forced=forced,
+            say=deque(say),
             pending_token=self.config.audio_bos_token_id,
             fill_after_prompt=(prompt_tokens, start_frame),
         )
@@ -92,13 +120,26 @@ class LLMStage:
         places = ids == self.config.audio_token_id
         if voice_frames.numel():
             embeds[places] = self.acoustic(voice_frames.to(self.device, self.dtype))
-        positions = torch.arange(branch.length, branch.length + len(ids), device=self.device)
-        self._forward(embeds[None], positions[None], _PrefillKV(branch))
-        branch.length += len(ids)
+        self._extend(session_id, branch, embeds)
         prompt_tokens, spoken = session.fill_after_prompt
-        if spoken and branch.length == prompt_tokens:
-            branch.kv[:, :, :, branch.length : branch.length + spoken] = 0
-            branch.length += spoken
+        if branch.length == prompt_tokens:
+            branch.fill(spoken)
+
+    @torch.inference_mode()
+    def replay(self, session_id: int, tokens: Sequence[int], latent: torch.Tensor, semantic: torch.Tensor) -> None:
+        """Take steps whose answers are known: step i had the inputs latent[i] [64] and semantic[i] [128] and said
+        tokens[i]. Both branches then hold what stepping would have left there, after one pass each.
+        """
+        session = self.sessions.get(session_id)
+        embeds = self._fed(latent, semantic, [session.pending_token, *map(self._follows, tokens[:-1])])
+        self._extend(session_id, session.with_prompt, embeds)
+        reset = max((i for i, token in enumerate(tokens) if token == wire.TOKEN_SPEECH_BEGIN), default=-1)
+        if reset >= 0:
+            session.without_prompt.length = 0
+        frames = [i for i, token in enumerate(tokens) if token == wire.TOKEN_SPEECH_FRAME and i > reset]
+        if frames:
+            self._extend(session_id, session.without_prompt, embeds[frames])
+        session.pending_token = self._follows(tokens[-1])
 
     @torch.inference_mode()
     def step(
@@ -111,63 +152,85 @@ class LLMStage:
         sessions = [self.sessions.get(session_id) for session_id in session_ids]
         branches = [s.with_prompt for s in sessions] + [s.without_prompt for s in sessions]
         self._check_room(session_ids, branches)
-        embeds = self._inputs(sessions, latent, semantic)
-        positions = torch.tensor([[branch.length] for branch in branches], device=self.device)
-        hidden = self._forward(embeds.repeat(2, 1)[:, None], positions, _StepKV(branches))[:, 0]
+        embeds = self._fed(latent, semantic, [session.pending_token for session in sessions])
+        positions = torch.tensor([branch.length for branch in branches], device=self.device)
+        hidden = self.backbone(embeds.repeat(2, 1), positions, self._step_kv(branches))
         tokens = self._tokens(sessions, hidden[: len(sessions)])
         self._advance(sessions, tokens)
         condition = torch.stack(hidden.float().chunk(2), dim=1).cpu()
         return condition, torch.tensor(tokens, dtype=torch.int32)
 
-    def _forward(self, embeds: torch.Tensor, positions: torch.Tensor, kv) -> torch.Tensor:
-        output = self.backbone(inputs_embeds=embeds, position_ids=positions, use_cache=False, session_kv=kv)
-        return output.last_hidden_state
+    def _step_kv(self, branches: list[Branch]):
+        if self.device.type != "cuda":
+            return _StepKV(branches)
+        from harness.vibevoice.ragged import RaggedStep  # its kernels are compiled for a GPU
 
-    def _inputs(self, sessions: list[_Session], latent: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
+        return RaggedStep([branch.kv for branch in branches], [branch.length for branch in branches])
+
+    def _extend(self, session_id: int, branch: Branch, embeds: torch.Tensor) -> None:
+        """Add positions with these inputs [T, hidden] to one branch."""
+        if branch.length + len(embeds) > branch.capacity:
+            raise room_used_up(session_id, branch.capacity)
+        positions = torch.arange(branch.length, branch.length + len(embeds), device=self.device)
+        self.backbone(embeds, positions, _PrefillKV(branch))
+        branch.length += len(embeds)
+
+    def _fed(self, latent: torch.Tensor, semantic: torch.Tensor, pending: Sequence[int | None]) -> torch.Tensor:
+        """The backbone's inputs [N, hidden]: a token that is pending, else the feedback of the frame before."""
         embeds = self.acoustic(latent.to(self.device, self.dtype))
         embeds = embeds + self.semantic(semantic.to(self.device, self.dtype))
-        rows = [i for i, session in enumerate(sessions) if session.pending_token is not None]
+        rows = [i for i, token in enumerate(pending) if token is not None]
         if rows:
-            ids = torch.tensor([sessions[i].pending_token for i in rows], device=self.device)
+            ids = torch.tensor([pending[i] for i in rows], device=self.device)
             embeds[rows] = self.backbone.embed_tokens(ids)
         return embeds
 
+    def _follows(self, token: int) -> int | None:
+        """The token id to feed after a token was said; none after a frame, whose own feedback is fed."""
+        return None if token == wire.TOKEN_SPEECH_FRAME else self.special[token]
+
     def _tokens(self, sessions: list[_Session], hidden: torch.Tensor) -> list[int]:
-        said = (hidden @ self.legal_rows.T).argmax(dim=-1).tolist()
-        return [wire.TOKEN_SPEECH_FRAME if s.forced else t for s, t in zip(sessions, said, strict=True)]
+        said = [wire.TOKEN_SPEECH_FRAME] * len(sessions)
+        if not all(session.forced for session in sessions):
+            said = (hidden @ self.legal_rows.T).argmax(dim=-1).tolist()
+        return [_choose(session, token) for session, token in zip(sessions, said, strict=True)]
 
     def _advance(self, sessions: list[_Session], tokens: list[int]) -> None:
-        """Only a speech frame advances the branch without the prompt; "speech begin" resets it to its first row."""
+        """Only a frame advances the branch without the prompt, and "speech begin" empties it."""
         for session, token in zip(sessions, tokens, strict=True):
             session.with_prompt.length += 1
-            speaks = token == wire.TOKEN_SPEECH_FRAME
-            session.pending_token = None if speaks else self.special[token]
-            if speaks:
+            session.pending_token = self._follows(token)
+            if token == wire.TOKEN_SPEECH_FRAME:
                 session.without_prompt.length += 1
             elif token == wire.TOKEN_SPEECH_BEGIN:
-                session.without_prompt.length = min(1, session.without_prompt.length)
+                session.without_prompt.length = 0
 
-    def _branch(self, capacity: int, filled: int = 0) -> Branch:
-        layers, two, heads, size = self._kv_shape
-        kv = torch.empty(layers, two, heads, capacity, size, device=self.device, dtype=self.dtype)
-        kv[:, :, :, :filled] = 0
-        return Branch(kv, filled)
-
-    def _admit(self, needed_bytes: int) -> None:
+    def _room(self, *rows: int) -> list[Branch]:
+        """Empty branches of so many rows each, if there is room for all of them."""
         self.sessions.drop_idle()
-        free_bytes = self.kv_limit_bytes - self.kv_bytes
-        if needed_bytes > free_bytes:
+        check_room(sum(rows), self.kv_bytes_per_token, self.kv_bytes, self.kv_limit_bytes)
+        layers, two, heads, size = self._kv_shape
+        try:
+            return [
+                Branch(torch.empty(layers, two, heads, count, size, device=self.device, dtype=self.dtype))
+                for count in rows
+            ]
+        except torch.OutOfMemoryError:
             raise RequestError(
-                f"busy: the session needs {needed_bytes / 2**20:.0f} MiB of KV cache and {free_bytes / 2**20:.0f} of "
-                f"{self.kv_limit_bytes / 2**20:.0f} MiB are free; try again when others have ended"
-            )
+                f"{wire.BUSY}{self.device} has no memory left, although kv_limit_bytes of {wire.LLM} is not reached; "
+                "lower it"
+            ) from None
 
     def _check_room(self, session_ids: list[int], branches: list[Branch]) -> None:
         for row, branch in enumerate(branches):
-            if branch.length >= branch.kv.shape[3]:
-                raise RequestError(
-                    f"session {session_ids[row % len(session_ids)]} has spoken all the frames it reserved room for"
-                )
+            if branch.length >= branch.capacity:
+                raise room_used_up(session_ids[row % len(session_ids)], branch.capacity)
+
+
+def _choose(session: _Session, said: int) -> int:
+    if session.say:
+        return session.say.popleft()
+    return wire.TOKEN_SPEECH_FRAME if session.forced else said
 
 
 class _StepKV:
@@ -179,17 +242,19 @@ class _StepKV:
     def __init__(self, branches: list[Branch]):
         self.branches = branches
 
-    def attend(self, layer: int, query: torch.Tensor, new: torch.Tensor, scale: float) -> torch.Tensor:
-        heads, size = new.shape[2], new.shape[-1]
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        rows, kv_heads, size = key.shape
+        new = torch.stack((key, value), 1).unsqueeze(3)
         # The query heads of a group share their KV head: as extra query positions they need no copies of it.
-        grouped = query.view(len(query), heads, -1, size)
-        output = torch.empty_like(grouped)
-        for row, branch in enumerate(self.branches):
-            kv = branch.kv[layer]
-            kv[:, :, branch.length : branch.length + 1] = new[row]
-            past = kv[:, None, :, : branch.length + 1]
-            output[row] = scaled_dot_product_attention(grouped[row : row + 1], past[0], past[1], scale=scale)[0]
-        return output.view(len(query), 1, -1, size)
+        grouped = query.view(rows, 1, kv_heads, -1, size)
+        return torch.cat([self._row(layer, *one) for one in zip(self.branches, grouped, new, strict=True)]).view(
+            rows, -1
+        )
+
+    def _row(self, layer: int, branch: Branch, query: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        past = branch.kv[layer].narrow(2, 0, branch.length + 1)
+        past.narrow(2, branch.length, 1).copy_(new)
+        return scaled_dot_product_attention(query, past[:1], past[1:])
 
 
 class _PrefillKV:
@@ -198,19 +263,26 @@ class _PrefillKV:
     def __init__(self, branch: Branch):
         self.branch = branch
 
-    def attend(self, layer: int, query: torch.Tensor, new: torch.Tensor, scale: float) -> torch.Tensor:
-        start, count = self.branch.length, query.shape[2]
-        kv = self.branch.kv[layer]
-        kv[:, :, start : start + count] = new[0]
-        past = kv[:, None, :, : start + count]
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        start, count = self.branch.length, len(query)
+        kv = self.branch.kv[layer][:, None]  # [2, 1, KV heads, capacity, size]
+        kv[0, 0, :, start : start + count] = key.transpose(0, 1)
+        kv[1, 0, :, start : start + count] = value.transpose(0, 1)
+        query = query.transpose(0, 1)[None]
+        if start == 0:
+            keys, values = kv[:, :, :, :count]
+            output = scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=True)
+            return output[0].transpose(0, 1).reshape(count, -1)
+        blocks = [slice(i, min(i + _QUERY_BLOCK, count)) for i in range(0, count, _QUERY_BLOCK)]
+        return torch.cat([self._block(kv, query[:, :, block], start + block.start) for block in blocks])
+
+    def _block(self, kv: torch.Tensor, query: torch.Tensor, start: int) -> torch.Tensor:
+        """query [1, heads, T, size] at positions start … start + T, each to its past -> [T, heads x size]."""
+        kv_heads, count, size = kv.shape[2], query.shape[2], query.shape[-1]
+        keys, values = kv[:, :, :, : start + count]
         mask = torch.ones(count, start + count, dtype=torch.bool, device=query.device).tril(start)
-        output = scaled_dot_product_attention(query, past[0], past[1], attn_mask=mask, scale=scale, enable_gqa=True)
-        return output.transpose(1, 2)
-
-
-def _session_attention(module, query, key, value, attention_mask, scaling, session_kv, **_):
-    new = torch.stack((key, value), dim=1)  # [rows, 2, kv heads, new positions, head size]
-    return session_kv.attend(module.layer_idx, query, new, scaling), None
-
-
-ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _session_attention)
+        # As in a step, the query heads of a group stand side by side as positions of their KV head.
+        mask = mask.repeat(query.shape[1] // kv_heads, 1)
+        grouped = query.reshape(1, kv_heads, -1, size)
+        output = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
+        return output.view(-1, count, size).transpose(0, 1).reshape(count, -1)

@@ -167,9 +167,8 @@ class Weights:
         self.device = torch.device(device)
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
-    def backbone(self, attention: str = "sdpa") -> nn.Module:
-        build = lambda: AutoModel.from_config(deepcopy(self.config.text_config), attn_implementation=attention)  # noqa: E731
-        return self._ready(build, "model.language_model.")
+    def backbone(self) -> nn.Module:
+        return self._ready(lambda: AutoModel.from_config(deepcopy(self.config.text_config)), "model.language_model.")
 
     def head_rows(self, token_ids: list[int]) -> torch.Tensor:
         """Rows of the output matrix for the few legal tokens: float [tokens, hidden]."""

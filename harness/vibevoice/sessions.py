@@ -1,4 +1,4 @@
-"""The table of open sessions that a stage keeps between calls."""
+"""The open sessions that a stage keeps between calls: a table of them, and the rules of their room."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from harness import wire
 from harness.errors import RequestError
 
 IDLE_LIMIT_S = 120.0  # a session whose owner died is dropped after this long without a step
+SPARE_STEPS = 64  # steps for which a session that ends by itself has room beside its frames and what it is made to say
 
 State = TypeVar("State")
 
@@ -52,3 +54,33 @@ class Sessions(Generic[State]):
         oldest = self._clock() - IDLE_LIMIT_S
         for session_id in [s for s, used in self._used_at.items() if used < oldest]:
             self.close(session_id)
+
+
+def check_room(positions: int, bytes_per_position: int, taken_bytes: int, limit_bytes: int) -> None:
+    """Raise RequestError where a session of so many positions of KV cache does not fit beside the bytes taken.
+
+    The message begins with wire.BUSY where it would fit once others have ended.
+    """
+    needed, free = positions * bytes_per_position, limit_bytes - taken_bytes
+    if needed > limit_bytes:
+        raise RequestError(
+            f"the session can never fit: {positions} positions (prompt, and twice the frames) x "
+            f"{bytes_per_position} bytes = {_mib(needed)} of KV cache, but there are {_mib(limit_bytes)}; "
+            f"ask for fewer frames, shorten the script, or raise kv_limit_bytes of {wire.LLM}"
+        )
+    if needed > free:
+        raise RequestError(
+            f"{wire.BUSY}the session needs {_mib(needed)} of KV cache, and {_mib(free)} of {_mib(limit_bytes)} are free"
+        )
+
+
+def room_used_up(session_id: int, positions: int) -> RequestError:
+    """The error of a session that would step beyond the positions it took when it opened."""
+    return RequestError(
+        f"session {session_id} has used up the {positions} positions it reserved for its prompt, its frames and what "
+        "else it may say: ask for more frames, or cut the script into parts"
+    )
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.4g} MiB"

@@ -1,0 +1,67 @@
+"""The Qwen2 backbone over tokens of many sequences at once, with the attention left to the caller's KV cache.
+
+The arithmetic is that of transformers' ``Qwen2Model``, whose weights this is built from, in fewer operations: the
+projections of a layer that read the same input are one product, and rotation takes queries and keys together.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class KVCache(Protocol):
+    """Where the keys and values of a call's tokens go, and what each token may look at."""
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """query [tokens, heads, size], key and value [tokens, KV heads, size] -> [tokens, heads x size]."""
+        ...
+
+
+class Backbone:
+    """``backbone(embeds [tokens, hidden], positions [tokens], kv) -> hidden [tokens, hidden]`` after the last norm."""
+
+    def __init__(self, model: nn.Module):
+        config = model.config
+        self.embed_tokens, self.norm = model.embed_tokens, model.norm
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.size = config.hidden_size // self.heads
+        self.frequencies = model.rotary_emb.inv_freq.float()
+        self.layers = [_Layer(layer, self.heads + self.kv_heads, self.kv_heads, self.size) for layer in model.layers]
+
+    def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, kv: KVCache) -> torch.Tensor:
+        angles = torch.outer(positions.float(), self.frequencies)[:, None]
+        cos, sin = angles.cos().to(embeds.dtype), angles.sin().to(embeds.dtype)
+        turn = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        for index, layer in enumerate(self.layers):
+            embeds = layer(index, embeds, turn, kv)
+        return _normed(embeds, self.norm)
+
+
+class _Layer:
+    def __init__(self, layer: nn.Module, turned_heads: int, kv_heads: int, size: int):
+        attention, network = layer.self_attn, layer.mlp
+        parts = attention.q_proj, attention.k_proj, attention.v_proj
+        self.qkv, self.qkv_bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
+        self.out = attention.o_proj
+        self.gate_and_up = torch.cat([network.gate_proj.weight, network.up_proj.weight])
+        self.down, self.activation = network.down_proj, network.act_fn
+        self.norm, self.feed_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.turned_heads, self.kv_heads, self.size = turned_heads, kv_heads, size
+
+    def __call__(self, index: int, x: torch.Tensor, turn: tuple, kv: KVCache) -> torch.Tensor:
+        made = functional.linear(_normed(x, self.norm), self.qkv, self.qkv_bias).view(len(x), -1, self.size)
+        turning, value = made.split((self.turned_heads, self.kv_heads), 1)
+        swapped = turning.roll(self.size // 2, -1)
+        turned = torch.addcmul(turning * turn[0], swapped, turn[1])
+        query, key = turned.split((self.turned_heads - self.kv_heads, self.kv_heads), 1)
+        x = x + self.out(kv.attend(index, query, key, value))
+        inner, up = functional.linear(_normed(x, self.feed_norm), self.gate_and_up).chunk(2, -1)
+        return x + self.down(self.activation(inner) * up)
+
+
+def _normed(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+    return functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
