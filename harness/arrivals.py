@@ -1,13 +1,18 @@
-"""Arrival processes: when requests are due, as endless iterators of seconds since the start; no clock, no sleep."""
+"""Arrival processes: when requests are due, as iterators of seconds since the start; no clock, no sleep."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +20,210 @@ from harness.errors import InputError
 
 MAX_RATE_PER_S = 100_000
 _BLOCK = 1024
+_NEEDS = {
+    "constant": {"rate"},
+    "poisson": {"rate"},
+    "gamma": {"rate", "burstiness"},
+    "trace": {"trace"},
+    "stages": {"stages"},
+}
+_MAY_HAVE = {"trace": {"rate", "trace-repeat"}}
+KINDS = tuple(_NEEDS)
+_DURATION = re.compile(r"(?=.)(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?")
+
+
+class Stage(NamedTuple):
+    """Seconds in which the rate goes in a straight line from one value to another; both 0 is a pause."""
+
+    seconds: float
+    rate_per_s: float
+    end_rate_per_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The arrivals of a file. ``times_s``: float64 [n], sorted, the first at 0."""
+
+    name: str
+    sha256: str
+    times_s: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path | str) -> Trace:
+        """A CSV file's column ``TIMESTAMP`` (any case; dates and times, or seconds), or else its first column.
+
+        Raises InputError naming the row.
+        """
+        path = Path(path)
+        try:
+            content = path.read_bytes()
+            text = content.decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot be read ({error}); give a CSV file of arrival times") from None
+        times_s = np.sort(_read_times(path, text))
+        return cls(path.name, hashlib.sha256(content).hexdigest(), times_s - times_s[0])
+
+    @property
+    def rate_per_s(self) -> float:
+        """The mean rate: gaps / time. Raises InputError where all arrivals are at one time."""
+        if self.times_s[-1] == 0:
+            raise InputError(f"{self.name}: all arrivals are at one time, so they have no rate")
+        return (len(self.times_s) - 1) / float(self.times_s[-1])
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """An arrival process with all its parameters, checked when built; see ``chosen`` for which go together.
+
+    ``rate_per_s`` is None for stages, and for a trace that keeps its own times.
+    """
+
+    kind: str
+    rate_per_s: float | None = None
+    burstiness: float = 1.0
+    stages: tuple[Stage, ...] = ()
+    trace: Trace | None = None
+    repeat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"arrivals {self.kind!r} are not known; known: {', '.join(KINDS)}")
+        self.times(np.random.default_rng(0))  # refuses what cannot be
+
+    def times(self, rng: np.random.Generator) -> Iterator[float]:
+        """Seconds of every arrival since the start, in order."""
+        match self.kind:
+            case "constant":
+                return constant(self.rate_per_s)
+            case "stages":
+                return stages(self.stages, rng)
+            case "trace":
+                return _replay(self.trace, self.rate_per_s, self.repeat)
+            case _:
+                return gamma(self.rate_per_s, self.burstiness, rng)
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether its rate is meant to stay the same."""
+        return self.kind in ("constant", "poisson", "gamma")
+
+    @property
+    def ends_s(self) -> float:
+        """When its last arrival is over: infinite but for a trace that is not repeated, and stages that end at 0."""
+        if self.kind == "trace" and not self.repeat:
+            return float(self.trace.times_s[-1]) * self._stretch
+        if self.kind == "stages" and not self.stages[-1].end_rate_per_s:
+            return sum(stage.seconds for stage in self.stages)
+        return math.inf
+
+    def expected(self, seconds: float) -> float:
+        """The mean number of arrivals in the first ``seconds``; of a trace the number itself."""
+        if self.kind == "stages":
+            return float(_work_by(self.stages, seconds))
+        if self.kind == "trace":
+            return float(sum(1 for _ in itertools.takewhile(lambda time: time < seconds, self.times(None))))
+        return self.rate_per_s * seconds
+
+    def record(self) -> dict:
+        """What it takes to have the same process again, as plain values."""
+        content = {"arrivals": self.kind, "rate_per_s": self.rate_per_s}
+        if self.kind == "gamma":
+            content["burstiness"] = self.burstiness
+        if self.kind == "stages":
+            content["stages"] = [list(stage) for stage in self.stages]
+        if self.trace:
+            size = {"arrivals": len(self.trace.times_s), "seconds": float(self.trace.times_s[-1])}
+            content["trace"] = {"file": self.trace.name, "sha256": self.trace.sha256, **size, "repeat": self.repeat}
+        return content
+
+    def __str__(self) -> str:
+        rate = "" if self.rate_per_s is None else f" at {self.rate_per_s:g} requests/s"
+        match self.kind:
+            case "gamma":
+                return f"gamma of burstiness {self.burstiness:g}{rate}"
+            case "stages":
+                low, high = min(map(_lowest, self.stages)), max(map(_highest, self.stages))
+                return f"{len(self.stages)} stages of {low:g} to {high:g} requests/s"
+            case "trace":
+                count, span_s = len(self.trace.times_s), float(self.trace.times_s[-1]) * self._stretch
+                stretched = ", stretched" if self.rate_per_s else ""
+                again = ", again and again" if self.repeat else ""
+                return f"trace {self.trace.name} ({count} arrivals in {span_s:.0f} s{stretched}{again})"
+        return f"{self.kind}{rate}"
+
+    @property
+    def _stretch(self) -> float:
+        return 1.0 if self.rate_per_s is None else self.trace.rate_per_s / self.rate_per_s
+
+
+def chosen(
+    kind: str | None = None,
+    *,
+    rate_per_s: float | None = None,
+    burstiness: float | None = None,
+    trace: Path | str | None = None,
+    repeat: bool = False,
+    stages: str | None = None,
+) -> Arrivals | None:
+    """The process that options ask for, or None where they ask for none (a closed loop).
+
+    Without ``kind``: trace, stages or gamma where their own option is given, else Poisson. Raises InputError that
+    names the options, where one is missing or two do not go together.
+    """
+    options = {"rate": rate_per_s, "burstiness": burstiness, "trace": trace, "trace-repeat": repeat, "stages": stages}
+    given = {name for name, value in options.items() if value is not None and value is not False and value != ""}
+    if not kind and not given:
+        return None
+    kind = kind or _implied(given)
+    _check_together(kind, given)
+    return Arrivals(
+        kind,
+        rate_per_s,
+        1.0 if burstiness is None else burstiness,
+        parse_stages(stages) if stages else (),
+        Trace.read(trace) if trace else None,
+        repeat,
+    )
+
+
+def _implied(given: set[str]) -> str:
+    for name, kind in (("trace", "trace"), ("trace-repeat", "trace"), ("stages", "stages"), ("burstiness", "gamma")):
+        if name in given:
+            return kind
+    return "poisson"
+
+
+def _check_together(kind: str, given: set[str]) -> None:
+    if kind not in KINDS:
+        raise InputError(f"--arrivals {kind!r} is not known; known: {', '.join(KINDS)}")
+    for name in sorted(_NEEDS[kind] - given):
+        raise InputError(f"--arrivals {kind} needs --{name}")
+    for name in sorted(given - _NEEDS[kind] - _MAY_HAVE.get(kind, set())):
+        owners = [each for each in KINDS if name in _NEEDS[each] | _MAY_HAVE.get(each, set())]
+        raise InputError(
+            f"--{name} does not go with --arrivals {kind} (but with {', '.join(owners)}): leave out one of them"
+        )
+
+
+def parse_stages(text: str) -> tuple[Stage, ...]:
+    """``60s@0.5, 2m@0.5..3, 30s@0``: durations (s, m, h) at a rate, or on a ramp between two. Raises InputError."""
+    return tuple(_parse_stage(part.strip()) for part in str(text).split(","))
+
+
+def _parse_stage(part: str) -> Stage:
+    duration, at, rates = part.partition("@")
+    low, dots, high = rates.partition("..")
+    matched = _DURATION.fullmatch(duration.strip())
+    try:
+        if not (matched and at):
+            raise ValueError
+        units = zip(matched.groups(), (3600, 60, 1), strict=True)
+        seconds = sum(float(number) * unit for number, unit in units if number)
+        return Stage(seconds, float(low), float(high if dots else low))
+    except ValueError:
+        raise InputError(
+            f"--stages {part!r} is not DURATION@RATE or DURATION@RATE..RATE: write 60s@0.5,2m@0.5..3,30s@0"
+        ) from None
 
 
 def constant(rate_per_s: float) -> Iterator[float]:
@@ -39,33 +248,37 @@ def gamma(rate_per_s: float, burstiness: float, rng: np.random.Generator) -> Ite
     return _running_sum(rng, shape=1 / burstiness, scale=burstiness / rate)
 
 
-def trace(path: Path | str, rate_per_s: float | None = None) -> Iterator[float]:
-    """The arrivals of a CSV file, in order, the first at 0 s; finite.
+def trace(path: Path | str, rate_per_s: float | None = None, *, repeat: bool = False) -> Iterator[float]:
+    """The arrivals of a CSV file (see ``Trace.read``), in order, the first at 0 s.
 
-    Its column ``TIMESTAMP`` (any case; dates and times, or seconds), or else its first column of seconds.
-    ``rate_per_s`` stretches time so that this is the mean rate; the pattern stays. Raises InputError.
+    ``rate_per_s`` stretches time so that this is the mean rate; the pattern stays. ``repeat`` begins again one mean
+    gap after the last; without it the iterator ends there.
     """
-    times_s = np.sort(_read_times(Path(path)))
-    times_s -= times_s[0]
-    if rate_per_s is not None:
-        rate = _checked_rate(rate_per_s)
-        if times_s[-1] == 0:
-            raise InputError(f"{path}: all arrivals are at one time, so no rate can be given to them")
-        times_s *= (len(times_s) - 1) / (times_s[-1] * rate)
-    return iter(times_s.tolist())
+    return _replay(Trace.read(path), rate_per_s, repeat)
 
 
-def stages(plan: Sequence[tuple[float, float]], rng: np.random.Generator) -> Iterator[float]:
-    """Poisson arrivals whose rate changes: ``plan`` is [(seconds, rate_per_s), …]; the last rate goes on forever.
+def stages(plan: Sequence[Stage | tuple[float, ...]], rng: np.random.Generator) -> Iterator[float]:
+    """Poisson arrivals whose rate changes: ``plan`` is [(seconds, rate_per_s[, end_rate_per_s]), …].
 
-    A rate of 0 is a pause, but not as the last. A ramp is many short stages.
+    The last rate goes on for ever; where it is 0, the arrivals end with the plan.
     """
-    if not plan or any(not 0 < seconds < math.inf for seconds, _ in plan):
-        raise InputError(f"stages {plan!r}: needs one or more of (seconds above 0, rate)")
-    rates = [rate and _checked_rate(rate) for _, rate in plan]
-    if not rates[-1]:
-        raise InputError("the last stage goes on forever, so its rate must be above 0")
-    return _through_stages([seconds for seconds, _ in plan], rates, rng)
+    plan = [Stage(*stage) if len(stage) == 3 else Stage(*stage, stage[1]) for stage in plan]
+    if not plan or any(not 0 < stage.seconds < math.inf for stage in plan):
+        raise InputError(f"stages {[list(stage) for stage in plan]}: needs one or more of (seconds above 0, rate)")
+    for stage in plan:
+        for rate in stage[1:]:
+            rate and _checked_rate(rate)
+    if not any(map(_highest, plan)):
+        raise InputError("stages: a rate must be above 0 in at least one of them")
+    return _through_stages(plan, rng)
+
+
+def _lowest(stage: Stage) -> float:
+    return min(stage[1:])
+
+
+def _highest(stage: Stage) -> float:
+    return max(stage[1:])
 
 
 def _checked_rate(rate_per_s: float) -> float:
@@ -83,21 +296,54 @@ def _running_sum(rng: np.random.Generator, shape: float, scale: float) -> Iterat
         start = float(times[-1])
 
 
-def _through_stages(durations: list[float], rates: list[float], rng: np.random.Generator) -> Iterator[float]:
-    """A unit Poisson process in "work" (rate x time), read back through the piecewise-linear clock."""
-    ends_s = np.cumsum([0.0, *durations])
-    ends_work = np.cumsum([0.0, *(seconds * rate for seconds, rate in zip(durations, rates, strict=True))])
+def _replay(source: Trace, rate_per_s: float | None, repeat: bool) -> Iterator[float]:
+    stretch = 1.0
+    if rate_per_s is not None:
+        stretch = source.rate_per_s / _checked_rate(rate_per_s)
+    times_s = source.times_s * stretch
+    if not repeat:
+        return iter(times_s.tolist())
+    period_s = times_s[-1] + stretch / source.rate_per_s
+    return itertools.chain.from_iterable((times_s + turn * period_s).tolist() for turn in itertools.count())
+
+
+def _through_stages(plan: list[Stage], rng: np.random.Generator) -> Iterator[float]:
+    """A unit Poisson process in "work" (the integral of the rate), read back through the clock of the stages."""
+    plan = [*plan, Stage(math.inf, plan[-1].end_rate_per_s, plan[-1].end_rate_per_s)]
+    begins_s = list(itertools.accumulate((stage.seconds for stage in plan[:-1]), initial=0.0))
+    begins_work = list(itertools.accumulate((_work(stage, stage.seconds) for stage in plan[:-1]), initial=0.0))
     for work in _running_sum(rng, shape=1.0, scale=1.0):
-        stage = min(int(np.searchsorted(ends_work, work, side="left")) - 1, len(rates) - 1)
-        yield float(ends_s[stage] + (work - ends_work[stage]) / rates[stage])
+        index = int(np.searchsorted(begins_work, work, side="left")) - 1
+        if index == len(plan) - 1 and not plan[-1].rate_per_s:
+            return
+        yield begins_s[index] + _time_of(plan[index], work - begins_work[index])
 
 
-def _read_times(path: Path) -> np.ndarray:
+def _work(stage: Stage, seconds: float) -> float:
+    """The integral of the rate over the first ``seconds`` of a stage."""
+    slope = 0.0 if math.isinf(stage.seconds) else (stage.end_rate_per_s - stage.rate_per_s) / stage.seconds
+    return seconds * (stage.rate_per_s + slope * seconds / 2)
+
+
+def _time_of(stage: Stage, work: float) -> float:
+    """When a stage has done ``work``: the root of slope t^2 / 2 + rate t = work, in the form that does not cancel."""
+    slope = 0.0 if math.isinf(stage.seconds) else (stage.end_rate_per_s - stage.rate_per_s) / stage.seconds
+    return 2 * work / (stage.rate_per_s + math.sqrt(max(stage.rate_per_s**2 + 2 * slope * work, 0.0)))
+
+
+def _work_by(plan: Sequence[Stage], seconds: float) -> float:
+    work = 0.0
+    for stage in (*plan, Stage(math.inf, plan[-1].end_rate_per_s, plan[-1].end_rate_per_s)):
+        work += _work(stage, min(stage.seconds, seconds))
+        seconds -= min(stage.seconds, seconds)
+    return work
+
+
+def _read_times(path: Path, text: str) -> np.ndarray:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a CSV file of arrival times") from None
+        rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    except csv.Error as error:
+        raise InputError(f"{path}: is no CSV file ({error})") from None
     names = [name.strip().lower() for name in rows[0]] if rows else []
     column = names.index("timestamp") if "timestamp" in names else 0
     has_header = bool(rows) and _seconds_of(rows[0][column]) is None

@@ -13,13 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from harness import profile as job_of_profile
 from harness import signoff as job
+from harness import wire
 from harness.doctor import examine
 from harness.errors import HarnessError, InputError
 from harness.report.page import write_report
-from harness.speak import speak_file
+from harness.speak import Manner, speak_file
 from harness.spec import load_plan
-from harness.store import Run
+from harness.store import Run, read_profile
 from harness.triton.config import Deployment
 from harness.triton.server import ROOT, TritonServer, local_url
 
@@ -38,6 +40,7 @@ app = typer.Typer(
 out = Console()
 RunFolder = Annotated[Path, typer.Option("--run", help="A folder under results/.")]
 Results = Annotated[Path, typer.Option("--results", help="Where runs are kept.")]
+Preset = Annotated[str, typer.Option(help="tiny, 1.5b, 7b, or a .json file of sizes.")]
 Url = Annotated[str, typer.Option("--url", help="A running Triton (host:port); it is neither started nor stopped.")]
 
 
@@ -117,19 +120,31 @@ def report(run: RunFolder) -> None:
 
 @app.command(epilog="Example: `harness serve --knob diffusion_decoder.delay_us=2000`")
 def serve(
-    preset: Annotated[str, typer.Option(help="tiny, 1.5b or 7b.")] = "tiny",
+    preset: Preset = "tiny",
     port: Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0 = any free one.")] = 0,
     checkpoint: Annotated[str, typer.Option(help="A released checkpoint folder; left out = random weights.")] = "",
     voices: Annotated[str, typer.Option(help="A folder of 24 kHz mono WAV files; left out = four made voices.")] = "",
     knob: Annotated[list[str], typer.Option("--knob", help="<stage>.<knob>=<value>; may be repeated.")] = [],  # noqa: B006
+    parameter: Annotated[
+        list[str], typer.Option("--parameter", help="<model>.<parameter>=<value> of a config.pbtxt; may be repeated.")
+    ] = [],  # noqa: B006
+    emulate: Annotated[
+        str, typer.Option(help="A profile: the stages take its times instead of computing, and the audio is silent.")
+    ] = "",
+    gpus: Annotated[int, typer.Option(help="Emulated GPUs; each gets an instance of every stage.")] = 1,
 ) -> None:
     """Deploy the ensemble on a local Triton, in the foreground; Ctrl-C stops it cleanly."""
-    deployment = Deployment(_preset(preset), checkpoint, voices, knobs=dict(_knob(each) for each in knob))
+    deployment = Deployment(
+        preset, checkpoint, voices, knobs=dict(_knob(each) for each in knob),
+        parameters=dict(_parameter(each) for each in parameter), emulate=emulate, gpus=gpus,
+    )  # fmt: skip
     server = TritonServer(deployment, public=True, port=port or None)
     try:
         with out.status(f"starting Triton with preset {preset} …"):
             server.start()
         out.print(f"serving preset {preset} at [bold]{server.url}[/] (gRPC), metrics at {server.metrics_url}")
+        if emulate:
+            out.print(f"[yellow]emulated[/]: {gpus} x the times of {emulate}; the audio is silent", soft_wrap=True)
         out.print("drive it with: locust -f scenarios/podcast.py; Ctrl-C stops it")
         while server.alive():
             time.sleep(0.5)
@@ -138,20 +153,59 @@ def serve(
     raise HarnessError("Triton ended by itself; start it again, and look at the memory of this machine")
 
 
-@app.command(epilog="Example: `harness speak script.txt --frames 75 --wav speech.wav`")
+@app.command(epilog="Example: `harness speak script.txt --frames 75 --wav speech.wav --keep talk.npz`")
 def speak(
     script: Annotated[Path, typer.Argument(help="A text file with lines `Speaker N: text`.")],
     frames: Annotated[int, typer.Option(help="Frames of 133 ms to speak; left out = as long as the text takes.")] = -1,
     wav: Annotated[Path | None, typer.Option(help="Write the audio to this WAV file.")] = None,
+    until_end: Annotated[
+        bool, typer.Option("--until-end", help="Stop where the model says that the text ends; --frames is the most.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Denoising steps of every frame, 1 to 100.")] = 10,
+    guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 100; 1 = none.")] = 1.3,
+    keep: Annotated[
+        Path | None, typer.Option(help="Write the session to this file after the last frame, for --resume.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with a session that --keep wrote, under the same script.")
+    ] = None,
     url: Url = "",
 ) -> None:
     """Send one script to a server and say how it went."""
+    manner = Manner(None if frames == -1 else frames, until_end, steps, guidance, keep, resume)
     if not script.is_file():
         raise InputError(f"cannot read {script}: there is no such file")
     address = url or local_url()
     if not address:
         raise InputError("no server: give --url HOST:PORT, or run `harness serve` in another terminal")
-    out.print(speak_file(address, script, None if frames == -1 else frames, wav), soft_wrap=True)
+    out.print(speak_file(address, script, wav, manner), soft_wrap=True)
+
+
+@app.command(epilog="Example: `harness profile --preset tiny --device cpu`")
+def profile(
+    preset: Preset = "tiny",
+    device: Annotated[str, typer.Option(help="auto (cuda where there is one), cuda or cpu.")] = "auto",
+    folder: Annotated[Path, typer.Option("--out", help="Where <device>-<preset>.json goes.")] = Path(
+        "results/profiles"
+    ),
+    budget_seconds: Annotated[
+        float | None, typer.Option(help="The most that it may take; left out = 60 at preset tiny, else 420.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few points only.")] = False,
+    checkpoint: Annotated[str, typer.Option(help="A released checkpoint folder; left out = random weights.")] = "",
+    weights_seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+) -> None:
+    """Measure every stage over batch and context, beside its roofline; `harness serve --emulate` takes the result."""
+    asked = job_of_profile.ProfileJob(preset, device, checkpoint, weights_seed, budget_seconds, quick)
+    with out.status(f"building the stages of preset {preset} …") as status:
+        path = job_of_profile.measure(asked, folder, status.update if out.is_terminal else out.print)
+    out.print("Milliseconds; in parentheses those of the roofline: what memory and arithmetic take at the least")
+    content = read_profile(path)
+    for table in job_of_profile.tables(content):
+        out.print(table)
+    room = content["model"]["kv_room_bytes"]
+    out.print(f"Room for KV caches: {room / 2**30:.1f} GiB; --parameter {wire.LLM}.kv_limit_bytes={room} takes it all")
+    out.print(f"Profile: [bold]{path}[/]", soft_wrap=True)
 
 
 @app.command()
@@ -326,10 +380,11 @@ def _knob(text: str) -> tuple[str, int]:
     return name, int(value)
 
 
-def _preset(name: str) -> str:
-    if name not in ("tiny", "1.5b", "7b"):
-        raise InputError(f"unknown preset {name!r}: use tiny, 1.5b or 7b")
-    return name
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--parameter {text!r}: write it as <model>.<parameter>=<value>")
+    return name, value
 
 
 def _count(value) -> str:

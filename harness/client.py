@@ -6,7 +6,7 @@ import asyncio
 import struct
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grpc
 import numpy as np
@@ -19,6 +19,7 @@ from harness.records import Chunks, Outcome, Request, Result
 
 DEFAULT_PORT = 8001
 READY_TIMEOUT_S = 10.0
+SILENCE_LIMIT_S = 60.0  # a server that lives sends something every few seconds, even while a request waits
 BYTES_PER_SAMPLE = 4
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -26,12 +27,19 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # a load test through a proxy would measure the proxy
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # the default of two minutes outlasts a server's restart
+    # A network that is cut says nothing. After 10 s without a byte a ping asks, and a connection without an answer is
+    # given up. A server hangs up on a client whose fourth ping comes while it is silent; ours is never silent so long.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute unless given, whatever the line above says
 )
-FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f"}  # of struct, for Triton's types
+CONNECTION_LOST, PING_TIMEOUT = "Stream removed", "ping timeout"  # gRPC's words
+FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f", "BOOL": "?"}  # of struct, for Triton's types
 FINAL = "triton_final_response"
 ASK_FOR_FINAL = "triton_enable_empty_final_response"
 
 OnAudio = Callable[[bytes], None]
+OnCarry = Callable[[bytes], None]
 OnChunk = Callable[["Stream", int, int], None]  # the stream, time of arrival (ns), samples
 
 
@@ -69,24 +77,40 @@ def _packed(name: str, datatype: str, values: Sequence[float]) -> bytes:
 
 
 def infer_message(request: Request) -> pb.ModelInferRequest:
-    """The request as Triton's protocol has it: every input of the entry model as raw bytes, little-endian.
+    """The request as Triton's protocol has it: inputs of the entry model as raw bytes, little-endian.
 
-    Raises RequestError for a number that its type cannot hold; limits of the model are the server's to judge.
+    What most requests do not use is left out at its default: messages stay small, and an older deployment takes them.
+    ``frames`` 0 with ``until_end`` is left out too: as long as the model speaks. Raises RequestError for a number that
+    its type cannot hold; limits of the model are the server's to judge.
     """
     message = pb.ModelInferRequest(model_name=wire.ENTRY, id=request.request_id)
     message.parameters[ASK_FOR_FINAL].bool_param = True
     text = request.script.encode("utf-8")
     _tensor(message, wire.TEXT_INPUT, "BYTES", [1], struct.pack("<I", len(text)) + text)
-    for name, datatype, values in (
-        (wire.SPEAKER_IDS, "INT32", request.speaker_ids),
-        (wire.FRAMES, "INT32", [request.frames]),
-        (wire.START_FRAME, "INT32", [request.start_frame]),
-        (wire.CHUNK_FRAMES, "INT32", [request.chunk_frames]),
-        (wire.SEED, "INT64", [request.seed]),
-        (wire.GUIDANCE_SCALE, "FP32", [request.guidance_scale]),
-    ):
+    for name, datatype, values in _numbers(request):
         _tensor(message, name, datatype, [len(values)], _packed(name, datatype, values))
+    if request.carry:
+        _tensor(message, wire.CARRY, "UINT8", [len(request.carry)], request.carry)
     return message
+
+
+def _numbers(request: Request) -> Iterator[tuple[str, str, Sequence[float]]]:
+    """Name, Triton type and values of the inputs that a request needs."""
+    yield wire.SPEAKER_IDS, "INT32", request.speaker_ids
+    if request.frames or not request.until_end:
+        yield wire.FRAMES, "INT32", [request.frames]
+    yield wire.START_FRAME, "INT32", [request.start_frame]
+    yield wire.CHUNK_FRAMES, "INT32", [request.chunk_frames]
+    yield wire.SEED, "INT64", [request.seed]
+    yield wire.GUIDANCE_SCALE, "FP32", [request.guidance_scale]
+    if request.diffusion_steps != wire.DEFAULT_DIFFUSION_STEPS:
+        yield wire.DIFFUSION_STEPS, "INT32", [request.diffusion_steps]
+    if request.until_end:
+        yield wire.UNTIL_END, "BOOL", [True]
+    if request.say:
+        yield wire.SAY, "INT32", request.say
+    if request.keep:
+        yield wire.KEEP, "BOOL", [True]
 
 
 def make_result(
@@ -98,6 +122,7 @@ def make_result(
     sent_ns: int = 0,
     ended_ns: int | None = None,
     chunks: Chunks | None = None,
+    emulated: bool = False,
 ) -> Result:
     """What became of a request; ``sent_ns`` = 0 says that it was never sent."""
     return Result(
@@ -115,6 +140,7 @@ def make_result(
         outcome=outcome,
         error=error,
         chunks=Chunks.empty() if chunks is None else chunks,
+        emulated=emulated,
     )
 
 
@@ -135,17 +161,21 @@ class Stream:
         loop: str,
         on_audio: OnAudio | None = None,
         on_chunk: OnChunk | None = None,
+        on_carry: OnCarry | None = None,
     ):
         self.request = request
         self._stub, self._address, self._loop = stub, address, loop
         self._message = infer_message(request)  # built ahead of the due time
-        self._on_audio, self._on_chunk = on_audio, on_chunk
+        self._on_audio, self._on_chunk, self._on_carry = on_audio, on_chunk, on_carry
         self._call = None
         self._task: asyncio.Task | None = None
         self._stopped: Outcome | None = None
+        self._silence: asyncio.TimerHandle | None = None
         self._sent_ns = 0
+        self._heard_ns = 0
         self._final_ns = 0
         self._error = ""
+        self._emulated = self._kept = False
         self._received, self._sent_at, self._samples = array("q"), array("q"), array("q")
 
     def stop(self, outcome: Outcome) -> None:
@@ -167,19 +197,36 @@ class Stream:
             self._fail(f"the server at {self._address} ended the call before it took the request")
         except asyncio.CancelledError:
             self._call.cancel()
-            if self._stopped is not None:
+            if self._stopped is not None or self._error:
                 self._task.uncancel()
             elif not self._final_ns:  # the caller was cancelled
                 raise
-        self._task = None
+        finally:
+            self._silence.cancel()
+            self._task = None
         return self._result()
 
     def _fail(self, error: str) -> None:
         if self._stopped is None and not self._final_ns:
             self._error = error
 
+    def _listen(self) -> None:
+        """End a stream that has been silent for too long; otherwise look again when it could have been."""
+        if self._final_ns:
+            return
+        left_s = SILENCE_LIMIT_S - (time.monotonic_ns() - self._heard_ns) / 1e9
+        if left_s > 0:
+            self._silence = asyncio.get_running_loop().call_later(left_s, self._listen)
+            return
+        self._fail(
+            f"the server at {self._address} has sent nothing for {SILENCE_LIMIT_S:g} s: the process that served this "
+            f"request has ended, or the way to it is cut; {self._progress()}; ask again"
+        )
+        self._task.cancel()
+
     async def _exchange(self) -> None:
-        self._sent_ns = time.monotonic_ns()
+        self._sent_ns = self._heard_ns = time.monotonic_ns()
+        self._listen()
         self._call = self._stub.ModelStreamInfer()
         await self._call.write(self._message)
         self._message = None
@@ -189,20 +236,26 @@ class Stream:
             now_ns = time.monotonic_ns()
             if response is grpc.aio.EOF:
                 return
+            self._heard_ns = now_ns
             self._take(response, now_ns)
 
     def _take(self, response: pb.ModelStreamInferResponse, now_ns: int) -> None:
         if response.error_message:
-            self._error, self._final_ns = response.error_message, now_ns
+            self._error, self._final_ns = _without_its_process(response.error_message), now_ns
             self._call.cancel()
             return
         infer = response.infer_response
-        self._take_audio(infer, now_ns)
+        raw = {output.name: content for output, content in zip(infer.outputs, infer.raw_output_contents, strict=True)}
+        self._take_audio(raw, now_ns)
+        if carry := raw.get(wire.CARRY):
+            self._kept = True
+            if self._on_carry is not None:
+                self._on_carry(carry)
         if infer.parameters[FINAL].bool_param:
             self._final_ns = now_ns
 
-    def _take_audio(self, infer: pb.ModelInferResponse, now_ns: int) -> None:
-        raw = {output.name: content for output, content in zip(infer.outputs, infer.raw_output_contents, strict=True)}
+    def _take_audio(self, raw: dict[str, bytes], now_ns: int) -> None:
+        self._emulated = self._emulated or any(raw.get(wire.EMULATED, b""))
         audio = raw.get(wire.AUDIO_OUTPUT)
         if not audio:
             return
@@ -227,32 +280,53 @@ class Stream:
             sent_ns=self._sent_ns,
             ended_ns=self._final_ns or None,
             chunks=Chunks(*(np.array(column, np.int64) for column in columns)),
+            emulated=self._emulated,
         )
 
     def _ending(self) -> tuple[Outcome, str]:
         if self._error:
             return Outcome.ERROR, self._error
-        if self._final_ns and sum(self._samples) == self.request.frames * wire.SAMPLES_PER_FRAME:
-            return Outcome.DONE, ""
-        if self._final_ns:
+        if self._final_ns and not self._is_whole():
             return Outcome.ERROR, f"the stream ended {self._progress()}"
+        if self._final_ns and self.request.keep and not self._kept:
+            return Outcome.ERROR, f"the stream ended without the {wire.CARRY} that was asked for"
+        if self._final_ns:
+            return Outcome.DONE, ""
         if self._stopped is not None:
             return self._stopped, ""
         return Outcome.ERROR, f"the stream broke off without a final response, {self._progress()}"
 
+    def _is_whole(self) -> bool:
+        """Whether all audio came: all that was asked for, or whole frames of it where the model chose the end."""
+        samples, most = sum(self._samples), self.request.frames * wire.SAMPLES_PER_FRAME
+        if not self.request.until_end:
+            return samples == most
+        return samples % wire.SAMPLES_PER_FRAME == 0 and (samples <= most or not self.request.frames)
+
     def _progress(self) -> str:
-        asked = self.request.frames * wire.SAMPLES_PER_FRAME
-        return f"with {sum(self._samples)} samples of audio where {asked} were asked for"
+        samples, asked = sum(self._samples), self.request.frames * wire.SAMPLES_PER_FRAME
+        return f"with {samples} samples of audio" + (f" where {asked} were asked for" if asked else "")
 
     def _in_words(self, error: grpc.aio.AioRpcError) -> str:
-        if error.code() is grpc.StatusCode.UNAVAILABLE and self._received:
-            return f"the server at {self._address} went away, {self._progress()}: {error.details()}"
+        details = error.details() or ""
+        was_there = self._received or CONNECTION_LOST in details
+        if error.code() is grpc.StatusCode.UNAVAILABLE and was_there and PING_TIMEOUT not in details:
+            return f"the server at {self._address} went away, {self._progress()}: {details}"
         return _in_words(error, self._address)
+
+
+def _without_its_process(message: str) -> str:
+    """The server's message as it is, but for the one that Triton gives while the entry's own process is gone."""
+    if f"Stub process '{wire.ENTRY}" in message:
+        return f"{wire.ENTRY} ended, and is being started again; ask again"
+    return message
 
 
 def _in_words(error: grpc.aio.AioRpcError, address: str) -> str:
     """A gRPC status as a sentence that says how to mend it; the server's own message is kept as it is."""
     code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE and PING_TIMEOUT in details:
+        return f"{address} fell silent and did not answer a ping for 10 s: is the network to it cut?"
     if code is grpc.StatusCode.UNAVAILABLE and "http1" in details.lower():
         return f"{address} is an HTTP port: give Triton's gRPC port (usually {DEFAULT_PORT}, not 8000)"
     if code is grpc.StatusCode.UNAVAILABLE:
@@ -303,14 +377,23 @@ class SpeechClient:
             )
 
     def open(
-        self, request: Request, loop: str, *, on_audio: OnAudio | None = None, on_chunk: OnChunk | None = None
+        self,
+        request: Request,
+        loop: str,
+        *,
+        on_audio: OnAudio | None = None,
+        on_chunk: OnChunk | None = None,
+        on_carry: OnCarry | None = None,
     ) -> Stream:
         """Make the stream of one request ready; nothing is sent before its ``run()``. Raises RequestError."""
-        return Stream(self._stub, self.address, request, loop, on_audio, on_chunk)
+        return Stream(self._stub, self.address, request, loop, on_audio, on_chunk, on_carry)
 
-    async def speak(self, request: Request, loop: str, *, on_audio: OnAudio | None = None) -> Result:
+    async def speak(
+        self, request: Request, loop: str, *, on_audio: OnAudio | None = None, on_carry: OnCarry | None = None
+    ) -> Result:
         """Send the request now and read its audio to the end. Never raises for what the server does: see Result.
 
-        Raises RequestError, before anything is sent, for a number that Triton's types cannot hold.
+        A request with ``keep`` gets its carry by ``on_carry``, after the last audio. Raises RequestError, before
+        anything is sent, for a number that Triton's types cannot hold.
         """
-        return await self.open(request, loop, on_audio=on_audio).run()
+        return await self.open(request, loop, on_audio=on_audio, on_carry=on_carry).run()

@@ -1,28 +1,37 @@
 """A speech load test inside Locust's processes: alone in one, or a master with its workers.
 
 A process on its own has a share of the load (all of it) and the ledger. A worker has a share and sends its Results to
-the master each second; the master has the ledger.
+the master each second; the master has the ledger, and gives the word to begin when every worker is ready, so that the
+shares of an open loop are one process.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+
+import gevent
 
 from harness.client import BYTES_PER_SAMPLE, address_of
 from harness.errors import HarnessError, InputError, ServerError
-from harness.loadtest import Ledger, LoadSettings, Share, settings_of
+from harness.ledger import Ledger, is_this_host
+from harness.loadtest import LoadSettings, Share, lead_s
+from harness.options import settings_of
 from harness.recording import result_from_plain, result_to_plain
 from harness.records import Outcome, Result
+from harness.terminal import end_lines, progress_line, start_line
 from harness.watch import Progress
 from harness.workload import Mix
 
 WORKER_REPORT_S = 1.0
 WORKER_LAST_WORDS_S = 30.0
+CSV_WAIT_S = 1.2  # Locust writes its tables once a second: this brings the last results into them
+WORD_S = 0.2  # in which the word to begin reaches every worker
+SAME_CLOCK_NS = 100_000_000  # clocks that count from the boot of one host differ by less, those of two by more
 EXIT_UNUSABLE = 2
 EXIT_INVALID = 3
 
@@ -61,6 +70,7 @@ class SpeechTest:
         self._finished.clear()
         self._open(self._environment.host)
         self._running = True
+        self._tell_start()
 
     def all_users_run(self) -> None:
         """A closed loop's window begins when all users (of the first rung) run; an open loop's with its schedule."""
@@ -91,15 +101,49 @@ class SpeechTest:
         """What all readers see now."""
         return self.share.pool.progress() if self._running else Progress()
 
+    def end(self) -> None:
+        """End the test from within: as the time limit would."""
+        runner = self._environment.runner
+        gevent.spawn(runner.quit if self._environment.parsed_options.headless else runner.stop)
+
     def _open(self, url: str) -> None:
         # The ledger first: where its folder cannot be used, no load may begin.
-        self.ledger = Ledger(self.settings, url, self._folder())
+        self.ledger = Ledger(self.settings, url, self._folder(), self._run_s())
         self.share = Share(self.settings, url, self._take)
+        self.ledger.watch_host()
+        if self.settings.loop == "open":
+            self.share.begin(time.monotonic_ns() + round(lead_s(self.settings) * 1e9))
         self.ledger.start_ns = self.share.start_ns
 
+    def _run_s(self) -> float | None:
+        return getattr(self._environment.parsed_options, "run_time", None) or None
+
+    def _tell_start(self) -> None:
+        log.info(start_line(self.settings, self._run_s()))
+        if self.settings.every_s:
+            threading.Thread(target=self._keep_telling, args=(self.ledger,), daemon=True).start()
+
+    def _keep_telling(self, ledger: Ledger) -> None:
+        every_s, before = self.settings.every_s, Progress()
+        while not self._finished.wait(every_s) and ledger is self.ledger:
+            now = self.progress()
+            seconds, looks = (time.monotonic_ns() - ledger.start_ns) / 1e9, ledger.witness.looks
+            memory_bytes = looks[-1].server_memory_bytes if looks else 0
+            print(progress_line(seconds, every_s, before, now, memory_bytes), flush=True)
+            before = now
+
     def _take(self, result: Result) -> None:
-        self.ledger.take(result)
+        self._record(result)
         self._fire(result)
+
+    def _record(self, result: Result) -> None:
+        """Into the ledger; the last of a counted test ends it."""
+        ledger = self.ledger
+        ledger.take(result)
+        if self.settings.iterations and not self._finishing:
+            lead_in = self.settings.steady or 0 if self.settings.loop == "open" else 0
+            if len(ledger.results) + ledger.never_sent == self.settings.iterations + lead_in:
+                self.end()
 
     def _gather(self, grace_s: float) -> None:
         self.share.finish(grace_s)
@@ -111,7 +155,9 @@ class SpeechTest:
 
     def _conclude(self, end_ns: int) -> None:
         report = self.ledger.close(end_ns)
-        print("\n" + "\n".join(report.lines) + "\n", flush=True)
+        print("\n" + "\n".join(end_lines(self.ledger, report)) + "\n", flush=True)
+        if getattr(self._environment.parsed_options, "csv_prefix", None):
+            gevent.sleep(CSV_WAIT_S)
         if not report.valid and not self._runner.errors:
             self._environment.process_exit_code = EXIT_INVALID
 
@@ -144,6 +190,8 @@ class MasterTest(SpeechTest):
     def __init__(self, environment, mix: Mix | str):
         super().__init__(environment, mix)
         self._said: dict[str, dict] = {}  # what each worker said last
+        self._shift_ns: dict[str, int] = {}  # from the clock of each worker to ours
+        self._begun = False
         environment.parsed_options.speech_workers = 1
         environment.runner.register_message("speech", self._hear)
 
@@ -152,17 +200,31 @@ class MasterTest(SpeechTest):
 
     def _open(self, url: str) -> None:
         self._said.clear()
+        self._begun = False
+        self._wall_ns = wall_ns()
         self._expected = {client.id for client in self._runner.clients.all}
         self._environment.parsed_options.speech_workers = max(len(self._expected), 1)
-        self.ledger = Ledger(self.settings, url, self._folder())
+        self.ledger = Ledger(self.settings, url, self._folder(), self._run_s())
+        self.ledger.watch_host()
 
     def _hear(self, environment, msg) -> None:
         if not self._running:
             return
         said = msg.data
+        self._shift_ns[msg.node_id] = _shift_ns(said["wall_ns"], self._wall_ns)
         for plain in said.pop("results"):
-            self.ledger.take(result_from_plain(plain))
+            self._record(_shifted(result_from_plain(plain), self._shift_ns[msg.node_id]))
         self._said[msg.node_id] = said
+        self._begin_when_all_are_ready()
+
+    def _begin_when_all_are_ready(self) -> None:
+        here = self._expected & set(self._runner.clients)
+        if self._begun or self.settings.loop == "closed" or not here <= self._said.keys():
+            return
+        self._begun = True
+        self.ledger.start_ns = time.monotonic_ns() + round((lead_s(self.settings) + WORD_S) * 1e9)
+        word = {"start_ns": self.ledger.start_ns, "wall_ns": self._wall_ns}
+        self._runner.send_message("speech_begin", word)
 
     def _gather(self, grace_s: float) -> None:
         self._hurry(grace_s)
@@ -173,9 +235,10 @@ class MasterTest(SpeechTest):
         self.ledger.submitted = sum(each["submitted"] for each in said)
         self.ledger.lost = sum(each["lost"] for each in said)
         self.ledger.lag_p99_s = max((each["lag_p99_s"] for each in said), default=math.nan)
-        if self.settings.loop == "open":
-            self.ledger.start_ns = max((each["start_ns"] for each in said), default=self.ledger.start_ns)
+        one_clock = len(set(self._shift_ns.values())) < 2
+        self.ledger.readers_see_servers_clock = one_clock and all(each["sees_servers_clock"] for each in said)
         self.ledger.remarks += self._remarks()
+        self.ledger.notes += self._notes()
 
     def _hurry(self, grace_s: float) -> None:
         self._runner.send_message("speech_finish", {"grace_s": grace_s})
@@ -184,12 +247,23 @@ class MasterTest(SpeechTest):
         return {worker for worker in self._expected if not self._said.get(worker, {}).get("done")}
 
     def _remarks(self) -> list[str]:
-        hosts = {said["host"] for said in self._said.values()}
+        own = self.settings.record()
         remarks = [f"worker {worker} never reported its last results" for worker in sorted(self._silent())]
         remarks += sorted({said["failed"] for said in self._said.values() if said["failed"]})
-        if len(hosts) > 1:
-            remarks.append(f"workers ran on {len(hosts)} hosts, whose clocks cannot be compared: run them on one")
+        for worker, said in sorted(self._said.items()):
+            other = [key for key, value in said["record"].items() if value != own[key]]
+            if other:
+                remarks.append(f"worker {worker} has another {', '.join(other)}: give all the same options and files")
         return remarks
+
+    def _notes(self) -> list[str]:
+        shifted = sum(shift_ns != 0 for shift_ns in self._shift_ns.values())
+        if not shifted:
+            return []
+        return [
+            f"{shifted} of {len(self._shift_ns)} workers ran on other hosts: their times were brought to ours by the "
+            "wall clocks of both; time to first audio, RTF and stalls are differences on one host"
+        ]
 
 
 class WorkerTest(SpeechTest):
@@ -198,6 +272,7 @@ class WorkerTest(SpeechTest):
     def __init__(self, environment, mix: Mix | str):
         super().__init__(environment, mix)
         self._outbox: list[dict] = []
+        environment.runner.register_message("speech_begin", self._begin_on_request, concurrent=True)
         environment.runner.register_message("speech_finish", self._finish_on_request, concurrent=True)
 
     def start(self) -> None:
@@ -207,8 +282,12 @@ class WorkerTest(SpeechTest):
             self._say(done=True, failed=str(error))
             raise
 
+    def _tell_start(self) -> None:
+        """The master does."""
+
     def _open(self, url: str) -> None:
         options = self._environment.parsed_options
+        self._wall_ns, self._sees_servers_clock = wall_ns(), is_this_host(url)
         self.share = Share(self.settings, url, self._take, self._runner.worker_index, options.speech_workers)
         threading.Thread(target=self._keep_reporting, args=(self.share,), daemon=True).start()
 
@@ -221,6 +300,10 @@ class WorkerTest(SpeechTest):
 
     def _gather(self, grace_s: float) -> None:
         self.share.finish(grace_s)
+
+    def _begin_on_request(self, environment, msg) -> None:
+        if self.share and not self.share.stopping:
+            self.share.begin(msg.data["start_ns"] - _shift_ns(self._wall_ns, msg.data["wall_ns"]))
 
     def _finish_on_request(self, environment, msg) -> None:
         self.finish(msg.data["grace_s"])
@@ -239,9 +322,33 @@ class WorkerTest(SpeechTest):
             "submitted": share.pool.submitted if share else 0,
             "lost": share.pool.lost if share else 0,
             "lag_p99_s": share.pool.lag_p99_s if share else math.nan,
-            "start_ns": share.start_ns if share else 0,
-            "host": socket.gethostname(),
+            "wall_ns": self._wall_ns if share else wall_ns(),
+            "sees_servers_clock": self._sees_servers_clock if share else True,
+            "record": self.settings.record(),
             "done": done,
             "failed": failed,
         }
         self._runner.send_message("speech", message)
+
+
+def wall_ns() -> int:
+    """What to add to this host's monotonic clock to have the time of day: it tells hosts apart."""
+    return time.time_ns() - time.monotonic_ns()
+
+
+def _shift_ns(their_wall_ns: int, our_wall_ns: int) -> int:
+    """What to add to a monotonic time of theirs to have it by our clock; 0 on one host."""
+    shift_ns = their_wall_ns - our_wall_ns
+    return 0 if abs(shift_ns) < SAME_CLOCK_NS else shift_ns
+
+
+def _shifted(result: Result, by_ns: int) -> Result:
+    """A Result as if it had been timed by a clock that reads ``by_ns`` more; 0 is a request that was never sent."""
+    if not by_ns:
+        return result
+    sent_ns = result.sent_ns and result.sent_ns + by_ns
+    chunks = result.chunks
+    chunks = replace(chunks, received_ns=chunks.received_ns + by_ns, sent_at_ns=chunks.sent_at_ns + by_ns)
+    return replace(
+        result, due_ns=result.due_ns + by_ns, sent_ns=sent_ns, ended_ns=result.ended_ns + by_ns, chunks=chunks
+    )

@@ -13,17 +13,14 @@ from scipy.stats import kendalltau
 
 from harness import wire
 from harness.records import Outcome, Result
-from harness.slo import sample_quantile
+from harness.slo import Promise, goodput_per_s, sample_quantile
 
 NS_PER_S = 1e9
 START_BUFFERS_S = {"": 0.0, "_500ms": 0.5, "_2s": 2.0}
 AUDIBLE_STALL_S = 0.05
 LATE_SEND_S = 0.005
-MAX_RATE_ERROR = 0.01
-MAX_LATE_SENDS_SHARE = 0.01
-MAX_LATENESS_P99_S = 0.010
-MAX_LITTLE_RESIDUAL = 0.05
-TREND_P_VALUE = 0.01
+MIN_PARTS = 8  # of a window that is tested for a trend
+WARM_UP_PARTS = 200
 QUANTILES = (0.50, 0.95, 0.99)
 _SCALARS = tuple(each.name for each in dataclasses.fields(Result) if each.name != "chunks")
 # Stall arithmetic runs in thirds of a nanosecond, in which a sample of 24 kHz audio is a whole number:
@@ -64,6 +61,7 @@ METRICS = (
     Metric("offered_rate_per_s", "requests due in the window / seconds", "1/s", ""),
     Metric("achieved_rate_per_s", "those of them that were sent / seconds", "1/s", ""),
     Metric("completed_rate_per_s", "requests done in the window / seconds", "1/s", ""),
+    Metric("goodput_per_s", "those of them that kept every promise of their class / seconds", "1/s", ""),
     Metric("offered_audio_s_per_s", "audio seconds asked by requests due in the window / seconds", "1", "offered load"),
     Metric("delivered_audio_s_per_s", "audio seconds received in the window / seconds", "1", "audio throughput"),
     *_quantile_metrics(),
@@ -79,8 +77,9 @@ METRICS = (
     Metric("frames_per_s", "frames received in the window / seconds", "1/s", ""),
     Metric("step_s", "sessions / frames per second", "s", "mean time per frame and stream"),
     Metric("residence_s", "mean of ended - sent", "s", "requests that ended in the window"),
+    Metric("memory_s", "E[R^2] / E[R] of the residence R", "s", "how long the number of sessions remembers itself"),
     Metric("littles_residual", "|N - X R| / N", "1", "N sessions, X ends per second, R residence"),
-    Metric("sessions_trend_p", "p-value of Mann-Kendall on rising sessions", "1", "parts of E[R^2]/E[R], R residence"),
+    Metric("sessions_trend_p", "p-value of Mann-Kendall on rising sessions", "1", "8 to 50 parts, none below memory_s"),
     Metric("ttfa_trend_p", "p-value of Mann-Kendall on rising TTFA", "1", "means of the same parts, by due"),
 )
 """Every key of ``summarise``, with its formula and unit."""
@@ -174,10 +173,12 @@ def frames_in_window(results: Sequence[Result], start_ns: int, end_ns: int) -> i
 
 def sessions_in_window(results: Sequence[Result], start_ns: int, end_ns: int) -> float:
     """Mean number of requests between sent and ended in [start_ns, end_ns)."""
-    return float(_sessions_in_parts(results, start_ns, end_ns, parts=1)[0])
+    return float(sessions_in_parts(results, start_ns, end_ns, parts=1)[0])
 
 
-def summarise(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str, float]:
+def summarise(
+    results: Sequence[Result], start_ns: int, end_ns: int, promises: Sequence[Promise] = ()
+) -> dict[str, float]:
     """Every metric of METRICS over [start_ns, end_ns), as plain floats; NaN where it cannot be.
 
     Requests *due* in the window count for rates, outcomes and TTFA; streams that were *served* in it, whenever they
@@ -189,6 +190,7 @@ def summarise(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str
     due = frame[(frame["due_ns"] >= start_ns) & (frame["due_ns"] < end_ns)]
     summary = {"seconds": seconds, **_requests_summary(due, frame)}
     summary |= _rates(due, seconds) | _service(served, start_ns, end_ns)
+    summary["goodput_per_s"] = _goodput_per_s(served, start_ns, end_ns, promises)
     summary |= _trends(served, due, start_ns, end_ns)
     for name in sorted(set(frame["traffic_class"])):
         own_due, own = due[due["traffic_class"] == name], frame[frame["traffic_class"] == name]
@@ -236,6 +238,14 @@ def _rates(due: pd.DataFrame, seconds: float) -> dict[str, float]:
     }
 
 
+def _goodput_per_s(results: Sequence[Result], start_ns: int, end_ns: int, promises: Sequence[Promise]) -> float:
+    """Of requests that ended whole in the window, whenever they began: each is judged by the whole of its stream."""
+    whole = [each for each in results if each.outcome == Outcome.DONE and start_ns <= each.ended_ns < end_ns]
+    if not promises:
+        return len(whole) / ((end_ns - start_ns) / NS_PER_S)
+    return goodput_per_s(promises, per_request(whole), (end_ns - start_ns) / NS_PER_S)
+
+
 def _service(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str, float]:
     seconds = (end_ns - start_ns) / NS_PER_S
     chunks = _chunk_columns(results, start_ns, end_ns)
@@ -262,10 +272,11 @@ def _trends(results: Sequence[Result], due: pd.DataFrame, start_ns: int, end_ns:
     memory_s = _memory_s(results, end_ns)
     seconds = (end_ns - start_ns) / NS_PER_S
     parts = int(min(seconds / memory_s, 50)) if memory_s > 0 else 0
-    sessions = _sessions_in_parts(results, start_ns, end_ns, parts) if parts else np.empty(0)
+    sessions = sessions_in_parts(results, start_ns, end_ns, parts) if parts else np.empty(0)
     part = ((due["due_ns"] - start_ns) * parts // (end_ns - start_ns)).astype(int)
     ttfa_s = due.groupby(part)["ttfa_s"].mean().dropna()
-    return {"sessions_trend_p": rising_p_value(sessions), "ttfa_trend_p": rising_p_value(ttfa_s)}
+    trends = {"sessions_trend_p": rising_p_value(sessions), "ttfa_trend_p": rising_p_value(ttfa_s)}
+    return {"memory_s": memory_s, **trends}
 
 
 def _memory_s(results: Sequence[Result], end_ns: int) -> float:
@@ -278,9 +289,9 @@ def _memory_s(results: Sequence[Result], end_ns: int) -> float:
 
 
 def rising_p_value(values: Sequence[float]) -> float:
-    """p-value of the Mann-Kendall test that ``values`` rise with their order; NaN for fewer than 8, 1 if all equal."""
+    """p-value of the Mann-Kendall test that ``values`` rise with their order; NaN for fewer than 8, 1 if equal."""
     values = np.asarray(values, dtype=float)
-    if len(values) < 8:
+    if len(values) < MIN_PARTS:
         return math.nan
     p_value = kendalltau(np.arange(len(values)), values, alternative="greater").pvalue
     return 1.0 if math.isnan(p_value) else float(p_value)
@@ -296,58 +307,26 @@ def warm_up_end(values: Sequence[float]) -> int:
     return 5 * int(np.argmin(scores)) if scores else 0
 
 
-def certificate(
-    summary: dict[str, float], *, loop: str, offered_rate_per_s: float | None, submitted: int, recorded: int
-) -> tuple[bool, tuple[str, ...]]:
-    """Is the run VALID, and every reason why not (a figure and its limit); failed requests are listed, not judged.
+def settled_ns(results: Sequence[Result], start_ns: int, end_ns: int) -> int:
+    """When the number of sessions has settled: the end of its warm-up by MSER-5, which looks at no time to first audio.
 
-    ``offered_rate_per_s``: what the arrival process was set to, or None (closed loop, bursty or replayed arrivals).
-    Sends are compared with the arrivals that were due; the number due is random, so against the setting it may differ
-    by 4 standard deviations of a Poisson count. Little's law is a gate only where the window is 20 mean residences
-    or longer: in a shorter one the requests cut off at its ends exceed the limit by themselves.
+    ``start_ns`` where the window is shorter than 8 times what the sessions remember: there it cannot be told.
     """
-    faults = [*_recorder_faults(summary, submitted, recorded), *_steadiness_faults(summary)]
-    if loop == "open":
-        faults = [*_schedule_faults(summary, offered_rate_per_s), *faults]
-    notes = []
-    if summary["errors"]:
-        notes.append(f"{summary['errors']:.0f} of {summary['requests']:.0f} requests ended in an error")
-    if loop == "open" and math.isnan(summary["sessions_trend_p"]):
-        notes.append("the window is too short for its sessions to be tested for a trend")
-    return not faults, (*faults, *notes)
+    served = [result for result in results if _is_of_window(result, start_ns, end_ns)]
+    if (end_ns - start_ns) / NS_PER_S < MIN_PARTS * _memory_s(served, end_ns):
+        return start_ns
+    cut = warm_up_end(sessions_in_parts(results, start_ns, end_ns, WARM_UP_PARTS))
+    return start_ns + (end_ns - start_ns) * cut // WARM_UP_PARTS
 
 
-def _schedule_faults(summary: dict[str, float], offered_rate_per_s: float | None) -> Iterator[str]:
-    due, sent = summary["offered_rate_per_s"], summary["achieved_rate_per_s"]
-    if abs(sent - due) > MAX_RATE_ERROR * due:
-        yield f"{sent:.4g} requests/s were sent of {due:.4g} due: more than {MAX_RATE_ERROR:.0%} apart"
-    if offered_rate_per_s is not None:
-        expected = offered_rate_per_s * summary["seconds"]
-        allowed = max(MAX_RATE_ERROR * expected, 4 * math.sqrt(expected))
-        if abs(summary["requests"] - expected) > allowed:
-            yield f"{summary['requests']:.0f} requests were due, not {expected:.1f} within {allowed:.1f}"
-    if summary["late_sends_share"] > MAX_LATE_SENDS_SHARE:
-        share = summary["late_sends_share"]
-        yield f"{share:.1%} of sends were later than {LATE_SEND_S * 1e3:g} ms: above {MAX_LATE_SENDS_SHARE:.0%}"
-
-
-def _recorder_faults(summary: dict[str, float], submitted: int, recorded: int) -> Iterator[str]:
-    if submitted != recorded:
-        yield f"{recorded} requests were recorded of {submitted} submitted: they must be equal"
-    if not summary["frames_per_s"] > 0:
-        yield "0 frames were received in the window: at least 1 is needed"
-    if summary["lateness_p99_s"] > MAX_LATENESS_P99_S:
-        figure, limit = summary["lateness_p99_s"] * 1e3, MAX_LATENESS_P99_S * 1e3
-        yield f"chunks were stamped up to {figure:.1f} ms late (p99): above {limit:g} ms"
-
-
-def _steadiness_faults(summary: dict[str, float]) -> Iterator[str]:
-    long_enough = summary["seconds"] >= 20 * summary["residence_s"]
-    if long_enough and summary["littles_residual"] > MAX_LITTLE_RESIDUAL:
-        yield f"Little's law is off by {summary['littles_residual']:.1%}: above {MAX_LITTLE_RESIDUAL:.0%}"
-    for name, what in (("sessions_trend_p", "sessions"), ("ttfa_trend_p", "times to first audio")):
-        if summary[name] < TREND_P_VALUE:
-            yield f"{what} kept rising (Mann-Kendall p = {summary[name]:.2g}): below {TREND_P_VALUE:g}"
+def steps_in_parts(results: Sequence[Result], start_ns: int, end_ns: int, parts: int) -> np.ndarray:
+    """Mean time per frame and stream (s) in each of ``parts`` equal parts of the window: float [parts], NaN if idle."""
+    chunks = _chunk_columns(results, start_ns, end_ns)
+    edges = np.linspace(0, end_ns - start_ns, parts + 1)
+    samples = np.histogram(chunks["received_ns"] - start_ns, edges, weights=chunks["samples"])[0]
+    frames = samples / wire.SAMPLES_PER_FRAME
+    session_s = sessions_in_parts(results, start_ns, end_ns, parts) * np.diff(edges) / NS_PER_S
+    return np.divide(session_s, frames, out=np.full(parts, math.nan), where=frames > 0)
 
 
 def _chunk_columns(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str, np.ndarray]:
@@ -359,7 +338,7 @@ def _chunk_columns(results: Sequence[Result], start_ns: int, end_ns: int) -> dic
     return {name: column[inside] for name, column in columns.items()}
 
 
-def _sessions_in_parts(results: Sequence[Result], start_ns: int, end_ns: int, parts: int) -> np.ndarray:
+def sessions_in_parts(results: Sequence[Result], start_ns: int, end_ns: int, parts: int) -> np.ndarray:
     """Mean number of requests between sent and ended in each of ``parts`` equal parts of the window: float [parts]."""
     times = np.array([(r.sent_ns, r.ended_ns) for r in results if r.sent_ns > 0], dtype=np.int64).reshape(-1, 2)
     edges = np.linspace(0, end_ns - start_ns, parts + 1)

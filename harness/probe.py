@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from importlib import metadata
+from pathlib import Path
 
 import psutil
 
@@ -16,6 +17,7 @@ from harness.errors import ServerError
 from harness.records import ServerSample
 from harness.triton.statistics import StatisticsReader
 
+_ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "transformers", "nvidia-pytriton", "tritonclient", "locust", "numpy", "pandas", "scipy", "grpcio")
 
 
@@ -112,6 +114,15 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             known[package] = metadata.version(package)
     return known
+
+
+def commit() -> str:
+    """The commit of this checkout, "-dirty" where files differ from it; "" where it is none."""
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def _cpu_model() -> str:

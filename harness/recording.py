@@ -7,6 +7,7 @@ as they happen, at last one ``end``. A file without ``end`` is of a test that wa
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def result_to_plain(result: Result) -> dict:
 def result_from_plain(plain: dict) -> Result:
     columns = (np.frombuffer(column, "<i8").astype(np.int64) for column in plain["chunks"])
     return Result(**{**plain, "outcome": Outcome(plain["outcome"]), "chunks": Chunks(*columns)})
+
+
+def mixture(results: Sequence[Result]) -> tuple[str, ...]:
+    """Why a test is INVALID some of whose answers were emulated: measured times and others make no figure together."""
+    answered = [result.emulated for result in results if len(result.chunks)]
+    if len(set(answered)) < 2:
+        return ()
+    return (f"{sum(answered)} of {len(answered)} answers were emulated and the others computed",)
 
 
 @dataclass

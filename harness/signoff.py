@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,13 +19,13 @@ from harness import wire
 from harness.capacity.fit import fit_run
 from harness.capacity.plan import make_plan
 from harness.capacity.predict import predict_open_run
-from harness.errors import InconclusiveError, ServerError
-from harness.probe import host_facts, versions
+from harness.errors import InconclusiveError, InputError, ServerError
+from harness.probe import commit, host_facts, versions
 from harness.records import RunManifest, Trial
 from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
 from harness.spec import PlanSpec, load_plan
-from harness.store import Run
+from harness.store import Run, read_profile
 from harness.sweep import Driver, Load, TrialBroken, estimated_s, trial_id
 from harness.triton.config import Deployment
 from harness.triton.server import ROOT, RemoteTriton, TritonServer
@@ -68,7 +67,7 @@ class SignOff:
         self.plan_path = Path(plan_path)
         self.spec = load_plan(self.plan_path)
         self.url = url
-        self.base = Deployment(preset=self.spec.preset, **(deployment or {}))
+        self.base = deployment_of(self.spec, url, **(deployment or {}))
         self.run = open_run(self.plan_path, self.spec, results, url)
         self.mix = self.spec.traffic_mix()
         self.left_out: list[str] = []  # what the budget had no time for
@@ -163,6 +162,8 @@ class SignOff:
                 if attempt == TRIES or (self.url and not driver.server.alive()):
                     raise
                 self._revive(driver, error)
+        if not self.run.manifest.emulated and any(result.emulated for result in measured.results):
+            self.run.update_manifest(emulated=True)  # a server that was not started here may emulate
         self.run.append_trial(measured.trial, measured.results, measured.samples)
         return measured.trial
 
@@ -233,6 +234,15 @@ class SignOff:
         return _START_S + ladders + self._second_look_s() + self._confirm_s() + 2 * _FIT_S
 
 
+def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
+    """What a plan deploys. Raises InputError for what cannot be deployed, or not on a server of somebody else."""
+    parameters = {name: str(value) for name, value in spec.parameters.items()}
+    if url and (spec.emulate or parameters):
+        raise InputError("emulate and parameters are of a server that the harness starts: leave them or --url out")
+    profile = str(spec.profile_path() or "")
+    return Deployment(preset=spec.preset, parameters=parameters, emulate=profile, gpus=spec.gpus, **more)
+
+
 def spec_of(run: Run) -> PlanSpec:
     """The plan as the run was made with, whatever became of its file."""
     folder = (ROOT / run.manifest.plan_path).parent
@@ -264,6 +274,7 @@ def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
         unit=unit_of(manifest),
         preset=manifest.preset,
         device=manifest.device,
+        emulated=manifest.emulated,
     )
 
 
@@ -282,6 +293,8 @@ def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None) -> str:
     digest = hashlib.sha256(Path(plan_path).read_bytes())
     for path in sorted(path for pattern in _CODE for path in ROOT.glob(pattern)):
         digest.update(path.read_bytes())
+    if spec.emulate:
+        digest.update(spec.profile_path().read_bytes())
     digest.update((url or "").encode())
     return f"{spec.name}-{digest.hexdigest()[:8]}"
 
@@ -298,15 +311,26 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None) ->
         plan_path=os.path.relpath(plan_path, ROOT),
         plan_sha256=hashlib.sha256(Path(plan_path).read_bytes()).hexdigest(),
         plan=spec.model_dump(mode="json"),
-        commit=_commit(),
+        commit=commit(),
         versions=versions(),
         host=host,
         preset=spec.preset,
-        device=f"the Triton at {url}" if url else "cpu" if host["gpu"] == "none" else host["gpu"].split(",")[0],
+        device=_device(spec, url, host),
         seed=spec.seed,
+        emulated=bool(spec.emulate),
         notes=(f"Triton at {url} was not started by the harness; the host named here drove it",) if url else (),
     )
     return Run.create(results, manifest)
+
+
+def _device(spec: PlanSpec, url: str | None, host: dict) -> str:
+    """What serves: a Triton somewhere else, emulated GPUs, this host's GPU or its processor."""
+    if url:
+        return f"the Triton at {url}"
+    if spec.emulate:
+        name = f"emulated {read_profile(spec.profile_path())['device']}"
+        return name if spec.gpus == 1 else f"{spec.gpus} {name}"
+    return "cpu" if host["gpu"] == "none" else host["gpu"].split(",")[0]
 
 
 @contextmanager
@@ -330,7 +354,8 @@ def unit_of(manifest: RunManifest) -> str:
     """What one "device" of the plan is, in words."""
     if manifest.device == "cpu":
         return f"this host ({manifest.host['cores']} CPU cores) at preset {manifest.preset}"
-    one = "" if manifest.device.startswith("the Triton") else "one "
+    counted = manifest.device.startswith("the Triton") or manifest.device.split(" ")[0].isdigit()
+    one = "" if counted else "one "
     return f"{one}{manifest.device} at preset {manifest.preset}"
 
 
@@ -354,11 +379,3 @@ def _note(trial: Trial) -> str:
         return f"{verdict}, up to {best * wire.SECONDS_PER_FRAME:.1f} audio s/s"
     p95 = trial.rungs[0].summary["ttfa_p95_s"] if trial.rungs else float("nan")
     return f"{verdict}, time to first audio p95 {p95:.2f} s"
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""

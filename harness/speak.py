@@ -1,10 +1,12 @@
-"""One script through a server, for a person: how it went, and its audio as a WAV file."""
+"""One script through a server, for a person: how it went, its audio as a WAV file, its session as a file to resume."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import wave
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,36 +20,96 @@ from harness.script import parse_script, validate_utf8
 _FRAMES_PER_WORD = 60 / 24  # 180 words a minute of audio
 
 
-def speak_file(url: str, path: Path, frames: int | None, wav: Path | None) -> str:
+@dataclass(frozen=True)
+class Manner:
+    """How a script is spoken. ``frames`` None = as long as the text takes, or with ``until_end`` as the model likes.
+
+    ``keep`` is a file for the session after the last frame; ``resume`` one that was kept, to go on with. Raises
+    InputError for what does not go together.
+    """
+
+    frames: int | None = None
+    until_end: bool = False
+    steps: int = wire.DEFAULT_DIFFUSION_STEPS
+    guidance: float = wire.DEFAULT_GUIDANCE_SCALE
+    keep: Path | None = None
+    resume: Path | None = None
+
+    def __post_init__(self):
+        if self.frames is not None and not 1 <= self.frames <= wire.MAX_FRAMES:
+            raise RequestError(f"--frames {self.frames} must lie in 1 to {wire.MAX_FRAMES} (90 minutes)")
+        if not 1 <= self.steps <= wire.MAX_DIFFUSION_STEPS:
+            raise RequestError(f"--steps {self.steps} must lie in 1 to {wire.MAX_DIFFUSION_STEPS}")
+        if not 0 <= self.guidance <= 100:
+            raise RequestError(f"--guidance {self.guidance} must lie in 0 to 100")
+        if self.resume is not None and self.frames is None and not self.until_end:
+            raise InputError("--resume needs --frames (how many more to speak) or --until-end")
+
+    def frames_for(self, text: str) -> int:
+        """Frames to ask for; 0 leaves them to the model."""
+        if self.frames is not None:
+            return self.frames
+        return 0 if self.until_end else min(wire.MAX_FRAMES, max(1, round(len(text.split()) * _FRAMES_PER_WORD)))
+
+
+def speak_file(url: str, path: Path, wav: Path | None = None, manner: Manner = Manner()) -> str:  # noqa: B008 (frozen)
     """Speak a script file; returns a sentence with the figures. Raises HarnessError where it cannot be spoken."""
-    if frames is not None and not 1 <= frames <= wire.MAX_FRAMES:
-        raise RequestError(f"--frames {frames} must lie in 1 to {wire.MAX_FRAMES} (90 minutes)")
-    text = _read(path)
-    speakers = max(turn.speaker for turn in parse_script(text))
-    words = len(text.split())
-    asked = frames if frames is not None else min(wire.MAX_FRAMES, max(1, round(words * _FRAMES_PER_WORD)))
-    voices = tuple(range(1, speakers + 1))
-    request = Request(path.stem, "speak", text, voices, asked, due_ns=time.monotonic_ns())
+    request = _request(path, manner)
+    for target in (wav, manner.keep):  # before the work, which may take an hour
+        if target is not None and not target.parent.is_dir():
+            raise InputError(f"cannot write {target}: there is no folder {target.parent}")
     audio: list[bytes] = []
-    result = asyncio.run(_speak(url, request, audio.append if wav else None))
+    carry: list[bytes] = []
+    result = asyncio.run(_speak(url, request, audio.append if wav else None, carry.append))
     if result.outcome is not Outcome.DONE:
         raise ServerError(f"{path}: {result.error or result.outcome}")
     if wav:
         _write(wav, b"".join(audio))
-    return _sentence(path, result)
+    if manner.keep:
+        _replace(manner.keep, carry[0])
+    return _sentence(path, result, manner)
 
 
-async def _speak(url: str, request: Request, on_audio) -> Result:
+def _request(path: Path, manner: Manner) -> Request:
+    text = validate_utf8(_read(path))
+    speakers = max(turn.speaker for turn in parse_script(text))
+    return Request(
+        request_id=path.stem,
+        traffic_class="speak",
+        script=text,
+        speaker_ids=tuple(range(1, speakers + 1)),
+        frames=manner.frames_for(text),
+        due_ns=time.monotonic_ns(),
+        guidance_scale=manner.guidance,
+        diffusion_steps=manner.steps,
+        until_end=manner.until_end,
+        keep=manner.keep is not None,
+        carry=_read(manner.resume) if manner.resume else b"",
+    )
+
+
+async def _speak(url: str, request: Request, on_audio, on_carry) -> Result:
     async with SpeechClient(url) as client:
         await client.ready()
-        return await client.speak(request, "closed", on_audio=on_audio)
+        return await client.speak(request, "closed", on_audio=on_audio, on_carry=on_carry)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        return validate_utf8(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that whoever looks finds the old one or the new one, never a part."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _write(path: Path, audio: bytes) -> None:
@@ -62,12 +124,18 @@ def _write(path: Path, audio: bytes) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _sentence(path: Path, result: Result) -> str:
-    chunks = result.chunks
-    spoken = int(chunks.samples.sum()) // wire.SAMPLES_PER_FRAME
-    seconds = (result.ended_ns - result.sent_ns) / 1e9
-    return (
-        f"{path.name}: {result.speakers} speakers, {result.script_words} words, {spoken} of {result.frames} frames "
-        f"({spoken * wire.SECONDS_PER_FRAME:.1f} s of audio) in {seconds:.2f} s; first audio after "
-        f"{(chunks.received_ns[0] - result.due_ns) / 1e9:.3f} s"
-    )
+def _sentence(path: Path, result: Result, manner: Manner) -> str:
+    received, samples = result.chunks.received_ns, int(result.chunks.samples.sum())
+    spoken = samples // wire.SAMPLES_PER_FRAME
+    asked = f" of {'at most ' if manner.until_end else ''}{result.frames}" if result.frames else ""
+    words = [
+        f"{path.name}: {result.speakers} speakers, {result.script_words} words, {spoken}{asked} frames "
+        f"({spoken * wire.SECONDS_PER_FRAME:.1f} s of audio) in {(result.ended_ns - result.sent_ns) / 1e9:.2f} s"
+    ]
+    if len(received):
+        words.append(f"first audio after {(received[0] - result.due_ns) / 1e9:.3f} s")
+    if result.emulated:
+        words.append("emulated: the times are those of a profile, the audio is silent")
+    if manner.keep:
+        words.append(f"kept in {manner.keep}, to go on with --resume")
+    return "; ".join(words)

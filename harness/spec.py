@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -77,6 +77,21 @@ class MixSpec(_Frozen):
                 raise PlanError(f"mix.classes.{name}: {error}") from None
 
 
+class PromisedClassSpec(ClassSpec):
+    """One traffic class of a mix file, with its promises."""
+
+    promises: dict[str, float] = Field(default_factory=dict)
+
+
+class MixFileSpec(MixSpec):
+    """A mix in a file of its own: its classes, written out."""
+
+    classes: dict[str, PromisedClassSpec] = Field(min_length=1)
+
+    def build(self, folder: Path) -> Mix:
+        return super().build(folder).promising({name: spec.promises for name, spec in self.classes.items()})
+
+
 class LadderSpec(_Frozen):
     """The closed-loop ladder of a trial: numbers of sessions, and how long each is held."""
 
@@ -120,6 +135,9 @@ class PlanSpec(_Frozen):
     seed: Annotated[int, Field(strict=True, ge=0)] = 1
     mix: MixSpec
     scripts: str | None = None  # a folder of real .txt scripts; left out = generated
+    emulate: str | None = None  # a profile whose times the stages take instead of computing
+    gpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1  # emulated ones
+    parameters: dict[str, str | int] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
     promises: dict[str, dict[str, float]] = Field(min_length=1)
     targets_qps: tuple[Rate, ...] = Field(min_length=1)
     space: dict[str, tuple[Annotated[int, Field(strict=True)], ...]] = Field(default_factory=dict)
@@ -162,12 +180,16 @@ class PlanSpec(_Frozen):
 
     def traffic_mix(self, chunk_frames: int | None = None) -> Mix:
         """The mix that requests are drawn from; ``chunk_frames`` where a point of the space sets it."""
-        mix = self.mix.build(self._folder)
+        mix = self.mix.build(self._folder).promising(self.promises)
         return replace(mix, chunk_frames=chunk_frames) if chunk_frames else mix
 
     def script_source(self) -> ScriptSource:
         """The scripts that requests speak."""
         return ScriptSource.from_folder(self._folder / self.scripts) if self.scripts else ScriptSource()
+
+    def profile_path(self) -> Path | None:
+        """The profile to emulate; relative paths start at the plan."""
+        return self._folder / self.emulate if self.emulate else None
 
     def promise_list(self) -> tuple[Promise, ...]:
         """Every promise, in the order of the plan."""
@@ -189,14 +211,33 @@ class PlanSpec(_Frozen):
 
 def load_plan(path: Path | str) -> PlanSpec:
     """The plan in a file. Raises one PlanError with a line for every mistake: file, key, and what is allowed."""
-    path = Path(path)
-    try:
-        plan = PlanSpec.model_validate(_read_yaml(path), context={"folder": path.parent})
+
+    def build(folder: Path, content: dict) -> PlanSpec:
+        plan = PlanSpec.model_validate(content, context={"folder": folder})
         plan.traffic_mix()
         plan.script_source()
         return plan
+
+    return _load(Path(path), PlanSpec, build)
+
+
+def load_mix(path: Path | str) -> Mix:
+    """The mix in a file with ``classes:``, each with weight, length, speakers and (if you like) promises.
+
+    Its name is that of the file unless it has one. Raises one PlanError with a line for every mistake.
+    """
+
+    def build(folder: Path, content: dict) -> Mix:
+        return MixFileSpec.model_validate({"name": Path(path).stem, **content}).build(folder)
+
+    return _load(Path(path), MixFileSpec, build)
+
+
+def _load(path: Path, model: type[BaseModel], build: Callable[[Path, dict], Any]) -> Any:
+    try:
+        return build(path.parent, _read_yaml(path, model))
     except ValidationError as error:
-        problems = [_problem(each) for each in error.errors()]
+        problems = [_problem(each, model) for each in error.errors()]
         raise PlanError("\n".join(f"{path}: {problem}" for problem in problems)) from None
     except InputError as error:
         raise PlanError(f"{path}: {error}") from None
@@ -213,7 +254,7 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict:
+def _read_yaml(path: Path, model: type[BaseModel]) -> dict:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
@@ -224,27 +265,28 @@ def _read_yaml(path: Path) -> dict:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise PlanError(f"no valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise PlanError("holds no keys; begin with 'name:', 'preset:', 'mix:', 'promises:' and 'targets_qps:'")
+        needed = [f"'{key}:'" for key, field in model.model_fields.items() if field.is_required()]
+        raise PlanError(f"holds no keys; begin with {', '.join(needed)}")
     return content
 
 
-def _problem(error: Mapping) -> str:
+def _problem(error: Mapping, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         *parents, key = error["loc"]
-        return f"{where}: unknown key; {_hint(str(key), _keys_at(parents))}"
+        return f"{where}: unknown key; {_hint(str(key), _keys_at(parents, model))}"
     if error["type"] == "missing":
-        return f"{where}: missing; every plan needs it"
+        return f"{where}: missing; it is needed"
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
     if error["type"] == "value_error":
         return f"{where}: {message}" if where else message
     return f"{where}: {message}, not {repr(error['input'])[:60]}"
 
 
-def _keys_at(location: Iterable[str | int]) -> Iterable[str]:
-    """The keys that the model at a place of the plan knows."""
-    models = {"mix": MixSpec, "classes": ClassSpec, "ladder": LadderSpec, "confirm": ConfirmSpec}
-    model = PlanSpec
+def _keys_at(location: Iterable[str | int], model: type[BaseModel]) -> Iterable[str]:
+    """The keys that the model at a place of the file knows."""
+    class_spec = ClassSpec if model is PlanSpec else PromisedClassSpec
+    models = {"mix": MixSpec, "classes": class_spec, "ladder": LadderSpec, "confirm": ConfirmSpec}
     for part in location:
         model = models.get(part, model)
     return model.model_fields

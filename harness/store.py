@@ -5,6 +5,8 @@
     requests.parquet/<trial>.parquet    its Results, chunks as list columns
     server.parquet/<trial>.parquet      its ServerSamples
     fit.json, plan.json       what was concluded from them; replaced whole
+
+Beside the runs, ``profiles/<device>-<preset>.json`` holds the times of the stages on a device.
 """
 
 from __future__ import annotations
@@ -180,6 +182,19 @@ class Run:
         path = self.path / folder / f"{trial_id}.parquet"
         with _damage(path), path.open("rb") as file:
             return read(pq.read_table(file))
+
+
+def write_profile(path: Path | str, profile: dict) -> None:
+    """Writes a profile whole, over an older one of its name."""
+    path = Path(path)
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(path, profile)
+
+
+def read_profile(path: Path | str) -> dict:
+    """The profile in a file. Raises StoreError where it is damaged or of another schema."""
+    return _read_json(Path(path))
 
 
 def _locked(folder: Path) -> TextIO:

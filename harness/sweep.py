@@ -24,6 +24,7 @@ from harness.probe import Probe
 from harness.processes import end_group, spawn
 from harness.recording import Records, read_records
 from harness.records import Outcome, Result, Rung, ServerSample, StageStatistics, Trial
+from harness.slo import Promise
 from harness.spec import PlanSpec
 from harness.triton.config import Deployment
 from harness.triton.server import ROOT
@@ -124,7 +125,7 @@ class Driver:
         if not self.server.alive():
             raise TrialBroken(f"the server ended during {name}")
         records = _records(folder, exit_code, output)
-        rungs = _rungs(records, probe.samples)
+        rungs = _rungs(records, probe.samples, self.plan.promise_list())
         failures = _failures(records.results)
         shutil.rmtree(folder, ignore_errors=True)
         trial = Trial(
@@ -174,25 +175,27 @@ def _failures(results: Sequence[Result]) -> tuple[str, ...]:
     return (f"{len(errors)} of {len(results)} requests failed, the first with: {errors[0]}",) if errors else ()
 
 
-def _rungs(records: Records, samples: Sequence[ServerSample]) -> tuple[Rung, ...]:
+def _rungs(records: Records, samples: Sequence[ServerSample], promises: Sequence[Promise]) -> tuple[Rung, ...]:
     """The windows of a trial in which the load was held, without the time that sessions take to open."""
-    ladder = bool(records.run["ladder"])
     windows = [(rung["start_ns"], rung["end_ns"]) for rung in records.rungs]
-    if not ladder:
+    if records.run["ladder"]:
+        windows = [(start + int((end - start) * _SETTLE_SHARE), end) for start, end in windows]
+    else:
         windows = [(records.end["start_ns"], records.end["end_ns"])]
-    return tuple(_rung(records.results, samples, start, end, ladder) for start, end in windows)
+    return tuple(_rung(records.results, samples, *window, promises) for window in windows)
 
 
-def _rung(results: Sequence[Result], samples: Sequence[ServerSample], start: int, end: int, ladder: bool) -> Rung:
-    settled = start + int((end - start) * _SETTLE_SHARE) if ladder else start
-    summary = metrics.summarise(results, settled, end)
+def _rung(
+    results: Sequence[Result], samples: Sequence[ServerSample], start: int, end: int, promises: Sequence[Promise]
+) -> Rung:
+    summary = metrics.summarise(results, start, end, promises)
     return Rung(
         sessions=summary["sessions"],
         frames_per_s=summary["frames_per_s"],
-        start_ns=settled,
+        start_ns=start,
         end_ns=end,
         summary=summary,
-        stages=_stages(samples, settled, end),
+        stages=_stages(samples, start, end),
     )
 
 

@@ -1,8 +1,9 @@
 """The Locust user of the harness: subclass ``SpeechUser`` in a locustfile and run it with ``locust -f FILE``.
 
-Each Locust user sends one request after another (a closed loop), or, with ``--rate``, requests leave on a seeded
-schedule that no answer can delay (an open loop) and users are only hands. Chunks are timed by reader processes beside
-Locust. Locust's "response time" is the time to first audio, in ms, from when the request was due.
+Each Locust user sends one request after another (a closed loop), or, with ``--rate``, ``--trace`` or ``--stages``,
+requests leave on a seeded schedule that no answer can delay (an open loop) and users are only hands. Chunks are
+timed by reader processes beside Locust. Locust's "response time" is the time to first audio, in ms, from when the
+request was due.
 
 When the time is over, requests under way get ``--stop-timeout`` seconds (10 unless given) to finish, then they are cut
 off: unfinished, neither success nor failure. Ctrl-C cuts them off at once. Exit codes: 0 all is well, 1 requests
@@ -16,6 +17,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 import gevent
@@ -25,13 +27,13 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from harness import livepage
 from harness.errors import HarnessError, InputError, StoreError
-from harness.loadtest import ARRIVALS, EVERY_USER
 from harness.locust_test import EXIT_UNUSABLE, MasterTest, SpeechTest, WorkerTest
+from harness.options import add_arguments, defaults_of
 from harness.readers import ReaderPool
 from harness.recording import FILE_NAME
 from harness.records import Outcome
 from harness.triton.server import ROOT, local_url, serving
-from harness.workload import MIXES, Mix
+from harness.workload import Mix
 
 GRACE_S = "10"
 PAUSE_AFTER_ERROR_S = 1.0  # a server that refuses at once must not be asked thousands of times a second
@@ -45,11 +47,13 @@ log = logging.getLogger(__name__)
 class SpeechUser(User):
     """One caller of the speech service. Set ``mix`` to a named mix or a ``workload.Mix`` of your own.
 
+    ``options``: values of this module's options where the command line gives none, such as ``{"rate": 0.5}``.
     ``preset``: the model that is served where neither --host nor a running `harness serve` gives a server.
     """
 
     abstract = True
     mix: Mix | str = "quick"
+    options: Mapping[str, object] = {}
     preset = "tiny"
 
     def __init__(self, environment):
@@ -67,7 +71,9 @@ class SpeechUser(User):
             raise StopUser()
         result = share.speak(first=not self._spoke)
         self._spoke = True
-        if result is not None and result.outcome is Outcome.ERROR:
+        if result is None:
+            raise StopUser()
+        if result.outcome is Outcome.ERROR:
             gevent.sleep(PAUSE_AFTER_ERROR_S)
 
 
@@ -101,46 +107,13 @@ class Ladder(LoadTestShape):
 
 @events.init_command_line_parser.add_listener
 def _add_arguments(parser) -> None:
-    group = parser.add_argument_group("Speech", "Exit codes: " + EXIT_CODES)
-    for name, about in ARGUMENTS.items():
-        action = group.add_argument(name, **{key: value for key, value in about.items() if key != "on_page"})
-        action.include_in_web_ui = about.get("on_page", False)
-        action.is_secret = action.is_required = action.is_multiple = False
+    add_arguments(parser)
     parser.set_defaults(stop_timeout=GRACE_S)
-
-
-EXIT_CODES = "0 all is well, 1 requests failed, 2 an option or the server cannot be used, 3 the measurement is INVALID."
-ARGUMENTS = {
-    "--help-speech": {"action": "help", "help": "show all options, these included (--help knows no locustfile)"},
-    "--rate": {
-        "dest": "rate_per_s",
-        "metavar": "R",
-        "help": "open loop: send R requests per second, whatever the answers; left out, a closed loop",
-        "on_page": True,
-    },
-    "--arrivals": {
-        "default": "poisson",
-        "choices": ARRIVALS,
-        "help": "arrival process of the open loop",
-        "on_page": True,
-    },
-    "--mix": {"metavar": "NAME", "help": f"traffic mix: {', '.join(MIXES)}", "on_page": True},
-    "--plan": {"metavar": "PLAN.yaml", "help": "take traffic mix and scripts from a plan"},
-    "--scripts": {"metavar": "DIR", "help": "speak the .txt scripts of a folder instead of generated ones"},
-    "--seed": {"default": "1", "metavar": "N", "help": "seed of lengths, scripts and arrivals", "on_page": True},
-    "--steady": {
-        "nargs": "?",
-        "const": EVERY_USER,
-        "metavar": "SESSIONS",
-        "help": "begin in mid-session: each user's first request; in an open loop, this many sessions at its start",
-        "on_page": True,
-    },
-    "--chunk-frames": {"metavar": "N", "help": "frames of 133 ms in one response", "on_page": True},
-    "--readers": {"default": "1", "metavar": "N", "help": "stream-reader processes"},
-    "--records": {"metavar": "DIR", "help": f"write every result to DIR/{FILE_NAME}; DIR must be new"},
-    "--ladder": {"metavar": "1,2,4", "help": "closed loop: hold each of these numbers of users in turn"},
-    "--rung-seconds": {"dest": "rung_s", "default": "10", "metavar": "S", "help": "how long each rung is held"},
-}
+    for user in SpeechUser.__subclasses__():
+        try:
+            parser.set_defaults(**defaults_of(user.options))
+        except HarnessError as error:
+            _refuse(error)
 
 
 @events.init.add_listener
@@ -149,6 +122,7 @@ def _prepare(environment, runner, **_) -> None:
     environment.speech = None
     try:
         user = _only_user(environment)
+        _take_tags(environment.parsed_options)
         environment.speech = roles.get(type(runner), SpeechTest)(environment, user.mix)
         if isinstance(runner, WorkerRunner):
             _finish_when_quitting(environment)
@@ -172,8 +146,7 @@ def _start(environment, **_) -> None:
     except HarnessError as error:
         log.error("%s", error)
         environment.process_exit_code = EXIT_UNUSABLE
-        stop = environment.runner.quit if environment.parsed_options.headless else environment.runner.stop
-        gevent.spawn(stop)
+        environment.speech.end()
 
 
 @events.test_stopping.add_listener
@@ -189,6 +162,12 @@ def _only_user(environment) -> type[SpeechUser]:
             "state several kinds of traffic as the weighted classes of one mix"
         )
     return users[0]
+
+
+def _take_tags(options) -> None:
+    """A tag is a class of the mix: Locust itself would look for it on tasks, and leave none."""
+    options.speech_tags, options.tags = options.tags, None
+    options.speech_exclude_tags, options.exclude_tags = options.exclude_tags, None
 
 
 def _find_server(environment, user: type[SpeechUser]) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Hashable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,9 +19,11 @@ from harness.records import Request
 STALL_NS = 50_000_000  # a shorter pause is not counted here
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A stream under way that has been heard. ``rtf`` is NaN until its second chunk."""
+class Running(NamedTuple):
+    """A stream under way that has been heard. ``rtf`` is NaN until its second chunk.
+
+    A tuple, not a dataclass: a look at a thousand of them must not hold up the stamping of chunks.
+    """
 
     traffic_class: str
     ttfa_s: float
@@ -46,11 +49,11 @@ class Progress:
         return Progress(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def to_plain(self) -> dict:
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def from_plain(cls, plain: dict) -> Progress:
-        return cls(**{**plain, "running": tuple(Running(**each) for each in plain["running"])})
+        return cls(**{**plain, "running": tuple(Running(*each) for each in plain["running"])})
 
 
 class _Playback:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from harness import wire
 from harness.errors import InputError, ScriptError
 from harness.records import Request
 from harness.script import Turn, count_speakers, count_words, format_script, parse_script, validate_utf8
+from harness.slo import Promise
 
 WORDS_PER_FRAME = 24 / 60  # 180 words a minute of audio
 MAX_SECONDS = wire.MAX_FRAMES * wire.SECONDS_PER_FRAME
@@ -67,19 +68,30 @@ class Lengths:
 
 @dataclass(frozen=True)
 class TrafficClass:
-    """A share of the traffic with its own lengths; ``speakers`` is the lowest and highest number of them."""
+    """A share of the traffic with its own lengths; ``speakers`` is the lowest and highest number of them.
+
+    ``promises`` are limits such as ``{"ttfa_p95_s": 1.0, "rtf_p95": 0.9}`` (see ``slo.Promise.parse``).
+    """
 
     name: str
     weight: float
     length: Lengths
     speakers: tuple[int, int] = (1, 1)
+    promises: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        try:
+            self.promise_list()
+        except InputError as error:
+            raise InputError(f"class {self.name}: {error}") from None
         low, high = self.speakers
         if not (self.weight > 0 and math.isfinite(self.weight)):
             raise InputError(f"class {self.name}: weight {self.weight} must be above 0")
         if not 1 <= low <= high <= wire.MAX_SPEAKERS:
             raise InputError(f"class {self.name}: speakers [{low}, {high}] must lie in 1 to {wire.MAX_SPEAKERS}")
+
+    def promise_list(self) -> tuple[Promise, ...]:
+        return tuple(Promise.parse(self.name, key, limit) for key, limit in self.promises.items())
 
 
 @dataclass(frozen=True)
@@ -106,9 +118,40 @@ class Mix:
         if not names or len(set(names)) != len(names):
             raise InputError(f"mix {self.name}: needs one class or more, each with its own name; has {names}")
 
+    @property
+    def promises(self) -> tuple[Promise, ...]:
+        """Those of all its classes."""
+        return tuple(promise for each in self.classes for promise in each.promise_list())
+
+    def promising(self, promises: Mapping[str, Mapping[str, float]]) -> Mix:
+        """The mix with these promises for its classes, by name, instead of its own."""
+        return replace(
+            self, classes=tuple(replace(each, promises=promises.get(each.name, {})) for each in self.classes)
+        )
+
+    def only(self, keep: Callable[[str], bool]) -> Mix:
+        """The mix of the classes whose names are to be kept; their weights relative to each other stay."""
+        return replace(self, classes=tuple(each for each in self.classes if keep(each.name)))
+
+    def record(self) -> dict:
+        """What it is made of, as plain values."""
+        return {
+            each.name: {
+                "share": round(float(share), 6),
+                "mean_audio_s": round(each.length.mean_frames() * wire.SECONDS_PER_FRAME, 3),
+                "speakers": list(each.speakers),
+                "promises": dict(each.promises),
+            }
+            for each, share in zip(self.classes, self._shares, strict=True)
+        }
+
     def mean_frames(self) -> float:
         """Mean frames of a request, over all classes."""
         return float(self._shares @ [each.length.mean_frames() for each in self.classes])
+
+    def mean_audio_s(self) -> float:
+        """Mean seconds of audio that a request asks for: times the rate, the offered load."""
+        return self.mean_frames() * wire.SECONDS_PER_FRAME
 
     def sample(self, rng: np.random.Generator) -> Draw:
         """A new request."""
@@ -132,9 +175,7 @@ class Mix:
         return weights / weights.sum()
 
 
-def requests(
-    mix: Mix, rng: np.random.Generator, scripts: ScriptSource, *, steady: bool = False
-) -> Iterator[Request]:
+def requests(mix: Mix, rng: np.random.Generator, scripts: ScriptSource, *, steady: bool = False) -> Iterator[Request]:
     """Endless requests of ``mix``, all with ``due_ns`` 0; an id is a number drawn from ``rng`` and a counter.
 
     ``steady``: sessions found in progress instead of new ones, so that traffic of 90-minute requests is in its

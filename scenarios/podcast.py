@@ -14,17 +14,24 @@ from harness.workload import Lengths, Mix, TrafficClass
 
 
 class Podcaster(SpeechUser):
-    """Lengths are seconds of audio. ``--mix NAME`` or ``--plan PLAN.yaml`` replaces this mix."""
+    """Lengths are seconds of audio. ``--mix NAME``, ``--mix FILE.yaml`` or ``--plan PLAN.yaml`` replaces this mix."""
 
     mix = Mix(
         "podcaster",
         (
-            TrafficClass("short", 0.7, Lengths.parse({"uniform": [4, 16]}), speakers=(1, 2)),
+            TrafficClass(
+                "short",
+                0.7,
+                Lengths.parse({"uniform": [4, 16]}),
+                speakers=(1, 2),
+                promises={"ttfa_p95_s": 1.0, "rtf_p95": 0.9},
+            ),
             TrafficClass(
                 "podcast",
                 0.3,
                 Lengths.parse({"lognormal": {"median": 60, "sigma": 0.5, "max": 240}}),
                 speakers=(2, 4),
+                promises={"ttfa_p95_s": 1.5, "rtf_p95": 0.9},
             ),
         ),
     )

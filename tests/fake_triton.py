@@ -35,13 +35,15 @@ class Timetable:
     fail_after: int | None = None  # chunks after which an error message is sent
     hang_after: int | None = None  # chunks after which nothing more comes
     error: str = "the decoder ran out of memory"
+    carry: bytes = b""  # sent after the last chunk
+    emulated: bool = False  # said in the first chunk
     ready: bool = True
     model_ready: bool = True
 
 
 def inputs_of(request: pb.ModelInferRequest) -> dict[str, object]:
     """The tensors of a request, decoded."""
-    dtypes = {"INT32": "<i4", "INT64": "<i8", "FP32": "<f4"}
+    dtypes = {"INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "BOOL": "?", "UINT8": "u1"}
     values = {}
     for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
         if tensor.datatype == "BYTES":
@@ -52,14 +54,21 @@ def inputs_of(request: pb.ModelInferRequest) -> dict[str, object]:
     return values
 
 
-def audio_response(first_frame: int, samples: int) -> pb.ModelStreamInferResponse:
-    response = pb.ModelStreamInferResponse()
-    infer = response.infer_response
-    for name, datatype, size, raw in (
+def audio_response(first_frame: int, samples: int, emulated: bool = False) -> pb.ModelStreamInferResponse:
+    outputs = [
         (wire.AUDIO_OUTPUT, "FP32", samples, bytes(4 * samples)),
         (wire.FRAME_INDEX, "INT32", 1, struct.pack("<i", first_frame)),
         (wire.SENT_AT_NS, "INT64", 1, struct.pack("<q", time.monotonic_ns())),
-    ):
+    ]
+    if emulated and not first_frame:
+        outputs.append((wire.EMULATED, "BOOL", 1, b"\x01"))
+    return _response(outputs)
+
+
+def _response(outputs) -> pb.ModelStreamInferResponse:
+    response = pb.ModelStreamInferResponse()
+    infer = response.infer_response
+    for name, datatype, size, raw in outputs:
         infer.outputs.add(name=name, datatype=datatype, shape=[size])
         infer.raw_output_contents.append(raw)
     return response
@@ -92,7 +101,7 @@ class FakeTriton(GRPCInferenceServiceServicer):
 
     async def _speak(self, inputs, arrived_s):
         table = self.timetable
-        frames, size = inputs[wire.FRAMES][0], inputs[wire.CHUNK_FRAMES][0]
+        frames, size = inputs.get(wire.FRAMES, [4])[0], inputs[wire.CHUNK_FRAMES][0]
         due_s = arrived_s + table.first_s
         for index, first in enumerate(range(0, frames, size)):
             if index == table.fail_after:
@@ -104,8 +113,10 @@ class FakeTriton(GRPCInferenceServiceServicer):
                 break
             due_s += table.stalls.get(index, 0.0)
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-            yield audio_response(first, min(size, frames - first) * wire.SAMPLES_PER_FRAME)
+            yield audio_response(first, min(size, frames - first) * wire.SAMPLES_PER_FRAME, table.emulated)
             due_s += table.interval_s
+        if table.carry:
+            yield _response([(wire.CARRY, "UINT8", len(table.carry), table.carry)])
         final = pb.ModelStreamInferResponse()
         final.infer_response.parameters["triton_final_response"].bool_param = True
         yield final

@@ -99,7 +99,7 @@ def test_impossible_rates_are_refused_at_once_not_at_the_first_arrival(rate):
             process()
 
 
-@pytest.mark.parametrize("plan", [[], [(0, 1)], [(math.inf, 1)], [(1, 5), (1, 0)]])
+@pytest.mark.parametrize("plan", [[], [(0, 1)], [(math.inf, 1)], [(1, 0), (9, 0)]])
 def test_impossible_stages_are_refused(plan):
     with pytest.raises(InputError, match="stage"):
         arrivals.stages(plan, np.random.default_rng(0))
@@ -112,3 +112,44 @@ def test_a_real_trace_replays_its_hour_at_any_rate():
     assert len(hour) == len(fast) == 19_366 and 3000 < hour[-1] < 3600
     assert (len(fast) - 1) / fast[-1] == pytest.approx(20)
     assert fast * hour[-1] / fast[-1] == pytest.approx(hour)
+
+
+def test_a_ramp_has_the_rate_of_its_line_and_poisson_gaps_in_its_own_time():
+    plan = arrivals.parse_stages("100s@2..10,50s@10..0,10s@0")
+    process = arrivals.Arrivals("stages", stages=plan)
+    times = np.array(list(process.times(np.random.default_rng(5))))
+    assert process.ends_s == 160 and times[-1] < 150
+    assert process.expected(50) == pytest.approx(50 * 2 + 4 * 50 / 2) and process.expected(1000) == 600 + 250
+    work = np.array([process.expected(time) for time in times])
+    assert stats.kstest(np.diff(work), "expon").pvalue > 0.01
+    assert abs(len(times) - 850) < 4 * math.sqrt(850)
+
+
+RATES = st.just(0.0) | st.floats(1e-3, 20)  # a rate of 1e-169 is no pause, and loses all digits of the work before it
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 50), RATES, RATES), min_size=1, max_size=5),
+    st.integers(0, 99),
+)
+def test_any_stages_are_a_unit_poisson_process_in_their_own_time(plan, seed):
+    if not any(max(stage[1:]) > 1e-3 for stage in plan):
+        return
+    stages = tuple(arrivals.Stage(*stage) for stage in plan)
+    process = arrivals.Arrivals("stages", stages=stages)
+    times = list(itertools.islice(process.times(np.random.default_rng(seed)), 200))
+    unit = first(arrivals.poisson(1.0, np.random.default_rng(seed)), 200)
+    assert [process.expected(time) for time in times] == pytest.approx(unit[: len(times)].tolist(), rel=1e-6, abs=1e-6)
+    assert times == sorted(times)
+
+
+def test_a_repeated_trace_goes_on_at_its_own_rate(tmp_path):
+    (tmp_path / "trace.csv").write_text("3\n5\n9\n")
+    again = arrivals.trace(tmp_path / "trace.csv", repeat=True)
+    assert first(again, 7).tolist() == [0, 2, 6, 9, 11, 15, 18]
+    process = arrivals.chosen(trace=tmp_path / "trace.csv", rate_per_s=1.0)
+    assert (process.ends_s, process.expected(1.0), process.expected(99)) == (2.0, 2, 3)
+    assert arrivals.chosen(trace=tmp_path / "trace.csv", repeat=True).ends_s == math.inf
+    (tmp_path / "one.csv").write_text("3\n")
+    with pytest.raises(InputError, match="all arrivals are at one time"):
+        arrivals.chosen(trace=tmp_path / "one.csv", repeat=True)

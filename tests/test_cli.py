@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("signoff", "sweep", "fit", "plan", "simulate", "report", "serve", "speak", "doctor")
+COMMANDS = ("signoff", "sweep", "fit", "plan", "simulate", "report", "serve", "speak", "profile", "doctor")
 
 
 def harness(*arguments):
@@ -55,6 +55,13 @@ def files(tmp_path):
         (("fit", "--run", "{}/none"), "none"),
         (("simulate", "--run", "{}/none", "--qps", "0"), "none"),
         (("serve", "--preset", "2b"), "tiny, 1.5b or 7b"),
+        (("serve", "--parameter", "entry.waiting_limit=3"), "vibevoice_full_pipeline.waiting_limit"),
+        (("serve", "--parameter", "waiting_limit"), "<model>.<parameter>=<value>"),
+        (("serve", "--emulate", "{}/misspelt.yaml"), "harness profile"),
+        (("serve", "--gpus", "4"), "emulated GPUs"),
+        (("profile", "--preset", "2b"), "tiny, 1.5b or 7b"),
+        (("profile", "--device", "tpu"), "auto, cpu, cuda"),
+        (("profile", "--budget-seconds", "nan"), "5 to 86400"),
         (("serve", "--knob", "diffusion.delay_us=1"), "diffusion_decoder"),
         (("serve", "--knob", "diffusion_decoder.delay_us=soon"), "whole number"),
         (("serve", "--port", "70000"), "65535"),

@@ -9,11 +9,10 @@ from fake_triton import FakeTriton, Timetable, inputs_of, start
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import wire
+from harness import client, wire
 from harness.client import SpeechClient, address_of, infer_message
 from harness.errors import InputError, RequestError, ServerError
 from harness.records import Outcome, Request
-from harness.speak import speak_file
 
 
 def request(**changes) -> Request:
@@ -62,6 +61,28 @@ def test_the_server_reads_what_the_client_wrote(**fields):
     }
 
 
+@given(
+    diffusion_steps=st.integers(1, wire.MAX_DIFFUSION_STEPS),
+    until_end=st.booleans(),
+    say=st.lists(st.integers(0, 3), max_size=9).map(tuple),
+    keep=st.booleans(),
+    carry=st.binary(max_size=50),
+)
+def test_what_most_requests_do_not_use_is_sent_only_where_it_is_used(**fields):
+    plain, read = inputs_of(infer_message(request())), inputs_of(infer_message(request(**fields)))
+    used = {name: value for name, value in fields.items() if value}
+    if fields["diffusion_steps"] == wire.DEFAULT_DIFFUSION_STEPS:
+        del used["diffusion_steps"]
+    for name, value in used.items():
+        assert read.pop(name) == (list(value) if isinstance(value, tuple | bytes) else [value])
+    assert read == plain
+
+
+def test_speaking_until_the_end_may_leave_the_length_to_the_model():
+    assert wire.FRAMES not in inputs_of(infer_message(request(frames=0, until_end=True)))
+    assert inputs_of(infer_message(request(frames=0)))[wire.FRAMES] == [0]  # for the server to refuse
+
+
 @pytest.mark.parametrize(
     "field, value, words",
     [
@@ -80,13 +101,6 @@ def test_a_number_that_its_type_cannot_hold_is_refused_before_anything_is_sent(f
         assert fake.requests == []
 
     run(Timetable(), use)
-
-
-@pytest.mark.parametrize("frames", [0, -1, wire.MAX_FRAMES + 1, 3_000_000_000])
-def test_frames_that_nothing_can_speak_need_no_server_to_be_refused(frames, tmp_path):
-    (tmp_path / "talk.txt").write_text("Speaker 1: Hi.")
-    with pytest.raises(RequestError, match=f"--frames {frames} must lie in 1 to 40500"):
-        speak_file("127.0.0.1:9", tmp_path / "talk.txt", frames, None)
 
 
 def test_a_whole_stream_is_done():
@@ -113,6 +127,31 @@ def test_a_short_stream_is_an_error_with_both_numbers():
     assert result.outcome is Outcome.ERROR
     assert "12800" in result.error and "19200" in result.error
     assert len(result.chunks) == 4
+
+
+@pytest.mark.parametrize("frames, spoken", [(0, 4), (9, 6), (6, 6)])
+def test_a_model_that_ends_by_itself_may_speak_fewer_frames(frames, spoken):
+    result = speak(Timetable(stop_after=6), frames=frames, until_end=True)
+    assert (result.outcome, result.error, result.frames) == (Outcome.DONE, "", frames)
+    assert len(result.chunks) == spoken
+
+
+def test_a_carry_comes_after_the_audio_and_is_missed_where_it_does_not_come():
+    heard = []
+
+    async def use(client, _):
+        taken = dict(on_audio=lambda _: heard.append("audio"), on_carry=heard.append)
+        return await client.speak(request(frames=2, keep=True), "open", **taken)
+
+    result = run(Timetable(carry=b"what was said"), use)
+    assert (result.outcome, heard) == (Outcome.DONE, ["audio", "audio", b"what was said"])
+    missed = run(Timetable(), use)
+    assert missed.outcome is Outcome.ERROR and "without the carry" in missed.error
+
+
+def test_emulated_compute_is_marked_in_the_result():
+    assert speak(Timetable(emulated=True)).emulated
+    assert not speak(Timetable()).emulated
 
 
 def test_the_servers_message_is_kept_as_it_is():
@@ -172,6 +211,16 @@ def test_a_server_that_dies_in_mid_stream_is_an_error_with_the_chunks_so_far():
     result = run(Timetable(hang_after=1), use)
     assert result.outcome is Outcome.ERROR and len(result.chunks) == 1
     assert "3200 samples" in result.error and "19200" in result.error
+
+
+def test_a_server_that_falls_silent_is_an_error_with_the_chunks_so_far(monkeypatch):
+    """One that only waits sends something now and then; the process of one that died sends nothing."""
+    monkeypatch.setattr(client, "SILENCE_LIMIT_S", 0.4)
+    result = speak(Timetable(hang_after=2))
+    assert (result.outcome, len(result.chunks)) == (Outcome.ERROR, 2)
+    assert "has sent nothing for 0.4 s" in result.error and "6400 samples of audio where 19200" in result.error
+    slow = speak(Timetable(interval_s=0.15))
+    assert (slow.outcome, len(slow.chunks)) == (Outcome.DONE, 6)
 
 
 def test_an_unreachable_server_is_named_with_its_remedy():

@@ -10,15 +10,19 @@ VOCABULARY = {"records", "wire", "errors"}
 # Rooms from the ground up; a room may import rooms of lower layers, and of its own layer without a cycle.
 LAYERS = {
     0: VOCABULARY,
-    1: {"script", "workload", "arrivals", "metrics", "slo", "spec", "capacity"},
-    2: {"client", "recording", "watch", "readers", "processes", "triton", "probe", "store"},
+    1: {"script", "workload", "arrivals", "metrics", "slo", "spec", "capacity", "certificate"},
+    2: {"client", "recording", "watch", "readers", "processes", "triton", "probe", "store", "witness"},
     3: {
         "loadtest",
+        "ledger",
+        "options",
+        "terminal",
         "locust_test",
         "livepage",
         "user",
         "sweep",
         "signoff",
+        "profile",
         "speak",
         "doctor",
         "report",

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from harness import wire
 from harness.errors import InputError, RequestError, ScriptError
+from harness.vibevoice.carry import Past
 from harness.vibevoice.presets import preset_config
 from harness.vibevoice.prompt import PromptBuilder, prompt_chunks
-from harness.vibevoice.sessions import IDLE_LIMIT_S, Sessions
+from harness.vibevoice.sessions import IDLE_LIMIT_S, SPARE_STEPS, Sessions
 from harness.vibevoice.tokenizer import tokenizer_for
 from harness.vibevoice.voices import frames_of, load_voices
 
@@ -43,12 +44,56 @@ def test_a_prompt_has_a_place_for_every_frame_of_every_voice(prompts):
         (b"Hi", [1], {wire.FRAMES: 2, wire.START_FRAME: 40_499}, RequestError, "40501"),
         (b"Hi", [1], {wire.CHUNK_FRAMES: 0}, RequestError, "chunk_frames"),
         (b"Hi", [1], {wire.GUIDANCE_SCALE: float("nan")}, RequestError, "guidance_scale"),
+        (b"Hi", [1], {wire.SEED: -1}, RequestError, "seed"),
+        (b"Hi", [1], {wire.DIFFUSION_STEPS: 0}, RequestError, "1 to 100"),
+        (b"Hi", [1], {wire.DIFFUSION_STEPS: 101}, RequestError, "1 to 100"),
+        (b"Hi", [1], {wire.SAY: [0, 4, -1]}, RequestError, "say holds 4, -1"),
+        (b"Hi", [1], {wire.SAY: [0] * 65_536}, RequestError, "65536"),
         (b"word " * 70_000, [1], {wire.FRAMES: 10}, RequestError, "65536"),
     ],
 )
 def test_what_cannot_be_spoken_is_refused_with_its_reason(prompts, text, speakers, options, error, message):
     with pytest.raises(error, match=message):
         prompts.request(text, speakers, options)
+
+
+def test_a_model_that_ends_by_itself_may_use_all_of_its_context(prompts):
+    """Where a request says nothing about frames: with random weights as long as the text takes."""
+    by_itself = PromptBuilder(prompts.config, prompts.tokenizer, prompts.voice_frames, ends_by_itself=True)
+    text = b"Speaker 1: Hello there."
+    asked = {
+        "random": prompts.request(text, [0], {}),
+        "asked": prompts.request(text, [0], {wire.UNTIL_END: True}),
+        "checkpoint": by_itself.request(text, [0], {}),
+        "told": by_itself.request(text, [0], {wire.FRAMES: 9}),
+        "told not to": by_itself.request(text, [0], {wire.UNTIL_END: False}),
+    }
+    most = wire.MAX_FRAMES
+    assert {name: (one.frames, one.forced) for name, one in asked.items()} == {
+        "random": (asked["random"].frames, True),
+        "asked": (most, False),
+        "checkpoint": (most, False),
+        "told": (9, True),
+        "told not to": (asked["random"].frames, True),
+    }
+    assert 1 < asked["random"].frames < 40
+    long = by_itself.request(b"word " * 40_000, [0], {})
+    room = prompts.context - len(long.prompt.token_ids)
+    assert long.frames == room - 1 - SPARE_STEPS < most
+
+
+def test_a_session_that_goes_on_brings_its_own_past(prompts):
+    tokens = np.array([0, 2, 1, 0], np.int32)
+    rows = np.zeros((2, wire.LATENT_SIZE), np.float32), np.zeros((2, wire.SEMANTIC_SIZE), np.float32)
+    past = Past("m", "s", 77, 300, tokens, *rows, np.array([1, 0], np.int32), np.zeros(3, np.float32))
+    request = prompts.request(b"Hi", [0], {wire.CARRY: past, wire.FRAMES: 5, wire.SEED: 3})
+    assert (request.seed, request.start_frame, request.say) == (77, 300, (1, 0))
+    assert (request.frames_behind, request.steps_behind) == (302, 304)
+    assert prompts.request(b"Hi", [0], {wire.CARRY: past, wire.SAY: [2]}).say == (2,)
+    with pytest.raises(RequestError, match=r"carry 302 \+ frames 40199 = 40501 frames"):
+        prompts.request(b"Hi", [0], {wire.CARRY: past, wire.FRAMES: wire.MAX_FRAMES - 301})
+    with pytest.raises(RequestError, match="exclude each other"):
+        prompts.request(b"Hi", [0], {wire.CARRY: past, wire.FRAMES: 1, wire.START_FRAME: 1})
 
 
 def test_the_stand_in_tokenizer_yields_about_as_many_tokens_as_the_released_one(prompts):

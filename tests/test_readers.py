@@ -13,7 +13,7 @@ import pytest
 from fake_triton import Timetable, serving
 
 from harness.errors import InputError, ServerError
-from harness.readers import ReaderPool
+from harness.readers import POLLING, ReaderPool
 from harness.records import Outcome, Request
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,7 +164,7 @@ sys.path.insert(0, sys.argv[1])
 if sys.argv[3] == "gevent":
     from gevent import monkey
     monkey.patch_all()
-from harness.readers import ReaderPool
+from harness.readers import POLLING, ReaderPool
 from harness.records import Request
 pool = ReaderPool(sys.argv[2])
 tickets = [pool.submit(Request(f"r{i}", "short", "Speaker 1: Hi.", (0,), 5), "open") for i in range(9)]
@@ -192,3 +192,13 @@ def test_a_reader_does_not_outlive_a_killed_load_generator():
             os.kill(parent.pid, signal.SIGKILL)
         gone, alive = psutil.wait_procs([reader], timeout=20)
     assert not alive
+
+
+def test_a_reader_polls_sparingly_unless_the_user_says_otherwise(monkeypatch):
+    for said, polling in (("", POLLING), ("-event_engine_dns", "-event_engine_dns")):
+        if said:
+            monkeypatch.setenv("GRPC_EXPERIMENTS", said)
+        with serving(Timetable()) as fake:
+            pool = ReaderPool(fake.url)
+            assert psutil.Process(pool._readers[0].process.pid).environ()["GRPC_EXPERIMENTS"] == polling
+            pool.close()

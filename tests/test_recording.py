@@ -10,6 +10,7 @@ from harness.errors import StoreError
 from harness.recording import (
     FILE_NAME,
     RecordsWriter,
+    mixture,
     read_records,
     request_from_plain,
     request_to_plain,
@@ -34,17 +35,36 @@ def same(left: Result, right: Result) -> bool:
     return result_to_plain(left) == result_to_plain(right)
 
 
-@given(columns, st.sampled_from(Outcome), st.text(max_size=20), int64s)
-def test_a_result_comes_back_as_it_went(chunks, outcome, error, due_ns):
-    sent = result(chunks, outcome=outcome, error=error, due_ns=due_ns)
+@given(columns, st.sampled_from(Outcome), st.text(max_size=20), int64s, st.booleans())
+def test_a_result_comes_back_as_it_went(chunks, outcome, error, due_ns, emulated):
+    sent = result(chunks, outcome=outcome, error=error, due_ns=due_ns, emulated=emulated)
     back = result_from_plain(msgpack.unpackb(msgpack.packb(result_to_plain(sent))))
-    assert same(sent, back) and back.outcome is outcome
+    assert same(sent, back) and back.outcome is outcome and back.emulated is emulated
     assert back.chunks.received_ns.tolist() == list(chunks[0]) and back.chunks.samples.dtype == np.int64
 
 
-@given(st.text(max_size=50), st.lists(int64s, max_size=4).map(tuple), int64s)
-def test_a_request_comes_back_as_it_went(script, speaker_ids, due_ns):
-    sent = Request("r", "short", script, speaker_ids, 7, due_ns=due_ns)
+def test_a_record_from_before_emulation_reads_as_computed():
+    plain = result_to_plain(result())
+    del plain["emulated"]
+    assert result_from_plain(plain).emulated is False
+
+
+def test_emulated_and_computed_answers_make_no_figure_together():
+    chunks = ((5,), (4,), (3200,))
+    computed, emulated, unanswered = result(chunks), result(chunks, emulated=True), result(outcome=Outcome.ERROR)
+    assert mixture([computed, unanswered]) == mixture([emulated, emulated, unanswered]) == mixture([]) == ()
+    assert mixture([emulated, computed, computed]) == ("1 of 3 answers were emulated and the others computed",)
+
+
+@given(
+    st.text(max_size=50),
+    st.lists(int64s, max_size=4).map(tuple),
+    int64s,
+    st.lists(st.integers(0, 3), max_size=4).map(tuple),
+    st.binary(max_size=30),
+)
+def test_a_request_comes_back_as_it_went(script, speaker_ids, due_ns, say, carry):
+    sent = Request("r", "short", script, speaker_ids, 7, due_ns=due_ns, say=say, carry=carry, keep=True)
     assert request_from_plain(msgpack.unpackb(msgpack.packb(request_to_plain(sent)))) == sent
 
 

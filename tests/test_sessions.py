@@ -1,5 +1,7 @@
 """What sessions say besides frames, natural ends, and pasts that are taken up again: against transformers' generate."""
 
+import os
+import subprocess
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -19,7 +21,7 @@ from harness.errors import RequestError
 from harness.vibevoice.diffusion import DiffusionStage
 from harness.vibevoice.llm import LLMStage
 from harness.vibevoice.presets import Weights, randomise_
-from harness.vibevoice.sessions import SPARE_STEPS
+from harness.vibevoice.sessions import SPARE_STEPS, first_session_id
 from harness.vibevoice.vocoder import VocoderStage
 
 FRAME, BEGIN, END, STOP = (
@@ -351,3 +353,13 @@ def test_what_never_fits_is_told_from_what_has_to_wait(weights):
     with pytest.raises(RequestError, match=r"never fit: 2100 positions .* x 512 bytes = 1\.025 MiB"):
         llm.open(2, 98, 1000)
     assert len(llm.sessions) == 1
+
+
+def test_sessions_of_a_process_that_ended_give_their_room_back(weights):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    llm = LLMStage(weights, kv_limit_bytes=1 << 20)
+    llm.open(first_session_id(ended.pid), 98, 900)
+    llm.open(first_session_id(os.getpid()), 98, 900)
+    with pytest.raises(RequestError, match="^busy"):
+        llm.open(first_session_id(os.getpid()) + 1, 98, 900)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from harness.errors import StoreError
@@ -24,7 +25,7 @@ from harness.records import (
     StageStatistics,
     Trial,
 )
-from harness.store import Run
+from harness.store import Run, read_profile, write_profile
 
 MANIFEST = RunManifest(
     run_id="sample-1",
@@ -88,6 +89,29 @@ def test_everything_comes_back_as_it_was_appended(run):
     assert math.isnan(first.rungs[0].summary["ttfa_p95_s"])
     assert dataclasses.replace(first, rungs=()) == trial(rungs=())
     assert (first.rungs[0].stages, second.prediction, second.over_saturated) == (STAGES, {"rate": 1.5}, True)
+
+
+def test_emulated_results_stay_emulated(run):
+    run.append_trial(trial(), [result(emulated=True), result("r2")], [])
+    assert [each.emulated for each in run.results("t1")] == [True, False]
+
+
+def test_a_file_from_before_emulation_reads_as_computed(run):
+    run.append_trial(trial(), [result()], [])
+    path = run.path / "requests.parquet" / "t1.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("emulated"), path)
+    assert same(run.results("t1")[0], result())
+
+
+def test_profiles_are_replaced_whole_and_read_back(tmp_path):
+    path = tmp_path / "profiles" / "gpu-tiny.json"
+    write_profile(path, {"device": "old"})
+    write_profile(path, {"device": "gpu", "spread": math.nan})
+    assert read_profile(path) == {"schema": 1, "device": "gpu", "spread": None}
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(StoreError, match="damaged"):
+        read_profile(path)
 
 
 def test_requests_are_the_metrics_of_each_with_their_trial(run):

@@ -89,6 +89,72 @@ def test_the_entry_has_no_delay_to_turn():
         Deployment(knobs={"entry.delay_us": 5}).configs()
 
 
+def values(config):
+    return {name: each.string_value for name, each in config.parameters.items()}
+
+
+def write_profile(path, preset="tiny"):
+    path.write_text(json.dumps({"schema": 1, "preset": preset, "stages": {}}))
+    return str(path)
+
+
+def test_a_parameter_of_a_model_is_set_there_alone():
+    before = Deployment().configs()
+    after = Deployment(parameters={f"{wire.ENTRY}.waiting_limit": "3"}).configs()
+    assert values(after[wire.ENTRY]) == {**values(before[wire.ENTRY]), "waiting_limit": "3"}
+    assert all(after[model] == before[model] for model in wire.MODELS if model != wire.ENTRY)
+
+
+@pytest.mark.parametrize(
+    "name", ["waiting_limit", "entry.waiting_limit", f"{wire.LLM}.waiting_limit", f"{wire.ENTRY}."]
+)
+def test_a_parameter_that_no_model_has_is_refused_with_those_known(name):
+    with pytest.raises(InputError, match=rf"{wire.LLM}\.kv_limit_bytes") as refused:
+        Deployment(parameters={name: "3"})
+    assert repr(name) in str(refused.value)
+
+
+@given(gpus=st.integers(1, 64), llm=st.none() | st.integers(1, 8))
+def test_emulated_gpus_get_an_instance_of_every_stage_each(tmp_path_factory, gpus, llm):
+    profile = write_profile(tmp_path_factory.getbasetemp() / "tiny.json")
+    knobs = {f"{wire.LLM}.instances": llm} if llm else {}
+    configs = Deployment(emulate=profile, gpus=gpus, knobs=knobs).configs()
+    counts = {model: configs[model].instance_group[0].count for model in (*wire.STAGES, wire.ENTRY, wire.VOICE)}
+    assert counts == {
+        wire.LLM: llm or gpus, wire.DIFFUSION: gpus, wire.VOCODER: gpus, wire.ENTRY: 1, wire.VOICE: 1
+    }  # fmt: skip
+    for model in (wire.LLM, wire.DIFFUSION, wire.VOCODER, wire.VOICE):
+        assert (values(configs[model])["emulate"], values(configs[model])["gpus"]) == (profile, str(gpus))
+    assert values(configs[wire.ENTRY])["emulate"] == profile
+
+
+def test_paths_are_absolute_whatever_the_server_runs_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.json").write_text("{}")
+    write_profile(tmp_path / "profile.json", preset="own")
+    deployed = Deployment(preset="own.json", emulate="profile.json")
+    assert (deployed.preset, deployed.emulate) == (str(tmp_path / "own.json"), str(tmp_path / "profile.json"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"preset": "3b"}, "tiny, 1.5b or 7b"),
+        ({"preset": "none.json"}, "no such file"),
+        ({"emulate": "none.json"}, "cannot read"),
+        ({"emulate": __file__}, "harness profile"),
+        ({"gpus": 2}, "emulated GPUs"),
+        ({"gpus": 0, "emulate": "tiny.json"}, "1 to 64"),
+        ({"preset": "7b", "emulate": "tiny.json"}, "measured at preset tiny, not 7b"),
+    ],
+)
+def test_what_cannot_be_deployed_is_refused(tmp_path, monkeypatch, asked, message):
+    monkeypatch.chdir(tmp_path)
+    write_profile(tmp_path / "tiny.json")
+    with pytest.raises(InputError, match=message):
+        Deployment(**asked)
+
+
 def test_what_is_no_repository_is_named(tmp_path):
     with pytest.raises(ServerError, match="config.pbtxt"):
         Deployment().configs(tmp_path)

@@ -46,7 +46,7 @@ class Deployment:
     gpus: int = 1
 
     def __post_init__(self):
-        object.__setattr__(self, "preset", _checked_preset(self.preset))
+        object.__setattr__(self, "preset", checked_preset(self.preset))
         if self.emulate:
             object.__setattr__(self, "emulate", _checked_profile(self.emulate, self.preset))
         elif self.gpus != 1:
@@ -93,6 +93,17 @@ class Deployment:
                 config.parameters[name].string_value = value
 
 
+def checked_preset(preset: str) -> str:
+    """A preset's name, or the absolute path of its file. Raises InputError for another name, or no such file."""
+    if preset in PRESETS:
+        return preset
+    if not preset.endswith(".json"):
+        raise InputError(f"unknown preset {preset!r}: use tiny, 1.5b or 7b, or the path of a .json file of sizes")
+    if not Path(preset).is_file():
+        raise InputError(f"preset {preset}: there is no such file")
+    return str(Path(preset).resolve())
+
+
 def preset_name(preset: str) -> str:
     """A preset in a word: its own name, or that of its file."""
     return Path(preset).stem if preset.endswith(".json") else preset
@@ -120,16 +131,6 @@ def write_repository(target: Path, deployment: Deployment, source: Path = REPOSI
 def as_json(config: model_config_pb2.ModelConfig) -> str:
     """The form in which Triton's load call takes a configuration."""
     return json_format.MessageToJson(config, preserving_proto_field_name=True, indent=None)
-
-
-def _checked_preset(preset: str) -> str:
-    if preset in PRESETS:
-        return preset
-    if not preset.endswith(".json"):
-        raise InputError(f"unknown preset {preset!r}: use {', '.join(PRESETS)}, or the path of a .json file of sizes")
-    if not Path(preset).is_file():
-        raise InputError(f"preset {preset}: there is no such file")
-    return str(Path(preset).resolve())
 
 
 def _checked_profile(path: str, preset: str) -> str:

@@ -5,20 +5,29 @@ Only a Triton stub process can import this module: ``triton_python_backend_utils
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
+import sys
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
-import torch
 import triton_python_backend_utils as pb
 
+from harness import wire
 from harness.errors import HarnessError
-from harness.vibevoice.presets import Weights
+from harness.vibevoice import emulation, mending
 
 START = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
 END = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+
+# Where a stage is, and what emulates it. By name: an emulated one must not load torch, of which there may be dozens.
+STAGES = {
+    wire.LLM: ("llm", "LLMStage", emulation.EmulatedLLM),
+    wire.DIFFUSION: ("diffusion", "DiffusionStage", emulation.EmulatedDiffusion),
+    wire.VOCODER: ("vocoder", "VocoderStage", emulation.EmulatedVocoder),
+    wire.VOICE: ("voice", "VoiceStage", emulation.EmulatedVoice),
+}
 
 
 def parameters(args: dict) -> dict[str, str]:
@@ -27,37 +36,67 @@ def parameters(args: dict) -> dict[str, str]:
     return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
 
 
-def weights(args: dict) -> Weights:
-    """The weights that the config asks for, on the device of this instance; one CPU thread per instance."""
-    _keep_freed_memory()
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
+def stage(args: dict):
+    """The stage that a model's config asks for: on the device of this instance, or emulated with a profile's times."""
+    built = _build(args)
+    mending.attend(args, load_model)
+    return built
+
+
+def instances(args: dict) -> int:
+    """Processes that serve a model side by side."""
+    groups = json.loads(args["model_config"])["instance_group"]
+    return sum(group["count"] * max(1, len(group.get("gpus", ()))) for group in groups)
+
+
+def load_model(model: str, config: str) -> None:
+    """Have this server load a model with this configuration (JSON). Raises where it cannot."""
+    pb.load_model(model, config=config)
+
+
+def _build(args: dict):
+    given, model = parameters(args), args["model_name"]
+    module, name, emulated = STAGES[model]
+    limits = (int(given["kv_limit_bytes"]),) if model == wire.LLM else ()
+    if given.get("emulate"):
+        return emulated(emulation.Profile(given["emulate"]), _emulated_gpu(args, int(given["gpus"])), *limits)
+    return getattr(import_module(f"harness.vibevoice.{module}"), name)(weights(args), *limits)
+
+
+def weights(args: dict):
+    """The weights that the config asks for, on the device of this instance, in a process made ready to compute."""
+    import_module("harness.vibevoice.process").prepare()
+    given = parameters(args)
     on_gpu = args["model_instance_kind"] == "GPU"
     device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
-    given = parameters(args)
-    return Weights(given["preset"], int(given["weights_seed"]), given.get("checkpoint", ""), device)
+    presets = import_module("harness.vibevoice.presets")
+    return presets.Weights(given["preset"], int(given["weights_seed"]), given.get("checkpoint", ""), device)
 
 
-def _keep_freed_memory() -> None:
-    """A stage frees and takes the same large buffers at every step: kept by glibc, they cost no page faults."""
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(m_mmap_threshold, 32 << 20)  # the largest that glibc takes
-        mallopt(m_trim_threshold, (1 << 31) - 1)
+def _emulated_gpu(args: dict, gpus: int) -> emulation.EmulatedGPU:
+    """Instance k of a stage is on GPU k; the GPU's file lies beside the models, and goes with them."""
+    instance = int(args["model_instance_name"].rpartition("_")[2])
+    return emulation.EmulatedGPU(Path(args["model_repository"]).parent / f"gpu-{instance % gpus}")
+
+
+def tensor(array: np.ndarray):
+    """What a stage computes on: a torch tensor, or the array itself in a process without torch."""
+    torch = sys.modules.get("torch")
+    return array if torch is None else torch.from_numpy(array)
 
 
 def optional(request, name: str) -> np.ndarray | None:
-    tensor = pb.get_input_tensor_by_name(request, name)
-    return None if tensor is None else tensor.as_numpy()
+    found = pb.get_input_tensor_by_name(request, name)
+    return None if found is None else found.as_numpy()
 
 
-def rows(requests: list, name: str) -> torch.Tensor:
-    """One input of many single-row requests as one batch: [N, …]."""
-    return torch.from_numpy(np.concatenate([pb.get_input_tensor_by_name(r, name).as_numpy() for r in requests]))
+def rows(requests: list, name: str):
+    """One input of many single-row requests as one batch, as ``tensor`` makes it: [N, …]."""
+    return tensor(np.concatenate([pb.get_input_tensor_by_name(r, name).as_numpy() for r in requests]))
 
 
-def response(**tensors: torch.Tensor | np.ndarray):
+def response(**tensors):
+    """The answer to one request: torch tensors or arrays by the names of the outputs."""
     return pb.InferenceResponse(output_tensors=[pb.Tensor(name, np.asarray(value)) for name, value in tensors.items()])
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness import wire
 from harness.errors import RequestError, ScriptError
 from harness.script import Turn, parse_script, validate_utf8
+from harness.vibevoice.carry import TOKENS, Past
+from harness.vibevoice.sessions import SPARE_STEPS
 
 _SYSTEM = (
     " Transform the text provided by various speakers into speech output, "
@@ -27,7 +29,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class SpeechRequest:
-    """A checked request, as the entry model serves it."""
+    """A checked request, as the entry model serves it. ``frames`` are to be spoken now, after those of ``past``.
+
+    ``forced``: it speaks just so many frames; otherwise so many at most, until the model says "end of text".
+    """
 
     prompt: Prompt
     frames: int
@@ -36,35 +41,71 @@ class SpeechRequest:
     chunk_frames: int
     seed: int
     guidance_scale: float
+    diffusion_steps: int = wire.DEFAULT_DIFFUSION_STEPS
+    say: tuple[int, ...] = ()
+    keep: bool = False
+    past: Past | None = None
+
+    @property
+    def steps_behind(self) -> int:
+        """Steps that lie behind the session when it starts, as if taken or taken indeed."""
+        return self.start_frame + (len(self.past.tokens) if self.past else 0)
+
+    @property
+    def frames_behind(self) -> int:
+        return self.start_frame + (self.past.frames if self.past else 0)
 
 
 class PromptBuilder:
-    """Turns requests into prompts for one model configuration, refusing what the model cannot speak."""
+    """Turns requests into prompts for one model configuration, refusing what the model cannot speak.
 
-    def __init__(self, config, tokenizer, voice_frames: dict[int, int]):
+    ``ends_by_itself``: a model that knows where to stop speaks until then where a request says nothing about frames.
+    """
+
+    def __init__(self, config, tokenizer, voice_frames: dict[int, int], ends_by_itself: bool = False):
         self.config = config
         self.tokenizer = tokenizer
         self.voice_frames = voice_frames  # voice id -> frames its sample takes
+        self.ends_by_itself = ends_by_itself
         self.context = config.text_config.max_position_embeddings
 
     def request(self, text: bytes, speaker_ids: Sequence[int], options: dict) -> SpeechRequest:
-        """Check everything and build the prompt. Raises ScriptError or RequestError, worded for the client."""
+        """Check everything and build the prompt. ``options`` by their names in wire; of CARRY its decoded Past.
+
+        Raises ScriptError or RequestError, worded for the client.
+        """
         turns = parse_script(validate_utf8(text))
-        prompt = self.prompt(turns, speaker_ids)
-        asked = options.get(wire.FRAMES)
-        estimated = max(1, min(wire.MAX_FRAMES, round(prompt.text_tokens * FRAMES_PER_TEXT_TOKEN)))
-        frames = estimated if asked is None else int(asked)
+        until_end = bool(options.get(wire.UNTIL_END, self.ends_by_itself and wire.FRAMES not in options))
+        past = options.get(wire.CARRY)
+        say = options.get(wire.SAY, past.say if past else ())
         request = SpeechRequest(
-            prompt=prompt,
-            frames=frames,
-            forced=True,
-            start_frame=int(options.get(wire.START_FRAME, 0)),
+            prompt=self.prompt(turns, speaker_ids),
+            frames=int(options.get(wire.FRAMES, 1)),
+            forced=not until_end,
+            start_frame=past.start_frame if past else int(options.get(wire.START_FRAME, 0)),
             chunk_frames=int(options.get(wire.CHUNK_FRAMES, 1)),
-            seed=int(options.get(wire.SEED, 0)),
+            seed=past.seed if past else int(options.get(wire.SEED, 0)),
             guidance_scale=float(options.get(wire.GUIDANCE_SCALE, wire.DEFAULT_GUIDANCE_SCALE)),
+            diffusion_steps=int(options.get(wire.DIFFUSION_STEPS, wire.DEFAULT_DIFFUSION_STEPS)),
+            say=tuple(int(token) for token in say),
+            keep=bool(options.get(wire.KEEP, False)),
+            past=past,
         )
+        if wire.FRAMES not in options:
+            request = replace(request, frames=self._frames_of(request))
+        if past and options.get(wire.START_FRAME, 0):
+            raise RequestError(f"{wire.START_FRAME} and {wire.CARRY} exclude each other: a carry knows where it ended")
         self._check(request)
         return request
+
+    def _frames_of(self, request: SpeechRequest) -> int:
+        """Frames of a request that does not say: as many as its text takes, or as many as there is room for."""
+        most = wire.MAX_FRAMES - request.frames_behind
+        if request.forced:
+            asked = round(request.prompt.text_tokens * FRAMES_PER_TEXT_TOKEN) - request.frames_behind
+        else:
+            asked = self.context - self._positions(replace(request, frames=SPARE_STEPS))
+        return max(1, min(most, asked))
 
     def prompt(self, turns: Sequence[Turn], speaker_ids: Sequence[int]) -> Prompt:
         """The prompt of a parsed script; ``speaker_ids[i]`` is the voice of speaker i + 1, 0 for none."""
@@ -102,33 +143,48 @@ class PromptBuilder:
                 )
 
     def _check(self, request: SpeechRequest) -> None:
-        last = request.start_frame + request.frames
+        last = request.frames_behind + request.frames
         checks = (
             (request.frames >= 1, f"{wire.FRAMES} is {request.frames}: ask for 1 to {wire.MAX_FRAMES} frames"),
             (request.start_frame >= 0, f"{wire.START_FRAME} is {request.start_frame}: it starts at 0"),
             (
                 last <= wire.MAX_FRAMES,
-                f"{wire.START_FRAME} {request.start_frame} + {wire.FRAMES} {request.frames} = {last} frames: "
+                f"{wire.CARRY if request.past else wire.START_FRAME} {request.frames_behind} + {wire.FRAMES} "
+                f"{request.frames} = {last} frames: "
                 f"a request holds at most {wire.MAX_FRAMES} (90 minutes); cut it into parts",
             ),
             (request.chunk_frames >= 1, f"{wire.CHUNK_FRAMES} is {request.chunk_frames}: send at least 1 frame"),
+            (request.seed >= 0, f"{wire.SEED} is {request.seed}: use 0 or a larger number"),
             (
                 0.0 <= request.guidance_scale <= 100.0,
                 f"{wire.GUIDANCE_SCALE} is {request.guidance_scale}: use a number from 0 to 100",
+            ),
+            (
+                1 <= request.diffusion_steps <= wire.MAX_DIFFUSION_STEPS,
+                f"{wire.DIFFUSION_STEPS} is {request.diffusion_steps}: use 1 to {wire.MAX_DIFFUSION_STEPS}",
+            ),
+            (
+                all(token in TOKENS for token in request.say),
+                f"{wire.SAY} holds {', '.join(str(t) for t in request.say if t not in TOKENS)}: use 0 (speech frame), "
+                "1 (speech begin), 2 (speech end) and 3 (end of text)",
             ),
         )
         for fine, message in checks:
             if not fine:
                 raise RequestError(message)
-        self._check_context(request, last)
+        self._check_context(request)
 
-    def _check_context(self, request: SpeechRequest, last: int) -> None:
-        needed = len(request.prompt.token_ids) + 1 + last
+    def _positions(self, request: SpeechRequest) -> int:
+        """Positions of the model's context that a request takes."""
+        return len(request.prompt.token_ids) + 1 + request.steps_behind + len(request.say) + request.frames
+
+    def _check_context(self, request: SpeechRequest) -> None:
+        needed = self._positions(request)
         if needed > self.context:
             raise RequestError(
-                f"the text and its voices take {len(request.prompt.token_ids)} tokens and the speech {last} frames: "
-                f"{needed} positions, but the model's context holds {self.context}; shorten the script or ask for "
-                "fewer frames"
+                f"the text and its voices take {len(request.prompt.token_ids)} tokens and the speech "
+                f"{request.frames_behind + request.frames} frames: {needed} positions, but the model's context holds "
+                f"{self.context}; shorten the script or ask for fewer frames"
             )
 
 

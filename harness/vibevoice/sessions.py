@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from harness import wire
 from harness.errors import RequestError
 
-IDLE_LIMIT_S = 120.0  # a session whose owner died is dropped after this long without a step
+IDLE_LIMIT_S = 120.0  # a session that nobody steps for so long is dropped
+_OWNER_BITS = 32
 SPARE_STEPS = 64  # steps for which a session that ends by itself has room beside its frames and what it is made to say
 
 State = TypeVar("State")
 
 
 class Sessions(Generic[State]):
-    """Session id -> state, with the sessions that nobody steps any more dropped when a new one opens."""
+    """Session id -> state, with the sessions that nobody steps any more dropped when a new one opens.
+
+    A session id says who owns it: see ``first_session_id``.
+    """
 
     def __init__(self, stage: str, clock: Callable[[], float] = time.monotonic):
         self._stage = stage
@@ -51,9 +56,30 @@ class Sessions(Generic[State]):
         return self._states.values()
 
     def drop_idle(self) -> None:
+        """Drop the sessions that were not stepped for long, and those whose owner's process has ended."""
         oldest = self._clock() - IDLE_LIMIT_S
-        for session_id in [s for s, used in self._used_at.items() if used < oldest]:
+        gone = {owner for owner in map(_owner_of, self._states) if owner and not is_alive(owner)}
+        for session_id in [s for s, used in self._used_at.items() if used < oldest or _owner_of(s) in gone]:
             self.close(session_id)
+
+
+def first_session_id(pid: int) -> int:
+    """Where a process counts its session ids from: they differ from those of any other process of this host."""
+    return (pid << _OWNER_BITS) + 1
+
+
+def _owner_of(session_id: int) -> int:
+    """The process that opened a session, 0 for an id that was not counted by one."""
+    return session_id >> _OWNER_BITS
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be reaped does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def check_room(positions: int, bytes_per_position: int, taken_bytes: int, limit_bytes: int) -> None:

@@ -2,12 +2,11 @@
 
 from harness import wire
 from harness.vibevoice import backend
-from harness.vibevoice.diffusion import DiffusionStage
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.stage = DiffusionStage(backend.weights(args))
+        self.stage = backend.stage(args)
 
     def execute(self, requests):
         condition, noise = backend.rows(requests, wire.CONDITION), backend.rows(requests, wire.NOISE)

@@ -1,18 +1,17 @@
 """Triton adapter of the vocoder: acoustic decoder and semantic encoder with a convolution state per session."""
 
-import torch
+import numpy as np
 
 from harness import wire
 from harness.vibevoice import backend
-from harness.vibevoice.vocoder import VocoderStage
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.stage = VocoderStage(backend.weights(args))
+        self.stage = backend.stage(args)
         self.nothing = {
-            wire.AUDIO: torch.zeros(1, wire.SAMPLES_PER_FRAME),
-            wire.SEMANTIC: torch.zeros(1, wire.SEMANTIC_SIZE),
+            wire.AUDIO: np.zeros((1, wire.SAMPLES_PER_FRAME), np.float32),
+            wire.SEMANTIC: np.zeros((1, wire.SEMANTIC_SIZE), np.float32),
         }
 
     def execute(self, requests):
@@ -26,7 +25,7 @@ class TritonPythonModel:
         """Open or close a session; its convolution state comes with the one and goes with the other."""
         session_id, state = request.correlation_id(), backend.optional(request, wire.STATE)
         if request.flags() & backend.START:
-            self.stage.open(session_id, None if state is None else torch.from_numpy(state[0]))
+            self.stage.open(session_id, None if state is None else backend.tensor(state[0]))
             return backend.response(**self.nothing)
         return backend.response(**self.nothing, **{wire.STATE: self.stage.close(session_id)[None]})
 

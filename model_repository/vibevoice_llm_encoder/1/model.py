@@ -1,17 +1,22 @@
 """Triton adapter of the LLM stage: opens, prefills, steps and closes sessions."""
 
-import torch
+import numpy as np
 
 from harness import wire
+from harness.errors import RequestError
 from harness.vibevoice import backend
-from harness.vibevoice.llm import LLMStage
+from harness.vibevoice.failures import at_instance
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.stage = LLMStage(backend.weights(args), int(backend.parameters(args)["kv_limit_bytes"]))
-        hidden = self.stage.config.text_config.hidden_size
-        self.nothing = {wire.CONDITION: torch.zeros(1, 2, hidden), wire.TOKEN: torch.zeros(1, 1, dtype=torch.int32)}
+        self.stage = backend.stage(args)
+        self.place = int(args["model_instance_name"].rpartition("_")[2]) + 1, backend.instances(args)
+        hidden = self.stage.hidden_size
+        self.nothing = {
+            wire.CONDITION: np.zeros((1, 2, hidden), np.float32),
+            wire.TOKEN: np.zeros((1, 1), np.int32),
+        }
 
     def execute(self, requests):
         steps = [i for i, request in enumerate(requests) if self._is_step(request)]
@@ -22,20 +27,33 @@ class TritonPythonModel:
         return [responses[i] for i in range(len(requests))]
 
     def _is_step(self, request) -> bool:
-        return not request.flags() & backend.END and backend.optional(request, wire.TOKEN_IDS) is None
+        return (
+            not request.flags() & (backend.START | backend.END) and backend.optional(request, wire.LATENT) is not None
+        )
 
     def _manage(self, request):
-        session_id = request.correlation_id()
-        if request.flags() & backend.END:
+        """Open or close a session, or add to its prompt or to its past."""
+        session_id, flags = request.correlation_id(), request.flags()
+        if flags & backend.END:
             self.stage.close(session_id)
             return backend.response(**self.nothing)
-        if request.flags() & backend.START:
-            tokens, frames, start_frame, forced = backend.optional(request, wire.SESSION)[0].tolist()
-            self.stage.open(session_id, tokens, frames, start_frame, bool(forced))
-        token_ids = torch.from_numpy(backend.optional(request, wire.TOKEN_IDS)[0])
-        voice_frames = torch.from_numpy(backend.optional(request, wire.VOICE_FRAMES)[0])
-        self.stage.prefill(session_id, token_ids, voice_frames.view(-1, wire.LATENT_SIZE))
+        if flags & backend.START:
+            self._open(session_id, request)
+        if backend.optional(request, wire.TOKEN_IDS) is not None:
+            self.stage.prefill(session_id, _flat(request, wire.TOKEN_IDS), _rows(request, wire.VOICE_FRAMES))
+        if (said := backend.optional(request, wire.PAST_TOKEN)) is not None:
+            past = _rows(request, wire.PAST_LATENT), _rows(request, wire.PAST_SEMANTIC, wire.SEMANTIC_SIZE)
+            self.stage.replay(session_id, said[0].tolist(), *past)
         return backend.response(**self.nothing)
+
+    def _open(self, session_id: int, request) -> None:
+        tokens, frames, start_frame, forced = backend.optional(request, wire.SESSION)[0].tolist()
+        say = backend.optional(request, wire.SAY)
+        said_first = [] if say is None else say[0].tolist()
+        try:
+            self.stage.open(session_id, tokens, frames, start_frame, bool(forced), said_first)
+        except RequestError as error:
+            raise at_instance(error, *self.place) from None
 
     def _step(self, requests):
         """All frames in one batch; if that fails, each alone, so that one broken session fails by itself."""
@@ -53,3 +71,11 @@ class TritonPythonModel:
             backend.response(**{wire.CONDITION: condition[i : i + 1], wire.TOKEN: token[i : i + 1, None]})
             for i in range(len(requests))
         ]
+
+
+def _flat(request, name: str):
+    return backend.tensor(backend.optional(request, name)[0])
+
+
+def _rows(request, name: str, size: int = wire.LATENT_SIZE):
+    return _flat(request, name).reshape(-1, size)

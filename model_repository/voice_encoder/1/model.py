@@ -1,19 +1,16 @@
 """Triton adapter of the voice encoder: a voice sample becomes acoustic frames."""
 
-import torch
-
 from harness import wire
 from harness.vibevoice import backend
-from harness.vibevoice.voice import VoiceStage
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.stage = VoiceStage(backend.weights(args))
+        self.stage = backend.stage(args)
 
     def execute(self, requests):
         return backend.answer_each(requests, self._encode)
 
     def _encode(self, request):
-        waveform = torch.from_numpy(backend.optional(request, wire.WAVEFORM)[0])
+        waveform = backend.tensor(backend.optional(request, wire.WAVEFORM)[0])
         return backend.response(**{wire.VOICE_FRAMES: self.stage.encode(waveform).reshape(1, -1)})

@@ -1,0 +1,204 @@
+"""What the benchmarks share: arguments, a server and its processes, a table, and the last line of figures."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from harness import wire
+from harness.errors import HarnessError, InputError
+from harness.records import Outcome, Request, StageStatistics
+from harness.triton.server import TritonServer, serving
+from harness.triton.statistics import StatisticsReader, difference
+
+EXIT_FAILED = 1  # it ran, and a figure is not what it must be
+EXIT_MISTAKE = 64  # EX_USAGE of sysexits.h
+EXIT_INTERRUPTED = 130
+SERVER = "tritonserver"
+SHARED = "shared memory"
+_SIGNIFICANT_DIGITS = 5
+
+out = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments with an example at the end of ``--help``; a mistake is one line and exit code 64."""
+
+    def __init__(self, description: str, example: str):
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            description=description, epilog=f"Example:\n  {example}", formatter_class=raw, allow_abbrev=False
+        )
+        self.add_argument("--quick", action="store_true", help="a run of some seconds: shows that it works, no figures")
+
+    def error(self, message: str):
+        self.exit(EXIT_MISTAKE, f"{self.prog}: {message}; see --help\n")
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """An argument that is a whole number from ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[-+]?\d{1,18}", text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def real(low: float, high: float) -> Callable[[str], float]:
+    """An argument that is a number from ``low`` to ``high``."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= float(text) <= high:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
+
+    return parse
+
+
+def several(one: Callable) -> Callable[[str], list]:
+    """An argument that holds values with commas between them."""
+    return lambda text: [one(part.strip()) for part in text.split(",")]
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Call a script's ``main(arguments)`` and exit: a mistake is one line, Ctrl-C ends cleanly with code 130."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
+        signal.signal(signum, _as_interrupt)
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as error:
+        err.print(str(error), style="red", markup=False, soft_wrap=True)
+        sys.exit(EXIT_MISTAKE)
+    except HarnessError as error:
+        err.print(str(error), style="red", markup=False, soft_wrap=True)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _as_interrupt(*_) -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a second one would cut the clean-up short, which is soon over
+        signal.signal(signum, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def say(text: str) -> None:
+    """A line of progress; it goes to standard error, so that standard output holds the result alone."""
+    err.print(text, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def served(preset: str = "tiny", **deployment) -> Iterator[TritonServer]:
+    """A local Triton with a deployment (fields of ``Deployment``) in it; stopped on leaving, however that comes."""
+    say(f"starting Triton at preset {preset} …")
+    with serving(preset, **deployment) as server:
+        yield server
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table; all columns but the first hold figures."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="right" if number else "left")
+    return made
+
+
+def finish(shown: Table | Sequence[Table], figures: Mapping) -> None:
+    """Print the result: its tables, then all figures as one JSON object on the last line."""
+    for one in [shown] if isinstance(shown, Table) else shown:
+        out.print(one)
+    sys.stdout.flush()
+    print(json.dumps({name: _plain(value) for name, value in figures.items()}, allow_nan=False), flush=True)
+
+
+def _plain(value):
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    value = value.item() if hasattr(value, "item") else value  # numpy's and torch's numbers
+    if isinstance(value, float):
+        return float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None
+    return value
+
+
+def counts(server: TritonServer) -> dict[str, StageStatistics]:
+    """What Triton has counted for every model since it was loaded."""
+    with contextlib.closing(StatisticsReader(server.url)) as reader:
+        return {stage.stage: stage for stage in reader.snapshot()}
+
+
+def counts_since(server: TritonServer, before: Mapping[str, StageStatistics]) -> dict[str, StageStatistics]:
+    return {stage.stage: stage for stage in difference(counts(server).values(), before.values())}
+
+
+def request(name: str, frames: int, script: str = "Speaker 1: Hello there.", voices=(0,), **more) -> Request:
+    """A request of so many frames; ``more`` are fields of ``Request``."""
+    return Request(name, "benchmark", script, tuple(voices), frames, due_ns=time.monotonic_ns(), **more)
+
+
+def leave_after(frames: int) -> Callable:
+    """An ``on_chunk`` for ``SpeechClient.open``: the client leaves when so many frames have come; 0 = it stays."""
+    heard = 0
+
+    def on_chunk(stream, at_ns: int, samples: int) -> None:
+        nonlocal heard
+        before, heard = heard, heard + samples // wire.SAMPLES_PER_FRAME
+        if before < frames <= heard:
+            stream.stop(Outcome.CANCELLED)
+
+    return on_chunk
+
+
+def processes(server: TritonServer) -> dict[str, list[psutil.Process]]:
+    """The server's processes by what they serve: "tritonserver", and one model name for its instances."""
+    main = psutil.Process(server.pid)
+    found = {SERVER: [main]}
+    for one in main.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = " ".join(one.cmdline())
+            model = next((name for name in wire.MODELS if f"/{name}/" in command), None)
+            if model:
+                found.setdefault(model, []).append(one)
+    return found
+
+
+def memory_mib(server: TritonServer) -> dict[str, float]:
+    """MiB that each of the server's processes holds alone, and what they share to pass tensors to each other."""
+    memory = _sums(server, lambda one: _resident_alone(one) / 2**20)
+    regions = Path("/dev/shm").glob(f"{server.shm_prefix}*")
+    return {**memory, SHARED: sum(region.stat().st_blocks * 512 for region in regions) / 2**20}
+
+
+def cpu_seconds(server: TritonServer) -> dict[str, float]:
+    """Processor seconds that each of the server's processes has used since it started."""
+    return _sums(server, lambda one: sum(one.cpu_times()[:2]))
+
+
+def _resident_alone(one: psutil.Process) -> int:
+    memory = one.memory_info()
+    return memory.rss - memory.shared
+
+
+def _sums(server: TritonServer, measure: Callable[[psutil.Process], float]) -> dict[str, float]:
+    sums = {}
+    for name, members in processes(server).items():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            sums[name] = sum(measure(one) for one in members)
+    return sums

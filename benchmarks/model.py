@@ -1,0 +1,92 @@
+"""The served model: prompts as the entry builds them, and its KV cache, the free part of it asked of a server."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from harness import wire
+from harness.errors import ServerError
+from harness.records import Request
+from harness.triton.server import TritonServer
+from harness.vibevoice.presets import preset_config
+from harness.vibevoice.prompt import PromptBuilder
+from harness.vibevoice.tokenizer import tokenizer_for
+from harness.vibevoice.voices import frames_of, load_voices
+
+_CORRELATION_ID = 7  # of no session: the entry counts from its process id << 32
+_FREE = re.compile(r"([\d.e+]+) MiB of [\d.e+]+ MiB are free")
+_BYTES_PER_VALUE = 4  # float32, on a CPU
+
+
+def prompt_builder(config, checkpoint: str = "", voices: str = "") -> PromptBuilder:
+    """What turns requests into prompts for a VibeVoiceConfig; ``voices`` is a folder, or empty for the made ones."""
+    frames = {voice: frames_of(samples) for voice, samples in load_voices(voices).items()}
+    return PromptBuilder(config, tokenizer_for(config, checkpoint), frames)
+
+
+def prompt_tokens(prompts: PromptBuilder, request: Request) -> int:
+    """Tokens of a request's prompt, the frames of its voices among them."""
+    checked = prompts.request(request.script.encode(), request.speaker_ids, {wire.FRAMES: request.frames})
+    return len(checked.prompt.token_ids)
+
+
+def bytes_per_position(preset: str) -> int:
+    """KV cache of one position of one branch: keys and values of every layer and KV head, in float32."""
+    text = preset_config(preset).text_config
+    head_size = text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * _BYTES_PER_VALUE
+
+
+def session_bytes(preset: str, prompt_tokens: int, frames: int) -> int:
+    """Room that a session takes: prompt, "speech begin" in both branches, and twice the frames."""
+    return (prompt_tokens + 2 + 2 * frames) * bytes_per_position(preset)
+
+
+def kv_limit_bytes(server: TritonServer) -> int:
+    return int(server.deployment.configs()[wire.LLM].parameters["kv_limit_bytes"].string_value)
+
+
+def free_mib(server: TritonServer) -> float:
+    """Free KV cache by the LLM stage's own count: a session that needs the whole limit is refused with what is free.
+
+    Where nothing is held it is let in, and closed at once. One instance of the stage is asked.
+    """
+    limit_bytes = kv_limit_bytes(server)
+    rows = limit_bytes // bytes_per_position(server.deployment.preset)
+    prompt_tokens = 1 + (rows - 3) % 2
+    session = [prompt_tokens, (rows - 2 - prompt_tokens) // 2, 0, 1]
+    with contextlib.closing(grpc.insecure_channel(server.url)) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        try:
+            stub.ModelInfer(_message(session, start=True), timeout=10)
+            return limit_bytes / 2**20
+        except grpc.RpcError as error:
+            found = _FREE.search(error.details() or "")
+            if not found:
+                raise ServerError(f"the LLM stage does not say what is free: {error.details()}") from error
+            return float(found.group(1))
+        finally:
+            with contextlib.suppress(grpc.RpcError):
+                stub.ModelInfer(_message(session, start=False), timeout=10)
+
+
+def _message(session: list[int], start: bool) -> service_pb2.ModelInferRequest:
+    """Open a session with one prompt token of its prompt, or close it."""
+    message = service_pb2.ModelInferRequest(model_name=wire.LLM)
+    inputs = {
+        wire.SESSION: ("INT32", np.array([session], np.int32)),
+        wire.TOKEN_IDS: ("INT32", np.zeros((1, 1), np.int32)),
+        wire.VOICE_FRAMES: ("FP32", np.zeros((1, 0), np.float32)),
+    }
+    for name, (datatype, values) in inputs.items():
+        message.inputs.add(name=name, datatype=datatype, shape=values.shape)
+        message.raw_input_contents.append(values.tobytes())
+    message.parameters["sequence_id"].int64_param = _CORRELATION_ID
+    message.parameters["sequence_start"].bool_param = start
+    message.parameters["sequence_end"].bool_param = not start
+    return message

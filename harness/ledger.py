@@ -1,0 +1,261 @@
+"""The ledger of a load test: every Result, what they add up to, and whether they count."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import theilslopes
+
+from harness import metrics
+from harness.certificate import MAX_LATENESS_P99_S, Certificate, Due, Gate, certify
+from harness.client import address_of
+from harness.loadtest import LoadSettings, arrival_times
+from harness.recording import RecordsWriter, mixture
+from harness.records import Outcome, Result
+from harness.slo import Promise, Verdict, judge
+from harness.witness import Look, Witness
+
+_NS = 1e9
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A promise and what the test says of it."""
+
+    promise: Promise
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The server over a long test, in equal parts of its window: float [parts] each, NaN where there was nothing."""
+
+    part_s: float
+    step_s: np.ndarray
+    memory_mib: np.ndarray
+
+    def slope_per_hour(self, values: np.ndarray) -> float:
+        """Theil-Sen: the median slope between any two parts."""
+        parts = np.flatnonzero(np.isfinite(values))
+        slope = theilslopes(values[parts], parts).slope if len(parts) > 1 else math.nan
+        return float(slope) * 3600 / self.part_s
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a test went over its window, [start_ns, end_ns)."""
+
+    start_ns: int
+    end_ns: int
+    warm_up_s: float  # cut before the window
+    summary: dict[str, float]
+    certificate: Certificate
+    promises: tuple[Kept, ...]
+    machine: dict
+    drift: Drift | None
+
+    @property
+    def valid(self) -> bool:
+        return self.certificate.valid
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return self.certificate.reasons
+
+
+class Ledger:
+    """Every Result of one test, written to the records folder as it comes, and what they add up to."""
+
+    def __init__(self, settings: LoadSettings, url: str, folder: Path | None, run_s: float | None = None):
+        self.settings, self.url = settings, url
+        self.results: list[Result] = []
+        self.never_sent = 0
+        self.submitted = self.lost = 0
+        self.lag_p99_s = math.nan  # how late the readers' own timers ran
+        self.remarks: list[str] = []  # each makes the test INVALID
+        self.notes: list[str] = []  # what a reader should know
+        self.readers_see_servers_clock = is_this_host(url)
+        self.start_ns = time.monotonic_ns()
+        self.witness: Witness | None = None
+        self._rungs = 0  # that have been held
+        self._writer = RecordsWriter(folder, {"url": url, "run_s": run_s, **settings.record()}) if folder else None
+
+    def watch_host(self) -> None:
+        """From now on note what else goes on here; ``close`` ends it."""
+        port = int(address_of(self.url)[0].rpartition(":")[2])
+        self.witness = Witness(port if self.readers_see_servers_clock else None)
+
+    def take(self, result: Result) -> None:
+        """Requests cut off before they were due are only counted: they were never part of the load."""
+        if not result.sent_ns and result.outcome is Outcome.UNFINISHED:
+            self.never_sent += 1
+            return
+        self.results.append(result)
+        if self._writer:
+            self._writer.result(result)
+
+    def all_users_run(self, now_ns: int) -> None:
+        """The window begins; on every rung after the first it has begun."""
+        if not self._rungs:
+            self.start_ns = now_ns
+
+    def rung(self, users: int, start_ns: int, end_ns: int) -> None:
+        self._rungs += 1
+        if self._writer:
+            self._writer.rung({"users": users, "start_ns": start_ns, "end_ns": end_ns})
+
+    def close(self, end_ns: int) -> Report:
+        """Fold the Results up to ``end_ns`` into a report and end the records file."""
+        end_ns = max(end_ns, self.start_ns + 1)
+        start_ns = self._settled_ns(end_ns)
+        if self.witness:
+            self.witness.close()
+        summary = metrics.summarise(self.results, start_ns, end_ns, self.settings.mix.promises)
+        report = Report(
+            start_ns,
+            end_ns,
+            (start_ns - self.start_ns) / _NS,
+            summary,
+            self._certificate(summary, start_ns, end_ns),
+            kept_promises(self.settings.mix.promises, self.results, start_ns, end_ns),
+            self.witness.account(start_ns, end_ns) if self.witness else {},
+            self._drift(start_ns, end_ns),
+        )
+        if self._writer:
+            self._writer.end(self._end(report))
+        return report
+
+    def _settled_ns(self, end_ns: int) -> int:
+        """An open loop that began empty has a warm-up; other loads hold their level from the start, or never."""
+        arrivals = self.settings.arrivals
+        if arrivals is None or self.settings.steady or not arrivals.is_steady:
+            return self.start_ns
+        return metrics.settled_ns(self.results, self.start_ns, end_ns)
+
+    def _certificate(self, summary: dict[str, float], start_ns: int, end_ns: int) -> Certificate:
+        lateness_s, notes = self._lateness_s(summary["lateness_p99_s"])
+        certificate = certify(
+            {**summary, "lateness_p99_s": lateness_s},
+            submitted=self.submitted,
+            recorded=len(self.results) + self.never_sent - self.lost,
+            due=self._due(start_ns, end_ns),
+            unsteady=self._unsteady(),
+            notes=(*self.notes, *notes, *(self.witness.events if self.witness else ())),
+        )
+        remarks = (Gate("load", False, remark) for remark in (*self.remarks, *mixture(self.results)))
+        return Certificate((*remarks, *certificate.gates), certificate.notes)
+
+    def _unsteady(self) -> str:
+        if self.settings.ladder:
+            return "not asked for: the load of a ladder rises by design"
+        arrivals = self.settings.arrivals
+        if arrivals is not None and not arrivals.is_steady:
+            return f"not asked for: the rate of {arrivals.kind} arrivals changes by design"
+        return ""
+
+    def _due(self, start_ns: int, end_ns: int) -> Due | None:
+        arrivals, origin_ns = self.settings.arrivals, self.start_ns
+        if arrivals is None:
+            return None
+        due_ns = (origin_ns + round(time_s * _NS) for time_s in arrival_times(self.settings))
+        inside = [each >= start_ns for each in itertools.takewhile(lambda each: each < end_ns, due_ns)]
+        from_s, to_s = ((edge_ns - origin_ns) / _NS for edge_ns in (start_ns, end_ns))
+        ended_by_count = len(inside) == self.settings.iterations
+        expected = math.nan if ended_by_count else arrivals.expected(to_s) - arrivals.expected(from_s)
+        return Due(arrivals, sum(inside), expected)
+
+    def _lateness_s(self, lateness_s: float) -> tuple[float, list[str]]:
+        """The lateness to judge: that of chunks, or of the readers' own timers where chunks cannot tell."""
+        if not self.readers_see_servers_clock:
+            return self.lag_p99_s, ["chunk lateness is not known: the server has another clock than the readers"]
+        if not lateness_s > MAX_LATENESS_P99_S >= self.lag_p99_s:
+            return lateness_s, []
+        return self.lag_p99_s, [
+            f"chunks came up to {lateness_s * 1e3:.0f} ms (p99) after the server had stamped them; the readers "
+            f"were on time to {self.lag_p99_s * 1e3:.1f} ms (p99), so the server delivered them late"
+        ]
+
+    def _drift(self, start_ns: int, end_ns: int) -> Drift | None:
+        every_s, seconds = self.settings.every_s, (end_ns - start_ns) / _NS
+        if not every_s or seconds < metrics.MIN_PARTS * every_s:
+            return None
+        parts = int(seconds / every_s)
+        step_s = metrics.steps_in_parts(self.results, start_ns, end_ns, parts)
+        looks = self.witness.looks if self.witness else []
+        return Drift(seconds / parts, step_s, _memory_in_parts(looks, start_ns, end_ns, parts))
+
+    def _end(self, report: Report) -> dict:
+        return {
+            "origin_ns": self.start_ns,
+            "start_ns": report.start_ns,
+            "end_ns": report.end_ns,
+            "warm_up_s": report.warm_up_s,
+            "submitted": self.submitted,
+            "never_sent": self.never_sent,
+            "lost": self.lost,
+            "lag_p99_s": self.lag_p99_s,
+            "valid": report.valid,
+            "reasons": list(report.reasons),
+            "gates": [[gate.name, gate.passed, gate.says] for gate in report.certificate.gates],
+            "promises": [[str(each.promise), each.verdict.met, each.verdict.value] for each in report.promises],
+            "machine": report.machine,
+            "drift": _plain_drift(report.drift),
+            "summary": report.summary,
+        }
+
+
+def kept_promises(
+    promises: Sequence[Promise], results: Sequence[Result], start_ns: int, end_ns: int
+) -> tuple[Kept, ...]:
+    """Each promise judged by its class: first audio of requests due in the window, the rest of those served in it.
+
+    A request that got no audio breaks it; one without an RTF of its own (a single chunk) is left out.
+    """
+    if not promises:
+        return ()
+    rows = metrics.per_request(results, start_ns, end_ns)
+    rows = rows[rows["sent_ns"] > 0]
+    due = (rows["due_ns"] >= start_ns) & (rows["due_ns"] < end_ns)
+    served = (rows["sent_ns"] < end_ns) & (rows["ended_ns"] >= start_ns)
+    kept = []
+    for promise in promises:
+        own = rows[(rows["traffic_class"] == promise.traffic_class) & (due if promise.metric == "ttfa_s" else served)]
+        values = own[promise.metric].dropna() if promise.metric == "rtf" else own[promise.metric]
+        kept.append(Kept(promise, judge(promise, values)))
+    return tuple(kept)
+
+
+def is_this_host(url: str) -> bool:
+    """Whether a server shares our clock: only an address of this host can be bound to."""
+    host = address_of(url)[0].rpartition(":")[0].strip("[]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except OSError:
+        return False
+    return True
+
+
+def _memory_in_parts(looks: Sequence[Look], start_ns: int, end_ns: int, parts: int) -> np.ndarray:
+    """Mean memory of the server in each part of the window, MiB: float [parts]."""
+    sums, counts = np.zeros(parts), np.zeros(parts)
+    for look in looks:
+        if start_ns <= look.at_ns < end_ns and look.server_memory_bytes:
+            part = (look.at_ns - start_ns) * parts // (end_ns - start_ns)
+            sums[part] += look.server_memory_bytes / 2**20
+            counts[part] += 1
+    return np.divide(sums, counts, out=np.full(parts, math.nan), where=counts > 0)
+
+
+def _plain_drift(drift: Drift | None) -> dict | None:
+    if drift is None:
+        return None
+    return {"part_s": drift.part_s, "step_s": drift.step_s.tolist(), "memory_mib": drift.memory_mib.tolist()}

@@ -1,0 +1,169 @@
+"""A session that is kept: what it has said and heard, as bytes with which any server of the same model goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from harness import wire
+from harness.errors import RequestError
+
+VERSION = 1
+TOKENS = (wire.TOKEN_SPEECH_FRAME, wire.TOKEN_SPEECH_BEGIN, wire.TOKEN_SPEECH_END, wire.TOKEN_END_OF_TEXT)
+_SAMPLE_BYTES = 1 << 16
+_TYPES = {
+    "version": (np.int64, ()),
+    "model": (np.str_, ()),
+    "script": (np.str_, ()),
+    "seed": (np.int64, ()),
+    "start_frame": (np.int64, ()),
+    "tokens": (np.int32, (-1,)),
+    "latents": (np.float32, (-1, wire.LATENT_SIZE)),
+    "semantics": (np.float32, (-1, wire.SEMANTIC_SIZE)),
+    "say": (np.int32, (-1,)),
+    "state": (np.float32, (-1,)),
+}
+
+
+@dataclass(frozen=True)
+class Past:
+    """A kept session. Its noise needs no state: row k of the seed's generator belongs to speech frame k.
+
+    ``model`` and ``script`` are fingerprints; ``tokens`` [steps] are the wire.TOKEN_* said, ``latents`` [frames, 64]
+    and ``semantics`` [frames, 128] those of its speech frames, ``say`` what it was still made to say, ``state`` the
+    convolution state [values].
+    """
+
+    model: str
+    script: str
+    seed: int
+    start_frame: int
+    tokens: np.ndarray
+    latents: np.ndarray
+    semantics: np.ndarray
+    say: np.ndarray
+    state: np.ndarray
+
+    @property
+    def frames(self) -> int:
+        return len(self.latents)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it said "end of text"."""
+        return len(self.tokens) > 0 and self.tokens[-1] == wire.TOKEN_END_OF_TEXT
+
+    def parts(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Its steps, ``size`` at a time: tokens said, and the latents and semantics that each step was fed."""
+        spoke_before = np.flatnonzero(self.tokens[:-1] == wire.TOKEN_SPEECH_FRAME) + 1
+        latents = np.zeros((len(self.tokens), wire.LATENT_SIZE), np.float32)
+        semantics = np.zeros((len(self.tokens), wire.SEMANTIC_SIZE), np.float32)
+        latents[spoke_before] = self.latents[: len(spoke_before)]
+        semantics[spoke_before] = self.semantics[: len(spoke_before)]
+        for start in range(0, len(self.tokens), size):
+            part = slice(start, start + size)
+            yield self.tokens[part], latents[part], semantics[part]
+
+    def encode(self) -> bytes:
+        """The session as an uncompressed .npz."""
+        file = io.BytesIO()
+        np.savez(file, version=VERSION, **asdict(self))
+        return file.getvalue()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Past:
+        """The session in these bytes. Raises RequestError where they are not whole or not of this version."""
+        try:
+            values = _read(data)
+        except Exception as error:  # a foreign zip can fail in a dozen ways, and none of them is ours
+            raise RequestError(
+                f"{wire.CARRY} is damaged ({type(error).__name__}: {error}): send the bytes that the server gave, "
+                "all of them"
+            ) from None
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+    def check_owner(self, model: str, script: str) -> None:
+        """Raise RequestError where it was kept by another model or under another script than these fingerprints'."""
+        if self.model != model:
+            raise RequestError(
+                f"{wire.CARRY} was kept by a server of another model or other weights: resume it on one of the same "
+                "preset, weights seed and checkpoint"
+            )
+        if self.script != script:
+            raise RequestError(
+                f"{wire.CARRY} belongs to another script or other voices: send the {wire.TEXT_INPUT} and "
+                f"{wire.SPEAKER_IDS} that it was kept with"
+            )
+        if self.ended:
+            raise RequestError(f"the session in {wire.CARRY} has said all of its script: there is nothing to resume")
+
+
+def _read(data: bytes) -> dict:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it is compressed")  # a few bytes could swell to fill the memory
+        if archive.testzip() is not None:
+            raise ValueError("a checksum is wrong")
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        values = {name: _value(name, arrays[name]) for name in _TYPES}
+    if values["version"] != VERSION:
+        raise ValueError(f"version {values['version']}, known is {VERSION}")
+    _check(values)
+    return values
+
+
+def _value(name: str, array: np.ndarray):
+    kind, shape = _TYPES[name]
+    fits = array.ndim == len(shape) and all(want in (-1, size) for want, size in zip(shape, array.shape, strict=True))
+    if not np.issubdtype(array.dtype, kind) or not fits:
+        raise ValueError(f"{name} is {array.dtype} {array.shape}")
+    return array if shape else array.item()
+
+
+def _check(values: dict) -> None:
+    tokens = values["tokens"]
+    frames = int((tokens == wire.TOKEN_SPEECH_FRAME).sum())
+    if not len(tokens) or not frames == len(values["latents"]) == len(values["semantics"]):
+        raise ValueError(f"{frames} frames, {len(values['latents'])} latents, {len(values['semantics'])} semantics")
+    for name in ("tokens", "say"):
+        if not np.isin(values[name], TOKENS).all():
+            raise ValueError(f"{name} are not all of {TOKENS}")
+    if values["seed"] < 0 or not 0 <= values["start_frame"] <= wire.MAX_FRAMES:
+        raise ValueError(f"seed {values['seed']}, start frame {values['start_frame']}")
+
+
+def model_mark(preset: str, weights_seed: int, checkpoint: str) -> str:
+    """A fingerprint of a model's weights: of a checkpoint's sizes and samples of its bytes, else of preset and seed."""
+    digest = hashlib.sha256()
+    if checkpoint:
+        for file in sorted(Path(checkpoint).glob("*.safetensors")):
+            digest.update(f"{file.name} {file.stat().st_size} ".encode())
+            digest.update(_samples_of(file))
+    else:
+        sizes = Path(preset).read_text() if preset.endswith(".json") else preset
+        digest.update(f"{sizes} {weights_seed}".encode())
+    return digest.hexdigest()
+
+
+def script_mark(token_ids: Sequence[int], voices: Sequence[int], samples: Mapping[int, np.ndarray]) -> str:
+    """A fingerprint of a prompt and of the voice samples in it."""
+    digest = hashlib.sha256(np.asarray(token_ids, np.int64).tobytes())
+    for voice in voices:
+        digest.update(samples[voice].tobytes())
+    return digest.hexdigest()
+
+
+def _samples_of(file: Path) -> bytes:
+    size = file.stat().st_size
+    with open(file, "rb") as content:
+        pieces = []
+        for place in (0, size // 3, 2 * size // 3, max(0, size - _SAMPLE_BYTES)):
+            content.seek(place)
+            pieces.append(content.read(_SAMPLE_BYTES))
+    return b"".join(pieces)

@@ -1,0 +1,142 @@
+"""Brings back models whose process died: Triton (2.51) leaves them dead, and goes on calling them ready.
+
+Every process that serves a model puts a note of itself where its siblings find it, and takes it away when it is
+unloaded. A note whose process is gone is that of one that died: one of the processes that watch has its model loaded
+again, with the configuration in the note.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness import wire
+from harness.vibevoice.sessions import is_alive
+
+# Which processes watch, the first that is there on behalf of all: loading a model stops the process that asks for it
+# until it is loaded. The voice encoder has the least to do.
+WATCHERS = (wire.VOICE, wire.LLM, wire.ENTRY)
+_FOLDER = Path("/dev/shm")  # where Triton keeps what it shares with these processes
+_SUFFIX = ".model"
+_LOOK_S = 0.5
+_TRY_AGAIN_S = 10.0  # after a load that failed
+_RESTARTS = "restarts"  # a parameter that grows: Triton does not load a configuration that has not changed
+
+
+@dataclass(frozen=True)
+class Note:
+    """One process that serves a model."""
+
+    server: int  # pid of the tritonserver
+    pid: int
+    instance: str
+    model: str
+    config: str  # JSON, as Triton gave it
+    since_ns: int  # of CLOCK_MONOTONIC; one that is unloaded may live on beside its successor for a while
+
+    @property
+    def living(self) -> bool:
+        return is_alive(self.pid)
+
+
+class Registry:
+    """The notes of one server's processes, as files."""
+
+    def __init__(self, server: int, folder: Path = _FOLDER):
+        self.server, self.folder = server, folder
+
+    def put(self, note: Note, name: str) -> Path:
+        path = self.folder / f"{name}{_SUFFIX}"
+        draft = path.with_suffix(".draft")
+        draft.write_text(json.dumps(asdict(note)))
+        draft.rename(path)
+        return path
+
+    def notes(self) -> dict[Path, Note]:
+        found = {}
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(OSError, ValueError, TypeError):  # taken away meanwhile, or not ours
+                note = Note(**json.loads(path.read_text()))
+                if note.server == self.server:
+                    found[path] = note
+        return found
+
+
+class Mender:
+    """Loads models again whose processes died, if it is this process's turn among those that watch."""
+
+    def __init__(self, registry: Registry, load: Callable[[str, str], None], pid: int):
+        self.registry, self.load, self.pid = registry, load, pid
+        self._not_before: dict[str, float] = {}  # model -> when to try again
+
+    def look(self, now_s: float) -> list[str]:
+        """Look around once; returns the models that were loaded again."""
+        notes = self.registry.notes()
+        living = [note for note in notes.values() if note.living]
+        watching = [(WATCHERS.index(note.model), note.pid) for note in living if note.model in WATCHERS]
+        if not watching or min(watching)[1] != self.pid:
+            return []
+        newest = {note.instance: note for note in sorted(notes.values(), key=lambda note: note.since_ns)}
+        died: dict[str, Note] = {}
+        for path, note in notes.items():
+            if newest[note.instance] != note and not note.living:
+                path.unlink(missing_ok=True)  # its place was taken long ago
+            elif newest[note.instance] == note and not note.living:
+                died[note.model] = note
+        return [model for model, note in died.items() if self._mend(model, note, now_s)]
+
+    def _mend(self, model: str, note: Note, now_s: float) -> bool:
+        if now_s < self._not_before.get(model, 0.0):
+            return False
+        try:
+            self.load(model, one_more_restart(note.config))
+        except Exception as error:
+            print(f"{model} ended and cannot be loaded again: {error}", flush=True)
+            self._not_before[model] = now_s + _TRY_AGAIN_S
+            return False
+        print(f"{model} ended and was loaded again", flush=True)
+        for path, other in self.registry.notes().items():
+            if other.model == model and not other.living:
+                path.unlink(missing_ok=True)
+        return True
+
+
+def one_more_restart(config: str) -> str:
+    """The configuration with its count of restarts one higher."""
+    content = json.loads(config)
+    parameters = content.setdefault("parameters", {})
+    before = int(parameters.get(_RESTARTS, {}).get("string_value", 0))
+    parameters[_RESTARTS] = {"string_value": str(before + 1)}
+    return json.dumps(content)
+
+
+def attend(args: dict, load: Callable[[str, str], None]) -> None:
+    """Put this process's note, and watch over its siblings if its model is one that does; ``args`` are Triton's."""
+    server, pid = os.getppid(), os.getpid()
+    registry = Registry(server)
+    note = Note(server, pid, args["model_instance_name"], args["model_name"], args["model_config"], time.monotonic_ns())
+    path = registry.put(note, Path("/proc/self/cmdline").read_bytes().split(b"\0")[2].decode())
+    atexit.register(path.unlink, missing_ok=True)
+    if note.model in WATCHERS:
+        _watch(Mender(registry, load, pid), server)
+
+
+def _watch(mender: Mender, server: int) -> None:
+    """Look around from a thread of its own until the process ends: no thread may run while its interpreter goes."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(_LOOK_S) and os.getppid() == server:
+            mender.look(time.monotonic())
+
+    thread = threading.Thread(target=run, daemon=True, name="mender")
+    thread.start()
+    atexit.register(thread.join, 2 * _LOOK_S)
+    atexit.register(over.set)  # what is registered last is called first

@@ -1,0 +1,313 @@
+"""Measures every stage over batch and context, and prints what it finds as JSON lines; run as a module by a parent.
+
+Events, in order: ``{"event": "device", …}``, one ``{"event": "point", "stage", "point", "done", "of"}`` for each point,
+``{"event": "end", "model": …}``; or at any place ``{"event": "error", "message"}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+
+from harness import wire
+from harness.errors import HarnessError, InputError
+from harness.vibevoice.diffusion import DiffusionStage
+from harness.vibevoice.llm import LLMStage
+from harness.vibevoice.presets import Weights
+from harness.vibevoice.process import prepare
+from harness.vibevoice.roofline import Cost, Roofline
+from harness.vibevoice.sampling import Sampler, spread
+from harness.vibevoice.vocoder import VocoderStage
+from harness.vibevoice.voice import VoiceStage
+
+PREFILL = "prefill"
+STEPS_AT_ONCE = 32  # of sessions opened for one point: their contexts grow meanwhile, so they start below it
+MEMORY_SHARE = 0.85  # of what is free after the weights, for KV caches
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The points to measure. Contexts are positions of a session's two branches together."""
+
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    contexts: tuple[int, ...] = (100, 400, 7_600, 32_000, 63_000)
+    prefill_tokens: tuple[int, ...] = (64, 256, 1024, 4096)
+    prefill_contexts: tuple[int, ...] = (0, 7_600, 32_000)
+    steps: tuple[int, ...] = (5, 20)  # beside the usual number, at one batch size
+    steps_batch: int = 8
+    voice_seconds: tuple[int, ...] = (3, 10, 30)
+
+    @classmethod
+    def of(cls, device: torch.device, quick: bool) -> Grid:
+        if quick:
+            return cls((1, 4, 16), (100, 7_600), (64, 256), (0,), (20,), 4, (3,))
+        return cls() if device.type == "cuda" else cls(prefill_contexts=(0, 7_600))
+
+    def points(self, longest: int) -> dict[str, list[dict]]:
+        """The coordinates of every point by stage; ``longest`` is the context of one branch."""
+        contexts = [c for c in self.contexts if c <= 2 * longest]
+        prefills = itertools.product(self.prefill_tokens, self.prefill_contexts)
+        steps = [(batch, wire.DEFAULT_DIFFUSION_STEPS) for batch in self.batches]
+        steps += [(self.steps_batch, count) for count in self.steps]
+        return {
+            wire.LLM: [{"batch": b, "context": c} for b, c in itertools.product(self.batches, contexts)],
+            PREFILL: [{"tokens": t, "context": c} for t, c in prefills if t + c <= longest],
+            wire.DIFFUSION: [{"batch": b, "steps": s} for b, s in steps],
+            wire.VOCODER: [{"batch": b} for b in self.batches],
+            wire.VOICE: [{"seconds": s} for s in self.voice_seconds],
+        }
+
+
+class LLMBench:
+    """Frame steps and prompt parts of the real LLM stage, at contexts that are filled but not computed."""
+
+    def __init__(self, weights: Weights, roofline: Roofline):
+        self.room_bytes = _kv_room(weights.device, roofline)
+        self.stage, self.roofline = LLMStage(weights, self.room_bytes), roofline
+
+    def step(self, batch: int, context: int) -> tuple[Iterator[Call], Cost]:
+        return self._steps(batch, context), self.roofline.step(batch, context)
+
+    def prefill(self, tokens: int, context: int) -> tuple[Iterator[Call], Cost]:
+        return self._prefills(tokens, context), self.roofline.prefill(tokens, context)
+
+    def _steps(self, batch: int, context: int) -> Iterator[Call]:
+        spoken = (context - STEPS_AT_ONCE) // 2  # of both branches: in the mean of the steps they hold ``context``
+        sessions = list(range(batch))
+        latent, semantic = torch.randn(batch, wire.LATENT_SIZE), torch.randn(batch, wire.SEMANTIC_SIZE)
+        step = lambda: self.stage.step(sessions, latent, semantic)  # noqa: E731
+        while True:
+            try:
+                for session in sessions:
+                    self.stage.open(session, 1, spoken + STEPS_AT_ONCE + 1, spoken)
+                    self.stage.prefill(session, torch.zeros(1, dtype=torch.long), torch.empty(0, wire.LATENT_SIZE))
+                step()  # fed "speech begin"
+                yield from itertools.repeat(step, STEPS_AT_ONCE)
+            finally:
+                self._close(sessions)
+
+    def _prefills(self, tokens: int, context: int) -> Iterator[Call]:
+        parts = max(1, context // (8 * tokens))  # timed in a row: the context drifts by an eighth at most
+        start = max(0, context - (parts - 1) * tokens // 2)
+        while True:
+            try:
+                self.stage.open(0, start + parts * tokens, 1)
+                for before in range(0, start, 1024):
+                    self._add(min(1024, start - before))
+                yield from itertools.repeat(lambda: self._add(tokens), parts)
+            finally:
+                self._close([0])
+
+    def _add(self, tokens: int) -> None:
+        self.stage.prefill(0, torch.zeros(tokens, dtype=torch.long), torch.empty(0, wire.LATENT_SIZE))
+
+    def _close(self, sessions: list[int]) -> None:
+        for session in sessions:
+            self.stage.close(session)
+
+
+class DiffusionBench:
+    """The real diffusion stage, copies to and from the device included."""
+
+    def __init__(self, weights: Weights, roofline: Roofline):
+        self.stage, self.roofline = DiffusionStage(weights), roofline
+        self.hidden = weights.config.text_config.hidden_size
+
+    def denoise(self, batch: int, steps: int) -> tuple[Iterator[Call], Cost]:
+        condition, noise = torch.randn(batch, 2, self.hidden), torch.randn(batch, wire.LATENT_SIZE)
+        guidance = torch.full((batch, 1), wire.DEFAULT_GUIDANCE_SCALE)
+        call = lambda: self.stage.denoise(condition, noise, guidance, [steps] * batch)  # noqa: E731
+        return itertools.repeat(call), self.roofline.denoise(batch, steps)
+
+
+class VocoderBench:
+    """The real vocoder stage, copies to and from the device included."""
+
+    def __init__(self, weights: Weights, roofline: Roofline):
+        self.stage, self.roofline = VocoderStage(weights), roofline
+
+    def vocode(self, batch: int) -> tuple[Iterator[Call], Cost]:
+        return self._steps(batch), self.roofline.vocode(batch, self.stage.state_size)
+
+    def _steps(self, batch: int) -> Iterator[Call]:
+        sessions, latent = list(range(batch)), torch.randn(batch, wire.LATENT_SIZE)
+        token = torch.full((batch,), wire.TOKEN_SPEECH_FRAME)
+        try:
+            for session in sessions:
+                self.stage.open(session)
+            yield from itertools.repeat(lambda: self.stage.step(sessions, latent, token))
+        finally:
+            for session in sessions:
+                self.stage.close(session)
+
+
+class VoiceBench:
+    """The real voice encoder."""
+
+    def __init__(self, weights: Weights, roofline: Roofline):
+        self.stage, self.roofline = VoiceStage(weights), roofline
+
+    def encode(self, seconds: int) -> tuple[Iterator[Call], Cost]:
+        waveform = 0.1 * torch.randn(seconds * wire.SAMPLE_RATE_HZ)
+        frames = math.ceil(len(waveform) / wire.SAMPLES_PER_FRAME)
+        return itertools.repeat(lambda: self.stage.encode(waveform)), self.roofline.encode(frames)
+
+
+BENCHES = {
+    LLMBench: {wire.LLM: LLMBench.step, PREFILL: LLMBench.prefill},
+    DiffusionBench: {wire.DIFFUSION: DiffusionBench.denoise},
+    VocoderBench: {wire.VOCODER: VocoderBench.vocode},
+    VoiceBench: {wire.VOICE: VoiceBench.encode},
+}
+
+
+class Profiler:
+    """Measures all stages of one model on one device; ``say`` takes every event."""
+
+    def __init__(self, weights: Weights, budget_s: float, quick: bool, say: Callable[[dict], None]):
+        self.weights, self.say = weights, say
+        self.roofline = Roofline(weights.config, weights.dtype.itemsize)
+        self.points = Grid.of(weights.device, quick).points(weights.config.text_config.max_position_embeddings)
+        self.count = sum(map(len, self.points.values()))
+        synchronise = torch.cuda.synchronize if weights.device.type == "cuda" else lambda: None
+        self.sampler = Sampler(budget_s, self.count + 3, synchronise)
+
+    def run(self) -> None:
+        """Say what the device can do, then every point, then the sizes that an emulation needs to know."""
+        model = {
+            "hidden_size": self.weights.config.text_config.hidden_size,
+            "kv_bytes_per_token": self.roofline.kv_bytes_per_token,
+        }
+        self.speed = self._device_speed()
+        done = itertools.count(1)
+        for bench_type, methods in BENCHES.items():
+            bench = bench_type(self.weights, self.roofline)
+            for stage, method in methods.items():
+                for number, at in enumerate(self.points[stage]):
+                    # No stage without a time: what is left out for want of time can be extrapolated from the first.
+                    point = at | self._measured(method, bench, at, needed=not number)
+                    self.say({"event": "point", "stage": stage, "point": point, "done": next(done), "of": self.count})
+            if bench_type is LLMBench:
+                model["kv_room_bytes"] = bench.room_bytes
+            if bench_type is VocoderBench:
+                model["state_values"] = bench.stage.state_size
+            del bench  # its weights make room for the next one's
+            _free(self.weights.device)
+        self.say({"event": "end", "model": model})
+
+    def _measured(self, method: Callable, bench: object, at: dict, needed: bool = False) -> dict:
+        try:
+            calls, cost = method(bench, **at)
+            taken = self.sampler.sample(calls, needed)
+        except (torch.OutOfMemoryError, MemoryError, HarnessError) as error:
+            if isinstance(error, HarnessError) and not str(error).startswith(wire.BUSY):
+                raise
+            return {"left_out": "out of memory"}
+        finally:
+            calls = None  # closes what the point opened
+            _free(self.weights.device)
+        if taken is None:
+            return {"left_out": "no time left"}
+        times = {"ms": float(np.median(taken)), "spread": spread(taken), "roofline_ms": cost.floor_ms(**self.speed)}
+        counts = {"samples": len(taken), "bytes": int(cost.bytes), "gflop": cost.operations / 1e9}
+        return {name: float(f"{value:.5g}") for name, value in times.items()} | counts
+
+    def _device_speed(self) -> dict[str, float]:
+        """Copy bandwidth (read + write) and matrix product in the stages' type, and how steady they are.
+
+        What a device can do is what its fastest call did: others can only have slowed the rest.
+        """
+        size, side = (2 << 30, 8192) if self.weights.device.type == "cuda" else (128 << 20, 768)
+        copies, products = self._copies(size), self._products(side)
+        speed = {
+            "bandwidth_gb_s": 2 * size / float(copies.min()) / 1e6,
+            "tflop_s": 2 * side**3 / float(products.min()) / 1e9,
+        }
+        noise = {
+            "empty_call_ms": float(np.median(self._steady(lambda: None))),
+            "same_product_p90_over_median": float(np.percentile(products, 90) / np.median(products)),
+            "load_average": os.getloadavg()[0],
+        }
+        self.say({"event": "device", **_device_facts(self.weights), **speed, "self_noise": noise})
+        return speed
+
+    def _copies(self, size: int) -> np.ndarray:
+        source = torch.empty(size, dtype=torch.uint8, device=self.weights.device)
+        target = torch.empty_like(source)
+        return self._steady(lambda: target.copy_(source))
+
+    def _products(self, side: int) -> np.ndarray:
+        square = torch.randn(side, side, device=self.weights.device, dtype=self.weights.dtype)
+        return self._steady(lambda: square @ square)
+
+    def _steady(self, call: Call) -> np.ndarray:
+        return self.sampler.sample(itertools.repeat(call, 50), needed=True)
+
+
+def _device_facts(weights: Weights) -> dict:
+    on_gpu = weights.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(weights.device) if on_gpu else "cpu",
+        "dtype": str(weights.dtype).removeprefix("torch."),
+    }
+
+
+def _kv_room(device: torch.device, roofline: Roofline) -> int:
+    """Bytes that KV caches may take on the device beside the weights of all stages."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    return max(0, int(MEMORY_SHARE * (free - roofline.weight_bytes)))
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _device(name: str) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("this machine has no CUDA device that torch can use: give --device cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _say(event: dict) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--checkpoint", default="")
+    parser.add_argument("--weights-seed", type=int, default=0)
+    parser.add_argument("--budget-seconds", type=float, default=420.0)
+    parser.add_argument("--quick", action="store_true")
+    asked = parser.parse_args(arguments)
+    prepare()
+    try:
+        weights = Weights(asked.preset, asked.weights_seed, asked.checkpoint, _device(asked.device))
+        Profiler(weights, asked.budget_seconds, asked.quick, _say).run()
+    except HarnessError as error:
+        _say({"event": "error", "message": str(error)})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

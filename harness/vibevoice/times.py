@@ -1,0 +1,116 @@
+"""How long a stage takes, from the points that a profile holds: straight lines between them, and beyond the last."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from harness import wire
+from harness.errors import InputError
+
+PREFILL = "prefill"
+
+
+class Curve:
+    """Milliseconds over one quantity: straight lines between points; beyond the last, the line of the last two.
+
+    Below the first point its own time is taken. Beyond the last, never less than its time.
+    """
+
+    def __init__(self, points: Iterable[tuple[float, float]]):
+        self.x, self.y = map(np.array, zip(*sorted(dict(points).items()), strict=True))
+
+    def at(self, x: float) -> float:
+        if x <= self.x[-1] or len(self.x) == 1:
+            return float(np.interp(x, self.x, self.y))
+        slope = (self.y[-1] - self.y[-2]) / (self.x[-1] - self.x[-2])
+        return float(self.y[-1] + max(0.0, slope) * (x - self.x[-1]))
+
+
+class Surface:
+    """Milliseconds over two quantities, linear in each between the points: a curve over the second for each first."""
+
+    def __init__(self, points: Iterable[tuple[float, float, float]]):
+        rows: dict[float, list] = {}
+        for first, second, ms in points:
+            rows.setdefault(first, []).append((second, ms))
+        self.curves = {first: Curve(row) for first, row in rows.items()}
+
+    def covers(self, first: float, second: float) -> bool:
+        """Whether it lies within the points: those of a large batch may end at a smaller context than others."""
+        if first > max(self.curves):
+            return False
+        near = max((x for x in self.curves if x <= first), default=first), min(x for x in self.curves if x >= first)
+        return all(second <= self.curves[x].x[-1] for x in near if x in self.curves)
+
+    def at(self, first: float, second: float) -> float:
+        return Curve((x, curve.at(second)) for x, curve in self.curves.items()).at(first)
+
+
+class Profile:
+    """The times of every stage as ``harness profile`` has written them. Raises InputError for a file that is none."""
+
+    def __init__(self, path: Path | str):
+        try:
+            content = json.loads(Path(path).read_text())
+            self.model = {name: int(size) for name, size in content["model"].items()}
+            self._read(content["stages"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is no profile that can be emulated: {error!r}; make one with `harness profile`"
+            ) from None
+        self.path = path
+        self._told: set[str] = set()
+
+    def _read(self, stages: dict[str, list[dict]]) -> None:
+        points = {stage: [p for p in rows if "ms" in p] for stage, rows in stages.items()}
+        for stage in (*wire.STAGES, wire.VOICE, PREFILL):
+            if not points[stage]:
+                raise ValueError(f"it holds no time of {stage}")
+        usual = [p for p in points[wire.DIFFUSION] if p["steps"] == wire.DEFAULT_DIFFUSION_STEPS]
+        self._step = Surface((p["batch"], p["context"], p["ms"]) for p in points[wire.LLM])
+        self._prefill = Surface((p["tokens"], p["context"], p["ms"]) for p in points[PREFILL])
+        self._denoise = Curve((p["batch"], p["ms"]) for p in usual)
+        shares = [(p["steps"], p["ms"] / self._denoise.at(p["batch"])) for p in points[wire.DIFFUSION]]
+        self._steps = Curve([(0, 0.0), *shares])  # of the time of the usual number of steps
+        self._vocode = Curve((p["batch"], p["ms"]) for p in points[wire.VOCODER])
+        self._encode = Curve((p["seconds"], p["ms"]) for p in points[wire.VOICE])
+
+    def step_ms(self, contexts: Sequence[int]) -> float:
+        """A frame step of the LLM for sessions of these contexts (positions of both branches)."""
+        at = len(contexts), sum(contexts) / len(contexts)
+        self._check("a frame step", at, self._step.covers(*at))
+        return self._step.at(*at)
+
+    def prefill_ms(self, tokens: int, context: int) -> float:
+        """A prompt part of ``tokens`` after ``context`` positions."""
+        self._check("a prompt part", (tokens, context), self._prefill.covers(tokens, context))
+        return self._prefill.at(tokens, context)
+
+    def denoise_ms(self, steps: Sequence[int]) -> float:
+        """One frame for each row, of so many steps; rows of one number of steps are computed together."""
+        groups = [(count, len(list(rows))) for count, rows in itertools.groupby(sorted(steps))]
+        return sum(self._on(self._denoise, "diffusion", rows) * self._steps.at(count) for count, rows in groups)
+
+    def vocode_ms(self, batch: int) -> float:
+        """A frame of ``batch`` sessions."""
+        return self._on(self._vocode, "the vocoder", batch)
+
+    def encode_ms(self, seconds: float) -> float:
+        """A voice sample of so many seconds."""
+        return self._on(self._encode, "the voice encoder", seconds)
+
+    def _on(self, curve: Curve, what: str, x: float) -> float:
+        self._check(what, (x,), x <= curve.x[-1])
+        return curve.at(x)
+
+    def _check(self, what: str, at: tuple[float, ...], covered: bool) -> None:
+        """Say, once per stage, that a time lies beyond what was measured."""
+        if not covered and what not in self._told:
+            self._told.add(what)
+            place = ", ".join(f"{value:.0f}" for value in at)
+            print(f"{self.path}: {what} at ({place}) lies beyond what was measured: extrapolated", flush=True)

@@ -1,0 +1,154 @@
+"""What else went on while a test ran: CPU that was stolen or used by others, the server's memory, its restarts.
+
+A look reads /proc and takes some milliseconds, in a thread of the load generator; it asks the server nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psutil
+
+INTERVAL_S = 5.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look. Shares are of all cores, since the look before; NaN in the first."""
+
+    at_ns: int
+    stolen_share: float  # by the hypervisor
+    busy_share: float
+    other_share: float  # busy, but neither the harness nor the server
+    server_memory_bytes: int  # of the server and its children; 0 where it is not on this host
+
+
+class Witness:
+    """Looks at this host until ``close()``. ``port``: of a server on this host, None where it is on another.
+
+    ``events``: processes of the server that ended or joined, in words.
+    """
+
+    def __init__(self, port: int | None, interval_s: float = INTERVAL_S):
+        self.looks: list[Look] = []
+        self.events: list[str] = []
+        self._port = port
+        self._began_ns = time.monotonic_ns()
+        self._host: tuple[float, float, float] | None = None
+        self._used: dict[psutil.Process, float] = {}
+        self._main: psutil.Process | None = None
+        self._server: dict[psutil.Process, str] = {}
+        self._looking, self._closed = threading.Lock(), threading.Event()
+        threading.Thread(target=self._run, args=(interval_s,), daemon=True).start()
+
+    def close(self) -> None:
+        """Take a last look and end."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._look()
+
+    def account(self, start_ns: int, end_ns: int) -> dict[str, float | int | list[str] | None]:
+        """What the looks of [start_ns, end_ns] add up to: shares of the host's cores, and events since the start."""
+        looks = [look for look in self.looks if start_ns <= look.at_ns <= end_ns and not math.isnan(look.busy_share)]
+        return {
+            "looks": len(looks),
+            "cores": os.cpu_count(),
+            "stolen_share": _mean(look.stolen_share for look in looks),
+            "stolen_share_max": max((look.stolen_share for look in looks), default=None),
+            "busy_share": _mean(look.busy_share for look in looks),
+            "other_share": _mean(look.other_share for look in looks),
+            "other_share_max": max((look.other_share for look in looks), default=None),
+            "server_memory_bytes": looks[-1].server_memory_bytes if looks else 0,
+            "server_events": list(self.events),
+        }
+
+    def _run(self, interval_s: float) -> None:
+        while not self._closed.is_set():
+            self._look()
+            self._closed.wait(interval_s)
+
+    def _look(self) -> None:
+        with self._looking:
+            own, server = _tree(psutil.Process()), self._server_tree()
+            if psutil.Process() in server:  # the harness may be a child of its server, as the server may be of it
+                server = {process: name for process, name in server.items() if process not in own}
+            self._note_changes(server)
+            stolen, busy, other = self._shares({process: _cpu_s(process) for process in {*own, *server}})
+            memory = sum(map(_resident_bytes, server))
+            self.looks.append(Look(time.monotonic_ns(), stolen, busy, other, memory))
+
+    def _server_tree(self) -> dict[psutil.Process, str]:
+        if self._port and not (self._main and self._main.is_running()):
+            self._main = _listener(self._port)
+        return _tree(self._main)
+
+    def _shares(self, used: dict[psutil.Process, float]) -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        idle = times.idle + times.iowait
+        busy = times.user + times.nice + times.system + times.irq + times.softirq
+        before, self._host = self._host, (times.steal, busy, idle + busy + times.steal)
+        ours = sum(seconds - self._used.get(process, seconds) for process, seconds in used.items())
+        self._used = used
+        if before is None or self._host[2] <= before[2]:
+            return math.nan, math.nan, math.nan
+        stolen, busy, total = (now - then for now, then in zip(self._host, before, strict=True))
+        return stolen / total, busy / total, max(busy - ours, 0.0) / total
+
+    def _note_changes(self, server: dict[psutil.Process, str]) -> None:
+        if self.looks:
+            at = f"{(time.monotonic_ns() - self._began_ns) / 1e9:.0f} s"
+            gone = [self._server[each] for each in self._server.keys() - server.keys()]
+            came = [server[each] for each in server.keys() - self._server.keys()]
+            self.events += [f"{name} of the server ended by {at}" for name in sorted(gone)]
+            self.events += [f"{name} of the server started by {at}" for name in sorted(came)]
+        self._server = server
+
+
+def _listener(port: int) -> psutil.Process | None:
+    """The process that listens on a port of this host, if it may be seen."""
+    with contextlib.suppress(psutil.Error, OSError):
+        for each in psutil.net_connections("tcp"):
+            if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
+                return psutil.Process(each.pid)
+    return None
+
+
+def _tree(root: psutil.Process | None) -> dict[psutil.Process, str]:
+    """A process and all below it, each with what it is called."""
+    tree = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for each in [root, *root.children(recursive=True)] if root else ():
+            with contextlib.suppress(psutil.Error):
+                tree[each] = _called(each)
+    return tree
+
+
+def _called(process: psutil.Process) -> str:
+    """``process 123 (tritonserver)``, or the model of a stage process, whose command names its folder."""
+    models = [part for word in process.cmdline() if word.endswith("model.py") for part in word.split("/")[-3:-2]]
+    return f"process {process.pid} ({models[0] if models else process.name()})"
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    with contextlib.suppress(psutil.Error):
+        return sum(process.cpu_times()[:2])
+    return 0.0
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    """Memory that the process holds alone: pages that it shares with others would count in each of them."""
+    with contextlib.suppress(psutil.Error):
+        memory = process.memory_info()
+        return memory.rss - memory.shared
+    return 0
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,23 @@
+"""Short requests by count, podcasts of up to 90 minutes by work: 95 of 100 callers hear 10 seconds, 5 hear 40 minutes.
+
+    locust -f scenarios/mixed.py --headless --rate 0.1 --steady 7 -t 2m
+    locust -f scenarios/mixed.py --headless --trace TRACE.csv --rate 0.1 --steady 7 -t 2m   # arrivals of a real service
+    locust -f scenarios/mixed.py --headless --rate 1 --tags short -t 60s                    # one class alone
+
+A podcast outlives such a test. ``--steady N`` begins with N sessions in mid-course, of which Little's law expects
+rate x mean audio x real-time factor (0.1 x 136 s x 0.5 is about 7); the end cuts them off: unfinished, not failed.
+"""
+
+from harness.user import SpeechUser
+from harness.workload import MIXES
+
+
+class Listener(SpeechUser):
+    """Add your own kinds of traffic as classes: see podcast.py."""
+
+    mix = MIXES["mixed"].promising(
+        {
+            "short": {"ttfa_p95_s": 1.0, "rtf_p95": 0.9},
+            "long": {"ttfa_p90_s": 2.0, "rtf_p90": 0.9, "stall_p90_s": 0.5},
+        }
+    )

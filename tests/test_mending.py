@@ -1,0 +1,133 @@
+"""Who loads a model again whose process died, when, and with what configuration."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from harness import wire
+from harness.vibevoice.mending import Mender, Note, Registry, one_more_restart
+from harness.vibevoice.sessions import first_session_id, is_alive
+
+SERVER = 7
+DEAD = 2**22 + 1  # above any process id
+CONFIG = json.dumps({"name": "x", "parameters": {"preset": {"string_value": "tiny"}}})
+
+
+@pytest.fixture
+def sleeper():
+    """A process that can be killed; until it is waited for it is then a zombie, as Triton's are."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def registry(tmp_path):
+    return Registry(SERVER, tmp_path)
+
+
+def note_of(model, pid, instance=0, server=SERVER, since_ns=0, config=CONFIG):
+    return Note(server, pid, f"{model}_0_{instance}", model, config, since_ns)
+
+
+def mender_of(registry, pid=None, fail=()):
+    loaded = []
+
+    def load(model, config):
+        if model in fail:
+            raise RuntimeError("no explicit model control")
+        loaded.append((model, json.loads(config)["parameters"]["restarts"]["string_value"]))
+
+    return Mender(registry, load, os.getpid() if pid is None else pid), loaded
+
+
+def test_a_process_that_died_is_told_from_one_that_runs(sleeper):
+    assert is_alive(os.getpid()) and is_alive(sleeper.pid)
+    sleeper.kill()
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # ended, not reaped
+    assert not is_alive(sleeper.pid)
+    sleeper.wait()
+    assert not is_alive(sleeper.pid)
+
+
+def test_a_model_whose_process_died_is_loaded_again_once(registry, sleeper):
+    registry.put(note_of(wire.VOICE, os.getpid()), "a")
+    registry.put(note_of(wire.VOCODER, sleeper.pid), "b")
+    mender, loaded = mender_of(registry)
+    assert mender.look(0.0) == [] and len(registry.notes()) == 2
+    sleeper.kill()
+    sleeper.wait()
+    assert mender.look(1.0) == [wire.VOCODER]
+    assert mender.look(2.0) == []
+    assert loaded == [(wire.VOCODER, "1")]
+    assert [note.model for note in registry.notes().values()] == [wire.VOICE]
+
+
+def test_only_the_first_of_the_watchers_acts(registry, sleeper):
+    """The voice encoder before the LLM stage, the LLM stage before an entry; a stage that does not watch never."""
+    registry.put(note_of(wire.ENTRY, os.getpid()), "a")
+    registry.put(note_of(wire.DIFFUSION, DEAD), "dead")
+    registry.put(note_of(wire.LLM, sleeper.pid), "b")
+    entry, loaded = mender_of(registry)
+    assert entry.look(0.0) == []
+    sleeper.kill()
+    sleeper.wait()
+    assert set(entry.look(0.0)) == {wire.DIFFUSION, wire.LLM} and len(loaded) == 2
+
+
+def test_a_process_whose_place_was_taken_is_left_alone(registry):
+    """A model that was loaded anew meanwhile; of two dead instances of one model it is loaded once."""
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.LLM, DEAD), "old")
+    registry.put(note_of(wire.LLM, os.getpid(), since_ns=5), "new")
+    for instance in range(2):
+        registry.put(note_of(wire.VOCODER, DEAD + 1 + instance, instance), f"dead{instance}")
+    mender, loaded = mender_of(registry)
+    assert mender.look(0.0) == [wire.VOCODER]
+    assert loaded == [(wire.VOCODER, "1")] and len(registry.notes()) == 2
+
+
+def test_one_that_lives_on_after_its_successor_came_does_not_stand_for_it(registry):
+    """And what is loaded again is the configuration of the successor."""
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.ENTRY, os.getpid(), since_ns=1), "old")
+    registry.put(note_of(wire.ENTRY, DEAD, since_ns=2, config=one_more_restart(CONFIG)), "new")
+    registry.put(note_of(wire.ENTRY, DEAD + 1, since_ns=0), "oldest")
+    mender, loaded = mender_of(registry)
+    assert mender.look(0.0) == [wire.ENTRY]
+    assert loaded == [(wire.ENTRY, "2")] and len(registry.notes()) == 2
+
+
+def test_notes_of_another_server_and_files_of_others_mean_nothing(registry, tmp_path):
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.VOCODER, DEAD, server=SERVER + 1), "foreign")
+    for number, content in enumerate(("", "[1]", '{"server": 7}', "\0\1")):
+        (tmp_path / f"{number}.model").write_text(content)
+    mender, loaded = mender_of(registry)
+    assert mender.look(0.0) == [] and loaded == []
+
+
+def test_a_load_that_fails_is_tried_again_later(registry, capsys):
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.VOCODER, DEAD), "dead")
+    fail = [wire.VOCODER]
+    mender, loaded = mender_of(registry, fail=fail)
+    assert [mender.look(now) for now in (0.0, 5.0, 9.9)] == [[]] * 3
+    assert capsys.readouterr().out.count("cannot be loaded again: no explicit model control") == 1
+    fail.clear()
+    assert mender.look(10.0) == [wire.VOCODER]
+
+
+def test_every_restart_makes_another_configuration():
+    once = one_more_restart(CONFIG)
+    twice = json.loads(one_more_restart(once))
+    assert twice["parameters"] == {"preset": {"string_value": "tiny"}, "restarts": {"string_value": "2"}}
+    assert json.loads(one_more_restart("{}"))["parameters"] == {"restarts": {"string_value": "1"}}
+
+
+def test_session_ids_of_two_processes_never_meet():
+    assert first_session_id(5) + 2**32 - 2 < first_session_id(6)
