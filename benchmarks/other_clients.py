@@ -89,6 +89,7 @@ class PerfAnalyzer:
         """Closed loop of so many users on the entry. ``inputs``: perf_analyzer's form of a request's tensors."""
         data, profile = self.folder / "data.json", self.folder / "profile.json"
         data.write_text(json.dumps({"data": [inputs]}))
+        profile.unlink(missing_ok=True)  # perf_analyzer writes over nothing
         options = ["-m", wire.ENTRY, "-u", url, "-i", "grpc", "--streaming", "--async", "-r", "3", "-s", "50"]
         options += ["--concurrency-range", str(users), "-p", str(MEASURED_MS)]
         self._run(*options, "--input-data", str(data), "--profile-export-file", str(profile))
@@ -103,5 +104,5 @@ class PerfAnalyzer:
         environment = {**os.environ, "LD_LIBRARY_PATH": str(self.folder)}
         done = subprocess.run([self.binary, *options], env=environment, capture_output=True, text=True, timeout=120)
         if done.returncode:
-            said = (done.stderr or done.stdout).strip()[-300:]
+            said = (done.stderr or done.stdout).strip()[:300]  # what is wrong, then all of its options
             raise ServerError(f"perf_analyzer ended with {done.returncode}: {said}")

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModel, VibeVoiceConfig
-from transformers.models.vibevoice.modeling_vibevoice import VibeVoiceDiffusionHead, VibeVoiceMultiModalProjector
+from transformers import VibeVoiceConfig
 
 from harness.errors import InputError
 
@@ -168,7 +167,7 @@ class Weights:
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
     def backbone(self) -> nn.Module:
-        return self._ready(lambda: AutoModel.from_config(deepcopy(self.config.text_config)), "model.language_model.")
+        return self._ready(lambda: _automatic(deepcopy(self.config.text_config)), "model.language_model.")
 
     def head_rows(self, token_ids: list[int]) -> torch.Tensor:
         """Rows of the output matrix for the few legal tokens: float [tokens, hidden]."""
@@ -180,26 +179,27 @@ class Weights:
 
     def acoustic_connector(self) -> nn.Module:
         sizes = self.config.audio_config.hidden_size, self.config.text_config.hidden_size
-        return self._ready(lambda: VibeVoiceMultiModalProjector(*sizes), "model.multi_modal_projector.")
+        return self._ready(lambda: _modeling().VibeVoiceMultiModalProjector(*sizes), "model.multi_modal_projector.")
 
     def semantic_connector(self) -> nn.Module:
         sizes = self.config.semantic_model_config.hidden_size, self.config.text_config.hidden_size
-        return self._ready(lambda: VibeVoiceMultiModalProjector(*sizes), "model.semantic_connector.")
+        return self._ready(lambda: _modeling().VibeVoiceMultiModalProjector(*sizes), "model.semantic_connector.")
 
     def diffusion_head(self) -> nn.Module:
-        return self._ready(lambda: VibeVoiceDiffusionHead(self.config.diffusion_head_config), "model.diffusion_head.")
+        config = self.config.diffusion_head_config
+        return self._ready(lambda: _modeling().VibeVoiceDiffusionHead(config), "model.diffusion_head.")
 
     def acoustic_decoder(self) -> nn.Module:
         config = self.config.audio_config.decoder_config
-        return self._ready(lambda: AutoModel.from_config(config), "model.audio_tower.decoder.")
+        return self._ready(lambda: _automatic(config), "model.audio_tower.decoder.")
 
     def acoustic_encoder(self) -> nn.Module:
         config = self.config.audio_config.encoder_config
-        return self._ready(lambda: AutoModel.from_config(config), "model.audio_tower.encoder.")
+        return self._ready(lambda: _automatic(config), "model.audio_tower.encoder.")
 
     def semantic_encoder(self) -> nn.Module:
         config = self.config.semantic_model_config
-        return self._ready(lambda: AutoModel.from_config(config), "model.semantic_tokenizer_encoder.")
+        return self._ready(lambda: _automatic(config), "model.semantic_tokenizer_encoder.")
 
     def latent_scale_and_bias(self) -> tuple[float, float]:
         """Factors that map the encoder's latents to the diffusion head's: (z + bias) * scale."""
@@ -227,6 +227,19 @@ class Weights:
                 return tensors.get_tensor(name)
         except Exception as error:
             raise InputError(f"checkpoint {self.checkpoint} holds no readable tensor {name}: {error}") from error
+
+
+def _modeling():
+    """transformers' module of VibeVoice; it takes seconds to import, and who needs sizes alone goes without."""
+    from transformers.models.vibevoice import modeling_vibevoice
+
+    return modeling_vibevoice
+
+
+def _automatic(config) -> nn.Module:
+    from transformers import AutoModel
+
+    return AutoModel.from_config(config)
 
 
 RANDOM_LATENT_SCALE = 0.2
