@@ -24,9 +24,10 @@ from grpc._cython import cygrpc
 from tritonclient.grpc import service_pb2 as pb
 
 from harness import wire
-from harness.client import CHANNEL_OPTIONS, SpeechClient, infer_message
+from harness.client import SpeechClient, infer_message
 from harness.readers import POLLING, go_first
 from harness.records import Request
+from harness.targets import CHANNEL_OPTIONS, Target
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 SPREAD_S = 2.0  # over which the streams begin
@@ -197,7 +198,7 @@ async def _read_aio(deserialiser, url: str, streams: int, request: Request, coun
         while await call.read() is not grpc.aio.EOF:
             counter.messages += 1
 
-    async with grpc.aio.insecure_channel(url, options=CHANNEL_OPTIONS) as channel:
+    async with Target.of(url).aio_channel(url) as channel:
         ask = channel.stream_stream(METHOD, pb.ModelInferRequest.SerializeToString, deserialiser)
         tasks = []
         await _each(streams, lambda: tasks.append(asyncio.ensure_future(stream())))

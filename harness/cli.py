@@ -18,10 +18,12 @@ from harness import signoff as job
 from harness import wire
 from harness.doctor import examine
 from harness.errors import HarnessError, InputError
+from harness.remote import with_target
 from harness.report.page import write_report
 from harness.speak import Manner, speak_file
 from harness.spec import load_plan
 from harness.store import Run, read_profile
+from harness.targets import Target
 from harness.triton.config import Deployment
 from harness.triton.server import ROOT, TritonServer, local_url
 
@@ -154,6 +156,7 @@ def serve(
 
 
 @app.command(epilog="Example: `harness speak script.txt --frames 75 --wav speech.wav --keep talk.npz`")
+@with_target
 def speak(
     script: Annotated[Path, typer.Argument(help="A text file with lines `Speaker N: text`.")],
     frames: Annotated[int, typer.Option(help="Frames of 133 ms to speak; left out = as long as the text takes.")] = -1,
@@ -169,16 +172,16 @@ def speak(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with a session that --keep wrote, under the same script.")
     ] = None,
-    url: Url = "",
+    target: Target | None = None,
 ) -> None:
     """Send one script to a server and say how it went."""
     manner = Manner(None if frames == -1 else frames, until_end, steps, guidance, keep, resume)
     if not script.is_file():
         raise InputError(f"cannot read {script}: there is no such file")
-    address = url or local_url()
-    if not address:
+    found = target or local_url()
+    if not found:
         raise InputError("no server: give --url HOST:PORT, or run `harness serve` in another terminal")
-    out.print(speak_file(address, script, wav, manner), soft_wrap=True)
+    out.print(speak_file(found, script, wav, manner), soft_wrap=True)
 
 
 @app.command(epilog="Example: `harness profile --preset tiny --device cpu`")
@@ -208,11 +211,12 @@ def profile(
     out.print(f"Profile: [bold]{path}[/]", soft_wrap=True)
 
 
-@app.command()
-def doctor() -> None:
-    """What this machine can and cannot do, and how to mend it."""
+@app.command(epilog="Example: `harness doctor --url grpcs://gpu7:8001,gpu8:8001 --tls-ca ca.pem`")
+@with_target
+def doctor(target: Target | None = None) -> None:
+    """What this machine can and cannot do, and how to mend it; with --url, whether servers can be reached."""
     table = Table("", "what", "found", "how to mend it", box=None)
-    checks = examine(ROOT)
+    checks = examine(ROOT, target)
     for check in checks:
         mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[check.fine]
         table.add_row(mark, check.what, check.found, check.mend)

@@ -11,29 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from harness import wire
-from harness.errors import HarnessError, InputError, RequestError, ServerError
+from harness.errors import HarnessError, RequestError
 from harness.records import Chunks, Outcome, Request, Result
+from harness.replicas import PING_TIMEOUT, Replica, Replicas
+from harness.targets import Target
 
-DEFAULT_PORT = 8001
-READY_TIMEOUT_S = 10.0
-SILENCE_LIMIT_S = 60.0  # a server that lives sends something every few seconds, even while a request waits
 BYTES_PER_SAMPLE = 4
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.enable_http_proxy", 0),  # a load test through a proxy would measure the proxy
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),  # the default of two minutes outlasts a server's restart
-    # A network that is cut says nothing. After 10 s without a byte a ping asks, and a connection without an answer is
-    # given up. A server hangs up on a client whose fourth ping comes while it is silent; ours is never silent so long.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute unless given, whatever the line above says
-)
-CONNECTION_LOST, PING_TIMEOUT = "Stream removed", "ping timeout"  # gRPC's words
+CONNECTION_LOST = "Stream removed"  # gRPC's words
 FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f", "BOOL": "?"}  # of struct, for Triton's types
 FINAL = "triton_final_response"
 ASK_FOR_FINAL = "triton_enable_empty_final_response"
@@ -41,27 +27,6 @@ ASK_FOR_FINAL = "triton_enable_empty_final_response"
 OnAudio = Callable[[bytes], None]
 OnCarry = Callable[[bytes], None]
 OnChunk = Callable[["Stream", int, int], None]  # the stream, time of arrival (ns), samples
-
-
-def address_of(url: str) -> tuple[str, bool]:
-    """``host:port`` and whether to use TLS, from ``grpc://host:port``, ``grpcs://…``, ``host:port`` or ``host``.
-
-    Raises InputError for a URL of another kind.
-    """
-    scheme, separator, rest = url.strip().rpartition("://")
-    rest = rest.rstrip("/")
-    if separator and scheme not in ("grpc", "grpcs"):
-        raise InputError(
-            f"cannot stream from {url!r}: speech comes over Triton's gRPC port; "
-            f"give it as grpc://host:{DEFAULT_PORT} (or grpcs:// for TLS)"
-        )
-    if not rest or any(letter in rest for letter in "/?# \t"):
-        raise InputError(f"{url!r} is not the address of a server: write grpc://host:port or host:port")
-    host, colon, port = rest.rpartition(":")
-    has_port = bool(colon) and not rest.endswith("]")
-    if has_port and not (host and port.isdigit() and 0 < int(port) < 65_536):
-        raise InputError(f"{url!r} has no usable port: write grpc://host:port with a port from 1 to 65535")
-    return (rest if has_port else f"{rest}:{DEFAULT_PORT}"), scheme == "grpcs"
 
 
 def _tensor(message: pb.ModelInferRequest, name: str, datatype: str, shape: list[int], content: bytes) -> None:
@@ -123,8 +88,9 @@ def make_result(
     ended_ns: int | None = None,
     chunks: Chunks | None = None,
     emulated: bool = False,
+    target: str = "",
 ) -> Result:
-    """What became of a request; ``sent_ns`` = 0 says that it was never sent."""
+    """What became of a request; ``sent_ns`` = 0 says that it was never sent, ``target`` which server it was sent to."""
     return Result(
         request_id=request.request_id,
         traffic_class=request.traffic_class,
@@ -141,6 +107,7 @@ def make_result(
         error=error,
         chunks=Chunks.empty() if chunks is None else chunks,
         emulated=emulated,
+        target=target,
     )
 
 
@@ -155,8 +122,7 @@ class Stream:
 
     def __init__(
         self,
-        stub: GRPCInferenceServiceStub,
-        address: str,
+        replicas: Replicas,
         request: Request,
         loop: str,
         on_audio: OnAudio | None = None,
@@ -164,7 +130,8 @@ class Stream:
         on_carry: OnCarry | None = None,
     ):
         self.request = request
-        self._stub, self._address, self._loop = stub, address, loop
+        self._replicas, self._loop = replicas, loop
+        self._replica: Replica | None = None  # chosen when the request is sent
         self._message = infer_message(request)  # built ahead of the due time
         self._on_audio, self._on_chunk, self._on_carry = on_audio, on_chunk, on_carry
         self._call = None
@@ -189,12 +156,14 @@ class Stream:
         if self._stopped is not None:
             return self._result()
         self._task = asyncio.current_task()
+        self._replica = self._replicas.choose()
+        self._replica.streams += 1
         try:
             await self._exchange()
         except grpc.aio.AioRpcError as error:
             self._fail(self._in_words(error))
         except asyncio.InvalidStateError:
-            self._fail(f"the server at {self._address} ended the call before it took the request")
+            self._fail(f"the server at {self._replica.address} ended the call before it took the request")
         except asyncio.CancelledError:
             self._call.cancel()
             if self._stopped is not None or self._error:
@@ -203,6 +172,7 @@ class Stream:
                 raise
         finally:
             self._silence.cancel()
+            self._replica.streams -= 1
             self._task = None
         return self._result()
 
@@ -214,12 +184,13 @@ class Stream:
         """End a stream that has been silent for too long; otherwise look again when it could have been."""
         if self._final_ns:
             return
-        left_s = SILENCE_LIMIT_S - (time.monotonic_ns() - self._heard_ns) / 1e9
+        limit_s = self._replicas.target.silence_s
+        left_s = limit_s - (time.monotonic_ns() - self._heard_ns) / 1e9
         if left_s > 0:
             self._silence = asyncio.get_running_loop().call_later(left_s, self._listen)
             return
         self._fail(
-            f"the server at {self._address} has sent nothing for {SILENCE_LIMIT_S:g} s: the process that served this "
+            f"the server at {self._replica.address} has sent nothing for {limit_s:g} s: the process that served this "
             f"request has ended, or the way to it is cut; {self._progress()}; ask again"
         )
         self._task.cancel()
@@ -227,7 +198,8 @@ class Stream:
     async def _exchange(self) -> None:
         self._sent_ns = self._heard_ns = time.monotonic_ns()
         self._listen()
-        self._call = self._stub.ModelStreamInfer()
+        target = self._replicas.target
+        self._call = self._replica.stub.ModelStreamInfer(timeout=target.request_s, metadata=target.headers)
         await self._call.write(self._message)
         self._message = None
         await self._call.done_writing()
@@ -281,6 +253,7 @@ class Stream:
             ended_ns=self._final_ns or None,
             chunks=Chunks(*(np.array(column, np.int64) for column in columns)),
             emulated=self._emulated,
+            target=self._replica.address if self._replica else "",
         )
 
     def _ending(self) -> tuple[Outcome, str]:
@@ -308,11 +281,14 @@ class Stream:
         return f"with {samples} samples of audio" + (f" where {asked} were asked for" if asked else "")
 
     def _in_words(self, error: grpc.aio.AioRpcError) -> str:
-        details = error.details() or ""
+        code, details, address = error.code(), error.details() or "", self._replica.address
+        limit_s = self._replicas.target.request_s
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and limit_s is not None:
+            return f"the request was not done after {limit_s:g} s, the most that it may take, {self._progress()}"
         was_there = self._received or CONNECTION_LOST in details
-        if error.code() is grpc.StatusCode.UNAVAILABLE and was_there and PING_TIMEOUT not in details:
-            return f"the server at {self._address} went away, {self._progress()}: {details}"
-        return _in_words(error, self._address)
+        if code is grpc.StatusCode.UNAVAILABLE and was_there and PING_TIMEOUT not in details:
+            return f"the server at {address} went away, {self._progress()}: {details}"
+        return self._replica.in_words(error)
 
 
 def _without_its_process(message: str) -> str:
@@ -322,59 +298,26 @@ def _without_its_process(message: str) -> str:
     return message
 
 
-def _in_words(error: grpc.aio.AioRpcError, address: str) -> str:
-    """A gRPC status as a sentence that says how to mend it; the server's own message is kept as it is."""
-    code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.UNAVAILABLE and PING_TIMEOUT in details:
-        return f"{address} fell silent and did not answer a ping for 10 s: is the network to it cut?"
-    if code is grpc.StatusCode.UNAVAILABLE and "http1" in details.lower():
-        return f"{address} is an HTTP port: give Triton's gRPC port (usually {DEFAULT_PORT}, not 8000)"
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return (
-            f"no Triton answers at {address}: start one with `harness serve`, "
-            f"or give its gRPC address ({details.splitlines()[0] if details else 'no detail'})"
-        )
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"{address} did not answer in time: is it Triton's gRPC port, and is the way to it open?"
-    if code is grpc.StatusCode.UNIMPLEMENTED:
-        return f"{address} speaks gRPC but not Triton's protocol: give the gRPC address of a Triton server"
-    return f"{details or 'no message'} ({code.name} from {address})"
-
-
 class SpeechClient:
-    """A connection to one Triton server, shared by all streams that it opens. An async context manager."""
+    """The connections to a service, a URL or a Target, shared by all streams. An async context manager.
 
-    def __init__(self, url: str):
-        self.address, self._secure = address_of(url)
-        self._channel: grpc.aio.Channel | None = None
-        self._stub: GRPCInferenceServiceStub | None = None
+    ``first`` is the number of the replica that its order begins with (see ``Replicas``).
+    """
+
+    def __init__(self, target: Target | str, first: int = 0):
+        self.target = Target.of(target)
+        self.replicas = Replicas(self.target, first)
 
     async def __aenter__(self) -> SpeechClient:
-        if self._secure:
-            credentials = grpc.ssl_channel_credentials()
-            self._channel = grpc.aio.secure_channel(self.address, credentials, options=CHANNEL_OPTIONS)
-        else:
-            self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
-        self._stub = GRPCInferenceServiceStub(self._channel)
+        await self.replicas.__aenter__()
         return self
 
     async def __aexit__(self, *_) -> None:
-        await self._channel.close()
+        await self.replicas.__aexit__()
 
     async def ready(self) -> None:
-        """Return when the server can take speech requests; raise ServerError, in words, when it cannot."""
-        try:
-            server = await self._stub.ServerReady(pb.ServerReadyRequest(), timeout=READY_TIMEOUT_S)
-            model = await self._stub.ModelReady(pb.ModelReadyRequest(name=wire.ENTRY), timeout=READY_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise ServerError(_in_words(error, self.address)) from error
-        if not server.ready:
-            raise ServerError(f"Triton at {self.address} is up but not ready: wait for its models to load")
-        if not model.ready:
-            raise ServerError(
-                f"Triton at {self.address} does not serve the model {wire.ENTRY!r}: "
-                "load the model repository of this project into it"
-            )
+        """Return when every server can take speech requests; raise ServerError, in words, when one cannot."""
+        await self.replicas.ready()
 
     def open(
         self,
@@ -386,7 +329,7 @@ class SpeechClient:
         on_carry: OnCarry | None = None,
     ) -> Stream:
         """Make the stream of one request ready; nothing is sent before its ``run()``. Raises RequestError."""
-        return Stream(self._stub, self.address, request, loop, on_audio, on_chunk, on_carry)
+        return Stream(self.replicas, request, loop, on_audio, on_chunk, on_carry)
 
     async def speak(
         self, request: Request, loop: str, *, on_audio: OnAudio | None = None, on_carry: OnCarry | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sys
@@ -13,6 +14,8 @@ import psutil
 
 from harness.errors import ServerError
 from harness.probe import host_facts
+from harness.replicas import Replica
+from harness.targets import Target
 from harness.triton.config import REPOSITORY, Deployment
 from harness.triton.server import find_distribution, free_ports, local_url
 
@@ -31,9 +34,10 @@ class Check:
     mend: str = ""
 
 
-def examine(root: Path) -> list[Check]:
-    """Every check, in the order in which a first run would meet them."""
-    return [*_software(), *_machine(root), _gpu(), _server(root)]
+def examine(root: Path, target: Target | None = None) -> list[Check]:
+    """Every check, in the order in which a first run would meet them; ``target``: servers to be reached."""
+    servers = asyncio.run(_servers(target)) if target else [_server(root)]
+    return [*_software(), *_machine(root), _gpu(), *servers]
 
 
 def _software() -> Iterator[Check]:
@@ -80,3 +84,18 @@ def _gpu() -> Check:
 def _server(root: Path) -> Check:
     url = local_url(root)
     return Check("running server", None, url or "none", "" if url else "start one: harness serve")
+
+
+async def _servers(target: Target) -> list[Check]:
+    return await asyncio.gather(*(_reached(target, address) for address in target.addresses))
+
+
+async def _reached(target: Target, address: str) -> Check:
+    replica = Replica(target, address)
+    try:
+        await replica.ready()
+    except ServerError as error:
+        return Check(f"server {address}", False, "not usable", str(error))
+    finally:
+        await replica.close()
+    return Check(f"server {address}", True, f"ready, reached {'with TLS' if target.tls else 'in plain text'}")

@@ -6,7 +6,8 @@ import itertools
 import math
 import socket
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from scipy.stats import theilslopes
 
 from harness import metrics
 from harness.certificate import MAX_LATENESS_P99_S, Certificate, Due, Gate, certify
-from harness.client import address_of
 from harness.loadtest import LoadSettings, arrival_times
 from harness.recording import RecordsWriter, mixture
 from harness.records import Outcome, Result
 from harness.slo import Promise, Verdict, judge
+from harness.targets import Target
 from harness.witness import Look, Witness
 
 _NS = 1e9
@@ -73,24 +74,27 @@ class Report:
 class Ledger:
     """Every Result of one test, written to the records folder as it comes, and what they add up to."""
 
-    def __init__(self, settings: LoadSettings, url: str, folder: Path | None, run_s: float | None = None):
-        self.settings, self.url = settings, url
+    def __init__(self, settings: LoadSettings, target: Target | str, folder: Path | None, run_s: float | None = None):
+        self.settings, self.target = settings, Target.of(target)
         self.results: list[Result] = []
         self.never_sent = 0
         self.submitted = self.lost = 0
         self.lag_p99_s = math.nan  # how late the readers' own timers ran
         self.remarks: list[str] = []  # each makes the test INVALID
         self.notes: list[str] = []  # what a reader should know
-        self.readers_see_servers_clock = is_this_host(url)
+        self.reconnects: Counter[str] = Counter()  # connections lost and made again, by server
+        self.passed_over: Counter[str] = Counter()  # requests that another got because this server was down
+        self.readers_see_servers_clock = is_this_host(self.target)
         self.start_ns = time.monotonic_ns()
         self.witness: Witness | None = None
         self._rungs = 0  # that have been held
-        self._writer = RecordsWriter(folder, {"url": url, "run_s": run_s, **settings.record()}) if folder else None
+        asked = {"url": self.target.url, "target": self.target.record(), "run_s": run_s, **settings.record()}
+        self._writer = RecordsWriter(folder, asked) if folder else None
 
     def watch_host(self) -> None:
         """From now on note what else goes on here; ``close`` ends it."""
-        port = int(address_of(self.url)[0].rpartition(":")[2])
-        self.witness = Witness(port if self.readers_see_servers_clock else None)
+        here = [address for address in self.target.addresses if is_this_host(address)]
+        self.witness = Witness([int(address.rpartition(":")[2]) for address in here])
 
     def take(self, result: Result) -> None:
         """Requests cut off before they were due are only counted: they were never part of the load."""
@@ -147,10 +151,34 @@ class Ledger:
             recorded=len(self.results) + self.never_sent - self.lost,
             due=self._due(start_ns, end_ns),
             unsteady=self._unsteady(),
-            notes=(*self.notes, *notes, *(self.witness.events if self.witness else ())),
+            notes=(*self.notes, *self._of_replicas(), *notes, *(self.witness.events if self.witness else ())),
         )
         remarks = (Gate("load", False, remark) for remark in (*self.remarks, *mixture(self.results)))
         return Certificate((*remarks, *certificate.gates), certificate.notes)
+
+    def replicas(self) -> list[dict[str, str | int]]:
+        """What each server got, and how the connections to it fared."""
+        sent = Counter(result.target for result in self.results)
+        return [
+            {
+                "address": address,
+                "requests": sent[address],
+                "reconnects": self.reconnects[address],
+                "passed_over": self.passed_over[address],
+            }
+            for address in self.target.addresses
+        ]
+
+    def _of_replicas(self) -> Iterator[str]:
+        replicas = self.replicas()
+        if len(replicas) > 1:
+            shares = ", ".join(f"{each['address']} {each['requests']}" for each in replicas)
+            yield f"requests to each of {len(replicas)} servers, {self.target.balance}: {shares}"
+        for each in replicas:
+            if each["reconnects"]:
+                yield f"connections to {each['address']} that were lost and made again: {each['reconnects']}"
+            if each["passed_over"]:
+                yield f"requests that passed over {each['address']} because it was down: {each['passed_over']}"
 
     def _unsteady(self) -> str:
         if self.settings.ladder:
@@ -201,6 +229,7 @@ class Ledger:
             "never_sent": self.never_sent,
             "lost": self.lost,
             "lag_p99_s": self.lag_p99_s,
+            "replicas": self.replicas(),
             "valid": report.valid,
             "reasons": list(report.reasons),
             "gates": [[gate.name, gate.passed, gate.says] for gate in report.certificate.gates],
@@ -232,9 +261,12 @@ def kept_promises(
     return tuple(kept)
 
 
-def is_this_host(url: str) -> bool:
-    """Whether a server shares our clock: only an address of this host can be bound to."""
-    host = address_of(url)[0].rpartition(":")[0].strip("[]")
+def is_this_host(target: Target | str) -> bool:
+    """Whether all servers share our clock: only an address of this host can be bound to."""
+    return all(_is_ours(address.rpartition(":")[0].strip("[]")) for address in Target.of(target).addresses)
+
+
+def _is_ours(host: str) -> bool:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:

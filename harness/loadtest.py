@@ -17,6 +17,7 @@ from harness.arrivals import Arrivals
 from harness.errors import HarnessError, InputError
 from harness.readers import ReaderPool
 from harness.records import Request, Result
+from harness.targets import Target
 from harness.workload import Mix, ScriptSource, requests
 
 AHEAD_NS = 500_000_000  # a request is with its reader this long before it is due
@@ -91,7 +92,12 @@ class Share:
     """
 
     def __init__(
-        self, settings: LoadSettings, url: str, on_result: Callable[[Result], None], index: int = 0, of: int = 1
+        self,
+        settings: LoadSettings,
+        target: Target | str,
+        on_result: Callable[[Result], None],
+        index: int = 0,
+        of: int = 1,
     ):
         self._settings, self._on_result, self._index, self._of = settings, on_result, index, of
         self._stopping = threading.Event()
@@ -103,7 +109,7 @@ class Share:
             self._left = iter(range(index, settings.iterations, of))
         else:
             self._left = itertools.count()
-        self.pool = ReaderPool(url, settings.readers)
+        self.pool = ReaderPool(target, settings.readers, first=index * settings.readers)
         self.start_ns = time.monotonic_ns()
 
     @property

@@ -11,18 +11,20 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import gevent
 
-from harness.client import BYTES_PER_SAMPLE, address_of
+from harness.client import BYTES_PER_SAMPLE
 from harness.errors import HarnessError, InputError, ServerError
 from harness.ledger import Ledger, is_this_host
 from harness.loadtest import LoadSettings, Share, lead_s
 from harness.options import settings_of
 from harness.recording import result_from_plain, result_to_plain
 from harness.records import Outcome, Result
+from harness.targets import Target
 from harness.terminal import end_lines, progress_line, start_line
 from harness.watch import Progress
 from harness.workload import Mix
@@ -56,19 +58,24 @@ class SpeechTest:
 
     def check(self, form: dict[str, str]) -> None:
         """Raises HarnessError for what the page's form asks, before a test that cannot run is begun with it."""
-        settings_of(vars(self._environment.parsed_options) | form, self._mix)
+        values = vars(self._environment.parsed_options) | form
+        settings_of(values, self._mix)
         if form.get("host"):
-            address_of(form["host"])
+            Target.from_options(form["host"], values)
+
+    def target(self) -> Target:
+        """The servers. Raises InputError for what cannot be used, or where none is given."""
+        if not self._environment.host:
+            raise InputError("no server is given: state its gRPC address with --host grpc://host:port")
+        return Target.from_options(self._environment.host, vars(self._environment.parsed_options))
 
     def start(self) -> None:
         """Raises HarnessError when options or server cannot be used; they may have been changed on the page."""
-        self.settings = self._settings()
-        if not self._environment.host:
-            raise InputError("no server is given: state its gRPC address with --host grpc://host:port")
+        self.settings, target = self._settings(), self.target()
         self._environment.process_exit_code = None
         self._tests += 1
         self._finished.clear()
-        self._open(self._environment.host)
+        self._open(target)
         self._running = True
         self._tell_start()
 
@@ -106,10 +113,10 @@ class SpeechTest:
         runner = self._environment.runner
         gevent.spawn(runner.quit if self._environment.parsed_options.headless else runner.stop)
 
-    def _open(self, url: str) -> None:
+    def _open(self, target: Target) -> None:
         # The ledger first: where its folder cannot be used, no load may begin.
-        self.ledger = Ledger(self.settings, url, self._folder(), self._run_s())
-        self.share = Share(self.settings, url, self._take)
+        self.ledger = Ledger(self.settings, target, self._folder(), self._run_s())
+        self.share = Share(self.settings, target, self._take)
         self.ledger.watch_host()
         if self.settings.loop == "open":
             self.share.begin(time.monotonic_ns() + round(lead_s(self.settings) * 1e9))
@@ -149,6 +156,7 @@ class SpeechTest:
         self.share.finish(grace_s)
         ledger, pool = self.ledger, self.share.pool
         ledger.submitted, ledger.lost, ledger.lag_p99_s = pool.submitted, pool.lost, pool.lag_p99_s
+        ledger.reconnects, ledger.passed_over = pool.reconnects, pool.passed_over
 
     def _hurry(self, grace_s: float) -> None:
         self.share.finish(grace_s)
@@ -198,13 +206,13 @@ class MasterTest(SpeechTest):
     def progress(self) -> Progress:
         return sum((Progress.from_plain(said["progress"]) for said in self._said.values()), Progress())
 
-    def _open(self, url: str) -> None:
+    def _open(self, target: Target) -> None:
         self._said.clear()
         self._begun = False
         self._wall_ns = wall_ns()
         self._expected = {client.id for client in self._runner.clients.all}
         self._environment.parsed_options.speech_workers = max(len(self._expected), 1)
-        self.ledger = Ledger(self.settings, url, self._folder(), self._run_s())
+        self.ledger = Ledger(self.settings, target, self._folder(), self._run_s())
         self.ledger.watch_host()
 
     def _hear(self, environment, msg) -> None:
@@ -235,6 +243,8 @@ class MasterTest(SpeechTest):
         self.ledger.submitted = sum(each["submitted"] for each in said)
         self.ledger.lost = sum(each["lost"] for each in said)
         self.ledger.lag_p99_s = max((each["lag_p99_s"] for each in said), default=math.nan)
+        self.ledger.reconnects = sum((Counter(each["reconnects"]) for each in said), Counter())
+        self.ledger.passed_over = sum((Counter(each["passed_over"]) for each in said), Counter())
         one_clock = len(set(self._shift_ns.values())) < 2
         self.ledger.readers_see_servers_clock = one_clock and all(each["sees_servers_clock"] for each in said)
         self.ledger.remarks += self._remarks()
@@ -285,10 +295,10 @@ class WorkerTest(SpeechTest):
     def _tell_start(self) -> None:
         """The master does."""
 
-    def _open(self, url: str) -> None:
+    def _open(self, target: Target) -> None:
         options = self._environment.parsed_options
-        self._wall_ns, self._sees_servers_clock = wall_ns(), is_this_host(url)
-        self.share = Share(self.settings, url, self._take, self._runner.worker_index, options.speech_workers)
+        self._wall_ns, self._sees_servers_clock = wall_ns(), is_this_host(target)
+        self.share = Share(self.settings, target, self._take, self._runner.worker_index, options.speech_workers)
         threading.Thread(target=self._keep_reporting, args=(self.share,), daemon=True).start()
 
     def _take(self, result: Result) -> None:
@@ -322,6 +332,8 @@ class WorkerTest(SpeechTest):
             "submitted": share.pool.submitted if share else 0,
             "lost": share.pool.lost if share else 0,
             "lag_p99_s": share.pool.lag_p99_s if share else math.nan,
+            "reconnects": dict(share.pool.reconnects) if share else {},
+            "passed_over": dict(share.pool.passed_over) if share else {},
             "wall_ns": self._wall_ns if share else wall_ns(),
             "sees_servers_clock": self._sees_servers_clock if share else True,
             "record": self.settings.record(),

@@ -13,6 +13,7 @@ from harness.errors import InputError
 from harness.loadtest import LoadSettings
 from harness.recording import FILE_NAME
 from harness.spec import load_mix, load_plan
+from harness.targets import OPTIONS
 from harness.workload import MIXES, Mix, ScriptSource
 
 EVERY_USER = "every user"  # what --steady without a number means
@@ -75,6 +76,12 @@ ARGUMENTS = {
         "help": "say how it goes every S seconds, and at the end how step time and memory drifted",
         "on_page": True,
     },
+    "--url": {
+        "action": "append",
+        "metavar": "URL",
+        "help": "as --host, for several servers: repeated or with commas; grpcs://HOST:PORT is TLS",
+    },
+    **OPTIONS,
     "--ladder": {"metavar": "1,2,4", "help": "closed loop: hold each of these numbers of users in turn"},
     "--rung-seconds": {"dest": "rung_s", "default": "10", "metavar": "S", "help": "how long each rung is held"},
 }
@@ -110,12 +117,19 @@ def add_arguments(parser) -> None:
         action.is_secret = action.is_required = action.is_multiple = False
 
 
-def defaults_of(options: Mapping[str, object]) -> dict[str, str]:
+def defaults_of(options: Mapping[str, object]) -> dict[str, str | list[str]]:
     """A scenario's own values of options, by their names without dashes in front, as the parser takes defaults."""
     for name in options:
         if f"--{name}" not in ARGUMENTS:
             raise InputError(f"a scenario's options: no option is named {name!r}; {_hint(name, _BARE_NAMES)}")
-    return {_dest(f"--{name}"): str(value) for name, value in options.items()}
+    return {_dest(f"--{name}"): _default(name, value) for name, value in options.items()}
+
+
+def _default(name: str, value: object) -> str | list[str]:
+    several = ARGUMENTS[f"--{name}"].get("action") == "append"
+    if not several:
+        return str(value)
+    return [value] if isinstance(value, str) else [str(each) for each in value]
 
 
 def settings_of(values: Mapping, mix: Mix | str) -> LoadSettings:

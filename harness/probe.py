@@ -15,6 +15,7 @@ import psutil
 
 from harness.errors import ServerError
 from harness.records import ServerSample
+from harness.targets import Target
 from harness.triton.statistics import StatisticsReader
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -22,15 +23,15 @@ _PACKAGES = ("torch", "transformers", "nvidia-pytriton", "tritonclient", "locust
 
 
 class Probe:
-    """Samples a server from a thread of its own, for the length of a ``with`` block.
+    """Samples the servers of a target from a thread of its own, for the length of a ``with`` block.
 
-    ``samples`` grows while it runs; ``missed`` counts the looks at which the server did not answer.
+    ``samples`` grows while it runs; ``missed`` counts the looks at which a server did not answer.
     """
 
-    def __init__(self, url: str, server_pid: int | None = None, interval_s: float = 1.0):
+    def __init__(self, target: Target | str, server_pid: int | None = None, interval_s: float = 1.0):
         self.samples: list[ServerSample] = []
         self.missed = 0
-        self._reader = StatisticsReader(url)
+        self._reader = StatisticsReader(target)
         self._pid = server_pid
         self._interval_s = interval_s
         self._stop = threading.Event()

@@ -3,10 +3,11 @@
 A ``ReaderPool`` lives in the load generator, whether that runs on threads or on gevent's patched ones. Each of its
 processes (``python -m harness.readers``) shares one socketpair with it and speaks msgpack pairs ``[kind, value]``:
 
-    to the reader     submit [number, request, loop] · cancel number · finish grace_s
-    from the reader   hello pid · refused why · result [number, result] · progress {…} · bye lag_p99_s
+    to the reader     target [target, first], then submit [number, request, loop] · cancel number · finish grace_s
+    from the reader   hello pid · refused why · result [number, result] · progress {…} · bye {lag_p99_s, …}
 
-A reader exits when its socket closes, so it never outlives its load generator.
+The target comes that way because there may be secrets in it, which a command line would show to everybody. A reader
+exits when its socket closes, so it never outlives its load generator.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgpack
 
-from harness.client import SpeechClient, Stream, address_of, failed_result, make_result
+from harness.client import SpeechClient, make_result
+from harness.desk import Desk
 from harness.errors import HarnessError, InputError, ServerError
-from harness.recording import request_from_plain, request_to_plain, result_from_plain, result_to_plain
+from harness.recording import request_to_plain, result_from_plain
 from harness.records import Outcome, Request, Result
-from harness.watch import Lag, Progress, Watch
+from harness.targets import Target
+from harness.watch import Lag, Progress
 
 START_TIMEOUT_S = 60.0
 LAST_WORDS_S = 15.0  # after the grace: to stop the streams and send every Result home
@@ -78,18 +82,20 @@ class Ticket:
 class _ReaderProcess:
     """The load generator's side of one reader process."""
 
-    def __init__(self, url: str):
+    def __init__(self, target: Target, first: int):
         self.tickets: dict[int, Ticket] = {}
         self.progress = Progress()
         self.returned, self.lost, self.lag_p99_s = 0, 0, math.nan
+        self.reconnects, self.passed_over = Counter(), Counter()
         self._refusal = ""
         self._greeted = threading.Event()
         self._sending = threading.Lock()
         self._socket, theirs = socket.socketpair()
         with theirs:
-            self.process = _spawn(theirs.fileno(), url)
+            self.process = _spawn(theirs.fileno())
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
+        self.send("target", [target.to_plain(), first])
 
     def await_hello(self) -> None:
         if not self._greeted.wait(START_TIMEOUT_S):
@@ -149,7 +155,8 @@ class _ReaderProcess:
             case "progress":
                 self.progress = Progress.from_plain(value)
             case "bye":
-                self.lag_p99_s = value
+                self.lag_p99_s = value["lag_p99_s"]
+                self.reconnects, self.passed_over = Counter(value["reconnects"]), Counter(value["passed_over"])
 
     def _settle_lost(self) -> None:
         self.progress = Progress(samples=self.progress.samples, stalls=self.progress.stalls)
@@ -163,12 +170,12 @@ class _ReaderProcess:
             ticket.settle(make_result(ticket.request, ticket.loop, Outcome.ERROR, error))
 
 
-def _spawn(descriptor: int, url: str) -> subprocess.Popen:
+def _spawn(descriptor: int) -> subprocess.Popen:
     """Start a reader that inherits one socket; in a session of its own, where Ctrl-C does not reach it."""
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
     return subprocess.Popen(
-        [sys.executable, "-m", "harness.readers", str(descriptor), url],
+        [sys.executable, "-m", "harness.readers", str(descriptor)],
         pass_fds=(descriptor,),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -177,16 +184,17 @@ def _spawn(descriptor: int, url: str) -> subprocess.Popen:
 
 
 class ReaderPool:
-    """Reader processes on one server; requests go to them in turn.
+    """Reader processes on one service; requests go to them in turn. ``first``: the number of the first of them, where
+    other pools share the service (see ``Replicas``).
 
-    Raises InputError for an unusable ``url`` or fewer than one process, ServerError when the server is not ready.
+    Raises InputError for an unusable target or fewer than one process, ServerError when a server is not ready.
     """
 
-    def __init__(self, url: str, processes: int = 1):
-        address_of(url)
+    def __init__(self, target: Target | str, processes: int = 1, first: int = 0):
+        self.target = Target.of(target)
         if processes < 1:
             raise InputError(f"{processes} reader processes cannot read a stream: use 1 or more")
-        self._readers = [_ReaderProcess(url) for _ in range(processes)]
+        self._readers = [_ReaderProcess(self.target, first + number) for number in range(processes)]
         self.submitted = 0
         try:
             for reader in self._readers:
@@ -208,6 +216,16 @@ class ReaderPool:
     def lag_p99_s(self) -> float:
         """How late the readers' own timers ran (p99, the worst reader), once closed: the error of their timestamps."""
         return max((reader.lag_p99_s for reader in self._readers), default=math.nan)
+
+    @property
+    def reconnects(self) -> Counter[str]:
+        """Connections that were lost and made again, by server, once closed."""
+        return sum((reader.reconnects for reader in self._readers), Counter())
+
+    @property
+    def passed_over(self) -> Counter[str]:
+        """Requests that went to another server because this one was down, by server, once closed."""
+        return sum((reader.passed_over for reader in self._readers), Counter())
 
     def submit(self, request: Request, loop: str, then: Callable[[Result], None] | None = None) -> Ticket:
         """Hand over a request, to be sent at its ``due_ns`` (at once if that has passed).
@@ -236,90 +254,7 @@ class ReaderPool:
             reader.close(grace_s + LAST_WORDS_S)
 
 
-class _Desk:
-    """The reader's side: takes requests in, sends each when it is due, and sends its Result home."""
-
-    def __init__(self, client: SpeechClient, send: Callable[[str, object], None]):
-        self._client, self._send = client, send
-        self._loop = asyncio.get_running_loop()
-        self._watch = Watch(time.monotonic_ns())
-        self._waiting: dict[int, tuple[asyncio.TimerHandle, Request, str]] = {}
-        self._streams: dict[int, Stream] = {}
-        self._tasks: set[asyncio.Task] = set()
-        self.lag = Lag()
-        self._ending: asyncio.Task | None = None
-        self.ended = asyncio.Event()
-
-    def submit(self, number: int, plain: dict, loop: str) -> None:
-        request = request_from_plain(plain)
-        handle = self._loop.call_at(request.due_ns / 1e9, self._start, number)
-        self._waiting[number] = handle, request, loop
-        self._start_if_due(number)
-
-    def cancel(self, number: int, outcome: Outcome = Outcome.CANCELLED) -> None:
-        if number in self._waiting:
-            handle, request, loop = self._waiting.pop(number)
-            handle.cancel()
-            self._return(number, make_result(request, loop, outcome))
-        elif number in self._streams:
-            self._streams[number].stop(outcome)
-
-    def finish(self, grace_s: float) -> None:
-        """End within ``grace_s``; ``ended`` is set when every Result is on its way. A second call may shorten it."""
-        for number in list(self._waiting):
-            if not self._start_if_due(number):
-                self.cancel(number, Outcome.UNFINISHED)
-        self._loop.call_later(grace_s, self._cut)
-        self._ending = self._ending or self._loop.create_task(self._end())
-
-    def _cut(self) -> None:
-        for stream in self._streams.values():
-            stream.stop(Outcome.UNFINISHED)
-
-    async def _end(self) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        self._send("progress", self.look())
-        self._send("bye", self.lag.p99_s())
-        self.ended.set()
-
-    def look(self) -> dict:
-        return self._watch.look(len(self._streams), len(self._waiting), time.monotonic_ns()).to_plain()
-
-    def _start_if_due(self, number: int) -> bool:
-        is_due = self._waiting[number][1].due_ns <= time.monotonic_ns()
-        if is_due:
-            self._start(number)
-        return is_due
-
-    def _start(self, number: int) -> None:
-        """The stream is there at once, so that a cancel that follows the submit finds it."""
-        handle, request, loop = self._waiting.pop(number)
-        handle.cancel()
-        try:
-            self._streams[number] = self._client.open(request, loop, on_chunk=self._chunk)
-        except Exception as error:  # whatever happens, every request has a Result
-            return self._return(number, failed_result(request, loop, error))
-        task = self._loop.create_task(self._run(number, request, loop))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, number: int, request: Request, loop: str) -> None:
-        try:
-            result = await self._streams[number].run()
-        except Exception as error:
-            result = failed_result(request, loop, error)
-        self._watch.forget(self._streams.pop(number))
-        self._return(number, result)
-
-    def _chunk(self, stream: Stream, now_ns: int, samples: int) -> None:
-        self._watch.chunk(stream, stream.request, now_ns, samples)
-
-    def _return(self, number: int, result: Result) -> None:
-        self._send("result", [number, result_to_plain(result)])
-
-
-async def _report(desk: _Desk, send) -> None:
+async def _report(desk: Desk, send) -> None:
     while True:
         await asyncio.sleep(PROGRESS_EVERY_S)
         send("progress", desk.look())
@@ -334,40 +269,58 @@ async def _keep_time(lag: Lag) -> None:
         lag.note(due_ns, time.monotonic_ns())
 
 
-async def _obey(desk: _Desk, reader: asyncio.StreamReader) -> None:
-    """Do what the load generator says until its end of the socket closes."""
+async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[tuple[str, object]]:
+    """What the load generator says until its end of the socket closes."""
     unpacker = msgpack.Unpacker(max_buffer_size=0)
     while data := await reader.read(READ_BYTES):
         unpacker.feed(data)
         for kind, value in unpacker:
-            if kind == "submit":
-                desk.submit(*value)
-            elif kind == "cancel":
-                desk.cancel(value)
-            elif kind == "finish":
-                desk.finish(value)
+            yield kind, value
 
 
-async def _serve(descriptor: int, url: str) -> None:
+async def _obey(desk: Desk, messages: AsyncIterator[tuple[str, object]]) -> None:
+    async for kind, value in messages:
+        if kind == "submit":
+            desk.submit(*value)
+        elif kind == "cancel":
+            desk.cancel(value)
+        elif kind == "finish":
+            desk.finish(value)
+
+
+async def _serve(descriptor: int) -> None:
     reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=descriptor))
+    messages = _messages(reader)
 
     def send(kind: str, value) -> None:
         writer.write(msgpack.packb([kind, value]))
 
-    async with SpeechClient(url) as client:
-        try:
+    first_word = await anext(messages, None)
+    if first_word is None:  # the load generator is gone already
+        return
+    _, (plain, first) = first_word
+    try:
+        async with SpeechClient(Target.from_plain(plain), first) as client:
             await client.ready()
-        except HarnessError as error:
-            send("refused", str(error))
-        else:
-            desk = _Desk(client, send)
-            send("hello", os.getpid())
-            chores = _obey(desk, reader), _report(desk, send), _keep_time(desk.lag), desk.ended.wait()
-            await asyncio.wait(map(asyncio.create_task, chores), return_when=asyncio.FIRST_COMPLETED)
-        writer.close()
-        with contextlib.suppress(OSError):  # the load generator may be gone
-            await writer.wait_closed()
-        signal.alarm(5)  # the clean-up must not keep a reader alive
+            await _work(client, messages, send)
+            await _flush(writer)
+            signal.alarm(5)  # the clean-up must not keep a reader alive
+    except HarnessError as error:
+        send("refused", str(error))
+        await _flush(writer)
+
+
+async def _work(client: SpeechClient, messages: AsyncIterator[tuple[str, object]], send) -> None:
+    desk = Desk(client, send)
+    send("hello", os.getpid())
+    chores = _obey(desk, messages), _report(desk, send), _keep_time(desk.lag), desk.ended.wait()
+    await asyncio.wait(map(asyncio.create_task, chores), return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _flush(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):  # the load generator may be gone
+        await writer.wait_closed()
 
 
 def go_first() -> None:
@@ -389,10 +342,10 @@ def go_first() -> None:
 
 
 def main() -> None:
-    """Entry of a reader process: ``python -m harness.readers DESCRIPTOR URL``."""
+    """Entry of a reader process: ``python -m harness.readers DESCRIPTOR``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     go_first()
-    asyncio.run(_serve(int(sys.argv[1]), sys.argv[2]))
+    asyncio.run(_serve(int(sys.argv[1])))
 
 
 if __name__ == "__main__":

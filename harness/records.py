@@ -79,6 +79,7 @@ class Result:
     error: str = ""
     chunks: Chunks = field(default_factory=Chunks.empty)
     emulated: bool = False  # compute times came from a profile
+    target: str = ""  # host:port of the server that it was sent to
 
 
 @dataclass(frozen=True, slots=True)

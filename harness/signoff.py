@@ -26,12 +26,13 @@ from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
 from harness.spec import PlanSpec, load_plan
 from harness.store import Run, read_profile
-from harness.sweep import Driver, Load, TrialBroken, estimated_s, trial_id
+from harness.sweep import Driver, Load, TrialBroken, broken_trial, deployed, estimated_s, trial_id
 from harness.triton.config import Deployment
 from harness.triton.server import ROOT, RemoteTriton, TritonServer
 
 EXIT_CODES = {"met": 0, "missed": 1, "inconclusive": 2}
 TRIES = 2  # a trial that broke or came out INVALID is measured once more
+BROKEN_IN_A_ROW = 2 * TRIES  # two points: then it is not the point
 _CODE = ("harness/**/*.py", "model_repository/**/*.py", "model_repository/**/*.pbtxt", "scenarios/*.py")
 _SECOND_LOOK = 1000  # added to the plan's seed
 _FIT_S, _START_S = 20.0, 25.0
@@ -68,9 +69,12 @@ class SignOff:
         self.spec = load_plan(self.plan_path)
         self.url = url
         self.base = deployment_of(self.spec, url, **(deployment or {}))
+        for point in self.spec.points():
+            deployed(self.base, point)  # refuses a point that cannot be, before anything is measured
         self.run = open_run(self.plan_path, self.spec, results, url)
         self.mix = self.spec.traffic_mix()
         self.left_out: list[str] = []  # what the budget had no time for
+        self.in_doubt: list[Trial] = []  # broke, and nothing has been measured since
 
     def execute(self, watcher: Watcher | None = None, *, ladders_only: bool = False) -> dict | None:
         """Measure what is missing, then fit, confirm and plan. A finished run answers from its store."""
@@ -152,26 +156,39 @@ class SignOff:
         return True
 
     def _trial(self, driver: Driver, point: dict, load: Load, prediction: dict | None = None) -> Trial:
-        """Measure a point; once more where the server or Locust broke, or an earlier try was INVALID."""
+        """Measure a point; the trial of a server or a Locust that broke says why, and has no rungs."""
         repeat = sum(self._known(trial_id(point, load, number)) is not None for number in range(TRIES))
-        for attempt in range(1, TRIES + 1):
-            try:
-                measured = driver.run(point, load, prediction, repeat)
-                break
-            except TrialBroken as error:
-                if attempt == TRIES or (self.url and not driver.server.alive()):
-                    raise
-                self._revive(driver, error)
+        self.run.must_have_room()
+        try:
+            measured = driver.run(point, load, prediction, repeat)
+        except TrialBroken as error:
+            return self._broken(driver, point, load, repeat, error)
         if not self.run.manifest.emulated and any(result.emulated for result in measured.results):
             self.run.update_manifest(emulated=True)  # a server that was not started here may emulate
+        self._keep_broken()
         self.run.append_trial(measured.trial, measured.results, measured.samples)
         return measured.trial
 
-    def _revive(self, driver: Driver, error: TrialBroken) -> None:
-        """Start our server once more where it broke."""
-        if not driver.server.alive():
+    def _broken(self, driver: Driver, point: dict, load: Load, repeat: int, error: TrialBroken) -> Trial:
+        """Note a trial that broke, and start our server anew. Raises the error where it looks like more than the point.
+
+        What broke is stored when a later trial shows that others can be measured: then it was the point's own doing.
+        """
+        if self.url and not driver.server.alive():
+            raise error
+        self.in_doubt.append(broken_trial(point, load, repeat, str(error)))
+        if len(self.in_doubt) >= BROKEN_IN_A_ROW:
+            count = len(self.in_doubt)
+            raise ServerError(f"{count} trials broke one after another; none of them is kept. The last: {error}")
+        if not self.url:
             driver.server.stop()
             driver.server = self._servers.enter_context(self._server())
+        return self.in_doubt[-1]
+
+    def _keep_broken(self) -> None:
+        while self.in_doubt:
+            self.run.append_trial(self.in_doubt[0], (), ())
+            self.in_doubt.pop(0)
 
     def _fit(self, watcher: Watcher) -> dict:
         watcher.step("fitting", _FIT_S / 2)
@@ -181,6 +198,7 @@ class SignOff:
         return fit
 
     def _conclude(self, watcher: Watcher) -> dict:
+        self._keep_broken()
         fit = self._fit(watcher)
         watcher.step("planning", _FIT_S / 2)
         plan = plan_of(self.run, self.spec, fit, self.spec.targets_qps)
@@ -220,7 +238,7 @@ class SignOff:
         return any(trial is not None and trial.valid for trial in tries) or None not in tries
 
     def _known(self, name: str) -> Trial | None:
-        return next((trial for trial in self.run.trials() if trial.trial_id == name), None)
+        return next((trial for trial in (*self.run.trials(), *self.in_doubt) if trial.trial_id == name), None)
 
     def _confirm_s(self) -> float:
         confirm = self.spec.confirm
@@ -364,8 +382,9 @@ def describe_point(point: dict) -> str:
     words = []
     for knob in dict.fromkeys(name.rpartition(".")[2] for name in point):
         values = {name.rpartition(".")[0]: value for name, value in point.items() if name.rpartition(".")[2] == knob}
-        if len(values) == 3 and len(set(values.values())) == 1:
-            words.append(f"{knob} {next(iter(values.values()))}")
+        first, *others = values.values()
+        if set(values) == set(wire.STAGES) and all(value == first for value in others):
+            words.append(f"{knob} {first}")
         else:
             words += [f"{stage}.{knob} {value}".lstrip(".") for stage, value in values.items()]
     return ", ".join(words) or "as the repository has it"

@@ -16,6 +16,7 @@ from harness.client import SpeechClient
 from harness.errors import InputError, RequestError, ServerError
 from harness.records import Outcome, Request, Result
 from harness.script import parse_script, validate_utf8
+from harness.targets import Target
 
 _FRAMES_PER_WORD = 60 / 24  # 180 words a minute of audio
 
@@ -52,15 +53,20 @@ class Manner:
         return 0 if self.until_end else min(wire.MAX_FRAMES, max(1, round(len(text.split()) * _FRAMES_PER_WORD)))
 
 
-def speak_file(url: str, path: Path, wav: Path | None = None, manner: Manner = Manner()) -> str:  # noqa: B008 (frozen)
+def speak_file(
+    target: Target | str,
+    path: Path,
+    wav: Path | None = None,
+    manner: Manner = Manner(),  # noqa: B008 (frozen)
+) -> str:
     """Speak a script file; returns a sentence with the figures. Raises HarnessError where it cannot be spoken."""
     request = _request(path, manner)
-    for target in (wav, manner.keep):  # before the work, which may take an hour
-        if target is not None and not target.parent.is_dir():
-            raise InputError(f"cannot write {target}: there is no folder {target.parent}")
+    for file in (wav, manner.keep):  # before the work, which may take an hour
+        if file is not None and not file.parent.is_dir():
+            raise InputError(f"cannot write {file}: there is no folder {file.parent}")
     audio: list[bytes] = []
     carry: list[bytes] = []
-    result = asyncio.run(_speak(url, request, audio.append if wav else None, carry.append))
+    result = asyncio.run(_speak(target, request, audio.append if wav else None, carry.append))
     if result.outcome is not Outcome.DONE:
         raise ServerError(f"{path}: {result.error or result.outcome}")
     if wav:
@@ -88,8 +94,8 @@ def _request(path: Path, manner: Manner) -> Request:
     )
 
 
-async def _speak(url: str, request: Request, on_audio, on_carry) -> Result:
-    async with SpeechClient(url) as client:
+async def _speak(target: Target | str, request: Request, on_audio, on_carry) -> Result:
+    async with SpeechClient(target) as client:
         await client.ready()
         return await client.speak(request, "closed", on_audio=on_audio, on_carry=on_carry)
 

@@ -10,26 +10,48 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from harness import wire
 from harness.errors import InputError, PlanError
 from harness.slo import Promise
 from harness.workload import MIXES, Lengths, Mix, ScriptSource, TrafficClass
 
-STAGE_KNOBS = {"delay_us": (0, 10_000_000), "max_batch": (1, 1024), "instances": (1, 64)}
+STAGE_KNOBS = {
+    "delay_us": (0, 10_000_000),
+    "max_batch": (1, 1024),
+    "preferred_batch": (0, 1024),
+    "instances": (1, 64),
+}
 KNOBS = {
     **STAGE_KNOBS,
     **{f"{stage}.{knob}": limits for stage in wire.STAGES for knob, limits in STAGE_KNOBS.items()},
     "entry.instances": (1, 64),
     "chunk_frames": (1, wire.MAX_FRAMES),
 }
-"""Every knob of a search space, and its lowest and highest value. A bare stage knob turns that of all stages."""
+"""Every knob of a search space, and its lowest and highest value. A bare stage knob turns that of all stages.
+
+Any other key of a config.pbtxt is turned as ``<model>:<path>``, as ``triton.config.set_key`` takes it.
+"""
 
 Whole = Annotated[int, Field(strict=True, ge=1)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, gt=0, le=1)]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1e6)]
+Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
+Value = Scalar | list[Scalar]
 DAY_S = 86_400
 
 
@@ -140,7 +162,7 @@ class PlanSpec(_Frozen):
     parameters: dict[str, str | int] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
     promises: dict[str, dict[str, float]] = Field(min_length=1)
     targets_qps: tuple[Rate, ...] = Field(min_length=1)
-    space: dict[str, tuple[Annotated[int, Field(strict=True)], ...]] = Field(default_factory=dict)
+    space: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
     ladder: LadderSpec = LadderSpec()
     confirm: ConfirmSpec = ConfirmSpec()
     budget_minutes: Positive = 60.0
@@ -165,7 +187,7 @@ class PlanSpec(_Frozen):
 
     @field_validator("space")
     @classmethod
-    def _known_knobs(cls, space: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    def _known_knobs(cls, space: dict[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
         for knob, values in space.items():
             _check_knob(knob, values)
         return space
@@ -196,12 +218,12 @@ class PlanSpec(_Frozen):
         each = ((name, key, limit) for name, limits in self.promises.items() for key, limit in limits.items())
         return tuple(Promise.parse(*promise) for promise in each)
 
-    def points(self) -> list[dict[str, int]]:
+    def points(self) -> list[dict[str, Value]]:
         """Every combination of the space, as ``{"<stage>.<knob>": value}``; one empty point where nothing is swept.
 
         A bare stage knob is written out for each stage of the frame path; one that names its stage wins over it.
         """
-        bare_first = sorted(self.space.items(), key=lambda item: "." in item[0])
+        bare_first = sorted(self.space.items(), key=lambda item: item[0] not in STAGE_KNOBS)
         columns = [[_written_out(knob, value) for value in values] for knob, values in bare_first]
         points = [
             {knob: value for part in parts for knob, value in part.items()} for parts in itertools.product(*columns)
@@ -305,13 +327,20 @@ def _parse_promise(traffic_class: str, key: str, limit: Any) -> None:
         raise ValueError(f"{traffic_class}: {error}") from None
 
 
-def _check_knob(knob: str, values: tuple[int, ...]) -> None:
+def _check_knob(knob: str, values: tuple[Value, ...]) -> None:
+    if not values or any(value in values[:index] for index, value in enumerate(values)):
+        raise ValueError(f"{knob}: needs one value or more, each different, not {list(values)}")
+    model, colon, _ = knob.partition(":")
+    if colon:
+        if model not in wire.MODELS:
+            raise ValueError(f"{knob}: unknown model; {_hint(model, wire.MODELS)}")
+        return
     if knob not in KNOBS:
-        raise ValueError(f"{knob}: unknown knob; {_hint(knob, KNOBS)}")
+        raise ValueError(f"{knob}: unknown knob; {_hint(knob, KNOBS)}; or <model>:<path of a key of its config.pbtxt>")
     low, high = KNOBS[knob]
-    if not values or len(set(values)) != len(values) or not all(low <= value <= high for value in values):
-        raise ValueError(f"{knob}: needs different values from {low} to {high}, not {list(values)}")
+    if not all(type(value) is int and low <= value <= high for value in values):
+        raise ValueError(f"{knob}: needs different whole numbers from {low} to {high}, not {list(values)}")
 
 
-def _written_out(knob: str, value: int) -> dict[str, int]:
+def _written_out(knob: str, value: Value) -> dict[str, Value]:
     return {f"{stage}.{knob}": value for stage in wire.STAGES} if knob in STAGE_KNOBS else {knob: value}

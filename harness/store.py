@@ -17,6 +17,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,8 @@ _SAMPLE_SCHEMA = pa.schema(
         ("gpu_memory_bytes", pa.int64()),
     ]
 )
+
+ROOM_FOR_A_TRIAL = 200_000_000  # bytes: Locust's log, records and their copy in the store
 
 
 class Run:
@@ -125,6 +128,16 @@ class Run:
             for part in parts:
                 part.unlink(missing_ok=True)
             raise
+
+    def must_have_room(self) -> None:
+        """Raise StoreError, before anything is measured, where the disk has no room for a trial."""
+        with _disk_errors(self.path):
+            free = shutil.disk_usage(self.path).free
+        if free < ROOM_FOR_A_TRIAL:
+            raise StoreError(
+                f"{self.path}: {free / 1e6:.0f} MB of disk are left, a trial takes up to {ROOM_FOR_A_TRIAL / 1e6:.0f}: "
+                "free some and start again; what is measured is kept"
+            )
 
     def results(self, trial_id: str) -> list[Result]:
         """The Results of a trial, as they were appended."""

@@ -32,6 +32,7 @@ from harness.triton.statistics import difference
 
 SCENARIO = ROOT / "scenarios" / "podcast.py"
 LOCUST_EXIT_INVALID = 3
+REQUEST_KNOBS = ("chunk_frames",)  # of a point: what requests ask for; the rest is deployed
 _SETTLE_SHARE = 0.25  # of a rung: sessions that just joined are still opening
 _START_S = 12  # Locust's own start and end, in the estimate of a trial's time
 
@@ -74,6 +75,11 @@ class Load:
         return [*options, *timing, "--steady", str(self.steady_sessions)]
 
 
+def deployed(base: Deployment, point: dict) -> Deployment:
+    """The deployment at a point of the space. Raises InputError for a key that no model has."""
+    return replace(base, knobs={knob: value for knob, value in point.items() if knob not in REQUEST_KNOBS})
+
+
 def trial_id(point: dict, load: Load, repeat: int = 0) -> str:
     """A name that the same point under the same load always gets, so that it is never measured twice."""
     content = json.dumps([sorted(point.items()), load.record(), repeat], sort_keys=True)
@@ -86,7 +92,22 @@ def estimated_s(load: Load) -> float:
 
 
 class TrialBroken(ServerError):
-    """The server or the load generator did not last to the end of a trial."""
+    """A point could not be deployed, or the server or the load generator did not last to the end of its trial."""
+
+
+def broken_trial(point: dict, load: Load, repeat: int, error: str) -> Trial:
+    """The record of a trial that broke: INVALID, with its reason and no rungs."""
+    return Trial(
+        trial_id=trial_id(point, load, repeat),
+        kind=load.kind,
+        deployment=point,
+        load=load.record(),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        wall_s=0.0,
+        valid=False,
+        reasons=(f"broke: {error}",),
+        rungs=(),
+    )
 
 
 @dataclass(frozen=True)
@@ -110,17 +131,19 @@ class Driver:
 
     def deploy(self, point: dict) -> list[str]:
         """Bring the server to a point of the space; returns the stages that were reloaded."""
-        knobs = {knob: value for knob, value in point.items() if knob != "chunk_frames"}
-        return self.server.reload(replace(self.base, knobs=knobs))
+        return self.server.reload(deployed(self.base, point))
 
     def run(self, point: dict, load: Load, prediction: dict | None = None, repeat: int = 0) -> Measured:
         """Deploy, drive and fold one trial. Raises TrialBroken where the server or Locust did not last to its end."""
         started_at, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         name = trial_id(point, load, repeat)
-        self.deploy(point)
+        try:
+            self.deploy(point)
+        except ServerError as error:
+            raise TrialBroken(f"{name} cannot be deployed: {error}") from error
         folder = self.scratch / name
         shutil.rmtree(folder, ignore_errors=True)
-        with Probe(self.server.url, self.server.pid) as probe:
+        with Probe(self.server.target, self.server.pid) as probe:
             exit_code, output = self._locust(folder, load)
         if not self.server.alive():
             raise TrialBroken(f"the server ended during {name}")

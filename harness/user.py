@@ -171,8 +171,11 @@ def _take_tags(options) -> None:
 
 
 def _find_server(environment, user: type[SpeechUser]) -> None:
-    """--host, or a running `harness serve`, or a server of our own for as long as Locust runs."""
-    environment.host = environment.host or user.host or local_url(ROOT)
+    """--host or --url, or a running `harness serve`, or a server of our own for as long as Locust runs."""
+    urls = environment.parsed_options.url
+    if urls and environment.host:
+        raise InputError("--url and --host mean the same: give one of them (several servers with commas between)")
+    environment.host = ",".join(urls or ()) or environment.host or user.host or local_url(ROOT)
     if environment.host:
         return
     log.info("No --host is given and no `harness serve` runs: starting Triton with preset %s", user.preset)
@@ -188,8 +191,9 @@ def _check_before_start(environment) -> None:
     records = environment.speech.settings.records
     if records and (records / FILE_NAME).exists():
         raise StoreError(f"{records} holds the records of an earlier test: give --records a new folder")
+    target = environment.speech.target()
     if environment.parsed_options.headless:
-        ReaderPool(environment.host).close()
+        ReaderPool(target).close()
 
 
 def _finish_when_quitting(environment) -> None:

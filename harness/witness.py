@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -30,19 +30,19 @@ class Look:
 
 
 class Witness:
-    """Looks at this host until ``close()``. ``port``: of a server on this host, None where it is on another.
+    """Looks at this host until ``close()``. ``ports``: of the servers on this host, none where they are on others.
 
-    ``events``: processes of the server that ended or joined, in words.
+    ``events``: processes of the servers that ended or joined, in words.
     """
 
-    def __init__(self, port: int | None, interval_s: float = INTERVAL_S):
+    def __init__(self, ports: Sequence[int], interval_s: float = INTERVAL_S):
         self.looks: list[Look] = []
         self.events: list[str] = []
-        self._port = port
+        self._ports = ports
         self._began_ns = time.monotonic_ns()
         self._host: tuple[float, float, float] | None = None
         self._used: dict[psutil.Process, float] = {}
-        self._main: psutil.Process | None = None
+        self._main: dict[int, psutil.Process | None] = {}  # by port
         self._server: dict[psutil.Process, str] = {}
         self._looking, self._closed = threading.Lock(), threading.Event()
         threading.Thread(target=self._run, args=(interval_s,), daemon=True).start()
@@ -84,9 +84,13 @@ class Witness:
             self.looks.append(Look(time.monotonic_ns(), stolen, busy, other, memory))
 
     def _server_tree(self) -> dict[psutil.Process, str]:
-        if self._port and not (self._main and self._main.is_running()):
-            self._main = _listener(self._port)
-        return _tree(self._main)
+        tree = {}
+        for port in self._ports:
+            main = self._main.get(port)
+            if not (main and main.is_running()):
+                main = self._main[port] = _listener(port)
+            tree |= _tree(main)
+        return tree
 
     def _shares(self, used: dict[psutil.Process, float]) -> tuple[float, float, float]:
         times = psutil.cpu_times()

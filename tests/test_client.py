@@ -9,10 +9,11 @@ from fake_triton import FakeTriton, Timetable, inputs_of, start
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import client, wire
-from harness.client import SpeechClient, address_of, infer_message
-from harness.errors import InputError, RequestError, ServerError
+from harness import wire
+from harness.client import SpeechClient, infer_message
+from harness.errors import RequestError, ServerError
 from harness.records import Outcome, Request
+from harness.targets import Target
 
 
 def request(**changes) -> Request:
@@ -20,14 +21,14 @@ def request(**changes) -> Request:
     return Request(**{**given, **changes})
 
 
-def run(timetable: Timetable, use):
-    """``await use(client, fake)`` with a client of a served timetable."""
+def run(timetable: Timetable, use, **limits):
+    """``await use(client, fake)`` with a client of a served timetable; ``limits`` are fields of its Target."""
 
     async def main():
         fake = FakeTriton(timetable)
         fake.server, fake.url = await start(fake)
         try:
-            async with SpeechClient(fake.url) as client:
+            async with SpeechClient(Target.of(fake.url, **limits)) as client:
                 return await use(client, fake)
         finally:
             await fake.server.stop(None)
@@ -213,14 +214,30 @@ def test_a_server_that_dies_in_mid_stream_is_an_error_with_the_chunks_so_far():
     assert "3200 samples" in result.error and "19200" in result.error
 
 
-def test_a_server_that_falls_silent_is_an_error_with_the_chunks_so_far(monkeypatch):
+def test_a_server_that_falls_silent_is_an_error_with_the_chunks_so_far():
     """One that only waits sends something now and then; the process of one that died sends nothing."""
-    monkeypatch.setattr(client, "SILENCE_LIMIT_S", 0.4)
+
+    def speak(timetable):
+        return run(timetable, lambda client, _: client.speak(request(), "open"), silence_s=0.4)
+
     result = speak(Timetable(hang_after=2))
     assert (result.outcome, len(result.chunks)) == (Outcome.ERROR, 2)
     assert "has sent nothing for 0.4 s" in result.error and "6400 samples of audio where 19200" in result.error
     slow = speak(Timetable(interval_s=0.15))
     assert (slow.outcome, len(slow.chunks)) == (Outcome.DONE, 6)
+
+
+def test_a_request_that_takes_too_long_is_an_error_with_the_chunks_so_far_and_frees_the_server():
+    async def use(client, fake):
+        result = await client.speak(request(), "open")
+        while not fake.cancelled:
+            await asyncio.sleep(0)
+        return result
+
+    result = run(Timetable(interval_s=0.2), use, request_s=0.5)
+    assert result.outcome is Outcome.ERROR and 0 < len(result.chunks) < 6
+    assert "not done after 0.5 s" in result.error and "where 19200 were asked for" in result.error
+    assert 0.5e9 <= result.ended_ns - result.sent_ns
 
 
 def test_an_unreachable_server_is_named_with_its_remedy():
@@ -264,24 +281,3 @@ def test_an_http_port_is_told_from_a_grpc_port():
                 await client.ready()
 
     asyncio.run(use())
-
-
-@pytest.mark.parametrize(
-    "url, address, secure",
-    [
-        ("grpc://gpu7:9001", "gpu7:9001", False),
-        ("grpcs://gpu7/", "gpu7:8001", True),
-        ("127.0.0.1:8001", "127.0.0.1:8001", False),
-        ("gpu7", "gpu7:8001", False),
-        ("[::1]", "[::1]:8001", False),
-        ("[::1]:9001", "[::1]:9001", False),
-    ],
-)
-def test_addresses(url, address, secure):
-    assert address_of(url) == (address, secure)
-
-
-@pytest.mark.parametrize("url", ["", "http://gpu7:8000", "gpu7:port", "gpu7:0", "gpu7:99999", ":8001", "gpu7/v2"])
-def test_what_is_no_address(url):
-    with pytest.raises(InputError):
-        address_of(url)

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -350,9 +351,23 @@ def test_late_chunks_are_the_servers_fault_only_while_the_readers_are_on_time(la
     assert report.valid is valid and any(words in reason for reason in report.reasons)
 
 
+def test_what_became_of_the_connections_is_told_by_server():
+    here, there = "127.0.0.1:8001", "127.0.0.1:8002"
+    ledger = Ledger(LoadSettings(QUICK), f"{here},{there}", None)
+    for target in (here, here, there):
+        ledger.take(result(target=target))
+    ledger.reconnects, ledger.passed_over = Counter({there: 2}), Counter({there: 1})
+    notes = ledger.close(SECOND).certificate.notes
+    assert f"requests to each of 2 servers, round-robin: {here} 2, {there} 1" in notes
+    assert f"connections to {there} that were lost and made again: 2" in notes
+    assert f"requests that passed over {there} because it was down: 1" in notes
+    assert not any(here in note for note in notes[1:])
+
+
 def test_only_this_host_shares_our_clock():
     assert is_this_host("127.0.0.1:8001") and is_this_host("grpc://localhost")
     assert not is_this_host("192.0.2.1:8001")  # of the block for documentation: nobody's
+    assert not is_this_host("127.0.0.1:8001,192.0.2.1:8001")
 
 
 def test_a_ladder_is_judged_from_its_first_rung():

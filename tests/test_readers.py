@@ -8,13 +8,17 @@ import threading
 import time
 from pathlib import Path
 
+import fake_triton
 import psutil
 import pytest
 from fake_triton import Timetable, serving
+from network import Network
+from replicas import Replica
 
 from harness.errors import InputError, ServerError
 from harness.readers import POLLING, ReaderPool
 from harness.records import Outcome, Request
+from harness.targets import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 FAR_NS = 3600 * 10**9
@@ -133,6 +137,43 @@ def test_a_server_that_is_killed_makes_an_error_of_each_running_request():
         pool.close()
     assert all(result.outcome is Outcome.ERROR and len(result.chunks) == 1 for result in results)
     assert pool.returned == 5
+
+
+def test_several_readers_spread_their_requests_over_several_servers():
+    with serving(Timetable()) as one, serving(Timetable()) as other:
+        pool = ReaderPool(f"{one.url},{other.url}", processes=2)
+        targets = [pool.submit(request(i), "closed").wait(20).target for i in range(8)]
+        pool.close()
+    assert targets == [one.url, other.url, other.url, one.url] * 2  # each reader begins with another server
+    assert (len(one.requests), len(other.requests), pool.lost) == (4, 4, 0)
+    assert not pool.reconnects and not pool.passed_over
+
+
+def test_a_connection_that_is_made_again_is_counted_once():
+    with serving(Timetable(hang_after=1)) as fake, Network(fake.url) as network:
+        pool = ReaderPool(network.url)
+        ticket = pool.submit(request(0), "open")
+        while not pool.progress().samples:
+            threading.Event().wait(0.01)
+        network.close()
+        assert ticket.wait(20).outcome is Outcome.ERROR
+        again = pool.submit(request(1), "open")
+        while len(fake.requests) < 2:
+            threading.Event().wait(0.01)
+        pool.close()
+    assert again.result.outcome is Outcome.UNFINISHED and pool.reconnects == {network.url: 1}
+
+
+def test_what_is_secret_reaches_the_server_and_no_command_line(monkeypatch):
+    monkeypatch.setattr(fake_triton, "FakeTriton", Replica)
+    with serving(Timetable()) as fake:
+        pool = ReaderPool(Target.of(fake.url, headers=(("authorization", "Bearer s3cret"),)))
+        seen = psutil.Process(pool._readers[0].process.pid)
+        shown = [*seen.cmdline(), *seen.environ().values()]
+        assert pool.submit(request(0), "open").wait(20).outcome is Outcome.DONE
+        pool.close()
+    assert fake.headers and all(each["authorization"] == "Bearer s3cret" for each in fake.headers)
+    assert not any("s3cret" in each for each in shown)
 
 
 def test_a_listener_that_fails_does_not_stop_the_others():

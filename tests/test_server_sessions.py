@@ -12,11 +12,11 @@ import torch
 from conftest import make_request
 from test_sessions import Stages, Talk
 
-from harness import client as client_module
 from harness import wire
 from harness.client import SpeechClient
 from harness.errors import RequestError
 from harness.records import Outcome
+from harness.targets import Target
 from harness.triton.config import Deployment
 from harness.triton.server import TritonServer
 from harness.vibevoice.presets import Weights
@@ -253,12 +253,12 @@ async def served_again(client, deadline_s=90.0):
 
 
 @pytest.mark.parametrize("model", [wire.VOCODER, wire.LLM, wire.DIFFUSION])
-def test_a_stage_that_dies_fails_its_sessions_in_words_and_comes_back(small, model, monkeypatch):
+def test_a_stage_that_dies_fails_its_sessions_in_words_and_comes_back(small, model):
     """SIGKILL, as the kernel's out-of-memory killer does it."""
-    monkeypatch.setattr(client_module, "SILENCE_LIMIT_S", 15.0)  # nobody ends the streams of an entry that died
+    target = Target.of(small.url, silence_s=15.0)  # nobody ends the streams of an entry that died
 
     async def main():
-        async with SpeechClient(small.url) as client:
+        async with SpeechClient(target) as client:
             speaking = asyncio.Event()
             taken = dict(on_chunk=lambda *_: speaking.set())
             streams = [client.open(talk(f"t{i}", 500), "closed", **taken) for i in range(3)]

@@ -12,6 +12,7 @@ import pytest
 from conftest import still_running
 
 from harness import signoff as job
+from harness import store
 from harness.errors import ServerError, StoreError
 from harness.records import Trial
 from harness.store import Run
@@ -154,22 +155,62 @@ def test_one_measurement_at_a_time_on_a_host(tmp_path):
         pass
 
 
-def test_a_server_that_breaks_in_a_trial_is_started_again_and_the_trial_measured_once_more(plan, tmp_path, fakes):
-    failures = [TrialBroken("gone")]
+@pytest.fixture
+def breaking(fakes, monkeypatch):
+    """Trials that break: give it how many, or the point that always does."""
     run = fakes.run
 
-    def breaking(self, *args, **kw):
-        if failures:
-            raise failures.pop()
-        return run(self, *args, **kw)
+    def arrange(times=0, point=None):
+        left = [TrialBroken("the server ended")] * times
 
-    fakes.run = breaking
-    try:
-        work = job.SignOff(plan, tmp_path)
-        work.execute(ladders_only=True)
-    finally:
-        fakes.run = run
-    assert len(work.run.trials()) == 3
+        def broken(self, at, *args, **kw):
+            if left or at == point:
+                raise left.pop() if left else TrialBroken("no stage loads this")
+            return run(self, at, *args, **kw)
+
+        monkeypatch.setattr(fakes, "run", broken)
+
+    return arrange
+
+
+def test_a_trial_that_broke_is_stored_with_its_reason_and_measured_once_more(plan, tmp_path, fakes, breaking):
+    breaking(times=1)
+    work = job.SignOff(plan, tmp_path)
+    work.execute(ladders_only=True)
+    broken, *measured = work.run.trials()
+    assert broken.reasons == ("broke: the server ended",) and not broken.valid and not broken.rungs
+    assert [trial.valid for trial in measured] == [True] * 3
+    assert broken.deployment == measured[0].deployment and broken.trial_id != measured[0].trial_id
+
+
+def test_a_point_that_always_breaks_is_left_out_with_its_reason(plan, tmp_path, fakes, breaking):
+    point = job.SignOff(plan, tmp_path).spec.points()[1]
+    breaking(point=point)
+    work = job.SignOff(plan, tmp_path)
+    content = work.execute()
+    broken = [trial for trial in work.run.trials() if not trial.valid]
+    assert [trial.deployment for trial in broken] == [point] * job.TRIES
+    assert content["verdict"] in job.EXIT_CODES
+    breaking()
+    assert job.SignOff(plan, tmp_path).execute(ladders_only=True) is None
+    assert len(work.run.trials()) == len(broken) + len(fakes.measured)  # nothing is measured twice
+
+
+def test_when_every_trial_breaks_the_job_stops_and_the_next_start_measures_them(plan, tmp_path, breaking):
+    breaking(times=job.BROKEN_IN_A_ROW)
+    with pytest.raises(ServerError, match="4 trials broke one after another; none of them is kept"):
+        job.SignOff(plan, tmp_path).execute(ladders_only=True)
+    breaking()
+    work = job.SignOff(plan, tmp_path)
+    work.execute(ladders_only=True)
+    assert [trial.valid for trial in work.run.trials()] == [True] * 3
+
+
+def test_a_full_disk_stops_the_job_before_a_trial(plan, tmp_path, fakes, monkeypatch):
+    monkeypatch.setattr(store, "ROOM_FOR_A_TRIAL", 1 << 60)
+    with pytest.raises(StoreError, match="free some and start again"):
+        job.SignOff(plan, tmp_path).execute(ladders_only=True)
+    assert fakes.measured == []
 
 
 def test_the_same_plan_leads_to_the_same_run_and_another_to_another(plan, tmp_path):

@@ -178,3 +178,48 @@ def test_a_window_of_statistics_is_a_difference_per_batch_size():
 def test_a_stage_reloaded_within_a_window_counts_from_its_reload():
     fresh = stage(2, 2, (BatchStatistics(1, 2, 50),))
     assert difference([fresh], [stage(50, 40, ())]) == (fresh,)
+
+
+@pytest.mark.parametrize(
+    "knob, value, line",
+    [
+        (f"{wire.DIFFUSION}.preferred_batch", 8, "preferred_batch_size: 8"),
+        (f"{wire.LLM}.preferred_batch", 4, "preferred_batch_size: 4"),
+        (f"{wire.DIFFUSION}:dynamic_batching.preferred_batch_size", [4, 8], "preferred_batch_size: 4"),
+        (f"{wire.DIFFUSION}:dynamic_batching.preserve_ordering", True, "preserve_ordering: true"),
+        (f"{wire.VOCODER}:sequence_batching.max_sequence_idle_microseconds", 7_000_000, "microseconds: 7000000"),
+        (f"{wire.VOCODER}:instance_group.0.count", 2, "count: 2"),
+        (f"{wire.ENTRY}:parameters.prefill_tokens", 65, 'string_value: "65"'),
+    ],
+)
+def test_any_key_of_a_configuration_can_be_turned(knob, value, line):
+    model = knob.split(":")[0].split(".")[0]
+    assert line not in str(Deployment().configs()[model])
+    assert line in str(Deployment(knobs={knob: value}).configs()[model])
+
+
+def test_no_preferred_batch_is_none():
+    knobs = {f"{wire.DIFFUSION}.preferred_batch": 0}
+    assert list(Deployment(knobs=knobs).configs()[wire.DIFFUSION].dynamic_batching.preferred_batch_size) == []
+
+
+@pytest.mark.parametrize(
+    "knob, value, said",
+    [
+        ("vocoder:max_batch_size", 4, "unknown model 'vocoder'; use one of"),
+        (
+            f"{wire.VOCODER}:sequence_batching.max_sequence_idle",
+            4,
+            "no key 'max_sequence_idle' here; there are direct, oldest",
+        ),
+        (f"{wire.VOCODER}:instance_group.3.count", 4, "no key '3' here"),
+        (f"{wire.VOCODER}:parameters.colour", 4, "no key 'colour' here; there are"),
+        (f"{wire.VOCODER}:max_batch_size", "many", "does not take 'many'"),
+        (f"{wire.VOCODER}:max_batch_size", -(2**40), "does not take"),
+        (f"{wire.DIFFUSION}:dynamic_batching.preferred_batch_size", 4, "does not take 4"),
+        (f"{wire.DIFFUSION}.delay_us", True, "must be a whole number"),
+    ],
+)
+def test_a_key_that_is_not_there_is_named_with_those_that_are(knob, value, said):
+    with pytest.raises(InputError, match=said):
+        Deployment(knobs={knob: value})

@@ -37,7 +37,7 @@ def locust(*options: str) -> list[str]:
 
 
 def run(url: str, *options: str) -> subprocess.CompletedProcess:
-    command = locust("--headless", "--host", url, "--stop-timeout", "1", *options)
+    command = locust("--headless", *(("--host", url) if url else ()), "--stop-timeout", "1", *options)
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -160,9 +160,32 @@ def test_workers_share_the_load_and_the_master_has_every_result(tmp_path):
     assert "never reported" not in done.stdout
 
 
+def test_several_servers_share_the_load_and_nobody_is_told_the_secret(tmp_path):
+    secret = tmp_path / "headers"
+    secret.write_text("authorization: Bearer s3cret\n")
+    with serving(Timetable(interval_s=0.001)) as one, serving(Timetable()) as other:
+        servers = ("--url", one.url, "--url", other.url, "--header", f"@{secret}", "--header", "x-key: s3cret")
+        files = ("--records", str(tmp_path / "records"), "--html", str(tmp_path / "page.html"))
+        done = run("", "--readers", "2", "-i", "12", "-u", "1", *servers, *files)
+    records = read_records(tmp_path / "records")
+    assert records.end["replicas"] == [
+        {"address": each.url, "requests": 6, "reconnects": 0, "passed_over": 0} for each in (one, other)
+    ]
+    assert f"requests to each of 2 servers, round-robin: {one.url} 6, {other.url} 6" in done.stdout
+    assert records.run["url"] == f"{one.url},{other.url}" and records.run["target"]["headers"] == [
+        "authorization",
+        "x-key",
+    ]
+    written = b"".join(path.read_bytes() for path in (*(tmp_path / "records").iterdir(), tmp_path / "page.html"))
+    assert b"s3cret" not in written and "s3cret" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
+        (["--host", "127.0.0.1:9", "--url", "127.0.0.1:9"], "--url and --host mean the same"),
+        (["--host", "127.0.0.1:9", "--header", "s3cret"], "--header number 1 has no colon"),
+        (["--host", "127.0.0.1:9", "--tls-client-key", "k.pem"], "no use without --tls-client-cert"),
         (["--host", "127.0.0.1:9"], "no Triton answers at 127.0.0.1:9"),
         (["--host", "http://127.0.0.1:8000"], "gRPC"),
         (["--host", "127.0.0.1:9", "--mix", "podcasts"], "did you mean 'podcast'"),

@@ -28,7 +28,7 @@ def test_a_stage_process_that_died_and_came_back_is_listed():
     server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         port, child = map(int, server.stdout.readline().split())
-        witness = Witness(port, interval_s=60)
+        witness = Witness([port], interval_s=60)
         while not witness.looks:
             time.sleep(0.01)
         psutil.Process(child).kill()
@@ -47,7 +47,7 @@ def test_a_stage_process_that_died_and_came_back_is_listed():
 
 def test_without_a_server_here_only_the_host_is_looked_at():
     with socket.create_server(("127.0.0.1", 0)):
-        witness = Witness(None, interval_s=0.05)
+        witness = Witness([], interval_s=0.05)
         while len(witness.looks) < 3:
             time.sleep(0.01)
         witness.close()

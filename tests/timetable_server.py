@@ -14,6 +14,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from harness import wire
 from harness.errors import ServerError
+from harness.targets import Target, Tls
 from harness.triton.config import Deployment, read_config
 from harness.triton.server import ROOT, TritonServer
 
@@ -24,9 +25,9 @@ FAILURE = "the stage failed on its timetable"  # what a request with the word "e
 class TimetableServer(TritonServer):
     """A Triton with the timetable model alone in it; ``words`` apply to every request (see its model.py)."""
 
-    def __init__(self, words: str = "", *, root: Path = ROOT, port: int | None = None):
+    def __init__(self, words: str = "", *, root: Path = ROOT, port: int | None = None, tls: Tls | None = None):
         super().__init__(Deployment(), root=root, port=port)
-        self.words = words
+        self.words, self.tls = words, tls
 
     def start_again(self) -> None:
         """Another server in the place of this one, at the same address."""
@@ -53,7 +54,7 @@ class TimetableServer(TritonServer):
 
     def _wait_ready(self, timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
-        with grpc.insecure_channel(self.url) as channel:
+        with Target.of(self.url, self.tls).channel(self.url) as channel:
             stub = GRPCInferenceServiceStub(channel)
             while time.monotonic() < deadline_s:
                 if not self.alive():

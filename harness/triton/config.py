@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from google.protobuf import json_format, text_format
+from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2
 
 from harness import wire
 from harness.errors import InputError, ServerError
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
-KNOBS = ("delay_us", "max_batch", "instances")
+KNOBS = ("delay_us", "max_batch", "preferred_batch", "instances")
+KEY = ":"  # between a model and the path of a key of its config.pbtxt
 PRESETS = ("tiny", "1.5b", "7b")
 MAX_GPUS = 64
 _OWNERS = {"entry": wire.ENTRY, **{stage: stage for stage in wire.STAGES}, wire.VOICE: wire.VOICE}
 
 
 Configs = dict[str, model_config_pb2.ModelConfig]  # by model
+Value = int | float | bool | str | Sequence[int | float | bool | str]
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class Deployment:
     """What is deployed: a model and, per stage, the knobs that a sweep turns.
 
     ``knobs`` maps ``<stage>.<knob>`` to a value, e.g. ``{"diffusion_decoder.delay_us": 2000}``; stages are
-    ``entry``, the three of the frame path and ``voice_encoder``; knobs are ``delay_us``, ``max_batch``, ``instances``.
+    ``entry``, the three of the frame path and ``voice_encoder``; knobs are ``delay_us``, ``max_batch``,
+    ``preferred_batch`` (0 = none) and ``instances``. Any other key of a config.pbtxt is turned as
+    ``<model>:<path>``, e.g. ``{"neural_vocoder:dynamic_batching.preserve_ordering": True}``; see ``set_key``.
     ``parameters`` maps ``<model>.<parameter>`` to a value, for parameters that the model's config.pbtxt has.
     ``preset`` may be the path of a JSON file of sizes. ``emulate`` is the path of a profile whose times the stages take
     instead of computing, on ``gpus`` emulated GPUs: each gets an instance of every stage, unless a knob says otherwise.
@@ -40,7 +45,7 @@ class Deployment:
     checkpoint: str = ""
     voices: str = ""
     weights_seed: int = 0
-    knobs: Mapping[str, int] = field(default_factory=dict)
+    knobs: Mapping[str, Value] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
     emulate: str = ""
     gpus: int = 1
@@ -55,7 +60,7 @@ class Deployment:
             raise InputError(f"gpus is {self.gpus}: it must lie in 1 to {MAX_GPUS}")
         for knob, value in self.knobs.items():
             _check_knob(knob, value)
-        if self.parameters:
+        if self.parameters or any(KEY in knob for knob in self.knobs):
             self.configs()  # refuses those that a model does not have
 
     def configs(self, repository: Path = REPOSITORY) -> Configs:
@@ -73,8 +78,11 @@ class Deployment:
     def turn(self, configs: Configs) -> Configs:
         """Set the knobs in these configurations, and return them."""
         for knob, value in self.knobs.items():
-            owner, _, name = knob.rpartition(".")
-            _set_knob(configs[_OWNERS[owner]], name, value)
+            if KEY in knob:
+                set_key(configs, knob, value)
+            else:
+                owner, _, name = knob.rpartition(".")
+                _set_knob(configs[_OWNERS[owner]], name, value)
         batch = min(configs[stage].max_batch_size for stage in wire.STAGES)
         configs[wire.FRAME].max_batch_size = batch  # an ensemble may not promise more than its smallest step
         return configs
@@ -153,13 +161,66 @@ def _set_parameter(configs: Configs, name: str, value: str) -> None:
     configs[model].parameters[parameter].string_value = value
 
 
-def _check_knob(knob: str, value: int) -> None:
+def set_key(configs: Configs, knob: str, value: Value) -> None:
+    """Set ``<model>:<path>`` in these configurations: fields, indices and map keys of the protobuf, with dots between.
+
+    A list of numbers or words takes the place of a repeated field. A parameter is ``<model>:parameters.<name>``.
+    Raises InputError where the model has no such key, or the key does not take the value.
+    """
+    model, _, path = knob.partition(KEY)
+    if model not in configs:
+        raise InputError(f"{knob}: unknown model {model!r}; use one of {', '.join(configs)}")
+    *parents, last = path.split(".")
+    holder = configs[model]
+    for part in parents:
+        holder = _member(holder, part, knob)
+    try:
+        _set_member(holder, last, value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{knob} does not take {value!r}: {error}") from None
+    except (AttributeError, KeyError, IndexError):
+        raise InputError(f"{knob}: {_no_such_key(holder, last)}") from None
+
+
+def _member(holder, part: str, knob: str):
+    if isinstance(holder, Message) and part in holder.DESCRIPTOR.fields_by_name:
+        return getattr(holder, part)
+    if isinstance(holder, Sequence) and part.isdigit() and int(part) < len(holder):
+        return holder[int(part)]
+    if isinstance(holder, Mapping) and part in holder:
+        return holder[part]
+    raise InputError(f"{knob}: {_no_such_key(holder, part)}")
+
+
+def _set_member(holder, name: str, value: Value) -> None:
+    if isinstance(holder, Mapping):
+        if name not in holder:  # a protobuf map would make it
+            raise KeyError(name)
+        holder[name].string_value = str(value)
+    elif isinstance(holder, Sequence):
+        holder[int(name)] = value
+    elif isinstance(getattr(holder, name), MutableSequence):
+        getattr(holder, name)[:] = value
+    else:
+        setattr(holder, name, value)
+
+
+def _no_such_key(holder, name: str) -> str:
+    fields = isinstance(holder, Message)
+    known = [field.name for field in holder.DESCRIPTOR.fields] if fields else list(holder)
+    return f"no key {name!r} here; there are {', '.join(map(str, known)) or 'none'}"
+
+
+def _check_knob(knob: str, value: Value) -> None:
+    if KEY in knob:
+        return
     owner, _, name = knob.rpartition(".")
     if owner not in _OWNERS or name not in KNOBS:
-        known = f"<stage>.<{'|'.join(KNOBS)}> with a stage of {', '.join(_OWNERS)}"
+        known = f"<stage>.<{'|'.join(KNOBS)}> with a stage of {', '.join(_OWNERS)}, or <model>{KEY}<path of a key>"
         raise InputError(f"unknown knob {knob!r}: use {known}")
-    if value < (0 if name == "delay_us" else 1):
-        raise InputError(f"{knob} is {value}: it must be at least {0 if name == 'delay_us' else 1}")
+    lowest = 0 if name in ("delay_us", "preferred_batch") else 1
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise InputError(f"{knob} is {value}: it must be a whole number of at least {lowest}")
 
 
 def _set_knob(config: model_config_pb2.ModelConfig, name: str, value: int) -> None:
@@ -167,9 +228,17 @@ def _set_knob(config: model_config_pb2.ModelConfig, name: str, value: int) -> No
         config.instance_group[0].count = value
     elif name == "max_batch":
         config.max_batch_size = value
-    elif config.HasField("sequence_batching"):
-        config.sequence_batching.oldest.max_queue_delay_microseconds = value
-    elif config.HasField("dynamic_batching"):
-        config.dynamic_batching.max_queue_delay_microseconds = value
     else:
-        raise InputError(f"{config.name} does not batch: it has no delay_us")
+        batching = _batching(config, name)
+        if name == "delay_us":
+            batching.max_queue_delay_microseconds = value
+        else:
+            batching.preferred_batch_size[:] = [value] if value else []
+
+
+def _batching(config: model_config_pb2.ModelConfig, knob: str):
+    if config.HasField("sequence_batching"):
+        return config.sequence_batching.oldest
+    if config.HasField("dynamic_batching"):
+        return config.dynamic_batching
+    raise InputError(f"{config.name} does not batch: it has no {knob}")

@@ -21,8 +21,10 @@ import psutil
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from harness import wire
-from harness.errors import ServerError
+from harness.errors import InputError, ServerError
 from harness.processes import end_group, spawn
+from harness.replicas import in_words
+from harness.targets import Target
 from harness.triton.config import Configs, Deployment, as_json, write_repository
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +114,7 @@ class TritonServer:
         if self.port is not None:
             grpc_port = _must_be_free(self.port)
         self.url, self.metrics_url = f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics}/metrics"
+        self.target = Target.of(self.url)
         try:
             self._lay_out(found)
             self._launch(found, http, grpc_port, metrics)
@@ -124,7 +127,8 @@ class TritonServer:
 
     def reload(self, deployment: Deployment) -> list[str]:
         """Load the stages whose configuration changed, and no other; returns their names."""
-        changed = load_changes(self.url, self.deployment.configs(), deployment.configs())
+        with self.target.channel(self.url) as channel:
+            changed = load_changes(channel, self.deployment.configs(), deployment.configs())
         self.deployment = deployment
         return changed
 
@@ -164,7 +168,7 @@ class TritonServer:
 
     def _wait_ready(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        with grpc.insecure_channel(self.url) as channel:
+        with self.target.channel(self.url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while time.monotonic() < deadline:
                 if not self.alive():
@@ -190,11 +194,15 @@ class RemoteTriton:
     pid = None
 
     def __init__(self, url: str, preset: str):
-        self.url, self.preset = url.removeprefix("grpc://"), preset
+        self.target, self.preset = Target.from_environment(url), preset
+        if len(self.target.addresses) > 1:
+            raise InputError(f"{url}: the knobs of one server are turned, and one is measured: give one --url")
+        self.url = self.target.url
 
     def __enter__(self) -> RemoteTriton:
-        with grpc.insecure_channel(self.url) as channel:
+        with self._channel() as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            self._must_answer(stub)
             if not is_ready(stub):
                 raise ServerError(
                     f"no Triton with the models of model_repository/ is ready at {self.url}: check the address, or "
@@ -221,23 +229,32 @@ class RemoteTriton:
         return self._load(deployment.turn(configs))
 
     def alive(self) -> bool:
-        with grpc.insecure_channel(self.url) as channel:
+        with self._channel() as channel:
             return is_ready(service_pb2_grpc.GRPCInferenceServiceStub(channel))
 
+    def _channel(self) -> grpc.Channel:
+        return self.target.channel(self.target.addresses[0])
+
+    def _must_answer(self, stub) -> None:
+        try:
+            stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=self.target.ready_s)
+        except grpc.RpcError as error:
+            raise ServerError(in_words(error, self.url, self.target.tls)) from error
+
     def _load(self, configs: Configs) -> list[str]:
-        changed = load_changes(self.url, self.loaded, configs)
+        with self._channel() as channel:
+            changed = load_changes(channel, self.loaded, configs)
         self.loaded = configs
         return changed
 
 
-def load_changes(url: str, before: Configs, after: Configs) -> list[str]:
+def load_changes(channel: grpc.Channel, before: Configs, after: Configs) -> list[str]:
     """Load the models whose configuration differs; returns their names."""
     changed = [model for model in wire.MODELS if before[model] != after[model]]
-    with grpc.insecure_channel(url) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        # Stages first: loading one takes the models that call it along.
-        for model in sorted(changed, key=lambda model: model in (wire.ENTRY, wire.FRAME)):
-            _load(stub, model, as_json(after[model]))
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    # Stages first: loading one takes the models that call it along.
+    for model in sorted(changed, key=lambda model: model in (wire.ENTRY, wire.FRAME)):
+        _load(stub, model, as_json(after[model]))
     return changed
 
 

@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from harness import wire
 from harness.errors import ServerError
 from harness.records import BatchStatistics, StageStatistics
+from harness.replicas import in_words
+from harness.targets import Target
 
+TIMEOUT_S = 3
 COUNTED = (wire.ENTRY, wire.FRAME, *wire.STAGES, wire.VOICE)
 
 
 class StatisticsReader:
-    """Reads statistics of the stages from a running server; close it after use."""
+    """Reads statistics of the stages from every server of a target; close it after use."""
 
-    def __init__(self, url: str):
-        self.url = url
-        self._channel = grpc.insecure_channel(url)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+    def __init__(self, target: Target | str):
+        self._target = Target.of(target)
+        self._channels = {address: self._target.channel(address) for address in self._target.addresses}
 
     def snapshot(self) -> tuple[StageStatistics, ...]:
-        """Cumulative counts since each stage was loaded. Raises ServerError where the server does not answer."""
+        """Cumulative counts since each stage was loaded, summed over the servers.
+
+        Raises ServerError where one of them does not answer: a sum without it would be no sum.
+        """
+        return summed(self._ask(address) for address in self._channels)
+
+    def _ask(self, address: str) -> tuple[StageStatistics, ...]:
+        stub = GRPCInferenceServiceStub(self._channels[address])
         try:
-            answer = self._stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=3)
+            answer = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=TIMEOUT_S)
         except grpc.RpcError as error:
-            raise ServerError(
-                f"no statistics from {self.url}: {error.details()}; is the server still there?"
-            ) from error
+            raise ServerError(f"no statistics: {in_words(error, address, self._target.tls)}") from error
         return tuple(_stage(model) for model in answer.model_stats if model.name in COUNTED)
 
     def close(self) -> None:
-        self._channel.close()
+        for channel in self._channels.values():
+            channel.close()
+
+
+def summed(snapshots: Iterable[Iterable[StageStatistics]]) -> tuple[StageStatistics, ...]:
+    """The counts of several servers as those of one, by stage."""
+    totals: dict[str, StageStatistics] = {}
+    for stage in itertools.chain.from_iterable(snapshots):
+        totals[stage.stage] = _add(totals[stage.stage], stage) if stage.stage in totals else stage
+    return tuple(totals.values())
 
 
 def difference(after: Iterable[StageStatistics], before: Iterable[StageStatistics]) -> tuple[StageStatistics, ...]:
@@ -60,6 +78,23 @@ def _stage(model) -> StageStatistics:
         queue_ns=int(inference.queue.ns),
         compute_ns=int(sum(part.ns for part in parts)),
         batches=batches,
+    )
+
+
+def _add(one: StageStatistics, other: StageStatistics) -> StageStatistics:
+    batches = {batch.batch_size: batch for batch in one.batches}
+    for batch in other.batches:
+        before = batches.get(batch.batch_size, BatchStatistics(batch.batch_size, 0, 0))
+        batches[batch.batch_size] = BatchStatistics(
+            batch.batch_size, before.executions + batch.executions, before.compute_ns + batch.compute_ns
+        )
+    return StageStatistics(
+        stage=one.stage,
+        requests=one.requests + other.requests,
+        executions=one.executions + other.executions,
+        queue_ns=one.queue_ns + other.queue_ns,
+        compute_ns=one.compute_ns + other.compute_ns,
+        batches=tuple(batches[size] for size in sorted(batches)),
     )
 
 
