@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from harness import profile as job_of_profile
+from harness import runs, wire
 from harness import signoff as job
-from harness import wire
 from harness.doctor import examine
 from harness.errors import HarnessError, InputError
 from harness.remote import with_target
@@ -85,7 +85,7 @@ def fit(run: RunFolder) -> None:
     """Fit the capacity models again from a run's stored trials, and print what they say."""
     stored = Run.open(run)
     with stored.lock():
-        content = job.fit_of(stored)
+        content = runs.fit_of(stored)
         stored.write_fit(content)
     print_fit(content)
 
@@ -97,11 +97,11 @@ def plan(
 ) -> None:
     """The table of devices for other target rates, from stored results, in seconds."""
     stored = Run.open(run)
-    spec = job.spec_of(stored)
+    spec = runs.spec_of(stored)
     content = stored.fit()
     if content is None:
         raise InputError(f"{run} holds no fit yet: run `harness fit --run {run}` first")
-    print_plan(job.plan_of(stored, spec, content, _rates(qps) or spec.targets_qps))
+    print_plan(runs.plan_of(stored, spec, content, _rates(qps) or spec.targets_qps))
 
 
 @app.command(epilog="Example: `harness simulate --run results/quick-1a2b3c4d --qps 0.8`")
@@ -111,7 +111,7 @@ def simulate(
 ) -> None:
     """What one device of the best deployment would show at a rate: simulated from stored fits, nothing is run."""
     stored = Run.open(run)
-    print_prediction(job.simulation_of(stored, _rates(str(qps))[0]), job.unit_of(stored.manifest))
+    print_prediction(runs.simulation_of(stored, _rates(str(qps))[0]), runs.unit_of(stored.manifest))
 
 
 @app.command(epilog="Example: `harness report --run results/quick-1a2b3c4d`")
@@ -309,7 +309,7 @@ def print_fit(content: dict) -> None:
         rate = each["max_rate_per_s"]
         mark = " *" if number == content["best"] else ""
         table.add_row(
-            job.describe_point(each["deployment"]) + mark, line,
+            runs.describe_point(each["deployment"]) + mark, line,
             "-" if step["inconclusive"] else f"{step['r_squared']:.3f}",
             "-" if rate is None else f"{rate:.3f}/s", each["binding"] or each["inconclusive"] or "-",
         )  # fmt: skip
@@ -354,7 +354,7 @@ def _as_interrupt(*_) -> None:
 
 
 def _set_aside(plan_path: Path, results: Path, url: str) -> None:
-    path = results / job.run_id_of(plan_path, load_plan(plan_path), url or None)
+    path = results / runs.run_id_of(plan_path, load_plan(plan_path), url or None)
     if not Run.is_run(path):
         return
     run = Run.open(path)

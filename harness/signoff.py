@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import time
@@ -16,24 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from harness import wire
-from harness.capacity.fit import fit_run
-from harness.capacity.plan import make_plan
 from harness.capacity.predict import predict_open_run
-from harness.errors import InconclusiveError, InputError, ServerError
-from harness.probe import commit, host_facts, versions
-from harness.records import RunManifest, Trial
+from harness.errors import ServerError
+from harness.records import Trial
 from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
-from harness.spec import PlanSpec, load_plan
-from harness.store import Run, read_profile
+from harness.runs import deployment_of, describe_point, fit_of, open_run, plan_of
+from harness.spec import load_plan
 from harness.sweep import Driver, Load, TrialBroken, broken_trial, deployed, estimated_s, trial_id
-from harness.triton.config import Deployment
 from harness.triton.server import ROOT, RemoteTriton, TritonServer
 
 EXIT_CODES = {"met": 0, "missed": 1, "inconclusive": 2}
 TRIES = 2  # a trial that broke or came out INVALID is measured once more
 BROKEN_IN_A_ROW = 2 * TRIES  # two points: then it is not the point
-_CODE = ("harness/**/*.py", "model_repository/**/*.py", "model_repository/**/*.pbtxt", "scenarios/*.py")
 _SECOND_LOOK = 1000  # added to the plan's seed
 _FIT_S, _START_S = 20.0, 25.0
 
@@ -252,105 +246,6 @@ class SignOff:
         return _START_S + ladders + self._second_look_s() + self._confirm_s() + 2 * _FIT_S
 
 
-def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
-    """What a plan deploys. Raises InputError for what cannot be deployed, or not on a server of somebody else."""
-    parameters = {name: str(value) for name, value in spec.parameters.items()}
-    if url and (spec.emulate or parameters):
-        raise InputError("emulate and parameters are of a server that the harness starts: leave them or --url out")
-    profile = str(spec.profile_path() or "")
-    return Deployment(preset=spec.preset, parameters=parameters, emulate=profile, gpus=spec.gpus, **more)
-
-
-def spec_of(run: Run) -> PlanSpec:
-    """The plan as the run was made with, whatever became of its file."""
-    folder = (ROOT / run.manifest.plan_path).parent
-    return PlanSpec.model_validate(run.manifest.plan, context={"folder": folder})
-
-
-def fit_of(run: Run) -> dict:
-    """fit.json from a run's stored trials."""
-    spec = spec_of(run)
-    rng = np.random.default_rng(spec.seed)
-    mix, promises = spec.traffic_mix(), spec.promise_list()
-    return fit_run(run.trials(), run.requests(), mix, promises, rng, unit_of(run.manifest))
-
-
-def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
-    """plan.json for these targets, from stored records alone."""
-    manifest = run.manifest
-    return make_plan(
-        fit,
-        run.trials(),
-        run.requests(),
-        spec.traffic_mix(),
-        spec.promise_list(),
-        targets_qps,
-        np.random.default_rng(spec.seed),
-        utilisation_cap=spec.utilisation_cap,
-        confidence=spec.confidence,
-        max_error=spec.max_error,
-        unit=unit_of(manifest),
-        preset=manifest.preset,
-        device=manifest.device,
-        emulated=manifest.emulated,
-    )
-
-
-def simulation_of(run: Run, rate_per_s: float) -> dict:
-    """What an open-loop run at a rate would show on the best deployment, from the run's stored fit."""
-    fit = run.fit()
-    if fit is None or fit["best"] is None:
-        raise InconclusiveError(f"{run.path} holds no deployment that keeps the promises: nothing to simulate")
-    spec = spec_of(run)
-    rng = np.random.default_rng(spec.seed)
-    return predict_open_run(fit["deployments"][fit["best"]], spec.traffic_mix(), rate_per_s, 60.0, rng)
-
-
-def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None) -> str:
-    """The same plan file, code and server always lead to the same folder, and others to another."""
-    digest = hashlib.sha256(Path(plan_path).read_bytes())
-    for path in sorted(path for pattern in _CODE for path in ROOT.glob(pattern)):
-        digest.update(path.read_bytes())
-    if spec.emulate:
-        digest.update(spec.profile_path().read_bytes())
-    digest.update((url or "").encode())
-    return f"{spec.name}-{digest.hexdigest()[:8]}"
-
-
-def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None) -> Run:
-    """The run of a plan, new or as an earlier start left it."""
-    run_id = run_id_of(plan_path, spec, url)
-    if Run.is_run(Path(results) / run_id):
-        return Run.open(Path(results) / run_id)
-    host = host_facts()
-    manifest = RunManifest(
-        run_id=run_id,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        plan_path=os.path.relpath(plan_path, ROOT),
-        plan_sha256=hashlib.sha256(Path(plan_path).read_bytes()).hexdigest(),
-        plan=spec.model_dump(mode="json"),
-        commit=commit(),
-        versions=versions(),
-        host=host,
-        preset=spec.preset,
-        device=_device(spec, url, host),
-        seed=spec.seed,
-        emulated=bool(spec.emulate),
-        notes=(f"Triton at {url} was not started by the harness; the host named here drove it",) if url else (),
-    )
-    return Run.create(results, manifest)
-
-
-def _device(spec: PlanSpec, url: str | None, host: dict) -> str:
-    """What serves: a Triton somewhere else, emulated GPUs, this host's GPU or its processor."""
-    if url:
-        return f"the Triton at {url}"
-    if spec.emulate:
-        name = f"emulated {read_profile(spec.profile_path())['device']}"
-        return name if spec.gpus == 1 else f"{spec.gpus} {name}"
-    return "cpu" if host["gpu"] == "none" else host["gpu"].split(",")[0]
-
-
 @contextmanager
 def measuring_lock(root: Path = ROOT) -> Iterator[None]:
     """One measurement at a time on this host: a second one would measure the first. Raises ServerError."""
@@ -366,28 +261,6 @@ def measuring_lock(root: Path = ROOT) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def unit_of(manifest: RunManifest) -> str:
-    """What one "device" of the plan is, in words."""
-    if manifest.device == "cpu":
-        return f"this host ({manifest.host['cores']} CPU cores) at preset {manifest.preset}"
-    counted = manifest.device.startswith("the Triton") or manifest.device.split(" ")[0].isdigit()
-    one = "" if counted else "one "
-    return f"{one}{manifest.device} at preset {manifest.preset}"
-
-
-def describe_point(point: dict) -> str:
-    """A point of the space in a few words: knobs of all three stages with one value are said once."""
-    words = []
-    for knob in dict.fromkeys(name.rpartition(".")[2] for name in point):
-        values = {name.rpartition(".")[0]: value for name, value in point.items() if name.rpartition(".")[2] == knob}
-        first, *others = values.values()
-        if set(values) == set(wire.STAGES) and all(value == first for value in others):
-            words.append(f"{knob} {first}")
-        else:
-            words += [f"{stage}.{knob} {value}".lstrip(".") for stage, value in values.items()]
-    return ", ".join(words) or "as the repository has it"
 
 
 def _note(trial: Trial) -> str:

@@ -8,14 +8,15 @@ import pytest
 from conftest import make_request
 from test_emulation import FRAME_MS, MODEL, write
 
+from harness import runs, wire
 from harness import signoff as job
-from harness import wire
 from harness.client import SpeechClient
 from harness.client import make_result as result_of
 from harness.errors import InputError
 from harness.records import Outcome, Trial
 from harness.spec import load_plan
-from harness.sweep import Measured
+from harness.store import Run
+from harness.sweep import Load, Measured
 from harness.triton.config import Deployment
 from harness.triton.server import TritonServer
 
@@ -40,7 +41,7 @@ def write_plan(folder, gpus=4, profile="profiles/h200.json", more=""):
 
 def test_a_plan_can_ask_for_emulated_gpus(tmp_path):
     plan = write_plan(tmp_path, more="parameters: {vibevoice_llm_encoder.kv_limit_bytes: 120000000000}\n")
-    base = job.deployment_of(load_plan(plan), url=None)
+    base = runs.deployment_of(load_plan(plan), url=None)
     assert (base.emulate, base.gpus) == (str(tmp_path / "profiles" / "h200.json"), 4)
     configs = base.configs()
     assert configs[wire.LLM].instance_group[0].count == 4
@@ -65,7 +66,7 @@ def test_a_plan_that_cannot_be_emulated_is_refused(tmp_path, change, url, messag
 def test_a_run_of_an_emulated_plan_says_so(tmp_path, gpus, unit):
     run = job.SignOff(write_plan(tmp_path, gpus), tmp_path / "results").run
     assert run.manifest.emulated
-    assert job.unit_of(run.manifest) == f"{unit} at preset 1.5b"
+    assert runs.unit_of(run.manifest) == f"{unit} at preset 1.5b"
 
 
 def test_another_profile_leads_to_another_run(tmp_path):
@@ -84,8 +85,8 @@ def test_a_run_whose_server_turns_out_to_emulate_says_so(tmp_path):
     answer = make_result(emulated=True)
     trial = Trial("t", "open", {}, {}, "2026-01-01T00:00:00", 1.0, True, (), ())
     driver = type("Driver", (), {"run": lambda *_: Measured(trial, [make_result(), answer], ())})()
-    work._trial(driver, {}, job.Load(5.0, 1, (1,)))
-    assert job.Run.open(work.run.path).manifest.emulated
+    work._trial(driver, {}, Load(5.0, 1, (1,)))
+    assert Run.open(work.run.path).manifest.emulated
 
 
 def make_result(**changes):

@@ -35,6 +35,7 @@ LAYERS = {
         "livepage",
         "user",
         "sweep",
+        "runs",
         "signoff",
         "profile",
         "speak",

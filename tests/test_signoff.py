@@ -11,8 +11,8 @@ import psutil
 import pytest
 from conftest import still_running
 
+from harness import runs, store
 from harness import signoff as job
-from harness import store
 from harness.errors import ServerError, StoreError
 from harness.records import Trial
 from harness.store import Run
@@ -241,9 +241,9 @@ def test_the_same_point_and_load_always_get_one_name():
 
 def test_points_are_described_in_few_words():
     same = {f"{stage}.delay_us": 5 for stage in ("vibevoice_llm_encoder", "diffusion_decoder", "neural_vocoder")}
-    assert job.describe_point(same | {"diffusion_decoder.instances": 2}) == "delay_us 5, diffusion_decoder.instances 2"
-    assert job.describe_point({"chunk_frames": 3}) == "chunk_frames 3"
-    assert job.describe_point({}) == "as the repository has it"
+    assert runs.describe_point(same | {"diffusion_decoder.instances": 2}) == "delay_us 5, diffusion_decoder.instances 2"
+    assert runs.describe_point({"chunk_frames": 3}) == "chunk_frames 3"
+    assert runs.describe_point({}) == "as the repository has it"
 
 
 @pytest.mark.server

@@ -1,0 +1,145 @@
+"""A run of a plan: where it is kept, what it was made with, and its fit and plan from what is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from harness import wire
+from harness.capacity.fit import fit_run
+from harness.capacity.plan import make_plan
+from harness.capacity.predict import predict_open_run
+from harness.errors import InconclusiveError, InputError
+from harness.probe import commit, host_facts, versions
+from harness.records import RunManifest
+from harness.spec import PlanSpec
+from harness.store import Run, read_profile
+from harness.triton.config import Deployment
+from harness.triton.server import ROOT
+
+_CODE = ("harness/**/*.py", "model_repository/**/*.py", "model_repository/**/*.pbtxt", "scenarios/*.py")
+
+
+def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
+    """What a plan deploys. Raises InputError for what cannot be deployed, or not on a server of somebody else."""
+    parameters = {name: str(value) for name, value in spec.parameters.items()}
+    if url and (spec.emulate or parameters):
+        raise InputError("emulate and parameters are of a server that the harness starts: leave them or --url out")
+    profile = str(spec.profile_path() or "")
+    return Deployment(preset=spec.preset, parameters=parameters, emulate=profile, gpus=spec.gpus, **more)
+
+
+def spec_of(run: Run) -> PlanSpec:
+    """The plan as the run was made with, whatever became of its file."""
+    folder = (ROOT / run.manifest.plan_path).parent
+    return PlanSpec.model_validate(run.manifest.plan, context={"folder": folder})
+
+
+def fit_of(run: Run) -> dict:
+    """fit.json from a run's stored trials."""
+    spec = spec_of(run)
+    rng = np.random.default_rng(spec.seed)
+    mix, promises = spec.traffic_mix(), spec.promise_list()
+    return fit_run(run.trials(), run.requests(), mix, promises, rng, unit_of(run.manifest))
+
+
+def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
+    """plan.json for these targets, from stored records alone."""
+    manifest = run.manifest
+    return make_plan(
+        fit,
+        run.trials(),
+        run.requests(),
+        spec.traffic_mix(),
+        spec.promise_list(),
+        targets_qps,
+        np.random.default_rng(spec.seed),
+        utilisation_cap=spec.utilisation_cap,
+        confidence=spec.confidence,
+        max_error=spec.max_error,
+        unit=unit_of(manifest),
+        preset=manifest.preset,
+        device=manifest.device,
+        emulated=manifest.emulated,
+    )
+
+
+def simulation_of(run: Run, rate_per_s: float) -> dict:
+    """What an open-loop run at a rate would show on the best deployment, from the run's stored fit."""
+    fit = run.fit()
+    if fit is None or fit["best"] is None:
+        raise InconclusiveError(f"{run.path} holds no deployment that keeps the promises: nothing to simulate")
+    spec = spec_of(run)
+    rng = np.random.default_rng(spec.seed)
+    return predict_open_run(fit["deployments"][fit["best"]], spec.traffic_mix(), rate_per_s, 60.0, rng)
+
+
+def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None) -> str:
+    """The same plan file, code and server always lead to the same folder, and others to another."""
+    digest = hashlib.sha256(Path(plan_path).read_bytes())
+    for path in sorted(path for pattern in _CODE for path in ROOT.glob(pattern)):
+        digest.update(path.read_bytes())
+    if spec.emulate:
+        digest.update(spec.profile_path().read_bytes())
+    digest.update((url or "").encode())
+    return f"{spec.name}-{digest.hexdigest()[:8]}"
+
+
+def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None) -> Run:
+    """The run of a plan, new or as an earlier start left it."""
+    run_id = run_id_of(plan_path, spec, url)
+    if Run.is_run(Path(results) / run_id):
+        return Run.open(Path(results) / run_id)
+    host = host_facts()
+    manifest = RunManifest(
+        run_id=run_id,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        plan_path=os.path.relpath(plan_path, ROOT),
+        plan_sha256=hashlib.sha256(Path(plan_path).read_bytes()).hexdigest(),
+        plan=spec.model_dump(mode="json"),
+        commit=commit(),
+        versions=versions(),
+        host=host,
+        preset=spec.preset,
+        device=_device(spec, url, host),
+        seed=spec.seed,
+        emulated=bool(spec.emulate),
+        notes=(f"Triton at {url} was not started by the harness; the host named here drove it",) if url else (),
+    )
+    return Run.create(results, manifest)
+
+
+def _device(spec: PlanSpec, url: str | None, host: dict) -> str:
+    """What serves: a Triton somewhere else, emulated GPUs, this host's GPU or its processor."""
+    if url:
+        return f"the Triton at {url}"
+    if spec.emulate:
+        name = f"emulated {read_profile(spec.profile_path())['device']}"
+        return name if spec.gpus == 1 else f"{spec.gpus} {name}"
+    return "cpu" if host["gpu"] == "none" else host["gpu"].split(",")[0]
+
+
+def unit_of(manifest: RunManifest) -> str:
+    """What one "device" of the plan is, in words."""
+    if manifest.device == "cpu":
+        return f"this host ({manifest.host['cores']} CPU cores) at preset {manifest.preset}"
+    counted = manifest.device.startswith("the Triton") or manifest.device.split(" ")[0].isdigit()
+    one = "" if counted else "one "
+    return f"{one}{manifest.device} at preset {manifest.preset}"
+
+
+def describe_point(point: dict) -> str:
+    """A point of the space in a few words: knobs of all three stages with one value are said once."""
+    words = []
+    for knob in dict.fromkeys(name.rpartition(".")[2] for name in point):
+        values = {name.rpartition(".")[0]: value for name, value in point.items() if name.rpartition(".")[2] == knob}
+        first, *others = values.values()
+        if set(values) == set(wire.STAGES) and all(value == first for value in others):
+            words.append(f"{knob} {first}")
+        else:
+            words += [f"{stage}.{knob} {value}".lstrip(".") for stage, value in values.items()]
+    return ", ".join(words) or "as the repository has it"
