@@ -76,6 +76,7 @@ class LoadSettings:
             "classes": self.mix.record(),
             "mean_audio_s": self.mix.mean_audio_s(),
             "chunk_frames": self.mix.chunk_frames,
+            "diffusion_steps": self.mix.diffusion_steps,
             "seed": self.seed,
             "steady": self.steady,
             "iterations": self.iterations,

@@ -67,6 +67,7 @@ ARGUMENTS = {
         "on_page": True,
     },
     "--chunk-frames": {"metavar": "N", "help": "frames of 133 ms in one response", "on_page": True},
+    "--diffusion-steps": {"metavar": "N", "help": "denoising steps of every frame"},
     "--iterations": {"flags": ("-i",), "metavar": "N", "help": "end after N requests", "on_page": True},
     "--readers": {"default": "1", "metavar": "N", "help": "stream-reader processes"},
     "--records": {"metavar": "DIR", "help": f"write every result to DIR/{FILE_NAME}; DIR must be new"},
@@ -87,6 +88,7 @@ ARGUMENTS = {
 }
 """Each also as ``LOCUST_NAME`` in the environment and as ``name = value`` in Locust's configuration file."""
 
+_MOST = {"chunk_frames": wire.MAX_FRAMES, "diffusion_steps": wire.MAX_DIFFUSION_STEPS}
 _NUMBERS = {
     "seed": int,
     "rate_per_s": float,
@@ -94,6 +96,7 @@ _NUMBERS = {
     "steady": int,
     "readers": int,
     "chunk_frames": int,
+    "diffusion_steps": int,
     "iterations": int,
     "rung_s": float,
     "every_s": float,
@@ -138,7 +141,8 @@ def settings_of(values: Mapping, mix: Mix | str) -> LoadSettings:
     Raises InputError naming the option.
     """
     numbers = {name: _number(values, name, kind) for name, kind in _NUMBERS.items() if name != "steady"}
-    traffic, scripts = _traffic(values, mix, numbers["chunk_frames"])
+    traffic, scripts = _traffic(values, mix)
+    traffic = _asked_alike(traffic, {name: numbers[name] for name in _MOST})
     process = arrivals.chosen(
         values.get("arrivals"),
         rate_per_s=numbers["rate_per_s"],
@@ -160,7 +164,16 @@ def settings_of(values: Mapping, mix: Mix | str) -> LoadSettings:
     )
 
 
-def _traffic(values: Mapping, mix: Mix | str, chunk_frames: int | None) -> tuple[Mix, ScriptSource]:
+def _asked_alike(mix: Mix, given: Mapping[str, int | None]) -> Mix:
+    """The mix with what every request asks for alike, where options say it."""
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if not 1 <= value <= _MOST[name]:
+            raise InputError(f"--{name.replace('_', '-')} {value} must lie in 1 to {_MOST[name]}")
+    return replace(mix, **given)
+
+
+def _traffic(values: Mapping, mix: Mix | str) -> tuple[Mix, ScriptSource]:
     """The mix and the scripts that options name; a plan brings its own of both."""
     source = ScriptSource()
     if values.get("plan"):
@@ -172,10 +185,6 @@ def _traffic(values: Mapping, mix: Mix | str, chunk_frames: int | None) -> tuple
         mix = _mix(values.get("mix") or mix)
     if values.get("scripts"):
         source = ScriptSource.from_folder(values["scripts"])
-    if chunk_frames is not None:
-        if not 1 <= chunk_frames <= wire.MAX_FRAMES:
-            raise InputError(f"--chunk-frames {chunk_frames} must lie in 1 to {wire.MAX_FRAMES}")
-        mix = replace(mix, chunk_frames=chunk_frames)
     return _tagged(mix, values.get("speech_tags"), values.get("speech_exclude_tags")), source
 
 

@@ -22,7 +22,7 @@ from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
 from harness.runs import deployment_of, describe_point, fit_of, open_run, plan_of
 from harness.spec import load_plan
-from harness.sweep import Driver, Load, TrialBroken, broken_trial, deployed, estimated_s, trial_id
+from harness.sweep import Driver, Load, TrialBroken, asked, broken_trial, deployed, estimated_s, trial_id
 from harness.triton.server import ROOT, RemoteTriton, TritonServer
 
 EXIT_CODES = {"met": 0, "missed": 1, "inconclusive": 2}
@@ -215,7 +215,7 @@ class SignOff:
 
     def _ladder_load(self, point: dict, seed: int) -> Load:
         ladder = self.spec.ladder
-        return Load(ladder.seconds, seed, ladder.sessions, chunk_frames=point.get("chunk_frames"))
+        return Load(ladder.seconds, seed, ladder.sessions, asks=asked(point))
 
     def _open_load(self, best: dict, share: float, index: int) -> tuple[Load, dict]:
         """The load of a confirmation and what the fit says that it will show."""
@@ -224,7 +224,7 @@ class SignOff:
         seconds = self.spec.confirm.seconds
         prediction = predict_open_run(best, self.mix, rate, seconds, np.random.default_rng(seed))
         steady = max(1, round(prediction["sessions"]))
-        return Load(seconds, seed, (), rate, steady, best["deployment"].get("chunk_frames")), prediction
+        return Load(seconds, seed, (), rate, steady, asked(best["deployment"])), prediction
 
     def _settled(self, point: dict, load: Load) -> bool:
         """Whether a trial need not be measured: it is VALID, or was tried as often as is worth it."""

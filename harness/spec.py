@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,6 +39,7 @@ KNOBS = {
     **{f"{stage}.{knob}": limits for stage in wire.STAGES for knob, limits in STAGE_KNOBS.items()},
     "entry.instances": (1, 64),
     "chunk_frames": (1, wire.MAX_FRAMES),
+    "diffusion_steps": (1, wire.MAX_DIFFUSION_STEPS),
 }
 """Every knob of a search space, and its lowest and highest value. A bare stage knob turns that of all stages.
 
@@ -73,6 +73,9 @@ class MixSpec(_Frozen):
     name: str = "custom"
     classes: dict[str, ClassSpec] = Field(default_factory=dict)
     chunk_frames: Annotated[int, Field(strict=True, ge=1, le=wire.MAX_FRAMES)] = 1
+    diffusion_steps: Annotated[int, Field(strict=True, ge=1, le=wire.MAX_DIFFUSION_STEPS)] = (
+        wire.DEFAULT_DIFFUSION_STEPS
+    )
     voices: tuple[Annotated[int, Field(strict=True, ge=0)], ...] = Field((1, 2, 3, 4), min_length=1)
 
     @model_validator(mode="before")
@@ -89,7 +92,7 @@ class MixSpec(_Frozen):
     def build(self, folder: Path) -> Mix:
         """The Mix; ``folder`` is where relative paths start. Raises PlanError."""
         classes = MIXES[self.name].classes if not self.classes else self._written_out(folder)
-        return Mix(self.name, tuple(classes), self.chunk_frames, self.voices)
+        return Mix(self.name, tuple(classes), self.chunk_frames, self.voices, self.diffusion_steps)
 
     def _written_out(self, folder: Path) -> Iterable[TrafficClass]:
         for name, spec in self.classes.items():
@@ -200,10 +203,9 @@ class PlanSpec(_Frozen):
                 raise ValueError(f"promises.{name}: mix {self.mix.name} has no such class; {_hint(name, known)}")
         return self
 
-    def traffic_mix(self, chunk_frames: int | None = None) -> Mix:
-        """The mix that requests are drawn from; ``chunk_frames`` where a point of the space sets it."""
-        mix = self.mix.build(self._folder).promising(self.promises)
-        return replace(mix, chunk_frames=chunk_frames) if chunk_frames else mix
+    def traffic_mix(self) -> Mix:
+        """The mix that requests are drawn from; a point of the space may set what they ask for alike."""
+        return self.mix.build(self._folder).promising(self.promises)
 
     def script_source(self) -> ScriptSource:
         """The scripts that requests speak."""

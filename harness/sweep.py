@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from harness.triton.statistics import difference
 
 SCENARIO = ROOT / "scenarios" / "podcast.py"
 LOCUST_EXIT_INVALID = 3
-REQUEST_KNOBS = ("chunk_frames",)  # of a point: what requests ask for; the rest is deployed
+REQUEST_KNOBS = ("chunk_frames", "diffusion_steps")  # of a point: what requests ask for; the rest is deployed
 _SETTLE_SHARE = 0.25  # of a rung: sessions that just joined are still opening
 _START_S = 12  # Locust's own start and end, in the estimate of a trial's time
 
@@ -46,7 +46,7 @@ class Load:
     sessions: tuple[int, ...] = ()
     rate_per_s: float | None = None
     steady_sessions: int = 0  # open loop: sessions in mid-course at the start
-    chunk_frames: int | None = None
+    asks: Mapping[str, int] = field(default_factory=dict)  # request knobs of the point
 
     @property
     def kind(self) -> str:
@@ -58,7 +58,7 @@ class Load:
 
     def record(self) -> dict:
         """The load as it is stored with its trial."""
-        common = {"seconds": self.seconds, "seed": self.seed, "chunk_frames": self.chunk_frames}
+        common = {"seconds": self.seconds, "seed": self.seed, **self.asks}
         if self.sessions:
             return {"loop": "closed", "concurrency": list(self.sessions), **common}
         return {"loop": "open", "arrivals": "poisson", "rate_per_s": self.rate_per_s, **common}
@@ -66,13 +66,18 @@ class Load:
     def options(self) -> list[str]:
         """The load as Locust's options."""
         options = ["--seed", str(self.seed), "--stop-timeout", "0"]
-        if self.chunk_frames:
-            options += ["--chunk-frames", str(self.chunk_frames)]
+        for knob, value in self.asks.items():
+            options += [f"--{knob.replace('_', '-')}", str(value)]
         if self.sessions:
             rungs = ",".join(map(str, self.sessions))
             return [*options, "--steady", "--ladder", rungs, "--rung-seconds", str(self.seconds)]
         timing = ["-u", "1", "-t", f"{self.seconds:.0f}s", "--rate", str(self.rate_per_s)]
         return [*options, *timing, "--steady", str(self.steady_sessions)]
+
+
+def asked(point: dict) -> dict[str, int]:
+    """What requests ask for at a point of the space."""
+    return {knob: value for knob, value in point.items() if knob in REQUEST_KNOBS}
 
 
 def deployed(base: Deployment, point: dict) -> Deployment:

@@ -112,6 +112,7 @@ class Mix:
     classes: tuple[TrafficClass, ...]
     chunk_frames: int = 1
     voices: tuple[int, ...] = (1, 2, 3, 4)
+    diffusion_steps: int = wire.DEFAULT_DIFFUSION_STEPS
 
     def __post_init__(self) -> None:
         names = [each.name for each in self.classes]
@@ -194,6 +195,7 @@ def requests(mix: Mix, rng: np.random.Generator, scripts: ScriptSource, *, stead
             frames=draw.frames - draw.phase,
             start_frame=draw.phase,
             chunk_frames=mix.chunk_frames,
+            diffusion_steps=mix.diffusion_steps,
             seed=int(rng.integers(1 << 31)),
         )
         number += 1

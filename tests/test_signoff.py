@@ -16,7 +16,8 @@ from harness import signoff as job
 from harness.errors import ServerError, StoreError
 from harness.records import Trial
 from harness.store import Run
-from harness.sweep import Load, Measured, TrialBroken, trial_id
+from harness.sweep import Load, Measured, TrialBroken, asked, deployed, trial_id
+from harness.triton.config import Deployment
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = """
@@ -237,6 +238,14 @@ def test_the_same_point_and_load_always_get_one_name():
         trial_id({"a.x": 1, "b.y": 2}, Load(5.0, 1, (), 0.5)),
     ]
     assert len({name, *others}) == 5
+
+
+def test_what_requests_ask_for_at_a_point_goes_to_locust_and_the_rest_to_triton():
+    point = {"diffusion_steps": 5, "chunk_frames": 4, "neural_vocoder.delay_us": 900}
+    options = Load(5.0, 1, (1, 2), asks=asked(point)).options()
+    assert options[options.index("--diffusion-steps") + 1] == "5"
+    assert options[options.index("--chunk-frames") + 1] == "4"
+    assert deployed(Deployment(), point).knobs == {"neural_vocoder.delay_us": 900}
 
 
 def test_points_are_described_in_few_words():
