@@ -249,12 +249,14 @@ class RemoteTriton:
 
 
 def load_changes(channel: grpc.Channel, before: Configs, after: Configs) -> list[str]:
-    """Load the models whose configuration differs; returns their names."""
+    """Load the models whose configuration differs, the stages side by side; returns their names."""
     changed = [model for model in wire.MODELS if before[model] != after[model]]
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-    # Stages first: loading one takes the models that call it along.
-    for model in sorted(changed, key=lambda model: model in (wire.ENTRY, wire.FRAME)):
-        _load(stub, model, as_json(after[model]))
+    callers = (wire.ENTRY, wire.FRAME)  # last: loading a stage takes the models that call it along
+    for models in ([model for model in changed if model not in callers], *([m] for m in callers if m in changed)):
+        loads = [(model, _begin_load(stub, model, as_json(after[model]))) for model in models]
+        for model, load in loads:
+            _end_load(model, load)
     return changed
 
 
@@ -376,11 +378,15 @@ def _config_of(stub, model: str) -> model_config_pb2.ModelConfig:
         raise ServerError(f"Triton does not tell the configuration of {model}: {error.details()}") from error
 
 
-def _load(stub, model: str, config_json: str) -> None:
+def _begin_load(stub, model: str, config_json: str) -> grpc.Future:
     request = service_pb2.RepositoryModelLoadRequest(model_name=model)
     request.parameters["config"].string_param = config_json
+    return stub.RepositoryModelLoad.future(request, timeout=120)
+
+
+def _end_load(model: str, load: grpc.Future) -> None:
     try:
-        stub.RepositoryModelLoad(request, timeout=120)
+        load.result()
     except grpc.RpcError as error:
         raise ServerError(f"Triton refused the new configuration of {model}: {error.details()}") from error
 
