@@ -171,6 +171,30 @@ def test_a_reload_changes_one_stage_and_the_server_goes_on(triton, speak):
         assert triton.reload(Deployment()) == [wire.DIFFUSION]
 
 
+@pytest.mark.parametrize("stage, survives", [(wire.DIFFUSION, True), (wire.LLM, False)])
+def test_what_a_reload_does_to_running_sessions(triton, stage, survives):
+    """A stage without state changes under them; one that holds their state ends them in words, and goes on with others."""
+
+    async def main():
+        async with SpeechClient(triton.url) as client:
+            stream = client.open(make_request(frames=30_000, chunk_frames=5), "closed")
+            speaking = asyncio.create_task(stream.run())
+            await asyncio.sleep(0.5)
+            reloaded = await asyncio.to_thread(triton.reload, Deployment(knobs={f"{stage}.delay_us": 10}))
+            await asyncio.sleep(1.0)
+            assert reloaded == [stage] and speaking.done() is not survives
+            stream.stop(Outcome.CANCELLED)
+            return await speaking, await client.speak(make_request(frames=5), "closed")
+
+    try:
+        first, second = asyncio.run(main())
+    finally:
+        triton.reload(Deployment())
+    assert first.outcome is (Outcome.CANCELLED if survives else Outcome.ERROR) and len(first.chunks) > 5
+    assert survives or f"{stage} ended while it served this session" in first.error and "ask again" in first.error
+    assert second.outcome is Outcome.DONE
+
+
 def test_another_triton_is_used_as_it_is_found(triton):
     with RemoteTriton(f"grpc://{triton.url}", "tiny") as remote:
         assert remote.reload(Deployment()) == []
