@@ -173,7 +173,7 @@ def test_a_reload_changes_one_stage_and_the_server_goes_on(triton, speak):
 
 @pytest.mark.parametrize("stage, survives", [(wire.DIFFUSION, True), (wire.LLM, False)])
 def test_what_a_reload_does_to_running_sessions(triton, stage, survives):
-    """A stage without state changes under them; one that holds their state ends them in words, and goes on with others."""
+    """A stage without state changes under them; one with their state ends them in words and serves the next."""
 
     async def main():
         async with SpeechClient(triton.url) as client:
