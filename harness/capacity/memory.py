@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from harness.errors import InputError
 
 KV_BYTES_PER_TOKEN = {"1.5b": 28_672, "7b": 57_344}
 CONVOLUTION_STATE_BYTES = 700_000
+PROMPT_TOKENS_PER_FRAME = 240 / 450  # of scripts: about 240 tokens for a minute of speech, which is 450 frames
+
+
+def prompt_tokens(frames: np.ndarray | float, voice_frames: int = 0) -> np.ndarray:
+    """Tokens of the prompt of a session of so many frames: its script, and the voice samples of its speakers."""
+    return np.ceil(np.asarray(frames) * PROMPT_TOKENS_PER_FRAME) + voice_frames
 
 
 def session_bytes(
-    prompt_tokens: int,
-    frames: int,
+    prompt_tokens: int | np.ndarray,
+    frames: int | np.ndarray,
     kv_bytes_per_token: int,
     *,
     state_bytes: int = CONVOLUTION_STATE_BYTES,
-) -> int:
+) -> int | np.ndarray:
     """Bytes of a session at its end: one KV entry a token of prompt + frames, and again one a frame.
 
     The second branch (classifier-free guidance) sees the frames without the prompt, so it holds the frames only.
+    Tokens and frames are numbers or arrays [n].
     """
-    if min(prompt_tokens, frames, kv_bytes_per_token, state_bytes) < 0:
+    if min(np.min(prompt_tokens), np.min(frames), kv_bytes_per_token, state_bytes) < 0:
         raise InputError("tokens, frames and bytes of a session are 0 or more")
     return (prompt_tokens + 2 * frames) * kv_bytes_per_token + state_bytes
 

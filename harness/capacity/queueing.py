@@ -1,9 +1,10 @@
-"""Closed forms of queueing theory: a batching server without delay, and pools of servers."""
+"""Closed forms of queueing theory: a batching server without delay, pools of servers, and shared servers."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 from scipy import optimize, stats
 
 from harness.errors import InputError
@@ -32,19 +33,101 @@ def batching_latency_bound_s(rate_per_s: float, alpha_s: float, tau0_s: float) -
     return min(phi0(rate_per_s, alpha_s, tau0_s), phi1(rate_per_s, alpha_s, tau0_s))
 
 
-def erlang_c(servers: int, offered: float) -> float:
-    """Chance that an arrival of M/M/c waits; ``offered`` = rate x mean service time; 1 where offered >= servers.
+def erlang_b(servers: int, offered: float) -> float:
+    """Chance that an arrival of M/G/c/c finds no server free; ``offered`` = rate x mean service time.
 
-    From Erlang B by its recursion, B(0) = 1, B(k) = a B(k-1) / (k + a B(k-1)).
+    By the recursion B(0) = 1, B(k) = a B(k-1) / (k + a B(k-1)).
     """
     if servers < 1 or not offered >= 0:
-        raise InputError(f"Erlang C needs 1 server or more and an offered load of 0 or more: {servers}, {offered}")
-    if offered >= servers:
-        return 1.0
+        raise InputError(f"Erlang needs 1 server or more and an offered load of 0 or more: {servers}, {offered}")
     blocked = 1.0
     for k in range(1, servers + 1):
         blocked = offered * blocked / (k + offered * blocked)
-    return blocked / (1 - offered / servers * (1 - blocked))
+    return blocked
+
+
+def erlang_c(servers: int, offered: float) -> float:
+    """Chance that an arrival of M/M/c waits; ``offered`` = rate x mean service time; 1 where offered >= servers."""
+    blocked = erlang_b(servers, offered)
+    return 1.0 if offered >= servers else blocked / (1 - offered / servers * (1 - blocked))
+
+
+def wait_above(servers: int, rate_per_s: float, service_s: float, wait_s: float) -> float:
+    """Chance that an arrival of M/M/c waits longer: C exp(-(c / service - rate) wait), by Erlang C."""
+    offered = rate_per_s * service_s
+    return erlang_c(servers, offered) * math.exp(-max(servers - offered, 0.0) * wait_s / service_s)
+
+
+def bounded_line(servers: int, places: int, rate_per_s: float, service_s: float) -> tuple[float, float]:
+    """M/M/c/K with ``places`` in its line, K = c + places: the share that is refused, and the mean wait of the others.
+
+    P(n) ~ a^n / n! up to c, then each a / c times the one before (Kleinrock, Queueing Systems I, 3.5).
+    """
+    if servers < 1 or places < 0 or not (rate_per_s > 0 and service_s > 0):
+        raise InputError("a bounded line needs 1 server or more, 0 places or more, a rate and a service time above 0")
+    offered = rate_per_s * service_s
+    ratios = [offered / min(n, servers) for n in range(1, servers + places + 1)]
+    chances = np.cumprod([1.0, *ratios])
+    chances /= chances.sum()
+    waiting = chances[servers:] @ np.arange(places + 1)
+    return float(chances[-1]), float(waiting / (rate_per_s * (1 - chances[-1])))
+
+
+def impatient_share(servers: int, rate_per_s: float, service_s: float, patience_s: float) -> float:
+    """M/M/c in which an arrival gives up after ``patience_s`` in line: the share that does (Barrer, 1957).
+
+    What a new arrival would wait has density rate P(c-1) exp(-(c mu - rate) x) up to the patience, and beyond it falls
+    by exp(-c mu x), as none joins there; P(n) = a^n / n! P(0) below c.
+    """
+    if servers < 1 or not (rate_per_s > 0 and service_s > 0 and patience_s >= 0):
+        raise InputError("patience needs 1 server or more, a rate and a service time above 0, and 0 seconds or more")
+    offered, drift = rate_per_s * service_s, servers / service_s - rate_per_s
+    below = np.cumprod([1.0, *(offered / n for n in range(1, servers))])
+    inside = patience_s if abs(drift * patience_s) < 1e-9 else -math.expm1(-drift * patience_s) / drift
+    beyond = math.exp(-drift * patience_s) * service_s / servers
+    scale = rate_per_s * below[-1]
+    return float(scale * beyond / (below.sum() + scale * (inside + beyond)))
+
+
+def sharing_sessions(work_per_s: float, step_s: np.ndarray) -> float:
+    """Mean sessions of a device whose sessions advance one frame a step, ``step_s`` [n] seconds with 1 to n of them.
+
+    ``work_per_s``: frames that are asked for, a second. P(n) ~ work^n S(1) .. S(n) / n!, whatever the distribution of
+    frames (Kelly, Reversibility and Stochastic Networks, 3.3). ``step_s`` must reach beyond what is at all likely.
+    """
+    n = np.arange(1, len(step_s) + 1)
+    weights = np.concatenate([[0.0], np.cumsum(np.log(work_per_s * np.asarray(step_s) / n))])
+    chances = np.exp(weights - weights.max())
+    return float(chances[1:] @ n / chances.sum())
+
+
+def sharing_stay_s(alone_s: float, load: float) -> float:
+    """Mean time in M/G/1 with processor sharing of a session that takes ``alone_s`` alone: alone / (1 - load)."""
+    return alone_s / (1 - load) if load < 1 else math.inf
+
+
+def sessions_by_day(mean_per_s: float, swing: float, stay_s: float, at_s: float, period_s: float) -> float:
+    """Mean sessions of M(t)/M/inf at ``at_s`` after the peak of a rate mean x (1 + swing cos(2 pi t / period)).
+
+    Eick, Massey and Whitt, "M_t/G/infinity queues with sinusoidal arrival rates", 1993: it follows late and damped.
+    """
+    turn = 2 * math.pi / period_s
+    late = turn * stay_s
+    wave = (math.cos(turn * at_s) + late * math.sin(turn * at_s)) / (1 + late**2)
+    return mean_per_s * stay_s * (1 + swing * wave)
+
+
+def closed_loop_rate(users: int, servers: int, think_s: float, service_s: float) -> float:
+    """Requests a second of ``users`` who think, ask, and wait for the answer, all exponential (the machine repairman).
+
+    P(n) ~ (N! / (N - n)!) (service / think)^n / (n! up to c, then c! c^(n-c)); the rate is (N - mean n) / think.
+    """
+    if users < 1 or servers < 1 or not (think_s > 0 and service_s > 0):
+        raise InputError("a closed loop needs 1 user and 1 server or more, and times above 0 seconds")
+    ratios = [(users - n + 1) * service_s / think_s / min(n, servers) for n in range(1, users + 1)]
+    weights = np.concatenate([[0.0], np.cumsum(np.log(ratios))])
+    chances = np.exp(weights - weights.max())
+    return float((users - chances @ np.arange(users + 1) / chances.sum()) / think_s)
 
 
 def mean_wait_s(

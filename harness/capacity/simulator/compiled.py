@@ -1,0 +1,33 @@
+"""How the simulator's functions are compiled, and the numbers that stand for names in them."""
+
+from __future__ import annotations
+
+from numba import njit
+
+# Compiled code is kept beside the source, or in NUMBA_CACHE_DIR. To tell whether it is stale, numba looks at the file
+# of the kept function, and at the types of its arguments: so ``layout.SETUP`` has a field that all these files name.
+COMPILED_FILES = ("compiled.py", "structures.py", "device.py", "lines.py", "loop.py", "frames.py")
+# Without reference counts (_nrt): none of these functions makes an array, and counting would take most of the time.
+_OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
+
+compiled = njit(forceinline=True, **_OPTIONS)
+
+
+def kept(function, jit=njit):
+    """Like ``compiled``, and kept on disk for the next process, if there is a folder that can be written."""
+    try:
+        return jit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # there is none
+        return jit(**_OPTIONS)(function)
+
+
+END_OF_BLOCK, GROW, OVER = 0, 1, 2  # what ``loop.run`` answers
+
+DONE, REFUSED, GAVE_UP, LOST, ARRIVED, GOOD = 0, 1, 2, 3, 4, 5  # columns of ``counts``; the first four are outcomes
+WAITING, ACTIVE = 6, 7  # outcomes of sessions that have not left yet
+WAIT, TTFA, RTF, STALL, STAY = 0, 1, 2, 3, 4  # metrics
+
+OFF, STARTING, UP, DRAINING, DOWN = 0, 1, 2, 3, 4  # states of a device
+FAIL, REPAIR, DRAIN, RAISE = 0, 1, 2, 3  # actions of the schedule
+SHARED, LEAST_LOADED, ROUND_ROBIN, RANDOM = 0, 1, 2, 3  # routings
+LOSE, RESTART, RESUME = 0, 1, 2  # what becomes of the sessions of a device that fails

@@ -1,0 +1,118 @@
+"""Compiled: the frame loop of one device, stage by stage: queues, delays, batches, instances, and a shared GPU.
+
+Sessions go round the stages for ever; a stage takes those that wait, in order, when an instance is free and either a
+full batch is there or the first has waited out the delay. All that happens at one time is seen together.
+"""
+
+from __future__ import annotations
+
+import math
+
+from harness.capacity.simulator.compiled import compiled, kept
+
+
+@compiled
+def _next_s(w):
+    """The time of the next event: a session comes to a stage, a batch ends, or a delay is over at a free instance."""
+    loop = w.loop[0]
+    now = w.sessions[w.coming[loop.first]].came_s if loop.on_way > 0 else math.inf
+    if loop.begun < len(w.sessions):
+        now = min(now, w.sessions[loop.begun].came_s)
+    for i in range(len(w.instances)):
+        now = min(now, w.instances[i].end_s)
+    for i in range(len(w.stages)):
+        stage = w.stages[i]
+        if stage.free > 0 and stage.waiting > 0:
+            now = min(now, w.sessions[stage.head].came_s + stage.delay_s)
+    return now
+
+
+@compiled
+def _send(w, k, at_s):
+    """A session is on its way to a stage; all hops are equally long, so those on their way come in order."""
+    loop = w.loop[0]
+    w.sessions[k].came_s = at_s
+    w.coming[(loop.first + loop.on_way) % len(w.coming)] = k
+    loop.on_way += 1
+
+
+@compiled
+def _end_batch(w, instance, now):
+    """Sessions of a batch go on to the next stage; after the last, a frame is made."""
+    loop, k, stage = w.loop[0], instance.head, w.stages[instance.stage]
+    instance.end_s = math.inf
+    stage.free += 1
+    while k >= 0:
+        s = w.sessions[k]
+        following = s.next
+        s.stage += 1
+        if s.stage == len(w.stages):
+            s.stage = 0
+            s.frames += 1
+            if loop.warm_up < s.frames <= loop.frames:
+                w.gaps_s[k, s.frames - loop.warm_up - 1] = now - s.made_s
+            loop.left -= s.frames == loop.frames
+            s.made_s = now
+        _send(w, k, now + loop.hop_s)
+        k = following
+
+
+@compiled
+def _come(w, now):
+    """Sessions that begin, and those that have come to their next stage, stand in line there."""
+    loop = w.loop[0]
+    while loop.begun < len(w.sessions) and w.sessions[loop.begun].came_s <= now:
+        _join(w, loop.begun)
+        loop.begun += 1
+    while loop.on_way > 0 and w.sessions[w.coming[loop.first]].came_s <= now:
+        k = w.coming[loop.first]
+        loop.first, loop.on_way = (loop.first + 1) % len(w.coming), loop.on_way - 1
+        _join(w, k)
+
+
+@compiled
+def _join(w, k):
+    stage = w.stages[w.sessions[k].stage]
+    w.sessions[k].next = -1
+    if stage.waiting == 0:
+        stage.head = k
+    else:
+        w.sessions[stage.tail].next = k
+    stage.tail = k
+    stage.waiting += 1
+
+
+@compiled
+def _begin(w, i, now):
+    """A free instance takes a batch, if one is ready."""
+    loop, instance = w.loop[0], w.instances[i]
+    stage = w.stages[instance.stage]
+    if instance.end_s < math.inf or stage.waiting == 0:
+        return
+    if stage.waiting < stage.max_batch and w.sessions[stage.head].came_s + stage.delay_s > now:
+        return
+    size, last = min(stage.waiting, stage.max_batch), stage.head
+    for _ in range(size - 1):
+        last = w.sessions[last].next
+    instance.head, stage.head = stage.head, w.sessions[last].next
+    w.sessions[last].next = -1
+    stage.waiting, stage.free = stage.waiting - size, stage.free - 1
+    takes_s = (stage.tau0_s + stage.alpha_s * size) * w.noise[loop.drawn % len(w.noise)]
+    loop.drawn += 1
+    instance.end_s = (max(now, loop.gpu_free_s) if loop.one_gpu else now) + takes_s
+    loop.gpu_free_s = max(loop.gpu_free_s, instance.end_s)
+    stage.executions += 1
+    stage.served += size
+
+
+@kept
+def run(w):
+    """Let the sessions go round until each has made ``frames`` frames; ``gaps_s`` holds those after the warm-up."""
+    while w.loop[0].left > 0:
+        now = _next_s(w)
+        for i in range(len(w.instances)):
+            if w.instances[i].end_s <= now:
+                _end_batch(w, w.instances[i], now)
+        _come(w, now)
+        for i in range(len(w.instances)):
+            _begin(w, i, now)

@@ -1,0 +1,149 @@
+"""A pool of equal devices as one states it: steps, limits, line, routing, and what happens to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.capacity.device import Device
+from harness.capacity.simulator import compiled as names
+from harness.errors import InputError
+
+StepTime = Callable[[np.ndarray], np.ndarray]
+
+ROUTINGS = ("shared", "least_loaded", "round_robin", "random")
+ON_FAILURE = ("lose", "restart", "resume")
+ACTIONS = {"fail": names.FAIL, "repair": names.REPAIR, "drain": names.DRAIN, "raise": names.RAISE}
+TOKENS_PER_FRAME = 2  # one in the branch with the prompt, one in the branch without
+
+
+@dataclass(frozen=True)
+class Planned:
+    """At ``at_s``, ``device`` fails (unless it is off), is repaired (if it failed), drained, or raised (to service)."""
+
+    at_s: float
+    action: str
+    device: int
+
+    def __post_init__(self) -> None:
+        if self.action not in ACTIONS or not math.isfinite(self.at_s):
+            raise InputError(f"a device can {', '.join(ACTIONS)} at a time, not {self.action!r} at {self.at_s}")
+
+
+@dataclass(frozen=True)
+class Autoscaler:
+    """A threshold policy, looked at every ``every_s`` seconds.
+
+    Load is sessions (in progress and waiting) per device (up and starting). Above ``high`` or below ``low`` the pool
+    goes to ceil(sessions / target) devices, within ``least`` to ``most``: devices that drain come back at once, others
+    are up ``lag_s`` later; the least loaded are drained, ``hold_s`` after the last change at the earliest.
+    """
+
+    least: int
+    most: int
+    target: float
+    high: float
+    low: float
+    every_s: float = 60.0
+    lag_s: float = 300.0
+    hold_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise InputError(f"an autoscaler keeps {self.least} to {self.most} devices: at least 1, and not the fewer")
+        if not 0 <= self.low < self.target <= self.high < math.inf:
+            raise InputError(
+                f"low {self.low:g}, target {self.target:g} and high {self.high:g} sessions a device must be in order"
+            )
+        if not (0 < self.every_s < math.inf and 0 <= self.lag_s < math.inf and 0 <= self.hold_s < math.inf):
+            raise InputError("an autoscaler looks every so many seconds, above 0; its lag and hold are 0 or more")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """``devices`` equal ones; a frame step with n sessions and K tokens in all takes step_time(n) + token_s(n) K.
+
+    ``token_s`` is a number or a function of n, seconds a token; a session grows by ``tokens_per_frame``. At most
+    ``session_limit`` sessions run on a device, and the bytes reserved for them are at most ``memory_bytes``.
+
+    ``routing``: "shared": one line in front of the pool; its first goes to the device with the fewest sessions, or if
+    it has no room there, to that with the most free bytes. "least_loaded", "round_robin", "random": a session goes to
+    a device at once, and waits in the line of that device. Lines are first come, first served: nobody overtakes
+    one for whom there is no room. Beyond ``line_limit`` sessions in a line, or after ``patience_s`` in it, a session
+    is told that the pool is busy. (The server's own line is that of a device.)
+
+    ``first_audio`` = (seconds, steps) from the start of a session. Playback starts ``start_buffer_s`` later.
+    ``on_failure``: sessions of a device that fails, in its line too, are lost; or they come again, at the end of the
+    line, to ``restart`` from the first frame or ``resume`` where they were. ``planned``: failures, drains, returns.
+    """
+
+    devices: int
+    step_time: StepTime
+    token_s: float | StepTime = 0.0
+    session_limit: int | None = None
+    memory_bytes: float = math.inf
+    routing: str = "shared"
+    line_limit: int | None = None
+    patience_s: float = math.inf
+    first_audio: tuple[float, float] = (0.0, 1.0)
+    start_buffer_s: float = 0.5
+    on_failure: str = "lose"
+    tokens_per_frame: float = TOKENS_PER_FRAME
+    autoscaler: Autoscaler | None = None
+    planned: tuple[Planned, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.devices < 1 or (self.session_limit is not None and self.session_limit < 1):
+            raise InputError("a pool has 1 device or more, with room for 1 session or more")
+        if self.routing not in ROUTINGS:
+            raise InputError(f"unknown routing {self.routing!r}: use one of {', '.join(ROUTINGS)}")
+        if self.on_failure not in ON_FAILURE:
+            raise InputError(f"unknown on_failure {self.on_failure!r}: use one of {', '.join(ON_FAILURE)}")
+        if (self.line_limit is not None and self.line_limit < 0) or not self.patience_s >= 0:
+            raise InputError("a line holds 0 sessions or more, and patience is 0 seconds or more")
+        numbers = (*self.first_audio, self.start_buffer_s, self.tokens_per_frame)
+        if not self.memory_bytes > 0 or not all(0 <= each < math.inf for each in numbers):
+            raise InputError("memory is above 0; first audio, start buffer and tokens of a frame are 0 or more")
+        if self.autoscaler and not self.autoscaler.least <= self.devices <= self.autoscaler.most:
+            raise InputError(f"a pool begins with as many devices as its autoscaler allows, not {self.devices}")
+        if any(not 0 <= each.device < self.places for each in self.planned):
+            raise InputError(f"something is planned for a device that is not one of 0 to {self.places - 1}")
+
+    @classmethod
+    def of(cls, device: Device, devices: int, **more) -> Pool:
+        """Devices as fitted."""
+        return cls(devices, device.step_time, first_audio=device.first_audio, **more)
+
+    @property
+    def places(self) -> int:
+        """Devices that there can be."""
+        return self.autoscaler.most if self.autoscaler else self.devices
+
+    def tables(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds of a step without context, and seconds a token, at 0 to ``most`` sessions. Raises InputError."""
+        n = np.arange(1, most + 1, dtype=float)
+        base = np.asarray(self.step_time(n), dtype=float)
+        token = np.broadcast_to(self.token_s(n) if callable(self.token_s) else self.token_s, n.shape).astype(float)
+        if not (base.shape == n.shape and np.all(np.isfinite(base) & (base > 0))):
+            raise InputError("a frame step takes more than 0 seconds, at any number of sessions")
+        if not np.all(np.isfinite(token) & (token >= 0)):
+            raise InputError("a token of context takes 0 seconds or more")
+        return np.concatenate([[np.nan], base]), np.concatenate([[np.nan], token])
+
+
+def random_failures(
+    devices: int, seconds: float, mean_up_s: float, repair_s: float, rng: np.random.Generator
+) -> tuple[Planned, ...]:
+    """Failures of each device after exponential times of mean ``mean_up_s``, each back ``repair_s`` later."""
+    if not (mean_up_s > 0 and repair_s > 0 and math.isfinite(seconds)):
+        raise InputError("the times between failures and to repair are above 0 seconds, and there is an end")
+    planned = []
+    for device in range(devices):
+        at_s = rng.exponential(mean_up_s)
+        while at_s < seconds:
+            planned += [Planned(at_s, "fail", device), Planned(at_s + repair_s, "repair", device)]
+            at_s += repair_s + rng.exponential(mean_up_s)
+    return tuple(sorted(planned, key=lambda each: each.at_s))
