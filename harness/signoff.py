@@ -18,8 +18,9 @@ from harness import wire
 from harness.capacity.predict import predict_open_run
 from harness.errors import ServerError
 from harness.records import Trial
-from harness.report.facts import REPORT_NAME
+from harness.report.facts import REPORT_NAME, SEAL_NAME
 from harness.report.page import write_report
+from harness.report.seal import write_seal
 from harness.runs import deployment_of, describe_point, fit_of, open_run, plan_of
 from harness.spec import load_plan
 from harness.sweep import Driver, Load, TrialBroken, asked, broken_trial, deployed, estimated_s, trial_id
@@ -85,7 +86,7 @@ class SignOff:
 
     def _stored(self, watcher: Watcher) -> dict:
         """The answer of a finished run; what a kill in its last moment kept from being written is written now."""
-        if self.run.plan() is None or not (self.run.path / REPORT_NAME).exists():
+        if self.run.plan() is None or not all((self.run.path / name).exists() for name in (REPORT_NAME, SEAL_NAME)):
             return self._conclude(watcher)
         return self.run.plan()
 
@@ -201,6 +202,8 @@ class SignOff:
         if not self.left_out:
             self.run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
         write_report(self.run)
+        if self.run.manifest.finished_at:
+            write_seal(self.run)
         watcher.done()
         return plan
 

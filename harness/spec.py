@@ -172,6 +172,7 @@ class PlanSpec(_Frozen):
     utilisation_cap: Share = 0.85
     confidence: Annotated[float, Field(strict=True, ge=0.5, lt=1)] = 0.95
     max_error: Positive = 0.25
+    valid_days: Annotated[int, Field(strict=True, ge=1, le=3650)] = 90  # until the answer expires
     _folder: Path = PrivateAttr(Path("."))
 
     def model_post_init(self, context: Any) -> None:

@@ -41,6 +41,7 @@ LAYERS = {
         "speak",
         "doctor",
         "report",
+        "display",
         "cli",
         "__main__",
     },

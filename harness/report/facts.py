@@ -17,6 +17,7 @@ from harness.slo import Promise
 from harness.store import Run
 
 REPORT_NAME = "signoff.html"
+SEAL_NAME = "signoff.json"
 
 
 @dataclass(frozen=True)
@@ -282,15 +283,18 @@ def _class_row(name: str, group: pd.DataFrame, total: int) -> ClassRow:
 
 
 def evidence(folder: Path) -> list[Evidence]:
-    """The files of a run that the report was made from (locks, temporary files and the report itself left out)."""
+    """The files of a run that the report was made from (locks, temporary files, the report and its seal left out)."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [
-        Evidence(path.relative_to(folder).as_posix(), path.stat().st_size, _sha256(path))
+        Evidence(path.relative_to(folder).as_posix(), path.stat().st_size, file_sha256(path))
         for path in paths
-        if path.name != REPORT_NAME and not path.name.startswith(".") and path.suffix not in (".lock", ".tmp")
+        if path.name not in (REPORT_NAME, SEAL_NAME)
+        and not path.name.startswith(".")
+        and path.suffix not in (".lock", ".tmp")
     ]
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

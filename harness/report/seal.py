@@ -1,0 +1,114 @@
+"""signoff.json: the answer with the hashes of what it rests on, and the check of a signed run against them.
+
+The hashes tell of evidence that was changed, lost or added after the answer; they are no cryptographic signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from harness.errors import InputError
+from harness.report.facts import REPORT_NAME, SEAL_NAME, evidence, file_sha256
+from harness.store import Run
+
+SCHEMA = 1
+VALID_DAYS = 90
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A signed run as it lies there: its verdict, and what speaks against relying on it (nothing = intact)."""
+
+    verdict: str
+    expires_at: str
+    files: int
+    problems: tuple[str, ...]
+
+
+def write_seal(run: Run) -> Path:
+    """Write ``signoff.json`` beside the report of a finished run and return its path.
+
+    It depends on the stored records only: writing it twice gives the same bytes.
+    """
+    manifest, plan = run.manifest, run.plan()
+    signed = datetime.fromisoformat(manifest.finished_at)
+    days = manifest.plan.get("valid_days", VALID_DAYS)
+    content = {
+        "schema": SCHEMA,
+        "run_id": manifest.run_id,
+        "verdict": plan["verdict"],
+        "signed_at": manifest.finished_at,
+        "expires_at": (signed + timedelta(days=days)).isoformat(timespec="seconds"),
+        "expires_with": {
+            "plan_sha256": manifest.plan_sha256,
+            "preset": manifest.preset,
+            "device": manifest.device,
+            "versions": manifest.versions,
+        },
+        "emulated": manifest.emulated,
+        "evidence": [asdict(file) for file in evidence(run.path)],
+        "report_sha256": file_sha256(run.path / REPORT_NAME),
+    }
+    path, unfinished = run.path / SEAL_NAME, run.path / f".{SEAL_NAME}.tmp"
+    unfinished.write_text(json.dumps({**content, "sha256": _own_sha256(content)}, indent=1) + "\n")
+    os.replace(unfinished, path)
+    return path
+
+
+def check_seal(folder: Path, now: datetime | None = None) -> Checked:
+    """Hold a signed run against its hashes and its expiry. Raises InputError where there is nothing signed."""
+    path = Path(folder) / SEAL_NAME
+    try:
+        content = json.loads(path.read_text())
+        own = content.pop("sha256")
+        found = Checked(content["verdict"], content["expires_at"], len(content["evidence"]), ())
+        problems = list(_problems(Path(folder), content, own, now or datetime.now(UTC)))
+    except OSError as error:
+        words = f"{folder} holds no signed answer ({SEAL_NAME}: {error.strerror}): give the folder of a finished run"
+        raise InputError(words) from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise InputError(f"{path} is damaged: restore it, or run the sign-off again") from None
+    return Checked(found.verdict, found.expires_at, found.files, tuple(problems))
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether a run is unsigned, or what its answer rests on is as it was when it was signed."""
+    if not (Path(folder) / SEAL_NAME).exists():
+        return True
+    content = json.loads((Path(folder) / SEAL_NAME).read_text())
+    return not list(_changed(Path(folder), content["evidence"]))
+
+
+def _problems(folder: Path, content: Mapping, own: str, now: datetime) -> Iterator[str]:
+    if _own_sha256(content) != own:
+        yield f"{SEAL_NAME} was changed after it was signed"
+    yield from _changed(folder, content["evidence"])
+    report = folder / REPORT_NAME
+    if not report.is_file():
+        yield f"{REPORT_NAME} is missing: write it again with `harness report --run {folder}`"
+    elif file_sha256(report) != content["report_sha256"]:
+        yield f"{REPORT_NAME} was changed after it was signed"
+    if now > datetime.fromisoformat(content["expires_at"]):
+        yield f"it expired at {content['expires_at']}: measure anew with `harness signoff PLAN --fresh`"
+
+
+def _changed(folder: Path, signed: list[dict]) -> Iterator[str]:
+    now = {file.name: file.sha256 for file in evidence(folder)}
+    before = {file["name"]: file["sha256"] for file in signed}
+    for name in sorted(before.keys() | now.keys()):
+        if name not in now:
+            yield f"{name} is missing"
+        elif name not in before:
+            yield f"{name} was added after the answer was signed"
+        elif now[name] != before[name]:
+            yield f"{name} was changed after the answer was signed"
+
+
+def _own_sha256(content: Mapping) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

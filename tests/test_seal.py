@@ -1,0 +1,103 @@
+"""A signed answer is held against its evidence: whatever changes after it was signed is named."""
+
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.errors import InputError
+from harness.report.facts import REPORT_NAME, SEAL_NAME
+from harness.report.page import write_report
+from harness.report.seal import check_seal, is_intact, write_seal
+from harness.signoff import EXIT_CODES
+from harness.store import Run
+
+SAMPLE = Path(__file__).resolve().parents[1] / "results" / "sample-quick"
+
+
+@pytest.fixture
+def signed(tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(SAMPLE, folder)
+    run = Run.open(folder)
+    run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    write_report(run)
+    write_seal(run)
+    return folder
+
+
+def test_a_signed_run_is_intact_and_signing_it_twice_gives_the_same_bytes(signed):
+    first = (signed / SEAL_NAME).read_bytes()
+    found = check_seal(signed)
+    assert found.problems == () and found.files >= 4
+    assert found.verdict == Run.open(signed).plan()["verdict"]
+    write_report(Run.open(signed))
+    write_seal(Run.open(signed))
+    assert (signed / SEAL_NAME).read_bytes() == first
+
+
+EVIDENCE = ["trials.jsonl", "plan.json", "fit.json", "manifest.json", "requests.parquet/*", REPORT_NAME]
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_a_changed_byte_is_found_in_whatever_file(signed, name):
+    path = next(signed.glob(name))
+    name = path.relative_to(signed).as_posix()
+    path.write_bytes(path.read_bytes() + b" ")
+    (problem,) = check_seal(signed).problems
+    assert problem.startswith(f"{name} was changed after")
+    path.unlink()
+    (problem,) = check_seal(signed).problems
+    assert problem.startswith(f"{name} is missing")
+
+
+def test_a_file_that_came_later_is_named(signed):
+    (signed / "more.jsonl").write_text("{}")
+    assert check_seal(signed).problems == ("more.jsonl was added after the answer was signed",)
+    assert not is_intact(signed)
+
+
+def test_a_verdict_turned_by_hand_is_found(signed):
+    content = json.loads((signed / SEAL_NAME).read_text())
+    content["verdict"] = "met" if content["verdict"] != "met" else "missed"
+    (signed / SEAL_NAME).write_text(json.dumps(content))
+    assert check_seal(signed).problems == (f"{SEAL_NAME} was changed after it was signed",)
+
+
+def test_an_answer_expires(signed):
+    days = timedelta(days=Run.open(signed).manifest.plan.get("valid_days", 90))
+    signed_at = datetime.fromisoformat(Run.open(signed).manifest.finished_at)
+    assert check_seal(signed, signed_at + days - timedelta(seconds=1)).problems == ()
+    assert "it expired at" in check_seal(signed, signed_at + days + timedelta(seconds=1)).problems[0]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": "x", "verdict": 1}'])
+def test_a_damaged_seal_is_said_to_be(signed, content):
+    (signed / SEAL_NAME).write_text(content)
+    with pytest.raises(InputError, match="is damaged: restore it"):
+        check_seal(signed)
+
+
+def test_a_run_that_is_not_signed_has_nothing_to_check(tmp_path):
+    with pytest.raises(InputError, match="holds no signed answer"):
+        check_seal(tmp_path)
+
+
+def test_the_command_exits_with_the_verdict_or_as_inconclusive(signed):
+    check = ["signoff", "--check", str(signed)]
+    assert CliRunner().invoke(app, check).exit_code == EXIT_CODES[check_seal(signed).verdict]
+    (signed / "plan.json").write_text("{}")
+    answer = CliRunner().invoke(app, check)
+    assert answer.exit_code == EXIT_CODES["inconclusive"]
+    assert "plan.json was changed after the answer was signed" in answer.output
+
+
+def test_a_report_of_changed_evidence_is_not_signed_again(signed):
+    before = (signed / SEAL_NAME).read_bytes()
+    (signed / "more.jsonl").write_text("{}")
+    answer = CliRunner().invoke(app, ["report", "--run", str(signed)])
+    assert "not signed again" in answer.output and (signed / SEAL_NAME).read_bytes() == before
