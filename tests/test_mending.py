@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from harness import wire
-from harness.vibevoice.mending import Mender, Note, Registry, one_more_restart
+from harness.vibevoice.mending import Mender, Note, Registry, one_more_restart, server_mark
 from harness.vibevoice.sessions import first_session_id, is_alive
 
-SERVER = 7
+SERVER = "1-7-1"
 DEAD = 2**22 + 1  # above any process id
 CONFIG = json.dumps({"name": "x", "parameters": {"preset": {"string_value": "tiny"}}})
 
@@ -104,7 +104,7 @@ def test_one_that_lives_on_after_its_successor_came_does_not_stand_for_it(regist
 
 def test_notes_of_another_server_and_files_of_others_mean_nothing(registry, tmp_path):
     registry.put(note_of(wire.VOICE, os.getpid()), "voice")
-    registry.put(note_of(wire.VOCODER, DEAD, server=SERVER + 1), "foreign")
+    registry.put(note_of(wire.VOCODER, DEAD, server=SERVER + "1"), "foreign")
     for number, content in enumerate(("", "[1]", '{"server": 7}', "\0\1")):
         (tmp_path / f"{number}.model").write_text(content)
     mender, loaded = mender_of(registry)
@@ -131,3 +131,18 @@ def test_every_restart_makes_another_configuration():
 
 def test_session_ids_of_two_processes_never_meet():
     assert first_session_id(5) + 2**32 - 2 < first_session_id(6)
+
+
+def test_servers_of_one_pid_are_told_apart_by_when_they_started(sleeper):
+    mark = server_mark(sleeper.pid)
+    assert mark == server_mark(sleeper.pid) != server_mark(os.getpid())
+    namespace, pid, started = mark.split("-")
+    assert int(namespace) > 0 and int(pid) == sleeper.pid and int(started) > 0
+
+
+def test_a_note_that_another_user_put_means_nothing(registry, monkeypatch):
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.VOCODER, DEAD), "dead")
+    monkeypatch.setattr(os, "geteuid", lambda: 12_345)
+    mender, loaded = mender_of(registry)
+    assert mender.look(0.0) == [] and loaded == []

@@ -43,12 +43,6 @@ def stage(args: dict):
     return built
 
 
-def instances(args: dict) -> int:
-    """Processes that serve a model side by side."""
-    groups = json.loads(args["model_config"])["instance_group"]
-    return sum(group["count"] * max(1, len(group.get("gpus", ()))) for group in groups)
-
-
 def load_model(model: str, config: str) -> None:
     """Have this server load a model with this configuration (JSON). Raises where it cannot."""
     pb.load_model(model, config=config)

@@ -138,9 +138,12 @@ def _check(values: dict) -> None:
         raise ValueError(f"seed {values['seed']}, start frame {values['start_frame']}")
 
 
-def model_mark(preset: str, weights_seed: int, checkpoint: str) -> str:
-    """A fingerprint of a model's weights: of a checkpoint's sizes and samples of its bytes, else of preset and seed."""
-    digest = hashlib.sha256()
+def model_mark(preset: str, weights_seed: int, checkpoint: str, emulated: bool = False) -> str:
+    """A fingerprint of a model's weights: of a checkpoint's sizes and samples of its bytes, else of preset and seed.
+
+    What an emulated model keeps is silence: no other may go on with it.
+    """
+    digest = hashlib.sha256(b"emulated" if emulated else b"")
     if checkpoint:
         for file in sorted(Path(checkpoint).glob("*.safetensors")):
             digest.update(f"{file.name} {file.stat().st_size} ".encode())

@@ -16,6 +16,7 @@ from harness import wire
 from harness.vibevoice import backend, calls, mending
 from harness.vibevoice.admission import Line
 from harness.vibevoice.carry import Past, model_mark, script_mark
+from harness.vibevoice.instances import instances
 from harness.vibevoice.presets import Weights
 from harness.vibevoice.prompt import PromptBuilder, SpeechRequest
 from harness.vibevoice.sessions import first_session_id
@@ -42,7 +43,7 @@ class Entry:
         given = backend.parameters(args)
         checkpoint, weights_seed = given.get("checkpoint", ""), int(given.get("weights_seed", 0))
         config = Weights(given["preset"], checkpoint=checkpoint).config
-        self.model = model_mark(given["preset"], weights_seed, checkpoint)
+        self.model = model_mark(given["preset"], weights_seed, checkpoint, bool(given.get("emulate")))
         self.voices = load_voices(given.get("voices", ""))
         voice_frames = {voice: frames_of(samples) for voice, samples in self.voices.items()}
         tokenizer = tokenizer_for(config, checkpoint)
@@ -53,7 +54,7 @@ class Entry:
         self.encoded_voices: dict[int, asyncio.Task] = {}
         self.executor: ThreadPoolExecutor | None = None
         self.channels: set[Channel] = set()
-        places = max(1, int(given["sessions_at_once"]) // backend.instances(args))
+        places = max(1, int(given["sessions_at_once"]) // instances(args))
         self.line = Line(places, int(given["waiting_limit"]), float(given["waiting_seconds"]))
         # A call to a stage holds a thread until it is answered, and a session that closes makes two at once.
         self.calls_at_once = 2 * places + 4
@@ -73,7 +74,10 @@ class Entry:
         while True:
             await asyncio.sleep(BEAT_S / 5)
             for channel in list(self.channels):
-                channel.beat()
+                try:
+                    channel.beat()
+                except Exception as error:  # one channel's trouble is none of the others'
+                    print(f"a sign of life could not be sent: {error}", flush=True)
 
     async def _answer(self, request) -> None:
         channel = Channel(request.get_response_sender(), self.emulated)
@@ -101,7 +105,8 @@ class Entry:
             options[wire.CARRY] = await asyncio.to_thread(Past.decode, carry.tobytes())
         text = backend.optional(request, wire.TEXT_INPUT).flat[0]
         speaker_ids = backend.optional(request, wire.SPEAKER_IDS).flatten().tolist()
-        checked = self.prompts.request(text, speaker_ids, options)
+        # In a thread: an hour's script takes 20 ms, and others are speaking.
+        checked = await asyncio.to_thread(self.prompts.request, text, speaker_ids, options)
         if checked.past:
             checked.past.check_owner(self.model, self._script_mark(checked))
         return checked

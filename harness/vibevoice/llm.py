@@ -155,9 +155,10 @@ class LLMStage:
         embeds = self._fed(latent, semantic, [session.pending_token for session in sessions])
         positions = torch.tensor([branch.length for branch in branches], device=self.device)
         hidden = self.backbone(embeds.repeat(2, 1), positions, self._step_kv(branches))
+        # Before anything of a session moves: where this fails, each session is stepped again by itself.
+        condition = torch.stack(hidden.float().chunk(2), dim=1).cpu()
         tokens = self._tokens(sessions, hidden[: len(sessions)])
         self._advance(sessions, tokens)
-        condition = torch.stack(hidden.float().chunk(2), dim=1).cpu()
         return condition, torch.tensor(tokens, dtype=torch.int32)
 
     def _step_kv(self, branches: list[Branch]):
@@ -215,7 +216,7 @@ class LLMStage:
                 Branch(torch.empty(layers, two, heads, count, size, device=self.device, dtype=self.dtype))
                 for count in rows
             ]
-        except torch.OutOfMemoryError:
+        except RuntimeError:  # torch.OutOfMemoryError of a GPU is one; a host's allocator raises it as it is
             raise RequestError(
                 f"{wire.BUSY}{self.device} has no memory left, although kv_limit_bytes of {wire.LLM} is not reached; "
                 "lower it"
@@ -285,4 +286,4 @@ class _PrefillKV:
         mask = mask.repeat(query.shape[1] // kv_heads, 1)
         grouped = query.reshape(1, kv_heads, -1, size)
         output = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
-        return output.view(-1, count, size).transpose(0, 1).reshape(count, -1)
+        return output.reshape(-1, count, size).transpose(0, 1).reshape(count, -1)

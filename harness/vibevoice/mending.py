@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness import wire
+from harness.vibevoice.instances import instance_name
 from harness.vibevoice.sessions import is_alive
 
 # Which processes watch, the first that is there on behalf of all: loading a model stops the process that asks for it
@@ -34,7 +35,7 @@ _RESTARTS = "restarts"  # a parameter that grows: Triton does not load a configu
 class Note:
     """One process that serves a model."""
 
-    server: int  # pid of the tritonserver
+    server: str  # the tritonserver's mark: see ``server_mark``
     pid: int
     instance: str
     model: str
@@ -49,7 +50,7 @@ class Note:
 class Registry:
     """The notes of one server's processes, as files."""
 
-    def __init__(self, server: int, folder: Path = _FOLDER):
+    def __init__(self, server: str, folder: Path = _FOLDER):
         self.server, self.folder = server, folder
 
     def put(self, note: Note, name: str) -> Path:
@@ -63,6 +64,8 @@ class Registry:
         found = {}
         for path in self.folder.glob(f"*{_SUFFIX}"):
             with contextlib.suppress(OSError, ValueError, TypeError):  # taken away meanwhile, or not ours
+                if path.stat().st_uid != os.geteuid():
+                    continue  # anybody may write here, and a note has its configuration loaded
                 note = Note(**json.loads(path.read_text()))
                 if note.server == self.server:
                     found[path] = note
@@ -117,11 +120,18 @@ def one_more_restart(config: str) -> str:
     return json.dumps(content)
 
 
+def server_mark(pid: int) -> str:
+    """Tells a server from any other whose processes see the same notes: a pid alone is 1 in many a container."""
+    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{os.stat('/proc/self/ns/pid').st_ino}-{pid}-{started}"
+
+
 def attend(args: dict, load: Callable[[str, str], None]) -> None:
     """Put this process's note, and watch over its siblings if its model is one that does; ``args`` are Triton's."""
     server, pid = os.getppid(), os.getpid()
-    registry = Registry(server)
-    note = Note(server, pid, args["model_instance_name"], args["model_name"], args["model_config"], time.monotonic_ns())
+    mark = server_mark(server)
+    registry = Registry(mark)
+    note = Note(mark, pid, instance_name(args), args["model_name"], args["model_config"], time.monotonic_ns())
     path = registry.put(note, Path("/proc/self/cmdline").read_bytes().split(b"\0")[2].decode())
     atexit.register(path.unlink, missing_ok=True)
     if note.model in WATCHERS:

@@ -16,6 +16,7 @@ _SYSTEM = (
     "utilizing the distinct voice of each respective speaker.\n"
 )
 FRAMES_PER_TEXT_TOKEN = 1.875  # how long a text speaks, where the request does not say
+LONGEST_END_FRAMES, LONGEST_END = 64, 4  # one that ends by itself has room for so much more, and so often its length
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ class PromptBuilder:
         if request.forced:
             asked = round(request.prompt.text_tokens * FRAMES_PER_TEXT_TOKEN) - request.frames_behind
         else:
-            asked = self.context - self._positions(replace(request, frames=SPARE_STEPS))
+            # Room is reserved for all of them: bounded by the text, or a few short requests would fill the memory.
+            longest = LONGEST_END_FRAMES + round(LONGEST_END * request.prompt.text_tokens * FRAMES_PER_TEXT_TOKEN)
+            asked = min(longest, self.context - self._positions(replace(request, frames=0)))
         return max(1, min(most, asked))
 
     def prompt(self, turns: Sequence[Turn], speaker_ids: Sequence[int]) -> Prompt:
@@ -176,7 +179,8 @@ class PromptBuilder:
 
     def _positions(self, request: SpeechRequest) -> int:
         """Positions of the model's context that a request takes."""
-        return len(request.prompt.token_ids) + 1 + request.steps_behind + len(request.say) + request.frames
+        spare = 0 if request.forced else SPARE_STEPS
+        return len(request.prompt.token_ids) + 1 + request.steps_behind + len(request.say) + request.frames + spare
 
     def _check_context(self, request: SpeechRequest) -> None:
         needed = self._positions(request)

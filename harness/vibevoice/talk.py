@@ -18,7 +18,7 @@ from harness.vibevoice.admission import Busy
 from harness.vibevoice.carry import Past
 from harness.vibevoice.prompt import SpeechRequest, prompt_chunks
 
-MOST_TRIES = 64  # of opening a session, where the LLM stage has several instances
+MOST_TRIES = 256  # of opening a session, for each instance: as many places as Triton gives it in config.pbtxt
 BEAT_S = 5.0  # a request hears from its server at least so often
 _FRAME_OUTPUTS = [wire.AUDIO, wire.LATENT, wire.SEMANTIC, wire.TOKEN]
 
@@ -97,7 +97,7 @@ class Talk:
                     return
                 except Busy as error:
                     full.add(error.place)
-                    if len(full) >= error.places or len(tried) >= MOST_TRIES:
+                    if len(full) >= error.places or len(tried) >= MOST_TRIES * error.places:
                         raise
         finally:
             await asyncio.gather(*map(calls.close_llm, tried), return_exceptions=True)
@@ -112,11 +112,13 @@ class Talk:
         await calls.tell_llm(self.number, inputs, backend.START)
 
     async def prefill(self, voices: list[np.ndarray], part_tokens: int, audio_token_id: int, turns) -> None:
-        """Send prompt and past part by part; each takes one of ``turns``, a semaphore that all sessions share."""
+        """Send prompt and past part by part; each takes one of ``turns``, a semaphore that all sessions share.
+
+        The vocoder is told last: long prompts in line would leave its session idle until Triton gives it up.
+        """
+        await self._add(self._parts(voices, part_tokens, audio_token_id), turns)
         self._at_vocoder = True
-        state = self.request.past.state if self.request.past else None
-        parts = self._parts(voices, part_tokens, audio_token_id)
-        await asyncio.gather(calls.open_vocoder(self.number, state), self._add(parts, turns))
+        await calls.open_vocoder(self.number, self.request.past.state if self.request.past else None)
 
     def _parts(self, voices: list[np.ndarray], size: int, audio_token_id: int) -> Iterator[dict[str, np.ndarray]]:
         """What the LLM stage is to hold before the first step, as inputs of one call after another."""

@@ -31,7 +31,8 @@ class CheckpointTokenizer:
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        # A user's "<|vision_pad|>" is text: as a special token it would be a place of audio.
+        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 def tokenizer_for(config, checkpoint: str = ""):

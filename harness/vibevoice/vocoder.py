@@ -66,5 +66,7 @@ class VocoderStage:
         decoder, encoder = torch.stack(states, 1).split(self.sizes)
         audio, decoder = self.decoder(scaled.t().unsqueeze(1), decoder)
         semantic, encoder = self.encoder(audio, encoder)
+        answer = audio[0].t().float().cpu().contiguous(), semantic[:, 0].t().float().cpu().contiguous()
+        # Last: where anything before fails, each session is stepped again by itself.
         torch._foreach_copy_(states, torch.cat([decoder, encoder]).t().contiguous().unbind())
-        return audio[0].t().float().cpu().contiguous(), semantic[:, 0].t().float().cpu().contiguous()
+        return answer

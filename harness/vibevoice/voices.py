@@ -13,15 +13,20 @@ from harness.errors import InputError
 
 _SYNTHETIC_SECONDS = {1: 9.0, 2: 12.0, 3: 10.0, 4: 14.0}  # the released voices take 9 to 30 s
 
+_LEVEL_DB, _EPSILON = -25.0, 1e-6  # of transformers' feature extractor
+
 
 def load_voices(folder: str = "") -> dict[int, np.ndarray]:
-    """Voice id -> mono float32 samples at 24 kHz: a folder's WAV files by name, numbered from 1, or four made ones."""
+    """Voice id -> mono float32 samples at 24 kHz: a folder's WAV files by name, numbered from 1, or four made ones.
+
+    All at the loudness that the released feature extractor gives them. Raises InputError for what is no such file.
+    """
     if not folder:
-        return {voice: _synthetic(voice, seconds) for voice, seconds in _SYNTHETIC_SECONDS.items()}
+        return {voice: _levelled(_synthetic(voice, seconds)) for voice, seconds in _SYNTHETIC_SECONDS.items()}
     files = sorted(Path(folder).glob("*.wav"))
     if not files:
         raise InputError(f"voices folder {folder} holds no .wav file: put 24 kHz mono WAV files there")
-    return {number: _read(file) for number, file in enumerate(files, start=1)}
+    return {number: _levelled(_read(file)) for number, file in enumerate(files, start=1)}
 
 
 def frames_of(samples: np.ndarray) -> int:
@@ -38,6 +43,14 @@ def _synthetic(voice: int, seconds: float) -> np.ndarray:
     return (0.1 * tone * (0.6 + 0.4 * np.sin(2 * np.pi * 3.0 * t))).astype(np.float32)
 
 
+def _levelled(samples: np.ndarray) -> np.ndarray:
+    """The samples at -25 dB of full scale (RMS), or less where a peak would leave -1 to 1; silence stays silence."""
+    rms = float(np.sqrt(np.mean(samples.astype(np.float64) ** 2)))
+    samples = samples * np.float32(10 ** (_LEVEL_DB / 20) / (rms + _EPSILON))
+    peak = float(np.max(np.abs(samples)))
+    return samples / np.float32(peak + _EPSILON) if peak > 1.0 else samples
+
+
 def _read(file: Path) -> np.ndarray:
     try:
         with wave.open(str(file)) as sound:
@@ -49,4 +62,6 @@ def _read(file: Path) -> np.ndarray:
         raise InputError(
             f"{file} is {layout[0]} Hz, {layout[1]} channels, {8 * layout[2]} bit: use 24000 Hz mono 16 bit"
         )
+    if not data:
+        raise InputError(f"{file} holds no sound: use a sample of some seconds")
     return np.frombuffer(data, dtype="<i2").astype(np.float32) / 32768.0

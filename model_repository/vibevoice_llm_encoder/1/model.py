@@ -6,12 +6,13 @@ from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice import backend
 from harness.vibevoice.failures import at_instance
+from harness.vibevoice.instances import place_of
 
 
 class TritonPythonModel:
     def initialize(self, args):
         self.stage = backend.stage(args)
-        self.place = int(args["model_instance_name"].rpartition("_")[2]) + 1, backend.instances(args)
+        self.place = place_of(args)
         hidden = self.stage.hidden_size
         self.nothing = {
             wire.CONDITION: np.zeros((1, 2, hidden), np.float32),
