@@ -75,17 +75,79 @@ def print_plan(content: dict) -> None:
     out.print(f"\nVerdict: [bold {label}]{content['verdict']}[/]", highlight=False)
     for reason in content["reasons"]:
         out.print(f"  - {reason}", soft_wrap=True, markup=False)
-    table = Table(title=f"One device = {content['unit']}", title_justify="left")
-    interval = f"{content['confidence']:.0%} interval"
-    for name in ("requests/s", "devices", interval, "bound by", "busy", "N+1", "basis"):
-        table.add_column(name, justify="left" if name in ("bound by", "basis") else "right", no_wrap=name != "bound by")
+    out.print(_targets_table(content))
+    emulated = "Times of the stages were emulated: every figure here is of the profile's device.\n"
+    out.print(emulated if content["emulated"] else "", end="", style="yellow")
+    for table in (_losses_table(content), _sensitivity_table(content), _forecast_table(content)):
+        if table.row_count:
+            out.print(table)
+    if drain := content["drain"]:
+        out.print(
+            f"Drained with {drain['sessions']} sessions aboard, a device is empty after {drain['p50_s']:.0f} s (p95 "
+            f"{drain['p95_s']:.0f} s; {drain['longest_s']:.0f} s if the longest has just begun; simulated)",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def _table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=name not in left)
+    return table
+
+
+def _targets_table(content: dict) -> Table:
+    interval, priced = f"{content['confidence']:.0%} interval", content["costs"]
+    columns = ["requests/s", "devices", interval, "bound by", "busy", "headroom", "N+1", "N+2", "basis"]
+    columns += [f"{priced['currency']}/audio hour"] if priced else []
+    table = _table(f"One device = {content['unit']}", *columns, left=("bound by", "basis"))
     for row in content["targets"]:
         low, high = row["interval"] or (None, None)
+        cost = [f"{row['cost_per_audio_hour']:.3g}" if row["devices"] else "-"] if priced else []
+        basis = f"{row['basis'] or '-'}{', emulated' if content['emulated'] and row['basis'] else ''}"
         table.add_row(
             f"{row['qps']:g}", _count(row["devices"]), f"{_count(low)} to {_count(high)}", row["binding"] or "-",
-            _percent(row["utilisation"]), _count(row["devices_n_plus_1"]), row["basis"] or "-",
+            _percent(row["utilisation"]), _rate(row["headroom_qps"]), _count(row["devices_n_plus_1"]),
+            _count(row["devices_n_plus_2"]), basis, *cost,
         )  # fmt: skip
-    out.print(table)
+    return table
+
+
+def _losses_table(content: dict) -> Table:
+    columns = "requests/s", "devices", "lost", "promises", "nearest limit", "value/limit", "interrupted"
+    table = _table("Devices lost at the peak, without spares (simulated)", *columns, left=("nearest limit",))
+    for row in content["targets"]:
+        for loss in (each for each in row["losses"] if each["devices"] == row["devices"]):
+            table.add_row(
+                f"{row['qps']:g}", str(loss["devices"]), str(loss["lost"]), "kept" if loss["kept"] else "broken",
+                loss["worst"], _percent(loss["worst_share"]), str(loss["interrupted"]),
+            )  # fmt: skip
+    return table
+
+
+def _sensitivity_table(content: dict) -> Table:
+    rates = [f"{row['qps']:g}/s" for row in content["targets"]]
+    table = _table("What changes would do: devices", "change", *rates, "rate of one", "basis", left=("change", "basis"))
+    for row in content["sensitivity"]:
+        devices = (_count(each["devices"]) for each in row["targets"])
+        table.add_row(row["change"], *devices, _rate(row["rate_per_device"]), row["basis"] or row["note"])
+    return table
+
+
+def _forecast_table(content: dict) -> Table:
+    found = content["forecast"] or {"growth_per_month": 0, "fleet": None, "targets": []}
+    after = list(found["targets"][0]["devices_after_months"]) if found["targets"] else []
+    fleet = [f"fleet of {found['fleet']}"] if found["fleet"] else []
+    columns = "requests/s", "devices last", "N+1 last", *fleet, *(f"devices in {n} months" for n in after)
+    table = _table(
+        f"Growth of {found['growth_per_month']:.0%} a month (extrapolated): months until too small", *columns
+    )
+    for row in found["targets"]:
+        lasts = [row["months_until_too_small"], row["months_until_too_small_n_plus_1"]]
+        lasts += [row["months_until_fleet_too_small"]] if fleet else []
+        table.add_row(f"{row['qps']:g}", *map(_months, lasts), *map(str, row["devices_after_months"].values()))
+    return table
 
 
 def print_fit(content: dict) -> None:
@@ -123,6 +185,14 @@ def print_prediction(content: dict, unit: str) -> None:
 
 def _count(value) -> str:
     return "-" if value is None else f"{value:g}"
+
+
+def _rate(value) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _months(value) -> str:
+    return "never" if value is None else f"{value:.1f}"
 
 
 def _percent(value) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness import wire
 from harness.capacity.fit import fit_run
-from harness.capacity.plan import make_plan
+from harness.capacity.plan import Terms, make_plan
 from harness.capacity.predict import predict_open_run
 from harness.errors import InconclusiveError, InputError
 from harness.probe import commit, host_facts, versions
@@ -49,15 +49,13 @@ def fit_of(run: Run) -> dict:
 
 def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
     """plan.json for these targets, from stored records alone."""
-    manifest = run.manifest
-    return make_plan(
-        fit,
-        run.trials(),
-        run.requests(),
-        spec.traffic_mix(),
-        spec.promise_list(),
-        targets_qps,
-        np.random.default_rng(spec.seed),
+    mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
+    return make_plan(fit, run.trials(), run.requests(), mix, promises, targets_qps, rng, terms_of(run.manifest, spec))
+
+
+def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
+    """What a run's plan is made under."""
+    return Terms(
         utilisation_cap=spec.utilisation_cap,
         confidence=spec.confidence,
         max_error=spec.max_error,
@@ -65,6 +63,10 @@ def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
         preset=manifest.preset,
         device=manifest.device,
         emulated=manifest.emulated,
+        prices=spec.prices,
+        currency=spec.currency,
+        growth_per_month=spec.growth_per_month,
+        fleet=spec.fleet,
     )
 
 

@@ -172,6 +172,12 @@ class PlanSpec(_Frozen):
     utilisation_cap: Share = 0.85
     confidence: Annotated[float, Field(strict=True, ge=0.5, lt=1)] = 0.95
     max_error: Positive = 0.25
+    prices: dict[str, Positive] = Field(default_factory=dict)  # of an hour of a device, by its type (part of its name)
+    currency: str = Field("USD", min_length=1, max_length=8)
+    growth_per_month: Annotated[float, Field(strict=True, ge=0, le=10)] | None = (
+        None  # of the rates; 0.1 = a tenth more
+    )
+    fleet: Whole | None = None  # devices that there are
     valid_days: Annotated[int, Field(strict=True, ge=1, le=3650)] = 90  # until the answer expires
     _folder: Path = PrivateAttr(Path("."))
 

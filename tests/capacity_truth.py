@@ -11,7 +11,7 @@ import pandas as pd
 from harness import metrics, wire
 from harness.capacity.device import Device
 from harness.capacity.fit import fit_run
-from harness.capacity.plan import make_plan
+from harness.capacity.plan import Terms, make_plan
 from harness.capacity.predict import predict_open_run
 from harness.capacity.simulation import Activity, poisson_arrivals, simulate
 from harness.capacity.spreads import Sample, Spread
@@ -176,7 +176,7 @@ def fit_of(*measured, promises=PROMISES, seed=1, **options) -> dict:
 def plan_of(fit: dict, *measured, promises=PROMISES, targets=(0.5,), **options) -> dict:
     trials, frames = zip(*measured, strict=True)
     rng = np.random.default_rng(2)
-    plan = make_plan(fit, trials, pd.concat(frames), MIX, promises, targets, rng, **(OPTIONS | options))
+    plan = make_plan(fit, trials, pd.concat(frames), MIX, promises, targets, rng, Terms(**(OPTIONS | options)))
     return json.loads(json.dumps(plan, allow_nan=False))
 
 

@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from harness.capacity.confirmation import confirm
 from harness.capacity.device import Device
-from harness.capacity.fit import limits_of
+from harness.capacity.fit import finite, limits_of
+from harness.capacity.losses import Loss, lose, with_spares
+from harness.capacity.outlook import costs, forecast, price_of
 from harness.capacity.pools import Pools, drain_times_s
 from harness.capacity.search import Traffic, range_name, steady_draws, steady_limit
+from harness.capacity.simulation import simulate
+from harness.capacity.whatif import sensitivity
 from harness.records import Trial
+
+LOST = (1, 2)  # devices out at the peak: N+1 and N+2
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a plan is made under. ``confidence``: of intervals; ``max_error``: of predictions, relative.
+
+    ``unit``, ``preset``, ``device``: what one device is. ``prices``: of an hour of a device, by type, in ``currency``.
+    ``growth_per_month`` (a share of the rate) and ``fleet`` (devices that there are) are for a forecast.
+    """
+
+    utilisation_cap: float
+    confidence: float
+    max_error: float
+    unit: str
+    preset: str
+    device: str
+    emulated: bool = False
+    prices: Mapping[str, float] = field(default_factory=dict)
+    currency: str = "USD"
+    growth_per_month: float | None = None
+    fleet: int | None = None
 
 
 def make_plan(
@@ -24,15 +52,8 @@ def make_plan(
     promises: Sequence,
     targets_qps: Sequence[float],
     rng: np.random.Generator,
-    *,
-    utilisation_cap: float,
-    confidence: float,
-    max_error: float,
-    unit: str,
-    preset: str,
-    device: str,
-    emulated: bool = False,
-    progress: Callable[[str], None] | None = None,
+    terms: Terms,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> dict:
     """plan.json: the devices that each target needs on the best deployment, the validation, and the verdict.
 
@@ -42,16 +63,38 @@ def make_plan(
     anything else; ``reasons`` names the measurement that would settle it.
     """
     chosen = fit["deployments"][fit["best"]] if fit["best"] is not None else None
-    plan = {
+    plan = _nothing_known(chosen, promises, targets_qps, terms)
+    if chosen is None:
+        return plan | _without_rate(fit, targets_qps)
+    deployment, judging = chosen["deployment"], {"confidence": terms.confidence, "max_error": terms.max_error}
+    confirmed = confirm(deployment, trials, requests, mix, promises, rng, **judging)
+    pools = _pools(fit, chosen, mix, promises, terms.utilisation_cap)
+    shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]
+    targets = []
+    for qps in targets_qps:
+        progress(f"planning {qps:g} requests a second")
+        targets.append(_target(pools, qps, shares, terms.confidence, confirmed.highest_rate_per_s))
+    doubts = [*confirmed.doubts, *_doubts_about(targets, chosen["step_time"]["max_sessions"])]
+    plan |= {"validation": confirmed.rows, "open_runs": confirmed.runs, "targets": targets, "drain": _drain(pools, rng)}
+    progress("planning what changes would do")
+    plan["sensitivity"] = sensitivity(fit, chosen, pools, targets_qps)
+    plan |= _money_and_growth(plan, pools, terms)
+    verdict = "inconclusive" if doubts else "met"
+    return plan | {"verdict": verdict, "reasons": [*doubts, *_remarks(fit, chosen, pools)]}
+
+
+def _nothing_known(chosen: dict | None, promises: Sequence, targets_qps: Sequence[float], terms: Terms) -> dict:
+    """plan.json before anything has been planned."""
+    return {
         "schema": 1,
         "verdict": "inconclusive",
         "reasons": [],
-        "unit": unit,
-        "preset": preset,
-        "device": device,
-        "emulated": emulated,
-        "confidence": confidence,
-        "utilisation_cap": utilisation_cap,
+        "unit": terms.unit,
+        "preset": terms.preset,
+        "device": terms.device,
+        "emulated": terms.emulated,
+        "confidence": terms.confidence,
+        "utilisation_cap": terms.utilisation_cap,
         "deployment": chosen["deployment"] if chosen else None,
         "promises": [_promise_record(promise) for promise in promises],
         "rate_per_device": _rate_record(chosen),
@@ -59,23 +102,20 @@ def make_plan(
         "validation": [],
         "open_runs": [],
         "drain": None,
+        "costs": _price_record(terms),
+        "sensitivity": [],
+        "forecast": None,
     }
-    if chosen is None:
-        return plan | _without_rate(fit, targets_qps)
-    deployment, judging = chosen["deployment"], {"confidence": confidence, "max_error": max_error}
-    confirmed = confirm(deployment, trials, requests, mix, promises, rng, **judging)
-    pools = _pools(fit, chosen, mix, promises, utilisation_cap)
-    shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]
-    plan["validation"], plan["open_runs"] = confirmed.rows, confirmed.runs
-    plan["targets"] = []
-    for qps in targets_qps:
-        if progress:
-            progress(f"planning {qps:g} requests a second")
-        plan["targets"].append(_target(pools, qps, shares, confidence, confirmed.highest_rate_per_s))
-    plan["drain"] = _drain(pools, rng)
-    doubts = [*confirmed.doubts, *_doubts_about(plan["targets"], chosen["step_time"]["max_sessions"])]
-    verdict = "inconclusive" if doubts else "met"
-    return plan | {"verdict": verdict, "reasons": [*doubts, *_remarks(fit, chosen, pools)]}
+
+
+def _money_and_growth(plan: dict, pools: Pools, terms: Terms) -> dict:
+    """The targets with their costs, and the forecast, as far as prices and a growth were given."""
+    targets, growth = plan["targets"], terms.growth_per_month
+    if plan["costs"]:
+        price = plan["costs"]["price_per_device_hour"]
+        targets = [each | costs(each, price, pools.traffic.mean_frames) for each in targets]
+    coming = None if growth is None else forecast(pools, targets, growth, terms.fleet)
+    return {"targets": targets, "forecast": coming}
 
 
 def _pools(fit: dict, chosen: dict, mix, promises: Sequence, utilisation_cap: float) -> Pools:
@@ -103,6 +143,7 @@ def _target(pools: Pools, qps: float, shares: np.ndarray, confidence: float, con
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(counts, tails, method="inverted_cdf")
     carried = float(pools.rates(np.array([devices]), qps)[0])
+    spared = [with_spares(pools, qps, devices, lost) for lost in LOST]
     in_range = load.sessions_p95 <= round(pools.device.max_sessions)
     return {
         "qps": qps,
@@ -111,12 +152,33 @@ def _target(pools: Pools, qps: float, shares: np.ndarray, confidence: float, con
         "binding": pools.binding(devices),
         "utilisation": qps / (devices * pools.steady_rate()),
         "headroom_qps": max(carried - qps, 0.0),
-        "devices_n_plus_1": devices + 1,
-        "devices_n_plus_2": devices + 2,
+        "devices_n_plus_1": spared[0].devices if spared[0].kept else None,
+        "devices_n_plus_2": spared[1].devices if spared[1].kept else None,
+        "losses": [_loss_record(each) for each in (*_without_spares(pools, qps, devices), *spared)],
         "sessions_per_device_p95": load.sessions_p95,
         "basis": _basis(in_range, devices == 1 and qps <= confirmed_rate),
         "note": "One device was measured; several are taken not to slow each other down." if devices > 1 else "",
     }
+
+
+def _without_spares(pools: Pools, qps: float, devices: int) -> list[Loss]:
+    """What is seen where nothing was held in reserve."""
+    return [lose(pools, qps, devices, lost) for lost in LOST if lost < devices]
+
+
+def _loss_record(loss: Loss) -> dict:
+    """One entry of a target's ``losses``; shares are value / limit, None where that is beyond measure."""
+    shares = dict(zip(("worst_share", "early_share"), finite([loss.worst_share, loss.early_share]), strict=True))
+    return asdict(loss) | shares | {"basis": "simulated"}
+
+
+def _price_record(terms: Terms) -> dict | None:
+    """plan.json's ``costs``: the price that was given for this type of device; None where there is none."""
+    found = price_of(terms.prices, terms.device)
+    if found is None:
+        return None
+    kind, price = found
+    return {"device_type": kind, "price_per_device_hour": price, "currency": terms.currency, "basis": "given"}
 
 
 def _doubts_about(targets: list[dict], max_sessions: float) -> list[str]:
@@ -182,12 +244,13 @@ def _without_rate(fit: dict, targets_qps: Sequence[float]) -> dict:
 
 def _rate_record(chosen: dict | None) -> dict:
     if chosen is None:
-        return {"value": None, "interval": [None, None], "binding": "", "max_sessions_measured": None}
+        return {"value": None, "interval": [None, None], "binding": "", "max_sessions_measured": None, "basis": ""}
     return {
         "value": chosen["max_rate_per_s"],
         "interval": chosen["max_rate_interval"],
         "binding": chosen["binding"],
         "max_sessions_measured": chosen["step_time"]["max_sessions"],
+        "basis": "simulated",
     }
 
 
@@ -207,7 +270,7 @@ def _no_target(qps: float) -> dict:
         "devices_n_plus_2",
         "sessions_per_device_p95",
     )
-    empty = dict.fromkeys(unknown) | {"interval": [None, None], "binding": "", "basis": ""}
+    empty = dict.fromkeys(unknown) | {"losses": [], "interval": [None, None], "binding": "", "basis": ""}
     return {"qps": qps, **empty, "note": "No rate per device is known."}
 
 
@@ -216,11 +279,21 @@ def _promise_record(promise) -> dict:
 
 
 def _drain(pools: Pools, rng: np.random.Generator) -> dict:
-    """Seconds that a device takes to empty, at the sessions that it holds at its highest rate."""
+    """Seconds that a device takes to empty, at the sessions that it holds at its highest rate.
+
+    ``longest_s``: where the longest session of the traffic has just begun.
+    """
     rate, _ = pools.rate(1)
     sessions = max(round(pools.judge(rate, 1).sessions), 1)
     times_s = drain_times_s(pools.device, pools.traffic, sessions, rng)
-    return {"sessions": sessions, "p50_s": float(np.median(times_s)), "p95_s": float(np.quantile(times_s, 0.95))}
+    longest = np.append(pools.traffic.residual_frames[: sessions - 1], pools.traffic.frames.max())
+    return {
+        "sessions": sessions,
+        "p50_s": float(np.median(times_s)),
+        "p95_s": float(np.quantile(times_s, 0.95)),
+        "longest_s": float(simulate(np.zeros(sessions), longest, pools.device.step_time).end_s.max()),
+        "basis": "simulated",
+    }
 
 
 def _knobs(deployment: dict) -> str:

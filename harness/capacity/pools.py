@@ -38,6 +38,10 @@ class Pools:
     utilisation_cap: float
     _known: dict[int, tuple[float, str]] = field(default_factory=dict, repr=False)
 
+    def changed(self, **changes) -> Pools:
+        """With another device, traffic or limits; nothing of it has been simulated yet."""
+        return replace(self, **changes, _known={})
+
     def steady_rate(self) -> float:
         """Requests a second at the steady limit of one device: what utilisation 1 means."""
         return steady_limit(self.device, self.limits)[0] / self.traffic.mean_frames
@@ -47,19 +51,19 @@ class Pools:
         if devices not in self._known:
             cap = self.utilisation_cap * devices * self.steady_rate()
             capped = cap, f"utilisation {self.utilisation_cap:g}"
-            kept = judge_load(self.device, self._traffic(devices), self.limits, cap, devices).kept if cap else False
+            kept = judge_load(self.device, self.traffic_for(devices), self.limits, cap, devices).kept if cap else False
             self._known[devices] = capped if kept else self._search(devices, cap)
         return self._known[devices]
 
     def rates(self, devices: np.ndarray, reach_qps: float) -> np.ndarray:
-        """Highest rate of each number of devices; simulates sizes until one carries ``reach_qps``.
+        """Highest rate of each number of devices; simulates sizes up to it, or to one that carries ``reach_qps``.
 
         A larger pool shares its load better: where the rate per device falls, that is noise of the simulation.
         """
         sizes = []
         for size in _SIZES:
             sizes.append(size)
-            if self.rate(size)[0] >= reach_qps:
+            if self.rate(size)[0] >= reach_qps or size >= devices.max():
                 break
         per_device = np.maximum.accumulate([self.rate(size)[0] / size for size in sizes])
         return devices * np.interp(np.log(devices), np.log(sizes), per_device)
@@ -76,14 +80,14 @@ class Pools:
     def judge(self, qps: float, devices: int) -> Load:
         """Simulate the pool at ``qps``; above 64 devices, 64 of them at their part of it."""
         simulated = min(devices, LARGEST_POOL)
-        traffic = self._traffic(simulated)
+        traffic = self.traffic_for(simulated)
         load = judge_load(self.device, traffic, self.limits, qps * simulated / devices, simulated)
         return replace(load, rate_per_s=qps, devices=devices)
 
     def _search(self, devices: int, cap: float) -> tuple[float, str]:
-        return highest_rate(self.device, self._traffic(devices), self.limits, devices, at_most=cap)
+        return highest_rate(self.device, self.traffic_for(devices), self.limits, devices, at_most=cap)
 
-    def _traffic(self, devices: int) -> Traffic:
+    def traffic_for(self, devices: int) -> Traffic:
         """Fewer sessions for larger pools, in which less of the load is left to chance."""
         return self.traffic.part(max(SESSIONS // math.isqrt(devices), SESSIONS // 4))
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from harness.capacity.device import METRIC_NAMES, Device, promise_name
 from harness.capacity.simulation import Activity, Simulated, simulate
+from harness.capacity.simulator.pool import Planned
 from harness.capacity.spreads import StallTable
 from harness.errors import InconclusiveError
 
@@ -117,13 +118,17 @@ class Load:
 
 
 def simulate_load(
-    device: Device, traffic: Traffic, rate_per_s: float, devices: int, slots: int | None = None
+    device: Device, traffic: Traffic, rate_per_s: float, devices: int, slots: int | None = None, lost: int = 0
 ) -> tuple[Simulated, np.ndarray]:
-    """A pool at a Poisson rate, started near its steady state. Also returns which sessions are to be counted [n]."""
+    """A pool at a Poisson rate, started near its steady state. Also returns which sessions are to be counted [n].
+
+    As the first of these comes, ``lost`` of the devices fail for good; the sessions aboard go on elsewhere.
+    """
     gaps_s = traffic.gaps / rate_per_s
     found = _found_in_progress(device, traffic, rate_per_s, devices, slots)
     arrival_s = np.concatenate([np.zeros(len(found)), np.cumsum(gaps_s)])
     counted = np.arange(len(arrival_s)) >= len(found) + WARM_UP_SHARE * len(gaps_s)
+    lost_at_s = float(arrival_s[counted][0])
     simulated = simulate(
         arrival_s,
         np.concatenate([found, traffic.frames]),
@@ -132,6 +137,7 @@ def simulate_load(
         session_limit=slots,
         first_audio=device.first_audio,
         class_index=np.concatenate([np.full(len(found), -1), traffic.class_index]),
+        planned=[Planned(lost_at_s, "fail", number) for number in range(lost)],
         stop_s=float(arrival_s[-1]),
     )
     return simulated, counted
@@ -161,6 +167,19 @@ def values_of(
 def judge_load(device: Device, traffic: Traffic, limits: Limits, rate_per_s: float, devices: int) -> Load:
     """Simulate a pool and hold it against every limit."""
     simulated, counted = simulate_load(device, traffic, rate_per_s, devices, limits.slots)
+    return load_of(device, traffic, limits, rate_per_s, devices, simulated, counted)
+
+
+def load_of(
+    device: Device,
+    traffic: Traffic,
+    limits: Limits,
+    rate_per_s: float,
+    devices: int,
+    simulated: Simulated,
+    counted: np.ndarray,
+) -> Load:
+    """The ``counted`` sessions [n] of a simulated pool, held against every limit."""
     shares = {}
     for promise in limits.promises:
         index = traffic.class_names.index(promise.traffic_class)

@@ -6,14 +6,14 @@ For long traffic, and for lines, memory, failures and autoscaling, see ``simulat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from harness import wire
 from harness.capacity.simulator.engine import Engine, arrivals_of
-from harness.capacity.simulator.pool import Pool, StepTime
+from harness.capacity.simulator.pool import Planned, Pool, StepTime
 from harness.errors import InputError
 
 
@@ -89,6 +89,7 @@ def simulate(
     session_limit: int | None = None,
     first_audio: tuple[float, float] = (0.0, 1.0),
     class_index: np.ndarray | None = None,
+    planned: Sequence[Planned] = (),
     stop_s: float = math.inf,
 ) -> Simulated:
     """Run sessions on ``devices`` equal devices; each arrival goes to the one with the fewest sessions.
@@ -97,12 +98,20 @@ def simulate(
     a frame step, for an array of session counts. All sessions of a device advance one frame a step, so one ends
     when the device's frame clock passes its start + its frames. Above ``session_limit`` a device, arrivals wait
     in one line, first come first served. First audio comes ``first_audio`` = (seconds, steps) after the start.
-    Nothing happens after ``stop_s``. Raises InputError for arrivals or frames that make no sense.
+    ``planned``: devices that fail, say; their sessions go on elsewhere, from the frame that they had reached. Nothing
+    happens after ``stop_s``. Raises InputError for arrivals or frames that make no sense.
     """
     block = arrivals_of(arrival_s, frames)
     if np.any(np.diff(block["arrival_s"]) < 0):
         raise InputError("arrivals are in order of time")
-    pool = Pool(devices, step_time, session_limit=session_limit, first_audio=first_audio)
+    pool = Pool(
+        devices,
+        step_time,
+        session_limit=session_limit,
+        first_audio=first_audio,
+        on_failure="resume",
+        planned=tuple(planned),
+    )
     engine = Engine(pool, keep=len(block))
     engine.feed(block, last=True, stop_s=stop_s)
     kept = engine.arrays.kept

@@ -1,0 +1,145 @@
+"""What a change of the traffic, the deployment or the device does to the counts: what they are sensitive to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness import wire
+from harness.capacity.device import Device
+from harness.capacity.pools import Pools
+from harness.capacity.search import Traffic
+from harness.capacity.staged import Topology, staged_step_time, step_knots
+from harness.capacity.steps import StepTime
+from harness.errors import InconclusiveError, InputError
+
+LONGER = 1.2
+FASTER = 1.5
+_DELAYS = tuple(f"{stage}.delay_us" for stage in wire.STAGES)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change in words, and the pools with it; None where its effect is not known, and ``note`` says why.
+
+    ``basis``: simulated (from measured parts) or extrapolated (from a model of the stages or of the device).
+    """
+
+    name: str
+    pools: Pools | None
+    basis: str
+    note: str = ""
+
+
+def sensitivity(fit: dict, chosen: dict, pools: Pools, targets_qps: Sequence[float]) -> list[dict]:
+    """plan.json's ``sensitivity``: for each change, the rate of a device and the devices of each target."""
+    return [_record(change, targets_qps) for change in changes(fit, chosen, pools)]
+
+
+def changes(fit: dict, chosen: dict, pools: Pools) -> Iterator[Change]:
+    """None, to compare with; longer sessions, half the delay, one more instance of the busiest stage, a fast device."""
+    yield Change("as planned", pools, "simulated")
+    longer = pools.changed(traffic=lengthened(pools.traffic, LONGER))
+    yield Change(f"sessions {LONGER - 1:.0%} longer", longer, "simulated")
+    delays = {knob: chosen["deployment"].get(knob, 0) for knob in _DELAYS}
+    if any(delays.values()):
+        yield _turned("half the delay", fit, chosen, pools, {knob: value // 2 for knob, value in delays.items()})
+    else:
+        yield Change("half the delay", None, "", "the deployment has no delay")
+    stage = _busiest(chosen)
+    if stage is None:
+        yield Change("one more instance", None, "", "the service time of no stage is known")
+    else:
+        knob = f"{stage}.instances"
+        turned = {knob: chosen["deployment"].get(knob, 1) + 1}
+        yield _turned(f"one more instance of {stage}", fit, chosen, pools, turned)
+    yield _faster(chosen, pools)
+
+
+def lengthened(traffic: Traffic, factor: float) -> Traffic:
+    """Sessions ``factor`` times as long, the longest 90 minutes as before, at the same rate."""
+    frames = np.minimum(traffic.frames * factor, np.maximum(traffic.frames, wire.MAX_FRAMES))
+    longer = float(frames.mean() / traffic.frames.mean())
+    return replace(
+        traffic,
+        frames=frames,
+        residual_frames=traffic.residual_frames * longer,
+        mean_frames=traffic.mean_frames * longer,
+    )
+
+
+def _turned(name: str, fit: dict, chosen: dict, pools: Pools, knobs: dict) -> Change:
+    """Other knobs: a deployment of the sweep that has just those, else what the stages' service times say."""
+    wanted = chosen["deployment"] | knobs
+    for other in fit["deployments"]:
+        if other["deployment"] == wanted and not other["inconclusive"]:
+            device = Device.from_fit(other)
+            limits = replace(pools.limits, most_sessions=max(round(device.max_sessions * fit["extrapolation"]), 1))
+            return Change(
+                name, pools.changed(device=device, limits=limits), "simulated", "as this deployment was measured"
+            )
+    try:
+        now = Topology.of_fit(chosen)
+        return _staged(name, pools, now, Topology.of_fit(chosen, knobs))
+    except (InconclusiveError, InputError) as error:
+        return Change(name, None, "", str(error))
+
+
+def _faster(chosen: dict, pools: Pools) -> Change:
+    name = f"a device that computes {FASTER - 1:.0%} faster"
+    try:
+        now = Topology.of_fit(chosen)
+    except InconclusiveError:
+        shorter = _scaled(pools.device, lambda n: np.full(len(n), 1 / FASTER))
+        return Change(name, pools.changed(device=shorter), "extrapolated", "delays and hops taken to shrink too")
+    stages = tuple(replace(each, alpha_s=each.alpha_s / FASTER, tau0_s=each.tau0_s / FASTER) for each in now.stages)
+    return _staged(name, pools, now, replace(now, stages=stages))
+
+
+def _staged(name: str, pools: Pools, now: Topology, then: Topology) -> Change:
+    """The measured step time, times what the model of the stages says that the change makes of it."""
+    most = math.ceil(pools.device.max_sessions)
+    hop_s = max(float(pools.device.step_time(1)) - now.alone_s(), 0.0) / len(now.stages)
+    before, after = (
+        staged_step_time(replace(each, hop_s=hop_s), most, np.random.default_rng(0)) for each in (now, then)
+    )
+    off = np.abs(before(np.arange(1, most + 1)) / pools.device.step_time(np.arange(1, most + 1)) - 1)
+    note = f"by the model of the stages, which is off by {np.median(off):.0%} in the median on the deployment as it is"
+    changed = _scaled(pools.device, lambda n: after(n) / before(n))
+    return Change(name, pools.changed(device=changed), "extrapolated", note)
+
+
+def _scaled(device: Device, factor: Callable[[np.ndarray], np.ndarray]) -> Device:
+    """A device whose step time is ``factor`` (of sessions [n]) times as long."""
+    step = device.step_time
+    knots = np.array(step.knots or step_knots(math.ceil(device.max_sessions), ()), dtype=float)
+    values = step(knots) * factor(knots)
+    return replace(device, step_time=StepTime("piecewise", tuple(values.tolist()), tuple(knots.tolist())), draws=())
+
+
+def _busiest(chosen: dict) -> str | None:
+    """The stage of the frame path whose instances would be busy the longest with a full ladder's largest batch."""
+    known = {each["stage"]: each for each in chosen["stages"] if each["stage"] in wire.STAGES}
+    fitted = {stage: each for stage, each in known.items() if not each["inconclusive"]}
+    if not fitted:
+        return None
+
+    def busy_s(stage: str) -> float:
+        largest = max(point["batch_size"] for point in fitted[stage]["points"])
+        instances = chosen["deployment"].get(f"{stage}.instances", 1)
+        return (fitted[stage]["alpha_s"] * largest + fitted[stage]["tau0_s"]) / instances
+
+    return max(fitted, key=busy_s)
+
+
+def _record(change: Change, targets_qps: Sequence[float]) -> dict:
+    record = {"change": change.name, "basis": change.basis, "note": change.note}
+    if change.pools is None or change.pools.rate(1)[0] <= 0:
+        note = change.note if change.pools is None else "one session alone breaks a promise"
+        rows = [{"qps": qps, "devices": None} for qps in targets_qps]
+        return record | {"note": note, "rate_per_device": None, "targets": rows}
+    rows = [{"qps": qps, "devices": int(change.pools.devices_for(qps, np.ones(1))[0])} for qps in targets_qps]
+    return record | {"rate_per_device": change.pools.rate(1)[0], "targets": rows}

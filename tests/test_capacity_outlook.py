@@ -1,0 +1,169 @@
+"""What a plan says beyond its counts: devices lost, changes, costs and growth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from capacity_truth import LADDER, MIX, PROMISES, TRUTH, Truth, fit_of, ladder, plan_of, true_device
+
+from harness import wire
+from harness.capacity.losses import lose, with_spares
+from harness.capacity.outlook import carried, costs, months_until, price_of
+from harness.capacity.pools import Pools
+from harness.capacity.search import Limits, Traffic, judge_load
+from harness.capacity.simulation import simulate
+from harness.capacity.simulator.pool import Planned
+from harness.capacity.whatif import changes, lengthened
+
+
+@pytest.fixture(scope="module")
+def pools():
+    traffic = Traffic.draw(MIX, np.random.default_rng(5), 8000)
+    return Pools(true_device(), traffic, Limits(PROMISES, max(LADDER)), 0.85)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    delays = {f"{stage}.delay_us": 4000 for stage in wire.STAGES}
+    return ladder(TRUTH, np.random.default_rng(10), LADDER, deployment=delays)
+
+
+@pytest.fixture(scope="module")
+def plan(measured):
+    terms = {"prices": {"cpu": 0.5, "H200": 4.0}, "currency": "EUR", "growth_per_month": 0.1, "fleet": 8}
+    return plan_of(fit_of(measured), measured, targets=(0.5, 3.0), **terms)
+
+
+# --- devices lost
+
+
+def test_sessions_of_a_lost_device_go_on_where_they_were():
+    """Two devices make a frame in 0.1 s; at 1 s the first is lost, and its session of 20 frames goes on elsewhere."""
+    run = simulate([0.0, 0.1], [20, 20], lambda n: 0.1 * n, devices=2, planned=[Planned(1.0, "fail", 0)])
+    # 10 frames of the first are left at 1 s, 11 of the second; both then share ten frames a second.
+    assert run.end_s.tolist() == pytest.approx([3.0, 3.1])
+
+
+def test_a_pool_that_lost_a_device_is_like_one_that_never_had_it(pools):
+    qps = 0.8 * 3 * pools.steady_rate()
+    loss = lose(pools, qps, 4, 1)
+    fewer = judge_load(pools.device, pools.traffic_for(3), pools.limits, qps, 3)
+    assert loss.worst_share == pytest.approx(fewer.shares[fewer.worst], rel=0.05)
+    assert loss.kept == fewer.kept
+    assert loss.interrupted > 0
+
+
+def test_spares_make_up_for_what_is_lost(pools):
+    qps = 0.8 * 4 * pools.steady_rate()
+    assert not lose(pools, qps, 4, 2).kept
+    spared = with_spares(pools, qps, 4, 2)
+    assert spared.kept and spared.devices >= 6
+
+
+def test_losses_of_a_large_pool_are_simulated_in_part(pools):
+    loss = lose(pools, 0.6 * 500 * pools.steady_rate(), 501, 1)
+    assert loss.kept and loss.devices == 501
+
+
+# --- changes
+
+
+def test_longer_sessions_ask_for_more_and_ninety_minutes_stay_the_longest(pools):
+    longer = lengthened(pools.traffic, 1.2)
+    assert longer.mean_frames == pytest.approx(1.2 * pools.traffic.mean_frames)
+    longest = replace(pools.traffic, frames=np.full(10, float(wire.MAX_FRAMES)))
+    assert lengthened(longest, 1.2).frames.max() == wire.MAX_FRAMES
+    assert lengthened(longest, 1.2).mean_frames == pytest.approx(pools.traffic.mean_frames)
+
+
+def test_changes_move_the_rate_as_they_must(plan):
+    rates = {row["change"]: row["rate_per_device"] for row in plan["sensitivity"]}
+    base = rates["as planned"]
+    assert rates["sessions 20% longer"] == pytest.approx(base / 1.2, rel=0.03)
+    assert base < rates["a device that computes 50% faster"] < 1.55 * base
+    assert rates["half the delay"] >= 0.99 * base
+    for row in plan["sensitivity"]:
+        assert row["basis"] == (
+            "simulated" if row["change"] in ("as planned", "sessions 20% longer") else "extrapolated"
+        )
+        counts = [each["devices"] for each in row["targets"]]
+        assert counts == sorted(counts) and all(counts)
+
+
+def test_a_change_that_the_sweep_measured_is_taken_from_it(measured):
+    halved = {knob: 2000 for knob in measured[0].deployment}
+    faster = ladder(Truth(0.006, 0.006), np.random.default_rng(3), LADDER, name="faster", deployment=halved)
+    fit = fit_of(measured, faster)
+    chosen = fit["deployments"][0]
+    limits = Limits(PROMISES, max(LADDER))
+    pools = Pools(true_device(), Traffic.draw(MIX, np.random.default_rng(5), 4000), limits, 0.85)
+    half = next(change for change in changes(fit, chosen, pools) if change.name == "half the delay")
+    assert half.basis == "simulated" and "measured" in half.note
+    assert float(half.pools.device.step_time(4)) == pytest.approx(0.006 + 4 * 0.006, rel=0.1)
+
+
+def test_a_change_that_cannot_be_made_says_why(pools):
+    chosen = {"deployment": {}, "stages": []}
+    found = {change.name: change for change in changes({"deployments": []}, chosen, pools)}
+    assert found["half the delay"].pools is None and "no delay" in found["half the delay"].note
+    assert found["one more instance"].pools is None
+
+
+# --- costs and growth
+
+
+@pytest.mark.parametrize(
+    ("device", "found"),
+    [
+        ("NVIDIA H100 NVL", ("H100 NVL", 3.0)),
+        ("emulated NVIDIA h100", ("H100", 2.0)),
+        ("cpu", None),
+    ],
+)
+def test_the_price_is_that_of_the_type_that_fits_best(device, found):
+    assert price_of({"H100": 2.0, "H100 NVL": 3.0}, device) == found
+
+
+def test_an_audio_hour_costs_devices_over_audio():
+    """Two requests a second of 900 frames (two minutes) are 240 audio seconds a second; 6 devices at 4 an hour."""
+    found = costs({"qps": 2.0, "devices": 6, "interval": [5, None]}, 4.0, 900)
+    assert found["cost_per_hour"] == 24
+    assert found["cost_per_audio_hour"] == pytest.approx(0.1)
+    assert found["cost_per_audio_hour_interval"] == [pytest.approx(20 / 240), None]
+
+
+def test_a_plan_with_prices_and_growth_says_what_they_make_of_it(plan):
+    assert plan["costs"] == {
+        "device_type": "cpu",
+        "price_per_device_hour": 0.5,
+        "currency": "EUR",
+        "basis": "given",
+    }
+    for target, row in zip(plan["targets"], plan["forecast"]["targets"], strict=True):
+        audio = target["qps"] * MIX.mean_frames() / 7.5
+        assert target["cost_per_audio_hour"] == pytest.approx(0.5 * target["devices"] / audio, rel=0.01)
+        ends = target["qps"] * 1.1 ** row["months_until_too_small"]
+        assert ends == pytest.approx(target["qps"] + target["headroom_qps"], rel=0.02)
+        assert row["months_until_too_small"] < row["months_until_too_small_n_plus_1"]
+        later = list(row["devices_after_months"].values())
+        assert later == sorted(later) and later[0] >= target["devices"]
+    assert plan["forecast"]["targets"][0]["months_until_fleet_too_small"] > 12
+
+
+def test_without_prices_and_growth_nothing_is_said(measured):
+    plan = plan_of(fit_of(measured), measured)
+    assert plan["costs"] is None and plan["forecast"] is None
+    assert "cost_per_hour" not in plan["targets"][0]
+
+
+def test_months_until():
+    assert months_until(1.0, 2.0, 0.1) == pytest.approx(math.log(2) / math.log(1.1))
+    assert months_until(2.0, 2.0, 0.1) == 0
+    assert months_until(1.0, 2.0, 0.0) is None
+
+
+def test_more_devices_carry_more_than_in_proportion(pools):
+    assert carried(pools, 6) >= 6 * carried(pools, 1)
