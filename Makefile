@@ -21,7 +21,8 @@ signoff: install
 
 test: install
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not server' --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m server
 
 clean:
 	rm -rf $(VENV) .harness build *.egg-info

@@ -1,14 +1,20 @@
 """One real Triton server for all tests that need one."""
 
 import asyncio
+import os
 import time
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from harness.client import SpeechClient
 from harness.records import Request
 from harness.triton.server import serving
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
+settings.load_profile("no deadline")
+os.environ.pop("COLUMNS", None)  # set to 80 in pytest-xdist's workers; a console keeps what it finds when it is made
 
 
 @pytest.fixture(scope="session")
