@@ -88,6 +88,7 @@ class Ledger:
         self.start_ns = time.monotonic_ns()
         self.witness: Witness | None = None
         self._rungs = 0  # that have been held
+        self.ladder_ended = ""  # why before its last rung
         asked = {"url": self.target.url, "target": self.target.record(), "run_s": run_s, **settings.record()}
         self._writer = RecordsWriter(folder, asked) if folder else None
 
@@ -114,6 +115,10 @@ class Ledger:
         self._rungs += 1
         if self._writer:
             self._writer.rung({"users": users, "start_ns": start_ns, "end_ns": end_ns})
+
+    def first_error(self) -> str:
+        """What the first request that failed so far failed with, or ""."""
+        return next((result.error for result in self.results if result.outcome is Outcome.ERROR), "")
 
     def close(self, end_ns: int) -> Report:
         """Fold the Results up to ``end_ns`` into a report and end the records file."""
@@ -225,6 +230,7 @@ class Ledger:
             "start_ns": report.start_ns,
             "end_ns": report.end_ns,
             "warm_up_s": report.warm_up_s,
+            "ladder_ended": self.ladder_ended,
             "submitted": self.submitted,
             "never_sent": self.never_sent,
             "lost": self.lost,

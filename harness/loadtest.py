@@ -17,6 +17,7 @@ from harness.arrivals import Arrivals
 from harness.errors import HarnessError, InputError
 from harness.readers import ReaderPool
 from harness.records import Request, Result
+from harness.rungs import Patience, slowest_rtf
 from harness.targets import Target
 from harness.workload import Mix, ScriptSource, requests
 
@@ -34,6 +35,8 @@ class LoadSettings:
     ``steady``: sessions that begin at a random phase of their length; None = none. In a closed loop every user's
     first request is one, whatever the number; an open loop starts with this many. ``iterations``: requests (in an
     open loop: arrivals) after which the test ends. ``every_s``: between two lines that say how it goes.
+    ``precision``: a rung ends before ``rung_s`` when its rate is known so well (see ``rungs.Patience``);
+    ``until_saturated``: a ladder ends where it is over-saturated, or a request failed.
     """
 
     mix: Mix
@@ -47,6 +50,8 @@ class LoadSettings:
     rung_s: float = 10.0
     iterations: int | None = None
     every_s: float | None = None
+    precision: float | None = None
+    until_saturated: bool = False
 
     def __post_init__(self) -> None:
         if self.ladder and (self.arrivals or self.iterations):
@@ -61,6 +66,16 @@ class LoadSettings:
         for option, seconds in (("--rung-seconds", self.rung_s), ("--every", self.every_s)):
             if seconds is not None and not 0 < seconds < math.inf:
                 raise InputError(f"{option} {seconds:g} must be above 0")
+        if self.precision is not None and not 0 < self.precision < 1:
+            raise InputError(f"--precision {self.precision:g} must lie between 0 and 1")
+        if (self.precision or self.until_saturated) and not self.ladder:
+            raise InputError("--precision and --until-saturated are of a ladder: give its rungs with --ladder")
+
+    @property
+    def patience(self) -> Patience:
+        """How long the rungs of a ladder are held, and how far it goes."""
+        slowest = slowest_rtf(self.mix.promises) if self.until_saturated else None
+        return Patience(self.rung_s, self.precision, slowest)
 
     @property
     def loop(self) -> str:
@@ -82,6 +97,9 @@ class LoadSettings:
             "iterations": self.iterations,
             "readers": self.readers,
             "ladder": list(self.ladder),
+            "rung_s": self.rung_s,
+            "precision": self.precision,
+            "until_saturated": self.until_saturated,
         }
 
 

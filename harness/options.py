@@ -85,6 +85,14 @@ ARGUMENTS = {
     **OPTIONS,
     "--ladder": {"metavar": "1,2,4", "help": "closed loop: hold each of these numbers of users in turn"},
     "--rung-seconds": {"dest": "rung_s", "default": "10", "metavar": "S", "help": "how long each rung is held"},
+    "--precision": {
+        "metavar": "SHARE",
+        "help": "a rung ends before that when its audio rate is known to this share (95% interval) and steady",
+    },
+    "--until-saturated": {
+        "action": "store_true",
+        "help": "end the ladder where it is over-saturated (slower than promised, with no more audio), or broken",
+    },
 }
 """Each also as ``LOCUST_NAME`` in the environment and as ``name = value`` in Locust's configuration file."""
 
@@ -100,6 +108,7 @@ _NUMBERS = {
     "iterations": int,
     "rung_s": float,
     "every_s": float,
+    "precision": float,
 }
 _BARE_NAMES = [name.removeprefix("--") for name in ARGUMENTS]
 
@@ -148,7 +157,7 @@ def settings_of(values: Mapping, mix: Mix | str) -> LoadSettings:
         rate_per_s=numbers["rate_per_s"],
         burstiness=numbers["burstiness"],
         trace=values.get("trace"),
-        repeat=values.get("trace_repeat") in (True, "true", "on"),
+        repeat=_is_on(values, "trace_repeat"),
         stages=values.get("stages"),
     )
     chosen = {field.name for field in dataclasses.fields(LoadSettings)}
@@ -160,6 +169,7 @@ def settings_of(values: Mapping, mix: Mix | str) -> LoadSettings:
         steady=_steady(values, process, traffic),
         records=Path(values["records"]) if values.get("records") else None,
         ladder=_ladder(values.get("ladder") or ""),
+        until_saturated=_is_on(values, "until_saturated"),
         **given,
     )
 
@@ -227,6 +237,10 @@ def _steady(values: Mapping, process: arrivals.Arrivals | None, mix: Mix) -> int
 def _in_progress(process: arrivals.Arrivals, mix: Mix, rtf: float) -> float:
     """Little's law: N = X R, with the residence R = audio x real-time factor."""
     return process.rate_per_s * mix.mean_audio_s() * rtf
+
+
+def _is_on(values: Mapping, name: str) -> bool:
+    return values.get(name) in (True, "true", "on")
 
 
 def _number(values: Mapping, name: str, kind: type):

@@ -16,7 +16,7 @@ import psutil
 from harness.errors import ServerError
 from harness.records import ServerSample
 from harness.targets import Target
-from harness.triton.statistics import StatisticsReader
+from harness.triton.statistics import StatisticsReader, prometheus
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "transformers", "nvidia-pytriton", "tritonclient", "locust", "numpy", "pandas", "scipy", "grpcio")
@@ -25,14 +25,21 @@ _PACKAGES = ("torch", "transformers", "nvidia-pytriton", "tritonclient", "locust
 class Probe:
     """Samples the servers of a target from a thread of its own, for the length of a ``with`` block.
 
-    ``samples`` grows while it runs; ``missed`` counts the looks at which a server did not answer.
+    ``samples`` grows while it runs; ``missed`` counts the looks at which a server did not answer. ``metrics_url`` is of
+    its Prometheus page; None = there is none.
     """
 
-    def __init__(self, target: Target | str, server_pid: int | None = None, interval_s: float = 1.0):
+    def __init__(
+        self,
+        target: Target | str,
+        server_pid: int | None = None,
+        interval_s: float = 1.0,
+        metrics_url: str | None = None,
+    ):
         self.samples: list[ServerSample] = []
         self.missed = 0
         self._reader = StatisticsReader(target)
-        self._pid = server_pid
+        self._pid, self._metrics_url = server_pid, metrics_url
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
@@ -69,6 +76,7 @@ class Probe:
                 memory_bytes=tree_memory_bytes(self._pid) if self._pid else 0,
                 gpu_percent=gpu_percent,
                 gpu_memory_bytes=gpu_memory,
+                metrics=prometheus(self._metrics_url) if self._metrics_url else {},
             )
         )
 

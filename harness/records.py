@@ -113,6 +113,7 @@ class ServerSample:
     memory_bytes: int = 0  # resident memory of the server and its stage processes
     gpu_percent: float | None = None
     gpu_memory_bytes: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)  # of Triton's Prometheus page, by name and model
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,8 +56,7 @@ def parse_script(text: str) -> list[Turn]:
         return [_turn(*_as_speaker_one(unmarked))]
     if unmarked:
         raise ScriptError(
-            f"line {unmarked[0][0]}: text before the first speaker; "
-            "begin the line with 'Speaker 1:' or delete it"
+            f"line {unmarked[0][0]}: text before the first speaker; begin the line with 'Speaker 1:' or delete it"
         )
     return [_turn(*turn) for turn in turns]
 

@@ -218,7 +218,7 @@ class SignOff:
 
     def _ladder_load(self, point: dict, seed: int) -> Load:
         ladder = self.spec.ladder
-        return Load(ladder.seconds, seed, ladder.sessions, asks=asked(point))
+        return Load(ladder.seconds, seed, ladder.sessions, asks=asked(point), precision=ladder.precision)
 
     def _open_load(self, best: dict, share: float, index: int) -> tuple[Load, dict]:
         """The load of a confirmation and what the fit says that it will show."""

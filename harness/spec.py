@@ -118,10 +118,14 @@ class MixFileSpec(MixSpec):
 
 
 class LadderSpec(_Frozen):
-    """The closed-loop ladder of a trial: numbers of sessions, and how long each is held."""
+    """The closed-loop ladder of a trial: numbers of sessions, and how long each is held at the most.
+
+    With ``precision`` a rung ends before that, as soon as its rate is steady and known to that share.
+    """
 
     sessions: tuple[Whole, ...] = Field((1, 2, 4, 8, 16), min_length=1)
     seconds: Annotated[float, Field(strict=True)] = 6.0
+    precision: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
 
     @field_validator("seconds")
     @classmethod

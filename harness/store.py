@@ -63,6 +63,7 @@ _SAMPLE_SCHEMA = pa.schema(
         ("memory_bytes", pa.int64()),
         ("gpu_percent", pa.float64()),
         ("gpu_memory_bytes", pa.int64()),
+        ("metrics", pa.map_(pa.string(), pa.float64())),
     ]
 )
 
@@ -260,7 +261,12 @@ def _sample_table(trial_id: str, samples: Sequence[ServerSample]) -> pa.Table:
 
 def _samples_of(table: pa.Table) -> list[ServerSample]:
     rows = table.drop_columns("trial_id").to_pylist()
-    return [ServerSample(**{**row, "stages": _stages_of(row["stages"])}) for row in rows]
+    return [_sample_of(row) for row in rows]
+
+
+def _sample_of(row: dict) -> ServerSample:
+    metrics = dict(row.get("metrics") or ())  # older runs have none
+    return ServerSample(**{**row, "stages": _stages_of(row["stages"]), "metrics": metrics})
 
 
 def _trial_of(content: dict) -> Trial:

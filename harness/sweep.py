@@ -24,6 +24,7 @@ from harness.probe import Probe
 from harness.processes import end_group, spawn
 from harness.recording import Records, read_records
 from harness.records import Outcome, Result, Rung, ServerSample, StageStatistics, Trial
+from harness.rungs import OVER_SATURATED, settle_s
 from harness.slo import Promise
 from harness.spec import PlanSpec
 from harness.triton.config import Deployment
@@ -33,7 +34,6 @@ from harness.triton.statistics import difference
 SCENARIO = ROOT / "scenarios" / "podcast.py"
 LOCUST_EXIT_INVALID = 3
 REQUEST_KNOBS = ("chunk_frames", "diffusion_steps")  # of a point: what requests ask for; the rest is deployed
-_SETTLE_SHARE = 0.25  # of a rung: sessions that just joined are still opening
 _START_S = 12  # Locust's own start and end, in the estimate of a trial's time
 
 
@@ -41,12 +41,13 @@ _START_S = 12  # Locust's own start and end, in the estimate of a trial's time
 class Load:
     """The load of one trial: ``sessions`` for a ladder, or ``rate_per_s`` for an open-loop run."""
 
-    seconds: float  # of each rung, or of the whole run
+    seconds: float  # of the whole run, or the most of each rung
     seed: int
     sessions: tuple[int, ...] = ()
     rate_per_s: float | None = None
     steady_sessions: int = 0  # open loop: sessions in mid-course at the start
     asks: Mapping[str, int] = field(default_factory=dict)  # request knobs of the point
+    precision: float | None = None  # of a rung's rate, with which it may end early
 
     @property
     def kind(self) -> str:
@@ -60,7 +61,8 @@ class Load:
         """The load as it is stored with its trial."""
         common = {"seconds": self.seconds, "seed": self.seed, **self.asks}
         if self.sessions:
-            return {"loop": "closed", "concurrency": list(self.sessions), **common}
+            early = {"precision": self.precision} if self.precision else {}
+            return {"loop": "closed", "concurrency": list(self.sessions), **early, **common}
         return {"loop": "open", "arrivals": "poisson", "rate_per_s": self.rate_per_s, **common}
 
     def options(self) -> list[str]:
@@ -70,7 +72,9 @@ class Load:
             options += [f"--{knob.replace('_', '-')}", str(value)]
         if self.sessions:
             rungs = ",".join(map(str, self.sessions))
-            return [*options, "--steady", "--ladder", rungs, "--rung-seconds", str(self.seconds)]
+            options += ["--precision", str(self.precision)] if self.precision else []
+            held = ["--rung-seconds", str(self.seconds), "--until-saturated"]
+            return [*options, "--steady", "--ladder", rungs, *held]
         timing = ["-u", "1", "-t", f"{self.seconds:.0f}s", "--rate", str(self.rate_per_s)]
         return [*options, *timing, "--steady", str(self.steady_sessions)]
 
@@ -148,13 +152,13 @@ class Driver:
             raise TrialBroken(f"{name} cannot be deployed: {error}") from error
         folder = self.scratch / name
         shutil.rmtree(folder, ignore_errors=True)
-        with Probe(self.server.target, self.server.pid) as probe:
+        with Probe(self.server.target, self.server.pid, metrics_url=self.server.metrics_url) as probe:
             exit_code, output = self._locust(folder, load)
         if not self.server.alive():
             raise TrialBroken(f"the server ended during {name}")
         records = _records(folder, exit_code, output)
         rungs = _rungs(records, probe.samples, self.plan.promise_list())
-        failures = _failures(records.results)
+        failures, ended = _failures(records.results), records.end.get("ladder_ended", "")
         shutil.rmtree(folder, ignore_errors=True)
         trial = Trial(
             trial_id=name,
@@ -164,9 +168,10 @@ class Driver:
             started_at=started_at,
             wall_s=round(time.monotonic() - began, 3),
             valid=records.end["valid"] and not failures,
-            reasons=(*failures, *records.end["reasons"]),
+            reasons=(*failures, *records.end["reasons"], *filter(None, [ended])),
             rungs=rungs,
             prediction=prediction,
+            over_saturated=ended.startswith(OVER_SATURATED),
             reader_lag_p99_s=records.end.get("lag_p99_s"),
         )
         return Measured(trial, records.results, probe.samples)
@@ -207,7 +212,8 @@ def _rungs(records: Records, samples: Sequence[ServerSample], promises: Sequence
     """The windows of a trial in which the load was held, without the time that sessions take to open."""
     windows = [(rung["start_ns"], rung["end_ns"]) for rung in records.rungs]
     if records.run["ladder"]:
-        windows = [(start + int((end - start) * _SETTLE_SHARE), end) for start, end in windows]
+        settling_ns = int(settle_s(records.run["rung_s"]) * 1e9)
+        windows = [(start + settling_ns, end) for start, end in windows if end - start > settling_ns]
     else:
         windows = [(records.end["start_ns"], records.end["end_ns"])]
     return tuple(_rung(records.results, samples, *window, promises) for window in windows)

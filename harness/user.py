@@ -29,9 +29,10 @@ from harness import livepage
 from harness.errors import HarnessError, InputError, StoreError
 from harness.locust_test import EXIT_UNUSABLE, MasterTest, SpeechTest, WorkerTest
 from harness.options import add_arguments, defaults_of
-from harness.readers import ReaderPool
+from harness.readers import PROGRESS_EVERY_S, ReaderPool
 from harness.recording import FILE_NAME
 from harness.records import Outcome
+from harness.rungs import Held, Patience
 from harness.triton.server import ROOT, local_url, serving
 from harness.workload import Mix
 
@@ -78,31 +79,55 @@ class SpeechUser(User):
 
 
 class Ladder(LoadTestShape):
-    """Holds each number of users for the same time, counted from when all of them run."""
+    """Holds each number of users in turn, counted from when all of them run, as long as the test's patience says."""
 
     abstract = True  # not one of a locustfile's own shapes
 
-    def __init__(self, rungs: tuple[int, ...], rung_s: float, on_rung):
-        self._rungs, self._rung_s, self._on_rung = rungs, rung_s, on_rung
+    def __init__(self, test: SpeechTest):
+        self._test = test
         self.reset_time()
 
     def reset_time(self) -> None:
         super().reset_time()
         self._index, self._began_ns = 0, 0
+        self._rates: list[float] = []
+        self._held: list[Held] = []
+        self._ended = False
 
     def begin(self) -> None:
         """All users of the rung run."""
         self._began_ns = self._began_ns or time.monotonic_ns()
 
     def tick(self) -> tuple[int, float] | None:
-        left_s = self._rung_s - (time.monotonic_ns() - self._began_ns) / 1e9
-        if self._began_ns and left_s < 1:  # Locust asks once a second
-            gevent.sleep(max(left_s, 0))
-            self._on_rung(self._rungs[self._index], self._began_ns, time.monotonic_ns())
-            self._index, self._began_ns = self._index + 1, 0
-        if self._index == len(self._rungs):
+        """Locust asks once a second."""
+        rungs, patience = self._test.settings.ladder, self._test.settings.patience
+        if self._began_ns:
+            self._look(patience)
+            left_s = patience.rung_s - self._seconds()
+            if left_s < 1 or self._broken() or patience.has_enough(self._rates):
+                gevent.sleep(max(left_s, 0) if left_s < 1 else 0)
+                self._end_rung(rungs[self._index], patience)
+        if self._index == len(rungs) or self._ended:
             return None
-        return self._rungs[self._index], float(self._rungs[-1])
+        return rungs[self._index], float(rungs[-1])
+
+    def _seconds(self) -> float:
+        return (time.monotonic_ns() - self._began_ns) / 1e9
+
+    def _look(self, patience: Patience) -> None:
+        if self._seconds() > patience.settle_s + PROGRESS_EVERY_S:  # a rate is that of the second before
+            self._rates.append(self._test.progress().audio_s_per_s)
+
+    def _broken(self) -> str:
+        error = self._test.ledger.first_error() if self._test.settings.until_saturated else ""
+        return f"broken: a request failed: {error}" if error else ""
+
+    def _end_rung(self, users: int, patience: Patience) -> None:
+        self._test.ledger.rung(users, self._began_ns, time.monotonic_ns())
+        self._held.append(Held(users, sum(self._rates) / max(len(self._rates), 1)))
+        self._test.ledger.ladder_ended = self._broken() or patience.over_saturated(self._held)
+        self._ended = bool(self._test.ledger.ladder_ended)
+        self._index, self._began_ns, self._rates = self._index + 1, 0, []
 
 
 @events.init_command_line_parser.add_listener
@@ -203,7 +228,7 @@ def _finish_when_quitting(environment) -> None:
 
 def _install_ladder(environment) -> None:
     test = environment.speech
-    ladder = Ladder(test.settings.ladder, test.settings.rung_s, lambda *rung: test.ledger.rung(*rung))
+    ladder = Ladder(test)
     ladder.runner = environment.runner
     environment.shape_class = ladder
     environment.events.spawning_complete.add_listener(lambda **_: ladder.begin())

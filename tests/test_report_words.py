@@ -34,9 +34,7 @@ def test_letters_tell_deployments_apart(one, other):
 
 def test_metrics_in_words():
     assert words.metric("ttfa_s p95 of class short") == "time to first audio of short requests (95th percentile)"
-    assert words.metric("stall_longest_s p99.9 of class long") == (
-        "longest stall of long requests (99.9th percentile)"
-    )
+    assert words.metric("stall_longest_s p99.9 of class long") == ("longest stall of long requests (99.9th percentile)")
     assert words.metric("missed rtf_p95 by 4%") == "missed real-time factor (95th percentile) by 4%"
     assert words.metric("longest stall p50 of class long") == "longest stall of long requests (median)"
     assert words.metric("the prediction of step_s") == "the prediction of step time"

@@ -42,7 +42,10 @@ MANIFEST = RunManifest(
     notes=("quiet host",),
 )
 STAGES = (StageStatistics("diffusion_decoder", 9, 4, 100, 200, (BatchStatistics(1, 1, 20), BatchStatistics(4, 2, 90))),)
-SAMPLES = [ServerSample(5, STAGES, 12.5, 1 << 40), ServerSample(6, (), gpu_percent=3.0, gpu_memory_bytes=7)]
+SAMPLES = [
+    ServerSample(5, STAGES, 12.5, 1 << 40, metrics={"nv_cpu_utilization": 0.5}),
+    ServerSample(6, (), gpu_percent=3.0, gpu_memory_bytes=7),
+]
 
 
 @pytest.fixture

@@ -141,6 +141,24 @@ def test_a_ladder_says_when_each_rung_began(tmp_path):
     assert records.end["start_ns"] <= first["start_ns"]
 
 
+def ladder_records(folder, timetable: Timetable, *options: str):
+    with serving(timetable) as fake:
+        run(fake.url, "--ladder", "1,2,3,4,5", "--until-saturated", "--records", str(folder), *options)
+    return read_records(folder)
+
+
+def test_a_ladder_ends_where_no_rung_keeps_pace_with_speech(tmp_path):
+    records = ladder_records(tmp_path / "records", Timetable(interval_s=0.27), "--rung-seconds", "3")
+    assert [rung["users"] for rung in records.rungs] == [1, 2, 3]
+    assert records.end["ladder_ended"].startswith("over-saturated: 3 sessions were served at a real-time factor of ")
+
+
+def test_a_ladder_ends_where_a_request_fails(tmp_path):
+    records = ladder_records(tmp_path / "records", Timetable(fail_after=2, interval_s=0.01, error="slot 7 is gone"))
+    assert [rung["users"] for rung in records.rungs] == [1]
+    assert records.end["ladder_ended"] == "broken: a request failed: slot 7 is gone"
+
+
 def most_at_once(results, rung: dict) -> int:
     """The most requests under way at any time of a rung; between two requests of a user there are fewer."""
     inside = [each for each in results if each.sent_ns < rung["end_ns"] and each.ended_ns > rung["start_ns"]]

@@ -26,12 +26,14 @@ from harness.processes import end_group, spawn
 from harness.replicas import in_words
 from harness.targets import Target
 from harness.triton.config import Configs, Deployment, as_json, write_repository
+from harness.triton.statistics import prometheus
 
 ROOT = Path(__file__).resolve().parents[2]
 _STATE = ".harness"
 _EXIT_TIMEOUT_S = 2
 _NICE = 5  # the server yields to the instrument that measures it: a late timestamp is a wrong figure
 _BACKEND_THREADS = 512
+_METRICS_PORT = 8002  # Triton's own choice
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -189,9 +191,10 @@ class RemoteTriton:
 
     Only the knobs of a sweep are turned, in the configurations that it has; on leaving they are put back. It is never
     started or stopped. Raises ServerError where it is not ready, or serves another preset than ``preset``.
+    ``metrics_url``: its Prometheus page, where Triton has it unless told otherwise; None where there is none.
     """
 
-    pid = None
+    pid = metrics_url = None
 
     def __init__(self, url: str, preset: str):
         self.target, self.preset = Target.from_environment(url), preset
@@ -215,6 +218,8 @@ class RemoteTriton:
                 f"{self.url} serves preset {served}, but the plan is for {self.preset}: change one of them"
             )
         self.loaded = self.found
+        page = f"http://{self.target.addresses[0].rpartition(':')[0]}:{_METRICS_PORT}/metrics"
+        self.metrics_url = page if prometheus(page) else None
         return self
 
     def __exit__(self, *_) -> None:

@@ -1,9 +1,11 @@
-"""Triton's own counts: a snapshot of every stage, and the difference of two."""
+"""Triton's own counts: a snapshot of every stage, the difference of two, and the figures of its Prometheus page."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import re
+import urllib.request
+from collections.abc import Iterable, Iterator
 
 import grpc
 from tritonclient.grpc import service_pb2
@@ -16,6 +18,8 @@ from harness.replicas import in_words
 from harness.targets import Target
 
 TIMEOUT_S = 3
+_SAMPLE = re.compile(r"^(nv_\w+)(?:\{([^}]*)\})? ([-+.\deE]+)$", re.MULTILINE)  # not of a NaN
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 COUNTED = (wire.ENTRY, wire.FRAME, *wire.STAGES, wire.VOICE)
 
 
@@ -44,6 +48,28 @@ class StatisticsReader:
     def close(self) -> None:
         for channel in self._channels.values():
             channel.close()
+
+
+def prometheus(url: str, timeout_s: float = 1.0) -> dict[str, float]:
+    """What the Prometheus page of a server says and the statistics do not: requests that wait now, failures, the use of
+    processor, GPU and memory. By ``name`` or ``name{model}``, other labels joined with commas; failures only where
+    there were some. Empty where the page cannot be read.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as page:
+            text = page.read().decode("utf-8", errors="replace")
+    except (OSError, ValueError):
+        return {}
+    return dict(_telling(text))
+
+
+def _telling(text: str) -> Iterator[tuple[str, float]]:
+    for name, labels, value in _SAMPLE.findall(text):
+        if name.startswith("nv_inference") and name != "nv_inference_pending_request_count":
+            if name != "nv_inference_request_failure" or float(value) == 0:
+                continue  # the statistics hold it
+        of = ",".join(said for key, said in _LABEL.findall(labels) if key != "version")
+        yield (f"{name}{{{of}}}" if of else name), float(value)
 
 
 def summed(snapshots: Iterable[Iterable[StageStatistics]]) -> tuple[StageStatistics, ...]:

@@ -1,0 +1,94 @@
+"""When a rung of a ladder has told enough, and when its ladder has no more to tell: pure decisions on what was seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+SETTLE_SHARE = 0.25  # of a rung's full time: sessions that just joined are still opening
+MIN_READINGS = 5  # one a second, after that
+MIN_RUNGS = 3  # a step time is fitted from
+GROWTH = 1.05  # of frames per second over the most before; less is noise
+OVER_SATURATED = "over-saturated"
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Held:
+    """A rung that was held: its users, and the audio that they got together (seconds per second)."""
+
+    users: int
+    audio_s_per_s: float
+
+    @property
+    def rtf(self) -> float:
+        return self.users / self.audio_s_per_s if self.audio_s_per_s > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a ladder goes on. ``rung_s``: the most that a rung is held.
+
+    ``precision``: the relative half-width of the audio rate's 95% interval with which a rung may end before; None
+    holds every rung for its full time. ``slowest_rtf``: the highest real-time factor that some class is promised;
+    None goes to the ladder's end, however slow.
+    """
+
+    rung_s: float
+    precision: float | None = None
+    slowest_rtf: float | None = None
+
+    @property
+    def settle_s(self) -> float:
+        return settle_s(self.rung_s)
+
+    def has_enough(self, rates: Sequence[float]) -> bool:
+        """Whether a rung may end: its rate is known precisely, and its two halves agree. ``rates``: one a second.
+
+        Only deviations from the mean decide. For rates that are near normal these say nothing of the mean itself
+        (it is independent of them), so the window is not chosen by the figure that it reports.
+        """
+        if self.precision is None or len(rates) < MIN_READINGS:
+            return False
+        return relative_half_width(rates) <= self.precision and _halves_apart(rates) <= 2 * self.precision
+
+    def over_saturated(self, rungs: Sequence[Held]) -> str:
+        """Why no higher rung is worth its time, or "": it could only break what is promised, and make no more."""
+        if self.slowest_rtf is None or len(rungs) < MIN_RUNGS:
+            return ""
+        *before, last = rungs
+        if last.rtf <= self.slowest_rtf:
+            return ""
+        said = f"{OVER_SATURATED}: {last.users} sessions were served at a real-time factor of {last.rtf:.2f}"
+        if before[-1].rtf > self.slowest_rtf:
+            return f"{said}, {before[-1].users} at {before[-1].rtf:.2f}"
+        most = max(rung.audio_s_per_s for rung in before)
+        return f"{said}, with no more audio in all" if last.audio_s_per_s < GROWTH * most else ""
+
+
+def settle_s(rung_s: float) -> float:
+    """Seconds at the start of a rung that count for nothing, however long it is held."""
+    return SETTLE_SHARE * rung_s
+
+
+def slowest_rtf(promises: Sequence) -> float:
+    """The highest real-time factor promised to a class; at least 1, the pace of speech."""
+    return max([1.0, *(promise.limit for promise in promises if promise.metric == "rtf")])
+
+
+def relative_half_width(rates: Sequence[float]) -> float:
+    """Half of the 95% interval of the mean / the mean, by Student's t; infinite below two rates, or at rate 0."""
+    values = np.asarray(rates, dtype=float)
+    if len(values) < 2 or not values.mean() > 0:
+        return math.inf
+    quantile = student.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)
+    return float(quantile * values.std(ddof=1) / math.sqrt(len(values)) / values.mean())
+
+
+def _halves_apart(rates: Sequence[float]) -> float:
+    values, half = np.asarray(rates, dtype=float), len(rates) // 2
+    return float(abs(values[:half].mean() - values[-half:].mean()) / values.mean())
