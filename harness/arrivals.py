@@ -19,6 +19,7 @@ import numpy as np
 from harness.errors import InputError
 
 MAX_RATE_PER_S = 100_000
+MIN_RATE_PER_S = 1e-9  # one in 30 years; the times of a far lower one lose what was before it in rounding
 _BLOCK = 1024
 _NEEDS = {
     "constant": {"rate"},
@@ -285,6 +286,8 @@ def _checked_rate(rate_per_s: float) -> float:
     is_number = isinstance(rate_per_s, int | float) and not isinstance(rate_per_s, bool)
     if not is_number or not 0 < rate_per_s <= MAX_RATE_PER_S:
         raise InputError(f"rate {rate_per_s!r} must be above 0 and at most {MAX_RATE_PER_S:,} requests per second")
+    if rate_per_s < MIN_RATE_PER_S:
+        raise InputError(f"rate {rate_per_s!r} is below {MIN_RATE_PER_S:g} requests per second: write 0 for none")
     return float(rate_per_s)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from harness import wire
-from harness.capacity.predict import predict_open_run
+from harness.capacity.predict import predict_open_run, sealed
 from harness.errors import ServerError
 from harness.records import Trial
 from harness.report.facts import REPORT_NAME, SEAL_NAME
@@ -154,6 +154,8 @@ class SignOff:
         """Measure a point; the trial of a server or a Locust that broke says why, and has no rungs."""
         repeat = sum(self._known(trial_id(point, load, number)) is not None for number in range(TRIES))
         self.run.must_have_room()
+        if prediction:
+            self.run.append_prediction(trial_id(point, load, repeat), prediction)
         try:
             measured = driver.run(point, load, prediction, repeat)
         except TrialBroken as error:
@@ -225,7 +227,8 @@ class SignOff:
         seed = self.spec.seed + 1 + index  # each run draws requests of its own
         rate = round(best["max_rate_per_s"] * share, 4)
         seconds = self.spec.confirm.seconds
-        prediction = predict_open_run(best, self.mix, rate, seconds, np.random.default_rng(seed))
+        predicted = predict_open_run(best, self.mix, rate, seconds, np.random.default_rng(seed))
+        prediction = sealed(predicted, datetime.now(UTC).isoformat(timespec="seconds"))
         steady = max(1, round(prediction["sessions"]))
         return Load(seconds, seed, (), rate, steady, asked(best["deployment"])), prediction
 

@@ -130,6 +130,11 @@ class Run:
                 part.unlink(missing_ok=True)
             raise
 
+    def append_prediction(self, trial_id: str, prediction: dict) -> None:
+        """Write down what a trial that has not started will show; the line is on disk when this returns."""
+        line = json.dumps({"trial_id": trial_id, **_plain(prediction)}, allow_nan=False)
+        _append_line(self.path / "predictions.jsonl", line)
+
     def must_have_room(self) -> None:
         """Raise StoreError, before anything is measured, where the disk has no room for a trial."""
         with _disk_errors(self.path):

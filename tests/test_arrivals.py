@@ -125,7 +125,12 @@ def test_a_ramp_has_the_rate_of_its_line_and_poisson_gaps_in_its_own_time():
     assert abs(len(times) - 850) < 4 * math.sqrt(850)
 
 
-RATES = st.just(0.0) | st.floats(1e-3, 20)  # a rate of 1e-169 is no pause, and loses all digits of the work before it
+def test_a_rate_that_loses_all_digits_of_the_work_before_it_is_refused():
+    with pytest.raises(InputError, match="1e-169 is below 1e-09 requests per second: write 0 for none"):
+        arrivals.stages([(10, 1.0), (10, 1e-169), (10, 2.0)], np.random.default_rng(0))
+
+
+RATES = st.just(0.0) | st.floats(1e-3, 20)
 
 
 @given(

@@ -25,6 +25,7 @@ from harness.capacity import confirmation
 from harness.capacity.device import Device
 from harness.capacity.fit import fit_run
 from harness.capacity.plan import Terms, make_plan
+from harness.capacity.predict import sealed
 from harness.capacity.search import Limits, Traffic, judge_load, steady_limit
 from harness.capacity.validation import Figure, _row, validate
 from harness.slo import Promise
@@ -105,6 +106,21 @@ def test_what_chance_explains_is_no_proof_and_what_it_does_not_is_a_failure():
     harmless = replace(figure, measured=0.07)
     assert _row(harmless, 0.2, narrow / 3.5, 0.95, 0.25)["passed"] is True
     assert _row(harmless, 0.2, wide / 3.5, 0.95, 0.25)["passed"] is None
+
+
+def test_a_prediction_counts_as_it_was_made_before_the_run(fit, measured, runs):
+    trial, rows = runs[0]
+    started = replace(trial, started_at="2026-01-01T10:00:00+00:00")
+    early = sealed(trial.prediction, "2026-01-01T09:59:59+00:00")
+    first = plan_of(fit, measured, (replace(started, prediction=early), rows))["validation"][0]
+    assert (first["said_at"], first["prediction_sha256"]) == (early["made_at"], early["sha256"])
+
+    late = sealed(trial.prediction, "2026-01-01T10:00:01+00:00")
+    changed = early | {"sessions": 1.01 * early["sessions"]}
+    for prediction, why in ((late, "after it had started"), (changed, "its hash differs")):
+        plan = plan_of(fit, measured, (replace(started, prediction=prediction), rows))
+        assert plan["verdict"] == "inconclusive" and plan["validation"] == []
+        assert any(why in reason for reason in plan["reasons"])
 
 
 # --- the plan

@@ -30,6 +30,8 @@ def tenth(n):
         ({"autoscaler": Autoscaler(3, 4, 1, 1, 0)}, "begins with as many devices as its autoscaler allows"),
         ({"token_s": -1.0}, "a token of context takes 0"),
         ({"step_time": lambda n: -n}, "more than 0 seconds"),
+        ({"step_time": lambda n: 1e-169 * n}, "1e-09 to 1e\\+06 s"),
+        ({"step_time": lambda n: 1e169 * n}, "1e-09 to 1e\\+06 s"),
     ],
 )
 def test_a_pool_that_makes_no_sense_is_refused(changes, message):

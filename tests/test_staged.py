@@ -123,6 +123,12 @@ def test_no_round_beats_its_busiest_stage(stages, sessions, one_gpu):
     assert all(1 <= batch <= each.max_batch for batch, each in zip(shown.mean_batch, stages, strict=True))
 
 
+@pytest.mark.parametrize("times", [(0.0, 0.0), (1e-169, 0.0), (0.0, 1e169), (0.0, 0.01, 1e169)])
+def test_a_stage_whose_times_lose_those_of_others_is_refused(times):
+    with pytest.raises(InputError, match="a batch of one takes 1e-09 s or more"):
+        Stage("llm", *times)
+
+
 def test_its_step_time_drives_a_device():
     around = topology(*THREE, hop_s=0.0003)
     step_time = staged_step_time(around, 64, np.random.default_rng(1))

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from harness.capacity.predict import flaw_of, sealed
 from harness.errors import StoreError
 from harness.metrics import per_request
 from harness.records import (
@@ -123,6 +124,16 @@ def test_requests_are_the_metrics_of_each_with_their_trial(run):
     run.append_trial(trial("t2"), [result("r2"), result("r3", 0)], [])
     assert run.requests()["trial_id"].tolist() == ["t1", "t2", "t2"]
     assert run.requests("t2").drop(columns="trial_id").equals(per_request(run.results("t2")))
+
+
+def test_a_prediction_is_on_disk_as_it_was_sealed(run):
+    prediction = sealed({"sessions": 1 / 3, "model": {"draws": [[0.1, 2e-7]]}, "short.rtf_p95": None}, "2026-01-01")
+    run.append_prediction("t1", prediction)
+    line = json.loads((run.path / "predictions.jsonl").read_text())
+    assert line == {"trial_id": "t1", **prediction}
+    run.append_trial(trial(prediction=prediction), [], [])
+    (stored,) = Run.open(run.path).trials()
+    assert flaw_of(stored.prediction, "2026-01-02") == ""
 
 
 def test_manifest_fit_and_plan_are_replaced_whole(run):

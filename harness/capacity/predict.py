@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 
 import numpy as np
@@ -41,6 +43,30 @@ def predict_open_run(deployment_fit: dict, mix, rate_per_s: float, seconds: floa
                 value = float(np.quantile(values, percent / 100, method="inverted_cdf"))
                 prediction[f"{name}.{key.format(percent)}"] = value if math.isfinite(value) else None
     return prediction | {"model": _frozen(deployment_fit)}
+
+
+def sealed(prediction: dict, made_at: str) -> dict:
+    """The prediction with ``made_at`` (ISO 8601, UTC) and ``sha256``, the hash of all the rest of it as JSON."""
+    whole = prediction | {"made_at": made_at}
+    return whole | {"sha256": _sha256(whole)}
+
+
+def flaw_of(prediction: dict, started_at: str) -> str:
+    """Why a prediction does not count for a run that started then, or "": it was changed, or made too late.
+
+    One of an older record, without a hash, is taken as it is.
+    """
+    if "sha256" not in prediction:
+        return ""
+    if _sha256({name: value for name, value in prediction.items() if name != "sha256"}) != prediction["sha256"]:
+        return "its prediction is not the one that was made: its hash differs"
+    if started_at and prediction["made_at"] > started_at:
+        return f"its prediction was made at {prediction['made_at']}, after it had started at {started_at}"
+    return ""
+
+
+def _sha256(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _frozen(deployment_fit: dict) -> dict:

@@ -17,6 +17,7 @@ from harness import wire
 from harness.capacity.service import ServiceTime
 from harness.capacity.simulator import frames as compiled_frames
 from harness.capacity.simulator.layout import record, sources
+from harness.capacity.simulator.pool import LONGEST_S, SHORTEST_S
 from harness.capacity.steps import StepTime
 from harness.errors import InconclusiveError, InputError
 
@@ -44,8 +45,10 @@ class Stage:
 
     def __post_init__(self) -> None:
         times = self.alpha_s, self.tau0_s, self.delay_s
-        if not all(0 <= each < math.inf for each in times) or not self.alpha_s + self.tau0_s > 0:
-            raise InputError(f"{self.name}: times are 0 or more, and a batch of one takes more than 0 seconds")
+        if not all(0 <= each <= LONGEST_S for each in times) or self.alpha_s + self.tau0_s < SHORTEST_S:
+            raise InputError(
+                f"{self.name}: times are 0 to {LONGEST_S:g} s, and a batch of one takes {SHORTEST_S:g} s or more"
+            )
         if self.max_batch < 1 or self.instances < 1:
             raise InputError(f"{self.name}: a batch holds 1 or more, and there is 1 instance or more")
 

@@ -12,7 +12,7 @@ import pandas as pd
 from harness import wire
 from harness.capacity.device import Device, promise_name
 from harness.capacity.observations import activity_of, frame_rate, seconds
-from harness.capacity.predict import SUMMARY_KEYS
+from harness.capacity.predict import SUMMARY_KEYS, flaw_of
 from harness.capacity.simulation import Activity, simulate
 from harness.capacity.spreads import StallTable
 from harness.capacity.steps import StepTime
@@ -52,7 +52,8 @@ def validate(
 ) -> list[dict]:
     """Rows of plan.json's ``validation`` for one open-loop trial.
 
-    ``said_before`` is the stored prediction, of nominal Poisson traffic (None where it does not name the figure).
+    ``said_before`` is the stored prediction, of nominal Poisson traffic (None where it does not name the figure), made
+    at ``said_at``, with its hash.
     ``predicted`` is held against the limit: the model stored with it is given the arrivals that really came, as chance
     in the traffic is no error of the model; it is the median of its replays. ``relative_error`` = (predicted -
     measured) / measured. ``limit`` is ``max_error``, or what the scatter of single requests and the uncertainty of the
@@ -81,6 +82,7 @@ def validate(
             likely = np.concatenate([play[figure.name] for play in plays])
             rows.append(_row(figure, predicted, likely, level, max_error))
     named = {"trial_id": trial.trial_id, "rate_per_s": trial.load.get("rate_per_s")}
+    named |= {"said_at": trial.prediction.get("made_at"), "prediction_sha256": trial.prediction.get("sha256")}
     keys = {"step_s": "step_s"} | {figure.name: figure.key for figure in figures}
     return [{**named, **row, "said_before": trial.prediction.get(keys[row["metric"]])} for row in rows]
 
@@ -190,6 +192,8 @@ def _steps_inside(
 def _model_of(trial: Trial) -> Device:
     if not trial.prediction or "model" not in trial.prediction:
         raise InconclusiveError(f"{trial.trial_id}: it ran without a prediction, so it confirms nothing")
+    if flaw := flaw_of(trial.prediction, trial.started_at):
+        raise InconclusiveError(f"{trial.trial_id}: {flaw}, so it confirms nothing")
     return Device.from_fit(trial.prediction["model"])
 
 

@@ -17,6 +17,7 @@ StepTime = Callable[[np.ndarray], np.ndarray]
 ROUTINGS = ("shared", "least_loaded", "round_robin", "random")
 ON_FAILURE = ("lose", "restart", "resume")
 ACTIONS = {"fail": names.FAIL, "repair": names.REPAIR, "drain": names.DRAIN, "raise": names.RAISE}
+SHORTEST_S, LONGEST_S = 1e-9, 1e6  # of a step or a batch: beyond them, sums of times lose what was before
 TOKENS_PER_FRAME = 2  # one in the branch with the prompt, one in the branch without
 
 
@@ -127,8 +128,10 @@ class Pool:
         n = np.arange(1, most + 1, dtype=float)
         base = np.asarray(self.step_time(n), dtype=float)
         token = np.broadcast_to(self.token_s(n) if callable(self.token_s) else self.token_s, n.shape).astype(float)
-        if not (base.shape == n.shape and np.all(np.isfinite(base) & (base > 0))):
-            raise InputError("a frame step takes more than 0 seconds, at any number of sessions")
+        if not (base.shape == n.shape and np.all((base >= SHORTEST_S) & (base <= LONGEST_S))):
+            raise InputError(
+                f"a frame step takes more than 0 seconds at any number of sessions: {SHORTEST_S:g} to {LONGEST_S:g} s"
+            )
         if not np.all(np.isfinite(token) & (token >= 0)):
             raise InputError("a token of context takes 0 seconds or more")
         return np.concatenate([[np.nan], base]), np.concatenate([[np.nan], token])
