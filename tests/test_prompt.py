@@ -14,7 +14,13 @@ from harness import wire
 from harness.errors import InputError, RequestError, ScriptError
 from harness.vibevoice.carry import Past
 from harness.vibevoice.presets import preset_config
-from harness.vibevoice.prompt import PromptBuilder, prompt_chunks
+from harness.vibevoice.prompt import (
+    FRAMES_PER_TEXT_TOKEN,
+    LONGEST_END,
+    LONGEST_END_FRAMES,
+    PromptBuilder,
+    prompt_chunks,
+)
 from harness.vibevoice.sessions import IDLE_LIMIT_S, SPARE_STEPS, Sessions
 from harness.vibevoice.tokenizer import tokenizer_for
 from harness.vibevoice.voices import frames_of, load_voices
@@ -62,8 +68,8 @@ def test_what_cannot_be_spoken_is_refused_with_its_reason(prompts, text, speaker
         prompts.request(text, speakers, options)
 
 
-def test_a_model_that_ends_by_itself_may_use_all_of_its_context(prompts):
-    """Where a request says nothing about frames: with random weights as long as the text takes."""
+def test_a_model_that_ends_by_itself_has_room_for_several_times_its_text(prompts):
+    """Where a request says nothing about frames; room is reserved, so not all of the context for a short text."""
     by_itself = PromptBuilder(prompts.config, prompts.tokenizer, prompts.voice_frames, ends_by_itself=True)
     text = b"Speaker 1: Hello there."
     asked = {
@@ -73,7 +79,8 @@ def test_a_model_that_ends_by_itself_may_use_all_of_its_context(prompts):
         "told": by_itself.request(text, [0], {wire.FRAMES: 9}),
         "told not to": by_itself.request(text, [0], {wire.UNTIL_END: False}),
     }
-    most = wire.MAX_FRAMES
+    takes = prompts.request(text, [0], {}).prompt.text_tokens * FRAMES_PER_TEXT_TOKEN
+    most = LONGEST_END_FRAMES + round(LONGEST_END * takes)
     assert {name: (one.frames, one.forced) for name, one in asked.items()} == {
         "random": (asked["random"].frames, True),
         "asked": (most, False),
@@ -81,10 +88,10 @@ def test_a_model_that_ends_by_itself_may_use_all_of_its_context(prompts):
         "told": (9, True),
         "told not to": (asked["random"].frames, True),
     }
-    assert 1 < asked["random"].frames < 40
+    assert 1 < asked["random"].frames == round(takes) < 40
     long = by_itself.request(b"word " * 40_000, [0], {})
     room = prompts.context - len(long.prompt.token_ids)
-    assert long.frames == room - 1 - SPARE_STEPS < most
+    assert long.frames == room - 1 - SPARE_STEPS < wire.MAX_FRAMES
 
 
 def test_a_session_that_goes_on_brings_its_own_past(prompts):
@@ -143,8 +150,9 @@ def test_voices_are_as_loud_as_the_released_feature_extractor_makes_them(tmp_pat
         file.setparams((1, 2, 24_000, 0, "NONE", ""))
         file.writeframes(sound.tobytes())
     released = VibeVoiceAcousticTokenizerFeatureExtractor()
-    expected = released([sound.astype(np.float32) / 32_768], sampling_rate=24_000, return_tensors="np")
-    np.testing.assert_allclose(load_voices(str(tmp_path))[1], expected["input_values"].flatten()[:24_000], atol=1e-6)
+    expected = released([sound.astype(np.float32) / 32_768], sampling_rate=24_000)
+    samples = expected["input_values"].flatten()[:24_000].numpy()
+    np.testing.assert_allclose(load_voices(str(tmp_path))[1], samples, atol=1e-6)
 
 
 def test_voices_come_from_a_folder_of_wav_files(tmp_path):
