@@ -19,8 +19,10 @@ from harness.display import Show, out, print_fit, print_plan, print_prediction
 from harness.doctor import examine
 from harness.errors import HarnessError, InputError
 from harness.remote import with_target
+from harness.report.facts import SWEEP_NAME
 from harness.report.page import write_report
 from harness.report.seal import check_seal, is_intact, write_seal
+from harness.report.sweep_page import best_in_words, write_sweep_report
 from harness.speak import Manner, speak_file
 from harness.spec import load_plan
 from harness.store import Run, read_profile
@@ -80,11 +82,16 @@ def sweep(
     results: Results = Path("results"),
     url: Url = "",
 ) -> None:
-    """Only the ladders of every point in the plan's space, kept in the same run that `signoff` goes on with."""
+    """Only the ladders of the plan's space: which deployment is best, which knob mattered; `signoff` goes on with it.
+
+    Writes sweep.html, and the best deployment's config.pbtxt files with their diff to the defaults into winner/.
+    """
     work = job.SignOff(plan, results, url=url or None)
     with Show() as show:
         work.execute(show, ladders_only=True)
-    out.print(f"{len(work.run.trials())} trials in [bold]{work.run.path}[/]", soft_wrap=True)
+    path = work.run.path / SWEEP_NAME
+    out.print(best_in_words(work.run), soft_wrap=True, highlight=False)
+    out.print(f"{len(work.run.trials())} trials; report: [bold]{path}[/]", soft_wrap=True)
 
 
 @app.command(epilog="Example: `harness fit --run results/quick-1a2b3c4d`")
@@ -123,9 +130,10 @@ def simulate(
 
 @app.command(epilog="Example: `harness report --run results/quick-1a2b3c4d`")
 def report(run: RunFolder) -> None:
-    """Write signoff.html again from a run's stored records."""
+    """Write signoff.html and sweep.html again from a run's stored records."""
     stored = Run.open(run)
     intact = is_intact(run)
+    out.print(f"Sweep: [bold]{write_sweep_report(stored)}[/]", soft_wrap=True)
     out.print(f"Report: [bold]{write_report(stored)}[/]", soft_wrap=True)
     if not intact:
         out.print("It is [red]not signed again[/]: its evidence changed, see `harness signoff --check`", soft_wrap=True)

@@ -144,6 +144,7 @@ class Trial:
     prediction: dict | None = None  # written before an open-loop run starts: what the fit says it will show
     over_saturated: bool = False
     reader_lag_p99_s: float | None = None  # how late the stream readers' own timers ran
+    target: str = ""  # host:port that it ran on, where a plan is measured on several servers
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from harness.records import Trial
 from harness.report.facts import REPORT_NAME, SEAL_NAME
 from harness.report.page import write_report
 from harness.report.seal import write_seal
+from harness.report.sweep_page import write_sweep_report
 from harness.runs import deployment_of, describe_point, fit_of, open_run, plan_of
 from harness.spec import load_plan
 from harness.sweep import Driver, Load, TrialBroken, asked, broken_trial, deployed, estimated_s, trial_id
@@ -82,7 +83,7 @@ class SignOff:
             if list(self._missing_ladders()) or not ladders_only:
                 with measuring_lock():
                     self._measure(watcher, budget, ladders_only)
-            return None if ladders_only else self._conclude(watcher)
+            return self._report_sweep(watcher) if ladders_only else self._conclude(watcher)
 
     def _stored(self, watcher: Watcher) -> dict:
         """The answer of a finished run; what a kill in its last moment kept from being written is written now."""
@@ -194,6 +195,12 @@ class SignOff:
         watcher.done()
         return fit
 
+    def _report_sweep(self, watcher: Watcher) -> None:
+        self._keep_broken()
+        if not self.run.manifest.finished_at:  # what was signed stays as it is
+            self._fit(watcher)
+        write_sweep_report(self.run)
+
     def _conclude(self, watcher: Watcher) -> dict:
         self._keep_broken()
         fit = self._fit(watcher)
@@ -204,6 +211,7 @@ class SignOff:
         if not self.left_out:
             self.run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
         write_report(self.run)
+        write_sweep_report(self.run)
         if self.run.manifest.finished_at:
             write_seal(self.run)
         watcher.done()

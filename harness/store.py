@@ -203,6 +203,13 @@ class Run:
             return read(pq.read_table(file))
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text whole, over an older one; its folder is made. Raises StoreError."""
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, lambda file: file.write(text.encode("utf-8")))
+
+
 def write_profile(path: Path | str, profile: dict) -> None:
     """Writes a profile whole, over an older one of its name."""
     path = Path(path)

@@ -18,6 +18,7 @@ from harness.store import Run
 
 REPORT_NAME = "signoff.html"
 SEAL_NAME = "signoff.json"
+SWEEP_NAME = "sweep.html"
 
 
 @dataclass(frozen=True)
@@ -283,12 +284,12 @@ def _class_row(name: str, group: pd.DataFrame, total: int) -> ClassRow:
 
 
 def evidence(folder: Path) -> list[Evidence]:
-    """The files of a run that the report was made from (locks, temporary files, the report and its seal left out)."""
+    """The files of a run that the report was made from (locks, temporary files, the pages and the seal left out)."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [
         Evidence(path.relative_to(folder).as_posix(), path.stat().st_size, file_sha256(path))
         for path in paths
-        if path.name not in (REPORT_NAME, SEAL_NAME)
+        if path.name not in (REPORT_NAME, SEAL_NAME, SWEEP_NAME)
         and not path.name.startswith(".")
         and path.suffix not in (".lock", ".tmp")
     ]

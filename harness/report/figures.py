@@ -48,7 +48,7 @@ def style(swept: Sequence[Deployment]) -> dict[str, tuple[str, str]]:
 
 def throughput_latency(swept: Sequence[Deployment]) -> go.Figure:
     """Step time against audio delivered per second: one line per deployment, every rung a point."""
-    figure = _figure("audio delivered, seconds per second", "step time, ms per frame", height=430, right=34)
+    figure = empty_figure("audio delivered, seconds per second", "step time, ms per frame", height=430, right=34)
     look, ends = style(swept), {}
     top_ms = 1.12 * _highest_step_ms(swept)
     for entry in _best_last(swept):
@@ -57,14 +57,14 @@ def throughput_latency(swept: Sequence[Deployment]) -> go.Figure:
         ]
         _line(figure, entry, look[entry.letter], marks)
         ends |= {entry.letter: marks[-1]} if marks else {}
-    _limit_line(figure, REAL_TIME_MS, "real time: 133 ms a frame")
+    limit_line(figure, REAL_TIME_MS, "real time: 133 ms a frame")
     _letters(figure, ends, look, top_ms)
     return figure
 
 
 def stage_time(entry: Deployment, top_ms: float) -> go.Figure:
     """Where a frame's time went at each number of sessions, stacked, on a scale that all deployments share."""
-    figure = _figure("sessions", "", height=270)
+    figure = empty_figure("sessions", "", height=270)
     points = [point for point in entry.points if point.stages]
     sessions = [words.figure(point.sessions) for point in points]
     for name, colour in STAGE_COLOURS.items():
@@ -74,17 +74,17 @@ def stage_time(entry: Deployment, top_ms: float) -> go.Figure:
                 x=sessions,
                 y=times_ms,
                 name=f"{words.stage(name)} {part}",
-                marker=_bar_marker(colour, hatched=part == "queue"),
+                marker=bar_marker(colour, hatched=part == "queue"),
                 hovertemplate=f"{words.stage(name)} {part}: %{{y:.2f}} ms<extra></extra>",
             )
     figure.add_bar(
         x=sessions,
         y=[1000 * point.hop_s for point in points],
         name="hop",
-        marker=_bar_marker(REST_COLOUR),
+        marker=bar_marker(REST_COLOUR),
         hovertemplate="hop (the rest): %{y:.2f} ms<extra></extra>",
     )
-    _limit_line(figure, REAL_TIME_MS, "133 ms")
+    limit_line(figure, REAL_TIME_MS, "133 ms")
     figure.update_layout(barmode="stack", bargap=0.28)
     figure.update_xaxes(type="category")
     figure.update_yaxes(range=[0, top_ms], ticksuffix=" ms", showticksuffix="last")
@@ -97,7 +97,7 @@ def stage_time_top_ms(swept: Sequence[Deployment]) -> float:
 
 def service_time(stage: str, swept: Sequence[Deployment]) -> go.Figure:
     """Compute time of one batch against its size: points of every deployment, and the line fitted to each."""
-    figure = _figure("batch size", "", height=270)
+    figure = empty_figure("batch size", "", height=270)
     look = style(swept)
     for entry in _best_last(swept):
         fit = stage_fit(entry, stage)
@@ -128,7 +128,7 @@ def stage_fit(entry: Deployment, stage: str) -> dict | None:
 
 def first_audio(swept: Sequence[Deployment], promises: Sequence[dict]) -> go.Figure:
     """Time to first audio against sessions: medians of every deployment, the 95th percentile of the best."""
-    figure = _figure("sessions", "first audio, ms", height=400, right=34)
+    figure = empty_figure("sessions", "first audio, ms", height=400, right=34)
     look, ends, limits = style(swept), {}, _first_audio_limits(promises)
     highest_s = [limit_s for limit_s, _ in limits]
     for entry in _best_last(swept):
@@ -140,7 +140,7 @@ def first_audio(swept: Sequence[Deployment], promises: Sequence[dict]) -> go.Fig
         if entry.best:
             _p95_line(figure, entry, heard)
     for limit_s, classes in limits:
-        _limit_line(figure, 1000 * limit_s, f"promise, {_safe(classes)}: {words.figure(1000 * limit_s)} ms")
+        limit_line(figure, 1000 * limit_s, f"promise, {safe(classes)}: {words.figure(1000 * limit_s)} ms")
     _letters(figure, ends, look, top_ms=1.12 * 1000 * max(highest_s))
     return figure
 
@@ -164,7 +164,7 @@ def prediction(validation: Sequence[dict]) -> go.Figure:
     """Relative error of each prediction with its limit as a band: a group for each metric, a lane for each row."""
     rows = [row for row in validation if words.known(row["relative_error"])]
     lanes, ticks = _lanes(rows)
-    figure = _figure("error of the prediction", "", height=round(90 + 17 * (max(lanes) + 1)))
+    figure = empty_figure("error of the prediction", "", height=round(90 + 17 * (max(lanes) + 1)))
     for lane, row in zip(lanes, rows, strict=True):
         _band(figure, lane, 100 * row["limit"])
     for passed, said, colour, symbol in _RESULTS:
@@ -179,7 +179,7 @@ def prediction(validation: Sequence[dict]) -> go.Figure:
         )
     reach = 112 * max([row["limit"] for row in rows] + [abs(row["relative_error"]) for row in rows])
     figure.update_xaxes(range=[-reach, reach], ticksuffix="%", zeroline=True)
-    figure.update_yaxes(tickvals=list(ticks.values()), ticktext=[_safe(name) for name in ticks], showgrid=False)
+    figure.update_yaxes(tickvals=list(ticks.values()), ticktext=[safe(name) for name in ticks], showgrid=False)
     figure.update_yaxes(range=[max(lanes) + 1, -1])
     return figure
 
@@ -208,7 +208,7 @@ def signed_error(row: dict) -> float:
     return math.copysign(abs(row["relative_error"]), row["predicted"] - row["measured"])
 
 
-def _figure(x_title: str, y_title: str, height: int, right: int = 14) -> go.Figure:
+def empty_figure(x_title: str, y_title: str, height: int, right: int = 14) -> go.Figure:
     """An empty plot that fills its place; ``right`` leaves room for letters at the ends of lines (pixels)."""
     figure = go.Figure()
     axis = {"automargin": True, "zeroline": False, "showline": False, "ticks": "", "fixedrange": True}
@@ -239,7 +239,7 @@ def _line(figure: go.Figure, entry: Deployment, look: tuple[str, str], marks: li
         marker={"color": colour, "symbol": symbols, "size": 9 if entry.best else 7},
         opacity=1 if entry.best else 0.85,
         customdata=[mark.hover for mark in marks],
-        hovertemplate=f"<b>{_safe(entry.label)}</b><br>%{{customdata}}<br>%{{y:.1f}} ms<extra></extra>",
+        hovertemplate=f"<b>{safe(entry.label)}</b><br>%{{customdata}}<br>%{{y:.1f}} ms<extra></extra>",
         cliponaxis=False,
     )
 
@@ -276,13 +276,12 @@ def _service_points(figure: go.Figure, entry: Deployment, fit: dict, colour: str
         opacity=1 if entry.best else 0.6,
         customdata=[point["executions"] for point in fit["points"]],
         hovertemplate=(
-            f"<b>{_safe(entry.label)}</b><br>batch of %{{x}}: %{{y:.2f}} ms<br>"
-            "%{customdata} executions<extra></extra>"
+            f"<b>{safe(entry.label)}</b><br>batch of %{{x}}: %{{y:.2f}} ms<br>%{{customdata}} executions<extra></extra>"
         ),
     )
 
 
-def _limit_line(figure: go.Figure, level_ms: float, label: str) -> None:
+def limit_line(figure: go.Figure, level_ms: float, label: str) -> None:
     figure.add_hline(
         y=level_ms,
         line={"color": LIMIT_COLOUR, "width": 1.5, "dash": "dot"},
@@ -291,7 +290,7 @@ def _limit_line(figure: go.Figure, level_ms: float, label: str) -> None:
     )
 
 
-def _bar_marker(colour: str, hatched: bool = False) -> dict:
+def bar_marker(colour: str, hatched: bool = False) -> dict:
     marker = {"color": colour, "line": {"width": 0}}
     if hatched:
         marker["pattern"] = {"shape": "/", "fillmode": "replace", "fgcolor": colour, "size": 5, "solidity": 0.42}
@@ -330,6 +329,6 @@ def _first_audio_limits(promises: Sequence[dict]) -> list[tuple[float, str]]:
     return [(limit_s, ", ".join(names)) for limit_s, names in sorted(classes.items())]
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """Plotly reads text as a little HTML: a name from a plan must not become a tag or a link."""
     return html.escape(str(text), quote=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from harness import wire
 from harness.report import decision, facts, figures, words
 from harness.report.facts import Deployment
-from harness.store import Run
+from harness.store import Run, replace_text
 
 SMALL_MULTIPLES = 6  # deployments drawn one by one; the rest are in the table
 
@@ -29,9 +28,7 @@ def write_report(run: Run) -> Path:
     are said in words. Raises StoreError where a stored file is damaged.
     """
     path = run.path / facts.REPORT_NAME
-    unfinished = run.path / f".{facts.REPORT_NAME}.tmp"
-    unfinished.write_text(render(run), encoding="utf-8")
-    os.replace(unfinished, path)
+    replace_text(path, render(run))
     return path
 
 
@@ -43,7 +40,7 @@ def render(run: Run) -> str:
     classes, classes_from = facts.traffic(requests)
     promises = facts.promises(run.manifest, plan)
     plots = _plots(swept, promises, (plan or {}).get("validation") or [])
-    return _template().render(
+    return template("signoff.html.j2").render(
         manifest=run.manifest,
         plan=plan,
         fit=fit,
@@ -99,7 +96,8 @@ def script_json(figure: go.Figure) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page of the report, with what all of them share."""
     environment = Environment(
         loader=PackageLoader("harness.report", "."),
         autoescape=True,
@@ -118,7 +116,7 @@ def _template() -> Template:
         "script": Markup(_resource("plots.js")),
         "plotly_script": Markup(get_plotlyjs()),
     }
-    return environment.get_template("signoff.html.j2")
+    return environment.get_template(name)
 
 
 def _resource(name: str) -> str:

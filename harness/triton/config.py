@@ -65,7 +65,7 @@ class Deployment:
 
     def configs(self, repository: Path = REPOSITORY) -> Configs:
         """The configuration of every model of a repository, with this deployment's values in it."""
-        configs = {model: read_config(repository / model / "config.pbtxt") for model in wire.MODELS}
+        configs = read_repository(repository)
         for config in configs.values():
             self._set_own_parameters(config)
         for name, value in self.parameters.items():
@@ -115,6 +115,11 @@ def checked_preset(preset: str) -> str:
 def preset_name(preset: str) -> str:
     """A preset in a word: its own name, or that of its file."""
     return Path(preset).stem if preset.endswith(".json") else preset
+
+
+def read_repository(repository: Path = REPOSITORY) -> Configs:
+    """The configurations of a repository as they stand in its files. Raises ServerError."""
+    return {model: read_config(repository / model / "config.pbtxt") for model in wire.MODELS}
 
 
 def read_config(path: Path) -> model_config_pb2.ModelConfig:

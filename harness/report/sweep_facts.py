@@ -1,0 +1,191 @@
+"""What the sweep's page shows, derived from a run's stored records: answers of the points, effects, Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from harness import wire
+from harness.capacity.effects import Effects, decompose
+from harness.errors import InconclusiveError
+from harness.records import Trial
+from harness.report import words
+from harness.report.facts import Deployment, Point, StageShare
+
+FRAME_S = wire.SECONDS_PER_FRAME
+_DELAY = "delay_us"
+OFTEN_QUOTED_DELAY_S = 0.1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one deployment of the sweep came to. ``rate_per_s``: of requests, under the promises; None = not known.
+
+    ``audio_s_per_s``: the most that it delivered in a window that kept pace with speech; 0 where none did.
+    """
+
+    entry: Deployment
+    rate_per_s: float | None
+    interval: Sequence | None
+    audio_s_per_s: float
+    note: str
+
+    @property
+    def order(self) -> tuple[float, float]:
+        known = words.known(self.rate_per_s)
+        return (self.rate_per_s if known else -1.0, self.audio_s_per_s)
+
+
+@dataclass(frozen=True)
+class Response:
+    """The figure whose effects are told: its name, its unit, and its value for each answer (NaN = none)."""
+
+    name: str
+    unit: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DelayBar:
+    """A frame's time at one delay of all stages: seconds in each stage and in hops, and what they were seen under.
+
+    ``computed``: the delay was not deployed; its waits are put on the times of the smallest one that was.
+    """
+
+    delay_s: float
+    stages: tuple[StageShare, ...]
+    hop_s: float
+    sessions: float
+    computed: bool
+
+    @property
+    def step_s(self) -> float:
+        return sum(share.queue_s + share.compute_s for share in self.stages) + self.hop_s
+
+
+def answers(swept: Sequence[Deployment], trials: Sequence[Trial]) -> list[Answer]:
+    """Every deployment with its answer, the best first."""
+    made = [_answer(entry, [t for t in trials if t.deployment == entry.knobs]) for entry in swept]
+    return sorted(made, key=lambda answer: answer.order, reverse=True)
+
+
+def _answer(entry: Deployment, own: Sequence[Trial]) -> Answer:
+    fit = entry.fit or {}
+    kept = [point.audio_s_per_s for point in entry.points if point.valid and point.step_s <= FRAME_S]
+    notes = [fit.get("inconclusive") or ""]
+    notes += [reason for trial in own if not trial.valid for reason in trial.reasons[:1]]
+    notes += [reason for trial in own if trial.over_saturated for reason in trial.reasons if "over-sat" in reason]
+    said = "; ".join(dict.fromkeys(filter(None, notes)))
+    return Answer(entry, fit.get("max_rate_per_s"), fit.get("max_rate_interval"), max(kept, default=0.0), said)
+
+
+def response(found: Sequence[Answer]) -> Response:
+    """The rate under the promises where most answers have one that is above 0, else the audio delivered in time."""
+    rates = [answer.rate_per_s for answer in found]
+    if 2 * sum(words.known(rate) and rate > 0 for rate in rates) > len(rates):
+        values = tuple(float("nan") if rate is None else float(rate) for rate in rates)
+        return Response("requests/s that one device carries under the promises", "req/s", values)
+    values = tuple(answer.audio_s_per_s for answer in found)
+    return Response("seconds of audio per second, delivered at the pace of speech", "audio s/s", values)
+
+
+def effects(found: Sequence[Answer], of: Response) -> tuple[Effects | None, str]:
+    """The effects of the knobs, or None and the reason."""
+    try:
+        return decompose([answer.entry.knobs for answer in found], of.values), ""
+    except InconclusiveError as error:
+        return None, str(error)
+
+
+def factor_names(told: Effects) -> list[str]:
+    """A factor in words: ``delay of every stage``, ``diffusion instances``."""
+    return [_factor_name(factor.knobs) for factor in told.factors]
+
+
+def _factor_name(knobs: Sequence[str]) -> str:
+    kinds = {knob.rpartition(".")[2] for knob in knobs}
+    owners = {knob.rpartition(".")[0] for knob in knobs}
+    if len(kinds) == 1 and owners == set(wire.STAGES):
+        return f"{_kind(kinds.pop())} of every stage"
+    return " with ".join(f"{words.stage(owner)} {_kind(kind)}".strip() for owner, _, kind in _parted(knobs))
+
+
+def _parted(knobs: Iterable[str]) -> list[tuple[str, str, str]]:
+    return [knob.rpartition(".") for knob in knobs]
+
+
+def _kind(knob: str) -> str:
+    return knob.removesuffix("_us").replace("_", " ")
+
+
+def level_name(level: dict) -> str:
+    """A level of a factor in words, without the name of its knob where that goes without saying."""
+    knob, value = next(iter(level.items()))
+    if knob.endswith(_DELAY) and words.known(value):
+        return f"{words.figure(value / 1000)} ms"
+    return str(value)
+
+
+def pareto(swept: Sequence[Deployment]) -> list[tuple[Deployment, Point]]:
+    """The windows that no other beats in both audio per second and step time, by rising throughput."""
+    marks = [(entry, point) for entry in swept for point in entry.points if point.valid]
+    front, least_s = [], float("inf")
+    for entry, point in sorted(marks, key=lambda mark: (-mark[1].audio_s_per_s, mark[1].step_s)):
+        if point.step_s < least_s:
+            front.append((entry, point))
+            least_s = point.step_s
+    return front[::-1]
+
+
+def delay_bars(swept: Sequence[Deployment], sessions: float) -> list[DelayBar]:
+    """A frame's time at each delay that all stages had alike, at about so many sessions.
+
+    Of several deployments with one delay, the one with the shortest frame is shown. For a lone session the bar of the
+    often-quoted 100 ms is added, computed: with more of them batches fill, and the delay is not waited in full.
+    """
+    by_delay: dict[float, list[Point]] = {}
+    for entry in swept:
+        delay_s, point = common_delay_s(entry.knobs), nearest(entry, sessions)
+        if delay_s is not None and point is not None and point.stages:
+            by_delay.setdefault(delay_s, []).append(point)
+    bars = [_bar(delay_s, min(own, key=lambda point: point.step_s)) for delay_s, own in sorted(by_delay.items())]
+    lone = bars and all(bar.sessions < 1.5 for bar in bars)
+    if lone and all(bar.delay_s < OFTEN_QUOTED_DELAY_S for bar in bars):
+        bars.append(_waiting(bars[0], OFTEN_QUOTED_DELAY_S))
+    return bars
+
+
+def common_delay_s(knobs: dict) -> float | None:
+    """The delay of all stages where it is one, else None; a stage without the knob has the repository's, 0."""
+    delays = {knobs.get(f"{stage}.{_DELAY}", 0) for stage in wire.STAGES}
+    return delays.pop() / 1e6 if len(delays) == 1 else None
+
+
+def nearest(entry: Deployment, sessions: float) -> Point | None:
+    """The VALID window of a deployment with about so many sessions, None where there is none within a quarter."""
+    points = [point for point in entry.points if point.valid]
+    point = min(points, key=lambda one: abs(one.sessions - sessions), default=None)
+    return point if point and abs(point.sessions - sessions) <= max(0.25 * sessions, 0.5) else None
+
+
+def _bar(delay_s: float, point: Point) -> DelayBar:
+    return DelayBar(delay_s, point.stages, point.hop_s, point.sessions, False)
+
+
+def _waiting(least: DelayBar, delay_s: float) -> DelayBar:
+    added_s = delay_s - least.delay_s
+    stages = tuple(StageShare(share.stage, share.queue_s + added_s, share.compute_s) for share in least.stages)
+    return DelayBar(delay_s, stages, least.hop_s, least.sessions, True)
+
+
+def largest_delay_s(least: DelayBar) -> float:
+    """The delay of every stage with which a lone frame just takes 133 ms; 0 where even none leaves no time."""
+    rest_s = least.step_s - len(least.stages) * least.delay_s
+    return max(0.0, (FRAME_S - rest_s) / max(len(least.stages), 1))
+
+
+def common_load(swept: Sequence[Deployment]) -> float:
+    """The number of sessions at which deployments are held side by side: the most that the best kept pace with."""
+    best = [entry for entry in swept if entry.best] or list(swept)
+    kept = [point.sessions for entry in best for point in entry.points if point.valid and point.step_s <= FRAME_S]
+    return max(kept, default=1.0)

@@ -1,0 +1,117 @@
+"""Assemble the page of a sweep from stored records, and write it and the winner's files into the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from harness import wire
+from harness.report import decision, facts, figures, sweep_facts, sweep_figures, winner, words
+from harness.report.facts import Deployment, Point
+from harness.report.page import script_json, template
+from harness.report.sweep_facts import Answer
+from harness.store import Run, replace_text
+
+SHOWN_LEVELS = 6  # factors whose levels are drawn
+
+
+def write_sweep_report(run: Run) -> Path:
+    """Write ``sweep.html`` and, where a deployment was found, ``winner/`` into the folder of ``run``.
+
+    The page is whole in itself and depends on the stored records only. Returns its path. Raises StoreError.
+    """
+    best = winning_point(run)
+    if best is not None:
+        winner.write_winner(run, best)
+    path = run.path / facts.SWEEP_NAME
+    replace_text(path, render(run))
+    return path
+
+
+def winning_point(run: Run) -> dict | None:
+    """The deployment that the stored fit found best; None without one."""
+    fit = run.fit()
+    return fit["deployments"][fit["best"]]["deployment"] if fit and fit["best"] is not None else None
+
+
+def render(run: Run) -> str:
+    """The whole page as HTML."""
+    fit, trials, requests = run.fit(), run.trials(), run.requests()
+    swept = facts.deployments(trials, requests, fit, None)
+    found = sweep_facts.answers(swept, trials)
+    of = sweep_facts.response(found)
+    told, no_effects = sweep_facts.effects(found, of)
+    load = sweep_facts.common_load(swept)
+    lone = sweep_facts.delay_bars(swept, _fewest(swept))
+    best = next((entry for entry in swept if entry.best), None)
+    return template("sweep.html.j2").render(
+        manifest=run.manifest,
+        unit=decision.unit(run.manifest, None),
+        emulated=decision.is_emulated(run.manifest, None),
+        swept=swept,
+        found=found,
+        best=best,
+        best_answer=next((answer for answer in found if answer.entry.best), None),
+        response=of,
+        told=told,
+        no_effects=no_effects,
+        factor_names=sweep_facts.factor_names(told) if told else [],
+        front=sweep_facts.pareto(swept),
+        load=load,
+        lone=lone,
+        largest_delay_s=sweep_facts.largest_delay_s(lone[0]) if lone else None,
+        changes=winner.changes_or_reason(run, best.knobs) if best else "",
+        asks=winner.asked(best.knobs) if best else {},
+        trials=facts.trial_rows(run, requests, swept),
+        plots=_plots(swept, found, told, of, load),
+        batch_stages=_batch_stages(swept),
+        look=figures.style(swept),
+        folder=f"{run.path.parent.name}/{run.path.name}",
+    )
+
+
+def _plots(swept: list[Deployment], found: list[Answer], told, of, load: float) -> dict:
+    best = next((entry for entry in swept if entry.best), None)
+    plots: dict[str, go.Figure] = {}
+    for name, sessions in (("delays-lone", _fewest(swept)), ("delays-load", load)):
+        bars = sweep_facts.delay_bars(swept, sessions)
+        if bars:
+            plots[name] = sweep_figures.delays(bars)
+    if any(entry.points for entry in swept):
+        plots["pareto"] = sweep_figures.throughput_latency(swept, sweep_facts.pareto(swept), best)
+    side_by_side = _side_by_side(found, load)
+    if side_by_side:
+        plots["frame-time"] = sweep_figures.frame_time(side_by_side)
+    for stage in _batch_stages(swept):
+        plots[f"service-time-{stage}"] = figures.service_time(stage, swept)
+    if told:
+        plots["effects"] = sweep_figures.effects(told, sweep_facts.factor_names(told))
+        for number in range(min(len(told.factors), SHOWN_LEVELS)):
+            plots[f"main-{number}"] = sweep_figures.main_effect(told, number, of.unit)
+    return {name: script_json(figure) for name, figure in plots.items()}
+
+
+def _side_by_side(found: list[Answer], load: float) -> list[tuple[Deployment, Point]]:
+    pairs = [(answer.entry, sweep_facts.nearest(answer.entry, load)) for answer in found]
+    return [(entry, point) for entry, point in pairs if point is not None and point.stages]
+
+
+def _batch_stages(swept: list[Deployment]) -> list[str]:
+    return [s for s in wire.STAGES if any((figures.stage_fit(entry, s) or {}).get("points") for entry in swept)]
+
+
+def _fewest(swept: list[Deployment]) -> float:
+    return min((point.sessions for entry in swept for point in entry.points), default=1.0)
+
+
+def best_in_words(run: Run) -> str:
+    """The winner of a sweep in one line, for the terminal."""
+    fit = run.fit()
+    if not fit or fit["best"] is None:
+        return "no deployment of the sweep keeps the promises at any rate"
+    best = fit["deployments"][fit["best"]]
+    rate = (
+        f"{words.figure(best['max_rate_per_s'])} requests/s (95% interval {words.interval(best['max_rate_interval'])})"
+    )
+    return f"best: {words.deployment(best['deployment'])}: one device carries {rate}, bound by {best['binding']}"

@@ -1,0 +1,63 @@
+"""The best deployment of a run as files that are ready to deploy, and what they change of the defaults."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from google.protobuf import text_format
+
+from harness.errors import InputError
+from harness.runs import deployment_of, spec_of
+from harness.store import Run, replace_text
+from harness.sweep import asked, deployed
+from harness.triton.config import Configs, read_repository
+
+FOLDER = "winner"
+DIFF, REQUESTS = "changes.diff", "requests.yaml"
+
+
+def write_winner(run: Run, point: dict) -> Path:
+    """``winner/<model>/config.pbtxt`` for every model, ``changes.diff``, and ``requests.yaml`` where requests must ask
+    for something too. They replace what an earlier call wrote. Raises StoreError where they cannot be written.
+    """
+    folder = run.path / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    for model, text in texts(winning_configs(run, point)).items():
+        replace_text(folder / model / "config.pbtxt", text)
+    replace_text(folder / DIFF, changes(run, point))
+    if asked(point):
+        replace_text(folder / REQUESTS, yaml.safe_dump(asked(point)))
+    return folder
+
+
+def winning_configs(run: Run, point: dict) -> Configs:
+    """The configuration of every model at a point. Raises InputError for a point that this repository cannot have."""
+    return deployed(deployment_of(spec_of(run), None), point).configs()
+
+
+def changes(run: Run, point: dict) -> str:
+    """A unified diff from the repository's own configurations to those of a point; "" where there is none."""
+    before, after = texts(read_repository()), texts(winning_configs(run, point))
+    return "".join(_diff(model, before[model], after[model]) for model in before)
+
+
+def changes_or_reason(run: Run, point: dict) -> str:
+    """``changes``, or why there are none: an old run may have turned what the repository no longer has."""
+    try:
+        return changes(run, point)
+    except InputError as error:
+        return f"not known: {error}"
+
+
+def texts(configs: Configs) -> Mapping[str, str]:
+    return {model: text_format.MessageToString(config) for model, config in configs.items()}
+
+
+def _diff(model: str, before: str, after: str) -> str:
+    names = (f"model_repository/{model}/config.pbtxt", f"{FOLDER}/{model}/config.pbtxt")
+    lines = difflib.unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), *names, n=2)
+    return "".join(lines)
