@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from harness import wire
+from harness.capacity.behaviour import behaviour
 from harness.capacity.fit import fit_run
-from harness.capacity.plan import Terms, make_plan
+from harness.capacity.plan import Terms, make_plan, pools_of
+from harness.capacity.pools import Pools
 from harness.capacity.predict import predict_open_run
 from harness.errors import InconclusiveError, InputError
 from harness.probe import commit, host_facts, versions
 from harness.records import RunManifest
+from harness.report.decision import headline_target
 from harness.spec import PlanSpec
 from harness.store import Run, read_profile
 from harness.triton.config import Deployment
@@ -50,7 +53,9 @@ def fit_of(run: Run) -> dict:
 def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
     """plan.json for these targets, from stored records alone."""
     mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
-    return make_plan(fit, run.trials(), run.requests(), mix, promises, targets_qps, rng, terms_of(run.manifest, spec))
+    terms = terms_of(run.manifest, spec)
+    plan = make_plan(fit, run.trials(), run.requests(), mix, promises, targets_qps, rng, terms)
+    return plan | {"behaviour": _behaviour_of(fit, plan, spec)}
 
 
 def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
@@ -70,14 +75,35 @@ def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
     )
 
 
+def _behaviour_of(fit: dict, plan: dict, spec: PlanSpec) -> dict | None:
+    """What the devices of the target that the answer names show under surges; None where no target has a count."""
+    target = headline_target(plan["targets"])
+    if target is None:
+        return None
+    mix = spec.traffic_mix()
+    pools = pools_of(fit, fit["deployments"][fit["best"]], mix, spec.promise_list(), spec.utilisation_cap)
+    return behaviour(pools, mix, target, np.random.default_rng(spec.seed))
+
+
 def simulation_of(run: Run, rate_per_s: float) -> dict:
     """What an open-loop run at a rate would show on the best deployment, from the run's stored fit."""
+    spec = spec_of(run)
+    rng = np.random.default_rng(spec.seed)
+    return predict_open_run(best_of(run), spec.traffic_mix(), rate_per_s, 60.0, rng)
+
+
+def fleet_of(run: Run) -> Pools:
+    """Pools of the best deployment, from the run's stored fit: what simulates any number of devices at any rate."""
+    spec, best = spec_of(run), best_of(run)
+    return pools_of(run.fit(), best, spec.traffic_mix(), spec.promise_list(), spec.utilisation_cap)
+
+
+def best_of(run: Run) -> dict:
+    """The stored fit of the best deployment. Raises InconclusiveError where there is none."""
     fit = run.fit()
     if fit is None or fit["best"] is None:
         raise InconclusiveError(f"{run.path} holds no deployment that keeps the promises: nothing to simulate")
-    spec = spec_of(run)
-    rng = np.random.default_rng(spec.seed)
-    return predict_open_run(fit["deployments"][fit["best"]], spec.traffic_mix(), rate_per_s, 60.0, rng)
+    return fit["deployments"][fit["best"]]
 
 
 def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None) -> str:

@@ -111,7 +111,7 @@ class Run:
 
     def trials(self) -> list[Trial]:
         """Every finished trial, in the order they were appended."""
-        lines = self._trial_lines()
+        lines = _whole_lines(self.path / "trials.jsonl")
         return [self._trial(number, line) for number, line in enumerate(lines, start=1)]
 
     def append_trial(self, trial: Trial, results: Sequence[Result], samples: Sequence[ServerSample]) -> None:
@@ -134,6 +134,13 @@ class Run:
         """Write down what a trial that has not started will show; the line is on disk when this returns."""
         line = json.dumps({"trial_id": trial_id, **_plain(prediction)}, allow_nan=False)
         _append_line(self.path / "predictions.jsonl", line)
+
+    def predictions(self) -> dict[str, dict]:
+        """What was written down before trials started, by trial; the last line of a trial counts."""
+        path = self.path / "predictions.jsonl"
+        with _damage(path):
+            lines = [json.loads(line) for line in _whole_lines(path)]
+            return {line.pop("trial_id"): line for line in lines}
 
     def must_have_room(self) -> None:
         """Raise StoreError, before anything is measured, where the disk has no room for a trial."""
@@ -185,12 +192,6 @@ class Run:
         with file:  # closing it frees the lock
             yield
 
-    def _trial_lines(self) -> list[str]:
-        path = self.path / "trials.jsonl"
-        with _damage(path):
-            text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        return text.split("\n")[:-1]  # what follows the last line end was torn by a crash
-
     def _trial(self, number: int, line: str) -> Trial:
         with _damage(self.path / "trials.jsonl", f"line {number}"):
             return _trial_of(json.loads(line))
@@ -221,6 +222,12 @@ def write_profile(path: Path | str, profile: dict) -> None:
 def read_profile(path: Path | str) -> dict:
     """The profile in a file. Raises StoreError where it is damaged or of another schema."""
     return _read_json(Path(path))
+
+
+def _whole_lines(path: Path) -> list[str]:
+    with _damage(path):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return text.split("\n")[:-1]  # what follows the last line end was torn by a crash
 
 
 def _locked(folder: Path) -> TextIO:

@@ -68,7 +68,7 @@ def make_plan(
         return plan | _without_rate(fit, targets_qps)
     deployment, judging = chosen["deployment"], {"confidence": terms.confidence, "max_error": terms.max_error}
     confirmed = confirm(deployment, trials, requests, mix, promises, rng, **judging)
-    pools = _pools(fit, chosen, mix, promises, terms.utilisation_cap)
+    pools = pools_of(fit, chosen, mix, promises, terms.utilisation_cap)
     shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]
     targets = []
     for qps in targets_qps:
@@ -118,7 +118,8 @@ def _money_and_growth(plan: dict, pools: Pools, terms: Terms) -> dict:
     return {"targets": targets, "forecast": coming}
 
 
-def _pools(fit: dict, chosen: dict, mix, promises: Sequence, utilisation_cap: float) -> Pools:
+def pools_of(fit: dict, chosen: dict, mix, promises: Sequence, utilisation_cap: float) -> Pools:
+    """Pools of a fitted deployment under the very traffic that the fit was made for."""
     limits = limits_of(chosen, promises, fit["session_limit"], fit["extrapolation"])
     traffic = Traffic.draw(mix, np.random.default_rng(fit["traffic_seed"]))
     return Pools(Device.from_fit(chosen), traffic, limits, utilisation_cap)

@@ -203,6 +203,17 @@ def steady_limit(device: Device, limits: Limits, probabilities: Sequence[float] 
     The rate per device of a large pool tends to it. ``probabilities`` replaces the promises' quantiles, one each (a
     bootstrap of their sampling error). 0 where one session alone breaks a promise.
     """
+    sessions, binding = _steady(device, limits, probabilities)
+    return float(np.max(device.step_time.frames_per_s(sessions), initial=0.0)), binding
+
+
+def steady_sessions(device: Device, limits: Limits) -> float:
+    """The most sessions with which a device keeps every limit for good; 0 where one alone breaks a promise."""
+    return float(np.max(_steady(device, limits, None)[0], initial=0.0))
+
+
+def _steady(device: Device, limits: Limits, probabilities: Sequence[float] | None) -> tuple[np.ndarray, str]:
+    """Numbers of sessions, from 1 up to the most that keep every limit; what binds there."""
     most = min(limits.most_sessions, limits.slots or math.inf)
     sessions = np.linspace(1, max(most, 1), 512)
     step_s = device.step_time(sessions)
@@ -214,7 +225,7 @@ def steady_limit(device: Device, limits: Limits, probabilities: Sequence[float] 
         if len(broken) and broken[0] < reach:
             reach = int(broken[0])
             binding = promise_name(promise.traffic_class, promise.metric, promise.quantile)
-    return float(np.max(device.step_time.frames_per_s(sessions[:reach]), initial=0.0)), binding
+    return sessions[:reach], binding
 
 
 def steady_draws(device: Device, limits: Limits, rng: np.random.Generator) -> np.ndarray:

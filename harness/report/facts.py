@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
 
 from harness import wire
+from harness.capacity.predict import flaw_of
 from harness.records import Outcome, Rung, RunManifest, ServerSample, Trial
 from harness.report import words
 from harness.slo import Promise
@@ -19,6 +21,7 @@ from harness.store import Run
 REPORT_NAME = "signoff.html"
 SEAL_NAME = "signoff.json"
 SWEEP_NAME = "sweep.html"
+VALID_DAYS = 90  # of a plan that does not say
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,47 @@ class Evidence:
     def is_part(self) -> bool:
         """Whether it is one trial's part of the raw records."""
         return "/" in self.name
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """When the prediction of an open-loop trial was made, how long before the trial, and its SHA-256.
+
+    ``flaw``: why it does not count, or "".
+    """
+
+    trial_id: str
+    made_at: str
+    before_s: float
+    sha256: str
+    flaw: str
+
+
+def expires_at(manifest: RunManifest) -> datetime | None:
+    """When the answer of a finished run is no longer to be relied on."""
+    if not manifest.finished_at:
+        return None
+    days = manifest.plan.get("valid_days", VALID_DAYS)
+    return datetime.fromisoformat(manifest.finished_at) + timedelta(days=days)
+
+
+def foretold(run: Run, trials: Sequence[Trial]) -> list[Foretold]:
+    """One for each trial whose prediction bears a time and a hash (those of older runs do not)."""
+    written = run.predictions()
+    return [
+        _foretold(trial, written.get(trial.trial_id, {}))
+        for trial in trials
+        if trial.prediction and "sha256" in trial.prediction
+    ]
+
+
+def _foretold(trial: Trial, written: dict) -> Foretold:
+    made_at, sha256 = trial.prediction["made_at"], trial.prediction["sha256"]
+    before_s = (datetime.fromisoformat(trial.started_at) - datetime.fromisoformat(made_at)).total_seconds()
+    flaw = flaw_of(trial.prediction, trial.started_at)
+    if not flaw and written.get("sha256") != sha256:
+        flaw = "it is not the one that was written into predictions.jsonl"
+    return Foretold(trial.trial_id, made_at, before_s, sha256, flaw)
 
 
 def key(knobs: dict) -> str:

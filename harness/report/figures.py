@@ -25,6 +25,7 @@ _RESULTS = (
     (False, "failed", LIMIT_COLOUR, "x"),
     (None, "not decidable", REST_COLOUR, "circle-open"),
 )
+ADMISSION_COLOURS = ("#c2622d", "#8d8423", "#2b7fc3")  # in the order in which plan.json has the ways to let callers in
 STAGE_COLOURS = {wire.LLM: "#2b7fc3", wire.DIFFUSION: "#d07c2a", wire.VOCODER: "#1b9a77"}
 
 
@@ -111,6 +112,8 @@ def service_time(stage: str, swept: Sequence[Deployment]) -> go.Figure:
             figure.add_scatter(
                 x=ends,
                 y=[1000 * (fit["alpha_s"] * batch + fit["tau0_s"]) for batch in ends],
+                name=f"{entry.letter}, fitted",
+                showlegend=False,
                 mode="lines",
                 line={"color": colour, "width": 2.6 if entry.best else 1.1},
                 opacity=1 if entry.best else 0.75,
@@ -154,6 +157,7 @@ def _p95_line(figure: go.Figure, entry: Deployment, heard: list[Point]) -> None:
     figure.add_scatter(
         x=[point.sessions for point in heard],
         y=[1000 * point.first_audio_p95_s for point in heard],
+        name=f"{entry.letter}, 95th percentile",
         mode="lines",
         line={"color": BEST_COLOUR, "width": 2, "dash": "dash"},
         hovertemplate=f"{entry.letter}, 95th percentile: %{{y:.0f}} ms<extra></extra>",
@@ -172,6 +176,7 @@ def prediction(validation: Sequence[dict]) -> go.Figure:
         figure.add_scatter(
             x=[100 * signed_error(row) for _, row in shown],
             y=[lane for lane, _ in shown],
+            name=said,
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 10},
             customdata=[f"{words.figure(row['rate_per_s'])} requests/s" for _, row in shown],
@@ -182,6 +187,35 @@ def prediction(validation: Sequence[dict]) -> go.Figure:
     figure.update_yaxes(tickvals=list(ticks.values()), ticktext=[safe(name) for name in ticks], showgrid=False)
     figure.update_yaxes(range=[max(lanes) + 1, -1])
     return figure
+
+
+def surge(rows: Sequence[dict], colours: dict[str, str]) -> go.Figure:
+    """Share of callers whose promises are kept, by when they came: one line for each way to let them in.
+
+    ``rows``: those of one surge in plan.json's ``behaviour``; ``colours`` by admission. The grey band is the surge.
+    """
+    figure = _figure("minutes since it began", "", height=230)
+    for row in rows:
+        share = [100 * share for share in row["parts"]["in_promise"]]
+        figure.add_scatter(
+            x=_middles_min(row["parts"]["at_s"]),
+            y=share,
+            name=row["admission"],
+            mode="lines",
+            line={"color": colours[row["admission"]], "width": 2.2},
+            hovertemplate=f"{_safe(row['admission'])}: %{{y:.0f}}% at %{{x:.0f}} min<extra></extra>",
+        )
+    band = {"x0": 0, "x1": rows[0]["lasts_s"] / 60, "y0": 0, "y1": 100}
+    figure.add_shape(type="rect", **band, fillcolor=REST_COLOUR, opacity=0.18, line_width=0, layer="below")
+    figure.update_yaxes(range=[0, 104], ticksuffix="%")
+    figure.update_xaxes(rangemode="normal")
+    return figure
+
+
+def _middles_min(begins_s: Sequence[float]) -> list[float]:
+    """The middle of each part of time, in minutes; parts follow each other evenly."""
+    half_s = (begins_s[1] - begins_s[0]) / 2 if len(begins_s) > 1 else 0.0
+    return [(begin_s + half_s) / 60 for begin_s in begins_s]
 
 
 def _lanes(rows: Sequence[dict]) -> tuple[list[float], dict[str, float]]:
@@ -234,6 +268,7 @@ def _line(figure: go.Figure, entry: Deployment, look: tuple[str, str], marks: li
     figure.add_scatter(
         x=[mark.x for mark in marks],
         y=[mark.y_ms for mark in marks],
+        name=_safe(entry.label),
         mode="lines+markers",
         line={"color": colour, "width": 3.2 if entry.best else 1.5},
         marker={"color": colour, "symbol": symbols, "size": 9 if entry.best else 7},
@@ -271,6 +306,7 @@ def _service_points(figure: go.Figure, entry: Deployment, fit: dict, colour: str
     figure.add_scatter(
         x=[point["batch_size"] for point in fit["points"]],
         y=[1000 * point["mean_s"] for point in fit["points"]],
+        name=_safe(entry.label),
         mode="markers",
         marker={"color": colour, "symbol": symbol, "size": 9 if entry.best else 5},
         opacity=1 if entry.best else 0.6,

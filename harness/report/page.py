@@ -39,7 +39,8 @@ def render(run: Run) -> str:
     swept = facts.deployments(trials, requests, fit, plan)
     classes, classes_from = facts.traffic(requests)
     promises = facts.promises(run.manifest, plan)
-    plots = _plots(swept, promises, (plan or {}).get("validation") or [])
+    surges = ((plan or {}).get("behaviour") or {}).get("surges", [])
+    plots = _plots(swept, promises, (plan or {}).get("validation") or []) | _surge_plots(surges)
     return template("signoff.html.j2").render(
         manifest=run.manifest,
         plan=plan,
@@ -52,6 +53,11 @@ def render(run: Run) -> str:
         look=figures.style(swept),
         promises=promises,
         audio_shares=facts.audio_shares(plan),
+        answered=decision.headline_target(plan["targets"]) if plan else None,
+        expires_at=facts.expires_at(run.manifest),
+        foretold=facts.foretold(run, trials),
+        surge_names=_names(surges, "surge"),
+        admission_colours=_admission_colours(surges),
         plots=plots,
         batch_stages=[stage for stage in wire.STAGES if f"service-time-{stage}" in plots],
         classes=classes,
@@ -82,6 +88,21 @@ def _plots(swept: list[Deployment], promises: list[dict], validation: list[dict]
     if any(words.known(row["relative_error"]) for row in validation):
         plots["prediction"] = figures.prediction(validation)
     return {name: script_json(figure) for name, figure in plots.items()}
+
+
+def _surge_plots(surges: list[dict]) -> dict[str, Markup]:
+    """One plot a surge, in the order of plan.json."""
+    colours = _admission_colours(surges)
+    groups = [[row for row in surges if row["surge"] == name] for name in _names(surges, "surge")]
+    return {f"surge-{i}": script_json(figures.surge(rows, colours)) for i, rows in enumerate(groups)}
+
+
+def _admission_colours(surges: list[dict]) -> dict[str, str]:
+    return dict(zip(_names(surges, "admission"), figures.ADMISSION_COLOURS, strict=False))
+
+
+def _names(rows: list[dict], key: str) -> list[str]:
+    return list(dict.fromkeys(row[key] for row in rows))
 
 
 def _detailed(swept: list[Deployment]) -> list[Deployment]:

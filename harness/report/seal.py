@@ -10,15 +10,15 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.errors import InputError
-from harness.report.facts import REPORT_NAME, SEAL_NAME, evidence, file_sha256
+from harness.report.facts import REPORT_NAME, SEAL_NAME, evidence, expires_at, file_sha256
 from harness.store import Run
 
 SCHEMA = 1
-VALID_DAYS = 90
+_OF_A_TARGET = ("qps", "devices", "interval", "binding", "basis", "devices_n_plus_1", "devices_n_plus_2")
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,13 @@ def write_seal(run: Run) -> Path:
     It depends on the stored records only: writing it twice gives the same bytes.
     """
     manifest, plan = run.manifest, run.plan()
-    signed = datetime.fromisoformat(manifest.finished_at)
-    days = manifest.plan.get("valid_days", VALID_DAYS)
     content = {
         "schema": SCHEMA,
         "run_id": manifest.run_id,
         "verdict": plan["verdict"],
+        "answer": _answer(plan),
         "signed_at": manifest.finished_at,
-        "expires_at": (signed + timedelta(days=days)).isoformat(timespec="seconds"),
+        "expires_at": expires_at(manifest).isoformat(timespec="seconds"),
         "expires_with": {
             "plan_sha256": manifest.plan_sha256,
             "preset": manifest.preset,
@@ -59,6 +58,12 @@ def write_seal(run: Run) -> Path:
     unfinished.write_text(json.dumps({**content, "sha256": _own_sha256(content)}, indent=1) + "\n")
     os.replace(unfinished, path)
     return path
+
+
+def _answer(plan: Mapping) -> dict:
+    """The decision as a pipeline reads it: what one device is, and how many each target needs."""
+    targets = [{name: target[name] for name in _OF_A_TARGET} for target in plan["targets"]]
+    return {name: plan[name] for name in ("unit", "confidence", "deployment", "reasons")} | {"targets": targets}
 
 
 def check_seal(folder: Path, now: datetime | None = None) -> Checked:

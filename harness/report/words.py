@@ -79,10 +79,19 @@ def interval_ms(bounds: Sequence | None) -> str:
 
 
 def duration(seconds) -> str:
-    """Seconds up to two minutes, then minutes."""
+    """Seconds up to two minutes, then minutes up to two hours, then hours."""
     if not known(seconds):
         return ABSENT
-    return f"{figure(seconds, 2)} s" if seconds < 120 else f"{figure(seconds / 60, 2)} min"
+    if seconds < 120:
+        return f"{figure(seconds, 2)} s"
+    return f"{figure(seconds / 60, 2)} min" if seconds < 7200 else f"{figure(seconds / 3600, 2)} h"
+
+
+def months(count) -> str:
+    """Months until something, or that it never comes to it."""
+    if not known(count):
+        return "never"
+    return "now" if count == 0 else plural(round(count, 1), "month")
 
 
 def plural(count, noun: str) -> str:

@@ -1,0 +1,142 @@
+"""A run's stored records as pandas tables: for notebooks, and for questions of one's own.
+
+Columns carry their unit in their name; requests themselves are ``Run.requests()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from harness.records import RunManifest
+from harness.report import facts, figures, words
+from harness.report.facts import Deployment
+from harness.store import Run
+
+
+def swept(run: Run) -> list[Deployment]:
+    """The deployments of a run, lettered as in its report."""
+    return facts.deployments(run.trials(), run.requests(), run.fit(), run.plan())
+
+
+def about(manifest: RunManifest) -> pd.DataFrame:
+    """What was run, on what, and when: one row a fact."""
+    host = [words.host_fact(name, value) for name, value in manifest.host.items()]
+    known = {
+        "run": manifest.run_id,
+        "plan": manifest.plan_path,
+        "model": f"VibeVoice at preset {manifest.preset}",
+        "device": manifest.device,
+        "emulated": "yes" if manifest.emulated else "no",
+        "started": manifest.created_at,
+        "finished": manifest.finished_at or "not yet",
+        "commit": manifest.commit,
+        **{f"host: {name}": value for name, value in host},
+    }
+    return pd.DataFrame({"": known.values()}, index=pd.Index(known, name="fact"))
+
+
+def trials(run: Run, entries: Sequence[Deployment]) -> pd.DataFrame:
+    """One row a trial: what was offered, what became of it, and whether it counts."""
+    rows = facts.trial_rows(run, run.requests(), list(entries))
+    return pd.DataFrame(
+        {
+            "trial": row.trial.trial_id,
+            "kind": row.trial.kind,
+            "on": row.letter,
+            "load": row.load,
+            "counts": "VALID" if row.trial.valid else "INVALID",
+            **row.outcomes,
+            "sent late": words.percent(row.late_sends_share, 1),
+            "delivery p99 ms": row.delivery_p99_s and 1000 * row.delivery_p99_s,
+            "host CPU %": row.cpu_mean_percent,
+            "remarks": "; ".join(row.trial.reasons),
+        }
+        for row in rows
+    )
+
+
+def deployments(entries: Sequence[Deployment]) -> pd.DataFrame:
+    """One row a deployment, the fastest first: the rate that one device carries, and what binds it."""
+    frame = pd.DataFrame(
+        {
+            "deployment": entry.letter,
+            "settings": words.deployment(entry.knobs),
+            "requests per s": (entry.fit or {}).get("max_rate_per_s"),
+            "interval": words.interval((entry.fit or {}).get("max_rate_interval")),
+            "bound by": words.metric_briefly((entry.fit or {}).get("binding") or (entry.fit or {}).get("inconclusive")),
+            "best": "best" if entry.best else "",
+        }
+        for entry in entries
+    )
+    return frame.sort_values("requests per s", ascending=False, ignore_index=True)
+
+
+def points(entries: Sequence[Deployment]) -> pd.DataFrame:
+    """One row a rung of a ladder: sessions held, audio delivered, and where the time of a frame went (ms)."""
+    return pd.DataFrame(
+        {
+            "deployment": entry.letter,
+            **entry.knobs,
+            "sessions": point.sessions,
+            "audio_s_per_s": point.audio_s_per_s,
+            "step_ms": 1000 * point.step_s,
+            **{f"{words.stage(each.stage)} queue_ms": 1000 * each.queue_s for each in point.stages},
+            **{f"{words.stage(each.stage)} compute_ms": 1000 * each.compute_s for each in point.stages},
+            "hop_ms": None if point.hop_s is None else 1000 * point.hop_s,
+            "first_audio_p50_s": point.first_audio_p50_s,
+            "first_audio_p95_s": point.first_audio_p95_s,
+        }
+        for entry in entries
+        for point in entry.points
+    )
+
+
+def samples(run: Run, trial_id: str) -> pd.DataFrame:
+    """One row a look at the server while a trial ran: seconds since the first, CPU of the host, memory."""
+    looks = run.samples(trial_id)
+    return pd.DataFrame(
+        {
+            "at_s": (look.at_ns - looks[0].at_ns) / 1e9,
+            "cpu_percent": look.cpu_percent,
+            "memory_gib": look.memory_bytes / 2**30,
+            "gpu_percent": look.gpu_percent,
+        }
+        for look in looks
+    )
+
+
+def targets(plan: dict) -> pd.DataFrame:
+    """One row a target rate of plan.json."""
+    return pd.DataFrame(
+        {
+            "requests per s": target["qps"],
+            "devices": target["devices"],
+            "interval": words.interval(target["interval"]),
+            "bound by": words.constraint(target["binding"]),
+            "utilisation": words.percent(target["utilisation"]),
+            "N+1": target["devices_n_plus_1"],
+            "N+2": target["devices_n_plus_2"],
+            "basis": target["basis"],
+        }
+        for target in plan["targets"]
+    )
+
+
+def validation(plan: dict) -> pd.DataFrame:
+    """One row a prediction that an open-loop trial was held against."""
+    said = {True: "passed", False: "failed", None: "not decidable"}
+    return pd.DataFrame(
+        {
+            "trial": row["trial_id"],
+            "requests per s": row["rate_per_s"],
+            "metric": words.metric(row["metric"]),
+            "said before": row["said_before"],
+            "given the arrivals": row["predicted"],
+            "measured": row["measured"],
+            "error": words.signed_percent(figures.signed_error(row)) if words.known(row["relative_error"]) else "",
+            "result": said[row["passed"]],
+        }
+        for row in plan["validation"]
+    )
