@@ -194,7 +194,7 @@ def surge(rows: Sequence[dict], colours: dict[str, str]) -> go.Figure:
 
     ``rows``: those of one surge in plan.json's ``behaviour``; ``colours`` by admission. The grey band is the surge.
     """
-    figure = _figure("minutes since it began", "", height=230)
+    figure = empty_figure("minutes since it began", "", height=230)
     for row in rows:
         share = [100 * share for share in row["parts"]["in_promise"]]
         figure.add_scatter(
@@ -203,7 +203,7 @@ def surge(rows: Sequence[dict], colours: dict[str, str]) -> go.Figure:
             name=row["admission"],
             mode="lines",
             line={"color": colours[row["admission"]], "width": 2.2},
-            hovertemplate=f"{_safe(row['admission'])}: %{{y:.0f}}% at %{{x:.0f}} min<extra></extra>",
+            hovertemplate=f"{safe(row['admission'])}: %{{y:.0f}}% at %{{x:.0f}} min<extra></extra>",
         )
     band = {"x0": 0, "x1": rows[0]["lasts_s"] / 60, "y0": 0, "y1": 100}
     figure.add_shape(type="rect", **band, fillcolor=REST_COLOUR, opacity=0.18, line_width=0, layer="below")
@@ -268,7 +268,7 @@ def _line(figure: go.Figure, entry: Deployment, look: tuple[str, str], marks: li
     figure.add_scatter(
         x=[mark.x for mark in marks],
         y=[mark.y_ms for mark in marks],
-        name=_safe(entry.label),
+        name=safe(entry.label),
         mode="lines+markers",
         line={"color": colour, "width": 3.2 if entry.best else 1.5},
         marker={"color": colour, "symbol": symbols, "size": 9 if entry.best else 7},
@@ -306,7 +306,7 @@ def _service_points(figure: go.Figure, entry: Deployment, fit: dict, colour: str
     figure.add_scatter(
         x=[point["batch_size"] for point in fit["points"]],
         y=[1000 * point["mean_s"] for point in fit["points"]],
-        name=_safe(entry.label),
+        name=safe(entry.label),
         mode="markers",
         marker={"color": colour, "symbol": symbol, "size": 9 if entry.best else 5},
         opacity=1 if entry.best else 0.6,
