@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PLAN ?= scenarios/quick.yaml
 TORCH ?= torch==2.13.0
 
-.PHONY: install signoff test clean
+.PHONY: install signoff test sample clean
 
 install: $(VENV)/installed
 
@@ -23,6 +23,10 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m 'not server' --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m server
+
+# The stored sample run and the README's table of it: make sample RUN=results/quick-1a2b3c4d, of a finished run.
+sample: install
+	$(BIN)/python tests/make_sample.py $(RUN)
 
 clean:
 	rm -rf $(VENV) .harness build *.egg-info

@@ -12,13 +12,12 @@ import numpy as np
 from harness import wire
 from harness.capacity.behaviour import behaviour
 from harness.capacity.fit import fit_run
-from harness.capacity.plan import Terms, make_plan, pools_of
+from harness.capacity.plan import Terms, headline_target, make_plan, pools_of
 from harness.capacity.pools import Pools
 from harness.capacity.predict import predict_open_run
 from harness.errors import InconclusiveError, InputError
 from harness.probe import commit, host_facts, versions
 from harness.records import RunManifest
-from harness.report.decision import headline_target
 from harness.spec import PlanSpec
 from harness.store import Run, read_profile
 from harness.triton.config import Deployment
@@ -54,8 +53,7 @@ def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
     """plan.json for these targets, from stored records alone."""
     mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
     terms = terms_of(run.manifest, spec)
-    plan = make_plan(fit, run.trials(), run.requests(), mix, promises, targets_qps, rng, terms)
-    return plan | {"behaviour": _behaviour_of(fit, plan, spec)}
+    return make_plan(fit, run.trials(), run.requests(), mix, promises, targets_qps, rng, terms)
 
 
 def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
@@ -75,7 +73,7 @@ def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
     )
 
 
-def _behaviour_of(fit: dict, plan: dict, spec: PlanSpec) -> dict | None:
+def behaviour_of(spec: PlanSpec, fit: dict, plan: dict) -> dict | None:
     """What the devices of the target that the answer names show under surges; None where no target has a count."""
     target = headline_target(plan["targets"])
     if target is None:

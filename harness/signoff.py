@@ -22,7 +22,7 @@ from harness.report.facts import REPORT_NAME, SEAL_NAME
 from harness.report.page import write_report
 from harness.report.seal import write_seal
 from harness.report.sweep_page import write_sweep_report
-from harness.runs import deployment_of, describe_point, fit_of, open_run, plan_of
+from harness.runs import behaviour_of, deployment_of, describe_point, fit_of, open_run, plan_of
 from harness.spec import load_plan
 from harness.sweep import Driver, Load, TrialBroken, asked, broken_trial, deployed, estimated_s, trial_id
 from harness.triton.server import ROOT, RemoteTriton, TritonServer
@@ -206,6 +206,7 @@ class SignOff:
         fit = self._fit(watcher)
         watcher.step("planning", _FIT_S / 2)
         plan = plan_of(self.run, self.spec, fit, self.spec.targets_qps)
+        plan["behaviour"] = behaviour_of(self.spec, fit, plan)
         plan["reasons"] += [f"The budget left no time for {what}: run it again to go on." for what in self.left_out]
         self.run.write_plan(plan)
         if not self.left_out:

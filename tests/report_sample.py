@@ -347,6 +347,76 @@ def plan_record(verdict: str = "met") -> dict:
     }
 
 
+def outlook_record() -> dict:
+    """What a plan of today holds besides: costs, losses, sensitivity, forecast, and behaviour under surges."""
+    plan = plan_record()
+    cost = {"cost_per_hour": 10.0, "cost_per_audio_hour": 0.137, "cost_per_audio_hour_interval": [0.11, 0.17]}
+    loss = {"lost": 1, "devices": 5, "kept": False, "worst": "rtf p95 of class long", "interrupted": 8}
+    loss |= {"worst_share": 1.72, "early_share": None, "basis": "simulated"}
+    changed = {"change": "sessions 20% longer", "basis": "simulated", "note": "", "rate_per_device": 1.2}
+    unknown = {"change": "half the delay", "basis": "", "note": "the deployment has no delay", "rate_per_device": None}
+    months = {"months_until_too_small": 2.31, "months_until_too_small_n_plus_1": None}
+    growth = months | {"months_until_fleet_too_small": 0.0, "devices_after_months": {"3": 6, "6": 8, "12": 14}}
+    return plan | {
+        "targets": [each | cost | {"losses": [loss]} for each in plan["targets"]],
+        "costs": {"device_type": "H100", "price_per_device_hour": 2.5, "currency": "EUR", "basis": "given"},
+        "drain": plan["drain"] | {"longest_s": 310.0, "basis": "simulated"},
+        "sensitivity": [
+            changed | {"targets": [{"qps": qps, "devices": 7} for qps in TARGETS]},
+            unknown | {"targets": [{"qps": qps, "devices": None} for qps in TARGETS]},
+        ],
+        "forecast": {
+            "growth_per_month": 0.1,
+            "fleet": 9,
+            "basis": "extrapolated",
+            "targets": [growth | {"qps": qps} for qps in TARGETS],
+        },
+        "behaviour": behaviour_record(),
+    }
+
+
+def behaviour_record() -> dict:
+    """Two surges, each with two ways to let callers in; with one of them promises are never kept again."""
+    at_s = [60.0 * part for part in range(-5, 20)]
+    rows = [
+        {
+            "surge": surge,
+            "times": 2,
+            "lasts_s": 900.0,
+            "admission": admission,
+            "in_promise_before": 1.0,
+            "in_promise_during": 0.61,
+            "in_promise_worst": 0.5,
+            "busy_during": 0.38,
+            "most_sessions": 36.0 if recovered_s == 0 else 577.0,
+            "recovered_after_s": recovered_s,
+            "watched_s": 18_000.0,
+            "beyond_measured": recovered_s is None,
+            "parts": {
+                "at_s": at_s,
+                "rate": [2.0 if 0 <= at < 900 else 1.0 for at in at_s],
+                "in_promise": [0.61 if 0 <= at < 900 else 1.0 for at in at_s],
+                "sessions": [20.0] * len(at_s),
+            },
+        }
+        for surge in ("twice the load", "an impulse")
+        for admission, recovered_s in (("all are let in", None), ("the rest are told busy", 0.0))
+    ]
+    return {
+        "basis": "simulated",
+        "qps": 5.0,
+        "devices": 5,
+        "session_limit": 36,
+        "line": 64,
+        "patience_s": 30.0,
+        "hold_s": 900.0,
+        "part_s": 60.0,
+        "max_sessions_measured": 48.0,
+        "surges": rows,
+        "ninety": {"sessions": 36, "p50_s": 2700.0, "p95_s": 3000.0, "longest_s": 9000.0},
+    }
+
+
 def manifest(**changes) -> RunManifest:
     whole = RunManifest(
         run_id="quick-20250131-091000",

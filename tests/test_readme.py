@@ -1,15 +1,21 @@
 """The README's commands run as they stand there, and its figures are those of the stored sample run."""
 
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+import make_sample
 import pytest
+
+from harness.errors import InputError
+from harness.report.page import write_report
+from harness.report.seal import check_seal, write_seal
+from harness.store import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -32,11 +38,29 @@ def test_the_readme_starts_with_the_two_commands_and_ci_runs_the_second():
 
 
 def test_its_table_is_the_stored_samples():
-    plan = json.loads((SAMPLE / "plan.json").read_text())
-    rows = re.findall(r"^\| *([\d.]+) \| *(\d+) \| *(\d+) to (\d+) \|", README, re.MULTILINE)
-    stored = [(f"{row['qps']:g}", str(row["devices"]), *map(str, row["interval"])) for row in plan["targets"]]
-    assert rows == stored
-    assert plan["unit"] in README and f"**{plan['verdict']}**" in README
+    plan = Run.open(SAMPLE).plan()
+    stored = make_sample.table(plan)
+    assert f"<!-- sample table -->\n{stored}<!-- end of sample table -->" in README, "run `make sample`"
+    assert all(f"| {row['qps']:g} | {row['devices']} |" in stored for row in plan["targets"])
+
+
+def test_a_sample_is_taken_from_a_finished_run_only_as_it_was_signed(tmp_path):
+    source, sample = tmp_path / "quick-1a2b3c4d", tmp_path / "sample"
+    shutil.copytree(SAMPLE, source)
+    run = Run.open(source)
+    run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    write_report(run)
+    write_seal(run)
+    (source / ".lock").touch()
+    make_sample.take(source, sample)
+    assert Run.open(sample).plan() == Run.open(source).plan() and not (sample / ".lock").exists()
+    assert check_seal(sample).problems == ()
+    assert (
+        "tmp_path" not in (sample / "signoff.html").read_text() and sample.name in (sample / "signoff.html").read_text()
+    )
+    (source / "plan.json").write_text("{}")
+    with pytest.raises(InputError, match="plan.json was changed"):
+        make_sample.take(source, sample)
 
 
 def test_every_file_it_links_to_is_there():

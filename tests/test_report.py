@@ -12,6 +12,8 @@ import report_sample as sample
 from report_page import Page, read, squeeze, table_with
 
 from harness import wire
+from harness.capacity.plan import headline_target
+from harness.capacity.predict import sealed
 from harness.records import Rung, StageStatistics
 from harness.report import decision, facts, figures, page, words, write_report
 
@@ -203,11 +205,96 @@ def test_emulated_figures_are_labelled_wherever_they_stand(tmp_path, pages):
     assert "emulated" not in squeeze(Page(pages["met"]).text.replace("Nothing was emulated", ""))
 
 
+@pytest.fixture(scope="module")
+def outlook(tmp_path_factory):
+    """The page of a plan with all that one can hold."""
+    return read(sample.make_run(tmp_path_factory.mktemp("outlook"), plan=sample.outlook_record()))
+
+
+def test_what_a_plan_holds_besides_has_its_sections_and_an_older_plan_has_not(outlook, pages):
+    headings = [squeeze(text) for tag, text in Page(outlook).headings if tag == "h2"]
+    assert headings[1:4] == ["Devices per target", "When more comes than was planned", "What would change it"]
+    assert headings[4:] == HEADINGS[1:]
+    assert "surge" not in Page(pages["met"]).text and "undefined" not in outlook.lower()
+
+
+def test_each_surge_says_who_is_served_who_is_told_busy_and_when_it_is_over(outlook):
+    rows = table_with(outlook, "Told busy")
+    assert [row["Surge"] for row in rows] == ["twice the load"] * 2 + ["an impulse"] * 2
+    assert (rows[0]["Promises kept"], rows[0]["Told busy"]) == ("61%", "38%")
+    assert rows[0]["Recovered after"] == "not within 5 h" and rows[1]["Recovered after"] == "at once"
+    assert rows[0]["Most sessions"] == "577 extrapolated" and rows[1]["Most sessions"] == "36"
+
+
+def test_a_surge_is_drawn_with_its_length_and_a_line_for_each_way_to_let_callers_in():
+    rows = sample.behaviour_record()["surges"][:2]
+    figure = figures.surge(rows, {"all are let in": "#111", "the rest are told busy": "#222"})
+    assert [trace.line.color for trace in figure.data] == ["#111", "#222"]
+    assert (figure.layout.shapes[0].x0, figure.layout.shapes[0].x1) == (0, 15)
+    assert figure.data[0].x[5] == 0.5 and figure.data[0].y[5] == pytest.approx(61)
+
+
+def test_costs_losses_drain_and_changes_are_said_with_their_basis(outlook):
+    text = squeeze(Page(outlook).text)
+    assert table_with(outlook, "EUR per audio hour")[0]["EUR per audio hour"] == "0.1370.11 to 0.17"
+    assert "devices × 2.5 EUR an hour (given, for H100)" in text
+    loss = table_with(outlook, "Sessions moved")[0]
+    assert (loss["Promises afterwards"], loss["Of the limit"]) == ("✕ broken", "172%")
+    assert loss["In the first 10 min"] == "over ten times"
+    assert "at the latest after 5.2 min, where its longest session has just begun" in text
+    assert "With 36 sessions of 90 minutes aboard" in text and "2.5 h if all have just begun. simulated" in text
+    planned, longer, unknown = table_with(outlook, "One device carries")
+    assert (longer["at 5 req/s"], longer["Basis"]) == ("7", "simulated")
+    assert (unknown["at 5 req/s"], unknown["Basis"]) == ("–", "not known")
+    grown = table_with(outlook, "Devices too few after")[0]
+    assert (grown["Devices too few after"], grown["With a spare"]) == ("2.3 months", "never")
+    assert (grown["A fleet of 9"], grown["Devices after 3, 6 and 12 months"]) == ("now", "6, 8, 14")
+
+
+KINDS = ("measured", "simulated", "extrapolated", "emulated")
+NOT_FIGURES = ("As sent", "SHA-256", "Trials in the order", "When each prediction", "Devices for each target")
+
+
+def test_every_figure_says_how_it_is_known(outlook):
+    captions = [squeeze(caption) for caption in Page(outlook).captions]
+    figures_of = [caption for caption in captions if not caption.startswith(NOT_FIGURES)]
+    assert len(figures_of) >= 14
+    assert [caption for caption in figures_of if not caption.endswith(KINDS)] == []
+    assert all(row["Basis"] in (*KINDS, "as above", "not known") for row in table_with(outlook, "Headroom"))
+
+
+def test_when_a_prediction_was_made_is_shown_with_its_hash_and_a_changed_one_is_named(tmp_path):
+    run = sample.make_run(tmp_path)
+    trial, results, samples = sample.open_trial(9, sample.space()[0], 0.8, True, np.random.default_rng(3))
+    early, late = (sealed({"rtf_p95": 0.4}, f"2025-01-31T{time}+00:00") for time in ("09:25:20", "09:26:30"))
+    for name, prediction, written in (
+        ("fine", early, early),
+        ("late", late, late),
+        ("turned", early | {"rtf_p95": 0.5}, early),
+        ("unwritten", early, None),
+    ):
+        if written:
+            run.append_prediction(name, written)
+        run.append_trial(replace(trial, trial_id=name, prediction=prediction), results, samples)
+    fine, too_late, turned, unwritten = table_with(read(run), "Unchanged since")
+    assert (fine["Unchanged since"], fine["Before the trial"]) == ("✓ yes", "10 s")
+    assert fine["sha256"] == early["sha256"] and fine["Made"] == "2025-01-31 09:25:20 UTC"
+    assert "after it had started" in too_late["Unchanged since"]
+    assert "its hash differs" in turned["Unchanged since"]
+    assert "not the one that was written into predictions.jsonl" in unwritten["Unchanged since"]
+
+
+def test_the_page_says_when_it_expires_and_with_what(pages):
+    text = squeeze(Page(pages["met"]).text)
+    assert "Valid until2025-05-01" in text.replace("Valid until ", "Valid until")
+    assert "On 2025-05-01 at the latest" in text and "the device and its driver: cpu" in text
+
+
 def test_the_headline_prefers_a_measured_target(runs):
     targets = runs["met"].plan()["targets"]
-    assert decision.headline_target(targets)["qps"] == 5
+    assert headline_target(targets)["qps"] == 5
     beyond = [target | {"basis": "extrapolated"} for target in targets]
-    assert decision.headline_target(beyond)["qps"] == 20
+    assert headline_target(beyond)["qps"] == 20
     plan = sample.plan_record() | {"targets": beyond}
     assert decision.decide(sample.manifest(), plan).basis == "extrapolated"
 

@@ -67,3 +67,22 @@ def test_deployments_are_named_by_what_differs():
 )
 def test_intervals_in_words(bounds, said):
     assert words.interval(bounds) == said
+
+
+@pytest.mark.parametrize(
+    "seconds, said", [(59, "59 s"), (120, "2 min"), (5400, "90 min"), (9000, "2.5 h"), (None, words.ABSENT)]
+)
+def test_durations_in_the_unit_that_one_would_say(seconds, said):
+    assert words.duration(seconds) == said
+
+
+@pytest.mark.parametrize("count, said", [(0.0, "now"), (2.34, "2.3 months"), (1, "1 month"), (None, "never")])
+def test_months_until_something(count, said):
+    assert words.months(count) == said
+
+
+@pytest.mark.parametrize(
+    "share, said", [(0.5, "50%"), (1.72, "172%"), (40.0, "over ten times"), (None, "over ten times")]
+)
+def test_a_share_of_a_limit_says_no_more_than_it_knows(share, said):
+    assert words.share_of_limit(share) == said

@@ -12,7 +12,7 @@ from harness.cli import app
 from harness.errors import InputError
 from harness.report.facts import REPORT_NAME, SEAL_NAME
 from harness.report.page import write_report
-from harness.report.seal import check_seal, is_intact, write_seal
+from harness.report.seal import _own_sha256, check_seal, is_intact, write_seal
 from harness.signoff import EXIT_CODES
 from harness.store import Run
 
@@ -38,6 +38,15 @@ def test_a_signed_run_is_intact_and_signing_it_twice_gives_the_same_bytes(signed
     write_report(Run.open(signed))
     write_seal(Run.open(signed))
     assert (signed / SEAL_NAME).read_bytes() == first
+
+
+def test_a_pipeline_reads_the_answer_from_it(signed):
+    content, plan = json.loads((signed / SEAL_NAME).read_text()), Run.open(signed).plan()
+    answer = content["answer"]
+    assert (content["verdict"], answer["unit"], answer["reasons"]) == (plan["verdict"], plan["unit"], plan["reasons"])
+    assert [(each["qps"], each["devices"]) for each in answer["targets"]] == [
+        (each["qps"], each["devices"]) for each in plan["targets"]
+    ]
 
 
 EVIDENCE = ["trials.jsonl", "plan.json", "fit.json", "manifest.json", "requests.parquet/*", REPORT_NAME]
@@ -75,11 +84,38 @@ def test_an_answer_expires(signed):
     assert "it expired at" in check_seal(signed, signed_at + days + timedelta(seconds=1)).problems[0]
 
 
+def forge(signed, **changes):
+    """The seal with other words and a hash of its own that fits them."""
+    content = json.loads((signed / SEAL_NAME).read_text()) | changes
+    del content["sha256"]
+    (signed / SEAL_NAME).write_text(json.dumps({**content, "sha256": _own_sha256(content)}))
+
+
+def test_a_seal_forged_with_its_hash_says_another_thing_than_the_run(signed):
+    forge(signed, verdict="missed", expires_at="2999-01-01T00:00:00+00:00")
+    said = check_seal(signed).problems
+    assert said == tuple(f"{SEAL_NAME} says another {name} than the run" for name in ("verdict", "expires_at"))
+
+
+def test_an_answer_of_the_future_is_not_relied_on(signed):
+    signed_at = datetime.fromisoformat(Run.open(signed).manifest.finished_at)
+    assert "yet to come" in check_seal(signed, signed_at - timedelta(seconds=1)).problems[0]
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": "x", "verdict": 1}'])
 def test_a_damaged_seal_is_said_to_be(signed, content):
     (signed / SEAL_NAME).write_text(content)
     with pytest.raises(InputError, match="is damaged: restore it"):
         check_seal(signed)
+    answer = CliRunner().invoke(app, ["report", "--run", str(signed)])
+    assert isinstance(answer.exception, InputError) or "not signed again" in answer.output
+
+
+def test_an_unknown_verdict_or_a_time_without_a_zone_is_damage(signed):
+    for changes in ({"verdict": "splendid"}, {"expires_at": "2999-01-01T00:00:00"}):
+        forge(signed, **changes)
+        with pytest.raises(InputError, match="is damaged"):
+            check_seal(signed)
 
 
 def test_a_run_that_is_not_signed_has_nothing_to_check(tmp_path):

@@ -131,6 +131,7 @@ def test_a_prediction_is_on_disk_as_it_was_sealed(run):
     run.append_prediction("t1", prediction)
     line = json.loads((run.path / "predictions.jsonl").read_text())
     assert line == {"trial_id": "t1", **prediction}
+    assert run.predictions() == {"t1": prediction}
     run.append_trial(trial(prediction=prediction), [], [])
     (stored,) = Run.open(run.path).trials()
     assert flaw_of(stored.prediction, "2026-01-02") == ""

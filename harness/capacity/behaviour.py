@@ -51,9 +51,9 @@ class Admission:
 
 
 ADMISSIONS = (
-    Admission("all are taken", limited=False),
-    Admission("beyond a limit they wait", limited=True, line=LINE),
-    Admission("beyond a limit they are told busy", limited=True),
+    Admission("all are let in", limited=False),
+    Admission("the rest wait in line", limited=True, line=LINE),
+    Admission("the rest are told busy", limited=True),
 )
 SURGES = (
     Surge("twice the load", 2),

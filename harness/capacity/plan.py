@@ -118,6 +118,13 @@ def _money_and_growth(plan: dict, pools: Pools, terms: Terms) -> dict:
     return {"targets": targets, "forecast": coming}
 
 
+def headline_target(targets: Sequence[dict]) -> dict | None:
+    """The target that the answer names: the highest one within the measured loads, else the highest at all."""
+    counted = [target for target in targets if target["devices"] is not None]
+    in_range = [target for target in counted if target["basis"] != "extrapolated"]
+    return max(in_range or counted, key=lambda target: target["qps"], default=None)
+
+
 def pools_of(fit: dict, chosen: dict, mix, promises: Sequence, utilisation_cap: float) -> Pools:
     """Pools of a fitted deployment under the very traffic that the fit was made for."""
     limits = limits_of(chosen, promises, fit["session_limit"], fit["extrapolation"])

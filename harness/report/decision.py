@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from harness.capacity.plan import headline_target
 from harness.records import RunManifest, Trial
 from harness.report import words
 from harness.report.facts import Deployment
@@ -54,13 +55,6 @@ def decide(manifest: RunManifest, plan: dict | None) -> Decision:
         basis=target["basis"] if target and verdict != "missed" else "",
         reasons=tuple(plan["reasons"]) if plan else (),
     )
-
-
-def headline_target(targets: Sequence[dict]) -> dict | None:
-    """The target that the answer names: the highest one within the measured loads, else the highest at all."""
-    counted = [target for target in targets if words.known(target["devices"])]
-    in_range = [target for target in counted if target["basis"] != "extrapolated"]
-    return max(in_range or counted, key=lambda target: target["qps"], default=None)
 
 
 def _answer(verdict: str, plan: dict | None, target: dict | None, device: str) -> str:
@@ -135,7 +129,8 @@ def not_measured(manifest: RunManifest, trials: Sequence[Trial]) -> list[str]:
         "The steadiness of single windows: rungs of a ladder are not tested for it one by one, nor are open-loop "
         "windows that are short against their requests (the trial then says so).",
         "Any network between client and server other than the one of this run.",
-        "Load far above the targets (twice and five times), ramps, impulses and the recovery from them.",
+        "Load far above the targets (twice and five times), ramps, impulses and the recovery from them: at most "
+        "simulated from what was fitted.",
         "The quality of the speech.",
     ]
     return said

@@ -16,7 +16,7 @@ from harness.metrics import sessions_in_parts
 from harness.records import Result
 from harness.report import figures, words
 from harness.report.facts import Deployment
-from harness.report.figures import BEST_COLOUR, LIMIT_COLOUR, OTHER_COLOURS, REST_COLOUR, STAGE_COLOURS
+from harness.report.figures import BEST_COLOUR, LIMIT_COLOUR, OTHER_COLOURS, REST_COLOUR
 from harness.store import Run
 
 _AXIS_TITLES = {"ttfa_s": "time to first audio, s", "rtf": "real-time factor", "stall_longest_s": "longest stall, s"}
@@ -184,30 +184,20 @@ def devices(plan: dict, rates_per_s: Sequence[float] = (), counts: Sequence[int]
     return stand_alone(figure, f"Devices for each rate. One device is {plan['unit']}")
 
 
+def surge(plan: dict, name: str) -> go.Figure:
+    """One surge of plan.json's ``behaviour``: the share of callers whose promises are kept, by when they came."""
+    rows = [row for row in plan["behaviour"]["surges"] if row["surge"] == name]
+    colours = dict(zip((row["admission"] for row in rows), figures.ADMISSION_COLOURS, strict=False))
+    drawn = figures.surge(rows, colours)
+    drawn.update_yaxes(title={"text": "callers whose promises are kept"})
+    return stand_alone(drawn, f"{name.capitalize()} (simulated): who is still served as promised")
+
+
 def stage_times(entry: Deployment) -> go.Figure:
     """Where a frame's time went at each number of sessions of a deployment."""
     bars = figures.stage_time(entry, figures.stage_time_top_ms([entry]))
     bars.update_yaxes(title={"text": "ms of one frame"})
     return stand_alone(bars, f"Where a frame's time went, deployment {entry.label}")
-
-
-def frame_by_deployment(points: pd.DataFrame, sessions: float) -> go.Figure:
-    """Time of a frame by stage and deployment at about so many sessions, stacked; ``points`` of ``tables.points``."""
-    near = points.loc[(points["sessions"] - sessions).abs().groupby(points["deployment"]).idxmin()]
-    figure = _figure("deployment", "ms of one frame")
-    for stage, colour in STAGE_COLOURS.items():
-        for part in ("compute", "queue"):
-            name = f"{words.stage(stage)} {part}"
-            figure.add_bar(
-                x=near["deployment"],
-                y=near[f"{name}_ms"],
-                name=name,
-                marker=figures.bar_marker(colour, hatched=part == "queue"),
-            )
-    figure.add_bar(x=near["deployment"], y=near["hop_ms"], name="hop", marker=figures.bar_marker(REST_COLOUR))
-    figure.update_layout(barmode="stack")
-    _real_time(figure)
-    return stand_alone(figure, f"A frame at about {words.plural(round(sessions), 'session')}, by deployment")
 
 
 def _real_time(figure: go.Figure) -> None:

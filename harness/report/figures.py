@@ -67,19 +67,19 @@ def stage_time(entry: Deployment, top_ms: float) -> go.Figure:
     """Where a frame's time went at each number of sessions, stacked, on a scale that all deployments share."""
     figure = empty_figure("sessions", "", height=270)
     points = [point for point in entry.points if point.stages]
-    sessions = [words.figure(point.sessions) for point in points]
+    places = list(range(len(points)))  # two points of as many sessions stand side by side
     for name, colour in STAGE_COLOURS.items():
         for part in ("compute", "queue"):
             times_ms = [1000 * _seconds(point, name, part) for point in points]
             figure.add_bar(
-                x=sessions,
+                x=places,
                 y=times_ms,
                 name=f"{words.stage(name)} {part}",
                 marker=bar_marker(colour, hatched=part == "queue"),
                 hovertemplate=f"{words.stage(name)} {part}: %{{y:.2f}} ms<extra></extra>",
             )
     figure.add_bar(
-        x=sessions,
+        x=places,
         y=[1000 * point.hop_s for point in points],
         name="hop",
         marker=bar_marker(REST_COLOUR),
@@ -87,7 +87,7 @@ def stage_time(entry: Deployment, top_ms: float) -> go.Figure:
     )
     limit_line(figure, REAL_TIME_MS, "133 ms")
     figure.update_layout(barmode="stack", bargap=0.28)
-    figure.update_xaxes(type="category")
+    figure.update_xaxes(tickvals=places, ticktext=[words.figure(point.sessions, 2) for point in points])
     figure.update_yaxes(range=[0, top_ms], ticksuffix=" ms", showticksuffix="last")
     return figure
 

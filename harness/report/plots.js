@@ -1,4 +1,4 @@
-// Draw each plot from the JSON beside it, in the colours of the page, light or dark.
+// Unpack Plotly, which the page carries compressed, and draw each plot from the JSON beside it, in the page's colours.
 (function () {
   "use strict";
   var printing = false;
@@ -24,7 +24,26 @@
     return themed;
   }
 
+  function unpack(id) {
+    var packed = atob(document.getElementById(id).textContent);
+    var bytes = Uint8Array.from(packed, function (letter) { return letter.charCodeAt(0); });
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
+
+  function run(code) {
+    var script = document.createElement("script");
+    script.textContent = code;
+    document.head.append(script);
+  }
+
+  function refuse() {
+    document.querySelectorAll(".plot").forEach(function (place) {
+      place.textContent = "This browser cannot draw the plot; a newer one can, and the tables hold its figures.";
+    });
+  }
+
   function draw() {
+    if (!window.Plotly) { return; }
     document.querySelectorAll(".plot").forEach(function (place) {
       var figure = JSON.parse(document.getElementById("data-" + place.id).textContent);
       Plotly.react(place, figure.data, theme(figure.layout), { displayModeBar: false, responsive: true });
@@ -37,7 +56,7 @@
     draw();
   }
 
-  draw();
+  if (window.DecompressionStream) { unpack("plotly").then(run).then(draw); } else { refuse(); }
   dark.addEventListener("change", draw);
   window.addEventListener("beforeprint", function () { print(true); });
   window.addEventListener("afterprint", function () { print(false); });

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.errors import InputError
 from harness.report.facts import REPORT_NAME, SEAL_NAME, evidence, expires_at, file_sha256
-from harness.store import Run
+from harness.store import Run, replace_text
 
 SCHEMA = 1
+VERDICTS = ("met", "missed", "inconclusive")
 _OF_A_TARGET = ("qps", "devices", "interval", "binding", "basis", "devices_n_plus_1", "devices_n_plus_2")
 
 
@@ -36,9 +37,21 @@ def write_seal(run: Run) -> Path:
 
     It depends on the stored records only: writing it twice gives the same bytes.
     """
-    manifest, plan = run.manifest, run.plan()
     content = {
         "schema": SCHEMA,
+        **_said(run),
+        "evidence": [asdict(file) for file in evidence(run.path)],
+        "report_sha256": file_sha256(run.path / REPORT_NAME),
+    }
+    path = run.path / SEAL_NAME
+    replace_text(path, json.dumps({**content, "sha256": _own_sha256(content)}, indent=1) + "\n")
+    return path
+
+
+def _said(run: Run) -> dict:
+    """What is signed, from the manifest and the plan of a run."""
+    manifest, plan = run.manifest, run.plan()
+    return {
         "run_id": manifest.run_id,
         "verdict": plan["verdict"],
         "answer": _answer(plan),
@@ -51,13 +64,7 @@ def write_seal(run: Run) -> Path:
             "versions": manifest.versions,
         },
         "emulated": manifest.emulated,
-        "evidence": [asdict(file) for file in evidence(run.path)],
-        "report_sha256": file_sha256(run.path / REPORT_NAME),
     }
-    path, unfinished = run.path / SEAL_NAME, run.path / f".{SEAL_NAME}.tmp"
-    unfinished.write_text(json.dumps({**content, "sha256": _own_sha256(content)}, indent=1) + "\n")
-    os.replace(unfinished, path)
-    return path
 
 
 def _answer(plan: Mapping) -> dict:
@@ -67,33 +74,48 @@ def _answer(plan: Mapping) -> dict:
 
 
 def check_seal(folder: Path, now: datetime | None = None) -> Checked:
-    """Hold a signed run against its hashes and its expiry. Raises InputError where there is nothing signed."""
-    path = Path(folder) / SEAL_NAME
-    try:
-        content = json.loads(path.read_text())
+    """Hold a signed run against its hashes, its own records and its expiry.
+
+    Raises InputError where there is nothing signed, or what was signed cannot be read.
+    """
+    with _readable(Path(folder)):
+        content = json.loads((Path(folder) / SEAL_NAME).read_text())
         own = content.pop("sha256")
-        found = Checked(content["verdict"], content["expires_at"], len(content["evidence"]), ())
-        problems = list(_problems(Path(folder), content, own, now or datetime.now(UTC)))
+        if content["verdict"] not in VERDICTS:
+            raise ValueError(content["verdict"])
+        problems = tuple(_problems(Path(folder), content, own, now or datetime.now(UTC)))
+        return Checked(content["verdict"], content["expires_at"], len(content["evidence"]), problems)
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether a run is unsigned, or what its answer rests on is as it was when it was signed. Raises InputError."""
+    if not (Path(folder) / SEAL_NAME).exists():
+        return True
+    with _readable(Path(folder)):
+        content = json.loads((Path(folder) / SEAL_NAME).read_text())
+        return not list(_changed(Path(folder), content["evidence"]))
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    path = folder / SEAL_NAME
+    try:
+        yield
     except OSError as error:
         words = f"{folder} holds no signed answer ({SEAL_NAME}: {error.strerror}): give the folder of a finished run"
         raise InputError(words) from None
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise InputError(f"{path} is damaged: restore it, or run the sign-off again") from None
-    return Checked(found.verdict, found.expires_at, found.files, tuple(problems))
-
-
-def is_intact(folder: Path) -> bool:
-    """Whether a run is unsigned, or what its answer rests on is as it was when it was signed."""
-    if not (Path(folder) / SEAL_NAME).exists():
-        return True
-    content = json.loads((Path(folder) / SEAL_NAME).read_text())
-    return not list(_changed(Path(folder), content["evidence"]))
+        raise InputError(f"{path} is damaged: restore it, or delete it and run the sign-off again") from None
 
 
 def _problems(folder: Path, content: Mapping, own: str, now: datetime) -> Iterator[str]:
+    changed = list(_changed(folder, content["evidence"]))
     if _own_sha256(content) != own:
         yield f"{SEAL_NAME} was changed after it was signed"
-    yield from _changed(folder, content["evidence"])
+    elif not changed:
+        said = _said(Run.open(folder))
+        yield from (f"{SEAL_NAME} says another {name} than the run" for name in said if content[name] != said[name])
+    yield from changed
     report = folder / REPORT_NAME
     if not report.is_file():
         yield f"{REPORT_NAME} is missing: write it again with `harness report --run {folder}`"
@@ -101,6 +123,8 @@ def _problems(folder: Path, content: Mapping, own: str, now: datetime) -> Iterat
         yield f"{REPORT_NAME} was changed after it was signed"
     if now > datetime.fromisoformat(content["expires_at"]):
         yield f"it expired at {content['expires_at']}: measure anew with `harness signoff PLAN --fresh`"
+    if now < datetime.fromisoformat(content["signed_at"]):
+        yield f"it was signed at {content['signed_at']}, which is yet to come: set the clock of this machine"
 
 
 def _changed(folder: Path, signed: list[dict]) -> Iterator[str]:

@@ -140,3 +140,33 @@ def validation(plan: dict) -> pd.DataFrame:
         }
         for row in plan["validation"]
     )
+
+
+def surges(plan: dict) -> pd.DataFrame:
+    """One row a surge and way to let callers in, of plan.json's ``behaviour``."""
+    return pd.DataFrame(
+        {
+            "surge": row["surge"],
+            "let in": row["admission"],
+            "promises kept": words.percent(row["in_promise_during"]),
+            "told busy": words.percent(row["busy_during"]),
+            "most sessions": row["most_sessions"],
+            "basis": "extrapolated" if row["beyond_measured"] else "simulated",
+            "recovered after": words.recovery(row["recovered_after_s"], row["watched_s"]),
+        }
+        for row in (plan.get("behaviour") or {}).get("surges", [])
+    )
+
+
+def sensitivity(plan: dict) -> pd.DataFrame:
+    """One row a change, of plan.json's ``sensitivity``: the rate of a device, and the devices of each target."""
+    return pd.DataFrame(
+        {
+            "change": row["change"],
+            "requests per s on one device": row["rate_per_device"],
+            **{f"devices at {each['qps']:g}": each["devices"] for each in row["targets"]},
+            "basis": row["basis"],
+            "note": row["note"],
+        }
+        for row in plan.get("sensitivity") or []
+    )

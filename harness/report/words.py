@@ -55,6 +55,11 @@ def percent(share, decimals: int = 0) -> str:
     return f"{100 * share:.{decimals}f}%" if known(share) else ABSENT
 
 
+def share_of_limit(share) -> str:
+    """A value as a share of its limit, up to ten times it; far beyond, the figure says no more."""
+    return percent(share) if known(share) and share <= 10 else "over ten times"
+
+
 def signed_percent(share) -> str:
     return f"{100 * share:+.0f}%".replace("-", "\N{MINUS SIGN}") if known(share) else ABSENT
 
@@ -85,6 +90,13 @@ def duration(seconds) -> str:
     if seconds < 120:
         return f"{figure(seconds, 2)} s"
     return f"{figure(seconds / 60, 2)} min" if seconds < 7200 else f"{figure(seconds / 3600, 2)} h"
+
+
+def recovery(seconds, watched_s: float) -> str:
+    """How long after a surge all was as before; None: not as long as it was watched."""
+    if not known(seconds):
+        return f"not within {duration(watched_s)}"
+    return duration(seconds) if seconds else "at once"
 
 
 def months(count) -> str:

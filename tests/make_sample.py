@@ -1,0 +1,63 @@
+"""Makes the stored sample run, and the README's table, from a finished run: ``make sample RUN=results/quick-1a2b3c4d``.
+
+Without a run it makes the README's table anew from the sample as it is.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from harness.errors import HarnessError, InputError
+from harness.report import words
+from harness.report.page import write_report
+from harness.report.seal import check_seal, write_seal
+from harness.store import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "results" / "sample-quick"
+README = ROOT / "README.md"
+_TABLE = re.compile(r"(?<=<!-- sample table -->\n).*?(?=<!-- end of sample table -->)", re.DOTALL)
+
+
+def table(plan: dict) -> str:
+    """The README's table of a plan."""
+    rows = [
+        f"| {target['qps']:g} | {target['devices']} | {words.interval(target['interval'])} | {target['binding']} "
+        f"| {words.percent(target['utilisation'])} | {words.figure(target['devices_n_plus_1'])} | {target['basis']} |\n"
+        for target in plan["targets"]
+    ]
+    head = f"Verdict: **{plan['verdict']}**. One device = {plan['unit']}.\n\n"
+    columns = "| requests/s | devices | 95% interval | bound by | utilisation | with one spare | basis |\n"
+    return head + columns + "|---:|---:|:---:|---|---:|---:|---|\n" + "".join(rows)
+
+
+def take(source: Path, sample: Path) -> None:
+    """Replace the sample by a finished run whose evidence is as it was signed; its report is written where it lies."""
+    found = check_seal(source)
+    if found.problems:
+        raise InputError(f"{source} is not to be relied on: {'; '.join(found.problems)}")
+    fresh = sample.with_name(f".{sample.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(source, fresh, ignore=shutil.ignore_patterns(".*", "*.lock", "*.tmp"))
+    shutil.rmtree(sample, ignore_errors=True)
+    fresh.rename(sample)
+    run = Run.open(sample)
+    write_report(run)
+    write_seal(run)
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        take(Path(arguments[0]), SAMPLE)
+    README.write_text(_TABLE.sub(lambda _: table(Run.open(SAMPLE).plan()), README.read_text()))
+    print(f"{SAMPLE.relative_to(ROOT)} and the table of README.md are of run {Run.open(SAMPLE).manifest.run_id}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except HarnessError as error:
+        sys.exit(f"make_sample: {error}")
