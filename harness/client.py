@@ -173,6 +173,7 @@ class Stream:
         finally:
             self._silence.cancel()
             self._replica.streams -= 1
+            self._replica.served += bool(self._final_ns and not self._error)
             self._task = None
         return self._result()
 

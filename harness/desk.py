@@ -56,9 +56,8 @@ class Desk:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._send("progress", self.look())
-        servers = self._client.replicas
-        counts = {"reconnects": dict(servers.reconnects), "passed_over": dict(servers.passed_over)}
-        self._send("bye", {"lag_p99_s": self.lag.p99_s(), **counts})
+        fared = await self._client.replicas.fared()
+        self._send("bye", {"lag_p99_s": self.lag.p99_s(), "fared": fared.to_plain()})
         self.ended.set()
 
     def look(self) -> dict:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,16 @@ from scipy.stats import theilslopes
 from harness import metrics
 from harness.certificate import MAX_LATENESS_P99_S, Certificate, Due, Gate, certify
 from harness.loadtest import LoadSettings, arrival_times
+from harness.probe import commit, host_facts, versions
 from harness.recording import RecordsWriter, mixture
 from harness.records import Outcome, Result
+from harness.replicas import Fared
 from harness.slo import Promise, Verdict, judge
+from harness.store import LOAD_TEST, write_json
 from harness.targets import Target
 from harness.witness import Look, Witness
 
+MANIFEST, REQUESTS = "manifest.json", "requests.csv"  # beside the records
 _NS = 1e9
 
 
@@ -82,8 +87,7 @@ class Ledger:
         self.lag_p99_s = math.nan  # how late the readers' own timers ran
         self.remarks: list[str] = []  # each makes the test INVALID
         self.notes: list[str] = []  # what a reader should know
-        self.reconnects: Counter[str] = Counter()  # connections lost and made again, by server
-        self.passed_over: Counter[str] = Counter()  # requests that another got because this server was down
+        self.fared = Fared()  # the connections to the servers
         self.readers_see_servers_clock = is_this_host(self.target)
         self.start_ns = time.monotonic_ns()
         self.witness: Witness | None = None
@@ -91,6 +95,7 @@ class Ledger:
         self.ladder_ended = ""  # why before its last rung
         asked = {"url": self.target.url, "target": self.target.record(), "run_s": run_s, **settings.record()}
         self._writer = RecordsWriter(folder, asked) if folder else None
+        self._manifest = _Manifest(folder, asked) if folder else None
 
     def watch_host(self) -> None:
         """From now on note what else goes on here; ``close`` ends it."""
@@ -139,6 +144,7 @@ class Ledger:
         )
         if self._writer:
             self._writer.end(self._end(report))
+            self._manifest.conclude(self._end(report), self.results)
         return report
 
     def _settled_ns(self, end_ns: int) -> int:
@@ -163,15 +169,10 @@ class Ledger:
 
     def replicas(self) -> list[dict[str, str | int]]:
         """What each server got, and how the connections to it fared."""
-        sent = Counter(result.target for result in self.results)
+        sent, fared = Counter(result.target for result in self.results), vars(self.fared)
         return [
-            {
-                "address": address,
-                "requests": sent[address],
-                "reconnects": self.reconnects[address],
-                "passed_over": self.passed_over[address],
-            }
-            for address in self.target.addresses
+            {"address": each, "requests": sent[each], **{name: counts[each] for name, counts in fared.items()}}
+            for each in self.target.addresses
         ]
 
     def _of_replicas(self) -> Iterator[str]:
@@ -184,6 +185,11 @@ class Ledger:
                 yield f"connections to {each['address']} that were lost and made again: {each['reconnects']}"
             if each["passed_over"]:
                 yield f"requests that passed over {each['address']} because it was down: {each['passed_over']}"
+            if each["forgotten"]:
+                yield (
+                    f"{each['address']} does not remember {each['forgotten']} requests or more that it served: it, or "
+                    "its entry, was started again meanwhile (or several servers answer there)"
+                )
 
     def _unsteady(self) -> str:
         if self.settings.ladder:
@@ -244,6 +250,39 @@ class Ledger:
             "drift": _plain_drift(report.drift),
             "summary": report.summary,
         }
+
+
+class _Manifest:
+    """What a test was and how it went, for people and their tools, beside the records of every chunk."""
+
+    def __init__(self, folder: Path, asked: dict):
+        self._folder = folder
+        self._content = {
+            "kind": LOAD_TEST,
+            "created_at": _now(),
+            "finished_at": None,  # as long as it runs, and for ever where it was killed
+            "commit": commit(),
+            "versions": versions(),
+            "host": host_facts(),
+            "load": asked,
+        }
+        write_json(folder / MANIFEST, self._content)
+
+    def conclude(self, end: dict, results: Sequence[Result]) -> None:
+        counts = Counter(result.outcome for result in results)
+        judged = ("valid", "reasons", "gates")
+        went = {
+            "finished_at": _now(),
+            "requests": {str(outcome): counts[outcome] for outcome in Outcome},
+            "certificate": {name: end[name] for name in judged},
+            "measured": {name: value for name, value in end.items() if name not in judged},
+        }
+        metrics.per_request(results).to_csv(self._folder / REQUESTS, index=False)
+        write_json(self._folder / MANIFEST, self._content | went)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def kept_promises(

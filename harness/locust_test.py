@@ -11,7 +11,6 @@ import logging
 import math
 import threading
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from harness.loadtest import LoadSettings, Share, lead_s
 from harness.options import settings_of
 from harness.recording import result_from_plain, result_to_plain
 from harness.records import Outcome, Result
+from harness.replicas import Fared
 from harness.targets import Target
 from harness.terminal import end_lines, progress_line, start_line
 from harness.watch import Progress
@@ -156,7 +156,7 @@ class SpeechTest:
         self.share.finish(grace_s)
         ledger, pool = self.ledger, self.share.pool
         ledger.submitted, ledger.lost, ledger.lag_p99_s = pool.submitted, pool.lost, pool.lag_p99_s
-        ledger.reconnects, ledger.passed_over = pool.reconnects, pool.passed_over
+        ledger.fared = pool.fared
 
     def _hurry(self, grace_s: float) -> None:
         self.share.finish(grace_s)
@@ -243,8 +243,7 @@ class MasterTest(SpeechTest):
         self.ledger.submitted = sum(each["submitted"] for each in said)
         self.ledger.lost = sum(each["lost"] for each in said)
         self.ledger.lag_p99_s = max((each["lag_p99_s"] for each in said), default=math.nan)
-        self.ledger.reconnects = sum((Counter(each["reconnects"]) for each in said), Counter())
-        self.ledger.passed_over = sum((Counter(each["passed_over"]) for each in said), Counter())
+        self.ledger.fared = sum((Fared.from_plain(each["fared"]) for each in said), Fared())
         one_clock = len(set(self._shift_ns.values())) < 2
         self.ledger.readers_see_servers_clock = one_clock and all(each["sees_servers_clock"] for each in said)
         self.ledger.remarks += self._remarks()
@@ -332,8 +331,7 @@ class WorkerTest(SpeechTest):
             "submitted": share.pool.submitted if share else 0,
             "lost": share.pool.lost if share else 0,
             "lag_p99_s": share.pool.lag_p99_s if share else math.nan,
-            "reconnects": dict(share.pool.reconnects) if share else {},
-            "passed_over": dict(share.pool.passed_over) if share else {},
+            "fared": (share.pool.fared if share else Fared()).to_plain(),
             "wall_ns": self._wall_ns if share else wall_ns(),
             "sees_servers_clock": self._sees_servers_clock if share else True,
             "record": self.settings.record(),

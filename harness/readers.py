@@ -24,7 +24,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from harness.desk import Desk
 from harness.errors import HarnessError, InputError, ServerError
 from harness.recording import request_to_plain, result_from_plain
 from harness.records import Outcome, Request, Result
+from harness.replicas import Fared
 from harness.targets import Target
 from harness.watch import Lag, Progress
 
@@ -86,7 +86,7 @@ class _ReaderProcess:
         self.tickets: dict[int, Ticket] = {}
         self.progress = Progress()
         self.returned, self.lost, self.lag_p99_s = 0, 0, math.nan
-        self.reconnects, self.passed_over = Counter(), Counter()
+        self.fared = Fared()
         self._refusal = ""
         self._greeted = threading.Event()
         self._sending = threading.Lock()
@@ -156,7 +156,7 @@ class _ReaderProcess:
                 self.progress = Progress.from_plain(value)
             case "bye":
                 self.lag_p99_s = value["lag_p99_s"]
-                self.reconnects, self.passed_over = Counter(value["reconnects"]), Counter(value["passed_over"])
+                self.fared = Fared.from_plain(value["fared"])
 
     def _settle_lost(self) -> None:
         self.progress = Progress(samples=self.progress.samples, stalls=self.progress.stalls)
@@ -218,14 +218,9 @@ class ReaderPool:
         return max((reader.lag_p99_s for reader in self._readers), default=math.nan)
 
     @property
-    def reconnects(self) -> Counter[str]:
-        """Connections that were lost and made again, by server, once closed."""
-        return sum((reader.reconnects for reader in self._readers), Counter())
-
-    @property
-    def passed_over(self) -> Counter[str]:
-        """Requests that went to another server because this one was down, by server, once closed."""
-        return sum((reader.passed_over for reader in self._readers), Counter())
+    def fared(self) -> Fared:
+        """How the connections to the servers fared, once closed."""
+        return sum((reader.fared for reader in self._readers), Fared())
 
     def submit(self, request: Request, loop: str, then: Callable[[Result], None] | None = None) -> Ticket:
         """Hand over a request, to be sent at its ``due_ns`` (at once if that has passed).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
+from dataclasses import dataclass, field
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
@@ -15,18 +16,45 @@ from harness.errors import ServerError
 from harness.targets import CA, CERT, DEFAULT_PORT, KEY, LEAST_LOADED, Target, Tls
 
 PING_TIMEOUT = "ping timeout"  # gRPC's words
+COUNTS_WITHIN_S = (0.1, 0.4)  # Triton may count a request some time after its last response
+
+
+@dataclass(frozen=True)
+class Fared:
+    """How the connections of a process fared, by server; the sum of several is that of them all.
+
+    ``reconnects``: lost and made again. ``passed_over``: requests that another server got because this one was down.
+    ``forgotten``: requests served that the server does not remember, see ``Replica.forgotten``.
+    """
+
+    reconnects: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    forgotten: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: Fared) -> Fared:
+        # What one process knows to be forgotten may be what the other knows.
+        forgotten = self.forgotten | other.forgotten
+        return Fared(self.reconnects + other.reconnects, self.passed_over + other.passed_over, forgotten)
+
+    def to_plain(self) -> dict[str, dict[str, int]]:
+        return {name: dict(counts) for name, counts in vars(self).items()}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, dict[str, int]]) -> Fared:
+        return cls(**{name: Counter(counts) for name, counts in plain.items()})
 
 
 class Replica:
     """One server: its connection, and what this process knows of it.
 
-    ``streams`` are open now. ``down``: its connection is lost or refused. ``reconnects`` counts losses that were made
-    good, ``passed_over`` the streams that went to another one because this one was down.
+    ``streams`` are open now, ``served`` are done. ``down``: its connection is lost or refused. ``reconnects`` counts
+    losses that were made good, ``passed_over`` the streams that went to another one because this one was down.
     """
 
     def __init__(self, target: Target, address: str):
         self.target, self.address = target, address
-        self.streams = self.reconnects = self.passed_over = 0
+        self.streams = self.served = self.reconnects = self.passed_over = 0
+        self._counted: int | None = None  # by the server, before we had asked it for anything
         self.down = self._was_up = False
         self._channel = target.aio_channel(address)
         self.stub = GRPCInferenceServiceStub(self._channel)
@@ -53,6 +81,28 @@ class Replica:
                 f"Triton at {self.address} does not serve the model {wire.ENTRY!r}: "
                 "load the model repository of this project into it"
             )
+        self._counted = await self._count()
+
+    async def forgotten(self) -> int:
+        """How many requests the server does not remember that it has served: more than none where it has been started
+        again meanwhile, its entry has been loaded again, or several servers answer at its address.
+
+        0 where it keeps no statistics, or others have asked it for so much since that it cannot be told.
+        """
+        for wait_s in (0.0, *COUNTS_WITHIN_S):
+            await asyncio.sleep(wait_s)
+            now = await self._count()
+            if self._counted is None or now is None or now >= self._counted + self.served:
+                return 0
+        return self._counted + self.served - now
+
+    async def _count(self) -> int | None:
+        manner = {"timeout": self.target.ready_s, "metadata": self.target.headers}
+        try:
+            answer = await self.stub.ModelStatistics(pb.ModelStatisticsRequest(name=wire.ENTRY), **manner)
+        except grpc.aio.AioRpcError:
+            return None
+        return sum(int(model.inference_count) for model in answer.model_stats)
 
     def in_words(self, error: grpc.RpcError) -> str:
         """A gRPC status as a sentence that says how to mend it; the server's own message is kept as it is."""
@@ -119,6 +169,12 @@ class Replicas:
     def passed_over(self) -> Counter[str]:
         """By address."""
         return Counter({replica.address: replica.passed_over for replica in self._ring})
+
+    async def fared(self) -> Fared:
+        """What there is to tell at the end of a test: every server is asked what it remembers."""
+        forgotten = await asyncio.gather(*(replica.forgotten() for replica in self._ring))
+        addresses = (replica.address for replica in self._ring)
+        return Fared(self.reconnects, self.passed_over, Counter(dict(zip(addresses, forgotten, strict=True))))
 
 
 def in_words(error: grpc.RpcError, address: str, tls: Tls | None) -> str:

@@ -43,6 +43,7 @@ from harness.records import (
 )
 
 SCHEMA = 1
+LOAD_TEST = "load test"  # the kind of a manifest.json that Locust's tests write
 _PART_FOLDERS = ("requests.parquet", "server.parquet")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _CHUNK_COLUMNS = tuple(each.name for each in dataclasses.fields(Chunks))
@@ -96,6 +97,8 @@ class Run:
         if not cls.is_run(path):
             raise StoreError(f"{path} holds no manifest.json, so it is no run of this harness; give a run's folder")
         content = _read_json(path / "manifest.json")
+        if content.pop("kind", None) == LOAD_TEST:
+            raise StoreError(f"{path} holds the records of a load test (locust --records), which is no run of a plan")
         del content["schema"]
         with _damage(path / "manifest.json"):
             return cls(path, RunManifest(**{**content, "notes": tuple(content["notes"])}))
@@ -107,7 +110,7 @@ class Run:
     def update_manifest(self, **changes: Any) -> None:
         """Replaces fields of the manifest, here and on disk."""
         self.manifest = dataclasses.replace(self.manifest, **changes)
-        _write_json(self.path / "manifest.json", dataclasses.asdict(self.manifest))
+        write_json(self.path / "manifest.json", dataclasses.asdict(self.manifest))
 
     def trials(self) -> list[Trial]:
         """Every finished trial, in the order they were appended."""
@@ -171,14 +174,14 @@ class Run:
         return pd.concat(frames, ignore_index=True) if frames else per_request([]).assign(trial_id="")
 
     def write_fit(self, fit: dict) -> None:
-        _write_json(self.path / "fit.json", fit)
+        write_json(self.path / "fit.json", fit)
 
     def fit(self) -> dict | None:
         """What was fitted, or None where nothing was yet; a NaN was stored as null."""
         return _read_json_if_there(self.path / "fit.json")
 
     def write_plan(self, plan: dict) -> None:
-        _write_json(self.path / "plan.json", plan)
+        write_json(self.path / "plan.json", plan)
 
     def plan(self) -> dict | None:
         """What was planned, or None where nothing was yet."""
@@ -216,7 +219,7 @@ def write_profile(path: Path | str, profile: dict) -> None:
     path = Path(path)
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(path, profile)
+    write_json(path, profile)
 
 
 def read_profile(path: Path | str) -> dict:
@@ -332,7 +335,8 @@ def _write_part(path: Path, table: pa.Table) -> None:
     _replace(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
-def _write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
+    """Writes a JSON file whole, over an older one of its name; a NaN becomes null. Raises StoreError."""
     text = json.dumps({"schema": SCHEMA, **_plain(content)}, indent=1, allow_nan=False)
     _replace(path, lambda file: file.write(text.encode("utf-8")))
 

@@ -88,6 +88,11 @@ class FakeTriton(GRPCInferenceServiceServicer):
     async def ModelReady(self, request, context):
         return pb.ModelReadyResponse(ready=self.timetable.model_ready and request.name == wire.ENTRY)
 
+    async def ModelStatistics(self, request, context):
+        answer = pb.ModelStatisticsResponse()
+        answer.model_stats.add(name=wire.ENTRY, inference_count=len(self.requests))
+        return answer
+
     async def ModelStreamInfer(self, request_iterator, context):
         arrived_s = time.monotonic()
         try:

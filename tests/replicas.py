@@ -8,7 +8,6 @@ import contextlib
 import grpc
 import trustme
 from fake_triton import FakeTriton, Timetable
-from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 
 from harness import wire
@@ -40,8 +39,9 @@ class Replica(FakeTriton):
 
     async def ModelStatistics(self, request, context):
         self._keep(context)
-        answer = pb.ModelStatisticsResponse()
-        answer.model_stats.add(name=wire.LLM, execution_count=self.executions)
+        answer = await super().ModelStatistics(request, context)
+        if request.name != wire.ENTRY:
+            answer.model_stats.add(name=wire.LLM, execution_count=self.executions)
         return answer
 
 

@@ -79,6 +79,14 @@ def test_the_number_of_arrivals_is_judged_by_the_statistics_of_its_process(arriv
     assert certificate.valid == (passed is not False)
 
 
+@pytest.mark.parametrize(("late", "passed"), [(0, True), (1, True), (2, False)])
+def test_one_late_send_is_no_fault_of_a_short_run(late, passed):
+    rates = dict.fromkeys(("achieved_rate_per_s", "offered_rate_per_s"), 40 / 18)
+    certificate = judged(count=40, expected=40.0, requests=40.0, late_sends_share=late / 40, **rates)
+    (gate,) = (gate for gate in certificate.gates if gate.name == "punctuality")
+    assert gate.passed is passed and "1%, or one send" in gate.says
+
+
 def test_a_closed_loop_has_no_schedule_and_errors_are_listed_not_judged():
     certificate = judged(closed=True, late_sends_share=0.5, achieved_rate_per_s=1.0, errors=3.0)
     assert certificate.valid and certificate.reasons == ("3 of 360 requests ended in an error",)

@@ -20,6 +20,7 @@ from harness.locust_test import SAME_CLOCK_NS, _shift_ns, _shifted
 from harness.options import EVERY_USER, settings_of
 from harness.recording import read_records
 from harness.records import Outcome
+from harness.replicas import Fared
 from harness.terminal import end_lines, progress_line, start_line
 from harness.watch import Progress
 from harness.workload import MIXES, Lengths, Mix, TrafficClass
@@ -356,11 +357,12 @@ def test_what_became_of_the_connections_is_told_by_server():
     ledger = Ledger(LoadSettings(QUICK), f"{here},{there}", None)
     for target in (here, here, there):
         ledger.take(result(target=target))
-    ledger.reconnects, ledger.passed_over = Counter({there: 2}), Counter({there: 1})
+    ledger.fared = Fared(Counter({there: 2}), Counter({there: 1}), Counter({here: 0, there: 7}))
     notes = ledger.close(SECOND).certificate.notes
     assert f"requests to each of 2 servers, round-robin: {here} 2, {there} 1" in notes
     assert f"connections to {there} that were lost and made again: 2" in notes
     assert f"requests that passed over {there} because it was down: 1" in notes
+    assert any(f"{there} does not remember 7 requests or more" in note for note in notes)
     assert not any(here in note for note in notes[1:])
 
 

@@ -146,7 +146,7 @@ def test_several_readers_spread_their_requests_over_several_servers():
         pool.close()
     assert targets == [one.url, other.url, other.url, one.url] * 2  # each reader begins with another server
     assert (len(one.requests), len(other.requests), pool.lost) == (4, 4, 0)
-    assert not pool.reconnects and not pool.passed_over
+    assert not any(sum(counts.values()) for counts in vars(pool.fared).values())
 
 
 def test_a_connection_that_is_made_again_is_counted_once():
@@ -161,7 +161,7 @@ def test_a_connection_that_is_made_again_is_counted_once():
         while len(fake.requests) < 2:
             threading.Event().wait(0.01)
         pool.close()
-    assert again.result.outcome is Outcome.UNFINISHED and pool.reconnects == {network.url: 1}
+    assert again.result.outcome is Outcome.UNFINISHED and pool.fared.reconnects == {network.url: 1}
 
 
 def test_what_is_secret_reaches_the_server_and_no_command_line(monkeypatch):

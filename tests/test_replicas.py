@@ -118,11 +118,11 @@ def test_headers_go_with_every_call(files):
                 await client.ready()
                 await client.speak(request(), "open")
             with contextlib.closing(StatisticsReader(target)) as reader:
-                (stage,) = await asyncio.to_thread(reader.snapshot)
+                _, stage = await asyncio.to_thread(reader.snapshot)
         return fake.headers, stage.executions
 
     seen, executions = asyncio.run(main())
-    assert len(seen) == 4 and all(set(headers) <= set(each.items()) for each in seen)
+    assert len(seen) == 5 and all(set(headers) <= set(each.items()) for each in seen)
     assert executions == 3
 
 
@@ -286,6 +286,26 @@ def test_with_all_servers_down_requests_fail_in_words():
     assert result.outcome is Outcome.ERROR and "no Triton answers at" in result.error and not +passed_over
 
 
+def test_a_server_that_was_started_again_is_found_out_by_what_it_does_not_remember():
+    async def main():
+        one, other = [await start(FakeTriton(Timetable())) for _ in range(2)]
+        async with SpeechClient(Target.of([one[1], other[1]])) as client:
+            await client.ready()
+            before = [await client.speak(request(f"b{n}"), "open") for n in range(6)]
+            assert (await client.replicas.fared()).forgotten == Counter()
+            await other[0].stop(None)
+            await becomes(client.replicas._ring[1], down=True)
+            again, _ = await start(FakeTriton(Timetable()), int(other[1].rpartition(":")[2]))
+            await becomes(client.replicas._ring[1], down=False)
+            after = [await client.speak(request(f"a{n}"), "open") for n in range(4)]
+            fared = await client.replicas.fared()
+        await asyncio.gather(one[0].stop(None), again.stop(None))
+        assert [each.outcome for each in (*before, *after)] == [Outcome.DONE] * 10
+        assert fared.forgotten == Counter({other[1]: 3}) and fared.reconnects == Counter({other[1]: 1})
+
+    asyncio.run(main())
+
+
 def test_a_server_that_is_not_ready_is_named_among_several():
     async def main():
         async with served(Replica(), Replica(Timetable(model_ready=False))) as addresses:
@@ -334,7 +354,7 @@ def test_a_sum_needs_every_server():
     async def main():
         async with served(Replica(executions=3), Replica(executions=4)) as addresses:
             with contextlib.closing(StatisticsReader(Target.of(addresses))) as reader:
-                (stage,) = await asyncio.to_thread(reader.snapshot)
+                _, stage = await asyncio.to_thread(reader.snapshot)
             assert (stage.stage, stage.executions) == (wire.LLM, 7)
             with contextlib.closing(StatisticsReader(Target.of([*addresses, "127.0.0.1:9"]))) as reader:
                 with pytest.raises(ServerError, match="no statistics: no Triton answers at 127.0.0.1:9"):
