@@ -16,12 +16,11 @@ from harness import wire
 from harness.errors import HarnessError, RequestError
 from harness.records import Chunks, Outcome, Request, Result
 from harness.replicas import PING_TIMEOUT, Replica, Replicas
+from harness.responses import BYTES_PER_SAMPLE, ChunkForm, form_of, is_final, outputs_of
 from harness.targets import Target
 
-BYTES_PER_SAMPLE = 4
 CONNECTION_LOST = "Stream removed"  # gRPC's words
 FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f", "BOOL": "?"}  # of struct, for Triton's types
-FINAL = "triton_final_response"
 ASK_FOR_FINAL = "triton_enable_empty_final_response"
 
 OnAudio = Callable[[bytes], None]
@@ -132,7 +131,7 @@ class Stream:
         self.request = request
         self._replicas, self._loop = replicas, loop
         self._replica: Replica | None = None  # chosen when the request is sent
-        self._message = infer_message(request)  # built ahead of the due time
+        self._message = infer_message(request).SerializeToString()  # ahead of the due time
         self._on_audio, self._on_chunk, self._on_carry = on_audio, on_chunk, on_carry
         self._call = None
         self._task: asyncio.Task | None = None
@@ -143,6 +142,7 @@ class Stream:
         self._final_ns = 0
         self._error = ""
         self._emulated = self._kept = False
+        self._form: ChunkForm | None = None  # of the chunk before
         self._received, self._sent_at, self._samples = array("q"), array("q"), array("q")
 
     def stop(self, outcome: Outcome) -> None:
@@ -162,8 +162,6 @@ class Stream:
             await self._exchange()
         except grpc.aio.AioRpcError as error:
             self._fail(self._in_words(error))
-        except asyncio.InvalidStateError:
-            self._fail(f"the server at {self._replica.address} ended the call before it took the request")
         except asyncio.CancelledError:
             self._call.cancel()
             if self._stopped is not None or self._error:
@@ -200,32 +198,38 @@ class Stream:
         self._sent_ns = self._heard_ns = time.monotonic_ns()
         self._listen()
         target = self._replicas.target
-        self._call = self._replica.stub.ModelStreamInfer(timeout=target.request_s, metadata=target.headers)
-        await self._call.write(self._message)
-        self._message = None
-        await self._call.done_writing()
+        self._call = self._replica.stream_infer(self._message, timeout=target.request_s, metadata=target.headers)
+        self._message = b""
         while True:
-            response = await self._call.read()
+            message = await self._call.read()
             now_ns = time.monotonic_ns()
-            if response is grpc.aio.EOF:
+            if message is grpc.aio.EOF:
                 return
             self._heard_ns = now_ns
-            self._take(response, now_ns)
+            form = self._form
+            if form is not None and form.fits(message):
+                self._keep_chunk(now_ns, form.sent_at_ns(message), form.samples)
+                if self._on_audio is not None:
+                    self._on_audio(form.audio(message))
+            else:
+                self._take(message, now_ns)
 
-    def _take(self, response: pb.ModelStreamInferResponse, now_ns: int) -> None:
+    def _take(self, message: bytes, now_ns: int) -> None:
+        response = pb.ModelStreamInferResponse.FromString(message)
         if response.error_message:
             self._error, self._final_ns = _without_its_process(response.error_message), now_ns
             self._call.cancel()
             return
         infer = response.infer_response
-        raw = {output.name: content for output, content in zip(infer.outputs, infer.raw_output_contents, strict=True)}
+        raw = outputs_of(infer)
         self._take_audio(raw, now_ns)
         if carry := raw.get(wire.CARRY):
             self._kept = True
             if self._on_carry is not None:
                 self._on_carry(carry)
-        if infer.parameters[FINAL].bool_param:
+        if is_final(infer):
             self._final_ns = now_ns
+        self._form = form_of(message, infer)
 
     def _take_audio(self, raw: dict[str, bytes], now_ns: int) -> None:
         self._emulated = self._emulated or any(raw.get(wire.EMULATED, b""))
@@ -233,14 +237,17 @@ class Stream:
         if not audio:
             return
         sent_at = raw.get(wire.SENT_AT_NS)
-        samples = len(audio) // BYTES_PER_SAMPLE
+        sent_at_ns = struct.unpack("<q", sent_at)[0] if sent_at else 0
+        self._keep_chunk(now_ns, sent_at_ns, len(audio) // BYTES_PER_SAMPLE)
+        if self._on_audio is not None:
+            self._on_audio(audio)
+
+    def _keep_chunk(self, now_ns: int, sent_at_ns: int, samples: int) -> None:
         self._received.append(now_ns)
-        self._sent_at.append(struct.unpack("<q", sent_at)[0] if sent_at else 0)
+        self._sent_at.append(sent_at_ns)
         self._samples.append(samples)
         if self._on_chunk is not None:
             self._on_chunk(self, now_ns, samples)
-        if self._on_audio is not None:
-            self._on_audio(audio)
 
     def _result(self) -> Result:
         outcome, error = self._ending()

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import gevent
 
-from harness.client import BYTES_PER_SAMPLE
 from harness.errors import HarnessError, InputError, ServerError
 from harness.ledger import Ledger, is_this_host
 from harness.loadtest import LoadSettings, Share, lead_s
@@ -24,6 +23,7 @@ from harness.options import settings_of
 from harness.recording import result_from_plain, result_to_plain
 from harness.records import Outcome, Result
 from harness.replicas import Fared
+from harness.responses import BYTES_PER_SAMPLE
 from harness.targets import Target
 from harness.terminal import end_lines, progress_line, start_line
 from harness.watch import Progress

@@ -15,6 +15,7 @@ from harness import wire
 from harness.errors import ServerError
 from harness.targets import CA, CERT, DEFAULT_PORT, KEY, LEAST_LOADED, Target, Tls
 
+STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 PING_TIMEOUT = "ping timeout"  # gRPC's words
 COUNTS_WITHIN_S = (0.1, 0.4)  # Triton may count a request some time after its last response
 
@@ -58,6 +59,9 @@ class Replica:
         self.down = self._was_up = False
         self._channel = target.aio_channel(address)
         self.stub = GRPCInferenceServiceStub(self._channel)
+        # Nothing follows the request: as one call with one message it leaves at once, where three steps would wait in
+        # turn for those of other streams. Bytes in, bytes out: what is in them is for the stream to judge.
+        self.stream_infer = self._channel.unary_stream(STREAM_INFER)
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:

@@ -14,6 +14,7 @@ LAYERS = {
     2: {
         "targets",
         "replicas",
+        "responses",
         "client",
         "recording",
         "watch",

@@ -1,0 +1,73 @@
+"""Responses of Triton's stream: one of a new form is parsed, those after it that differ in values alone are not."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tritonclient.grpc import service_pb2 as pb
+
+from harness import wire
+
+FINAL = "triton_final_response"
+PLAIN = {wire.AUDIO_OUTPUT, wire.FRAME_INDEX, wire.SENT_AT_NS}
+_SENT_AT = struct.Struct("<q")
+BYTES_PER_SAMPLE = 4
+
+
+def outputs_of(response: pb.ModelInferResponse) -> dict[str, bytes]:
+    """The raw contents by name."""
+    names = (output.name for output in response.outputs)
+    return dict(zip(names, response.raw_output_contents, strict=True))
+
+
+def is_final(response: pb.ModelInferResponse) -> bool:
+    return response.parameters[FINAL].bool_param
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkForm:
+    """Where audio and time stand in messages of one form: those of ``size`` bytes that begin with ``head``.
+
+    ``head`` is all that comes before the audio: names, types, shapes and parameters of the response. They say how long
+    each content is, so in a message of the same head and size the contents stand at the same places.
+    """
+
+    head: bytes
+    size: int
+    sent_at: int
+    samples: int
+
+    def fits(self, message: bytes) -> bool:
+        return len(message) == self.size and message.startswith(self.head)
+
+    def sent_at_ns(self, message: bytes) -> int:
+        return _SENT_AT.unpack_from(message, self.sent_at)[0]
+
+    def audio(self, message: bytes) -> bytes:
+        return message[len(self.head) : len(self.head) + BYTES_PER_SAMPLE * self.samples]
+
+
+def form_of(message: bytes, response: pb.ModelInferResponse) -> ChunkForm | None:
+    """The form of a chunk of audio with its time and nothing else in it; None for every other message."""
+    contents = outputs_of(response)
+    if set(contents) != PLAIN or not contents[wire.AUDIO_OUTPUT] or is_final(response):
+        return None
+    places = dict(zip(contents, _places(message, list(contents.values())), strict=True))
+    if any(message[place : place + len(contents[name])] != contents[name] for name, place in places.items()):
+        return None  # the contents do not stand at the end of the message, as those of Triton do
+    first = min(places.values())
+    if places[wire.AUDIO_OUTPUT] != first:
+        return None
+    samples = len(contents[wire.AUDIO_OUTPUT]) // BYTES_PER_SAMPLE
+    return ChunkForm(message[:first], len(message), places[wire.SENT_AT_NS], samples)
+
+
+def _places(message: bytes, contents: Sequence[bytes]) -> list[int]:
+    """Where each would begin if they ended the message, each behind its tag and its length (a varint)."""
+    places, end = [], len(message)
+    for content in reversed(contents):
+        places.append(end - len(content))
+        end -= len(content) + 1 + max(-(-len(content).bit_length() // 7), 1)
+    return places[::-1]
