@@ -152,6 +152,8 @@ def _prepare(environment, runner, **_) -> None:
         if isinstance(runner, WorkerRunner):
             _finish_when_quitting(environment)
             return
+        if environment.web_ui:  # before anything that waits: whoever opens the page meanwhile must not find half of it
+            livepage.install(environment)
         _find_server(environment, user)
         _check_before_start(environment)
     except HarnessError as error:
@@ -160,8 +162,6 @@ def _prepare(environment, runner, **_) -> None:
     _finish_when_quitting(environment)
     if environment.speech.settings.ladder:
         _install_ladder(environment)
-    if environment.web_ui:
-        livepage.install(environment)
 
 
 @events.test_start.add_listener
