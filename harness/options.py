@@ -70,7 +70,11 @@ ARGUMENTS = {
     "--diffusion-steps": {"metavar": "N", "help": "denoising steps of every frame"},
     "--iterations": {"flags": ("-i",), "metavar": "N", "help": "end after N requests", "on_page": True},
     "--readers": {"default": "1", "metavar": "N", "help": "stream-reader processes"},
-    "--records": {"metavar": "DIR", "help": f"write every result to DIR/{FILE_NAME}; DIR must be new"},
+    "--records": {
+        "metavar": "DIR",
+        "help": f"write manifest.json (what was asked, and the certificate), requests.csv and {FILE_NAME} (every "
+        "chunk) to DIR, which must be new",
+    },
     "--every": {
         "dest": "every_s",
         "metavar": "S",

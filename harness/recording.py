@@ -7,6 +7,7 @@ as they happen, at last one ``end``. A file without ``end`` is of a test that wa
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,15 @@ class Records:
     results: list[Result] = field(default_factory=list)
     rungs: list[dict] = field(default_factory=list)
     end: dict = field(default_factory=dict)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises StoreError where records cannot be written to ``folder``, as far as that can be known before."""
+    if (folder / FILE_NAME).exists():
+        raise StoreError(f"{folder} holds the records of an earlier test: give --records a new folder")
+    nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise StoreError(f"cannot write records to {folder}: {nearest} is no folder that may be written to")
 
 
 class RecordsWriter:

@@ -26,11 +26,11 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
 from harness import livepage
-from harness.errors import HarnessError, InputError, StoreError
+from harness.errors import HarnessError, InputError
 from harness.locust_test import EXIT_UNUSABLE, MasterTest, SpeechTest, WorkerTest
 from harness.options import add_arguments, defaults_of
 from harness.readers import PROGRESS_EVERY_S, ReaderPool
-from harness.recording import FILE_NAME
+from harness.recording import check_folder
 from harness.records import Outcome
 from harness.rungs import Held, Patience
 from harness.triton.server import ROOT, local_url, serving
@@ -213,9 +213,8 @@ def _find_server(environment, user: type[SpeechUser]) -> None:
 
 def _check_before_start(environment) -> None:
     """What a headless test would stumble over, found before it begins."""
-    records = environment.speech.settings.records
-    if records and (records / FILE_NAME).exists():
-        raise StoreError(f"{records} holds the records of an earlier test: give --records a new folder")
+    if environment.speech.settings.records:
+        check_folder(environment.speech.settings.records)
     target = environment.speech.target()
     if environment.parsed_options.headless:
         ReaderPool(target).close()

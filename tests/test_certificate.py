@@ -87,6 +87,11 @@ def test_one_late_send_is_no_fault_of_a_short_run(late, passed):
     assert gate.passed is passed and "1%, or one send" in gate.says
 
 
+def test_punctuality_of_nothing_is_not_known():
+    certificate = judged(late_sends_share=math.nan)
+    assert [gate.passed for gate in certificate.gates if gate.name == "punctuality"] == [None]
+
+
 def test_a_closed_loop_has_no_schedule_and_errors_are_listed_not_judged():
     certificate = judged(closed=True, late_sends_share=0.5, achieved_rate_per_s=1.0, errors=3.0)
     assert certificate.valid and certificate.reasons == ("3 of 360 requests ended in an error",)

@@ -1,6 +1,7 @@
 """A load test without Locust: options become settings, shares become one process, Results become a report."""
 
 import itertools
+import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +14,7 @@ from scipy import stats
 from test_user import result
 
 from harness.arrivals import Arrivals, Stage, Trace
-from harness.errors import HarnessError, InputError
+from harness.errors import HarnessError, InputError, StoreError
 from harness.ledger import Ledger, is_this_host
 from harness.loadtest import LoadSettings, arrival_times, lead_in
 from harness.locust_test import SAME_CLOCK_NS, _shift_ns, _shifted
@@ -21,6 +22,7 @@ from harness.options import EVERY_USER, settings_of
 from harness.recording import read_records
 from harness.records import Outcome
 from harness.replicas import Fared
+from harness.store import Run
 from harness.terminal import end_lines, progress_line, start_line
 from harness.watch import Progress
 from harness.workload import MIXES, Lengths, Mix, TrafficClass
@@ -244,6 +246,26 @@ def test_a_ledger_keeps_apart_what_was_never_sent(tmp_path):
     assert "1 done, 0 error, 0 cancelled, 1 unfinished" in text
     assert "0.3 s asked of the done, 0.3 s delivered by them: equal" in text
     assert "0.3 s delivered by the unfinished" in text
+
+
+def test_the_manifest_says_what_was_asked_and_how_it_went(tmp_path):
+    ledger = Ledger(LoadSettings(QUICK, arrivals=POISSON), URL, tmp_path / "records", run_s=60)
+    manifest = json.loads((tmp_path / "records" / "manifest.json").read_text())
+    assert manifest["finished_at"] is None and "certificate" not in manifest  # as a kill would leave it
+    assert (manifest["load"]["loop"], manifest["load"]["rate_per_s"], manifest["load"]["run_s"]) == ("open", 8.0, 60)
+    ledger.start_ns, ledger.submitted, ledger.lag_p99_s = 0, 2, 0.001
+    for each in (result(), result(Outcome.ERROR, request_id="e", error="x")):
+        ledger.take(each)
+    report = ledger.close(end_ns=100)
+    manifest = json.loads((tmp_path / "records" / "manifest.json").read_text())
+    assert manifest["finished_at"] >= manifest["created_at"] and manifest["host"]["cores"] and manifest["versions"]
+    assert manifest["requests"] == {"done": 1, "error": 1, "cancelled": 0, "unfinished": 0}
+    certificate = manifest["certificate"]
+    assert (certificate["valid"], certificate["reasons"]) == (report.valid, list(report.reasons))
+    assert certificate["gates"] == [[gate.name, gate.passed, gate.says] for gate in report.certificate.gates]
+    assert (tmp_path / "records" / "requests.csv").read_text().count("\n") == 3
+    with pytest.raises(StoreError, match="the records of a load test"):
+        Run.open(tmp_path / "records")
 
 
 def test_a_lost_result_makes_the_test_invalid():
