@@ -126,6 +126,7 @@ def add_arguments(parser) -> None:
     group = parser.add_argument_group("Speech", f"Exit codes: {EXIT_CODES}.")
     for name, about in ARGUMENTS.items():
         keywords = {key: value for key, value in about.items() if key not in ("on_page", "flags")}
+        keywords["help"] = keywords["help"].replace("%", "%%")  # argparse would fill in values
         if about.get("action") != "help":
             keywords["env_var"] = "LOCUST_" + name.strip("-").replace("-", "_").upper()
         action = group.add_argument(*about.get("flags", ()), name, **keywords)
