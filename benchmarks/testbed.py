@@ -1,11 +1,12 @@
-"""What the benchmarks of the instrument take from the tests: the server on a timetable, and the network that fails."""
+"""What benchmarks take from the tests: a server on a timetable, a network that fails, a device of known physics."""
 
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
+import capacity_truth  # noqa: E402
 from network import Network  # noqa: E402
 from timetable_server import FAILURE, TimetableServer  # noqa: E402
 
-__all__ = ["FAILURE", "Network", "TimetableServer"]
+__all__ = ["FAILURE", "Network", "TimetableServer", "capacity_truth"]

@@ -78,7 +78,7 @@ def print_plan(content: dict) -> None:
     out.print(_targets_table(content))
     emulated = "Times of the stages were emulated: every figure here is of the profile's device.\n"
     out.print(emulated if content["emulated"] else "", end="", style="yellow")
-    for table in (_losses_table(content), _sensitivity_table(content), _forecast_table(content)):
+    for table in (_losses_table(content), _sensitivity_table(content), _types_table(content), _forecast_table(content)):
         if table.row_count:
             out.print(table)
     if drain := content["drain"]:
@@ -99,7 +99,7 @@ def _table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
 
 def _targets_table(content: dict) -> Table:
     interval, priced = f"{content['confidence']:.0%} interval", content["costs"]
-    columns = ["requests/s", "devices", interval, "bound by", "busy", "headroom", "N+1", "N+2", "basis"]
+    columns = ["requests/s", "devices", interval, "bound by", "busy", "N+1", "N+2", "basis"]
     columns += [f"{priced['currency']}/audio hour"] if priced else []
     table = _table(f"One device = {content['unit']}", *columns, left=("bound by", "basis"))
     for row in content["targets"]:
@@ -108,8 +108,8 @@ def _targets_table(content: dict) -> Table:
         basis = f"{row['basis'] or '-'}{', emulated' if content['emulated'] and row['basis'] else ''}"
         table.add_row(
             f"{row['qps']:g}", _count(row["devices"]), f"{_count(low)} to {_count(high)}", row["binding"] or "-",
-            _percent(row["utilisation"]), _rate(row["headroom_qps"]), _count(row["devices_n_plus_1"]),
-            _count(row["devices_n_plus_2"]), basis, *cost,
+            _percent(row["utilisation"]), _count(row["devices_n_plus_1"]), _count(row["devices_n_plus_2"]),
+            basis, *cost,
         )  # fmt: skip
     return table
 
@@ -135,13 +135,27 @@ def _sensitivity_table(content: dict) -> Table:
     return table
 
 
+def _types_table(content: dict) -> Table:
+    rates = [f"{row['qps']:g}/s" for row in content["targets"]]
+    columns = "type", *rates, "rate of one", "KV sessions", "audio hour at the last"
+    table = _table("Other devices, by their profiles: devices (extrapolated)", *columns, left=("type",))
+    for row in content["device_types"]:
+        devices = [_count(each["devices"]) for each in row["targets"]] or ["-"] * len(rates)
+        cost = row["targets"][-1]["cost_per_audio_hour"] if row["targets"] else None
+        sessions = "-" if row["kv_sessions"] is None else f"{row['kv_sessions']:.0f}"
+        price = "-" if cost is None else f"{cost:.3g}"
+        table.add_row(f"{row['type']} at {row['preset']}", *devices, _rate(row["rate_per_device"]), sessions, price)
+    return table
+
+
 def _forecast_table(content: dict) -> Table:
     found = content["forecast"] or {"growth_per_month": 0, "fleet": None, "targets": []}
     after = list(found["targets"][0]["devices_after_months"]) if found["targets"] else []
     fleet = [f"fleet of {found['fleet']}"] if found["fleet"] else []
-    columns = "requests/s", "devices last", "N+1 last", *fleet, *(f"devices in {n} months" for n in after)
+    columns = "requests/s", "devices", "N+1", *fleet, *(f"in {n} months" for n in after)
     table = _table(
-        f"Growth of {found['growth_per_month']:.0%} a month (extrapolated): months until too small", *columns
+        f"Growth of {found['growth_per_month']:.0%} a month (extrapolated): months until too few; devices then",
+        *columns,
     )
     for row in found["targets"]:
         lasts = [row["months_until_too_small"], row["months_until_too_small_n_plus_1"]]

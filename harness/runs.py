@@ -12,6 +12,7 @@ import numpy as np
 from harness import wire
 from harness.capacity.behaviour import behaviour
 from harness.capacity.fit import fit_run
+from harness.capacity.memory import KV_BYTES_PER_TOKEN, KvRoom
 from harness.capacity.plan import Terms, headline_target, make_plan, pools_of
 from harness.capacity.pools import Pools
 from harness.capacity.predict import predict_open_run
@@ -20,7 +21,7 @@ from harness.probe import commit, host_facts, versions
 from harness.records import RunManifest
 from harness.spec import PlanSpec
 from harness.store import Run, read_profile
-from harness.triton.config import Deployment
+from harness.triton.config import REPOSITORY, Deployment, read_config
 from harness.triton.server import ROOT
 
 _CODE = ("harness/**/*.py", "model_repository/**/*.py", "model_repository/**/*.pbtxt", "scenarios/*.py")
@@ -44,9 +45,19 @@ def spec_of(run: Run) -> PlanSpec:
 def fit_of(run: Run) -> dict:
     """fit.json from a run's stored trials."""
     spec = spec_of(run)
-    rng = np.random.default_rng(spec.seed)
-    mix, promises = spec.traffic_mix(), spec.promise_list()
-    return fit_run(run.trials(), run.requests(), mix, promises, rng, unit_of(run.manifest))
+    mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
+    unit, kv = unit_of(run.manifest), kv_room(run.manifest, spec)
+    return fit_run(run.trials(), run.requests(), mix, promises, rng, unit, kv=kv)
+
+
+def kv_room(manifest: RunManifest, spec: PlanSpec) -> KvRoom | None:
+    """Room for KV caches where the harness deployed; None for a server of somebody else."""
+    if manifest.device.startswith("the Triton"):
+        return None
+    name = "kv_limit_bytes"
+    given = read_config(REPOSITORY / wire.LLM / "config.pbtxt").parameters[name].string_value
+    limit_bytes = float(spec.parameters.get(f"{wire.LLM}.{name}", given))
+    return KvRoom(limit_bytes, KV_BYTES_PER_TOKEN[spec.preset], instances=spec.gpus)
 
 
 def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
@@ -70,6 +81,7 @@ def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
         currency=spec.currency,
         growth_per_month=spec.growth_per_month,
         fleet=spec.fleet,
+        profiles={name: read_profile(path) for name, path in spec.profile_paths().items()},
     )
 
 

@@ -182,6 +182,7 @@ class PlanSpec(_Frozen):
         None  # of the rates; 0.1 = a tenth more
     )
     fleet: Whole | None = None  # devices that there are
+    profiles: dict[str, str] = Field(default_factory=dict)  # of other types of device: what would they carry?
     valid_days: Annotated[int, Field(strict=True, ge=1, le=3650)] = 90  # until the answer expires
     _folder: Path = PrivateAttr(Path("."))
 
@@ -225,6 +226,10 @@ class PlanSpec(_Frozen):
     def profile_path(self) -> Path | None:
         """The profile to emulate; relative paths start at the plan."""
         return self._folder / self.emulate if self.emulate else None
+
+    def profile_paths(self) -> dict[str, Path]:
+        """Those of other types of device, by the name of the type; relative paths start at the plan."""
+        return {name: self._folder / path for name, path in self.profiles.items()}
 
     def promise_list(self) -> tuple[Promise, ...]:
         """Every promise, in the order of the plan."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from capacity_truth import (
     Truth,
     fit_of,
     ladder,
+    plan_of,
     true_device,
 )
 
 from harness.capacity.device import Device
 from harness.capacity.fit import limits_of
+from harness.capacity.memory import KvRoom
 from harness.capacity.predict import predict_open_run
 from harness.capacity.search import Limits, Traffic, highest_rate, judge_load, steady_draws, steady_limit
 from harness.capacity.spreads import Spread, StallTable
@@ -119,8 +122,8 @@ def test_the_highest_rate_is_that_of_the_truth(fit):
 
 def test_just_above_the_highest_rate_a_promise_breaks(fit):
     found = fit["deployments"][0]
-    device, limits = Device.from_fit(found), limits_of(found, PROMISES, None, 1.0)
     traffic = Traffic.draw(MIX, np.random.default_rng(fit["traffic_seed"]))
+    device, limits = Device.from_fit(found), limits_of(found, PROMISES, None, 1.0, traffic)
     assert judge_load(device, traffic, limits, found["max_rate_per_s"], 1).kept
     assert not judge_load(device, traffic, limits, found["max_rate_per_s"] * 1.03, 1).kept
 
@@ -156,6 +159,27 @@ def test_memory_may_bind(measured):
     free = fit_of(measured)["deployments"][0]
     assert 0 < tight["max_rate_per_s"] < free["max_rate_per_s"]
     assert tight["binding"].startswith("ttfa")  # arrivals wait for a slot
+
+
+def test_bytes_of_kv_caches_may_bind(measured):
+    """Two sessions of the mean length fit: then arrivals wait, and what binds is said by its name."""
+    free = fit_of(measured)["deployments"][0]
+    traffic = Traffic.draw(MIX, np.random.default_rng(1))
+    one = float(np.mean(KvRoom(1, 1000).bytes_of(traffic.whole_frames)))
+    tight = fit_of(measured, kv=KvRoom(2.5 * one, 1000))
+    found = tight["deployments"][0]
+    assert 0 < found["max_rate_per_s"] < 0.7 * free["max_rate_per_s"]
+    assert found["binding"] == "KV memory"
+    plan = plan_of(tight, measured, targets=(4,))
+    assert plan["targets"][0]["binding"] == "KV memory"
+    assert plan["targets"][0]["devices"] > plan_of(fit_of(measured), measured, targets=(4,))["targets"][0]["devices"]
+    assert plan["memory"]["sessions"] == pytest.approx(2.5, rel=0.02)
+    assert plan["memory"]["longest_sessions"] < 1.5
+
+
+def test_each_instance_of_the_llm_has_room_of_its_own(measured):
+    twice = (replace(measured[0], deployment={"vibevoice_llm_encoder.instances": 2}), measured[1])
+    assert fit_of(twice, kv=KvRoom(1e6, 1000))["deployments"][0]["kv"]["instances"] == 2
 
 
 def test_the_search_stays_inside_the_measured_range():
@@ -202,7 +226,8 @@ def test_classes_with_too_few_requests_share_the_spread_of_all():
 
 def test_draws_of_the_rate_spread_around_one(fit):
     found = fit["deployments"][0]
-    device, limits = Device.from_fit(found), limits_of(found, PROMISES, None, 1.0)
+    traffic = Traffic.draw(MIX, np.random.default_rng(fit["traffic_seed"]))
+    device, limits = Device.from_fit(found), limits_of(found, PROMISES, None, 1.0, traffic)
     shares = steady_draws(device, limits, np.random.default_rng(6)) / steady_limit(device, limits)[0]
     assert len(shares) == 200
     assert np.median(shares) == pytest.approx(1, abs=0.03)

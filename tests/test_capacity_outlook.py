@@ -10,6 +10,7 @@ import pytest
 from capacity_truth import LADDER, MIX, PROMISES, TRUTH, Truth, fit_of, ladder, plan_of, true_device
 
 from harness import wire
+from harness.capacity.cards import Card
 from harness.capacity.losses import lose, with_spares
 from harness.capacity.outlook import carried, costs, months_until, price_of
 from harness.capacity.pools import Pools
@@ -17,6 +18,7 @@ from harness.capacity.search import Limits, Traffic, judge_load
 from harness.capacity.simulation import simulate
 from harness.capacity.simulator.pool import Planned
 from harness.capacity.whatif import changes, lengthened
+from harness.errors import InconclusiveError
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,57 @@ def test_a_change_that_the_sweep_measured_is_taken_from_it(measured):
     half = next(change for change in changes(fit, chosen, pools) if change.name == "half the delay")
     assert half.basis == "simulated" and "measured" in half.note
     assert float(half.pools.device.step_time(4)) == pytest.approx(0.006 + 4 * 0.006, rel=0.1)
+
+
+# --- other types of device
+
+
+def profile(token_ms=1e-4, **changes):
+    """Lines: LLM 4 + b (0.5 + c token_ms), diffusion 10 + 0.2 b, vocoder 2 + 0.3 b milliseconds."""
+    batches, contexts = (1, 4, 16), (100, 10_000)
+    stages = {
+        wire.LLM: [{"batch": b, "context": c, "ms": 4 + b * (0.5 + c * token_ms)} for b in batches for c in contexts],
+        wire.DIFFUSION: [{"batch": b, "steps": 10, "ms": 10 + 0.2 * b} for b in batches]
+        + [{"batch": 1, "steps": 20, "ms": 99}],
+        wire.VOCODER: [{"batch": b, "ms": 2 + 0.3 * b} for b in batches] + [{"batch": 64, "left_out": "no memory"}],
+    }
+    model = {"kv_room_bytes": 10**9, "kv_bytes_per_token": 1000}
+    return {"device": "NVIDIA H200", "preset": "1.5b", "model": model, "stages": stages | changes}
+
+
+def test_a_profile_is_read_as_lines_over_batch_and_context():
+    card = Card.of_profile(profile())
+    assert card.worst_residual < 1e-6 and card.most_sessions == 16
+    assert card.tau0_s == pytest.approx({wire.LLM: 0.004, wire.DIFFUSION: 0.010, wire.VOCODER: 0.002})
+    assert card.alpha_s == pytest.approx({wire.LLM: 0.0005, wire.DIFFUSION: 0.0002, wire.VOCODER: 0.0003})
+    assert card.token_s == pytest.approx(1e-7)
+
+
+def test_context_makes_the_steps_of_a_card_longer():
+    """One session alone: 17 ms, and 6.2 ms for 62,000 tokens; then a hop before each stage."""
+    card = Card.of_profile(profile())
+    short, long = (float(card.step_time({}, context, 0.0, 8)(1)) for context in (0, 62_000))
+    assert short == pytest.approx(0.017, rel=0.02)
+    assert long - short == pytest.approx(0.0062, rel=0.1)
+    assert float(card.step_time({}, 0, 0.001, 8)(1)) == pytest.approx(0.020, rel=0.02)
+
+
+def test_a_plan_says_what_other_devices_would_carry(measured):
+    terms = {"profiles": {"H200": profile()}, "prices": {"H200": 4.0}}
+    (row,) = plan_of(fit_of(measured), measured, targets=(0.5, 3.0), **terms)["device_types"]
+    assert (row["type"], row["device"], row["basis"]) == ("H200", "NVIDIA H200", "extrapolated")
+    assert row["rate_per_device"] > 0
+    audio = 3.0 * MIX.mean_frames() / 7.5
+    last = row["targets"][-1]
+    assert last["cost_per_audio_hour"] == pytest.approx(4.0 * last["devices"] / audio, rel=0.01)
+
+
+def test_a_profile_with_too_few_points_is_refused(measured):
+    few = profile(**{wire.VOCODER: [{"batch": 1, "ms": 2.0}]})
+    with pytest.raises(InconclusiveError, match="fewer than 3 points of neural_vocoder"):
+        Card.of_profile(few)
+    (row,) = plan_of(fit_of(measured), measured, profiles={"H200": few})["device_types"]
+    assert row["rate_per_device"] is None and "fewer than 3 points" in row["note"]
 
 
 def test_a_change_that_cannot_be_made_says_why(pools):

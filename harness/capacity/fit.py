@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
 
+from harness import wire
 from harness.capacity.device import Device
+from harness.capacity.memory import KvRoom
 from harness.capacity.observations import fit_first_audio, fit_rtf, fit_stalls, observe
 from harness.capacity.scaling import fit_scaling
 from harness.capacity.search import Limits, Traffic, highest_rate, steady_draws, steady_limit
@@ -30,12 +33,14 @@ def fit_run(
     unit: str,
     *,
     session_limit: int | None = None,
+    kv: KvRoom | None = None,
     extrapolation: float = 1.0,
     progress: Callable[[str], None] | None = None,
 ) -> dict:
     """fit.json of a run, from its VALID ladder trials; open-loop trials are kept for validation.
 
-    ``requests``: metrics.per_request with a column trial_id. ``session_limit``: slots of a device's memory.
+    ``requests``: metrics.per_request with a column trial_id. ``session_limit``: sessions that a device lets in.
+    ``kv``: room for KV caches; None where it is not known, and then taken as enough.
     ``extrapolation``: the search for the highest rate goes up to this multiple of the most sessions measured on a
     device; above 1 a plan may come out *extrapolated*. A deployment that cannot be fitted says why in
     ``inconclusive``; one that breaks a promise at any rate has ``max_rate_per_s`` 0. Excluded trials and rungs are
@@ -50,6 +55,7 @@ def fit_run(
         if progress:
             progress(f"fitting deployment {number} of {len(groups)}")
         physics = _fit_physics(deployment, ladders, requests, rng)
+        physics["kv"] = _kv_record(kv, deployment)
         deployments.append(physics | _fit_rate(physics, traffic, promises, rng, session_limit, extrapolation))
     rates = [each["max_rate_per_s"] or 0.0 for each in deployments]
     return {
@@ -64,10 +70,20 @@ def fit_run(
     }
 
 
-def limits_of(deployment_fit: dict, promises: Sequence, session_limit: int | None, extrapolation: float) -> Limits:
-    """The limits that a search on this deployment holds."""
+def limits_of(
+    deployment_fit: dict, promises: Sequence, session_limit: int | None, extrapolation: float, traffic: Traffic
+) -> Limits:
+    """The limits that a search on this deployment holds, under this traffic."""
     most = max(round(deployment_fit["step_time"]["max_sessions"] * extrapolation), 1)
-    return Limits(tuple(promises), most, session_limit)
+    if not deployment_fit.get("kv"):
+        return Limits(tuple(promises), most, session_limit)
+    kv = KvRoom(**deployment_fit["kv"])
+    return Limits(tuple(promises), most, session_limit, kv, kv.slots(traffic.whole_frames))
+
+
+def _kv_record(kv: KvRoom | None, deployment: dict) -> dict | None:
+    """The room of a deployment, with its own instances."""
+    return None if kv is None else asdict(replace(kv, instances=deployment.get(f"{wire.LLM}.instances", kv.instances)))
 
 
 def usable_rungs(trial: Trial) -> tuple[list[Rung], list[str]]:
@@ -142,7 +158,7 @@ def _fit_rate(
         return nothing | {"inconclusive": "none of its ladders is VALID: measure one again"}
     try:
         device = Device.from_fit(physics)
-        limits = limits_of(physics, promises, session_limit, extrapolation)
+        limits = limits_of(physics, promises, session_limit, extrapolation, traffic)
         limits.check(device, traffic.class_names)
     except InconclusiveError as error:
         return nothing | {"inconclusive": str(error)}

@@ -40,7 +40,7 @@ def lose(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
     simulated_left = min(left, LARGEST_POOL)
     rate, size = qps * simulated_left / left, simulated_left + lost
     traffic = pools.traffic_for(simulated_left)  # the one that the pool without a loss was judged by
-    simulated, counted = simulate_load(pools.device, traffic, rate, size, pools.limits.slots, lost)
+    simulated, counted = simulate_load(pools.device, traffic, rate, size, pools.limits, lost)
     lost_at_s = simulated.arrival_s[counted][0]
     aboard = (simulated.start_s < lost_at_s) & ~(simulated.end_s <= lost_at_s) & (simulated.device < lost)
     judged = pools.device, traffic, pools.limits, rate, size, simulated

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from harness.errors import InputError
 
-KV_BYTES_PER_TOKEN = {"1.5b": 28_672, "7b": 57_344}
+KV_BYTES_PER_TOKEN = {"tiny": 512, "1.5b": 28_672, "7b": 57_344}  # tiny in float32, the others in bfloat16
 CONVOLUTION_STATE_BYTES = 700_000
 PROMPT_TOKENS_PER_FRAME = 240 / 450  # of scripts: about 240 tokens for a minute of speech, which is 450 frames
 
@@ -57,3 +58,30 @@ def slots_per_device(
             f"do not fit in {memory_bytes / 1e9:.1f} GB: deploy fewer instances"
         )
     return math.floor(room / per_session_bytes)
+
+
+@dataclass(frozen=True)
+class KvRoom:
+    """Room for the KV caches of a device's sessions, each admitted when the bytes that it will reach are free.
+
+    ``limit_bytes``: of each of the LLM's ``instances``. ``voice_frames``: of the voice samples in a prompt.
+    """
+
+    limit_bytes: float
+    bytes_per_token: int
+    instances: int = 1
+    voice_frames: int = 150
+
+    @property
+    def room_bytes(self) -> float:
+        """Of all instances together: that a session is on one of them, and may find that one full, is left out."""
+        return self.limit_bytes * self.instances
+
+    def bytes_of(self, frames: np.ndarray) -> np.ndarray:
+        """Of sessions of so many frames [n], with a prompt for as many."""
+        tokens = prompt_tokens(frames, self.voice_frames)
+        return session_bytes(tokens, frames, self.bytes_per_token, state_bytes=0).astype(np.int64)
+
+    def slots(self, frames_in_progress: np.ndarray) -> float:
+        """Sessions that fit, if they are like those found in progress: of so many frames in all [n]."""
+        return self.room_bytes / float(np.mean(self.bytes_of(frames_in_progress)))

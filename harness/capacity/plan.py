@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import pandas as pd
 
+from harness.capacity.cards import device_types
 from harness.capacity.confirmation import confirm
 from harness.capacity.device import Device
 from harness.capacity.fit import finite, limits_of
@@ -28,7 +29,8 @@ class Terms:
     """What a plan is made under. ``confidence``: of intervals; ``max_error``: of predictions, relative.
 
     ``unit``, ``preset``, ``device``: what one device is. ``prices``: of an hour of a device, by type, in ``currency``.
-    ``growth_per_month`` (a share of the rate) and ``fleet`` (devices that there are) are for a forecast.
+    ``growth_per_month`` (a share of the rate) and ``fleet`` (devices that there are) are for a forecast;
+    ``profiles``, by type of device, for counts of devices that were not deployed.
     """
 
     utilisation_cap: float
@@ -42,6 +44,7 @@ class Terms:
     currency: str = "USD"
     growth_per_month: float | None = None
     fleet: int | None = None
+    profiles: Mapping[str, Mapping] = field(default_factory=dict)
 
 
 def make_plan(
@@ -78,6 +81,8 @@ def make_plan(
     plan |= {"validation": confirmed.rows, "open_runs": confirmed.runs, "targets": targets, "drain": _drain(pools, rng)}
     progress("planning what changes would do")
     plan["sensitivity"] = sensitivity(fit, chosen, pools, targets_qps)
+    plan["device_types"] = device_types(chosen, pools, terms.profiles, targets_qps, terms.prices)
+    plan["memory"] = _memory(pools)
     plan |= _money_and_growth(plan, pools, terms)
     verdict = "inconclusive" if doubts else "met"
     return plan | {"verdict": verdict, "reasons": [*doubts, *_remarks(fit, chosen, pools)]}
@@ -102,8 +107,10 @@ def _nothing_known(chosen: dict | None, promises: Sequence, targets_qps: Sequenc
         "validation": [],
         "open_runs": [],
         "drain": None,
+        "memory": None,
         "costs": _price_record(terms),
         "sensitivity": [],
+        "device_types": [],
         "forecast": None,
     }
 
@@ -127,8 +134,8 @@ def headline_target(targets: Sequence[dict]) -> dict | None:
 
 def pools_of(fit: dict, chosen: dict, mix, promises: Sequence, utilisation_cap: float) -> Pools:
     """Pools of a fitted deployment under the very traffic that the fit was made for."""
-    limits = limits_of(chosen, promises, fit["session_limit"], fit["extrapolation"])
     traffic = Traffic.draw(mix, np.random.default_rng(fit["traffic_seed"]))
+    limits = limits_of(chosen, promises, fit["session_limit"], fit["extrapolation"], traffic)
     return Pools(Device.from_fit(chosen), traffic, limits, utilisation_cap)
 
 
@@ -140,12 +147,9 @@ def _target(pools: Pools, qps: float, shares: np.ndarray, confidence: float, con
 
     ``confirmed_rate``: the highest rate per second that an open-loop run on one device has confirmed.
     """
-    expected = int(pools.devices_for(qps, np.ones(1))[0])
-    # The interpolation between simulated sizes may be a device short.
-    loads = (pools.judge(qps, devices) for devices in range(expected, expected + 3 + expected // 20))
-    load = next((load for load in loads if load.kept), None)
+    load = pools.fewest(qps)
     if load is None:
-        return _no_target(qps) | {"binding": pools.binding(expected), "note": _TOO_NEAR}
+        return _no_target(qps) | {"binding": pools.binding(1), "note": _TOO_NEAR}
     devices = load.devices
     counts = pools.devices_for(qps, shares)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
@@ -302,6 +306,19 @@ def _drain(pools: Pools, rng: np.random.Generator) -> dict:
         "longest_s": float(simulate(np.zeros(sessions), longest, pools.device.step_time).end_s.max()),
         "basis": "simulated",
     }
+
+
+def _memory(pools: Pools) -> dict | None:
+    """plan.json's ``memory``: room for KV caches on a device, and how many sessions fill it; None where not known.
+
+    ``sessions``: of those found in progress; ``longest_sessions``: all of them as long as the longest of the traffic.
+    """
+    kv = pools.limits.kv
+    if kv is None:
+        return None
+    longest = kv.slots(np.array([pools.traffic.frames.max()]))
+    fill = {"sessions": pools.limits.kv_slots, "longest_sessions": longest, "basis": "computed"}
+    return {"room_bytes": kv.room_bytes, "bytes_per_token": kv.bytes_per_token} | fill
 
 
 def _knobs(deployment: dict) -> str:

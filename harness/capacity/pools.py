@@ -37,10 +37,11 @@ class Pools:
     limits: Limits
     utilisation_cap: float
     _known: dict[int, tuple[float, str]] = field(default_factory=dict, repr=False)
+    _parts: dict[int, Traffic] = field(default_factory=dict, repr=False)
 
     def changed(self, **changes) -> Pools:
         """With another device, traffic or limits; nothing of it has been simulated yet."""
-        return replace(self, **changes, _known={})
+        return replace(self, **changes, _known={}, _parts={})
 
     def steady_rate(self) -> float:
         """Requests a second at the steady limit of one device: what utilisation 1 means."""
@@ -77,6 +78,13 @@ class Pools:
         found = np.searchsorted(rates, qps / np.maximum(shares, 1e-12))
         return np.where(found < len(devices), found + 1.0, np.inf)
 
+    def fewest(self, qps: float) -> Load | None:
+        """The smallest pool that keeps every limit at ``qps``, as simulated; None where none does."""
+        expected = int(self.devices_for(qps, np.ones(1))[0])
+        # The interpolation between simulated sizes may be a device short.
+        loads = (self.judge(qps, devices) for devices in range(expected, expected + 3 + expected // 20))
+        return next((load for load in loads if load.kept), None)
+
     def judge(self, qps: float, devices: int) -> Load:
         """Simulate the pool at ``qps``; above 64 devices, 64 of them at their part of it."""
         simulated = min(devices, LARGEST_POOL)
@@ -89,7 +97,10 @@ class Pools:
 
     def traffic_for(self, devices: int) -> Traffic:
         """Fewer sessions for larger pools, in which less of the load is left to chance."""
-        return self.traffic.part(max(SESSIONS // math.isqrt(devices), SESSIONS // 4))
+        sessions = max(SESSIONS // math.isqrt(devices), SESSIONS // 4)
+        if sessions not in self._parts:
+            self._parts[sessions] = self.traffic.part(sessions)
+        return self._parts[sessions]
 
     def binding(self, devices: int) -> str:
         return self._known[max(size for size in self._known if size <= devices)][1]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.capacity.device import METRIC_NAMES, Device, promise_name
+from harness.capacity.memory import KvRoom
 from harness.capacity.simulation import Activity, Simulated, simulate
 from harness.capacity.simulator.pool import Planned
 from harness.capacity.spreads import StallTable
@@ -21,6 +22,7 @@ LARGEST_POOL = 64
 _BISECTIONS = 8
 _POPULATION = 100_000
 _SESSIONS_QUANTILE = 0.95
+KV_MEMORY = "KV memory"
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,20 @@ class Limits:
     """What may bind: the promises, and the sessions of a device up to which the step time is known.
 
     ``most_sessions``: the 95th percentile of the sessions on a device, as arrivals find it, stays within it.
-    ``slots``: sessions that its memory holds, or None.
+    ``slots``: sessions that it lets in, or None; ``kv``: room for their KV caches, or None for more than enough, which
+    ``kv_slots`` of them fill in the mean.
     """
 
     promises: Sequence
     most_sessions: int
     slots: int | None = None
+    kv: KvRoom | None = None
+    kv_slots: float = math.inf
+
+    @property
+    def room(self) -> float:
+        """Sessions that fit, in the mean."""
+        return min(self.slots or math.inf, self.kv_slots)
 
     def check(self, device: Device, class_names: Sequence[str]) -> None:
         """Raises InconclusiveError for a promise that the mix or the measured requests cannot carry."""
@@ -56,7 +66,7 @@ class Traffic:
 
     Arrays [n]: gaps (mean exactly 1), class index, frames, and the luck of each session (uniform numbers, one row a
     metric). Lengths and luck are stratified, so that the sample has the means of the mix. ``residual_frames``: what is
-    left of sessions found in progress. ``mean_frames``: of the mix.
+    left of sessions found in progress, of ``whole_frames`` in all. ``mean_frames``: of the mix.
     """
 
     class_names: tuple[str, ...]
@@ -65,6 +75,7 @@ class Traffic:
     frames: np.ndarray
     luck: dict[str, np.ndarray]
     residual_frames: np.ndarray
+    whole_frames: np.ndarray
     mean_frames: float
 
     @classmethod
@@ -77,13 +88,15 @@ class Traffic:
         order = rng.permutation(sessions)
         index, frames = index[order], frames[order]
         gaps = rng.exponential(1.0, sessions)
+        residual_frames, whole_frames = _in_progress(populations, shares, rng)
         return cls(
             class_names=tuple(each.name for each in mix.classes),
             gaps=gaps / gaps.mean(),
             class_index=index,
             frames=frames,
             luck={metric: _even_luck(rng.random(sessions), index) for metric in METRIC_NAMES},
-            residual_frames=_in_progress(populations, shares, rng),
+            residual_frames=residual_frames,
+            whole_frames=whole_frames,
             mean_frames=float(shares @ [each.mean() for each in populations]),
         )
 
@@ -100,6 +113,7 @@ class Load:
     """A pool at a rate. ``shares``: for each limit, value / limit, at most 1 where it is kept; ``worst``: the largest.
 
     ``sessions_p95``: of a device, as arrivals find it; ``sessions``: of the simulated pool, mean over time.
+    ``in_line``: the promises that are broken by the wait for KV memory alone: by their name.
     """
 
     rate_per_s: float
@@ -107,6 +121,7 @@ class Load:
     shares: dict[str, float]
     sessions: float
     sessions_p95: float
+    in_line: frozenset[str] = frozenset()
 
     @property
     def kept(self) -> bool:
@@ -116,16 +131,23 @@ class Load:
     def worst(self) -> str:
         return max(self.shares, key=self.shares.get)
 
+    @property
+    def binding(self) -> str:
+        """What breaks first: a promise, or KV memory where it is the wait for that which breaks it."""
+        return KV_MEMORY if self.worst in self.in_line else self.worst
+
 
 def simulate_load(
-    device: Device, traffic: Traffic, rate_per_s: float, devices: int, slots: int | None = None, lost: int = 0
+    device: Device, traffic: Traffic, rate_per_s: float, devices: int, limits: Limits | None = None, lost: int = 0
 ) -> tuple[Simulated, np.ndarray]:
     """A pool at a Poisson rate, started near its steady state. Also returns which sessions are to be counted [n].
 
     As the first of these comes, ``lost`` of the devices fail for good; the sessions aboard go on elsewhere.
     """
     gaps_s = traffic.gaps / rate_per_s
-    found = _found_in_progress(device, traffic, rate_per_s, devices, slots)
+    limits = limits or Limits((), 1)
+    found, whole = _found_in_progress(device, traffic, rate_per_s, devices, limits.room)
+    kv = limits.kv
     arrival_s = np.concatenate([np.zeros(len(found)), np.cumsum(gaps_s)])
     counted = np.arange(len(arrival_s)) >= len(found) + WARM_UP_SHARE * len(gaps_s)
     lost_at_s = float(arrival_s[counted][0])
@@ -134,7 +156,9 @@ def simulate_load(
         np.concatenate([found, traffic.frames]),
         device.step_time,
         devices=devices,
-        session_limit=slots,
+        session_limit=limits.slots,
+        bytes_=kv.bytes_of(np.concatenate([whole, traffic.frames])) if kv else 0,
+        memory_bytes=kv.room_bytes if kv else math.inf,
         first_audio=device.first_audio,
         class_index=np.concatenate([np.full(len(found), -1), traffic.class_index]),
         planned=[Planned(lost_at_s, "fail", number) for number in range(lost)],
@@ -166,7 +190,7 @@ def values_of(
 
 def judge_load(device: Device, traffic: Traffic, limits: Limits, rate_per_s: float, devices: int) -> Load:
     """Simulate a pool and hold it against every limit."""
-    simulated, counted = simulate_load(device, traffic, rate_per_s, devices, limits.slots)
+    simulated, counted = simulate_load(device, traffic, rate_per_s, devices, limits)
     return load_of(device, traffic, limits, rate_per_s, devices, simulated, counted)
 
 
@@ -180,17 +204,23 @@ def load_of(
     counted: np.ndarray,
 ) -> Load:
     """The ``counted`` sessions [n] of a simulated pool, held against every limit."""
-    shares = {}
+    shares, in_line = {}, set()
+    waiting = ~(simulated.start_s <= simulated.arrival_s)
     for promise in limits.promises:
         index = traffic.class_names.index(promise.traffic_class)
         values = values_of(device, traffic, simulated, counted, promise.metric, index)
         value = float(np.quantile(values, promise.quantile, method="higher")) if len(values) else math.inf
-        shares[promise_name(promise.traffic_class, promise.metric, promise.quantile)] = _share(value, promise.limit)
+        name = promise_name(promise.traffic_class, promise.metric, promise.quantile)
+        shares[name] = _share(value, promise.limit)
+        own = waiting[counted & (simulated.class_index == index)]
+        if limits.kv is not None and promise.metric == "ttfa_s" and len(own) and own.mean() > 1 - promise.quantile:
+            in_line.add(name)
     started = counted & ~np.isnan(simulated.start_s)
     active = simulated.active_at_start[started]
     sessions_p95 = float(np.quantile(active, _SESSIONS_QUANTILE, method="higher")) if len(active) else math.inf
     shares[range_name(limits)] = sessions_p95 / limits.most_sessions
-    return Load(rate_per_s, devices, shares, _mean_sessions(simulated, counted), sessions_p95)
+    sessions = _mean_sessions(simulated, counted)
+    return Load(rate_per_s, devices, shares, sessions, sessions_p95, frozenset(in_line))
 
 
 def range_name(limits: Limits) -> str:
@@ -214,10 +244,10 @@ def steady_sessions(device: Device, limits: Limits) -> float:
 
 def _steady(device: Device, limits: Limits, probabilities: Sequence[float] | None) -> tuple[np.ndarray, str]:
     """Numbers of sessions, from 1 up to the most that keep every limit; what binds there."""
-    most = min(limits.most_sessions, limits.slots or math.inf)
+    most = min(limits.most_sessions, limits.room)
     sessions = np.linspace(1, max(most, 1), 512)
     step_s = device.step_time(sessions)
-    reach, binding = len(sessions), "memory" if limits.slots == most else range_name(limits)
+    reach, binding = len(sessions), KV_MEMORY if limits.room == most else range_name(limits)
     for row, promise in enumerate(limits.promises):
         probability = probabilities[row] if probabilities is not None else promise.quantile
         values = device.at_constant_step(promise.traffic_class, promise.metric, probability, step_s)
@@ -261,7 +291,7 @@ def highest_rate(
         if load.kept:
             low = middle
         else:
-            high, binding = middle, load.worst
+            high, binding = middle, load.binding
     return low, binding
 
 
@@ -288,18 +318,21 @@ def _strata(population: np.ndarray, n: int) -> np.ndarray:
     return np.maximum(np.add.reduceat(population, edges[:-1]) / np.diff(edges), 1.0)
 
 
-def _in_progress(populations: list[np.ndarray], shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Frames left of sessions found in progress: drawn in proportion to length, at a uniform phase."""
+def _in_progress(
+    populations: list[np.ndarray], shares: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames left, and in all, of sessions found in progress: drawn in proportion to length, at a uniform phase."""
     everyone = np.concatenate(populations)
     work = np.concatenate([share * each for share, each in zip(shares, populations, strict=True)])
     chosen = np.searchsorted(np.cumsum(work), rng.random(8192) * work.sum(), side="right")
-    return np.maximum(everyone[np.minimum(chosen, len(everyone) - 1)] * rng.random(8192), 1e-3)
+    whole = everyone[np.minimum(chosen, len(everyone) - 1)]
+    return np.maximum(whole * rng.random(8192), 1e-3), whole
 
 
 def _found_in_progress(
-    device: Device, traffic: Traffic, rate_per_s: float, devices: int, slots: int | None
-) -> np.ndarray:
-    """Frames left of the sessions that a pool is found with: the mean number of its steady state.
+    device: Device, traffic: Traffic, rate_per_s: float, devices: int, room: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames left, and in all, of the sessions that a pool is found with: the mean number of its steady state.
 
     Processor sharing with a rate that depends on the number of sessions is insensitive to their lengths:
     P(n) ~ (rate x mean frames)^n x S(1) S(2) .. S(n) / n! (Kelly, Reversibility and Stochastic Networks, 3.3).
@@ -309,8 +342,8 @@ def _found_in_progress(
     weights = np.concatenate([[0.0], np.cumsum(np.log(offered * device.step_time(n) / n))])
     chances = np.exp(weights - weights.max())
     mean = float(chances @ np.arange(len(n) + 1) / chances.sum())
-    count = round(devices * min(mean, slots or math.inf))
-    return np.resize(traffic.residual_frames, count)
+    count = round(devices * min(mean, room))
+    return np.resize(traffic.residual_frames, count), np.resize(traffic.whole_frames, count)
 
 
 def _mean_sessions(simulated: Simulated, counted: np.ndarray) -> float:

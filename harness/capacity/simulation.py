@@ -87,6 +87,8 @@ def simulate(
     *,
     devices: int = 1,
     session_limit: int | None = None,
+    bytes_: np.ndarray | int = 0,
+    memory_bytes: float = math.inf,
     first_audio: tuple[float, float] = (0.0, 1.0),
     class_index: np.ndarray | None = None,
     planned: Sequence[Planned] = (),
@@ -96,18 +98,20 @@ def simulate(
 
     ``arrival_s`` [n], ascending; ``frames`` [n], above 0, need not be whole; ``step_time(sessions)``: seconds of
     a frame step, for an array of session counts. All sessions of a device advance one frame a step, so one ends
-    when the device's frame clock passes its start + its frames. Above ``session_limit`` a device, arrivals wait
-    in one line, first come first served. First audio comes ``first_audio`` = (seconds, steps) after the start.
-    ``planned``: devices that fail, say; their sessions go on elsewhere, from the frame that they had reached. Nothing
-    happens after ``stop_s``. Raises InputError for arrivals or frames that make no sense.
+    when the device's frame clock passes its start + its frames. Above ``session_limit`` a device, or without room for
+    their ``bytes_`` [n] in its ``memory_bytes``, arrivals wait in one line, first come first served. First audio comes
+    ``first_audio`` = (seconds, steps) after the start. ``planned``: devices that fail, say; their sessions go on
+    elsewhere, from the frame that they had reached. Nothing happens after ``stop_s``. Raises InputError for arrivals or
+    frames that make no sense.
     """
-    block = arrivals_of(arrival_s, frames)
+    block = arrivals_of(arrival_s, frames, bytes_=bytes_)
     if np.any(np.diff(block["arrival_s"]) < 0):
         raise InputError("arrivals are in order of time")
     pool = Pool(
         devices,
         step_time,
         session_limit=session_limit,
+        memory_bytes=memory_bytes,
         first_audio=first_audio,
         on_failure="resume",
         planned=tuple(planned),

@@ -111,6 +111,11 @@ class Topology:
         return max(shared, sum(each.time_s(1) + self.hop_s for each in self.stages))
 
 
+def hop_of(step_time: StepTime, topology: Topology) -> float:
+    """Seconds of a hop: what a measured step of one session has beyond its stages and delays, shared among the hops."""
+    return max(float(step_time(1)) - topology.alone_s(), 0.0) / len(topology.stages)
+
+
 @dataclass(frozen=True, eq=False)
 class Rounds:
     """Times between frames at some number of sessions: ``gaps_s`` [sessions, frames]; of each stage the mean batch."""

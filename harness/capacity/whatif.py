@@ -12,7 +12,7 @@ from harness import wire
 from harness.capacity.device import Device
 from harness.capacity.pools import Pools
 from harness.capacity.search import Traffic
-from harness.capacity.staged import Topology, staged_step_time, step_knots
+from harness.capacity.staged import Topology, hop_of, staged_step_time, step_knots
 from harness.capacity.steps import StepTime
 from harness.errors import InconclusiveError, InputError
 
@@ -42,8 +42,7 @@ def sensitivity(fit: dict, chosen: dict, pools: Pools, targets_qps: Sequence[flo
 def changes(fit: dict, chosen: dict, pools: Pools) -> Iterator[Change]:
     """None, to compare with; longer sessions, half the delay, one more instance of the busiest stage, a fast device."""
     yield Change("as planned", pools, "simulated")
-    longer = pools.changed(traffic=lengthened(pools.traffic, LONGER))
-    yield Change(f"sessions {LONGER - 1:.0%} longer", longer, "simulated")
+    yield Change(f"sessions {LONGER - 1:.0%} longer", _longer(pools), "simulated")
     delays = {knob: chosen["deployment"].get(knob, 0) for knob in _DELAYS}
     if any(delays.values()):
         yield _turned("half the delay", fit, chosen, pools, {knob: value // 2 for knob, value in delays.items()})
@@ -59,6 +58,13 @@ def changes(fit: dict, chosen: dict, pools: Pools) -> Iterator[Change]:
     yield _faster(chosen, pools)
 
 
+def _longer(pools: Pools) -> Pools:
+    traffic, limits = lengthened(pools.traffic, LONGER), pools.limits
+    if limits.kv is not None:
+        limits = replace(limits, kv_slots=limits.kv.slots(traffic.whole_frames))
+    return pools.changed(traffic=traffic, limits=limits)
+
+
 def lengthened(traffic: Traffic, factor: float) -> Traffic:
     """Sessions ``factor`` times as long, the longest 90 minutes as before, at the same rate."""
     frames = np.minimum(traffic.frames * factor, np.maximum(traffic.frames, wire.MAX_FRAMES))
@@ -66,6 +72,7 @@ def lengthened(traffic: Traffic, factor: float) -> Traffic:
     return replace(
         traffic,
         frames=frames,
+        whole_frames=traffic.whole_frames * longer,
         residual_frames=traffic.residual_frames * longer,
         mean_frames=traffic.mean_frames * longer,
     )
@@ -102,7 +109,7 @@ def _faster(chosen: dict, pools: Pools) -> Change:
 def _staged(name: str, pools: Pools, now: Topology, then: Topology) -> Change:
     """The measured step time, times what the model of the stages says that the change makes of it."""
     most = math.ceil(pools.device.max_sessions)
-    hop_s = max(float(pools.device.step_time(1)) - now.alone_s(), 0.0) / len(now.stages)
+    hop_s = hop_of(pools.device.step_time, now)
     before, after = (
         staged_step_time(replace(each, hop_s=hop_s), most, np.random.default_rng(0)) for each in (now, then)
     )

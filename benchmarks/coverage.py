@@ -1,0 +1,150 @@
+"""Whether 95% intervals on counts of devices hold the true count in 93% to 97% of repetitions, on synthetic truth.
+
+A device of known physics shows a ladder, with noise on every rung and scatter of every request; the fit and the plan
+see only that, and give the devices for a rate, with their interval. Truth is what a plan gives that knows the physics.
+The rate of each repetition is drawn anew, of 10 to 200 devices (evenly in its logarithm).
+
+A count is a whole number, and both ends of its interval are rounded up as counts are: an interval of counts holds the
+true count whenever the interval of the rate per device holds the true rate, and sometimes where it just does not. So a
+count is held a little more often than 95%, the more so the fewer devices there are. Both are shown.
+"""
+
+from __future__ import annotations
+
+if __name__ == "coverage":  # numba looks for the package of this name, and beside a benchmark it finds this file
+    raise ImportError("a benchmark, not the package")
+
+import functools
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import common
+import numpy as np
+import pandas as pd
+from scipy import stats
+from testbed import capacity_truth as truth
+
+from harness.capacity.device import Device
+from harness.capacity.fit import fit_run, limits_of
+from harness.capacity.pools import Pools
+from harness.capacity.search import Limits, Traffic, steady_draws, steady_limit
+from harness.errors import InconclusiveError
+
+ALLOWED = 0.93, 0.97
+CAP, CONFIDENCE = 0.85, 0.95
+DEVICES = 10, 200  # true counts are drawn between
+_TRUTH_SEED = 5
+_PROCESSES = 2
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """A repetition: the true count, the planned one and its interval; the same of the steady rate of one device."""
+
+    devices: int
+    planned: int
+    low: float
+    high: float
+    true_rate: float
+    rate_low: float
+    rate_high: float
+
+    @property
+    def held(self) -> bool:
+        return self.low <= self.devices <= self.high
+
+    @property
+    def rate_held(self) -> bool:
+        return self.rate_low <= self.true_rate <= self.rate_high
+
+
+@functools.cache
+def true_pools() -> Pools:
+    limits = Limits(truth.PROMISES, max(truth.LADDER))
+    return Pools(truth.true_device(), Traffic.draw(truth.MIX, np.random.default_rng(_TRUTH_SEED)), limits, CAP)
+
+
+def repeat(seed: int) -> Repetition | None:
+    """None where the plan would refuse to say."""
+    rng = np.random.default_rng([7, seed])
+    pools = true_pools()
+    qps = math.exp(rng.uniform(*np.log(DEVICES))) * CAP * pools.steady_rate()
+    devices = pools.fewest(qps).devices
+    trial, rows = truth.ladder(truth.TRUTH, rng, truth.LADDER)
+    fit = fit_run([trial], pd.DataFrame(rows), truth.MIX, truth.PROMISES, rng, truth.UNIT)
+    try:
+        device = Device.from_fit(fit["deployments"][0])
+    except InconclusiveError:
+        return None
+    traffic = Traffic.draw(truth.MIX, np.random.default_rng(fit["traffic_seed"]))
+    limits = limits_of(fit["deployments"][0], truth.PROMISES, None, 1.0, traffic)
+    fitted = Pools(device, traffic, limits, CAP)
+    draws, steady = steady_draws(device, limits, rng), steady_limit(device, limits)[0]
+    tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = np.quantile(fitted.devices_for(qps, draws / steady), tails, method="inverted_cdf")
+    planned = fitted.fewest(qps).devices
+    true_rate = steady_limit(pools.device, pools.limits)[0]
+    interval = min(low, planned), max(high, planned)
+    return Repetition(devices, planned, *interval, true_rate, *np.quantile(draws, tails))
+
+
+def coverage(held: Sequence[bool]) -> tuple[float, float, float]:
+    """The share, and its 95% interval (Clopper and Pearson)."""
+    found = stats.binomtest(sum(held), len(held)).proportion_ci(0.95)
+    return sum(held) / len(held), found.low, found.high
+
+
+def show(done: Sequence[Repetition]):
+    columns = "of", "repetitions", "held", "95% interval", "below", "above"
+    table = common.table("How often a 95% interval held the truth", *columns)
+    edges = np.quantile([each.devices for each in done], [0, 1 / 3, 2 / 3, 1])
+    parts = {"the rate of one device": None, "the count, all": (0, math.inf)}
+    for low, high in zip(edges, edges[1:], strict=False):
+        parts[f"counts of {low:.0f} to {high:.0f}"] = (low, high)
+    for name, between in parts.items():
+        own = done if between is None else [each for each in done if between[0] <= each.devices <= between[1]]
+        held = [each.rate_held if between is None else each.held for each in own]
+        under = [each.rate_high < each.true_rate if between is None else each.high < each.devices for each in own]
+        share, low, high = coverage(held)
+        over = len(own) - sum(held) - sum(under)
+        table.add_row(name, str(len(own)), f"{share:.1%}", f"{low:.1%} to {high:.1%}", str(sum(under)), str(over))
+    return table
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = common.Parser(__doc__, "python benchmarks/coverage.py --repetitions 1000")
+    parser.add_argument("--repetitions", type=common.whole(10, 10**5), default=600)
+    parser.add_argument("--seed", type=common.whole(0, 10**9), default=1)
+    options = parser.parse_args(arguments)
+    repetitions = 12 if options.quick else options.repetitions
+    began, done = time.monotonic(), []
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with multiprocessing.get_context("spawn").Pool(_PROCESSES) as pool:
+        seeds = range(options.seed * 10**6, options.seed * 10**6 + repetitions)
+        for number, each in enumerate(pool.imap(repeat, seeds, chunksize=4), start=1):
+            done.append(each)
+            if number % 50 == 0:
+                common.say(f"{number} of {repetitions}, {time.monotonic() - began:.0f} s …")
+    known = [each for each in done if each is not None]
+    share, low, high = coverage([each.held for each in known])
+    figures = {
+        "coverage": share,
+        "coverage_low": low,
+        "coverage_high": high,
+        "coverage_of_rate": coverage([each.rate_held for each in known])[0],
+        "repetitions": len(known),
+        "refused": len(done) - len(known),
+        "interval_share_median": float(np.median([(each.high - each.low) / each.devices for each in known])),
+        "planned_over_true_median": float(np.median([each.planned / each.devices for each in known])),
+        "seconds": time.monotonic() - began,
+    }
+    common.finish(show(known), figures)
+    return 0 if options.quick or ALLOWED[0] <= share <= ALLOWED[1] else common.EXIT_FAILED
+
+
+if __name__ == "__main__":
+    common.run(main)

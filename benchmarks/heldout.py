@@ -1,0 +1,436 @@
+"""Predictions that are written down before their runs start, against those runs: the real Triton with emulated cards.
+
+Fitted are two deployments: ladders at no delay and at 25 ms, one card, one mix. Held out are other delays, batch
+limits, instances and mixes (90-minute sessions in steady state among them), two cards, and all open-loop runs. What the
+stages compute is emulated, with the times of a stand-in card (benchmarks/stand_in.py): queues, batches, hops, streams
+and load are real. On two shared cores that is steadier than computing, and nearer to a GPU's scale.
+
+fit      the ladders; then every prediction is sealed (hash, time) in predictions.jsonl of the run's folder
+measure  of each held-out deployment a ladder around its predicted limit, and open-loop runs at shares of its rate
+score    highest sustainable rate = frames a second at the sessions where RTF p95 meets its promise, straight between
+         the rungs on both sides, over the mean frames of the mix; TTFA p95 of the very requests that were predicted
+
+It goes on where an earlier start stopped, and stops by itself between trials after --minutes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import common
+import numpy as np
+import stand_in
+import yaml
+
+from harness import wire
+from harness.arrivals import Arrivals
+from harness.capacity import memory
+from harness.capacity.cards import Card
+from harness.capacity.device import Device
+from harness.capacity.fit import fit_run
+from harness.capacity.predict import flaw_of, sealed
+from harness.capacity.search import Limits, steady_limit
+from harness.capacity.simulation import simulate
+from harness.capacity.staged import hop_of
+from harness.errors import InputError
+from harness.loadtest import LoadSettings, arrival_times, lead_in
+from harness.probe import commit, host_facts, versions
+from harness.records import RunManifest, Trial
+from harness.spec import PlanSpec, load_plan
+from harness.store import Run
+from harness.sweep import Driver, Load, trial_id
+from harness.triton.config import Deployment
+from harness.triton.server import ROOT, TritonServer
+from harness.workload import ScriptSource, requests
+
+RUN_ID = "heldout-emulated"
+LIMITS = {"max_rate_error_median": 0.05, "max_rate_error_worst": 0.15, "ttfa_p95_error_median": 0.10}
+PROMISES = {"short": {"ttfa_p95_s": 1.5, "rtf_p95": 0.9}}
+MIXES = {
+    "fitted": {
+        "short": {"weight": 0.7, "length": {"uniform": [4, 12]}, "speakers": [1, 2]},
+        "long": {"weight": 0.3, "length": {"uniform": [20, 60]}, "speakers": [2, 4]},
+    },
+    "longer": {
+        "short": {"weight": 0.5, "length": {"uniform": [6, 18]}, "speakers": [1, 1]},
+        "long": {"weight": 0.5, "length": {"lognormal": {"median": 30, "sigma": 0.5, "max": 120}}, "speakers": [1, 4]},
+    },
+    "ninety": {  # half of the sessions aboard last 90 minutes
+        "short": {"weight": 0.998, "length": {"uniform": [6, 16]}, "speakers": [1, 2]},
+        "ninety": {"weight": 0.002, "length": {"fixed": 5400}, "speakers": [4, 4]},
+    },
+}
+SHARES = (0.6, 0.85)
+CAP = 0.85  # of the highest rate, for counts of cards
+AROUND = (0.8, 1.0, 1.2)  # of the predicted limit in sessions: rungs of a held-out ladder
+CARD = Card.of_profile(stand_in.profile())
+VOICE_FRAMES = 80  # of a speaker's sample
+
+
+def delays(ms: float) -> dict:
+    return {f"{stage}.delay_us": round(1000 * ms) for stage in wire.STAGES}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A held-out deployment under a mix."""
+
+    name: str
+    knobs: dict
+    mix: str = "fitted"
+    cards: int = 1
+
+
+FITTED = (delays(0), delays(25))
+CASES = (
+    Case("10 ms delay", delays(10)),
+    Case("40 ms delay", delays(40)),
+    Case("delay of one stage, longer mix", {**delays(0), f"{wire.DIFFUSION}.delay_us": 15_000}, "longer"),
+    Case("batches up to 8", {**delays(5), **{f"{stage}.max_batch": 8 for stage in wire.STAGES}}),
+    Case("2 diffusion instances", {**delays(0), f"{wire.DIFFUSION}.instances": 2}),
+    Case("90-minute sessions", delays(10), "ninety"),
+    Case("2 cards", delays(0), "fitted", 2),
+)
+
+
+@dataclass
+class Bench:
+    """The run's folder, the plan of each mix, and how long loads last."""
+
+    run: Run
+    folder: Path
+    seconds: float
+    rung_s: float
+    deadline_s: float = math.inf
+    specs: dict[str, PlanSpec] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        (self.folder / "card.json").write_text(json.dumps(stand_in.profile()))
+        for name, classes in MIXES.items():
+            plan = {
+                "name": name,
+                "preset": "tiny",
+                "mix": {"classes": classes},
+                "promises": PROMISES,
+                "targets_qps": [1],
+            }
+            (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(plan))
+            self.specs[name] = load_plan(self.folder / f"{name}.yaml")
+
+    def driver(self, server: TritonServer, base: Deployment, mix: str) -> Driver:
+        return Driver(server, self.folder / f"{mix}.yaml", self.specs[mix], self.folder / "work", base)
+
+    def base(self, cards: int) -> Deployment:
+        return Deployment("tiny", emulate=str(self.folder / "card.json"), gpus=cards)
+
+    def known(self, knobs: dict, load: Load) -> Trial | None:
+        """Its VALID trial, or the INVALID one of a second try."""
+        tries = {trial.trial_id: trial for trial in self.run.trials()}
+        both = [tries.get(trial_id(knobs, load, repeat)) for repeat in range(2)]
+        return next((trial for trial in both if trial and trial.valid), both[1])
+
+    def measure(self, work: Sequence[tuple[int, str, dict, Load]]) -> bool:
+        """Measure what is missing of (cards, mix, knobs, load); False where the time is up before all is."""
+        for cards in sorted({each[0] for each in work}):
+            missing = [each for each in work if each[0] == cards and self.known(*each[2:]) is None]
+            if missing and time.monotonic() > self.deadline_s:
+                return False
+            if missing and not self._measure_on(cards, missing):
+                return False
+        return True
+
+    def _measure_on(self, cards: int, missing: Sequence[tuple]) -> bool:
+        base = self.base(cards)
+        with TritonServer(base) as server:
+            for _, mix, knobs, load in missing:
+                driver = self.driver(server, base, mix)
+                while self.known(knobs, load) is None:
+                    if time.monotonic() + load.total_s + 15 > self.deadline_s:
+                        return False
+                    repeat = int(any(t.trial_id == trial_id(knobs, load) for t in self.run.trials()))
+                    common.say(f"{cards} x, {mix}, {load.kind}, {_short(knobs)} {load.rate_per_s or load.sessions} …")
+                    measured = driver.run(knobs, load, None, repeat)
+                    self.run.append_trial(measured.trial, measured.results, ())
+                    if not measured.trial.valid:
+                        common.say(f"  INVALID: {'; '.join(measured.trial.reasons)}")
+        return True
+
+
+def _short(knobs: dict) -> str:
+    return " ".join(f"{knob.partition('.')[0][:4]}.{knob.partition('.')[2]}={value}" for knob, value in knobs.items())
+
+
+def fit_loads(bench: Bench) -> list[tuple[int, str, dict, Load]]:
+    load = Load(bench.rung_s, 11, (1, 2, 4, 8, 14, 20, 28))
+    return [(1, "fitted", knobs, load) for knobs in FITTED]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the ladders said: devices as fitted, and how much longer than staged a step was, [sessions] by ``at``."""
+
+    devices: tuple[Device, ...]
+    at: np.ndarray
+    factor: np.ndarray
+    hop_s: float
+
+    @classmethod
+    def of(cls, bench: Bench) -> Model:
+        trials = [bench.known(knobs, load) for _, _, knobs, load in fit_loads(bench)]
+        mix, promises = bench.specs["fitted"].traffic_mix(), bench.specs["fitted"].promise_list()
+        fit = fit_run(trials, bench.run.requests(), mix, promises, np.random.default_rng(1), stand_in.NAME)
+        devices = tuple(Device.from_fit(each) for each in fit["deployments"])
+        context = context_of(bench.specs["fitted"])
+        hop_s = hop_of(devices[0].step_time, CARD.topology(FITTED[0], context, 0.0))
+        points = []
+        for knobs, trial in zip(FITTED, trials, strict=True):
+            model = CARD.step_time(knobs, context, hop_s)
+            points += [(r.sessions, r.sessions / r.frames_per_s / float(model(r.sessions))) for r in trial.rungs]
+        groups = np.array(sorted(points)).reshape(-1, len(FITTED), 2).mean(axis=1)
+        return cls(devices, groups[:, 0], groups[:, 1], hop_s)
+
+    def device(self, bench: Bench, case: Case) -> Device:
+        """One card of a held-out case: its scatter that of the fitted deployment with the nearest delay."""
+        context = context_of(bench.specs[case.mix])
+        step = CARD.step_time(case.knobs, context, self.hop_s, 48)
+        delay = np.mean([case.knobs.get(f"{stage}.delay_us", 0) for stage in wire.STAGES])
+        fitted = [np.mean(list(knobs.values())) for knobs in FITTED]
+        near = self.devices[int(np.argmin(np.abs(np.array(fitted) - delay)))]
+        return replace(near, step_time=stand_in.scaled(step, self.at, self.factor), draws=(), max_sessions=48.0)
+
+
+def context_of(spec: PlanSpec) -> float:
+    """Mean tokens of context of a session found in progress: its prompt, and two for each frame that it has spoken."""
+    rng, mix = np.random.default_rng(5), spec.traffic_mix()
+    draws = [mix.sample_in_progress(rng) for _ in range(4000)]
+    return float(np.mean([memory.prompt_tokens(d.frames, VOICE_FRAMES * 2) + 2 * d.phase for d in draws]))
+
+
+def predictions(bench: Bench) -> list[dict]:
+    """What is predicted, sealed on disk: made once, from the fit alone, before anything held out is run."""
+    path = bench.run.path / "predictions.jsonl"
+    if path.exists():
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    model = Model.of(bench)
+    for number, case in enumerate(CASES):
+        predicted = sealed(_predict(bench, model, case, 100 * (number + 1)), datetime.now(UTC).isoformat())
+        bench.run.append_prediction(case.name.replace(" ", "-").replace(",", ""), predicted)
+    return predictions(bench)
+
+
+def _predict(bench: Bench, model: Model, case: Case, seed: int) -> dict:
+    spec, device = bench.specs[case.mix], model.device(bench, case)
+    mix, promises = spec.traffic_mix(), spec.promise_list()
+    frames_per_s, binding = steady_limit(device, Limits(promises, 48))
+    sessions = np.linspace(1, 48, 2000)
+    most = float(sessions[np.argmin(np.abs(device.step_time.frames_per_s(sessions) - frames_per_s))])
+    rate = case.cards * frames_per_s / mix.mean_frames()
+    runs = [_predict_open(bench, case, device, round(share * rate, 3), seed + i) for i, share in enumerate(SHARES)]
+    return {
+        "case": case.name,
+        "max_rate_per_s": rate,
+        "binding": binding,
+        "max_sessions": case.cards * most,
+        "rungs": sorted({max(round(share * case.cards * most), 1) for share in AROUND}),
+        "ladder_seed": seed + 50,
+        "open": runs,
+    }
+
+
+def _predict_open(bench: Bench, case: Case, device: Device, rate: float, seed: int) -> dict:
+    """The TTFA p95 of the requests that a seed will send, as they are known before: when, how long, how many aboard."""
+    spec = bench.specs[case.mix]
+    steady = max(1, round(_sessions(device, spec, rate / case.cards) * case.cards))
+    due_s, frames, names = offered(spec, rate, seed, steady, bench.seconds)
+    shown = simulate(
+        due_s, frames, device.step_time, devices=case.cards, first_audio=device.first_audio, stop_s=bench.seconds
+    )
+    own = (names == "short") & (due_s >= 0)
+    ttfa_s = np.nan_to_num(shown.ttfa_s[own], nan=np.inf)
+    luck = np.random.default_rng(seed).random((200, int(own.sum())))
+    scattered = ttfa_s * device.ttfa.of("short").at(luck)
+    p95_s = float(np.median(np.quantile(scattered, 0.95, axis=1, method="inverted_cdf")))
+    return {"rate_per_s": rate, "seed": seed, "steady": steady, "ttfa_p95_s": p95_s, "requests": int(own.sum())}
+
+
+def _sessions(device: Device, spec: PlanSpec, rate: float) -> float:
+    """Mean sessions of a device at a rate: where its throughput meets what is offered."""
+    sessions = np.linspace(0.5, 48, 2000)
+    offered_frames = rate * spec.traffic_mix().mean_frames()
+    return float(sessions[np.argmax(device.step_time.frames_per_s(sessions) >= offered_frames)])
+
+
+def offered(spec: PlanSpec, rate: float, seed: int, steady: int, seconds: float):
+    """Due times in seconds, frames and classes of the requests that Locust will send with a seed, in order."""
+    mix = spec.traffic_mix()
+    settings = LoadSettings(mix=mix, seed=seed, arrivals=Arrivals("poisson", rate_per_s=rate), steady=steady)
+    new, found = np.random.default_rng([seed, 0]).spawn(2)
+
+    def sent() -> Iterator[tuple[float, int, str]]:
+        sources = (found, True, lead_in(settings)), (new, False, arrival_times(settings))
+        for rng, in_progress, due in sources:
+            for due_s, request in zip(due, requests(mix, rng, ScriptSource(), steady=in_progress), strict=False):
+                if due_s > seconds:
+                    return
+                yield due_s, request.frames, request.traffic_class
+
+    due_s, frames, names = zip(*sent(), strict=True)
+    return np.array(due_s), np.array(frames, dtype=float), np.array(names)
+
+
+def held_out_loads(bench: Bench, predicted: Sequence[dict]) -> list[tuple[int, str, dict, Load]]:
+    work = []
+    for case, said in zip(CASES, predicted, strict=True):
+        loads = [Load(bench.rung_s, said["ladder_seed"], tuple(said["rungs"]))]
+        loads += [Load(bench.seconds, r["seed"], (), r["rate_per_s"], r["steady"]) for r in said["open"]]
+        work += [(case.cards, case.mix, case.knobs, load) for load in loads]
+    return work
+
+
+def measured_rate(bench: Bench, case: Case, trial: Trial) -> float:
+    """Requests a second where RTF p95 meets its promise; NaN where no two rungs lie around it."""
+    limit = PROMISES["short"]["rtf_p95"]
+    rungs = sorted(trial.rungs, key=lambda rung: rung.sessions)
+    rtf, frames = [rung.summary["short.rtf_p95"] for rung in rungs], [rung.frames_per_s for rung in rungs]
+    if not min(rtf) <= limit <= max(rtf):
+        return math.nan
+    return (
+        float(np.interp(limit, np.maximum.accumulate(rtf), frames)) / bench.specs[case.mix].traffic_mix().mean_frames()
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """A held-out case: its highest rate as predicted and measured; of each open-loop run TTFA p95 and its promises."""
+
+    case: Case
+    predicted: float
+    measured: float
+    ttfa: list[tuple[float, float, float]]  # rate, predicted, measured
+    flaw: str
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.measured - 1
+
+
+def score(bench: Bench, predicted: Sequence[dict]) -> list[Score]:
+    scores, work = [], iter(held_out_loads(bench, predicted))
+    for case, said in zip(CASES, predicted, strict=True):
+        trials = [bench.known(knobs, load) for _, _, knobs, load in (next(work) for _ in range(1 + len(SHARES)))]
+        prediction = {name: value for name, value in said.items() if name != "trial_id"}
+        flaws = {flaw_of(prediction, trial.started_at) for trial in trials} - {""}
+        flaws |= {"INVALID: " + "; ".join(trial.reasons) for trial in trials if not trial.valid}
+        ttfa = [
+            (run["rate_per_s"], run["ttfa_p95_s"], trial.rungs[0].summary["short.ttfa_p95_s"])
+            for run, trial in zip(said["open"], trials[1:], strict=True)
+        ]
+        rate = measured_rate(bench, case, trials[0])
+        scores.append(Score(case, said["max_rate_per_s"], rate, ttfa, "; ".join(sorted(flaws))))
+    return scores
+
+
+def counts(scores: Sequence[Score]) -> tuple[list[int], int]:
+    """Cards predicted less cards needed, for rates over the range that one and two cards carry; and how many rates."""
+    one = next(each for each in scores if each.case.knobs == CASES[0].knobs and each.case.cards == 1)
+    two = next(each for each in scores if each.case.cards == 2)
+    rates = np.linspace(0.2, 0.95, 16) * CAP * min(two.predicted, two.measured)
+
+    def cards(single: float, pair: float) -> np.ndarray:
+        return np.where(rates <= CAP * single, 1, np.where(rates <= CAP * pair, 2, 3))
+
+    return (cards(one.predicted, two.predicted) - cards(one.measured, two.measured)).tolist(), len(rates)
+
+
+def show(scores: Sequence[Score]) -> list:
+    rates = common.table(
+        "Highest sustainable rate, requests a second", "held out", "predicted", "measured", "error", ""
+    )
+    for each in scores:
+        row = f"{each.predicted:.3f}", f"{each.measured:.3f}", f"{each.error:+.1%}", each.flaw
+        rates.add_row(each.case.name, *row)
+    ttfa = common.table("Time to first audio p95, s, open loop", "held out", "rate", "predicted", "measured", "error")
+    for each in scores:
+        for rate, said, seen in each.ttfa:
+            ttfa.add_row(each.case.name, f"{rate:.3f}", f"{said:.4f}", f"{seen:.4f}", f"{said / seen - 1:+.1%}")
+    return [rates, ttfa]
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = common.Parser(__doc__, "python benchmarks/heldout.py --minutes 9    # again and again, until it says all")
+    parser.add_argument("--minutes", type=common.real(0.5, 600), default=600.0, help="stop after so long; go on later")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="where the run is kept")
+    options = parser.parse_args(arguments)
+    deadline_s = time.monotonic() + 60 * options.minutes
+    with tempfile.TemporaryDirectory() as scratch:
+        results = Path(scratch) / "results" if options.quick else options.results
+        seconds, rung_s = (12.0, 3.0) if options.quick else (45.0, 8.0)
+        bench = Bench(open_run(results), Path(scratch), seconds, rung_s, deadline_s)
+        if not bench.measure(fit_loads(bench)):
+            return unfinished()
+        predicted = predictions(bench)
+        if not bench.measure(held_out_loads(bench, predicted)):
+            return unfinished()
+        return report(score(bench, predicted), options.quick)
+
+
+def open_run(results: Path) -> Run:
+    if Run.is_run(results / RUN_ID):
+        return Run.open(results / RUN_ID)
+    content = json.dumps([MIXES, PROMISES, [vars(case) for case in CASES], stand_in.profile()], sort_keys=True)
+    manifest = RunManifest(
+        run_id=RUN_ID,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        plan_path="benchmarks/heldout.py",
+        plan_sha256=hashlib.sha256(content.encode()).hexdigest(),
+        plan={"mixes": MIXES, "promises": PROMISES},
+        commit=commit(),
+        versions=versions(),
+        host=host_facts(),
+        preset="tiny",
+        device=f"emulated {stand_in.NAME}",
+        seed=11,
+        emulated=True,
+    )
+    return Run.create(results, manifest)
+
+
+def unfinished() -> int:
+    common.say("the time is up: run it again to go on")
+    return common.EXIT_FAILED
+
+
+def report(scores: Sequence[Score], quick: bool) -> int:
+    errors = [abs(each.error) for each in scores if math.isfinite(each.error)]
+    if not errors:
+        raise InputError("no held-out ladder met its promise between two rungs: nothing to compare")
+    ttfa = [abs(said / seen - 1) for each in scores for _, said, seen in each.ttfa]
+    off, rates = counts(scores)
+    figures = {
+        "max_rate_error_median": float(np.median(errors)),
+        "max_rate_error_worst": max(errors),
+        "max_rates": len(errors),
+        "ttfa_p95_error_median": float(np.median(ttfa)),
+        "ttfa_p95_error_worst": max(ttfa),
+        "open_loop_runs": len(ttfa),
+        "counts_exact_share": off.count(0) / rates,
+        "counts_off_least": min(off),
+        "counts_off_most": max(off),
+        "flaws": sum(bool(each.flaw) for each in scores),
+    }
+    common.finish(show(scores), figures)
+    good = all(figures[name] <= limit for name, limit in LIMITS.items()) and 0 <= min(off) and max(off) <= 1
+    whole = len(errors) == len(CASES) and not figures["flaws"]
+    return 0 if quick or (good and whole) else common.EXIT_FAILED
+
+
+if __name__ == "__main__":
+    common.run(main)

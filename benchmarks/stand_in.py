@@ -1,0 +1,55 @@
+"""A stand-in for a card whose profile nobody has measured.
+
+Its times are lines: of batch, context and prompt. They are made up, above what hops take on a small host: a card that
+some 25 sessions of a few minutes fill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from harness import wire
+from harness.capacity.steps import StepTime
+
+NAME = "stand-in card"
+# Milliseconds: of a batch, of each session in it; and of each token of context of a session.
+TIMES_MS = {wire.LLM: (3.0, 1.0), wire.DIFFUSION: (5.0, 0.8), wire.VOCODER: (3.0, 1.2)}
+TOKEN_MS = 0.00008
+_BATCHES, _CONTEXTS, _PROMPTS = (1, 2, 4, 8, 16, 32, 64), (0, 10_000, 120_000), (64, 1024, 4096)
+
+
+def profile() -> dict:
+    """As ``harness profile`` would write it; its device says what it is."""
+    llm_ms, session_ms = TIMES_MS[wire.LLM]
+    return {
+        "schema": 1,
+        "device": NAME,
+        "preset": "tiny",
+        "dtype": "none",
+        "manifest": {"command": "benchmarks/stand_in.py", "notes": "lines that were made up: no card was measured"},
+        "model": {"hidden_size": 64, "kv_bytes_per_token": 512, "kv_room_bytes": 8 << 30, "state_values": 5266},
+        "stages": {
+            wire.LLM: [
+                {"batch": b, "context": c, "ms": llm_ms + b * (session_ms + c * TOKEN_MS)}
+                for b in _BATCHES
+                for c in _CONTEXTS
+            ],
+            "prefill": [{"tokens": t, "context": c, "ms": 1 + t / 100} for t in _PROMPTS for c in _CONTEXTS],
+            wire.DIFFUSION: [{"batch": b, "steps": 10, "ms": _line(wire.DIFFUSION, b)} for b in _BATCHES],
+            wire.VOCODER: [{"batch": b, "ms": _line(wire.VOCODER, b)} for b in _BATCHES],
+            wire.VOICE: [{"seconds": seconds, "ms": 3.0 * seconds} for seconds in (3, 30)],
+        },
+    }
+
+
+def _line(stage: str, batch: int) -> float:
+    fixed, each = TIMES_MS[stage]
+    return fixed + each * batch
+
+
+def scaled(step_time: StepTime, sessions: np.ndarray, factor: np.ndarray) -> StepTime:
+    """A step time, ``factor`` [n] times as long at ``sessions`` [n], straight between and level beyond."""
+    values = np.array(step_time.values) * np.interp(step_time.knots, sessions, factor)
+    return replace(step_time, values=tuple(values.tolist()))

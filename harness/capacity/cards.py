@@ -1,0 +1,132 @@
+"""A type of device that was not deployed, as its profile describes it: stages over batch and context, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import optimize
+
+from harness import wire
+from harness.capacity.memory import KvRoom
+from harness.capacity.outlook import costs, price_of
+from harness.capacity.pools import Pools
+from harness.capacity.search import Limits
+from harness.capacity.staged import Stage, Topology, hop_of, staged_step_time
+from harness.capacity.steps import StepTime
+from harness.errors import InconclusiveError
+
+_DEFAULT_STEPS = wire.DEFAULT_DIFFUSION_STEPS
+_NOTE = (
+    "the least that it takes: the stages as profiled, taking turns on one device, hops as those of one session here, "
+    "first audio and the scatter of requests as here; what a host adds that is busy with many sessions is left out"
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """S(b) = tau0 + alpha b of each stage, seconds; that of the LLM has ``token_s`` b L more for a context of L tokens.
+
+    The last is S = W + H b (L / L_ref) with H / L_ref = token_s. ``worst_residual``: largest |fitted / profiled - 1|.
+    ``most_sessions``: the largest batch that was profiled.
+    """
+
+    name: str
+    preset: str
+    tau0_s: Mapping[str, float]
+    alpha_s: Mapping[str, float]
+    token_s: float
+    worst_residual: float
+    most_sessions: int
+    kv: KvRoom
+
+    @classmethod
+    def of_profile(cls, profile: Mapping) -> Card:
+        """From what ``harness profile`` wrote. Raises InconclusiveError for a stage with fewer than three points."""
+        tau0_s, alpha_s, token_s, off, batches = {}, {}, 0.0, 0.0, []
+        for stage in wire.STAGES:
+            rows = [row for row in profile["stages"][stage] if "ms" in row]
+            rows = [row for row in rows if row.get("steps", _DEFAULT_STEPS) == _DEFAULT_STEPS]
+            (tau0_s[stage], alpha_s[stage], per_token), residual = _plane(stage, rows)
+            token_s, off = token_s + per_token, max(off, residual)
+            batches.append(max(row["batch"] for row in rows))
+        model = profile["model"]
+        kv = KvRoom(model["kv_room_bytes"], model["kv_bytes_per_token"])
+        return cls(profile["device"], profile["preset"], tau0_s, alpha_s, token_s, off, min(batches), kv)
+
+    def topology(self, knobs: Mapping[str, int], context: float, hop_s: float) -> Topology:
+        """The deployment with these knobs on one such device, its sessions with ``context`` tokens in the mean."""
+        stages = []
+        for stage in wire.STAGES:
+            given = {
+                knob: knobs[f"{stage}.{knob}"] for knob in ("max_batch", "instances") if f"{stage}.{knob}" in knobs
+            }
+            alpha_s = self.alpha_s[stage] + (self.token_s * context if stage == wire.LLM else 0.0)
+            delay_s = knobs.get(f"{stage}.delay_us", 0) / 1e6
+            stages.append(Stage(stage, alpha_s, self.tau0_s[stage], delay_s, **given))
+        return Topology(tuple(stages), hop_s, one_gpu=True)
+
+    def step_time(self, knobs: Mapping[str, int], context: float, hop_s: float, most: int | None = None) -> StepTime:
+        """Up to ``most`` sessions; left out, as many as were profiled."""
+        topology = self.topology(knobs, context, hop_s)
+        return staged_step_time(topology, most or self.most_sessions, np.random.default_rng(0))
+
+
+def device_types(
+    chosen: dict, pools: Pools, profiles: Mapping[str, Mapping], targets_qps: Sequence[float], prices: Mapping
+) -> list[dict]:
+    """plan.json's ``device_types``: for each profile, by the name it was given, what its device would carry.
+
+    ``chosen``: the deployment of fit.json whose knobs it gets. All is extrapolated: no such device was driven.
+    """
+    return [_record(name, profile, chosen, pools, targets_qps, prices) for name, profile in profiles.items()]
+
+
+def _record(
+    name: str, profile: Mapping, chosen: dict, pools: Pools, targets_qps: Sequence[float], prices: Mapping
+) -> dict:
+    record = {"type": name, "device": profile["device"], "preset": profile["preset"], "basis": "extrapolated"}
+    try:
+        card = Card.of_profile(profile)
+    except InconclusiveError as error:
+        return record | {"rate_per_device": None, "kv_sessions": None, "targets": [], "note": str(error)}
+    typed = _pools_of(card, pools, chosen)
+    priced = price_of(prices, name) or price_of(prices, profile["device"])
+    rows = [_counts(typed, qps, priced[1] if priced else None) for qps in targets_qps]
+    note = f"{_NOTE}; lines through the profile are off by {card.worst_residual:.0%} at the most"
+    rate, binding = typed.rate(1)
+    found = {"rate_per_device": rate, "binding": binding, "kv_sessions": typed.limits.kv_slots}
+    return record | found | {"targets": rows, "note": note}
+
+
+def _pools_of(card: Card, pools: Pools, chosen: dict) -> Pools:
+    frames = pools.traffic.whole_frames
+    context = float(np.mean(card.kv.bytes_of(frames))) / card.kv.bytes_per_token - float(np.mean(frames))  # half spoken
+    try:
+        hop_s = hop_of(pools.device.step_time, Topology.of_fit(chosen))
+    except InconclusiveError:
+        hop_s = 0.0
+    step_time = card.step_time(chosen["deployment"], context, hop_s)
+    device = replace(pools.device, step_time=step_time, max_sessions=float(card.most_sessions), draws=())
+    limits = Limits(pools.limits.promises, card.most_sessions, None, card.kv, card.kv.slots(frames))
+    return pools.changed(device=device, limits=limits)
+
+
+def _counts(pools: Pools, qps: float, price: float | None) -> dict:
+    load = pools.fewest(qps) if pools.rate(1)[0] > 0 else None
+    row = {"qps": qps, "devices": load and load.devices, "interval": [load and load.devices] * 2}
+    priced = costs(row, price, pools.traffic.mean_frames) if price is not None else {}
+    return {"qps": qps, "devices": row["devices"], "cost_per_audio_hour": priced.get("cost_per_audio_hour")}
+
+
+def _plane(stage: str, rows: Sequence[Mapping]) -> tuple[tuple[float, float, float], float]:
+    """tau0, alpha and seconds a token of least relative squares, none below 0; and the worst residual."""
+    if len({(row["batch"], row.get("context", 0)) for row in rows}) < 3:
+        raise InconclusiveError(f"the profile has fewer than 3 points of {stage}: profile it again, in full")
+    batch, seconds = (np.array([row[name] for row in rows], dtype=float) for name in ("batch", "ms"))
+    seconds, context = seconds / 1e3, np.array([row.get("context", 0) for row in rows], dtype=float)
+    columns = np.column_stack([np.ones(len(rows)), batch, batch * context / 1e6])
+    found, _ = optimize.nnls(columns / seconds[:, None], np.ones(len(rows)))
+    residual = float(np.max(np.abs(columns @ found / seconds - 1)))
+    return (float(found[0]), float(found[1]), float(found[2]) / 1e6), residual
