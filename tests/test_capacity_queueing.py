@@ -48,6 +48,28 @@ def test_erlang_c_of_two_servers():
     assert queueing.erlang_c(2, 2 * load) == pytest.approx(2 * load**2 / (1 + load))
 
 
+@pytest.mark.parametrize(
+    ("servers", "offered"), [(1, 0.0101), (2, 0.153), (5, 1.36), (10, 4.46), (20, 12.0), (50, 37.9), (100, 84.1)]
+)
+def test_erlang_b_is_that_of_the_published_table(servers, offered):
+    """The 1% column of the usual Erlang B tables, at their three digits."""
+    assert queueing.erlang_b(servers, offered) == pytest.approx(0.01, rel=0.025)  # of a load rounded to three
+
+
+@pytest.mark.parametrize(
+    ("servers", "offered", "published"), [(8, 5.0, 0.167), (2, 1.0, 1 / 3), (3, 2.0, 4 / 9), (5, 4.0, 0.5541)]
+)
+def test_erlang_c_is_that_of_published_examples(servers, offered, published):
+    """Textbook values of M/M/c, at the digits that they are given with (5 Erlang on 8 agents: 16.7% wait)."""
+    assert queueing.erlang_c(servers, offered) == pytest.approx(published, rel=3e-3)
+
+
+@pytest.mark.parametrize(("beta", "published"), [(0.1, 0.88), (0.5, 0.50), (1.0, 0.22), (1.5, 0.08), (2.0, 0.03)])
+def test_halfin_whitt_is_that_of_the_published_function(beta, published):
+    """P(wait) by beta at the two digits that texts on staffing give it with."""
+    assert queueing.halfin_whitt_wait_probability(beta) == pytest.approx(published, abs=0.006)
+
+
 @given(servers=st.integers(1, 200), load=st.floats(0.01, 0.99))
 def test_erlang_c_is_a_chance_that_falls_with_servers(servers, load):
     offered = servers * load
