@@ -16,6 +16,7 @@ It goes on where an earlier start stopped, and stops by itself between trials af
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import tempfile
@@ -39,7 +40,7 @@ from harness.capacity.fit import fit_run
 from harness.capacity.predict import flaw_of, sealed
 from harness.capacity.search import Limits, steady_limit
 from harness.capacity.simulation import simulate
-from harness.capacity.staged import hop_of
+from harness.capacity.staged import Topology, rounds, staged_step_time
 from harness.errors import InputError
 from harness.loadtest import LoadSettings, arrival_times, lead_in
 from harness.probe import commit, host_facts, versions
@@ -71,6 +72,8 @@ MIXES = {
 SHARES = (0.6, 0.85)
 CAP = 0.85  # of the highest rate, for counts of cards
 AROUND = (0.8, 1.0, 1.2)  # of the predicted limit in sessions: rungs of a held-out ladder
+BETWEEN_MS = {"hop_s": (0.8, 1.2, 1.6), "host_s": (0.0, 0.5, 1.0), "host_each_s": (0.0, 0.2, 0.4, 0.6)}  # tried
+MOST = 48  # sessions of a card that are modelled
 CARD = Card.of_profile(stand_in.profile())
 VOICE_FRAMES = 80  # of a speaker's sample
 
@@ -92,7 +95,7 @@ class Case:
 FITTED = (delays(0), delays(25))
 CASES = (
     Case("10 ms delay", delays(10)),
-    Case("40 ms delay", delays(40)),
+    Case("15 ms delay", delays(15)),
     Case("delay of one stage, longer mix", {**delays(0), f"{wire.DIFFUSION}.delay_us": 15_000}, "longer"),
     Case("batches up to 8", {**delays(5), **{f"{stage}.max_batch": 8 for stage in wire.STAGES}}),
     Case("2 diffusion instances", {**delays(0), f"{wire.DIFFUSION}.instances": 2}),
@@ -175,12 +178,11 @@ def fit_loads(bench: Bench) -> list[tuple[int, str, dict, Load]]:
 
 @dataclass(frozen=True)
 class Model:
-    """What the ladders said: devices as fitted, and how much longer than staged a step was, [sessions] by ``at``."""
+    """What the ladders said: devices as fitted, and what the host adds to the card: the ``between`` of its topology."""
 
     devices: tuple[Device, ...]
-    at: np.ndarray
-    factor: np.ndarray
-    hop_s: float
+    between: dict[str, float]
+    off: float  # root mean square of log(modelled / measured step) over the rungs of the fit
 
     @classmethod
     def of(cls, bench: Bench) -> Model:
@@ -189,22 +191,30 @@ class Model:
         fit = fit_run(trials, bench.run.requests(), mix, promises, np.random.default_rng(1), stand_in.NAME)
         devices = tuple(Device.from_fit(each) for each in fit["deployments"])
         context = context_of(bench.specs["fitted"])
-        hop_s = hop_of(devices[0].step_time, CARD.topology(FITTED[0], context, 0.0))
-        points = []
-        for knobs, trial in zip(FITTED, trials, strict=True):
-            model = CARD.step_time(knobs, context, hop_s)
-            points += [(r.sessions, r.sessions / r.frames_per_s / float(model(r.sessions))) for r in trial.rungs]
-        groups = np.array(sorted(points)).reshape(-1, len(FITTED), 2).mean(axis=1)
-        return cls(devices, groups[:, 0], groups[:, 1], hop_s)
+        found = []
+        for values in itertools.product(*(np.array(each) / 1e3 for each in BETWEEN_MS.values())):
+            between = dict(zip(BETWEEN_MS, map(float, values), strict=True))
+            errors = [_log_errors(trial, CARD.topology(trial.deployment, context, **between)) for trial in trials]
+            found.append((float(np.sqrt(np.mean(np.square(np.concatenate(errors))))), between))
+        off, between = min(found, key=lambda each: each[0])
+        common.say(f"fitted: {between}, off by {off:.1%}")
+        return cls(devices, between, off)
 
     def device(self, bench: Bench, case: Case) -> Device:
         """One card of a held-out case: its scatter that of the fitted deployment with the nearest delay."""
-        context = context_of(bench.specs[case.mix])
-        step = CARD.step_time(case.knobs, context, self.hop_s, 48)
+        topology = CARD.topology(case.knobs, context_of(bench.specs[case.mix]), **self.between)
+        step_time = staged_step_time(topology, MOST, np.random.default_rng(0), starts=8)
         delay = np.mean([case.knobs.get(f"{stage}.delay_us", 0) for stage in wire.STAGES])
         fitted = [np.mean(list(knobs.values())) for knobs in FITTED]
         near = self.devices[int(np.argmin(np.abs(np.array(fitted) - delay)))]
-        return replace(near, step_time=stand_in.scaled(step, self.at, self.factor), draws=(), max_sessions=48.0)
+        return replace(near, step_time=step_time, draws=(), max_sessions=float(MOST))
+
+
+def _log_errors(trial: Trial, topology: Topology) -> np.ndarray:
+    """log(modelled / measured) of the step time of each rung."""
+    rng = np.random.default_rng(0)
+    modelled = [np.mean([rounds(topology, round(r.sessions), rng).step_s for _ in range(4)]) for r in trial.rungs]
+    return np.log(np.array(modelled) / [r.sessions / r.frames_per_s for r in trial.rungs])
 
 
 def context_of(spec: PlanSpec) -> float:
@@ -229,8 +239,8 @@ def predictions(bench: Bench) -> list[dict]:
 def _predict(bench: Bench, model: Model, case: Case, seed: int) -> dict:
     spec, device = bench.specs[case.mix], model.device(bench, case)
     mix, promises = spec.traffic_mix(), spec.promise_list()
-    frames_per_s, binding = steady_limit(device, Limits(promises, 48))
-    sessions = np.linspace(1, 48, 2000)
+    frames_per_s, binding = steady_limit(device, Limits(promises, MOST))
+    sessions = np.linspace(1, MOST, 2000)
     most = float(sessions[np.argmin(np.abs(device.step_time.frames_per_s(sessions) - frames_per_s))])
     rate = case.cards * frames_per_s / mix.mean_frames()
     runs = [_predict_open(bench, case, device, round(share * rate, 3), seed + i) for i, share in enumerate(SHARES)]
@@ -263,7 +273,7 @@ def _predict_open(bench: Bench, case: Case, device: Device, rate: float, seed: i
 
 def _sessions(device: Device, spec: PlanSpec, rate: float) -> float:
     """Mean sessions of a device at a rate: where its throughput meets what is offered."""
-    sessions = np.linspace(0.5, 48, 2000)
+    sessions = np.linspace(0.5, MOST, 2000)
     offered_frames = rate * spec.traffic_mix().mean_frames()
     return float(sessions[np.argmax(device.step_time.frames_per_s(sessions) >= offered_frames)])
 
@@ -289,7 +299,7 @@ def offered(spec: PlanSpec, rate: float, seed: int, steady: int, seconds: float)
 def held_out_loads(bench: Bench, predicted: Sequence[dict]) -> list[tuple[int, str, dict, Load]]:
     work = []
     for case, said in zip(CASES, predicted, strict=True):
-        loads = [Load(bench.rung_s, said["ladder_seed"], tuple(said["rungs"]))]
+        loads = [Load(1.25 * bench.rung_s, said["ladder_seed"], tuple(said["rungs"]))]
         loads += [Load(bench.seconds, r["seed"], (), r["rate_per_s"], r["steady"]) for r in said["open"]]
         work += [(case.cards, case.mix, case.knobs, load) for load in loads]
     return work
@@ -298,9 +308,10 @@ def held_out_loads(bench: Bench, predicted: Sequence[dict]) -> list[tuple[int, s
 def measured_rate(bench: Bench, case: Case, trial: Trial) -> float:
     """Requests a second where RTF p95 meets its promise; NaN where no two rungs lie around it."""
     limit = PROMISES["short"]["rtf_p95"]
-    rungs = sorted(trial.rungs, key=lambda rung: rung.sessions)
+    heard = [rung for rung in trial.rungs if (rung.summary["short.rtf_p95"] or math.nan) > 0]
+    rungs = sorted(heard, key=lambda rung: rung.sessions)
     rtf, frames = [rung.summary["short.rtf_p95"] for rung in rungs], [rung.frames_per_s for rung in rungs]
-    if not min(rtf) <= limit <= max(rtf):
+    if not rtf or not min(rtf) <= limit <= max(rtf):
         return math.nan
     return (
         float(np.interp(limit, np.maximum.accumulate(rtf), frames)) / bench.specs[case.mix].traffic_mix().mean_frames()

@@ -6,12 +6,7 @@ some 25 sessions of a few minutes fill.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
-
 from harness import wire
-from harness.capacity.steps import StepTime
 
 NAME = "stand-in card"
 # Milliseconds: of a batch, of each session in it; and of each token of context of a session.
@@ -47,9 +42,3 @@ def profile() -> dict:
 def _line(stage: str, batch: int) -> float:
     fixed, each = TIMES_MS[stage]
     return fixed + each * batch
-
-
-def scaled(step_time: StepTime, sessions: np.ndarray, factor: np.ndarray) -> StepTime:
-    """A step time, ``factor`` [n] times as long at ``sessions`` [n], straight between and level beyond."""
-    values = np.array(step_time.values) * np.interp(step_time.knots, sessions, factor)
-    return replace(step_time, values=tuple(values.tolist()))

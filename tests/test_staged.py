@@ -129,6 +129,24 @@ def test_a_stage_whose_times_lose_those_of_others_is_refused(times):
         Stage("llm", *times)
 
 
+def test_a_batch_that_was_taken_ahead_grows_no_more():
+    """Those that come while a batch waits ahead are one after it, where otherwise they would have joined."""
+    stage = Stage("llm", 0.0, 0.01)
+    joined, ahead = (exactly(topology(stage, stage, prefetch=prefetch, one_gpu=True), 6) for prefetch in (False, True))
+    assert max(ahead.mean_batch) < max(joined.mean_batch)
+    assert ahead.step_s > joined.step_s
+    full = Stage("llm", 0.001, 0.01, delay_s=10.0, max_batch=4)
+    assert exactly(topology(full, prefetch=True), 4).step_s == pytest.approx(0.014)
+
+
+def test_the_hosts_work_around_a_turn_leaves_the_gpu_to_others():
+    stage = Stage("llm", 0.0, 0.01, max_batch=1)
+    alone = exactly(topology(stage, host_s=0.002, host_each_s=0.001, one_gpu=True), 1)
+    assert alone.step_s == pytest.approx(0.013)
+    two = Stage("llm", 0.0, 0.01, max_batch=1, instances=2)
+    assert exactly(topology(two, host_s=0.002, one_gpu=True), 4).step_s == pytest.approx(0.04)
+
+
 def test_its_step_time_drives_a_device():
     around = topology(*THREE, hop_s=0.0003)
     step_time = staged_step_time(around, 64, np.random.default_rng(1))

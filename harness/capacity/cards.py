@@ -14,7 +14,6 @@ from harness.capacity.outlook import costs, price_of
 from harness.capacity.pools import Pools
 from harness.capacity.search import Limits
 from harness.capacity.staged import Stage, Topology, hop_of, staged_step_time
-from harness.capacity.steps import StepTime
 from harness.errors import InconclusiveError
 
 _DEFAULT_STEPS = wire.DEFAULT_DIFFUSION_STEPS
@@ -55,8 +54,11 @@ class Card:
         kv = KvRoom(model["kv_room_bytes"], model["kv_bytes_per_token"])
         return cls(profile["device"], profile["preset"], tau0_s, alpha_s, token_s, off, min(batches), kv)
 
-    def topology(self, knobs: Mapping[str, int], context: float, hop_s: float) -> Topology:
-        """The deployment with these knobs on one such device, its sessions with ``context`` tokens in the mean."""
+    def topology(self, knobs: Mapping[str, int], context: float, **between: float) -> Topology:
+        """The deployment with these knobs on one such device, its sessions with ``context`` tokens in the mean.
+
+        ``between``: hop_s, host_s and host_each_s of the topology.
+        """
         stages = []
         for stage in wire.STAGES:
             given = {
@@ -65,12 +67,7 @@ class Card:
             alpha_s = self.alpha_s[stage] + (self.token_s * context if stage == wire.LLM else 0.0)
             delay_s = knobs.get(f"{stage}.delay_us", 0) / 1e6
             stages.append(Stage(stage, alpha_s, self.tau0_s[stage], delay_s, **given))
-        return Topology(tuple(stages), hop_s, one_gpu=True)
-
-    def step_time(self, knobs: Mapping[str, int], context: float, hop_s: float, most: int | None = None) -> StepTime:
-        """Up to ``most`` sessions; left out, as many as were profiled."""
-        topology = self.topology(knobs, context, hop_s)
-        return staged_step_time(topology, most or self.most_sessions, np.random.default_rng(0))
+        return Topology(tuple(stages), one_gpu=True, prefetch=True, **between)
 
 
 def device_types(
@@ -107,7 +104,8 @@ def _pools_of(card: Card, pools: Pools, chosen: dict) -> Pools:
         hop_s = hop_of(pools.device.step_time, Topology.of_fit(chosen))
     except InconclusiveError:
         hop_s = 0.0
-    step_time = card.step_time(chosen["deployment"], context, hop_s)
+    topology = card.topology(chosen["deployment"], context, hop_s=hop_s)
+    step_time = staged_step_time(topology, card.most_sessions, np.random.default_rng(0))
     device = replace(pools.device, step_time=step_time, max_sessions=float(card.most_sessions), draws=())
     limits = Limits(pools.limits.promises, card.most_sessions, None, card.kv, card.kv.slots(frames))
     return pools.changed(device=device, limits=limits)

@@ -29,7 +29,7 @@ def _next_s(w):
 
 @compiled
 def _send(w, k, at_s):
-    """A session is on its way to a stage; all hops are equally long, so those on their way come in order."""
+    """A session is on its way to a stage; those on their way come in the order in which they were sent."""
     loop = w.loop[0]
     w.sessions[k].came_s = at_s
     w.coming[(loop.first + loop.on_way) % len(w.coming)] = k
@@ -87,20 +87,37 @@ def _begin(w, i, now):
     """A free instance takes a batch, if one is ready."""
     loop, instance = w.loop[0], w.instances[i]
     stage = w.stages[instance.stage]
-    if instance.end_s < math.inf or stage.waiting == 0:
+    if instance.end_s == math.inf and instance.ahead > 0:
+        instance.head = instance.ahead_head
+        _execute(w, i, instance.ahead, now)
+        instance.ahead = 0
+    if stage.waiting == 0 or (instance.end_s < math.inf and (instance.ahead > 0 or loop.prefetch == 0)):
         return
     if stage.waiting < stage.max_batch and w.sessions[stage.head].came_s + stage.delay_s > now:
         return
     size, last = min(stage.waiting, stage.max_batch), stage.head
     for _ in range(size - 1):
         last = w.sessions[last].next
-    instance.head, stage.head = stage.head, w.sessions[last].next
+    head, stage.head = stage.head, w.sessions[last].next
     w.sessions[last].next = -1
     stage.waiting, stage.free = stage.waiting - size, stage.free - 1
+    if instance.end_s < math.inf:
+        instance.ahead_head, instance.ahead = head, size
+    else:
+        instance.head = head
+        _execute(w, i, size, now)
+
+
+@compiled
+def _execute(w, i, size, now):
+    """An instance executes the batch that it has."""
+    loop, instance = w.loop[0], w.instances[i]
+    stage = w.stages[instance.stage]
     takes_s = (stage.tau0_s + stage.alpha_s * size) * w.noise[loop.drawn % len(w.noise)]
     loop.drawn += 1
     instance.end_s = (max(now, loop.gpu_free_s) if loop.one_gpu else now) + takes_s
     loop.gpu_free_s = max(loop.gpu_free_s, instance.end_s)
+    instance.end_s += loop.host_s + loop.host_each_s * size
     stage.executions += 1
     stage.served += size
 
