@@ -383,7 +383,7 @@ def main(arguments: Sequence[str]) -> int:
     deadline_s = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as scratch:
         results = Path(scratch) / "results" if options.quick else options.results
-        seconds, rung_s = (12.0, 3.0) if options.quick else (45.0, 8.0)
+        seconds, rung_s = (12.0, 3.0) if options.quick else (30.0, 8.0)
         bench = Bench(open_run(results), Path(scratch), seconds, rung_s, deadline_s)
         if not bench.measure(fit_loads(bench)):
             return unfinished()

@@ -177,6 +177,13 @@ def test_bytes_of_kv_caches_may_bind(measured):
     assert plan["memory"]["longest_sessions"] < 1.5
 
 
+def test_a_device_that_holds_not_even_one_session_carries_nothing(measured):
+    traffic = Traffic.draw(MIX, np.random.default_rng(1))
+    one = float(np.mean(KvRoom(1, 1000).bytes_of(traffic.whole_frames)))
+    found = fit_of(measured, kv=KvRoom(0.9 * one, 1000))["deployments"][0]
+    assert (found["max_rate_per_s"], found["binding"]) == (0.0, "KV memory")
+
+
 def test_each_instance_of_the_llm_has_room_of_its_own(measured):
     twice = (replace(measured[0], deployment={"vibevoice_llm_encoder.instances": 2}), measured[1])
     assert fit_of(twice, kv=KvRoom(1e6, 1000))["deployments"][0]["kv"]["instances"] == 2

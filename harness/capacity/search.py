@@ -244,6 +244,8 @@ def steady_sessions(device: Device, limits: Limits) -> float:
 
 def _steady(device: Device, limits: Limits, probabilities: Sequence[float] | None) -> tuple[np.ndarray, str]:
     """Numbers of sessions, from 1 up to the most that keep every limit; what binds there."""
+    if limits.room < 1:
+        return np.zeros(0), KV_MEMORY
     most = min(limits.most_sessions, limits.room)
     sessions = np.linspace(1, max(most, 1), 512)
     step_s = device.step_time(sessions)
