@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -76,17 +77,26 @@ def print_plan(content: dict) -> None:
     for reason in content["reasons"]:
         out.print(f"  - {reason}", soft_wrap=True, markup=False)
     out.print(_targets_table(content))
-    emulated = "Times of the stages were emulated: every figure here is of the profile's device.\n"
-    out.print(emulated if content["emulated"] else "", end="", style="yellow")
+    if content["emulated"]:
+        out.print("The stages' times were emulated: every figure is of the profile's device", style="yellow")
     for table in (_losses_table(content), _sensitivity_table(content), _types_table(content), _forecast_table(content)):
         if table.row_count:
             out.print(table)
+    for line in _in_a_line(content):
+        out.print(line, soft_wrap=True, highlight=False)
+
+
+def _in_a_line(content: dict) -> Iterator[str]:
+    """The drain and the memory of a device, as far as they are known."""
     if drain := content["drain"]:
-        out.print(
+        yield (
             f"Drained with {drain['sessions']} sessions aboard, a device is empty after {drain['p50_s']:.0f} s (p95 "
-            f"{drain['p95_s']:.0f} s; {drain['longest_s']:.0f} s if the longest has just begun; simulated)",
-            soft_wrap=True,
-            highlight=False,
+            f"{drain['p95_s']:.0f} s; {drain['longest_s']:.0f} s if the longest has just begun; simulated)"
+        )
+    if memory := content["memory"]:
+        yield (
+            f"KV memory of a device holds {memory['sessions']:,.0f} sessions of this mix, "
+            f"{memory['longest_sessions']:,.0f} of its longest (computed)"
         )
 
 
