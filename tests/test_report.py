@@ -131,7 +131,7 @@ def test_the_scope_names_what_the_counts_leave_out(pages):
     text = squeeze(Page(pages["met"]).text)
     for named in (
         "Several devices side by side",
-        "KV cache): it is not in the counts",
+        "KV memory at its limit",
         "The step time against the length of the context",
         "Failures: the loss, the restart and the drain",
         "rungs of a ladder are not tested for it one by one",
