@@ -121,8 +121,8 @@ def not_measured(manifest: RunManifest, trials: Sequence[Trial]) -> list[str]:
         said.append("Any accelerator: the figures are those of a CPU host.")
     said += [
         "Several devices side by side: counts above one are computed from one device, as a pool.",
-        "KV memory at its limit: the room for sessions is computed from the server's limit and their lengths, and was not "
-        "filled.",
+        "KV memory at its limit: the room for sessions is computed from the server's limit and their lengths, and was "
+        "not filled.",
         "The step time against the length of the context: a session costs the same from first frame to last.",
         "Failures: the loss, the restart and the drain of a device under load. N+1, N+2 and the drain are computed, "
         "not rehearsed.",
