@@ -36,6 +36,7 @@ from harness.rungs import Held, Patience
 from harness.triton.server import ROOT, local_url, serving
 from harness.workload import Mix
 
+EXIT_INTERRUPTED = 130
 GRACE_S = "10"
 PAUSE_AFTER_ERROR_S = 1.0  # a server that refuses at once must not be asked thousands of times a second
 
@@ -158,6 +159,8 @@ def _prepare(environment, runner, **_) -> None:
         _check_before_start(environment)
     except HarnessError as error:
         _refuse(error)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)  # nothing had begun; what was started for the test is stopped
     environment.events.spawning_complete.add_listener(lambda **_: environment.speech.all_users_run())
     _finish_when_quitting(environment)
     if environment.speech.settings.ladder:
