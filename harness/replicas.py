@@ -17,6 +17,7 @@ from harness.targets import CA, CERT, DEFAULT_PORT, KEY, LEAST_LOADED, Target, T
 
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 PING_TIMEOUT = "ping timeout"  # gRPC's words
+COUNT_TIMEOUT_S = 3.0  # the end of a test does not wait for a server that is gone
 COUNTS_WITHIN_S = (0.1, 0.4)  # Triton may count a request some time after its last response
 
 
@@ -101,7 +102,7 @@ class Replica:
         return self._counted + self.served - now
 
     async def _count(self) -> int | None:
-        manner = {"timeout": self.target.ready_s, "metadata": self.target.headers}
+        manner = {"timeout": min(self.target.ready_s, COUNT_TIMEOUT_S), "metadata": self.target.headers}
         try:
             answer = await self.stub.ModelStatistics(pb.ModelStatisticsRequest(name=wire.ENTRY), **manner)
         except grpc.aio.AioRpcError:
