@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,8 +25,9 @@ from harness.report.seal import write_seal
 from harness.report.sweep_page import write_sweep_report
 from harness.runs import behaviour_of, deployment_of, describe_point, fit_of, open_run, plan_of
 from harness.spec import load_plan
-from harness.sweep import Driver, Load, TrialBroken, asked, broken_trial, deployed, estimated_s, trial_id
+from harness.sweep import Driver, Load, TrialBroken, asked, broken_trial, estimated_s, trial_id
 from harness.triton.server import ROOT, RemoteTriton, TritonServer
+from harness.walk import Step, Walk
 
 EXIT_CODES = {"met": 0, "missed": 1, "inconclusive": 2}
 TRIES = 2  # a trial that broke or came out INVALID is measured once more
@@ -65,8 +67,7 @@ class SignOff:
         self.spec = load_plan(self.plan_path)
         self.url = url
         self.base = deployment_of(self.spec, url, **(deployment or {}))
-        for point in self.spec.points():
-            deployed(self.base, point)  # refuses a point that cannot be, before anything is measured
+        self.walk = Walk(self.spec, self.base)
         self.run = open_run(self.plan_path, self.spec, results, url)
         self.mix = self.spec.traffic_mix()
         self.left_out: list[str] = []  # what the budget had no time for
@@ -80,7 +81,7 @@ class SignOff:
                 return self._stored(watcher)
             budget = Budget(self.spec.budget_minutes)
             watcher.begin(self._estimated_s())
-            if list(self._missing_ladders()) or not ladders_only:
+            if not ladders_only or self._next_ladder().point is not None:
                 with measuring_lock():
                     self._measure(watcher, budget, ladders_only)
             return self._report_sweep(watcher) if ladders_only else self._conclude(watcher)
@@ -104,12 +105,23 @@ class SignOff:
                 self._confirm(driver, watcher, budget)
 
     def _ladders(self, driver: Driver, watcher: Watcher, budget: Budget) -> None:
-        points = self.spec.points()
         later_s = self._second_look_s() + self._confirm_s() + _FIT_S
-        for point, load in list(self._missing_ladders()):
-            what = f"ladder {points.index(point) + 1}/{len(points)}: {describe_point(point)}"
-            if not self._measure_until_settled(driver, watcher, budget, what, later_s, point, load, None):
+        while (step := self._next_ladder()).point is not None:
+            load = self._ladder_load(step.point, self.spec.seed)
+            if not self._measure_until_settled(driver, watcher, budget, step.says, later_s, step.point, load, None):
                 return
+            if self.walk.said:
+                watcher.say(self.walk.said)
+        watcher.say(step.says)
+
+    def _next_ladder(self) -> Step:
+        return self.walk.next(self.run, self._ended())
+
+    def _ended(self) -> list[dict]:
+        """Points whose ladders need no more trials, in the order of their first."""
+        trials = {each.trial_id: each for each in self._trials()}
+        points = {json.dumps(each.deployment, sort_keys=True): each.deployment for each in trials.values()}
+        return [each for each in points.values() if _is_settled(each, self._ladder_load(each, self.spec.seed), trials)]
 
     def _confirm(self, driver: Driver, watcher: Watcher, budget: Budget) -> None:
         """Open-loop runs that the fit has not seen; each prediction is made before its run starts."""
@@ -221,12 +233,6 @@ class SignOff:
     def _server(self):
         return RemoteTriton(self.url, self.spec.preset) if self.url else TritonServer(self.base)
 
-    def _missing_ladders(self) -> Iterator[tuple[dict, Load]]:
-        for point in self.spec.points():
-            load = self._ladder_load(point, self.spec.seed)
-            if not self._settled(point, load):
-                yield point, load
-
     def _ladder_load(self, point: dict, seed: int) -> Load:
         ladder = self.spec.ladder
         return Load(ladder.seconds, seed, ladder.sessions, asks=asked(point), precision=ladder.precision)
@@ -242,12 +248,14 @@ class SignOff:
         return Load(seconds, seed, (), rate, steady, asked(best["deployment"])), prediction
 
     def _settled(self, point: dict, load: Load) -> bool:
-        """Whether a trial need not be measured: it is VALID, or was tried as often as is worth it."""
-        tries = [self._known(trial_id(point, load, repeat)) for repeat in range(TRIES)]
-        return any(trial is not None and trial.valid for trial in tries) or None not in tries
+        """Whether a trial need not be measured."""
+        return _is_settled(point, load, {each.trial_id: each for each in self._trials()})
 
     def _known(self, name: str) -> Trial | None:
-        return next((trial for trial in (*self.run.trials(), *self.in_doubt) if trial.trial_id == name), None)
+        return next((trial for trial in self._trials() if trial.trial_id == name), None)
+
+    def _trials(self) -> list[Trial]:
+        return [*self.run.trials(), *self.in_doubt]
 
     def _confirm_s(self) -> float:
         confirm = self.spec.confirm
@@ -257,7 +265,7 @@ class SignOff:
         return estimated_s(self._ladder_load({}, 0)) + _FIT_S
 
     def _estimated_s(self) -> float:
-        ladders = sum(estimated_s(load) for _, load in self._missing_ladders())
+        ladders = self.walk.left(len(self._ended())) * estimated_s(self._ladder_load({}, 0))
         return _START_S + ladders + self._second_look_s() + self._confirm_s() + 2 * _FIT_S
 
 
@@ -276,6 +284,12 @@ def measuring_lock(root: Path = ROOT) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _is_settled(point: dict, load: Load, trials: Mapping[str, Trial]) -> bool:
+    """Whether a trial is VALID, or was tried as often as is worth it. ``trials`` by name."""
+    tries = [trials.get(trial_id(point, load, repeat)) for repeat in range(TRIES)]
+    return any(trial is not None and trial.valid for trial in tries) or None not in tries
 
 
 def _note(trial: Trial) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +27,7 @@ from pydantic import (
 
 from harness import wire
 from harness.errors import InputError, PlanError
+from harness.metrics import METRICS
 from harness.slo import Promise
 from harness.workload import MIXES, Lengths, Mix, ScriptSource, TrafficClass
 
@@ -53,6 +56,9 @@ Rate = Annotated[float, Field(strict=True, gt=0, le=1e6)]
 Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
 Value = Scalar | list[Scalar]
 DAY_S = 86_400
+FEW_POINTS = 24  # of which every one is measured where a plan says no search
+LEAST_TRIALS = 6  # of a search, however few its share of the points
+_METRIC_NAMES = [metric.name for metric in METRICS]
 
 
 class _Frozen(BaseModel):
@@ -156,6 +162,53 @@ class ConfirmSpec(_Frozen):
         return seconds
 
 
+class ObjectiveSpec(_Frozen):
+    """A metric of a rung's summary to maximise or minimise, among rungs that keep limits on others."""
+
+    maximise: str | None = None
+    minimise: str | None = None
+    at_most: dict[str, float] = Field(default_factory=dict)
+    at_least: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_metric(self) -> ObjectiveSpec:
+        named = [name for name in (self.maximise, self.minimise) if name is not None]
+        if len(named) != 1:
+            raise ValueError("needs one of the two: maximise, or minimise, with a metric such as frames_per_s")
+        for name in (*named, *self.at_most, *self.at_least):
+            metric = name.partition(".")[2] or name
+            if metric not in _METRIC_NAMES:
+                raise ValueError(f"{name}: unknown metric; {_hint(metric, _METRIC_NAMES)}")
+        return self
+
+
+class SearchSpec(_Frozen):
+    """How the space is walked: every point (``grid``), or by what the stages taught (``model``).
+
+    ``tpe`` and ``random`` are Optuna's own samplers, which know nothing of stages. A search ends when no untried point
+    is likely to beat the best by more than ``margin`` (with probability ``sure``), or after ``share`` of the points or
+    ``trials``, whichever comes first.
+    """
+
+    kind: Literal["grid", "model", "tpe", "random"] = "model"
+    margin: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.02
+    sure: Annotated[float, Field(strict=True, ge=0.5, lt=1)] = 0.9
+    share: Share = 0.1
+    trials: Whole | None = None
+    objective: ObjectiveSpec | None = None  # left out: the highest rate that one device carries under the promises
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_kind(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    def most(self, points: int) -> int:
+        """The most points to try, of so many."""
+        if self.kind == "grid":
+            return points
+        return min(points, max(LEAST_TRIALS, int(points * self.share)), self.trials or points)
+
+
 class PlanSpec(_Frozen):
     """What a capacity review reviews. Times in the units of their names, targets in requests per second."""
 
@@ -170,6 +223,7 @@ class PlanSpec(_Frozen):
     promises: dict[str, dict[str, float]] = Field(min_length=1)
     targets_qps: tuple[Rate, ...] = Field(min_length=1)
     space: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
+    search: SearchSpec | None = None  # left out: grid for few points, model for many
     ladder: LadderSpec = LadderSpec()
     confirm: ConfirmSpec = ConfirmSpec()
     budget_minutes: Positive = 60.0
@@ -241,12 +295,24 @@ class PlanSpec(_Frozen):
 
         A bare stage knob is written out for each stage of the frame path; one that names its stage wins over it.
         """
-        bare_first = sorted(self.space.items(), key=lambda item: item[0] not in STAGE_KNOBS)
-        columns = [[_written_out(knob, value) for value in values] for knob, values in bare_first]
-        points = [
+        columns = self.columns()
+        points = (
             {knob: value for part in parts for knob, value in part.items()} for parts in itertools.product(*columns)
-        ]
-        return [point for index, point in enumerate(points) if point not in points[:index]]
+        )
+        return list({json.dumps(point, sort_keys=True): point for point in points}.values())
+
+    def columns(self) -> tuple[tuple[dict[str, Value], ...], ...]:
+        """The space as columns of what each value sets: a bare stage knob comes before those that name their stage."""
+        bare_first = sorted(self.space.items(), key=lambda item: item[0] not in STAGE_KNOBS)
+        return tuple(tuple(_written_out(knob, value) for value in values) for knob, values in bare_first)
+
+    def size(self) -> int:
+        """Combinations of the space."""
+        return math.prod(map(len, self.space.values()))
+
+    def searched(self) -> SearchSpec:
+        """How the space is walked."""
+        return self.search or SearchSpec(kind="grid" if self.size() <= FEW_POINTS else "model")
 
 
 def load_plan(path: Path | str) -> PlanSpec:
@@ -327,6 +393,7 @@ def _keys_at(location: Iterable[str | int], model: type[BaseModel]) -> Iterable[
     """The keys that the model at a place of the file knows."""
     class_spec = ClassSpec if model is PlanSpec else PromisedClassSpec
     models = {"mix": MixSpec, "classes": class_spec, "ladder": LadderSpec, "confirm": ConfirmSpec}
+    models |= {"search": SearchSpec, "objective": ObjectiveSpec}
     for part in location:
         model = models.get(part, model)
     return model.model_fields

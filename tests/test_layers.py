@@ -10,7 +10,7 @@ VOCABULARY = {"records", "wire", "errors"}
 # Rooms from the ground up; a room may import rooms of lower layers, and of its own layer without a cycle.
 LAYERS = {
     0: VOCABULARY,
-    1: {"rungs", "script", "workload", "arrivals", "metrics", "slo", "spec", "capacity", "certificate"},
+    1: {"rungs", "script", "workload", "arrivals", "metrics", "slo", "spec", "capacity", "certificate", "explore"},
     2: {
         "targets",
         "replicas",
@@ -36,6 +36,7 @@ LAYERS = {
         "livepage",
         "user",
         "sweep",
+        "walk",
         "runs",
         "signoff",
         "profile",

@@ -1,0 +1,136 @@
+"""What a search looks for: the value of a measured point, and the value that a predicted step time would have.
+
+Values are larger for better points and 0 for useless ones; None is a point of which nothing can be said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from harness.capacity.device import Device
+from harness.capacity.fit import fit_run, limits_of
+from harness.capacity.search import steady_limit
+from harness.capacity.steps import StepTime
+from harness.errors import InconclusiveError
+from harness.explore.model import Taught
+from harness.records import Rung, Trial
+
+_NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Value:
+    """The value of a measured point; ``error`` relative, 0 where it is not known; ``says``: the value in words."""
+
+    value: float | None
+    error: float = 0.0
+    says: str = ""
+    fit: dict = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class HighestRate:
+    """Requests a second that one device carries under the promises: the reciprocal of devices per QPS."""
+
+    mix: object
+    promises: Sequence
+    seed: int
+    name = "highest rate under the promises"
+
+    def measured(self, trials: Sequence[Trial], requests: pd.DataFrame) -> Value:
+        """From the VALID ladders of one deployment and their requests."""
+        rng = np.random.default_rng(self.seed)
+        fit = fit_run(trials, requests, self.mix, self.promises, rng, "")["deployments"][0]
+        rate, (low, high) = fit["max_rate_per_s"], fit["max_rate_interval"]
+        if rate is None:
+            return Value(None, says=fit["inconclusive"], fit=fit)
+        error = math.log(high / low) / (2 * _NORMAL_95) if low else 0.0
+        return Value(rate, error, f"{rate:.3g} requests/s", fit)
+
+    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Callable[[StepTime], float] | None:
+        """The value of a deployment with some step time, whose requests scatter as those of the best one measured."""
+        for best in sorted(values, key=lambda each: -(each.value or 0.0)):
+            try:
+                device = Device.from_fit(best.fit)
+                limits = limits_of(best.fit, self.promises, None, 1.0)
+                limits.check(device, [each.name for each in self.mix.classes])
+            except (InconclusiveError, KeyError):
+                continue
+            frames = self.mix.mean_frames()
+            return lambda step, device=device, limits=limits: steady_limit(_with_step(device, step), limits)[0] / frames
+        return None
+
+
+@dataclass(frozen=True)
+class BestRung:
+    """A metric of a rung's summary, of the rung where it is best among those that keep the limits on other metrics.
+
+    ``sign`` 1 to maximise, -1 to minimise: the value is the metric, or its reciprocal.
+    """
+
+    metric: str
+    sign: int = 1
+    at_most: Mapping[str, float] = field(default_factory=dict)
+    at_least: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{'highest' if self.sign > 0 else 'lowest'} {self.metric}"
+
+    def measured(self, trials: Sequence[Trial], requests: pd.DataFrame | None = None) -> Value:
+        summaries = [rung.summary for trial in trials for rung in trial.rungs]
+        if not summaries:
+            return Value(None, says="its ladders have no rung")
+        value = self.value(summaries)
+        shown = value if self.sign > 0 or not value else 1 / value
+        return Value(value, says=f"{self.metric} {shown:.4g}" if value else "no rung keeps the limits")
+
+    def value(self, summaries: Sequence[Mapping[str, float]]) -> float:
+        kept = [each.get(self.metric, math.nan) for each in summaries if self._keeps(each)]
+        values = [each**self.sign for each in kept if each > 0]
+        return max(values, default=0.0)
+
+    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Callable[[StepTime], float] | None:
+        """Times are taken to grow as the step time does at as many sessions, and rates to fall as it grows."""
+        rungs = [rung for each in taught for rung in each.rungs]
+        if not rungs:
+            return None
+        names = {self.metric, *self.at_most, *self.at_least}
+        at = {round(rung.sessions): _scales([r for r in rungs if round(r.sessions) == round(rung.sessions)], names)
+              for rung in rungs}  # fmt: skip
+        return lambda step: self.value([_summary(scales, n, float(step(n))) for n, scales in at.items()])
+
+    def _keeps(self, summary: Mapping[str, float]) -> bool:
+        return all(summary.get(name, math.nan) <= limit for name, limit in self.at_most.items()) and all(
+            summary.get(name, math.nan) >= limit for name, limit in self.at_least.items()
+        )
+
+
+def _with_step(device: Device, step: StepTime) -> Device:
+    return Device(step, device.base_s, device.first_steps, device.ttfa, device.rtf, device.stalls,
+                  device.max_sessions, ())  # fmt: skip
+
+
+def _power(name: str) -> int:
+    """How a metric goes with the step time: as it, against it, or not at all."""
+    if name == "sessions":
+        return 0
+    return -1 if name.endswith("_per_s") else 1
+
+
+def _scales(rungs: Sequence[Rung], names: Sequence[str]) -> dict[str, float]:
+    """Median of each metric over the power of the step time that it goes with."""
+    steps = np.array([rung.sessions / rung.frames_per_s for rung in rungs])
+    return {
+        name: float(np.median([rung.summary.get(name, math.nan) for rung in rungs] / steps ** _power(name)))
+        for name in names
+    }
+
+
+def _summary(scales: Mapping[str, float], sessions: float, step_s: float) -> dict[str, float]:
+    return {name: scale * step_s ** _power(name) for name, scale in scales.items()} | {"sessions": sessions}

@@ -1,0 +1,148 @@
+"""A search space as columns of values: points by number, neighbours, and coordinates in which a surrogate measures."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.errors import InputError
+
+MOST_CANDIDATES = 2048  # points that are weighed against each other at one time
+Part = Mapping[str, Any]  # what a value of a column sets, e.g. one delay of three stages
+
+
+@dataclass(frozen=True)
+class Space:
+    """Columns of parts; a point takes one part of each, later columns over earlier ones. Points are numbered 0 to size.
+
+    Numbers run as ``itertools.product`` does: the last column turns fastest.
+    """
+
+    columns: tuple[tuple[Part, ...], ...]
+
+    def __post_init__(self):
+        if not all(self.columns):
+            raise InputError("every column of a space has one value or more")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name by column: its knob, or that of all stages; one of several with the same name has its place too."""
+        names = [_name(column[0]) for column in self.columns]
+        return tuple(f"{name} {at}" if name in names[:at] else name for at, name in enumerate(names))
+
+    @property
+    def ordered(self) -> tuple[bool, ...]:
+        """Whether the values of a column are numbers that rise."""
+        return tuple(map(_ordered, self.columns))
+
+    @property
+    def size(self) -> int:
+        return math.prod(map(len, self.columns))
+
+    def point(self, number: int) -> dict[str, Any]:
+        """The point of a number."""
+        parts = (column[level] for column, level in zip(self.columns, self._levels(number), strict=True))
+        return {knob: value for part in parts for knob, value in part.items()}
+
+    def number(self, point: Mapping[str, Any]) -> int | None:
+        """The lowest number of a point, or None for one that is not of this space."""
+        fitting = [
+            [level for level, part in enumerate(column) if self._may_be(index, part, point)]
+            for index, column in enumerate(self.columns)
+        ]
+        found = (self._number(levels) for levels in itertools.product(*fitting))
+        return next((number for number in found if self.point(number) == dict(point)), None)
+
+    def levels(self, number: int) -> dict[str, int]:
+        """The place of each column's value, by name."""
+        return dict(zip(self.names, self._levels(number), strict=True))
+
+    def at(self, levels: Mapping[str, int]) -> int:
+        """The number of the point with these places."""
+        return self._number(levels[name] for name in self.names)
+
+    def neighbours(self, number: int) -> list[int]:
+        """Points that differ in one column, by one place in its order; any other place where values have no order."""
+        levels = self._levels(number)
+        found = []
+        for index, column in enumerate(self.columns):
+            near = range(levels[index] - 1, levels[index] + 2) if _ordered(column) else range(len(column))
+            for level in near:
+                if level != levels[index] and 0 <= level < len(column):
+                    found.append(self._number([*levels[:index], level, *levels[index + 1 :]]))
+        return found
+
+    def candidates(self, around: Iterable[int], rng: np.random.Generator, most: int = MOST_CANDIDATES) -> list[int]:
+        """All points where they are few; else a random part of them, those ``around`` and their neighbours."""
+        if self.size <= most:
+            return list(range(self.size))
+        around = list(around)
+        near = {near for number in around for near in (number, *self.neighbours(number))}
+        some = {int(number) for number in rng.integers(0, self.size, most)}
+        return sorted(near | some)
+
+    def middle(self) -> int:
+        """The point in the middle of every ordered column, and at the start of the others."""
+        return self._number([(len(column) - 1) // 2 if _ordered(column) else 0 for column in self.columns])
+
+    def coordinates(self, numbers: Sequence[int]) -> np.ndarray:
+        """Float [points, dimensions] in 0 to 1: one dimension a column of numbers, one a value of any other column.
+
+        A number's place is the mean of its rank and of its logarithm between those of the lowest and the highest.
+        """
+        levels = np.array([self._levels(number) for number in numbers], dtype=int).reshape(len(numbers), -1)
+        tables = [_places(column) for column in self.columns if len(column) > 1]
+        used = [index for index, column in enumerate(self.columns) if len(column) > 1]
+        parts = [table[levels[:, index]] for index, table in zip(used, tables, strict=True)]
+        return np.hstack(parts) if parts else np.zeros((len(numbers), 0))
+
+    def _levels(self, number: int) -> list[int]:
+        if not 0 <= number < self.size:
+            raise IndexError(f"point {number} of a space of {self.size}")
+        levels = []
+        for column in reversed(self.columns):
+            number, level = divmod(number, len(column))
+            levels.append(level)
+        return levels[::-1]
+
+    def _number(self, levels: Iterable[int]) -> int:
+        number = 0
+        for column, level in zip(self.columns, levels, strict=True):
+            number = number * len(column) + level
+        return number
+
+    def _may_be(self, index: int, part: Part, point: Mapping[str, Any]) -> bool:
+        """Whether the part is in the point, but for knobs that a later column sets over it."""
+        later = {knob for column in self.columns[index + 1 :] for knob in column[0]}
+        return all(knob in later or point.get(knob) == value for knob, value in part.items())
+
+
+def _ordered(column: Sequence[Part]) -> bool:
+    values = [_only(part) for part in column]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return numbers and values == sorted(values)
+
+
+def _name(part: Part) -> str:
+    knobs = list(part)
+    return knobs[0] if len(knobs) == 1 else knobs[0].rpartition(".")[2]
+
+
+def _only(part: Part) -> Any:
+    """The one value that a part gives to all its knobs."""
+    return next(iter(part.values()))
+
+
+def _places(column: Sequence[Part]) -> np.ndarray:
+    if not _ordered(column):
+        return np.eye(len(column)) / math.sqrt(2)  # any two values lie 1 apart
+    values = np.array([_only(part) for part in column], dtype=float)
+    rank = np.arange(len(column)) / (len(column) - 1)
+    least = np.min(np.abs(values[values != 0]), initial=math.inf)
+    logs = np.sign(values) * np.log1p(np.abs(values) / least)
+    return ((rank + (logs - logs[0]) / (logs[-1] - logs[0])) / 2)[:, None]

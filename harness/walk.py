@@ -1,0 +1,156 @@
+"""The walk through a plan's space: which point is measured next, given the trials that a run holds."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from harness import wire
+from harness.explore.decide import Aim, Decision
+from harness.explore.guide import Guide, Measured
+from harness.explore.objective import BestRung, HighestRate, Value
+from harness.explore.space import Space
+from harness.records import Trial
+from harness.runs import describe_point
+from harness.spec import ObjectiveSpec, PlanSpec
+from harness.store import Run
+from harness.sweep import asked, deployed
+from harness.triton.config import Configs, Deployment
+
+
+@dataclass(frozen=True)
+class Step:
+    """The next point of a walk and its name on the terminal, or no point and the reason that the walk ends."""
+
+    point: dict | None
+    says: str
+
+
+class Walk:
+    """The walk of one plan. It remembers no more than it can make again from the run's trials."""
+
+    def __init__(self, spec: PlanSpec, base: Deployment):
+        self.spec, self.base, self.search = spec, base, spec.searched()
+        self.space = Space(spec.columns())
+        self.most = self.search.most(self.space.size)
+        self._points = spec.points() if self.search.kind == "grid" else []
+        self._keys: dict[str, str] = {}
+        self._values: dict[tuple[str, ...], Value] = {}
+        self.guide = self._guide()
+        self.said = ""  # of the best point so far
+        for point in self._every_value():
+            deployed(base, point)  # refuses a point that cannot be, before anything is measured
+
+    def next(self, run: Run, ended: Sequence[dict], in_flight: Collection[dict] = ()) -> Step:
+        """The next point. ``ended``: points that need no more trials, VALID or not, in order; ``in_flight``: begun."""
+        if self.search.kind == "grid":
+            return self._next_of_grid([*ended, *in_flight])
+        trials = run.trials()
+        measured = [self._measured(run, trials, point) for point in ended if self._number(point) is not None]
+        taken = [number for number in map(self._number, in_flight) if number is not None]
+        decision = self._decide(measured, taken)
+        self.said = self._best_so_far(measured, decision)
+        if decision.number is None:
+            return Step(None, f"the search ends: {decision.reason}")
+        point, at = self.space.point(decision.number), len(measured) + len(taken) + 1
+        return Step(point, f"ladder {at} of at most {self.most} ({self.space.size} points): {describe_point(point)}")
+
+    def left(self, ended: int) -> int:
+        """The most points that are still to be measured."""
+        return max((len(self._points) or self.most) - ended, 0)
+
+    def key(self, point: dict) -> str:
+        """The same for all points that deploy and ask for the same, however they are spelt."""
+        name = json.dumps(point, sort_keys=True)
+        if name not in self._keys:
+            configs = deployed(self.base, point).configs()
+            asks = {"chunk_frames": self.spec.mix.chunk_frames, "diffusion_steps": self.spec.mix.diffusion_steps}
+            content = [json.dumps({**asks, **asked(point)}, sort_keys=True).encode()]
+            content += [configs[model].SerializeToString(deterministic=True) for model in sorted(configs)]
+            self._keys[name] = hashlib.sha256(b"\0".join(content)).hexdigest()
+        return self._keys[name]
+
+    def _next_of_grid(self, taken: Sequence[dict]) -> Step:
+        known = {self.key(point) for point in taken}
+        for number, point in enumerate(self._points, start=1):
+            if point not in taken and self.key(point) not in known:
+                return Step(point, f"ladder {number}/{len(self._points)}: {describe_point(point)}")
+        return Step(None, "every point was measured")
+
+    def _decide(self, measured: list[Measured], taken: list[int]) -> Decision:
+        """The guide's decision; a point that deploys what was measured already has that one's value, unmeasured."""
+        known = {self.key(self.space.point(each.number)): each for each in measured}
+        while True:
+            decision = self.guide.next(measured, taken)
+            twin = None if decision.number is None else known.get(self.key(self.space.point(decision.number)))
+            if twin is None:
+                return decision
+            measured.append(Measured(decision.number, twin.value))
+
+    def _best_so_far(self, measured: Sequence[Measured], decision: Decision) -> str:
+        best = next((each for each in measured if each.number == decision.best), None)
+        if best is None:
+            return ""
+        words = f"best so far: {best.value.says} with {describe_point(self.space.point(best.number))}"
+        if decision.confidence != decision.confidence:  # NaN: a sampler that knows no doubt
+            return words
+        return f"{words}; with a chance of {decision.confidence:.0%} within {self.search.margin:.1%} of the best"
+
+    def _measured(self, run: Run, trials: Sequence[Trial], point: dict) -> Measured:
+        own = [each for each in trials if each.deployment == point and self._counts(each)]
+        names = tuple(trial.trial_id for trial in own)
+        if names not in self._values:
+            self._values[names] = self._value(run, own)
+        return Measured(self._number(point), self._values[names], tuple(rung for each in own for rung in each.rungs))
+
+    def _value(self, run: Run, own: Sequence[Trial]) -> Value:
+        if not own:
+            return Value(None, says="none of its ladders is VALID")
+        requests = [run.requests(trial.trial_id) for trial in own]
+        return self.guide.objective.measured(own, pd.concat(requests, ignore_index=True))
+
+    def _counts(self, trial: Trial) -> bool:
+        """A second look at the best point has another seed: it confirms, and sends no search on."""
+        return trial.kind == "ladder" and trial.valid and trial.load["seed"] == self.spec.seed
+
+    def _number(self, point: dict) -> int | None:
+        return self.space.number(point)
+
+    def _guide(self) -> Guide:
+        aim = Aim(self.search.margin, self.search.sure, self.most)
+        objective = _objective(self.search.objective, self.spec)
+        defaults = _defaults(self.base.configs(), self.spec)
+        kind, sessions = self.search.kind, self.spec.ladder.sessions
+        return Guide(self.space, objective, kind, aim, self.spec.seed, sessions, defaults)
+
+    def _every_value(self) -> Iterator[dict]:
+        """Points that have every value of every knob between them."""
+        longest = max(map(len, self.space.columns), default=1)
+        for at in range(longest):
+            parts = [column[min(at, len(column) - 1)] for column in self.space.columns]
+            yield dict(itertools.chain.from_iterable(part.items() for part in parts))
+
+
+def _objective(asked_for: ObjectiveSpec | None, spec: PlanSpec) -> HighestRate | BestRung:
+    if asked_for is None:
+        return HighestRate(spec.traffic_mix(), spec.promise_list(), spec.seed)
+    metric, sign = (asked_for.maximise, 1) if asked_for.maximise else (asked_for.minimise, -1)
+    return BestRung(metric, sign, asked_for.at_most, asked_for.at_least)
+
+
+def _defaults(configs: Configs, spec: PlanSpec) -> dict[str, int]:
+    """The knobs that a point leaves as they are."""
+    defaults = {"diffusion_steps": spec.mix.diffusion_steps, "chunk_frames": spec.mix.chunk_frames}
+    for stage in wire.STAGES:
+        config = configs[stage]
+        batching = config.sequence_batching.oldest if config.HasField("sequence_batching") else config.dynamic_batching
+        defaults[f"{stage}.delay_us"] = batching.max_queue_delay_microseconds
+        defaults[f"{stage}.preferred_batch"] = next(iter(batching.preferred_batch_size), 0)
+        defaults[f"{stage}.max_batch"] = config.max_batch_size
+        defaults[f"{stage}.instances"] = config.instance_group[0].count
+    return defaults
