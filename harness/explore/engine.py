@@ -34,7 +34,7 @@ def next_point(
     best = max(values, key=lambda each: each.value).number if values else None
     if len(tried) >= min(aim.most, space.size):
         return Decision(None, f"{len(tried)} of {space.size} points were tried", best, math.nan, math.nan, space.size)
-    number = _untried(space, study_of(space, seen, in_flight, sampler_of(kind, seed + len(tried))), tried)
+    number = _untried(space, study_of(space, seen, in_flight, sampler_of(kind, seed * 1_000_003 + len(tried))), tried)
     return Decision(number, "", best, math.nan, math.nan, space.size)
 
 

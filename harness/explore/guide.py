@@ -12,7 +12,7 @@ from harness.capacity.steps import StepTime
 from harness.explore.decide import Aim, Decision, Expected, Seen
 from harness.explore.engine import next_point
 from harness.explore.model import Physics, Taught, learn
-from harness.explore.objective import BestRung, HighestRate, Value
+from harness.explore.objective import BestRung, Expecting, HighestRate, Value
 from harness.explore.space import Space
 from harness.records import Rung
 
@@ -55,10 +55,11 @@ class Guide:
         value_of = self.objective.expecting([each.value for each in known], taught)
         if physics is None or value_of is None:
             return None
-        return lambda numbers: np.array([value_of(self._curve(physics, number)) for number in numbers])
+        return lambda numbers: np.array([self._value(physics, value_of, int(number)) for number in numbers])
 
-    def _curve(self, physics: Physics, number: int) -> StepTime:
-        values = tuple(physics.step_s(self.space.point(int(number)), self.sessions).tolist())
+    def _value(self, physics: Physics, value_of: Expecting, number: int) -> float:
+        point = self.space.point(number)
+        values = tuple(physics.step_s(point, self.sessions).tolist())
         if len(values) == 1:
-            return StepTime("linear", (values[0], 0.0))
-        return StepTime("piecewise", values, tuple(map(float, self.sessions)))
+            return value_of(StepTime("linear", (values[0], 0.0)), point)
+        return value_of(StepTime("piecewise", values, tuple(map(float, self.sessions))), point)

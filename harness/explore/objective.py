@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from harness.capacity.device import Device
 from harness.capacity.fit import fit_run, limits_of
-from harness.capacity.search import steady_limit
+from harness.capacity.search import Limits, steady_limit
 from harness.capacity.steps import StepTime
 from harness.errors import InconclusiveError
 from harness.explore.model import Taught
 from harness.records import Rung, Trial
 
+Expecting = Callable[[StepTime, Mapping[str, Any]], float]  # the value of a point with some step time
 _NORMAL_95 = 1.96
 
 
@@ -52,7 +54,7 @@ class HighestRate:
         error = math.log(high / low) / (2 * _NORMAL_95) if low else 0.0
         return Value(rate, error, f"{rate:.3g} requests/s", fit)
 
-    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Callable[[StepTime], float] | None:
+    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
         """The value of a deployment with some step time, whose requests scatter as those of the best one measured."""
         for best in sorted(values, key=lambda each: -(each.value or 0.0)):
             try:
@@ -61,9 +63,17 @@ class HighestRate:
                 limits.check(device, [each.name for each in self.mix.classes])
             except (InconclusiveError, KeyError):
                 continue
-            frames = self.mix.mean_frames()
-            return lambda step, device=device, limits=limits: steady_limit(_with_step(device, step), limits)[0] / frames
+            chunk = best.fit["deployment"].get("chunk_frames", self.mix.chunk_frames)
+            return lambda step, point, device=device, limits=limits, chunk=chunk: self._expected(
+                device, limits, step, point.get("chunk_frames", chunk) - chunk
+            )
         return None
+
+    def _expected(self, device: Device, limits: Limits, step: StepTime, later_frames: int) -> float:
+        """A device with another step time, whose first chunk is that many frames longer."""
+        steps = max(device.first_steps + later_frames, 0.0)
+        other = replace(device, step_time=step, first_steps=steps, draws=())
+        return steady_limit(other, limits)[0] / self.mix.mean_frames()
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ class BestRung:
         values = [each**self.sign for each in kept if each > 0]
         return max(values, default=0.0)
 
-    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Callable[[StepTime], float] | None:
+    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
         """Times are taken to grow as the step time does at as many sessions, and rates to fall as it grows."""
         rungs = [rung for each in taught for rung in each.rungs]
         if not rungs:
@@ -103,17 +113,12 @@ class BestRung:
         names = {self.metric, *self.at_most, *self.at_least}
         at = {round(rung.sessions): _scales([r for r in rungs if round(r.sessions) == round(rung.sessions)], names)
               for rung in rungs}  # fmt: skip
-        return lambda step: self.value([_summary(scales, n, float(step(n))) for n, scales in at.items()])
+        return lambda step, point: self.value([_summary(scales, n, float(step(n))) for n, scales in at.items()])
 
     def _keeps(self, summary: Mapping[str, float]) -> bool:
         return all(summary.get(name, math.nan) <= limit for name, limit in self.at_most.items()) and all(
             summary.get(name, math.nan) >= limit for name, limit in self.at_least.items()
         )
-
-
-def _with_step(device: Device, step: StepTime) -> Device:
-    return Device(step, device.base_s, device.first_steps, device.ttfa, device.rtf, device.stalls,
-                  device.max_sessions, ())  # fmt: skip
 
 
 def _power(name: str) -> int:

@@ -1,0 +1,125 @@
+"""The walk through a plan's space: grid or search, no configuration twice, the same again after a kill."""
+
+import dataclasses
+
+import pytest
+from test_explore import point as explored
+from test_explore import server
+from test_signoff import PLAN, FakeDriver, fakes  # noqa: F401
+
+from harness import signoff as job
+from harness import wire
+from harness.errors import PlanError
+from harness.spec import load_plan
+from harness.sweep import Measured
+from harness.triton.config import Deployment
+from harness.walk import Walk
+
+SEARCH = PLAN.replace(
+    "space: {diffusion_decoder.delay_us: [0, 1000, 2000]}",
+    """space: {delay_us: [0, 500, 1000, 2000, 4000, 8000, 16000], instances: [1, 2, 3, 4], diffusion_steps: [10, 12]}
+search: {margin: 0.1, trials: 9, objective: {maximise: frames_per_s, at_most: {ttfa_p95_s: 0.6}}}""",
+)
+
+
+def plan_of(tmp_path, text):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    return path
+
+
+class StagedDriver(FakeDriver):
+    """Trials with the rungs of a staged server."""
+
+    def run(self, point, load, prediction=None, repeat=0):
+        trial = super().run(point, load, prediction, repeat).trial
+        rungs = server(point[f"{wire.LLM}.delay_us"], point[f"{wire.LLM}.instances"])[1]
+        return Measured(dataclasses.replace(trial, rungs=rungs), (), ())
+
+
+@pytest.fixture
+def staged(fakes, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(job, "Driver", StagedDriver)
+    return fakes
+
+
+def test_a_search_measures_a_part_says_how_sure_it_is_and_starts_nothing_again(tmp_path, staged, monkeypatch):
+    plan, said = plan_of(tmp_path, SEARCH), []
+    watcher = job.Watcher()
+    watcher.say = said.append
+    work = job.SignOff(plan, tmp_path)
+    work.execute(watcher, ladders_only=True)
+    measured = [each.deployment for each in work.run.trials()]
+    assert 4 <= len(measured) <= 9 and "best so far: frames_per_s" in said[0]
+    assert "within 10.0% of the best" in said[-2] and said[-1].startswith("the search ends")
+    monkeypatch.setattr(job, "TritonServer", lambda base: pytest.fail("a server was started"))
+    job.SignOff(plan, tmp_path).execute(ladders_only=True)
+
+
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, staged):
+    plan = plan_of(tmp_path, SEARCH)
+    job.SignOff(plan, tmp_path / "whole").execute(ladders_only=True)
+    whole, staged.measured[:] = list(staged.measured), []
+    staged.break_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        job.SignOff(plan, tmp_path / "killed").execute(ladders_only=True)
+    staged.break_after = None
+    job.SignOff(plan, tmp_path / "killed").execute(ladders_only=True)
+    assert staged.measured == whole
+
+
+def test_spellings_of_one_configuration_are_measured_once(tmp_path, staged):
+    key = f"{wire.DIFFUSION}:dynamic_batching.max_queue_delay_microseconds"
+    text = PLAN.replace("[0, 1000, 2000]}", f"[0, 1000], '{key}': [500, 1000]}}")
+    plan = plan_of(tmp_path, text)
+    work = job.SignOff(plan, tmp_path)
+    assert len(work.spec.points()) == 4
+    work.execute(ladders_only=True)
+    delays = {each.deployment[key] for each in work.run.trials()}  # the path is turned last: it wins
+    assert len(work.run.trials()) == 2 and delays == {500, 1000}
+
+
+def test_what_requests_ask_for_by_default_is_no_other_configuration(tmp_path):
+    spec = load_plan(plan_of(tmp_path, PLAN))
+    walk = Walk(spec, Deployment())
+    asks = {"diffusion_steps": spec.mix.diffusion_steps}
+    assert walk.key({}) == walk.key(asks) != walk.key({"diffusion_steps": spec.mix.diffusion_steps + 1})
+
+
+@pytest.mark.parametrize(
+    ("search", "kind", "most"),
+    [("", "grid", 3), ("search: grid", "grid", 3), ("search: {kind: tpe, share: 0.7}", "tpe", 3),
+     ("search: {trials: 2}", "model", 2)],
+)  # fmt: skip
+def test_how_a_plan_is_walked(tmp_path, search, kind, most):
+    spec = load_plan(plan_of(tmp_path, PLAN + search))
+    assert spec.searched().kind == kind and spec.searched().most(spec.size()) == most
+
+
+def test_a_large_space_is_searched_unless_the_plan_says_grid(tmp_path):
+    large = PLAN.replace("[0, 1000, 2000]", str(list(range(100))))
+    assert load_plan(plan_of(tmp_path, large)).searched().kind == "model"
+    assert load_plan(plan_of(tmp_path, large + "search: grid")).searched().kind == "grid"
+
+
+@pytest.mark.parametrize(
+    ("search", "says"),
+    [
+        ("search: {marign: 0.1}", "search.marign: unknown key; did you mean 'margin'?"),
+        ("search: modle", "search.kind"),
+        ("search: {margin: 2}", "search.margin"),
+        ("search: {objective: {maximize: x}}", "search.objective.maximize: unknown key; did you mean 'maximise'?"),
+        ("search: {objective: {maximise: frame_per_s}}", "did you mean 'frames_per_s'?"),
+        ("search: {objective: {at_most: {step_s: 1}}}", "needs one of the two"),
+    ],
+)
+def test_mistakes_in_a_search_are_named(tmp_path, search, says):
+    with pytest.raises(PlanError) as error:
+        load_plan(plan_of(tmp_path, PLAN + search))
+    assert says in str(error.value)
+
+
+def test_points_of_a_deployment_that_the_physics_knows(tmp_path):
+    spec = load_plan(plan_of(tmp_path, SEARCH))
+    defaults = Walk(spec, Deployment()).guide.defaults
+    assert set(explored()) <= set(defaults) and all(defaults[f"{stage}.max_batch"] >= 1 for stage in wire.STAGES)
