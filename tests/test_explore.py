@@ -152,7 +152,7 @@ def bowl(space, best):
     return 10 * np.exp(-1.5 * np.sum((places - places[best]) ** 2, axis=1))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.integers(0, GRID.size - 1), st.integers(0, 1000))
 def test_a_search_ends_near_the_best_with_a_tenth_of_the_points(best, seed):
     truth = bowl(GRID, best)

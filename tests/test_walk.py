@@ -68,7 +68,7 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, staged):
     assert staged.measured == whole
 
 
-def test_spellings_of_one_configuration_are_measured_once(tmp_path, staged):
+def test_spellings_of_one_configuration_are_measured_once(tmp_path, fakes):  # noqa: F811
     key = f"{wire.DIFFUSION}:dynamic_batching.max_queue_delay_microseconds"
     text = PLAN.replace("[0, 1000, 2000]}", f"[0, 1000], '{key}': [500, 1000]}}")
     plan = plan_of(tmp_path, text)

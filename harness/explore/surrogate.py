@@ -7,6 +7,7 @@ picked but averaged over: draws of their prior, weighted by marginal likelihood;
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.special import logsumexp
 
 PRIOR_DRAWS = 384
 KEPT = 16
-_JITTER = 1e-9
+_JITTER, _ROUGH = 1e-9, 1e-6  # added to variances: of what was measured, and of draws (0.1% of a value)
 _OFFSET_SD, _SLOPE_SD = 0.5, 0.25  # the physics may be off by a factor, and in how much it makes of differences
 
 
@@ -60,7 +61,7 @@ class Surrogate:
         prior = [_prior(x.shape[1], rng) for _ in range(PRIOR_DRAWS)]
         centre = float(np.mean(base)) if len(base) else 0.0
         bare = cls(x, base, y, error, (), centre)
-        weights = np.array([bare._evidence(draw) for draw in prior])
+        weights = bare._evidence(prior)
         chances = np.exp(weights - logsumexp(weights))
         # Systematic resampling: each draw is kept about as often as its weight says.
         places = (np.arange(KEPT) + rng.random()) / KEPT
@@ -79,8 +80,7 @@ class Surrogate:
         found = []
         for draw in self.draws:
             mean, covariance = self._posterior(draw, x, base, True)
-            values, vectors = np.linalg.eigh(covariance)
-            root = vectors * np.sqrt(np.maximum(values, 0))
+            root = np.linalg.cholesky(covariance + _ROUGH * np.eye(len(mean)))
             found.append(mean + rng.standard_normal((each, len(mean))) @ root.T)
         return np.concatenate(found)
 
@@ -89,12 +89,11 @@ class Surrogate:
         noise = np.where(self.error > 0, np.hypot(self.error, draw.noise / 2), draw.noise)
         return draw.kernel(self.x, self.x, (spread, spread)) + np.diag(noise**2 + _JITTER)
 
-    def _evidence(self, draw: Draw) -> float:
-        if not len(self.y):
-            return 0.0
-        root = cholesky(self._gram(draw), lower=True)
-        white = solve_triangular(root, self.y - self.base, lower=True)
-        return float(-white @ white / 2 - np.log(np.diag(root)).sum())
+    def _evidence(self, draws: Sequence[Draw]) -> np.ndarray:
+        """Logarithm of the marginal likelihood under each draw, up to a constant (equation 2.30 there)."""
+        roots = np.linalg.cholesky(np.stack([self._gram(draw) for draw in draws]))
+        white = np.linalg.solve(roots, np.broadcast_to((self.y - self.base)[:, None], (len(draws), len(self.y), 1)))
+        return -np.sum(white**2, axis=(1, 2)) / 2 - np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1)
 
     def _posterior(self, draw: Draw, x: np.ndarray, base: np.ndarray, joint: bool) -> tuple[np.ndarray, np.ndarray]:
         own, other = base - self.centre, self.base - self.centre
