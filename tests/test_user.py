@@ -187,7 +187,8 @@ def test_several_servers_share_the_load_and_nobody_is_told_the_secret(tmp_path):
         done = run("", "--readers", "2", "-i", "12", "-u", "1", *servers, *files)
     records = read_records(tmp_path / "records")
     assert records.end["replicas"] == [
-        {"address": each.url, "requests": 6, "reconnects": 0, "passed_over": 0, "forgotten": 0} for each in (one, other)
+        {"address": each.url, "requests": 6, "reconnects": 0, "passed_over": 0, "forgotten": 0}
+        for each in (one, other)
     ]
     assert f"requests to each of 2 servers, round-robin: {one.url} 6, {other.url} 6" in done.stdout
     assert records.run["url"] == f"{one.url},{other.url}" and records.run["target"]["headers"] == [
