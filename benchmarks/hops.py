@@ -31,7 +31,7 @@ from harness.vibevoice.vocoder import VocoderStage
 
 WARM_FRAMES = 20
 MOST_FRAMES = 20_000  # a stream speaks until the last window is over, or this long
-ALONE_STEPS = 20
+ALONE_STEPS = 100  # the median counts, after as many as a tenth to warm up
 ALONE_CONTEXT = 400
 CLIENT = "this client"
 
@@ -190,7 +190,7 @@ def alone_ms(stages: tuple, llm_batch: int, diffusion_batch: int, vocoder_batch:
         lambda: diffusion.denoise(condition, latent[:n], torch.ones(n, 1), [wire.DEFAULT_DIFFUSION_STEPS] * n),
         lambda: vocoder.step(list(range(vocoder_batch)), latent[:vocoder_batch], frames),
     )
-    return [statistics.median(timed_ms(step) for _ in range(ALONE_STEPS)) for step in steps]
+    return [statistics.median([timed_ms(step) for _ in range(ALONE_STEPS)][ALONE_STEPS // 10 :]) for step in steps]
 
 
 def timed_ms(step: Callable) -> float:

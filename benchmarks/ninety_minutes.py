@@ -6,6 +6,7 @@ With --prefill instead: how long sessions that are speaking wait while a long pr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ SETTLE_S = 3.0
 EVERYONE = "\n".join(f"Speaker {n}: I am number {n}." for n in (1, 2, 3, 4))
 WHOLE = 1_000_000  # tokens of a part: more than any prompt has
 WARM_FRAMES = 20
+SENT_MIB = 1000 * wire.SAMPLES_PER_FRAME * 4 / 2**20  # of audio in 1000 frames, float32
 MOST_FRAMES = 20_000  # a session that listens speaks until the last prompt is in, or this long
 
 
@@ -77,6 +79,8 @@ def parser() -> common.Parser:
     made = common.Parser(__doc__, "python benchmarks/ninety_minutes.py --frames 4050 --beside 2")
     made.add_argument("--frames", type=common.whole(20, wire.MAX_FRAMES), help="default: 40500, 90 minutes")
     made.add_argument("--beside", type=common.whole(0, 64), default=2, help="users with short sessions beside it")
+    made.add_argument("--minutes", type=common.real(0.1, 600), default=60.0, help="stop it after so long (default: 60)")
+    made.add_argument("--pause", type=common.real(0, 600), help="mean seconds between a user's sessions (default: 10)")
     made.add_argument("--script", type=Path, help="a file of 'Speaker N: text' lines; left out = a generated one")
     made.add_argument("--chunk-frames", type=common.whole(1, 100), default=1, help="frames in one response")
     made.add_argument("--prefill", action="store_true", help="measure the gap that a long prompt makes for others")
@@ -94,7 +98,8 @@ def ninety(options) -> int:
     tokens = prompt_tokens(prompts, asked)
     common.say(f"{frames} frames, {len(script.split())} words, {tokens} prompt tokens, {len(voices)} voices")
     with common.served(options.preset) as server:
-        run = asyncio.run(speak_beside(server, asked, options.beside))
+        pause_s = (0.0 if options.quick else 10.0) if options.pause is None else options.pause
+        run = asyncio.run(speak_beside(server, asked, options.beside, pause_s, 60 * options.minutes))
     return report(run)
 
 
@@ -119,7 +124,7 @@ def script_file(path: Path) -> tuple[str, tuple[int, ...]]:
     return format_script(turns), tuple(range(1, count_speakers(turns) + 1))
 
 
-async def speak_beside(server: TritonServer, asked: Request, users: int) -> Ninety:
+async def speak_beside(server: TritonServer, asked: Request, users: int, pause_s: float, limit_s: float) -> Ninety:
     """The long session with short ones beside it for as long as it lasts; memory is sampled all the while."""
     heard, memory, short = [0], Memory(), []
     async with SpeechClient(server.url) as client:
@@ -127,9 +132,11 @@ async def speak_beside(server: TritonServer, asked: Request, users: int) -> Nine
         before = common.memory_mib(server)
         stream = client.open(asked, "closed", on_chunk=lambda _, at_ns, samples: counted(heard, samples))
         speaking = asyncio.create_task(stream.run())
-        others = [asyncio.create_task(short_ones(client, user, short)) for user in range(users)]
+        others = [asyncio.create_task(short_ones(client, user, pause_s, short)) for user in range(users)]
         try:
-            await watch(server, speaking, heard, memory, asked.frames)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    await watch(server, speaking, heard, memory, asked.frames)
         finally:
             stream.stop(Outcome.CANCELLED)
             for other in others:
@@ -145,8 +152,8 @@ def counted(heard: list[int], samples: int) -> None:
     heard[0] += samples // wire.SAMPLES_PER_FRAME
 
 
-async def short_ones(client: SpeechClient, user: int, results: list[Result]) -> None:
-    """A user in a closed loop: one short session after another until cancelled."""
+async def short_ones(client: SpeechClient, user: int, pause_s: float, results: list[Result]) -> None:
+    """A user in a closed loop: one short session after another, with pauses (exponential), until cancelled."""
     rng = np.random.default_rng(100 + user)
     while True:
         frames = round(rng.uniform(*SHORT_S) * wire.FRAMES_PER_SECOND)
@@ -154,6 +161,7 @@ async def short_ones(client: SpeechClient, user: int, results: list[Result]) -> 
         voices = tuple(int(voice) for voice in rng.integers(0, 5, size=speakers))
         asked = common.request(f"{user}", frames, script, voices, seed=int(rng.integers(1 << 31)))
         results.append(await client.speak(asked, "closed"))
+        await asyncio.sleep(rng.exponential(pause_s))
 
 
 async def watch(server: TritonServer, speaking: asyncio.Task, heard: list[int], memory: Memory, frames: int) -> None:
@@ -214,6 +222,11 @@ def memory_table(run: Ninety, growth: dict[str, float]):
     for name in last:
         row = first.get(name, 0.0), last[name], growth[name], run.left_over_mib.get(name, 0.0)
         shown.add_row(name, *(f"{value:.1f}" for value in row[:2]), f"{row[2]:.3f}", f"{row[3]:+.1f}")
+    shown.caption = (
+        f"tritonserver (2.51) keeps every response of a stream until the stream ends: {SENT_MIB:.1f} MiB of audio per "
+        "1000 frames. Later versions bound that with --grpc-max-response-pool-size."
+    )
+    shown.caption_justify = "left"
     return shown
 
 

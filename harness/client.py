@@ -21,6 +21,7 @@ from harness.targets import Target
 
 CONNECTION_LOST = "Stream removed"  # gRPC's words
 FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f", "BOOL": "?"}  # of struct, for Triton's types
+BEATS_MISSED = 5  # a server that says how often it sends something, and misses so many, has ended
 ASK_FOR_FINAL = "triton_enable_empty_final_response"
 
 OnAudio = Callable[[bytes], None]
@@ -137,6 +138,7 @@ class Stream:
         self._task: asyncio.Task | None = None
         self._stopped: Outcome | None = None
         self._silence: asyncio.TimerHandle | None = None
+        self._silence_s = replicas.target.silence_s
         self._sent_ns = 0
         self._heard_ns = 0
         self._final_ns = 0
@@ -183,7 +185,7 @@ class Stream:
         """End a stream that has been silent for too long; otherwise look again when it could have been."""
         if self._final_ns:
             return
-        limit_s = self._replicas.target.silence_s
+        limit_s = self._silence_s
         left_s = limit_s - (time.monotonic_ns() - self._heard_ns) / 1e9
         if left_s > 0:
             self._silence = asyncio.get_running_loop().call_later(left_s, self._listen)
@@ -193,6 +195,12 @@ class Stream:
             f"request has ended, or the way to it is cut; {self._progress()}; ask again"
         )
         self._task.cancel()
+
+    def _expect(self, beat_s: float) -> None:
+        """The server says how often it sends something: its silence is known for what it is that much sooner."""
+        self._silence_s = min(self._silence_s, BEATS_MISSED * beat_s)
+        self._silence.cancel()
+        self._listen()
 
     async def _exchange(self) -> None:
         self._sent_ns = self._heard_ns = time.monotonic_ns()
@@ -223,6 +231,9 @@ class Stream:
         infer = response.infer_response
         raw = outputs_of(infer)
         self._take_audio(raw, now_ns)
+        self._emulated = self._emulated or any(raw.get(wire.EMULATED, b""))
+        if beat := raw.get(wire.BEAT_S):
+            self._expect(*struct.unpack("<f", beat))
         if carry := raw.get(wire.CARRY):
             self._kept = True
             if self._on_carry is not None:
@@ -232,7 +243,6 @@ class Stream:
         self._form = form_of(message, infer)
 
     def _take_audio(self, raw: dict[str, bytes], now_ns: int) -> None:
-        self._emulated = self._emulated or any(raw.get(wire.EMULATED, b""))
         audio = raw.get(wire.AUDIO_OUTPUT)
         if not audio:
             return

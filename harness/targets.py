@@ -98,7 +98,7 @@ class Target:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # the values may be secrets
     balance: str = ROUND_ROBIN
     ready_s: float = 10.0
-    silence_s: float = 60.0  # a server that lives sends something every few seconds, even while a request waits
+    silence_s: float = 60.0  # less where the server says how often it sends something: see client.BEATS_MISSED
     request_s: float | None = None
 
     def __post_init__(self):

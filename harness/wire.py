@@ -41,6 +41,7 @@ FRAME_INDEX = "frame_index"  # INT32 [1]: index of the chunk's first frame in th
 SENT_AT_NS = "sent_at_ns"  # INT64 [1]: the server's CLOCK_MONOTONIC when the chunk left
 
 EMULATED = "emulated"  # BOOL [1], in the first response: compute times come from a profile, the audio is silent
+BEAT_S = "beat_s"  # FP32 [1], in the first response: from now on the server sends something at least so often
 
 # Tensors between the stages
 TOKEN_IDS = "token_ids"  # INT32 [tokens]

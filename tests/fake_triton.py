@@ -37,6 +37,7 @@ class Timetable:
     error: str = "the decoder ran out of memory"
     carry: bytes = b""  # sent after the last chunk
     emulated: bool = False  # said in the first chunk
+    beat_s: float | None = None  # said in the first chunk, and not kept
     ready: bool = True
     model_ready: bool = True
 
@@ -54,7 +55,9 @@ def inputs_of(request: pb.ModelInferRequest) -> dict[str, object]:
     return values
 
 
-def audio_response(first_frame: int, samples: int, emulated: bool = False) -> pb.ModelStreamInferResponse:
+def audio_response(
+    first_frame: int, samples: int, emulated: bool = False, beat_s: float | None = None
+) -> pb.ModelStreamInferResponse:
     outputs = [
         (wire.AUDIO_OUTPUT, "FP32", samples, bytes(4 * samples)),
         (wire.FRAME_INDEX, "INT32", 1, struct.pack("<i", first_frame)),
@@ -62,6 +65,8 @@ def audio_response(first_frame: int, samples: int, emulated: bool = False) -> pb
     ]
     if emulated and not first_frame:
         outputs.append((wire.EMULATED, "BOOL", 1, b"\x01"))
+    if beat_s and not first_frame:
+        outputs.append((wire.BEAT_S, "FP32", 1, struct.pack("<f", beat_s)))
     return _response(outputs)
 
 
@@ -118,7 +123,8 @@ class FakeTriton(GRPCInferenceServiceServicer):
                 break
             due_s += table.stalls.get(index, 0.0)
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-            yield audio_response(first, min(size, frames - first) * wire.SAMPLES_PER_FRAME, table.emulated)
+            samples = min(size, frames - first) * wire.SAMPLES_PER_FRAME
+            yield audio_response(first, samples, table.emulated, table.beat_s)
             due_s += table.interval_s
         if table.carry:
             yield _response([(wire.CARRY, "UINT8", len(table.carry), table.carry)])

@@ -16,7 +16,6 @@ from harness import wire
 from harness.client import SpeechClient
 from harness.errors import RequestError
 from harness.records import Outcome
-from harness.targets import Target
 from harness.triton.config import Deployment
 from harness.triton.server import TritonServer
 from harness.vibevoice.presets import Weights
@@ -90,6 +89,7 @@ ROOM = {
     "vibevoice_llm_encoder.kv_limit_bytes": "3200000",
     "vibevoice_full_pipeline.waiting_limit": "6",
     "vibevoice_full_pipeline.waiting_seconds": "60",
+    "vibevoice_full_pipeline.beat_seconds": "0.5",
 }
 
 
@@ -252,24 +252,26 @@ async def served_again(client, deadline_s=90.0):
     raise AssertionError(f"not served again: {errors[-3:]}")
 
 
-@pytest.mark.parametrize("model", [wire.VOCODER, wire.LLM, wire.DIFFUSION])
+@pytest.mark.parametrize("model", [wire.VOCODER, wire.LLM, wire.DIFFUSION, wire.ENTRY])
 def test_a_stage_that_dies_fails_its_sessions_in_words_and_comes_back(small, model):
     """SIGKILL, as the kernel's out-of-memory killer does it."""
-    target = Target.of(small.url, silence_s=15.0)  # nobody ends the streams of an entry that died
 
     async def main():
-        async with SpeechClient(target) as client:
-            speaking = asyncio.Event()
-            taken = dict(on_chunk=lambda *_: speaking.set())
-            streams = [client.open(talk(f"t{i}", 500), "closed", **taken) for i in range(3)]
+        async with SpeechClient(small.url) as client:
+            speaking = set()
+            streams = [
+                client.open(talk(f"t{i}", 500), "closed", on_chunk=lambda stream, *_: speaking.add(stream))
+                for i in range(3)
+            ]
             running = [asyncio.create_task(stream.run()) for stream in streams]
-            await speaking.wait()
+            while len(speaking) < 3:
+                await asyncio.sleep(0.01)
             max(processes_of(small, model), key=psutil.Process.create_time).kill()
             failed = await asyncio.gather(*running)
             return failed, await served_again(client)
 
     failed, errors = asyncio.run(asyncio.wait_for(main(), 150))
-    words = "has sent nothing for 15 s" if model == wire.ENTRY else f"{model} ended while it served this session"
+    words = "has sent nothing for 2.5 s" if model == wire.ENTRY else f"{model} ended while it served this session"
     for result in failed:
         assert result.outcome is Outcome.ERROR and words in result.error
     for error in errors:

@@ -20,20 +20,36 @@ _NO_TOKENS = np.zeros((1, 1), np.int32)
 
 async def call(model: str, inputs: dict[str, np.ndarray], outputs: list[str], session: int = 0, flags: int = 0):
     """Call a model; returns its outputs as arrays in the order of their names. Raises StageError or Busy."""
-    request = pb.InferenceRequest(
+    try:
+        answer = await _request(model, inputs, outputs, session, flags).async_exec()
+    except pb.TritonModelException as error:
+        raise in_words(str(error)) from None
+    return _outputs(answer, outputs)
+
+
+def call_here(model: str, inputs: dict[str, np.ndarray], outputs: list[str], session: int = 0):
+    """``call`` in the caller's own thread, which waits for the answer: no other thread has to be woken up for it."""
+    try:
+        answer = _request(model, inputs, outputs, session).exec()
+    except pb.TritonModelException as error:
+        raise in_words(str(error)) from None
+    return _outputs(answer, outputs)
+
+
+def _request(model: str, inputs: dict[str, np.ndarray], outputs: list[str], session: int, flags: int = 0):
+    return pb.InferenceRequest(
         model_name=model,
         inputs=[pb.Tensor(name, value) for name, value in inputs.items()],
         requested_output_names=outputs,
         correlation_id=session,
         flags=flags,
     )
-    try:
-        answer = await request.async_exec()
-    except pb.TritonModelException as error:
-        raise in_words(str(error)) from None
+
+
+def _outputs(answer, names: list[str]) -> list[np.ndarray]:
     if answer.has_error():
         raise in_words(answer.error().message())
-    return [pb.get_output_tensor_by_name(answer, name).as_numpy() for name in outputs]
+    return [pb.get_output_tensor_by_name(answer, name).as_numpy() for name in names]
 
 
 async def tell_llm(session: int, inputs: dict[str, np.ndarray], flags: int = 0) -> None:

@@ -20,7 +20,7 @@ from harness.vibevoice.instances import instances
 from harness.vibevoice.presets import Weights
 from harness.vibevoice.prompt import PromptBuilder, SpeechRequest
 from harness.vibevoice.sessions import first_session_id
-from harness.vibevoice.talk import BEAT_S, Channel, ClientLeft, Talk
+from harness.vibevoice.talk import Channel, ClientLeft, Talk
 from harness.vibevoice.tokenizer import tokenizer_for
 from harness.vibevoice.voices import frames_of, load_voices
 
@@ -49,6 +49,7 @@ class Entry:
         tokenizer = tokenizer_for(config, checkpoint)
         self.prompts = PromptBuilder(config, tokenizer, voice_frames, ends_by_itself=bool(checkpoint))
         self.emulated = bool(given.get("emulate"))
+        self.beat_s = float(given["beat_seconds"])
         self.prefill_tokens = int(given["prefill_tokens"])
         self.prefills = asyncio.Semaphore(int(given["prefills_at_once"]))
         self.encoded_voices: dict[int, asyncio.Task] = {}
@@ -56,9 +57,10 @@ class Entry:
         self.channels: set[Channel] = set()
         places = max(1, int(given["sessions_at_once"]) // instances(args))
         self.line = Line(places, int(given["waiting_limit"]), float(given["waiting_seconds"]))
-        # A call to a stage holds a thread until it is answered, and a session that closes makes two at once.
+        # A session holds two threads: one that speaks and one that tells, or two calls of stages when it closes.
         self.calls_at_once = 2 * places + 4
         self.session_ids = itertools.count(first_session_id(os.getpid()))
+        backend.settle()
         mending.attend(args, backend.load_model)
 
     async def serve(self, requests: list) -> None:
@@ -72,7 +74,7 @@ class Entry:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(BEAT_S / 5)
+            await asyncio.sleep(self.beat_s / 5)
             for channel in list(self.channels):
                 try:
                     channel.beat()
@@ -80,7 +82,7 @@ class Entry:
                     print(f"a sign of life could not be sent: {error}", flush=True)
 
     async def _answer(self, request) -> None:
-        channel = Channel(request.get_response_sender(), self.emulated)
+        channel = Channel(request.get_response_sender(), self.emulated, self.beat_s)
         self.channels.add(channel)
         try:
             await self._admit(await self._checked(request), channel)
@@ -125,7 +127,7 @@ class Entry:
     async def _speak(self, talk: Talk) -> None:
         voices = [await self._voice(voice) for voice in talk.request.prompt.voices]
         await talk.prefill(voices, self.prefill_tokens, self.prompts.config.audio_token_id, self.prefills)
-        await talk.speak()
+        await asyncio.to_thread(talk.speak, self.executor)
         if talk.request.keep:
             await talk.keep(self.model, self._script_mark(talk.request))
 

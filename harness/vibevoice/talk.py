@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from concurrent.futures import Executor, wait
 
 import numpy as np
 import triton_python_backend_utils as pb
@@ -18,8 +19,7 @@ from harness.vibevoice.admission import Busy
 from harness.vibevoice.carry import Past
 from harness.vibevoice.prompt import SpeechRequest, prompt_chunks
 
-MOST_TRIES = 256  # of opening a session, for each instance: as many places as Triton gives it in config.pbtxt
-BEAT_S = 5.0  # a request hears from its server at least so often
+MOST_TRIES = 256  # of opening a session, for each instance: half the places that config.pbtxt gives it
 _FRAME_OUTPUTS = [wire.AUDIO, wire.LATENT, wire.SEMANTIC, wire.TOKEN]
 
 
@@ -28,11 +28,14 @@ class ClientLeft(Exception):
 
 
 class Channel:
-    """The response stream of one request."""
+    """The response stream of one request, on which something is sent every ``beat_s`` seconds."""
 
-    def __init__(self, sender, emulated: bool):
-        self._sender = sender
-        self._first = {wire.EMULATED: np.array([True])} if emulated else {}  # told once, with the first audio
+    def __init__(self, sender, emulated: bool, beat_s: float):
+        self._sender, self._beat_s = sender, beat_s
+        self._frames = 0  # sent so far
+        self._first = {wire.BEAT_S: np.array([beat_s], np.float32)}  # told once, with the first response
+        if emulated:
+            self._first[wire.EMULATED] = np.array([True])
         self._sent_s = time.monotonic()
 
     def check(self) -> None:
@@ -40,22 +43,22 @@ class Channel:
         if self._sender.is_cancelled():
             raise ClientLeft
 
-    def audio(self, samples: np.ndarray, frame_index: int) -> None:
-        """Send a chunk [samples] whose first frame is the ``frame_index``-th of this stream."""
+    def audio(self, samples: np.ndarray) -> None:
+        """Send a chunk [samples] of whole frames."""
         tensors = {
             wire.AUDIO_OUTPUT: samples,
-            wire.FRAME_INDEX: np.array([frame_index], np.int32),
+            wire.FRAME_INDEX: np.array([self._frames], np.int32),
             wire.SENT_AT_NS: np.array([time.monotonic_ns()], np.int64),
         }
-        self._send(**tensors, **self._first)
-        self._first = {}
+        self._frames += len(samples) // wire.SAMPLES_PER_FRAME
+        self._send(**tensors)
 
     def carry(self, data: bytes) -> None:
         self._send(**{wire.CARRY: np.frombuffer(data, np.uint8)})
 
     def beat(self) -> None:
         """An empty response after a time of silence, so that the client can tell waiting from a server that died."""
-        if time.monotonic() - self._sent_s >= BEAT_S:
+        if time.monotonic() - self._sent_s >= 0.8 * self._beat_s:  # it is asked five times in that time
             self._send()
 
     def end(self, error: Exception | None = None) -> None:
@@ -67,7 +70,8 @@ class Channel:
 
     def _send(self, **tensors: np.ndarray) -> None:
         self._sent_s = time.monotonic()
-        self._sender.send(backend.response(**tensors))
+        first, self._first = self._first, {}
+        self._sender.send(backend.response(**tensors, **first))
 
 
 class Talk:
@@ -135,9 +139,27 @@ class Talk:
                 self.channel.check()
                 await calls.tell_llm(self.number, inputs)
 
-    async def speak(self) -> None:
-        """The frame loop: until all frames are spoken, or the model says "end of text"."""
-        request, ready, spoken = self.request, [], 0
+    def speak(self, pool: Executor) -> None:
+        """The frame loop, in a thread of its own; until all frames are spoken, or the model says "end of text".
+
+        While a frame is made, a thread of the pool tells the client of the one before: both wait for the server.
+        """
+        ready, told = [], pool.submit(self._tell, [])
+        try:
+            for audio in self._steps():
+                ready += [] if audio is None else [audio]
+                told.result()
+                full = len(ready) == self.request.chunk_frames
+                told = pool.submit(self._tell, ready if full else [])
+                ready = [] if full else ready
+        finally:
+            wait([told])  # nothing may follow the final response
+        told.result()
+        self._tell(ready)
+
+    def _steps(self) -> Iterator[np.ndarray | None]:
+        """The audio [3200] of a frame, step by step; None where the model said something else."""
+        request, spoken = self.request, 0
         fixed = {
             wire.GUIDANCE: np.array([[request.guidance_scale]], np.float32),
             wire.STEPS: np.array([[request.diffusion_steps]], np.int32),
@@ -145,28 +167,25 @@ class Talk:
         rows = _noise_rows(request)
         latent, semantic, noise = *_last_of(request.past), next(rows)
         while spoken < request.frames:
-            self.channel.check()
             inputs = {wire.PREVIOUS_LATENT: latent, wire.PREVIOUS_SEMANTIC: semantic, wire.NOISE: noise, **fixed}
-            audio, latent, semantic, token = await calls.call(wire.FRAME, inputs, _FRAME_OUTPUTS, self.number)
+            audio, latent, semantic, token = calls.call_here(wire.FRAME, inputs, _FRAME_OUTPUTS, self.number)
             self.tokens.append(int(token[0, 0]))
             if self.tokens[-1] == wire.TOKEN_END_OF_TEXT:
-                break
+                return
             if self.tokens[-1] != wire.TOKEN_SPEECH_FRAME:
+                yield None
                 continue
             noise = next(rows)
             spoken += 1
             if request.keep:
                 self.fed.append((latent[0].copy(), semantic[0].copy()))  # the arrays are memory of the server
-            ready.append(audio[0])
-            if len(ready) == request.chunk_frames:
-                self._send(ready, spoken)
-        self._send(ready, spoken)
+            yield audio[0]
 
-    def _send(self, ready: list[np.ndarray], spoken: int) -> None:
-        """Send the frames that are ready as one chunk, and empty the list."""
+    def _tell(self, ready: list[np.ndarray]) -> None:
+        """Send the frames that are ready as one chunk, and see whether the client is still there."""
         if ready:
-            self.channel.audio(ready[0] if len(ready) == 1 else np.concatenate(ready), spoken - len(ready))
-            ready.clear()
+            self.channel.audio(ready[0] if len(ready) == 1 else np.concatenate(ready))
+        self.channel.check()
 
     async def keep(self, model: str, script: str) -> None:
         """Give the client its session, to go on with later; it ends here. The marks say whose it is."""

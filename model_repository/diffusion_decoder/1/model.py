@@ -12,4 +12,4 @@ class TritonPythonModel:
         condition, noise = backend.rows(requests, wire.CONDITION), backend.rows(requests, wire.NOISE)
         guidance, steps = backend.rows(requests, wire.GUIDANCE), backend.rows(requests, wire.STEPS)[:, 0].tolist()
         latent = self.stage.denoise(condition, noise, guidance, steps)
-        return [backend.response(**{wire.LATENT: latent[i : i + 1]}) for i in range(len(requests))]
+        return backend.responses(**{wire.LATENT: latent})

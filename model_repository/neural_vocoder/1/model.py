@@ -41,7 +41,4 @@ class TritonPythonModel:
         tokens = backend.rows(requests, wire.TOKEN)[:, 0]
         session_ids = [request.correlation_id() for request in requests]
         audio, semantic = self.stage.step(session_ids, backend.rows(requests, wire.LATENT), tokens)
-        return [
-            backend.response(**{wire.AUDIO: audio[i : i + 1], wire.SEMANTIC: semantic[i : i + 1]})
-            for i in range(len(requests))
-        ]
+        return backend.responses(**{wire.AUDIO: audio, wire.SEMANTIC: semantic})

@@ -68,10 +68,7 @@ class TritonPythonModel:
     def _step_batch(self, requests):
         latent, semantic = backend.rows(requests, wire.LATENT), backend.rows(requests, wire.SEMANTIC)
         condition, token = self.stage.step([r.correlation_id() for r in requests], latent, semantic)
-        return [
-            backend.response(**{wire.CONDITION: condition[i : i + 1], wire.TOKEN: token[i : i + 1, None]})
-            for i in range(len(requests))
-        ]
+        return backend.responses(**{wire.CONDITION: condition, wire.TOKEN: token[:, None]})
 
 
 def _flat(request, name: str):
