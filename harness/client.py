@@ -138,7 +138,6 @@ class Stream:
         self._task: asyncio.Task | None = None
         self._stopped: Outcome | None = None
         self._silence: asyncio.TimerHandle | None = None
-        self._silence_s = replicas.target.silence_s
         self._sent_ns = 0
         self._heard_ns = 0
         self._final_ns = 0
@@ -185,7 +184,7 @@ class Stream:
         """End a stream that has been silent for too long; otherwise look again when it could have been."""
         if self._final_ns:
             return
-        limit_s = self._silence_s
+        limit_s = self._replica.silence_s
         left_s = limit_s - (time.monotonic_ns() - self._heard_ns) / 1e9
         if left_s > 0:
             self._silence = asyncio.get_running_loop().call_later(left_s, self._listen)
@@ -197,8 +196,8 @@ class Stream:
         self._task.cancel()
 
     def _expect(self, beat_s: float) -> None:
-        """The server says how often it sends something: its silence is known for what it is that much sooner."""
-        self._silence_s = min(self._silence_s, BEATS_MISSED * beat_s)
+        """The server says how often it sends something: its silence is known for what it is, here and from now on."""
+        self._replica.silence_s = min(self._replica.silence_s, BEATS_MISSED * beat_s)
         self._silence.cancel()
         self._listen()
 

@@ -50,12 +50,14 @@ class Replica:
     """One server: its connection, and what this process knows of it.
 
     ``streams`` are open now, ``served`` are done. ``down``: its connection is lost or refused. ``reconnects`` counts
-    losses that were made good, ``passed_over`` the streams that went to another one because this one was down.
+    losses that were made good, ``passed_over`` the streams that went to another one because this one was down. A stream
+    that hears nothing for ``silence_s`` has lost its server: less than the target's once the server has said so.
     """
 
     def __init__(self, target: Target, address: str):
         self.target, self.address = target, address
         self.streams = self.served = self.reconnects = self.passed_over = 0
+        self.silence_s = target.silence_s
         self._counted: int | None = None  # by the server, before we had asked it for anything
         self.down = self._was_up = False
         self._channel = target.aio_channel(address)

@@ -228,13 +228,18 @@ def test_a_server_that_falls_silent_is_an_error_with_the_chunks_so_far():
 
 
 def test_a_server_that_says_how_often_it_is_heard_is_given_up_sooner():
-    def speak(timetable, silence_s=60.0):
-        return run(timetable, lambda client, _: client.speak(request(), "open"), silence_s=silence_s)
+    """In the stream in which it says so, and in those that follow, from their beginning."""
 
-    result = speak(Timetable(hang_after=2, beat_s=0.05))
-    assert (result.outcome, len(result.chunks)) == (Outcome.ERROR, 2)
-    assert "has sent nothing for 0.25 s" in result.error
-    assert "has sent nothing for 0.1 s" in speak(Timetable(hang_after=2, beat_s=2.0), silence_s=0.1).error
+    async def use(client, fake):
+        first = await client.speak(request(), "open")
+        fake.timetable = Timetable(hang_after=0)
+        return first, await client.speak(request(), "open")
+
+    first, second = run(Timetable(hang_after=2, beat_s=0.05), use, silence_s=60.0)
+    assert (first.outcome, len(first.chunks), len(second.chunks)) == (Outcome.ERROR, 2, 0)
+    assert all("has sent nothing for 0.25 s" in result.error for result in (first, second))
+    first, _ = run(Timetable(hang_after=2, beat_s=2.0), use, silence_s=0.1)
+    assert "has sent nothing for 0.1 s" in first.error
 
 
 def test_a_request_that_takes_too_long_is_an_error_with_the_chunks_so_far_and_frees_the_server():

@@ -178,8 +178,8 @@ class Talk:
             noise = next(rows)
             spoken += 1
             if request.keep:
-                self.fed.append((latent[0].copy(), semantic[0].copy()))  # the arrays are memory of the server
-            yield audio[0]
+                self.fed.append((latent[0].copy(), semantic[0].copy()))
+            yield audio[0].copy()  # the arrays lie in memory that is shared with the server, and there is little of it
 
     def _tell(self, ready: list[np.ndarray]) -> None:
         """Send the frames that are ready as one chunk, and see whether the client is still there."""
