@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from torch import nn
 from torch.nn import functional
 
 from harness.vibevoice.presets import Weights
+
+_TRAINED_STEPS = 1000
 
 
 class DiffusionStage:
@@ -21,7 +23,8 @@ class DiffusionStage:
     """
 
     def __init__(self, weights: Weights):
-        self.head = _Head(weights.diffusion_head())
+        self.head = Head(weights.diffusion_head())
+        self.compiled = weights.compiled("head.Head", self.head)
         self.device, self.dtype = weights.device, weights.dtype
 
     @torch.inference_mode()
@@ -40,10 +43,13 @@ class DiffusionStage:
         return latent
 
     def _denoise(self, condition, noise, guidance, steps: int) -> torch.Tensor:
+        timesteps, updates = solver_updates(steps)
+        if self.compiled:
+            times = self.head.times_of(timesteps).flatten().numpy()
+            return self.compiled.denoise(condition, noise, guidance, times, np.array(updates, np.float32))
         count = len(noise)
         x, before = noise.to(self.device, self.dtype), None
         guidance = guidance.to(self.device, self.dtype)
-        timesteps, updates = solver_updates(steps)
         both = condition.to(self.device, self.dtype).transpose(0, 1).reshape(2 * count, -1)
         modulations = self.head.modulations(both, timesteps)
         for modulation, (alpha, sigma, a, b, c) in zip(modulations, updates, strict=True):
@@ -56,7 +62,7 @@ class DiffusionStage:
         return x
 
 
-class _Head:
+class Head:
     """The released diffusion head, with what does not depend on x computed once for all steps of a frame."""
 
     def __init__(self, head: nn.Module):
@@ -69,7 +75,7 @@ class _Head:
     def modulations(self, condition: torch.Tensor, timesteps: list[float]) -> list[tuple[torch.Tensor, ...]]:
         """condition [rows, hidden] -> for each step, what its layers are shifted, scaled (1 added) and gated by."""
         steps, layers = len(timesteps), len(self.head.layers)
-        mixed = functional.silu(self.head.cond_proj(condition) + self._time(timesteps))
+        mixed = functional.silu(self.head.cond_proj(condition) + self.times_of(timesteps))
         parts = functional.linear(mixed, self.modulation).view(steps, len(condition), 3 * layers + 2, self.hidden)
         parts[:, :, 1 : 3 * layers : 3].add_(1)
         parts[:, :, -1].add_(1)
@@ -87,7 +93,7 @@ class _Head:
         normed = functional.rms_norm(hidden, (self.hidden,), eps=last.rms_norm_eps)
         return last.linear_2(torch.addcmul(modulation[-2], normed, modulation[-1]))
 
-    def _time(self, timesteps: list[float]) -> torch.Tensor:
+    def times_of(self, timesteps: list[float]) -> torch.Tensor:
         """The embedded timesteps [steps, 1, hidden], kept for each number of steps."""
         steps = len(timesteps)
         if steps not in self.times:
@@ -100,10 +106,8 @@ class _Head:
 
 @lru_cache
 def solver_updates(steps: int) -> tuple[list[float], list[tuple[float, ...]]]:
-    """Timesteps, and (alpha, sigma, a, b, c) for each, from the released scheduler's own noise schedule."""
-    scheduler = DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-    scheduler.set_timesteps(steps)
-    sigmas = scheduler.sigmas.double()
+    """Timesteps, and (alpha, sigma, a, b, c) for each, of the released scheduler."""
+    timesteps, sigmas = _schedule(steps)
     alpha = (1 + sigmas**2).rsqrt()
     sigma = sigmas * alpha
     lam = torch.log(alpha) - torch.log(sigma)  # the last one is infinite: sigma reaches 0
@@ -115,4 +119,17 @@ def solver_updates(steps: int) -> tuple[list[float], list[tuple[float, ...]]]:
         r = (lam[i] - lam[i - 1]) / (lam[i + 1] - lam[i]) if second_order else torch.tensor(torch.inf)
         b, c = gain * (1 + 0.5 / r), -gain * 0.5 / r
         updates.append(tuple(float(value) for value in (alpha[i], sigma[i], a, b, c)))
-    return [float(t) for t in scheduler.timesteps], updates
+    return timesteps, updates
+
+
+def _schedule(steps: int) -> tuple[list[float], torch.Tensor]:
+    """Timesteps and sigmas [steps + 1] of diffusers' DPMSolverMultistepScheduler("squaredcos_cap_v2"), v-prediction.
+
+    Nichol and Dhariwal, arXiv 2102.09672, equation 17. Written out: diffusers takes seconds to import.
+    """
+    share = np.cos((np.arange(_TRAINED_STEPS + 1) / _TRAINED_STEPS + 0.008) / 1.008 * np.pi / 2) ** 2
+    betas = np.minimum(1 - share[1:] / share[:-1], 0.999).astype(np.float32)
+    kept = torch.cumprod(1 - torch.from_numpy(betas), 0).numpy()
+    at = np.linspace(0, _TRAINED_STEPS - 1, steps + 1).round()[:0:-1].astype(int)
+    sigmas = np.append(np.sqrt((1 - kept[at]) / kept[at]), np.float32(0))
+    return [float(t) for t in at], torch.from_numpy(sigmas).double()

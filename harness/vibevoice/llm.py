@@ -59,6 +59,7 @@ class LLMStage:
         text = weights.config.text_config
         self.hidden_size = text.hidden_size
         self.backbone = Backbone(weights.backbone())
+        self.compiled = weights.compiled("backbone.Backbone", self.backbone)
         self.acoustic, self.semantic = weights.acoustic_connector(), weights.semantic_connector()
         self.device, self.dtype = weights.device, weights.dtype
         self.special = {
@@ -153,13 +154,19 @@ class LLMStage:
         branches = [s.with_prompt for s in sessions] + [s.without_prompt for s in sessions]
         self._check_room(session_ids, branches)
         embeds = self._fed(latent, semantic, [session.pending_token for session in sessions])
-        positions = torch.tensor([branch.length for branch in branches], device=self.device)
-        hidden = self.backbone(embeds.repeat(2, 1), positions, self._step_kv(branches))
+        hidden = self._hidden(embeds.repeat(2, 1), branches)
         # Before anything of a session moves: where this fails, each session is stepped again by itself.
         condition = torch.stack(hidden.float().chunk(2), dim=1).cpu()
         tokens = self._tokens(sessions, hidden[: len(sessions)])
         self._advance(sessions, tokens)
         return condition, torch.tensor(tokens, dtype=torch.int32)
+
+    def _hidden(self, embeds: torch.Tensor, branches: list[Branch]) -> torch.Tensor:
+        """The backbone's answer to one new position of each branch [branches, hidden]."""
+        lengths = [branch.length for branch in branches]
+        if self.compiled:
+            return self.compiled(embeds, [branch.kv for branch in branches], lengths)
+        return self.backbone(embeds, torch.tensor(lengths, device=self.device), self._step_kv(branches))
 
     def _step_kv(self, branches: list[Branch]):
         if self.device.type != "cuda":

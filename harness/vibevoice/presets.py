@@ -10,6 +10,7 @@ import json
 import math
 import zlib
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from transformers import VibeVoiceConfig
 
 from harness.errors import InputError
 
+COMPILED_HIDDEN_SIZE = 256  # the largest model whose networks are compiled
 _TOKENS = ("pad_token_id", "eos_token_id", "audio_bos_token_id", "audio_eos_token_id", "audio_token_id")
 _TOKENIZER_DEPTHS = (3, 3, 3, 3, 3, 3, 8)
 
@@ -155,16 +157,33 @@ class Weights:
     """Builds the model's parts one by one, from a checkpoint folder or at random by seed.
 
     ``checkpoint`` is a folder in the layout of ``vibevoice/VibeVoice-1.5B-hf``: config.json and safetensors.
+    ``plain`` keeps the networks to torch's own operations where compiled ones would be taken: see ``compiled``.
     """
 
-    def __init__(self, preset: str = "tiny", seed: int = 0, checkpoint: str = "", device: str = "cpu"):
+    def __init__(
+        self, preset: str = "tiny", seed: int = 0, checkpoint: str = "", device: str = "cpu", plain: bool = False
+    ):
         self.checkpoint = Path(checkpoint) if checkpoint else None
         if self.checkpoint and not (self.checkpoint / "config.json").is_file():
             raise InputError(f"{self.checkpoint} is not a checkpoint folder: it holds no config.json")
         self.config = VibeVoiceConfig.from_pretrained(checkpoint) if checkpoint else preset_config(preset)
-        self.seed = seed
+        self.seed, self.plain = seed, plain
         self.device = torch.device(device)
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+
+    def compiled(self, network: str, plain):
+        """A plain network as ``harness.vibevoice.compiled`` has it ("towers.Tower"), None where that is not taken.
+
+        It is on a CPU, for models that stay in its cache: those of a larger one wait for memory or for torch's large
+        products, which are as fast, and its weights would lie in memory twice.
+        """
+        text = self.config.text_config
+        small = text.hidden_size <= COMPILED_HIDDEN_SIZE
+        whole = text.hidden_size // text.num_attention_heads % 8 == 0  # heads that fill vectors
+        if self.plain or self.device.type != "cpu" or not (small and whole):
+            return None
+        module, _, name = network.partition(".")
+        return getattr(import_module(f"harness.vibevoice.compiled.{module}"), name)(plain)
 
     def backbone(self) -> nn.Module:
         return self._ready(lambda: _automatic(deepcopy(self.config.text_config)), "model.language_model.")

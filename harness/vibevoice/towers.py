@@ -32,12 +32,12 @@ class Tower:
 
 
 def _layers(network: nn.Module):
-    yield _Convolution(network.stem.conv)
-    yield from map(_Block, network.stem.stage)
+    yield Convolution(network.stem.conv)
+    yield from map(Block, network.stem.stage)
     for layer in network.conv_layers:
-        yield _Upsampling(layer.convtr) if hasattr(layer, "convtr") else _Convolution(layer.conv)
-        yield from map(_Block, layer.stage)
-    yield _Convolution(network.head)
+        yield Upsampling(layer.convtr) if hasattr(layer, "convtr") else Convolution(layer.conv)
+        yield from map(Block, layer.stage)
+    yield Convolution(network.head)
 
 
 def _with_past(x: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ class _Norm:
         return (wide * torch.addmm(self.epsilon, self.mean, wide * wide).rsqrt_()).to(x.dtype)
 
 
-class _Block:
+class Block:
     """A ConvNeXt layer: depthwise convolution and feed-forward network, each normed, scaled and added."""
 
     def __init__(self, module: nn.Module):
@@ -97,7 +97,7 @@ class _Block:
         return mixed
 
 
-class _Convolution:
+class Convolution:
     """A causal convolution, strided or not."""
 
     def __init__(self, module: nn.Module):
@@ -113,7 +113,7 @@ class _Convolution:
         return torch.addmm(self.bias, self.weight, columns).view(len(self.weight), -1, sessions)
 
 
-class _Upsampling:
+class Upsampling:
     """A causal transposed convolution of kernel 2r and stride r."""
 
     past = 1

@@ -16,6 +16,7 @@ class VocoderStage:
 
     def __init__(self, weights: Weights):
         self.decoder, self.encoder = Tower(weights.acoustic_decoder()), Tower(weights.semantic_encoder())
+        self.compiled = [weights.compiled("towers.Tower", tower) for tower in (self.decoder, self.encoder)]
         self.scale, self.bias = weights.latent_scale_and_bias()
         self.device, self.dtype = weights.device, weights.dtype
         self.sizes = (self.decoder.state_size, self.encoder.state_size)
@@ -63,6 +64,11 @@ class VocoderStage:
     def _advance(self, states: list[torch.Tensor], latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One frame of each session; ``states`` are changed in place."""
         scaled = latent.to(self.device, self.dtype) / self.scale - self.bias
+        if all(self.compiled):
+            decoder, encoder = self.compiled
+            audio = decoder(scaled.t().unsqueeze(1), [state[: self.sizes[0]] for state in states])
+            semantic = encoder(audio, [state[self.sizes[0] :] for state in states])
+            return audio[0].t().contiguous(), semantic[:, 0].t().contiguous()
         decoder, encoder = torch.stack(states, 1).split(self.sizes)
         audio, decoder = self.decoder(scaled.t().unsqueeze(1), decoder)
         semantic, encoder = self.encoder(audio, encoder)
