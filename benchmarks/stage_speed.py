@@ -136,6 +136,7 @@ def parser() -> Parser:
     made.add_argument("--frames", type=whole(5, 2000), default=40, help="frames in a round (default: 40)")
     made.add_argument("--prompt", type=whole(1, 20_000), default=64, help="prompt tokens (default: 64)")
     made.add_argument("--rounds", type=whole(1, 99), default=5, help="rounds of both in turn (default: 5)")
+    made.add_argument("--plain", action="store_true", help="the stages on torch's own operations, nothing compiled")
     return made
 
 
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str]) -> None:
     if given.quick:
         given.sessions, given.frames, given.rounds = [1], 5, 1
     prepare()
-    weights = Weights(given.preset)
+    weights = Weights(given.preset, plain=given.plain)
     stages, generate, roofline = Stages(weights), Generate(weights), Roofline(weights.config, weights.dtype.itemsize)
     gflop_s = thread_gflop_s()
     shown = table(

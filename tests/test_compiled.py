@@ -55,6 +55,24 @@ def test_the_vocoder_speaks_as_the_plain_one_and_keeps_the_same_state(both):
         close(state, plain_state, 5e-5)
 
 
+@pytest.mark.parametrize("count", [1, 8])
+def test_an_answer_outlives_the_next_call(both, count):
+    vocoder, diffusion, ids = VocoderStage(both[1]), DiffusionStage(both[1]), list(range(count))
+    for session in ids:
+        vocoder.open(session)
+    token = torch.full((count,), wire.TOKEN_SPEECH_FRAME)
+
+    def answers():
+        condition = torch.randn(count, 2, both[1].config.text_config.hidden_size)
+        latent = diffusion.denoise(condition, torch.randn(count, 64), torch.ones(count, 1), [2] * count)
+        return latent, *vocoder.step(ids, latent, token)
+
+    first = answers()
+    kept = [answer.clone() for answer in first]
+    answers()
+    assert all(torch.equal(answer, copy) for answer, copy in zip(first, kept, strict=True))
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8, 13, 16])
 def test_the_diffusion_head_denoises_as_the_plain_one(both, rows):
     plain, compiled = (DiffusionStage(weights) for weights in both)

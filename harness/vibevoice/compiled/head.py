@@ -52,7 +52,7 @@ class Head:
         given.reshape(self.hidden, -1)[:, : 2 * count] = condition.transpose(0, 1).reshape(2 * count, -1).t().numpy()
         sizes = self.latent, self.hidden, self.inner, self.layers
         _denoise(SOURCES, self.at, sizes, self.weights, times, updates, guide, x, before, given, *rest, count)
-        return torch.from_numpy(np.ascontiguousarray(x.reshape(self.latent, -1)[:, :count].T))
+        return torch.from_numpy(x.reshape(self.latent, -1)[:, :count].T.copy())
 
     def _room(self, count: int) -> list[np.ndarray]:
         """Working memory: guidance, x, x0 before, condition, hidden, t, modulations, inner activations."""

@@ -43,7 +43,7 @@ class Tower:
         time = run(SOURCES, self.layers, self.weights, *buffers, time, addresses)
         outputs, columns = self.layers[-1, OUTPUTS], time * sessions
         made = buffers[0][: outputs * rounded(columns, 8)].reshape(outputs, -1)[:, :columns]
-        return torch.from_numpy(made.reshape(outputs, time, sessions))
+        return torch.from_numpy(made.copy().reshape(outputs, time, sessions))  # the next call writes where it was
 
     def _room(self, time: int, sessions: int) -> list[np.ndarray]:
         """The working memory of a call: activations, what the past is set before, a tile of the inner activations."""
