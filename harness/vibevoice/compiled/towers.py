@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from harness.vibevoice import towers
-from harness.vibevoice.compiled.lanes import SOURCES, add, compiled, fma, kept, load, peek, poke, store
+from harness.vibevoice.compiled.lanes import SOURCES, add, compiled, fma, inlined, kept, load, peek, poke, store
 from harness.vibevoice.compiled.pack import Pack, rounded
 from harness.vibevoice.compiled.products import gelu, normed, product, room, spread, whole
 
@@ -184,6 +184,14 @@ def _fill(padded, ldp, x, ld, channels, offset, columns):
             store(padded, channel * ldp + offset + column, load(x, channel * ld + column))
 
 
+@inlined
+def _move(x, of, y, at, count):
+    for i in range(0, count - 7, 8):
+        store(y, at + i, load(x, of + i))
+    for i in range(count // 8 * 8, count):
+        y[at + i] = x[of + i]
+
+
 @compiled
 def _convolution(layer, w, x, padded, time, states):
     """Stride 1: the inputs of tap k are the padded ones from k on."""
@@ -214,8 +222,7 @@ def _downsampling(layer, w, x, padded, time, states):
         for t in range(time):
             at = (channel * ratio + t % ratio) * ldp + (1 + t // ratio) * sessions
             of = channel * ld + t * sessions
-            for session in range(sessions):
-                padded[at + session] = x[of + session]
+            _move(x, of, padded, at, sessions)
     rows, columns, inputs = layer[OUTPUTS], made * sessions, channels * ratio
     product(
         w, layer[WEIGHT], layer[BIAS], rows, padded, 0, ldp, inputs, 2, sessions, x, 0, whole(columns), columns, False
@@ -237,8 +244,7 @@ def _upsampling(layer, w, x, padded, inner, time, states):
         for output in range(outputs):
             for t in range(time):
                 at, of = output * ldy + (t * ratio + phase) * sessions, output * ld + t * sessions
-                for session in range(sessions):
-                    x[at + session] = inner[of + session]
+                _move(inner, of, x, at, sessions)
 
 
 @kept
