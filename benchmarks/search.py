@@ -6,17 +6,13 @@ trial of 2.5% noise shows it. Its best is the point that it believes best, value
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
+import common
 import numpy as np
+from search_spaces import SESSIONS, Emulated, spaces
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import common
-from benchmarks.search_spaces import SESSIONS, Emulated, spaces
 from harness.explore.decide import Aim
 from harness.explore.engine import KINDS
 from harness.explore.guide import Guide, Measured
@@ -33,13 +29,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--margin", type=common.real(0.001, 0.5), default=MARGIN, help="by which a better point matters"
     )
+    parser.add_argument("--only", type=common.several(str), default=[], help="names of spaces; left out = all")
     asked = parser.parse_args(arguments)
     seeds = 2 if asked.quick else asked.seeds
+    chosen = [each for each in spaces(asked.quick) if each.name in asked.only or not asked.only]
     table = common.table(
         f"Best found over the grid's best: median (lowest) of {seeds} seeds",
         "space", "points", "worst", "median", *KINDS, "points tried", "sure, right",
     )  # fmt: skip
-    figures, chosen = {}, spaces(asked.quick)
+    figures = {}
     for space in chosen:
         found = {kind: _searches(space, kind, seeds, asked.share, asked.margin) for kind in KINDS}
         figures[space.name] = _figures(space, found, asked.margin)

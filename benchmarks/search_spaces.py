@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from emulated_server import Server, observe
 
-from benchmarks.emulated_server import Server, observe
 from harness import wire
 from harness.capacity.steps import StepTime
 from harness.explore.model import Taught

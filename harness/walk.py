@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -16,7 +16,7 @@ from harness.explore.guide import Guide, Measured
 from harness.explore.objective import BestRung, HighestRate, Value
 from harness.explore.space import Space
 from harness.records import Trial
-from harness.runs import describe_point
+from harness.runs import describe_point, kv_room
 from harness.spec import ObjectiveSpec, PlanSpec
 from harness.store import Run
 from harness.sweep import asked, deployed
@@ -50,6 +50,7 @@ class Walk:
         """The next point. ``ended``: points that need no more trials, VALID or not, in order; ``in_flight``: begun."""
         if self.search.kind == "grid":
             return self._next_of_grid([*ended, *in_flight])
+        self._look_at_memory(run)
         trials = run.trials()
         measured = [self._measured(run, trials, point) for point in ended if self._number(point) is not None]
         taken = [number for number in map(self._number, in_flight) if number is not None]
@@ -100,6 +101,13 @@ class Walk:
         if decision.confidence != decision.confidence:  # NaN: a sampler that knows no doubt
             return words
         return f"{words}; with a chance of {decision.confidence:.0%} within {self.search.margin:.1%} of the best"
+
+    def _look_at_memory(self, run: Run) -> None:
+        """The room for KV caches is known only once it is known where the run is deployed."""
+        objective = self.guide.objective
+        if isinstance(objective, HighestRate) and objective.kv is None:
+            kv = kv_room(run.manifest, self.spec)
+            self.guide = replace(self.guide, objective=replace(objective, kv=kv))
 
     def _measured(self, run: Run, trials: Sequence[Trial], point: dict) -> Measured:
         own = [each for each in trials if each.deployment == point and self._counts(each)]

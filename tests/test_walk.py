@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 from test_explore import point as explored
 from test_explore import server
-from test_signoff import PLAN, FakeDriver, fakes  # noqa: F401
+from test_signoff import PLAN, ROOT, FakeDriver, fakes  # noqa: F401
 
+from harness import runs, wire
 from harness import signoff as job
-from harness import wire
 from harness.errors import PlanError
-from harness.spec import load_plan
+from harness.spec import SearchSpec, load_plan
+from harness.store import Run
 from harness.sweep import Measured
 from harness.triton.config import Deployment
 from harness.walk import Walk
@@ -123,3 +124,16 @@ def test_points_of_a_deployment_that_the_physics_knows(tmp_path):
     spec = load_plan(plan_of(tmp_path, SEARCH))
     defaults = Walk(spec, Deployment()).guide.defaults
     assert set(explored()) <= set(defaults) and all(defaults[f"{stage}.max_batch"] >= 1 for stage in wire.STAGES)
+
+
+def test_a_sweep_measured_on_the_real_server_is_searched_again_with_half_of_its_points():
+    run = Run.open(ROOT / "results" / "sample-sweep")
+    whole = runs.spec_of(run)
+    spec = whole.model_copy(update={"search": SearchSpec(margin=0.05, share=1.0)})
+    walk, ended = Walk(spec, runs.deployment_of(spec, None)), []
+    while (step := walk.next(run, ended)).point is not None:
+        ended.append(step.point)
+    rates = {str(each["deployment"]): each["max_rate_per_s"] or 0.0 for each in run.fit()["deployments"]}
+    assert len(ended) <= whole.size() / 2
+    assert max(rates[str(point)] for point in ended) >= 0.95 * max(rates.values())
+    assert "a chance of" in walk.said and "untried" in step.says

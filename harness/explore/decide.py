@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from harness.explore.space import Space
 from harness.explore.surrogate import Surrogate
 
 Expected = Callable[[Sequence[int]], np.ndarray]  # values that the physics expects at points, 0 or more
-_CONTENDERS, _SAMPLES_EACH = 320, 48
+_CONTENDERS, _SAMPLES_EACH = 200, 64
 _FLOOR = 0.05  # of the best value: below, one loser is as good as another
 _SURE_AFTER = 4  # trials before anything is believed
 
@@ -78,7 +79,8 @@ def decide(
     tried = {each.number for each in seen} | set(in_flight)
     if not tried:
         return Decision(space.middle(), "", None, 0.0, math.inf, space.size)
-    outlook = _outlook(space, seen, tried, expected, rng)
+    with threadpool_limits(1):  # of small matrices: more threads mostly wait for each other
+        outlook = _outlook(space, seen, tried, expected, rng)
     confidence, doubt = _certainty(outlook, aim.margin)
     best = None if outlook.best is None else int(outlook.numbers[outlook.best])
     reason = _reason_to_stop(space, outlook, len(tried), doubt, aim)

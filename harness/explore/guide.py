@@ -16,6 +16,8 @@ from harness.explore.objective import BestRung, Expecting, HighestRate, Value
 from harness.explore.space import Space
 from harness.records import Rung
 
+_LESSONS = 1, 2, 3, 5, 8, 12  # numbers of trials after which the physics is fitted anew; the surrogate learns all
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -50,7 +52,7 @@ class Guide:
     def expected(self, measured: Sequence[Measured]) -> Expected | None:
         """What the physics expects of points, or None where the measured ones do not carry it."""
         known = [each for each in measured if each.value.value is not None and each.rungs]
-        taught = [Taught(self.space.point(each.number), each.rungs) for each in known]
+        taught = [Taught(self.space.point(each.number), each.rungs) for each in known[: _lesson(len(known))]]
         physics = learn(taught, self.defaults) if taught else None
         value_of = self.objective.expecting([each.value for each in known], taught)
         if physics is None or value_of is None:
@@ -63,3 +65,7 @@ class Guide:
         if len(values) == 1:
             return value_of(StepTime("linear", (values[0], 0.0)), point)
         return value_of(StepTime("piecewise", values, tuple(map(float, self.sessions))), point)
+
+
+def _lesson(trials: int) -> int:
+    return max((each for each in _LESSONS if each <= trials), default=0)

@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from harness import wire
 from harness.capacity.device import Device
 from harness.capacity.fit import fit_run, limits_of
-from harness.capacity.search import Limits, steady_limit
+from harness.capacity.memory import KvRoom
+from harness.capacity.search import Limits, Traffic, steady_limit
 from harness.capacity.steps import StepTime
 from harness.errors import InconclusiveError
 from harness.explore.model import Taught
@@ -42,12 +45,14 @@ class HighestRate:
     mix: object
     promises: Sequence
     seed: int
+    kv: KvRoom | None = None
+    session_limit: int | None = None
     name = "highest rate under the promises"
 
     def measured(self, trials: Sequence[Trial], requests: pd.DataFrame) -> Value:
         """From the VALID ladders of one deployment and their requests."""
         rng = np.random.default_rng(self.seed)
-        fit = fit_run(trials, requests, self.mix, self.promises, rng, "")["deployments"][0]
+        fit = fit_run(trials, requests, self.mix, self.promises, rng, "", **self._room())["deployments"][0]
         rate, (low, high) = fit["max_rate_per_s"], fit["max_rate_interval"]
         if rate is None:
             return Value(None, says=fit["inconclusive"], fit=fit)
@@ -59,21 +64,31 @@ class HighestRate:
         for best in sorted(values, key=lambda each: -(each.value or 0.0)):
             try:
                 device = Device.from_fit(best.fit)
-                limits = limits_of(best.fit, self.promises, None, 1.0)
-                limits.check(device, [each.name for each in self.mix.classes])
+                self._limits(best.fit, {}).check(device, [each.name for each in self.mix.classes])
             except (InconclusiveError, KeyError):
                 continue
-            chunk = best.fit["deployment"].get("chunk_frames", self.mix.chunk_frames)
-            return lambda step, point, device=device, limits=limits, chunk=chunk: self._expected(
-                device, limits, step, point.get("chunk_frames", chunk) - chunk
-            )
+            return lambda step, point, fit=best.fit, device=device: self._expected(fit, device, step, point)
         return None
 
-    def _expected(self, device: Device, limits: Limits, step: StepTime, later_frames: int) -> float:
-        """A device with another step time, whose first chunk is that many frames longer."""
-        steps = max(device.first_steps + later_frames, 0.0)
+    def _expected(self, fit: dict, device: Device, step: StepTime, point: Mapping[str, Any]) -> float:
+        """The device with another step time, a first chunk as long as the point's, and the KV room of its instances."""
+        chunk = fit["deployment"].get("chunk_frames", self.mix.chunk_frames)
+        steps = max(device.first_steps + point.get("chunk_frames", chunk) - chunk, 0.0)
         other = replace(device, step_time=step, first_steps=steps, draws=())
-        return steady_limit(other, limits)[0] / self.mix.mean_frames()
+        return steady_limit(other, self._limits(fit, point))[0] / self.mix.mean_frames()
+
+    def _limits(self, fit: dict, point: Mapping[str, Any]) -> Limits:
+        instances = point.get(f"{wire.LLM}.instances")
+        if fit.get("kv") and instances:
+            fit = fit | {"kv": fit["kv"] | {"instances": instances}}
+        return limits_of(fit, self.promises, self.session_limit, 1.0, self._traffic)
+
+    @cached_property
+    def _traffic(self) -> Traffic:
+        return Traffic.draw(self.mix, np.random.default_rng(self.seed))
+
+    def _room(self) -> dict[str, Any]:
+        return {"kv": self.kv, "session_limit": self.session_limit}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.special import logsumexp
 
 PRIOR_DRAWS = 384
-KEPT = 16
+KEPT = 12
 _JITTER, _ROUGH = 1e-9, 1e-6  # added to variances: of what was measured, and of draws (0.1% of a value)
 _OFFSET_SD, _SLOPE_SD = 0.5, 0.25  # the physics may be off by a factor, and in how much it makes of differences
 
