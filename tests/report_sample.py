@@ -362,6 +362,7 @@ def outlook_record() -> dict:
         "costs": {"device_type": "H100", "price_per_device_hour": 2.5, "currency": "EUR", "basis": "given"},
         "drain": plan["drain"] | {"longest_s": 310.0, "basis": "simulated"},
         "sensitivity": [
+            changed | {"change": "as planned", "targets": [{"qps": qps, "devices": 5} for qps in TARGETS]},
             changed | {"targets": [{"qps": qps, "devices": 7} for qps in TARGETS]},
             unknown | {"targets": [{"qps": qps, "devices": None} for qps in TARGETS]},
         ],

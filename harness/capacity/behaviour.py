@@ -19,9 +19,9 @@ from harness.capacity.simulator.traffic import Demand, Varying
 from harness.workload import Mix
 
 LINE, PATIENCE_S = 64, 30.0  # of each server, as model_repository/vibevoice_full_pipeline has it
-BACK_WITHIN = 0.02
+BACK_WITHIN = 0.05
 _PARTS_OF_HOLD, _PARTS_BEFORE, _HOLDS_AFTER, _MOST_SHOWN = 15, 5, 20, 120
-_ARRIVALS_PER_PART, _MOST_RUNS = 500, 12
+_ARRIVALS_PER_PART, _MOST_RUNS = 500, 20
 
 
 @dataclass(frozen=True)
@@ -153,44 +153,68 @@ def _limits(pools: Pools, classes: Sequence[str]) -> dict[str, dict[str, float]]
 
 
 def _observe(stage: _Stage, surge: Surge, admission: Admission, limit: int, rng: np.random.Generator) -> dict:
-    """What is seen part by part, over enough runs that a part holds some 500 sessions."""
-    runs = min(max(math.ceil(_ARRIVALS_PER_PART / (stage.rate_per_s * stage.part_s)), 1), _MOST_RUNS)
-    results = [stage.play(surge, admission, limit, each) for each in rng.spawn(runs)]
-    kept = slice(-_PARTS_OF_HOLD)
-    classes = [each for result in results for each in result.classes.values()]
-    arrived, good = (np.sum([getattr(each, name) for each in classes], axis=0)[kept] for name in ("arrived", "good"))
-    busy = np.sum([each.refused + each.gave_up for each in classes], axis=0)[kept]
-    sessions = np.mean([result.sessions for result in results], axis=0)[kept] / stage.devices
-    in_promise = good / np.maximum(arrived, 1)
+    """What is seen part by part; ``in_promise_before``: of all parts in which there is no surge at all."""
+    usual = _Seen.of(stage, replace(surge, times=1), admission, limit, rng)
+    seen = _Seen.of(stage, surge, admission, limit, rng)
     begins, ends = _PARTS_BEFORE, _PARTS_BEFORE + math.ceil(surge.share * _PARTS_OF_HOLD)
-    back = _back(in_promise, ends)
+    before = float(usual.good.sum() / usual.arrived.sum())
+    in_promise = seen.in_promise
+    back = _back(in_promise, before, ends)
     watched = (back if back is not None else len(in_promise)) + _PARTS_OF_HOLD
     shown = slice(0, watched, math.ceil(watched / _MOST_SHOWN))
     at_s = (np.arange(len(in_promise)) - begins) * stage.part_s
+    during = seen.arrived[begins:ends].sum()
     return {
         "surge": surge.name,
         "times": surge.times,
         "lasts_s": surge.share * stage.hold_s,
         "admission": admission.name,
-        "in_promise_before": float(np.median(in_promise[:begins])),
-        "in_promise_during": float(good[begins:ends].sum() / arrived[begins:ends].sum()),
+        "in_promise_before": before,
+        "in_promise_during": float(seen.good[begins:ends].sum() / during),
         "in_promise_worst": float(in_promise.min()),
-        "busy_during": float(busy[begins:ends].sum() / arrived[begins:ends].sum()),
-        "most_sessions": float(sessions.max()),
+        "busy_during": float(seen.busy[begins:ends].sum() / during),
+        "most_sessions": float(seen.sessions.max()),
         "recovered_after_s": None if back is None else (back - ends) * stage.part_s,
         "watched_s": (len(in_promise) - ends) * stage.part_s,
-        "beyond_measured": bool(sessions.max() > stage.pools.device.max_sessions),
+        "beyond_measured": bool(seen.sessions.max() > stage.pools.device.max_sessions),
         "parts": {
             "at_s": at_s[shown].tolist(),
             "rate": surge.factor(at_s[shown], stage.hold_s).tolist(),
             "in_promise": in_promise[shown].round(4).tolist(),
-            "sessions": sessions[shown].round(2).tolist(),
+            "sessions": seen.sessions[shown].round(2).tolist(),
         },
     }
 
 
-def _back(in_promise: np.ndarray, ends: int) -> int | None:
-    """The first part after a surge from which on three in a row are within two points of what was before it."""
-    before = np.median(in_promise[:_PARTS_BEFORE])
+@dataclass(frozen=True)
+class _Seen:
+    """By part [parts], over all runs: sessions that came, that kept every promise, that were told busy; on a device."""
+
+    arrived: np.ndarray
+    good: np.ndarray
+    busy: np.ndarray
+    sessions: np.ndarray
+
+    @classmethod
+    def of(cls, stage: _Stage, surge: Surge, admission: Admission, limit: int, rng: np.random.Generator) -> _Seen:
+        """Enough runs that a part has some 500 sessions."""
+        runs = min(max(math.ceil(_ARRIVALS_PER_PART / (stage.rate_per_s * stage.part_s)), 1), _MOST_RUNS)
+        results = [stage.play(surge, admission, limit, each) for each in rng.spawn(runs)]
+        kept = slice(-_PARTS_OF_HOLD)
+        classes = [each for result in results for each in result.classes.values()]
+        return cls(
+            arrived=np.sum([each.arrived for each in classes], axis=0)[kept],
+            good=np.sum([each.good for each in classes], axis=0)[kept],
+            busy=np.sum([each.refused + each.gave_up for each in classes], axis=0)[kept],
+            sessions=np.mean([result.sessions for result in results], axis=0)[kept] / stage.devices,
+        )
+
+    @property
+    def in_promise(self) -> np.ndarray:
+        return self.good / np.maximum(self.arrived, 1)
+
+
+def _back(in_promise: np.ndarray, before: float, ends: int) -> int | None:
+    """The first part after a surge from which on three in a row are within five points of what is usual."""
     fine = in_promise >= before - BACK_WITHIN
     return next((part for part in range(ends, len(fine) - 2) if fine[part : part + 3].all()), None)
