@@ -24,14 +24,16 @@ _TABLE = re.compile(r"(?<=<!-- sample table -->\n).*?(?=<!-- end of sample table
 
 def table(plan: dict) -> str:
     """The README's table of a plan."""
-    rows = [
-        f"| {target['qps']:g} | {target['devices']} | {words.interval(target['interval'])} | {target['binding']} "
-        f"| {words.percent(target['utilisation'])} | {words.figure(target['devices_n_plus_1'])} | {target['basis']} |\n"
-        for target in plan["targets"]
-    ]
+    rows = [f"| {' | '.join(_cells(target))} |\n" for target in plan["targets"]]
     head = f"Verdict: **{plan['verdict']}**. One device = {plan['unit']}.\n\n"
     columns = "| requests/s | devices | 95% interval | bound by | utilisation | with one spare | basis |\n"
     return head + columns + "|---:|---:|:---:|---|---:|---:|---|\n" + "".join(rows)
+
+
+def _cells(target: dict) -> list[str]:
+    counts = [f"{target['qps']:g}", words.figure(target["devices"]), words.interval(target["interval"])]
+    rest = [words.percent(target["utilisation"]), words.figure(target["devices_n_plus_1"]), target["basis"]]
+    return [*counts, target["binding"], *rest]
 
 
 def take(source: Path, sample: Path) -> None:
