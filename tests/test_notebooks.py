@@ -30,7 +30,8 @@ def test_there_are_four():
 def test_it_is_kept_without_outputs(path):
     notebook, code = read(path)
     nbformat.validate(notebook)
-    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    clean = all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert clean, f"run `jupyter nbconvert --clear-output --inplace {path.relative_to(ROOT)}`"
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
