@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import numba
 import numpy as np
 
-ENTRY, STAGES = 0, 4  # the entry, then the three stages of the frame path
-_IDLE, _HOP, _WAITING, _RUNNING = 0, 1, 2, 3
+from harness.capacity.simulator.compiled import compiled, kept
+
+_NOTHING_S = 1e-12  # of work: done
 
 
 @dataclass(frozen=True)
@@ -47,112 +48,168 @@ class Observed:
     busy_s: np.ndarray
 
 
+class _World(NamedTuple):
+    """Arrays by stage, by session and by worker (an instance of a stage), and the deployment."""
+
+    batch_s: np.ndarray
+    delay_s: np.ndarray
+    preferred: np.ndarray
+    most: np.ndarray
+    queue: np.ndarray  # [stages, sessions + 1], a ring
+    head: np.ndarray
+    waiting: np.ndarray
+    executions: np.ndarray  # [stages, batch]
+    busy_s: np.ndarray
+    hopping: np.ndarray  # by session: on its way to stage ``at``
+    at: np.ndarray
+    came_s: np.ndarray
+    hop_left_s: np.ndarray
+    of_stage: np.ndarray  # by worker
+    members: np.ndarray  # [workers, batch]
+    size: np.ndarray  # of its batch, 0 where it is free
+    left_s: np.ndarray
+    began_s: np.ndarray
+    hop_s: float
+    cores: float
+    devices: float
+    interference: float
+    noise: float
+
+
 def observe(server: Server, sessions: int, seed: int, frames: int = 60, warm_up: int = 20) -> Observed:
-    """So many sessions for so many frames each."""
-    step_s, executions, busy_s = _run(
-        server.batch_s, server.delay_s, server.preferred.astype(np.int64), server.most.astype(np.int64),
-        server.instances.astype(np.int64), server.hop_s, server.cores, server.devices, server.interference,
-        server.noise, sessions, frames, warm_up, seed,
+    """So many sessions for so many frames each, after a warm-up."""
+    world = _world(server, sessions, np.random.default_rng(seed))
+    step_s = _run(world, sessions, frames, warm_up, seed)
+    return Observed(step_s, world.executions, world.busy_s)
+
+
+def _world(server: Server, sessions: int, rng: np.random.Generator) -> _World:
+    (stages, width), workers = server.batch_s.shape, int(server.instances.sum())
+    whole = np.int64
+    return _World(
+        server.batch_s, server.delay_s, server.preferred.astype(whole), server.most.astype(whole),
+        np.zeros((stages, sessions + 1), whole), np.zeros(stages, whole), np.zeros(stages, whole),
+        np.zeros((stages, width)), np.zeros((stages, width)), np.ones(sessions, bool), np.zeros(sessions, whole),
+        np.zeros(sessions), server.hop_s * (0.5 + 20 * rng.random(sessions)),
+        np.repeat(np.arange(stages), server.instances.astype(whole)), np.zeros((workers, width), whole),
+        np.zeros(workers, whole), np.zeros(workers), np.zeros(workers), float(server.hop_s), float(server.cores),
+        float(server.devices), float(server.interference), float(server.noise),
     )  # fmt: skip
-    return Observed(step_s, executions, busy_s)
 
 
-@numba.njit(cache=True)
-def _run(batch_s, delay_s, preferred, most, instances, hop_s, cores, devices, interference, noise, sessions, frames,
-         warm_up, seed):  # fmt: skip
+@compiled
+def _forget(w):
+    for stage in range(w.executions.shape[0]):
+        for size in range(w.executions.shape[1]):
+            w.executions[stage, size] = w.busy_s[stage, size] = 0
+
+
+@compiled
+def _on_device(w, worker):
+    return w.devices > 0 and w.of_stage[worker] > 0
+
+
+@compiled
+def _rates(w):
+    """How fast work goes on a core and on the device: what runs there shares them."""
+    on_cores, on_device = 0, 0
+    for k in range(len(w.at)):
+        on_cores += w.hopping[k]
+    for worker in range(len(w.size)):
+        if w.size[worker] > 0 and _on_device(w, worker):
+            on_device += 1
+        elif w.size[worker] > 0:
+            on_cores += 1
+    core_rate = min(1.0, w.cores / max(on_cores, 1))
+    if w.devices > 0:
+        return core_rate, min(1.0, w.devices / max(on_device, 1)) / (1 + w.interference * max(on_device - 1, 0))
+    return core_rate / (1 + w.interference * max(on_cores - w.cores, 0.0)), 0.0
+
+
+@compiled
+def _until_next(w, now, core_rate, device_rate):
+    """Seconds to the next event: a hop or a batch ends, or a delay is over where an instance is free."""
+    step_s = math.inf
+    for k in range(len(w.at)):
+        if w.hopping[k]:
+            step_s = min(step_s, w.hop_left_s[k] / core_rate)
+    for worker in range(len(w.size)):
+        stage = w.of_stage[worker]
+        if w.size[worker] > 0:
+            step_s = min(step_s, w.left_s[worker] / (device_rate if _on_device(w, worker) else core_rate))
+        elif w.waiting[stage] > 0:
+            step_s = min(step_s, max(w.came_s[w.queue[stage, w.head[stage]]] + w.delay_s[stage] - now, 0.0))
+    return step_s
+
+
+@compiled
+def _end_batches(w, now, step_s, core_rate, device_rate):
+    """Work on batches; sessions of those that end hop on. Returns how many frames were made."""
+    made = 0
+    for worker in range(len(w.size)):
+        if w.size[worker] == 0:
+            continue
+        w.left_s[worker] -= step_s * (device_rate if _on_device(w, worker) else core_rate)
+        if w.left_s[worker] > _NOTHING_S:
+            continue
+        stage, size = w.of_stage[worker], w.size[worker]
+        w.executions[stage, size] += 1
+        w.busy_s[stage, size] += now - w.began_s[worker]
+        for i in range(size):
+            k = w.members[worker, i]
+            w.hopping[k], w.hop_left_s[k] = True, w.hop_s
+            w.at[k] = (stage + 1) % len(w.delay_s)
+        made += size * (stage + 1 == len(w.delay_s))
+        w.size[worker] = 0
+    return made
+
+
+@compiled
+def _end_hops(w, now, work_s):
+    """Work on hops; sessions that have come stand in line."""
+    for k in range(len(w.at)):
+        if w.hopping[k]:
+            w.hop_left_s[k] -= work_s
+            if w.hop_left_s[k] <= _NOTHING_S:
+                stage = w.at[k]
+                w.hopping[k], w.came_s[k] = False, now
+                w.queue[stage, (w.head[stage] + w.waiting[stage]) % w.queue.shape[1]] = k
+                w.waiting[stage] += 1
+
+
+@compiled
+def _begin_batches(w, now):
+    """Triton's batcher: all that wait once the first is late, before that only a preferred (or the largest) batch."""
+    for worker in range(len(w.size)):
+        stage = w.of_stage[worker]
+        if w.size[worker] > 0 or w.waiting[stage] == 0:
+            continue
+        late = now >= w.came_s[w.queue[stage, w.head[stage]]] + w.delay_s[stage] - _NOTHING_S
+        wanted = w.preferred[stage] if w.preferred[stage] > 0 else w.most[stage]
+        if not late and w.waiting[stage] < wanted:
+            continue
+        size = min(w.waiting[stage], w.most[stage]) if late else wanted
+        for i in range(size):
+            w.members[worker, i] = w.queue[stage, w.head[stage]]
+            w.head[stage] = (w.head[stage] + 1) % w.queue.shape[1]
+        w.waiting[stage] -= size
+        w.size[worker], w.began_s[worker] = size, now
+        w.left_s[worker] = w.batch_s[stage, size] * math.exp(w.noise * (np.random.standard_normal() - w.noise / 2))
+
+
+@kept
+def _run(w, sessions, frames, warm_up, seed):
+    """Let the sessions go round; returns the mean seconds of a frame step after the warm-up."""
     np.random.seed(seed)
-    stages, width = batch_s.shape
-    workers = int(instances.sum())
-    of_stage, members = np.zeros(workers, np.int64), np.zeros((workers, width), np.int64)
-    sizes, left_s, began_s = np.zeros(workers, np.int64), np.zeros(workers), np.zeros(workers)
-    worker = 0
-    for stage in range(stages):
-        for _ in range(instances[stage]):
-            of_stage[worker] = stage
-            worker += 1
-    queue, head, waiting = (
-        np.zeros((stages, sessions + 1), np.int64),
-        np.zeros(stages, np.int64),
-        np.zeros(stages, np.int64),
-    )
-    state, at, came_s = np.full(sessions, _HOP), np.zeros(sessions, np.int64), np.zeros(sessions)
-    hop_left_s, made = hop_s * (0.5 + np.random.random(sessions) * 20), np.zeros(sessions, np.int64)
-    executions, busy_s = np.zeros((stages, width)), np.zeros((stages, width))
-    now, counting_from, made_then, total = 0.0, -1.0, 0, 0
-    goal, opening = frames * sessions, warm_up * sessions
-    while total < goal + opening:
-        hopping, on_device, on_cores = 0, 0, 0
-        for k in range(sessions):
-            hopping += state[k] == _HOP
-        for w in range(workers):
-            if sizes[w] > 0:
-                if devices > 0 and of_stage[w] > 0:
-                    on_device += 1
-                else:
-                    on_cores += 1
-        core_rate = min(1.0, cores / max(hopping + on_cores, 1))
-        device_rate = min(1.0, devices / max(on_device, 1)) / (1 + interference * max(on_device - 1, 0))
-        if devices == 0:
-            core_rate = core_rate / (1 + interference * max(on_cores - cores, 0.0))
-        step = math.inf
-        for k in range(sessions):
-            if state[k] == _HOP:
-                step = min(step, hop_left_s[k] / core_rate)
-        for w in range(workers):
-            if sizes[w] > 0:
-                rate = device_rate if devices > 0 and of_stage[w] > 0 else core_rate
-                step = min(step, left_s[w] / rate)
-        for stage in range(stages):
-            if waiting[stage] > 0:
-                for w in range(workers):
-                    if of_stage[w] == stage and sizes[w] == 0:
-                        step = min(step, max(came_s[queue[stage, head[stage]]] + delay_s[stage] - now, 0.0))
-                        break
-        now += step
-        for w in range(workers):
-            if sizes[w] == 0:
-                continue
-            stage = of_stage[w]
-            left_s[w] -= step * (device_rate if devices > 0 and stage > 0 else core_rate)
-            if left_s[w] > 1e-12:
-                continue
-            if counting_from >= 0:
-                executions[stage, sizes[w]] += 1
-                busy_s[stage, sizes[w]] += now - began_s[w]
-            for i in range(sizes[w]):
-                k = members[w, i]
-                state[k], hop_left_s[k] = _HOP, hop_s
-                at[k] += 1
-                if at[k] == stages:
-                    at[k] = 0
-                    made[k] += 1
-                    total += 1
-            sizes[w] = 0
-        for k in range(sessions):
-            if state[k] == _HOP:
-                hop_left_s[k] -= step * core_rate
-                if hop_left_s[k] <= 1e-12:
-                    stage = at[k]
-                    state[k], came_s[k] = _WAITING, now
-                    queue[stage, (head[stage] + waiting[stage]) % (sessions + 1)] = k
-                    waiting[stage] += 1
-        if counting_from < 0 and total >= opening:
-            counting_from, made_then = now, total
-        for w in range(workers):
-            stage = of_stage[w]
-            if sizes[w] > 0 or waiting[stage] == 0:
-                continue
-            late = now >= came_s[queue[stage, head[stage]]] + delay_s[stage] - 1e-12
-            wanted = preferred[stage] if preferred[stage] > 0 else most[stage]
-            if not late and waiting[stage] < wanted:
-                continue
-            size = min(waiting[stage], most[stage]) if late else wanted
-            for i in range(size):
-                members[w, i] = queue[stage, head[stage]]
-                state[members[w, i]] = _RUNNING
-                head[stage] = (head[stage] + 1) % (sessions + 1)
-            waiting[stage] -= size
-            sizes[w], began_s[w] = size, now
-            left_s[w] = batch_s[stage, size] * math.exp(noise * np.random.standard_normal() - noise * noise / 2)
-    seconds = now - counting_from
-    return seconds * sessions / (total - made_then), executions, busy_s
+    now, made, warm_s, warm_made = 0.0, 0, -1.0, 0
+    while made < (frames + warm_up) * sessions:
+        core_rate, device_rate = _rates(w)
+        step_s = _until_next(w, now, core_rate, device_rate)
+        now += step_s
+        made += _end_batches(w, now, step_s, core_rate, device_rate)
+        _end_hops(w, now, step_s * core_rate)
+        if warm_s < 0 and made >= warm_up * sessions:
+            warm_s, warm_made = now, made
+            _forget(w)
+        _begin_batches(w, now)
+    return (now - warm_s) * sessions / (made - warm_made)

@@ -165,11 +165,11 @@ def _device(preset: str, tile: int) -> Emulated:
     ]
     space = {
         "delay_us": _DELAYS, "max_batch": (8, 16, 32, 64), f"{wire.LLM}.instances": (1, 2),
-        f"{wire.DIFFUSION}.instances": (1, 2, 3), "entry.instances": (1, 2),
+        f"{wire.DIFFUSION}.instances": (1, 2, 3),
     }  # fmt: skip
     figures = f"the roofline of preset {preset} at {GPU_GB_S} GB/s and {GPU_TFLOP_S} TFLOP/s, times 2"
     return _emulated(
-        f"device-{preset}", figures, space, batch_s, entry_s=6e-4, hop_s=4e-4, cores=8, devices=1, interference=0.15
+        f"device-{preset}", figures, space, batch_s, entry_s=3e-4, hop_s=4e-4, cores=8, devices=1, interference=0.15
     )
 
 
@@ -181,8 +181,8 @@ def _chunks() -> Emulated:
         _table(lambda b: 1.5e-3 * profile.vocode_ms(b)),
     ]  # fmt: skip
     space = {
-        "chunk_frames": (1, 2, 3, 4, 6, 8), "diffusion_steps": (8, 10, 14), "delay_us": (0, 1000, 2000, 5000, 10_000),
-        f"{wire.DIFFUSION}.preferred_batch": (0, 8), "entry.instances": (1, 2, 4),
+        "chunk_frames": (1, 2, 4, 8), "diffusion_steps": (8, 10, 14), "delay_us": (0, 1000, 3000, 10_000),
+        f"{wire.DIFFUSION}.preferred_batch": (0, 8), "entry.instances": (1, 2),
     }  # fmt: skip
     promised = Promised(first_s=0.55)
     return _emulated(
