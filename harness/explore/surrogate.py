@@ -112,8 +112,8 @@ class Surrogate:
 
 
 def _prior(dimensions: int, rng: np.random.Generator) -> Draw:
-    """Effects of 10% or so of most knobs and of more of a few; length scales of about the range; noise of 1 to 8%."""
-    overall = 0.08 * math.exp(0.9 * rng.standard_normal())
+    """Effects of 5 to 15% of most knobs and of more of a few; length scales of about the range; noise of 1 to 8%."""
+    overall = 0.16 * math.exp(0.9 * rng.standard_normal())
     main = overall * np.exp(1.0 * rng.standard_normal(dimensions)) / math.sqrt(max(dimensions, 1))
     joint = overall * math.exp(0.7 * rng.standard_normal()) * 0.6
     lengths = np.exp(math.log(0.9) + 0.7 * rng.standard_normal(dimensions))
