@@ -45,7 +45,16 @@ app = typer.Typer(
 RunFolder = Annotated[Path, typer.Option("--run", help="A folder under results/.")]
 Results = Annotated[Path, typer.Option("--results", help="Where runs are kept.")]
 Preset = Annotated[str, typer.Option(help="tiny, 1.5b, 7b, or a .json file of sizes.")]
-Url = Annotated[str, typer.Option("--url", help="A running Triton (host:port); it is neither started nor stopped.")]
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        help="A running Triton (host:port), neither started nor stopped; with commas: a trial at a time on each.",
+    ),
+]
+Ray = Annotated[
+    str, typer.Option("--ray", help="A Ray cluster (auto, or its address): a trial at a time on each of its GPU hosts.")
+]
 
 
 @app.command(epilog="Example: `harness signoff scenarios/quick.yaml`")
@@ -53,6 +62,7 @@ def signoff(
     plan: Annotated[Path | None, typer.Argument(help="The PLAN.yaml to sign off.")] = None,
     results: Results = Path("results"),
     url: Url = "",
+    ray: Ray = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew; set an earlier run aside.")] = False,
     check: Annotated[Path | None, typer.Option("--check", help="Verify a signed run's folder instead.")] = None,
 ) -> None:
@@ -67,8 +77,8 @@ def signoff(
     if check is not None:
         raise typer.Exit(_checked(check))
     if fresh:
-        _set_aside(plan, results, url)
-    work = job.SignOff(plan, results, url=url or None)
+        _set_aside(plan, results, url, ray)
+    work = job.SignOff(plan, results, url=url or None, ray=ray or None)
     with Show() as show:
         content = work.execute(show)
     print_plan(content)
@@ -76,17 +86,18 @@ def signoff(
     raise typer.Exit(job.EXIT_CODES[content["verdict"]])
 
 
-@app.command(epilog="Example: `harness sweep scenarios/quick.yaml`")
+@app.command(epilog="Example: `harness sweep scenarios/sweep.yaml --url gpu7:8001,gpu8:8001`")
 def sweep(
     plan: Annotated[Path, typer.Argument(help="The PLAN.yaml whose space is walked.")],
     results: Results = Path("results"),
     url: Url = "",
+    ray: Ray = "",
 ) -> None:
     """Only the ladders of the plan's space: which deployment is best, which knob mattered; `signoff` goes on with it.
 
     Writes sweep.html, and the best deployment's config.pbtxt files with their diff to the defaults into winner/.
     """
-    work = job.SignOff(plan, results, url=url or None)
+    work = job.SignOff(plan, results, url=url or None, ray=ray or None)
     with Show() as show:
         work.execute(show, ladders_only=True)
     path = work.run.path / SWEEP_NAME
@@ -277,8 +288,8 @@ def _checked(folder: Path) -> int:
     return job.EXIT_CODES["inconclusive" if found.problems else found.verdict]
 
 
-def _set_aside(plan_path: Path, results: Path, url: str) -> None:
-    path = results / runs.run_id_of(plan_path, load_plan(plan_path), url or None)
+def _set_aside(plan_path: Path, results: Path, url: str, ray: str) -> None:
+    path = results / runs.run_id_of(plan_path, load_plan(plan_path), url or None, ray or None)
     if not Run.is_run(path):
         return
     run = Run.open(path)

@@ -52,11 +52,13 @@ class Show(job.Watcher):
             out.print(f"[{self._clock()}] {what} … ({left})", markup=False, soft_wrap=True)
 
     def done(self, note: str = "") -> None:
-        self.spent = min(self.spent + self.current, self.total)
-        took = time.monotonic() - self.step_began
-        out.print(f"[{self._clock()}] {self.what}: {took:.0f} s {note}", markup=False, soft_wrap=True)
+        self.finish(self.what, self.current, time.monotonic() - self.step_began, note)
+
+    def finish(self, what: str, estimated_s: float, took_s: float, note: str) -> None:
+        self.spent = min(self.spent + estimated_s, self.total)
+        out.print(f"[{self._clock()}] {what}: {took_s:.0f} s {note}", markup=False, soft_wrap=True)
         if self.bar:
-            self.bar.update(self.task, completed=self.spent)
+            self.bar.update(self.task, completed=self.spent, left=self._left())
 
     def say(self, note: str) -> None:
         out.print(f"[{self._clock()}] {note}", markup=False, soft_wrap=True)

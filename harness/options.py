@@ -95,7 +95,7 @@ ARGUMENTS = {
     },
     "--until-saturated": {
         "action": "store_true",
-        "help": "end the ladder where it is over-saturated (slower than promised, with no more audio), or broken",
+        "help": "end the ladder where it is over-saturated (two rungs in a row slower than promised), or broken",
     },
 }
 """Each also as ``LOCUST_NAME`` in the environment and as ``name = value`` in Locust's configuration file."""

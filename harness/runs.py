@@ -116,20 +116,20 @@ def best_of(run: Run) -> dict:
     return fit["deployments"][fit["best"]]
 
 
-def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None) -> str:
+def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None = None) -> str:
     """The same plan file, code and server always lead to the same folder, and others to another."""
     digest = hashlib.sha256(Path(plan_path).read_bytes())
     for path in sorted(path for pattern in _CODE for path in ROOT.glob(pattern)):
         digest.update(path.read_bytes())
     if spec.emulate:
         digest.update(spec.profile_path().read_bytes())
-    digest.update((url or "").encode())
+    digest.update((url or (f"ray {ray}" if ray else "")).encode())
     return f"{spec.name}-{digest.hexdigest()[:8]}"
 
 
-def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None) -> Run:
-    """The run of a plan, new or as an earlier start left it."""
-    run_id = run_id_of(plan_path, spec, url)
+def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None, ray: str | None = None) -> Run:
+    """The run of a plan, new or as an earlier start left it. ``url`` and ``ray``: where, if not here."""
+    run_id = run_id_of(plan_path, spec, url, ray)
     if Run.is_run(Path(results) / run_id):
         return Run.open(Path(results) / run_id)
     host = host_facts()
@@ -143,18 +143,26 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None) ->
         versions=versions(),
         host=host,
         preset=spec.preset,
-        device=_device(spec, url, host),
+        device=_device(spec, url, ray, host),
         seed=spec.seed,
         emulated=bool(spec.emulate),
-        notes=(f"Triton at {url} was not started by the harness; the host named here drove it",) if url else (),
+        notes=_notes(url, ray),
     )
     return Run.create(results, manifest)
 
 
-def _device(spec: PlanSpec, url: str | None, host: dict) -> str:
-    """What serves: a Triton somewhere else, emulated GPUs, this host's GPU or its processor."""
+def _notes(url: str | None, ray: str | None) -> tuple[str, ...]:
     if url:
-        return f"the Triton at {url}"
+        return (f"Triton at {url} was not started by the harness; the host named here drove it",)
+    return (f"Triton and its load ran on the hosts of the Ray cluster {ray}; the host named here led",) if ray else ()
+
+
+def _device(spec: PlanSpec, url: str | None, ray: str | None, host: dict) -> str:
+    """What serves: a Triton somewhere else, a host of a cluster, emulated GPUs, this host's GPU or its processor."""
+    if url:
+        return f"the Triton at {url}" if "," not in url else f"Triton of {url}"
+    if ray and not spec.emulate:
+        return f"host of the Ray cluster {ray}"
     if spec.emulate:
         name = f"emulated {read_profile(spec.profile_path())['device']}"
         return name if spec.gpus == 1 else f"{spec.gpus} {name}"

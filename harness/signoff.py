@@ -6,18 +6,22 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from harness import wire
 from harness.capacity.predict import predict_open_run, sealed
-from harness.errors import ServerError
+from harness.errors import InputError, ServerError
+from harness.hosts import Fleet, Host, HostGone, on
+from harness.ray_hosts import ray_hosts
 from harness.records import Trial
 from harness.report.facts import REPORT_NAME, SEAL_NAME
 from harness.report.page import write_report
@@ -45,7 +49,29 @@ class Watcher:
 
     def done(self, note: str = "") -> None: ...
 
+    def finish(self, what: str, estimated_s: float, took_s: float, note: str) -> None:
+        """A step that others went beside: it was begun by ``say``."""
+
     def say(self, note: str) -> None: ...
+
+
+class Lane(Watcher):
+    """What one of several hosts tells: whole lines, so that those of others can stand between them."""
+
+    def __init__(self, watcher: Watcher, host: str, lock: threading.RLock):
+        self._watcher, self._host, self._lock = watcher, host, lock
+
+    def step(self, what: str, estimated_s: float) -> None:
+        self._what, self._estimated_s, self._began_s = f"{what} on {self._host}", estimated_s, time.monotonic()
+        self.say(f"{self._what} …")
+
+    def done(self, note: str = "") -> None:
+        with self._lock:
+            self._watcher.finish(self._what, self._estimated_s, time.monotonic() - self._began_s, note)
+
+    def say(self, note: str) -> None:
+        with self._lock:
+            self._watcher.say(note)
 
 
 @dataclass
@@ -62,16 +88,29 @@ class Budget:
 class SignOff:
     """One run of a plan. ``execute`` does what is still missing and returns plan.json's content."""
 
-    def __init__(self, plan_path: Path, results: Path, *, url: str | None = None, deployment: dict | None = None):
+    def __init__(
+        self,
+        plan_path: Path,
+        results: Path,
+        *,
+        url: str | None = None,
+        ray: str | None = None,
+        deployment: dict | None = None,
+    ):
+        if url and ray:
+            raise InputError("give one of the two: --url for servers that run, --ray for the hosts of a cluster")
         self.plan_path = Path(plan_path)
         self.spec = load_plan(self.plan_path)
-        self.url = url
+        self.url, self.ray = url, ray
         self.base = deployment_of(self.spec, url, **(deployment or {}))
         self.walk = Walk(self.spec, self.base)
-        self.run = open_run(self.plan_path, self.spec, results, url)
+        self.run = open_run(self.plan_path, self.spec, results, url, ray)
         self.mix = self.spec.traffic_mix()
         self.left_out: list[str] = []  # what the budget had no time for
+        self.out_of_time = False  # for a ladder, once it was too late for one
         self.in_doubt: list[Trial] = []  # broke, and nothing has been measured since
+        self.in_flight: list[dict] = []  # points under way, one on each host
+        self._turn = threading.RLock()  # held by the host that reads or writes any of these
 
     def execute(self, watcher: Watcher | None = None, *, ladders_only: bool = False) -> dict | None:
         """Measure what is missing, then fit, confirm and plan. A finished run answers from its store."""
@@ -93,29 +132,79 @@ class SignOff:
         return self.run.plan()
 
     def _measure(self, watcher: Watcher, budget: Budget, ladders_only: bool) -> None:
-        watcher.step("starting Triton" if not self.url else f"reaching {self.url}", _START_S)
-        with ExitStack() as servers:
-            server = servers.enter_context(self._server())
-            watcher.done(server.url)
-            driver = Driver(server, self.plan_path, self.spec, self.run.path / ".work", self.base)
-            servers.callback(shutil.rmtree, driver.scratch, ignore_errors=True)
-            self._servers = servers
-            self._ladders(driver, watcher, budget)
-            if not ladders_only:
-                self._confirm(driver, watcher, budget)
+        watcher.step(f"reaching {self.url or self.ray}" if self.url or self.ray else "starting Triton", _START_S)
+        try:
+            with Fleet(self._hosts()) as fleet:
+                watcher.done(", ".join(host.url for host in fleet.hosts))
+                self._ladders(fleet, watcher, budget)
+                if not ladders_only:
+                    self._confirm(fleet.hosts[0], watcher, budget)
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _ladders(self, driver: Driver, watcher: Watcher, budget: Budget) -> None:
+    @property
+    def _scratch(self) -> Path:
+        return self.run.path / ".work"
+
+    def _hosts(self) -> list[Host]:
+        """Where trials run: a Triton that is started here, those of somebody else, or the hosts of a cluster."""
+        if self.ray:
+            return ray_hosts(self.ray, self.plan_path, self.base)
+        if not self.url:
+            return [Host("", lambda: TritonServer(self.base), partial(self._driver, 0), ours=True)]
+        urls = dict.fromkeys(filter(None, (url.strip() for url in self.url.split(","))))
+        return [self._remote_host(number, url) for number, url in enumerate(urls)]
+
+    def _remote_host(self, number: int, url: str) -> Host:
+        keep = self.run.path / f".{number}.found"
+        server = partial(RemoteTriton, url, self.spec.preset, keep=keep)
+        return Host(url, server, partial(self._driver, number), ours=False)
+
+    def _driver(self, number: int, server) -> Driver:
+        return Driver(server, self.plan_path, self.spec, self._scratch / str(number), self.base)
+
+    def _ladders(self, fleet: Fleet, watcher: Watcher, budget: Budget) -> None:
+        """The points of the walk, shared out among the hosts, until there is none or no time for one."""
+        lanes = {host.name: Lane(watcher, host.name, self._turn) for host in fleet.hosts if len(fleet.hosts) > 1}
+        while (step := self._next_ladder()).point is not None and not self.out_of_time:
+            fleet.each(lambda host: self._ladder(host, lanes.get(host.name, watcher), budget))
+            for gone in fleet.take_lost():
+                watcher.say(f"{gone}; its points go to the others")
+        if step.point is None:
+            watcher.say(step.says)
+        elif not self.left_out:
+            self.left_out.append(step.says)
+
+    def _ladder(self, host: Host, watcher: Watcher, budget: Budget) -> bool:
+        """The next point's ladder on a host; False where there is none for it, or no time."""
         later_s = self._second_look_s() + self._confirm_s() + _FIT_S
-        while (step := self._next_ladder()).point is not None:
+        with self._turn:
+            step = self._next_ladder()
+            if step.point is None:
+                return False
+            self.in_flight.append(step.point)
+        try:
             load = self._ladder_load(step.point, self.spec.seed)
-            if not self._measure_until_settled(driver, watcher, budget, step.says, later_s, step.point, load, None):
-                return
-            if self.walk.said:
-                watcher.say(self.walk.said)
-        watcher.say(step.says)
+            measured = self._measure_until_settled(host, watcher, budget, step.says, later_s, step.point, load, None)
+        finally:
+            with self._turn:
+                self.in_flight.remove(step.point)
+        if said := self._best_so_far() if self.walk.search.kind == "grid" else self.walk.said:
+            watcher.say(said)
+        return measured and not self.out_of_time
+
+    def _best_so_far(self) -> str:
+        """The deployment that delivered the most audio in windows that kept pace with speech."""
+        rungs = [(rung, trial) for trial in self.run.trials() if trial.valid for rung in trial.rungs]
+        kept = [pair for pair in rungs if pair[0].sessions <= pair[0].frames_per_s * wire.SECONDS_PER_FRAME]
+        rung, trial = max(kept, key=lambda pair: pair[0].frames_per_s, default=(None, None))
+        if rung is None:
+            return ""
+        most = rung.frames_per_s * wire.SECONDS_PER_FRAME
+        return f"best so far: {most:.1f} audio s/s in time with {describe_point(trial.deployment)}"
 
     def _next_ladder(self) -> Step:
-        return self.walk.next(self.run, self._ended())
+        return self.walk.next(self.run, self._ended(), self.in_flight)
 
     def _ended(self) -> list[dict]:
         """Points whose ladders need no more trials, in the order of their first."""
@@ -123,77 +212,81 @@ class SignOff:
         points = {json.dumps(each.deployment, sort_keys=True): each.deployment for each in trials.values()}
         return [each for each in points.values() if _is_settled(each, self._ladder_load(each, self.spec.seed), trials)]
 
-    def _confirm(self, driver: Driver, watcher: Watcher, budget: Budget) -> None:
+    def _confirm(self, host: Host, watcher: Watcher, budget: Budget) -> None:
         """Open-loop runs that the fit has not seen; each prediction is made before its run starts."""
         fit = self._fit(watcher)
         if fit["best"] is None:
             watcher.say("no deployment keeps the promises at any rate: nothing to confirm")
             return
-        best = self._best_again(driver, watcher, budget, fit["deployments"][fit["best"]])
+        best = self._best_again(host, watcher, budget, fit["deployments"][fit["best"]])
         for index, share in enumerate(self.spec.confirm.load_share):
             load, prediction = self._open_load(best, share, index)
             what = f"open loop at {load.rate_per_s:.2f} requests/s ({share:.0%} of the highest)"
-            self._measure_until_settled(driver, watcher, budget, what, _FIT_S, best["deployment"], load, prediction)
+            self._measure_until_settled(host, watcher, budget, what, _FIT_S, best["deployment"], load, prediction)
 
-    def _best_again(self, driver: Driver, watcher: Watcher, budget: Budget, best: dict) -> dict:
+    def _best_again(self, host: Host, watcher: Watcher, budget: Budget, best: dict) -> dict:
         """The best point's ladder once more, with other requests: one look may have met a host at its best."""
         load = self._ladder_load(best["deployment"], self.spec.seed + _SECOND_LOOK)
         later_s = self._confirm_s() + _FIT_S
         what = f"ladder of the best point again: {describe_point(best['deployment'])}"
         if self._settled(best["deployment"], load):
             return best
-        if not self._measure_until_settled(driver, watcher, budget, what, later_s, best["deployment"], load, None):
+        if not self._measure_until_settled(host, watcher, budget, what, later_s, best["deployment"], load, None):
             return best
         fit = self._fit(watcher)
         return best if fit["best"] is None else fit["deployments"][fit["best"]]
 
     def _measure_until_settled(
-        self, driver: Driver, watcher: Watcher, budget: Budget, what: str, later_s: float,
+        self, host: Host, watcher: Watcher, budget: Budget, what: str, later_s: float,
         point: dict, load: Load, prediction: dict | None,
     ) -> bool:  # fmt: skip
         """Measure a trial, and an INVALID one once more; False where the budget left no time to measure it at all."""
         while not self._settled(point, load):
             tried = self._known(trial_id(point, load)) is not None
             if budget.left_s() < estimated_s(load) + later_s:
+                self.out_of_time = True
                 if not tried:
                     self.left_out.append(what)
                     watcher.say(f"the budget of {budget.minutes:g} min leaves no time for {what}")
                 return tried
             watcher.step(what + (", once more" if tried else ""), estimated_s(load))
-            watcher.done(_note(self._trial(driver, point, load, prediction)))
+            watcher.done(_note(self._trial(host, point, load, prediction)))
         return True
 
-    def _trial(self, driver: Driver, point: dict, load: Load, prediction: dict | None = None) -> Trial:
+    def _trial(self, host: Host, point: dict, load: Load, prediction: dict | None = None) -> Trial:
         """Measure a point; the trial of a server or a Locust that broke says why, and has no rungs."""
-        repeat = sum(self._known(trial_id(point, load, number)) is not None for number in range(TRIES))
-        self.run.must_have_room()
-        if prediction:
-            self.run.append_prediction(trial_id(point, load, repeat), prediction)
+        with self._turn:
+            repeat = sum(self._known(trial_id(point, load, number)) is not None for number in range(TRIES))
+            self.run.must_have_room()
+            if prediction:
+                self.run.append_prediction(trial_id(point, load, repeat), prediction)
         try:
-            measured = driver.run(point, load, prediction, repeat)
+            measured = on(host, host.run(point, load, prediction, repeat))
         except TrialBroken as error:
-            return self._broken(driver, point, load, repeat, error)
-        if not self.run.manifest.emulated and any(result.emulated for result in measured.results):
-            self.run.update_manifest(emulated=True)  # a server that was not started here may emulate
-        self._keep_broken()
-        self.run.append_trial(measured.trial, measured.results, measured.samples)
+            return self._broken(host, point, load, repeat, error)
+        with self._turn:
+            if not self.run.manifest.emulated and any(result.emulated for result in measured.results):
+                self.run.update_manifest(emulated=True)  # a server that was not started here may emulate
+            self._keep_broken()
+            self.run.append_trial(measured.trial, measured.results, measured.samples)
         return measured.trial
 
-    def _broken(self, driver: Driver, point: dict, load: Load, repeat: int, error: TrialBroken) -> Trial:
-        """Note a trial that broke, and start our server anew. Raises the error where it looks like more than the point.
+    def _broken(self, host: Host, point: dict, load: Load, repeat: int, error: TrialBroken) -> Trial:
+        """Note a trial that broke, and start our server anew. Raises ServerError if it looks like more than the point.
 
         What broke is stored when a later trial shows that others can be measured: then it was the point's own doing.
         """
-        if self.url and not driver.server.alive():
-            raise error
-        self.in_doubt.append(broken_trial(point, load, repeat, str(error)))
-        if len(self.in_doubt) >= BROKEN_IN_A_ROW:
-            count = len(self.in_doubt)
-            raise ServerError(f"{count} trials broke one after another; none of them is kept. The last: {error}")
-        if not self.url:
-            driver.server.stop()
-            driver.server = self._servers.enter_context(self._server())
-        return self.in_doubt[-1]
+        try:
+            host.mend()
+        except HostGone as gone:
+            raise HostGone(f"{gone}: {error}") from error
+        with self._turn:
+            trial = broken_trial(point, load, repeat, str(error))
+            self.in_doubt.append(trial)
+            if len(self.in_doubt) >= BROKEN_IN_A_ROW:
+                count = len(self.in_doubt)
+                raise ServerError(f"{count} trials broke one after another; none of them is kept. The last: {error}")
+        return trial
 
     def _keep_broken(self) -> None:
         while self.in_doubt:
@@ -229,9 +322,6 @@ class SignOff:
             write_seal(self.run)
         watcher.done()
         return plan
-
-    def _server(self):
-        return RemoteTriton(self.url, self.spec.preset) if self.url else TritonServer(self.base)
 
     def _ladder_load(self, point: dict, seed: int) -> Load:
         ladder = self.spec.ladder

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,8 @@ from harness.triton.statistics import difference
 SCENARIO = ROOT / "scenarios" / "podcast.py"
 LOCUST_EXIT_INVALID = 3
 REQUEST_KNOBS = ("chunk_frames", "diffusion_steps")  # of a point: what requests ask for; the rest is deployed
+SILENCE_VARIABLE = "LOCUST_SILENCE_TIMEOUT"
+_SILENCE_S = 30  # a server that lives sends something every few seconds: one that hangs is found so soon
 _START_S = 12  # Locust's own start and end, in the estimate of a trial's time
 
 
@@ -137,6 +140,7 @@ class Driver:
         self.plan = plan
         self.scratch = scratch  # for the records of the trial in flight
         self.base = base
+        self._process: subprocess.Popen | None = None  # Locust, while a trial runs
 
     def deploy(self, point: dict) -> list[str]:
         """Bring the server to a point of the space; returns the stages that were reloaded."""
@@ -159,6 +163,8 @@ class Driver:
         records = _records(folder, exit_code, output)
         rungs = _rungs(records, probe.samples, self.plan.promise_list())
         failures, ended = _failures(records.results), records.end.get("ladder_ended", "")
+        if failures and not self.server.responds():
+            raise TrialBroken(f"the server hung during {name}: {failures[0]}")
         shutil.rmtree(folder, ignore_errors=True)
         trial = Trial(
             trial_id=name,
@@ -179,16 +185,23 @@ class Driver:
     def _locust(self, folder: Path, load: Load) -> tuple[int, str]:
         command = [sys.executable, "-m", "locust", "-f", str(SCENARIO), "--headless", "--host", self.server.url]
         command += ["--plan", str(self.plan_path), "--records", str(folder), *load.options()]
+        if SILENCE_VARIABLE not in os.environ:
+            command += ["--silence-timeout", str(_SILENCE_S)]
         log = self.scratch / "locust.log"
         self.scratch.mkdir(parents=True, exist_ok=True)
-        process = spawn(command, log)
+        self._process = spawn(command, log)
         try:
-            code = process.wait(timeout=load.total_s + 120)
+            code = self._process.wait(timeout=load.total_s + 120)
         except subprocess.TimeoutExpired:
             code = -signal.SIGKILL
         finally:
-            end_group(process, grace_s=5)
+            end_group(self._process, grace_s=5)
         return code, log.read_text(errors="replace")
+
+    def abort(self) -> None:
+        """Cut off the trial under way, from another thread: ``run`` then raises TrialBroken."""
+        if self._process is not None:
+            end_group(self._process, grace_s=5)
 
 
 def _records(folder: Path, exit_code: int, output: str) -> Records:

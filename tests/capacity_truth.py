@@ -73,13 +73,15 @@ def result(name: str, traffic_class: str, frames: int, times_s: np.ndarray, sent
 
 
 def ladder(
-    truth: Truth, rng: np.random.Generator, sessions=(1, 2, 4, 8, 16), seconds=6.0, name="ladder-1", **changes
-) -> tuple[Trial, pd.DataFrame]:
+    truth: Truth, rng: np.random.Generator, sessions=(1, 2, 4, 8, 16), seconds=6.0, name="ladder-1", results=None,
+    **changes,
+) -> tuple[Trial, pd.DataFrame]:  # fmt: skip
     """A closed-loop ladder; each rung has ``sessions`` users that ask again as soon as they are served.
 
-    A rung's window opens two seconds after its users came.
+    A rung's window opens two seconds after its users came. A list given as ``results`` gets the raw ones.
     """
-    results, rungs, start_s = [], [], 1000.0
+    results = [] if results is None else results
+    rungs, start_s = [], 1000.0
     for n in sessions:
         end_s = start_s + 2 + seconds
         step_s = float(truth.step_s(n) * rng.lognormal(0, truth.rung_noise))

@@ -36,6 +36,8 @@ LAYERS = {
         "livepage",
         "user",
         "sweep",
+        "hosts",
+        "ray_hosts",
         "walk",
         "runs",
         "signoff",

@@ -209,6 +209,19 @@ def test_another_triton_is_used_as_it_is_found(triton):
         pass
 
 
+def test_what_a_killed_sweep_left_in_another_triton_is_put_back_by_the_next(triton, tmp_path):
+    keep = tmp_path / "found"
+    killed = RemoteTriton(triton.url, "tiny", keep=keep).__enter__()
+    killed.reload(Deployment(knobs={"diffusion_decoder.delay_us": 700}))
+    with RemoteTriton(triton.url, "tiny", keep=keep) as remote:
+        assert remote.loaded[wire.DIFFUSION].dynamic_batching.max_queue_delay_microseconds == 700
+        assert remote.found[wire.DIFFUSION].dynamic_batching.max_queue_delay_microseconds == 0
+        assert remote.reload(Deployment()) == [wire.DIFFUSION]
+    assert not keep.exists()
+    with RemoteTriton(triton.url, "tiny") as remote:
+        assert remote.loaded[wire.DIFFUSION].dynamic_batching.max_queue_delay_microseconds == 0
+
+
 def test_a_taken_port_is_said_before_anything_starts(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

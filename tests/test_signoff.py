@@ -131,6 +131,16 @@ def test_a_budget_that_is_too_small_says_what_it_leaves_out(tmp_path, fakes):
     assert not run.manifest.finished_at  # the next start goes on
 
 
+def test_a_budget_that_ends_before_the_second_try_of_an_invalid_trial_ends_the_sweep(
+    plan, tmp_path, fakes, monkeypatch
+):
+    fakes.valid = False
+    monkeypatch.setattr(job.Budget, "left_s", lambda budget: 1e6 if len(fakes.measured) < 3 else 0.0)
+    work = job.SignOff(plan, tmp_path)
+    work.execute(ladders_only=True)
+    assert len(work.run.trials()) == 3 and work.left_out == ["ladder 2/3: diffusion_decoder.delay_us 1000"]
+
+
 def test_an_invalid_trial_is_measured_once_more_and_no_oftener(plan, tmp_path, fakes):
     fakes.valid = False
     work = job.SignOff(plan, tmp_path)
@@ -300,3 +310,36 @@ def read_until(process, words):
         if words in line:
             return
     pytest.fail(f"the job ended before {words!r}")
+
+
+def test_several_servers_share_the_points_and_each_trial_says_where_it_ran(plan, tmp_path, fakes, monkeypatch):
+    monkeypatch.setattr(job, "RemoteTriton", lambda url, preset, keep: FakeServer())
+    said = []
+    watcher = job.Watcher()
+    watcher.say = said.append
+    work = job.SignOff(plan, tmp_path, url="A:8001, B:8001")
+    work.execute(watcher, ladders_only=True)
+    trials = work.run.trials()
+    points = [trial.deployment for trial in trials]
+    assert len(points) == 3 and all(point in points for point in work.spec.points())
+    assert {trial.target for trial in trials} <= {"A:8001", "B:8001"}
+    assert any(" on A:8001 …" in line or " on B:8001 …" in line for line in said)
+
+
+def test_a_server_that_is_gone_gives_its_point_to_the_others(plan, tmp_path, fakes, monkeypatch):
+    run = fakes.run
+
+    class Gone(FakeServer):
+        running = False
+
+    def on_b(self, *args, **kw):
+        if isinstance(self.server, Gone):
+            raise TrialBroken("no answer")
+        return run(self, *args, **kw)
+
+    monkeypatch.setattr(fakes, "run", on_b)
+    monkeypatch.setattr(job, "RemoteTriton", lambda url, preset, keep: Gone() if url == "B:8001" else FakeServer())
+    work = job.SignOff(plan, tmp_path, url="A:8001,B:8001")
+    work.execute(ladders_only=True)
+    assert {trial.target for trial in work.run.trials()} == {"A:8001"}
+    assert [trial.valid for trial in work.run.trials()] == [True] * 3

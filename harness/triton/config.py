@@ -146,6 +146,11 @@ def as_json(config: model_config_pb2.ModelConfig) -> str:
     return json_format.MessageToJson(config, preserving_proto_field_name=True, indent=None)
 
 
+def from_json(text: str) -> model_config_pb2.ModelConfig:
+    """The configuration that ``as_json`` wrote."""
+    return json_format.Parse(text, model_config_pb2.ModelConfig())
+
+
 def _checked_profile(path: str, preset: str) -> str:
     try:
         measured = json.loads(Path(path).read_text())["preset"]

@@ -25,7 +25,7 @@ from harness.errors import InputError, ServerError
 from harness.processes import end_group, spawn
 from harness.replicas import in_words
 from harness.targets import Target
-from harness.triton.config import Configs, Deployment, as_json, write_repository
+from harness.triton.config import Configs, Deployment, as_json, from_json, write_repository
 from harness.triton.statistics import prometheus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,6 +138,13 @@ class TritonServer:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def responds(self) -> bool:
+        """Whether it is ready, within some seconds: one that hangs is alive, and does not."""
+        if not self.alive():
+            return False
+        with self.target.channel(self.url) as channel:
+            return is_ready(service_pb2_grpc.GRPCInferenceServiceStub(channel))
+
     def stop(self) -> None:
         """Stop the server and its stage processes, and remove what they leave behind. Safe to call twice."""
         if self._process is not None:
@@ -190,15 +197,16 @@ class TritonServer:
 class RemoteTriton:
     """A Triton that somebody else runs, with our repository in it. Use it as a context manager.
 
-    Only the knobs of a sweep are turned, in the configurations that it has; on leaving they are put back. It is never
-    started or stopped. Raises ServerError where it is not ready, or serves another preset than ``preset``.
+    Only the knobs of a sweep are turned, in the configurations that it has; on leaving they are put back. ``keep`` is a
+    file that holds them meanwhile: after a kill, the next to enter with it puts them back. It is never started or
+    stopped. Raises ServerError where it is not ready, or serves another preset than ``preset``.
     ``metrics_url``: its Prometheus page, where Triton has it unless told otherwise; None where there is none.
     """
 
     pid = metrics_url = None
 
-    def __init__(self, url: str, preset: str):
-        self.target, self.preset = Target.from_environment(url), preset
+    def __init__(self, url: str, preset: str, keep: Path | None = None):
+        self.target, self.preset, self._keep = Target.from_environment(url), preset, keep
         if len(self.target.addresses) > 1:
             raise InputError(f"{url}: the knobs of one server are turned, and one is measured: give one --url")
         self.url = self.target.url
@@ -212,13 +220,14 @@ class RemoteTriton:
                     f"no Triton with the models of model_repository/ is ready at {self.url}: check the address, or "
                     "leave --url out to have one started here"
                 )
-            self.found = {model: _config_of(stub, model) for model in wire.MODELS}
+            self.loaded = {model: _config_of(stub, model) for model in wire.MODELS}
+        self.found = self._kept() or self.loaded
         served = self.found[wire.LLM].parameters["preset"].string_value
         if served != self.preset:
             raise ServerError(
                 f"{self.url} serves preset {served}, but the plan is for {self.preset}: change one of them"
             )
-        self.loaded = self.found
+        self._write_kept()
         page = f"http://{self.target.addresses[0].rpartition(':')[0]}:{_METRICS_PORT}/metrics"
         self.metrics_url = page if prometheus(page) else None
         return self
@@ -226,6 +235,24 @@ class RemoteTriton:
     def __exit__(self, *_) -> None:
         with contextlib.suppress(ServerError):  # it may be gone
             self._load(self.found)
+            if self._keep:
+                self._keep.unlink(missing_ok=True)
+
+    def _write_kept(self) -> None:
+        if self._keep is None:
+            return
+        try:
+            self._keep.write_text(json.dumps({model: as_json(config) for model, config in self.found.items()}))
+        except OSError as error:
+            raise ServerError(f"{self._keep} cannot be written: {error.strerror}; free or repair the disk") from error
+
+    def _kept(self) -> Configs | None:
+        """Its own configurations, where a killed sweep left others in it."""
+        try:
+            kept = json.loads(self._keep.read_text()) if self._keep else None
+        except (OSError, ValueError):
+            return None
+        return {model: from_json(text) for model, text in kept.items()} if kept else None
 
     def reload(self, deployment: Deployment) -> list[str]:
         """Turn the knobs of a deployment; loads the models whose configuration changes, and returns their names."""
@@ -237,6 +264,8 @@ class RemoteTriton:
     def alive(self) -> bool:
         with self._channel() as channel:
             return is_ready(service_pb2_grpc.GRPCInferenceServiceStub(channel))
+
+    responds = alive
 
     def _channel(self) -> grpc.Channel:
         return self.target.channel(self.target.addresses[0])
