@@ -33,7 +33,8 @@ _STATE = ".harness"
 _EXIT_TIMEOUT_S = 2
 _NICE = 5  # the server yields to the instrument that measures it: a late timestamp is a wrong figure
 _BACKEND_THREADS = 512
-_STUB_MEMORY = 64 << 20  # bytes, of which only those in use are taken
+_STUB_MEMORY = 16 << 20  # bytes, taken at once by every process: a frame on its way takes about 40 KB
+_STUB_START_S = 300
 _METRICS_PORT = 8002  # Triton's own choice
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -311,9 +312,11 @@ def server_flags(models: Path, backends: Path) -> list[str]:
         # Each call of a stage and each chunk sent holds a thread of its instance: with the default of 32, sessions
         # beyond that would wait for a thread while the stages idle.
         f"--backend-config=python,thread-pool-size={_BACKEND_THREADS}",
-        # What a stage's process shares with the server must never grow (from 1 MiB): a thread that still has the
-        # smaller mapping ends the process (2.51).
+        # What a stage's process shares with the server should not have to grow (from 1 MiB): a server with 16 streams
+        # ended so, by a thread that still had the smaller mapping (2.51).
         f"--backend-config=python,shm-default-byte-size={_STUB_MEMORY}",
+        # The default of 30 s is too little on a busy host.
+        f"--backend-config=python,stub-timeout-seconds={_STUB_START_S}",
         # Triton keeps the responses of a finished stream for the next one: after 90 minutes, half a gigabyte.
         "--grpc-infer-allocation-pool-size=0",
     ]
