@@ -56,8 +56,8 @@ class Desk:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._send("progress", self.look())
-        fared = await self._client.replicas.fared()
-        self._send("bye", {"lag_p99_s": self.lag.p99_s(), "fared": fared.to_plain()})
+        self._send("lag_p99_s", self.lag.p99_s())  # before servers are asked, which may not answer
+        self._send("fared", (await self._client.replicas.fared()).to_plain())
         self.ended.set()
 
     def look(self) -> dict:

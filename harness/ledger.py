@@ -7,8 +7,8 @@ import math
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,13 +17,14 @@ from scipy.stats import theilslopes
 
 from harness import metrics
 from harness.certificate import MAX_LATENESS_P99_S, Certificate, Due, Gate, certify
+from harness.errors import StoreError
 from harness.loadtest import LoadSettings, arrival_times
 from harness.probe import commit, host_facts, versions
 from harness.recording import RecordsWriter, mixture
 from harness.records import Outcome, Result
 from harness.replicas import Fared
 from harness.slo import Promise, Verdict, judge
-from harness.store import LOAD_TEST, write_json
+from harness.store import LOAD_TEST, replace_text, write_json
 from harness.targets import Target
 from harness.witness import Look, Witness
 
@@ -91,6 +92,7 @@ class Ledger:
         self.readers_see_servers_clock = is_this_host(self.target)
         self.start_ns = time.monotonic_ns()
         self.witness: Witness | None = None
+        self.unwritten = 0  # records that the folder did not take
         self._rungs = 0  # that have been held
         self.ladder_ended = ""  # why before its last rung
         asked = {"url": self.target.url, "target": self.target.record(), "run_s": run_s, **settings.record()}
@@ -109,7 +111,7 @@ class Ledger:
             return
         self.results.append(result)
         if self._writer:
-            self._writer.result(result)
+            self._keep(self._writer.result, result)
 
     def all_users_run(self, now_ns: int) -> None:
         """The window begins; on every rung after the first it has begun."""
@@ -119,7 +121,15 @@ class Ledger:
     def rung(self, users: int, start_ns: int, end_ns: int) -> None:
         self._rungs += 1
         if self._writer:
-            self._writer.rung({"users": users, "start_ns": start_ns, "end_ns": end_ns})
+            self._keep(self._writer.rung, {"users": users, "start_ns": start_ns, "end_ns": end_ns})
+
+    def _keep(self, write: Callable, record: object) -> None:
+        try:
+            write(record)
+        except StoreError as error:
+            if not self.unwritten:
+                self.remarks.append(str(error))
+            self.unwritten += 1
 
     def first_error(self) -> str:
         """What the first request that failed so far failed with, or ""."""
@@ -142,9 +152,16 @@ class Ledger:
             self.witness.account(start_ns, end_ns) if self.witness else {},
             self._drift(start_ns, end_ns),
         )
-        if self._writer:
+        return self._stored(report) if self._writer else report
+
+    def _stored(self, report: Report) -> Report:
+        """The report, INVALID where it cannot be stored: whoever asked for records must not find out later."""
+        try:
             self._writer.end(self._end(report))
             self._manifest.conclude(self._end(report), self.results)
+        except StoreError as error:
+            gates, notes = report.certificate.gates, report.certificate.notes
+            return replace(report, certificate=Certificate((Gate("load", False, str(error)), *gates), notes))
         return report
 
     def _settled_ns(self, end_ns: int) -> int:
@@ -159,7 +176,7 @@ class Ledger:
         certificate = certify(
             {**summary, "lateness_p99_s": lateness_s},
             submitted=self.submitted,
-            recorded=len(self.results) + self.never_sent - self.lost,
+            recorded=len(self.results) + self.never_sent - self.lost - self.unwritten,
             due=self._due(start_ns, end_ns),
             unsteady=self._unsteady(),
             notes=(*self.notes, *self._of_replicas(), *notes, *(self.witness.events if self.witness else ())),
@@ -277,7 +294,7 @@ class _Manifest:
             "certificate": {name: end[name] for name in judged},
             "measured": {name: value for name, value in end.items() if name not in judged},
         }
-        metrics.per_request(results).to_csv(self._folder / REQUESTS, index=False)
+        replace_text(self._folder / REQUESTS, metrics.per_request(results).to_csv(index=False))
         write_json(self._folder / MANIFEST, self._content | went)
 
 
@@ -290,7 +307,7 @@ def kept_promises(
 ) -> tuple[Kept, ...]:
     """Each promise judged by its class: first audio of requests due in the window, the rest of those served in it.
 
-    A request that got no audio breaks it; one without an RTF of its own (a single chunk) is left out.
+    A request that failed without audio keeps it from being met; of the others, those without an RTF are left out.
     """
     if not promises:
         return ()
@@ -301,8 +318,10 @@ def kept_promises(
     kept = []
     for promise in promises:
         own = rows[(rows["traffic_class"] == promise.traffic_class) & (due if promise.metric == "ttfa_s" else served)]
-        values = own[promise.metric].dropna() if promise.metric == "rtf" else own[promise.metric]
-        kept.append(Kept(promise, judge(promise, values)))
+        if promise.metric == "rtf":
+            failed = (own["chunks"] == 0) & (own["outcome"] == str(Outcome.ERROR))
+            own = own[own["rtf"].notna() | failed]
+        kept.append(Kept(promise, judge(promise, own[promise.metric])))
     return tuple(kept)
 
 

@@ -20,7 +20,7 @@ from harness.errors import HarnessError, InputError, ServerError
 from harness.ledger import Ledger, is_this_host
 from harness.loadtest import LoadSettings, Share, lead_s
 from harness.options import settings_of
-from harness.recording import result_from_plain, result_to_plain
+from harness.recording import check_folder, result_from_plain, result_to_plain
 from harness.records import Outcome, Result
 from harness.replicas import Fared
 from harness.responses import BYTES_PER_SAMPLE
@@ -51,6 +51,7 @@ class SpeechTest:
         self._running = self._finishing = False
         self._finished = threading.Event()
         self._tests = 0
+        self.prepared = False  # the server is found, the listeners are there
 
     @property
     def results(self) -> list[Result]:
@@ -58,6 +59,8 @@ class SpeechTest:
 
     def check(self, form: dict[str, str]) -> None:
         """Raises HarnessError for what the page's form asks, before a test that cannot run is begun with it."""
+        if not self.prepared:
+            raise InputError("the server is still being started: press Start again in a moment")
         values = vars(self._environment.parsed_options) | form
         settings_of(values, self._mix)
         if form.get("host"):
@@ -114,9 +117,10 @@ class SpeechTest:
         gevent.spawn(runner.quit if self._environment.parsed_options.headless else runner.stop)
 
     def _open(self, target: Target) -> None:
-        # The ledger first: where its folder cannot be used, no load may begin.
-        self.ledger = Ledger(self.settings, target, self._folder(), self._run_s())
+        if self.settings.records:  # where they cannot be kept no load may begin, and without a server no folder
+            check_folder(self._folder())
         self.share = Share(self.settings, target, self._take)
+        self.ledger = Ledger(self.settings, target, self._folder(), self._run_s())
         self.ledger.watch_host()
         if self.settings.loop == "open":
             self.share.begin(time.monotonic_ns() + round(lead_s(self.settings) * 1e9))
@@ -146,7 +150,10 @@ class SpeechTest:
     def _record(self, result: Result) -> None:
         """Into the ledger; the last of a counted test ends it."""
         ledger = self.ledger
+        kept_all = not ledger.unwritten
         ledger.take(result)
+        if kept_all and ledger.unwritten:
+            self.end()
         if self.settings.iterations and not self._finishing:
             lead_in = self.settings.steady or 0 if self.settings.loop == "open" else 0
             if len(ledger.results) + ledger.never_sent == self.settings.iterations + lead_in:

@@ -4,7 +4,7 @@ A ``ReaderPool`` lives in the load generator, whether that runs on threads or on
 processes (``python -m harness.readers``) shares one socketpair with it and speaks msgpack pairs ``[kind, value]``:
 
     to the reader     target [target, first], then submit [number, request, loop] · cancel number · finish grace_s
-    from the reader   hello pid · refused why · result [number, result] · progress {…} · bye {lag_p99_s, …}
+    from the reader   hello pid · refused why · result [number, result] · progress {…} · lag_p99_s · fared {…}
 
 The target comes that way because there may be secrets in it, which a command line would show to everybody. A reader
 exits when its socket closes, so it never outlives its load generator.
@@ -85,6 +85,7 @@ class _ReaderProcess:
     def __init__(self, target: Target, first: int):
         self.tickets: dict[int, Ticket] = {}
         self.progress = Progress()
+        self._start_s = START_TIMEOUT_S + 3 * target.ready_s  # it asks its servers three things before it greets
         self.returned, self.lost, self.lag_p99_s = 0, 0, math.nan
         self.fared = Fared()
         self._refusal = ""
@@ -98,8 +99,8 @@ class _ReaderProcess:
         self.send("target", [target.to_plain(), first])
 
     def await_hello(self) -> None:
-        if not self._greeted.wait(START_TIMEOUT_S):
-            self._refusal = f"a stream-reader process did not start within {START_TIMEOUT_S:.0f} s"
+        if not self._greeted.wait(self._start_s):
+            self._refusal = f"a stream-reader process did not start within {self._start_s:.0f} s"
         if self._refusal:
             raise ServerError(self._refusal)
 
@@ -154,9 +155,10 @@ class _ReaderProcess:
                 self.tickets.pop(number).settle(result_from_plain(plain))
             case "progress":
                 self.progress = Progress.from_plain(value)
-            case "bye":
-                self.lag_p99_s = value["lag_p99_s"]
-                self.fared = Fared.from_plain(value["fared"])
+            case "lag_p99_s":
+                self.lag_p99_s = value
+            case "fared":
+                self.fared = Fared.from_plain(value)
 
     def _settle_lost(self) -> None:
         self.progress = Progress(samples=self.progress.samples, stalls=self.progress.stalls)

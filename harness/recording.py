@@ -69,21 +69,27 @@ class Records:
 
 def check_folder(folder: Path) -> None:
     """Raises StoreError where records cannot be written to ``folder``, as far as that can be known before."""
-    if (folder / FILE_NAME).exists():
-        raise StoreError(f"{folder} holds the records of an earlier test: give --records a new folder")
-    nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        if (folder / FILE_NAME).exists():
+            raise StoreError(f"{folder} holds the records of an earlier test: give --records a new folder")
+        nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise StoreError(f"cannot write records to {folder}: {error.strerror}") from error
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise StoreError(f"cannot write records to {folder}: {nearest} is no folder that may be written to")
 
 
 class RecordsWriter:
-    """Appends to ``records.msgpack`` in a folder; every pair is flushed, so a kill loses at most a torn last one."""
+    """Appends to ``records.msgpack`` in a folder; no pair waits in a buffer, so a kill loses at most a torn last one.
+
+    A pair that cannot be written raises StoreError and leaves the file as it was before.
+    """
 
     def __init__(self, folder: Path, run: dict):
         self.path = Path(folder) / FILE_NAME
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("xb")
+            self._file = self.path.open("xb", buffering=0)
         except FileExistsError:
             raise StoreError(f"{self.path} holds the records of an earlier test: give --records a new folder") from None
         except OSError as error:
@@ -101,10 +107,13 @@ class RecordsWriter:
         self._file.close()
 
     def _append(self, kind: str, value: dict) -> None:
+        begin, rest = self._file.tell(), memoryview(msgpack.packb([kind, value]))
         try:
-            self._file.write(msgpack.packb([kind, value]))
-            self._file.flush()
+            while rest:  # a disk that fills takes a part
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
+            self._file.seek(begin)
+            self._file.truncate()  # behind a torn pair nothing could be read
             raise StoreError(f"cannot write to {self.path}: {error.strerror}") from error
 
 

@@ -12,6 +12,7 @@ from scipy.stats import t as student
 SETTLE_SHARE = 0.25  # of a rung's full time: sessions that just joined are still opening
 MIN_READINGS = 5  # one a second, after that
 MIN_RUNGS = 3  # a step time is fitted from
+GROWTH = 1.05  # of audio over the most before; less is noise
 OVER_SATURATED = "over-saturated"
 _CONFIDENCE = 0.95
 
@@ -24,7 +25,8 @@ class Held:
     audio_s_per_s: float
 
     @property
-    def rtf(self) -> float:
+    def pace(self) -> float:
+        """Seconds that a user takes for a second of audio, first audio and pauses counted in; no RTF of a request."""
         return self.users / self.audio_s_per_s if self.audio_s_per_s > 0 else math.inf
 
 
@@ -32,9 +34,10 @@ class Held:
 class Patience:
     """How long a ladder goes on. ``rung_s``: the most that a rung is held.
 
-    ``precision``: the relative half-width of the audio rate's 95% interval with which a rung may end before; None
-    holds every rung for its full time. ``slowest_rtf``: the highest real-time factor that some class is promised;
-    None goes to the ladder's end, however slow.
+    ``precision``: the relative half-width of the audio rate's interval with which a rung may end before; None holds
+    every rung for its full time. The interval takes the readings as independent: where they are not, it is too narrow.
+    ``slowest_rtf``: the highest real-time factor that some class is promised; None goes to the ladder's end, however
+    slow.
     """
 
     rung_s: float
@@ -56,16 +59,18 @@ class Patience:
         return relative_half_width(rates) <= self.precision and _halves_apart(rates) <= 2 * self.precision
 
     def over_saturated(self, rungs: Sequence[Held]) -> str:
-        """Why no higher rung is worth its time, or "": two in a row were slower than any class is promised.
+        """Why no higher rung is worth its time, or "": two in a row were served more slowly than any class is promised,
+        and the last made no more audio in all.
 
         One alone may have met a host that was busy with something else.
         """
         if self.slowest_rtf is None or len(rungs) < MIN_RUNGS:
             return ""
         before, last = rungs[-2:]
-        if min(before.rtf, last.rtf) <= self.slowest_rtf:
+        most = max(rung.audio_s_per_s for rung in rungs[:-1])
+        if min(before.pace, last.pace) <= self.slowest_rtf or last.audio_s_per_s >= GROWTH * most > 0:
             return ""
-        slow = f"{before.users} sessions at a real-time factor of {before.rtf:.2f}, {last.users} at {last.rtf:.2f}"
+        slow = f"{before.users} sessions took {before.pace:.2f} s for a second of audio, {last.users} {last.pace:.2f} s"
         return f"{OVER_SATURATED}: {slow}"
 
 

@@ -125,7 +125,8 @@ class Ladder(LoadTestShape):
 
     def _end_rung(self, users: int, patience: Patience) -> None:
         self._test.ledger.rung(users, self._began_ns, time.monotonic_ns())
-        self._held.append(Held(users, sum(self._rates) / max(len(self._rates), 1)))
+        if self._rates:  # a rung too short to be read says nothing
+            self._held.append(Held(users, sum(self._rates) / len(self._rates)))
         self._test.ledger.ladder_ended = self._broken() or patience.over_saturated(self._held)
         self._ended = bool(self._test.ledger.ladder_ended)
         self._index, self._began_ns, self._rates = self._index + 1, 0, []
@@ -165,6 +166,7 @@ def _prepare(environment, runner, **_) -> None:
     _finish_when_quitting(environment)
     if environment.speech.settings.ladder:
         _install_ladder(environment)
+    environment.speech.prepared = True
 
 
 @events.test_start.add_listener

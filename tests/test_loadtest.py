@@ -3,6 +3,8 @@
 import itertools
 import json
 import re
+import resource
+import signal
 from collections import Counter
 from dataclasses import replace
 
@@ -20,7 +22,7 @@ from harness.loadtest import LoadSettings, arrival_times, lead_in
 from harness.locust_test import SAME_CLOCK_NS, _shift_ns, _shifted
 from harness.options import EVERY_USER, settings_of
 from harness.recording import read_records
-from harness.records import Outcome
+from harness.records import Chunks, Outcome
 from harness.replicas import Fared
 from harness.store import Run
 from harness.terminal import end_lines, progress_line, start_line
@@ -275,6 +277,41 @@ def test_a_lost_result_makes_the_test_invalid():
     ledger.take(result(Outcome.ERROR, error="stream-reader process 1 died"))
     report = ledger.close(end_ns=100)
     assert not report.valid and "1 requests were recorded of 2 submitted" in report.reasons[0]
+
+
+@pytest.fixture
+def small_disk():
+    """No file may grow beyond 4 KiB."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_records_that_the_disk_does_not_take_make_the_test_invalid(tmp_path, small_disk):
+    ledger = Ledger(LoadSettings(QUICK), URL, tmp_path)
+    ledger.start_ns, ledger.submitted, ledger.lag_p99_s = 0, 40, 0.001
+    for number in range(40):
+        ledger.take(result(request_id=f"r{number}"))
+    report = ledger.close(end_ns=100)
+    kept = [each.request_id for each in read_records(tmp_path).results]
+    assert kept == [f"r{number}" for number in range(len(kept))] and 0 < len(kept) < 40  # whole, without a torn one
+    assert not report.valid and f"cannot write to {tmp_path / 'records.msgpack'}: File too large" in report.reasons
+    assert f"{len(kept)} requests were recorded of 40 submitted" in "\n".join(report.reasons)
+    assert ledger.unwritten == 40 - len(kept)
+
+
+def test_a_promise_of_the_real_time_factor_is_not_met_by_requests_that_failed_without_audio():
+    lengths = Lengths.parse({"fixed": 1})
+    mix = Mix("one", (TrafficClass("short", 1.0, lengths, promises={"rtf_p95": 0.9}),))
+    good = list(open_results(np.linspace(0.1, 50, 200)))
+    silence = Chunks(*(np.empty(0, np.int64),) * 3)
+    bad = [replace(each, outcome=Outcome.ERROR, error="x", chunks=silence) for each in good]
+    assert folded(good, 60 * SECOND, mix=mix)[0].promises[0].verdict.met is True
+    verdict = folded(good + bad, 60 * SECOND, mix=mix)[0].promises[0].verdict
+    assert verdict.met is None and "200 not measured" in verdict.reason
 
 
 def open_results(times_s, **changes):

@@ -43,7 +43,8 @@ def test_ending_when_precise_does_not_bias_the_rate():
 @pytest.mark.parametrize(
     ("rungs", "ends"),
     [
-        ([(1, 10), (8, 7), (16, 14)], True),  # two rungs in a row slower than speech
+        ([(1, 10), (8, 7), (16, 7)], True),  # two rungs in a row slower than speech, and no more in all
+        ([(1, 10), (8, 7), (16, 14)], False),  # slower twice, but more audio than ever
         ([(1, 10), (8, 30), (40, 20)], False),  # one may have met a busy host
         ([(1, 10), (8, 7), (16, 20)], False),  # and here did
         ([(1, 10), (8, 30), (16, 30)], False),  # no more, but fast enough for everybody
