@@ -11,6 +11,7 @@ from rich.table import Table
 
 from harness import runs
 from harness import signoff as job
+from harness.report import words
 
 out = Console()
 
@@ -103,7 +104,7 @@ def _in_a_line(content: dict) -> Iterator[str]:
 
 
 def _table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption_justify="left")
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right", no_wrap=name not in left)
     return table
@@ -127,14 +128,18 @@ def _targets_table(content: dict) -> Table:
 
 
 def _losses_table(content: dict) -> Table:
-    columns = "requests/s", "devices", "lost", "promises", "nearest limit", "value/limit", "interrupted"
-    table = _table("Devices lost at the peak, without spares (simulated)", *columns, left=("nearest limit",))
-    for row in content["targets"]:
-        for loss in (each for each in row["losses"] if each["devices"] == row["devices"]):
-            table.add_row(
-                f"{row['qps']:g}", str(loss["devices"]), str(loss["lost"]), "kept" if loss["kept"] else "broken",
-                loss["worst"], _percent(loss["worst_share"]), str(loss["interrupted"]),
-            )  # fmt: skip
+    lost = [(row, loss) for row in content["targets"] for loss in row["losses"] if loss["devices"] == row["devices"]]
+    judged_s = [loss["judged_s"] for _, loss in lost]
+    watched = f"; judged over {words.duration(min(judged_s))} or more" if lost else ""
+    columns = "req/s", "lost", "promises", "nearest limit", "of it", "moved", "basis"
+    table = _table(f"Devices lost at the peak, without spares{watched}", *columns, left=("nearest limit", "basis"))
+    for row, loss in lost:
+        share = loss["worst_share"]
+        table.add_row(
+            f"{row['qps']:g}", f"{loss['lost']} of {loss['devices']}", "kept" if loss["kept"] else "broken",
+            words.metric_briefly(loss["worst"]), "over 10x" if share is None or share > 10 else _percent(share),
+            str(loss["interrupted"]), loss["basis"],
+        )  # fmt: skip
     return table
 
 
@@ -144,6 +149,10 @@ def _sensitivity_table(content: dict) -> Table:
     for row in content["sensitivity"]:
         devices = (_count(each["devices"]) for each in row["targets"])
         table.add_row(row["change"], *devices, _rate(row["rate_per_device"]), row["basis"] or row["note"])
+    known = {row["change"]: row["note"] for row in content["sensitivity"] if row["basis"] and row["note"]}
+    notes = {note: [change for change in known if known[change] == note] for note in known.values()}
+    if notes:
+        table.caption = "\n".join(f"{', '.join(changes)}: {note}" for note, changes in notes.items())
     return table
 
 
@@ -195,13 +204,19 @@ def print_fit(content: dict) -> None:
 
 
 def print_prediction(content: dict, unit: str) -> None:
-    """A simulated steady state: the load, and the quantiles of each class."""
+    """A simulated steady state: the load, and the quantiles of each class; and whether that was measured."""
     out.print(
         f"Simulated at {content['rate_per_s']:g} requests/s on {unit}: {content['sessions']:.1f} sessions at once, "
         f"{1e3 * content['step_s']:.1f} ms a frame, {content['frames_per_s'] / 7.5:.1f} audio seconds per second",
         soft_wrap=True,
         highlight=False,
     )
+    most, measured = content["sessions_p95"], content["model"]["step_time"]["max_sessions"]
+    if most > round(measured):
+        out.print(
+            f"extrapolated: up to {most:.0f} sessions at once (95th percentile), and {measured:.0f} were measured",
+            style="yellow",
+        )
     table = Table("class", "first audio p50", "p95", "RTF p50", "p95")
     for name in dict.fromkeys(key.partition(".")[0] for key in content if "." in key):
         values = [content[f"{name}.{key}"] for key in ("ttfa_p50_s", "ttfa_p95_s", "rtf_p50", "rtf_p95")]

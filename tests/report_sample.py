@@ -352,7 +352,7 @@ def outlook_record() -> dict:
     plan = plan_record()
     cost = {"cost_per_hour": 10.0, "cost_per_audio_hour": 0.137, "cost_per_audio_hour_interval": [0.11, 0.17]}
     loss = {"lost": 1, "devices": 5, "kept": False, "worst": "rtf p95 of class long", "interrupted": 8}
-    loss |= {"worst_share": 1.72, "early_share": None, "basis": "simulated"}
+    loss |= {"worst_share": 1.72, "early_share": None, "judged_s": 960.0, "basis": "extrapolated"}
     changed = {"change": "sessions 20% longer", "basis": "simulated", "note": "", "rate_per_device": 1.2}
     unknown = {"change": "half the delay", "basis": "", "note": "the deployment has no delay", "rate_per_device": None}
     months = {"months_until_too_small": 2.31, "months_until_too_small_n_plus_1": None}

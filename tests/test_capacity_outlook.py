@@ -11,14 +11,14 @@ from capacity_truth import LADDER, MIX, PROMISES, TRUTH, Truth, fit_of, ladder, 
 
 from harness import wire
 from harness.capacity.cards import Card
-from harness.capacity.losses import lose, with_spares
+from harness.capacity.losses import EARLY_S, OVERLOAD, lose, with_spares
 from harness.capacity.outlook import carried, costs, months_until, price_of
 from harness.capacity.pools import Pools
 from harness.capacity.search import Limits, Traffic, judge_load
 from harness.capacity.simulation import simulate
 from harness.capacity.simulator.pool import Planned
 from harness.capacity.whatif import changes, lengthened
-from harness.errors import InconclusiveError
+from harness.errors import InconclusiveError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_sessions_of_a_lost_device_go_on_where_they_were():
 def test_a_pool_that_lost_a_device_is_like_one_that_never_had_it(pools):
     qps = 0.8 * 3 * pools.steady_rate()
     loss = lose(pools, qps, 4, 1)
-    fewer = judge_load(pools.device, pools.traffic_for(3), pools.limits, qps, 3)
+    fewer = judge_load(pools.device, pools.traffic, pools.limits, qps, 3)
     assert loss.worst_share == pytest.approx(fewer.shares[fewer.worst], rel=0.05)
     assert loss.kept == fewer.kept
     assert loss.interrupted > 0
@@ -68,6 +68,38 @@ def test_spares_make_up_for_what_is_lost(pools):
 def test_losses_of_a_large_pool_are_simulated_in_part(pools):
     loss = lose(pools, 0.6 * 500 * pools.steady_rate(), 501, 1)
     assert loss.kept and loss.devices == 501
+    assert loss.judged_s >= EARLY_S and loss.basis == "simulated"
+
+
+@pytest.mark.parametrize(
+    "utilisation, kept, basis", [(0.8, True, "simulated"), (1.01, False, "simulated"), (1.6, False, "extrapolated")]
+)
+def test_more_than_the_devices_left_carry_breaks_a_promise_however_slowly(pools, utilisation, kept, basis):
+    loss = lose(pools, utilisation * 9 * pools.steady_rate(), 11, 2)
+    assert loss.kept is kept
+    assert (loss.worst_share >= 1) is not kept
+    assert loss.basis == basis
+
+
+def test_promises_that_hold_for_all_that_was_simulated_are_not_kept_beyond_the_steady_limit(pools):
+    """Without a promise that can break, only the arithmetic says that the line grows for ever."""
+    free = pools.changed(limits=Limits((), 10**6), device=replace(pools.device, max_sessions=24.0))
+    loss = lose(free, 1.01 * 3 * free.steady_rate(), 4, 1)
+    assert not loss.kept and loss.worst == OVERLOAD and loss.worst_share == pytest.approx(1.01)
+
+
+def test_a_loss_is_judged_for_ten_minutes_and_several_residences_at_any_rate(pools):
+    longest_s = pools.traffic.mean_frames * float(pools.device.step_time(max(LADDER)))
+    for devices in (2, 40):
+        loss = lose(pools, 0.6 * (devices - 1) * pools.steady_rate(), devices, 1)
+        assert loss.judged_s > EARLY_S + 4 * longest_s
+    short = lose(pools.changed(traffic=pools.traffic.part(400)), 0.6 * pools.steady_rate(), 2, 1)
+    assert short.judged_s > EARLY_S and not math.isnan(short.early_share)
+
+
+def test_no_device_left_is_refused(pools):
+    with pytest.raises(InputError, match="one must be left"):
+        lose(pools, 1.0, 2, 2)
 
 
 # --- changes

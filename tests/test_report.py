@@ -239,8 +239,8 @@ def test_costs_losses_drain_and_changes_are_said_with_their_basis(outlook):
     assert table_with(outlook, "EUR per audio hour")[0]["EUR per audio hour"] == "0.1370.11 to 0.17"
     assert "devices × 2.5 EUR an hour (given, for H100)" in text
     loss = table_with(outlook, "Sessions moved")[0]
-    assert (loss["Promises afterwards"], loss["Of the limit"]) == ("✕ broken", "172%")
-    assert loss["In the first 10 min"] == "over ten times"
+    assert (loss["Promises afterwards"], loss["Of the limit"]) == ("✕ broken extrapolated", "172%")
+    assert (loss["In the first 10 min"], loss["Judged over"]) == ("over ten times", "16 min")
     assert "at the latest after 5.2 min, where its longest session has just begun" in text
     assert "With 36 sessions of 90 minutes aboard" in text and "2.5 h if all have just begun. simulated" in text
     planned, longer, unknown = table_with(outlook, "One device carries")
@@ -249,6 +249,22 @@ def test_costs_losses_drain_and_changes_are_said_with_their_basis(outlook):
     grown = table_with(outlook, "Devices too few after")[0]
     assert (grown["Devices too few after"], grown["With a spare"]) == ("2.3 months", "never")
     assert (grown["A fleet of 9"], grown["Devices after 3, 6 and 12 months"]) == ("now", "6, 8, 14")
+
+
+@pytest.mark.parametrize("answer, spare, shown", [
+    ("simulated", "simulated", "simulated"), ("simulated", "extrapolated", "extrapolated"),
+    ("extrapolated", "simulated", "extrapolated"), ("measured", "simulated", "simulated"),
+])  # fmt: skip
+def test_spares_and_costs_are_known_no_better_than_what_they_rest_on(tmp_path, answer, spare, shown):
+    plan = sample.outlook_record()
+    for target in plan["targets"]:
+        count = target["devices"] + 1
+        kept = [loss | {"kept": True, "devices": count, "basis": spare} for loss in target["losses"]]
+        target |= {"basis": answer, "devices_n_plus_1": count, "losses": kept}
+    run = sample.make_run(tmp_path, plan=plan)
+    text = squeeze(Page(read(run)).text)
+    assert f"To survive the loss of a device {shown}" in text
+    assert f"An hour of audio costs {answer}" in text
 
 
 KINDS = ("measured", "simulated", "extrapolated", "emulated")

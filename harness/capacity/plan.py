@@ -181,7 +181,7 @@ def _without_spares(pools: Pools, qps: float, devices: int) -> list[Loss]:
 def _loss_record(loss: Loss) -> dict:
     """One entry of a target's ``losses``; shares are value / limit, None where that is beyond measure."""
     shares = dict(zip(("worst_share", "early_share"), finite([loss.worst_share, loss.early_share]), strict=True))
-    return asdict(loss) | shares | {"basis": "simulated"}
+    return asdict(loss) | shares
 
 
 def _price_record(terms: Terms) -> dict | None:

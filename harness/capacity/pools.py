@@ -43,6 +43,10 @@ class Pools:
         """With another device, traffic or limits; nothing of it has been simulated yet."""
         return replace(self, **changes, _known={}, _parts={})
 
+    def unpromised(self) -> Pools:
+        """Without any promise: what devices carry at all, with the sessions that are known and that they let in."""
+        return self.changed(limits=replace(self.limits, promises=()))
+
     def steady_rate(self) -> float:
         """Requests a second at the steady limit of one device: what utilisation 1 means."""
         return steady_limit(self.device, self.limits)[0] / self.traffic.mean_frames

@@ -21,8 +21,9 @@ def predict_open_run(deployment_fit: dict, mix, rate_per_s: float, seconds: floa
     """The prediction of Poisson arrivals at ``rate_per_s`` on one device, in its steady state, as a flat dict.
 
     Keys as metrics.summarise names them: sessions, frames_per_s, step_s, and ``<class>.ttfa_p50_s`` and so on (p50
-    and p95; None where nothing like it was measured). ``model`` is a copy of what was fitted by then, so that the run
-    can be held against just that. Raises InconclusiveError where the deployment has no fit.
+    and p95; None where nothing like it was measured). ``sessions_p95``: as arrivals find them. ``model`` is a copy of
+    what was fitted by then, so that the run can be held against just that. Raises InconclusiveError where the
+    deployment has no fit.
     """
     device = Device.from_fit(deployment_fit)
     traffic = Traffic.draw(mix, rng)
@@ -34,6 +35,7 @@ def predict_open_run(deployment_fit: dict, mix, rate_per_s: float, seconds: floa
     frames_per_s = activity.mean(lambda n: n * frame_rate(device.step_time)(n), *window)
     prediction = {"rate_per_s": rate_per_s, "seconds": seconds, "sessions": sessions, "frames_per_s": frames_per_s}
     prediction["step_s"] = sessions / frames_per_s
+    prediction["sessions_p95"] = float(np.quantile(simulated.active_at_start[counted], 0.95, method="higher"))
     for index, name in enumerate(traffic.class_names):
         for metric, key in SUMMARY_KEYS.items():
             if metric == "stall_longest_s" and not device.stalls:

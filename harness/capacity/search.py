@@ -101,9 +101,9 @@ class Traffic:
         )
 
     def part(self, sessions: int) -> Traffic:
-        """The first of its sessions, at the same mean rate and mean work."""
-        gaps, frames, index = self.gaps[:sessions], self.frames[:sessions], self.class_index[:sessions]
-        luck = {metric: _even_luck(values[:sessions], index) for metric, values in self.luck.items()}
+        """The first of its sessions, or all over again for more, at the same mean rate and mean work."""
+        gaps, frames, index = (np.resize(each, sessions) for each in (self.gaps, self.frames, self.class_index))
+        luck = {metric: _even_luck(np.resize(values, sessions), index) for metric, values in self.luck.items()}
         scale = self.frames.mean() / frames.mean()
         return replace(self, gaps=gaps / gaps.mean(), class_index=index, frames=frames * scale, luck=luck)
 

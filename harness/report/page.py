@@ -44,6 +44,7 @@ def render(run: Run) -> str:
     classes, classes_from = facts.traffic(requests)
     promises = facts.promises(run.manifest, plan)
     surges = ((plan or {}).get("behaviour") or {}).get("surges", [])
+    answered = headline_target(plan["targets"]) if plan else None
     plots = _plots(swept, promises, (plan or {}).get("validation") or []) | _surge_plots(surges)
     return template("signoff.html.j2").render(
         manifest=run.manifest,
@@ -57,7 +58,8 @@ def render(run: Run) -> str:
         look=figures.style(swept),
         promises=promises,
         audio_shares=facts.audio_shares(plan),
-        answered=headline_target(plan["targets"]) if plan else None,
+        answered=answered,
+        spares_basis=_spares_basis(answered) if answered else "",
         expires_at=facts.expires_at(run.manifest),
         foretold=facts.foretold(run, trials),
         surge_names=_names(surges, "surge"),
@@ -74,6 +76,13 @@ def render(run: Run) -> str:
         targets_qps=",".join(f"{target['qps']:g}" for target in plan["targets"]) if plan else "1,5",
         folder=f"{run.path.parent.name}/{run.path.name}",
     )
+
+
+def _spares_basis(target: dict) -> str:
+    """How its counts with spares are known: as the losses that they outlast, and no better than its own count."""
+    spared = [loss for loss in target.get("losses", []) if loss["kept"] and loss["devices"] > target["devices"]]
+    known = {target["basis"], *(loss["basis"] for loss in spared)}
+    return "extrapolated" if "extrapolated" in known else "simulated"
 
 
 def _plots(swept: list[Deployment], promises: list[dict], validation: list[dict]) -> dict[str, Markup]:
