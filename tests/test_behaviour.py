@@ -1,5 +1,7 @@
 """Surges on planned devices: who is served, who is told busy, and how long the recovery takes."""
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,17 @@ import pytest
 from capacity_truth import MIX
 
 from harness import wire
-from harness.capacity.behaviour import ADMISSIONS, LINE, PATIENCE_S, SURGES, Surge, behaviour, ninety_minutes
+from harness.capacity.behaviour import (
+    ADMISSIONS,
+    LINE,
+    PATIENCE_S,
+    SURGES,
+    Surge,
+    _back,
+    _Seen,
+    behaviour,
+    ninety_minutes,
+)
 from harness.capacity.device import Device
 from harness.capacity.pools import Pools
 from harness.capacity.search import Limits, Traffic, steady_sessions
@@ -96,6 +108,23 @@ def test_the_parts_show_the_surge_and_the_way_back(seen):
         assert parts["in_promise"][0] == pytest.approx(row["in_promise_before"], abs=0.05)
         if row["recovered_after_s"] is not None:
             assert parts["in_promise"][-1] > row["in_promise_before"] - 0.1
+
+
+def test_parts_in_which_nobody_came_say_nothing():
+    seen = _Seen(*np.array([[4, 0, 2, 0, 2, 2], [4, 0, 0, 0, 2, 2], [0] * 6, [1] * 6]))
+    assert seen.in_promise == pytest.approx([1, math.nan, 0, math.nan, 1, 1], nan_ok=True)
+    nobody, fine, bad = math.nan, 1.0, 0.2
+    assert _back(np.array([fine, nobody, nobody, nobody]), 1.0, 0) is None
+    assert _back(np.array([bad, bad, nobody, fine, nobody, fine, fine]), 1.0, 1) == 3
+
+
+def test_hardly_any_traffic_is_no_traffic_that_breaks_promises(pools):
+    """Of one session an hour on one device, most parts see none; the plan is JSON all the same."""
+    seen = behaviour(pools, MIX, {"qps": 1 / 3600, "devices": 1}, np.random.default_rng(1))
+    parts = [share for row in seen["surges"] for share in row["parts"]["in_promise"]]
+    assert None in parts and 0.0 not in parts
+    assert all(row["in_promise_worst"] == 1 for row in seen["surges"])
+    json.dumps(seen, allow_nan=False)
 
 
 def test_the_same_seed_shows_the_same(pools, seen):

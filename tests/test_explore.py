@@ -1,6 +1,7 @@
 """The search: spaces, physics, the surrogate, and when it stops; pure functions of a history and a seed."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -223,6 +224,17 @@ def test_a_metric_is_best_at_a_rung_that_keeps_the_limits():
     lowest = BestRung("ttfa_p95_s", -1, at_least={"sessions": 2}).measured([trial])
     assert lowest.value == pytest.approx(5) and lowest.says == "ttfa_p95_s 0.2"
     assert BestRung("frames_per_s", at_most={"ttfa_p95_s": 0.01}).measured([trial]).value == 0
+
+
+def test_a_minimised_metric_of_zero_is_best_of_all():
+    summaries = [{"late_sends_share": share, "sessions": n} for n, share in ((1, 0.0), (2, 0.2), (3, math.nan))]
+    trial = Trial("t", "ladder", {}, {}, "", 0.0, True, (), tuple(Rung(1, 1.0, 0, 1, each) for each in summaries))
+    lowest = BestRung("late_sends_share", -1)
+    found = lowest.measured([trial])
+    assert found.says == "late_sends_share 0" and math.isfinite(found.value)
+    assert found.value > lowest.value([{"late_sends_share": 0.001}]) > lowest.value(summaries[1:])
+    assert BestRung("late_sends_share").measured([trial]).says == "late_sends_share 0.2"
+    assert lowest.measured([replace(trial, rungs=trial.rungs[2:])]).says == "no rung keeps the limits"
 
 
 def test_metrics_of_an_untried_point_follow_its_step_time():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness import wire
+from harness.capacity.fit import finite
 from harness.capacity.pools import Pools, drain_times_s
 from harness.capacity.search import LARGEST_POOL, steady_sessions
 from harness.capacity.simulator.engine import LIMITED, Counting
@@ -22,6 +23,7 @@ LINE, PATIENCE_S = 64, 30.0  # of each server, as model_repository/vibevoice_ful
 BACK_WITHIN = 0.05
 _PARTS_OF_HOLD, _PARTS_BEFORE, _HOLDS_AFTER, _MOST_SHOWN = 15, 5, 20, 120
 _ARRIVALS_PER_PART, _MOST_RUNS = 500, 20
+_SHARES = "in_promise_before", "in_promise_during", "in_promise_worst", "busy_during"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def behaviour(pools: Pools, mix: Mix, target: dict, rng: np.random.Generator) ->
     line as the server has it (64 of them, 30 s, then "busy"), or are told busy at once. Time is counted in parts of
     1/15 of the holding time: a quarter of an hour, or twice the mean time of a session if that is longer.
     ``in_promise``: of the sessions that came in a part, the share that kept every promise on first audio and real-time
-    factor; one told busy kept none. Above 64 devices, 64 with their part of the traffic are simulated.
+    factor; one told busy kept none; None where nobody came. Above 64 devices, 64 with their part of the traffic are
+    simulated.
     """
     limit = max(int(steady_sessions(pools.device, pools.limits)), 1)
     hold_s = max(900.0, 2 * pools.traffic.mean_frames * float(pools.device.step_time(limit)))
@@ -157,22 +160,20 @@ def _observe(stage: _Stage, surge: Surge, admission: Admission, limit: int, rng:
     usual = _Seen.of(stage, replace(surge, times=1), admission, limit, rng)
     seen = _Seen.of(stage, surge, admission, limit, rng)
     begins, ends = _PARTS_BEFORE, _PARTS_BEFORE + math.ceil(surge.share * _PARTS_OF_HOLD)
-    before = float(usual.good.sum() / usual.arrived.sum())
+    before = _share(usual.good, usual.arrived)
     in_promise = seen.in_promise
     back = _back(in_promise, before, ends)
     watched = (back if back is not None else len(in_promise)) + _PARTS_OF_HOLD
     shown = slice(0, watched, math.ceil(watched / _MOST_SHOWN))
     at_s = (np.arange(len(in_promise)) - begins) * stage.part_s
-    during = seen.arrived[begins:ends].sum()
+    surged = slice(begins, ends)
+    during, busy = (_share(each[surged], seen.arrived[surged]) for each in (seen.good, seen.busy))
     return {
         "surge": surge.name,
         "times": surge.times,
         "lasts_s": surge.share * stage.hold_s,
         "admission": admission.name,
-        "in_promise_before": before,
-        "in_promise_during": float(seen.good[begins:ends].sum() / during),
-        "in_promise_worst": float(in_promise.min()),
-        "busy_during": float(seen.busy[begins:ends].sum() / during),
+        **dict(zip(_SHARES, finite([before, during, np.fmin.reduce(in_promise), busy]), strict=True)),
         "most_sessions": float(seen.sessions.max()),
         "recovered_after_s": None if back is None else (back - ends) * stage.part_s,
         "watched_s": (len(in_promise) - ends) * stage.part_s,
@@ -180,7 +181,7 @@ def _observe(stage: _Stage, surge: Surge, admission: Admission, limit: int, rng:
         "parts": {
             "at_s": at_s[shown].tolist(),
             "rate": surge.factor(at_s[shown], stage.hold_s).tolist(),
-            "in_promise": in_promise[shown].round(4).tolist(),
+            "in_promise": finite(in_promise[shown].round(4)),
             "sessions": seen.sessions[shown].round(2).tolist(),
         },
     }
@@ -211,10 +212,20 @@ class _Seen:
 
     @property
     def in_promise(self) -> np.ndarray:
-        return self.good / np.maximum(self.arrived, 1)
+        """NaN in a part in which nobody came."""
+        return np.where(self.arrived > 0, self.good / np.maximum(self.arrived, 1), np.nan)
+
+
+def _share(of: np.ndarray, arrived: np.ndarray) -> float:
+    """Of all who came; NaN where nobody did."""
+    return float(of.sum() / arrived.sum()) if arrived.sum() else math.nan
 
 
 def _back(in_promise: np.ndarray, before: float, ends: int) -> int | None:
-    """The first part after a surge from which on three in a row are within five points of what is usual."""
-    fine = in_promise >= before - BACK_WITHIN
-    return next((part for part in range(ends, len(fine) - 2) if fine[part : part + 3].all()), None)
+    """The first part after a surge from which on three in a row are within five points of what is usual.
+
+    Parts in which nobody came say nothing, and are passed over.
+    """
+    known = ends + np.flatnonzero(~np.isnan(in_promise[ends:]))
+    fine = in_promise[known] >= before - BACK_WITHIN
+    return next((int(known[at]) for at in range(len(fine) - 2) if fine[at : at + 3].all()), None)

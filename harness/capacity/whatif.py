@@ -10,6 +10,7 @@ import numpy as np
 
 from harness import wire
 from harness.capacity.device import Device
+from harness.capacity.fit import limits_of
 from harness.capacity.pools import Pools
 from harness.capacity.search import Traffic
 from harness.capacity.staged import Topology, hop_of, staged_step_time, step_knots
@@ -18,6 +19,7 @@ from harness.errors import InconclusiveError, InputError
 
 LONGER = 1.2
 FASTER = 1.5
+_LLM_INSTANCES = f"{wire.LLM}.instances"
 _DELAYS = tuple(f"{stage}.delay_us" for stage in wire.STAGES)
 
 
@@ -84,15 +86,25 @@ def _turned(name: str, fit: dict, chosen: dict, pools: Pools, knobs: dict) -> Ch
     for other in fit["deployments"]:
         if other["deployment"] == wanted and not other["inconclusive"]:
             device = Device.from_fit(other)
-            limits = replace(pools.limits, most_sessions=max(round(device.max_sessions * fit["extrapolation"]), 1))
+            limits = limits_of(other, pools.limits.promises, fit["session_limit"], fit["extrapolation"], pools.traffic)
             return Change(
                 name, pools.changed(device=device, limits=limits), "simulated", "as this deployment was measured"
             )
     try:
         now = Topology.of_fit(chosen)
-        return _staged(name, pools, now, Topology.of_fit(chosen, knobs))
+        before = chosen["deployment"].get(_LLM_INSTANCES, 1)
+        roomy = _with_instances(pools, knobs.get(_LLM_INSTANCES, before) - before)
+        return _staged(name, roomy, now, Topology.of_fit(chosen, knobs))
     except (InconclusiveError, InputError) as error:
         return Change(name, None, "", str(error))
+
+
+def _with_instances(pools: Pools, more: int) -> Pools:
+    """With so many more instances of the LLM: each has room for KV caches of its own."""
+    if pools.limits.kv is None:
+        return pools
+    kv = replace(pools.limits.kv, instances=pools.limits.kv.instances + more)
+    return pools.changed(limits=replace(pools.limits, kv=kv, kv_slots=kv.slots(pools.traffic.whole_frames)))
 
 
 def _faster(chosen: dict, pools: Pools) -> Change:

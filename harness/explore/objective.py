@@ -26,6 +26,7 @@ from harness.records import Rung, Trial
 
 Expecting = Callable[[StepTime, Mapping[str, Any]], float]  # the value of a point with some step time
 _NORMAL_95 = 1.96
+_LEAST = 1e-4
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class HighestRate:
 class BestRung:
     """A metric of a rung's summary, of the rung where it is best among those that keep the limits on other metrics.
 
-    ``sign`` 1 to maximise, -1 to minimise: the value is the metric, or its reciprocal.
+    ``sign`` 1 to maximise, -1 to minimise: the value is the metric, or its reciprocal. A minimised metric counts as
+    1e-4 at the least (a tenth of a millisecond): one of 0 is best, and its value still finite.
     """
 
     metric: str
@@ -111,14 +113,23 @@ class BestRung:
         summaries = [rung.summary for trial in trials for rung in trial.rungs]
         if not summaries:
             return Value(None, says="its ladders have no rung")
-        value = self.value(summaries)
-        shown = value if self.sign > 0 or not value else 1 / value
-        return Value(value, says=f"{self.metric} {shown:.4g}" if value else "no rung keeps the limits")
+        best = self._best(summaries)
+        says = "no rung keeps the limits" if best is None else f"{self.metric} {best:.4g}"
+        return Value(self._worth(best), says=says)
 
     def value(self, summaries: Sequence[Mapping[str, float]]) -> float:
+        """Of the best rung; 0 where none keeps the limits."""
+        return self._worth(self._best(summaries))
+
+    def _best(self, summaries: Sequence[Mapping[str, float]]) -> float | None:
+        """The metric where it is best; None where no rung keeps the limits and has it."""
         kept = [each.get(self.metric, math.nan) for each in summaries if self._keeps(each)]
-        values = [each**self.sign for each in kept if each > 0]
-        return max(values, default=0.0)
+        return max((each for each in kept if each >= 0), key=lambda each: self.sign * each, default=None)
+
+    def _worth(self, metric: float | None) -> float:
+        if metric is None:
+            return 0.0
+        return metric if self.sign > 0 else 1 / max(metric, _LEAST)
 
     def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
         """Times are taken to grow as the step time does at as many sessions, and rates to fall as it grows."""

@@ -196,7 +196,7 @@ def surge(rows: Sequence[dict], colours: dict[str, str]) -> go.Figure:
     """
     figure = empty_figure("minutes since it began", "", height=230)
     for row in rows:
-        share = [100 * share for share in row["parts"]["in_promise"]]
+        share = [None if share is None else 100 * share for share in row["parts"]["in_promise"]]
         figure.add_scatter(
             x=_middles_min(row["parts"]["at_s"]),
             y=share,
