@@ -148,8 +148,8 @@ def _sensitivity_table(content: dict) -> Table:
     table = _table("What changes would do: devices", "change", *rates, "rate of one", "basis", left=("change", "basis"))
     for row in content["sensitivity"]:
         devices = (_count(each["devices"]) for each in row["targets"])
-        table.add_row(row["change"], *devices, _rate(row["rate_per_device"]), row["basis"] or row["note"])
-    known = {row["change"]: row["note"] for row in content["sensitivity"] if row["basis"] and row["note"]}
+        table.add_row(row["change"], *devices, _rate(row["rate_per_device"]), row["basis"] or "not known")
+    known = {row["change"]: row["note"] for row in content["sensitivity"] if row["note"]}
     notes = {note: [change for change in known if known[change] == note] for note in known.values()}
     if notes:
         table.caption = "\n".join(f"{', '.join(changes)}: {note}" for note, changes in notes.items())
@@ -181,7 +181,8 @@ def _forecast_table(content: dict) -> Table:
     for row in found["targets"]:
         lasts = [row["months_until_too_small"], row["months_until_too_small_n_plus_1"]]
         lasts += [row["months_until_fleet_too_small"]] if fleet else []
-        table.add_row(f"{row['qps']:g}", *map(_months, lasts), *map(str, row["devices_after_months"].values()))
+        then = (words.devices_then(count, found["most_devices"]) for count in row["devices_after_months"].values())
+        table.add_row(f"{row['qps']:g}", *map(_months, lasts), *then)
     return table
 
 

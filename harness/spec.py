@@ -59,6 +59,7 @@ DAY_S = 86_400
 FEW_POINTS = 24  # of which every one is measured where a plan says no search
 LEAST_TRIALS = 6  # of a search, however few its share of the points
 _METRIC_NAMES = [metric.name for metric in METRICS]
+_CLASS_METRIC_NAMES = [metric.name for metric in METRICS if metric.per_class]
 
 
 class _Frozen(BaseModel):
@@ -172,14 +173,19 @@ class ObjectiveSpec(_Frozen):
 
     @model_validator(mode="after")
     def _one_metric(self) -> ObjectiveSpec:
-        named = [name for name in (self.maximise, self.minimise) if name is not None]
-        if len(named) != 1:
+        if (self.maximise is None) == (self.minimise is None):
             raise ValueError("needs one of the two: maximise, or minimise, with a metric such as frames_per_s")
-        for name in (*named, *self.at_most, *self.at_least):
-            metric = name.partition(".")[2] or name
-            if metric not in _METRIC_NAMES:
-                raise ValueError(f"{name}: unknown metric; {_hint(metric, _METRIC_NAMES)}")
+        for name in self.names():
+            traffic_class, dot, metric = name.rpartition(".")
+            known = _METRIC_NAMES if not dot else _CLASS_METRIC_NAMES
+            if metric not in known:
+                raise ValueError(f"{name}: unknown metric{' of a class' if dot else ''}; {_hint(metric, known)}")
         return self
+
+    def names(self) -> list[str]:
+        """Every metric that it names, the one to be best first; ``<class>.`` before one of a class."""
+        best = self.maximise if self.maximise is not None else self.minimise
+        return [best, *self.at_most, *self.at_least]
 
 
 class SearchSpec(_Frozen):
@@ -232,9 +238,7 @@ class PlanSpec(_Frozen):
     max_error: Positive = 0.25
     prices: dict[str, Positive] = Field(default_factory=dict)  # of an hour of a device, by its type (part of its name)
     currency: str = Field("USD", min_length=1, max_length=8)
-    growth_per_month: Annotated[float, Field(strict=True, ge=0, le=10)] | None = (
-        None  # of the rates; 0.1 = a tenth more
-    )
+    growth_per_month: Annotated[float, Field(strict=True)] | None = None  # of the rates; 0.1 = a tenth more
     fleet: Whole | None = None  # devices that there are
     profiles: dict[str, str] = Field(default_factory=dict)  # of other types of device: what would they carry?
     valid_days: Annotated[int, Field(strict=True, ge=1, le=3650)] = 90  # until the answer expires
@@ -254,6 +258,15 @@ class PlanSpec(_Frozen):
                     _parse_promise(traffic_class, str(key), limit)
         return promises
 
+    @field_validator("growth_per_month")
+    @classmethod
+    def _a_share(cls, growth: float | None) -> float | None:
+        if growth is not None and not 0 <= growth <= 1:
+            raise ValueError(
+                f"must lie in 0 to 1, not {growth:g}: 0.1 means 10% more each month, and 1 that they double"
+            )
+        return growth
+
     @field_validator("space")
     @classmethod
     def _known_knobs(cls, space: dict[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
@@ -267,6 +280,17 @@ class PlanSpec(_Frozen):
         for name in self.promises:
             if name not in known:
                 raise ValueError(f"promises.{name}: mix {self.mix.name} has no such class; {_hint(name, known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _objective_of_the_mix(self) -> PlanSpec:
+        objective = self.search and self.search.objective
+        known = self.mix.classes or [each.name for each in MIXES[self.mix.name].classes]
+        for name in objective.names() if objective else ():
+            traffic_class, dot, _ = name.rpartition(".")
+            if dot and traffic_class not in known:
+                problem = f"mix {self.mix.name} has no class {traffic_class!r}; {_hint(traffic_class, known)}"
+                raise ValueError(f"search.objective: {name}: {problem}")
         return self
 
     def traffic_mix(self) -> Mix:

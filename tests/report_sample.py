@@ -356,7 +356,7 @@ def outlook_record() -> dict:
     changed = {"change": "sessions 20% longer", "basis": "simulated", "note": "", "rate_per_device": 1.2}
     unknown = {"change": "half the delay", "basis": "", "note": "the deployment has no delay", "rate_per_device": None}
     months = {"months_until_too_small": 2.31, "months_until_too_small_n_plus_1": None}
-    growth = months | {"months_until_fleet_too_small": 0.0, "devices_after_months": {"3": 6, "6": 8, "12": 14}}
+    growth = months | {"months_until_fleet_too_small": 0.0, "devices_after_months": {"3": 6, "6": 8, "12": None}}
     return plan | {
         "targets": [each | cost | {"losses": [loss]} for each in plan["targets"]],
         "costs": {"device_type": "H100", "price_per_device_hour": 2.5, "currency": "EUR", "basis": "given"},
@@ -369,6 +369,7 @@ def outlook_record() -> dict:
         "forecast": {
             "growth_per_month": 0.1,
             "fleet": 9,
+            "most_devices": 100_000,
             "basis": "extrapolated",
             "targets": [growth | {"qps": qps} for qps in TARGETS],
         },

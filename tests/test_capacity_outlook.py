@@ -8,13 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from capacity_truth import LADDER, MIX, PROMISES, TRUTH, Truth, fit_of, ladder, plan_of, true_device
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness import wire
 from harness.capacity.cards import Card
 from harness.capacity.losses import EARLY_S, OVERLOAD, lose, with_spares
-from harness.capacity.outlook import carried, costs, months_until, price_of
+from harness.capacity.memory import KvRoom
+from harness.capacity.outlook import carried, costs, forecast, months_until, price_of
+from harness.capacity.plan import pools_of
 from harness.capacity.pools import Pools
-from harness.capacity.search import Limits, Traffic, judge_load
+from harness.capacity.search import LARGEST_POOL, Limits, Traffic, judge_load
 from harness.capacity.simulation import simulate
 from harness.capacity.simulator.pool import Planned
 from harness.capacity.whatif import changes, lengthened
@@ -139,6 +143,23 @@ def test_a_change_that_the_sweep_measured_is_taken_from_it(measured):
     assert float(half.pools.device.step_time(4)) == pytest.approx(0.006 + 4 * 0.006, rel=0.1)
 
 
+def test_a_change_has_the_room_for_kv_caches_of_its_own_deployment(measured):
+    """An instance of the LLM more has room of its own: as fitted where it was measured, else by arithmetic."""
+    knob = f"{wire.LLM}.instances"
+    two = ladder(TRUTH, np.random.default_rng(3), LADDER, name="two", deployment=measured[0].deployment | {knob: 2})
+    for ladders in ((measured,), (measured, two)):
+        fit = fit_of(*ladders, kv=KvRoom(10**6, 512))
+        fit["deployments"][0]["stages"] = [
+            each | {"alpha_s": 1.0 if each["stage"] == wire.LLM else 1e-3} for each in fit["deployments"][0]["stages"]
+        ]
+        planned = pools_of(fit, fit["deployments"][0], MIX, PROMISES, 0.85)
+        found = {change.name: change.pools for change in changes(fit, fit["deployments"][0], planned)}
+        more = found[f"one more instance of {wire.LLM}"].limits
+        assert (planned.limits.kv.instances, more.kv.instances) == (1, 2)
+        assert more.kv_slots == pytest.approx(2 * planned.limits.kv_slots)
+        assert found["half the delay"].limits.kv_slots == planned.limits.kv_slots
+
+
 # --- other types of device
 
 
@@ -209,11 +230,17 @@ def test_a_change_that_cannot_be_made_says_why(pools):
     [
         ("NVIDIA H100 NVL", ("H100 NVL", 3.0)),
         ("emulated NVIDIA h100", ("H100", 2.0)),
+        ("2 emulated NVIDIA H100", ("2 x H100", 4.0)),
+        ("NVIDIA H100-SXM5-80GB", ("H100", 2.0)),
+        ("NVIDIA A100", None),
+        ("the Triton at H100-gw:8001", None),
+        ("Triton of a:1, h100:2", None),
+        ("host of the Ray cluster h100:6379", None),
         ("cpu", None),
     ],
 )
 def test_the_price_is_that_of_the_type_that_fits_best(device, found):
-    assert price_of({"H100": 2.0, "H100 NVL": 3.0}, device) == found
+    assert price_of({"H100": 2.0, "H100 NVL": 3.0, "A10": 1.0}, device) == found
 
 
 def test_an_audio_hour_costs_devices_over_audio():
@@ -240,6 +267,27 @@ def test_a_plan_with_prices_and_growth_says_what_they_make_of_it(plan):
         later = list(row["devices_after_months"].values())
         assert later == sorted(later) and later[0] >= target["devices"]
     assert plan["forecast"]["targets"][0]["months_until_fleet_too_small"] > 12
+
+
+@given(qps=st.floats(0.1, 1e12), shares=st.lists(st.floats(0.06, 2), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=40)
+def test_counts_of_any_size_carry_their_rate_and_one_fewer_does_not(pools, qps, shares):
+    shares = np.array(shares)
+    counts = pools.devices_for(qps, shares)
+    largest = carried(pools, LARGEST_POOL) / LARGEST_POOL
+    for share, count in zip(shares, counts, strict=True):
+        if count > LARGEST_POOL:
+            assert count * largest * share >= qps * (1 - 1e-9) and (count - 1) * largest * share <= qps * (1 + 1e-9)
+        else:
+            assert carried(pools, int(count)) * share >= qps * 0.98  # monotone: noise of the simulation is smoothed
+    assert np.isinf(pools.devices_for(qps, np.array([0.0, 1.0]))[0])
+
+
+def test_growth_beyond_all_counting_is_bounded(pools):
+    target = {"qps": 20.0, "devices": 11, "devices_n_plus_1": 12}
+    (row,) = forecast(pools, [target], 10.0, None)["targets"]
+    assert row["devices_after_months"]["3"] > 1000
+    assert row["devices_after_months"]["12"] is None
 
 
 def test_without_prices_and_growth_nothing_is_said(measured):

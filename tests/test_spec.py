@@ -107,7 +107,16 @@ def test_a_mix_written_out_reads_its_files_beside_the_plan(tmp_path):
         ({"confirm": {"load_share": [11]}}, "confirm.load_share.0: must be less than or equal to 10"),
         ({"utilisation_cap": 1.1}, "utilisation_cap: must be less than or equal to 1, not 1.1"),
         ({"prices": {"H200": 0}}, "prices.H200: must be greater than 0"),
-        ({"growth_per_month": -0.1}, "growth_per_month: must be greater than or equal to 0"),
+        ({"growth_per_month": -0.1}, "growth_per_month: must lie in 0 to 1, not -0.1"),
+        ({"growth_per_month": 10.0}, "growth_per_month: must lie in 0 to 1, not 10: 0.1 means 10% more each month"),
+        (
+            {"search": {"objective": {"minimise": "shrot.stall_p95_s"}}},
+            "search.objective: shrot.stall_p95_s: .*no class 'shrot'; did you mean 'short'",
+        ),
+        (
+            {"search": {"objective": {"maximise": "sessions", "at_most": {"short.sessions": 1}}}},
+            "search.objective: short.sessions: unknown metric of a class",
+        ),
         ({"fleet": 0}, "fleet: must be greater than or equal to 1"),
         ({"confidence": 1.0}, "confidence: must be less than 1"),
         ({"max_error": "0.25"}, "max_error: must be a valid number"),

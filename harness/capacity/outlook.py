@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,16 +12,28 @@ from harness import wire
 from harness.capacity.pools import Pools
 
 MONTHS = (3, 6, 12)
+MOST_DEVICES = 100_000  # that a forecast counts
+_PLACES = "the Triton at ", "Triton of ", "host of the Ray cluster "  # names of where something is, not of its type
 
 
 def price_of(prices: Mapping[str, float], device: str) -> tuple[str, float] | None:
-    """The type among ``prices`` (type -> price of a device and hour) that a device's name holds, and its price.
+    """The type among ``prices`` (type -> price of a GPU or host and hour) that a device's name holds, and its price.
 
-    The longest one that fits: "H100 NVL" before "H100". None where there is none.
+    Whole words, and the longest one that fits: "H100 NVL" before "H100", and "A10" is no "A100". A device that is
+    several GPUs costs as many times that: "2 emulated NVIDIA H100". None where there is none, or where the name says
+    only where the device is.
     """
-    fitting = [kind for kind in prices if kind.casefold() in device.casefold()]
-    kind = max(fitting, key=len, default=None)
-    return None if kind is None else (kind, prices[kind])
+    if device.startswith(_PLACES):
+        return None
+    kind = max((each for each in prices if _holds(device, each)), key=len, default=None)
+    if kind is None:
+        return None
+    several = re.match(r"(\d+) emulated ", device)
+    return (f"{several[1]} x {kind}", int(several[1]) * prices[kind]) if several else (kind, prices[kind])
+
+
+def _holds(device: str, kind: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(kind)}(?!\w)", device, re.IGNORECASE) is not None
 
 
 def costs(target: dict, price_per_hour: float, mean_frames: float) -> dict:
@@ -42,10 +55,12 @@ def forecast(pools: Pools, targets: Sequence[dict], growth_per_month: float, fle
     """plan.json's ``forecast``: when rates that grow by a share each month are more than the devices carry.
 
     Of each target: the months until its own count, one with a spare more, and the ``fleet`` (devices that there are)
-    are too small, 0 where they are already, None where they never will be; and its devices after some months.
+    are too small, 0 where they are already, None where they never will be; and its devices after some months, None
+    beyond ``most_devices``.
     """
     rows = [_forecast(pools, each, growth_per_month, fleet) for each in targets if each["devices"] is not None]
-    return {"growth_per_month": growth_per_month, "fleet": fleet, "basis": "extrapolated", "targets": rows}
+    terms = {"growth_per_month": growth_per_month, "fleet": fleet, "most_devices": MOST_DEVICES}
+    return terms | {"basis": "extrapolated", "targets": rows}
 
 
 def _forecast(pools: Pools, target: dict, growth: float, fleet: int | None) -> dict:
@@ -54,13 +69,13 @@ def _forecast(pools: Pools, target: dict, growth: float, fleet: int | None) -> d
     def months(devices: int | None) -> float | None:
         return None if devices is None else months_until(qps, carried(pools, devices), growth)
 
-    after = {str(n): int(pools.devices_for(qps * (1 + growth) ** n, np.ones(1))[0]) for n in MONTHS}
+    after = {str(n): float(pools.devices_for(qps * (1 + growth) ** n, np.ones(1))[0]) for n in MONTHS}
     return {
         "qps": qps,
         "months_until_too_small": months(target["devices"]),
         "months_until_too_small_n_plus_1": months(target["devices_n_plus_1"]),
         "months_until_fleet_too_small": months(fleet),
-        "devices_after_months": after,
+        "devices_after_months": {n: int(count) if count <= MOST_DEVICES else None for n, count in after.items()},
     }
 
 

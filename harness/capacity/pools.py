@@ -20,6 +20,7 @@ from harness.capacity.search import (
 )
 from harness.capacity.simulation import simulate
 
+_LEAST_SHARE = 0.05
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, LARGEST_POOL)
 
 
@@ -74,13 +75,20 @@ class Pools:
         return devices * np.interp(np.log(devices), np.log(sizes), per_device)
 
     def devices_for(self, qps: float, shares: np.ndarray) -> np.ndarray:
-        """Fewest devices that carry ``qps`` if each carried ``shares`` [n] of what was fitted; infinite for share 0."""
+        """Fewest devices that carry ``qps`` if each carried ``shares`` [n] of what was fitted.
+
+        Infinite below a share of 0.05. Above 64 devices rates grow in proportion: those counts need no search.
+        """
         single = self.rate(1)[0]
-        lowest = max(float(np.min(shares[shares > 0], initial=1.0)), 0.05)
-        devices = np.arange(1, math.ceil(1.2 * qps / (single * lowest)) + 2) if single > 0 else np.array([1])
+        lowest = max(float(np.min(shares[shares > 0], initial=1.0)), _LEAST_SHARE)
+        if single <= 0:
+            return np.full(np.shape(shares), np.inf)
+        devices = np.arange(1, min(math.ceil(1.2 * qps / (single * lowest)) + 1, LARGEST_POOL) + 1)
         rates = np.maximum.accumulate(self.rates(devices, qps / max(lowest, 0.5)))
-        found = np.searchsorted(rates, qps / np.maximum(shares, 1e-12))
-        return np.where(found < len(devices), found + 1.0, np.inf)
+        needed = qps / np.maximum(shares, _LEAST_SHARE)
+        beyond = np.ceil(needed / (rates[-1] / devices[-1]))
+        found = np.searchsorted(rates, needed)
+        return np.where(shares < lowest, np.inf, np.where(found < len(devices), found + 1.0, beyond))
 
     def fewest(self, qps: float) -> Load | None:
         """The smallest pool that keeps every limit at ``qps``, as simulated; None where none does."""

@@ -106,6 +106,11 @@ def months(count) -> str:
     return "now" if count == 0 else plural(round(count, 1), "month")
 
 
+def devices_then(count, most: int | None) -> str:
+    """A forecast count of devices; None is more than the ``most`` that are counted."""
+    return figure(count, 6) if known(count) else f"beyond {most:,}"
+
+
 def plural(count, noun: str) -> str:
     return f"{figure(count)} {noun}{'' if count == 1 else 's'}"
 
