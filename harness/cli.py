@@ -19,9 +19,8 @@ from harness.display import Show, out, print_fit, print_plan, print_prediction
 from harness.doctor import examine
 from harness.errors import HarnessError, InputError
 from harness.remote import with_target
-from harness.report.facts import SWEEP_NAME
-from harness.report.page import write_report
-from harness.report.seal import check_seal, is_intact, write_seal
+from harness.report.facts import SWEEP_NAME, is_signed
+from harness.report.seal import check_seal, report_again
 from harness.report.sweep_page import best_in_words, write_sweep_report
 from harness.speak import Manner, speak_file
 from harness.spec import load_plan
@@ -107,12 +106,19 @@ def sweep(
 
 @app.command(epilog="Example: `harness fit --run results/quick-1a2b3c4d`")
 def fit(run: RunFolder) -> None:
-    """Fit the capacity models again from a run's stored trials, and print what they say."""
+    """Fit the capacity models again from a run's stored trials, and print what they say.
+
+    Of a run that was signed the fit is only printed: its stored one is part of what was signed.
+    """
     stored = Run.open(run)
+    signed = stored.manifest.sealed or is_signed(stored)
     with stored.lock():
         content = runs.fit_of(stored)
-        stored.write_fit(content)
+        if not signed:
+            stored.write_fit(content)
     print_fit(content)
+    if signed:
+        out.print("The run is signed: its stored fit.json stays as it was", soft_wrap=True)
 
 
 @app.command(epilog="Example: `harness plan --run results/quick-1a2b3c4d --qps 0.5,1,5,20`")
@@ -141,15 +147,14 @@ def simulate(
 
 @app.command(epilog="Example: `harness report --run results/quick-1a2b3c4d`")
 def report(run: RunFolder) -> None:
-    """Write signoff.html and sweep.html again from a run's stored records."""
+    """Write signoff.html and sweep.html again from a run's stored records; what was signed must be as it was."""
     stored = Run.open(run)
-    intact = is_intact(run)
-    out.print(f"Sweep: [bold]{write_sweep_report(stored)}[/]", soft_wrap=True)
-    out.print(f"Report: [bold]{write_report(stored)}[/]", soft_wrap=True)
-    if not intact:
-        out.print("It is [red]not signed again[/]: its evidence changed, see `harness signoff --check`", soft_wrap=True)
-    elif stored.manifest.finished_at:
-        write_seal(stored)
+    with stored.lock():
+        path = report_again(stored)
+        out.print(f"Sweep: [bold]{write_sweep_report(stored)}[/]", soft_wrap=True)
+    out.print(f"Report: [bold]{path}[/]", soft_wrap=True)
+    if is_signed(stored):
+        out.print("Signed as before: of the seal, only the hash of the page is new", soft_wrap=True)
 
 
 @app.command(epilog="Example: `harness serve --knob diffusion_decoder.delay_us=2000`")

@@ -165,3 +165,5 @@ class RunManifest:
     emulated: bool = False
     finished_at: str = ""
     notes: tuple[str, ...] = ()
+    sealed: bool = False  # its answer was signed: signoff.json must be there
+    profiles: dict = field(default_factory=dict)  # of other types of device, by type, as they were when it began

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,12 +13,13 @@ import numpy as np
 
 from harness import wire
 from harness.capacity.behaviour import behaviour
+from harness.capacity.cards import Card
 from harness.capacity.fit import fit_run
 from harness.capacity.memory import KV_BYTES_PER_TOKEN, KvRoom
 from harness.capacity.plan import Terms, headline_target, make_plan, pools_of
 from harness.capacity.pools import Pools
 from harness.capacity.predict import predict_open_run
-from harness.errors import InconclusiveError, InputError
+from harness.errors import HarnessError, InconclusiveError, InputError
 from harness.probe import commit, host_facts, versions
 from harness.records import RunManifest
 from harness.spec import PlanSpec
@@ -47,7 +50,7 @@ def fit_of(run: Run) -> dict:
     spec = spec_of(run)
     mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
     unit, kv = unit_of(run.manifest), kv_room(run.manifest, spec)
-    return fit_run(run.trials(), run.requests(), mix, promises, rng, unit, kv=kv)
+    return fit_run(run.trials(), run.requests(), mix, promises, rng, unit, kv=kv, confidence=spec.confidence)
 
 
 def kv_room(manifest: RunManifest, spec: PlanSpec) -> KvRoom | None:
@@ -63,7 +66,7 @@ def kv_room(manifest: RunManifest, spec: PlanSpec) -> KvRoom | None:
 def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
     """plan.json for these targets, from stored records alone."""
     mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
-    terms = terms_of(run.manifest, spec)
+    terms = replace(terms_of(run.manifest, spec), foretold=run.predictions())
     return make_plan(fit, run.trials(), run.requests(), mix, promises, targets_qps, rng, terms)
 
 
@@ -81,8 +84,23 @@ def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
         currency=spec.currency,
         growth_per_month=spec.growth_per_month,
         fleet=spec.fleet,
-        profiles={name: read_profile(path) for name, path in spec.profile_paths().items()},
+        profiles=manifest.profiles,
     )
+
+
+def profiles_of(spec: PlanSpec) -> dict[str, dict]:
+    """The profiles of other types of device, by type. Raises InputError for one that is missing or is no profile."""
+    found = {}
+    for name, path in spec.profile_paths().items():
+        try:
+            found[name] = read_profile(path)
+            Card.of_profile(found[name])
+        except InconclusiveError:
+            pass  # too few points of a stage: the plan says so beside its type
+        except HarnessError as error:
+            words = f"profiles.{name}: {path}: {error}; make one with `harness profile`"
+            raise InputError(words) from None
+    return found
 
 
 def behaviour_of(spec: PlanSpec, fit: dict, plan: dict) -> dict | None:
@@ -133,6 +151,8 @@ def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None 
         digest.update(path.read_bytes())
     if spec.emulate:
         digest.update(spec.profile_path().read_bytes())
+    if spec.profiles:
+        digest.update(json.dumps(profiles_of(spec), sort_keys=True).encode())
     digest.update((url or (f"ray {ray}" if ray else "")).encode())
     return f"{spec.name}-{digest.hexdigest()[:8]}"
 
@@ -157,6 +177,7 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None, ra
         seed=spec.seed,
         emulated=bool(spec.emulate),
         notes=_notes(url, ray),
+        profiles=profiles_of(spec),
     )
     return Run.create(results, manifest)
 

@@ -23,9 +23,9 @@ from harness.errors import InputError, ServerError
 from harness.hosts import Fleet, Host, HostGone, on
 from harness.ray_hosts import ray_hosts
 from harness.records import Trial
-from harness.report.facts import REPORT_NAME, SEAL_NAME
+from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
-from harness.report.seal import write_seal
+from harness.report.seal import must_be_signed, report_again, sign
 from harness.report.sweep_page import write_sweep_report
 from harness.runs import behaviour_of, deployment_of, describe_point, fit_of, open_run, plan_of
 from harness.spec import load_plan
@@ -127,8 +127,10 @@ class SignOff:
 
     def _stored(self, watcher: Watcher) -> dict:
         """The answer of a finished run; what a kill in its last moment kept from being written is written now."""
-        if self.run.plan() is None or not all((self.run.path / name).exists() for name in (REPORT_NAME, SEAL_NAME)):
+        if must_be_signed(self.run):
             return self._conclude(watcher)
+        if not (self.run.path / REPORT_NAME).exists():
+            report_again(self.run)
         return self.run.plan()
 
     def _measure(self, watcher: Watcher, budget: Budget, ladders_only: bool) -> None:
@@ -218,23 +220,29 @@ class SignOff:
         if fit["best"] is None:
             watcher.say("no deployment keeps the promises at any rate: nothing to confirm")
             return
-        best = self._best_again(host, watcher, budget, fit["deployments"][fit["best"]])
+        best = self._best_again(host, watcher, budget, fit)
         for index, share in enumerate(self.spec.confirm.load_share):
             load, prediction = self._open_load(best, share, index)
             what = f"open loop at {load.rate_per_s:.2f} requests/s ({share:.0%} of the highest)"
             self._measure_until_settled(host, watcher, budget, what, _FIT_S, best["deployment"], load, prediction)
 
-    def _best_again(self, host: Host, watcher: Watcher, budget: Budget, best: dict) -> dict:
-        """The best point's ladder once more, with other requests: one look may have met a host at its best."""
-        load = self._ladder_load(best["deployment"], self.spec.seed + _SECOND_LOOK)
+    def _best_again(self, host: Host, watcher: Watcher, budget: Budget, fit: dict) -> dict:
+        """The best point's ladder once more, with other requests: one look may have met a host at its best.
+
+        That may make another the best: it ends when the best was looked at twice, at the latest when all were.
+        """
         later_s = self._confirm_s() + _FIT_S
-        what = f"ladder of the best point again: {describe_point(best['deployment'])}"
-        if self._settled(best["deployment"], load):
-            return best
-        if not self._measure_until_settled(host, watcher, budget, what, later_s, best["deployment"], load, None):
-            return best
-        fit = self._fit(watcher)
-        return best if fit["best"] is None else fit["deployments"][fit["best"]]
+        while True:
+            best = fit["deployments"][fit["best"]]
+            load = self._ladder_load(best["deployment"], self.spec.seed + _SECOND_LOOK)
+            what = f"ladder of the best point again: {describe_point(best['deployment'])}"
+            if self._settled(best["deployment"], load):
+                return best
+            if not self._measure_until_settled(host, watcher, budget, what, later_s, best["deployment"], load, None):
+                return best
+            fit = self._fit(watcher)
+            if fit["best"] is None:
+                return best
 
     def _measure_until_settled(
         self, host: Host, watcher: Watcher, budget: Budget, what: str, later_s: float,
@@ -316,10 +324,11 @@ class SignOff:
         self.run.write_plan(plan)
         if not self.left_out:
             self.run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
-        write_report(self.run)
         write_sweep_report(self.run)
         if self.run.manifest.finished_at:
-            write_seal(self.run)
+            sign(self.run)
+        else:
+            write_report(self.run)
         watcher.done()
         return plan
 
@@ -330,12 +339,21 @@ class SignOff:
     def _open_load(self, best: dict, share: float, index: int) -> tuple[Load, dict]:
         """The load of a confirmation and what the fit says that it will show."""
         seed = self.spec.seed + 1 + index  # each run draws requests of its own
-        rate = round(best["max_rate_per_s"] * share, 4)
         seconds = self.spec.confirm.seconds
+        rate = self._foretold_rate(best["deployment"], seed) or round(best["max_rate_per_s"] * share, 4)
         predicted = predict_open_run(best, self.mix, rate, seconds, np.random.default_rng(seed))
         prediction = sealed(predicted, datetime.now(UTC).isoformat(timespec="seconds"))
         steady = max(1, round(prediction["sessions"]))
         return Load(seconds, seed, (), rate, steady, asked(best["deployment"])), prediction
+
+    def _foretold_rate(self, point: dict, seed: int) -> float | None:
+        """The rate of a confirmation that an earlier start has foretold: it is measured or repeated at just that."""
+        for name, prediction in reversed(self.run.predictions().items()):
+            rate = prediction["rate_per_s"]
+            load = Load(self.spec.confirm.seconds, seed, (), rate, asks=asked(point))
+            if name in (trial_id(point, load, repeat) for repeat in range(TRIES)):
+                return rate
+        return None
 
     def _settled(self, point: dict, load: Load) -> bool:
         """Whether a trial need not be measured."""

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError, InputError
 from harness.report import words
-from harness.report.page import write_report
-from harness.report.seal import check_seal, write_seal
+from harness.report.seal import check_seal, report_again
 from harness.store import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,9 +45,7 @@ def take(source: Path, sample: Path) -> None:
     shutil.copytree(source, fresh, ignore=shutil.ignore_patterns(".*", "*.lock", "*.tmp"))
     shutil.rmtree(sample, ignore_errors=True)
     fresh.rename(sample)
-    run = Run.open(sample)
-    write_report(run)
-    write_seal(run)
+    report_again(Run.open(sample))
 
 
 def main(arguments: list[str]) -> None:

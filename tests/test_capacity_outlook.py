@@ -215,6 +215,37 @@ def test_a_profile_with_too_few_points_is_refused(measured):
     assert row["rate_per_device"] is None and "fewer than 3 points" in row["note"]
 
 
+def test_what_is_no_profile_is_refused():
+    for part in ("stages", "model", "device"):
+        with pytest.raises(InputError, match=f"no profile: it has no '{part}'"):
+            Card.of_profile({name: value for name, value in profile().items() if name != part})
+    without = profile()
+    del without["model"]["kv_room_bytes"]
+    with pytest.raises(InputError, match="kv_room_bytes"):
+        Card.of_profile(without)
+    for row in ({"ms": 1.0}, {"batch": "many", "ms": 1.0}, {"batch": 1, "ms": None}):
+        with pytest.raises(InputError, match="no profile"):
+            Card.of_profile(profile(**{wire.VOCODER: [row | {"context": tokens} for tokens in range(4)]}))
+
+
+def test_a_stage_that_no_model_can_take_costs_its_row_and_not_the_plan(measured):
+    slow = profile(**{wire.VOCODER: [{"batch": b, "ms": 1e9 * b} for b in (1, 4, 16)]})
+    (row,) = plan_of(fit_of(measured), measured, profiles={"H200": slow})["device_types"]
+    assert row["rate_per_device"] is None and "times are 0 to" in row["note"]
+
+
+def test_a_fit_with_a_stage_too_fast_for_the_model_still_has_a_faster_device(pools):
+    point = [{"batch_size": 1, "executions": 9, "mean_s": 0.0}]
+    stages = [
+        {"stage": name, "alpha_s": 0.0, "tau0_s": 0.0, "inconclusive": "", "points": point} for name in wire.STAGES
+    ]
+    found = {
+        change.name: change for change in changes({"deployments": []}, {"deployment": {}, "stages": stages}, pools)
+    }
+    (faster,) = [change for name, change in found.items() if name.startswith("a device that computes")]
+    assert faster.pools is not None and "taken to shrink too" in faster.note
+
+
 def test_a_change_that_cannot_be_made_says_why(pools):
     chosen = {"deployment": {}, "stages": []}
     found = {change.name: change for change in changes({"deployments": []}, chosen, pools)}

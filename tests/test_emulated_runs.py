@@ -84,7 +84,7 @@ def test_a_run_whose_server_turns_out_to_emulate_says_so(tmp_path):
     assert not work.run.manifest.emulated
     answer = make_result(emulated=True)
     trial = Trial("t", "open", {}, {}, "2026-01-01T00:00:00", 1.0, True, (), ())
-    driver = type("Driver", (), {"run": lambda *_: Measured(trial, [make_result(), answer], ())})()
+    driver = type("Driver", (), {"name": "", "run": lambda *_: Measured(trial, [make_result(), answer], ())})()
     work._trial(driver, {}, Load(5.0, 1, (1,)))
     assert Run.open(work.run.path).manifest.emulated
 

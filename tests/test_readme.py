@@ -13,8 +13,7 @@ import make_sample
 import pytest
 
 from harness.errors import InputError
-from harness.report.page import write_report
-from harness.report.seal import check_seal, write_seal
+from harness.report.seal import check_seal, sign
 from harness.store import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,8 +48,7 @@ def test_a_sample_is_taken_from_a_finished_run_only_as_it_was_signed(tmp_path):
     shutil.copytree(SAMPLE, source)
     run = Run.open(source)
     run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
-    write_report(run)
-    write_seal(run)
+    sign(run)
     (source / ".lock").touch()
     make_sample.take(source, sample)
     assert Run.open(sample).plan() == Run.open(source).plan() and not (sample / ".lock").exists()

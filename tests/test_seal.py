@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.errors import InputError
 from harness.report.facts import REPORT_NAME, SEAL_NAME
-from harness.report.page import write_report
-from harness.report.seal import _own_sha256, check_seal, is_intact, write_seal
+from harness.report.seal import _own_sha256, check_seal, must_be_signed, sign
+from harness.report.sweep_page import best_in_words
+from harness.runs import fit_of
 from harness.signoff import EXIT_CODES
 from harness.store import Run
 
@@ -25,8 +26,7 @@ def signed(tmp_path):
     shutil.copytree(SAMPLE, folder)
     run = Run.open(folder)
     run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
-    write_report(run)
-    write_seal(run)
+    sign(run)
     return folder
 
 
@@ -35,8 +35,7 @@ def test_a_signed_run_is_intact_and_signing_it_twice_gives_the_same_bytes(signed
     found = check_seal(signed)
     assert found.problems == () and found.files >= 4
     assert found.verdict == Run.open(signed).plan()["verdict"]
-    write_report(Run.open(signed))
-    write_seal(Run.open(signed))
+    sign(Run.open(signed))
     assert (signed / SEAL_NAME).read_bytes() == first
 
 
@@ -67,7 +66,6 @@ def test_a_changed_byte_is_found_in_whatever_file(signed, name):
 def test_a_file_that_came_later_is_named(signed):
     (signed / "more.jsonl").write_text("{}")
     assert check_seal(signed).problems == ("more.jsonl was added after the answer was signed",)
-    assert not is_intact(signed)
 
 
 def test_a_verdict_turned_by_hand_is_found(signed):
@@ -132,8 +130,74 @@ def test_the_command_exits_with_the_verdict_or_as_inconclusive(signed):
     assert "plan.json was changed after the answer was signed" in answer.output
 
 
-def test_a_report_of_changed_evidence_is_not_signed_again(signed):
-    before = (signed / SEAL_NAME).read_bytes()
+def files_of(folder):
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if path.name != ".lock"}
+
+
+def report(folder):
+    return CliRunner().invoke(app, ["report", "--run", str(folder)])
+
+
+def test_a_report_of_changed_evidence_is_refused_before_anything_is_written(signed):
     (signed / "more.jsonl").write_text("{}")
-    answer = CliRunner().invoke(app, ["report", "--run", str(signed)])
-    assert "not signed again" in answer.output and (signed / SEAL_NAME).read_bytes() == before
+    before = files_of(signed)
+    answer = report(signed)
+    assert isinstance(answer.exception, InputError) and "more.jsonl was added" in str(answer.exception)
+    assert files_of(signed) == before
+
+
+def test_a_run_that_lost_its_seal_is_neither_signed_again_nor_taken_for_unsigned(signed):
+    (signed / SEAL_NAME).unlink()
+    (signed / "plan.json").write_text((signed / "plan.json").read_text().replace('"devices": 1', '"devices": 9'))
+    before = files_of(signed)
+    answer = report(signed)
+    assert isinstance(answer.exception, InputError) and "is missing, with which" in str(answer.exception)
+    with pytest.raises(InputError, match="restore it"):
+        must_be_signed(Run.open(signed))
+    assert files_of(signed) == before
+    found = check_seal(signed)
+    assert found.problems[0].startswith(f"{SEAL_NAME} is missing")
+    check = CliRunner().invoke(app, ["signoff", "--check", str(signed)])
+    assert check.exit_code == EXIT_CODES["inconclusive"] and f"{SEAL_NAME} is missing" in check.output
+
+
+def test_a_kill_between_the_mark_and_the_seal_is_signed_at_the_next_start(signed):
+    assert not must_be_signed(Run.open(signed))
+    (signed / SEAL_NAME).unlink()
+    (signed / ".signing").touch()
+    assert must_be_signed(Run.open(signed))
+    sign(Run.open(signed))
+    assert check_seal(signed).problems == () and not must_be_signed(Run.open(signed))
+
+
+@pytest.mark.parametrize("page", ["as signed", "of another harness", "lost"])
+def test_the_page_of_an_intact_run_is_written_again_and_nothing_else_that_was_signed(signed, page):
+    path, before = signed / REPORT_NAME, files_of(signed)
+    if page == "lost":
+        path.unlink()
+    elif page == "of another harness":
+        path.write_text(path.read_text() + " ")
+    assert report(signed).exit_code == 0
+    after = files_of(signed)
+    assert after.pop("sweep.html") and after == before
+    assert check_seal(signed).problems == ()
+
+
+def test_a_fit_of_a_signed_run_is_printed_and_not_stored(signed):
+    before = files_of(signed)
+    answer = CliRunner().invoke(app, ["fit", "--run", str(signed)])
+    assert answer.exit_code == 0 and "stays as it was" in answer.output and "highest rate" in answer.output
+    assert files_of(signed) == before and check_seal(signed).problems == ()
+
+
+def test_intervals_of_rates_are_of_the_plans_confidence_and_say_so(signed):
+    run = Run.open(signed)
+    wide = run.fit()["deployments"][run.fit()["best"]]["max_rate_interval"]
+    run.update_manifest(plan=run.manifest.plan | {"confidence": 0.5})
+    fit = fit_of(run)
+    narrow = fit["deployments"][fit["best"]]["max_rate_interval"]
+    assert fit["confidence"] == 0.5 and narrow[1] - narrow[0] < 0.7 * (wide[1] - wide[0])
+    run.write_fit(fit)
+    assert "50% interval" in best_in_words(run)
+    assert "95% interval" in best_in_words(Run.open(SAMPLE))  # an older fit does not say its level

@@ -1,6 +1,7 @@
 """The main job goes on where it stopped, keeps its budget, and never measures twice."""
 
 import dataclasses
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from conftest import still_running
 
 from harness import runs, store
 from harness import signoff as job
-from harness.errors import ServerError, StoreError
+from harness.errors import InputError, ServerError, StoreError
 from harness.records import Trial
 from harness.store import Run
 from harness.sweep import Load, Measured, TrialBroken, asked, deployed, trial_id
@@ -156,6 +157,78 @@ def test_a_report_that_a_kill_kept_from_being_written_is_written_at_the_next_sta
     (work.run.path / "signoff.html").unlink()
     assert job.SignOff(plan, tmp_path).execute()["verdict"] == content["verdict"]
     assert (work.run.path / "signoff.html").exists()
+
+
+@pytest.fixture
+def fitted(fakes, monkeypatch):
+    """Fits without physics: who looks best, and at what rate, after so many ladders of a second look."""
+
+    def arrange(best_of, rate_of=lambda looks: 1.0):
+        def fit(run):
+            ladders = [trial for trial in run.trials() if trial.kind == "ladder"]
+            looks = sum(trial.load["seed"] > 1000 for trial in ladders)
+            points = list({str(trial.deployment): trial.deployment for trial in ladders}.values())
+            fits = [{"deployment": point, "max_rate_per_s": rate_of(looks)} for point in points]
+            return {"deployments": fits, "best": best_of(looks)}
+
+        monkeypatch.setattr(job, "fit_of", fit)
+        foretold = {"sessions": 2.0}
+        monkeypatch.setattr(job, "predict_open_run", lambda best, mix, rate, *_: foretold | {"rate_per_s": rate})
+        monkeypatch.setattr(job.SignOff, "_conclude", lambda self, watcher: {})
+
+    return arrange
+
+
+def test_whoever_is_best_is_looked_at_twice_before_the_open_runs(plan, tmp_path, fakes, fitted):
+    fitted(best_of=lambda looks: min(looks, 1))
+    work = job.SignOff(plan, tmp_path)
+    work.execute()
+    loads = [(trial.kind, trial.load["seed"] > 1000, trial.deployment) for trial in work.run.trials()[3:]]
+    first, second = (trial.deployment for trial in work.run.trials()[:2])
+    assert loads == [("ladder", True, first), ("ladder", True, second), ("open", False, second)]
+    before = len(fakes.measured)
+    job.SignOff(plan, tmp_path).execute()
+    assert len(fakes.measured) == before
+
+
+def test_an_open_run_that_was_foretold_keeps_its_rate_whatever_a_later_fit_says(plan, tmp_path, fakes, fitted):
+    fitted(best_of=lambda looks: 0)
+    fakes.break_after = 4
+    with pytest.raises(KeyboardInterrupt):
+        job.SignOff(plan, tmp_path).execute()
+    fakes.break_after = None
+    fitted(best_of=lambda looks: 0, rate_of=lambda looks: 3.0)
+    for _ in range(2):
+        work = job.SignOff(plan, tmp_path)
+        work.execute()
+        (confirmed,) = [trial for trial in work.run.trials() if trial.kind == "open"]
+        assert confirmed.load["rate_per_s"] == 0.5 and confirmed.trial_id in work.run.predictions()
+
+
+WRONG_PROFILES = {"": "cannot be read", "{": "damaged", '{"schema": 1}': "it has no 'model'", "[]": "damaged"}
+
+
+@pytest.mark.parametrize("content", WRONG_PROFILES)
+def test_a_profile_of_another_device_is_read_before_anything_is_measured(plan, tmp_path, content):
+    plan.write_text(PLAN + "profiles: {H200: h200.json}\n")
+    if content:
+        (tmp_path / "h200.json").write_text(content)
+    with pytest.raises(InputError, match="profiles.H200: .*h200.json") as raised:
+        job.SignOff(plan, tmp_path / "results")
+    assert WRONG_PROFILES[content] in str(raised.value) and not (tmp_path / "results").exists()
+
+
+def test_a_run_keeps_the_profiles_that_it_began_with(plan, tmp_path):
+    profile = tmp_path / "h200.json"
+    shutil.copy(ROOT / "results" / "profiles" / "amd-epyc-tiny.json", profile)
+    plan.write_text(PLAN + "profiles: {H200: h200.json}\n")
+    run = job.SignOff(plan, tmp_path / "results").run
+    content = store.read_profile(profile)
+    profile.write_text(profile.read_text().replace("AMD", "XYZ"))
+    assert job.SignOff(plan, tmp_path / "results").run.path != run.path
+    profile.unlink()
+    again = Run.open(run.path)
+    assert runs.terms_of(again.manifest, runs.spec_of(again)).profiles == {"H200": content}
 
 
 def test_one_measurement_at_a_time_on_a_host(tmp_path):

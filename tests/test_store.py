@@ -134,7 +134,17 @@ def test_a_prediction_is_on_disk_as_it_was_sealed(run):
     assert run.predictions() == {"t1": prediction}
     run.append_trial(trial(prediction=prediction), [], [])
     (stored,) = Run.open(run.path).trials()
-    assert flaw_of(stored.prediction, "2026-01-02") == ""
+    written = run.predictions()["t1"]
+    assert flaw_of(stored.prediction, "2026-01-02", written) == ""
+    assert "after it had started" in flaw_of(stored.prediction, "2025-12-31", written)
+
+
+def test_a_prediction_without_its_hash_or_its_line_counts_only_in_an_older_run(run):
+    prediction = sealed({"sessions": 2.0}, "2026-01-01")
+    bare = {name: value for name, value in prediction.items() if name != "sha256"}
+    assert flaw_of(bare, "2026-01-02") == ""
+    for given, written in ((bare, prediction), (prediction, {}), (bare, {}), (bare, bare)):
+        assert flaw_of(given, "2026-01-02", written) != ""
 
 
 def test_manifest_fit_and_plan_are_replaced_whole(run):

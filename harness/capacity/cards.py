@@ -14,7 +14,7 @@ from harness.capacity.outlook import costs, price_of
 from harness.capacity.pools import Pools
 from harness.capacity.search import Limits
 from harness.capacity.staged import Stage, Topology, hop_of, staged_step_time
-from harness.errors import InconclusiveError
+from harness.errors import InconclusiveError, InputError
 
 _DEFAULT_STEPS = wire.DEFAULT_DIFFUSION_STEPS
 _NOTE = (
@@ -42,7 +42,21 @@ class Card:
 
     @classmethod
     def of_profile(cls, profile: Mapping) -> Card:
-        """From what ``harness profile`` wrote. Raises InconclusiveError for a stage with fewer than three points."""
+        """From what ``harness profile`` wrote.
+
+        Raises InputError for what is no profile, InconclusiveError for a stage with fewer than three points.
+        """
+        try:
+            return cls._read(profile)
+        except KeyError as error:
+            raise InputError(f"it is no profile: it has no {error}") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"it is no profile: {error}") from None
+
+    @classmethod
+    def _read(cls, profile: Mapping) -> Card:
+        model = profile["model"]
+        kv = KvRoom(model["kv_room_bytes"], model["kv_bytes_per_token"])
         tau0_s, alpha_s, token_s, off, batches = {}, {}, 0.0, 0.0, []
         for stage in wire.STAGES:
             rows = [row for row in profile["stages"][stage] if "ms" in row]
@@ -50,8 +64,6 @@ class Card:
             (tau0_s[stage], alpha_s[stage], per_token), residual = _plane(stage, rows)
             token_s, off = token_s + per_token, max(off, residual)
             batches.append(max(row["batch"] for row in rows))
-        model = profile["model"]
-        kv = KvRoom(model["kv_room_bytes"], model["kv_bytes_per_token"])
         return cls(profile["device"], profile["preset"], tau0_s, alpha_s, token_s, off, min(batches), kv)
 
     def topology(self, knobs: Mapping[str, int], context: float, **between: float) -> Topology:
@@ -86,9 +98,9 @@ def _record(
     record = {"type": name, "device": profile["device"], "preset": profile["preset"], "basis": "extrapolated"}
     try:
         card = Card.of_profile(profile)
-    except InconclusiveError as error:
+        typed = _pools_of(card, pools, chosen)
+    except (InconclusiveError, InputError) as error:
         return record | {"rate_per_device": None, "kv_sessions": None, "targets": [], "note": str(error)}
-    typed = _pools_of(card, pools, chosen)
     priced = price_of(prices, name) or price_of(prices, profile["device"])
     rows = [_counts(typed, qps, priced[1] if priced else None) for qps in targets_qps]
     note = f"{_NOTE}; lines through the profile are off by {card.worst_residual:.0%} at the most"
@@ -102,7 +114,7 @@ def _pools_of(card: Card, pools: Pools, chosen: dict) -> Pools:
     context = float(np.mean(card.kv.bytes_of(frames))) / card.kv.bytes_per_token - float(np.mean(frames))  # half spoken
     try:
         hop_s = hop_of(pools.device.step_time, Topology.of_fit(chosen))
-    except InconclusiveError:
+    except (InconclusiveError, InputError):
         hop_s = 0.0
     topology = card.topology(chosen["deployment"], context, hop_s=hop_s)
     step_time = staged_step_time(topology, card.most_sessions, np.random.default_rng(0))

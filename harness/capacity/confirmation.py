@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,17 +40,20 @@ def confirm(
     *,
     confidence: float,
     max_error: float,
+    foretold: Mapping[str, dict] | None = None,
 ) -> Confirmation:
     """Judge every VALID open-loop trial; those on ``deployment`` (``own``) decide. ``requests``: as for make_plan.
 
-    A run's ``passed``: False where a prediction of it failed or a promise was clearly broken; None where it cannot say
-    (INVALID, without a prediction, or not one row decidable; ``note`` says which); else True.
+    ``foretold``: as for validate. A run's ``passed``: False where a prediction of it failed or a promise was clearly
+    broken; None where it cannot say (INVALID, without a prediction, or not one row decidable; ``note`` says which);
+    else True.
     """
     rows, runs = [], []
     for trial in (trial for trial in trials if trial.kind == "open"):
         run = _run_record(trial, trial.deployment == deployment, mix)
         if trial.valid:
-            found, problem = _validated(trial, requests, promises, rng, confidence=confidence, max_error=max_error)
+            terms = {"confidence": confidence, "max_error": max_error, "foretold": foretold}
+            found, problem = _validated(trial, requests, promises, rng, **terms)
             kept = _judged(trial, requests, promises, confidence)
             run |= {"promises": kept} | _outcome(found, kept, problem)
             rows += found

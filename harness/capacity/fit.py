@@ -35,6 +35,7 @@ def fit_run(
     session_limit: int | None = None,
     kv: KvRoom | None = None,
     extrapolation: float = 1.0,
+    confidence: float = CONFIDENCE,
     progress: Callable[[str], None] | None = None,
 ) -> dict:
     """fit.json of a run, from its VALID ladder trials; open-loop trials are kept for validation.
@@ -44,7 +45,8 @@ def fit_run(
     ``extrapolation``: the search for the highest rate goes up to this multiple of the most sessions measured on a
     device; above 1 a plan may come out *extrapolated*. A deployment that cannot be fitted says why in
     ``inconclusive``; one that breaks a promise at any rate has ``max_rate_per_s`` 0. Excluded trials and rungs are
-    listed with their reasons. ``best`` is the deployment with the highest rate above 0. ``traffic_seed`` lets a plan
+    listed with their reasons. ``confidence``: of the intervals of rates (those of the physics have CONFIDENCE).
+    ``best`` is the deployment with the highest rate above 0. ``traffic_seed`` lets a plan
     simulate the same sessions again.
     """
     groups, excluded = _group(trials)
@@ -56,13 +58,16 @@ def fit_run(
             progress(f"fitting deployment {number} of {len(groups)}")
         physics = _fit_physics(deployment, ladders, requests, rng)
         physics["kv"] = _kv_record(kv, deployment)
-        deployments.append(physics | _fit_rate(physics, traffic, promises, rng, session_limit, extrapolation))
+        deployments.append(
+            physics | _fit_rate(physics, traffic, promises, rng, session_limit, extrapolation, confidence)
+        )
     rates = [each["max_rate_per_s"] or 0.0 for each in deployments]
     return {
         "schema": 1,
         "unit": unit,
         "session_limit": session_limit,
         "extrapolation": extrapolation,
+        "confidence": confidence,
         "traffic_seed": traffic_seed,
         "deployments": deployments,
         "best": int(np.argmax(rates)) if any(rates) else None,
@@ -151,6 +156,7 @@ def _fit_rate(
     rng: np.random.Generator,
     session_limit: int | None,
     extrapolation: float,
+    confidence: float,
 ) -> dict:
     """The highest Poisson rate of one device that keeps every promise, its interval, and what binds."""
     nothing = {"max_rate_per_s": None, "max_rate_interval": [None, None], "binding": ""}
@@ -163,7 +169,7 @@ def _fit_rate(
     except InconclusiveError as error:
         return nothing | {"inconclusive": str(error)}
     (steady, binding), draws = steady_limit(device, limits), steady_draws(device, limits, rng)
-    tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     if steady <= 0 and np.quantile(draws, tails[1]) > 0:
         return nothing | {
             "binding": binding,

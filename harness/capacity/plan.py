@@ -30,7 +30,8 @@ class Terms:
 
     ``unit``, ``preset``, ``device``: what one device is. ``prices``: of an hour of a device, by type, in ``currency``.
     ``growth_per_month`` (a share of the rate) and ``fleet`` (devices that there are) are for a forecast;
-    ``profiles``, by type of device, for counts of devices that were not deployed.
+    ``profiles``, by type of device, for counts of devices that were not deployed. ``foretold``: by trial, the
+    predictions that were written down before open-loop runs started; without any, it is an older run.
     """
 
     utilisation_cap: float
@@ -45,6 +46,7 @@ class Terms:
     growth_per_month: float | None = None
     fleet: int | None = None
     profiles: Mapping[str, Mapping] = field(default_factory=dict)
+    foretold: Mapping[str, Mapping] = field(default_factory=dict)
 
 
 def make_plan(
@@ -70,6 +72,7 @@ def make_plan(
     if chosen is None:
         return plan | _without_rate(fit, targets_qps)
     deployment, judging = chosen["deployment"], {"confidence": terms.confidence, "max_error": terms.max_error}
+    judging["foretold"] = terms.foretold
     confirmed = confirm(deployment, trials, requests, mix, promises, rng, **judging)
     pools = pools_of(fit, chosen, mix, promises, terms.utilisation_cap)
     shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]

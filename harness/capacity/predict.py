@@ -53,13 +53,16 @@ def sealed(prediction: dict, made_at: str) -> dict:
     return whole | {"sha256": _sha256(whole)}
 
 
-def flaw_of(prediction: dict, started_at: str) -> str:
+def flaw_of(prediction: dict, started_at: str, written: dict | None = None) -> str:
     """Why a prediction does not count for a run that started then, or "": it was changed, or made too late.
 
-    One of an older record, without a hash, is taken as it is.
+    ``written``: the one of that trial that was written down before it started ({} where there is none); None for an
+    older record, which wrote none down: there, one without a hash is taken as it is.
     """
+    if written is not None and (not written or prediction.get("sha256") != written.get("sha256")):
+        return "its prediction is not the one that was written into predictions.jsonl"
     if "sha256" not in prediction:
-        return ""
+        return "" if written is None else "its prediction bears no hash"
     if _sha256({name: value for name, value in prediction.items() if name != "sha256"}) != prediction["sha256"]:
         return "its prediction is not the one that was made: its hash differs"
     if started_at and prediction["made_at"] > started_at:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,8 +49,11 @@ def validate(
     *,
     confidence: float,
     max_error: float,
+    foretold: Mapping[str, dict] | None = None,
 ) -> list[dict]:
     """Rows of plan.json's ``validation`` for one open-loop trial.
+
+    ``foretold``: what was written down before each trial started, by trial; None or empty for an older run.
 
     ``said_before`` is the stored prediction, of nominal Poisson traffic (None where it does not name the figure), made
     at ``said_at``, with its hash.
@@ -65,7 +68,8 @@ def validate(
     A quantile that is not there because too many requests were never heard is a row that failed, ``measured`` None.
     Raises InconclusiveError for a trial that cannot be compared.
     """
-    device, rung = _model_of(trial), _window_of(trial)
+    written = foretold.get(trial.trial_id, {}) if foretold else None
+    device, rung = _model_of(trial, written), _window_of(trial)
     replay = _Replay.of(requests[requests["trial_id"] == trial.trial_id], rung, trial.trial_id)
     figures = _figures(rung, promises, replay)
     fitted = replay.play(device, figures, rng, 4 * _LUCKS)
@@ -189,10 +193,10 @@ def _steps_inside(
         return np.where((high_s > low_s) & (frames >= _MIN_FRAMES), (high_s - low_s) / frames, np.nan)
 
 
-def _model_of(trial: Trial) -> Device:
+def _model_of(trial: Trial, written: dict | None) -> Device:
     if not trial.prediction or "model" not in trial.prediction:
         raise InconclusiveError(f"{trial.trial_id}: it ran without a prediction, so it confirms nothing")
-    if flaw := flaw_of(trial.prediction, trial.started_at):
+    if flaw := flaw_of(trial.prediction, trial.started_at, written):
         raise InconclusiveError(f"{trial.trial_id}: {flaw}, so it confirms nothing")
     return Device.from_fit(trial.prediction["model"])
 

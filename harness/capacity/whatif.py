@@ -111,10 +111,10 @@ def _faster(chosen: dict, pools: Pools) -> Change:
     name = f"a device that computes {FASTER - 1:.0%} faster"
     try:
         now = Topology.of_fit(chosen)
-    except InconclusiveError:
+        stages = tuple(replace(each, alpha_s=each.alpha_s / FASTER, tau0_s=each.tau0_s / FASTER) for each in now.stages)
+    except (InconclusiveError, InputError):
         shorter = _scaled(pools.device, lambda n: np.full(len(n), 1 / FASTER))
         return Change(name, pools.changed(device=shorter), "extrapolated", "delays and hops taken to shrink too")
-    stages = tuple(replace(each, alpha_s=each.alpha_s / FASTER, tau0_s=each.tau0_s / FASTER) for each in now.stages)
     return _staged(name, pools, now, replace(now, stages=stages))
 
 

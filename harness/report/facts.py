@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -12,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness import wire
+from harness.capacity.fit import CONFIDENCE
 from harness.capacity.predict import flaw_of
 from harness.records import Outcome, Rung, RunManifest, ServerSample, Trial
 from harness.report import words
@@ -133,6 +135,11 @@ class Foretold:
     flaw: str
 
 
+def is_signed(run: Run) -> bool:
+    """Whether there is an answer that was signed: then nothing may change what it rests on."""
+    return (run.path / SEAL_NAME).exists()
+
+
 def expires_at(manifest: RunManifest) -> datetime | None:
     """When the answer of a finished run is no longer to be relied on."""
     if not manifest.finished_at:
@@ -141,23 +148,26 @@ def expires_at(manifest: RunManifest) -> datetime | None:
     return datetime.fromisoformat(manifest.finished_at) + timedelta(days=days)
 
 
+def rate_confidence(fit: dict | None) -> float:
+    """The level of the intervals of the rates in a fit; older ones do not say."""
+    return (fit or {}).get("confidence", CONFIDENCE)
+
+
 def foretold(run: Run, trials: Sequence[Trial]) -> list[Foretold]:
-    """One for each trial whose prediction bears a time and a hash (those of older runs do not)."""
+    """One for each trial with a prediction, unless it is of an older run: its predictions bear no time and no hash."""
     written = run.predictions()
     return [
-        _foretold(trial, written.get(trial.trial_id, {}))
+        _foretold(trial, written.get(trial.trial_id, {}) if written else None)
         for trial in trials
-        if trial.prediction and "sha256" in trial.prediction
+        if trial.prediction and (written or "sha256" in trial.prediction)
     ]
 
 
-def _foretold(trial: Trial, written: dict) -> Foretold:
-    made_at, sha256 = trial.prediction["made_at"], trial.prediction["sha256"]
-    before_s = (datetime.fromisoformat(trial.started_at) - datetime.fromisoformat(made_at)).total_seconds()
-    flaw = flaw_of(trial.prediction, trial.started_at)
-    if not flaw and written.get("sha256") != sha256:
-        flaw = "it is not the one that was written into predictions.jsonl"
-    return Foretold(trial.trial_id, made_at, before_s, sha256, flaw)
+def _foretold(trial: Trial, written: dict | None) -> Foretold:
+    made_at, sha256 = (trial.prediction.get(name) or (written or {}).get(name, "") for name in ("made_at", "sha256"))
+    began = datetime.fromisoformat(trial.started_at)
+    before_s = (began - datetime.fromisoformat(made_at)).total_seconds() if made_at else math.nan
+    return Foretold(trial.trial_id, made_at, before_s, sha256, flaw_of(trial.prediction, trial.started_at, written))
 
 
 def key(knobs: dict) -> str:

@@ -58,6 +58,7 @@ def render(run: Run) -> str:
         look=figures.style(swept),
         promises=promises,
         audio_shares=facts.audio_shares(plan),
+        rate_level=words.percent(facts.rate_confidence(fit)),
         answered=answered,
         spares_basis=_spares_basis(answered) if answered else "",
         expires_at=facts.expires_at(run.manifest),

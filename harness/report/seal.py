@@ -14,11 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.errors import InputError
-from harness.report.facts import REPORT_NAME, SEAL_NAME, evidence, expires_at, file_sha256
+from harness.report.facts import REPORT_NAME, SEAL_NAME, evidence, expires_at, file_sha256, is_signed
+from harness.report.page import write_report
 from harness.store import Run, replace_text
 
 SCHEMA = 1
 VERDICTS = ("met", "missed", "inconclusive")
+_PENDING = ".signing"
+_LOST = f"{SEAL_NAME} is missing, with which its answer was signed: restore it, or `harness signoff PLAN --fresh`"
 _OF_A_TARGET = ("qps", "devices", "interval", "binding", "basis", "devices_n_plus_1", "devices_n_plus_2")
 
 
@@ -32,18 +35,56 @@ class Checked:
     problems: tuple[str, ...]
 
 
-def write_seal(run: Run) -> Path:
-    """Write ``signoff.json`` beside the report of a finished run and return its path.
+def sign(run: Run) -> Path:
+    """Mark a finished run as sealed, write its ``signoff.html`` and beside it ``signoff.json``; returns its path.
 
-    It depends on the stored records only: writing it twice gives the same bytes.
+    It depends on the stored records only: signing twice gives the same bytes. Nothing but the end of a sign-off signs.
     """
+    pending = run.path / _PENDING  # a run that is marked without a seal has lost it, unless a kill came between
+    replace_text(pending, "")
+    run.update_manifest(sealed=True)  # before the page, which names the hash of the manifest
+    write_report(run)
     content = {
         "schema": SCHEMA,
         **_said(run),
         "evidence": [asdict(file) for file in evidence(run.path)],
         "report_sha256": file_sha256(run.path / REPORT_NAME),
     }
-    path = run.path / SEAL_NAME
+    path = _write(run.path, content)
+    pending.unlink()
+    return path
+
+
+def must_be_signed(run: Run) -> bool:
+    """Whether the sign-off of a run is at its end but for its seal. Raises InputError where it had one that is gone."""
+    if not run.manifest.sealed or (run.path / _PENDING).exists():
+        return True
+    if not is_signed(run):
+        raise InputError(f"{run.path}: {_LOST}")
+    return False
+
+
+def report_again(run: Run) -> Path:
+    """Write ``signoff.html`` of a run again. Of a signed one, its hash in the seal is renewed, and nothing else.
+
+    Raises InputError, with nothing written, where what was signed is no longer as it was.
+    """
+    if not is_signed(run):
+        if run.manifest.sealed:
+            raise InputError(f"{run.path}: {_LOST}")
+        return write_report(run)
+    with _readable(run.path):
+        content = json.loads((run.path / SEAL_NAME).read_text())
+        if broken := list(_broken(run.path, content, content.pop("sha256"))):
+            words = "; ".join(broken)
+            raise InputError(f"{run.path}: {words}: nothing is written; restore it, or `harness signoff PLAN --fresh`")
+    path = write_report(run)
+    _write(run.path, content | {"report_sha256": file_sha256(path)})
+    return path
+
+
+def _write(folder: Path, content: Mapping) -> Path:
+    path = folder / SEAL_NAME
     replace_text(path, json.dumps({**content, "sha256": _own_sha256(content)}, indent=1) + "\n")
     return path
 
@@ -78,6 +119,8 @@ def check_seal(folder: Path, now: datetime | None = None) -> Checked:
 
     Raises InputError where there is nothing signed, or what was signed cannot be read.
     """
+    if Run.is_run(folder) and not is_signed(run := Run.open(folder)) and run.manifest.finished_at:
+        return Checked("inconclusive", expires_at(run.manifest).isoformat(timespec="seconds"), 0, (_LOST,))
     with _readable(Path(folder)):
         content = json.loads((Path(folder) / SEAL_NAME).read_text())
         own = content.pop("sha256")
@@ -85,15 +128,6 @@ def check_seal(folder: Path, now: datetime | None = None) -> Checked:
             raise ValueError(content["verdict"])
         problems = tuple(_problems(Path(folder), content, own, now or datetime.now(UTC)))
         return Checked(content["verdict"], content["expires_at"], len(content["evidence"]), problems)
-
-
-def is_intact(folder: Path) -> bool:
-    """Whether a run is unsigned, or what its answer rests on is as it was when it was signed. Raises InputError."""
-    if not (Path(folder) / SEAL_NAME).exists():
-        return True
-    with _readable(Path(folder)):
-        content = json.loads((Path(folder) / SEAL_NAME).read_text())
-        return not list(_changed(Path(folder), content["evidence"]))
 
 
 @contextmanager
@@ -109,13 +143,7 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 def _problems(folder: Path, content: Mapping, own: str, now: datetime) -> Iterator[str]:
-    changed = list(_changed(folder, content["evidence"]))
-    if _own_sha256(content) != own:
-        yield f"{SEAL_NAME} was changed after it was signed"
-    elif not changed:
-        said = _said(Run.open(folder))
-        yield from (f"{SEAL_NAME} says another {name} than the run" for name in said if content[name] != said[name])
-    yield from changed
+    yield from _broken(folder, content, own)
     report = folder / REPORT_NAME
     if not report.is_file():
         yield f"{REPORT_NAME} is missing: write it again with `harness report --run {folder}`"
@@ -125,6 +153,17 @@ def _problems(folder: Path, content: Mapping, own: str, now: datetime) -> Iterat
         yield f"it expired at {content['expires_at']}: measure anew with `harness signoff PLAN --fresh`"
     if now < datetime.fromisoformat(content["signed_at"]):
         yield f"it was signed at {content['signed_at']}, which is yet to come: set the clock of this machine"
+
+
+def _broken(folder: Path, content: Mapping, own: str) -> Iterator[str]:
+    """What of the seal, the run's records and the files of its evidence is not as it was signed."""
+    changed = list(_changed(folder, content["evidence"]))
+    if _own_sha256(content) != own:
+        yield f"{SEAL_NAME} was changed after it was signed"
+    elif not changed:
+        said = _said(Run.open(folder))
+        yield from (f"{SEAL_NAME} says another {name} than the run" for name in said if content[name] != said[name])
+    yield from changed
 
 
 def _changed(folder: Path, signed: list[dict]) -> Iterator[str]:

@@ -19,10 +19,11 @@ SHOWN_LEVELS = 6  # factors whose levels are drawn
 def write_sweep_report(run: Run) -> Path:
     """Write ``sweep.html`` and, where a deployment was found, ``winner/`` into the folder of ``run``.
 
-    The page is whole in itself and depends on the stored records only. Returns its path. Raises StoreError.
+    The page is whole in itself and depends on the stored records only. The ``winner/`` of a signed run stays as it was.
+    Returns its path. Raises StoreError.
     """
     best = winning_point(run)
-    if best is not None:
+    if best is not None and not facts.is_signed(run):
         winner.write_winner(run, best)
     path = run.path / facts.SWEEP_NAME
     replace_text(path, render(run))
@@ -52,6 +53,7 @@ def render(run: Run) -> str:
         swept=swept,
         found=found,
         best=best,
+        level=words.percent(facts.rate_confidence(fit)),
         best_answer=next((answer for answer in found if answer.entry.best), None),
         response=of,
         told=told,
@@ -111,7 +113,6 @@ def best_in_words(run: Run) -> str:
     if not fit or fit["best"] is None:
         return "no deployment of the sweep keeps the promises at any rate"
     best = fit["deployments"][fit["best"]]
-    rate = (
-        f"{words.figure(best['max_rate_per_s'])} requests/s (95% interval {words.interval(best['max_rate_interval'])})"
-    )
+    interval = f"{words.percent(facts.rate_confidence(fit))} interval {words.interval(best['max_rate_interval'])}"
+    rate = f"{words.figure(best['max_rate_per_s'])} requests/s ({interval})"
     return f"best: {words.deployment(best['deployment'])}: one device carries {rate}, bound by {best['binding']}"
