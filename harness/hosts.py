@@ -100,6 +100,7 @@ class Fleet:
         A host whose work raises HostGone takes no more; when all are gone, the last reason is raised. Any other error
         ends the work of all, after the trials under way, and is raised. An interrupt cuts those trials off.
         """
+        self._stopping.clear()
         if len(self.hosts) == 1:  # in this thread: what a host starts must not end with a thread of a pool
             self._keep_working(self.hosts[0], work)
         else:
@@ -108,7 +109,6 @@ class Fleet:
             raise HostGone(self.lost[-1])
 
     def _side_by_side(self, work: Callable[[Host], bool]) -> None:
-        self._stopping.clear()
         with ThreadPoolExecutor(len(self.hosts), thread_name_prefix="host") as pool:
             begun = [pool.submit(self._keep_working, host, work) for host in tuple(self.hosts)]
             try:

@@ -33,6 +33,7 @@ from harness.sweep import Driver, Load, TrialBroken, asked, broken_trial, estima
 from harness.triton.server import ROOT, RemoteTriton, TritonServer
 from harness.walk import Step, Walk
 
+LOCK_FOLDER = ROOT / ".harness"
 EXIT_CODES = {"met": 0, "missed": 1, "inconclusive": 2}
 TRIES = 2  # a trial that broke or came out INVALID is measured once more
 BROKEN_IN_A_ROW = 2 * TRIES  # two points: then it is not the point
@@ -378,9 +379,9 @@ class SignOff:
 
 
 @contextmanager
-def measuring_lock(root: Path = ROOT) -> Iterator[None]:
+def measuring_lock(folder: Path | None = None) -> Iterator[None]:
     """One measurement at a time on this host: a second one would measure the first. Raises ServerError."""
-    folder = root / ".harness"
+    folder = folder or LOCK_FOLDER
     folder.mkdir(exist_ok=True)
     with open(folder / "measuring.lock", "a+") as file:
         try:

@@ -43,6 +43,7 @@ def open_when_there(tab, address: str):
     for _ in range(100):
         try:
             tab.goto(address)
+            tab.get_by_role("tab", name="Speech").wait_for(timeout=2000)
             return tab
         except playwright.Error:  # Locust is starting
             tab.wait_for_timeout(200)

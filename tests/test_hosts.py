@@ -146,3 +146,13 @@ def test_an_interrupt_cuts_off_the_trials_under_way(monkeypatch):
     with fleet, pytest.raises(KeyboardInterrupt):
         fleet.each(work)
     assert sorted(cut) == ["A", "B"]
+
+
+def test_the_last_host_goes_on_with_what_is_left_after_another_was_lost():
+    """Work is given out anew after a loss: a host on its own must not still be told to stop."""
+    done = []
+    with Fleet([host("A"), host("B", ours=False)]) as fleet:
+        fleet.each(lambda each: False)
+        fleet.hosts.pop()
+        fleet.each(lambda each: done.append(each.name) or len(done) < 3)
+    assert done == ["A"] * 3

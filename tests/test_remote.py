@@ -44,9 +44,9 @@ def test_options_come_before_the_environment(replica, script, tmp_path):
     given = ("speak", script, "--frames", "2", "--url", replica.url)
     said = harness(*given, "--silence-timeout", "5", **environment)
     assert said.exit_code == 0 and "2 of 2 frames" in said.output
-    assert [each["x-team"] for each in replica.headers] == ["speech"] * 3
+    assert [each["x-team"] for each in replica.headers] == ["speech"] * 4
     harness(*given, "--silence-timeout", "5", "--header", "x-team: other", **environment)
-    assert [each["x-team"] for each in replica.headers[3:]] == ["other"] * 3
+    assert [each["x-team"] for each in replica.headers[4:]] == ["other"] * 4
     said = harness(*given, **environment)
     assert isinstance(said.exception, InputError) and "--silence-timeout 'soon'" in str(said.exception)
 
