@@ -1,6 +1,7 @@
 """Emulated stages: times of a profile, turns on shared GPUs, and sessions as the real stages keep them."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -145,6 +146,30 @@ def test_what_is_no_profile_is_named(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(InputError, match=r"x\.json is no profile"):
         Profile(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content.update(model=[1]),
+        lambda content: content["model"].pop("hidden_size"),
+        lambda content: content["model"].update(kv_bytes_per_token=0),
+        lambda content: content.update(stages=[1]),
+        lambda content: content["stages"].pop("prefill"),
+        lambda content: content["stages"][wire.LLM].append({"batch": "1", "context": 9, "ms": 1.0}),
+        *(
+            lambda content, ms=ms: content["stages"][wire.DIFFUSION][0].update(ms=ms)
+            for ms in (None, "3", 0.0, -1.0, math.nan, math.inf)
+        ),
+    ],
+)
+def test_a_spoiled_profile_is_refused_before_it_gives_times(tmp_path, spoil):
+    file = write(tmp_path / "x.json")
+    content = json.loads(file.read_text())
+    spoil(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"x\.json is no profile"):
+        Profile(file)
 
 
 # Turns on a GPU

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from harness import wire
 from harness.errors import InputError
 
 PREFILL = "prefill"
+_SIZES = ("hidden_size", "kv_bytes_per_token", "state_values")  # of the model
+_COORDINATES = ("batch", "context", "tokens", "steps", "seconds")
 
 
 class Curve:
@@ -57,9 +60,9 @@ class Profile:
     def __init__(self, path: Path | str):
         try:
             content = json.loads(Path(path).read_text())
-            self.model = {name: int(size) for name, size in content["model"].items()}
+            self.model = {name: _checked(int(content["model"][name])) for name in _SIZES}
             self._read(content["stages"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path} is no profile that can be emulated: {error!r}; make one with `harness profile`"
             ) from None
@@ -67,7 +70,7 @@ class Profile:
         self._told: set[str] = set()
 
     def _read(self, stages: dict[str, list[dict]]) -> None:
-        points = {stage: [p for p in rows if "ms" in p] for stage, rows in stages.items()}
+        points = {stage: [_checked_point(p) for p in rows if "ms" in p] for stage, rows in stages.items()}
         for stage in (*wire.STAGES, wire.VOICE, PREFILL):
             if not points[stage]:
                 raise ValueError(f"it holds no time of {stage}")
@@ -114,3 +117,17 @@ class Profile:
             self._told.add(what)
             place = ", ".join(f"{value:.0f}" for value in at)
             print(f"{self.path}: {what} at ({place}) lies beyond what was measured: extrapolated", flush=True)
+
+
+def _checked_point(point: dict) -> dict:
+    _checked(point["ms"])
+    for name in _COORDINATES:
+        if not 0 <= point.get(name, 0) < math.inf:
+            raise ValueError(f"{name} is {point[name]}")
+    return point
+
+
+def _checked(number: float) -> float:
+    if not 0 < number < math.inf:
+        raise ValueError(f"{number} is no time and no size")
+    return number
