@@ -103,6 +103,7 @@ def test_what_never_was_a_carry_is_refused(data):
         {"tokens": np.zeros(3, np.float32)},
         {"say": np.array([[1]], np.int32)},
         {"state": np.array([b"x"])},
+        {"state": np.zeros(5, ">f4")},
         {"seed": -1},
         {"start_frame": wire.MAX_FRAMES + 1},
     ],

@@ -121,7 +121,7 @@ def _read(data: bytes) -> dict:
 def _value(name: str, array: np.ndarray):
     kind, shape = _TYPES[name]
     fits = array.ndim == len(shape) and all(want in (-1, size) for want, size in zip(shape, array.shape, strict=True))
-    if not np.issubdtype(array.dtype, kind) or not fits:
+    if not np.issubdtype(array.dtype, kind) or not array.dtype.isnative or not fits:
         raise ValueError(f"{name} is {array.dtype} {array.shape}")
     return array if shape else array.item()
 
