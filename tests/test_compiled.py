@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from harness.vibevoice.llm import LLMStage
 from harness.vibevoice.presets import COMPILED_HIDDEN_SIZE, Weights
 from harness.vibevoice.vocoder import VocoderStage
 
+ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {
     "tiny": {},
     "odd": {"num_filters": 3, "depths": [2, 1, 1, 1, 1, 1, 2], "head_layers": 3, "head_intermediate_size": 50},
@@ -41,6 +46,7 @@ def close(ours, plain, atol=2e-5):
 
 def test_the_vocoder_speaks_as_the_plain_one_and_keeps_the_same_state(both):
     stages = [VocoderStage(weights) for weights in both]
+    assert all(stages[1].compiled) and not any(stages[0].compiled)
     for batch in ([1], [1, 2, 3], list(range(1, 18))):  # sessions join others that have spoken
         for stage in stages:
             for session in batch:
@@ -76,6 +82,7 @@ def test_an_answer_outlives_the_next_call(both, count):
 @pytest.mark.parametrize("rows", [1, 3, 8, 13, 16])
 def test_the_diffusion_head_denoises_as_the_plain_one(both, rows):
     plain, compiled = (DiffusionStage(weights) for weights in both)
+    assert compiled.compiled and not plain.compiled
     condition = torch.randn(rows, 2, both[0].config.text_config.hidden_size)
     noise, guidance = torch.randn(rows, 64), 3 * torch.rand(rows, 1)
     steps = [(1, 2, 10)[i % 3] for i in range(rows)]
@@ -104,6 +111,37 @@ def test_the_backbone_steps_as_the_plain_one_with_contexts_of_every_length(both)
 def test_a_large_model_and_heads_that_fill_no_vector_stay_plain(tmp_path, sizes):
     (tmp_path / "own.json").write_text(json.dumps(sizes))
     assert LLMStage(Weights(str(tmp_path / "own.json"))).compiled is None
+
+
+DENOISE = """
+import torch
+from harness.vibevoice.diffusion import DiffusionStage
+from harness.vibevoice.presets import Weights
+stage = DiffusionStage(Weights("tiny"))
+print(bool(stage.compiled), stage.denoise(torch.zeros(1, 2, 64), torch.ones(1, 64), torch.ones(1, 1), [2]).sum().item())
+"""
+
+
+def denoised(**environment):
+    """What a process says in an environment: whether its network is compiled, and what comes out of it."""
+    command = [sys.executable, "-c", DENOISE]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    *said, last = done.stdout.splitlines()
+    compiled, total = last.split()
+    return " ".join(said), compiled == "True", float(total)
+
+
+def test_a_damaged_cache_is_done_without_and_where_nothing_compiles_the_network_stays_plain(tmp_path):
+    said, compiled, total = denoised(NUMBA_CACHE_DIR=str(tmp_path))
+    files = list(tmp_path.rglob("*.nbi"))
+    assert compiled and files and not said
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    said, compiled, again = denoised(NUMBA_CACHE_DIR=str(tmp_path))
+    assert compiled and again == total and f"compiled anew: delete {tmp_path}" in said
+    said, compiled, plain = denoised(NUMBA_DISABLE_JIT="1")
+    assert not compiled and plain == pytest.approx(total, rel=1e-4) and "stays plain" in said
 
 
 @settings(max_examples=60, deadline=None)

@@ -221,6 +221,12 @@ def test_a_convolution_state_goes_on_in_another_session(weights):
         ('{"num_attention_heads": 4, "num_key_value_heads": 3}', "multiple of KV heads"),
         ('{"depths": [1, 2]}', "7 numbers"),
         ('{"num_filters": "many"}', "whole number"),
+        ('{"num_attention_heads": 0}', "at least 1"),
+        ('{"num_hidden_layers": true}', "whole number"),
+        ('{"hidden_size": "64"}', "whole number"),
+        ('{"depths": 5}', "7 numbers"),
+        ('{"depths": [1, 1, 1, 1, 1, 1, -1]}', "whole number"),
+        ('{"base": []}', "use one of tiny"),
     ],
 )
 def test_sizes_of_ones_own_that_do_not_fit_are_refused(tmp_path, content, message):
@@ -239,6 +245,10 @@ def test_room_is_counted_before_a_session_is_accepted(weights):
     llm.close(1)
     assert llm.kv_bytes == 0
     llm.open(2, prompt_tokens=98, frames=900)
+    llm.close(2)
+    with pytest.raises(RequestError, match=r"say holds what is no token: \[7\]"):
+        llm.open(3, prompt_tokens=1, frames=1, say=[wire.TOKEN_SPEECH_FRAME, 7])
+    assert llm.kv_bytes == 0
 
 
 def test_sessions_whose_owner_died_give_their_room_back(weights):

@@ -90,6 +90,8 @@ class LLMStage:
         It says the tokens of ``say`` (wire.TOKEN_*) first, then frames if it is forced, else what the model says.
         Raises RequestError, beginning with wire.BUSY where there is no room now but might be later.
         """
+        if not self.special.keys() >= set(say):  # in the middle of a step it would strike the others of its batch
+            raise RequestError(f"{wire.SAY} holds what is no token: {sorted(set(say) - self.special.keys())}")
         with_rows = prompt_tokens + 1 + frames + len(say) + (0 if forced else SPARE_STEPS)
         with_prompt, without_prompt = self._room(with_rows, 1 + frames)
         without_prompt.fill(start_frame)

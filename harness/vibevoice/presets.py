@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Iterator
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
@@ -122,35 +123,38 @@ def _own_shape(path: Path) -> VibeVoiceConfig:
     unknown = [key for key in sizes if key not in _OWN_SHAPE] if isinstance(sizes, dict) else ["(not an object)"]
     if unknown:
         raise InputError(f"preset {path} holds {', '.join(unknown)}: known are {', '.join(_OWN_SHAPE)}")
-    base = PRESETS.get(sizes.get("base", "tiny"))
-    if base is None:
-        raise InputError(f"preset {path} has base {sizes['base']!r}: use one of {', '.join(PRESETS)}")
-    return _resized(base(), sizes, path)
+    base = sizes.get("base", "tiny")
+    if base not in list(PRESETS):  # the file may hold what cannot be hashed
+        raise InputError(f"preset {path} has base {base!r}: use one of {', '.join(PRESETS)}")
+    return _resized(PRESETS[base](), sizes, path)
 
 
 def _resized(base: VibeVoiceConfig, sizes: dict, path: Path) -> VibeVoiceConfig:
     text = {key: sizes.get(key, getattr(base.text_config, key)) for key in _TEXT_SIZES}
-    text["tie_word_embeddings"] = base.text_config.tie_word_embeddings
     head = base.diffusion_head_config
     head_sizes = {
         "num_hidden_layers": sizes.get("head_layers", head.num_hidden_layers),
         "intermediate_size": sizes.get("head_intermediate_size", head.intermediate_size),
     }
-    depths = tuple(sizes.get("depths", base.audio_config.depths))
+    depths = sizes.get("depths", base.audio_config.depths)
     filters = sizes.get("num_filters", base.audio_config.num_filters)
-    whole = [*text.values(), *head_sizes.values(), *depths, filters]
-    fits = (
-        (all(isinstance(size, int) and size >= 0 for size in whole), "every size is a whole number"),
-        (len(depths) == len(base.audio_config.depths), f"depths has {len(base.audio_config.depths)} numbers"),
-        (text["hidden_size"] % (2 * text["num_attention_heads"]) == 0, "hidden_size is heads times an even number"),
-        (text["num_attention_heads"] % text["num_key_value_heads"] == 0, "heads are a multiple of KV heads"),
-        (text["vocab_size"] >= base.text_config.vocab_size, f"vocab_size is at least {base.text_config.vocab_size}"),
-    )
-    for fine, rule in fits:
-        if not fine:
+    for fits, rule in _rules(base, text, [*head_sizes.values(), filters], depths):
+        if not fits:
             raise InputError(f"preset {path} has sizes that do not fit: {rule}")
+    text["tie_word_embeddings"] = base.text_config.tie_word_embeddings
     tokens = {name: getattr(base, name) for name in _TOKENS}
-    return _config(text, head_sizes, filters, depths, tokens)
+    return _config(text, head_sizes, filters, tuple(depths), tokens)
+
+
+def _rules(base: VibeVoiceConfig, text: dict, others: list, depths) -> Iterator[tuple[bool, str]]:
+    """Whether sizes fit, rule by rule; a rule may rely on those before it."""
+    counts = len(base.audio_config.depths)
+    yield isinstance(depths, list) and len(depths) == counts, f"depths has {counts} numbers"
+    whole = all(type(size) is int for size in (*text.values(), *others, *depths))
+    yield whole and min(*text.values(), *others, 1 + min(depths)) >= 1, "every size is a whole number of at least 1"
+    yield text["hidden_size"] % (2 * text["num_attention_heads"]) == 0, "hidden_size is heads times an even number"
+    yield text["num_attention_heads"] % text["num_key_value_heads"] == 0, "heads are a multiple of KV heads"
+    yield text["vocab_size"] >= base.text_config.vocab_size, f"vocab_size is at least {base.text_config.vocab_size}"
 
 
 class Weights:
@@ -175,7 +179,7 @@ class Weights:
         """A plain network as ``harness.vibevoice.compiled`` has it ("towers.Tower"), None where that is not taken.
 
         It is on a CPU, for models that stay in its cache: those of a larger one wait for memory or for torch's large
-        products, which are as fast, and its weights would lie in memory twice.
+        products, which are as fast, and its weights would lie in memory twice. Nor where nothing can be compiled.
         """
         text = self.config.text_config
         small = text.hidden_size <= COMPILED_HIDDEN_SIZE
@@ -183,7 +187,11 @@ class Weights:
         if self.plain or self.device.type != "cpu" or not (small and whole):
             return None
         module, _, name = network.partition(".")
-        return getattr(import_module(f"harness.vibevoice.compiled.{module}"), name)(plain)
+        try:
+            return getattr(import_module(f"harness.vibevoice.compiled.{module}"), name)(plain)
+        except Exception as error:  # numba or its LLVM does not go with this machine or its packages
+            print(f"{network} stays plain, and slower, for it cannot be compiled: {error!r}", flush=True)
+            return None
 
     def backbone(self) -> nn.Module:
         return self._ready(lambda: _automatic(deepcopy(self.config.text_config)), "model.language_model.")

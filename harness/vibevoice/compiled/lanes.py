@@ -27,10 +27,25 @@ def kept(function):
     To tell whether that is stale, numba looks at the file of this function and at the types of its arguments: so the
     first one is ``SOURCES``, whose type has the hash of all files of this folder in it.
     """
+    anew = njit(**_OPTIONS)(function)
     try:
-        return njit(cache=True, **_OPTIONS)(function)
+        chosen = njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # there is none
-        return njit(**_OPTIONS)(function)
+        return anew
+
+    def call(*args):
+        nonlocal chosen
+        try:
+            return chosen(*args)
+        except Exception as error:  # of the folder, not of the function, which raises none: full, or damaged files
+            if chosen is anew:
+                raise
+            folder = chosen.stats.cache_path
+            print(f"{function.__name__} is compiled anew: delete {folder}, which cannot be used: {error!r}", flush=True)
+            chosen = anew
+            return chosen(*args)
+
+    return call
 
 
 def _sources() -> np.ndarray:
