@@ -58,9 +58,10 @@ def test_a_prompt_has_a_place_for_every_frame_of_every_voice(prompts):
         (b"Hi", [1], {wire.SEED: -1}, RequestError, "seed"),
         (b"Hi", [1], {wire.DIFFUSION_STEPS: 0}, RequestError, "1 to 100"),
         (b"Hi", [1], {wire.DIFFUSION_STEPS: 101}, RequestError, "1 to 100"),
-        (b"Hi", [1], {wire.SAY: [0, 4, -1]}, RequestError, "say holds 4, -1"),
+        (b"Hi", [1], {wire.SAY: [0, 4, -1]}, RequestError, "say holds -1, 4: use"),
         (b"Hi", [1], {wire.SAY: [0] * 65_536}, RequestError, "65536"),
         (b"word " * 70_000, [1], {wire.FRAMES: 10}, RequestError, "65536"),
+        (b"word " * 700_000, [1], {wire.FRAMES: 10}, ScriptError, "3500000 bytes.*65536 tokens"),
     ],
 )
 def test_what_cannot_be_spoken_is_refused_with_its_reason(prompts, text, speakers, options, error, message):
@@ -139,6 +140,9 @@ def test_sessions_that_nobody_steps_are_dropped():
     assert len(sessions) == 2 and sessions.get(1) == "one"
     with pytest.raises(RequestError, match="a stage has no session 2"):
         sessions.get(2)
+    with pytest.raises(RequestError, match="no session 'four': number it"):
+        sessions.open("four", "four")  # Triton has ids of both kinds
+    sessions.open(5, "five")
 
 
 @pytest.mark.parametrize("loudness, sharp", [(0.9, 1), (0.001, 1), (0.3, 4000), (0.0, 1)])

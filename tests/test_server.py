@@ -9,15 +9,17 @@ import sys
 import time
 from pathlib import Path
 
+import grpc
 import numpy as np
 import psutil
 import pytest
 import torch
 from conftest import make_request, still_running
 from test_vibevoice import Speaker
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from harness import wire
-from harness.client import SpeechClient
+from harness.client import SpeechClient, infer_message
 from harness.errors import ServerError
 from harness.records import Outcome
 from harness.triton.config import Deployment
@@ -115,20 +117,47 @@ def test_a_bad_request_gets_one_clear_error_while_others_are_served(speak, reque
     assert good.outcome is Outcome.DONE
 
 
+def answer_to(url, message):
+    """The first answer to a message that our client, which knows better, would not send."""
+    with grpc.insecure_channel(url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        return next(stub.ModelStreamInfer(iter([message]), timeout=30)).error_message
+
+
 def test_bytes_that_are_not_utf8_are_refused_by_the_server(triton):
-    from tritonclient.grpc import service_pb2, service_pb2_grpc  # past our client, which sends str only
-
-    from harness.client import infer_message
-
     message = infer_message(make_request(script="abcd"))
     message.raw_input_contents[0] = b"\x04\x00\x00\x00\xff\xfe\xfa\xfb"
-    import grpc
+    assert "UTF-8" in answer_to(triton.url, message)
 
-    with grpc.insecure_channel(triton.url) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        answers = list(stub.ModelStreamInfer(iter([message]), timeout=30))
-    assert isinstance(answers[0], service_pb2.ModelStreamInferResponse)
-    assert "UTF-8" in answers[0].error_message
+
+@pytest.mark.parametrize("place, name", [(0, wire.TEXT_INPUT), (1, wire.SPEAKER_IDS)])
+def test_an_input_that_is_left_out_is_named(triton, place, name):
+    message = infer_message(make_request())
+    del message.inputs[place], message.raw_input_contents[place]
+    assert f"the request has no {name}" in answer_to(triton.url, message)
+
+
+def test_what_others_call_the_stages_with_strikes_nobody_else(triton, speak):
+    """A stage can be called past the entry: with an id in letters, with steps that no schedule has, with many rows."""
+    start = service_pb2.ModelInferRequest(model_name=wire.LLM)
+    start.parameters["sequence_id"].string_param = "letters"
+    start.parameters["sequence_start"].bool_param = True
+    add_input(start, wire.SESSION, "INT32", np.array([[5, 3, 0, 1]], np.int32))
+    assert "no session 'letters'" in answer_to(triton.url, start)
+    for rows, steps, words in ((1, 0, "outside 1 to 100"), (1, 5_000, "outside 1 to 100"), (3, 10, "several rows")):
+        noise = service_pb2.ModelInferRequest(model_name=wire.DIFFUSION)
+        add_input(noise, wire.CONDITION, "FP32", np.zeros((rows, 2, 64), np.float32))
+        add_input(noise, wire.NOISE, "FP32", np.zeros((rows, 64), np.float32))
+        add_input(noise, wire.GUIDANCE, "FP32", np.ones((rows, 1), np.float32))
+        add_input(noise, wire.STEPS, "INT32", np.full((rows, 1), steps, np.int32))
+        assert words in answer_to(triton.url, noise)
+    (result,) = speak(make_request())
+    assert (result.outcome, result.error) == (Outcome.DONE, "")
+
+
+def add_input(message, name, datatype, array):
+    message.inputs.add(name=name, datatype=datatype, shape=array.shape)
+    message.raw_input_contents.append(array.tobytes())
 
 
 def test_a_client_that_leaves_stops_its_session(triton):
@@ -289,9 +318,6 @@ def test_the_repository_loads_by_itself_with_the_flags_of_the_readme(tmp_path):
     ports = [f"--http-port={http}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
     loopback = [f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")]
     command = [str(found.server), *flags, f"--backend-directory={tmp_path}", *loopback, *ports]
-    import grpc
-    from tritonclient.grpc import service_pb2_grpc
-
     server = subprocess.Popen(command, env=server_environment(found), stderr=subprocess.DEVNULL, cwd=ROOT)
     try:
         with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:

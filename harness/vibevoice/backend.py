@@ -16,7 +16,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from harness import wire
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RequestError
 from harness.vibevoice import emulation, mending
 
 START = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
@@ -94,7 +94,10 @@ def optional(request, name: str) -> np.ndarray | None:
 
 def rows(requests: list, name: str):
     """One input of many single-row requests as one batch, as ``tensor`` makes it: [N, …]."""
-    return tensor(np.concatenate([pb.get_input_tensor_by_name(r, name).as_numpy() for r in requests]))
+    arrays = [pb.get_input_tensor_by_name(r, name).as_numpy() for r in requests]
+    if any(len(array) != 1 for array in arrays):  # the answers to the others would go astray
+        raise RequestError(f"{name} has several rows: ask for one at a time, the server makes the batches")
+    return tensor(np.concatenate(arrays))
 
 
 def response(**tensors):
@@ -127,3 +130,13 @@ def answer_each(requests: list, answer: Callable) -> list:
         except Exception as error:
             responses.append(failure(error))
     return responses
+
+
+def answer_together(requests: list, answer_batch: Callable) -> list:
+    """All requests in one batch; if that fails, each alone, so that a broken one fails by itself."""
+    if not requests:
+        return []
+    try:
+        return answer_batch(requests)
+    except Exception:
+        return answer_each(requests, lambda request: answer_batch([request])[0])

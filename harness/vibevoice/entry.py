@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from harness import wire
+from harness.errors import RequestError
 from harness.vibevoice import backend, calls, mending
 from harness.vibevoice.admission import Line
 from harness.vibevoice.carry import Past, model_mark, script_mark
@@ -105,8 +106,8 @@ class Entry:
             options[wire.SAY] = say.flatten().tolist()
         if carry is not None and carry.size:
             options[wire.CARRY] = await asyncio.to_thread(Past.decode, carry.tobytes())
-        text = backend.optional(request, wire.TEXT_INPUT).flat[0]
-        speaker_ids = backend.optional(request, wire.SPEAKER_IDS).flatten().tolist()
+        text = _required(request, wire.TEXT_INPUT).flat[0]
+        speaker_ids = _required(request, wire.SPEAKER_IDS).flatten().tolist()
         # In a thread: an hour's script takes 20 ms, and others are speaking.
         checked = await asyncio.to_thread(self.prompts.request, text, speaker_ids, options)
         if checked.past:
@@ -147,3 +148,11 @@ class Entry:
     async def _encode(self, samples: np.ndarray) -> np.ndarray:
         outputs = await calls.call(wire.VOICE, {wire.WAVEFORM: samples[None]}, [wire.VOICE_FRAMES])
         return outputs[0].reshape(-1, wire.LATENT_SIZE)
+
+
+def _required(request, name: str) -> np.ndarray:
+    """An input that Triton (2.51) does not miss where a request leaves it out."""
+    found = backend.optional(request, name)
+    if found is None:
+        raise RequestError(f"the request has no {name}: a script to speak and a voice for each speaker are needed")
+    return found

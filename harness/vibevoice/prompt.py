@@ -15,6 +15,7 @@ _SYSTEM = (
     " Transform the text provided by various speakers into speech output, "
     "utilizing the distinct voice of each respective speaker.\n"
 )
+MOST_BYTES_PER_TOKEN = 16  # of text, which has about 5: what is longer is not worth the time that cutting it would take
 FRAMES_PER_TEXT_TOKEN = 1.875  # how long a text speaks, where the request does not say
 LONGEST_END_FRAMES, LONGEST_END = 64, 4  # one that ends by itself has room for so much more, and so often its length
 
@@ -75,6 +76,7 @@ class PromptBuilder:
 
         Raises ScriptError or RequestError, worded for the client.
         """
+        self._check_length(text)
         turns = parse_script(validate_utf8(text))
         until_end = bool(options.get(wire.UNTIL_END, self.ends_by_itself and wire.FRAMES not in options))
         past = options.get(wire.CARRY)
@@ -145,6 +147,14 @@ class PromptBuilder:
                     f"use one of {', '.join(map(str, known))} (0 = no voice sample)"
                 )
 
+    def _check_length(self, text: bytes) -> None:
+        most = MOST_BYTES_PER_TOKEN * self.context
+        if len(text) > most:
+            raise ScriptError(
+                f"the script has {len(text)} bytes, and no text of more than {most} fits the model's context of "
+                f"{self.context} tokens: cut it into parts"
+            )
+
     def _check(self, request: SpeechRequest) -> None:
         last = request.frames_behind + request.frames
         checks = (
@@ -168,8 +178,8 @@ class PromptBuilder:
             ),
             (
                 all(token in TOKENS for token in request.say),
-                f"{wire.SAY} holds {', '.join(str(t) for t in request.say if t not in TOKENS)}: use 0 (speech frame), "
-                "1 (speech begin), 2 (speech end) and 3 (end of text)",
+                f"{wire.SAY} holds {', '.join(map(str, sorted(set(request.say) - set(TOKENS))[:5]))}: "
+                "use 0 (speech frame), 1 (speech begin), 2 (speech end) and 3 (end of text)",
             ),
         )
         for fine, message in checks:

@@ -33,6 +33,9 @@ class Sessions(Generic[State]):
         return len(self._states)
 
     def open(self, session_id: int, state: State) -> None:
+        """Keep a session. Raises RequestError for an id that is no number: it would not say who owns it."""
+        if not isinstance(session_id, int):
+            raise RequestError(f"{self._stage} has no session {session_id!r}: number it")
         self.drop_idle()
         self._states[session_id] = state
         self._used_at[session_id] = self._clock()

@@ -18,7 +18,7 @@ class TritonPythonModel:
         managing = {i for i, request in enumerate(requests) if request.flags() & (backend.START | backend.END)}
         steps = [request for i, request in enumerate(requests) if i not in managing]
         managed = iter(backend.answer_each([requests[i] for i in sorted(managing)], self._manage))
-        stepped = iter(self._step_all(steps))
+        stepped = iter(backend.answer_together(steps, self._step))
         return [next(managed if i in managing else stepped) for i in range(len(requests))]
 
     def _manage(self, request):
@@ -28,14 +28,6 @@ class TritonPythonModel:
             self.stage.open(session_id, None if state is None else backend.tensor(state[0]))
             return backend.response(**self.nothing)
         return backend.response(**self.nothing, **{wire.STATE: self.stage.close(session_id)[None]})
-
-    def _step_all(self, requests):
-        if not requests:
-            return []
-        try:
-            return self._step(requests)
-        except Exception:
-            return backend.answer_each(requests, lambda request: self._step([request])[0])
 
     def _step(self, requests):
         tokens = backend.rows(requests, wire.TOKEN)[:, 0]

@@ -24,7 +24,7 @@ class TritonPythonModel:
         stepping = set(steps)
         others = [i for i in range(len(requests)) if i not in stepping]
         responses = dict(zip(others, backend.answer_each([requests[i] for i in others], self._manage), strict=True))
-        responses |= dict(zip(steps, self._step([requests[i] for i in steps]), strict=True))
+        responses |= dict(zip(steps, backend.answer_together([requests[i] for i in steps], self._step), strict=True))
         return [responses[i] for i in range(len(requests))]
 
     def _is_step(self, request) -> bool:
@@ -57,15 +57,6 @@ class TritonPythonModel:
             raise at_instance(error, *self.place) from None
 
     def _step(self, requests):
-        """All frames in one batch; if that fails, each alone, so that one broken session fails by itself."""
-        if not requests:
-            return []
-        try:
-            return self._step_batch(requests)
-        except Exception:
-            return backend.answer_each(requests, lambda request: self._step_batch([request])[0])
-
-    def _step_batch(self, requests):
         latent, semantic = backend.rows(requests, wire.LATENT), backend.rows(requests, wire.SEMANTIC)
         condition, token = self.stage.step([r.correlation_id() for r in requests], latent, semantic)
         return backend.responses(**{wire.CONDITION: condition, wire.TOKEN: token[:, None]})
