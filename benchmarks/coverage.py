@@ -83,7 +83,7 @@ def repeat(seed: int) -> Repetition | None:
     fitted = Pools(device, traffic, limits, CAP)
     draws, steady = steady_draws(device, limits, rng), steady_limit(device, limits)[0]
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    low, high = np.quantile(fitted.devices_for(qps, draws / steady), tails, method="inverted_cdf")
+    low, high = np.quantile(fitted.drawn_devices(qps, draws / steady, rng), tails, method="inverted_cdf")
     planned = fitted.fewest(qps).devices
     true_rate = steady_limit(pools.device, pools.limits)[0]
     interval = min(low, planned), max(high, planned)

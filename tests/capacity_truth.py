@@ -98,9 +98,8 @@ def ladder(
 def _one_user(truth: Truth, name: str, step_s: float, start_s: float, end_s: float, rng) -> list[Result]:
     results, now_s = [], start_s
     while now_s < end_s:
-        draw = MIX.sample(rng)
-        phase = int(rng.integers(draw.frames)) if now_s == start_s else 0  # in steady state from the start
-        frames = draw.frames - phase
+        draw = MIX.sample_in_progress(rng) if now_s == start_s else MIX.sample(rng)  # in steady state from the start
+        frames = draw.frames - draw.phase
         gaps_s = step_s * rng.lognormal(-(truth.jitter**2) / 2, truth.jitter, frames)
         first_s = now_s + step_s * truth.prefill * rng.lognormal(0, 0.2)
         times_s = first_s + np.cumsum(gaps_s)

@@ -34,7 +34,7 @@ from harness.slo import Promise
 
 @pytest.fixture(scope="module")
 def measured():
-    return ladder(TRUTH, np.random.default_rng(10), LADDER)
+    return ladder(TRUTH, np.random.default_rng(10), LADDER, seconds=15)
 
 
 @pytest.fixture(scope="module")

@@ -314,6 +314,14 @@ def test_counts_of_any_size_carry_their_rate_and_one_fewer_does_not(pools, qps, 
     assert np.isinf(pools.devices_for(qps, np.array([0.0, 1.0]))[0])
 
 
+@pytest.mark.parametrize("cap, noisy", [(0.85, False), (1.0, True)])
+def test_only_a_rate_that_a_promise_binds_has_the_noise_of_simulation(pools, cap, noisy):
+    pools = Pools(pools.device, pools.traffic, pools.limits, cap)
+    counts = pools.drawn_devices(60 * pools.rate(1)[0], np.ones(200), np.random.default_rng(3))
+    assert (pools.binding(64) != f"utilisation {cap:g}") == noisy
+    assert (len(set(counts)) > 1) == noisy
+
+
 def test_growth_beyond_all_counting_is_bounded(pools):
     target = {"qps": 20.0, "devices": 11, "devices_n_plus_1": 12}
     (row,) = forecast(pools, [target], 10.0, None)["targets"]

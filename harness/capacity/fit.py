@@ -15,7 +15,7 @@ from harness.capacity.device import Device
 from harness.capacity.memory import KvRoom
 from harness.capacity.observations import fit_first_audio, fit_rtf, fit_stalls, observe
 from harness.capacity.scaling import fit_scaling
-from harness.capacity.search import Limits, Traffic, highest_rate, steady_draws, steady_limit
+from harness.capacity.search import Limits, Traffic, highest_rate, simulation_noise, steady_draws, steady_limit
 from harness.capacity.service import BatchTimes, fit_service_time
 from harness.capacity.steps import Rungs, StepFit, band, fit_step_time
 from harness.errors import InconclusiveError
@@ -178,6 +178,7 @@ def _fit_rate(
     if steady <= 0:
         return {"max_rate_per_s": 0.0, "max_rate_interval": [0.0, 0.0], "binding": binding, "inconclusive": ""}
     rate, binding = highest_rate(device, traffic, limits)
+    draws = draws * simulation_noise(len(draws), rng)
     interval = (rate * np.quantile(draws / steady, tails)).tolist()
     return {"max_rate_per_s": rate, "max_rate_interval": interval, "binding": binding, "inconclusive": ""}
 

@@ -79,7 +79,8 @@ def make_plan(
     targets = []
     for qps in targets_qps:
         progress(f"planning {qps:g} requests a second")
-        targets.append(_target(pools, qps, shares, terms.confidence, confirmed.highest_rate_per_s))
+        counts = pools.drawn_devices(qps, shares, rng)
+        targets.append(_target(pools, qps, counts, terms.confidence, confirmed.highest_rate_per_s))
     doubts = [*confirmed.doubts, *_doubts_about(targets, chosen["step_time"]["max_sessions"])]
     plan |= {"validation": confirmed.rows, "open_runs": confirmed.runs, "targets": targets, "drain": _drain(pools, rng)}
     progress("planning what changes would do")
@@ -145,8 +146,8 @@ def pools_of(fit: dict, chosen: dict, mix, promises: Sequence, utilisation_cap: 
 _TOO_NEAR = "One session alone is so near to breaking a promise that no number of devices is sure to keep it."
 
 
-def _target(pools: Pools, qps: float, shares: np.ndarray, confidence: float, confirmed_rate: float) -> dict:
-    """Devices for a target rate, their interval by the bootstrap of the rate per device, and what it rests on.
+def _target(pools: Pools, qps: float, counts: np.ndarray, confidence: float, confirmed_rate: float) -> dict:
+    """Devices for a target rate, their interval by the drawn ``counts`` [d], and what it rests on.
 
     ``confirmed_rate``: the highest rate per second that an open-loop run on one device has confirmed.
     """
@@ -154,7 +155,6 @@ def _target(pools: Pools, qps: float, shares: np.ndarray, confidence: float, con
     if load is None:
         return _no_target(qps) | {"binding": pools.binding(1), "note": _TOO_NEAR}
     devices = load.devices
-    counts = pools.devices_for(qps, shares)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(counts, tails, method="inverted_cdf")
     carried = float(pools.rates(np.array([devices]), qps)[0])

@@ -16,6 +16,7 @@ from harness.capacity.search import (
     Traffic,
     highest_rate,
     judge_load,
+    simulation_noise,
     steady_limit,
 )
 from harness.capacity.simulation import simulate
@@ -56,7 +57,7 @@ class Pools:
         """Highest rate of a simulated pool size (at most 64), and what binds."""
         if devices not in self._known:
             cap = self.utilisation_cap * devices * self.steady_rate()
-            capped = cap, f"utilisation {self.utilisation_cap:g}"
+            capped = cap, self._cap_name
             kept = judge_load(self.device, self.traffic_for(devices), self.limits, cap, devices).kept if cap else False
             self._known[devices] = capped if kept else self._search(devices, cap)
         return self._known[devices]
@@ -90,6 +91,17 @@ class Pools:
         found = np.searchsorted(rates, needed)
         return np.where(shares < lowest, np.inf, np.where(found < len(devices), found + 1.0, beyond))
 
+    def drawn_devices(self, qps: float, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """``devices_for`` drawn ``shares`` [n]: the bootstrap of a count.
+
+        Where a promise binds, its rate was found by simulation, and the noise of that is drawn too; a rate at the cap
+        on utilisation is computed.
+        """
+        typical = self.devices_for(qps, np.ones(1))[0]
+        if self.binding(typical) == self._cap_name:
+            return self.devices_for(qps, shares)
+        return self.devices_for(qps, shares * simulation_noise(len(shares), rng))
+
     def fewest(self, qps: float) -> Load | None:
         """The smallest pool that keeps every limit at ``qps``, as simulated; None where none does."""
         expected = int(self.devices_for(qps, np.ones(1))[0])
@@ -114,7 +126,11 @@ class Pools:
             self._parts[sessions] = self.traffic.part(sessions)
         return self._parts[sessions]
 
-    def binding(self, devices: int) -> str:
+    @property
+    def _cap_name(self) -> str:
+        return f"utilisation {self.utilisation_cap:g}"
+
+    def binding(self, devices: float) -> str:
         return self._known[max(size for size in self._known if size <= devices)][1]
 
 

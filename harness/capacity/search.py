@@ -265,14 +265,18 @@ def steady_draws(device: Device, limits: Limits, rng: np.random.Generator) -> np
 
     The share by which randomness of traffic pushes the rate below the steady limit hardly changes between alternatives,
     so a rate moves in proportion to it. Besides the step time, the scatter at a promised quantile q of n requests is
-    drawn anew: the rank of that quantile is Beta((n+1)q, (n+1)(1-q)). A last factor is that of the simulation.
+    drawn anew: the rank of that quantile is Beta((n+1)q, (n+1)(1-q)).
     """
     limits_of_draws = []
     for alternative in device.alternatives():
         ranks = [_rank(device, promise, rng) for promise in limits.promises]
-        noise = math.exp(SIMULATION_NOISE * rng.standard_normal())
-        limits_of_draws.append(steady_limit(alternative, limits, ranks)[0] * noise)
+        limits_of_draws.append(steady_limit(alternative, limits, ranks)[0])
     return np.array(limits_of_draws)
+
+
+def simulation_noise(draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Factors [draws] by which a rate that was found by simulation differs from that of another draw of the traffic."""
+    return np.exp(SIMULATION_NOISE * rng.standard_normal(draws))
 
 
 def highest_rate(
