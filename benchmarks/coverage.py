@@ -2,7 +2,7 @@
 
 A device of known physics shows a ladder, with noise on every rung and scatter of every request; the fit and the plan
 see only that, and give the devices for a rate, with their interval. Truth is what a plan gives that knows the physics.
-The rate of each repetition is drawn anew, of 10 to 200 devices (evenly in its logarithm).
+The rate of each repetition is drawn anew, of 10 to 1,000 devices (evenly in its logarithm).
 
 A count is a whole number, and both ends of its interval are rounded up as counts are: an interval of counts holds the
 true count whenever the interval of the rate per device holds the true rate, and sometimes where it just does not. So a
@@ -12,6 +12,7 @@ count is held a little more often than 95%, the more so the fewer devices there 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import multiprocessing
 import os
@@ -34,7 +35,8 @@ from harness.errors import InconclusiveError
 
 ALLOWED = 0.93, 0.97
 CAP, CONFIDENCE = 0.85, 0.95
-DEVICES = 10, 200  # true counts are drawn between
+DEVICES = 10, 1000  # true counts are drawn between
+BANDS = 0, 30, 100, 300, 1001
 _TRUTH_SEED = 5
 _PROCESSES = 2
 
@@ -99,12 +101,12 @@ def coverage(held: Sequence[bool]) -> tuple[float, float, float]:
 def show(done: Sequence[Repetition]):
     columns = "of", "repetitions", "held", "95% interval", "below", "above"
     table = common.table("How often a 95% interval held the truth", *columns)
-    edges = np.quantile([each.devices for each in done], [0, 1 / 3, 2 / 3, 1])
     parts = {"the rate of one device": None, "the count, all": (0, math.inf)}
-    for low, high in zip(edges, edges[1:], strict=False):
-        parts[f"counts of {low:.0f} to {high:.0f}"] = (low, high)
+    parts |= {f"counts of {low} to {high}": (low, high) for low, high in itertools.pairwise(BANDS)}
     for name, between in parts.items():
-        own = done if between is None else [each for each in done if between[0] <= each.devices <= between[1]]
+        own = done if between is None else [each for each in done if between[0] < each.devices <= between[1]]
+        if not own:
+            continue
         held = [each.rate_held if between is None else each.held for each in own]
         under = [each.rate_high < each.true_rate if between is None else each.high < each.devices for each in own]
         share, low, high = coverage(held)
