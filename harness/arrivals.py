@@ -8,9 +8,9 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from harness.errors import InputError
 
 MAX_RATE_PER_S = 100_000
 MIN_RATE_PER_S = 1e-9  # one in 30 years; the times of a far lower one lose what was before it in rounding
+TIMESTAMP = "timestamp"  # the name of a trace's column, in any case
 _BLOCK = 1024
 _NEEDS = {
     "constant": {"rate"},
@@ -51,9 +52,9 @@ class Trace:
 
     @classmethod
     def read(cls, path: Path | str) -> Trace:
-        """A CSV file's column ``TIMESTAMP`` (any case; dates and times, or seconds), or else its first column.
+        """A CSV file's column ``TIMESTAMP`` (any case; dates and times, or seconds); without a header its first column.
 
-        Raises InputError naming the row.
+        Rows may come in any order. Raises InputError naming the line.
         """
         path = Path(path)
         try:
@@ -343,41 +344,60 @@ def _work_by(plan: Sequence[Stage], seconds: float) -> float:
 
 
 def _read_times(path: Path, text: str) -> np.ndarray:
+    reader = csv.reader(io.StringIO(text))
     try:
-        rows = [row for row in csv.reader(io.StringIO(text)) if row]
+        rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise InputError(f"{path}: is no CSV file ({error})") from None
-    names = [name.strip().lower() for name in rows[0]] if rows else []
-    column = names.index("timestamp") if "timestamp" in names else 0
-    has_header = bool(rows) and _seconds_of(rows[0][column]) is None
-    return _times_of(path, rows[has_header:], column, first_line=1 + has_header)
+    column, has_header = _column_of(path, rows[0][1]) if rows else (0, False)
+    return _times_of(path, rows[has_header:], column)
 
 
-def _times_of(path: Path, rows: Iterable[list[str]], column: int, first_line: int) -> np.ndarray:
-    times = []
-    for number, row in enumerate(rows, start=first_line):
-        seconds = _seconds_of(row[column]) if column < len(row) else None
-        if seconds is None:
-            raise InputError(f"{path}: row {number} has no time in column {column + 1}: {','.join(row)[:60]!r}")
+def _column_of(path: Path, first: list[str]) -> tuple[int, bool]:
+    """Where the times stand, and whether the first row is a header."""
+    names = [name.strip().lower() for name in first]
+    if TIMESTAMP in names:
+        return names.index(TIMESTAMP), True
+    is_header = all(_seconds_of(text) is None for text in first)
+    if is_header and len(first) > 1:
+        raise InputError(f"{path}: none of its columns is named TIMESTAMP: {','.join(first)[:60]}")
+    return 0, is_header
+
+
+def _times_of(path: Path, rows: Sequence[tuple[int, list[str]]], column: int) -> np.ndarray:
+    times, are_numbers = [], set()
+    for line, row in rows:
+        text = row[column] if column < len(row) else ""
+        if (seconds := _seconds_of(text)) is None:
+            raise InputError(f"{path}: line {line} has no time in column {column + 1}: {','.join(row)[:60]!r}")
         times.append(seconds)
+        are_numbers.add(_number_of(text) is not None)
     if not times:
         raise InputError(f"{path}: holds no arrivals; give a CSV file with a TIMESTAMP column, or one of seconds")
+    if len(are_numbers) > 1:
+        raise InputError(f"{path}: column {column + 1} holds dates and numbers of seconds: give times of one kind")
     return np.array(times)
+
+
+def _number_of(text: str) -> float | None:
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def _seconds_of(text: str) -> float | None:
     """Seconds as a number, or of an ISO date and time (fractions of any length), else None."""
-    try:
-        seconds = float(text)
-        return seconds if math.isfinite(seconds) else None
-    except ValueError:
-        pass
+    if (seconds := _number_of(text)) is not None:
+        return seconds
     whole, _, rest = text.strip().partition(".")
     digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
     try:
         moment = datetime.fromisoformat(whole + rest[len(digits) :])
     except ValueError:
         return None
-    # Taken from a fixed day, not from 1970 in local time: a change to summer time is not a gap in traffic.
-    start = datetime(2000, 1, 1, tzinfo=moment.tzinfo)
+    # Taken from a fixed day, not from 1970 in local time: a change to summer time is not a gap in traffic. Times that
+    # name their offset from UTC count by it.
+    start = datetime(2000, 1, 1, tzinfo=UTC if moment.tzinfo else None)
     return (moment - start).total_seconds() + float(f"0.{digits or 0}")

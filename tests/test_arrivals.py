@@ -61,17 +61,24 @@ def test_a_trace_of_dates_of_seconds_or_without_a_header(tmp_path):
     assert list(arrivals.trace(path, rate_per_s=4)) == [0, 0.2, 0.5]
 
 
+def test_a_trace_that_names_offsets_has_no_gap_where_summer_time_ends(tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text("2023-10-29T02:59:58.5+02:00\n2023-10-29T02:00:00+01:00\n2023-10-29T01:00:01Z\n")
+    assert list(arrivals.trace(path)) == pytest.approx([0, 1.5, 2.5])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", "holds no arrivals"),
         ("TIMESTAMP\n", "holds no arrivals"),
-        ("TIMESTAMP,x\n2024-01-01,1\nsoon,2\n", "row 3 has no time in column 1: 'soon,2'"),
-        ("1\nnan\n", "row 2"),
-        ("a,b\n", "holds no arrivals"),
+        ("TIMESTAMP,x\n2024-01-01,1\nsoon,2\n", "line 3 has no time in column 1: 'soon,2'"),
+        ("1\n\nnan\n", "line 3"),
+        ("tokens,arrived_at\n374,1.5\n", "none of its columns is named TIMESTAMP: tokens,arrived_at"),
+        ("1700000000\n2023-11-16 18:15:46\n", "column 1 holds dates and numbers of seconds"),
     ],
 )
-def test_a_trace_without_times_is_refused_by_row(content, message, tmp_path):
+def test_a_trace_without_times_is_refused_by_line(content, message, tmp_path):
     path = tmp_path / "trace.csv"
     path.write_text(content)
     with pytest.raises(InputError, match=message):
