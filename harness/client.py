@@ -318,12 +318,12 @@ def _without_its_process(message: str) -> str:
 class SpeechClient:
     """The connections to a service, a URL or a Target, shared by all streams. An async context manager.
 
-    ``first`` is the number of the replica that its order begins with (see ``Replicas``).
+    ``first`` is the number of the replica that its order begins with, ``of`` so many processes (see ``Replicas``).
     """
 
-    def __init__(self, target: Target | str, first: int = 0):
+    def __init__(self, target: Target | str, first: int = 0, of: int = 1):
         self.target = Target.of(target)
-        self.replicas = Replicas(self.target, first)
+        self.replicas = Replicas(self.target, first, of)
 
     async def __aenter__(self) -> SpeechClient:
         await self.replicas.__aenter__()

@@ -186,9 +186,10 @@ class Ledger:
 
     def replicas(self) -> list[dict[str, str | int]]:
         """What each server got, and how the connections to it fared."""
-        sent, fared = Counter(result.target for result in self.results), vars(self.fared)
+        sent = Counter(result.target for result in self.results)
+        counts = {name: getattr(self.fared, name) for name in ("reconnects", "passed_over", "forgotten")}
         return [
-            {"address": each, "requests": sent[each], **{name: counts[each] for name, counts in fared.items()}}
+            {"address": each, "requests": sent[each], **{name: count[each] for name, count in counts.items()}}
             for each in self.target.addresses
         ]
 

@@ -128,7 +128,7 @@ class Share:
             self._left = iter(range(index, settings.iterations, of))
         else:
             self._left = itertools.count()
-        self.pool = ReaderPool(target, settings.readers, first=index * settings.readers)
+        self.pool = ReaderPool(target, settings.readers, index * settings.readers, of * settings.readers)
         self.start_ns = time.monotonic_ns()
 
     @property

@@ -3,7 +3,7 @@
 A ``ReaderPool`` lives in the load generator, whether that runs on threads or on gevent's patched ones. Each of its
 processes (``python -m harness.readers``) shares one socketpair with it and speaks msgpack pairs ``[kind, value]``:
 
-    to the reader     target [target, first], then submit [number, request, loop] · cancel number · finish grace_s
+    to the reader     target [target, first, of], then submit [number, request, loop] · cancel number · finish grace_s
     from the reader   hello pid · refused why · result [number, result] · progress {…} · lag_p99_s · fared {…}
 
 The target comes that way because there may be secrets in it, which a command line would show to everybody. A reader
@@ -82,7 +82,7 @@ class Ticket:
 class _ReaderProcess:
     """The load generator's side of one reader process."""
 
-    def __init__(self, target: Target, first: int):
+    def __init__(self, target: Target, first: int, of: int):
         self.tickets: dict[int, Ticket] = {}
         self.progress = Progress()
         self._start_s = START_TIMEOUT_S + 3 * target.ready_s  # it asks its servers three things before it greets
@@ -96,7 +96,7 @@ class _ReaderProcess:
             self.process = _spawn(theirs.fileno())
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        self.send("target", [target.to_plain(), first])
+        self.send("target", [target.to_plain(), first, of])
 
     def await_hello(self) -> None:
         if not self._greeted.wait(self._start_s):
@@ -186,17 +186,17 @@ def _spawn(descriptor: int) -> subprocess.Popen:
 
 
 class ReaderPool:
-    """Reader processes on one service; requests go to them in turn. ``first``: the number of the first of them, where
-    other pools share the service (see ``Replicas``).
+    """Reader processes on one service; requests go to them in turn. ``first``: the number of the first of them, and
+    ``of`` how many there are in all, where other pools share the service (see ``Replicas``).
 
     Raises InputError for an unusable target or fewer than one process, ServerError when a server is not ready.
     """
 
-    def __init__(self, target: Target | str, processes: int = 1, first: int = 0):
+    def __init__(self, target: Target | str, processes: int = 1, first: int = 0, of: int | None = None):
         self.target = Target.of(target)
         if processes < 1:
             raise InputError(f"{processes} reader processes cannot read a stream: use 1 or more")
-        self._readers = [_ReaderProcess(self.target, first + number) for number in range(processes)]
+        self._readers = [_ReaderProcess(self.target, first + number, of or processes) for number in range(processes)]
         self.submitted = 0
         try:
             for reader in self._readers:
@@ -295,9 +295,9 @@ async def _serve(descriptor: int) -> None:
     first_word = await anext(messages, None)
     if first_word is None:  # the load generator is gone already
         return
-    _, (plain, first) = first_word
+    _, (plain, first, of) = first_word
     try:
-        async with SpeechClient(Target.from_plain(plain), first) as client:
+        async with SpeechClient(Target.from_plain(plain), first, of) as client:
             await client.ready()
             await _work(client, messages, send)
             await _flush(writer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import grpc
@@ -26,17 +27,35 @@ class Fared:
     """How the connections of a process fared, by server; the sum of several is that of them all.
 
     ``reconnects``: lost and made again. ``passed_over``: requests that another server got because this one was down.
-    ``forgotten``: requests served that the server does not remember, see ``Replica.forgotten``.
+    ``counted``: what the server had counted before the process sent anything; ``served``: what it has done for the
+    process since; ``remembered``: what it counts at the end. A server that keeps no statistics is in none of the three.
     """
 
     reconnects: Counter[str] = field(default_factory=Counter)
     passed_over: Counter[str] = field(default_factory=Counter)
-    forgotten: Counter[str] = field(default_factory=Counter)
+    counted: dict[str, int] = field(default_factory=dict)
+    served: Counter[str] = field(default_factory=Counter)
+    remembered: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Fared) -> Fared:
-        # What one process knows to be forgotten may be what the other knows.
-        forgotten = self.forgotten | other.forgotten
-        return Fared(self.reconnects + other.reconnects, self.passed_over + other.passed_over, forgotten)
+        # Counts only grow: the first is that before all requests, and the last one that after them.
+        return Fared(
+            self.reconnects + other.reconnects,
+            self.passed_over + other.passed_over,
+            _merged(min, self.counted, other.counted),
+            self.served + other.served,
+            _merged(max, self.remembered, other.remembered),
+        )
+
+    @property
+    def forgotten(self) -> Counter[str]:
+        """How many requests each server does not remember that it has served: more than none where it has been started
+        again meanwhile, its entry has been loaded again, or several servers answer at its address.
+
+        None where others have asked it for so much since that it cannot be told.
+        """
+        known = self.counted.keys() & self.remembered.keys()
+        return +Counter({each: self.counted[each] + self.served[each] - self.remembered[each] for each in known})
 
     def to_plain(self) -> dict[str, dict[str, int]]:
         return {name: dict(counts) for name, counts in vars(self).items()}
@@ -44,6 +63,11 @@ class Fared:
     @classmethod
     def from_plain(cls, plain: dict[str, dict[str, int]]) -> Fared:
         return cls(**{name: Counter(counts) for name, counts in plain.items()})
+
+
+def _merged(choose: Callable[[int, int], int], one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    both = {each: choose(one[each], other[each]) for each in one.keys() & other.keys()}
+    return {**one, **other, **both}
 
 
 class Replica:
@@ -58,7 +82,7 @@ class Replica:
         self.target, self.address = target, address
         self.streams = self.served = self.reconnects = self.passed_over = 0
         self.silence_s = target.silence_s
-        self._counted: int | None = None  # by the server, before we had asked it for anything
+        self.counted: int | None = None  # by the server, before we had asked it for anything
         self.down = self._was_up = False
         self._channel = target.aio_channel(address)
         self.stub = GRPCInferenceServiceStub(self._channel)
@@ -88,20 +112,19 @@ class Replica:
                 f"Triton at {self.address} does not serve the model {wire.ENTRY!r}: "
                 "load the model repository of this project into it"
             )
-        self._counted = await self._count()
+        self.counted = await self._count()
 
-    async def forgotten(self) -> int:
-        """How many requests the server does not remember that it has served: more than none where it has been started
-        again meanwhile, its entry has been loaded again, or several servers answer at its address.
+    async def remembered(self, alone: bool) -> int | None:
+        """What the server counts at the end, None where it does not say.
 
-        0 where it keeps no statistics, or others have asked it for so much since that it cannot be told.
+        It is given time to count the last requests; where we are ``alone``, only until it has counted ours.
         """
         for wait_s in (0.0, *COUNTS_WITHIN_S):
             await asyncio.sleep(wait_s)
             now = await self._count()
-            if self._counted is None or now is None or now >= self._counted + self.served:
-                return 0
-        return self._counted + self.served - now
+            if self.counted is None or now is None or (alone and now >= self.counted + self.served):
+                break
+        return now
 
     async def _count(self) -> int | None:
         manner = {"timeout": min(self.target.ready_s, COUNT_TIMEOUT_S), "metadata": self.target.headers}
@@ -132,12 +155,13 @@ class Replicas:
 
     Round robin goes through them in order; least-loaded takes the one with the fewest streams *of this process*, the
     first in order among equals: what others send to them is not known here. The order begins at number ``first``, so
-    that processes that share the servers, each with another number, do not all begin with the same one. A server that
-    is down is passed over while another is up; connections are kept up, so it is taken again when it is back.
+    that the ``of`` processes that share the servers, each with another number, do not all begin with the same one. A
+    server that is down is passed over while another is up; connections are kept up, so it is taken again when it is
+    back.
     """
 
-    def __init__(self, target: Target, first: int = 0):
-        self.target, self._first = target, first
+    def __init__(self, target: Target, first: int = 0, of: int = 1):
+        self.target, self._first, self._of = target, first, of
         self._ring: deque[Replica] = deque()
 
     async def __aenter__(self) -> Replicas:
@@ -179,9 +203,15 @@ class Replicas:
 
     async def fared(self) -> Fared:
         """What there is to tell at the end of a test: every server is asked what it remembers."""
-        forgotten = await asyncio.gather(*(replica.forgotten() for replica in self._ring))
-        addresses = (replica.address for replica in self._ring)
-        return Fared(self.reconnects, self.passed_over, Counter(dict(zip(addresses, forgotten, strict=True))))
+        last = await asyncio.gather(*(replica.remembered(alone=self._of == 1) for replica in self._ring))
+        told = [(each, now) for each, now in zip(self._ring, last, strict=True) if None not in (each.counted, now)]
+        return Fared(
+            self.reconnects,
+            self.passed_over,
+            counted={each.address: each.counted for each, _ in told},
+            served=Counter({each.address: each.served for each, _ in told}),
+            remembered={each.address: now for each, now in told},
+        )
 
 
 def in_words(error: grpc.RpcError, address: str, tls: Tls | None) -> str:

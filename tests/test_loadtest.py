@@ -416,7 +416,8 @@ def test_what_became_of_the_connections_is_told_by_server():
     ledger = Ledger(LoadSettings(QUICK), f"{here},{there}", None)
     for target in (here, here, there):
         ledger.take(result(target=target))
-    ledger.fared = Fared(Counter({there: 2}), Counter({there: 1}), Counter({here: 0, there: 7}))
+    counts = {here: 5, there: 5}, Counter({here: 2, there: 9}), {here: 7, there: 7}
+    ledger.fared = Fared(Counter({there: 2}), Counter({there: 1}), *counts)
     notes = ledger.close(SECOND).certificate.notes
     assert f"requests to each of 2 servers, round-robin: {here} 2, {there} 1" in notes
     assert f"connections to {there} that were lost and made again: 2" in notes

@@ -146,7 +146,9 @@ def test_several_readers_spread_their_requests_over_several_servers():
         pool.close()
     assert targets == [one.url, other.url, other.url, one.url] * 2  # each reader begins with another server
     assert (len(one.requests), len(other.requests), pool.lost) == (4, 4, 0)
-    assert not any(sum(counts.values()) for counts in vars(pool.fared).values())
+    fared = pool.fared
+    assert fared.served == {one.url: 4, other.url: 4} and fared.remembered == fared.served
+    assert not any((+fared.reconnects, +fared.passed_over, fared.forgotten))
 
 
 def test_a_connection_that_is_made_again_is_counted_once():

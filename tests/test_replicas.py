@@ -17,6 +17,7 @@ from harness import wire
 from harness.client import SpeechClient
 from harness.errors import ServerError
 from harness.records import BatchStatistics, Outcome, Request, StageStatistics
+from harness.replicas import Fared
 from harness.targets import LEAST_LOADED, ROUND_ROBIN, Target, Tls
 from harness.triton import server as triton
 from harness.triton.statistics import StatisticsReader, summed
@@ -304,6 +305,30 @@ def test_a_server_that_was_started_again_is_found_out_by_what_it_does_not_rememb
         assert fared.forgotten == Counter({other[1]: 3}) and fared.reconnects == Counter({other[1]: 1})
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("started_again", [True, False])
+def test_processes_that_share_a_server_know_together_what_it_forgot(started_again):
+    async def main():
+        server, address = await start(FakeTriton(Timetable()))
+        async with SpeechClient(address, 0, of=2) as one, SpeechClient(address, 1, of=2) as other:
+            for client in (one, other):
+                await client.ready()
+            for client in (one, other):
+                await client.speak(request(), "open")
+            if started_again:
+                await server.stop(None)
+                server, _ = await start(FakeTriton(Timetable()), int(address.rpartition(":")[2]))
+                for client in (one, other):
+                    await becomes(client.replicas._ring[0], down=False)
+            await asyncio.gather(*(client.speak(request(), "open") for client in (one, other, other)))
+            fared = [await client.replicas.fared() for client in (one, other)]
+        await server.stop(None)
+        assert [each.forgotten for each in fared] == [Counter()] * 2  # neither can tell alone
+        return sum(map(Fared.from_plain, (each.to_plain() for each in fared)), Fared())
+
+    expected = {"127.0.0.1": 2} if started_again else {}
+    assert {each.partition(":")[0]: count for each, count in asyncio.run(main()).forgotten.items()} == expected
 
 
 def test_a_server_that_is_not_ready_is_named_among_several():
