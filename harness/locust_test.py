@@ -20,6 +20,7 @@ from harness.errors import HarnessError, InputError, ServerError
 from harness.ledger import Ledger, is_this_host
 from harness.loadtest import LoadSettings, Share, lead_s
 from harness.options import settings_of
+from harness.readers import PROGRESS_EVERY_S
 from harness.recording import check_folder, result_from_plain, result_to_plain
 from harness.records import Outcome, Result
 from harness.replicas import Fared
@@ -41,14 +42,19 @@ log = logging.getLogger(__name__)
 
 
 class SpeechTest:
-    """The test of a process on its own, kept in step with Locust's events. ``results`` are of the last test."""
+    """The test of a process on its own, kept in step with Locust's events. ``results`` are of the last test.
+
+    ``look_age_s``: how old what ``progress`` says may be.
+    """
+
+    look_age_s = PROGRESS_EVERY_S
 
     def __init__(self, environment, mix: Mix | str):
         self._environment, self._runner, self._mix = environment, environment.runner, mix
         self.settings = self._settings()
         self.share: Share | None = None
         self.ledger: Ledger | None = None
-        self._running = self._finishing = False
+        self._running = self._finishing = self._all_run = False
         self._finished = threading.Event()
         self._tests = 0
         self.prepared = False  # the server is found, the listeners are there
@@ -77,6 +83,7 @@ class SpeechTest:
         self.settings, target = self._settings(), self.target()
         self._environment.process_exit_code = None
         self._tests += 1
+        self._all_run = False
         self._finished.clear()
         self._open(target)
         self._running = True
@@ -85,6 +92,7 @@ class SpeechTest:
     def all_users_run(self) -> None:
         """A closed loop's window begins when all users (of the first rung) run; an open loop's with its schedule."""
         if self._running and not self._finishing and self.ledger and self.settings.loop == "closed":
+            self._all_run = True
             self.ledger.all_users_run(time.monotonic_ns())
 
     def finish(self, grace_s: float) -> None:
@@ -120,7 +128,11 @@ class SpeechTest:
         if self.settings.records:  # where they cannot be kept no load may begin, and without a server no folder
             check_folder(self._folder())
         self.share = Share(self.settings, target, self._take)
-        self.ledger = Ledger(self.settings, target, self._folder(), self._run_s())
+        try:
+            self.ledger = Ledger(self.settings, target, self._folder(), self._run_s())
+        except HarnessError:
+            self.share.finish(0)
+            raise
         self.ledger.watch_host()
         if self.settings.loop == "open":
             self.share.begin(time.monotonic_ns() + round(lead_s(self.settings) * 1e9))
@@ -169,11 +181,16 @@ class SpeechTest:
         self.share.finish(grace_s)
 
     def _conclude(self, end_ns: int) -> None:
+        if self.settings.loop == "closed" and not self._all_run:
+            self.ledger.remarks.append(
+                "the test ended before all its users had started: give it more time, or a higher -r"
+            )
         report = self.ledger.close(end_ns)
         print("\n" + "\n".join(end_lines(self.ledger, report)) + "\n", flush=True)
         if getattr(self._environment.parsed_options, "csv_prefix", None):
             gevent.sleep(CSV_WAIT_S)
-        if not report.valid and not self._runner.errors:
+        locust_says = self._environment.parsed_options.exit_code_on_error if self._runner.errors else 0
+        if not report.valid and not locust_says:
             self._environment.process_exit_code = EXIT_INVALID
 
     def _settings(self) -> LoadSettings:
@@ -201,6 +218,8 @@ class SpeechTest:
 
 class MasterTest(SpeechTest):
     """The ledger of all workers' Results."""
+
+    look_age_s = PROGRESS_EVERY_S + WORKER_REPORT_S
 
     def __init__(self, environment, mix: Mix | str):
         super().__init__(environment, mix)

@@ -114,7 +114,12 @@ _NUMBERS = {
     "every_s": float,
     "precision": float,
 }
+_OF_A_RATE, _INSTEAD_OF_A_RATE = ("rate_per_s", "arrivals", "burstiness"), ("trace", "stages", "ladder")
 _BARE_NAMES = [name.removeprefix("--") for name in ARGUMENTS]
+
+
+class Own(str):
+    """A scenario's own value of an option, to be told from the same that was given."""
 
 
 def _dest(option: str) -> str:
@@ -142,10 +147,18 @@ def defaults_of(options: Mapping[str, object]) -> dict[str, str | list[str]]:
     return {_dest(f"--{name}"): _default(name, value) for name, value in options.items()}
 
 
+def give_way(values: dict) -> None:
+    """Unset a scenario's own rate where another kind of load is given, which cannot have one, or another."""
+    given = {name for name in _INSTEAD_OF_A_RATE if values.get(name) and not isinstance(values[name], Own)}
+    for name in _OF_A_RATE:
+        if given and isinstance(values.get(name), Own):
+            values[name] = None
+
+
 def _default(name: str, value: object) -> str | list[str]:
     several = ARGUMENTS[f"--{name}"].get("action") == "append"
     if not several:
-        return str(value)
+        return Own(value)
     return [value] if isinstance(value, str) else [str(each) for each in value]
 
 

@@ -12,7 +12,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -36,6 +37,29 @@ def spawn(
             env=environment,
             start_new_session=True,
         )
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[Callable[[], bool]]:
+    """Hold back Ctrl-C and a polite kill: what they would break off is done whole first. Gives whether one came.
+
+    One that came is raised as KeyboardInterrupt at the end. In a call of gRPC it could make the process wait for ever,
+    in a clean-up it would leave the rest lying. Signals that are ignored stay so; only a main thread gets any.
+    """
+    came: list[int] = []
+    held = {}
+    if threading.current_thread() is threading.main_thread():
+        held = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+        held = {each: handler for each, handler in held.items() if handler not in (signal.SIG_IGN, None)}
+    for each in held:
+        signal.signal(each, lambda number, frame: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        for each, handler in held.items():
+            signal.signal(each, handler)
+        if came:
+            raise KeyboardInterrupt
 
 
 def end_group(process: subprocess.Popen, grace_s: float) -> None:

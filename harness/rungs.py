@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import t as student
@@ -30,12 +30,26 @@ class Held:
         return self.users / self.audio_s_per_s if self.audio_s_per_s > 0 else math.inf
 
 
+@dataclass
+class Readings:
+    """The audio rates of a rung (seconds per second), from looks of which one may be seen twice: it counts once."""
+
+    rates: list[float] = field(default_factory=list)
+    _samples: int = 0
+
+    def look(self, samples: int, audio_s_per_s: float, settled: bool) -> None:
+        """``samples`` heard since the start of the test; before the rung has ``settled`` nothing counts."""
+        if settled and (samples > self._samples or not audio_s_per_s):
+            self.rates.append(audio_s_per_s)
+        self._samples = samples
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long a ladder goes on. ``rung_s``: the most that a rung is held.
 
     ``precision``: the relative half-width of the audio rate's interval with which a rung may end before; None holds
-    every rung for its full time. The interval takes the readings as independent: where they are not, it is too narrow.
+    every rung for its full time.
     ``slowest_rtf``: the highest real-time factor that some class is promised; None goes to the ladder's end, however
     slow.
     """
@@ -85,12 +99,26 @@ def slowest_rtf(promises: Sequence) -> float:
 
 
 def relative_half_width(rates: Sequence[float]) -> float:
-    """Half of the 95% interval of the mean / the mean, by Student's t; infinite below two rates, or at rate 0."""
+    """Half of the 95% interval of the mean / the mean, by Student's t; infinite below two rates, or at rate 0.
+
+    Readings of one server follow each other: of n of them with lag-1 correlation r only n (1 - r) / (1 + r) count, as
+    in a first-order autoregression (Law, Simulation Modeling and Analysis, 4.4). With few readings it is still a little
+    too narrow: 12 of r = 0.5 hold their mean 86 times in 100, where it would be 73 without.
+    """
     values = np.asarray(rates, dtype=float)
     if len(values) < 2 or not values.mean() > 0:
         return math.inf
     quantile = student.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)
-    return float(quantile * values.std(ddof=1) / math.sqrt(len(values)) / values.mean())
+    r = _correlation(values)
+    return float(quantile * values.std(ddof=1) / math.sqrt(len(values) * (1 - r) / (1 + r)) / values.mean())
+
+
+def _correlation(values: np.ndarray) -> float:
+    """Of each with the one before it, without the bias of -1 / n of its estimate; from 0 to 0.9."""
+    apart = values - values.mean()
+    spread = float((apart**2).sum())
+    r = float((apart[1:] * apart[:-1]).sum()) / spread if spread > 0 else 0.0
+    return min(max(r + 1 / len(values), 0.0), 0.9)
 
 
 def _halves_apart(rates: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -28,11 +29,11 @@ from locust.runners import MasterRunner, WorkerRunner
 from harness import livepage
 from harness.errors import HarnessError, InputError
 from harness.locust_test import EXIT_UNUSABLE, MasterTest, SpeechTest, WorkerTest
-from harness.options import add_arguments, defaults_of
-from harness.readers import PROGRESS_EVERY_S, ReaderPool
+from harness.options import add_arguments, defaults_of, give_way
+from harness.readers import ReaderPool
 from harness.recording import check_folder
 from harness.records import Outcome
-from harness.rungs import Held, Patience
+from harness.rungs import Held, Patience, Readings
 from harness.triton.server import ROOT, local_url, serving
 from harness.workload import Mix
 
@@ -49,7 +50,8 @@ log = logging.getLogger(__name__)
 class SpeechUser(User):
     """One caller of the speech service. Set ``mix`` to a named mix or a ``workload.Mix`` of your own.
 
-    ``options``: values of this module's options where the command line gives none, such as ``{"rate": 0.5}``.
+    ``options``: values of this module's options where the command line gives none, such as ``{"rate": 0.5}``. A rate of
+    its own gives way to --trace, --stages and --ladder.
     ``preset``: the model that is served where neither --host nor a running `harness serve` gives a server.
     """
 
@@ -91,7 +93,7 @@ class Ladder(LoadTestShape):
     def reset_time(self) -> None:
         super().reset_time()
         self._index, self._began_ns = 0, 0
-        self._rates: list[float] = []
+        self._readings = Readings()
         self._held: list[Held] = []
         self._ended = False
 
@@ -105,7 +107,7 @@ class Ladder(LoadTestShape):
         if self._began_ns:
             self._look(patience)
             left_s = patience.rung_s - self._seconds()
-            if left_s < 1 or self._broken() or patience.has_enough(self._rates):
+            if left_s < 1 or self._broken() or patience.has_enough(self._readings.rates):
                 gevent.sleep(max(left_s, 0) if left_s < 1 else 0)
                 self._end_rung(rungs[self._index], patience)
         if self._index == len(rungs) or self._ended:
@@ -116,8 +118,8 @@ class Ladder(LoadTestShape):
         return (time.monotonic_ns() - self._began_ns) / 1e9
 
     def _look(self, patience: Patience) -> None:
-        if self._seconds() > patience.settle_s + PROGRESS_EVERY_S:  # a rate is that of the second before
-            self._rates.append(self._test.progress().audio_s_per_s)
+        seen, settled = self._test.progress(), self._seconds() > patience.settle_s + self._test.look_age_s
+        self._readings.look(seen.samples, seen.audio_s_per_s, settled)
 
     def _broken(self) -> str:
         error = self._test.ledger.first_error() if self._test.settings.until_saturated else ""
@@ -125,11 +127,11 @@ class Ladder(LoadTestShape):
 
     def _end_rung(self, users: int, patience: Patience) -> None:
         self._test.ledger.rung(users, self._began_ns, time.monotonic_ns())
-        if self._rates:  # a rung too short to be read says nothing
-            self._held.append(Held(users, sum(self._rates) / len(self._rates)))
+        if rates := self._readings.rates:  # a rung too short to be read says nothing
+            self._held.append(Held(users, sum(rates) / len(rates)))
         self._test.ledger.ladder_ended = self._broken() or patience.over_saturated(self._held)
         self._ended = bool(self._test.ledger.ladder_ended)
-        self._index, self._began_ns, self._rates = self._index + 1, 0, []
+        self._index, self._began_ns, self._readings = self._index + 1, 0, Readings()
 
 
 @events.init_command_line_parser.add_listener
@@ -147,9 +149,12 @@ def _add_arguments(parser) -> None:
 def _prepare(environment, runner, **_) -> None:
     roles = {MasterRunner: MasterTest, WorkerRunner: WorkerTest}
     environment.speech = None
+    if not isinstance(runner, WorkerRunner):  # until Locust has a handler: a ladder it runs without one
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         user = _only_user(environment)
         _take_tags(environment.parsed_options)
+        give_way(vars(environment.parsed_options))
         environment.speech = roles.get(type(runner), SpeechTest)(environment, user.mix)
         if isinstance(runner, WorkerRunner):
             _finish_when_quitting(environment)
@@ -161,6 +166,7 @@ def _prepare(environment, runner, **_) -> None:
     except HarnessError as error:
         _refuse(error)
     except KeyboardInterrupt:
+        _ignore_signals()
         sys.exit(EXIT_INTERRUPTED)  # nothing had begun; what was started for the test is stopped
     environment.events.spawning_complete.add_listener(lambda **_: environment.speech.all_users_run())
     _finish_when_quitting(environment)
@@ -211,9 +217,20 @@ def _find_server(environment, user: type[SpeechUser]) -> None:
     log.info("No --host is given and no `harness serve` runs: starting Triton with preset %s", user.preset)
     stack = ExitStack()
     server = stack.enter_context(serving(preset=user.preset))
-    atexit.register(stack.close)
+    atexit.register(_close_in_peace, stack)
     environment.host = server.url
     log.info("Triton is ready at %s; it stops with Locust", server.url)
+
+
+def _close_in_peace(stack: ExitStack) -> None:
+    _ignore_signals()
+    stack.close()
+
+
+def _ignore_signals() -> None:
+    """A second Ctrl-C would cut the clean-up short, which is soon over."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def _check_before_start(environment) -> None:

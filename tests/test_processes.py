@@ -3,13 +3,15 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
+import pytest
 from conftest import still_running
 
-from harness.processes import end_group, spawn
+from harness.processes import end_group, signals_held, spawn
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +39,42 @@ def test_a_child_does_not_outlive_a_killed_parent(tmp_path):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert not still_running([child], 5)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_held_is_raised_when_all_is_done_also_where_something_failed(signum):
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    for error in (None, ValueError):
+        done = []
+        with pytest.raises(KeyboardInterrupt), signals_held() as came, signals_held() as inner:
+            assert not came() and not inner()
+            signal.raise_signal(signum)
+            signal.raise_signal(signum)  # who is impatient
+            done.append(inner() and not came())
+            if error:
+                raise error
+        assert done == [True]
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_signal_that_is_ignored_stays_so_and_threads_hold_none():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals_held() as came:
+            signal.raise_signal(signal.SIGINT)
+        assert not came()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    seen = []
+
+    def hold():
+        with signals_held() as came:
+            seen.append(came())
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    thread.join()
+    assert seen == [False]
 
 
 def wait_for(condition, timeout_s=10.0):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.rungs import MIN_READINGS, Held, Patience, relative_half_width, slowest_rtf
+from harness.rungs import MIN_READINGS, Held, Patience, Readings, relative_half_width, slowest_rtf
 from harness.slo import Promise
 
 RATES = st.lists(st.floats(0.1, 1000), min_size=0, max_size=20)
@@ -22,10 +22,29 @@ def test_a_steady_rate_is_known_soon_and_a_rising_or_noisy_one_is_not():
     assert not Patience(12.0).has_enough([20.0] * 100)
 
 
+def test_a_look_that_is_seen_twice_is_one_reading_and_a_server_that_is_silent_is_one_of_zero():
+    readings = Readings()
+    for samples, rate, settled in ((9, 7.0, False), (9, 7.0, True), (12, 3.0, True), (12, 0.0, True)):
+        readings.look(samples, rate, settled)
+    assert readings.rates == [3.0, 0.0]
+
+
 @given(RATES, st.floats(0.01, 100))
 def test_the_decision_does_not_depend_on_the_size_of_the_rate(rates, factor):
     width = relative_half_width(rates)
     assert relative_half_width([rate * factor for rate in rates]) == pytest.approx(width, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(("correlation", "least"), [(0.0, 0.94), (0.5, 0.83)])  # as independent: 0.95 and 0.73
+def test_readings_that_follow_each_other_make_the_interval_wider(correlation, least):
+    rng, held = np.random.default_rng(2), 0
+    for _ in range(1000):
+        noise = rng.normal(0, 1, 40)
+        for now in range(1, 40):
+            noise[now] = correlation * noise[now - 1] + math.sqrt(1 - correlation**2) * noise[now]
+        rates = 20 + noise[-12:]
+        held += abs(rates.mean() - 20) / rates.mean() <= relative_half_width(rates)
+    assert held / 1000 > least
 
 
 def test_ending_when_precise_does_not_bias_the_rate():

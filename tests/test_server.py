@@ -304,6 +304,21 @@ def test_ctrl_c_of_serve_leaves_nothing(tmp_path):
     assert not list(Path("/dev/shm").glob(f"harness_{serve.pid}_*"))
 
 
+def test_a_polite_kill_of_locust_leaves_nothing_of_a_server_that_it_is_starting():
+    command = [sys.executable, "-m", "locust", "-f", "scenarios/shorts.py", "--headless", "-t", "1s"]
+    locust = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while not (state := list((ROOT / ".harness").glob(f"triton-{locust.pid}-*/state.json"))):
+        assert time.monotonic() < deadline and locust.poll() is None
+        time.sleep(0.02)
+    family = psutil.Process(locust.pid).children(recursive=True)
+    for _ in range(2):  # who is impatient
+        locust.send_signal(signal.SIGTERM)
+    assert locust.wait(timeout=20) == 130
+    assert family and not still_running(family, 1)
+    assert not state[0].parent.exists() and not list(Path("/dev/shm").glob(f"harness_{locust.pid}_*"))
+
+
 def test_the_repository_loads_by_itself_with_the_flags_of_the_readme(tmp_path):
     from harness.triton.server import is_ready, server_environment
 

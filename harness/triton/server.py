@@ -11,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from harness import wire
 from harness.errors import InputError, ServerError
-from harness.processes import end_group, spawn
+from harness.processes import end_group, signals_held, spawn
 from harness.replicas import in_words
 from harness.targets import Target
 from harness.triton.config import Configs, Deployment, as_json, from_json, write_repository
@@ -120,10 +120,11 @@ class TritonServer:
         self.url, self.metrics_url = f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics}/metrics"
         self.target = Target.of(self.url)
         try:
-            self._lay_out(found)
-            self._launch(found, http, grpc_port, metrics)
-            self._write_state()
-            self._wait_ready(timeout_s)
+            with signals_held() as interrupted:
+                self._lay_out(found)
+                self._launch(found, http, grpc_port, metrics)
+                self._write_state()
+                self._wait_ready(timeout_s, interrupted)
         except BaseException:
             self.stop()
             raise
@@ -148,10 +149,11 @@ class TritonServer:
 
     def stop(self) -> None:
         """Stop the server and its stage processes, and remove what they leave behind. Safe to call twice."""
-        if self._process is not None:
-            end_group(self._process, _EXIT_TIMEOUT_S + 2)
-        remove_shared_memory(self.shm_prefix)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with signals_held():
+            if self._process is not None:
+                end_group(self._process, _EXIT_TIMEOUT_S + 2)
+            remove_shared_memory(self.shm_prefix)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _lay_out(self, found: Distribution) -> None:
         backend = self.folder / "backends" / "python"
@@ -177,14 +179,15 @@ class TritonServer:
         }
         (self.folder / "state.json").write_text(json.dumps(state))
 
-    def _wait_ready(self, timeout_s: float) -> None:
+    def _wait_ready(self, timeout_s: float, interrupted: Callable[[], bool]) -> None:
+        """Until all models are ready, or a signal has come, which is left to who holds it."""
         deadline = time.monotonic() + timeout_s
         with self.target.channel(self.url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while time.monotonic() < deadline:
                 if not self.alive():
                     raise ServerError(f"Triton ended while it was starting:\n{self._why()}")
-                if is_ready(stub):
+                if interrupted() or is_ready(stub):
                     return
                 time.sleep(0.1)
         raise ServerError(f"Triton was not ready after {timeout_s:.0f} s:\n{self._why()}")
