@@ -30,21 +30,29 @@ class Gate:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The gates of one run, and notes that judge nothing."""
+    """The gates of one run, and notes that judge nothing. ``failures``: how many requests failed, "" if none did."""
 
     gates: tuple[Gate, ...]
     notes: tuple[str, ...] = ()
+    failures: str = ""
 
     @property
     def valid(self) -> bool:
         return all(gate.passed is not False for gate in self.gates)
 
     @property
+    def verdict(self) -> str:
+        """In one line. VALID is the measurement, not the server: what that failed is said at once."""
+        if not self.valid:
+            return "INVALID: " + "; ".join(gate.says for gate in self.gates if gate.passed is False)
+        return f"VALID, but {self.failures}" if self.failures else "VALID"
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Why it is INVALID, then what could not be tested, then the notes."""
         failed = (gate.says for gate in self.gates if gate.passed is False)
         untested = (f"{gate.name}: {gate.says}" for gate in self.gates if gate.passed is None and gate.asked)
-        return (*failed, *untested, *self.notes)
+        return (*failed, *untested, *filter(None, [self.failures]), *self.notes)
 
 
 @dataclass(frozen=True)
@@ -66,20 +74,19 @@ def certify(
     recorded: int,
     due: Due | None = None,
     unsteady: str = "",
+    failures: str = "",
     notes: tuple[str, ...] = (),
 ) -> Certificate:
     """Judge a ``metrics.summarise``. ``due`` None is a closed loop; ``unsteady`` says why steadiness is not asked for.
 
-    ``lateness_p99_s`` is judged as it stands in ``summary``: NaN where it is not known.
+    ``failures`` are said, not judged: it is a true measurement of a server that fails requests. ``lateness_p99_s`` is
+    judged as it stands in ``summary``: NaN where it is not known.
     """
     gates = [_recorder(submitted, recorded), _audio(summary), _timestamps(summary)]
     if due is not None:
         gates = [*_schedule(summary, due), *gates]
     steadiness = [Gate("steady state", None, unsteady, asked=False)] if unsteady else _steadiness(summary)
-    errors = ()
-    if summary["errors"]:
-        errors = (f"{summary['errors']:.0f} of {summary['requests']:.0f} requests ended in an error",)
-    return Certificate((*gates, *steadiness), (*errors, *notes))
+    return Certificate((*gates, *steadiness), notes, failures)
 
 
 def _schedule(summary: Mapping[str, float], due: Due) -> Iterator[Gate]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import socket
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from harness.targets import Target
 from harness.witness import Look, Witness
 
 MANIFEST, REQUESTS = "manifest.json", "requests.csv"  # beside the records
+ERRORS_SHOWN = 3  # kinds of them; requests.csv has all
 _NS = 1e9
 
 
@@ -96,8 +98,7 @@ class Ledger:
         self._rungs = 0  # that have been held
         self.ladder_ended = ""  # why before its last rung
         asked = {"url": self.target.url, "target": self.target.record(), "run_s": run_s, **settings.record()}
-        self._writer = RecordsWriter(folder, asked) if folder else None
-        self._manifest = _Manifest(folder, asked) if folder else None
+        self._writer, self._manifest = _opened(folder, asked) if folder else (None, None)
 
     def watch_host(self) -> None:
         """From now on note what else goes on here; ``close`` ends it."""
@@ -160,8 +161,8 @@ class Ledger:
             self._writer.end(self._end(report))
             self._manifest.conclude(self._end(report), self.results)
         except StoreError as error:
-            gates, notes = report.certificate.gates, report.certificate.notes
-            return replace(report, certificate=Certificate((Gate("load", False, str(error)), *gates), notes))
+            gates = (Gate("load", False, str(error)), *report.certificate.gates)
+            return replace(report, certificate=replace(report.certificate, gates=gates))
         return report
 
     def _settled_ns(self, end_ns: int) -> int:
@@ -179,10 +180,30 @@ class Ledger:
             recorded=len(self.results) + self.never_sent - self.lost - self.unwritten,
             due=self._due(start_ns, end_ns),
             unsteady=self._unsteady(),
-            notes=(*self.notes, *self._of_replicas(), *notes, *(self.witness.events if self.witness else ())),
+            failures=self._failures(),
+            notes=(
+                *self._errors(),
+                *self.notes,
+                *self._of_replicas(),
+                *notes,
+                *(self.witness.events if self.witness else ()),
+            ),
         )
         remarks = (Gate("load", False, remark) for remark in (*self.remarks, *mixture(self.results)))
-        return Certificate((*remarks, *certificate.gates), certificate.notes)
+        return replace(certificate, gates=(*remarks, *certificate.gates))
+
+    def _failures(self) -> str:
+        """Of all requests, in the window or not."""
+        failed, requests = sum(each.outcome is Outcome.ERROR for each in self.results), len(self.results)
+        return f"{failed} of {requests} requests failed ({100 * failed / requests:.3g}%)" if failed else ""
+
+    def _errors(self) -> Iterator[str]:
+        """The most frequent kinds of error, each with the first of its kind: they may differ in their numbers."""
+        kinds: dict[str, list[str]] = defaultdict(list)
+        for error in (each.error for each in self.results if each.outcome is Outcome.ERROR):
+            kinds[re.sub(r"\d+", "", error)].append(error)
+        for errors in sorted(kinds.values(), key=len, reverse=True)[:ERRORS_SHOWN]:
+            yield f"{len(errors)} failed with: {errors[0]}"
 
     def replicas(self) -> list[dict[str, str | int]]:
         """What each server got, and how the connections to it fared."""
@@ -261,6 +282,7 @@ class Ledger:
             "lag_p99_s": self.lag_p99_s,
             "replicas": self.replicas(),
             "valid": report.valid,
+            "verdict": report.certificate.verdict,
             "reasons": list(report.reasons),
             "gates": [[gate.name, gate.passed, gate.says] for gate in report.certificate.gates],
             "promises": [[str(each.promise), each.verdict.met, each.verdict.value] for each in report.promises],
@@ -288,7 +310,7 @@ class _Manifest:
 
     def conclude(self, end: dict, results: Sequence[Result]) -> None:
         counts = Counter(result.outcome for result in results)
-        judged = ("valid", "reasons", "gates")
+        judged = ("valid", "verdict", "reasons", "gates")
         went = {
             "finished_at": _now(),
             "requests": {str(outcome): counts[outcome] for outcome in Outcome},
@@ -297,6 +319,16 @@ class _Manifest:
         }
         replace_text(self._folder / REQUESTS, metrics.per_request(results).to_csv(index=False))
         write_json(self._folder / MANIFEST, self._content | went)
+
+
+def _opened(folder: Path, asked: dict) -> tuple[RecordsWriter, _Manifest]:
+    """The records and their manifest, both or none."""
+    writer = RecordsWriter(folder, asked)
+    try:
+        return writer, _Manifest(folder, asked)
+    except StoreError:
+        writer.discard()
+        raise
 
 
 def _now() -> str:

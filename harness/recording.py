@@ -6,6 +6,7 @@ as they happen, at last one ``end``. A file without ``end`` is of a test that wa
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -70,8 +71,9 @@ class Records:
 def check_folder(folder: Path) -> None:
     """Raises StoreError where records cannot be written to ``folder``, as far as that can be known before."""
     try:
-        if (folder / FILE_NAME).exists():
-            raise StoreError(f"{folder} holds the records of an earlier test: give --records a new folder")
+        if folder.is_dir() and any(folder.iterdir()):
+            holds = "the records of an earlier test" if (folder / FILE_NAME).exists() else "other files"
+            raise StoreError(f"{folder} holds {holds}: give --records a new folder")
         nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     except OSError as error:  # a name too long, a folder that may not be looked into
         raise StoreError(f"cannot write records to {folder}: {error.strerror}") from error
@@ -94,7 +96,18 @@ class RecordsWriter:
             raise StoreError(f"{self.path} holds the records of an earlier test: give --records a new folder") from None
         except OSError as error:
             raise StoreError(f"cannot write records to {folder}: {error.strerror}") from error
-        self._append("run", {"schema": SCHEMA, **run})
+        try:
+            self._append("run", {"schema": SCHEMA, **run})
+        except StoreError:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Take back what was begun: the file, and its folder where there is nothing else in it."""
+        self._file.close()
+        self.path.unlink()
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()
 
     def result(self, result: Result) -> None:
         self._append("result", result_to_plain(result))

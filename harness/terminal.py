@@ -148,11 +148,11 @@ def _drift_lines(drift: Drift | None) -> Iterator[str]:
 
 
 def _certificate_lines(report: Report) -> Iterator[str]:
-    failed = [gate.says for gate in report.certificate.gates if gate.passed is False]
-    yield f"  {'VALID' if report.valid else 'INVALID: ' + '; '.join(failed)}"
-    for gate in report.certificate.gates:
+    certificate = report.certificate
+    yield f"  {certificate.verdict}"
+    for gate in certificate.gates:
         yield f"    {_MARKS[gate.passed]}  {gate.name:<22} {gate.says}"
-    for note in report.certificate.notes:
+    for note in filter(None, (certificate.failures, *certificate.notes)):
         yield f"    {note}"
 
 

@@ -25,9 +25,9 @@ GOOD = {
 POISSON = Arrivals("poisson", 20.0)
 
 
-def judged(arrivals=POISSON, count=360, expected=360.0, submitted=9, recorded=9, closed=False, unsteady="", **changes):
-    due = None if closed else Due(arrivals, count, expected)
-    return certify({**GOOD, **changes}, submitted=submitted, recorded=recorded, due=due, unsteady=unsteady)
+def judged(arrivals=POISSON, count=360, expected=360.0, recorded=9, closed=False, unsteady="", failures="", **changes):
+    due, summary = None if closed else Due(arrivals, count, expected), {**GOOD, **changes}
+    return certify(summary, submitted=9, recorded=recorded, due=due, unsteady=unsteady, failures=failures)
 
 
 def failed(certificate):
@@ -36,7 +36,7 @@ def failed(certificate):
 
 def test_a_run_that_keeps_every_gate_is_valid_and_says_what_was_looked_at():
     certificate = judged()
-    assert certificate.valid and certificate.reasons == ()
+    assert certificate.valid and certificate.reasons == () and certificate.verdict == "VALID"
     assert {gate.passed for gate in certificate.gates} == {True} and len(certificate.gates) == 10
 
 
@@ -93,8 +93,12 @@ def test_punctuality_of_nothing_is_not_known():
 
 
 def test_a_closed_loop_has_no_schedule_and_errors_are_listed_not_judged():
-    certificate = judged(closed=True, late_sends_share=0.5, achieved_rate_per_s=1.0, errors=3.0)
-    assert certificate.valid and certificate.reasons == ("3 of 360 requests ended in an error",)
+    failures = "3 of 360 requests failed (0.833%)"
+    certificate = judged(closed=True, late_sends_share=0.5, achieved_rate_per_s=1.0, failures=failures)
+    assert certificate.valid and certificate.verdict == f"VALID, but {failures}" and certificate.reasons == (failures,)
+    certificate = judged(failures=failures, frames_per_s=0.0)
+    assert certificate.verdict == "INVALID: 0 frames were received in the window: at least 1 is needed"
+    assert certificate.reasons[1:] == (failures,)
 
 
 def test_what_the_window_is_too_short_for_is_said_and_no_fault():

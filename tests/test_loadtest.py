@@ -20,7 +20,7 @@ from harness.errors import HarnessError, InputError, StoreError
 from harness.ledger import Ledger, is_this_host
 from harness.loadtest import LoadSettings, arrival_times, lead_in
 from harness.locust_test import SAME_CLOCK_NS, _shift_ns, _shifted
-from harness.options import EVERY_USER, settings_of
+from harness.options import EVERY_USER, defaults_of, give_way, settings_of
 from harness.recording import read_records
 from harness.records import Chunks, Outcome
 from harness.replicas import Fared
@@ -126,6 +126,22 @@ def test_settings_come_from_options_as_text():
 def test_a_mistake_names_its_option(values, words):
     with pytest.raises(HarnessError, match=re.escape(words)):
         settings_of(values, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ({"stages": "9s@1"}, None),
+        ({"trace": "day.csv"}, None),  # at its own times, not stretched to a rate that nobody gave
+        ({"ladder": "1,2"}, None),
+        ({"mix": "shorts", "stages": ""}, "0.1"),
+        ({"rate_per_s": "0.1", "trace": "day.csv"}, "0.1"),  # the same, but given
+    ],
+)
+def test_a_scenarios_own_rate_gives_way_to_another_kind_of_load(given, left):
+    values = {**defaults_of({"rate": 0.1, "every": 60}), **given}
+    give_way(values)
+    assert (values["rate_per_s"], values["every_s"]) == (left, "60")
 
 
 def test_options_say_which_arrivals_even_where_none_are_named():
@@ -301,6 +317,26 @@ def test_records_that_the_disk_does_not_take_make_the_test_invalid(tmp_path, sma
     assert not report.valid and f"cannot write to {tmp_path / 'records.msgpack'}: File too large" in report.reasons
     assert f"{len(kept)} requests were recorded of 40 submitted" in "\n".join(report.reasons)
     assert ledger.unwritten == 40 - len(kept)
+
+
+@pytest.mark.parametrize("rungs", [600, 3000])  # too many for the manifest, and for the records
+def test_where_records_cannot_be_begun_nothing_is_left_of_them(tmp_path, small_disk, rungs):
+    with pytest.raises(StoreError, match="File too large"):
+        Ledger(LoadSettings(QUICK, ladder=tuple(range(1, rungs))), URL, tmp_path / "records")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_valid_test_in_which_requests_failed_says_so_in_its_verdict_and_its_manifest(tmp_path):
+    ledger = Ledger(LoadSettings(QUICK), URL, tmp_path)
+    ledger.start_ns, ledger.submitted, ledger.lag_p99_s = 5, 4, 0.001
+    for number, outcome in enumerate((Outcome.DONE, Outcome.ERROR, Outcome.ERROR, Outcome.DONE)):
+        error = f"slot {number} is gone" * (outcome is Outcome.ERROR)
+        ledger.take(result(outcome, due_ns=4 * number, sent_ns=4 * number + 1, error=error))  # two before the window
+    report = ledger.close(end_ns=100)
+    said = "VALID, but 2 of 4 requests failed (50%)"
+    assert report.valid and said in map(str.strip, end_lines(ledger, report))
+    certificate = json.loads((tmp_path / "manifest.json").read_text())["certificate"]
+    assert certificate["verdict"] == said and "2 failed with: slot 1 is gone" in certificate["reasons"]
 
 
 def test_a_promise_of_the_real_time_factor_is_not_met_by_requests_that_failed_without_audio():

@@ -10,6 +10,7 @@ from harness.errors import StoreError
 from harness.recording import (
     FILE_NAME,
     RecordsWriter,
+    check_folder,
     mixture,
     read_records,
     request_from_plain,
@@ -96,6 +97,13 @@ def test_earlier_records_are_never_overwritten(tmp_path):
     RecordsWriter(tmp_path, {})
     with pytest.raises(StoreError, match="new folder"):
         RecordsWriter(tmp_path, {})
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    check_folder(tmp_path)
+    (tmp_path / "manifest.json").touch()  # of a run of a plan, perhaps
+    with pytest.raises(StoreError, match="holds other files: give --records a new folder"):
+        check_folder(tmp_path)
 
 
 def test_no_folder_can_be_made_below_a_file(tmp_path):

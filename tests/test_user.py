@@ -78,14 +78,15 @@ def test_the_live_table_counts_every_stall_of_a_stream_once_before_and_after_its
     assert [(each["stalls"], each["audio_s"]) for each in seen] == [("2", "0.4")] * 3
 
 
-def test_no_load_begins_where_its_records_cannot_be_kept(tmp_path):
+@pytest.mark.parametrize("folder, words", [("", "new folder"), ("/proc/records", "cannot write records")])
+def test_no_load_begins_where_its_records_cannot_be_kept(tmp_path, folder, words):
     (tmp_path / "records.msgpack").touch()
-    options = SimpleNamespace(rate_per_s="100", records=str(tmp_path))
+    options = SimpleNamespace(rate_per_s="100", records=folder or str(tmp_path))
     with serving(Timetable()) as fake:
         test = SpeechTest(SimpleNamespace(runner=None, host=fake.url, parsed_options=options), QUICK)
-        with pytest.raises(StoreError, match="new folder"):
+        with pytest.raises(StoreError, match=words):
             test.start()
-    assert test.share is None and test.progress() == Progress()
+    assert (test.share is None or test.share.stopping) and test.progress() == Progress() and not fake.requests
     assert not [each for each in psutil.Process().children() if "harness.readers" in each.cmdline()]
 
 
@@ -127,6 +128,13 @@ def test_a_measurement_of_nothing_is_invalid():
         done = run(fake.url, "-u", "1", "-t", "1s", "--stop-timeout", "0")
     assert done.returncode == EXIT_INVALID
     assert "INVALID" in done.stdout and "0 frames were received" in done.stdout
+
+
+def test_a_closed_loop_that_never_had_all_its_users_is_invalid_whatever_locust_makes_of_failures():
+    with serving(Timetable(fail_after=2)) as fake:
+        done = run(fake.url, "-u", "9", "-r", "1", "-t", "3s", "--exit-code-on-error", "0")
+    assert done.returncode == EXIT_INVALID and "requests failed (100%)" in done.stdout
+    assert "INVALID: the test ended before all its users had started" in done.stdout
 
 
 def test_a_ladder_says_when_each_rung_began(tmp_path):
@@ -173,7 +181,7 @@ def test_workers_share_the_load_and_the_master_has_every_result(tmp_path):
         rate = ("--rate", "20", "--arrivals", "constant")
         done = run(fake.url, *options, *rate, "--records", str(tmp_path / "records"))
     records = read_records(tmp_path / "records")
-    assert len(records.results) + records.end["never_sent"] == records.end["submitted"] > 10
+    assert len(records.results) + records.end["never_sent"] == records.end["submitted"] > 1
     assert len({each.request_id.split("-")[0] for each in records.results}) == 2, done.stdout
     assert "never reported" not in done.stdout
 
