@@ -101,8 +101,10 @@ class Findings:
 def measure(job: ProfileJob, folder: Path, say: Callable[[str], None]) -> Path:
     """Measure the stages in a child process and store the profile; returns its path. ``say`` hears of every point.
 
-    Raises HarnessError where the child did not come to its end; nothing is stored then.
+    Raises HarnessError where the child did not come to its end; nothing is stored then. And before it starts, where
+    nothing could be stored.
     """
+    _check_folder(Path(folder))
     began = time.monotonic()
     findings = Findings()
     with _child(job) as (process, log):
@@ -116,6 +118,16 @@ def measure(job: ProfileJob, folder: Path, say: Callable[[str], None]) -> Path:
     path = Path(folder) / f"{_file_name(profile['device'])}-{profile['preset']}.json"
     write_profile(path, profile)
     return path
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises InputError where no file can be made in the folder, or in the one in which it would be made."""
+    try:
+        nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}; give another --out") from error
 
 
 @contextmanager

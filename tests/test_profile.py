@@ -190,6 +190,14 @@ def test_a_device_that_is_not_there_is_said_in_a_sentence(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(ProfileJob, "command", lambda self: pytest.fail("it was started"))
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "profiles", Path("/proc/profiles")):
+        with pytest.raises(InputError, match=f"cannot write to {folder}"):
+            measure(ProfileJob(), folder, print)
+
+
 def test_a_child_that_breaks_off_stores_nothing_and_its_words_are_told(tmp_path, monkeypatch):
     code = "print('{\"event\": \"device\"}'); print('no such drive'); raise SystemExit(3)"
     monkeypatch.setattr(ProfileJob, "command", lambda self: [sys.executable, "-c", code])

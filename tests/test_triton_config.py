@@ -75,8 +75,9 @@ def test_the_json_of_a_configuration_says_the_same():
     [
         ({"diffusion.delay_us": 1}, "diffusion_decoder"),
         ({"diffusion_decoder.delay": 1}, "delay_us"),
-        ({"diffusion_decoder.delay_us": -1}, "at least 0"),
-        ({"diffusion_decoder.instances": 0}, "at least 1"),
+        ({"diffusion_decoder.delay_us": -1}, "from 0 to"),
+        ({"diffusion_decoder.instances": 0}, "from 1 to"),
+        ({"diffusion_decoder.max_batch": 1 << 31}, "to 2147483647"),
     ],
 )
 def test_impossible_knobs_are_refused(knobs, message):

@@ -20,6 +20,7 @@ KNOBS = ("delay_us", "max_batch", "preferred_batch", "instances")
 KEY = ":"  # between a model and the path of a key of its config.pbtxt
 PRESETS = ("tiny", "1.5b", "7b")
 MAX_GPUS = 64
+_MOST = (1 << 31) - 1  # that a count of Triton's configuration holds
 _OWNERS = {"entry": wire.ENTRY, **{stage: stage for stage in wire.STAGES}, wire.VOICE: wire.VOICE}
 
 
@@ -229,8 +230,8 @@ def _check_knob(knob: str, value: Value) -> None:
         known = f"<stage>.<{'|'.join(KNOBS)}> with a stage of {', '.join(_OWNERS)}, or <model>{KEY}<path of a key>"
         raise InputError(f"unknown knob {knob!r}: use {known}")
     lowest = 0 if name in ("delay_us", "preferred_batch") else 1
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise InputError(f"{knob} is {value}: it must be a whole number of at least {lowest}")
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= _MOST:
+        raise InputError(f"{knob} is {value}: it must be a whole number from {lowest} to {_MOST}")
 
 
 def _set_knob(config: model_config_pb2.ModelConfig, name: str, value: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -16,7 +17,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from harness import wire
-from harness.errors import HarnessError, RequestError
+from harness.errors import HarnessError, InputError, RequestError
 from harness.vibevoice import emulation, mending
 
 START = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
@@ -29,12 +30,24 @@ STAGES = {
     wire.VOCODER: ("vocoder", "VocoderStage", emulation.EmulatedVocoder),
     wire.VOICE: ("voice", "VoiceStage", emulation.EmulatedVoice),
 }
+_KINDS = {int: "a whole number", float: "a number"}
 
 
 def parameters(args: dict) -> dict[str, str]:
     """The string parameters of the model's config.pbtxt."""
     config = json.loads(args["model_config"])
     return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+
+
+def number(given: dict[str, str], name: str, lowest: float, kind: type = int) -> float:
+    """A parameter that is a number. Raises InputError where it is none, or less than ``lowest``."""
+    try:
+        value = kind(given[name])
+    except ValueError:
+        value = math.nan
+    if not lowest <= value < math.inf:
+        raise InputError(f"the parameter {name} is {given[name]!r}: it must be {_KINDS[kind]} of at least {lowest}")
+    return value
 
 
 def stage(args: dict):
@@ -59,7 +72,7 @@ def load_model(model: str, config: str) -> None:
 def _build(args: dict):
     given, model = parameters(args), args["model_name"]
     module, name, emulated = STAGES[model]
-    limits = (int(given["kv_limit_bytes"]),) if model == wire.LLM else ()
+    limits = (number(given, "kv_limit_bytes", 1),) if model == wire.LLM else ()
     if given.get("emulate"):
         return emulated(emulation.Profile(given["emulate"]), _emulated_gpu(args, int(given["gpus"])), *limits)
     return getattr(import_module(f"harness.vibevoice.{module}"), name)(weights(args), *limits)

@@ -50,14 +50,15 @@ class Entry:
         tokenizer = tokenizer_for(config, checkpoint)
         self.prompts = PromptBuilder(config, tokenizer, voice_frames, ends_by_itself=bool(checkpoint))
         self.emulated = bool(given.get("emulate"))
-        self.beat_s = float(given["beat_seconds"])
-        self.prefill_tokens = int(given["prefill_tokens"])
-        self.prefills = asyncio.Semaphore(int(given["prefills_at_once"]))
+        self.beat_s = backend.number(given, "beat_seconds", 0.1, float)
+        self.prefill_tokens = backend.number(given, "prefill_tokens", 1)
+        self.prefills = asyncio.Semaphore(backend.number(given, "prefills_at_once", 1))
         self.encoded_voices: dict[int, asyncio.Task] = {}
         self.executor: ThreadPoolExecutor | None = None
         self.channels: set[Channel] = set()
-        places = max(1, int(given["sessions_at_once"]) // instances(args))
-        self.line = Line(places, int(given["waiting_limit"]), float(given["waiting_seconds"]))
+        places = max(1, backend.number(given, "sessions_at_once", 1) // instances(args))
+        patience_s = backend.number(given, "waiting_seconds", 0, float)
+        self.line = Line(places, backend.number(given, "waiting_limit", 0), patience_s)
         # A session holds two threads: one that speaks and one that tells, or two calls of stages when it closes.
         self.calls_at_once = 2 * places + 4
         self.session_ids = itertools.count(first_session_id(os.getpid()))
