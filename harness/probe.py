@@ -96,12 +96,18 @@ _HAS_GPU = os.path.exists("/dev/nvidiactl")
 
 
 def gpu_load() -> tuple[float | None, int | None]:
-    """Utilisation in percent and used bytes of the first GPU; (None, None) where there is none."""
-    answer = _nvidia_smi("utilization.gpu,memory.used")
-    if not answer:
-        return None, None
-    percent, mebibytes = answer.splitlines()[0].split(",")
-    return float(percent), int(float(mebibytes) * 2**20)
+    """Utilisation in percent and used bytes of the first GPU; None for what it does not tell, or with no GPU at all."""
+    percent, _, mebibytes = _nvidia_smi("utilization.gpu,memory.used").partition("\n")[0].partition(",")
+    used = _figure(mebibytes)
+    return _figure(percent), None if used is None else int(used * 2**20)
+
+
+def _figure(text: str) -> float | None:
+    """A number of nvidia-smi, which also says [N/A]: of a GPU in parts, or of memory that it shares with the host."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def host_facts() -> dict:
@@ -147,6 +153,6 @@ def _nvidia_smi(query: str) -> str:
         return ""
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return ""
