@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers.models.vibevoice.generation_vibevoice as generation
 from diffusers import DPMSolverMultistepScheduler
+from safetensors.torch import load_file, save_file
 from transformers import LogitsProcessor, LogitsProcessorList, VibeVoiceForConditionalGeneration
 from transformers.models.vibevoice_acoustic_tokenizer.modeling_vibevoice_acoustic_tokenizer import (
     VibeVoiceAcousticTokenizerConv1dPaddingCache,
@@ -330,3 +331,20 @@ def test_what_is_no_checkpoint_or_preset_is_refused(tmp_path):
         Weights(checkpoint=str(tmp_path))
     with pytest.raises(InputError, match="tiny, 1.5b, 7b"):
         preset_config("2b")
+    for content, message in (("{", "cannot be read"), ("{}", "model_type"), ('{"model_type": "llama"}', "type llama")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(InputError, match=message):
+            Weights(checkpoint=str(tmp_path))
+
+
+def test_a_checkpoint_that_is_not_whole_is_said_to_be_so(full_model, tmp_path):
+    full_model.save_pretrained(tmp_path)
+    whole = load_file(tmp_path / "model.safetensors")
+    name = "model.multi_modal_projector.linear_1.weight"
+    save_file({**whole, name: whole[name][:1].clone()}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="other sizes than its config.json"):
+        Weights(checkpoint=str(tmp_path)).acoustic_connector()
+    for index in ("{", "{}"):
+        (tmp_path / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(InputError, match="holds no readable tensor model.multi_modal_projector"):
+            Weights(checkpoint=str(tmp_path)).acoustic_connector()

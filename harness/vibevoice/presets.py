@@ -170,7 +170,7 @@ class Weights:
         self.checkpoint = Path(checkpoint) if checkpoint else None
         if self.checkpoint and not (self.checkpoint / "config.json").is_file():
             raise InputError(f"{self.checkpoint} is not a checkpoint folder: it holds no config.json")
-        self.config = VibeVoiceConfig.from_pretrained(checkpoint) if checkpoint else preset_config(preset)
+        self.config = _checkpoint_config(self.checkpoint) if checkpoint else preset_config(preset)
         self.seed, self.plain = seed, plain
         self.device = torch.device(device)
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
@@ -239,7 +239,10 @@ class Weights:
             module = build()
         if self.checkpoint:
             state = {name: self._tensor(prefix + name) for name, _ in module.named_parameters()}
-            module.load_state_dict(state, strict=False)
+            try:
+                module.load_state_dict(state, strict=False)
+            except RuntimeError as error:
+                raise InputError(f"{self.checkpoint} has other sizes than its config.json: {error}") from error
         else:
             randomise_(module, self.seed, prefix)
         return module.to(self.dtype).eval().requires_grad_(False)
@@ -248,12 +251,23 @@ class Weights:
         from safetensors import safe_open
 
         index = self.checkpoint / "model.safetensors.index.json"
-        file = json.loads(index.read_text())["weight_map"].get(name) if index.is_file() else "model.safetensors"
         try:
+            file = json.loads(index.read_text())["weight_map"][name] if index.is_file() else "model.safetensors"
             with safe_open(self.checkpoint / file, framework="pt", device=str(self.device)) as tensors:
                 return tensors.get_tensor(name)
         except Exception as error:
-            raise InputError(f"checkpoint {self.checkpoint} holds no readable tensor {name}: {error}") from error
+            raise InputError(f"checkpoint {self.checkpoint} holds no readable tensor {name}: {error!r}") from error
+
+
+def _checkpoint_config(folder: Path) -> VibeVoiceConfig:
+    """Raises InputError for another model's: transformers would take the sizes of its own 7B for those not named."""
+    try:
+        held = json.loads((folder / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{folder} is not a checkpoint folder: its config.json cannot be read: {error!r}") from error
+    if held != VibeVoiceConfig.model_type:
+        raise InputError(f"{folder} holds a model of type {held}: give one of type {VibeVoiceConfig.model_type}")
+    return VibeVoiceConfig.from_pretrained(folder)
 
 
 def _modeling():
