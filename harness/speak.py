@@ -64,6 +64,8 @@ def speak_file(
     for file in (wav, manner.keep):  # before the work, which may take an hour
         if file is not None and not file.parent.is_dir():
             raise InputError(f"cannot write {file}: there is no folder {file.parent}")
+        if file is not None and file.is_dir():
+            raise InputError(f"cannot write {file}: it is a folder; give a file in it")
     audio: list[bytes] = []
     carry: list[bytes] = []
     result = asyncio.run(_speak(target, request, audio.append if wav else None, carry.append))

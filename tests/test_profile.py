@@ -26,6 +26,7 @@ from harness.vibevoice.emulation import Profile
 from harness.vibevoice.presets import Weights, preset_config
 from harness.vibevoice.roofline import Cost, Roofline
 from harness.vibevoice.sampling import Sampler, spread
+from harness.vibevoice.sessions import NoRoom
 
 ROOT = Path(__file__).resolve().parents[1]
 FRAME_HEAD_STEPS = 2 * wire.DEFAULT_DIFFUSION_STEPS  # both branches, every denoising step
@@ -115,7 +116,7 @@ def test_every_point_lies_in_the_models_context(preset, quick, device):
     assert all(point["context"] + point["tokens"] <= longest for point in points[PREFILL])
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RequestError(f"{wire.BUSY}full")])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), NoRoom(f"{wire.BUSY}full")])
 def test_a_point_without_room_is_left_out_and_the_next_one_measured(error):
     said = []
     profiler = child.Profiler(Weights(), budget_s=5, quick=True, say=said.append)
@@ -129,6 +130,15 @@ def test_a_point_without_room_is_left_out_and_the_next_one_measured(error):
 
     assert profiler._measured(failing, SimpleNamespace(), {"batch": 1}) == {"left_out": "out of memory"}
     assert profiler._measured(fine, SimpleNamespace(), {"batch": 1})["roofline_ms"] == 1.0
+
+
+def test_a_context_that_no_room_holds_is_left_out_too(monkeypatch):
+    monkeypatch.setattr(child, "_kv_room", lambda *_: 1 << 20)
+    profiler = child.Profiler(Weights(), budget_s=5, quick=True, say=print)
+    profiler.speed = {"bandwidth_gb_s": 1.0, "tflop_s": 1.0}
+    bench = child.LLMBench(profiler.weights, profiler.roofline)
+    at = {"batch": 1, "context": 7_600}  # 3.9 MB of KV cache
+    assert profiler._measured(child.LLMBench.step, bench, at) == {"left_out": "out of memory"}
 
 
 def test_an_error_of_another_kind_is_not_taken_for_a_lack_of_room():

@@ -96,3 +96,6 @@ def test_files_are_looked_at_before_anything_is_spoken(script, tmp_path):
     for wav, keep in ((tmp_path / "no" / "a.wav", None), (None, tmp_path / "no" / "a.npz")):
         with pytest.raises(InputError, match="there is no folder"):
             speak_file(NOWHERE, script, wav, Manner(1, keep=keep))
+    for wav, keep in ((tmp_path, None), (None, tmp_path)):
+        with pytest.raises(InputError, match="it is a folder"):
+            speak_file(NOWHERE, script, wav, Manner(1, keep=keep))

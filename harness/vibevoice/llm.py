@@ -13,7 +13,7 @@ from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice.backbone import Backbone
 from harness.vibevoice.presets import Weights
-from harness.vibevoice.sessions import SPARE_STEPS, Sessions, check_room, room_used_up
+from harness.vibevoice.sessions import SPARE_STEPS, NoRoom, Sessions, check_room, room_used_up
 
 KV_LIMIT_BYTES = 8 << 30
 _QUERY_BLOCK = 256  # positions of a later prompt part that attend together: the mask holds a row for each
@@ -226,7 +226,7 @@ class LLMStage:
                 for count in rows
             ]
         except RuntimeError:  # torch.OutOfMemoryError of a GPU is one; a host's allocator raises it as it is
-            raise RequestError(
+            raise NoRoom(
                 f"{wire.BUSY}{self.device} has no memory left, although kv_limit_bytes of {wire.LLM} is not reached; "
                 "lower it"
             ) from None

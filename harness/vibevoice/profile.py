@@ -28,6 +28,7 @@ from harness.vibevoice.presets import Weights
 from harness.vibevoice.process import prepare
 from harness.vibevoice.roofline import Cost, Roofline
 from harness.vibevoice.sampling import Sampler, spread
+from harness.vibevoice.sessions import NoRoom
 from harness.vibevoice.vocoder import VocoderStage
 from harness.vibevoice.voice import VoiceStage
 
@@ -212,9 +213,7 @@ class Profiler:
         try:
             calls, cost = method(bench, **at)
             taken = self.sampler.sample(calls, needed)
-        except (torch.OutOfMemoryError, MemoryError, HarnessError) as error:
-            if isinstance(error, HarnessError) and not str(error).startswith(wire.BUSY):
-                raise
+        except (torch.OutOfMemoryError, MemoryError, NoRoom):
             return {"left_out": "out of memory"}
         finally:
             calls = None  # closes what the point opened

@@ -85,20 +85,24 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
+class NoRoom(RequestError):
+    """There are not so many bytes of KV cache, now or ever: see ``check_room``."""
+
+
 def check_room(positions: int, bytes_per_position: int, taken_bytes: int, limit_bytes: int) -> None:
-    """Raise RequestError where a session of so many positions of KV cache does not fit beside the bytes taken.
+    """Raise NoRoom where a session of so many positions of KV cache does not fit beside the bytes taken.
 
     The message begins with wire.BUSY where it would fit once others have ended.
     """
     needed, free = positions * bytes_per_position, limit_bytes - taken_bytes
     if needed > limit_bytes:
-        raise RequestError(
+        raise NoRoom(
             f"the session can never fit: {positions} positions (prompt, and twice the frames) x "
             f"{bytes_per_position} bytes = {_mib(needed)} of KV cache, but there are {_mib(limit_bytes)}; "
             f"ask for fewer frames, shorten the script, or raise kv_limit_bytes of {wire.LLM}"
         )
     if needed > free:
-        raise RequestError(
+        raise NoRoom(
             f"{wire.BUSY}the session needs {_mib(needed)} of KV cache, and {_mib(free)} of {_mib(limit_bytes)} are free"
         )
 
