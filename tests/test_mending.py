@@ -102,6 +102,16 @@ def test_one_that_lives_on_after_its_successor_came_does_not_stand_for_it(regist
     assert loaded == [(wire.ENTRY, "2")] and len(registry.notes()) == 2
 
 
+def test_a_deployment_that_was_replaced_does_not_come_back(registry):
+    """Of two instances one died; before that was seen, the model was loaded with one instance."""
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    two = json.dumps({**json.loads(CONFIG), "instance_group": [{"count": 2}]})
+    registry.put(note_of(wire.VOCODER, DEAD, instance=1, config=two), "old")
+    registry.put(note_of(wire.VOCODER, os.getpid(), since_ns=5), "new")
+    mender, loaded = mender_of(registry)
+    assert mender.look(0.0) == [] and loaded == []
+
+
 def test_notes_of_another_server_and_files_of_others_mean_nothing(registry, tmp_path):
     registry.put(note_of(wire.VOICE, os.getpid()), "voice")
     registry.put(note_of(wire.VOCODER, DEAD, server=SERVER + "1"), "foreign")

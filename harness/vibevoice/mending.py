@@ -86,12 +86,15 @@ class Mender:
         watching = [(WATCHERS.index(note.model), note.pid) for note in living if note.model in WATCHERS]
         if not watching or min(watching)[1] != self.pid:
             return []
-        newest = {note.instance: note for note in sorted(notes.values(), key=lambda note: note.since_ns)}
+        by_age = sorted(notes.values(), key=lambda note: note.since_ns)
+        newest, deployed = {note.instance: note for note in by_age}, {note.model: note.config for note in by_age}
         died: dict[str, Note] = {}
         for path, note in notes.items():
-            if newest[note.instance] != note and not note.living:
+            if note.living:
+                continue
+            if newest[note.instance] != note:
                 path.unlink(missing_ok=True)  # its place was taken long ago
-            elif newest[note.instance] == note and not note.living:
+            elif note.config == deployed[note.model]:  # or else fewer instances have taken the place of its own
                 died[note.model] = note
         return [model for model, note in died.items() if self._mend(model, note, now_s)]
 
