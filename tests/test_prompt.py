@@ -4,7 +4,7 @@ import wave
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.vibevoice_acoustic_tokenizer.feature_extraction_vibevoice_acoustic_tokenizer import (
     VibeVoiceAcousticTokenizerFeatureExtractor,
@@ -173,3 +173,26 @@ def test_voices_come_from_a_folder_of_wav_files(tmp_path):
         load_voices(str(tmp_path))
     with pytest.raises(InputError, match="no .wav"):
         load_voices(str(tmp_path / "none"))
+
+
+@settings(max_examples=300)
+@given(cut=st.integers(0, 144), spoiled=st.dictionaries(st.integers(0, 47), st.integers(0, 255), max_size=4))
+def test_whatever_lies_in_a_voice_file_is_a_voice_or_refused(tmp_path_factory, cut, spoiled):
+    folder = tmp_path_factory.mktemp("voices")
+    with wave.open(str(folder / "a.wav"), "wb") as file:
+        file.setparams((1, 2, 24_000, 0, "NONE", ""))
+        file.writeframes(np.full(50, 100, "<i2").tobytes())
+    content = bytearray((folder / "a.wav").read_bytes())
+    for place, byte in spoiled.items():
+        content[place] = byte
+    (folder / "a.wav").write_bytes(content[:cut])
+    try:
+        assert len(load_voices(str(folder))[1]) > 0
+    except InputError as error:
+        assert "a.wav" in str(error)
+
+
+def test_a_folder_that_is_named_as_a_voice_is_refused(tmp_path):
+    (tmp_path / "a.wav").mkdir()
+    with pytest.raises(InputError, match="a.wav is not a WAV file"):
+        load_voices(str(tmp_path))

@@ -56,12 +56,13 @@ def _read(file: Path) -> np.ndarray:
         with wave.open(str(file)) as sound:
             layout = sound.getframerate(), sound.getnchannels(), sound.getsampwidth()
             data = sound.readframes(sound.getnframes())
-    except (wave.Error, EOFError) as error:
-        raise InputError(f"{file} is not a WAV file that can be read: {error}") from error
+    except (wave.Error, EOFError, OSError, RuntimeError) as error:  # the last from inside wave, of lengths that lie
+        raise InputError(f"{file} is not a WAV file that can be read: {error!r}") from error
     if layout != (wire.SAMPLE_RATE_HZ, 1, 2):
         raise InputError(
             f"{file} is {layout[0]} Hz, {layout[1]} channels, {8 * layout[2]} bit: use 24000 Hz mono 16 bit"
         )
+    data = data[: len(data) // 2 * 2]  # of a file that was cut in the middle of a sample
     if not data:
         raise InputError(f"{file} holds no sound: use a sample of some seconds")
     return np.frombuffer(data, dtype="<i2").astype(np.float32) / 32768.0
