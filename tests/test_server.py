@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -266,6 +267,19 @@ def test_a_taken_port_is_said_before_anything_starts(tmp_path):
         with pytest.raises(ServerError, match=f"port {port} cannot be used"):
             TritonServer(Deployment(), root=tmp_path, port=port).start()
     assert not list((tmp_path / ".harness").glob("*/models"))
+
+
+@pytest.mark.parametrize(("words", "starts"), [("throwing boost::interprocess::lock_exception", 2), ("error: no", 1)])
+def test_a_server_that_aborts_while_it_starts_is_started_once_more(tmp_path, monkeypatch, words, starts):
+    fake = tmp_path / "tritonserver"
+    fake.write_text(f"#!/bin/sh\necho started >> {tmp_path}/starts\necho '{words}'\nkill -ABRT $$\n")
+    fake.chmod(0o755)
+    found = replace(find_distribution(), server=fake)
+    monkeypatch.setattr("harness.triton.server.find_distribution", lambda: found)
+    with pytest.raises(ServerError, match=words):
+        TritonServer(Deployment(), root=tmp_path).start()
+    assert (tmp_path / "starts").read_text().split() == ["started"] * starts
+    assert not list((tmp_path / ".harness").iterdir())
 
 
 def test_a_model_that_cannot_load_is_named_with_its_reason(tmp_path):

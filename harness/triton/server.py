@@ -122,9 +122,14 @@ class TritonServer:
         try:
             with signals_held() as interrupted:
                 self._lay_out(found)
-                self._launch(found, http, grpc_port, metrics)
-                self._write_state()
-                self._wait_ready(timeout_s, interrupted)
+                ports = [f"--http-port={http}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
+                try:
+                    self._run(found, ports, timeout_s, interrupted)
+                except ServerError:
+                    if not self._aborted():
+                        raise
+                    self._end()
+                    self._run(found, ports, timeout_s, interrupted)
         except BaseException:
             self.stop()
             raise
@@ -150,10 +155,22 @@ class TritonServer:
     def stop(self) -> None:
         """Stop the server and its stage processes, and remove what they leave behind. Safe to call twice."""
         with signals_held():
-            if self._process is not None:
-                end_group(self._process, _EXIT_TIMEOUT_S + 2)
-            remove_shared_memory(self.shm_prefix)
+            self._end()
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end(self) -> None:
+        if self._process is not None:
+            end_group(self._process, _EXIT_TIMEOUT_S + 2)
+        remove_shared_memory(self.shm_prefix)
+
+    def _aborted(self) -> bool:
+        """Whether it ended as Triton (2.51) now and then does while it starts, of a lock shared with a stage."""
+        return not self.alive() and "boost::interprocess::lock_exception" in self.log.read_text(errors="replace")
+
+    def _run(self, found: Distribution, ports: list[str], timeout_s: float, interrupted: Callable[[], bool]) -> None:
+        self._launch(found, ports)
+        self._write_state()
+        self._wait_ready(timeout_s, interrupted)
 
     def _lay_out(self, found: Distribution) -> None:
         backend = self.folder / "backends" / "python"
@@ -161,10 +178,9 @@ class TritonServer:
         shutil.copy2(found.stub, backend)
         write_repository(self.folder / "models", self.deployment)
 
-    def _launch(self, found: Distribution, http: int, grpc_port: int, metrics: int) -> None:
+    def _launch(self, found: Distribution, ports: list[str]) -> None:
         command = [str(found.server), *server_flags(self.folder / "models", self.folder / "backends")]
-        command += [f"--http-port={http}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
-        command += [f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
+        command += [*ports, f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
         self._process = spawn(command, self.log, niceness=_NICE, environment=server_environment(found))
 
     def _write_state(self) -> None:
