@@ -6,8 +6,6 @@ Only a Triton stub process can import this module: ``triton_python_backend_utils
 from __future__ import annotations
 
 import gc
-import json
-import math
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -17,8 +15,9 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from harness import wire
-from harness.errors import HarnessError, InputError, RequestError
+from harness.errors import HarnessError, RequestError
 from harness.vibevoice import emulation, mending
+from harness.vibevoice.parameters import number, parameters
 
 START = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
 END = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
@@ -30,24 +29,6 @@ STAGES = {
     wire.VOCODER: ("vocoder", "VocoderStage", emulation.EmulatedVocoder),
     wire.VOICE: ("voice", "VoiceStage", emulation.EmulatedVoice),
 }
-_KINDS = {int: "a whole number", float: "a number"}
-
-
-def parameters(args: dict) -> dict[str, str]:
-    """The string parameters of the model's config.pbtxt."""
-    config = json.loads(args["model_config"])
-    return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
-
-
-def number(given: dict[str, str], name: str, lowest: float, kind: type = int) -> float:
-    """A parameter that is a number. Raises InputError where it is none, or less than ``lowest``."""
-    try:
-        value = kind(given[name])
-    except ValueError:
-        value = math.nan
-    if not lowest <= value < math.inf:
-        raise InputError(f"the parameter {name} is {given[name]!r}: it must be {_KINDS[kind]} of at least {lowest}")
-    return value
 
 
 def stage(args: dict):

@@ -18,6 +18,7 @@ from harness.vibevoice import backend, calls, mending
 from harness.vibevoice.admission import Line
 from harness.vibevoice.carry import Past, model_mark, script_mark
 from harness.vibevoice.instances import instances
+from harness.vibevoice.parameters import number, parameters
 from harness.vibevoice.presets import Weights
 from harness.vibevoice.prompt import PromptBuilder, SpeechRequest
 from harness.vibevoice.sessions import first_session_id
@@ -41,7 +42,7 @@ class Entry:
     """Serves requests of one entry instance; sessions of all of them run side by side on its event loop."""
 
     def __init__(self, args: dict):
-        given = backend.parameters(args)
+        given = parameters(args)
         checkpoint, weights_seed = given.get("checkpoint", ""), int(given.get("weights_seed", 0))
         config = Weights(given["preset"], checkpoint=checkpoint).config
         self.model = model_mark(given["preset"], weights_seed, checkpoint, bool(given.get("emulate")))
@@ -50,15 +51,15 @@ class Entry:
         tokenizer = tokenizer_for(config, checkpoint)
         self.prompts = PromptBuilder(config, tokenizer, voice_frames, ends_by_itself=bool(checkpoint))
         self.emulated = bool(given.get("emulate"))
-        self.beat_s = backend.number(given, "beat_seconds", 0.1, float)
-        self.prefill_tokens = backend.number(given, "prefill_tokens", 1)
-        self.prefills = asyncio.Semaphore(backend.number(given, "prefills_at_once", 1))
+        self.beat_s = number(given, "beat_seconds", 0.1, float)
+        self.prefill_tokens = number(given, "prefill_tokens", 1)
+        self.prefills = asyncio.Semaphore(number(given, "prefills_at_once", 1))
         self.encoded_voices: dict[int, asyncio.Task] = {}
         self.executor: ThreadPoolExecutor | None = None
         self.channels: set[Channel] = set()
-        places = max(1, backend.number(given, "sessions_at_once", 1) // instances(args))
-        patience_s = backend.number(given, "waiting_seconds", 0, float)
-        self.line = Line(places, backend.number(given, "waiting_limit", 0), patience_s)
+        places = max(1, number(given, "sessions_at_once", 1) // instances(args))
+        patience_s = number(given, "waiting_seconds", 0, float)
+        self.line = Line(places, number(given, "waiting_limit", 0), patience_s)
         # A session holds two threads: one that speaks and one that tells, or two calls of stages when it closes.
         self.calls_at_once = 2 * places + 4
         self.session_ids = itertools.count(first_session_id(os.getpid()))
