@@ -141,6 +141,7 @@ class Driver:
         self.scratch = scratch  # for the records of the trial in flight
         self.base = base
         self._process: subprocess.Popen | None = None  # Locust, while a trial runs
+        self._aborted = False
 
     def deploy(self, point: dict) -> list[str]:
         """Bring the server to a point of the space; returns the stages that were reloaded."""
@@ -189,18 +190,21 @@ class Driver:
             command += ["--silence-timeout", str(_SILENCE_S)]
         log = self.scratch / "locust.log"
         self.scratch.mkdir(parents=True, exist_ok=True)
-        self._process = spawn(command, log)
+        self._process, self._aborted = spawn(command, log), False
         try:
             code = self._process.wait(timeout=load.total_s + 120)
         except subprocess.TimeoutExpired:
             code = -signal.SIGKILL
         finally:
             end_group(self._process, grace_s=5)
+        if self._aborted:  # it may have ended its records all the same
+            code = -signal.SIGTERM
         return code, log.read_text(errors="replace")
 
     def abort(self) -> None:
         """Cut off the trial under way, from another thread: ``run`` then raises TrialBroken."""
         if self._process is not None:
+            self._aborted = True
             end_group(self._process, grace_s=5)
 
 

@@ -148,9 +148,9 @@ def _add_arguments(parser) -> None:
 @events.init.add_listener
 def _prepare(environment, runner, **_) -> None:
     roles = {MasterRunner: MasterTest, WorkerRunner: WorkerTest}
-    environment.speech = None
-    if not isinstance(runner, WorkerRunner):  # until Locust has a handler: a ladder it runs without one
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    environment.speech, environment.speech_interrupted = None, False
+    if not isinstance(runner, WorkerRunner):
+        _heed_signals(environment)
     try:
         user = _only_user(environment)
         _take_tags(environment.parsed_options)
@@ -187,7 +187,21 @@ def _start(environment, **_) -> None:
 
 @events.test_stopping.add_listener
 def _stop(environment, **_) -> None:
-    environment.speech.finish(environment.stop_timeout)
+    environment.speech.finish(0 if environment.speech_interrupted else environment.stop_timeout)
+
+
+def _heed_signals(environment) -> None:
+    """Ctrl-C and a polite kill end a test alike. Locust's handler of the latter comes late, and for a ladder never."""
+
+    def interrupt(*_) -> None:
+        environment.speech_interrupted = True
+        raise KeyboardInterrupt
+
+    hub = gevent.get_hub()
+    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)  # else it prints a stack, and then ends the test all the same
+    for each in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, interrupt)
 
 
 def _only_user(environment) -> type[SpeechUser]:

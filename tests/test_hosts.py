@@ -1,15 +1,19 @@
 """Hosts side by side: points are shared out, a host that is gone loses no trial, an interrupt cuts trials off."""
 
 import contextlib
+import signal
+import sys
 import threading
 
 import pytest
 
+from harness import sweep
 from harness.errors import StoreError
 from harness.hosts import Fleet, Host, HostGone, TrialCut
 from harness.sweep import Load, TrialBroken
 
 LOAD = Load(2.0, 1, (1, 2))
+POLITE = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up', flush=True)"
 
 
 class Server:
@@ -156,3 +160,19 @@ def test_the_last_host_goes_on_with_what_is_left_after_another_was_lost():
         fleet.hosts.pop()
         fleet.each(lambda each: done.append(each.name) or len(done) < 3)
     assert done == ["A"] * 3
+
+
+def test_a_trial_that_is_cut_off_is_none_though_locust_ends_well(tmp_path, monkeypatch):
+    spawned = sweep.spawn
+    monkeypatch.setattr(
+        sweep, "spawn", lambda _, log: spawned([sys.executable, "-c", f"{POLITE}; time.sleep(60)"], log)
+    )
+    driver = sweep.Driver(Server(), tmp_path / "plan.yaml", None, tmp_path, None)
+    codes = []
+    trial = threading.Thread(target=lambda: codes.append(driver._locust(tmp_path / "records", LOAD)[0]))
+    trial.start()
+    while not ((log := tmp_path / "locust.log").exists() and log.read_text()):
+        threading.Event().wait(0.01)
+    driver.abort()
+    trial.join()
+    assert codes == [-signal.SIGTERM]

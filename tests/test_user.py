@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -147,6 +148,33 @@ def test_a_ladder_says_when_each_rung_began(tmp_path):
     assert first["end_ns"] - first["start_ns"] >= 10**9 and second["start_ns"] >= first["end_ns"]
     assert [most_at_once(records.results, rung) for rung in records.rungs] == [1, 3]
     assert records.end["start_ns"] <= first["start_ns"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_ladder_that_is_interrupted_ends_at_once_and_whole(tmp_path, signum):
+    with serving(Timetable(hang_after=2)) as fake:
+        options = (
+            "--ladder",
+            "2,3",
+            "--rung-seconds",
+            "300",
+            "--stop-timeout",
+            "300",
+            "--records",
+            str(tmp_path / "r"),
+        )
+        process = subprocess.Popen(locust("--headless", "--host", fake.url, *options), stdout=subprocess.PIPE, cwd=ROOT)
+        while len(fake.requests) < 2:
+            time.sleep(0.02)
+        process.send_signal(signum)
+        output, _ = process.communicate(timeout=60)
+    records = read_records(tmp_path / "r")
+    assert (
+        [str(each.outcome) for each in records.results]
+        == ["unfinished"] * 2
+        == ["unfinished"] * records.end["submitted"]
+    )
+    assert b"0 done, 0 error, 0 cancelled, 2 unfinished" in output
 
 
 def ladder_records(folder, timetable: Timetable, *options: str):
