@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,7 @@ from harness.triton.server import ROOT, TritonServer, local_url
 
 UsageError = typer.BadParameter.__base__  # typer carries a click of its own and does not export this one
 EXIT_MISTAKE = 64  # EX_USAGE of sysexits.h: the command was given something it cannot use
+EXIT_FAULT = 70  # EX_SOFTWARE: Python's own 1 would read as "missed"
 EXIT_INTERRUPTED = 130
 _MAX_QPS = 1e6
 
@@ -69,7 +71,7 @@ def signoff(
 
     With --check, nothing is measured: a signed run is held against the hashes of its evidence and its expiry.
     Exit codes: 0 met, 1 missed, 2 inconclusive (for --check also: changed or expired), 64 a mistake in what was
-    asked, 130 interrupted.
+    asked, 70 a fault of the harness, 130 interrupted.
     """
     if (plan is None) == (check is None):
         raise InputError("give one of the two: a PLAN.yaml to sign off, or --check DIR to verify a signed run")
@@ -262,7 +264,7 @@ def doctor(target: Target | None = None) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message, and Ctrl-C or a polite kill ends cleanly."""
+    """Entry point: a user's mistake is one message, Ctrl-C or a polite kill ends cleanly, a fault is no verdict."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(signum, _as_interrupt)
     try:
@@ -275,6 +277,9 @@ def main() -> None:
         sys.exit(EXIT_MISTAKE)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(EXIT_INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(EXIT_FAULT)
 
 
 def _as_interrupt(*_) -> None:
@@ -310,6 +315,8 @@ def _set_aside(plan_path: Path, results: Path, url: str, ray: str) -> None:
 def _rates(text: str) -> tuple[float, ...]:
     try:
         rates = tuple(float(part) for part in text.split(",") if part.strip())
+        if text and not rates:
+            raise ValueError(text)
     except ValueError:
         raise InputError(f"--qps {text!r}: give rates with commas between them, such as 0.5,1,5") from None
     if any(not 0 < rate <= _MAX_QPS for rate in rates):

@@ -111,7 +111,7 @@ def _table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
 
 
 def _targets_table(content: dict) -> Table:
-    interval, priced = f"{content['confidence']:.0%} interval", content["costs"]
+    interval, priced = f"{words.level(content['confidence'])} interval", content["costs"]
     columns = ["req/s", "devices", interval, "bound by", "busy", "N+1", "N+2", "basis"]
     columns += [f"{priced['currency']}/audio hour"] if priced else []
     table = _table(f"One device = {content['unit']}", *columns, left=("bound by", "basis"))

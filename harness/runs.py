@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from harness import wire
 from harness.capacity.behaviour import behaviour
@@ -27,6 +28,7 @@ from harness.store import Run, read_profile
 from harness.triton.config import REPOSITORY, Deployment, read_config
 from harness.triton.server import ROOT
 
+_ELSEWHERE = "the Triton at ", "Triton of "  # a device of these names was deployed by somebody else
 _CODE = ("harness/**/*.py", "model_repository/**/*.py", "model_repository/**/*.pbtxt", "scenarios/*.py")
 
 
@@ -40,9 +42,15 @@ def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
 
 
 def spec_of(run: Run) -> PlanSpec:
-    """The plan as the run was made with, whatever became of its file."""
+    """The plan as the run was made with, whatever became of its file. Raises InputError for one of another harness."""
     folder = (ROOT / run.manifest.plan_path).parent
-    return PlanSpec.model_validate(run.manifest.plan, context={"folder": folder})
+    try:
+        return PlanSpec.model_validate(run.manifest.plan, context={"folder": folder})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        words = f"its manifest.json holds a plan that this harness cannot read ({where}: {first['msg']})"
+        raise InputError(f"{run.path}: {words}; use the harness that wrote it") from None
 
 
 def fit_of(run: Run) -> dict:
@@ -55,7 +63,7 @@ def fit_of(run: Run) -> dict:
 
 def kv_room(manifest: RunManifest, spec: PlanSpec) -> KvRoom | None:
     """Room for KV caches where the harness deployed; None for a server of somebody else."""
-    if manifest.device.startswith("the Triton"):
+    if manifest.device.startswith(_ELSEWHERE):
         return None
     name = "kv_limit_bytes"
     given = read_config(REPOSITORY / wire.LLM / "config.pbtxt").parameters[name].string_value
@@ -79,6 +87,7 @@ def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
         unit=unit_of(manifest),
         preset=manifest.preset,
         device=manifest.device,
+        gpus=spec.gpus,
         emulated=manifest.emulated,
         prices=spec.prices,
         currency=spec.currency,
@@ -191,7 +200,7 @@ def _notes(url: str | None, ray: str | None) -> tuple[str, ...]:
 def _device(spec: PlanSpec, url: str | None, ray: str | None, host: dict) -> str:
     """What serves: a Triton somewhere else, a host of a cluster, emulated GPUs, this host's GPU or its processor."""
     if url:
-        return f"the Triton at {url}" if "," not in url else f"Triton of {url}"
+        return f"the Triton at {url}" if "," not in url else f"Triton of {url}"  # as _ELSEWHERE has them
     if ray and not spec.emulate:
         return f"host of the Ray cluster {ray}"
     if spec.emulate:

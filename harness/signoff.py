@@ -25,7 +25,7 @@ from harness.ray_hosts import ray_hosts
 from harness.records import Trial
 from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
-from harness.report.seal import must_be_signed, report_again, sign
+from harness.report.seal import must_be_reliable, must_be_signed, report_again, sign
 from harness.report.sweep_page import write_sweep_report
 from harness.runs import behaviour_of, deployment_of, describe_point, fit_of, open_run, plan_of
 from harness.spec import load_plan
@@ -127,11 +127,15 @@ class SignOff:
             return self._report_sweep(watcher) if ladders_only else self._conclude(watcher)
 
     def _stored(self, watcher: Watcher) -> dict:
-        """The answer of a finished run; what a kill in its last moment kept from being written is written now."""
+        """The answer of a finished run; what a kill in its last moment kept from being written is written now.
+
+        Raises InputError where what was signed is no longer as it was, or has expired.
+        """
         if must_be_signed(self.run):
             return self._conclude(watcher)
         if not (self.run.path / REPORT_NAME).exists():
             report_again(self.run)
+        must_be_reliable(self.run)
         return self.run.plan()
 
     def _measure(self, watcher: Watcher, budget: Budget, ladders_only: bool) -> None:
@@ -236,7 +240,7 @@ class SignOff:
         while True:
             best = fit["deployments"][fit["best"]]
             load = self._ladder_load(best["deployment"], self.spec.seed + _SECOND_LOOK)
-            what = f"ladder of the best point again: {describe_point(best['deployment'])}"
+            what = f"second look at the best point: {describe_point(best['deployment'])}"
             if self._settled(best["deployment"], load):
                 return best
             if not self._measure_until_settled(host, watcher, budget, what, later_s, best["deployment"], load, None):
@@ -321,7 +325,8 @@ class SignOff:
         watcher.step("planning", _FIT_S / 2)
         plan = plan_of(self.run, self.spec, fit, self.spec.targets_qps)
         plan["behaviour"] = behaviour_of(self.spec, fit, plan)
-        plan["reasons"] += [f"The budget left no time for {what}: run it again to go on." for what in self.left_out]
+        if unmeasured := self._unmeasured(plan):
+            plan |= {"verdict": "inconclusive", "reasons": [*plan["reasons"], *unmeasured]}
         self.run.write_plan(plan)
         if not self.left_out:
             self.run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
@@ -332,6 +337,18 @@ class SignOff:
             write_report(self.run)
         watcher.done()
         return plan
+
+    def _unmeasured(self, plan: dict) -> list[str]:
+        """What was not measured and may turn the verdict: what the budget left out; for missed, any untried point."""
+        open_ends = [f"The budget left no time for {what}: run it again to go on." for what in self.left_out]
+        size = self.walk.space.size
+        untried = size - len(self._ended()) if self.walk.search.kind != "grid" else 0
+        if plan["verdict"] == "missed" and untried > 0:
+            open_ends.append(
+                f"{untried} of the {size} points of the space were not tried, and one of them may keep the promises: "
+                "widen the search (search.share, search.trials), or measure every point (search: grid)."
+            )
+        return open_ends
 
     def _ladder_load(self, point: dict, seed: int) -> Load:
         ladder = self.spec.ladder

@@ -234,8 +234,8 @@ class PlanSpec(_Frozen):
     confirm: ConfirmSpec = ConfirmSpec()
     budget_minutes: Positive = 60.0
     utilisation_cap: Share = 0.85
-    confidence: Annotated[float, Field(strict=True, ge=0.5, lt=1)] = 0.95
-    max_error: Positive = 0.25
+    confidence: Annotated[float, Field(strict=True, ge=0.5, le=0.99)] = 0.95  # 200 draws tell no more
+    max_error: Share = 0.25
     prices: dict[str, Positive] = Field(default_factory=dict)  # of an hour of a device, by its type (part of its name)
     currency: str = Field("USD", min_length=1, max_length=8)
     growth_per_month: Annotated[float, Field(strict=True)] | None = None  # of the rates; 0.1 = a tenth more

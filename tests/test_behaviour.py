@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from harness.capacity.behaviour import (
     ninety_minutes,
 )
 from harness.capacity.device import Device
+from harness.capacity.memory import KvRoom
 from harness.capacity.pools import Pools
 from harness.capacity.search import Limits, Traffic, steady_sessions
 from harness.capacity.spreads import Sample, Spread
@@ -137,6 +139,23 @@ def test_a_device_full_of_90_minute_sessions_takes_as_long_as_its_frames(pools):
     whole_s = wire.MAX_FRAMES * 0.072  # all ten to the end together
     assert drained["longest_s"] == pytest.approx(whole_s, rel=1e-6)
     assert drained["p50_s"] < drained["p95_s"] < drained["longest_s"]
+
+
+def test_nobody_is_let_in_without_room_for_the_kv_cache(pools, seen):
+    """Beyond the room callers wait in line, and are told busy after 30 s, whoever is let in."""
+    frames = pools.traffic.frames
+    kv = KvRoom(float(20 * np.mean(KvRoom(1, 512).bytes_of(frames))), 512)  # for 20 sessions as they come
+    full = pools.changed(limits=replace(pools.limits, kv=kv, kv_slots=kv.slots(pools.traffic.whole_frames)))
+    target = {"qps": 0.8 * 4 * full.steady_rate(), "devices": 4}
+    every = of(behaviour(full, MIX, target, np.random.default_rng(1)), "five times the load", ALL)
+    assert every["busy_during"] > 0.5 and not every["beyond_measured"]
+    assert every["most_sessions"] < 25 < 100 < of(seen, "five times the load", ALL)["most_sessions"]
+
+
+def test_no_more_90_minute_sessions_are_drained_than_the_kv_memory_holds(pools):
+    kv = KvRoom(float(3.5 * KvRoom(1, 512).bytes_of(np.array([wire.MAX_FRAMES]))[0]), 512)
+    full = pools.changed(limits=replace(pools.limits, kv=kv, kv_slots=30.0))
+    assert ninety_minutes(full, 10, np.random.default_rng(2))["sessions"] == 3
 
 
 def test_the_line_is_that_of_the_server():

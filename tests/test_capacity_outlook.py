@@ -21,7 +21,7 @@ from harness.capacity.pools import Pools
 from harness.capacity.search import LARGEST_POOL, Limits, Traffic, judge_load
 from harness.capacity.simulation import simulate
 from harness.capacity.simulator.pool import Planned
-from harness.capacity.whatif import changes, lengthened
+from harness.capacity.whatif import changes, lengthened, sensitivity
 from harness.errors import InconclusiveError, InputError
 
 
@@ -158,6 +158,18 @@ def test_a_change_has_the_room_for_kv_caches_of_its_own_deployment(measured):
         assert (planned.limits.kv.instances, more.kv.instances) == (1, 2)
         assert more.kv_slots == pytest.approx(2 * planned.limits.kv_slots)
         assert found["half the delay"].limits.kv_slots == planned.limits.kv_slots
+
+
+def test_one_more_instance_is_one_more_than_a_device_of_several_gpus_has(measured, pools):
+    """Each emulated GPU has an instance of every stage where no knob says otherwise: of two, one more is the third."""
+    knob = f"{wire.LLM}.instances"
+    three = ladder(TRUTH, np.random.default_rng(3), LADDER, name="three", deployment=measured[0].deployment | {knob: 3})
+    fit = fit_of(measured, three)
+    chosen = fit["deployments"][0]
+    chosen["stages"] = [each | {"alpha_s": 1.0 if each["stage"] == wire.LLM else 1e-3} for each in chosen["stages"]]
+    for gpus, basis in ((1, "extrapolated"), (2, "simulated")):
+        rows = {row["change"]: row for row in sensitivity(fit, chosen, pools, (0.5,), gpus)}
+        assert rows[f"one more instance of {wire.LLM}"]["basis"] == basis
 
 
 # --- other types of device
@@ -327,6 +339,12 @@ def test_growth_beyond_all_counting_is_bounded(pools):
     (row,) = forecast(pools, [target], 10.0, None)["targets"]
     assert row["devices_after_months"]["3"] > 1000
     assert row["devices_after_months"]["12"] is None
+
+
+def test_prices_that_fit_no_device_are_said_to(measured):
+    plan = plan_of(fit_of(measured), measured, prices={"H100": 2.0, "A10": 1.0})
+    assert plan["costs"] is None
+    assert any("(H100, A10), none is in this device's name, cpu" in reason for reason in plan["reasons"])
 
 
 def test_without_prices_and_growth_nothing_is_said(measured):

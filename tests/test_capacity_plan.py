@@ -17,6 +17,7 @@ from capacity_truth import (
     confirmed,
     fit_of,
     ladder,
+    open_run,
     plan_of,
     true_device,
 )
@@ -25,7 +26,7 @@ from harness.capacity import confirmation
 from harness.capacity.device import Device
 from harness.capacity.fit import fit_run
 from harness.capacity.plan import Terms, make_plan
-from harness.capacity.predict import sealed
+from harness.capacity.predict import predict_open_run, sealed
 from harness.capacity.search import Limits, Traffic, judge_load, steady_limit
 from harness.capacity.validation import Figure, _row, validate
 from harness.slo import Promise
@@ -295,6 +296,25 @@ def test_requests_that_got_no_audio_fail_the_run_and_are_not_left_out(fit, measu
     assert "ttfa p95 of class short" not in {row["metric"] for row in plan["validation"]}
 
 
+def test_a_request_that_broke_off_broke_its_promise(fit, measured, runs):
+    """Four of ten streams end in an error after their first audio: no capacity is signed on that."""
+    trial, rows = runs[1]
+    broken = rows.assign(outcome=rows["outcome"].mask(np.arange(len(rows)) % 5 < 2, "error"))
+    plan = plan_of(fit, measured, runs[0], (trial, broken))
+    assert plan["verdict"] == "inconclusive" and plan["open_runs"][1]["passed"] is False
+    assert any("was above every measured value" in reason for reason in plan["reasons"])
+
+
+def test_a_run_in_which_hardly_anybody_came_confirms_no_promise(fit, measured):
+    best = fit["deployments"][fit["best"]]
+    rate = 0.1 * best["max_rate_per_s"]
+    prediction = predict_open_run(best, MIX, rate, 5, np.random.default_rng(5))
+    brief = open_run(TRUTH, rate, np.random.default_rng(2), seconds=5, prediction=prediction)
+    plan = plan_of(fit, measured, brief)
+    assert {row["metric"] for row in plan["validation"]} == {"step_s", "sessions", "frames_per_s"}
+    assert plan["verdict"] == "inconclusive" and "longer" in plan["reasons"][-1]
+
+
 def test_the_highest_rate_must_pass_and_a_valid_repeat_counts_for_an_invalid_run(fit, measured, runs):
     trial, rows = runs[1]
     invalid = replace(trial, trial_id="first", valid=False, reasons=("3% of sends were late",))
@@ -313,7 +333,7 @@ def test_a_run_without_a_decidable_figure_confirms_nothing(fit, measured, runs, 
     monkeypatch.setattr(confirmation, "validate", undecided)
     plan = plan_of(fit, measured, *runs)
     assert plan["verdict"] == "inconclusive"
-    assert any("not one of its figures is decidable" in reason and "longer" in reason for reason in plan["reasons"])
+    assert any("not one figure of a promise is" in reason and "longer" in reason for reason in plan["reasons"])
     assert plan["targets"][0]["basis"] == "simulated"
 
 

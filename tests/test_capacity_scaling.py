@@ -50,7 +50,7 @@ def test_without_coherency_there_is_no_peak():
     assert fit.peak_concurrency() > 1000
 
 
-@pytest.mark.parametrize("n", [[1, 2, 4, 8, 16], [1, 1, 2, 2, 4, 4, 8]])
+@pytest.mark.parametrize("n", [[1, 2, 4, 8, 16], [1, 1, 2, 2, 4, 4, 8], [1, 1.01, 4, 4.02, 8, 8.1]])
 def test_refuses_fewer_than_six_points(n):
     with pytest.raises(InconclusiveError, match="needs 6 different concurrencies"):
         fit_scaling(np.array(n), np.array(n) * 10.0)

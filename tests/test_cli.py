@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from harness import cli
 from harness.cli import app
+from harness.signoff import EXIT_CODES
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("signoff", "sweep", "fit", "plan", "simulate", "report", "serve", "speak", "profile", "doctor")
@@ -54,6 +56,7 @@ def files(tmp_path):
         (("report", "--run", "{}/foreign"), "no run of this harness"),
         (("fit", "--run", "{}/none"), "none"),
         (("simulate", "--run", "{}/none", "--qps", "0"), "none"),
+        (("plan", "--run", str(ROOT / "results" / "sample-quick"), "--qps", ","), "such as 0.5,1,5"),
         (("serve", "--preset", "2b"), "tiny, 1.5b or 7b"),
         (("serve", "--parameter", "entry.waiting_limit=3"), "vibevoice_full_pipeline.waiting_limit"),
         (("serve", "--parameter", "waiting_limit"), "<model>.<parameter>=<value>"),
@@ -79,3 +82,13 @@ def test_a_mistake_is_one_message_that_says_what_to_do(files, arguments, message
     assert message in said
     assert "Traceback" not in said
     assert (files / "foreign" / "notes.txt").read_text() == "mine"
+
+
+def test_a_fault_of_the_harness_is_no_verdict(monkeypatch, capsys):
+    """Python's own exit code of an exception is 1, which would read as "missed"."""
+    monkeypatch.setattr(cli, "app", lambda **_: 1 / 0)
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == cli.EXIT_FAULT and ended.value.code not in EXIT_CODES.values()
+    assert "ZeroDivisionError" in capsys.readouterr().err

@@ -308,6 +308,16 @@ def test_the_page_says_when_it_expires_and_with_what(pages):
     assert "On 2025-05-01 at the latest" in text and "the device and its driver: cpu" in text
 
 
+def test_promises_that_no_open_run_tested_are_among_what_was_not_measured():
+    """Of the sample's promises, that on the RTF of short requests was judged by too few, and foretold by no row."""
+    said = decision.not_measured(sample.manifest(), [], sample.plan_record())
+    (line,) = [line for line in said if "for want of requests" in line]
+    assert "real-time factor of short requests (95th percentile). There" in line and "first audio" not in line
+    rows = [{"trial_id": "open-01", "metric": "rtf p95 of class short", "passed": True}]
+    tested = decision.not_measured(sample.manifest(), [], sample.plan_record() | {"validation": rows})
+    assert not [line for line in tested if "for want of requests" in line]
+
+
 def test_the_headline_prefers_a_measured_target(runs):
     targets = runs["met"].plan()["targets"]
     assert headline_target(targets)["qps"] == 5

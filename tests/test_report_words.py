@@ -45,6 +45,11 @@ def test_metrics_in_words():
     assert words.ordinal("11") == "11th" and words.ordinal("52") == "52nd"
 
 
+@pytest.mark.parametrize(("confidence", "said"), [(0.95, "95%"), (0.975, "97.5%"), (0.99, "99%")])
+def test_a_level_of_confidence_is_not_rounded(confidence, said):
+    assert words.level(confidence) == said
+
+
 def test_promises_in_words():
     promise = {"traffic_class": "long", "metric": "stall_longest_s", "quantile": 0.999, "limit": 0.5}
     assert words.promise(promise) == "for 99.9% of requests the longest stall is at most 0.5 s"

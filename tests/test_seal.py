@@ -152,12 +152,12 @@ def test_a_run_that_lost_its_seal_is_neither_signed_again_nor_taken_for_unsigned
     (signed / "plan.json").write_text((signed / "plan.json").read_text().replace('"devices": 1', '"devices": 9'))
     before = files_of(signed)
     answer = report(signed)
-    assert isinstance(answer.exception, InputError) and "is missing, with which" in str(answer.exception)
-    with pytest.raises(InputError, match="restore it"):
+    assert isinstance(answer.exception, InputError) and f"its {SEAL_NAME} is missing" in str(answer.exception)
+    with pytest.raises(InputError, match="restore that file"):
         must_be_signed(Run.open(signed))
     assert files_of(signed) == before
     found = check_seal(signed)
-    assert found.problems[0].startswith(f"{SEAL_NAME} is missing")
+    assert f"its {SEAL_NAME} is missing" in found.problems[0]
     check = CliRunner().invoke(app, ["signoff", "--check", str(signed)])
     assert check.exit_code == EXIT_CODES["inconclusive"] and f"{SEAL_NAME} is missing" in check.output
 

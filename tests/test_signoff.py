@@ -16,6 +16,8 @@ from harness import runs, store
 from harness import signoff as job
 from harness.errors import InputError, ServerError, StoreError
 from harness.records import Trial
+from harness.report.seal import sign
+from harness.runs import plan_of
 from harness.store import Run
 from harness.sweep import Load, Measured, TrialBroken, asked, deployed, trial_id
 from harness.triton.config import Deployment
@@ -130,6 +132,57 @@ def test_a_budget_that_is_too_small_says_what_it_leaves_out(tmp_path, fakes):
     run = Run.open(next(tmp_path.glob("small-*")))
     assert any("ladder 1/3" in reason for reason in run.plan()["reasons"])
     assert not run.manifest.finished_at  # the next start goes on
+
+
+@pytest.mark.parametrize("verdict", ["met", "missed"])
+def test_what_the_budget_left_out_keeps_an_answer_from_being_final(tmp_path, fakes, monkeypatch, verdict):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN.replace("budget_minutes: 30", "budget_minutes: 0.5"))
+    monkeypatch.setattr(job, "plan_of", lambda *given: plan_of(*given) | {"verdict": verdict})
+    content = job.SignOff(plan, tmp_path).execute()
+    assert content["verdict"] == "inconclusive" and "run it again" in content["reasons"][-1]
+
+
+def test_a_finished_run_answers_only_as_long_as_it_can_be_relied_on(plan, tmp_path, fakes):
+    work = job.SignOff(plan, tmp_path)
+    work.execute()
+    stored = work.run.path / "plan.json"
+    as_signed = stored.read_text()
+    stored.write_text(as_signed.replace("inconclusive", "met"))
+    with pytest.raises(InputError, match="plan.json was changed after"):
+        job.SignOff(plan, tmp_path).execute()
+    stored.write_text(as_signed)
+    work.run.update_manifest(finished_at="2026-01-01T00:00:00+00:00")
+    sign(work.run)
+    with pytest.raises(InputError, match="it expired at .* --fresh"):
+        job.SignOff(plan, tmp_path).execute()
+
+
+@pytest.mark.parametrize(("search", "verdict"), [("grid", "missed"), ("{kind: random, trials: 2}", "inconclusive")])
+def test_a_search_that_left_points_untried_does_not_say_that_none_keeps_the_promises(
+    tmp_path, fakes, monkeypatch, search, verdict
+):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN + f"search: {search}\n")
+    monkeypatch.setattr(job, "plan_of", lambda *given: plan_of(*given) | {"verdict": "missed"})
+    content = job.SignOff(plan, tmp_path).execute()
+    assert content["verdict"] == verdict
+    assert any("1 of the 3 points" in reason for reason in content["reasons"]) == (verdict != "missed")
+
+
+@pytest.mark.parametrize("url", ["a:8001", "a:8001,b:8001"])
+def test_the_kv_memory_of_servers_of_somebody_else_is_not_known(plan, tmp_path, url):
+    run = job.SignOff(plan, tmp_path, url=url).run
+    assert runs.kv_room(run.manifest, runs.spec_of(run)) is None
+    ours = job.SignOff(plan, tmp_path).run
+    assert runs.kv_room(ours.manifest, runs.spec_of(ours)).room_bytes > 0
+
+
+def test_a_plan_in_a_manifest_of_another_harness_is_refused_in_words(plan, tmp_path):
+    run = job.SignOff(plan, tmp_path).run
+    run.update_manifest(plan={**run.manifest.plan, "promises": {}, "horizon": 3})
+    with pytest.raises(InputError, match="manifest.json holds a plan that this harness cannot read"):
+        runs.spec_of(run)
 
 
 def test_a_budget_that_ends_before_the_second_try_of_an_invalid_trial_ends_the_sweep(

@@ -118,8 +118,9 @@ def test_a_mix_written_out_reads_its_files_beside_the_plan(tmp_path):
             "search.objective: short.sessions: unknown metric of a class",
         ),
         ({"fleet": 0}, "fleet: must be greater than or equal to 1"),
-        ({"confidence": 1.0}, "confidence: must be less than 1"),
+        ({"confidence": 1.0}, "confidence: must be less than or equal to 0.99"),
         ({"max_error": "0.25"}, "max_error: must be a valid number"),
+        ({"max_error": 1e9}, "max_error: must be less than or equal to 1"),
         ({"scripts": "nowhere"}, "nowhere: no .txt file"),
     ],
 )

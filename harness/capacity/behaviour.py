@@ -10,6 +10,7 @@ import numpy as np
 
 from harness import wire
 from harness.capacity.fit import finite
+from harness.capacity.memory import KvRoom
 from harness.capacity.pools import Pools, drain_times_s
 from harness.capacity.search import LARGEST_POOL, steady_sessions
 from harness.capacity.simulator.engine import LIMITED, Counting
@@ -45,7 +46,10 @@ class Surge:
 
 @dataclass(frozen=True)
 class Admission:
-    """Whether a device takes sessions beyond its limit, and how many of those beyond it wait in its line."""
+    """Whether a device takes sessions beyond its limit, and how many of those whom it does not take wait in its line.
+
+    One whose KV memory is full takes none in any case.
+    """
 
     name: str
     limited: bool
@@ -53,7 +57,7 @@ class Admission:
 
 
 ADMISSIONS = (
-    Admission("all are let in", limited=False),
+    Admission("all are let in", limited=False, line=LINE),
     Admission("the rest wait in line", limited=True, line=LINE),
     Admission("the rest are told busy", limited=True),
 )
@@ -69,13 +73,14 @@ def behaviour(pools: Pools, mix: Mix, target: dict, rng: np.random.Generator) ->
     """plan.json's ``behaviour``: each surge on the devices of a target, for each way to admit sessions.
 
     ``session_limit``: the most sessions with which a device keeps every promise for good. Those beyond it wait in its
-    line as the server has it (64 of them, 30 s, then "busy"), or are told busy at once. Time is counted in parts of
+    line as the server has it (64 of them, 30 s, then "busy"), or are told busy at once. Nobody is let in without room
+    for the KV cache, where that is known (``kv_room_bytes``, else None). Time is counted in parts of
     1/15 of the holding time: a quarter of an hour, or twice the mean time of a session if that is longer.
     ``in_promise``: of the sessions that came in a part, the share that kept every promise on first audio and real-time
     factor; one told busy kept none; None where nobody came. Above 64 devices, 64 with their part of the traffic are
     simulated.
     """
-    limit = max(int(steady_sessions(pools.device, pools.limits)), 1)
+    limit, kv = max(int(steady_sessions(pools.device, pools.limits)), 1), pools.limits.kv
     hold_s = max(900.0, 2 * pools.traffic.mean_frames * float(pools.device.step_time(limit)))
     size = min(target["devices"], LARGEST_POOL)
     stage = _Stage(pools, mix, size, target["qps"] * size / target["devices"], hold_s)
@@ -86,6 +91,7 @@ def behaviour(pools: Pools, mix: Mix, target: dict, rng: np.random.Generator) ->
         "session_limit": limit,
         "line": LINE,
         "patience_s": PATIENCE_S,
+        "kv_room_bytes": kv and kv.room_bytes,
         "hold_s": hold_s,
         "part_s": stage.part_s,
         "max_sessions_measured": pools.device.max_sessions,
@@ -97,8 +103,10 @@ def behaviour(pools: Pools, mix: Mix, target: dict, rng: np.random.Generator) ->
 def ninety_minutes(pools: Pools, sessions: int, rng: np.random.Generator) -> dict:
     """Seconds until a device with so many 90-minute sessions aboard, each somewhere in it, is empty once drained.
 
-    ``longest_s``: where one of them has just begun.
+    Of as many as its KV memory has room for, if those are fewer. ``longest_s``: where one of them has just begun.
     """
+    if pools.limits.kv is not None:
+        sessions = max(min(sessions, int(pools.limits.kv.slots(np.array([wire.MAX_FRAMES])))), 1)
     left = np.maximum(rng.random(4096), 1e-6) * wire.MAX_FRAMES
     times_s = drain_times_s(pools.device, replace(pools.traffic, residual_frames=left), sessions, rng)
     longest = replace(pools.traffic, residual_frames=np.array([float(wire.MAX_FRAMES)]))
@@ -138,9 +146,12 @@ class _Stage:
         def rate(at_s: np.ndarray) -> np.ndarray:
             return self.rate_per_s * surge.factor(at_s - warm_s - self.begins_s, self.hold_s)
 
-        demand = Demand(self.mix, Varying(rate, highest), ttfa=device.ttfa, rtf=device.rtf)
-        more = {"session_limit": limit, "line_limit": admission.line, "patience_s": PATIENCE_S}
-        pool = Pool.of(device, self.devices, routing="least_loaded", **more if admission.limited else {})
+        kv = self.pools.limits.kv or KvRoom(math.inf, 0)
+        caches = {"kv_bytes_per_token": kv.bytes_per_token, "voice_frames": kv.voice_frames, "state_bytes": 0}
+        demand = Demand(self.mix, Varying(rate, highest), ttfa=device.ttfa, rtf=device.rtf, **caches)
+        more = {"session_limit": limit if admission.limited else None, "memory_bytes": kv.room_bytes}
+        more |= {"line_limit": admission.line, "patience_s": PATIENCE_S}
+        pool = Pool.of(device, self.devices, routing="least_loaded", **more)
         parts = _PARTS_BEFORE + (1 + _HOLDS_AFTER + 1) * _PARTS_OF_HOLD
         counting = Counting(demand.classes, parts * self.part_s, warm_s, parts, 1, _limits(self.pools, demand.classes))
         return simulate_pool(pool, demand, counting, rng)

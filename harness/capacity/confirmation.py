@@ -11,9 +11,9 @@ import pandas as pd
 
 from harness import wire
 from harness.capacity.device import promise_name
-from harness.capacity.validation import validate
+from harness.capacity.validation import OF_THE_DEVICE, validate
 from harness.errors import InconclusiveError
-from harness.records import Rung, Trial
+from harness.records import Outcome, Rung, Trial
 from harness.slo import judge
 
 
@@ -45,8 +45,8 @@ def confirm(
     """Judge every VALID open-loop trial; those on ``deployment`` (``own``) decide. ``requests``: as for make_plan.
 
     ``foretold``: as for validate. A run's ``passed``: False where a prediction of it failed or a promise was clearly
-    broken; None where it cannot say (INVALID, without a prediction, or not one row decidable; ``note`` says which);
-    else True.
+    broken; None where it cannot say (INVALID, without a prediction, or not one figure of a promise decidable; ``note``
+    says which); else True.
     """
     rows, runs = [], []
     for trial in (trial for trial in trials if trial.kind == "open"):
@@ -92,8 +92,9 @@ def _validated(trial: Trial, *arguments, **options) -> tuple[list[dict], str]:
 def _outcome(rows: list[dict], promises: list[dict], problem: str) -> dict:
     if any(each["passed"] is False for each in rows) or any(each["met"] is False for each in promises):
         return {"passed": False, "note": problem}
-    if all(row["passed"] is None for row in rows):
-        return {"passed": None, "note": problem or "not one of its figures is decidable"}
+    decided = [row["passed"] for row in rows if row["metric"] not in OF_THE_DEVICE] + [each["met"] for each in promises]
+    if problem or all(each is None for each in decided):
+        return {"passed": None, "note": problem or "not one figure of a promise is decidable in it"}
     return {"passed": True, "note": ""}
 
 
@@ -111,12 +112,14 @@ def _judged(trial: Trial, requests: pd.DataFrame, promises: Sequence, confidence
 def _values(requests: pd.DataFrame, rung: Rung, promise) -> np.ndarray:
     """The promise's metric [n] of its class: first audio of requests due in the window, the rest of those served in it.
 
-    NaN is a request that got no audio; one without an RTF of its own (a single chunk) is left out.
+    A request that ended in an error broke its promise, however much it spoke before: infinite. NaN is any other that
+    got no audio; one without an RTF of its own (a single chunk) is left out.
     """
     sent = requests[(requests["traffic_class"] == promise.traffic_class) & (requests["sent_ns"] > 0)]
     due = (sent["due_ns"] >= rung.start_ns) & (sent["due_ns"] < rung.end_ns)
     served = (sent["sent_ns"] < rung.end_ns) & (sent["ended_ns"] >= rung.start_ns)
-    values = sent.loc[due if promise.metric == "ttfa_s" else served, promise.metric]
+    values = sent[promise.metric].mask(sent["outcome"] == Outcome.ERROR, math.inf)
+    values = values[due if promise.metric == "ttfa_s" else served]
     return (values.dropna() if promise.metric == "rtf" else values).to_numpy(float)
 
 

@@ -93,7 +93,7 @@ def _overload(utilisation: float) -> dict[str, float]:
 
 
 def _basis(pools: Pools, load: Load) -> str:
-    return "simulated" if load.sessions_p95 <= round(pools.device.max_sessions) else "extrapolated"
+    return "simulated" if pools.has_seen(load.sessions_p95) else "extrapolated"
 
 
 def with_spares(pools: Pools, qps: float, devices: int, lost: int) -> Loss:

@@ -28,8 +28,8 @@ LOST = (1, 2)  # devices out at the peak: N+1 and N+2
 class Terms:
     """What a plan is made under. ``confidence``: of intervals; ``max_error``: of predictions, relative.
 
-    ``unit``, ``preset``, ``device``: what one device is. ``prices``: of an hour of a device, by type, in ``currency``.
-    ``growth_per_month`` (a share of the rate) and ``fleet`` (devices that there are) are for a forecast;
+    ``unit``, ``preset``, ``device``, ``gpus``: what one device is. ``prices``: of an hour of a device, by type, in
+    ``currency``. ``growth_per_month`` (a share of the rate) and ``fleet`` (devices that there are) are for a forecast;
     ``profiles``, by type of device, for counts of devices that were not deployed. ``foretold``: by trial, the
     predictions that were written down before open-loop runs started; without any, it is an older run.
     """
@@ -40,6 +40,7 @@ class Terms:
     unit: str
     preset: str
     device: str
+    gpus: int = 1
     emulated: bool = False
     prices: Mapping[str, float] = field(default_factory=dict)
     currency: str = "USD"
@@ -82,14 +83,17 @@ def make_plan(
         counts = pools.drawn_devices(qps, shares, rng)
         targets.append(_target(pools, qps, counts, terms.confidence, confirmed.highest_rate_per_s))
     doubts = [*confirmed.doubts, *_doubts_about(targets, chosen["step_time"]["max_sessions"])]
+    at_most = pools.judge(chosen["max_rate_per_s"], 1)
+    plan["rate_per_device"]["basis"] = _basis(pools.has_seen(at_most.sessions_p95))
     plan |= {"validation": confirmed.rows, "open_runs": confirmed.runs, "targets": targets, "drain": _drain(pools, rng)}
     progress("planning what changes would do")
-    plan["sensitivity"] = sensitivity(fit, chosen, pools, targets_qps)
+    plan["sensitivity"] = sensitivity(fit, chosen, pools, targets_qps, terms.gpus)
     plan["device_types"] = device_types(chosen, pools, terms.profiles, targets_qps, terms.prices)
     plan["memory"] = _memory(pools)
     plan |= _money_and_growth(plan, pools, terms)
     verdict = "inconclusive" if doubts else "met"
-    return plan | {"verdict": verdict, "reasons": [*doubts, *_remarks(fit, chosen, pools)]}
+    remarks = [*_remarks(fit, chosen, pools), *_without_price(plan, terms)]
+    return plan | {"verdict": verdict, "reasons": [*doubts, *remarks]}
 
 
 def _nothing_known(chosen: dict | None, promises: Sequence, targets_qps: Sequence[float], terms: Terms) -> dict:
@@ -159,7 +163,6 @@ def _target(pools: Pools, qps: float, counts: np.ndarray, confidence: float, con
     low, high = np.quantile(counts, tails, method="inverted_cdf")
     carried = float(pools.rates(np.array([devices]), qps)[0])
     spared = [with_spares(pools, qps, devices, lost) for lost in LOST]
-    in_range = load.sessions_p95 <= round(pools.device.max_sessions)
     return {
         "qps": qps,
         "devices": devices,
@@ -171,7 +174,7 @@ def _target(pools: Pools, qps: float, counts: np.ndarray, confidence: float, con
         "devices_n_plus_2": spared[1].devices if spared[1].kept else None,
         "losses": [_loss_record(each) for each in (*_without_spares(pools, qps, devices), *spared)],
         "sessions_per_device_p95": load.sessions_p95,
-        "basis": _basis(in_range, devices == 1 and qps <= confirmed_rate),
+        "basis": _basis(pools.has_seen(load.sessions_p95), devices == 1 and qps <= confirmed_rate),
         "note": "One device was measured; several are taken not to slow each other down." if devices > 1 else "",
     }
 
@@ -226,6 +229,17 @@ def _remarks(fit: dict, chosen: dict, pools: Pools) -> list[str]:
     return remarks
 
 
+def _without_price(plan: dict, terms: Terms) -> list[str]:
+    """A remark where prices were given, and none of them is of what was planned."""
+    priced = plan["costs"] or any(price_of(terms.prices, each["type"]) for each in plan["device_types"])
+    if priced or not terms.prices:
+        return []
+    types = ", ".join(terms.prices)
+    return [
+        f"No cost is given: of the types that have a price ({types}), none is in this device's name, {terms.device}."
+    ]
+
+
 def _left_out(fit: dict) -> list[str]:
     return [f"{each['trial_id']} was left out: {'; '.join(each['reasons'])}." for each in fit["excluded"]]
 
@@ -269,8 +283,8 @@ def _rate_record(chosen: dict | None) -> dict:
     }
 
 
-def _basis(in_range: bool, confirmed: bool) -> str:
-    """How a count is known: one device at a rate that a run confirmed, simulated, or beyond what was measured."""
+def _basis(in_range: bool, confirmed: bool = False) -> str:
+    """How a figure is known: one device at a rate that a run confirmed, simulated, or beyond what was measured."""
     if not in_range:
         return "extrapolated"
     return "measured" if confirmed else "simulated"
@@ -307,7 +321,7 @@ def _drain(pools: Pools, rng: np.random.Generator) -> dict:
         "p50_s": float(np.median(times_s)),
         "p95_s": float(np.quantile(times_s, 0.95)),
         "longest_s": float(simulate(np.zeros(sessions), longest, pools.device.step_time).end_s.max()),
-        "basis": "simulated",
+        "basis": _basis(pools.has_seen(sessions)),
     }
 
 

@@ -49,6 +49,10 @@ class Pools:
         """Without any promise: what devices carry at all, with the sessions that are known and that they let in."""
         return self.changed(limits=replace(self.limits, promises=()))
 
+    def has_seen(self, sessions: float) -> bool:
+        """Whether so many sessions were measured on a device; beyond that, its step time is extrapolated."""
+        return sessions <= round(self.device.max_sessions)
+
     def steady_rate(self) -> float:
         """Requests a second at the steady limit of one device: what utilisation 1 means."""
         return steady_limit(self.device, self.limits)[0] / self.traffic.mean_frames

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
+from harness.capacity.steps import count_levels
 from harness.errors import InconclusiveError
 
 MIN_POINTS = 6
@@ -48,9 +49,9 @@ def fit_scaling(concurrency: np.ndarray, throughput: np.ndarray, confidence: flo
     finite, or a search that does not converge.
     """
     n, x = np.asarray(concurrency, dtype=float), np.asarray(throughput, dtype=float)
-    if len(np.unique(n)) < MIN_POINTS:
+    if (levels := count_levels(n)) < MIN_POINTS:
         raise InconclusiveError(
-            f"the scalability law needs {MIN_POINTS} different concurrencies, there are {len(np.unique(n))}: "
+            f"the scalability law needs {MIN_POINTS} different concurrencies, there are {levels}: "
             "add rungs to the ladder"
         )
     if not np.all(np.isfinite(n) & np.isfinite(x) & (n > 0) & (x > 0)):

@@ -81,7 +81,7 @@ def fit_step_time(rungs: Rungs, rng: np.random.Generator, draws: int = 200) -> S
     (that gives Student-t intervals); with two trials or more, whole trials are resampled too. Raises
     InconclusiveError below three rungs at different numbers of sessions.
     """
-    levels = len(np.unique(_groups(rungs.sessions)))
+    levels = count_levels(rungs.sessions)
     if levels < MIN_RUNGS:
         raise InconclusiveError(
             f"the step time needs {MIN_RUNGS} rungs at different numbers of sessions, there are {levels}: "
@@ -125,6 +125,11 @@ def _merge(rungs: Rungs) -> tuple[np.ndarray, np.ndarray]:
     group = _groups(rungs.sessions)
     count = np.bincount(group)
     return np.bincount(group, rungs.sessions) / count, np.bincount(group, rungs.step_s) / count
+
+
+def count_levels(sessions: np.ndarray) -> int:
+    """Different numbers of sessions: those within 5% of each other are one."""
+    return len(np.unique(_groups(sessions)))
 
 
 def _groups(sessions: np.ndarray) -> np.ndarray:

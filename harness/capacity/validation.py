@@ -19,6 +19,7 @@ from harness.capacity.steps import StepTime
 from harness.errors import InconclusiveError
 from harness.records import Rung, Trial
 
+OF_THE_DEVICE = ("step_s", "sessions", "frames_per_s")  # metrics of rows that are of no promise
 _ALTERNATIVES = 40
 _LUCKS = 25
 _MIN_REQUESTS = 5

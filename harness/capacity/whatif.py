@@ -36,9 +36,19 @@ class Change:
     note: str = ""
 
 
-def sensitivity(fit: dict, chosen: dict, pools: Pools, targets_qps: Sequence[float]) -> list[dict]:
-    """plan.json's ``sensitivity``: for each change, the rate of a device and the devices of each target."""
-    return [_record(change, targets_qps) for change in changes(fit, chosen, pools)]
+def sensitivity(fit: dict, chosen: dict, pools: Pools, targets_qps: Sequence[float], gpus: int = 1) -> list[dict]:
+    """plan.json's ``sensitivity``: for each change, the rate of a device and the devices of each target.
+
+    ``gpus``: those of a device; a stage has so many instances where no knob says otherwise.
+    """
+    fit = fit | {"deployments": [_with_defaults(each, gpus) for each in fit["deployments"]]}
+    return [_record(change, targets_qps) for change in changes(fit, _with_defaults(chosen, gpus), pools)]
+
+
+def _with_defaults(deployment_fit: dict, gpus: int) -> dict:
+    """The fit of a deployment, with the instances of every stage among its knobs."""
+    instances = {f"{stage}.instances": gpus for stage in wire.STAGES}
+    return deployment_fit | {"deployment": instances | deployment_fit["deployment"]}
 
 
 def changes(fit: dict, chosen: dict, pools: Pools) -> Iterator[Change]:

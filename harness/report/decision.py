@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from harness.capacity.device import promise_name
 from harness.capacity.plan import headline_target
 from harness.records import RunManifest, Trial
 from harness.report import words
@@ -73,7 +74,7 @@ def _target_sentence(target: dict, confidence: float) -> str:
     return (
         f"{words.plural(target['qps'], 'request')} per second of this mix: "
         f"{words.plural(target['devices'], 'device')}, "
-        f"{words.percent(confidence)} interval {words.interval(target['interval'])}; "
+        f"{words.level(confidence)} interval {words.interval(target['interval'])}; "
         f"bound by {words.binding(target['binding'])}."
     )
 
@@ -107,9 +108,14 @@ def measured(swept: Sequence[Deployment], trials: Sequence[Trial], requests: pd.
     return said or ["Nothing: this run holds no finished trial."]
 
 
-def not_measured(manifest: RunManifest, trials: Sequence[Trial]) -> list[str]:
+def not_measured(manifest: RunManifest, trials: Sequence[Trial], plan: dict | None) -> list[str]:
     """What the figures do not say."""
     said = []
+    if untested := _untested(plan):
+        names = ", ".join(words.metric(name) for name in untested)
+        said.append(
+            f"In open loop, for want of requests: {names}. There the answer rests on the ladders and the simulation."
+        )
     if not any(trial.kind == "open" for trial in trials):
         said.append("Open-loop load: no trial with arrivals that do not wait checked the predictions.")
     if manifest.preset == "tiny":
@@ -136,6 +142,20 @@ def not_measured(manifest: RunManifest, trials: Sequence[Trial]) -> list[str]:
     return said
 
 
+def _untested(plan: dict | None) -> list[str]:
+    """The promises that no open-loop run of the planned deployment shows to be kept, or foretold within the limit."""
+    own = {run["trial_id"]: run for run in (plan or {}).get("open_runs") or [] if run["own"] and run["passed"]}
+    rows = [row for row in (plan or {}).get("validation") or [] if row["trial_id"] in own]
+    foretold = {row["metric"] for row in rows if row["passed"]}
+    judged = [promise for run in own.values() for promise in run["promises"]]
+    kept = {_name(promise) for promise in judged if promise["met"]}
+    return [name for name in dict.fromkeys(map(_name, judged)) if name not in foretold | kept]
+
+
+def _name(promise: dict) -> str:
+    return promise_name(promise["traffic_class"], promise["metric"], promise["quantile"])
+
+
 def computed(manifest: RunManifest, plan: dict | None) -> list[str]:
     """What was emulated or extrapolated."""
     said = []
@@ -150,7 +170,10 @@ def computed(manifest: RunManifest, plan: dict | None) -> list[str]:
         limit = f" At most {words.plural(most, 'session')} at once were measured on one device." if most else ""
         said.append(f"EXTRAPOLATED: the device counts at {rates} requests/s.{limit}")
     elif plan:
-        said.append("Nothing was extrapolated: every target lies within the loads measured.")
+        said.append(
+            "No device count of a target was extrapolated: each lies within the loads measured. What else reaches "
+            "beyond them (changes, growth, surges, devices lost) is marked so where it stands."
+        )
     return said
 
 

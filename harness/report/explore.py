@@ -13,7 +13,7 @@ from harness.capacity.scaling import Scaling
 from harness.capacity.search import Load
 from harness.capacity.steps import StepTime
 from harness.metrics import sessions_in_parts
-from harness.records import Result
+from harness.records import Outcome, Result
 from harness.report import figures, words
 from harness.report.facts import Deployment
 from harness.report.figures import BEST_COLOUR, LIMIT_COLOUR, OTHER_COLOURS, REST_COLOUR
@@ -54,13 +54,18 @@ def playback(result: Result) -> go.Figure:
 
 
 def distribution(requests: pd.DataFrame, metric: str, promises: Sequence[dict]) -> go.Figure:
-    """The share of requests of each class with at most a value of ``metric``; a cross marks what is promised."""
+    """The share of requests of each class with at most a value of ``metric``; a cross marks what is promised.
+
+    One that ended in an error has no value that keeps a promise: it counts, and the line stays below 100%.
+    """
     figure = _figure(_AXIS_TITLES[metric], "share of requests with at most that", rangemode="tozero")
     for number, (name, own) in enumerate(requests.groupby("traffic_class")):
         colour = (BEST_COLOUR, *OTHER_COLOURS)[number % (1 + len(OTHER_COLOURS))]
-        values = np.sort(own[metric].dropna())
-        shares = np.arange(1, len(values) + 1) / len(values)
-        label = f"{name}: {words.plural(len(values), 'request')}"
+        failed = own["outcome"] == Outcome.ERROR
+        values = np.sort(own.loc[~failed, metric].dropna())
+        count = len(values) + int(failed.sum())
+        shares = np.arange(1, len(values) + 1) / max(count, 1)
+        label = f"{name}: {words.plural(count, 'request')}" + (f", {failed.sum()} failed" if failed.any() else "")
         figure.add_scatter(x=values, y=shares, name=label, line={"color": colour, "width": 2.5, "shape": "hv"})
         own_promises = [each for each in promises if (each["traffic_class"], each["metric"]) == (name, metric)]
         figure.add_scatter(
@@ -173,7 +178,7 @@ def devices(plan: dict, rates_per_s: Sequence[float] = (), counts: Sequence[int]
     figure.add_scatter(
         x=[target["qps"] for target in known],
         y=counted,
-        name=f"planned, with {words.percent(plan['confidence'])} interval",
+        name=f"planned, with {words.level(plan['confidence'])} interval",
         mode="markers",
         marker={"color": BEST_COLOUR, "size": 11},
         error_y={

@@ -21,7 +21,8 @@ from harness.store import Run, replace_text
 SCHEMA = 1
 VERDICTS = ("met", "missed", "inconclusive")
 _PENDING = ".signing"
-_LOST = f"{SEAL_NAME} is missing, with which its answer was signed: restore it, or `harness signoff PLAN --fresh`"
+_ANEW = "measure anew with `harness signoff PLAN --fresh`"
+_LOST = f"the answer was signed, and its {SEAL_NAME} is missing: restore that file, or {_ANEW}"
 _OF_A_TARGET = ("qps", "devices", "interval", "binding", "basis", "devices_n_plus_1", "devices_n_plus_2")
 
 
@@ -64,6 +65,12 @@ def must_be_signed(run: Run) -> bool:
     return False
 
 
+def must_be_reliable(run: Run) -> None:
+    """Raises InputError where what was signed is no longer as it was, or has expired."""
+    if problems := check_seal(run.path).problems:
+        raise InputError(f"{run.path} is not to be relied on: {'; '.join(problems)}")
+
+
 def report_again(run: Run) -> Path:
     """Write ``signoff.html`` of a run again. Of a signed one, its hash in the seal is renewed, and nothing else.
 
@@ -77,7 +84,7 @@ def report_again(run: Run) -> Path:
         content = json.loads((run.path / SEAL_NAME).read_text())
         if broken := list(_broken(run.path, content, content.pop("sha256"))):
             words = "; ".join(broken)
-            raise InputError(f"{run.path}: {words}: nothing is written; restore it, or `harness signoff PLAN --fresh`")
+            raise InputError(f"{run.path}: {words}: nothing is written; restore it, or {_ANEW}")
     path = write_report(run)
     _write(run.path, content | {"report_sha256": file_sha256(path)})
     return path
@@ -148,9 +155,9 @@ def _problems(folder: Path, content: Mapping, own: str, now: datetime) -> Iterat
     if not report.is_file():
         yield f"{REPORT_NAME} is missing: write it again with `harness report --run {folder}`"
     elif file_sha256(report) != content["report_sha256"]:
-        yield f"{REPORT_NAME} was changed after it was signed"
+        yield f"{REPORT_NAME} was changed after it was signed: write it again with `harness report --run {folder}`"
     if now > datetime.fromisoformat(content["expires_at"]):
-        yield f"it expired at {content['expires_at']}: measure anew with `harness signoff PLAN --fresh`"
+        yield f"it expired at {content['expires_at']}: {_ANEW}"
     if now < datetime.fromisoformat(content["signed_at"]):
         yield f"it was signed at {content['signed_at']}, which is yet to come: set the clock of this machine"
 

@@ -53,7 +53,7 @@ def render(run: Run) -> str:
         swept=swept,
         found=found,
         best=best,
-        level=words.percent(facts.rate_confidence(fit)),
+        level=words.level(facts.rate_confidence(fit)),
         best_answer=next((answer for answer in found if answer.entry.best), None),
         response=of,
         told=told,
@@ -113,6 +113,6 @@ def best_in_words(run: Run) -> str:
     if not fit or fit["best"] is None:
         return "no deployment of the sweep keeps the promises at any rate"
     best = fit["deployments"][fit["best"]]
-    interval = f"{words.percent(facts.rate_confidence(fit))} interval {words.interval(best['max_rate_interval'])}"
+    interval = f"{words.level(facts.rate_confidence(fit))} interval {words.interval(best['max_rate_interval'])}"
     rate = f"{words.figure(best['max_rate_per_s'])} requests/s ({interval})"
     return f"best: {words.deployment(best['deployment'])}: one device carries {rate}, bound by {best['binding']}"

@@ -118,7 +118,7 @@ def targets(plan: dict) -> pd.DataFrame:
             "utilisation": words.percent(target["utilisation"]),
             "N+1": target["devices_n_plus_1"],
             "N+2": target["devices_n_plus_2"],
-            "basis": target["basis"],
+            "basis": _basis(plan, target["basis"]),
         }
         for target in plan["targets"]
     )
@@ -151,7 +151,7 @@ def surges(plan: dict) -> pd.DataFrame:
             "promises kept": words.percent(row["in_promise_during"]),
             "told busy": words.percent(row["busy_during"]),
             "most sessions": row["most_sessions"],
-            "basis": "extrapolated" if row["beyond_measured"] else "simulated",
+            "basis": _basis(plan, "extrapolated" if row["beyond_measured"] else "simulated"),
             "recovered after": words.recovery(row["recovered_after_s"], row["watched_s"]),
         }
         for row in (plan.get("behaviour") or {}).get("surges", [])
@@ -165,8 +165,15 @@ def sensitivity(plan: dict) -> pd.DataFrame:
             "change": row["change"],
             "requests per s on one device": row["rate_per_device"],
             **{f"devices at {each['qps']:g}": each["devices"] for each in row["targets"]},
-            "basis": row["basis"],
+            "basis": _basis(plan, row["basis"]),
             "note": row["note"],
         }
         for row in plan.get("sensitivity") or []
     )
+
+
+def _basis(plan: dict, known: str) -> str:
+    """How a figure is known; one of emulated times is that besides, and is never measured."""
+    if not (plan.get("emulated") and known):
+        return known
+    return "emulated" if known == "measured" else f"{known}, emulated"

@@ -55,6 +55,11 @@ def percent(share, decimals: int = 0) -> str:
     return f"{100 * share:.{decimals}f}%" if known(share) else ABSENT
 
 
+def level(confidence) -> str:
+    """A level of confidence, unrounded: 97.5%."""
+    return f"{100 * confidence:.10g}%"
+
+
 def share_of_limit(share) -> str:
     """A value as a share of its limit, up to ten times it; far beyond, the figure says no more."""
     return percent(share) if known(share) and share <= 10 else "over ten times"

@@ -71,13 +71,15 @@ class Demand:
     """Sessions of a mix that come as ``arriving`` says, and what they take of a device.
 
     A session's prompt is ``memory.prompt_tokens`` of its frames and ``voice_frames``, its KV cache takes
-    ``kv_bytes_per_token``, and its first audio ``prefill_s_per_token`` more for each token of the prompt. ``ttfa`` and
-    ``rtf``: how single sessions scatter around the model's time to first audio and RTF, as a device's fit says.
+    ``kv_bytes_per_token`` and ``state_bytes`` besides, and its first audio ``prefill_s_per_token`` more for each token
+    of the prompt. ``ttfa`` and ``rtf``: how single sessions scatter around the model's time to first audio and RTF, as
+    a device's fit says.
     """
 
     mix: Mix
     arriving: Varying | Arriving
     kv_bytes_per_token: int = memory.KV_BYTES_PER_TOKEN["1.5b"]
+    state_bytes: int = memory.CONVOLUTION_STATE_BYTES
     voice_frames: int = 150
     prefill_s_per_token: float = 0.0
     ttfa: Spread | None = None
@@ -150,7 +152,9 @@ class Demand:
         prompt = memory.prompt_tokens(frames, self.voice_frames)
         block["arrival_s"], block["frames"], block["class_index"] = times_s, frames, index
         block["context"], block["first_s"] = prompt, self.prefill_s_per_token * prompt
-        block["bytes"] = memory.session_bytes(prompt, frames, self.kv_bytes_per_token) if len(block) else 0
+        if len(block):
+            taken = memory.session_bytes(prompt, frames, self.kv_bytes_per_token, state_bytes=self.state_bytes)
+            block["bytes"] = taken
         block["pick"] = rng.random(len(times_s))
         block["ttfa_ratio"], block["rtf_ratio"] = (self._ratios(each, index, rng) for each in (self.ttfa, self.rtf))
         return block
