@@ -234,6 +234,14 @@ def test_a_promise_that_one_session_breaks_is_missed(measured):
     assert plan["targets"][0]["binding"] == "rtf p95 of class short"
 
 
+def test_what_is_said_alike_of_several_deployments_is_said_once(measured):
+    other = ladder(TRUTH, np.random.default_rng(10), LADDER, name="other", deployment={"delay_us": 1000})
+    promises = (Promise("short", "ttfa_s", 0.95, 0.001),)
+    plan = plan_of(fit_of(measured, other, promises=promises), measured, other, promises=promises)
+    assert plan["verdict"] == "missed"
+    assert plan["reasons"] == ["2 of 2 deployments: no rate keeps ttfa p95 of class short, not even one session."]
+
+
 def test_a_promise_broken_too_narrowly_to_be_sure_is_inconclusive(measured):
     free = fit_of(measured)["deployments"][0]
     alone = Device.from_fit(free).at_constant_step(

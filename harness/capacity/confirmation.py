@@ -153,10 +153,10 @@ def _failure(row: dict) -> str:
             f"In the open-loop trial {row['trial_id']} {row['note']}, so there is no {row['metric']}: "
             "find out why, and repeat that rate."
         )
-    error = f"{abs(row['relative_error']):.0%}" if row["relative_error"] is not None else "beyond measure"
+    error = f"{abs(row['relative_error']):.1%}" if row["relative_error"] is not None else "beyond measure"
     return (
         f"The prediction of {row['metric']} missed the open-loop trial {row['trial_id']} by {error} "
-        f"(limit {row['limit']:.0%}): measure the ladder and that rate again, longer."
+        f"(limit {row['limit']:.1%}): measure the ladder and that rate again, longer."
     )
 
 

@@ -251,11 +251,9 @@ def _without_rate(fit: dict, targets_qps: Sequence[float]) -> dict:
     if not fits:
         reasons = ["No ladder was measured: run the sweep."]
     elif unknown:
-        reasons = [f"{_knobs(each['deployment'])}: {each['inconclusive']}." for each in unknown]
+        reasons = _by_words(unknown, lambda each: f"{each['inconclusive']}.", len(fits))
     else:
-        reasons = [
-            f"{_knobs(each['deployment'])}: no rate keeps {each['binding']}, not even one session." for each in fits
-        ]
+        reasons = _by_words(fits, lambda each: f"no rate keeps {each['binding']}, not even one session.", len(fits))
     broken = [each for each in fits if not each["inconclusive"]]
     missed = bool(fits) and not unknown
     binding = broken[0]["binding"] if broken else ""
@@ -269,6 +267,18 @@ def _without_rate(fit: dict, targets_qps: Sequence[float]) -> dict:
         "rate_per_device": _rate_record(broken[0] if missed else None),
         "targets": [_no_target(qps) | {"binding": binding} for qps in targets_qps],
     }
+
+
+def _by_words(fits: Sequence[dict], words_of: Callable[[dict], str], total: int) -> list[str]:
+    """What is said of each fitted deployment, once for all of whom it is said alike."""
+    groups: dict[str, list[dict]] = {}
+    for each in fits:
+        groups.setdefault(words_of(each), []).append(each)
+
+    def who(alike: list[dict]) -> str:
+        return _knobs(alike[0]["deployment"]) if len(alike) == 1 else f"{len(alike)} of {total} deployments"
+
+    return [f"{who(alike)}: {said}" for said, alike in groups.items()]
 
 
 def _rate_record(chosen: dict | None) -> dict:
