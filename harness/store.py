@@ -77,6 +77,7 @@ class Run:
     def __init__(self, path: Path, manifest: RunManifest) -> None:
         self.path = path
         self.manifest = manifest
+        self._parsed: dict[str, Trial] = {}  # by line: a search asks for all of them at each of its steps
 
     @classmethod
     def create(cls, root: Path | str, manifest: RunManifest) -> Run:
@@ -114,8 +115,10 @@ class Run:
 
     def trials(self) -> list[Trial]:
         """Every finished trial, in the order they were appended."""
-        lines = _whole_lines(self.path / "trials.jsonl")
-        return [self._trial(number, line) for number, line in enumerate(lines, start=1)]
+        lines, known = _whole_lines(self.path / "trials.jsonl"), self._parsed
+        trials = [known.get(line) or self._trial(number, line) for number, line in enumerate(lines, start=1)]
+        self._parsed = dict(zip(lines, trials, strict=True))
+        return trials
 
     def append_trial(self, trial: Trial, results: Sequence[Result], samples: Sequence[ServerSample]) -> None:
         """Stores a finished trial: its parts first, its line last. Either all of it is there afterwards, or none."""

@@ -126,6 +126,16 @@ def test_requests_are_the_metrics_of_each_with_their_trial(run):
     assert run.requests("t2").drop(columns="trial_id").equals(per_request(run.results("t2")))
 
 
+def test_trials_that_were_read_are_not_parsed_again(run):
+    run.append_trial(trial("t1"), [], [])
+    (first,) = run.trials()
+    Run.open(run.path).append_trial(trial("t2"), [], [])
+    again = run.trials()
+    assert again[0] is first and [each.trial_id for each in again] == ["t1", "t2"]
+    (run.path / "trials.jsonl").write_text("")
+    assert run.trials() == []
+
+
 def test_a_prediction_is_on_disk_as_it_was_sealed(run):
     prediction = sealed({"sessions": 1 / 3, "model": {"draws": [[0.1, 2e-7]]}, "short.rtf_p95": None}, "2026-01-01")
     run.append_prediction("t1", prediction)
