@@ -206,8 +206,9 @@ def _run(w, sessions, frames, warm_up, seed):
         core_rate, device_rate = _rates(w)
         step_s = _until_next(w, now, core_rate, device_rate)
         now += step_s
-        made += _end_batches(w, now, step_s, core_rate, device_rate)
+        # Hops first: those that begin as a batch ends have not been worked on yet.
         _end_hops(w, now, step_s * core_rate)
+        made += _end_batches(w, now, step_s, core_rate, device_rate)
         if warm_s < 0 and made >= warm_up * sessions:
             warm_s, warm_made = now, made
             _forget(w)

@@ -14,10 +14,12 @@ from harness.capacity.steps import StepTime
 from harness.errors import InputError
 from harness.explore.decide import Aim, Seen, decide
 from harness.explore.engine import KINDS, next_point, study_of
+from harness.explore.guide import Guide, Measured
 from harness.explore.model import Taught, learn
-from harness.explore.objective import BestRung
+from harness.explore.objective import BestRung, Value
 from harness.explore.space import Space
 from harness.explore.surrogate import Surrogate
+from harness.explore.turns import DEVICE, HOST, Round, Station, turns
 from harness.records import BatchStatistics, Rung, StageStatistics, Trial
 
 SESSIONS = 1, 4, 8, 16, 32
@@ -76,23 +78,30 @@ def test_of_a_large_space_some_points_and_the_neighbours_of_the_best_are_weighed
     assert picked == space.candidates([123_456], np.random.default_rng(1), most=500)
 
 
-def server(delay_us=0, instances=1, hop_s=0.0005, shared=0):
-    """What a staged server of known times shows: alpha and tau0 by stage as (1, 2, 3) x (0.4, 3) ms."""
-    stages = tuple(
-        Stage(name, 4e-4 * n, 3e-3 * n, delay_us / 1e6, 32, instances) for n, name in enumerate(wire.STAGES, start=1)
-    )
-    topology = Topology(stages, hop_s, one_gpu=shared == 1)
-    return topology, tuple(rung(topology, n) for n in SESSIONS)
+def server(delay_us=0, instances=1, room=(math.inf, HOST), hop_s=0.0005, entry_s=0.0005, chunk_s=0.0, entries=1):
+    """What a staged server of known times shows: 3, 6 and 9 ms and 0.4, 0.8 and 1.2 ms more for each in the batch."""
+    own = [Station((entry_s + chunk_s,), instances=entries)]
+    for n in (1, 2, 3):
+        times = tuple(n * (3e-3 + 4e-4 * b) for b in range(1, 33))
+        own.append(Station(times, delay_us / 1e6, 32, 32, instances, room[1]))
+    rooms = (room[0], math.inf) if room[1] == HOST else (math.inf, room[0])
+    return tuple(rung(Round(tuple(own), hop_s, rooms), n) for n in SESSIONS)
 
 
-def rung(topology, sessions):
-    shown = rounds(topology, sessions, np.random.default_rng(9))
+def rung(round_, sessions):
+    shown = turns(round_, sessions, np.random.default_rng(9), frames=100)
     stages = []
-    for stage in topology.stages:
-        batches = tuple(BatchStatistics(b, 10, round(1e10 * stage.time_s(b))) for b in (1, 2, 4, 8))
-        stages.append(StageStatistics(stage.name, 150, 40, 0, sum(b.compute_ns for b in batches), batches))
+    for name, executions, busy_s in zip(wire.STAGES, shown.executions[1:], shown.busy_s[1:], strict=True):
+        sizes = np.flatnonzero(executions)
+        batches = tuple(BatchStatistics(int(b), int(executions[b]), round(1e9 * busy_s[b])) for b in sizes)
+        counts = int(sizes @ executions[sizes]), int(executions.sum()), 0, round(1e9 * busy_s.sum())
+        stages.append(StageStatistics(name, *counts, batches))
     summary = {"frames_per_s": sessions / shown.step_s, "ttfa_p95_s": 5 * shown.step_s, "sessions": sessions}
     return Rung(sessions, sessions / shown.step_s, 0, 1, summary, tuple(stages))
+
+
+def steps_of(rungs):
+    return np.array([each.sessions / each.frames_per_s for each in rungs])
 
 
 def point(delay_us=0, instances=1):
@@ -100,18 +109,57 @@ def point(delay_us=0, instances=1):
     return {f"{stage}.{knob}": value for stage in wire.STAGES for knob, value in knobs.items()}
 
 
-@pytest.mark.parametrize("shared", [0, 1])
-def test_two_measured_points_foretell_the_step_times_of_others(shared):
-    taught = [Taught(point(delay), server(delay, shared=shared)[1]) for delay in (0, 5000)]
+def test_shared_rounds_agree_with_the_simulator_of_capacity_where_nothing_is_shared():
+    stages = tuple(Stage(name, 4e-4 * n, 3e-3 * n, 2e-3, 32, 2) for n, name in enumerate(wire.STAGES, start=1))
+    stations = tuple(
+        Station(tuple(each.time_s(b) for b in range(1, 33)), each.delay_s, 32, 32, each.instances) for each in stages
+    )
+    for n in SESSIONS:
+        other = rounds(Topology(stages, 0.0005), n, np.random.default_rng(9), frames=200).step_s
+        own = turns(Round(stations, 0.0005), n, np.random.default_rng(9), frames=200).step_s
+        assert own == pytest.approx(other, rel=0.1 if n > 1 else 0.02)
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 3), st.floats(0, 0.3))
+@settings(max_examples=25, deadline=None)
+def test_no_round_is_shorter_than_its_work_or_than_the_room_for_it_allows(sessions, instances, room, drag):
+    stations = (Station((1e-3,)), Station((4e-3,) * 8, 1e-3, 4, 8, instances))
+    shown = turns(Round(stations, 5e-4, (room, math.inf), drag, noise=0.0), sessions, np.random.default_rng(3))
+    work_s = sessions * (1e-3 + 2 * 5e-4) + math.ceil(sessions / 8) * 4e-3
+    assert shown.step_s >= 0.93 * work_s / room and shown.step_s >= 0.999 * 6e-3  # a window cuts rounds at its ends
+    if sessions == 1:
+        assert shown.step_s == pytest.approx(7e-3)  # with the delay, as one alone waits it out
+
+
+def test_a_full_batch_goes_at_once_and_a_late_one_takes_all():
+    shown = turns(Round((Station((1e-3,) * 8, 0.05, 2, 8),), 1e-3), 2, np.random.default_rng(1))
+    assert shown.step_s < 0.01 and np.flatnonzero(shown.executions[0]).tolist() == [2]
+    late = turns(Round((Station((1e-3,) * 8, 0.05, 6, 8),), 1e-3), 4, np.random.default_rng(1))
+    assert late.step_s > 0.05 and np.flatnonzero(late.executions[0]).max() == 4
+
+
+@pytest.mark.parametrize("room", [(math.inf, HOST), (2, HOST), (1, DEVICE)])
+def test_two_measured_points_foretell_the_step_times_of_others(room):
+    taught = [Taught(point(delay), server(delay, room=room)) for delay in (0, 5000)]
     physics = learn(taught, {})
-    for n, (name, alpha_s, tau0_s) in enumerate(physics.times, start=1):
-        assert (name, alpha_s, tau0_s) == (wire.STAGES[n - 1], pytest.approx(4e-4 * n), pytest.approx(3e-3 * n))
-    assert physics.hop_s == pytest.approx(0.0005, abs=3e-4)  # a hop is little beside a batch
+    for n, times in enumerate(physics.times, start=1):
+        assert times[:8] == pytest.approx([n * (3e-3 + 4e-4 * b) for b in range(1, 9)], rel=0.25)
+    assert 4 * physics.hop_s + physics.entry_s == pytest.approx(0.0025, rel=0.3)
     for delay, instances in ((2000, 1), (20_000, 1), (0, 2), (5000, 3)):
-        topology, rungs = server(delay, instances, shared=shared)
-        truth = [each.sessions / each.frames_per_s for each in rungs]
+        truth = steps_of(server(delay, instances, room))
         off = np.abs(physics.step_s(point(delay, instances), SESSIONS) / truth - 1)
-        assert np.median(off) < 0.04 and off.max() < 0.25  # how sessions begin decides how they meet in batches
+        assert np.median(off) < 0.15 and off.max() < 0.3  # how sessions begin decides how they meet in batches
+
+
+def test_chunks_and_entries_that_were_not_tried_are_foretold():
+    def shown(chunk, entries):
+        return server(chunk_s=4e-3 / chunk, entries=entries)
+
+    taught = [Taught(point() | {"chunk_frames": n, "entry.instances": 1}, shown(n, 1)) for n in (1, 8)]
+    physics = learn(taught, {})
+    for chunk, entries in ((2, 1), (1, 2), (4, 2)):
+        foretold = physics.step_s(point() | {"chunk_frames": chunk, "entry.instances": entries}, SESSIONS)
+        assert foretold == pytest.approx(steps_of(shown(chunk, entries)), rel=0.2)
 
 
 def test_stages_that_were_not_counted_teach_nothing():
@@ -120,7 +168,7 @@ def test_stages_that_were_not_counted_teach_nothing():
 
 
 def test_fewer_diffusion_steps_take_less_time():
-    physics = learn([Taught(point(), server()[1])], {"diffusion_steps": 10})
+    physics = learn([Taught(point(), server())], {"diffusion_steps": 10})
     steps = [physics.step_s(point() | {"diffusion_steps": n}, [8])[0] for n in (5, 10, 20)]
     assert steps == sorted(steps) and steps[2] > 1.3 * steps[0]
 
@@ -134,6 +182,30 @@ def test_the_surrogate_holds_what_it_was_told_and_doubts_what_it_was_not():
     assert sd[1::2].min() > sd[::2].max()
     draws = known.sample(x, base, 200, np.random.default_rng(2))
     assert draws.mean(axis=0) == pytest.approx(mean, abs=0.03) and draws.std(axis=0) == pytest.approx(sd, rel=0.35)
+
+
+def test_what_was_foretold_badly_is_doubted_more():
+    x, base, error = np.linspace(0, 1, 8)[:, None], np.zeros(8), np.full(8, 0.01)
+    wild = np.array([0.0, 2.0, -2.0, 2.0, -2.0, 2.0, -2.0, 2.0])
+    spreads = []
+    for y in (wild / 100, wild):
+        surrogate = Surrogate.fit(x, base, y, error, np.random.default_rng(1))
+        drawn = surrogate.sample(x, base, 200, np.random.default_rng(2))
+        spreads.append(np.mean(drawn.std(axis=0) / surrogate.moments(x, base)[1]))
+    assert spreads[1] > 1.3 * spreads[0]
+
+
+def test_a_value_that_hangs_on_a_promise_just_kept_is_doubted():
+    rungs = server()
+    last_s = rungs[-1].summary["ttfa_p95_s"]
+
+    def error(limit_s):
+        objective = BestRung("frames_per_s", at_most={"ttfa_p95_s": limit_s}, at_least={"sessions": 32})
+        guide = Guide(GRID, objective, "model", Aim(), 1, SESSIONS, {})
+        one = Measured(0, Value(objective.value([each.summary for each in rungs])), rungs)
+        return guide._error(one, guide._known([one])[1])
+
+    assert error(2 * last_s) < 0.05 < 1 < error(1.01 * last_s)
 
 
 ANYTHING = Aim()
@@ -238,7 +310,7 @@ def test_a_minimised_metric_of_zero_is_best_of_all():
 
 
 def test_metrics_of_an_untried_point_follow_its_step_time():
-    rungs = server()[1]
+    rungs = server()
     value_of = BestRung("frames_per_s", at_most={"ttfa_p95_s": 1.0}).expecting([], [Taught(point(), rungs)])
     steps = tuple(each.sessions / each.frames_per_s for each in rungs)
     same = value_of(StepTime("piecewise", steps, SESSIONS), point())

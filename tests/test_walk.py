@@ -34,7 +34,7 @@ class StagedDriver(FakeDriver):
 
     def run(self, point, load, prediction=None, repeat=0):
         trial = super().run(point, load, prediction, repeat).trial
-        rungs = server(point[f"{wire.LLM}.delay_us"], point[f"{wire.LLM}.instances"])[1]
+        rungs = server(point[f"{wire.LLM}.delay_us"], point[f"{wire.LLM}.instances"])
         return Measured(dataclasses.replace(trial, rungs=rungs), (), ())
 
 

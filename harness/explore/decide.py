@@ -14,7 +14,7 @@ from harness.explore.surrogate import Surrogate
 
 Expected = Callable[[Sequence[int]], np.ndarray]  # values that the physics expects at points, 0 or more
 _CONTENDERS, _SAMPLES_EACH = 200, 64
-_FLOOR = 0.05  # of the best value: below, one loser is as good as another
+FLOOR = 0.05  # of the best value: below, one loser is as good as another
 _SURE_AFTER = 4  # trials before anything is believed
 
 
@@ -121,7 +121,7 @@ def _logarithms(expected: Expected | None, numbers: np.ndarray, measured: Sequen
 
 def _floored(values: np.ndarray, top: float | None = None) -> np.ndarray:
     top = np.max(values, initial=0.0) if top is None else top
-    return np.log(np.maximum(values, _FLOOR * top)) if top > 0 else np.zeros(len(values))
+    return np.log(np.maximum(values, FLOOR * top)) if top > 0 else np.zeros(len(values))
 
 
 def _learnt(

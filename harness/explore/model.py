@@ -1,9 +1,9 @@
-"""What the stages taught: service times, hops and shared devices of measured points, and the step time of any other."""
+"""What the stages taught: batch times, hops, the entry, shared processors; and the step time of any other point."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -12,14 +12,19 @@ import numpy as np
 from scipy import optimize
 
 from harness import wire
-from harness.capacity.service import BatchTimes
-from harness.capacity.staged import Stage, Topology, rounds
-from harness.records import Rung
+from harness.explore.turns import DEVICE, HOST, Round, Station, Turned, turns
+from harness.records import BatchStatistics, Rung, StageStatistics
 
-SHARED = 0, 1, 2, 4, 8  # executions that can go on at one time; 0 = as many as there are instances
+# Executions at full speed, and where: (cores, HOST) are shared by stages, hops and the entry, (executions, DEVICE) by
+# stages alone.
+ROOMS = ((math.inf, HOST), (1, HOST), (2, HOST), (3, HOST), (4, HOST), (8, HOST), (1, DEVICE), (2, DEVICE))
+ENTRY_SHARES = 0.0, 0.3, 0.6, 0.9  # of what a frame takes outside its stages; the rest are hops
+DRAGS = 0.0, 0.05, 0.1, 0.2
 _DEFAULTS = {"delay_us": 0, "max_batch": 32, "preferred_batch": 0, "instances": 1}
-_FRAMES, _WARM_UP = 48, 16  # of a simulated round: a mean within 1 to 2%
+_PASSES = 3
 _WORST_OFF = math.log(4)
+_LEAST_S = 1e-7
+_DOUBT = 0.1  # of a rung's executions: a batch size that was seen as often is half believed
 
 
 @dataclass(frozen=True)
@@ -32,111 +37,183 @@ class Taught:
 
 @dataclass(frozen=True)
 class Physics:
-    """Seconds (alpha, tau0) of a batch by stage; seconds of a hop; executions at one time (0 = no limit).
+    """By stage the seconds of batches of 1, 2, ... alone; of a hop; of the entry by frame and by chunk sent.
 
-    ``defaults``: knobs of the deployment that a point leaves as they are. ``off``: mean square of the logarithm of
-    measured over predicted step time at the points that it was fitted to.
+    ``room``: one of ``ROOMS``; ``drag``: of executions beyond it (turns.py). ``defaults``: knobs of the deployment that
+    a point leaves as they are. ``off``: mean square of the logarithm of measured over predicted step time at the points
+    that it was fitted to.
     """
 
-    times: tuple[tuple[str, float, float], ...]
+    times: tuple[tuple[float, ...], ...]
     hop_s: float
-    shared: int
+    entry_s: float
+    chunk_s: float
+    room: tuple[float, int]
+    drag: float
     defaults: Mapping[str, Any]
     off: float = math.inf
 
     def step_s(self, point: Mapping[str, Any], sessions: Sequence[float]) -> np.ndarray:
         """Seconds of a frame step at each of these numbers of sessions: float [sessions]."""
-        topology = self.topology(point)
-        return np.array([_step_s(topology, self.shared, max(1, round(n))) for n in sessions])
+        round_ = self.round(point)
+        return np.array([_step_s(round_, max(1, round(n))) for n in sessions])
 
-    def topology(self, point: Mapping[str, Any]) -> Topology:
-        """The stages with the knobs of a point. A preferred batch under a delay is the batch that goes at once."""
-        stages = []
-        for name, alpha_s, tau0_s in self.times:
-            knobs = {knob: _knob(point, self.defaults, name, knob) for knob in _DEFAULTS}
+    def round(self, point: Mapping[str, Any]) -> Round:
+        """The entry and the stages with the knobs of a point."""
+        entry_s = self.entry_s + self.chunk_s / _chunk(point, self.defaults)
+        instances = _knob(point, self.defaults, "entry", "instances")
+        stations = [Station((max(entry_s, _LEAST_S),), instances=instances)]
+        room, on = self.room
+        for name, times in zip(wire.STAGES, self.times, strict=True):
             steps = _steps(point, self.defaults) if name == wire.DIFFUSION else 1.0
-            full = knobs["max_batch"]
-            if knobs["preferred_batch"] and knobs["delay_us"]:
-                full = min(full, knobs["preferred_batch"])
-            delay_s = knobs["delay_us"] / 1e6
-            stages.append(Stage(name, steps * alpha_s, steps * tau0_s, delay_s, full, knobs["instances"]))
-        return Topology(tuple(stages), self.hop_s, one_gpu=self.shared == 1)
+            own = tuple(steps * each for each in times)
+            stations.append(Station(own, on=on, **_batching(point, self.defaults, name)))
+        return Round(tuple(stations), self.hop_s, (room, math.inf) if on == HOST else (math.inf, room), self.drag)
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """A rung of a measured point. ``rows`` by stage: batch sizes, mean seconds (of the usual number of diffusion steps)
+    and weights; points count alike."""
+
+    point: Mapping[str, Any]
+    sessions: int
+    step_s: float
+    rows: tuple[np.ndarray, ...]
+    first: bool
+
+    def spare_s(self, defaults: Mapping[str, Any]) -> float:
+        """What the step has beyond its stages and their delays."""
+        taken_s = 0.0
+        for name, (_, seconds, weights) in zip(wire.STAGES, self.rows, strict=True):
+            steps = _steps(self.point, defaults) if name == wire.DIFFUSION else 1.0
+            batching = _batching(self.point, defaults, name)
+            taken_s += steps * float(np.average(seconds, weights=weights))
+            taken_s += batching["delay_s"] * (batching["full"] > 1)
+        return self.step_s - taken_s
 
 
 def learn(taught: Sequence[Taught], defaults: Mapping[str, Any]) -> Physics | None:
     """The physics of some measured points, or None where the stages of none of them were counted.
 
-    Service times by non-negative least squares of relative errors over all batches counted. Then, for each number of
-    executions that may go on at one time, the hop that fits the step times best; the best of these is taken.
+    For each room, drag and share of the entry, the times of batches alone are those that come out as long as they were
+    measured once executions slow each other down; the physics whose step times fit best is taken, knob after knob.
     """
-    times = _service_times(taught, defaults)
-    if times is None:
+    lessons = [lesson for each in taught for lesson in _lessons(each, defaults)]
+    if not lessons:
         return None
-    usable = [each for each in taught if each.rungs]
-    found = [_fit_hop(Physics(times, 0.0, shared, defaults), usable) for shared in SHARED]
-    return min(found, key=lambda each: each.off)
+    frame_s, chunk_s = _outside(lessons, defaults)
+    times = _alone(lessons, np.ones((len(wire.STAGES), len(lessons))))
+    start = _shared_out(Physics(times, 0.0, 0.0, chunk_s, ROOMS[0], 0.0, defaults), frame_s, ENTRY_SHARES[1])
+    some = lessons[::2]
+    rooms = sorted((_fitted(replace(start, room=room), some) for room in ROOMS), key=_offness)[:2]
+    found = min((_fitted(replace(start, room=e.room, drag=drag), some) for e in rooms for drag in DRAGS), key=_offness)
+    start = replace(start, room=found.room, drag=found.drag)
+    return min((_fitted(_shared_out(start, frame_s, share), lessons) for share in ENTRY_SHARES), key=_offness)
 
 
-def _service_times(
-    taught: Sequence[Taught], defaults: Mapping[str, Any]
-) -> tuple[tuple[str, float, float], ...] | None:
+def _shared_out(physics: Physics, frame_s: float, share: float) -> Physics:
+    """What a frame takes outside its stages, shared out to the entry and the hops."""
+    return replace(physics, entry_s=share * frame_s, hop_s=(1 - share) * frame_s / (1 + len(wire.STAGES)))
+
+
+def _offness(physics: Physics) -> float:
+    return physics.off
+
+
+def _lessons(each: Taught, defaults: Mapping[str, Any]) -> Iterator[_Lesson]:
+    steps = _steps(each.point, defaults)
+    for at, rung in enumerate(each.rungs):
+        counted = {window.stage: _counted(window) for window in rung.stages}
+        if not all(counted.get(name) for name in wire.STAGES):
+            continue
+        rows = tuple(_rows(counted[name], steps if name == wire.DIFFUSION else 1.0) for name in wire.STAGES)
+        sessions = max(1, round(rung.sessions))
+        yield _Lesson(each.point, sessions, rung.sessions / rung.frames_per_s, rows, at == 0)
+
+
+def _counted(window: StageStatistics) -> list[BatchStatistics]:
+    return [each for each in window.batches if each.executions and each.compute_ns]
+
+
+def _rows(batches: Sequence[BatchStatistics], steps: float) -> np.ndarray:
+    """[3, batch sizes]: sizes, mean seconds, share of executions."""
+    rows = np.array([(b.batch_size, b.compute_ns / b.executions / 1e9 / steps, b.executions) for b in batches]).T
+    rows[2] /= rows[2].sum()
+    return rows
+
+
+def _outside(lessons: Sequence[_Lesson], defaults: Mapping[str, Any]) -> tuple[float, float]:
+    """Seconds of a frame outside its stages with one session (or as few as there were), and of a chunk that is sent."""
+    first = [each for each in lessons if each.first] or lessons
+    scale = 1 / np.array([each.step_s for each in first])
+    spare = np.array([each.spare_s(defaults) for each in first]) * scale
+    parts = np.array([1 / _chunk(each.point, defaults) for each in first])
+    columns = [scale, parts * scale] if len(set(parts)) > 1 else [scale]
+    found, _ = optimize.nnls(np.column_stack(columns), spare)
+    return float(found[0]), float(found[1]) if len(found) > 1 else 0.0
+
+
+def _alone(lessons: Sequence[_Lesson], slowed: Sequence[np.ndarray]) -> tuple[tuple[float, ...], ...]:
+    """By stage the seconds of batches of 1, 2, ... from those measured over how much they were ``slowed``
+    [stages][lessons]."""
     times = []
-    for name in wire.STAGES:
-        rows = [row for each in taught for row in _batches(each, name, defaults)]
-        if not rows:
-            return None
-        sizes, seconds, weights = map(np.array, zip(*rows, strict=True))
-        scale = np.sqrt(weights) / seconds
-        system = np.column_stack([sizes * scale, scale])
-        (alpha_s, tau0_s), _ = optimize.nnls(system, seconds * scale)
-        times.append((name, float(alpha_s), float(max(tau0_s, 1e-7))))
+    for by, column in zip(slowed, zip(*(each.rows for each in lessons), strict=True), strict=True):
+        sizes = np.concatenate([rows[0] for rows in column])
+        seconds = np.concatenate([rows[1] / one for rows, one in zip(column, by, strict=True)])
+        weights = np.concatenate([rows[2] for rows in column])
+        times.append(_curve(sizes, seconds, weights))
     return tuple(times)
 
 
-def _batches(each: Taught, stage: str, defaults: Mapping[str, Any]) -> Iterable[tuple[float, float, float]]:
-    """Batch size, mean seconds (of the usual number of diffusion steps), weight; points count alike."""
-    windows = [window for rung in each.rungs for window in rung.stages if window.stage == stage]
-    counted = BatchTimes.collect(windows)
-    steps = _steps(each.point, defaults) if stage == wire.DIFFUSION else 1.0
-    for size, executions, mean_s in zip(counted.batch_size, counted.executions, counted.mean_s, strict=True):
-        if mean_s > 0:
-            yield size, mean_s / steps, executions / counted.executions.sum()
+def _curve(sizes: np.ndarray, seconds: np.ndarray, weights: np.ndarray) -> tuple[float, ...]:
+    """A line by relative errors, and what batch sizes that were seen often are off it; it never falls."""
+    scale = np.sqrt(weights) / seconds
+    (alpha_s, tau0_s), _ = optimize.nnls(np.column_stack([sizes * scale, scale]), seconds * scale)
+    most = int(sizes.max())
+    line = alpha_s * np.arange(1, most + 1) + max(tau0_s, _LEAST_S)
+    held = np.bincount(sizes.astype(int) - 1, weights, most)
+    off = np.bincount(sizes.astype(int) - 1, weights * np.log(seconds / line[sizes.astype(int) - 1]), most)
+    seen = np.flatnonzero(held)
+    off = np.interp(np.arange(most), seen, off[seen] / (held[seen] + _DOUBT))
+    return tuple(optimize.isotonic_regression(line * np.exp(off), weights=held + 1e-3).x.tolist())
 
 
-def _fit_hop(physics: Physics, taught: Sequence[Taught]) -> Physics:
-    """The hop that makes one session's rounds as long as measured, then refined over all rungs."""
-    if not taught:
-        return physics
-    stages = len(physics.times)
-    spare = [
-        (rung.sessions / rung.frames_per_s - physics.topology(each.point).alone_s()) / stages
-        for each in taught
-        for rung in each.rungs[:1]
-    ]
-    start = max(0.0, float(np.median(spare)))
-    tries = [replace(physics, hop_s=hop_s) for hop_s in {0.0, start / 2, start, start * 1.5}]
-    return min((replace(each, off=_off(each, taught)) for each in tries), key=lambda each: each.off)
+def _fitted(physics: Physics, lessons: Sequence[_Lesson]) -> Physics:
+    for _ in range(_PASSES):
+        shown = [_turned(physics.round(each.point), each.sessions) for each in lessons]
+        slowed = np.array([_slowed(physics.round(each.point), one) for each, one in zip(lessons, shown, strict=True)])
+        physics = replace(physics, times=_alone(lessons, slowed.T))
+    shown = [_turned(physics.round(each.point), each.sessions).step_s for each in lessons]
+    logs = np.log([each.step_s / one for each, one in zip(lessons, shown, strict=True)])
+    return replace(physics, off=float(np.mean(np.clip(logs, -_WORST_OFF, _WORST_OFF) ** 2)))
 
 
-def _off(physics: Physics, taught: Sequence[Taught]) -> float:
-    logs = []
-    for each in taught:
-        sessions = [rung.sessions for rung in each.rungs]
-        measured = np.array([rung.sessions / rung.frames_per_s for rung in each.rungs])
-        logs.append(np.log(measured / physics.step_s(each.point, sessions)))
-    logs = np.clip(np.concatenate(logs), -_WORST_OFF, _WORST_OFF)
-    return float(np.mean(logs**2))
+def _slowed(round_: Round, shown: Turned) -> list[float]:
+    """By stage: seconds that its executions took over those that they take alone."""
+    found = []
+    for each, executions, busy_s in zip(round_.stations[1:], shown.executions[1:], shown.busy_s[1:], strict=True):
+        alone_s = float(executions @ each.table(len(executions)))
+        found.append(float(busy_s.sum()) / alone_s if alone_s else 1.0)
+    return found
 
 
-@lru_cache(maxsize=1 << 17)
-def _step_s(topology: Topology, shared: int, sessions: int) -> float:
-    shown = rounds(topology, sessions, np.random.default_rng(sessions), frames=_FRAMES, warm_up=_WARM_UP)
-    if shared < 2:
-        return shown.step_s
-    work_s = sum(
-        sessions / batch * each.time_s(batch) for each, batch in zip(topology.stages, shown.mean_batch, strict=True)
-    )
-    return max(shown.step_s, work_s / shared)
+@lru_cache(maxsize=1 << 15)
+def _step_s(round_: Round, sessions: int) -> float:
+    return _turned(round_, sessions).step_s
+
+
+def _turned(round_: Round, sessions: int) -> Turned:
+    return turns(round_, sessions, np.random.default_rng(sessions))
+
+
+def _batching(point: Mapping[str, Any], defaults: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Of a station. A preferred batch under a delay is the one that goes at once."""
+    knobs = {knob: _knob(point, defaults, stage, knob) for knob in _DEFAULTS}
+    full = min(knobs["preferred_batch"] or knobs["max_batch"], knobs["max_batch"])
+    return {
+        "delay_s": knobs["delay_us"] / 1e6, "full": full, "most": knobs["max_batch"], "instances": knobs["instances"]
+    }  # fmt: skip
 
 
 def _knob(point: Mapping[str, Any], defaults: Mapping[str, Any], stage: str, knob: str) -> int:
@@ -148,3 +225,7 @@ def _steps(point: Mapping[str, Any], defaults: Mapping[str, Any]) -> float:
     """Diffusion steps as a multiple of the usual number."""
     steps = point.get("diffusion_steps", defaults.get("diffusion_steps", wire.DEFAULT_DIFFUSION_STEPS))
     return steps / wire.DEFAULT_DIFFUSION_STEPS
+
+
+def _chunk(point: Mapping[str, Any], defaults: Mapping[str, Any]) -> int:
+    return point.get("chunk_frames", defaults.get("chunk_frames", 1))

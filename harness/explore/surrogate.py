@@ -17,6 +17,7 @@ from scipy.special import logsumexp
 PRIOR_DRAWS = 384
 KEPT = 12
 _JITTER, _ROUGH = 1e-9, 1e-6  # added to variances: of what was measured, and of draws (0.1% of a value)
+_TRUST = 4  # in the prior's spread, as a number of values
 _OFFSET_SD, _SLOPE_SD = 0.5, 0.25  # the physics may be off by a factor, and in how much it makes of differences
 
 
@@ -76,12 +77,16 @@ class Surrogate:
         return means.mean(axis=0), np.sqrt(np.maximum(variance, 0))
 
     def sample(self, x: np.ndarray, base: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
-        """Joint draws [draws x each, m] of the logarithm of the true value at other points."""
-        found = []
+        """Joint draws [draws x each, m] of the logarithm of the true value at other points.
+
+        They spread as a multivariate t: wider where values left out one by one were foretold worse than believed.
+        """
+        found, degrees = [], _TRUST + len(self.y)
         for draw in self.draws:
             mean, covariance = self._posterior(draw, x, base, True)
             root = np.linalg.cholesky(covariance + _ROUGH * np.eye(len(mean)))
-            found.append(mean + rng.standard_normal((each, len(mean))) @ root.T)
+            wider = self._surprise(draw) * np.sqrt(degrees / rng.chisquare(degrees, (each, 1)))
+            found.append(mean + wider * (rng.standard_normal((each, len(mean))) @ root.T))
         return np.concatenate(found)
 
     def _gram(self, draw: Draw) -> np.ndarray:
@@ -105,6 +110,14 @@ class Surrogate:
         mean = base + across.T @ cho_solve((root, True), self.y - self.base)
         white = solve_triangular(root, across, lower=True)
         return mean, prior - (white.T @ white if joint else np.sum(white**2, axis=0))
+
+    def _surprise(self, draw: Draw) -> float:
+        """How much farther values lie from what the others foretell than believed, 1 or more (section 5.4.2 there)."""
+        if not len(self.y):
+            return 1.0
+        inverse = np.linalg.inv(self._gram(draw))
+        squares = (inverse @ (self.y - self.base)) ** 2 / np.diagonal(inverse)
+        return math.sqrt(max((_TRUST + float(squares.sum())) / (_TRUST + len(self.y)), 1.0))
 
     @staticmethod
     def _own_variance(draw: Draw, own: np.ndarray) -> np.ndarray:
