@@ -48,7 +48,9 @@ def main(arguments: Sequence[str]) -> int:
     for space in chosen:
         found = {kind: _searches(space, kind, seeds, asked) for kind in KINDS}
         figures[space.name] = _figures(space, found)
-        table.add_row(*_row(space, figures[space.name]))
+        row = _row(space, figures[space.name])
+        table.add_row(*row)
+        common.say(f"{space.name}: {', '.join(row[4:])}")
     overall = _overall(figures)
     common.finish(table, {**overall, "seeds": seeds, "margin": asked.margin, "sure": SURE, "spaces": figures})
     return 0 if overall["best_share_median"] >= AT_LEAST and overall["points_share"] <= asked.share else 1
