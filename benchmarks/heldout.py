@@ -105,11 +105,15 @@ CASES = (
 
 @dataclass
 class Bench:
-    """The run's folder, the plan of each mix, and how long loads last."""
+    """The run's folder, the plan of each mix, and how long loads last.
+
+    An open-loop run lasts ``seconds``, or until about ``due`` requests are due, whichever is longer; a rung ``rung_s``.
+    """
 
     run: Run
     folder: Path
     seconds: float
+    due: int
     rung_s: float
     deadline_s: float = math.inf
     specs: dict[str, PlanSpec] = field(default_factory=dict)
@@ -258,16 +262,18 @@ def _predict_open(bench: Bench, case: Case, device: Device, rate: float, seed: i
     """The TTFA p95 of the requests that a seed will send, as they are known before: when, how long, how many aboard."""
     spec = bench.specs[case.mix]
     steady = max(1, round(_sessions(device, spec, rate / case.cards) * case.cards))
-    due_s, frames, names = offered(spec, rate, seed, steady, bench.seconds)
+    seconds = float(math.ceil(max(bench.seconds, bench.due / rate)))
+    due_s, frames, names = offered(spec, rate, seed, steady, seconds)
     shown = simulate(
-        due_s, frames, device.step_time, devices=case.cards, first_audio=device.first_audio, stop_s=bench.seconds
+        due_s, frames, device.step_time, devices=case.cards, first_audio=device.first_audio, stop_s=seconds
     )
     own, rng = due_s >= 0, np.random.default_rng(seed)
     ttfa_s = np.nan_to_num(shown.ttfa_s[own], nan=np.inf)
     ratios = [device.ttfa.of(name).at(rng.random(200)) for name in names[own]]
     scattered = ttfa_s * np.transpose(ratios)
     p95_s = float(np.median(np.quantile(scattered, 0.95, axis=1, method="inverted_cdf")))
-    return {"rate_per_s": rate, "seed": seed, "steady": steady, "ttfa_p95_s": p95_s, "requests": int(own.sum())}
+    requests_due = {"seconds": seconds, "requests": int(own.sum())}
+    return {"rate_per_s": rate, "seed": seed, "steady": steady, "ttfa_p95_s": p95_s} | requests_due
 
 
 def _sessions(device: Device, spec: PlanSpec, rate: float) -> float:
@@ -299,7 +305,7 @@ def held_out_loads(bench: Bench, predicted: Sequence[dict]) -> list[tuple[int, s
     work = []
     for case, said in zip(CASES, predicted, strict=True):
         loads = [Load(bench.rung_s - 1, said["ladder_seed"], tuple(said["rungs"]))]
-        loads += [Load(bench.seconds, r["seed"], (), r["rate_per_s"], r["steady"]) for r in said["open"]]
+        loads += [Load(r["seconds"], r["seed"], (), r["rate_per_s"], r["steady"]) for r in said["open"]]
         work += [(case.cards, case.mix, case.knobs, load) for load in loads]
     return work
 
@@ -382,8 +388,8 @@ def main(arguments: Sequence[str]) -> int:
     deadline_s = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as scratch:
         results = Path(scratch) / "results" if options.quick else options.results
-        seconds, rung_s = (12.0, 3.0) if options.quick else (20.0, 8.0)
-        bench = Bench(open_run(results), Path(scratch), seconds, rung_s, deadline_s)
+        lengths = (12.0, 0, 3.0) if options.quick else (20.0, 45, 8.0)
+        bench = Bench(open_run(results), Path(scratch), *lengths, deadline_s)
         if not bench.measure(fit_loads(bench)):
             return unfinished()
         predicted = predictions(bench)
