@@ -23,7 +23,7 @@ from harness.errors import InconclusiveError, InputError
 
 _STAGE = record(f8="alpha_s tau0_s delay_s", i8="max_batch free waiting head tail executions served")
 _SESSION = record(f8="came_s made_s", i8="stage next frames")
-_INSTANCE = record(f8="end_s", i8="stage head ahead_head ahead")
+_INSTANCE = record(f8="end_s", i8="stage head ahead_head ahead ahead_tail")
 _LOOP = record(
     f8="hop_s host_s host_each_s gpu_free_s",
     i8="begun first on_way left frames warm_up one_gpu prefetch drawn",
@@ -70,8 +70,9 @@ class Topology:
     """Stages in order; ``hop_s`` from each to the next. ``one_gpu``: executions of all stages take turns on one GPU;
     around its turn a stage is busy for another ``host_s``, and ``host_each_s`` for each session in the batch.
 
-    ``prefetch``: an instance that is busy takes its next batch already, and who comes while that waits goes into one
-    after it, as in Triton. Ladders on emulated stages that take turns came out 14% too fast without it, 3% with it.
+    ``prefetch``: an instance that is busy takes its next batch already, as in Triton. Who comes while that waits goes
+    into one after it where the stage has no delay, and into that very batch where it has one. Ladders on emulated
+    stages that take turns came out 14% too fast without it, 3% with it.
 
     ``noise``: relative standard deviation of an execution's time (lognormal). Without any, rounds may lock into a
     pattern that real ones do not hold.

@@ -83,6 +83,18 @@ def _join(w, k):
 
 
 @compiled
+def _take(w, stage, size):
+    """The first ``size`` of those who wait at a stage leave its line; the last of them."""
+    last = stage.head
+    for _ in range(size - 1):
+        last = w.sessions[last].next
+    stage.head = w.sessions[last].next
+    w.sessions[last].next = -1
+    stage.waiting -= size
+    return last
+
+
+@compiled
 def _begin(w, i, now):
     """A free instance takes a batch, if one is ready."""
     loop, instance = w.loop[0], w.instances[i]
@@ -91,21 +103,34 @@ def _begin(w, i, now):
         instance.head = instance.ahead_head
         _execute(w, i, instance.ahead, now)
         instance.ahead = 0
-    if stage.waiting == 0 or (instance.end_s < math.inf and (instance.ahead > 0 or loop.prefetch == 0)):
+    if instance.ahead > 0:
+        if stage.delay_s > 0:
+            _join_ahead(w, instance)
+        return
+    if stage.waiting == 0 or (instance.end_s < math.inf and loop.prefetch == 0):
         return
     if stage.waiting < stage.max_batch and w.sessions[stage.head].came_s + stage.delay_s > now:
         return
-    size, last = min(stage.waiting, stage.max_batch), stage.head
-    for _ in range(size - 1):
-        last = w.sessions[last].next
-    head, stage.head = stage.head, w.sessions[last].next
-    w.sessions[last].next = -1
-    stage.waiting, stage.free = stage.waiting - size, stage.free - 1
+    size, head = min(stage.waiting, stage.max_batch), stage.head
+    last = _take(w, stage, size)
+    stage.free -= 1
     if instance.end_s < math.inf:
-        instance.ahead_head, instance.ahead = head, size
+        instance.ahead_head, instance.ahead, instance.ahead_tail = head, size, last
     else:
         instance.head = head
         _execute(w, i, size, now)
+
+
+@compiled
+def _join_ahead(w, instance):
+    """Who comes while a batch waits for its instance goes into it, as far as there is room."""
+    stage = w.stages[instance.stage]
+    size, head = min(stage.waiting, stage.max_batch - instance.ahead), stage.head
+    if size > 0:
+        last = _take(w, stage, size)
+        w.sessions[instance.ahead_tail].next = head
+        instance.ahead_tail = last
+        instance.ahead += size
 
 
 @compiled
