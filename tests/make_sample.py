@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError, InputError
 from harness.report import words
+from harness.report.facts import SWEEP_NAME
 from harness.report.seal import check_seal, report_again
 from harness.store import Run
 
@@ -46,6 +47,7 @@ def take(source: Path, sample: Path) -> None:
     shutil.rmtree(sample, ignore_errors=True)
     fresh.rename(sample)
     report_again(Run.open(sample))
+    (sample / SWEEP_NAME).unlink(missing_ok=True)  # not signed, large, and made again by harness report
 
 
 def main(arguments: list[str]) -> None:
