@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -52,14 +53,14 @@ class TimetableServer(TritonServer):
         (target / "config.pbtxt").write_text(text_format.MessageToString(config))
         os.symlink(source / "1", target / "1")
 
-    def _wait_ready(self, timeout_s: float) -> None:
+    def _wait_ready(self, timeout_s: float, interrupted: Callable[[], bool]) -> None:
         deadline_s = time.monotonic() + timeout_s
         with Target.of(self.url, self.tls).channel(self.url) as channel:
             stub = GRPCInferenceServiceStub(channel)
             while time.monotonic() < deadline_s:
                 if not self.alive():
                     raise ServerError(f"Triton ended while it was starting:\n{self._why()}")
-                if _is_ready(stub):
+                if interrupted() or _is_ready(stub):
                     return
                 time.sleep(0.05)
         raise ServerError(f"Triton was not ready after {timeout_s:.0f} s:\n{self._why()}")
