@@ -112,7 +112,7 @@ def fit(run: RunFolder) -> None:
 
     Of a run that was signed the fit is only printed: its stored one is part of what was signed.
     """
-    stored = Run.open(run)
+    stored = _opened(run)
     signed = stored.manifest.sealed or is_signed(stored)
     with stored.lock():
         content = runs.fit_of(stored)
@@ -123,13 +123,25 @@ def fit(run: RunFolder) -> None:
         out.print("The run is signed: its stored fit.json stays as it was", soft_wrap=True)
 
 
+def _opened(folder: Path) -> Run:
+    """A stored run. Where it was signed and is no longer as it was, or has expired, that is said beside the answer."""
+    stored = Run.open(folder)
+    if is_signed(stored) and (problems := check_seal(folder).problems):
+        _say_aside(f"This run is not to be relied on: {'; '.join(problems)}", "yellow")
+    return stored
+
+
+def _say_aside(words: str, style: str) -> None:
+    Console(stderr=True).print(words, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="Example: `harness plan --run results/quick-1a2b3c4d --qps 0.5,1,5,20`")
 def plan(
     run: RunFolder,
     qps: Annotated[str, typer.Option("--qps", help="Target rates, comma-separated; left out = the plan's own.")] = "",
 ) -> None:
     """The table of devices for other target rates, from stored results, in seconds."""
-    stored = Run.open(run)
+    stored = _opened(run)
     spec = runs.spec_of(stored)
     content = stored.fit()
     if content is None:
@@ -143,7 +155,7 @@ def simulate(
     qps: Annotated[float, typer.Option("--qps", help="Requests per second on one device, Poisson.")],
 ) -> None:
     """What one device of the best deployment would show at a rate: simulated from stored fits, nothing is run."""
-    stored = Run.open(run)
+    stored = _opened(run)
     print_prediction(runs.simulation_of(stored, _rates(str(qps))[0]), runs.unit_of(stored.manifest))
 
 
@@ -273,7 +285,7 @@ def main() -> None:
         error.show()
         sys.exit(EXIT_MISTAKE)
     except HarnessError as error:
-        Console(stderr=True).print(f"harness: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _say_aside(f"harness: {error}", "red")
         sys.exit(EXIT_MISTAKE)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(EXIT_INTERRUPTED)

@@ -48,6 +48,15 @@ def test_a_pipeline_reads_the_answer_from_it(signed):
     ]
 
 
+def test_an_answer_from_a_changed_run_is_given_with_a_warning(signed):
+    intact = CliRunner().invoke(app, ["plan", "--run", str(signed), "--qps", "1"])
+    assert intact.exit_code == 0 and "not to be relied on" not in intact.stderr
+    (signed / "plan.json").write_text((signed / "plan.json").read_text() + " ")
+    for command in (["plan", "--qps", "1"], ["simulate", "--qps", "1"], ["fit"]):
+        changed = CliRunner().invoke(app, [*command, "--run", str(signed)])
+        assert changed.exit_code == 0 and "plan.json was changed after" in changed.stderr
+
+
 EVIDENCE = ["trials.jsonl", "plan.json", "fit.json", "manifest.json", "requests.parquet/*", REPORT_NAME]
 
 

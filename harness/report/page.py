@@ -75,7 +75,7 @@ def render(run: Run) -> str:
         not_measured=decision.not_measured(run.manifest, trials, plan),
         evidence=facts.evidence(run.path),
         targets_qps=",".join(f"{target['qps']:g}" for target in plan["targets"]) if plan else "1,5",
-        folder=f"{run.path.parent.name}/{run.path.name}",
+        folder="/".join(run.path.resolve().parts[-2:]),
     )
 
 
