@@ -14,6 +14,7 @@ import pandas as pd
 
 from harness import wire
 from harness.capacity.fit import CONFIDENCE
+from harness.capacity.observations import MIN_STARTS
 from harness.capacity.predict import flaw_of
 from harness.records import Outcome, Rung, RunManifest, ServerSample, Trial
 from harness.report import words
@@ -231,13 +232,13 @@ def _point(trial: Trial, number: int, requests: pd.DataFrame) -> Point:
 
 
 def _first_audio_s(trial: Trial, number: int, requests: pd.DataFrame) -> pd.Series:
-    """Of the requests due while a rung was held. A window begins only when its sessions have opened, so most of
-
-    its requests were due before it: counted is from the end of the rung before.
+    """Of the requests due in the window of a rung; where fewer than 8 were (long sessions), from the end of the rung
+    before: the burst of those who join as it begins is among them, which is on the late side.
     """
     before_ns = trial.rungs[number - 1].end_ns if number else 0
-    due_ns = requests["due_ns"]
-    return requests.loc[(due_ns >= before_ns) & (due_ns < trial.rungs[number].end_ns), "ttfa_s"].dropna()
+    until = requests[requests["due_ns"] < trial.rungs[number].end_ns]
+    inside = until.loc[until["due_ns"] >= trial.rungs[number].start_ns, "ttfa_s"].dropna()
+    return inside if len(inside) >= MIN_STARTS else until.loc[until["due_ns"] >= before_ns, "ttfa_s"].dropna()
 
 
 def stage_shares(rung: Rung) -> tuple[StageShare, ...]:
