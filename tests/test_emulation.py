@@ -211,12 +211,17 @@ def test_a_gpu_is_held_for_its_time_and_not_less(tmp_path):
 
 
 def test_times_left_over_from_an_earlier_server_hold_nobody_up(tmp_path):
-    EmulatedGPU(tmp_path / "gpu-0")._reserve(3600 * 10**9)
-    EmulatedGPU(tmp_path / "gpu-0").spend(0.1)
+    left_over_ns = EmulatedGPU(tmp_path / "gpu-0")._reserve(3600 * 10**9)
+    free_ns = EmulatedGPU(tmp_path / "gpu-0")._reserve(10**5)
+    assert free_ns < left_over_ns - 3000 * 10**9
 
 
-def test_a_deadline_that_is_over_is_not_waited_for():
+def test_a_deadline_that_is_over_is_not_waited_for(monkeypatch):
+    naps = []
+    monkeypatch.setattr(time, "sleep", naps.append)
     wait_until(0)
+    wait_until(time.monotonic_ns())
+    assert naps == []
 
 
 # Sessions as the real stages keep them
