@@ -1,8 +1,9 @@
 """A staged server in detail, event by event: the exhaustive truth that searches are held against.
 
-It shares nothing with the search's own model: requests of sessions that share cores hop from stage to stage,
-Triton's batcher waits for preferred sizes and timers, instances of all stages share a device and slow each other down
-while they run, batch times come from tables with steps in them, and every execution varies.
+It shares no code with the search's own model, which lets executions share processors too: requests of sessions that
+share cores hop from stage to stage, Triton's batcher waits for preferred sizes and timers, instances of all stages
+share a device and slow each other down while they run, batch times come from tables with steps in them, and every
+execution varies.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.capacity.simulator.compiled import compiled, kept
+from harness.capacity.simulator.compiled import compiled
+from harness.compiling import kept
 
 _NOTHING_S = 1e-12  # of work: done
 

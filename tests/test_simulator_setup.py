@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from harness.capacity.simulator import engine
-from harness.capacity.simulator.compiled import COMPILED_FILES, kept
+from harness.capacity.simulator.compiled import COMPILED_FILES
 from harness.capacity.simulator.engine import Counting, Engine
 from harness.capacity.simulator.layout import SETUP, sources
 from harness.capacity.simulator.pool import Autoscaler, Planned, Pool, random_failures
+from harness.compiling import kept
 from harness.errors import InputError
 
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.capacity.simulator.compiled import compiled, kept
+from harness.capacity.simulator.compiled import compiled
+from harness.compiling import kept
 
 HOST, DEVICE = 0, 1  # resources
 _DONE = 1e-12  # seconds of work

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from numba import njit
 
-# Compiled code is kept beside the source, or in NUMBA_CACHE_DIR. To tell whether it is stale, numba looks at the file
-# of the kept function, and at the types of its arguments: so ``layout.SETUP`` has a field that all these files name.
+from harness.compiling import OPTIONS
+
+# What kept functions are made of: ``layout.SETUP``, a type of their arguments, has a field that all these files name.
 COMPILED_FILES = ("compiled.py", "structures.py", "device.py", "lines.py", "loop.py", "frames.py")
-# Without reference counts (_nrt): none of these functions makes an array, and counting would take most of the time.
-_OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
-compiled = njit(forceinline=True, **_OPTIONS)
-
-
-def kept(function, jit=njit):
-    """Like ``compiled``, and kept on disk for the next process, if there is a folder that can be written."""
-    try:
-        return jit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # there is none
-        return jit(**_OPTIONS)(function)
-
+compiled = njit(forceinline=True, **OPTIONS)
 
 END_OF_BLOCK, GROW, OVER = 0, 1, 2  # what ``loop.run`` answers
 

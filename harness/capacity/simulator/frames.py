@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from harness.capacity.simulator.compiled import compiled, kept
+from harness.capacity.simulator.compiled import compiled
+from harness.compiling import kept
 
 
 @compiled

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import torch
 
+from harness.compiling import kept
 from harness.vibevoice import backbone
 from harness.vibevoice.compiled.lanes import (
     SOURCES,
     add,
     compiled,
     fma,
-    kept,
     load,
     mul,
     poke,

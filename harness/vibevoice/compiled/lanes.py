@@ -14,42 +14,16 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-# Without reference counts (_nrt): none of these functions makes an array.
-_OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
+from harness import compiling
+from harness.compiling import OPTIONS
 
-compiled = njit(**_OPTIONS)
-inlined = njit(forceinline=True, **_OPTIONS)
-
-
-def kept(function):
-    """Compiled, and kept on disk for the next process if there is a folder that can be written.
-
-    To tell whether that is stale, numba looks at the file of this function and at the types of its arguments: so the
-    first one is ``SOURCES``, whose type has the hash of all files of this folder in it.
-    """
-    anew = njit(**_OPTIONS)(function)
-    try:
-        chosen = njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # there is none
-        return anew
-
-    def call(*args):
-        nonlocal chosen
-        try:
-            return chosen(*args)
-        except Exception as error:  # of the folder, not of the function, which raises none: full, or damaged files
-            if chosen is anew:
-                raise
-            folder = chosen.stats.cache_path
-            print(f"{function.__name__} is compiled anew: delete {folder}, which cannot be used: {error!r}", flush=True)
-            chosen = anew
-            return chosen(*args)
-
-    return call
+compiled = njit(**OPTIONS)
+inlined = njit(forceinline=True, **OPTIONS)
 
 
 def _sources() -> np.ndarray:
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    """The first argument of every kept function: its type has the hash of all files of compiled code in it."""
+    files = [Path(compiling.__file__), *sorted(Path(__file__).parent.glob("*.py"))]
     return np.zeros(1, [(hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(), "i1")])
 
 

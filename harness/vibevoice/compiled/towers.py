@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from harness.compiling import kept
 from harness.vibevoice import towers
-from harness.vibevoice.compiled.lanes import SOURCES, add, compiled, fma, inlined, kept, load, peek, poke, store
+from harness.vibevoice.compiled.lanes import SOURCES, add, compiled, fma, inlined, load, peek, poke, store
 from harness.vibevoice.compiled.pack import Pack, rounded
 from harness.vibevoice.compiled.products import gelu, normed, product, room, spread, whole
 
