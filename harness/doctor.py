@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from harness.errors import ServerError
-from harness.probe import host_facts
+from harness.provenance import host_facts
 from harness.replicas import Replica
 from harness.targets import Target
 from harness.triton.config import REPOSITORY, Deployment

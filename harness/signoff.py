@@ -21,13 +21,14 @@ from harness import wire
 from harness.capacity.predict import predict_open_run, sealed
 from harness.errors import InputError, ServerError
 from harness.hosts import Fleet, Host, HostGone, on
+from harness.identity import Requested
 from harness.ray_hosts import ray_hosts
 from harness.records import Trial
 from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
 from harness.report.seal import must_be_reliable, must_be_signed, report_again, sign
 from harness.report.sweep_page import write_sweep_report
-from harness.runs import behaviour_of, deployment_of, describe_point, fit_of, open_run, plan_of
+from harness.runs import behaviour_of, deployment_of, describe_point, fit_of, open_run, plan_of, record_stages
 from harness.spec import load_plan
 from harness.sweep import Driver, Load, TrialBroken, asked, broken_trial, estimated_s, trial_id
 from harness.triton.server import ROOT, RemoteTriton, TritonServer
@@ -142,6 +143,7 @@ class SignOff:
         watcher.step(f"reaching {self.url or self.ray}" if self.url or self.ray else "starting Triton", _START_S)
         try:
             with Fleet(self._hosts()) as fleet:
+                record_stages(self.run, {host.url: host.stages for host in fleet.hosts})
                 watcher.done(", ".join(host.url for host in fleet.hosts))
                 self._ladders(fleet, watcher, budget)
                 if not ladders_only:
@@ -164,7 +166,8 @@ class SignOff:
 
     def _remote_host(self, number: int, url: str) -> Host:
         keep = self.run.path / f".{number}.found"
-        server = partial(RemoteTriton, url, self.spec.preset, keep=keep)
+        requested = Requested(self.base.preset, self.base.device, self.base.dtype)
+        server = partial(RemoteTriton, url, requested, keep=keep)
         return Host(url, server, partial(self._driver, number), ours=False)
 
     def _driver(self, number: int, server) -> Driver:

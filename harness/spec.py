@@ -224,7 +224,9 @@ class PlanSpec(_Frozen):
     mix: MixSpec
     scripts: str | None = None  # a folder of real .txt scripts; left out = generated
     emulate: str | None = None  # a profile whose times the stages take instead of computing
-    gpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1  # emulated ones
+    gpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1  # of one server, real or emulated
+    device: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU where the server's host has one
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     parameters: dict[str, str | int] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
     promises: dict[str, dict[str, float]] = Field(min_length=1)
     targets_qps: tuple[Rate, ...] = Field(min_length=1)

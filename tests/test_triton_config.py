@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from harness import wire
+from harness import nvml, wire
 from harness.errors import InputError, ServerError
 from harness.records import BatchStatistics, StageStatistics
 from harness.triton.config import REPOSITORY, Deployment, as_json, read_config, write_repository
@@ -129,6 +129,56 @@ def test_emulated_gpus_get_an_instance_of_every_stage_each(tmp_path_factory, gpu
     assert values(configs[wire.ENTRY])["emulate"] == profile
 
 
+def host_with(monkeypatch, gpus):
+    found = tuple(nvml.Gpu(i, "NVIDIA H100", f"GPU-{i}", 80 << 30, 79 << 30, "580") for i in range(gpus))
+    monkeypatch.setattr(nvml, "visible", lambda: found)
+
+
+def test_on_a_host_with_gpus_every_stage_has_an_instance_on_each_that_is_asked_for(monkeypatch):
+    host_with(monkeypatch, 4)
+    kinds = model_config_pb2.ModelInstanceGroup
+    for gpus in (1, 3):
+        deployment = Deployment("1.5b", gpus=gpus)
+        deployment.check_host()
+        configs = deployment.configs()
+        for stage in wire.STAGES:
+            (group,) = configs[stage].instance_group
+            assert (group.kind, list(group.gpus), group.count) == (kinds.KIND_GPU, list(range(gpus)), 1)
+            assert values(configs[stage])["device"] == "gpu" and configs[stage].max_batch_size == 128
+        assert list(configs[wire.VOICE].instance_group[0].gpus) == [0]
+        assert configs[wire.ENTRY].instance_group[0].kind == kinds.KIND_CPU
+        assert configs[wire.FRAME].max_batch_size == 128
+        sessions = int(values(configs[wire.ENTRY])["sessions_at_once"])
+        assert sessions == 512 and configs[wire.LLM].sequence_batching.oldest.max_candidate_sequences == 2 * sessions
+    turned = {f"{wire.LLM}.max_batch": 16, f"{wire.LLM}.instances": 2}
+    knobs = Deployment("1.5b", knobs=turned, dtype="float16").configs()
+    assert knobs[wire.FRAME].max_batch_size == 16 and knobs[wire.LLM].instance_group[0].count == 2
+    assert values(knobs[wire.VOCODER])["dtype"] == "float16"
+
+
+def test_a_cpu_that_is_asked_for_and_emulated_gpus_are_no_gpu_of_the_host(monkeypatch, tmp_path):
+    host_with(monkeypatch, 2)
+    for deployment in (Deployment(device="cpu"), Deployment(emulate=write_profile(tmp_path / "tiny.json"))):
+        deployment.check_host()
+        for model, config in deployment.configs().items():
+            assert model == wire.FRAME or config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
+        assert deployment.kind in ("cpu", "emulated")
+
+
+@pytest.mark.parametrize(
+    ("have", "asked", "says"),
+    [
+        (0, {"device": "gpu"}, "1 GPUs are asked for, and this host shows none: see `harness doctor`"),
+        (2, {"gpus": 3}, "3 GPUs are asked for, and this host shows 2"),
+        (0, {"gpus": 2}, "gpus is 2, but this host has no GPU"),
+    ],
+)
+def test_gpus_that_a_host_has_not_are_refused_before_triton_starts(monkeypatch, have, asked, says):
+    host_with(monkeypatch, have)
+    with pytest.raises(InputError, match=says):
+        Deployment(**asked).check_host()
+
+
 def test_paths_are_absolute_whatever_the_server_runs_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.json").write_text("{}")
@@ -144,7 +194,10 @@ def test_paths_are_absolute_whatever_the_server_runs_in(tmp_path, monkeypatch):
         ({"preset": "none.json"}, "no such file"),
         ({"emulate": "none.json"}, "cannot read"),
         ({"emulate": __file__}, "harness profile"),
-        ({"gpus": 2}, "emulated GPUs"),
+        ({"gpus": 2, "device": "cpu"}, "the device is the CPU"),
+        ({"device": "tpu"}, "unknown device 'tpu': use one of auto, cpu, gpu"),
+        ({"dtype": "int8"}, "unknown dtype 'int8': use one of auto, float32, bfloat16, float16"),
+        ({"device": "gpu", "emulate": "tiny.json"}, "emulated stages compute nothing"),
         ({"gpus": 0, "emulate": "tiny.json"}, "1 to 64"),
         ({"preset": "7b", "emulate": "tiny.json"}, "measured at preset tiny, not 7b"),
     ],

@@ -12,14 +12,21 @@ from google.protobuf import json_format, text_format
 from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2
 
-from harness import wire
+from harness import nvml, wire
 from harness.errors import InputError, ServerError
+from harness.identity import CPU, EMULATED, GPU
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 KNOBS = ("delay_us", "max_batch", "preferred_batch", "instances")
 KEY = ":"  # between a model and the path of a key of its config.pbtxt
 PRESETS = ("tiny", "1.5b", "7b")
 MAX_GPUS = 64
+DEVICES = ("auto", CPU, GPU)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_KINDS = {CPU: model_config_pb2.ModelInstanceGroup.KIND_CPU, GPU: model_config_pb2.ModelInstanceGroup.KIND_GPU}
+# What a GPU takes at once: batches beyond the largest that profiles measure, and sessions by the hundred.
+# A stage has twice the places: of an entry that died, the server holds them until they have been idle.
+GPU_BATCH, GPU_SESSIONS = 128, 512
 _MOST = (1 << 31) - 1  # that a count of Triton's configuration holds
 _OWNERS = {"entry": wire.ENTRY, **{stage: stage for stage in wire.STAGES}, wire.VOICE: wire.VOICE}
 
@@ -38,7 +45,9 @@ class Deployment:
     ``<model>:<path>``, e.g. ``{"neural_vocoder:dynamic_batching.preserve_ordering": True}``; see ``set_key``.
     ``parameters`` maps ``<model>.<parameter>`` to a value, for parameters that the model's config.pbtxt has.
     ``preset`` may be the path of a JSON file of sizes. ``emulate`` is the path of a profile whose times the stages take
-    instead of computing, on ``gpus`` emulated GPUs: each gets an instance of every stage, unless a knob says otherwise.
+    instead of computing. ``device`` is cpu, gpu, or auto: a GPU where this host has one. ``gpus`` of them, or so many
+    emulated ones, are used; each gets an instance of every stage, unless a knob says otherwise (on real GPUs,
+    ``instances`` counts those on each). Stages compute in ``dtype``; auto is bfloat16 on a GPU, float32 on a CPU.
     Paths are made absolute. Raises InputError for what cannot be deployed.
     """
 
@@ -50,13 +59,20 @@ class Deployment:
     parameters: Mapping[str, str] = field(default_factory=dict)
     emulate: str = ""
     gpus: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
 
     def __post_init__(self):
         object.__setattr__(self, "preset", checked_preset(self.preset))
+        for name, known in (("device", DEVICES), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(known)}")
         if self.emulate:
             object.__setattr__(self, "emulate", _checked_profile(self.emulate, self.preset))
-        elif self.gpus != 1:
-            raise InputError("gpus counts emulated GPUs: give the profile to emulate too, or leave gpus out")
+        if self.emulate and (self.device == GPU or self.dtype != "auto"):
+            raise InputError("emulated stages compute nothing: leave device and dtype out, or emulate")
+        if self.device == CPU and self.gpus != 1:
+            raise InputError(f"gpus is {self.gpus}, but the device is the CPU: leave one of them out")
         if not 1 <= self.gpus <= MAX_GPUS:
             raise InputError(f"gpus is {self.gpus}: it must lie in 1 to {MAX_GPUS}")
         for knob, value in self.knobs.items():
@@ -69,12 +85,41 @@ class Deployment:
         configs = read_repository(repository)
         for config in configs.values():
             self._set_own_parameters(config)
+        self._place(configs)
         for name, value in self.parameters.items():
             _set_parameter(configs, name, value)
+        return self.turn(configs)
+
+    @property
+    def kind(self) -> str:
+        """CPU, GPU or EMULATED: what the stages compute on, on this host."""
         if self.emulate:
+            return EMULATED
+        return (GPU if nvml.visible() else CPU) if self.device == "auto" else self.device
+
+    def check_host(self) -> None:
+        """Raises InputError where this host has not what is asked for."""
+        have = len(nvml.visible())
+        if self.kind == GPU and self.gpus > have:
+            raise InputError(
+                f"{self.gpus} GPUs are asked for, and this host shows {have or 'none'}: see `harness doctor` for its "
+                "driver, and CUDA_VISIBLE_DEVICES; or give --device cpu, or --emulate PROFILE"
+            )
+        if self.kind == CPU and self.gpus != 1:
+            raise InputError(
+                f"gpus is {self.gpus}, but this host has no GPU: leave gpus out, or give a profile to emulate"
+            )
+
+    def _place(self, configs: Configs) -> None:
+        """Where instances run, and the limits that go with it."""
+        kind = self.kind
+        if kind == GPU or self.device == CPU or nvml.visible():  # else there is only one place for them
+            self._pin(configs, GPU if kind == GPU else CPU)
+        if kind == EMULATED:
             for stage in wire.STAGES:
                 configs[stage].instance_group[0].count = self.gpus
-        return self.turn(configs)
+        if kind == GPU:
+            _widen(configs)
 
     def turn(self, configs: Configs) -> Configs:
         """Set the knobs in these configurations, and return them."""
@@ -96,10 +141,29 @@ class Deployment:
             "weights_seed": str(self.weights_seed),
             "emulate": self.emulate,
             "gpus": str(self.gpus),
+            "dtype": self.dtype,
         }
         for name, value in values.items():
             if name in config.parameters:
                 config.parameters[name].string_value = value
+
+
+    def _pin(self, configs: Configs, device: str) -> None:
+        """Have every stage run on such a device, and refuse to start elsewhere."""
+        for model in (*wire.STAGES, wire.VOICE):
+            group = configs[model].instance_group[0]
+            group.kind = _KINDS[device]
+            configs[model].parameters["device"].string_value = device
+            if device == GPU:
+                group.gpus[:] = range(self.gpus) if model in wire.STAGES else [0]
+
+
+def _widen(configs: Configs) -> None:
+    configs[wire.ENTRY].parameters["sessions_at_once"].string_value = str(GPU_SESSIONS)
+    for stage in wire.STAGES:
+        configs[stage].max_batch_size = GPU_BATCH
+        if configs[stage].HasField("sequence_batching"):
+            configs[stage].sequence_batching.oldest.max_candidate_sequences = 2 * GPU_SESSIONS
 
 
 def checked_preset(preset: str) -> str:

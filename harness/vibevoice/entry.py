@@ -64,7 +64,7 @@ class Entry:
         self.calls_at_once = 2 * places + 4
         self.session_ids = itertools.count(first_session_id(os.getpid()))
         backend.settle()
-        mending.attend(args, backend.load_model)
+        mending.attend(args, backend.load_model, backend.identity_of(args))
 
     async def serve(self, requests: list) -> None:
         # The loop's default executor has a few threads per core: sessions beyond that would wait for one, with every
@@ -88,7 +88,10 @@ class Entry:
         channel = Channel(request.get_response_sender(), self.emulated, self.beat_s)
         self.channels.add(channel)
         try:
-            await self._admit(await self._checked(request), channel)
+            if _is_set(request, wire.DESCRIBE):
+                channel.description(await asyncio.to_thread(mending.identities))
+            else:
+                await self._admit(await self._checked(request), channel)
         except ClientLeft:
             self._end(channel)
         except Exception as error:
@@ -158,3 +161,8 @@ def _required(request, name: str) -> np.ndarray:
     if found is None:
         raise RequestError(f"the request has no {name}: a script to speak and a voice for each speaker are needed")
     return found
+
+
+def _is_set(request, name: str) -> bool:
+    value = backend.optional(request, name)
+    return value is not None and value.size > 0 and bool(value.flat[0])

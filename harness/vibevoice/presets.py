@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from importlib import import_module
 from pathlib import Path
 
@@ -258,6 +258,19 @@ class Weights:
         if not self.checkpoint:
             return RANDOM_LATENT_SCALE, RANDOM_LATENT_BIAS
         return tuple(float(self._tensor(f"model.latent_{name}_factor")) for name in ("scaling", "bias"))
+
+    def parameters(self) -> dict[str, int]:
+        """Numbers that the parts of each stage hold: of the LLM, the diffusion head, the vocoder, the voice encoder."""
+        shapes = copy(self)
+        shapes.device, shapes.checkpoint = torch.device("meta"), None
+        parts = {
+            "llm": (shapes.backbone(), shapes.acoustic_connector(), shapes.semantic_connector()),
+            "diffusion": (shapes.diffusion_head(),),
+            "vocoder": (shapes.acoustic_decoder(), shapes.semantic_encoder()),
+            "voice": (shapes.acoustic_encoder(),),
+        }
+        count = lambda module: sum(each.numel() for each in module.parameters())  # noqa: E731
+        return {stage: sum(map(count, modules)) for stage, modules in parts.items()}
 
     def _ready(self, build, prefix: str) -> nn.Module:
         """The module with its parameters in this dtype. Its buffers keep theirs: rounding the frequencies of a position

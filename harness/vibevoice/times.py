@@ -61,6 +61,9 @@ class Profile:
         try:
             content = json.loads(Path(path).read_text())
             self.model = {name: _checked(int(content["model"][name])) for name in _SIZES}
+            if room := content["model"].get("kv_room_bytes"):
+                self.model["kv_room_bytes"] = _checked(int(room))
+            self.device, self.dtype = str(content.get("device", "device")), str(content.get("dtype", ""))
             self._read(content["stages"])
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(
