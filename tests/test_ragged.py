@@ -10,17 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import HAS_GPU
 from torch.nn.functional import scaled_dot_product_attention
 
 from harness.errors import InputError
 from harness.vibevoice.llm import LLMStage
 from harness.vibevoice.presets import Weights
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-INTERPRETED = "TRITON_INTERPRET", "1" if DEVICE.type == "cpu" else ""
-with pytest.MonkeyPatch.context() as patch:  # not for good: other tests start processes that shall compile
+pytest.importorskip("triton", reason="the package triton is not installed (CPU builds of torch come without it)")
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+INTERPRETED = "TRITON_INTERPRET", "" if HAS_GPU else "1"
+with pytest.MonkeyPatch.context() as patch:
     patch.setenv(*INTERPRETED)
-    pytest.importorskip("triton", reason="the package triton is not installed (CPU builds of torch come without it)")
     from harness.vibevoice import ragged
 
 LENGTHS = [0, 1, 63, 64, 511, 512, 513, 1500]  # around the edges of tiles and parts
