@@ -180,7 +180,7 @@ def main(arguments: Sequence[str]) -> int | None:
     options = parser.parse_args(arguments)
     if options.quick:
         options.arch, options.dtype, options.preset = options.arch[-1:], options.dtype[:1], options.preset[:1]
-    shapes = {preset: _shape(preset) for preset in options.preset}
+    shapes = {Path(preset).name: _shape(preset) for preset in options.preset}
     with tempfile.TemporaryDirectory() as cache:  # nothing of an earlier run: seconds are those of a first start
         os.environ["TRITON_CACHE_DIR"] = cache
         compiler = Compiler()
