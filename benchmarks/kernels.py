@@ -174,8 +174,12 @@ def _one_of(known: Collection[str]) -> Callable[[str], str]:
 
 def main(arguments: Sequence[str]) -> int | None:
     parser = common.Parser(__doc__, "python benchmarks/kernels.py --arch sm_89,sm_90 --dtype bfloat16 --preset 7b")
-    parser.add_argument("--arch", type=common.several(_one_of(ARCHITECTURES)), default=list(ARCHITECTURES))
-    parser.add_argument("--dtype", type=common.several(_one_of(DTYPES)), default=["bfloat16", "float16"])
+    parser.add_argument(
+        "--arch", type=common.several(_one_of(ARCHITECTURES)), default=list(ARCHITECTURES), help="all by default"
+    )
+    parser.add_argument(
+        "--dtype", type=common.several(_one_of(DTYPES)), default=["bfloat16", "float16"], help="also float32"
+    )
     parser.add_argument("--preset", type=common.several(str), default=["1.5b", "7b"], help="also .json files of sizes")
     options = parser.parse_args(arguments)
     if options.quick:
