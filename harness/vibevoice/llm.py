@@ -76,6 +76,10 @@ class LLMStage:
         self.kv_bytes_per_token *= self.dtype.itemsize
         self.sessions: Sessions[_Session] = Sessions(wire.LLM)
         self.kv_limit_bytes = kv_limit_bytes
+        if self.device.type == "cuda":
+            from harness.vibevoice.ragged import prepare  # compiled here, not in the middle of traffic
+
+            prepare(self.backbone.heads, self.backbone.kv_heads, self.backbone.size, self.dtype, self.device)
 
     def open(
         self,
