@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -178,12 +179,18 @@ def _profile(job: ProfileJob, findings: Findings, took_s: float) -> dict:
             "weights": job.checkpoint or f"random, seed {job.weights_seed}",
             "seconds": round(took_s, 1),
             "self_noise": said["self_noise"],
+            "device_ms_from": _device_ms_from(findings.stages),
         },
         "model": findings.model,
         "bandwidth_gb_s": said["bandwidth_gb_s"],
         "tflop_s": said["tflop_s"],
         "stages": findings.stages,
     }
+
+
+def _device_ms_from(stages: dict[str, list[dict]]) -> dict[str, int]:
+    """How many points have their ``device_ms`` from the profiler, from CUDA events, from a CPU or from the wall."""
+    return dict(Counter(p["device_ms_from"] for points in stages.values() for p in points if "device_ms_from" in p))
 
 
 def _file_name(device: str) -> str:
