@@ -76,7 +76,12 @@ def test_the_middle_of_three_calls_is_taken_and_host_time_is_the_rest():
     assert len(list(left)) == 6
 
 
-@given(st.floats(0, 100), st.floats(0.001, 100))
+def test_a_device_that_does_nothing_is_no_measurement():
+    found = timer(profiler=lambda call: Busy(0.0), events=lambda call: Busy(3.0)).split(calls(), 4.0, 60)
+    assert (found["device_ms"], found["device_ms_from"]) == (3.0, "events")
+
+
+@given(st.floats(0.001, 100), st.floats(0.001, 100))
 def test_the_parts_are_never_negative_and_add_up(busy_ms, ms):
     found = timer(profiler=lambda call: Busy(busy_ms)).split(calls(), ms, 60)
     assert 0 <= found["device_ms"] <= ms and found["host_ms"] >= 0

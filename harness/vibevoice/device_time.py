@@ -145,6 +145,8 @@ def _median(measure: Measure, calls: Iterator[Call], seconds: float) -> Busy:
         if call is None:
             break
         found.append(measure(call))
+    if any(busy.ms <= 0 for busy in found):
+        raise RuntimeError("it shows a device that does nothing")
     if not found:
         raise RuntimeError("no call is left to measure")
     return sorted(found, key=lambda busy: busy.ms)[len(found) // 2]
