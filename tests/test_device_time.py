@@ -39,7 +39,7 @@ def test_busy_time_counts_each_moment_once(intervals):
 
 
 def test_kernels_are_counted_and_overlaps_and_annotations_are_not_time():
-    assert busy_of(EVENTS) == Busy(pytest.approx((10 + 25 + 1) / 1e3), launches=2, copies=2)
+    assert busy_of(activities(EVENTS)) == Busy(pytest.approx((10 + 25 + 1) / 1e3), launches=2, copies=2)
 
 
 def test_newer_versions_of_torch_say_what_an_activity_is():
@@ -50,7 +50,7 @@ def test_newer_versions_of_torch_say_what_an_activity_is():
 
 def test_events_without_any_of_the_device_are_no_measurement():
     with pytest.raises(RuntimeError, match="CUPTI"):
-        busy_of(EVENTS[:1])
+        busy_of(activities(EVENTS[:1]))
 
 
 def timer(**ways):

@@ -7,7 +7,7 @@ say how long the device took from the first to the last of them, gaps included. 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ Call = Callable[[], object]
 class Activity(NamedTuple):
     """A kernel or a copy on the device, microseconds of one clock."""
 
+    name: str
     kernel: bool
     start_us: float
     end_us: float
@@ -64,13 +65,12 @@ def activities(events: Iterable) -> list[Activity]:
         kind = (getattr(event, "activity_type", "") or event.name).lower()
         copy = any(word in kind for word in _COPIES)
         if copy or "kernel" in kind or not getattr(event, "activity_type", ""):
-            found.append(Activity(not copy, event.time_range.start, event.time_range.end))
+            found.append(Activity(event.name, not copy, event.time_range.start, event.time_range.end))
     return found
 
 
-def busy_of(events: Iterable) -> Busy:
-    """What torch.profiler's events of one call add up to. Raises RuntimeError where none is of the device."""
-    found = activities(events)
+def busy_of(found: Sequence[Activity]) -> Busy:
+    """What the activities of one call add up to. Raises RuntimeError where there are none."""
     if not found:
         raise RuntimeError("the profiler saw no kernel: CUPTI may be missing, or closed to this user")
     kernels = sum(activity.kernel for activity in found)
@@ -78,14 +78,19 @@ def busy_of(events: Iterable) -> Busy:
     return Busy(busy / 1e3, kernels, len(found) - kernels)
 
 
-def profiled(call: Call) -> Busy:
-    """Measure a call by torch.profiler."""
+def recorded(call: Call) -> list[Activity]:
+    """What the device does in a call, by torch.profiler."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         call()
         torch.cuda.synchronize()
-    return busy_of(profiler.events())
+    return activities(profiler.events())
+
+
+def profiled(call: Call) -> Busy:
+    """Measure a call by torch.profiler."""
+    return busy_of(recorded(call))
 
 
 def between_events(call: Call) -> Busy:

@@ -36,7 +36,7 @@ from harness.vibevoice.voice import VoiceStage
 PREFILL = "prefill"
 STEPS_AT_ONCE = 32  # of sessions opened for one point: their contexts grow meanwhile, so they start below it
 MEMORY_SHARE = 0.85  # of what is free after the weights, for KV caches
-_TIMED_SHARE = 0.75  # of a point's seconds; the rest is for the passes that tell the device's time from the host's
+TIMED_SHARE = 0.75  # of a point's seconds; the rest is for the passes that tell the device's time from the host's
 
 Call = Callable[[], object]
 
@@ -186,7 +186,7 @@ class Profiler:
         self.points = Grid.of(weights.device, quick).points(weights.config.text_config.max_position_embeddings)
         self.count = sum(map(len, self.points.values()))
         self.device_timer = DeviceTimer.of(weights.device)
-        timed_share = _TIMED_SHARE if weights.device.type == "cuda" else 1.0
+        timed_share = TIMED_SHARE if weights.device.type == "cuda" else 1.0
         self.sampler = Sampler(budget_s, self.count + 3, synchronise(weights.device), timed_share)
 
     def run(self) -> None:
@@ -209,7 +209,7 @@ class Profiler:
             if bench_type is VocoderBench:
                 model["state_values"] = bench.stage.state_size
             del bench  # its weights make room for the next one's
-            _free(self.weights.device)
+            free(self.weights.device)
         self.say({"event": "end", "model": model})
 
     def _measured(self, method: Callable, bench: object, at: dict, needed: bool = False) -> dict:
@@ -222,7 +222,7 @@ class Profiler:
             return {"left_out": "out of memory"}
         finally:
             calls = None  # closes what the point opened
-            _free(self.weights.device)
+            free(self.weights.device)
         if taken is None:
             return {"left_out": "no time left"}
         times = {"ms": float(np.median(taken)), "spread": spread(taken), "roofline_ms": cost.floor_ms(**self.speed)}
@@ -299,13 +299,13 @@ def _kv_room(device: torch.device, roofline: Roofline) -> int:
     return max(0, int(MEMORY_SHARE * (free - roofline.weight_bytes)))
 
 
-def _free(device: torch.device) -> None:
+def free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _device(name: str) -> str:
+def chosen_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("this machine has no CUDA device that torch can use: give --device cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
@@ -326,7 +326,7 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     prepare()
     try:
-        weights = Weights(asked.preset, asked.weights_seed, asked.checkpoint, _device(asked.device))
+        weights = Weights(asked.preset, asked.weights_seed, asked.checkpoint, chosen_device(asked.device))
         Profiler(weights, asked.budget_seconds, asked.quick, _say).run()
     except HarnessError as error:
         _say({"event": "error", "message": str(error)})
