@@ -190,6 +190,20 @@ def test_the_table_shows_milliseconds_and_roofline_of_every_point(measured):
     assert all(title in shown for title in ("LLM step", "prompt part", "diffusion", "vocoder", "voice encoder"))
 
 
+@pytest.mark.parametrize(("source", "share"), [("profiler", "17%"), ("events", "17%*"), ("wall", None), ("cpu", None)])
+def test_the_table_shows_the_devices_share_where_it_was_measured_within_80_columns(source, share):
+    point = {"ms": 1214.2, "roofline_ms": 2.2234, "device_ms": 206.4, "device_ms_from": source}
+    cells = [{"batch": b, "context": c, **point} for b in (1, 64) for c in child.Grid().contexts]
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))
+    (table,) = tables({"stages": {wire.LLM: cells}})
+    console.print(table)
+    shown = console.export_text()
+    assert shown.count("1214 (2.22)") == len(cells) and "…" not in shown
+    assert shown.count("17%") == (len(cells) if share else 0)
+    assert (share or "1214") in shown and ("the rest is the host's" in shown) == bool(share)
+    assert ("gaps" in shown) == (source == "events")
+
+
 def test_a_profile_can_be_emulated_as_it_is(measured):
     profile = Profile(measured[0])
     assert profile.step_ms([100, 100]) > 0 and profile.prefill_ms(64, 0) > 0 and profile.encode_ms(3) > 0
