@@ -19,6 +19,7 @@ from harness.capacity.behaviour import behaviour
 from harness.capacity.cards import Card
 from harness.capacity.fit import fit_run
 from harness.capacity.memory import KV_BYTES_PER_TOKEN, KvRoom
+from harness.capacity.other_card import scaled
 from harness.capacity.plan import Terms, headline_target, make_plan, pools_of
 from harness.capacity.pools import Pools
 from harness.capacity.predict import predict_open_run
@@ -26,7 +27,7 @@ from harness.errors import HarnessError, InconclusiveError, InputError
 from harness.identity import AUTO, CPU, EMULATED, GPU, StageIdentity
 from harness.provenance import commit, host_facts, versions
 from harness.records import RunManifest
-from harness.spec import PlanSpec
+from harness.spec import PlanSpec, ProfileSpec
 from harness.store import Run, read_profile
 from harness.triton.config import Deployment
 from harness.triton.server import ROOT
@@ -162,7 +163,7 @@ def profiles_of(spec: PlanSpec) -> dict[str, dict]:
     found = {}
     for name, path in spec.profile_paths().items():
         try:
-            found[name] = read_profile(path)
+            found[name] = _of_card(name, read_profile(path), spec.profiles[name])
             Card.of_profile(found[name])
         except InconclusiveError:
             pass  # too few points of a stage: the plan says so beside its type
@@ -170,6 +171,14 @@ def profiles_of(spec: PlanSpec) -> dict[str, dict]:
             words = f"profiles.{name}: {path}: {error}; make one with `harness profile`"
             raise InputError(words) from None
     return found
+
+
+def _of_card(name: str, profile: dict, asked: ProfileSpec) -> dict:
+    """The profile, scaled to the card that the plan asks for, if it does."""
+    if asked.bandwidth_gb_s is None:
+        return profile
+    room_bytes = None if asked.kv_room_gb is None else asked.kv_room_gb * 1e9
+    return scaled(profile, name, asked.bandwidth_gb_s, asked.tflop_s, room_bytes)
 
 
 def behaviour_of(spec: PlanSpec, fit: dict, plan: dict) -> dict | None:

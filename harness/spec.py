@@ -215,6 +215,28 @@ class SearchSpec(_Frozen):
         return min(points, max(LEAST_TRIALS, int(points * self.share)), self.trials or points)
 
 
+class ProfileSpec(_Frozen):
+    """A profile file; with the speed of another card, as copies and matrix products reach it, scaled to that card."""
+
+    profile: str
+    bandwidth_gb_s: Positive | None = None
+    tflop_s: Positive | None = None
+    kv_room_gb: Positive | None = None  # of KV caches beside the weights; left out: as on the card of the profile
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_path(cls, value: Any) -> Any:
+        return {"profile": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _both_speeds(self) -> ProfileSpec:
+        if (self.bandwidth_gb_s is None) != (self.tflop_s is None):
+            raise ValueError("another card needs both bandwidth_gb_s and tflop_s: give the other one too")
+        if self.kv_room_gb and not self.bandwidth_gb_s:
+            raise ValueError("kv_room_gb is of another card: give its bandwidth_gb_s and tflop_s too")
+        return self
+
+
 class PlanSpec(_Frozen):
     """What a capacity review reviews. Times in the units of their names, targets in requests per second."""
 
@@ -242,7 +264,7 @@ class PlanSpec(_Frozen):
     currency: str = Field("USD", min_length=1, max_length=8)
     growth_per_month: Annotated[float, Field(strict=True)] | None = None  # of the rates; 0.1 = a tenth more
     fleet: Whole | None = None  # devices that there are
-    profiles: dict[str, str] = Field(default_factory=dict)  # of other types of device: what would they carry?
+    profiles: dict[str, ProfileSpec] = Field(default_factory=dict)  # of other types of device: what would they carry?
     valid_days: Annotated[int, Field(strict=True, ge=1, le=3650)] = 90  # until the answer expires
     _folder: Path = PrivateAttr(Path("."))
 
@@ -309,7 +331,7 @@ class PlanSpec(_Frozen):
 
     def profile_paths(self) -> dict[str, Path]:
         """Those of other types of device, by the name of the type; relative paths start at the plan."""
-        return {name: self._folder / path for name, path in self.profiles.items()}
+        return {name: self._folder / given.profile for name, given in self.profiles.items()}
 
     def promise_list(self) -> tuple[Promise, ...]:
         """Every promise, in the order of the plan."""

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import still_running
 
-from harness import runs, store
+from harness import runs, store, wire
 from harness import signoff as job
 from harness.errors import InputError, ServerError, StoreError
 from harness.records import Trial
@@ -282,6 +282,19 @@ def test_a_run_keeps_the_profiles_that_it_began_with(plan, tmp_path):
     profile.unlink()
     again = Run.open(run.path)
     assert runs.terms_of(again.manifest, runs.spec_of(again)).profiles == {"H200": content}
+
+
+def test_a_plan_can_ask_what_a_card_would_carry_that_nobody_profiled(plan, tmp_path):
+    shutil.copy(ROOT / "results" / "profiles" / "amd-epyc-tiny.json", tmp_path / "cpu.json")
+    plan.write_text(PLAN + "profiles: {twice: {profile: cpu.json, bandwidth_gb_s: 121.4, tflop_s: 0.2074}}\n")
+    run = job.SignOff(plan, tmp_path / "results").run
+    content = runs.terms_of(run.manifest, runs.spec_of(run)).profiles["twice"]
+    (first, *_) = content["stages"][wire.LLM]
+    assert content["device"] == "twice" and "scaled from the profile of AMD EPYC" in content["note"]
+    assert first["ms"] == pytest.approx(0.29424 / 2, rel=1e-3)  # all of it, as older profiles do not separate it
+    plan.write_text(PLAN + "profiles: {twice: {profile: cpu.json, bandwidth_gb_s: 121.4}}\n")
+    with pytest.raises(InputError, match="profiles.twice.*both bandwidth_gb_s and tflop_s"):
+        job.SignOff(plan, tmp_path / "results")
 
 
 def test_one_measurement_at_a_time_on_a_host(tmp_path):
