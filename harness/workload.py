@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from harness import wire
+from harness.columns import read_column
 from harness.errors import InputError, ScriptError
 from harness.records import Request
 from harness.script import Turn, count_speakers, count_words, format_script, parse_script, validate_utf8
@@ -40,7 +40,7 @@ class Lengths:
         ``{"fixed": 10}``, ``{"uniform": [4, 16]}``,
         ``{"lognormal": {"median": 90, "sigma": 0.5, "max": 300}}`` (the median is that before the cut at ``max``,
         which may be left out for 90 minutes) or ``{"empirical": "file.csv"}`` (its column ``seconds``, or its
-        first; relative to ``folder``). Raises InputError.
+        only one; relative to ``folder``). Raises InputError.
         """
         if not isinstance(spec, Mapping) or len(spec) != 1 or next(iter(spec)) not in _SHAPES:
             raise InputError(f"a length is one of {', '.join(_SHAPES)}, in seconds of audio, not {spec!r}")
@@ -256,20 +256,15 @@ def _lognormal(value: Mapping) -> np.ndarray:
 
 
 def _empirical(path: Path) -> np.ndarray:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a CSV file of seconds") from None
-    column = rows[0].index("seconds") if rows and "seconds" in rows[0] else 0
-    try:
-        start = 0 if rows and _is_float(rows[0][column]) else 1
-        seconds = np.array([float(row[column]) for row in rows[start:]])
-    except (ValueError, IndexError) as error:
-        raise InputError(f"{path}: a row holds no length in seconds ({error})") from None
-    if not len(seconds) or not np.all(np.isfinite(seconds) & (seconds > 0)):
-        raise InputError(f"{path}: needs at least one length, each above 0 seconds")
-    return seconds
+    column = read_column(path, "seconds")
+    seconds = column.numbers("length in seconds")
+    for (line, text), value in zip(column.cells, seconds, strict=True):
+        if not 0 < value <= MAX_SECONDS:
+            raise InputError(
+                f"{path}: line {line}: {text} must be seconds above 0 and at most {MAX_SECONDS:g} (90 minutes): "
+                "minutes and milliseconds are no seconds, convert them; cut what is longer into parts"
+            )
+    return np.array(seconds, dtype=float)
 
 
 _SHAPES = {"fixed": _fixed, "uniform": _uniform, "lognormal": _lognormal, "empirical": _empirical}
@@ -287,14 +282,6 @@ def _seconds(what: str, value: float) -> float:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _between(rng: np.random.Generator, bounds: tuple[int, int]) -> int:

@@ -10,7 +10,19 @@ VOCABULARY = {"records", "wire", "errors"}
 # Rooms from the ground up; a room may import rooms of lower layers, and of its own layer without a cycle.
 LAYERS = {
     0: {*VOCABULARY, "compiling"},
-    1: {"rungs", "script", "workload", "arrivals", "metrics", "slo", "spec", "capacity", "certificate", "explore"},
+    1: {
+        "columns",
+        "rungs",
+        "script",
+        "workload",
+        "arrivals",
+        "metrics",
+        "slo",
+        "spec",
+        "capacity",
+        "certificate",
+        "explore",
+    },
     2: {
         "targets",
         "replicas",

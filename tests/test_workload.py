@@ -49,7 +49,7 @@ def test_a_lognormal_stays_below_its_cut_and_samples_have_its_mean(median, sigma
 
 
 def test_empirical_lengths_are_those_of_the_file(tmp_path):
-    (tmp_path / "lengths.csv").write_text("id,seconds\na,2\nb,4\nc,9000\n")
+    (tmp_path / "lengths.csv").write_text("id,seconds\na,2\nb,4\nc,5400\n")
     assert Lengths.parse({"empirical": "lengths.csv"}, tmp_path).frames.tolist() == [15, 30, MAX_FRAMES]
     (tmp_path / "bare.csv").write_text("2\n4\n")
     assert Lengths.parse({"empirical": "bare.csv"}, tmp_path).frames.tolist() == [15, 30]
@@ -78,11 +78,31 @@ def test_impossible_lengths_are_refused(spec, message):
         Lengths.parse(spec)
 
 
-@pytest.mark.parametrize("content", ["", "seconds\n", "1\nx\n", "1\n-2\n", "1\nnan\n"])
-def test_an_empirical_file_without_lengths_is_refused_by_name(content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("seconds\n", "no rows"),
+        ("1\nx\n", "line 2: 'x' is no length in seconds"),
+        ("1\n-2\n", "line 2: -2 must be seconds above 0"),
+        ("1\nnan\n", "line 2"),
+        ("seconds\n60\n5400.1\n", "line 3: 5400.1 must be .* at most 5400 .*: minutes and milliseconds are no seconds"),
+        ("minutes\n3\n", "line 1: the column 'minutes' seems to hold minutes: convert it to seconds"),
+        ("duration_ms\n900\n", "line 1: the column 'duration_ms' seems to hold ms"),
+        ("id,length\n1,10\n", "line 1: none of 2 columns is named seconds; the first row is 'id, length'"),
+    ],
+)
+def test_an_empirical_file_without_lengths_is_refused_by_its_line(content, message, tmp_path):
     (tmp_path / "bad.csv").write_text(content)
-    with pytest.raises(InputError, match="bad.csv"):
+    with pytest.raises(InputError, match=f"bad.csv: .*{message}"):
         Lengths.parse({"empirical": "bad.csv"}, tmp_path)
+
+
+def test_empirical_lengths_name_their_column_in_any_case(tmp_path):
+    """Read as the first column, it would be a sizing ten times too small."""
+    (tmp_path / "lengths.csv").write_text("\ufefftalk; SECONDS \r\n1;10,5\r\n2;20\r\n3;30\r\n", encoding="utf-8")
+    lengths = Lengths.parse({"empirical": "lengths.csv"}, tmp_path)
+    assert (lengths.frames / 7.5).tolist() == pytest.approx([10.5, 20, 30], abs=0.07)
 
 
 def test_classes_come_in_proportion_to_their_weights(rng):
