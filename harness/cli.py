@@ -232,7 +232,7 @@ def speak(
     found = target or local_url()
     if not found:
         raise InputError("no server: give --url HOST:PORT, or run `harness serve` in another terminal")
-    out.print(speak_file(found, script, wav, manner), soft_wrap=True)
+    out.print(speak_file(found, script, wav, manner), soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example: `harness profile --preset tiny --device cpu`")

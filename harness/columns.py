@@ -174,7 +174,7 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read: it is a folder; give a file") from None
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path}: cannot be read ({why}); give the path of a CSV file") from None
+        raise InputError(f"{path}: cannot be read ({why}); give the path of a file") from None
 
 
 class _Row(NamedTuple):

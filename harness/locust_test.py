@@ -142,6 +142,8 @@ class SpeechTest:
         return getattr(self._environment.parsed_options, "run_time", None) or None
 
     def _tell_start(self) -> None:
+        for remark in self.settings.scripts.remarks:
+            log.warning(remark)
         log.info(start_line(self.settings, self._run_s()))
         if self.settings.every_s:
             threading.Thread(target=self._keep_telling, args=(self.ledger,), daemon=True).start()

@@ -121,6 +121,8 @@ class SignOff:
                 return self._stored(watcher)
             budget = Budget(self.spec.budget_minutes)
             watcher.begin(self._estimated_s())
+            for remark in self.spec.script_source().remarks:
+                watcher.say(f"warning: {remark}")
             if not ladders_only or self._next_ladder().point is not None:
                 with measuring_lock():
                     self._measure(watcher, budget, ladders_only)

@@ -70,7 +70,7 @@ class ClassSpec(_Frozen):
     """One traffic class; ``length`` as ``workload.Lengths.parse`` takes it."""
 
     weight: Positive
-    length: dict[str, Any]
+    length: Any
     speakers: tuple[Whole, Whole] = (1, 1)
 
 
@@ -222,7 +222,7 @@ class PlanSpec(_Frozen):
     preset: Literal["tiny", "1.5b", "7b"]
     seed: Annotated[int, Field(strict=True, ge=0)] = 1
     mix: MixSpec
-    scripts: str | None = None  # a folder of real .txt scripts; left out = generated
+    scripts: str | None = None  # a folder of .txt scripts, cut or repeated to the mix's lengths; left out = generated
     emulate: str | None = None  # a profile whose times the stages take instead of computing
     gpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1  # emulated ones
     parameters: dict[str, str | int] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
@@ -295,7 +295,8 @@ class PlanSpec(_Frozen):
 
     def traffic_mix(self) -> Mix:
         """The mix that requests are drawn from; a point of the space may set what they ask for alike."""
-        return self.mix.build(self._folder).promising(self.promises)
+        mix = self.mix.build(self._folder).promising(self.promises)
+        return mix.of_scripts(self.script_source()) if mix.speaks_whole_scripts else mix
 
     def script_source(self) -> ScriptSource:
         """The scripts that requests speak."""
