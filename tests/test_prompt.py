@@ -1,17 +1,12 @@
 """Texts and voices as prompts, what is refused, and the table of open sessions."""
 
-import wave
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from transformers.models.vibevoice_acoustic_tokenizer.feature_extraction_vibevoice_acoustic_tokenizer import (
-    VibeVoiceAcousticTokenizerFeatureExtractor,
-)
 
 from harness import wire
-from harness.errors import InputError, RequestError, ScriptError
+from harness.errors import RequestError, ScriptError
 from harness.vibevoice.carry import Past
 from harness.vibevoice.presets import preset_config
 from harness.vibevoice.prompt import (
@@ -143,56 +138,3 @@ def test_sessions_that_nobody_steps_are_dropped():
     with pytest.raises(RequestError, match="no session 'four': number it"):
         sessions.open("four", "four")  # Triton has ids of both kinds
     sessions.open(5, "five")
-
-
-@pytest.mark.parametrize("loudness, sharp", [(0.9, 1), (0.001, 1), (0.3, 4000), (0.0, 1)])
-def test_voices_are_as_loud_as_the_released_feature_extractor_makes_them(tmp_path, loudness, sharp):
-    """A sharp sample has its sound in a few peaks, which -25 dB would lift beyond full scale."""
-    sound = np.zeros(24_000, "<i2")
-    sound[::sharp] = loudness * 32_767 * np.sin(np.arange(0, 24_000, sharp) / 7 + 1)
-    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
-        file.setparams((1, 2, 24_000, 0, "NONE", ""))
-        file.writeframes(sound.tobytes())
-    released = VibeVoiceAcousticTokenizerFeatureExtractor()
-    expected = released([sound.astype(np.float32) / 32_768], sampling_rate=24_000)
-    samples = expected["input_values"].flatten()[:24_000].numpy()
-    np.testing.assert_allclose(load_voices(str(tmp_path))[1], samples, atol=1e-6)
-
-
-def test_voices_come_from_a_folder_of_wav_files(tmp_path):
-    for name, rate in (("b.wav", 24_000), ("a.wav", 24_000)):
-        with wave.open(str(tmp_path / name), "wb") as file:
-            file.setparams((1, 2, rate, 0, "NONE", ""))
-            file.writeframes(np.full(100 if name == "a.wav" else 200, 16_384, "<i2").tobytes())
-    voices = load_voices(str(tmp_path))
-    assert {voice: len(samples) for voice, samples in voices.items()} == {1: 100, 2: 200}
-    assert voices[1][0] == pytest.approx(10 ** (-25 / 20), rel=1e-4)  # of constant value: its RMS
-    with wave.open(str(tmp_path / "c.wav"), "wb") as file:
-        file.setparams((1, 2, 24_000, 0, "NONE", ""))
-    with pytest.raises(InputError, match="c.wav holds no sound"):
-        load_voices(str(tmp_path))
-    with pytest.raises(InputError, match="no .wav"):
-        load_voices(str(tmp_path / "none"))
-
-
-@settings(max_examples=300)
-@given(cut=st.integers(0, 144), spoiled=st.dictionaries(st.integers(0, 47), st.integers(0, 255), max_size=4))
-def test_whatever_lies_in_a_voice_file_is_a_voice_or_refused(tmp_path_factory, cut, spoiled):
-    folder = tmp_path_factory.mktemp("voices")
-    with wave.open(str(folder / "a.wav"), "wb") as file:
-        file.setparams((1, 2, 24_000, 0, "NONE", ""))
-        file.writeframes(np.full(50, 100, "<i2").tobytes())
-    content = bytearray((folder / "a.wav").read_bytes())
-    for place, byte in spoiled.items():
-        content[place] = byte
-    (folder / "a.wav").write_bytes(content[:cut])
-    try:
-        assert len(load_voices(str(folder))[1]) > 0
-    except InputError as error:
-        assert "a.wav" in str(error)
-
-
-def test_a_folder_that_is_named_as_a_voice_is_refused(tmp_path):
-    (tmp_path / "a.wav").mkdir()
-    with pytest.raises(InputError, match="a.wav is not a WAV file"):
-        load_voices(str(tmp_path))
