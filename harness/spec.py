@@ -225,7 +225,7 @@ class PlanSpec(_Frozen):
     scripts: str | None = None  # a folder of .txt scripts, cut or repeated to the mix's lengths; left out = generated
     emulate: str | None = None  # a profile whose times the stages take instead of computing
     gpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1  # emulated ones
-    parameters: dict[str, str | int] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
+    parameters: dict[str, str | int | float] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
     promises: dict[str, dict[str, float]] = Field(min_length=1)
     targets_qps: tuple[Rate, ...] = Field(min_length=1)
     space: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
@@ -273,6 +273,22 @@ class PlanSpec(_Frozen):
         for knob, values in space.items():
             _check_knob(knob, values)
         return space
+
+    @model_validator(mode="after")
+    def _batches_that_fit(self) -> PlanSpec:
+        for stage in wire.STAGES:
+            preferred, most = (self._values(f"{stage}.{knob}") for knob in ("preferred_batch", "max_batch"))
+            if preferred and most and max(preferred) > min(most):
+                raise ValueError(
+                    f"space: {stage}: preferred_batch {max(preferred)} is above max_batch {min(most)}, which it is "
+                    "combined with: lower the one or raise the other"
+                )
+        return self
+
+    def _values(self, knob: str) -> list[Value]:
+        """What the points of the space give a knob; the column that comes last wins."""
+        columns = [[value[knob] for value in column if knob in value] for column in self.columns()]
+        return next((values for values in reversed(columns) if values), [])
 
     @model_validator(mode="after")
     def _promises_of_the_mix(self) -> PlanSpec:
