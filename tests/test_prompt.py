@@ -19,6 +19,7 @@ from harness.vibevoice.prompt import (
 from harness.vibevoice.sessions import IDLE_LIMIT_S, SPARE_STEPS, Sessions
 from harness.vibevoice.tokenizer import tokenizer_for
 from harness.vibevoice.voices import frames_of, load_voices
+from harness.workload import ScriptSource
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,20 @@ def test_a_prompt_has_a_place_for_every_frame_of_every_voice(prompts):
 def test_what_cannot_be_spoken_is_refused_with_its_reason(prompts, text, speakers, options, error, message):
     with pytest.raises(error, match=message):
         prompts.request(text, speakers, options)
+
+
+@pytest.mark.parametrize("seconds", [10, 600, 1800])
+@pytest.mark.parametrize(
+    "text", ["大家好，欢迎收听今天的节目。我们今天要讨论的是人工智能。", "ยินดีต้อนรับสู่รายการของเราวันนี้"]
+)
+def test_a_prompt_of_any_script_has_tokens_in_proportion_to_its_length(prompts, tmp_path, text, seconds):
+    """600 s of Chinese took 30,811 tokens where English takes 2,881, and 1,800 s were refused."""
+    (tmp_path / "talk.txt").write_text(f"Speaker 1：{text}\nSpeaker 2：{text}\n" * 9, encoding="utf-8")
+    frames, rng = round(seconds * 7.5), np.random.default_rng(1)
+    sources = (ScriptSource.from_folder(tmp_path), ScriptSource())
+    scripts = (source.script(rng, frames, 2)[0] for source in sources)
+    tokens = [prompts.request(script.encode(), [0, 0], {wire.FRAMES: frames}).prompt.text_tokens for script in scripts]
+    assert 0.4 < tokens[0] / tokens[1] < 2.5
 
 
 def test_a_model_that_ends_by_itself_has_room_for_several_times_its_text(prompts):
