@@ -10,7 +10,7 @@ from harness import wire
 from harness.errors import ServerError
 
 CPU, GPU, EMULATED = "cpu", "gpu", "emulated"
-AUTO = "auto"
+AUTO = wire.AUTO
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class ClassSpec(_Frozen):
     """One traffic class; ``length`` as ``workload.Lengths.parse`` takes it."""
 
     weight: Positive
-    length: dict[str, Any]
+    length: Any
     speakers: tuple[Whole, Whole] = (1, 1)
 
 
@@ -244,12 +244,12 @@ class PlanSpec(_Frozen):
     preset: Literal["tiny", "1.5b", "7b"]
     seed: Annotated[int, Field(strict=True, ge=0)] = 1
     mix: MixSpec
-    scripts: str | None = None  # a folder of real .txt scripts; left out = generated
+    scripts: str | None = None  # a folder of .txt scripts, cut or repeated to the mix's lengths; left out = generated
     emulate: str | None = None  # a profile whose times the stages take instead of computing
     gpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1  # of one server, real or emulated
     device: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU where the server's host has one
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    parameters: dict[str, str | int] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
+    parameters: dict[str, str | int | float] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
     promises: dict[str, dict[str, float]] = Field(min_length=1)
     targets_qps: tuple[Rate, ...] = Field(min_length=1)
     space: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
@@ -299,6 +299,22 @@ class PlanSpec(_Frozen):
         return space
 
     @model_validator(mode="after")
+    def _batches_that_fit(self) -> PlanSpec:
+        for stage in wire.STAGES:
+            preferred, most = (self._values(f"{stage}.{knob}") for knob in ("preferred_batch", "max_batch"))
+            if preferred and most and max(preferred) > min(most):
+                raise ValueError(
+                    f"space: {stage}: preferred_batch {max(preferred)} is above max_batch {min(most)}, which it is "
+                    "combined with: lower the one or raise the other"
+                )
+        return self
+
+    def _values(self, knob: str) -> list[Value]:
+        """What the points of the space give a knob; the column that comes last wins."""
+        columns = [[value[knob] for value in column if knob in value] for column in self.columns()]
+        return next((values for values in reversed(columns) if values), [])
+
+    @model_validator(mode="after")
     def _promises_of_the_mix(self) -> PlanSpec:
         known = self.mix.classes or [each.name for each in MIXES[self.mix.name].classes]
         for name in self.promises:
@@ -319,7 +335,8 @@ class PlanSpec(_Frozen):
 
     def traffic_mix(self) -> Mix:
         """The mix that requests are drawn from; a point of the space may set what they ask for alike."""
-        return self.mix.build(self._folder).promising(self.promises)
+        mix = self.mix.build(self._folder).promising(self.promises)
+        return mix.of_scripts(self.script_source()) if mix.speaks_whole_scripts else mix
 
     def script_source(self) -> ScriptSource:
         """The scripts that requests speak."""

@@ -72,3 +72,19 @@ TOKEN_SPEECH_END = 2
 TOKEN_END_OF_TEXT = 3
 
 BUSY = "busy: "  # how the message of a stage begins that has no room for a session now
+REFUSED = "refused: "  # how a message begins that says what no server of this model can speak: no retry helps
+
+AUTO = "auto"
+AUTO_PARAMETERS = ("kv_limit_bytes", "device", "dtype")  # that may be left to the stage
+# Parameters of a config.pbtxt that are numbers: (type, lowest)
+NUMBERS = {
+    "weights_seed": (int, 0),
+    "gpus": (int, 1),
+    "kv_limit_bytes": (int, 1),
+    "sessions_at_once": (int, 1),
+    "prefill_tokens": (int, 1),
+    "prefills_at_once": (int, 1),
+    "waiting_limit": (int, 0),
+    "waiting_seconds": (float, 0),
+    "beat_seconds": (float, 0.1),
+}

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import still_running
+from fake_triton import Timetable, serving
 
 from harness import runs, store, wire
 from harness import signoff as job
@@ -18,8 +19,9 @@ from harness.errors import InputError, ServerError, StoreError
 from harness.records import Trial
 from harness.report.seal import sign
 from harness.runs import plan_of
+from harness.spec import load_plan
 from harness.store import Run
-from harness.sweep import Load, Measured, TrialBroken, asked, deployed, trial_id
+from harness.sweep import Driver, Load, Measured, TrialBroken, asked, deployed, trial_id
 from harness.triton.config import Deployment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,6 +104,46 @@ def test_an_interrupted_sweep_goes_on_without_repeating_a_trial(plan, tmp_path, 
     assert len(fakes.measured) == len(set(fakes.measured)) == 3
     assert [trial.trial_id for trial in again.run.trials()] == fakes.measured
     assert not (again.run.path / ".work").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mix: quick": "mix: {name: quick, voices: [1, 99]}"}, "mix.voices: 99: the server has voices 1 to 4"),
+        ({"diffusion_decoder.delay_us: [0, 1000, 2000]": "preferred_batch: [0, 64]"}, "preferred_batch 64 .* is 32"),
+        (
+            {"seed: 3": "seed: 3\nparameters: {vibevoice_full_pipeline.voices: none}"},
+            "voices folder none: there is no such folder",
+        ),
+        ({"seed: 3": "seed: 3\nparameters: {vibevoice_llm_encoder.kv_limit_bytes: 8G}"}, "kv_limit_bytes is 8G"),
+    ],
+)
+def test_a_plan_that_no_server_can_carry_is_refused_when_it_is_read(plan, tmp_path, fakes, changes, message):
+    text = PLAN
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    plan.write_text(text)
+    with pytest.raises(InputError, match=message):
+        job.SignOff(plan, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_voices_of_servers_that_are_not_ours_are_theirs_to_know(plan, tmp_path):
+    plan.write_text(PLAN.replace("mix: quick", "mix: {name: quick, voices: [99]}"))
+    job.SignOff(plan, tmp_path, url="127.0.0.1:1")
+
+
+def test_what_a_server_refuses_for_good_ends_the_job_as_a_mistake_in_the_plan(plan, tmp_path):
+    """Exit code 64, and no ladder after the first: a retry cannot help."""
+    refusal = f"{wire.REFUSED}unknown voice id 99 for speaker 1"
+    with serving(Timetable(fail_after=0, error=refusal)) as fake:
+        server = FakeServer()
+        server.url, server.target, server.metrics_url = fake.url, fake.url, ""
+        server.reload = lambda deployment: []
+        driver = Driver(server, plan, load_plan(plan), tmp_path, Deployment())
+        with pytest.raises(InputError, match="^the server refuses what the plan asks for.*: unknown voice id 99"):
+            driver.run({}, Load(30, seed=1, sessions=(1, 2)))
 
 
 def test_a_finished_sweep_starts_no_server(plan, tmp_path, fakes, monkeypatch):

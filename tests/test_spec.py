@@ -69,6 +69,17 @@ def test_a_mix_written_out_reads_its_files_beside_the_plan(tmp_path):
     assert plan.script_source().files[0][0].text == "hello"
 
 
+def test_a_class_of_a_plan_can_speak_its_scripts_whole(tmp_path):
+    (tmp_path / "talk.txt").write_text("Speaker 1: one two three")
+    path = write(tmp_path, mix=custom_mix(length="from_script"), promises=SHORT, scripts=".")
+    assert load_plan(path).traffic_mix().mean_frames() == 8
+
+
+def test_a_preferred_batch_may_reach_the_highest_that_it_is_combined_with(tmp_path):
+    space = {"max_batch": [8], "neural_vocoder.max_batch": [16], "neural_vocoder.preferred_batch": [0, 16]}
+    assert len(load_plan(write(tmp_path, space=space)).points()) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -126,6 +137,12 @@ def test_a_mix_written_out_reads_its_files_beside_the_plan(tmp_path):
         ({"max_error": "0.25"}, "max_error: must be a valid number"),
         ({"max_error": 1e9}, "max_error: must be less than or equal to 1"),
         ({"scripts": "nowhere"}, "nowhere: no .txt file"),
+        (
+            {"space": {"max_batch": [8, 32], "diffusion_decoder.preferred_batch": [4, 16]}},
+            "space: diffusion_decoder: preferred_batch 16 is above max_batch 8",
+        ),
+        ({"mix": custom_mix(length=10), "promises": SHORT}, "mix.classes.short: a length is one of .*, not 10"),
+        ({"mix": custom_mix(length="from_script"), "promises": SHORT}, "from_script needs real scripts"),
     ],
 )
 def test_every_mistake_names_the_file_the_key_and_what_is_allowed(changes, message, tmp_path):

@@ -13,6 +13,7 @@ from harness.errors import InputError, ServerError
 from harness.records import BatchStatistics, StageStatistics
 from harness.triton.config import REPOSITORY, Deployment, as_json, read_config, write_repository
 from harness.triton.statistics import difference
+from harness.vibevoice.parameters import number
 
 
 def test_the_repository_holds_the_models_of_the_contract():
@@ -250,6 +251,93 @@ def test_any_key_of_a_configuration_can_be_turned(knob, value, line):
     model = knob.split(":")[0].split(".")[0]
     assert line not in str(Deployment().configs()[model])
     assert line in str(Deployment(knobs={knob: value}).configs()[model])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({f"{wire.DIFFUSION}.preferred_batch": 64}, "diffusion_decoder: preferred_batch 64 .* max_batch, which is 32"),
+        ({f"{wire.LLM}.preferred_batch": 8, f"{wire.LLM}.max_batch": 4}, "preferred_batch 8 .* which is 4"),
+        ({f"{wire.DIFFUSION}:dynamic_batching.preferred_batch_size": [4, 64]}, "preferred_batch 64"),
+        ({f"{wire.DIFFUSION}:dynamic_batching.preferred_batch_size": [0]}, "preferred_batch 0"),
+        ({f"{wire.VOCODER}:max_batch_size": 0}, "neural_vocoder: max_batch is 0"),
+        ({f"{wire.VOCODER}:instance_group.0.count": 0}, "neural_vocoder: instances is 0"),
+        ({"entry.max_batch": 8}, "does not batch: it has no max_batch"),
+    ],
+)
+def test_batches_and_instances_that_no_server_starts_with_are_refused_before_it_does(tmp_path, knobs, message):
+    with pytest.raises(InputError, match=message):
+        write_repository(tmp_path / "models", Deployment(knobs=knobs))
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "message"),
+    [
+        (f"{wire.LLM}:dynamic_batching.max_queue_delay_microseconds", 5, "uses sequence_batching"),
+        (f"{wire.DIFFUSION}:sequence_batching.max_sequence_idle_microseconds", 5, "uses dynamic_batching"),
+        (f"{wire.VOCODER}:sequence_batching.direct.max_queue_delay_microseconds", 5, "uses oldest"),
+        (f"{wire.ENTRY}:dynamic_batching.max_queue_delay_microseconds", 5, "scheduling_choice it uses none"),
+        (f"{wire.FRAME}:dynamic_batching.preserve_ordering", True, "uses ensemble_scheduling"),
+    ],
+)
+def test_a_key_of_a_scheduler_that_the_model_does_not_use_is_refused(knob, value, message):
+    """Setting it would swap the schedulers without a word."""
+    with pytest.raises(InputError, match=f"this model does not use .*{message}"):
+        Deployment(knobs={knob: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "written"),
+    [
+        (f"{wire.LLM}.kv_limit_bytes", "1.5e9", "1500000000"),
+        (f"{wire.LLM}.kv_limit_bytes", 2.0, "2"),
+        (f"{wire.ENTRY}.waiting_seconds", "0.5", "0.5"),
+        (f"{wire.LLM}.kv_limit_bytes", "8GiB", None),
+        (f"{wire.LLM}.kv_limit_bytes", "1.5", None),
+        (f"{wire.LLM}.kv_limit_bytes", "0", None),
+        (f"{wire.LLM}.kv_limit_bytes", "1e400", None),
+        (f"{wire.ENTRY}.waiting_limit", "-1", None),
+        (f"{wire.ENTRY}.waiting_limit", True, None),
+        (f"{wire.ENTRY}.beat_seconds", "nan", None),
+        (f"{wire.ENTRY}.beat_seconds", "0.01", None),
+        (f"{wire.ENTRY}.sessions_at_once", "", None),
+    ],
+)
+def test_a_parameter_that_is_a_number_is_written_as_its_model_reads_it_or_refused(name, value, written):
+    model, _, parameter = name.partition(".")
+    for asked in ({"parameters": {name: value}}, {"knobs": {f"{model}:parameters.{parameter}": value}}):
+        if written:
+            assert values(Deployment(**asked).configs()[model])[parameter] == written
+        else:
+            with pytest.raises(InputError, match=f"{parameter} is .*: it must be a .*number of at least"):
+                Deployment(**asked)
+
+
+def test_every_number_of_the_repository_is_known_with_its_limits():
+    """What is known is what the processes behind it read as numbers."""
+    found = {}
+    for config in Deployment().configs().values():
+        found |= {name: text for name, text in values(config).items() if text.replace(".", "").isdigit()}
+        found |= {name: text for name, text in values(config).items() if name in wire.NUMBERS and text == wire.AUTO}
+    assert found.keys() == wire.NUMBERS.keys()
+    assert {name for name, text in found.items() if text == wire.AUTO} <= set(wire.AUTO_PARAMETERS)
+    for name, text in found.items():
+        assert text == wire.AUTO or number({name: text}, name) >= wire.NUMBERS[name][1]
+
+
+def test_folders_that_are_not_there_are_refused_before_a_server_starts(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for asked, message in (
+        ({"checkpoint": str(tmp_path / "none")}, "checkpoint .*none: there is no such folder"),
+        ({"checkpoint": str(tmp_path / "empty")}, "empty is not a checkpoint folder: it holds no config.json"),
+        ({"voices": str(tmp_path / "none")}, "voices folder .*none: there is no such folder"),
+        ({"voices": str(tmp_path / "empty")}, "empty holds no voice"),
+        ({"parameters": {f"{wire.ENTRY}.voices": str(tmp_path / "none")}}, "voices folder .*none"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Deployment(**asked).check()
+    assert Deployment().voice_count() == 4
 
 
 def test_no_preferred_batch_is_none():

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from harness import wire
-from harness.errors import RequestError
+from harness.errors import HarnessError, RequestError
 from harness.vibevoice import backend, calls, mending
 from harness.vibevoice.admission import Line
 from harness.vibevoice.carry import Past, model_mark, script_mark
@@ -51,15 +51,15 @@ class Entry:
         tokenizer = tokenizer_for(config, checkpoint)
         self.prompts = PromptBuilder(config, tokenizer, voice_frames, ends_by_itself=bool(checkpoint))
         self.emulated = bool(given.get("emulate"))
-        self.beat_s = number(given, "beat_seconds", 0.1, float)
-        self.prefill_tokens = number(given, "prefill_tokens", 1)
-        self.prefills = asyncio.Semaphore(number(given, "prefills_at_once", 1))
+        self.beat_s = number(given, "beat_seconds")
+        self.prefill_tokens = number(given, "prefill_tokens")
+        self.prefills = asyncio.Semaphore(number(given, "prefills_at_once"))
         self.encoded_voices: dict[int, asyncio.Task] = {}
         self.executor: ThreadPoolExecutor | None = None
         self.channels: set[Channel] = set()
-        places = max(1, number(given, "sessions_at_once", 1) // instances(args))
-        patience_s = number(given, "waiting_seconds", 0, float)
-        self.line = Line(places, number(given, "waiting_limit", 0), patience_s)
+        places = max(1, number(given, "sessions_at_once") // instances(args))
+        patience_s = number(given, "waiting_seconds")
+        self.line = Line(places, number(given, "waiting_limit"), patience_s)
         # A session holds two threads: one that speaks and one that tells, or two calls of stages when it closes.
         self.calls_at_once = 2 * places + 4
         self.session_ids = itertools.count(first_session_id(os.getpid()))
@@ -104,6 +104,13 @@ class Entry:
         channel.end(error)
 
     async def _checked(self, request) -> SpeechRequest:
+        """What is asked for; raises HarnessError, marked as refused, for what no retry can make right."""
+        try:
+            return await self._read(request)
+        except HarnessError as error:
+            raise type(error)(f"{wire.REFUSED}{error}") from error
+
+    async def _read(self, request) -> SpeechRequest:
         given = {name: backend.optional(request, name) for name in _OPTIONS}
         options = {name: value.flat[0] for name, value in given.items() if value is not None and value.size}
         say, carry = backend.optional(request, wire.SAY), backend.optional(request, wire.CARRY)

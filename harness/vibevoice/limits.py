@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
+from harness import wire
 from harness.errors import InputError
 from harness.vibevoice.parameters import number
 
-AUTO = "auto"
 HOST_BYTES = 8 << 30  # on a CPU
 CARD_SHARE = 0.9  # of a card's memory; the rest is for fragments, and for kernels that are loaded late
 PROCESS_BYTES = 1 << 30  # CUDA context, kernels and activations of one stage's process
@@ -16,7 +16,7 @@ _PROCESSES = 4  # LLM, diffusion, vocoder and voice encoder
 
 def given_limit(given: dict[str, str]) -> int | None:
     """``kv_limit_bytes`` of a model's parameters, None for ``auto``. Raises InputError for what is neither."""
-    return None if given.get("kv_limit_bytes", AUTO) == AUTO else int(number(given, "kv_limit_bytes", 1))
+    return None if given.get("kv_limit_bytes", wire.AUTO) == wire.AUTO else int(number(given, "kv_limit_bytes"))
 
 
 def instances_on_a_card(model_config: str) -> int:
