@@ -14,8 +14,8 @@ from tritonclient.grpc import model_config_pb2
 
 from harness import wire
 from harness.errors import InputError, ServerError
+from harness.places import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 KNOBS = ("delay_us", "max_batch", "preferred_batch", "instances")
 KEY = ":"  # between a model and the path of a key of its config.pbtxt
 PRESETS = ("tiny", "1.5b", "7b")

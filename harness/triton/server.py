@@ -22,13 +22,14 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from harness import wire
 from harness.errors import InputError, ServerError
+from harness.places import ROOT
 from harness.processes import end_group, signals_held, spawn
 from harness.replicas import in_words
 from harness.targets import Target
+from harness.triton import stub as stub_python
 from harness.triton.config import Configs, Deployment, as_json, from_json, write_repository
 from harness.triton.statistics import prometheus
 
-ROOT = Path(__file__).resolve().parents[2]
 _STATE = ".harness"
 _EXIT_TIMEOUT_S = 2
 _NICE = 5  # the server yields to the instrument that measures it: a late timestamp is a wrong figure
@@ -121,6 +122,7 @@ class TritonServer:
         self.target = Target.of(self.url)
         try:
             with signals_held() as interrupted:
+                self._python = stub_python.lay_out(self.folder / "python", stub_python.search_path())
                 self._lay_out(found)
                 ports = [f"--http-port={http}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
                 try:
@@ -181,7 +183,7 @@ class TritonServer:
     def _launch(self, found: Distribution, ports: list[str]) -> None:
         command = [str(found.server), *server_flags(self.folder / "models", self.folder / "backends")]
         command += [*ports, f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
-        self._process = spawn(command, self.log, niceness=_NICE, environment=server_environment(found))
+        self._process = spawn(command, self.log, niceness=_NICE, environment=server_environment(found, self._python))
 
     def _write_state(self) -> None:
         state = {
@@ -341,13 +343,15 @@ def server_flags(models: Path, backends: Path) -> list[str]:
     ]
 
 
-def server_environment(found: Distribution) -> dict[str, str]:
-    """The stub takes its packages from the first python3 on PATH, and its libpython from LD_LIBRARY_PATH."""
+def server_environment(found: Distribution, python: Path | None = None) -> dict[str, str]:
+    """The stub takes its packages from the first python3 on PATH, and its libpython from LD_LIBRARY_PATH.
+
+    ``python``: the folder of that python3; None = this interpreter's own.
+    """
     environment = dict(os.environ)
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    environment["PATH"] = f"{python or Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     libraries = [str(folder) for folder in found.libraries] + [environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH", "")]))
     environment["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")
     environment["HF_HUB_OFFLINE"] = "1"
     return environment
