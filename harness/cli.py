@@ -265,12 +265,12 @@ def profile(
 @app.command(epilog="Example: `harness doctor --url grpcs://gpu7:8001,gpu8:8001 --tls-ca ca.pem`")
 @with_target
 def doctor(target: Target | None = None) -> None:
-    """What this machine can and cannot do, and how to mend it; with --url, whether servers can be reached."""
-    table = Table("", "what", "found", "how to mend it", box=None)
+    """What this machine can and cannot do, and how to fix it; with --url, whether servers can be reached."""
+    table = Table("", "what", "found", "how to fix it", box=None)
     checks = examine(ROOT, target)
     for check in checks:
         mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[check.fine]
-        table.add_row(mark, check.what, check.found, check.mend)
+        table.add_row(mark, check.what, check.found, check.fix)
     out.print(table)
     raise typer.Exit(0 if all(check.fine is not False for check in checks) else 1)
 

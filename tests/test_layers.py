@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = {"records", "wire", "errors"}
 # Rooms from the ground up; a room may import rooms of lower layers, and of its own layer without a cycle.
 LAYERS = {
-    0: {*VOCABULARY, "compiling", "places"},
+    0: {*VOCABULARY, "compiling", "places", "packages"},
     1: {"rungs", "script", "workload", "arrivals", "metrics", "slo", "spec", "capacity", "certificate", "explore"},
     2: {
         "targets",

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -51,11 +51,17 @@ class Distribution:
 
 
 def find_distribution() -> Distribution:
-    """The server of the nvidia-pytriton wheel. Raises ServerError that says what is missing and how to mend it."""
+    """The server of the nvidia-pytriton wheel. Raises ServerError that says what is missing and how to fix it."""
+    found = find_files()
+    return replace(found, libraries=(*found.libraries, libpython_folder()))
+
+
+def find_files() -> Distribution:
+    """The wheel's own part of ``find_distribution``: without the system's libpython."""
     try:
         package = Path(metadata.distribution("nvidia-pytriton").locate_file("pytriton"))
     except metadata.PackageNotFoundError:
-        raise ServerError("the package nvidia-pytriton is not installed: run `make install`") from None
+        raise ServerError("the package nvidia-pytriton is not installed: pip install nvidia-pytriton==0.7.0") from None
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = package / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
@@ -64,26 +70,32 @@ def find_distribution() -> Distribution:
         server=package / "tritonserver" / "bin" / "tritonserver",
         backend=package / "tritonserver" / "backends" / "python",
         stub=stub,
-        libraries=(package.parent / "nvidia_pytriton.libs", _libpython_folder()),
+        libraries=(package.parent / "nvidia_pytriton.libs",),
     )
 
 
-def _libpython_folder() -> Path:
+def libpython_folder() -> Path:
     """The folder of libpythonX.Y.so.1.0, which the stub links to."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    places = [
-        sysconfig.get_config_var("LIBDIR"),
-        Path(sys.base_prefix) / "lib",
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib",
-    ]
-    for place in places:
-        if place and (Path(place) / name).exists():
-            return Path(place)
+    name = libpython_name()
+    for place in libpython_places():
+        if (place / name).exists():
+            return place
     raise ServerError(
-        f"{name} is nowhere on this machine, and Triton's Python backend needs it: install your system's libpython "
-        "package (Debian: libpython3-dev), or use a Python built with --enable-shared"
+        f"{name} is nowhere on this machine, and Triton's Python backend links to it: install your system's libpython "
+        f"(Debian: apt install {name.partition('.so')[0]}), or name the folder that holds it in LD_LIBRARY_PATH"
     )
+
+
+def libpython_name() -> str:
+    return f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+
+
+def libpython_places() -> list[Path]:
+    """Where a libpython is looked for, in this order: an environment may carry one, and so may who starts us."""
+    named = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    libdir = sysconfig.get_config_var("LIBDIR") or ""
+    places = [libdir, f"{sys.base_prefix}/lib", f"{sys.prefix}/lib", *named, "/usr/lib/x86_64-linux-gnu", "/usr/lib"]
+    return [Path(place) for place in dict.fromkeys(places) if place]
 
 
 class TritonServer:
@@ -113,8 +125,9 @@ class TritonServer:
         return self._process.pid
 
     def start(self, timeout_s: float = 300.0) -> TritonServer:
-        """Start and wait until every model is ready. Raises ServerError with the server's own reason."""
+        """Start and wait until every model is ready. Raises ServerError with the server's reason or what it lacks."""
         found = find_distribution()
+        stub_python.check(stub_python.search_path())
         http, grpc_port, metrics = free_ports(3)
         if self.port is not None:
             grpc_port = _must_be_free(self.port)
@@ -315,6 +328,16 @@ def load_changes(channel: grpc.Channel, before: Configs, after: Configs) -> list
         for model, load in loads:
             _end_load(model, load)
     return changed
+
+
+def shared_memory_needed(configs: Configs, gpus: int = 1) -> int:
+    """Bytes that a server takes of shared memory: a region for each stage process and one of its own.
+
+    ``gpus``: on so many, each with the instances that a configuration counts.
+    """
+    stages = [config for config in configs.values() if config.backend == "python"]
+    counts = [max(1, sum(group.count or 1 for group in config.instance_group)) for config in stages]
+    return (gpus * sum(counts) + 1) * _STUB_MEMORY
 
 
 def server_flags(models: Path, backends: Path) -> list[str]:

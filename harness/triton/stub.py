@@ -15,9 +15,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from harness import packages
 from harness.errors import ServerError
 from harness.places import CODE
 
+NEEDS = ("numpy", "torch", "transformers")  # what the stages import
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 _ASK = "import json, sys; print(json.dumps(sys.path))"
 
@@ -40,6 +45,30 @@ def search_path() -> tuple[str, ...]:
 
 def _is_standard(path: str, standard: set[str]) -> bool:
     return path in standard or path.endswith(".zip") or os.path.basename(path) == "lib-dynload"
+
+
+def check(search: Sequence[str]) -> None:
+    """Raise ServerError where stages with this search path would fail, or compute wrong values in silence."""
+    if found := problems(search):
+        raise ServerError("; ".join(found))
+
+
+def problems(search: Sequence[str]) -> list[str]:
+    """What the stages would lack, or have in a wrong version, a sentence each with its fix."""
+    return [sentence for name in NEEDS if (sentence := problem(name, search))]
+
+
+def problem(name: str, search: Sequence[str]) -> str:
+    """What is wrong with one of the packages that stages import, and its fix; "" where nothing is."""
+    asked = {each.name: each for each in packages.required()}.get(name, Requirement(name))
+    found = packages.find(name, search)
+    if name == "numpy" and found and Version(found.version).major >= 2:
+        return (
+            f"numpy {found.version} in {found.folder} is not numpy 1, for which Triton's Python stub is built: tensors "
+            f"would arrive wrong. Fix: {sys.executable} -m pip install 'numpy<2'"
+        )
+    short = packages.shortfall(asked, found)
+    return short and f"{short}, and Triton's stages import it. Fix: {sys.executable} -m pip install '{asked}'"
 
 
 def lay_out(folder: Path, search: Sequence[str]) -> Path:

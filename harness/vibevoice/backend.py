@@ -15,7 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from harness import wire
-from harness.errors import HarnessError, RequestError
+from harness.errors import HarnessError, RequestError, ServerError
 from harness.vibevoice import emulation, mending
 from harness.vibevoice.parameters import number, parameters
 
@@ -31,8 +31,19 @@ STAGES = {
 }
 
 
+def check_numpy(version: str = np.__version__) -> None:
+    """Raise ServerError where this process has a numpy for which Triton's stub is not built: tensors arrive wrong."""
+    if int(version.partition(".")[0]) >= 2:
+        place = f"{np.__file__}, with {sys.prefix} as the environment of the stub"
+        raise ServerError(
+            f"numpy {version} ({place}) gives wrong tensors in Triton's Python stub, which is built for numpy 1: "
+            "pip install 'numpy<2' in the environment whose python3 is first on the server's PATH"
+        )
+
+
 def stage(args: dict):
     """The stage that a model's config asks for: on the device of this instance, or emulated with a profile's times."""
+    check_numpy()
     built = _build(args)
     settle()
     mending.attend(args, load_model)
