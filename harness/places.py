@@ -6,6 +6,7 @@ and writes below the folder in which it was started.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -22,3 +23,29 @@ CHECKOUT = checkout_of(CODE)
 ROOT = CHECKOUT or Path.cwd()
 REPOSITORY = (CHECKOUT or PACKAGE) / "model_repository"
 SCENARIOS = (CHECKOUT or PACKAGE) / "scenarios"
+
+
+def plan_file(given: Path) -> Path:
+    """The file of a plan: the path that was given or, where no file is there, the one of this name in SCENARIOS."""
+    beside = SCENARIOS / Path(given).with_suffix(".yaml")
+    bare = len(Path(given).parts) == 1 and not Path(given).is_file()
+    return beside if bare and beside.is_file() else Path(given)
+
+
+def plan_name(file: Path) -> str:
+    """How a record names a plan: from the top of a checkout, or by the bare name under which it was installed."""
+    if CHECKOUT:
+        return os.path.relpath(file, CHECKOUT)
+    file = Path(file).resolve()
+    return file.stem if file.parent == SCENARIOS else str(file)
+
+
+def plan_of_name(name: str) -> Path:
+    """The file that ``plan_name`` named."""
+    return plan_file(Path(name)) if CHECKOUT is None else CHECKOUT / name
+
+
+def scenario_files() -> dict[str, Path]:
+    """Scenarios, plans, mixes and scripts that come with the harness, by their path below SCENARIOS."""
+    files = (path for path in SCENARIOS.rglob("*") if path.suffix in (".py", ".yaml", ".txt"))
+    return {str(path.relative_to(SCENARIOS)): path for path in sorted(files)}

@@ -9,16 +9,16 @@ import subprocess
 import threading
 import time
 from importlib import metadata
-from pathlib import Path
 
 import psutil
 
+from harness import packages
 from harness.errors import ServerError
+from harness.places import CHECKOUT, PACKAGE
 from harness.records import ServerSample
 from harness.targets import Target
 from harness.triton.statistics import StatisticsReader, prometheus
 
-_ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "transformers", "nvidia-pytriton", "tritonclient", "locust", "numpy", "pandas", "scipy", "grpcio")
 
 
@@ -132,12 +132,23 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this checkout, "-dirty" where files differ from it; "" where it is none."""
-    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of this checkout, "-dirty" where files differ from it; "" where it is none.
+
+    Of an installed harness: the commit that it was built from, where that is known, and its version.
+    """
+    if CHECKOUT is None:
+        return _built_from()
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
+
+
+def _built_from() -> str:
+    noted, found = PACKAGE / "commit.txt", packages.find(packages.NAME)
+    commit = noted.read_text().strip() if noted.is_file() else "no commit known"
+    return f"{commit} (installed, version {found.version if found else 'unknown'})"
 
 
 def _cpu_model() -> str:

@@ -12,7 +12,7 @@ from harness.cli import app
 from harness.signoff import EXIT_CODES
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("signoff", "sweep", "fit", "plan", "simulate", "report", "serve", "speak", "profile", "doctor")
+COMMANDS = ("signoff", "sweep", "fit", "plan", "simulate", "report", "serve", "speak", "profile", "doctor", "scenarios")
 
 
 def harness(*arguments):
