@@ -6,7 +6,7 @@ PLAN ?= scenarios/quick.yaml
 TORCH ?= torch==2.13.0
 LOWEST := .venv-lowest
 
-.PHONY: install signoff test test-lowest sample clean
+.PHONY: install signoff test test-lowest gpu-kit sample clean
 
 install: $(VENV)/installed
 
@@ -36,6 +36,10 @@ $(LOWEST)/installed: pyproject.toml tests/lowest.py
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[test]'
 	touch $@
+
+# What a GPU host without a network needs, in parts of at most 64 MiB under build/gpu-kit.
+gpu-kit: install
+	$(BIN)/python benchmarks/gpu/kit.py
 
 # The stored sample run and the README's table of it: make sample RUN=results/quick-1a2b3c4d, of a finished run.
 sample: install

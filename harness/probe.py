@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from importlib import metadata
+from pathlib import Path
 
 import psutil
 
@@ -134,10 +135,12 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The commit of this checkout, "-dirty" where files differ from it; "" where it is none.
 
-    Of an installed harness: the commit that it was built from, where that is known, and its version.
+    Of an installed harness: the commit that it was built from, where that is known, and its version. Of files that were
+    taken out of a checkout: the commit that is noted beside them.
     """
-    if CHECKOUT is None:
-        return _built_from()
+    noted = PACKAGE / "commit.txt"
+    if CHECKOUT is None or noted.is_file():
+        return _built_from(noted)
     command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
@@ -145,9 +148,11 @@ def commit() -> str:
         return ""
 
 
-def _built_from() -> str:
-    noted, found = PACKAGE / "commit.txt", packages.find(packages.NAME)
+def _built_from(noted: Path) -> str:
     commit = noted.read_text().strip() if noted.is_file() else "no commit known"
+    if CHECKOUT:
+        return commit
+    found = packages.find(packages.NAME)
     return f"{commit} (installed, version {found.version if found else 'unknown'})"
 
 
