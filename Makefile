@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PLAN ?= scenarios/quick.yaml
 TORCH ?= torch==2.13.0
+LOWEST := .venv-lowest
 
-.PHONY: install signoff test sample clean
+.PHONY: install signoff test test-lowest gpu-kit sample clean
 
 install: $(VENV)/installed
 
@@ -24,9 +25,25 @@ test: install
 	$(BIN)/python -m pytest -m 'not server' --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m server
 
+# The fast tests with every direct dependency at the lowest version that pyproject.toml takes, but torch: the lowest ones
+# are to be had for CPUs from PyTorch's own index only.
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest -m 'not server' --numprocesses 2 --dist loadfile
+
+$(LOWEST)/installed: pyproject.toml tests/lowest.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[test]'
+	touch $@
+
+# What a GPU host without a network needs, in parts of at most 64 MiB under build/gpu-kit.
+gpu-kit: install
+	$(BIN)/python benchmarks/gpu/kit.py
+
 # The stored sample run and the README's table of it: make sample RUN=results/quick-1a2b3c4d, of a finished run.
 sample: install
 	$(BIN)/python tests/make_sample.py $(RUN)
 
 clean:
-	rm -rf $(VENV) .harness build *.egg-info
+	rm -rf $(VENV) $(LOWEST) .harness build *.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from harness import signoff as job
 from harness.display import Show, out, print_fit, print_plan, print_prediction
 from harness.doctor import examine
 from harness.errors import HarnessError, InputError
+from harness.places import ROOT, SCENARIOS, plan_file, scenario_files
 from harness.remote import with_target
 from harness.report.facts import SWEEP_NAME, is_signed
 from harness.report.seal import check_seal, report_again
@@ -28,7 +30,7 @@ from harness.spec import load_plan
 from harness.store import Run, read_profile
 from harness.targets import Target
 from harness.triton.config import Deployment
-from harness.triton.server import ROOT, TritonServer, local_url
+from harness.triton.server import TritonServer, local_url
 from harness.voice_folder import read_voice, voice_files
 
 UsageError = typer.BadParameter.__base__  # typer carries a click of its own and does not export this one
@@ -61,7 +63,7 @@ Ray = Annotated[
 
 @app.command(epilog="Example: `harness signoff scenarios/quick.yaml`")
 def signoff(
-    plan: Annotated[Path | None, typer.Argument(help="The PLAN.yaml to sign off.")] = None,
+    plan: Annotated[Path | None, typer.Argument(help="The PLAN.yaml to sign off, or quick.")] = None,
     results: Results = Path("results"),
     url: Url = "",
     ray: Ray = "",
@@ -78,6 +80,7 @@ def signoff(
         raise InputError("give one of the two: a PLAN.yaml to sign off, or --check DIR to verify a signed run")
     if check is not None:
         raise typer.Exit(_checked(check))
+    plan = plan_file(plan)
     if fresh:
         _set_aside(plan, results, url, ray)
     work = job.SignOff(plan, results, url=url or None, ray=ray or None)
@@ -99,7 +102,7 @@ def sweep(
 
     Writes sweep.html, and the best deployment's config.pbtxt files with their diff to the defaults into winner/.
     """
-    work = job.SignOff(plan, results, url=url or None, ray=ray or None)
+    work = job.SignOff(plan_file(plan), results, url=url or None, ray=ray or None)
     with Show() as show:
         work.execute(show, ladders_only=True)
     path = work.run.path / SWEEP_NAME
@@ -204,7 +207,7 @@ def serve(
         out.print(f"serving preset {preset} at [bold]{server.url}[/] (gRPC), metrics at {server.metrics_url}")
         if emulate:
             out.print(f"[yellow]emulated[/]: {gpus} x the times of {emulate}; the audio is silent", soft_wrap=True)
-        out.print("drive it with: locust -f scenarios/podcast.py; Ctrl-C stops it")
+        out.print(f"drive it with: locust -f {_shown(SCENARIOS / 'podcast.py')}; Ctrl-C stops it", soft_wrap=True)
         while server.alive():
             time.sleep(0.5)
     finally:
@@ -271,14 +274,55 @@ def profile(
 @app.command(epilog="Example: `harness doctor --url grpcs://gpu7:8001,gpu8:8001 --tls-ca ca.pem`")
 @with_target
 def doctor(target: Target | None = None) -> None:
-    """What this machine can and cannot do, and how to mend it; with --url, whether servers can be reached."""
-    table = Table("", "what", "found", "how to mend it", box=None)
+    """What this machine can and cannot do, and how to fix it; with --url, whether servers can be reached."""
+    table = Table("", "what", "found", "how to fix it", box=None)
     checks = examine(ROOT, target)
     for check in checks:
         mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[check.fine]
-        table.add_row(mark, check.what, check.found, check.mend)
+        table.add_row(mark, check.what, check.found, check.fix)
     out.print(table)
     raise typer.Exit(0 if all(check.fine is not False for check in checks) else 1)
+
+
+@app.command(epilog="Example: `locust -f $(harness scenarios podcast) --headless -u 4 -t 20s`")
+def scenarios(
+    name: Annotated[str, typer.Argument(help="Print the path of this one alone, for another command.")] = "",
+    copy: Annotated[Path | None, typer.Option("--copy", help="Copy it, or all of them, into this folder.")] = None,
+) -> None:
+    """List the scenarios, plans, mixes and scripts that come with the harness, or copy them to change them."""
+    files = scenario_files()
+    if name:
+        files = {found: path for found, path in files.items() if name in (found, str(Path(found).with_suffix("")))}
+        if not files:
+            raise InputError(f"no scenario {name!r}: use one of {', '.join(scenario_files())}")
+    if copy:
+        _copy(files, copy)
+    elif name:
+        print(*files.values())
+    else:
+        table = Table("name", "path", box=None)
+        for found, path in files.items():
+            table.add_row(found, str(_shown(path)))
+        out.print(table)
+
+
+def _copy(files: dict[str, Path], folder: Path) -> None:
+    """Copy files to their names below a folder. Raises InputError, before anything is written, where one is there."""
+    there = [name for name in files if (folder / name).exists()]
+    if there:
+        raise InputError(f"{folder / there[0]} is there already: give --copy another folder, or move it away")
+    try:
+        for name, path in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename}: {error.strerror}; give --copy another folder") from None
+    out.print(f"{len(files)} files in {folder}", soft_wrap=True)
+
+
+def _shown(path: Path) -> Path:
+    """A path as it is shorter to type."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def main() -> None:

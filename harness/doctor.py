@@ -1,9 +1,10 @@
-"""What this machine can and cannot do for the harness, and how to mend it."""
+"""What this machine can and cannot do for the harness, and how to fix it."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,16 +13,27 @@ from pathlib import Path
 
 import psutil
 
+from harness import nvml, packages
 from harness.errors import ServerError
-from harness.provenance import host_facts
+from harness.packages import Found
+from harness.places import CODE, REPOSITORY
 from harness.replicas import Replica
 from harness.targets import Target
-from harness.triton.config import REPOSITORY, Deployment
-from harness.triton.server import find_distribution, free_ports, local_url
+from harness.triton import stub
+from harness.triton.config import Deployment
+from harness.triton.server import (
+    find_files,
+    free_ports,
+    libpython_folder,
+    libpython_name,
+    local_url,
+    shared_memory_needed,
+)
 
-_SHARED_MEMORY_NEEDED = 64 << 20
 _MEMORY_NEEDED = 4 << 30
 _DISK_NEEDED = 1 << 30
+_GPU_NEEDED = 12 << 30  # weights, convolution state and a KV cache of preset 1.5b
+_UNREADABLE = "unknown"
 
 
 @dataclass(frozen=True)
@@ -31,23 +43,86 @@ class Check:
     what: str
     fine: bool | None
     found: str
-    mend: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU as its driver tells it; memory in bytes."""
+
+    name: str
+    driver: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Host:
+    """Facts of a machine; sizes in bytes. ``gpu_device``: the kernel has a driver of NVIDIA, which may not answer."""
+
+    cores: int
+    memory_free: int
+    disk_free: int
+    shared_free: int
+    gpu_device: bool
+    cards: tuple[Card, ...]
+    torch_cuda: str  # the CUDA of the torch that stages import; "" = a CPU build
 
 
 def examine(root: Path, target: Target | None = None) -> list[Check]:
     """Every check, in the order in which a first run would meet them; ``target``: servers to be reached."""
     servers = asyncio.run(_servers(target)) if target else [_server(root)]
-    return [*_software(), *_machine(root), _gpu(), *servers]
+    try:
+        search = stub.search_path()
+    except ServerError as error:
+        return [Check("stages' Python", False, "does not start", str(error)), *servers]
+    host = this_host(root, search)
+    return [*software(search), *_triton(), *machine(host), _ports(), *gpus(host), *servers]
 
 
-def _software() -> Iterator[Check]:
-    version = sys.version_info[:2]
+def this_host(root: Path, search: tuple[str, ...]) -> Host:
+    return Host(
+        cores=len(os.sched_getaffinity(0)),
+        memory_free=psutil.virtual_memory().available,
+        disk_free=shutil.disk_usage(root).free,
+        shared_free=shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0,
+        gpu_device=os.path.exists("/dev/nvidiactl"),
+        cards=_cards(),
+        torch_cuda=_cuda_of(packages.find("torch", search)),
+    )
+
+
+def software(search: tuple[str, ...], version: tuple[int, int] = sys.version_info[:2]) -> Iterator[Check]:
+    """Python, and what the stages would import from this search path."""
     fine = (3, 11) <= version <= (3, 12)
     yield Check("Python", fine, ".".join(map(str, version)), "" if fine else "use Python 3.11 or 3.12")
+    yield Check("stages' Python", True, f"the same; harness from {CODE}")
+    asked = {each.name: each for each in packages.required()}
+    for name in stub.NEEDS:
+        yield _package(f"stages' {name}", packages.find(name, search), stub.problem(name, search))
+    others = [each for name, each in asked.items() if name not in stub.NEEDS]
+    wrong = [(each, packages.find(each.name, search)) for each in others]
+    wrong = [(each, found, packages.shortfall(each, found)) for each, found in wrong]
+    wrong = [(each, found, short) for each, found, short in wrong if short]
+    for each, found, short in wrong:
+        yield _package(each.name, found, f"{short}. Fix: {sys.executable} -m pip install '{each}'")
+    if asked and not wrong:
+        yield Check("other packages", True, f"{len(others)}, each in a version that the harness takes")
+
+
+def _package(what: str, found: Found | None, problem: str) -> Check:
+    return Check(what, not problem, found.version if found else "none", problem)
+
+
+def _triton() -> Iterator[Check]:
     try:
-        yield Check("Triton", True, str(find_distribution().server))
+        yield Check("Triton", True, str(find_files().server))
     except ServerError as error:
         yield Check("Triton", False, "not usable", str(error))
+    try:
+        yield Check(libpython_name(), True, str(libpython_folder()))
+    except ServerError as error:
+        yield Check(libpython_name(), False, "none", str(error))
     try:
         Deployment().configs()
         yield Check("model repository", True, str(REPOSITORY))
@@ -55,30 +130,76 @@ def _software() -> Iterator[Check]:
         yield Check("model repository", False, str(REPOSITORY), str(error))
 
 
-def _machine(root: Path) -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0))
-    yield Check("cores", cores >= 2 or None, str(cores), "" if cores >= 2 else "one core measures itself: use two")
-    yield _room("memory", psutil.virtual_memory().available, _MEMORY_NEEDED, "close other programs")
-    shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
-    yield _room("shared memory", shared, _SHARED_MEMORY_NEEDED, "in a container: --shm-size=1g")
-    yield _room("disk", shutil.disk_usage(root).free, _DISK_NEEDED, "free some space, or give --results elsewhere")
+def machine(host: Host) -> Iterator[Check]:
+    """Cores, memory, shared memory and disk."""
+    enough = host.cores >= 2 or None
+    yield Check("cores", enough, str(host.cores), "" if enough else "one core measures itself: use two")
+    yield _room("memory", host.memory_free, _MEMORY_NEEDED, "close other programs")
+    needed = shared_memory_needed(Deployment().configs(), max(1, len(host.cards)))
+    yield _room("shared memory", host.shared_free, needed, "start the container with --shm-size=1g")
+    yield _room("disk", host.disk_free, _DISK_NEEDED, "free some space, or give --results elsewhere")
+
+
+def _room(what: str, free: int, needed: int, fix: str) -> Check:
+    fine = free >= needed
+    return Check(what, fine, f"{_size(free)} free, {_size(needed)} needed", "" if fine else fix)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _ports() -> Check:
     try:
         free_ports(3)
-        yield Check("loopback ports", True, "free")
+        return Check("loopback ports", True, "free")
     except OSError as error:
-        yield Check("loopback ports", False, str(error), "allow binding to 127.0.0.1")
+        return Check("loopback ports", False, str(error), "allow binding to 127.0.0.1")
 
 
-def _room(what: str, free: int, needed: int, mend: str) -> Check:
-    fine = free >= needed
-    return Check(what, fine, f"{free / 2**30:.1f} GiB free", "" if fine else f"{needed / 2**30:.2g} GiB needed: {mend}")
+def gpus(host: Host) -> Iterator[Check]:
+    """The driver, torch's CUDA, and each GPU with its memory."""
+    if not host.gpu_device and not host.cards:
+        yield Check("GPU", None, "none: figures are of this host's CPU", "for GPU figures, run where one is")
+        return
+    if not host.cards:
+        fix = "run nvidia-smi and see what it says: a driver of another version than its kernel module needs a reboot"
+        yield Check("GPU driver", False, "/dev/nvidiactl is there, but the driver tells of no GPU", fix)
+        return
+    yield Check("GPU driver", True, host.cards[0].driver)
+    yield _torch_on_gpu(host)
+    for index, card in enumerate(host.cards):
+        yield _card(index, card)
 
 
-def _gpu() -> Check:
-    gpu = host_facts()["gpu"]
-    if gpu == "none":
-        return Check("GPU", None, "none: figures are of this host's CPU", "for GPU figures, run where one is")
-    return Check("GPU", True, gpu)
+def _torch_on_gpu(host: Host) -> Check:
+    if host.torch_cuda:
+        return Check("torch on the GPU", True, f"built for CUDA {host.torch_cuda}")
+    found = "a CPU build of torch on a GPU host: stages would run on the CPU"
+    return Check("torch on the GPU", False, found, "install a CUDA build: make install TORCH='torch>=2.11,<=2.13'")
+
+
+def _card(index: int, card: Card) -> Check:
+    found = f"{card.name}, {_size(card.total)}, {_size(card.free)} free"
+    if card.free >= _GPU_NEEDED:
+        return Check(f"GPU {index}", True, found)
+    fix = f"preset 1.5b needs about {_size(_GPU_NEEDED)}: free some (nvidia-smi lists who holds it), or use preset tiny"
+    return Check(f"GPU {index}", None, found, fix)
+
+
+def _cards() -> tuple[Card, ...]:
+    """Each GPU that the driver tells of; none where it does not answer."""
+    return tuple(Card(gpu.name, gpu.driver, gpu.memory_bytes, gpu.free_bytes) for gpu in nvml.present())
+
+
+def _cuda_of(torch: Found | None) -> str:
+    """What a torch says of its CUDA, read from its files: an import would take seconds."""
+    try:
+        text = (torch.folder / "torch" / "version.py").read_text() if torch else ""
+    except OSError:
+        return _UNREADABLE
+    given = re.search(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+    return given.group(1) if given else ""
 
 
 def _server(root: Path) -> Check:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from harness import nvml
+from harness import nvml, packages
+from harness.places import CHECKOUT, PACKAGE
 
-CODE = Path(__file__).resolve().parents[1]  # the folder that holds the package
 _SERVER_PACKAGES = ("torch", "transformers", "triton", "nvidia-pytriton", "numpy")
 _PACKAGES = (*_SERVER_PACKAGES, "tritonclient", "locust", "pandas", "scipy", "grpcio")
 
@@ -42,19 +42,34 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this checkout, "-dirty" where files differ from it; "" where it is none."""
-    command = ["git", "-C", str(CODE), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of this checkout, "-dirty" where files differ from it; "" where it is none.
+
+    Of an installed harness: the commit that it was built from, where that is known, and its version. Of files that were
+    taken out of a checkout: the commit that is noted beside them.
+    """
+    noted = PACKAGE / "commit.txt"
+    if CHECKOUT is None or noted.is_file():
+        return _built_from(noted)
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
 
 
+def _built_from(noted: Path) -> str:
+    commit = noted.read_text().strip() if noted.is_file() else "no commit known"
+    if CHECKOUT:
+        return commit
+    found = packages.find(packages.NAME)
+    return f"{commit} (installed, version {found.version if found else 'unknown'})"
+
+
 def code_digest() -> str:
     """A fingerprint of the package's sources: equal wherever the same code runs, whatever its commit is called."""
-    digest, package = hashlib.sha256(), Path(__file__).parent
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 

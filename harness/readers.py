@@ -32,6 +32,7 @@ import msgpack
 from harness.client import SpeechClient, make_result
 from harness.desk import Desk
 from harness.errors import HarnessError, InputError, ServerError
+from harness.places import CODE
 from harness.recording import request_to_plain, result_from_plain
 from harness.records import Outcome, Request, Result
 from harness.replicas import Fared
@@ -174,8 +175,7 @@ class _ReaderProcess:
 
 def _spawn(descriptor: int) -> subprocess.Popen:
     """Start a reader that inherits one socket; in a session of its own, where Ctrl-C does not reach it."""
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+    path = os.pathsep.join(filter(None, (str(CODE), os.environ.get("PYTHONPATH", ""))))
     return subprocess.Popen(
         [sys.executable, "-m", "harness.readers", str(descriptor)],
         pass_fds=(descriptor,),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -25,17 +24,17 @@ from harness.capacity.pools import Pools
 from harness.capacity.predict import predict_open_run
 from harness.errors import HarnessError, InconclusiveError, InputError
 from harness.identity import AUTO, CPU, EMULATED, GPU, StageIdentity
+from harness.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
 from harness.provenance import commit, host_facts, versions
 from harness.records import RunManifest
 from harness.spec import PlanSpec, ProfileSpec
 from harness.store import Run, read_profile
 from harness.triton.config import Deployment
-from harness.triton.server import ROOT
 
 _ELSEWHERE = "the Triton at ", "Triton of "  # a device of these names was deployed by somebody else
 _CLUSTER = "host of the Ray cluster "
 _KV_LIMIT_BYTES = 8 << 30  # of runs whose manifests hold no stages
-_CODE = ("harness/**/*.py", "model_repository/**/*.py", "model_repository/**/*.pbtxt", "scenarios/*.py")
+_CODE = (PACKAGE, "**/*.py"), (REPOSITORY, "**/*.py"), (REPOSITORY, "**/*.pbtxt"), (SCENARIOS, "*.py")
 
 
 def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
@@ -102,7 +101,7 @@ def _is_here(manifest: RunManifest) -> bool:
 
 def spec_of(run: Run) -> PlanSpec:
     """The plan as the run was made with, whatever became of its file. Raises InputError for one of another harness."""
-    folder = (ROOT / run.manifest.plan_path).parent
+    folder = plan_of_name(run.manifest.plan_path).parent
     try:
         return PlanSpec.model_validate(run.manifest.plan, context={"folder": folder})
     except ValidationError as error:
@@ -225,7 +224,7 @@ def best_of(run: Run) -> dict:
 def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None = None) -> str:
     """The same plan file, code and server always lead to the same folder, and others to another."""
     digest = hashlib.sha256(Path(plan_path).read_bytes())
-    for path in sorted(path for pattern in _CODE for path in ROOT.glob(pattern)):
+    for path in sorted({path for folder, pattern in _CODE for path in folder.glob(pattern)}):
         digest.update(path.read_bytes())
     if spec.emulate:
         digest.update(spec.profile_path().read_bytes())
@@ -244,7 +243,7 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None, ra
     manifest = RunManifest(
         run_id=run_id,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        plan_path=os.path.relpath(plan_path, ROOT),
+        plan_path=plan_name(plan_path),
         plan_sha256=hashlib.sha256(Path(plan_path).read_bytes()).hexdigest(),
         plan=spec.model_dump(mode="json"),
         commit=commit(),

@@ -22,6 +22,7 @@ from harness.capacity.predict import predict_open_run, sealed
 from harness.errors import InputError, ServerError
 from harness.hosts import Fleet, Host, HostGone, on
 from harness.identity import Requested
+from harness.places import ROOT
 from harness.ray_hosts import ray_hosts
 from harness.records import Trial
 from harness.report.facts import REPORT_NAME
@@ -31,7 +32,7 @@ from harness.report.sweep_page import write_sweep_report
 from harness.runs import behaviour_of, deployment_of, describe_point, fit_of, open_run, plan_of, record_stages
 from harness.spec import load_plan
 from harness.sweep import Driver, Load, TrialBroken, asked, broken_trial, deployed, estimated_s, trial_id
-from harness.triton.server import ROOT, RemoteTriton, TritonServer
+from harness.triton.server import RemoteTriton, TritonServer
 from harness.walk import Step, Walk
 
 LOCK_FOLDER = ROOT / ".harness"

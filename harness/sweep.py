@@ -21,6 +21,7 @@ from pathlib import Path
 
 from harness import metrics, wire
 from harness.errors import HarnessError, InputError, ServerError
+from harness.places import SCENARIOS
 from harness.probe import Probe
 from harness.processes import end_group, spawn
 from harness.recording import Records, read_records
@@ -29,10 +30,9 @@ from harness.rungs import OVER_SATURATED, settle_s
 from harness.slo import Promise
 from harness.spec import PlanSpec
 from harness.triton.config import Deployment
-from harness.triton.server import ROOT
 from harness.triton.statistics import difference
 
-SCENARIO = ROOT / "scenarios" / "podcast.py"
+SCENARIO = SCENARIOS / "podcast.py"
 LOCUST_EXIT_INVALID = 3
 REQUEST_KNOBS = ("chunk_frames", "diffusion_steps")  # of a point: what requests ask for; the rest is deployed
 SILENCE_VARIABLE = "LOCUST_SILENCE_TIMEOUT"

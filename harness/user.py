@@ -34,7 +34,7 @@ from harness.readers import ReaderPool
 from harness.recording import check_folder
 from harness.records import Outcome
 from harness.rungs import Held, Patience, Readings
-from harness.triton.server import ROOT, local_url, serving
+from harness.triton.server import local_url, serving
 from harness.voice_folder import BUILT_IN
 from harness.workload import Mix
 
@@ -226,7 +226,7 @@ def _find_server(environment, user: type[SpeechUser]) -> None:
     urls = environment.parsed_options.url
     if urls and environment.host:
         raise InputError("--url and --host mean the same: give one of them (several servers with commas between)")
-    environment.host = ",".join(urls or ()) or environment.host or user.host or local_url(ROOT)
+    environment.host = ",".join(urls or ()) or environment.host or user.host or local_url()
     if environment.host:
         return
     if unknown := [voice for voice in environment.speech.settings.mix.voices if voice > BUILT_IN]:

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from harness import provenance, wire
+from harness import places, wire
 from harness.errors import InputError
 from harness.identity import CPU, EMULATED, GPU
 from harness.vibevoice import limits
@@ -129,7 +129,7 @@ def test_a_stage_says_what_it_computes_with(backend, cuda):
         "random, seed 0",
     )
     assert (said.kv_limit_bytes, said.kv_bytes_per_token) == (1 << 20, 512)
-    assert said.code == str(provenance.CODE) and said.versions["torch"] == torch.__version__ and said.code_digest
+    assert said.code == str(places.CODE) and said.versions["torch"] == torch.__version__ and said.code_digest
     on_gpu = SimpleNamespace(device=torch.device("cuda:1"), dtype=torch.bfloat16)
     said = backend.identity_of(args(wire.VOCODER, device=1), on_gpu)
     assert (said.kind, said.device, said.dtype) == (GPU, "cuda:1", "bfloat16")

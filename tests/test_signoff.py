@@ -16,6 +16,7 @@ from fake_triton import Timetable, serving
 from harness import runs, store, wire
 from harness import signoff as job
 from harness.errors import InputError, ServerError, StoreError
+from harness.identity import StageIdentity
 from harness.records import Trial
 from harness.report.seal import sign
 from harness.runs import plan_of
@@ -49,6 +50,7 @@ def plan(tmp_path):
 class FakeServer:
     url, pid = "127.0.0.1:1", None
     running = True
+    stages = (StageIdentity(wire.LLM, "llm@0", "cpu", "cpu", dtype="float32", preset="tiny"),)
 
     def __enter__(self):
         return self

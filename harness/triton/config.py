@@ -16,9 +16,9 @@ from tritonclient.grpc import model_config_pb2
 from harness import nvml, wire
 from harness.errors import InputError, ServerError
 from harness.identity import CPU, EMULATED, GPU
+from harness.places import REPOSITORY
 from harness.voice_folder import count_voices, voice_files
 
-REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 KNOBS = ("delay_us", "max_batch", "preferred_batch", "instances")
 KEY = ":"  # between a model and the path of a key of its config.pbtxt
 PRESETS = ("tiny", "1.5b", "7b")

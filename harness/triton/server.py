@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -20,17 +20,18 @@ import grpc
 import psutil
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from harness import provenance, wire
+from harness import wire
 from harness.errors import InputError, ServerError
 from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested
+from harness.places import CODE, ROOT
 from harness.processes import end_group, signals_held, spawn
 from harness.replicas import in_words
 from harness.targets import Target
+from harness.triton import stub as stub_python
 from harness.triton.config import GPU_SESSIONS, Configs, Deployment, as_json, from_json, write_repository
 from harness.triton.identity import stages_of
 from harness.triton.statistics import prometheus
 
-ROOT = Path(__file__).resolve().parents[2]
 _STATE = ".harness"
 _EXIT_TIMEOUT_S = 2
 _NICE = 5  # the server yields to the instrument that measures it: a late timestamp is a wrong figure
@@ -52,11 +53,17 @@ class Distribution:
 
 
 def find_distribution() -> Distribution:
-    """The server of the nvidia-pytriton wheel. Raises ServerError that says what is missing and how to mend it."""
+    """The server of the nvidia-pytriton wheel. Raises ServerError that says what is missing and how to fix it."""
+    found = find_files()
+    return replace(found, libraries=(*found.libraries, libpython_folder()))
+
+
+def find_files() -> Distribution:
+    """The wheel's own part of ``find_distribution``: without the system's libpython."""
     try:
         package = Path(metadata.distribution("nvidia-pytriton").locate_file("pytriton"))
     except metadata.PackageNotFoundError:
-        raise ServerError("the package nvidia-pytriton is not installed: run `make install`") from None
+        raise ServerError("the package nvidia-pytriton is not installed: pip install nvidia-pytriton==0.7.0") from None
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = package / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
@@ -65,26 +72,32 @@ def find_distribution() -> Distribution:
         server=package / "tritonserver" / "bin" / "tritonserver",
         backend=package / "tritonserver" / "backends" / "python",
         stub=stub,
-        libraries=(package.parent / "nvidia_pytriton.libs", _libpython_folder()),
+        libraries=(package.parent / "nvidia_pytriton.libs",),
     )
 
 
-def _libpython_folder() -> Path:
+def libpython_folder() -> Path:
     """The folder of libpythonX.Y.so.1.0, which the stub links to."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    places = [
-        sysconfig.get_config_var("LIBDIR"),
-        Path(sys.base_prefix) / "lib",
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib",
-    ]
-    for place in places:
-        if place and (Path(place) / name).exists():
-            return Path(place)
+    name = libpython_name()
+    for place in libpython_places():
+        if (place / name).exists():
+            return place
     raise ServerError(
-        f"{name} is nowhere on this machine, and Triton's Python backend needs it: install your system's libpython "
-        "package (Debian: libpython3-dev), or use a Python built with --enable-shared"
+        f"{name} is nowhere on this machine, and Triton's Python backend links to it: install your system's libpython "
+        f"(Debian: apt install {name.partition('.so')[0]}), or name the folder that holds it in LD_LIBRARY_PATH"
     )
+
+
+def libpython_name() -> str:
+    return f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+
+
+def libpython_places() -> list[Path]:
+    """Where a libpython is looked for, in this order: an environment may carry one, and so may who starts us."""
+    named = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    libdir = sysconfig.get_config_var("LIBDIR") or ""
+    places = [libdir, f"{sys.base_prefix}/lib", f"{sys.prefix}/lib", *named, "/usr/lib/x86_64-linux-gnu", "/usr/lib"]
+    return [Path(place) for place in dict.fromkeys(places) if place]
 
 
 class TritonServer:
@@ -123,6 +136,7 @@ class TritonServer:
         """
         self.deployment.check_host()
         found = find_distribution()
+        stub_python.check(stub_python.search_path())
         http, grpc_port, metrics = free_ports(3)
         if self.port is not None:
             grpc_port = _must_be_free(self.port)
@@ -130,6 +144,7 @@ class TritonServer:
         self.target = Target.of(self.url)
         try:
             with signals_held() as interrupted:
+                self._python = stub_python.lay_out(self.folder / "python", stub_python.search_path())
                 self._lay_out(found)
                 ports = [f"--http-port={http}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
                 try:
@@ -159,7 +174,7 @@ class TritonServer:
         asked = self.deployment
         kind = asked.kind
         requested = Requested(
-            asked.preset, kind, asked.dtype, str(provenance.CODE), gpus=asked.gpus if kind == GPU else None
+            asked.preset, kind, asked.dtype, str(CODE), gpus=asked.gpus if kind == GPU else None
         )
         with self.target.channel(self.url) as channel:
             self.stages = stages_of(channel, self.url)
@@ -205,7 +220,7 @@ class TritonServer:
         threads = _GPU_BACKEND_THREADS if self.deployment.kind == GPU else _BACKEND_THREADS
         command = [str(found.server), *server_flags(self.folder / "models", self.folder / "backends", threads)]
         command += [*ports, f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
-        self._process = spawn(command, self.log, niceness=_NICE, environment=server_environment(found))
+        self._process = spawn(command, self.log, niceness=_NICE, environment=server_environment(found, self._python))
 
     def _write_state(self) -> None:
         state = {
@@ -342,6 +357,16 @@ def load_changes(channel: grpc.Channel, before: Configs, after: Configs) -> list
     return changed
 
 
+def shared_memory_needed(configs: Configs, gpus: int = 1) -> int:
+    """Bytes that a server takes of shared memory: a region for each stage process and one of its own.
+
+    ``gpus``: on so many, each with the instances that a configuration counts.
+    """
+    stages = [config for config in configs.values() if config.backend == "python"]
+    counts = [max(1, sum(group.count or 1 for group in config.instance_group)) for config in stages]
+    return (gpus * sum(counts) + 1) * _STUB_MEMORY
+
+
 def server_flags(models: Path, backends: Path, threads: int = _BACKEND_THREADS) -> list[str]:
     """Flags that every start uses: loopback only, explicit model control, quick and quiet."""
     return [
@@ -368,13 +393,15 @@ def server_flags(models: Path, backends: Path, threads: int = _BACKEND_THREADS) 
     ]
 
 
-def server_environment(found: Distribution) -> dict[str, str]:
-    """The stub takes its packages from the first python3 on PATH, and its libpython from LD_LIBRARY_PATH."""
+def server_environment(found: Distribution, python: Path | None = None) -> dict[str, str]:
+    """The stub takes its packages from the first python3 on PATH, and its libpython from LD_LIBRARY_PATH.
+
+    ``python``: the folder of that python3; None = this interpreter's own.
+    """
     environment = dict(os.environ)
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    environment["PATH"] = f"{python or Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     libraries = [str(folder) for folder in found.libraries] + [environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH", "")]))
     environment["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")
     environment["HF_HUB_OFFLINE"] = "1"
     return environment

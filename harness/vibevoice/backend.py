@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb
 
-from harness import identity, provenance, wire
-from harness.errors import HarnessError, InputError, RequestError
+from harness import identity, places, provenance, wire
+from harness.errors import HarnessError, InputError, RequestError, ServerError
 from harness.identity import StageIdentity
 from harness.vibevoice import emulation, limits, mending
 from harness.vibevoice.instances import instance_name
@@ -33,8 +33,19 @@ STAGES = {
 }
 
 
+def check_numpy(version: str = np.__version__) -> None:
+    """Raise ServerError where this process has a numpy for which Triton's stub is not built: tensors arrive wrong."""
+    if int(version.partition(".")[0]) >= 2:
+        place = f"{np.__file__}, with {sys.prefix} as the environment of the stub"
+        raise ServerError(
+            f"numpy {version} ({place}) gives wrong tensors in Triton's Python stub, which is built for numpy 1: "
+            "pip install 'numpy<2' in the environment whose python3 is first on the server's PATH"
+        )
+
+
 def stage(args: dict):
     """The stage that a model's config asks for: on the device of this instance, or emulated with a profile's times."""
+    check_numpy()
     built = _build(args)
     settle()
     mending.attend(args, load_model, identity_of(args, built))
@@ -127,7 +138,7 @@ def identity_of(args: dict, built=None) -> StageIdentity:
     about = {
         "model": args["model_name"],
         "instance": instance_name(args),
-        "code": str(provenance.CODE),
+        "code": str(places.CODE),
         "code_digest": provenance.code_digest(),
         "commit": provenance.commit(),
         "versions": provenance.versions(),

@@ -42,6 +42,7 @@ class Entry:
     """Serves requests of one entry instance; sessions of all of them run side by side on its event loop."""
 
     def __init__(self, args: dict):
+        backend.check_numpy()
         given = parameters(args)
         checkpoint, weights_seed = given.get("checkpoint", ""), int(given.get("weights_seed", 0))
         config = Weights(given["preset"], checkpoint=checkpoint).config

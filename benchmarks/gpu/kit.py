@@ -1,0 +1,290 @@
+"""What a GPU host without a network needs to run this harness, in parts that each fit through a small door.
+
+Part 1 is the checkout, the Triton server cut down to one Python, numpy 1 and the client; later parts hold every other
+dependency that the host lacks. On the host, unpack the parts into one folder and run install.sh there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import lzma
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+PART_LIMIT = 64 << 20  # bytes
+TAR_BLOCK = 10_240  # a tar is padded to whole ones
+PRESET = 3  # of xz: a higher one saves little here, and takes minutes
+FROM_THE_HOST = ("torch",)  # built for its GPU: never carried
+SERVER = "nvidia-pytriton"
+FIRST = ("numpy", "tritonclient", "python-rapidjson")  # what a run of the stages on Triton needs
+CARRIED = ("numpy",)  # also where the host has one: Triton's Python stub needs numpy 1
+GLIBC = 39  # of 2.39, in Ubuntu 24.04; the server's own wheel needs 2.35
+LEFT_OUT = (":!results/sample-*", ":!notebooks")  # of the checkout
+EXIT_FAILED, EXIT_MISTAKE = 1, 64
+
+
+class KitError(Exception):
+    """The kit cannot be built; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Options:
+    folder: Path
+    host: Path
+    python: str  # of the host, e.g. 3.12
+    libpython: Path | None
+    limit: int  # bytes of a part
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        parts = build(options)
+    except KitError as error:
+        print(f"kit.py: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    for part in parts:
+        print(f"{part['name']:<14} {part['bytes'] / 2**20:6.1f} MiB  {', '.join(part['holds'])}")
+    print(f"In {options.folder}. On the host: for p in part-*.tar; do tar xf $p; done; bash install.sh ~/harness")
+    print(json.dumps({"folder": str(options.folder), "limit_bytes": options.limit, "parts": parts}))
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> Options:
+    raw = argparse.RawDescriptionHelpFormatter
+    example = "Example:\n  python benchmarks/gpu/kit.py --out build/gpu-kit --host benchmarks/gpu/host-packages.txt"
+    parser = argparse.ArgumentParser(description=__doc__, epilog=example, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-kit", help="the folder of the parts")
+    parser.add_argument("--host", type=Path, default=HERE / "host-packages.txt", help="what `pip list` says there")
+    parser.add_argument("--python", default="3.12", choices=("3.11", "3.12"), help="the host's Python")
+    parser.add_argument(
+        "--libpython", type=Path, help="its libpython3.X.so.1.0; left out = of a Python on this machine"
+    )
+    parser.add_argument("--limit-mib", type=int, default=PART_LIMIT >> 20, help="the largest size of a part")
+    parser.error = lambda message: parser.exit(EXIT_MISTAKE, f"kit.py: {message}; see --help\n")
+    given = parser.parse_args(arguments)
+    return Options(given.out, given.host, given.python, given.libpython, given.limit_mib << 20)
+
+
+def build(options: Options) -> list[dict]:
+    """Write the parts; returns name, bytes and contents of each. Raises KitError."""
+    shutil.rmtree(options.folder, ignore_errors=True)
+    options.folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        first = [HERE / "install.sh", write_plan(work, options), checkout(work), libpython(work, options)]
+        wheels = download(missing(options), work / "wheels", options.python)
+        first += [slim_server(work, options.python), *(w for w in wheels if project_of(w) in FIRST)]
+        others = [w for w in wheels if project_of(w) not in FIRST]
+        return [write_part(options, n, files) for n, files in enumerate(split(first, others, options.limit), 1)]
+
+
+def write_plan(work: Path, options: Options) -> Path:
+    """What the installer holds the host against."""
+    path = work / "kit.json"
+    path.write_text(json.dumps({"python": options.python, "numpy": "1", "server": server_version()}))
+    return path
+
+
+def checkout(work: Path) -> Path:
+    """The committed files of this checkout, with a note of the commit."""
+    commit = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").decode().strip()
+    listed = git("archive", "--format=tar", "--prefix=checkout/", "HEAD", "--", ".", *LEFT_OUT)
+    path = work / "checkout.tar.xz"
+    with tarfile.open(fileobj=io.BytesIO(listed)) as source, tarfile.open(path, "w:xz", preset=PRESET) as target:
+        for member in source:
+            target.addfile(member, source.extractfile(member) if member.isfile() else None)
+        note = tarfile.TarInfo("checkout/harness/commit.txt")
+        note.size = len(commit) + 1
+        target.addfile(note, io.BytesIO(f"{commit}\n".encode()))
+    return path
+
+
+def git(*arguments: str) -> bytes:
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise KitError(f"the kit is made of a commit, and git says of {ROOT}: {error}; run it in a clone") from error
+
+
+def libpython(work: Path, options: Options) -> Path:
+    """The shared library that Triton's Python stub links to, without its debug symbols."""
+    name = f"libpython{options.python}.so.1.0"
+    found = options.libpython or find_libpython(options.python, name)
+    if found is None or not found.is_file():
+        raise KitError(
+            f"no {name} on this machine (no package index carries one by itself): name one with --libpython, from a "
+            f"Python {options.python} built with --enable-shared, such as Debian's and Ubuntu's package libpython"
+            f"{options.python}"
+        )
+    plain = work / name
+    shutil.copyfile(found, plain)
+    if shutil.which("strip"):
+        subprocess.run(["strip", "--strip-unneeded", str(plain)], check=True)
+    path = work / f"{name}.xz"
+    path.write_bytes(lzma.compress(plain.read_bytes(), preset=PRESET))
+    return path
+
+
+def find_libpython(python: str, name: str) -> Path | None:
+    """That of this interpreter, or of one on PATH or under ~/.pyenv of the version that is asked for."""
+    places = [sysconfig.get_config_var("LIBDIR")] if sysconfig.get_python_version() == python else []
+    pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"{python}.*"), reverse=True)
+    candidates = [shutil.which(f"python{python}"), *(folder / "bin" / "python3" for folder in pyenv)]
+    for each in filter(None, candidates):
+        asked = [str(each), "-c", "import sysconfig as s; print(s.get_python_version(), s.get_config_var('LIBDIR'))"]
+        said = subprocess.run(asked, capture_output=True, text=True).stdout.split(maxsplit=1)
+        if len(said) == 2 and said[0] == python:
+            places.append(said[1].strip())
+    places += ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"]
+    return next((Path(place) / name for place in places if place and (Path(place) / name).is_file()), None)
+
+
+def dependencies() -> list[Requirement]:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return [Requirement(each) for each in listed]
+
+
+def server_version() -> str:
+    return next(str(each.specifier).removeprefix("==") for each in dependencies() if each.name == SERVER)
+
+
+def host_packages(path: Path) -> dict[str, str]:
+    """Version by name, "" where none is known: of ``pip list`` in any of its formats, or of names alone."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise KitError(f"cannot read {path}: {error.strerror}; write it with `pip list --format=freeze`") from None
+    found = {}
+    for line in lines:
+        parts = re.split(r"==|\s+", line.strip())
+        if parts[0] and re.match(r"[A-Za-z0-9]", parts[0]) and parts[0].lower() != "package":
+            found[canonicalize_name(parts[0])] = parts[1] if len(parts) > 1 else ""
+    return found
+
+
+def missing(options: Options) -> dict[str, str]:
+    """Version by name of each package that the harness needs and the host lacks, or has in a version out of bounds."""
+    host = host_packages(options.host)
+    if lacking := [name for name in FROM_THE_HOST if name not in host]:
+        raise KitError(f"{options.host} has no {', '.join(lacking)}: the host must bring its own, built for its GPU")
+    asked = [each for each in dependencies() if each.name not in (*FROM_THE_HOST, SERVER)]
+    fixed = {name: version for name, version in host.items() if version and fits(name, version, asked)}
+    fixed = {name: version for name, version in fixed.items() if name not in CARRIED}
+    resolved = resolve(asked, fixed, options.python)
+    kept = set(host) - {name for name, version in host.items() if version and not fits(name, version, asked)}
+    return {name: version for name, version in resolved.items() if name not in kept or name in CARRIED}
+
+
+def fits(name: str, version: str, asked: Iterable[Requirement]) -> bool:
+    bounds = [each.specifier for each in asked if canonicalize_name(each.name) == name]
+    return all(bound.contains(version, prereleases=True) for bound in bounds)
+
+
+def resolve(asked: Iterable[Requirement], fixed: dict[str, str], python: str) -> dict[str, str]:
+    """Version by name of all that these need, at the versions that are fixed; nothing is installed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report, limits = Path(scratch) / "report.json", Path(scratch) / "limits.txt"
+        limits.write_text("".join(f"{name}=={version}\n" for name, version in fixed.items()))
+        command = [*pip("install", python), "--dry-run", "--ignore-installed", "--target", scratch]
+        command += ["--report", str(report), "-c", str(limits), *map(str, asked)]
+        run_pip(command)
+        installs = json.loads(report.read_text())["install"]
+    return {canonicalize_name(one["metadata"]["name"]): one["metadata"]["version"] for one in installs}
+
+
+def download(versions: dict[str, str], folder: Path, python: str) -> list[Path]:
+    """One wheel of each, for the host's Python."""
+    command = [*pip("download", python), "--no-deps", "-d", str(folder)]
+    run_pip([*command, *(f"{name}=={version}" for name, version in versions.items())])
+    return sorted(folder.glob("*.whl"))
+
+
+def pip(verb: str, python: str) -> list[str]:
+    command = [sys.executable, "-m", "pip", verb, "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
+    command += ["--implementation", "cp", "--python-version", python]
+    platforms = [*(f"manylinux_2_{minor}" for minor in range(GLIBC, 4, -1)), "manylinux2014", "manylinux1"]
+    return [*command, *(word for each in platforms for word in ("--platform", f"{each}_x86_64"))]
+
+
+def run_pip(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        words = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()[-3:]
+        raise KitError(f"pip finds no set of packages that fits the host: {' '.join(words)}")
+
+
+def project_of(wheel: Path) -> str:
+    return canonicalize_name(wheel.name.partition("-")[0])
+
+
+def slim_server(work: Path, python: str) -> Path:
+    """The wheel of the Triton server with the Python stub of one version alone."""
+    (wheel,) = download({SERVER: server_version()}, work / "server", python)
+    path = work / f"{wheel.name.removesuffix('.whl')}.tar.xz"
+    with zipfile.ZipFile(wheel) as source, tarfile.open(path, "w:xz", preset=PRESET) as target:
+        for info in source.infolist():
+            if not info.is_dir() and is_needed(info.filename, python):
+                member = tarfile.TarInfo(info.filename)
+                member.size, member.mode = info.file_size, (info.external_attr >> 16) & 0o777 or 0o644
+                target.addfile(member, source.open(info))
+    return path
+
+
+def is_needed(name: str, python: str) -> bool:
+    """Whether the server needs this file of its wheel: not other Pythons' stubs, nor the libpython that it carries."""
+    stub = re.search(r"/python_backend_stubs/([\d.]+)/", name)
+    other_stub = stub is not None and stub.group(1) != python
+    return not other_stub and not re.search(r"\.libs/libpython", name) and not name.endswith(".dist-info/RECORD")
+
+
+def split(first: Sequence[Path], others: Sequence[Path], limit: int) -> list[list[Path]]:
+    """Files by part: the first ones together, then the others, largest first, each where there is room."""
+    parts, sizes = [list(first)], [packed_size(first)]
+    for file in sorted(others, key=lambda file: (-file.stat().st_size, file.name)):
+        room = [n for n, size in enumerate(sizes) if n > 0 and size + packed_size([file]) <= limit]
+        if not room:
+            parts.append([])
+            sizes.append(TAR_BLOCK)
+            room = [len(parts) - 1]
+        parts[room[0]].append(file)
+        sizes[room[0]] += packed_size([file])
+    for files, size in zip(parts, sizes, strict=True):
+        if size > limit:
+            named = ", ".join(f"{file.name} {file.stat().st_size / 2**20:.1f} MiB" for file in files)
+            raise KitError(f"a part would be {size / 2**20:.1f} MiB, above {limit / 2**20:.0f}: {named}")
+    return parts
+
+
+def packed_size(files: Iterable[Path]) -> int:
+    """At most so many bytes of a tar: a header a file, its content in blocks, and the padding at the end."""
+    return sum(1024 + file.stat().st_size for file in files) + TAR_BLOCK
+
+
+def write_part(options: Options, number: int, files: Sequence[Path]) -> dict:
+    path = options.folder / f"part-{number}.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as target:
+        for file in files:
+            target.add(file, f"wheels/{file.name}" if file.suffix == ".whl" else file.name)
+    return {"name": path.name, "bytes": path.stat().st_size, "holds": [file.name for file in files]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
