@@ -14,16 +14,17 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,7 @@ FROM_THE_HOST = ("torch",)  # built for its GPU: never carried
 SERVER = "nvidia-pytriton"
 FIRST = ("numpy", "tritonclient", "python-rapidjson")  # what a run of the stages on Triton needs
 CARRIED = ("numpy",)  # also where the host has one: Triton's Python stub needs numpy 1
+NUMPY = "1.26.4"  # the last of numpy 1
 GLIBC = 39  # of 2.39, in Ubuntu 24.04; the server's own wheel needs 2.35
 LEFT_OUT = (":!results/sample-*", ":!notebooks")  # of the checkout
 EXIT_FAILED, EXIT_MISTAKE = 1, 64
@@ -99,7 +101,7 @@ def build(options: Options) -> list[dict]:
 def write_plan(work: Path, options: Options) -> Path:
     """What the installer holds the host against."""
     path = work / "kit.json"
-    path.write_text(json.dumps({"python": options.python, "numpy": "1", "server": server_version()}))
+    path.write_text(json.dumps({"python": options.python, "server": server_version()}))
     return path
 
 
@@ -144,17 +146,24 @@ def libpython(work: Path, options: Options) -> Path:
 
 
 def find_libpython(python: str, name: str) -> Path | None:
-    """That of this interpreter, or of one on PATH or under ~/.pyenv of the version that is asked for."""
-    places = [sysconfig.get_config_var("LIBDIR")] if sysconfig.get_python_version() == python else []
+    """That of an interpreter of this version, or of the system."""
+    places = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"]
+    if each := interpreter(python):
+        asked = [each, "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"]
+        places.insert(0, subprocess.run(asked, capture_output=True, text=True).stdout.strip())
+    return next((Path(place) / name for place in places if (Path(place) / name).is_file()), None)
+
+
+@lru_cache
+def interpreter(python: str) -> str | None:
+    """This interpreter where it has this version, or one that has: on PATH, or under ~/.pyenv."""
     pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"{python}.*"), reverse=True)
-    candidates = [shutil.which(f"python{python}"), *(folder / "bin" / "python3" for folder in pyenv)]
-    for each in filter(None, candidates):
-        asked = [str(each), "-c", "import sysconfig as s; print(s.get_python_version(), s.get_config_var('LIBDIR'))"]
-        said = subprocess.run(asked, capture_output=True, text=True).stdout.split(maxsplit=1)
-        if len(said) == 2 and said[0] == python:
-            places.append(said[1].strip())
-    places += ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"]
-    return next((Path(place) / name for place in places if place and (Path(place) / name).is_file()), None)
+    candidates = [sys.executable, shutil.which(f"python{python}"), *(folder / "bin" / "python3" for folder in pyenv)]
+    for each in map(str, filter(None, candidates)):
+        asked = [each, "-c", "import sysconfig; print(sysconfig.get_python_version())"]
+        if subprocess.run(asked, capture_output=True, text=True).stdout.strip() == python:
+            return each
+    return None
 
 
 def dependencies() -> list[Requirement]:
@@ -181,33 +190,49 @@ def host_packages(path: Path) -> dict[str, str]:
 
 
 def missing(options: Options) -> dict[str, str]:
-    """Version by name of each package that the harness needs and the host lacks, or has in a version out of bounds."""
+    """Version by name of each package that the harness needs and the host lacks, or has in a version that cannot do.
+
+    A host's package whose version is not known counts as the newest one. What is not built for numpy 1 cannot do.
+    """
     host = host_packages(options.host)
     if lacking := [name for name in FROM_THE_HOST if name not in host]:
         raise KitError(f"{options.host} has no {', '.join(lacking)}: the host must bring its own, built for its GPU")
     asked = [each for each in dependencies() if each.name not in (*FROM_THE_HOST, SERVER)]
-    fixed = {name: version for name, version in host.items() if version and fits(name, version, asked)}
-    fixed = {name: version for name, version in fixed.items() if name not in CARRIED}
-    resolved = resolve(asked, fixed, options.python)
-    kept = set(host) - {name for name, version in host.items() if version and not fits(name, version, asked)}
-    return {name: version for name, version in resolved.items() if name not in kept or name in CARRIED}
+    known = {name: version for name, version in host.items() if version and name not in CARRIED}
+    there = {name: each for name, each in resolve(newest(asked), known, options.python).items() if name in host}
+    kept = {name: version for name, (version, needs) in there.items() if suits(name, version, needs, asked, options)}
+    resolved = resolve(asked, kept, options.python)
+    return {name: version for name, (version, _) in resolved.items() if kept.get(name) != version}
 
 
-def fits(name: str, version: str, asked: Iterable[Requirement]) -> bool:
+def newest(asked: Iterable[Requirement]) -> list[Requirement]:
+    """The same packages without upper bounds."""
+    found = [Requirement(str(each)) for each in asked]
+    for each in found:
+        each.specifier = SpecifierSet(",".join(str(one) for one in each.specifier if one.operator in (">=", "==")))
+    return found
+
+
+def suits(name: str, version: str, needs: Sequence[str], asked: Iterable[Requirement], options: Options) -> bool:
+    """Whether the host's own version of a package can stay: within the harness's bounds, and content with numpy 1."""
     bounds = [each.specifier for each in asked if canonicalize_name(each.name) == name]
-    return all(bound.contains(version, prereleases=True) for bound in bounds)
+    if name in CARRIED or not all(bound.contains(version, prereleases=True) for bound in bounds):
+        return False
+    there = {"extra": "", "python_version": options.python, "python_full_version": f"{options.python}.0"}
+    listed = [each for each in map(Requirement, needs) if each.marker is None or each.marker.evaluate(there)]
+    return all(each.specifier.contains(NUMPY) for each in listed if each.name == "numpy")
 
 
-def resolve(asked: Iterable[Requirement], fixed: dict[str, str], python: str) -> dict[str, str]:
-    """Version by name of all that these need, at the versions that are fixed; nothing is installed."""
+def resolve(asked: Iterable[Requirement], fixed: dict[str, str], python: str) -> dict[str, tuple[str, list[str]]]:
+    """Version and own needs, by name, of all that these need, with some versions fixed; nothing is installed."""
     with tempfile.TemporaryDirectory() as scratch:
         report, limits = Path(scratch) / "report.json", Path(scratch) / "limits.txt"
         limits.write_text("".join(f"{name}=={version}\n" for name, version in fixed.items()))
         command = [*pip("install", python), "--dry-run", "--ignore-installed", "--target", scratch]
         command += ["--report", str(report), "-c", str(limits), *map(str, asked)]
         run_pip(command)
-        installs = json.loads(report.read_text())["install"]
-    return {canonicalize_name(one["metadata"]["name"]): one["metadata"]["version"] for one in installs}
+        found = [each["metadata"] for each in json.loads(report.read_text())["install"]]
+    return {canonicalize_name(each["name"]): (each["version"], each.get("requires_dist", [])) for each in found}
 
 
 def download(versions: dict[str, str], folder: Path, python: str) -> list[Path]:
@@ -218,8 +243,12 @@ def download(versions: dict[str, str], folder: Path, python: str) -> list[Path]:
 
 
 def pip(verb: str, python: str) -> list[str]:
-    command = [sys.executable, "-m", "pip", verb, "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
+    """pip as it runs on the host: by an interpreter of its version, whose number alone pip install goes by."""
+    command = [sys.executable, "-m", "pip"]
+    command += ["--python", each] if (each := interpreter(python)) else []
+    command += [verb, "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
     command += ["--implementation", "cp", "--python-version", python]
+    command += [] if each else ["--ignore-requires-python"]
     platforms = [*(f"manylinux_2_{minor}" for minor in range(GLIBC, 4, -1)), "manylinux2014", "manylinux1"]
     return [*command, *(word for each in platforms for word in ("--platform", f"{each}_x86_64"))]
 
