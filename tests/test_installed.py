@@ -168,7 +168,7 @@ def test_a_plan_is_found_by_its_bare_name_and_its_run_is_read_from_anywhere(inst
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["plan_path"] == "quick" and manifest["commit"].startswith(commit_of(source))
     code = f"from harness import runs; from harness.store import Run; print(runs.spec_of(Run.open({str(path)!r})).name)"
-    assert done([installed / "python", "-c", WHERE], "/").strip() == "quick"
+    assert done([installed / "python", "-c", code], "/").strip() == "quick"
     assert runs_of(ROOT, path) == "quick"
 
 
