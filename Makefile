@@ -6,7 +6,7 @@ PLAN ?= scenarios/quick.yaml
 TORCH ?= torch==2.13.0
 LOWEST := .venv-lowest
 
-.PHONY: install signoff test test-lowest gpu-kit sample clean
+.PHONY: install signoff test test-lowest gpu gpu-kit sample clean
 
 install: $(VENV)/installed
 
@@ -40,6 +40,11 @@ $(LOWEST)/installed: pyproject.toml tests/lowest.py
 # What a GPU host without a network needs, in parts of at most 64 MiB under build/gpu-kit.
 gpu-kit: install
 	$(BIN)/python benchmarks/gpu/kit.py
+
+# The first twelve minutes on a GPU host: what it is, values, profile, kernels, streams, a short sign-off, in results/gpu/.
+# On a CPU the same steps at preset tiny, in minutes. GPU_OPTIONS='--preset 7b': see benchmarks/gpu/one.sh --help.
+gpu: install
+	PYTHON=$(BIN)/python benchmarks/gpu/one.sh $(GPU_OPTIONS)
 
 # The stored sample run and the README's table of it: make sample RUN=results/quick-1a2b3c4d, of a finished run.
 sample: install
