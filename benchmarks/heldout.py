@@ -46,7 +46,7 @@ from harness.capacity.staged import Topology, rounds, staged_step_time
 from harness.errors import InputError
 from harness.explore.surrogate import Surrogate
 from harness.loadtest import LoadSettings, arrival_times, lead_in
-from harness.probe import commit, host_facts, versions
+from harness.provenance import commit, host_facts, versions
 from harness.records import RunManifest, Trial
 from harness.spec import PlanSpec, load_plan
 from harness.store import Run

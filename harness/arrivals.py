@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from harness.columns import read_bytes, read_column
 from harness.errors import InputError
 
 MAX_RATE_PER_S = 100_000
 MIN_RATE_PER_S = 1e-9  # one in 30 years; the times of a far lower one lose what was before it in rounding
-TIMESTAMP = "timestamp"  # the name of a trace's column, in any case
+TIMESTAMP = "TIMESTAMP"  # the name of a trace's column, in any case
 _BLOCK = 1024
 _NEEDS = {
     "constant": {"rate"},
@@ -44,26 +42,26 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """The arrivals of a file. ``times_s``: float64 [n], sorted, the first at 0."""
+    """The arrivals of a file. ``times_s``: float64 [n], sorted, the first at 0. ``form``: what its times were read as,
+    such as "epoch milliseconds".
+    """
 
     name: str
     sha256: str
     times_s: np.ndarray
+    form: str = ""
 
     @classmethod
     def read(cls, path: Path | str) -> Trace:
-        """A CSV file's column ``TIMESTAMP`` (any case; dates and times, or seconds); without a header its first column.
+        """A CSV file's column ``TIMESTAMP`` (in any case), or its only column: dates and times, seconds or an epoch.
 
-        Rows may come in any order. Raises InputError naming the line.
+        Rows may come in any order. Raises InputError naming the line (see ``columns``).
         """
         path = Path(path)
-        try:
-            content = path.read_bytes()
-            text = content.decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); give a CSV file of arrival times") from None
-        times_s = np.sort(_read_times(path, text))
-        return cls(path.name, hashlib.sha256(content).hexdigest(), times_s - times_s[0])
+        content = read_bytes(path)
+        times_s, form = read_column(path, TIMESTAMP, content).times()
+        times_s = np.sort(times_s)
+        return cls(path.name, hashlib.sha256(content).hexdigest(), times_s - times_s[0], form)
 
     @property
     def rate_per_s(self) -> float:
@@ -150,7 +148,8 @@ class Arrivals:
                 count, span_s = len(self.trace.times_s), float(self.trace.times_s[-1]) * self._stretch
                 stretched = ", stretched" if self.rate_per_s else ""
                 again = ", again and again" if self.repeat else ""
-                return f"trace {self.trace.name} ({count} arrivals in {span_s:.0f} s{stretched}{again})"
+                form = f", read as {self.trace.form}" if self.trace.form.startswith("epoch") else ""
+                return f"trace {self.trace.name} ({count} arrivals in {span_s:.0f} s{form}{stretched}{again})"
         return f"{self.kind}{rate}"
 
     @property
@@ -341,63 +340,3 @@ def _work_by(plan: Sequence[Stage], seconds: float) -> float:
         work += _work(stage, min(stage.seconds, seconds))
         seconds -= min(stage.seconds, seconds)
     return work
-
-
-def _read_times(path: Path, text: str) -> np.ndarray:
-    reader = csv.reader(io.StringIO(text))
-    try:
-        rows = [(reader.line_num, row) for row in reader if row]
-    except csv.Error as error:
-        raise InputError(f"{path}: is no CSV file ({error})") from None
-    column, has_header = _column_of(path, rows[0][1]) if rows else (0, False)
-    return _times_of(path, rows[has_header:], column)
-
-
-def _column_of(path: Path, first: list[str]) -> tuple[int, bool]:
-    """Where the times stand, and whether the first row is a header."""
-    names = [name.strip().lower() for name in first]
-    if TIMESTAMP in names:
-        return names.index(TIMESTAMP), True
-    is_header = all(_seconds_of(text) is None for text in first)
-    if is_header and len(first) > 1:
-        raise InputError(f"{path}: none of its columns is named TIMESTAMP: {','.join(first)[:60]}")
-    return 0, is_header
-
-
-def _times_of(path: Path, rows: Sequence[tuple[int, list[str]]], column: int) -> np.ndarray:
-    times, are_numbers = [], set()
-    for line, row in rows:
-        text = row[column] if column < len(row) else ""
-        if (seconds := _seconds_of(text)) is None:
-            raise InputError(f"{path}: line {line} has no time in column {column + 1}: {','.join(row)[:60]!r}")
-        times.append(seconds)
-        are_numbers.add(_number_of(text) is not None)
-    if not times:
-        raise InputError(f"{path}: holds no arrivals; give a CSV file with a TIMESTAMP column, or one of seconds")
-    if len(are_numbers) > 1:
-        raise InputError(f"{path}: column {column + 1} holds dates and numbers of seconds: give times of one kind")
-    return np.array(times)
-
-
-def _number_of(text: str) -> float | None:
-    try:
-        seconds = float(text)
-    except ValueError:
-        return None
-    return seconds if math.isfinite(seconds) else None
-
-
-def _seconds_of(text: str) -> float | None:
-    """Seconds as a number, or of an ISO date and time (fractions of any length), else None."""
-    if (seconds := _number_of(text)) is not None:
-        return seconds
-    whole, _, rest = text.strip().partition(".")
-    digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
-    try:
-        moment = datetime.fromisoformat(whole + rest[len(digits) :])
-    except ValueError:
-        return None
-    # Taken from a fixed day, not from 1970 in local time: a change to summer time is not a gap in traffic. Times that
-    # name their offset from UTC count by it.
-    start = datetime(2000, 1, 1, tzinfo=UTC if moment.tzinfo else None)
-    return (moment - start).total_seconds() + float(f"0.{digits or 0}")

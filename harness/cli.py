@@ -31,6 +31,7 @@ from harness.store import Run, read_profile
 from harness.targets import Target
 from harness.triton.config import Deployment
 from harness.triton.server import TritonServer, local_url
+from harness.voice_folder import read_voice, voice_files
 
 UsageError = typer.BadParameter.__base__  # typer carries a click of its own and does not export this one
 EXIT_MISTAKE = 64  # EX_USAGE of sysexits.h: the command was given something it cannot use
@@ -179,7 +180,9 @@ def serve(
     preset: Preset = "tiny",
     port: Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0 = any free one.")] = 0,
     checkpoint: Annotated[str, typer.Option(help="A released checkpoint folder; left out = random weights.")] = "",
-    voices: Annotated[str, typer.Option(help="A folder of 24 kHz mono WAV files; left out = four made voices.")] = "",
+    voices: Annotated[
+        str, typer.Option(help="A folder of voices (WAV, FLAC, MP3, …), numbered by name; left out = four made voices.")
+    ] = "",
     knob: Annotated[list[str], typer.Option("--knob", help="<stage>.<knob>=<value>; may be repeated.")] = [],  # noqa: B006
     parameter: Annotated[
         list[str], typer.Option("--parameter", help="<model>.<parameter>=<value> of a config.pbtxt; may be repeated.")
@@ -194,6 +197,9 @@ def serve(
         preset, checkpoint, voices, knobs=dict(_knob(each) for each in knob),
         parameters=dict(_parameter(each) for each in parameter), emulate=emulate, gpus=gpus,
     )  # fmt: skip
+    deployment.check()
+    for note in _heard(deployment.voices):
+        out.print(note, soft_wrap=True, markup=False)
     server = TritonServer(deployment, public=True, port=port or None)
     try:
         with out.status(f"starting Triton with preset {preset} …"):
@@ -235,7 +241,7 @@ def speak(
     found = target or local_url()
     if not found:
         raise InputError("no server: give --url HOST:PORT, or run `harness serve` in another terminal")
-    out.print(speak_file(found, script, wav, manner), soft_wrap=True)
+    out.print(speak_file(found, script, wav, manner), soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example: `harness profile --preset tiny --device cpu`")
@@ -378,6 +384,13 @@ def _rates(text: str) -> tuple[float, ...]:
     if any(not 0 < rate <= _MAX_QPS for rate in rates):
         raise InputError(f"--qps {text!r}: every rate must be above 0 and at most {_MAX_QPS:g}")
     return rates
+
+
+def _heard(folder: str) -> list[str]:
+    """What is done to the voices of a folder, before a server does it. Raises InputError for one that is broken."""
+    files = enumerate(voice_files(folder) if folder else (), start=1)
+    notes = [f"voice {number}: {note}" for number, file in files if (note := read_voice(file)[1])]
+    return [*notes, f"{len(voice_files(folder))} voices of {folder}"] if folder else []
 
 
 def _knob(text: str) -> tuple[str, int]:

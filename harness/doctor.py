@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from harness import packages, probe
+from harness import nvml, packages
 from harness.errors import ServerError
 from harness.packages import Found
 from harness.places import CODE, REPOSITORY
@@ -164,7 +164,7 @@ def gpus(host: Host) -> Iterator[Check]:
         return
     if not host.cards:
         fix = "run nvidia-smi and see what it says: a driver of another version than its kernel module needs a reboot"
-        yield Check("GPU driver", False, "/dev/nvidiactl is there, but nvidia-smi tells of no GPU", fix)
+        yield Check("GPU driver", False, "/dev/nvidiactl is there, but the driver tells of no GPU", fix)
         return
     yield Check("GPU driver", True, host.cards[0].driver)
     yield _torch_on_gpu(host)
@@ -189,14 +189,7 @@ def _card(index: int, card: Card) -> Check:
 
 def _cards() -> tuple[Card, ...]:
     """Each GPU that the driver tells of; none where it does not answer."""
-    lines = probe._nvidia_smi("name,driver_version,memory.total,memory.free").splitlines()
-    fields = [[part.strip() for part in line.split(",")] for line in lines]
-    return tuple(Card(f[0], f[1], _mebibytes(f[2]), _mebibytes(f[3])) for f in fields if len(f) == 4)
-
-
-def _mebibytes(text: str) -> int:
-    """Bytes; 0 where nvidia-smi says [N/A], of a GPU in parts or one that shares the host's memory."""
-    return int(text) << 20 if text.isdigit() else 0
+    return tuple(Card(gpu.name, gpu.driver, gpu.memory_bytes, gpu.free_bytes) for gpu in nvml.present())
 
 
 def _cuda_of(torch: Found | None) -> str:

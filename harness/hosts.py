@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 
 from harness.errors import HarnessError, ServerError
+from harness.identity import StageIdentity
 from harness.sweep import Driver, Load, Measured, TrialBroken
 
 
@@ -50,6 +51,11 @@ class Host:
     @property
     def url(self) -> str:
         return self._driver.server.url
+
+    @property
+    def stages(self) -> tuple[StageIdentity, ...]:
+        """What the processes of its server say that they run on."""
+        return self._driver.server.stages
 
     def run(self, point: dict, load: Load, prediction: dict | None = None, repeat: int = 0) -> Measured:
         """One trial. Raises TrialBroken, or TrialCut after ``abort``."""

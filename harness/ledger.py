@@ -20,7 +20,7 @@ from harness import metrics
 from harness.certificate import MAX_LATENESS_P99_S, Certificate, Due, Gate, certify
 from harness.errors import StoreError
 from harness.loadtest import LoadSettings, arrival_times
-from harness.probe import commit, host_facts, versions
+from harness.provenance import commit, host_facts, versions
 from harness.recording import RecordsWriter, mixture
 from harness.records import Outcome, Result
 from harness.replicas import Fared

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import gevent
 
+from harness import wire
 from harness.errors import HarnessError, InputError, ServerError
 from harness.ledger import Ledger, is_this_host
 from harness.loadtest import LoadSettings, Share, lead_s
@@ -57,6 +58,7 @@ class SpeechTest:
         self._running = self._finishing = self._all_run = False
         self._finished = threading.Event()
         self._tests = 0
+        self._refused = ""  # what the server says of the first request that no retry can make right
         self.prepared = False  # the server is found, the listeners are there
 
     @property
@@ -83,7 +85,7 @@ class SpeechTest:
         self.settings, target = self._settings(), self.target()
         self._environment.process_exit_code = None
         self._tests += 1
-        self._all_run = False
+        self._all_run, self._refused = False, ""
         self._finished.clear()
         self._open(target)
         self._running = True
@@ -142,6 +144,8 @@ class SpeechTest:
         return getattr(self._environment.parsed_options, "run_time", None) or None
 
     def _tell_start(self) -> None:
+        for remark in self.settings.scripts.remarks:
+            log.warning(remark)
         log.info(start_line(self.settings, self._run_s()))
         if self.settings.every_s:
             threading.Thread(target=self._keep_telling, args=(self.ledger,), daemon=True).start()
@@ -165,6 +169,10 @@ class SpeechTest:
         kept_all = not ledger.unwritten
         ledger.take(result)
         if kept_all and ledger.unwritten:
+            self.end()
+        if result.error.startswith(wire.REFUSED) and not self._refused:
+            self._refused = result.error.removeprefix(wire.REFUSED)
+            ledger.remarks.append(f"ended at the first request that the server refuses for good: {self._refused}")
             self.end()
         if self.settings.iterations and not self._finishing:
             lead_in = self.settings.steady or 0 if self.settings.loop == "open" else 0
@@ -192,6 +200,8 @@ class SpeechTest:
         locust_says = self._environment.parsed_options.exit_code_on_error if self._runner.errors else 0
         if not report.valid and not locust_says:
             self._environment.process_exit_code = EXIT_INVALID
+        if self._refused:
+            self._environment.process_exit_code = EXIT_UNUSABLE
 
     def _settings(self) -> LoadSettings:
         return settings_of(vars(self._environment.parsed_options), self._mix)

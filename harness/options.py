@@ -57,7 +57,11 @@ ARGUMENTS = {
     },
     "--mix": {"metavar": "MIX", "help": f"traffic mix: {', '.join(MIXES)}, or a file MIX.yaml", "on_page": True},
     "--plan": {"metavar": "PLAN.yaml", "help": "take traffic mix, promises and scripts from a plan"},
-    "--scripts": {"metavar": "DIR", "help": "speak the .txt scripts of a folder instead of generated ones"},
+    "--scripts": {
+        "metavar": "DIR",
+        "help": "speak the .txt scripts of a folder, cut or repeated to the length that the mix draws; a class of "
+        "length from_script speaks them whole",
+    },
     "--seed": {"default": "1", "metavar": "N", "help": "seed of lengths, scripts and arrivals", "on_page": True},
     "--steady": {
         "nargs": "?",
@@ -213,6 +217,7 @@ def _traffic(values: Mapping, mix: Mix | str) -> tuple[Mix, ScriptSource]:
         mix = _mix(values.get("mix") or mix)
     if values.get("scripts"):
         source = ScriptSource.from_folder(values["scripts"])
+    mix = mix.of_scripts(source)
     return _tagged(mix, values.get("speech_tags"), values.get("speech_exclude_tags")), source
 
 

@@ -1,26 +1,22 @@
-"""Looks at the server while a trial runs: Triton's counts, CPU, memory and GPU, about once a second."""
+"""Looks at the server while a trial runs: Triton's counts, CPU, memory and all GPUs, about once a second."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
-import subprocess
 import threading
 import time
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Mapping
 
 import psutil
 
-from harness import packages
+from harness import nvml
 from harness.errors import ServerError
-from harness.places import CHECKOUT, PACKAGE
-from harness.records import ServerSample
+from harness.records import GpuSample, ServerSample
 from harness.targets import Target
 from harness.triton.statistics import StatisticsReader, prometheus
 
-_PACKAGES = ("torch", "transformers", "nvidia-pytriton", "tritonclient", "locust", "numpy", "pandas", "scipy", "grpcio")
+# Share of the time in use, bytes in use, watts: of Triton's metrics, with the GPU's UUID as their label.
+_OF_GPU = ("nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_power_usage")
 
 
 class Probe:
@@ -68,16 +64,15 @@ class Probe:
         except ServerError:
             self.missed += 1
             return
-        gpu_percent, gpu_memory = gpu_load()
+        metrics = prometheus(self._metrics_url) if self._metrics_url else {}
         self.samples.append(
             ServerSample(
                 at_ns=time.monotonic_ns(),
                 stages=stages,
                 cpu_percent=psutil.cpu_percent(),
                 memory_bytes=tree_memory_bytes(self._pid) if self._pid else 0,
-                gpu_percent=gpu_percent,
-                gpu_memory_bytes=gpu_memory,
-                metrics=prometheus(self._metrics_url) if self._metrics_url else {},
+                gpus=nvml.load() if self._pid else gpus_of(metrics),
+                metrics=metrics,
             )
         )
 
@@ -93,82 +88,19 @@ def tree_memory_bytes(pid: int) -> int:
     return total
 
 
-_HAS_GPU = os.path.exists("/dev/nvidiactl")
+def gpus_of(metrics: Mapping[str, float]) -> tuple[GpuSample, ...]:
+    """Every GPU of another host, as Triton's Prometheus page there tells of it."""
+    told: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        name, _, uuid = key.rstrip("}").partition("{")
+        if name in _OF_GPU and uuid:
+            told.setdefault(uuid, {})[name] = value
+    return tuple(_gpu_sample(uuid, values) for uuid, values in sorted(told.items()))
 
 
-def gpu_load() -> tuple[float | None, int | None]:
-    """Utilisation in percent and used bytes of the first GPU; None for what it does not tell, or with no GPU at all."""
-    percent, _, mebibytes = _nvidia_smi("utilization.gpu,memory.used").partition("\n")[0].partition(",")
-    used = _figure(mebibytes)
-    return _figure(percent), None if used is None else int(used * 2**20)
-
-
-def _figure(text: str) -> float | None:
-    """A number of nvidia-smi, which also says [N/A]: of a GPU in parts, or of memory that it shares with the host."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def host_facts() -> dict:
-    """What the figures were measured on: processor, cores, memory, kernel, GPU and its driver."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "gpu": _nvidia_smi("name,driver_version,memory.total") or "none",
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide a figure."""
-    known = {}
-    for package in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            known[package] = metadata.version(package)
-    return known
-
-
-def commit() -> str:
-    """The commit of this checkout, "-dirty" where files differ from it; "" where it is none.
-
-    Of an installed harness: the commit that it was built from, where that is known, and its version. Of files that were
-    taken out of a checkout: the commit that is noted beside them.
-    """
-    noted = PACKAGE / "commit.txt"
-    if CHECKOUT is None or noted.is_file():
-        return _built_from(noted)
-    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
-def _built_from(noted: Path) -> str:
-    commit = noted.read_text().strip() if noted.is_file() else "no commit known"
-    if CHECKOUT:
-        return commit
-    found = packages.find(packages.NAME)
-    return f"{commit} (installed, version {found.version if found else 'unknown'})"
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _nvidia_smi(query: str) -> str:
-    if not _HAS_GPU:
-        return ""
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+def _gpu_sample(uuid: str, values: Mapping[str, float]) -> GpuSample:
+    use, memory, power = (values.get(name) for name in _OF_GPU)
+    return GpuSample(
+        uuid, percent=None if use is None else 100 * use, memory_bytes=None if memory is None else int(memory),
+        power_w=power,
+    )  # fmt: skip

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,13 +20,14 @@ from rich.table import Table
 
 from harness import wire
 from harness.errors import HarnessError, InputError
-from harness.probe import commit, host_facts, versions
 from harness.processes import end_group, spawn
+from harness.provenance import commit, host_facts, versions
 from harness.store import write_profile
 from harness.triton.config import checked_preset, preset_name
 
 DEVICES = ("auto", "cpu", "cuda")
 PREFILL = "prefill"
+PROFILER, EVENTS = "profiler", "events"  # where the device's part of a time is from, measured apart from the host's
 BUDGET_S, TINY_BUDGET_S = 420.0, 60.0
 _TITLES = {
     wire.LLM: ("LLM step", "sessions", "context"),
@@ -178,12 +180,18 @@ def _profile(job: ProfileJob, findings: Findings, took_s: float) -> dict:
             "weights": job.checkpoint or f"random, seed {job.weights_seed}",
             "seconds": round(took_s, 1),
             "self_noise": said["self_noise"],
+            "device_ms_from": _device_ms_from(findings.stages),
         },
         "model": findings.model,
         "bandwidth_gb_s": said["bandwidth_gb_s"],
         "tflop_s": said["tflop_s"],
         "stages": findings.stages,
     }
+
+
+def _device_ms_from(stages: dict[str, list[dict]]) -> dict[str, int]:
+    """How many points have their ``device_ms`` from the profiler, from CUDA events, from a CPU or from the wall."""
+    return dict(Counter(p["device_ms_from"] for points in stages.values() for p in points if "device_ms_from" in p))
 
 
 def _file_name(device: str) -> str:
@@ -198,7 +206,10 @@ def describe(event: dict) -> str:
 
 
 def tables(profile: dict) -> list[Table]:
-    """Milliseconds of every stage, each with its roofline in parentheses, as tables for a terminal."""
+    """Milliseconds of every stage, each with its roofline in parentheses, as tables for a terminal.
+
+    Where the device's time was measured apart, each has below it the share in which the device was busy.
+    """
     return [_table(stage, profile["stages"][stage]) for stage in _TITLES if stage in profile["stages"]]
 
 
@@ -206,18 +217,38 @@ def _table(stage: str, points: list[dict]) -> Table:
     title, row_name, column_name = _TITLES[stage]
     row_key, column_key = _COORDINATES[stage]
     columns = sorted({point.get(column_key, 0) for point in points})
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption=_caption(points), caption_justify="left", pad_edge=False)
     table.add_column(row_name, justify="right")
     for column in columns:
-        table.add_column(f"{column_name} {column}" if column_name else "ms", justify="right")
+        table.add_column(f"{column_name}\n{column}" if column_name else "ms", justify="right")
     cells = {(point[row_key], point.get(column_key, 0)): _cell(point) for point in points}
     for row in sorted({point[row_key] for point in points}):
         table.add_row(str(row), *(cells.get((row, column), "") for column in columns))
     return table
 
 
+def _caption(points: list[dict]) -> str | None:
+    if not any(_is_split(point) for point in points):
+        return None
+    gaps = any(point.get("device_ms_from") == EVENTS for point in points)
+    words = "%: of the time, the device was busy; the rest is the host's"
+    return words + ("; of CUDA events (*): with the gaps between kernels" if gaps else "")
+
+
 def _cell(point: dict) -> str:
-    return point.get("left_out") or f"{_three_digits(point['ms'])} ({_three_digits(point['roofline_ms'])})"
+    if "left_out" in point:
+        return point["left_out"]
+    cell = f"{_three_digits(point['ms'])} ({_three_digits(point['roofline_ms'])})"
+    return f"{cell}\n{_share(point)}" if _is_split(point) else cell
+
+
+def _is_split(point: dict) -> bool:
+    return point.get("device_ms_from") in (PROFILER, EVENTS)
+
+
+def _share(point: dict) -> str:
+    star = "*" if point["device_ms_from"] == EVENTS else ""
+    return f"{point['device_ms'] / point['ms']:.0%}{star}"
 
 
 def _three_digits(value: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.hosts import Host, HostGone, TrialCut
+from harness.identity import StageIdentity
 from harness.spec import load_plan
 from harness.sweep import Driver, Load, Measured
 from harness.triton.config import Deployment
@@ -73,6 +74,10 @@ class RayHost(Host):
     def url(self) -> str:
         return self._url
 
+    @property
+    def stages(self) -> tuple[StageIdentity, ...]:
+        return self._ask(self._actor.stages.remote())
+
     def run(self, point: dict, load: Load, prediction: dict | None = None, repeat: int = 0) -> Measured:
         measured = self._ask(self._actor.run.remote(point, load, prediction, repeat))
         if self._cut:
@@ -117,6 +122,9 @@ class Worker:
     def start(self) -> str:
         self._host.__enter__()
         return self._host.url
+
+    def stages(self) -> tuple[StageIdentity, ...]:
+        return self._host.stages
 
     def run(self, point: dict, load: Load, prediction: dict | None, repeat: int) -> Measured:
         return self._host.run(point, load, prediction, repeat)

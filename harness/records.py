@@ -104,6 +104,16 @@ class StageStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuSample:
+    """What one GPU did at the time of a sample; None for what it does not tell."""
+
+    uuid: str
+    percent: float | None = None  # of the time in which a kernel ran
+    memory_bytes: int | None = None  # in use
+    power_w: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSample:
     """One look at the server: cumulative statistics of every stage, and the host's load at that time."""
 
@@ -111,8 +121,7 @@ class ServerSample:
     stages: tuple[StageStatistics, ...]
     cpu_percent: float = 0.0  # of the whole host, 100 = all cores busy
     memory_bytes: int = 0  # resident memory of the server and its stage processes
-    gpu_percent: float | None = None
-    gpu_memory_bytes: int | None = None
+    gpus: tuple[GpuSample, ...] = ()  # every GPU of the server's host
     metrics: dict[str, float] = field(default_factory=dict)  # of Triton's Prometheus page, by name and model
 
 
@@ -167,3 +176,4 @@ class RunManifest:
     notes: tuple[str, ...] = ()
     sealed: bool = False  # its answer was signed: signoff.json must be there
     profiles: dict = field(default_factory=dict)  # of other types of device, by type, as they were when it began
+    stages: tuple[dict, ...] = ()  # what the processes of the servers said of themselves: identity.StageIdentity

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,18 +18,22 @@ from harness.capacity.behaviour import behaviour
 from harness.capacity.cards import Card
 from harness.capacity.fit import fit_run
 from harness.capacity.memory import KV_BYTES_PER_TOKEN, KvRoom
+from harness.capacity.other_card import scaled
 from harness.capacity.plan import Terms, headline_target, make_plan, pools_of
 from harness.capacity.pools import Pools
 from harness.capacity.predict import predict_open_run
 from harness.errors import HarnessError, InconclusiveError, InputError
+from harness.identity import AUTO, CPU, EMULATED, GPU, StageIdentity
 from harness.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
-from harness.probe import commit, host_facts, versions
+from harness.provenance import commit, host_facts, versions
 from harness.records import RunManifest
-from harness.spec import PlanSpec
+from harness.spec import PlanSpec, ProfileSpec
 from harness.store import Run, read_profile
-from harness.triton.config import Deployment, read_config
+from harness.triton.config import Deployment
 
 _ELSEWHERE = "the Triton at ", "Triton of "  # a device of these names was deployed by somebody else
+_CLUSTER = "host of the Ray cluster "
+_KV_LIMIT_BYTES = 8 << 30  # of runs whose manifests hold no stages
 _CODE = (PACKAGE, "**/*.py"), (REPOSITORY, "**/*.py"), (REPOSITORY, "**/*.pbtxt"), (SCENARIOS, "*.py")
 
 
@@ -37,7 +43,60 @@ def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
     if url and (spec.emulate or parameters):
         raise InputError("emulate and parameters are of a server that the harness starts: leave them or --url out")
     profile = str(spec.profile_path() or "")
-    return Deployment(preset=spec.preset, parameters=parameters, emulate=profile, gpus=spec.gpus, **more)
+    where = {"emulate": profile, "gpus": spec.gpus, "device": spec.device, "dtype": spec.dtype}
+    return Deployment(preset=spec.preset, parameters=parameters, **{**where, **more})
+
+
+def base_of(run: Run) -> Deployment:
+    """What the run deployed before it turned a knob, on the kind of device that it ran on."""
+    kinds = {stage["kind"] for stage in run.manifest.stages if stage["preset"]}
+    device = kinds.pop() if len(kinds) == 1 else CPU if run.manifest.device == CPU else AUTO
+    return deployment_of(spec_of(run), None, device=AUTO if device == EMULATED else device)
+
+
+def record_stages(run: Run, servers: Mapping[str, Sequence[StageIdentity]]) -> None:
+    """Keep what the processes of each server say that they run on, and name the device by it.
+
+    Raises InputError where servers differ in that, or the run's trials were measured on something else.
+    """
+    first, *rest = (*servers.values(), *stages_by_server(run.manifest).values())
+    if others := [told for told in rest if _computing(told) != _computing(first)]:
+        raise InputError(
+            f"{run.path}: its trials would be of different devices ({_told(first)} and {_told(others[0])}), and the "
+            "answer of neither; measure anew with --fresh, or give another --results"
+        )
+    told = tuple({"server": server, **each.content()} for server, stages in servers.items() for each in stages)
+    run.update_manifest(stages=told, device=_device_by(first, run.manifest))
+
+
+def stages_by_server(manifest: RunManifest) -> dict[str, list[StageIdentity]]:
+    """What the processes of each server of a run said that they run on; empty for an older run."""
+    servers: dict[str, list[StageIdentity]] = {}
+    for content in manifest.stages:
+        servers.setdefault(content["server"], []).append(StageIdentity.of(content))
+    return servers
+
+
+def _computing(stages: Iterable[StageIdentity]) -> set[tuple[str, ...]]:
+    return {(e.model, e.gpu or e.device, e.dtype, e.preset, e.weights, e.code_digest) for e in stages if e.preset}
+
+
+def _told(stages: Iterable[StageIdentity]) -> str:
+    return "; ".join(sorted({", ".join(filter(None, each[1:])) for each in _computing(stages)}))
+
+
+def _device_by(stages: Sequence[StageIdentity], manifest: RunManifest) -> str:
+    """The device's name as the stages have it; of servers elsewhere, beside where they are."""
+    cards = {each.gpu_uuid: each.gpu for each in stages if each.kind == GPU and each.model in wire.STAGES}
+    if not cards:
+        return manifest.device if manifest.emulated or not _is_here(manifest) else CPU
+    names = Counter(cards.values())
+    told = " and ".join(name if count == 1 else f"{count} {name}" for name, count in sorted(names.items()))
+    return told if _is_here(manifest) else f"{manifest.device.partition(' (')[0]} ({told})"
+
+
+def _is_here(manifest: RunManifest) -> bool:
+    return not manifest.device.startswith((*_ELSEWHERE, _CLUSTER))
 
 
 def spec_of(run: Run) -> PlanSpec:
@@ -61,12 +120,14 @@ def fit_of(run: Run) -> dict:
 
 
 def kv_room(manifest: RunManifest, spec: PlanSpec) -> KvRoom | None:
-    """Room for KV caches where the harness deployed; None for a server of somebody else."""
+    """Room for KV caches of one device, as its LLM stages say; None for an older run on a server elsewhere."""
+    stages = next(iter(stages_by_server(manifest).values()), ())
+    if told := [each for each in stages if each.model == wire.LLM and each.kv_limit_bytes]:
+        smallest = min(each.kv_limit_bytes for each in told)
+        return KvRoom(float(smallest), told[0].kv_bytes_per_token, instances=len(told))
     if manifest.device.startswith(_ELSEWHERE):
         return None
-    name = "kv_limit_bytes"
-    given = read_config(REPOSITORY / wire.LLM / "config.pbtxt").parameters[name].string_value
-    limit_bytes = float(spec.parameters.get(f"{wire.LLM}.{name}", given))
+    limit_bytes = float(spec.parameters.get(f"{wire.LLM}.kv_limit_bytes", _KV_LIMIT_BYTES))
     return KvRoom(limit_bytes, KV_BYTES_PER_TOKEN[spec.preset], instances=spec.gpus)
 
 
@@ -101,7 +162,7 @@ def profiles_of(spec: PlanSpec) -> dict[str, dict]:
     found = {}
     for name, path in spec.profile_paths().items():
         try:
-            found[name] = read_profile(path)
+            found[name] = _of_card(name, read_profile(path), spec.profiles[name])
             Card.of_profile(found[name])
         except InconclusiveError:
             pass  # too few points of a stage: the plan says so beside its type
@@ -109,6 +170,14 @@ def profiles_of(spec: PlanSpec) -> dict[str, dict]:
             words = f"profiles.{name}: {path}: {error}; make one with `harness profile`"
             raise InputError(words) from None
     return found
+
+
+def _of_card(name: str, profile: dict, asked: ProfileSpec) -> dict:
+    """The profile, scaled to the card that the plan asks for, if it does."""
+    if asked.bandwidth_gb_s is None:
+        return profile
+    room_bytes = None if asked.kv_room_gb is None else asked.kv_room_gb * 1e9
+    return scaled(profile, name, asked.bandwidth_gb_s, asked.tflop_s, room_bytes)
 
 
 def behaviour_of(spec: PlanSpec, fit: dict, plan: dict) -> dict | None:
@@ -201,7 +270,7 @@ def _device(spec: PlanSpec, url: str | None, ray: str | None, host: dict) -> str
     if url:
         return f"the Triton at {url}" if "," not in url else f"Triton of {url}"  # as _ELSEWHERE has them
     if ray and not spec.emulate:
-        return f"host of the Ray cluster {ray}"
+        return f"{_CLUSTER}{ray}"
     if spec.emulate:
         name = f"emulated {read_profile(spec.profile_path())['device']}"
         return name if spec.gpus == 1 else f"{spec.gpus} {name}"

@@ -21,6 +21,7 @@ from harness import wire
 from harness.capacity.predict import predict_open_run, sealed
 from harness.errors import InputError, ServerError
 from harness.hosts import Fleet, Host, HostGone, on
+from harness.identity import Requested
 from harness.places import ROOT
 from harness.ray_hosts import ray_hosts
 from harness.records import Trial
@@ -28,9 +29,9 @@ from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
 from harness.report.seal import must_be_reliable, must_be_signed, report_again, sign
 from harness.report.sweep_page import write_sweep_report
-from harness.runs import behaviour_of, deployment_of, describe_point, fit_of, open_run, plan_of
+from harness.runs import behaviour_of, deployment_of, describe_point, fit_of, open_run, plan_of, record_stages
 from harness.spec import load_plan
-from harness.sweep import Driver, Load, TrialBroken, asked, broken_trial, estimated_s, trial_id
+from harness.sweep import Driver, Load, TrialBroken, asked, broken_trial, deployed, estimated_s, trial_id
 from harness.triton.server import RemoteTriton, TritonServer
 from harness.walk import Step, Walk
 
@@ -106,6 +107,8 @@ class SignOff:
         self.url, self.ray = url, ray
         self.base = deployment_of(self.spec, url, **(deployment or {}))
         self.walk = Walk(self.spec, self.base)
+        if not url:
+            self._check_servers_of_ours()
         self.run = open_run(self.plan_path, self.spec, results, url, ray)
         self.mix = self.spec.traffic_mix()
         self.left_out: list[str] = []  # what the budget had no time for
@@ -113,6 +116,17 @@ class SignOff:
         self.in_doubt: list[Trial] = []  # broke, and nothing has been measured since
         self.in_flight: list[dict] = []  # points under way, one on each host
         self._turn = threading.RLock()  # held by the host that reads or writes any of these
+
+    def _check_servers_of_ours(self) -> None:
+        """Raises InputError for what no server that is started here can do, before one is."""
+        for point in self.walk.every_value():
+            deployed(self.base, point).check()
+        count = self.base.voice_count()
+        if unknown := [voice for voice in self.spec.mix.voices if voice > count]:
+            raise InputError(
+                f"{self.plan_path}: mix.voices: {', '.join(map(str, unknown))}: the server has voices 1 to {count}; "
+                "use these, or deploy a folder with more"
+            )
 
     def execute(self, watcher: Watcher | None = None, *, ladders_only: bool = False) -> dict | None:
         """Measure what is missing, then fit, confirm and plan. A finished run answers from its store."""
@@ -122,6 +136,8 @@ class SignOff:
                 return self._stored(watcher)
             budget = Budget(self.spec.budget_minutes)
             watcher.begin(self._estimated_s())
+            for remark in self.spec.script_source().remarks:
+                watcher.say(f"warning: {remark}")
             if not ladders_only or self._next_ladder().point is not None:
                 with measuring_lock():
                     self._measure(watcher, budget, ladders_only)
@@ -143,6 +159,7 @@ class SignOff:
         watcher.step(f"reaching {self.url or self.ray}" if self.url or self.ray else "starting Triton", _START_S)
         try:
             with Fleet(self._hosts()) as fleet:
+                record_stages(self.run, {host.url: host.stages for host in fleet.hosts})
                 watcher.done(", ".join(host.url for host in fleet.hosts))
                 self._ladders(fleet, watcher, budget)
                 if not ladders_only:
@@ -165,7 +182,8 @@ class SignOff:
 
     def _remote_host(self, number: int, url: str) -> Host:
         keep = self.run.path / f".{number}.found"
-        server = partial(RemoteTriton, url, self.spec.preset, keep=keep)
+        requested = Requested(self.base.preset, self.base.device, self.base.dtype)
+        server = partial(RemoteTriton, url, requested, keep=keep)
         return Host(url, server, partial(self._driver, number), ours=False)
 
     def _driver(self, number: int, server) -> Driver:

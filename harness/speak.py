@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 import wave
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,10 @@ import numpy as np
 
 from harness import wire
 from harness.client import SpeechClient
-from harness.errors import InputError, RequestError, ServerError
+from harness.errors import InputError, RequestError, ScriptError, ServerError
 from harness.records import Outcome, Request, Result
-from harness.script import parse_script, validate_utf8
+from harness.script import Turn, format_script, parse_script, read_script, speakers_of, speech_s, validate_utf8
 from harness.targets import Target
-
-_FRAMES_PER_WORD = 60 / 24  # 180 words a minute of audio
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,11 @@ class Manner:
         if self.resume is not None and self.frames is None and not self.until_end:
             raise InputError("--resume needs --frames (how many more to speak) or --until-end")
 
-    def frames_for(self, text: str) -> int:
+    def frames_for(self, turns: Sequence[Turn]) -> int:
         """Frames to ask for; 0 leaves them to the model."""
         if self.frames is not None:
             return self.frames
-        return 0 if self.until_end else min(wire.MAX_FRAMES, max(1, round(len(text.split()) * _FRAMES_PER_WORD)))
+        return 0 if self.until_end else min(wire.MAX_FRAMES, max(1, round(speech_s(turns) * wire.FRAMES_PER_SECOND)))
 
 
 def speak_file(
@@ -60,7 +59,7 @@ def speak_file(
     manner: Manner = Manner(),  # noqa: B008 (frozen)
 ) -> str:
     """Speak a script file; returns a sentence with the figures. Raises HarnessError where it cannot be spoken."""
-    request = _request(path, manner)
+    request, remarks = _request(path, manner)
     for file in (wav, manner.keep):  # before the work, which may take an hour
         if file is not None and not file.parent.is_dir():
             raise InputError(f"cannot write {file}: there is no folder {file.parent}")
@@ -75,18 +74,22 @@ def speak_file(
         _write(wav, b"".join(audio))
     if manner.keep:
         _replace(manner.keep, carry[0])
-    return _sentence(path, result, manner)
+    return "\n".join([*(f"warning: {path.name}: {remark}" for remark in remarks), _sentence(path, result, manner)])
 
 
-def _request(path: Path, manner: Manner) -> Request:
+def _request(path: Path, manner: Manner) -> tuple[Request, tuple[str, ...]]:
+    """The request for a script, each speaker in the voice of the number that the file gives, and remarks on it."""
     text = validate_utf8(_read(path))
-    speakers = max(turn.speaker for turn in parse_script(text))
-    return Request(
+    try:
+        script, voices = read_script(text), speakers_of(parse_script(text))
+    except ScriptError as error:
+        raise ScriptError(f"{path}: {error}") from None
+    request = Request(
         request_id=path.stem,
         traffic_class="speak",
-        script=text,
-        speaker_ids=tuple(range(1, speakers + 1)),
-        frames=manner.frames_for(text),
+        script=format_script(script.turns),
+        speaker_ids=tuple(voices),
+        frames=manner.frames_for(script.turns),
         due_ns=time.monotonic_ns(),
         guidance_scale=manner.guidance,
         diffusion_steps=manner.steps,
@@ -94,6 +97,7 @@ def _request(path: Path, manner: Manner) -> Request:
         keep=manner.keep is not None,
         carry=_read(manner.resume) if manner.resume else b"",
     )
+    return request, script.remarks
 
 
 async def _speak(target: Target | str, request: Request, on_audio, on_carry) -> Result:

@@ -70,7 +70,7 @@ class ClassSpec(_Frozen):
     """One traffic class; ``length`` as ``workload.Lengths.parse`` takes it."""
 
     weight: Positive
-    length: dict[str, Any]
+    length: Any
     speakers: tuple[Whole, Whole] = (1, 1)
 
 
@@ -215,6 +215,28 @@ class SearchSpec(_Frozen):
         return min(points, max(LEAST_TRIALS, int(points * self.share)), self.trials or points)
 
 
+class ProfileSpec(_Frozen):
+    """A profile file; with the speed of another card, as copies and matrix products reach it, scaled to that card."""
+
+    profile: str
+    bandwidth_gb_s: Positive | None = None
+    tflop_s: Positive | None = None
+    kv_room_gb: Positive | None = None  # of KV caches beside the weights; left out: as on the card of the profile
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_path(cls, value: Any) -> Any:
+        return {"profile": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _both_speeds(self) -> ProfileSpec:
+        if (self.bandwidth_gb_s is None) != (self.tflop_s is None):
+            raise ValueError("another card needs both bandwidth_gb_s and tflop_s: give the other one too")
+        if self.kv_room_gb and not self.bandwidth_gb_s:
+            raise ValueError("kv_room_gb is of another card: give its bandwidth_gb_s and tflop_s too")
+        return self
+
+
 class PlanSpec(_Frozen):
     """What a capacity review reviews. Times in the units of their names, targets in requests per second."""
 
@@ -222,10 +244,12 @@ class PlanSpec(_Frozen):
     preset: Literal["tiny", "1.5b", "7b"]
     seed: Annotated[int, Field(strict=True, ge=0)] = 1
     mix: MixSpec
-    scripts: str | None = None  # a folder of real .txt scripts; left out = generated
+    scripts: str | None = None  # a folder of .txt scripts, cut or repeated to the mix's lengths; left out = generated
     emulate: str | None = None  # a profile whose times the stages take instead of computing
-    gpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1  # emulated ones
-    parameters: dict[str, str | int] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
+    gpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1  # of one server, real or emulated
+    device: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU where the server's host has one
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    parameters: dict[str, str | int | float] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
     promises: dict[str, dict[str, float]] = Field(min_length=1)
     targets_qps: tuple[Rate, ...] = Field(min_length=1)
     space: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
@@ -240,7 +264,7 @@ class PlanSpec(_Frozen):
     currency: str = Field("USD", min_length=1, max_length=8)
     growth_per_month: Annotated[float, Field(strict=True)] | None = None  # of the rates; 0.1 = a tenth more
     fleet: Whole | None = None  # devices that there are
-    profiles: dict[str, str] = Field(default_factory=dict)  # of other types of device: what would they carry?
+    profiles: dict[str, ProfileSpec] = Field(default_factory=dict)  # of other types of device: what would they carry?
     valid_days: Annotated[int, Field(strict=True, ge=1, le=3650)] = 90  # until the answer expires
     _folder: Path = PrivateAttr(Path("."))
 
@@ -275,6 +299,22 @@ class PlanSpec(_Frozen):
         return space
 
     @model_validator(mode="after")
+    def _batches_that_fit(self) -> PlanSpec:
+        for stage in wire.STAGES:
+            preferred, most = (self._values(f"{stage}.{knob}") for knob in ("preferred_batch", "max_batch"))
+            if preferred and most and max(preferred) > min(most):
+                raise ValueError(
+                    f"space: {stage}: preferred_batch {max(preferred)} is above max_batch {min(most)}, which it is "
+                    "combined with: lower the one or raise the other"
+                )
+        return self
+
+    def _values(self, knob: str) -> list[Value]:
+        """What the points of the space give a knob; the column that comes last wins."""
+        columns = [[value[knob] for value in column if knob in value] for column in self.columns()]
+        return next((values for values in reversed(columns) if values), [])
+
+    @model_validator(mode="after")
     def _promises_of_the_mix(self) -> PlanSpec:
         known = self.mix.classes or [each.name for each in MIXES[self.mix.name].classes]
         for name in self.promises:
@@ -295,7 +335,8 @@ class PlanSpec(_Frozen):
 
     def traffic_mix(self) -> Mix:
         """The mix that requests are drawn from; a point of the space may set what they ask for alike."""
-        return self.mix.build(self._folder).promising(self.promises)
+        mix = self.mix.build(self._folder).promising(self.promises)
+        return mix.of_scripts(self.script_source()) if mix.speaks_whole_scripts else mix
 
     def script_source(self) -> ScriptSource:
         """The scripts that requests speak."""
@@ -307,7 +348,7 @@ class PlanSpec(_Frozen):
 
     def profile_paths(self) -> dict[str, Path]:
         """Those of other types of device, by the name of the type; relative paths start at the plan."""
-        return {name: self._folder / path for name, path in self.profiles.items()}
+        return {name: self._folder / given.profile for name, given in self.profiles.items()}
 
     def promise_list(self) -> tuple[Promise, ...]:
         """Every promise, in the order of the plan."""

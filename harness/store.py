@@ -33,6 +33,7 @@ from harness.metrics import per_request
 from harness.records import (
     BatchStatistics,
     Chunks,
+    GpuSample,
     Outcome,
     Result,
     Rung,
@@ -55,6 +56,9 @@ _RESULT_SCHEMA = pa.schema(
 _COUNTS = [("requests", pa.int64()), ("executions", pa.int64()), ("queue_ns", pa.int64()), ("compute_ns", pa.int64())]
 _BATCH = pa.struct([("batch_size", pa.int64()), ("executions", pa.int64()), ("compute_ns", pa.int64())])
 _STAGE = pa.struct([("stage", pa.string()), *_COUNTS, ("batches", pa.list_(_BATCH))])
+_GPU = pa.struct(
+    [("uuid", pa.string()), ("percent", pa.float64()), ("memory_bytes", pa.int64()), ("power_w", pa.float64())]
+)
 _SAMPLE_SCHEMA = pa.schema(
     [
         ("trial_id", pa.string()),
@@ -62,11 +66,12 @@ _SAMPLE_SCHEMA = pa.schema(
         ("stages", pa.list_(_STAGE)),
         ("cpu_percent", pa.float64()),
         ("memory_bytes", pa.int64()),
-        ("gpu_percent", pa.float64()),
-        ("gpu_memory_bytes", pa.int64()),
+        ("gpus", pa.list_(_GPU)),
         ("metrics", pa.map_(pa.string(), pa.float64())),
     ]
 )
+
+_OLD_SAMPLE_COLUMNS = ("gpu_percent", "gpu_memory_bytes")  # of the first GPU; no run was ever stored with one
 
 ROOM_FOR_A_TRIAL = 200_000_000  # bytes: Locust's log, records and their copy in the store
 
@@ -102,7 +107,8 @@ class Run:
             raise StoreError(f"{path} holds the records of a load test (locust --records), which is no run of a plan")
         del content["schema"]
         with _damage(path / "manifest.json"):
-            return cls(path, RunManifest(**{**content, "notes": tuple(content["notes"])}))
+            listed = {name: tuple(content.get(name, ())) for name in ("notes", "stages")}
+            return cls(path, RunManifest(**{**content, **listed}))
 
     @staticmethod
     def is_run(path: Path | str) -> bool:
@@ -291,7 +297,9 @@ def _samples_of(table: pa.Table) -> list[ServerSample]:
 
 def _sample_of(row: dict) -> ServerSample:
     metrics = dict(row.get("metrics") or ())  # older runs have none
-    return ServerSample(**{**row, "stages": _stages_of(row["stages"]), "metrics": metrics})
+    gpus = tuple(GpuSample(**gpu) for gpu in row.get("gpus") or ())
+    known = {name: value for name, value in row.items() if name not in _OLD_SAMPLE_COLUMNS}
+    return ServerSample(**{**known, "stages": _stages_of(row["stages"]), "gpus": gpus, "metrics": metrics})
 
 
 def _trial_of(content: dict) -> Trial:

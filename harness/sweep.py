@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness import metrics
-from harness.errors import HarnessError, ServerError
+from harness import metrics, wire
+from harness.errors import HarnessError, InputError, ServerError
 from harness.places import SCENARIOS
 from harness.probe import Probe
 from harness.processes import end_group, spawn
@@ -148,7 +148,11 @@ class Driver:
         return self.server.reload(deployed(self.base, point))
 
     def run(self, point: dict, load: Load, prediction: dict | None = None, repeat: int = 0) -> Measured:
-        """Deploy, drive and fold one trial. Raises TrialBroken where the server or Locust did not last to its end."""
+        """Deploy, drive and fold one trial.
+
+        Raises TrialBroken where the server or Locust did not last to its end, and InputError where the server refuses
+        for good what the plan asks for.
+        """
         started_at, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         name = trial_id(point, load, repeat)
         try:
@@ -214,6 +218,10 @@ def _records(folder: Path, exit_code: int, output: str) -> Records:
         records = read_records(folder)
     except HarnessError as error:
         raise TrialBroken(f"Locust gave no records (exit code {exit_code}): {error}\n{output[-1500:]}") from error
+    refused = [result.error for result in records.results if result.error.startswith(wire.REFUSED)]
+    if refused:
+        words = refused[0].removeprefix(wire.REFUSED)
+        raise InputError(f"the server refuses what the plan asks for, and no retry helps: {words}; change the plan")
     if exit_code not in (0, 1, LOCUST_EXIT_INVALID) or not records.end:
         raise TrialBroken(f"Locust was cut off (exit code {exit_code}): {output[-500:].strip()}")
     return records

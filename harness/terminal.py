@@ -22,7 +22,7 @@ _MARKS = {True: "ok", False: "NO", None: "--"}
 def start_line(settings: LoadSettings, run_s: float | None) -> str:
     """What is about to be sent, in requests and in audio seconds per second; ``run_s`` None has no time limit."""
     mean_s = settings.mix.mean_audio_s()
-    mix = f"mix {settings.mix.name}, {mean_s:.4g} audio s a request in the mean"
+    mix = f"mix {settings.mix.name}, {mean_s:.4g} audio s a request in the mean{_scripts(settings)}"
     if settings.arrivals is None:
         return f"closed loop, {mix}: each user sends one request after another"
     words = [f"open loop, {mix}: {settings.arrivals}", *_offered(settings, run_s)]
@@ -32,6 +32,16 @@ def start_line(settings: LoadSettings, run_s: float | None) -> str:
         again = "; --trace-repeat begins it again" if settings.arrivals.trace else ""
         words.append(f"they end {run_s - settings.arrivals.ends_s:.0f} s before the test does{again}")
     return ", ".join(words)
+
+
+def _scripts(settings: LoadSettings) -> str:
+    """Who sets the length of a request: the mix, or the scripts."""
+    if not settings.scripts.files:
+        return ""
+    whole = [each.length.from_script for each in settings.mix.classes]
+    spoken = "spoken whole" if all(whole) else "cut or repeated to the lengths of the mix"
+    but = ", whole in classes of length from_script" if any(whole) and not all(whole) else ""
+    return f", {len(settings.scripts.files)} scripts of {settings.scripts.folder} {spoken}{but}"
 
 
 def _offered(settings: LoadSettings, run_s: float | None) -> Iterator[str]:

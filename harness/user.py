@@ -35,6 +35,7 @@ from harness.recording import check_folder
 from harness.records import Outcome
 from harness.rungs import Held, Patience, Readings
 from harness.triton.server import local_url, serving
+from harness.voice_folder import BUILT_IN
 from harness.workload import Mix
 
 EXIT_INTERRUPTED = 130
@@ -228,6 +229,11 @@ def _find_server(environment, user: type[SpeechUser]) -> None:
     environment.host = ",".join(urls or ()) or environment.host or user.host or local_url()
     if environment.host:
         return
+    if unknown := [voice for voice in environment.speech.settings.mix.voices if voice > BUILT_IN]:
+        raise InputError(
+            f"voices {', '.join(map(str, unknown))}: a server that Locust starts has voices 1 to {BUILT_IN}: use "
+            "these, or start a server with `harness serve --voices DIR`"
+        )
     log.info("No --host is given and no `harness serve` runs: starting Triton with preset %s", user.preset)
     stack = ExitStack()
     server = stack.enter_context(serving(preset=user.preset))

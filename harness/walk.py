@@ -43,7 +43,7 @@ class Walk:
         self._values: dict[tuple[str, ...], Value] = {}
         self.guide = self._guide()
         self.said = ""  # of the best point so far
-        for point in self._every_value():
+        for point in self.every_value():
             deployed(base, point)  # refuses a point that cannot be, before anything is measured
 
     def next(self, run: Run, ended: Sequence[dict], in_flight: Collection[dict] = ()) -> Step:
@@ -136,7 +136,7 @@ class Walk:
         kind, sessions = self.search.kind, self.spec.ladder.sessions
         return Guide(self.space, objective, kind, aim, self.spec.seed, sessions, defaults)
 
-    def _every_value(self) -> Iterator[dict]:
+    def every_value(self) -> Iterator[dict]:
         """Points that have every value of every knob between them."""
         longest = max(map(len, self.space.columns), default=1)
         for at in range(longest):

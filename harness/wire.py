@@ -36,6 +36,8 @@ UNTIL_END = "until_end"  # BOOL [1]: stop where the model says "end of text", at
 SAY = "say"  # INT32 [tokens]: the TOKEN_* that the model is made to say, in order; after them, what it would say
 KEEP = "keep"  # BOOL [1]: answer with a CARRY after the last frame
 CARRY = "carry"  # UINT8 [bytes]: a session as KEEP gave it, to go on where it ended; in a request and in a response
+DESCRIBE = "describe"  # BOOL [1]: answer with a DESCRIPTION instead of speaking
+DESCRIPTION = "description"  # BYTES [1], JSON: what each process of the server computes with (StageIdentity)
 AUDIO_OUTPUT = "audio_output"  # FP32 [samples]
 FRAME_INDEX = "frame_index"  # INT32 [1]: index of the chunk's first frame in this response stream
 SENT_AT_NS = "sent_at_ns"  # INT64 [1]: the server's CLOCK_MONOTONIC when the chunk left
@@ -70,3 +72,19 @@ TOKEN_SPEECH_END = 2
 TOKEN_END_OF_TEXT = 3
 
 BUSY = "busy: "  # how the message of a stage begins that has no room for a session now
+REFUSED = "refused: "  # how a message begins that says what no server of this model can speak: no retry helps
+
+AUTO = "auto"
+AUTO_PARAMETERS = ("kv_limit_bytes", "device", "dtype")  # that may be left to the stage
+# Parameters of a config.pbtxt that are numbers: (type, lowest)
+NUMBERS = {
+    "weights_seed": (int, 0),
+    "gpus": (int, 1),
+    "kv_limit_bytes": (int, 1),
+    "sessions_at_once": (int, 1),
+    "prefill_tokens": (int, 1),
+    "prefills_at_once": (int, 1),
+    "waiting_limit": (int, 0),
+    "waiting_seconds": (float, 0),
+    "beat_seconds": (float, 0.1),
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,12 +12,27 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from harness import wire
+from harness.columns import read_bytes, read_column
 from harness.errors import InputError, ScriptError
 from harness.records import Request
-from harness.script import Turn, count_speakers, count_words, format_script, parse_script, validate_utf8
+from harness.script import (
+    TICKS_PER_S,
+    Script,
+    Turn,
+    count_speakers,
+    cut_to_ticks,
+    format_script,
+    read_script,
+    speech_s,
+    speech_ticks,
+    validate_utf8,
+    without_gaps,
+)
 from harness.slo import Promise
 
 WORDS_PER_FRAME = 24 / 60  # 180 words a minute of audio
+_TICKS_PER_WORD = TICKS_PER_S * wire.SECONDS_PER_FRAME / WORDS_PER_FRAME
+FROM_SCRIPT = "from_script"  # the length of a class whose scripts are spoken whole
 MAX_SECONDS = wire.MAX_FRAMES * wire.SECONDS_PER_FRAME
 _QUANTILES = 1 << 14
 
@@ -28,34 +42,44 @@ class Lengths:
     """A distribution of speech lengths, kept as a sorted table of equally likely frame counts.
 
     ``frames``: int64 [n], each within 1 to 40,500. A continuous distribution is the table of its 16,384
-    midpoint quantiles, so the mean is exactly that of what is sampled.
+    midpoint quantiles, so the mean is exactly that of what is sampled. ``from_script``: each real script is spoken
+    whole; the table is theirs, and empty until they are known (see ``Mix.of_scripts``).
     """
 
     frames: np.ndarray
+    from_script: bool = False
 
     @classmethod
-    def parse(cls, spec: Mapping, folder: Path | str = ".") -> Lengths:
+    def parse(cls, spec: Mapping | str, folder: Path | str = ".") -> Lengths:
         """Lengths from one of, all in seconds of audio:
 
         ``{"fixed": 10}``, ``{"uniform": [4, 16]}``,
         ``{"lognormal": {"median": 90, "sigma": 0.5, "max": 300}}`` (the median is that before the cut at ``max``,
         which may be left out for 90 minutes) or ``{"empirical": "file.csv"}`` (its column ``seconds``, or its
-        first; relative to ``folder``). Raises InputError.
+        only one; relative to ``folder``); or ``"from_script"``. Raises InputError.
         """
+        if spec == FROM_SCRIPT:
+            return cls(np.empty(0, np.int64), from_script=True)
         if not isinstance(spec, Mapping) or len(spec) != 1 or next(iter(spec)) not in _SHAPES:
-            raise InputError(f"a length is one of {', '.join(_SHAPES)}, in seconds of audio, not {spec!r}")
+            known = f"{', '.join(_SHAPES)}, in seconds of audio, or {FROM_SCRIPT}"
+            raise InputError(f"a length is one of {known}, not {spec!r}")
         (kind, value), *_ = spec.items()
         seconds = _SHAPES[kind](value) if kind != "empirical" else _empirical(Path(folder) / str(value))
         frames = np.rint(np.sort(seconds) * wire.FRAMES_PER_SECOND)
         return cls(np.clip(frames, 1, wire.MAX_FRAMES).astype(np.int64))
 
     def mean_frames(self) -> float:
-        return float(self.frames.mean())
+        return float(self._known().mean())
 
     def sample(self, rng: np.random.Generator, n: int | None = None) -> int | np.ndarray:
         """One length in frames, or an int64 array of ``n``."""
-        drawn = self.frames[rng.integers(len(self.frames), size=n)]
+        drawn = self._known()[rng.integers(len(self.frames), size=n)]
         return int(drawn) if n is None else drawn
+
+    def _known(self) -> np.ndarray:
+        if not len(self.frames):
+            raise InputError(f"length: {FROM_SCRIPT} needs real scripts: give their folder as `scripts` or --scripts")
+        return self.frames
 
     def sample_in_progress(self, rng: np.random.Generator) -> int:
         """The length of a session found in progress: found more often in proportion to its length."""
@@ -63,7 +87,7 @@ class Lengths:
 
     @cached_property
     def _work(self) -> np.ndarray:
-        return np.cumsum(self.frames)
+        return np.cumsum(self._known())
 
 
 @dataclass(frozen=True)
@@ -96,12 +120,16 @@ class TrafficClass:
 
 @dataclass(frozen=True)
 class Draw:
-    """What a mix says the next request is; ``phase`` of its ``frames`` have been spoken already."""
+    """What a mix says the next request is; ``phase`` of its ``frames`` have been spoken already.
+
+    ``whole``: its script is one of the real ones, as it is.
+    """
 
     traffic_class: str
     frames: int
     speakers: int
     phase: int = 0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +162,21 @@ class Mix:
         """The mix of the classes whose names are to be kept; their weights relative to each other stay."""
         return replace(self, classes=tuple(each for each in self.classes if keep(each.name)))
 
+    @property
+    def speaks_whole_scripts(self) -> bool:
+        return any(each.length.from_script for each in self.classes)
+
+    def of_scripts(self, source: ScriptSource) -> Mix:
+        """The mix with the lengths of these scripts where a class speaks them whole. Raises InputError without any."""
+        if not self.speaks_whole_scripts:
+            return self
+        lengths = Lengths(np.sort(source.lengths), from_script=True)
+        lengths.mean_frames()  # refuses an empty one
+        return replace(
+            self,
+            classes=tuple(replace(each, length=lengths) if each.length.from_script else each for each in self.classes),
+        )
+
     def record(self) -> dict:
         """What it is made of, as plain values."""
         return {
@@ -157,7 +200,8 @@ class Mix:
     def sample(self, rng: np.random.Generator) -> Draw:
         """A new request."""
         chosen = self.classes[rng.choice(len(self.classes), p=self._shares)]
-        return Draw(chosen.name, chosen.length.sample(rng), _between(rng, chosen.speakers))
+        whole = chosen.length.from_script
+        return Draw(chosen.name, chosen.length.sample(rng), _between(rng, chosen.speakers), whole=whole)
 
     def sample_in_progress(self, rng: np.random.Generator) -> Draw:
         """A session found at a random moment of the steady state.
@@ -168,7 +212,8 @@ class Mix:
         work = self._shares * [each.length.mean_frames() for each in self.classes]
         chosen = self.classes[rng.choice(len(self.classes), p=work / work.sum())]
         frames = chosen.length.sample_in_progress(rng)
-        return Draw(chosen.name, frames, _between(rng, chosen.speakers), phase=int(rng.integers(frames)))
+        phase, whole = int(rng.integers(frames)), chosen.length.from_script
+        return Draw(chosen.name, frames, _between(rng, chosen.speakers), phase, whole)
 
     @cached_property
     def _shares(self) -> np.ndarray:
@@ -186,7 +231,10 @@ def requests(mix: Mix, rng: np.random.Generator, scripts: ScriptSource, *, stead
     number = 0
     while True:
         draw = mix.sample_in_progress(rng) if steady else mix.sample(rng)
-        script, speakers = scripts.script(rng, draw.frames, draw.speakers)
+        if draw.whole:
+            script, speakers = scripts.whole(rng, draw.frames)
+        else:
+            script, speakers = scripts.script(rng, draw.frames, draw.speakers)
         yield Request(
             request_id=f"{series}-{number}",
             traffic_class=draw.traffic_class,
@@ -203,29 +251,54 @@ def requests(mix: Mix, rng: np.random.Generator, scripts: ScriptSource, *, stead
 
 @dataclass(frozen=True)
 class ScriptSource:
-    """Scripts of a wanted length: generated, or cut from real files (``ScriptSource.from_folder``)."""
+    """Scripts of a wanted length: generated, or cut from real files (``ScriptSource.from_folder``).
+
+    ``remarks``: what the writers of the files may not have meant, each with its file and line.
+    """
 
     files: tuple[tuple[Turn, ...], ...] = field(default=(), repr=False)
+    remarks: tuple[str, ...] = ()
+    folder: str = ""
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> ScriptSource:
-        """The ``.txt`` scripts of a folder, in order of name. Raises ScriptError naming the file."""
-        paths = sorted(Path(folder).glob("*.txt"))
+        """The ``.txt`` scripts of a folder, in order of name. Raises InputError naming the file."""
+        paths = sorted(path for path in Path(folder).glob("*.txt") if not path.name.startswith("."))
         if not paths:
             raise ScriptError(f"{folder}: no .txt file here; give a folder of 'Speaker N: text' scripts")
-        return cls(tuple(_read_script(path) for path in paths))
+        scripts = [_read_script(path) for path in paths]
+        read = zip(paths, scripts, strict=True)
+        remarks = tuple(f"{path}: {remark}" for path, script in read for remark in script.remarks)
+        return cls(tuple(script.turns for script in scripts), remarks, str(folder))
 
     def script(self, rng: np.random.Generator, frames: int, speakers: int) -> tuple[str, int]:
-        """A script of about 180 words a minute of audio, and its number of speakers.
+        """A script of about 180 words a minute of audio (or as ``speech_ticks`` counts), and its number of speakers.
 
-        The speakers of a real file win over those asked for; it is cut, or repeated, to the words needed.
+        The speakers of a real file win over those asked for; it is cut, or repeated, to the length needed.
         """
         words = max(math.ceil(frames * WORDS_PER_FRAME), 1)
         if self.files:
-            turns = _fit_words(self.files[rng.integers(len(self.files))], words)
+            turns = without_gaps(_fit(self.files[rng.integers(len(self.files))], round(words * _TICKS_PER_WORD)))
         else:
             turns = _generate_turns(rng, max(words, speakers), speakers)
         return format_script(turns), count_speakers(turns)
+
+    def whole(self, rng: np.random.Generator, frames: int) -> tuple[str, int]:
+        """One of the files that take ``frames`` (see ``lengths``) to speak, as it is, and its number of speakers."""
+        alike = [turns for turns, length in zip(self.files, self.lengths.tolist(), strict=True) if length == frames]
+        turns = alike[rng.integers(len(alike))]
+        return format_script(turns), count_speakers(turns)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Frames that each file takes to speak: int64 [files]. Raises ScriptError for more than 90 minutes."""
+        seconds = [speech_s(turns) for turns in self.files]
+        if max(seconds, default=0) > MAX_SECONDS:
+            raise ScriptError(
+                f"{self.folder}: a script takes about {max(seconds) / 60:.0f} minutes to speak, and a request has at "
+                f"most {MAX_SECONDS / 60:g}: cut it into parts"
+            )
+        return np.maximum(np.rint(np.array(seconds) * wire.FRAMES_PER_SECOND), 1).astype(np.int64)
 
 
 def _fixed(value: float) -> np.ndarray:
@@ -256,20 +329,15 @@ def _lognormal(value: Mapping) -> np.ndarray:
 
 
 def _empirical(path: Path) -> np.ndarray:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a CSV file of seconds") from None
-    column = rows[0].index("seconds") if rows and "seconds" in rows[0] else 0
-    try:
-        start = 0 if rows and _is_float(rows[0][column]) else 1
-        seconds = np.array([float(row[column]) for row in rows[start:]])
-    except (ValueError, IndexError) as error:
-        raise InputError(f"{path}: a row holds no length in seconds ({error})") from None
-    if not len(seconds) or not np.all(np.isfinite(seconds) & (seconds > 0)):
-        raise InputError(f"{path}: needs at least one length, each above 0 seconds")
-    return seconds
+    column = read_column(path, "seconds")
+    seconds = column.numbers("length in seconds")
+    for (line, text), value in zip(column.cells, seconds, strict=True):
+        if not 0 < value <= MAX_SECONDS:
+            raise InputError(
+                f"{path}: line {line}: {text} must be seconds above 0 and at most {MAX_SECONDS:g} (90 minutes): "
+                "minutes and milliseconds are no seconds, convert them; cut what is longer into parts"
+            )
+    return np.array(seconds, dtype=float)
 
 
 _SHAPES = {"fixed": _fixed, "uniform": _uniform, "lognormal": _lognormal, "empirical": _empirical}
@@ -289,34 +357,26 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _between(rng: np.random.Generator, bounds: tuple[int, int]) -> int:
     return int(rng.integers(bounds[0], bounds[1] + 1))
 
 
-def _read_script(path: Path) -> tuple[Turn, ...]:
+def _read_script(path: Path) -> Script:
     try:
-        return tuple(parse_script(validate_utf8(path.read_bytes())))
+        return read_script(validate_utf8(read_bytes(path)))
     except ScriptError as error:
         raise ScriptError(f"{path}: {error}") from None
 
 
-def _fit_words(turns: tuple[Turn, ...], words: int) -> list[Turn]:
-    repeats, rest = divmod(words, count_words(turns))
+def _fit(turns: tuple[Turn, ...], ticks: int) -> list[Turn]:
+    """The turns cut, or repeated, so that they take ``ticks`` to speak."""
+    repeats, rest = divmod(ticks, sum(speech_ticks(turn.text) for turn in turns))
     fitted = list(turns) * repeats
     for turn in turns:
-        if not rest:
+        if rest <= 0:
             break
-        spoken = turn.text.split()[:rest]
-        rest -= len(spoken)
-        fitted.append(Turn(turn.speaker, " ".join(spoken)))
+        fitted.append(Turn(turn.speaker, cut_to_ticks(turn.text, rest)))
+        rest -= speech_ticks(turn.text)
     return fitted
 
 

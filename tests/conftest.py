@@ -1,10 +1,13 @@
 """One real Triton server for all tests that need one."""
 
 import asyncio
+import contextlib
+import importlib
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -18,6 +21,12 @@ settings.register_profile("no deadline", deadline=None)  # a busy machine is no 
 settings.load_profile("no deadline")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background: what tests start would not hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+HAS_GPU = Path("/proc/driver/nvidia").exists()
+with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
+    # Triton's functions are for its interpreter or for its compiler from the first import on, which comes with
+    # transformers in many tests. Set for the import only: processes that tests start are to compile.
+    patch.setenv("TRITON_INTERPRET", "" if HAS_GPU else "1")
+    importlib.import_module("triton")
 os.environ.pop("COLUMNS", None)  # set to 80 in pytest-xdist's workers; a console keeps what it finds when it is made
 
 

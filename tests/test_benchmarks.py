@@ -55,6 +55,7 @@ def test_an_unknown_option_is_a_mistake_in_one_line(script, load, capsys):
         ("ninety_minutes", ["--frames", "40501"], "from 20 to 40500"),
         ("sessions", ["--only", "leak,leek"], "'leek' is none of admission, cancellation, leak, warm"),
         ("hops", ["--streams", "1,,4"], "'' is not a whole number"),
+        ("kernels", ["--arch", "sm_90,sm_70"], "'sm_70' is none of sm_80, sm_89, sm_90"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(script, arguments, message, load, capsys):
@@ -72,6 +73,7 @@ def test_a_value_that_cannot_be_used_is_named(script, arguments, message, load, 
         ("oracle", ["--checkpoint", "/nowhere"], "config.json"),
         ("ninety_minutes", ["--script", "/nowhere.txt"], "/nowhere.txt cannot be read"),
         ("hops", ["--preset", "2b"], "unknown preset"),
+        ("kernels", ["--preset", "1.5b,2b"], "unknown preset"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_a_server_starts(script, arguments, message, load):

@@ -15,6 +15,7 @@ from harness import wire
 from harness.capacity.cards import Card
 from harness.capacity.losses import EARLY_S, OVERLOAD, lose, with_spares
 from harness.capacity.memory import KvRoom
+from harness.capacity.other_card import scaled
 from harness.capacity.outlook import carried, costs, forecast, months_until, price_of
 from harness.capacity.plan import pools_of
 from harness.capacity.pools import Pools
@@ -217,6 +218,89 @@ def test_a_plan_says_what_other_devices_would_carry(measured):
     audio = 3.0 * MIX.mean_frames() / 7.5
     last = row["targets"][-1]
     assert last["cost_per_audio_hour"] == pytest.approx(4.0 * last["devices"] / audio, rel=0.01)
+
+
+def split(content, host_ms=1.5):
+    """The profile, so much of every time the host's."""
+    parts = {"host_ms": host_ms, "device_ms_from": "profiler"}
+    rows = {
+        stage: [row | parts | {"device_ms": row["ms"] - host_ms} if "ms" in row else row for row in stages]
+        for stage, stages in content["stages"].items()
+    }
+    return content | {"stages": rows}
+
+
+def test_a_card_is_held_for_the_gpus_part_of_a_step_and_its_host_is_busy_beside():
+    card, whole = Card.of_profile(split(profile())), Card.of_profile(profile())
+    assert card.worst_residual < 1e-6
+    assert card.tau0_s == pytest.approx({wire.LLM: 0.0025, wire.DIFFUSION: 0.0085, wire.VOCODER: 0.0005})
+    assert card.host_s == pytest.approx(dict.fromkeys(wire.STAGES, 0.0015))
+    one, all_of_it = (each.topology({}, 400.0) for each in (card, whole))
+    assert one.alone_s() == pytest.approx(all_of_it.alone_s())
+    assert one.fastest_s(16) < all_of_it.fastest_s(16)
+    assert "beside" in card.note and "does not separate" in whole.note
+
+
+def test_a_devices_part_beyond_its_time_is_refused():
+    for part in (0.0, -1.0, 99.0, None, math.nan):
+        rows = [{"batch": b, "ms": 2.0, "device_ms": part} for b in (1, 4, 16)]
+        with pytest.raises(InputError, match="no profile"):
+            Card.of_profile(profile(**{wire.VOCODER: rows}))
+
+
+# --- a card that was not measured
+
+
+def launch_bound(host_ms=12.0, gpu_ms=2.0, **more):
+    """A profile of a card of 3,000 GB/s and 700 TFLOP/s, bound by memory: 2 GB move in what is ideally 0.67 ms."""
+    row = {"ms": host_ms + gpu_ms, "device_ms": gpu_ms, "bytes": 2_000_000_000, "gflop": 1.0}
+    rows = [row | {"batch": b, "device_ms_from": "profiler"} for b in (1, 4, 16)]
+    content = profile(**{stage: rows for stage in wire.STAGES})
+    return content | {"bandwidth_gb_s": 3000.0, "tflop_s": 700.0} | more
+
+
+def test_twice_the_bandwidth_halves_the_gpus_part_and_leaves_python_as_it_is():
+    (row, *_) = scaled(launch_bound(), "twice", 6000.0, 700.0)["stages"][wire.LLM]
+    assert (row["ms"], row["device_ms"], row["host_ms"]) == pytest.approx((13.0, 1.0, 12.0))
+
+
+def test_the_floor_turns_from_memory_to_arithmetic():
+    """2 GB at 6,000 GB/s take 0.33 ms; 400 GFLOP at 700 TFLOP/s take 0.57, and did so before: 0.67 x 0.57 / 0.67."""
+    content = launch_bound()
+    for row in content["stages"][wire.LLM]:
+        row["gflop"] = 400.0
+    (row, *_) = scaled(content, "twice", 6000.0, 700.0)["stages"][wire.LLM]
+    assert row["device_ms"] == pytest.approx(2.0 * (400 / 700) / (2 / 3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0, 50), st.floats(0.1, 50), st.floats(0.2, 5))
+def test_the_same_card_is_itself_and_speed_only_moves_the_gpus_part(host_ms, gpu_ms, speed):
+    content = launch_bound(host_ms, gpu_ms)
+    for factor in (1.0, speed):
+        for row in scaled(content, "x", 3000.0 * factor, 700.0 * factor)["stages"][wire.DIFFUSION]:
+            assert row["ms"] == pytest.approx(host_ms + gpu_ms / factor)
+
+
+def test_what_was_scaled_says_so_in_the_plan(measured):
+    content = scaled(launch_bound(), "B200", 6000.0, 1400.0)
+    assert (content["device"], content["basis"]) == ("B200", "extrapolated")
+    assert content["model"] == launch_bound()["model"]
+    assert scaled(launch_bound(), "B200", 6000.0, 1400.0, 5e10)["model"]["kv_room_bytes"] == 5 * 10**10
+    (row,) = plan_of(fit_of(measured), measured, profiles={"B200": content})["device_types"]
+    assert "scaled from the profile of NVIDIA H200" in row["note"] and "the host's time as it is" in row["note"]
+    whole = launch_bound()
+    for row in whole["stages"][wire.LLM]:
+        del row["device_ms"], row["device_ms_from"]
+    assert "the host's time is scaled too" in scaled(whole, "B200", 6000.0, 1400.0)["note"]
+
+
+def test_a_profile_without_bytes_and_operations_cannot_be_scaled():
+    for content in (profile(), launch_bound(bandwidth_gb_s=None), launch_bound(tflop_s=0.0)):
+        with pytest.raises(InputError, match="cannot be scaled to another card: .*harness profile"):
+            scaled(content, "B200", 6000.0, 1400.0)
+    with pytest.raises(InputError, match="0 GB/s"):
+        scaled(launch_bound(), "B200", 0.0, 1400.0)
 
 
 def test_a_profile_with_too_few_points_is_refused(measured):

@@ -59,3 +59,19 @@ def test_refuses_fewer_than_six_points(n):
 def test_refuses_a_rung_without_throughput():
     with pytest.raises(InconclusiveError, match="no positive throughput"):
         fit_scaling(np.arange(1, 8), np.array([1, 2, 3, 0, 5, 6, 7.0]))
+
+
+@pytest.mark.parametrize("rate", [1e-3, 5.0, 1e5])
+def test_a_throughput_that_is_exactly_flat_is_all_contention(rate):
+    fit = fit_scaling(np.array([1, 2, 4, 8, 16, 32.0]), np.full(6, rate))
+    assert (fit.sigma, fit.r_squared) == (pytest.approx(1, abs=1e-3), 1.0)
+    assert fit.throughput_at_concurrency(64) == pytest.approx(rate, rel=0.01)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([1.0, 1.0 + 1e-15, 2.0]), min_size=6, max_size=6))
+def test_nearly_flat_data_are_fitted_or_refused(x):
+    try:
+        assert math.isfinite(fit_scaling(np.array([1, 2, 4, 8, 16, 32.0]), np.array(x)).gamma)
+    except InconclusiveError:
+        pass

@@ -61,7 +61,7 @@ def files(tmp_path):
         (("serve", "--parameter", "entry.waiting_limit=3"), "vibevoice_full_pipeline.waiting_limit"),
         (("serve", "--parameter", "waiting_limit"), "<model>.<parameter>=<value>"),
         (("serve", "--emulate", "{}/misspelt.yaml"), "harness profile"),
-        (("serve", "--gpus", "4"), "emulated GPUs"),
+        (("serve", "--gpus", "4"), "this host has no GPU: leave gpus out"),
         (("profile", "--preset", "2b"), "tiny, 1.5b or 7b"),
         (("profile", "--device", "tpu"), "auto, cpu, cuda"),
         (("profile", "--budget-seconds", "nan"), "5 to 86400"),

@@ -113,7 +113,7 @@ def test_a_whole_stream_is_done():
 
     result = run(Timetable(first_s=0.02), use)
     assert (result.outcome, result.error, result.loop) == (Outcome.DONE, "", "closed")
-    assert (result.traffic_class, result.speakers, result.script_words, result.frames) == ("short", 1, 3, 7)
+    assert (result.traffic_class, result.speakers, result.script_words, result.frames) == ("short", 1, 1, 7)
     assert result.chunks.samples.tolist() == [9600, 9600, 3200]
     assert [len(audio) for audio in heard] == [38400, 38400, 12800]
     chunks = result.chunks

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness import doctor, packages, probe
+from harness import doctor, nvml, packages
 from harness.doctor import Card, Host
 from harness.triton.config import Deployment
 from harness.triton.server import shared_memory_needed
@@ -111,10 +111,12 @@ def test_the_cuda_of_torch_is_read_without_importing_it(tmp_path, cuda, said):
 
 
 def test_gpus_are_read_from_the_driver(monkeypatch):
-    monkeypatch.setattr(probe, "_nvidia_smi", lambda query: "NVIDIA A, 580.1, 81559, 81000\nNVIDIA B, 580.1, [N/A], 5")
+    first = nvml.Gpu(0, "NVIDIA A", "GPU-a", 81559 * MIB, 81000 * MIB, "580.1")
+    told = first, nvml.Gpu(1, "NVIDIA B", "GPU-b", 0, 5 * MIB, "580.1")
+    monkeypatch.setattr(nvml, "gpus", lambda: told)
     assert doctor._cards() == (
         Card("NVIDIA A", "580.1", 81559 * MIB, 81000 * MIB),
         Card("NVIDIA B", "580.1", 0, 5 * MIB),
     )
-    monkeypatch.setattr(probe, "_nvidia_smi", lambda query: "")
+    monkeypatch.setattr(nvml, "gpus", lambda: ())
     assert doctor._cards() == ()

@@ -52,7 +52,6 @@ def test_a_plan_can_ask_for_emulated_gpus(tmp_path):
     ("change", "url", "message"),
     [
         ({"profile": "none.json"}, None, "cannot read"),
-        ({"profile": "''", "gpus": 2}, None, "emulated GPUs"),
         ({"more": "parameters: {none.x: 1}\n"}, None, "unknown parameter"),
         ({}, "127.0.0.1:1", "--url out"),
     ],

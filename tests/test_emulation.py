@@ -70,10 +70,11 @@ class Clock:
     """A GPU that only counts what is asked of it."""
 
     def __init__(self):
-        self.spent_ms = []
+        self.spent_ms, self.host_ms = [], []
 
-    def spend(self, milliseconds):
+    def spend(self, milliseconds, host_ms=0.0):
         self.spent_ms.append(milliseconds)
+        self.host_ms.append(host_ms)
 
 
 # Times between and beyond the points
@@ -161,6 +162,10 @@ def test_what_is_no_profile_is_named(tmp_path, content):
             lambda content, ms=ms: content["stages"][wire.DIFFUSION][0].update(ms=ms)
             for ms in (None, "3", 0.0, -1.0, math.nan, math.inf)
         ),
+        *(
+            lambda content, ms=ms: content["stages"][wire.VOCODER][0].update(device_ms=ms)
+            for ms in (None, "3", 0.0, -1.0, math.nan, VOCODER_MS + 1)
+        ),
     ],
 )
 def test_a_spoiled_profile_is_refused_before_it_gives_times(tmp_path, spoil):
@@ -172,34 +177,137 @@ def test_a_spoiled_profile_is_refused_before_it_gives_times(tmp_path, spoil):
         Profile(file)
 
 
+# The device's part of a time
+
+
+def split(host_ms):
+    """The stages' points, each with so much of its time taken by the host."""
+    return {
+        stage: [p | {"device_ms": p["ms"] - host_ms, "device_ms_from": "profiler"} if "ms" in p else p for p in points]
+        for stage, points in STAGES.items()
+    }
+
+
+TIMES = st.sampled_from(
+    [
+        lambda times: times.step_ms([100]),
+        lambda times: times.step_ms([900] * 50),
+        lambda times: times.prefill_ms(900, 20),
+        lambda times: times.denoise_ms([10]),
+        lambda times: times.vocode_ms(9),
+        lambda times: times.vocode_ms(90),
+        lambda times: times.encode_ms(11),
+    ]
+)
+
+
+@given(TIMES, st.floats(0, 3.5))
+def test_the_parts_of_a_call_are_its_wall_time_at_the_points_between_and_beyond(tmp_path_factory, time_of, host_ms):
+    profile = Profile(write(tmp_path_factory.mktemp("p") / "split.json", split(host_ms)))
+    host, device = profile.parts_ms(time_of)
+    assert host + device == pytest.approx(time_of(profile)) and device > 0
+    assert host == pytest.approx(host_ms, abs=1e-9)
+
+
+def test_other_numbers_of_steps_split_the_time_as_the_usual_number_does(tmp_path):
+    profile = Profile(write(tmp_path / "split.json", split(2.0)))
+    host, device = profile.parts_ms(lambda times: times.denoise_ms([5]))
+    assert (host, device) == (pytest.approx(1.0), pytest.approx(2.0))
+
+
+def test_device_times_that_fall_faster_than_wall_times_never_leave_less_than_none_to_the_host(tmp_path):
+    points = [{"batch": b, "ms": 10.0, "device_ms": d} for b, d in ((1, 1.0), (8, 9.0))]
+    profile = Profile(write(tmp_path / "p.json", STAGES | {wire.VOCODER: points}))
+    assert profile.parts_ms(lambda times: times.vocode_ms(64)) == (0.0, 10.0)
+
+
+def test_a_profile_says_where_its_device_times_are_from(tmp_path, profile):
+    assert profile.parts_ms(lambda times: times.vocode_ms(1)) == (0.0, VOCODER_MS)
+    assert "not separated" in profile.basis
+    separated = Profile(write(tmp_path / "split.json", split(1.0)))
+    assert separated.basis == "device times from: profiler"
+
+
+def test_every_stage_holds_the_gpu_for_the_devices_part_alone(tmp_path):
+    profile, clock = Profile(write(tmp_path / "split.json", split(3.0))), Clock()
+    llm = EmulatedLLM(profile, clock, 1 << 40)
+    llm.open(1, 64, 5)
+    llm.prefill(1, np.zeros(64, np.int32))
+    llm.step([1])
+    EmulatedDiffusion(profile, clock).denoise(None, None, None, [10])
+    vocoder = EmulatedVocoder(profile, clock)
+    vocoder.open(1)
+    vocoder.step([1], None, np.array([wire.TOKEN_SPEECH_FRAME]))
+    EmulatedVoice(profile, clock).encode(np.zeros(3 * wire.SAMPLE_RATE_HZ))
+    assert clock.spent_ms == pytest.approx([8.0 - 3, LLM_MS - 3, DIFFUSION_MS - 3, VOCODER_MS - 3, 4.0 - 3])
+    assert clock.host_ms == pytest.approx([3.0] * 5)
+
+
 # Turns on a GPU
 
 
 TAKE_TURNS = """
 import pathlib, sys, time
 from harness.vibevoice.emulation import EmulatedGPU
-gpu = EmulatedGPU(pathlib.Path(sys.argv[1]))
+gpu, device_ms, host_ms = EmulatedGPU(pathlib.Path(sys.argv[1])), float(sys.argv[2]), float(sys.argv[3])
 print("ready", flush=True)
 sys.stdin.readline()
 began = time.monotonic_ns()
 for _ in range(10):
-    gpu.spend(5.0)
+    gpu.spend(device_ms, host_ms)
 print(began, time.monotonic_ns())
 """
 
 
-def test_processes_that_share_a_gpu_take_turns(tmp_path):
-    command = [sys.executable, "-c", TAKE_TURNS, str(tmp_path / "gpu-0")]
+def together_ms(tmp_path, processes, device_ms, host_ms=0.0):
+    """Milliseconds that so many processes take for ten calls each."""
+    command = [sys.executable, "-c", TAKE_TURNS, str(tmp_path / "gpu-0"), str(device_ms), str(host_ms)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-    processes = [subprocess.Popen(command, **pipes) for _ in range(3)]
-    for process in processes:
+    running = [subprocess.Popen(command, **pipes) for _ in range(processes)]
+    for process in running:
         assert process.stdout.readline() == "ready\n"
-    for process in processes:
+    for process in running:
         process.stdin.write("go\n")
         process.stdin.flush()
-    times = [list(map(int, process.communicate(timeout=30)[0].split())) for process in processes]
-    first, last = min(began for began, _ in times), max(ended for _, ended in times)
-    assert last - first >= 3 * 10 * 5_000_000
+    times = [list(map(int, process.communicate(timeout=30)[0].split())) for process in running]
+    return (max(ended for _, ended in times) - min(began for began, _ in times)) / 1e6
+
+
+def test_processes_that_share_a_gpu_take_turns(tmp_path):
+    assert together_ms(tmp_path, 3, device_ms=5.0) >= 3 * 10 * 5.0
+
+
+def test_host_times_of_two_processes_pass_side_by_side(tmp_path):
+    """Ten calls of 16 + 4 ms each: 200 ms for both together, where turns of whole calls would take 400."""
+    assert 200 <= together_ms(tmp_path, 2, device_ms=4.0, host_ms=16.0) < 320
+
+
+def test_beside_host_times_the_gpu_still_takes_turns(tmp_path):
+    """Ten calls of 4 + 16 ms each, of two processes: 20 turns of 16 ms."""
+    assert together_ms(tmp_path, 2, device_ms=16.0, host_ms=4.0) >= 20 * 16
+
+
+@pytest.mark.parametrize(("host_ms", "device_ms"), [(0.0, 3.0), (3.0, 1.0), (1.0, 4.0)])
+def test_a_process_alone_takes_host_and_device_time_and_no_more(tmp_path, monkeypatch, host_ms, device_ms):
+    """On a clock that moves only in sleeps: exact, and a sleeper that wakes late makes up for it in its turn."""
+    now, late_ns = [10**9], [0]
+
+    def sleep(seconds):
+        now[0] += round(seconds * 1e9) + late_ns.pop()
+        late_ns.append(0)
+
+    def monotonic_ns():
+        now[0] += 100
+        return now[0]
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic_ns", monotonic_ns)
+    gpu = EmulatedGPU(tmp_path / "gpu-0")
+    for late_ms in (0.0, 0.9 if host_ms else 0.0):
+        late_ns[0] = round(late_ms * 1e6)
+        began = now[0]
+        gpu.spend(device_ms, host_ms)
+        assert (now[0] - began) / 1e6 == pytest.approx(host_ms + device_ms, abs=1e-3)
 
 
 def test_a_gpu_is_held_for_its_time_and_not_less(tmp_path):

@@ -20,6 +20,9 @@ from harness.triton import stub
 
 ROOT = Path(__file__).resolve().parents[1]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+WHERE = "\n".join(
+    ("from harness import places, provenance", "print(places.REPOSITORY, places.ROOT, provenance.commit(), sep='\\n')")
+)
 
 
 def run(command, cwd, **more):
@@ -112,15 +115,13 @@ def test_an_editable_install_is_the_checkout(source, tmp_path):
     (stub.packages_of(tmp_path / "venv") / "others.pth").write_text("\n".join(stub.search_path()[1:]))
     editable = [*PIP, "--python", python, "install", "-q", "--no-deps", "--no-build-isolation", "-e", source]
     done(editable, tmp_path)
-    code = "from harness import places, probe; print(places.REPOSITORY, places.ROOT, probe.commit(), sep='\\n')"
-    repository, root, commit = done([python, "-c", code], tmp_path).splitlines()
+    repository, root, commit = done([python, "-c", WHERE], tmp_path).splitlines()
     assert (repository, root) == (str(source / "model_repository"), str(source))
     assert commit.removesuffix("-dirty") == commit_of(source)
 
 
 def test_it_keeps_its_state_in_the_folder_where_it_is_started(installed, empty, source):
-    code = "from harness import places, probe; print(places.REPOSITORY, places.ROOT, probe.commit(), sep='\\n')"
-    repository, root, commit = done([installed / "python", "-c", code], empty).splitlines()
+    repository, root, commit = done([installed / "python", "-c", WHERE], empty).splitlines()
     packages = stub.packages_of(installed.parent)
     assert (repository, root) == (str(packages / "harness" / "model_repository"), str(empty))
     assert commit == f"{commit_of(source)} (installed, version 0.1.0)"

@@ -9,8 +9,20 @@ ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = {"records", "wire", "errors"}
 # Rooms from the ground up; a room may import rooms of lower layers, and of its own layer without a cycle.
 LAYERS = {
-    0: {*VOCABULARY, "compiling", "places", "packages"},
-    1: {"rungs", "script", "workload", "arrivals", "metrics", "slo", "spec", "capacity", "certificate", "explore"},
+    0: {*VOCABULARY, "compiling", "nvml", "provenance", "identity", "places", "packages", "voice_folder"},
+    1: {
+        "columns",
+        "rungs",
+        "script",
+        "workload",
+        "arrivals",
+        "metrics",
+        "slo",
+        "spec",
+        "capacity",
+        "certificate",
+        "explore",
+    },
     2: {
         "targets",
         "replicas",
@@ -51,7 +63,10 @@ LAYERS = {
     },
 }
 SIDE_ROOM = "vibevoice"  # server-side torch
-SIDE_ROOM_MAY_IMPORT = {"wire", "errors", "script", "compiling", SIDE_ROOM}
+SIDE_ROOM_MAY_IMPORT = {
+    *("wire", "errors", "script", "compiling", "voice_folder", "identity", "places", "provenance"),
+    SIDE_ROOM,
+}
 LAYER_OF = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 FILES = sorted(path for path in (ROOT / "harness").rglob("*.py") if path.name != "__init__.py")
 

@@ -134,7 +134,7 @@ def test_a_point_without_room_is_left_out_and_the_next_one_measured(error):
 
 def test_a_context_that_no_room_holds_is_left_out_too(monkeypatch):
     monkeypatch.setattr(child, "_kv_room", lambda *_: 1 << 20)
-    profiler = child.Profiler(Weights(), budget_s=5, quick=True, say=print)
+    profiler = child.Profiler(Weights(), budget_s=600, quick=True, say=print)
     profiler.speed = {"bandwidth_gb_s": 1.0, "tflop_s": 1.0}
     bench = child.LLMBench(profiler.weights, profiler.roofline)
     at = {"batch": 1, "context": 7_600}  # 3.9 MB of KV cache
@@ -170,6 +170,9 @@ def test_a_profile_holds_every_stage_beside_its_roofline_and_how_it_came_to_be(m
     assert all(point["ms"] > 0 and point["roofline_ms"] > 0 and point["samples"] >= 1 for point in timed)
     assert all(point in timed or point["left_out"] == "no time left" for point in points)  # on a very busy machine
     assert all("ms" in stage[0] for stage in profile["stages"].values())
+    assert all((point["device_ms"], point["host_ms"]) == (point["ms"], 0) for point in timed)  # a CPU is its own device
+    assert {point["device_ms_from"] for point in timed} == {"cpu"}
+    assert profile["manifest"]["device_ms_from"] == {"cpu": len(timed)}
     assert {"commit", "versions", "host", "command", "created_at", "weights", "self_noise"} <= set(profile["manifest"])
     assert profile["manifest"]["command"].startswith("harness profile --preset tiny --device cpu")
 
@@ -185,6 +188,20 @@ def test_the_table_shows_milliseconds_and_roofline_of_every_point(measured):
         for point in points:
             assert (point.get("left_out") or f"{point['ms']:.3g} (") in shown
     assert all(title in shown for title in ("LLM step", "prompt part", "diffusion", "vocoder", "voice encoder"))
+
+
+@pytest.mark.parametrize(("source", "share"), [("profiler", "17%"), ("events", "17%*"), ("wall", None), ("cpu", None)])
+def test_the_table_shows_the_devices_share_where_it_was_measured_within_80_columns(source, share):
+    point = {"ms": 1214.2, "roofline_ms": 2.2234, "device_ms": 206.4, "device_ms_from": source}
+    cells = [{"batch": b, "context": c, **point} for b in (1, 64) for c in child.Grid().contexts]
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))
+    (table,) = tables({"stages": {wire.LLM: cells}})
+    console.print(table)
+    shown = console.export_text()
+    assert shown.count("1214 (2.22)") == len(cells) and "…" not in shown
+    assert shown.count("17%") == (len(cells) if share else 0)
+    assert (share or "1214") in shown and ("the rest is the host's" in shown) == bool(share)
+    assert ("gaps" in shown) == (source == "events")
 
 
 def test_a_profile_can_be_emulated_as_it_is(measured):

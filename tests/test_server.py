@@ -276,6 +276,7 @@ def test_a_server_that_aborts_while_it_starts_is_started_once_more(tmp_path, mon
 
 
 def test_a_model_that_cannot_load_is_named_with_its_reason(tmp_path):
+    (tmp_path / "config.json").write_text("{")
     with pytest.raises(ServerError, match="config.json"):
         TritonServer(Deployment(checkpoint=str(tmp_path)), root=tmp_path).start()
     assert not list((tmp_path / ".harness").iterdir())

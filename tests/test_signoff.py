@@ -11,15 +11,18 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import still_running
+from fake_triton import Timetable, serving
 
-from harness import runs, store
+from harness import runs, store, wire
 from harness import signoff as job
 from harness.errors import InputError, ServerError, StoreError
+from harness.identity import StageIdentity
 from harness.records import Trial
 from harness.report.seal import sign
 from harness.runs import plan_of
+from harness.spec import load_plan
 from harness.store import Run
-from harness.sweep import Load, Measured, TrialBroken, asked, deployed, trial_id
+from harness.sweep import Driver, Load, Measured, TrialBroken, asked, deployed, trial_id
 from harness.triton.config import Deployment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +50,7 @@ def plan(tmp_path):
 class FakeServer:
     url, pid = "127.0.0.1:1", None
     running = True
+    stages = (StageIdentity(wire.LLM, "llm@0", "cpu", "cpu", dtype="float32", preset="tiny"),)
 
     def __enter__(self):
         return self
@@ -102,6 +106,46 @@ def test_an_interrupted_sweep_goes_on_without_repeating_a_trial(plan, tmp_path, 
     assert len(fakes.measured) == len(set(fakes.measured)) == 3
     assert [trial.trial_id for trial in again.run.trials()] == fakes.measured
     assert not (again.run.path / ".work").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mix: quick": "mix: {name: quick, voices: [1, 99]}"}, "mix.voices: 99: the server has voices 1 to 4"),
+        ({"diffusion_decoder.delay_us: [0, 1000, 2000]": "preferred_batch: [0, 64]"}, "preferred_batch 64 .* is 32"),
+        (
+            {"seed: 3": "seed: 3\nparameters: {vibevoice_full_pipeline.voices: none}"},
+            "voices folder none: there is no such folder",
+        ),
+        ({"seed: 3": "seed: 3\nparameters: {vibevoice_llm_encoder.kv_limit_bytes: 8G}"}, "kv_limit_bytes is 8G"),
+    ],
+)
+def test_a_plan_that_no_server_can_carry_is_refused_when_it_is_read(plan, tmp_path, fakes, changes, message):
+    text = PLAN
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    plan.write_text(text)
+    with pytest.raises(InputError, match=message):
+        job.SignOff(plan, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_voices_of_servers_that_are_not_ours_are_theirs_to_know(plan, tmp_path):
+    plan.write_text(PLAN.replace("mix: quick", "mix: {name: quick, voices: [99]}"))
+    job.SignOff(plan, tmp_path, url="127.0.0.1:1")
+
+
+def test_what_a_server_refuses_for_good_ends_the_job_as_a_mistake_in_the_plan(plan, tmp_path):
+    """Exit code 64, and no ladder after the first: a retry cannot help."""
+    refusal = f"{wire.REFUSED}unknown voice id 99 for speaker 1"
+    with serving(Timetable(fail_after=0, error=refusal)) as fake:
+        server = FakeServer()
+        server.url, server.target, server.metrics_url = fake.url, fake.url, ""
+        server.reload = lambda deployment: []
+        driver = Driver(server, plan, load_plan(plan), tmp_path, Deployment())
+        with pytest.raises(InputError, match="^the server refuses what the plan asks for.*: unknown voice id 99"):
+            driver.run({}, Load(30, seed=1, sessions=(1, 2)))
 
 
 def test_a_finished_sweep_starts_no_server(plan, tmp_path, fakes, monkeypatch):
@@ -282,6 +326,19 @@ def test_a_run_keeps_the_profiles_that_it_began_with(plan, tmp_path):
     profile.unlink()
     again = Run.open(run.path)
     assert runs.terms_of(again.manifest, runs.spec_of(again)).profiles == {"H200": content}
+
+
+def test_a_plan_can_ask_what_a_card_would_carry_that_nobody_profiled(plan, tmp_path):
+    shutil.copy(ROOT / "results" / "profiles" / "amd-epyc-tiny.json", tmp_path / "cpu.json")
+    plan.write_text(PLAN + "profiles: {twice: {profile: cpu.json, bandwidth_gb_s: 121.4, tflop_s: 0.2074}}\n")
+    run = job.SignOff(plan, tmp_path / "results").run
+    content = runs.terms_of(run.manifest, runs.spec_of(run)).profiles["twice"]
+    (first, *_) = content["stages"][wire.LLM]
+    assert content["device"] == "twice" and "scaled from the profile of AMD EPYC" in content["note"]
+    assert first["ms"] == pytest.approx(0.29424 / 2, rel=1e-3)  # all of it, as older profiles do not separate it
+    plan.write_text(PLAN + "profiles: {twice: {profile: cpu.json, bandwidth_gb_s: 121.4}}\n")
+    with pytest.raises(InputError, match="profiles.twice.*both bandwidth_gb_s and tflop_s"):
+        job.SignOff(plan, tmp_path / "results")
 
 
 def test_one_measurement_at_a_time_on_a_host(tmp_path):

@@ -28,10 +28,36 @@ def spoken(script, timetable=None, wav=None, **manner):
 
 def test_a_script_is_spoken_as_long_as_its_text_takes(script, tmp_path):
     sentence, sent = spoken(script, wav=tmp_path / "talk.wav")
-    assert sent[wire.FRAMES] == [28] and sent[wire.SPEAKER_IDS] == [1, 2]  # 11 words at 180 a minute
-    assert "2 speakers, 11 words, 28 of 28 frames (3.7 s of audio)" in sentence and "first audio after" in sentence
+    assert sent[wire.FRAMES] == [18] and sent[wire.SPEAKER_IDS] == [1, 2]  # 7 words at 180 a minute
+    assert "2 speakers, 7 words, 18 of 18 frames (2.4 s of audio)" in sentence and "first audio after" in sentence
     with wave.open(str(tmp_path / "talk.wav")) as file:
-        assert (file.getnframes(), file.getframerate()) == (28 * 3200, 24_000)
+        assert (file.getnframes(), file.getframerate()) == (18 * 3200, 24_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "frames"),
+    [
+        ("Speaker 1: Yes.\nSpeaker 2: Yes.\n" * 50, 250),  # 100 words: markers are none
+        ("Speaker 1：大家好，欢迎收听今天的节目。", 20),  # 12 characters at 4.5 a second
+    ],
+)
+def test_markers_are_no_words_and_characters_without_spaces_are_counted(script, text, frames):
+    script.write_text(text, encoding="utf-8")
+    _, sent = spoken(script)
+    assert sent[wire.FRAMES] == [frames]
+
+
+def test_speakers_keep_the_voice_of_their_number_and_what_is_no_marker_is_said(script):
+    script.write_text("SPEAKER 1: Hi.\nSpeaker3: Yes?\nHost: well.")
+    sentence, sent = spoken(script)
+    assert sent[wire.SPEAKER_IDS] == [1, 3] and "2 speakers, 4 words" in sentence
+    assert sent[wire.TEXT_INPUT] == "Speaker 1: Hi.\nSpeaker 2: Yes? Host: well."
+    assert "warning: talk.txt: line 3: 'Host' looks like a speaker" in sentence
+    script.write_text("Just words.")
+    assert "warning: talk.txt: no line begins with a marker" in spoken(script)[0]
+    script.write_text("Speaker 9: Hi.")
+    with pytest.raises(InputError, match="talk.txt: line 1: speaker 9 is outside 1 to 4"):
+        speak_file(NOWHERE, script)
 
 
 def test_what_is_not_asked_for_is_not_sent(script):

@@ -69,6 +69,17 @@ def test_a_mix_written_out_reads_its_files_beside_the_plan(tmp_path):
     assert plan.script_source().files[0][0].text == "hello"
 
 
+def test_a_class_of_a_plan_can_speak_its_scripts_whole(tmp_path):
+    (tmp_path / "talk.txt").write_text("Speaker 1: one two three")
+    path = write(tmp_path, mix=custom_mix(length="from_script"), promises=SHORT, scripts=".")
+    assert load_plan(path).traffic_mix().mean_frames() == 8
+
+
+def test_a_preferred_batch_may_reach_the_highest_that_it_is_combined_with(tmp_path):
+    space = {"max_batch": [8], "neural_vocoder.max_batch": [16], "neural_vocoder.preferred_batch": [0, 16]}
+    assert len(load_plan(write(tmp_path, space=space)).points()) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -117,11 +128,21 @@ def test_a_mix_written_out_reads_its_files_beside_the_plan(tmp_path):
             {"search": {"objective": {"maximise": "sessions", "at_most": {"short.sessions": 1}}}},
             "search.objective: short.sessions: unknown metric of a class",
         ),
+        ({"profiles": {"H200": {"profile": "x", "tflop_s": 9.0}}}, "profiles.H200: another card needs both"),
+        ({"profiles": {"H200": {"profile": "x", "kv_room_gb": 9.0}}}, "profiles.H200: kv_room_gb is of another card"),
+        ({"profiles": {"H200": {"tflop_s": 9.0}}}, "profiles.H200.profile: "),
+        ({"profiles": {"H200": 7}}, "profiles.H200: "),
         ({"fleet": 0}, "fleet: must be greater than or equal to 1"),
         ({"confidence": 1.0}, "confidence: must be less than or equal to 0.99"),
         ({"max_error": "0.25"}, "max_error: must be a valid number"),
         ({"max_error": 1e9}, "max_error: must be less than or equal to 1"),
         ({"scripts": "nowhere"}, "nowhere: no .txt file"),
+        (
+            {"space": {"max_batch": [8, 32], "diffusion_decoder.preferred_batch": [4, 16]}},
+            "space: diffusion_decoder: preferred_batch 16 is above max_batch 8",
+        ),
+        ({"mix": custom_mix(length=10), "promises": SHORT}, "mix.classes.short: a length is one of .*, not 10"),
+        ({"mix": custom_mix(length="from_script"), "promises": SHORT}, "from_script needs real scripts"),
     ],
 )
 def test_every_mistake_names_the_file_the_key_and_what_is_allowed(changes, message, tmp_path):

@@ -1,6 +1,7 @@
 """The frame loop through stages with delays, batches and instances."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -147,6 +148,17 @@ def test_the_hosts_work_around_a_turn_leaves_the_gpu_to_others():
     assert exactly(topology(two, host_s=0.002, one_gpu=True), 4).step_s == pytest.approx(0.04)
 
 
+def test_the_host_of_a_stage_leaves_the_gpu_to_others_too():
+    """Two stages of 12 ms of host and 2 ms of GPU: a round takes 28 ms, for 1 session and for 10 in batches of 1."""
+    stages = [Stage(name, 0.0, 0.002, max_batch=1, host_s=0.011, host_each_s=0.001) for name in ("llm", "vocoder")]
+    around = topology(*stages, one_gpu=True)
+    assert exactly(around, 1).step_s == pytest.approx(around.alone_s()) == pytest.approx(0.028)
+    # One at each stage: host times overlap, and of two that ask for the GPU at once one waits for the other's turn.
+    assert exactly(around, 2).step_s == pytest.approx(0.032)
+    many = topology(*(replace(each, instances=10) for each in stages), one_gpu=True)
+    assert exactly(many, 10).step_s == pytest.approx(many.fastest_s(10)) == pytest.approx(0.040)  # 20 turns of the GPU
+
+
 def test_its_step_time_drives_a_device():
     around = topology(*THREE, hop_s=0.0003)
     step_time = staged_step_time(around, 64, np.random.default_rng(1))
@@ -193,6 +205,7 @@ def test_knots_stand_on_both_sides_of_full_batches():
         lambda: Stage("llm", 0.0, 0.0),
         lambda: Stage("llm", 0.1, math.inf),
         lambda: Stage("llm", 0.1, 0.1, max_batch=0),
+        lambda: Stage("llm", 0.1, 0.1, host_s=-0.1),
         lambda: Topology(()),
         lambda: topology(*THREE, hop_s=-1.0),
         lambda: exactly(topology(*THREE), 0),

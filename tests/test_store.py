@@ -18,6 +18,7 @@ from harness.metrics import per_request
 from harness.records import (
     BatchStatistics,
     Chunks,
+    GpuSample,
     Outcome,
     Result,
     Rung,
@@ -45,7 +46,7 @@ MANIFEST = RunManifest(
 STAGES = (StageStatistics("diffusion_decoder", 9, 4, 100, 200, (BatchStatistics(1, 1, 20), BatchStatistics(4, 2, 90))),)
 SAMPLES = [
     ServerSample(5, STAGES, 12.5, 1 << 40, metrics={"nv_cpu_utilization": 0.5}),
-    ServerSample(6, (), gpu_percent=3.0, gpu_memory_bytes=7),
+    ServerSample(6, (), gpus=(GpuSample("GPU-a", 3.0, 7, 70.5), GpuSample("GPU-b"))),
 ]
 
 

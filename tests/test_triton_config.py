@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from harness import wire
+from harness import nvml, wire
 from harness.errors import InputError, ServerError
 from harness.records import BatchStatistics, StageStatistics
 from harness.triton.config import REPOSITORY, Deployment, as_json, read_config, write_repository
 from harness.triton.statistics import difference
+from harness.vibevoice.parameters import number
 
 
 def test_the_repository_holds_the_models_of_the_contract():
@@ -129,6 +130,56 @@ def test_emulated_gpus_get_an_instance_of_every_stage_each(tmp_path_factory, gpu
     assert values(configs[wire.ENTRY])["emulate"] == profile
 
 
+def host_with(monkeypatch, gpus):
+    found = tuple(nvml.Gpu(i, "NVIDIA H100", f"GPU-{i}", 80 << 30, 79 << 30, "580") for i in range(gpus))
+    monkeypatch.setattr(nvml, "visible", lambda: found)
+
+
+def test_on_a_host_with_gpus_every_stage_has_an_instance_on_each_that_is_asked_for(monkeypatch):
+    host_with(monkeypatch, 4)
+    kinds = model_config_pb2.ModelInstanceGroup
+    for gpus in (1, 3):
+        deployment = Deployment("1.5b", gpus=gpus)
+        deployment.check_host()
+        configs = deployment.configs()
+        for stage in wire.STAGES:
+            (group,) = configs[stage].instance_group
+            assert (group.kind, list(group.gpus), group.count) == (kinds.KIND_GPU, list(range(gpus)), 1)
+            assert values(configs[stage])["device"] == "gpu" and configs[stage].max_batch_size == 128
+        assert list(configs[wire.VOICE].instance_group[0].gpus) == [0]
+        assert configs[wire.ENTRY].instance_group[0].kind == kinds.KIND_CPU
+        assert configs[wire.FRAME].max_batch_size == 128
+        sessions = int(values(configs[wire.ENTRY])["sessions_at_once"])
+        assert sessions == 512 and configs[wire.LLM].sequence_batching.oldest.max_candidate_sequences == 2 * sessions
+    turned = {f"{wire.LLM}.max_batch": 16, f"{wire.LLM}.instances": 2}
+    knobs = Deployment("1.5b", knobs=turned, dtype="float16").configs()
+    assert knobs[wire.FRAME].max_batch_size == 16 and knobs[wire.LLM].instance_group[0].count == 2
+    assert values(knobs[wire.VOCODER])["dtype"] == "float16"
+
+
+def test_a_cpu_that_is_asked_for_and_emulated_gpus_are_no_gpu_of_the_host(monkeypatch, tmp_path):
+    host_with(monkeypatch, 2)
+    for deployment in (Deployment(device="cpu"), Deployment(emulate=write_profile(tmp_path / "tiny.json"))):
+        deployment.check_host()
+        for model, config in deployment.configs().items():
+            assert model == wire.FRAME or config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
+        assert deployment.kind in ("cpu", "emulated")
+
+
+@pytest.mark.parametrize(
+    ("have", "asked", "says"),
+    [
+        (0, {"device": "gpu"}, "1 GPUs are asked for, and this host shows none: see `harness doctor`"),
+        (2, {"gpus": 3}, "3 GPUs are asked for, and this host shows 2"),
+        (0, {"gpus": 2}, "gpus is 2, but this host has no GPU"),
+    ],
+)
+def test_gpus_that_a_host_has_not_are_refused_before_triton_starts(monkeypatch, have, asked, says):
+    host_with(monkeypatch, have)
+    with pytest.raises(InputError, match=says):
+        Deployment(**asked).check_host()
+
+
 def test_paths_are_absolute_whatever_the_server_runs_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.json").write_text("{}")
@@ -144,7 +195,10 @@ def test_paths_are_absolute_whatever_the_server_runs_in(tmp_path, monkeypatch):
         ({"preset": "none.json"}, "no such file"),
         ({"emulate": "none.json"}, "cannot read"),
         ({"emulate": __file__}, "harness profile"),
-        ({"gpus": 2}, "emulated GPUs"),
+        ({"gpus": 2, "device": "cpu"}, "the device is the CPU"),
+        ({"device": "tpu"}, "unknown device 'tpu': use one of auto, cpu, gpu"),
+        ({"dtype": "int8"}, "unknown dtype 'int8': use one of auto, float32, bfloat16, float16"),
+        ({"device": "gpu", "emulate": "tiny.json"}, "emulated stages compute nothing"),
         ({"gpus": 0, "emulate": "tiny.json"}, "1 to 64"),
         ({"preset": "7b", "emulate": "tiny.json"}, "measured at preset tiny, not 7b"),
     ],
@@ -197,6 +251,93 @@ def test_any_key_of_a_configuration_can_be_turned(knob, value, line):
     model = knob.split(":")[0].split(".")[0]
     assert line not in str(Deployment().configs()[model])
     assert line in str(Deployment(knobs={knob: value}).configs()[model])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({f"{wire.DIFFUSION}.preferred_batch": 64}, "diffusion_decoder: preferred_batch 64 .* max_batch, which is 32"),
+        ({f"{wire.LLM}.preferred_batch": 8, f"{wire.LLM}.max_batch": 4}, "preferred_batch 8 .* which is 4"),
+        ({f"{wire.DIFFUSION}:dynamic_batching.preferred_batch_size": [4, 64]}, "preferred_batch 64"),
+        ({f"{wire.DIFFUSION}:dynamic_batching.preferred_batch_size": [0]}, "preferred_batch 0"),
+        ({f"{wire.VOCODER}:max_batch_size": 0}, "neural_vocoder: max_batch is 0"),
+        ({f"{wire.VOCODER}:instance_group.0.count": 0}, "neural_vocoder: instances is 0"),
+        ({"entry.max_batch": 8}, "does not batch: it has no max_batch"),
+    ],
+)
+def test_batches_and_instances_that_no_server_starts_with_are_refused_before_it_does(tmp_path, knobs, message):
+    with pytest.raises(InputError, match=message):
+        write_repository(tmp_path / "models", Deployment(knobs=knobs))
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "message"),
+    [
+        (f"{wire.LLM}:dynamic_batching.max_queue_delay_microseconds", 5, "uses sequence_batching"),
+        (f"{wire.DIFFUSION}:sequence_batching.max_sequence_idle_microseconds", 5, "uses dynamic_batching"),
+        (f"{wire.VOCODER}:sequence_batching.direct.max_queue_delay_microseconds", 5, "uses oldest"),
+        (f"{wire.ENTRY}:dynamic_batching.max_queue_delay_microseconds", 5, "scheduling_choice it uses none"),
+        (f"{wire.FRAME}:dynamic_batching.preserve_ordering", True, "uses ensemble_scheduling"),
+    ],
+)
+def test_a_key_of_a_scheduler_that_the_model_does_not_use_is_refused(knob, value, message):
+    """Setting it would swap the schedulers without a word."""
+    with pytest.raises(InputError, match=f"this model does not use .*{message}"):
+        Deployment(knobs={knob: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "written"),
+    [
+        (f"{wire.LLM}.kv_limit_bytes", "1.5e9", "1500000000"),
+        (f"{wire.LLM}.kv_limit_bytes", 2.0, "2"),
+        (f"{wire.ENTRY}.waiting_seconds", "0.5", "0.5"),
+        (f"{wire.LLM}.kv_limit_bytes", "8GiB", None),
+        (f"{wire.LLM}.kv_limit_bytes", "1.5", None),
+        (f"{wire.LLM}.kv_limit_bytes", "0", None),
+        (f"{wire.LLM}.kv_limit_bytes", "1e400", None),
+        (f"{wire.ENTRY}.waiting_limit", "-1", None),
+        (f"{wire.ENTRY}.waiting_limit", True, None),
+        (f"{wire.ENTRY}.beat_seconds", "nan", None),
+        (f"{wire.ENTRY}.beat_seconds", "0.01", None),
+        (f"{wire.ENTRY}.sessions_at_once", "", None),
+    ],
+)
+def test_a_parameter_that_is_a_number_is_written_as_its_model_reads_it_or_refused(name, value, written):
+    model, _, parameter = name.partition(".")
+    for asked in ({"parameters": {name: value}}, {"knobs": {f"{model}:parameters.{parameter}": value}}):
+        if written:
+            assert values(Deployment(**asked).configs()[model])[parameter] == written
+        else:
+            with pytest.raises(InputError, match=f"{parameter} is .*: it must be a .*number of at least"):
+                Deployment(**asked)
+
+
+def test_every_number_of_the_repository_is_known_with_its_limits():
+    """What is known is what the processes behind it read as numbers."""
+    found = {}
+    for config in Deployment().configs().values():
+        found |= {name: text for name, text in values(config).items() if text.replace(".", "").isdigit()}
+        found |= {name: text for name, text in values(config).items() if name in wire.NUMBERS and text == wire.AUTO}
+    assert found.keys() == wire.NUMBERS.keys()
+    assert {name for name, text in found.items() if text == wire.AUTO} <= set(wire.AUTO_PARAMETERS)
+    for name, text in found.items():
+        assert text == wire.AUTO or number({name: text}, name) >= wire.NUMBERS[name][1]
+
+
+def test_folders_that_are_not_there_are_refused_before_a_server_starts(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for asked, message in (
+        ({"checkpoint": str(tmp_path / "none")}, "checkpoint .*none: there is no such folder"),
+        ({"checkpoint": str(tmp_path / "empty")}, "empty is not a checkpoint folder: it holds no config.json"),
+        ({"voices": str(tmp_path / "none")}, "voices folder .*none: there is no such folder"),
+        ({"voices": str(tmp_path / "empty")}, "empty holds no voice"),
+        ({"parameters": {f"{wire.ENTRY}.voices": str(tmp_path / "none")}}, "voices folder .*none"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Deployment(**asked).check()
+    assert Deployment().voice_count() == 4
 
 
 def test_no_preferred_batch_is_none():

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from fake_triton import Timetable, serving
 
+from harness import wire
 from harness.errors import StoreError
 from harness.livepage import LiveTable, records_csv
 from harness.locust_test import SpeechTest
@@ -122,6 +123,15 @@ def test_failures_are_locusts_own_and_counted_exactly(tmp_path):
     assert done.returncode == EXIT_FAILURES
     assert {(each.outcome, each.error) for each in records.results} == {(Outcome.ERROR, "slot 7 is gone")}
     assert f"0 done, {len(records.results)} error" in done.stdout and "slot 7 is gone" in done.stdout + done.stderr
+
+
+def test_a_test_ends_at_the_first_request_that_is_refused_for_good(tmp_path):
+    """A retry cannot help: an hour of such answers would say no more."""
+    with serving(Timetable(fail_after=0, error=f"{wire.REFUSED}unknown voice id 99")) as fake:
+        done = run(fake.url, "-u", "2", "-r", "2", "-t", "60s", "--records", str(tmp_path / "records"))
+        assert len(fake.requests) < 20
+    assert done.returncode == EXIT_UNUSABLE
+    assert "ended at the first request that the server refuses for good: unknown voice id 99" in done.stdout
 
 
 def test_a_measurement_of_nothing_is_invalid():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import InputError, ScriptError
-from harness.script import count_speakers, count_words, parse_script
+from harness.script import count_speakers, count_words, parse_script, speech_s
 from harness.wire import MAX_FRAMES
 from harness.workload import MIXES, Lengths, Mix, ScriptSource, TrafficClass, requests
 
@@ -49,7 +49,7 @@ def test_a_lognormal_stays_below_its_cut_and_samples_have_its_mean(median, sigma
 
 
 def test_empirical_lengths_are_those_of_the_file(tmp_path):
-    (tmp_path / "lengths.csv").write_text("id,seconds\na,2\nb,4\nc,9000\n")
+    (tmp_path / "lengths.csv").write_text("id,seconds\na,2\nb,4\nc,5400\n")
     assert Lengths.parse({"empirical": "lengths.csv"}, tmp_path).frames.tolist() == [15, 30, MAX_FRAMES]
     (tmp_path / "bare.csv").write_text("2\n4\n")
     assert Lengths.parse({"empirical": "bare.csv"}, tmp_path).frames.tolist() == [15, 30]
@@ -78,11 +78,31 @@ def test_impossible_lengths_are_refused(spec, message):
         Lengths.parse(spec)
 
 
-@pytest.mark.parametrize("content", ["", "seconds\n", "1\nx\n", "1\n-2\n", "1\nnan\n"])
-def test_an_empirical_file_without_lengths_is_refused_by_name(content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("seconds\n", "no rows"),
+        ("1\nx\n", "line 2: 'x' is no length in seconds"),
+        ("1\n-2\n", "line 2: -2 must be seconds above 0"),
+        ("1\nnan\n", "line 2"),
+        ("seconds\n60\n5400.1\n", "line 3: 5400.1 must be .* at most 5400 .*: minutes and milliseconds are no seconds"),
+        ("minutes\n3\n", "line 1: the column 'minutes' seems to hold minutes: convert it to seconds"),
+        ("duration_ms\n900\n", "line 1: the column 'duration_ms' seems to hold ms"),
+        ("id,length\n1,10\n", "line 1: none of 2 columns is named seconds; the first row is 'id, length'"),
+    ],
+)
+def test_an_empirical_file_without_lengths_is_refused_by_its_line(content, message, tmp_path):
     (tmp_path / "bad.csv").write_text(content)
-    with pytest.raises(InputError, match="bad.csv"):
+    with pytest.raises(InputError, match=f"bad.csv: .*{message}"):
         Lengths.parse({"empirical": "bad.csv"}, tmp_path)
+
+
+def test_empirical_lengths_name_their_column_in_any_case(tmp_path):
+    """Read as the first column, it would be a sizing ten times too small."""
+    (tmp_path / "lengths.csv").write_text("\ufefftalk; SECONDS \r\n1;10,5\r\n2;20\r\n3;30\r\n", encoding="utf-8")
+    lengths = Lengths.parse({"empirical": "lengths.csv"}, tmp_path)
+    assert (lengths.frames / 7.5).tolist() == pytest.approx([10.5, 20, 30], abs=0.07)
 
 
 def test_classes_come_in_proportion_to_their_weights(rng):
@@ -141,8 +161,59 @@ def test_files_are_cut_or_repeated_and_their_speakers_win(rng, tmp_path):
     source = ScriptSource.from_folder(tmp_path)
     assert source.script(rng, 5, 4) == ("Speaker 1: one two", 1)
     script, speakers = source.script(rng, 25, 1)
-    assert speakers == 3
-    assert script.split("\n")[-2:] == ["Speaker 3: four five six seven", "Speaker 1: one two three"]
+    assert speakers == 2  # 1 and 3: nobody is speaker 2
+    assert script.split("\n")[-2:] == ["Speaker 2: four five six seven", "Speaker 1: one two three"]
+
+
+CHINESE = "大家好，欢迎收听今天的节目。我们要讨论的是人工智能在语音合成领域的最新进展，以及它对普通人生活的影响。"
+JAPANESE = "みなさん、こんにちは。今日は音声合成の最新の進歩について話します。"
+KOREAN = "여러분 안녕하세요. 오늘은 음성 합성의 최신 발전에 대해 이야기합니다."
+THAI = "สวัสดีทุกคนยินดีต้อนรับสู่รายการของเราวันนี้เราจะพูดคุยเกี่ยวกับปัญญาประดิษฐ์"
+MIXED = "今天我们用 VibeVoice 做一个 podcast，大家听听看。"
+
+
+@pytest.mark.parametrize("text", [CHINESE, JAPANESE, KOREAN, THAI, MIXED])
+@pytest.mark.parametrize("seconds", [10, 600, 1800])
+def test_scripts_without_spaces_are_fitted_to_the_length_by_their_characters(rng, tmp_path, text, seconds):
+    """Counted by spaces, 600 s of Chinese were a text of two hours."""
+    (tmp_path / "talk.txt").write_text(f"Speaker 1: {text}\nSpeaker 2: {text}\n" * 10, encoding="utf-8")
+    script, _ = ScriptSource.from_folder(tmp_path).script(rng, round(seconds * 7.5), 1)
+    assert speech_s(parse_script(script)) == pytest.approx(seconds, abs=0.4)
+    spoken = "".join(turn.text for turn in parse_script(script))
+    assert 2 * seconds < len(spoken) < 16 * seconds
+
+
+def test_a_class_can_speak_its_scripts_whole(rng, tmp_path):
+    (tmp_path / "short.txt").write_text("Speaker 1: one two three")
+    (tmp_path / "long.txt").write_text("Speaker 1: " + "word " * 60 + "\nSpeaker 2: yes")
+    source = ScriptSource.from_folder(tmp_path)
+    mix = Mix("own", (TrafficClass("all", 1.0, Lengths.parse("from_script")),))
+    with pytest.raises(InputError, match="from_script needs real scripts"):
+        mix.mean_frames()
+    with pytest.raises(InputError, match="from_script needs real scripts"):
+        mix.of_scripts(ScriptSource())
+    mix = mix.of_scripts(source)
+    assert mix.mean_frames() == (8 + 152) / 2
+    for request in [*take(20, mix, rng, source), *take(20, mix, rng, source, steady=True)]:
+        expected = {8: ("Speaker 1: one two three", 1), 152: (source.whole(rng, 152)[0], 2)}
+        assert (request.script, len(request.speaker_ids)) == expected[request.start_frame + request.frames]
+
+
+def test_a_script_longer_than_a_request_cannot_be_spoken_whole(tmp_path):
+    (tmp_path / "long.txt").write_text("word " * 16_300)
+    with pytest.raises(ScriptError, match=f"{tmp_path}: a script takes about 91 minutes .* at most 90: cut it"):
+        ScriptSource.from_folder(tmp_path).lengths  # noqa: B018
+
+
+def test_what_the_writer_of_a_script_may_not_have_meant_is_named_with_its_file(tmp_path):
+    (tmp_path / "a.txt").write_text("Speaker 1: fine")
+    (tmp_path / "b.txt").write_text("Alice: hello\nBob: hello")
+    (tmp_path / "._b.txt").write_bytes(b"\0\xff")  # macOS leaves these on other disks
+    remarks = ScriptSource.from_folder(tmp_path).remarks
+    assert remarks[0] == (
+        f"{tmp_path}/b.txt: no line begins with a marker such as 'Speaker 1:': all of it is spoken by one speaker"
+    )
+    assert remarks[1].startswith(f"{tmp_path}/b.txt: line 1: 'Alice' looks like a speaker") and len(remarks) == 3
 
 
 def test_a_folder_without_usable_scripts_is_refused(tmp_path):
@@ -150,6 +221,9 @@ def test_a_folder_without_usable_scripts_is_refused(tmp_path):
         ScriptSource.from_folder(tmp_path)
     (tmp_path / "bad.txt").write_bytes(b"Speaker 1: \xff")
     with pytest.raises(ScriptError, match="bad.txt: .*not UTF-8"):
+        ScriptSource.from_folder(tmp_path)
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(InputError, match="a.txt: cannot be read: it is a folder"):
         ScriptSource.from_folder(tmp_path)
 
 

@@ -73,8 +73,9 @@ def _describe(found: optimize.OptimizeResult, n: np.ndarray, x: np.ndarray, scal
     errors = np.sqrt(np.maximum(np.diag(np.linalg.pinv(found.jac.T @ found.jac)) * variance, 0)) * units
     reach = stats.t.ppf((1 + confidence) / 2, len(n) - 3) * errors
     intervals = [(float(max(v - r, 0)), float(v + r)) for v, r in zip(values, reach, strict=True)]
-    left = float(np.sum((x - _throughput(n, *values)) ** 2))
-    return Scaling(*map(float, values), *intervals, 1 - left / float(np.sum((x - x.mean()) ** 2)), float(n.max()))
+    left, spread = float(np.sum((x - _throughput(n, *values)) ** 2)), float(np.sum((x - x.mean()) ** 2))
+    r_squared = 1 - left / spread if spread > 0 else 1.0  # exactly flat: there is no spread to explain
+    return Scaling(*map(float, values), *intervals, r_squared, float(n.max()))
 
 
 def _throughput(n: np.ndarray, gamma: float, sigma: float, kappa: float) -> np.ndarray:

@@ -21,7 +21,7 @@ from harness.capacity.simulator.pool import LONGEST_S, SHORTEST_S
 from harness.capacity.steps import StepTime
 from harness.errors import InconclusiveError, InputError
 
-_STAGE = record(f8="alpha_s tau0_s delay_s", i8="max_batch free waiting head tail executions served")
+_STAGE = record(f8="alpha_s tau0_s delay_s host_s host_each_s", i8="max_batch free waiting head tail executions served")
 _SESSION = record(f8="came_s made_s", i8="stage next frames")
 _INSTANCE = record(f8="end_s", i8="stage head ahead_head ahead ahead_tail")
 _LOOP = record(
@@ -37,7 +37,8 @@ _NOISES = 4096  # drawn once, then over again
 class Stage:
     """A stage of a deployment: a batch of b takes alpha_s b + tau0_s seconds; the knobs are those of its Triton model.
 
-    ``delay_s``: how long the first in the queue waits for a full batch of ``max_batch``.
+    ``delay_s``: how long the first in the queue waits for a full batch of ``max_batch``. Where that time is the GPU's
+    alone, an instance is busy for another host_s + host_each_s b seconds of its host.
     """
 
     name: str
@@ -46,9 +47,11 @@ class Stage:
     delay_s: float = 0.0
     max_batch: int = 32
     instances: int = 1
+    host_s: float = 0.0
+    host_each_s: float = 0.0
 
     def __post_init__(self) -> None:
-        times = self.alpha_s, self.tau0_s, self.delay_s
+        times = self.alpha_s, self.tau0_s, self.delay_s, self.host_s, self.host_each_s
         if not all(0 <= each <= LONGEST_S for each in times) or self.alpha_s + self.tau0_s < SHORTEST_S:
             raise InputError(
                 f"{self.name}: times are 0 to {LONGEST_S:g} s, and a batch of one takes {SHORTEST_S:g} s or more"
@@ -64,11 +67,16 @@ class Stage:
     def time_s(self, batch: float) -> float:
         return self.alpha_s * batch + self.tau0_s
 
+    def alone_s(self) -> float:
+        """A batch of one, its host's part included."""
+        return self.time_s(1) + self.host_s + self.host_each_s
+
 
 @dataclass(frozen=True)
 class Topology:
     """Stages in order; ``hop_s`` from each to the next. ``one_gpu``: executions of all stages take turns on one GPU;
-    around its turn a stage is busy for another ``host_s``, and ``host_each_s`` for each session in the batch.
+    around its turn a stage is busy for another ``host_s``, and ``host_each_s`` for each session in the batch, beside
+    those that it has itself.
 
     ``prefetch``: an instance that is busy takes its next batch already, as in Triton. Who comes while that waits goes
     into one after it where the stage has no delay, and into that very batch where it has one. Ladders on emulated
@@ -111,7 +119,7 @@ class Topology:
     def alone_s(self) -> float:
         """A frame of one session: every delay is waited out unless a batch of one is full."""
         between_s = self.hop_s + self.host_s + self.host_each_s
-        return sum(each.time_s(1) + between_s + each.delay_s * (each.max_batch > 1) for each in self.stages)
+        return sum(each.alone_s() + between_s + each.delay_s * (each.max_batch > 1) for each in self.stages)
 
     def fastest_s(self, sessions: int) -> float:
         """No round of so many sessions is shorter (without noise): what the busiest stage or the GPU needs for all."""
@@ -122,7 +130,7 @@ class Topology:
         shared = (
             sum(busy) if self.one_gpu else max(b / each.instances for b, each in zip(busy, self.stages, strict=True))
         )
-        return max(shared, sum(each.time_s(1) + self.hop_s for each in self.stages))
+        return max(shared, sum(each.alone_s() + self.hop_s for each in self.stages))
 
 
 def hop_of(step_time: StepTime, topology: Topology) -> float:
@@ -173,7 +181,7 @@ def rounds(
 def _arrays(topology: Topology, sessions: int, frames: int, warm_up: int) -> _Arrays:
     stages = np.zeros(len(topology.stages), _STAGE)
     for number, each in enumerate(topology.stages):
-        for name in ("alpha_s", "tau0_s", "delay_s", "max_batch"):
+        for name in ("alpha_s", "tau0_s", "delay_s", "host_s", "host_each_s", "max_batch"):
             stages[number][name] = getattr(each, name)
         stages[number]["free"] = each.instances * (1 + topology.prefetch)
     instances = np.zeros(sum(each.instances for each in topology.stages), _INSTANCE)

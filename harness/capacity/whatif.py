@@ -125,7 +125,8 @@ def _faster(chosen: dict, pools: Pools) -> Change:
     except (InconclusiveError, InputError):
         shorter = _scaled(pools.device, lambda n: np.full(len(n), 1 / FASTER))
         return Change(name, pools.changed(device=shorter), "extrapolated", "delays and hops taken to shrink too")
-    return _staged(name, pools, now, replace(now, stages=stages))
+    change = _staged(name, pools, now, replace(now, stages=stages))
+    return replace(change, note=f"{change.note}; the host's time in the stages taken to shrink with the GPU's")
 
 
 def _staged(name: str, pools: Pools, now: Topology, then: Topology) -> Change:

@@ -5,7 +5,8 @@ Columns carry their unit in their name; requests themselves are ``Run.requests()
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -101,10 +102,22 @@ def samples(run: Run, trial_id: str) -> pd.DataFrame:
             "at_s": (look.at_ns - looks[0].at_ns) / 1e9,
             "cpu_percent": look.cpu_percent,
             "memory_gib": look.memory_bytes / 2**30,
-            "gpu_percent": look.gpu_percent,
+            "gpu_percent": _mean(gpu.percent for gpu in look.gpus),
+            "gpu_memory_gib": _total(gpu.memory_bytes for gpu in look.gpus) / 2**30,
+            "gpu_power_w": _total(gpu.power_w for gpu in look.gpus),
         }
         for look in looks
     )
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    told = [value for value in values if value is not None]
+    return sum(told) / len(told) if told else math.nan
+
+
+def _total(values: Iterable[float | None]) -> float:
+    told = [value for value in values if value is not None]
+    return sum(told) if told else math.nan
 
 
 def targets(plan: dict) -> pd.DataFrame:

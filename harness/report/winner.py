@@ -11,7 +11,7 @@ import yaml
 from google.protobuf import text_format
 
 from harness.errors import InputError
-from harness.runs import deployment_of, spec_of
+from harness.runs import base_of
 from harness.store import Run, replace_text
 from harness.sweep import asked, deployed
 from harness.triton.config import Configs, read_repository
@@ -36,7 +36,7 @@ def write_winner(run: Run, point: dict) -> Path:
 
 def winning_configs(run: Run, point: dict) -> Configs:
     """The configuration of every model at a point. Raises InputError for a point that this repository cannot have."""
-    return deployed(deployment_of(spec_of(run), None), point).configs()
+    return deployed(base_of(run), point).configs()
 
 
 def changes(run: Run, point: dict) -> str:

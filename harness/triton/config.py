@@ -6,20 +6,29 @@ import json
 import os
 from collections.abc import Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
 from google.protobuf import json_format, text_format
 from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2
 
-from harness import wire
+from harness import nvml, wire
 from harness.errors import InputError, ServerError
+from harness.identity import CPU, EMULATED, GPU
 from harness.places import REPOSITORY
+from harness.voice_folder import count_voices, voice_files
 
 KNOBS = ("delay_us", "max_batch", "preferred_batch", "instances")
 KEY = ":"  # between a model and the path of a key of its config.pbtxt
 PRESETS = ("tiny", "1.5b", "7b")
 MAX_GPUS = 64
+DEVICES = ("auto", CPU, GPU)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_KINDS = {CPU: model_config_pb2.ModelInstanceGroup.KIND_CPU, GPU: model_config_pb2.ModelInstanceGroup.KIND_GPU}
+# What a GPU takes at once: batches beyond the largest that profiles measure, and sessions by the hundred.
+# A stage has twice the places: of an entry that died, the server holds them until they have been idle.
+GPU_BATCH, GPU_SESSIONS = 128, 512
 _MOST = (1 << 31) - 1  # that a count of Triton's configuration holds
 _OWNERS = {"entry": wire.ENTRY, **{stage: stage for stage in wire.STAGES}, wire.VOICE: wire.VOICE}
 
@@ -38,7 +47,9 @@ class Deployment:
     ``<model>:<path>``, e.g. ``{"neural_vocoder:dynamic_batching.preserve_ordering": True}``; see ``set_key``.
     ``parameters`` maps ``<model>.<parameter>`` to a value, for parameters that the model's config.pbtxt has.
     ``preset`` may be the path of a JSON file of sizes. ``emulate`` is the path of a profile whose times the stages take
-    instead of computing, on ``gpus`` emulated GPUs: each gets an instance of every stage, unless a knob says otherwise.
+    instead of computing. ``device`` is cpu, gpu, or auto: a GPU where this host has one. ``gpus`` of them, or so many
+    emulated ones, are used; each gets an instance of every stage, unless a knob says otherwise (on real GPUs,
+    ``instances`` counts those on each). Stages compute in ``dtype``; auto is bfloat16 on a GPU, float32 on a CPU.
     Paths are made absolute. Raises InputError for what cannot be deployed.
     """
 
@@ -50,15 +61,25 @@ class Deployment:
     parameters: Mapping[str, str] = field(default_factory=dict)
     emulate: str = ""
     gpus: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
 
     def __post_init__(self):
         object.__setattr__(self, "preset", checked_preset(self.preset))
+        for name, known in (("device", DEVICES), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(known)}")
         if self.emulate:
             object.__setattr__(self, "emulate", _checked_profile(self.emulate, self.preset))
-        elif self.gpus != 1:
-            raise InputError("gpus counts emulated GPUs: give the profile to emulate too, or leave gpus out")
+        if self.emulate and (self.device == GPU or self.dtype != "auto"):
+            raise InputError("emulated stages compute nothing: leave device and dtype out, or emulate")
+        if self.device == CPU and self.gpus != 1:
+            raise InputError(f"gpus is {self.gpus}, but the device is the CPU: leave one of them out")
         if not 1 <= self.gpus <= MAX_GPUS:
             raise InputError(f"gpus is {self.gpus}: it must lie in 1 to {MAX_GPUS}")
+        for name in ("checkpoint", "voices"):
+            if folder := getattr(self, name):
+                object.__setattr__(self, name, str(Path(folder).absolute()))
         for knob, value in self.knobs.items():
             _check_knob(knob, value)
         if self.parameters or any(KEY in knob for knob in self.knobs):
@@ -69,12 +90,53 @@ class Deployment:
         configs = read_repository(repository)
         for config in configs.values():
             self._set_own_parameters(config)
+        self._place(configs)
         for name, value in self.parameters.items():
             _set_parameter(configs, name, value)
+        return self.turn(configs)
+
+    @property
+    def kind(self) -> str:
+        """CPU, GPU or EMULATED: what the stages compute on, on this host."""
         if self.emulate:
+            return EMULATED
+        return (GPU if nvml.visible() else CPU) if self.device == "auto" else self.device
+
+    def check_host(self) -> None:
+        """Raises InputError where this host has not what is asked for."""
+        have = len(nvml.visible())
+        if self.kind == GPU and self.gpus > have:
+            raise InputError(
+                f"{self.gpus} GPUs are asked for, and this host shows {have or 'none'}: see `harness doctor` for its "
+                "driver, and CUDA_VISIBLE_DEVICES; or give --device cpu, or --emulate PROFILE"
+            )
+        if self.kind == CPU and self.gpus != 1:
+            raise InputError(
+                f"gpus is {self.gpus}, but this host has no GPU: leave gpus out, or give a profile to emulate"
+            )
+
+    def _place(self, configs: Configs) -> None:
+        """Where instances run, and the limits that go with it."""
+        kind = self.kind
+        if kind == GPU or self.device == CPU or nvml.visible():  # else there is only one place for them
+            self._pin(configs, GPU if kind == GPU else CPU)
+        if kind == EMULATED:
             for stage in wire.STAGES:
                 configs[stage].instance_group[0].count = self.gpus
-        return self.turn(configs)
+        if kind == GPU:
+            _widen(configs)
+
+    def check(self) -> Configs:
+        """The configurations of this host's repository. Raises InputError for what a server would not start with."""
+        configs = self.configs()
+        for config in configs.values():
+            _check_batches(config)
+            _check_folders(config)
+        return configs
+
+    def voice_count(self) -> int:
+        """How many voices its server has: their ids are 1 to this number. Raises InputError."""
+        return count_voices(self.configs()[wire.ENTRY].parameters["voices"].string_value)
 
     def turn(self, configs: Configs) -> Configs:
         """Set the knobs in these configurations, and return them."""
@@ -96,10 +158,29 @@ class Deployment:
             "weights_seed": str(self.weights_seed),
             "emulate": self.emulate,
             "gpus": str(self.gpus),
+            "dtype": self.dtype,
         }
         for name, value in values.items():
             if name in config.parameters:
                 config.parameters[name].string_value = value
+
+
+    def _pin(self, configs: Configs, device: str) -> None:
+        """Have every stage run on such a device, and refuse to start elsewhere."""
+        for model in (*wire.STAGES, wire.VOICE):
+            group = configs[model].instance_group[0]
+            group.kind = _KINDS[device]
+            configs[model].parameters["device"].string_value = device
+            if device == GPU:
+                group.gpus[:] = range(self.gpus) if model in wire.STAGES else [0]
+
+
+def _widen(configs: Configs) -> None:
+    configs[wire.ENTRY].parameters["sessions_at_once"].string_value = str(GPU_SESSIONS)
+    for stage in wire.STAGES:
+        configs[stage].max_batch_size = GPU_BATCH
+        if configs[stage].HasField("sequence_batching"):
+            configs[stage].sequence_batching.oldest.max_candidate_sequences = 2 * GPU_SESSIONS
 
 
 def checked_preset(preset: str) -> str:
@@ -134,7 +215,11 @@ def read_config(path: Path) -> model_config_pb2.ModelConfig:
 
 
 def write_repository(target: Path, deployment: Deployment, source: Path = REPOSITORY) -> None:
-    """Write a repository for a deployment: its configurations, and links to the version folders of ``source``."""
+    """Write a repository for a deployment: its configurations, and links to the version folders of ``source``.
+
+    Raises InputError for what a server would not start with.
+    """
+    deployment.check()
     for model, config in deployment.configs(source).items():
         folder = target / model
         folder.mkdir(parents=True)
@@ -169,7 +254,53 @@ def _set_parameter(configs: Configs, name: str, value: str) -> None:
     if model not in configs or parameter not in configs[model].parameters:
         known = sorted(f"{model}.{key}" for model, config in configs.items() for key in config.parameters)
         raise InputError(f"unknown parameter {name!r}: use one of {', '.join(known)}")
-    configs[model].parameters[parameter].string_value = value
+    configs[model].parameters[parameter].string_value = _as_parameter(name, parameter, value)
+
+
+def _as_parameter(where: str, name: str, value: Value) -> str:
+    """A parameter's value as its model reads it: 1.5e9 is a whole number. Raises InputError for what is no number."""
+    if name not in wire.NUMBERS or (name in wire.AUTO_PARAMETERS and value == wire.AUTO):
+        return str(value)
+    kind, lowest = wire.NUMBERS[name]
+    try:
+        given = Decimal(str(value))
+        number = int(given) if kind is int and given.adjusted() <= 17 else given
+        if not given.is_finite() or given.adjusted() > 17 or number != given or number < Decimal(str(lowest)):
+            raise ValueError
+    except (ValueError, ArithmeticError):
+        kinds = "whole number" if kind is int else "number"
+        raise InputError(f"{where} is {value}: it must be a {kinds} of at least {lowest}") from None
+    return str(number)
+
+
+def _check_batches(config: model_config_pb2.ModelConfig) -> None:
+    scheduler = config.WhichOneof("scheduling_choice")
+    most = config.max_batch_size
+    if scheduler in ("dynamic_batching", "sequence_batching") and most < 1:
+        raise InputError(f"{config.name}: max_batch is {most}: it must be at least 1")
+    for group in config.instance_group:
+        if group.count < 1:
+            raise InputError(f"{config.name}: instances is {group.count}: it must be at least 1")
+    for holder in (config.dynamic_batching, config.sequence_batching.oldest):
+        for size in holder.preferred_batch_size:
+            if not 1 <= size <= most:
+                raise InputError(
+                    f"{config.name}: preferred_batch {size} must lie in 1 to max_batch, which is {most}: "
+                    "lower the one or raise the other"
+                )
+
+
+def _check_folders(config: model_config_pb2.ModelConfig) -> None:
+    given = {
+        name: config.parameters[name].string_value for name in ("checkpoint", "voices") if name in config.parameters
+    }
+    if given.get("voices"):
+        voice_files(given["voices"])
+    if checkpoint := given.get("checkpoint"):
+        if not Path(checkpoint).is_dir():
+            raise InputError(f"checkpoint {checkpoint}: there is no such folder; give that of a released checkpoint")
+        if not (Path(checkpoint) / "config.json").is_file():
+            raise InputError(f"{checkpoint} is not a checkpoint folder: it holds no config.json")
 
 
 def set_key(configs: Configs, knob: str, value: Value) -> None:
@@ -184,13 +315,24 @@ def set_key(configs: Configs, knob: str, value: Value) -> None:
     *parents, last = path.split(".")
     holder = configs[model]
     for part in parents:
+        _check_choice(holder, part, knob)
         holder = _member(holder, part, knob)
+    _check_choice(holder, last, knob)
     try:
-        _set_member(holder, last, value)
+        _set_member(holder, last, value, knob)
     except (TypeError, ValueError) as error:
         raise InputError(f"{knob} does not take {value!r}: {error}") from None
     except (AttributeError, KeyError, IndexError):
         raise InputError(f"{knob}: {_no_such_key(holder, last)}") from None
+
+
+def _check_choice(holder, part: str, knob: str) -> None:
+    """Refuse a field that would silently take the place of another, such as one scheduler that of another."""
+    field = holder.DESCRIPTOR.fields_by_name.get(part) if isinstance(holder, Message) else None
+    choice = field.containing_oneof if field is not None else None
+    if choice is not None and holder.WhichOneof(choice.name) != part:
+        used = holder.WhichOneof(choice.name) or "none"
+        raise InputError(f"{knob}: this model does not use {part}; of its {choice.name} it uses {used}")
 
 
 def _member(holder, part: str, knob: str):
@@ -203,11 +345,11 @@ def _member(holder, part: str, knob: str):
     raise InputError(f"{knob}: {_no_such_key(holder, part)}")
 
 
-def _set_member(holder, name: str, value: Value) -> None:
+def _set_member(holder, name: str, value: Value, knob: str) -> None:
     if isinstance(holder, Mapping):
         if name not in holder:  # a protobuf map would make it
             raise KeyError(name)
-        holder[name].string_value = str(value)
+        holder[name].string_value = _as_parameter(knob, name, value)
     elif isinstance(holder, Sequence):
         holder[int(name)] = value
     elif isinstance(getattr(holder, name), MutableSequence):
@@ -238,6 +380,7 @@ def _set_knob(config: model_config_pb2.ModelConfig, name: str, value: int) -> No
     if name == "instances":
         config.instance_group[0].count = value
     elif name == "max_batch":
+        _batching(config, name)  # refuses a model that does not batch
         config.max_batch_size = value
     else:
         batching = _batching(config, name)

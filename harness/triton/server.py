@@ -22,18 +22,20 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from harness import wire
 from harness.errors import InputError, ServerError
-from harness.places import ROOT
+from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested
+from harness.places import CODE, ROOT
 from harness.processes import end_group, signals_held, spawn
 from harness.replicas import in_words
 from harness.targets import Target
 from harness.triton import stub as stub_python
-from harness.triton.config import Configs, Deployment, as_json, from_json, write_repository
+from harness.triton.config import GPU_SESSIONS, Configs, Deployment, as_json, from_json, write_repository
+from harness.triton.identity import stages_of
 from harness.triton.statistics import prometheus
 
 _STATE = ".harness"
 _EXIT_TIMEOUT_S = 2
 _NICE = 5  # the server yields to the instrument that measures it: a late timestamp is a wrong figure
-_BACKEND_THREADS = 512
+_BACKEND_THREADS, _GPU_BACKEND_THREADS = 512, 2 * GPU_SESSIONS + 64
 _STUB_MEMORY = 16 << 20  # bytes, taken at once by every process: a frame on its way takes about 40 KB
 _STUB_START_S = 300
 _METRICS_PORT = 8002  # Triton's own choice
@@ -101,7 +103,8 @@ def libpython_places() -> list[Path]:
 class TritonServer:
     """One tritonserver process on loopback with a deployment in it; use it as a context manager.
 
-    Attributes: ``url`` (gRPC host:port), ``metrics_url``, ``pid``, ``folder`` (configurations and log).
+    Attributes: ``url`` (gRPC host:port), ``metrics_url``, ``pid``, ``folder`` (configurations and log), ``stages``
+    (what each of its processes says that it runs on).
     """
 
     def __init__(self, deployment: Deployment, *, root: Path = ROOT, public: bool = False, port: int | None = None):
@@ -112,6 +115,7 @@ class TritonServer:
         self.folder = root / _STATE / f"triton-{os.getpid()}-{time.monotonic_ns():x}"
         self.shm_prefix = f"harness_{os.getpid()}_{time.monotonic_ns():x}_"
         self.log = self.folder / "tritonserver.log"
+        self.stages: tuple[StageIdentity, ...] = ()
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> TritonServer:
@@ -125,7 +129,12 @@ class TritonServer:
         return self._process.pid
 
     def start(self, timeout_s: float = 300.0) -> TritonServer:
-        """Start and wait until every model is ready. Raises ServerError with the server's reason or what it lacks."""
+        """Start, wait until every model is ready, and hear from the stages what they run on.
+
+        Raises ServerError with the server's own reason, or where a stage runs on something else than was asked for;
+        InputError where this host has not what the deployment needs.
+        """
+        self.deployment.check_host()
         found = find_distribution()
         stub_python.check(stub_python.search_path())
         http, grpc_port, metrics = free_ports(3)
@@ -145,6 +154,8 @@ class TritonServer:
                         raise
                     self._end()
                     self._run(found, ports, timeout_s, interrupted)
+                if not interrupted():
+                    self.identify()
         except BaseException:
             self.stop()
             raise
@@ -155,7 +166,19 @@ class TritonServer:
         with self.target.channel(self.url) as channel:
             changed = load_changes(channel, self.deployment.configs(), deployment.configs())
         self.deployment = deployment
+        self.identify()
         return changed
+
+    def identify(self) -> None:
+        """Set ``stages`` to what the stages say of themselves. Raises ServerError where that was not asked for."""
+        asked = self.deployment
+        kind = asked.kind
+        requested = Requested(
+            asked.preset, kind, asked.dtype, str(CODE), gpus=asked.gpus if kind == GPU else None
+        )
+        with self.target.channel(self.url) as channel:
+            self.stages = stages_of(channel, self.url)
+        must_be_as_requested(self.stages, requested, self.url)
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -194,7 +217,8 @@ class TritonServer:
         write_repository(self.folder / "models", self.deployment)
 
     def _launch(self, found: Distribution, ports: list[str]) -> None:
-        command = [str(found.server), *server_flags(self.folder / "models", self.folder / "backends")]
+        threads = _GPU_BACKEND_THREADS if self.deployment.kind == GPU else _BACKEND_THREADS
+        command = [str(found.server), *server_flags(self.folder / "models", self.folder / "backends", threads)]
         command += [*ports, f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
         self._process = spawn(command, self.log, niceness=_NICE, environment=server_environment(found, self._python))
 
@@ -234,14 +258,14 @@ class RemoteTriton:
 
     Only the knobs of a sweep are turned, in the configurations that it has; on leaving they are put back. ``keep`` is a
     file that holds them meanwhile: after a kill, the next to enter with it puts them back. It is never started or
-    stopped. Raises ServerError where it is not ready, or serves another preset than ``preset``.
+    stopped. Raises ServerError where it is not ready, or does not serve what is ``requested``.
     ``metrics_url``: its Prometheus page, where Triton has it unless told otherwise; None where there is none.
     """
 
     pid = metrics_url = None
 
-    def __init__(self, url: str, preset: str, keep: Path | None = None):
-        self.target, self.preset, self._keep = Target.from_environment(url), preset, keep
+    def __init__(self, url: str, requested: Requested, keep: Path | None = None):
+        self.target, self.requested, self._keep = Target.from_environment(url), requested, keep
         if len(self.target.addresses) > 1:
             raise InputError(f"{url}: the knobs of one server are turned, and one is measured: give one --url")
         self.url = self.target.url
@@ -258,10 +282,13 @@ class RemoteTriton:
             self.loaded = {model: _config_of(stub, model) for model in wire.MODELS}
         self.found = self._kept() or self.loaded
         served = self.found[wire.LLM].parameters["preset"].string_value
-        if served != self.preset:
+        if served != self.requested.preset:
             raise ServerError(
-                f"{self.url} serves preset {served}, but the plan is for {self.preset}: change one of them"
+                f"{self.url} serves preset {served}, but the plan is for {self.requested.preset}: change one of them"
             )
+        with self._channel() as channel:
+            self.stages = stages_of(channel, self.url, self.target.headers)
+        must_be_as_requested(self.stages, self.requested, self.url)
         self._write_kept()
         page = f"http://{self.target.addresses[0].rpartition(':')[0]}:{_METRICS_PORT}/metrics"
         self.metrics_url = page if prometheus(page) else None
@@ -340,7 +367,7 @@ def shared_memory_needed(configs: Configs, gpus: int = 1) -> int:
     return (gpus * sum(counts) + 1) * _STUB_MEMORY
 
 
-def server_flags(models: Path, backends: Path) -> list[str]:
+def server_flags(models: Path, backends: Path, threads: int = _BACKEND_THREADS) -> list[str]:
     """Flags that every start uses: loopback only, explicit model control, quick and quiet."""
     return [
         f"--model-repository={models}",
@@ -355,7 +382,7 @@ def server_flags(models: Path, backends: Path) -> list[str]:
         "--log-info=false",
         # Each call of a stage and each chunk sent holds a thread of its instance: with the default of 32, sessions
         # beyond that would wait for a thread while the stages idle.
-        f"--backend-config=python,thread-pool-size={_BACKEND_THREADS}",
+        f"--backend-config=python,thread-pool-size={threads}",
         # What a stage's process shares with the server should not have to grow (from 1 MiB): a server with 16 streams
         # ended so, by a thread that still had the smaller mapping (2.51).
         f"--backend-config=python,shm-default-byte-size={_STUB_MEMORY}",

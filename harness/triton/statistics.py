@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import re
+import math
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import grpc
+from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
@@ -19,8 +20,6 @@ from harness.targets import Target
 
 TIMEOUT_S = 3
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as gRPC goes: past any proxy
-_SAMPLE = re.compile(r"^(nv_\w+)(?:\{([^}]*)\})? ([-+.\deE]+)$", re.MULTILINE)  # not of a NaN
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
 COUNTED = (wire.ENTRY, wire.FRAME, *wire.STAGES, wire.VOICE)
 
 
@@ -53,24 +52,32 @@ class StatisticsReader:
 
 def prometheus(url: str, timeout_s: float = 1.0) -> dict[str, float]:
     """What the Prometheus page of a server says and the statistics do not: requests that wait now, failures, the use of
-    processor, GPU and memory. By ``name`` or ``name{model}``, other labels joined with commas; failures only where
-    there were some. Empty where the page cannot be read.
+    processor, GPU and memory.
+
+    By ``name`` or ``name{model}``, other labels joined with commas, summed over the versions of a model; failures only
+    where there were some. Empty where the page cannot be read.
     """
     try:
         with _DIRECT.open(url, timeout=timeout_s) as page:
             text = page.read().decode("utf-8", errors="replace")
+        return _telling(text)
     except (OSError, ValueError):
         return {}
-    return dict(_telling(text))
 
 
-def _telling(text: str) -> Iterator[tuple[str, float]]:
-    for name, labels, value in _SAMPLE.findall(text):
-        if name.startswith("nv_inference") and name != "nv_inference_pending_request_count":
-            if name != "nv_inference_request_failure" or float(value) == 0:
+def _telling(text: str) -> dict[str, float]:
+    told: dict[str, float] = {}
+    lines = text.replace("\r\n", "\n")  # a proxy's line ends: the parser knows one kind
+    for sample in itertools.chain.from_iterable(family.samples for family in text_string_to_metric_families(lines)):
+        if not sample.name.startswith("nv_") or not math.isfinite(sample.value):
+            continue
+        if sample.name.startswith("nv_inference") and sample.name != "nv_inference_pending_request_count":
+            if sample.name != "nv_inference_request_failure" or sample.value == 0:
                 continue  # the statistics hold it
-        of = ",".join(said for key, said in _LABEL.findall(labels) if key != "version")
-        yield (f"{name}{{{of}}}" if of else name), float(value)
+        of = ",".join(said for key, said in sample.labels.items() if key != "version")
+        name = f"{sample.name}{{{of}}}" if of else sample.name
+        told[name] = told.get(name, 0.0) + sample.value
+    return told
 
 
 def summed(snapshots: Iterable[Iterable[StageStatistics]]) -> tuple[StageStatistics, ...]:

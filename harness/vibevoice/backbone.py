@@ -29,7 +29,9 @@ class Backbone:
         self.embed_tokens, self.norm = model.embed_tokens, model.norm
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.size = config.hidden_size // self.heads
-        self.frequencies = model.rotary_emb.inv_freq.float()
+        self.frequencies = model.rotary_emb.inv_freq
+        if self.frequencies.dtype != torch.float32:  # rounded ones would turn late positions by radians
+            raise TypeError(f"rotary frequencies in {self.frequencies.dtype}: convert a module's parameters only")
         self.layers = [_Layer(layer, self.heads + self.kv_heads, self.kv_heads, self.size) for layer in model.layers]
 
     def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, kv: KVCache) -> torch.Tensor:

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb
 
-from harness import wire
-from harness.errors import HarnessError, RequestError, ServerError
-from harness.vibevoice import emulation, mending
-from harness.vibevoice.parameters import number, parameters
+from harness import identity, places, provenance, wire
+from harness.errors import HarnessError, InputError, RequestError, ServerError
+from harness.identity import StageIdentity
+from harness.vibevoice import emulation, limits, mending
+from harness.vibevoice.instances import instance_name
+from harness.vibevoice.parameters import parameters
 
 START = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
 END = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
@@ -46,7 +48,7 @@ def stage(args: dict):
     check_numpy()
     built = _build(args)
     settle()
-    mending.attend(args, load_model)
+    mending.attend(args, load_model, identity_of(args, built))
     return built
 
 
@@ -64,20 +66,110 @@ def load_model(model: str, config: str) -> None:
 def _build(args: dict):
     given, model = parameters(args), args["model_name"]
     module, name, emulated = STAGES[model]
-    limits = (number(given, "kv_limit_bytes", 1),) if model == wire.LLM else ()
     if given.get("emulate"):
-        return emulated(emulation.Profile(given["emulate"]), _emulated_gpu(args, int(given["gpus"])), *limits)
-    return getattr(import_module(f"harness.vibevoice.{module}"), name)(weights(args), *limits)
+        profile = emulation.Profile(given["emulate"])
+        room = (_emulated_kv_room(args, profile),) if model == wire.LLM else ()
+        return emulated(profile, _emulated_gpu(args, int(given["gpus"])), *room)
+    of_stage = weights(args)
+    room = (kv_room(args, of_stage),) if model == wire.LLM else ()
+    return getattr(import_module(f"harness.vibevoice.{module}"), name)(of_stage, *room)
 
 
 def weights(args: dict):
     """The weights that the config asks for, on the device of this instance, in a process made ready to compute."""
-    import_module("harness.vibevoice.process").prepare()
-    given = parameters(args)
-    on_gpu = args["model_instance_kind"] == "GPU"
-    device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
+    device, given = device_of(args), parameters(args)
+    import_module("harness.vibevoice.process").prepare(device)
     presets = import_module("harness.vibevoice.presets")
-    return presets.Weights(given["preset"], int(given["weights_seed"]), given.get("checkpoint", ""), device)
+    return presets.Weights(
+        given["preset"], int(given["weights_seed"]), given.get("checkpoint", ""), device,
+        dtype=given.get("dtype", presets.AUTO),
+    )  # fmt: skip
+
+
+def device_of(args: dict) -> str:
+    """The device of an instance as torch names it.
+
+    Raises InputError where it is not the one that the config asks for, or torch cannot use it: a stage that falls back
+    to the CPU would be measured as a GPU.
+    """
+    asked, kind = parameters(args).get("device", identity.AUTO), args["model_instance_kind"]
+    given = identity.GPU if kind == "GPU" else identity.CPU
+    if asked not in (identity.AUTO, given):
+        raise InputError(
+            f"{args['model_name']} is to run on a {asked}, but Triton gave it a {given}: set its instance_group to "
+            f"KIND_{asked.upper()}, and see with `harness doctor` whether Triton finds the GPU"
+        )
+    if given == identity.CPU:
+        return "cpu"
+    index, cuda = int(args["model_instance_device_id"]), import_module("torch").cuda
+    if not cuda.is_available() or index >= cuda.device_count():
+        raise InputError(
+            f"{args['model_name']} is to run on GPU {index}, but torch {provenance.versions().get('torch')} finds "
+            f"{cuda.device_count() if cuda.is_available() else 'none'}: install a CUDA build of torch that goes with "
+            "this driver (a CPU build sees no GPU)"
+        )
+    return f"cuda:{index}"
+
+
+def kv_room(args: dict, of_stage) -> int:
+    """Bytes that the sessions of this LLM instance may take: as given, else what its card has beside the weights."""
+    if (given := limits.given_limit(parameters(args))) is not None:
+        return given
+    if of_stage.device.type != "cuda":
+        return limits.HOST_BYTES
+    instances, counts = limits.instances_on_a_card(args["model_config"]), of_stage.parameters()
+    numbers = sum(counts.values()) + (instances - 1) * counts["llm"]
+    total = import_module("torch").cuda.mem_get_info(of_stage.device)[1]
+    return limits.card_room(total, numbers * of_stage.dtype.itemsize, instances)
+
+
+def _emulated_kv_room(args: dict, profile: emulation.Profile) -> int:
+    """As given, else what the profile says that the card had, shared by the instances on one emulated GPU."""
+    given = parameters(args)
+    if (limit := limits.given_limit(given)) is not None:
+        return limit
+    on_a_card = -(-limits.instances_on_a_card(args["model_config"]) // int(given["gpus"]))
+    return int(profile.model.get("kv_room_bytes", limits.HOST_BYTES)) // on_a_card
+
+
+def identity_of(args: dict, built=None) -> StageIdentity:
+    """What this process computes with; without a stage, that of the entry."""
+    given = parameters(args)
+    about = {
+        "model": args["model_name"],
+        "instance": instance_name(args),
+        "code": str(places.CODE),
+        "code_digest": provenance.code_digest(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+    }
+    if built is None:
+        return StageIdentity(kind=identity.CPU, device="cpu", **about)
+    about |= {
+        "preset": given["preset"],
+        "weights": given.get("checkpoint") or f"random, seed {given['weights_seed']}",
+        "kv_limit_bytes": getattr(built, "kv_limit_bytes", 0),
+        "kv_bytes_per_token": getattr(built, "kv_bytes_per_token", 0),
+    }
+    return StageIdentity(**about, **_computes_on(built))
+
+
+def _computes_on(built) -> dict:
+    if profile := getattr(built, "profile", None):
+        name = f"emulated {profile.device}"
+        return {"kind": identity.EMULATED, "device": name, "dtype": profile.dtype}
+    on, dtype = built.device, str(built.dtype).removeprefix("torch.")
+    if on.type != "cuda":
+        return {"kind": identity.CPU, "device": "cpu", "dtype": dtype}
+    card = import_module("torch").cuda.get_device_properties(on)
+    return {
+        "kind": identity.GPU,
+        "device": str(on),
+        "gpu": card.name,
+        "gpu_uuid": f"GPU-{card.uuid}",
+        "gpu_memory_bytes": card.total_memory,
+        "dtype": dtype,
+    }
 
 
 def _emulated_gpu(args: dict, gpus: int) -> emulation.EmulatedGPU:

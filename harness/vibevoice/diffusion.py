@@ -35,25 +35,31 @@ class DiffusionStage:
         of each row -> latent [N, 64]; rows of one number are one batch."""
         counts = sorted(set(steps))
         if len(counts) == 1:
-            return self._denoise(condition, noise, guidance, counts[0]).float().cpu()
+            return self._denoise(condition, noise, guidance, counts[0])
         latent = torch.empty(noise.shape)
         for count in counts:
             rows = [i for i, own in enumerate(steps) if own == count]
-            latent[rows] = self._denoise(condition[rows], noise[rows], guidance[rows], count).float().cpu()
+            latent[rows] = self._denoise(condition[rows], noise[rows], guidance[rows], count)
         return latent
 
     def _denoise(self, condition, noise, guidance, steps: int) -> torch.Tensor:
-        timesteps, updates = solver_updates(steps)
         if self.compiled:
+            timesteps, updates = solver_updates(steps)
             times = self.head.times_of(timesteps).flatten().numpy()
             return self.compiled.denoise(condition, noise, guidance, times, np.array(updates, np.float32))
-        count = len(noise)
-        x, before = noise.to(self.device, self.dtype), None
-        guidance = guidance.to(self.device, self.dtype)
-        both = condition.to(self.device, self.dtype).transpose(0, 1).reshape(2 * count, -1)
-        modulations = self.head.modulations(both, timesteps)
+        both = condition.to(self.device, self.dtype).transpose(0, 1).reshape(2 * len(noise), -1)
+        return self.compute(both, noise.to(self.device), guidance.to(self.device), steps).cpu()
+
+    def compute(self, condition: torch.Tensor, noise: torch.Tensor, guidance: torch.Tensor, steps: int) -> torch.Tensor:
+        """``denoise`` on the device alone: condition [2N, hidden], noise [N, 64] and guidance [N, 1] in float32.
+
+        The solver runs in float32 whatever the head computes in: it adds many small updates to one state.
+        """
+        timesteps, updates = solver_updates(steps)
+        count, x, before = len(noise), noise, None
+        modulations = self.head.modulations(condition, timesteps)
         for modulation, (alpha, sigma, a, b, c) in zip(modulations, updates, strict=True):
-            velocity = self.head(x, modulation)
+            velocity = self.head(x.to(self.dtype), modulation).float()
             x0 = torch.lerp(velocity[count:], velocity[:count], guidance).mul_(-sigma).add_(x, alpha=alpha)
             x = (x * a).add_(x0, alpha=b)
             if c:
@@ -98,7 +104,7 @@ class Head:
         steps = len(timesteps)
         if steps not in self.times:
             like = self.modulation
-            given = torch.tensor(timesteps, device=like.device, dtype=like.dtype)
+            given = torch.tensor(timesteps, device=like.device, dtype=torch.float32)  # 999 is no bfloat16
             embedded = self.head.timestep_embedding(given).to(like.dtype)
             self.times[steps] = self.head.timestep_proj(embedded)[:, None]
         return self.times[steps]

@@ -2,6 +2,12 @@
 
 They stand in for the real ones, method for method, without torch or weights: of an H200, say, on a laptop. Sessions
 and the admission by bytes of KV cache are kept as the real LLM stage keeps them.
+
+A call of a process that has the GPU to itself takes host_ms + device_ms, which is the profile's ms. First its host time
+passes, in which the process issues its kernels: it holds nothing, so host times of several processes overlap. Then the
+call takes its turn on the GPU, for device_ms; turns never overlap. n processes that call without a pause each make one
+call in max(host_ms + device_ms, n x device_ms). A real GPU begins with the first kernels while the host still issues
+others and is idle between them; one turn after the host time ends at the same moment and leaves the GPU idle as long.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ import os
 import struct
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +28,7 @@ import numpy as np
 from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice.sessions import SPARE_STEPS, Sessions, check_room, room_used_up
-from harness.vibevoice.times import Profile
+from harness.vibevoice.times import Profile, Times
 
 _SPIN_NS = 100_000  # a sleep may end this much late; the rest of the time is waited for awake
 
@@ -38,16 +44,21 @@ class EmulatedGPU:
         self._file = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
         os.ftruncate(self._file, 0)  # what an earlier server may have left
 
-    def spend(self, milliseconds: float) -> None:
-        """Hold the GPU for a time; returns when it is over."""
-        wait_until(self._reserve(round(milliseconds * 1e6)))
+    def spend(self, milliseconds: float, host_ms: float = 0.0) -> None:
+        """Let the host's time pass, then hold the GPU for ``milliseconds``; returns when they are over."""
+        ready_ns = time.monotonic_ns() + round(host_ms * 1e6)
+        if host_ms:
+            wait_until(ready_ns)
+        wait_until(self._reserve(round(milliseconds * 1e6), ready_ns))
 
-    def _reserve(self, duration_ns: int) -> int:
+    def _reserve(self, duration_ns: int, ready_ns: int | None = None) -> int:
+        """Take the next turn for what was ready at a time (now), also where its process woke late; when it ends."""
+        ready_ns = time.monotonic_ns() if ready_ns is None else ready_ns
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
             stored = os.pread(self._file, 8, 0)
             free_ns = struct.unpack("<q", stored)[0] if stored else 0
-            end_ns = max(free_ns, time.monotonic_ns()) + duration_ns
+            end_ns = max(free_ns, ready_ns) + duration_ns
             os.pwrite(self._file, struct.pack("<q", end_ns), 0)
             return end_ns
         finally:
@@ -59,6 +70,12 @@ def wait_until(deadline_ns: int) -> None:
     while (left_ns := deadline_ns - time.monotonic_ns()) > 0:
         if left_ns > _SPIN_NS:
             time.sleep((left_ns - _SPIN_NS) / 1e9)
+
+
+def _call(stage, time_of: Callable[[Times], float]) -> None:
+    """A call of an emulated stage: ``time_of`` says which time of its profile it takes."""
+    host_ms, device_ms = stage.profile.parts_ms(time_of)
+    stage.gpu.spend(device_ms, host_ms)
 
 
 @dataclass
@@ -133,13 +150,14 @@ class EmulatedLLM:
         sessions = [self.sessions.get(session_id) for session_id in session_ids]
         for branch, (session_id, session) in itertools.product((0, 1), zip(session_ids, sessions, strict=True)):
             self._check_room(session_id, session, branch)
-        self.gpu.spend(self.profile.step_ms([session.context for session in sessions]))
+        contexts = [session.context for session in sessions]
+        _call(self, lambda times: times.step_ms(contexts))
         tokens = [_say(session) for session in sessions]
         return np.zeros((len(tokens), 2, self.hidden_size), np.float32), np.array(tokens, np.int32)
 
     def _extend(self, session_id: int, session: _Session, branch: int, positions: int) -> None:
         self._check_room(session_id, session, branch, positions)
-        self.gpu.spend(self.profile.prefill_ms(positions, session.lengths[branch]))
+        _call(self, lambda times: times.prefill_ms(positions, session.lengths[branch]))
         session.lengths[branch] += positions
 
     def _check_room(self, session_id: int, session: _Session, branch: int, positions: int = 1) -> None:
@@ -166,7 +184,7 @@ class EmulatedDiffusion:
 
     def denoise(self, condition: object, noise: object, guidance: object, steps: Sequence[int]) -> np.ndarray:
         """A number of steps per row -> latent [N, 64], zeros."""
-        self.gpu.spend(self.profile.denoise_ms(steps))
+        _call(self, lambda times: times.denoise_ms(steps))
         return np.zeros((len(steps), wire.LATENT_SIZE), np.float32)
 
 
@@ -194,7 +212,7 @@ class EmulatedVocoder:
         for i in frames:
             self.sessions.get(session_ids[i])
         if frames:
-            self.gpu.spend(self.profile.vocode_ms(len(frames)))
+            _call(self, lambda times: times.vocode_ms(len(frames)))
         sizes = wire.SAMPLES_PER_FRAME, wire.SEMANTIC_SIZE
         return tuple(np.zeros((len(session_ids), size), np.float32) for size in sizes)
 
@@ -207,5 +225,5 @@ class EmulatedVoice:
 
     def encode(self, waveform: Sequence[float]) -> np.ndarray:
         """waveform [samples] -> acoustic frames [ceil(samples / 3200), 64], zeros."""
-        self.gpu.spend(self.profile.encode_ms(len(waveform) / wire.SAMPLE_RATE_HZ))
+        _call(self, lambda times: times.encode_ms(len(waveform) / wire.SAMPLE_RATE_HZ))
         return np.zeros((math.ceil(len(waveform) / wire.SAMPLES_PER_FRAME), wire.LATENT_SIZE), np.float32)

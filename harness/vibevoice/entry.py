@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from harness import wire
-from harness.errors import RequestError
+from harness.errors import HarnessError, RequestError
 from harness.vibevoice import backend, calls, mending
 from harness.vibevoice.admission import Line
 from harness.vibevoice.carry import Past, model_mark, script_mark
@@ -52,20 +52,20 @@ class Entry:
         tokenizer = tokenizer_for(config, checkpoint)
         self.prompts = PromptBuilder(config, tokenizer, voice_frames, ends_by_itself=bool(checkpoint))
         self.emulated = bool(given.get("emulate"))
-        self.beat_s = number(given, "beat_seconds", 0.1, float)
-        self.prefill_tokens = number(given, "prefill_tokens", 1)
-        self.prefills = asyncio.Semaphore(number(given, "prefills_at_once", 1))
+        self.beat_s = number(given, "beat_seconds")
+        self.prefill_tokens = number(given, "prefill_tokens")
+        self.prefills = asyncio.Semaphore(number(given, "prefills_at_once"))
         self.encoded_voices: dict[int, asyncio.Task] = {}
         self.executor: ThreadPoolExecutor | None = None
         self.channels: set[Channel] = set()
-        places = max(1, number(given, "sessions_at_once", 1) // instances(args))
-        patience_s = number(given, "waiting_seconds", 0, float)
-        self.line = Line(places, number(given, "waiting_limit", 0), patience_s)
+        places = max(1, number(given, "sessions_at_once") // instances(args))
+        patience_s = number(given, "waiting_seconds")
+        self.line = Line(places, number(given, "waiting_limit"), patience_s)
         # A session holds two threads: one that speaks and one that tells, or two calls of stages when it closes.
         self.calls_at_once = 2 * places + 4
         self.session_ids = itertools.count(first_session_id(os.getpid()))
         backend.settle()
-        mending.attend(args, backend.load_model)
+        mending.attend(args, backend.load_model, backend.identity_of(args))
 
     async def serve(self, requests: list) -> None:
         # The loop's default executor has a few threads per core: sessions beyond that would wait for one, with every
@@ -89,7 +89,10 @@ class Entry:
         channel = Channel(request.get_response_sender(), self.emulated, self.beat_s)
         self.channels.add(channel)
         try:
-            await self._admit(await self._checked(request), channel)
+            if _is_set(request, wire.DESCRIBE):
+                channel.description(await asyncio.to_thread(mending.identities))
+            else:
+                await self._admit(await self._checked(request), channel)
         except ClientLeft:
             self._end(channel)
         except Exception as error:
@@ -102,6 +105,13 @@ class Entry:
         channel.end(error)
 
     async def _checked(self, request) -> SpeechRequest:
+        """What is asked for; raises HarnessError, marked as refused, for what no retry can make right."""
+        try:
+            return await self._read(request)
+        except HarnessError as error:
+            raise type(error)(f"{wire.REFUSED}{error}") from error
+
+    async def _read(self, request) -> SpeechRequest:
         given = {name: backend.optional(request, name) for name in _OPTIONS}
         options = {name: value.flat[0] for name, value in given.items() if value is not None and value.size}
         say, carry = backend.optional(request, wire.SAY), backend.optional(request, wire.CARRY)
@@ -159,3 +169,8 @@ def _required(request, name: str) -> np.ndarray:
     if found is None:
         raise RequestError(f"the request has no {name}: a script to speak and a voice for each speaker are needed")
     return found
+
+
+def _is_set(request, name: str) -> bool:
+    value = backend.optional(request, name)
+    return value is not None and value.size > 0 and bool(value.flat[0])

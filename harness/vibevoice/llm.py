@@ -68,13 +68,18 @@ class LLMStage:
             wire.TOKEN_SPEECH_END: self.config.audio_eos_token_id,
             wire.TOKEN_END_OF_TEXT: self.config.eos_token_id,
         }
-        self.legal_rows = weights.head_rows([self.special[t] for t in sorted(self.special)])
+        # In float32: among four logits, rounded ones are often equal.
+        self.legal_rows = weights.head_rows([self.special[t] for t in sorted(self.special)]).float()
         head_size = text.hidden_size // text.num_attention_heads
         self._kv_shape = (text.num_hidden_layers, 2, text.num_key_value_heads, head_size)
         self.kv_bytes_per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size
         self.kv_bytes_per_token *= self.dtype.itemsize
         self.sessions: Sessions[_Session] = Sessions(wire.LLM)
         self.kv_limit_bytes = kv_limit_bytes
+        if self.device.type == "cuda":
+            from harness.vibevoice.ragged import prepare  # compiled here, not in the middle of traffic
+
+            prepare(self.backbone.heads, self.backbone.kv_heads, self.backbone.size, self.dtype, self.device)
 
     def open(
         self,
@@ -118,11 +123,10 @@ class LLMStage:
         """Add token_ids [T] to the prompt; voice_frames [V, 64] fill the places of the audio tokens among them."""
         session = self.sessions.get(session_id)
         branch = session.with_prompt
-        ids = token_ids.to(self.device, torch.long)
-        embeds = self.backbone.embed_tokens(ids)
-        places = ids == self.config.audio_token_id
+        places = (token_ids == self.config.audio_token_id).nonzero().flatten()  # on the host: no wait for a GPU
+        embeds = self.backbone.embed_tokens(token_ids.to(self.device, torch.long))
         if voice_frames.numel():
-            embeds[places] = self.acoustic(voice_frames.to(self.device, self.dtype))
+            embeds.index_copy_(0, places.to(self.device), self.acoustic(voice_frames.to(self.device, self.dtype)))
         self._extend(session_id, branch, embeds)
         prompt_tokens, spoken = session.fill_after_prompt
         if branch.length == prompt_tokens:
@@ -187,13 +191,21 @@ class LLMStage:
 
     def _fed(self, latent: torch.Tensor, semantic: torch.Tensor, pending: Sequence[int | None]) -> torch.Tensor:
         """The backbone's inputs [N, hidden]: a token that is pending, else the feedback of the frame before."""
-        embeds = self.acoustic(latent.to(self.device, self.dtype))
-        embeds = embeds + self.semantic(semantic.to(self.device, self.dtype))
-        rows = [i for i, token in enumerate(pending) if token is not None]
-        if rows:
-            ids = torch.tensor([pending[i] for i in rows], device=self.device)
-            embeds[rows] = self.backbone.embed_tokens(ids)
-        return embeds
+        latent, semantic = latent.to(self.device, self.dtype), semantic.to(self.device, self.dtype)
+        if all(token is None for token in pending):
+            return self.feedback(latent, semantic)
+        ids = torch.tensor([-1 if token is None else token for token in pending]).to(self.device)
+        return self.feedback(latent, semantic, ids)
+
+    def feedback(self, latent: torch.Tensor, semantic: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Latents [N, 64] and features [N, 128] as inputs of the backbone [N, hidden], on the device alone.
+
+        A row whose number in ``ids`` [N] is not -1 is that token's embedding.
+        """
+        embeds = self.acoustic(latent) + self.semantic(semantic)
+        if ids is None:
+            return embeds
+        return torch.where((ids >= 0)[:, None], self.backbone.embed_tokens(ids.clamp(0)), embeds)
 
     def _follows(self, token: int) -> int | None:
         """The token id to feed after a token was said; none after a frame, whose own feedback is fed."""
@@ -202,7 +214,7 @@ class LLMStage:
     def _tokens(self, sessions: list[_Session], hidden: torch.Tensor) -> list[int]:
         said = [wire.TOKEN_SPEECH_FRAME] * len(sessions)
         if not all(session.forced for session in sessions):
-            said = (hidden @ self.legal_rows.T).argmax(dim=-1).tolist()
+            said = (hidden.float() @ self.legal_rows.T).argmax(dim=-1).tolist()
         return [_choose(session, token) for session, token in zip(sessions, said, strict=True)]
 
     def _advance(self, sessions: list[_Session], tokens: list[int]) -> None:

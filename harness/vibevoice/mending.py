@@ -14,10 +14,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from harness import wire
+from harness.identity import StageIdentity
 from harness.vibevoice.instances import instance_name
 from harness.vibevoice.sessions import is_alive
 
@@ -41,6 +42,7 @@ class Note:
     model: str
     config: str  # JSON, as Triton gave it
     since_ns: int  # of CLOCK_MONOTONIC; one that is unloaded may live on beside its successor for a while
+    identity: dict = field(default_factory=dict)  # what it computes with: ``harness.identity.StageIdentity``
 
     @property
     def living(self) -> bool:
@@ -129,12 +131,22 @@ def server_mark(pid: int) -> str:
     return f"{os.stat('/proc/self/ns/pid').st_ino}-{pid}-{started}"
 
 
-def attend(args: dict, load: Callable[[str, str], None]) -> None:
+def identities() -> list[dict]:
+    """What every living process of this process's server says of itself, one for each instance of each model."""
+    notes = Registry(server_mark(os.getppid())).notes().values()
+    newest = {note.instance: note for note in sorted(notes, key=lambda note: note.since_ns) if note.living}
+    return [note.identity for note in newest.values() if note.identity]
+
+
+def attend(args: dict, load: Callable[[str, str], None], identity: StageIdentity) -> None:
     """Put this process's note, and watch over its siblings if its model is one that does; ``args`` are Triton's."""
     server, pid = os.getppid(), os.getpid()
     mark = server_mark(server)
     registry = Registry(mark)
-    note = Note(mark, pid, instance_name(args), args["model_name"], args["model_config"], time.monotonic_ns())
+    note = Note(
+        mark, pid, instance_name(args), args["model_name"], args["model_config"], time.monotonic_ns(),
+        identity.content(),
+    )  # fmt: skip
     path = registry.put(note, Path("/proc/self/cmdline").read_bytes().split(b"\0")[2].decode())
     atexit.register(path.unlink, missing_ok=True)
     if note.model in WATCHERS:

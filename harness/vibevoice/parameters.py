@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+from harness import wire
 from harness.errors import InputError
 
 _KINDS = {int: "a whole number", float: "a number"}
@@ -16,8 +17,13 @@ def parameters(args: dict) -> dict[str, str]:
     return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
 
 
-def number(given: dict[str, str], name: str, lowest: float, kind: type = int) -> float:
-    """A parameter that is a number. Raises InputError where it is none, or less than ``lowest``."""
+def number(given: dict[str, str], name: str, lowest: float | None = None, kind: type = int) -> float:
+    """A parameter that is a number. Raises InputError where it is none, or less than ``lowest``.
+
+    Without ``lowest``: as ``wire.NUMBERS`` says.
+    """
+    if lowest is None:
+        kind, lowest = wire.NUMBERS[name]
     try:
         value = kind(given[name])
     except ValueError:

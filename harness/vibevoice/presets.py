@@ -10,7 +10,8 @@ import json
 import math
 import zlib
 from collections.abc import Iterator
-from copy import deepcopy
+from contextlib import contextmanager
+from copy import copy, deepcopy
 from importlib import import_module
 from pathlib import Path
 
@@ -27,6 +28,7 @@ _TOKENIZER_DEPTHS = (3, 3, 3, 3, 3, 3, 8)
 
 def _config(text: dict, head: dict, filters: int, depths: tuple[int, ...], tokens: dict) -> VibeVoiceConfig:
     tower = {"num_filters": filters, "depths": list(depths)}
+    head = {"hidden_size": text["hidden_size"], **head}  # transformers below 5.23 does not derive it
     return VibeVoiceConfig(
         text_config={"model_type": "qwen2", "rope_theta": 1_000_000.0, "rms_norm_eps": 1e-6, **text},
         diffusion_head_config=head,
@@ -157,23 +159,46 @@ def _rules(base: VibeVoiceConfig, text: dict, others: list, depths) -> Iterator[
     yield text["vocab_size"] >= base.text_config.vocab_size, f"vocab_size is at least {base.text_config.vocab_size}"
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO = "auto"
+
+
+def dtype_on(device: torch.device, dtype: str) -> torch.dtype:
+    """The type that stages compute in; ``auto`` is float32 on a CPU and bfloat16 elsewhere. Raises InputError."""
+    if dtype == AUTO:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}: use {AUTO}, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
 class Weights:
     """Builds the model's parts one by one, from a checkpoint folder or at random by seed.
 
     ``checkpoint`` is a folder in the layout of ``vibevoice/VibeVoice-1.5B-hf``: config.json and safetensors.
     ``plain`` keeps the networks to torch's own operations where compiled ones would be taken: see ``compiled``.
+    ``dtype`` is a name of ``DTYPES``, or ``auto``: see ``dtype_on``. Random numbers are drawn in float32 on
+    ``drawn_on`` (the device itself, unless given): generators of different devices give different numbers.
+    Device ``meta`` builds shapes without contents.
     """
 
     def __init__(
-        self, preset: str = "tiny", seed: int = 0, checkpoint: str = "", device: str = "cpu", plain: bool = False
+        self,
+        preset: str = "tiny",
+        seed: int = 0,
+        checkpoint: str = "",
+        device: str = "cpu",
+        plain: bool = False,
+        dtype: str = AUTO,
+        drawn_on: str | None = None,
     ):
         self.checkpoint = Path(checkpoint) if checkpoint else None
         if self.checkpoint and not (self.checkpoint / "config.json").is_file():
             raise InputError(f"{self.checkpoint} is not a checkpoint folder: it holds no config.json")
         self.config = _checkpoint_config(self.checkpoint) if checkpoint else preset_config(preset)
         self.seed, self.plain = seed, plain
-        self.device = torch.device(device)
-        self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        self.device, self.drawn_on = torch.device(device), torch.device(drawn_on or device)
+        self.dtype = dtype_on(self.device, dtype)
 
     def compiled(self, network: str, plain):
         """A plain network as ``harness.vibevoice.compiled`` has it ("towers.Tower"), None where that is not taken.
@@ -184,7 +209,8 @@ class Weights:
         text = self.config.text_config
         small = text.hidden_size <= COMPILED_HIDDEN_SIZE
         whole = text.hidden_size // text.num_attention_heads % 8 == 0  # heads that fill vectors
-        if self.plain or self.device.type != "cpu" or not (small and whole):
+        taken = self.device.type == "cpu" and self.dtype == torch.float32 and not self.plain
+        if not (taken and small and whole):
             return None
         module, _, name = network.partition(".")
         try:
@@ -201,8 +227,7 @@ class Weights:
         tied = self.config.text_config.tie_word_embeddings
         name = "model.language_model.embed_tokens.weight" if tied else "lm_head.weight"
         shape = (self.config.text_config.vocab_size, self.config.text_config.hidden_size)
-        full = self._tensor(name) if self.checkpoint else _random_tensor(name, shape, self.seed, self.device)
-        return full[token_ids].to(self.device, self.dtype).clone()
+        return self._values(name, shape)[token_ids].to(self.dtype)
 
     def acoustic_connector(self) -> nn.Module:
         sizes = self.config.audio_config.hidden_size, self.config.text_config.hidden_size
@@ -234,18 +259,42 @@ class Weights:
             return RANDOM_LATENT_SCALE, RANDOM_LATENT_BIAS
         return tuple(float(self._tensor(f"model.latent_{name}_factor")) for name in ("scaling", "bias"))
 
+    def parameters(self) -> dict[str, int]:
+        """Numbers that the parts of each stage hold: of the LLM, the diffusion head, the vocoder, the voice encoder."""
+        shapes = copy(self)
+        shapes.device, shapes.checkpoint = torch.device("meta"), None
+        parts = {
+            "llm": (shapes.backbone(), shapes.acoustic_connector(), shapes.semantic_connector()),
+            "diffusion": (shapes.diffusion_head(),),
+            "vocoder": (shapes.acoustic_decoder(), shapes.semantic_encoder()),
+            "voice": (shapes.acoustic_encoder(),),
+        }
+        count = lambda module: sum(each.numel() for each in module.parameters())  # noqa: E731
+        return {stage: sum(map(count, modules)) for stage, modules in parts.items()}
+
     def _ready(self, build, prefix: str) -> nn.Module:
-        with torch.device(self.device):
+        """The module with its parameters in this dtype. Its buffers keep theirs: rounding the frequencies of a position
+        or a timestep to bfloat16 turns the angles by radians.
+        """
+        with torch.device(self.device), _default_dtype(self.dtype):
             module = build()
+        for name, parameter in module.named_parameters():
+            values = self._values(prefix + name, parameter.shape)
+            if values.shape != parameter.shape:
+                raise InputError(
+                    f"{self.checkpoint} has other sizes than its config.json: {prefix}{name} is {tuple(values.shape)}, "
+                    f"not {tuple(parameter.shape)}"
+                )
+            parameter.data = values.to(self.dtype)  # one by one: never two copies of a large model at once
+        return module.eval().requires_grad_(False)
+
+    def _values(self, name: str, shape) -> torch.Tensor:
+        """A parameter by its full name, on this device: as the checkpoint has it, or random in float32."""
         if self.checkpoint:
-            state = {name: self._tensor(prefix + name) for name, _ in module.named_parameters()}
-            try:
-                module.load_state_dict(state, strict=False)
-            except RuntimeError as error:
-                raise InputError(f"{self.checkpoint} has other sizes than its config.json: {error}") from error
-        else:
-            randomise_(module, self.seed, prefix)
-        return module.to(self.dtype).eval().requires_grad_(False)
+            return self._tensor(name)
+        if self.device.type == "meta":
+            return torch.empty(shape, device=self.device)
+        return _random_tensor(name, shape, self.seed, self.drawn_on).to(self.device)
 
     def _tensor(self, name: str) -> torch.Tensor:
         from safetensors import safe_open
@@ -257,6 +306,16 @@ class Weights:
                 return tensors.get_tensor(name)
         except Exception as error:
             raise InputError(f"checkpoint {self.checkpoint} holds no readable tensor {name}: {error!r}") from error
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _checkpoint_config(folder: Path) -> VibeVoiceConfig:

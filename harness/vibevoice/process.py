@@ -8,10 +8,18 @@ import ctypes
 import torch
 
 
-def prepare() -> None:
-    """One CPU thread, no gradients, freed memory kept: the instances of a server share its cores."""
+def prepare(device: torch.device | str = "cpu") -> None:
+    """One CPU thread, no gradients, freed memory kept: the instances of a server share its cores.
+
+    On a GPU, it becomes the one on which kernels are launched: a kernel of our own would go to GPU 0 with pointers of
+    another. float32 is float32 there: convolutions would round their inputs to TF32.
+    """
+    device = torch.device(device)
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False
     _keep_freed_memory()
 
 

@@ -22,6 +22,7 @@ import torch
 
 from harness import wire
 from harness.errors import HarnessError, InputError
+from harness.vibevoice.device_time import DeviceTimer
 from harness.vibevoice.diffusion import DiffusionStage
 from harness.vibevoice.llm import LLMStage
 from harness.vibevoice.presets import Weights
@@ -35,6 +36,7 @@ from harness.vibevoice.voice import VoiceStage
 PREFILL = "prefill"
 STEPS_AT_ONCE = 32  # of sessions opened for one point: their contexts grow meanwhile, so they start below it
 MEMORY_SHARE = 0.85  # of what is free after the weights, for KV caches
+TIMED_SHARE = 0.75  # of a point's seconds; the rest is for the passes that tell the device's time from the host's
 
 Call = Callable[[], object]
 
@@ -183,8 +185,9 @@ class Profiler:
         self.roofline = Roofline(weights.config, weights.dtype.itemsize)
         self.points = Grid.of(weights.device, quick).points(weights.config.text_config.max_position_embeddings)
         self.count = sum(map(len, self.points.values()))
-        synchronise = torch.cuda.synchronize if weights.device.type == "cuda" else lambda: None
-        self.sampler = Sampler(budget_s, self.count + 3, synchronise)
+        self.device_timer = DeviceTimer.of(weights.device)
+        timed_share = TIMED_SHARE if weights.device.type == "cuda" else 1.0
+        self.sampler = Sampler(budget_s, self.count + 3, synchronise(weights.device), timed_share)
 
     def run(self) -> None:
         """Say what the device can do, then every point, then the sizes that an emulation needs to know."""
@@ -192,7 +195,7 @@ class Profiler:
             "hidden_size": self.weights.config.text_config.hidden_size,
             "kv_bytes_per_token": self.roofline.kv_bytes_per_token,
         }
-        self.speed = self._device_speed()
+        self.speed = self._measured_speed()
         done = itertools.count(1)
         for bench_type, methods in BENCHES.items():
             bench = bench_type(self.weights, self.roofline)
@@ -206,54 +209,77 @@ class Profiler:
             if bench_type is VocoderBench:
                 model["state_values"] = bench.stage.state_size
             del bench  # its weights make room for the next one's
-            _free(self.weights.device)
+            free(self.weights.device)
         self.say({"event": "end", "model": model})
 
     def _measured(self, method: Callable, bench: object, at: dict, needed: bool = False) -> dict:
         try:
             calls, cost = method(bench, **at)
+            calls = iter(calls)
             taken = self.sampler.sample(calls, needed)
+            parts = {} if taken is None else self._parts(calls, float(np.median(taken)))
         except (torch.OutOfMemoryError, MemoryError, NoRoom):
             return {"left_out": "out of memory"}
         finally:
             calls = None  # closes what the point opened
-            _free(self.weights.device)
+            free(self.weights.device)
         if taken is None:
             return {"left_out": "no time left"}
         times = {"ms": float(np.median(taken)), "spread": spread(taken), "roofline_ms": cost.floor_ms(**self.speed)}
         counts = {"samples": len(taken), "bytes": int(cost.bytes), "gflop": cost.operations / 1e9}
-        return {name: float(f"{value:.5g}") for name, value in times.items()} | counts
+        return {name: _rounded(value) for name, value in times.items()} | parts | counts
 
-    def _device_speed(self) -> dict[str, float]:
-        """Copy bandwidth (read + write) and matrix product in the stages' type, and how steady they are.
+    def _parts(self, calls: Iterator[Call], ms: float) -> dict:
+        parts = self.device_timer.split(calls, ms, self.sampler.seconds_beside())
+        return {name: _rounded(value) if isinstance(value, float) else value for name, value in parts.items()}
 
-        What a device can do is what its fastest call did: others can only have slowed the rest.
-        """
-        size, side = (2 << 30, 8192) if self.weights.device.type == "cuda" else (128 << 20, 768)
-        copies, products = self._copies(size), self._products(side)
-        speed = {
-            "bandwidth_gb_s": 2 * size / float(copies.min()) / 1e6,
-            "tflop_s": 2 * side**3 / float(products.min()) / 1e9,
-        }
-        noise = {
-            "empty_call_ms": float(np.median(self._steady(lambda: None))),
-            "same_product_p90_over_median": float(np.percentile(products, 90) / np.median(products)),
-            "load_average": os.getloadavg()[0],
-        }
+    def _measured_speed(self) -> dict[str, float]:
+        speed, noise = device_speed(self.weights, self.sampler)
         self.say({"event": "device", **_device_facts(self.weights), **speed, "self_noise": noise})
         return speed
 
-    def _copies(self, size: int) -> np.ndarray:
-        source = torch.empty(size, dtype=torch.uint8, device=self.weights.device)
-        target = torch.empty_like(source)
-        return self._steady(lambda: target.copy_(source))
 
-    def _products(self, side: int) -> np.ndarray:
-        square = torch.randn(side, side, device=self.weights.device, dtype=self.weights.dtype)
-        return self._steady(lambda: square @ square)
+def device_speed(weights: Weights, sampler: Sampler) -> tuple[dict[str, float], dict[str, float]]:
+    """Copy bandwidth (read + write) and matrix product in the stages' type, and how steady they are.
 
-    def _steady(self, call: Call) -> np.ndarray:
-        return self.sampler.sample(itertools.repeat(call, 50), needed=True)
+    What a device can do is what its fastest call did: others can only have slowed the rest.
+    """
+    size, side = (2 << 30, 8192) if weights.device.type == "cuda" else (128 << 20, 768)
+    copies, products = _steady(sampler, _copy(weights, size)), _steady(sampler, _product(weights, side))
+    speed = {
+        "bandwidth_gb_s": 2 * size / float(copies.min()) / 1e6,
+        "tflop_s": 2 * side**3 / float(products.min()) / 1e9,
+    }
+    noise = {
+        "empty_call_ms": float(np.median(_steady(sampler, lambda: None))),
+        "same_product_p90_over_median": float(np.percentile(products, 90) / np.median(products)),
+        "load_average": os.getloadavg()[0],
+    }
+    return speed, noise
+
+
+def _copy(weights: Weights, size: int) -> Call:
+    source = torch.empty(size, dtype=torch.uint8, device=weights.device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def _product(weights: Weights, side: int) -> Call:
+    square = torch.randn(side, side, device=weights.device, dtype=weights.dtype)
+    return lambda: square @ square
+
+
+def _steady(sampler: Sampler, call: Call) -> np.ndarray:
+    return sampler.sample(itertools.repeat(call, 50), needed=True)
+
+
+def synchronise(device: torch.device) -> Callable[[], None]:
+    """What waits until the device has done all that it was given."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 def _device_facts(weights: Weights) -> dict:
@@ -273,13 +299,13 @@ def _kv_room(device: torch.device, roofline: Roofline) -> int:
     return max(0, int(MEMORY_SHARE * (free - roofline.weight_bytes)))
 
 
-def _free(device: torch.device) -> None:
+def free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _device(name: str) -> str:
+def chosen_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("this machine has no CUDA device that torch can use: give --device cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
@@ -300,7 +326,7 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     prepare()
     try:
-        weights = Weights(asked.preset, asked.weights_seed, asked.checkpoint, _device(asked.device))
+        weights = Weights(asked.preset, asked.weights_seed, asked.checkpoint, chosen_device(asked.device))
         Profiler(weights, asked.budget_seconds, asked.quick, _say).run()
     except HarnessError as error:
         _say({"event": "error", "message": str(error)})

@@ -3,112 +3,212 @@
 Each sequence's cache stays where it is: the kernels take addresses. A long cache is cut into parts that are attended to
 side by side and then combined, as in flash-decoding (Dao, Haziza, Massa and Sizov, 2023), so that one long session
 among short ones uses the whole GPU and costs the short ones nothing.
+
+Triton compiles a variant of a kernel for each type, each constant and each property of an argument that it knows. Here
+the model's shape and dtype are all that it is told: one variant serves all layers, contexts and batches.
 """
 
 from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from subprocess import CalledProcessError
 
 import torch
 import triton
 import triton.language as tl
 
+from harness.errors import InputError
+
+HEAD_SIZES = (16, 32, 64, 128, 256)  # powers of two of at least 16: the sides of a matrix product on tensor cores
 _PART = 512  # positions of one program
-_BLOCK = 64  # positions in one pass of its loop
-_FEWEST_ROWS = 16  # of a matrix product on tensor cores
+_TILE_BYTES = 16 << 10  # of keys in one pass of its loop: several tiles are on their way, in 99 KiB on an sm_89
+_MOST_POSITIONS, _FEWEST_ROWS = 64, 16  # of a tile; of a matrix product on tensor cores
+_PARTS_AT_ONCE = 16  # that are combined in one pass
+_ALIGNMENT = 16  # bytes: the widest load of one thread
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_NO_C_COMPILER = (
+    "the attention kernels cannot be started on {device}: {error}. Triton compiles a small C module at first: "
+    f"install gcc and the headers of Python {_PYTHON} (Debian: python{_PYTHON}-dev), or use device cpu"
+)
 
 
 class RaggedStep:
     """One step of many sequences: writes their new position, and lets each attend to its own past and to it.
 
     ``caches``: for each sequence [layers, 2, KV heads, room, size], contiguous; ``lengths``: positions filled in each.
+    Raises ValueError for a cache that is full or not laid out so, and InputError for a head size not in HEAD_SIZES.
     """
 
     def __init__(self, caches: list[torch.Tensor], lengths: list[int]):
         device = caches[0].device
-        facts = [[cache.data_ptr(), cache.shape[3], length] for cache, length in zip(caches, lengths, strict=True)]
-        self.addresses, self.rooms, self.lengths = torch.tensor(facts).t().contiguous().to(device)
+        check_head_size(caches[0].shape[4])
+        facts = [_facts(cache, length) for cache, length in zip(caches, lengths, strict=True)]
+        # Pinned, for a copy from pageable memory would wait until the GPU has done all that was asked of it before.
+        self.facts = torch.tensor(facts, pin_memory=device.type == "cuda").to(device, non_blocking=True)
         self.parts = max(lengths) // _PART + 1
+        self.on_device = on_device(device)
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """query [rows, heads, size], key and value [rows, KV heads, size] -> [rows, heads x size]."""
         rows, heads, size = query.shape
         kv_heads = key.shape[1]
+        query, key, value = (_aligned_rows(tensor) for tensor in (query, key, value))
+        partial = torch.empty(rows, heads, self.parts, size, dtype=torch.float32, device=query.device)
+        peaks_and_masses = torch.empty(rows, heads, self.parts, 2, dtype=torch.float32, device=query.device)
+        output = torch.empty(rows, heads * size, dtype=query.dtype, device=query.device)
         group = heads // kv_heads
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        partial = torch.empty(rows, heads, self.parts, size, device=query.device)
-        peaks_and_masses = torch.empty(2, rows, heads, self.parts, device=query.device)
-        output = torch.empty_like(query)
-        _attend_part[rows, kv_heads, self.parts](
-            query, key, value, self.addresses, self.rooms, self.lengths, partial, *peaks_and_masses,
-            layer, size**-0.5, self.parts, kv_heads=kv_heads, group=group,
-            group_room=max(_FEWEST_ROWS, triton.next_power_of_2(group)), size=size, part=_PART, block=_BLOCK,
-        )  # fmt: skip
-        _combine[rows, heads](
-            partial, *peaks_and_masses, self.lengths, output, self.parts, heads=heads, size=size, part=_PART
+        group_room = max(_FEWEST_ROWS, triton.next_power_of_2(group))
+        with self.on_device:
+            _attend_part[rows, kv_heads, self.parts](
+                query, key, value, self.facts, partial, peaks_and_masses,
+                query.stride(0), key.stride(0), value.stride(0), layer, self.parts,
+                kv_heads=kv_heads, group=group, group_room=group_room, size=size, part=_PART,
+                block=_tile_positions(size, query.dtype), align=_ALIGNMENT,
+            )  # fmt: skip
+            _combine[rows, heads](
+                partial, peaks_and_masses, self.facts, output, self.parts,
+                heads=heads, size=size, part=_PART, block=_PARTS_AT_ONCE,
+            )  # fmt: skip
+        return output
+
+
+def prepare(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Compile and load the kernels for a model's shape, in seconds, so that no step of a session has to wait for it.
+
+    Raises InputError for a head size that is not in HEAD_SIZES, and where Triton finds no C compiler.
+    """
+    check_head_size(size)
+    made = [torch.zeros(1, count, size, dtype=dtype, device=device) for count in (heads, kv_heads, kv_heads)]
+    cache = torch.zeros(1, 2, kv_heads, 1, size, dtype=dtype, device=device)
+    try:
+        RaggedStep([cache], [0]).attend(0, *made)
+    except (RuntimeError, CalledProcessError) as error:
+        if isinstance(error, CalledProcessError) or "C compiler" in str(error):
+            raise InputError(_NO_C_COMPILER.format(device=device, error=error)) from error
+        raise
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def check_head_size(size: int) -> None:
+    """Raise InputError for a head size that is not in HEAD_SIZES."""
+    if size not in HEAD_SIZES:
+        raise InputError(
+            f"the attention kernels for GPUs do not take heads of size {size}, only {', '.join(map(str, HEAD_SIZES))}: "
+            "change hidden_size or num_attention_heads (size = hidden_size / num_attention_heads), or use device cpu"
         )
-        return output.view(rows, -1)
 
 
-@triton.jit
+def on_device(device: torch.device):
+    """A context in which kernels start on this device; elsewhere they start on the thread's current GPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _facts(cache: torch.Tensor, length: int) -> list[int]:
+    """Address, room and length of a cache; the kernels rely on what is checked here, and would overwrite others."""
+    address, room = cache.data_ptr(), cache.shape[3]
+    if address % _ALIGNMENT or not cache.is_contiguous():
+        raise ValueError(
+            f"a KV cache of shape {list(cache.shape)} at address {address} is not contiguous from a multiple of "
+            f"{_ALIGNMENT} bytes on: take it from torch.empty"
+        )
+    if not 0 <= length < room:
+        raise ValueError(f"a KV cache of {room} positions, of which {length} are filled, has no room for the new one")
+    return [address, room, length]
+
+
+def _aligned_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor [rows, heads, size] whose rows may lie apart, by whole heads; a copy where they lie otherwise."""
+    size = tensor.shape[2]
+    in_place = tensor.stride()[1:] == (size, 1) and tensor.stride(0) % size == 0
+    if in_place and tensor.data_ptr() % _ALIGNMENT == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _tile_positions(size: int, dtype: torch.dtype) -> int:
+    return min(_MOST_POSITIONS, _TILE_BYTES // (size * dtype.itemsize))
+
+
+@triton.jit(do_not_specialize=["query_stride", "key_stride", "value_stride", "layer", "parts"])
 def _attend_part(
-    query, new_keys, new_values, addresses, rooms, lengths, partial, peaks, masses,
-    layer, scale, parts, kv_heads: tl.constexpr, group: tl.constexpr, group_room: tl.constexpr,
-    size: tl.constexpr, part: tl.constexpr, block: tl.constexpr,
+    query, new_keys, new_values, facts, partial, peaks_and_masses,
+    query_stride, key_stride, value_stride, layer, parts,
+    kv_heads: tl.constexpr, group: tl.constexpr, group_room: tl.constexpr,
+    size: tl.constexpr, part: tl.constexpr, block: tl.constexpr, align: tl.constexpr,
 ):  # fmt: skip
     """One part of one sequence and KV head: the weighted sum of its values, with the peak and the mass of weights."""
-    row, head, index = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths + row)  # positions before the new one, which comes last
+    # A cache may hold more than 2^31 elements: every index is of 64 bits before it is multiplied.
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    index = tl.program_id(2).to(tl.int64)
+    length = tl.load(facts + row * 3 + 2)  # positions before the new one, which comes last
     start = index * part
     if start <= length:
-        stride = tl.load(rooms + row) * size
-        cache = tl.load(addresses + row).to(tl.pointer_type(query.dtype.element_ty))
-        keys = cache + (layer * 2 * kv_heads + head) * stride
+        cache = tl.load(facts + row * 3).to(tl.pointer_type(query.dtype.element_ty))
+        stride = tl.load(facts + row * 3 + 1) * size
+        keys = tl.multiple_of(cache, align) + (layer.to(tl.int64) * 2 * kv_heads + head) * stride
         values = keys + kv_heads * stride
-        column, member = tl.arange(0, size), tl.arange(0, group_room)
-        heads = (row * kv_heads + head) * group + member
+        column, member = tl.arange(0, size)[None, :], tl.arange(0, group_room)
         known = member < group
-        q = tl.load(query + heads[:, None] * size + column[None, :], mask=known[:, None], other=0.0)
-        new_key = tl.load(new_keys + (row * kv_heads + head) * size + column)
-        new_value = tl.load(new_values + (row * kv_heads + head) * size + column)
-        if length < start + part:  # the new position lies in this part: written here, for the steps to come
-            tl.store(keys + length * size + column, new_key)
-            tl.store(values + length * size + column, new_value)
-        peak = tl.full((group_room,), float("-inf"), tl.float32)
-        mass = tl.zeros((group_room,), tl.float32)
-        total = tl.zeros((group_room, size), tl.float32)
-        for offset in range(start, tl.minimum(start + part, length + 1), block):
+        heads = head * group + member
+        q = tl.multiple_of(query + row * query_stride, align)
+        q = tl.load(q + heads[:, None] * size + column, mask=known[:, None], other=0.0)
+        # The new key and value as often as the group has room: a row by itself would be read in two bytes a thread.
+        copies = tl.zeros((group_room, 1), tl.int32) + column
+        new_key = tl.load(tl.multiple_of(new_keys + row * key_stride + head * size, align) + copies)
+        new_value = tl.load(tl.multiple_of(new_values + row * value_stride + head * size, align) + copies)
+        is_last = length < start + part  # the new position lies in this part: written here, for the steps to come
+        first_copy = is_last & (member == 0)[:, None]
+        tl.store(keys + length * size + copies, new_key, mask=first_copy)
+        tl.store(values + length * size + copies, new_value, mask=first_copy)
+        own = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), axis=1) * size**-0.5
+        peak = tl.where(is_last, own, float("-inf"))
+        mass = tl.where(is_last, tl.full((group_room,), 1.0, tl.float32), 0.0)
+        total = tl.where(is_last, new_value.to(tl.float32), 0.0)
+        keys += start * size
+        values += start * size
+        count = tl.minimum(length - start, part).to(tl.int32)
+        for offset in range(0, count, block):
             position = offset + tl.arange(0, block)
-            before, is_new = (position < length)[:, None], (position == length)[:, None]
-            place = position[:, None] * size + column[None, :]
-            k = tl.where(is_new, new_key[None, :], tl.load(keys + place, mask=before, other=0.0))
-            v = tl.where(is_new, new_value[None, :], tl.load(values + place, mask=before, other=0.0))
-            score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-            score = tl.where((position <= length)[None, :], score, float("-inf"))
+            before = position < count
+            place = position.to(tl.int64)[:, None] * size + column
+            k = tl.load(keys + place, mask=before[:, None], other=0.0)
+            v = tl.load(values + place, mask=before[:, None], other=0.0)
+            score = tl.dot(q, tl.trans(k), input_precision="ieee") * size**-0.5
+            score = tl.where(before[None, :], score, float("-inf"))
             higher = tl.maximum(peak, tl.max(score, axis=1))
             weight, fade = tl.exp(score - higher[:, None]), tl.exp(peak - higher)
             mass = mass * fade + tl.sum(weight, axis=1)
             total = total * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
             peak = higher
-        at = heads * parts + index
-        tl.store(peaks + at, peak, mask=known)
-        tl.store(masses + at, mass, mask=known)
-        tl.store(partial + at[:, None] * size + column[None, :], total, mask=known[:, None])
+        at = (row * kv_heads * group + heads) * parts + index
+        tl.store(peaks_and_masses + at * 2, peak, mask=known)
+        tl.store(peaks_and_masses + at * 2 + 1, mass, mask=known)
+        tl.store(partial + at[:, None] * size + column, total, mask=known[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _combine(
-    partial, peaks, masses, lengths, output, parts, heads: tl.constexpr, size: tl.constexpr, part: tl.constexpr
+    partial, peaks_and_masses, facts, output, parts,
+    heads: tl.constexpr, size: tl.constexpr, part: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """The parts of one sequence and query head as one."""
-    row, head = tl.program_id(0), tl.program_id(1)
-    column = tl.arange(0, size)
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    count = (tl.load(facts + row * 3 + 2) // part + 1).to(tl.int32)
     at = (row * heads + head) * parts
-    peak, mass, total = tl.load(peaks + at), tl.load(masses + at), tl.load(partial + at * size + column)
-    for index in range(1, tl.load(lengths + row) // part + 1):
-        other = tl.load(peaks + at + index)
-        higher = tl.maximum(peak, other)
-        mine, theirs = tl.exp(peak - higher), tl.exp(other - higher)
-        mass = mass * mine + tl.load(masses + at + index) * theirs
-        total = total * mine + tl.load(partial + (at + index) * size + column) * theirs
+    column = tl.arange(0, size)
+    peak, mass, total = float("-inf"), 0.0, tl.zeros((size,), tl.float32)
+    for first in range(0, count, block):
+        index = first + tl.arange(0, block)
+        known = index < count
+        peaks = tl.load(peaks_and_masses + (at + index) * 2, mask=known, other=float("-inf"))
+        masses = tl.load(peaks_and_masses + (at + index) * 2 + 1, mask=known, other=0.0)
+        place = (at + index)[:, None] * size + column[None, :]
+        totals = tl.load(partial + place, mask=known[:, None], other=0.0)
+        higher = tl.maximum(peak, tl.max(peaks, axis=0))
+        fade, weight = tl.exp(peak - higher), tl.exp(peaks - higher)
+        mass = mass * fade + tl.sum(masses * weight, axis=0)
+        total = total * fade + tl.sum(totals * weight[:, None], axis=0)
         peak = higher
-    place = output + (row * heads + head) * size + column
-    tl.store(place, (total / mass).to(output.dtype.element_ty))
+    tl.store(output + (row * heads + head) * size + column, (total / mass).to(output.dtype.element_ty))

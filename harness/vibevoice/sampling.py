@@ -16,13 +16,14 @@ _SHORTEST_S, _LONGEST_S = 0.2, 5.0  # of calls at one point, however sure or uns
 class Sampler:
     """Shares the seconds of a budget among a number of points.
 
-    ``synchronise`` waits for the device, before and after every timed call.
+    ``synchronise`` waits for the device, before and after every timed call. ``timed_share``: how much of its seconds a
+    point is timed for, where it is measured in another way beside.
     """
 
-    def __init__(self, budget_s: float, points: int, synchronise: Callable[[], None]):
+    def __init__(self, budget_s: float, points: int, synchronise: Callable[[], None], timed_share: float = 1.0):
         self.deadline_s = time.monotonic() + budget_s
         self.points_left = points
-        self._synchronise = synchronise
+        self._synchronise, self._timed_share = synchronise, timed_share
 
     def sample(self, calls: Iterable[Callable[[], object]], needed: bool = False) -> np.ndarray | None:
         """Milliseconds of the calls but the first, which warms up; None where the budget is used up.
@@ -30,9 +31,14 @@ class Sampler:
         A point that is ``needed`` is measured all the same, by one call.
         """
         left_s = self.deadline_s - time.monotonic()
-        share_s = min(_LONGEST_S, left_s / max(1, self.points_left))
+        share_s = self._timed_share * min(_LONGEST_S, left_s / max(1, self.points_left))
         self.points_left -= 1
         return None if left_s <= 0 and not needed else self._timed(calls, share_s)
+
+    def seconds_beside(self) -> float:
+        """What the point that was timed last may still take in another way; 0 or less where the budget is used up."""
+        left_s = self.deadline_s - time.monotonic()
+        return (1 - self._timed_share) * min(_LONGEST_S, left_s / (self.points_left + 1))
 
     def _timed(self, calls: Iterable[Callable[[], object]], share_s: float) -> np.ndarray:
         taken: list[float] = []

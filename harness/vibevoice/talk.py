@@ -6,6 +6,7 @@ Only a Triton stub process can import this module.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, wait
@@ -55,6 +56,9 @@ class Channel:
 
     def carry(self, data: bytes) -> None:
         self._send(**{wire.CARRY: np.frombuffer(data, np.uint8)})
+
+    def description(self, identities: list[dict]) -> None:
+        self._send(**{wire.DESCRIPTION: np.array([json.dumps(identities).encode()], np.object_)})
 
     def beat(self) -> None:
         """An empty response after a time of silence, so that the client can tell waiting from a server that died."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from harness.errors import InputError
 
 PREFILL = "prefill"
 _SIZES = ("hidden_size", "kv_bytes_per_token", "state_values")  # of the model
+NOT_SEPARATED = "wall time, not separated from the host's"
 _COORDINATES = ("batch", "context", "tokens", "steps", "seconds")
 
 
@@ -54,34 +55,18 @@ class Surface:
         return Curve((x, curve.at(second)) for x, curve in self.curves.items()).at(first)
 
 
-class Profile:
-    """The times of every stage as ``harness profile`` has written them. Raises InputError for a file that is none."""
+class Times:
+    """Milliseconds of every stage over its points; ``name``: of ``ms`` or of ``device_ms``."""
 
-    def __init__(self, path: Path | str):
-        try:
-            content = json.loads(Path(path).read_text())
-            self.model = {name: _checked(int(content["model"][name])) for name in _SIZES}
-            self._read(content["stages"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path} is no profile that can be emulated: {error!r}; make one with `harness profile`"
-            ) from None
-        self.path = path
-        self._told: set[str] = set()
-
-    def _read(self, stages: dict[str, list[dict]]) -> None:
-        points = {stage: [_checked_point(p) for p in rows if "ms" in p] for stage, rows in stages.items()}
-        for stage in (*wire.STAGES, wire.VOICE, PREFILL):
-            if not points[stage]:
-                raise ValueError(f"it holds no time of {stage}")
+    def __init__(self, points: dict[str, list[dict]], name: str):
         usual = [p for p in points[wire.DIFFUSION] if p["steps"] == wire.DEFAULT_DIFFUSION_STEPS]
-        self._step = Surface((p["batch"], p["context"], p["ms"]) for p in points[wire.LLM])
-        self._prefill = Surface((p["tokens"], p["context"], p["ms"]) for p in points[PREFILL])
-        self._denoise = Curve((p["batch"], p["ms"]) for p in usual)
-        shares = [(p["steps"], p["ms"] / self._denoise.at(p["batch"])) for p in points[wire.DIFFUSION]]
+        self._step = Surface((p["batch"], p["context"], p[name]) for p in points[wire.LLM])
+        self._prefill = Surface((p["tokens"], p["context"], p[name]) for p in points[PREFILL])
+        self._denoise = Curve((p["batch"], p[name]) for p in usual)
+        shares = [(p["steps"], p[name] / self._denoise.at(p["batch"])) for p in points[wire.DIFFUSION]]
         self._steps = Curve([(0, 0.0), *shares])  # of the time of the usual number of steps
-        self._vocode = Curve((p["batch"], p["ms"]) for p in points[wire.VOCODER])
-        self._encode = Curve((p["seconds"], p["ms"]) for p in points[wire.VOICE])
+        self._vocode = Curve((p["batch"], p[name]) for p in points[wire.VOCODER])
+        self._encode = Curve((p["seconds"], p[name]) for p in points[wire.VOICE])
 
     def step_ms(self, contexts: Sequence[int]) -> float:
         """A frame step of the LLM for sessions of these contexts (positions of both branches)."""
@@ -112,6 +97,41 @@ class Profile:
         return curve.at(x)
 
     def _check(self, what: str, at: tuple[float, ...], covered: bool) -> None:
+        """Hears of every time that is asked for, and whether it lies within the points."""
+
+
+class Profile(Times):
+    """The wall times of every stage as ``harness profile`` has written them; ``device``: the device's part of them.
+
+    A profile without ``device_ms``, as older ones are, does not separate the parts: all of its time is the device's,
+    and ``basis`` says so. Raises InputError for a file that is no profile.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = path
+        self._told: set[str] = set()
+        try:
+            content = json.loads(Path(path).read_text())
+            self.model = {name: _checked(int(content["model"][name])) for name in _SIZES}
+            if room := content["model"].get("kv_room_bytes"):
+                self.model["kv_room_bytes"] = _checked(int(room))
+            self.device, self.dtype = str(content.get("device", "device")), str(content.get("dtype", ""))
+            points = _points(content["stages"])
+            super().__init__(points, "ms")
+            self.device = Times(points, "device_ms")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is no profile that can be emulated: {error!r}; make one with `harness profile`"
+            ) from None
+        self.basis = _basis(points)
+
+    def parts_ms(self, time_of: Callable[[Times], float]) -> tuple[float, float]:
+        """(host, device) milliseconds of a call; together they are its wall time."""
+        ms = time_of(self)
+        device_ms = min(ms, time_of(self.device))
+        return ms - device_ms, device_ms
+
+    def _check(self, what: str, at: tuple[float, ...], covered: bool) -> None:
         """Say, once per stage, that a time lies beyond what was measured."""
         if not covered and what not in self._told:
             self._told.add(what)
@@ -119,12 +139,29 @@ class Profile:
             print(f"{self.path}: {what} at ({place}) lies beyond what was measured: extrapolated", flush=True)
 
 
+def _points(stages: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """The points that have a time, by stage, each with a ``device_ms``."""
+    points = {stage: [_checked_point(p) for p in rows if "ms" in p] for stage, rows in stages.items()}
+    for stage in (*wire.STAGES, wire.VOICE, PREFILL):
+        if not points[stage]:
+            raise ValueError(f"it holds no time of {stage}")
+    return points
+
+
+def _basis(points: dict[str, list[dict]]) -> str:
+    sources = sorted({p.get("device_ms_from", NOT_SEPARATED) for rows in points.values() for p in rows})
+    return f"device times from: {', '.join(sources)}"
+
+
 def _checked_point(point: dict) -> dict:
     _checked(point["ms"])
+    device_ms = point.get("device_ms", point["ms"])
+    if not 0 < device_ms <= point["ms"]:
+        raise ValueError(f"device_ms is {device_ms} of {point['ms']} ms")
     for name in _COORDINATES:
         if not 0 <= point.get(name, 0) < math.inf:
             raise ValueError(f"{name} is {point[name]}")
-    return point
+    return point | {"device_ms": device_ms}
 
 
 def _checked(number: float) -> float:

@@ -11,6 +11,8 @@ Each layer keeps the last samples that it saw, per session: its part of a state 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -49,6 +51,11 @@ def _with_past(x: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> to
     return padded
 
 
+def _product(*factors: torch.Tensor) -> torch.Tensor:
+    """Constants folded into one: multiplied in float32 and rounded once, to the type of the first."""
+    return math.prod(factor.float() for factor in factors).to(factors[0].dtype)
+
+
 class _Norm:
     """x [channels, n] / its root mean square over channels, in float32 as the released module computes it."""
 
@@ -67,17 +74,18 @@ class Block:
     """A ConvNeXt layer: depthwise convolution and feed-forward network, each normed, scaled and added."""
 
     def __init__(self, module: nn.Module):
-        convolution = module.mixer.conv
-        taps = convolution.weight[:, 0] * (module.norm.weight * module.gamma)[:, None]
+        convolution, gain = module.mixer.conv, module.gamma
+        taps = _product(convolution.weight[:, 0], module.norm.weight[:, None], gain[:, None])
         self.channels, self.past = taps.shape[0], module.mixer.left_pad
         self.norm, self.feed_norm = _Norm(module.norm), _Norm(module.ffn_norm)
         self.taps = [tap[:, None].contiguous() for tap in taps.unbind(1)]
         self.kernel = taps[:, None, :, None].contiguous()
-        self.bias = (convolution.bias * module.gamma)[:, None]
+        self.bias = _product(convolution.bias, gain)[:, None]
         first, second = module.ffn.linear1, module.ffn.linear2
         self.activation = module.ffn.activation
-        self.up, self.up_bias = first.weight * module.ffn_norm.weight, first.bias[:, None]
-        self.down, self.down_bias = second.weight * module.ffn_gamma[:, None], (second.bias * module.ffn_gamma)[:, None]
+        self.up, self.up_bias = _product(first.weight, module.ffn_norm.weight), first.bias[:, None]
+        self.down = _product(second.weight, module.ffn_gamma[:, None])
+        self.down_bias = _product(second.bias, module.ffn_gamma)[:, None]
 
     def __call__(self, x: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         shape = x.shape
@@ -89,7 +97,7 @@ class Block:
     def _mixed(self, x: torch.Tensor, padded: torch.Tensor, sessions: int) -> torch.Tensor:
         """x + the depthwise convolution: one kernel on a GPU; on a CPU, tap by tap is 1.5 times as fast."""
         mixed = x + self.bias
-        if x.is_cuda:
+        if not x.is_cpu:
             return mixed.add_(functional.conv2d(padded[None], self.kernel, groups=self.channels).view(x.shape))
         padded = padded.view(self.channels, -1)
         for i, tap in enumerate(self.taps):

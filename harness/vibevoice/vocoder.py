@@ -63,16 +63,25 @@ class VocoderStage:
 
     def _advance(self, states: list[torch.Tensor], latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One frame of each session; ``states`` are changed in place."""
-        scaled = latent.to(self.device, self.dtype) / self.scale - self.bias
         if all(self.compiled):
             decoder, encoder = self.compiled
-            audio = decoder(scaled.t().unsqueeze(1), [state[: self.sizes[0]] for state in states])
+            audio = decoder(self._scaled(latent), [state[: self.sizes[0]] for state in states])
             semantic = encoder(audio, [state[self.sizes[0] :] for state in states])
             return audio[0].t().contiguous(), semantic[:, 0].t().contiguous()
-        decoder, encoder = torch.stack(states, 1).split(self.sizes)
-        audio, decoder = self.decoder(scaled.t().unsqueeze(1), decoder)
-        semantic, encoder = self.encoder(audio, encoder)
-        answer = audio[0].t().float().cpu().contiguous(), semantic[:, 0].t().float().cpu().contiguous()
+        audio, semantic, after = self.compute(latent.to(self.device), torch.stack(states, 1))
+        answer = audio.cpu().contiguous(), semantic.cpu().contiguous()
         # Last: where anything before fails, each session is stepped again by itself.
-        torch._foreach_copy_(states, torch.cat([decoder, encoder]).t().contiguous().unbind())
+        torch._foreach_copy_(states, after.t().contiguous().unbind())
         return answer
+
+    def compute(self, latent: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A frame on the device alone: latent [N, 64] in float32, state [state_size, N] -> audio [N, 3200] and
+        semantic [N, 128] in float32, and the state after it."""
+        decoder, encoder = state.split(self.sizes)
+        audio, decoder = self.decoder(self._scaled(latent), decoder)
+        semantic, encoder = self.encoder(audio, encoder)
+        return audio[0].t().float(), semantic[:, 0].t().float(), torch.cat([decoder, encoder])
+
+    def _scaled(self, latent: torch.Tensor) -> torch.Tensor:
+        """Latents [N, 64] as the decoder knows them: [64, 1, N]."""
+        return (latent / self.scale - self.bias).to(self.dtype).t().unsqueeze(1)

@@ -19,7 +19,10 @@ class VoiceStage:
     @torch.inference_mode()
     def encode(self, waveform: torch.Tensor) -> torch.Tensor:
         """waveform [samples] -> acoustic frames [ceil(samples / 3200), 64]."""
+        return self.compute(waveform.to(self.device)).cpu()
+
+    def compute(self, waveform: torch.Tensor) -> torch.Tensor:
+        """``encode`` on the device alone."""
         short = -len(waveform) % wire.SAMPLES_PER_FRAME
-        padded = torch.nn.functional.pad(waveform.to(self.device, self.dtype), (0, short))
-        latents = self.encoder(padded[None, None]).latents[0]
-        return ((latents + self.bias) * self.scale).float().cpu()
+        padded = torch.nn.functional.pad(waveform.to(self.dtype), (0, short))
+        return (self.encoder(padded[None, None]).latents[0].float() + self.bias) * self.scale

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import wave
-from pathlib import Path
 
 import numpy as np
 
 from harness import wire
-from harness.errors import InputError
+from harness.voice_folder import read_voice, voice_files
 
 _SYNTHETIC_SECONDS = {1: 9.0, 2: 12.0, 3: 10.0, 4: 14.0}  # the released voices take 9 to 30 s
 
@@ -17,16 +15,19 @@ _LEVEL_DB, _EPSILON = -25.0, 1e-6  # of transformers' feature extractor
 
 
 def load_voices(folder: str = "") -> dict[int, np.ndarray]:
-    """Voice id -> mono float32 samples at 24 kHz: a folder's WAV files by name, numbered from 1, or four made ones.
+    """Voice id -> mono float32 samples at 24 kHz: a folder's sound files by name, numbered from 1, or four made ones.
 
     All at the loudness that the released feature extractor gives them. Raises InputError for what is no such file.
     """
     if not folder:
         return {voice: _levelled(_synthetic(voice, seconds)) for voice, seconds in _SYNTHETIC_SECONDS.items()}
-    files = sorted(Path(folder).glob("*.wav"))
-    if not files:
-        raise InputError(f"voices folder {folder} holds no .wav file: put 24 kHz mono WAV files there")
-    return {number: _levelled(_read(file)) for number, file in enumerate(files, start=1)}
+    voices = {}
+    for number, file in enumerate(voice_files(folder), start=1):
+        samples, note = read_voice(file)
+        voices[number] = _levelled(samples)
+        if note:
+            print(f"voice {number}: {note}", flush=True)
+    return voices
 
 
 def frames_of(samples: np.ndarray) -> int:
@@ -49,20 +50,3 @@ def _levelled(samples: np.ndarray) -> np.ndarray:
     samples = samples * np.float32(10 ** (_LEVEL_DB / 20) / (rms + _EPSILON))
     peak = float(np.max(np.abs(samples)))
     return samples / np.float32(peak + _EPSILON) if peak > 1.0 else samples
-
-
-def _read(file: Path) -> np.ndarray:
-    try:
-        with wave.open(str(file)) as sound:
-            layout = sound.getframerate(), sound.getnchannels(), sound.getsampwidth()
-            data = sound.readframes(sound.getnframes())
-    except (wave.Error, EOFError, OSError, RuntimeError) as error:  # the last from inside wave, of lengths that lie
-        raise InputError(f"{file} is not a WAV file that can be read: {error!r}") from error
-    if layout != (wire.SAMPLE_RATE_HZ, 1, 2):
-        raise InputError(
-            f"{file} is {layout[0]} Hz, {layout[1]} channels, {8 * layout[2]} bit: use 24000 Hz mono 16 bit"
-        )
-    data = data[: len(data) // 2 * 2]  # of a file that was cut in the middle of a sample
-    if not data:
-        raise InputError(f"{file} holds no sound: use a sample of some seconds")
-    return np.frombuffer(data, dtype="<i2").astype(np.float32) / 32768.0

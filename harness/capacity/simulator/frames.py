@@ -143,7 +143,7 @@ def _execute(w, i, size, now):
     loop.drawn += 1
     instance.end_s = (max(now, loop.gpu_free_s) if loop.one_gpu else now) + takes_s
     loop.gpu_free_s = max(loop.gpu_free_s, instance.end_s)
-    instance.end_s += loop.host_s + loop.host_each_s * size
+    instance.end_s += loop.host_s + stage.host_s + (loop.host_each_s + stage.host_each_s) * size
     stage.executions += 1
     stage.served += size
 

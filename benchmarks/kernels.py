@@ -1,0 +1,226 @@
+"""What the compiler makes of the attention kernels for GPUs, for each architecture, type and model: needs no GPU.
+
+Steps of the server's own code run as they would on a GPU, up to the launch: over layers, contexts and batches.
+
+variants        compiled kernels that all steps of a model need: 1 in each row; more would compile during traffic
+registers       of a thread, at most 255
+shared KiB      shared memory of a block: an sm_89 has 99 KiB
+spills          bytes of a thread that did not fit in registers and lie in memory
+wide, cp.async  loads of 16 bytes, into registers and straight into shared memory
+narrow          loads of less than 4 bytes, and of less than 16 straight into shared memory: must be 0
+32-bit          products of indices in 32 bits, which would overflow in a large cache: must be 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import common
+import torch
+
+from harness.errors import InputError
+from harness.vibevoice.presets import preset_config
+
+ARCHITECTURES = {"sm_80": 80, "sm_89": 89, "sm_90": 90}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+KERNELS = "_attend_part", "_combine"
+MUST_BE_0 = "spills", "narrow_loads", "products_of_32_bits"
+LAYERS = range(28)
+LENGTHS = [[0], [1], [7] * 16, [15, 16, 17], [511, 512, 513], [1500] * 33, [*[400] * 63, 8000], [3, 106_000]]
+_LOAD = re.compile(r"ld\.global(?:\.(?!v\d|[bsuf]\d)[\w:]+)*(?:\.v(\d))?\.[bsuf](\d+)")
+_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?\],\s*(?:\[[^;]*?\],\s*)?(0x[0-9a-f]+|\d+)")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Heads of a model: those of queries, those of keys and values, and the size of each."""
+
+    heads: int
+    kv_heads: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel as it was compiled; ``variants`` is how many of it the steps needed."""
+
+    arch: str
+    dtype: str
+    shape: str
+    kernel: str
+    variants: int
+    registers: int
+    shared_bytes: int
+    spills: int
+    wide_loads: int
+    async_copies: int
+    narrow_loads: int
+    products_of_32_bits: int
+    compile_s: float
+
+
+class _NoGPU:
+    """Stands for Triton's driver: names a GPU, and has none."""
+
+    def __init__(self, device: int, target):
+        self.device, self.target = device, target
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self):
+        return self.target
+
+
+class Compiler:
+    """Runs steps of the server's code and compiles their kernels where a GPU would start them."""
+
+    def __init__(self):
+        if os.environ.get("TRITON_INTERPRET"):
+            raise InputError("TRITON_INTERPRET is set, and nothing would be compiled: unset it")
+        if importlib.util.find_spec("triton") is None:
+            raise InputError("the compiler is missing: pip install triton")
+        import triton  # not above: tests load this file for its options, and import triton in their own way
+        from triton.runtime.jit import JITFunction
+
+        from harness.vibevoice import ragged
+
+        self.ragged, self.triton, self.devices = ragged, triton, 0
+        launch = JITFunction.run
+        JITFunction.run = lambda kernel, *values, **more: launch(kernel, *values, **{**more, "warmup": True})
+
+    def facts(self, arch: str, dtype: str, name: str, shape: Shape) -> Iterator[Compiled]:
+        """Each kernel as the steps of one model need it on one architecture."""
+        self.devices += 1  # Triton keeps what it has compiled by device
+        target = self.triton.backends.compiler.GPUTarget("cuda", ARCHITECTURES[arch], 32)
+        self.triton.runtime.driver.set_active(_NoGPU(self.devices, target))
+        began = time.perf_counter()
+        self.ragged.prepare(shape.heads, shape.kv_heads, shape.size, DTYPES[dtype], torch.device("cpu"))
+        seconds = time.perf_counter() - began
+        for lengths in LENGTHS:
+            self._step(shape, DTYPES[dtype], lengths)
+        for kernel in KERNELS:
+            variants = list(getattr(self.ragged, kernel).device_caches[self.devices][0].values())
+            for variant in variants:
+                yield Compiled(arch, dtype, name, kernel, len(variants), compile_s=seconds, **_measured(variant))
+
+    def _step(self, shape: Shape, dtype: torch.dtype, lengths: list[int]) -> None:
+        """One step of sequences of these lengths, with queries, keys and values as the backbone leaves them."""
+        caches = [torch.empty(1, 2, shape.kv_heads, length + 9, shape.size, dtype=dtype) for length in lengths]
+        made = torch.empty(len(lengths), shape.heads + 2 * shape.kv_heads, shape.size, dtype=dtype)
+        turned = torch.empty_like(made[:, : -shape.kv_heads])
+        query, key = turned.split((shape.heads, shape.kv_heads), 1)
+        step = self.ragged.RaggedStep(caches, lengths)
+        for layer in LAYERS:
+            step.attend(layer, query, key, made[:, -shape.kv_heads :])
+
+
+def _measured(variant) -> dict[str, int]:
+    usage = _resources(variant.asm["cubin"])
+    loads, copies = load_bytes(variant.asm["ptx"])
+    return {
+        "registers": usage["REG"],
+        "shared_bytes": max(variant.metadata.shared, usage["SHARED"]),
+        "spills": usage["STACK"] + usage["LOCAL"],
+        "wide_loads": loads.count(16),
+        "async_copies": copies.count(16),
+        "narrow_loads": sum(size < 4 for size in loads) + sum(size < 16 for size in copies),
+        "products_of_32_bits": len(re.findall(r"arith\.muli .*: (?:tensor<[x\d]+xi32>|i32)\b", variant.asm["ttir"])),
+    }
+
+
+def load_bytes(ptx: str) -> tuple[list[int], list[int]]:
+    """Bytes of each load of a thread from global memory: into registers, and straight into shared memory."""
+    loads = [int(count or 1) * int(bits) // 8 for count, bits in _LOAD.findall(ptx)]
+    return loads, [int(size, 0) for size in _COPY.findall(ptx)]
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    """Registers and bytes that a kernel takes, as NVIDIA's tool in Triton's package reads them in its binary."""
+    tool = Path(importlib.util.find_spec("triton").origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", said)}
+
+
+def _shape(preset: str) -> Shape:
+    text = preset_config(preset).text_config
+    heads = text.num_attention_heads
+    return Shape(heads, text.num_key_value_heads, text.hidden_size // heads)
+
+
+def _one_of(known: Collection[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
+        return text
+
+    return parse
+
+
+def main(arguments: Sequence[str]) -> int | None:
+    parser = common.Parser(__doc__, "python benchmarks/kernels.py --arch sm_89,sm_90 --dtype bfloat16 --preset 7b")
+    parser.add_argument(
+        "--arch", type=common.several(_one_of(ARCHITECTURES)), default=list(ARCHITECTURES), help="all by default"
+    )
+    parser.add_argument(
+        "--dtype", type=common.several(_one_of(DTYPES)), default=["bfloat16", "float16"], help="also float32"
+    )
+    parser.add_argument("--preset", type=common.several(str), default=["1.5b", "7b"], help="also .json files of sizes")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.arch, options.dtype, options.preset = options.arch[-1:], options.dtype[:1], options.preset[:1]
+    shapes = {Path(preset).name: _shape(preset) for preset in options.preset}
+    with tempfile.TemporaryDirectory() as cache:  # nothing of an earlier run: seconds are those of a first start
+        os.environ["TRITON_CACHE_DIR"] = cache
+        compiler = Compiler()
+        rows = [
+            row
+            for arch in options.arch
+            for dtype in options.dtype
+            for preset, shape in shapes.items()
+            for row in compiler.facts(arch, dtype, preset, shape)
+        ]
+    figures = _figures(rows)
+    common.finish(_table(rows), figures)
+    right = figures["variants"] == len(KERNELS) and not any(figures[name] for name in MUST_BE_0)
+    return None if right else common.EXIT_FAILED
+
+
+def _figures(rows: list[Compiled]) -> dict:
+    """The worst of a model's variants, registers, shared bytes and seconds; sums of what must be 0; and each kernel."""
+    models = {(row.arch, row.dtype, row.shape) for row in rows}
+    return {
+        "variants": max(sum((row.arch, row.dtype, row.shape) == model for row in rows) for model in models),
+        **{name: sum(getattr(row, name) for row in rows) for name in MUST_BE_0},
+        **{name: max(getattr(row, name) for row in rows) for name in ("registers", "shared_bytes", "compile_s")},
+        "kernels": [asdict(row) for row in rows],
+    }
+
+
+def _table(rows: list[Compiled]):
+    columns = "shared KiB", "spills", "wide", "cp.async", "narrow", "32-bit", "compile s"
+    shown = common.table("Attention kernels", "kernel", "arch", "dtype", "model", "variants", "registers", *columns)
+    for row in rows:
+        facts = row.spills, row.wide_loads, row.async_copies, row.narrow_loads, row.products_of_32_bits
+        what = row.kernel, row.arch, row.dtype, row.shape, row.variants, row.registers, f"{row.shared_bytes / 1024:.1f}"
+        shown.add_row(*map(str, (*what, *facts)), f"{row.compile_s:.1f}")
+    return shown
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,203 @@
+"""Fidelity of the stages in bfloat16 and float16 against float32, teacher-forced at early and late positions.
+
+The float32 stages speak some frames after a prompt of each length. The others get the same inputs at every stage and
+frame (latents, features, conditions and noise of the float32 stages), so an error is that of one stage and one frame,
+not of a loop that drifts. Errors are |x - reference| / |reference| over all frames of a position; token agreement is
+the share of frames whose most likely token of the four is the same. Weights are random unless a checkpoint is given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from common import EXIT_FAILED, Parser, finish, run, say, several, table, whole
+
+from harness import wire
+from harness.vibevoice.diffusion import DiffusionStage
+from harness.vibevoice.llm import LLMStage
+from harness.vibevoice.presets import DTYPES, Weights
+from harness.vibevoice.process import prepare
+from harness.vibevoice.vocoder import VocoderStage
+
+REFERENCE = "float32"
+POSITIONS = (400, 1_500, 8_000, 63_000)
+OUTPUTS = ("condition", "latent", "audio", "features")
+PROMPT_PART = 1024
+
+
+@dataclass
+class Frame:
+    """What one frame of the reference had as inputs and gave: all in float32 on the CPU, one row."""
+
+    latent_before: torch.Tensor
+    semantic_before: torch.Tensor
+    noise: torch.Tensor
+    condition: torch.Tensor
+    latent: torch.Tensor
+    audio: torch.Tensor
+    features: torch.Tensor
+    token: int
+
+
+@dataclass
+class Differences:
+    """Sums over the frames of one position: squared differences and squares of the reference, tokens that agree."""
+
+    squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OUTPUTS, 0.0))
+    sizes: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OUTPUTS, 0.0))
+    agreed: int = 0
+    frames: int = 0
+
+    def add(self, mine: Frame, reference: Frame) -> None:
+        for name in OUTPUTS:
+            one, other = getattr(mine, name).double(), getattr(reference, name).double()
+            self.squares[name] += float((one - other).square().sum())
+            self.sizes[name] += float(other.square().sum())
+        self.agreed += mine.token == reference.token
+        self.frames += 1
+
+    def figures(self) -> dict[str, float]:
+        errors = {f"{name}_error": (self.squares[name] / self.sizes[name]) ** 0.5 for name in OUTPUTS}
+        return {**errors, "token_agreement": self.agreed / self.frames}
+
+
+class Speaker:
+    """The stages of one model in one dtype, and one session in them."""
+
+    def __init__(self, weights: Weights, kv_bytes: int):
+        self.llm, self.diffusion, self.vocoder = (
+            LLMStage(weights, kv_bytes),
+            DiffusionStage(weights),
+            VocoderStage(weights),
+        )
+
+    def open(self, prompt: torch.Tensor, frames: int) -> None:
+        self.llm.open(0, len(prompt), frames)
+        for part in prompt.split(PROMPT_PART):
+            self.llm.prefill(0, part, torch.empty(0, wire.LATENT_SIZE))
+        self.vocoder.open(0)
+
+    def close(self) -> None:
+        self.llm.close(0)
+        self.vocoder.close(0)
+
+    def lead(self, frames: int, generator: torch.Generator) -> Iterator[Frame]:
+        """Speak frames, each fed the one before it."""
+        latent, semantic = torch.zeros(1, wire.LATENT_SIZE), torch.zeros(1, wire.SEMANTIC_SIZE)
+        for _ in range(frames):
+            noise = torch.randn(1, wire.LATENT_SIZE, generator=generator)
+            frame = self._frame(latent, semantic, noise, None)
+            yield frame
+            latent, semantic = frame.latent, frame.features
+
+    def follow(self, reference: Frame) -> Frame:
+        """The same frame, each stage fed what the reference's stages gave."""
+        return self._frame(reference.latent_before, reference.semantic_before, reference.noise, reference)
+
+    def _frame(self, latent_before, semantic_before, noise, given: Frame | None) -> Frame:
+        condition, said = self.llm.step([0], latent_before, semantic_before)
+        guidance = torch.full((1, 1), wire.DEFAULT_GUIDANCE_SCALE)
+        fed = given.condition if given else condition
+        latent = self.diffusion.denoise(fed, noise, guidance, [wire.DEFAULT_DIFFUSION_STEPS])
+        audio, features = self.vocoder.step([0], given.latent if given else latent, said)
+        token = int((condition[:, 0] @ self.llm.legal_rows.cpu().T).argmax())
+        return Frame(latent_before, semantic_before, noise, condition, latent, audio, features, token)
+
+
+def compare(make, dtypes: Sequence[str], positions: Sequence[int], frames: int, seed: int) -> Iterator[dict]:
+    """A finding for each dtype and position; ``make(dtype) -> Weights``. One model is in memory at a time."""
+    references = {}
+    generator = torch.Generator().manual_seed(seed)
+    reference, prompts = _speaker(make(REFERENCE), max(positions), frames), {}
+    for position in positions:
+        prompts[position] = torch.randint(0, 4000, (position - 1,), generator=generator)
+        reference.open(prompts[position], frames)
+        references[position] = list(reference.lead(frames, generator))
+        reference.close()
+        say(f"{REFERENCE}: position {position} spoken")
+    del reference
+    for dtype in dtypes:
+        speaker = _speaker(make(dtype), max(positions), frames)
+        for position in positions:
+            found = Differences()
+            speaker.open(prompts[position], frames)
+            for frame in references[position]:
+                found.add(speaker.follow(frame), frame)
+            speaker.close()
+            say(f"{dtype}: position {position} compared")
+            yield {"dtype": dtype, "position": position, "frames": frames, **found.figures()}
+
+
+def _speaker(weights: Weights, longest: int, frames: int) -> Speaker:
+    text = weights.config.text_config
+    per_token = 8 * text.num_hidden_layers * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
+    return Speaker(weights, (longest + 3 * frames + 8) * per_token)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(__doc__, "python benchmarks/precision.py --preset tiny --positions 400,1500 --dtypes bfloat16")
+    parser.add_argument("--preset", default="tiny", help="tiny, 1.5b, 7b, or a .json file of sizes")
+    parser.add_argument("--checkpoint", default="", help="a checkpoint folder instead of random weights")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="of the stages compared")
+    parser.add_argument(
+        "--reference-device", default="same", choices=("same", "cpu"), help="of the float32 stages (default: the same)"
+    )
+    parser.add_argument("--dtypes", default="bfloat16,float16", type=several(str), help="of " + ", ".join(DTYPES))
+    parser.add_argument("--positions", default=list(POSITIONS), type=several(whole(2, 65_000)), help="prompt lengths")
+    parser.add_argument("--frames", default=16, type=whole(1, 1000), help="frames compared at each position")
+    parser.add_argument("--most", default=0.05, type=float, help="exit with 1 above this error of the condition")
+    parser.add_argument("--seed", default=0, type=whole(0, 10**6))
+    parser.add_argument("--out", type=Path, help="a JSON file for the findings, written as they come")
+    given = parser.parse_args(arguments)
+    for dtype in given.dtypes:
+        if dtype not in DTYPES:
+            parser.error(f"--dtypes: {dtype!r} is none of {', '.join(DTYPES)}")
+    positions, frames = ([64, 400], 4) if given.quick else (given.positions, given.frames)
+    device = given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+    def weights(dtype: str) -> Weights:
+        on = "cpu" if dtype == REFERENCE and given.reference_device == "cpu" else device
+        return Weights(given.preset, given.seed, given.checkpoint, on, plain=True, dtype=dtype, drawn_on=device)
+
+    prepare()
+    about = {"preset": given.preset, "device": _name(device), "reference_device": given.reference_device}
+    findings = []
+    for finding in compare(weights, given.dtypes, positions, frames, given.seed):
+        findings.append(finding)
+        if given.out:
+            _write(given.out, {**about, "findings": findings})
+    figures = {**about, **_worst(findings), "findings": findings}
+    finish(_table(about, findings), figures)
+    return 0 if figures["condition_error_max"] <= given.most else EXIT_FAILED
+
+
+def _worst(findings: list[dict]) -> dict[str, float]:
+    errors = {f"{name}_error_max": max(each[f"{name}_error"] for each in findings) for name in OUTPUTS}
+    return {**errors, "token_agreement": min(each["token_agreement"] for each in findings)}
+
+
+def _table(about: dict, findings: list[dict]):
+    title = "Relative error against float32, {preset} on {device}".format(**about)
+    shown = table(title, "dtype", "position", *OUTPUTS, "tokens agree")
+    for each in findings:
+        errors = (f"{100 * each[f'{name}_error']:.2f}%" for name in OUTPUTS)
+        shown.add_row(each["dtype"], str(each["position"]), *errors, f"{100 * each['token_agreement']:.1f}%")
+    return shown
+
+
+def _name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
+def _write(path: Path, content: dict) -> None:
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(content, indent=1))
+    draft.replace(path)
+
+
+if __name__ == "__main__":
+    run(main)

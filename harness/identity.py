@@ -1,0 +1,101 @@
+"""What the stages of a server say of themselves, and where that differs from what was requested."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+
+from harness import wire
+from harness.errors import ServerError
+
+CPU, GPU, EMULATED = "cpu", "gpu", "emulated"
+AUTO = wire.AUTO
+
+
+@dataclass(frozen=True)
+class StageIdentity:
+    """What one process that serves a model computes with, as it found it itself."""
+
+    model: str
+    instance: str
+    kind: str  # CPU, GPU or EMULATED
+    device: str  # "cpu", "cuda:1", or the name of the emulated device
+    gpu: str = ""  # the GPU's name
+    gpu_uuid: str = ""
+    gpu_memory_bytes: int = 0
+    dtype: str = ""  # "float32", "bfloat16", "float16"
+    preset: str = ""
+    weights: str = ""  # the checkpoint folder, or "random, seed 0"
+    kv_limit_bytes: int = 0  # of the LLM stage
+    kv_bytes_per_token: int = 0  # of the LLM stage
+    code: str = ""  # the folder that holds the package that it runs
+    code_digest: str = ""  # of that package's sources
+    commit: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, content: dict) -> StageIdentity:
+        """From what a server of this or another version of the harness said."""
+        known = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in known})
+
+    def content(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Requested:
+    """What stages must say of themselves; None or AUTO = anything, as long as all say the same."""
+
+    preset: str | None = None
+    kind: str = AUTO
+    dtype: str = AUTO
+    code: str | None = None
+    gpus: int | None = None  # with an instance of every stage on the frame path
+
+
+def from_json(text: str) -> tuple[StageIdentity, ...]:
+    """Raises ValueError, TypeError or KeyError for what no harness wrote."""
+    return tuple(StageIdentity.of(each) for each in json.loads(text))
+
+
+def must_be_as_requested(found: Sequence[StageIdentity], requested: Requested, address: str) -> None:
+    """Raises ServerError that names every difference, and how to remove it."""
+    if differences := list(_differences(found, requested)):
+        raise ServerError(
+            f"the server at {address} does not run what was requested, so nothing is measured on it: "
+            + "; ".join(differences)
+        )
+
+
+def _differences(found: Sequence[StageIdentity], requested: Requested) -> Iterator[str]:
+    stages = [each for each in found if each.preset]
+    yield from _of_one_kind("preset", stages, requested.preset, "deploy the preset of the plan, or change the plan")
+    kind, dtype = (None if each == AUTO else each for each in (requested.kind, requested.dtype))
+    look = "look with `harness doctor` on its host: driver, CUDA build of torch, instance_group of the stage"
+    yield from _of_one_kind("kind", stages, kind, look)
+    yield from _of_one_kind("dtype", stages, dtype, "set `dtype` in the parameters of every config.pbtxt alike")
+    alone = "start it with `harness serve` of this checkout, or from an environment that holds this one alone"
+    yield from _of_one_kind("code", found, requested.code, alone)
+    again = "start the server again, so that all its processes run one version"
+    yield from _of_one_kind("code_digest", found, None, again)
+    if requested.gpus:
+        for model in {each.model for each in stages if each.kind == GPU}:
+            yield from _on_gpus(model, {e.gpu_uuid for e in stages if e.model == model}, requested.gpus)
+
+
+def _of_one_kind(name: str, found: Sequence[StageIdentity], expected: str | None, fix: str) -> Iterator[str]:
+    values = {each.model: getattr(each, name) for each in found}
+    wrong = {model: value for model, value in values.items() if expected is not None and value != expected}
+    if wrong:
+        told = ", ".join(f"{model} says {value or 'nothing'}" for model, value in sorted(wrong.items()))
+        yield f"{name} {expected} was requested, but {told} ({fix})"
+    elif expected is None and len(set(values.values())) > 1:
+        told = ", ".join(f"{model} {value or '(none)'}" for model, value in sorted(values.items()))
+        yield f"the stages differ in {name}: {told} ({fix})"
+
+
+def _on_gpus(model: str, uuids: set[str], expected: int) -> Iterator[str]:
+    if model in wire.STAGES and len(uuids) != expected:
+        yield f"{model} runs on {len(uuids)} of {expected} GPUs (give its instance_group all of them)"

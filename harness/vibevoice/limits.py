@@ -1,0 +1,40 @@
+"""How many bytes of KV cache the sessions of an LLM stage may take, where the configuration leaves it to the stage."""
+
+from __future__ import annotations
+
+import json
+
+from harness import wire
+from harness.errors import InputError
+from harness.vibevoice.parameters import number
+
+HOST_BYTES = 8 << 30  # on a CPU
+CARD_SHARE = 0.9  # of a card's memory; the rest is for fragments, and for kernels that are loaded late
+PROCESS_BYTES = 1 << 30  # CUDA context, kernels and activations of one stage's process
+_PROCESSES = 4  # LLM, diffusion, vocoder and voice encoder
+
+
+def given_limit(given: dict[str, str]) -> int | None:
+    """``kv_limit_bytes`` of a model's parameters, None for ``auto``. Raises InputError for what is neither."""
+    return None if given.get("kv_limit_bytes", wire.AUTO) == wire.AUTO else int(number(given, "kv_limit_bytes"))
+
+
+def instances_on_a_card(model_config: str) -> int:
+    """Processes of this model that share one card: Triton starts ``count`` of them on each of the group's GPUs."""
+    return sum(group["count"] for group in json.loads(model_config)["instance_group"])
+
+
+def card_room(total_bytes: int, weight_bytes: int, instances: int) -> int:
+    """Bytes of KV cache for each of the LLM's ``instances`` on a card of ``total_bytes``.
+
+    share x total - weights of all stages (the LLM's own once for each instance is left to the caller) - processes.
+    Raises InputError where nothing would be left.
+    """
+    room = CARD_SHARE * total_bytes - weight_bytes - (_PROCESSES + instances - 1) * PROCESS_BYTES
+    if room <= 0:
+        raise InputError(
+            f"the model does not fit this GPU: its weights take {weight_bytes / 2**30:.1f} GiB and its processes about "
+            f"{_PROCESSES + instances - 1} GiB, of {total_bytes / 2**30:.1f} GiB; choose a smaller preset, fewer "
+            "instances or a larger card"
+        )
+    return int(room / instances)
