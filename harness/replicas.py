@@ -249,7 +249,7 @@ def _unavailable(details: str, address: str, tls: Tls | None) -> str:
 
 def _tls_refused(details: str, tls: Tls) -> str:
     """Why a server with TLS could not be reached, "" where that is not the matter; by the words of BoringSSL."""
-    if "Hostname Verification" in details:
+    if "Hostname Verification" in details or "not in peer certificate" in details:  # newer and older gRPC
         named = f"not to {tls.server_name} (--tls-server-name)" if tls.server_name else "not to the host of the URL"
         return f"has a certificate that is made out to another name, {named}: give the name with --tls-server-name"
     if "certificate has expired" in details:

@@ -91,12 +91,12 @@ import importlib, sys, tomllib
 
 import harness.places
 
-NAMES = {"nvidia-pytriton": None, "pyyaml": "yaml", "tritonclient": "tritonclient.grpc"}
+NAMES = {"nvidia-ml-py": "pynvml", "nvidia-pytriton": None, "pyyaml": "yaml", "tritonclient": "tritonclient.grpc"}
 wrong = 0
 asked = tomllib.loads((harness.places.CHECKOUT / "pyproject.toml").read_text())["project"]["dependencies"]
 for each in sorted(asked, key=lambda each: not each.startswith("locust")):  # it replaces what others would import
     project = each.partition(">")[0].partition("=")[0].partition("[")[0].strip()
-    name = NAMES.get(project, project)
+    name = NAMES.get(project, project.replace("-", "_"))
     if name is None:
         continue
     try:

@@ -1,0 +1,158 @@
+"""The kit for a GPU host without a network: what goes into it, in which parts, and that it installs from them alone."""
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "benchmarks" / "gpu"
+MIB = 1 << 20
+
+
+@pytest.fixture
+def kit(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import kit
+
+    return kit
+
+
+def test_its_help_ends_with_an_example_and_a_mistake_is_one_line(kit, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        kit.main(["--help"])
+    assert "Example:\n  python benchmarks/gpu/kit.py --out" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="64"):
+        kit.main(["--nonsense"])
+    assert "--nonsense" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("numpy==2.5.2\ntorch\n# a remark\n\n", {"numpy": "2.5.2", "torch": ""}),
+        ("Package    Version\n---------- -------\nPyYAML     6.0.1\n", {"pyyaml": "6.0.1"}),
+        ("zope.event==6.2\ntyping_extensions\n", {"zope-event": "6.2", "typing-extensions": ""}),
+    ],
+)
+def test_what_the_host_has_is_read_from_any_form_of_pip_list(kit, tmp_path, text, found):
+    path = tmp_path / "host.txt"
+    path.write_text(text)
+    assert kit.host_packages(path) == found
+
+
+def test_a_list_that_is_not_there_or_has_no_torch_is_an_error(kit, tmp_path, capsys):
+    options = kit.parse(["--host", str(tmp_path / "none.txt")])
+    with pytest.raises(kit.KitError, match="none.txt: No such file"):
+        kit.missing(options)
+    (tmp_path / "none.txt").write_text("numpy\n")
+    with pytest.raises(kit.KitError, match="has no torch"):
+        kit.missing(options)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "needs", "stays"),
+    [
+        ("scipy", "1.17.1", ["numpy<2.7,>=1.26.4"], True),
+        ("scipy", "1.18.1", ["numpy<2.8,>=2.0.0"], False),
+        ("pandas", "3.1.1", ['numpy>=2.0.2; python_version < "3.14"'], False),
+        ("ml-dtypes", "0.5.4", ["numpy>=1.26.0", 'numpy>=2.1.0; python_version >= "3.13"'], True),
+        ("pyarrow", "26.0.1", [], False),  # above the harness's bound
+        ("scipy", "1.17.1", ['numpy>=2; extra == "test"'], True),
+        ("numpy", "1.26.4", [], False),  # always carried
+    ],
+)
+def test_a_package_of_the_host_stays_where_it_is_content_with_numpy_1(kit, name, version, needs, stays):
+    asked = [Requirement("scipy>=1.12"), Requirement("pyarrow>=16,<22"), Requirement("numpy>=1.26.4,<2")]
+    assert kit.suits(name, version, needs, asked, kit.parse([])) is stays
+
+
+def test_lower_bounds_and_extras_hold_also_for_the_newest(kit):
+    asked = [Requirement("tritonclient[grpc]>=2.53"), Requirement("numba<0.70,>=0.61"), Requirement("optuna")]
+    assert [str(each) for each in kit.newest(asked)] == ["tritonclient[grpc]>=2.53", "numba>=0.61", "optuna"]
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        ("pytriton/tritonserver/bin/tritonserver", True),
+        ("pytriton/tritonserver/python_backend_stubs/3.12/triton_python_backend_stub", True),
+        ("pytriton/tritonserver/python_backend_stubs/3.13/triton_python_backend_stub", False),
+        ("nvidia_pytriton.libs/libpython3-419a3a08.13.so.1.0", False),
+        ("nvidia_pytriton.libs/libtritonserver-717102f0.so", True),
+        ("nvidia_pytriton-0.7.0.dist-info/METADATA", True),
+    ],
+)
+def test_the_server_is_cut_down_to_one_python(kit, name, needed):
+    assert kit.is_needed(name, "3.12") is needed
+
+
+def of_size(folder, name, mebibytes):
+    path = folder / name
+    with open(path, "wb") as file:
+        file.truncate(mebibytes * MIB)
+    return path
+
+
+def test_parts_hold_everything_once_and_none_is_above_the_limit(kit, tmp_path):
+    first = [of_size(tmp_path, "first", 30)]
+    others = [of_size(tmp_path, f"{n}.whl", size) for n, size in enumerate((3, 40, 41, 20, 1, 22))]
+    parts = kit.split(first, others, 64 * MIB)
+    assert parts[0] == first and sorted(sum(parts[1:], [])) == sorted(others)
+    options = kit.parse(["--out", str(tmp_path)])
+    assert all(kit.write_part(options, n, files)["bytes"] <= 64 * MIB for n, files in enumerate(parts, 1))
+    with pytest.raises(kit.KitError, match=r"big.whl 64.0 MiB"):
+        kit.split(first, [of_size(tmp_path, "big.whl", 64)], 64 * MIB)
+
+
+def test_the_installer_says_what_is_wrong_in_one_line(tmp_path):
+    def said(*arguments):
+        done = subprocess.run(["bash", FOLDER / "install.sh", *arguments], capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    assert said("--help")[0] == 0 and "Examples:" in said("--help")[1]
+    for arguments, words in (
+        ([], "give the FOLDER"),
+        (["--nonsense"], "unknown option"),
+        ([tmp_path], "is there already"),
+        ([tmp_path / "new"], "unpack part-1.tar"),
+    ):
+        code, text = said(*arguments)
+        assert code == 64 and words in text and text.count("\n") == 1
+
+
+@pytest.mark.server
+@pytest.mark.timeout(1200)
+def test_a_host_of_this_python_is_installed_from_the_parts_alone(tmp_path):
+    """This environment is the host, as if it lacked Locust and plotly, and had nothing of Triton."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True
+    )
+    lacks = ("locust", "plotly", "tritonclient", "nvidia-pytriton", "numpy", "speech", "-e", "#")
+    lines = [line for line in listed.stdout.splitlines() if "==" in line and not line.lower().startswith(lacks)]
+    (tmp_path / "host.txt").write_text("\n".join(lines))
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    command = [sys.executable, FOLDER / "kit.py", "--out", tmp_path / "parts", "--python", version]
+    built = subprocess.run([*command, "--host", tmp_path / "host.txt"], capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    parts = json.loads(built.stdout.splitlines()[-1])["parts"]
+    assert all((tmp_path / "parts" / part["name"]).stat().st_size == part["bytes"] <= 64 * MIB for part in parts)
+    carried = " ".join(name for part in parts for name in part["holds"])
+    assert all(name in carried for name in ("numpy-1.26", "tritonclient-", "locust-", "plotly-", "libpython"))
+    assert "torch-" not in carried and "transformers-" not in carried
+    for part in parts:
+        with tarfile.open(tmp_path / "parts" / part["name"]) as archive:
+            archive.extractall(tmp_path / "kit", filter="data")
+    install = ["bash", tmp_path / "kit" / "install.sh", "--python", sys.executable, tmp_path / "host"]
+    done = subprocess.run(install, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "COLUMNS": "300"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = f"harness from {tmp_path / 'host'}"
+    assert stages in done.stdout and f"{tmp_path / 'host' / '.venv'}" in done.stdout and "no  " not in done.stdout
+    where = [tmp_path / "host" / ".venv" / "bin" / "python", "tests/where_server.py", tmp_path / "state"]
+    facts = subprocess.run(where, cwd=tmp_path / "host", capture_output=True, text=True, timeout=170)
+    assert facts.returncode == 0, facts.stdout + facts.stderr
+    assert Path(json.loads(facts.stdout)["harness"]).is_relative_to(tmp_path / "host")
