@@ -48,7 +48,7 @@ def session_bytes(preset: str, prompt_tokens: int, frames: int) -> int:
 
 
 def kv_limit_bytes(server: TritonServer) -> int:
-    return int(server.deployment.configs()[wire.LLM].parameters["kv_limit_bytes"].string_value)
+    return min(stage.kv_limit_bytes for stage in server.stages if stage.model == wire.LLM)
 
 
 def free_mib(server: TritonServer) -> float:

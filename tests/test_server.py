@@ -22,6 +22,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from harness import wire
 from harness.client import SpeechClient, infer_message
 from harness.errors import ServerError
+from harness.identity import Requested
+from harness.places import CODE
 from harness.records import Outcome
 from harness.triton.config import Deployment
 from harness.triton.server import RemoteTriton, TritonServer, find_distribution, free_ports, local_url
@@ -225,30 +227,43 @@ def test_what_a_reload_does_to_running_sessions(triton, stage, survives):
     assert second.outcome is Outcome.DONE
 
 
+def test_every_process_of_a_server_says_what_it_runs_on(triton):
+    triton.identify()
+    assert sorted(stage.model for stage in triton.stages) == sorted(set(wire.MODELS) - {wire.FRAME})
+    for stage in triton.stages:
+        assert (stage.kind, stage.device, stage.code, bool(stage.code_digest)) == ("cpu", "cpu", str(CODE), True)
+        assert stage.versions["torch"]
+        assert stage.model == wire.ENTRY or (stage.dtype, stage.preset) == ("float32", "tiny")
+    (llm,) = (stage for stage in triton.stages if stage.model == wire.LLM)
+    assert (llm.kv_limit_bytes, llm.kv_bytes_per_token) == (8 << 30, 512)
+    with pytest.raises(ServerError, match="nothing is measured .*kind gpu was requested"):
+        RemoteTriton(triton.url, Requested("tiny", "gpu")).__enter__()
+
+
 def test_another_triton_is_used_as_it_is_found(triton):
-    with RemoteTriton(f"grpc://{triton.url}", "tiny") as remote:
+    with RemoteTriton(f"grpc://{triton.url}", Requested("tiny")) as remote:
         assert remote.reload(Deployment()) == []
         assert remote.reload(Deployment(knobs={"diffusion_decoder.delay_us": 700})) == [wire.DIFFUSION]
         delay = remote.loaded[wire.DIFFUSION].dynamic_batching.max_queue_delay_microseconds
     assert delay == 700 and triton.alive()
-    with RemoteTriton(triton.url, "tiny") as remote:  # what was turned was put back
+    with RemoteTriton(triton.url, Requested("tiny")) as remote:  # what was turned was put back
         assert remote.found[wire.DIFFUSION].dynamic_batching.max_queue_delay_microseconds == 0
-    with pytest.raises(ServerError, match="serves preset tiny"), RemoteTriton(triton.url, "7b"):
+    with pytest.raises(ServerError, match="serves preset tiny"), RemoteTriton(triton.url, Requested("7b")):
         pass
-    with pytest.raises(ServerError, match="no Triton"), RemoteTriton("127.0.0.1:1", "tiny"):
+    with pytest.raises(ServerError, match="no Triton"), RemoteTriton("127.0.0.1:1", Requested("tiny")):
         pass
 
 
 def test_what_a_killed_sweep_left_in_another_triton_is_put_back_by_the_next(triton, tmp_path):
     keep = tmp_path / "found"
-    killed = RemoteTriton(triton.url, "tiny", keep=keep).__enter__()
+    killed = RemoteTriton(triton.url, Requested("tiny"), keep=keep).__enter__()
     killed.reload(Deployment(knobs={"diffusion_decoder.delay_us": 700}))
-    with RemoteTriton(triton.url, "tiny", keep=keep) as remote:
+    with RemoteTriton(triton.url, Requested("tiny"), keep=keep) as remote:
         assert remote.loaded[wire.DIFFUSION].dynamic_batching.max_queue_delay_microseconds == 700
         assert remote.found[wire.DIFFUSION].dynamic_batching.max_queue_delay_microseconds == 0
         assert remote.reload(Deployment()) == [wire.DIFFUSION]
     assert not keep.exists()
-    with RemoteTriton(triton.url, "tiny") as remote:
+    with RemoteTriton(triton.url, Requested("tiny")) as remote:
         assert remote.loaded[wire.DIFFUSION].dynamic_batching.max_queue_delay_microseconds == 0
 
 
