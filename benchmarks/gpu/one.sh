@@ -46,7 +46,7 @@ step environment 60 "$python" benchmarks/gpu/environment.py --out "$out"
 step kernels 60 "$python" benchmarks/kernels.py $quick
 step check 90 "$python" benchmarks/precision.py --preset "$preset" --device "$device" --positions $positions --frames 8 --out "$out/check.json"
 step profile 170 "$python" -m harness profile --preset "$preset" --device "$device" --out "$out" --budget-seconds "$([ -n "$quick" ] && echo 20 || echo 130)" $quick
-step device 60 "$python" benchmarks/gpu/device.py --preset "$preset" --device "$device" --out "$out" $quick
+step device 100 "$python" benchmarks/gpu/device.py --preset "$preset" --device "$device" --out "$out" $quick
 step streams 170 "$python" benchmarks/gpu/streams.py --preset "$preset" --device "$on" --out "$out" $quick
 if "$python" -c 'import locust' 2>/dev/null; then
   sed "s/PRESET/$preset/" benchmarks/gpu/plan.yaml >"$out/plan.yaml"
