@@ -23,7 +23,7 @@ from harness.capacity.plan import Terms, headline_target, make_plan, pools_of
 from harness.capacity.pools import Pools
 from harness.capacity.predict import predict_open_run
 from harness.errors import HarnessError, InconclusiveError, InputError
-from harness.identity import AUTO, CPU, EMULATED, GPU, StageIdentity
+from harness.identity import AUTO, CPU, GPU, StageIdentity
 from harness.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
 from harness.provenance import commit, host_facts, versions
 from harness.records import RunManifest
@@ -50,8 +50,7 @@ def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
 def base_of(run: Run) -> Deployment:
     """What the run deployed before it turned a knob, on the kind of device that it ran on."""
     kinds = {stage["kind"] for stage in run.manifest.stages if stage["preset"]}
-    device = kinds.pop() if len(kinds) == 1 else CPU if run.manifest.device == CPU else AUTO
-    return deployment_of(spec_of(run), None, device=AUTO if device == EMULATED else device)
+    return deployment_of(spec_of(run), None, device=GPU if kinds == {GPU} else AUTO)
 
 
 def record_stages(run: Run, servers: Mapping[str, Sequence[StageIdentity]]) -> None:
