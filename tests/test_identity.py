@@ -39,7 +39,7 @@ def server(on=ON_CPU, preset="tiny", code="/here", gpus=1, kv=1 << 33, **changed
     ],
 )
 def test_a_server_as_requested_is_taken(stages, requested):
-    must_be_as_requested(stages, requested, "here:1")
+    assert must_be_as_requested(stages, requested, "here:1") is None  # it raises where they differ
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_a_plan_that_no_server_can_carry_is_refused_when_it_is_read(plan, tmp_pa
 
 def test_voices_of_servers_that_are_not_ours_are_theirs_to_know(plan, tmp_path):
     plan.write_text(PLAN.replace("mix: quick", "mix: {name: quick, voices: [99]}"))
-    job.SignOff(plan, tmp_path, url="127.0.0.1:1")
+    assert job.SignOff(plan, tmp_path, url="127.0.0.1:1").mix.voices == (99,)
 
 
 def test_what_a_server_refuses_for_good_ends_the_job_as_a_mistake_in_the_plan(plan, tmp_path):
