@@ -86,13 +86,13 @@ def _differences(found: Sequence[StageIdentity], requested: Requested) -> Iterat
 
 
 def _of_one_kind(name: str, found: Sequence[StageIdentity], expected: str | None, fix: str) -> Iterator[str]:
-    values = {each.model: getattr(each, name) for each in found}
-    wrong = {model: value for model, value in values.items() if expected is not None and value != expected}
+    said = sorted({(each.model, getattr(each, name)) for each in found})  # instances of one model may differ
+    wrong = [(model, value) for model, value in said if expected is not None and value != expected]
     if wrong:
-        told = ", ".join(f"{model} says {value or 'nothing'}" for model, value in sorted(wrong.items()))
+        told = ", ".join(f"{model} says {value or 'nothing'}" for model, value in wrong)
         yield f"{name} {expected} was requested, but {told} ({fix})"
-    elif expected is None and len(set(values.values())) > 1:
-        told = ", ".join(f"{model} {value or '(none)'}" for model, value in sorted(values.items()))
+    elif expected is None and len({value for _, value in said}) > 1:
+        told = ", ".join(f"{model} {value or '(none)'}" for model, value in said)
         yield f"the stages differ in {name}: {told} ({fix})"
 
 

@@ -64,6 +64,8 @@ def record_stages(run: Run, servers: Mapping[str, Sequence[StageIdentity]]) -> N
             f"{run.path}: its trials would be of different devices ({_told(first)} and {_told(others[0])}), and the "
             "answer of neither; measure anew with --fresh, or give another --results"
         )
+    if run.manifest.finished_at:
+        return  # it may be signed, with its manifest
     told = tuple({"server": server, **each.content()} for server, stages in servers.items() for each in stages)
     run.update_manifest(stages=told, device=_device_by(first, run.manifest))
 

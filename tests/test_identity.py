@@ -66,13 +66,23 @@ def test_every_difference_is_named_with_what_to_do(stages, requested, says):
         must_be_as_requested(stages, requested, "here:1")
 
 
+def test_one_of_several_instances_that_fell_back_is_found_wherever_it_stands():
+    stages = server(H100, gpus=4)
+    for place, stage in enumerate(stages):
+        if stage.model in wire.STAGES:
+            fallen = [*stages[:place], replace(stage, **ON_CPU, gpu="", gpu_uuid=""), *stages[place + 1 :]]
+            for requested in (Requested("tiny", GPU, gpus=4), Requested("tiny")):
+                with pytest.raises(ServerError, match=f"kind.*{stage.model} (says )?cpu"):
+                    must_be_as_requested(fallen, requested, "here:1")
+
+
 def test_what_another_version_says_more_is_left_out():
     content = server()[1].content() | {"colour": "green"}
     assert StageIdentity.of(content) == server()[1]
 
 
 def run_with(tmp_path, device, **changes):
-    return Run.create(tmp_path, manifest(device=device, **changes))
+    return Run.create(tmp_path, manifest(device=device, finished_at="", **changes))
 
 
 @pytest.mark.parametrize(
@@ -103,6 +113,17 @@ def test_trials_of_different_devices_are_never_one_run(tmp_path):
             runs.record_stages(run, {"a:1": other})
     with pytest.raises(InputError, match="NVIDIA H100.*cpu, float32|cpu, float32.*NVIDIA H100"):
         runs.record_stages(run_with(tmp_path / "two", "cpu"), {"a:1": server(H100), "b:1": server()})
+
+
+def test_what_was_signed_keeps_what_its_stages_said(tmp_path):
+    run = run_with(tmp_path, "cpu")
+    runs.record_stages(run, {"a:1": server(H100)})
+    run.update_manifest(finished_at="2025-01-31T09:19:12+00:00")
+    before = (run.path / "manifest.json").read_bytes()
+    runs.record_stages(run, {"b:2": server(H100)})
+    assert (run.path / "manifest.json").read_bytes() == before
+    with pytest.raises(InputError, match="of different devices"):
+        runs.record_stages(run, {"b:2": server()})
 
 
 def test_room_for_kv_caches_is_what_the_stages_say_of_every_gpu(tmp_path):
