@@ -21,6 +21,7 @@ from harness.replicas import Replica
 from harness.targets import Target
 from harness.triton import stub
 from harness.triton.config import Deployment
+from harness.triton.identity import stages_of
 from harness.triton.server import (
     find_files,
     free_ports,
@@ -71,7 +72,7 @@ class Host:
 
 def examine(root: Path, target: Target | None = None) -> list[Check]:
     """Every check, in the order in which a first run would meet them; ``target``: servers to be reached."""
-    servers = asyncio.run(_servers(target)) if target else [_server(root)]
+    servers = _remote(target) if target else [_server(root)]
     try:
         search = stub.search_path()
     except ServerError as error:
@@ -209,6 +210,25 @@ def _server(root: Path) -> Check:
 
 async def _servers(target: Target) -> list[Check]:
     return await asyncio.gather(*(_reached(target, address) for address in target.addresses))
+
+
+def _remote(target: Target) -> list[Check]:
+    """Whether each server is reached and, where it is, what its stages say that they run on."""
+    reached = asyncio.run(_servers(target))
+    pairs = zip(target.addresses, reached, strict=True)
+    return [*reached, *(_stages_of(target, address) for address, check in pairs if check.fine)]
+
+
+def _stages_of(target: Target, address: str) -> Check:
+    what = f"stages of {address}"
+    try:
+        with target.channel(address) as channel:
+            stages = [each for each in stages_of(channel, address, target.headers) if each.preset]
+    except ServerError as error:
+        return Check(what, None, "not told", str(error))
+    found = sorted({f"{each.gpu or each.device}, {each.dtype}, preset {each.preset}" for each in stages})
+    fix = "give all stages one device, dtype and preset: nothing is measured on a mixed server"
+    return Check(what, len(found) == 1, "; ".join(found), "" if len(found) == 1 else fix)
 
 
 async def _reached(target: Target, address: str) -> Check:

@@ -19,12 +19,13 @@ from conftest import make_request, still_running
 from test_vibevoice import Speaker
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from harness import wire
+from harness import doctor, wire
 from harness.client import SpeechClient, infer_message
 from harness.errors import ServerError
 from harness.identity import Requested
-from harness.places import CODE
+from harness.places import CODE, ROOT
 from harness.records import Outcome
+from harness.targets import Target
 from harness.triton.config import Deployment
 from harness.triton.server import RemoteTriton, TritonServer, find_distribution, free_ports, local_url
 from harness.triton.statistics import StatisticsReader, difference
@@ -238,6 +239,8 @@ def test_every_process_of_a_server_says_what_it_runs_on(triton):
     assert (llm.kv_limit_bytes, llm.kv_bytes_per_token) == (8 << 30, 512)
     with pytest.raises(ServerError, match="nothing is measured .*kind gpu was requested"):
         RemoteTriton(triton.url, Requested("tiny", "gpu")).__enter__()
+    told = {check.what: check for check in doctor.examine(ROOT, Target.of(triton.url))}[f"stages of {triton.url}"]
+    assert (told.fine, told.found) == (True, "cpu, float32, preset tiny")
 
 
 def test_another_triton_is_used_as_it_is_found(triton):
