@@ -23,7 +23,7 @@ from harness import doctor, wire
 from harness.client import SpeechClient, infer_message
 from harness.errors import ServerError
 from harness.identity import Requested
-from harness.places import CODE, ROOT
+from harness.places import CODE
 from harness.records import Outcome
 from harness.targets import Target
 from harness.triton.config import Deployment
