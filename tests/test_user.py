@@ -215,8 +215,9 @@ def most_at_once(results, rung: dict) -> int:
 def test_workers_share_the_load_and_the_master_has_every_result(tmp_path):
     port = str(free_ports(1)[0])
     with serving(Timetable(interval_s=0.001)) as fake:
-        options = ("--processes", "2", "--master-bind-port", port, "--master-port", port, "-u", "2", "-t", "2s")
-        rate = ("--rate", "20", "--arrivals", "constant")
+        options = ("--processes", "2", "--master-bind-port", port, "--master-port", port, "-u", "2")
+        # The time runs from when the master starts: workers of a busy host need seconds of it until they send.
+        rate = ("--rate", "20", "--arrivals", "constant", "-t", "8s")
         done = run(fake.url, *options, *rate, "--records", str(tmp_path / "records"))
     records = read_records(tmp_path / "records")
     assert len(records.results) + records.end["never_sent"] == records.end["submitted"] > 1
