@@ -127,7 +127,6 @@ def test_the_installer_says_what_is_wrong_in_one_line(tmp_path):
 
 @pytest.mark.server
 @pytest.mark.timeout(1200)
-@pytest.mark.timeout(900)  # it downloads 130 MB of packages
 def test_a_host_of_this_python_is_installed_from_the_parts_alone(tmp_path):
     """This environment is the host, as if it lacked Locust and plotly, and had nothing of Triton."""
     listed = subprocess.run(
