@@ -33,7 +33,11 @@ def ray_hosts(address: str, plan_path: Path, base: Deployment) -> list[RayHost]:
         raise InputError(f"--ray {address}: no cluster answers: {str(error).splitlines()[0]}") from error
     nodes = [node for node in ray.nodes() if node["Alive"]]
     with_gpu = [node for node in nodes if node["Resources"].get("GPU")]
-    return [RayHost(ray, node, plan_path, base) for node in with_gpu or nodes]
+    enough = [node for node in with_gpu if node["Resources"]["GPU"] >= base.gpus]
+    if with_gpu and not enough and not base.emulate:
+        most = max(int(node["Resources"]["GPU"]) for node in with_gpu)
+        raise InputError(f"--ray {address}: the plan has gpus: {base.gpus}, and no node more than {most}: lower gpus")
+    return [RayHost(ray, node, plan_path, base) for node in enough or with_gpu or nodes]
 
 
 def _ray():
@@ -55,7 +59,7 @@ class RayHost(Host):
     def __enter__(self) -> RayHost:
         strategies = self._ray.util.scheduling_strategies
         here = strategies.NodeAffinitySchedulingStrategy(self._node["NodeID"], soft=False)
-        gpus = 1 if self._node["Resources"].get("GPU") else 0
+        gpus = self._base.gpus if self._node["Resources"].get("GPU") and not self._base.emulate else 0
         # Two calls at once: one runs a trial, the other may cut it off.
         actor = self._ray.remote(Worker).options(scheduling_strategy=here, num_gpus=gpus, max_concurrency=2)
         self._actor = actor.remote(str(self._plan_path.resolve()), self._plan_path.read_text(), self._base)

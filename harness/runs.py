@@ -59,7 +59,8 @@ def record_stages(run: Run, servers: Mapping[str, Sequence[StageIdentity]]) -> N
     Raises InputError where servers differ in that, or the run's trials were measured on something else.
     """
     first, *rest = (*servers.values(), *stages_by_server(run.manifest).values())
-    if others := [told for told in rest if _computing(told) != _computing(first)]:
+    alike = _computing(first), len(_cards(first))
+    if others := [told for told in rest if (_computing(told), len(_cards(told))) != alike]:
         raise InputError(
             f"{run.path}: its trials would be of different devices ({_told(first)} and {_told(others[0])}), and the "
             "answer of neither; measure anew with --fresh, or give another --results"
@@ -82,13 +83,19 @@ def _computing(stages: Iterable[StageIdentity]) -> set[tuple[str, ...]]:
     return {(e.model, e.gpu or e.device, e.dtype, e.preset, e.weights, e.code_digest) for e in stages if e.preset}
 
 
-def _told(stages: Iterable[StageIdentity]) -> str:
-    return "; ".join(sorted({", ".join(filter(None, each[1:])) for each in _computing(stages)}))
+def _cards(stages: Iterable[StageIdentity]) -> dict[str, str]:
+    """The GPUs that the stages of the frame path run on: names by UUID."""
+    return {each.gpu_uuid: each.gpu for each in stages if each.kind == GPU and each.model in wire.STAGES}
+
+
+def _told(stages: Sequence[StageIdentity]) -> str:
+    found = "; ".join(sorted({", ".join(filter(None, each[1:])) for each in _computing(stages)}))
+    return f"{len(_cards(stages))} x {found}" if len(_cards(stages)) > 1 else found
 
 
 def _device_by(stages: Sequence[StageIdentity], manifest: RunManifest) -> str:
     """The device's name as the stages have it; of servers elsewhere, beside where they are."""
-    cards = {each.gpu_uuid: each.gpu for each in stages if each.kind == GPU and each.model in wire.STAGES}
+    cards = _cards(stages)
     if not cards:
         return manifest.device if manifest.emulated or not _is_here(manifest) else CPU
     names = Counter(cards.values())
@@ -132,6 +139,11 @@ def kv_room(manifest: RunManifest, spec: PlanSpec) -> KvRoom | None:
     return KvRoom(limit_bytes, KV_BYTES_PER_TOKEN[spec.preset], instances=spec.gpus)
 
 
+def gpus_of(manifest: RunManifest, spec: PlanSpec) -> int:
+    """GPUs of one device of the plan: those that the stages of a server run on, else (emulated, CPU) the plan's."""
+    return len(_cards(next(iter(stages_by_server(manifest).values()), ()))) or spec.gpus
+
+
 def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
     """plan.json for these targets, from stored records alone."""
     mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
@@ -148,7 +160,7 @@ def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
         unit=unit_of(manifest),
         preset=manifest.preset,
         device=manifest.device,
-        gpus=spec.gpus,
+        gpus=gpus_of(manifest, spec),
         emulated=manifest.emulated,
         prices=spec.prices,
         currency=spec.currency,

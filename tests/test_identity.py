@@ -108,7 +108,8 @@ def test_a_run_is_named_after_what_its_stages_ran_on(tmp_path, device, stages, n
 def test_trials_of_different_devices_are_never_one_run(tmp_path):
     run = run_with(tmp_path, "cpu")
     runs.record_stages(run, {"a:1": server(H100)})
-    for other in (server(), server({**H100, "gpu": "NVIDIA A10"}), server(H100, voice={"code_digest": "2"})):
+    others = server({**H100, "gpu": "NVIDIA A10"}), server(H100, voice={"code_digest": "2"}), server(H100, gpus=2)
+    for other in (server(), *others):
         with pytest.raises(InputError, match="of different devices .*--fresh"):
             runs.record_stages(run, {"a:1": other})
     with pytest.raises(InputError, match="NVIDIA H100.*cpu, float32|cpu, float32.*NVIDIA H100"):
@@ -133,3 +134,10 @@ def test_room_for_kv_caches_is_what_the_stages_say_of_every_gpu(tmp_path):
     runs.record_stages(run, {"a:1": server(H100, gpus=4, kv=60 << 30)})
     room = runs.kv_room(run.manifest, spec)
     assert (room.limit_bytes, room.instances, room.bytes_per_token) == (60 << 30, 4, 512)
+
+
+@pytest.mark.parametrize(("stages", "gpus"), [(server(), 1), (server(H100), 1), (server(H100, gpus=4), 4)])
+def test_a_device_of_the_answer_has_the_gpus_that_its_stages_run_on(tmp_path, stages, gpus):
+    run = run_with(tmp_path, "the Triton at a:1")
+    runs.record_stages(run, {"a:1": stages, "b:1": stages})
+    assert runs.terms_of(run.manifest, runs.spec_of(run)).gpus == gpus

@@ -28,10 +28,10 @@ LOST = (1, 2)  # devices out at the peak: N+1 and N+2
 class Terms:
     """What a plan is made under. ``confidence``: of intervals; ``max_error``: of predictions, relative.
 
-    ``unit``, ``preset``, ``device``, ``gpus``: what one device is. ``prices``: of an hour of a device, by type, in
-    ``currency``. ``growth_per_month`` (a share of the rate) and ``fleet`` (devices that there are) are for a forecast;
-    ``profiles``, by type of device, for counts of devices that were not deployed. ``foretold``: by trial, the
-    predictions that were written down before open-loop runs started; without any, it is an older run.
+    ``unit``, ``preset``, ``device``: what one device is; it has so many ``gpus``. ``prices``: of an hour of a device,
+    by type, in ``currency``. ``growth_per_month`` (a share of the rate) and ``fleet`` (devices that there are) are for
+    a forecast; ``profiles``, by type of device, for counts of devices that were not deployed. ``foretold``: by trial,
+    the predictions that were written down before open-loop runs started; without any, it is an older run.
     """
 
     utilisation_cap: float
@@ -105,6 +105,7 @@ def _nothing_known(chosen: dict | None, promises: Sequence, targets_qps: Sequenc
         "unit": terms.unit,
         "preset": terms.preset,
         "device": terms.device,
+        "gpus_per_device": terms.gpus,
         "emulated": terms.emulated,
         "confidence": terms.confidence,
         "utilisation_cap": terms.utilisation_cap,

@@ -164,7 +164,6 @@ class Deployment:
             if name in config.parameters:
                 config.parameters[name].string_value = value
 
-
     def _pin(self, configs: Configs, device: str) -> None:
         """Have every stage run on such a device, and refuse to start elsewhere."""
         for model in (*wire.STAGES, wire.VOICE):

@@ -173,9 +173,7 @@ class TritonServer:
         """Set ``stages`` to what the stages say of themselves. Raises ServerError where that was not asked for."""
         asked = self.deployment
         kind = asked.kind
-        requested = Requested(
-            asked.preset, kind, asked.dtype, str(CODE), gpus=asked.gpus if kind == GPU else None
-        )
+        requested = Requested(asked.preset, kind, asked.dtype, str(CODE), gpus=asked.gpus if kind == GPU else None)
         with self.target.channel(self.url) as channel:
             self.stages = stages_of(channel, self.url)
         must_be_as_requested(self.stages, requested, self.url)
