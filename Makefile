@@ -30,10 +30,12 @@ test: install
 test-lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/python -m pytest -m 'not server' --numprocesses 2 --dist loadfile
 
-$(LOWEST)/installed: pyproject.toml tests/lowest.py
+$(LOWEST)/installed: pyproject.toml
 	$(PYTHON) -m venv --clear $(LOWEST)
-	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) uv
+	echo '$(TORCH)' > $(LOWEST)/torch.txt
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra test --constraint $(LOWEST)/torch.txt \
+		--no-annotate --no-header --output-file $(LOWEST)/constraints.txt pyproject.toml
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[test]'
 	touch $@
 
