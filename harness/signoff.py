@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from harness import wire
+from harness.budget import Budget, LeftOut, estimated_s, minutes_needed
 from harness.capacity.predict import predict_open_run, sealed
+from harness.capacity.ready import compiled_beside
 from harness.errors import InputError, ServerError
 from harness.hosts import Fleet, Host, HostGone, on
 from harness.identity import Requested
@@ -27,11 +29,11 @@ from harness.ray_hosts import ray_hosts
 from harness.records import Trial
 from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
-from harness.report.seal import must_be_reliable, must_be_signed, report_again, sign
+from harness.report.seal import must_be_reliable, must_be_signed, reopen, report_again, sign
 from harness.report.sweep_page import write_sweep_report
 from harness.runs import behaviour_of, deployment_of, describe_point, fit_of, open_run, plan_of, record_stages
 from harness.spec import load_plan
-from harness.sweep import Driver, Load, TrialBroken, asked, broken_trial, deployed, estimated_s, trial_id
+from harness.sweep import SECOND_SAMPLE_SEED, Driver, Load, TrialBroken, asked, broken_trial, deployed, trial_id
 from harness.triton.server import RemoteTriton, TritonServer
 from harness.walk import Step, Walk
 
@@ -39,7 +41,6 @@ LOCK_FOLDER = ROOT / ".harness"
 EXIT_CODES = {"met": 0, "missed": 1, "inconclusive": 2}
 TRIES = 2  # a trial that broke or came out INVALID is measured once more
 BROKEN_IN_A_ROW = 2 * TRIES  # two points: then it is not the point
-_SECOND_LOOK = 1000  # added to the plan's seed
 _FIT_S, _START_S = 20.0, 25.0
 
 
@@ -77,17 +78,6 @@ class Lane(Watcher):
             self._watcher.say(note)
 
 
-@dataclass
-class Budget:
-    """Minutes that the job may take, counted from now."""
-
-    minutes: float
-    began_s: float = field(default_factory=time.monotonic)
-
-    def left_s(self) -> float:
-        return self.minutes * 60 - (time.monotonic() - self.began_s)
-
-
 class SignOff:
     """One run of a plan. ``execute`` does what is still missing and returns plan.json's content."""
 
@@ -111,7 +101,8 @@ class SignOff:
             self._check_servers_of_ours()
         self.run = open_run(self.plan_path, self.spec, results, url, ray)
         self.mix = self.spec.traffic_mix()
-        self.left_out: list[str] = []  # what the budget had no time for
+        self.budget = Budget(self.spec.budget_minutes)
+        self.left_out: list[LeftOut] = []  # what the budget had no time for
         self.out_of_time = False  # for a ladder, once it was too late for one
         self.in_doubt: list[Trial] = []  # broke, and nothing has been measured since
         self.in_flight: list[dict] = []  # points under way, one on each host
@@ -128,19 +119,27 @@ class SignOff:
                 "use these, or deploy a folder with more"
             )
 
-    def execute(self, watcher: Watcher | None = None, *, ladders_only: bool = False) -> dict | None:
-        """Measure what is missing, then fit, confirm and plan. A finished run answers from its store."""
+    def execute(
+        self, watcher: Watcher | None = None, *, ladders_only: bool = False, go_on: bool = False
+    ) -> dict | None:
+        """Measure what is missing, then fit, confirm and plan.
+
+        A finished run answers from its store; with ``go_on`` what its budget left out is measured first.
+        """
         watcher = watcher or Watcher()
         with self.run.lock():
             if self.run.manifest.finished_at and not ladders_only:
-                return self._stored(watcher)
-            budget = Budget(self.spec.budget_minutes)
-            watcher.begin(self._estimated_s())
+                stored = self._stored(watcher)
+                if not (go_on and stored.get("left_out")):
+                    return stored
+                reopen(self.run)
+            self.budget = Budget(self.spec.budget_minutes)
+            watcher.begin(self._whole_s())
             for remark in self.spec.script_source().remarks:
                 watcher.say(f"warning: {remark}")
             if not ladders_only or self._next_ladder().point is not None:
                 with measuring_lock():
-                    self._measure(watcher, budget, ladders_only)
+                    self._measure(watcher, self.budget, ladders_only)
             return self._report_sweep(watcher) if ladders_only else self._conclude(watcher)
 
     def _stored(self, watcher: Watcher) -> dict:
@@ -158,8 +157,9 @@ class SignOff:
     def _measure(self, watcher: Watcher, budget: Budget, ladders_only: bool) -> None:
         watcher.step(f"reaching {self.url or self.ray}" if self.url or self.ray else "starting Triton", _START_S)
         try:
-            with Fleet(self._hosts()) as fleet:
+            with compiled_beside() as compiling, Fleet(self._hosts()) as fleet:
                 record_stages(self.run, {host.url: host.stages for host in fleet.hosts})
+                compiling.wait()
                 watcher.done(", ".join(host.url for host in fleet.hosts))
                 self._ladders(fleet, watcher, budget)
                 if not ladders_only:
@@ -198,12 +198,12 @@ class SignOff:
                 watcher.say(f"{gone}; its points go to the others")
         if step.point is None:
             watcher.say(step.says)
-        elif not self.left_out:
-            self.left_out.append(step.says)
+        else:
+            self._leave_out_points(step, watcher, budget)
 
     def _ladder(self, host: Host, watcher: Watcher, budget: Budget) -> bool:
         """The next point's ladder on a host; False where there is none for it, or no time."""
-        later_s = self._second_look_s() + self._confirm_s() + _FIT_S
+        later_s = self._second_sample_s() + self._confirm_s() + 2 * _FIT_S
         with self._turn:
             step = self._next_ladder()
             if step.point is None:
@@ -218,6 +218,19 @@ class SignOff:
         if said := self._best_so_far() if self.walk.search.kind == "grid" else self.walk.said:
             watcher.say(said)
         return measured and not self.out_of_time
+
+    def _leave_out_points(self, step: Step, watcher: Watcher, budget: Budget) -> None:
+        count = self.walk.left(len(self._ended()))
+        left_out = LeftOut(
+            f"{count} of {self.walk.most_points()} points, from {step.says}",
+            count * self._estimated_s(self._ladder_load(step.point, self.spec.seed)),
+            decisive=not self._ended(),
+        )
+        self._leave_out(left_out, watcher, budget)
+
+    def _leave_out(self, left_out: LeftOut, watcher: Watcher, budget: Budget) -> None:
+        self.left_out.append(left_out)
+        watcher.say(f"the budget of {budget.minutes:g} min leaves no time for {left_out.what}")
 
     def _best_so_far(self) -> str:
         """The deployment that delivered the most audio in windows that kept pace with speech."""
@@ -245,28 +258,40 @@ class SignOff:
             watcher.say("no deployment keeps the promises at any rate: nothing to confirm")
             return
         best = self._best_again(host, watcher, budget, fit)
-        for index, share in enumerate(self.spec.confirm.load_share):
+        shares = sorted(enumerate(self.spec.confirm.load_share), key=lambda each: each[1], reverse=True)
+        for index, share in shares:  # the highest first: an answer needs that one
             load, prediction = self._open_load(best, share, index)
             what = f"open loop at {load.rate_per_s:.2f} requests/s ({share:.0%} of the highest)"
-            self._measure_until_settled(host, watcher, budget, what, _FIT_S, best["deployment"], load, prediction)
+            decisive = share == shares[0][1]
+            self._measure_in_time(host, watcher, budget, what, _FIT_S, best["deployment"], load, prediction, decisive)
 
     def _best_again(self, host: Host, watcher: Watcher, budget: Budget, fit: dict) -> dict:
-        """The best point's ladder once more, with other requests: one look may have met a host at its best.
+        """A second ladder of the best point, with other requests: the first may have met a host at its best.
 
-        That may make another the best: it ends when the best was looked at twice, at the latest when all were.
+        That may make another the best: it ends when the best has two ladders, at the latest when all points have.
         """
         later_s = self._confirm_s() + _FIT_S
         while True:
             best = fit["deployments"][fit["best"]]
-            load = self._ladder_load(best["deployment"], self.spec.seed + _SECOND_LOOK)
-            what = f"second look at the best point: {describe_point(best['deployment'])}"
+            load = self._ladder_load(best["deployment"], self.spec.seed + SECOND_SAMPLE_SEED)
+            what = f"second ladder of the best point: {describe_point(best['deployment'])}"
             if self._settled(best["deployment"], load):
                 return best
-            if not self._measure_until_settled(host, watcher, budget, what, later_s, best["deployment"], load, None):
+            if not self._measure_in_time(host, watcher, budget, what, later_s, best["deployment"], load, None):
                 return best
             fit = self._fit(watcher)
             if fit["best"] is None:
                 return best
+
+    def _measure_in_time(
+        self, host: Host, watcher: Watcher, budget: Budget, what: str, later_s: float,
+        point: dict, load: Load, prediction: dict | None, decisive: bool = True,
+    ) -> bool:  # fmt: skip
+        """As ``_measure_until_settled``; notes what the budget left no time for."""
+        measured = self._measure_until_settled(host, watcher, budget, what, later_s, point, load, prediction)
+        if not measured:
+            self._leave_out(LeftOut(what, self._estimated_s(load), decisive), watcher, budget)
+        return measured
 
     def _measure_until_settled(
         self, host: Host, watcher: Watcher, budget: Budget, what: str, later_s: float,
@@ -275,13 +300,10 @@ class SignOff:
         """Measure a trial, and an INVALID one once more; False where the budget left no time to measure it at all."""
         while not self._settled(point, load):
             tried = self._known(trial_id(point, load)) is not None
-            if budget.left_s() < estimated_s(load) + later_s:
+            if budget.left_s() < self._estimated_s(load) + later_s:
                 self.out_of_time = True
-                if not tried:
-                    self.left_out.append(what)
-                    watcher.say(f"the budget of {budget.minutes:g} min leaves no time for {what}")
                 return tried
-            watcher.step(what + (", once more" if tried else ""), estimated_s(load))
+            watcher.step(what + (", once more" if tried else ""), self._estimated_s(load))
             watcher.done(_note(self._trial(host, point, load, prediction)))
         return True
 
@@ -344,10 +366,9 @@ class SignOff:
         watcher.step("planning", _FIT_S / 2)
         plan = plan_of(self.run, self.spec, fit, self.spec.targets_qps)
         plan["behaviour"] = behaviour_of(self.spec, fit, plan)
-        if unmeasured := self._unmeasured(plan):
-            plan |= {"verdict": "inconclusive", "reasons": [*plan["reasons"], *unmeasured]}
+        plan = self._with_what_was_left_out(plan)
         self.run.write_plan(plan)
-        if not self.left_out:
+        if not self.left_out or plan["verdict"] == "met":
             self.run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
         write_sweep_report(self.run)
         if self.run.manifest.finished_at:
@@ -357,17 +378,36 @@ class SignOff:
         watcher.done()
         return plan
 
-    def _unmeasured(self, plan: dict) -> list[str]:
-        """What was not measured and may turn the verdict: what the budget left out; for missed, any untried point."""
-        open_ends = [f"The budget left no time for {what}: run it again to go on." for what in self.left_out]
+    def _with_what_was_left_out(self, plan: dict) -> dict:
+        """The plan, which is inconclusive where something that was not measured may turn its verdict.
+
+        "met" stands on the deployment that was confirmed, whatever others would show; "missed" needs every point.
+        """
+        doubts, remarks = self._untried(plan), []
+        for each in self.left_out:
+            if each.decisive or plan["verdict"] != "met":
+                doubts.append(f"The budget left no time for {each.what}: run it again to go on.")
+            else:
+                minutes = f"{max(1, round(each.seconds / 60))} min"
+                remarks.append(
+                    f"Not measured for want of time: {each.what}. It may show a better deployment or narrow the "
+                    f"interval: `harness signoff PLAN --go-on` measures it, in about {minutes}; a budget_minutes of "
+                    f"{minutes_needed(self.budget, self.left_out)} has the time for all."
+                )
+        left_out = [asdict(each) for each in self.left_out]
+        verdict = "inconclusive" if doubts else plan["verdict"]
+        return plan | {"verdict": verdict, "reasons": [*plan["reasons"], *doubts, *remarks], "left_out": left_out}
+
+    def _untried(self, plan: dict) -> list[str]:
+        """For missed: the points that a search passed over."""
         size = self.walk.space.size
         untried = size - len(self._ended()) if self.walk.search.kind != "grid" else 0
-        if plan["verdict"] == "missed" and untried > 0:
-            open_ends.append(
-                f"{untried} of the {size} points of the space were not tried, and one of them may keep the promises: "
-                "widen the search (search.share, search.trials), or measure every point (search: grid)."
-            )
-        return open_ends
+        if plan["verdict"] != "missed" or untried <= 0:
+            return []
+        return [
+            f"{untried} of the {size} points of the space were not tried, and one of them may keep the promises: "
+            "widen the search (search.share, search.trials), or measure every point (search: grid)."
+        ]
 
     def _ladder_load(self, point: dict, seed: int) -> Load:
         ladder = self.spec.ladder
@@ -402,16 +442,20 @@ class SignOff:
     def _trials(self) -> list[Trial]:
         return [*self.run.trials(), *self.in_doubt]
 
+    def _estimated_s(self, load: Load) -> float:
+        return estimated_s(load, self.run.trials())
+
     def _confirm_s(self) -> float:
-        confirm = self.spec.confirm
-        return len(confirm.load_share) * estimated_s(Load(confirm.seconds, 0))
+        """The confirmation that an answer needs, and its repeat."""
+        return TRIES * self._estimated_s(Load(self.spec.confirm.seconds, 0))
 
-    def _second_look_s(self) -> float:
-        return estimated_s(self._ladder_load({}, 0)) + _FIT_S
+    def _second_sample_s(self) -> float:
+        return self._estimated_s(self._ladder_load({}, 0)) + _FIT_S
 
-    def _estimated_s(self) -> float:
-        ladders = self.walk.left(len(self._ended())) * estimated_s(self._ladder_load({}, 0))
-        return _START_S + ladders + self._second_look_s() + self._confirm_s() + 2 * _FIT_S
+    def _whole_s(self) -> float:
+        ladders = self.walk.left(len(self._ended())) * self._estimated_s(self._ladder_load({}, 0))
+        confirm_s = len(self.spec.confirm.load_share) * self._estimated_s(Load(self.spec.confirm.seconds, 0))
+        return _START_S + ladders + self._second_sample_s() + confirm_s + 2 * _FIT_S
 
 
 @contextmanager

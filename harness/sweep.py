@@ -35,9 +35,9 @@ from harness.triton.statistics import difference
 SCENARIO = SCENARIOS / "podcast.py"
 LOCUST_EXIT_INVALID = 3
 REQUEST_KNOBS = ("chunk_frames", "diffusion_steps")  # of a point: what requests ask for; the rest is deployed
+REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for the best point's second ladder
 SILENCE_VARIABLE = "LOCUST_SILENCE_TIMEOUT"
 _SILENCE_S = 30  # a server that lives sends something every few seconds: one that hangs is found so soon
-_START_S = 12  # Locust's own start and end, in the estimate of a trial's time
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def trial_id(point: dict, load: Load, repeat: int = 0) -> str:
     return f"{load.kind}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
 
 
-def estimated_s(load: Load) -> float:
-    """About how long a trial takes, with the reload of its stages."""
-    return load.total_s + _START_S
+def drawn(load: Load, repeat: int) -> Load:
+    """The load of a repeat: other requests and arrivals, for the same ones may fail in the same way again."""
+    return replace(load, seed=load.seed + repeat * REPEAT_SEED)
 
 
 class TrialBroken(ServerError):
@@ -113,7 +113,7 @@ def broken_trial(point: dict, load: Load, repeat: int, error: str) -> Trial:
         trial_id=trial_id(point, load, repeat),
         kind=load.kind,
         deployment=point,
-        load=load.record(),
+        load=drawn(load, repeat).record(),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         wall_s=0.0,
         valid=False,
@@ -154,7 +154,7 @@ class Driver:
         for good what the plan asks for.
         """
         started_at, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-        name = trial_id(point, load, repeat)
+        name, load = trial_id(point, load, repeat), drawn(load, repeat)
         try:
             self.deploy(point)
         except ServerError as error:

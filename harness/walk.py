@@ -19,7 +19,7 @@ from harness.records import Trial
 from harness.runs import describe_point, kv_room
 from harness.spec import ObjectiveSpec, PlanSpec
 from harness.store import Run
-from harness.sweep import asked, deployed
+from harness.sweep import SECOND_SAMPLE_SEED, asked, deployed
 from harness.triton.config import Configs, Deployment
 
 
@@ -63,7 +63,11 @@ class Walk:
 
     def left(self, ended: int) -> int:
         """The most points that are still to be measured."""
-        return max((len(self._points) or self.most) - ended, 0)
+        return max(self.most_points() - ended, 0)
+
+    def most_points(self) -> int:
+        """The most points that the walk measures."""
+        return len(self._points) or self.most
 
     def key(self, point: dict) -> str:
         """The same for all points that deploy and ask for the same, however they are spelt."""
@@ -123,8 +127,9 @@ class Walk:
         return self.guide.objective.measured(own, pd.concat(requests, ignore_index=True))
 
     def _counts(self, trial: Trial) -> bool:
-        """A second look at the best point has another seed: it confirms, and sends no search on."""
-        return trial.kind == "ladder" and trial.valid and trial.load["seed"] == self.spec.seed
+        """A second ladder of the best point, by its seed, confirms: it sends no search on."""
+        first = trial.load["seed"] < self.spec.seed + SECOND_SAMPLE_SEED
+        return trial.kind == "ladder" and trial.valid and first
 
     def _number(self, point: dict) -> int | None:
         return self.space.number(point)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = {"records", "wire", "errors"}
 # Rooms from the ground up; a room may import rooms of lower layers, and of its own layer without a cycle.
 LAYERS = {
-    0: {*VOCABULARY, "compiling", "nvml", "provenance", "identity", "places", "packages", "voice_folder"},
+    0: {*VOCABULARY, "compiling", "nvml", "provenance", "identity", "places", "packages", "processes", "voice_folder"},
     1: {
         "columns",
         "rungs",
@@ -32,7 +32,6 @@ LAYERS = {
         "watch",
         "desk",
         "readers",
-        "processes",
         "triton",
         "probe",
         "store",
@@ -52,6 +51,7 @@ LAYERS = {
         "ray_hosts",
         "walk",
         "runs",
+        "budget",
         "signoff",
         "profile",
         "speak",

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,14 +17,15 @@ from fake_triton import Timetable, serving
 
 from harness import runs, store, wire
 from harness import signoff as job
+from harness.budget import estimated_s
 from harness.errors import InputError, ServerError, StoreError
 from harness.identity import StageIdentity
-from harness.records import Trial
-from harness.report.seal import sign
+from harness.records import Rung, Trial
+from harness.report.seal import check_seal, sign
 from harness.runs import plan_of
 from harness.spec import load_plan
 from harness.store import Run
-from harness.sweep import Driver, Load, Measured, TrialBroken, asked, deployed, trial_id
+from harness.sweep import Driver, Load, Measured, TrialBroken, asked, broken_trial, deployed, drawn, trial_id
 from harness.triton.config import Deployment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +95,7 @@ def fakes(monkeypatch):
     FakeDriver.measured, FakeDriver.break_after, FakeDriver.valid = [], None, True
     monkeypatch.setattr(job, "Driver", FakeDriver)
     monkeypatch.setattr(job, "TritonServer", lambda base: FakeServer())
+    monkeypatch.setattr(job, "compiled_beside", lambda: nullcontext(SimpleNamespace(wait=lambda: 0)))
     return FakeDriver
 
 
@@ -179,12 +183,53 @@ def test_a_budget_that_is_too_small_says_what_it_leaves_out(tmp_path, fakes):
 
 
 @pytest.mark.parametrize("verdict", ["met", "missed"])
-def test_what_the_budget_left_out_keeps_an_answer_from_being_final(tmp_path, fakes, monkeypatch, verdict):
+def test_where_the_budget_left_no_time_for_the_first_point_there_is_no_answer(tmp_path, fakes, monkeypatch, verdict):
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN.replace("budget_minutes: 30", "budget_minutes: 0.5"))
     monkeypatch.setattr(job, "plan_of", lambda *given: plan_of(*given) | {"verdict": verdict})
     content = job.SignOff(plan, tmp_path).execute()
     assert content["verdict"] == "inconclusive" and "run it again" in content["reasons"][-1]
+
+
+@pytest.fixture
+def short_of_time(plan, tmp_path, fakes, monkeypatch):
+    """A sign-off whose budget ends after one of three points, with a verdict."""
+    monkeypatch.setattr(job.Budget, "left_s", lambda budget: 0.0 if fakes.measured else 1e6)
+
+    def of(verdict):
+        monkeypatch.setattr(job, "plan_of", lambda *given: plan_of(*given) | {"verdict": verdict})
+        return job.SignOff(plan, tmp_path)
+
+    return of
+
+
+def test_points_that_the_budget_left_out_do_not_keep_a_confirmed_deployment_from_being_met(short_of_time):
+    work = short_of_time("met")
+    content = work.execute()
+    assert content["verdict"] == "met" and work.run.manifest.finished_at
+    assert content["left_out"][0]["what"].startswith("2 of 3 points") and not content["left_out"][0]["decisive"]
+    assert "2 of 3 points" in content["reasons"][-1] and "budget_minutes of 31" in content["reasons"][-1]
+    assert work.execute() == work.run.plan()  # an answer, from its store
+
+
+def test_points_that_the_budget_left_out_keep_missed_from_being_said(short_of_time):
+    work = short_of_time("missed")
+    content = work.execute()
+    assert content["verdict"] == "inconclusive" and not work.run.manifest.finished_at
+    assert "2 of 3 points" in content["reasons"][-1] and "run it again" in content["reasons"][-1]
+
+
+def test_a_signed_answer_goes_on_with_what_its_budget_left_out_and_is_signed_anew(
+    short_of_time, plan, tmp_path, fakes, monkeypatch
+):
+    work = short_of_time("met")
+    work.execute()
+    monkeypatch.setattr(job.Budget, "left_s", lambda budget: 1e6)
+    work = job.SignOff(plan, tmp_path)
+    content = work.execute(go_on=True)
+    assert len(fakes.measured) == len(set(fakes.measured)) == 3 and content["left_out"] == []
+    assert work.run.manifest.finished_at and not check_seal(work.run.path).problems
+    assert work.execute(go_on=True) == work.run.plan() and len(fakes.measured) == 3  # nothing is left to go on with
 
 
 def test_a_finished_run_answers_only_as_long_as_it_can_be_relied_on(plan, tmp_path, fakes):
@@ -236,7 +281,8 @@ def test_a_budget_that_ends_before_the_second_try_of_an_invalid_trial_ends_the_s
     monkeypatch.setattr(job.Budget, "left_s", lambda budget: 1e6 if len(fakes.measured) < 3 else 0.0)
     work = job.SignOff(plan, tmp_path)
     work.execute(ladders_only=True)
-    assert len(work.run.trials()) == 3 and work.left_out == ["ladder 2/3: diffusion_decoder.delay_us 1000"]
+    assert len(work.run.trials()) == 3
+    assert [each.what for each in work.left_out] == ["2 of 3 points, from ladder 2/3: diffusion_decoder.delay_us 1000"]
 
 
 def test_an_invalid_trial_is_measured_once_more_and_no_oftener(plan, tmp_path, fakes):
@@ -526,3 +572,35 @@ def test_a_server_that_is_gone_gives_its_point_to_the_others(plan, tmp_path, fak
     work.execute(ladders_only=True)
     assert {trial.target for trial in work.run.trials()} == {"A:8001"}
     assert [trial.valid for trial in work.run.trials()] == [True] * 3
+
+
+@pytest.mark.parametrize("kind", ["ladder", "open"])
+def test_a_repeat_draws_other_requests_and_keeps_the_name_of_its_load(kind):
+    load = Load(10.0, 7, (1, 2)) if kind == "ladder" else Load(10.0, 7, rate_per_s=2.0)
+    again = drawn(load, 1)
+    assert drawn(load, 0) == load and again.seed != load.seed and dataclasses.replace(again, seed=7) == load
+    assert broken_trial({}, load, 1, "it broke").load["seed"] == again.seed
+    assert broken_trial({}, load, 1, "it broke").trial_id == trial_id({}, load, 1)
+
+
+def ladder(wall_s, held_s, sessions=(1, 2, 4), seconds=8.0):
+    window = [Rung(1.0, 1.0, int(start * 1e9), int((start + 6) * 1e9), {}) for start in (2.0, held_s - 6)]
+    load = Load(seconds, 1, sessions)
+    return Trial("l", "ladder", {}, load.record(), "2026-01-01T00:00:00", wall_s, True, (), tuple(window))
+
+
+def test_a_trial_is_taken_to_last_as_long_as_those_before_it():
+    load = Load(8.0, 1, (1, 2, 4))
+    assert estimated_s(load) == 24 + 12
+    assert estimated_s(load, [ladder(wall_s=31, held_s=24)]) == 24 + 7
+    assert estimated_s(load, [ladder(wall_s=21, held_s=16), ladder(wall_s=25, held_s=16)]) == 16 + 7  # they end early
+    assert estimated_s(Load(8.0, 1, (1, 2)), [ladder(wall_s=21, held_s=16)]) == 16 + 5  # another ladder: its full time
+    assert estimated_s(Load(40.0, 1, rate_per_s=1.0), [ladder(wall_s=21, held_s=16)]) == 40 + 5
+
+
+def test_the_highest_share_is_confirmed_first(plan, tmp_path, fakes, fitted):
+    plan.write_text(PLAN.replace("load_share: [0.5]", "load_share: [0.5, 0.9, 0.7]"))
+    fitted(best_of=lambda looks: 0)
+    work = job.SignOff(plan, tmp_path)
+    work.execute()
+    assert [trial.load["rate_per_s"] for trial in work.run.trials() if trial.kind == "open"] == [0.9, 0.7, 0.5]

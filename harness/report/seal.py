@@ -65,6 +65,12 @@ def must_be_signed(run: Run) -> bool:
     return False
 
 
+def reopen(run: Run) -> None:
+    """Take back a sign-off, for more to be measured: whoever calls this signs the run anew."""
+    (run.path / SEAL_NAME).unlink(missing_ok=True)
+    run.update_manifest(sealed=False, finished_at="")
+
+
 def must_be_reliable(run: Run) -> None:
     """Raises InputError where what was signed is no longer as it was, or has expired."""
     if problems := check_seal(run.path).problems:

@@ -1,0 +1,60 @@
+"""What the minutes of a job are spent on: how long trials take on this host, and what there was no time for."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from harness.records import Trial
+from harness.rungs import settle_s
+from harness.sweep import Load
+
+START_S = 12.0  # of a trial, beside the time that its load is held: before the first has been seen
+
+
+@dataclass
+class Budget:
+    """Minutes that the job may take, counted from now."""
+
+    minutes: float
+    began_s: float = field(default_factory=time.monotonic)
+
+    def left_s(self) -> float:
+        return self.minutes * 60 - (time.monotonic() - self.began_s)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What the budget had no time for, and about how long it takes. ``decisive``: there is no answer without it."""
+
+    what: str
+    seconds: float
+    decisive: bool
+
+
+def estimated_s(load: Load, trials: Sequence[Trial] = ()) -> float:
+    """About how long a trial takes, with the reload of its stages, as the ``trials`` of the run show it.
+
+    A ladder may end before its last rung: it is taken to go as far as the longest one of the same rungs did.
+    """
+    ladders = [trial for trial in trials if trial.kind == "ladder" and trial.rungs]
+    beside_s = median([trial.wall_s - _held_s(trial) for trial in ladders]) if ladders else START_S
+    alike = [_held_s(trial) for trial in ladders if _rungs_of(trial) == (list(load.sessions), load.seconds)]
+    return max(alike, default=load.total_s) + max(beside_s, 0.0)
+
+
+def _held_s(trial: Trial) -> float:
+    """Seconds for which a ladder held its load."""
+    return (trial.rungs[-1].end_ns - trial.rungs[0].start_ns) / 1e9 + settle_s(trial.load["seconds"])
+
+
+def _rungs_of(trial: Trial) -> tuple[list[int], float]:
+    return list(trial.load["concurrency"]), trial.load["seconds"]
+
+
+def minutes_needed(budget: Budget, left_out: Sequence[LeftOut]) -> int:
+    """The whole minutes of a budget that has time for what was left out, too."""
+    return math.ceil(budget.minutes + sum(each.seconds for each in left_out) / 60)

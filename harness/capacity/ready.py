@@ -1,0 +1,41 @@
+"""Compile the simulator's functions before a fit needs them: at installation, or while a server starts.
+
+``python -m harness.capacity.ready`` keeps them on disk (see ``harness.compiling``); a second call takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from harness.capacity.simulation import simulate
+from harness.capacity.staged import Stage, Topology, rounds
+from harness.processes import end_group, spawn
+
+
+def compile_all() -> None:
+    """Call each compiled function once, on the smallest input that it takes."""
+    simulate(np.zeros(1), np.ones(1), lambda sessions: np.full(np.shape(sessions), 0.1))
+    stage = Stage("stage", alpha_s=0.01, tau0_s=0.01, delay_s=0.0, max_batch=1)
+    rounds(Topology((stage,)), 1, np.random.default_rng(0), frames=1, warm_up=0)
+
+
+@contextmanager
+def compiled_beside() -> Iterator[subprocess.Popen]:
+    """Compile in a process that ends with the block at the latest; ``wait`` for it before anything is measured."""
+    command = [sys.executable, "-m", "harness.capacity.ready"]
+    process = spawn(command, Path(os.devnull), niceness=5)  # the server that starts meanwhile goes first
+    try:
+        yield process
+    finally:
+        end_group(process, grace_s=0)
+
+
+if __name__ == "__main__":
+    compile_all()
