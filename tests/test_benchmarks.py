@@ -107,3 +107,20 @@ def test_the_oracle_finds_no_difference_between_triton_and_generate():
     assert figures["max_abs_difference"] <= 1e-4
     assert figures["sessions"] == 8 and figures["failed"] == 0
     assert figures["loudest_sample"] > 0.1 and figures["frames"] > 20
+
+
+@pytest.mark.parametrize(
+    ("code", "plan", "concluded"),
+    [
+        (0, {"verdict": "met", "left_out": [{"what": "2 of 6 points", "decisive": False}]}, True),
+        (2, {"verdict": "inconclusive", "left_out": []}, True),  # for a reason of its own
+        (2, {"verdict": "inconclusive", "left_out": [{"what": "open loop", "decisive": True}]}, False),
+        (70, {}, False),
+        (-1, {}, False),  # it never ended
+    ],
+)
+def test_a_first_start_concludes_unless_it_wants_for_time(code, plan, concluded, load):
+    first_run = load("first_run")
+    start = first_run.Start("quiet", code, 8.0, plan)
+    assert start.concluded == concluded
+    assert first_run.figures([start])["concluded_share"] == concluded

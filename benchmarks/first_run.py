@@ -1,0 +1,157 @@
+"""The first hour of a new user: does the sign-off of a plan conclude, and in how many minutes?
+
+Starts `harness signoff` again and again, each time with an empty folder of results: on a quiet host, and beside a
+process that takes a core half of the time. A start has concluded unless its verdict is inconclusive for want of time
+(a measurement that the answer needs did not fit into the budget), or it ended in an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import common
+import numpy as np
+
+from harness.processes import end_group, spawn
+
+HOSTS = ("quiet", "disturbed")
+LIMIT_S = 1800.0  # of one start
+# Busy and idle by turns of some seconds: half of one core in the long run, as a build or a backup would take it.
+OTHERS = """
+import random, time
+draw = random.Random({seed})
+while True:
+    until = time.monotonic() + draw.uniform(1, 9)
+    while time.monotonic() < until:
+        sum(range(10_000))
+    time.sleep(draw.uniform(1, 9))
+"""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How one start ended: its exit code, its minutes, and what its plan.json says."""
+
+    host: str
+    code: int
+    minutes: float
+    plan: dict
+
+    @property
+    def verdict(self) -> str:
+        return self.plan.get("verdict", f"exit code {self.code}")
+
+    @property
+    def short_of_time(self) -> bool:
+        left_out = self.plan.get("left_out", ())
+        return self.verdict == "inconclusive" and any(each["decisive"] for each in left_out)
+
+    @property
+    def concluded(self) -> bool:
+        return self.code in (0, 1, 2) and not self.short_of_time
+
+    @property
+    def reason(self) -> str:
+        return "" if self.verdict == "met" else next(iter(self.plan.get("reasons", ())), "")
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parser().parse_args(arguments)
+    count = 1 if options.quick else options.starts
+    starts = [one_start(HOSTS[number % 2] if options.host == "both" else options.host, options, number)
+              for number in range(count)]  # fmt: skip
+    common.finish(table(starts), figures(starts))
+    return 0 if all(start.code in (0, 1, 2) for start in starts) else common.EXIT_FAILED
+
+
+def parser() -> common.Parser:
+    made = common.Parser(__doc__, "python benchmarks/first_run.py --starts 10 --host both")
+    made.add_argument("--plan", default="scenarios/quick.yaml", help="the plan that is signed (quick.yaml)")
+    made.add_argument("--starts", type=common.whole(1, 100), default=10, help="how many starts (10)")
+    made.add_argument("--host", choices=(*HOSTS, "both"), default="both", help="alone, beside others, or by turns")
+    made.add_argument("--keep", type=Path, help="keep the runs and their output in this folder")
+    return made
+
+
+def one_start(host: str, options, number: int) -> Start:
+    with contextlib.ExitStack() as stack:
+        folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        results = folder / f"{number}-{host}"
+        results.mkdir(parents=True)
+        if host == "disturbed":
+            stack.enter_context(others(number, results))
+        common.say(f"start {number + 1} of {options.starts}, {host} …")
+        began = time.monotonic()
+        code = signoff(options.plan, results)
+        minutes = (time.monotonic() - began) / 60
+        plans = sorted(results.glob("*/plan.json"))
+        start = Start(host, code, minutes, json.loads(plans[-1].read_text()) if plans else {})
+        common.say(f"  {start.verdict} after {minutes:.1f} min {start.reason}")
+        return start
+
+
+def signoff(plan: str, results: Path) -> int:
+    """The exit code of a sign-off; its output goes to a file in ``results``."""
+    process = spawn(
+        [sys.executable, "-m", "harness", "signoff", plan, "--results", str(results)], results / "output.log"
+    )
+    try:
+        return process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return -1
+    finally:
+        end_group(process, grace_s=30)
+
+
+@contextlib.contextmanager
+def others(seed: int, folder: Path) -> Iterator[None]:
+    process = spawn([sys.executable, "-c", OTHERS.format(seed=seed)], folder / "others.log")
+    try:
+        yield
+    finally:
+        end_group(process, grace_s=0)
+
+
+def figures(starts: Sequence[Start]) -> dict:
+    minutes = [start.minutes for start in starts]
+    return {
+        "starts": len(starts),
+        "concluded_share": np.mean([start.concluded for start in starts]),
+        "met_share": np.mean([start.verdict == "met" for start in starts]),
+        "minutes_p50": np.quantile(minutes, 0.5),
+        "minutes_p90": np.quantile(minutes, 0.9),
+        "by_host": {host: _of_host([start for start in starts if start.host == host]) for host in HOSTS},
+        "reasons": [start.reason for start in starts if start.reason],
+    }
+
+
+def _of_host(starts: Sequence[Start]) -> dict:
+    if not starts:
+        return {"starts": 0}
+    concluded = np.mean([start.concluded for start in starts])
+    met = np.mean([start.verdict == "met" for start in starts])
+    return {"starts": len(starts), "concluded_share": concluded, "met_share": met}
+
+
+def table(starts: Sequence[Start]):
+    made = common.table("Starts of the sign-off, each with an empty folder of results", "host", "verdict", "minutes",
+                        "points left out", "most sessions", "devices at the last target")  # fmt: skip
+    for start in starts:
+        targets = start.plan.get("targets") or [{}]
+        most = (start.plan.get("rate_per_device") or {}).get("max_sessions_measured")
+        left_out = "; ".join(each["what"].partition(",")[0] for each in start.plan.get("left_out", ()))
+        made.add_row(start.host, start.verdict, f"{start.minutes:.1f}", left_out or "none",
+                     "-" if most is None else f"{most:.0f}", str(targets[-1].get("devices")))  # fmt: skip
+    return made
+
+
+if __name__ == "__main__":
+    common.run(main)
