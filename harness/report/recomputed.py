@@ -1,0 +1,52 @@
+"""The answer of a signed run, computed again from its records: hashes alone do not show numbers that were forged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from harness.errors import HarnessError
+from harness.runs import fit_of, plan_of, spec_of
+from harness.store import Run
+
+RATE_TOLERANCE = 0.01  # of rates and intervals: other versions of the libraries may round otherwise
+_OF_A_TARGET = ("devices", "devices_n_plus_1", "devices_n_plus_2", "basis")
+
+
+def differences(run: Run) -> list[str]:
+    """Where the stored plan says another thing than its trials, requests and predictions; nothing where it agrees.
+
+    Takes as long as a fit and a plan: some seconds.
+    """
+    stored = run.plan()
+    try:
+        anew = plan_of(run, spec_of(run), fit_of(run), [target["qps"] for target in stored["targets"]])
+    except HarnessError as error:
+        return [f"its answer cannot be computed again from its records: {error}"]
+    return list(_differences(stored, anew))
+
+
+def _differences(stored: dict, anew: dict) -> Iterator[str]:
+    # What a budget left out makes inconclusive is told by no record, and claims less.
+    if stored["verdict"] not in (anew["verdict"], "inconclusive"):
+        yield _differs("verdict", stored["verdict"], anew["verdict"])
+    if stored["deployment"] != anew["deployment"]:
+        yield _differs("deployment", stored["deployment"], anew["deployment"])
+    for old, new in zip(stored["targets"], anew["targets"], strict=True):
+        where = f"at {old['qps']:g} requests/s: "
+        yield from (_differs(where + name, old[name], new[name]) for name in _OF_A_TARGET if old[name] != new[name])
+        if not all(map(_close, old["interval"], new["interval"])):
+            yield _differs(where + "interval", old["interval"], new["interval"])
+    rates = stored["rate_per_device"]["value"], anew["rate_per_device"]["value"]
+    if not _close(*rates):
+        yield _differs("rate of one device", *rates)
+
+
+def _differs(what: str, stored: object, anew: object) -> str:
+    return f"{what}: the answer says {stored}, its records give {anew} (with this version of the harness)"
+
+
+def _close(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=RATE_TOLERANCE)
