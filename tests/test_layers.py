@@ -24,6 +24,7 @@ LAYERS = {
         "explore",
     },
     2: {
+        "channels",
         "targets",
         "replicas",
         "responses",
