@@ -351,3 +351,27 @@ def test_the_page_shows_speech_live_and_hands_out_the_records():
         assert ask(address, mix="quick", rate_per_s="") == "Swarming started"
         front = fetch(f"{address}/", lambda text: "extended_tabs" in text)
         assert '"title": "Speech"' in front and "speech/records.csv" in front
+        assert "all columns in ms on this page are times to first audio" in front and 'href="./speech"' in front
+
+
+def test_the_page_shows_charts_verdict_gates_and_slos_and_its_time_limit_counts_from_the_first_that_can_send():
+    def state(word):
+        return lambda text: json.loads(text)["state"] == word
+
+    with serving(Timetable(interval_s=0.002)) as fake, page(fake.url) as address:
+        live = f"{address}/speech/live.json"
+        running = json.loads(fetch(live, lambda text: len(json.loads(text)["points"].get("at_s", ())) > 2))
+        assert running["state"] == "running" and running["valid"] is None and running["gates"] == []
+        assert {each["says"] for each in running["slos"]} == {"judged at the end"} and len(running["slos"]) == 4
+        assert max(running["points"]["active"]) > 0 and max(filter(None, running["points"]["ttfa_p95_s"])) > 0
+        urllib.request.urlopen(urllib.request.Request(f"{address}/stop", method="POST"), timeout=30).close()
+        ended = json.loads(fetch(live, state("ended")))
+        assert ended["says"].startswith(("VALID", "INVALID")) and ended["valid"] is ended["says"].startswith("VALID")
+        assert {each["mark"] for each in ended["gates"]} <= {"ok", "failed", "not tested"} and len(ended["gates"]) > 4
+        assert {each["mark"] for each in ended["slos"]} <= {"met", "violated", "inconclusive"}
+        assert ended["slos_say"].startswith("SLOs: ") and ended["points"]["at_s"]
+        assert ask(address, run_time="2s") == "Swarming started"
+        fetch(f"{live}?brief", state("running"))
+        again = json.loads(fetch(live, state("ended")))
+        assert again["points"]["at_s"][-1] < 20, "the charts of a new test begin anew"
+        assert ask(address, run_time="soon").startswith("Valid run_time formats are")
