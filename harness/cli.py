@@ -49,6 +49,72 @@ Ray = Annotated[
 ]
 
 
+@app.command(
+    epilog="Example: `harness init plan.yaml --preset 1.5b --gpus 1 --mix mixed --slo 1.0,0.9 --qps 1,5 --yes`"
+)
+def init(
+    path: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="The file to write.")] = Path("plan.yaml"),
+    preset: Annotated[str | None, typer.Option(help="Model: tiny, 1.5b or 7b.")] = None,
+    gpus: Annotated[str | None, typer.Option(help="Where it runs: cpu, or how many GPUs one server has.")] = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(help="short (10 s), mixed (95% of 10 s, 5% of 90 min), long (90 min), or seconds of your own."),
+    ] = None,
+    slo: Annotated[
+        str | None,
+        typer.Option(help="SLOs: p95 of time to first audio in seconds, and of the real-time factor: 1.0,0.9"),
+    ] = None,
+    qps: Annotated[str | None, typer.Option(help="Target rates, requests per second, comma-separated.")] = None,
+    price: Annotated[str | None, typer.Option(help="Price of an hour of one GPU or host.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: defaults for what no option says.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a first plan from five answers; what an option says is not asked."""
+    from harness import first_plan as first
+
+    if path.exists() and not force:  # before five questions
+        raise InputError(f"{path} is there already, and stays as it is: give another name, or --force to replace it")
+    ask = None if yes else _asked
+    chosen_preset = first.answer(
+        preset, ask, "1/5 Which preset of the model: tiny, 1.5b or 7b?", "tiny", first.preset_of
+    )
+    where = first.answer(
+        gpus, ask, "2/5 Where does it run: cpu, or on how many GPUs of one server?", "cpu", first.gpus_of
+    )
+    traffic = first.answer(
+        mix, ask, "3/5 Which traffic: short (10 s), mixed (10 s and 90 min), long (90 min), or seconds of your own?",
+        "short", first.mix_of,
+    )  # fmt: skip
+    ttfa_s, rtf = first.answer(
+        slo,
+        ask,
+        "4/5 Which SLOs: p95 of time to first audio (s), p95 of the real-time factor?",
+        "1.0, 0.9",
+        first.slos_of,
+    )
+    rates, its_price = first.answer(
+        qps,
+        ask,
+        "5/5 Which target rates (requests/s), at which price of a GPU or host hour?",
+        "0.5, 1, 5",
+        first.rates_of,
+    )
+    its_price = first.price_of(price) if price is not None else its_price
+    written = first.write_plan(
+        path, first.Answers(chosen_preset, where, traffic, ttfa_s, rtf, rates, its_price), force=force
+    )
+    out.print(f"Plan: [bold]{written}[/]", soft_wrap=True)
+    on_gpu = "on the GPU host: harness doctor, then " if where else ""
+    out.print(f"Next: {on_gpu}harness signoff {written}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _asked(question: str, default: str) -> str:
+    try:
+        return typer.prompt(question, default=default)
+    except typer.Abort:
+        raise InputError("no answer came: say it with options (see `harness init --help`), or give --yes") from None
+
+
 @app.command(epilog="Example: `harness signoff scenarios/quick.yaml`")
 @with_servers(without=ONE_AT_A_TIME, url_help=_MEASURED)
 def signoff(

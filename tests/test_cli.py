@@ -14,7 +14,20 @@ from harness.cli import app
 from harness.signoff import EXIT_CODES
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("signoff", "sweep", "fit", "plan", "simulate", "report", "serve", "speak", "profile", "doctor", "scenarios")
+COMMANDS = (
+    "init",
+    "signoff",
+    "sweep",
+    "fit",
+    "plan",
+    "simulate",
+    "report",
+    "serve",
+    "speak",
+    "profile",
+    "doctor",
+    "scenarios",
+)
 
 
 def harness(*arguments):

@@ -43,6 +43,7 @@ LAYERS = {
         "loadtest",
         "ledger",
         "options",
+        "first_plan",
         "remote",
         "terminal",
         "locust_test",
