@@ -279,7 +279,10 @@ def serve(
     emulate: Annotated[
         str, typer.Option(help="A profile: the stages take its times instead of computing, and the audio is silent.")
     ] = "",
-    gpus: Annotated[int, typer.Option(help="Emulated GPUs; each gets an instance of every stage.")] = 1,
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or gpu.")] = "auto",
+    gpus: Annotated[
+        int, typer.Option(help="GPUs of this server, real or emulated; each gets an instance of every stage.")
+    ] = 1,
 ) -> None:
     """Deploy the ensemble on a local Triton, in the foreground; Ctrl-C stops it cleanly."""
     from harness.triton.config import Deployment
@@ -287,7 +290,7 @@ def serve(
 
     deployment = Deployment(
         preset, checkpoint, voices, knobs=dict(_knob(each) for each in knob),
-        parameters=dict(_parameter(each) for each in parameter), emulate=emulate, gpus=gpus,
+        parameters=dict(_parameter(each) for each in parameter), emulate=emulate, gpus=gpus, device=device,
     )  # fmt: skip
     deployment.check()
     for note in _heard(deployment.voices):
