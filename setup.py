@@ -43,7 +43,7 @@ setup(
     packages=[*find_packages(TOP, include=["harness", "harness.*"]), *BESIDE],
     package_dir=BESIDE,
     package_data={
-        "harness": ["commit.txt"],
+        "harness": ["commit.txt", "*.html"],
         "harness.report": ["*.html.j2", "*.css", "*.js"],
         "harness.model_repository": ["*/config.pbtxt", "*/1/*.py", "*/1/.gitkeep"],
         "harness.scenarios": ["*.py", "*.yaml", "*.txt", "mixes/*.yaml"],

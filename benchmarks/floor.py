@@ -24,10 +24,11 @@ from grpc._cython import cygrpc
 from tritonclient.grpc import service_pb2 as pb
 
 from harness import wire
+from harness.channels import CHANNEL_OPTIONS
 from harness.client import SpeechClient, infer_message
 from harness.readers import POLLING, go_first
 from harness.records import Request
-from harness.targets import CHANNEL_OPTIONS, Target
+from harness.targets import Target
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 SPREAD_S = 2.0  # over which the streams begin

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from harness import profile as job_of_profile
-from harness import runs, wire
-from harness import signoff as job
-from harness.display import Show, out, print_fit, print_plan, print_prediction
-from harness.doctor import examine
+from harness import wire
 from harness.errors import HarnessError, InputError
 from harness.places import ROOT, SCENARIOS, plan_file, scenario_files
-from harness.remote import with_target
-from harness.report.facts import SWEEP_NAME, is_signed
-from harness.report.seal import check_seal, report_again
-from harness.report.sweep_page import best_in_words, write_sweep_report
-from harness.speak import Manner, speak_file
-from harness.spec import load_plan
-from harness.store import Run, read_profile
-from harness.targets import Target
-from harness.triton.config import Deployment
-from harness.triton.server import TritonServer, local_url
-from harness.voice_folder import read_voice, voice_files
+from harness.remote import ONE_AT_A_TIME, Servers, with_servers
+from harness.targets import URL_VARIABLE
+
+if TYPE_CHECKING:  # a command imports what it needs when it runs: `harness --help` waits for no torch and no pandas
+    from harness.store import Run
 
 UsageError = typer.BadParameter.__base__  # typer carries a click of its own and does not export this one
 EXIT_MISTAKE = 64  # EX_USAGE of sysexits.h: the command was given something it cannot use
@@ -39,36 +31,99 @@ EXIT_FAULT = 70  # EX_SOFTWARE: Python's own 1 would read as "missed"
 EXIT_INTERRUPTED = 130
 _MAX_QPS = 1e6
 
+out = Console()
+
 app = typer.Typer(
     help="How many GPUs does long-form, multi-speaker speech need at each target QPS?",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
 )
 RunFolder = Annotated[Path, typer.Option("--run", help="A folder under results/.")]
 Results = Annotated[Path, typer.Option("--results", help="Where runs are kept.")]
 Preset = Annotated[str, typer.Option(help="tiny, 1.5b, 7b, or a .json file of sizes.")]
-Url = Annotated[
-    str,
-    typer.Option(
-        "--url",
-        help="A running Triton (host:port), neither started nor stopped; with commas: a trial at a time on each.",
-    ),
-]
+_MEASURED = "A running Triton (HOST:PORT), neither started nor stopped; several: a trial at a time on each."
 Ray = Annotated[
     str, typer.Option("--ray", help="A Ray cluster (auto, or its address): a trial at a time on each of its GPU hosts.")
 ]
 
 
+@app.command(
+    epilog="Example: `harness init plan.yaml --preset 1.5b --gpus 1 --mix mixed --slo 1.0,0.9 --qps 1,5 --yes`"
+)
+def init(
+    path: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="The file to write.")] = Path("plan.yaml"),
+    preset: Annotated[str | None, typer.Option(help="Model: tiny, 1.5b or 7b.")] = None,
+    gpus: Annotated[str | None, typer.Option(help="Where it runs: cpu, or how many GPUs one server has.")] = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(help="short (10 s), mixed (95% of 10 s, 5% of 90 min), long (90 min), or seconds of your own."),
+    ] = None,
+    slo: Annotated[
+        str | None,
+        typer.Option(help="SLOs: p95 of time to first audio in seconds, and of the real-time factor: 1.0,0.9"),
+    ] = None,
+    qps: Annotated[str | None, typer.Option(help="Target rates, requests per second, comma-separated.")] = None,
+    price: Annotated[str | None, typer.Option(help="Price of an hour of one GPU or host.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: defaults for what no option says.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a first plan from five answers; what an option says is not asked."""
+    from harness import first_plan as first
+
+    if path.exists() and not force:  # before five questions
+        raise InputError(f"{path} is there already, and stays as it is: give another name, or --force to replace it")
+    ask = None if yes else _asked
+    chosen_preset = first.answer(
+        preset, ask, "1/5 Which preset of the model: tiny, 1.5b or 7b?", "tiny", first.preset_of
+    )
+    where = first.answer(
+        gpus, ask, "2/5 Where does it run: cpu, or on how many GPUs of one server?", "cpu", first.gpus_of
+    )
+    traffic = first.answer(
+        mix, ask, "3/5 Which traffic: short (10 s), mixed (10 s and 90 min), long (90 min), or seconds of your own?",
+        "short", first.mix_of,
+    )  # fmt: skip
+    ttfa_s, rtf = first.answer(
+        slo,
+        ask,
+        "4/5 Which SLOs: p95 of time to first audio (s), p95 of the real-time factor?",
+        "1.0, 0.9",
+        first.slos_of,
+    )
+    rates, its_price = first.answer(
+        qps,
+        ask,
+        "5/5 Which target rates (requests/s), at which price of a GPU or host hour?",
+        "0.5, 1, 5",
+        first.rates_of,
+    )
+    its_price = first.price_of(price) if price is not None else its_price
+    written = first.write_plan(
+        path, first.Answers(chosen_preset, where, traffic, ttfa_s, rtf, rates, its_price), force=force
+    )
+    out.print(f"Plan: [bold]{written}[/]", soft_wrap=True)
+    on_gpu = "on the GPU host: harness doctor, then " if where else ""
+    out.print(f"Next: {on_gpu}harness signoff {written}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _asked(question: str, default: str) -> str:
+    try:
+        return typer.prompt(question, default=default)
+    except typer.Abort:
+        raise InputError("no answer came: say it with options (see `harness init --help`), or give --yes") from None
+
+
 @app.command(epilog="Example: `harness signoff scenarios/quick.yaml`")
+@with_servers(without=ONE_AT_A_TIME, url_help=_MEASURED)
 def signoff(
     plan: Annotated[Path | None, typer.Argument(help="The PLAN.yaml to sign off, or quick.")] = None,
     results: Results = Path("results"),
-    url: Url = "",
     ray: Ray = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew; set an earlier run aside.")] = False,
     check: Annotated[Path | None, typer.Option("--check", help="Verify a signed run's folder instead.")] = None,
+    servers: Servers | None = None,
 ) -> None:
     """Deploy, drive, sweep, fit, plan and report. Goes on where an earlier run of the plan stopped.
 
@@ -76,38 +131,53 @@ def signoff(
     Exit codes: 0 met, 1 missed, 2 inconclusive (for --check also: changed or expired), 64 a mistake in what was
     asked, 70 a fault of the harness, 130 interrupted.
     """
+    from harness.display import Show, print_plan
+    from harness.signoff import EXIT_CODES, SignOff
+
     if (plan is None) == (check is None):
         raise InputError("give one of the two: a PLAN.yaml to sign off, or --check DIR to verify a signed run")
     if check is not None:
         raise typer.Exit(_checked(check))
-    plan = plan_file(plan)
+    plan, url = plan_file(plan), _measured(servers, ray)
     if fresh:
         _set_aside(plan, results, url, ray)
-    work = job.SignOff(plan, results, url=url or None, ray=ray or None)
+    work = SignOff(plan, results, url=url or None, ray=ray or None)
     with Show() as show:
         content = work.execute(show)
     print_plan(content)
     out.print(f"Report: [bold]{work.run.path / 'signoff.html'}[/]", soft_wrap=True)
-    raise typer.Exit(job.EXIT_CODES[content["verdict"]])
+    raise typer.Exit(EXIT_CODES[content["verdict"]])
 
 
 @app.command(epilog="Example: `harness sweep scenarios/sweep.yaml --url gpu7:8001,gpu8:8001`")
+@with_servers(without=ONE_AT_A_TIME, url_help=_MEASURED)
 def sweep(
     plan: Annotated[Path, typer.Argument(help="The PLAN.yaml whose space is walked.")],
     results: Results = Path("results"),
-    url: Url = "",
     ray: Ray = "",
+    servers: Servers | None = None,
 ) -> None:
     """Only the ladders of the plan's space: which deployment is best, which knob mattered; `signoff` goes on with it.
 
     Writes sweep.html, and the best deployment's config.pbtxt files with their diff to the defaults into winner/.
     """
-    work = job.SignOff(plan_file(plan), results, url=url or None, ray=ray or None)
+    from harness.display import Show
+    from harness.report.facts import SWEEP_NAME
+    from harness.report.sweep_page import best_in_words
+    from harness.signoff import SignOff
+
+    work = SignOff(plan_file(plan), results, url=_measured(servers, ray) or None, ray=ray or None)
     with Show() as show:
         work.execute(show, ladders_only=True)
     path = work.run.path / SWEEP_NAME
     out.print(best_in_words(work.run), soft_wrap=True, highlight=False)
     out.print(f"{len(work.run.trials())} trials; report: [bold]{path}[/]", soft_wrap=True)
+
+
+def _measured(servers: Servers, ray: str) -> str:
+    """The servers to be measured; those of a cluster come before those that the environment names."""
+    url = servers.measured()
+    return "" if ray and servers.from_environment else url
 
 
 @app.command(epilog="Example: `harness fit --run results/quick-1a2b3c4d`")
@@ -116,6 +186,10 @@ def fit(run: RunFolder) -> None:
 
     Of a run that was signed the fit is only printed: its stored one is part of what was signed.
     """
+    from harness import runs
+    from harness.display import print_fit
+    from harness.report.facts import is_signed
+
     stored = _opened(run)
     signed = stored.manifest.sealed or is_signed(stored)
     with stored.lock():
@@ -129,6 +203,10 @@ def fit(run: RunFolder) -> None:
 
 def _opened(folder: Path) -> Run:
     """A stored run. Where it was signed and is no longer as it was, or has expired, that is said beside the answer."""
+    from harness.report.facts import is_signed
+    from harness.report.seal import check_seal
+    from harness.store import Run
+
     stored = Run.open(folder)
     if is_signed(stored) and (problems := check_seal(folder).problems):
         _say_aside(f"This run is not to be relied on: {'; '.join(problems)}", "yellow")
@@ -145,6 +223,9 @@ def plan(
     qps: Annotated[str, typer.Option("--qps", help="Target rates, comma-separated; left out = the plan's own.")] = "",
 ) -> None:
     """The table of devices for other target rates, from stored results, in seconds."""
+    from harness import runs
+    from harness.display import print_plan
+
     stored = _opened(run)
     spec = runs.spec_of(stored)
     content = stored.fit()
@@ -159,6 +240,9 @@ def simulate(
     qps: Annotated[float, typer.Option("--qps", help="Requests per second on one device, Poisson.")],
 ) -> None:
     """What one device of the best deployment would show at a rate: simulated from stored fits, nothing is run."""
+    from harness import runs
+    from harness.display import print_prediction
+
     stored = _opened(run)
     print_prediction(runs.simulation_of(stored, _rates(str(qps))[0]), runs.unit_of(stored.manifest))
 
@@ -166,6 +250,11 @@ def simulate(
 @app.command(epilog="Example: `harness report --run results/quick-1a2b3c4d`")
 def report(run: RunFolder) -> None:
     """Write signoff.html and sweep.html again from a run's stored records; what was signed must be as it was."""
+    from harness.report.facts import is_signed
+    from harness.report.seal import report_again
+    from harness.report.sweep_page import write_sweep_report
+    from harness.store import Run
+
     stored = Run.open(run)
     with stored.lock():
         path = report_again(stored)
@@ -190,12 +279,18 @@ def serve(
     emulate: Annotated[
         str, typer.Option(help="A profile: the stages take its times instead of computing, and the audio is silent.")
     ] = "",
-    gpus: Annotated[int, typer.Option(help="Emulated GPUs; each gets an instance of every stage.")] = 1,
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or gpu.")] = "auto",
+    gpus: Annotated[
+        int, typer.Option(help="GPUs of this server, real or emulated; each gets an instance of every stage.")
+    ] = 1,
 ) -> None:
     """Deploy the ensemble on a local Triton, in the foreground; Ctrl-C stops it cleanly."""
+    from harness.triton.config import Deployment
+    from harness.triton.server import TritonServer
+
     deployment = Deployment(
         preset, checkpoint, voices, knobs=dict(_knob(each) for each in knob),
-        parameters=dict(_parameter(each) for each in parameter), emulate=emulate, gpus=gpus,
+        parameters=dict(_parameter(each) for each in parameter), emulate=emulate, gpus=gpus, device=device,
     )  # fmt: skip
     deployment.check()
     for note in _heard(deployment.voices):
@@ -216,7 +311,7 @@ def serve(
 
 
 @app.command(epilog="Example: `harness speak script.txt --frames 75 --wav speech.wav --keep talk.npz`")
-@with_target
+@with_servers
 def speak(
     script: Annotated[Path, typer.Argument(help="A text file with lines `Speaker N: text`.")],
     frames: Annotated[int, typer.Option(help="Frames of 133 ms to speak; left out = as long as the text takes.")] = -1,
@@ -232,16 +327,28 @@ def speak(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with a session that --keep wrote, under the same script.")
     ] = None,
-    target: Target | None = None,
+    servers: Servers | None = None,
 ) -> None:
     """Send one script to a server and say how it went."""
+    from harness.speak import Manner, speak_file
+    from harness.triton.server import local_url
+
     manner = Manner(None if frames == -1 else frames, until_end, steps, guidance, keep, resume)
     if not script.is_file():
         raise InputError(f"cannot read {script}: there is no such file")
-    found = target or local_url()
-    if not found:
+    local = None if servers.urls else local_url()
+    target = servers.target(otherwise=local)
+    if target is None:
         raise InputError("no server: give --url HOST:PORT, or run `harness serve` in another terminal")
-    out.print(speak_file(found, script, wav, manner), soft_wrap=True, markup=False)
+    _say_aside(f"asking {target.url}{_named_by(servers)}", "dim")
+    out.print(speak_file(target, script, wav, manner), soft_wrap=True, markup=False)
+
+
+def _named_by(servers: Servers) -> str:
+    """Where the address comes from, if not from the command line."""
+    if not servers.urls:
+        return ", the `harness serve` of this host"
+    return f", as {URL_VARIABLE} says" if servers.from_environment else ""
 
 
 @app.command(epilog="Example: `harness profile --preset tiny --device cpu`")
@@ -259,12 +366,15 @@ def profile(
     weights_seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
 ) -> None:
     """Measure every stage over batch and context, beside its roofline; `harness serve --emulate` takes the result."""
-    asked = job_of_profile.ProfileJob(preset, device, checkpoint, weights_seed, budget_seconds, quick)
+    from harness.profile import ProfileJob, measure, tables
+    from harness.store import read_profile
+
+    asked = ProfileJob(preset, device, checkpoint, weights_seed, budget_seconds, quick)
     with out.status(f"building the stages of preset {preset} …") as status:
-        path = job_of_profile.measure(asked, folder, status.update if out.is_terminal else out.print)
+        path = measure(asked, folder, status.update if out.is_terminal else out.print)
     out.print("Milliseconds; in parentheses those of the roofline: what memory and arithmetic take at the least")
     content = read_profile(path)
-    for table in job_of_profile.tables(content):
+    for table in tables(content):
         out.print(table)
     room = content["model"]["kv_room_bytes"]
     out.print(f"Room for KV caches: {room / 2**30:.1f} GiB; --parameter {wire.LLM}.kv_limit_bytes={room} takes it all")
@@ -272,11 +382,13 @@ def profile(
 
 
 @app.command(epilog="Example: `harness doctor --url grpcs://gpu7:8001,gpu8:8001 --tls-ca ca.pem`")
-@with_target
-def doctor(target: Target | None = None) -> None:
+@with_servers
+def doctor(servers: Servers | None = None) -> None:
     """What this machine can and cannot do, and how to fix it; with --url, whether servers can be reached."""
+    from harness.doctor import examine
+
     table = Table("", "what", "found", "how to fix it", box=None)
-    checks = examine(ROOT, target)
+    checks = examine(ROOT, servers.target())
     for check in checks:
         mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[check.fine]
         table.add_row(mark, check.what, check.found, check.fix)
@@ -325,6 +437,16 @@ def _shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def _say_whole_help() -> None:
+    """Help shows every docstring as it stands: its paragraphs are folded, and no bracket is taken for markup."""
+    for command in app.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = escape("\n\n".join(" ".join(each.split()) for each in paragraphs))
+
+
+_say_whole_help()
+
+
 def main() -> None:
     """Entry point: a user's mistake is one message, Ctrl-C or a polite kill ends cleanly, a fault is no verdict."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
@@ -352,15 +474,22 @@ def _as_interrupt(*_) -> None:
 
 def _checked(folder: Path) -> int:
     """Say whether a signed run is as it was signed; its exit code."""
+    from harness.report.seal import check_seal
+    from harness.signoff import EXIT_CODES
+
     found = check_seal(folder)
     for problem in found.problems:
         out.print(f"[red]{problem}[/]", soft_wrap=True)
     state = f"{found.files} files as they were signed" if not found.problems else "not to be relied on"
     out.print(f"{folder}: {found.verdict}, expires {found.expires_at}; {state}", soft_wrap=True)
-    return job.EXIT_CODES["inconclusive" if found.problems else found.verdict]
+    return EXIT_CODES["inconclusive" if found.problems else found.verdict]
 
 
 def _set_aside(plan_path: Path, results: Path, url: str, ray: str) -> None:
+    from harness import runs
+    from harness.spec import load_plan
+    from harness.store import Run
+
     path = results / runs.run_id_of(plan_path, load_plan(plan_path), url or None, ray or None)
     if not Run.is_run(path):
         return
@@ -388,6 +517,8 @@ def _rates(text: str) -> tuple[float, ...]:
 
 def _heard(folder: str) -> list[str]:
     """What is done to the voices of a folder, before a server does it. Raises InputError for one that is broken."""
+    from harness.voice_folder import read_voice, voice_files
+
     files = enumerate(voice_files(folder) if folder else (), start=1)
     notes = [f"voice {number}: {note}" for number, file in files if (note := read_voice(file)[1])]
     return [*notes, f"{len(voice_files(folder))} voices of {folder}"] if folder else []

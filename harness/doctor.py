@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from harness.triton.server import (
     free_ports,
     libpython_folder,
     libpython_name,
-    local_url,
+    local_urls,
     shared_memory_needed,
 )
 
@@ -68,6 +69,8 @@ class Host:
     gpu_device: bool
     cards: tuple[Card, ...]
     torch_cuda: str  # the CUDA of the torch that stages import; "" = a CPU build
+    compiler: str  # of C, by path; "" = none
+    python_header: Path  # Python.h of the Python that runs the stages, there or not
 
 
 def examine(root: Path, target: Target | None = None) -> list[Check]:
@@ -90,6 +93,8 @@ def this_host(root: Path, search: tuple[str, ...]) -> Host:
         gpu_device=os.path.exists("/dev/nvidiactl"),
         cards=_cards(),
         torch_cuda=_cuda_of(packages.find("torch", search)),
+        compiler=_compiler(),
+        python_header=_python_header(),
     )
 
 
@@ -169,6 +174,7 @@ def gpus(host: Host) -> Iterator[Check]:
         return
     yield Check("GPU driver", True, host.cards[0].driver)
     yield _torch_on_gpu(host)
+    yield from _build_tools(host)
     for index, card in enumerate(host.cards):
         yield _card(index, card)
 
@@ -178,6 +184,30 @@ def _torch_on_gpu(host: Host) -> Check:
         return Check("torch on the GPU", True, f"built for CUDA {host.torch_cuda}")
     found = "a CPU build of torch on a GPU host: stages would run on the CPU"
     return Check("torch on the GPU", False, found, "install a CUDA build: make install TORCH='torch>=2.11,<=2.13'")
+
+
+def _build_tools(host: Host) -> Iterator[Check]:
+    """What the attention kernels' compiler needs: Triton (the language) builds a launcher in C at the first start."""
+    needed = "the first kernel that a stage launches is compiled with it"
+    fix = f"install one (Debian: apt install gcc), or name it in CC: {needed}"
+    yield Check("C compiler", bool(host.compiler), host.compiler or "none", "" if host.compiler else fix)
+    there = host.python_header.is_file()
+    version = ".".join(map(str, sys.version_info[:2]))
+    fix = f"install this Python's headers (Debian: apt install python{version}-dev): {needed}"
+    yield Check("Python.h", there, str(host.python_header) if there else "none", "" if there else fix)
+
+
+def _compiler() -> str:
+    """The C compiler that Triton (the language) would take, by path: CC before gcc before clang."""
+    if given := os.environ.get("CC"):
+        return shutil.which(given) or ""
+    return shutil.which("gcc") or shutil.which("clang") or ""
+
+
+def _python_header() -> Path:
+    scheme = sysconfig.get_default_scheme()
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme  # Debian's own: its headers are not in local/
+    return Path(sysconfig.get_paths(scheme=scheme)["include"], "Python.h")
 
 
 def _card(index: int, card: Card) -> Check:
@@ -204,8 +234,11 @@ def _cuda_of(torch: Found | None) -> str:
 
 
 def _server(root: Path) -> Check:
-    url = local_url(root)
-    return Check("running server", None, url or "none", "" if url else "start one: harness serve")
+    urls = local_urls(root)
+    if len(urls) > 1:
+        fix = "name the one that is meant with --url, or stop the others: without it no command knows which to ask"
+        return Check("running server", None, ", ".join(urls), fix)
+    return Check("running server", None, *((urls[0],) if urls else ("none", "start one: harness serve")))
 
 
 async def _servers(target: Target) -> list[Check]:

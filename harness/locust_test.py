@@ -18,8 +18,8 @@ import gevent
 
 from harness import wire
 from harness.errors import HarnessError, InputError, ServerError
-from harness.ledger import Ledger, is_this_host
-from harness.loadtest import LoadSettings, Share, lead_s
+from harness.ledger import Ledger, Report, is_this_host
+from harness.loadtest import LoadSettings, Share, arrival_times, lead_s
 from harness.options import settings_of
 from harness.readers import PROGRESS_EVERY_S
 from harness.recording import check_folder, result_from_plain, result_to_plain
@@ -33,6 +33,7 @@ from harness.workload import Mix
 
 WORKER_REPORT_S = 1.0
 WORKER_LAST_WORDS_S = 30.0
+WORKERS_READY_S = 180.0  # in which all of them can send, or the test ends: a busy host takes seconds
 CSV_WAIT_S = 1.2  # Locust writes its tables once a second: this brings the last results into them
 WORD_S = 0.2  # in which the word to begin reaches every worker
 SAME_CLOCK_NS = 100_000_000  # clocks that count from the boot of one host differ by less, those of two by more
@@ -60,10 +61,21 @@ class SpeechTest:
         self._tests = 0
         self._refused = ""  # what the server says of the first request that no retry can make right
         self.prepared = False  # the server is found, the listeners are there
+        self.report: Report | None = None  # of the last test, once it has ended
+        self.run_s: float | None = None  # the time limit
+        self._time_limit: gevent.Greenlet | None = None
 
     @property
     def results(self) -> list[Result]:
         return self.ledger.results if self.ledger else []
+
+    @property
+    def running(self) -> bool:
+        return self._running
+
+    def keep_time(self, run_s: float | None) -> None:
+        """Take over the time limit of the test to come: Locust's own runs before anything can be sent."""
+        self.run_s = run_s
 
     def check(self, form: dict[str, str]) -> None:
         """Raises HarnessError for what the page's form asks, before a test that cannot run is begun with it."""
@@ -87,9 +99,11 @@ class SpeechTest:
         self._tests += 1
         self._all_run, self._refused = False, ""
         self._finished.clear()
+        self.report = None
         self._open(target)
         self._running = True
         self._tell_start()
+        self._begin()
 
     def all_users_run(self) -> None:
         """A closed loop's window begins when all users (of the first rung) run; an open loop's with its schedule."""
@@ -110,6 +124,7 @@ class SpeechTest:
             return
         end_ns = time.monotonic_ns()
         self._finishing = True
+        self._drop_time_limit()
         try:
             self._gather(grace_s)
             self._conclude(end_ns)
@@ -131,22 +146,46 @@ class SpeechTest:
             check_folder(self._folder())
         self.share = Share(self.settings, target, self._take)
         try:
-            self.ledger = Ledger(self.settings, target, self._folder(), self._run_s())
+            self.ledger = Ledger(self.settings, target, self._folder(), self.run_s)
         except HarnessError:
             self.share.finish(0)
             raise
         self.ledger.watch_host()
+
+    def _begin(self) -> None:
+        """All can send: an open loop's schedule begins, and the time limit runs from its start."""
         if self.settings.loop == "open":
             self.share.begin(time.monotonic_ns() + round(lead_s(self.settings) * 1e9))
         self.ledger.start_ns = self.share.start_ns
+        self._limit_time(self.ledger.start_ns)
 
-    def _run_s(self) -> float | None:
-        return getattr(self._environment.parsed_options, "run_time", None) or None
+    def _limit_time(self, start_ns: int) -> None:
+        if self.run_s and not self.settings.ladder:  # a ladder ends with its last rung
+            seconds = max(start_ns - time.monotonic_ns(), 0) / 1e9 + self.run_s
+            self._time_limit = gevent.spawn_later(seconds, self._time_is_up)
+
+    def _drop_time_limit(self) -> None:
+        if self._time_limit is not None and self._time_limit is not gevent.getcurrent():
+            self._time_limit.kill(block=False)
+        self._time_limit = None
+
+    def _time_is_up(self) -> None:
+        """End the test as Locust's own time limit does."""
+        options, runner = self._environment.parsed_options, self._runner
+        log.info("the time limit of %g s is reached", self.run_s)
+        if options.headless:
+            runner.quit()
+            return
+        runner.stop()
+        if options.autostart and options.autoquit != -1:
+            gevent.sleep(options.autoquit)
+            runner.quit()
+            self._environment.web_ui.stop()
 
     def _tell_start(self) -> None:
         for remark in self.settings.scripts.remarks:
             log.warning(remark)
-        log.info(start_line(self.settings, self._run_s()))
+        log.info(start_line(self.settings, self.run_s))
         if self.settings.every_s:
             threading.Thread(target=self._keep_telling, args=(self.ledger,), daemon=True).start()
 
@@ -189,12 +228,18 @@ class SpeechTest:
         self.share.finish(grace_s)
 
     def _conclude(self, end_ns: int) -> None:
-        if self.settings.loop == "closed" and not self._all_run:
+        nothing = self._nothing_sent(end_ns)
+        if nothing and not self.ledger.remarks:
+            self.ledger.remarks.append(nothing)
+        elif self.settings.loop == "closed" and not self._all_run:
             self.ledger.remarks.append(
                 "the test ended before all its users had started: give it more time, or a higher -r"
             )
-        report = self.ledger.close(end_ns)
-        print("\n" + "\n".join(end_lines(self.ledger, report)) + "\n", flush=True)
+        report = self.report = self.ledger.close(end_ns)
+        if nothing:
+            log.error("; ".join(self.ledger.remarks))
+        else:
+            print("\n" + "\n".join(end_lines(self.ledger, report)) + "\n", flush=True)
         if getattr(self._environment.parsed_options, "csv_prefix", None):
             gevent.sleep(CSV_WAIT_S)
         locust_says = self._environment.parsed_options.exit_code_on_error if self._runner.errors else 0
@@ -202,6 +247,19 @@ class SpeechTest:
             self._environment.process_exit_code = EXIT_INVALID
         if self._refused:
             self._environment.process_exit_code = EXIT_UNUSABLE
+
+    def _nothing_sent(self, end_ns: int) -> str:
+        """Why no request was sent, and what to do about it; "" where one was."""
+        if self.ledger.results or self.ledger.lost:
+            return ""
+        ran = f"no request was sent in the {(end_ns - self.ledger.start_ns) / 1e9:.1f} s that the test ran"
+        if self.settings.loop == "closed":
+            return f"{ran}: no user had started; give more time with -t"
+        first_s = next(iter(arrival_times(self.settings)), None)
+        if first_s is None:
+            return f"{ran}: the schedule holds no arrival; see --stages, --trace or --iterations"
+        fix = "" if self.settings.arrivals.rate_per_s is None else ", or a higher --rate"
+        return f"{ran}: the first is due {first_s:.1f} s after the start; give at least -t {first_s + 1:.0f}s{fix}"
 
     def _settings(self) -> LoadSettings:
         return settings_of(vars(self._environment.parsed_options), self._mix)
@@ -248,8 +306,18 @@ class MasterTest(SpeechTest):
         self._wall_ns = wall_ns()
         self._expected = {client.id for client in self._runner.clients.all}
         self._environment.parsed_options.speech_workers = max(len(self._expected), 1)
-        self.ledger = Ledger(self.settings, target, self._folder(), self._run_s())
+        self.ledger = Ledger(self.settings, target, self._folder(), self.run_s)
         self.ledger.watch_host()
+        gevent.spawn_later(WORKERS_READY_S, self._give_up, self._tests)
+
+    def _begin(self) -> None:
+        """Not yet: when all workers can send."""
+
+    def _give_up(self, test: int) -> None:
+        if self._running and not self._finishing and not self._begun and test == self._tests:
+            late = ", ".join(sorted(self._expected - self._said.keys()))
+            self.ledger.remarks.append(f"after {WORKERS_READY_S:.0f} s these workers could not send yet: {late}")
+            self.end()
 
     def _hear(self, environment, msg) -> None:
         if not self._running:
@@ -263,12 +331,14 @@ class MasterTest(SpeechTest):
 
     def _begin_when_all_are_ready(self) -> None:
         here = self._expected & set(self._runner.clients)
-        if self._begun or self.settings.loop == "closed" or not here <= self._said.keys():
+        if self._begun or not here <= self._said.keys():
             return
         self._begun = True
-        self.ledger.start_ns = time.monotonic_ns() + round((lead_s(self.settings) + WORD_S) * 1e9)
-        word = {"start_ns": self.ledger.start_ns, "wall_ns": self._wall_ns}
-        self._runner.send_message("speech_begin", word)
+        if self.settings.loop == "open":
+            self.ledger.start_ns = time.monotonic_ns() + round((lead_s(self.settings) + WORD_S) * 1e9)
+            word = {"start_ns": self.ledger.start_ns, "wall_ns": self._wall_ns}
+            self._runner.send_message("speech_begin", word)
+        self._limit_time(max(self.ledger.start_ns, time.monotonic_ns()))
 
     def _gather(self, grace_s: float) -> None:
         self._hurry(grace_s)
@@ -329,6 +399,9 @@ class WorkerTest(SpeechTest):
 
     def _tell_start(self) -> None:
         """The master does."""
+
+    def _begin(self) -> None:
+        """When the master says so."""
 
     def _open(self, target: Target) -> None:
         options = self._environment.parsed_options

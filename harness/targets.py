@@ -11,28 +11,17 @@ import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import grpc
+from typing import TYPE_CHECKING
 
 from harness.errors import InputError
+
+if TYPE_CHECKING:
+    import grpc
 
 DEFAULT_PORT = 8001
 ROUND_ROBIN, LEAST_LOADED = BALANCES = ("round-robin", "least-loaded")
 CA, CERT, KEY = "--tls-ca", "--tls-client-cert", "--tls-client-key"  # --tls-cert is of Locust's own page
 OWN_HEADERS = ("connection", "content-type", "host", "te", "user-agent")  # that gRPC sets itself
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.enable_http_proxy", 0),  # a load test through a proxy would measure the proxy
-    ("grpc.client_idle_timeout_ms", 2**31 - 1),  # a connection that gRPC gives up by itself would look like a loss
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),  # the default of two minutes outlasts a server's restart
-    # A network that is cut says nothing. After 10 s without a byte a ping asks, and a connection without an answer is
-    # given up. A server hangs up on a client whose fourth ping comes while it is silent; ours is never silent so long.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute unless given, whatever the line above says
-)
 OPTIONS = {
     "--balance": {
         "metavar": "CHOICE",
@@ -54,6 +43,7 @@ OPTIONS = {
     "--silence-timeout": {"metavar": "S", "help": "seconds without a word of the server after which a request is one"},
 }
 """Options of every command that opens connections; each also as ``LOCUST_NAME`` in the environment."""
+URL_VARIABLE = "LOCUST_URL"  # what --url reads where it is not given
 _SECONDS = {"--ready-timeout": "ready_s", "--request-timeout": "request_s", "--silence-timeout": "silence_s"}
 _TLS = {CA: "ca", CERT: "cert", KEY: "key", "--tls-server-name": "server_name"}
 
@@ -78,9 +68,11 @@ class Tls:
         _check_ca(self.ca)
         _check_pair(self.cert, self.key)
 
-    def credentials(self) -> grpc.ChannelCredentials:
+    def pems(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """The contents of the authorities, the key and the certificate; None for what is not given."""
         files = ((CA, self.ca), (KEY, self.key), (CERT, self.cert))
-        return grpc.ssl_channel_credentials(*(_content(option, path) for option, path in files))
+        ca, key, cert = (_content(option, path) for option, path in files)
+        return ca, key, cert
 
 
 @dataclass(frozen=True)
@@ -169,29 +161,15 @@ class Target:
 
     def channel(self, address: str) -> grpc.Channel:
         """A connection for calls that block; the headers go with each."""
-        channel = self._open(grpc, address)
-        return grpc.intercept_channel(channel, _WithHeaders(self.headers)) if self.headers else channel
+        from harness import channels
+
+        return channels.blocking(self, address)
 
     def aio_channel(self, address: str) -> grpc.aio.Channel:
         """A connection for asyncio; every call must be given the headers as its ``metadata``."""
-        return self._open(grpc.aio, address)
+        from harness import channels
 
-    def _open(self, api, address: str):
-        # gRPC's name for the time that one attempt to connect may take, TLS and all: a short one reaches no far server.
-        options = [*CHANNEL_OPTIONS, ("grpc.min_reconnect_backoff_ms", round(self.ready_s * 1e3))]
-        if self.tls is None:
-            return api.insecure_channel(address, options=options)
-        if self.tls.server_name:
-            options.append(("grpc.ssl_target_name_override", self.tls.server_name))
-        return api.secure_channel(address, self.tls.credentials(), options=options)
-
-
-class _WithHeaders(grpc.UnaryUnaryClientInterceptor):
-    def __init__(self, headers: tuple[tuple[str, str], ...]):
-        self._headers = headers
-
-    def intercept_unary_unary(self, continuation, client_call_details, request):
-        return continuation(client_call_details._replace(metadata=self._headers), request)
+        return channels.aio(self, address)
 
 
 def address_of(url: str) -> tuple[str, str]:
@@ -235,9 +213,26 @@ def options_in_environment(environment: Mapping[str, str] = os.environ) -> dict[
     values = {}
     for option, about in OPTIONS.items():
         name = option.strip("-").replace("-", "_")
-        if text := environment.get(f"LOCUST_{name.upper()}"):
-            values[name] = _several(f"LOCUST_{name.upper()}", text) if about.get("action") == "append" else text
+        if text := environment.get(_variable(name)):
+            values[name] = _several(_variable(name), text) if about.get("action") == "append" else text
     return values
+
+
+def as_environment(values: Mapping[str, str | list[str]]) -> dict[str, str]:
+    """Options by name, as the variables from which ``options_in_environment`` reads the same."""
+    return {
+        _variable(name): value if isinstance(value, str) else json.dumps(list(value)) for name, value in values.items()
+    }
+
+
+def urls_in_environment(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """What stands in LOCUST_URL, as Locust reads it: one or more with commas between, or a JSON list."""
+    text = environment.get(URL_VARIABLE)
+    return tuple(_several(URL_VARIABLE, text)) if text else ()
+
+
+def _variable(name: str) -> str:
+    return f"LOCUST_{name.upper()}"
 
 
 def _several(name: str, text: str) -> list[str]:
@@ -246,7 +241,7 @@ def _several(name: str, text: str) -> list[str]:
     try:
         return [str(each) for each in json.loads(text)]
     except ValueError:
-        raise InputError(f'{name} is no JSON list: write ["name: value", "other: value"]') from None
+        raise InputError(f'{name} is no JSON list: write ["one", "another"]') from None
 
 
 def _header_lines(path: str) -> Iterable[tuple[int, str]]:

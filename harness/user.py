@@ -5,9 +5,10 @@ requests leave on a seeded schedule that no answer can delay (an open loop) and 
 timed by reader processes beside Locust. Locust's "response time" is the time to first audio, in ms, from when the
 request was due.
 
-When the time is over, requests under way get ``--stop-timeout`` seconds (10 unless given) to finish, then they are cut
-off: unfinished, neither success nor failure. Ctrl-C cuts them off at once. Exit codes: 0 all is well, 1 requests
-failed (Locust's own), 2 an option or the server cannot be used, 3 the measurement is INVALID, for the reasons printed.
+``-t`` counts from when all readers, those of all workers, can send. When the time is over, requests under way get
+``--stop-timeout`` seconds (10 unless given) to finish, then they are cut off: unfinished, neither success nor failure.
+Ctrl-C cuts them off at once. Exit codes: 0 all is well, 1 requests failed (Locust's own), 2 an option or the server
+cannot be used, 3 the measurement is INVALID (also where nothing was sent), for the reasons printed.
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ def _prepare(environment, runner, **_) -> None:
         _take_tags(environment.parsed_options)
         give_way(vars(environment.parsed_options))
         environment.speech = roles.get(type(runner), SpeechTest)(environment, user.mix)
+        _take_time_limit(environment)
         if isinstance(runner, WorkerRunner):
             _finish_when_quitting(environment)
             return
@@ -221,13 +223,41 @@ def _take_tags(options) -> None:
     options.speech_exclude_tags, options.exclude_tags = options.exclude_tags, None
 
 
+def _take_time_limit(environment) -> None:
+    """-t counts from when all can send: Locust's own clock starts before the readers and the workers are there."""
+    options = environment.parsed_options
+    if options.worker or not (options.headless or options.autostart):
+        return  # a test that the page starts says its own
+    environment.speech.keep_time(options.run_time)
+    if options.run_time and not environment.speech.settings.ladder:
+        logging.getLogger("locust.main").addFilter(_SaysTimeLimit(options.run_time))
+        options.run_time = None
+
+
+class _SaysTimeLimit(logging.Filter):
+    """What Locust says where it has no time limit of its own, as it is."""
+
+    def __init__(self, run_s: float):
+        super().__init__()
+        self._words = f"The test ends {run_s:g} s after all can send"
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith("No run time limit set"):
+            record.msg, record.args = self._words, ()
+        return True
+
+
 def _find_server(environment, user: type[SpeechUser]) -> None:
     """--host or --url, or a running `harness serve`, or a server of our own for as long as Locust runs."""
     urls = environment.parsed_options.url
     if urls and environment.host:
         raise InputError("--url and --host mean the same: give one of them (several servers with commas between)")
-    environment.host = ",".join(urls or ()) or environment.host or user.host or local_url()
+    environment.host = ",".join(urls or ()) or environment.host or user.host
     if environment.host:
+        return
+    if found := local_url():
+        environment.host = found
+        log.info("No --host is given: the `harness serve` of this host is asked, at %s", found)
         return
     if unknown := [voice for voice in environment.speech.settings.mix.voices if voice > BUILT_IN]:
         raise InputError(

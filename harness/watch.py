@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Hashable
+from collections import deque
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from harness import wire
-from harness.records import Request
+from harness.records import Request, Result
 
 STALL_NS = 50_000_000  # a shorter pause is not counted here
 
@@ -116,6 +117,86 @@ class Watch:
         running = tuple(playback.running() for playback in self._playbacks.values())
         rate = audio_s / seconds if seconds > 0 else 0.0
         return Progress(active, waiting, self._samples, self._stalls, rate, running)
+
+
+class Point(NamedTuple):
+    """What the charts show of one moment, ``at_s`` after the start; None where there is no figure.
+
+    Quantiles and stalls are of the last ``History.window_s``: first audio of requests first heard in it; RTF of streams
+    that run, or ended in it.
+    """
+
+    at_s: float
+    active: int
+    audio_s_per_s: float
+    ttfa_p50_s: float | None
+    ttfa_p95_s: float | None
+    rtf_p50: float | None
+    rtf_p95: float | None
+    stalls: int
+
+
+class History:
+    """Points of one test, at most ``most``: where there would be more, every second one goes."""
+
+    def __init__(self, window_s: float = 10.0, most: int = 600):
+        self.window_s, self._most = window_s, most
+        self.points: list[Point] = []
+        self._every = 1  # of the looks, one becomes a point
+        self._looks = self._folded = 0
+        self._heard: set[str] = set()
+        self._ended: set[str] = set()
+        self._ttfa_s: deque[tuple[float, float]] = deque()
+        self._rtf: deque[tuple[float, float]] = deque()
+        self._stalls: deque[tuple[float, int]] = deque([(0.0, 0)])
+
+    def look(self, at_s: float, progress: Progress, results: Sequence[Result]) -> None:
+        """Add what is seen ``at_s`` after the start; ``results`` are all so far."""
+        for result in results[self._folded :]:
+            self._fold(at_s, result)
+        self._folded = len(results)
+        running = [each for each in progress.running if each.request_id not in self._ended]
+        for each in running:
+            self._hear(at_s, each.request_id, each.ttfa_s)
+        self._stalls.append((at_s, progress.stalls))
+        for kept in (self._ttfa_s, self._rtf, self._stalls):
+            while len(kept) > 1 and kept[0][0] < at_s - self.window_s:
+                kept.popleft()
+        rtf = [each.rtf for each in running if not math.isnan(each.rtf)]
+        self._add(self._point(at_s, progress, rtf))
+
+    def _fold(self, at_s: float, result: Result) -> None:
+        self._ended.add(result.request_id)
+        times, samples = result.chunks.received_ns, result.chunks.samples
+        if len(times):
+            self._hear(at_s, result.request_id, (int(times[0]) - result.due_ns) / 1e9)
+        if later := int(samples[1:].sum()):
+            self._rtf.append((at_s, int(times[-1] - times[0]) / 1e9 / (later / wire.SAMPLE_RATE_HZ)))
+
+    def _hear(self, at_s: float, request_id: str, ttfa_s: float) -> None:
+        if request_id not in self._heard:
+            self._heard.add(request_id)
+            self._ttfa_s.append((at_s, ttfa_s))
+
+    def _point(self, at_s: float, progress: Progress, running_rtf: list[float]) -> Point:
+        since_s = at_s - self.window_s
+        ttfa_s = [value for when_s, value in self._ttfa_s if when_s >= since_s]
+        rtf = [value for when_s, value in self._rtf if when_s >= since_s] + running_rtf
+        stalls = max(progress.stalls - self._stalls[0][1], 0)
+        quantiles = [_quantile(values, share) for values in (ttfa_s, rtf) for share in (0.5, 0.95)]
+        return Point(round(at_s, 2), progress.active, round(progress.audio_s_per_s, 2), *quantiles, stalls)
+
+    def _add(self, point: Point) -> None:
+        if self._looks % self._every == 0:
+            self.points.append(point)
+        self._looks += 1
+        if len(self.points) > self._most:
+            self.points = self.points[::2]
+            self._every *= 2
+
+
+def _quantile(values: Sequence[float], share: float) -> float | None:
+    return round(float(np.quantile(values, share)), 4) if values else None
 
 
 class Lag:

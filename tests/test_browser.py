@@ -1,5 +1,6 @@
 """The web page in a real browser: speech is seen live, and its records are downloaded."""
 
+import re
 import shutil
 
 import pandas as pd
@@ -12,6 +13,10 @@ from harness.livepage import COLUMNS
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[test]'")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WITHIN_MS = 30_000
+PLACES = """[...document.querySelectorAll("#rows tbody tr:last-child td")].map((cell) => {
+  const box = cell.getBoundingClientRect();
+  return [cell.dataset.key, box.left, box.right];
+})"""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,27 @@ def test_the_page_shows_speech_live_and_hands_out_its_records(chromium, tmp_path
         records = downloaded(tab, tmp_path)
     assert records["outcome"].value_counts()["done"] >= done > 0
     assert {"traffic_class", "ttfa_s", "rtf", "stall_longest_s", "lateness_p99_s"} <= set(records.columns)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_our_own_page_shows_all_figures_at_the_width_of_a_phone_and_loads_nothing_from_elsewhere(chromium, width):
+    with serving(Timetable(interval_s=0.002)) as fake, page(fake.url) as address:
+        tab = open_when_there(chromium.new_page(viewport={"width": width, "height": 844}), address)
+        asked, errors = [], []
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("pageerror", lambda error: errors.append(error))
+        tab.get_by_role("link", name="Charts, verdict, gates and SLOs").click()
+        tab.locator("#charts svg path").first.wait_for(state="attached", timeout=WITHIN_MS)
+        assert tab.locator("#charts svg").count() == 4
+        row = tab.locator("#rows tbody tr").last
+        for key in ("ttfa_p50", "ttfa_p95", "rtf_p50", "rtf_p95"):
+            cell = row.locator(f"[data-key={key}]")
+            playwright.expect(cell).to_have_text(re.compile(r"\d\.\d{3}"), timeout=WITHIN_MS)
+        places = tab.evaluate(PLACES)  # at once: the page draws its cells anew every second
+        assert {"ttfa_p50", "ttfa_p95", "rtf_p50", "rtf_p95"} <= {key for key, _, _ in places}
+        assert all(left >= 0 and right <= width for _, left, right in places)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert errors == [] and all(each.startswith((address, "data:")) for each in asked)
 
 
 def open_when_there(tab, address: str):

@@ -1,5 +1,7 @@
 """The command line: every command helps, and every mistake is one message without a stack trace."""
 
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,20 @@ from harness.cli import app
 from harness.signoff import EXIT_CODES
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("signoff", "sweep", "fit", "plan", "simulate", "report", "serve", "speak", "profile", "doctor", "scenarios")
+COMMANDS = (
+    "init",
+    "signoff",
+    "sweep",
+    "fit",
+    "plan",
+    "simulate",
+    "report",
+    "serve",
+    "speak",
+    "profile",
+    "doctor",
+    "scenarios",
+)
 
 
 def harness(*arguments):
@@ -27,6 +42,33 @@ def test_help_lists_every_command_and_each_has_help_of_its_own():
     for name in COMMANDS:
         assert name in overview.output
         assert runner.invoke(app, [name, "--help"]).exit_code == 0
+
+
+def words_of(help_text: str) -> str:
+    """Without the frames that the terminal draws, and on one line."""
+    return " ".join(re.sub(r"[\u2500-\u257f]", " ", help_text).split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_every_word_of_its_source(name):
+    """`<stage>.<knob>=<value>` in a help text once read as an HTML tag, and was gone."""
+    command = next(each for each in app.registered_commands if each.callback.__name__ == name)
+    shown = words_of(
+        CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "4000", "TERMINAL_WIDTH": "4000"}).output
+    )
+    parameters = inspect.signature(command.callback, eval_str=True).parameters.values()
+    texts = [about.help for each in parameters for about in getattr(each.annotation, "__metadata__", ())]
+    assert all(texts), f"a parameter of {name} has no help"
+    for text in (command.callback.__doc__, command.epilog, *texts):
+        assert " ".join(text.split()) in shown
+
+
+def test_the_command_line_itself_is_light():
+    """`harness --help` once took 3 to 6 s, of imports that no help needs."""
+    heavy = ("torch", "pandas", "plotly", "numba", "scipy", "locust", "ray", "pyarrow", "optuna", "numpy", "grpc")
+    code = f"import sys, harness.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_doctor_finds_this_machine_fit():

@@ -1,5 +1,8 @@
 """What the doctor says of hosts that are not this one: each fault on a line of its own, with its fix."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from harness import doctor, nvml, packages
@@ -11,7 +14,7 @@ GIB, MIB = 1 << 30, 1 << 20
 H100 = Card("NVIDIA H100 80GB HBM3", "580.159.04", 80 * GIB, 79 * GIB)
 FINE = Host(
     cores=16, memory_free=100 * GIB, disk_free=60 * GIB, shared_free=GIB, gpu_device=True, cards=(H100,),
-    torch_cuda="13.0",
+    torch_cuda="13.0", compiler="/usr/bin/gcc", python_header=Path(__file__),
 )  # fmt: skip
 
 
@@ -44,6 +47,45 @@ def test_a_driver_that_does_not_answer_is_a_fault():
 def test_a_cpu_build_of_torch_beside_a_gpu_is_a_fault():
     found = lines(doctor.gpus(host(torch_cuda="")))["torch on the GPU"]
     assert found.fine is False and "stages would run on the CPU" in found.found
+
+
+@pytest.mark.parametrize(
+    ("short", "what", "fix"),
+    [
+        ({"compiler": ""}, "C compiler", "apt install gcc"),
+        ({"python_header": Path("/nowhere/Python.h")}, "Python.h", f"apt install python3.{sys.version_info[1]}-dev"),
+    ],
+)
+def test_a_gpu_host_needs_what_builds_a_kernels_launcher(short, what, fix):
+    found = lines(doctor.gpus(host(**short)))
+    assert {name for name, check in found.items() if not check.fine} == {what} and fix in found[what].fix
+    assert what not in lines(doctor.gpus(host(gpu_device=False, cards=(), torch_cuda="", **short)))
+
+
+def test_the_compiler_is_the_one_that_triton_takes(tmp_path, monkeypatch):
+    for name in ("gcc", "clang", "mycc"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert doctor._compiler() == str(tmp_path / "gcc")
+    (tmp_path / "gcc").unlink()
+    assert doctor._compiler() == str(tmp_path / "clang")
+    monkeypatch.setenv("CC", "mycc")
+    assert doctor._compiler() == str(tmp_path / "mycc")
+    monkeypatch.setenv("CC", "none")
+    assert doctor._compiler() == ""
+
+
+def test_the_header_is_that_of_the_python_that_runs(monkeypatch):
+    found = doctor._python_header()
+    assert found.name == "Python.h" and f"python3.{sys.version_info[1]}" in str(found)
+
+
+def test_two_servers_on_this_host_are_listed_by_the_doctor(monkeypatch):
+    monkeypatch.setattr(doctor, "local_urls", lambda root: ["127.0.0.1:1", "127.0.0.1:2"])
+    check = doctor._server(Path())
+    assert check.fine is None and check.found == "127.0.0.1:1, 127.0.0.1:2" and "--url" in check.fix
 
 
 def test_each_gpu_has_its_line_and_a_full_one_is_warned_of():

@@ -24,6 +24,7 @@ LAYERS = {
         "explore",
     },
     2: {
+        "channels",
         "targets",
         "replicas",
         "responses",
@@ -41,6 +42,7 @@ LAYERS = {
         "loadtest",
         "ledger",
         "options",
+        "first_plan",
         "remote",
         "terminal",
         "locust_test",

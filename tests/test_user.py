@@ -212,17 +212,42 @@ def most_at_once(results, rung: dict) -> int:
     return max(sum(each.sent_ns <= now < each.ended_ns for each in inside) for now in times)
 
 
-def test_workers_share_the_load_and_the_master_has_every_result(tmp_path):
+def two_workers() -> tuple[str, ...]:
     port = str(free_ports(1)[0])
+    return ("--processes", "2", "--master-bind-port", port, "--master-port", port, "-u", "2")
+
+
+def test_workers_share_the_load_and_the_master_has_every_result(tmp_path):
     with serving(Timetable(interval_s=0.001)) as fake:
-        options = ("--processes", "2", "--master-bind-port", port, "--master-port", port, "-u", "2")
-        # The time runs from when the master starts: workers of a busy host need seconds of it until they send.
-        rate = ("--rate", "20", "--arrivals", "constant", "-t", "8s")
-        done = run(fake.url, *options, *rate, "--records", str(tmp_path / "records"))
+        rate = ("--rate", "20", "--arrivals", "constant", "-t", "2s")
+        done = run(fake.url, *two_workers(), *rate, "--records", str(tmp_path / "records"))
     records = read_records(tmp_path / "records")
     assert len(records.results) + records.end["never_sent"] == records.end["submitted"] > 1
     assert len({each.request_id.split("-")[0] for each in records.results}) == 2, done.stdout
     assert "never reported" not in done.stdout
+    # The time runs from when all can send: a busy host's workers need seconds until they do.
+    assert records.end["end_ns"] - records.end["start_ns"] >= 2e9
+    assert len(records.results) >= 39 and records.run["run_s"] == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_test_in_which_nothing_was_due_is_an_error_that_names_the_fix(tmp_path, workers):
+    options = two_workers() if workers else ("-u", "1")
+    with serving(Timetable()) as fake:
+        rate = ("--rate", "0.1", "--arrivals", "constant", "-t", "1s")
+        done = run(fake.url, *options, *rate, "--records", str(tmp_path / "records"))
+        assert not fake.requests
+    assert done.returncode == EXIT_INVALID and "TTFA" not in done.stdout
+    assert "no request was sent" in done.stderr
+    assert "the first is due 10.0 s after the start; give at least -t 11s, or a higher --rate" in done.stderr
+    assert not read_records(tmp_path / "records").end["valid"]
+
+
+def test_the_time_limit_of_a_closed_loop_counts_from_when_it_can_send_too(tmp_path):
+    with serving(Timetable(interval_s=0.001)) as fake:
+        done = run(fake.url, *two_workers(), "-r", "2", "-t", "2s", "--records", str(tmp_path / "records"))
+    assert done.returncode == code_of(done), done.stdout + done.stderr
+    assert "No run time limit" not in done.stderr and "The test ends 2 s after all can send" in done.stderr
 
 
 def test_several_servers_share_the_load_and_nobody_is_told_the_secret(tmp_path):
@@ -326,3 +351,27 @@ def test_the_page_shows_speech_live_and_hands_out_the_records():
         assert ask(address, mix="quick", rate_per_s="") == "Swarming started"
         front = fetch(f"{address}/", lambda text: "extended_tabs" in text)
         assert '"title": "Speech"' in front and "speech/records.csv" in front
+        assert "all columns in ms on this page are times to first audio" in front and 'href="./speech"' in front
+
+
+def test_the_page_shows_charts_verdict_gates_and_slos_and_its_time_limit_counts_from_the_first_that_can_send():
+    def state(word):
+        return lambda text: json.loads(text)["state"] == word
+
+    with serving(Timetable(interval_s=0.002)) as fake, page(fake.url) as address:
+        live = f"{address}/speech/live.json"
+        running = json.loads(fetch(live, lambda text: len(json.loads(text)["points"].get("at_s", ())) > 2))
+        assert running["state"] == "running" and running["valid"] is None and running["gates"] == []
+        assert {each["says"] for each in running["slos"]} == {"judged at the end"} and len(running["slos"]) == 4
+        assert max(running["points"]["active"]) > 0 and max(filter(None, running["points"]["ttfa_p95_s"])) > 0
+        urllib.request.urlopen(urllib.request.Request(f"{address}/stop", method="POST"), timeout=30).close()
+        ended = json.loads(fetch(live, state("ended")))
+        assert ended["says"].startswith(("VALID", "INVALID")) and ended["valid"] is ended["says"].startswith("VALID")
+        assert {each["mark"] for each in ended["gates"]} <= {"ok", "failed", "not tested"} and len(ended["gates"]) > 4
+        assert {each["mark"] for each in ended["slos"]} <= {"met", "violated", "inconclusive"}
+        assert ended["slos_say"].startswith("SLOs: ") and ended["points"]["at_s"]
+        assert ask(address, run_time="2s") == "Swarming started"
+        fetch(f"{live}?brief", state("running"))
+        again = json.loads(fetch(live, state("ended")))
+        assert again["points"]["at_s"][-1] < 20, "the charts of a new test begin anew"
+        assert ask(address, run_time="soon").startswith("Valid run_time formats are")

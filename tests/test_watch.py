@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from harness.records import Request
-from harness.watch import Lag, Progress, Running, Watch
+from harness import wire
+from harness.records import Chunks, Outcome, Request, Result
+from harness.watch import History, Lag, Progress, Running, Watch
 
 REQUEST = Request("r", "short", "Speaker 1: Hi.", (0,), frames=9, due_ns=1_000_000_000)
 FRAME_NS = 133_333_333
@@ -54,3 +56,45 @@ def test_lag_is_the_p99_of_late_timers():
     for late_ns in range(0, 101_000_000, 1_000_000):
         lag.note(1000, 1000 + late_ns)
     assert lag.p99_s() == pytest.approx(0.099)
+
+
+def running(name: str, ttfa_s: float, rtf: float = float("nan"), stalls: int = 0) -> Running:
+    return Running("short", ttfa_s, rtf, stalls, 1.0, name)
+
+
+def ended(name: str, ttfa_s: float, rtf: float) -> Result:
+    """Two chunks of a frame: the first after ttfa_s, the second rtf x its audio later."""
+    first = round(ttfa_s * 1e9)
+    times = np.array([first, first + round(rtf * wire.SECONDS_PER_FRAME * 1e9)])
+    return Result(
+        request_id=name, traffic_class="short", speakers=1, script_words=1, frames=2, start_frame=0, chunk_frames=1,
+        loop="open", due_ns=0, sent_ns=1, ended_ns=int(times[1]), outcome=Outcome.DONE,
+        chunks=Chunks(times, times, np.full(2, wire.SAMPLES_PER_FRAME)),
+    )  # fmt: skip
+
+
+def test_the_charts_show_each_first_audio_once_and_forget_it_after_the_window():
+    history, results = History(window_s=10), []
+    history.look(1, Progress(active=2, running=(running("a", 0.2, 0.5), running("b", 0.4))), results)
+    assert (history.points[0].ttfa_p50_s, history.points[0].rtf_p95) == (0.3, 0.5)
+    results.append(ended("a", 0.2, 0.5))
+    history.look(2, Progress(active=1, running=(running("a", 0.2, 0.5), running("b", 0.4, 0.7))), results)
+    assert (history.points[1].ttfa_p50_s, history.points[1].rtf_p50) == (0.3, 0.6)
+    history.look(30, Progress(active=1, running=(running("b", 0.4, 0.7),)), results)
+    assert (history.points[2].ttfa_p50_s, history.points[2].rtf_p50) == (None, 0.7)
+
+
+def test_the_charts_count_the_stalls_of_the_window():
+    history = History(window_s=2)
+    for second, stalls in enumerate((0, 3, 3, 3, 5, 5), start=1):
+        history.look(second, Progress(stalls=stalls), [])
+    assert [point.stalls for point in history.points] == [0, 3, 3, 0, 2, 2]
+
+
+def test_a_long_test_has_no_more_points_than_a_chart_can_show():
+    history = History(most=10)
+    for second in range(1000):
+        history.look(second, Progress(active=second), [])
+    times = [point.at_s for point in history.points]
+    assert 5 <= len(times) <= 10 and times[0] == 0 and times[-1] >= 800
+    assert len(set(np.diff(times))) == 1

@@ -413,11 +413,19 @@ def serving(preset: str = "tiny", *, root: Path = ROOT, **deployment) -> Iterato
 
 
 def local_url(root: Path = ROOT) -> str | None:
-    """The gRPC address of a running ``harness serve``, or None."""
-    for state in _states(root):
-        if state["public"] and is_alive(state["server"]):
-            return state["url"]
-    return None
+    """The gRPC address of the running ``harness serve``, or None. Raises InputError where several run."""
+    urls = local_urls(root)
+    if len(urls) > 1:
+        raise InputError(
+            f"{len(urls)} servers of `harness serve` run on this host: {', '.join(urls)}. Name the one that is meant "
+            "with --url, or stop the others"
+        )
+    return urls[0] if urls else None
+
+
+def local_urls(root: Path = ROOT) -> list[str]:
+    """The gRPC address of every running ``harness serve``."""
+    return sorted(state["url"] for state in _states(root) if state["public"] and is_alive(state["server"]))
 
 
 def remove_stale(root: Path = ROOT) -> None:

@@ -1,0 +1,68 @@
+"""Connections to the servers of a target, apart from it: whoever only reads options need not import gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import grpc
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # a load test through a proxy would measure the proxy
+    ("grpc.client_idle_timeout_ms", 2**31 - 1),  # a connection that gRPC gives up by itself would look like a loss
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),  # the default of two minutes outlasts a server's restart
+    # A network that is cut says nothing. After 10 s without a byte a ping asks, and a connection without an answer is
+    # given up. A server hangs up on a client whose fourth ping comes while it is silent; ours is never silent so long.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute unless given, whatever the line above says
+)
+
+
+class Tls(Protocol):
+    """What a connection needs of ``targets.Tls``."""
+
+    server_name: str
+
+    def pems(self) -> tuple[bytes | None, bytes | None, bytes | None]: ...
+
+
+class Service(Protocol):
+    """What a connection needs of ``targets.Target``."""
+
+    tls: Tls | None
+    headers: Sequence[tuple[str, str]]
+    ready_s: float
+
+
+def blocking(service: Service, address: str) -> grpc.Channel:
+    """A connection for calls that block; the headers go with each."""
+    channel = _open(grpc, service, address)
+    return grpc.intercept_channel(channel, _WithHeaders(service.headers)) if service.headers else channel
+
+
+def aio(service: Service, address: str) -> grpc.aio.Channel:
+    """A connection for asyncio; every call must be given the headers as its ``metadata``."""
+    return _open(grpc.aio, service, address)
+
+
+def _open(api, service: Service, address: str):
+    # gRPC's name for the time that one attempt to connect may take, TLS and all: a short one reaches no far server.
+    options = [*CHANNEL_OPTIONS, ("grpc.min_reconnect_backoff_ms", round(service.ready_s * 1e3))]
+    tls = service.tls
+    if tls is None:
+        return api.insecure_channel(address, options=options)
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return api.secure_channel(address, grpc.ssl_channel_credentials(*tls.pems()), options=options)
+
+
+class _WithHeaders(grpc.UnaryUnaryClientInterceptor):
+    def __init__(self, headers: Sequence[tuple[str, str]]):
+        self._headers = headers
+
+    def intercept_unary_unary(self, continuation, client_call_details, request):
+        return continuation(client_call_details._replace(metadata=self._headers), request)
