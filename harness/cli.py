@@ -122,29 +122,52 @@ def signoff(
     results: Results = Path("results"),
     ray: Ray = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew; set an earlier run aside.")] = False,
-    check: Annotated[Path | None, typer.Option("--check", help="Verify a signed run's folder instead.")] = None,
+    go_on: Annotated[
+        bool, typer.Option("--go-on", help="Measure what the budget of a finished run left out; seal it anew.")
+    ] = False,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="Sign the answer: an OpenSSH Ed25519 private key.")
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option("--check", metavar="DIR", help="Verify the folder of a finished run instead.")
+    ] = None,
+    trust: Annotated[
+        Path | None, typer.Option("--trust", metavar="KEY.pub", help="With --check: the key that must have signed it.")
+    ] = None,
     servers: Servers | None = None,
 ) -> None:
     """Deploy, drive, sweep, fit, plan and report. Goes on where an earlier run of the plan stopped.
 
-    With --check, nothing is measured: a signed run is held against the hashes of its evidence and its expiry.
-    Exit codes: 0 met, 1 missed, 2 inconclusive (for --check also: changed or expired), 64 a mistake in what was
+    With --check, nothing is measured: the run is held against the hashes of its evidence and its expiry, and its answer
+    is computed again from its records. Without a key's signature an answer is sealed, not signed: the hashes tell of
+    changes, and not who made it.
+    Exit codes: 0 met, 1 missed, 2 inconclusive (for --check also: changed, forged or expired), 64 a mistake in what was
     asked, 70 a fault of the harness, 130 interrupted.
     """
     from harness.display import Show, print_plan
+    from harness.report.facts import is_signed
+    from harness.report.signature import check_private_key, sign_seal
     from harness.signoff import EXIT_CODES, SignOff
 
     if (plan is None) == (check is None):
         raise InputError("give one of the two: a PLAN.yaml to sign off, or --check DIR to verify a signed run")
+    if trust is not None and check is None:
+        raise InputError("--trust KEY.pub is for --check DIR: give both")
     if check is not None:
-        raise typer.Exit(_checked(check))
+        raise typer.Exit(_checked(check, trust))
+    if sign is not None:
+        check_private_key(sign)  # before half an hour of measurements
     plan, url = plan_file(plan), _measured(servers, ray)
     if fresh:
         _set_aside(plan, results, url, ray)
     work = SignOff(plan, results, url=url or None, ray=ray or None)
     with Show() as show:
-        content = work.execute(show)
+        content = work.execute(show, go_on=go_on)
     print_plan(content)
+    if sign and is_signed(work.run):
+        out.print(f"Signature: {sign_seal(work.run.path, sign)}", soft_wrap=True, markup=False)
+    elif sign:
+        _say_aside("nothing was signed: the run is not finished, run it again to go on", "yellow")
     out.print(f"Report: [bold]{work.run.path / 'signoff.html'}[/]", soft_wrap=True)
     raise typer.Exit(EXIT_CODES[content["verdict"]])
 
@@ -472,17 +495,31 @@ def _as_interrupt(*_) -> None:
     raise KeyboardInterrupt
 
 
-def _checked(folder: Path) -> int:
-    """Say whether a signed run is as it was signed; its exit code."""
+def _checked(folder: Path, trust: Path | None = None) -> int:
+    """Say whether a finished run is as it was sealed or signed, and what its records give; its exit code.
+
+    What a trusted key signed stands, whatever another version of the harness computes: that is then a warning.
+    """
+    from harness.report.recomputed import differences
     from harness.report.seal import check_seal
+    from harness.report.signature import problem_of_signature
     from harness.signoff import EXIT_CODES
+    from harness.store import Run
 
     found = check_seal(folder)
-    for problem in found.problems:
-        out.print(f"[red]{problem}[/]", soft_wrap=True)
-    state = f"{found.files} files as they were signed" if not found.problems else "not to be relied on"
-    out.print(f"{folder}: {found.verdict}, expires {found.expires_at}; {state}", soft_wrap=True)
-    return EXIT_CODES["inconclusive" if found.problems else found.verdict]
+    unsigned = problem_of_signature(folder, trust) if trust else ""
+    problems = [*found.problems, *filter(None, [unsigned])]
+    others = [] if found.problems else differences(Run.open(folder))
+    if not trust or unsigned:
+        problems += others
+    for each in others if trust and not unsigned else ():
+        out.print(f"warning: {each}", style="yellow", soft_wrap=True, markup=False)
+    for problem in problems:
+        out.print(problem, style="red", soft_wrap=True, markup=False)
+    how = f"signed by the key of {trust}" if trust else "sealed, not signed with a key"
+    state = f"{found.files} files as they were, {how}" if not problems else "not to be relied on"
+    out.print(f"{folder}: {found.verdict}, expires {found.expires_at}; {state}", soft_wrap=True, markup=False)
+    return EXIT_CODES["inconclusive" if problems else found.verdict]
 
 
 def _set_aside(plan_path: Path, results: Path, url: str, ray: str) -> None:

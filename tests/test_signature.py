@@ -3,16 +3,20 @@
 import json
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.errors import InputError
 from harness.report import recomputed
 from harness.report.facts import SEAL_NAME, SIGNATURE_NAME
 from harness.report.recomputed import differences
 from harness.report.seal import check_seal, sign
 from harness.report.signature import NAMESPACE, problem_of_signature, sign_seal
+from harness.signoff import EXIT_CODES
 from harness.store import Run
 
 SAMPLE = Path(__file__).resolve().parents[1] / "results" / "sample-quick"
@@ -126,3 +130,21 @@ def test_a_key_that_cannot_be_used_says_which_can(folder, key, tmp_path):
         with pytest.raises(InputError, match=says):
             problem_of_signature(folder, path)
     assert not (folder / SIGNATURE_NAME).exists()
+
+
+@needs_ssh
+def test_the_command_refuses_a_forged_answer_and_takes_a_signed_one_whatever_is_computed_now(folder, key, monkeypatch):
+    run = Run.open(folder)
+    run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    sign(run)
+    told = lambda *options: CliRunner().invoke(app, ["signoff", "--check", str(folder), *options])  # noqa: E731
+    monkeypatch.setattr(recomputed, "differences", lambda run: [])
+    sealed = told()
+    assert sealed.exit_code == EXIT_CODES[run.plan()["verdict"]] and "sealed, not signed with a key" in sealed.stdout
+    assert told("--trust", f"{key}.pub").exit_code == 2  # no signature
+    sign_seal(folder, key)
+    monkeypatch.setattr(recomputed, "differences", lambda run: ["devices: the answer says 2, its records give 5"])
+    forged, signed = told(), told("--trust", f"{key}.pub")
+    assert forged.exit_code == 2 and "its records give 5" in forged.stdout and "not to be relied on" in forged.stdout
+    assert signed.exit_code == EXIT_CODES[run.plan()["verdict"]] and "warning: devices" in signed.stdout
+    assert CliRunner().invoke(app, ["signoff", "quick", "--trust", f"{key}.pub"]).exception is not None

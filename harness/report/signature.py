@@ -49,6 +49,11 @@ def sign_seal(folder: Path, key: Path) -> Path:
     return path
 
 
+def check_private_key(path: Path) -> None:
+    """Raises InputError for a key that cannot sign."""
+    _private_key(path)
+
+
 def problem_of_signature(folder: Path, public: Path) -> str:
     """Why the signature of a run is not one of this public key; "" where it is. Raises InputError for another key."""
     key = _public_key(public)
