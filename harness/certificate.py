@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from scipy.stats import norm
+
 from harness.arrivals import Arrivals
-from harness.metrics import LATE_SEND_S, MIN_PARTS
+from harness.metrics import LATE_SEND_S
+from harness.slo import Promise
+from harness.steadiness import MIN_PARTS, slowest_memory_s
 
 MAX_RATE_ERROR = 0.01
 MAX_LATE_SENDS_SHARE = 0.01
 MAX_LATENESS_P99_S = 0.010
 MAX_LITTLE_RESIDUAL = 0.05
-MIN_RESIDENCES = 20  # in a shorter window, requests cut off at its ends exceed Little's limit by themselves
-TREND_P_VALUE = 0.01
+MAX_LOAD_RISE = 0.05  # each as a share of its own mean
+MAX_STEP_RISE = 0.10  # not of an SLO: capacity is fitted from step times, however fast they are
+MAX_SESSIONS_RISE = 0.25
+MAX_TTFA_RISE = 0.10  # of the SLO
+MAX_TTFA_RISE_OF_MEAN = 0.20  # where there is no SLO
+FALSE_ALARMS = 0.02  # at most, of all tests of steadiness of one run together, if each knew its error
+POWER = 0.9  # with which a rise of twice its limit must be found, or it is not testable
+MIN_MEMORIES = 10  # in a shorter window the spread of the sessions is not known
+MIN_LENGTHS_CV2 = 0.25  # as if a server of equal requests were no clock
+MIN_ARRIVALS = 20  # whose number is judged
+MIN_ARRIVALS_OF_TREND = 25_000  # of a random process: fewer cannot tell a rise of 10% from chance
+FARTHEST_DUE_S = 0.1
+_OF_CLASS = ".ttfa_rise_s"
 _SIGMAS = 4  # of the number of arrivals: one run in 16,000 is beyond
 
 
@@ -59,12 +74,64 @@ class Certificate:
 class Due:
     """What the arrival process had in the window: ``count`` with its seed, ``expected`` in the mean of all seeds.
 
-    ``expected`` is NaN where the test ended by the count itself.
+    ``expected`` is NaN where the test ended by the count itself. ``farthest_s``: the largest difference between the
+    time at which a request was due and that which the process gives.
     """
 
     arrivals: Arrivals
     count: int
     expected: float
+    farthest_s: float = 0.0
+
+    @property
+    def burstiness(self) -> float:
+        """Variance of the number of arrivals / its mean: 1 for Poisson, whatever its rate does; 0 if constant."""
+        return {"constant": 0.0, "gamma": self.arrivals.burstiness}.get(self.arrivals.kind, 1.0)
+
+
+@dataclass(frozen=True)
+class Trend:
+    """By how much something rose over a window, its standard error, and from where on that matters.
+
+    ``scale``: what one unit is, in words. ``grows``: the power of the window by which the error shrinks.
+    """
+
+    name: str
+    rise: float
+    error: float
+    limit: float
+    scale: str
+    needed_s: float = 0.0  # at least, to know the error
+    shrinks: float = 0.5
+    verb: str = "rose"
+
+    def judged(self, seconds: float, sigmas: float) -> Gate:
+        """Fails where it rose for certain, and by more than the limit. ``sigmas``: from how many errors on is certain.
+
+        Where a rise of twice the limit would be found less often than POWER, it is not testable.
+        """
+        found = self._found(sigmas)
+        if not math.isnan(self.error) and self.rise > max(self.limit, sigmas * self.error):
+            return Gate(self.name, False, f"{self._says}: above {self.limit:.0%}")
+        if math.isnan(self.error) or found > 2 * self.limit:
+            return Gate(self.name, None, self._untestable(seconds, found))
+        return Gate(self.name, True, f"{self._says} (limit {self.limit:.0%})")
+
+    def _found(self, sigmas: float) -> float:
+        """The smallest rise that is found with POWER."""
+        power = norm.ppf(POWER) * self.error
+        return max(sigmas * self.error, self.limit) + power
+
+    @property
+    def _says(self) -> str:
+        rose = f"{self.name} {self.verb} by {self.rise:.1%} of {self.scale} over the window"
+        return f"{rose} (standard error {self.error:.1%})"
+
+    def _untestable(self, seconds: float, found: float) -> str:
+        needed_s = self.needed_s
+        if not math.isnan(found):
+            needed_s = max(needed_s, seconds * (found / (2 * self.limit)) ** (1 / self.shrinks))
+        return _too_short(seconds, needed_s, f" to find a rise of {2 * self.limit:.0%} of {self.scale}")
 
 
 def certify(
@@ -73,6 +140,7 @@ def certify(
     submitted: int,
     recorded: int,
     due: Due | None = None,
+    promises: Sequence[Promise] = (),
     unsteady: str = "",
     failures: str = "",
     notes: tuple[str, ...] = (),
@@ -80,12 +148,14 @@ def certify(
     """Judge a ``metrics.summarise``. ``due`` None is a closed loop; ``unsteady`` says why steadiness is not asked for.
 
     ``failures`` are said, not judged: it is a true measurement of a server that fails requests. ``lateness_p99_s`` is
-    judged as it stands in ``summary``: NaN where it is not known.
+    judged as it stands in ``summary``: NaN where it is not known. First audio may rise by a share of ``promises``.
     """
-    gates = [_recorder(submitted, recorded), _audio(summary), _timestamps(summary)]
+    gates = [_recorder(summary, submitted, recorded), _audio(summary), _timestamps(summary)]
     if due is not None:
         gates = [*_schedule(summary, due), *gates]
-    steadiness = [Gate("steady state", None, unsteady, asked=False)] if unsteady else _steadiness(summary)
+    steadiness = (
+        [Gate("steady state", None, unsteady, asked=False)] if unsteady else _steadiness(summary, due, promises)
+    )
     return Certificate((*gates, *steadiness), notes, failures)
 
 
@@ -97,10 +167,18 @@ def _schedule(summary: Mapping[str, float], due: Due) -> Iterator[Gate]:
     yield Gate("sends", not apart, says + (f": more than {MAX_RATE_ERROR:.0%} apart" if apart else ""))
     yield _punctuality(summary["late_sends_share"], round(sent * summary["seconds"]))
     requests = int(summary["requests"])
-    says = f"{requests} requests were due, and the process has {due.count} in the window"
-    yield Gate("arrivals", requests == due.count, says + ("" if requests == due.count else ": they must be equal"))
+    yield _arrivals(requests, due)
     if due.arrivals.kind != "trace" and not math.isnan(due.expected):
         yield _rate(requests, due)
+
+
+def _arrivals(requests: int, due: Due) -> Gate:
+    says = f"{requests} requests were due, and the process has {due.count} in the window"
+    if requests != due.count:
+        return Gate("arrivals", False, f"{says}: they must be equal")
+    apart = due.farthest_s > FARTHEST_DUE_S
+    says += f", at the same times to {due.farthest_s * 1e3:.0f} ms"
+    return Gate("arrivals", not apart, _against(says, apart, f"{FARTHEST_DUE_S * 1e3:g} ms"))
 
 
 def _punctuality(share: float, sends: int) -> Gate:
@@ -114,18 +192,21 @@ def _punctuality(share: float, sends: int) -> Gate:
 
 
 def _rate(requests: int, due: Due) -> Gate:
-    """A count of N arrivals has variance near N x burstiness (1 for Poisson, whatever its rate does; 0 if constant)."""
-    burstiness = {"constant": 0.0, "gamma": due.arrivals.burstiness}.get(due.arrivals.kind, 1.0)
+    burstiness = due.burstiness
     allowed = max(MAX_RATE_ERROR * due.expected, _SIGMAS * math.sqrt(burstiness * due.expected), 1.0)
     says = f"{requests} requests were due where {due.expected:.1f} within {allowed:.1f} were to be expected"
-    if due.expected < MIN_RESIDENCES * burstiness:
+    if due.expected < MIN_ARRIVALS * burstiness:
         return Gate("rate", None, f"not testable: window too short, {says}")
     return Gate("rate", abs(requests - due.expected) <= allowed, says)
 
 
-def _recorder(submitted: int, recorded: int) -> Gate:
+def _recorder(summary: Mapping[str, float], submitted: int, recorded: int) -> Gate:
     says = f"{recorded} requests were recorded of {submitted} submitted"
-    return Gate("records", submitted == recorded, says + ("" if submitted == recorded else ": they must be equal"))
+    if submitted != recorded:
+        return Gate("records", False, f"{says}: they must be equal")
+    impossible = int(summary["impossible"])
+    says += f", {impossible} of them ended or spoke before they were sent" if impossible else ""
+    return Gate("records", not impossible, says)
 
 
 def _audio(summary: Mapping[str, float]) -> Gate:
@@ -143,30 +224,72 @@ def _timestamps(summary: Mapping[str, float]) -> Gate:
     return Gate("timestamps", not late, _against(says, late, f"{MAX_LATENESS_P99_S * 1e3:g} ms"))
 
 
-def _steadiness(summary: Mapping[str, float]) -> Iterator[Gate]:
-    seconds, residence_s, residual = summary["seconds"], summary["residence_s"], summary["littles_residual"]
-    if seconds >= MIN_RESIDENCES * residence_s and not math.isnan(residual):
-        off = residual > MAX_LITTLE_RESIDUAL
-        yield Gate(
-            "Little's law",
-            not off,
-            _against(f"Little's law is off by {residual:.1%}", off, f"{MAX_LITTLE_RESIDUAL:.0%}"),
-        )
-    else:
-        yield _too_short("Little's law", seconds, MIN_RESIDENCES * residence_s)
-    for key, name in (("sessions_trend_p", "sessions"), ("ttfa_trend_p", "times to first audio")):
-        p_value = summary[key]
-        if math.isnan(p_value):
-            yield _too_short(name, seconds, MIN_PARTS * summary["memory_s"])
-        elif p_value < TREND_P_VALUE:
-            yield Gate(name, False, f"{name} kept rising (Mann-Kendall p = {p_value:.2g}): below {TREND_P_VALUE:g}")
-        else:
-            yield Gate(name, True, f"{name} did not keep rising (Mann-Kendall p = {p_value:.2g})")
+def _steadiness(summary: Mapping[str, float], due: Due | None, promises: Sequence[Promise]) -> Iterator[Gate]:
+    trends = [_little(summary, due), _sessions(summary, due), _step(summary)]
+    if due is not None and 0 < due.burstiness * MIN_ARRIVALS_OF_TREND <= summary["requests"]:
+        trends.append(_load(summary, due))
+    classes = sorted(key.removesuffix(_OF_CLASS) for key in summary if key.endswith(_OF_CLASS))
+    sigmas = float(norm.isf(FALSE_ALARMS / (len(trends) + len(classes))))
+    for trend in trends:
+        yield trend.judged(summary["seconds"], sigmas)
+    for name in classes:
+        yield _first_audio(summary, name, promises, sigmas)
 
 
-def _too_short(name: str, seconds: float, needed_s: float) -> Gate:
-    needed = f", it would need {needed_s:.0f} s" if needed_s > seconds else ", too few requests in it"
-    return Gate(name, None, f"not testable: window too short ({seconds:.0f} s{needed})")
+def _little(summary: Mapping[str, float], due: Due | None) -> Trend:
+    """N = X R counts as it must the sessions that the ends of the window cut, by how long they are open at its end.
+
+    X R of the requests that ended differs from N by the ages of those that were open at both ends, and by nothing else.
+    Where sessions do not end, these grow. Those of a burst are of one age, and the users of a closed loop may run in
+    step, so that their ages are no more certain than that of one.
+    """
+    needed_s = MIN_MEMORIES * summary["memory_s"]
+    alike = max(due.burstiness, 1.0) if due else max(summary["sessions"], 1.0)
+    error = summary["littles_error"] * math.sqrt(alike) if summary["seconds"] >= needed_s else math.nan
+    return Trend("Little's law", summary["littles_residual"], error, MAX_LITTLE_RESIDUAL, "N", needed_s, 1.0, "is off")
+
+
+def _sessions(summary: Mapping[str, float], due: Due | None) -> Trend:
+    """A queue at rest keeps its spread; in a window of few memories it may stray as if nothing drew it back.
+
+    Then its variance grows by (that of arrivals + that of ends) a second, and that of a line's rise is 6/5 of it all.
+    Requests end from a busy server with the dispersion of their lengths.
+    """
+    seconds, burstiness = summary["sessions_rise_seconds"], due.burstiness if due else 1.0
+    memory_s, mean = slowest_memory_s(summary, burstiness), summary["sessions"]
+    variance = 12 * summary["sessions_variance"] * memory_s / seconds
+    if seconds < MIN_MEMORIES * memory_s:
+        dispersion = burstiness + max(summary["lengths_cv2"], MIN_LENGTHS_CV2)
+        variance = 1.2 * dispersion * summary["requests"] / summary["seconds"] * seconds
+    rise, error = (each / mean if mean else math.nan for each in (summary["sessions_rise"], math.sqrt(variance)))
+    return Trend("sessions", rise, error, MAX_SESSIONS_RISE, "their mean", MIN_MEMORIES * memory_s)
+
+
+def _step(summary: Mapping[str, float]) -> Trend:
+    return Trend("step time", summary["step_rise"], summary["step_rise_error"], MAX_STEP_RISE, "its mean")
+
+
+def _load(summary: Mapping[str, float], due: Due) -> Trend:
+    error = math.sqrt(12 * due.burstiness / summary["requests"]) if summary["requests"] else math.nan
+    return Trend("rate of arrivals", summary["load_rise"], error, MAX_LOAD_RISE, "its mean")
+
+
+def _first_audio(summary: Mapping[str, float], name: str, promises: Sequence[Promise], sigmas: float) -> Gate:
+    limits = [each.limit for each in promises if each.traffic_class == name and each.metric == "ttfa_s"]
+    scale_s = max(min(limits), 1e-9) if limits else summary[f"{name}.ttfa_mean_s"]
+    limit, scale = (MAX_TTFA_RISE, "its SLO") if limits else (MAX_TTFA_RISE_OF_MEAN, "its mean")
+    what, span_s = f"first audio of {name}", summary[f"{name}.ttfa_span_s"]
+    if span_s <= limit * scale_s:
+        return Gate(what, True, f"{what} stayed within {span_s:.3g} s (limit {limit:.0%} of {scale}, {scale_s:.3g} s)")
+    shares = (
+        summary[f"{name}.{key}"] / scale_s if scale_s else math.nan for key in ("ttfa_rise_s", "ttfa_rise_error_s")
+    )
+    return Trend(what, *shares, limit, scale, MIN_PARTS * slowest_memory_s(summary)).judged(summary["seconds"], sigmas)
+
+
+def _too_short(seconds: float, needed_s: float, what: str) -> str:
+    needed = f", it would need {needed_s:.0f} s{what}" if needed_s > seconds else ", too few requests in it"
+    return f"not testable: window too short ({seconds:.0f} s{needed})"
 
 
 def _against(says: str, broken: bool, limit: str) -> str:

@@ -179,6 +179,7 @@ class Ledger:
             submitted=self.submitted,
             recorded=len(self.results) + self.never_sent - self.lost - self.unwritten,
             due=self._due(start_ns, end_ns),
+            promises=self.settings.mix.promises,
             unsteady=self._unsteady(),
             failures=self._failures(),
             notes=(
@@ -243,11 +244,19 @@ class Ledger:
         if arrivals is None:
             return None
         due_ns = (origin_ns + round(time_s * _NS) for time_s in arrival_times(self.settings))
-        inside = [each >= start_ns for each in itertools.takewhile(lambda each: each < end_ns, due_ns)]
+        due_ns = list(itertools.takewhile(lambda each: each < end_ns, due_ns))
+        inside = [each for each in due_ns if each >= start_ns]
         from_s, to_s = ((edge_ns - origin_ns) / _NS for edge_ns in (start_ns, end_ns))
-        ended_by_count = len(inside) == self.settings.iterations
+        ended_by_count = len(due_ns) == self.settings.iterations
         expected = math.nan if ended_by_count else arrivals.expected(to_s) - arrivals.expected(from_s)
-        return Due(arrivals, sum(inside), expected)
+        return Due(arrivals, len(inside), expected, self._farthest_s(inside, start_ns, end_ns))
+
+    def _farthest_s(self, due_ns: Sequence[int], start_ns: int, end_ns: int) -> float:
+        """The largest difference between when a request was due and when the process has it; 0 where numbers differ."""
+        own_ns = sorted(each.due_ns for each in self.results if start_ns <= each.due_ns < end_ns)
+        if len(own_ns) != len(due_ns):
+            return 0.0
+        return max((abs(one - other) for one, other in zip(own_ns, due_ns, strict=True)), default=0) / _NS
 
     def _lateness_s(self, lateness_s: float) -> tuple[float, list[str]]:
         """The lateness to judge: that of chunks, or of the readers' own timers where chunks cannot tell."""

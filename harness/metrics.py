@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-from harness import wire
+from harness import steadiness, wire
 from harness.records import Outcome, Result
 from harness.slo import Promise, goodput_per_s, sample_quantile
+from harness.steadiness import MIN_PARTS
 
 NS_PER_S = 1e9
 START_BUFFERS_S = {"": 0.0, "_500ms": 0.5, "_2s": 2.0}
 AUDIBLE_STALL_S = 0.05
 LATE_SEND_S = 0.005
-MIN_PARTS = 8  # of a window that is tested for a trend
 WARM_UP_PARTS = 200
 QUANTILES = (0.50, 0.95, 0.99)
 _SCALARS = tuple(each.name for each in dataclasses.fields(Result) if each.name != "chunks")
@@ -65,6 +65,12 @@ METRICS = (
     Metric("offered_audio_s_per_s", "audio seconds asked by requests due in the window / seconds", "1", "offered load"),
     Metric("delivered_audio_s_per_s", "audio seconds received in the window / seconds", "1", "audio throughput"),
     *_quantile_metrics(),
+    Metric("ttfa_span_s", "largest - smallest TTFA", "s", "no audio yet = as long as it waited", per_class=True),
+    Metric("ttfa_mean_s", "mean TTFA", "s", "of the same", per_class=True),
+    Metric(
+        "ttfa_rise_s", "rise of a line fitted to TTFA by due", "s", "over the window, in 8 to 50 parts", per_class=True
+    ),
+    Metric("ttfa_rise_error_s", "standard error of ttfa_rise_s", "s", "parts longer than the memory", per_class=True),
     Metric("c50", "share of streams whose longest stall is under 50 ms", "1", "unmeasured is not continuous", True),
     Metric("c100", "share of streams whose longest stall is under 100 ms", "1", "", True),
     Metric("c200", "share of streams whose longest stall is under 200 ms", "1", "", True),
@@ -78,9 +84,16 @@ METRICS = (
     Metric("step_s", "sessions / frames per second", "s", "mean time per frame and stream"),
     Metric("residence_s", "mean of ended - sent", "s", "requests that ended in the window"),
     Metric("memory_s", "E[R^2] / E[R] of the residence R", "s", "how long the number of sessions remembers itself"),
-    Metric("littles_residual", "|N - X R| / N", "1", "N sessions, X ends per second, R residence"),
-    Metric("sessions_trend_p", "p-value of Mann-Kendall on rising sessions", "1", "8 to 50 parts, none below memory_s"),
-    Metric("ttfa_trend_p", "p-value of Mann-Kendall on rising TTFA", "1", "means of the same parts, by due"),
+    Metric("littles_residual", "(ages of sessions open at the end - mean) / (N x seconds)", "1", "0 in steady state"),
+    Metric("littles_error", "its standard deviation in steady state", "1", ""),
+    Metric("sessions_rise", "rise of a line fitted to the number of sessions", "1", "over its seconds"),
+    Metric("sessions_rise_seconds", "time that the line is fitted to", "s", "half of a window that begins empty"),
+    Metric("sessions_variance", "variance of the number of sessions about that line", "1", ""),
+    Metric("lengths_cv2", "variance / mean^2 of the frames asked", "1", ""),
+    Metric("load_rise", "12 x (mean of due / window - 1/2)", "1", "share by which the rate of arrivals rose"),
+    Metric("step_rise", "rise of the time from chunk to chunk / its mean", "1", "at an equal number of streams"),
+    Metric("step_rise_error", "standard error of step_rise", "1", "neighbours alike are counted in"),
+    Metric("impossible", "count of requests that ended, or spoke, before they were sent", "1", "0 in true records"),
 )
 """Every key of ``summarise``, with its formula and unit."""
 
@@ -191,10 +204,13 @@ def summarise(
     summary = {"seconds": seconds, **_requests_summary(due, frame)}
     summary |= _rates(due, seconds) | _service(served, start_ns, end_ns)
     summary["goodput_per_s"] = _goodput_per_s(served, start_ns, end_ns, promises)
-    summary |= _trends(served, due, start_ns, end_ns)
+    summary |= _steadiness(served, due, start_ns, end_ns)
+    memory_s = steadiness.slowest_memory_s(summary)
+    summary |= _first_audio(due, start_ns, end_ns, memory_s)
     for name in sorted(set(frame["traffic_class"])):
         own_due, own = due[due["traffic_class"] == name], frame[frame["traffic_class"] == name]
-        summary |= {f"{name}.{key}": value for key, value in _requests_summary(own_due, own).items()}
+        figures = _requests_summary(own_due, own) | _first_audio(own_due, start_ns, end_ns, memory_s)
+        summary |= {f"{name}.{key}": value for key, value in figures.items()}
     return {key: float(value) for key, value in summary.items()}
 
 
@@ -263,29 +279,39 @@ def _service(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str,
         "frames_per_s": frames_per_s,
         "step_s": sessions / frames_per_s if frames_per_s else math.nan,
         "residence_s": residence_s,
-        "littles_residual": abs(1 - len(ended) / seconds * residence_s / sessions) if sessions else math.nan,
     }
 
 
-def _trends(results: Sequence[Result], due: pd.DataFrame, start_ns: int, end_ns: int) -> dict[str, float]:
-    # Parts shorter than what the load remembers would show a trend where there is none.
-    memory_s = _memory_s(results, end_ns)
-    seconds = (end_ns - start_ns) / NS_PER_S
-    parts = int(min(seconds / memory_s, 50)) if memory_s > 0 else 0
-    sessions = sessions_in_parts(results, start_ns, end_ns, parts) if parts else np.empty(0)
-    part = ((due["due_ns"] - start_ns) * parts // (end_ns - start_ns)).astype(int)
-    ttfa_s = due.groupby(part)["ttfa_s"].mean().dropna()
-    trends = {"sessions_trend_p": rising_p_value(sessions), "ttfa_trend_p": rising_p_value(ttfa_s)}
-    return {"memory_s": memory_s, **trends}
+def _steadiness(results: Sequence[Result], due: pd.DataFrame, start_ns: int, end_ns: int) -> dict[str, float]:
+    step_rise, step_error = steadiness.step_rise(results, start_ns, end_ns)
+    due_s, seconds = (due["due_ns"].to_numpy() - start_ns) / NS_PER_S, (end_ns - start_ns) / NS_PER_S
+    return {
+        **steadiness.Sessions(results, start_ns, end_ns).figures(),
+        "load_rise": steadiness.load_rise(due_s, seconds),
+        "step_rise": step_rise,
+        "step_rise_error": step_error,
+        "impossible": sum(map(_is_impossible, results)),
+    }
 
 
-def _memory_s(results: Sequence[Result], end_ns: int) -> float:
-    """E[R^2] / E[R] of the residence R: how long the number of sessions in an M/G/infinity queue remembers itself.
+def _is_impossible(result: Result) -> bool:
+    spoke_ns = result.chunks.received_ns[0] if len(result.chunks) else result.sent_ns
+    return 0 < result.sent_ns and min(result.ended_ns, spoke_ns) < result.sent_ns
 
-    It is the integral of that queue's autocorrelation, both sides.
-    """
-    residence_s = np.array([(min(r.ended_ns, end_ns) - r.sent_ns) / NS_PER_S for r in results if r.sent_ns > 0])
-    return float((residence_s**2).sum() / residence_s.sum()) if residence_s.sum() > 0 else 0.0
+
+def _first_audio(due: pd.DataFrame, start_ns: int, end_ns: int, memory_s: float) -> dict[str, float]:
+    """How first audio went over the window. A request that still waits at its end has waited that long at least."""
+    waited_s = (due["ended_ns"].clip(upper=end_ns) - due["due_ns"]) / NS_PER_S
+    waits = (due["outcome"] == str(Outcome.UNFINISHED)) & (due["sent_ns"] > 0)
+    ttfa_s = due["ttfa_s"].fillna(waited_s.where(waits)).to_numpy(dtype=float)
+    due_s, known = ((due["due_ns"] - start_ns) / NS_PER_S).to_numpy(), np.isfinite(ttfa_s)
+    rise_s, error_s = steadiness.ttfa_rise(due_s[known], ttfa_s[known], (end_ns - start_ns) / NS_PER_S, memory_s)
+    return {
+        "ttfa_span_s": np.ptp(ttfa_s[known]) if known.any() else math.nan,
+        "ttfa_mean_s": ttfa_s[known].mean() if known.any() else math.nan,
+        "ttfa_rise_s": rise_s,
+        "ttfa_rise_error_s": error_s,
+    }
 
 
 def rising_p_value(values: Sequence[float]) -> float:
@@ -313,7 +339,8 @@ def settled_ns(results: Sequence[Result], start_ns: int, end_ns: int) -> int:
     ``start_ns`` where the window is shorter than 8 times what the sessions remember: there it cannot be told.
     """
     served = [result for result in results if _is_of_window(result, start_ns, end_ns)]
-    if (end_ns - start_ns) / NS_PER_S < MIN_PARTS * _memory_s(served, end_ns):
+    memory_s = steadiness.Sessions(served, start_ns, end_ns).memory_s
+    if (end_ns - start_ns) / NS_PER_S < MIN_PARTS * memory_s:
         return start_ns
     cut = warm_up_end(sessions_in_parts(results, start_ns, end_ns, WARM_UP_PARTS))
     return start_ns + (end_ns - start_ns) * cut // WARM_UP_PARTS

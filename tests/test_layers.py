@@ -18,6 +18,7 @@ LAYERS = {
         "arrivals",
         "metrics",
         "slo",
+        "steadiness",
         "spec",
         "capacity",
         "certificate",
