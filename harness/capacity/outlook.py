@@ -20,16 +20,19 @@ def price_of(prices: Mapping[str, float], device: str) -> tuple[str, float] | No
     """The type among ``prices`` (type -> price of a GPU or host and hour) that a device's name holds, and its price.
 
     Whole words, and the longest one that fits: "H100 NVL" before "H100", and "A10" is no "A100". A device that is
-    several GPUs costs as many times that: "2 emulated NVIDIA H100". None where there is none, or where the name says
-    only where the device is.
+    several GPUs costs them all: "2 NVIDIA H100", "2 emulated NVIDIA H100", "NVIDIA A10 and 2 NVIDIA L4". None where
+    there is none for one of them, or where the name says only where the device is.
     """
     if device.startswith(_PLACES):
+        told = re.search(r" \((.+)\)$", device)
+        return price_of(prices, told[1]) if told else None
+    parts = [re.fullmatch(r"(?:(\d+) )?(.+)", part) for part in device.split(" and ")]
+    kinds = [max((each for each in prices if _holds(part[2], each)), key=len, default=None) for part in parts]
+    if None in kinds:
         return None
-    kind = max((each for each in prices if _holds(device, each)), key=len, default=None)
-    if kind is None:
-        return None
-    several = re.match(r"(\d+) emulated ", device)
-    return (f"{several[1]} x {kind}", int(several[1]) * prices[kind]) if several else (kind, prices[kind])
+    counts = [int(part[1] or 1) for part in parts]
+    names = [kind if count == 1 else f"{count} x {kind}" for count, kind in zip(counts, kinds, strict=True)]
+    return " + ".join(names), sum(count * prices[kind] for count, kind in zip(counts, kinds, strict=True))
 
 
 def _holds(device: str, kind: str) -> bool:
