@@ -271,9 +271,13 @@ def simulate(
 
 
 @app.command(epilog="Example: `harness report --run results/quick-1a2b3c4d`")
-def report(run: RunFolder) -> None:
+def report(
+    run: RunFolder,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Print signoff.pdf too, by an installed Chromium.")] = False,
+) -> None:
     """Write signoff.html and sweep.html again from a run's stored records; what was signed must be as it was."""
     from harness.report.facts import is_signed
+    from harness.report.paper import write_pdf
     from harness.report.seal import report_again
     from harness.report.sweep_page import write_sweep_report
     from harness.store import Run
@@ -283,6 +287,8 @@ def report(run: RunFolder) -> None:
         path = report_again(stored)
         out.print(f"Sweep: [bold]{write_sweep_report(stored)}[/]", soft_wrap=True)
     out.print(f"Report: [bold]{path}[/]", soft_wrap=True)
+    if pdf:
+        out.print(f"PDF: [bold]{write_pdf(path)}[/]", soft_wrap=True)
     if is_signed(stored):
         out.print("Signed as before: of the seal, only the hash of the page is new", soft_wrap=True)
 

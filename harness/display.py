@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
+from rich import box
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from harness import runs
 from harness import signoff as job
 from harness.report import words
+from harness.report.screen import Screen
 
-out = Console()
+out = Screen()
 
 
 class Show(job.Watcher):
@@ -78,15 +80,28 @@ def print_plan(content: dict) -> None:
     label = {"met": "green", "missed": "red", "inconclusive": "yellow"}[content["verdict"]]
     out.print(f"\nVerdict: [bold {label}]{content['verdict']}[/]", highlight=False)
     for reason in content["reasons"]:
-        out.print(f"  - {reason}", soft_wrap=True, markup=False)
+        out.print(Padding(Text(f"- {words.metric(reason)}"), (0, 0, 0, 2)))
     out.print(_targets_table(content))
+    for line in _bounds(content):
+        out.print(line, markup=False, highlight=False)
     if content["emulated"]:
         out.print("The stages' times were emulated: every figure is of the profile's device", style="yellow")
     for table in (_losses_table(content), _sensitivity_table(content), _types_table(content), _forecast_table(content)):
         if table.row_count:
+            out.print()
             out.print(table)
+    out.print()
     for line in _in_a_line(content):
-        out.print(line, soft_wrap=True, highlight=False)
+        out.print(line, highlight=False)
+
+
+def _bounds(content: dict) -> Iterator[str]:
+    """What sets each count, and what utilisation is a share of."""
+    rates: dict[str, list[str]] = {}
+    for row in content["targets"]:
+        rates.setdefault(words.bound(row), []).append(f"{row['qps']:g}")
+    yield from (f"Bound at {', '.join(alike)} req/s by: {said}" for said, alike in rates.items())
+    yield from filter(None, [words.utilisation(content)])
 
 
 def _in_a_line(content: dict) -> Iterator[str]:
@@ -104,25 +119,25 @@ def _in_a_line(content: dict) -> Iterator[str]:
 
 
 def _table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for name in columns:
-        table.add_column(name, justify="left" if name in left else "right", no_wrap=name not in left)
+        table.add_column(name, justify="left" if name in left else "right")
     return table
 
 
 def _targets_table(content: dict) -> Table:
     interval, priced = f"{words.level(content['confidence'])} interval", content["costs"]
-    columns = ["req/s", "devices", interval, "bound by", "busy", "N+1", "N+2", "basis"]
-    columns += [f"{priced['currency']}/audio hour"] if priced else []
-    table = _table(f"One device = {content['unit']}", *columns, left=("bound by", "basis"))
+    columns = ["req/s", "devices", interval, "utilisation", "N+1", "N+2"]
+    columns += [f"{priced['currency']} per audio hour"] if priced else []
+    table = _table(f"One device = {content['unit']}", *columns, "basis", left=("basis",))
     for row in content["targets"]:
         low, high = row["interval"] or (None, None)
         cost = [f"{row['cost_per_audio_hour']:.3g}" if row["devices"] else "-"] if priced else []
         basis = f"{row['basis'] or '-'}{', emulated' if content['emulated'] and row['basis'] else ''}"
         table.add_row(
-            f"{row['qps']:g}", _count(row["devices"]), f"{_count(low)} to {_count(high)}", row["binding"] or "-",
+            f"{row['qps']:g}", _count(row["devices"]), f"{_count(low)} to {_count(high)}",
             _percent(row["utilisation"]), _count(row["devices_n_plus_1"]), _count(row["devices_n_plus_2"]),
-            basis, *cost,
+            *cost, basis,
         )  # fmt: skip
     return table
 
@@ -131,7 +146,7 @@ def _losses_table(content: dict) -> Table:
     lost = [(row, loss) for row in content["targets"] for loss in row["losses"] if loss["devices"] == row["devices"]]
     judged_s = [loss["judged_s"] for _, loss in lost]
     watched = f"; judged over {words.duration(min(judged_s))} or more" if lost else ""
-    columns = "req/s", "lost", "promises", "nearest limit", "of it", "moved", "basis"
+    columns = "req/s", "lost", "promises", "nearest limit", "of this limit", "sessions moved", "basis"
     table = _table(f"Devices lost at the peak, without spares{watched}", *columns, left=("nearest limit", "basis"))
     for row, loss in lost:
         share = loss["worst_share"]
@@ -144,8 +159,9 @@ def _losses_table(content: dict) -> Table:
 
 
 def _sensitivity_table(content: dict) -> Table:
-    rates = [f"{row['qps']:g}/s" for row in content["targets"]]
-    table = _table("What changes would do: devices", "change", *rates, "rate of one", "basis", left=("change", "basis"))
+    rates = [f"at {row['qps']:g}/s" for row in content["targets"]]
+    columns = "change", *rates, "req/s of one device", "basis"
+    table = _table("What changes would do: devices", *columns, left=("change", "basis"))
     for row in content["sensitivity"]:
         devices = (_count(each["devices"]) for each in row["targets"])
         table.add_row(row["change"], *devices, _rate(row["rate_per_device"]), row["basis"] or "not known")
@@ -157,8 +173,9 @@ def _sensitivity_table(content: dict) -> Table:
 
 
 def _types_table(content: dict) -> Table:
-    rates = [f"{row['qps']:g}/s" for row in content["targets"]]
-    columns = "type", *rates, "rate of one", "KV sessions", "audio hour at the last"
+    rates = [f"at {row['qps']:g}/s" for row in content["targets"]]
+    currency = f"{content['costs']['currency']} per audio" if content["costs"] else "cost of an audio"
+    columns = "type", *rates, "req/s of one device", "KV sessions", f"{currency} hour at the last"
     table = _table("Other devices, by their profiles: devices (extrapolated)", *columns, left=("type",))
     for row in content["device_types"]:
         devices = [_count(each["devices"]) for each in row["targets"]] or ["-"] * len(rates)
@@ -170,14 +187,13 @@ def _types_table(content: dict) -> Table:
 
 
 def _forecast_table(content: dict) -> Table:
+    """Months until counts are too small stand apart from the counts of later months."""
     found = content["forecast"] or {"growth_per_month": 0, "fleet": None, "targets": []}
     after = list(found["targets"][0]["devices_after_months"]) if found["targets"] else []
-    fleet = [f"fleet of {found['fleet']}"] if found["fleet"] else []
-    columns = "requests/s", "devices", "N+1", *fleet, *(f"in {n} months" for n in after)
-    table = _table(
-        f"Growth of {found['growth_per_month']:.0%} a month (extrapolated): months until too few; devices then",
-        *columns,
-    )
+    fleet = [f"months until {found['fleet']} are too few"] if found["fleet"] else []
+    columns = ["req/s today", "months until too few", "months with a spare (N+1)", *fleet]
+    columns += [f"devices in {n} months" for n in after]
+    table = _table(f"Growth of {found['growth_per_month']:.0%} a month (extrapolated)", *columns)
     for row in found["targets"]:
         lasts = [row["months_until_too_small"], row["months_until_too_small_n_plus_1"]]
         lasts += [row["months_until_fleet_too_small"]] if fleet else []
@@ -188,18 +204,16 @@ def _forecast_table(content: dict) -> Table:
 
 def print_fit(content: dict) -> None:
     """What the fit says of each deployment: the step time and the rate that one device carries."""
-    table = Table(title=f"One device = {content['unit']}", title_justify="left")
-    for name in ("deployment", "step time", "R²", "highest rate", "bound by"):
-        table.add_column(name)
-    for number, each in enumerate(content["deployments"]):
+    columns = "deployment", "step time", "R²", "most req/s", "bound by"
+    table = _table(f"One device = {content['unit']}", *columns, left=("deployment", "step time", "bound by"))
+    names = words.name_deployments([each["deployment"] for each in content["deployments"]])
+    for number, (each, name) in enumerate(zip(content["deployments"], names, strict=True)):
         step = each["step_time"]
         line = step["inconclusive"] or f"{1e3 * step['intercept_s']:.1f} ms + {1e3 * step['slope_s']:.2f} ms x sessions"
-        rate = each["max_rate_per_s"]
-        mark = " *" if number == content["best"] else ""
         table.add_row(
-            runs.describe_point(each["deployment"]) + mark, line,
-            "-" if step["inconclusive"] else f"{step['r_squared']:.3f}",
-            "-" if rate is None else f"{rate:.3f}/s", each["binding"] or each["inconclusive"] or "-",
+            f"{name} (best)" if number == content["best"] else name, line,
+            "-" if step["inconclusive"] else f"{step['r_squared']:.3f}", _rate(each["max_rate_per_s"], 3),
+            words.constraint(each["binding"]) if each["binding"] else words.metric(each["inconclusive"]),
         )  # fmt: skip
     out.print(table)
 
@@ -209,7 +223,6 @@ def print_prediction(content: dict, unit: str) -> None:
     out.print(
         f"Simulated at {content['rate_per_s']:g} requests/s on {unit}: {content['sessions']:.1f} sessions at once, "
         f"{1e3 * content['step_s']:.1f} ms a frame, {content['frames_per_s'] / 7.5:.1f} audio seconds per second",
-        soft_wrap=True,
         highlight=False,
     )
     most, measured = content["sessions_p95"], content["model"]["step_time"]["max_sessions"]
@@ -218,10 +231,11 @@ def print_prediction(content: dict, unit: str) -> None:
             f"extrapolated: up to {most:.0f} sessions at once (95th percentile), and {measured:.0f} were measured",
             style="yellow",
         )
-    table = Table("class", "first audio p50", "p95", "RTF p50", "p95")
+    table = _table("", "class", "first audio p50", "first audio p95", "RTF p50", "RTF p95", left=("class",))
     for name in dict.fromkeys(key.partition(".")[0] for key in content if "." in key):
-        values = [content[f"{name}.{key}"] for key in ("ttfa_p50_s", "ttfa_p95_s", "rtf_p50", "rtf_p95")]
-        table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
+        audio = [words.milliseconds(content[f"{name}.{key}"]) for key in ("ttfa_p50_s", "ttfa_p95_s")]
+        table.add_row(name, *audio, *(words.figure(content[f"{name}.{key}"]) for key in ("rtf_p50", "rtf_p95")))
+    table.caption = "RTF (real-time factor): seconds of making per second of audio; above 1 a stream falls behind"
     out.print(table)
 
 
@@ -229,8 +243,8 @@ def _count(value) -> str:
     return "-" if value is None else f"{value:g}"
 
 
-def _rate(value) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _rate(value, decimals: int = 2) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
 
 
 def _months(value) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from harness import wire
+from harness.certificate import TREND_P_VALUE
 from harness.ledger import Drift, Ledger, Report
 from harness.loadtest import LoadSettings
 from harness.metrics import per_request, rising_p_value
@@ -151,10 +152,15 @@ def _drift_lines(drift: Drift | None) -> Iterator[str]:
         known = values[np.isfinite(values)]
         if len(known):
             p_value = rising_p_value(known)
-            rises = "too few to test" if math.isnan(p_value) else f"Mann-Kendall on rising p = {p_value:.2g}"
+            rises = "too few parts to test" if math.isnan(p_value) else _rises(p_value)
             slope = drift.slope_per_hour(values)
             words = f"{name} {known[0]:.1f} to {known[-1]:.1f} {unit}, {slope:+.3g} {unit} an hour"
             yield f"  drift        {words} in {len(known)} parts of {drift.part_s:.0f} s ({rises})"
+
+
+def _rises(p_value: float) -> str:
+    verdict = "rising" if p_value < TREND_P_VALUE else "not rising"
+    return f"{verdict}: Mann-Kendall p = {p_value:.2g}, rising below {TREND_P_VALUE:g}"
 
 
 def _certificate_lines(report: Report) -> Iterator[str]:

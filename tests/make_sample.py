@@ -27,13 +27,13 @@ def table(plan: dict) -> str:
     rows = [f"| {' | '.join(_cells(target))} |\n" for target in plan["targets"]]
     head = f"Verdict: **{plan['verdict']}**. One device = {plan['unit']}.\n\n"
     columns = "| requests/s | devices | 95% interval | bound by | utilisation | with one spare | basis |\n"
-    return head + columns + "|---:|---:|:---:|---|---:|---:|---|\n" + "".join(rows)
+    return head + columns + "|---:|---:|:---:|---|---:|---:|---|\n" + "".join(rows) + f"\n{words.utilisation(plan)}.\n"
 
 
 def _cells(target: dict) -> list[str]:
     counts = [f"{target['qps']:g}", words.figure(target["devices"]), words.interval(target["interval"])]
     rest = [words.percent(target["utilisation"]), words.figure(target["devices_n_plus_1"]), target["basis"]]
-    return [*counts, target["binding"], *rest]
+    return [*counts, words.bound(target), *rest]
 
 
 def take(source: Path, sample: Path) -> None:

@@ -1,11 +1,17 @@
 """The notebooks run as they stand on the stored sample run, and hold no output and no logic of their own."""
 
 import os
+import re
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+from plotly.offline import get_plotlyjs
+
+from harness.report import paper
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -51,15 +57,61 @@ def test_the_run_is_one_parameter_at_the_top(path):
     assert sum("Run.open" in cell.source for cell in code) == 1
 
 
+@pytest.fixture(scope="module")
+def executed():
+    """Each notebook as it was run on the sample, once for all tests: by path."""
+    done = {}
+
+    def of(path: Path):
+        if path not in done:
+            notebook, _ = read(path)
+            with pytest.MonkeyPatch.context() as patched:
+                patched.delenv("HARNESS_RUN", raising=False)
+                NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
+            done[path] = notebook
+        return done[path]
+
+    return of
+
+
+def outputs_of(notebook) -> list:
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def plots_of(notebook) -> list:
+    return [output.data[PLOT] for output in outputs_of(notebook) if PLOT in output.get("data", {})]
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_it_runs_on_the_sample(path, monkeypatch):
-    monkeypatch.delenv("HARNESS_RUN", raising=False)
-    notebook, code = read(path)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
-    shown = [output for cell in code for output in cell.outputs]
-    plots = [output.data[PLOT] for output in shown if PLOT in output.get("data", {})]
+def test_it_runs_on_the_sample(path, executed):
+    shown, plots = outputs_of(executed(path)), plots_of(executed(path))
     assert len(plots) >= 2 and all(plot["data"] and plot["layout"]["title"]["text"] for plot in plots)
     assert not [output for output in shown if output.output_type == "stream" and output.name == "stderr"]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_its_page_holds_every_plot_and_plotly_once(path, executed):
+    html, _ = HTMLExporter().from_notebook_node(executed(path))
+    assert html.count(get_plotlyjs()) == 1
+    rest = html.replace(get_plotlyjs(), "")
+    assert len(re.findall(r'class="plotly-graph-div"', rest)) == len(plots_of(executed(path)))
+    assert rest.count("Plotly.newPlot(") == len(plots_of(executed(path))) and "cdn.plot.ly" not in rest
+
+
+def test_its_page_draws_the_plots_without_a_network(executed, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not any(map(shutil.which, paper.BROWSERS)):
+        pytest.skip("no Chromium here: apt-get install chromium")
+    page = tmp_path / "page.html"
+    page.write_text(HTMLExporter().from_notebook_node(executed(PATHS[-1]))[0])
+    with playwright.sync_playwright() as driver:
+        with driver.chromium.launch(executable_path=paper.browser_path(), args=["--no-sandbox"]) as browser:
+            tab = browser.new_page()
+            tab.route(re.compile("^https?:"), lambda route: route.abort())
+            tab.goto(page.as_uri())
+            tab.wait_for_selector(".plotly-graph-div .main-svg", state="attached")
+            drawn = tab.locator(".plotly-graph-div:has(.main-svg)")
+            playwright.expect(drawn).to_have_count(len(plots_of(executed(PATHS[-1]))))
 
 
 def test_the_run_is_chosen_by_the_environment(monkeypatch, tmp_path):

@@ -40,9 +40,25 @@ def test_metrics_in_words():
     assert words.metric("the prediction of step_s") == "the prediction of step time"
     assert words.binding("memory") == "memory"
     assert words.binding("utilisation 0.85") == "the cap on utilisation (85%)"
+    assert words.binding("sessions per device, known up to 48") == "the most sessions measured on a device (48)"
     assert words.binding("rtf p95 of class long").startswith("the real-time factor")
     assert words.binding(None) == "–"
     assert words.ordinal("11") == "11th" and words.ordinal("52") == "52nd"
+
+
+def test_what_sets_a_count_is_a_limit_only_above_one_device():
+    cap = {"binding": "utilisation 0.85"}
+    assert words.bound(cap | {"devices": 1}) == "minimum of one device"
+    assert words.bound(cap | {"devices": 2}) == "cap on utilisation (85%)"
+    assert words.bound({"devices": None, "binding": "rtf p95 of class long"}).startswith("real-time factor")
+
+
+def test_utilisation_is_defined_by_the_figures_of_the_plan():
+    plan = {"utilisation_cap": 0.85, "targets": [{"qps": 20.0, "devices": 5, "utilisation": 0.8}]}
+    assert words.steady_rate(plan) == 5.0
+    assert "requests/s / (devices x 5)" in words.utilisation(plan)
+    assert "planned up to 85%, 4.25" in words.utilisation(plan)
+    assert words.utilisation({"targets": [{"qps": 1.0, "devices": None, "utilisation": None}]}) == ""
 
 
 @pytest.mark.parametrize(("confidence", "said"), [(0.95, "95%"), (0.975, "97.5%"), (0.99, "99%")])

@@ -25,6 +25,7 @@ REPORT_NAME = "signoff.html"
 SEAL_NAME = "signoff.json"
 SIGNATURE_NAME = "signoff.json.sig"
 SWEEP_NAME = "sweep.html"
+PAPER_NAMES = ("signoff.pdf", "sweep.pdf")  # the pages, printed
 VALID_DAYS = 90  # of a plan that does not say
 
 
@@ -345,7 +346,7 @@ def evidence(folder: Path) -> list[Evidence]:
     return [
         Evidence(path.relative_to(folder).as_posix(), path.stat().st_size, file_sha256(path))
         for path in paths
-        if path.name not in (REPORT_NAME, SEAL_NAME, SIGNATURE_NAME, SWEEP_NAME)
+        if path.name not in (REPORT_NAME, SEAL_NAME, SIGNATURE_NAME, SWEEP_NAME, *PAPER_NAMES)
         and not path.name.startswith(".")
         and path.suffix not in (".lock", ".tmp")
     ]

@@ -53,13 +53,12 @@ def throughput_latency(swept: Sequence[Deployment]) -> go.Figure:
     look, ends = style(swept), {}
     top_ms = 1.12 * _highest_step_ms(swept)
     for entry in _best_last(swept):
-        marks = [
-            Mark(point.valid, point.audio_s_per_s, 1000 * point.step_s, _point_words(point)) for point in entry.points
-        ]
-        _line(figure, entry, look[entry.letter], marks)
-        ends |= {entry.letter: marks[-1]} if marks else {}
+        for repeat, points in enumerate(_ladders(entry.points)):
+            marks = [Mark(each.valid, each.audio_s_per_s, 1000 * each.step_s, _point_words(each)) for each in points]
+            _line(figure, entry, look[entry.letter], marks, repeat)
+            ends.setdefault(entry.letter, marks[-1])
     limit_line(figure, REAL_TIME_MS, "real time: 133 ms a frame")
-    _letters(figure, ends, look, top_ms)
+    _letters(figure, ends, top_ms)
     return figure
 
 
@@ -136,15 +135,16 @@ def first_audio(swept: Sequence[Deployment], promises: Sequence[dict]) -> go.Fig
     highest_s = [limit_s for limit_s, _ in limits]
     for entry in _best_last(swept):
         heard = [point for point in entry.points if point.first_audio_count]
-        marks = [_heard_mark(point) for point in heard]
-        _line(figure, entry, look[entry.letter], marks)
-        ends |= {entry.letter: marks[-1]} if marks else {}
         highest_s += [point.first_audio_p95_s if entry.best else point.first_audio_p50_s for point in heard]
-        if entry.best:
-            _p95_line(figure, entry, heard)
+        for repeat, points in enumerate(_ladders(heard)):
+            marks = [_heard_mark(point) for point in points]
+            _line(figure, entry, look[entry.letter], marks, repeat)
+            ends.setdefault(entry.letter, marks[-1])
+            if entry.best:
+                _p95_line(figure, entry, points, repeat)
     for limit_s, classes in limits:
         limit_line(figure, 1000 * limit_s, f"promise, {safe(classes)}: {words.figure(1000 * limit_s)} ms")
-    _letters(figure, ends, look, top_ms=1.12 * 1000 * max(highest_s))
+    _letters(figure, ends, top_ms=1.12 * 1000 * max(highest_s))
     return figure
 
 
@@ -153,13 +153,18 @@ def _heard_mark(point: Point) -> Mark:
     return Mark(point.valid, point.sessions, 1000 * point.first_audio_p50_s, f"median of {counted}")
 
 
-def _p95_line(figure: go.Figure, entry: Deployment, heard: list[Point]) -> None:
+def _ladders(points: Sequence[Point]) -> list[list[Point]]:
+    """The points of each trial, by sessions: a deployment measured twice has two curves, and no line joins them."""
+    return [[each for each in points if each.trial_id == name] for name in dict.fromkeys(p.trial_id for p in points)]
+
+
+def _p95_line(figure: go.Figure, entry: Deployment, heard: list[Point], repeat: int) -> None:
     figure.add_scatter(
         x=[point.sessions for point in heard],
         y=[1000 * point.first_audio_p95_s for point in heard],
         name=f"{entry.letter}, 95th percentile",
         mode="lines",
-        line={"color": BEST_COLOUR, "width": 2, "dash": "dash"},
+        line={"color": BEST_COLOUR, "width": 1.2 if repeat else 2, "dash": "dash"},
         hovertemplate=f"{entry.letter}, 95th percentile: %{{y:.0f}} ms<extra></extra>",
     )
 
@@ -261,26 +266,34 @@ def empty_figure(x_title: str, y_title: str, height: int, right: int = 14) -> go
     return figure
 
 
-def _line(figure: go.Figure, entry: Deployment, look: tuple[str, str], marks: list[Mark]) -> None:
-    """A deployment as a line with markers, its letter at the end; a mark of an INVALID trial is drawn hollow."""
+def _line(figure: go.Figure, entry: Deployment, look: tuple[str, str], marks: list[Mark], repeat: int) -> None:
+    """One ladder of a deployment as a line with markers; a mark of an INVALID trial is drawn hollow.
+
+    ``repeat``: 0 for its first ladder; the line of a later one is thin and dotted.
+    """
     colour, symbol = look
+    label = safe(entry.label) + (f", measured again ({repeat + 1})" if repeat else "")
+    widest = 3.2 if entry.best else 1.5
     symbols = [symbol if mark.valid else f"{symbol}-open" for mark in marks]
     figure.add_scatter(
         x=[mark.x for mark in marks],
         y=[mark.y_ms for mark in marks],
-        name=safe(entry.label),
+        name=label,
         mode="lines+markers",
-        line={"color": colour, "width": 3.2 if entry.best else 1.5},
+        line={"color": colour, "width": 1.2 if repeat else widest, "dash": "dot" if repeat else "solid"},
         marker={"color": colour, "symbol": symbols, "size": 9 if entry.best else 7},
         opacity=1 if entry.best else 0.85,
         customdata=[mark.hover for mark in marks],
-        hovertemplate=f"<b>{safe(entry.label)}</b><br>%{{customdata}}<br>%{{y:.1f}} ms<extra></extra>",
+        hovertemplate=f"<b>{label}</b><br>%{{customdata}}<br>%{{y:.1f}} ms<extra></extra>",
         cliponaxis=False,
     )
 
 
-def _letters(figure: go.Figure, ends: dict[str, Mark], look: dict[str, tuple[str, str]], top_ms: float) -> None:
-    """Set the height of the plot to ``top_ms`` and write each line's letter at its end, moved up off its neighbours."""
+def _letters(figure: go.Figure, ends: dict[str, Mark], top_ms: float) -> None:
+    """Set the height of the plot to ``top_ms`` and write each line's letter at its end, moved up off its neighbours.
+
+    In the colour of text: those of lines are too faint for letters.
+    """
     pixels_per_ms = (figure.layout.height - 70) / top_ms
     widest = max((end.x for end in ends.values()), default=0)
     placed: list[tuple[float, float]] = []
@@ -294,7 +307,7 @@ def _letters(figure: go.Figure, ends: dict[str, Mark], look: dict[str, tuple[str
             x=end.x,
             y=end.y_ms,
             text=f"<b>{letter}</b>",
-            font={"color": look[letter][0], "size": 14},
+            font={"size": 14},
             showarrow=False,
             xshift=15,
             yshift=height - end.y_ms * pixels_per_ms,

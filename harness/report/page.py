@@ -60,6 +60,7 @@ def render(run: Run) -> str:
         audio_shares=facts.audio_shares(plan),
         rate_level=words.level(facts.rate_confidence(fit)),
         answered=answered,
+        notes=_notes(plan["targets"]) if plan else [],
         spares_basis=_spares_basis(answered) if answered else "",
         expires_at=facts.expires_at(run.manifest),
         foretold=facts.foretold(run, trials),
@@ -77,6 +78,11 @@ def render(run: Run) -> str:
         targets_qps=",".join(f"{target['qps']:g}" for target in plan["targets"]) if plan else "1,5",
         folder="/".join(run.path.resolve().parts[-2:]),
     )
+
+
+def _notes(targets: list[dict]) -> list[str]:
+    """What is noted of counts, each said once."""
+    return list(dict.fromkeys(each["note"] for each in targets if each["note"] and each["devices"] is not None))
 
 
 def _spares_basis(target: dict) -> str:

@@ -21,6 +21,10 @@
       themed[axis].zerolinecolor = colour("--muted");
       themed[axis].title.font = { size: size };
     });
+    // Only labels of limits have a colour of their own; the mid-tone of their line is too faint for letters.
+    (themed.annotations || []).forEach(function (label) {
+      if (label.font && label.font.color) { label.font.color = colour("--missed"); }
+    });
     return themed;
   }
 
@@ -45,16 +49,29 @@
   function draw() {
     if (!window.Plotly) { return; }
     document.querySelectorAll(".plot").forEach(function (place) {
+      if (place.closest("details:not([open])")) { return; } // folded: drawn when it is opened
       var figure = JSON.parse(document.getElementById("data-" + place.id).textContent);
       Plotly.react(place, figure.data, theme(figure.layout), { displayModeBar: false, responsive: true });
     });
   }
 
+  // Paper has no clicks: what is folded is opened for it, and folded again afterwards.
   function print(begins) {
     printing = begins;
     document.documentElement.classList.toggle("printing", printing);
+    document.querySelectorAll(begins ? "details:not([open])" : "details[data-folded]").forEach(function (part) {
+      part.open = begins;
+      part.toggleAttribute("data-folded", begins);
+    });
     draw();
   }
+
+  if (window.innerWidth <= 760) {
+    document.querySelectorAll("details.long").forEach(function (part) { part.open = false; });
+  }
+  document.querySelectorAll("details").forEach(function (part) {
+    part.addEventListener("toggle", function () { if (part.open && part.querySelector(".plot")) { draw(); } });
+  });
 
   if (window.DecompressionStream) { unpack("plotly").then(run).then(draw); } else { refuse(); }
   dark.addEventListener("change", draw);

@@ -41,7 +41,7 @@ def delays(bars: Sequence[DelayBar]) -> go.Figure:
         late = bar.step_s > sweep_facts.FRAME_S
         figure.add_annotation(
             x=name, y=1000 * bar.step_s, text=f"<b>{words.figure(1000 * bar.step_s)} ms</b>", showarrow=False,
-            yshift=11, font={"color": LIMIT_COLOUR if late else BEST_COLOUR, "size": 13},
+            yshift=11, font={"size": 13} | ({"color": LIMIT_COLOUR} if late else {}),
         )  # fmt: skip
     figure.add_hline(y=REAL_TIME_MS, line={"color": LIMIT_COLOUR, "width": 2, "dash": "dot"})
     figure.add_annotation(

@@ -115,4 +115,5 @@ def best_in_words(run: Run) -> str:
     best = fit["deployments"][fit["best"]]
     interval = f"{words.level(facts.rate_confidence(fit))} interval {words.interval(best['max_rate_interval'])}"
     rate = f"{words.figure(best['max_rate_per_s'])} requests/s ({interval})"
-    return f"best: {words.deployment(best['deployment'])}: one device carries {rate}, bound by {best['binding']}"
+    bound = words.binding(best["binding"])
+    return f"best: {words.deployment(best['deployment'])}: one device carries {rate}, bound by {bound}"

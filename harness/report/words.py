@@ -27,6 +27,9 @@ METRIC_NAMES = {
 }
 _BRIEF_NAMES = {"ttfa": "first audio", "rtf": "RTF", "stall": "stall", "longest stall": "stall"}
 _PLAIN_NAMES = {"step_s": "step time", "frames_per_s": "frames per second"}
+ONE_DEVICE = "minimum of one device"
+_CAP = re.compile(r"utilisation (0\.\d+|1)")
+_REACH = re.compile(r"sessions per device, known up to (\d+)")
 _METRIC = re.compile(
     r"\b(ttfa|rtf|stall|longest stall)(?:_longest)?(?:_s)?(?:_500ms|_2s)?"
     r"[ _]p(\d+(?:\.\d+)?)(?:_s)?(?: of class ([\w.-]*\w))?"
@@ -160,6 +163,8 @@ def _metric_words(match: re.Match) -> str:
 
 def metric_briefly(text: str) -> str:
     """``ttfa p95 of class short`` as "first audio p95, short", for the axis of a plot."""
+    if reach := _REACH.fullmatch(text or ""):
+        return f"sessions measured ({reach[1]})"
     match = _METRIC.fullmatch(text or "")
     if not match:
         return metric(text)
@@ -169,14 +174,41 @@ def metric_briefly(text: str) -> str:
 
 def constraint(text: str) -> str:
     """A binding constraint in words, for a table."""
-    cap = re.fullmatch(r"utilisation (0\.\d+|1)", text or "")
-    return f"cap on utilisation ({percent(float(cap[1]))})" if cap else metric(text)
+    if cap := _CAP.fullmatch(text or ""):
+        return f"cap on utilisation ({percent(float(cap[1]))})"
+    if reach := _REACH.fullmatch(text or ""):
+        return f"most sessions measured on a device ({reach[1]})"
+    return metric(text)
 
 
 def binding(text: str) -> str:
     """A binding constraint as the rest of "bound by …"."""
     said = constraint(text)
     return f"the {said}" if _METRIC.match(text or "") or said != metric(text) else said
+
+
+def bound(target: dict) -> str:
+    """What sets the count of a target of plan.json: a single device is the least that there can be."""
+    return ONE_DEVICE if target["devices"] == 1 else constraint(target["binding"])
+
+
+def steady_rate(plan: dict) -> float | None:
+    """Requests/s of one device at utilisation 1, by the targets of plan.json; None where none has a count."""
+    used = [target for target in plan["targets"] if known(target["utilisation"]) and target["utilisation"] > 0]
+    return used[0]["qps"] / (used[0]["devices"] * used[0]["utilisation"]) if used else None
+
+
+def utilisation(plan: dict) -> str:
+    """What the utilisation of plan.json is a share of, with its figure; "" where there is none."""
+    rate = steady_rate(plan)
+    if rate is None:
+        return ""
+    cap = plan.get("utilisation_cap")
+    limit = f"; planned up to {percent(cap)}, {figure(cap * rate)}" if known(cap) else ""
+    return (
+        f"Utilisation = requests/s / (devices x {figure(rate)}): {figure(rate)} requests/s is what one device would "
+        f"carry if its number of sessions never varied{limit}"
+    )
 
 
 def promise(record: dict) -> str:

@@ -1,0 +1,30 @@
+"""Plots that a notebook keeps: drawn by Jupyter, and by the page that nbconvert makes of it, without a network."""
+
+from __future__ import annotations
+
+from plotly import io
+from plotly.offline import get_plotlyjs
+
+NAME = "harness"
+
+
+class Kept(io.base_renderers.PlotlyRenderer):
+    """A plot as data, which Jupyter draws, and as HTML, which is what an exported page shows."""
+
+    def to_mimebundle(self, fig_dict: dict) -> dict:
+        html = io.to_html(fig_dict, include_plotlyjs=False, full_html=False, default_width="100%", validate=False)
+        return super().to_mimebundle(fig_dict) | {"text/html": html}
+
+
+class Script:
+    """Plotly's own script, which an exported page needs once; shown as nothing."""
+
+    def _repr_html_(self) -> str:
+        return f'<script>window.PlotlyConfig = {{MathJaxConfig: "local"}};</script><script>{get_plotlyjs()}</script>'
+
+
+def keep_plots() -> Script:
+    """Keep all plots of this session in exported pages; the result must be displayed before the first of them."""
+    io.renderers[NAME] = Kept()
+    io.renderers.default = NAME
+    return Script()
