@@ -20,6 +20,7 @@ from harness import wire
 from harness.errors import HarnessError, InputError
 from harness.places import ROOT, SCENARIOS, plan_file, scenario_files
 from harness.remote import ONE_AT_A_TIME, Servers, with_servers
+from harness.report.screen import Screen
 from harness.targets import URL_VARIABLE
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: `harness --help` waits for no torch and no pandas
@@ -31,7 +32,7 @@ EXIT_FAULT = 70  # EX_SOFTWARE: Python's own 1 would read as "missed"
 EXIT_INTERRUPTED = 130
 _MAX_QPS = 1e6
 
-out = Console()
+out = Screen()
 
 app = typer.Typer(
     help="How many GPUs does long-form, multi-speaker speech need at each target QPS?",
