@@ -86,15 +86,15 @@ class Reference:
     @contextlib.contextmanager
     def _given(self, told: Told, noise: Iterator[torch.Tensor]) -> Iterator[None]:
         """For one call of ``generate``: this noise, these tokens, and voices encoded without noise of their own."""
-        model, randn, encode = self.model, torch.randn, self.model.model.get_audio_features
+        model, randn, encode = self.model, torch.randn, self.model.model.audio_tower.encode
         own = lambda *args, **kw: LogitsProcessorList([*own_processors(model, *args, **kw), told])  # noqa: E731
         given = lambda *shape, **kw: next(noise).repeat(shape[0], 1) if shape[1:] == (64,) else randn(*shape, **kw)  # noqa: E731
-        plain = lambda values, mask, sample=True, **kw: encode(values, mask, sample=False, **kw)  # noqa: E731
+        plain = lambda values, sample=True, **kw: encode(values, sample=False, **kw)  # noqa: E731
         with (
             default_dtype(self.dtype),
             mock.patch.object(model, "_get_logits_processor", own),
             mock.patch.object(generation.torch, "randn", given),
-            mock.patch.object(model.model, "get_audio_features", plain),
+            mock.patch.object(model.model.audio_tower, "encode", plain),
         ):
             yield
 
