@@ -127,7 +127,8 @@ def _table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
 
 def _targets_table(content: dict) -> Table:
     interval, priced = f"{words.level(content['confidence'])} interval", content["costs"]
-    columns = ["req/s", "devices", interval, "utilisation", "N+1", "N+2"]
+    gpus = content.get("gpus_per_device", 1)
+    columns = ["req/s", "devices", *(["GPUs"] if gpus > 1 else []), interval, "utilisation", "N+1", "N+2"]
     columns += [f"{priced['currency']} per audio hour"] if priced else []
     table = _table(f"One device = {content['unit']}", *columns, "basis", left=("basis",))
     for row in content["targets"]:
@@ -135,8 +136,10 @@ def _targets_table(content: dict) -> Table:
         cost = [f"{row['cost_per_audio_hour']:.3g}" if row["devices"] else "-"] if priced else []
         basis = f"{row['basis'] or '-'}{', emulated' if content['emulated'] and row['basis'] else ''}"
         table.add_row(
-            f"{row['qps']:g}", _count(row["devices"]), f"{_count(low)} to {_count(high)}",
-            _percent(row["utilisation"]), _count(row["devices_n_plus_1"]), _count(row["devices_n_plus_2"]),
+            f"{row['qps']:g}", _count(row["devices"]),
+            *([_count(row["devices"] and row["devices"] * gpus)] if gpus > 1 else []),
+            f"{_count(low)} to {_count(high)}", _percent(row["utilisation"]),
+            _count(row["devices_n_plus_1"]), _count(row["devices_n_plus_2"]),
             *cost, basis,
         )  # fmt: skip
     return table

@@ -8,8 +8,7 @@ from html.parser import HTMLParser
 
 from plotly.offline import get_plotlyjs
 
-from harness.report import write_report
-from harness.report.page import packed_plotly
+from harness.report.page import packed_plotly, write_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 

@@ -137,6 +137,14 @@ def test_utilisation_adds_up_for_a_reader(printed):
         assert target["utilisation"] == pytest.approx(target["qps"] / (target["devices"] * rate), rel=0.005)
 
 
+def test_devices_of_several_gpus_are_counted_in_gpus_beside(printed):
+    plan = Run.open(SAMPLE).plan()
+    assert "GPUs" not in printed.getvalue()
+    display.print_plan(plan | {"gpus_per_device": 4})
+    most = max(target["devices"] for target in plan["targets"])
+    assert "GPUs" in printed.getvalue() and f" {most} " in printed.getvalue() and f" {4 * most} " in printed.getvalue()
+
+
 def test_a_single_device_is_bound_by_being_the_least_that_there_can_be(printed):
     display.print_plan(Run.open(SAMPLE).plan())
     assert "Bound at 0.5, 1 req/s by: minimum of one device" in printed.getvalue()

@@ -15,7 +15,8 @@ from harness import wire
 from harness.capacity.plan import headline_target
 from harness.capacity.predict import sealed
 from harness.records import Rung, StageStatistics
-from harness.report import decision, facts, figures, page, words, write_report
+from harness.report import decision, facts, figures, page, words
+from harness.report.page import write_report
 
 HEADINGS = [
     "Devices per target",
@@ -316,6 +317,13 @@ def test_promises_that_no_open_run_tested_are_among_what_was_not_measured():
     rows = [{"trial_id": "open-01", "metric": "rtf p95 of class short", "passed": True}]
     tested = decision.not_measured(sample.manifest(), [], sample.plan_record() | {"validation": rows})
     assert not [line for line in tested if "for want of requests" in line]
+
+
+@pytest.mark.parametrize(("gpus", "said"), [(1, ": 5 devices, "), (4, ": 5 devices (20 GPUs), ")])
+def test_where_a_device_is_several_gpus_the_answer_counts_them(gpus, said):
+    plan = sample.plan_record() | {"gpus_per_device": gpus}
+    plan["targets"] = [plan["targets"][0] | {"devices": 5}]
+    assert said in decision.decide(sample.manifest(), plan).answer
 
 
 def test_the_headline_prefers_a_measured_target(runs):

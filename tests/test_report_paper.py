@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.errors import HarnessError, InputError
-from harness.report import facts, figures, paper, write_report
+from harness.report import facts, figures, paper
+from harness.report.page import write_report
 from harness.report.seal import check_seal
 
 ROOT = Path(__file__).resolve().parents[1]

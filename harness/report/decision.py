@@ -66,14 +66,16 @@ def _answer(verdict: str, plan: dict | None, target: dict | None, device: str) -
         return f"No number of devices helps: at any rate of requests, {device} breaks the promise on {binding}."
     if target is None:
         return "No device count can be given for any target from what was measured."
-    said = _target_sentence(target, plan["confidence"])
+    said = _target_sentence(target, plan["confidence"], plan.get("gpus_per_device", 1))
     return f"At {said}" if verdict == "met" else f"Not signed off. Best estimate so far: at {said}"
 
 
-def _target_sentence(target: dict, confidence: float) -> str:
+def _target_sentence(target: dict, confidence: float, gpus: int) -> str:
+    """``gpus``: of one device; where these are several, both are counted."""
+    in_gpus = f" ({target['devices'] * gpus} GPUs)" if gpus > 1 else ""
     return (
         f"{words.plural(target['qps'], 'request')} per second of this mix: "
-        f"{words.plural(target['devices'], 'device')}, "
+        f"{words.plural(target['devices'], 'device')}{in_gpus}, "
         f"{words.level(confidence)} interval {words.interval(target['interval'])}; "
         f"bound by {words.binding(target['binding'])}."
     )
