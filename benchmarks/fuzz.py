@@ -41,6 +41,7 @@ SCRIPT = "Speaker 1: Good morning, and welcome.\nSpeaker 2: Thank you. It is ear
 VICTIM_FRAMES = 150
 GROWTH_BYTES = 48 << 20  # of all processes after warm-up; allocators take memory in steps
 GAP_MS = 1_000
+PATIENCE_S = 5  # for the first answer to a request
 DENIED = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 
@@ -354,7 +355,7 @@ class Attacker:
         self.tally.judge(kind, self._answer(message))
 
     def _answer(self, message) -> str | None:
-        stream = self.stub.ModelStreamInfer(iter([message]), timeout=20)
+        stream = self.stub.ModelStreamInfer(iter([message]), timeout=PATIENCE_S)
         try:
             answer = next(stream, None)
             return None if answer is None else answer.error_message
@@ -375,7 +376,7 @@ class Attacker:
         ]
         self.last = f"bytes {method}"
         try:
-            self.channel.unary_unary(SERVICE + method)(data, timeout=20)
+            self.channel.unary_unary(SERVICE + method)(data, timeout=PATIENCE_S)
             self.tally.judge("bytes", "")
         except grpc.RpcError as error:
             self.tally.judge("bytes", None if error.code() in DENIED else f"{error.code().name}: {error.details()}")
@@ -385,14 +386,14 @@ class Attacker:
         key = (None, ((CONTROL_HEADER, "0" * 64),), ((CONTROL_HEADER, ""),))[int(self.numbers.integers(3))]
         self.last = f"control {method}"
         try:
-            getattr(self.stub, method)(message, timeout=20, metadata=key)
+            getattr(self.stub, method)(message, timeout=PATIENCE_S, metadata=key)
             self.tally.judge(f"control {method}", "")
         except grpc.RpcError as error:
             self.tally.judge("control", f"{error.code().name}: {error.details()}")
 
     def _drop(self) -> None:
         """A client that leaves its stream in the middle."""
-        stream = self.stub.ModelStreamInfer(iter([infer_message(request("dropped", frames=400))]), timeout=20)
+        stream = self.stub.ModelStreamInfer(iter([infer_message(request("dropped", frames=400))]), timeout=PATIENCE_S)
         try:
             for _ in itertools.islice(stream, int(self.numbers.integers(3))):
                 pass
@@ -521,9 +522,11 @@ def fuzz(server: TritonServer, count: int, seed: int):
         attack(server.url, warm_up, seed, tally, watch)
     before = settled(watch, 3)
     with victim_again(victim) as victim:
+        common.say(f"{sum(tally.answers.values()):,} requests sent, {count:,} in all …")
         attack(server.url, rest, seed + 1, tally, watch)
         gaps_ms[f"{count:,} malformed requests"] = victim.largest_gap_ms()
         for name, messages in blocking_cases().items():
+            common.say(f"{name} …")
             victim.largest_gap_ms()
             hold_up(server.url, messages())
             watch.look(name)

@@ -18,7 +18,7 @@ from harness.vibevoice.prompt import PromptBuilder
 from harness.vibevoice.tokenizer import tokenizer_for
 from harness.vibevoice.voices import frames_of, load_voices
 
-_CORRELATION_ID = 7  # of no session: the entry counts from its process id << 32
+_CORRELATION_ID = 7  # of no session: those of an entry begin with its process id
 _FREE = re.compile(r"([\d.e+]+) MiB of [\d.e+]+ MiB are free")
 _BYTES_PER_VALUE = 4  # float32, on a CPU
 
