@@ -198,7 +198,7 @@ def broken_input(numbers: np.random.Generator, message: pb.ModelInferRequest) ->
             message.raw_input_contents[place] = numbers.bytes(min(count * SIZES.get(given.datatype, 1), 1 << 16))
     elif kind == 3:
         extreme = EXTREMES[int(numbers.integers(len(EXTREMES)))]
-        size = SIZES[given.datatype]
+        size = SIZES.get(given.datatype, 8)
         message.raw_input_contents[place] = struct.pack("<q", extreme if -(2**63) <= extreme < 2**63 else 0)[:size]
     elif kind == 4:
         given.datatype = ("INT32", "FP32", "BYTES", "UINT8", "INT64", "FP64", "BF16", "", "X")[int(numbers.integers(9))]
@@ -523,12 +523,14 @@ def fuzz(server: TritonServer, count: int, seed: int):
     with Victim(server.url) as victim:
         warm_up, rest = parts_of(count)
         attack(server.url, warm_up, seed, tally, watch)
-    before = settled(watch, 3)
+    before, mib = settled(watch, 3), common.memory_mib(server)
     with victim_again(victim) as victim:
         common.say(f"{sum(tally.answers.values()):,} requests sent, {count:,} in all …")
         attack(server.url, rest, seed + 1, tally, watch)
         gaps_ms[f"{count:,} malformed requests"] = victim.largest_gap_ms()
     grown = leaks(before, settled(watch, 5))
+    for name, now in common.memory_mib(server).items():
+        common.say(f"memory of {name}: {mib.get(name, 0):.0f} to {now:.0f} MiB")
     with victim_again(victim) as victim:
         for name, messages in blocking_cases().items():
             common.say(f"{name} …")
