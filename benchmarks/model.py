@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from harness import wire
+from harness import keys, wire
 from harness.errors import ServerError
 from harness.records import Request
 from harness.triton.server import TritonServer
@@ -18,7 +18,7 @@ from harness.vibevoice.prompt import PromptBuilder
 from harness.vibevoice.tokenizer import tokenizer_for
 from harness.vibevoice.voices import frames_of, load_voices
 
-_CORRELATION_ID = 7  # of no session: the entry counts from its process id << 32
+_CORRELATION_ID = 7  # of no session: those of an entry begin with its process id
 _FREE = re.compile(r"([\d.e+]+) MiB of [\d.e+]+ MiB are free")
 _BYTES_PER_VALUE = 4  # float32, on a CPU
 
@@ -63,7 +63,7 @@ def free_mib(server: TritonServer) -> float:
     with contextlib.closing(grpc.insecure_channel(server.url)) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         try:
-            stub.ModelInfer(_message(session, start=True), timeout=10)
+            stub.ModelInfer(_message(session, start=True, pid=server.pid), timeout=10)
             return limit_bytes / 2**20
         except grpc.RpcError as error:
             found = _FREE.search(error.details() or "")
@@ -72,10 +72,10 @@ def free_mib(server: TritonServer) -> float:
             return float(found.group(1))
         finally:
             with contextlib.suppress(grpc.RpcError):
-                stub.ModelInfer(_message(session, start=False), timeout=10)
+                stub.ModelInfer(_message(session, start=False, pid=server.pid), timeout=10)
 
 
-def _message(session: list[int], start: bool) -> service_pb2.ModelInferRequest:
+def _message(session: list[int], start: bool, pid: int) -> service_pb2.ModelInferRequest:
     """Open a session with one prompt token of its prompt, or close it."""
     message = service_pb2.ModelInferRequest(model_name=wire.LLM)
     inputs = {
@@ -86,6 +86,7 @@ def _message(session: list[int], start: bool) -> service_pb2.ModelInferRequest:
     for name, (datatype, values) in inputs.items():
         message.inputs.add(name=name, datatype=datatype, shape=values.shape)
         message.raw_input_contents.append(values.tobytes())
+    message.parameters[keys.STAGE_PARAMETER].string_param = keys.shared_key(keys.stage_key_file(keys.server_mark(pid)))
     message.parameters["sequence_id"].int64_param = _CORRELATION_ID
     message.parameters["sequence_start"].bool_param = start
     message.parameters["sequence_end"].bool_param = not start

@@ -28,7 +28,7 @@ def spawn(
 ) -> subprocess.Popen:
     """Start a command in a process group of its own, its output in a log file; it gets SIGTERM when we die."""
     launcher = [sys.executable, str(Path(__file__).resolve()), str(os.getpid()), str(niceness)]
-    with open(log, "wb") as output:
+    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
         return subprocess.Popen(
             [*launcher, *command],
             stdin=subprocess.DEVNULL,
@@ -62,6 +62,26 @@ def signals_held() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
 
 
+def hide_argument(pid: int, text: str) -> bool:
+    """Overwrite a word in the arguments of a child that has read them, as every user of the host can too.
+
+    Returns whether it is not there any more; where the system forbids it, it stays.
+    """
+    word = text.encode()
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end
+        with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+            memory.seek(start)
+            arguments = memory.read(end - start)
+            if (place := arguments.find(word)) >= 0:
+                memory.seek(start + place)
+                memory.write(b"x" * len(word))
+    except (OSError, ValueError, IndexError):
+        return False
+    return word not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def end_group(process: subprocess.Popen, grace_s: float) -> None:
     """Ask a spawned process to end, wait for it, then kill whatever is left of its group. Safe to call twice."""
     if process.poll() is None:
@@ -77,6 +97,7 @@ def _launch(parent: int, niceness: int, command: list[str]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before we asked to be told
         sys.exit(1)
+    os.umask(0o077)  # what it writes and shares is its user's alone
     if niceness:
         os.nice(niceness)
         _nice_session(niceness)

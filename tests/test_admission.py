@@ -224,7 +224,7 @@ def test_no_room_is_lost_and_none_is_taken_twice(places, units, requests):
         (f"in ensemble 'x', {wire.BUSY}no room", Busy, "^busy: no room$"),
         ("Stub process 'neural_vocoder_0_0' is not healthy.", StageEnded, "^neural_vocoder ended while"),
         ("in ensemble 'vibevoice_frame', Stub process 'a_b_0_12' is not healthy.", StageEnded, "^a_b ended while"),
-        ("in ensemble 'vibevoice_frame', a_b has no session 5: it was closed", StageEnded, "^a_b ended while"),
+        ("in ensemble 'vibevoice_frame', a_b has no such session: it was closed", StageEnded, "^a_b ended while"),
         (
             "inference request for sequence 7 to model 'a_b' must specify the START flag on the first request",
             StageEnded,

@@ -419,7 +419,7 @@ def test_a_session_is_not_stepped_beyond_its_room_nor_before_it_is_open(profile)
         llm.step([1])
     with pytest.raises(RequestError, match="used up the 4 positions"):
         llm.step([1])
-    with pytest.raises(RequestError, match="no session 2"):
+    with pytest.raises(RequestError, match="no such session"):
         llm.step([2])
 
 

@@ -9,7 +9,18 @@ ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = {"records", "wire", "errors"}
 # Rooms from the ground up; a room may import rooms of lower layers, and of its own layer without a cycle.
 LAYERS = {
-    0: {*VOCABULARY, "compiling", "nvml", "provenance", "identity", "places", "packages", "processes", "voice_folder"},
+    0: {
+        *VOCABULARY,
+        "compiling",
+        "nvml",
+        "provenance",
+        "identity",
+        "keys",
+        "places",
+        "packages",
+        "processes",
+        "voice_folder",
+    },
     1: {
         "columns",
         "rungs",
@@ -67,7 +78,7 @@ LAYERS = {
 }
 SIDE_ROOM = "vibevoice"  # server-side torch
 SIDE_ROOM_MAY_IMPORT = {
-    *("wire", "errors", "script", "compiling", "voice_folder", "identity", "places", "provenance"),
+    *("wire", "errors", "script", "compiling", "voice_folder", "identity", "places", "provenance", "keys"),
     SIDE_ROOM,
 }
 LAYER_OF = {room: layer for layer, rooms in LAYERS.items() for room in rooms}

@@ -2,14 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 
 from harness import wire
 from harness.vibevoice.mending import Mender, Note, Registry, one_more_restart, server_mark
-from harness.vibevoice.sessions import first_session_id, is_alive
+from harness.vibevoice.sessions import is_alive, is_stopped, session_ids
 
 SERVER = "1-7-1"
 DEAD = 2**22 + 1  # above any process id
@@ -52,6 +55,28 @@ def test_a_process_that_died_is_told_from_one_that_runs(sleeper):
     assert not is_alive(sleeper.pid)
     sleeper.wait()
     assert not is_alive(sleeper.pid)
+
+
+def test_a_process_that_stays_stopped_is_ended_before_its_model_is_loaded(registry, sleeper):
+    """One that goes on after Triton has replaced it ends the server. A short stop, as of a whole host, is none."""
+    registry.put(note_of(wire.VOCODER, os.getpid()), "a")
+    registry.put(note_of(wire.VOICE, sleeper.pid), "b")
+    registry.put(note_of(wire.LLM, os.getpid()), "c")
+    mender, loaded = mender_of(registry)
+    for _ in range(2):
+        sleeper.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED)
+        assert [mender.look(0.0) for _ in range(4)] == [[]] * 4 and is_alive(sleeper.pid)
+        sleeper.send_signal(signal.SIGCONT)
+        while is_stopped(sleeper.pid):
+            time.sleep(0.01)
+        assert mender.look(0.0) == []
+    sleeper.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED)
+    for _ in range(6):
+        mender.look(0.0)
+    sleeper.wait(10)
+    assert mender.look(1.0) in ([wire.VOICE], []) and loaded == [(wire.VOICE, "1")]
 
 
 def test_a_model_whose_process_died_is_loaded_again_once(registry, sleeper):
@@ -139,8 +164,13 @@ def test_every_restart_makes_another_configuration():
     assert json.loads(one_more_restart("{}"))["parameters"] == {"restarts": {"string_value": "1"}}
 
 
-def test_session_ids_of_two_processes_never_meet():
-    assert first_session_id(5) + 2**32 - 2 < first_session_id(6)
+def test_session_ids_of_two_processes_never_meet_and_cannot_be_guessed():
+    drawn = {pid: [next(ids) for _ in range(1_000)] for pid in (1, 5, 6, 2**22 - 1) for ids in [session_ids(pid)]}
+    for pid, ids in drawn.items():
+        assert {session >> 42 for session in ids} == {pid}
+        assert len(set(ids)) == 1_000 and 0 < min(ids) and max(ids) < 2**64
+        ahead = np.diff([session % 2**42 for session in ids])
+        assert abs((ahead > 0).mean() - 0.5) < 0.1 and np.abs(ahead).min() > 1_000  # no counter
 
 
 def test_servers_of_one_pid_are_told_apart_by_when_they_started(sleeper):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import make_request, still_running
 from test_vibevoice import Speaker
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
 from harness import doctor, wire
 from harness.client import SpeechClient, infer_message
@@ -139,24 +139,6 @@ def test_an_input_that_is_left_out_is_named(triton, place, name):
     message = infer_message(make_request())
     del message.inputs[place], message.raw_input_contents[place]
     assert f"the request has no {name}" in answer_to(triton.url, message)
-
-
-def test_what_others_call_the_stages_with_strikes_nobody_else(triton, speak):
-    """A stage can be called past the entry: with an id in letters, with steps that no schedule has, with many rows."""
-    start = service_pb2.ModelInferRequest(model_name=wire.LLM)
-    start.parameters["sequence_id"].string_param = "letters"
-    start.parameters["sequence_start"].bool_param = True
-    add_input(start, wire.SESSION, "INT32", np.array([[5, 3, 0, 1]], np.int32))
-    assert "no session 'letters'" in answer_to(triton.url, start)
-    for rows, steps, words in ((1, 0, "outside 1 to 100"), (1, 5_000, "outside 1 to 100"), (3, 10, "several rows")):
-        noise = service_pb2.ModelInferRequest(model_name=wire.DIFFUSION)
-        add_input(noise, wire.CONDITION, "FP32", np.zeros((rows, 2, 64), np.float32))
-        add_input(noise, wire.NOISE, "FP32", np.zeros((rows, 64), np.float32))
-        add_input(noise, wire.GUIDANCE, "FP32", np.ones((rows, 1), np.float32))
-        add_input(noise, wire.STEPS, "INT32", np.full((rows, 1), steps, np.int32))
-        assert words in answer_to(triton.url, noise)
-    (result,) = speak(make_request())
-    assert (result.outcome, result.error) == (Outcome.DONE, "")
 
 
 def add_input(message, name, datatype, array):

@@ -21,7 +21,7 @@ from harness.errors import RequestError
 from harness.vibevoice.diffusion import DiffusionStage
 from harness.vibevoice.llm import LLMStage
 from harness.vibevoice.presets import Weights, randomise_
-from harness.vibevoice.sessions import SPARE_STEPS, first_session_id
+from harness.vibevoice.sessions import SPARE_STEPS, session_ids
 from harness.vibevoice.vocoder import VocoderStage
 
 FRAME, BEGIN, END, STOP = (
@@ -334,7 +334,7 @@ def test_a_session_that_never_ends_is_stopped_when_its_room_is_used_up():
     stages = Stages(Weights("tiny", seed=0))
     talk = Talk(10, noise_of(6, 41))
     stages.open(1, prompt_of(1, 20), 10, forced=False, say=[FRAME])
-    with pytest.raises(RequestError, match="session 1 has used up the 96 positions it reserved"):
+    with pytest.raises(RequestError, match="the session has used up the 96 positions it reserved"):
         stages.speak(1, talk)
     assert len(talk.tokens) == 1 + 10 + 1 + SPARE_STEPS
 
@@ -359,7 +359,38 @@ def test_sessions_of_a_process_that_ended_give_their_room_back(weights):
     ended = subprocess.Popen(["true"])
     ended.wait()
     llm = LLMStage(weights, kv_limit_bytes=1 << 20)
-    llm.open(first_session_id(ended.pid), 98, 900)
-    llm.open(first_session_id(os.getpid()), 98, 900)
+    llm.open(next(session_ids(ended.pid)), 98, 900)
+    llm.open(next(session_ids(os.getpid())), 98, 900)
     with pytest.raises(RequestError, match="^busy"):
-        llm.open(first_session_id(os.getpid()) + 1, 98, 900)
+        llm.open(next(session_ids(os.getpid())), 98, 900)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [(3, 10, -5), (-1, 10, 0), (3, -1, 0), (3, 10, 11), (2**31 - 1, 10, 0), (3, 2**31 - 1, 0), (3, 0, 1), (0, -9, -9)],
+)
+def test_sizes_that_no_session_has_are_refused_before_memory_is_taken(weights, numbers):
+    llm = LLMStage(weights)
+    with pytest.raises(RequestError, match="cannot be"):
+        llm.open(1, *numbers)
+    assert len(llm.sessions) == 0 and llm.kv_bytes == 0
+
+
+@pytest.mark.parametrize("ids", [[-1], [2**31 - 1], [0, 5, -(2**31)]])
+def test_a_prompt_part_of_other_tokens_than_the_models_is_refused(stages, ids):
+    stages.llm.open(1, 5, 3)
+    with pytest.raises(RequestError, match="token_ids lie outside 0 to"):
+        stages.llm.prefill(1, torch.tensor(ids), torch.zeros(0, 64))
+
+
+def test_a_prompt_part_with_other_voice_frames_than_places_is_refused(stages):
+    stages.llm.open(1, 5, 3)
+    with pytest.raises(RequestError, match="1 places for 2 voice frames"):
+        stages.llm.prefill(1, torch.tensor([stages.llm.config.audio_token_id]), torch.zeros(2, 64))
+
+
+@pytest.mark.parametrize("tokens, rows", [([], 0), ([9], 1), ([FRAME], 2), ([FRAME, END], 1)])
+def test_a_past_that_no_session_had_is_refused(stages, tokens, rows):
+    stages.llm.open(1, 5, 3)
+    with pytest.raises(RequestError, match="a past of"):
+        stages.llm.replay(1, tokens, torch.zeros(rows, 64), torch.zeros(rows, 128))

@@ -275,7 +275,7 @@ def test_a_session_that_starts_late_holds_the_positions_of_its_past(weights):
 
 
 def test_an_unknown_session_is_refused_by_name(weights):
-    with pytest.raises(RequestError, match="no session 99"):
+    with pytest.raises(RequestError, match="no such session"):
         LLMStage(weights).step([99], torch.zeros(1, 64), torch.zeros(1, 128))
 
 

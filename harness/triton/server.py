@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -23,8 +24,9 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from harness import wire
 from harness.errors import InputError, ServerError
 from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested
+from harness.keys import control_headers, remove_keys, write_control_key, write_private
 from harness.places import CODE, ROOT
-from harness.processes import end_group, signals_held, spawn
+from harness.processes import end_group, hide_argument, signals_held, spawn
 from harness.replicas import in_words
 from harness.targets import Target
 from harness.triton import stub as stub_python
@@ -40,6 +42,11 @@ _STUB_MEMORY = 16 << 20  # bytes, taken at once by every process: a frame on its
 _STUB_START_S = 300
 _METRICS_PORT = 8002  # Triton's own choice
 _SHARED_MEMORY = Path("/dev/shm")
+_RESTRICTED = "model-repository,shared-memory,trace,logging"  # calls that change a server: they need its key
+_KEY_NAME = "harness"
+CONTROL_HEADER = f"triton-grpc-protocol-{_KEY_NAME}"  # in which Triton expects the key
+
+Headers = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -104,18 +111,29 @@ class TritonServer:
     """One tritonserver process on loopback with a deployment in it; use it as a context manager.
 
     Attributes: ``url`` (gRPC host:port), ``metrics_url``, ``pid``, ``folder`` (configurations and log), ``stages``
-    (what each of its processes says that it runs on).
+    (what each of its processes says that it runs on), ``control_headers`` (the key of calls that change it).
+    ``http`` opens Triton's HTTP port too, on loopback (``http_url``): one request can end that of Triton 2.51.
     """
 
-    def __init__(self, deployment: Deployment, *, root: Path = ROOT, public: bool = False, port: int | None = None):
+    def __init__(
+        self,
+        deployment: Deployment,
+        *,
+        root: Path = ROOT,
+        public: bool = False,
+        port: int | None = None,
+        http: bool = False,
+    ):
         self.deployment = deployment
         self.public = public  # others on this machine may find it by local_url()
-        self.port = port
+        self.port, self.http, self.http_url = port, http, ""
+        self.control_headers: Headers = ((CONTROL_HEADER, secrets.token_hex(32)),)
         remove_stale(root)
         self.folder = root / _STATE / f"triton-{os.getpid()}-{time.monotonic_ns():x}"
-        self.shm_prefix = f"harness_{os.getpid()}_{time.monotonic_ns():x}_"
+        self.shm_prefix = _shm_prefix(self.folder)
         self.log = self.folder / "tritonserver.log"
         self.stages: tuple[StageIdentity, ...] = ()
+        self.kept_log: Path | None = None  # of a server that ended and was not stopped
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> TritonServer:
@@ -142,11 +160,14 @@ class TritonServer:
             grpc_port = _must_be_free(self.port)
         self.url, self.metrics_url = f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics}/metrics"
         self.target = Target.of(self.url)
+        self.http_url = f"http://127.0.0.1:{http}" if self.http else ""
         try:
             with signals_held() as interrupted:
+                self.folder.mkdir(parents=True, mode=0o700)
                 self._python = stub_python.lay_out(self.folder / "python", stub_python.search_path())
                 self._lay_out(found)
-                ports = [f"--http-port={http}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
+                ports = [f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
+                ports += [f"--allow-http={str(self.http).lower()}", f"--http-port={http}"]
                 try:
                     self._run(found, ports, timeout_s, interrupted)
                 except ServerError:
@@ -164,7 +185,7 @@ class TritonServer:
     def reload(self, deployment: Deployment) -> list[str]:
         """Load the stages whose configuration changed, and no other; returns their names."""
         with self.target.channel(self.url) as channel:
-            changed = load_changes(channel, self.deployment.configs(), deployment.configs())
+            changed = load_changes(channel, self.deployment.configs(), deployment.configs(), self.control_headers)
         self.deployment = deployment
         self.identify()
         return changed
@@ -196,17 +217,41 @@ class TritonServer:
 
     def _end(self) -> None:
         if self._process is not None:
+            self._keep_log()
             end_group(self._process, _EXIT_TIMEOUT_S + 2)
+            remove_keys(self.pid)
         remove_shared_memory(self.shm_prefix)
+
+    def last_words(self) -> str:
+        """How a server ended that nobody stopped, the last line of its log, and where that is: facts for its user."""
+        self._keep_log()
+        code = self._process.poll() if self._process else None
+        how = "" if code is None else f" by signal {-code}" if code < 0 else f" with exit status {code}"
+        log = self.kept_log or self.log
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+        said = f"its last line: {lines[-1][-300:]}" if lines else "it logged nothing"
+        return f"tritonserver ended{how}; {said}; its log: {log}"
+
+    def _keep_log(self) -> None:
+        """Keep the log of a server that nobody stopped: nothing else says why it ended."""
+        if self.kept_log is None and not self.alive() and self.log.exists() and self.stages:
+            kept = self.folder.parent / f"{self.folder.name}.log"
+            with contextlib.suppress(OSError):
+                shutil.copy2(self.log, kept)
+                self.kept_log = kept
 
     def _aborted(self) -> bool:
         """Whether it ended as Triton (2.51) now and then does while it starts, of a lock shared with a stage."""
         return not self.alive() and "boost::interprocess::lock_exception" in self.log.read_text(errors="replace")
 
     def _run(self, found: Distribution, ports: list[str], timeout_s: float, interrupted: Callable[[], bool]) -> None:
+        began_s = time.time()
         self._launch(found, ports)
         self._write_state()
-        self._wait_ready(timeout_s, interrupted)
+        try:
+            self._wait_ready(timeout_s, interrupted)
+        finally:
+            _remove_environments(began_s)
 
     def _lay_out(self, found: Distribution) -> None:
         backend = self.folder / "backends" / "python"
@@ -218,6 +263,7 @@ class TritonServer:
         threads = _GPU_BACKEND_THREADS if self.deployment.kind == GPU else _BACKEND_THREADS
         command = [str(found.server), *server_flags(self.folder / "models", self.folder / "backends", threads)]
         command += [*ports, f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
+        command.append(f"--grpc-restricted-protocol={_RESTRICTED}:{_KEY_NAME}={self.control_headers[0][1]}")
         self._process = spawn(command, self.log, niceness=_NICE, environment=server_environment(found, self._python))
 
     def _write_state(self) -> None:
@@ -230,16 +276,20 @@ class TritonServer:
             "preset": self.deployment.preset,
             "public": self.public,
         }
-        (self.folder / "state.json").write_text(json.dumps(state))
+        (self.folder / "state.json").unlink(missing_ok=True)
+        write_private(self.folder / "state.json", json.dumps(state))
+        write_control_key(self.pid, self.url, *self.control_headers[0])
 
     def _wait_ready(self, timeout_s: float, interrupted: Callable[[], bool]) -> None:
         """Until all models are ready, or a signal has come, which is left to who holds it."""
-        deadline = time.monotonic() + timeout_s
+        deadline, key_shown = time.monotonic() + timeout_s, True
         with self.target.channel(self.url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while time.monotonic() < deadline:
                 if not self.alive():
                     raise ServerError(f"Triton ended while it was starting:\n{self._why()}")
+                if key_shown and psutil.Process(self.pid).children():  # it has read its command, as everybody can
+                    key_shown = not hide_argument(self.pid, self.control_headers[0][1])
                 if interrupted() or is_ready(stub):
                     return
                 time.sleep(0.1)
@@ -338,18 +388,21 @@ class RemoteTriton:
 
     def _load(self, configs: Configs) -> list[str]:
         with self._channel() as channel:
-            changed = load_changes(channel, self.loaded, configs)
+            changed = load_changes(channel, self.loaded, configs, control_headers(self.url))
         self.loaded = configs
         return changed
 
 
-def load_changes(channel: grpc.Channel, before: Configs, after: Configs) -> list[str]:
-    """Load the models whose configuration differs, the stages side by side; returns their names."""
+def load_changes(channel: grpc.Channel, before: Configs, after: Configs, headers: Headers = ()) -> list[str]:
+    """Load the models whose configuration differs, the stages side by side; returns their names.
+
+    ``headers``: with the key of a server that has closed its model control.
+    """
     changed = [model for model in wire.MODELS if before[model] != after[model]]
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     callers = (wire.ENTRY, wire.FRAME)  # last: loading a stage takes the models that call it along
     for models in ([model for model in changed if model not in callers], *([m] for m in callers if m in changed)):
-        loads = [(model, _begin_load(stub, model, as_json(after[model]))) for model in models]
+        loads = [(model, _begin_load(stub, model, as_json(after[model]), headers)) for model in models]
         for model, load in loads:
             _end_load(model, load)
     return changed
@@ -428,6 +481,19 @@ def local_urls(root: Path = ROOT) -> list[str]:
     return sorted(state["url"] for state in _states(root) if state["public"] and is_alive(state["server"]))
 
 
+def has_open_control(channel: grpc.Channel, headers: Headers = (), timeout_s: float = 5.0) -> bool:
+    """Whether a server lets anybody who reaches it load models, which is to run code on its host.
+
+    It only asks for the list of models. False also where it cannot be asked; ``headers``: of a proxy before it.
+    """
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    try:
+        stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=timeout_s, metadata=headers or None)
+    except grpc.RpcError:
+        return False
+    return True
+
+
 def remove_stale(root: Path = ROOT) -> None:
     """Remove what servers left behind whose owner was killed: processes, shared memory, folders."""
     for state in _states(root):
@@ -435,11 +501,15 @@ def remove_stale(root: Path = ROOT) -> None:
             continue
         if is_alive(state["server"]):
             _kill_tree(psutil.Process(state["server"][0]))
+        _end_orphans(state["shm_prefix"])
+        remove_keys(state["server"][0])
         remove_shared_memory(state["shm_prefix"])
         shutil.rmtree(state["folder"], ignore_errors=True)
-    for folder in (root / _STATE).glob("triton-*"):
+    for folder in (root / _STATE).glob("triton-*/"):
         if not (folder / "state.json").exists() and not psutil.pid_exists(int(folder.name.split("-")[1])):
-            shutil.rmtree(folder, ignore_errors=True)  # killed before it had written its state
+            _end_orphans(_shm_prefix(folder))  # killed before it had written its state
+            remove_shared_memory(_shm_prefix(folder))
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def process_mark(pid: int) -> list:
@@ -451,6 +521,27 @@ def process_mark(pid: int) -> list:
 
 def is_alive(mark: list) -> bool:
     return mark[1] >= 0 and process_mark(mark[0]) == list(mark)
+
+
+def _shm_prefix(folder: Path) -> str:
+    """How the names of a server's shared memory begin, by its folder: its processes carry it in their commands."""
+    return f"harness_{folder.name.removeprefix('triton-').replace('-', '_')}_"
+
+
+def _end_orphans(prefix: str) -> None:
+    """End the stage processes of a server that is gone."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.uids().effective == os.geteuid() and any(w.startswith(prefix) for w in process.cmdline()[1:4]):
+                process.kill()
+
+
+def _remove_environments(since_s: float) -> None:
+    """Remove the empty folders that Triton makes as it starts, for packed environments that no stage of ours has."""
+    for folder in Path("/tmp").glob("python_env_*"):
+        with contextlib.suppress(OSError):  # one that holds something stays
+            if folder.stat().st_uid == os.geteuid() and folder.stat().st_ctime >= since_s:
+                folder.rmdir()
 
 
 def remove_shared_memory(prefix: str) -> None:
@@ -498,17 +589,19 @@ def _config_of(stub, model: str) -> model_config_pb2.ModelConfig:
         raise ServerError(f"Triton does not tell the configuration of {model}: {error.details()}") from error
 
 
-def _begin_load(stub, model: str, config_json: str) -> grpc.Future:
+def _begin_load(stub, model: str, config_json: str, headers: Headers) -> grpc.Future:
     request = service_pb2.RepositoryModelLoadRequest(model_name=model)
     request.parameters["config"].string_param = config_json
-    return stub.RepositoryModelLoad.future(request, timeout=120)
+    return stub.RepositoryModelLoad.future(request, timeout=120, metadata=headers or None)
 
 
 def _end_load(model: str, load: grpc.Future) -> None:
     try:
         load.result()
     except grpc.RpcError as error:
-        raise ServerError(f"Triton refused the new configuration of {model}: {error.details()}") from error
+        told = error.details() or ""
+        fix = f"; give its key with --header @FILE, a line '{CONTROL_HEADER}: KEY'" if "restricted" in told else ""
+        raise ServerError(f"Triton refused the new configuration of {model}: {told}{fix}") from error
 
 
 def _states(root: Path) -> list[dict]:

@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb
 from harness import identity, places, provenance, wire
 from harness.errors import HarnessError, InputError, RequestError, ServerError
 from harness.identity import StageIdentity
-from harness.vibevoice import emulation, limits, mending
+from harness.vibevoice import emulation, limits, mending, shapes
 from harness.vibevoice.instances import instance_name
 from harness.vibevoice.parameters import parameters
 
@@ -43,9 +43,15 @@ def check_numpy(version: str = np.__version__) -> None:
         )
 
 
+def begin() -> None:
+    """Make this process safe for the tensors of any request; to be called before anything else of ``pb``."""
+    check_numpy()
+    shapes.guard(lambda: pb.Tensor("first", np.zeros(1, np.float32)).as_numpy())
+
+
 def stage(args: dict):
     """The stage that a model's config asks for: on the device of this instance, or emulated with a profile's times."""
-    check_numpy()
+    begin()
     built = _build(args)
     settle()
     mending.attend(args, load_model, identity_of(args, built))
@@ -185,13 +191,27 @@ def tensor(array: np.ndarray):
 
 
 def optional(request, name: str) -> np.ndarray | None:
+    """An input, None where the request leaves it out. Raises RequestError for a shape that cannot be."""
     found = pb.get_input_tensor_by_name(request, name)
-    return None if found is None else found.as_numpy()
+    if found is None:
+        return None
+    array = found.as_numpy()
+    if shapes.is_impossible(array):
+        raise RequestError(f"{name} has a shape that no tensor can have: send the sizes of its content")
+    return array
+
+
+def given(request, name: str) -> np.ndarray:
+    """An input without which the request cannot be answered: Triton (2.51) does not always miss it."""
+    found = optional(request, name)
+    if found is None:
+        raise RequestError(f"the request has no {name}: send it")
+    return found
 
 
 def rows(requests: list, name: str):
     """One input of many single-row requests as one batch, as ``tensor`` makes it: [N, …]."""
-    arrays = [pb.get_input_tensor_by_name(r, name).as_numpy() for r in requests]
+    arrays = [given(r, name) for r in requests]
     if any(len(array) != 1 for array in arrays):  # the answers to the others would go astray
         raise RequestError(f"{name} has several rows: ask for one at a time, the server makes the batches")
     return tensor(np.concatenate(arrays))

@@ -9,13 +9,14 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from harness import wire
-from harness.vibevoice import backend
+from harness.vibevoice import backend, door
 from harness.vibevoice.failures import in_words
 
 NO_LATENT = np.zeros((1, wire.LATENT_SIZE), np.float32)
 NO_SEMANTIC = np.zeros((1, wire.SEMANTIC_SIZE), np.float32)
 _NOT_A_FRAME = np.full((1, 1), wire.TOKEN_SPEECH_BEGIN, np.int32)
 _NO_TOKENS = np.zeros((1, 1), np.int32)
+_PARAMETERS = door.as_parameters(door.server_key())
 
 
 async def call(model: str, inputs: dict[str, np.ndarray], outputs: list[str], session: int = 0, flags: int = 0):
@@ -23,8 +24,8 @@ async def call(model: str, inputs: dict[str, np.ndarray], outputs: list[str], se
     try:
         answer = await _request(model, inputs, outputs, session, flags).async_exec()
     except pb.TritonModelException as error:
-        raise in_words(str(error)) from None
-    return _outputs(answer, outputs)
+        raise in_words(_without_id(str(error), session)) from None
+    return _outputs(answer, outputs, session)
 
 
 def call_here(model: str, inputs: dict[str, np.ndarray], outputs: list[str], session: int = 0):
@@ -32,8 +33,8 @@ def call_here(model: str, inputs: dict[str, np.ndarray], outputs: list[str], ses
     try:
         answer = _request(model, inputs, outputs, session).exec()
     except pb.TritonModelException as error:
-        raise in_words(str(error)) from None
-    return _outputs(answer, outputs)
+        raise in_words(_without_id(str(error), session)) from None
+    return _outputs(answer, outputs, session)
 
 
 def _request(model: str, inputs: dict[str, np.ndarray], outputs: list[str], session: int, flags: int = 0):
@@ -43,12 +44,18 @@ def _request(model: str, inputs: dict[str, np.ndarray], outputs: list[str], sess
         requested_output_names=outputs,
         correlation_id=session,
         flags=flags,
+        parameters=_PARAMETERS,
     )
 
 
-def _outputs(answer, names: list[str]) -> list[np.ndarray]:
+def _without_id(message: str, session: int) -> str:
+    """Triton's messages name the session, and who knows its id could end it."""
+    return message.replace(f" {session}", "") if session else message
+
+
+def _outputs(answer, names: list[str], session: int) -> list[np.ndarray]:
     if answer.has_error():
-        raise in_words(answer.error().message())
+        raise in_words(_without_id(answer.error().message(), session))
     return [pb.get_output_tensor_by_name(answer, name).as_numpy() for name in names]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import io
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,11 @@ import numpy as np
 from harness import wire
 from harness.errors import RequestError
 
-VERSION = 1
+VERSION = 2
 TOKENS = (wire.TOKEN_SPEECH_FRAME, wire.TOKEN_SPEECH_BEGIN, wire.TOKEN_SPEECH_END, wire.TOKEN_END_OF_TEXT)
 _SAMPLE_BYTES = 1 << 16
+CODE_BYTES = 32  # HMAC-SHA-256
+MOST_BYTES = 128 << 20  # four times what 90 minutes take
 _TYPES = {
     "version": (np.int64, ()),
     "model": (np.str_, ()),
@@ -70,15 +73,26 @@ class Past:
             part = slice(start, start + size)
             yield self.tokens[part], latents[part], semantics[part]
 
-    def encode(self) -> bytes:
-        """The session as an uncompressed .npz."""
+    def encode(self, key: str) -> bytes:
+        """The session as an uncompressed .npz, after an authentication code under the deployment's key."""
         file = io.BytesIO()
         np.savez(file, version=VERSION, **asdict(self))
-        return file.getvalue()
+        return _code(file.getvalue(), key) + file.getvalue()
 
     @classmethod
-    def decode(cls, data: bytes) -> Past:
-        """The session in these bytes. Raises RequestError where they are not whole or not of this version."""
+    def decode(cls, data: bytes, key: str) -> Past:
+        """The session in these bytes.
+
+        Raises RequestError where they were not made with this key, are not whole or not of this version.
+        """
+        if len(data) > MOST_BYTES:
+            raise RequestError(f"{wire.CARRY} has {len(data)} bytes, and no session has more than {MOST_BYTES}")
+        code, data = data[:CODE_BYTES], data[CODE_BYTES:]
+        if not hmac.compare_digest(code, _code(data, key)):
+            raise RequestError(
+                f"{wire.CARRY} is damaged, or was not made by this deployment: send the bytes that the server gave, "
+                "all of them; servers that resume each other's sessions need one carry_key_file"
+            )
         try:
             values = _read(data)
         except Exception as error:  # a foreign zip can fail in a dozen ways, and none of them is ours
@@ -102,6 +116,10 @@ class Past:
             )
         if self.ended:
             raise RequestError(f"the session in {wire.CARRY} has said all of its script: there is nothing to resume")
+
+
+def _code(data: bytes, key: str) -> bytes:
+    return hmac.digest(key.encode(), data, hashlib.sha256)
 
 
 def _read(data: bytes) -> dict:
@@ -134,6 +152,9 @@ def _check(values: dict) -> None:
     for name in ("tokens", "say"):
         if not np.isin(values[name], TOKENS).all():
             raise ValueError(f"{name} are not all of {TOKENS}")
+    for name in ("latents", "semantics", "state"):
+        if not np.isfinite(values[name]).all():
+            raise ValueError(f"{name} hold what is no number")
     if values["seed"] < 0 or not 0 <= values["start_frame"] <= wire.MAX_FRAMES:
         raise ValueError(f"seed {values['seed']}, start frame {values['start_frame']}")
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from harness import wire
 from harness.errors import RequestError
-from harness.vibevoice.sessions import SPARE_STEPS, Sessions, check_room, room_used_up
+from harness.vibevoice.sessions import SPARE_STEPS, Sessions, check_numbers, check_room, room_used_up
 from harness.vibevoice.times import Profile, Times
 
 _SPIN_NS = 100_000  # a sleep may end this much late; the rest of the time is waited for awake
@@ -119,6 +119,7 @@ class EmulatedLLM:
         say: Sequence[int] = (),
     ) -> None:
         """Take room for a session as ``LLMStage.open`` does."""
+        check_numbers(prompt_tokens, frames, start_frame)
         spare = 0 if forced else SPARE_STEPS
         rooms = prompt_tokens + 1 + frames + len(say) + spare, 1 + frames
         self.sessions.drop_idle()
@@ -131,38 +132,38 @@ class EmulatedLLM:
     def prefill(self, session_id: int, token_ids: Sequence[int], voice_frames: object = None) -> None:
         """Add token_ids [T] to the prompt."""
         session = self.sessions.get(session_id)
-        self._extend(session_id, session, 0, len(token_ids))
+        self._extend(session, 0, len(token_ids))
         if session.lengths[0] == session.prompt_tokens:
             session.lengths[0] += session.start_frame
 
     def replay(self, session_id: int, tokens: Sequence[int], latent: object = None, semantic: object = None) -> None:
         """Take steps whose answers are known."""
         session = self.sessions.get(session_id)
-        self._extend(session_id, session, 0, len(tokens))
+        self._extend(session, 0, len(tokens))
         reset = max((i for i, token in enumerate(tokens) if token == wire.TOKEN_SPEECH_BEGIN), default=-1)
         if reset >= 0:
             session.lengths[1] = 0
         if frames := list(tokens[reset + 1 :]).count(wire.TOKEN_SPEECH_FRAME):
-            self._extend(session_id, session, 1, frames)
+            self._extend(session, 1, frames)
 
     def step(self, session_ids: Sequence[int], latent: object = None, semantic: object = None):
         """One frame for each session -> condition [N, 2, hidden] (zeros), token [N] (wire.TOKEN_*)."""
         sessions = [self.sessions.get(session_id) for session_id in session_ids]
-        for branch, (session_id, session) in itertools.product((0, 1), zip(session_ids, sessions, strict=True)):
-            self._check_room(session_id, session, branch)
+        for branch, session in itertools.product((0, 1), sessions):
+            self._check_room(session, branch)
         contexts = [session.context for session in sessions]
         _call(self, lambda times: times.step_ms(contexts))
         tokens = [_say(session) for session in sessions]
         return np.zeros((len(tokens), 2, self.hidden_size), np.float32), np.array(tokens, np.int32)
 
-    def _extend(self, session_id: int, session: _Session, branch: int, positions: int) -> None:
-        self._check_room(session_id, session, branch, positions)
+    def _extend(self, session: _Session, branch: int, positions: int) -> None:
+        self._check_room(session, branch, positions)
         _call(self, lambda times: times.prefill_ms(positions, session.lengths[branch]))
         session.lengths[branch] += positions
 
-    def _check_room(self, session_id: int, session: _Session, branch: int, positions: int = 1) -> None:
+    def _check_room(self, session: _Session, branch: int, positions: int = 1) -> None:
         if session.lengths[branch] + positions > session.rooms[branch]:
-            raise room_used_up(session_id, session.rooms[branch])
+            raise room_used_up(session.rooms[branch])
 
 
 def _say(session: _Session) -> int:

@@ -6,14 +6,16 @@ Only a Triton stub process can import this module.
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 import os
+import secrets
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from harness import wire
-from harness.errors import HarnessError, RequestError
+from harness import keys, wire
+from harness.errors import HarnessError, RequestError, ServerError
 from harness.vibevoice import backend, calls, mending
 from harness.vibevoice.admission import Line
 from harness.vibevoice.carry import Past, model_mark, script_mark
@@ -21,7 +23,7 @@ from harness.vibevoice.instances import instances
 from harness.vibevoice.parameters import number, parameters
 from harness.vibevoice.presets import Weights
 from harness.vibevoice.prompt import PromptBuilder, SpeechRequest
-from harness.vibevoice.sessions import first_session_id
+from harness.vibevoice.sessions import session_ids
 from harness.vibevoice.talk import Channel, ClientLeft, Talk
 from harness.vibevoice.tokenizer import tokenizer_for
 from harness.vibevoice.voices import frames_of, load_voices
@@ -36,17 +38,20 @@ _OPTIONS = (
     wire.UNTIL_END,
     wire.KEEP,
 )
+LONG_SCRIPT_BYTES = 16_000
+SWITCH_S = 0.001  # how long a thread that reads a script may keep the interpreter from those that speak
 
 
 class Entry:
     """Serves requests of one entry instance; sessions of all of them run side by side on its event loop."""
 
     def __init__(self, args: dict):
-        backend.check_numpy()
+        backend.begin()
         given = parameters(args)
         checkpoint, weights_seed = given.get("checkpoint", ""), int(given.get("weights_seed", 0))
         config = Weights(given["preset"], checkpoint=checkpoint).config
         self.model = model_mark(given["preset"], weights_seed, checkpoint, bool(given.get("emulate")))
+        self.carry_key = _carry_key(given.get("carry_key_file", ""))
         self.voices = load_voices(given.get("voices", ""))
         voice_frames = {voice: frames_of(samples) for voice, samples in self.voices.items()}
         tokenizer = tokenizer_for(config, checkpoint)
@@ -55,6 +60,8 @@ class Entry:
         self.beat_s = number(given, "beat_seconds")
         self.prefill_tokens = number(given, "prefill_tokens")
         self.prefills = asyncio.Semaphore(number(given, "prefills_at_once"))
+        self.long_scripts = asyncio.Semaphore(1)
+        sys.setswitchinterval(SWITCH_S)
         self.encoded_voices: dict[int, asyncio.Task] = {}
         self.executor: ThreadPoolExecutor | None = None
         self.channels: set[Channel] = set()
@@ -63,7 +70,7 @@ class Entry:
         self.line = Line(places, number(given, "waiting_limit"), patience_s)
         # A session holds two threads: one that speaks and one that tells, or two calls of stages when it closes.
         self.calls_at_once = 2 * places + 4
-        self.session_ids = itertools.count(first_session_id(os.getpid()))
+        self.session_ids = session_ids(os.getpid())
         backend.settle()
         mending.attend(args, backend.load_model, backend.identity_of(args))
 
@@ -118,11 +125,13 @@ class Entry:
         if say is not None and say.size:
             options[wire.SAY] = say.flatten().tolist()
         if carry is not None and carry.size:
-            options[wire.CARRY] = await asyncio.to_thread(Past.decode, carry.tobytes())
+            options[wire.CARRY] = await asyncio.to_thread(Past.decode, carry.tobytes(), self.carry_key)
         text = _required(request, wire.TEXT_INPUT).flat[0]
         speaker_ids = _required(request, wire.SPEAKER_IDS).flatten().tolist()
-        # In a thread: an hour's script takes 20 ms, and others are speaking.
-        checked = await asyncio.to_thread(self.prompts.request, text, speaker_ids, options)
+        # In a thread: an hour's script takes 20 ms, and others are speaking. Of long ones, a thread at a time: each
+        # makes every other thread wait for the interpreter.
+        async with self.long_scripts if len(text) > LONG_SCRIPT_BYTES else contextlib.nullcontext():
+            checked = await asyncio.to_thread(self.prompts.request, text, speaker_ids, options)
         if checked.past:
             checked.past.check_owner(self.model, self._script_mark(checked))
         return checked
@@ -143,7 +152,7 @@ class Entry:
         await talk.prefill(voices, self.prefill_tokens, self.prompts.config.audio_token_id, self.prefills)
         await asyncio.to_thread(talk.speak, self.executor)
         if talk.request.keep:
-            await talk.keep(self.model, self._script_mark(talk.request))
+            await talk.keep(self.model, self._script_mark(talk.request), self.carry_key)
 
     def _script_mark(self, request: SpeechRequest) -> str:
         return script_mark(request.prompt.token_ids, request.prompt.voices, self.voices)
@@ -163,8 +172,19 @@ class Entry:
         return outputs[0].reshape(-1, wire.LATENT_SIZE)
 
 
+def _carry_key(file: str) -> str:
+    """The key of kept sessions. Raises ServerError where the file that a deployment names cannot be used."""
+    try:
+        return keys.shared_key(keys.deployment_key_file(file))
+    except ServerError as error:
+        if file:
+            raise
+        print(f"sessions that are kept cannot be resumed by another server, or after a restart: {error}", flush=True)
+        return secrets.token_hex(32)
+
+
 def _required(request, name: str) -> np.ndarray:
-    """An input that Triton (2.51) does not miss where a request leaves it out."""
+    """An input that Triton (2.51) does not miss where a request leaves it out, in the words that a client reads."""
     found = backend.optional(request, name)
     if found is None:
         raise RequestError(f"the request has no {name}: a script to speak and a voice for each speaker are needed")

@@ -11,7 +11,7 @@ from harness.vibevoice.admission import Busy
 # What Triton or a stage says of a session whose process is gone, or is another one than it was opened in.
 _ENDED = (
     re.compile(r"Stub process '(?P<model>\w+?)_\d+_\d+' is not healthy"),
-    re.compile(r"(?P<model>\w+) has no session \d+"),
+    re.compile(r"(?P<model>\w+) has no such session"),
     re.compile(r"to model '(?P<model>\w+)' must specify the START flag"),
 )
 _PLACE = re.compile(r"at instance (\d+) of (\d+)")

@@ -13,7 +13,7 @@ from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice.backbone import Backbone
 from harness.vibevoice.presets import Weights
-from harness.vibevoice.sessions import SPARE_STEPS, NoRoom, Sessions, check_room, room_used_up
+from harness.vibevoice.sessions import SPARE_STEPS, NoRoom, Sessions, check_numbers, check_room, room_used_up
 
 KV_LIMIT_BYTES = 8 << 30
 _QUERY_BLOCK = 256  # positions of a later prompt part that attend together: the mask holds a row for each
@@ -95,6 +95,7 @@ class LLMStage:
         It says the tokens of ``say`` (wire.TOKEN_*) first, then frames if it is forced, else what the model says.
         Raises RequestError, beginning with wire.BUSY where there is no room now but might be later.
         """
+        check_numbers(prompt_tokens, frames, start_frame)
         if not self.special.keys() >= set(say):  # in the middle of a step it would strike the others of its batch
             raise RequestError(f"{wire.SAY} holds what is no token: {sorted(set(say) - self.special.keys())}")
         with_rows = prompt_tokens + 1 + frames + len(say) + (0 if forced else SPARE_STEPS)
@@ -123,11 +124,14 @@ class LLMStage:
         """Add token_ids [T] to the prompt; voice_frames [V, 64] fill the places of the audio tokens among them."""
         session = self.sessions.get(session_id)
         branch = session.with_prompt
+        self._check_ids(token_ids)
         places = (token_ids == self.config.audio_token_id).nonzero().flatten()  # on the host: no wait for a GPU
+        if len(places) != len(voice_frames):
+            raise RequestError(f"a prompt part has {len(places)} places for {len(voice_frames)} voice frames")
         embeds = self.backbone.embed_tokens(token_ids.to(self.device, torch.long))
         if voice_frames.numel():
             embeds.index_copy_(0, places.to(self.device), self.acoustic(voice_frames.to(self.device, self.dtype)))
-        self._extend(session_id, branch, embeds)
+        self._extend(branch, embeds)
         prompt_tokens, spoken = session.fill_after_prompt
         if branch.length == prompt_tokens:
             branch.fill(spoken)
@@ -138,14 +142,16 @@ class LLMStage:
         tokens[i]. Both branches then hold what stepping would have left there, after one pass each.
         """
         session = self.sessions.get(session_id)
+        if not tokens or not self.special.keys() >= set(tokens) or not len(tokens) == len(latent) == len(semantic):
+            raise RequestError(f"a past of {len(tokens)} steps holds what is none, or other inputs than its steps had")
         embeds = self._fed(latent, semantic, [session.pending_token, *map(self._follows, tokens[:-1])])
-        self._extend(session_id, session.with_prompt, embeds)
+        self._extend(session.with_prompt, embeds)
         reset = max((i for i, token in enumerate(tokens) if token == wire.TOKEN_SPEECH_BEGIN), default=-1)
         if reset >= 0:
             session.without_prompt.length = 0
         frames = [i for i, token in enumerate(tokens) if token == wire.TOKEN_SPEECH_FRAME and i > reset]
         if frames:
-            self._extend(session_id, session.without_prompt, embeds[frames])
+            self._extend(session.without_prompt, embeds[frames])
         session.pending_token = self._follows(tokens[-1])
 
     @torch.inference_mode()
@@ -158,7 +164,7 @@ class LLMStage:
         """
         sessions = [self.sessions.get(session_id) for session_id in session_ids]
         branches = [s.with_prompt for s in sessions] + [s.without_prompt for s in sessions]
-        self._check_room(session_ids, branches)
+        self._check_room(branches)
         embeds = self._fed(latent, semantic, [session.pending_token for session in sessions])
         hidden = self._hidden(embeds.repeat(2, 1), branches)
         # Before anything of a session moves: where this fails, each session is stepped again by itself.
@@ -174,6 +180,12 @@ class LLMStage:
             return self.compiled(embeds, [branch.kv for branch in branches], lengths)
         return self.backbone(embeds, torch.tensor(lengths, device=self.device), self._step_kv(branches))
 
+    def _check_ids(self, token_ids: torch.Tensor) -> None:
+        """A GPU that looks up an embedding which is not there is lost to all sessions of the process."""
+        most = len(self.backbone.embed_tokens.weight)
+        if len(token_ids) and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < most:
+            raise RequestError(f"{wire.TOKEN_IDS} lie outside 0 to {most - 1}")
+
     def _step_kv(self, branches: list[Branch]):
         if self.device.type != "cuda":
             return _StepKV(branches)
@@ -181,10 +193,10 @@ class LLMStage:
 
         return RaggedStep([branch.kv for branch in branches], [branch.length for branch in branches])
 
-    def _extend(self, session_id: int, branch: Branch, embeds: torch.Tensor) -> None:
+    def _extend(self, branch: Branch, embeds: torch.Tensor) -> None:
         """Add positions with these inputs [T, hidden] to one branch."""
         if branch.length + len(embeds) > branch.capacity:
-            raise room_used_up(session_id, branch.capacity)
+            raise room_used_up(branch.capacity)
         positions = torch.arange(branch.length, branch.length + len(embeds), device=self.device)
         self.backbone(embeds, positions, _PrefillKV(branch))
         branch.length += len(embeds)
@@ -243,10 +255,10 @@ class LLMStage:
                 "lower it"
             ) from None
 
-    def _check_room(self, session_ids: list[int], branches: list[Branch]) -> None:
-        for row, branch in enumerate(branches):
+    def _check_room(self, branches: list[Branch]) -> None:
+        for branch in branches:
             if branch.length >= branch.capacity:
-                raise room_used_up(session_ids[row % len(session_ids)], branch.capacity)
+                raise room_used_up(branch.capacity)
 
 
 def _choose(session: _Session, said: int) -> int:

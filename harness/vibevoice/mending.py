@@ -11,23 +11,26 @@ import atexit
 import contextlib
 import json
 import os
+import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from harness import wire
 from harness.identity import StageIdentity
+from harness.keys import SHARED_FOLDER, server_mark, write_private
 from harness.vibevoice.instances import instance_name
-from harness.vibevoice.sessions import is_alive
+from harness.vibevoice.sessions import is_alive, is_stopped
 
 # Which processes watch, the first that is there on behalf of all: loading a model stops the process that asks for it
 # until it is loaded. The voice encoder has the least to do.
 WATCHERS = (wire.VOICE, wire.LLM, wire.ENTRY)
-_FOLDER = Path("/dev/shm")  # where Triton keeps what it shares with these processes
 _SUFFIX = ".model"
 _LOOK_S = 0.5
+_STOPPED_LOOKS = 6
 _TRY_AGAIN_S = 10.0  # after a load that failed
 _RESTARTS = "restarts"  # a parameter that grows: Triton does not load a configuration that has not changed
 
@@ -52,13 +55,14 @@ class Note:
 class Registry:
     """The notes of one server's processes, as files."""
 
-    def __init__(self, server: str, folder: Path = _FOLDER):
+    def __init__(self, server: str, folder: Path = SHARED_FOLDER):
         self.server, self.folder = server, folder
 
     def put(self, note: Note, name: str) -> Path:
         path = self.folder / f"{name}{_SUFFIX}"
         draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(note)))
+        draft.unlink(missing_ok=True)
+        write_private(draft, json.dumps(asdict(note)))
         draft.rename(path)
         return path
 
@@ -80,14 +84,18 @@ class Mender:
     def __init__(self, registry: Registry, load: Callable[[str, str], None], pid: int):
         self.registry, self.load, self.pid = registry, load, pid
         self._not_before: dict[str, float] = {}  # model -> when to try again
+        self._stopped: Counter[int] = Counter()  # process -> how many times in a row it was seen stopped
 
     def look(self, now_s: float) -> list[str]:
         """Look around once; returns the models that were loaded again."""
         notes = self.registry.notes()
-        living = [note for note in notes.values() if note.living]
+        stopped = {note.pid for note in notes.values() if is_stopped(note.pid)}
+        self._stopped = Counter({pid: self._stopped[pid] + 1 for pid in stopped})
+        living = [note for note in notes.values() if note.living and note.pid not in stopped]
         watching = [(WATCHERS.index(note.model), note.pid) for note in living if note.model in WATCHERS]
         if not watching or min(watching)[1] != self.pid:
             return []
+        self._end_stopped()
         by_age = sorted(notes.values(), key=lambda note: note.since_ns)
         newest, deployed = {note.instance: note for note in by_age}, {note.model: note.config for note in by_age}
         died: dict[str, Note] = {}
@@ -99,6 +107,14 @@ class Mender:
             elif note.config == deployed[note.model]:  # or else fewer instances have taken the place of its own
                 died[note.model] = note
         return [model for model, note in died.items() if self._mend(model, note, now_s)]
+
+    def _end_stopped(self) -> None:
+        """End processes that stay stopped: one that went on after Triton has replaced it would end the server."""
+        for pid, times in self._stopped.items():
+            if times >= _STOPPED_LOOKS:
+                print(f"process {pid} has been stopped for {times * _LOOK_S:g} s, and is ended", flush=True)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _mend(self, model: str, note: Note, now_s: float) -> bool:
         if now_s < self._not_before.get(model, 0.0):
@@ -125,12 +141,6 @@ def one_more_restart(config: str) -> str:
     return json.dumps(content)
 
 
-def server_mark(pid: int) -> str:
-    """Tells a server from any other whose processes see the same notes: a pid alone is 1 in many a container."""
-    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"{os.stat('/proc/self/ns/pid').st_ino}-{pid}-{started}"
-
-
 def identities() -> list[dict]:
     """What every living process of this process's server says of itself, one for each instance of each model."""
     notes = Registry(server_mark(os.getppid())).notes().values()
@@ -147,7 +157,10 @@ def attend(args: dict, load: Callable[[str, str], None], identity: StageIdentity
         mark, pid, instance_name(args), args["model_name"], args["model_config"], time.monotonic_ns(),
         identity.content(),
     )  # fmt: skip
-    path = registry.put(note, Path("/proc/self/cmdline").read_bytes().split(b"\0")[2].decode())
+    region = Path("/proc/self/cmdline").read_bytes().split(b"\0")[2].decode()
+    with contextlib.suppress(OSError):
+        (SHARED_FOLDER / region).chmod(0o600)  # what is said passes through it, and Triton lets everybody read it
+    path = registry.put(note, region)
     atexit.register(path.unlink, missing_ok=True)
     if note.model in WATCHERS:
         _watch(Mender(registry, load, pid), server)

@@ -15,7 +15,8 @@ _SYSTEM = (
     " Transform the text provided by various speakers into speech output, "
     "utilizing the distinct voice of each respective speaker.\n"
 )
-MOST_BYTES_PER_TOKEN = 16  # of text, which has about 5: what is longer is not worth the time that cutting it would take
+MOST_LINES = 20_000  # of a script: 90 minutes have less than a tenth of it, and each costs time
+MOST_BYTES_PER_TOKEN = 8  # of text, which has about 5: what is longer is not worth the time that cutting it would take
 FRAMES_PER_TEXT_TOKEN = 1.875  # how long a text speaks, where the request does not say
 LONGEST_END_FRAMES, LONGEST_END = 64, 4  # one that ends by itself has room for so much more, and so often its length
 
@@ -153,6 +154,11 @@ class PromptBuilder:
             raise ScriptError(
                 f"the script has {len(text)} bytes, and no text of more than {most} fits the model's context of "
                 f"{self.context} tokens: cut it into parts"
+            )
+        lines = 1 + text.count(b"\n") + text.count(b"\r")
+        if lines > MOST_LINES:
+            raise ScriptError(
+                f"the script has {lines} lines, and may have {MOST_LINES}: leave empty ones out, or cut it into parts"
             )
 
     def _check(self, request: SpeechRequest) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -11,7 +12,8 @@ from harness import wire
 from harness.errors import RequestError
 
 IDLE_LIMIT_S = 120.0  # a session that nobody steps for so long is dropped
-_OWNER_BITS = 32
+_OWNER_BITS = 42  # random ones; above them 22 for the pid, of 64 that Triton has
+MOST_POSITIONS = 1 << 24  # far beyond any model's context, and no product of it overflows
 SPARE_STEPS = 64  # steps for which a session that ends by itself has room beside its frames and what it is made to say
 
 State = TypeVar("State")
@@ -20,7 +22,7 @@ State = TypeVar("State")
 class Sessions(Generic[State]):
     """Session id -> state, with the sessions that nobody steps any more dropped when a new one opens.
 
-    A session id says who owns it: see ``first_session_id``.
+    A session id says who owns it: see ``session_ids``.
     """
 
     def __init__(self, stage: str, clock: Callable[[], float] = time.monotonic):
@@ -35,7 +37,7 @@ class Sessions(Generic[State]):
     def open(self, session_id: int, state: State) -> None:
         """Keep a session. Raises RequestError for an id that is no number: it would not say who owns it."""
         if not isinstance(session_id, int):
-            raise RequestError(f"{self._stage} has no session {session_id!r}: number it")
+            raise RequestError(f"{self._stage} takes no session whose id is a text: number it")
         self.drop_idle()
         self._states[session_id] = state
         self._used_at[session_id] = self._clock()
@@ -46,7 +48,7 @@ class Sessions(Generic[State]):
             state = self._states[session_id]
         except KeyError:
             raise RequestError(
-                f"{self._stage} has no session {session_id}: it was closed or its process restarted; ask again"
+                f"{self._stage} has no such session: it was closed or its process restarted; ask again"
             ) from None
         self._used_at[session_id] = self._clock()
         return state
@@ -66,23 +68,42 @@ class Sessions(Generic[State]):
             self.close(session_id)
 
 
-def first_session_id(pid: int) -> int:
-    """Where a process counts its session ids from: they differ from those of any other process of this host."""
-    return (pid << _OWNER_BITS) + 1
+def session_ids(pid: int) -> Iterator[int]:
+    """Session ids of a process: no other process of this host makes them, and nobody can guess the next."""
+    while True:
+        yield (pid << _OWNER_BITS) + secrets.randbits(_OWNER_BITS)
 
 
 def _owner_of(session_id: int) -> int:
-    """The process that opened a session, 0 for an id that was not counted by one."""
+    """The process that opened a session, 0 for an id that was made by none."""
     return session_id >> _OWNER_BITS
 
 
 def is_alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and waits to be reaped does not."""
+    return _state_of(pid) not in "ZX"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal and does not go on by itself."""
+    return _state_of(pid) == "T"
+
+
+def _state_of(pid: int) -> str:
+    """The state of a process as /proc has it; X for one that is gone."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
+        return "X"
+
+
+def check_numbers(prompt_tokens: int, frames: int, start_frame: int) -> None:
+    """Raise RequestError where these cannot be the sizes of a session: memory is taken and filled by them."""
+    if not (0 <= prompt_tokens <= MOST_POSITIONS and 0 <= start_frame <= frames <= MOST_POSITIONS):
+        raise RequestError(
+            f"a session of {prompt_tokens} prompt tokens and {frames} frames, {start_frame} of them taken as spoken, "
+            f"cannot be: give 0 to {MOST_POSITIONS} of each, and no more spoken frames than frames"
+        )
 
 
 class NoRoom(RequestError):
@@ -107,10 +128,10 @@ def check_room(positions: int, bytes_per_position: int, taken_bytes: int, limit_
         )
 
 
-def room_used_up(session_id: int, positions: int) -> RequestError:
+def room_used_up(positions: int) -> RequestError:
     """The error of a session that would step beyond the positions it took when it opened."""
     return RequestError(
-        f"session {session_id} has used up the {positions} positions it reserved for its prompt, its frames and what "
+        f"the session has used up the {positions} positions it reserved for its prompt, its frames and what "
         "else it may say: ask for more frames, or cut the script into parts"
     )
 

@@ -191,12 +191,12 @@ class Talk:
             self.channel.audio(ready[0] if len(ready) == 1 else np.concatenate(ready))
         self.channel.check()
 
-    async def keep(self, model: str, script: str) -> None:
-        """Give the client its session, to go on with later; it ends here. The marks say whose it is."""
+    async def keep(self, model: str, script: str, key: str) -> None:
+        """Give the client its session to go on with later; it ends. The marks say whose it is; ``key`` seals it."""
         self._at_vocoder = False
         state = (await calls.close_vocoder(self.number)).copy()
         # In a thread: an hour of speech takes a tenth of a second, and others are speaking.
-        self.channel.carry(await asyncio.to_thread(lambda: self._past(model, script, state).encode()))
+        self.channel.carry(await asyncio.to_thread(lambda: self._past(model, script, state).encode(key)))
 
     def _past(self, model: str, script: str, state: np.ndarray) -> Past:
         request = self.request

@@ -3,14 +3,16 @@
 from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice import backend
+from harness.vibevoice.door import Door
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        self.door = Door(args["model_name"])
         self.stage = backend.stage(args)
 
     def execute(self, requests):
-        return backend.answer_together(requests, self._denoise)
+        return self.door.answer(requests, lambda ours: backend.answer_together(ours, self._denoise))
 
     def _denoise(self, requests):
         condition, noise = backend.rows(requests, wire.CONDITION), backend.rows(requests, wire.NOISE)

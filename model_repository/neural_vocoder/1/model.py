@@ -4,10 +4,12 @@ import numpy as np
 
 from harness import wire
 from harness.vibevoice import backend
+from harness.vibevoice.door import Door
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        self.door = Door(args["model_name"])
         self.stage = backend.stage(args)
         self.nothing = {
             wire.AUDIO: np.zeros((1, wire.SAMPLES_PER_FRAME), np.float32),
@@ -15,6 +17,9 @@ class TritonPythonModel:
         }
 
     def execute(self, requests):
+        return self.door.answer(requests, self._serve)
+
+    def _serve(self, requests):
         managing = {i for i, request in enumerate(requests) if request.flags() & (backend.START | backend.END)}
         steps = [request for i, request in enumerate(requests) if i not in managing]
         managed = iter(backend.answer_each([requests[i] for i in sorted(managing)], self._manage))

@@ -5,12 +5,14 @@ import numpy as np
 from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice import backend
+from harness.vibevoice.door import Door
 from harness.vibevoice.failures import at_instance
 from harness.vibevoice.instances import place_of
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        self.door = Door(args["model_name"])
         self.stage = backend.stage(args)
         self.place = place_of(args)
         hidden = self.stage.hidden_size
@@ -20,6 +22,9 @@ class TritonPythonModel:
         }
 
     def execute(self, requests):
+        return self.door.answer(requests, self._serve)
+
+    def _serve(self, requests):
         steps = [i for i, request in enumerate(requests) if self._is_step(request)]
         stepping = set(steps)
         others = [i for i in range(len(requests)) if i not in stepping]
@@ -48,7 +53,7 @@ class TritonPythonModel:
         return backend.response(**self.nothing)
 
     def _open(self, session_id: int, request) -> None:
-        tokens, frames, start_frame, forced = backend.optional(request, wire.SESSION)[0].tolist()
+        tokens, frames, start_frame, forced = backend.given(request, wire.SESSION)[0].tolist()
         say = backend.optional(request, wire.SAY)
         said_first = [] if say is None else say[0].tolist()
         try:
@@ -63,8 +68,11 @@ class TritonPythonModel:
 
 
 def _flat(request, name: str):
-    return backend.tensor(backend.optional(request, name)[0])
+    return backend.tensor(backend.given(request, name)[0])
 
 
 def _rows(request, name: str, size: int = wire.LATENT_SIZE):
-    return _flat(request, name).reshape(-1, size)
+    values = _flat(request, name)
+    if len(values) % size:
+        raise RequestError(f"{name} has {len(values)} values: send {size} for each row")
+    return values.reshape(-1, size)

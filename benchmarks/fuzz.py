@@ -1,0 +1,578 @@
+"""Attacks a server with seeded, malformed and greedy requests, and watches one honest stream beside them.
+
+Requests go to the entry, to the stages past it, to calls that change a server, and as raw bytes. Then each case that
+held other clients up, or ended a process, once runs on its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import common
+import grpc
+import model
+import numpy as np
+import psutil
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from harness import wire
+from harness.client import infer_message
+from harness.records import Request
+from harness.triton.server import CONTROL_HEADER, TritonServer
+
+EXAMPLE = "python benchmarks/fuzz.py --requests 5000 --seed 1"
+CLIENTS = 4
+SERVICE = "/inference.GRPCInferenceService/"
+EXTREMES = (0, 1, -1, 2, 7, 40_000, 2**31 - 1, -(2**31), 2**40, 2**61, 2**62, 2**62 + 1, -(2**62), 2**63 - 1, -(2**63))
+SIZES = {"INT32": 4, "FP32": 4, "INT64": 8, "UINT8": 1, "BOOL": 1, "BYTES": 1}
+STAGES = (wire.FRAME, *wire.STAGES, wire.VOICE)
+UNCLEAR = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|\.py\(\d+\)")
+SCRIPT = "Speaker 1: Good morning, and welcome.\nSpeaker 2: Thank you. It is early."
+VICTIM_FRAMES = 150
+GROWTH_BYTES = 48 << 20  # of all processes after warm-up; allocators take memory in steps
+GAP_MS = 1_000
+PATIENCE_S = 5  # for the first answer to a request
+DENIED = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
+
+def request(name: str, script: str = SCRIPT, frames: int = 4, speakers=(0, 0), **more) -> Request:
+    return Request(name, "short", script, tuple(speakers), frames, due_ns=time.monotonic_ns(), **more)
+
+
+@dataclass
+class Tally:
+    """What came of the requests, counted by threads side by side."""
+
+    answers: Counter = field(default_factory=Counter)
+    hijacks: list[str] = field(default_factory=list)
+    unclear: Counter = field(default_factory=Counter)
+    crashed: list[str] = field(default_factory=list)
+
+    def judge(self, kind: str, error: str | None) -> None:
+        """An answer to one request: an error's text, "" for one that was served, None where none came in time."""
+        self.answers[(kind, "no answer" if error is None else "refused" if error else "served")] += 1
+        if error and UNCLEAR.search(error):
+            self.unclear[f"{kind}: {error[:160]}"] += 1
+        if error == "" and kind not in ("entry", "bytes", "dropped"):
+            self.hijacks.append(kind)
+
+
+class Victim:
+    """An honest client, one stream after another; its audio must be what it was before the attack."""
+
+    def __init__(self, url: str):
+        self.url, self.gaps_ms, self.failures, self.streams = url, [], [], 0
+        self.expected: np.ndarray | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Victim:
+        self._speak()  # alone: what it should be
+        self.gaps_ms.clear()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self._thread.join(60)
+
+    def largest_gap_ms(self, at_least: int = 0) -> float:
+        """The slowest gap between two chunks since it was asked last; waits for so many gaps, 30 s at most."""
+        deadline = time.monotonic() + 30
+        while len(self.gaps_ms) < at_least and time.monotonic() < deadline:
+            time.sleep(0.05)
+        gaps, self.gaps_ms = self.gaps_ms, []
+        return max(gaps, default=0.0)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._speak()
+
+    def _speak(self) -> None:
+        pieces, before, error = [], None, "no final answer"
+        with grpc.insecure_channel(self.url) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            message = infer_message(request("victim", frames=VICTIM_FRAMES, seed=3))
+            try:
+                for answer in stub.ModelStreamInfer(iter([message]), timeout=120):
+                    now = time.monotonic()
+                    if answer.error_message:
+                        error = answer.error_message
+                        break
+                    if answer.infer_response.parameters["triton_final_response"].bool_param:
+                        error = ""
+                        break
+                    outputs = [output.name for output in answer.infer_response.outputs]
+                    if wire.AUDIO_OUTPUT in outputs:
+                        if before is not None:
+                            self.gaps_ms.append(1e3 * (now - before))
+                        before = now
+                        pieces.append(answer.infer_response.raw_output_contents[outputs.index(wire.AUDIO_OUTPUT)])
+            except grpc.RpcError as failed:
+                error = f"{failed.code().name}: {failed.details()}"
+        self._judge(np.frombuffer(b"".join(pieces), "<f4"), error)
+
+    def _judge(self, audio: np.ndarray, error: str) -> None:
+        self.streams += 1
+        if self.expected is None and not error:
+            self.expected = audio
+        if error or audio.shape != self.expected.shape:
+            self.failures.append(error or f"{len(audio)} samples where {len(self.expected)} were asked for")
+        elif not np.allclose(audio, self.expected, atol=1e-3):
+            self.failures.append("other audio than it asked for")
+
+
+class Watch:
+    """The processes of a server: which ended, and what they hold."""
+
+    def __init__(self, server: TritonServer, tally: Tally):
+        self.server, self.tally = server, tally
+        self.known = self._children()
+
+    def _children(self) -> dict[int, str]:
+        return {p.pid: " ".join(p.cmdline()[1:2]) for p in psutil.Process(self.server.pid).children(recursive=True)}
+
+    def look(self, after: str) -> None:
+        now = self._children() if self.server.alive() else {}
+        for pid in self.known.keys() - now.keys():
+            self.tally.crashed.append(f"{self.known[pid]} ended; last: {after}")
+        for pid in now:
+            if psutil.pid_exists(pid) and psutil.Process(pid).status() == psutil.STATUS_ZOMBIE and pid in self.known:
+                self.tally.crashed.append(f"{self.known.pop(pid)} is a zombie; last: {after}")
+        self.known = {pid: self.known.get(pid, name) for pid, name in now.items()}
+
+    def holds(self) -> dict[str, float]:
+        """Processes, threads, shared-memory files, bytes of memory, and free KV cache in MiB."""
+        tree = [psutil.Process(self.server.pid), *psutil.Process(self.server.pid).children(recursive=True)]
+        return {
+            "processes": len(tree),
+            "threads": sum(process.num_threads() for process in tree),
+            "regions": len(list(Path("/dev/shm").glob(f"{self.server.shm_prefix}*"))),
+            "memory": sum(process.memory_full_info().uss for process in tree),
+            "free_kv_mib": model.free_mib(self.server),
+        }
+
+
+def shape_of(numbers: np.random.Generator, honest: Sequence[int]) -> list[int]:
+    kind = numbers.integers(5)
+    if kind == 0:
+        return [int(EXTREMES[numbers.integers(len(EXTREMES))]) for _ in honest]
+    if kind == 1:
+        return [*honest, int(EXTREMES[numbers.integers(len(EXTREMES))])]
+    if kind == 2:
+        return []
+    if kind == 3:
+        shape = list(honest) or [1]
+        shape[int(numbers.integers(len(shape)))] = int(EXTREMES[numbers.integers(len(EXTREMES))])
+        return shape
+    return list(honest)
+
+
+def text_of(numbers: np.random.Generator) -> bytes:
+    kinds = (
+        b"", b"\n" * 4_000, b"Speaker 9: x", b"Speaker 1:", b"\xff\xfe\x00", b"[Speaker 1] " * 300, b"a" * 9_000,
+        "Speaker 1: \u202e\u0000\x1b[31mred".encode(), b"Speaker 1: =1+1", numbers.bytes(200), SCRIPT.encode(),
+    )  # fmt: skip
+    return kinds[int(numbers.integers(len(kinds)))]
+
+
+def broken_input(numbers: np.random.Generator, message: pb.ModelInferRequest) -> None:
+    """Change one input of a message: its shape, its content, its type, its name, or leave it out or give it twice."""
+    place = int(numbers.integers(len(message.inputs)))
+    given, kind = message.inputs[place], numbers.integers(8)
+    if kind <= 2:
+        shape = shape_of(numbers, given.shape)
+        given.shape[:] = shape
+        if kind == 2:
+            count = max(0, int(np.prod([min(abs(size), 64) for size in shape] or [1])))
+            message.raw_input_contents[place] = numbers.bytes(min(count * SIZES.get(given.datatype, 1), 1 << 16))
+    elif kind == 3:
+        extreme = EXTREMES[int(numbers.integers(len(EXTREMES)))]
+        size = SIZES.get(given.datatype, 8)
+        message.raw_input_contents[place] = struct.pack("<q", extreme if -(2**63) <= extreme < 2**63 else 0)[:size]
+    elif kind == 4:
+        given.datatype = ("INT32", "FP32", "BYTES", "UINT8", "INT64", "FP64", "BF16", "", "X")[int(numbers.integers(9))]
+    elif kind == 5:
+        del message.inputs[place], message.raw_input_contents[place]
+    elif kind == 6:
+        message.inputs.add().CopyFrom(given)
+        message.raw_input_contents.append(message.raw_input_contents[place])
+    else:
+        message.raw_input_contents[place] = numbers.bytes(int(numbers.integers(64)))
+
+
+def entry_message(numbers: np.random.Generator) -> pb.ModelInferRequest:
+    """A request for speech with up to three faults in it."""
+    message = infer_message(
+        request(
+            f"r{numbers.integers(9)}", say=(0, 2), keep=bool(numbers.integers(2)), until_end=bool(numbers.integers(2))
+        )
+    )
+    if numbers.integers(3) == 0:
+        text = text_of(numbers)
+        message.raw_input_contents[0] = struct.pack("<I", len(text)) + text
+    if numbers.integers(6) == 0:
+        message.inputs.add(name=wire.CARRY, datatype="UINT8", shape=[64])
+        message.raw_input_contents.append(numbers.bytes(64))
+    for _ in range(int(numbers.integers(1, 4))):
+        if message.inputs:
+            broken_input(numbers, message)
+    odd_parameters(numbers, message)
+    if numbers.integers(8) == 0:
+        message.outputs.add(name=("audio_output", "nothing", "")[int(numbers.integers(3))])
+    if numbers.integers(16) == 0:
+        message.model_version = ("1", "2", "-1", "x" * 300)[int(numbers.integers(4))]
+    if numbers.integers(16) == 0:
+        message.id = ("\x1b[2J", "x" * 10_000, "\u202e")[int(numbers.integers(3))]
+    return message
+
+
+def odd_parameters(numbers: np.random.Generator, message) -> None:
+    names = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "entry_key", "x", "binary_data")
+    for name in names:
+        if numbers.integers(10):
+            continue
+        value, parameter = EXTREMES[int(numbers.integers(len(EXTREMES)))], message.parameters[name]
+        kind = numbers.integers(4)
+        if kind == 0:
+            parameter.bool_param = bool(value % 2)
+        elif kind == 1:
+            parameter.int64_param = value
+        elif kind == 2:
+            parameter.string_param = str(value)
+        else:
+            parameter.double_param = float(value)
+
+
+STAGE_INPUTS = {
+    wire.LLM: {wire.SESSION: ("INT32", [1, 4], struct.pack("<4i", 3, 10, 0, 1))},
+    wire.VOCODER: {wire.LATENT: ("FP32", [1, 64], bytes(256)), wire.TOKEN: ("INT32", [1, 1], bytes(4))},
+    wire.VOICE: {wire.WAVEFORM: ("FP32", [1, 3200], bytes(12_800))},
+    wire.DIFFUSION: {
+        wire.CONDITION: ("FP32", [1, 2, 64], bytes(512)),
+        wire.NOISE: ("FP32", [1, 64], bytes(256)),
+        wire.GUIDANCE: ("FP32", [1, 1], bytes(4)),
+        wire.STEPS: ("INT32", [1, 1], struct.pack("<i", 3)),
+    },
+    wire.FRAME: {
+        wire.PREVIOUS_LATENT: ("FP32", [1, 64], bytes(256)),
+        wire.PREVIOUS_SEMANTIC: ("FP32", [1, 128], bytes(512)),
+        wire.NOISE: ("FP32", [1, 64], bytes(256)),
+        wire.GUIDANCE: ("FP32", [1, 1], bytes(4)),
+        wire.STEPS: ("INT32", [1, 1], struct.pack("<i", 3)),
+    },
+}
+OPTIONAL = {
+    wire.LLM: {
+        wire.TOKEN_IDS: ("INT32", [1, 3], bytes(12)), wire.VOICE_FRAMES: ("FP32", [1, 64], bytes(256)),
+        wire.SAY: ("INT32", [1, 1], bytes(4)), wire.PAST_TOKEN: ("INT32", [1, 1], bytes(4)),
+        wire.PAST_LATENT: ("FP32", [1, 64], bytes(256)), wire.PAST_SEMANTIC: ("FP32", [1, 128], bytes(512)),
+        wire.LATENT: ("FP32", [1, 64], bytes(256)), wire.SEMANTIC: ("FP32", [1, 128], bytes(512)),
+    },
+    wire.VOCODER: {wire.STATE: ("FP32", [1, 9], bytes(36))},
+}  # fmt: skip
+
+
+def stage_message(numbers: np.random.Generator, stage: str, session: int | None = None) -> pb.ModelInferRequest:
+    """A call of a stage past the entry: whole, or with a fault in it."""
+    message = pb.ModelInferRequest(model_name=stage)
+    inputs = dict(STAGE_INPUTS[stage])
+    inputs |= {name: one for name, one in OPTIONAL.get(stage, {}).items() if numbers.integers(3) == 0}
+    for name, (kind, shape, content) in inputs.items():
+        message.inputs.add(name=name, datatype=kind, shape=shape)
+        message.raw_input_contents.append(content)
+    if numbers.integers(2):
+        broken_input(numbers, message)
+    odd_parameters(numbers, message)
+    if stage in (wire.LLM, wire.VOCODER, wire.FRAME):
+        message.parameters["sequence_id"].int64_param = (
+            int(numbers.integers(1, 1 << 62)) if session is None else session
+        )
+        message.parameters["sequence_start"].bool_param = bool(numbers.integers(2))
+        message.parameters["sequence_end"].bool_param = bool(numbers.integers(4) == 0)
+    return message
+
+
+def control_call(numbers: np.random.Generator) -> tuple[str, object]:
+    load = pb.RepositoryModelLoadRequest(model_name=("mine", wire.ENTRY, "../x")[int(numbers.integers(3))])
+    load.parameters["config"].string_param = '{"backend": "python"}'
+    load.parameters["file:1/model.py"].bytes_param = b"raise SystemExit"
+    calls = (
+        ("RepositoryModelLoad", load),
+        ("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=wire.ENTRY)),
+        ("RepositoryIndex", pb.RepositoryIndexRequest()),
+        ("SystemSharedMemoryRegister", pb.SystemSharedMemoryRegisterRequest(name="x", key="/x", byte_size=2**62)),
+        ("CudaSharedMemoryRegister", pb.CudaSharedMemoryRegisterRequest(name="x", raw_handle=b"x", byte_size=2**62)),
+        ("TraceSetting", pb.TraceSettingRequest()),
+        ("LogSettings", pb.LogSettingsRequest()),
+    )
+    return calls[int(numbers.integers(len(calls)))]
+
+
+class Attacker:
+    """One connection that sends its share of the requests."""
+
+    def __init__(self, url: str, seed: int, tally: Tally, victim_pids: Sequence[int]):
+        self.numbers = np.random.default_rng(seed)
+        self.channel, self.tally, self.pids = grpc.insecure_channel(url), tally, victim_pids
+        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+        self.last = ""
+
+    def attack(self, count: int) -> None:
+        kinds = (
+            self._entry,
+            self._entry,
+            self._entry,
+            self._stage,
+            self._stage,
+            self._bytes,
+            self._control,
+            self._drop,
+        )
+        with self.channel:
+            for _ in range(count):
+                kinds[int(self.numbers.integers(len(kinds)))]()
+
+    def _entry(self) -> None:
+        self._send("entry", entry_message(self.numbers))
+
+    def _stage(self) -> None:
+        stage, guess = STAGES[int(self.numbers.integers(len(STAGES)))], None
+        if self.numbers.integers(3) == 0:  # an id that an entry may have given
+            pid = int(self.pids[int(self.numbers.integers(len(self.pids)))])
+            guess = (pid << int(self.numbers.choice([32, 42]))) + int(self.numbers.integers(200))
+        self._send("stage", stage_message(self.numbers, stage, guess))
+
+    def _send(self, kind: str, message: pb.ModelInferRequest) -> None:
+        self.last = f"{kind} {message.model_name} {[(i.name, list(i.shape)) for i in message.inputs]}"[:300]
+        self.tally.judge(kind, self._answer(message))
+
+    def _answer(self, message) -> str | None:
+        stream = self.stub.ModelStreamInfer(iter([message]), timeout=PATIENCE_S)
+        try:
+            answer = next(stream, None)
+            return None if answer is None else answer.error_message
+        except grpc.RpcError as error:
+            return None if error.code() in DENIED else f"{error.code().name}: {error.details()}"
+        finally:
+            stream.cancel()
+
+    def _bytes(self) -> None:
+        """A message with bytes changed, cut or put in, past any protobuf library of ours."""
+        whole = bytearray((entry_message if self.numbers.integers(2) else _any_stage)(self.numbers).SerializeToString())
+        for _ in range(int(self.numbers.integers(1, 6))):
+            if whole:
+                whole[int(self.numbers.integers(len(whole)))] = int(self.numbers.integers(256))
+        data = bytes(whole[: int(self.numbers.integers(len(whole) + 1))] if self.numbers.integers(4) == 0 else whole)
+        method = ("ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics", "ModelReady")[
+            int(self.numbers.integers(5))
+        ]
+        self.last = f"bytes {method}"
+        try:
+            self.channel.unary_unary(SERVICE + method)(data, timeout=PATIENCE_S)
+            self.tally.judge("bytes", "")
+        except grpc.RpcError as error:
+            self.tally.judge("bytes", None if error.code() in DENIED else f"{error.code().name}: {error.details()}")
+
+    def _control(self) -> None:
+        method, message = control_call(self.numbers)
+        key = (None, ((CONTROL_HEADER, "0" * 64),), ((CONTROL_HEADER, ""),))[int(self.numbers.integers(3))]
+        self.last = f"control {method}"
+        try:
+            getattr(self.stub, method)(message, timeout=PATIENCE_S, metadata=key)
+            self.tally.judge(f"control {method}", "")
+        except grpc.RpcError as error:
+            self.tally.judge("control", f"{error.code().name}: {error.details()}")
+
+    def _drop(self) -> None:
+        """A client that leaves its stream in the middle."""
+        stream = self.stub.ModelStreamInfer(iter([infer_message(request("dropped", frames=400))]), timeout=PATIENCE_S)
+        try:
+            for _ in itertools.islice(stream, int(self.numbers.integers(3))):
+                pass
+            self.tally.judge("dropped", "")
+        except grpc.RpcError as error:
+            self.tally.judge("dropped", f"{error.code().name}: {error.details()}")
+        finally:
+            stream.cancel()
+
+
+def _any_stage(numbers: np.random.Generator) -> pb.ModelInferRequest:
+    return stage_message(numbers, STAGES[int(numbers.integers(len(STAGES)))])
+
+
+def attack(url: str, count: int, seed: int, tally: Tally, watch: Watch) -> None:
+    """Send ``count`` requests over CLIENTS connections, and look after the processes meanwhile."""
+    attackers = [Attacker(url, seed * 1_000 + i, tally, list(watch.known)) for i in range(CLIENTS)]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        futures = [pool.submit(a.attack, count // CLIENTS) for a in attackers]
+        while not all(future.done() for future in futures):
+            time.sleep(0.2)
+            watch.look("; ".join(a.last for a in attackers))
+        for future in futures:
+            future.result()
+
+
+# ── Cases that held others up ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def blocking_cases() -> dict[str, Callable[[], list[pb.ModelInferRequest]]]:
+    """By name, the messages that are sent at once."""
+    numbers = np.random.default_rng(0)
+
+    def starts():
+        messages = []
+        for i in range(512):
+            message = pb.ModelInferRequest(model_name=wire.LLM)
+            kind, shape, content = STAGE_INPUTS[wire.LLM][wire.SESSION]
+            message.inputs.add(name=wire.SESSION, datatype=kind, shape=shape)
+            message.raw_input_contents.append(content)
+            message.parameters["sequence_id"].int64_param = 10_000 + i + int(numbers.integers(1 << 40))
+            message.parameters["sequence_start"].bool_param = True
+            messages.append(message)
+        return messages
+
+    def six(script: str, **more):
+        return [infer_message(request(f"greedy {i}", script, **more)) for i in range(6)]
+
+    words = "It is early, and the market has not opened yet. " * 10_000
+    return {
+        "512 STARTs at the LLM stage": starts,
+        "6 scripts of 500,000 newlines": lambda: six("Speaker 1: a" + "\n" * 500_000),
+        "6 scripts of 500,000 line ends with spaces": lambda: six("Speaker 1: a" + "\n \n" * 166_000),
+        "6 scripts of 480,000 letters in words": lambda: six(f"Speaker 1: {words}"),
+        "6 scripts of 480,000 letters in one word": lambda: six("Speaker 1: " + "a" * 480_000),
+        "6 scripts of 30,000 turns": lambda: six("Speaker 1: a\n" * 30_000),
+        "6 scripts of 200,000 letters in words": lambda: six(f"Speaker 1: {words[:200_000]}"),
+        "6 requests with start_frame 40,000": lambda: six(SCRIPT, start_frame=40_000, frames=20),
+    }
+
+
+def hold_up(url: str, messages: list[pb.ModelInferRequest]) -> None:
+    """Send all messages at once, and wait for the end of each."""
+    with grpc.insecure_channel(url, options=[("grpc.max_send_message_length", -1)]) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+        def one(message) -> None:
+            try:
+                for answer in stub.ModelStreamInfer(iter([message]), timeout=60):
+                    if answer.error_message or answer.infer_response.parameters["triton_final_response"].bool_param:
+                        return
+            except grpc.RpcError:
+                return
+
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(one, messages))
+
+
+def leaks(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """What grew from warm-up to the end, in a phrase each."""
+    allowed = {"processes": 0, "threads": 32, "regions": 0, "memory": GROWTH_BYTES}
+    grown = [
+        f"{name}: {before[name]:,.0f} to {after[name]:,.0f}"
+        for name, more in allowed.items()
+        if after[name] - before[name] > more
+    ]
+    if after["free_kv_mib"] < before["free_kv_mib"]:
+        grown.append(f"KV cache held: {before['free_kv_mib'] - after['free_kv_mib']:.3g} MiB")
+    return grown
+
+
+def settled(watch: Watch, seconds: float) -> dict[str, float]:
+    """What a server holds once its last sessions have ended."""
+    deadline = time.monotonic() + seconds
+    holds = watch.holds()
+    while time.monotonic() < deadline:
+        time.sleep(1.0)
+        holds = watch.holds()
+    return holds
+
+
+def parts_of(requests: int) -> Iterator[int]:
+    """The warm-up, after which nothing may grow, and the rest."""
+    warm_up = max(CLIENTS, requests // 4)
+    yield warm_up
+    yield requests - warm_up
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = common.Parser(__doc__, EXAMPLE)
+    parser.add_argument(
+        "--requests", type=common.whole(8, 10**8), default=100_000, help="requests; 100000 unless given"
+    )
+    parser.add_argument("--seed", type=common.whole(0, 2**31), default=0, help="of all that is random; 0 unless given")
+    given = parser.parse_args(arguments)
+    count = min(given.requests, 400) if given.quick else given.requests
+    with common.served() as server:
+        return report(*fuzz(server, count, given.seed))
+
+
+def fuzz(server: TritonServer, count: int, seed: int):
+    tally, gaps_ms = Tally(), {}
+    watch = Watch(server, tally)
+    with Victim(server.url) as victim:
+        warm_up, rest = parts_of(count)
+        attack(server.url, warm_up, seed, tally, watch)
+    before, mib = settled(watch, 3), common.memory_mib(server)
+    with victim_again(victim) as victim:
+        common.say(f"{sum(tally.answers.values()):,} requests sent, {count:,} in all …")
+        attack(server.url, rest, seed + 1, tally, watch)
+        gaps_ms[f"{count:,} malformed requests"] = victim.largest_gap_ms()
+    grown = leaks(before, settled(watch, 5))
+    for name, now in common.memory_mib(server).items():
+        common.say(f"memory of {name}: {mib.get(name, 0):.0f} to {now:.0f} MiB")
+    with victim_again(victim) as victim:
+        for name, messages in blocking_cases().items():
+            common.say(f"{name} …")
+            victim.largest_gap_ms()
+            hold_up(server.url, messages())
+            watch.look(name)
+            gaps_ms[name] = victim.largest_gap_ms(at_least=20)
+    # Sessions of 40,000 frames are honest: the allocator keeps the memory of theirs for the next.
+    after = settled(watch, 5)
+    return tally, victim, gaps_ms, [*grown, *leaks(before, after | {"memory": before["memory"]})]
+
+
+def victim_again(before: Victim) -> Victim:
+    """The same client from here on; it keeps what it has counted."""
+    victim = Victim(before.url)
+    victim.expected, victim.failures, victim.streams = before.expected, before.failures, before.streams
+    return victim
+
+
+def report(tally: Tally, victim: Victim, gaps_ms: dict[str, float], grown: list[str]) -> int:
+    answers = common.table(f"Answers, beside {victim.streams} streams of an honest client", "to", "answer", "requests")
+    for (kind, answer), count in sorted(tally.answers.items()):
+        answers.add_row(kind, answer, f"{count:,}")
+    gaps = common.table("Slowest gap between two chunks of the honest client", "meanwhile", "ms")
+    for name, gap in gaps_ms.items():
+        gaps.add_row(name, f"{gap:.0f}")
+    unclear = [f"{n} x {text}" for text, n in tally.unclear.most_common(20)]
+    for line in (*tally.crashed, *tally.hijacks, *victim.failures, *grown, *unclear)[:60]:
+        common.say(f"! {line}")
+    figures = {
+        "requests": sum(tally.answers.values()),
+        "crashes": len(tally.crashed),
+        "hijacks": len(tally.hijacks),
+        "victim_failed": len(victim.failures),
+        "leaks": len(grown),
+        "unclear": sum(tally.unclear.values()),
+        "victim_gap_ms_max": round(max(gaps_ms.values()), 1),
+    }
+    common.finish([answers, gaps], figures)
+    wrong = any(figures[name] for name in ("crashes", "hijacks", "victim_failed", "leaks", "unclear"))
+    return common.EXIT_FAILED if wrong or figures["victim_gap_ms_max"] > GAP_MS else 0
+
+
+if __name__ == "__main__":
+    common.run(main)

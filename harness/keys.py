@@ -1,0 +1,107 @@
+"""Secrets that the processes of one user share: files that nobody else can read or has written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+
+from harness.errors import ServerError
+
+SHARED_FOLDER = Path("/dev/shm")  # where Triton keeps what it shares with the processes of its models
+STAGE_PARAMETER = "entry_key"  # of a request to a stage: the key by which it knows calls of its entry
+_STAGES, _CONTROL = "harness-stages-", "harness-control-"
+_DEPLOYMENT = "carry.key"
+_BYTES = 32
+
+
+def shared_key(path: Path) -> str:
+    """The key in a file, made by the first process that asks for it.
+
+    Raises ServerError where others could read the file or have written it.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return _read(path)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft.unlink(missing_ok=True)
+        write_private(draft, secrets.token_hex(_BYTES))
+        with contextlib.suppress(FileExistsError):  # another process was first: its key counts
+            os.link(draft, path)
+    except OSError as error:
+        raise ServerError(f"the key {path} cannot be made: {error.strerror}; make its folder writable") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return _read(path)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a new file that only its owner can read."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+        file.write(text)
+
+
+def stage_key_file(server_mark: str) -> Path:
+    """Where the processes of one tritonserver keep the key by which its stages know calls of its entry."""
+    return SHARED_FOLDER / f"{_STAGES}{server_mark}"
+
+
+def remove_keys(server_pid: int) -> None:
+    """Remove the keys of a server that has ended."""
+    for kind in (_STAGES, _CONTROL):
+        for path in SHARED_FOLDER.glob(f"{kind}*-{server_pid}-*"):
+            with contextlib.suppress(OSError):  # another user's
+                path.unlink()
+
+
+def write_control_key(server_pid: int, url: str, header: str, key: str) -> None:
+    """Put the key of calls that change a server where other commands of this user find it."""
+    path = SHARED_FOLDER / f"{_CONTROL}{server_mark(server_pid)}"
+    path.unlink(missing_ok=True)
+    write_private(path, json.dumps([url, header, key]))
+
+
+def control_headers(url: str) -> tuple[tuple[str, str], ...]:
+    """The key of the server of this user that runs at an address on this host; empty for any other."""
+    for path in SHARED_FOLDER.glob(f"{_CONTROL}*"):
+        with contextlib.suppress(ServerError, OSError, ValueError):
+            at, header, key = json.loads(_read(path))
+            if at == url and path.name == f"{_CONTROL}{server_mark(int(path.name.split('-')[-2]))}":
+                return ((header, key),)
+    return ()
+
+
+def deployment_key_file(given: str = "") -> Path:
+    """The key of kept sessions: the file that a deployment names, else one of this user on this host."""
+    if given:
+        return Path(given)
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "speech-capacity-harness" / _DEPLOYMENT
+
+
+def server_mark(pid: int) -> str:
+    """Tells a server from any other whose processes see the same files: a pid alone is 1 in many a container."""
+    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{os.stat('/proc/self/ns/pid').st_ino}-{pid}-{started}"
+
+
+def _read(path: Path) -> str:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
+            about, key = os.fstat(file.fileno()), file.read().strip()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ServerError(
+            f"the key {path} cannot be read: {error.strerror}; remove it, or give this user access"
+        ) from error
+    if about.st_uid != os.geteuid() or about.st_mode & 0o077:
+        raise ServerError(f"the key {path} is not this user's alone: chown it to this user, and chmod 600")
+    if len(key) < _BYTES:
+        raise ServerError(
+            f"the key {path} has {len(key)} characters: it needs {_BYTES} at least; remove it for a new one"
+        )
+    return key
