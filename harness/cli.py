@@ -335,9 +335,10 @@ def serve(
         out.print(f"drive it with: locust -f {_shown(SCENARIOS / 'podcast.py')}; Ctrl-C stops it", soft_wrap=True)
         while server.alive():
             time.sleep(0.5)
+        ended = server.last_words()
     finally:
         server.stop()
-    raise HarnessError("Triton ended by itself; start it again, and look at the memory of this machine")
+    raise HarnessError(f"nobody stopped the server, and {ended}; start it again")
 
 
 @app.command(epilog="Example: `harness speak script.txt --frames 75 --wav speech.wav --keep talk.npz`")

@@ -26,6 +26,7 @@ from harness.triton.identity import stages_of
 from harness.triton.server import (
     find_files,
     free_ports,
+    has_open_control,
     libpython_folder,
     libpython_name,
     local_urls,
@@ -249,7 +250,18 @@ def _remote(target: Target) -> list[Check]:
     """Whether each server is reached and, where it is, what its stages say that they run on."""
     reached = asyncio.run(_servers(target))
     pairs = zip(target.addresses, reached, strict=True)
-    return [*reached, *(_stages_of(target, address) for address, check in pairs if check.fine)]
+    ready = [address for address, check in pairs if check.fine]
+    return [*reached, *(check(target, address) for address in ready for check in (_control_of, _stages_of))]
+
+
+def _control_of(target: Target, address: str) -> Check:
+    with target.channel(address) as channel:
+        is_open = has_open_control(channel, target.headers)
+    fix = (
+        "whoever reaches this port can load models, which is to run code: start Triton with "
+        "--grpc-restricted-protocol=model-repository,shared-memory,trace,logging:harness=KEY"
+    )
+    return Check(f"model control of {address}", not is_open, "open" if is_open else "closed", fix if is_open else "")
 
 
 def _stages_of(target: Target, address: str) -> Check:

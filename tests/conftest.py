@@ -30,6 +30,12 @@ with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
 os.environ.pop("COLUMNS", None)  # set to 80 in pytest-xdist's workers; a console keeps what it finds when it is made
 
 
+@pytest.fixture(scope="session", autouse=True)
+def a_home_of_its_own(tmp_path_factory):
+    """Keys that last are of users, not of tests; processes that tests start inherit this."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture(autouse=True)
 def a_host_of_its_own(request, monkeypatch, tmp_path_factory):
     """Sign-offs of tests that run side by side measure nothing: one need not wait for another."""

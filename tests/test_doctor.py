@@ -7,6 +7,7 @@ import pytest
 
 from harness import doctor, nvml, packages
 from harness.doctor import Card, Host
+from harness.targets import Target
 from harness.triton.config import Deployment
 from harness.triton.server import shared_memory_needed
 
@@ -162,3 +163,10 @@ def test_gpus_are_read_from_the_driver(monkeypatch):
     )
     monkeypatch.setattr(nvml, "gpus", lambda: ())
     assert doctor._cards() == ()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_open_model_control_of_a_server_is_a_fault_with_its_fix(monkeypatch, is_open):
+    monkeypatch.setattr(doctor, "has_open_control", lambda channel, headers: is_open)
+    check = doctor._control_of(Target.of("127.0.0.1:1"), "127.0.0.1:1")
+    assert check.fine is not is_open and ("--grpc-restricted-protocol" in check.fix) is is_open

@@ -221,7 +221,9 @@ def test_every_process_of_a_server_says_what_it_runs_on(triton):
     assert (llm.kv_limit_bytes, llm.kv_bytes_per_token) == (8 << 30, 512)
     with pytest.raises(ServerError, match="nothing is measured .*kind gpu was requested"):
         RemoteTriton(triton.url, Requested("tiny", "gpu")).__enter__()
-    told = {check.what: check for check in doctor.examine(ROOT, Target.of(triton.url))}[f"stages of {triton.url}"]
+    checks = {check.what: check for check in doctor.examine(ROOT, Target.of(triton.url))}
+    told, control = checks[f"stages of {triton.url}"], checks[f"model control of {triton.url}"]
+    assert (control.fine, control.found) == (True, "closed")
     assert (told.fine, told.found) == (True, "cpu, float32, preset tiny")
 
 
