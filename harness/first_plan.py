@@ -198,7 +198,8 @@ def answer(given: str | None, ask: Callable[[str, str], str] | None, question: s
     if ask is None:
         return read(default)
     while True:
+        said = ask(question, default)  # where nobody answers it raises, and nothing is asked again
         try:
-            return read(ask(question, default))
+            return read(said)
         except HarnessError as error:
             question = f"{error}\n{question.rpartition(chr(10))[2]}"

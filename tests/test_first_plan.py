@@ -15,7 +15,9 @@ def init(*options, answers: str | None = None):
     return CliRunner().invoke(app, ["init", *map(str, options)], input=answers)
 
 
-@pytest.mark.parametrize(("preset", "gpus", "mix"), itertools.product(PRESETS, (0, 1, 8), (*MIXES, 0.5, 37.5, 5400.0)))
+@pytest.mark.parametrize(
+    ("preset", "gpus", "mix"), list(itertools.product(PRESETS, (0, 1, 8), (*MIXES, 0.5, 37.5, 5400.0)))
+)
 def test_every_answer_makes_a_plan_that_passes(tmp_path, preset, gpus, mix):
     answers = Answers(preset, gpus, mix, 0.8, 0.7, (0.25, 40.0), 2.5)
     plan = load_plan(write_plan(tmp_path / "first.yaml", answers))
