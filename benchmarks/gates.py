@@ -339,9 +339,9 @@ class Tally:
         return sum(self._says(each) is True for each in self.judged)
 
     def _says(self, judged: Judged) -> bool | None:
-        """False where a gate of the fault found it, True where it passed; None where it is not testable."""
-        said = [judged.gates.get(name) for name in self.cell.finds]
-        return False if False in said else (None if None in said else True)
+        """False where a gate of the fault found it, True where one passed it; None where none can be tested."""
+        said = [judged.gates[name] for name in self.cell.finds]
+        return False if False in said else (True if True in said else None)
 
 
 def tallies(cells: Sequence[Cell], runs: int, seed: int) -> list[Tally]:

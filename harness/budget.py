@@ -10,8 +10,12 @@ from statistics import median
 
 from harness.records import Trial
 from harness.rungs import settle_s
+from harness.slo import clean_requests_needed
+from harness.spec import PlanSpec
 from harness.sweep import Load
+from harness.workload import Mix
 
+MOST_LONGER = 3
 START_S = 12.0  # of a trial, beside the time that its load is held: before the first has been seen
 
 
@@ -44,6 +48,21 @@ def estimated_s(load: Load, trials: Sequence[Trial] = ()) -> float:
     beside_s = median([trial.wall_s - _held_s(trial) for trial in ladders]) if ladders else START_S
     alike = [_held_s(trial) for trial in ladders if _rungs_of(trial) == (list(load.sessions), load.seconds)]
     return max(alike, default=load.total_s) + max(beside_s, 0.0)
+
+
+def decidable_s(spec: PlanSpec, mix: Mix, rate_per_s: float) -> float:
+    """Whole seconds of an open-loop run in which one promise, at the least, has enough requests to be decided.
+
+    Never less than the plan says, and at most MOST_LONGER times that. Two standard deviations of a Poisson count are
+    added to ``clean_requests_needed`` requests.
+    """
+    shares = mix.shares()
+    needed = [
+        (count + 2 * math.sqrt(count)) / (rate_per_s * shares[promise.traffic_class])
+        for promise in spec.promise_list()
+        for count in [clean_requests_needed(promise.quantile, spec.confidence)]
+    ]
+    return float(min(max(spec.confirm.seconds, math.ceil(min(needed))), MOST_LONGER * spec.confirm.seconds))
 
 
 def _held_s(trial: Trial) -> float:

@@ -113,7 +113,7 @@ class Trend:
         found = self._found(sigmas)
         if not math.isnan(self.error) and self.rise > max(self.limit, sigmas * self.error):
             return Gate(self.name, False, f"{self._says}: above {self.limit:.0%}")
-        if math.isnan(self.error) or found > 2 * self.limit:
+        if math.isnan(self.rise) or math.isnan(self.error) or found > 2 * self.limit:
             return Gate(self.name, None, self._untestable(seconds, found))
         return Gate(self.name, True, f"{self._says} (limit {self.limit:.0%})")
 

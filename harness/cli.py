@@ -255,7 +255,10 @@ def plan(
     content = stored.fit()
     if content is None:
         raise InputError(f"{run} holds no fit yet: run `harness fit --run {run}` first")
-    print_plan(runs.plan_of(stored, spec, content, _rates(qps) or spec.targets_qps))
+    anew = runs.plan_of(stored, spec, content, _rates(qps) or spec.targets_qps)
+    if doubts := (stored.plan() or {}).get("doubts"):  # of the sign-off: its budget left out what an answer needs
+        anew |= {"verdict": "inconclusive", "reasons": [*anew["reasons"], *doubts]}
+    print_plan(anew)
 
 
 @app.command(epilog="Example: `harness simulate --run results/quick-1a2b3c4d --qps 0.8`")
@@ -277,21 +280,27 @@ def report(
     pdf: Annotated[bool, typer.Option("--pdf", help="Print signoff.pdf too, by an installed Chromium.")] = False,
 ) -> None:
     """Write signoff.html and sweep.html again from a run's stored records; what was signed must be as it was."""
-    from harness.report.facts import is_signed
+    from harness.report.facts import SIGNATURE_NAME, is_signed
     from harness.report.paper import write_pdf
-    from harness.report.seal import report_again
+    from harness.report.seal import report_again, seal_of
     from harness.report.sweep_page import write_sweep_report
     from harness.store import Run
 
     stored = Run.open(run)
     with stored.lock():
+        before = seal_of(stored)
         path = report_again(stored)
         out.print(f"Sweep: [bold]{write_sweep_report(stored)}[/]", soft_wrap=True)
     out.print(f"Report: [bold]{path}[/]", soft_wrap=True)
     if pdf:
         out.print(f"PDF: [bold]{write_pdf(path)}[/]", soft_wrap=True)
     if is_signed(stored):
-        out.print("Signed as before: of the seal, only the hash of the page is new", soft_wrap=True)
+        out.print("Sealed as before: of the seal, only the hash of the page may be new", soft_wrap=True)
+    if seal_of(stored) != before and (stored.path / SIGNATURE_NAME).exists():
+        words = (
+            "the page is new, so the signature of a key no longer holds: sign it again by `harness signoff PLAN --sign`"
+        )
+        _say_aside(words, "yellow")
 
 
 @app.command(epilog="Example: `harness serve --knob diffusion_decoder.delay_us=2000`")

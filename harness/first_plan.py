@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from harness.errors import HarnessError, InputError
 from harness.spec import load_plan
@@ -107,7 +110,7 @@ def plan_text(answers: Answers, name: str) -> str:
     return "\n".join(
         [
             "# A first plan, written by `harness init`: change what you like. Unknown keys are errors with a hint.",
-            f"name: {name}",
+            f"name: {json.dumps(name)}",
             f'preset: "{answers.preset}"',
             *_place(answers.gpus),
             "",
@@ -118,7 +121,7 @@ def plan_text(answers: Answers, name: str) -> str:
             "promises:                         # the SLOs, by class: 95th percentiles",
             *(f"  {each}: {slos}" for each in classes),
             "",
-            f"targets_qps: [{', '.join(f'{rate:g}' for rate in answers.targets_qps)}]",
+            f"targets_qps: [{', '.join(_plain(rate) for rate in answers.targets_qps)}]",
             *_price(answers),
             "",
             "space:                            # knob -> values; every combination is measured",
@@ -148,14 +151,21 @@ def _classes(mix: str | float) -> dict[str, str]:
         return {"long": _LONG % 1}
     if mix == "mixed":
         return {"short": _SHORT % (0.95, 10), "long": _LONG % 0.05}
-    return {"own": _SHORT % (1, f"{mix:g}")}
+    return {"own": _SHORT % (1, _plain(mix))}
 
 
 def _price(answers: Answers) -> list[str]:
     kind = "NVIDIA" if answers.gpus else "cpu"
     if answers.price is None:
-        return [f"# prices: {{{kind}: 2.50}}          # of an hour of a device, by a word of its name"]
-    return [f"prices: {{{kind}: {answers.price:g}}}             # of an hour of a device, by a word of its name"]
+        return [f"# prices: {{{kind}: 2.50}}          # of an hour of a GPU or host, by a word of its name"]
+    return [
+        f"prices: {{{kind}: {_plain(answers.price)}}}             # of an hour of a GPU or host, by a word of its name"
+    ]
+
+
+def _plain(value: float) -> str:
+    """Without an exponent: YAML reads 1e+06 as a word."""
+    return np.format_float_positional(value, trim="-")
 
 
 def _load(gpus: int) -> list[str]:

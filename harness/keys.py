@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from harness.errors import ServerError
@@ -24,10 +26,9 @@ def shared_key(path: Path) -> str:
     """
     with contextlib.suppress(FileNotFoundError):
         return _read(path)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")  # a pid is 1 in many a container
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft.unlink(missing_ok=True)
         write_private(draft, secrets.token_hex(_BYTES))
         with contextlib.suppress(FileExistsError):  # another process was first: its key counts
             os.link(draft, path)
@@ -44,17 +45,28 @@ def write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
+def read_private(path: Path) -> str:
+    """The text of a file that this user alone can have written and read.
+
+    Raises PermissionError for any other, without opening what could block (a pipe) or following a link, and OSError.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o077:
+            raise PermissionError(errno.EPERM, "is not this user's alone")
+        return file.read()
+
+
 def stage_key_file(server_mark: str) -> Path:
     """Where the processes of one tritonserver keep the key by which its stages know calls of its entry."""
     return SHARED_FOLDER / f"{_STAGES}{server_mark}"
 
 
-def remove_keys(server_pid: int) -> None:
-    """Remove the keys of a server that has ended."""
+def remove_keys(mark: str) -> None:
+    """Remove the keys of a server that has ended, by its ``server_mark``: its pid may be another server's by now."""
     for kind in (_STAGES, _CONTROL):
-        for path in SHARED_FOLDER.glob(f"{kind}*-{server_pid}-*"):
-            with contextlib.suppress(OSError):  # another user's
-                path.unlink()
+        with contextlib.suppress(OSError):  # not there, or another user's
+            (SHARED_FOLDER / f"{kind}{mark}").unlink()
 
 
 def write_control_key(server_pid: int, url: str, header: str, key: str) -> None:
@@ -90,16 +102,17 @@ def server_mark(pid: int) -> str:
 
 def _read(path: Path) -> str:
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
-            about, key = os.fstat(file.fileno()), file.read().strip()
+        key = read_private(path).strip()
     except FileNotFoundError:
         raise
+    except PermissionError as error:
+        raise ServerError(f"the key {path} {error.strerror}: chown it to this user, and chmod 600") from error
     except OSError as error:
         raise ServerError(
             f"the key {path} cannot be read: {error.strerror}; remove it, or give this user access"
         ) from error
-    if about.st_uid != os.geteuid() or about.st_mode & 0o077:
-        raise ServerError(f"the key {path} is not this user's alone: chown it to this user, and chmod 600")
+    except UnicodeDecodeError:
+        raise ServerError(f"the key {path} holds no text: write its bytes as hex or base64") from None
     if len(key) < _BYTES:
         raise ServerError(
             f"the key {path} has {len(key)} characters: it needs {_BYTES} at least; remove it for a new one"

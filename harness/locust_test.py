@@ -331,7 +331,7 @@ class MasterTest(SpeechTest):
 
     def _begin_when_all_are_ready(self) -> None:
         here = self._expected & set(self._runner.clients)
-        if self._begun or not here <= self._said.keys():
+        if self._begun or self._finishing or not here <= self._said.keys():
             return
         self._begun = True
         if self.settings.loop == "open":

@@ -44,11 +44,15 @@ class Servers:
         if self.given and not self.urls:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in self.given)
             raise InputError(f"{named}: such options are of servers that --url names; the server started here has none")
-        for url in (url for each in self.urls for url in each.split(",")):
+        urls = [url for each in self.urls for url in map(str.strip, each.split(",")) if url]
+        for url in urls:
             Target.from_options(url, self.options)
         os.environ.update(as_environment(self.given))
         os.environ.pop(URL_VARIABLE, None)  # the Locust of a trial is told which server it drives
-        return ",".join(self.urls)
+        if not urls:  # a server that is started here speaks in plain text, whatever is set for others
+            for name in [name for name in os.environ if name.startswith("LOCUST_TLS_")]:
+                del os.environ[name]
+        return ",".join(urls)
 
 
 def with_servers(command: Callable | None = None, *, without: tuple[str, ...] = (), url_help: str = "") -> Callable:

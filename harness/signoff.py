@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from harness import wire
-from harness.budget import Budget, LeftOut, estimated_s, minutes_needed
+from harness.budget import Budget, LeftOut, decidable_s, estimated_s, minutes_needed
 from harness.capacity.predict import predict_open_run, sealed
 from harness.capacity.ready import compiled_beside
 from harness.errors import InputError, ServerError
@@ -26,7 +26,7 @@ from harness.hosts import Fleet, Host, HostGone, on
 from harness.identity import Requested
 from harness.places import ROOT
 from harness.ray_hosts import ray_hosts
-from harness.records import Trial
+from harness.records import Rung, Trial
 from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
 from harness.report.seal import must_be_reliable, must_be_signed, reopen, report_again, sign
@@ -132,12 +132,12 @@ class SignOff:
                 stored = self._stored(watcher)
                 if not (go_on and stored.get("left_out")):
                     return stored
-                reopen(self.run)
             self.budget = Budget(self.spec.budget_minutes)
             watcher.begin(self._whole_s())
             for remark in self.spec.script_source().remarks:
                 watcher.say(f"warning: {remark}")
-            if not ladders_only or self._next_ladder().point is not None:
+            sealed_ladders = ladders_only and bool(self.run.manifest.finished_at)
+            if not sealed_ladders and (not ladders_only or self._next_ladder().point is not None):
                 with measuring_lock():
                     self._measure(watcher, self.budget, ladders_only)
             return self._report_sweep(watcher) if ladders_only else self._conclude(watcher)
@@ -148,6 +148,7 @@ class SignOff:
         Raises InputError where what was signed is no longer as it was, or has expired.
         """
         if must_be_signed(self.run):
+            self.left_out = [LeftOut(**each) for each in self.run.plan().get("left_out", ())]
             return self._conclude(watcher)
         if not (self.run.path / REPORT_NAME).exists():
             report_again(self.run)
@@ -158,7 +159,10 @@ class SignOff:
         watcher.step(f"reaching {self.url or self.ray}" if self.url or self.ray else "starting Triton", _START_S)
         try:
             with compiled_beside() as compiling, Fleet(self._hosts()) as fleet:
-                record_stages(self.run, {host.url: host.stages for host in fleet.hosts})
+                stages = {host.url: host.stages for host in fleet.hosts}
+                record_stages(self.run, stages)
+                reopen(self.run)  # not before there is a server, and a right one, that can measure more
+                record_stages(self.run, stages)
                 compiling.wait()
                 watcher.done(", ".join(host.url for host in fleet.hosts))
                 self._ladders(fleet, watcher, budget)
@@ -218,6 +222,11 @@ class SignOff:
         if said := self._best_so_far() if self.walk.search.kind == "grid" else self.walk.said:
             watcher.say(said)
         return measured and not self.out_of_time
+
+    def _in_time(self) -> list[Rung]:
+        """The rungs of VALID trials that kept pace with speech."""
+        rungs = [rung for trial in self.run.trials() if trial.valid for rung in trial.rungs]
+        return [rung for rung in rungs if rung.sessions <= rung.frames_per_s * wire.SECONDS_PER_FRAME]
 
     def _leave_out_points(self, step: Step, watcher: Watcher, budget: Budget) -> None:
         count = self.walk.left(len(self._ended()))
@@ -287,11 +296,12 @@ class SignOff:
         self, host: Host, watcher: Watcher, budget: Budget, what: str, later_s: float,
         point: dict, load: Load, prediction: dict | None, decisive: bool = True,
     ) -> bool:  # fmt: skip
-        """As ``_measure_until_settled``; notes what the budget left no time for."""
-        measured = self._measure_until_settled(host, watcher, budget, what, later_s, point, load, prediction)
-        if not measured:
+        """Measure a trial, and an INVALID one once more; False, and noted, where the budget had no time for it."""
+        self._measure_until_settled(host, watcher, budget, what, later_s, point, load, prediction)
+        settled = self._settled(point, load)
+        if not settled:
             self._leave_out(LeftOut(what, self._estimated_s(load), decisive), watcher, budget)
-        return measured
+        return settled
 
     def _measure_until_settled(
         self, host: Host, watcher: Watcher, budget: Budget, what: str, later_s: float,
@@ -396,7 +406,8 @@ class SignOff:
                 )
         left_out = [asdict(each) for each in self.left_out]
         verdict = "inconclusive" if doubts else plan["verdict"]
-        return plan | {"verdict": verdict, "reasons": [*plan["reasons"], *doubts, *remarks], "left_out": left_out}
+        return plan | {"verdict": verdict, "reasons": [*plan["reasons"], *doubts, *remarks], "doubts": doubts,
+                       "left_out": left_out}  # fmt: skip
 
     def _untried(self, plan: dict) -> list[str]:
         """For missed: the points that a search passed over."""
@@ -416,8 +427,8 @@ class SignOff:
     def _open_load(self, best: dict, share: float, index: int) -> tuple[Load, dict]:
         """The load of a confirmation and what the fit says that it will show."""
         seed = self.spec.seed + 1 + index  # each run draws requests of its own
-        seconds = self.spec.confirm.seconds
         rate = self._foretold_rate(best["deployment"], seed) or round(best["max_rate_per_s"] * share, 4)
+        seconds = decidable_s(self.spec, self.mix, rate)
         predicted = predict_open_run(best, self.mix, rate, seconds, np.random.default_rng(seed))
         prediction = sealed(predicted, datetime.now(UTC).isoformat(timespec="seconds"))
         steady = max(1, round(prediction["sessions"]))
@@ -427,7 +438,7 @@ class SignOff:
         """The rate of a confirmation that an earlier start has foretold: it is measured or repeated at just that."""
         for name, prediction in reversed(self.run.predictions().items()):
             rate = prediction["rate_per_s"]
-            load = Load(self.spec.confirm.seconds, seed, (), rate, asks=asked(point))
+            load = Load(decidable_s(self.spec, self.mix, rate), seed, (), rate, asks=asked(point))
             if name in (trial_id(point, load, repeat) for repeat in range(TRIES)):
                 return rate
         return None
@@ -446,8 +457,11 @@ class SignOff:
         return estimated_s(load, self.run.trials())
 
     def _confirm_s(self) -> float:
-        """The confirmation that an answer needs, and its repeat."""
-        return TRIES * self._estimated_s(Load(self.spec.confirm.seconds, 0))
+        """The confirmation that an answer needs, and its repeat, at the rates that were seen so far."""
+        share = max(self.spec.confirm.load_share)
+        carried = max((rung.frames_per_s for rung in self._in_time()), default=0.0) / self.mix.mean_frames()
+        seconds = decidable_s(self.spec, self.mix, share * carried) if carried else self.spec.confirm.seconds
+        return TRIES * self._estimated_s(Load(seconds, 0))
 
     def _second_sample_s(self) -> float:
         return self._estimated_s(self._ladder_load({}, 0)) + _FIT_S

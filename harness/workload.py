@@ -189,6 +189,10 @@ class Mix:
             for each, share in zip(self.classes, self._shares, strict=True)
         }
 
+    def shares(self) -> dict[str, float]:
+        """The share of the requests that is of each class."""
+        return {each.name: float(share) for each, share in zip(self.classes, self._shares, strict=True)}
+
     def mean_frames(self) -> float:
         """Mean frames of a request, over all classes."""
         return float(self._shares @ [each.length.mean_frames() for each in self.classes])

@@ -56,11 +56,14 @@ def test_the_control_key_of_a_server_is_found_while_it_runs(tmp_path, monkeypatc
     keys.shared_key(keys.stage_key_file(keys.server_mark(server.pid)))
     assert keys.control_headers("127.0.0.1:5") == (("name", "secret"),)
     assert keys.control_headers("127.0.0.1:6") == ()
+    mark = keys.server_mark(server.pid)
     server.communicate(b"\n")
     assert keys.control_headers("127.0.0.1:5") == ()  # its port may be another's now
-    keys.remove_keys(server.pid + 1)
+    namespace, pid, started = mark.split("-")
+    for other in (f"{namespace}-{int(pid) + 1}-{started}", f"1{namespace}-{pid}-{started}", f"{namespace}-{pid}-1", ""):
+        keys.remove_keys(other)  # another process, namespace or start: a server that lives, perhaps
     assert len(list(tmp_path.iterdir())) == 2
-    keys.remove_keys(server.pid)
+    keys.remove_keys(mark)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,3 +82,20 @@ def test_an_argument_of_a_child_can_be_hidden(tmp_path):
         child.kill()
         child.wait()
     assert not hide_argument(child.pid, "a-secret-word")
+
+
+def test_a_pipe_or_a_link_that_others_left_is_refused_and_blocks_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(keys, "SHARED_FOLDER", tmp_path)
+    os.mkfifo(tmp_path / "harness-control-1-1-1", 0o600)
+    (tmp_path / "harness-control-2-2-2").symlink_to(tmp_path / "harness-control-1-1-1")
+    assert keys.control_headers("127.0.0.1:5") == ()
+    for name in ("harness-control-1-1-1", "harness-control-2-2-2"):
+        with pytest.raises(OSError):
+            keys.read_private(tmp_path / name)
+
+
+def test_a_key_of_raw_bytes_is_refused_with_what_to_write(tmp_path):
+    (tmp_path / "key").write_bytes(bytes(range(128, 256)))
+    (tmp_path / "key").chmod(0o600)
+    with pytest.raises(ServerError, match="hex or base64"):
+        keys.shared_key(tmp_path / "key")

@@ -114,6 +114,14 @@ def test_a_shape_whose_bytes_overflow_ends_nobody(unharmed):
             assert expected in said, (model, name, shape, said)
 
 
+@pytest.mark.parametrize("name", [wire.SPEAKER_IDS, wire.SAY])
+def test_more_values_than_a_request_can_have_are_refused_before_anything_is_made_of_them(unharmed, name):
+    with connected(unharmed) as stub:
+        message = message_to(wire.ENTRY)
+        set_input(message, name, "INT32", [10_000_000], bytes(40_000_000))
+        assert f"{name} has 10000000 values" in answer_to(stub, message)
+
+
 @pytest.mark.parametrize("model", [wire.LLM, wire.VOCODER, wire.VOICE, wire.DIFFUSION, wire.FRAME])
 def test_a_stage_takes_calls_from_its_entry_only(unharmed, model):
     with connected(unharmed) as stub:

@@ -17,7 +17,7 @@ from fake_triton import Timetable, serving
 
 from harness import runs, store, wire
 from harness import signoff as job
-from harness.budget import estimated_s
+from harness.budget import decidable_s, estimated_s
 from harness.errors import InputError, ServerError, StoreError
 from harness.identity import StageIdentity
 from harness.records import Rung, Trial
@@ -210,6 +210,58 @@ def test_points_that_the_budget_left_out_do_not_keep_a_confirmed_deployment_from
     assert content["left_out"][0]["what"].startswith("2 of 3 points") and not content["left_out"][0]["decisive"]
     assert "2 of 3 points" in content["reasons"][-1] and "budget_minutes of 31" in content["reasons"][-1]
     assert work.execute() == work.run.plan()  # an answer, from its store
+
+
+def test_a_sweep_of_a_sealed_run_measures_nothing_more(short_of_time, fakes, monkeypatch):
+    work = short_of_time("met")
+    work.execute()
+    monkeypatch.setattr(job.Budget, "left_s", lambda budget: 1e6)
+    measured = len(fakes.measured)
+    work.execute(ladders_only=True)
+    assert len(fakes.measured) == measured and not check_seal(work.run.path).problems
+
+
+def test_what_a_kill_before_the_seal_left_still_names_what_the_budget_left_out(short_of_time, plan, tmp_path):
+    work = short_of_time("met")
+    content = work.execute()
+    work.run.update_manifest(sealed=False)
+    (work.run.path / "signoff.json").unlink()
+    assert job.SignOff(plan, tmp_path).execute()["left_out"] == content["left_out"] != []
+
+
+def test_going_on_without_a_server_leaves_the_seal(short_of_time, plan, tmp_path, monkeypatch):
+    short_of_time("met").execute()
+
+    def gone(base):
+        raise ServerError("there is no Triton")
+
+    monkeypatch.setattr(job, "TritonServer", gone)
+    work = job.SignOff(plan, tmp_path)
+    with pytest.raises(ServerError, match="no Triton"):
+        work.execute(go_on=True)
+    assert not check_seal(work.run.path).problems and work.run.manifest.finished_at
+
+
+@pytest.mark.parametrize("kind", ["ladder", "open"])
+def test_an_invalid_trial_that_an_answer_needs_and_no_time_for_its_repeat_is_no_end(
+    plan, tmp_path, fakes, fitted, monkeypatch, kind
+):
+    """Neither a loop without an end, nor a sealed answer that no later start could better."""
+    fitted(best_of=lambda looks: 0)
+    after = {"ladder": 4, "open": 5}[kind]  # trials: three ladders, the second one of the best, an open run
+    monkeypatch.setattr(job.Budget, "left_s", lambda budget: 1e6 if len(fakes.measured) < after else 0.0)
+    run = fakes.run
+
+    def invalid_at_last(self, *given, **more):
+        fakes.valid = len(fakes.measured) < after - 1
+        return run(self, *given, **more)
+
+    monkeypatch.setattr(fakes, "run", invalid_at_last)
+    work = job.SignOff(plan, tmp_path)
+    work.execute()
+    assert [each.decisive for each in work.left_out] in ([True], [True, True])
+    told = work._with_what_was_left_out({"verdict": "met", "reasons": []})
+    assert told["verdict"] == "inconclusive" and "run it again" in told["doubts"][0]
 
 
 def test_points_that_the_budget_left_out_keep_missed_from_being_said(short_of_time):
@@ -604,3 +656,12 @@ def test_the_highest_share_is_confirmed_first(plan, tmp_path, fakes, fitted):
     work = job.SignOff(plan, tmp_path)
     work.execute()
     assert [trial.load["rate_per_s"] for trial in work.run.trials() if trial.kind == "open"] == [0.9, 0.7, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("rate", "seconds"),
+    [(10.0, 40.0), (2.0, 54.0), (0.5, 120.0)],  # 59 + 2 x sqrt(59) requests at a share of 0.7; three times at the most
+)
+def test_a_confirmation_lasts_until_a_promise_can_be_decided(rate, seconds):
+    spec = load_plan(ROOT / "scenarios" / "quick.yaml")
+    assert decidable_s(spec, spec.traffic_mix(), rate) == seconds

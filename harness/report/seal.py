@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.errors import InputError
-from harness.report.facts import REPORT_NAME, SEAL_NAME, evidence, expires_at, file_sha256, is_signed
+from harness.report.facts import REPORT_NAME, SEAL_NAME, SIGNATURE_NAME, evidence, expires_at, file_sha256, is_signed
 from harness.report.page import write_report
 from harness.store import Run, replace_text
 
@@ -65,10 +65,21 @@ def must_be_signed(run: Run) -> bool:
     return False
 
 
+def seal_of(run: Run) -> bytes:
+    """The bytes of the seal, which a key's signature is of; empty where there is none."""
+    path = run.path / SEAL_NAME
+    return path.read_bytes() if path.exists() else b""
+
+
 def reopen(run: Run) -> None:
-    """Take back a sign-off, for more to be measured: whoever calls this signs the run anew."""
-    (run.path / SEAL_NAME).unlink(missing_ok=True)
-    run.update_manifest(sealed=False, finished_at="")
+    """Take back a sign-off, if there is one, for more to be measured: whoever calls this signs the run anew.
+
+    The manifest first: a kill between leaves a seal on a run that is not finished, which the next start takes away.
+    """
+    if run.manifest.sealed or run.manifest.finished_at:
+        run.update_manifest(sealed=False, finished_at="")
+    for name in (SIGNATURE_NAME, SEAL_NAME):
+        (run.path / name).unlink(missing_ok=True)
 
 
 def must_be_reliable(run: Run) -> None:

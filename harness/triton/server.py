@@ -24,7 +24,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from harness import wire
 from harness.errors import InputError, ServerError
 from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested
-from harness.keys import control_headers, remove_keys, write_control_key, write_private
+from harness.keys import control_headers, remove_keys, server_mark, write_control_key, write_private
 from harness.places import CODE, ROOT
 from harness.processes import end_group, hide_argument, signals_held, spawn
 from harness.replicas import in_words
@@ -112,7 +112,6 @@ class TritonServer:
 
     Attributes: ``url`` (gRPC host:port), ``metrics_url``, ``pid``, ``folder`` (configurations and log), ``stages``
     (what each of its processes says that it runs on), ``control_headers`` (the key of calls that change it).
-    ``http`` opens Triton's HTTP port too, on loopback (``http_url``): one request can end that of Triton 2.51.
     """
 
     def __init__(
@@ -122,15 +121,15 @@ class TritonServer:
         root: Path = ROOT,
         public: bool = False,
         port: int | None = None,
-        http: bool = False,
     ):
         self.deployment = deployment
         self.public = public  # others on this machine may find it by local_url()
-        self.port, self.http, self.http_url = port, http, ""
+        self.port = port
         self.control_headers: Headers = ((CONTROL_HEADER, secrets.token_hex(32)),)
         remove_stale(root)
         self.folder = root / _STATE / f"triton-{os.getpid()}-{time.monotonic_ns():x}"
         self.shm_prefix = _shm_prefix(self.folder)
+        self._mark = ""  # of the server's process, for its keys
         self.log = self.folder / "tritonserver.log"
         self.stages: tuple[StageIdentity, ...] = ()
         self.kept_log: Path | None = None  # of a server that ended and was not stopped
@@ -155,19 +154,18 @@ class TritonServer:
         self.deployment.check_host()
         found = find_distribution()
         stub_python.check(stub_python.search_path())
-        http, grpc_port, metrics = free_ports(3)
+        grpc_port, metrics = free_ports(2)
         if self.port is not None:
             grpc_port = _must_be_free(self.port)
         self.url, self.metrics_url = f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics}/metrics"
         self.target = Target.of(self.url)
-        self.http_url = f"http://127.0.0.1:{http}" if self.http else ""
         try:
             with signals_held() as interrupted:
                 self.folder.mkdir(parents=True, mode=0o700)
                 self._python = stub_python.lay_out(self.folder / "python", stub_python.search_path())
                 self._lay_out(found)
                 ports = [f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
-                ports += [f"--allow-http={str(self.http).lower()}", f"--http-port={http}"]
+                ports.append("--allow-http=false")  # it knows no key, and one chunked request ends that of Triton 2.51
                 try:
                     self._run(found, ports, timeout_s, interrupted)
                 except ServerError:
@@ -219,7 +217,7 @@ class TritonServer:
         if self._process is not None:
             self._keep_log()
             end_group(self._process, _EXIT_TIMEOUT_S + 2)
-            remove_keys(self.pid)
+            remove_keys(self._mark)
         remove_shared_memory(self.shm_prefix)
 
     def last_words(self) -> str:
@@ -265,11 +263,13 @@ class TritonServer:
         command += [*ports, f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
         command.append(f"--grpc-restricted-protocol={_RESTRICTED}:{_KEY_NAME}={self.control_headers[0][1]}")
         self._process = spawn(command, self.log, niceness=_NICE, environment=server_environment(found, self._python))
+        self._mark = server_mark(self.pid)
 
     def _write_state(self) -> None:
         state = {
             "owner": process_mark(os.getpid()),
             "server": process_mark(self.pid),
+            "mark": self._mark,
             "url": self.url,
             "metrics_url": self.metrics_url,
             "shm_prefix": self.shm_prefix,
@@ -502,7 +502,7 @@ def remove_stale(root: Path = ROOT) -> None:
         if is_alive(state["server"]):
             _kill_tree(psutil.Process(state["server"][0]))
         _end_orphans(state["shm_prefix"])
-        remove_keys(state["server"][0])
+        remove_keys(state.get("mark", ""))
         remove_shared_memory(state["shm_prefix"])
         shutil.rmtree(state["folder"], ignore_errors=True)
     for folder in (root / _STATE).glob("triton-*/"):

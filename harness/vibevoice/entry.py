@@ -18,7 +18,7 @@ from harness import keys, wire
 from harness.errors import HarnessError, RequestError, ServerError
 from harness.vibevoice import backend, calls, mending
 from harness.vibevoice.admission import Line
-from harness.vibevoice.carry import Past, model_mark, script_mark
+from harness.vibevoice.carry import MOST_BYTES, Past, model_mark, script_mark
 from harness.vibevoice.instances import instances
 from harness.vibevoice.parameters import number, parameters
 from harness.vibevoice.presets import Weights
@@ -39,6 +39,7 @@ _OPTIONS = (
     wire.KEEP,
 )
 LONG_SCRIPT_BYTES = 16_000
+MOST_TOKENS, MOST_SPEAKER_IDS = 2 * wire.MAX_FRAMES, 1024  # of a request: more would hold up everybody's event loop
 SWITCH_S = 0.001  # how long a thread that reads a script may keep the interpreter from those that speak
 
 
@@ -123,11 +124,13 @@ class Entry:
         options = {name: value.flat[0] for name, value in given.items() if value is not None and value.size}
         say, carry = backend.optional(request, wire.SAY), backend.optional(request, wire.CARRY)
         if say is not None and say.size:
-            options[wire.SAY] = say.flatten().tolist()
+            options[wire.SAY] = _at_most(MOST_TOKENS, say, wire.SAY).flatten().tolist()
         if carry is not None and carry.size:
-            options[wire.CARRY] = await asyncio.to_thread(Past.decode, carry.tobytes(), self.carry_key)
+            carried = _at_most(MOST_BYTES, carry, wire.CARRY)
+            options[wire.CARRY] = await asyncio.to_thread(Past.decode, carried.tobytes(), self.carry_key)
         text = _required(request, wire.TEXT_INPUT).flat[0]
-        speaker_ids = _required(request, wire.SPEAKER_IDS).flatten().tolist()
+        speakers = _at_most(MOST_SPEAKER_IDS, _required(request, wire.SPEAKER_IDS), wire.SPEAKER_IDS)
+        speaker_ids = speakers.flatten().tolist()
         # In a thread: an hour's script takes 20 ms, and others are speaking. Of long ones, a thread at a time: each
         # makes every other thread wait for the interpreter.
         async with self.long_scripts if len(text) > LONG_SCRIPT_BYTES else contextlib.nullcontext():
@@ -189,6 +192,13 @@ def _required(request, name: str) -> np.ndarray:
     if found is None:
         raise RequestError(f"the request has no {name}: a script to speak and a voice for each speaker are needed")
     return found
+
+
+def _at_most(most: int, value: np.ndarray, name: str) -> np.ndarray:
+    """An input that has no more values than that: looked at before anything is made of them."""
+    if value.size > most:
+        raise RequestError(f"{name} has {value.size} values, and may have {most}: send fewer")
+    return value
 
 
 def _is_set(request, name: str) -> bool:

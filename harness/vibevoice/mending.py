@@ -21,7 +21,7 @@ from pathlib import Path
 
 from harness import wire
 from harness.identity import StageIdentity
-from harness.keys import SHARED_FOLDER, server_mark, write_private
+from harness.keys import SHARED_FOLDER, read_private, server_mark, write_private
 from harness.vibevoice.instances import instance_name
 from harness.vibevoice.sessions import is_alive, is_stopped
 
@@ -70,9 +70,8 @@ class Registry:
         found = {}
         for path in self.folder.glob(f"*{_SUFFIX}"):
             with contextlib.suppress(OSError, ValueError, TypeError):  # taken away meanwhile, or not ours
-                if path.stat().st_uid != os.geteuid():
-                    continue  # anybody may write here, and a note has its configuration loaded
-                note = Note(**json.loads(path.read_text()))
+                # Anybody may write here, and a note has its configuration loaded.
+                note = Note(**json.loads(read_private(path)))
                 if note.server == self.server:
                     found[path] = note
         return found
