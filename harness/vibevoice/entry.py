@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import sys
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -62,7 +63,6 @@ class Entry:
         self.prefill_tokens = number(given, "prefill_tokens")
         self.prefills = asyncio.Semaphore(number(given, "prefills_at_once"))
         self.long_scripts = asyncio.Semaphore(1)
-        sys.setswitchinterval(SWITCH_S)
         self.encoded_voices: dict[int, asyncio.Task] = {}
         self.executor: ThreadPoolExecutor | None = None
         self.channels: set[Channel] = set()
@@ -133,11 +133,22 @@ class Entry:
         speaker_ids = speakers.flatten().tolist()
         # In a thread: an hour's script takes 20 ms, and others are speaking. Of long ones, a thread at a time: each
         # makes every other thread wait for the interpreter.
-        async with self.long_scripts if len(text) > LONG_SCRIPT_BYTES else contextlib.nullcontext():
+        async with self._long_script() if len(text) > LONG_SCRIPT_BYTES else contextlib.nullcontext():
             checked = await asyncio.to_thread(self.prompts.request, text, speaker_ids, options)
         if checked.past:
             checked.past.check_owner(self.model, self._script_mark(checked))
         return checked
+
+    @contextlib.asynccontextmanager
+    async def _long_script(self) -> AsyncIterator[None]:
+        """While a long script is read, which is one at a time: its thread gives way to those that speak sooner."""
+        async with self.long_scripts:
+            usual_s = sys.getswitchinterval()
+            sys.setswitchinterval(SWITCH_S)
+            try:
+                yield
+            finally:
+                sys.setswitchinterval(usual_s)
 
     async def _admit(self, request: SpeechRequest, channel: Channel) -> None:
         """Speak a request when its turn has come and there is room for it."""
