@@ -93,7 +93,7 @@ class Due:
 class Trend:
     """By how much something rose over a window, its standard error, and from where on that matters.
 
-    ``scale``: what one unit is, in words. ``grows``: the power of the window by which the error shrinks.
+    ``scale``: the name of one unit. ``grows``: the power of the window by which the error shrinks.
     """
 
     name: str
