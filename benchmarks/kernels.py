@@ -122,7 +122,7 @@ class Compiler:
         made = torch.empty(len(lengths), shape.heads + 2 * shape.kv_heads, shape.size, dtype=dtype)
         turned = torch.empty_like(made[:, : -shape.kv_heads])
         query, key = turned.split((shape.heads, shape.kv_heads), 1)
-        step = self.ragged.RaggedStep(caches, lengths)
+        step = self.ragged.RaggedStep.of(caches, lengths)
         for layer in LAYERS:
             step.attend(layer, query, key, made[:, -shape.kv_heads :])
 

@@ -27,6 +27,7 @@ class StageIdentity:
     dtype: str = ""  # "float32", "bfloat16", "float16"
     preset: str = ""
     weights: str = ""  # the checkpoint folder, or "random, seed 0"
+    graphs: int = 0  # the largest batch whose step is one CUDA graph
     kv_limit_bytes: int = 0  # of the LLM stage
     kv_bytes_per_token: int = 0  # of the LLM stage
     code: str = ""  # the folder that holds the package that it runs

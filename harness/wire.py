@@ -75,12 +75,13 @@ BUSY = "busy: "  # how the message of a stage begins that has no room for a sess
 REFUSED = "refused: "  # how a message begins that says what no server of this model can speak: no retry helps
 
 AUTO = "auto"
-AUTO_PARAMETERS = ("kv_limit_bytes", "device", "dtype")  # that may be left to the stage
+AUTO_PARAMETERS = ("kv_limit_bytes", "device", "dtype", "graphs")  # that may be left to the stage
 # Parameters of a config.pbtxt that are numbers: (type, lowest)
 NUMBERS = {
     "weights_seed": (int, 0),
     "gpus": (int, 1),
     "kv_limit_bytes": (int, 1),
+    "graphs": (int, 0),
     "sessions_at_once": (int, 1),
     "prefill_tokens": (int, 1),
     "prefills_at_once": (int, 1),

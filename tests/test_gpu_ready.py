@@ -79,7 +79,7 @@ def test_an_llm_step_of_running_and_of_new_sessions_never_waits(weights, launche
     lengths, ids = [400] * (2 * BATCH), torch.arange(-1, BATCH - 1).to(META)
     latent, semantic = (meta(BATCH, size, dtype=torch.bfloat16) for size in (wire.LATENT_SIZE, wire.SEMANTIC_SIZE))
     with launches, torch.inference_mode():
-        kv = ragged.RaggedStep(caches, lengths)
+        kv = ragged.RaggedStep.of(caches, lengths)
         embeds = stage.feedback(latent, semantic, ids).repeat(2, 1)
         hidden = stage.backbone(embeds, torch.tensor(lengths).to(META), kv)
     assert hidden.shape == (2 * BATCH, 1536) and hidden.dtype == torch.bfloat16

@@ -64,7 +64,7 @@ def check(caches, lengths, query, key, value, layer=1):
     expected = [cache.clone() for cache in caches]
     for cache, length, new_key, new_value in zip(expected, lengths, key, value, strict=True):
         cache[layer, 0, :, length], cache[layer, 1, :, length] = new_key, new_value
-    output = ragged.RaggedStep(caches, lengths).attend(layer, query, key, value)
+    output = ragged.RaggedStep.of(caches, lengths).attend(layer, query, key, value)
     assert output.dtype == query.dtype
     for row, (cache, length) in enumerate(zip(expected, lengths, strict=True)):
         assert torch.equal(caches[row], cache)
@@ -130,7 +130,7 @@ def test_a_layer_lies_where_32_bits_do_not_reach(draw):
     cache = torch.frombuffer(memory, dtype=torch.float16).view(shape)  # 0x4000: MAP_NORESERVE, of no more than is used
     cache[-1, :, :, :length] = draw(2, 1, length, size, dtype=torch.float16)
     query, key, value = (draw(1, count, size, dtype=torch.float16) for count in (2, 1, 1))
-    output = ragged.RaggedStep([cache], [length]).attend(layers - 1, query, key, value)
+    output = ragged.RaggedStep.of([cache], [length]).attend(layers - 1, query, key, value)
     assert torch.equal(cache[-1, :, 0, length], torch.stack((key, value))[:, 0, 0])
     one = attention(cache, length, query[0], layers - 1)
     torch.testing.assert_close(output[0].float(), one, atol=TOLERANCES[torch.float16], rtol=0)
@@ -161,7 +161,7 @@ def test_every_head_of_every_layer_lies_at_a_multiple_of_16_bytes(size, dtype):
 )
 def test_a_cache_that_the_kernels_would_misread_is_refused(cache, length, message):
     with pytest.raises(ValueError, match=message):
-        ragged.RaggedStep([cache], [length])
+        ragged.RaggedStep.of([cache], [length])
 
 
 @pytest.mark.parametrize("size", [8, 24, 80, 512])
@@ -187,7 +187,7 @@ def test_a_stage_on_a_gpu_compiles_the_kernels_when_it_is_built(monkeypatch):
     weights, prepared = Weights("tiny", plain=True), []
     names = "config", "backbone", "compiled", "acoustic_connector", "semantic_connector", "head_rows"
     on_gpu = SimpleNamespace(**{name: getattr(weights, name) for name in names})
-    on_gpu.device, on_gpu.dtype = torch.device("cuda:1"), torch.bfloat16
+    on_gpu.device, on_gpu.dtype, on_gpu.graph_batch = torch.device("cuda:1"), torch.bfloat16, 0
     monkeypatch.setattr(ragged, "prepare", lambda *shape: prepared.append(shape))
     LLMStage(on_gpu)
     LLMStage(weights)
@@ -212,5 +212,5 @@ def test_kernels_start_on_the_gpu_that_holds_the_caches(monkeypatch, draw):
         monkeypatch.setattr(ragged, name, Kernel())
     monkeypatch.setattr(ragged, "on_device", guard)
     cache = draw(1, 2, 2, 4, 16)
-    ragged.RaggedStep([cache], [0]).attend(0, draw(1, 4, 16), draw(1, 2, 16), draw(1, 2, 16))
+    ragged.RaggedStep.of([cache], [0]).attend(0, draw(1, 4, 16), draw(1, 2, 16), draw(1, 2, 16))
     assert started == [[cache.device], [cache.device]]

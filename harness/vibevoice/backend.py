@@ -19,7 +19,7 @@ from harness.errors import HarnessError, InputError, RequestError, ServerError
 from harness.identity import StageIdentity
 from harness.vibevoice import emulation, limits, mending, shapes
 from harness.vibevoice.instances import instance_name
-from harness.vibevoice.parameters import parameters
+from harness.vibevoice.parameters import number, parameters
 
 START = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
 END = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
@@ -88,8 +88,13 @@ def weights(args: dict):
     presets = import_module("harness.vibevoice.presets")
     return presets.Weights(
         given["preset"], int(given["weights_seed"]), given.get("checkpoint", ""), device,
-        dtype=given.get("dtype", presets.AUTO),
+        dtype=given.get("dtype", presets.AUTO), graph_batch=_graph_batch(given),
     )  # fmt: skip
+
+
+def _graph_batch(given: dict[str, str]) -> int | None:
+    """As given; None for ``auto``. Raises InputError for what is neither."""
+    return None if given.get("graphs", wire.AUTO) == wire.AUTO else int(number(given, "graphs"))
 
 
 def device_of(args: dict) -> str:
@@ -154,6 +159,7 @@ def identity_of(args: dict, built=None) -> StageIdentity:
     about |= {
         "preset": given["preset"],
         "weights": given.get("checkpoint") or f"random, seed {given['weights_seed']}",
+        "graphs": max(graphs.batches) if (graphs := getattr(built, "graphs", None)) else 0,
         "kv_limit_bytes": getattr(built, "kv_limit_bytes", 0),
         "kv_bytes_per_token": getattr(built, "kv_bytes_per_token", 0),
     }

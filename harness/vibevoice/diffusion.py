@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from harness import wire
+from harness.vibevoice.graphs import Graphs, Input
 from harness.vibevoice.presets import Weights
 
 _TRAINED_STEPS = 1000
@@ -26,6 +28,11 @@ class DiffusionStage:
         self.head = Head(weights.diffusion_head())
         self.compiled = weights.compiled("head.Head", self.head)
         self.device, self.dtype = weights.device, weights.dtype
+        self.graphs = None
+        if weights.graph_batch:
+            self.graphs = Graphs(
+                self._graphed, self.graph_inputs(), self.device, weights.graph_batch, (wire.DEFAULT_DIFFUSION_STEPS,)
+            )
 
     @torch.inference_mode()
     def denoise(
@@ -47,8 +54,21 @@ class DiffusionStage:
             timesteps, updates = solver_updates(steps)
             times = self.head.times_of(timesteps).flatten().numpy()
             return self.compiled.denoise(condition, noise, guidance, times, np.array(updates, np.float32))
-        both = condition.to(self.device, self.dtype).transpose(0, 1).reshape(2 * len(noise), -1)
-        return self.compute(both, noise.to(self.device), guidance.to(self.device), steps).cpu()
+        if self.graphs and steps == wire.DEFAULT_DIFFUSION_STEPS:
+            replayed = self.graphs(condition, noise, guidance, variant=steps)
+            if replayed is not None:
+                return replayed[0].cpu()
+        given = condition.to(self.device), noise.to(self.device), guidance.to(self.device)
+        return self._graphed(*given, steps)[0].cpu()
+
+    def graph_inputs(self) -> tuple[Input, ...]:
+        """Conditions, noise and guidance of a row, as ``_graphed`` takes them."""
+        return Input((2, self.head.conditions)), Input((wire.LATENT_SIZE,)), Input((1,))
+
+    def _graphed(self, condition, noise, guidance, steps: int) -> tuple[torch.Tensor]:
+        """``denoise`` on the device, for rows of one number of steps."""
+        both = condition.to(self.dtype).transpose(0, 1).reshape(2 * len(noise), -1)
+        return (self.compute(both, noise, guidance, steps),)
 
     def compute(self, condition: torch.Tensor, noise: torch.Tensor, guidance: torch.Tensor, steps: int) -> torch.Tensor:
         """``denoise`` on the device alone: condition [2N, hidden], noise [N, 64] and guidance [N, 1] in float32.
@@ -73,6 +93,7 @@ class Head:
 
     def __init__(self, head: nn.Module):
         self.head, self.hidden = head, head.cond_proj.out_features
+        self.conditions = head.cond_proj.in_features
         self.gate_and_up = [torch.cat([each.ffn.gate_proj.weight, each.ffn.up_proj.weight]) for each in head.layers]
         every = [*(each.linear.weight for each in head.layers), head.final_layer.linear_1.weight]
         self.modulation = torch.cat(every)  # rows: shift, scale, gate of each layer; shift, scale of the last

@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice.backbone import Backbone
+from harness.vibevoice.graphs import Graphs, Input
 from harness.vibevoice.presets import Weights
 from harness.vibevoice.sessions import SPARE_STEPS, NoRoom, Sessions, check_numbers, check_room, room_used_up
 
@@ -80,6 +81,12 @@ class LLMStage:
             from harness.vibevoice.ragged import prepare  # compiled here, not in the middle of traffic
 
             prepare(self.backbone.heads, self.backbone.kv_heads, self.backbone.size, self.dtype, self.device)
+        self.graphs = None
+        if weights.graph_batch:
+            from harness.vibevoice.ragged import recorded_parts
+
+            parts = recorded_parts(text.max_position_embeddings)
+            self.graphs = Graphs(self.compute, self.graph_inputs(), self.device, weights.graph_batch, parts)
 
     def open(
         self,
@@ -165,13 +172,50 @@ class LLMStage:
         sessions = [self.sessions.get(session_id) for session_id in session_ids]
         branches = [s.with_prompt for s in sessions] + [s.without_prompt for s in sessions]
         self._check_room(branches)
-        embeds = self._fed(latent, semantic, [session.pending_token for session in sessions])
-        hidden = self._hidden(embeds.repeat(2, 1), branches)
+        condition, said = self._computed(sessions, branches, latent, semantic)
         # Before anything of a session moves: where this fails, each session is stepped again by itself.
-        condition = torch.stack(hidden.float().chunk(2), dim=1).cpu()
-        tokens = self._tokens(sessions, hidden[: len(sessions)])
+        condition = condition.cpu()
+        tokens = self._tokens(sessions, said)
         self._advance(sessions, tokens)
         return condition, torch.tensor(tokens, dtype=torch.int32)
+
+    def _computed(self, sessions, branches, latent, semantic) -> tuple[torch.Tensor, torch.Tensor]:
+        """Condition [N, 2, hidden] and the most likely token [N] of each session, on the device."""
+        pending = [session.pending_token for session in sessions]
+        if self.graphs and (answer := self._replayed(branches, latent, semantic, pending)):
+            return answer
+        embeds = self._fed(latent, semantic, pending)
+        return self._answer(self._hidden(embeds.repeat(2, 1), branches))
+
+    def _replayed(self, branches, latent, semantic, pending) -> tuple[torch.Tensor, ...] | None:
+        from harness.vibevoice import ragged
+
+        lengths = [branch.length for branch in branches]
+        facts = torch.tensor(ragged.facts_of([branch.kv for branch in branches], lengths))
+        by_session = facts.view(2, -1, 3).transpose(0, 1)
+        return self.graphs(latent, semantic, _ids(pending), by_session, variant=ragged.parts_of(lengths))
+
+    def graph_inputs(self) -> tuple[Input, ...]:
+        """The inputs of ``compute``. Rows that fill a batch up write their position into a cache that nobody reads."""
+        layers, two, heads, size = self._kv_shape
+        self._nobodys = torch.zeros(layers, two, heads, 1, size, device=self.device, dtype=self.dtype)
+        facts = Input((2, 3), torch.int64, torch.tensor([self._nobodys.data_ptr(), 1, 0]))
+        ids = Input((), torch.int64, torch.tensor(-1))
+        return Input((wire.LATENT_SIZE,)), Input((wire.SEMANTIC_SIZE,)), ids, facts
+
+    def compute(self, latent, semantic, ids, facts, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A step on the device alone: latent [N, 64], semantic [N, 128], ids [N] as ``feedback`` takes them, and for
+        both branches of each session what ``ragged.RaggedStep`` takes, facts [N, 2, 3] -> as ``_computed``."""
+        from harness.vibevoice.ragged import RaggedStep
+
+        facts = facts.transpose(0, 1).reshape(-1, 3)
+        embeds = self.feedback(latent.to(self.dtype), semantic.to(self.dtype), ids)
+        return self._answer(self.backbone(embeds.repeat(2, 1), facts[:, 2], RaggedStep(facts, parts)))
+
+    def _answer(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wide = hidden.float()
+        with_prompt, without_prompt = wide.chunk(2)
+        return torch.stack((with_prompt, without_prompt), 1), (with_prompt @ self.legal_rows.T).argmax(dim=-1)
 
     def _hidden(self, embeds: torch.Tensor, branches: list[Branch]) -> torch.Tensor:
         """The backbone's answer to one new position of each branch [branches, hidden]."""
@@ -191,7 +235,7 @@ class LLMStage:
             return _StepKV(branches)
         from harness.vibevoice.ragged import RaggedStep  # its kernels are compiled for a GPU
 
-        return RaggedStep([branch.kv for branch in branches], [branch.length for branch in branches])
+        return RaggedStep.of([branch.kv for branch in branches], [branch.length for branch in branches])
 
     def _extend(self, branch: Branch, embeds: torch.Tensor) -> None:
         """Add positions with these inputs [T, hidden] to one branch."""
@@ -206,8 +250,7 @@ class LLMStage:
         latent, semantic = latent.to(self.device, self.dtype), semantic.to(self.device, self.dtype)
         if all(token is None for token in pending):
             return self.feedback(latent, semantic)
-        ids = torch.tensor([-1 if token is None else token for token in pending]).to(self.device)
-        return self.feedback(latent, semantic, ids)
+        return self.feedback(latent, semantic, _ids(pending).to(self.device))
 
     def feedback(self, latent: torch.Tensor, semantic: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         """Latents [N, 64] and features [N, 128] as inputs of the backbone [N, hidden], on the device alone.
@@ -223,10 +266,9 @@ class LLMStage:
         """The token id to feed after a token was said; none after a frame, whose own feedback is fed."""
         return None if token == wire.TOKEN_SPEECH_FRAME else self.special[token]
 
-    def _tokens(self, sessions: list[_Session], hidden: torch.Tensor) -> list[int]:
-        said = [wire.TOKEN_SPEECH_FRAME] * len(sessions)
-        if not all(session.forced for session in sessions):
-            said = (hidden.float() @ self.legal_rows.T).argmax(dim=-1).tolist()
+    def _tokens(self, sessions: list[_Session], likely: torch.Tensor) -> list[int]:
+        forced = all(session.forced for session in sessions)  # then nobody waits for what the model would say
+        said = [wire.TOKEN_SPEECH_FRAME] * len(sessions) if forced else likely.tolist()
         return [_choose(session, token) for session, token in zip(sessions, said, strict=True)]
 
     def _advance(self, sessions: list[_Session], tokens: list[int]) -> None:
@@ -259,6 +301,11 @@ class LLMStage:
         for branch in branches:
             if branch.length >= branch.capacity:
                 raise room_used_up(branch.capacity)
+
+
+def _ids(pending: Sequence[int | None]) -> torch.Tensor:
+    """Pending tokens as ``LLMStage.feedback`` takes them: -1 where there is none."""
+    return torch.tensor([-1 if token is None else token for token in pending])
 
 
 def _choose(session: _Session, said: int) -> int:
@@ -303,8 +350,12 @@ class _PrefillKV:
         kv[0, 0, :, start : start + count] = key.transpose(0, 1)
         kv[1, 0, :, start : start + count] = value.transpose(0, 1)
         query = query.transpose(0, 1)[None]
+        keys, values = kv[:, :, :, : start + count]
+        if query.is_cuda and query.dtype != torch.float32:
+            # Of 16 bits alone; "causal" means for this operator that the last query sees all keys, at any start.
+            output = torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values, 0.0, True)[0]
+            return output[0].transpose(0, 1).reshape(count, -1)
         if start == 0:
-            keys, values = kv[:, :, :, :count]
             output = scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=True)
             return output[0].transpose(0, 1).reshape(count, -1)
         blocks = [slice(i, min(i + _QUERY_BLOCK, count)) for i in range(0, count, _QUERY_BLOCK)]

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import VibeVoiceConfig
 
 from harness.errors import InputError
+from harness.vibevoice.graphs import BATCHES
 
 COMPILED_HIDDEN_SIZE = 256  # the largest model whose networks are compiled
 _TOKENS = ("pad_token_id", "eos_token_id", "audio_bos_token_id", "audio_eos_token_id", "audio_token_id")
@@ -176,7 +177,8 @@ class Weights:
     """Builds the model's parts one by one, from a checkpoint folder or at random by seed.
 
     ``checkpoint`` is a folder in the layout of ``vibevoice/VibeVoice-1.5B-hf``: config.json and safetensors.
-    ``plain`` keeps the networks to torch's own operations where compiled ones would be taken: see ``compiled``.
+    ``plain`` keeps the networks to torch's own operations, one by one, where compiled ones or CUDA graphs would be
+    taken: see ``compiled`` and ``graphs.Graphs``. ``graph_batch``: the largest batch that becomes a graph on a GPU.
     ``dtype`` is a name of ``DTYPES``, or ``auto``: see ``dtype_on``. Random numbers are drawn in float32 on
     ``drawn_on`` (the device itself, unless given): generators of different devices give different numbers.
     Device ``meta`` builds shapes without contents.
@@ -191,6 +193,7 @@ class Weights:
         plain: bool = False,
         dtype: str = AUTO,
         drawn_on: str | None = None,
+        graph_batch: int | None = None,
     ):
         self.checkpoint = Path(checkpoint) if checkpoint else None
         if self.checkpoint and not (self.checkpoint / "config.json").is_file():
@@ -199,6 +202,8 @@ class Weights:
         self.seed, self.plain = seed, plain
         self.device, self.drawn_on = torch.device(device), torch.device(drawn_on or device)
         self.dtype = dtype_on(self.device, dtype)
+        no_graphs = self.device.type != "cuda" or plain
+        self.graph_batch = 0 if no_graphs else BATCHES[-1] if graph_batch is None else graph_batch
 
     def compiled(self, network: str, plain):
         """A plain network as ``harness.vibevoice.compiled`` has it ("towers.Tower"), None where that is not taken.

@@ -22,6 +22,7 @@ from harness.errors import InputError
 
 HEAD_SIZES = (16, 32, 64, 128, 256)  # powers of two of at least 16: the sides of a matrix product on tensor cores
 _PART = 512  # positions of one program
+_FEWEST_PARTS = 2  # of a graph
 _TILE_BYTES = 16 << 10  # of keys in one pass of its loop: several tiles are on their way, in 99 KiB on an sm_89
 _MOST_POSITIONS, _FEWEST_ROWS = 64, 16  # of a tile; of a matrix product on tensor cores
 _PARTS_AT_ONCE = 16  # that are combined in one pass
@@ -36,18 +37,20 @@ _NO_C_COMPILER = (
 class RaggedStep:
     """One step of many sequences: writes their new position, and lets each attend to its own past and to it.
 
-    ``caches``: for each sequence [layers, 2, KV heads, room, size], contiguous; ``lengths``: positions filled in each.
-    Raises ValueError for a cache that is full or not laid out so, and InputError for a head size not in HEAD_SIZES.
+    ``facts`` [rows, 3] on the device: address, room and length of each sequence's cache, as ``facts_of`` gives them;
+    ``parts``: at least ``parts_of`` their lengths.
     """
 
-    def __init__(self, caches: list[torch.Tensor], lengths: list[int]):
+    def __init__(self, facts: torch.Tensor, parts: int):
+        self.facts, self.parts, self.on_device = facts, parts, on_device(facts.device)
+
+    @classmethod
+    def of(cls, caches: list[torch.Tensor], lengths: list[int]) -> RaggedStep:
+        """A step over these caches. Raises as ``facts_of``."""
         device = caches[0].device
-        check_head_size(caches[0].shape[4])
-        facts = [_facts(cache, length) for cache, length in zip(caches, lengths, strict=True)]
         # Pinned, for a copy from pageable memory would wait until the GPU has done all that was asked of it before.
-        self.facts = torch.tensor(facts, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-        self.parts = max(lengths) // _PART + 1
-        self.on_device = on_device(device)
+        facts = torch.tensor(facts_of(caches, lengths), pin_memory=device.type == "cuda")
+        return cls(facts.to(device, non_blocking=True), parts_of(lengths))
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """query [rows, heads, size], key and value [rows, KV heads, size] -> [rows, heads x size]."""
@@ -73,6 +76,32 @@ class RaggedStep:
         return output
 
 
+def facts_of(caches: list[torch.Tensor], lengths: list[int]) -> list[list[int]]:
+    """Address, room and length of each cache, for the kernels, which rely on what is checked here.
+
+    ``caches``: for each sequence [layers, 2, KV heads, room, size], contiguous; ``lengths``: positions filled in each.
+    Raises ValueError for a cache that is full or not laid out so, and InputError for a head size not in HEAD_SIZES.
+    """
+    check_head_size(caches[0].shape[4])
+    return [_facts(cache, length) for cache, length in zip(caches, lengths, strict=True)]
+
+
+def parts_of(lengths: list[int]) -> int:
+    """How many parts the longest of these sequences is cut into, with its new position."""
+    return max(lengths) // _PART + 1
+
+
+def recorded_parts(positions: int) -> list[int]:
+    """Numbers of parts for which a step over caches of up to so many positions is recorded as a CUDA graph.
+
+    A graph starts programs for all its parts, and those beyond a cache's length end at once.
+    """
+    numbers = [_FEWEST_PARTS]
+    while numbers[-1] * _PART < positions:
+        numbers.append(4 * numbers[-1])
+    return numbers
+
+
 def prepare(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
     """Compile and load the kernels for a model's shape, in seconds, so that no step of a session has to wait for it.
 
@@ -82,7 +111,7 @@ def prepare(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: to
     made = [torch.zeros(1, count, size, dtype=dtype, device=device) for count in (heads, kv_heads, kv_heads)]
     cache = torch.zeros(1, 2, kv_heads, 1, size, dtype=dtype, device=device)
     try:
-        RaggedStep([cache], [0]).attend(0, *made)
+        RaggedStep.of([cache], [0]).attend(0, *made)
     except (RuntimeError, CalledProcessError) as error:
         if isinstance(error, CalledProcessError) or "C compiler" in str(error):
             raise InputError(_NO_C_COMPILER.format(device=device, error=error)) from error

@@ -6,6 +6,7 @@ import torch
 
 from harness import wire
 from harness.errors import RequestError
+from harness.vibevoice.graphs import Graphs, Input
 from harness.vibevoice.presets import Weights
 from harness.vibevoice.sessions import Sessions
 from harness.vibevoice.towers import Tower
@@ -21,6 +22,9 @@ class VocoderStage:
         self.device, self.dtype = weights.device, weights.dtype
         self.sizes = (self.decoder.state_size, self.encoder.state_size)
         self.sessions: Sessions[torch.Tensor] = Sessions(wire.VOCODER)  # the state of each, [state_size]
+        self.graphs = None
+        if weights.graph_batch:
+            self.graphs = Graphs(self._graphed, self.graph_inputs(), self.device, weights.graph_batch)
 
     @property
     def state_size(self) -> int:
@@ -68,11 +72,22 @@ class VocoderStage:
             audio = decoder(self._scaled(latent), [state[: self.sizes[0]] for state in states])
             semantic = encoder(audio, [state[self.sizes[0] :] for state in states])
             return audio[0].t().contiguous(), semantic[:, 0].t().contiguous()
-        audio, semantic, after = self.compute(latent.to(self.device), torch.stack(states, 1))
-        answer = audio.cpu().contiguous(), semantic.cpu().contiguous()
+        given = latent, torch.stack(states)
+        answer = self.graphs(*given) if self.graphs else None
+        audio, semantic, after = answer or self._graphed(latent.to(self.device), given[1], 0)
+        answer = audio.cpu(), semantic.cpu()
         # Last: where anything before fails, each session is stepped again by itself.
-        torch._foreach_copy_(states, after.t().contiguous().unbind())
+        torch._foreach_copy_(states, after.unbind())
         return answer
+
+    def graph_inputs(self) -> tuple[Input, ...]:
+        """Latent and state of a session, as ``_graphed`` takes them."""
+        return Input((wire.LATENT_SIZE,)), Input((self.state_size,), self.dtype, on_device=True)
+
+    def _graphed(self, latent, states, _) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``compute`` with all of a session in one row: states [N, state_size]."""
+        audio, semantic, after = self.compute(latent, states.t().contiguous())
+        return audio.contiguous(), semantic.contiguous(), after.t().contiguous()
 
     def compute(self, latent: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A frame on the device alone: latent [N, 64] in float32, state [state_size, N] -> audio [N, 3200] and
