@@ -4,23 +4,29 @@ The float32 stages speak some frames after a prompt of each length. The others g
 frame (latents, features, conditions and noise of the float32 stages), so an error is that of one stage and one frame,
 not of a loop that drifts. Errors are |x - reference| / |reference| over all frames of a position; token agreement is
 the share of frames whose most likely token of the four is the same. Weights are random unless a checkpoint is given.
+
+Positions are compared one after another, the shortest first, each in every dtype: what ends early leaves whole rows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 from common import EXIT_FAILED, Parser, finish, run, say, several, table, whole
 
 from harness import wire
 from harness.vibevoice.diffusion import DiffusionStage
 from harness.vibevoice.llm import LLMStage
-from harness.vibevoice.presets import DTYPES, Weights
+from harness.vibevoice.presets import DTYPES, Weights, preset_config
 from harness.vibevoice.process import prepare
+from harness.vibevoice.roofline import Roofline
 from harness.vibevoice.vocoder import VocoderStage
 
 REFERENCE = "float32"
@@ -108,34 +114,92 @@ class Speaker:
         return Frame(latent_before, semantic_before, noise, condition, latent, audio, features, token)
 
 
-def compare(make, dtypes: Sequence[str], positions: Sequence[int], frames: int, seed: int) -> Iterator[dict]:
-    """A finding for each dtype and position; ``make(dtype) -> Weights``. One model is in memory at a time."""
-    references = {}
+class Speakers:
+    """One speaker for each dtype, built when it is first asked for; ``make(dtype) -> Weights``.
+
+    Where ``together`` is False, one of them is in memory at a time, and is built again when it is asked for again.
+    """
+
+    def __init__(self, make: Callable[[str], Weights], positions: int, together: bool):
+        self._make, self._positions, self._together = make, positions, together
+        self._built: dict[str, Speaker] = {}
+
+    def of(self, dtype: str) -> Speaker:
+        if dtype not in self._built:
+            if not self._together:
+                self._built.clear()
+            self._built[dtype] = _speaker(self._make(dtype), self._positions)
+        return self._built[dtype]
+
+
+def compare(
+    make: Callable[[str], Weights],
+    dtypes: Sequence[str],
+    positions: Sequence[int],
+    frames: int,
+    seed: int,
+    together: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[dict]:
+    """A finding for each position, from the shortest, and dtype. ``together``: all models are kept in memory."""
+    began_s = clock()
     generator = torch.Generator().manual_seed(seed)
-    reference, prompts = _speaker(make(REFERENCE), max(positions), frames), {}
-    for position in positions:
-        prompts[position] = torch.randint(0, 4000, (position - 1,), generator=generator)
-        reference.open(prompts[position], frames)
-        references[position] = list(reference.lead(frames, generator))
-        reference.close()
-        say(f"{REFERENCE}: position {position} spoken")
-    del reference
-    for dtype in dtypes:
-        speaker = _speaker(make(dtype), max(positions), frames)
-        for position in positions:
-            found = Differences()
-            speaker.open(prompts[position], frames)
-            for frame in references[position]:
-                found.add(speaker.follow(frame), frame)
-            speaker.close()
-            say(f"{dtype}: position {position} compared")
-            yield {"dtype": dtype, "position": position, "frames": frames, **found.figures()}
+    speakers = Speakers(make, max(positions) + 3 * frames + 8, together)
+    for position in sorted(positions):
+        prompt = torch.randint(0, 4000, (position - 1,), generator=generator)
+        spoken = _spoken(speakers, prompt, frames, generator)
+        say(f"[{clock() - began_s:3.0f} s] {REFERENCE}: position {position} spoken")
+        for dtype in dtypes:
+            figures = _compared(speakers, dtype, prompt, spoken)
+            say(f"[{clock() - began_s:3.0f} s] {dtype}: position {position} compared")
+            yield {"dtype": dtype, "position": position, "frames": frames, **figures}
 
 
-def _speaker(weights: Weights, longest: int, frames: int) -> Speaker:
+# No name of ``compare`` holds a speaker: it would be in memory beside the next one.
+
+
+def _spoken(speakers: Speakers, prompt: torch.Tensor, frames: int, generator: torch.Generator) -> list[Frame]:
+    with _session(speakers, REFERENCE, prompt, frames) as speaker:
+        return list(speaker.lead(frames, generator))
+
+
+def _compared(speakers: Speakers, dtype: str, prompt: torch.Tensor, spoken: list[Frame]) -> dict[str, float]:
+    found = Differences()
+    with _session(speakers, dtype, prompt, len(spoken)) as speaker:
+        for frame in spoken:
+            found.add(speaker.follow(frame), frame)
+    return found.figures()
+
+
+@contextlib.contextmanager
+def _session(speakers: Speakers, dtype: str, prompt: torch.Tensor, frames: int) -> Iterator[Speaker]:
+    speaker = speakers.of(dtype)
+    speaker.open(prompt, frames)
+    try:
+        yield speaker
+    finally:
+        speaker.close()
+
+
+def _speaker(weights: Weights, positions: int) -> Speaker:
     text = weights.config.text_config
     per_token = 8 * text.num_hidden_layers * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
-    return Speaker(weights, (longest + 3 * frames + 8) * per_token)
+    return Speaker(weights, positions * per_token)
+
+
+def fit_together(preset: str, checkpoint: str, dtypes: Sequence[str], free_bytes: int) -> bool:
+    """Whether the models of float32 and of these dtypes take at most half of the free memory; the rest is for caches.
+
+    False for a checkpoint, whose sizes are not known before it is read.
+    """
+    if checkpoint:
+        return False
+    sizes = [DTYPES[dtype].itemsize for dtype in {REFERENCE, *dtypes}]
+    return 2 * Roofline(preset_config(preset), 1).weight_bytes * sum(sizes) <= free_bytes
+
+
+def _free_bytes(device: str) -> int:
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -166,7 +230,8 @@ def main(arguments: Sequence[str]) -> int:
     prepare()
     about = {"preset": given.preset, "device": _name(device), "reference_device": given.reference_device}
     findings = []
-    for finding in compare(weights, given.dtypes, positions, frames, given.seed):
+    together = fit_together(given.preset, given.checkpoint, given.dtypes, _free_bytes(device))
+    for finding in compare(weights, given.dtypes, positions, frames, given.seed, together):
         findings.append(finding)
         if given.out:
             _write(given.out, {**about, "findings": findings})
@@ -194,7 +259,7 @@ def _name(device: str) -> str:
 
 
 def _write(path: Path, content: dict) -> None:
-    draft = path.with_suffix(".draft")
+    draft = path.with_name(f"{path.name}.draft")
     draft.write_text(json.dumps(content, indent=1))
     draft.replace(path)
 

@@ -27,7 +27,7 @@ SCENARIOS = (CHECKOUT or PACKAGE) / "scenarios"
 
 def plan_file(given: Path) -> Path:
     """The file of a plan: the path that was given or, where no file is there, the one of this name in SCENARIOS."""
-    beside = SCENARIOS / Path(given).with_suffix(".yaml")
+    beside = SCENARIOS / f"{bare_name(given, '.yaml')}.yaml"
     bare = len(Path(given).parts) == 1 and not Path(given).is_file()
     return beside if bare and beside.is_file() else Path(given)
 
@@ -49,3 +49,14 @@ def scenario_files() -> dict[str, Path]:
     """Scenarios, plans, mixes and scripts that come with the harness, by their path below SCENARIOS."""
     files = (path for path in SCENARIOS.rglob("*") if path.suffix in (".py", ".yaml", ".txt"))
     return {str(path.relative_to(SCENARIOS)): path for path in sorted(files)}
+
+
+def bare_name(file: Path | str, *endings: str) -> str:
+    """A file's name without one of these endings. Any other dot stays: the last part of h100-1.5b is no ending."""
+    path = Path(file)
+    return path.stem if path.suffix in endings else path.name
+
+
+def preset_name(preset: str) -> str:
+    """The label of a preset: its own name ("1.5b"), or that of its .json file without the ending."""
+    return bare_name(preset, ".json") if preset.endswith(".json") else preset

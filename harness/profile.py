@@ -20,10 +20,11 @@ from rich.table import Table
 
 from harness import wire
 from harness.errors import HarnessError, InputError
+from harness.places import preset_name
 from harness.processes import end_group, spawn
 from harness.provenance import commit, host_facts, versions
 from harness.store import write_profile
-from harness.triton.config import checked_preset, preset_name
+from harness.triton.config import checked_preset
 
 DEVICES = ("auto", "cpu", "cuda")
 PREFILL = "prefill"

@@ -28,6 +28,7 @@ from pydantic import (
 from harness import wire
 from harness.errors import InputError, PlanError
 from harness.metrics import METRICS
+from harness.places import bare_name
 from harness.slo import Promise
 from harness.workload import MIXES, Lengths, Mix, ScriptSource, TrafficClass
 
@@ -399,7 +400,7 @@ def load_mix(path: Path | str) -> Mix:
     """
 
     def build(folder: Path, content: dict) -> Mix:
-        return MixFileSpec.model_validate({"name": Path(path).stem, **content}).build(folder)
+        return MixFileSpec.model_validate({"name": bare_name(path, ".yaml", ".yml"), **content}).build(folder)
 
     return _load(Path(path), MixFileSpec, build)
 

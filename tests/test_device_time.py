@@ -1,6 +1,8 @@
 """The device's part of a call: intervals joined, events sorted into kernels and copies, and no point lost."""
 
+import contextlib
 import itertools
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import DeviceType
 
+from harness.vibevoice import device_time
 from harness.vibevoice import profile as child
-from harness.vibevoice.device_time import Busy, DeviceTimer, activities, busy_of, busy_us
+from harness.vibevoice.device_time import Busy, DeviceTimer, activities, busy_of, busy_us, recorded
 from harness.vibevoice.presets import Weights
 from harness.vibevoice.roofline import Cost
 
@@ -148,6 +151,41 @@ def test_passes_beside_the_timed_calls_come_out_of_the_points_own_seconds():
     sampler = child.Sampler(40.0, 4, lambda: None, timed_share=0.75)
     taken = sampler.sample(iter([lambda: None] * 9))
     assert len(taken) and 0 < sampler.seconds_beside() <= 0.25 * 5.0
+    sampler = child.Sampler(40.0, 1, lambda: None, timed_share=0.75)
+    for _ in range(3):  # more points than were announced
+        assert len(sampler.sample(iter([lambda: None] * 9))) and 0 < sampler.seconds_beside() <= 0.25 * 5.0
     spent = child.Sampler(0.0, 4, lambda: None, timed_share=0.75)
     spent.sample(iter([lambda: None] * 9), needed=True)
     assert spent.seconds_beside() <= 0
+
+
+def test_the_profiler_is_asked_to_keep_its_events_where_torch_knows_how(monkeypatch):
+    """Else torch warns at every point that it clears them."""
+    asked = []
+
+    def profile(*, activities, acc_events=False):
+        asked.append(acc_events)
+        return contextlib.nullcontext(SimpleNamespace(events=lambda: EVENTS))
+
+    def older(*, activities):
+        return profile(activities=activities)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for one in (profile, older):
+        monkeypatch.setattr(torch.profiler, "profile", one)
+        assert len(recorded(lambda: None)) == 4
+    assert asked == [True, False]
+
+
+def test_recording_twice_says_nothing_and_keeps_calls_apart(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.profiler.ProfilerActivity, "CUDA", torch.profiler.ProfilerActivity.CPU, raising=False)
+    seen = []
+    monkeypatch.setattr(device_time, "activities", lambda events: seen.append([event.name for event in events]) or [])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        recorded(lambda: torch.ones(2) + 1)
+        recorded(lambda: torch.ones(2) * 2)
+    assert not [one for one in told if "clears events" in str(one.message)]
+    assert "aten::add" in seen[0] and "aten::mul" not in seen[0]
+    assert "aten::mul" in seen[1] and "aten::add" not in seen[1]

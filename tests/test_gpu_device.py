@@ -121,21 +121,44 @@ def test_a_capture_that_fails_is_a_finding_with_its_text(script, device, monkeyp
 
 
 PARTS = {
-    "LLM backbone": (LLMStage, lambda script, stage: script.backbone_call(stage, 2, 400), "step"),
-    "denoising": (DiffusionStage, lambda script, stage: script.denoising_call(stage, 64, 2, 3), "denoise"),
-    "vocoder towers": (VocoderStage, lambda script, stage: script.towers_call(stage, 2), "step"),
+    "LLM backbone": (LLMStage, lambda script, stage: script.backbone_call(stage, 2, 400)),
+    "denoising": (DiffusionStage, lambda script, stage: script.denoising_call(stage, 64, 2, 3)),
+    "vocoder towers": (VocoderStage, lambda script, stage: script.towers_call(stage, 2)),
 }
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_that_is_captured_computes_the_same_at_every_call(script, weights, part):
+def test_a_part_that_is_captured_computes_the_same_at_every_call(script, part, dtype):
     """What a replay would do: a call that leaves its own inputs alone."""
-    stage_type, build, _ = PARTS[part]
+    stage_type, build = PARTS[part]
     with torch.inference_mode():
-        call = build(script, stage_type(weights))
+        call = build(script, stage_type(Weights("tiny", plain=True, dtype=dtype)))
         first, again = ([tensor.clone() for tensor in _tensors(call())] for _ in range(2))
     assert first and all(torch.equal(*pair) for pair in zip(first, again, strict=True))
     assert all(torch.isfinite(tensor).all() for tensor in first)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_every_step_and_part_runs_in_the_dtype_of_a_gpu_and_as_many_points_are_timed_as_announced(
+    script, monkeypatch, on_gpu
+):
+    """In float32, an input of the wrong dtype does not show; with too few points announced, the last have no time."""
+    monkeypatch.setattr(script, "captured", lambda call: SimpleNamespace(replay=call))
+    several = asked(script)
+    several.batches, several.contexts, several.steps = [1, 2], [100, 400], 2
+    device = script.Device(Weights("tiny", plain=True, dtype="bfloat16"), several, script.Findings(None, **facts()))
+    device.on_gpu, device.sampler.points_left = on_gpu, script.points_of(several, on_gpu)
+    device.run()
+    content = device.findings.content
+    assert content["errors"] == [] and device.sampler.points_left == 0
+    assert (len(content["steps"]), len(content["graphs"])) == (8, 8)
+    assert all(("replay_ms" in part) == on_gpu and part["eager_ms"] > 0 for part in content["graphs"])
+
+
+@pytest.mark.parametrize(("preset", "label"), [("1.5b", "1.5b"), ("7b", "7b"), ("sizes/mine-0.5b.json", "mine-0.5b")])
+def test_the_label_of_a_preset_keeps_its_dots(script, weights, preset, label):
+    assert script.facts_of(weights, preset)["preset"] == label
 
 
 def _tensors(value):

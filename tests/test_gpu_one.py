@@ -1,10 +1,12 @@
 """The script of the first minutes on a GPU host: each step under its own limit, none of them stopping the next."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu" / "one.sh"
 STEPS = ["environment", "kernels", "values", "check", "profile", "device", "streams", "signoff"]
@@ -74,6 +76,14 @@ def test_a_step_that_hangs_ends_at_its_limit_and_the_next_ones_run(run):
 def test_a_sign_off_that_does_not_conclude_is_no_failure_of_the_host(run):
     answer, steps, _ = run(fails="harness signoff")
     assert answer.returncode == 0 and steps["signoff"] == "3"
+
+
+def test_a_step_may_take_what_its_own_budget_allows():
+    limits = dict(re.findall(r"^ *step (\w+) (\d+) ", text := SCRIPT.read_text(), re.MULTILINE))
+    plan = yaml.safe_load(SCRIPT.with_name("plan.yaml").read_text())
+    assert int(limits["signoff"]) >= 60 * plan["budget_minutes"] + 60
+    (profile_s,) = re.findall(r"echo 20 \|\| echo (\d+)", text)
+    assert int(limits["profile"]) >= 1.25 * int(profile_s) + 30  # each stage keeps a quarter of its share, however late
 
 
 def test_an_unknown_option_is_one_line(run):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness import places
+from harness.spec import load_mix
 from harness.store import Run
 from harness.triton import stub
 
@@ -194,6 +195,22 @@ def test_a_plan_of_ones_own_comes_before_one_that_came_along(tmp_path, monkeypat
     own.write_text("name: mine")
     assert places.plan_file(Path("quick.yaml")) == Path("quick.yaml")
     assert places.plan_of_name(places.plan_name(Path("quick.yaml"))).resolve() == own
+
+
+def test_a_dot_inside_a_name_begins_no_file_ending(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "SCENARIOS", tmp_path / "scenarios")
+    (tmp_path / "scenarios").mkdir()
+    packaged = tmp_path / "scenarios" / "h100-1.5b.yaml"
+    packaged.write_text("name: x")
+    assert places.plan_file(Path("h100-1.5b")) == places.plan_file(Path("h100-1.5b.yaml")) == packaged
+    for name in ("h100-1", "h100-1.7b", "h100-1.5b.json"):
+        assert places.plan_file(Path(name)) == Path(name)
+    mix = tmp_path / "mix-0.5"
+    mix.write_text("classes: {short: {weight: 1, length: {fixed: 4}}}")
+    assert load_mix(mix).name == "mix-0.5"
+    assert load_mix(mix.rename(tmp_path / "mix-0.5.yaml")).name == "mix-0.5"
+    assert places.preset_name("1.5b") == "1.5b" and places.preset_name("sizes/a-1.5b.json") == "a-1.5b"
 
 
 @pytest.mark.server

@@ -1,6 +1,10 @@
 """Stages in bfloat16 and float16 on a CPU, as a GPU would compute them, against float32."""
 
+import gc
+import itertools
 import json
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,3 +123,50 @@ def test_only_float32_on_a_cpu_is_compiled_and_types_without_a_name_are_refused(
         Weights(dtype="float8")
     assert Weights(device="meta").dtype == torch.bfloat16 and Weights().dtype == torch.float32
     assert LLMStage(Weights(dtype="float16")).kv_bytes_per_token == 256
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    import precision
+
+    return precision
+
+
+def test_a_position_is_compared_in_every_dtype_before_a_longer_one_and_each_line_says_the_seconds(script, capsys):
+    seconds = itertools.count()
+    make = lambda dtype: Weights(dtype=dtype, plain=True)  # noqa: E731
+    found = list(script.compare(make, HALF, [20, 8], 2, 0, together=True, clock=lambda: next(seconds)))
+    assert [(each["position"], each["dtype"]) for each in found] == [(8, d) for d in HALF] + [(20, d) for d in HALF]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "[  1 s] float32: position 8 spoken" and lines[-1] == "[  6 s] float16: position 20 compared"
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_models_that_do_not_fit_together_are_in_memory_one_at_a_time(script, monkeypatch, together):
+    alive, most, built = weakref.WeakSet(), [], []
+
+    def make(dtype):
+        gc.collect()
+        most.append(len(alive))
+        built.append(dtype)
+        return Weights(dtype=dtype, plain=True)
+
+    real = script._speaker
+
+    def speaker(weights, positions):
+        made = real(weights, positions)
+        alive.add(made)
+        return made
+
+    monkeypatch.setattr(script, "_speaker", speaker)
+    findings = list(script.compare(make, HALF, [8, 20], 2, 0, together=together))
+    assert len(findings) == 4
+    assert built == (["float32", *HALF] if together else ["float32", *HALF] * 2)
+    assert max(most) == (2 if together else 0)
+
+
+def test_three_models_of_1_5b_fit_an_80_gb_card_and_those_of_7b_do_not(script):
+    sizes = {preset: script.fit_together(preset, "", ["bfloat16", "float16"], 79 << 30) for preset in ("1.5b", "7b")}
+    assert sizes == {"1.5b": True, "7b": False}
+    assert not script.fit_together("tiny", "some/folder", ["bfloat16"], 79 << 30)

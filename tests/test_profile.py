@@ -1,5 +1,6 @@
 """Profiles: costs as the published shapes have them, times that are sure, and a file that is whole or not there."""
 
+import itertools
 import json
 import math
 import signal
@@ -103,6 +104,116 @@ def test_the_first_call_warms_up_and_a_spent_budget_measures_nothing():
     assert Sampler(0.0, 1, lambda: None).sample(iter([lambda: calls.append(1)])) is None
     assert len(calls) == 6
     assert len(Sampler(0.0, 1, lambda: None).sample(iter([lambda: None] * 9), needed=True)) == 1
+
+
+class Clock:
+    """Seconds that pass only where something takes them."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def taking(self, seconds: float):
+        """A call that takes so long."""
+        return lambda: setattr(self, "now_s", self.now_s + seconds)
+
+
+def test_a_point_takes_little_more_than_its_share_and_one_known_to_be_slow_nothing():
+    clock = Clock()
+    sampler = Sampler(100.0, 20, lambda: None, clock=clock)  # a share of 5 s
+    assert len(sampler.sample(itertools.repeat(clock.taking(0.5)))) <= 10
+    assert clock.now_s <= 6
+    before = clock.now_s
+    assert sampler.sample(itertools.repeat(clock.taking(30.0))) is None  # the first call takes six shares
+    assert clock.now_s == before + 30
+    assert sampler.sample(itertools.repeat(clock.taking(30.0)), at_least_ms=30e3) is None
+    assert clock.now_s == before + 30
+    assert len(sampler.sample(itertools.repeat(clock.taking(30.0)), needed=True)) == 1
+
+
+def test_what_prepares_a_call_counts_as_its_time():
+    clock = Clock()
+    sampler = Sampler(10.0, 10, lambda: None, clock=clock)
+
+    def calls():
+        while True:
+            clock.taking(3.0)()  # a context is computed before each call
+            yield clock.taking(0.01)
+
+    assert sampler.sample(calls()) is None and clock.now_s < 4
+
+
+SLOW = {  # what takes many times its share: a stage's own set-up, what prepares its points, or the calls of some
+    "nothing": {},
+    "set-up of the first": {"set_up_s": {child.LLMBench: 60.0}},
+    "set-up of the first, longer than the budget": {"set_up_s": {child.LLMBench: 150.0}},
+    "preparing prompt parts": {"prepare_s": {PREFILL: 20.0}},
+    "calls of the first": {"call_s": {wire.LLM: 15.0}},
+    "calls of the vocoder": {"call_s": {wire.VOCODER: 15.0}},
+}
+
+
+@pytest.mark.parametrize("slow", SLOW)
+def test_no_stage_is_left_without_its_points_because_another_is_slow(monkeypatch, slow):
+    clock, said = Clock(), []
+    profiler = _with_a_clock(monkeypatch, clock, said.append, **SLOW[slow])
+    profiler.run()
+    points = {stage: [e["point"] for e in said if e.get("stage") == stage] for stage in profiler.points}
+    measured = {stage: sum("ms" in point for point in of) for stage, of in points.items()}
+    slow_stages = {*SLOW[slow].get("prepare_s", ()), *SLOW[slow].get("call_s", ())}
+    for stage, of in points.items():
+        assert measured[stage] >= (1 if stage in slow_stages else len(of)), (stage, measured)
+    set_up_s = sum(SLOW[slow].get("set_up_s", {}).values())
+    assert clock.now_s < max(100, set_up_s) + 25 + 4 * 20  # with a floor for each stage and a slow first point
+
+
+def _with_a_clock(monkeypatch, clock, say, *, set_up_s=(), prepare_s=(), call_s=()):
+    """A profiler of a full grid and 100 s; stages take what is given, else milliseconds."""
+
+    def method(stage):
+        def of(bench, **at):
+            def calls():
+                while True:
+                    clock.taking(dict(prepare_s).get(stage, 0.001))()
+                    yield clock.taking(dict(call_s).get(stage, 0.01))
+
+            return calls(), Cost(1e6, 1e6)
+
+        return of
+
+    def bench(real):
+        def made(weights, roofline):
+            clock.taking(dict(set_up_s).get(real, 0.1))()
+            return SimpleNamespace(room_bytes=1, stage=SimpleNamespace(state_size=1))
+
+        return made
+
+    benches, names = {}, {}
+    for real, methods in child.BENCHES.items():
+        names[real] = bench(real)
+        benches[names[real]] = {stage: method(stage) for stage in methods}
+        monkeypatch.setattr(child, real.__name__, names[real])
+    monkeypatch.setattr(child, "BENCHES", benches)
+    monkeypatch.setattr(child, "device_speed", lambda *_: ({"bandwidth_gb_s": 1.0, "tflop_s": 1.0}, {}))
+    profiler = child.Profiler(Weights(), budget_s=100, quick=False, say=say)
+    profiler.sampler = Sampler(100, profiler.count + child.SPEED_POINTS, lambda: None, clock=clock)
+    return profiler
+
+
+def test_the_context_before_a_prompt_part_is_filled_and_not_computed(monkeypatch):
+    profiler = child.Profiler(Weights(plain=True), budget_s=5, quick=True, say=print)
+    bench, computed = child.LLMBench(profiler.weights, profiler.roofline), []
+    real = bench.stage.prefill
+    monkeypatch.setattr(bench.stage, "prefill", lambda *given: computed.append(len(given[1])) or real(*given))
+    calls, _ = bench.prefill(64, 7_600)
+    lengths = []
+    for call in itertools.islice(calls, 20):  # more than are timed of one session
+        lengths.append(bench.stage.sessions.get(0).with_prompt.length)
+        call()
+    assert computed == [64] * 20
+    assert all(length == pytest.approx(7_600, rel=1 / 8) for length in lengths)
 
 
 @pytest.mark.parametrize("preset", ["1.5b", "7b"])

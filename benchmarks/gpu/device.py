@@ -30,10 +30,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness import wire
 from harness.errors import HarnessError, InputError
+from harness.places import preset_name
 from harness.vibevoice.device_time import DeviceTimer, recorded
 from harness.vibevoice.presets import Weights
 from harness.vibevoice.process import prepare
 from harness.vibevoice.profile import (
+    LEAST_SECONDS,
+    SPEED_POINTS,
     TIMED_SHARE,
     DiffusionBench,
     LLMBench,
@@ -48,7 +51,6 @@ from harness.vibevoice.sampling import Sampler
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 64, 130
 TOP_KERNELS = 8
-LEAST_SECONDS = 0.01  # of the profiler at each step, though the budget be used up: one call
 BUDGET_S = {"cuda": 40.0, "cpu": 15.0}
 WARM_UPS = 3  # before a capture, as torch asks for
 
@@ -131,9 +133,8 @@ class Device:
         self.on_gpu = weights.device.type == "cuda"
         self.timer, self.wait = DeviceTimer.of(weights.device), synchronise(weights.device)
         self.roofline = Roofline(weights.config, weights.dtype.itemsize)
-        batches, contexts = len(asked.batches), len(asked.contexts)
-        points = 3 + 2 * batches * (contexts + 2)  # of the speed; and each step and each part, twice timed
         budget_s = asked.budget_seconds or BUDGET_S[weights.device.type]
+        points = points_of(asked, self.on_gpu)
         self.sampler = Sampler(budget_s, points, self.wait, TIMED_SHARE if self.on_gpu else 1.0)
 
     def run(self) -> None:
@@ -220,6 +221,12 @@ class Device:
         return float(np.median(self.sampler.sample(itertools.repeat(call), needed=True)))
 
 
+def points_of(asked: argparse.Namespace, on_gpu: bool) -> int:
+    """How many calls are timed: of the speed, of each step, and of each part (on a GPU also as a replay)."""
+    places = len(asked.batches) * (len(asked.contexts) + 2)  # the LLM's have contexts; diffusion and vocoder none
+    return SPEED_POINTS + places * (3 if on_gpu else 2)
+
+
 def captured(call: Call) -> torch.cuda.CUDAGraph:
     """A call as a CUDA graph, after warming up on a side stream. Raises what the capture raises."""
     side = torch.cuda.Stream()
@@ -250,11 +257,11 @@ def backbone_call(stage, batch: int, context: int) -> Call:
 
 
 def denoising_call(stage, hidden: int, batch: int, steps: int) -> Call:
-    """All denoising steps of a frame, conditions and noise on the device."""
-    like = {"device": stage.device, "dtype": stage.dtype}
-    condition, noise = torch.randn(batch, 2, hidden, **like), torch.randn(batch, wire.LATENT_SIZE, **like)
-    guidance = torch.full((batch, 1), wire.DEFAULT_GUIDANCE_SCALE, **like)
-    return lambda: stage._denoise(condition, noise, guidance, steps)
+    """All denoising steps of a frame on the device; the solver's noise and guidance are float32 in every dtype."""
+    condition = torch.randn(2 * batch, hidden, device=stage.device, dtype=stage.dtype)
+    noise = torch.randn(batch, wire.LATENT_SIZE, device=stage.device)
+    guidance = torch.full((batch, 1), wire.DEFAULT_GUIDANCE_SCALE, device=stage.device)
+    return lambda: stage.compute(condition, noise, guidance, steps)
 
 
 def towers_call(stage, batch: int) -> Call:
@@ -424,7 +431,7 @@ def facts_of(weights: Weights, preset: str) -> dict:
         "device": torch.cuda.get_device_name(weights.device) if on_gpu else "cpu",
         "gpu": gpu,
         "measured_on": weights.device.type,
-        "preset": Path(preset).stem,
+        "preset": preset_name(preset),
         "dtype": str(weights.dtype).removeprefix("torch."),
         "versions": {"torch": torch.__version__, "cuda": torch.version.cuda},
     }

@@ -47,13 +47,13 @@ step kernels 60 "$python" benchmarks/kernels.py $quick
 if "$python" -c 'import pytest' 2>/dev/null; then # on a GPU, the compiled kernels against plain attention
   step values 60 "$python" -m pytest -q -p no:cacheprovider tests/test_ragged.py
 fi
-step check 90 "$python" benchmarks/precision.py --preset "$preset" --device "$device" --positions $positions --frames 8 --out "$out/check.json"
-step profile 170 "$python" -m harness profile --preset "$preset" --device "$device" --out "$out" --budget-seconds "$([ -n "$quick" ] && echo 20 || echo 130)" $quick
+step check 150 "$python" benchmarks/precision.py --preset "$preset" --device "$device" --positions $positions --frames 8 --out "$out/check.json"
+step profile 200 "$python" -m harness profile --preset "$preset" --device "$device" --out "$out" --budget-seconds "$([ -n "$quick" ] && echo 20 || echo 130)" $quick
 step device 100 "$python" benchmarks/gpu/device.py --preset "$preset" --device "$device" --out "$out" $quick
 step streams 170 "$python" benchmarks/gpu/streams.py --preset "$preset" --device "$on" --out "$out" $quick
 if "$python" -c 'import locust' 2>/dev/null; then
   sed "s/PRESET/$preset/" benchmarks/gpu/plan.yaml >"$out/plan.yaml"
-  step signoff 300 "$python" -m harness signoff "$out/plan.yaml" --results "$out/runs"
+  step signoff 360 "$python" -m harness signoff "$out/plan.yaml" --results "$out/runs"
 else
   printf 'signoff\tskipped: locust is not installed here\t0\n' >>"$out/steps.tsv"
 fi

@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 from harness import nvml, wire
 from harness.errors import InputError, ServerError
 from harness.identity import CPU, EMULATED, GPU
-from harness.places import REPOSITORY
+from harness.places import REPOSITORY, preset_name
 from harness.voice_folder import count_voices, voice_files
 
 KNOBS = ("delay_us", "max_batch", "preferred_batch", "instances")
@@ -191,11 +191,6 @@ def checked_preset(preset: str) -> str:
     if not Path(preset).is_file():
         raise InputError(f"preset {preset}: there is no such file")
     return str(Path(preset).resolve())
-
-
-def preset_name(preset: str) -> str:
-    """A preset in a word: its own name, or that of its file."""
-    return Path(preset).stem if preset.endswith(".json") else preset
 
 
 def read_repository(repository: Path = REPOSITORY) -> Configs:

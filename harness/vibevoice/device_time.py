@@ -6,6 +6,7 @@ say how long the device took from the first to the last of them, gaps included. 
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,9 @@ def recorded(call: Call) -> list[Activity]:
     """What the device does in a call, by torch.profiler."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    # With acc_events, torch does not warn at each profile that it would clear the events of an earlier cycle.
+    quiet = {"acc_events": True} if "acc_events" in inspect.signature(profile).parameters else {}
+    with profile(activities=[ProfilerActivity.CUDA], **quiet) as profiler:
         call()
         torch.cuda.synchronize()
     return activities(profiler.events())

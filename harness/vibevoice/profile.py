@@ -37,6 +37,8 @@ PREFILL = "prefill"
 STEPS_AT_ONCE = 32  # of sessions opened for one point: their contexts grow meanwhile, so they start below it
 MEMORY_SHARE = 0.85  # of what is free after the weights, for KV caches
 TIMED_SHARE = 0.75  # of a point's seconds; the rest is for the passes that tell the device's time from the host's
+SPEED_POINTS = 3  # of ``device_speed``
+LEAST_SECONDS = 0.01  # of these passes at a needed point, though the budget be used up: one call
 
 Call = Callable[[], object]
 
@@ -108,8 +110,7 @@ class LLMBench:
         while True:
             try:
                 self.stage.open(0, start + parts * tokens, 1)
-                for before in range(0, start, 1024):
-                    self._add(min(1024, start - before))
+                self.stage.sessions.get(0).with_prompt.fill(start)  # cost depends on shapes, not on contents
                 yield from itertools.repeat(lambda: self._add(tokens), parts)
             finally:
                 self._close([0])
@@ -186,8 +187,9 @@ class Profiler:
         self.points = Grid.of(weights.device, quick).points(weights.config.text_config.max_position_embeddings)
         self.count = sum(map(len, self.points.values()))
         self.device_timer = DeviceTimer.of(weights.device)
+        self.pace = math.inf  # the least ms per ms of the roofline among the points of this stage so far
         timed_share = TIMED_SHARE if weights.device.type == "cuda" else 1.0
-        self.sampler = Sampler(budget_s, self.count + 3, synchronise(weights.device), timed_share)
+        self.sampler = Sampler(budget_s, self.count + SPEED_POINTS, synchronise(weights.device), timed_share)
 
     def run(self) -> None:
         """Say what the device can do, then every point, then the sizes that an emulation needs to know."""
@@ -200,6 +202,8 @@ class Profiler:
         for bench_type, methods in BENCHES.items():
             bench = bench_type(self.weights, self.roofline)
             for stage, method in methods.items():
+                self.sampler.stage(len(self.points[stage]))
+                self.pace = math.inf
                 for number, at in enumerate(self.points[stage]):
                     # No stage without a time: what is left out for want of time can be extrapolated from the first.
                     point = at | self._measured(method, bench, at, needed=not number)
@@ -216,8 +220,9 @@ class Profiler:
         try:
             calls, cost = method(bench, **at)
             calls = iter(calls)
-            taken = self.sampler.sample(calls, needed)
-            parts = {} if taken is None else self._parts(calls, float(np.median(taken)))
+            floor_ms = cost.floor_ms(**self.speed)
+            taken = self.sampler.sample(calls, needed, floor_ms * self.pace if math.isfinite(self.pace) else 0.0)
+            parts = {} if taken is None else self._parts(calls, float(np.median(taken)), needed)
         except (torch.OutOfMemoryError, MemoryError, NoRoom):
             return {"left_out": "out of memory"}
         finally:
@@ -225,15 +230,18 @@ class Profiler:
             free(self.weights.device)
         if taken is None:
             return {"left_out": "no time left"}
-        times = {"ms": float(np.median(taken)), "spread": spread(taken), "roofline_ms": cost.floor_ms(**self.speed)}
+        times = {"ms": float(np.median(taken)), "spread": spread(taken), "roofline_ms": floor_ms}
+        self.pace = min(self.pace, times["ms"] / floor_ms)
         counts = {"samples": len(taken), "bytes": int(cost.bytes), "gflop": cost.operations / 1e9}
         return {name: _rounded(value) for name, value in times.items()} | parts | counts
 
-    def _parts(self, calls: Iterator[Call], ms: float) -> dict:
-        parts = self.device_timer.split(calls, ms, self.sampler.seconds_beside())
+    def _parts(self, calls: Iterator[Call], ms: float, needed: bool) -> dict:
+        seconds = max(self.sampler.seconds_beside(), LEAST_SECONDS if needed else 0.0)
+        parts = self.device_timer.split(calls, ms, seconds)
         return {name: _rounded(value) if isinstance(value, float) else value for name, value in parts.items()}
 
     def _measured_speed(self) -> dict[str, float]:
+        self.sampler.stage(SPEED_POINTS)
         speed, noise = device_speed(self.weights, self.sampler)
         self.say({"event": "device", **_device_facts(self.weights), **speed, "self_noise": noise})
         return speed

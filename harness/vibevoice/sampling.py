@@ -11,53 +11,84 @@ import numpy as np
 SPREAD = 0.02  # half the 95% interval of a median, as a share of it, at which repeating ends
 _FEWEST, _MOST = 5, 2000
 _SHORTEST_S, _LONGEST_S = 0.2, 5.0  # of calls at one point, however sure or unsure they are
+_FLOOR = 0.25  # of a stage's part of the whole budget: left to it, however much the stages before it took
+_TOO_SLOW = 2.0  # shares of a point: where its first call takes more, there is no second one
 
 
 class Sampler:
-    """Shares the seconds of a budget among a number of points.
+    """Shares the seconds of a budget among a number of points, stage by stage where ``stage`` is called.
 
     ``synchronise`` waits for the device, before and after every timed call. ``timed_share``: how much of its seconds a
-    point is timed for, where it is measured in another way beside.
+    point is timed for, where it is measured in another way beside. ``clock`` gives seconds.
     """
 
-    def __init__(self, budget_s: float, points: int, synchronise: Callable[[], None], timed_share: float = 1.0):
-        self.deadline_s = time.monotonic() + budget_s
-        self.points_left = points
+    def __init__(
+        self,
+        budget_s: float,
+        points: int,
+        synchronise: Callable[[], None],
+        timed_share: float = 1.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._budget_s, self._points, self._clock = budget_s, points, clock
+        self._ends_s = self._stage_ends_s = clock() + budget_s
+        self._unstaged = self.points_left = points
         self._synchronise, self._timed_share = synchronise, timed_share
 
-    def sample(self, calls: Iterable[Callable[[], object]], needed: bool = False) -> np.ndarray | None:
-        """Milliseconds of the calls but the first, which warms up; None where the budget is used up.
+    def stage(self, points: int) -> None:
+        """Begin a stage of so many points, with its proportional share of the seconds left.
 
-        A point that is ``needed`` is measured all the same, by one call.
+        Call it after the stage's set-up, which then costs all stages to come alike. A quarter of its share of the
+        whole budget is left to a stage in any case: together they may go over the budget by that quarter.
         """
-        left_s = self.deadline_s - time.monotonic()
-        share_s = self._timed_share * min(_LONGEST_S, left_s / max(1, self.points_left))
+        now = self._clock()
+        share_s = (self._ends_s - now) * points / max(points, self._unstaged)
+        self._stage_ends_s = now + max(share_s, _FLOOR * self._budget_s * points / max(points, self._points))
+        self._unstaged -= points
+        self.points_left = points
+
+    def sample(
+        self, calls: Iterable[Callable[[], object]], needed: bool = False, at_least_ms: float = 0.0
+    ) -> np.ndarray | None:
+        """Milliseconds of the calls but the first, which warms up.
+
+        None where the seconds are used up, and where a call takes far more than a point's share: one that is expected
+        to (``at_least_ms``) is not made, and after a first one that did there is no second. A point that is ``needed``
+        is measured all the same, by one call.
+        """
+        fair_s = self._left_s() / max(1, self.points_left)
         self.points_left -= 1
-        return None if left_s <= 0 and not needed else self._timed(calls, share_s)
+        if not needed and (fair_s <= 0 or at_least_ms > 1e3 * _TOO_SLOW * fair_s):
+            return None
+        return self._timed(calls, self._timed_share * min(_LONGEST_S, fair_s), math.inf if needed else fair_s)
 
     def seconds_beside(self) -> float:
-        """What the point that was timed last may still take in another way; 0 or less where the budget is used up."""
-        left_s = self.deadline_s - time.monotonic()
-        return (1 - self._timed_share) * min(_LONGEST_S, left_s / (self.points_left + 1))
+        """What the point that was timed last may still take in another way; 0 or less where the time is used up."""
+        return (1 - self._timed_share) * min(_LONGEST_S, self._left_s() / max(1, self.points_left + 1))
 
-    def _timed(self, calls: Iterable[Callable[[], object]], share_s: float) -> np.ndarray:
+    def _left_s(self) -> float:
+        return self._stage_ends_s - self._clock()
+
+    def _timed(self, calls: Iterable[Callable[[], object]], share_s: float, fair_s: float) -> np.ndarray | None:
         taken: list[float] = []
-        began_s = time.monotonic()
+        began_s = self._clock()
         for number, call in enumerate(calls):
             took_ms = self._time(call)
             if number:
                 taken.append(took_ms)
-            spent_s = time.monotonic() - began_s
+            spent_s = self._clock() - began_s
+            if not taken and spent_s > _TOO_SLOW * fair_s:
+                return None
             if taken and (spent_s > share_s or (sum(taken) > 1e3 * _SHORTEST_S and is_sure(taken))):
                 break
         return np.array(taken)
 
     def _time(self, call: Callable[[], object]) -> float:
         self._synchronise()
-        began = time.perf_counter()
+        began_s = self._clock()
         call()
         self._synchronise()
-        return 1e3 * (time.perf_counter() - began)
+        return 1e3 * (self._clock() - began_s)
 
 
 def is_sure(taken: list[float]) -> bool:
