@@ -225,7 +225,7 @@ def main(arguments: Sequence[str]) -> int:
 
     def weights(dtype: str) -> Weights:
         on = "cpu" if dtype == REFERENCE and given.reference_device == "cpu" else device
-        return Weights(given.preset, given.seed, given.checkpoint, on, plain=True, dtype=dtype, drawn_on=device)
+        return Weights(given.preset, given.seed, given.checkpoint, on, dtype == REFERENCE, dtype=dtype, drawn_on=device)
 
     prepare()
     about = {"preset": given.preset, "device": _name(device), "reference_device": given.reference_device}
