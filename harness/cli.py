@@ -399,7 +399,8 @@ def profile(
         "results/profiles"
     ),
     budget_seconds: Annotated[
-        float | None, typer.Option(help="The most that it may take; left out = 60 at preset tiny, else 420.")
+        float | None,
+        typer.Option(help="For measuring; a slow stage may add a quarter. Left out = 60 at tiny, else 420."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few points only.")] = False,
     checkpoint: Annotated[str, typer.Option(help="A released checkpoint folder; left out = random weights.")] = "",

@@ -20,8 +20,8 @@ _PACKAGES = (*_SERVER_PACKAGES, "tritonclient", "locust", "pandas", "scipy", "gr
 
 
 def host_facts() -> dict:
-    """What the figures were measured on: processor, cores, memory, kernel, GPUs and their driver (a line for each)."""
-    gpus = (f"{gpu.name}, {gpu.driver}, {gpu.memory_bytes >> 20}" for gpu in nvml.present())
+    """What figures were measured on: processor, cores, memory, kernel; GPUs with driver and memory, a line for each."""
+    gpus = (f"{gpu.name}, driver {gpu.driver}, {gpu.memory_bytes >> 20} MiB" for gpu in nvml.present())
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),

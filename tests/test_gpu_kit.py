@@ -1,6 +1,7 @@
 """The kit for a GPU host without a network: what goes into it, in which parts, and that it installs from them alone."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -109,6 +110,44 @@ def test_parts_hold_everything_once_and_none_is_above_the_limit(kit, tmp_path):
         kit.split(first, [of_size(tmp_path, "big.whl", 64)], 64 * MIB)
 
 
+def test_the_list_of_the_kit_names_what_every_part_holds(kit, tmp_path):
+    first = [of_size(tmp_path, "checkout.tar.xz", 1), of_size(tmp_path, "numpy-1.26.4-cp312.whl", 2)]
+    others = [of_size(tmp_path, f"{n}.whl", 3) for n in range(3)]
+    (tmp_path / "work").mkdir()
+    (tmp_path / "out").mkdir()
+    options = kit.parse(["--out", str(tmp_path / "out"), "--limit-mib", "7"])
+    parts = kit.write_parts(tmp_path / "work", options, first, others)
+    listed = json.loads((tmp_path / "work" / "kit.json").read_text())["parts"]
+    assert list(listed) == [part["name"] for part in parts] == ["part-1.tar", "part-2.tar", "part-3.tar"]
+    for name, files in listed.items():
+        with tarfile.open(tmp_path / "out" / name) as archive:
+            assert sorted(archive.getnames()) == sorted([*files, *(["kit.json"] if name == "part-1.tar" else [])])
+
+
+@pytest.mark.parametrize("lacks", [("part-2.tar",), ("part-3.tar",), ("part-2.tar", "part-3.tar")])
+def test_the_installer_names_the_parts_that_were_not_unpacked_and_installs_nothing(tmp_path, lacks):
+    parts = {"part-1.tar": ["checkout.tar.xz"], "part-2.tar": ["wheels/a.whl", "wheels/b.whl"], "part-3.tar": ["c"]}
+    (tmp_path / "wheels").mkdir()
+    shutil.copy(FOLDER / "install.sh", tmp_path)
+    plan = {"python": f"{sys.version_info.major}.{sys.version_info.minor}", "server": "0.7.0", "parts": parts}
+    (tmp_path / "kit.json").write_text(json.dumps(plan))
+    for files in [files for part, files in parts.items() if part not in lacks] + [parts["part-2.tar"][:1]]:
+        for file in files:
+            (tmp_path / file).write_text("")
+    command = ["bash", tmp_path / "install.sh", "--python", sys.executable, tmp_path / "new"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 64 and done.stdout == "" and not (tmp_path / "new").exists()
+    assert done.stderr.count("\n") == 1 and f"lacks files of {', '.join(lacks)}: " in done.stderr
+    assert "Traceback" not in done.stderr and "all 3 parts" in done.stderr
+
+
+def test_what_a_run_of_the_stages_needs_is_carried_even_where_the_host_lists_it(kit):
+    """A list made after an earlier kit was tried there names that kit's client."""
+    asked = [Requirement("tritonclient[grpc]>=2.53")]
+    for name in ("tritonclient", "python-rapidjson", "numpy"):
+        assert not kit.suits(name, "2.73.0", [], asked, kit.parse([]))
+
+
 def test_the_installer_says_what_is_wrong_in_one_line(tmp_path):
     def said(*arguments):
         done = subprocess.run(["bash", FOLDER / "install.sh", *arguments], capture_output=True, text=True)
@@ -119,7 +158,7 @@ def test_the_installer_says_what_is_wrong_in_one_line(tmp_path):
         ([], "give the FOLDER"),
         (["--nonsense"], "unknown option"),
         ([tmp_path], "is there already"),
-        ([tmp_path / "new"], "unpack part-1.tar"),
+        ([tmp_path / "new"], "unpack part-1.tar, and all other parts"),
     ):
         code, text = said(*arguments)
         assert code == 64 and words in text and text.count("\n") == 1

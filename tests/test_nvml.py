@@ -53,7 +53,7 @@ def test_every_gpu_is_told_and_sampled(driver):
     assert [gpu.index for gpu in found] == [0, 1, 2, 3] and len({gpu.uuid for gpu in found}) == 4
     assert (found[3].name, found[3].memory_bytes, found[3].free_bytes) == ("NVIDIA H100", 80 * GIB, 79 * GIB)
     assert nvml.load() == tuple(GpuSample(f"GPU-{i}a", 90.0, GIB, 412.5) for i in range(4))
-    assert provenance.host_facts()["gpu"].splitlines() == ["NVIDIA H100, 580.1, 81920"] * 4
+    assert provenance.host_facts()["gpu"].splitlines() == ["NVIDIA H100, driver 580.1, 81920 MiB"] * 4
 
 
 @pytest.mark.parametrize("untold", ["DeviceGetMemoryInfo", "DeviceGetUtilizationRates", "DeviceGetPowerUsage"])

@@ -196,10 +196,22 @@ def _with_a_clock(monkeypatch, clock, say, *, set_up_s=(), prepare_s=(), call_s=
         benches[names[real]] = {stage: method(stage) for stage in methods}
         monkeypatch.setattr(child, real.__name__, names[real])
     monkeypatch.setattr(child, "BENCHES", benches)
+    monkeypatch.setattr(child, "free", lambda device: None)  # half a second each time beside all of pytest's objects
     monkeypatch.setattr(child, "device_speed", lambda *_: ({"bandwidth_gb_s": 1.0, "tflop_s": 1.0}, {}))
     profiler = child.Profiler(Weights(), budget_s=100, quick=False, say=say)
     profiler.sampler = Sampler(100, profiler.count + child.SPEED_POINTS, lambda: None, clock=clock)
     return profiler
+
+
+def test_freeing_after_a_point_does_not_look_at_all_of_torch_again():
+    """Each time it did took half a second, of every point's time."""
+    code = (
+        "import gc, harness.vibevoice.profile as child\n"
+        "child.Profiler.run = lambda self: print(len(gc.get_objects()))\n"
+        "child.main(['--budget-seconds', '5', '--quick', '--device', 'cpu'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert int(done.stdout.splitlines()[-1]) < 1000  # torch and transformers alone bring some hundred thousand
 
 
 def test_the_context_before_a_prompt_part_is_filled_and_not_computed(monkeypatch):

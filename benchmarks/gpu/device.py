@@ -44,6 +44,7 @@ from harness.vibevoice.profile import (
     chosen_device,
     device_speed,
     free,
+    settle,
     synchronise,
 )
 from harness.vibevoice.roofline import Roofline
@@ -444,6 +445,7 @@ def main(arguments: Sequence[str]) -> int:
     # Plain: on a CPU too, the operators that a GPU would run.
     weights = Weights(asked.preset, checkpoint=asked.checkpoint, device=chosen_device(asked.device), plain=True)
     findings = Findings(file, **facts_of(weights, asked.preset))
+    settle()
     Device(weights, asked, findings).run()
     print(tables(findings.content))
     print(json.dumps(findings.content, allow_nan=False), flush=True)

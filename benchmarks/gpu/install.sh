@@ -7,8 +7,8 @@ usage() {
 Usage: bash install.sh [--python PYTHON] FOLDER
 
 Makes FOLDER with the checkout in it, and in FOLDER/.venv an environment without pip: the packages of the kit, then this
-checkout, then the packages of PYTHON (left out = python3), which must have torch built for the GPU. Nothing is fetched,
-and nothing outside FOLDER is changed. Ends with a check of every import and with `harness doctor`.
+checkout, then the packages of PYTHON (left out = python3), which must have torch built for the GPU. All parts of the kit
+must be unpacked here first. Nothing is fetched, and nothing outside FOLDER is changed. Ends with a check of every import and with `harness doctor`.
 
 Examples:
   for part in part-*.tar; do tar xf "$part"; done
@@ -32,7 +32,9 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$folder" ] || fail "give the FOLDER to install into; see --help"
 [ ! -e "$folder" ] || fail "$folder is there already: name another, or remove it"
-[ -f "$kit/checkout.tar.xz" ] || fail "$kit holds no checkout.tar.xz: unpack part-1.tar here first"
+for file in kit.json checkout.tar.xz; do
+  [ -f "$kit/$file" ] || fail "$kit holds no $file: unpack part-1.tar, and all other parts, here first"
+done
 command -v "$python" > /dev/null || fail "there is no $python: name the host's interpreter with --python"
 
 "$python" - "$kit" "$folder" <<'END'
@@ -41,6 +43,11 @@ from pathlib import Path
 
 kit, target = Path(sys.argv[1]), Path(sys.argv[2]).resolve()
 plan = json.loads((kit / "kit.json").read_text())
+missing = [part for part, files in plan["parts"].items() if not all((kit / file).is_file() for file in files)]
+if missing:
+    print(f"install.sh: {kit} lacks files of {', '.join(missing)}: nothing runs without all {len(plan['parts'])} parts; "
+          "unpack these there first, by tar xf", file=sys.stderr)
+    sys.exit(64)
 version = f"{sys.version_info.major}.{sys.version_info.minor}"
 if version != plan["python"]:
     sys.exit(f"install.sh: {sys.executable} is Python {version}, and this kit is for {plan['python']}: "

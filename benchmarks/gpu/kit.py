@@ -1,7 +1,9 @@
 """What a GPU host without a network needs to run this harness, in parts that each fit through a small door.
 
 Part 1 is the checkout, the Triton server cut down to one Python, numpy 1 and the client; later parts hold every other
-dependency that the host lacks. On the host, unpack the parts into one folder and run install.sh there.
+dependency that the host lacks, or has only in a version that needs numpy 2. All parts are needed before anything runs:
+with numpy 1 (which Triton's Python stub needs) a host's newest scipy and pandas fail, and transformers imports scipy.
+On the host, unpack all parts into one folder and run install.sh there.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ PRESET = 3  # of xz: a higher one saves little here, and takes minutes
 FROM_THE_HOST = ("torch",)  # built for its GPU: never carried
 SERVER = "nvidia-pytriton"
 FIRST = ("numpy", "tritonclient", "python-rapidjson")  # what a run of the stages on Triton needs
-CARRIED = ("numpy",)  # also where the host has one: Triton's Python stub needs numpy 1
+# Also where the host has one: Triton's Python stub needs numpy 1, and a list of a host that an earlier kit was tried on
+# may hold that kit's client.
+CARRIED = FIRST
 NUMPY = "1.26.4"  # the last of numpy 1
 GLIBC = 39  # of 2.39, in Ubuntu 24.04; the server's own wheel needs 2.35
 LEFT_OUT = (":!results/sample-*", ":!notebooks")  # of the checkout
@@ -64,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     for part in parts:
         print(f"{part['name']:<14} {part['bytes'] / 2**20:6.1f} MiB  {', '.join(part['holds'])}")
-    print(f"In {options.folder}. On the host: for p in part-*.tar; do tar xf $p; done; bash install.sh ~/harness")
+    print(
+        f"In {options.folder}. The host needs all {len(parts)} parts before anything runs. There: "
+        "for p in part-*.tar; do tar xf $p; done; bash install.sh ~/harness"
+    )
     print(json.dumps({"folder": str(options.folder), "limit_bytes": options.limit, "parts": parts}))
     return 0
 
@@ -91,18 +98,35 @@ def build(options: Options) -> list[dict]:
     options.folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        first = [HERE / "install.sh", write_plan(work, options), checkout(work), libpython(work, options)]
+        first = [HERE / "install.sh", checkout(work), libpython(work, options)]
         wheels = download(missing(options), work / "wheels", options.python)
         first += [slim_server(work, options.python), *(w for w in wheels if project_of(w) in FIRST)]
         others = [w for w in wheels if project_of(w) not in FIRST]
-        return [write_part(options, n, files) for n, files in enumerate(split(first, others, options.limit), 1)]
+        return write_parts(work, options, first, others)
 
 
-def write_plan(work: Path, options: Options) -> Path:
-    """What the installer holds the host against."""
+def write_parts(work: Path, options: Options, first: Sequence[Path], others: Sequence[Path]) -> list[dict]:
+    """The parts with kit.json in the first, which names what every part holds. Raises KitError."""
+    plan = write_plan(work, options, split(first, others, options.limit))
+    parts = split([*first, plan], others, options.limit)  # the first part takes none of the others: they stay
+    return [write_part(options, number, files) for number, files in enumerate(parts, 1)]
+
+
+def write_plan(work: Path, options: Options, parts: Sequence[Sequence[Path]]) -> Path:
+    """What the installer holds the host, and the unpacked files, against."""
     path = work / "kit.json"
-    path.write_text(json.dumps({"python": options.python, "server": server_version()}))
+    holds = {part_name(number): [unpacked_name(file) for file in files] for number, files in enumerate(parts, 1)}
+    path.write_text(json.dumps({"python": options.python, "server": server_version(), "parts": holds}))
     return path
+
+
+def part_name(number: int) -> str:
+    return f"part-{number}.tar"
+
+
+def unpacked_name(file: Path) -> str:
+    """Where a file lies once its part is unpacked."""
+    return f"wheels/{file.name}" if file.suffix == ".whl" else file.name
 
 
 def checkout(work: Path) -> Path:
@@ -308,10 +332,10 @@ def packed_size(files: Iterable[Path]) -> int:
 
 
 def write_part(options: Options, number: int, files: Sequence[Path]) -> dict:
-    path = options.folder / f"part-{number}.tar"
+    path = options.folder / part_name(number)
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as target:
         for file in files:
-            target.add(file, f"wheels/{file.name}" if file.suffix == ".whl" else file.name)
+            target.add(file, unpacked_name(file))
     return {"name": path.name, "bytes": path.stat().st_size, "holds": [file.name for file in files]}
 
 
