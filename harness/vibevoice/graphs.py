@@ -65,10 +65,11 @@ class Graphs:
             if host is not None:
                 read.copy_(host)
         self._recorded: dict[tuple[int, int], Recorded] = {}
-        pool = new_pool(device)
+        memory = Memory.of(device)
         for batch in reversed(self.batches):  # the largest first: the others find room in its memory
             for variant in reversed(self.variants):
-                self._recorded[batch, variant] = self._record(compute, batch, variant, pool)
+                self._recorded[batch, variant] = self._record(compute, batch, variant, memory)
+        memory.free()
 
     def __call__(self, *given: torch.Tensor, variant: int = 0) -> tuple[torch.Tensor, ...] | None:
         """The first rows of the outputs, where the graph left them: the next call overwrites them.
@@ -91,9 +92,9 @@ class Graphs:
         recorded.graph.replay()
         return tuple(output[:rows] for output in recorded.outputs)
 
-    def _record(self, compute: Compute, batch: int, variant: int, pool) -> Recorded:
+    def _record(self, compute: Compute, batch: int, variant: int, memory: Memory) -> Recorded:
         try:
-            return record(lambda: compute(*(read[:batch] for read in self._read), variant), self.device, pool)
+            return record(lambda: compute(*(read[:batch] for read in self._read), variant), memory)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             raise ServerError(
                 f"{self.device} cannot record a step of {batch} sessions as a CUDA graph: {error}; set the parameter "
@@ -115,20 +116,41 @@ def _fill(one: Input, rows: torch.Tensor) -> None:
         rows.copy_(one.filler.expand_as(rows))
 
 
-def new_pool(device: torch.device):
-    """Memory that the graphs of a stage share: they run one after another."""
-    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+@dataclass(frozen=True)
+class Memory:
+    """What the graphs of a stage share, since they run one after another: a pool, and the stream of their recording.
+
+    A stream each would keep workspaces of cuBLAS, and what the allocator has cached, for each graph.
+    """
+
+    device: torch.device
+    stream: torch.cuda.Stream | None
+    pool: tuple | None
+
+    @classmethod
+    def of(cls, device: torch.device) -> Memory:
+        on_gpu = device.type == "cuda"
+        return (
+            cls(device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle())
+            if on_gpu
+            else cls(device, None, None)
+        )
+
+    def free(self) -> None:
+        """Give back what the recording has cached."""
+        if self.stream is not None:
+            torch.cuda.empty_cache()
 
 
 @torch.inference_mode()
-def record(step: Callable[[], tuple[torch.Tensor, ...]], device: torch.device, pool) -> Recorded:
+def record(step: Callable[[], tuple[torch.Tensor, ...]], memory: Memory) -> Recorded:
     """Run a step once, for what is compiled or set up at the first time, then record it."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    graph, device, stream = torch.cuda.CUDAGraph(), memory.device, memory.stream
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         step()
         torch.cuda.synchronize(device)
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        graph.capture_begin(pool=memory.pool, capture_error_mode="thread_local")
         try:
             outputs = step()
         finally:

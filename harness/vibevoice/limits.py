@@ -10,7 +10,9 @@ from harness.vibevoice.parameters import number
 
 HOST_BYTES = 8 << 30  # on a CPU
 CARD_SHARE = 0.9  # of a card's memory; the rest is for fragments, and for kernels that are loaded late
-PROCESS_BYTES = 1 << 30  # CUDA context, kernels and activations of one stage's process
+# CUDA context, kernels, activations and graphs of one stage's process. On an H100 at 1.5b they were 2.4 GiB without
+# graphs, and 5 GiB in the mean with graphs that each had a stream of their own (results/gpu); now they share one.
+PROCESS_BYTES = 7 << 29
 _PROCESSES = 4  # LLM, diffusion, vocoder and voice encoder
 
 
@@ -34,7 +36,7 @@ def card_room(total_bytes: int, weight_bytes: int, instances: int) -> int:
     if room <= 0:
         raise InputError(
             f"the model does not fit this GPU: its weights take {weight_bytes / 2**30:.1f} GiB and its processes about "
-            f"{_PROCESSES + instances - 1} GiB, of {total_bytes / 2**30:.1f} GiB; choose a smaller preset, fewer "
-            "instances or a larger card"
+            f"{(_PROCESSES + instances - 1) * PROCESS_BYTES / 2**30:.1f} GiB, of {total_bytes / 2**30:.1f} GiB; "
+            "choose a smaller preset, fewer instances or a larger card, or give kv_limit_bytes yourself"
         )
     return int(room / instances)
