@@ -7,7 +7,7 @@ import torch
 import transformers.models.vibevoice.generation_vibevoice as generation
 from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
-from transformers import LogitsProcessor, LogitsProcessorList, VibeVoiceForConditionalGeneration
+from transformers import AutoModel, LogitsProcessor, LogitsProcessorList, VibeVoiceForConditionalGeneration
 from transformers.models.vibevoice_acoustic_tokenizer.modeling_vibevoice_acoustic_tokenizer import (
     VibeVoiceAcousticTokenizerConv1dPaddingCache,
 )
@@ -173,9 +173,13 @@ def test_the_towers_are_the_released_modules_frame_by_frame(tmp_path, depths):
     sizes.write_text(json.dumps({"num_filters": 3, "depths": depths}))
     weights = Weights(str(sizes), seed=3)
     latents = torch.randn(5, 64, 1, 3, generator=torch.Generator().manual_seed(0))  # frame, channel, time, session
-    modules = weights.acoustic_decoder(), weights.semantic_encoder()
+    held = weights.acoustic_decoder(), weights.semantic_encoder()
+    configs = weights.config.audio_config.decoder_config, weights.config.semantic_model_config
+    modules = [AutoModel.from_config(config).eval() for config in configs]
+    for module, values in zip(modules, held, strict=True):
+        module.load_state_dict(values.state_dict())
     caches = [VibeVoiceAcousticTokenizerConv1dPaddingCache() for _ in modules]
-    towers = [Tower(module) for module in modules]
+    towers = [Tower(network) for network in held]
     states = [torch.zeros(tower.state_size, 3) for tower in towers]
     for latent in latents:
         audio = modules[0](latent.permute(2, 0, 1), padding_cache=caches[0]).audio

@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy, deepcopy
+from copy import copy
 from importlib import import_module
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import nn
 from transformers import VibeVoiceConfig
 
 from harness.errors import InputError
+from harness.vibevoice import networks
 from harness.vibevoice.graphs import BATCHES
 
 COMPILED_HIDDEN_SIZE = 256  # the largest model whose networks are compiled
@@ -225,7 +226,7 @@ class Weights:
             return None
 
     def backbone(self) -> nn.Module:
-        return self._ready(lambda: _automatic(deepcopy(self.config.text_config)), "model.language_model.")
+        return self._ready(lambda: networks.Qwen2(self.config.text_config), "model.language_model.")
 
     def head_rows(self, token_ids: list[int]) -> torch.Tensor:
         """Rows of the output matrix for the few legal tokens: float [tokens, hidden]."""
@@ -236,27 +237,27 @@ class Weights:
 
     def acoustic_connector(self) -> nn.Module:
         sizes = self.config.audio_config.hidden_size, self.config.text_config.hidden_size
-        return self._ready(lambda: _modeling().VibeVoiceMultiModalProjector(*sizes), "model.multi_modal_projector.")
+        return self._ready(lambda: networks.Connector(*sizes), "model.multi_modal_projector.")
 
     def semantic_connector(self) -> nn.Module:
         sizes = self.config.semantic_model_config.hidden_size, self.config.text_config.hidden_size
-        return self._ready(lambda: _modeling().VibeVoiceMultiModalProjector(*sizes), "model.semantic_connector.")
+        return self._ready(lambda: networks.Connector(*sizes), "model.semantic_connector.")
 
     def diffusion_head(self) -> nn.Module:
         config = self.config.diffusion_head_config
-        return self._ready(lambda: _modeling().VibeVoiceDiffusionHead(config), "model.diffusion_head.")
+        return self._ready(lambda: networks.DiffusionHead(config), "model.diffusion_head.")
 
     def acoustic_decoder(self) -> nn.Module:
         config = self.config.audio_config.decoder_config
-        return self._ready(lambda: _automatic(config), "model.audio_tower.decoder.")
+        return self._ready(lambda: networks.Decoder(config), "model.audio_tower.decoder.")
 
     def acoustic_encoder(self) -> nn.Module:
         config = self.config.audio_config.encoder_config
-        return self._ready(lambda: _automatic(config), "model.audio_tower.encoder.")
+        return self._ready(lambda: networks.Encoder(config), "model.audio_tower.encoder.")
 
     def semantic_encoder(self) -> nn.Module:
         config = self.config.semantic_model_config
-        return self._ready(lambda: _automatic(config), "model.semantic_tokenizer_encoder.")
+        return self._ready(lambda: networks.Encoder(config), "model.semantic_tokenizer_encoder.")
 
     def latent_scale_and_bias(self) -> tuple[float, float]:
         """Factors that map the encoder's latents to the diffusion head's: (z + bias) * scale."""
@@ -332,19 +333,6 @@ def _checkpoint_config(folder: Path) -> VibeVoiceConfig:
     if held != VibeVoiceConfig.model_type:
         raise InputError(f"{folder} holds a model of type {held}: give one of type {VibeVoiceConfig.model_type}")
     return VibeVoiceConfig.from_pretrained(folder)
-
-
-def _modeling():
-    """transformers' module of VibeVoice; it takes seconds to import, and who needs sizes alone goes without."""
-    from transformers.models.vibevoice import modeling_vibevoice
-
-    return modeling_vibevoice
-
-
-def _automatic(config) -> nn.Module:
-    from transformers import AutoModel
-
-    return AutoModel.from_config(config)
 
 
 RANDOM_LATENT_SCALE = 0.2

@@ -6,13 +6,14 @@ import torch
 
 from harness import wire
 from harness.vibevoice.presets import Weights
+from harness.vibevoice.towers import Tower
 
 
 class VoiceStage:
     """Waveforms to acoustic frames, scaled as the diffusion head knows them."""
 
     def __init__(self, weights: Weights):
-        self.encoder = weights.acoustic_encoder()
+        self.encoder = Tower(weights.acoustic_encoder())
         self.scale, self.bias = weights.latent_scale_and_bias()
         self.device, self.dtype = weights.device, weights.dtype
 
@@ -25,4 +26,6 @@ class VoiceStage:
         """``encode`` on the device alone."""
         short = -len(waveform) % wire.SAMPLES_PER_FRAME
         padded = torch.nn.functional.pad(waveform.to(self.dtype), (0, short))
-        return (self.encoder(padded[None, None]).latents[0].float() + self.bias) * self.scale
+        silence = torch.zeros(self.encoder.state_size, 1, device=self.device, dtype=self.dtype)
+        latents, _ = self.encoder(padded[None, :, None], silence)
+        return (latents[:, :, 0].t().float() + self.bias) * self.scale
