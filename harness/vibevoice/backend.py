@@ -131,7 +131,7 @@ def kv_room(args: dict, of_stage) -> int:
     instances, counts = limits.instances_on_a_card(args["model_config"]), of_stage.parameters()
     numbers = sum(counts.values()) + (instances - 1) * counts["llm"]
     total = import_module("torch").cuda.mem_get_info(of_stage.device)[1]
-    return limits.card_room(total, numbers * of_stage.dtype.itemsize, instances)
+    return limits.card_room(total, numbers * of_stage.dtype.itemsize, instances, of_stage.graph_batch)
 
 
 def _emulated_kv_room(args: dict, profile: emulation.Profile) -> int:

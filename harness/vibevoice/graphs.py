@@ -1,12 +1,13 @@
 """Steps of a stage as CUDA graphs: recorded once for each batch size, then launched as one.
 
-A step of VibeVoice-1.5B is over two thousand small kernels; launched one by one, they keep an H100 busy for a quarter
-of the time (results/gpu). A graph has fixed shapes and addresses: its inputs are copied to where it reads them, and a
+A frame of VibeVoice-1.5B is over two thousand small kernels; launched one by one, they kept an H100 busy for a sixth of
+the time (results/gpu). A graph has fixed shapes and addresses: its inputs are copied to where it reads them, and a
 batch between two recorded sizes is filled up with rows of zeros, whose answers are dropped.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -81,6 +82,9 @@ class Graphs:
         taken = next((each for each in self.variants if each >= variant), None)
         if batch is None or taken is None:
             return None
+        for each, one in zip(self.inputs, given, strict=True):
+            if one.shape != (rows, *each.sizes):  # a copy would spread it over the rows in silence
+                raise ValueError(f"an input of {list(one.shape)} where {[rows, *each.sizes]} is read")
         for each, host, read, one in zip(self.inputs, self._host, self._read, given, strict=True):
             if host is None:
                 read[:rows].copy_(one)
@@ -153,7 +157,10 @@ def record(step: Callable[[], tuple[torch.Tensor, ...]], memory: Memory) -> Reco
         graph.capture_begin(pool=memory.pool, capture_error_mode="thread_local")
         try:
             outputs = step()
-        finally:
-            graph.capture_end()
+        except Exception:
+            with contextlib.suppress(RuntimeError):  # it fails for what has failed before
+                graph.capture_end()
+            raise
+        graph.capture_end()
     torch.cuda.synchronize(device)
     return Recorded(graph, outputs)

@@ -10,9 +10,10 @@ from harness.vibevoice.parameters import number
 
 HOST_BYTES = 8 << 30  # on a CPU
 CARD_SHARE = 0.9  # of a card's memory; the rest is for fragments, and for kernels that are loaded late
-# CUDA context, kernels, activations and graphs of one stage's process. On an H100 at 1.5b they were 2.4 GiB without
-# graphs, and 5 GiB in the mean with graphs that each had a stream of their own (results/gpu); now they share one.
-PROCESS_BYTES = 7 << 29
+PROCESS_BYTES = 5 << 29  # CUDA context, kernels and activations of one stage: 2.4 GiB on an H100 (results/gpu)
+# CUDA graphs of up to GRAPH_BATCH sessions, in each process but the voice encoder's. An estimate: with a stream for each
+# graph they took 3.6 GiB on the H100, and since they share one nobody has measured them; CARD_SHARE covers that there.
+GRAPH_BYTES, GRAPH_BATCH = 1 << 30, 128
 _PROCESSES = 4  # LLM, diffusion, vocoder and voice encoder
 
 
@@ -26,17 +27,19 @@ def instances_on_a_card(model_config: str) -> int:
     return sum(group["count"] for group in json.loads(model_config)["instance_group"])
 
 
-def card_room(total_bytes: int, weight_bytes: int, instances: int) -> int:
+def card_room(total_bytes: int, weight_bytes: int, instances: int, graph_batch: int) -> int:
     """Bytes of KV cache for each of the LLM's ``instances`` on a card of ``total_bytes``.
 
-    share x total - weights of all stages (the LLM's own once for each instance is left to the caller) - processes.
-    Raises InputError where nothing would be left.
+    share x total - weights of all stages (the LLM's own once for each instance is left to the caller) - processes and
+    their graphs, of up to ``graph_batch`` sessions. Raises InputError where nothing would be left.
     """
-    room = CARD_SHARE * total_bytes - weight_bytes - (_PROCESSES + instances - 1) * PROCESS_BYTES
+    processes = _PROCESSES + instances - 1
+    taken = processes * PROCESS_BYTES + (processes - 1) * GRAPH_BYTES * min(graph_batch, GRAPH_BATCH) / GRAPH_BATCH
+    room = CARD_SHARE * total_bytes - weight_bytes - taken
     if room <= 0:
         raise InputError(
             f"the model does not fit this GPU: its weights take {weight_bytes / 2**30:.1f} GiB and its processes about "
-            f"{(_PROCESSES + instances - 1) * PROCESS_BYTES / 2**30:.1f} GiB, of {total_bytes / 2**30:.1f} GiB; "
-            "choose a smaller preset, fewer instances or a larger card, or give kv_limit_bytes yourself"
+            f"{taken / 2**30:.1f} GiB, of {total_bytes / 2**30:.1f} GiB; choose a smaller preset, fewer instances or a "
+            "larger card, set `graphs` of the stages to less (0: none), or give kv_limit_bytes yourself"
         )
     return int(room / instances)

@@ -76,11 +76,13 @@ class LLMStage:
         self.kv_bytes_per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size
         self.kv_bytes_per_token *= self.dtype.itemsize
         self.sessions: Sessions[_Session] = Sessions(wire.LLM)
+        self._nobodys: torch.Tensor | None = None
         self.kv_limit_bytes = kv_limit_bytes
         if self.device.type == "cuda":
             from harness.vibevoice.ragged import prepare  # compiled here, not in the middle of traffic
 
             prepare(self.backbone.heads, self.backbone.kv_heads, self.backbone.size, self.dtype, self.device)
+        self.flash = _has_flash(self.device, self.dtype)
         self.graphs = None
         if weights.graph_batch:
             from harness.vibevoice.ragged import recorded_parts
@@ -197,8 +199,9 @@ class LLMStage:
 
     def graph_inputs(self) -> tuple[Input, ...]:
         """The inputs of ``compute``. Rows that fill a batch up write their position into a cache that nobody reads."""
-        layers, two, heads, size = self._kv_shape
-        self._nobodys = torch.zeros(layers, two, heads, 1, size, device=self.device, dtype=self.dtype)
+        if self._nobodys is None:
+            layers, two, heads, size = self._kv_shape
+            self._nobodys = torch.zeros(layers, two, heads, 1, size, device=self.device, dtype=self.dtype)
         facts = Input((2, 3), torch.int64, torch.tensor([self._nobodys.data_ptr(), 1, 0]))
         ids = Input((), torch.int64, torch.tensor(-1))
         return Input((wire.LATENT_SIZE,)), Input((wire.SEMANTIC_SIZE,)), ids, facts
@@ -241,8 +244,10 @@ class LLMStage:
         """Add positions with these inputs [T, hidden] to one branch."""
         if branch.length + len(embeds) > branch.capacity:
             raise room_used_up(branch.capacity)
+        if not len(embeds):
+            return
         positions = torch.arange(branch.length, branch.length + len(embeds), device=self.device)
-        self.backbone(embeds, positions, _PrefillKV(branch))
+        self.backbone(embeds, positions, _PrefillKV(branch, self.flash))
         branch.length += len(embeds)
 
     def _fed(self, latent: torch.Tensor, semantic: torch.Tensor, pending: Sequence[int | None]) -> torch.Tensor:
@@ -314,6 +319,13 @@ def _choose(session: _Session, said: int) -> int:
     return wire.TOKEN_SPEECH_FRAME if session.forced else said
 
 
+def _has_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's flash attention can be called: it takes 16 bits, from Ampere on (sm_80)."""
+    if device.type != "cuda" or dtype == torch.float32 or not torch.backends.cuda.is_flash_attention_available():
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 class _StepKV:
     """Writes one new position per branch and lets it attend to all of its own past, row by row.
 
@@ -341,8 +353,8 @@ class _StepKV:
 class _PrefillKV:
     """Writes the positions of one prompt part and attends causally to the past and to itself."""
 
-    def __init__(self, branch: Branch):
-        self.branch = branch
+    def __init__(self, branch: Branch, flash: bool):
+        self.branch, self.flash = branch, flash
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         start, count = self.branch.length, len(query)
@@ -351,8 +363,7 @@ class _PrefillKV:
         kv[1, 0, :, start : start + count] = value.transpose(0, 1)
         query = query.transpose(0, 1)[None]
         keys, values = kv[:, :, :, : start + count]
-        if query.is_cuda and query.dtype != torch.float32:
-            # Of 16 bits alone; "causal" means for this operator that the last query sees all keys, at any start.
+        if self.flash:  # "causal" means for this operator that the last query sees all keys, at any start
             output = torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values, 0.0, True)[0]
             return output[0].transpose(0, 1).reshape(count, -1)
         if start == 0:

@@ -22,6 +22,7 @@ import torch
 
 from harness import wire
 from harness.errors import HarnessError, InputError
+from harness.vibevoice import limits
 from harness.vibevoice.device_time import DeviceTimer
 from harness.vibevoice.diffusion import DiffusionStage
 from harness.vibevoice.llm import LLMStage
@@ -209,7 +210,7 @@ class Profiler:
                     point = at | self._measured(method, bench, at, needed=not number)
                     self.say({"event": "point", "stage": stage, "point": point, "done": next(done), "of": self.count})
             if bench_type is LLMBench:
-                model["kv_room_bytes"] = bench.room_bytes
+                model["kv_room_bytes"] = served_room(self.weights, bench.room_bytes)
             if bench_type is VocoderBench:
                 model["state_values"] = bench.stage.state_size
             del bench  # its weights make room for the next one's
@@ -299,7 +300,7 @@ def _device_facts(weights: Weights) -> dict:
 
 
 def _kv_room(device: torch.device, roofline: Roofline) -> int:
-    """Bytes that KV caches may take on the device beside the weights of all stages."""
+    """Bytes that KV caches may take here, in a process alone on the device, beside the weights of all stages."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
@@ -311,6 +312,15 @@ def settle() -> None:
     """Leave the objects there are so far, modules above all, out of every later ``free``: they take half a second."""
     gc.collect()
     gc.freeze()
+
+
+def served_room(weights: Weights, room_bytes: int) -> int:
+    """Bytes of KV cache that a server of all stages grants on this device; without a card: what a profile may take."""
+    if weights.device.type != "cuda":
+        return room_bytes
+    total = torch.cuda.mem_get_info(weights.device)[1]
+    numbers = sum(weights.parameters().values())
+    return limits.card_room(total, numbers * weights.dtype.itemsize, 1, weights.graph_batch)
 
 
 def free(device: torch.device) -> None:
