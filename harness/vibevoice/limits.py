@@ -11,8 +11,8 @@ from harness.vibevoice.parameters import number
 HOST_BYTES = 8 << 30  # on a CPU
 CARD_SHARE = 0.9  # of a card's memory; the rest is for fragments, and for kernels that are loaded late
 PROCESS_BYTES = 5 << 29  # CUDA context, kernels and activations of one stage: 2.4 GiB on an H100 (results/gpu)
-# CUDA graphs of up to GRAPH_BATCH sessions, in each process but the voice encoder's. An estimate: with a stream for each
-# graph they took 3.6 GiB on the H100, and since they share one nobody has measured them; CARD_SHARE covers that there.
+# CUDA graphs of up to GRAPH_BATCH sessions, in each process but the voice encoder's. An estimate: with a stream for
+# each graph they took 3.6 GiB on the H100; since they share one nobody has measured them. CARD_SHARE covers that there.
 GRAPH_BYTES, GRAPH_BATCH = 1 << 30, 128
 _PROCESSES = 4  # LLM, diffusion, vocoder and voice encoder
 
