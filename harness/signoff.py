@@ -277,7 +277,7 @@ class SignOff:
     def _best_again(self, host: Host, watcher: Watcher, budget: Budget, fit: dict) -> dict:
         """A second ladder of the best point, with other requests: the first may have met a host at its best.
 
-        That may make another the best: it ends when the best has two ladders, at the latest when all points have.
+        Then it stays the best (``fit.best_of``), unless the second one shows that it keeps no promise at any rate.
         """
         later_s = self._confirm_s() + _FIT_S
         while True:

@@ -22,7 +22,7 @@ from capacity_truth import (
 )
 
 from harness.capacity.device import Device
-from harness.capacity.fit import limits_of
+from harness.capacity.fit import best_of, limits_of
 from harness.capacity.memory import KvRoom
 from harness.capacity.predict import predict_open_run
 from harness.capacity.search import Limits, Traffic, highest_rate, judge_load, steady_draws, steady_limit
@@ -239,3 +239,19 @@ def test_draws_of_the_rate_spread_around_one(fit):
     assert len(shares) == 200
     assert np.median(shares) == pytest.approx(1, abs=0.03)
     assert 0.003 < shares.std() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("rates_and_ladders", "best"),
+    [
+        ([], None),
+        ([(0.0, 1), (None, 1)], None),
+        ([(1.0, 1), (3.0, 1), (2.0, 1)], 1),
+        ([(1.0, 1), (1.9, 2), (2.0, 1)], 1),  # the second ladder of what looked best came out lower
+        ([(2.1, 2), (1.9, 2), (2.5, 1)], 0),
+        ([(2.0, 1), (0.0, 2), (1.0, 1)], 0),  # the second one showed that a promise is broken at any rate
+    ],
+)
+def test_the_best_deployment_is_one_of_those_measured_most(rates_and_ladders, best):
+    fits = [{"max_rate_per_s": rate, "trial_ids": ["ladder"] * count} for rate, count in rates_and_ladders]
+    assert best_of(fits) == best

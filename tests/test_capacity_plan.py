@@ -25,7 +25,7 @@ from capacity_truth import (
 from harness.capacity import confirmation
 from harness.capacity.device import Device
 from harness.capacity.fit import fit_run
-from harness.capacity.plan import Terms, make_plan
+from harness.capacity.plan import Terms, make_plan, not_told_apart
 from harness.capacity.predict import predict_open_run, sealed
 from harness.capacity.search import Limits, Traffic, judge_load, steady_limit
 from harness.capacity.validation import Figure, _row, validate
@@ -368,3 +368,11 @@ def test_no_trial_at_all_is_inconclusive(measured):
     plan = make_plan(fit, [], measured[1], MIX, PROMISES, (1,), np.random.default_rng(0), Terms(**OPTIONS))
     assert plan["verdict"] == "inconclusive"
     assert plan["reasons"] == ["No ladder was measured: run the sweep."]
+
+
+def test_deployments_that_cannot_be_told_apart_from_the_best_are_named():
+    fits = [{"max_rate_per_s": rate, "trial_ids": ["ladder"] * count} for rate, count in ((2.0, 2), (2.1, 1), (1.5, 1))]
+    (remark,) = not_told_apart({"deployments": fits}, fits[0])
+    assert "carries 2 requests/s by its 2 ladders, and 1 of 3 up to 2.1 by fewer" in remark
+    fits[1]["max_rate_per_s"] = None
+    assert not_told_apart({"deployments": fits}, fits[0]) == []

@@ -46,8 +46,7 @@ def fit_run(
     device; above 1 a plan may come out *extrapolated*. A deployment that cannot be fitted says why in
     ``inconclusive``; one that breaks a promise at any rate has ``max_rate_per_s`` 0. Excluded trials and rungs are
     listed with their reasons. ``confidence``: of the intervals of rates (those of the physics have CONFIDENCE).
-    ``best`` is the deployment with the highest rate above 0. ``traffic_seed`` lets a plan
-    simulate the same sessions again.
+    ``best``: see ``best_of``. ``traffic_seed`` lets a plan simulate the same sessions again.
     """
     groups, excluded = _group(trials)
     traffic_seed = int(rng.integers(1 << 31))
@@ -61,7 +60,6 @@ def fit_run(
         deployments.append(
             physics | _fit_rate(physics, traffic, promises, rng, session_limit, extrapolation, confidence)
         )
-    rates = [each["max_rate_per_s"] or 0.0 for each in deployments]
     return {
         "schema": 1,
         "unit": unit,
@@ -70,9 +68,22 @@ def fit_run(
         "confidence": confidence,
         "traffic_seed": traffic_seed,
         "deployments": deployments,
-        "best": int(np.argmax(rates)) if any(rates) else None,
+        "best": best_of(deployments),
         "excluded": excluded,
     }
+
+
+def best_of(deployments: Sequence[dict]) -> int | None:
+    """The number of the deployment with the highest rate, among those with the most ladders; None where no rate is
+    above 0.
+
+    The highest of many single ladders is one that met a host at its best. A second one of it comes out lower in the
+    mean, and does not show that those with a single ladder are better: they had come out lower when all had one.
+    """
+    rates = [each["max_rate_per_s"] or 0.0 for each in deployments]
+    most = max((len(each["trial_ids"]) for each, rate in zip(deployments, rates, strict=True) if rate), default=0)
+    compared = [rate if len(each["trial_ids"]) == most else 0.0 for each, rate in zip(deployments, rates, strict=True)]
+    return int(np.argmax(compared)) if any(compared) else None
 
 
 def limits_of(

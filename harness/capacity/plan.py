@@ -220,7 +220,7 @@ def _doubts_about(targets: list[dict], max_sessions: float) -> list[str]:
 
 def _remarks(fit: dict, chosen: dict, pools: Pools) -> list[str]:
     """What a reader should know, and what does not change the verdict."""
-    remarks = _left_out(fit)
+    remarks = [*_left_out(fit), *not_told_apart(fit, chosen)]
     if chosen["binding"] == range_name(pools.limits):
         most = pools.limits.most_sessions
         remarks.append(
@@ -228,6 +228,20 @@ def _remarks(fit: dict, chosen: dict, pools: Pools) -> list[str]:
             f"safe side, and a ladder beyond {most} sessions may show that fewer devices do."
         )
     return remarks
+
+
+def not_told_apart(fit: dict, chosen: dict) -> list[str]:
+    """A remark where one ladder of another deployment shows a higher rate than the ladders of the best one together."""
+    ladders, rate = len(chosen["trial_ids"]), chosen["max_rate_per_s"]
+    others = [each for each in fit["deployments"] if len(each["trial_ids"]) < ladders]
+    higher = [each["max_rate_per_s"] for each in others if (each["max_rate_per_s"] or 0.0) > rate]
+    if not higher:
+        return []
+    return [
+        f"The best deployment carries {rate:.3g} requests/s by its {ladders} ladders, and {len(higher)} of "
+        f"{len(fit['deployments'])} up to {max(higher):.3g} by fewer: ladders differ by as much on this host, so these "
+        "cannot be told apart. The answer is of the one that was measured most."
+    ]
 
 
 def _without_price(plan: dict, terms: Terms) -> list[str]:
