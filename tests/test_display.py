@@ -156,7 +156,11 @@ def test_growth_says_which_figures_are_months_and_which_are_devices(printed):
     rows = printed.getvalue().partition("Growth of")[2].splitlines()
     head = " ".join(" ".join(column) for column in zip(*[row.split() for row in rows[2:4]], strict=False))
     assert "months" in head and "devices" in head
-    assert re.search(r"20 +1\.8 +3\.7 +6 +8 +14", "\n".join(rows))
+    last = Run.open(SAMPLE).plan()["forecast"]["targets"][-1]
+    months = [last["months_until_too_small"], last["months_until_too_small_n_plus_1"]]
+    devices = last["devices_after_months"].values()
+    figures = [f"{last['qps']:g}", *(f"{each:.1f}" for each in months), *map(str, devices)]
+    assert re.search(" +".join(map(re.escape, figures)), "\n".join(rows))
 
 
 def test_a_simulation_names_the_unit_of_each_figure(printed):
