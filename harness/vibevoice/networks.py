@@ -18,32 +18,27 @@ from harness.errors import InputError
 _ACTIVATIONS = {"silu": functional.silu, "gelu": functional.gelu}
 
 
-class Linear(nn.Linear):
-    """Without first values: they come from a checkpoint or a seed."""
+class _Unfilled:
+    """Takes no first values: they come from a checkpoint or a seed."""
 
     def reset_parameters(self) -> None:
         pass
 
 
-class Embedding(nn.Embedding):
-    """Without first values."""
-
-    def reset_parameters(self) -> None:
-        pass
+class Linear(_Unfilled, nn.Linear):
+    pass
 
 
-class Convolution(nn.Conv1d):
-    """Without first values."""
-
-    def reset_parameters(self) -> None:
-        pass
+class Embedding(_Unfilled, nn.Embedding):
+    pass
 
 
-class Transposed(nn.ConvTranspose1d):
-    """Without first values."""
+class Convolution(_Unfilled, nn.Conv1d):
+    pass
 
-    def reset_parameters(self) -> None:
-        pass
+
+class Transposed(_Unfilled, nn.ConvTranspose1d):
+    pass
 
 
 class Norm(nn.Module):
