@@ -101,6 +101,7 @@ def parser() -> common.Parser:
     )
     made.add_argument("--rounding", action="store_true", help="show generate's own difference to itself in float64 too")
     made.add_argument("--instances", type=common.whole(1, 8), default=1, help="instances of every stage")
+    made.add_argument("--topology", choices=tuple(wire.TOPOLOGIES), default=wire.STAGED, help="how it is deployed")
     model = made.add_argument_group("model")
     model.add_argument("--preset", default="tiny", help="tiny, 1.5b, 7b or a .json file of sizes")
     model.add_argument("--checkpoint", default="", help="a released checkpoint's folder instead of random weights")
@@ -140,7 +141,8 @@ def deployment_of(options, folder: Path) -> dict:
         Reference(Weights(preset, options.weights_seed)).model.save_pretrained(checkpoint)
     knobs = {f"{stage}.instances": options.instances for stage in wire.STAGES}
     chosen = {"preset": preset, "checkpoint": checkpoint and str(Path(checkpoint).resolve())}
-    return {**chosen, "weights_seed": options.weights_seed, "knobs": knobs if options.instances > 1 else {}}
+    own = {"weights_seed": options.weights_seed, "topology": options.topology}
+    return {**chosen, **own, "knobs": knobs if options.instances > 1 else {}}
 
 
 def plan(options) -> Iterator[Session]:
@@ -279,8 +281,8 @@ def difference(session: Session, heard: Heard) -> float:
 def mean_batch(server: TritonServer) -> float:
     """Frames that shared one execution of the diffusion stage, on average."""
     with contextlib.closing(StatisticsReader(server.url)) as reader:
-        stage = next(stage for stage in reader.snapshot() if stage.stage == wire.DIFFUSION)
-    return stage.requests / max(1, stage.executions)
+        stage = next((stage for stage in reader.snapshot() if stage.stage == wire.DIFFUSION), None)
+    return stage.requests / max(1, stage.executions) if stage else float("nan")
 
 
 def report(sessions: Sequence[Session], heard: Sequence[Heard], batch: float) -> int:

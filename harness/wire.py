@@ -20,8 +20,12 @@ LLM = "vibevoice_llm_encoder"
 DIFFUSION = "diffusion_decoder"
 VOCODER = "neural_vocoder"
 VOICE = "voice_encoder"
+ENGINE = "vibevoice_engine"  # all of the frame path in one process; deployed under the name of the entry
 STAGES = (LLM, DIFFUSION, VOCODER)  # the frame path, in order
 MODELS = (ENTRY, FRAME, LLM, DIFFUSION, VOCODER, VOICE)
+
+STAGED, FUSED = "staged", "fused"
+TOPOLOGIES = {STAGED: MODELS, FUSED: (ENTRY, VOICE)}  # the models of a server, by how the frame path is deployed
 
 # Tensors of the entry: (name, Triton type)
 TEXT_INPUT = "text_input"  # BYTES [1], UTF-8
@@ -83,6 +87,7 @@ NUMBERS = {
     "kv_limit_bytes": (int, 1),
     "graphs": (int, 0),
     "sessions_at_once": (int, 1),
+    "max_batch": (int, 1),
     "prefill_tokens": (int, 1),
     "prefills_at_once": (int, 1),
     "waiting_limit": (int, 0),

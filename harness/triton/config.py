@@ -63,16 +63,19 @@ class Deployment:
     gpus: int = 1
     device: str = "auto"
     dtype: str = "auto"
+    topology: str = wire.STAGED
 
     def __post_init__(self):
         object.__setattr__(self, "preset", checked_preset(self.preset))
-        for name, known in (("device", DEVICES), ("dtype", DTYPES)):
+        for name, known in (("device", DEVICES), ("dtype", DTYPES), ("topology", tuple(wire.TOPOLOGIES))):
             if getattr(self, name) not in known:
                 raise InputError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(known)}")
         if self.emulate:
             object.__setattr__(self, "emulate", _checked_profile(self.emulate, self.preset))
         if self.emulate and (self.device == GPU or self.dtype != "auto"):
             raise InputError("emulated stages compute nothing: leave device and dtype out, or emulate")
+        if self.emulate and self.topology == wire.FUSED:
+            raise InputError("the fused topology cannot be emulated: leave emulate out, or deploy the staged one")
         if self.device == CPU and self.gpus != 1:
             raise InputError(f"gpus is {self.gpus}, but the device is the CPU: leave one of them out")
         if not 1 <= self.gpus <= MAX_GPUS:
@@ -87,13 +90,18 @@ class Deployment:
 
     def configs(self, repository: Path = REPOSITORY) -> Configs:
         """The configuration of every model of a repository, with this deployment's values in it."""
-        configs = read_repository(repository)
+        configs = read_repository(repository, self.topology)
         for config in configs.values():
             self._set_own_parameters(config)
         self._place(configs)
         for name, value in self.parameters.items():
             _set_parameter(configs, name, value)
         return self.turn(configs)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that its server has."""
+        return wire.TOPOLOGIES[self.topology]
 
     @property
     def kind(self) -> str:
@@ -146,8 +154,8 @@ class Deployment:
             else:
                 owner, _, name = knob.rpartition(".")
                 _set_knob(configs[_OWNERS[owner]], name, value)
-        batch = min(configs[stage].max_batch_size for stage in wire.STAGES)
-        configs[wire.FRAME].max_batch_size = batch  # an ensemble may not promise more than its smallest step
+        if wire.FRAME in configs:  # an ensemble may not promise more than its smallest step
+            configs[wire.FRAME].max_batch_size = min(configs[stage].max_batch_size for stage in wire.STAGES)
         return configs
 
     def _set_own_parameters(self, config: model_config_pb2.ModelConfig) -> None:
@@ -166,17 +174,22 @@ class Deployment:
 
     def _pin(self, configs: Configs, device: str) -> None:
         """Have every stage run on such a device, and refuse to start elsewhere."""
-        for model in (*wire.STAGES, wire.VOICE):
-            group = configs[model].instance_group[0]
+        for model, config in configs.items():
+            if "device" not in config.parameters:
+                continue
+            group = config.instance_group[0]
             group.kind = _KINDS[device]
-            configs[model].parameters["device"].string_value = device
+            config.parameters["device"].string_value = device
             if device == GPU:
-                group.gpus[:] = range(self.gpus) if model in wire.STAGES else [0]
+                group.gpus[:] = [0] if model == wire.VOICE else range(self.gpus)
 
 
 def _widen(configs: Configs) -> None:
-    configs[wire.ENTRY].parameters["sessions_at_once"].string_value = str(GPU_SESSIONS)
-    for stage in wire.STAGES:
+    entry = configs[wire.ENTRY].parameters
+    entry["sessions_at_once"].string_value = str(GPU_SESSIONS)
+    if "max_batch" in entry:
+        entry["max_batch"].string_value = str(GPU_BATCH)
+    for stage in wire.STAGES if wire.FRAME in configs else ():
         configs[stage].max_batch_size = GPU_BATCH
         if configs[stage].HasField("sequence_batching"):
             configs[stage].sequence_batching.oldest.max_candidate_sequences = 2 * GPU_SESSIONS
@@ -193,9 +206,24 @@ def checked_preset(preset: str) -> str:
     return str(Path(preset).resolve())
 
 
-def read_repository(repository: Path = REPOSITORY) -> Configs:
-    """The configurations of a repository as they stand in its files. Raises ServerError."""
-    return {model: read_config(repository / model / "config.pbtxt") for model in wire.MODELS}
+def read_repository(repository: Path = REPOSITORY, topology: str = wire.STAGED) -> Configs:
+    """The configurations of a topology's models as they stand in a repository's files. Raises ServerError."""
+    configs = {
+        model: read_config(_folder(repository, model, topology) / "config.pbtxt") for model in wire.TOPOLOGIES[topology]
+    }
+    for model, config in configs.items():
+        config.name = model
+    return configs
+
+
+def _folder(repository: Path, model: str, topology: str) -> Path:
+    """Where a repository holds a model: the engine stands under the name of the entry."""
+    return repository / (wire.ENGINE if topology == wire.FUSED and model == wire.ENTRY else model)
+
+
+def topology_of(entry: model_config_pb2.ModelConfig) -> str:
+    """How a server is deployed, by the configuration of its entry."""
+    return wire.FUSED if "max_batch" in entry.parameters else wire.STAGED
 
 
 def read_config(path: Path) -> model_config_pb2.ModelConfig:
@@ -218,7 +246,7 @@ def write_repository(target: Path, deployment: Deployment, source: Path = REPOSI
         folder = target / model
         folder.mkdir(parents=True)
         (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
-        os.symlink(source / model / "1", folder / "1")
+        os.symlink(_folder(source, model, deployment.topology) / "1", folder / "1")
 
 
 def as_json(config: model_config_pb2.ModelConfig) -> str:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +30,15 @@ from harness.processes import end_group, hide_argument, signals_held, spawn
 from harness.replicas import in_words
 from harness.targets import Target
 from harness.triton import stub as stub_python
-from harness.triton.config import GPU_SESSIONS, Configs, Deployment, as_json, from_json, write_repository
+from harness.triton.config import (
+    GPU_SESSIONS,
+    Configs,
+    Deployment,
+    as_json,
+    from_json,
+    topology_of,
+    write_repository,
+)
 from harness.triton.identity import stages_of
 from harness.triton.statistics import prometheus
 
@@ -205,7 +213,7 @@ class TritonServer:
         if not self.alive():
             return False
         with self.target.channel(self.url) as channel:
-            return is_ready(service_pb2_grpc.GRPCInferenceServiceStub(channel))
+            return is_ready(service_pb2_grpc.GRPCInferenceServiceStub(channel), self.deployment.models)
 
     def stop(self) -> None:
         """Stop the server and its stage processes, and remove what they leave behind. Safe to call twice."""
@@ -290,7 +298,7 @@ class TritonServer:
                     raise ServerError(f"Triton ended while it was starting:\n{self._why()}")
                 if key_shown and psutil.Process(self.pid).children():  # it has read its command, as everybody can
                     key_shown = not hide_argument(self.pid, self.control_headers[0][1])
-                if interrupted() or is_ready(stub):
+                if interrupted() or is_ready(stub, self.deployment.models):
                     return
                 time.sleep(0.1)
         raise ServerError(f"Triton was not ready after {timeout_s:.0f} s:\n{self._why()}")
@@ -322,14 +330,15 @@ class RemoteTriton:
         with self._channel() as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             self._must_answer(stub)
-            if not is_ready(stub):
+            if not is_ready(stub, (wire.ENTRY,)):
                 raise ServerError(
                     f"no Triton with the models of model_repository/ is ready at {self.url}: check the address, or "
                     "leave --url out to have one started here"
                 )
-            self.loaded = {model: _config_of(stub, model) for model in wire.MODELS}
+            self.topology = topology_of(_config_of(stub, wire.ENTRY))
+            self.loaded = {model: _config_of(stub, model) for model in wire.TOPOLOGIES[self.topology]}
         self.found = self._kept() or self.loaded
-        served = self.found[wire.LLM].parameters["preset"].string_value
+        served = self.found[wire.ENTRY].parameters["preset"].string_value
         if served != self.requested.preset:
             raise ServerError(
                 f"{self.url} serves preset {served}, but the plan is for {self.requested.preset}: change one of them"
@@ -373,7 +382,7 @@ class RemoteTriton:
 
     def alive(self) -> bool:
         with self._channel() as channel:
-            return is_ready(service_pb2_grpc.GRPCInferenceServiceStub(channel))
+            return is_ready(service_pb2_grpc.GRPCInferenceServiceStub(channel), self.loaded)
 
     responds = alive
 
@@ -398,7 +407,7 @@ def load_changes(channel: grpc.Channel, before: Configs, after: Configs, headers
 
     ``headers``: with the key of a server that has closed its model control.
     """
-    changed = [model for model in wire.MODELS if before[model] != after[model]]
+    changed = [model for model in after if before[model] != after[model]]
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     callers = (wire.ENTRY, wire.FRAME)  # last: loading a stage takes the models that call it along
     for models in ([model for model in changed if model not in callers], *([m] for m in callers if m in changed)):
@@ -572,12 +581,12 @@ def _must_be_free(port: int) -> int:
     return port
 
 
-def is_ready(stub) -> bool:
-    """Whether the server answers and the entry, which needs all other models, is loaded."""
+def is_ready(stub, models: Iterable[str]) -> bool:
+    """Whether the server answers and has loaded these models."""
     try:
         if not stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=5).ready:
             return False
-        return all(stub.ModelReady(service_pb2.ModelReadyRequest(name=m), timeout=5).ready for m in wire.MODELS)
+        return all(stub.ModelReady(service_pb2.ModelReadyRequest(name=m), timeout=5).ready for m in models)
     except grpc.RpcError:
         return False
 

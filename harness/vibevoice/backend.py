@@ -159,7 +159,7 @@ def identity_of(args: dict, built=None) -> StageIdentity:
     about |= {
         "preset": given["preset"],
         "weights": given.get("checkpoint") or f"random, seed {given['weights_seed']}",
-        "graphs": max(graphs.batches) if (graphs := getattr(built, "graphs", None)) else 0,
+        "graphs": max(graphs.batches, default=0) if (graphs := getattr(built, "graphs", None)) else 0,
         "kv_limit_bytes": getattr(built, "kv_limit_bytes", 0),
         "kv_bytes_per_token": getattr(built, "kv_bytes_per_token", 0),
     }

@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,6 +20,8 @@ from harness.errors import HarnessError, RequestError, ServerError
 from harness.vibevoice import backend, calls, mending
 from harness.vibevoice.admission import Line
 from harness.vibevoice.carry import MOST_BYTES, Past, model_mark, script_mark
+from harness.vibevoice.engine import Engine
+from harness.vibevoice.engine_talk import EngineTalk
 from harness.vibevoice.instances import instances
 from harness.vibevoice.parameters import number, parameters
 from harness.vibevoice.presets import Weights
@@ -45,9 +47,12 @@ SWITCH_S = 0.001  # how long a thread that reads a script may keep the interpret
 
 
 class Entry:
-    """Serves requests of one entry instance; sessions of all of them run side by side on its event loop."""
+    """Serves requests of one entry instance; sessions of all of them run side by side on its event loop.
 
-    def __init__(self, args: dict):
+    ``engine_of(args)`` gives the engine that speaks in this process; without it, the stages of the ensemble speak.
+    """
+
+    def __init__(self, args: dict, engine_of: Callable[[dict], Engine] | None = None):
         backend.begin()
         given = parameters(args)
         checkpoint, weights_seed = given.get("checkpoint", ""), int(given.get("weights_seed", 0))
@@ -61,7 +66,7 @@ class Entry:
         self.emulated = bool(given.get("emulate"))
         self.beat_s = number(given, "beat_seconds")
         self.prefill_tokens = number(given, "prefill_tokens")
-        self.prefills = asyncio.Semaphore(number(given, "prefills_at_once"))
+        self.prefills = asyncio.Semaphore(1 if engine_of else number(given, "prefills_at_once"))
         self.long_scripts = asyncio.Semaphore(1)
         self.encoded_voices: dict[int, asyncio.Task] = {}
         self.executor: ThreadPoolExecutor | None = None
@@ -72,8 +77,9 @@ class Entry:
         # A session holds two threads: one that speaks and one that tells, or two calls of stages when it closes.
         self.calls_at_once = 2 * places + 4
         self.session_ids = session_ids(os.getpid())
+        self.engine = engine_of(args) if engine_of else None
         backend.settle()
-        mending.attend(args, backend.load_model, backend.identity_of(args))
+        mending.attend(args, backend.load_model, backend.identity_of(args, self.engine and self.engine.step))
 
     async def serve(self, requests: list) -> None:
         # The loop's default executor has a few threads per core: sessions beyond that would wait for one, with every
@@ -153,7 +159,7 @@ class Entry:
     async def _admit(self, request: SpeechRequest, channel: Channel) -> None:
         """Speak a request when its turn has come and there is room for it."""
         channel.check()
-        talk = Talk(self.session_ids, request, channel)
+        talk = self._talk(request, channel)
         await self.line.enter(talk.open, channel.check)
         try:
             await self._speak(talk)
@@ -161,10 +167,15 @@ class Entry:
             await talk.close()
             self.line.leave()
 
-    async def _speak(self, talk: Talk) -> None:
+    def _talk(self, request: SpeechRequest, channel: Channel) -> Talk | EngineTalk:
+        if self.engine:
+            return EngineTalk(self.engine, next(self.session_ids), request, channel)
+        return Talk(self.session_ids, request, channel)
+
+    async def _speak(self, talk: Talk | EngineTalk) -> None:
         voices = [await self._voice(voice) for voice in talk.request.prompt.voices]
         await talk.prefill(voices, self.prefill_tokens, self.prompts.config.audio_token_id, self.prefills)
-        await asyncio.to_thread(talk.speak, self.executor)
+        await talk.speak(self.executor)
         if talk.request.keep:
             await talk.keep(self.model, self._script_mark(talk.request), self.carry_key)
 

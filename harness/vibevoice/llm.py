@@ -46,6 +46,10 @@ class _Session:
     pending_token: int | None  # fed in the next step instead of the feedback of a frame
     fill_after_prompt: tuple[int, int]  # prompt tokens, frames then taken as spoken: positions without contents
 
+    @property
+    def lengths(self) -> list[int]:
+        return [self.with_prompt.length, self.without_prompt.length]
+
 
 class LLMStage:
     """Sessions of the backbone: open, prefill in parts, step together, close.
@@ -131,17 +135,29 @@ class LLMStage:
     @torch.inference_mode()
     def prefill(self, session_id: int, token_ids: torch.Tensor, voice_frames: torch.Tensor) -> None:
         """Add token_ids [T] to the prompt; voice_frames [V, 64] fill the places of the audio tokens among them."""
-        session = self.sessions.get(session_id)
-        branch = session.with_prompt
-        self._check_ids(token_ids)
         places = (token_ids == self.config.audio_token_id).nonzero().flatten()  # on the host: no wait for a GPU
-        if len(places) != len(voice_frames):
-            raise RequestError(f"a prompt part has {len(places)} places for {len(voice_frames)} voice frames")
+        branch = self.takes(session_id, token_ids, len(places), len(voice_frames))
         embeds = self.backbone.embed_tokens(token_ids.to(self.device, torch.long))
         if voice_frames.numel():
             embeds.index_copy_(0, places.to(self.device), self.acoustic(voice_frames.to(self.device, self.dtype)))
-        self._extend(branch, embeds)
-        prompt_tokens, spoken = session.fill_after_prompt
+        self._attended(branch, embeds)
+        self.has_read(session_id, len(token_ids))
+
+    def takes(self, session_id: int, token_ids: torch.Tensor, places: int, voice_frames: int) -> Branch:
+        """The branch that takes these tokens of a prompt, ``places`` of them for voice frames. Raises RequestError."""
+        branch = self.sessions.get(session_id).with_prompt
+        self._check_ids(token_ids)
+        if places != voice_frames:
+            raise RequestError(f"a prompt part has {places} places for {voice_frames} voice frames")
+        if branch.length + len(token_ids) > branch.capacity:
+            raise room_used_up(branch.capacity)
+        return branch
+
+    def has_read(self, session_id: int, count: int) -> None:
+        """Note that the cache of a session holds ``count`` more tokens of its prompt."""
+        session = self.sessions.get(session_id)
+        branch, (prompt_tokens, spoken) = session.with_prompt, session.fill_after_prompt
+        branch.length += count
         if branch.length == prompt_tokens:
             branch.fill(spoken)
 
@@ -163,6 +179,11 @@ class LLMStage:
             self._extend(session.without_prompt, embeds[frames])
         session.pending_token = self._follows(tokens[-1])
 
+    def check_step(self, session_id: int) -> None:
+        """Raise RequestError where a session is not there, or has no room for another step."""
+        session = self.sessions.get(session_id)
+        self._check_room([session.with_prompt, session.without_prompt])
+
     @torch.inference_mode()
     def step(
         self, session_ids: list[int], latent: torch.Tensor, semantic: torch.Tensor
@@ -178,7 +199,7 @@ class LLMStage:
         # Before anything of a session moves: where this fails, each session is stepped again by itself.
         condition = condition.cpu()
         tokens = self._tokens(sessions, said)
-        self._advance(sessions, tokens)
+        self.advance(sessions, tokens)
         return condition, torch.tensor(tokens, dtype=torch.int32)
 
     def _computed(self, sessions, branches, latent, semantic) -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,11 +265,14 @@ class LLMStage:
         """Add positions with these inputs [T, hidden] to one branch."""
         if branch.length + len(embeds) > branch.capacity:
             raise room_used_up(branch.capacity)
-        if not len(embeds):
-            return
-        positions = torch.arange(branch.length, branch.length + len(embeds), device=self.device)
-        self.backbone(embeds, positions, _PrefillKV(branch, self.flash))
+        self._attended(branch, embeds)
         branch.length += len(embeds)
+
+    def _attended(self, branch: Branch, embeds: torch.Tensor) -> None:
+        """Write positions with these inputs [T, hidden] behind those of a branch, which does not count them yet."""
+        if len(embeds):
+            positions = torch.arange(branch.length, branch.length + len(embeds), device=self.device)
+            self.backbone(embeds, positions, _PrefillKV(branch, self.flash))
 
     def _fed(self, latent: torch.Tensor, semantic: torch.Tensor, pending: Sequence[int | None]) -> torch.Tensor:
         """The backbone's inputs [N, hidden]: a token that is pending, else the feedback of the frame before."""
@@ -271,14 +295,23 @@ class LLMStage:
         """The token id to feed after a token was said; none after a frame, whose own feedback is fed."""
         return None if token == wire.TOKEN_SPEECH_FRAME else self.special[token]
 
-    def _tokens(self, sessions: list[_Session], likely: torch.Tensor) -> list[int]:
-        forced = all(session.forced for session in sessions)  # then nobody waits for what the model would say
-        said = [wire.TOKEN_SPEECH_FRAME] * len(sessions) if forced else likely.tolist()
-        return [_choose(session, token) for session, token in zip(sessions, said, strict=True)]
+    def told(self, session: _Session) -> int | None:
+        """What a session is made to say next (wire.TOKEN_*); None where the model says it."""
+        if session.say:
+            return session.say[0]
+        return wire.TOKEN_SPEECH_FRAME if session.forced else None
 
-    def _advance(self, sessions: list[_Session], tokens: list[int]) -> None:
-        """Only a frame advances the branch without the prompt, and "speech begin" empties it."""
+    def _tokens(self, sessions: list[_Session], likely: torch.Tensor) -> list[int]:
+        told = [self.told(session) for session in sessions]
+        if None not in told:  # then nobody waits for what the model would say
+            return told
+        return [said if mine is None else mine for mine, said in zip(told, likely.tolist(), strict=True)]
+
+    def advance(self, sessions: list[_Session], tokens: list[int]) -> None:
+        """Go on to the next step: a frame alone advances the branch without the prompt, "speech begin" empties it."""
         for session, token in zip(sessions, tokens, strict=True):
+            if session.say:
+                session.say.popleft()
             session.with_prompt.length += 1
             session.pending_token = self._follows(token)
             if token == wire.TOKEN_SPEECH_FRAME:
@@ -311,12 +344,6 @@ class LLMStage:
 def _ids(pending: Sequence[int | None]) -> torch.Tensor:
     """Pending tokens as ``LLMStage.feedback`` takes them: -1 where there is none."""
     return torch.tensor([-1 if token is None else token for token in pending])
-
-
-def _choose(session: _Session, said: int) -> int:
-    if session.say:
-        return session.say.popleft()
-    return wire.TOKEN_SPEECH_FRAME if session.forced else said
 
 
 def _has_flash(device: torch.device, dtype: torch.dtype) -> bool:

@@ -76,6 +76,20 @@ class RaggedStep:
         return output
 
 
+class RaggedRows(RaggedStep):
+    """New positions of which several may be neighbours in one cache: all are written before any of them attends."""
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        rows, kv_heads, size = key.shape
+        key, value = (_aligned_rows(tensor) for tensor in (key, value))
+        with self.on_device:
+            _write[rows, kv_heads](
+                key, value, self.facts, key.stride(0), value.stride(0), layer,
+                kv_heads=kv_heads, size=size, align=_ALIGNMENT,
+            )  # fmt: skip
+        return super().attend(layer, query, key, value)
+
+
 def facts_of(caches: list[torch.Tensor], lengths: list[int]) -> list[list[int]]:
     """Address, room and length of each cache, for the kernels, which rely on what is checked here.
 
@@ -215,6 +229,22 @@ def _attend_part(
         tl.store(peaks_and_masses + at * 2, peak, mask=known)
         tl.store(peaks_and_masses + at * 2 + 1, mass, mask=known)
         tl.store(partial + at[:, None] * size + column, total, mask=known[:, None])
+
+
+@triton.jit(do_not_specialize=["key_stride", "value_stride", "layer"])
+def _write(
+    new_keys, new_values, facts, key_stride, value_stride, layer,
+    kv_heads: tl.constexpr, size: tl.constexpr, align: tl.constexpr,
+):  # fmt: skip
+    """One new key and value into its cache."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    cache = tl.load(facts + row * 3).to(tl.pointer_type(new_keys.dtype.element_ty))
+    stride, length = tl.load(facts + row * 3 + 1) * size, tl.load(facts + row * 3 + 2)
+    keys = tl.multiple_of(cache, align) + (layer.to(tl.int64) * 2 * kv_heads + head) * stride + length * size
+    column = tl.arange(0, size)
+    tl.store(keys + column, tl.load(tl.multiple_of(new_keys + row * key_stride + head * size, align) + column))
+    values = tl.load(tl.multiple_of(new_values + row * value_stride + head * size, align) + column)
+    tl.store(keys + kv_heads * stride + column, values)
 
 
 @triton.jit(do_not_specialize=["parts"])

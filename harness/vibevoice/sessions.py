@@ -27,6 +27,7 @@ class Sessions(Generic[State]):
 
     def __init__(self, stage: str, clock: Callable[[], float] = time.monotonic):
         self._stage = stage
+        self.idle_limit_s = IDLE_LIMIT_S
         self._clock = clock
         self._states: dict[int, State] = {}
         self._used_at: dict[int, float] = {}
@@ -62,7 +63,7 @@ class Sessions(Generic[State]):
 
     def drop_idle(self) -> None:
         """Drop the sessions that were not stepped for long, and those whose owner's process has ended."""
-        oldest = self._clock() - IDLE_LIMIT_S
+        oldest = self._clock() - self.idle_limit_s
         gone = {owner for owner in map(_owner_of, self._states) if owner and not is_alive(owner)}
         for session_id in [s for s, used in self._used_at.items() if used < oldest or _owner_of(s) in gone]:
             self.close(session_id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, wait
 
 import numpy as np
@@ -143,8 +143,12 @@ class Talk:
                 self.channel.check()
                 await calls.tell_llm(self.number, inputs)
 
-    def speak(self, pool: Executor) -> None:
-        """The frame loop, in a thread of its own; until all frames are spoken, or the model says "end of text".
+    async def speak(self, pool: Executor) -> None:
+        """Speak until all frames are spoken, or the model says "end of text"."""
+        await asyncio.to_thread(self._speak, pool)
+
+    def _speak(self, pool: Executor) -> None:
+        """The frame loop, in a thread of its own.
 
         While a frame is made, a thread of the pool tells the client of the one before: both wait for the server.
         """
@@ -196,23 +200,8 @@ class Talk:
         self._at_vocoder = False
         state = (await calls.close_vocoder(self.number)).copy()
         # In a thread: an hour of speech takes a tenth of a second, and others are speaking.
-        self.channel.carry(await asyncio.to_thread(lambda: self._past(model, script, state).encode(key)))
-
-    def _past(self, model: str, script: str, state: np.ndarray) -> Past:
-        request = self.request
-        latents = [latent for latent, _ in self.fed]
-        semantics = [semantic for _, semantic in self.fed]
-        tokens = np.array(self.tokens, np.int32)
-        left = np.array(request.say[len(self.tokens) :], np.int32)
-        before = request.past
-        if before:
-            latents, semantics = [*before.latents, *latents], [*before.semantics, *semantics]
-            tokens = np.concatenate([before.tokens, tokens])
-        stacked = (
-            np.array(rows, np.float32).reshape(-1, size)
-            for rows, size in ((latents, wire.LATENT_SIZE), (semantics, wire.SEMANTIC_SIZE))
-        )
-        return Past(model, script, request.seed, request.start_frame, tokens, *stacked, left, state)
+        past = lambda: past_of(self.request, self.tokens, self.fed, model, script, state)  # noqa: E731
+        self.channel.carry(await asyncio.to_thread(lambda: past().encode(key)))
 
     async def close(self) -> None:
         """End the session at every stage that may have it."""
@@ -221,6 +210,30 @@ class Talk:
             closing.append(calls.close_vocoder(self.number))
         # A stage that never heard of the session answers with an error; there is nothing left to close then.
         await asyncio.gather(*closing, return_exceptions=True)
+
+
+def past_of(
+    request: SpeechRequest,
+    said: Sequence[int],
+    fed: Sequence[tuple[np.ndarray, np.ndarray]],
+    model: str,
+    script: str,
+    state: np.ndarray,
+) -> Past:
+    """What a session has said and heard: ``said`` in this request, ``fed`` the latent and semantic of its frames."""
+    latents = [latent for latent, _ in fed]
+    semantics = [semantic for _, semantic in fed]
+    tokens = np.array(said, np.int32)
+    left = np.array(request.say[len(said) :], np.int32)
+    before = request.past
+    if before:
+        latents, semantics = [*before.latents, *latents], [*before.semantics, *semantics]
+        tokens = np.concatenate([before.tokens, tokens])
+    stacked = (
+        np.array(rows, np.float32).reshape(-1, size)
+        for rows, size in ((latents, wire.LATENT_SIZE), (semantics, wire.SEMANTIC_SIZE))
+    )
+    return Past(model, script, request.seed, request.start_frame, tokens, *stacked, left, state)
 
 
 def _noise_rows(request: SpeechRequest):

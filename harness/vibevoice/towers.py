@@ -33,6 +33,23 @@ class Tower:
         return x, new
 
 
+class TableTower:
+    """A tower whose sessions have their states in rows of a table, of which it owns the columns from ``offset`` on.
+
+    ``tower(x [sessions, time, channels], table, read [sessions], write [sessions]) -> y [sessions, time, channels]``:
+    a session's state before the step is row ``read``, its state after it goes to row ``write``.
+    """
+
+    def __init__(self, plain: Tower, offset: int = 0):
+        self.plain, self.columns = plain, slice(offset, offset + plain.state_size)
+
+    def __call__(self, x: torch.Tensor, table: torch.Tensor, read: torch.Tensor, write: torch.Tensor) -> torch.Tensor:
+        states = table[:, self.columns]
+        y, after = self.plain(x.permute(2, 1, 0), states.index_select(0, read).t().contiguous())
+        states.index_copy_(0, write, after.t())
+        return y.permute(2, 1, 0)
+
+
 def _layers(network: nn.Module):
     yield Convolution(network.stem.conv)
     yield from map(Block, network.stem.stage)

@@ -1,0 +1,237 @@
+"""The fused engine's step on a device, without Triton: milliseconds a step, its floor, prompts, recording, memory.
+
+step ms     pipelined as the engine runs it: facts to the device, one graph, answers back, the next launched before
+device ms   the graph alone, replayed back to back
+floor ms    the least for its bytes and operations at the speed that this device was measured to have
+kernels     of one step (torch.profiler), with those that take the most
+
+Every finding is written to OUT/fused.json at once. Needs torch and transformers only. On a CPU nothing is recorded and
+the kernels run in Triton's interpreter where it is asked for (TRITON_INTERPRET=1): it shows that the script works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harness import wire
+from harness.vibevoice.frame_step import Opening, PromptPart, Row
+from harness.vibevoice.presets import Weights
+from harness.vibevoice.process import prepare
+from harness.vibevoice.roofline import Roofline
+
+TOP_KERNELS = 12
+
+
+def main(arguments: list[str]) -> int:
+    given = parser().parse_args(arguments)
+    device = torch.device(given.device)
+    prepare(device)
+    given.out.mkdir(parents=True, exist_ok=True)
+    from harness.vibevoice.graph_step import GraphStep
+
+    began = time.perf_counter()
+    weights = Weights(given.preset, device=given.device, plain=given.plain, graph_batch=given.graphs)
+    if given.plain and given.graphs:
+        weights.graph_batch = given.graphs
+    found: dict = {"preset": given.preset, "device": _name(device), "dtype": str(weights.dtype), "plain": given.plain}
+    before = _allocated(device)
+    step = GraphStep(weights, 1 << 36, 2 * max(given.sessions))
+    settle(device)
+    found |= {"ready_s": time.perf_counter() - began, "memory_gib": (_allocated(device) - before) / 2**30}
+    found["reserved_gib"] = torch.cuda.memory_reserved(device) / 2**30 if device.type == "cuda" else 0.0
+    speed = device_speed(device, weights.dtype) if device.type == "cuda" else (10.0, 0.05)
+    roofline = Roofline(weights.config, weights.dtype.itemsize)
+    found |= {"bandwidth_gb_s": speed[0], "tflop_s": speed[1], "steps": [], "prompts": []}
+    print(f"ready after {found['ready_s']:.1f} s, {found['reserved_gib']:.1f} GiB reserved", flush=True)
+    for context in given.contexts:
+        for sessions in given.sessions:
+            found["steps"].append(measured(step, sessions, context, given.steps, roofline, speed))
+            write(given.out, found)
+    for tokens in given.prompts:
+        found["prompts"].append(read(step, tokens, given.steps))
+        write(given.out, found)
+    if given.profile and device.type == "cuda":
+        found["kernels"] = {str(n): kernels(step, n, given.contexts[0]) for n in given.profile}
+        write(given.out, found)
+    print(json.dumps({name: value for name, value in found.items() if name != "kernels"}))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = lambda text: [int(each) for each in text.split(",") if each]  # noqa: E731
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Example:\n  python benchmarks/gpu/fused.py --preset 1.5b --device cuda --out results/gpu/here",
+    )  # fmt: skip
+    made.add_argument("--preset", default="tiny", help="tiny, 1.5b, 7b or a .json file of sizes")
+    made.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
+    made.add_argument("--out", type=Path, default=Path("results/gpu/here"), help="a folder for the findings")
+    made.add_argument("--sessions", type=whole, default=[1, 16, 64, 128], help="batches")
+    made.add_argument("--contexts", type=whole, default=[400, 7600], help="positions that a session has behind it")
+    made.add_argument("--steps", type=int, default=40, help="steps in a measurement")
+    made.add_argument("--prompts", type=whole, default=[32, 256], help="tokens of prompts, read at once")
+    made.add_argument("--profile", type=whole, default=[1, 64], help="batches whose kernels are listed")
+    made.add_argument("--graphs", type=int, default=None, help="the largest batch that is recorded")
+    made.add_argument("--plain", action="store_true", help="torch's own operations in place of the fused kernels")
+    return made
+
+
+def measured(step, sessions: int, context: int, steps: int, roofline: Roofline, speed: tuple[float, float]) -> dict:
+    """One batch: its pipelined step, its graph alone, and its floor."""
+    rows = opened(step, sessions, context, 3 * steps + 20)
+    try:
+        pipelined(step, rows, 5)
+        began = time.perf_counter()
+        pipelined(step, rows, steps)
+        step_ms = 1e3 * (time.perf_counter() - began) / steps
+        host_ms = 1e3 * launching(step, rows, steps)
+        device_ms = replayed(step, sessions, context)
+    finally:
+        for row in rows:
+            step.close(row.session)
+    cost = roofline.step(sessions, context + 50) + roofline.denoise(sessions, wire.DEFAULT_DIFFUSION_STEPS)
+    cost += roofline.vocode(sessions, step.states.shape[1])
+    line = {
+        "sessions": sessions, "context": context, "step_ms": step_ms, "host_ms": host_ms, "device_ms": device_ms,
+        "floor_ms": cost.floor_ms(*speed), "frames_per_s": 1e3 * sessions / step_ms,
+    }  # fmt: skip
+    shown = ", ".join(
+        f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in line.items()
+    )
+    print(shown, flush=True)
+    return line
+
+
+def opened(step, sessions: int, context: int, frames: int) -> list[Row]:
+    """Sessions with so many positions behind them, filled and not computed, that are ready to speak."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for number in range(1, sessions + 1):
+        step.open(number, Opening(1, context + frames, context))
+        step.read([PromptPart(number, [1], np.empty((0, wire.LATENT_SIZE), np.float32))])
+        noise = draw.standard_normal(wire.LATENT_SIZE, np.float32)
+        rows.append(Row(number, noise, wire.DEFAULT_GUIDANCE_SCALE, wire.DEFAULT_DIFFUSION_STEPS))
+    return rows
+
+
+def pipelined(step, rows: list[Row], steps: int) -> None:
+    """As the engine runs them: the values of a step are taken while the next one is under way."""
+    behind = None
+    for _ in range(steps):
+        launched = step.launch(rows)
+        if behind:
+            behind.values()
+        behind = launched
+    behind.values()
+
+
+def launching(step, rows: list[Row], steps: int) -> float:
+    """Seconds of this thread in a launch and in taking its values, without waiting for the device."""
+    taken = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        launched = step.launch(rows)
+        launch_s = time.perf_counter() - began
+        settle(step.device)
+        began = time.perf_counter()
+        launched.values()
+        taken.append(launch_s + time.perf_counter() - began)
+    return float(np.median(taken))
+
+
+def replayed(step, sessions: int, context: int, replays: int = 20) -> float | None:
+    """Milliseconds of the graph alone; None where there is none."""
+    graph = step.graphs.step(sessions, context // 512 + 1)
+    if graph is None:
+        return None
+    return timed(graph.recorded.graph.replay, replays)
+
+
+def timed(call: Callable, times: int) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    call()
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(times):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / times
+
+
+def read(step, tokens: int, times: int) -> dict:
+    """Milliseconds in which prompts of so many tokens are read, of one session each time."""
+    taken = []
+    for number in range(1, times + 1):
+        step.open(number, Opening(tokens, 1))
+        settle(step.device)
+        began = time.perf_counter()
+        step.read([PromptPart(number, [1] * tokens, np.empty((0, wire.LATENT_SIZE), np.float32))])
+        settle(step.device)
+        taken.append(1e3 * (time.perf_counter() - began))
+        step.close(number)
+    line = {"tokens": tokens, "ms": float(np.median(taken))}
+    print(f"prompt of {tokens} tokens: {line['ms']:.2f} ms", flush=True)
+    return line
+
+
+def kernels(step, sessions: int, context: int) -> dict:
+    """The kernels of one step, by the time that they take."""
+    rows = opened(step, sessions, context, 10)
+    pipelined(step, rows, 2)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        step.launch(rows).values()
+    for row in rows:
+        step.close(row.session)
+    each = [event for event in profiler.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    each.sort(key=lambda event: -event.self_device_time_total)
+    top = [{"name": e.key[:90], "count": e.count, "us": e.self_device_time_total} for e in each[:TOP_KERNELS]]
+    total = sum(e.self_device_time_total for e in each)
+    print(f"{sessions} sessions: {sum(e.count for e in each)} kernels, {total / 1e3:.2f} ms busy", flush=True)
+    for one in top:
+        print(f"   {one['us']:9.1f} us {one['count']:5} {one['name']}", flush=True)
+    return {"count": sum(e.count for e in each), "busy_ms": total / 1e3, "top": top}
+
+
+def device_speed(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """GB/s of a copy, read and written, and TFLOP/s of a large matrix product."""
+    source, square = torch.empty(1 << 30, dtype=torch.uint8, device=device), torch.randn(8192, 8192, device=device)
+    target, square = torch.empty_like(source), square.to(dtype)
+    copy_ms = min(timed(lambda: target.copy_(source), 5) for _ in range(3))
+    product_ms = min(timed(lambda: square @ square, 5) for _ in range(3))
+    return 2 * source.numel() / copy_ms / 1e6, 2 * 8192**3 / product_ms / 1e9
+
+
+def settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def write(folder: Path, found: dict) -> None:
+    draft = folder / "fused.draft"
+    draft.write_text(json.dumps(found, indent=1))
+    draft.replace(folder / "fused.json")
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _allocated(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,345 @@
+"""The fused engine: one loop that reads prompts, steps all sessions together and hands their audio to be sent.
+
+Sessions join and leave between two steps. Threads of their own send the audio of a step while the next one is computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from harness import wire
+from harness.vibevoice.frame_step import Frames, FrameStep, PromptPart, Row
+
+SENDERS = 2  # threads: a response waits for the server's process, and not for the interpreter
+_NOISE_ROWS = 16  # drawn at once
+
+
+@dataclass(eq=False)
+class Speech:
+    """One session of the engine, whose room is taken (``FrameStep.open``).
+
+    ``deliver`` is called with chunks of audio [samples] by a sender's thread, in order; ``done`` is set after the last.
+    ``past``: steps of a resumed session, as (tokens, latents fed, semantics fed). ``rows`` draws the noise [64] of one
+    frame after another.
+    """
+
+    session: int
+    prompt: deque[PromptPart]
+    frames: int
+    rows: Iterator[np.ndarray]
+    deliver: Callable[[np.ndarray], None]
+    guidance: float = wire.DEFAULT_GUIDANCE_SCALE
+    steps: int = wire.DEFAULT_DIFFUSION_STEPS
+    chunk_frames: int = 1
+    keep: bool = False
+    past: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=deque)
+    done: Future = field(default_factory=Future)
+    tokens: list[int] = field(default_factory=list)  # said so far
+    fed: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # latent and semantic, if it is kept
+    spoken: int = 0
+    began_s: float = 0.0  # when it was submitted, then when its first frame was launched
+    _noise: np.ndarray | None = None  # of the frame to come: a step that says something else does not use it up
+    _ready: list[np.ndarray] = field(default_factory=list)
+    _sending: threading.Lock = field(default_factory=threading.Lock)
+
+    def row(self) -> Row:
+        if self._noise is None:
+            self._noise = next(self.rows)
+        return Row(self.session, self._noise, self.guidance, self.steps)
+
+    def took(self, token: int, now_s: float) -> bool:
+        """Note what a step said; whether the session has ended with it."""
+        self.tokens.append(token)
+        if token == wire.TOKEN_SPEECH_FRAME:
+            if not self.spoken:
+                self.began_s = now_s
+            self.spoken, self._noise = self.spoken + 1, None
+        return self.spoken >= self.frames or token == wire.TOKEN_END_OF_TEXT
+
+    def due_s(self) -> float:
+        """When a listener who began with the first frame has heard all that is spoken."""
+        return self.began_s + self.spoken * wire.SECONDS_PER_FRAME
+
+    def chunk(self, audio: np.ndarray | None, last: bool) -> np.ndarray | None:
+        """The chunk that is complete with this frame, if one is."""
+        if audio is not None:
+            self._ready.append(audio)
+        if not self._ready or not (last or len(self._ready) >= self.chunk_frames):
+            return None
+        ready, self._ready = self._ready, []
+        return ready[0] if len(ready) == 1 else np.concatenate(ready)
+
+    def send(self, chunk: np.ndarray | None, last: bool) -> None:
+        """Deliver a chunk, and end after the last one; nothing where the session is over."""
+        with self._sending:
+            if self.over:
+                return
+            try:
+                if chunk is not None:
+                    self.deliver(chunk)
+            except Exception as error:
+                self.fail(error)
+            else:
+                if last:
+                    with contextlib.suppress(InvalidStateError):
+                        self.done.set_result(None)
+
+    def stop(self, error: Exception) -> None:
+        """End it where it has not ended; when this returns, nothing more of it is sent."""
+        self.fail(error)
+        with self._sending:
+            return
+
+    def fail(self, error: BaseException) -> None:
+        if not self.done.done():
+            with contextlib.suppress(InvalidStateError):  # it ended meanwhile, in another thread
+                self.done.set_exception(error)
+
+    @property
+    def over(self) -> bool:
+        return self.done.done()
+
+
+def noise_rows(seed: int, skipped: int = 0) -> Iterator[np.ndarray]:
+    """The noise [64] of each frame of a seed, after ``skipped`` frames: the same numbers however many are drawn."""
+    generator = np.random.default_rng(seed)
+    generator.standard_normal((skipped, wire.LATENT_SIZE), np.float32)
+    while True:
+        yield from generator.standard_normal((_NOISE_ROWS, wire.LATENT_SIZE), np.float32)
+
+
+@dataclass
+class Counts:
+    """What the loop has done: steps and nanoseconds by batch size, prompt tokens and the time of reading them."""
+
+    steps: dict[int, list[int]] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    prompt_ns: int = 0
+
+    def step(self, batch: int, ns: int) -> None:
+        count = self.steps.setdefault(batch, [0, 0])
+        count[0] += 1
+        count[1] += ns
+
+
+Launched = tuple[list[tuple[Speech, bool]], Frames]  # the sessions of a step, each with whether it ends with it
+
+
+class Engine:
+    """Runs the sessions of one ``FrameStep`` in a thread of its own, at most ``max_batch`` of them in a step."""
+
+    def __init__(
+        self,
+        step: FrameStep,
+        max_batch: int,
+        broken: Callable[[Exception], None] = lambda error: None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """``broken`` is called when the loop has ended by an error of its own."""
+        self.step, self.max_batch, self.clock, self.counts = step, max_batch, clock, Counts()
+        self._commands: queue.SimpleQueue = queue.SimpleQueue()
+        self._reading: deque[Speech] = deque()
+        self._speaking: dict[int, Speech] = {}
+        self._senders = Senders(SENDERS)
+        self._broken, self._over = broken, False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable, *arguments) -> Future:
+        """Call a function of the step between two steps; its answer, or what it raises, is in the future."""
+        answer: Future = Future()
+        self._commands.put((answer, function, arguments))
+        return answer
+
+    def submit(self, speech: Speech) -> None:
+        """Let a session read its prompt and speak."""
+        self.call(self._add, speech)
+
+    def end(self, speech: Speech) -> Future:
+        """Take a session out, wherever it is; the future holds its convolution state [values]."""
+        return self.call(self._remove, speech)
+
+    def close(self) -> None:
+        """End the loop and the senders; sessions that are open are told."""
+        self._over = True
+        self.call(lambda: None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        error: Exception = ConnectionError("the engine was closed")
+        try:
+            self._loop()
+        except Exception as found:
+            error = found
+            self._broken(found)
+        for speech in [*self._reading, *self._speaking.values()]:
+            speech.fail(error)
+        self._senders.close()
+
+    def _loop(self) -> None:
+        behind: Launched | None = None
+        while not self._over:
+            self._obey(idle=not (behind or self._reading or self._speaking))
+            self._read()
+            launched = self._launch()
+            if behind:
+                self._emit(*behind)
+            behind = launched
+            if behind and not self.step.behind:
+                self._emit(*behind)
+                behind = None
+
+    def _obey(self, idle: bool) -> None:
+        """What was asked for since the last step; waits for something where there is nothing else to do."""
+        while True:
+            try:
+                answer, function, arguments = self._commands.get(block=idle)
+            except queue.Empty:
+                return
+            idle = False
+            try:
+                answer.set_result(function(*arguments))
+            except Exception as error:
+                answer.set_exception(error)
+
+    def _add(self, speech: Speech) -> None:
+        speech.began_s = self.clock()
+        self._reading.append(speech)
+
+    def _remove(self, speech: Speech) -> np.ndarray:
+        self._drop(speech, ConnectionError("the session was ended"))
+        speech.stop(ConnectionError("the session was ended"))
+        return self.step.close(speech.session, speech.keep)
+
+    def _read(self) -> None:
+        """Read a part of the prompts, by turns; sessions that have read theirs, and their past, begin to speak."""
+        if turn := self._turn():
+            self._together([speech for speech, _ in turn], self._read_parts, [part for _, part in turn])
+        replaying = next((speech for speech in self._reading if speech.past and not speech.prompt), None)
+        if replaying:
+            self._together([replaying], self.step.replay, replaying.session, *replaying.past.popleft())
+        for speech in [each for each in self._reading if not (each.prompt or each.past)]:
+            self._reading.remove(speech)
+            if not speech.over:
+                self._speaking[speech.session] = speech
+
+    def _turn(self) -> list[tuple[Speech, PromptPart]]:
+        """The next parts of prompts, one of each session, as many as the step takes at once."""
+        turn, room = [], self.step.prompt_tokens
+        for speech in [each for each in self._reading if each.prompt and not each.over]:
+            room -= len(speech.prompt[0].token_ids)
+            if turn and room < 0:
+                break
+            turn.append((speech, speech.prompt.popleft()))
+        for speech, _ in turn:  # the next turn begins behind them
+            self._reading.remove(speech)
+            self._reading.append(speech)
+        return turn
+
+    def _read_parts(self, parts: Sequence[PromptPart]) -> None:
+        began = time.monotonic_ns()
+        self.step.read(parts)
+        self.counts.prompt_ns += time.monotonic_ns() - began
+        self.counts.prompt_tokens += sum(len(part.token_ids) for part in parts)
+
+    def _launch(self) -> Launched | None:
+        """One step of the sessions that speak: those first whose listeners run out of audio first."""
+        batch = [each for each in self._next() if self._together([each], self.step.check, each.session)]
+        if not batch:
+            return None
+        began = time.monotonic_ns()
+        frames = self._together(batch, self.step.launch, [speech.row() for speech in batch])
+        if not frames:
+            return None
+        self.counts.step(len(batch), time.monotonic_ns() - began)
+        now_s = self.clock()
+        ended = [speech.took(token, now_s) for speech, token in zip(batch, frames.tokens, strict=True)]
+        for speech, last in zip(batch, ended, strict=True):
+            if last:
+                self._speaking.pop(speech.session, None)
+        return list(zip(batch, ended, strict=True)), frames
+
+    def _next(self) -> Iterable[Speech]:
+        speaking = [speech for speech in self._speaking.values() if not speech.over]
+        if len(speaking) <= self.max_batch:
+            return speaking
+        return heapq.nsmallest(self.max_batch, speaking, key=Speech.due_s)
+
+    def _emit(self, batch: Sequence[tuple[Speech, bool]], frames: Frames) -> None:
+        audio, latent, semantic = frames.values()
+        chunks = []
+        for i, ((speech, last), token) in enumerate(zip(batch, frames.tokens, strict=True)):
+            spoke = token == wire.TOKEN_SPEECH_FRAME
+            if spoke and speech.keep:
+                speech.fed.append((latent[i], semantic[i]))
+            chunk = speech.chunk(audio[i] if spoke else None, last)
+            if chunk is not None or last:
+                chunks.append((speech, chunk, last))
+        self._senders.send(chunks)
+
+    def _together(self, sessions: Sequence[Speech], function: Callable, *arguments):
+        """The answer of a call on behalf of some sessions, True for none.
+
+        None where it failed, and all of them with it: nobody knows whose fault it was, nor what it left behind.
+        """
+        try:
+            answer = function(*arguments)
+        except Exception as error:
+            for speech in sessions:
+                self._drop(speech, error)
+            return None
+        return True if answer is None else answer
+
+    def _drop(self, speech: Speech, error: Exception) -> None:
+        self._speaking.pop(speech.session, None)
+        if speech in self._reading:
+            self._reading.remove(speech)
+        speech.fail(error)
+
+
+class Senders:
+    """Threads that deliver the chunks of one step while the next one is computed."""
+
+    def __init__(self, count: int):
+        self._queues = [queue.SimpleQueue() for _ in range(count)]
+        self._idle = threading.Condition()
+        self._left = 0
+        self._threads = [threading.Thread(target=self._run, args=(each,), daemon=True) for each in self._queues]
+        for thread in self._threads:
+            thread.start()
+
+    def send(self, chunks: Sequence[tuple[Speech, np.ndarray | None, bool]]) -> None:
+        """Have these delivered, each session's by the same thread; waits until those of the step before have been."""
+        shares: list[list] = [[] for _ in self._queues]
+        for each in chunks:
+            shares[each[0].session % len(shares)].append(each)
+        shares_given = [(line, share) for line, share in zip(self._queues, shares, strict=True) if share]
+        with self._idle:
+            self._idle.wait_for(lambda: not self._left)
+            self._left = len(shares_given)
+        for line, share in shares_given:
+            line.put(share)
+
+    def close(self) -> None:
+        for line in self._queues:
+            line.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, line: queue.SimpleQueue) -> None:
+        while (share := line.get()) is not None:
+            for speech, chunk, last in share:
+                speech.send(chunk, last)
+            with self._idle:
+                self._left -= 1
+                self._idle.notify()
