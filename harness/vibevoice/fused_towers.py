@@ -29,7 +29,7 @@ from harness.vibevoice.towers import Block, Convolution, Tower, Upsampling
 # The largest number of channels of a block that is one kernel. In float32 there are no tensor cores to use.
 FUSED_CHANNELS = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 0}
 # Of such a block, by the power of two that holds its channels: positions, hidden values of a pass, warps, stages.
-BLOCK_TILES = {16: (128, 64, 4, 2), 32: (128, 64, 4, 2), 64: (128, 64, 4, 2), 128: (64, 64, 4, 2), 256: (64, 32, 8, 2)}
+BLOCK_TILES = {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 32, 4, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)}
 MIX_VALUES, MIX_WARPS = 2048, 4  # of a program that mixes the positions of a block of many channels
 WINDOW_VALUES, WINDOW_WARPS = 2048, 4  # of a program that lays out windows
 NARROW_VALUES, NARROW_WARPS = 4096, 4  # of a program that convolves from or to a single channel
@@ -62,9 +62,7 @@ class FusedTower:
         places = itertools.accumulate(plain.sizes[:-1], initial=offset)
         self.layers = [_fused(layer, place) for layer, place in zip(plain.layers, places, strict=True)]
 
-    def __call__(
-        self, x: torch.Tensor, states: torch.Tensor, read: torch.Tensor, write: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, states: torch.Tensor, read: torch.Tensor, write: torch.Tensor) -> torch.Tensor:
         x, around = x.contiguous(), _States(states, read, write)
         with on_device(x.device):
             for layer in self.layers:
