@@ -45,6 +45,17 @@ class Backbone:
             x, delta = layer(index, x, delta, angles, kv, self.rows)
         return self.rows.add_norm(x, delta, self.norm.weight, self.norm.variance_epsilon)[1]
 
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """One position by itself: on a GPU, kernels are compiled at the first, in seconds."""
+        like = self.embed_tokens.weight
+        self(like.new_zeros(1, like.shape[1]), torch.zeros(1, dtype=torch.long, device=like.device), _NoCache())
+
+
+class _NoCache:
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return query.flatten(1)
+
 
 class _Layer:
     def __init__(self, layer: nn.Module, turned_heads: int, kv_heads: int, size: int):

@@ -29,6 +29,8 @@ class DiffusionStage:
         self.head = Head(weights.diffusion_head())
         self.compiled = weights.compiled("head.Head", self.head)
         self.device, self.dtype = weights.device, weights.dtype
+        if self.device.type == "cuda":
+            self._warm_up()
         self.graphs = None
         if weights.graph_batch:
             self.graphs = Graphs(
@@ -62,6 +64,14 @@ class DiffusionStage:
         given = condition.to(self.device), noise.to(self.device), guidance.to(self.device)
         return self._graphed(*given, steps)[0].cpu()
 
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Compile the kernels, in seconds, so that no frame has to wait for it. Raises as ``ragged.compiling``."""
+        from harness.vibevoice.ragged import compiling
+
+        with compiling(self.device):
+            self._graphed(*(torch.zeros(1, *each.sizes, device=self.device) for each in self.graph_inputs()), 1)
+
     def graph_inputs(self) -> tuple[Input, ...]:
         """Conditions, noise and guidance of a row, as ``_graphed`` takes them."""
         return Input((2, self.head.conditions)), Input((wire.LATENT_SIZE,)), Input((1,))
@@ -94,6 +104,8 @@ class Head:
         self.gate_and_up = [torch.cat([each.ffn.gate_proj.weight, each.ffn.up_proj.weight]) for each in head.layers]
         every = [*(each.linear.weight for each in head.layers), head.final_layer.linear_1.weight]
         self.modulation = torch.cat(every)  # rows: shift, scale, gate of each layer; shift, scale of the last
+        is_scale = torch.tensor([*[0, 1, 0] * len(head.layers), 0, 1], device=self.modulation.device)
+        self.added = is_scale.to(self.modulation.dtype).repeat_interleave(self.hidden)
         self.times: dict[int, torch.Tensor] = {}
         self.rows = rows_on(self.modulation.device)
 
@@ -101,9 +113,8 @@ class Head:
         """condition [rows, hidden] -> for each step, what its layers are shifted, scaled (1 added) and gated by."""
         steps, layers = len(timesteps), len(self.head.layers)
         mixed = functional.silu(self.head.cond_proj(condition) + self.times_of(timesteps))
-        parts = functional.linear(mixed, self.modulation).view(steps, len(condition), 3 * layers + 2, self.hidden)
-        parts[:, :, 1 : 3 * layers : 3].add_(1)
-        parts[:, :, -1].add_(1)
+        parts = functional.linear(mixed, self.modulation, self.added)
+        parts = parts.view(steps, len(condition), 3 * layers + 2, self.hidden)
         return [step.unbind(1) for step in parts.unbind()]
 
     def __call__(self, x: torch.Tensor, modulation: tuple[torch.Tensor, ...]) -> torch.Tensor:
