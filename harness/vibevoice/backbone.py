@@ -49,10 +49,12 @@ class Backbone:
     def warm_up(self) -> None:
         """One position by itself: on a GPU, kernels are compiled at the first, in seconds."""
         like = self.embed_tokens.weight
-        self(like.new_zeros(1, like.shape[1]), torch.zeros(1, dtype=torch.long, device=like.device), _NoCache())
+        self(like.new_zeros(1, like.shape[1]), torch.zeros(1, dtype=torch.long, device=like.device), NoCache())
 
 
-class _NoCache:
+class NoCache:
+    """Lets each token see nothing but its own query: a backbone without sessions, to be compiled."""
+
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return query.flatten(1)
 
