@@ -94,7 +94,7 @@ def test_heads_are_rotated_in_place_and_values_are_left(heads, others, size, dty
     cos, sin = angles.double().cos().to(dtype).double(), angles.double().sin().to(dtype).double()
     first, second = before[:, :heads].double().chunk(2, -1)
     exact = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-    size_of_terms = 5 if dtype == torch.float32 else 5e4 * torch.finfo(dtype).eps  # an angle may round the other way
+    size_of_terms = 5 if dtype == torch.float32 else 3e6 * torch.finfo(dtype).eps  # a cosine may round the other way
     near(turned, exact, size_of_terms)
     assert turned.data_ptr() == made.data_ptr() and torch.equal(made[:, heads:], before[:, heads:])
     if dtype == torch.float32:

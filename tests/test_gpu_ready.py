@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 from harness import wire
+from harness.vibevoice.backbone import NoCache
 from harness.vibevoice.diffusion import DiffusionStage
 from harness.vibevoice.llm import LLMStage
 from harness.vibevoice.presets import Weights
@@ -20,6 +21,7 @@ META = torch.device("meta")
 BATCH = 16
 CEILINGS = {wire.LLM: 550, wire.DIFFUSION: 425, wire.VOCODER: 1100}  # kernels of a frame step at 1.5b
 FUSED_CEILINGS = {wire.LLM: 28 * 10 + 16, wire.DIFFUSION: 10 * (4 * 4 + 4) + 8}  # with the row-wise kernels of a GPU
+ROWS = "_add_norm", "_angles", "_turn", "_gate", "_modulate", "_solve"
 NO_KERNEL = """view _unsafe_view reshape permute transpose t slice split split_with_sizes narrow expand unsqueeze
     squeeze unfold unbind chunk select alias detach as_strided empty empty_like empty_strided new_empty
     lift_fresh""".split()
@@ -45,10 +47,10 @@ class Launches(TorchDispatchMode):
 
 
 class Kernel:
-    """Stands in for a compiled kernel: counts its launches."""
+    """Stands in for a compiled kernel: counts its launches, and keeps the variants of it that they need."""
 
     def __init__(self, launches):
-        self.launches = launches
+        self.launches, self.variants = launches, set()
 
     def __getitem__(self, grid):
         assert all(side > 0 for side in grid)
@@ -56,6 +58,8 @@ class Kernel:
 
     def __call__(self, *args, **kwargs):
         self.launches.count += 1
+        types = [getattr(value, "dtype", type(value)) for value in args]
+        self.variants.add((*types, *kwargs.items()))
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +77,18 @@ def rows(request, launches, monkeypatch):
     """What a network computes row by row: in torch's operations, and as it does on a GPU."""
     for name in ("_attend_part", "_combine"):
         monkeypatch.setattr(ragged, name, Kernel(launches))
-    for name in ("_add_norm", "_angles", "_turn", "_gate", "_modulate", "_solve"):
+    for name in ROWS:
         monkeypatch.setattr(fused_rows, name, Kernel(launches))
     return {"plain": plain_rows, "fused": fused_rows}[request.param]
+
+
+def needed(step) -> dict[str, set]:
+    """Variants of the row-wise kernels that a step needs."""
+    kernels = {name: getattr(fused_rows, name) for name in ROWS}
+    for kernel in kernels.values():
+        kernel.variants.clear()
+    step()
+    return {name: set(kernel.variants) for name, kernel in kernels.items() if kernel.variants}
 
 
 def meta(*shape, dtype=torch.float32):
@@ -116,6 +129,19 @@ def test_a_frame_of_the_vocoder_never_waits(weights, launches):
     shapes = audio.shape, semantic.shape, after.shape
     assert shapes == ((BATCH, wire.SAMPLES_PER_FRAME), (BATCH, wire.SEMANTIC_SIZE), state.shape)
     assert 100 < launches.count <= CEILINGS[wire.VOCODER]
+
+
+@pytest.mark.parametrize("rows", ["fused"], indirect=True)
+@torch.inference_mode()
+def test_what_a_step_needs_is_compiled_when_a_stage_is_built(weights, rows):
+    llm, diffusion = LLMStage(weights), DiffusionStage(weights)
+    llm.backbone.rows = diffusion.head.rows = rows
+    prompt_part = meta(70, 1536, dtype=torch.bfloat16), torch.arange(70, device=META), NoCache()
+    built, step = needed(llm.backbone.warm_up), needed(lambda: llm.backbone(*prompt_part))
+    assert step == built and step.keys() == {"_add_norm", "_angles", "_turn", "_gate"}
+    given = [meta(BATCH, *each.sizes) for each in diffusion.graph_inputs()]
+    built, step = needed(diffusion._warm_up), needed(lambda: diffusion._graphed(*given, wire.DEFAULT_DIFFUSION_STEPS))
+    assert step == built and step.keys() == {"_gate", "_modulate", "_solve"}
 
 
 def test_a_prompt_part_never_waits(weights, launches, rows):
