@@ -1,11 +1,11 @@
-"""What the compiler makes of the attention kernels for GPUs, for each architecture, type and model: needs no GPU.
+"""What the compiler makes of the kernels for GPUs, for each architecture, type and model: needs no GPU.
 
 Steps of the server's own code run as they would on a GPU, up to the launch: over layers, contexts and batches.
 
-variants        compiled kernels that all steps of a model need: 1 in each row; more would compile during traffic
+variants        compiled kernels that all steps of a model need, as many as KERNELS has; more would compile in traffic
 registers       of a thread, at most 255
 shared KiB      shared memory of a block: an sm_89 has 99 KiB
-spills          bytes of a thread that did not fit in registers and lie in memory
+spills          bytes of a thread that did not fit in registers and lie in memory, without the arrays of its code
 wide, cp.async  loads of 16 bytes, into registers and straight into shared memory
 narrow          loads of less than 4 bytes, and of less than 16 straight into shared memory: must be 0
 32-bit          products of indices in 32 bits, which would overflow in a large cache: must be 0
@@ -27,16 +27,27 @@ from pathlib import Path
 import common
 import torch
 
+from harness import wire
 from harness.errors import InputError
-from harness.vibevoice.presets import preset_config
+from harness.vibevoice.backbone import Backbone, NoCache
+from harness.vibevoice.diffusion import DiffusionStage
+from harness.vibevoice.presets import Weights, preset_config
 
 ARCHITECTURES = {"sm_80": 80, "sm_89": 89, "sm_90": 90}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-KERNELS = "_attend_part", "_combine"
+KERNELS = {  # by module: the variants of each that a model needs
+    "ragged": {"_attend_part": 1, "_combine": 1},
+    # _gate: backbone and head; _modulate: the first layer, the others, the last norm
+    "fused_rows": {"_add_norm": 1, "_angles": 1, "_turn": 1, "_gate": 2, "_modulate": 3, "_solve": 1},
+}
+VARIANTS = {kernel: count for kernels in KERNELS.values() for kernel, count in kernels.items()}
 MUST_BE_0 = "spills", "narrow_loads", "products_of_32_bits"
 LAYERS = range(28)
 LENGTHS = [[0], [1], [7] * 16, [15, 16, 17], [511, 512, 513], [1500] * 33, [*[400] * 63, 8000], [3, 106_000]]
+ROWS = 1, 2, 16, 33, 500  # of a step or a prompt part
 _LOAD = re.compile(r"ld\.global(?:\.(?!v\d|[bsuf]\d)[\w:]+)*(?:\.v(\d))?\.[bsuf](\d+)")
+_ARRAY = re.compile(r"\.local [^\n;]*\[(\d+)\];")
+_STACK_STEP = 16  # bytes that the size of a stack is a multiple of
 _COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?\],\s*(?:\[[^;]*?\],\s*)?(0x[0-9a-f]+|\d+)")
 
 
@@ -95,26 +106,46 @@ class Compiler:
         import triton  # not above: tests load this file for its options, and import triton in their own way
         from triton.runtime.jit import JITFunction
 
-        from harness.vibevoice import ragged
+        from harness.vibevoice import fused_rows, ragged
 
-        self.ragged, self.triton, self.devices = ragged, triton, 0
+        self.modules = {"ragged": ragged, "fused_rows": fused_rows}
+        self.triton, self.devices = triton, 0
         launch = JITFunction.run
         JITFunction.run = lambda kernel, *values, **more: launch(kernel, *values, **{**more, "warmup": True})
 
-    def facts(self, arch: str, dtype: str, name: str, shape: Shape) -> Iterator[Compiled]:
+    def facts(self, arch: str, dtype: str, preset: str) -> Iterator[Compiled]:
         """Each kernel as the steps of one model need it on one architecture."""
+        ragged, shape = self.modules["ragged"], _shape(preset)
         self.devices += 1  # Triton keeps what it has compiled by device
         target = self.triton.backends.compiler.GPUTarget("cuda", ARCHITECTURES[arch], 32)
         self.triton.runtime.driver.set_active(_NoGPU(self.devices, target))
         began = time.perf_counter()
-        self.ragged.prepare(shape.heads, shape.kv_heads, shape.size, DTYPES[dtype], torch.device("cpu"))
+        ragged.prepare(shape.heads, shape.kv_heads, shape.size, DTYPES[dtype], torch.device("cpu"))
         seconds = time.perf_counter() - began
         for lengths in LENGTHS:
             self._step(shape, DTYPES[dtype], lengths)
-        for kernel in KERNELS:
-            variants = list(getattr(self.ragged, kernel).device_caches[self.devices][0].values())
-            for variant in variants:
-                yield Compiled(arch, dtype, name, kernel, len(variants), compile_s=seconds, **_measured(variant))
+        self._rows(preset, dtype)
+        for module, kernels in KERNELS.items():
+            for kernel in kernels:
+                variants = list(getattr(self.modules[module], kernel).device_caches[self.devices][0].values())
+                facts = arch, dtype, Path(preset).name, kernel, len(variants)
+                for variant in variants:
+                    yield Compiled(*facts, compile_s=seconds, **_measured(variant))
+
+    @torch.inference_mode()
+    def _rows(self, preset: str, dtype: str) -> None:
+        """The networks between their matrix products, which need no contents."""
+        weights = Weights(preset, device="meta", dtype=dtype)
+        backbone, head = Backbone(weights.backbone()), DiffusionStage(weights)
+        backbone.rows = head.head.rows = self.modules["fused_rows"]
+        like = {"device": "meta", "dtype": weights.dtype}
+        for rows in ROWS:
+            embeds = torch.empty(rows, weights.config.text_config.hidden_size, **like)
+            facts = torch.empty(rows, 3, dtype=torch.long, device="meta")
+            for positions in (facts[:, 2], torch.arange(rows, device="meta")):  # of a step, of a prompt part
+                backbone(embeds, positions, NoCache())
+            given = [torch.empty(rows, *each.sizes, device="meta") for each in head.graph_inputs()]
+            head._graphed(*given, wire.DEFAULT_DIFFUSION_STEPS)
 
     def _step(self, shape: Shape, dtype: torch.dtype, lengths: list[int]) -> None:
         """One step of sequences of these lengths, with queries, keys and values as the backbone leaves them."""
@@ -122,18 +153,19 @@ class Compiler:
         made = torch.empty(len(lengths), shape.heads + 2 * shape.kv_heads, shape.size, dtype=dtype)
         turned = torch.empty_like(made[:, : -shape.kv_heads])
         query, key = turned.split((shape.heads, shape.kv_heads), 1)
-        step = self.ragged.RaggedStep.of(caches, lengths)
+        step = self.modules["ragged"].RaggedStep.of(caches, lengths)
         for layer in LAYERS:
             step.attend(layer, query, key, made[:, -shape.kv_heads :])
 
 
 def _measured(variant) -> dict[str, int]:
     usage = _resources(variant.asm["cubin"])
+    arrays = sum(-(-int(size) // _STACK_STEP) * _STACK_STEP for size in _ARRAY.findall(variant.asm["ptx"]))
     loads, copies = load_bytes(variant.asm["ptx"])
     return {
         "registers": usage["REG"],
         "shared_bytes": max(variant.metadata.shared, usage["SHARED"]),
-        "spills": usage["STACK"] + usage["LOCAL"],
+        "spills": max(0, usage["STACK"] + usage["LOCAL"] - arrays),
         "wide_loads": loads.count(16),
         "async_copies": copies.count(16),
         "narrow_loads": sum(size < 4 for size in loads) + sum(size < 16 for size in copies),
@@ -184,7 +216,8 @@ def main(arguments: Sequence[str]) -> int | None:
     options = parser.parse_args(arguments)
     if options.quick:
         options.arch, options.dtype, options.preset = options.arch[-1:], options.dtype[:1], options.preset[:1]
-    shapes = {Path(preset).name: _shape(preset) for preset in options.preset}
+    for preset in options.preset:
+        preset_config(preset)  # an unknown one is refused before anything is compiled
     with tempfile.TemporaryDirectory() as cache:  # nothing of an earlier run: seconds are those of a first start
         os.environ["TRITON_CACHE_DIR"] = cache
         compiler = Compiler()
@@ -192,12 +225,13 @@ def main(arguments: Sequence[str]) -> int | None:
             row
             for arch in options.arch
             for dtype in options.dtype
-            for preset, shape in shapes.items()
-            for row in compiler.facts(arch, dtype, preset, shape)
+            for preset in options.preset
+            for row in compiler.facts(arch, dtype, preset)
         ]
     figures = _figures(rows)
     common.finish(_table(rows), figures)
-    right = figures["variants"] == len(KERNELS) and not any(figures[name] for name in MUST_BE_0)
+    as_many = all(row.variants == VARIANTS[row.kernel] for row in rows)
+    right = as_many and not any(figures[name] for name in MUST_BE_0)
     return None if right else common.EXIT_FAILED
 
 
@@ -214,7 +248,7 @@ def _figures(rows: list[Compiled]) -> dict:
 
 def _table(rows: list[Compiled]):
     columns = "shared KiB", "spills", "wide", "cp.async", "narrow", "32-bit", "compile s"
-    shown = common.table("Attention kernels", "kernel", "arch", "dtype", "model", "variants", "registers", *columns)
+    shown = common.table("Kernels", "kernel", "arch", "dtype", "model", "variants", "registers", *columns)
     for row in rows:
         facts = row.spills, row.wide_loads, row.async_copies, row.narrow_loads, row.products_of_32_bits
         what = row.kernel, row.arch, row.dtype, row.shape, row.variants, row.registers, f"{row.shared_bytes / 1024:.1f}"

@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 from harness import wire
+from harness.vibevoice.backbone import NoCache
 from harness.vibevoice.diffusion import DiffusionStage
 from harness.vibevoice.llm import LLMStage
 from harness.vibevoice.presets import Weights
@@ -14,11 +15,13 @@ from harness.vibevoice.voice import VoiceStage
 
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TRITON_INTERPRET", "1")  # as tests/test_ragged.py has the kernels, whichever comes first
-    from harness.vibevoice import ragged
+    from harness.vibevoice import fused_rows, plain_rows, ragged
 
 META = torch.device("meta")
 BATCH = 16
 CEILINGS = {wire.LLM: 550, wire.DIFFUSION: 425, wire.VOCODER: 1100}  # kernels of a frame step at 1.5b
+FUSED_CEILINGS = {wire.LLM: 28 * 10 + 16, wire.DIFFUSION: 10 * (4 * 4 + 4) + 8}  # with the row-wise kernels of a GPU
+ROWS = "_add_norm", "_angles", "_turn", "_gate", "_modulate", "_solve"
 NO_KERNEL = """view _unsafe_view reshape permute transpose t slice split split_with_sizes narrow expand unsqueeze
     squeeze unfold unbind chunk select alias detach as_strided empty empty_like empty_strided new_empty
     lift_fresh""".split()
@@ -44,10 +47,10 @@ class Launches(TorchDispatchMode):
 
 
 class Kernel:
-    """Stands in for a compiled kernel: counts its launches."""
+    """Stands in for a compiled kernel: counts its launches, and keeps the variants of it that they need."""
 
     def __init__(self, launches):
-        self.launches = launches
+        self.launches, self.variants = launches, set()
 
     def __getitem__(self, grid):
         assert all(side > 0 for side in grid)
@@ -55,6 +58,8 @@ class Kernel:
 
     def __call__(self, *args, **kwargs):
         self.launches.count += 1
+        types = [getattr(value, "dtype", type(value)) for value in args]
+        self.variants.add((*types, *kwargs.items()))
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +72,32 @@ def launches():
     return Launches()
 
 
+@pytest.fixture(params=["plain", "fused"])
+def rows(request, launches, monkeypatch):
+    """What a network computes row by row: in torch's operations, and as it does on a GPU."""
+    for name in ("_attend_part", "_combine"):
+        monkeypatch.setattr(ragged, name, Kernel(launches))
+    for name in ROWS:
+        monkeypatch.setattr(fused_rows, name, Kernel(launches))
+    return {"plain": plain_rows, "fused": fused_rows}[request.param]
+
+
+def needed(step) -> dict[str, set]:
+    """Variants of the row-wise kernels that a step needs."""
+    kernels = {name: getattr(fused_rows, name) for name in ROWS}
+    for kernel in kernels.values():
+        kernel.variants.clear()
+    step()
+    return {name: set(kernel.variants) for name, kernel in kernels.items() if kernel.variants}
+
+
 def meta(*shape, dtype=torch.float32):
     return torch.empty(shape, device=META, dtype=dtype)
 
 
-def test_an_llm_step_of_running_and_of_new_sessions_never_waits(weights, launches, monkeypatch):
-    for name in ("_attend_part", "_combine"):
-        monkeypatch.setattr(ragged, name, Kernel(launches))
+def test_an_llm_step_of_running_and_of_new_sessions_never_waits(weights, launches, rows):
     stage = LLMStage(weights, kv_limit_bytes=1 << 40)
+    stage.backbone.rows = rows
     caches = [meta(28, 2, 2, 600 + row, 128, dtype=torch.bfloat16) for row in range(2 * BATCH)]
     lengths, ids = [400] * (2 * BATCH), torch.arange(-1, BATCH - 1).to(META)
     latent, semantic = (meta(BATCH, size, dtype=torch.bfloat16) for size in (wire.LATENT_SIZE, wire.SEMANTIC_SIZE))
@@ -83,17 +106,19 @@ def test_an_llm_step_of_running_and_of_new_sessions_never_waits(weights, launche
         embeds = stage.feedback(latent, semantic, ids).repeat(2, 1)
         hidden = stage.backbone(embeds, torch.tensor(lengths).to(META), kv)
     assert hidden.shape == (2 * BATCH, 1536) and hidden.dtype == torch.bfloat16
-    assert 28 * 10 < launches.count <= CEILINGS[wire.LLM]
+    assert 28 * 10 < launches.count <= (CEILINGS if rows is plain_rows else FUSED_CEILINGS)[wire.LLM]
 
 
-def test_a_denoised_frame_never_waits(weights, launches):
+def test_a_denoised_frame_never_waits(weights, launches, rows):
     stage = DiffusionStage(weights)
+    stage.head.rows = rows
     given = meta(2 * BATCH, 1536, dtype=torch.bfloat16), meta(BATCH, wire.LATENT_SIZE), meta(BATCH, 1)
     stage.compute(*given, wire.DEFAULT_DIFFUSION_STEPS)  # the timesteps are embedded once
+    launches.count = 0
     with launches, torch.inference_mode():
         latent = stage.compute(*given, wire.DEFAULT_DIFFUSION_STEPS)
     assert latent.shape == (BATCH, wire.LATENT_SIZE) and latent.dtype == torch.float32
-    assert 100 < launches.count <= CEILINGS[wire.DIFFUSION]
+    assert 100 < launches.count <= (CEILINGS if rows is plain_rows else FUSED_CEILINGS)[wire.DIFFUSION]
 
 
 def test_a_frame_of_the_vocoder_never_waits(weights, launches):
@@ -106,8 +131,22 @@ def test_a_frame_of_the_vocoder_never_waits(weights, launches):
     assert 100 < launches.count <= CEILINGS[wire.VOCODER]
 
 
-def test_a_prompt_part_never_waits(weights, launches, monkeypatch):
+@pytest.mark.parametrize("rows", ["fused"], indirect=True)
+@torch.inference_mode()
+def test_what_a_step_needs_is_compiled_when_a_stage_is_built(weights, rows):
+    llm, diffusion = LLMStage(weights), DiffusionStage(weights)
+    llm.backbone.rows = diffusion.head.rows = rows
+    prompt_part = meta(70, 1536, dtype=torch.bfloat16), torch.arange(70, device=META), NoCache()
+    built, step = needed(llm.backbone.warm_up), needed(lambda: llm.backbone(*prompt_part))
+    assert step == built and step.keys() == {"_add_norm", "_angles", "_turn", "_gate"}
+    given = [meta(BATCH, *each.sizes) for each in diffusion.graph_inputs()]
+    built, step = needed(diffusion._warm_up), needed(lambda: diffusion._graphed(*given, wire.DEFAULT_DIFFUSION_STEPS))
+    assert step == built and step.keys() == {"_gate", "_modulate", "_solve"}
+
+
+def test_a_prompt_part_never_waits(weights, launches, rows):
     stage = LLMStage(weights, kv_limit_bytes=1 << 40)
+    stage.backbone.rows = rows
     stage.open(1, prompt_tokens=300, frames=10)
     voice = weights.config.audio_token_id
     with launches:

@@ -43,9 +43,9 @@ step() { # step NAME SECONDS COMMAND...: its output in NAME.log
 positions=1500,8000,63000
 [ -n "$quick" ] && positions=400,1500
 step environment 60 "$python" benchmarks/gpu/environment.py --out "$out"
-step kernels 60 "$python" benchmarks/kernels.py $quick
+step kernels 90 "$python" benchmarks/kernels.py $quick
 if "$python" -c 'import pytest' 2>/dev/null; then # on a GPU, compiled kernels and graphs against plain steps
-  step values 60 "$python" -m pytest -q -p no:cacheprovider tests/test_ragged.py tests/test_graphs.py
+  step values 60 "$python" -m pytest -q -p no:cacheprovider tests/test_ragged.py tests/test_fused_rows.py tests/test_graphs.py
 fi
 step check 150 "$python" benchmarks/precision.py --preset "$preset" --device "$device" --positions $positions --frames 8 --out "$out/check.json"
 step profile 200 "$python" -m harness profile --preset "$preset" --device "$device" --out "$out" --budget-seconds "$([ -n "$quick" ] && echo 20 || echo 130)" $quick

@@ -6,11 +6,14 @@ projections of a layer that read the same input are one product, and rotation ta
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from harness.vibevoice.plain_rows import rows_on
 
 
 class KVCache(Protocol):
@@ -32,15 +35,28 @@ class Backbone:
         self.frequencies = model.rotary_emb.inv_freq
         if self.frequencies.dtype != torch.float32:  # rounded ones would turn late positions by radians
             raise TypeError(f"rotary frequencies in {self.frequencies.dtype}: convert a module's parameters only")
+        self.rows = rows_on(self.frequencies.device)
         self.layers = [_Layer(layer, self.heads + self.kv_heads, self.kv_heads, self.size) for layer in model.layers]
 
     def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, kv: KVCache) -> torch.Tensor:
-        angles = torch.outer(positions.float(), self.frequencies)[:, None]
-        cos, sin = angles.cos().to(embeds.dtype), angles.sin().to(embeds.dtype)
-        turn = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        angles = self.rows.angles(positions, self.frequencies, embeds.dtype)
+        x, delta = embeds, None
         for index, layer in enumerate(self.layers):
-            embeds = layer(index, embeds, turn, kv)
-        return _normed(embeds, self.norm)
+            x, delta = layer(index, x, delta, angles, kv, self.rows)
+        return self.rows.add_norm(x, delta, self.norm.weight, self.norm.variance_epsilon)[1]
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """One position by itself: on a GPU, kernels are compiled at the first, in seconds."""
+        like = self.embed_tokens.weight
+        self(like.new_zeros(1, like.shape[1]), torch.zeros(1, dtype=torch.long, device=like.device), NoCache())
+
+
+class NoCache:
+    """Lets each token see nothing but its own query: a backbone without sessions, to be compiled."""
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return query.flatten(1)
 
 
 class _Layer:
@@ -54,16 +70,15 @@ class _Layer:
         self.norm, self.feed_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.turned_heads, self.kv_heads, self.size = turned_heads, kv_heads, size
 
-    def __call__(self, index: int, x: torch.Tensor, turn: tuple, kv: KVCache) -> torch.Tensor:
-        made = functional.linear(_normed(x, self.norm), self.qkv, self.qkv_bias).view(len(x), -1, self.size)
-        turning, value = made.split((self.turned_heads, self.kv_heads), 1)
-        swapped = turning.roll(self.size // 2, -1)
-        turned = torch.addcmul(turning * turn[0], swapped, turn[1])
+    def __call__(
+        self, index: int, x: torch.Tensor, delta: torch.Tensor | None, angles: tuple, kv: KVCache, rows: ModuleType
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + delta [tokens, hidden] is its input, and so is its output, which the next layer adds with its norm."""
+        x, normed = rows.add_norm(x, delta, self.norm.weight, self.norm.variance_epsilon)
+        made = functional.linear(normed, self.qkv, self.qkv_bias).view(len(x), -1, self.size)
+        turned, value = rows.turn(made, angles, self.turned_heads), made[:, self.turned_heads :]
         query, key = turned.split((self.turned_heads - self.kv_heads, self.kv_heads), 1)
-        x = x + self.out(kv.attend(index, query, key, value))
-        inner, up = functional.linear(_normed(x, self.feed_norm), self.gate_and_up).chunk(2, -1)
-        return x + self.down(self.activation(inner) * up)
-
-
-def _normed(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
-    return functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+        attended = self.out(kv.attend(index, query, key, value))
+        x, normed = rows.add_norm(x, attended, self.feed_norm.weight, self.feed_norm.variance_epsilon)
+        gated = rows.gate(functional.linear(normed, self.gate_and_up), self.activation)
+        return x, self.down(gated)

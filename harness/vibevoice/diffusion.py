@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from harness import wire
 from harness.vibevoice.graphs import Graphs, Input
+from harness.vibevoice.plain_rows import rows_on
 from harness.vibevoice.presets import Weights
 
 _TRAINED_STEPS = 1000
@@ -28,6 +29,8 @@ class DiffusionStage:
         self.head = Head(weights.diffusion_head())
         self.compiled = weights.compiled("head.Head", self.head)
         self.device, self.dtype = weights.device, weights.dtype
+        if self.device.type == "cuda":
+            self._warm_up()
         self.graphs = None
         if weights.graph_batch:
             self.graphs = Graphs(
@@ -61,6 +64,14 @@ class DiffusionStage:
         given = condition.to(self.device), noise.to(self.device), guidance.to(self.device)
         return self._graphed(*given, steps)[0].cpu()
 
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Compile the kernels, in seconds, so that no frame has to wait for it. Raises as ``ragged.compiling``."""
+        from harness.vibevoice.ragged import compiling
+
+        with compiling(self.device):
+            self._graphed(*(torch.zeros(1, *each.sizes, device=self.device) for each in self.graph_inputs()), 1)
+
     def graph_inputs(self) -> tuple[Input, ...]:
         """Conditions, noise and guidance of a row, as ``_graphed`` takes them."""
         return Input((2, self.head.conditions)), Input((wire.LATENT_SIZE,)), Input((1,))
@@ -76,15 +87,11 @@ class DiffusionStage:
         The solver runs in float32 whatever the head computes in: it adds many small updates to one state.
         """
         timesteps, updates = solver_updates(steps)
-        count, x, before = len(noise), noise, None
+        x, rounded, before = noise, noise.to(self.dtype), None
         modulations = self.head.modulations(condition, timesteps)
-        for modulation, (alpha, sigma, a, b, c) in zip(modulations, updates, strict=True):
-            velocity = self.head(x.to(self.dtype), modulation).float()
-            x0 = torch.lerp(velocity[count:], velocity[:count], guidance).mul_(-sigma).add_(x, alpha=alpha)
-            x = (x * a).add_(x0, alpha=b)
-            if c:
-                x.add_(before, alpha=c)
-            before = x0
+        for modulation, update in zip(modulations, updates, strict=True):
+            velocity = self.head(rounded, modulation)
+            x, before, rounded = self.head.rows.solve(x, velocity, guidance, before, update, self.dtype)
         return x
 
 
@@ -97,28 +104,30 @@ class Head:
         self.gate_and_up = [torch.cat([each.ffn.gate_proj.weight, each.ffn.up_proj.weight]) for each in head.layers]
         every = [*(each.linear.weight for each in head.layers), head.final_layer.linear_1.weight]
         self.modulation = torch.cat(every)  # rows: shift, scale, gate of each layer; shift, scale of the last
+        is_scale = torch.tensor([*[0, 1, 0] * len(head.layers), 0, 1], device=self.modulation.device)
+        self.added = is_scale.to(self.modulation.dtype).repeat_interleave(self.hidden)
         self.times: dict[int, torch.Tensor] = {}
+        self.rows = rows_on(self.modulation.device)
 
     def modulations(self, condition: torch.Tensor, timesteps: list[float]) -> list[tuple[torch.Tensor, ...]]:
         """condition [rows, hidden] -> for each step, what its layers are shifted, scaled (1 added) and gated by."""
         steps, layers = len(timesteps), len(self.head.layers)
         mixed = functional.silu(self.head.cond_proj(condition) + self.times_of(timesteps))
-        parts = functional.linear(mixed, self.modulation).view(steps, len(condition), 3 * layers + 2, self.hidden)
-        parts[:, :, 1 : 3 * layers : 3].add_(1)
-        parts[:, :, -1].add_(1)
+        parts = functional.linear(mixed, self.modulation, self.added)
+        parts = parts.view(steps, len(condition), 3 * layers + 2, self.hidden)
         return [step.unbind(1) for step in parts.unbind()]
 
     def __call__(self, x: torch.Tensor, modulation: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """x [N, 64], the same for both branches -> velocity [2N, 64]."""
-        hidden = self.head.noisy_images_proj(x).repeat(2, 1)
+        hidden, gating, delta = self.head.noisy_images_proj(x), None, None
         for i, layer in enumerate(self.head.layers):
-            shift, scale, gate = modulation[3 * i : 3 * i + 3]
-            normed = functional.rms_norm(hidden, (self.hidden,), layer.norm.weight, layer.norm.variance_epsilon)
-            inner, up = functional.linear(torch.addcmul(shift, normed, scale), self.gate_and_up[i]).chunk(2, -1)
-            hidden = torch.addcmul(hidden, gate, layer.ffn.down_proj(layer.ffn.act_fn(inner).mul_(up)))
+            norm = layer.norm.weight, layer.norm.variance_epsilon
+            hidden, modulated = self.rows.modulate(hidden, gating, delta, *norm, *modulation[3 * i : 3 * i + 2])
+            gated = self.rows.gate(functional.linear(modulated, self.gate_and_up[i]), layer.ffn.act_fn)
+            gating, delta = modulation[3 * i + 2], layer.ffn.down_proj(gated)
         last = self.head.final_layer
-        normed = functional.rms_norm(hidden, (self.hidden,), eps=last.rms_norm_eps)
-        return last.linear_2(torch.addcmul(modulation[-2], normed, modulation[-1]))
+        _, modulated = self.rows.modulate(hidden, gating, delta, None, last.rms_norm_eps, *modulation[-2:])
+        return last.linear_2(modulated)
 
     def times_of(self, timesteps: list[float]) -> torch.Tensor:
         """The embedded timesteps [steps, 1, hidden], kept for each number of steps."""

@@ -86,6 +86,7 @@ class LLMStage:
             from harness.vibevoice.ragged import prepare  # compiled here, not in the middle of traffic
 
             prepare(self.backbone.heads, self.backbone.kv_heads, self.backbone.size, self.dtype, self.device)
+            self.backbone.warm_up()
         self.flash = _has_flash(self.device, self.dtype)
         self.graphs = None
         if weights.graph_batch:

@@ -179,7 +179,7 @@ class Weights:
 
     ``checkpoint`` is a folder in the layout of ``vibevoice/VibeVoice-1.5B-hf``: config.json and safetensors.
     ``plain`` keeps the networks to torch's own operations, one by one, where compiled ones or CUDA graphs would be
-    taken: see ``compiled`` and ``graphs.Graphs`` (a frame's attention on a GPU is always that of ragged.py).
+    taken: see ``compiled`` and ``graphs.Graphs`` (on a GPU, ragged.py and fused_rows.py are always taken).
     ``graph_batch``: the largest batch that becomes a graph on a GPU.
     ``dtype`` is a name of ``DTYPES``, or ``auto``: see ``dtype_on``. Random numbers are drawn in float32 on
     ``drawn_on`` (the device itself, unless given): generators of different devices give different numbers.

@@ -11,7 +11,8 @@ the model's shape and dtype are all that it is told: one variant serves all laye
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from subprocess import CalledProcessError
 
 import torch
@@ -29,7 +30,7 @@ _PARTS_AT_ONCE = 16  # that are combined in one pass
 _ALIGNMENT = 16  # bytes: the widest load of one thread
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _NO_C_COMPILER = (
-    "the attention kernels cannot be started on {device}: {error}. Triton compiles a small C module at first: "
+    "the kernels for GPUs cannot be started on {device}: {error}. Triton compiles a small C module at first: "
     f"install gcc and the headers of Python {_PYTHON} (Debian: python{_PYTHON}-dev), or use device cpu"
 )
 
@@ -124,14 +125,21 @@ def prepare(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: to
     check_head_size(size)
     made = [torch.zeros(1, count, size, dtype=dtype, device=device) for count in (heads, kv_heads, kv_heads)]
     cache = torch.zeros(1, 2, kv_heads, 1, size, dtype=dtype, device=device)
-    try:
+    with compiling(device):
         RaggedStep.of([cache], [0]).attend(0, *made)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def compiling(device: torch.device) -> Iterator[None]:
+    """Where kernels start for the first time. Raises InputError where Triton finds no C compiler."""
+    try:
+        yield
     except (RuntimeError, CalledProcessError) as error:
         if isinstance(error, CalledProcessError) or "C compiler" in str(error):
             raise InputError(_NO_C_COMPILER.format(device=device, error=error)) from error
         raise
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def check_head_size(size: int) -> None:
