@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from harness import wire
-from harness.vibevoice.frame_step import Opening, PromptPart, Row
+from harness.vibevoice.frame_step import EagerStep, Opening, PromptPart, Row
 from harness.vibevoice.presets import Weights
 from harness.vibevoice.process import prepare
 from harness.vibevoice.roofline import Roofline
@@ -61,6 +61,10 @@ def main(arguments: list[str]) -> int:
     if given.profile and device.type == "cuda":
         found["kernels"] = {str(n): kernels(step, n, given.contexts[0]) for n in given.profile}
         write(given.out, found)
+    if given.check:
+        del step
+        found["checks"] = [check(preset, dtype, given.device) for preset, dtype in given.check]
+        write(given.out, found)
     print(json.dumps({name: value for name, value in found.items() if name != "kernels"}))
     return 0
 
@@ -79,6 +83,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, default=40, help="steps in a measurement")
     made.add_argument("--prompts", type=whole, default=[32, 256], help="tokens of prompts, read at once")
     made.add_argument("--profile", type=whole, default=[1, 64], help="batches whose kernels are listed")
+    pairs = lambda text: [tuple(each.split(":")) for each in text.split(",") if each]  # noqa: E731
+    made.add_argument(
+        "--check", type=pairs, default=[("tiny", "float32")], help="preset:dtype, … to compare with the staged stages"
+    )
     made.add_argument("--graphs", type=int, default=None, help="the largest batch that is recorded")
     made.add_argument("--plain", action="store_true", help="torch's own operations in place of the fused kernels")
     return made
@@ -180,6 +188,48 @@ def read(step, tokens: int, times: int) -> dict:
         step.close(number)
     line = {"tokens": tokens, "ms": float(np.median(taken))}
     print(f"prompt of {tokens} tokens: {line['ms']:.2f} ms", flush=True)
+    return line
+
+
+def check(preset: str, dtype: str, device: str, frames: int = 8) -> dict:
+    """How far sessions that join and leave are from the staged stages, as a share of the loudest sample.
+
+    The stages compute one session after another with torch's own operations, in float32.
+    """
+    from harness.vibevoice.graph_step import GraphStep
+
+    plain = EagerStep(Weights(preset, device=device, plain=True, dtype="float32"), 1 << 34, 256)
+    step = GraphStep(Weights(preset, device=device, dtype=dtype), 1 << 34, 16)
+    draw = np.random.default_rng(1)
+    ids = {n: draw.integers(0, 4000, 5 + 37 * n).astype(np.int32) for n in range(1, 9)}
+    noise = {n: draw.standard_normal((frames, wire.LATENT_SIZE), np.float32) for n in ids}
+    none = np.empty((0, wire.LATENT_SIZE), np.float32)
+    row = lambda n, i: Row(n, noise[n][i], wire.DEFAULT_GUIDANCE_SCALE, 10 if n % 4 else 4)  # noqa: E731
+    expected, found = {}, {n: [] for n in ids}
+    for n, own in ids.items():
+        plain.open(n, Opening(len(own), frames))
+        plain.read([PromptPart(n, own, none)])
+        expected[n] = np.concatenate([plain.launch([row(n, i)]).values()[0] for i in range(frames)])
+        plain.close(n)
+    waiting, speaking = list(ids), []
+    while waiting or speaking:
+        if waiting:
+            n = waiting.pop(0)
+            step.open(n, Opening(len(ids[n]), frames))
+            for start in range(0, len(ids[n]), 64):
+                step.read([PromptPart(n, ids[n][start : start + 64], none)])
+            speaking.append(n)
+        audio = step.launch([row(n, len(found[n])) for n in speaking]).values()[0]
+        for n, one in zip(list(speaking), audio, strict=True):
+            found[n].append(one)
+            if len(found[n]) == frames:
+                speaking.remove(n)
+                step.close(n)
+    loudest = max(float(np.abs(each).max()) for each in expected.values())
+    gaps = [float(np.abs(np.array(found[n]) - expected[n]).max()) / loudest for n in ids]
+    rms = [float(np.sqrt(np.mean((np.array(found[n]) - expected[n]) ** 2) / np.mean(expected[n] ** 2))) for n in ids]
+    line = {"preset": preset, "dtype": dtype, "loudest": loudest, "max_share": max(gaps), "rms_share": max(rms)}
+    print(line, flush=True)
     return line
 
 
