@@ -191,7 +191,7 @@ def read(step, tokens: int, times: int) -> dict:
     return line
 
 
-def check(preset: str, dtype: str, device: str, frames: int = 8) -> dict:
+def check(preset: str, dtype: str, device: str, frames: int = 8, sessions: int = 8) -> dict:
     """How far sessions that join and leave are from the staged stages, as a share of the loudest sample.
 
     The stages compute one session after another with torch's own operations, in float32.
@@ -201,7 +201,7 @@ def check(preset: str, dtype: str, device: str, frames: int = 8) -> dict:
     plain = EagerStep(Weights(preset, device=device, plain=True, dtype="float32"), 1 << 34, 256)
     step = GraphStep(Weights(preset, device=device, dtype=dtype), 1 << 34, 16)
     draw = np.random.default_rng(1)
-    ids = {n: draw.integers(0, 4000, 5 + 37 * n).astype(np.int32) for n in range(1, 9)}
+    ids = {n: draw.integers(0, 4000, 5 + 37 * n).astype(np.int32) for n in range(1, sessions + 1)}
     noise = {n: draw.standard_normal((frames, wire.LATENT_SIZE), np.float32) for n in ids}
     none = np.empty((0, wire.LATENT_SIZE), np.float32)
     row = lambda n, i: Row(n, noise[n][i], wire.DEFAULT_GUIDANCE_SCALE, 10 if n % 4 else 4)  # noqa: E731
