@@ -193,7 +193,7 @@ class GraphStep:
 
     def compute(self, facts: torch.Tensor, numbers: torch.Tensor, parts: int, steps: int) -> torch.Tensor:
         """A step on the device alone: facts [N, 10] and numbers [N, 65] of each session -> answers [N, 3393]."""
-        read, write, ids, says = facts[:, :4].unbind(1)
+        read, write, ids, says = facts[:, :4].t().contiguous().unbind()
         caches = facts[:, 4:].reshape(-1, 2, 3)
         latent, semantic = self.latents.index_select(0, read), self.semantics.index_select(0, read)
         condition, likely = self.llm.compute(latent, semantic, ids, caches, parts)
