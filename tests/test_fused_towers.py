@@ -55,6 +55,8 @@ def interpreted(monkeypatch):
 @pytest.fixture(autouse=True)
 def tiles(monkeypatch):
     """Larger ones, for the interpreter takes a program's time and not a value's; still several of each stage."""
+    if HAS_GPU:
+        return
     for room in fused_towers.BLOCK_TILES:
         monkeypatch.setitem(fused_towers.BLOCK_TILES, room, (512 if room == 16 else 64, 64, 4, 2, 7))
     for name in ("MIX_VALUES", "WINDOW_VALUES", "NARROW_VALUES"):
