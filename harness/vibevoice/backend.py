@@ -123,7 +123,7 @@ def device_of(args: dict) -> str:
 
 
 def kv_room(args: dict, of_stage) -> int:
-    """Bytes that the sessions of this instance of the LLM, or of the engine, may take: as given, else what its card has beside the weights."""
+    """Bytes that the sessions of this instance may take: as given, else what its card has beside the weights."""
     if (given := limits.given_limit(parameters(args))) is not None:
         return given
     if of_stage.device.type != "cuda":
