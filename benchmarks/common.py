@@ -19,7 +19,7 @@ from rich.table import Table
 
 from harness import wire
 from harness.errors import HarnessError, InputError
-from harness.records import Outcome, Request, StageStatistics
+from harness.records import Outcome, Request, Result, StageStatistics
 from harness.triton.server import TritonServer, serving
 from harness.triton.statistics import StatisticsReader, difference
 
@@ -151,6 +151,12 @@ def counts_since(server: TritonServer, before: Mapping[str, StageStatistics]) ->
 def request(name: str, frames: int, script: str = "Speaker 1: Hello there.", voices=(0,), **more) -> Request:
     """A request of so many frames; ``more`` are fields of ``Request``."""
     return Request(name, "benchmark", script, tuple(voices), frames, due_ns=time.monotonic_ns(), **more)
+
+
+def frame_ms(result: Result) -> float:
+    """Mean milliseconds between two frames of a stream, however many came in a response."""
+    received, samples = result.chunks.received_ns, result.chunks.samples
+    return float((received[-1] - received[0]) / 1e6 * wire.SAMPLES_PER_FRAME / max(1, samples[1:].sum()))
 
 
 def leave_after(frames: int) -> Callable:

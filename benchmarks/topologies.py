@@ -1,7 +1,9 @@
 """The staged ensemble and the fused engine, through the same real Triton: the same streams on each in turn.
 
 audio s/s    seconds of audio that all streams together get in a second, while all of them speak
-step ms      median time between two frames of a stream; p99: of the longest gaps
+step ms      time between two frames of a stream, the median stream's mean
+p99 ms       of the gaps between two responses of a stream
+chunk        frames in a response: the engine sends together what had to wait
 CPU ms       processor milliseconds a frame: of the server's processes, and of the reader
 model ms     a step of the same batch in this process, with nothing around it: the least that a step takes here
 share        model ms / step ms of the fused engine
@@ -28,6 +30,7 @@ from harness.vibevoice.frame_step import EagerStep, Opening, PromptPart, Row
 from harness.vibevoice.presets import Weights
 from harness.vibevoice.process import prepare
 
+FIGURES = "audio_s_per_s", "step_ms", "p99_ms", "server_cpu_ms", "reader_cpu_ms", "chunk"
 KEYS = {"ratio_sessions_32": 3.0, "ratio_sessions_1": 1.5, "model_share_32": 0.5}  # must be reached
 
 
@@ -40,6 +43,7 @@ class Load:
     p99_ms: float
     server_cpu_ms: float
     reader_cpu_ms: float
+    chunk: float
     failed: int
 
 
@@ -87,18 +91,24 @@ def measured(server: TritonServer, sessions: int, frames: int) -> Load:
     done = [result for result in results if result.outcome is Outcome.DONE]
     if len(done) < 1:
         raise common.HarnessError(f"no stream of {sessions} was spoken: {results[0].error}")
-    received = np.array([result.chunks.received_ns for result in done])
-    from_ns, to_ns = received[:, 0].max(), received[:, -1].min()
-    inside = ((received > from_ns) & (received <= to_ns)).sum()
-    gaps = np.diff(received) / 1e6
+    from_ns = max(result.chunks.received_ns[0] for result in done)
+    to_ns = min(result.chunks.received_ns[-1] for result in done)
+    inside = sum(frames_between(result, from_ns, to_ns) for result in done)
+    gaps = np.concatenate([np.diff(result.chunks.received_ns) for result in done]) / 1e6
     return Load(
         audio_s_per_s=float(inside * wire.SECONDS_PER_FRAME / max(1, to_ns - from_ns) * 1e9),
-        step_ms=float(np.median(gaps)),
+        step_ms=float(np.median([common.frame_ms(result) for result in done])),
         p99_ms=float(np.percentile(gaps, 99)),
-        server_cpu_ms=1e3 * used / received.size,
-        reader_cpu_ms=1e3 * own / received.size,
+        server_cpu_ms=1e3 * used / (frames * len(done)),
+        reader_cpu_ms=1e3 * own / (frames * len(done)),
+        chunk=frames * len(done) / sum(len(result.chunks.received_ns) for result in done),
         failed=len(results) - len(done),
     )
+
+
+def frames_between(result: Result, from_ns: int, to_ns: int) -> float:
+    inside = (result.chunks.received_ns > from_ns) & (result.chunks.received_ns <= to_ns)
+    return float(result.chunks.samples[inside].sum() / wire.SAMPLES_PER_FRAME)
 
 
 async def speak(url: str, sessions: int, frames: int) -> list[Result]:
@@ -139,21 +149,20 @@ def figures(loads: dict[tuple[str, int], list[Load]], model: dict[int, float], s
         found[f"model_ms_{count}"] = model[count]
         found[f"model_share_{count}"] = model[count] / median(both[wire.FUSED], "step_ms")
         for name, each in both.items():
-            for figure in ("audio_s_per_s", "step_ms", "p99_ms", "server_cpu_ms", "reader_cpu_ms"):
+            for figure in FIGURES:
                 found[f"{name}_{figure}_{count}"] = median(each, figure)
     return found
 
 
 def table(loads: dict[tuple[str, int], list[Load]], model: dict[int, float], options) -> Table:
-    columns = "audio s/s", "step ms", "p99 ms", "CPU ms a frame: server", "reader", "model ms", "share"
+    columns = "audio s/s", "step ms", "p99 ms", "CPU ms a frame: server", "reader", "chunk", "model ms", "share"
     shown = common.table(f"Topologies at {options.preset}, medians of {options.rounds} rounds", "streams", *columns)
     for count in options.sessions:
         for name in wire.TOPOLOGIES:
             each = loads[name, count]
             step = median(each, "step_ms")
             own = (f"{model[count]:.2f}", f"{model[count] / step:.0%}") if name == wire.FUSED else ("", "")
-            names = "audio_s_per_s", "step_ms", "p99_ms", "server_cpu_ms", "reader_cpu_ms"
-            shown.add_row(f"{count} {name}", *(f"{median(each, figure):.2f}" for figure in names), *own)
+            shown.add_row(f"{count} {name}", *(f"{median(each, figure):.2f}" for figure in FIGURES), *own)
     return shown
 
 

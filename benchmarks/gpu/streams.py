@@ -1,11 +1,11 @@
 """The real Triton with the whole ensemble on a device: so many streams at once, each for some frames.
 
 Starts a server, hears from its stages what they run on (device, GPU, dtype, code), and speaks 1, 16 and 64 streams one
-after another. For each: frames per second in all, milliseconds between two frames of a stream (median, p95), time to
-first audio, failures; and where the time goes: for each model of the server, its executions, their mean batch, the
-mean time of a request in the queue and the mean compute time of an execution, from Triton's statistics. The audio of
-the first stream is kept as a WAV file. Every finding is written to OUT/streams.json (of the fused engine to
-OUT/streams-fused.json) at once, what the stages said of themselves to OUT/stages.json.
+after another. For each: frames per second in all, milliseconds a frame of a stream (median and p95 of the streams),
+gaps between responses, time to first audio, failures; and where the time goes: for each model of the server, its
+executions, their mean batch, the mean time of a request in the queue and the mean compute time of an execution, from
+Triton's statistics. The audio of the first stream is kept as a WAV file. Every finding is written at once: to
+OUT/streams.json, of the fused engine to OUT/streams-fused.json; what the stages said of themselves to OUT/stages.json.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import common  # noqa: E402
 from common import EXIT_FAILED, Parser, finish, request, run, say, several, table, whole  # noqa: E402
 
 from harness import nvml, wire  # noqa: E402
@@ -85,6 +86,7 @@ def measured(
     done = [result for result in results if result.outcome is Outcome.DONE]
     gaps = np.concatenate([np.diff(result.chunks.received_ns) for result in done]) / 1e6 if done else np.array([np.nan])
     first = [(result.chunks.received_ns[0] - result.due_ns) / 1e9 for result in done] or [np.nan]
+    frame_ms = [common.frame_ms(result) for result in done] or [np.nan]
     errors = sorted({result.error for result in results if result.error})
     due = [result.due_ns for result in done] or [0]
     begun, last = ([int(result.chunks.received_ns[i]) for result in done] or [0] for i in (0, -1))
@@ -93,8 +95,12 @@ def measured(
         "chunk_frames": chunk_frames,
         "frames_per_s": _rate(done, min(due), max(last)),
         "frames_per_s_all_speaking": _rate(done, max(begun), min(last)),
-        "frame_ms_p50": float(np.median(gaps)) / chunk_frames,
-        "frame_ms_p95": float(np.percentile(gaps, 95)) / chunk_frames,
+        "frame_ms_p50": float(np.median(frame_ms)),
+        "frame_ms_p95": float(np.percentile(frame_ms, 95)),
+        "gap_ms_p50": float(np.median(gaps)),
+        "gap_ms_p99": float(np.percentile(gaps, 99)),
+        "frames_per_chunk": float(np.mean([result.chunks.samples.mean() for result in done] or [0]))
+        / wire.SAMPLES_PER_FRAME,
         "first_audio_s_p95": float(np.percentile(first, 95)),
         "failed": len(results) - len(done),
         "errors": errors[:3],

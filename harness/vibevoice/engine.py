@@ -21,6 +21,9 @@ from harness import wire
 from harness.vibevoice.frame_step import Frames, FrameStep, PromptPart, Row
 
 SENDERS = 2  # threads: a response waits for the server's process, and not for the interpreter
+MOST_FRAMES = 16  # of one response, where frames had to wait for those before them
+WAIT_S = 0.001
+MOST_WAITING = 64  # frames of a session that wait to be sent, before it speaks on
 _NOISE_ROWS = 16  # drawn at once
 
 
@@ -28,7 +31,8 @@ _NOISE_ROWS = 16  # drawn at once
 class Speech:
     """One session of the engine, whose room is taken (``FrameStep.open``).
 
-    ``deliver`` is called with chunks of audio [samples] by a sender's thread, in order; ``done`` is set after the last.
+    ``deliver`` is called with chunks of audio [samples] by one thread at a time, in order; ``done`` is set after the
+    last. A chunk has ``chunk_frames`` frames, or more where several have waited for those before them to be sent.
     ``past``: steps of a resumed session, as (tokens, latents fed, semantics fed). ``rows`` draws the noise [64] of one
     frame after another.
     """
@@ -49,7 +53,10 @@ class Speech:
     spoken: int = 0
     began_s: float = 0.0  # when it was submitted, then when its first frame was launched
     _noise: np.ndarray | None = None  # of the frame to come: a step that says something else does not use it up
-    _ready: list[np.ndarray] = field(default_factory=list)
+    _waiting: deque[np.ndarray] = field(default_factory=deque)  # frames to be sent
+    _last_waits: bool = False
+    _in_line: bool = False  # a sender has it, or will
+    _outbox: threading.Lock = field(default_factory=threading.Lock)  # of these three
     _sending: threading.Lock = field(default_factory=threading.Lock)
 
     def row(self) -> Row:
@@ -70,23 +77,48 @@ class Speech:
         """When a listener who began with the first frame has heard all that is spoken."""
         return self.began_s + self.spoken * wire.SECONDS_PER_FRAME
 
-    def chunk(self, audio: np.ndarray | None, last: bool) -> np.ndarray | None:
-        """The chunk that is complete with this frame, if one is."""
-        if audio is not None:
-            self._ready.append(audio)
-        if not self._ready or not (last or len(self._ready) >= self.chunk_frames):
-            return None
-        ready, self._ready = self._ready, []
-        return ready[0] if len(ready) == 1 else np.concatenate(ready)
+    def put(self, audio: np.ndarray | None, last: bool) -> bool:
+        """Lay out a frame to be sent; whether a sender must be told of it."""
+        with self._outbox:
+            if audio is not None:
+                self._waiting.append(audio)
+            self._last_waits |= last
+            told, self._in_line = self._in_line, self._in_line or self._complete
+            return self._in_line and not told
 
-    def send(self, chunk: np.ndarray | None, last: bool) -> None:
+    def send_waiting(self) -> bool:
+        """Send what waits as one chunk; whether there is more to be sent, and the session stays in line."""
+        with self._outbox:
+            frames = [self._waiting.popleft() for _ in range(self._chunk())]
+            last = self._last_waits and not self._waiting
+        self._send(frames, last)
+        with self._outbox:
+            self._in_line = self._complete and not last
+            return self._in_line
+
+    def _chunk(self) -> int:
+        """Frames of the next chunk: whole ones of ``chunk_frames``, as many as wait and one response may hold."""
+        most = max(1, MOST_FRAMES // self.chunk_frames) * self.chunk_frames
+        ready = len(self._waiting) // self.chunk_frames * self.chunk_frames
+        return min(most, len(self._waiting) if self._last_waits else ready)
+
+    @property
+    def _complete(self) -> bool:
+        return self._last_waits or len(self._waiting) >= self.chunk_frames
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether so much of it waits to be sent that it need not speak on."""
+        return len(self._waiting) >= max(MOST_WAITING, 2 * self.chunk_frames)
+
+    def _send(self, frames: list[np.ndarray], last: bool) -> None:
         """Deliver a chunk, and end after the last one; nothing where the session is over."""
         with self._sending:
             if self.over:
                 return
             try:
-                if chunk is not None:
-                    self.deliver(chunk)
+                if frames:
+                    self.deliver(frames[0] if len(frames) == 1 else np.concatenate(frames))
             except Exception as error:
                 self.fail(error)
             else:
@@ -194,6 +226,8 @@ class Engine:
             launched = self._launch()
             if behind:
                 self._emit(*behind)
+            elif not launched and self._speaking and not self._reading:
+                time.sleep(WAIT_S)  # all are ahead of what can be sent
             behind = launched
             if behind and not self.step.behind:
                 self._emit(*behind)
@@ -270,22 +304,19 @@ class Engine:
         return list(zip(batch, ended, strict=True)), frames
 
     def _next(self) -> Iterable[Speech]:
-        speaking = [speech for speech in self._speaking.values() if not speech.over]
+        speaking = [speech for speech in self._speaking.values() if not (speech.over or speech.is_ahead)]
         if len(speaking) <= self.max_batch:
             return speaking
         return heapq.nsmallest(self.max_batch, speaking, key=Speech.due_s)
 
     def _emit(self, batch: Sequence[tuple[Speech, bool]], frames: Frames) -> None:
         audio, latent, semantic = frames.values()
-        chunks = []
         for i, ((speech, last), token) in enumerate(zip(batch, frames.tokens, strict=True)):
             spoke = token == wire.TOKEN_SPEECH_FRAME
             if spoke and speech.keep:
                 speech.fed.append((latent[i], semantic[i]))
-            chunk = speech.chunk(audio[i] if spoke else None, last)
-            if chunk is not None or last:
-                chunks.append((speech, chunk, last))
-        self._senders.send(chunks)
+            if speech.put(audio[i] if spoke else None, last):
+                self._senders.tell(speech)
 
     def _together(self, sessions: Sequence[Speech], function: Callable, *arguments):
         """The answer of a call on behalf of some sessions, True for none.
@@ -308,38 +339,25 @@ class Engine:
 
 
 class Senders:
-    """Threads that deliver the chunks of one step while the next one is computed."""
+    """Threads that send what waits in sessions, while the next step is computed."""
 
     def __init__(self, count: int):
-        self._queues = [queue.SimpleQueue() for _ in range(count)]
-        self._idle = threading.Condition()
-        self._left = 0
-        self._threads = [threading.Thread(target=self._run, args=(each,), daemon=True) for each in self._queues]
+        self._line: queue.SimpleQueue[Speech | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._run, name="sender", daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
 
-    def send(self, chunks: Sequence[tuple[Speech, np.ndarray | None, bool]]) -> None:
-        """Have these delivered, each session's by the same thread; waits until those of the step before have been."""
-        shares: list[list] = [[] for _ in self._queues]
-        for each in chunks:
-            shares[each[0].session % len(shares)].append(each)
-        shares_given = [(line, share) for line, share in zip(self._queues, shares, strict=True) if share]
-        with self._idle:
-            self._idle.wait_for(lambda: not self._left)
-            self._left = len(shares_given)
-        for line, share in shares_given:
-            line.put(share)
+    def tell(self, speech: Speech) -> None:
+        """A session has a chunk to be sent."""
+        self._line.put(speech)
 
     def close(self) -> None:
-        for line in self._queues:
-            line.put(None)
+        for _ in self._threads:
+            self._line.put(None)
         for thread in self._threads:
             thread.join()
 
-    def _run(self, line: queue.SimpleQueue) -> None:
-        while (share := line.get()) is not None:
-            for speech, chunk, last in share:
-                speech.send(chunk, last)
-            with self._idle:
-                self._left -= 1
-                self._idle.notify()
+    def _run(self) -> None:
+        while (speech := self._line.get()) is not None:
+            if speech.send_waiting():
+                self._line.put(speech)
