@@ -44,6 +44,7 @@ def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
         raise InputError("emulate and parameters are of a server that the harness starts: leave them or --url out")
     profile = str(spec.profile_path() or "")
     where = {"emulate": profile, "gpus": spec.gpus, "device": spec.device, "dtype": spec.dtype}
+    where["topology"] = spec.topologies[0]
     return Deployment(preset=spec.preset, parameters=parameters, **{**where, **more})
 
 
@@ -268,6 +269,7 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None, ra
         emulated=bool(spec.emulate),
         notes=_notes(url, ray),
         profiles=profiles_of(spec),
+        topologies=spec.topologies,
     )
     return Run.create(results, manifest)
 

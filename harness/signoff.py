@@ -187,7 +187,7 @@ class SignOff:
     def _remote_host(self, number: int, url: str) -> Host:
         keep = self.run.path / f".{number}.found"
         requested = Requested(self.base.preset, self.base.device, self.base.dtype)
-        server = partial(RemoteTriton, url, requested, keep=keep)
+        server = partial(RemoteTriton, url, requested, keep=keep, topologies=self.spec.topologies)
         return Host(url, server, partial(self._driver, number), ours=False)
 
     def _driver(self, number: int, server) -> Driver:
@@ -411,7 +411,7 @@ class SignOff:
 
     def _untried(self, plan: dict) -> list[str]:
         """For missed: the points that a search passed over."""
-        size = self.walk.space.size
+        size = self.walk.size
         untried = size - len(self._ended()) if self.walk.search.kind != "grid" else 0
         if plan["verdict"] != "missed" or untried <= 0:
             return []
