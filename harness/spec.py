@@ -428,6 +428,21 @@ def load_plan(path: Path | str) -> PlanSpec:
     return _load(Path(path), PlanSpec, build)
 
 
+def deployed_as(spec: PlanSpec, topology: str) -> PlanSpec:
+    """The plan in another topology; "" = in its own. Raises InputError for one that it cannot have."""
+    if not topology:
+        return spec
+    if topology not in wire.TOPOLOGIES:
+        raise InputError(f"--topology {topology}: use one of {', '.join(wire.TOPOLOGIES)}")
+    if TOPOLOGY in spec.space:
+        raise InputError(f"--topology {topology}: the plan sweeps the topology: leave one of them out")
+    try:
+        return PlanSpec.model_validate(spec.model_dump(mode="json") | {TOPOLOGY: topology}, context={"folder": spec._folder})
+    except ValidationError as error:
+        problems = "; ".join(_problem(each, PlanSpec) for each in error.errors())
+        raise InputError(f"--topology {topology}: {problems}") from None
+
+
 def load_mix(path: Path | str) -> Mix:
     """The mix in a file with ``classes:``, each with weight, length, speakers and (if you like) promises.
 

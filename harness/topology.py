@@ -31,6 +31,11 @@ def owner_of(stage: str) -> str:
     return ENGINE if stage == wire.ENGINE else stage
 
 
+def kv_instances(point: Mapping[str, Any]) -> str:
+    """The knob that counts the processes with KV caches of their own."""
+    return f"{owner_of(wire.ENGINE if topology_of(point) == wire.FUSED else wire.LLM)}.instances"
+
+
 def has_knob(topology: str, knob: str) -> bool:
     """Whether a topology has what a knob turns; what requests ask for alike, both have."""
     model, is_key, _ = knob.partition(KEY)

@@ -16,7 +16,7 @@ from harness.explore.guide import Guide, Measured
 from harness.explore.objective import BestRung, HighestRate, Value
 from harness.explore.space import Space
 from harness.records import Trial
-from harness.runs import describe_point, kv_room
+from harness.runs import describe_point, kv_rooms
 from harness.spec import ObjectiveSpec, PlanSpec
 from harness.store import Run
 from harness.sweep import SECOND_SAMPLE_SEED, asked, deployed
@@ -123,7 +123,7 @@ class Walk:
         """The room for KV caches is known only once it is known where the run is deployed."""
         objective = self.guide.objective
         if isinstance(objective, HighestRate) and objective.kv is None:
-            kv = kv_room(run.manifest, self.spec)
+            kv = kv_rooms(run.manifest, self.spec)
             self.guide = replace(self.guide, objective=replace(objective, kv=kv))
 
     def _measured(self, run: Run, trials: Sequence[Trial], point: dict) -> Measured:

@@ -235,14 +235,14 @@ def checked_preset(preset: str) -> str:
 def read_repository(repository: Path = REPOSITORY, topology: str = wire.STAGED) -> Configs:
     """The configurations of a topology's models as they stand in a repository's files. Raises ServerError."""
     configs = {
-        model: read_config(_folder(repository, model, topology) / "config.pbtxt") for model in wire.TOPOLOGIES[topology]
+        model: read_config(folder_of(model, topology, repository) / "config.pbtxt") for model in wire.TOPOLOGIES[topology]
     }
     for model, config in configs.items():
         config.name = model
     return configs
 
 
-def _folder(repository: Path, model: str, topology: str) -> Path:
+def folder_of(model: str, topology: str, repository: Path = REPOSITORY) -> Path:
     """Where a repository holds a model: the engine stands under the name of the entry."""
     return repository / (wire.ENGINE if topology == wire.FUSED and model == wire.ENTRY else model)
 
@@ -272,7 +272,7 @@ def write_repository(target: Path, deployment: Deployment, source: Path = REPOSI
         folder = target / model
         folder.mkdir(parents=True)
         (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
-        os.symlink(_folder(source, model, deployment.topology) / "1", folder / "1")
+        os.symlink(folder_of(model, deployment.topology, source) / "1", folder / "1")
 
 
 def as_json(config: model_config_pb2.ModelConfig) -> str:
