@@ -437,7 +437,9 @@ def deployed_as(spec: PlanSpec, topology: str) -> PlanSpec:
     if TOPOLOGY in spec.space:
         raise InputError(f"--topology {topology}: the plan sweeps the topology: leave one of them out")
     try:
-        return PlanSpec.model_validate(spec.model_dump(mode="json") | {TOPOLOGY: topology}, context={"folder": spec._folder})
+        return PlanSpec.model_validate(
+            spec.model_dump(mode="json") | {TOPOLOGY: topology}, context={"folder": spec._folder}
+        )
     except ValidationError as error:
         problems = "; ".join(_problem(each, PlanSpec) for each in error.errors())
         raise InputError(f"--topology {topology}: {problems}") from None

@@ -235,7 +235,8 @@ def checked_preset(preset: str) -> str:
 def read_repository(repository: Path = REPOSITORY, topology: str = wire.STAGED) -> Configs:
     """The configurations of a topology's models as they stand in a repository's files. Raises ServerError."""
     configs = {
-        model: read_config(folder_of(model, topology, repository) / "config.pbtxt") for model in wire.TOPOLOGIES[topology]
+        model: read_config(folder_of(model, topology, repository) / "config.pbtxt")
+        for model in wire.TOPOLOGIES[topology]
     }
     for model, config in configs.items():
         config.name = model
