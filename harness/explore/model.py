@@ -14,6 +14,7 @@ from scipy import optimize
 from harness import wire
 from harness.explore.turns import DEVICE, HOST, Round, Station, Turned, turns
 from harness.records import BatchStatistics, Rung, StageStatistics
+from harness.topology import frame_path, owner_of
 
 # Executions at full speed, and where: (cores, HOST) are shared by stages, hops and the entry, (executions, DEVICE) by
 # stages alone.
@@ -41,7 +42,7 @@ class Physics:
 
     ``room``: one of ``ROOMS``; ``drag``: of executions beyond it (turns.py). ``defaults``: knobs of the deployment that
     a point leaves as they are. ``off``: mean square of the logarithm of measured over predicted step time at the points
-    that it was fitted to.
+    that it was fitted to. ``path``: the stages that a frame passes, which are those of one topology.
     """
 
     times: tuple[tuple[float, ...], ...]
@@ -52,6 +53,7 @@ class Physics:
     drag: float
     defaults: Mapping[str, Any]
     off: float = math.inf
+    path: tuple[str, ...] = wire.STAGES
 
     def step_s(self, point: Mapping[str, Any], sessions: Sequence[float]) -> np.ndarray:
         """Seconds of a frame step at each of these numbers of sessions: float [sessions]."""
@@ -64,7 +66,7 @@ class Physics:
         instances = _knob(point, self.defaults, "entry", "instances")
         stations = [Station((max(entry_s, _LEAST_S),), instances=instances)]
         room, on = self.room
-        for name, times in zip(wire.STAGES, self.times, strict=True):
+        for name, times in zip(self.path, self.times, strict=True):
             steps = _steps(point, self.defaults) if name == wire.DIFFUSION else 1.0
             own = tuple(steps * each for each in times)
             stations.append(Station(own, on=on, **_batching(point, self.defaults, name)))
@@ -85,7 +87,7 @@ class _Lesson:
     def spare_s(self, defaults: Mapping[str, Any]) -> float:
         """What the step has beyond its stages and their delays."""
         taken_s = 0.0
-        for name, (_, seconds, weights) in zip(wire.STAGES, self.rows, strict=True):
+        for name, (_, seconds, weights) in zip(frame_path(self.point), self.rows, strict=True):
             steps = _steps(self.point, defaults) if name == wire.DIFFUSION else 1.0
             batching = _batching(self.point, defaults, name)
             taken_s += steps * float(np.average(seconds, weights=weights))
@@ -94,7 +96,7 @@ class _Lesson:
 
 
 def learn(taught: Sequence[Taught], defaults: Mapping[str, Any]) -> Physics | None:
-    """The physics of some measured points, or None where the stages of none of them were counted.
+    """The physics of some measured points of one topology, or None where the stages of none of them were counted.
 
     For each room, drag and share of the entry, the times of batches alone are those that come out as long as they were
     measured once executions slow each other down; the physics whose step times fit best is taken, knob after knob.
@@ -103,8 +105,10 @@ def learn(taught: Sequence[Taught], defaults: Mapping[str, Any]) -> Physics | No
     if not lessons:
         return None
     frame_s, chunk_s = _outside(lessons, defaults)
-    times = _alone(lessons, np.ones((len(wire.STAGES), len(lessons))))
-    start = _shared_out(Physics(times, 0.0, 0.0, chunk_s, ROOMS[0], 0.0, defaults), frame_s, ENTRY_SHARES[1])
+    path = frame_path(lessons[0].point)
+    times = _alone(lessons, np.ones((len(path), len(lessons))))
+    bare = Physics(times, 0.0, 0.0, chunk_s, ROOMS[0], 0.0, defaults, path=path)
+    start = _shared_out(bare, frame_s, ENTRY_SHARES[1])
     some = lessons[::2]
     rooms = sorted((_fitted(replace(start, room=room), some) for room in ROOMS), key=_offness)[:2]
     found = min((_fitted(replace(start, room=e.room, drag=drag), some) for e in rooms for drag in DRAGS), key=_offness)
@@ -114,7 +118,7 @@ def learn(taught: Sequence[Taught], defaults: Mapping[str, Any]) -> Physics | No
 
 def _shared_out(physics: Physics, frame_s: float, share: float) -> Physics:
     """What a frame takes outside its stages, shared out to the entry and the hops."""
-    return replace(physics, entry_s=share * frame_s, hop_s=(1 - share) * frame_s / (1 + len(wire.STAGES)))
+    return replace(physics, entry_s=share * frame_s, hop_s=(1 - share) * frame_s / (1 + len(physics.path)))
 
 
 def _offness(physics: Physics) -> float:
@@ -122,12 +126,12 @@ def _offness(physics: Physics) -> float:
 
 
 def _lessons(each: Taught, defaults: Mapping[str, Any]) -> Iterator[_Lesson]:
-    steps = _steps(each.point, defaults)
+    steps, path = _steps(each.point, defaults), frame_path(each.point)
     for at, rung in enumerate(each.rungs):
         counted = {window.stage: _counted(window) for window in rung.stages}
-        if not all(counted.get(name) for name in wire.STAGES):
+        if not all(counted.get(name) for name in path):
             continue
-        rows = tuple(_rows(counted[name], steps if name == wire.DIFFUSION else 1.0) for name in wire.STAGES)
+        rows = tuple(_rows(counted[name], steps if name == wire.DIFFUSION else 1.0) for name in path)
         sessions = max(1, round(rung.sessions))
         yield _Lesson(each.point, sessions, rung.sessions / rung.frames_per_s, rows, at == 0)
 
@@ -217,7 +221,7 @@ def _batching(point: Mapping[str, Any], defaults: Mapping[str, Any], stage: str)
 
 
 def _knob(point: Mapping[str, Any], defaults: Mapping[str, Any], stage: str, knob: str) -> int:
-    name = f"{stage}.{knob}"
+    name = f"{owner_of(stage)}.{knob}"
     return int(point.get(name, defaults.get(name, _DEFAULTS[knob])))
 
 
