@@ -17,6 +17,8 @@ PATIENCE_S = 20
 
 
 class Frames:
+    took_ns = 0
+
     def __init__(self, tokens, sessions, noise):
         self.tokens, self.sessions, self.noise = tokens, sessions, noise
 
@@ -29,7 +31,7 @@ class Frames:
 class Step:
     """Says what it is told to; remembers its batches. ``gate``: a step waits for it."""
 
-    prompt_tokens = 8
+    prompt_tokens, prompt_ns = 8, 7
 
     def __init__(self, behind=0, says=None, broken=()):
         self.behind, self.says, self.broken = behind, says or {}, broken
@@ -286,7 +288,7 @@ def test_steps_and_prompts_are_counted(running):
         one.done.result(PATIENCE_S)
     counts = engine.counts
     assert sum(batch * count for batch, (count, _) in counts.steps.items()) == 8
-    assert counts.prompt_tokens == 10 and all(ns > 0 for _, ns in counts.steps.values())
+    assert (counts.prompt_tokens, counts.prompt_ns) == (10, 7) and all(ns > 0 for _, ns in counts.steps.values())
 
 
 def test_noise_is_the_same_however_it_is_drawn():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu" / "one.sh"
-STEPS = ["environment", "kernels", "values", "check", "profile", "device", "fused", "fused-streams", "streams", "signoff"]
+STEPS = "environment kernels values check profile device fused fused-streams streams signoff".split()
 # Stands in for the Python that runs the steps: notes what it was asked, names a GPU, and fails or hangs where told to.
 PYTHON = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >>"{notes}"

@@ -164,7 +164,8 @@ class Counts:
         count[1] += ns
 
 
-Launched = tuple[list[tuple[Speech, bool]], Frames]  # the sessions of a step, each with whether it ends with it
+# The sessions of a step, each with whether it ends with it; its answers; when it was launched, in ns.
+Launched = tuple[list[tuple[Speech, bool]], Frames, int]
 
 
 class Engine:
@@ -281,9 +282,8 @@ class Engine:
         return turn
 
     def _read_parts(self, parts: Sequence[PromptPart]) -> None:
-        began = time.monotonic_ns()
         self.step.read(parts)
-        self.counts.prompt_ns += time.monotonic_ns() - began
+        self.counts.prompt_ns = self.step.prompt_ns
         self.counts.prompt_tokens += sum(len(part.token_ids) for part in parts)
 
     def _launch(self) -> Launched | None:
@@ -295,13 +295,12 @@ class Engine:
         frames = self._together(batch, self.step.launch, [speech.row() for speech in batch])
         if not frames:
             return None
-        self.counts.step(len(batch), time.monotonic_ns() - began)
         now_s = self.clock()
         ended = [speech.took(token, now_s) for speech, token in zip(batch, frames.tokens, strict=True)]
         for speech, last in zip(batch, ended, strict=True):
             if last:
                 self._speaking.pop(speech.session, None)
-        return list(zip(batch, ended, strict=True)), frames
+        return list(zip(batch, ended, strict=True)), frames, began
 
     def _next(self) -> Iterable[Speech]:
         speaking = [speech for speech in self._speaking.values() if not (speech.over or speech.is_ahead)]
@@ -309,8 +308,9 @@ class Engine:
             return speaking
         return heapq.nsmallest(self.max_batch, speaking, key=Speech.due_s)
 
-    def _emit(self, batch: Sequence[tuple[Speech, bool]], frames: Frames) -> None:
+    def _emit(self, batch: Sequence[tuple[Speech, bool]], frames: Frames, began_ns: int) -> None:
         audio, latent, semantic = frames.values()
+        self.counts.step(len(batch), frames.took_ns or time.monotonic_ns() - began_ns)
         for i, ((speech, last), token) in enumerate(zip(batch, frames.tokens, strict=True)):
             spoke = token == wire.TOKEN_SPEECH_FRAME
             if spoke and speech.keep:

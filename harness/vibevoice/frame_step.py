@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,6 +58,7 @@ class Frames(Protocol):
     """The answer to a step, row by row; ``values`` waits for the device."""
 
     tokens: list[int]  # wire.TOKEN_*; a row that says anything else than a frame has no audio
+    took_ns: int  # the device's time for the step, once its values have been taken; 0 where it is that of the calls
 
     def values(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Audio [N, 3200], latent [N, 64] and semantic features [N, 128], the caller's to keep."""
@@ -68,6 +70,7 @@ class FrameStep(Protocol):
 
     behind: int  # steps that may be launched before the values of the one before are asked for
     prompt_tokens: int  # that one call of ``read`` takes
+    prompt_ns: int  # spent on reading prompts so far, on the device
 
     def open(self, session: int, opening: Opening) -> None:
         """Take room. Raises RequestError, beginning with wire.BUSY where there is no room now but might be later."""
@@ -90,6 +93,8 @@ class FrameStep(Protocol):
 
 @dataclass(frozen=True)
 class _Ready:
+    took_ns = 0
+
     tokens: list[int]
     made: tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -109,7 +114,7 @@ class EagerStep:
             stage.sessions.idle_limit_s = float("inf")  # the engine ends its sessions itself
         self.device, self.dtype, self.graphs = weights.device, weights.dtype, None
         self.kv_limit_bytes, self.kv_bytes_per_token = kv_limit_bytes, self.llm.kv_bytes_per_token
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens, self.prompt_ns = prompt_tokens, 0
         self._fed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # latent and semantic of each one's last frame
 
     def open(self, session: int, opening: Opening) -> None:
@@ -122,9 +127,11 @@ class EagerStep:
         self._fed[session] = _row(opening.latent, wire.LATENT_SIZE), _row(opening.semantic, wire.SEMANTIC_SIZE)
 
     def read(self, parts: Sequence[PromptPart]) -> None:
+        began = time.monotonic_ns()
         for part in parts:
             ids = torch.tensor(part.token_ids, dtype=torch.int32)
             self.llm.prefill(part.session, ids, torch.from_numpy(part.voice_frames))
+        self.prompt_ns += time.monotonic_ns() - began
 
     def replay(self, session: int, tokens: np.ndarray, latent: np.ndarray, semantic: np.ndarray) -> None:
         self.llm.replay(session, tokens.tolist(), torch.from_numpy(latent), torch.from_numpy(semantic))

@@ -8,6 +8,7 @@ launched before those have arrived. Prompts are read as rows of many sessions to
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -53,12 +54,14 @@ class _Slot:
 
 @dataclass
 class _Launched:
-    """A step on its way: its answers will lie in ``host`` once ``event`` has come."""
+    """A step on its way: its answers will lie in ``host`` once it has ended."""
 
     host: torch.Tensor
-    event: torch.cuda.Event | None
+    began: torch.cuda.Event | None
+    ended: torch.cuda.Event | None
     order: list[int]  # row of the answers for each row that was asked for
     tokens: list[int] = field(default_factory=list)
+    took_ns: int = 0
 
     def values(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         answers = self.answers()
@@ -67,8 +70,9 @@ class _Launched:
 
     def answers(self) -> np.ndarray:
         """All answers, copied from where the step after the next will leave its own."""
-        if self.event is not None:
-            self.event.synchronize()
+        if self.ended is not None:
+            self.ended.synchronize()
+            self.took_ns = _between_ns(self.began, self.ended)
         return self.host.numpy()[self.order]
 
 
@@ -91,6 +95,7 @@ class GraphStep:
         self.scale, self.bias = weights.latent_scale_and_bias()
         self._tables(sessions, decoder.state_size + encoder.state_size)
         self._slots: dict[int, _Slot] = {}
+        self.prompt_ns, self._reading = 0, deque()  # events before and after each read
         self._free = list(range(sessions))[::-1]
         self._asked = _Inputs(2 * _MOST, _MOST, ((_FACTS, torch.int64), (_NUMBERS, torch.float32)), self.device)
         prompt = (_PROMPT_FACTS, torch.int64), (wire.LATENT_SIZE, torch.float32)
@@ -150,6 +155,7 @@ class GraphStep:
         sessions = [self.llm.sessions.get(row.session) for row in rows]
         says = [self.llm.told(session) for session in sessions]
         facts, numbers = self._asked.begin()
+        began = _event(self.device)
         order, start = [0] * len(rows), 0
         for steps in sorted({row.steps for row in rows}):
             group = [i for i, row in enumerate(rows) if row.steps == steps]
@@ -159,7 +165,7 @@ class GraphStep:
                 numbers[place, :-1], numbers[place, -1] = rows[i].noise, rows[i].guidance
             lengths = [length for i in group for length in sessions[i].lengths]
             start = self._batch(facts, start, len(group), ragged.parts_of(lengths), steps)
-        launched = _Launched(self._answers[0], _event(self.device), order)
+        launched = _Launched(self._answers[0], began, _event(self.device), order)
         launched.tokens = [int(token) for token in launched.answers()[:, -1]] if None in says else says
         self.llm.advance(sessions, launched.tokens)
         for row, token in zip(rows, launched.tokens, strict=True):
@@ -219,6 +225,8 @@ class GraphStep:
     @torch.inference_mode()
     def read(self, parts: Sequence[PromptPart]) -> None:
         """Read parts of prompts: in one launch those of short contexts, by themselves the others."""
+        self._note_read()
+        began = _event(self.device)
         short = [part for part in parts if self._reach(part) <= PROMPT_PARTS[-1]]
         if short:
             self._read_rows(short)
@@ -226,6 +234,12 @@ class GraphStep:
             if part not in short:
                 ids = torch.tensor(part.token_ids, dtype=torch.int32)
                 self.llm.prefill(part.session, ids, torch.from_numpy(part.voice_frames))
+        self._reading.append((began, _event(self.device)))
+
+    def _note_read(self) -> None:
+        """Add the times of those reads that the device is done with."""
+        while self._reading and (self._reading[0][1] is None or self._reading[0][1].query()):
+            self.prompt_ns += _between_ns(*self._reading.popleft())
 
     def _reach(self, part: PromptPart) -> int:
         """Into how many parts the attention of its last token cuts its context."""
@@ -360,9 +374,14 @@ def _tower_kind(weights: Weights) -> type:
     return FusedTower
 
 
+def _between_ns(began: torch.cuda.Event | None, ended: torch.cuda.Event | None) -> int:
+    return 0 if began is None else round(1e6 * began.elapsed_time(ended))
+
+
 def _event(device: torch.device) -> torch.cuda.Event | None:
+    """What comes when the device has done all that was asked of it until now; None on a CPU."""
     if device.type != "cuda":
         return None
-    event = torch.cuda.Event()
+    event = torch.cuda.Event(enable_timing=True)
     event.record(torch.cuda.current_stream(device))
     return event
