@@ -75,7 +75,7 @@ def test_the_towers_kernels_fit_every_architecture(dtype):
     assert of_towers["exit"] == of_towers["spills"] == 0
     assert 0 < of_towers["shared_bytes"] <= SHARED_OF_SM_89
     blocks = [row for row in of_towers["kernels"] if row["kernel"] == "_block"]
-    assert len(blocks) == 3 * len({row["arch"] for row in of_towers["kernels"]})  # of 32, 64 and 128 channels
+    assert len(blocks) == 2 * len({row["arch"] for row in of_towers["kernels"]})  # of 32 and 64 channels
     assert all(row["wide_loads"] >= 7 and row["async_copies"] >= 4 for row in blocks)
 
 
