@@ -179,7 +179,7 @@ def processes(server: TritonServer) -> dict[str, list[psutil.Process]]:
     for one in main.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             command = " ".join(one.cmdline())
-            model = next((name for name in wire.MODELS if f"/{name}/" in command), None)
+            model = next((name for name in server.deployment.models if f"/{name}/" in command), None)
             if model:
                 found.setdefault(model, []).append(one)
     return found

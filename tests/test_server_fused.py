@@ -25,9 +25,9 @@ preset: tiny
 mix: {classes: {short: {weight: 1, length: {fixed: 2}}}}
 promises: {short: {rtf_p95: 2.0}}
 targets_qps: [0.01]
-space: {topology: [fused, staged], delay_us: [0]}
-ladder: {sessions: [1, 2, 3], seconds: 3}
-confirm: {load_share: [0.3], seconds: 8}
+space: {topology: [staged, fused], delay_us: [0]}
+ladder: {sessions: [1, 2, 3], seconds: 2}
+confirm: {load_share: [0.5], seconds: 5}
 budget_minutes: 6
 """
 

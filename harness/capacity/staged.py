@@ -105,8 +105,9 @@ class Topology:
     def of_fit(cls, fit: dict, knobs: Mapping[str, int] | None = None, **more) -> Topology:
         """The stages of a deployment of fit.json with its knobs, some turned to ``knobs``: what if it had those?
 
-        The fused engine is one stage, which takes no batch ahead of its time: its loop takes whoever is there. Raises
-        InconclusiveError where the service time of a stage is not known.
+        The fused engine is one stage, which takes no batch ahead of its time: its loop takes whoever is there.
+
+        Raises InconclusiveError where the service time of a stage is not known.
         """
         services, turned = {each["stage"]: each for each in fit["stages"]}, fit["deployment"] | dict(knobs or {})
         stages = []

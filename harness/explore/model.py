@@ -57,6 +57,8 @@ class Physics:
 
     def step_s(self, point: Mapping[str, Any], sessions: Sequence[float]) -> np.ndarray:
         """Seconds of a frame step at each of these numbers of sessions: float [sessions]."""
+        if self.path == (wire.ENGINE,):
+            return np.array([self._loop_s(point, max(1, round(n))) for n in sessions])
         round_ = self.round(point)
         return np.array([_step_s(round_, max(1, round(n))) for n in sessions])
 
@@ -71,6 +73,15 @@ class Physics:
             own = tuple(steps * each for each in times)
             stations.append(Station(own, on=on, **_batching(point, self.defaults, name)))
         return Round(tuple(stations), self.hop_s, (room, math.inf) if on == HOST else (math.inf, room), self.drag)
+
+    def _loop_s(self, point: Mapping[str, Any], sessions: int) -> float:
+        """A step of the fused engine: all sessions of a process step together, in turns where they are too many; what
+        a frame takes outside its stage is the loop's own."""
+        knobs = _batching(point, self.defaults, wire.ENGINE)
+        own = math.ceil(sessions / knobs["instances"])
+        batch = min(own, knobs["most"])
+        rest_s = self.entry_s + self.chunk_s / _chunk(point, self.defaults)
+        return (float(Station(self.times[0]).table(batch + 1)[batch]) + rest_s) * own / batch
 
 
 @dataclass(frozen=True)
@@ -108,12 +119,25 @@ def learn(taught: Sequence[Taught], defaults: Mapping[str, Any]) -> Physics | No
     path = frame_path(lessons[0].point)
     times = _alone(lessons, np.ones((len(path), len(lessons))))
     bare = Physics(times, 0.0, 0.0, chunk_s, ROOMS[0], 0.0, defaults, path=path)
+    if path == (wire.ENGINE,):
+        return _of_a_loop(replace(bare, entry_s=frame_s), lessons)
     start = _shared_out(bare, frame_s, ENTRY_SHARES[1])
     some = lessons[::2]
     rooms = sorted((_fitted(replace(start, room=room), some) for room in ROOMS), key=_offness)[:2]
     found = min((_fitted(replace(start, room=e.room, drag=drag), some) for e in rooms for drag in DRAGS), key=_offness)
     start = replace(start, room=found.room, drag=found.drag)
     return min((_fitted(_shared_out(start, frame_s, share), lessons) for share in ENTRY_SHARES), key=_offness)
+
+
+def _of_a_loop(physics: Physics, lessons: Sequence[_Lesson]) -> Physics:
+    """How far the steps of a fused engine are off; nothing in it is shared or waited for that could be fitted."""
+    shown = [physics.step_s(each.point, [each.sessions])[0] for each in lessons]
+    return replace(physics, off=_off([each.step_s for each in lessons], shown))
+
+
+def _off(measured_s: Sequence[float], shown_s: Sequence[float]) -> float:
+    logs = np.log(np.array(measured_s) / np.array(shown_s))
+    return float(np.mean(np.clip(logs, -_WORST_OFF, _WORST_OFF) ** 2))
 
 
 def _shared_out(physics: Physics, frame_s: float, share: float) -> Physics:
@@ -189,8 +213,7 @@ def _fitted(physics: Physics, lessons: Sequence[_Lesson]) -> Physics:
         slowed = np.array([_slowed(physics.round(each.point), one) for each, one in zip(lessons, shown, strict=True)])
         physics = replace(physics, times=_alone(lessons, slowed.T))
     shown = [_turned(physics.round(each.point), each.sessions).step_s for each in lessons]
-    logs = np.log([each.step_s / one for each, one in zip(lessons, shown, strict=True)])
-    return replace(physics, off=float(np.mean(np.clip(logs, -_WORST_OFF, _WORST_OFF) ** 2)))
+    return replace(physics, off=_off([each.step_s for each in lessons], shown))
 
 
 def _slowed(round_: Round, shown: Turned) -> list[float]:

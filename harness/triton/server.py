@@ -332,9 +332,7 @@ class RemoteTriton:
 
     pid = metrics_url = None
 
-    def __init__(
-        self, url: str, requested: Requested, keep: Path | None = None, topologies: Sequence[str] = (wire.STAGED,)
-    ):
+    def __init__(self, url: str, requested: Requested, keep: Path | None = None, topologies: Sequence[str] = ()):
         self._topologies = topologies
         self.target, self.requested, self._keep = Target.from_environment(url), requested, keep
         if len(self.target.addresses) > 1:
