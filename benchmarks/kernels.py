@@ -30,8 +30,9 @@ import torch
 from harness import wire
 from harness.errors import InputError
 from harness.vibevoice.backbone import Backbone, NoCache
+from harness.vibevoice.configuration import preset_config
 from harness.vibevoice.diffusion import DiffusionStage
-from harness.vibevoice.presets import Weights, preset_config
+from harness.vibevoice.presets import Weights
 
 ARCHITECTURES = {"sm_80": 80, "sm_89": 89, "sm_90": 90}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
