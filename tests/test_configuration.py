@@ -30,8 +30,6 @@ from harness.vibevoice.released import released_config
 
 PARTS = ("text_config", "diffusion_head_config", "audio_config", "semantic_model_config")
 OWN = {"base": "1.5b", "num_filters": 5, "depths": [1, 2, 3, 4, 3, 2, 1], "head_layers": 3, "num_key_value_heads": 4}
-# Of the diffusion head, as large as its neighbours': versions before 5.23 leave that to whoever writes config.json.
-DERIVED = ("hidden_size", "latent_size") if Version(transformers.__version__) < Version("5.23") else ()
 FOUND_IN_CONFIGS = [
     {},
     {"text_config": {"rope_theta": 5e5}},
@@ -39,11 +37,16 @@ FOUND_IN_CONFIGS = [
     {"text_config": {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}},
     {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 7e5}, "rope_theta": 1.0}},
     {"text_config": {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": None, "use_cache": False}},
-    {"text_config": {"hidden_size": 256}, "diffusion_head_config": {"hidden_size": 128, "latent_size": 3}},
     {"audio_config": {"hidden_size": 32, "downsampling_ratios": [8, 4], "depths": [1, 2, 3], "rms_norm_eps": 1e-3}},
     {"semantic_model_config": {}, "audio_config": None},
     {"semantic_model_config": {"depths": [1, 2, 3, 4, 5, 6, 7]}, "audio_token_id": 5, "dtype": "bfloat16"},
 ]
+# The diffusion head's sizes are its neighbours': versions before 5.23 leave that to whoever writes config.json.
+DERIVED = ("hidden_size", "latent_size") if Version(transformers.__version__) < Version("5.23") else ()
+if not DERIVED:
+    FOUND_IN_CONFIGS.append(
+        {"text_config": {"hidden_size": 256}, "diffusion_head_config": {"hidden_size": 128, "latent_size": 3}}
+    )
 
 
 def plain(value):
