@@ -35,8 +35,9 @@ import torch
 from harness import wire
 from harness.errors import InputError
 from harness.vibevoice.backbone import Backbone, NoCache
+from harness.vibevoice.configuration import preset_config
 from harness.vibevoice.diffusion import DiffusionStage
-from harness.vibevoice.presets import Weights, preset_config
+from harness.vibevoice.presets import Weights
 from harness.vibevoice.towers import Tower
 
 ARCHITECTURES = {"sm_80": 80, "sm_89": 89, "sm_90": 90}

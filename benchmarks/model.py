@@ -13,7 +13,7 @@ from harness import keys, wire
 from harness.errors import ServerError
 from harness.records import Request
 from harness.triton.server import TritonServer
-from harness.vibevoice.presets import preset_config
+from harness.vibevoice.configuration import ModelConfig, preset_config
 from harness.vibevoice.prompt import PromptBuilder
 from harness.vibevoice.tokenizer import tokenizer_for
 from harness.vibevoice.voices import frames_of, load_voices
@@ -23,8 +23,8 @@ _FREE = re.compile(r"([\d.e+]+) MiB of [\d.e+]+ MiB are free")
 _BYTES_PER_VALUE = 4  # float32, on a CPU
 
 
-def prompt_builder(config, checkpoint: str = "", voices: str = "") -> PromptBuilder:
-    """What turns requests into prompts for a VibeVoiceConfig; ``voices`` is a folder, or empty for the made ones."""
+def prompt_builder(config: ModelConfig, checkpoint: str = "", voices: str = "") -> PromptBuilder:
+    """What turns requests into prompts for a model; ``voices`` is a folder, or empty for the made ones."""
     frames = {voice: frames_of(samples) for voice, samples in load_voices(voices).items()}
     return PromptBuilder(config, tokenizer_for(config, checkpoint), frames)
 

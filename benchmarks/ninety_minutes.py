@@ -22,7 +22,7 @@ from harness.errors import InputError, ServerError
 from harness.records import Outcome, Request, Result
 from harness.script import count_speakers, format_script, parse_script, validate_utf8
 from harness.triton.server import TritonServer
-from harness.vibevoice.presets import preset_config
+from harness.vibevoice.configuration import preset_config
 from harness.vibevoice.prompt import PromptBuilder
 from harness.workload import ScriptSource
 

@@ -23,7 +23,8 @@ from harness.client import SpeechClient
 from harness.records import Outcome, Request
 from harness.triton.server import TritonServer
 from harness.triton.statistics import StatisticsReader
-from harness.vibevoice.presets import Weights, preset_config
+from harness.vibevoice.configuration import preset_config
+from harness.vibevoice.presets import Weights
 from harness.workload import ScriptSource
 
 TOLERANCE = 1e-4  # float32

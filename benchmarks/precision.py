@@ -22,9 +22,10 @@ import torch
 from common import EXIT_FAILED, Parser, finish, run, say, several, table, whole
 
 from harness import wire
+from harness.vibevoice.configuration import preset_config
 from harness.vibevoice.diffusion import DiffusionStage
 from harness.vibevoice.llm import LLMStage
-from harness.vibevoice.presets import DTYPES, Weights, preset_config
+from harness.vibevoice.presets import DTYPES, Weights
 from harness.vibevoice.process import prepare
 from harness.vibevoice.roofline import Roofline
 from harness.vibevoice.vocoder import VocoderStage

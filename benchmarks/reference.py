@@ -22,6 +22,7 @@ from harness import wire
 from harness.records import Request
 from harness.vibevoice.presets import Weights, randomise_
 from harness.vibevoice.prompt import Prompt
+from harness.vibevoice.released import released_config
 from harness.vibevoice.voices import frames_of, load_voices
 
 
@@ -137,7 +138,7 @@ def full_model(weights: Weights) -> VibeVoiceForConditionalGeneration:
     if weights.checkpoint:
         model = VibeVoiceForConditionalGeneration.from_pretrained(weights.checkpoint, dtype=torch.float32)
     else:
-        model = VibeVoiceForConditionalGeneration(weights.config)
+        model = VibeVoiceForConditionalGeneration(released_config(weights.config))
         randomise_(model, weights.seed)
     model.generation_config.eos_token_id = weights.config.eos_token_id
     return model.eval()

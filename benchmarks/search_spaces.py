@@ -21,7 +21,7 @@ from harness.explore.model import Taught
 from harness.explore.objective import Value
 from harness.explore.space import Space
 from harness.records import BatchStatistics, Rung, StageStatistics
-from harness.vibevoice.presets import preset_config
+from harness.vibevoice.configuration import preset_config
 from harness.vibevoice.roofline import Roofline
 from harness.vibevoice.times import Profile
 

@@ -26,8 +26,9 @@ from harness.client import SpeechClient
 from harness.errors import ServerError
 from harness.records import Outcome, Request, Result
 from harness.triton.server import TritonServer
+from harness.vibevoice.configuration import preset_config
 from harness.vibevoice.llm import LLMStage
-from harness.vibevoice.presets import Weights, preset_config
+from harness.vibevoice.presets import Weights
 
 ROOM_FOR = 6  # sessions that the KV limit of the admission part holds
 PAST_FRAMES = 5_000  # of each of them: their room is really written to, which shows in memory

@@ -1,5 +1,7 @@
 """The stages' networks hold what transformers' modules hold: names, shapes and buffers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import gelu, silu
@@ -8,18 +10,20 @@ from transformers.models.vibevoice.modeling_vibevoice import VibeVoiceDiffusionH
 
 from harness.errors import InputError
 from harness.vibevoice import networks
-from harness.vibevoice.presets import preset_config
+from harness.vibevoice.configuration import preset_config
+from harness.vibevoice.released import released_config
 
 
 def pairs(config):
     """Ours and the released module of each part."""
-    text, audio, semantic = config.text_config, config.audio_config, config.semantic_model_config
-    yield networks.Qwen2(text), AutoModel.from_config(text)
-    yield networks.Connector(64, text.hidden_size), VibeVoiceMultiModalProjector(64, text.hidden_size)
-    yield networks.DiffusionHead(config.diffusion_head_config), VibeVoiceDiffusionHead(config.diffusion_head_config)
-    yield networks.Decoder(audio.decoder_config), AutoModel.from_config(audio.decoder_config)
-    yield networks.Encoder(audio.encoder_config), AutoModel.from_config(audio.encoder_config)
-    yield networks.Encoder(semantic), AutoModel.from_config(semantic)
+    theirs, hidden = released_config(config), config.text_config.hidden_size
+    audio, released = config.audio_config, theirs.audio_config
+    yield networks.Qwen2(config.text_config), AutoModel.from_config(theirs.text_config)
+    yield networks.Connector(64, hidden), VibeVoiceMultiModalProjector(64, hidden)
+    yield networks.DiffusionHead(config.diffusion_head_config), VibeVoiceDiffusionHead(theirs.diffusion_head_config)
+    yield networks.Decoder(audio.decoder_config), AutoModel.from_config(released.decoder_config)
+    yield networks.Encoder(audio.encoder_config), AutoModel.from_config(released.encoder_config)
+    yield networks.Encoder(config.semantic_model_config), AutoModel.from_config(theirs.semantic_model_config)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "1.5b", "7b"])
@@ -55,10 +59,7 @@ def test_activations_are_the_released_ones():
 
 def test_what_no_released_model_has_is_refused():
     config = preset_config("tiny").text_config
-    config.hidden_act = "relu"
     with pytest.raises(InputError, match="'relu' of config.json is none of silu, gelu"):
-        networks.Qwen2(config)
-    config = preset_config("tiny").text_config
-    config.rope_parameters = {"rope_type": "yarn", "rope_theta": 1e6}
+        networks.Qwen2(replace(config, hidden_act="relu"))
     with pytest.raises(InputError, match="'yarn': only 'default'"):
-        networks.Qwen2(config)
+        networks.Qwen2(replace(config, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}))

@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ import torch
 from harness import wire
 from harness.errors import InputError
 from harness.vibevoice.backbone import Backbone
+from harness.vibevoice.configuration import preset_config
 from harness.vibevoice.diffusion import DiffusionStage, solver_updates
 from harness.vibevoice.llm import LLMStage
-from harness.vibevoice.presets import Weights, preset_config
+from harness.vibevoice.presets import Weights
 from harness.vibevoice.towers import _product
 from harness.vibevoice.vocoder import VocoderStage
 
@@ -38,8 +40,8 @@ def test_frequencies_of_positions_are_those_of_float32(name, dtype):
     # Su et al., RoFormer, arXiv 2104.09864, section 3.4.2, with the base of Qwen2.
     expected = torch.tensor([1_000_000.0 ** (-2 * i / size) for i in range(size // 2)])
     model = Weights("tiny", dtype=dtype)
-    model.config.text_config.hidden_size, model.config.text_config.num_attention_heads = size, 1  # one head is enough
-    model.config.text_config.num_key_value_heads = 1
+    one_head = replace(model.config.text_config, hidden_size=size, num_attention_heads=1, num_key_value_heads=1)
+    model.config = replace(model.config, text_config=one_head)
     torch.testing.assert_close(Backbone(model.backbone()).frequencies, expected, rtol=1e-6, atol=0)
 
 

@@ -23,8 +23,9 @@ from harness.errors import HarnessError, InputError, RequestError
 from harness.profile import PREFILL, ProfileJob, measure, tables
 from harness.store import read_profile
 from harness.vibevoice import profile as child
+from harness.vibevoice.configuration import preset_config
 from harness.vibevoice.emulation import Profile
-from harness.vibevoice.presets import Weights, preset_config
+from harness.vibevoice.presets import Weights
 from harness.vibevoice.roofline import Cost, Roofline
 from harness.vibevoice.sampling import Sampler, spread
 from harness.vibevoice.sessions import NoRoom

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from harness import wire
 from harness.errors import RequestError, ScriptError
 from harness.vibevoice.carry import Past
-from harness.vibevoice.presets import preset_config
+from harness.vibevoice.configuration import preset_config
 from harness.vibevoice.prompt import (
     FRAMES_PER_TEXT_TOKEN,
     LONGEST_END,

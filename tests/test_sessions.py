@@ -21,6 +21,7 @@ from harness.errors import RequestError
 from harness.vibevoice.diffusion import DiffusionStage
 from harness.vibevoice.llm import LLMStage
 from harness.vibevoice.presets import Weights, randomise_
+from harness.vibevoice.released import released_config
 from harness.vibevoice.sessions import SPARE_STEPS, session_ids
 from harness.vibevoice.vocoder import VocoderStage
 
@@ -120,7 +121,7 @@ class Oracle:
 
     def __init__(self, weights):
         self.config = config = weights.config
-        self.model = VibeVoiceForConditionalGeneration(config).eval()
+        self.model = VibeVoiceForConditionalGeneration(released_config(config)).eval()
         randomise_(self.model, seed=weights.seed)
         self.model.generation_config.eos_token_id = config.eos_token_id
         self.ids = [config.audio_token_id, config.audio_bos_token_id, config.audio_eos_token_id, config.eos_token_id]

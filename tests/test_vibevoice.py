@@ -14,10 +14,12 @@ from transformers.models.vibevoice_acoustic_tokenizer.modeling_vibevoice_acousti
 
 from harness import wire
 from harness.errors import InputError, RequestError
+from harness.vibevoice.configuration import preset_config
 from harness.vibevoice.diffusion import DiffusionStage, solver_updates
 from harness.vibevoice.llm import LLMStage
-from harness.vibevoice.presets import Weights, preset_config, randomise_
+from harness.vibevoice.presets import Weights, randomise_
 from harness.vibevoice.prompt import prompt_chunks
+from harness.vibevoice.released import released_config
 from harness.vibevoice.sessions import IDLE_LIMIT_S
 from harness.vibevoice.towers import Tower
 from harness.vibevoice.vocoder import VocoderStage
@@ -35,7 +37,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def full_model(weights):
-    model = VibeVoiceForConditionalGeneration(weights.config).eval()
+    model = VibeVoiceForConditionalGeneration(released_config(weights.config)).eval()
     randomise_(model, seed=0)
     return model
 
@@ -174,7 +176,8 @@ def test_the_towers_are_the_released_modules_frame_by_frame(tmp_path, depths):
     weights = Weights(str(sizes), seed=3)
     latents = torch.randn(5, 64, 1, 3, generator=torch.Generator().manual_seed(0))  # frame, channel, time, session
     held = weights.acoustic_decoder(), weights.semantic_encoder()
-    configs = weights.config.audio_config.decoder_config, weights.config.semantic_model_config
+    released = released_config(weights.config)
+    configs = released.audio_config.decoder_config, released.semantic_model_config
     modules = [AutoModel.from_config(config).eval() for config in configs]
     for module, values in zip(modules, held, strict=True):
         module.load_state_dict(values.state_dict())
@@ -305,7 +308,7 @@ def test_the_solver_is_the_schedulers_own(steps):
 )
 def test_presets_have_the_documented_sizes(preset, millions):
     with torch.device("meta"):
-        model = VibeVoiceForConditionalGeneration(preset_config(preset)).model
+        model = VibeVoiceForConditionalGeneration(released_config(preset_config(preset))).model
     embeddings = model.language_model.embed_tokens
     count = lambda module: sum(p.numel() for p in module.parameters()) / 1e6  # noqa: E731
     found = (

@@ -12,6 +12,7 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,16 +21,18 @@ from harness.errors import HarnessError, RequestError, ServerError
 from harness.vibevoice import backend, calls, mending
 from harness.vibevoice.admission import Line
 from harness.vibevoice.carry import MOST_BYTES, Past, model_mark, script_mark
-from harness.vibevoice.engine import Engine
-from harness.vibevoice.engine_talk import EngineTalk
+from harness.vibevoice.configuration import config_of
 from harness.vibevoice.instances import instances
 from harness.vibevoice.parameters import number, parameters
-from harness.vibevoice.presets import Weights
 from harness.vibevoice.prompt import PromptBuilder, SpeechRequest
 from harness.vibevoice.sessions import session_ids
 from harness.vibevoice.talk import Channel, ClientLeft, Talk
 from harness.vibevoice.tokenizer import tokenizer_for
 from harness.vibevoice.voices import frames_of, load_voices
+
+if TYPE_CHECKING:  # they bring torch, which the process of an ensemble's entry need not load
+    from harness.vibevoice.engine import Engine
+    from harness.vibevoice.engine_talk import EngineTalk
 
 _OPTIONS = (
     wire.FRAMES,
@@ -56,7 +59,7 @@ class Entry:
         backend.begin()
         given = parameters(args)
         checkpoint, weights_seed = given.get("checkpoint", ""), int(given.get("weights_seed", 0))
-        config = Weights(given["preset"], checkpoint=checkpoint).config
+        config = config_of(given["preset"], checkpoint)
         self.model = model_mark(given["preset"], weights_seed, checkpoint, bool(given.get("emulate")))
         self.carry_key = _carry_key(given.get("carry_key_file", ""))
         self.voices = load_voices(given.get("voices", ""))
@@ -169,6 +172,8 @@ class Entry:
 
     def _talk(self, request: SpeechRequest, channel: Channel) -> Talk | EngineTalk:
         if self.engine:
+            from harness.vibevoice.engine_talk import EngineTalk
+
             return EngineTalk(self.engine, next(self.session_ids), request, channel)
         return Talk(self.session_ids, request, channel)
 

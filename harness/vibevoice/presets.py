@@ -1,4 +1,4 @@
-"""The model's shapes by preset, and its parts with random or released weights.
+"""The model's parts with random or released weights.
 
 Every parameter is filled by a generator seeded with its own full name, so a stage that builds one part alone
 gets the same numbers as whoever builds the whole model with the same seed.
@@ -17,150 +17,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import VibeVoiceConfig
 
 from harness.errors import InputError
 from harness.vibevoice import networks
+from harness.vibevoice.configuration import config_of
 from harness.vibevoice.graphs import BATCHES
 
 COMPILED_HIDDEN_SIZE = 256  # the largest model whose networks are compiled
-_TOKENS = ("pad_token_id", "eos_token_id", "audio_bos_token_id", "audio_eos_token_id", "audio_token_id")
-_TOKENIZER_DEPTHS = (3, 3, 3, 3, 3, 3, 8)
-
-
-def _config(text: dict, head: dict, filters: int, depths: tuple[int, ...], tokens: dict) -> VibeVoiceConfig:
-    tower = {"num_filters": filters, "depths": list(depths)}
-    head = {"hidden_size": text["hidden_size"], **head}  # transformers below 5.23 does not derive it
-    return VibeVoiceConfig(
-        text_config={"model_type": "qwen2", "rope_theta": 1_000_000.0, "rms_norm_eps": 1e-6, **text},
-        diffusion_head_config=head,
-        audio_config={"model_type": "vibevoice_acoustic_tokenizer", "hidden_size": 64, **tower},
-        semantic_model_config={"model_type": "vibevoice_acoustic_tokenizer_encoder", "hidden_size": 128, **tower},
-        **tokens,
-    )
-
-
-def _tiny() -> VibeVoiceConfig:
-    text = {
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 256,
-        "vocab_size": 4096,
-        "max_position_embeddings": 65_536,
-        "tie_word_embeddings": True,
-    }
-    tokens = {
-        "pad_token_id": 4092,
-        "eos_token_id": 4092,
-        "audio_bos_token_id": 4093,
-        "audio_eos_token_id": 4094,
-        "audio_token_id": 4095,
-    }
-    return _config(text, {"num_hidden_layers": 2, "intermediate_size": 192}, 2, (1,) * 7, tokens)
-
-
-def _b1_5() -> VibeVoiceConfig:
-    text = {
-        "hidden_size": 1536,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "intermediate_size": 8960,
-        "vocab_size": 151_936,
-        "max_position_embeddings": 65_536,
-        "tie_word_embeddings": True,
-    }
-    return _config(text, {"num_hidden_layers": 4, "intermediate_size": 4608}, 32, _TOKENIZER_DEPTHS, {})
-
-
-def _b7() -> VibeVoiceConfig:
-    text = {
-        "hidden_size": 3584,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "intermediate_size": 18_944,
-        "vocab_size": 152_064,
-        "max_position_embeddings": 32_768,
-        "tie_word_embeddings": False,
-    }
-    return _config(text, {"num_hidden_layers": 4, "intermediate_size": 10_752}, 32, _TOKENIZER_DEPTHS, {})
-
-
-PRESETS = {"tiny": _tiny, "1.5b": _b1_5, "7b": _b7}
-
-
-_TEXT_SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-)
-_OWN_SHAPE = ("base", *_TEXT_SIZES, "num_filters", "depths", "head_layers", "head_intermediate_size")
-
-
-def preset_config(preset: str) -> VibeVoiceConfig:
-    """The configuration of a preset: ``tiny``, ``1.5b``, ``7b``, or a JSON file with sizes that differ from one.
-
-    Such a file names its ``base`` (tiny if left out) and any of hidden_size, num_hidden_layers, num_attention_heads,
-    num_key_value_heads, intermediate_size, vocab_size, max_position_embeddings (the backbone's), num_filters, depths
-    (of the convolution towers), head_layers, head_intermediate_size (of the diffusion head).
-    Raises InputError for another name and for sizes that do not fit together.
-    """
-    if preset in PRESETS:
-        return PRESETS[preset]()
-    if preset.endswith(".json"):
-        return _own_shape(Path(preset))
-    raise InputError(f"unknown preset {preset!r}: use one of {', '.join(PRESETS)}, or a .json file of sizes")
-
-
-def _own_shape(path: Path) -> VibeVoiceConfig:
-    try:
-        sizes = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"preset {path} cannot be read as JSON: {error}") from error
-    unknown = [key for key in sizes if key not in _OWN_SHAPE] if isinstance(sizes, dict) else ["(not an object)"]
-    if unknown:
-        raise InputError(f"preset {path} holds {', '.join(unknown)}: known are {', '.join(_OWN_SHAPE)}")
-    base = sizes.get("base", "tiny")
-    if base not in list(PRESETS):  # the file may hold what cannot be hashed
-        raise InputError(f"preset {path} has base {base!r}: use one of {', '.join(PRESETS)}")
-    return _resized(PRESETS[base](), sizes, path)
-
-
-def _resized(base: VibeVoiceConfig, sizes: dict, path: Path) -> VibeVoiceConfig:
-    text = {key: sizes.get(key, getattr(base.text_config, key)) for key in _TEXT_SIZES}
-    head = base.diffusion_head_config
-    head_sizes = {
-        "num_hidden_layers": sizes.get("head_layers", head.num_hidden_layers),
-        "intermediate_size": sizes.get("head_intermediate_size", head.intermediate_size),
-    }
-    depths = sizes.get("depths", base.audio_config.depths)
-    filters = sizes.get("num_filters", base.audio_config.num_filters)
-    for fits, rule in _rules(base, text, [*head_sizes.values(), filters], depths):
-        if not fits:
-            raise InputError(f"preset {path} has sizes that do not fit: {rule}")
-    text["tie_word_embeddings"] = base.text_config.tie_word_embeddings
-    tokens = {name: getattr(base, name) for name in _TOKENS}
-    return _config(text, head_sizes, filters, tuple(depths), tokens)
-
-
-def _rules(base: VibeVoiceConfig, text: dict, others: list, depths) -> Iterator[tuple[bool, str]]:
-    """Whether sizes fit, rule by rule; a rule may rely on those before it."""
-    counts = len(base.audio_config.depths)
-    yield isinstance(depths, list) and len(depths) == counts, f"depths has {counts} numbers"
-    whole = all(type(size) is int for size in (*text.values(), *others, *depths))
-    yield whole and min(*text.values(), *others, 1 + min(depths)) >= 1, "every size is a whole number of at least 1"
-    yield text["hidden_size"] % (2 * text["num_attention_heads"]) == 0, "hidden_size is heads times an even number"
-    yield text["num_attention_heads"] % text["num_key_value_heads"] == 0, "heads are a multiple of KV heads"
-    yield text["vocab_size"] >= base.text_config.vocab_size, f"vocab_size is at least {base.text_config.vocab_size}"
-
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO = "auto"
 
@@ -198,9 +61,7 @@ class Weights:
         graph_batch: int | None = None,
     ):
         self.checkpoint = Path(checkpoint) if checkpoint else None
-        if self.checkpoint and not (self.checkpoint / "config.json").is_file():
-            raise InputError(f"{self.checkpoint} is not a checkpoint folder: it holds no config.json")
-        self.config = _checkpoint_config(self.checkpoint) if checkpoint else preset_config(preset)
+        self.config = config_of(preset, checkpoint)
         self.seed, self.plain = seed, plain
         self.device, self.drawn_on = torch.device(device), torch.device(drawn_on or device)
         self.dtype = dtype_on(self.device, dtype)
@@ -323,17 +184,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _checkpoint_config(folder: Path) -> VibeVoiceConfig:
-    """Raises InputError for another model's: transformers would take the sizes of its own 7B for those not named."""
-    try:
-        held = json.loads((folder / "config.json").read_text())["model_type"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{folder} is not a checkpoint folder: its config.json cannot be read: {error!r}") from error
-    if held != VibeVoiceConfig.model_type:
-        raise InputError(f"{folder} holds a model of type {held}: give one of type {VibeVoiceConfig.model_type}")
-    return VibeVoiceConfig.from_pretrained(folder)
 
 
 RANDOM_LATENT_SCALE = 0.2

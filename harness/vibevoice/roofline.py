@@ -15,6 +15,8 @@ from transformers import AutoModel, VibeVoiceConfig
 from transformers.models.vibevoice.modeling_vibevoice import VibeVoiceDiffusionHead, VibeVoiceMultiModalProjector
 
 from harness import wire
+from harness.vibevoice.configuration import ModelConfig
+from harness.vibevoice.released import released_config
 
 LEGAL_TOKENS = 4  # rows of the output matrix that are ever needed
 
@@ -49,7 +51,8 @@ class Part:
 class Roofline:
     """The costs of every stage for one model configuration; ``itemsize`` is the bytes of a number (2 for bfloat16)."""
 
-    def __init__(self, config: VibeVoiceConfig, itemsize: int):
+    def __init__(self, model: ModelConfig, itemsize: int):
+        config = released_config(model)
         text, self.itemsize = config.text_config, itemsize
         head_size = text.hidden_size // text.num_attention_heads
         self.kv_bytes_per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * itemsize

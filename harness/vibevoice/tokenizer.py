@@ -39,7 +39,7 @@ class CheckpointTokenizer:
 
 
 def tokenizer_for(config, checkpoint: str = ""):
-    """The tokenizer for a model: ``config`` is its VibeVoiceConfig, ``checkpoint`` its folder or empty."""
+    """The tokenizer for a model: ``config`` is its ModelConfig, ``checkpoint`` its folder or empty."""
     if checkpoint and any(Path(checkpoint).glob("tokenizer*")):
         return CheckpointTokenizer(Path(checkpoint))
     if checkpoint:
