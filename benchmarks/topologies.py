@@ -93,10 +93,14 @@ def measured(server: TritonServer, sessions: int, frames: int) -> Load:
         raise common.HarnessError(f"no stream of {sessions} was spoken: {results[0].error}")
     from_ns = max(result.chunks.received_ns[0] for result in done)
     to_ns = min(result.chunks.received_ns[-1] for result in done)
+    if to_ns <= from_ns:
+        raise common.HarnessError(
+            f"{sessions} streams of {frames} frames did not speak at the same time: more --frames"
+        )
     inside = sum(frames_between(result, from_ns, to_ns) for result in done)
     gaps = np.concatenate([np.diff(result.chunks.received_ns) for result in done]) / 1e6
     return Load(
-        audio_s_per_s=float(inside * wire.SECONDS_PER_FRAME / max(1, to_ns - from_ns) * 1e9),
+        audio_s_per_s=float(inside * wire.SECONDS_PER_FRAME / (to_ns - from_ns) * 1e9),
         step_ms=float(np.median([common.frame_ms(result) for result in done])),
         p99_ms=float(np.percentile(gaps, 99)),
         server_cpu_ms=1e3 * used / (frames * len(done)),

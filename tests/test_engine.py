@@ -10,6 +10,7 @@ import pytest
 from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice.engine import MOST_FRAMES, MOST_WAITING, Engine, Speech, noise_rows
+from harness.vibevoice.failures import StageEnded
 from harness.vibevoice.frame_step import PromptPart
 
 F, B, X = wire.TOKEN_SPEECH_FRAME, wire.TOKEN_SPEECH_BEGIN, wire.TOKEN_END_OF_TEXT
@@ -19,8 +20,8 @@ PATIENCE_S = 20
 class Frames:
     took_ns = 0
 
-    def __init__(self, tokens, sessions, noise):
-        self.tokens, self.sessions, self.noise = tokens, sessions, noise
+    def __init__(self, tokens, sessions, noise, ready):
+        self.tokens, self.sessions, self.noise, self.ready = tokens, sessions, noise, ready
 
     def values(self):
         audio = np.zeros((len(self.tokens), wire.SAMPLES_PER_FRAME), np.float32)
@@ -31,10 +32,10 @@ class Frames:
 class Step:
     """Says what it is told to; remembers its batches. ``gate``: a step waits for it."""
 
-    prompt_tokens, prompt_ns = 8, 7
+    prompt_tokens, prompt_ns, odd_groups = 8, 7, 1
 
-    def __init__(self, behind=0, says=None, broken=()):
-        self.behind, self.says, self.broken = behind, says or {}, broken
+    def __init__(self, ready=True, says=None, broken=()):
+        self.ready, self.says, self.broken = ready, says or {}, broken
         self.batches, self.read_parts, self.closed = [], [], []
         self.gate = threading.Event()
         self.gate.set()
@@ -55,7 +56,10 @@ class Step:
         if "launch" in self.broken:
             raise RuntimeError("a fault of the device")
         tokens = [self.says[row.session].pop(0) if self.says.get(row.session) else F for row in rows]
-        return Frames(tokens, [row.session for row in rows], [row.noise[0] for row in rows])
+        return Frames(tokens, [row.session for row in rows], [row.noise[0] for row in rows], self.ready)
+
+    def is_broken_by(self, error):
+        return isinstance(error, MemoryError)
 
     def close(self, session, keep=False):
         self.closed.append(session)
@@ -91,9 +95,9 @@ def sent(one):
     return [len(chunk) for chunk in chunks], np.concatenate(chunks)
 
 
-@pytest.mark.parametrize("behind", [0, 1])
-def test_every_session_gets_its_own_frames_in_order(running, behind):
-    engine = running(Step(behind))
+@pytest.mark.parametrize("ready", [True, False])
+def test_every_session_gets_its_own_frames_in_order(running, ready):
+    engine = running(Step(ready))
     sessions = [speech(number, frames=number + 2) for number in range(1, 8)]
     for one in sessions:
         engine.submit(one)
@@ -236,7 +240,8 @@ def test_an_ended_session_is_sent_nothing_more_and_gives_its_state(running):
     one = speech(7, frames=10_000)
     engine.submit(one)
     until(lambda: one.heard)
-    state = engine.end(one).result(PATIENCE_S)
+    state = engine.end(one, keep=True).result(PATIENCE_S)
+    one.wait_sent()
     count = len(one.heard)
     assert state.tolist() == [7] and step.closed == [7]
     time.sleep(0.05)
@@ -264,19 +269,97 @@ def test_calls_run_between_steps_and_their_errors_come_back(running):
         engine.call(lambda: 1 / 0).result(PATIENCE_S)
 
 
-def test_a_loop_that_breaks_tells_everybody(running):
+@pytest.mark.parametrize("where", ["loop", "device"])
+def test_a_loop_that_breaks_tells_everybody_and_takes_no_more_calls(running, where):
     told = []
-    step = Step()
+    step = Step(ready=False)
     step.gate.clear()
     engine = running(step, broken=told.append)
-    one = speech(1)
-    engine.submit(one)
-    engine._next = lambda: 1 / 0
+    sessions = [speech(1), speech(2, frames=1)]
+    for one in sessions:
+        engine.submit(one)
+    if where == "loop":
+        engine._next = lambda: 1 / 0
+    else:
+        step.check = fail
     step.gate.set()
-    with pytest.raises(ZeroDivisionError):
-        one.done.result(PATIENCE_S)
+    for one in sessions:
+        with pytest.raises((StageEnded, MemoryError)):
+            one.done.result(PATIENCE_S)
     until(lambda: told)
-    assert isinstance(told[0], ZeroDivisionError)
+    assert isinstance(told[0], ZeroDivisionError if where == "loop" else MemoryError)
+    with pytest.raises(StageEnded, match="is being started again; ask again"):
+        engine.end(sessions[0]).result(PATIENCE_S)
+
+
+def fail(*_):
+    raise MemoryError("the device is gone")
+
+
+def test_sessions_whose_last_step_is_under_way_are_told_when_the_engine_closes(running):
+    step = Step(ready=False)
+    engine = running(step)
+    launched = threading.Event()
+    launch = step.launch
+
+    def slow(rows):
+        launched.set()
+        frames = launch(rows)
+        frames.values = lambda: 1 / 0  # never seen: the loop ends before
+        engine._over = True
+        return frames
+
+    step.launch = slow
+    one = speech(1, frames=1)
+    engine.submit(one)
+    assert launched.wait(PATIENCE_S)
+    with pytest.raises(StageEnded):
+        one.done.result(PATIENCE_S)
+
+
+def test_a_call_that_was_given_up_does_not_stop_the_engine(running):
+    step = Step()
+    step.gate.clear()
+    engine = running(step)
+    engine.submit(speech(1))
+    until(lambda: step.read_parts)
+    given_up = engine.call(lambda: 1)
+    assert given_up.cancel()
+    step.gate.set()
+    assert engine.call(lambda: 2).result(PATIENCE_S) == 2
+
+
+def test_odd_numbers_of_denoising_steps_take_turns(running):
+    step = Step()
+    step.gate.clear()
+    engine = running(step)
+    sessions = [speech(number, frames=6, steps=steps) for number, steps in ((1, 10), (2, 4), (3, 7), (4, 20))]
+    for one in sessions:
+        engine.submit(one)
+    until(lambda: step.read_parts)
+    time.sleep(0.05)
+    step.batches.clear()
+    step.gate.set()
+    for one in sessions:
+        one.done.result(PATIENCE_S)
+    assert all(len(set(batch) - {1}) <= 1 for batch in step.batches[1:])
+    assert [sum(number in batch for batch in step.batches) for number in (2, 3, 4)] == [6, 6, 6]
+
+
+def test_resumed_sessions_read_their_pasts_by_turns(running):
+    step = Step()
+    step.gate.clear()
+    engine = running(step)
+    engine.submit(speech(9, frames=50))
+    until(lambda: step.read_parts)
+    long, short = (speech(n, past=deque([(0, 0, 0)] * count)) for n, count in ((1, 5), (2, 1)))
+    for one in (long, short):
+        engine.submit(one)
+    step.gate.set()
+    for one in (long, short):
+        one.done.result(PATIENCE_S)
+    pasts = [part[0] for parts in step.read_parts for part in parts if part[1] == "past"]
+    assert pasts[:2] == [1, 2] and pasts.count(1) == 5
 
 
 def test_steps_and_prompts_are_counted(running):

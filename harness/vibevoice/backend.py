@@ -122,7 +122,7 @@ def device_of(args: dict) -> str:
     return f"cuda:{index}"
 
 
-def kv_room(args: dict, of_stage) -> int:
+def kv_room(args: dict, of_stage, tables_bytes: int = 0) -> int:
     """Bytes that the sessions of this instance may take: as given, else what its card has beside the weights."""
     if (given := limits.given_limit(parameters(args))) is not None:
         return given
@@ -134,7 +134,8 @@ def kv_room(args: dict, of_stage) -> int:
     numbers = sum(counts.values()) + (instances - 1) * own
     total = import_module("torch").cuda.mem_get_info(of_stage.device)[1]
     processes = limits.FUSED_PROCESSES if fused else limits.STAGED_PROCESSES
-    return limits.card_room(total, numbers * of_stage.dtype.itemsize, instances, of_stage.graph_batch, processes)
+    taken = numbers * of_stage.dtype.itemsize + instances * tables_bytes
+    return limits.card_room(total, taken, instances, of_stage.graph_batch, processes)
 
 
 def _emulated_kv_room(args: dict, profile: emulation.Profile) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 import queue
 import threading
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness import wire
+from harness.vibevoice.failures import StageEnded
 from harness.vibevoice.frame_step import Frames, FrameStep, PromptPart, Row
 
 SENDERS = 2  # threads: a response waits for the server's process, and not for the interpreter
@@ -126,9 +128,8 @@ class Speech:
                     with contextlib.suppress(InvalidStateError):
                         self.done.set_result(None)
 
-    def stop(self, error: Exception) -> None:
-        """End it where it has not ended; when this returns, nothing more of it is sent."""
-        self.fail(error)
+    def wait_sent(self) -> None:
+        """Until no sender is at a chunk of it; after its end, nothing more of it is sent then."""
         with self._sending:
             return
 
@@ -140,6 +141,10 @@ class Speech:
     @property
     def over(self) -> bool:
         return self.done.done()
+
+
+def _ended() -> StageEnded:
+    return StageEnded(f"{wire.ENGINE} ended while it served this session, and is being started again; ask again")
 
 
 def noise_rows(seed: int, skipped: int = 0) -> Iterator[np.ndarray]:
@@ -176,31 +181,41 @@ class Engine:
         step: FrameStep,
         max_batch: int,
         broken: Callable[[Exception], None] = lambda error: None,
+        prepare: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """``broken`` is called when the loop has ended by an error of its own."""
+        """``prepare`` is called in the loop's thread first, ``broken`` when it has ended by an error of its own."""
         self.step, self.max_batch, self.clock, self.counts = step, max_batch, clock, Counts()
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._reading: deque[Speech] = deque()
         self._speaking: dict[int, Speech] = {}
+        self._open: set[Speech] = set()  # submitted, and not taken out yet
         self._senders = Senders(SENDERS)
-        self._broken, self._over = broken, False
+        self._prepare, self._broken = prepare, broken
+        self._over, self._ended, self._calling = False, False, threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def call(self, function: Callable, *arguments) -> Future:
         """Call a function of the step between two steps; its answer, or what it raises, is in the future."""
         answer: Future = Future()
-        self._commands.put((answer, function, arguments))
+        with self._calling:
+            if self._ended:
+                answer.set_exception(_ended())
+            else:
+                self._commands.put((answer, function, arguments))
         return answer
 
     def submit(self, speech: Speech) -> None:
         """Let a session read its prompt and speak."""
         self.call(self._add, speech)
 
-    def end(self, speech: Speech) -> Future:
-        """Take a session out, wherever it is; the future holds its convolution state [values]."""
-        return self.call(self._remove, speech)
+    def end(self, speech: Speech, keep: bool = False) -> Future:
+        """Take a session out, wherever it is; the future holds its convolution state [values] if it is to be kept.
+
+        A sender may still be at a chunk of it: see ``Speech.wait_sent``.
+        """
+        return self.call(self._remove, speech, keep)
 
     def close(self) -> None:
         """End the loop and the senders; sessions that are open are told."""
@@ -209,15 +224,24 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
-        error: Exception = ConnectionError("the engine was closed")
+        error = None
         try:
+            self._prepare()
             self._loop()
         except Exception as found:
             error = found
-            self._broken(found)
-        for speech in [*self._reading, *self._speaking.values()]:
-            speech.fail(error)
+        with self._calling:
+            self._ended = True
+        for speech in self._open:
+            speech.fail(_ended())
+        with contextlib.suppress(queue.Empty):
+            while True:
+                answer, *_ = self._commands.get(block=False)
+                if answer.set_running_or_notify_cancel():
+                    answer.set_exception(_ended())
         self._senders.close()
+        if error:
+            self._broken(error)
 
     def _loop(self) -> None:
         behind: Launched | None = None
@@ -230,7 +254,7 @@ class Engine:
             elif not launched and self._speaking and not self._reading:
                 time.sleep(WAIT_S)  # all are ahead of what can be sent
             behind = launched
-            if behind and not self.step.behind:
+            if behind and behind[1].ready:
                 self._emit(*behind)
                 behind = None
 
@@ -242,19 +266,23 @@ class Engine:
             except queue.Empty:
                 return
             idle = False
+            if not answer.set_running_or_notify_cancel():
+                continue
             try:
                 answer.set_result(function(*arguments))
             except Exception as error:
                 answer.set_exception(error)
+                self._must_go_on(error)
 
     def _add(self, speech: Speech) -> None:
         speech.began_s = self.clock()
+        self._open.add(speech)
         self._reading.append(speech)
 
-    def _remove(self, speech: Speech) -> np.ndarray:
-        self._drop(speech, ConnectionError("the session was ended"))
-        speech.stop(ConnectionError("the session was ended"))
-        return self.step.close(speech.session, speech.keep)
+    def _remove(self, speech: Speech, keep: bool) -> np.ndarray:
+        self._open.discard(speech)
+        self._drop(speech, _ended())
+        return self.step.close(speech.session, keep)
 
     def _read(self) -> None:
         """Read a part of the prompts, by turns; sessions that have read theirs, and their past, begin to speak."""
@@ -263,6 +291,7 @@ class Engine:
         replaying = next((speech for speech in self._reading if speech.past and not speech.prompt), None)
         if replaying:
             self._together([replaying], self.step.replay, replaying.session, *replaying.past.popleft())
+            self._to_the_end([replaying])
         for speech in [each for each in self._reading if not (each.prompt or each.past)]:
             self._reading.remove(speech)
             if not speech.over:
@@ -276,10 +305,15 @@ class Engine:
             if turn and room < 0:
                 break
             turn.append((speech, speech.prompt.popleft()))
-        for speech, _ in turn:  # the next turn begins behind them
-            self._reading.remove(speech)
-            self._reading.append(speech)
+        self._to_the_end([speech for speech, _ in turn])
         return turn
+
+    def _to_the_end(self, sessions: Sequence[Speech]) -> None:
+        """The next turn begins behind these."""
+        for speech in sessions:
+            if speech in self._reading:
+                self._reading.remove(speech)
+                self._reading.append(speech)
 
     def _read_parts(self, parts: Sequence[PromptPart]) -> None:
         self.step.read(parts)
@@ -304,9 +338,19 @@ class Engine:
 
     def _next(self) -> Iterable[Speech]:
         speaking = [speech for speech in self._speaking.values() if not (speech.over or speech.is_ahead)]
+        speaking = self._of_few_groups(speaking)
         if len(speaking) <= self.max_batch:
             return speaking
         return heapq.nsmallest(self.max_batch, speaking, key=Speech.due_s)
+
+    def _of_few_groups(self, speaking: list[Speech]) -> list[Speech]:
+        """Sessions of the usual number of denoising steps, and of so many other numbers as a step takes at once."""
+        due_s: dict[int, float] = {}
+        for speech in speaking:
+            if speech.steps != wire.DEFAULT_DIFFUSION_STEPS:
+                due_s[speech.steps] = min(due_s.get(speech.steps, math.inf), speech.due_s())
+        left = sorted(due_s, key=due_s.__getitem__)[self.step.odd_groups :]
+        return [speech for speech in speaking if speech.steps not in left]
 
     def _emit(self, batch: Sequence[tuple[Speech, bool]], frames: Frames, began_ns: int) -> None:
         audio, latent, semantic = frames.values()
@@ -314,8 +358,8 @@ class Engine:
         for i, ((speech, last), token) in enumerate(zip(batch, frames.tokens, strict=True)):
             spoke = token == wire.TOKEN_SPEECH_FRAME
             if spoke and speech.keep:
-                speech.fed.append((latent[i], semantic[i]))
-            if speech.put(audio[i] if spoke else None, last):
+                speech.fed.append((latent[i].copy(), semantic[i].copy()))  # a row alone would keep the whole step's
+            if speech.put(audio[i].copy() if spoke else None, last):
                 self._senders.tell(speech)
 
     def _together(self, sessions: Sequence[Speech], function: Callable, *arguments):
@@ -328,8 +372,14 @@ class Engine:
         except Exception as error:
             for speech in sessions:
                 self._drop(speech, error)
+            self._must_go_on(error)
             return None
         return True if answer is None else answer
+
+    def _must_go_on(self, error: Exception) -> None:
+        """Raise an error after which the device does nothing more."""
+        if self.step.is_broken_by(error):
+            raise error
 
     def _drop(self, speech: Speech, error: Exception) -> None:
         self._speaking.pop(speech.session, None)

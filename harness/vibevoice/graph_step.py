@@ -22,6 +22,7 @@ from harness.vibevoice.diffusion import DiffusionStage
 from harness.vibevoice.frame_step import Frames, Opening, PromptPart, Row
 from harness.vibevoice.llm import LLMStage
 from harness.vibevoice.presets import Weights
+from harness.vibevoice.process import DEVICE_ERRORS
 from harness.vibevoice.sessions import NoRoom
 from harness.vibevoice.towers import TableTower, Tower
 
@@ -35,6 +36,15 @@ _FACTS, _NUMBERS = (
 )  # of a row: read, write, token id, token to say, two caches; noise, guidance
 _ANSWERS = (wire.SAMPLES_PER_FRAME, wire.LATENT_SIZE, wire.SEMANTIC_SIZE, 1)  # audio, latent, semantic, token
 _MODEL_SAYS = -1
+
+
+def table_bytes(weights: Weights, sessions: int) -> int:
+    """What the tables of so many sessions take on the device."""
+    shapes = copy.copy(weights)
+    shapes.device, shapes.checkpoint = torch.device("meta"), None
+    towers = Tower(shapes.acoustic_decoder()), Tower(shapes.semantic_encoder())
+    values = sum(tower.state_size for tower in towers)
+    return (2 * sessions + 2) * (values * weights.dtype.itemsize + 4 * (wire.LATENT_SIZE + wire.SEMANTIC_SIZE))
 
 
 @dataclass
@@ -61,6 +71,7 @@ class _Launched:
     ended: torch.cuda.Event | None
     order: list[int]  # row of the answers for each row that was asked for
     tokens: list[int] = field(default_factory=list)
+    ready: bool = False
     took_ns: int = 0
 
     def values(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -79,7 +90,7 @@ class _Launched:
 class GraphStep:
     """See ``frame_step.FrameStep``. ``sessions``: how many slots there are. On a CPU nothing is recorded."""
 
-    behind = 1
+    odd_groups = 1  # each runs by itself and is not recorded
     prompt_tokens = PROMPT_ROWS[-1]
 
     def __init__(self, weights: Weights, kv_limit_bytes: int, sessions: int):
@@ -125,13 +136,14 @@ class GraphStep:
             )
         self.llm.open(session, opening.prompt_tokens, opening.frames, opening.start_frame, opening.forced, opening.say)
         slot = self._slots[session] = _Slot(self._free.pop())
-        for table, values in (
-            (self.states, opening.state),
-            (self.latents, opening.latent),
-            (self.semantics, opening.semantic),
-        ):
-            row = table[slot.rows[0]]
-            row.zero_() if values is None else row.copy_(torch.from_numpy(np.array(values)))
+        tables = (self.states, opening.state), (self.latents, opening.latent), (self.semantics, opening.semantic)
+        try:
+            for table, values in tables:
+                row = table[slot.rows[0]]
+                row.zero_() if values is None else row.copy_(torch.from_numpy(np.array(values)))
+        except Exception:
+            self.close(session)
+            raise
 
     def close(self, session: int, keep: bool = False) -> np.ndarray:
         self.llm.close(session)
@@ -141,12 +153,18 @@ class GraphStep:
         self._free.append(slot.number)  # what still runs on the device comes before what a new session asks of it
         return self.states[slot.rows[0]].float().cpu().numpy() if keep else np.empty(0, np.float32)
 
+    def is_broken_by(self, error: Exception) -> bool:
+        return isinstance(error, DEVICE_ERRORS)
+
     def check(self, session: int) -> None:
         self.llm.check_step(session)
 
     def replay(self, session: int, tokens: np.ndarray, latent: np.ndarray, semantic: np.ndarray) -> None:
+        self._note_read()
+        began = _event(self.device)
         given = torch.from_numpy(latent).to(self.device), torch.from_numpy(semantic).to(self.device)
         self.llm.replay(session, tokens.tolist(), *given)
+        self._reading.append((began, _event(self.device)))
 
     @torch.inference_mode()
     def launch(self, rows: Sequence[Row]) -> Frames:
@@ -154,8 +172,9 @@ class GraphStep:
         self._answers.reverse()
         sessions = [self.llm.sessions.get(row.session) for row in rows]
         says = [self.llm.told(session) for session in sessions]
+        self._note_read()
         facts, numbers = self._asked.begin()
-        began = _event(self.device)
+        began = None
         order, start = [0] * len(rows), 0
         for steps in sorted({row.steps for row in rows}):
             group = [i for i, row in enumerate(rows) if row.steps == steps]
@@ -164,9 +183,11 @@ class GraphStep:
                 facts[place] = self._facts(rows[i].session, sessions[i], says[i])
                 numbers[place, :-1], numbers[place, -1] = rows[i].noise, rows[i].guidance
             lengths = [length for i in group for length in sessions[i].lengths]
+            began = began or _event(self.device)
             start = self._batch(facts, start, len(group), ragged.parts_of(lengths), steps)
         launched = _Launched(self._answers[0], began, _event(self.device), order)
-        launched.tokens = [int(token) for token in launched.answers()[:, -1]] if None in says else says
+        launched.ready = None in says  # what the next step is fed follows from what the model says in this one
+        launched.tokens = [int(token) for token in launched.answers()[:, -1]] if launched.ready else says
         self.llm.advance(sessions, launched.tokens)
         for row, token in zip(rows, launched.tokens, strict=True):
             if token == wire.TOKEN_SPEECH_FRAME:
@@ -227,11 +248,11 @@ class GraphStep:
         """Read parts of prompts: in one launch those of short contexts, by themselves the others."""
         self._note_read()
         began = _event(self.device)
-        short = [part for part in parts if self._reach(part) <= PROMPT_PARTS[-1]]
-        if short:
-            self._read_rows(short)
-        for part in parts:
-            if part not in short:
+        is_short = [self._reach(part) <= PROMPT_PARTS[-1] for part in parts]
+        if any(is_short):
+            self._read_rows([part for part, short in zip(parts, is_short, strict=True) if short])
+        for part, short in zip(parts, is_short, strict=True):
+            if not short:
                 ids = torch.tensor(part.token_ids, dtype=torch.int32)
                 self.llm.prefill(part.session, ids, torch.from_numpy(part.voice_frames))
         self._reading.append((began, _event(self.device)))

@@ -40,7 +40,10 @@ class StepMetrics:
 
         def run() -> None:
             while not over.wait(EVERY_S):
-                self.update()
+                try:
+                    self.update()
+                except Exception as error:  # the next update tells what this one could not
+                    print(f"the steps of the engine could not be counted: {error}", flush=True)
 
         thread = threading.Thread(target=run, daemon=True, name="step metrics")
         thread.start()
