@@ -19,7 +19,7 @@ from rich.table import Table
 
 from harness import wire
 from harness.errors import HarnessError, InputError
-from harness.records import Outcome, Request, StageStatistics
+from harness.records import Outcome, Request, Result, StageStatistics
 from harness.triton.server import TritonServer, serving
 from harness.triton.statistics import StatisticsReader, difference
 
@@ -153,6 +153,12 @@ def request(name: str, frames: int, script: str = "Speaker 1: Hello there.", voi
     return Request(name, "benchmark", script, tuple(voices), frames, due_ns=time.monotonic_ns(), **more)
 
 
+def frame_ms(result: Result) -> float:
+    """Mean milliseconds between two frames of a stream, however many came in a response."""
+    received, samples = result.chunks.received_ns, result.chunks.samples
+    return float((received[-1] - received[0]) / 1e6 * wire.SAMPLES_PER_FRAME / max(1, samples[1:].sum()))
+
+
 def leave_after(frames: int) -> Callable:
     """An ``on_chunk`` for ``SpeechClient.open``: the client leaves when so many frames have come; 0 = it stays."""
     heard = 0
@@ -173,7 +179,7 @@ def processes(server: TritonServer) -> dict[str, list[psutil.Process]]:
     for one in main.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             command = " ".join(one.cmdline())
-            model = next((name for name in wire.MODELS if f"/{name}/" in command), None)
+            model = next((name for name in server.deployment.models if f"/{name}/" in command), None)
             if model:
                 found.setdefault(model, []).append(one)
     return found

@@ -1,20 +1,25 @@
 """What the compiler makes of the kernels for GPUs, for each architecture, type and model: needs no GPU.
 
-Steps of the server's own code run as they would on a GPU, up to the launch: over layers, contexts and batches.
+Steps of the server's own code run as they would on a GPU, up to the launch: of the backbone and the head over layers,
+contexts and batches, of the vocoder's towers over layers of every size.
 
-variants        compiled kernels that all steps of a model need, as many as KERNELS has; more would compile in traffic
+variants        compiled kernels that all steps of a model need, as many as KERNELS has; more would compile in traffic.
+                The towers have one for each size of a layer
 registers       of a thread, at most 255
 shared KiB      shared memory of a block: an sm_89 has 99 KiB
 spills          bytes of a thread that did not fit in registers and lie in memory, without the arrays of its code
 wide, cp.async  loads of 16 bytes, into registers and straight into shared memory
-narrow          loads of less than 4 bytes, and of less than 16 straight into shared memory: must be 0
-32-bit          products of indices in 32 bits, which would overflow in a large cache: must be 0
+narrow          loads of less than 4 bytes, and of less than 16 straight into shared memory: must be 0 in steps;
+                the towers read their states so
+32-bit          products of indices in 32 bits, which would overflow in a large cache: must be 0 in steps; the
+                towers have small ones, of taps
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -33,6 +38,7 @@ from harness.vibevoice.backbone import Backbone, NoCache
 from harness.vibevoice.configuration import preset_config
 from harness.vibevoice.diffusion import DiffusionStage
 from harness.vibevoice.presets import Weights
+from harness.vibevoice.towers import Tower
 
 ARCHITECTURES = {"sm_80": 80, "sm_89": 89, "sm_90": 90}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -42,6 +48,9 @@ KERNELS = {  # by module: the variants of each that a model needs
     "fused_rows": {"_add_norm": 1, "_angles": 1, "_turn": 1, "_gate": 2, "_modulate": 3, "_solve": 1},
 }
 VARIANTS = {kernel: count for kernels in KERNELS.values() for kernel, count in kernels.items()}
+TOWER_KERNELS = "_block", "_mix", "_narrow", "_windows"
+STEPS, TOWERS = "steps", "towers"
+SHARED_BYTES = 99 << 10  # that a block may take on every architecture
 MUST_BE_0 = "spills", "narrow_loads", "products_of_32_bits"
 LAYERS = range(28)
 LENGTHS = [[0], [1], [7] * 16, [15, 16, 17], [511, 512, 513], [1500] * 33, [*[400] * 63, 8000], [3, 106_000]]
@@ -107,9 +116,9 @@ class Compiler:
         import triton  # not above: tests load this file for its options, and import triton in their own way
         from triton.runtime.jit import JITFunction
 
-        from harness.vibevoice import fused_rows, ragged
+        from harness.vibevoice import fused_rows, fused_towers, ragged
 
-        self.modules = {"ragged": ragged, "fused_rows": fused_rows}
+        self.modules = {"ragged": ragged, "fused_rows": fused_rows, TOWERS: fused_towers}
         self.triton, self.devices = triton, 0
         launch = JITFunction.run
         JITFunction.run = lambda kernel, *values, **more: launch(kernel, *values, **{**more, "warmup": True})
@@ -117,9 +126,7 @@ class Compiler:
     def facts(self, arch: str, dtype: str, preset: str) -> Iterator[Compiled]:
         """Each kernel as the steps of one model need it on one architecture."""
         ragged, shape = self.modules["ragged"], _shape(preset)
-        self.devices += 1  # Triton keeps what it has compiled by device
-        target = self.triton.backends.compiler.GPUTarget("cuda", ARCHITECTURES[arch], 32)
-        self.triton.runtime.driver.set_active(_NoGPU(self.devices, target))
+        self._aim(arch)
         began = time.perf_counter()
         ragged.prepare(shape.heads, shape.kv_heads, shape.size, DTYPES[dtype], torch.device("cpu"))
         seconds = time.perf_counter() - began
@@ -128,10 +135,7 @@ class Compiler:
         self._rows(preset, dtype)
         for module, kernels in KERNELS.items():
             for kernel in kernels:
-                variants = list(getattr(self.modules[module], kernel).device_caches[self.devices][0].values())
-                facts = arch, dtype, Path(preset).name, kernel, len(variants)
-                for variant in variants:
-                    yield Compiled(*facts, compile_s=seconds, **_measured(variant))
+                yield from self._compiled(module, kernel, arch, dtype, Path(preset).name, seconds)
 
     @torch.inference_mode()
     def _rows(self, preset: str, dtype: str) -> None:
@@ -148,6 +152,34 @@ class Compiler:
             given = [torch.empty(rows, *each.sizes, device="meta") for each in head.graph_inputs()]
             head._graphed(*given, wire.DEFAULT_DIFFUSION_STEPS)
 
+    def towers(self, arch: str, dtype: str, preset: str) -> Iterator[Compiled]:
+        """Each kernel as the vocoder's towers of one model need it on one architecture: a step of one session."""
+        self._aim(arch)
+        weights = _Zeros(_shallow(preset, os.environ["TRITON_CACHE_DIR"]), dtype=dtype, plain=True)
+        plain = Tower(weights.acoustic_decoder()), Tower(weights.semantic_encoder())
+        inputs = torch.empty(1, 1, wire.LATENT_SIZE), torch.empty(1, wire.SAMPLES_PER_FRAME, 1)
+        rows, began = torch.zeros(1, dtype=torch.long), time.perf_counter()
+        with torch.inference_mode():
+            for tower, given in zip(plain, inputs, strict=True):
+                states = torch.empty(2, tower.state_size, dtype=weights.dtype)
+                self.modules[TOWERS].FusedTower(tower)(given.to(weights.dtype), states, rows, rows)
+        seconds = time.perf_counter() - began
+        for kernel in TOWER_KERNELS:
+            yield from self._compiled(TOWERS, kernel, arch, dtype, Path(preset).name, seconds)
+
+    def _aim(self, arch: str) -> None:
+        """What is started from here on is compiled for this architecture."""
+        self.devices += 1  # Triton keeps what it has compiled by device
+        target = self.triton.backends.compiler.GPUTarget("cuda", ARCHITECTURES[arch], 32)
+        self.triton.runtime.driver.set_active(_NoGPU(self.devices, target))
+
+    def _compiled(
+        self, module: str, kernel: str, arch: str, dtype: str, name: str, seconds: float
+    ) -> Iterator[Compiled]:
+        variants = list(getattr(self.modules[module], kernel).device_caches[self.devices][0].values())
+        for variant in variants:
+            yield Compiled(arch, dtype, name, kernel, len(variants), compile_s=seconds, **_measured(variant))
+
     def _step(self, shape: Shape, dtype: torch.dtype, lengths: list[int]) -> None:
         """One step of sequences of these lengths, with queries, keys and values as the backbone leaves them."""
         caches = [torch.empty(1, 2, shape.kv_heads, length + 9, shape.size, dtype=dtype) for length in lengths]
@@ -157,6 +189,22 @@ class Compiler:
         step = self.modules["ragged"].RaggedStep.of(caches, lengths)
         for layer in LAYERS:
             step.attend(layer, query, key, made[:, -shape.kv_heads :])
+
+
+class _Zeros(Weights):
+    """Weights of zeros, which take no time to draw."""
+
+    def _values(self, name: str, shape) -> torch.Tensor:
+        return torch.zeros(shape)
+
+
+def _shallow(preset: str, folder: str) -> str:
+    """A file of sizes that has one block where the preset has several of one size. Raises InputError."""
+    towers = preset_config(preset).audio_config
+    sizes = {"num_filters": towers.num_filters, "depths": [min(1, depth) for depth in towers.depths]}
+    file = Path(folder) / "shallow.json"
+    file.write_text(json.dumps(sizes))
+    return str(file)
 
 
 def _measured(variant) -> dict[str, int]:
@@ -214,6 +262,12 @@ def main(arguments: Sequence[str]) -> int | None:
         "--dtype", type=common.several(_one_of(DTYPES)), default=["bfloat16", "float16"], help="also float32"
     )
     parser.add_argument("--preset", type=common.several(str), default=["1.5b", "7b"], help="also .json files of sizes")
+    parser.add_argument(
+        "--of",
+        choices=(STEPS, TOWERS),
+        default=STEPS,
+        help="kernels of a frame step, or of the vocoder's towers (default: steps)",
+    )
     options = parser.parse_args(arguments)
     if options.quick:
         options.arch, options.dtype, options.preset = options.arch[-1:], options.dtype[:1], options.preset[:1]
@@ -227,13 +281,24 @@ def main(arguments: Sequence[str]) -> int | None:
             for arch in options.arch
             for dtype in options.dtype
             for preset in options.preset
-            for row in compiler.facts(arch, dtype, preset)
+            for row in _rows(compiler, options.of, arch, dtype, preset)
         ]
     figures = _figures(rows)
-    common.finish(_table(rows), figures)
+    common.finish(_table(options.of, rows), figures)
+    return None if _right(options.of, rows, figures) else common.EXIT_FAILED
+
+
+def _rows(compiler: Compiler, of: str, arch: str, dtype: str, preset: str) -> Iterator[Compiled]:
+    if of == TOWERS:
+        return compiler.towers(arch, dtype, preset)
+    return compiler.facts(arch, dtype, preset)
+
+
+def _right(of: str, rows: list[Compiled], figures: dict) -> bool:
+    if of == TOWERS:
+        return not figures["spills"] and figures["shared_bytes"] <= SHARED_BYTES
     as_many = all(row.variants == VARIANTS[row.kernel] for row in rows)
-    right = as_many and not any(figures[name] for name in MUST_BE_0)
-    return None if right else common.EXIT_FAILED
+    return as_many and not any(figures[name] for name in MUST_BE_0)
 
 
 def _figures(rows: list[Compiled]) -> dict:
@@ -247,9 +312,9 @@ def _figures(rows: list[Compiled]) -> dict:
     }
 
 
-def _table(rows: list[Compiled]):
+def _table(of: str, rows: list[Compiled]):
     columns = "shared KiB", "spills", "wide", "cp.async", "narrow", "32-bit", "compile s"
-    shown = common.table("Kernels", "kernel", "arch", "dtype", "model", "variants", "registers", *columns)
+    shown = common.table(f"Kernels of {of}", "kernel", "arch", "dtype", "model", "variants", "registers", *columns)
     for row in rows:
         facts = row.spills, row.wide_loads, row.async_copies, row.narrow_loads, row.products_of_32_bits
         what = row.kernel, row.arch, row.dtype, row.shape, row.variants, row.registers, f"{row.shared_bytes / 1024:.1f}"

@@ -44,6 +44,11 @@ app = typer.Typer(
 RunFolder = Annotated[Path, typer.Option("--run", help="A folder under results/.")]
 Results = Annotated[Path, typer.Option("--results", help="Where runs are kept.")]
 Preset = Annotated[str, typer.Option(help="tiny, 1.5b, 7b, or a .json file of sizes.")]
+_TOPOLOGY = (
+    "staged (each stage a Triton model, joined by an ensemble) or fused (all stages in one process, sessions stepped "
+    "together)"
+)
+PlanTopology = Annotated[str, typer.Option("--topology", help=f"In place of the plan's: {_TOPOLOGY}.")]
 _MEASURED = "A running Triton (HOST:PORT), neither started nor stopped; several: a trial at a time on each."
 Ray = Annotated[
     str, typer.Option("--ray", help="A Ray cluster (auto, or its address): a trial at a time on each of its GPU hosts.")
@@ -122,6 +127,7 @@ def signoff(
     plan: Annotated[Path | None, typer.Argument(help="The PLAN.yaml to sign off, or quick.")] = None,
     results: Results = Path("results"),
     ray: Ray = "",
+    topology: PlanTopology = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew; set an earlier run aside.")] = False,
     go_on: Annotated[
         bool, typer.Option("--go-on", help="Measure what the budget of a finished run left out; seal it anew.")
@@ -160,8 +166,8 @@ def signoff(
         check_private_key(sign)  # before half an hour of measurements
     plan, url = plan_file(plan), _measured(servers, ray)
     if fresh:
-        _set_aside(plan, results, url, ray)
-    work = SignOff(plan, results, url=url or None, ray=ray or None)
+        _set_aside(plan, results, url, ray, topology)
+    work = SignOff(plan, results, url=url or None, ray=ray or None, topology=topology)
     with Show() as show:
         content = work.execute(show, go_on=go_on)
     print_plan(content)
@@ -179,6 +185,7 @@ def sweep(
     plan: Annotated[Path, typer.Argument(help="The PLAN.yaml whose space is walked.")],
     results: Results = Path("results"),
     ray: Ray = "",
+    topology: PlanTopology = "",
     servers: Servers | None = None,
 ) -> None:
     """Only the ladders of the plan's space: which deployment is best, which knob mattered; `signoff` goes on with it.
@@ -190,7 +197,7 @@ def sweep(
     from harness.report.sweep_page import best_in_words
     from harness.signoff import SignOff
 
-    work = SignOff(plan_file(plan), results, url=_measured(servers, ray) or None, ray=ray or None)
+    work = SignOff(plan_file(plan), results, url=_measured(servers, ray) or None, ray=ray or None, topology=topology)
     with Show() as show:
         work.execute(show, ladders_only=True)
     path = work.run.path / SWEEP_NAME
@@ -303,7 +310,10 @@ def report(
         _say_aside(words, "yellow")
 
 
-@app.command(epilog="Example: `harness serve --knob diffusion_decoder.delay_us=2000`")
+@app.command(
+    epilog="Examples: `harness serve --knob diffusion_decoder.delay_us=2000`, "
+    "`harness serve --topology fused --knob engine.max_batch=16`"
+)
 def serve(
     preset: Preset = "tiny",
     port: Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0 = any free one.")] = 0,
@@ -311,7 +321,11 @@ def serve(
     voices: Annotated[
         str, typer.Option(help="A folder of voices (WAV, FLAC, MP3, …), numbered by name; left out = four made voices.")
     ] = "",
-    knob: Annotated[list[str], typer.Option("--knob", help="<stage>.<knob>=<value>; may be repeated.")] = [],  # noqa: B006
+    topology: Annotated[str, typer.Option(help=f"{_TOPOLOGY[0].upper()}{_TOPOLOGY[1:]}.")] = wire.STAGED,
+    knob: Annotated[
+        list[str],
+        typer.Option("--knob", help="<stage>.<knob>=<value>, of the fused topology engine.<knob>; may be repeated."),
+    ] = [],  # noqa: B006
     parameter: Annotated[
         list[str], typer.Option("--parameter", help="<model>.<parameter>=<value> of a config.pbtxt; may be repeated.")
     ] = [],  # noqa: B006
@@ -323,13 +337,14 @@ def serve(
         int, typer.Option(help="GPUs of this server, real or emulated; each gets an instance of every stage.")
     ] = 1,
 ) -> None:
-    """Deploy the ensemble on a local Triton, in the foreground; Ctrl-C stops it cleanly."""
+    """Deploy the ensemble, or the fused engine, on a local Triton, in the foreground; Ctrl-C stops it cleanly."""
     from harness.triton.config import Deployment
     from harness.triton.server import TritonServer
 
     deployment = Deployment(
         preset, checkpoint, voices, knobs=dict(_knob(each) for each in knob),
         parameters=dict(_parameter(each) for each in parameter), emulate=emulate, gpus=gpus, device=device,
+        topology=topology,
     )  # fmt: skip
     deployment.check()
     for note in _heard(deployment.voices):
@@ -338,7 +353,8 @@ def serve(
     try:
         with out.status(f"starting Triton with preset {preset} …"):
             server.start()
-        out.print(f"serving preset {preset} at [bold]{server.url}[/] (gRPC), metrics at {server.metrics_url}")
+        how = "" if topology == wire.STAGED else f", {topology},"
+        out.print(f"serving preset {preset}{how} at [bold]{server.url}[/] (gRPC), metrics at {server.metrics_url}")
         if emulate:
             out.print(f"[yellow]emulated[/]: {gpus} x the times of {emulate}; the audio is silent", soft_wrap=True)
         out.print(f"drive it with: locust -f {_shown(SCENARIOS / 'podcast.py')}; Ctrl-C stops it", soft_wrap=True)
@@ -540,12 +556,13 @@ def _checked(folder: Path, trust: Path | None = None) -> int:
     return EXIT_CODES["inconclusive" if problems else found.verdict]
 
 
-def _set_aside(plan_path: Path, results: Path, url: str, ray: str) -> None:
+def _set_aside(plan_path: Path, results: Path, url: str, ray: str, topology: str) -> None:
     from harness import runs
-    from harness.spec import load_plan
+    from harness.spec import deployed_as, load_plan
     from harness.store import Run
 
-    path = results / runs.run_id_of(plan_path, load_plan(plan_path), url or None, ray or None)
+    spec = deployed_as(load_plan(plan_path), topology)
+    path = results / runs.run_id_of(plan_path, spec, url or None, ray or None)
     if not Run.is_run(path):
         return
     run = Run.open(path)

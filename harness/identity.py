@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 from harness import wire
@@ -28,8 +28,8 @@ class StageIdentity:
     preset: str = ""
     weights: str = ""  # the checkpoint folder, or "random, seed 0"
     graphs: int = 0  # the largest batch whose step is one CUDA graph
-    kv_limit_bytes: int = 0  # of the LLM stage
-    kv_bytes_per_token: int = 0  # of the LLM stage
+    kv_limit_bytes: int = 0  # of the LLM stage, or of the fused engine
+    kv_bytes_per_token: int = 0  # of the same
     code: str = ""  # the folder that holds the package that it runs
     code_digest: str = ""  # of that package's sources
     commit: str = ""
@@ -97,6 +97,17 @@ def _of_one_kind(name: str, found: Sequence[StageIdentity], expected: str | None
         yield f"the stages differ in {name}: {told} ({fix})"
 
 
+def computes_frames(model: str) -> bool:
+    """Whether a process of this model that has weights computes on the frame path: the entry has some where it is the
+    fused engine."""
+    return model in (*wire.STAGES, wire.ENTRY)
+
+
+def topology_of(stages: Iterable[StageIdentity]) -> str:
+    """How a server is deployed, by what its processes say."""
+    return wire.FUSED if any(each.model == wire.ENTRY and each.preset for each in stages) else wire.STAGED
+
+
 def _on_gpus(model: str, uuids: set[str], expected: int) -> Iterator[str]:
-    if model in wire.STAGES and len(uuids) != expected:
+    if computes_frames(model) and len(uuids) != expected:
         yield f"{model} runs on {len(uuids)} of {expected} GPUs (give its instance_group all of them)"

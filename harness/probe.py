@@ -13,7 +13,7 @@ from harness import nvml
 from harness.errors import ServerError
 from harness.records import GpuSample, ServerSample
 from harness.targets import Target
-from harness.triton.statistics import StatisticsReader, prometheus
+from harness.triton.statistics import StatisticsReader, engine_stage, prometheus
 
 # Share of the time in use, bytes in use, watts: of Triton's metrics, with the GPU's UUID as their label.
 _OF_GPU = ("nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_power_usage")
@@ -64,11 +64,11 @@ class Probe:
         except ServerError:
             self.missed += 1
             return
-        metrics = prometheus(self._metrics_url) if self._metrics_url else {}
+        metrics, engine = engine_stage(prometheus(self._metrics_url) if self._metrics_url else {})
         self.samples.append(
             ServerSample(
                 at_ns=time.monotonic_ns(),
-                stages=stages,
+                stages=(*stages, engine) if engine else stages,
                 cpu_percent=psutil.cpu_percent(),
                 memory_bytes=tree_memory_bytes(self._pid) if self._pid else 0,
                 gpus=nvml.load() if self._pid else gpus_of(metrics),

@@ -154,6 +154,7 @@ class Trial:
     over_saturated: bool = False
     reader_lag_p99_s: float | None = None  # how late the stream readers' own timers ran
     target: str = ""  # host:port that it ran on, where a plan is measured on several servers
+    topology: str = wire.STAGED  # how the frame path was deployed
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +178,4 @@ class RunManifest:
     sealed: bool = False  # its answer was signed: signoff.json must be there
     profiles: dict = field(default_factory=dict)  # of other types of device, by type, as they were when it began
     stages: tuple[dict, ...] = ()  # what the processes of the servers said of themselves: identity.StageIdentity
+    topologies: tuple[str, ...] = (wire.STAGED,)  # that the plan deploys

@@ -23,12 +23,14 @@ from harness.capacity.plan import Terms, headline_target, make_plan, pools_of
 from harness.capacity.pools import Pools
 from harness.capacity.predict import predict_open_run
 from harness.errors import HarnessError, InconclusiveError, InputError
-from harness.identity import AUTO, CPU, GPU, StageIdentity
+from harness.identity import AUTO, CPU, GPU, StageIdentity, computes_frames
+from harness.identity import topology_of as topology_told
 from harness.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
 from harness.provenance import commit, host_facts, versions
 from harness.records import RunManifest
 from harness.spec import PlanSpec, ProfileSpec
 from harness.store import Run, read_profile
+from harness.topology import KV_MODELS, TOPOLOGY
 from harness.triton.config import Deployment
 
 _ELSEWHERE = "the Triton at ", "Triton of "  # a device of these names was deployed by somebody else
@@ -44,6 +46,7 @@ def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
         raise InputError("emulate and parameters are of a server that the harness starts: leave them or --url out")
     profile = str(spec.profile_path() or "")
     where = {"emulate": profile, "gpus": spec.gpus, "device": spec.device, "dtype": spec.dtype}
+    where["topology"] = spec.topologies[0]
     return Deployment(preset=spec.preset, parameters=parameters, **{**where, **more})
 
 
@@ -56,9 +59,11 @@ def base_of(run: Run) -> Deployment:
 def record_stages(run: Run, servers: Mapping[str, Sequence[StageIdentity]]) -> None:
     """Keep what the processes of each server say that they run on, and name the device by it.
 
-    Raises InputError where servers differ in that, or the run's trials were measured on something else.
+    Of each topology that the run deploys, its stages are kept. Raises InputError where servers of one topology differ
+    in that, or the run's trials were measured on something else.
     """
-    first, *rest = (*servers.values(), *stages_by_server(run.manifest).values())
+    topology = topology_told(next(iter(servers.values())))
+    first, *rest = (*servers.values(), *stages_by_server(run.manifest, topology).values())
     alike = _computing(first), len(_cards(first))
     if others := [told for told in rest if (_computing(told), len(_cards(told))) != alike]:
         raise InputError(
@@ -67,16 +72,23 @@ def record_stages(run: Run, servers: Mapping[str, Sequence[StageIdentity]]) -> N
         )
     if run.manifest.finished_at:
         return  # it may be signed, with its manifest
-    told = tuple({"server": server, **each.content()} for server, stages in servers.items() for each in stages)
-    run.update_manifest(stages=told, device=_device_by(first, run.manifest))
+    others = tuple(each for each in run.manifest.stages if _topology_of(each) != topology)
+    mark = {TOPOLOGY: topology}
+    told = tuple({"server": server, **mark, **each.content()} for server, found in servers.items() for each in found)
+    run.update_manifest(stages=(*others, *told), device=_device_by(first, run.manifest))
 
 
-def stages_by_server(manifest: RunManifest) -> dict[str, list[StageIdentity]]:
-    """What the processes of each server of a run said that they run on; empty for an older run."""
-    servers: dict[str, list[StageIdentity]] = {}
-    for content in manifest.stages:
+def stages_by_server(manifest: RunManifest, topology: str | None = None) -> dict[str, list[StageIdentity]]:
+    """What the processes of each server of a run said that they run on, deployed so (None = the first topology);
+    empty for an older run."""
+    topology, servers = topology or manifest.topologies[0], {}
+    for content in [each for each in manifest.stages if _topology_of(each) == topology]:
         servers.setdefault(content["server"], []).append(StageIdentity.of(content))
     return servers
+
+
+def _topology_of(content: Mapping) -> str:
+    return content.get(TOPOLOGY, wire.STAGED)
 
 
 def _computing(stages: Iterable[StageIdentity]) -> set[tuple[str, ...]]:
@@ -85,7 +97,7 @@ def _computing(stages: Iterable[StageIdentity]) -> set[tuple[str, ...]]:
 
 def _cards(stages: Iterable[StageIdentity]) -> dict[str, str]:
     """The GPUs that the stages of the frame path run on: names by UUID."""
-    return {each.gpu_uuid: each.gpu for each in stages if each.kind == GPU and each.model in wire.STAGES}
+    return {each.gpu_uuid: each.gpu for each in stages if each.kind == GPU and computes_frames(each.model)}
 
 
 def _told(stages: Sequence[StageIdentity]) -> str:
@@ -123,19 +135,27 @@ def fit_of(run: Run) -> dict:
     """fit.json from a run's stored trials."""
     spec = spec_of(run)
     mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
-    unit, kv = unit_of(run.manifest), kv_room(run.manifest, spec)
+    unit, kv = unit_of(run.manifest), kv_rooms(run.manifest, spec)
     return fit_run(run.trials(), run.requests(), mix, promises, rng, unit, kv=kv, confidence=spec.confidence)
 
 
-def kv_room(manifest: RunManifest, spec: PlanSpec) -> KvRoom | None:
-    """Room for KV caches of one device, as its LLM stages say; None for an older run on a server elsewhere."""
-    stages = next(iter(stages_by_server(manifest).values()), ())
-    if told := [each for each in stages if each.model == wire.LLM and each.kv_limit_bytes]:
+def kv_rooms(manifest: RunManifest, spec: PlanSpec) -> dict[str, KvRoom | None]:
+    """Room for KV caches of one device, by topology of the plan."""
+    return {topology: kv_room(manifest, spec, topology) for topology in spec.topologies}
+
+
+def kv_room(manifest: RunManifest, spec: PlanSpec, topology: str | None = None) -> KvRoom | None:
+    """Room for KV caches of one device, as the processes that hold them say; None for an older run on a server
+    elsewhere."""
+    topology = topology or spec.topologies[0]
+    holder = KV_MODELS[topology]
+    stages = next(iter(stages_by_server(manifest, topology).values()), ())
+    if told := [each for each in stages if each.model == holder and each.kv_limit_bytes]:
         smallest = min(each.kv_limit_bytes for each in told)
         return KvRoom(float(smallest), told[0].kv_bytes_per_token, instances=len(told))
     if manifest.device.startswith(_ELSEWHERE):
         return None
-    limit_bytes = float(spec.parameters.get(f"{wire.LLM}.kv_limit_bytes", _KV_LIMIT_BYTES))
+    limit_bytes = float(spec.parameters.get(f"{holder}.kv_limit_bytes", _KV_LIMIT_BYTES))
     return KvRoom(limit_bytes, KV_BYTES_PER_TOKEN[spec.preset], instances=spec.gpus)
 
 
@@ -237,6 +257,8 @@ def best_of(run: Run) -> dict:
 def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None = None) -> str:
     """The same plan file, code and server always lead to the same folder, and others to another."""
     digest = hashlib.sha256(Path(plan_path).read_bytes())
+    if spec.topology != wire.STAGED:  # perhaps by an option, and not by the plan
+        digest.update(spec.topology.encode())
     for path in sorted({path for folder, pattern in _CODE for path in folder.glob(pattern)}):
         digest.update(path.read_bytes())
     if spec.emulate:
@@ -268,6 +290,7 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None, ra
         emulated=bool(spec.emulate),
         notes=_notes(url, ray),
         profiles=profiles_of(spec),
+        topologies=spec.topologies,
     )
     return Run.create(results, manifest)
 
@@ -303,6 +326,9 @@ def describe_point(point: dict) -> str:
     """A point of the space in a few words: knobs of all three stages with one value are said once."""
     words = []
     for knob in dict.fromkeys(name.rpartition(".")[2] for name in point):
+        if knob == TOPOLOGY:
+            words.append(f"{point[TOPOLOGY]} topology")
+            continue
         values = {name.rpartition(".")[0]: value for name, value in point.items() if name.rpartition(".")[2] == knob}
         first, *others = values.values()
         if set(values) == set(wire.STAGES) and all(value == first for value in others):

@@ -31,8 +31,17 @@ from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
 from harness.report.seal import must_be_reliable, must_be_signed, reopen, report_again, sign
 from harness.report.sweep_page import write_sweep_report
-from harness.runs import behaviour_of, deployment_of, describe_point, fit_of, open_run, plan_of, record_stages
-from harness.spec import load_plan
+from harness.runs import (
+    behaviour_of,
+    deployment_of,
+    describe_point,
+    fit_of,
+    open_run,
+    plan_of,
+    record_stages,
+    stages_by_server,
+)
+from harness.spec import deployed_as, load_plan
 from harness.sweep import SECOND_SAMPLE_SEED, Driver, Load, TrialBroken, asked, broken_trial, deployed, trial_id
 from harness.triton.server import RemoteTriton, TritonServer
 from harness.walk import Step, Walk
@@ -88,12 +97,14 @@ class SignOff:
         *,
         url: str | None = None,
         ray: str | None = None,
+        topology: str = "",
         deployment: dict | None = None,
     ):
+        """``topology`` takes the place of the plan's own. Raises InputError for what cannot be signed off."""
         if url and ray:
             raise InputError("give one of the two: --url for servers that run, --ray for the hosts of a cluster")
         self.plan_path = Path(plan_path)
-        self.spec = load_plan(self.plan_path)
+        self.spec = deployed_as(load_plan(self.plan_path), topology)
         self.url, self.ray = url, ray
         self.base = deployment_of(self.spec, url, **(deployment or {}))
         self.walk = Walk(self.spec, self.base)
@@ -187,7 +198,7 @@ class SignOff:
     def _remote_host(self, number: int, url: str) -> Host:
         keep = self.run.path / f".{number}.found"
         requested = Requested(self.base.preset, self.base.device, self.base.dtype)
-        server = partial(RemoteTriton, url, requested, keep=keep)
+        server = partial(RemoteTriton, url, requested, keep=keep, topologies=self.spec.topologies)
         return Host(url, server, partial(self._driver, number), ours=False)
 
     def _driver(self, number: int, server) -> Driver:
@@ -331,9 +342,15 @@ class SignOff:
         with self._turn:
             if not self.run.manifest.emulated and any(result.emulated for result in measured.results):
                 self.run.update_manifest(emulated=True)  # a server that was not started here may emulate
+            self._record_topology(host, measured.trial.topology)
             self._keep_broken()
             self.run.append_trial(measured.trial, measured.results, measured.samples)
         return measured.trial
+
+    def _record_topology(self, host: Host, topology: str) -> None:
+        """Keep what the stages run on of a topology that is deployed for the first time."""
+        if len(self.spec.topologies) > 1 and not stages_by_server(self.run.manifest, topology):
+            record_stages(self.run, {host.url: host.stages})
 
     def _broken(self, host: Host, point: dict, load: Load, repeat: int, error: TrialBroken) -> Trial:
         """Note a trial that broke, and start our server anew. Raises ServerError if it looks like more than the point.
@@ -411,7 +428,7 @@ class SignOff:
 
     def _untried(self, plan: dict) -> list[str]:
         """For missed: the points that a search passed over."""
-        size = self.walk.space.size
+        size = self.walk.size
         untried = size - len(self._ended()) if self.walk.search.kind != "grid" else 0
         if plan["verdict"] != "missed" or untried <= 0:
             return []

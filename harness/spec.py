@@ -30,6 +30,7 @@ from harness.errors import InputError, PlanError
 from harness.metrics import METRICS
 from harness.places import bare_name
 from harness.slo import Promise
+from harness.topology import ENGINE, KEY, TOPOLOGY, applicable, has_knob
 from harness.workload import MIXES, Lengths, Mix, ScriptSource, TrafficClass
 
 STAGE_KNOBS = {
@@ -42,11 +43,14 @@ KNOBS = {
     **STAGE_KNOBS,
     **{f"{stage}.{knob}": limits for stage in wire.STAGES for knob, limits in STAGE_KNOBS.items()},
     "entry.instances": (1, 64),
+    f"{ENGINE}.max_batch": (1, 1024),
+    f"{ENGINE}.instances": (1, 64),
     "chunk_frames": (1, wire.MAX_FRAMES),
     "diffusion_steps": (1, wire.MAX_DIFFUSION_STEPS),
 }
 """Every knob of a search space, and its lowest and highest value. A bare stage knob turns that of all stages.
 
+``topology`` is one too, with the values ``staged`` and ``fused``; knobs of ``engine`` are those of the fused topology.
 Any other key of a config.pbtxt is turned as ``<model>:<path>``, as ``triton.config.set_key`` takes it.
 """
 
@@ -250,6 +254,7 @@ class PlanSpec(_Frozen):
     gpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1  # of one server, real or emulated
     device: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU where the server's host has one
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    topology: Literal[wire.STAGED, wire.FUSED] = wire.STAGED  # how the frame path is deployed; see harness.topology
     parameters: dict[str, str | int | float] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
     promises: dict[str, dict[str, float]] = Field(min_length=1)
     targets_qps: tuple[Rate, ...] = Field(min_length=1)
@@ -298,6 +303,27 @@ class PlanSpec(_Frozen):
         for knob, values in space.items():
             _check_knob(knob, values)
         return space
+
+    @model_validator(mode="after")
+    def _knobs_of_its_topologies(self) -> PlanSpec:
+        if TOPOLOGY in self.space and self.topology != wire.STAGED:
+            raise ValueError(f"topology is given twice: leave {TOPOLOGY}: out of space, or out of the plan")
+        for knob in self.space:
+            if not any(self._turns(topology, knob) for topology in self.topologies):
+                other = next(each for each in wire.TOPOLOGIES if each not in self.topologies)
+                raise ValueError(
+                    f"space: {knob}: the {self.topologies[0]} topology has no such knob: leave it out, or set "
+                    f"topology: {other}, or sweep both with space: {{topology: [staged, fused]}}"
+                )
+        return self
+
+    @property
+    def topologies(self) -> tuple[str, ...]:
+        """The topologies that the plan deploys, the first one first."""
+        return self.space.get(TOPOLOGY, (self.topology,))
+
+    def _turns(self, topology: str, knob: str) -> bool:
+        return any(has_knob(topology, each) for each in _written_out(knob, None))
 
     @model_validator(mode="after")
     def _batches_that_fit(self) -> PlanSpec:
@@ -359,22 +385,31 @@ class PlanSpec(_Frozen):
     def points(self) -> list[dict[str, Value]]:
         """Every combination of the space, as ``{"<stage>.<knob>": value}``; one empty point where nothing is swept.
 
-        A bare stage knob is written out for each stage of the frame path; one that names its stage wins over it.
+        A bare stage knob is written out for each stage of the frame path; one that names its stage wins over it. A
+        point has the knobs of its topology alone: combinations that differ in others are one point.
         """
         columns = self.columns()
         points = (
-            {knob: value for part in parts for knob, value in part.items()} for parts in itertools.product(*columns)
+            applicable({knob: value for part in parts for knob, value in part.items()})
+            for parts in itertools.product(*columns)
         )
         return list({json.dumps(point, sort_keys=True): point for point in points}.values())
 
     def columns(self) -> tuple[tuple[dict[str, Value], ...], ...]:
-        """The space as columns of what each value sets: a bare stage knob comes before those that name their stage."""
-        bare_first = sorted(self.space.items(), key=lambda item: item[0] not in STAGE_KNOBS)
-        return tuple(tuple(_written_out(knob, value) for value in values) for knob, values in bare_first)
+        """The space as columns of what each value sets: a bare stage knob comes before those that name their stage.
+
+        The topology comes first, so that a grid changes it, and starts a server anew, as rarely as it can.
+        """
+        space = self.space if self.topology == wire.STAGED else {TOPOLOGY: (self.topology,), **self.space}
+        in_order = sorted(space.items(), key=lambda item: (item[0] != TOPOLOGY, item[0] not in STAGE_KNOBS))
+        return tuple(tuple(_written_out(knob, value) for value in values) for knob, values in in_order)
 
     def size(self) -> int:
-        """Combinations of the space."""
-        return math.prod(map(len, self.space.values()))
+        """Combinations of the space, of knobs that their topology has."""
+        knobs = [(knob, len(values)) for knob, values in self.space.items() if knob != TOPOLOGY]
+        return sum(
+            math.prod(count for knob, count in knobs if self._turns(topology, knob)) for topology in self.topologies
+        )
 
     def searched(self) -> SearchSpec:
         """How the space is walked."""
@@ -391,6 +426,23 @@ def load_plan(path: Path | str) -> PlanSpec:
         return plan
 
     return _load(Path(path), PlanSpec, build)
+
+
+def deployed_as(spec: PlanSpec, topology: str) -> PlanSpec:
+    """The plan in another topology; "" = in its own. Raises InputError for one that it cannot have."""
+    if not topology:
+        return spec
+    if topology not in wire.TOPOLOGIES:
+        raise InputError(f"--topology {topology}: use one of {', '.join(wire.TOPOLOGIES)}")
+    if TOPOLOGY in spec.space:
+        raise InputError(f"--topology {topology}: the plan sweeps the topology: leave one of them out")
+    try:
+        return PlanSpec.model_validate(
+            spec.model_dump(mode="json") | {TOPOLOGY: topology}, context={"folder": spec._folder}
+        )
+    except ValidationError as error:
+        problems = "; ".join(_problem(each, PlanSpec) for each in error.errors())
+        raise InputError(f"--topology {topology}: {problems}") from None
 
 
 def load_mix(path: Path | str) -> Mix:
@@ -481,13 +533,20 @@ def _parse_promise(traffic_class: str, key: str, limit: Any) -> None:
 def _check_knob(knob: str, values: tuple[Value, ...]) -> None:
     if not values or any(value in values[:index] for index, value in enumerate(values)):
         raise ValueError(f"{knob}: needs one value or more, each different, not {list(values)}")
-    model, colon, _ = knob.partition(":")
+    model, colon, _ = knob.partition(KEY)
     if colon:
-        if model not in wire.MODELS:
-            raise ValueError(f"{knob}: unknown model; {_hint(model, wire.MODELS)}")
+        known = (*wire.MODELS, wire.ENGINE)
+        if model not in known:
+            raise ValueError(f"{knob}: unknown model; {_hint(model, known)}")
+        return
+    if knob == TOPOLOGY:
+        if not all(value in wire.TOPOLOGIES for value in values):
+            raise ValueError(f"{knob}: must be {' or '.join(wire.TOPOLOGIES)}, not {list(values)}")
         return
     if knob not in KNOBS:
-        raise ValueError(f"{knob}: unknown knob; {_hint(knob, KNOBS)}; or <model>:<path of a key of its config.pbtxt>")
+        raise ValueError(
+            f"{knob}: unknown knob; {_hint(knob, (TOPOLOGY, *KNOBS))}; or <model>:<path of a key of its config.pbtxt>"
+        )
     low, high = KNOBS[knob]
     if not all(type(value) is int and low <= value <= high for value in values):
         raise ValueError(f"{knob}: needs different whole numbers from {low} to {high}, not {list(values)}")

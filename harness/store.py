@@ -107,7 +107,8 @@ class Run:
             raise StoreError(f"{path} holds the records of a load test (locust --records), which is no run of a plan")
         del content["schema"]
         with _damage(path / "manifest.json"):
-            listed = {name: tuple(content.get(name, ())) for name in ("notes", "stages")}
+            names = [name for name in ("notes", "stages", "topologies") if name in content]
+            listed = {name: tuple(content[name]) for name in names}
             return cls(path, RunManifest(**{**content, **listed}))
 
     @staticmethod

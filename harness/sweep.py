@@ -29,6 +29,7 @@ from harness.records import Outcome, Result, Rung, ServerSample, StageStatistics
 from harness.rungs import OVER_SATURATED, settle_s
 from harness.slo import Promise
 from harness.spec import PlanSpec
+from harness.topology import TOPOLOGY, topology_of
 from harness.triton.config import Deployment
 from harness.triton.statistics import difference
 
@@ -89,7 +90,8 @@ def asked(point: dict) -> dict[str, int]:
 
 def deployed(base: Deployment, point: dict) -> Deployment:
     """The deployment at a point of the space. Raises InputError for a key that no model has."""
-    return replace(base, knobs={knob: value for knob, value in point.items() if knob not in REQUEST_KNOBS})
+    knobs = {knob: value for knob, value in point.items() if knob not in (*REQUEST_KNOBS, TOPOLOGY)}
+    return replace(base, topology=topology_of(point), knobs=knobs)
 
 
 def trial_id(point: dict, load: Load, repeat: int = 0) -> str:
@@ -119,6 +121,7 @@ def broken_trial(point: dict, load: Load, repeat: int, error: str) -> Trial:
         valid=False,
         reasons=(f"broke: {error}",),
         rungs=(),
+        topology=topology_of(point),
     )
 
 
@@ -184,6 +187,7 @@ class Driver:
             prediction=prediction,
             over_saturated=ended.startswith(OVER_SATURATED),
             reader_lag_p99_s=records.end.get("lag_p99_s"),
+            topology=topology_of(point),
         )
         return Measured(trial, records.results, probe.samples)
 

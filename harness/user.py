@@ -27,7 +27,7 @@ from locust import LoadTestShape, User, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
-from harness import livepage
+from harness import livepage, wire
 from harness.errors import HarnessError, InputError
 from harness.locust_test import EXIT_UNUSABLE, MasterTest, SpeechTest, WorkerTest
 from harness.options import add_arguments, defaults_of, give_way
@@ -54,13 +54,14 @@ class SpeechUser(User):
 
     ``options``: values of this module's options where the command line gives none, such as ``{"rate": 0.5}``. A rate of
     its own gives way to --trace, --stages and --ladder.
-    ``preset``: the model that is served where neither --host nor a running `harness serve` gives a server.
+    ``preset`` and ``topology``: what is served where neither --host nor a running `harness serve` gives a server.
     """
 
     abstract = True
     mix: Mix | str = "quick"
     options: Mapping[str, object] = {}
     preset = "tiny"
+    topology = wire.STAGED
 
     def __init__(self, environment):
         super().__init__(environment)
@@ -266,7 +267,7 @@ def _find_server(environment, user: type[SpeechUser]) -> None:
         )
     log.info("No --host is given and no `harness serve` runs: starting Triton with preset %s", user.preset)
     stack = ExitStack()
-    server = stack.enter_context(serving(preset=user.preset))
+    server = stack.enter_context(serving(preset=user.preset, topology=user.topology))
     atexit.register(_close_in_peace, stack)
     environment.host = server.url
     log.info("Triton is ready at %s; it stops with Locust", server.url)

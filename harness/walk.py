@@ -5,22 +5,23 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from harness import wire
 from harness.explore.decide import Aim, Decision
 from harness.explore.guide import Guide, Measured
 from harness.explore.objective import BestRung, HighestRate, Value
 from harness.explore.space import Space
 from harness.records import Trial
-from harness.runs import describe_point, kv_room
+from harness.runs import describe_point, kv_rooms
 from harness.spec import ObjectiveSpec, PlanSpec
 from harness.store import Run
 from harness.sweep import SECOND_SAMPLE_SEED, asked, deployed
-from harness.triton.config import Configs, Deployment
+from harness.topology import TOPOLOGY, applicable, topology_of
+from harness.triton.config import Deployment
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Walk:
     def __init__(self, spec: PlanSpec, base: Deployment):
         self.spec, self.base, self.search = spec, base, spec.searched()
         self.space = Space(spec.columns())
-        self.most = self.search.most(self.space.size)
+        self.size = spec.size()
+        self.most = self.search.most(self.size)
         self._points = spec.points() if self.search.kind == "grid" else []
         self._keys: dict[str, str] = {}
         self._values: dict[tuple[str, ...], Value] = {}
@@ -59,7 +61,7 @@ class Walk:
         if decision.number is None:
             return Step(None, f"the search ends: {decision.reason}")
         point, at = self.space.point(decision.number), len(measured) + len(taken) + 1
-        return Step(point, f"ladder {at} of at most {self.most} ({self.space.size} points): {describe_point(point)}")
+        return Step(point, f"ladder {at} of at most {self.most} ({self.size} points): {describe_point(point)}")
 
     def left(self, ended: int) -> int:
         """The most points that are still to be measured."""
@@ -89,6 +91,8 @@ class Walk:
 
     def _decide(self, measured: list[Measured], taken: list[int]) -> Decision:
         """The guide's decision; a point that deploys what was measured already has that one's value, unmeasured."""
+        if (first := self._first_of_a_topology([*(each.number for each in measured), *taken])) is not None:
+            return Decision(first, "", None, 0.0, math.inf, self.size)
         known = {self.key(self.space.point(each.number)): each for each in measured}
         while True:
             decision = self.guide.next(measured, taken)
@@ -96,6 +100,15 @@ class Walk:
             if twin is None:
                 return decision
             measured.append(Measured(decision.number, twin.value))
+
+    def _first_of_a_topology(self, taken: Sequence[int]) -> int | None:
+        """The middle point of a topology of which none was taken: what one teaches says nothing of the other."""
+        seen = {topology_of(self.space.point(number)) for number in taken}
+        levels = self.space.levels(self.space.middle())
+        for level, topology in enumerate(self.spec.topologies):
+            if topology not in seen:
+                return self.space.lowest(self.space.at(levels | ({TOPOLOGY: level} if TOPOLOGY in levels else {})))
+        return None
 
     def _best_so_far(self, measured: Sequence[Measured], decision: Decision) -> str:
         best = next((each for each in measured if each.number == decision.best), None)
@@ -110,7 +123,7 @@ class Walk:
         """The room for KV caches is known only once it is known where the run is deployed."""
         objective = self.guide.objective
         if isinstance(objective, HighestRate) and objective.kv is None:
-            kv = kv_room(run.manifest, self.spec)
+            kv = kv_rooms(run.manifest, self.spec)
             self.guide = replace(self.guide, objective=replace(objective, kv=kv))
 
     def _measured(self, run: Run, trials: Sequence[Trial], point: dict) -> Measured:
@@ -137,16 +150,17 @@ class Walk:
     def _guide(self) -> Guide:
         aim = Aim(self.search.margin, self.search.sure, self.most)
         objective = _objective(self.search.objective, self.spec)
-        defaults = _defaults(self.base.configs(), self.spec)
+        defaults = _defaults(self.base, self.spec)
         kind, sessions = self.search.kind, self.spec.ladder.sessions
         return Guide(self.space, objective, kind, aim, self.spec.seed, sessions, defaults)
 
     def every_value(self) -> Iterator[dict]:
-        """Points that have every value of every knob between them."""
+        """Points that have every value of every knob between them, in each topology that has it."""
         longest = max(map(len, self.space.columns), default=1)
-        for at in range(longest):
+        for topology, at in itertools.product(self.spec.topologies, range(longest)):
             parts = [column[min(at, len(column) - 1)] for column in self.space.columns]
-            yield dict(itertools.chain.from_iterable(part.items() for part in parts))
+            point = dict(itertools.chain.from_iterable(part.items() for part in parts))
+            yield applicable(point | ({TOPOLOGY: topology} if TOPOLOGY in point else {}))
 
 
 def _objective(asked_for: ObjectiveSpec | None, spec: PlanSpec) -> HighestRate | BestRung:
@@ -156,14 +170,9 @@ def _objective(asked_for: ObjectiveSpec | None, spec: PlanSpec) -> HighestRate |
     return BestRung(metric, sign, asked_for.at_most, asked_for.at_least)
 
 
-def _defaults(configs: Configs, spec: PlanSpec) -> dict[str, int]:
-    """The knobs that a point leaves as they are."""
+def _defaults(base: Deployment, spec: PlanSpec) -> dict[str, int]:
+    """The knobs that a point leaves as they are, of every topology of the plan."""
     defaults = {"diffusion_steps": spec.mix.diffusion_steps, "chunk_frames": spec.mix.chunk_frames}
-    for stage in wire.STAGES:
-        config = configs[stage]
-        batching = config.sequence_batching.oldest if config.HasField("sequence_batching") else config.dynamic_batching
-        defaults[f"{stage}.delay_us"] = batching.max_queue_delay_microseconds
-        defaults[f"{stage}.preferred_batch"] = next(iter(batching.preferred_batch_size), 0)
-        defaults[f"{stage}.max_batch"] = config.max_batch_size
-        defaults[f"{stage}.instances"] = config.instance_group[0].count
+    for topology in spec.topologies:
+        defaults |= deployed(base, {TOPOLOGY: topology}).defaults()
     return defaults

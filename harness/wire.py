@@ -27,6 +27,13 @@ MODELS = (ENTRY, FRAME, LLM, DIFFUSION, VOCODER, VOICE)
 STAGED, FUSED = "staged", "fused"
 TOPOLOGIES = {STAGED: MODELS, FUSED: (ENTRY, VOICE)}  # the models of a server, by how the frame path is deployed
 
+# Counters of the engine on the Prometheus page of its server, those of steps by the sessions in them
+ENGINE_STEPS = "vibevoice_engine_steps"
+ENGINE_STEP_SECONDS = "vibevoice_engine_step_seconds"
+ENGINE_PROMPT_TOKENS = "vibevoice_engine_prompt_tokens"
+ENGINE_PROMPT_SECONDS = "vibevoice_engine_prompt_seconds"
+ENGINE_BATCH = "batch"  # their label
+
 # Tensors of the entry: (name, Triton type)
 TEXT_INPUT = "text_input"  # BYTES [1], UTF-8
 SPEAKER_IDS = "speaker_ids"  # INT32 [speakers]: the voice of speaker 1, 2, …; 0 = no voice sample

@@ -164,6 +164,27 @@ def test_the_installer_says_what_is_wrong_in_one_line(tmp_path):
         assert code == 64 and words in text and text.count("\n") == 1
 
 
+CLIENT = ["numpy>=1.19", "protobuf<7,>=6.30; extra == 'grpc'", "ml-dtypes<=0.5.4", "pandas<3; extra == 'all'"]
+
+
+def test_a_package_of_the_host_that_the_carried_ones_refuse_is_carried_in_another_version(kit):
+    host = {"protobuf": "7.36.2", "ml-dtypes": "0.6.0", "pandas": "3.0.6", "numpy": "2.5.2", "rich": "15.0"}
+    free = {"tritonclient": ("2.73.0", CLIENT), "protobuf": ("6.33.6", []), "ml-dtypes": ("0.5.4", ["rich<15"])}
+    assert kit.agreeing(host, free, "3.12") == {"pandas": "3.0.6"}
+    assert kit.agreeing({**host, "protobuf": "6.31.0"}, free, "3.12")["protobuf"] == "6.31.0"
+
+
+def test_what_the_host_has_in_a_refused_version_is_not_taken_for_there(kit, tmp_path, monkeypatch):
+    def resolve(asked, fixed, python):
+        client = ("2.73.0", CLIENT)
+        return {"tritonclient": client, **{name: (fixed.get(name, "6.33.6"), []) for name in ("protobuf", "rich")}}
+
+    monkeypatch.setattr(kit, "resolve", resolve)
+    (tmp_path / "host.txt").write_text("torch==2.11.0\nprotobuf==7.36.2\nrich==15.0\n")
+    carried = kit.missing(kit.parse(["--host", str(tmp_path / "host.txt")]))
+    assert carried == {"tritonclient": "2.73.0", "protobuf": "6.33.6"}
+
+
 @pytest.mark.server
 @pytest.mark.timeout(1200)
 def test_a_host_of_this_python_is_installed_from_the_parts_alone(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu" / "one.sh"
-STEPS = ["environment", "kernels", "values", "check", "profile", "device", "streams", "signoff"]
+STEPS = "environment kernels values check profile device fused fused-streams streams signoff".split()
 HELP = """
 import contextlib, io, json, runpy, sys
 told = {}

@@ -15,6 +15,7 @@ pytest.importorskip("triton", reason="the package triton is not installed (CPU b
 ROOT = Path(__file__).resolve().parents[1]
 ATTENTION = "_attend_part", "_combine"
 VARIANTS = dict.fromkeys((*ATTENTION, "_add_norm", "_angles", "_turn", "_solve"), 1) | {"_gate": 2, "_modulate": 3}
+ARCHITECTURES_OF = {"bfloat16": (), "float16": ("--arch", "sm_89")}  # the bodies are the same: not all of them twice
 SHARED_OF_SM_89 = 99 << 10  # bytes of a block, the least of all architectures that are compiled for
 
 
@@ -66,6 +67,16 @@ def test_the_smallest_shared_memory_holds_the_largest_tiles(of_every_architectur
     assert 0 < of_every_architecture["shared_bytes"] <= SHARED_OF_SM_89
     assert 0 < of_the_largest_heads["shared_bytes"] <= SHARED_OF_SM_89
     assert of_the_largest_heads["spills"] == of_the_largest_heads["narrow_loads"] == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_towers_kernels_fit_every_architecture(dtype):
+    of_towers = compiled("--of", "towers", "--dtype", dtype, "--preset", "1.5b", *ARCHITECTURES_OF[dtype])
+    assert of_towers["exit"] == of_towers["spills"] == 0
+    assert 0 < of_towers["shared_bytes"] <= SHARED_OF_SM_89
+    blocks = [row for row in of_towers["kernels"] if row["kernel"] == "_block"]
+    assert len(blocks) == 2 * len({row["arch"] for row in of_towers["kernels"]})  # of 32 and 64 channels
+    assert all(row["wide_loads"] >= 7 and row["async_copies"] >= 4 for row in blocks)
 
 
 @pytest.fixture

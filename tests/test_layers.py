@@ -19,6 +19,7 @@ LAYERS = {
         "places",
         "packages",
         "processes",
+        "topology",
         "voice_folder",
     },
     1: {

@@ -11,10 +11,15 @@ from pathlib import Path
 
 import make_sample
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.errors import InputError
 from harness.report.seal import check_seal, sign
+from harness.spec import load_plan
 from harness.store import Run
+from harness.triton.config import Deployment, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -62,8 +67,37 @@ def test_a_sample_is_taken_from_a_finished_run_only_as_it_was_signed(tmp_path):
 
 
 def test_every_file_it_links_to_is_there():
-    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
-    assert links and all((ROOT / link).exists() for link in links)
+    links = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
+    assert links and all((ROOT / link.partition("#")[0]).exists() for link in links)
+    titles = [
+        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"(?m)^## (.+)", README)
+    ]
+    assert all(place in titles for place in re.findall(r"\]\(#([^)]+)\)", README))
+
+
+TOPOLOGIES = README.partition("## Two topologies")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("command", re.findall(r"(?m)^    (harness .+)", TOPOLOGIES))
+def test_a_command_with_a_topology_has_these_options(command):
+    name, *words = command.split()[1:]
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"}).output
+    assert "--topology" in words and all(f"{word} " in shown for word in words if word.startswith("--"))
+
+
+def test_the_plan_and_the_repository_of_the_two_topologies(tmp_path):
+    (space,) = re.findall(r"```yaml\n(.*?)```", TOPOLOGIES, re.DOTALL)
+    plan = yaml.safe_load((ROOT / "scenarios" / "quick.yaml").read_text()) | yaml.safe_load(space)
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    points = load_plan(tmp_path / "plan.yaml").points()
+    assert [point["topology"] for point in points] == ["staged"] * 2 + ["fused"] * 2
+    (tmp_path / "model_repository").symlink_to(ROOT / "model_repository")
+    script = "\n".join(re.findall(r"(?m)^    (?!harness)(.+)", TOPOLOGIES))
+    subprocess.run(script, shell=True, cwd=tmp_path, check=True)
+    expected = Deployment(topology="fused").configs()
+    assert {each.name for each in (tmp_path / "fused").iterdir()} == set(expected)
+    for model, config in expected.items():
+        assert read_config(tmp_path / "fused" / model / "config.pbtxt") == config
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from harness import doctor, wire
 from harness.client import SpeechClient, infer_message
-from harness.errors import ServerError
+from harness.errors import InputError, ServerError
 from harness.identity import Requested
 from harness.places import CODE
 from harness.records import Outcome
@@ -238,6 +238,9 @@ def test_another_triton_is_used_as_it_is_found(triton):
     with pytest.raises(ServerError, match="serves preset tiny"), RemoteTriton(triton.url, Requested("7b")):
         pass
     with pytest.raises(ServerError, match="no Triton"), RemoteTriton("127.0.0.1:1", Requested("tiny")):
+        pass
+    swept = RemoteTriton(triton.url, Requested("tiny"), topologies=("staged", "fused"))
+    with pytest.raises(InputError, match="serves the staged topology, and the plan asks for the fused one"), swept:
         pass
 
 

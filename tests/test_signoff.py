@@ -26,6 +26,7 @@ from harness.runs import plan_of
 from harness.spec import load_plan
 from harness.store import Run
 from harness.sweep import Driver, Load, Measured, TrialBroken, asked, broken_trial, deployed, drawn, trial_id
+from harness.topology import topology_of
 from harness.triton.config import Deployment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +88,7 @@ class FakeDriver:
         name = trial_id(point, load, repeat)
         self.measured.append(name)
         trial = Trial(name, load.kind, point, load.record(), "2026-01-01T00:00:00", 1.0, self.valid, (), (), prediction)
+        trial = dataclasses.replace(trial, topology=topology_of(point))
         return Measured(trial, (), ())
 
 
@@ -594,7 +596,7 @@ def read_until(process, words):
 
 
 def test_several_servers_share_the_points_and_each_trial_says_where_it_ran(plan, tmp_path, fakes, monkeypatch):
-    monkeypatch.setattr(job, "RemoteTriton", lambda url, preset, keep: FakeServer())
+    monkeypatch.setattr(job, "RemoteTriton", lambda url, preset, keep, topologies: FakeServer())
     said = []
     watcher = job.Watcher()
     watcher.say = said.append
@@ -619,7 +621,9 @@ def test_a_server_that_is_gone_gives_its_point_to_the_others(plan, tmp_path, fak
         return run(self, *args, **kw)
 
     monkeypatch.setattr(fakes, "run", on_b)
-    monkeypatch.setattr(job, "RemoteTriton", lambda url, preset, keep: Gone() if url == "B:8001" else FakeServer())
+    monkeypatch.setattr(
+        job, "RemoteTriton", lambda url, preset, keep, topologies: Gone() if url == "B:8001" else FakeServer()
+    )
     work = job.SignOff(plan, tmp_path, url="A:8001,B:8001")
     work.execute(ladders_only=True)
     assert {trial.target for trial in work.run.trials()} == {"A:8001"}

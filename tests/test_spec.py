@@ -51,6 +51,29 @@ def test_a_knob_that_names_its_stage_wins_over_the_bare_one(tmp_path):
     assert len(load_plan(write(tmp_path, space={"delay_us": [0, 5], **every})).points()) == 1
 
 
+def test_a_point_has_the_knobs_of_its_topology_alone_and_is_there_once(tmp_path):
+    space = {
+        "delay_us": [0, 5000],
+        "topology": ["staged", "fused"],
+        "engine.max_batch": [16, 32],
+        "chunk_frames": [1, 2],
+    }
+    plan = load_plan(write(tmp_path, space=space))
+    staged = [{f"{stage}.delay_us": delay for stage in wire.STAGES} for delay in (0, 5000)]
+    fused = [{"engine.max_batch": most} for most in (16, 32)]
+    expected = [{"topology": "staged", **part, "chunk_frames": n} for part in staged for n in (1, 2)]
+    expected += [{"topology": "fused", **part, "chunk_frames": n} for part in fused for n in (1, 2)]
+    points = plan.points()
+    assert len(points) == 8 and all(point in points for point in expected) and plan.size() == 8
+    assert [point["topology"] for point in points] == ["staged"] * 4 + ["fused"] * 4
+
+
+def test_a_fused_plan_says_so_in_each_of_its_points(tmp_path):
+    plan = load_plan(write(tmp_path, topology="fused", space={"engine.max_batch": [8, 16]}))
+    assert plan.points() == [{"topology": "fused", "engine.max_batch": most} for most in (8, 16)]
+    assert load_plan(write(tmp_path, topology="fused", space=...)).points() == [{"topology": "fused"}]
+
+
 def test_nothing_swept_is_one_point(tmp_path):
     assert load_plan(write(tmp_path, space=...)).points() == [{}]
 
@@ -108,6 +131,18 @@ def test_a_preferred_batch_may_reach_the_highest_that_it_is_combined_with(tmp_pa
         ({"space": {"delay_us": []}}, "space: delay_us: needs one value or more"),
         ({"space": {"instances": [1, 1]}}, "space: instances: needs one value or more, each different"),
         ({"space": {"instances": [1.5]}}, "space: instances: needs different whole numbers from 1 to 64"),
+        ({"space": {"topolgy": ["fused"]}}, "space: topolgy: unknown knob; did you mean 'topology'"),
+        ({"space": {"topology": ["fuse"]}}, "space: topology: must be staged or fused, not"),
+        ({"topology": "fuse"}, "topology: must be 'staged' or 'fused', not 'fuse'"),
+        ({"topology": "fused", "space": {"topology": ["staged"]}}, "topology is given twice: leave"),
+        (
+            {"topology": "fused", "space": {"delay_us": [0, 5]}},
+            "space: delay_us: the fused topology has no such knob: leave it out, or set topology: staged, or sweep",
+        ),
+        (
+            {"space": {"engine.max_batch": [8]}},
+            "space: engine.max_batch: the staged topology has no such knob: .*topology: fused",
+        ),
         ({"space": {"vocoder:max_batch_size": [8]}}, "space: vocoder:max_batch_size: unknown model; did you mean"),
         ({"ladder": {"sessions": [1, 4, 2]}}, "ladder.sessions: must rise"),
         ({"ladder": {"seconds": 1.9}}, "ladder.seconds: must lie in 2 to 86400, not 1.9"),

@@ -18,7 +18,7 @@ from harness.vibevoice.parameters import number
 
 def test_the_repository_holds_the_models_of_the_contract():
     folders = {path.name for path in REPOSITORY.iterdir() if path.is_dir()}
-    assert folders == set(wire.MODELS)
+    assert folders == {*wire.MODELS, wire.ENGINE}
     configs = Deployment().configs()
     assert configs[wire.FRAME].platform == "ensemble"
     assert [step.model_name for step in configs[wire.FRAME].ensemble_scheduling.step] == list(wire.STAGES)
@@ -62,6 +62,35 @@ def test_a_written_repository_reads_back_and_loads_the_same_code(tmp_path):
     for model, config in deployment.configs().items():
         assert read_config(tmp_path / model / "config.pbtxt") == config
         assert (tmp_path / model / "1").resolve() == (REPOSITORY / model / "1").resolve()
+
+
+def test_a_fused_deployment_is_the_engine_under_the_name_of_the_entry(tmp_path):
+    knobs = {"engine.max_batch": 8, "engine.instances": 2, f"{wire.ENGINE}:parameters.prefill_tokens": 64}
+    deployment = Deployment(topology=wire.FUSED, knobs=knobs, parameters={f"{wire.ENGINE}.sessions_at_once": "7"})
+    assert set(deployment.configs()) == set(deployment.models) == {wire.ENTRY, wire.VOICE}
+    write_repository(tmp_path, deployment)
+    engine = read_config(tmp_path / wire.ENTRY / "config.pbtxt")
+    given = {name: parameter.string_value for name, parameter in engine.parameters.items()}
+    assert engine.name == wire.ENTRY and engine.instance_group[0].count == 2
+    assert (given["max_batch"], given["prefill_tokens"], given["sessions_at_once"]) == ("8", "64", "7")
+    assert (tmp_path / wire.ENTRY / "1").resolve() == (REPOSITORY / wire.ENGINE / "1").resolve()
+
+
+@pytest.mark.parametrize(
+    ("topology", "knob", "message"),
+    [
+        (wire.FUSED, "neural_vocoder.delay_us", "fused topology has no such knob.*engine.<max_batch.*staged topology"),
+        (wire.FUSED, "entry.instances", "the fused topology has no such knob"),
+        (wire.FUSED, f"{wire.LLM}:max_batch_size", "the fused topology has no such knob"),
+        (wire.STAGED, "engine.max_batch", "staged topology has no such knob.*<stage>.<knob>.*the fused topology"),
+        (wire.STAGED, f"{wire.ENGINE}:parameters.max_batch", "the staged topology has no such knob"),
+        (wire.FUSED, "engine.delay_us", "the fused engine has engine.max_batch, engine.instances"),
+        (wire.FUSED, "vocoder:max_batch_size", "unknown model 'vocoder'"),
+    ],
+)
+def test_a_knob_of_another_topology_is_refused_with_what_to_do(topology, knob, message):
+    with pytest.raises(InputError, match=message):
+        Deployment(topology=topology, knobs={knob: 1})
 
 
 def test_the_json_of_a_configuration_says_the_same():
@@ -317,7 +346,8 @@ def test_a_parameter_that_is_a_number_is_written_as_its_model_reads_it_or_refuse
 def test_every_number_of_the_repository_is_known_with_its_limits():
     """What is known is what the processes behind it read as numbers."""
     found = {}
-    for config in Deployment().configs().values():
+    configs = [config for topology in wire.TOPOLOGIES for config in Deployment(topology=topology).configs().values()]
+    for config in configs:
         found |= {name: text for name, text in values(config).items() if text.replace(".", "").isdigit()}
         found |= {name: text for name, text in values(config).items() if name in wire.NUMBERS and text == wire.AUTO}
     assert found.keys() == wire.NUMBERS.keys()

@@ -80,6 +80,43 @@ def test_spellings_of_one_configuration_are_measured_once(tmp_path, fakes):  # n
     assert len(work.run.trials()) == 2 and delays == {500, 1000}
 
 
+TOPOLOGIES = PLAN.replace(
+    "space: {diffusion_decoder.delay_us: [0, 1000, 2000]}",
+    "space: {diffusion_decoder.delay_us: [0, 1000, 2000], engine.max_batch: [8, 16], topology: [staged, fused]}",
+)
+
+
+@pytest.mark.parametrize("search", ["grid", "{kind: model, share: 1.0}", "{kind: random, share: 1.0}"])
+def test_a_combination_of_knobs_that_its_topology_does_not_have_is_measured_once(tmp_path, fakes, search):  # noqa: F811
+    work = job.SignOff(plan_of(tmp_path, f"{TOPOLOGIES}search: {search}"), tmp_path)
+    work.execute(ladders_only=True)
+    trials = work.run.trials()
+    points = sorted(str(each.deployment) for each in trials)
+    assert points == sorted(map(str, work.spec.points())) and len(points) == len(set(points)) == 5
+    assert [each.topology for each in trials] == [each.deployment["topology"] for each in trials]
+    assert work.run.manifest.topologies == ("staged", "fused")
+    if search == "grid":  # one change of topology: each starts a server anew
+        assert [each.topology for each in trials] == ["staged"] * 3 + ["fused"] * 2
+
+
+def test_a_search_tries_every_topology_first(tmp_path, fakes):  # noqa: F811
+    fused_first = TOPOLOGIES.replace("[staged, fused]", "[fused, staged]")
+    work = job.SignOff(plan_of(tmp_path, fused_first + "search: {kind: model, trials: 2}"), tmp_path)
+    work.execute(ladders_only=True)
+    assert [each.topology for each in work.run.trials()] == ["fused", "staged"]
+    assert work.base.topology == "fused"
+
+
+def test_numbers_of_one_point_have_one_that_stands_for_them(tmp_path):
+    walk = Walk(load_plan(plan_of(tmp_path, TOPOLOGIES + "search: model")), Deployment())
+    space, points = walk.space, walk.spec.points()
+    own = {space.lowest(number) for number in range(space.size)}
+    assert sorted(str(space.point(number)) for number in own) == sorted(map(str, points)) and space.size == 12
+    assert {space.number(point) for point in points} == own
+    assert all(set(space.neighbours(number)) <= own - {number} for number in own)
+    assert walk.size == len(points) == 5
+
+
 def test_what_requests_ask_for_by_default_is_no_other_configuration(tmp_path):
     spec = load_plan(plan_of(tmp_path, PLAN))
     walk = Walk(spec, Deployment())

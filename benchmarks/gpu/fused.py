@@ -105,7 +105,8 @@ def measured(step, sessions: int, context: int, steps: int, roofline: Roofline, 
     finally:
         for row in rows:
             step.close(row.session)
-    cost = roofline.step(sessions, context + 50) + roofline.denoise(sessions, wire.DEFAULT_DIFFUSION_STEPS)
+    both = 2 * (context + steps)  # positions of both branches, in the middle of the measurement
+    cost = roofline.step(sessions, both) + roofline.denoise(sessions, wire.DEFAULT_DIFFUSION_STEPS)
     cost += roofline.vocode(sessions, step.states.shape[1])
     line = {
         "sessions": sessions, "context": context, "step_ms": step_ms, "host_ms": host_ms, "device_ms": device_ms,

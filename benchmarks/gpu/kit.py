@@ -222,11 +222,44 @@ def missing(options: Options) -> dict[str, str]:
     if lacking := [name for name in FROM_THE_HOST if name not in host]:
         raise KitError(f"{options.host} has no {', '.join(lacking)}: the host must bring its own, built for its GPU")
     asked = [each for each in dependencies() if each.name not in (*FROM_THE_HOST, SERVER)]
-    known = {name: version for name, version in host.items() if version and name not in CARRIED}
+    known = agreeing(host, resolve(asked, {}, options.python), options.python)
     there = {name: each for name, each in resolve(newest(asked), known, options.python).items() if name in host}
-    kept = {name: version for name, (version, needs) in there.items() if suits(name, version, needs, asked, options)}
+    stays = {name: each for name, each in there.items() if host[name] in ("", each[0])}
+    kept = {name: version for name, (version, needs) in stays.items() if suits(name, version, needs, asked, options)}
     resolved = resolve(asked, kept, options.python)
     return {name: version for name, (version, _) in resolved.items() if kept.get(name) != version}
+
+
+def agreeing(host: dict[str, str], carried: dict[str, tuple[str, list[str]]], python: str) -> dict[str, str]:
+    """The host's packages of known version that fit beside what is carried: with another, pip finds no set at all.
+
+    ``carried``: version and own needs by name of what an empty host would get. What the host lacks, and CARRIED, is
+    carried for certain; so is what one of these needs in a version that the host has not.
+    """
+    known = {name: version for name, version in host.items() if version and name not in CARRIED}
+    certain = [name for name in carried if name not in host or name in CARRIED]
+    while certain:
+        listed = needed(carried.get(certain.pop(), ("", []))[1], python)
+        refused = [each.name for each in listed if not fits(known.get(canonicalize_name(each.name)), each)]
+        for name in map(canonicalize_name, refused):
+            if known.pop(name, None):
+                certain.append(name)
+    return known
+
+
+def fits(version: str | None, requirement: Requirement) -> bool:
+    return version is None or requirement.specifier.contains(version, prereleases=True)
+
+
+def needed(needs: Iterable[str], python: str) -> list[Requirement]:
+    """Those of a package's needs that count on the host: of the extras that of gRPC alone, as the harness asks."""
+    there = {"python_version": python, "python_full_version": f"{python}.0"}
+    every = map(Requirement, needs)
+    return [
+        each
+        for each in every
+        if each.marker is None or any(each.marker.evaluate({**there, "extra": extra}) for extra in ("", "grpc"))
+    ]
 
 
 def newest(asked: Iterable[Requirement]) -> list[Requirement]:

@@ -42,6 +42,8 @@ step() { # step NAME SECONDS COMMAND...: its output in NAME.log
 
 positions=1500,8000,63000
 [ -n "$quick" ] && positions=400,1500
+fused="--sessions 1,16,64,128 --check tiny:float32,$preset:bfloat16"
+[ -n "$quick" ] && fused="--sessions 1,2 --contexts 20 --steps 2 --prompts 8 --check ''" # eager, in Triton's interpreter
 step environment 60 "$python" benchmarks/gpu/environment.py --out "$out"
 step kernels 90 "$python" benchmarks/kernels.py $quick
 if "$python" -c 'import pytest' 2>/dev/null; then # on a GPU, compiled kernels and graphs against plain steps
@@ -50,6 +52,8 @@ fi
 step check 150 "$python" benchmarks/precision.py --preset "$preset" --device "$device" --positions $positions --frames 8 --out "$out/check.json"
 step profile 200 "$python" -m harness profile --preset "$preset" --device "$device" --out "$out" --budget-seconds "$([ -n "$quick" ] && echo 20 || echo 130)" $quick
 step device 100 "$python" benchmarks/gpu/device.py --preset "$preset" --device "$device" --out "$out" $quick
+step fused 120 "$python" benchmarks/gpu/fused.py --preset "$preset" --device "$device" --out "$out" $fused
+step fused-streams 120 "$python" benchmarks/gpu/streams.py --preset "$preset" --device "$on" --topology fused --out "$out" $quick
 step streams 170 "$python" benchmarks/gpu/streams.py --preset "$preset" --device "$on" --out "$out" $quick
 if "$python" -c 'import locust' 2>/dev/null; then
   sed "s/PRESET/$preset/" benchmarks/gpu/plan.yaml >"$out/plan.yaml"

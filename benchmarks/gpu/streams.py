@@ -1,11 +1,11 @@
 """The real Triton with the whole ensemble on a device: so many streams at once, each for some frames.
 
 Starts a server, hears from its stages what they run on (device, GPU, dtype, code), and speaks 1, 16 and 64 streams one
-after another. For each: frames per second in all, milliseconds between two frames of a stream (median, p95), time to
-first audio, failures; and where the time goes: for each model of the server, its executions, their mean batch, the
-mean time of a request in the queue and the mean compute time of an execution, from Triton's statistics. The audio of
-the first stream is kept as a WAV file. Every finding is written to OUT/streams.json at once, what the stages said of
-themselves to OUT/stages.json.
+after another. For each: frames per second in all, milliseconds a frame of a stream (median and p95 of the streams),
+gaps between responses, time to first audio, failures; and where the time goes: for each model of the server, its
+executions, their mean batch, the mean time of a request in the queue and the mean compute time of an execution, from
+Triton's statistics. The audio of the first stream is kept as a WAV file. Every finding is written at once: to
+OUT/streams.json, of the fused engine to OUT/streams-fused.json; what the stages said of themselves to OUT/stages.json.
 """
 
 from __future__ import annotations
@@ -13,55 +13,109 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import time
 import wave
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import common  # noqa: E402
 from common import EXIT_FAILED, Parser, finish, request, run, say, several, table, whole  # noqa: E402
 
 from harness import nvml, wire  # noqa: E402
 from harness.client import SpeechClient  # noqa: E402
 from harness.records import Outcome, Result, StageStatistics  # noqa: E402
-from harness.triton.server import serving  # noqa: E402
+from harness.triton.server import TritonServer, serving  # noqa: E402
 from harness.triton.statistics import StatisticsReader, difference  # noqa: E402
 
-
-async def _speak(url: str, streams: int, frames: int, keep: list[bytes]) -> list[Result]:
-    async with SpeechClient(url) as client:
-        requests = [request(f"stream-{number}", frames) for number in range(streams)]
-        heard = [keep.append, *[None] * (streams - 1)]
-        calls = [client.speak(one, "closed", on_audio=on) for one, on in zip(requests, heard, strict=True)]
-        return await asyncio.gather(*calls)
+LEAD_S = 0.5  # in which every client connects
 
 
-def measured(url: str, streams: int, frames: int, keep: list[bytes]) -> dict:
+class Clients:
+    """Processes that read the streams: one alone would be slower than the server."""
+
+    def __init__(self, count: int):
+        self.count, self._pool = count, ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+
+    def speak(self, url: str, streams: int, frames: int, chunk_frames: int = 1, keep: list[bytes] | None = None):
+        """The results of so many streams, begun together; the audio of the first one goes to ``keep``."""
+        begin_s = time.monotonic() + LEAD_S
+        shares = [range(first, streams, self.count) for first in range(min(self.count, streams))]
+        calls = [self._pool.submit(_share, url, share, frames, chunk_frames, begin_s, i == 0 and keep is not None)
+                 for i, share in enumerate(shares)]  # fmt: skip
+        results: list[Result] = []
+        for call in calls:
+            own, audio = call.result()
+            results += own
+            if keep is not None:
+                keep += audio
+        return results
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def _share(url, numbers, frames, chunk_frames, begin_s, keep: bool) -> tuple[list[Result], list[bytes]]:
+    audio: list[bytes] = []
+
+    async def speak() -> list[Result]:
+        async with SpeechClient(url) as client:
+            await asyncio.sleep(begin_s - time.monotonic())
+            requests = [request(f"stream-{number}", frames, chunk_frames=chunk_frames) for number in numbers]
+            heard = [audio.append if keep else None, *[None] * (len(requests) - 1)]
+            calls = [client.speak(one, "closed", on_audio=on) for one, on in zip(requests, heard, strict=True)]
+            return await asyncio.gather(*calls)
+
+    return asyncio.run(speak()), audio
+
+
+def measured(
+    clients: Clients, url: str, streams: int, frames: int, chunk_frames: int, keep: list[bytes] | None
+) -> dict:
     """One load: its streams, where the server's time went, and what every GPU of this host did at its end."""
     before = _snapshot(url)
-    began = time.monotonic()
-    results = asyncio.run(_speak(url, streams, frames, keep))
-    took_s = time.monotonic() - began
+    results = clients.speak(url, streams, frames, chunk_frames, keep)
     gpus = nvml.load()  # before anything else: it is of this moment
     done = [result for result in results if result.outcome is Outcome.DONE]
     gaps = np.concatenate([np.diff(result.chunks.received_ns) for result in done]) / 1e6 if done else np.array([np.nan])
     first = [(result.chunks.received_ns[0] - result.due_ns) / 1e9 for result in done] or [np.nan]
+    frame_ms = [common.frame_ms(result) for result in done] or [np.nan]
     errors = sorted({result.error for result in results if result.error})
+    due = [result.due_ns for result in done] or [0]
+    begun, last = ([int(result.chunks.received_ns[i]) for result in done] or [0] for i in (0, -1))
     return {
         "streams": streams,
-        "frames_per_s": sum(int(result.chunks.samples.sum()) for result in done) / wire.SAMPLES_PER_FRAME / took_s,
-        "frame_ms_p50": float(np.median(gaps)),
-        "frame_ms_p95": float(np.percentile(gaps, 95)),
+        "chunk_frames": chunk_frames,
+        "frames_per_s": _rate(done, min(due), max(last)),
+        "frames_per_s_all_speaking": _rate(done, max(begun), min(last)),
+        "frame_ms_p50": float(np.median(frame_ms)),
+        "frame_ms_p95": float(np.percentile(frame_ms, 95)),
+        "gap_ms_p50": float(np.median(gaps)),
+        "gap_ms_p99": float(np.percentile(gaps, 99)),
+        "frames_per_chunk": float(np.mean([result.chunks.samples.mean() for result in done] or [0]))
+        / wire.SAMPLES_PER_FRAME,
         "first_audio_s_p95": float(np.percentile(first, 95)),
         "failed": len(results) - len(done),
         "errors": errors[:3],
         "models": models(difference(_snapshot(url), before)),
         "gpus": [{name: getattr(gpu, name) for name in gpu.__slots__} for gpu in gpus],
     }
+
+
+def _rate(done: Sequence[Result], from_ns: int, to_ns: int) -> float:
+    """Frames a second that all streams received in a time."""
+    frames = 0.0
+    for result in done:
+        inside = (result.chunks.received_ns > from_ns) & (result.chunks.received_ns <= to_ns)
+        frames += int(result.chunks.samples[inside].sum()) / wire.SAMPLES_PER_FRAME
+    return frames / max(1, to_ns - from_ns) * 1e9
 
 
 def _snapshot(url: str) -> tuple[StageStatistics, ...]:
@@ -115,23 +169,34 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--streams", default=[1, 16, 64], type=several(whole(1, 512)), help="loads, one after another")
     parser.add_argument("--frames", default=75, type=whole(2, 40_500), help="of each stream")
+    parser.add_argument("--topology", default=wire.STAGED, choices=tuple(wire.TOPOLOGIES), help="default: staged")
+    parser.add_argument("--chunk-frames", default=1, type=whole(1, 100), help="frames in one response (1)")
+    cores = max(1, (os.cpu_count() or 2) // 2)
+    parser.add_argument("--clients", default=cores, type=whole(1, 64), help=f"processes that read ({cores} here)")
     parser.add_argument("--out", default=Path("results/gpu/here"), type=Path, help="a folder for the findings")
     given = parser.parse_args(arguments)
     loads, frames = ([1, 4], 8) if given.quick else (given.streams, given.frames)
     given.out.mkdir(parents=True, exist_ok=True)
     findings, audio = [], []
-    with serving(given.preset, device=given.device) as server:
+    name = "streams" if given.topology == wire.STAGED else f"streams-{given.topology}"
+    with contextlib.closing(Clients(given.clients)) as clients, _server(given) as server:
         _write(given.out / "stages.json", [stage.content() for stage in server.stages])
-        on = {stage.gpu or stage.device for stage in server.stages if stage.model in wire.STAGES}
+        on = {stage.gpu or stage.device for stage in server.stages if stage.preset}
+        found = {"preset": given.preset, "topology": given.topology, "device": sorted(on), "loads": findings}
         say(f"stages run on {', '.join(sorted(on))}")
-        asyncio.run(_speak(server.url, 2, 4, []))  # what is compiled or allocated at the first frame
+        clients.speak(server.url, 2 * given.clients, 4)  # what is compiled, allocated or imported at the first frame
         for streams in loads:
-            findings.append(measured(server.url, streams, frames, audio if not findings else []))
-            _write(given.out / "streams.json", {"preset": given.preset, "device": sorted(on), "loads": findings})
+            kept = None if findings else audio
+            findings.append(measured(clients, server.url, streams, frames, given.chunk_frames, kept))
+            _write(given.out / f"{name}.json", found)
     _write_wav(given.out / "speech.wav", b"".join(audio))
     shown = tables(given.preset, ", ".join(sorted(on)), findings)
-    finish(shown, {"preset": given.preset, "device": sorted(on), "loads": findings})
+    finish(shown, found)
     return EXIT_FAILED if any(each["failed"] for each in findings) else 0
+
+
+def _server(given) -> contextlib.AbstractContextManager[TritonServer]:
+    return serving(given.preset, device=given.device, topology=given.topology)
 
 
 def _write(path: Path, content) -> None:

@@ -15,11 +15,16 @@ from harness.capacity.pools import Pools
 from harness.capacity.search import Limits
 from harness.capacity.staged import Stage, Topology, hop_of, staged_step_time
 from harness.errors import InconclusiveError, InputError
+from harness.topology import topology_of
 
 _DEFAULT_STEPS = wire.DEFAULT_DIFFUSION_STEPS
 _NOTE = (
     "the least that it takes: the stages as profiled, taking turns on one device, hops as those of one session here, "
     "first audio and the scatter of requests as here; what a host adds that is busy with many sessions is left out"
+)
+_FUSED = (
+    "not predicted: the chosen deployment is the fused engine, and a profile holds the times of separate stages; sign "
+    "off on such a device, or plan with topology: staged"
 )
 _MEASURED = "profiler", "events"  # where a device_ms is from that is not merely the wall time
 _SEPARATED = "its host's time passes beside the turns of its GPU"
@@ -108,6 +113,8 @@ def _record(
 ) -> dict:
     record = {"type": name, "device": profile["device"], "preset": profile["preset"], "basis": "extrapolated"}
     try:
+        if topology_of(chosen["deployment"]) == wire.FUSED:
+            raise InconclusiveError(_FUSED)
         card = Card.of_profile(profile)
         typed = _pools_of(card, pools, chosen)
     except (InconclusiveError, InputError) as error:

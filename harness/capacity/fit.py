@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
 
-from harness import wire
 from harness.capacity.device import Device
 from harness.capacity.memory import KvRoom
 from harness.capacity.observations import fit_first_audio, fit_rtf, fit_stalls, observe
@@ -20,6 +19,7 @@ from harness.capacity.service import BatchTimes, fit_service_time
 from harness.capacity.steps import Rungs, StepFit, band, fit_step_time
 from harness.errors import InconclusiveError
 from harness.records import Rung, Trial
+from harness.topology import kv_instances, topology_of
 
 CONFIDENCE = 0.95
 
@@ -33,7 +33,7 @@ def fit_run(
     unit: str,
     *,
     session_limit: int | None = None,
-    kv: KvRoom | None = None,
+    kv: KvRoom | Mapping[str, KvRoom | None] | None = None,
     extrapolation: float = 1.0,
     confidence: float = CONFIDENCE,
     progress: Callable[[str], None] | None = None,
@@ -41,7 +41,7 @@ def fit_run(
     """fit.json of a run, from its VALID ladder trials; open-loop trials are kept for validation.
 
     ``requests``: metrics.per_request with a column trial_id. ``session_limit``: sessions that a device lets in.
-    ``kv``: room for KV caches; None where it is not known, and then taken as enough.
+    ``kv``: room for KV caches, or that of each topology; None where it is not known, and then taken as enough.
     ``extrapolation``: the search for the highest rate goes up to this multiple of the most sessions measured on a
     device; above 1 a plan may come out *extrapolated*. A deployment that cannot be fitted says why in
     ``inconclusive``; one that breaks a promise at any rate has ``max_rate_per_s`` 0. Excluded trials and rungs are
@@ -56,7 +56,8 @@ def fit_run(
         if progress:
             progress(f"fitting deployment {number} of {len(groups)}")
         physics = _fit_physics(deployment, ladders, requests, rng)
-        physics["kv"] = _kv_record(kv, deployment)
+        own = kv.get(topology_of(deployment)) if isinstance(kv, Mapping) else kv
+        physics["kv"] = _kv_record(own, deployment)
         deployments.append(
             physics | _fit_rate(physics, traffic, promises, rng, session_limit, extrapolation, confidence)
         )
@@ -99,7 +100,7 @@ def limits_of(
 
 def _kv_record(kv: KvRoom | None, deployment: dict) -> dict | None:
     """The room of a deployment, with its own instances."""
-    return None if kv is None else asdict(replace(kv, instances=deployment.get(f"{wire.LLM}.instances", kv.instances)))
+    return None if kv is None else asdict(replace(kv, instances=deployment.get(kv_instances(deployment), kv.instances)))
 
 
 def usable_rungs(trial: Trial) -> tuple[list[Rung], list[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from harness.capacity.simulator.layout import record, sources
 from harness.capacity.simulator.pool import LONGEST_S, SHORTEST_S
 from harness.capacity.steps import StepTime
 from harness.errors import InconclusiveError, InputError
+from harness.topology import frame_path, owner_of, topology_of
 
 _STAGE = record(f8="alpha_s tau0_s delay_s host_s host_each_s", i8="max_batch free waiting head tail executions served")
 _SESSION = record(f8="came_s made_s", i8="stage next frames")
@@ -30,6 +31,7 @@ _LOOP = record(
     i1=sources(),
 )
 _KNOBS = "delay_us", "max_batch", "instances"
+ENGINE_BATCH = 64  # of the fused engine as the repository has it
 _NOISES = 4096  # drawn once, then over again
 
 
@@ -103,18 +105,30 @@ class Topology:
     def of_fit(cls, fit: dict, knobs: Mapping[str, int] | None = None, **more) -> Topology:
         """The stages of a deployment of fit.json with its knobs, some turned to ``knobs``: what if it had those?
 
+        The fused engine is one stage, which takes no batch ahead of its time: its loop takes whoever is there.
+
         Raises InconclusiveError where the service time of a stage is not known.
         """
         services, turned = {each["stage"]: each for each in fit["stages"]}, fit["deployment"] | dict(knobs or {})
         stages = []
-        for name in wire.STAGES:
+        for name in frame_path(turned):
             service = services.get(name) or {"inconclusive": "no execution of it was counted"}
             if service["inconclusive"]:
                 raise InconclusiveError(f"{name}: {service['inconclusive']}")
-            own = {knob: turned[f"{name}.{knob}"] for knob in _KNOBS if f"{name}.{knob}" in turned}
+            owner = owner_of(name)
+            own = {knob: turned[f"{owner}.{knob}"] for knob in _KNOBS if f"{owner}.{knob}" in turned}
+            if name == wire.ENGINE:
+                own.setdefault("max_batch", ENGINE_BATCH)
             delay_s = own.pop("delay_us", 0) / 1e6
             stages.append(Stage(name, service["alpha_s"], service["tau0_s"], delay_s, **own))
-        return cls(tuple(stages), **({"prefetch": True} | more))
+        return cls(tuple(stages), **({"prefetch": topology_of(turned) == wire.STAGED} | more))
+
+    def completed(self, step_time: StepTime) -> Topology:
+        """With what a measured step of one session has beyond its stages and delays: shared among the hops between
+        stages; of one stage, which has none, the time between two turns of its loop."""
+        if len(self.stages) > 1:
+            return replace(self, hop_s=hop_of(step_time, self))
+        return replace(self, host_s=self.host_s + hop_of(step_time, self))
 
     def alone_s(self) -> float:
         """A frame of one session: every delay is waited out unless a batch of one is full."""

@@ -13,13 +13,13 @@ from harness.capacity.device import Device
 from harness.capacity.fit import limits_of
 from harness.capacity.pools import Pools
 from harness.capacity.search import Traffic
-from harness.capacity.staged import Topology, hop_of, staged_step_time, step_knots
+from harness.capacity.staged import Topology, staged_step_time, step_knots
 from harness.capacity.steps import StepTime
 from harness.errors import InconclusiveError, InputError
+from harness.topology import frame_path, kv_instances, owner_of
 
 LONGER = 1.2
 FASTER = 1.5
-_LLM_INSTANCES = f"{wire.LLM}.instances"
 _DELAYS = tuple(f"{stage}.delay_us" for stage in wire.STAGES)
 
 
@@ -47,7 +47,8 @@ def sensitivity(fit: dict, chosen: dict, pools: Pools, targets_qps: Sequence[flo
 
 def _with_defaults(deployment_fit: dict, gpus: int) -> dict:
     """The fit of a deployment, with the instances of every stage among its knobs."""
-    instances = {f"{stage}.instances": gpus for stage in wire.STAGES}
+    path = frame_path(deployment_fit["deployment"])
+    instances = {f"{owner_of(stage)}.instances": gpus for stage in path}
     return deployment_fit | {"deployment": instances | deployment_fit["deployment"]}
 
 
@@ -64,7 +65,7 @@ def changes(fit: dict, chosen: dict, pools: Pools) -> Iterator[Change]:
     if stage is None:
         yield Change("one more instance", None, "", "the service time of no stage is known")
     else:
-        knob = f"{stage}.instances"
+        knob = f"{owner_of(stage)}.instances"
         turned = {knob: chosen["deployment"].get(knob, 1) + 1}
         yield _turned(f"one more instance of {stage}", fit, chosen, pools, turned)
     yield _faster(chosen, pools)
@@ -102,15 +103,16 @@ def _turned(name: str, fit: dict, chosen: dict, pools: Pools, knobs: dict) -> Ch
             )
     try:
         now = Topology.of_fit(chosen)
-        before = chosen["deployment"].get(_LLM_INSTANCES, 1)
-        roomy = _with_instances(pools, knobs.get(_LLM_INSTANCES, before) - before)
+        counted = kv_instances(chosen["deployment"])
+        before = chosen["deployment"].get(counted, 1)
+        roomy = _with_instances(pools, knobs.get(counted, before) - before)
         return _staged(name, roomy, now, Topology.of_fit(chosen, knobs))
     except (InconclusiveError, InputError) as error:
         return Change(name, None, "", str(error))
 
 
 def _with_instances(pools: Pools, more: int) -> Pools:
-    """With so many more instances of the LLM: each has room for KV caches of its own."""
+    """With so many more instances that hold KV caches: each has room for KV caches of its own."""
     if pools.limits.kv is None:
         return pools
     kv = replace(pools.limits.kv, instances=pools.limits.kv.instances + more)
@@ -132,10 +134,9 @@ def _faster(chosen: dict, pools: Pools) -> Change:
 def _staged(name: str, pools: Pools, now: Topology, then: Topology) -> Change:
     """The measured step time, times what the model of the stages says that the change makes of it."""
     most = math.ceil(pools.device.max_sessions)
-    hop_s = hop_of(pools.device.step_time, now)
-    before, after = (
-        staged_step_time(replace(each, hop_s=hop_s), most, np.random.default_rng(0)) for each in (now, then)
-    )
+    whole = now.completed(pools.device.step_time)
+    between = {"hop_s": whole.hop_s, "host_s": whole.host_s}
+    before, after = (staged_step_time(replace(each, **between), most, np.random.default_rng(0)) for each in (now, then))
     off = np.abs(before(np.arange(1, most + 1)) / pools.device.step_time(np.arange(1, most + 1)) - 1)
     note = f"by the model of the stages, which is off by {np.median(off):.0%} in the median on the deployment as it is"
     changed = _scaled(pools.device, lambda n: after(n) / before(n))
@@ -152,14 +153,15 @@ def _scaled(device: Device, factor: Callable[[np.ndarray], np.ndarray]) -> Devic
 
 def _busiest(chosen: dict) -> str | None:
     """The stage of the frame path whose instances would be busy the longest with a full ladder's largest batch."""
-    known = {each["stage"]: each for each in chosen["stages"] if each["stage"] in wire.STAGES}
+    path = frame_path(chosen["deployment"])
+    known = {each["stage"]: each for each in chosen["stages"] if each["stage"] in path}
     fitted = {stage: each for stage, each in known.items() if not each["inconclusive"]}
     if not fitted:
         return None
 
     def busy_s(stage: str) -> float:
         largest = max(point["batch_size"] for point in fitted[stage]["points"])
-        instances = chosen["deployment"].get(f"{stage}.instances", 1)
+        instances = chosen["deployment"].get(f"{owner_of(stage)}.instances", 1)
         return (fitted[stage]["alpha_s"] * largest + fitted[stage]["tau0_s"]) / instances
 
     return max(fitted, key=busy_s)

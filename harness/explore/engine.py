@@ -76,9 +76,10 @@ def _untried(space: Space, study: optuna.Study, tried: Collection[int]) -> int:
     known = distributions(space)
     for _ in range(_ASKS):
         trial = study.ask(known)
-        number = space.at(trial.params)
+        number = space.lowest(space.at(trial.params))
         if number not in tried:
             return number
         study.tell(trial, state=TrialState.FAIL)
     rng = np.random.default_rng([len(tried), space.size])
-    return next(int(n) for n in rng.permutation(min(space.size, 1 << 20)) if int(n) not in tried)
+    numbers = (space.lowest(int(number)) for number in rng.permutation(min(space.size, 1 << 20)))
+    return next(number for number in numbers if number not in tried)

@@ -16,6 +16,7 @@ from harness.explore.model import Physics, Taught, learn
 from harness.explore.objective import BestRung, Expecting, HighestRate, Value
 from harness.explore.space import Space
 from harness.records import Rung
+from harness.topology import topology_of
 
 _LESSONS = 1, 3, 6, 12  # numbers of trials after which the physics is fitted anew; the surrogate learns all
 _AGAIN = 0.03  # relative: what the step times of two trials of one deployment differ by
@@ -58,11 +59,21 @@ class Guide:
     def expected(self, measured: Sequence[Measured]) -> Expected | None:
         """What the physics expects of points, or None where the measured ones do not carry it."""
         known, value_of = self._known(measured)
-        taught = known[: _lesson(len(known))]
-        physics = learn(taught, self.defaults) if taught else None
-        if physics is None or value_of is None:
+        taught: dict[str, list[Taught]] = {}
+        for each in known[: _lesson(len(known))]:
+            taught.setdefault(topology_of(each.point), []).append(each)
+        learnt = {topology: physics for topology, own in taught.items() if (physics := learn(own, self.defaults))}
+        if not learnt or value_of is None:
             return None
-        return lambda numbers: np.array([self._value(physics, value_of, int(number)) for number in numbers])
+        values = [each.value.value for each in measured if each.value.value]
+        unknown = float(np.exp(np.mean(np.log(values)))) if values else 0.0
+
+        def value(number: int) -> float:
+            """A topology that taught nothing is expected to do as well as what was measured does in the mean."""
+            physics = learnt.get(topology_of(self.space.point(number)))
+            return unknown if physics is None else self._value(physics, value_of, number)
+
+        return lambda numbers: np.array([value(int(number)) for number in numbers])
 
     def _known(self, measured: Sequence[Measured]) -> tuple[list[Taught], Expecting | None]:
         """The points with a value and rungs, and what the objective makes of a step time."""

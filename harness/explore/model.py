@@ -14,6 +14,7 @@ from scipy import optimize
 from harness import wire
 from harness.explore.turns import DEVICE, HOST, Round, Station, Turned, turns
 from harness.records import BatchStatistics, Rung, StageStatistics
+from harness.topology import frame_path, owner_of
 
 # Executions at full speed, and where: (cores, HOST) are shared by stages, hops and the entry, (executions, DEVICE) by
 # stages alone.
@@ -41,7 +42,7 @@ class Physics:
 
     ``room``: one of ``ROOMS``; ``drag``: of executions beyond it (turns.py). ``defaults``: knobs of the deployment that
     a point leaves as they are. ``off``: mean square of the logarithm of measured over predicted step time at the points
-    that it was fitted to.
+    that it was fitted to. ``path``: the stages that a frame passes, which are those of one topology.
     """
 
     times: tuple[tuple[float, ...], ...]
@@ -52,9 +53,12 @@ class Physics:
     drag: float
     defaults: Mapping[str, Any]
     off: float = math.inf
+    path: tuple[str, ...] = wire.STAGES
 
     def step_s(self, point: Mapping[str, Any], sessions: Sequence[float]) -> np.ndarray:
         """Seconds of a frame step at each of these numbers of sessions: float [sessions]."""
+        if self.path == (wire.ENGINE,):
+            return np.array([self._loop_s(point, max(1, round(n))) for n in sessions])
         round_ = self.round(point)
         return np.array([_step_s(round_, max(1, round(n))) for n in sessions])
 
@@ -64,11 +68,20 @@ class Physics:
         instances = _knob(point, self.defaults, "entry", "instances")
         stations = [Station((max(entry_s, _LEAST_S),), instances=instances)]
         room, on = self.room
-        for name, times in zip(wire.STAGES, self.times, strict=True):
+        for name, times in zip(self.path, self.times, strict=True):
             steps = _steps(point, self.defaults) if name == wire.DIFFUSION else 1.0
             own = tuple(steps * each for each in times)
             stations.append(Station(own, on=on, **_batching(point, self.defaults, name)))
         return Round(tuple(stations), self.hop_s, (room, math.inf) if on == HOST else (math.inf, room), self.drag)
+
+    def _loop_s(self, point: Mapping[str, Any], sessions: int) -> float:
+        """A step of the fused engine: all sessions of a process step together, in turns where they are too many; what
+        a frame takes outside its stage is the loop's own."""
+        knobs = _batching(point, self.defaults, wire.ENGINE)
+        own = math.ceil(sessions / knobs["instances"])
+        batch = min(own, knobs["most"])
+        rest_s = self.entry_s + self.chunk_s / _chunk(point, self.defaults)
+        return (float(Station(self.times[0]).table(batch + 1)[batch]) + rest_s) * own / batch
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ class _Lesson:
     def spare_s(self, defaults: Mapping[str, Any]) -> float:
         """What the step has beyond its stages and their delays."""
         taken_s = 0.0
-        for name, (_, seconds, weights) in zip(wire.STAGES, self.rows, strict=True):
+        for name, (_, seconds, weights) in zip(frame_path(self.point), self.rows, strict=True):
             steps = _steps(self.point, defaults) if name == wire.DIFFUSION else 1.0
             batching = _batching(self.point, defaults, name)
             taken_s += steps * float(np.average(seconds, weights=weights))
@@ -94,7 +107,7 @@ class _Lesson:
 
 
 def learn(taught: Sequence[Taught], defaults: Mapping[str, Any]) -> Physics | None:
-    """The physics of some measured points, or None where the stages of none of them were counted.
+    """The physics of some measured points of one topology, or None where the stages of none of them were counted.
 
     For each room, drag and share of the entry, the times of batches alone are those that come out as long as they were
     measured once executions slow each other down; the physics whose step times fit best is taken, knob after knob.
@@ -103,8 +116,12 @@ def learn(taught: Sequence[Taught], defaults: Mapping[str, Any]) -> Physics | No
     if not lessons:
         return None
     frame_s, chunk_s = _outside(lessons, defaults)
-    times = _alone(lessons, np.ones((len(wire.STAGES), len(lessons))))
-    start = _shared_out(Physics(times, 0.0, 0.0, chunk_s, ROOMS[0], 0.0, defaults), frame_s, ENTRY_SHARES[1])
+    path = frame_path(lessons[0].point)
+    times = _alone(lessons, np.ones((len(path), len(lessons))))
+    bare = Physics(times, 0.0, 0.0, chunk_s, ROOMS[0], 0.0, defaults, path=path)
+    if path == (wire.ENGINE,):
+        return _of_a_loop(replace(bare, entry_s=frame_s), lessons)
+    start = _shared_out(bare, frame_s, ENTRY_SHARES[1])
     some = lessons[::2]
     rooms = sorted((_fitted(replace(start, room=room), some) for room in ROOMS), key=_offness)[:2]
     found = min((_fitted(replace(start, room=e.room, drag=drag), some) for e in rooms for drag in DRAGS), key=_offness)
@@ -112,9 +129,20 @@ def learn(taught: Sequence[Taught], defaults: Mapping[str, Any]) -> Physics | No
     return min((_fitted(_shared_out(start, frame_s, share), lessons) for share in ENTRY_SHARES), key=_offness)
 
 
+def _of_a_loop(physics: Physics, lessons: Sequence[_Lesson]) -> Physics:
+    """How far the steps of a fused engine are off; nothing in it is shared or waited for that could be fitted."""
+    shown = [physics.step_s(each.point, [each.sessions])[0] for each in lessons]
+    return replace(physics, off=_off([each.step_s for each in lessons], shown))
+
+
+def _off(measured_s: Sequence[float], shown_s: Sequence[float]) -> float:
+    logs = np.log(np.array(measured_s) / np.array(shown_s))
+    return float(np.mean(np.clip(logs, -_WORST_OFF, _WORST_OFF) ** 2))
+
+
 def _shared_out(physics: Physics, frame_s: float, share: float) -> Physics:
     """What a frame takes outside its stages, shared out to the entry and the hops."""
-    return replace(physics, entry_s=share * frame_s, hop_s=(1 - share) * frame_s / (1 + len(wire.STAGES)))
+    return replace(physics, entry_s=share * frame_s, hop_s=(1 - share) * frame_s / (1 + len(physics.path)))
 
 
 def _offness(physics: Physics) -> float:
@@ -122,12 +150,12 @@ def _offness(physics: Physics) -> float:
 
 
 def _lessons(each: Taught, defaults: Mapping[str, Any]) -> Iterator[_Lesson]:
-    steps = _steps(each.point, defaults)
+    steps, path = _steps(each.point, defaults), frame_path(each.point)
     for at, rung in enumerate(each.rungs):
         counted = {window.stage: _counted(window) for window in rung.stages}
-        if not all(counted.get(name) for name in wire.STAGES):
+        if not all(counted.get(name) for name in path):
             continue
-        rows = tuple(_rows(counted[name], steps if name == wire.DIFFUSION else 1.0) for name in wire.STAGES)
+        rows = tuple(_rows(counted[name], steps if name == wire.DIFFUSION else 1.0) for name in path)
         sessions = max(1, round(rung.sessions))
         yield _Lesson(each.point, sessions, rung.sessions / rung.frames_per_s, rows, at == 0)
 
@@ -185,8 +213,7 @@ def _fitted(physics: Physics, lessons: Sequence[_Lesson]) -> Physics:
         slowed = np.array([_slowed(physics.round(each.point), one) for each, one in zip(lessons, shown, strict=True)])
         physics = replace(physics, times=_alone(lessons, slowed.T))
     shown = [_turned(physics.round(each.point), each.sessions).step_s for each in lessons]
-    logs = np.log([each.step_s / one for each, one in zip(lessons, shown, strict=True)])
-    return replace(physics, off=float(np.mean(np.clip(logs, -_WORST_OFF, _WORST_OFF) ** 2)))
+    return replace(physics, off=_off([each.step_s for each in lessons], shown))
 
 
 def _slowed(round_: Round, shown: Turned) -> list[float]:
@@ -217,7 +244,7 @@ def _batching(point: Mapping[str, Any], defaults: Mapping[str, Any], stage: str)
 
 
 def _knob(point: Mapping[str, Any], defaults: Mapping[str, Any], stage: str, knob: str) -> int:
-    name = f"{stage}.{knob}"
+    name = f"{owner_of(stage)}.{knob}"
     return int(point.get(name, defaults.get(name, _DEFAULTS[knob])))
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import wire
 from harness.capacity.device import Device
 from harness.capacity.fit import fit_run, limits_of
 from harness.capacity.memory import KvRoom
@@ -23,6 +22,7 @@ from harness.capacity.steps import StepTime
 from harness.errors import InconclusiveError
 from harness.explore.model import Taught
 from harness.records import Rung, Trial
+from harness.topology import kv_instances
 
 Expecting = Callable[[StepTime, Mapping[str, Any]], float]  # the value of a point with some step time
 _NORMAL_95 = 1.96
@@ -46,7 +46,7 @@ class HighestRate:
     mix: object
     promises: Sequence
     seed: int
-    kv: KvRoom | None = None
+    kv: KvRoom | Mapping[str, KvRoom | None] | None = None
     session_limit: int | None = None
     name = "highest rate under the promises"
 
@@ -79,7 +79,7 @@ class HighestRate:
         return steady_limit(other, self._limits(fit, point))[0] / self.mix.mean_frames()
 
     def _limits(self, fit: dict, point: Mapping[str, Any]) -> Limits:
-        instances = point.get(f"{wire.LLM}.instances")
+        instances = point.get(kv_instances(point))
         if fit.get("kv") and instances:
             fit = fit | {"kv": fit["kv"] | {"instances": instances}}
         return limits_of(fit, self.promises, self.session_limit, 1.0, self._traffic)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from harness.errors import InputError
+from harness.topology import applicable
 
 MOST_CANDIDATES = 2048  # points that are weighed against each other at one time
 Part = Mapping[str, Any]  # what a value of a column sets, e.g. one delay of three stages
@@ -20,7 +21,8 @@ Part = Mapping[str, Any]  # what a value of a column sets, e.g. one delay of thr
 class Space:
     """Columns of parts; a point takes one part of each, later columns over earlier ones. Points are numbered 0 to size.
 
-    Numbers run as ``itertools.product`` does: the last column turns fastest.
+    Numbers run as ``itertools.product`` does: the last column turns fastest. A point has the knobs of its topology
+    alone, so that several numbers may be one point; ``lowest`` is the one that stands for it.
     """
 
     columns: tuple[tuple[Part, ...], ...]
@@ -46,7 +48,19 @@ class Space:
 
     def point(self, number: int) -> dict[str, Any]:
         """The point of a number."""
-        parts = (column[level] for column, level in zip(self.columns, self._levels(number), strict=True))
+        return applicable(self._all_knobs(self._levels(number)))
+
+    def lowest(self, number: int) -> int:
+        """The lowest of the numbers whose points differ from that of ``number`` in columns that turn nothing in it."""
+        levels = self._levels(number)
+        has = applicable(self._all_knobs(levels))
+        turned = [
+            any(knob in has for knob in column[level]) for column, level in zip(self.columns, levels, strict=True)
+        ]
+        return self._number(level if turns else 0 for level, turns in zip(levels, turned, strict=True))
+
+    def _all_knobs(self, levels: Sequence[int]) -> dict[str, Any]:
+        parts = (column[level] for column, level in zip(self.columns, levels, strict=True))
         return {knob: value for part in parts for knob, value in part.items()}
 
     def number(self, point: Mapping[str, Any]) -> int | None:
@@ -74,21 +88,21 @@ class Space:
             near = range(levels[index] - 1, levels[index] + 2) if _ordered(column) else range(len(column))
             for level in near:
                 if level != levels[index] and 0 <= level < len(column):
-                    found.append(self._number([*levels[:index], level, *levels[index + 1 :]]))
-        return found
+                    found.append(self.lowest(self._number([*levels[:index], level, *levels[index + 1 :]])))
+        return [each for each in dict.fromkeys(found) if each != self.lowest(number)]
 
     def candidates(self, around: Iterable[int], rng: np.random.Generator, most: int = MOST_CANDIDATES) -> list[int]:
         """All points where they are few; else a random part of them, those ``around`` and their neighbours."""
         if self.size <= most:
-            return list(range(self.size))
+            return sorted({self.lowest(number) for number in range(self.size)})
         around = list(around)
         near = {near for number in around for near in (number, *self.neighbours(number))}
-        some = {int(number) for number in rng.integers(0, self.size, most)}
+        some = {self.lowest(int(number)) for number in rng.integers(0, self.size, most)}
         return sorted(near | some)
 
     def middle(self) -> int:
         """The point in the middle of every ordered column, and at the start of the others."""
-        return self._number([(len(column) - 1) // 2 if _ordered(column) else 0 for column in self.columns])
+        return self.lowest(self._number([(len(column) - 1) // 2 if _ordered(column) else 0 for column in self.columns]))
 
     def coordinates(self, numbers: Sequence[int]) -> np.ndarray:
         """Float [points, dimensions] in 0 to 1: one dimension a column of numbers, one a value of any other column.
@@ -119,7 +133,8 @@ class Space:
     def _may_be(self, index: int, part: Part, point: Mapping[str, Any]) -> bool:
         """Whether the part is in the point, but for knobs that a later column sets over it."""
         later = {knob for column in self.columns[index + 1 :] for knob in column[0]}
-        return all(knob in later or point.get(knob) == value for knob, value in part.items())
+        has = applicable({**part, **point})
+        return all(knob in later or knob not in has or point.get(knob) == value for knob, value in part.items())
 
 
 def _ordered(column: Sequence[Part]) -> bool:

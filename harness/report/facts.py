@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ from harness.records import Outcome, Rung, RunManifest, ServerSample, Trial
 from harness.report import words
 from harness.slo import Promise
 from harness.store import Run
+from harness.topology import EVERY_STAGE
 
 REPORT_NAME = "signoff.html"
 SEAL_NAME = "signoff.json"
@@ -248,9 +249,21 @@ def stage_shares(rung: Rung) -> tuple[StageShare, ...]:
     counted = {statistics.stage: statistics for statistics in rung.stages if statistics.requests > 0}
     return tuple(
         StageShare(stage, found.queue_ns / found.requests / 1e9, found.compute_ns / found.requests / 1e9)
-        for stage in wire.STAGES
+        for stage in EVERY_STAGE
         if (found := counted.get(stage)) is not None
     )
+
+
+def stages_shown(shares: Iterable[StageShare]) -> tuple[str, ...]:
+    """The stages of the frame path of every topology that was counted; of a staged server where none was."""
+    fused = [share.stage == wire.ENGINE for share in shares]
+    staged = not fused or not all(fused)
+    return (*(wire.STAGES if staged else ()), *((wire.ENGINE,) if any(fused) else ()))
+
+
+def shares_of(swept: Iterable[Deployment]) -> Iterator[StageShare]:
+    """Every stage's share of a frame in every window."""
+    return (share for entry in swept for point in entry.points for share in point.stages)
 
 
 def trial_rows(run: Run, requests: pd.DataFrame, swept: list[Deployment]) -> list[TrialRow]:

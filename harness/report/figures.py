@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from harness import wire
 from harness.report import words
-from harness.report.facts import Deployment, Point
+from harness.report.facts import Deployment, Point, stages_shown
 
 REAL_TIME_MS = 1000 * wire.SECONDS_PER_FRAME
 # Hues that stay apart for colour-blind readers, mid-toned so that they hold on white and on near-black.
@@ -26,7 +26,7 @@ _RESULTS = (
     (None, "not decidable", REST_COLOUR, "circle-open"),
 )
 ADMISSION_COLOURS = ("#c2622d", "#8d8423", "#2b7fc3")  # in the order in which plan.json has the ways to let callers in
-STAGE_COLOURS = {wire.LLM: "#2b7fc3", wire.DIFFUSION: "#d07c2a", wire.VOCODER: "#1b9a77"}
+STAGE_COLOURS = {wire.LLM: "#2b7fc3", wire.DIFFUSION: "#d07c2a", wire.VOCODER: "#1b9a77", wire.ENGINE: "#6a5acd"}
 
 
 class Mark(NamedTuple):
@@ -67,7 +67,8 @@ def stage_time(entry: Deployment, top_ms: float) -> go.Figure:
     figure = empty_figure("sessions", "", height=270)
     points = [point for point in entry.points if point.stages]
     places = list(range(len(points)))  # two points of as many sessions stand side by side
-    for name, colour in STAGE_COLOURS.items():
+    for name in stages_shown(share for point in points for share in point.stages):
+        colour = STAGE_COLOURS[name]
         for part in ("compute", "queue"):
             times_ms = [1000 * _seconds(point, name, part) for point in points]
             figure.add_bar(

@@ -15,11 +15,11 @@ from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from harness import wire
 from harness.capacity.plan import headline_target
 from harness.report import decision, facts, figures, words
 from harness.report.facts import Deployment
 from harness.store import Run, replace_text
+from harness.topology import EVERY_STAGE
 
 SMALL_MULTIPLES = 6  # deployments drawn one by one; the rest are in the table
 
@@ -54,6 +54,7 @@ def render(run: Run) -> str:
         decision=decision.decide(run.manifest, plan),
         emulated=decision.is_emulated(run.manifest, plan),
         swept=swept,
+        stages=facts.stages_shown(facts.shares_of(swept)),
         detailed=_detailed(swept),
         look=figures.style(swept),
         promises=promises,
@@ -67,7 +68,7 @@ def render(run: Run) -> str:
         surge_names=_names(surges, "surge"),
         admission_colours=_admission_colours(surges),
         plots=plots,
-        batch_stages=[stage for stage in wire.STAGES if f"service-time-{stage}" in plots],
+        batch_stages=[stage for stage in EVERY_STAGE if f"service-time-{stage}" in plots],
         classes=classes,
         classes_from=classes_from,
         trials=facts.trial_rows(run, requests, swept),
@@ -100,7 +101,7 @@ def _plots(swept: list[Deployment], promises: list[dict], validation: list[dict]
     top_ms = figures.stage_time_top_ms(swept)
     for entry in _detailed(swept):
         plots[f"stage-time-{entry.letter}"] = figures.stage_time(entry, top_ms)
-    for stage in wire.STAGES:
+    for stage in EVERY_STAGE:
         if any((figures.stage_fit(entry, stage) or {}).get("points") for entry in swept):
             plots[f"service-time-{stage}"] = figures.service_time(stage, swept)
     if any(point.first_audio_count for entry in swept for point in entry.points):
@@ -148,7 +149,6 @@ def template(name: str) -> Template:
     )
     environment.globals |= {
         "words": words,
-        "stages": wire.STAGES,
         "stage_colours": figures.STAGE_COLOURS,
         "rest_colour": figures.REST_COLOUR,
         "stage_fit": figures.stage_fit,

@@ -11,6 +11,7 @@ from harness.errors import InconclusiveError
 from harness.records import Trial
 from harness.report import words
 from harness.report.facts import Deployment, Point, StageShare
+from harness.topology import has_knob, topology_of
 
 FRAME_S = wire.SECONDS_PER_FRAME
 _DELAY = "delay_us"
@@ -95,9 +96,24 @@ def response(found: Sequence[Answer]) -> Response:
 def effects(found: Sequence[Answer], of: Response) -> tuple[Effects | None, str]:
     """The effects of the knobs, or None and the reason."""
     try:
-        return decompose([answer.entry.knobs for answer in found], of.values), ""
+        cells = [
+            (cell, value) for answer, value in zip(found, of.values, strict=True) for cell in _cells(answer, found)
+        ]
+        return decompose([cell for cell, _ in cells], [value for _, value in cells]), ""
     except InconclusiveError as error:
         return None, str(error)
+
+
+def _cells(answer: Answer, found: Sequence[Answer]) -> list[dict]:
+    """The point of an answer; once with each of the combinations that others have of knobs that its topology does not,
+    and which make no difference to it."""
+    own = answer.entry.knobs
+    others = [
+        {knob: value for knob, value in each.entry.knobs.items() if not has_knob(topology_of(own), knob)}
+        for each in found
+    ]
+    different = {repr(sorted(each.items())): each for each in others if each}
+    return [each | own for each in different.values() or [{}]]
 
 
 def factor_names(told: Effects) -> list[str]:
@@ -159,7 +175,12 @@ def delay_bars(swept: Sequence[Deployment], sessions: float) -> list[DelayBar]:
 
 
 def common_delay_s(knobs: dict) -> float | None:
-    """The delay of all stages where it is one, else None; a stage without the knob has the repository's, 0."""
+    """The delay of all stages where it is one, else None; a stage without the knob has the repository's, 0.
+
+    None also of the fused engine, whose sessions never wait for each other.
+    """
+    if topology_of(knobs) == wire.FUSED:
+        return None
     delays = {knobs.get(f"{stage}.{_DELAY}", 0) for stage in wire.STAGES}
     return delays.pop() / 1e6 if len(delays) == 1 else None
 

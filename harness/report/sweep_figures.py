@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from harness.capacity.effects import Effects
 from harness.report import sweep_facts, words
-from harness.report.facts import Deployment, Point
+from harness.report.facts import Deployment, Point, stages_shown
 from harness.report.figures import (
     BEST_COLOUR,
     LIMIT_COLOUR,
@@ -31,7 +31,8 @@ def delays(bars: Sequence[DelayBar]) -> go.Figure:
     figure = empty_figure("longest wait of each stage for a fuller batch", "ms per frame", height=390, right=64)
     names = [f"{words.figure(1000 * bar.delay_s)} ms{'<br>(computed)' if bar.computed else ''}" for bar in bars]
     opacity = [0.55 if bar.computed else 1.0 for bar in bars]
-    for stage, colour in STAGE_COLOURS.items():
+    for stage in stages_shown(share for bar in bars for share in bar.stages):
+        colour = STAGE_COLOURS[stage]
         for part in ("compute", "queue"):
             marker = bar_marker(colour, hatched=part == "queue") | {"opacity": opacity}
             times = [_part_ms(bar.stages, stage, part) for bar in bars]
@@ -135,7 +136,8 @@ def frame_time(shown: Sequence[tuple[Deployment, Point]]) -> go.Figure:
     order = sorted(shown, key=lambda pair: -pair[1].step_s)
     labels = [f"<b>{safe(entry.letter)}</b>" for entry, _ in order]
     figure = empty_figure("ms per frame", "", height=round(110 + _ROW_PX * len(order)))
-    for stage, colour in STAGE_COLOURS.items():
+    for stage in stages_shown(share for _, point in order for share in point.stages):
+        colour = STAGE_COLOURS[stage]
         for part in ("compute", "queue"):
             times = [_part_ms(point.stages, stage, part) for _, point in order]
             _lie(figure, labels, times, f"{words.stage(stage)} {part}", bar_marker(colour, hatched=part == "queue"))

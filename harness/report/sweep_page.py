@@ -6,12 +6,12 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from harness import wire
 from harness.report import decision, facts, figures, sweep_facts, sweep_figures, winner, words
 from harness.report.facts import Deployment, Point
 from harness.report.page import script_json, template
 from harness.report.sweep_facts import Answer
 from harness.store import Run, replace_text
+from harness.topology import EVERY_STAGE
 
 SHOWN_LEVELS = 6  # factors whose levels are drawn
 
@@ -51,6 +51,7 @@ def render(run: Run) -> str:
         unit=decision.unit(run.manifest, None),
         emulated=decision.is_emulated(run.manifest, None),
         swept=swept,
+        stages=facts.stages_shown(facts.shares_of(swept)),
         found=found,
         best=best,
         level=words.level(facts.rate_confidence(fit)),
@@ -100,7 +101,7 @@ def _side_by_side(found: list[Answer], load: float) -> list[tuple[Deployment, Po
 
 
 def _batch_stages(swept: list[Deployment]) -> list[str]:
-    return [s for s in wire.STAGES if any((figures.stage_fit(entry, s) or {}).get("points") for entry in swept)]
+    return [s for s in EVERY_STAGE if any((figures.stage_fit(entry, s) or {}).get("points") for entry in swept)]
 
 
 def _fewest(swept: list[Deployment]) -> float:

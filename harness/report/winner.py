@@ -10,11 +10,13 @@ from pathlib import Path
 import yaml
 from google.protobuf import text_format
 
+from harness import wire
 from harness.errors import InputError
 from harness.runs import base_of
 from harness.store import Run, replace_text
 from harness.sweep import asked, deployed
-from harness.triton.config import Configs, read_repository
+from harness.topology import topology_of
+from harness.triton.config import Configs, folder_of, read_repository
 
 FOLDER = "winner"
 DIFF, REQUESTS = "changes.diff", "requests.yaml"
@@ -23,11 +25,17 @@ DIFF, REQUESTS = "changes.diff", "requests.yaml"
 def write_winner(run: Run, point: dict) -> Path:
     """``winner/<model>/config.pbtxt`` for every model, ``changes.diff``, and ``requests.yaml`` where requests must ask
     for something too. They replace what an earlier call wrote. Raises StoreError where they cannot be written.
+
+    The fused engine takes the name of the entry, whose own code in model_repository/ is another: its code comes along,
+    and ``winner/`` is a repository as it stands.
     """
-    folder = run.path / FOLDER
+    folder, topology = run.path / FOLDER, topology_of(point)
     shutil.rmtree(folder, ignore_errors=True)
     for model, text in texts(winning_configs(run, point)).items():
         replace_text(folder / model / "config.pbtxt", text)
+        if topology == wire.FUSED:
+            code = Path("1") / "model.py"
+            replace_text(folder / model / code, (folder_of(model, topology) / code).read_text())
     replace_text(folder / DIFF, changes(run, point))
     if asked(point):
         replace_text(folder / REQUESTS, yaml.safe_dump(asked(point)))
@@ -41,8 +49,10 @@ def winning_configs(run: Run, point: dict) -> Configs:
 
 def changes(run: Run, point: dict) -> str:
     """A unified diff from the repository's own configurations to those of a point; "" where there is none."""
-    before, after = texts(read_repository()), texts(winning_configs(run, point))
-    return "".join(_diff(model, before[model], after[model]) for model in before)
+    topology = topology_of(point)
+    before, after = texts(read_repository(topology=topology)), texts(winning_configs(run, point))
+    names = {model: folder_of(model, topology).name for model in before}
+    return "".join(_diff(names[model], model, before[model], after[model]) for model in before)
 
 
 def changes_or_reason(run: Run, point: dict) -> str:
@@ -57,7 +67,7 @@ def texts(configs: Configs) -> Mapping[str, str]:
     return {model: text_format.MessageToString(config) for model, config in configs.items()}
 
 
-def _diff(model: str, before: str, after: str) -> str:
-    names = (f"model_repository/{model}/config.pbtxt", f"{FOLDER}/{model}/config.pbtxt")
+def _diff(source: str, model: str, before: str, after: str) -> str:
+    names = (f"model_repository/{source}/config.pbtxt", f"{FOLDER}/{model}/config.pbtxt")
     lines = difflib.unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), *names, n=2)
     return "".join(lines)

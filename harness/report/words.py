@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from numbers import Real
 
 from harness import wire
+from harness.topology import ENGINE, TOPOLOGY, has_knob, topology_of
 
 ABSENT = "–"
 STAGE_NAMES = {
@@ -18,6 +19,8 @@ STAGE_NAMES = {
     wire.FRAME: "frame ensemble",
     wire.ENTRY: "entry",
     "entry": "entry",
+    wire.ENGINE: "fused engine",
+    ENGINE: "fused engine",
 }
 METRIC_NAMES = {
     "ttfa": "time to first audio",
@@ -25,6 +28,7 @@ METRIC_NAMES = {
     "stall": "longest stall",
     "longest stall": "longest stall",
 }
+_TOPOLOGY_NAMES = {wire.STAGED: "staged", wire.FUSED: "fused engine"}
 _BRIEF_NAMES = {"ttfa": "first audio", "rtf": "RTF", "stall": "stall", "longest stall": "stall"}
 _PLAIN_NAMES = {"step_s": "step time", "frames_per_s": "frames per second"}
 ONE_DEVICE = "minimum of one device"
@@ -244,6 +248,8 @@ def _knob(path: str, value) -> str:
     """One knob of a deployment: ``diffusion_decoder.delay_us`` at 5000 as "diffusion delay 5 ms"."""
     owner, _, knob = path.rpartition(".")
     prefix = f"{stage(owner)} " if owner else ""
+    if knob == TOPOLOGY:
+        return _TOPOLOGY_NAMES[value or wire.STAGED]
     if not known(value):
         return f"{prefix}{knob} as by default"
     if knob == "delay_us":
@@ -273,7 +279,10 @@ def name_deployments(deployments: Sequence[dict]) -> list[str]:
     """A short name for each: only the knobs in which they differ, or all knobs where there is only one."""
     paths = list(dict.fromkeys(path for knobs in deployments for path in knobs))
     varied = [path for path in paths if len({repr(knobs.get(path)) for knobs in deployments}) > 1] or paths
-    return [deployment({path: knobs.get(path) for path in varied}) for knobs in deployments]
+    own = [[path for path in varied if has_knob(topology_of(knobs), path)] for knobs in deployments]
+    return [
+        deployment({path: knobs.get(path) for path in paths}) for knobs, paths in zip(deployments, own, strict=True)
+    ]
 
 
 def letters(index: int) -> str:

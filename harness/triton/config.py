@@ -17,10 +17,10 @@ from harness import nvml, wire
 from harness.errors import InputError, ServerError
 from harness.identity import CPU, EMULATED, GPU
 from harness.places import REPOSITORY, preset_name
+from harness.topology import ENGINE, ENGINE_KNOBS, KEY, has_knob
 from harness.voice_folder import count_voices, voice_files
 
 KNOBS = ("delay_us", "max_batch", "preferred_batch", "instances")
-KEY = ":"  # between a model and the path of a key of its config.pbtxt
 PRESETS = ("tiny", "1.5b", "7b")
 MAX_GPUS = 64
 DEVICES = ("auto", CPU, GPU)
@@ -30,7 +30,7 @@ _KINDS = {CPU: model_config_pb2.ModelInstanceGroup.KIND_CPU, GPU: model_config_p
 # A stage has twice the places: of an entry that died, the server holds them until they have been idle.
 GPU_BATCH, GPU_SESSIONS = 128, 512
 _MOST = (1 << 31) - 1  # that a count of Triton's configuration holds
-_OWNERS = {"entry": wire.ENTRY, **{stage: stage for stage in wire.STAGES}, wire.VOICE: wire.VOICE}
+_OWNERS = {"entry": wire.ENTRY, **{stage: stage for stage in wire.STAGES}, wire.VOICE: wire.VOICE, ENGINE: wire.ENTRY}
 
 
 Configs = dict[str, model_config_pb2.ModelConfig]  # by model
@@ -43,7 +43,8 @@ class Deployment:
 
     ``knobs`` maps ``<stage>.<knob>`` to a value, e.g. ``{"diffusion_decoder.delay_us": 2000}``; stages are
     ``entry``, the three of the frame path and ``voice_encoder``; knobs are ``delay_us``, ``max_batch``,
-    ``preferred_batch`` (0 = none) and ``instances``. Any other key of a config.pbtxt is turned as
+    ``preferred_batch`` (0 = none) and ``instances``. The fused ``topology`` has no stages of its own: its knobs are
+    ``engine.max_batch`` and ``engine.instances``. Any other key of a config.pbtxt is turned as
     ``<model>:<path>``, e.g. ``{"neural_vocoder:dynamic_batching.preserve_ordering": True}``; see ``set_key``.
     ``parameters`` maps ``<model>.<parameter>`` to a value, for parameters that the model's config.pbtxt has.
     ``preset`` may be the path of a JSON file of sizes. ``emulate`` is the path of a profile whose times the stages take
@@ -85,8 +86,18 @@ class Deployment:
                 object.__setattr__(self, name, str(Path(folder).absolute()))
         for knob, value in self.knobs.items():
             _check_knob(knob, value)
+            self._check_owner(knob)
         if self.parameters or any(KEY in knob for knob in self.knobs):
             self.configs()  # refuses those that a model does not have
+
+    def _check_owner(self, knob: str) -> None:
+        other = wire.STAGED if self.topology == wire.FUSED else wire.FUSED
+        if has_knob(other, knob) and not has_knob(self.topology, knob):
+            own = f"{ENGINE}.<{'|'.join(ENGINE_KNOBS)}>" if self.topology == wire.FUSED else "<stage>.<knob>"
+            raise InputError(
+                f"{knob}: the {self.topology} topology has no such knob: leave it out, use {own}, or deploy the "
+                f"{other} topology"
+            )
 
     def configs(self, repository: Path = REPOSITORY) -> Configs:
         """The configuration of every model of a repository, with this deployment's values in it."""
@@ -145,6 +156,21 @@ class Deployment:
     def voice_count(self) -> int:
         """How many voices its server has: their ids are 1 to this number. Raises InputError."""
         return count_voices(self.configs()[wire.ENTRY].parameters["voices"].string_value)
+
+    def defaults(self) -> dict[str, int]:
+        """The value of every knob of its frame path, as it is deployed."""
+        configs, found = self.configs(), {}
+        if self.topology == wire.FUSED:
+            engine = configs[wire.ENTRY]
+            most = int(engine.parameters["max_batch"].string_value)
+            return {f"{ENGINE}.max_batch": most, f"{ENGINE}.instances": engine.instance_group[0].count}
+        for stage in wire.STAGES:
+            config, batching = configs[stage], _batching(configs[stage], "batching")
+            found[f"{stage}.delay_us"] = batching.max_queue_delay_microseconds
+            found[f"{stage}.preferred_batch"] = next(iter(batching.preferred_batch_size), 0)
+            found[f"{stage}.max_batch"] = config.max_batch_size
+            found[f"{stage}.instances"] = config.instance_group[0].count
+        return found
 
     def turn(self, configs: Configs) -> Configs:
         """Set the knobs in these configurations, and return them."""
@@ -209,14 +235,15 @@ def checked_preset(preset: str) -> str:
 def read_repository(repository: Path = REPOSITORY, topology: str = wire.STAGED) -> Configs:
     """The configurations of a topology's models as they stand in a repository's files. Raises ServerError."""
     configs = {
-        model: read_config(_folder(repository, model, topology) / "config.pbtxt") for model in wire.TOPOLOGIES[topology]
+        model: read_config(folder_of(model, topology, repository) / "config.pbtxt")
+        for model in wire.TOPOLOGIES[topology]
     }
     for model, config in configs.items():
         config.name = model
     return configs
 
 
-def _folder(repository: Path, model: str, topology: str) -> Path:
+def folder_of(model: str, topology: str, repository: Path = REPOSITORY) -> Path:
     """Where a repository holds a model: the engine stands under the name of the entry."""
     return repository / (wire.ENGINE if topology == wire.FUSED and model == wire.ENTRY else model)
 
@@ -246,7 +273,7 @@ def write_repository(target: Path, deployment: Deployment, source: Path = REPOSI
         folder = target / model
         folder.mkdir(parents=True)
         (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
-        os.symlink(_folder(source, model, deployment.topology) / "1", folder / "1")
+        os.symlink(folder_of(model, deployment.topology, source) / "1", folder / "1")
 
 
 def as_json(config: model_config_pb2.ModelConfig) -> str:
@@ -271,8 +298,14 @@ def _checked_profile(path: str, preset: str) -> str:
     return str(Path(path).resolve())
 
 
+def _model_of(configs: Configs, name: str) -> str:
+    """The model that a name means: the fused engine is deployed under the name of the entry."""
+    return wire.ENTRY if name == wire.ENGINE and wire.FRAME not in configs else name
+
+
 def _set_parameter(configs: Configs, name: str, value: str) -> None:
     model, _, parameter = name.rpartition(".")
+    model = _model_of(configs, model)
     if model not in configs or parameter not in configs[model].parameters:
         known = sorted(f"{model}.{key}" for model, config in configs.items() for key in config.parameters)
         raise InputError(f"unknown parameter {name!r}: use one of {', '.join(known)}")
@@ -332,6 +365,7 @@ def set_key(configs: Configs, knob: str, value: Value) -> None:
     Raises InputError where the model has no such key, or the key does not take the value.
     """
     model, _, path = knob.partition(KEY)
+    model = _model_of(configs, model)
     if model not in configs:
         raise InputError(f"{knob}: unknown model {model!r}; use one of {', '.join(configs)}")
     *parents, last = path.split(".")
@@ -393,6 +427,9 @@ def _check_knob(knob: str, value: Value) -> None:
     if owner not in _OWNERS or name not in KNOBS:
         known = f"<stage>.<{'|'.join(KNOBS)}> with a stage of {', '.join(_OWNERS)}, or <model>{KEY}<path of a key>"
         raise InputError(f"unknown knob {knob!r}: use {known}")
+    if owner == ENGINE and name not in ENGINE_KNOBS:
+        known = ", ".join(f"{ENGINE}.{each}" for each in ENGINE_KNOBS)
+        raise InputError(f"unknown knob {knob!r}: the fused engine has {known}")
     lowest = 0 if name in ("delay_us", "preferred_batch") else 1
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= _MOST:
         raise InputError(f"{knob} is {value}: it must be a whole number from {lowest} to {_MOST}")
@@ -401,6 +438,8 @@ def _check_knob(knob: str, value: Value) -> None:
 def _set_knob(config: model_config_pb2.ModelConfig, name: str, value: int) -> None:
     if name == "instances":
         config.instance_group[0].count = value
+    elif name == "max_batch" and topology_of(config) == wire.FUSED:
+        config.parameters["max_batch"].string_value = str(value)
     elif name == "max_batch":
         _batching(config, name)  # refuses a model that does not batch
         config.max_batch_size = value

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -189,12 +189,23 @@ class TritonServer:
         return self
 
     def reload(self, deployment: Deployment) -> list[str]:
-        """Load the stages whose configuration changed, and no other; returns their names."""
+        """Load the stages whose configuration changed, and no other; returns their names.
+
+        Another topology is another set of models: the server is started anew, on ports of its own.
+        """
+        if deployment.topology != self.deployment.topology:
+            return self._start_as(deployment)
         with self.target.channel(self.url) as channel:
             changed = load_changes(channel, self.deployment.configs(), deployment.configs(), self.control_headers)
         self.deployment = deployment
         self.identify()
         return changed
+
+    def _start_as(self, deployment: Deployment) -> list[str]:
+        self.stop()
+        self.deployment, self.kept_log, self._process, self.stages = deployment, None, None, ()
+        self.start()
+        return list(deployment.models)
 
     def identify(self) -> None:
         """Set ``stages`` to what the stages say of themselves. Raises ServerError where that was not asked for."""
@@ -314,13 +325,15 @@ class RemoteTriton:
 
     Only the knobs of a sweep are turned, in the configurations that it has; on leaving they are put back. ``keep`` is a
     file that holds them meanwhile: after a kill, the next to enter with it puts them back. It is never started or
-    stopped. Raises ServerError where it is not ready, or does not serve what is ``requested``.
+    stopped. Raises ServerError where it is not ready, or does not serve what is ``requested``; InputError where it does
+    not serve all ``topologies`` that are to be measured.
     ``metrics_url``: its Prometheus page, where Triton has it unless told otherwise; None where there is none.
     """
 
     pid = metrics_url = None
 
-    def __init__(self, url: str, requested: Requested, keep: Path | None = None):
+    def __init__(self, url: str, requested: Requested, keep: Path | None = None, topologies: Sequence[str] = ()):
+        self._topologies = topologies
         self.target, self.requested, self._keep = Target.from_environment(url), requested, keep
         if len(self.target.addresses) > 1:
             raise InputError(f"{url}: the knobs of one server are turned, and one is measured: give one --url")
@@ -336,6 +349,8 @@ class RemoteTriton:
                     "leave --url out to have one started here"
                 )
             self.topology = topology_of(_config_of(stub, wire.ENTRY))
+            for topology in self._topologies:  # before anything is measured
+                self.must_have(topology)
             self.loaded = {model: _config_of(stub, model) for model in wire.TOPOLOGIES[self.topology]}
         self.found = self._kept() or self.loaded
         served = self.found[wire.ENTRY].parameters["preset"].string_value
@@ -375,10 +390,20 @@ class RemoteTriton:
 
     def reload(self, deployment: Deployment) -> list[str]:
         """Turn the knobs of a deployment; loads the models whose configuration changes, and returns their names."""
+        self.must_have(deployment.topology)
         configs = {model: model_config_pb2.ModelConfig() for model in self.found}
         for model, config in configs.items():
             config.CopyFrom(self.found[model])
         return self._load(deployment.turn(configs))
+
+    def must_have(self, topology: str) -> None:
+        """Raises InputError for a topology other than the one that it serves: no reload can change that."""
+        if topology != self.topology:
+            raise InputError(
+                f"{self.url} serves the {self.topology} topology, and the plan asks for the {topology} one, which a "
+                f"running server cannot change to: set topology: {self.topology} in the plan (and none in its space), "
+                "give the --url of a server that is deployed so, or leave --url out to have servers started here"
+            )
 
     def alive(self) -> bool:
         with self._channel() as channel:

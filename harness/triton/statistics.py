@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,6 +20,7 @@ from harness.targets import Target
 
 TIMEOUT_S = 3
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as gRPC goes: past any proxy
+_ENGINE = (wire.ENGINE_STEPS, wire.ENGINE_STEP_SECONDS, wire.ENGINE_PROMPT_TOKENS, wire.ENGINE_PROMPT_SECONDS)
 COUNTED = (wire.ENTRY, wire.FRAME, *wire.STAGES, wire.VOICE)
 
 
@@ -55,7 +56,8 @@ def prometheus(url: str, timeout_s: float = 1.0) -> dict[str, float]:
     processor, GPU and memory.
 
     By ``name`` or ``name{model}``, other labels joined with commas, summed over the versions of a model; failures only
-    where there were some. Empty where the page cannot be read.
+    where there were some. Counters of the fused engine are among them: see ``engine_stage``. Empty where the page
+    cannot be read.
     """
     try:
         with _DIRECT.open(url, timeout=timeout_s) as page:
@@ -69,15 +71,45 @@ def _telling(text: str) -> dict[str, float]:
     told: dict[str, float] = {}
     lines = text.replace("\r\n", "\n")  # a proxy's line ends: the parser knows one kind
     for sample in itertools.chain.from_iterable(family.samples for family in text_string_to_metric_families(lines)):
-        if not sample.name.startswith("nv_") or not math.isfinite(sample.value):
+        base = sample.name.removesuffix("_total")  # with which the parser ends the name of a counter
+        if not (base.startswith("nv_") or base in _ENGINE) or not math.isfinite(sample.value):
             continue
-        if sample.name.startswith("nv_inference") and sample.name != "nv_inference_pending_request_count":
-            if sample.name != "nv_inference_request_failure" or sample.value == 0:
+        if base.startswith("nv_inference") and base != "nv_inference_pending_request_count":
+            if base != "nv_inference_request_failure" or sample.value == 0:
                 continue  # the statistics hold it
         of = ",".join(said for key, said in sample.labels.items() if key != "version")
-        name = f"{sample.name}{{{of}}}" if of else sample.name
+        name = f"{base}{{{of}}}" if of else base
         told[name] = told.get(name, 0.0) + sample.value
     return told
+
+
+def engine_stage(metrics: Mapping[str, float]) -> tuple[dict[str, float], StageStatistics | None]:
+    """The figures of a metrics page without the engine's steps by batch size, and those as the counts of a stage.
+
+    A request of it is a frame of one session, as of the stages of a staged server; no stage where there is no engine.
+    """
+    steps, seconds, rest = {}, {}, {}
+    for key, value in metrics.items():
+        name, _, batch = key.rstrip("}").partition("{")
+        by_batch = {wire.ENGINE_STEPS: steps, wire.ENGINE_STEP_SECONDS: seconds}.get(name)
+        if by_batch is None:
+            rest[key] = value
+        else:
+            by_batch[batch] = value
+    if not steps:
+        return rest, None
+    sizes = {int(batch): batch for batch in steps}
+    ns = {size: round(1e9 * seconds.get(batch, 0.0)) for size, batch in sizes.items()}
+    counted = tuple(BatchStatistics(size, round(steps[sizes[size]]), ns[size]) for size in sorted(sizes))
+    stage = StageStatistics(
+        stage=wire.ENGINE,
+        requests=sum(each.batch_size * each.executions for each in counted),
+        executions=sum(each.executions for each in counted),
+        queue_ns=0,
+        compute_ns=sum(each.batch_size * each.compute_ns for each in counted),
+        batches=counted,
+    )
+    return rest, stage
 
 
 def summed(snapshots: Iterable[Iterable[StageStatistics]]) -> tuple[StageStatistics, ...]:

@@ -122,16 +122,20 @@ def device_of(args: dict) -> str:
     return f"cuda:{index}"
 
 
-def kv_room(args: dict, of_stage) -> int:
-    """Bytes that the sessions of this LLM instance may take: as given, else what its card has beside the weights."""
+def kv_room(args: dict, of_stage, tables_bytes: int = 0) -> int:
+    """Bytes that the sessions of this instance may take: as given, else what its card has beside the weights."""
     if (given := limits.given_limit(parameters(args))) is not None:
         return given
     if of_stage.device.type != "cuda":
         return limits.HOST_BYTES
     instances, counts = limits.instances_on_a_card(args["model_config"]), of_stage.parameters()
-    numbers = sum(counts.values()) + (instances - 1) * counts["llm"]
+    fused = args["model_name"] == wire.ENTRY
+    own = sum(counts.values()) - counts["voice"] if fused else counts["llm"]
+    numbers = sum(counts.values()) + (instances - 1) * own
     total = import_module("torch").cuda.mem_get_info(of_stage.device)[1]
-    return limits.card_room(total, numbers * of_stage.dtype.itemsize, instances, of_stage.graph_batch)
+    processes = limits.FUSED_PROCESSES if fused else limits.STAGED_PROCESSES
+    taken = numbers * of_stage.dtype.itemsize + instances * tables_bytes
+    return limits.card_room(total, taken, instances, of_stage.graph_batch, processes)
 
 
 def _emulated_kv_room(args: dict, profile: emulation.Profile) -> int:

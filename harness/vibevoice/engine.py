@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 import queue
 import threading
 import time
@@ -18,9 +19,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness import wire
+from harness.vibevoice.failures import StageEnded
 from harness.vibevoice.frame_step import Frames, FrameStep, PromptPart, Row
 
 SENDERS = 2  # threads: a response waits for the server's process, and not for the interpreter
+MOST_FRAMES = 16  # of one response, where frames had to wait for those before them
+WAIT_S = 0.001
+MOST_WAITING = 64  # frames of a session that wait to be sent, before it speaks on
 _NOISE_ROWS = 16  # drawn at once
 
 
@@ -28,7 +33,8 @@ _NOISE_ROWS = 16  # drawn at once
 class Speech:
     """One session of the engine, whose room is taken (``FrameStep.open``).
 
-    ``deliver`` is called with chunks of audio [samples] by a sender's thread, in order; ``done`` is set after the last.
+    ``deliver`` is called with chunks of audio [samples] by one thread at a time, in order; ``done`` is set after the
+    last. A chunk has ``chunk_frames`` frames, or more where several have waited for those before them to be sent.
     ``past``: steps of a resumed session, as (tokens, latents fed, semantics fed). ``rows`` draws the noise [64] of one
     frame after another.
     """
@@ -49,7 +55,10 @@ class Speech:
     spoken: int = 0
     began_s: float = 0.0  # when it was submitted, then when its first frame was launched
     _noise: np.ndarray | None = None  # of the frame to come: a step that says something else does not use it up
-    _ready: list[np.ndarray] = field(default_factory=list)
+    _waiting: deque[np.ndarray] = field(default_factory=deque)  # frames to be sent
+    _last_waits: bool = False
+    _in_line: bool = False  # a sender has it, or will
+    _outbox: threading.Lock = field(default_factory=threading.Lock)  # of these three
     _sending: threading.Lock = field(default_factory=threading.Lock)
 
     def row(self) -> Row:
@@ -70,23 +79,48 @@ class Speech:
         """When a listener who began with the first frame has heard all that is spoken."""
         return self.began_s + self.spoken * wire.SECONDS_PER_FRAME
 
-    def chunk(self, audio: np.ndarray | None, last: bool) -> np.ndarray | None:
-        """The chunk that is complete with this frame, if one is."""
-        if audio is not None:
-            self._ready.append(audio)
-        if not self._ready or not (last or len(self._ready) >= self.chunk_frames):
-            return None
-        ready, self._ready = self._ready, []
-        return ready[0] if len(ready) == 1 else np.concatenate(ready)
+    def put(self, audio: np.ndarray | None, last: bool) -> bool:
+        """Lay out a frame to be sent; whether a sender must be told of it."""
+        with self._outbox:
+            if audio is not None:
+                self._waiting.append(audio)
+            self._last_waits |= last
+            told, self._in_line = self._in_line, self._in_line or self._complete
+            return self._in_line and not told
 
-    def send(self, chunk: np.ndarray | None, last: bool) -> None:
+    def send_waiting(self) -> bool:
+        """Send what waits as one chunk; whether there is more to be sent, and the session stays in line."""
+        with self._outbox:
+            frames = [self._waiting.popleft() for _ in range(self._chunk())]
+            last = self._last_waits and not self._waiting
+        self._send(frames, last)
+        with self._outbox:
+            self._in_line = self._complete and not last
+            return self._in_line
+
+    def _chunk(self) -> int:
+        """Frames of the next chunk: whole ones of ``chunk_frames``, as many as wait and one response may hold."""
+        most = max(1, MOST_FRAMES // self.chunk_frames) * self.chunk_frames
+        ready = len(self._waiting) // self.chunk_frames * self.chunk_frames
+        return min(most, len(self._waiting) if self._last_waits else ready)
+
+    @property
+    def _complete(self) -> bool:
+        return self._last_waits or len(self._waiting) >= self.chunk_frames
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether so much of it waits to be sent that it need not speak on."""
+        return len(self._waiting) >= max(MOST_WAITING, 2 * self.chunk_frames)
+
+    def _send(self, frames: list[np.ndarray], last: bool) -> None:
         """Deliver a chunk, and end after the last one; nothing where the session is over."""
         with self._sending:
             if self.over:
                 return
             try:
-                if chunk is not None:
-                    self.deliver(chunk)
+                if frames:
+                    self.deliver(frames[0] if len(frames) == 1 else np.concatenate(frames))
             except Exception as error:
                 self.fail(error)
             else:
@@ -94,9 +128,8 @@ class Speech:
                     with contextlib.suppress(InvalidStateError):
                         self.done.set_result(None)
 
-    def stop(self, error: Exception) -> None:
-        """End it where it has not ended; when this returns, nothing more of it is sent."""
-        self.fail(error)
+    def wait_sent(self) -> None:
+        """Until no sender is at a chunk of it; after its end, nothing more of it is sent then."""
         with self._sending:
             return
 
@@ -108,6 +141,10 @@ class Speech:
     @property
     def over(self) -> bool:
         return self.done.done()
+
+
+def _ended() -> StageEnded:
+    return StageEnded(f"{wire.ENGINE} ended while it served this session, and is being started again; ask again")
 
 
 def noise_rows(seed: int, skipped: int = 0) -> Iterator[np.ndarray]:
@@ -132,7 +169,8 @@ class Counts:
         count[1] += ns
 
 
-Launched = tuple[list[tuple[Speech, bool]], Frames]  # the sessions of a step, each with whether it ends with it
+# The sessions of a step, each with whether it ends with it; its answers; when it was launched, in ns.
+Launched = tuple[list[tuple[Speech, bool]], Frames, int]
 
 
 class Engine:
@@ -143,31 +181,41 @@ class Engine:
         step: FrameStep,
         max_batch: int,
         broken: Callable[[Exception], None] = lambda error: None,
+        prepare: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """``broken`` is called when the loop has ended by an error of its own."""
+        """``prepare`` is called in the loop's thread first, ``broken`` when it has ended by an error of its own."""
         self.step, self.max_batch, self.clock, self.counts = step, max_batch, clock, Counts()
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._reading: deque[Speech] = deque()
         self._speaking: dict[int, Speech] = {}
+        self._open: set[Speech] = set()  # submitted, and not taken out yet
         self._senders = Senders(SENDERS)
-        self._broken, self._over = broken, False
+        self._prepare, self._broken = prepare, broken
+        self._over, self._ended, self._calling = False, False, threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def call(self, function: Callable, *arguments) -> Future:
         """Call a function of the step between two steps; its answer, or what it raises, is in the future."""
         answer: Future = Future()
-        self._commands.put((answer, function, arguments))
+        with self._calling:
+            if self._ended:
+                answer.set_exception(_ended())
+            else:
+                self._commands.put((answer, function, arguments))
         return answer
 
     def submit(self, speech: Speech) -> None:
         """Let a session read its prompt and speak."""
         self.call(self._add, speech)
 
-    def end(self, speech: Speech) -> Future:
-        """Take a session out, wherever it is; the future holds its convolution state [values]."""
-        return self.call(self._remove, speech)
+    def end(self, speech: Speech, keep: bool = False) -> Future:
+        """Take a session out, wherever it is; the future holds its convolution state [values] if it is to be kept.
+
+        A sender may still be at a chunk of it: see ``Speech.wait_sent``.
+        """
+        return self.call(self._remove, speech, keep)
 
     def close(self) -> None:
         """End the loop and the senders; sessions that are open are told."""
@@ -176,15 +224,24 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
-        error: Exception = ConnectionError("the engine was closed")
+        error = None
         try:
+            self._prepare()
             self._loop()
         except Exception as found:
             error = found
-            self._broken(found)
-        for speech in [*self._reading, *self._speaking.values()]:
-            speech.fail(error)
+        with self._calling:
+            self._ended = True
+        for speech in self._open:
+            speech.fail(_ended())
+        with contextlib.suppress(queue.Empty):
+            while True:
+                answer, *_ = self._commands.get(block=False)
+                if answer.set_running_or_notify_cancel():
+                    answer.set_exception(_ended())
         self._senders.close()
+        if error:
+            self._broken(error)
 
     def _loop(self) -> None:
         behind: Launched | None = None
@@ -194,8 +251,10 @@ class Engine:
             launched = self._launch()
             if behind:
                 self._emit(*behind)
+            elif not launched and self._speaking and not self._reading:
+                time.sleep(WAIT_S)  # all are ahead of what can be sent
             behind = launched
-            if behind and not self.step.behind:
+            if behind and behind[1].ready:
                 self._emit(*behind)
                 behind = None
 
@@ -207,19 +266,23 @@ class Engine:
             except queue.Empty:
                 return
             idle = False
+            if not answer.set_running_or_notify_cancel():
+                continue
             try:
                 answer.set_result(function(*arguments))
             except Exception as error:
                 answer.set_exception(error)
+                self._must_go_on(error)
 
     def _add(self, speech: Speech) -> None:
         speech.began_s = self.clock()
+        self._open.add(speech)
         self._reading.append(speech)
 
-    def _remove(self, speech: Speech) -> np.ndarray:
-        self._drop(speech, ConnectionError("the session was ended"))
-        speech.stop(ConnectionError("the session was ended"))
-        return self.step.close(speech.session, speech.keep)
+    def _remove(self, speech: Speech, keep: bool) -> np.ndarray:
+        self._open.discard(speech)
+        self._drop(speech, _ended())
+        return self.step.close(speech.session, keep)
 
     def _read(self) -> None:
         """Read a part of the prompts, by turns; sessions that have read theirs, and their past, begin to speak."""
@@ -228,6 +291,7 @@ class Engine:
         replaying = next((speech for speech in self._reading if speech.past and not speech.prompt), None)
         if replaying:
             self._together([replaying], self.step.replay, replaying.session, *replaying.past.popleft())
+            self._to_the_end([replaying])
         for speech in [each for each in self._reading if not (each.prompt or each.past)]:
             self._reading.remove(speech)
             if not speech.over:
@@ -241,15 +305,19 @@ class Engine:
             if turn and room < 0:
                 break
             turn.append((speech, speech.prompt.popleft()))
-        for speech, _ in turn:  # the next turn begins behind them
-            self._reading.remove(speech)
-            self._reading.append(speech)
+        self._to_the_end([speech for speech, _ in turn])
         return turn
 
+    def _to_the_end(self, sessions: Sequence[Speech]) -> None:
+        """The next turn begins behind these."""
+        for speech in sessions:
+            if speech in self._reading:
+                self._reading.remove(speech)
+                self._reading.append(speech)
+
     def _read_parts(self, parts: Sequence[PromptPart]) -> None:
-        began = time.monotonic_ns()
         self.step.read(parts)
-        self.counts.prompt_ns += time.monotonic_ns() - began
+        self.counts.prompt_ns = self.step.prompt_ns
         self.counts.prompt_tokens += sum(len(part.token_ids) for part in parts)
 
     def _launch(self) -> Launched | None:
@@ -261,31 +329,38 @@ class Engine:
         frames = self._together(batch, self.step.launch, [speech.row() for speech in batch])
         if not frames:
             return None
-        self.counts.step(len(batch), time.monotonic_ns() - began)
         now_s = self.clock()
         ended = [speech.took(token, now_s) for speech, token in zip(batch, frames.tokens, strict=True)]
         for speech, last in zip(batch, ended, strict=True):
             if last:
                 self._speaking.pop(speech.session, None)
-        return list(zip(batch, ended, strict=True)), frames
+        return list(zip(batch, ended, strict=True)), frames, began
 
     def _next(self) -> Iterable[Speech]:
-        speaking = [speech for speech in self._speaking.values() if not speech.over]
+        speaking = [speech for speech in self._speaking.values() if not (speech.over or speech.is_ahead)]
+        speaking = self._of_few_groups(speaking)
         if len(speaking) <= self.max_batch:
             return speaking
         return heapq.nsmallest(self.max_batch, speaking, key=Speech.due_s)
 
-    def _emit(self, batch: Sequence[tuple[Speech, bool]], frames: Frames) -> None:
+    def _of_few_groups(self, speaking: list[Speech]) -> list[Speech]:
+        """Sessions of the usual number of denoising steps, and of so many other numbers as a step takes at once."""
+        due_s: dict[int, float] = {}
+        for speech in speaking:
+            if speech.steps != wire.DEFAULT_DIFFUSION_STEPS:
+                due_s[speech.steps] = min(due_s.get(speech.steps, math.inf), speech.due_s())
+        left = sorted(due_s, key=due_s.__getitem__)[self.step.odd_groups :]
+        return [speech for speech in speaking if speech.steps not in left]
+
+    def _emit(self, batch: Sequence[tuple[Speech, bool]], frames: Frames, began_ns: int) -> None:
         audio, latent, semantic = frames.values()
-        chunks = []
+        self.counts.step(len(batch), frames.took_ns or time.monotonic_ns() - began_ns)
         for i, ((speech, last), token) in enumerate(zip(batch, frames.tokens, strict=True)):
             spoke = token == wire.TOKEN_SPEECH_FRAME
             if spoke and speech.keep:
-                speech.fed.append((latent[i], semantic[i]))
-            chunk = speech.chunk(audio[i] if spoke else None, last)
-            if chunk is not None or last:
-                chunks.append((speech, chunk, last))
-        self._senders.send(chunks)
+                speech.fed.append((latent[i].copy(), semantic[i].copy()))  # a row alone would keep the whole step's
+            if speech.put(audio[i].copy() if spoke else None, last):
+                self._senders.tell(speech)
 
     def _together(self, sessions: Sequence[Speech], function: Callable, *arguments):
         """The answer of a call on behalf of some sessions, True for none.
@@ -297,8 +372,14 @@ class Engine:
         except Exception as error:
             for speech in sessions:
                 self._drop(speech, error)
+            self._must_go_on(error)
             return None
         return True if answer is None else answer
+
+    def _must_go_on(self, error: Exception) -> None:
+        """Raise an error after which the device does nothing more."""
+        if self.step.is_broken_by(error):
+            raise error
 
     def _drop(self, speech: Speech, error: Exception) -> None:
         self._speaking.pop(speech.session, None)
@@ -308,38 +389,25 @@ class Engine:
 
 
 class Senders:
-    """Threads that deliver the chunks of one step while the next one is computed."""
+    """Threads that send what waits in sessions, while the next step is computed."""
 
     def __init__(self, count: int):
-        self._queues = [queue.SimpleQueue() for _ in range(count)]
-        self._idle = threading.Condition()
-        self._left = 0
-        self._threads = [threading.Thread(target=self._run, args=(each,), daemon=True) for each in self._queues]
+        self._line: queue.SimpleQueue[Speech | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._run, name="sender", daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
 
-    def send(self, chunks: Sequence[tuple[Speech, np.ndarray | None, bool]]) -> None:
-        """Have these delivered, each session's by the same thread; waits until those of the step before have been."""
-        shares: list[list] = [[] for _ in self._queues]
-        for each in chunks:
-            shares[each[0].session % len(shares)].append(each)
-        shares_given = [(line, share) for line, share in zip(self._queues, shares, strict=True) if share]
-        with self._idle:
-            self._idle.wait_for(lambda: not self._left)
-            self._left = len(shares_given)
-        for line, share in shares_given:
-            line.put(share)
+    def tell(self, speech: Speech) -> None:
+        """A session has a chunk to be sent."""
+        self._line.put(speech)
 
     def close(self) -> None:
-        for line in self._queues:
-            line.put(None)
+        for _ in self._threads:
+            self._line.put(None)
         for thread in self._threads:
             thread.join()
 
-    def _run(self, line: queue.SimpleQueue) -> None:
-        while (share := line.get()) is not None:
-            for speech, chunk, last in share:
-                speech.send(chunk, last)
-            with self._idle:
-                self._left -= 1
-                self._idle.notify()
+    def _run(self) -> None:
+        while (speech := self._line.get()) is not None:
+            if speech.send_waiting():
+                self._line.put(speech)

@@ -50,15 +50,19 @@ class EngineTalk:
     async def prefill(self, voices: list[np.ndarray], part_tokens: int, audio_token_id: int, _) -> None:
         """Cut prompt and past into parts, which the engine reads by turns with those of others."""
         frames = np.concatenate(voices) if voices else np.empty((0, wire.LATENT_SIZE), np.float32)
+        part_tokens = min(part_tokens, self.engine.step.prompt_tokens)
         for part, places in prompt_chunks(self.request.prompt.token_ids, part_tokens, audio_token_id):
             self.speech.prompt.append(PromptPart(self.number, part, frames[places]))
         if self.request.past:
             self.speech.past.extend(self.request.past.parts(part_tokens))
+            # In a thread: the noise of an hour's frames is skipped in a tenth of a second, and others are speaking.
+            await asyncio.to_thread(self.speech.row)
 
     async def speak(self, _: Executor) -> None:
         """Speak until all frames are spoken, or the model says "end of text". Raises ClientLeft."""
         self.engine.submit(self.speech)
         done = asyncio.wrap_future(self.speech.done)
+        done.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody asks where a client left
         while not done.done():
             await asyncio.wait([done], timeout=CHECK_S)
             self.channel.check()
@@ -66,7 +70,7 @@ class EngineTalk:
 
     async def keep(self, model: str, script: str, key: str) -> None:
         """Give the client its session to go on with later; it ends. The marks say whose it is; ``key`` seals it."""
-        speech, state = self.speech, await asyncio.wrap_future(self.engine.end(self.speech))
+        speech, state = self.speech, await asyncio.wrap_future(self.engine.end(self.speech, keep=True))
         past = lambda: past_of(self.request, speech.tokens, speech.fed, model, script, state)  # noqa: E731
         # In a thread: an hour of speech takes a tenth of a second, and others are speaking.
         self.channel.carry(await asyncio.to_thread(lambda: past().encode(key)))
@@ -74,6 +78,7 @@ class EngineTalk:
     async def close(self) -> None:
         """End the session; after it, nothing more of it is sent."""
         await asyncio.wrap_future(self.engine.end(self.speech))
+        await asyncio.to_thread(self.speech.wait_sent)
 
     async def _called(self, function, *arguments):
         return await asyncio.wrap_future(self.engine.call(function, *arguments))

@@ -167,8 +167,10 @@ class Entry:
         try:
             await self._speak(talk)
         finally:
-            await talk.close()
-            self.line.leave()
+            try:
+                await talk.close()
+            finally:
+                self.line.leave()
 
     def _talk(self, request: SpeechRequest, channel: Channel) -> Talk | EngineTalk:
         if self.engine:

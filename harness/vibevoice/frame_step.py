@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,6 +58,8 @@ class Frames(Protocol):
     """The answer to a step, row by row; ``values`` waits for the device."""
 
     tokens: list[int]  # wire.TOKEN_*; a row that says anything else than a frame has no audio
+    ready: bool  # its values are there already
+    took_ns: int  # the device's time for the step, once its values have been taken; 0: as long as the calls took
 
     def values(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Audio [N, 3200], latent [N, 64] and semantic features [N, 128], the caller's to keep."""
@@ -64,10 +67,12 @@ class Frames(Protocol):
 
 
 class FrameStep(Protocol):
-    """What the engine asks of a model. All calls come from one thread."""
+    """What the engine asks of a model. All calls come from one thread; one more step may be launched before the values
+    of the one before are asked for."""
 
-    behind: int  # steps that may be launched before the values of the one before are asked for
+    odd_groups: int  # other numbers of denoising steps than the usual one that a launch may hold
     prompt_tokens: int  # that one call of ``read`` takes
+    prompt_ns: int  # spent on reading prompts so far, on the device
 
     def open(self, session: int, opening: Opening) -> None:
         """Take room. Raises RequestError, beginning with wire.BUSY where there is no room now but might be later."""
@@ -83,6 +88,10 @@ class FrameStep(Protocol):
 
     def launch(self, rows: Sequence[Row]) -> Frames: ...
 
+    def is_broken_by(self, error: Exception) -> bool:
+        """Whether the device does nothing more after this error."""
+        ...
+
     def close(self, session: int, keep: bool = False) -> np.ndarray:
         """End a session, if it is there; returns its convolution state [values] if it is to be kept."""
         ...
@@ -90,6 +99,8 @@ class FrameStep(Protocol):
 
 @dataclass(frozen=True)
 class _Ready:
+    ready, took_ns = True, 0
+
     tokens: list[int]
     made: tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -100,7 +111,7 @@ class _Ready:
 class EagerStep:
     """The stages of the staged ensemble, called in turn."""
 
-    behind = 0
+    odd_groups = wire.MAX_DIFFUSION_STEPS
 
     def __init__(self, weights: Weights, kv_limit_bytes: int, prompt_tokens: int):
         self.llm, self.diffusion = LLMStage(weights, kv_limit_bytes), DiffusionStage(weights)
@@ -109,25 +120,29 @@ class EagerStep:
             stage.sessions.idle_limit_s = float("inf")  # the engine ends its sessions itself
         self.device, self.dtype, self.graphs = weights.device, weights.dtype, None
         self.kv_limit_bytes, self.kv_bytes_per_token = kv_limit_bytes, self.llm.kv_bytes_per_token
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens, self.prompt_ns = prompt_tokens, 0
         self._fed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # latent and semantic of each one's last frame
 
     def open(self, session: int, opening: Opening) -> None:
         self.llm.open(session, opening.prompt_tokens, opening.frames, opening.start_frame, opening.forced, opening.say)
         try:
             self.vocoder.open(session, None if opening.state is None else torch.from_numpy(opening.state))
+            self._fed[session] = _row(opening.latent, wire.LATENT_SIZE), _row(opening.semantic, wire.SEMANTIC_SIZE)
         except Exception:
-            self.llm.close(session)
+            self.close(session)
             raise
-        self._fed[session] = _row(opening.latent, wire.LATENT_SIZE), _row(opening.semantic, wire.SEMANTIC_SIZE)
 
     def read(self, parts: Sequence[PromptPart]) -> None:
+        began = time.monotonic_ns()
         for part in parts:
             ids = torch.tensor(part.token_ids, dtype=torch.int32)
             self.llm.prefill(part.session, ids, torch.from_numpy(part.voice_frames))
+        self.prompt_ns += time.monotonic_ns() - began
 
     def replay(self, session: int, tokens: np.ndarray, latent: np.ndarray, semantic: np.ndarray) -> None:
+        began = time.monotonic_ns()
         self.llm.replay(session, tokens.tolist(), torch.from_numpy(latent), torch.from_numpy(semantic))
+        self.prompt_ns += time.monotonic_ns() - began
 
     def check(self, session: int) -> None:
         self.llm.check_step(session)
@@ -143,6 +158,9 @@ class EagerStep:
         audio, semantic = self.vocoder.step(sessions, latent, tokens)
         self._fed |= zip(sessions, zip(latent.unbind(), semantic.unbind(), strict=True), strict=True)
         return _Ready(tokens.tolist(), (audio.numpy(), latent.numpy(), semantic.numpy()))
+
+    def is_broken_by(self, error: Exception) -> bool:
+        return False
 
     def close(self, session: int, keep: bool = False) -> np.ndarray:
         self.llm.close(session)

@@ -6,29 +6,59 @@ Only a Triton stub process can import this module.
 from __future__ import annotations
 
 import os
+import time
 
+import triton_python_backend_utils as pb
+
+from harness.errors import InputError
 from harness.vibevoice import backend
 from harness.vibevoice.engine import Engine
 from harness.vibevoice.frame_step import EagerStep
+from harness.vibevoice.instances import instances
 from harness.vibevoice.parameters import number, parameters
+from harness.vibevoice.process import prepare
+from harness.vibevoice.step_metrics import StepMetrics
+
+GRACE_S = 1.0  # in which its sessions are told
 
 
 def engine_of(args: dict) -> Engine:
     """Raises InputError for a configuration that this host cannot serve."""
     given = parameters(args)
     weights = backend.weights(args)
-    room = backend.kv_room(args, weights)
-    prompt_tokens, most = number(given, "prefill_tokens"), number(given, "max_batch")
+    most, places = number(given, "max_batch"), max(1, number(given, "sessions_at_once") // instances(args))
     if weights.graph_batch:
-        from harness.vibevoice.graph_step import GraphStep  # its kernels are compiled for a GPU
+        from harness.vibevoice.graph_step import GraphStep, table_bytes  # its kernels are compiled for a GPU
 
-        step = GraphStep(weights, room, number(given, "sessions_at_once"))
+        if most > weights.graph_batch:
+            raise InputError(
+                f"max_batch is {most}, and a step of this GPU takes at most {weights.graph_batch} sessions (`graphs`): "
+                "lower the one or raise the other"
+            )
+        step = GraphStep(weights, backend.kv_room(args, weights, table_bytes(weights, places)), places)
     else:
-        step = EagerStep(weights, room, prompt_tokens)
-    return Engine(step, most, _end_process)
+        step = EagerStep(weights, backend.kv_room(args, weights), number(given, "prefill_tokens"))
+    engine = Engine(step, most, _end_process, lambda: prepare(weights.device))
+    _count(engine)
+    return engine
+
+
+def _count(engine: Engine) -> None:
+    """Show the engine's counts on the Prometheus page of this server, if it has one."""
+    try:
+        metrics = StepMetrics(engine.counts, _counter)
+    except pb.TritonModelException as error:
+        print(f"the steps of the engine are not counted on the server's metrics page: {error}", flush=True)
+    else:
+        metrics.keep_updated()
+
+
+def _counter(name: str, about: str) -> pb.MetricFamily:
+    return pb.MetricFamily(name=name, description=about, kind=pb.MetricFamily.COUNTER)
 
 
 def _end_process(error: Exception) -> None:
     """A process whose engine has stopped serves nobody: it ends, and is started again."""
     print(f"the engine has stopped, and its process ends: {error!r}", flush=True)
+    time.sleep(GRACE_S)
     os._exit(1)

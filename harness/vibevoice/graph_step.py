@@ -8,6 +8,7 @@ launched before those have arrived. Prompts are read as rows of many sessions to
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from harness.vibevoice.diffusion import DiffusionStage
 from harness.vibevoice.frame_step import Frames, Opening, PromptPart, Row
 from harness.vibevoice.llm import LLMStage
 from harness.vibevoice.presets import Weights
+from harness.vibevoice.process import DEVICE_ERRORS
 from harness.vibevoice.sessions import NoRoom
 from harness.vibevoice.towers import TableTower, Tower
 
@@ -34,6 +36,15 @@ _FACTS, _NUMBERS = (
 )  # of a row: read, write, token id, token to say, two caches; noise, guidance
 _ANSWERS = (wire.SAMPLES_PER_FRAME, wire.LATENT_SIZE, wire.SEMANTIC_SIZE, 1)  # audio, latent, semantic, token
 _MODEL_SAYS = -1
+
+
+def table_bytes(weights: Weights, sessions: int) -> int:
+    """What the tables of so many sessions take on the device."""
+    shapes = copy.copy(weights)
+    shapes.device, shapes.checkpoint = torch.device("meta"), None
+    towers = Tower(shapes.acoustic_decoder()), Tower(shapes.semantic_encoder())
+    values = sum(tower.state_size for tower in towers)
+    return (2 * sessions + 2) * (values * weights.dtype.itemsize + 4 * (wire.LATENT_SIZE + wire.SEMANTIC_SIZE))
 
 
 @dataclass
@@ -53,12 +64,15 @@ class _Slot:
 
 @dataclass
 class _Launched:
-    """A step on its way: its answers will lie in ``host`` once ``event`` has come."""
+    """A step on its way: its answers will lie in ``host`` once it has ended."""
 
     host: torch.Tensor
-    event: torch.cuda.Event | None
+    began: torch.cuda.Event | None
+    ended: torch.cuda.Event | None
     order: list[int]  # row of the answers for each row that was asked for
     tokens: list[int] = field(default_factory=list)
+    ready: bool = False
+    took_ns: int = 0
 
     def values(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         answers = self.answers()
@@ -67,15 +81,16 @@ class _Launched:
 
     def answers(self) -> np.ndarray:
         """All answers, copied from where the step after the next will leave its own."""
-        if self.event is not None:
-            self.event.synchronize()
+        if self.ended is not None:
+            self.ended.synchronize()
+            self.took_ns = _between_ns(self.began, self.ended)
         return self.host.numpy()[self.order]
 
 
 class GraphStep:
     """See ``frame_step.FrameStep``. ``sessions``: how many slots there are. On a CPU nothing is recorded."""
 
-    behind = 1
+    odd_groups = 1  # each runs by itself and is not recorded
     prompt_tokens = PROMPT_ROWS[-1]
 
     def __init__(self, weights: Weights, kv_limit_bytes: int, sessions: int):
@@ -91,6 +106,7 @@ class GraphStep:
         self.scale, self.bias = weights.latent_scale_and_bias()
         self._tables(sessions, decoder.state_size + encoder.state_size)
         self._slots: dict[int, _Slot] = {}
+        self.prompt_ns, self._reading = 0, deque()  # events before and after each read
         self._free = list(range(sessions))[::-1]
         self._asked = _Inputs(2 * _MOST, _MOST, ((_FACTS, torch.int64), (_NUMBERS, torch.float32)), self.device)
         prompt = (_PROMPT_FACTS, torch.int64), (wire.LATENT_SIZE, torch.float32)
@@ -120,13 +136,14 @@ class GraphStep:
             )
         self.llm.open(session, opening.prompt_tokens, opening.frames, opening.start_frame, opening.forced, opening.say)
         slot = self._slots[session] = _Slot(self._free.pop())
-        for table, values in (
-            (self.states, opening.state),
-            (self.latents, opening.latent),
-            (self.semantics, opening.semantic),
-        ):
-            row = table[slot.rows[0]]
-            row.zero_() if values is None else row.copy_(torch.from_numpy(np.array(values)))
+        tables = (self.states, opening.state), (self.latents, opening.latent), (self.semantics, opening.semantic)
+        try:
+            for table, values in tables:
+                row = table[slot.rows[0]]
+                row.zero_() if values is None else row.copy_(torch.from_numpy(np.array(values)))
+        except Exception:
+            self.close(session)
+            raise
 
     def close(self, session: int, keep: bool = False) -> np.ndarray:
         self.llm.close(session)
@@ -136,12 +153,18 @@ class GraphStep:
         self._free.append(slot.number)  # what still runs on the device comes before what a new session asks of it
         return self.states[slot.rows[0]].float().cpu().numpy() if keep else np.empty(0, np.float32)
 
+    def is_broken_by(self, error: Exception) -> bool:
+        return isinstance(error, DEVICE_ERRORS)
+
     def check(self, session: int) -> None:
         self.llm.check_step(session)
 
     def replay(self, session: int, tokens: np.ndarray, latent: np.ndarray, semantic: np.ndarray) -> None:
+        self._note_read()
+        began = _event(self.device)
         given = torch.from_numpy(latent).to(self.device), torch.from_numpy(semantic).to(self.device)
         self.llm.replay(session, tokens.tolist(), *given)
+        self._reading.append((began, _event(self.device)))
 
     @torch.inference_mode()
     def launch(self, rows: Sequence[Row]) -> Frames:
@@ -149,7 +172,9 @@ class GraphStep:
         self._answers.reverse()
         sessions = [self.llm.sessions.get(row.session) for row in rows]
         says = [self.llm.told(session) for session in sessions]
+        self._note_read()
         facts, numbers = self._asked.begin()
+        began = None
         order, start = [0] * len(rows), 0
         for steps in sorted({row.steps for row in rows}):
             group = [i for i, row in enumerate(rows) if row.steps == steps]
@@ -158,9 +183,11 @@ class GraphStep:
                 facts[place] = self._facts(rows[i].session, sessions[i], says[i])
                 numbers[place, :-1], numbers[place, -1] = rows[i].noise, rows[i].guidance
             lengths = [length for i in group for length in sessions[i].lengths]
+            began = began or _event(self.device)
             start = self._batch(facts, start, len(group), ragged.parts_of(lengths), steps)
-        launched = _Launched(self._answers[0], _event(self.device), order)
-        launched.tokens = [int(token) for token in launched.answers()[:, -1]] if None in says else says
+        launched = _Launched(self._answers[0], began, _event(self.device), order)
+        launched.ready = None in says  # what the next step is fed follows from what the model says in this one
+        launched.tokens = [int(token) for token in launched.answers()[:, -1]] if launched.ready else says
         self.llm.advance(sessions, launched.tokens)
         for row, token in zip(rows, launched.tokens, strict=True):
             if token == wire.TOKEN_SPEECH_FRAME:
@@ -219,13 +246,21 @@ class GraphStep:
     @torch.inference_mode()
     def read(self, parts: Sequence[PromptPart]) -> None:
         """Read parts of prompts: in one launch those of short contexts, by themselves the others."""
-        short = [part for part in parts if self._reach(part) <= PROMPT_PARTS[-1]]
-        if short:
-            self._read_rows(short)
-        for part in parts:
-            if part not in short:
+        self._note_read()
+        began = _event(self.device)
+        is_short = [self._reach(part) <= PROMPT_PARTS[-1] for part in parts]
+        if any(is_short):
+            self._read_rows([part for part, short in zip(parts, is_short, strict=True) if short])
+        for part, short in zip(parts, is_short, strict=True):
+            if not short:
                 ids = torch.tensor(part.token_ids, dtype=torch.int32)
                 self.llm.prefill(part.session, ids, torch.from_numpy(part.voice_frames))
+        self._reading.append((began, _event(self.device)))
+
+    def _note_read(self) -> None:
+        """Add the times of those reads that the device is done with."""
+        while self._reading and (self._reading[0][1] is None or self._reading[0][1].query()):
+            self.prompt_ns += _between_ns(*self._reading.popleft())
 
     def _reach(self, part: PromptPart) -> int:
         """Into how many parts the attention of its last token cuts its context."""
@@ -360,9 +395,14 @@ def _tower_kind(weights: Weights) -> type:
     return FusedTower
 
 
+def _between_ns(began: torch.cuda.Event | None, ended: torch.cuda.Event | None) -> int:
+    return 0 if began is None else round(1e6 * began.elapsed_time(ended))
+
+
 def _event(device: torch.device) -> torch.cuda.Event | None:
+    """What comes when the device has done all that was asked of it until now; None on a CPU."""
     if device.type != "cuda":
         return None
-    event = torch.cuda.Event()
+    event = torch.cuda.Event(enable_timing=True)
     event.record(torch.cuda.current_stream(device))
     return event

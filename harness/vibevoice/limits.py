@@ -14,7 +14,7 @@ PROCESS_BYTES = 5 << 29  # CUDA context, kernels and activations of one stage: 2
 # CUDA graphs of up to GRAPH_BATCH sessions, in each process but the voice encoder's. An estimate: with a stream for
 # each graph they took 3.6 GiB on the H100; since they share one nobody has measured them. CARD_SHARE covers that there.
 GRAPH_BYTES, GRAPH_BATCH = 1 << 30, 128
-_PROCESSES = 4  # LLM, diffusion, vocoder and voice encoder
+STAGED_PROCESSES, FUSED_PROCESSES = 4, 2  # on a card with one instance of everything, the voice encoder's included
 
 
 def given_limit(given: dict[str, str]) -> int | None:
@@ -27,13 +27,15 @@ def instances_on_a_card(model_config: str) -> int:
     return sum(group["count"] for group in json.loads(model_config)["instance_group"])
 
 
-def card_room(total_bytes: int, weight_bytes: int, instances: int, graph_batch: int) -> int:
-    """Bytes of KV cache for each of the LLM's ``instances`` on a card of ``total_bytes``.
+def card_room(
+    total_bytes: int, weight_bytes: int, instances: int, graph_batch: int, processes: int = STAGED_PROCESSES
+) -> int:
+    """Bytes of KV cache for each of the ``instances`` that hold sessions on a card of ``total_bytes``.
 
-    share x total - weights of all stages (the LLM's own once for each instance is left to the caller) - processes and
-    their graphs, of up to ``graph_batch`` sessions. Raises InputError where nothing would be left.
+    share x total - weights of all processes - ``processes`` (with one instance) and their graphs, of up to
+    ``graph_batch`` sessions. Raises InputError where nothing would be left.
     """
-    processes = _PROCESSES + instances - 1
+    processes += instances - 1
     taken = processes * PROCESS_BYTES + (processes - 1) * GRAPH_BYTES * min(graph_batch, GRAPH_BATCH) / GRAPH_BATCH
     room = CARD_SHARE * total_bytes - weight_bytes - taken
     if room <= 0:

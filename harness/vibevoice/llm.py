@@ -14,6 +14,7 @@ from harness.errors import RequestError
 from harness.vibevoice.backbone import Backbone
 from harness.vibevoice.graphs import Graphs, Input
 from harness.vibevoice.presets import Weights
+from harness.vibevoice.process import DEVICE_ERRORS
 from harness.vibevoice.sessions import SPARE_STEPS, NoRoom, Sessions, check_numbers, check_room, room_used_up
 
 KV_LIMIT_BYTES = 8 << 30
@@ -330,7 +331,9 @@ class LLMStage:
                 Branch(torch.empty(layers, two, heads, count, size, device=self.device, dtype=self.dtype))
                 for count in rows
             ]
-        except RuntimeError:  # torch.OutOfMemoryError of a GPU is one; a host's allocator raises it as it is
+        except RuntimeError as error:  # torch.OutOfMemoryError of a GPU is one; a host's allocator raises it as it is
+            if isinstance(error, DEVICE_ERRORS):
+                raise
             raise NoRoom(
                 f"{wire.BUSY}{self.device} has no memory left, although kv_limit_bytes of {wire.LLM} is not reached; "
                 "lower it"

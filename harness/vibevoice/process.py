@@ -7,6 +7,9 @@ import ctypes
 
 import torch
 
+# After one of these a GPU does nothing more for this process; older versions of torch raise no class of their own.
+DEVICE_ERRORS = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+
 
 def prepare(device: torch.device | str = "cpu") -> None:
     """One CPU thread, no gradients, freed memory kept: the instances of a server share its cores.

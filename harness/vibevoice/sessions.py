@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -63,8 +64,10 @@ class Sessions(Generic[State]):
 
     def drop_idle(self) -> None:
         """Drop the sessions that were not stepped for long, and those whose owner's process has ended."""
+        if self.idle_limit_s == math.inf:  # whoever keeps them ends them
+            return
         oldest = self._clock() - self.idle_limit_s
-        gone = {owner for owner in map(_owner_of, self._states) if owner and not is_alive(owner)}
+        gone = {owner for owner in set(map(_owner_of, self._states)) if owner and not is_alive(owner)}
         for session_id in [s for s, used in self._used_at.items() if used < oldest or _owner_of(s) in gone]:
             self.close(session_id)
 

@@ -1,0 +1,53 @@
+"""The two ways to deploy the frame path, staged and fused: which stages, models and knobs each has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness import wire
+
+TOPOLOGY = "topology"  # the knob of a point that says how it is deployed; left out: staged
+ENGINE = "engine"  # the owner of the fused engine's knobs
+ENGINE_KNOBS = ("max_batch", "instances")
+KEY = ":"  # between a model and the path of a key of its config.pbtxt
+FRAME_PATHS = {wire.STAGED: wire.STAGES, wire.FUSED: (wire.ENGINE,)}
+EVERY_STAGE = (*wire.STAGES, wire.ENGINE)  # of the frame path, of any topology
+KV_MODELS = {wire.STAGED: wire.LLM, wire.FUSED: wire.ENTRY}  # which processes hold the KV caches
+
+
+def topology_of(point: Mapping[str, Any]) -> str:
+    """The topology of a point, also of one that was stored before there were two."""
+    return point.get(TOPOLOGY, wire.STAGED)
+
+
+def frame_path(point: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stages that a frame passes at a point, in order."""
+    return FRAME_PATHS[topology_of(point)]
+
+
+def owner_of(stage: str) -> str:
+    """What stands before the knobs of a stage: ``engine`` of the fused engine."""
+    return ENGINE if stage == wire.ENGINE else stage
+
+
+def kv_instances(point: Mapping[str, Any]) -> str:
+    """The knob that counts the processes with KV caches of their own."""
+    return f"{owner_of(wire.ENGINE if topology_of(point) == wire.FUSED else wire.LLM)}.instances"
+
+
+def has_knob(topology: str, knob: str) -> bool:
+    """Whether a topology has what a knob turns; what requests ask for alike, both have."""
+    model, is_key, _ = knob.partition(KEY)
+    if is_key:
+        return model in (wire.TOPOLOGIES[topology] if model != wire.ENGINE else FRAME_PATHS[topology])
+    owner = knob.rpartition(".")[0]
+    if owner == ENGINE:
+        return topology == wire.FUSED
+    return topology == wire.STAGED or owner not in ("entry", *wire.STAGES)
+
+
+def applicable(point: Mapping[str, Any]) -> dict[str, Any]:
+    """The point without the knobs that its topology does not have: what is deployed is the same."""
+    topology = topology_of(point)
+    return {knob: value for knob, value in point.items() if has_knob(topology, knob)}
