@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PLAN ?= scenarios/quick.yaml
 TORCH ?= torch==2.13.0
 LOWEST := .venv-lowest
+# By file, as fixtures are. Not those of the fewest tests last: one of a minute would keep one core waiting.
+SPREAD := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install signoff test test-lowest gpu gpu-kit sample clean
 
@@ -23,13 +25,13 @@ signoff: install
 
 test: install
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -m 'not server' --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not server' $(SPREAD)
 	$(BIN)/python -m pytest -m server
 
 # The fast tests with every direct dependency at the lowest version that pyproject.toml takes, but torch: the lowest ones
 # are to be had for CPUs from PyTorch's own index only.
 test-lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest -m 'not server' --numprocesses 2 --dist loadfile
+	$(LOWEST)/bin/python -m pytest -m 'not server' $(SPREAD)
 
 $(LOWEST)/installed: pyproject.toml
 	$(PYTHON) -m venv --clear $(LOWEST)

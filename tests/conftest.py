@@ -21,6 +21,8 @@ settings.register_profile("no deadline", deadline=None)  # a busy machine is no 
 settings.load_profile("no deadline")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background: what tests start would not hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Two workers share few cores, and threads of OpenMP that wait for small tasks take whole ones. Before torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 HAS_GPU = Path("/proc/driver/nvidia").exists()
 with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
     # Triton's functions are for its interpreter or for its compiler from the first import on, which comes with

@@ -358,7 +358,7 @@ def test_the_repository_loads_by_itself_with_the_flags_of_the_readme(tmp_path):
         with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             deadline = time.monotonic() + 120
-            while not is_ready(stub):
+            while not is_ready(stub, Deployment().models):
                 assert server.poll() is None and time.monotonic() < deadline
                 time.sleep(0.2)
     finally:

@@ -280,15 +280,15 @@ def test_a_stage_that_dies_fails_its_sessions_in_words_and_comes_back(small, mod
     done(*hear_all(small.url, nearly_all))
 
 
-def test_several_instances_of_everything_keep_each_session_where_its_state_is(triton, small):
+def test_several_instances_of_everything_keep_each_session_where_its_state_is(triton, tmp_path):
     requests = [talk(f"s{i}", 10 + 3 * i, seed=i, say=(FRAME, END, BEGIN) * (i % 2)) for i in range(10)]
     expected = done(*hear_all(triton.url, *requests))
-    owners = ("entry", *wire.STAGES, wire.VOICE)
-    with deployed(small, knobs={f"{owner}.instances": 2 for owner in owners}):
-        assert len(processes_of(small, wire.LLM)) >= 2  # one that was unloaded may live on for a while
-        heard = done(*hear_all(small.url, *requests))
+    twice = {f"{owner}.instances": 2 for owner in ("entry", *wire.STAGES, wire.VOICE)}
+    with TritonServer(Deployment(parameters=ROOM, knobs=twice), root=tmp_path) as server:
+        assert len(processes_of(server, wire.LLM)) == 2
+        heard = done(*hear_all(server.url, *requests))
         for ours, theirs in zip(heard, expected, strict=True):
             assert_same(ours.audio, theirs.audio)
         # Each LLM instance has room for four of these: eight at once, and none is turned away while the other has room.
-        parallel = hear_all(small.url, *(big(f"b{i}", seed=i) for i in range(12)))
+        parallel = hear_all(server.url, *(big(f"b{i}", seed=i) for i in range(12)))
         assert len(done(*parallel)) == 12

@@ -138,6 +138,7 @@ def script_json(figure: go.Figure) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
+@cache
 def template(name: str) -> Template:
     """A page of the report, with what all of them share."""
     environment = Environment(
