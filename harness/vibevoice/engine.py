@@ -22,7 +22,7 @@ from harness import wire
 from harness.vibevoice.failures import StageEnded
 from harness.vibevoice.frame_step import Frames, FrameStep, PromptPart, Row
 
-SENDERS = 2  # threads: a response waits for the server's process, and not for the interpreter
+SENDERS = 1  # threads: the server takes one response after another, and each more takes the interpreter from the loop
 MOST_FRAMES = 16  # of one response, where frames had to wait for those before them
 WAIT_S = 0.001
 MOST_WAITING = 64  # frames of a session that wait to be sent, before it speaks on
