@@ -9,9 +9,8 @@ import pytest
 
 from harness import wire
 from harness.errors import RequestError
-from harness.vibevoice.engine import MOST_FRAMES, MOST_WAITING, Engine, Speech, noise_rows
+from harness.vibevoice.engine import FEWEST_TOKENS, MOST_FRAMES, MOST_WAITING, Engine, Prompt, Speech, noise_rows
 from harness.vibevoice.failures import StageEnded
-from harness.vibevoice.frame_step import PromptPart
 
 F, B, X = wire.TOKEN_SPEECH_FRAME, wire.TOKEN_SPEECH_BEGIN, wire.TOKEN_END_OF_TEXT
 PATIENCE_S = 20
@@ -32,7 +31,7 @@ class Frames:
 class Step:
     """Says what it is told to; remembers its batches. ``gate``: a step waits for it."""
 
-    prompt_tokens, prompt_ns, odd_groups = 8, 7, 1
+    prompt_tokens, prompt_ns, token_ns, odd_groups = 8, 7, 0.0, 1
 
     def __init__(self, ready=True, says=None, broken=()):
         self.ready, self.says, self.broken = ready, says or {}, broken
@@ -81,10 +80,16 @@ def running():
         engine.close()
 
 
-def speech(number, frames=5, prompt=(3,), deliver=None, **more):
+def speech(number, frames=5, prompt=3, deliver=None, **more):
     heard = []
-    parts = deque(PromptPart(number, [0] * size, np.empty((0, 64))) for size in prompt)
-    made = Speech(number, parts, frames, noise_rows(number), deliver or heard.append, **more)
+    made = Speech(
+        number,
+        Prompt(number, [0] * prompt, np.empty((0, 64)), 1),
+        frames,
+        noise_rows(number),
+        deliver or heard.append,
+        **more,
+    )
     made.heard = heard
     return made
 
@@ -178,13 +183,14 @@ def test_prompts_are_read_by_turns_as_many_tokens_as_a_step_takes(running):
     speaking = speech(9, frames=400)
     engine.submit(speaking)
     until(lambda: step.read_parts)
-    engine.submit(speech(1, prompt=(8, 8, 8)))
-    engine.submit(speech(2, prompt=(4,)))
-    engine.submit(speech(3, prompt=(4, 4)))
+    engine.submit(speech(1, prompt=24))
+    engine.submit(speech(2, prompt=4))
+    engine.submit(speech(3, prompt=8))
     step.gate.set()
     speaking.done.result(PATIENCE_S)
     order = [part for parts in step.read_parts[1:] for part in parts]
-    assert sorted(order) == [(1, 8), (1, 8), (1, 8), (2, 4), (3, 4), (3, 4)]
+    read = {number: sum(count for of, count in order if of == number) for number in (1, 2, 3)}
+    assert read == {1: 24, 2: 4, 3: 8}
     assert all(sum(count for _, count in parts) <= 8 for parts in step.read_parts)
     assert [number for number, _ in order[:3]] in ([1, 2, 3], [2, 3, 1])  # nobody waits for a long one's end
 
@@ -192,10 +198,10 @@ def test_prompts_are_read_by_turns_as_many_tokens_as_a_step_takes(running):
 def test_a_resumed_session_reads_its_prompt_then_its_past_then_speaks(running):
     step = Step()
     engine = running(step)
-    resumed = speech(1, prompt=(3, 2), past=deque([(1, 2, 3), (4, 5, 6)]))
+    resumed = speech(1, prompt=11, past=deque([(1, 2, 3), (4, 5, 6)]))
     engine.submit(resumed)
     resumed.done.result(PATIENCE_S)
-    assert step.read_parts == [[(1, 3)], [(1, 2)], [(1, "past")], [(1, "past")]]
+    assert step.read_parts == [[(1, 8)], [(1, 3)], [(1, "past")], [(1, "past")]]
 
 
 def test_what_is_no_frame_is_not_sent_and_end_of_text_ends(running):
@@ -364,7 +370,7 @@ def test_resumed_sessions_read_their_pasts_by_turns(running):
 
 def test_steps_and_prompts_are_counted(running):
     engine = running(Step())
-    sessions = [speech(number, frames=4, prompt=(5,)) for number in (1, 2)]
+    sessions = [speech(number, frames=4, prompt=5) for number in (1, 2)]
     for one in sessions:
         engine.submit(one)
     for one in sessions:
@@ -378,3 +384,28 @@ def test_noise_is_the_same_however_it_is_drawn():
     rows, whole = noise_rows(5), np.random.default_rng(5).standard_normal((40, 64), np.float32)
     assert np.array_equal([next(rows) for _ in range(40)], whole)
     assert np.array_equal(next(noise_rows(5, skipped=17)), whole[17])
+
+
+def test_a_prompt_is_cut_with_the_voice_frames_of_its_audio_tokens():
+    prompt = Prompt(3, [5, 9, 9, 6, 9], np.arange(3)[:, None], audio_token_id=9)
+    parts = [prompt.take(count) for count in (2, 2, 10)]
+    assert [part.token_ids.tolist() for part in parts] == [[5, 9], [9, 6], [9]] and not prompt
+    assert [part.voice_frames[:, 0].tolist() for part in parts] == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize(("in_hand_s", "tokens"), [(-3.0, 50), (0.9, 50), (1.5, 800)])
+def test_reading_takes_half_a_step_while_a_listener_is_short_of_audio(running, in_hand_s, tokens):
+    step = Step()
+    step.prompt_tokens, step.token_ns = 800, 1e6
+    engine = running(step, clock=lambda: 100.0)
+    engine._step_ns = 100_000_000
+    assert engine._tokens_to_read() == 800  # nobody listens
+    one = speech(1, frames=90)
+    one.began_s, one.spoken = 100.0 + in_hand_s - 10 * wire.SECONDS_PER_FRAME, 10
+    engine._speaking = {1: one}
+    try:
+        assert engine._tokens_to_read() == tokens
+        step.token_ns = 1e9  # however long a token takes, some are read
+        assert engine._tokens_to_read() == (800 if tokens == 800 else FEWEST_TOKENS)
+    finally:
+        engine._speaking = {}

@@ -27,6 +27,27 @@ MOST_FRAMES = 16  # of one response, where frames had to wait for those before t
 WAIT_S = 0.001
 MOST_WAITING = 64  # frames of a session that wait to be sent, before it speaks on
 _NOISE_ROWS = 16  # drawn at once
+READ_SHARE = 0.5  # of a step's time, that reading prompts may take before each while a listener is short of audio
+IN_HAND_S = 1.0  # of audio, with which a listener is not short of it
+FEWEST_TOKENS = 16  # of prompts that are read before a step, however long they take
+
+
+class Prompt:
+    """What is left of a session's prompt: ``token_ids``, and voice frames [frames, 64] for its audio tokens."""
+
+    def __init__(self, session: int, token_ids: Sequence[int], voice_frames: np.ndarray, audio_token_id: int):
+        self.session, self.token_ids, self.voice_frames = session, np.asarray(token_ids, np.int32), voice_frames
+        self.audio_token_id = audio_token_id
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def take(self, count: int) -> PromptPart:
+        """The next tokens, at most so many."""
+        ids, self.token_ids = self.token_ids[:count], self.token_ids[count:]
+        places = int((ids == self.audio_token_id).sum())
+        frames, self.voice_frames = self.voice_frames[:places], self.voice_frames[places:]
+        return PromptPart(self.session, ids, frames)
 
 
 @dataclass(eq=False)
@@ -40,7 +61,7 @@ class Speech:
     """
 
     session: int
-    prompt: deque[PromptPart]
+    prompt: Prompt
     frames: int
     rows: Iterator[np.ndarray]
     deliver: Callable[[np.ndarray], None]
@@ -193,6 +214,7 @@ class Engine:
         self._senders = Senders(SENDERS)
         self._prepare, self._broken = prepare, broken
         self._over, self._ended, self._calling = False, False, threading.Lock()
+        self._step_ns = 0  # of the last step
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -298,15 +320,23 @@ class Engine:
                 self._speaking[speech.session] = speech
 
     def _turn(self) -> list[tuple[Speech, PromptPart]]:
-        """The next parts of prompts, one of each session, as many as the step takes at once."""
-        turn, room = [], self.step.prompt_tokens
+        """The next parts of prompts, one of each session, as many as may be read before the next step."""
+        turn, room = [], self._tokens_to_read()
         for speech in [each for each in self._reading if each.prompt and not each.over]:
-            room -= len(speech.prompt[0].token_ids)
-            if turn and room < 0:
+            if room <= 0:
                 break
-            turn.append((speech, speech.prompt.popleft()))
+            turn.append((speech, speech.prompt.take(room)))
+            room -= len(turn[-1][1].token_ids)
         self._to_the_end([speech for speech, _ in turn])
         return turn
+
+    def _tokens_to_read(self) -> int:
+        """Half a step's worth where a listener waits for audio or soon will, else as many as the step reads at once."""
+        most = self.step.prompt_tokens
+        in_hand_s = min((each.due_s() for each in self._speaking.values()), default=math.inf) - self.clock()
+        if in_hand_s > IN_HAND_S or not (self._step_ns and self.step.token_ns):
+            return most
+        return max(min(FEWEST_TOKENS, most), min(most, int(READ_SHARE * self._step_ns / self.step.token_ns)))
 
     def _to_the_end(self, sessions: Sequence[Speech]) -> None:
         """The next turn begins behind these."""
@@ -354,7 +384,8 @@ class Engine:
 
     def _emit(self, batch: Sequence[tuple[Speech, bool]], frames: Frames, began_ns: int) -> None:
         audio, latent, semantic = frames.values()
-        self.counts.step(len(batch), frames.took_ns or time.monotonic_ns() - began_ns)
+        self._step_ns = frames.took_ns or time.monotonic_ns() - began_ns
+        self.counts.step(len(batch), self._step_ns)
         for i, ((speech, last), token) in enumerate(zip(batch, frames.tokens, strict=True)):
             spoke = token == wire.TOKEN_SPEECH_FRAME
             if spoke and speech.keep:

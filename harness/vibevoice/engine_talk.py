@@ -6,17 +6,16 @@ Only a Triton stub process can import this module.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from concurrent.futures import Executor
 
 import numpy as np
 
 from harness import wire
 from harness.errors import RequestError
-from harness.vibevoice.engine import Engine, Speech, noise_rows
+from harness.vibevoice.engine import Engine, Prompt, Speech, noise_rows
 from harness.vibevoice.failures import in_words
-from harness.vibevoice.frame_step import Opening, PromptPart
-from harness.vibevoice.prompt import SpeechRequest, prompt_chunks
+from harness.vibevoice.frame_step import Opening
+from harness.vibevoice.prompt import SpeechRequest
 from harness.vibevoice.talk import Channel, past_of
 
 CHECK_S = 0.1  # how often a session asks whether its client is still there: it speaks a frame of 0.13 s in that time
@@ -41,18 +40,17 @@ class EngineTalk:
             await self._called(self.engine.step.open, self.number, opening)
         except RequestError as error:
             raise in_words(str(error)) if str(error).startswith(wire.BUSY) else error from None
-        request_rows = noise_rows(request.seed, past.frames if past else 0)
+        prompt = Prompt(self.number, (), np.empty((0, wire.LATENT_SIZE), np.float32), -1)  # see ``prefill``
+        noise = noise_rows(request.seed, past.frames if past else 0)
         self.speech = Speech(
-            self.number, deque(), request.frames, request_rows, self.channel.audio, request.guidance_scale,
+            self.number, prompt, request.frames, noise, self.channel.audio, request.guidance_scale,
             request.diffusion_steps, request.chunk_frames, request.keep,
         )  # fmt: skip
 
     async def prefill(self, voices: list[np.ndarray], part_tokens: int, audio_token_id: int, _) -> None:
-        """Cut prompt and past into parts, which the engine reads by turns with those of others."""
+        """Lay out prompt and past, which the engine reads by turns with those of others."""
         frames = np.concatenate(voices) if voices else np.empty((0, wire.LATENT_SIZE), np.float32)
-        part_tokens = min(part_tokens, self.engine.step.prompt_tokens)
-        for part, places in prompt_chunks(self.request.prompt.token_ids, part_tokens, audio_token_id):
-            self.speech.prompt.append(PromptPart(self.number, part, frames[places]))
+        self.speech.prompt = Prompt(self.number, self.request.prompt.token_ids, frames, audio_token_id)
         if self.request.past:
             self.speech.past.extend(self.request.past.parts(part_tokens))
             # In a thread: the noise of an hour's frames is skipped in a tenth of a second, and others are speaking.

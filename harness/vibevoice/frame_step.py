@@ -73,6 +73,7 @@ class FrameStep(Protocol):
     odd_groups: int  # other numbers of denoising steps than the usual one that a launch may hold
     prompt_tokens: int  # that one call of ``read`` takes
     prompt_ns: int  # spent on reading prompts so far, on the device
+    token_ns: float  # that a token of a prompt took when some were read last; 0 before the first
 
     def open(self, session: int, opening: Opening) -> None:
         """Take room. Raises RequestError, beginning with wire.BUSY where there is no room now but might be later."""
@@ -120,7 +121,7 @@ class EagerStep:
             stage.sessions.idle_limit_s = float("inf")  # the engine ends its sessions itself
         self.device, self.dtype, self.graphs = weights.device, weights.dtype, None
         self.kv_limit_bytes, self.kv_bytes_per_token = kv_limit_bytes, self.llm.kv_bytes_per_token
-        self.prompt_tokens, self.prompt_ns = prompt_tokens, 0
+        self.prompt_tokens, self.prompt_ns, self.token_ns = prompt_tokens, 0, 0.0
         self._fed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # latent and semantic of each one's last frame
 
     def open(self, session: int, opening: Opening) -> None:
@@ -137,7 +138,9 @@ class EagerStep:
         for part in parts:
             ids = torch.tensor(part.token_ids, dtype=torch.int32)
             self.llm.prefill(part.session, ids, torch.from_numpy(part.voice_frames))
-        self.prompt_ns += time.monotonic_ns() - began
+        took_ns = time.monotonic_ns() - began
+        self.prompt_ns += took_ns
+        self.token_ns = took_ns / sum(len(part.token_ids) for part in parts)
 
     def replay(self, session: int, tokens: np.ndarray, latent: np.ndarray, semantic: np.ndarray) -> None:
         began = time.monotonic_ns()

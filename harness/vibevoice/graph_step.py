@@ -106,7 +106,8 @@ class GraphStep:
         self.scale, self.bias = weights.latent_scale_and_bias()
         self._tables(sessions, decoder.state_size + encoder.state_size)
         self._slots: dict[int, _Slot] = {}
-        self.prompt_ns, self._reading = 0, deque()  # events before and after each read
+        self.prompt_ns, self.token_ns = 0, 0.0
+        self._reading: deque = deque()  # events before and after each read, and its tokens
         self._free = list(range(sessions))[::-1]
         self._asked = _Inputs(2 * _MOST, _MOST, ((_FACTS, torch.int64), (_NUMBERS, torch.float32)), self.device)
         prompt = (_PROMPT_FACTS, torch.int64), (wire.LATENT_SIZE, torch.float32)
@@ -164,7 +165,7 @@ class GraphStep:
         began = _event(self.device)
         given = torch.from_numpy(latent).to(self.device), torch.from_numpy(semantic).to(self.device)
         self.llm.replay(session, tokens.tolist(), *given)
-        self._reading.append((began, _event(self.device)))
+        self._reading.append((began, _event(self.device), 0))
 
     @torch.inference_mode()
     def launch(self, rows: Sequence[Row]) -> Frames:
@@ -255,12 +256,15 @@ class GraphStep:
             if not short:
                 ids = torch.tensor(part.token_ids, dtype=torch.int32)
                 self.llm.prefill(part.session, ids, torch.from_numpy(part.voice_frames))
-        self._reading.append((began, _event(self.device)))
+        self._reading.append((began, _event(self.device), sum(len(part.token_ids) for part in parts)))
 
     def _note_read(self) -> None:
         """Add the times of those reads that the device is done with."""
         while self._reading and (self._reading[0][1] is None or self._reading[0][1].query()):
-            self.prompt_ns += _between_ns(*self._reading.popleft())
+            began, ended, tokens = self._reading.popleft()
+            took_ns = _between_ns(began, ended)
+            self.prompt_ns += took_ns
+            self.token_ns = took_ns / tokens if tokens else self.token_ns
 
     def _reach(self, part: PromptPart) -> int:
         """Into how many parts the attention of its last token cuts its context."""
