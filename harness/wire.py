@@ -100,4 +100,5 @@ NUMBERS = {
     "waiting_limit": (int, 0),
     "waiting_seconds": (float, 0),
     "beat_seconds": (float, 0.1),
+    "in_hand_seconds": (float, 0),
 }

@@ -28,7 +28,7 @@ WAIT_S = 0.001
 MOST_WAITING = 64  # frames of a session that wait to be sent, before it speaks on
 _NOISE_ROWS = 16  # drawn at once
 READ_SHARE = 0.5  # of a step's time, that reading prompts may take before each while a listener is short of audio
-IN_HAND_S = 1.0  # of audio, with which a listener is not short of it
+IN_HAND_S = 1.0  # of audio, with which a listener is not short of it, unless the configuration says otherwise
 FEWEST_TOKENS = 16  # of prompts that are read before a step, however long they take
 
 
@@ -203,9 +203,11 @@ class Engine:
         max_batch: int,
         broken: Callable[[Exception], None] = lambda error: None,
         prepare: Callable[[], None] = lambda: None,
+        in_hand_s: float = IN_HAND_S,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """``prepare`` is called in the loop's thread first, ``broken`` when it has ended by an error of its own."""
+        """``prepare`` is called in the loop's thread first, ``broken`` when it has ended by an error of its own. A
+        listener with less than ``in_hand_s`` seconds of audio in hand is short of it."""
         self.step, self.max_batch, self.clock, self.counts = step, max_batch, clock, Counts()
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._reading: deque[Speech] = deque()
@@ -214,7 +216,7 @@ class Engine:
         self._senders = Senders(SENDERS)
         self._prepare, self._broken = prepare, broken
         self._over, self._ended, self._calling = False, False, threading.Lock()
-        self._step_ns = 0  # of the last step
+        self._in_hand_s, self._step_ns = in_hand_s, 0  # of the last step
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -334,7 +336,7 @@ class Engine:
         """Half a step's worth where a listener waits for audio or soon will, else as many as the step reads at once."""
         most = self.step.prompt_tokens
         in_hand_s = min((each.due_s() for each in self._speaking.values()), default=math.inf) - self.clock()
-        if in_hand_s > IN_HAND_S or not (self._step_ns and self.step.token_ns):
+        if in_hand_s > self._in_hand_s or not (self._step_ns and self.step.token_ns):
             return most
         return max(min(FEWEST_TOKENS, most), min(most, int(READ_SHARE * self._step_ns / self.step.token_ns)))
 

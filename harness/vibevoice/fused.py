@@ -38,7 +38,8 @@ def engine_of(args: dict) -> Engine:
         step = GraphStep(weights, backend.kv_room(args, weights, table_bytes(weights, places)), places)
     else:
         step = EagerStep(weights, backend.kv_room(args, weights), number(given, "prefill_tokens"))
-    engine = Engine(step, most, _end_process, lambda: prepare(weights.device))
+    in_hand_s = number(given, "in_hand_seconds")
+    engine = Engine(step, most, _end_process, lambda: prepare(weights.device), in_hand_s)
     _count(engine)
     return engine
 

@@ -335,8 +335,7 @@ class LLMStage:
             if isinstance(error, DEVICE_ERRORS):
                 raise
             raise NoRoom(
-                f"{wire.BUSY}{self.device} has no memory left, although kv_limit_bytes of {wire.LLM} is not reached; "
-                "lower it"
+                f"{wire.BUSY}{self.device} has no memory left, although kv_limit_bytes is not reached; lower it"
             ) from None
 
     def _check_room(self, branches: list[Branch]) -> None:

@@ -124,7 +124,7 @@ def check_room(positions: int, bytes_per_position: int, taken_bytes: int, limit_
         raise NoRoom(
             f"the session can never fit: {positions} positions (prompt, and twice the frames) x "
             f"{bytes_per_position} bytes = {_mib(needed)} of KV cache, but there are {_mib(limit_bytes)}; "
-            f"ask for fewer frames, shorten the script, or raise kv_limit_bytes of {wire.LLM}"
+            f"ask for fewer frames, shorten the script, or raise kv_limit_bytes"
         )
     if needed > free:
         raise NoRoom(
