@@ -125,7 +125,7 @@ def plan_text(answers: Answers, name: str) -> str:
             *_price(answers),
             "",
             "space:                            # knob -> values; every combination is measured",
-            "  delay_us: [0, 5000]             # batching delay of the three stages",
+            *_space(answers.gpus),
             "",
             *_load(answers.gpus),
             "utilisation_cap: 0.85",
@@ -141,6 +141,15 @@ def _place(gpus: int) -> list[str]:
     return [
         "device: gpu",
         f"gpus: {gpus}                           # of one server; one device of the answer is all of them",
+    ]
+
+
+def _space(gpus: int) -> list[str]:
+    if not gpus:
+        return ["  delay_us: [0, 5000]             # batching delay of the three stages"]
+    return [
+        "  topology: [fused]               # all stages in one process; staged: a Triton model for each",
+        "  engine.max_batch: [64, 128]     # sessions in one step",
     ]
 
 

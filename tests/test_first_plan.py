@@ -23,6 +23,7 @@ def test_every_answer_makes_a_plan_that_passes(tmp_path, preset, gpus, mix):
     plan = load_plan(write_plan(tmp_path / "first.yaml", answers))
     assert (plan.name, plan.preset, plan.targets_qps) == ("first", preset, (0.25, 40.0))
     assert (plan.device, plan.gpus) == (("gpu", gpus) if gpus else ("cpu", 1))
+    assert plan.topologies == (("fused",) if gpus else ("staged",))
     assert list(plan.prices.values()) == [2.5]
     promises = {(each.metric, each.limit) for each in plan.promise_list()}
     assert promises == {("ttfa_s", 0.8), ("rtf", 0.7)}
