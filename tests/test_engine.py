@@ -246,10 +246,11 @@ def test_an_ended_session_is_sent_nothing_more_and_gives_its_state(running):
     one = speech(7, frames=10_000)
     engine.submit(one)
     until(lambda: one.heard)
+    assert engine.sessions == 1
     state = engine.end(one, keep=True).result(PATIENCE_S)
     one.wait_sent()
     count = len(one.heard)
-    assert state.tolist() == [7] and step.closed == [7]
+    assert state.tolist() == [7] and step.closed == [7] and not engine.sessions
     time.sleep(0.05)
     assert len(one.heard) == count and one.over
 

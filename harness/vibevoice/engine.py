@@ -220,6 +220,11 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
+    @property
+    def sessions(self) -> int:
+        """Sessions that read or speak."""
+        return len(self._open)
+
     def call(self, function: Callable, *arguments) -> Future:
         """Call a function of the step between two steps; its answer, or what it raises, is in the future."""
         answer: Future = Future()

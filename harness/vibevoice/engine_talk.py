@@ -18,7 +18,9 @@ from harness.vibevoice.frame_step import Opening
 from harness.vibevoice.prompt import SpeechRequest
 from harness.vibevoice.talk import Channel, past_of
 
-CHECK_S = 0.1  # how often a session asks whether its client is still there: it speaks a frame of 0.13 s in that time
+# How often a session asks whether its client is still there: of few, within a frame of 0.13 s; each question is a call
+# of the server's process, and all are asked from one thread.
+CHECK_S, CHECKS_PER_S = 0.1, 320
 
 
 class EngineTalk:
@@ -62,7 +64,7 @@ class EngineTalk:
         done = asyncio.wrap_future(self.speech.done)
         done.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody asks where a client left
         while not done.done():
-            await asyncio.wait([done], timeout=CHECK_S)
+            await asyncio.wait([done], timeout=max(CHECK_S, self.engine.sessions / CHECKS_PER_S))
             self.channel.check()
         await done
 
