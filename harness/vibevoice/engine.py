@@ -237,7 +237,8 @@ class Engine:
 
     def submit(self, speech: Speech) -> None:
         """Let a session read its prompt and speak."""
-        self.call(self._add, speech)
+        added = self.call(self._add, speech)
+        added.add_done_callback(lambda ended: ended.exception() and speech.fail(ended.exception()))
 
     def end(self, speech: Speech, keep: bool = False) -> Future:
         """Take a session out, wherever it is; the future holds its convolution state [values] if it is to be kept.
