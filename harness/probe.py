@@ -35,6 +35,7 @@ class Probe:
     ):
         self.samples: list[ServerSample] = []
         self.missed = 0
+        self._has_engine = False  # its counts have been seen on the metrics page
         self._reader = StatisticsReader(target)
         self._pid, self._metrics_url = server_pid, metrics_url
         self._interval_s = interval_s
@@ -65,6 +66,10 @@ class Probe:
             self.missed += 1
             return
         metrics, engine = engine_stage(prometheus(self._metrics_url) if self._metrics_url else {})
+        self._has_engine |= engine is not None
+        if self._has_engine and engine is None:  # a window that began without its counts would hold all since its start
+            self.missed += 1
+            return
         self.samples.append(
             ServerSample(
                 at_ns=time.monotonic_ns(),

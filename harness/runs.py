@@ -155,7 +155,11 @@ def kv_room(manifest: RunManifest, spec: PlanSpec, topology: str | None = None) 
         return KvRoom(float(smallest), told[0].kv_bytes_per_token, instances=len(told))
     if manifest.device.startswith(_ELSEWHERE):
         return None
-    limit_bytes = float(spec.parameters.get(f"{holder}.kv_limit_bytes", _KV_LIMIT_BYTES))
+    names = (holder, wire.ENGINE) if topology == wire.FUSED else (holder,)
+    given = [spec.parameters[f"{name}.kv_limit_bytes"] for name in names if f"{name}.kv_limit_bytes" in spec.parameters]
+    if not (given or stages) and len(spec.topologies) > 1:
+        return None  # it has not been deployed yet, and nobody has told
+    limit_bytes = float(given[0]) if given and given[0] != AUTO else float(_KV_LIMIT_BYTES)
     return KvRoom(limit_bytes, KV_BYTES_PER_TOKEN[spec.preset], instances=spec.gpus)
 
 

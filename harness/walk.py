@@ -120,11 +120,11 @@ class Walk:
         return f"{words}; with a chance of {decision.confidence:.0%} within {self.search.margin:.1%} of the best"
 
     def _look_at_memory(self, run: Run) -> None:
-        """The room for KV caches is known only once it is known where the run is deployed."""
+        """The room for KV caches is known only once a topology is deployed; what was valued without it is not right."""
         objective = self.guide.objective
-        if isinstance(objective, HighestRate) and objective.kv is None:
-            kv = kv_rooms(run.manifest, self.spec)
+        if isinstance(objective, HighestRate) and (kv := kv_rooms(run.manifest, self.spec)) != objective.kv:
             self.guide = replace(self.guide, objective=replace(objective, kv=kv))
+            self._values.clear()
 
     def _measured(self, run: Run, trials: Sequence[Trial], point: dict) -> Measured:
         own = [each for each in trials if each.deployment == point and self._counts(each)]

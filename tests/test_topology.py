@@ -71,7 +71,8 @@ def test_a_fused_ladder_is_fitted_with_one_stage_and_planned():
     plan = plan_of(fit, measured, profiles={})
     told = {each["change"]: each for each in plan["sensitivity"]}
     assert told["half the delay"]["note"] == "the deployment has no delay"
-    assert told[f"one more instance of {wire.ENGINE}"]["rate_per_device"] > fit["deployments"][0]["max_rate_per_s"]
+    another = told[f"one more instance of {wire.ENGINE}"]
+    assert another["rate_per_device"] is None and "shares the GPU" in another["note"]
     assert any(each.startswith("a device that computes") and told[each]["rate_per_device"] for each in told)
 
 
@@ -179,7 +180,19 @@ def test_a_report_names_the_fused_engine_and_shows_its_steps(tmp_path):
     assert "fused engine compute" in page and "In the fused engine all sessions take a step together" in page
     assert "In the staged topology each frame passes three stages" in page
     assert 'id="service-time-vibevoice_engine"' in page or "service-time-vibevoice_engine" in page
-    assert "fused engine" in write_sweep_report(run).read_text()
+    page = write_sweep_report(run).read_text()
+    assert "fused engine" in page and "do not copy it over" in page and "cp -r" not in page
+
+
+def test_a_step_of_a_gpu_takes_no_more_sessions_than_its_graphs():
+    on_gpu = {"topology": "fused", "device": "gpu"}
+    Deployment(**on_gpu, knobs={"engine.max_batch": 128}).check()
+    for more in ({"knobs": {"engine.max_batch": 256}}, {"parameters": {f"{wire.ENGINE}.graphs": "64"}}):
+        with pytest.raises(
+            InputError, match="engine.max_batch is (256|128), and a step on a GPU takes at most (128|64)"
+        ):
+            Deployment(**on_gpu, **more).check()
+    Deployment(topology="fused", device="cpu", knobs={"engine.max_batch": 256}).check()
 
 
 def test_deployments_are_named_by_the_knobs_that_they_have():

@@ -118,7 +118,8 @@ class Topology:
             owner = owner_of(name)
             own = {knob: turned[f"{owner}.{knob}"] for knob in _KNOBS if f"{owner}.{knob}" in turned}
             if name == wire.ENGINE:
-                own.setdefault("max_batch", ENGINE_BATCH)
+                largest = max((int(point["batch_size"]) for point in service["points"]), default=0)
+                own.setdefault("max_batch", max(ENGINE_BATCH, largest))  # a GPU's takes more
             delay_s = own.pop("delay_us", 0) / 1e6
             stages.append(Stage(name, service["alpha_s"], service["tau0_s"], delay_s, **own))
         return cls(tuple(stages), **({"prefetch": topology_of(turned) == wire.STAGED} | more))

@@ -67,8 +67,16 @@ def changes(fit: dict, chosen: dict, pools: Pools) -> Iterator[Change]:
     else:
         knob = f"{owner_of(stage)}.instances"
         turned = {knob: chosen["deployment"].get(knob, 1) + 1}
-        yield _turned(f"one more instance of {stage}", fit, chosen, pools, turned)
+        if stage == wire.ENGINE and not _is_measured(fit, chosen["deployment"] | turned):
+            note = "a second engine shares the GPU and its memory with the first: measure engine.instances"
+            yield Change(f"one more instance of {stage}", None, "", note)
+        else:
+            yield _turned(f"one more instance of {stage}", fit, chosen, pools, turned)
     yield _faster(chosen, pools)
+
+
+def _is_measured(fit: dict, deployment: dict) -> bool:
+    return any(each["deployment"] == deployment and not each["inconclusive"] for each in fit["deployments"])
 
 
 def _longer(pools: Pools) -> Pools:

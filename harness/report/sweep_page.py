@@ -6,12 +6,13 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+from harness import wire
 from harness.report import decision, facts, figures, sweep_facts, sweep_figures, winner, words
 from harness.report.facts import Deployment, Point
 from harness.report.page import script_json, template
 from harness.report.sweep_facts import Answer
 from harness.store import Run, replace_text
-from harness.topology import EVERY_STAGE
+from harness.topology import EVERY_STAGE, topology_of
 
 SHOWN_LEVELS = 6  # factors whose levels are drawn
 
@@ -64,6 +65,8 @@ def render(run: Run) -> str:
         load=load,
         lone=lone,
         largest_delay_s=sweep_facts.largest_delay_s(lone[0]) if lone else None,
+        fused_winner=best is not None and topology_of(best.knobs) == wire.FUSED,
+        any_staged=any(topology_of(entry.knobs) == wire.STAGED for entry in swept),
         changes=winner.changes_or_reason(run, best.knobs) if best else "",
         asks=winner.asked(best.knobs) if best else {},
         trials=facts.trial_rows(run, requests, swept),

@@ -151,6 +151,8 @@ class Deployment:
         for config in configs.values():
             _check_batches(config)
             _check_folders(config)
+        if self.kind == GPU and self.topology == wire.FUSED:
+            _check_engine(configs[wire.ENTRY].parameters)
         return configs
 
     def voice_count(self) -> int:
@@ -343,6 +345,16 @@ def _check_batches(config: model_config_pb2.ModelConfig) -> None:
                     f"{config.name}: preferred_batch {size} must lie in 1 to max_batch, which is {most}: "
                     "lower the one or raise the other"
                 )
+
+
+def _check_engine(given) -> None:
+    graphs, most = given["graphs"].string_value, int(given["max_batch"].string_value)
+    largest = GPU_BATCH if graphs == wire.AUTO else int(graphs)
+    if largest and most > largest:
+        raise InputError(
+            f"engine.max_batch is {most}, and a step on a GPU takes at most {largest} sessions (`graphs` of "
+            f"{wire.ENGINE}): lower the one or raise the other"
+        )
 
 
 def _check_folders(config: model_config_pb2.ModelConfig) -> None:
