@@ -398,19 +398,21 @@ def test_a_prompt_is_cut_with_the_voice_frames_of_its_audio_tokens():
     assert [part.voice_frames[:, 0].tolist() for part in parts] == [[0], [1], [2]]
 
 
-@pytest.mark.parametrize(("in_hand_s", "tokens"), [(-3.0, 50), (0.9, 50), (1.5, 800)])
-def test_reading_takes_half_a_step_while_a_listener_is_short_of_audio(running, in_hand_s, tokens):
+@pytest.mark.parametrize(("in_hand_s", "tokens"), [(-3.0, 50), (0.9, 50), (1.5, 250), (30.0, 250)])
+def test_reading_takes_half_of_what_listeners_have_in_hand_or_half_a_step(running, in_hand_s, tokens):
     step = Step()
     step.prompt_tokens, step.token_ns = 800, 1e6
     engine = running(step, clock=lambda: 100.0)
     engine._step_ns = 100_000_000
-    assert engine._tokens_to_read() == 800  # nobody listens
+    assert engine._tokens_to_read() == 250  # nobody listens
     one = speech(1, frames=90)
     one.began_s, one.spoken = 100.0 + in_hand_s - 10 * wire.SECONDS_PER_FRAME, 10
     engine._speaking = {1: one}
     try:
         assert engine._tokens_to_read() == tokens
         step.token_ns = 1e9  # however long a token takes, some are read
-        assert engine._tokens_to_read() == (800 if tokens == 800 else FEWEST_TOKENS)
+        assert engine._tokens_to_read() == FEWEST_TOKENS
+        step.token_ns = 0.0
+        assert engine._tokens_to_read() == 256
     finally:
         engine._speaking = {}

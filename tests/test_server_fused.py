@@ -80,6 +80,15 @@ def test_an_engine_that_dies_fails_its_sessions_with_a_descriptive_error_and_is_
         time.sleep(1)
 
 
+def test_a_kept_session_goes_on_in_the_other_topology(server, triton):
+    said = dict(seed=3, say=(wire.TOKEN_SPEECH_FRAME, wire.TOKEN_SPEECH_END, wire.TOKEN_SPEECH_BEGIN))
+    (whole,) = done(*hear_all(triton.url, talk(frames=24, **said)))
+    for kept_at, resumed_at in ((server, triton), (triton, server)):
+        (first,) = done(*hear_all(kept_at.url, talk(frames=11, keep=True, **said)))
+        (second,) = done(*hear_all(resumed_at.url, talk(frames=13, carry=first.carry)))
+        np.testing.assert_allclose(np.concatenate([first.audio, second.audio]), whole.audio, atol=1e-4)
+
+
 def test_a_change_of_topology_starts_the_server_anew_and_the_audio_stays_the_same(server):
     requests = [talk("one", 10, seed=4), talk("two", 14, seed=9, guidance_scale=2.0, diffusion_steps=5)]
     fused = done(*hear_all(server.url, *requests))

@@ -27,9 +27,10 @@ MOST_FRAMES = 16  # of one response, where frames had to wait for those before t
 WAIT_S = 0.001
 MOST_WAITING = 64  # frames of a session that wait to be sent, before it speaks on
 _NOISE_ROWS = 16  # drawn at once
-READ_SHARE = 0.5  # of a step's time, that reading prompts may take before each while a listener is short of audio
+READ_SHARE = 0.5  # of a step's time, or of what listeners have in hand, that reading prompts may take before a step
+LONGEST_READ_S = 0.5  # of which it may take that share at most, also where nobody listens
 IN_HAND_S = 1.0  # of audio, with which a listener is not short of it, unless the configuration says otherwise
-FEWEST_TOKENS = 16  # of prompts that are read before a step, however long they take
+FIRST_TOKENS, FEWEST_TOKENS = 256, 16  # before it is known how long one takes; however long one takes
 
 
 class Prompt:
@@ -339,12 +340,16 @@ class Engine:
         return turn
 
     def _tokens_to_read(self) -> int:
-        """Half a step's worth where a listener waits for audio or soon will, else as many as the step reads at once."""
+        """As many as take half of the time for which listeners have audio in hand; where one is short of it, half a step.
+
+        By what a token took when some were read last.
+        """
         most = self.step.prompt_tokens
+        if not self.step.token_ns:
+            return min(FIRST_TOKENS, most)
         in_hand_s = min((each.due_s() for each in self._speaking.values()), default=math.inf) - self.clock()
-        if in_hand_s > self._in_hand_s or not (self._step_ns and self.step.token_ns):
-            return most
-        return max(min(FEWEST_TOKENS, most), min(most, int(READ_SHARE * self._step_ns / self.step.token_ns)))
+        time_ns = 1e9 * min(in_hand_s, LONGEST_READ_S) if in_hand_s > self._in_hand_s else self._step_ns
+        return max(min(FEWEST_TOKENS, most), min(most, int(READ_SHARE * time_ns / self.step.token_ns)))
 
     def _to_the_end(self, sessions: Sequence[Speech]) -> None:
         """The next turn begins behind these."""
