@@ -340,7 +340,7 @@ class Engine:
         return turn
 
     def _tokens_to_read(self) -> int:
-        """As many as take half of the time for which listeners have audio in hand; where one is short of it, half a step.
+        """As many as take half of the time for which listeners have audio in hand, or half a step where one has little.
 
         By what a token took when some were read last.
         """
