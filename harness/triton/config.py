@@ -29,6 +29,7 @@ _KINDS = {CPU: model_config_pb2.ModelInstanceGroup.KIND_CPU, GPU: model_config_p
 # What a GPU takes at once: batches beyond the largest that profiles measure, and sessions by the hundred.
 # A stage has twice the places: of an entry that died, the server holds them until they have been idle.
 GPU_BATCH, GPU_SESSIONS = 128, 512
+ENGINE_MOST = 1024  # sessions in a step of the engine, or engines
 _MOST = (1 << 31) - 1  # that a count of Triton's configuration holds
 _OWNERS = {"entry": wire.ENTRY, **{stage: stage for stage in wire.STAGES}, wire.VOICE: wire.VOICE, ENGINE: wire.ENTRY}
 
@@ -71,12 +72,12 @@ class Deployment:
         for name, known in (("device", DEVICES), ("dtype", DTYPES), ("topology", tuple(wire.TOPOLOGIES))):
             if getattr(self, name) not in known:
                 raise InputError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(known)}")
+        if self.emulate and self.topology == wire.FUSED:
+            raise InputError("the fused topology cannot be emulated: leave emulate out, or deploy the staged one")
         if self.emulate:
             object.__setattr__(self, "emulate", _checked_profile(self.emulate, self.preset))
         if self.emulate and (self.device == GPU or self.dtype != "auto"):
             raise InputError("emulated stages compute nothing: leave device and dtype out, or emulate")
-        if self.emulate and self.topology == wire.FUSED:
-            raise InputError("the fused topology cannot be emulated: leave emulate out, or deploy the staged one")
         if self.device == CPU and self.gpus != 1:
             raise InputError(f"gpus is {self.gpus}, but the device is the CPU: leave one of them out")
         if not 1 <= self.gpus <= MAX_GPUS:
@@ -436,15 +437,16 @@ def _check_knob(knob: str, value: Value) -> None:
     if KEY in knob:
         return
     owner, _, name = knob.rpartition(".")
-    if owner not in _OWNERS or name not in KNOBS:
-        known = f"<stage>.<{'|'.join(KNOBS)}> with a stage of {', '.join(_OWNERS)}, or <model>{KEY}<path of a key>"
-        raise InputError(f"unknown knob {knob!r}: use {known}")
     if owner == ENGINE and name not in ENGINE_KNOBS:
         known = ", ".join(f"{ENGINE}.{each}" for each in ENGINE_KNOBS)
         raise InputError(f"unknown knob {knob!r}: the fused engine has {known}")
+    if owner not in _OWNERS or name not in KNOBS:
+        known = f"<stage>.<{'|'.join(KNOBS)}> with a stage of {', '.join(_OWNERS)}, or <model>{KEY}<path of a key>"
+        raise InputError(f"unknown knob {knob!r}: use {known}")
     lowest = 0 if name in ("delay_us", "preferred_batch") else 1
-    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= _MOST:
-        raise InputError(f"{knob} is {value}: it must be a whole number from {lowest} to {_MOST}")
+    most = ENGINE_MOST if owner == ENGINE else _MOST
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= most:
+        raise InputError(f"{knob} is {value}: it must be a whole number from {lowest} to {most}")
 
 
 def _set_knob(config: model_config_pb2.ModelConfig, name: str, value: int) -> None:
