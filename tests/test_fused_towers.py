@@ -5,10 +5,10 @@ Needs the package ``triton``.
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from conftest import HAS_GPU
+from interpreter import widen_products
 from torch.nn import functional
 
 from harness.vibevoice.presets import Weights
@@ -38,18 +38,7 @@ ODD = {"num_filters": 3, "depths": [1, 2, 1, 1, 1, 1, 1]}
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     monkeypatch.setenv(*INTERPRETED)
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    def widened(handle):
-        """The interpreter (of Triton 3.7) takes the bits of bfloat16 for whole numbers in a matrix product."""
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-
-    product = InterpreterBuilder.create_dot
-    monkeypatch.setattr(
-        InterpreterBuilder, "create_dot", lambda self, a, b, *more: product(self, widened(a), widened(b), *more)
-    )
+    widen_products(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

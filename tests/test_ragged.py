@@ -7,10 +7,10 @@ import mmap
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import HAS_GPU
+from interpreter import widen_products
 from torch.nn.functional import scaled_dot_product_attention
 
 from harness.errors import InputError
@@ -31,19 +31,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     monkeypatch.setenv(*INTERPRETED)
-    from triton import language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    def widened(handle):
-        """The interpreter (of Triton 3.7) takes the bits of bfloat16 for whole numbers in a matrix product."""
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-
-    product = InterpreterBuilder.create_dot
-    monkeypatch.setattr(
-        InterpreterBuilder, "create_dot", lambda self, a, b, *more: product(self, widened(a), widened(b), *more)
-    )
+    widen_products(monkeypatch)
 
 
 @pytest.fixture
