@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 TOP = Path(__file__).resolve().parent
-# They stay at the top of a checkout, and are inside the package where it is installed: harness/places.py finds them.
+# They stay at the top of a checkout, and are inside the package where it is installed: see harness/host/places.py.
 BESIDE = {"harness.model_repository": "model_repository", "harness.scenarios": "scenarios"}
 DESCRIBE = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
 
@@ -43,7 +43,8 @@ setup(
     packages=[*find_packages(TOP, include=["harness", "harness.*"]), *BESIDE],
     package_dir=BESIDE,
     package_data={
-        "harness": ["commit.txt", "*.html"],
+        "harness": ["commit.txt"],
+        "harness.drive": ["*.html"],
         "harness.report": ["*.html.j2", "*.css", "*.js"],
         "harness.model_repository": ["*/config.pbtxt", "*/1/*.py", "*/1/.gitkeep"],
         "harness.scenarios": ["*.py", "*.yaml", "*.txt", "mixes/*.yaml"],

@@ -20,21 +20,21 @@ import common
 import numpy as np
 from scipy import stats
 
-from harness.arrivals import Arrivals, Trace, parse_stages
+from harness.deploy.server import free_ports
+from harness.drive.generator import LoadSettings, arrival_times
 from harness.errors import HarnessError
-from harness.loadtest import LoadSettings, arrival_times
-from harness.metrics import LATE_SEND_S
-from harness.recording import read_records
-from harness.triton.server import free_ports
-from harness.workload import MIXES
+from harness.records.load_log import read_records
+from harness.records.metrics import LATE_SEND_S
+from harness.traffic.arrivals import Arrivals, Trace, parse_stages
+from harness.traffic.mix import MIXES
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = (1, 2, 4)
 IMPROBABLE = 1e-3  # of a p-value: about one such in 50 runs of this script would come by chance
 WINDOW_ARRIVALS = 25  # mean arrivals in a window whose counts are compared
 SCENARIO = """
-from harness.user import SpeechUser
-from harness.workload import Lengths, Mix, TrafficClass
+from harness.drive.user import SpeechUser
+from harness.traffic.mix import Lengths, Mix, TrafficClass
 
 
 class Caller(SpeechUser):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from testbed import queueing
 
-from harness.capacity import queueing
 from harness.capacity.simulator.engine import Counting, Engine, arrivals_of
 from harness.capacity.simulator.pool import Pool
 from harness.capacity.simulator.results import Result, result_of

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import wire
+from harness.deploy.server import TritonServer, serving
+from harness.deploy.statistics import StatisticsReader, difference
 from harness.errors import HarnessError, InputError
-from harness.records import Outcome, Request, Result, StageStatistics
-from harness.triton.server import TritonServer, serving
-from harness.triton.statistics import StatisticsReader, difference
+from harness.records.schema import Outcome, Request, Result, StageStatistics
 
 EXIT_FAILED = 1  # it ran, and a figure is not what it must be
 EXIT_MISTAKE = 64  # EX_USAGE of sysexits.h

@@ -28,10 +28,10 @@ import pandas as pd
 from scipy import stats
 from testbed import capacity_truth as truth
 
-from harness.capacity.device import Device
-from harness.capacity.fit import fit_run, limits_of
-from harness.capacity.pools import Pools
-from harness.capacity.search import Limits, Traffic, steady_draws, steady_limit
+from harness.capacity.fitting.fit import fit_run, limits_of
+from harness.capacity.fitting.rate_search import Limits, Traffic, steady_draws, steady_limit
+from harness.capacity.models.device import Device
+from harness.capacity.planning.pools import Pools
 from harness.errors import InconclusiveError
 
 ALLOWED = 0.93, 0.97

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.capacity.simulator.compiled import compiled
-from harness.compiling import kept
+from harness.jit import kept
 
 _NOTHING_S = 1e-12  # of work: done
 

@@ -19,8 +19,8 @@ import common
 import numpy as np
 
 from harness import wire
-from harness.client import SpeechClient
-from harness.records import Result
+from harness.client.stream import SpeechClient
+from harness.records.schema import Result
 
 WORDS = "the quick brown fox jumps over a lazy dog while five wizards pack my box".split()
 SETTLE_S, LEAD_S = 1.0, 4.0  # after the last stream's first frame; before the long script comes

@@ -17,8 +17,8 @@ import psutil
 from testbed import Network, TimetableServer
 
 from harness.errors import HarnessError, StoreError
-from harness.recording import Records, read_records
-from harness.records import Outcome
+from harness.records.load_log import Records, read_records
+from harness.records.schema import Outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = 20
@@ -54,7 +54,7 @@ class Run:
 
     def reader(self) -> psutil.Process:
         children = psutil.Process(self.process.pid).children()
-        return next(child for child in children if "harness.readers" in child.cmdline())
+        return next(child for child in children if "harness.drive.readers.pool" in child.cmdline())
 
 
 def interrupt(run: Run) -> None:

@@ -34,8 +34,8 @@ from fault_runs import (
 from testbed import FAILURE, Network, TimetableServer
 
 from harness import wire
-from harness.readers import ReaderPool, Ticket
-from harness.records import Outcome, Request, Result
+from harness.drive.readers.pool import ReaderPool, Ticket
+from harness.records.schema import Outcome, Request, Result
 
 FRAMES = 10
 PROMPT = "every=0.01 first=0"

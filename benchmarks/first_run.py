@@ -20,7 +20,7 @@ from pathlib import Path
 import common
 import numpy as np
 
-from harness.processes import end_group, spawn
+from harness.host.process_group import end_group, spawn
 
 HOSTS = ("quiet", "disturbed")
 CONCLUDED = 0.9  # share of starts, at the least

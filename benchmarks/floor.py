@@ -24,11 +24,11 @@ from grpc._cython import cygrpc
 from tritonclient.grpc import service_pb2 as pb
 
 from harness import wire
-from harness.channels import CHANNEL_OPTIONS
-from harness.client import SpeechClient, infer_message
-from harness.readers import POLLING, go_first
-from harness.records import Request
-from harness.targets import Target
+from harness.client.channels import CHANNEL_OPTIONS
+from harness.client.stream import SpeechClient, infer_message
+from harness.client.target import Target
+from harness.drive.readers.pool import POLLING, go_first
+from harness.records.schema import Request
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 SPREAD_S = 2.0  # over which the streams begin

@@ -26,9 +26,9 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from harness import wire
-from harness.client import infer_message
-from harness.records import Request
-from harness.triton.server import CONTROL_HEADER, TritonServer
+from harness.client.stream import infer_message
+from harness.deploy.server import CONTROL_HEADER, TritonServer
+from harness.records.schema import Request
 
 EXAMPLE = "python benchmarks/fuzz.py --requests 5000 --seed 1"
 CLIENTS = 4

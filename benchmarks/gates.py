@@ -34,15 +34,16 @@ import numpy as np
 from scipy.stats import binomtest
 from testbed import TimetableServer
 
-from harness import metrics, wire
-from harness.arrivals import Arrivals
-from harness.certificate import Certificate
+from harness import wire
+from harness.deploy.server import ROOT
+from harness.drive.generator import LoadSettings, arrival_times, lead_in
+from harness.drive.recorder import Ledger
+from harness.drive.validity import Certificate
 from harness.errors import HarnessError
-from harness.ledger import Ledger
-from harness.loadtest import LoadSettings, arrival_times, lead_in
-from harness.records import Chunks, Outcome, Result
-from harness.triton.server import ROOT
-from harness.workload import Draw, Lengths, Mix, TrafficClass
+from harness.records import metrics
+from harness.records.schema import Chunks, Outcome, Result
+from harness.traffic.arrivals import Arrivals
+from harness.traffic.mix import Draw, Lengths, Mix, TrafficClass
 
 SLOTS = 16
 STEP_S, STEP_PER_SESSION_S = 0.030, 0.006  # 16 sessions: 126 ms a frame, just in time for speech

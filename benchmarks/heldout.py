@@ -1,7 +1,9 @@
 """Predictions that are written down before their runs start, against those runs: the real Triton with emulated cards.
 
 Fitted are four deployments: ladders at no delay, at 25 ms, with two instances of a stage and with a delay in one stage
-alone; one card, one mix. What the stages do not explain of them, a Gaussian process learns (harness.explore.surrogate).
+alone; one card, one mix. What the stages do not explain of them, a Gaussian process learns
+(`harness.sweep.optimizer.surrogate`).
+
 Held out are other delays, batch limits, instances and mixes (90-minute sessions in steady state among them), two cards,
 and all open-loop runs. What the
 stages compute is emulated, with the times of a stand-in card (benchmarks/stand_in.py): queues, batches, hops, streams
@@ -34,26 +36,26 @@ import stand_in
 import yaml
 
 from harness import wire
-from harness.arrivals import Arrivals
-from harness.capacity import memory
-from harness.capacity.cards import Card
-from harness.capacity.device import Device
-from harness.capacity.fit import fit_run
-from harness.capacity.predict import flaw_of, sealed
-from harness.capacity.search import Limits, steady_limit
-from harness.capacity.simulation import simulate
-from harness.capacity.staged import Topology, rounds, staged_step_time
+from harness.capacity.fitting.fit import fit_run
+from harness.capacity.fitting.rate_search import Limits, steady_limit
+from harness.capacity.models import memory
+from harness.capacity.models.device import Device
+from harness.capacity.planning.device_types import Card
+from harness.capacity.planning.prediction import flaw_of, sealed
+from harness.capacity.planning.staged import Topology, rounds, staged_step_time
+from harness.capacity.simulator.sessions import simulate
+from harness.deploy.config import Deployment
+from harness.deploy.server import ROOT, TritonServer
+from harness.drive.generator import LoadSettings, arrival_times, lead_in
 from harness.errors import InputError
-from harness.explore.surrogate import Surrogate
-from harness.loadtest import LoadSettings, arrival_times, lead_in
-from harness.provenance import commit, host_facts, versions
-from harness.records import RunManifest, Trial
-from harness.spec import PlanSpec, load_plan
-from harness.store import Run
-from harness.sweep import Driver, Load, trial_id
-from harness.triton.config import Deployment
-from harness.triton.server import ROOT, TritonServer
-from harness.workload import ScriptSource, requests
+from harness.host.provenance import commit, host_facts, versions
+from harness.planfile import PlanSpec, load_plan
+from harness.records.schema import RunManifest, Trial
+from harness.records.store import Run
+from harness.sweep.optimizer.surrogate import Surrogate
+from harness.sweep.trial import Driver, Load, trial_id
+from harness.traffic.arrivals import Arrivals
+from harness.traffic.mix import ScriptSource, requests
 
 RUN_ID = "heldout-emulated"
 LIMITS = {"max_rate_error_median": 0.05, "max_rate_error_worst": 0.15, "ttfa_p95_error_median": 0.10}

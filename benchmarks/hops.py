@@ -19,15 +19,15 @@ import psutil
 import torch
 
 from harness import wire
-from harness.client import SpeechClient
+from harness.client.stream import SpeechClient
+from harness.deploy.server import TritonServer
+from harness.deploy.statistics import difference
 from harness.errors import ServerError
-from harness.records import Outcome, StageStatistics
-from harness.triton.server import TritonServer
-from harness.triton.statistics import difference
-from harness.vibevoice.diffusion import DiffusionStage
-from harness.vibevoice.llm import LLMStage
-from harness.vibevoice.presets import Weights
-from harness.vibevoice.vocoder import VocoderStage
+from harness.records.schema import Outcome, StageStatistics
+from harness.vibevoice.stages.diffusion import DiffusionStage
+from harness.vibevoice.stages.llm import LLMStage
+from harness.vibevoice.stages.presets import Weights
+from harness.vibevoice.stages.vocoder import VocoderStage
 
 WARM_FRAMES = 20
 MOST_FRAMES = 20_000  # a stream speaks until the last window is over, or this long

@@ -34,11 +34,11 @@ import torch
 
 from harness import wire
 from harness.errors import InputError
-from harness.vibevoice.backbone import Backbone, NoCache
-from harness.vibevoice.configuration import preset_config
-from harness.vibevoice.diffusion import DiffusionStage
-from harness.vibevoice.presets import Weights
-from harness.vibevoice.towers import Tower
+from harness.vibevoice.stages.backbone import Backbone, NoCache
+from harness.vibevoice.stages.configuration import preset_config
+from harness.vibevoice.stages.diffusion import DiffusionStage
+from harness.vibevoice.stages.presets import Weights
+from harness.vibevoice.stages.towers import Tower
 
 ARCHITECTURES = {"sm_80": 80, "sm_89": 89, "sm_90": 90}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -116,7 +116,8 @@ class Compiler:
         import triton  # not above: tests load this file for its options, and import triton in their own way
         from triton.runtime.jit import JITFunction
 
-        from harness.vibevoice import fused_rows, fused_towers, ragged
+        from harness.vibevoice.kernels import fused_rows, ragged
+        from harness.vibevoice.stages import fused_towers
 
         self.modules = {"ragged": ragged, "fused_rows": fused_rows, TOWERS: fused_towers}
         self.triton, self.devices = triton, 0

@@ -9,14 +9,15 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from harness import keys, wire
+from harness import wire
+from harness.deploy.server import TritonServer
 from harness.errors import ServerError
-from harness.records import Request
-from harness.triton.server import TritonServer
-from harness.vibevoice.configuration import ModelConfig, preset_config
-from harness.vibevoice.prompt import PromptBuilder
-from harness.vibevoice.tokenizer import tokenizer_for
-from harness.vibevoice.voices import frames_of, load_voices
+from harness.host import keys
+from harness.records.schema import Request
+from harness.vibevoice.entry.prompt import PromptBuilder
+from harness.vibevoice.entry.tokenizer import tokenizer_for
+from harness.vibevoice.entry.voices import frames_of, load_voices
+from harness.vibevoice.stages.configuration import ModelConfig, preset_config
 
 _CORRELATION_ID = 7  # of no session: those of an entry begin with its process id
 _FREE = re.compile(r"([\d.e+]+) MiB of [\d.e+]+ MiB are free")

@@ -17,14 +17,14 @@ import numpy as np
 from model import free_mib, prompt_builder, prompt_tokens
 
 from harness import wire
-from harness.client import SpeechClient
+from harness.client.stream import SpeechClient
+from harness.deploy.server import TritonServer
 from harness.errors import InputError, ServerError
-from harness.records import Outcome, Request, Result
-from harness.script import count_speakers, format_script, parse_script, validate_utf8
-from harness.triton.server import TritonServer
-from harness.vibevoice.configuration import preset_config
-from harness.vibevoice.prompt import PromptBuilder
-from harness.workload import ScriptSource
+from harness.records.schema import Outcome, Request, Result
+from harness.traffic.mix import ScriptSource
+from harness.traffic.script import count_speakers, format_script, parse_script, validate_utf8
+from harness.vibevoice.entry.prompt import PromptBuilder
+from harness.vibevoice.stages.configuration import preset_config
 
 SAMPLE_S = 5.0
 SHORT_S = (4.0, 16.0)  # seconds of audio

@@ -19,13 +19,13 @@ from reference import Reference, Spoken
 from rich.table import Table
 
 from harness import wire
-from harness.client import SpeechClient
-from harness.records import Outcome, Request
-from harness.triton.server import TritonServer
-from harness.triton.statistics import StatisticsReader
-from harness.vibevoice.configuration import preset_config
-from harness.vibevoice.presets import Weights
-from harness.workload import ScriptSource
+from harness.client.stream import SpeechClient
+from harness.deploy.server import TritonServer
+from harness.deploy.statistics import StatisticsReader
+from harness.records.schema import Outcome, Request
+from harness.traffic.mix import ScriptSource
+from harness.vibevoice.stages.configuration import preset_config
+from harness.vibevoice.stages.presets import Weights
 
 TOLERANCE = 1e-4  # float32
 PLAIN, CANCELLED, SAY, NATURAL, KEPT = "plain", "cancelled", "say", "until end", "kept"

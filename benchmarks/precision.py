@@ -22,13 +22,13 @@ import torch
 from common import EXIT_FAILED, Parser, finish, run, say, several, table, whole
 
 from harness import wire
-from harness.vibevoice.configuration import preset_config
-from harness.vibevoice.diffusion import DiffusionStage
-from harness.vibevoice.llm import LLMStage
-from harness.vibevoice.presets import DTYPES, Weights
-from harness.vibevoice.process import prepare
-from harness.vibevoice.roofline import Roofline
-from harness.vibevoice.vocoder import VocoderStage
+from harness.vibevoice.process.setup import prepare
+from harness.vibevoice.profiling.roofline import Roofline
+from harness.vibevoice.stages.configuration import preset_config
+from harness.vibevoice.stages.diffusion import DiffusionStage
+from harness.vibevoice.stages.llm import LLMStage
+from harness.vibevoice.stages.presets import DTYPES, Weights
+from harness.vibevoice.stages.vocoder import VocoderStage
 
 REFERENCE = "float32"
 POSITIONS = (400, 1_500, 8_000, 63_000)

@@ -19,11 +19,11 @@ from transformers import (
 )
 
 from harness import wire
-from harness.records import Request
-from harness.vibevoice.presets import Weights, randomise_
-from harness.vibevoice.prompt import Prompt
-from harness.vibevoice.released import released_config
-from harness.vibevoice.voices import frames_of, load_voices
+from harness.records.schema import Request
+from harness.vibevoice.entry.prompt import Prompt
+from harness.vibevoice.entry.voices import frames_of, load_voices
+from harness.vibevoice.stages.presets import Weights, randomise_
+from harness.vibevoice.stages.released import released_config
 
 
 @dataclass(frozen=True)

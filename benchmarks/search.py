@@ -19,10 +19,10 @@ import numpy as np
 from scipy import stats
 from search_spaces import SESSIONS, Emulated, spaces
 
-from harness.explore.decide import Aim
-from harness.explore.engine import KINDS
-from harness.explore.guide import Guide, Measured
-from harness.explore.objective import Value
+from harness.sweep.optimizer.decide import Aim
+from harness.sweep.optimizer.guide import Guide, Measured
+from harness.sweep.optimizer.objective import Value
+from harness.sweep.optimizer.optuna_engine import KINDS
 
 SEEDS, SHARE, MARGIN, SURE = 10, 0.1, 0.02, 0.9
 AT_LEAST, LONGER = 0.95, 3

@@ -16,14 +16,14 @@ import numpy as np
 from emulated_server import Server, observe
 
 from harness import wire
-from harness.capacity.steps import StepTime
-from harness.explore.model import Taught
-from harness.explore.objective import Value
-from harness.explore.space import Space
-from harness.records import BatchStatistics, Rung, StageStatistics
-from harness.vibevoice.configuration import preset_config
-from harness.vibevoice.roofline import Roofline
-from harness.vibevoice.times import Profile
+from harness.capacity.models.steps import StepTime
+from harness.records.schema import BatchStatistics, Rung, StageStatistics
+from harness.sweep.optimizer.objective import Value
+from harness.sweep.optimizer.physics import Taught
+from harness.sweep.optimizer.space import Space
+from harness.vibevoice.profiling.roofline import Roofline
+from harness.vibevoice.profiling.times import Profile
+from harness.vibevoice.stages.configuration import preset_config
 
 SESSIONS = 1, 4, 8, 16, 32, 48, 64
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,13 +22,13 @@ from model import free_mib, kv_limit_bytes, prompt_builder, prompt_tokens, sessi
 from rich.table import Table
 
 from harness import wire
-from harness.client import SpeechClient
+from harness.client.stream import SpeechClient
+from harness.deploy.server import TritonServer
 from harness.errors import ServerError
-from harness.records import Outcome, Request, Result
-from harness.triton.server import TritonServer
-from harness.vibevoice.configuration import preset_config
-from harness.vibevoice.llm import LLMStage
-from harness.vibevoice.presets import Weights
+from harness.records.schema import Outcome, Request, Result
+from harness.vibevoice.stages.configuration import preset_config
+from harness.vibevoice.stages.llm import LLMStage
+from harness.vibevoice.stages.presets import Weights
 
 ROOM_FOR = 6  # sessions that the KV limit of the admission part holds
 PAST_FRAMES = 5_000  # of each of them: their room is really written to, which shows in memory

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 import closed_forms
 import common
 import numpy as np
+from testbed import queueing
 
-from harness.capacity import queueing
 from harness.capacity.simulator.engine import Counting
 from harness.capacity.simulator.fleet import simulate_pool
 from harness.capacity.simulator.pool import Pool, random_failures
 from harness.capacity.simulator.results import Figure, Result
 from harness.capacity.simulator.traffic import DAY_S, Demand, Varying
 from harness.errors import InputError
-from harness.workload import Lengths, Mix, TrafficClass
+from harness.traffic.mix import Lengths, Mix, TrafficClass
 
 RUNS = 3
 ALLOWED_ERROR = 0.02

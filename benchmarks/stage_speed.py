@@ -2,7 +2,8 @@
 
 Same weights, one thread, one process, in turn: medians of several rounds of both. ``generate`` is a static batch
 from an equal prompt, its cost per step the difference of a long and a short call. The floor is what this thread
-would take for the step's operations at the throughput of one large matrix product (see harness/vibevoice/roofline.py).
+would take for the step's operations at the throughput of one large matrix product (see
+harness.vibevoice.profiling.roofline).
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from reference import full_model
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from harness import wire
-from harness.vibevoice.diffusion import DiffusionStage
-from harness.vibevoice.llm import LLMStage
-from harness.vibevoice.presets import Weights
-from harness.vibevoice.process import prepare
-from harness.vibevoice.roofline import Roofline
-from harness.vibevoice.vocoder import VocoderStage
+from harness.vibevoice.process.setup import prepare
+from harness.vibevoice.profiling.roofline import Roofline
+from harness.vibevoice.stages.diffusion import DiffusionStage
+from harness.vibevoice.stages.llm import LLMStage
+from harness.vibevoice.stages.presets import Weights
+from harness.vibevoice.stages.vocoder import VocoderStage
 
 STAGES = ("llm", "diffusion", "vocoder")
 _WARM_STEPS = 5

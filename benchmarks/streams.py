@@ -19,9 +19,9 @@ from other_clients import Times
 from testbed import TimetableServer
 
 from harness import wire
-from harness.readers import ReaderPool
-from harness.recording import read_records
-from harness.records import Request, Result
+from harness.drive.readers.pool import ReaderPool
+from harness.records.load_log import read_records
+from harness.records.schema import Request, Result
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_MS = 10.0
@@ -31,8 +31,8 @@ STARTS_PER_S = 50
 USERS, LOOP_FRAMES, LOOP_WORDS, LOOP_S = 10, 20, "first=0.1 every=0.05", 4.0
 QUIET_CORES = 0.2  # that others may use
 LOCUSTFILE = """
-from harness.user import SpeechUser
-from harness.workload import Lengths, Mix, TrafficClass
+from harness.drive.user import SpeechUser
+from harness.traffic.mix import Lengths, Mix, TrafficClass
 
 class Caller(SpeechUser):
     mix = Mix("two seconds", (TrafficClass("short", 1.0, Lengths.parse({"fixed": 2})),))

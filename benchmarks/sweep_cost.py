@@ -18,14 +18,14 @@ from pathlib import Path
 import common
 
 from harness import wire
-from harness.client import SpeechClient
+from harness.client.stream import SpeechClient
+from harness.deploy.config import Deployment
+from harness.deploy.server import ROOT, TritonServer
 from harness.errors import ServerError
-from harness.records import Outcome
-from harness.spec import load_plan
-from harness.store import Run
-from harness.sweep import Driver, Load
-from harness.triton.config import Deployment
-from harness.triton.server import ROOT, TritonServer
+from harness.planfile import load_plan
+from harness.records.schema import Outcome
+from harness.records.store import Run
+from harness.sweep.trial import Driver, Load
 
 PLAN = ROOT / "scenarios" / "quick.yaml"
 SAMPLE = ROOT / "results" / "sample-quick"

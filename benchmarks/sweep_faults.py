@@ -26,7 +26,7 @@ from fault_seam import ALWAYS, CRASH, TRIAL_S, answer_of
 
 from harness import signoff
 from harness.errors import ServerError
-from harness.store import Run
+from harness.records.store import Run
 
 SEAM = "import sys, fault_seam; sys.exit(fault_seam.main(*sys.argv[1:]))"
 PLAN = """

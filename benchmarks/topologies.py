@@ -23,12 +23,12 @@ import psutil
 from rich.table import Table
 
 from harness import wire
-from harness.client import SpeechClient
-from harness.records import Outcome, Result
-from harness.triton.server import TritonServer
-from harness.vibevoice.frame_step import EagerStep, Opening, PromptPart, Row
-from harness.vibevoice.presets import Weights
-from harness.vibevoice.process import prepare
+from harness.client.stream import SpeechClient
+from harness.deploy.server import TritonServer
+from harness.records.schema import Outcome, Result
+from harness.vibevoice.engine.frame_step import EagerStep, Opening, PromptPart, Row
+from harness.vibevoice.process.setup import prepare
+from harness.vibevoice.stages.presets import Weights
 
 FIGURES = "audio_s_per_s", "step_ms", "p99_ms", "server_cpu_ms", "reader_cpu_ms", "chunk"
 KEYS = {"ratio_sessions_32": 3.0, "ratio_sessions_1": 1.5, "model_share_32": 0.5}  # must be reached

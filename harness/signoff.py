@@ -18,33 +18,27 @@ from pathlib import Path
 import numpy as np
 
 from harness import wire
-from harness.budget import Budget, LeftOut, decidable_s, estimated_s, minutes_needed
-from harness.capacity.predict import predict_open_run, sealed
+from harness.capacity.planning.prediction import predict_open_run, sealed
 from harness.capacity.ready import compiled_beside
+from harness.deploy.server import RemoteTriton, TritonServer
 from harness.errors import InputError, ServerError
-from harness.hosts import Fleet, Host, HostGone, on
+from harness.host.places import ROOT
 from harness.identity import Requested
-from harness.places import ROOT
-from harness.ray_hosts import ray_hosts
-from harness.records import Rung, Trial
+from harness.planfile import deployed_as, load_plan
+from harness.records.schema import Rung, Trial
 from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
 from harness.report.seal import must_be_reliable, must_be_signed, reopen, report_again, sign
 from harness.report.sweep_page import write_sweep_report
-from harness.runs import (
-    behaviour_of,
-    deployment_of,
-    describe_point,
-    fit_of,
-    open_run,
-    plan_of,
-    record_stages,
-    stages_by_server,
-)
-from harness.spec import deployed_as, load_plan
-from harness.sweep import SECOND_SAMPLE_SEED, Driver, Load, TrialBroken, asked, broken_trial, deployed, trial_id
-from harness.triton.server import RemoteTriton, TritonServer
-from harness.walk import Step, Walk
+from harness.runs.analysis import behaviour_of, fit_of, plan_of
+from harness.runs.opening import open_run
+from harness.runs.points import deployment_of, describe_point
+from harness.runs.stages import record_stages, stages_by_server
+from harness.sweep.budget import Budget, LeftOut, decidable_s, estimated_s, minutes_needed
+from harness.sweep.ray_workers import ray_hosts
+from harness.sweep.search import Step, Walk
+from harness.sweep.trial import SECOND_SAMPLE_SEED, Driver, Load, TrialBroken, asked, broken_trial, deployed, trial_id
+from harness.sweep.workers import Fleet, Host, HostGone, on
 
 LOCK_FOLDER = ROOT / ".harness"
 EXIT_CODES = {"met": 0, "missed": 1, "inconclusive": 2}

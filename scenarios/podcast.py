@@ -9,8 +9,8 @@ Add ``--host grpc://HOST:8001`` for a Triton of yours. Without it a running ``ha
 started for as long as Locust runs. ``--help-speech`` lists all options.
 """
 
-from harness.user import SpeechUser
-from harness.workload import Lengths, Mix, TrafficClass
+from harness.drive.user import SpeechUser
+from harness.traffic.mix import Lengths, Mix, TrafficClass
 
 
 class Podcaster(SpeechUser):

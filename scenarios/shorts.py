@@ -6,8 +6,8 @@ locust -f scenarios/shorts.py --headless --stages 30s@0.5,60s@0.5..3,30s@0.5 -t 
 locust -f scenarios/shorts.py --headless -u 2 -i 20                          # 20 requests, then it ends
 """
 
-from harness.user import SpeechUser
-from harness.workload import MIXES
+from harness.drive.user import SpeechUser
+from harness.traffic.mix import MIXES
 
 
 class Caller(SpeechUser):

@@ -6,8 +6,8 @@ A line every minute says how it goes; the end says how memory and the time of a 
 hour and whether it is more than chance (Mann-Kendall). ``--rate`` and ``--every`` replace the values below.
 """
 
-from harness.user import SpeechUser
-from harness.workload import Lengths, Mix, TrafficClass
+from harness.drive.user import SpeechUser
+from harness.traffic.mix import Lengths, Mix, TrafficClass
 
 
 class Regular(SpeechUser):

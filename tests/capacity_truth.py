@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from harness import metrics, wire
-from harness.capacity.device import Device
-from harness.capacity.fit import fit_run
-from harness.capacity.plan import Terms, make_plan
-from harness.capacity.predict import predict_open_run
-from harness.capacity.simulation import Activity, poisson_arrivals, simulate
-from harness.capacity.spreads import Sample, Spread
-from harness.capacity.steps import StepTime
-from harness.records import BatchStatistics, Chunks, Outcome, Result, Rung, StageStatistics, Trial
-from harness.slo import Promise
-from harness.workload import Lengths, Mix, TrafficClass
+from harness import wire
+from harness.capacity.fitting.fit import fit_run
+from harness.capacity.models.device import Device
+from harness.capacity.models.spreads import Sample, Spread
+from harness.capacity.models.steps import StepTime
+from harness.capacity.planning.plan import Terms, make_plan
+from harness.capacity.planning.prediction import predict_open_run
+from harness.capacity.simulator.sessions import Activity, poisson_arrivals, simulate
+from harness.records import metrics
+from harness.records.schema import BatchStatistics, Chunks, Outcome, Result, Rung, StageStatistics, Trial
+from harness.records.slo import Promise
+from harness.traffic.mix import Lengths, Mix, TrafficClass
 
 MIX = Mix(
     "truth",

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from hypothesis import settings
 
-from harness.client import SpeechClient
-from harness.records import Request
-from harness.triton.server import serving
+from harness.client.stream import SpeechClient
+from harness.deploy.server import serving
+from harness.records.schema import Request
 
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 settings.load_profile("no deadline")

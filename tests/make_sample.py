@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from harness.errors import HarnessError, InputError
+from harness.records.store import Run
 from harness.report import words
 from harness.report.facts import SWEEP_NAME
 from harness.report.seal import check_seal, report_again
-from harness.store import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "results" / "sample-quick"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import metrics, wire
-from harness.records import (
+from harness import wire
+from harness.records import metrics
+from harness.records.schema import (
     BatchStatistics,
     Chunks,
     Outcome,
@@ -20,7 +21,7 @@ from harness.records import (
     StageStatistics,
     Trial,
 )
-from harness.store import Run
+from harness.records.store import Run
 
 SESSIONS = (1, 2, 4, 8, 16)
 SERVICE_S = {wire.LLM: (0.0011, 0.0036), wire.DIFFUSION: (0.0016, 0.0052), wire.VOCODER: (0.0013, 0.0029)}

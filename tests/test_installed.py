@@ -14,15 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from harness import places
-from harness.spec import load_mix
-from harness.store import Run
-from harness.triton import stub
+from harness.deploy import stub
+from harness.host import places
+from harness.planfile import load_mix
+from harness.records.store import Run
+from harness.runs.opening import spec_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 WHERE = "\n".join(
-    ("from harness import places, provenance", "print(places.REPOSITORY, places.ROOT, provenance.commit(), sep='\\n')")
+    (
+        "from harness.host import places, provenance",
+        "print(places.REPOSITORY, places.ROOT, provenance.commit(), sep='\\n')",
+    )
 )
 
 
@@ -155,11 +159,11 @@ def test_scenarios_are_copied_and_never_over_others(installed, empty):
 
 PLANNED = """
 from pathlib import Path
-from harness.places import plan_file
-from harness import runs
-from harness.spec import load_plan
+from harness.host.places import plan_file
+from harness.planfile import load_plan
+from harness.runs.opening import open_run
 plan = plan_file(Path("quick"))
-run = runs.open_run(plan, load_plan(plan), Path("results"), None)
+run = open_run(plan, load_plan(plan), Path("results"), None)
 print(run.path)
 """
 
@@ -168,16 +172,15 @@ def test_a_plan_is_found_by_its_bare_name_and_its_run_is_read_from_anywhere(inst
     path = empty / done([installed / "python", "-c", PLANNED], empty).strip()
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["plan_path"] == "quick" and manifest["commit"].startswith(commit_of(source))
-    code = f"from harness import runs; from harness.store import Run; print(runs.spec_of(Run.open({str(path)!r})).name)"
+    code = "from harness.runs.opening import spec_of; from harness.records.store import Run; "
+    code += f"print(spec_of(Run.open({str(path)!r})).name)"
     assert done([installed / "python", "-c", code], "/").strip() == "quick"
     assert runs_of(ROOT, path) == "quick"
 
 
 def runs_of(cwd, path) -> str:
     """The plan's name as a checkout reads the run of an installed harness."""
-    from harness import runs
-
-    return runs.spec_of(Run.open(path)).name
+    return spec_of(Run.open(path)).name
 
 
 @pytest.mark.parametrize("checkout", [True, False])

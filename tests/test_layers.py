@@ -1,4 +1,4 @@
-"""Imports point one way: a layer imports only layers below it."""
+"""Imports point one way: a package imports only what stands below it, and no modules import each other in a circle."""
 
 import ast
 from pathlib import Path
@@ -6,132 +6,94 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VOCABULARY = {"records", "wire", "errors"}
-# Rooms from the ground up; a room may import rooms of lower layers, and of its own layer without a cycle.
-LAYERS = {
-    0: {
-        *VOCABULARY,
-        "compiling",
-        "nvml",
-        "provenance",
-        "identity",
-        "keys",
-        "places",
-        "packages",
-        "processes",
-        "topology",
-        "voice_folder",
-    },
-    1: {
-        "columns",
-        "rungs",
-        "script",
-        "workload",
-        "arrivals",
-        "metrics",
-        "slo",
-        "steadiness",
-        "spec",
-        "capacity",
-        "certificate",
-        "explore",
-    },
-    2: {
-        "channels",
-        "targets",
-        "replicas",
-        "responses",
-        "client",
-        "recording",
-        "watch",
-        "desk",
-        "readers",
-        "triton",
-        "probe",
-        "store",
-        "witness",
-    },
-    3: {
-        "loadtest",
-        "ledger",
-        "options",
-        "first_plan",
-        "remote",
-        "terminal",
-        "locust_test",
-        "livepage",
-        "user",
-        "sweep",
-        "hosts",
-        "ray_hosts",
-        "walk",
-        "runs",
-        "budget",
-        "signoff",
-        "profile",
-        "speak",
-        "doctor",
-        "report",
-        "display",
-        "cli",
-        "__main__",
-    },
+# From the ground up, as ARCHITECTURE.md has it; what stands on one line may be imported by what stands on it or above.
+ORDER = (
+    ("errors", "wire"),
+    ("topology", "identity", "jit"),
+    ("records",),
+    ("host", "traffic"),
+    ("capacity.models",),
+    ("capacity.simulator",),
+    ("capacity.fitting",),
+    ("capacity.planning",),
+    ("capacity.ready",),
+    ("planfile",),
+    ("client",),
+    ("deploy",),
+    ("drive.readers",),
+    ("drive",),
+    ("runs",),
+    ("sweep.optimizer",),
+    ("sweep",),
+    ("report",),
+    ("signoff",),
+    ("cli", "scenario", "__main__"),
+)
+# What runs inside Triton: torch and the model. It stands apart, and only model_repository/ imports it.
+SERVER = "vibevoice"
+SERVER_MAY_IMPORT = ("errors", "wire", "identity", "jit", "host", "traffic.script", "traffic.voice_folder")
+SERVER_ORDER = (
+    ("vibevoice.process", "vibevoice.kernels", "vibevoice.sessions"),
+    ("vibevoice.stages",),
+    ("vibevoice.compiled",),
+    ("vibevoice.profiling",),
+    ("vibevoice.backend",),
+    ("vibevoice.engine",),
+    ("vibevoice.entry",),
+)
+RANKS = {name: rank for order in (ORDER, SERVER_ORDER) for rank, line in enumerate(order) for name in line}
+FILES = {
+    ".".join(path.relative_to(ROOT / "harness").with_suffix("").parts): path
+    for path in sorted((ROOT / "harness").rglob("*.py"))
+    if path.name != "__init__.py"
 }
-SIDE_ROOM = "vibevoice"  # server-side torch
-SIDE_ROOM_MAY_IMPORT = {
-    *("wire", "errors", "script", "compiling", "voice_folder", "identity", "places", "provenance", "keys"),
-    SIDE_ROOM,
-}
-LAYER_OF = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
-FILES = sorted(path for path in (ROOT / "harness").rglob("*.py") if path.name != "__init__.py")
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(ROOT / "harness").parts[0].removesuffix(".py")
+def place_of(module: str) -> str | None:
+    """The entry of the order that a module belongs to: "drive.readers" for "drive.readers.pool"."""
+    parts = module.split(".")
+    prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in RANKS), None)
 
 
-def rooms_imported(path: Path) -> set[str]:
-    rooms = set()
+def imported(path: Path) -> set[str]:
+    """The modules of harness that a file imports, at its top or in a function."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "harness":
-            rooms |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("harness."):
-            rooms.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "harness":
+            names = {f"{node.module}.{alias.name}".removeprefix("harness.") for alias in node.names}
+            found |= {name if name in FILES else node.module.removeprefix("harness.") for name in names}
         elif isinstance(node, ast.Import):
-            rooms |= {a.name.split(".")[1] for a in node.names if a.name.startswith("harness.")}
-    return rooms
+            found |= {each.name.removeprefix("harness.") for each in node.names if each.name.startswith("harness.")}
+    return found
 
 
-def test_every_room_has_a_layer():
-    assert {room_of(path) for path in FILES} - {SIDE_ROOM} == set(LAYER_OF)
+IMPORTS = {module: imported(path) for module, path in FILES.items()}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_room_imports_only_what_lies_below(path):
-    room = room_of(path)
-    if room == SIDE_ROOM:
-        assert rooms_imported(path) <= SIDE_ROOM_MAY_IMPORT
-    else:
-        above = {other for other in rooms_imported(path) if LAYER_OF.get(other, 99) > LAYER_OF[room]}
-        assert not above
+def test_every_module_has_its_place():
+    assert [module for module in FILES if place_of(module) is None] == []
 
 
-def test_rooms_of_one_layer_have_no_cycle():
-    below = {room: set() for room in LAYER_OF}
-    for path in FILES:
-        if room_of(path) in below:
-            below[room_of(path)] |= rooms_imported(path) & set(LAYER_OF) - {room_of(path)}
-    while leaves := [room for room, others in below.items() if not others]:
-        for leaf in leaves:
-            del below[leaf]
-        below = {room: others - set(leaves) for room, others in below.items()}
+def test_only_modules_are_imported():
+    """A package hands nothing on: its __init__.py is empty."""
+    assert {name for names in IMPORTS.values() for name in names} <= FILES.keys()
+    assert [path for path in (ROOT / "harness").rglob("__init__.py") if path.read_text()] == []
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_module_imports_only_what_stands_below(module):
+    rank, server = RANKS[place_of(module)], module.startswith(SERVER)
+    for other in IMPORTS[module]:
+        if server and not other.startswith(SERVER):
+            assert other.startswith(SERVER_MAY_IMPORT), other
+        else:
+            assert other.startswith(SERVER) == server, f"{other} runs inside Triton alone"
+            assert RANKS[place_of(other)] <= rank, f"{other} stands above"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    below = {module: set(others) - {module} for module, others in IMPORTS.items()}
+    while leaves := {module for module, others in below.items() if not others}:
+        below = {module: others - leaves for module, others in below.items() if module not in leaves}
     assert not below
-
-
-def test_only_the_model_repository_imports_the_side_room():
-    outside = [path for path in FILES if room_of(path) != SIDE_ROOM and SIDE_ROOM in rooms_imported(path)]
-    assert outside == []
-
-
-def test_a_triton_process_loads_neither_locust_nor_pandas():
-    assert (ROOT / "harness" / "__init__.py").read_text() == ""

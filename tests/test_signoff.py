@@ -15,19 +15,21 @@ import pytest
 from conftest import still_running
 from fake_triton import Timetable, serving
 
-from harness import runs, store, wire
 from harness import signoff as job
-from harness.budget import decidable_s, estimated_s
+from harness import wire
+from harness.deploy.config import Deployment
 from harness.errors import InputError, ServerError, StoreError
 from harness.identity import StageIdentity
-from harness.records import Rung, Trial
+from harness.planfile import load_plan
+from harness.records import store
+from harness.records.schema import Rung, Trial
+from harness.records.store import Run
 from harness.report.seal import check_seal, sign
-from harness.runs import plan_of
-from harness.spec import load_plan
-from harness.store import Run
-from harness.sweep import Driver, Load, Measured, TrialBroken, asked, broken_trial, deployed, drawn, trial_id
+from harness.runs import analysis, opening, points, stages
+from harness.runs.analysis import plan_of
+from harness.sweep.budget import decidable_s, estimated_s
+from harness.sweep.trial import Driver, Load, Measured, TrialBroken, asked, broken_trial, deployed, drawn, trial_id
 from harness.topology import topology_of
-from harness.triton.config import Deployment
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = """
@@ -316,16 +318,16 @@ def test_a_search_that_left_points_untried_does_not_say_that_none_keeps_the_prom
 @pytest.mark.parametrize("url", ["a:8001", "a:8001,b:8001"])
 def test_the_kv_memory_of_servers_of_somebody_else_is_not_known(plan, tmp_path, url):
     run = job.SignOff(plan, tmp_path, url=url).run
-    assert runs.kv_room(run.manifest, runs.spec_of(run)) is None
+    assert stages.kv_room(run.manifest, opening.spec_of(run)) is None
     ours = job.SignOff(plan, tmp_path).run
-    assert runs.kv_room(ours.manifest, runs.spec_of(ours)).room_bytes > 0
+    assert stages.kv_room(ours.manifest, opening.spec_of(ours)).room_bytes > 0
 
 
 def test_a_plan_in_a_manifest_of_another_harness_is_refused_in_words(plan, tmp_path):
     run = job.SignOff(plan, tmp_path).run
     run.update_manifest(plan={**run.manifest.plan, "promises": {}, "horizon": 3})
     with pytest.raises(InputError, match="manifest.json holds a plan that this harness cannot read"):
-        runs.spec_of(run)
+        opening.spec_of(run)
 
 
 def test_a_budget_that_ends_before_the_second_try_of_an_invalid_trial_ends_the_sweep(
@@ -425,14 +427,14 @@ def test_a_run_keeps_the_profiles_that_it_began_with(plan, tmp_path):
     assert job.SignOff(plan, tmp_path / "results").run.path != run.path
     profile.unlink()
     again = Run.open(run.path)
-    assert runs.terms_of(again.manifest, runs.spec_of(again)).profiles == {"H200": content}
+    assert analysis.terms_of(again.manifest, opening.spec_of(again)).profiles == {"H200": content}
 
 
 def test_a_plan_can_ask_what_a_card_would_carry_that_nobody_profiled(plan, tmp_path):
     shutil.copy(ROOT / "results" / "profiles" / "amd-epyc-tiny.json", tmp_path / "cpu.json")
     plan.write_text(PLAN + "profiles: {twice: {profile: cpu.json, bandwidth_gb_s: 121.4, tflop_s: 0.2074}}\n")
     run = job.SignOff(plan, tmp_path / "results").run
-    content = runs.terms_of(run.manifest, runs.spec_of(run)).profiles["twice"]
+    content = analysis.terms_of(run.manifest, opening.spec_of(run)).profiles["twice"]
     (first, *_) = content["stages"][wire.LLM]
     assert content["device"] == "twice" and "scaled from the profile of AMD EPYC" in content["note"]
     assert first["ms"] == pytest.approx(0.29424 / 2, rel=1e-3)  # all of it, as older profiles do not separate it
@@ -543,9 +545,11 @@ def test_what_requests_ask_for_at_a_point_goes_to_locust_and_the_rest_to_triton(
 
 def test_points_are_described_in_few_words():
     same = {f"{stage}.delay_us": 5 for stage in ("vibevoice_llm_encoder", "diffusion_decoder", "neural_vocoder")}
-    assert runs.describe_point(same | {"diffusion_decoder.instances": 2}) == "delay_us 5, diffusion_decoder.instances 2"
-    assert runs.describe_point({"chunk_frames": 3}) == "chunk_frames 3"
-    assert runs.describe_point({}) == "as the repository has it"
+    assert (
+        points.describe_point(same | {"diffusion_decoder.instances": 2}) == "delay_us 5, diffusion_decoder.instances 2"
+    )
+    assert points.describe_point({"chunk_frames": 3}) == "chunk_frames 3"
+    assert points.describe_point({}) == "as the repository has it"
 
 
 @pytest.mark.server

@@ -7,8 +7,8 @@ import yaml
 
 from harness import wire
 from harness.errors import PlanError
-from harness.slo import Promise
-from harness.spec import load_plan
+from harness.planfile import load_plan
+from harness.records.slo import Promise
 
 ROOT = Path(__file__).parents[1]
 SHORT = {"short": {"rtf_p95": 0.9}}

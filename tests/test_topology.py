@@ -9,28 +9,29 @@ import pytest
 from capacity_truth import LADDER, TRUTH, fit_of, ladder, plan_of
 from google.protobuf import text_format
 from report_sample import make_run, manifest
-from test_explore import server as staged_rungs
+from staged_rungs import server as staged_rungs
 from test_identity import H100, ON_CPU
 from test_identity import server as staged_server
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
-from harness import runs, wire
-from harness.capacity.memory import KvRoom
-from harness.capacity.staged import Topology, rounds
-from harness.capacity.steps import StepTime
-from harness.cli import app
+from harness import wire
+from harness.capacity.models.memory import KvRoom
+from harness.capacity.models.steps import StepTime
+from harness.capacity.planning.staged import Topology, rounds
+from harness.cli.main import app
+from harness.deploy.config import Deployment
 from harness.errors import HarnessError, InputError, ServerError
-from harness.explore.model import Taught, learn
 from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested, topology_of
-from harness.records import BatchStatistics, Rung, StageStatistics
+from harness.planfile import deployed_as, load_plan
+from harness.records.schema import BatchStatistics, Rung, StageStatistics
+from harness.records.store import Run
 from harness.report import sweep_facts, winner, words
 from harness.report.page import render
 from harness.report.sweep_page import write_sweep_report
-from harness.spec import deployed_as, load_plan
-from harness.store import Run
+from harness.runs import opening, points
+from harness.sweep.optimizer.physics import Taught, learn
 from harness.topology import applicable, has_knob
-from harness.triton.config import Deployment
 
 FUSED = {"topology": "fused", "engine.max_batch": 64}
 ALPHA_S, TAU0_S = 0.0002, 0.003
@@ -136,15 +137,15 @@ def test_a_run_keeps_what_the_stages_of_each_topology_run_on(tmp_path):
     plan = manifest().plan | {"space": {"topology": ["staged", "fused"]}}
     run = Run.create(tmp_path, manifest(finished_at="", plan=plan, topologies=("staged", "fused")))
     for stages in (staged_server(H100), fused_server(H100), staged_server(H100)):
-        runs.record_stages(run, {"a:1": stages})
-    again, spec = Run.open(run.path), runs.spec_of(run)
+        stages.record_stages(run, {"a:1": stages})
+    again, spec = Run.open(run.path), opening.spec_of(run)
     assert again.manifest.topologies == ("staged", "fused") and again.manifest.device == "NVIDIA H100"
-    assert runs.stages_by_server(again.manifest, "fused") == {"a:1": fused_server(H100)}
-    assert runs.stages_by_server(again.manifest) == {"a:1": staged_server(H100)}
-    rooms = {topology: room.room_bytes for topology, room in runs.kv_rooms(again.manifest, spec).items()}
+    assert stages.stages_by_server(again.manifest, "fused") == {"a:1": fused_server(H100)}
+    assert stages.stages_by_server(again.manifest) == {"a:1": staged_server(H100)}
+    rooms = {topology: room.room_bytes for topology, room in stages.kv_rooms(again.manifest, spec).items()}
     assert rooms == {"staged": float(1 << 33), "fused": float(1 << 32)}
     with pytest.raises(InputError, match="different devices"):
-        runs.record_stages(run, {"a:1": fused_server()})
+        stages.record_stages(run, {"a:1": fused_server()})
 
 
 def test_a_record_of_before_there_were_two_topologies_is_staged(tmp_path):
@@ -201,7 +202,7 @@ def test_deployments_are_named_by_the_knobs_that_they_have():
         "delay 5 ms · staged",
         "fused engine · fused engine batch up to 64",
     ]
-    assert runs.describe_point(FUSED) == "fused topology, engine.max_batch 64"
+    assert points.describe_point(FUSED) == "fused topology, engine.max_batch 64"
     assert sweep_facts.common_delay_s(FUSED) is None and sweep_facts.common_delay_s(staged) == 0.005
 
 
@@ -210,8 +211,8 @@ def test_another_topology_than_the_plans_is_taken_or_refused(tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text(text)
     fused = deployed_as(load_plan(path), "fused")
-    assert fused.points() == [{"topology": "fused"}] and runs.deployment_of(fused, None).topology == "fused"
-    assert runs.run_id_of(path, fused, None) != runs.run_id_of(path, load_plan(path), None)
+    assert fused.points() == [{"topology": "fused"}] and points.deployment_of(fused, None).topology == "fused"
+    assert opening.run_id_of(path, fused, None) != opening.run_id_of(path, load_plan(path), None)
     for more, asked, message in (
         ("", "fuse", "--topology fuse: use one of staged, fused"),
         ("space: {topology: [staged, fused]}", "fused", "the plan sweeps the topology: leave one of them out"),

@@ -14,10 +14,10 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from harness import wire
+from harness.client.target import Target, Tls
+from harness.deploy.config import Deployment, read_config
+from harness.deploy.server import ROOT, TritonServer
 from harness.errors import ServerError
-from harness.targets import Target, Tls
-from harness.triton.config import Deployment, read_config
-from harness.triton.server import ROOT, TritonServer
 
 REPOSITORY = Path(__file__).resolve().parent / "timetable"
 FAILURE = "the stage failed on its timetable"  # what a request with the word "error" is told

@@ -30,11 +30,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness import wire
 from harness.errors import HarnessError, InputError
-from harness.places import preset_name
-from harness.vibevoice.device_time import DeviceTimer, recorded
-from harness.vibevoice.presets import Weights
-from harness.vibevoice.process import prepare
-from harness.vibevoice.profile import (
+from harness.host.places import preset_name
+from harness.vibevoice.process.setup import prepare
+from harness.vibevoice.profiling.device_time import DeviceTimer, recorded
+from harness.vibevoice.profiling.profiler import (
     LEAST_SECONDS,
     SPEED_POINTS,
     TIMED_SHARE,
@@ -47,8 +46,9 @@ from harness.vibevoice.profile import (
     settle,
     synchronise,
 )
-from harness.vibevoice.roofline import Roofline
-from harness.vibevoice.sampling import Sampler
+from harness.vibevoice.profiling.roofline import Roofline
+from harness.vibevoice.profiling.sampling import Sampler
+from harness.vibevoice.stages.presets import Weights
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 64, 130
 TOP_KERNELS = 8

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from harness import nvml, provenance  # noqa: E402
-from harness.doctor import examine  # noqa: E402
-from harness.places import ROOT  # noqa: E402
+from harness.cli.doctor import examine  # noqa: E402
+from harness.host import nvml, provenance  # noqa: E402
+from harness.host.places import ROOT  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from harness import wire
-from harness.vibevoice.frame_step import EagerStep, Opening, PromptPart, Row
-from harness.vibevoice.presets import Weights
-from harness.vibevoice.process import prepare
-from harness.vibevoice.roofline import Roofline
+from harness.vibevoice.engine.frame_step import EagerStep, Opening, PromptPart, Row
+from harness.vibevoice.process.setup import prepare
+from harness.vibevoice.profiling.roofline import Roofline
+from harness.vibevoice.stages.presets import Weights
 
 TOP_KERNELS = 12
 
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     device = torch.device(given.device)
     prepare(device)
     given.out.mkdir(parents=True, exist_ok=True)
-    from harness.vibevoice.graph_step import GraphStep
+    from harness.vibevoice.engine.graph_step import GraphStep
 
     began = time.perf_counter()
     weights = Weights(given.preset, device=given.device, plain=given.plain, graph_batch=given.graphs)
@@ -197,7 +197,7 @@ def check(preset: str, dtype: str, device: str, frames: int = 8, sessions: int =
 
     The stages compute one session after another with torch's own operations, in float32.
     """
-    from harness.vibevoice.graph_step import GraphStep
+    from harness.vibevoice.engine.graph_step import GraphStep
 
     plain = EagerStep(Weights(preset, device=device, plain=True, dtype="float32"), 1 << 34, 256)
     step = GraphStep(Weights(preset, device=device, dtype=dtype), 1 << 34, 16)

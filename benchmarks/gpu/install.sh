@@ -96,11 +96,11 @@ wrong=0
 "$folder/.venv/bin/python" - <<'END' || wrong=1
 import importlib, sys, tomllib
 
-import harness.places
+import harness.host.places
 
 NAMES = {"nvidia-ml-py": "pynvml", "nvidia-pytriton": None, "pyyaml": "yaml", "tritonclient": "tritonclient.grpc"}
 wrong = 0
-asked = tomllib.loads((harness.places.CHECKOUT / "pyproject.toml").read_text())["project"]["dependencies"]
+asked = tomllib.loads((harness.host.places.CHECKOUT / "pyproject.toml").read_text())["project"]["dependencies"]
 for each in sorted(asked, key=lambda each: not each.startswith("locust")):  # it replaces what others would import
     project = each.partition(">")[0].partition("=")[0].partition("[")[0].strip()
     name = NAMES.get(project, project.replace("-", "_"))

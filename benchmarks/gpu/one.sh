@@ -21,7 +21,7 @@ while [ $# -gt 0 ]; do
     *) echo "one.sh: unknown option $1; see --help" >&2; exit 64 ;;
   esac
 done
-gpu=$("$python" -c 'from harness import nvml; print(next((g.name for g in nvml.visible()), ""))' 2>/dev/null | tail -1)
+gpu=$("$python" -c 'from harness.host import nvml; print(next((g.name for g in nvml.visible()), ""))' 2>/dev/null | tail -1)
 if [ -z "$device" ]; then [ -n "$gpu" ] && device=cuda || device=cpu; fi
 if [ "$device" = cpu ]; then : "${preset:=tiny}"; quick=--quick; where=cpu; on=cpu; else : "${preset:=1.5b}"; where=$gpu; on=gpu; fi
 [ -n "$out" ] || out=results/gpu/$(echo "$where" | tr 'A-Z ' 'a-z-')
@@ -47,7 +47,7 @@ fused="--sessions 1,16,64,128 --check tiny:float32,$preset:bfloat16"
 step environment 60 "$python" benchmarks/gpu/environment.py --out "$out"
 step kernels 90 "$python" benchmarks/kernels.py $quick
 if "$python" -c 'import pytest' 2>/dev/null; then # on a GPU, compiled kernels and graphs against plain steps
-  step values 60 "$python" -m pytest -q -p no:cacheprovider tests/test_ragged.py tests/test_fused_rows.py tests/test_graphs.py
+  step values 60 "$python" -m pytest -q -p no:cacheprovider tests/vibevoice/test_ragged.py tests/vibevoice/test_fused_rows.py tests/vibevoice/test_cuda_graphs.py
 fi
 step check 150 "$python" benchmarks/precision.py --preset "$preset" --device "$device" --positions $positions --frames 8 --out "$out/check.json"
 step profile 200 "$python" -m harness profile --preset "$preset" --device "$device" --out "$out" --budget-seconds "$([ -n "$quick" ] && echo 20 || echo 130)" $quick

@@ -29,13 +29,13 @@ import device as measures  # noqa: E402
 
 from harness import wire  # noqa: E402
 from harness.errors import HarnessError, InputError  # noqa: E402
-from harness.vibevoice import fused_rows, plain_rows, ragged  # noqa: E402
-from harness.vibevoice.device_time import recorded  # noqa: E402
-from harness.vibevoice.diffusion import DiffusionStage  # noqa: E402
-from harness.vibevoice.llm import LLMStage  # noqa: E402
-from harness.vibevoice.presets import Weights  # noqa: E402
-from harness.vibevoice.process import prepare  # noqa: E402
-from harness.vibevoice.profile import free, settle  # noqa: E402
+from harness.vibevoice.kernels import fused_rows, plain_rows, ragged  # noqa: E402
+from harness.vibevoice.process.setup import prepare  # noqa: E402
+from harness.vibevoice.profiling.device_time import recorded  # noqa: E402
+from harness.vibevoice.profiling.profiler import free, settle  # noqa: E402
+from harness.vibevoice.stages.diffusion import DiffusionStage  # noqa: E402
+from harness.vibevoice.stages.llm import LLMStage  # noqa: E402
+from harness.vibevoice.stages.presets import Weights  # noqa: E402
 
 ROWS = {"plain": plain_rows, "fused": fused_rows}
 MOST_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}

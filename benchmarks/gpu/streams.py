@@ -29,11 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import common  # noqa: E402
 from common import EXIT_FAILED, Parser, finish, request, run, say, several, table, whole  # noqa: E402
 
-from harness import nvml, wire  # noqa: E402
-from harness.client import SpeechClient  # noqa: E402
-from harness.records import Outcome, Result, StageStatistics  # noqa: E402
-from harness.triton.server import TritonServer, serving  # noqa: E402
-from harness.triton.statistics import StatisticsReader, difference  # noqa: E402
+from harness import wire
+from harness.client.stream import SpeechClient  # noqa: E402
+from harness.deploy.server import TritonServer, serving  # noqa: E402
+from harness.deploy.statistics import StatisticsReader, difference  # noqa: E402
+from harness.host import nvml  # noqa: E402
+from harness.records.schema import Outcome, Result, StageStatistics  # noqa: E402
 
 LEAD_S = 0.5  # in which every client connects
 

@@ -32,11 +32,11 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from harness import wire  # noqa: E402
 from harness.errors import HarnessError, InputError  # noqa: E402
-from harness.vibevoice import fused_towers  # noqa: E402
-from harness.vibevoice.fused_towers import FusedTower, _States  # noqa: E402
-from harness.vibevoice.presets import DTYPES, Weights  # noqa: E402
-from harness.vibevoice.process import prepare  # noqa: E402
-from harness.vibevoice.towers import Block, Tower  # noqa: E402
+from harness.vibevoice.process.setup import prepare  # noqa: E402
+from harness.vibevoice.stages import fused_towers  # noqa: E402
+from harness.vibevoice.stages.fused_towers import FusedTower, _States  # noqa: E402
+from harness.vibevoice.stages.presets import DTYPES, Weights  # noqa: E402
+from harness.vibevoice.stages.towers import Block, Tower  # noqa: E402
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 64, 130
 KERNELS = "_mix", "_block", "_narrow", "_windows"

@@ -1,6 +1,6 @@
 """Compile the simulator's functions before a fit needs them: at installation, or while a server starts.
 
-``python -m harness.capacity.ready`` keeps them on disk (see ``harness.compiling``); a second call takes seconds.
+``python -m harness.capacity.ready`` keeps them on disk (see ``harness.jit``); a second call takes seconds.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.capacity.simulation import simulate
-from harness.capacity.staged import Stage, Topology, rounds
-from harness.processes import end_group, spawn
+from harness.capacity.planning.staged import Stage, Topology, rounds
+from harness.capacity.simulator.sessions import simulate
+from harness.host.process_group import end_group, spawn
 
 
 def compile_all() -> None:

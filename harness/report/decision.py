@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness.capacity.device import promise_name
-from harness.capacity.plan import headline_target
-from harness.records import RunManifest, Trial
+from harness.capacity.models.device import promise_name
+from harness.capacity.planning.plan import headline_target
+from harness.records.schema import RunManifest, Trial
 from harness.report import words
 from harness.report.facts import Deployment
 

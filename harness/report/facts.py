@@ -13,13 +13,13 @@ from pathlib import Path
 import pandas as pd
 
 from harness import wire
-from harness.capacity.fit import CONFIDENCE
-from harness.capacity.observations import MIN_STARTS
-from harness.capacity.predict import flaw_of
-from harness.records import Outcome, Rung, RunManifest, ServerSample, Trial
+from harness.capacity.fitting.fit import CONFIDENCE
+from harness.capacity.fitting.observations import MIN_STARTS
+from harness.capacity.planning.prediction import flaw_of
+from harness.records.schema import Outcome, Rung, RunManifest, ServerSample, Trial
+from harness.records.slo import Promise
+from harness.records.store import Run
 from harness.report import words
-from harness.slo import Promise
-from harness.store import Run
 from harness.topology import EVERY_STAGE
 
 REPORT_NAME = "signoff.html"

@@ -15,10 +15,10 @@ from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from harness.capacity.plan import headline_target
+from harness.capacity.planning.plan import headline_target
+from harness.records.store import Run, replace_text
 from harness.report import decision, facts, figures, words
 from harness.report.facts import Deployment
-from harness.store import Run, replace_text
 from harness.topology import EVERY_STAGE
 
 SMALL_MULTIPLES = 6  # deployments drawn one by one; the rest are in the table

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 
 from harness.errors import HarnessError
-from harness.runs import fit_of, plan_of, spec_of
-from harness.store import Run
+from harness.records.store import Run
+from harness.runs.analysis import fit_of, plan_of
+from harness.runs.opening import spec_of
 
 RATE_TOLERANCE = 0.01  # of rates and intervals: other versions of the libraries may round otherwise
 _OF_A_TARGET = ("devices", "devices_n_plus_1", "devices_n_plus_2", "basis")

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.errors import InputError
+from harness.records.store import Run, replace_text
 from harness.report.facts import REPORT_NAME, SEAL_NAME, SIGNATURE_NAME, evidence, expires_at, file_sha256, is_signed
 from harness.report.page import write_report
-from harness.store import Run, replace_text
 
 SCHEMA = 1
 VERDICTS = ("met", "missed", "inconclusive")

@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from harness.errors import InputError
+from harness.records.store import replace_text
 from harness.report.facts import SEAL_NAME, SIGNATURE_NAME
-from harness.store import replace_text
 
 NAMESPACE = b"speech-signoff"
 _MAGIC, _VERSION, _KIND, _HASH = b"SSHSIG", 1, b"ssh-ed25519", b"sha512"

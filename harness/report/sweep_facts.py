@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness import wire
-from harness.capacity.effects import Effects, decompose
+from harness.capacity.fitting.knob_effects import Effects, decompose
 from harness.errors import InconclusiveError
-from harness.records import Trial
+from harness.records.schema import Trial
 from harness.report import words
 from harness.report.facts import Deployment, Point, StageShare
 from harness.topology import has_knob, topology_of

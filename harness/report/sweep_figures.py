@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from harness.capacity.effects import Effects
+from harness.capacity.fitting.knob_effects import Effects
 from harness.report import sweep_facts, words
 from harness.report.facts import Deployment, Point, stages_shown
 from harness.report.figures import (

@@ -7,11 +7,11 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from harness import wire
+from harness.records.store import Run, replace_text
 from harness.report import decision, facts, figures, sweep_facts, sweep_figures, winner, words
 from harness.report.facts import Deployment, Point
 from harness.report.page import script_json, template
 from harness.report.sweep_facts import Answer
-from harness.store import Run, replace_text
 from harness.topology import EVERY_STAGE, topology_of
 
 SHOWN_LEVELS = 6  # factors whose levels are drawn

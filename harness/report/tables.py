@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from harness.records import RunManifest
+from harness.records.schema import RunManifest
+from harness.records.store import Run
 from harness.report import facts, figures, words
 from harness.report.facts import Deployment
-from harness.store import Run
 
 
 def swept(run: Run) -> list[Deployment]:

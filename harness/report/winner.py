@@ -11,12 +11,12 @@ import yaml
 from google.protobuf import text_format
 
 from harness import wire
+from harness.deploy.config import Configs, folder_of, read_repository
 from harness.errors import InputError
-from harness.runs import base_of
-from harness.store import Run, replace_text
-from harness.sweep import asked, deployed
+from harness.records.store import Run, replace_text
+from harness.runs.points import base_of
+from harness.sweep.trial import asked, deployed
 from harness.topology import topology_of
-from harness.triton.config import Configs, folder_of, read_repository
 
 FOLDER = "winner"
 DIFF, REQUESTS = "changes.diff", "requests.yaml"

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb
 
-from harness import identity, places, provenance, wire
+from harness import identity, wire
 from harness.errors import HarnessError, InputError, RequestError, ServerError
+from harness.host import places, provenance
 from harness.identity import StageIdentity
-from harness.vibevoice import emulation, limits, mending, shapes
-from harness.vibevoice.instances import instance_name
-from harness.vibevoice.parameters import number, parameters
+from harness.vibevoice.process import kv_limits, restarts, shapes
+from harness.vibevoice.process.instances import instance_name
+from harness.vibevoice.process.parameters import number, parameters
+from harness.vibevoice.profiling import emulation
 
 START = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
 END = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
@@ -29,7 +31,7 @@ STAGES = {
     wire.LLM: ("llm", "LLMStage", emulation.EmulatedLLM),
     wire.DIFFUSION: ("diffusion", "DiffusionStage", emulation.EmulatedDiffusion),
     wire.VOCODER: ("vocoder", "VocoderStage", emulation.EmulatedVocoder),
-    wire.VOICE: ("voice", "VoiceStage", emulation.EmulatedVoice),
+    wire.VOICE: ("voice_encoder", "VoiceStage", emulation.EmulatedVoice),
 }
 
 
@@ -54,7 +56,7 @@ def stage(args: dict):
     begin()
     built = _build(args)
     settle()
-    mending.attend(args, load_model, identity_of(args, built))
+    restarts.attend(args, load_model, identity_of(args, built))
     return built
 
 
@@ -78,14 +80,14 @@ def _build(args: dict):
         return emulated(profile, _emulated_gpu(args, int(given["gpus"])), *room)
     of_stage = weights(args)
     room = (kv_room(args, of_stage),) if model == wire.LLM else ()
-    return getattr(import_module(f"harness.vibevoice.{module}"), name)(of_stage, *room)
+    return getattr(import_module(f"harness.vibevoice.stages.{module}"), name)(of_stage, *room)
 
 
 def weights(args: dict):
     """The weights that the config asks for, on the device of this instance, in a process made ready to compute."""
     device, given = device_of(args), parameters(args)
-    import_module("harness.vibevoice.process").prepare(device)
-    presets = import_module("harness.vibevoice.presets")
+    import_module("harness.vibevoice.process.setup").prepare(device)
+    presets = import_module("harness.vibevoice.stages.presets")
     return presets.Weights(
         given["preset"], int(given["weights_seed"]), given.get("checkpoint", ""), device,
         dtype=given.get("dtype", presets.AUTO), graph_batch=_graph_batch(given),
@@ -124,27 +126,27 @@ def device_of(args: dict) -> str:
 
 def kv_room(args: dict, of_stage, tables_bytes: int = 0) -> int:
     """Bytes that the sessions of this instance may take: as given, else what its card has beside the weights."""
-    if (given := limits.given_limit(parameters(args))) is not None:
+    if (given := kv_limits.given_limit(parameters(args))) is not None:
         return given
     if of_stage.device.type != "cuda":
-        return limits.HOST_BYTES
-    instances, counts = limits.instances_on_a_card(args["model_config"]), of_stage.parameters()
+        return kv_limits.HOST_BYTES
+    instances, counts = kv_limits.instances_on_a_card(args["model_config"]), of_stage.parameters()
     fused = args["model_name"] == wire.ENTRY
     own = sum(counts.values()) - counts["voice"] if fused else counts["llm"]
     numbers = sum(counts.values()) + (instances - 1) * own
     total = import_module("torch").cuda.mem_get_info(of_stage.device)[1]
-    processes = limits.FUSED_PROCESSES if fused else limits.STAGED_PROCESSES
+    processes = kv_limits.FUSED_PROCESSES if fused else kv_limits.STAGED_PROCESSES
     taken = numbers * of_stage.dtype.itemsize + instances * tables_bytes
-    return limits.card_room(total, taken, instances, of_stage.graph_batch, processes)
+    return kv_limits.card_room(total, taken, instances, of_stage.graph_batch, processes)
 
 
 def _emulated_kv_room(args: dict, profile: emulation.Profile) -> int:
     """As given, else what the profile says that the card had, shared by the instances on one emulated GPU."""
     given = parameters(args)
-    if (limit := limits.given_limit(given)) is not None:
+    if (limit := kv_limits.given_limit(given)) is not None:
         return limit
-    on_a_card = -(-limits.instances_on_a_card(args["model_config"]) // int(given["gpus"]))
-    return int(profile.model.get("kv_room_bytes", limits.HOST_BYTES)) // on_a_card
+    on_a_card = -(-kv_limits.instances_on_a_card(args["model_config"]) // int(given["gpus"]))
+    return int(profile.model.get("kv_room_bytes", kv_limits.HOST_BYTES)) // on_a_card
 
 
 def identity_of(args: dict, built=None) -> StageIdentity:

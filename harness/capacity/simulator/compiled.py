@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from harness.compiling import OPTIONS
+from harness.jit import OPTIONS
 
 # What kept functions are made of: ``layout.SETUP``, a type of their arguments, has a field that all these files name.
 COMPILED_FILES = ("compiled.py", "structures.py", "device.py", "lines.py", "loop.py", "frames.py")

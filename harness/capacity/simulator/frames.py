@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from harness.capacity.simulator.compiled import compiled
-from harness.compiling import kept
+from harness.jit import kept
 
 
 @compiled

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness import compiling
+from harness import jit
 from harness.capacity.simulator.compiled import COMPILED_FILES, GOOD, STAY
 
 COLUMNS, METRICS = GOOD + 1, STAY + 1
@@ -17,7 +17,7 @@ _FOLDER = Path(__file__).parent
 
 def sources() -> str:
     """A name that changes with any file of compiled code."""
-    files = [Path(compiling.__file__), *(_FOLDER / name for name in COMPILED_FILES)]
+    files = [Path(jit.__file__), *(_FOLDER / name for name in COMPILED_FILES)]
     text = b"".join(file.read_bytes() for file in files)
     return f"compiled_from_{hashlib.sha256(text).hexdigest()[:16]}"
 

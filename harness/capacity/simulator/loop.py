@@ -27,7 +27,7 @@ from harness.capacity.simulator.compiled import (
 from harness.capacity.simulator.device import advance, count, empty, finish, leave, plan_end, rank
 from harness.capacity.simulator.lines import admit, place, step_out
 from harness.capacity.simulator.structures import first, pop
-from harness.compiling import kept
+from harness.jit import kept
 
 _NONE, _END, _OTHER, _TIMEOUT, _ARRIVAL = 0, 1, 2, 3, 4
 

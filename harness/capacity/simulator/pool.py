@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.capacity.device import Device
+from harness.capacity.models.device import Device
 from harness.capacity.simulator import compiled as names
 from harness.errors import InputError
 

@@ -10,19 +10,19 @@ from typing import Protocol
 
 import numpy as np
 
-from harness.capacity import memory
+from harness.capacity.models import memory
+from harness.capacity.models.spreads import Spread
 from harness.capacity.simulator.layout import ARRIVAL
 from harness.capacity.simulator.pool import TOKENS_PER_FRAME
-from harness.capacity.spreads import Spread
 from harness.errors import InputError
-from harness.workload import Mix
+from harness.traffic.mix import Mix
 
 BLOCK = 1 << 16
 DAY_S = 86_400.0
 
 
 class Arriving(Protocol):
-    """An arrival process, such as ``harness.arrivals.Arrivals``."""
+    """An arrival process, such as ``harness.traffic.arrivals.Arrivals``."""
 
     def times(self, rng: np.random.Generator) -> Iterator[float]:
         """Seconds of every arrival since the start, in order."""

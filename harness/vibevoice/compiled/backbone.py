@@ -7,8 +7,7 @@ import math
 import numpy as np
 import torch
 
-from harness.compiling import kept
-from harness.vibevoice import backbone
+from harness.jit import kept
 from harness.vibevoice.compiled.lanes import (
     SOURCES,
     add,
@@ -24,6 +23,7 @@ from harness.vibevoice.compiled.lanes import (
 )
 from harness.vibevoice.compiled.pack import Pack, rounded
 from harness.vibevoice.compiled.products import exponential, normed, number, product, silu, spread, whole
+from harness.vibevoice.stages import backbone
 
 # The backbone's offsets of weights: of all of it, then of each layer.
 FINAL_NORM, FINAL_EPSILON, NO_BIAS, FIRST = range(4)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from harness.compiling import kept
-from harness.vibevoice import diffusion
+from harness.jit import kept
 from harness.vibevoice.compiled.lanes import SOURCES, add, compiled, fma, inlined, load, mul, splat, store, sub
 from harness.vibevoice.compiled.pack import Pack, rounded
 from harness.vibevoice.compiled.products import normed, product, room, silu, spread, whole
+from harness.vibevoice.stages import diffusion
 
 # The diffusion head's offsets of weights: of all of it, then gate and up, down, epsilon of each layer.
 CONDITION, NOISY, MODULATION, MODULATION_BIAS, LAST, LAST_EPSILON, NOTHING, FIRST_LAYER = range(8)

@@ -14,8 +14,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from harness import compiling
-from harness.compiling import OPTIONS
+from harness import jit
+from harness.jit import OPTIONS
 
 compiled = njit(**OPTIONS)
 inlined = njit(forceinline=True, **OPTIONS)
@@ -23,7 +23,7 @@ inlined = njit(forceinline=True, **OPTIONS)
 
 def _sources() -> np.ndarray:
     """The first argument of every kept function: its type has the hash of all files of compiled code in it."""
-    files = [Path(compiling.__file__), *sorted(Path(__file__).parent.glob("*.py"))]
+    files = [Path(jit.__file__), *sorted(Path(__file__).parent.glob("*.py"))]
     return np.zeros(1, [(hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(), "i1")])
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from harness.compiling import kept
-from harness.vibevoice import towers
+from harness.jit import kept
 from harness.vibevoice.compiled.lanes import SOURCES, add, compiled, fma, inlined, load, peek, poke, store
 from harness.vibevoice.compiled.pack import Pack, rounded
 from harness.vibevoice.compiled.products import gelu, normed, product, room, spread, whole
+from harness.vibevoice.stages import towers
 
 BLOCK, CONVOLUTION, UPSAMPLING = 0, 1, 2  # kinds of layers
 # Columns of the table of layers. Weights, biases, … are offsets into the array of weights.

@@ -3,7 +3,7 @@
 from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice import backend
-from harness.vibevoice.door import Door
+from harness.vibevoice.process.door import Door
 
 
 class TritonPythonModel:

@@ -4,7 +4,7 @@ import numpy as np
 
 from harness import wire
 from harness.vibevoice import backend
-from harness.vibevoice.door import Door
+from harness.vibevoice.process.door import Door
 
 
 class TritonPythonModel:

@@ -1,7 +1,7 @@
 """Triton adapter of the fused engine: the public entry, and all stages of the frame path, in one process."""
 
-from harness.vibevoice.entry import Entry
-from harness.vibevoice.fused import engine_of
+from harness.vibevoice.engine.model import engine_of
+from harness.vibevoice.entry.endpoint import Entry
 
 
 class TritonPythonModel:

@@ -1,6 +1,6 @@
 """Triton adapter of the public entry: checks a request, then runs its frame loop over the ensemble."""
 
-from harness.vibevoice.entry import Entry
+from harness.vibevoice.entry.endpoint import Entry
 
 
 class TritonPythonModel:

@@ -5,9 +5,9 @@ import numpy as np
 from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice import backend
-from harness.vibevoice.door import Door
-from harness.vibevoice.failures import at_instance
-from harness.vibevoice.instances import place_of
+from harness.vibevoice.process.door import Door
+from harness.vibevoice.process.instances import place_of
+from harness.vibevoice.sessions.failures import at_instance
 
 
 class TritonPythonModel:

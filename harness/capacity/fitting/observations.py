@@ -1,0 +1,151 @@
+"""What the requests of a deployment's ladders saw: the sessions beside them, and their first audio, RTF and stalls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from harness import wire
+from harness.capacity.models.spreads import MIN_OF_A_CLASS, Spread, StallTable
+from harness.capacity.models.steps import StepTime
+from harness.capacity.simulator.sessions import Activity
+from harness.errors import InconclusiveError
+from harness.records.schema import Trial
+
+MIN_STARTS = 8
+MIN_AUDIO_S = 1.0  # less audio than this gives no RTF worth a name
+_NS_PER_S = 1e9
+
+
+def activity_of(requests: pd.DataFrame) -> Activity:
+    """Requests between sent and ended over time, in seconds of the monotonic clock."""
+    return Activity.between(seconds(requests["sent_ns"]), seconds(requests["ended_ns"]))
+
+
+def seconds(column_ns: pd.Series) -> np.ndarray:
+    return column_ns.to_numpy(dtype=float, na_value=np.nan) / _NS_PER_S
+
+
+def frame_rate(step_time: StepTime) -> Callable[[np.ndarray], np.ndarray]:
+    """Frames a second of one session, for an array of session counts; 0 where there is none."""
+    return lambda n: np.where(n > 0, 1 / step_time(np.maximum(n, 1)), 0.0)
+
+
+def observe(trials: Sequence[Trial], requests: pd.DataFrame, step_time: StepTime) -> pd.DataFrame:
+    """One row a request of the trials: traffic_class, ttfa_s, rtf, stall_longest_s, and what the fit says beside it.
+
+    ``sessions`` as it was sent (itself among them), ``start_step_s`` at that number, ``mean_step_s`` from its first to
+    its last chunk by the frame clock, ``rung``: the last that had begun as it was sent, ``in_rung``: inside its window.
+    """
+    measured = [trial for trial in trials if trial.rungs]
+    parts = [_observe_trial(trial, requests[requests["trial_id"] == trial.trial_id], step_time) for trial in measured]
+    for number, part in enumerate(parts):
+        part["rung"] += 1000 * number
+    return pd.concat(parts, ignore_index=True)
+
+
+def _observe_trial(trial: Trial, requests: pd.DataFrame, step_time: StepTime) -> pd.DataFrame:
+    sent = requests[requests["sent_ns"] > 0]
+    if not len(sent):
+        return pd.DataFrame(columns=_COLUMNS)
+    activity = activity_of(sent)
+    sent_s = seconds(sent["sent_ns"])
+    sessions = activity.at(sent_s).astype(float)
+    windows = np.array([(rung.start_ns, rung.end_ns) for rung in trial.rungs], dtype=float) / _NS_PER_S
+    frame = sent[["traffic_class", "ttfa_s", "rtf", "stall_longest_s"]].copy()
+    frame["sessions"], frame["start_step_s"] = sessions, step_time(sessions)
+    frame["mean_step_s"] = _mean_steps(sent, activity, step_time)
+    frame["rung"] = np.searchsorted(windows[:, 0], sent_s, side="right")
+    frame["in_rung"] = np.any((sent_s >= windows[:, :1]) & (sent_s < windows[:, 1:]), axis=0)
+    frame["served"] = (sent["audio_s"] >= MIN_AUDIO_S) & (seconds(sent["ended_ns"]) >= windows[0, 0])
+    return frame
+
+
+_COLUMNS = (
+    *("traffic_class", "ttfa_s", "rtf", "stall_longest_s"),
+    *("sessions", "start_step_s", "mean_step_s", "rung", "in_rung", "served"),
+)
+
+
+def _mean_steps(requests: pd.DataFrame, activity: Activity, step_time: StepTime) -> np.ndarray:
+    first_s, last_s = seconds(requests["first_received_ns"]), seconds(requests["last_received_ns"])
+    known = last_s > first_s
+    clock = frame_rate(step_time)
+    frames = np.full(len(requests), np.nan)
+    frames[known] = activity.integral(clock, last_s[known]) - activity.integral(clock, first_s[known])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(frames > 0, (last_s - first_s) / frames, np.nan)
+
+
+def fit_first_audio(observed: pd.DataFrame) -> dict:
+    """Least squares of relative errors: time to first audio = base_s + steps x step time at the start.
+
+    From requests that started inside the rungs; where they are fewer than 20 (long sessions), from all, the bursts
+    at the start of a rung among them, which is on the late side. Raises InconclusiveError below 8 in all.
+    """
+    heard = observed[observed["ttfa_s"] > 0]
+    starts = heard[heard["in_rung"].astype(bool)]
+    inside = len(starts) >= MIN_OF_A_CLASS
+    starts = starts if inside else heard
+    if len(starts) < MIN_STARTS:
+        raise InconclusiveError(
+            f"the time to first audio needs {MIN_STARTS} requests or more, there are {len(starts)}: "
+            "lengthen the rungs of the ladder"
+        )
+    groups = starts.groupby("sessions").agg(
+        step_s=("start_step_s", "mean"), ttfa_s=("ttfa_s", "mean"), count=("ttfa_s", "size")
+    )
+    base_s, steps = _base_and_steps(*(groups[name].to_numpy(dtype=float) for name in groups))
+    ratios = starts["ttfa_s"].to_numpy(float) / (base_s + steps * starts["start_step_s"].to_numpy(float))
+    spread = Spread.measure(ratios, starts["traffic_class"].to_numpy(str), starts["rung"].to_numpy(int)).to_dict()
+    return {
+        "base_s": base_s,
+        "steps": steps,
+        "starts": "inside the rungs" if inside else "all",
+        "residual_quantiles": spread["quantiles"],
+        "spread": spread,
+        "points": [{"sessions": float(n), **row} for n, row in groups.to_dict("index").items()],
+        "inconclusive": "",
+    }
+
+
+def _base_and_steps(step_s: np.ndarray, ttfa_s: np.ndarray, count: np.ndarray) -> tuple[float, float]:
+    """Both at or above zero; through the origin where the step times hardly differ (then in proportion, to be safe)."""
+    weight = count / ttfa_s**2
+    through_origin = float(weight @ (step_s * ttfa_s) / (weight @ step_s**2))
+    if step_s.max() < 1.2 * step_s.min():
+        return 0.0, through_origin
+    step_mean, ttfa_mean = np.average(step_s, weights=weight), np.average(ttfa_s, weights=weight)
+    steps = float(weight @ ((step_s - step_mean) * (ttfa_s - ttfa_mean)) / (weight @ (step_s - step_mean) ** 2))
+    if steps < 0:
+        return float(ttfa_mean), 0.0
+    base_s = float(ttfa_mean - steps * step_mean)
+    return (base_s, steps) if base_s >= 0 else (0.0, through_origin)
+
+
+def fit_rtf(observed: pd.DataFrame) -> dict:
+    """Scatter of RTF around mean step time / seconds of a frame. Raises InconclusiveError below 8 requests."""
+    known = observed[observed["served"].astype(bool) & (observed["rtf"] > 0) & (observed["mean_step_s"] > 0)]
+    if len(known) < MIN_STARTS:
+        raise InconclusiveError(
+            f"the RTF needs {MIN_STARTS} requests with {MIN_AUDIO_S:g} s of audio or more, there are {len(known)}: "
+            "lengthen the rungs of the ladder"
+        )
+    ratios = known["rtf"].to_numpy(float) * wire.SECONDS_PER_FRAME / known["mean_step_s"].to_numpy(float)
+    spread = Spread.measure(ratios, known["traffic_class"].to_numpy(str), known["rung"].to_numpy(int)).to_dict()
+    return {"spread": spread, "inconclusive": ""}
+
+
+def fit_stalls(observed: pd.DataFrame) -> dict:
+    """A StallTable of all requests, named "", and one of each class with 20 or more; empty without any stall known."""
+    known = observed[observed["served"].astype(bool) & observed["stall_longest_s"].notna()]
+    known = known[known["mean_step_s"] > 0]
+    tables = {}
+    for name in ["", *sorted(set(known["traffic_class"]))]:
+        own = known if name == "" else known[known["traffic_class"] == name]
+        if len(own) >= MIN_OF_A_CLASS:
+            steps, stalls = own["mean_step_s"].to_numpy(float), own["stall_longest_s"].to_numpy(float)
+            tables[name] = StallTable.measure(steps, stalls).to_dict()
+    return tables

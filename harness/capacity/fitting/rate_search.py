@@ -1,0 +1,373 @@
+"""The highest Poisson rate at which a pool of devices keeps every promise: simulation and bisection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness.capacity.models.device import METRIC_NAMES, Device, promise_name
+from harness.capacity.models.memory import KvRoom
+from harness.capacity.models.spreads import StallTable
+from harness.capacity.simulator.pool import Planned
+from harness.capacity.simulator.sessions import Activity, Simulated, simulate
+from harness.errors import InconclusiveError
+
+SESSIONS = 24_000
+SIMULATION_NOISE = 0.015  # relative standard deviation of a rate between draws of so many sessions, as found
+WARM_UP_SHARE = 0.2
+LARGEST_POOL = 64
+_BISECTIONS = 8
+_POPULATION = 100_000
+_SESSIONS_QUANTILE = 0.95
+KV_MEMORY = "KV memory"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may bind: the promises, and the sessions of a device up to which the step time is known.
+
+    ``most_sessions``: the 95th percentile of the sessions on a device, as arrivals find it, stays within it.
+    ``slots``: sessions that it lets in, or None; ``kv``: room for their KV caches, or None for more than enough, which
+    ``kv_slots`` of them fill in the mean.
+    """
+
+    promises: Sequence
+    most_sessions: int
+    slots: int | None = None
+    kv: KvRoom | None = None
+    kv_slots: float = math.inf
+
+    @property
+    def room(self) -> float:
+        """Sessions that fit, in the mean."""
+        return min(self.slots or math.inf, self.kv_slots)
+
+    def check(self, device: Device, class_names: Sequence[str]) -> None:
+        """Raises InconclusiveError for a promise that the mix or the measured requests cannot carry."""
+        for promise in self.promises:
+            if promise.traffic_class not in class_names:
+                raise InconclusiveError(f"a promise is made to class {promise.traffic_class}, which the mix lacks")
+            if promise.metric not in METRIC_NAMES:
+                raise InconclusiveError(f"{promise.metric} has no model; promise one of {', '.join(METRIC_NAMES)}")
+            if not device.ratios(promise.traffic_class, promise.metric).carries(promise.quantile):
+                needed = math.ceil(1 / (1 - promise.quantile) - 1e-9)
+                raise InconclusiveError(
+                    f"{promise_name(promise.traffic_class, promise.metric, promise.quantile)} needs {needed} measured "
+                    "requests or more: measure a longer ladder"
+                )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Sessions of a mix at rate 1; the same ones serve every rate and pool: a bisection compares like with like.
+
+    Arrays [n]: gaps (mean exactly 1), class index, frames, and the luck of each session (uniform numbers, one row a
+    metric). Lengths and luck are stratified, so that the sample has the means of the mix. ``residual_frames``: what is
+    left of sessions found in progress, of ``whole_frames`` in all. ``mean_frames``: of the mix.
+    """
+
+    class_names: tuple[str, ...]
+    gaps: np.ndarray
+    class_index: np.ndarray
+    frames: np.ndarray
+    luck: dict[str, np.ndarray]
+    residual_frames: np.ndarray
+    whole_frames: np.ndarray
+    mean_frames: float
+
+    @classmethod
+    def draw(cls, mix, rng: np.random.Generator, sessions: int = SESSIONS) -> Traffic:
+        weights = np.array([each.weight for each in mix.classes], dtype=float)
+        shares = weights / weights.sum()
+        index = np.repeat(np.arange(len(shares)), _apportion(shares, sessions))
+        populations = [np.sort(each.length.sample(rng, _POPULATION)).astype(float) for each in mix.classes]
+        frames = np.concatenate([_strata(each, int(np.sum(index == i))) for i, each in enumerate(populations)])
+        order = rng.permutation(sessions)
+        index, frames = index[order], frames[order]
+        gaps = rng.exponential(1.0, sessions)
+        residual_frames, whole_frames = _in_progress(populations, shares, rng)
+        return cls(
+            class_names=tuple(each.name for each in mix.classes),
+            gaps=gaps / gaps.mean(),
+            class_index=index,
+            frames=frames,
+            luck={metric: _even_luck(rng.random(sessions), index) for metric in METRIC_NAMES},
+            residual_frames=residual_frames,
+            whole_frames=whole_frames,
+            mean_frames=float(shares @ [each.mean() for each in populations]),
+        )
+
+    def part(self, sessions: int) -> Traffic:
+        """The first of its sessions, or all over again for more, at the same mean rate and mean work."""
+        gaps, frames, index = (np.resize(each, sessions) for each in (self.gaps, self.frames, self.class_index))
+        luck = {metric: _even_luck(np.resize(values, sessions), index) for metric, values in self.luck.items()}
+        scale = self.frames.mean() / frames.mean()
+        return replace(self, gaps=gaps / gaps.mean(), class_index=index, frames=frames * scale, luck=luck)
+
+
+@dataclass(frozen=True)
+class Load:
+    """A pool at a rate. ``shares``: for each limit, value / limit, at most 1 where it is kept; ``worst``: the largest.
+
+    ``sessions_p95``: of a device, as arrivals find it; ``sessions``: of the simulated pool, mean over time.
+    ``in_line``: the promises that are broken by the wait for KV memory alone: by their name.
+    """
+
+    rate_per_s: float
+    devices: int
+    shares: dict[str, float]
+    sessions: float
+    sessions_p95: float
+    in_line: frozenset[str] = frozenset()
+
+    @property
+    def kept(self) -> bool:
+        return all(share <= 1 for share in self.shares.values())
+
+    @property
+    def worst(self) -> str:
+        return max(self.shares, key=self.shares.get)
+
+    @property
+    def binding(self) -> str:
+        """What breaks first: a promise, or KV memory where it is the wait for that which breaks it."""
+        return KV_MEMORY if self.worst in self.in_line else self.worst
+
+
+def simulate_load(
+    device: Device, traffic: Traffic, rate_per_s: float, devices: int, limits: Limits | None = None, lost: int = 0
+) -> tuple[Simulated, np.ndarray]:
+    """A pool at a Poisson rate, started near its steady state. Also returns which sessions are to be counted [n].
+
+    As the first of these comes, ``lost`` of the devices fail for good; the sessions aboard go on elsewhere.
+    """
+    gaps_s = traffic.gaps / rate_per_s
+    limits = limits or Limits((), 1)
+    found, whole = _found_in_progress(device, traffic, rate_per_s, devices, limits.room)
+    kv = limits.kv
+    arrival_s = np.concatenate([np.zeros(len(found)), np.cumsum(gaps_s)])
+    counted = np.arange(len(arrival_s)) >= len(found) + WARM_UP_SHARE * len(gaps_s)
+    lost_at_s = float(arrival_s[counted][0])
+    simulated = simulate(
+        arrival_s,
+        np.concatenate([found, traffic.frames]),
+        device.step_time,
+        devices=devices,
+        session_limit=limits.slots,
+        bytes_=kv.bytes_of(np.concatenate([whole, traffic.frames])) if kv else 0,
+        memory_bytes=kv.room_bytes if kv else math.inf,
+        first_audio=device.first_audio,
+        class_index=np.concatenate([np.full(len(found), -1), traffic.class_index]),
+        planned=[Planned(lost_at_s, "fail", number) for number in range(lost)],
+        stop_s=float(arrival_s[-1]),
+    )
+    return simulated, counted
+
+
+def values_of(
+    device: Device, traffic: Traffic, simulated: Simulated, chosen: np.ndarray, metric: str, class_index: int
+) -> np.ndarray:
+    """``metric`` of the sessions of a class among the ``chosen``.
+
+    Time to first audio is infinite for those that never started; RTF and stalls are of those that made some audio.
+    """
+    picked = chosen & (simulated.class_index == class_index)
+    if metric != "ttfa_s":
+        picked &= ~np.isnan(simulated.rtf)
+    luck = traffic.luck[metric][np.flatnonzero(picked) - (len(simulated.start_s) - len(traffic.gaps))]
+    scatter = device.ratios(traffic.class_names[class_index], metric)
+    if isinstance(scatter, StallTable):
+        return scatter.at(simulated.step_s()[picked], luck)
+    if metric == "rtf":
+        return simulated.rtf[picked] * scatter.at(luck)
+    start_s = simulated.start_s[picked]
+    heard_s = start_s + (simulated.first_audio_s[picked] - start_s) * scatter.at(luck)
+    return np.nan_to_num(heard_s - simulated.arrival_s[picked], nan=np.inf)
+
+
+def judge_load(device: Device, traffic: Traffic, limits: Limits, rate_per_s: float, devices: int) -> Load:
+    """Simulate a pool and hold it against every limit."""
+    simulated, counted = simulate_load(device, traffic, rate_per_s, devices, limits)
+    return load_of(device, traffic, limits, rate_per_s, devices, simulated, counted)
+
+
+def load_of(
+    device: Device,
+    traffic: Traffic,
+    limits: Limits,
+    rate_per_s: float,
+    devices: int,
+    simulated: Simulated,
+    counted: np.ndarray,
+) -> Load:
+    """The ``counted`` sessions [n] of a simulated pool, held against every limit."""
+    shares, in_line = {}, set()
+    waiting = ~(simulated.start_s <= simulated.arrival_s)
+    for promise in limits.promises:
+        index = traffic.class_names.index(promise.traffic_class)
+        values = values_of(device, traffic, simulated, counted, promise.metric, index)
+        value = float(np.quantile(values, promise.quantile, method="higher")) if len(values) else math.inf
+        name = promise_name(promise.traffic_class, promise.metric, promise.quantile)
+        shares[name] = _share(value, promise.limit)
+        own = waiting[counted & (simulated.class_index == index)]
+        if limits.kv is not None and promise.metric == "ttfa_s" and len(own) and own.mean() > 1 - promise.quantile:
+            in_line.add(name)
+    started = counted & ~np.isnan(simulated.start_s)
+    active = simulated.active_at_start[started]
+    sessions_p95 = float(np.quantile(active, _SESSIONS_QUANTILE, method="higher")) if len(active) else math.inf
+    shares[range_name(limits)] = sessions_p95 / limits.most_sessions
+    sessions = _mean_sessions(simulated, counted)
+    return Load(rate_per_s, devices, shares, sessions, sessions_p95, frozenset(in_line))
+
+
+def range_name(limits: Limits) -> str:
+    return f"sessions per device, known up to {limits.most_sessions}"
+
+
+def steady_limit(device: Device, limits: Limits, probabilities: Sequence[float] | None = None) -> tuple[float, str]:
+    """Frames a second of a device whose sessions never vary, at the most sessions that keep every limit; what binds.
+
+    The rate per device of a large pool tends to it. ``probabilities`` replaces the promises' quantiles, one each (a
+    bootstrap of their sampling error). 0 where one session alone breaks a promise.
+    """
+    sessions, binding = _steady(device, limits, probabilities)
+    return float(np.max(device.step_time.frames_per_s(sessions), initial=0.0)), binding
+
+
+def steady_sessions(device: Device, limits: Limits) -> float:
+    """The most sessions with which a device keeps every limit for good; 0 where one alone breaks a promise."""
+    return float(np.max(_steady(device, limits, None)[0], initial=0.0))
+
+
+def _steady(device: Device, limits: Limits, probabilities: Sequence[float] | None) -> tuple[np.ndarray, str]:
+    """Numbers of sessions, from 1 up to the most that keep every limit; what binds there."""
+    if limits.room < 1:
+        return np.zeros(0), KV_MEMORY
+    most = min(limits.most_sessions, limits.room)
+    sessions = np.linspace(1, max(most, 1), 512)
+    step_s = device.step_time(sessions)
+    reach, binding = len(sessions), KV_MEMORY if limits.room == most else range_name(limits)
+    for row, promise in enumerate(limits.promises):
+        probability = probabilities[row] if probabilities is not None else promise.quantile
+        values = device.at_constant_step(promise.traffic_class, promise.metric, probability, step_s)
+        broken = np.flatnonzero(values > promise.limit)
+        if len(broken) and broken[0] < reach:
+            reach = int(broken[0])
+            binding = promise_name(promise.traffic_class, promise.metric, promise.quantile)
+    return sessions[:reach], binding
+
+
+def steady_draws(device: Device, limits: Limits, rng: np.random.Generator) -> np.ndarray:
+    """``steady_limit`` of every drawn alternative [d], in frames a second: the quick bootstrap of a device's rate.
+
+    The share by which randomness of traffic pushes the rate below the steady limit hardly changes between alternatives,
+    so a rate moves in proportion to it. Besides the step time, the scatter at a promised quantile q of n requests is
+    drawn anew: the rank of that quantile is Beta((n+1)q, (n+1)(1-q)).
+    """
+    limits_of_draws = []
+    for alternative in device.alternatives():
+        ranks = [_rank(device, promise, rng) for promise in limits.promises]
+        limits_of_draws.append(steady_limit(alternative, limits, ranks)[0])
+    return np.array(limits_of_draws)
+
+
+def simulation_noise(draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Factors [draws] by which a rate that was found by simulation differs from that of another draw of the traffic."""
+    return np.exp(SIMULATION_NOISE * rng.standard_normal(draws))
+
+
+def highest_rate(
+    device: Device, traffic: Traffic, limits: Limits, devices: int = 1, at_most: float = math.inf
+) -> tuple[float, str]:
+    """The highest rate per second, up to ``at_most``, that keeps every limit, and what breaks just above it.
+
+    Bisection to within 0.4% of the steady limit, above which no pool stays for long. Another draw of the traffic moves
+    the result by 1 to 2%. 0.0 where even one session alone breaks a promise.
+    """
+    steady, binding = steady_limit(device, limits)
+    if steady <= 0:
+        return 0.0, binding
+    low, high = 0.0, min(devices * steady / traffic.mean_frames, at_most)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        load = judge_load(device, traffic, limits, middle, devices)
+        if load.kept:
+            low = middle
+        else:
+            high, binding = middle, load.binding
+    return low, binding
+
+
+def _apportion(shares: np.ndarray, sessions: int) -> np.ndarray:
+    """Whole numbers of sessions by share, each at least 1, that add up."""
+    edges = np.rint(np.cumsum(shares) * sessions).astype(int)
+    counts = np.maximum(np.diff(edges, prepend=0), 1)
+    counts[np.argmax(counts)] += sessions - counts.sum()
+    return counts
+
+
+def _even_luck(luck: np.ndarray, class_index: np.ndarray) -> np.ndarray:
+    """Uniform numbers of the same order within each class, spread evenly: each class has its exact quantiles."""
+    even = np.empty(len(luck))
+    for index in np.unique(class_index):
+        own = class_index == index
+        even[own] = (np.argsort(np.argsort(luck[own])) + 0.5) / np.sum(own)
+    return even
+
+
+def _strata(population: np.ndarray, n: int) -> np.ndarray:
+    """``n`` values of a sorted population with its mean: the means of n equal parts."""
+    edges = np.linspace(0, len(population), n + 1).astype(int)
+    return np.maximum(np.add.reduceat(population, edges[:-1]) / np.diff(edges), 1.0)
+
+
+def _in_progress(
+    populations: list[np.ndarray], shares: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames left, and in all, of sessions found in progress: drawn in proportion to length, at a uniform phase."""
+    everyone = np.concatenate(populations)
+    work = np.concatenate([share * each for share, each in zip(shares, populations, strict=True)])
+    chosen = np.searchsorted(np.cumsum(work), rng.random(8192) * work.sum(), side="right")
+    whole = everyone[np.minimum(chosen, len(everyone) - 1)]
+    return np.maximum(whole * rng.random(8192), 1e-3), whole
+
+
+def _found_in_progress(
+    device: Device, traffic: Traffic, rate_per_s: float, devices: int, room: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames left, and in all, of the sessions that a pool is found with: the mean number of its steady state.
+
+    Processor sharing with a rate that depends on the number of sessions is insensitive to their lengths:
+    P(n) ~ (rate x mean frames)^n x S(1) S(2) .. S(n) / n! (Kelly, Reversibility and Stochastic Networks, 3.3).
+    """
+    n = np.arange(1, math.ceil(4 * device.max_sessions) + 2, dtype=float)
+    offered = rate_per_s / devices * traffic.mean_frames
+    weights = np.concatenate([[0.0], np.cumsum(np.log(offered * device.step_time(n) / n))])
+    chances = np.exp(weights - weights.max())
+    mean = float(chances @ np.arange(len(n) + 1) / chances.sum())
+    count = round(devices * min(mean, room))
+    return np.resize(traffic.residual_frames, count), np.resize(traffic.whole_frames, count)
+
+
+def _mean_sessions(simulated: Simulated, counted: np.ndarray) -> float:
+    """Mean sessions in progress from the first counted arrival to the end."""
+    start_s, end_s = float(simulated.arrival_s[counted][0]), float(simulated.arrival_s[-1])
+    started = ~np.isnan(simulated.start_s)
+    ends_s = np.nan_to_num(simulated.end_s[started], nan=end_s)
+    return Activity.between(simulated.start_s[started], ends_s).mean(lambda n: n, start_s, end_s)
+
+
+def _rank(device: Device, promise, rng: np.random.Generator) -> float:
+    scatter = device.ratios(promise.traffic_class, promise.metric)
+    parts = scatter.samples if isinstance(scatter, StallTable) else (scatter,)
+    count = min(each.independent for each in parts)
+    return float(rng.beta((count + 1) * promise.quantile, (count + 1) * (1 - promise.quantile)))
+
+
+def _share(value: float, limit: float) -> float:
+    if limit > 0:
+        return value / limit
+    return math.inf if value > 0 else 0.0

@@ -1,0 +1,83 @@
+"""One device as fit.json describes it: step time, first audio, and the scatter of single requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness import wire
+from harness.capacity.models.spreads import Sample, Spread, StallTable
+from harness.capacity.models.steps import StepTime
+from harness.errors import InconclusiveError
+
+METRIC_NAMES = {"ttfa_s": "ttfa", "rtf": "rtf", "stall_longest_s": "longest stall"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Time to first audio = (base_s + first_steps x step time at the start) x a ratio drawn from ``ttfa``;
+
+    RTF = mean step time of the session / seconds of a frame x a ratio drawn from ``rtf``; longest stall from
+    ``stalls`` by class ("" = all classes) at the mean step time. ``draws`` [d, values]: alternatives of the step time.
+    """
+
+    step_time: StepTime
+    base_s: float
+    first_steps: float
+    ttfa: Spread
+    rtf: Spread
+    stalls: dict[str, StallTable]
+    max_sessions: float
+    draws: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def from_fit(cls, fit: dict) -> Device:
+        """From a deployment of fit.json, or from the ``model`` of a prediction. Raises InconclusiveError."""
+        step, audio = fit["step_time"], fit["first_audio"]
+        for part in (step, audio, fit["rtf"]):
+            if part["inconclusive"]:
+                raise InconclusiveError(part["inconclusive"])
+        return cls(
+            StepTime(step["kind"], tuple(step["values"]), tuple(step["knots"])),
+            audio["base_s"],
+            audio["steps"],
+            Spread.from_dict(audio["spread"]),
+            Spread.from_dict(fit["rtf"]["spread"]),
+            {name: StallTable.from_dict(table) for name, table in fit["stalls"].items()},
+            step["max_sessions"],
+            tuple(tuple(draw) for draw in step["draws"]),
+        )
+
+    def alternatives(self) -> Iterator[Device]:
+        """This device with each of the drawn step times."""
+        return (replace(self, step_time=replace(self.step_time, values=draw)) for draw in self.draws)
+
+    @property
+    def first_audio(self) -> tuple[float, float]:
+        return self.base_s, self.first_steps
+
+    def ratios(self, traffic_class: str, metric: str) -> Sample | StallTable:
+        """What ``metric`` of a class scatters by. Raises InconclusiveError for stalls that were never measured."""
+        if metric != "stall_longest_s":
+            return (self.ttfa if metric == "ttfa_s" else self.rtf).of(traffic_class)
+        table = self.stalls.get(traffic_class) or self.stalls.get("")
+        if table is None:
+            raise InconclusiveError("no stall was measured: drive requests of two chunks or more")
+        return table
+
+    def at_constant_step(
+        self, traffic_class: str, metric: str, quantile: np.ndarray | float, step_s: np.ndarray
+    ) -> np.ndarray:
+        """``quantile`` of ``metric`` for requests that see nothing but frame steps of ``step_s``."""
+        scatter = self.ratios(traffic_class, metric)
+        if isinstance(scatter, StallTable):
+            return scatter.at(step_s, quantile)
+        mean = self.base_s + self.first_steps * step_s if metric == "ttfa_s" else step_s / wire.SECONDS_PER_FRAME
+        return mean * scatter.at(quantile)
+
+
+def promise_name(traffic_class: str, metric: str, quantile: float) -> str:
+    """As in "rtf p95 of class long"."""
+    return f"{METRIC_NAMES[metric]} p{quantile * 100:g} of class {traffic_class}"

@@ -1,0 +1,169 @@
+"""Whether open-loop runs confirm a deployment: its predictions, its promises, and its highest rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from harness import wire
+from harness.capacity.models.device import promise_name
+from harness.capacity.planning.validation import OF_THE_DEVICE, validate
+from harness.errors import InconclusiveError
+from harness.records.schema import Outcome, Rung, Trial
+from harness.records.slo import judge
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """``rows`` and ``runs`` are plan.json's ``validation`` and ``open_runs``; ``doubts`` keep the verdict from met.
+
+    ``highest_rate_per_s``: of a run of the deployment that passed; 0 where there is none.
+    """
+
+    rows: list[dict]
+    runs: list[dict]
+    doubts: list[str]
+    highest_rate_per_s: float
+
+
+def confirm(
+    deployment: dict,
+    trials: Sequence[Trial],
+    requests: pd.DataFrame,
+    mix,
+    promises: Sequence,
+    rng: np.random.Generator,
+    *,
+    confidence: float,
+    max_error: float,
+    foretold: Mapping[str, dict] | None = None,
+) -> Confirmation:
+    """Judge every VALID open-loop trial; those on ``deployment`` (``own``) decide. ``requests``: as for make_plan.
+
+    ``foretold``: as for validate. A run's ``passed``: False where a prediction of it failed or a promise was clearly
+    broken; None where it cannot say (INVALID, without a prediction, or not one figure of a promise decidable; ``note``
+    says which); else True.
+    """
+    rows, runs = [], []
+    for trial in (trial for trial in trials if trial.kind == "open"):
+        run = _run_record(trial, trial.deployment == deployment, mix)
+        if trial.valid:
+            terms = {"confidence": confidence, "max_error": max_error, "foretold": foretold}
+            found, problem = _validated(trial, requests, promises, rng, **terms)
+            kept = _judged(trial, requests, promises, confidence)
+            run |= {"promises": kept} | _outcome(found, kept, problem)
+            rows += found
+        runs.append(run)
+    own = [run for run in runs if run["own"]]
+    highest = max((run["rate_per_s"] for run in own if run["passed"]), default=0.0)
+    return Confirmation(rows, runs, _doubts(own, rows), highest)
+
+
+def _run_record(trial: Trial, own: bool, mix) -> dict:
+    """One entry of plan.json's ``open_runs``, not judged yet; nominal audio is the mean of the mix x the rate."""
+    rate = trial.load.get("rate_per_s") or 0.0
+    offered = trial.rungs[0].summary.get("offered_audio_s_per_s") if trial.rungs else None
+    return {
+        "trial_id": trial.trial_id,
+        "own": own,
+        "valid": trial.valid,
+        "rate_per_s": rate,
+        "seconds": trial.load.get("seconds"),
+        "nominal_audio_s_per_s": rate * mix.mean_frames() * wire.SECONDS_PER_FRAME,
+        "offered_audio_s_per_s": offered,
+        "promises": [],
+        "passed": None,
+        "note": "" if trial.valid else f"INVALID: {'; '.join(trial.reasons)}",
+    }
+
+
+def _validated(trial: Trial, *arguments, **options) -> tuple[list[dict], str]:
+    """Its rows; or none, and why it cannot be compared with a prediction."""
+    try:
+        return validate(trial, *arguments, **options), ""
+    except InconclusiveError as error:
+        return [], str(error)
+
+
+def _outcome(rows: list[dict], promises: list[dict], problem: str) -> dict:
+    if any(each["passed"] is False for each in rows) or any(each["met"] is False for each in promises):
+        return {"passed": False, "note": problem}
+    decided = [row["passed"] for row in rows if row["metric"] not in OF_THE_DEVICE] + [each["met"] for each in promises]
+    if problem or all(each is None for each in decided):
+        return {"passed": None, "note": problem or "not one figure of a promise is decidable in it"}
+    return {"passed": True, "note": ""}
+
+
+def _judged(trial: Trial, requests: pd.DataFrame, promises: Sequence, confidence: float) -> list[dict]:
+    """Every promise as the run showed it: ``met`` None where too few requests carry it; ``measured`` the quantile."""
+    own, judged = requests[requests["trial_id"] == trial.trial_id], []
+    for promise in promises if trial.rungs else ():
+        verdict = judge(promise, _values(own, trial.rungs[0], promise), confidence)
+        record = {name: getattr(promise, name) for name in ("traffic_class", "metric", "quantile", "limit")}
+        value = verdict.value if math.isfinite(verdict.value) else None
+        judged.append(record | {"measured": value, "requests": verdict.n, "met": verdict.met})
+    return judged
+
+
+def _values(requests: pd.DataFrame, rung: Rung, promise) -> np.ndarray:
+    """The promise's metric [n] of its class: first audio of requests due in the window, the rest of those served in it.
+
+    A request that ended in an error broke its promise, however much it spoke before: infinite. NaN is any other that
+    got no audio; one without an RTF of its own (a single chunk) is left out.
+    """
+    sent = requests[(requests["traffic_class"] == promise.traffic_class) & (requests["sent_ns"] > 0)]
+    due = (sent["due_ns"] >= rung.start_ns) & (sent["due_ns"] < rung.end_ns)
+    served = (sent["sent_ns"] < rung.end_ns) & (sent["ended_ns"] >= rung.start_ns)
+    values = sent[promise.metric].mask(sent["outcome"] == Outcome.ERROR, math.inf)
+    values = values[due if promise.metric == "ttfa_s" else served]
+    return (values.dropna() if promise.metric == "rtf" else values).to_numpy(float)
+
+
+def _doubts(own: list[dict], rows: list[dict]) -> list[str]:
+    """Why the runs of a deployment do not confirm it, each with the measurement that would settle it."""
+    names = {run["trial_id"] for run in own}
+    failed = [_failure(row) for row in rows if row["trial_id"] in names and row["passed"] is False]
+    broken = [_broken(run, promise) for run in own for promise in run["promises"] if promise["met"] is False]
+    absent = []
+    if all(run["passed"] is None for run in own):
+        absent = ["No VALID open-loop run confirms this deployment: run one at a share of its highest rate."]
+    return [*absent, *failed, *broken, *_highest_not_passed(own)]
+
+
+def _highest_not_passed(own: list[dict]) -> list[str]:
+    """A doubt where no run at the highest rate says anything; a run that failed there is a doubt of its own."""
+    top = max((run["rate_per_s"] for run in own), default=0.0)
+    there = sorted((run for run in own if run["rate_per_s"] == top), key=lambda run: run["valid"])
+    if not there or any(run["passed"] is not None for run in there):
+        return []
+    run = there[-1]
+    return [
+        f"The open-loop run with the highest rate, {run['trial_id']} at {top:g} requests a second, confirms nothing "
+        f"({run['note']}): repeat that rate{', longer' if run['valid'] else ''}."
+    ]
+
+
+def _failure(row: dict) -> str:
+    if row["measured"] is None:
+        return (
+            f"In the open-loop trial {row['trial_id']} {row['note']}, so there is no {row['metric']}: "
+            "find out why, and repeat that rate."
+        )
+    error = f"{abs(row['relative_error']):.1%}" if row["relative_error"] is not None else "beyond measure"
+    return (
+        f"The prediction of {row['metric']} missed the open-loop trial {row['trial_id']} by {error} "
+        f"(limit {row['limit']:.1%}): measure the ladder and that rate again, longer."
+    )
+
+
+def _broken(run: dict, promise: dict) -> str:
+    name = promise_name(promise["traffic_class"], promise["metric"], promise["quantile"])
+    value = f"was {promise['measured']:.3g}" if promise["measured"] is not None else "was above every measured value"
+    return (
+        f"The open-loop run {run['trial_id']} at {run['rate_per_s']:g} requests a second broke a promise: {name} "
+        f"{value}, the limit is {promise['limit']:g}: measure the ladder and that rate again, longer."
+    )

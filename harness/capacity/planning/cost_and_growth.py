@@ -1,0 +1,97 @@
+"""What counts of devices cost, and when growth makes them too small."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from harness import wire
+from harness.capacity.planning.pools import Pools
+
+MONTHS = (3, 6, 12)
+MOST_DEVICES = 100_000  # that a forecast counts
+_PLACES = "the Triton at ", "Triton of ", "host of the Ray cluster "  # names of where something is, not of its type
+
+
+def price_of(prices: Mapping[str, float], device: str) -> tuple[str, float] | None:
+    """The type among ``prices`` (type -> price of a GPU or host and hour) that a device's name holds, and its price.
+
+    Whole words, and the longest one that fits: "H100 NVL" before "H100", and "A10" is no "A100". A device that is
+    several GPUs costs them all: "2 NVIDIA H100", "2 emulated NVIDIA H100", "NVIDIA A10 and 2 NVIDIA L4". None where
+    there is none for one of them, or where the name says only where the device is.
+    """
+    if device.startswith(_PLACES):
+        told = re.search(r" \((.+)\)$", device)
+        return price_of(prices, told[1]) if told else None
+    parts = [re.fullmatch(r"(?:(\d+) )?(.+)", part) for part in device.split(" and ")]
+    kinds = [max((each for each in prices if _holds(part[2], each)), key=len, default=None) for part in parts]
+    if None in kinds:
+        return None
+    counts = [int(part[1] or 1) for part in parts]
+    names = [kind if count == 1 else f"{count} x {kind}" for count, kind in zip(counts, kinds, strict=True)]
+    return " + ".join(names), sum(count * prices[kind] for count, kind in zip(counts, kinds, strict=True))
+
+
+def _holds(device: str, kind: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(kind)}(?!\w)", device, re.IGNORECASE) is not None
+
+
+def costs(target: dict, price_per_hour: float, mean_frames: float) -> dict:
+    """What a target of plan.json costs: an hour of its devices; an hour of audio, with the interval of the count."""
+    audio_hours_per_hour = target["qps"] * mean_frames * wire.SECONDS_PER_FRAME
+
+    def per_audio_hour(devices: int | None) -> float | None:
+        return None if devices is None else devices * price_per_hour / audio_hours_per_hour
+
+    hourly = None if target["devices"] is None else target["devices"] * price_per_hour
+    return {
+        "cost_per_hour": hourly,
+        "cost_per_audio_hour": per_audio_hour(target["devices"]),
+        "cost_per_audio_hour_interval": [per_audio_hour(devices) for devices in target["interval"]],
+    }
+
+
+def forecast(pools: Pools, targets: Sequence[dict], growth_per_month: float, fleet: int | None) -> dict:
+    """plan.json's ``forecast``: when rates that grow by a share each month are more than the devices carry.
+
+    Of each target: the months until its own count, one with a spare more, and the ``fleet`` (devices that there are)
+    are too small, 0 where they are already, None where they never will be; and its devices after some months, None
+    beyond ``most_devices``.
+    """
+    rows = [_forecast(pools, each, growth_per_month, fleet) for each in targets if each["devices"] is not None]
+    terms = {"growth_per_month": growth_per_month, "fleet": fleet, "most_devices": MOST_DEVICES}
+    return terms | {"basis": "extrapolated", "targets": rows}
+
+
+def _forecast(pools: Pools, target: dict, growth: float, fleet: int | None) -> dict:
+    qps = target["qps"]
+
+    def months(devices: int | None) -> float | None:
+        return None if devices is None else months_until(qps, carried(pools, devices), growth)
+
+    after = {str(n): float(pools.devices_for(qps * (1 + growth) ** n, np.ones(1))[0]) for n in MONTHS}
+    return {
+        "qps": qps,
+        "months_until_too_small": months(target["devices"]),
+        "months_until_too_small_n_plus_1": months(target["devices_n_plus_1"]),
+        "months_until_fleet_too_small": months(fleet),
+        "devices_after_months": {n: int(count) if count <= MOST_DEVICES else None for n, count in after.items()},
+    }
+
+
+def carried(pools: Pools, devices: int) -> float:
+    """Requests a second that so many devices carry."""
+    return float(pools.rates(np.array([devices]), math.inf)[0])
+
+
+def months_until(qps: float, limit_qps: float, growth: float) -> float | None:
+    """Months until a rate that grows by the share ``growth`` a month is above a limit; None for never.
+
+    ln(limit / rate) / ln(1 + growth).
+    """
+    if qps >= limit_qps:
+        return 0.0
+    return math.log(limit_qps / qps) / math.log1p(growth) if growth > 0 else None

@@ -1,0 +1,104 @@
+"""What a pool shows when devices of it are lost at the peak, and the spares with which it keeps its promises."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.capacity.fitting.rate_search import (
+    LARGEST_POOL,
+    WARM_UP_SHARE,
+    Load,
+    Traffic,
+    load_of,
+    simulate_load,
+    steady_sessions,
+)
+from harness.capacity.planning.pools import Pools
+from harness.errors import InputError
+
+EARLY_S = 600.0
+OVERLOAD = "what the devices left carry for good"
+_RESIDENCES = 5  # simulated after a loss, besides the first ten minutes
+_MOST_SESSIONS = 400_000  # simulated
+_MORE_SPARES = 3  # than devices lost, that are tried
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``lost`` of ``devices`` fail at once, at a rate; their sessions go on elsewhere, from the frame they had reached.
+
+    ``worst``: the limit nearest to being broken, or broken, by the sessions that come in the ``judged_s`` seconds
+    afterwards, and ``worst_share`` = value / limit; ``early_share``: the same of those in the first ten minutes, NaN
+    where less was judged. Never ``kept`` at a rate that the devices left cannot carry for good, however slowly a
+    promise breaks then. ``interrupted``: sessions aboard those that were lost. ``basis``: simulated, or extrapolated
+    where a device holds more sessions (95th percentile) than were measured.
+    """
+
+    lost: int
+    devices: int
+    kept: bool
+    worst: str
+    worst_share: float
+    early_share: float
+    judged_s: float
+    interrupted: int
+    basis: str
+
+
+def lose(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
+    """Simulate the loss; above 64 devices left, of 64 with their part of the rate (then a larger part of them is lost).
+
+    Raises InputError where no device would be left.
+    """
+    left = devices - lost
+    if left < 1:
+        raise InputError(f"of {devices} devices, {lost} cannot be lost: one must be left")
+    simulated_left = min(left, LARGEST_POOL)
+    rate, size = qps * simulated_left / left, simulated_left + lost
+    traffic = _lasting(pools, rate)
+    simulated, counted = simulate_load(pools.device, traffic, rate, size, pools.limits, lost)
+    lost_at_s, end_s = simulated.arrival_s[counted][0], simulated.arrival_s[-1]
+    aboard = (simulated.start_s < lost_at_s) & ~(simulated.end_s <= lost_at_s) & (simulated.device < lost)
+    judged = pools.device, traffic, pools.limits, rate, size, simulated
+    later, early = load_of(*judged, counted), load_of(*judged, counted & (simulated.arrival_s < lost_at_s + EARLY_S))
+    shares = later.shares | _overload(qps / (left * pools.steady_rate()))
+    worst = max(shares, key=shares.get)
+    return Loss(
+        lost,
+        devices,
+        kept=later.kept and OVERLOAD not in shares,
+        worst=worst,
+        worst_share=shares[worst],
+        early_share=early.shares[early.worst] if end_s - lost_at_s >= EARLY_S else math.nan,
+        judged_s=float(end_s - lost_at_s),
+        interrupted=int(np.sum(aboard)),
+        basis=_basis(pools, later),
+    )
+
+
+def _lasting(pools: Pools, rate_per_s: float) -> Traffic:
+    """All the traffic there is, and again until it lasts ten minutes and some mean residences after the loss."""
+    sessions = max(steady_sessions(pools.device, pools.limits), 1.0)
+    residence_s = pools.traffic.mean_frames * float(pools.device.step_time(sessions))
+    needed = math.ceil(rate_per_s * (EARLY_S + _RESIDENCES * residence_s) / (1 - WARM_UP_SHARE) * 1.02)
+    drawn = len(pools.traffic.gaps)
+    return pools.traffic if needed <= drawn else pools.traffic.part(min(needed, max(_MOST_SESSIONS, drawn)))
+
+
+def _overload(utilisation: float) -> dict[str, float]:
+    return {OVERLOAD: utilisation} if utilisation >= 1 else {}
+
+
+def _basis(pools: Pools, load: Load) -> str:
+    return "simulated" if pools.has_seen(load.sessions_p95) else "extrapolated"
+
+
+def with_spares(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
+    """The loss from the smallest pool that keeps every promise without the lost ones; ``devices`` do without a loss."""
+    tried = [lose(pools, qps, devices + lost, lost)]
+    while not tried[-1].kept and len(tried) <= _MORE_SPARES:
+        tried.append(lose(pools, qps, tried[-1].devices + 1, lost))
+    return tried[-1]

@@ -1,0 +1,184 @@
+"""A type of device that was not deployed, as its profile describes it: stages over batch and context, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import optimize
+
+from harness import wire
+from harness.capacity.fitting.rate_search import Limits
+from harness.capacity.models.memory import KvRoom
+from harness.capacity.planning.cost_and_growth import costs, price_of
+from harness.capacity.planning.pools import Pools
+from harness.capacity.planning.staged import Stage, Topology, hop_of, staged_step_time
+from harness.errors import InconclusiveError, InputError
+from harness.topology import topology_of
+
+_DEFAULT_STEPS = wire.DEFAULT_DIFFUSION_STEPS
+_NOTE = (
+    "the least that it takes: the stages as profiled, taking turns on one device, hops as those of one session here, "
+    "first audio and the scatter of requests as here; what a host adds that is busy with many sessions is left out"
+)
+_FUSED = (
+    "not predicted: the chosen deployment is the fused engine, and a profile holds the times of separate stages; sign "
+    "off on such a device, or plan with topology: staged"
+)
+_MEASURED = "profiler", "events"  # where a device_ms is from that is not merely the wall time
+_SEPARATED = "its host's time passes beside the turns of its GPU"
+_NOT_SEPARATED = "its profile does not separate the host's time from the GPU's, so that all of it takes turns"
+
+
+@dataclass(frozen=True)
+class Card:
+    """S(b) = tau0 + alpha b of each stage, seconds; that of the LLM has ``token_s`` b L more for a context of L tokens.
+
+    The last is S = W + H b (L / L_ref) with H / L_ref = token_s. S is the GPU's; another host_s + host_each_s b are the
+    host's. ``worst_residual``: largest |fitted / profiled - 1| of both together. ``most_sessions``: the largest batch
+    that was profiled. ``note``: what is to be known of the profile's times.
+    """
+
+    name: str
+    preset: str
+    tau0_s: Mapping[str, float]
+    alpha_s: Mapping[str, float]
+    token_s: float
+    host_s: Mapping[str, float]
+    host_each_s: Mapping[str, float]
+    worst_residual: float
+    most_sessions: int
+    kv: KvRoom
+    note: str
+
+    @classmethod
+    def of_profile(cls, profile: Mapping) -> Card:
+        """From what ``harness profile`` wrote.
+
+        Raises InputError for what is no profile, InconclusiveError for a stage with fewer than three points.
+        """
+        try:
+            return cls._read(profile)
+        except KeyError as error:
+            raise InputError(f"it is no profile: it has no {error}") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"it is no profile: {error}") from None
+
+    @classmethod
+    def _read(cls, profile: Mapping) -> Card:
+        model = profile["model"]
+        kv = KvRoom(model["kv_room_bytes"], model["kv_bytes_per_token"])
+        tau0_s, alpha_s, token_s, host_s, host_each_s, off, batches = {}, {}, 0.0, {}, {}, 0.0, []
+        for stage in wire.STAGES:
+            rows = [row for row in profile["stages"][stage] if "ms" in row]
+            rows = [row for row in rows if row.get("steps", _DEFAULT_STEPS) == _DEFAULT_STEPS]
+            (tau0_s[stage], alpha_s[stage], per_token), (host_s[stage], host_each_s[stage]), residual = _planes(
+                stage, rows
+            )
+            token_s, off = token_s + per_token, max(off, residual)
+            batches.append(max(row["batch"] for row in rows))
+        lines = tau0_s, alpha_s, token_s, host_s, host_each_s, off
+        return cls(profile["device"], profile["preset"], *lines, min(batches), kv, _words(profile))
+
+    def topology(self, knobs: Mapping[str, int], context: float, **between: float) -> Topology:
+        """The deployment with these knobs on one such device, its sessions with ``context`` tokens in the mean.
+
+        ``between``: hop_s, host_s and host_each_s of the topology.
+        """
+        stages = []
+        for stage in wire.STAGES:
+            given = {
+                knob: knobs[f"{stage}.{knob}"] for knob in ("max_batch", "instances") if f"{stage}.{knob}" in knobs
+            }
+            alpha_s = self.alpha_s[stage] + (self.token_s * context if stage == wire.LLM else 0.0)
+            delay_s = knobs.get(f"{stage}.delay_us", 0) / 1e6
+            given |= {"host_s": self.host_s[stage], "host_each_s": self.host_each_s[stage]}
+            stages.append(Stage(stage, alpha_s, self.tau0_s[stage], delay_s, **given))
+        return Topology(tuple(stages), one_gpu=True, prefetch=True, **between)
+
+
+def device_types(
+    chosen: dict, pools: Pools, profiles: Mapping[str, Mapping], targets_qps: Sequence[float], prices: Mapping
+) -> list[dict]:
+    """plan.json's ``device_types``: for each profile, by the name it was given, what its device would carry.
+
+    ``chosen``: the deployment of fit.json whose knobs it gets. All is extrapolated: no such device was driven.
+    """
+    return [_record(name, profile, chosen, pools, targets_qps, prices) for name, profile in profiles.items()]
+
+
+def _record(
+    name: str, profile: Mapping, chosen: dict, pools: Pools, targets_qps: Sequence[float], prices: Mapping
+) -> dict:
+    record = {"type": name, "device": profile["device"], "preset": profile["preset"], "basis": "extrapolated"}
+    try:
+        if topology_of(chosen["deployment"]) == wire.FUSED:
+            raise InconclusiveError(_FUSED)
+        card = Card.of_profile(profile)
+        typed = _pools_of(card, pools, chosen)
+    except (InconclusiveError, InputError) as error:
+        return record | {"rate_per_device": None, "kv_sessions": None, "targets": [], "note": str(error)}
+    priced = price_of(prices, name) or price_of(prices, profile["device"])
+    rows = [_counts(typed, qps, priced[1] if priced else None) for qps in targets_qps]
+    note = f"{_NOTE}; {card.note}; lines through the profile are off by {card.worst_residual:.0%} at the most"
+    rate, binding = typed.rate(1)
+    found = {"rate_per_device": rate, "binding": binding, "kv_sessions": typed.limits.kv_slots}
+    return record | found | {"targets": rows, "note": note}
+
+
+def _pools_of(card: Card, pools: Pools, chosen: dict) -> Pools:
+    frames = pools.traffic.whole_frames
+    context = float(np.mean(card.kv.bytes_of(frames))) / card.kv.bytes_per_token - float(np.mean(frames))  # half spoken
+    try:
+        hop_s = hop_of(pools.device.step_time, Topology.of_fit(chosen))
+    except (InconclusiveError, InputError):
+        hop_s = 0.0
+    topology = card.topology(chosen["deployment"], context, hop_s=hop_s)
+    step_time = staged_step_time(topology, card.most_sessions, np.random.default_rng(0))
+    device = replace(pools.device, step_time=step_time, max_sessions=float(card.most_sessions), draws=())
+    limits = Limits(pools.limits.promises, card.most_sessions, None, card.kv, card.kv.slots(frames))
+    return pools.changed(device=device, limits=limits)
+
+
+def _counts(pools: Pools, qps: float, price: float | None) -> dict:
+    load = pools.fewest(qps) if pools.rate(1)[0] > 0 else None
+    row = {"qps": qps, "devices": load and load.devices, "interval": [load and load.devices] * 2}
+    priced = costs(row, price, pools.traffic.mean_frames) if price is not None else {}
+    return {"qps": qps, "devices": row["devices"], "cost_per_audio_hour": priced.get("cost_per_audio_hour")}
+
+
+def _planes(stage: str, rows: Sequence[Mapping]) -> tuple[tuple[float, float, float], tuple[float, float], float]:
+    """tau0, alpha and seconds a token of the GPU; the host's constant and seconds of a session; the worst residual.
+
+    Of least squares relative to the GPU's time and to both together, none below 0.
+    """
+    if len({(row["batch"], row.get("context", 0)) for row in rows}) < 3:
+        raise InconclusiveError(f"the profile has fewer than 3 points of {stage}: profile it again, in full")
+    batch, wall_s = (np.array([row[name] for row in rows], dtype=float) for name in ("batch", "ms"))
+    wall_s, context = wall_s / 1e3, np.array([row.get("context", 0) for row in rows], dtype=float)
+    gpu_s = np.array([device_ms(row) for row in rows], dtype=float) / 1e3
+    columns = np.column_stack([np.ones(len(rows)), batch, batch * context / 1e6])
+    gpu, _ = optimize.nnls(columns / gpu_s[:, None], np.ones(len(rows)))
+    host, _ = optimize.nnls(columns[:, :2] / wall_s[:, None], (wall_s - gpu_s) / wall_s)
+    residual = float(np.max(np.abs((columns @ gpu + columns[:, :2] @ host) / wall_s - 1)))
+    return (float(gpu[0]), float(gpu[1]), float(gpu[2]) / 1e6), (float(host[0]), float(host[1])), residual
+
+
+def device_ms(row: Mapping) -> float:
+    """The GPU's part of a point's time; all of it where the profile does not say. Raises ValueError for none."""
+    part = row.get("device_ms", row["ms"])
+    if not 0 < part <= row["ms"]:
+        raise ValueError(f"device_ms is {part} of {row['ms']} ms")
+    return part
+
+
+def separates(profile: Mapping) -> bool:
+    """Whether it holds the GPU's time apart from its host's, at every point."""
+    points = [row for rows in profile["stages"].values() for row in rows if "ms" in row]
+    return all(row.get("device_ms_from") in _MEASURED for row in points)
+
+
+def _words(profile: Mapping) -> str:
+    words = _SEPARATED if separates(profile) else _NOT_SEPARATED
+    return f"{words}; {profile['note']}" if profile.get("note") else words

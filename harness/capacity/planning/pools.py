@@ -1,0 +1,147 @@
+"""Pools of equal devices: the rate that a number of them carries, and the number that a rate needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from harness.capacity.fitting.rate_search import (
+    LARGEST_POOL,
+    SESSIONS,
+    Limits,
+    Load,
+    Traffic,
+    highest_rate,
+    judge_load,
+    simulation_noise,
+    steady_limit,
+)
+from harness.capacity.models.device import Device
+from harness.capacity.simulator.sessions import simulate
+
+_LEAST_SHARE = 0.05
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, LARGEST_POOL)
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Rates of pools of ``device`` with least-loaded routing, simulated for a few sizes and interpolated between.
+
+    A pool's rate is the highest that keeps every limit, and at most ``utilisation_cap`` of the steady limit: what
+    devices would carry whose sessions never vary. Above 64 devices the rate per device is held at that of 64, which
+    is on the safe side: larger pools only share better. Devices are taken not to slow each other down.
+    """
+
+    device: Device
+    traffic: Traffic
+    limits: Limits
+    utilisation_cap: float
+    _known: dict[int, tuple[float, str]] = field(default_factory=dict, repr=False)
+    _parts: dict[int, Traffic] = field(default_factory=dict, repr=False)
+
+    def changed(self, **changes) -> Pools:
+        """With another device, traffic or limits; nothing of it has been simulated yet."""
+        return replace(self, **changes, _known={}, _parts={})
+
+    def unpromised(self) -> Pools:
+        """Without any promise: what devices carry at all, with the sessions that are known and that they let in."""
+        return self.changed(limits=replace(self.limits, promises=()))
+
+    def has_seen(self, sessions: float) -> bool:
+        """Whether so many sessions were measured on a device; beyond that, its step time is extrapolated."""
+        return sessions <= round(self.device.max_sessions)
+
+    def steady_rate(self) -> float:
+        """Requests a second at the steady limit of one device: what utilisation 1 means."""
+        return steady_limit(self.device, self.limits)[0] / self.traffic.mean_frames
+
+    def rate(self, devices: int) -> tuple[float, str]:
+        """Highest rate of a simulated pool size (at most 64), and what binds."""
+        if devices not in self._known:
+            cap = self.utilisation_cap * devices * self.steady_rate()
+            capped = cap, self._cap_name
+            kept = judge_load(self.device, self.traffic_for(devices), self.limits, cap, devices).kept if cap else False
+            self._known[devices] = capped if kept else self._search(devices, cap)
+        return self._known[devices]
+
+    def rates(self, devices: np.ndarray, reach_qps: float) -> np.ndarray:
+        """Highest rate of each number of devices; simulates sizes up to it, or to one that carries ``reach_qps``.
+
+        A larger pool shares its load better: where the rate per device falls, that is noise of the simulation.
+        """
+        sizes = []
+        for size in _SIZES:
+            sizes.append(size)
+            if self.rate(size)[0] >= reach_qps or size >= devices.max():
+                break
+        per_device = np.maximum.accumulate([self.rate(size)[0] / size for size in sizes])
+        return devices * np.interp(np.log(devices), np.log(sizes), per_device)
+
+    def devices_for(self, qps: float, shares: np.ndarray) -> np.ndarray:
+        """Fewest devices that carry ``qps`` if each carried ``shares`` [n] of what was fitted.
+
+        Infinite below a share of 0.05. Above 64 devices rates grow in proportion: those counts need no search.
+        """
+        single = self.rate(1)[0]
+        lowest = max(float(np.min(shares[shares > 0], initial=1.0)), _LEAST_SHARE)
+        if single <= 0:
+            return np.full(np.shape(shares), np.inf)
+        devices = np.arange(1, min(math.ceil(1.2 * qps / (single * lowest)) + 1, LARGEST_POOL) + 1)
+        rates = np.maximum.accumulate(self.rates(devices, qps / max(lowest, 0.5)))
+        needed = qps / np.maximum(shares, _LEAST_SHARE)
+        beyond = np.ceil(needed / (rates[-1] / devices[-1]))
+        found = np.searchsorted(rates, needed)
+        return np.where(shares < lowest, np.inf, np.where(found < len(devices), found + 1.0, beyond))
+
+    def drawn_devices(self, qps: float, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """``devices_for`` drawn ``shares`` [n]: the bootstrap of a count.
+
+        Where a promise binds, its rate was found by simulation, and the noise of that is drawn too; a rate at the cap
+        on utilisation is computed.
+        """
+        typical = self.devices_for(qps, np.ones(1))[0]
+        if self.binding(typical) == self._cap_name:
+            return self.devices_for(qps, shares)
+        return self.devices_for(qps, shares * simulation_noise(len(shares), rng))
+
+    def fewest(self, qps: float) -> Load | None:
+        """The smallest pool that keeps every limit at ``qps``, as simulated; None where none does."""
+        expected = int(self.devices_for(qps, np.ones(1))[0])
+        # The interpolation between simulated sizes may be a device short.
+        loads = (self.judge(qps, devices) for devices in range(expected, expected + 3 + expected // 20))
+        return next((load for load in loads if load.kept), None)
+
+    def judge(self, qps: float, devices: int) -> Load:
+        """Simulate the pool at ``qps``; above 64 devices, 64 of them at their part of it."""
+        simulated = min(devices, LARGEST_POOL)
+        traffic = self.traffic_for(simulated)
+        load = judge_load(self.device, traffic, self.limits, qps * simulated / devices, simulated)
+        return replace(load, rate_per_s=qps, devices=devices)
+
+    def _search(self, devices: int, cap: float) -> tuple[float, str]:
+        return highest_rate(self.device, self.traffic_for(devices), self.limits, devices, at_most=cap)
+
+    def traffic_for(self, devices: int) -> Traffic:
+        """Fewer sessions for larger pools, in which less of the load is left to chance."""
+        sessions = max(SESSIONS // math.isqrt(devices), SESSIONS // 4)
+        if sessions not in self._parts:
+            self._parts[sessions] = self.traffic.part(sessions)
+        return self._parts[sessions]
+
+    @property
+    def _cap_name(self) -> str:
+        return f"utilisation {self.utilisation_cap:g}"
+
+    def binding(self, devices: float) -> str:
+        return self._known[max(size for size in self._known if size <= devices)][1]
+
+
+def drain_times_s(
+    device: Device, traffic: Traffic, sessions: int, rng: np.random.Generator, runs: int = 200
+) -> np.ndarray:
+    """Seconds [runs] until a device with ``sessions`` found in progress is empty, once no more are sent to it."""
+    nobody = np.zeros(sessions)
+    drawn = rng.choice(traffic.residual_frames, (runs, sessions))
+    return np.array([simulate(nobody, frames, device.step_time).end_s.max() for frames in drawn])

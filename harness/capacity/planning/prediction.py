@@ -1,0 +1,82 @@
+"""What an open-loop run will show, said before it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import numpy as np
+
+from harness.capacity.fitting.observations import frame_rate
+from harness.capacity.fitting.rate_search import Traffic, simulate_load, values_of
+from harness.capacity.models.device import Device
+from harness.capacity.simulator.sessions import Activity
+
+SUMMARY_KEYS = {"ttfa_s": "ttfa_p{}_s", "rtf": "rtf_p{}", "stall_longest_s": "stall_p{}_s"}
+"""How metrics.summarise names the quantiles of a metric; ``<class>.`` goes before it."""
+
+
+def predict_open_run(deployment_fit: dict, mix, rate_per_s: float, seconds: float, rng: np.random.Generator) -> dict:
+    """The prediction of Poisson arrivals at ``rate_per_s`` on one device, in its steady state, as a flat dict.
+
+    Keys as metrics.summarise names them: sessions, frames_per_s, step_s, and ``<class>.ttfa_p50_s`` and so on (p50
+    and p95; None where nothing like it was measured). ``sessions_p95``: as arrivals find them. ``model`` is a copy of
+    what was fitted by then, so that the run can be held against just that. Raises InconclusiveError where the
+    deployment has no fit.
+    """
+    device = Device.from_fit(deployment_fit)
+    traffic = Traffic.draw(mix, rng)
+    simulated, counted = simulate_load(device, traffic, rate_per_s, devices=1)
+    stop_s = float(simulated.arrival_s[-1])
+    activity = Activity.between(simulated.start_s, np.nan_to_num(simulated.end_s, nan=stop_s))
+    window = float(simulated.arrival_s[counted][0]), stop_s
+    sessions = activity.mean(lambda n: n, *window)
+    frames_per_s = activity.mean(lambda n: n * frame_rate(device.step_time)(n), *window)
+    prediction = {"rate_per_s": rate_per_s, "seconds": seconds, "sessions": sessions, "frames_per_s": frames_per_s}
+    prediction["step_s"] = sessions / frames_per_s
+    prediction["sessions_p95"] = float(np.quantile(simulated.active_at_start[counted], 0.95, method="higher"))
+    for index, name in enumerate(traffic.class_names):
+        for metric, key in SUMMARY_KEYS.items():
+            if metric == "stall_longest_s" and not device.stalls:
+                continue
+            values = values_of(device, traffic, simulated, counted, metric, index)
+            for percent in (50, 95):
+                value = float(np.quantile(values, percent / 100, method="inverted_cdf"))
+                prediction[f"{name}.{key.format(percent)}"] = value if math.isfinite(value) else None
+    return prediction | {"model": _frozen(deployment_fit)}
+
+
+def sealed(prediction: dict, made_at: str) -> dict:
+    """The prediction with ``made_at`` (ISO 8601, UTC) and ``sha256``, the hash of all the rest of it as JSON."""
+    whole = prediction | {"made_at": made_at}
+    return whole | {"sha256": _sha256(whole)}
+
+
+def flaw_of(prediction: dict, started_at: str, written: dict | None = None) -> str:
+    """Why a prediction does not count for a run that started then, or "": it was changed, or made too late.
+
+    ``written``: the one of that trial that was written down before it started ({} where there is none); None for an
+    older record, which wrote none down: there, one without a hash is taken as it is.
+    """
+    if written is not None and (not written or prediction.get("sha256") != written.get("sha256")):
+        return "its prediction is not the one that was written into predictions.jsonl"
+    if "sha256" not in prediction:
+        return "" if written is None else "its prediction bears no hash"
+    if _sha256({name: value for name, value in prediction.items() if name != "sha256"}) != prediction["sha256"]:
+        return "its prediction is not the one that was made: its hash differs"
+    if started_at and prediction["made_at"] > started_at:
+        return f"its prediction was made at {prediction['made_at']}, after it had started at {started_at}"
+    return ""
+
+
+def _sha256(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _frozen(deployment_fit: dict) -> dict:
+    """All that Device.from_fit reads."""
+    parts = {name: dict(deployment_fit[name]) for name in ("step_time", "first_audio", "rtf", "stalls")}
+    parts["step_time"].pop("points", None)
+    parts["first_audio"].pop("points", None)
+    return parts

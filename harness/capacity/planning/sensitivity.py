@@ -1,0 +1,185 @@
+"""What a change of the traffic, the deployment or the device does to the counts: what they are sensitive to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness import wire
+from harness.capacity.fitting.fit import limits_of
+from harness.capacity.fitting.rate_search import Traffic
+from harness.capacity.models.device import Device
+from harness.capacity.models.steps import StepTime
+from harness.capacity.planning.pools import Pools
+from harness.capacity.planning.staged import Topology, staged_step_time, step_knots
+from harness.errors import InconclusiveError, InputError
+from harness.topology import frame_path, kv_instances, owner_of
+
+LONGER = 1.2
+FASTER = 1.5
+_DELAYS = tuple(f"{stage}.delay_us" for stage in wire.STAGES)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change in words, and the pools with it; None where its effect is not known, and ``note`` says why.
+
+    ``basis``: simulated (from measured parts) or extrapolated (from a model of the stages or of the device).
+    """
+
+    name: str
+    pools: Pools | None
+    basis: str
+    note: str = ""
+
+
+def sensitivity(fit: dict, chosen: dict, pools: Pools, targets_qps: Sequence[float], gpus: int = 1) -> list[dict]:
+    """plan.json's ``sensitivity``: for each change, the rate of a device and the devices of each target.
+
+    ``gpus``: those of a device; a stage has so many instances where no knob says otherwise.
+    """
+    fit = fit | {"deployments": [_with_defaults(each, gpus) for each in fit["deployments"]]}
+    return [_record(change, targets_qps) for change in changes(fit, _with_defaults(chosen, gpus), pools)]
+
+
+def _with_defaults(deployment_fit: dict, gpus: int) -> dict:
+    """The fit of a deployment, with the instances of every stage among its knobs."""
+    path = frame_path(deployment_fit["deployment"])
+    instances = {f"{owner_of(stage)}.instances": gpus for stage in path}
+    return deployment_fit | {"deployment": instances | deployment_fit["deployment"]}
+
+
+def changes(fit: dict, chosen: dict, pools: Pools) -> Iterator[Change]:
+    """None, to compare with; longer sessions, half the delay, one more instance of the busiest stage, a fast device."""
+    yield Change("as planned", pools, "simulated")
+    yield Change(f"sessions {LONGER - 1:.0%} longer", _longer(pools), "simulated")
+    delays = {knob: chosen["deployment"].get(knob, 0) for knob in _DELAYS}
+    if any(delays.values()):
+        yield _turned("half the delay", fit, chosen, pools, {knob: value // 2 for knob, value in delays.items()})
+    else:
+        yield Change("half the delay", None, "", "the deployment has no delay")
+    stage = _busiest(chosen)
+    if stage is None:
+        yield Change("one more instance", None, "", "the service time of no stage is known")
+    else:
+        knob = f"{owner_of(stage)}.instances"
+        turned = {knob: chosen["deployment"].get(knob, 1) + 1}
+        if stage == wire.ENGINE and not _is_measured(fit, chosen["deployment"] | turned):
+            note = "a second engine shares the GPU and its memory with the first: measure engine.instances"
+            yield Change(f"one more instance of {stage}", None, "", note)
+        else:
+            yield _turned(f"one more instance of {stage}", fit, chosen, pools, turned)
+    yield _faster(chosen, pools)
+
+
+def _is_measured(fit: dict, deployment: dict) -> bool:
+    return any(each["deployment"] == deployment and not each["inconclusive"] for each in fit["deployments"])
+
+
+def _longer(pools: Pools) -> Pools:
+    traffic, limits = lengthened(pools.traffic, LONGER), pools.limits
+    if limits.kv is not None:
+        limits = replace(limits, kv_slots=limits.kv.slots(traffic.whole_frames))
+    return pools.changed(traffic=traffic, limits=limits)
+
+
+def lengthened(traffic: Traffic, factor: float) -> Traffic:
+    """Sessions ``factor`` times as long, the longest 90 minutes as before, at the same rate."""
+    frames = np.minimum(traffic.frames * factor, np.maximum(traffic.frames, wire.MAX_FRAMES))
+    longer = float(frames.mean() / traffic.frames.mean())
+    return replace(
+        traffic,
+        frames=frames,
+        whole_frames=traffic.whole_frames * longer,
+        residual_frames=traffic.residual_frames * longer,
+        mean_frames=traffic.mean_frames * longer,
+    )
+
+
+def _turned(name: str, fit: dict, chosen: dict, pools: Pools, knobs: dict) -> Change:
+    """Other knobs: a deployment of the sweep that has just those, else what the stages' service times say."""
+    wanted = chosen["deployment"] | knobs
+    for other in fit["deployments"]:
+        if other["deployment"] == wanted and not other["inconclusive"]:
+            device = Device.from_fit(other)
+            limits = limits_of(other, pools.limits.promises, fit["session_limit"], fit["extrapolation"], pools.traffic)
+            return Change(
+                name, pools.changed(device=device, limits=limits), "simulated", "as this deployment was measured"
+            )
+    try:
+        now = Topology.of_fit(chosen)
+        counted = kv_instances(chosen["deployment"])
+        before = chosen["deployment"].get(counted, 1)
+        roomy = _with_instances(pools, knobs.get(counted, before) - before)
+        return _staged(name, roomy, now, Topology.of_fit(chosen, knobs))
+    except (InconclusiveError, InputError) as error:
+        return Change(name, None, "", str(error))
+
+
+def _with_instances(pools: Pools, more: int) -> Pools:
+    """With so many more instances that hold KV caches: each has room for KV caches of its own."""
+    if pools.limits.kv is None:
+        return pools
+    kv = replace(pools.limits.kv, instances=pools.limits.kv.instances + more)
+    return pools.changed(limits=replace(pools.limits, kv=kv, kv_slots=kv.slots(pools.traffic.whole_frames)))
+
+
+def _faster(chosen: dict, pools: Pools) -> Change:
+    name = f"a device that computes {FASTER - 1:.0%} faster"
+    try:
+        now = Topology.of_fit(chosen)
+        stages = tuple(replace(each, alpha_s=each.alpha_s / FASTER, tau0_s=each.tau0_s / FASTER) for each in now.stages)
+    except (InconclusiveError, InputError):
+        shorter = _scaled(pools.device, lambda n: np.full(len(n), 1 / FASTER))
+        return Change(name, pools.changed(device=shorter), "extrapolated", "delays and hops taken to shrink too")
+    change = _staged(name, pools, now, replace(now, stages=stages))
+    return replace(change, note=f"{change.note}; the host's time in the stages taken to shrink with the GPU's")
+
+
+def _staged(name: str, pools: Pools, now: Topology, then: Topology) -> Change:
+    """The measured step time, times what the model of the stages says that the change makes of it."""
+    most = math.ceil(pools.device.max_sessions)
+    whole = now.completed(pools.device.step_time)
+    between = {"hop_s": whole.hop_s, "host_s": whole.host_s}
+    before, after = (staged_step_time(replace(each, **between), most, np.random.default_rng(0)) for each in (now, then))
+    off = np.abs(before(np.arange(1, most + 1)) / pools.device.step_time(np.arange(1, most + 1)) - 1)
+    note = f"by the model of the stages, which is off by {np.median(off):.0%} in the median on the deployment as it is"
+    changed = _scaled(pools.device, lambda n: after(n) / before(n))
+    return Change(name, pools.changed(device=changed), "extrapolated", note)
+
+
+def _scaled(device: Device, factor: Callable[[np.ndarray], np.ndarray]) -> Device:
+    """A device whose step time is ``factor`` (of sessions [n]) times as long."""
+    step = device.step_time
+    knots = np.array(step.knots or step_knots(math.ceil(device.max_sessions), ()), dtype=float)
+    values = step(knots) * factor(knots)
+    return replace(device, step_time=StepTime("piecewise", tuple(values.tolist()), tuple(knots.tolist())), draws=())
+
+
+def _busiest(chosen: dict) -> str | None:
+    """The stage of the frame path whose instances would be busy the longest with a full ladder's largest batch."""
+    path = frame_path(chosen["deployment"])
+    known = {each["stage"]: each for each in chosen["stages"] if each["stage"] in path}
+    fitted = {stage: each for stage, each in known.items() if not each["inconclusive"]}
+    if not fitted:
+        return None
+
+    def busy_s(stage: str) -> float:
+        largest = max(point["batch_size"] for point in fitted[stage]["points"])
+        instances = chosen["deployment"].get(f"{owner_of(stage)}.instances", 1)
+        return (fitted[stage]["alpha_s"] * largest + fitted[stage]["tau0_s"]) / instances
+
+    return max(fitted, key=busy_s)
+
+
+def _record(change: Change, targets_qps: Sequence[float]) -> dict:
+    record = {"change": change.name, "basis": change.basis, "note": change.note}
+    if change.pools is None or change.pools.rate(1)[0] <= 0:
+        note = change.note if change.pools is None else "one session alone breaks a promise"
+        rows = [{"qps": qps, "devices": None} for qps in targets_qps]
+        return record | {"note": note, "rate_per_device": None, "targets": rows}
+    rows = [{"qps": qps, "devices": int(change.pools.devices_for(qps, np.ones(1))[0])} for qps in targets_qps]
+    return record | {"rate_per_device": change.pools.rate(1)[0], "targets": rows}

@@ -1,0 +1,242 @@
+"""What planned devices show when traffic is not what was planned: surges, a ramp, an impulse, and the recovery."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness import wire
+from harness.capacity.fitting.fit import finite
+from harness.capacity.fitting.rate_search import LARGEST_POOL, steady_sessions
+from harness.capacity.models.memory import KvRoom
+from harness.capacity.planning.pools import Pools, drain_times_s
+from harness.capacity.simulator.engine import LIMITED, Counting
+from harness.capacity.simulator.fleet import simulate_pool
+from harness.capacity.simulator.pool import Pool
+from harness.capacity.simulator.results import Result
+from harness.capacity.simulator.traffic import Demand, Varying
+from harness.traffic.mix import Mix
+
+LINE, PATIENCE_S = 64, 30.0  # of each server, as model_repository/vibevoice_full_pipeline has it
+BACK_WITHIN = 0.05
+_PARTS_OF_HOLD, _PARTS_BEFORE, _HOLDS_AFTER, _MOST_SHOWN = 15, 5, 20, 120
+_ARRIVALS_PER_PART, _MOST_RUNS = 500, 20
+_SHARES = "in_promise_before", "in_promise_during", "in_promise_worst", "busy_during"
+
+
+@dataclass(frozen=True)
+class Surge:
+    """Traffic at ``times`` its planned rate for ``share`` of the holding time; ``ramp``: it grows to that in a line."""
+
+    name: str
+    times: float
+    share: float = 1.0
+    ramp: bool = False
+
+    def factor(self, at_s: np.ndarray, hold_s: float) -> np.ndarray:
+        """What the rate is multiplied by, at seconds since the surge began [n]."""
+        lasts_s = self.share * hold_s
+        inside = (at_s >= 0) & (at_s < lasts_s)
+        risen = np.clip(at_s / lasts_s, 0, 1) if self.ramp else 1.0
+        return np.where(inside, 1 + (self.times - 1) * risen, 1.0)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Whether a device takes sessions beyond its limit, and how many of those whom it does not take wait in its line.
+
+    One whose KV memory is full takes none in any case.
+    """
+
+    name: str
+    limited: bool
+    line: int = 0
+
+
+ADMISSIONS = (
+    Admission("all are let in", limited=False, line=LINE),
+    Admission("the rest wait in line", limited=True, line=LINE),
+    Admission("the rest are told busy", limited=True),
+)
+SURGES = (
+    Surge("twice the load", 2),
+    Surge("five times the load", 5),
+    Surge("a ramp to twice the load", 2, ramp=True),
+    Surge("an impulse of five times the load", 5, share=1 / _PARTS_OF_HOLD),
+)
+
+
+def behaviour(pools: Pools, mix: Mix, target: dict, rng: np.random.Generator) -> dict:
+    """plan.json's ``behaviour``: each surge on the devices of a target, for each way to admit sessions.
+
+    ``session_limit``: the most sessions with which a device keeps every promise for good. Those beyond it wait in its
+    line as the server has it (64 of them, 30 s, then "busy"), or are told busy at once. Nobody is let in without room
+    for the KV cache, where that is known (``kv_room_bytes``, else None). Time is counted in parts of
+    1/15 of the holding time: a quarter of an hour, or twice the mean time of a session if that is longer.
+    ``in_promise``: of the sessions that came in a part, the share that kept every promise on first audio and real-time
+    factor; one told busy kept none; None where nobody came. Above 64 devices, 64 with their part of the traffic are
+    simulated.
+    """
+    limit, kv = max(int(steady_sessions(pools.device, pools.limits)), 1), pools.limits.kv
+    hold_s = max(900.0, 2 * pools.traffic.mean_frames * float(pools.device.step_time(limit)))
+    size = min(target["devices"], LARGEST_POOL)
+    stage = _Stage(pools, mix, size, target["qps"] * size / target["devices"], hold_s)
+    return {
+        "basis": "simulated",
+        "qps": target["qps"],
+        "devices": target["devices"],
+        "session_limit": limit,
+        "line": LINE,
+        "patience_s": PATIENCE_S,
+        "kv_room_bytes": kv and kv.room_bytes,
+        "hold_s": hold_s,
+        "part_s": stage.part_s,
+        "max_sessions_measured": pools.device.max_sessions,
+        "surges": [_observe(stage, surge, each, limit, rng) for surge in SURGES for each in ADMISSIONS],
+        "ninety": ninety_minutes(pools, limit, rng),
+    }
+
+
+def ninety_minutes(pools: Pools, sessions: int, rng: np.random.Generator) -> dict:
+    """Seconds until a device with so many 90-minute sessions aboard, each somewhere in it, is empty once drained.
+
+    Of as many as its KV memory has room for, if those are fewer. ``longest_s``: where one of them has just begun.
+    """
+    if pools.limits.kv is not None:
+        sessions = max(min(sessions, int(pools.limits.kv.slots(np.array([wire.MAX_FRAMES])))), 1)
+    left = np.maximum(rng.random(4096), 1e-6) * wire.MAX_FRAMES
+    times_s = drain_times_s(pools.device, replace(pools.traffic, residual_frames=left), sessions, rng)
+    longest = replace(pools.traffic, residual_frames=np.array([float(wire.MAX_FRAMES)]))
+    worst_s = drain_times_s(pools.device, longest, sessions, rng, runs=1)
+    return {
+        "sessions": sessions,
+        "p50_s": float(np.median(times_s)),
+        "p95_s": float(np.quantile(times_s, 0.95)),
+        "longest_s": float(worst_s[0]),
+    }
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Where surges are played: so many devices at a rate per second, and how long a surge holds."""
+
+    pools: Pools
+    mix: Mix
+    devices: int
+    rate_per_s: float
+    hold_s: float
+
+    @property
+    def part_s(self) -> float:
+        return self.hold_s / _PARTS_OF_HOLD
+
+    @property
+    def begins_s(self) -> float:
+        """When the surge begins, counted from the first part."""
+        return _PARTS_BEFORE * self.part_s
+
+    def play(self, surge: Surge, admission: Admission, limit: int, rng: np.random.Generator) -> Result:
+        """One run. Its last holding time is only there to let sessions of the parts before it end."""
+        device, warm_s = self.pools.device, self.hold_s
+        highest = self.rate_per_s * surge.times
+
+        def rate(at_s: np.ndarray) -> np.ndarray:
+            return self.rate_per_s * surge.factor(at_s - warm_s - self.begins_s, self.hold_s)
+
+        kv = self.pools.limits.kv or KvRoom(math.inf, 0)
+        caches = {"kv_bytes_per_token": kv.bytes_per_token, "voice_frames": kv.voice_frames, "state_bytes": 0}
+        demand = Demand(self.mix, Varying(rate, highest), ttfa=device.ttfa, rtf=device.rtf, **caches)
+        more = {"session_limit": limit if admission.limited else None, "memory_bytes": kv.room_bytes}
+        more |= {"line_limit": admission.line, "patience_s": PATIENCE_S}
+        pool = Pool.of(device, self.devices, routing="least_loaded", **more)
+        parts = _PARTS_BEFORE + (1 + _HOLDS_AFTER + 1) * _PARTS_OF_HOLD
+        counting = Counting(demand.classes, parts * self.part_s, warm_s, parts, 1, _limits(self.pools, demand.classes))
+        return simulate_pool(pool, demand, counting, rng)
+
+
+def _limits(pools: Pools, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The promises that a single session can be held against: those that the simulator counts."""
+    limits: dict[str, dict[str, float]] = {name: {} for name in classes}
+    for promise in pools.limits.promises:
+        if promise.metric in LIMITED:
+            limits[promise.traffic_class][promise.metric] = promise.limit
+    return limits
+
+
+def _observe(stage: _Stage, surge: Surge, admission: Admission, limit: int, rng: np.random.Generator) -> dict:
+    """What is seen part by part; ``in_promise_before``: of all parts in which there is no surge at all."""
+    usual = _Seen.of(stage, replace(surge, times=1), admission, limit, rng)
+    seen = _Seen.of(stage, surge, admission, limit, rng)
+    begins, ends = _PARTS_BEFORE, _PARTS_BEFORE + math.ceil(surge.share * _PARTS_OF_HOLD)
+    before = _share(usual.good, usual.arrived)
+    in_promise = seen.in_promise
+    back = _back(in_promise, before, ends)
+    watched = (back if back is not None else len(in_promise)) + _PARTS_OF_HOLD
+    shown = slice(0, watched, math.ceil(watched / _MOST_SHOWN))
+    at_s = (np.arange(len(in_promise)) - begins) * stage.part_s
+    surged = slice(begins, ends)
+    during, busy = (_share(each[surged], seen.arrived[surged]) for each in (seen.good, seen.busy))
+    return {
+        "surge": surge.name,
+        "times": surge.times,
+        "lasts_s": surge.share * stage.hold_s,
+        "admission": admission.name,
+        **dict(zip(_SHARES, finite([before, during, np.fmin.reduce(in_promise), busy]), strict=True)),
+        "most_sessions": float(seen.sessions.max()),
+        "recovered_after_s": None if back is None else (back - ends) * stage.part_s,
+        "watched_s": (len(in_promise) - ends) * stage.part_s,
+        "beyond_measured": bool(seen.sessions.max() > stage.pools.device.max_sessions),
+        "parts": {
+            "at_s": at_s[shown].tolist(),
+            "rate": surge.factor(at_s[shown], stage.hold_s).tolist(),
+            "in_promise": finite(in_promise[shown].round(4)),
+            "sessions": seen.sessions[shown].round(2).tolist(),
+        },
+    }
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """By part [parts], over all runs: sessions that came, that kept every promise, that were told busy; on a device."""
+
+    arrived: np.ndarray
+    good: np.ndarray
+    busy: np.ndarray
+    sessions: np.ndarray
+
+    @classmethod
+    def of(cls, stage: _Stage, surge: Surge, admission: Admission, limit: int, rng: np.random.Generator) -> _Seen:
+        """Enough runs that a part has some 500 sessions."""
+        runs = min(max(math.ceil(_ARRIVALS_PER_PART / (stage.rate_per_s * stage.part_s)), 1), _MOST_RUNS)
+        results = [stage.play(surge, admission, limit, each) for each in rng.spawn(runs)]
+        kept = slice(-_PARTS_OF_HOLD)
+        classes = [each for result in results for each in result.classes.values()]
+        return cls(
+            arrived=np.sum([each.arrived for each in classes], axis=0)[kept],
+            good=np.sum([each.good for each in classes], axis=0)[kept],
+            busy=np.sum([each.refused + each.gave_up for each in classes], axis=0)[kept],
+            sessions=np.mean([result.sessions for result in results], axis=0)[kept] / stage.devices,
+        )
+
+    @property
+    def in_promise(self) -> np.ndarray:
+        """NaN in a part in which nobody came."""
+        return np.where(self.arrived > 0, self.good / np.maximum(self.arrived, 1), np.nan)
+
+
+def _share(of: np.ndarray, arrived: np.ndarray) -> float:
+    """Of all who came; NaN where nobody did."""
+    return float(of.sum() / arrived.sum()) if arrived.sum() else math.nan
+
+
+def _back(in_promise: np.ndarray, before: float, ends: int) -> int | None:
+    """The first part after a surge from which on three in a row are within five points of what is usual.
+
+    Parts in which nobody came say nothing, and are passed over.
+    """
+    known = ends + np.flatnonzero(~np.isnan(in_promise[ends:]))
+    fine = in_promise[known] >= before - BACK_WITHIN
+    return next((int(known[at]) for at in range(len(fine) - 2) if fine[at : at + 3].all()), None)

@@ -1,0 +1,269 @@
+"""Open-loop runs that no fit has seen, held against the model that was stored before they ran."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from harness import wire
+from harness.capacity.fitting.observations import activity_of, frame_rate, seconds
+from harness.capacity.models.device import Device, promise_name
+from harness.capacity.models.spreads import StallTable
+from harness.capacity.models.steps import StepTime
+from harness.capacity.planning.prediction import SUMMARY_KEYS, flaw_of
+from harness.capacity.simulator.sessions import Activity, simulate
+from harness.errors import InconclusiveError
+from harness.records.schema import Rung, Trial
+
+OF_THE_DEVICE = ("step_s", "sessions", "frames_per_s")  # metrics of rows that are of no promise
+_ALTERNATIVES = 40
+_LUCKS = 25
+_MIN_REQUESTS = 5
+_MIN_FRAMES = 8  # fewer frames in the window give no RTF worth a name
+_HARMLESS_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a rung's summary to compare; ``promise`` None for those of the device as a whole.
+
+    ``key``: its name in the summary and in a prediction. ``unheard``: why ``measured`` is NaN, where that is a fault.
+    """
+
+    name: str
+    key: str
+    measured: float
+    promise: object | None = None
+    quantile: float = math.nan
+    unheard: str = ""
+
+
+def validate(
+    trial: Trial,
+    requests: pd.DataFrame,
+    promises: Sequence,
+    rng: np.random.Generator,
+    *,
+    confidence: float,
+    max_error: float,
+    foretold: Mapping[str, dict] | None = None,
+) -> list[dict]:
+    """Rows of plan.json's ``validation`` for one open-loop trial.
+
+    ``foretold``: what was written down before each trial started, by trial; None or empty for an older run.
+
+    ``said_before`` is the stored prediction, of nominal Poisson traffic (None where it does not name the figure), made
+    at ``said_at``, with its hash.
+    ``predicted`` is held against the limit: the model stored with it is given the arrivals that really came, as chance
+    in the traffic is no error of the model; it is the median of its replays. ``relative_error`` = (predicted -
+    measured) / measured. ``limit`` is ``max_error``, or what the scatter of single requests and the uncertainty of the
+    stored fit explain (all rows of the trial together with ``confidence``), whichever is larger; the step time at the
+    sessions that were measured gets no such allowance.
+
+    ``passed``: False beyond the limit; None (not decidable) within a limit above ``max_error``; else True. A row also
+    passes where predicted and measured both stay below half of the promise: the difference cannot change the answer.
+    A quantile that is not there because too many requests were never heard is a row that failed, ``measured`` None.
+    Raises InconclusiveError for a trial that cannot be compared.
+    """
+    written = foretold.get(trial.trial_id, {}) if foretold else None
+    device, rung = _model_of(trial, written), _window_of(trial)
+    replay = _Replay.of(requests[requests["trial_id"] == trial.trial_id], rung, trial.trial_id)
+    figures = _figures(rung, promises, replay)
+    fitted = replay.play(device, figures, rng, 4 * _LUCKS)
+    others = list(device.alternatives())[:_ALTERNATIVES]
+    plays = [replay.play(other, figures, rng, _LUCKS) for other in others] or [fitted]
+    level = 1 - (1 - confidence) / len(figures)
+    rows = [_step_row(replay, device.step_time, rung, max_error)]
+    for figure in figures:
+        known = not np.all(np.isnan(fitted[figure.name]))
+        predicted = float(np.median(fitted[figure.name])) if known else math.nan
+        if figure.unheard:
+            rows.append(_record(figure.name, predicted, math.nan, [math.nan] * 2, max_error) | {"note": figure.unheard})
+        elif known:
+            likely = np.concatenate([play[figure.name] for play in plays])
+            rows.append(_row(figure, predicted, likely, level, max_error))
+    named = {"trial_id": trial.trial_id, "rate_per_s": trial.load.get("rate_per_s")}
+    named |= {"said_at": trial.prediction.get("made_at"), "prediction_sha256": trial.prediction.get("sha256")}
+    keys = {"step_s": "step_s"} | {figure.name: figure.key for figure in figures}
+    return [{**named, **row, "said_before": trial.prediction.get(keys[row["metric"]])} for row in rows]
+
+
+@dataclass(frozen=True)
+class _Replay:
+    """The arrivals of a trial, in seconds: arrays [n] in order of due; ``measured`` is its real activity.
+
+    ``ttfa_s``: as measured, NaN for a request that got no audio.
+    """
+
+    due_s: np.ndarray
+    ttfa_s: np.ndarray
+    frames: np.ndarray
+    traffic_class: np.ndarray
+    window: tuple[float, float]
+    measured: Activity
+
+    @classmethod
+    def of(cls, requests: pd.DataFrame, rung: Rung, trial_id: str) -> _Replay:
+        sent = requests[requests["sent_ns"] > 0].sort_values("due_ns")
+        if not len(sent):
+            raise InconclusiveError(f"{trial_id}: no request of it is stored: measure it again")
+        broken = sent["outcome"].isin(("error", "cancelled")).to_numpy()
+        delivered = np.maximum(sent["audio_s"].to_numpy(float) * wire.FRAMES_PER_SECOND, 1)
+        return cls(
+            seconds(sent["due_ns"]),
+            sent["ttfa_s"].to_numpy(float),
+            np.where(broken, delivered, sent["frames"].to_numpy(float)),
+            sent["traffic_class"].to_numpy(str),
+            (rung.start_ns / 1e9, rung.end_ns / 1e9),
+            activity_of(sent),
+        )
+
+    def due_inside(self, traffic_class: str) -> np.ndarray:
+        return (self.traffic_class == traffic_class) & (self.due_s >= self.window[0]) & (self.due_s < self.window[1])
+
+    def unheard(self, promise, quantile: float) -> str:
+        """Where more than 1 - quantile of the promise's class got no audio: that in words, else "".
+
+        A request that was due too shortly before the end of the window is cut off, not unheard: within the promised
+        time to first audio, or (for other promises) within the longest one of its class.
+        """
+        inside = self.due_inside(promise.traffic_class)
+        waits_s = np.nan_to_num(self.ttfa_s[inside])
+        grace_s = promise.limit if promise.metric == "ttfa_s" else np.max(waits_s, initial=0.0)
+        in_time = inside & (self.due_s < self.window[1] - grace_s)
+        count, silent = int(in_time.sum()), int(np.isnan(self.ttfa_s[in_time]).sum())
+        return f"{silent} of {count} requests got no audio" if silent > count * (1 - quantile) + 1e-9 else ""
+
+    def play(self, device: Device, figures: Sequence[Figure], rng: np.random.Generator, lucks: int) -> dict:
+        """Each figure [lucks] as the device would show it, by name."""
+        run = simulate(self.due_s, self.frames, device.step_time, first_audio=device.first_audio, stop_s=self.window[1])
+        started = ~np.isnan(run.start_s)
+        ends_s = np.nan_to_num(run.end_s[started], nan=self.window[1])
+        activity = Activity.between(run.start_s[started], ends_s)
+        clock = frame_rate(device.step_time)
+        means = {
+            "sessions": activity.mean(lambda n: n, *self.window),
+            "frames_per_s": activity.mean(lambda n: n * clock(n), *self.window),
+        }
+        steps_s = np.full(len(started), np.nan)
+        steps_s[started] = _steps_inside(run.start_s[started], ends_s, activity, clock, self.window)
+        shown = {}
+        for figure in figures:
+            if figure.promise is None:
+                shown[figure.name] = np.full(lucks, means[figure.name])
+            else:
+                shown[figure.name] = self._quantiles(device, figure, run.ttfa_s, steps_s, rng, lucks)
+        return shown
+
+    def _quantiles(
+        self,
+        device: Device,
+        figure: Figure,
+        ttfa_s: np.ndarray,
+        steps_s: np.ndarray,
+        rng: np.random.Generator,
+        lucks: int,
+    ) -> np.ndarray:
+        traffic_class, metric = figure.promise.traffic_class, figure.promise.metric
+        scatter = device.ratios(traffic_class, metric)
+        if metric == "ttfa_s":
+            means = ttfa_s[self.due_inside(traffic_class)]
+        else:
+            means = steps_s[(self.traffic_class == traffic_class) & ~np.isnan(steps_s)]
+        luck = rng.random((lucks, len(means)))
+        if not len(means):
+            return np.full(lucks, np.nan)
+        if isinstance(scatter, StallTable):
+            values = np.array([scatter.at(means, row) for row in luck])
+        else:
+            values = means * scatter.at(luck) / (wire.SECONDS_PER_FRAME if metric == "rtf" else 1)
+        return np.quantile(values, figure.quantile, axis=1, method="inverted_cdf")
+
+
+def _steps_inside(
+    starts_s: np.ndarray, ends_s: np.ndarray, activity: Activity, clock, window: tuple[float, float]
+) -> np.ndarray:
+    """Mean seconds per frame of each session within the window; NaN where hardly any frame falls into it."""
+    low_s, high_s = np.maximum(starts_s, window[0]), np.minimum(ends_s, window[1])
+    frames = activity.integral(clock, high_s) - activity.integral(clock, low_s)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((high_s > low_s) & (frames >= _MIN_FRAMES), (high_s - low_s) / frames, np.nan)
+
+
+def _model_of(trial: Trial, written: dict | None) -> Device:
+    if not trial.prediction or "model" not in trial.prediction:
+        raise InconclusiveError(f"{trial.trial_id}: it ran without a prediction, so it confirms nothing")
+    if flaw := flaw_of(trial.prediction, trial.started_at, written):
+        raise InconclusiveError(f"{trial.trial_id}: {flaw}, so it confirms nothing")
+    return Device.from_fit(trial.prediction["model"])
+
+
+def _window_of(trial: Trial) -> Rung:
+    if len(trial.rungs) != 1:
+        raise InconclusiveError(f"{trial.trial_id}: an open-loop trial has one window, this has {len(trial.rungs)}")
+    rung = trial.rungs[0]
+    if not (rung.sessions > 0 and rung.frames_per_s > 0):
+        raise InconclusiveError(
+            f"{trial.trial_id}: its window shows {rung.sessions:g} sessions and {rung.frames_per_s:g} frames a second: "
+            "measure it again, longer"
+        )
+    return rung
+
+
+def _figures(rung: Rung, promises: Sequence, replay: _Replay) -> list[Figure]:
+    """Sessions, throughput, and the median and the promised quantile of each promise that the window carries."""
+    figures = [Figure("sessions", "sessions", rung.sessions), Figure("frames_per_s", "frames_per_s", rung.frames_per_s)]
+    for promise in promises:
+        count = int(np.sum(replay.due_inside(promise.traffic_class)))
+        for quantile in (0.5, promise.quantile):
+            key = f"{promise.traffic_class}.{SUMMARY_KEYS[promise.metric].format(f'{quantile * 100:g}')}"
+            measured = rung.summary.get(key)
+            known = measured is not None and math.isfinite(measured)
+            enough = count >= _MIN_REQUESTS and count * (1 - quantile) >= 1 - 1e-9
+            name = promise_name(promise.traffic_class, promise.metric, quantile)
+            if known and enough:
+                figures.append(Figure(name, key, float(measured), promise, quantile))
+            elif not known and (unheard := replay.unheard(promise, quantile)):
+                figures.append(Figure(name, key, math.nan, promise, quantile, unheard))
+    return list({figure.name: figure for figure in figures}.values())
+
+
+def _step_row(replay: _Replay, step_time: StepTime, rung: Rung, max_error: float) -> dict:
+    """Step time at the sessions that were really there: the physics, without the feedback of a queue."""
+    clock = frame_rate(step_time)
+    sessions = replay.measured.mean(lambda n: n, *replay.window)
+    predicted = sessions / replay.measured.mean(lambda n: n * clock(n), *replay.window)
+    return _record("step_s", predicted, rung.sessions / rung.frames_per_s, [predicted, predicted], max_error)
+
+
+def _row(figure: Figure, predicted: float, likely: np.ndarray, level: float, max_error: float) -> dict:
+    low, high = np.nanquantile(likely, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    chance = max(1 - predicted / high, predicted / low - 1) if low > 0 and math.isfinite(high) else 0.0
+    row = _record(figure.name, predicted, figure.measured, [float(low), float(high)], max(max_error, chance))
+    limit = figure.promise.limit if figure.promise is not None else 0.0
+    if not row["passed"] and max(predicted, figure.measured) < _HARMLESS_SHARE * limit:
+        row |= {"passed": True, "note": "both below half of the promise: the difference cannot change the answer"}
+    if row["passed"] and chance > max_error:
+        notes = [f"chance alone moves it by {chance:.0%}, beyond {max_error:.0%}", row["note"]]
+        row |= {"passed": None, "note": "; ".join(filter(None, notes))}
+    return row
+
+
+def _record(name: str, predicted: float, measured: float, interval: list[float], limit: float) -> dict:
+    error = (predicted - measured) / measured if measured else (0.0 if predicted == measured else math.inf)
+    known = math.isfinite(error)
+    return {
+        "metric": name,
+        "said_before": None,
+        "predicted": predicted if math.isfinite(predicted) else None,
+        "predicted_interval": [value if math.isfinite(value) else None for value in interval],
+        "measured": measured if math.isfinite(measured) else None,
+        "relative_error": error if known else None,
+        "limit": float(limit),
+        "passed": bool(known and abs(error) <= limit),
+        "note": "",
+    }

@@ -1,0 +1,289 @@
+"""What this machine can and cannot do for the harness, and how to fix it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from harness.client.replicas import Replica
+from harness.client.target import Target
+from harness.deploy import stub
+from harness.deploy.config import Deployment
+from harness.deploy.server import (
+    find_files,
+    free_ports,
+    has_open_control,
+    libpython_folder,
+    libpython_name,
+    local_urls,
+    shared_memory_needed,
+)
+from harness.deploy.stage_identity import stages_of
+from harness.errors import ServerError
+from harness.host import nvml, packages
+from harness.host.packages import Found
+from harness.host.places import CODE, REPOSITORY
+
+_MEMORY_NEEDED = 4 << 30
+_DISK_NEEDED = 1 << 30
+_GPU_NEEDED = 12 << 30  # weights, convolution state and a KV cache of preset 1.5b
+_UNREADABLE = "unknown"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. ``fine`` is None for what is good to have but not needed."""
+
+    what: str
+    fine: bool | None
+    found: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU as its driver tells it; memory in bytes."""
+
+    name: str
+    driver: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Host:
+    """Facts of a machine; sizes in bytes. ``gpu_device``: the kernel has a driver of NVIDIA, which may not answer."""
+
+    cores: int
+    memory_free: int
+    disk_free: int
+    shared_free: int
+    gpu_device: bool
+    cards: tuple[Card, ...]
+    torch_cuda: str  # the CUDA of the torch that stages import; "" = a CPU build
+    compiler: str  # of C, by path; "" = none
+    python_header: Path  # Python.h of the Python that runs the stages, there or not
+
+
+def examine(root: Path, target: Target | None = None) -> list[Check]:
+    """Every check, in the order in which a first run would meet them; ``target``: servers to be reached."""
+    servers = _remote(target) if target else [_server(root)]
+    try:
+        search = stub.search_path()
+    except ServerError as error:
+        return [Check("stages' Python", False, "does not start", str(error)), *servers]
+    host = this_host(root, search)
+    return [*software(search), *_triton(), *machine(host), _ports(), *gpus(host), *servers]
+
+
+def this_host(root: Path, search: tuple[str, ...]) -> Host:
+    return Host(
+        cores=len(os.sched_getaffinity(0)),
+        memory_free=psutil.virtual_memory().available,
+        disk_free=shutil.disk_usage(root).free,
+        shared_free=shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0,
+        gpu_device=os.path.exists("/dev/nvidiactl"),
+        cards=_cards(),
+        torch_cuda=_cuda_of(packages.find("torch", search)),
+        compiler=_compiler(),
+        python_header=_python_header(),
+    )
+
+
+def software(search: tuple[str, ...], version: tuple[int, int] = sys.version_info[:2]) -> Iterator[Check]:
+    """Python, and what the stages would import from this search path."""
+    fine = (3, 11) <= version <= (3, 12)
+    yield Check("Python", fine, ".".join(map(str, version)), "" if fine else "use Python 3.11 or 3.12")
+    yield Check("stages' Python", True, f"the same; harness from {CODE}")
+    asked = {each.name: each for each in packages.required()}
+    for name in stub.NEEDS:
+        yield _package(f"stages' {name}", packages.find(name, search), stub.problem(name, search))
+    others = [each for name, each in asked.items() if name not in stub.NEEDS]
+    wrong = [(each, packages.find(each.name, search)) for each in others]
+    wrong = [(each, found, packages.shortfall(each, found)) for each, found in wrong]
+    wrong = [(each, found, short) for each, found, short in wrong if short]
+    for each, found, short in wrong:
+        yield _package(each.name, found, f"{short}. Fix: {sys.executable} -m pip install '{each}'")
+    if asked and not wrong:
+        yield Check("other packages", True, f"{len(others)}, each in a version that the harness takes")
+
+
+def _package(what: str, found: Found | None, problem: str) -> Check:
+    return Check(what, not problem, found.version if found else "none", problem)
+
+
+def _triton() -> Iterator[Check]:
+    try:
+        yield Check("Triton", True, str(find_files().server))
+    except ServerError as error:
+        yield Check("Triton", False, "not usable", str(error))
+    try:
+        yield Check(libpython_name(), True, str(libpython_folder()))
+    except ServerError as error:
+        yield Check(libpython_name(), False, "none", str(error))
+    try:
+        Deployment().configs()
+        yield Check("model repository", True, str(REPOSITORY))
+    except ServerError as error:
+        yield Check("model repository", False, str(REPOSITORY), str(error))
+
+
+def machine(host: Host) -> Iterator[Check]:
+    """Cores, memory, shared memory and disk."""
+    enough = host.cores >= 2 or None
+    yield Check("cores", enough, str(host.cores), "" if enough else "one core measures itself: use two")
+    yield _room("memory", host.memory_free, _MEMORY_NEEDED, "close other programs")
+    needed = shared_memory_needed(Deployment().configs(), max(1, len(host.cards)))
+    yield _room("shared memory", host.shared_free, needed, "start the container with --shm-size=1g")
+    yield _room("disk", host.disk_free, _DISK_NEEDED, "free some space, or give --results elsewhere")
+
+
+def _room(what: str, free: int, needed: int, fix: str) -> Check:
+    fine = free >= needed
+    return Check(what, fine, f"{_size(free)} free, {_size(needed)} needed", "" if fine else fix)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _ports() -> Check:
+    try:
+        free_ports(3)
+        return Check("loopback ports", True, "free")
+    except OSError as error:
+        return Check("loopback ports", False, str(error), "allow binding to 127.0.0.1")
+
+
+def gpus(host: Host) -> Iterator[Check]:
+    """The driver, torch's CUDA, and each GPU with its memory."""
+    if not host.gpu_device and not host.cards:
+        yield Check("GPU", None, "none: figures are of this host's CPU", "for GPU figures, run where one is")
+        return
+    if not host.cards:
+        fix = "run nvidia-smi and see what it says: a driver of another version than its kernel module needs a reboot"
+        yield Check("GPU driver", False, "/dev/nvidiactl is there, but the driver tells of no GPU", fix)
+        return
+    yield Check("GPU driver", True, host.cards[0].driver)
+    yield _torch_on_gpu(host)
+    yield from _build_tools(host)
+    for index, card in enumerate(host.cards):
+        yield _card(index, card)
+
+
+def _torch_on_gpu(host: Host) -> Check:
+    if host.torch_cuda:
+        return Check("torch on the GPU", True, f"built for CUDA {host.torch_cuda}")
+    found = "a CPU build of torch on a GPU host: stages would run on the CPU"
+    return Check("torch on the GPU", False, found, "install a CUDA build: make install TORCH='torch>=2.11,<=2.13'")
+
+
+def _build_tools(host: Host) -> Iterator[Check]:
+    """What the attention kernels' compiler needs: Triton (the language) builds a launcher in C at the first start."""
+    needed = "the first kernel that a stage launches is compiled with it"
+    fix = f"install one (Debian: apt install gcc), or name it in CC: {needed}"
+    yield Check("C compiler", bool(host.compiler), host.compiler or "none", "" if host.compiler else fix)
+    there = host.python_header.is_file()
+    version = ".".join(map(str, sys.version_info[:2]))
+    fix = f"install this Python's headers (Debian: apt install python{version}-dev): {needed}"
+    yield Check("Python.h", there, str(host.python_header) if there else "none", "" if there else fix)
+
+
+def _compiler() -> str:
+    """The C compiler that Triton (the language) would take, by path: CC before gcc before clang."""
+    if given := os.environ.get("CC"):
+        return shutil.which(given) or ""
+    return shutil.which("gcc") or shutil.which("clang") or ""
+
+
+def _python_header() -> Path:
+    scheme = sysconfig.get_default_scheme()
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme  # Debian's own: its headers are not in local/
+    return Path(sysconfig.get_paths(scheme=scheme)["include"], "Python.h")
+
+
+def _card(index: int, card: Card) -> Check:
+    found = f"{card.name}, {_size(card.total)}, {_size(card.free)} free"
+    if card.free >= _GPU_NEEDED:
+        return Check(f"GPU {index}", True, found)
+    fix = f"preset 1.5b needs about {_size(_GPU_NEEDED)}: free some (nvidia-smi lists who holds it), or use preset tiny"
+    return Check(f"GPU {index}", None, found, fix)
+
+
+def _cards() -> tuple[Card, ...]:
+    """Each GPU that the driver tells of; none where it does not answer."""
+    return tuple(Card(gpu.name, gpu.driver, gpu.memory_bytes, gpu.free_bytes) for gpu in nvml.present())
+
+
+def _cuda_of(torch: Found | None) -> str:
+    """What a torch says of its CUDA, read from its files: an import would take seconds."""
+    try:
+        text = (torch.folder / "torch" / "version.py").read_text() if torch else ""
+    except OSError:
+        return _UNREADABLE
+    given = re.search(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+    return given.group(1) if given else ""
+
+
+def _server(root: Path) -> Check:
+    urls = local_urls(root)
+    if len(urls) > 1:
+        fix = "name the one that is meant with --url, or stop the others: without it no command knows which to ask"
+        return Check("running server", None, ", ".join(urls), fix)
+    return Check("running server", None, *((urls[0],) if urls else ("none", "start one: harness serve")))
+
+
+async def _servers(target: Target) -> list[Check]:
+    return await asyncio.gather(*(_reached(target, address) for address in target.addresses))
+
+
+def _remote(target: Target) -> list[Check]:
+    """Whether each server is reached and, where it is, what its stages say that they run on."""
+    reached = asyncio.run(_servers(target))
+    pairs = zip(target.addresses, reached, strict=True)
+    ready = [address for address, check in pairs if check.fine]
+    return [*reached, *(check(target, address) for address in ready for check in (_control_of, _stages_of))]
+
+
+def _control_of(target: Target, address: str) -> Check:
+    """Whether calls without the control key are let through: one that a header of the target names is left out."""
+    headers = tuple(each for each in target.headers if not each[0].startswith("triton-grpc-protocol-"))
+    with replace(target, headers=headers).channel(address) as channel:
+        is_open = has_open_control(channel, headers)
+    fix = (
+        "whoever reaches this port can load models, which is to run code: start Triton with "
+        "--grpc-restricted-protocol=model-repository,shared-memory,trace,logging:harness=KEY"
+    )
+    return Check(f"model control of {address}", not is_open, "open" if is_open else "closed", fix if is_open else "")
+
+
+def _stages_of(target: Target, address: str) -> Check:
+    what = f"stages of {address}"
+    try:
+        with target.channel(address) as channel:
+            stages = [each for each in stages_of(channel, address, target.headers) if each.preset]
+    except ServerError as error:
+        return Check(what, None, "not told", str(error))
+    found = sorted({f"{each.gpu or each.device}, {each.dtype}, preset {each.preset}" for each in stages})
+    fix = "give all stages one device, dtype and preset: nothing is measured on a mixed server"
+    return Check(what, len(found) == 1, "; ".join(found), "" if len(found) == 1 else fix)
+
+
+async def _reached(target: Target, address: str) -> Check:
+    replica = Replica(target, address)
+    try:
+        await replica.ready()
+    except ServerError as error:
+        return Check(f"server {address}", False, "not usable", str(error))
+    finally:
+        await replica.close()
+    return Check(f"server {address}", True, f"ready, reached {'with TLS' if target.tls else 'in plain text'}")

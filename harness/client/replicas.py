@@ -1,0 +1,266 @@
+"""The open connections to a target: which of them gets the next stream, and how often each was lost and made again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+
+from harness import wire
+from harness.client.target import CA, CERT, DEFAULT_PORT, KEY, LEAST_LOADED, Target, Tls
+from harness.errors import ServerError
+
+STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
+PING_TIMEOUT = "ping timeout"  # gRPC's words
+COUNT_TIMEOUT_S = 3.0  # the end of a test does not wait for a server that is gone
+COUNTS_WITHIN_S = (0.1, 0.4)  # Triton may count a request some time after its last response
+
+
+@dataclass(frozen=True)
+class Fared:
+    """How the connections of a process fared, by server; the sum of several is that of them all.
+
+    ``reconnects``: lost and made again. ``passed_over``: requests that another server got because this one was down.
+    ``counted``: what the server had counted before the process sent anything; ``served``: what it has done for the
+    process since; ``remembered``: what it counts at the end. A server that keeps no statistics is in none of the three.
+    """
+
+    reconnects: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    counted: dict[str, int] = field(default_factory=dict)
+    served: Counter[str] = field(default_factory=Counter)
+    remembered: dict[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: Fared) -> Fared:
+        # Counts only grow: the first is that before all requests, and the last one that after them.
+        return Fared(
+            self.reconnects + other.reconnects,
+            self.passed_over + other.passed_over,
+            _merged(min, self.counted, other.counted),
+            self.served + other.served,
+            _merged(max, self.remembered, other.remembered),
+        )
+
+    @property
+    def forgotten(self) -> Counter[str]:
+        """How many requests each server does not remember that it has served: more than none where it has been started
+        again meanwhile, its entry has been loaded again, or several servers answer at its address.
+
+        None where others have asked it for so much since that it cannot be told.
+        """
+        known = self.counted.keys() & self.remembered.keys()
+        return +Counter({each: self.counted[each] + self.served[each] - self.remembered[each] for each in known})
+
+    def to_plain(self) -> dict[str, dict[str, int]]:
+        return {name: dict(counts) for name, counts in vars(self).items()}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, dict[str, int]]) -> Fared:
+        return cls(**{name: Counter(counts) for name, counts in plain.items()})
+
+
+def _merged(choose: Callable[[int, int], int], one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    both = {each: choose(one[each], other[each]) for each in one.keys() & other.keys()}
+    return {**one, **other, **both}
+
+
+class Replica:
+    """One server: its connection, and what this process knows of it.
+
+    ``streams`` are open now, ``served`` are done. ``down``: its connection is lost or refused. ``reconnects`` counts
+    losses that were made good, ``passed_over`` the streams that went to another one because this one was down. A stream
+    that hears nothing for ``silence_s`` has lost its server: less than the target's once the server has said so.
+    """
+
+    def __init__(self, target: Target, address: str):
+        self.target, self.address = target, address
+        self.streams = self.served = self.reconnects = self.passed_over = 0
+        self.silence_s = target.silence_s
+        self.counted: int | None = None  # by the server, before we had asked it for anything
+        self.down = self._was_up = False
+        self._channel = target.aio_channel(address)
+        self.stub = GRPCInferenceServiceStub(self._channel)
+        # Nothing follows the request: as one call with one message it leaves at once, where three steps would wait in
+        # turn for those of other streams. Bytes in, bytes out: what is in them is for the stream to judge.
+        self.stream_infer = self._channel.unary_stream(STREAM_INFER)
+        self._watching = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        self._watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._watching
+        await self._channel.close()
+
+    async def ready(self) -> None:
+        """Return when the server can take speech requests; raise ServerError, in words, when it cannot."""
+        manner = {"timeout": self.target.ready_s, "metadata": self.target.headers}
+        try:
+            server = await self.stub.ServerReady(pb.ServerReadyRequest(), **manner)
+            model = await self.stub.ModelReady(pb.ModelReadyRequest(name=wire.ENTRY), **manner)
+        except grpc.aio.AioRpcError as error:
+            raise ServerError(self.in_words(error)) from error
+        if not server.ready:
+            raise ServerError(f"Triton at {self.address} is up but not ready: wait for its models to load")
+        if not model.ready:
+            raise ServerError(
+                f"Triton at {self.address} does not serve the model {wire.ENTRY!r}: "
+                "load the model repository of this project into it"
+            )
+        self.counted = await self._count()
+
+    async def remembered(self, alone: bool) -> int | None:
+        """What the server counts at the end, None where it does not say.
+
+        It is given time to count the last requests; where we are ``alone``, only until it has counted ours.
+        """
+        for wait_s in (0.0, *COUNTS_WITHIN_S):
+            await asyncio.sleep(wait_s)
+            now = await self._count()
+            if self.counted is None or now is None or (alone and now >= self.counted + self.served):
+                break
+        return now
+
+    async def _count(self) -> int | None:
+        manner = {"timeout": min(self.target.ready_s, COUNT_TIMEOUT_S), "metadata": self.target.headers}
+        try:
+            answer = await self.stub.ModelStatistics(pb.ModelStatisticsRequest(name=wire.ENTRY), **manner)
+        except grpc.aio.AioRpcError:
+            return None
+        return sum(int(model.inference_count) for model in answer.model_stats)
+
+    def in_words(self, error: grpc.RpcError) -> str:
+        """A gRPC status as a sentence that says how to mend it; the server's own message is kept as it is."""
+        return in_words(error, self.address, self.target.tls)
+
+    async def _watch(self) -> None:
+        """Keep the connection up, and count: a state that is left and found again has been lost in between."""
+        while True:
+            state = self._channel.get_state(try_to_connect=True)
+            is_up = state is grpc.ChannelConnectivity.READY
+            if is_up:
+                self.reconnects += self._was_up
+                self._was_up = True
+            self.down = not is_up and (self._was_up or state is grpc.ChannelConnectivity.TRANSIENT_FAILURE)
+            await self._channel.wait_for_state_change(state)
+
+
+class Replicas:
+    """All servers of a target, as one process sees them. An async context manager.
+
+    Round robin goes through them in order; least-loaded takes the one with the fewest streams *of this process*, the
+    first in order among equals: what others send to them is not known here. The order begins at number ``first``, so
+    that the ``of`` processes that share the servers, each with another number, do not all begin with the same one. A
+    server that is down is passed over while another is up; connections are kept up, so it is taken again when it is
+    back.
+    """
+
+    def __init__(self, target: Target, first: int = 0, of: int = 1):
+        self.target, self._first, self._of = target, first, of
+        self._ring: deque[Replica] = deque()
+
+    async def __aenter__(self) -> Replicas:
+        self._ring.extend(Replica(self.target, address) for address in self.target.addresses)
+        self._ring.rotate(-self._first)
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        await asyncio.gather(*(replica.close() for replica in self._ring))
+
+    async def ready(self) -> None:
+        """Return when every server can take speech requests; raise ServerError of one that cannot."""
+        answers = await asyncio.gather(*(replica.ready() for replica in self._ring), return_exceptions=True)
+        for error in filter(None, answers):
+            raise error
+
+    def choose(self) -> Replica:
+        """The server of the next stream."""
+        up = [replica for replica in self._ring if not replica.down] or list(self._ring)
+        if self.target.balance == LEAST_LOADED:
+            wanted, chosen = (min(some, key=lambda replica: replica.streams) for some in (self._ring, up))
+            wanted.passed_over += wanted is not chosen
+            return chosen
+        while self._ring[0] not in up:
+            self._ring[0].passed_over += 1
+            self._ring.rotate(-1)
+        self._ring.rotate(-1)
+        return self._ring[-1]
+
+    @property
+    def reconnects(self) -> Counter[str]:
+        """By address."""
+        return Counter({replica.address: replica.reconnects for replica in self._ring})
+
+    @property
+    def passed_over(self) -> Counter[str]:
+        """By address."""
+        return Counter({replica.address: replica.passed_over for replica in self._ring})
+
+    async def fared(self) -> Fared:
+        """What there is to tell at the end of a test: every server is asked what it remembers."""
+        last = await asyncio.gather(*(replica.remembered(alone=self._of == 1) for replica in self._ring))
+        told = [(each, now) for each, now in zip(self._ring, last, strict=True) if None not in (each.counted, now)]
+        return Fared(
+            self.reconnects,
+            self.passed_over,
+            counted={each.address: each.counted for each, _ in told},
+            served=Counter({each.address: each.served for each, _ in told}),
+            remembered={each.address: now for each, now in told},
+        )
+
+
+def in_words(error: grpc.RpcError, address: str, tls: Tls | None) -> str:
+    """A gRPC status as a sentence that says how to mend it; the server's own message is kept as it is."""
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return _unavailable(details, address, tls)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"{address} did not answer in time: is it Triton's gRPC port, and is the way to it open?"
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return f"{address} speaks gRPC but not Triton's protocol: give the gRPC address of a Triton server"
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        said = details or "no message"
+        return f"{address} does not let us in ({code.name}: {said}): give what it asks for with --header"
+    return f"{details or 'no message'} ({code.name} from {address})"
+
+
+def _unavailable(details: str, address: str, tls: Tls | None) -> str:
+    if PING_TIMEOUT in details:
+        return f"{address} fell silent and did not answer a ping for 10 s: is the network to it cut?"
+    if "http1" in details.lower():
+        return f"{address} is an HTTP port: give Triton's gRPC port (usually {DEFAULT_PORT}, not 8000)"
+    if tls is not None and (words := _tls_refused(details, tls)):
+        return f"{address} {words}"
+    if tls is None and "failed to connect" in details and "Socket closed" in details:
+        return (
+            f"no Triton answers at {address}, where every connection is closed at once: is it up, and is that its gRPC "
+            "port? For a server with TLS write grpcs://"
+        )
+    return (
+        f"no Triton answers at {address}: start one with `harness serve`, "
+        f"or give its gRPC address ({details.splitlines()[0] if details else 'no detail'})"
+    )
+
+
+def _tls_refused(details: str, tls: Tls) -> str:
+    """Why a server with TLS could not be reached, "" where that is not the matter; by the words of BoringSSL."""
+    if "Hostname Verification" in details or "not in peer certificate" in details:  # newer and older gRPC
+        named = f"not to {tls.server_name} (--tls-server-name)" if tls.server_name else "not to the host of the URL"
+        return f"has a certificate that is made out to another name, {named}: give the name with --tls-server-name"
+    if "certificate has expired" in details:
+        return "has a certificate that has expired: the server needs a new one"
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        ours = f"by those of {CA} {tls.ca}" if tls.ca else "by the well-known authorities"
+        why = details.partition("CERTIFICATE_VERIFY_FAILED: ")[2].removesuffix(": OK")
+        return f"has a certificate that is not vouched for {ours} ({why}): give its authority with {CA}"
+    if "WRONG_VERSION_NUMBER" in details:
+        return "does not speak TLS: write grpc:// and leave the --tls options out, or give its port with TLS"
+    if "failed to connect" in details and any(word in details for word in ("Socket closed", "reset", "Broken pipe")):
+        asks = f"does not trust {CERT} {tls.cert}" if tls.cert else f"asks for a client's {CERT} and {KEY}"
+        return f"ends every connection as soon as it is made: perhaps it {asks}"
+    return f"cannot be reached by TLS: {details.splitlines()[0]}" if "handshake failed" in details else ""

@@ -1,0 +1,366 @@
+"""One request for speech in, one Result out, over Triton's gRPC stream: the only file that opens a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import struct
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+
+from harness import wire
+from harness.client.replicas import PING_TIMEOUT, Replica, Replicas
+from harness.client.response_parser import BYTES_PER_SAMPLE, ChunkForm, form_of, is_final, outputs_of
+from harness.client.target import Target
+from harness.errors import HarnessError, RequestError
+from harness.records.schema import Chunks, Outcome, Request, Result
+
+CONNECTION_LOST = "Stream removed"  # gRPC's words
+FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f", "BOOL": "?"}  # of struct, for Triton's types
+BEATS_MISSED = 5  # a server that says how often it sends something, and misses so many, has ended
+_MARKER = re.compile(r"^Speaker \d+:", re.MULTILINE)  # as script.format_script writes it
+ASK_FOR_FINAL = "triton_enable_empty_final_response"
+
+OnAudio = Callable[[bytes], None]
+OnCarry = Callable[[bytes], None]
+OnChunk = Callable[["Stream", int, int], None]  # the stream, time of arrival (ns), samples
+
+
+def _tensor(message: pb.ModelInferRequest, name: str, datatype: str, shape: list[int], content: bytes) -> None:
+    message.inputs.add(name=name, datatype=datatype, shape=shape)
+    message.raw_input_contents.append(content)
+
+
+def _packed(name: str, datatype: str, values: Sequence[float]) -> bytes:
+    try:
+        return struct.pack(f"<{len(values)}{FORMATS[datatype]}", *values)
+    except (struct.error, OverflowError):
+        raise RequestError(f"{name} {', '.join(map(str, values))} does not fit Triton's {datatype}") from None
+
+
+def infer_message(request: Request) -> pb.ModelInferRequest:
+    """The request as Triton's protocol has it: inputs of the entry model as raw bytes, little-endian.
+
+    What most requests do not use is left out at its default: messages stay small, and an older deployment takes them.
+    ``frames`` 0 with ``until_end`` is left out too: as long as the model speaks. Raises RequestError for a number that
+    its type cannot hold; limits of the model are the server's to judge.
+    """
+    message = pb.ModelInferRequest(model_name=wire.ENTRY, id=request.request_id)
+    message.parameters[ASK_FOR_FINAL].bool_param = True
+    text = request.script.encode("utf-8")
+    _tensor(message, wire.TEXT_INPUT, "BYTES", [1], struct.pack("<I", len(text)) + text)
+    for name, datatype, values in _numbers(request):
+        _tensor(message, name, datatype, [len(values)], _packed(name, datatype, values))
+    if request.carry:
+        _tensor(message, wire.CARRY, "UINT8", [len(request.carry)], request.carry)
+    return message
+
+
+def _numbers(request: Request) -> Iterator[tuple[str, str, Sequence[float]]]:
+    """Name, Triton type and values of the inputs that a request needs."""
+    yield wire.SPEAKER_IDS, "INT32", request.speaker_ids
+    if request.frames or not request.until_end:
+        yield wire.FRAMES, "INT32", [request.frames]
+    yield wire.START_FRAME, "INT32", [request.start_frame]
+    yield wire.CHUNK_FRAMES, "INT32", [request.chunk_frames]
+    yield wire.SEED, "INT64", [request.seed]
+    yield wire.GUIDANCE_SCALE, "FP32", [request.guidance_scale]
+    if request.diffusion_steps != wire.DEFAULT_DIFFUSION_STEPS:
+        yield wire.DIFFUSION_STEPS, "INT32", [request.diffusion_steps]
+    if request.until_end:
+        yield wire.UNTIL_END, "BOOL", [True]
+    if request.say:
+        yield wire.SAY, "INT32", request.say
+    if request.keep:
+        yield wire.KEEP, "BOOL", [True]
+
+
+def make_result(
+    request: Request,
+    loop: str,
+    outcome: Outcome,
+    error: str = "",
+    *,
+    sent_ns: int = 0,
+    ended_ns: int | None = None,
+    chunks: Chunks | None = None,
+    emulated: bool = False,
+    target: str = "",
+) -> Result:
+    """What became of a request; ``sent_ns`` = 0 says that it was never sent, ``target`` which server it was sent to."""
+    return Result(
+        request_id=request.request_id,
+        traffic_class=request.traffic_class,
+        speakers=len(request.speaker_ids),
+        script_words=_words(request.script),
+        frames=request.frames,
+        start_frame=request.start_frame,
+        chunk_frames=request.chunk_frames,
+        loop=loop,
+        due_ns=request.due_ns,
+        sent_ns=sent_ns,
+        ended_ns=time.monotonic_ns() if ended_ns is None else ended_ns,
+        outcome=outcome,
+        error=error,
+        chunks=Chunks.empty() if chunks is None else chunks,
+        emulated=emulated,
+        target=target,
+    )
+
+
+def _words(script: str) -> int:
+    """Words of a script without its markers, quickly: this is counted between the chunks of other streams."""
+    return len(script.split()) - 2 * len(_MARKER.findall(script))
+
+
+def failed_result(request: Request, loop: str, error: Exception) -> Result:
+    """The Result of a request that an exception ended."""
+    words = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+    return make_result(request, loop, Outcome.ERROR, words)
+
+
+class Stream:
+    """One request on its way: ``await run()`` gives its Result; ``stop(outcome)`` ends it early with what has come."""
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        request: Request,
+        loop: str,
+        on_audio: OnAudio | None = None,
+        on_chunk: OnChunk | None = None,
+        on_carry: OnCarry | None = None,
+    ):
+        self.request = request
+        self._replicas, self._loop = replicas, loop
+        self._replica: Replica | None = None  # chosen when the request is sent
+        self._message = infer_message(request).SerializeToString()  # ahead of the due time
+        self._on_audio, self._on_chunk, self._on_carry = on_audio, on_chunk, on_carry
+        self._call = None
+        self._task: asyncio.Task | None = None
+        self._stopped: Outcome | None = None
+        self._silence: asyncio.TimerHandle | None = None
+        self._sent_ns = 0
+        self._heard_ns = 0
+        self._final_ns = 0
+        self._error = ""
+        self._emulated = self._kept = False
+        self._form: ChunkForm | None = None  # of the chunk before
+        self._received, self._sent_at, self._samples = array("q"), array("q"), array("q")
+
+    def stop(self, outcome: Outcome) -> None:
+        """End the request now; ``run()`` returns a Result of this outcome with the chunks so far."""
+        self._stopped = outcome
+        if self._task is not None:
+            self._task.cancel()  # not the call: one that is cancelled before its headers left waits for ever
+
+    async def run(self) -> Result:
+        """Send the request now and read to the end of its stream; raises nothing that the server does."""
+        if self._stopped is not None:
+            return self._result()
+        self._task = asyncio.current_task()
+        self._replica = self._replicas.choose()
+        self._replica.streams += 1
+        try:
+            await self._exchange()
+        except grpc.aio.AioRpcError as error:
+            self._fail(self._in_words(error))
+        except asyncio.CancelledError:
+            self._call.cancel()
+            if self._stopped is not None or self._error:
+                self._task.uncancel()
+            elif not self._final_ns:  # the caller was cancelled
+                raise
+        finally:
+            self._silence.cancel()
+            self._replica.streams -= 1
+            self._replica.served += bool(self._final_ns and not self._error)
+            self._task = None
+        return self._result()
+
+    def _fail(self, error: str) -> None:
+        if self._stopped is None and not self._final_ns:
+            self._error = error
+
+    def _listen(self) -> None:
+        """End a stream that has been silent for too long; otherwise look again when it could have been."""
+        if self._final_ns:
+            return
+        limit_s = self._replica.silence_s
+        left_s = limit_s - (time.monotonic_ns() - self._heard_ns) / 1e9
+        if left_s > 0:
+            self._silence = asyncio.get_running_loop().call_later(left_s, self._listen)
+            return
+        self._fail(
+            f"the server at {self._replica.address} has sent nothing for {limit_s:g} s: the process that served this "
+            f"request has ended, or the way to it is cut; {self._progress()}; ask again"
+        )
+        self._task.cancel()
+
+    def _expect(self, beat_s: float) -> None:
+        """The server says how often it sends something: its silence is known for what it is, here and from now on."""
+        self._replica.silence_s = min(self._replica.silence_s, BEATS_MISSED * beat_s)
+        self._silence.cancel()
+        self._listen()
+
+    async def _exchange(self) -> None:
+        self._sent_ns = self._heard_ns = time.monotonic_ns()
+        self._listen()
+        target = self._replicas.target
+        self._call = self._replica.stream_infer(self._message, timeout=target.request_s, metadata=target.headers)
+        self._message = b""
+        while True:
+            message = await self._call.read()
+            now_ns = time.monotonic_ns()
+            if message is grpc.aio.EOF:
+                return
+            self._heard_ns = now_ns
+            form = self._form
+            if form is not None and form.fits(message):
+                self._keep_chunk(now_ns, form.sent_at_ns(message), form.samples)
+                if self._on_audio is not None:
+                    self._on_audio(form.audio(message))
+            else:
+                self._take(message, now_ns)
+
+    def _take(self, message: bytes, now_ns: int) -> None:
+        response = pb.ModelStreamInferResponse.FromString(message)
+        if response.error_message:
+            self._error, self._final_ns = _without_its_process(response.error_message), now_ns
+            self._call.cancel()
+            return
+        infer = response.infer_response
+        raw = outputs_of(infer)
+        self._take_audio(raw, now_ns)
+        self._emulated = self._emulated or any(raw.get(wire.EMULATED, b""))
+        if beat := raw.get(wire.BEAT_S):
+            self._expect(*struct.unpack("<f", beat))
+        if carry := raw.get(wire.CARRY):
+            self._kept = True
+            if self._on_carry is not None:
+                self._on_carry(carry)
+        if is_final(infer):
+            self._final_ns = now_ns
+        self._form = form_of(message, infer)
+
+    def _take_audio(self, raw: dict[str, bytes], now_ns: int) -> None:
+        audio = raw.get(wire.AUDIO_OUTPUT)
+        if not audio:
+            return
+        sent_at = raw.get(wire.SENT_AT_NS)
+        sent_at_ns = struct.unpack("<q", sent_at)[0] if sent_at else 0
+        self._keep_chunk(now_ns, sent_at_ns, len(audio) // BYTES_PER_SAMPLE)
+        if self._on_audio is not None:
+            self._on_audio(audio)
+
+    def _keep_chunk(self, now_ns: int, sent_at_ns: int, samples: int) -> None:
+        self._received.append(now_ns)
+        self._sent_at.append(sent_at_ns)
+        self._samples.append(samples)
+        if self._on_chunk is not None:
+            self._on_chunk(self, now_ns, samples)
+
+    def _result(self) -> Result:
+        outcome, error = self._ending()
+        columns = self._received, self._sent_at, self._samples
+        return make_result(
+            self.request,
+            self._loop,
+            outcome,
+            error,
+            sent_ns=self._sent_ns,
+            ended_ns=self._final_ns or None,
+            chunks=Chunks(*(np.array(column, np.int64) for column in columns)),
+            emulated=self._emulated,
+            target=self._replica.address if self._replica else "",
+        )
+
+    def _ending(self) -> tuple[Outcome, str]:
+        if self._error:
+            return Outcome.ERROR, self._error
+        if self._final_ns and not self._is_whole():
+            return Outcome.ERROR, f"the stream ended {self._progress()}"
+        if self._final_ns and self.request.keep and not self._kept:
+            return Outcome.ERROR, f"the stream ended without the {wire.CARRY} that was asked for"
+        if self._final_ns:
+            return Outcome.DONE, ""
+        if self._stopped is not None:
+            return self._stopped, ""
+        return Outcome.ERROR, f"the stream broke off without a final response, {self._progress()}"
+
+    def _is_whole(self) -> bool:
+        """Whether all audio came: all that was asked for, or whole frames of it where the model chose the end."""
+        samples, most = sum(self._samples), self.request.frames * wire.SAMPLES_PER_FRAME
+        if not self.request.until_end:
+            return samples == most
+        return samples % wire.SAMPLES_PER_FRAME == 0 and (samples <= most or not self.request.frames)
+
+    def _progress(self) -> str:
+        samples, asked = sum(self._samples), self.request.frames * wire.SAMPLES_PER_FRAME
+        return f"with {samples} samples of audio" + (f" where {asked} were asked for" if asked else "")
+
+    def _in_words(self, error: grpc.aio.AioRpcError) -> str:
+        code, details, address = error.code(), error.details() or "", self._replica.address
+        limit_s = self._replicas.target.request_s
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and limit_s is not None:
+            return f"the request was not done after {limit_s:g} s, the most that it may take, {self._progress()}"
+        was_there = self._received or CONNECTION_LOST in details
+        if code is grpc.StatusCode.UNAVAILABLE and was_there and PING_TIMEOUT not in details:
+            return f"the server at {address} went away, {self._progress()}: {details}"
+        return self._replica.in_words(error)
+
+
+def _without_its_process(message: str) -> str:
+    """The server's message as it is, but for the one that Triton gives while the entry's own process is gone."""
+    if f"Stub process '{wire.ENTRY}" in message:
+        return f"{wire.ENTRY} ended, and is being started again; ask again"
+    return message
+
+
+class SpeechClient:
+    """The connections to a service, a URL or a Target, shared by all streams. An async context manager.
+
+    ``first`` is the number of the replica that its order begins with, ``of`` so many processes (see ``Replicas``).
+    """
+
+    def __init__(self, target: Target | str, first: int = 0, of: int = 1):
+        self.target = Target.of(target)
+        self.replicas = Replicas(self.target, first, of)
+
+    async def __aenter__(self) -> SpeechClient:
+        await self.replicas.__aenter__()
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        await self.replicas.__aexit__()
+
+    async def ready(self) -> None:
+        """Return when every server can take speech requests; raise ServerError, in words, when one cannot."""
+        await self.replicas.ready()
+
+    def open(
+        self,
+        request: Request,
+        loop: str,
+        *,
+        on_audio: OnAudio | None = None,
+        on_chunk: OnChunk | None = None,
+        on_carry: OnCarry | None = None,
+    ) -> Stream:
+        """Make the stream of one request ready; nothing is sent before its ``run()``. Raises RequestError."""
+        return Stream(self.replicas, request, loop, on_audio, on_chunk, on_carry)
+
+    async def speak(
+        self, request: Request, loop: str, *, on_audio: OnAudio | None = None, on_carry: OnCarry | None = None
+    ) -> Result:
+        """Send the request now and read its audio to the end. Never raises for what the server does: see Result.
+
+        A request with ``keep`` gets its carry by ``on_carry``, after the last audio. Raises RequestError, before
+        anything is sent, for a number that Triton's types cannot hold.
+        """
+        return await self.open(request, loop, on_audio=on_audio, on_carry=on_carry).run()

@@ -1,0 +1,322 @@
+"""Where speech is asked for: the replicas of a service, and how every connection to them is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import InputError
+
+if TYPE_CHECKING:
+    import grpc
+
+DEFAULT_PORT = 8001
+ROUND_ROBIN, LEAST_LOADED = BALANCES = ("round-robin", "least-loaded")
+CA, CERT, KEY = "--tls-ca", "--tls-client-cert", "--tls-client-key"  # --tls-cert is of Locust's own page
+OWN_HEADERS = ("connection", "content-type", "host", "te", "user-agent")  # that gRPC sets itself
+OPTIONS = {
+    "--balance": {
+        "metavar": "CHOICE",
+        "help": f"which of several servers gets the next request: {ROUND_ROBIN} (unless given), or {LEAST_LOADED}, "
+        "the one with the fewest streams of the process that reads",
+    },
+    CA: {"metavar": "FILE.pem", "help": "trust servers that these authorities vouch for, and no others"},
+    CERT: {"metavar": "FILE.pem", "help": "our own certificate, for servers that ask who we are"},
+    KEY: {"metavar": "FILE.pem", "help": f"the key of {CERT}"},
+    "--tls-server-name": {"metavar": "NAME", "help": "the name in the servers' certificates, if it is not the URL's"},
+    "--header": {
+        "action": "append",
+        "metavar": "'NAME: VALUE'",
+        "help": "sent with every call; may be repeated. @FILE holds one a line: what is a secret should not stand in a "
+        "list of processes",
+    },
+    "--ready-timeout": {"metavar": "S", "help": "seconds for a connection, and for a server to say that it is ready"},
+    "--request-timeout": {"metavar": "S", "help": "seconds after which a request that is not done is an error"},
+    "--silence-timeout": {"metavar": "S", "help": "seconds without a word of the server after which a request is one"},
+}
+"""Options of every command that opens connections; each also as ``LOCUST_NAME`` in the environment."""
+URL_VARIABLE = "LOCUST_URL"  # what --url reads where it is not given
+_SECONDS = {"--ready-timeout": "ready_s", "--request-timeout": "request_s", "--silence-timeout": "silence_s"}
+_TLS = {CA: "ca", CERT: "cert", KEY: "key", "--tls-server-name": "server_name"}
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Encryption, by files in PEM. ``ca`` "" trusts gRPC's list of well-known authorities.
+
+    ``cert`` and ``key`` are for a server that asks who we are. Raises InputError, naming the option, for a file that
+    cannot be used.
+    """
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    server_name: str = ""
+
+    def __post_init__(self):
+        if bool(self.cert) != bool(self.key):
+            given, missing = (CERT, KEY) if self.cert else (KEY, CERT)
+            raise InputError(f"{given} is of no use without {missing}: give both")
+        _check_ca(self.ca)
+        _check_pair(self.cert, self.key)
+
+    def pems(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """The contents of the authorities, the key and the certificate; None for what is not given."""
+        files = ((CA, self.ca), (KEY, self.key), (CERT, self.cert))
+        ca, key, cert = (_content(option, path) for option, path in files)
+        return ca, key, cert
+
+
+@dataclass(frozen=True)
+class Target:
+    """A service: one ``host:port`` for each replica, and how to speak with them.
+
+    A host name stands for one replica, however many addresses it has. ``tls`` None is plain text. ``headers`` go with
+    every call as (name, value). ``balance`` says which replica gets the next request. Timeouts: ``ready_s`` for making
+    a connection and for the answer that a server is ready; ``silence_s`` for a stream on which nothing comes;
+    ``request_s`` for a whole request, None without a limit. Raises InputError.
+    """
+
+    addresses: tuple[str, ...]
+    tls: Tls | None = None
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # the values may be secrets
+    balance: str = ROUND_ROBIN
+    ready_s: float = 10.0
+    silence_s: float = 60.0  # less where the server says how often it sends something: see client.BEATS_MISSED
+    request_s: float | None = None
+
+    def __post_init__(self):
+        if not self.addresses:
+            raise InputError("no server is given: write its address as HOST:PORT")
+        for address in self.addresses:
+            if self.addresses.count(address) > 1:
+                raise InputError(f"{address} is given twice: each server of a target counts once")
+        if self.balance not in BALANCES:
+            hint = difflib.get_close_matches(self.balance, BALANCES, n=1, cutoff=0.3)
+            raise InputError(f"--balance {self.balance!r} is none of {', '.join(BALANCES)}" + _did_you_mean(hint))
+        for option, name in _SECONDS.items():
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise InputError(f"{option} {seconds:g} must be above 0")
+
+    @classmethod
+    def of(cls, where: str | Iterable[str] | Target, tls: Tls | None = None, **more) -> Target:
+        """A target of URLs (several in a list, or with commas between); ``more`` are other fields. Raises InputError.
+
+        ``grpcs://`` or a ``tls`` means TLS for all of them. A Target is returned as it is.
+        """
+        if isinstance(where, Target):
+            return where
+        texts = [text for each in ([where] if isinstance(where, str) else where) for text in each.split(",")]
+        found = [address_of(text) for text in texts]
+        schemes = {scheme for _, scheme in found}
+        if "grpc" in schemes and ("grpcs" in schemes or tls):
+            with_tls = "grpcs://" if "grpcs" in schemes else "the --tls options"
+            raise InputError(f"grpc:// is plain text and {with_tls} ask for TLS: a target has one of them")
+        tls = Tls() if tls is None and "grpcs" in schemes else tls
+        return cls(tuple(address for address, _ in found), tls, **more)
+
+    @classmethod
+    def from_options(cls, where: str | Iterable[str], values: Mapping) -> Target:
+        """A target from OPTIONS as a command line gives them: texts by name, without dashes in front. InputError."""
+        texts = {option: values.get(option.strip("-").replace("-", "_")) or "" for option in OPTIONS}
+        tls = {name: str(texts[option]) for option, name in _TLS.items() if texts[option]}
+        more = {name: _seconds(option, texts[option]) for option, name in _SECONDS.items() if texts[option]}
+        if texts["--balance"]:
+            more["balance"] = texts["--balance"]
+        return cls.of(where, Tls(**tls) if tls else None, headers=parse_headers(texts["--header"] or ()), **more)
+
+    @classmethod
+    def from_environment(cls, where: str | Iterable[str]) -> Target:
+        """A target with the OPTIONS that stand in the environment."""
+        return cls.from_options(where, options_in_environment())
+
+    @classmethod
+    def from_plain(cls, plain: dict) -> Target:
+        tls = Tls(**plain["tls"]) if plain["tls"] else None
+        headers = tuple((name, value) for name, value in plain["headers"])
+        return cls(**{**plain, "addresses": tuple(plain["addresses"]), "tls": tls, "headers": headers})
+
+    def to_plain(self) -> dict:
+        """For another process of ours: secrets are in it."""
+        return dataclasses.asdict(self)
+
+    def record(self) -> dict:
+        """What may be written down: headers by name only."""
+        plain = {**self.to_plain(), "headers": sorted({name for name, _ in self.headers})}
+        return {**plain, "addresses": list(self.addresses)}
+
+    @property
+    def url(self) -> str:
+        """What ``of`` makes the same addresses of."""
+        return ",".join(f"grpcs://{address}" if self.tls else address for address in self.addresses)
+
+    def channel(self, address: str) -> grpc.Channel:
+        """A connection for calls that block; the headers go with each."""
+        from harness.client import channels
+
+        return channels.blocking(self, address)
+
+    def aio_channel(self, address: str) -> grpc.aio.Channel:
+        """A connection for asyncio; every call must be given the headers as its ``metadata``."""
+        from harness.client import channels
+
+        return channels.aio(self, address)
+
+
+def address_of(url: str) -> tuple[str, str]:
+    """``host:port`` and the scheme of ``grpc://host:port``, ``grpcs://…``, ``host:port`` or ``host`` ("" without one).
+
+    Raises InputError for a URL of another kind.
+    """
+    scheme, separator, rest = url.strip().rpartition("://")
+    scheme, rest = scheme.lower(), rest.rstrip("/")
+    if "@" in rest:
+        raise InputError("a server's address holds no user and password: send them with --header @FILE")
+    if separator and scheme not in ("grpc", "grpcs"):
+        like = (
+            "grpcs://host:port, for TLS" if scheme == "https" else f"grpc://host:{DEFAULT_PORT} (or grpcs:// for TLS)"
+        )
+        raise InputError(f"cannot stream from {url!r}: speech comes over Triton's gRPC port; give it as {like}")
+    if not rest or any(letter in rest for letter in "/?# \t"):
+        raise InputError(f"{url!r} is not the address of a server: write grpc://host:port or host:port")
+    host, colon, port = rest.rpartition(":")
+    has_port = bool(colon) and not rest.endswith("]")
+    if has_port and ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise InputError(f"{url!r} is not the address of a server: write one of IPv6 as [::1]:{DEFAULT_PORT}")
+    if has_port and not (host and port.isdigit() and 0 < int(port) < 65_536):
+        raise InputError(f"{url!r} has no usable port: write grpc://host:port with a port from 1 to 65535")
+    return (rest if has_port else f"{rest}:{DEFAULT_PORT}"), scheme
+
+
+def parse_headers(texts: str | Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """(name, value) of each ``name: value``; ``@FILE`` holds one a line. Raises InputError that tells no value."""
+    headers = []
+    for number, text in enumerate([texts] if isinstance(texts, str) else texts, start=1):
+        if text.startswith("@"):
+            headers += [_header(line, f"line {at} of --header {text}") for at, line in _header_lines(text[1:])]
+        else:
+            headers.append(_header(text, f"--header number {number}"))
+    return tuple(headers)
+
+
+def options_in_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str | list[str]]:
+    """OPTIONS from LOCUST_BALANCE, LOCUST_TLS_CA, …, as Locust reads them: several headers as a JSON list."""
+    values = {}
+    for option, about in OPTIONS.items():
+        name = option.strip("-").replace("-", "_")
+        if text := environment.get(_variable(name)):
+            values[name] = _several(_variable(name), text) if about.get("action") == "append" else text
+    return values
+
+
+def as_environment(values: Mapping[str, str | list[str]]) -> dict[str, str]:
+    """Options by name, as the variables from which ``options_in_environment`` reads the same."""
+    return {
+        _variable(name): value if isinstance(value, str) else json.dumps(list(value)) for name, value in values.items()
+    }
+
+
+def urls_in_environment(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """What stands in LOCUST_URL, as Locust reads it: one or more with commas between, or a JSON list."""
+    text = environment.get(URL_VARIABLE)
+    return tuple(_several(URL_VARIABLE, text)) if text else ()
+
+
+def _variable(name: str) -> str:
+    return f"LOCUST_{name.upper()}"
+
+
+def _several(name: str, text: str) -> list[str]:
+    if not (text.startswith("[") and text.endswith("]")):
+        return [text]
+    try:
+        return [str(each) for each in json.loads(text)]
+    except ValueError:
+        raise InputError(f'{name} is no JSON list: write ["one", "another"]') from None
+
+
+def _header_lines(path: str) -> Iterable[tuple[int, str]]:
+    content = _content("--header file", path)
+    try:
+        lines = content.decode("ascii").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"--header @{path} holds a character that is not ASCII: no header can carry it") from None
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _header(text: str, where: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    name, value = name.strip().lower(), value.strip()
+    if not colon:  # what stands there may be a secret
+        raise InputError(f"{where} has no colon: write it as 'name: value'")
+    if not name or not all(letter in "-_." or (letter.isascii() and letter.isalnum()) for letter in name):
+        raise InputError(f"{where}: the name {name!r} must be of ASCII letters, digits, '-', '_' and '.'")
+    if name.startswith("grpc-") or name in OWN_HEADERS:
+        raise InputError(f"{where}: {name} is gRPC's own header, which nobody else may set")
+    if name.endswith("-bin"):
+        raise InputError(f"{where}: {name} is for bytes, which cannot be given here; use a name without -bin")
+    if not value:
+        raise InputError(f"{where}: {name} has no value")
+    if not (value.isascii() and value.isprintable()):
+        raise InputError(f"{where}: the value of {name} holds a character that is not printable ASCII")
+    return name, value
+
+
+def _seconds(option: str, text) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{option} {text!r} is not a number of seconds") from None
+
+
+def _content(option: str, path: str) -> bytes | None:
+    try:
+        return Path(path).read_bytes() if path else None
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+        raise InputError(f"{option} {path} cannot be read: {getattr(error, 'strerror', error)}") from error
+
+
+def _check_ca(path: str) -> None:
+    if not path:
+        return
+    _content(CA, path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        raise InputError(_not_pem(CA, path, "certificate")) from None
+
+
+def _check_pair(cert: str, key: str) -> None:
+    """That a certificate and its key can be read, and belong together."""
+    if not cert:
+        return
+    for option, path, what in ((CERT, cert, "certificate"), (KEY, key, "key")):
+        if b"-----BEGIN" not in _content(option, path):
+            raise InputError(_not_pem(option, path, what))
+
+    def ask_password():
+        raise InputError(f"{KEY} {key} is encrypted, and nobody is there to be asked: give it without a password")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert, key, password=ask_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise InputError(f"{KEY} {key} is not the key of {CERT} {cert}") from None
+        raise InputError(f"{CERT} {cert} with {KEY} {key} cannot be used: {error.reason or error}") from None
+
+
+def _not_pem(option: str, path: str, what: str) -> str:
+    return f"{option} {path} holds no {what} in PEM, which begins with -----BEGIN; `openssl` converts other forms"
+
+
+def _did_you_mean(names: Iterable[str]) -> str:
+    return "".join(f"; did you mean {name!r}?" for name in names)

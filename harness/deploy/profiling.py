@@ -1,0 +1,256 @@
+"""Profiles of a device: a child process measures the stages, and what it found is stored and shown."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.table import Table
+
+from harness import wire
+from harness.deploy.config import checked_preset
+from harness.errors import HarnessError, InputError
+from harness.host.places import preset_name
+from harness.host.process_group import end_group, spawn
+from harness.host.provenance import commit, host_facts, versions
+from harness.records.store import write_profile
+
+DEVICES = ("auto", "cpu", "cuda")
+PREFILL = "prefill"
+PROFILER, EVENTS = "profiler", "events"  # where the device's part of a time is from, measured apart from the host's
+BUDGET_S, TINY_BUDGET_S = 420.0, 60.0
+_TITLES = {
+    wire.LLM: ("LLM step", "sessions", "context"),
+    PREFILL: ("LLM prompt part", "tokens", "context"),
+    wire.DIFFUSION: ("diffusion", "sessions", "steps"),
+    wire.VOCODER: ("vocoder", "sessions", ""),
+    wire.VOICE: ("voice encoder", "seconds", ""),
+}
+_COORDINATES = {
+    wire.LLM: ("batch", "context"),
+    PREFILL: ("tokens", "context"),
+    wire.DIFFUSION: ("batch", "steps"),
+    wire.VOCODER: ("batch", ""),
+    wire.VOICE: ("seconds", ""),
+}
+
+
+@dataclass(frozen=True)
+class ProfileJob:
+    """What to measure; without ``budget_s``, a minute for preset tiny and seven for others.
+
+    Raises InputError for what cannot be measured.
+    """
+
+    preset: str = "tiny"
+    device: str = "auto"
+    checkpoint: str = ""
+    weights_seed: int = 0
+    budget_s: float | None = None
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "preset", checked_preset(self.preset))
+        if self.device not in DEVICES:
+            raise InputError(f"unknown device {self.device!r}: use one of {', '.join(DEVICES)}")
+        if self.budget_s is None:
+            object.__setattr__(self, "budget_s", TINY_BUDGET_S if self.preset == "tiny" else BUDGET_S)
+        if not 5 <= self.budget_s <= 86_400:
+            raise InputError(f"a budget of {self.budget_s:g} s is not usable: give 5 to 86400 seconds")
+
+    def options(self) -> list[str]:
+        """The job as options, of ``harness profile`` and of its child alike."""
+        options = ["--preset", self.preset, "--device", self.device, "--budget-seconds", f"{self.budget_s:g}"]
+        options += ["--weights-seed", str(self.weights_seed)]
+        options += ["--checkpoint", self.checkpoint] if self.checkpoint else []
+        return options + (["--quick"] if self.quick else [])
+
+    def command(self) -> list[str]:
+        """The child that measures."""
+        return [sys.executable, "-m", "harness.vibevoice.profiling.profiler", *self.options()]
+
+
+@dataclass
+class Findings:
+    """What the child has said so far."""
+
+    device: dict = field(default_factory=dict)
+    stages: dict[str, list[dict]] = field(default_factory=dict)
+    model: dict = field(default_factory=dict)  # sizes; they come last, so that without them it broke off
+
+    def take(self, event: dict) -> None:
+        match event["event"]:
+            case "device":
+                self.device = event
+            case "point":
+                self.stages.setdefault(event["stage"], []).append(event["point"])
+            case "error":
+                raise InputError(event["message"])
+            case "end":
+                self.model = event["model"]
+
+
+def measure(job: ProfileJob, folder: Path, say: Callable[[str], None]) -> Path:
+    """Measure the stages in a child process and store the profile; returns its path. ``say`` hears of every point.
+
+    Raises HarnessError where the child did not come to its end; nothing is stored then. And before it starts, where
+    nothing could be stored.
+    """
+    _check_folder(Path(folder))
+    began = time.monotonic()
+    findings = Findings()
+    with _child(job) as (process, log):
+        for event in _events(process, log):
+            findings.take(event)
+            if event["event"] == "point":
+                say(f"[{time.monotonic() - began:3.0f} s, {event['done']}/{event['of']}] {describe(event)}")
+        if not findings.model:
+            raise HarnessError(f"the measurement broke off{_why(process.wait(), log)}")
+    profile = _profile(job, findings, time.monotonic() - began)
+    path = Path(folder) / f"{_file_name(profile['device'])}-{profile['preset']}.json"
+    write_profile(path, profile)
+    return path
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises InputError where no file can be made in the folder, or in the one in which it would be made."""
+    try:
+        nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}; give another --out") from error
+
+
+@contextmanager
+def _child(job: ProfileJob) -> Iterator[tuple[subprocess.Popen, Path]]:
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "profile.log"
+        process = spawn(job.command(), log)
+        try:
+            yield process, log
+        finally:
+            end_group(process, grace_s=2)
+
+
+def _events(process: subprocess.Popen, log: Path) -> Iterator[dict]:
+    """What the child says, until it has ended; other lines of its log are warnings of libraries."""
+    rest = ""
+    with open(log, errors="replace") as lines:
+        while True:
+            ended = process.poll() is not None  # asked before reading: its last words are read too
+            *whole, rest = (rest + lines.read()).split("\n")
+            yield from (json.loads(line) for line in whole if line.startswith('{"event"'))
+            if ended:
+                return
+            time.sleep(0.1)
+
+
+def _why(code: int, log: Path) -> str:
+    if code == -9:
+        return ": it was killed, most likely for want of memory; give a smaller --preset"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if not line.startswith('{"event"')]
+    return f" (exit code {code}):\n" + "\n".join(lines[-5:])[-2000:]
+
+
+def _profile(job: ProfileJob, findings: Findings, took_s: float) -> dict:
+    said, host = findings.device, host_facts()
+    on_cpu = said["device"] == "cpu"
+    return {
+        "device": host["cpu"] if on_cpu else said["device"],
+        "preset": preset_name(job.preset),
+        "dtype": said["dtype"],
+        "manifest": {
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(["harness", "profile", *job.options()]),
+            "commit": commit(),
+            "versions": versions(),
+            "host": host,
+            "threads": 1 if on_cpu else None,
+            "weights": job.checkpoint or f"random, seed {job.weights_seed}",
+            "seconds": round(took_s, 1),
+            "self_noise": said["self_noise"],
+            "device_ms_from": _device_ms_from(findings.stages),
+        },
+        "model": findings.model,
+        "bandwidth_gb_s": said["bandwidth_gb_s"],
+        "tflop_s": said["tflop_s"],
+        "stages": findings.stages,
+    }
+
+
+def _device_ms_from(stages: dict[str, list[dict]]) -> dict[str, int]:
+    """How many points have their ``device_ms`` from the profiler, from CUDA events, from a CPU or from the wall."""
+    return dict(Counter(p["device_ms_from"] for points in stages.values() for p in points if "device_ms_from" in p))
+
+
+def _file_name(device: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", device.lower()).strip("-")
+
+
+def describe(event: dict) -> str:
+    """A point in a few words."""
+    point, (title, *_) = event["point"], _TITLES[event["stage"]]
+    where = ", ".join(f"{name} {point[name]}" for name in _COORDINATES[event["stage"]] if name)
+    return f"{title}, {where}: " + (point.get("left_out") or f"{point['ms']:.3g} ms")
+
+
+def tables(profile: dict) -> list[Table]:
+    """Milliseconds of every stage, each with its roofline in parentheses, as tables for a terminal.
+
+    Where the device's time was measured apart, each has below it the share in which the device was busy.
+    """
+    return [_table(stage, profile["stages"][stage]) for stage in _TITLES if stage in profile["stages"]]
+
+
+def _table(stage: str, points: list[dict]) -> Table:
+    title, row_name, column_name = _TITLES[stage]
+    row_key, column_key = _COORDINATES[stage]
+    columns = sorted({point.get(column_key, 0) for point in points})
+    table = Table(title=title, title_justify="left", caption=_caption(points), caption_justify="left", pad_edge=False)
+    table.add_column(row_name, justify="right")
+    for column in columns:
+        table.add_column(f"{column_name}\n{column}" if column_name else "ms", justify="right")
+    cells = {(point[row_key], point.get(column_key, 0)): _cell(point) for point in points}
+    for row in sorted({point[row_key] for point in points}):
+        table.add_row(str(row), *(cells.get((row, column), "") for column in columns))
+    return table
+
+
+def _caption(points: list[dict]) -> str | None:
+    if not any(_is_split(point) for point in points):
+        return None
+    gaps = any(point.get("device_ms_from") == EVENTS for point in points)
+    words = "%: of the time, the device was busy; the rest is the host's"
+    return words + ("; of CUDA events (*): with the gaps between kernels" if gaps else "")
+
+
+def _cell(point: dict) -> str:
+    if "left_out" in point:
+        return point["left_out"]
+    cell = f"{_three_digits(point['ms'])} ({_three_digits(point['roofline_ms'])})"
+    return f"{cell}\n{_share(point)}" if _is_split(point) else cell
+
+
+def _is_split(point: dict) -> bool:
+    return point.get("device_ms_from") in (PROFILER, EVENTS)
+
+
+def _share(point: dict) -> str:
+    star = "*" if point["device_ms_from"] == EVENTS else ""
+    return f"{point['device_ms'] / point['ms']:.0%}{star}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,111 @@
+"""Looks at the server while a trial runs: Triton's counts, CPU, memory and all GPUs, about once a second."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Mapping
+
+import psutil
+
+from harness.client.target import Target
+from harness.deploy.statistics import StatisticsReader, engine_stage, prometheus
+from harness.errors import ServerError
+from harness.host import nvml
+from harness.records.schema import GpuSample, ServerSample
+
+# Share of the time in use, bytes in use, watts: of Triton's metrics, with the GPU's UUID as their label.
+_OF_GPU = ("nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_power_usage")
+
+
+class Probe:
+    """Samples the servers of a target from a thread of its own, for the length of a ``with`` block.
+
+    ``samples`` grows while it runs; ``missed`` counts the looks at which a server did not answer. ``metrics_url`` is of
+    its Prometheus page; None = there is none.
+    """
+
+    def __init__(
+        self,
+        target: Target | str,
+        server_pid: int | None = None,
+        interval_s: float = 1.0,
+        metrics_url: str | None = None,
+    ):
+        self.samples: list[ServerSample] = []
+        self.missed = 0
+        self._has_engine = False  # its counts have been seen on the metrics page
+        self._reader = StatisticsReader(target)
+        self._pid, self._metrics_url = server_pid, metrics_url
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
+
+    def __enter__(self) -> Probe:
+        psutil.cpu_percent()  # the first call only sets the mark
+        self._thread.start()
+        return self
+
+    def __exit__(self, error_type, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+        if error_type is None:
+            self._look()
+        self._reader.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._look()
+            self._stop.wait(self._interval_s)
+
+    def _look(self) -> None:
+        try:
+            stages = self._reader.snapshot()
+        except ServerError:
+            self.missed += 1
+            return
+        metrics, engine = engine_stage(prometheus(self._metrics_url) if self._metrics_url else {})
+        self._has_engine |= engine is not None
+        if self._has_engine and engine is None:  # a window that began without its counts would hold all since its start
+            self.missed += 1
+            return
+        self.samples.append(
+            ServerSample(
+                at_ns=time.monotonic_ns(),
+                stages=(*stages, engine) if engine else stages,
+                cpu_percent=psutil.cpu_percent(),
+                memory_bytes=tree_memory_bytes(self._pid) if self._pid else 0,
+                gpus=nvml.load() if self._pid else gpus_of(metrics),
+                metrics=metrics,
+            )
+        )
+
+
+def tree_memory_bytes(pid: int) -> int:
+    """Resident memory of a process and its children; pages that they share count in each."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for one in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                total += one.memory_info().rss
+    return total
+
+
+def gpus_of(metrics: Mapping[str, float]) -> tuple[GpuSample, ...]:
+    """Every GPU of another host, as Triton's Prometheus page there tells of it."""
+    told: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        name, _, uuid = key.rstrip("}").partition("{")
+        if name in _OF_GPU and uuid:
+            told.setdefault(uuid, {})[name] = value
+    return tuple(_gpu_sample(uuid, values) for uuid, values in sorted(told.items()))
+
+
+def _gpu_sample(uuid: str, values: Mapping[str, float]) -> GpuSample:
+    use, memory, power = (values.get(name) for name in _OF_GPU)
+    return GpuSample(
+        uuid, percent=None if use is None else 100 * use, memory_bytes=None if memory is None else int(memory),
+        power_w=power,
+    )  # fmt: skip

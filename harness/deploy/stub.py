@@ -1,0 +1,89 @@
+"""The Python of Triton's stages: a small environment of its own, so that they run this harness and no other copy.
+
+Triton's Python stub starts isolated. It ignores PYTHONPATH and takes the environment of the first ``python3`` on PATH:
+its ``site-packages``, and the paths that the ``.pth`` files there name, in their order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from harness.errors import ServerError
+from harness.host import packages
+from harness.host.places import CODE
+
+NEEDS = ("numpy", "torch", "transformers")  # what the stages import
+_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+_ASK = "import json, sys; print(json.dumps(sys.path))"
+
+
+@lru_cache(maxsize=1)
+def search_path() -> tuple[str, ...]:
+    """Folders from which stages import: this harness first, then what a fresh start of this interpreter searches."""
+    asked = [sys.executable, "-P", "-c", _ASK]
+    try:
+        found = json.loads(subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise ServerError(
+            f"the Python of this harness, {sys.executable or 'an embedded one'}, does not start by itself ({error}); "
+            "Triton's stages need it: run the harness from a virtual environment"
+        ) from error
+    standard = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    others = [path for path in found if os.path.exists(path) and not _is_standard(path, standard)]
+    return tuple(dict.fromkeys([str(CODE), *map(os.path.abspath, others)]))
+
+
+def _is_standard(path: str, standard: set[str]) -> bool:
+    return path in standard or path.endswith(".zip") or os.path.basename(path) == "lib-dynload"
+
+
+def check(search: Sequence[str]) -> None:
+    """Raise ServerError where stages with this search path would fail, or compute wrong values in silence."""
+    if found := problems(search):
+        raise ServerError("; ".join(found))
+
+
+def problems(search: Sequence[str]) -> list[str]:
+    """What the stages would lack, or have in a wrong version, a sentence each with its fix."""
+    return [sentence for name in NEEDS if (sentence := problem(name, search))]
+
+
+def problem(name: str, search: Sequence[str]) -> str:
+    """What is wrong with one of the packages that stages import, and its fix; "" where nothing is."""
+    asked = {each.name: each for each in packages.required()}.get(name, Requirement(name))
+    found = packages.find(name, search)
+    if name == "numpy" and found and Version(found.version).major >= 2:
+        return (
+            f"numpy {found.version} in {found.folder} is not numpy 1, for which Triton's Python stub is built: tensors "
+            f"would arrive wrong. Fix: {sys.executable} -m pip install 'numpy<2'"
+        )
+    short = packages.shortfall(asked, found)
+    return short and f"{short}, and Triton's stages import it. Fix: {sys.executable} -m pip install '{asked}'"
+
+
+def lay_out(folder: Path, search: Sequence[str]) -> Path:
+    """Make an environment with this search path in a folder; returns its ``bin``, to stand first on PATH."""
+    interpreter = Path(sys._base_executable or sys.executable)
+    packages = packages_of(folder)
+    packages.mkdir(parents=True)
+    (packages / "harness.pth").write_text("".join(f"{path}\n" for path in search))
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python3").symlink_to(interpreter)
+    home = f"home = {interpreter.parent}\ninclude-system-site-packages = false\nversion = {_VERSION}\n"
+    (folder / "pyvenv.cfg").write_text(home)
+    return folder / "bin"
+
+
+def packages_of(environment: Path) -> Path:
+    """Where an environment of this interpreter's version keeps its packages."""
+    return environment / "lib" / f"python{_VERSION}" / "site-packages"

@@ -1,0 +1,176 @@
+"""A load test on the terminal: the line at its start, a line now and then, and what it says at its end."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from harness import wire
+from harness.drive.generator import LoadSettings
+from harness.drive.readers.live_stats import Progress
+from harness.drive.recorder import Drift, Ledger, Report
+from harness.records.metrics import per_request, rising_p_value
+from harness.records.schema import Outcome, Result
+
+_COLUMNS = ("ttfa_p50_s", "ttfa_p95_s", "rtf_p50", "rtf_p95", "stall_p95_s", "c100")
+DRIFT_P_VALUE = 0.01  # below it a drift is called rising; it judges nothing
+_MARKS = {True: "ok", False: "NO", None: "--"}
+
+
+def start_line(settings: LoadSettings, run_s: float | None) -> str:
+    """What is about to be sent, in requests and in audio seconds per second; ``run_s`` None has no time limit."""
+    mean_s = settings.mix.mean_audio_s()
+    mix = f"mix {settings.mix.name}, {mean_s:.4g} audio s a request in the mean{_scripts(settings)}"
+    if settings.arrivals is None:
+        return f"closed loop, {mix}: each user sends one request after another"
+    words = [f"open loop, {mix}: {settings.arrivals}", *_offered(settings, run_s)]
+    if settings.steady:
+        words.append(f"{settings.steady} sessions in progress at the start")
+    if run_s and settings.arrivals.ends_s < run_s:
+        again = "; --trace-repeat begins it again" if settings.arrivals.trace else ""
+        words.append(f"they end {run_s - settings.arrivals.ends_s:.0f} s before the test does{again}")
+    return ", ".join(words)
+
+
+def _scripts(settings: LoadSettings) -> str:
+    """Who sets the length of a request: the mix, or the scripts."""
+    if not settings.scripts.files:
+        return ""
+    whole = [each.length.from_script for each in settings.mix.classes]
+    spoken = "spoken whole" if all(whole) else "cut or repeated to the lengths of the mix"
+    but = ", whole in classes of length from_script" if any(whole) and not all(whole) else ""
+    return f", {len(settings.scripts.files)} scripts of {settings.scripts.folder} {spoken}{but}"
+
+
+def _offered(settings: LoadSettings, run_s: float | None) -> Iterator[str]:
+    rate = settings.arrivals.rate_per_s
+    if run_s and not settings.arrivals.is_steady:
+        rate = settings.arrivals.expected(run_s) / run_s
+        yield f"{rate:.4g} requests/s over {run_s:.0f} s"
+    if rate is not None:
+        yield f"which asks for {rate * settings.mix.mean_audio_s():.4g} audio s per second"
+
+
+def progress_line(seconds: float, since_s: float, before: Progress, now: Progress, memory_bytes: int) -> str:
+    """How a test goes, ``seconds`` after its start; the step is about that of the ``since_s`` since ``before``."""
+    frames = (now.samples - before.samples) / wire.SAMPLES_PER_FRAME
+    stream_s = (before.active + now.active) / 2 * since_s
+    words = [f"{int(seconds // 60):4d}:{int(seconds % 60):02d}  {now.active} streams"]
+    words.append(f"{frames * wire.SECONDS_PER_FRAME / since_s:.1f} audio s/s")
+    if frames:
+        words.append(f"about {1e3 * stream_s / frames:.0f} ms a frame and stream")
+    words.append(f"{now.stalls - before.stalls} stalls")
+    if memory_bytes:
+        words.append(f"server {memory_bytes / 2**20:.0f} MiB")
+    return ", ".join(words)
+
+
+def end_lines(ledger: Ledger, report: Report) -> Iterator[str]:
+    """The result: what was sent and heard, the quantiles of each class, the promises, and the certificate."""
+    results = ledger.results
+    counts = Counter(result.outcome for result in results)
+    yield "Speech"
+    yield "  requests     " + ", ".join(f"{counts[outcome]} {outcome}" for outcome in Outcome)
+    if ledger.never_sent:
+        yield f"               and {ledger.never_sent} prepared but not yet due when the test ended"
+    if any(result.emulated for result in results):
+        yield "  EMULATED     compute times come from a profile, and the audio is silent"
+    yield from _window_lines(report)
+    yield from _load_lines(ledger.settings, report)
+    yield from _audio_lines(results)
+    yield from _class_table(results, report.summary)
+    yield from _promise_lines(report)
+    yield from _machine_lines(report.machine)
+    yield from _drift_lines(report.drift)
+    yield from _certificate_lines(report)
+
+
+def _window_lines(report: Report) -> Iterator[str]:
+    if report.warm_up_s:
+        yield (
+            f"  window       {report.summary['seconds']:.1f} s, after {report.warm_up_s:.1f} s of warm-up that MSER-5 "
+            "cuts from the number of sessions; --steady begins without one"
+        )
+
+
+def _load_lines(settings: LoadSettings, report: Report) -> Iterator[str]:
+    summary = report.summary
+    came = f"{summary['offered_rate_per_s']:.4g} requests/s, {summary['offered_audio_s_per_s']:.4g} audio s/s asked"
+    yield f"  load         {came} as it came, {summary['delivered_audio_s_per_s']:.4g} delivered"
+    if settings.arrivals is not None and settings.arrivals.ends_s < (report.end_ns - report.start_ns) / 1e9:
+        yield f"               {settings.arrivals.kind} arrivals ended after {settings.arrivals.ends_s:.0f} s"
+
+
+def _audio_lines(results: Sequence[Result]) -> Iterator[str]:
+    rows = per_request(results)
+    done = rows[rows["outcome"] == str(Outcome.DONE)]
+    cut = rows[rows["outcome"] == str(Outcome.UNFINISHED)]
+    asked, delivered = (done["frames"] * wire.SAMPLES_PER_FRAME).sum(), done["samples"].sum()
+    equal = "equal" if asked == delivered else "NOT EQUAL"
+    rate = wire.SAMPLE_RATE_HZ
+    yield f"  audio        {asked / rate:.1f} s asked of the done, {delivered / rate:.1f} s delivered by them: {equal}"
+    yield f"               {cut['audio_s'].sum():.1f} s delivered by the unfinished"
+    yield f"  stalls       {rows['stalls'].sum():.0f}, {rows['stall_total_s'].sum():.2f} s in all (no start buffer)"
+
+
+def _class_table(results: Sequence[Result], summary: dict[str, float]) -> Iterator[str]:
+    yield f"  {'':<12} {'TTFA p50':>9} {'p95':>7} {'RTF p50':>9} {'p95':>7} {'stall p95':>10} {'C100':>7}"
+    for name in ("all", *sorted({result.traffic_class for result in results})):
+        prefix = "" if name == "all" else f"{name}."
+        values = (summary.get(prefix + key, math.nan) for key in _COLUMNS)
+        ttfa50, ttfa95, rtf50, rtf95, stall95, c100 = values
+        yield (
+            f"  {name:<12} {_figure(ttfa50, 's'):>9} {_figure(ttfa95, 's'):>7} {_figure(rtf50):>9} {_figure(rtf95):>7}"
+            f" {_figure(stall95, 's'):>10} {_figure(100 * c100, '%', 1):>7}"
+        )
+
+
+def _promise_lines(report: Report) -> Iterator[str]:
+    for title, kept in zip(("promises", *[""] * len(report.promises)), report.promises, strict=False):
+        yield f"  {title:<12} {_figure(kept.verdict.value):>6}  {kept.verdict.reason}"
+    if report.promises:
+        good, whole = report.summary["goodput_per_s"], report.summary["completed_rate_per_s"]
+        yield f"  goodput      {good:.4g} requests/s kept every promise of their class, of {whole:.4g} that ended whole"
+
+
+def _machine_lines(machine: dict) -> Iterator[str]:
+    if machine.get("looks"):
+        yield (
+            f"  machine      {machine['busy_share']:.0%} of {machine['cores']} cores busy, "
+            f"{machine['other_share']:.0%} by others (at most {machine['other_share_max']:.0%}), "
+            f"{machine['stolen_share']:.1%} stolen (at most {machine['stolen_share_max']:.1%})"
+        )
+
+
+def _drift_lines(drift: Drift | None) -> Iterator[str]:
+    if drift is None:
+        return
+    for name, values, unit in (("step time", 1e3 * drift.step_s, "ms"), ("memory", drift.memory_mib, "MiB")):
+        known = values[np.isfinite(values)]
+        if len(known):
+            p_value = rising_p_value(known)
+            rises = "too few parts to test" if math.isnan(p_value) else _rises(p_value)
+            slope = drift.slope_per_hour(values)
+            words = f"{name} {known[0]:.1f} to {known[-1]:.1f} {unit}, {slope:+.3g} {unit} an hour"
+            yield f"  drift        {words} in {len(known)} parts of {drift.part_s:.0f} s ({rises})"
+
+
+def _rises(p_value: float) -> str:
+    verdict = "rising" if p_value < DRIFT_P_VALUE else "not rising"
+    return f"{verdict}: Mann-Kendall p = {p_value:.2g}, rising below {DRIFT_P_VALUE:g}"
+
+
+def _certificate_lines(report: Report) -> Iterator[str]:
+    certificate = report.certificate
+    yield f"  {certificate.verdict}"
+    for gate in certificate.gates:
+        yield f"    {_MARKS[gate.passed]}  {gate.name:<22} {gate.says}"
+    for note in filter(None, (certificate.failures, *certificate.notes)):
+        yield f"    {note}"
+
+
+def _figure(value: float, unit: str = "", digits: int = 3) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}{unit}"

@@ -1,0 +1,212 @@
+"""A load test of speech, whatever drives it: its settings, and one process's share of it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from harness.client.target import Target
+from harness.drive.readers.pool import ReaderPool
+from harness.drive.stop_rule import Patience, slowest_rtf
+from harness.errors import HarnessError, InputError
+from harness.records.schema import Request, Result
+from harness.traffic.arrivals import Arrivals
+from harness.traffic.mix import Mix, ScriptSource, requests
+
+AHEAD_NS = 500_000_000  # a request is with its reader this long before it is due
+LEAD_IN_NS = 1_000_000_000  # over which the sessions of a steady open loop begin, before its window
+_ARRIVALS = 1 << 20  # with the seed, that of the arrivals; shares of a test have smaller numbers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """What a load test does. ``arrivals`` None is a closed loop: each user sends one request after another.
+
+    ``steady``: sessions that begin at a random phase of their length; None = none. In a closed loop every user's
+    first request is one, whatever the number; an open loop starts with this many. ``iterations``: requests (in an
+    open loop: arrivals) after which the test ends. ``every_s``: between two lines that say how it goes.
+    ``precision``: a rung ends before ``rung_s`` when its rate is known so well (see ``rungs.Patience``);
+    ``until_saturated``: a ladder ends where it is over-saturated, or a request failed.
+    """
+
+    mix: Mix
+    scripts: ScriptSource = field(default_factory=ScriptSource)
+    seed: int = 1
+    arrivals: Arrivals | None = None
+    steady: int | None = None
+    readers: int = 1
+    records: Path | None = None
+    ladder: tuple[int, ...] = ()
+    rung_s: float = 10.0
+    iterations: int | None = None
+    every_s: float | None = None
+    precision: float | None = None
+    until_saturated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ladder and (self.arrivals or self.iterations):
+            raise InputError("--ladder holds numbers of users (a closed loop): leave out --rate, --arrivals and -i")
+        if any(low >= high for low, high in itertools.pairwise((0, *self.ladder))):
+            raise InputError(f"--ladder {self.ladder} must rise from rung to rung, from 1 user or more")
+        for option, number in (("--readers", self.readers), ("--iterations", self.iterations)):
+            if number is not None and number < 1:
+                raise InputError(f"{option} {number} must be 1 or more")
+        if self.seed < 0 or (self.steady or 0) < 0:
+            raise InputError("--seed and --steady must be 0 or more")
+        for option, seconds in (("--rung-seconds", self.rung_s), ("--every", self.every_s)):
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise InputError(f"{option} {seconds:g} must be above 0")
+        if self.precision is not None and not 0 < self.precision < 1:
+            raise InputError(f"--precision {self.precision:g} must lie between 0 and 1")
+        if (self.precision or self.until_saturated) and not self.ladder:
+            raise InputError("--precision and --until-saturated are of a ladder: give its rungs with --ladder")
+
+    @property
+    def patience(self) -> Patience:
+        """How long the rungs of a ladder are held, and how far it goes."""
+        slowest = slowest_rtf(self.mix.promises) if self.until_saturated else None
+        return Patience(self.rung_s, self.precision, slowest)
+
+    @property
+    def loop(self) -> str:
+        return "closed" if self.arrivals is None else "open"
+
+    def record(self) -> dict:
+        """What was asked for, as plain values: two processes with the same record send shares of one load."""
+        process = self.arrivals.record() if self.arrivals else {"arrivals": None, "rate_per_s": None}
+        return {
+            "loop": self.loop,
+            **process,
+            "mix": self.mix.name,
+            "classes": self.mix.record(),
+            "mean_audio_s": self.mix.mean_audio_s(),
+            "chunk_frames": self.mix.chunk_frames,
+            "diffusion_steps": self.mix.diffusion_steps,
+            "seed": self.seed,
+            "steady": self.steady,
+            "iterations": self.iterations,
+            "readers": self.readers,
+            "ladder": list(self.ladder),
+            "rung_s": self.rung_s,
+            "precision": self.precision,
+            "until_saturated": self.until_saturated,
+        }
+
+
+class Share:
+    """One process's share of a load test: its readers, its requests and, in an open loop, its arrivals.
+
+    ``index`` of ``of`` says which share; every Result goes to ``on_result``, from the thread of a reader. An open loop
+    waits for ``begin``.
+    """
+
+    def __init__(
+        self,
+        settings: LoadSettings,
+        target: Target | str,
+        on_result: Callable[[Result], None],
+        index: int = 0,
+        of: int = 1,
+    ):
+        self._settings, self._on_result, self._index, self._of = settings, on_result, index, of
+        self._stopping = threading.Event()
+        self._gate = threading.Lock()  # between a last submit and the pool's close
+        new, steady = np.random.default_rng([settings.seed, index]).spawn(2)
+        self._new = requests(settings.mix, new, settings.scripts)
+        self._steady = requests(settings.mix, steady, settings.scripts, steady=True)
+        if settings.loop == "closed" and settings.iterations is not None:
+            self._left = iter(range(index, settings.iterations, of))
+        else:
+            self._left = itertools.count()
+        self.pool = ReaderPool(target, settings.readers, index * settings.readers, of * settings.readers)
+        self.start_ns = time.monotonic_ns()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def begin(self, start_ns: int) -> None:
+        """Open loop: the arrivals count from ``start_ns``; sessions in progress begin a second before it."""
+        self.start_ns = start_ns
+        threading.Thread(target=self._keep_schedule, daemon=True).start()
+
+    def speak(self, first: bool = False) -> Result | None:
+        """Closed loop: send the next request now and wait for its Result. None when the test has no more for it."""
+        if next(self._left, None) is None:
+            return None
+        fresh = self._steady if first and self._settings.steady is not None else self._new
+        request = next(fresh)
+        ticket = self._submit(replace(request, due_ns=time.monotonic_ns()), "closed")
+        if ticket is None:
+            return None
+        try:
+            return ticket.wait()
+        except BaseException:  # the user was taken away: its request goes with it
+            ticket.cancel()
+            raise
+
+    def wait_for_end(self) -> None:
+        """Open loop: what a user does, since arrivals come from the schedule."""
+        self._stopping.wait()
+
+    def finish(self, grace_s: float) -> None:
+        """Send nothing more; requests under way get ``grace_s``. Afterwards every Result has been handed on."""
+        with self._gate:
+            self._stopping.set()
+        self.pool.close(grace_s)
+
+    def _submit(self, request: Request, loop: str):
+        with self._gate:
+            return None if self.stopping else self.pool.submit(request, loop, self._on_result)
+
+    def _keep_schedule(self) -> None:
+        try:
+            for request in self._scheduled():
+                wait_s = (request.due_ns - AHEAD_NS - time.monotonic_ns()) / 1e9
+                if wait_s > 0:
+                    self._stopping.wait(wait_s)
+                else:
+                    time.sleep(0)  # behind, or a burst: let the others run
+                if self._submit(request, "open") is None:
+                    return
+        except HarnessError as error:
+            log.error("the schedule of arrivals ended: %s", error)
+
+    def _scheduled(self) -> Iterator[Request]:
+        sources = (
+            (self._steady, lead_in(self._settings, self._index, self._of)),
+            (self._new, arrival_times(self._settings, self._index, self._of)),
+        )
+        for fresh, due in sources:
+            for due_s in due:
+                yield replace(next(fresh), due_ns=self.start_ns + round(due_s * 1e9))
+
+
+def arrival_times(settings: LoadSettings, index: int = 0, of: int = 1) -> Iterator[float]:
+    """One share's arrivals of an open loop, in seconds from its start.
+
+    Share i of n has every n-th arrival of the one process that the seed gives, so together they are that process.
+    """
+    rng = np.random.default_rng([settings.seed, _ARRIVALS])
+    return itertools.islice(itertools.islice(settings.arrivals.times(rng), settings.iterations), index, None, of)
+
+
+def lead_in(settings: LoadSettings, index: int = 0, of: int = 1) -> Iterator[float]:
+    """When one share's sessions in progress begin: spread evenly over the second before the start (so below 0 s)."""
+    sessions = settings.steady or 0
+    return ((number / sessions - 1) * LEAD_IN_NS / 1e9 for number in range(index, sessions, of))
+
+
+def lead_s(settings: LoadSettings) -> float:
+    """Seconds from the order to begin to the start of an open loop's arrivals."""
+    return (AHEAD_NS + (LEAD_IN_NS if settings.steady else 0)) / 1e9

@@ -1,0 +1,296 @@
+"""When a run counts: each gate with its figure and its limit, and VALID or INVALID from all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import norm
+
+from harness.records.metrics import LATE_SEND_S
+from harness.records.slo import Promise
+from harness.records.steadiness import MIN_PARTS, slowest_memory_s
+from harness.traffic.arrivals import Arrivals
+
+MAX_RATE_ERROR = 0.01
+MAX_LATE_SENDS_SHARE = 0.01
+MAX_LATENESS_P99_S = 0.010
+MAX_LITTLE_RESIDUAL = 0.05
+MAX_LOAD_RISE = 0.05  # each as a share of its own mean
+MAX_STEP_RISE = 0.10  # not of an SLO: capacity is fitted from step times, however fast they are
+MAX_SESSIONS_RISE = 0.25
+MAX_TTFA_RISE = 0.10  # of the SLO
+MAX_TTFA_RISE_OF_MEAN = 0.20  # where there is no SLO
+FALSE_ALARMS = 0.02  # at most, of all tests of steadiness of one run together, if each knew its error
+POWER = 0.9  # with which a rise of twice its limit must be found, or it is not testable
+MIN_MEMORIES = 10  # in a shorter window the spread of the sessions is not known
+MIN_LENGTHS_CV2 = 0.25  # as if a server of equal requests were no clock
+MIN_ARRIVALS = 20  # whose number is judged
+MIN_ARRIVALS_OF_TREND = 25_000  # of a random process: fewer cannot tell a rise of 10% from chance
+FARTHEST_DUE_S = 0.1
+_OF_CLASS = ".ttfa_rise_s"
+_SIGMAS = 4  # of the number of arrivals: one run in 16,000 is beyond
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One thing that was looked at. ``passed`` None: it could not be tested, or is not ``asked`` of such a load."""
+
+    name: str
+    passed: bool | None
+    says: str
+    asked: bool = True
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The gates of one run, and notes that judge nothing. ``failures``: how many requests failed, "" if none did."""
+
+    gates: tuple[Gate, ...]
+    notes: tuple[str, ...] = ()
+    failures: str = ""
+
+    @property
+    def valid(self) -> bool:
+        return all(gate.passed is not False for gate in self.gates)
+
+    @property
+    def verdict(self) -> str:
+        """In one line. VALID is the measurement, not the server: what that failed is said at once."""
+        if not self.valid:
+            return "INVALID: " + "; ".join(gate.says for gate in self.gates if gate.passed is False)
+        return f"VALID, but {self.failures}" if self.failures else "VALID"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is INVALID, then what could not be tested, then the notes."""
+        failed = (gate.says for gate in self.gates if gate.passed is False)
+        untested = (f"{gate.name}: {gate.says}" for gate in self.gates if gate.passed is None and gate.asked)
+        return (*failed, *untested, *filter(None, [self.failures]), *self.notes)
+
+
+@dataclass(frozen=True)
+class Due:
+    """What the arrival process had in the window: ``count`` with its seed, ``expected`` in the mean of all seeds.
+
+    ``expected`` is NaN where the test ended by the count itself. ``farthest_s``: the largest difference between the
+    time at which a request was due and that which the process gives.
+    """
+
+    arrivals: Arrivals
+    count: int
+    expected: float
+    farthest_s: float = 0.0
+
+    @property
+    def burstiness(self) -> float:
+        """Variance of the number of arrivals / its mean: 1 for Poisson, whatever its rate does; 0 if constant."""
+        return {"constant": 0.0, "gamma": self.arrivals.burstiness}.get(self.arrivals.kind, 1.0)
+
+
+@dataclass(frozen=True)
+class Trend:
+    """By how much something rose over a window, its standard error, and from where on that matters.
+
+    ``scale``: the name of one unit. ``grows``: the power of the window by which the error shrinks.
+    """
+
+    name: str
+    rise: float
+    error: float
+    limit: float
+    scale: str
+    needed_s: float = 0.0  # at least, to know the error
+    shrinks: float = 0.5
+    verb: str = "rose"
+
+    def judged(self, seconds: float, sigmas: float) -> Gate:
+        """Fails where it rose for certain, and by more than the limit. ``sigmas``: from how many errors on is certain.
+
+        Where a rise of twice the limit would be found less often than POWER, it is not testable.
+        """
+        found = self._found(sigmas)
+        if not math.isnan(self.error) and self.rise > max(self.limit, sigmas * self.error):
+            return Gate(self.name, False, f"{self._says}: above {self.limit:.0%}")
+        if math.isnan(self.rise) or math.isnan(self.error) or found > 2 * self.limit:
+            return Gate(self.name, None, self._untestable(seconds, found))
+        return Gate(self.name, True, f"{self._says} (limit {self.limit:.0%})")
+
+    def _found(self, sigmas: float) -> float:
+        """The smallest rise that is found with POWER."""
+        power = norm.ppf(POWER) * self.error
+        return max(sigmas * self.error, self.limit) + power
+
+    @property
+    def _says(self) -> str:
+        rose = f"{self.name} {self.verb} by {self.rise:.1%} of {self.scale} over the window"
+        return f"{rose} (standard error {self.error:.1%})"
+
+    def _untestable(self, seconds: float, found: float) -> str:
+        needed_s = self.needed_s
+        if not math.isnan(found):
+            needed_s = max(needed_s, seconds * (found / (2 * self.limit)) ** (1 / self.shrinks))
+        return _too_short(seconds, needed_s, f" to find a rise of {2 * self.limit:.0%} of {self.scale}")
+
+
+def certify(
+    summary: Mapping[str, float],
+    *,
+    submitted: int,
+    recorded: int,
+    due: Due | None = None,
+    promises: Sequence[Promise] = (),
+    unsteady: str = "",
+    failures: str = "",
+    notes: tuple[str, ...] = (),
+) -> Certificate:
+    """Judge a ``metrics.summarise``. ``due`` None is a closed loop; ``unsteady`` says why steadiness is not asked for.
+
+    ``failures`` are said, not judged: it is a true measurement of a server that fails requests. ``lateness_p99_s`` is
+    judged as it stands in ``summary``: NaN where it is not known. First audio may rise by a share of ``promises``.
+    """
+    gates = [_recorder(summary, submitted, recorded), _audio(summary), _timestamps(summary)]
+    if due is not None:
+        gates = [*_schedule(summary, due), *gates]
+    steadiness = (
+        [Gate("steady state", None, unsteady, asked=False)] if unsteady else _steadiness(summary, due, promises)
+    )
+    return Certificate((*gates, *steadiness), notes, failures)
+
+
+def _schedule(summary: Mapping[str, float], due: Due) -> Iterator[Gate]:
+    """Sends against what was due, and what was due against the process: exactly, and in its statistics."""
+    offered, sent = summary["offered_rate_per_s"], summary["achieved_rate_per_s"]
+    says = f"{sent:.4g} requests/s were sent of {offered:.4g} due"
+    apart = abs(sent - offered) > MAX_RATE_ERROR * offered
+    yield Gate("sends", not apart, says + (f": more than {MAX_RATE_ERROR:.0%} apart" if apart else ""))
+    yield _punctuality(summary["late_sends_share"], round(sent * summary["seconds"]))
+    requests = int(summary["requests"])
+    yield _arrivals(requests, due)
+    if due.arrivals.kind != "trace" and not math.isnan(due.expected):
+        yield _rate(requests, due)
+
+
+def _arrivals(requests: int, due: Due) -> Gate:
+    says = f"{requests} requests were due, and the process has {due.count} in the window"
+    if requests != due.count:
+        return Gate("arrivals", False, f"{says}: they must be equal")
+    apart = due.farthest_s > FARTHEST_DUE_S
+    says += f", at the same times to {due.farthest_s * 1e3:.0f} ms"
+    return Gate("arrivals", not apart, _against(says, apart, f"{FARTHEST_DUE_S * 1e3:g} ms"))
+
+
+def _punctuality(share: float, sends: int) -> Gate:
+    """One send may be late in any run: of fewer than 100, even one would be more than the share allowed."""
+    if math.isnan(share):
+        return Gate("punctuality", None, "not testable: nothing was sent")
+    late = share > MAX_LATE_SENDS_SHARE and round(share * sends) > 1
+    says = f"{share:.1%} of sends were later than {LATE_SEND_S * 1e3:g} ms"
+    limit = f"{MAX_LATE_SENDS_SHARE:.0%}" + (", or one send" if sends * MAX_LATE_SENDS_SHARE < 1 else "")
+    return Gate("punctuality", not late, _against(says, late, limit))
+
+
+def _rate(requests: int, due: Due) -> Gate:
+    burstiness = due.burstiness
+    allowed = max(MAX_RATE_ERROR * due.expected, _SIGMAS * math.sqrt(burstiness * due.expected), 1.0)
+    says = f"{requests} requests were due where {due.expected:.1f} within {allowed:.1f} were to be expected"
+    if due.expected < MIN_ARRIVALS * burstiness:
+        return Gate("rate", None, f"not testable: window too short, {says}")
+    return Gate("rate", abs(requests - due.expected) <= allowed, says)
+
+
+def _recorder(summary: Mapping[str, float], submitted: int, recorded: int) -> Gate:
+    says = f"{recorded} requests were recorded of {submitted} submitted"
+    if submitted != recorded:
+        return Gate("records", False, f"{says}: they must be equal")
+    impossible = int(summary["impossible"])
+    says += f", {impossible} of them ended or spoke before they were sent" if impossible else ""
+    return Gate("records", not impossible, says)
+
+
+def _audio(summary: Mapping[str, float]) -> Gate:
+    frames = summary["frames_per_s"] * summary["seconds"]
+    says = f"{frames:.0f} frames were received in the window"
+    return Gate("audio", frames > 0, says + ("" if frames > 0 else ": at least 1 is needed"))
+
+
+def _timestamps(summary: Mapping[str, float]) -> Gate:
+    lateness_s = summary["lateness_p99_s"]
+    if math.isnan(lateness_s):
+        return Gate("timestamps", None, "not testable: no chunk came whose time at the server is known")
+    late = lateness_s > MAX_LATENESS_P99_S
+    says = f"chunks were stamped up to {lateness_s * 1e3:.1f} ms late (p99)"
+    return Gate("timestamps", not late, _against(says, late, f"{MAX_LATENESS_P99_S * 1e3:g} ms"))
+
+
+def _steadiness(summary: Mapping[str, float], due: Due | None, promises: Sequence[Promise]) -> Iterator[Gate]:
+    trends = [_little(summary, due), _sessions(summary, due), _step(summary)]
+    if due is not None and 0 < due.burstiness * MIN_ARRIVALS_OF_TREND <= summary["requests"]:
+        trends.append(_load(summary, due))
+    classes = sorted(key.removesuffix(_OF_CLASS) for key in summary if key.endswith(_OF_CLASS))
+    sigmas = float(norm.isf(FALSE_ALARMS / (len(trends) + len(classes))))
+    for trend in trends:
+        yield trend.judged(summary["seconds"], sigmas)
+    for name in classes:
+        yield _first_audio(summary, name, promises, sigmas)
+
+
+def _little(summary: Mapping[str, float], due: Due | None) -> Trend:
+    """N = X R counts as it must the sessions that the ends of the window cut, by how long they are open at its end.
+
+    X R of the requests that ended differs from N by the ages of those that were open at both ends, and by nothing else.
+    Where sessions do not end, these grow. Those of a burst are of one age, and the users of a closed loop may run in
+    step, so that their ages are no more certain than that of one.
+    """
+    needed_s = MIN_MEMORIES * summary["memory_s"]
+    alike = max(due.burstiness, 1.0) if due else max(summary["sessions"], 1.0)
+    error = summary["littles_error"] * math.sqrt(alike) if summary["seconds"] >= needed_s else math.nan
+    return Trend("Little's law", summary["littles_residual"], error, MAX_LITTLE_RESIDUAL, "N", needed_s, 1.0, "is off")
+
+
+def _sessions(summary: Mapping[str, float], due: Due | None) -> Trend:
+    """A queue at rest keeps its spread; in a window of few memories it may stray as if nothing drew it back.
+
+    Then its variance grows by (that of arrivals + that of ends) a second, and that of a line's rise is 6/5 of it all.
+    Requests end from a busy server with the dispersion of their lengths.
+    """
+    seconds, burstiness = summary["sessions_rise_seconds"], due.burstiness if due else 1.0
+    memory_s, mean = slowest_memory_s(summary, burstiness), summary["sessions"]
+    variance = 12 * summary["sessions_variance"] * memory_s / seconds
+    if seconds < MIN_MEMORIES * memory_s:
+        dispersion = burstiness + max(summary["lengths_cv2"], MIN_LENGTHS_CV2)
+        variance = 1.2 * dispersion * summary["requests"] / summary["seconds"] * seconds
+    rise, error = (each / mean if mean else math.nan for each in (summary["sessions_rise"], math.sqrt(variance)))
+    return Trend("sessions", rise, error, MAX_SESSIONS_RISE, "their mean", MIN_MEMORIES * memory_s)
+
+
+def _step(summary: Mapping[str, float]) -> Trend:
+    return Trend("step time", summary["step_rise"], summary["step_rise_error"], MAX_STEP_RISE, "its mean")
+
+
+def _load(summary: Mapping[str, float], due: Due) -> Trend:
+    error = math.sqrt(12 * due.burstiness / summary["requests"]) if summary["requests"] else math.nan
+    return Trend("rate of arrivals", summary["load_rise"], error, MAX_LOAD_RISE, "its mean")
+
+
+def _first_audio(summary: Mapping[str, float], name: str, promises: Sequence[Promise], sigmas: float) -> Gate:
+    limits = [each.limit for each in promises if each.traffic_class == name and each.metric == "ttfa_s"]
+    scale_s = max(min(limits), 1e-9) if limits else summary[f"{name}.ttfa_mean_s"]
+    limit, scale = (MAX_TTFA_RISE, "its SLO") if limits else (MAX_TTFA_RISE_OF_MEAN, "its mean")
+    what, span_s = f"first audio of {name}", summary[f"{name}.ttfa_span_s"]
+    if span_s <= limit * scale_s:
+        return Gate(what, True, f"{what} stayed within {span_s:.3g} s (limit {limit:.0%} of {scale}, {scale_s:.3g} s)")
+    shares = (
+        summary[f"{name}.{key}"] / scale_s if scale_s else math.nan for key in ("ttfa_rise_s", "ttfa_rise_error_s")
+    )
+    return Trend(what, *shares, limit, scale, MIN_PARTS * slowest_memory_s(summary)).judged(summary["seconds"], sigmas)
+
+
+def _too_short(seconds: float, needed_s: float, what: str) -> str:
+    needed = f", it would need {needed_s:.0f} s{what}" if needed_s > seconds else ", too few requests in it"
+    return f"not testable: window too short ({seconds:.0f} s{needed})"
+
+
+def _against(says: str, broken: bool, limit: str) -> str:
+    return f"{says}: above {limit}" if broken else f"{says} (limit {limit})"

@@ -1,0 +1,166 @@
+"""How Results travel: as plain msgpack values, between processes and in the records file of a load test.
+
+``records.msgpack`` is a sequence of msgpack pairs ``[kind, value]``: first one ``run``, then ``result`` and ``rung``
+as they happen, at last one ``end``. A file without ``end`` is of a test that was killed; what it holds is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgpack
+import numpy as np
+
+from harness.errors import StoreError
+from harness.records.schema import Chunks, Outcome, Request, Result
+
+SCHEMA = 1
+FILE_NAME = "records.msgpack"
+_REQUEST_FIELDS = tuple(f.name for f in dataclasses.fields(Request))
+_RESULT_FIELDS = tuple(f.name for f in dataclasses.fields(Result) if f.name != "chunks")
+_CHUNK_FIELDS = tuple(f.name for f in dataclasses.fields(Chunks))
+
+
+def request_to_plain(request: Request) -> dict:
+    return {name: getattr(request, name) for name in _REQUEST_FIELDS}
+
+
+def request_from_plain(plain: dict) -> Request:
+    return Request(**{**plain, "speaker_ids": tuple(plain["speaker_ids"]), "say": tuple(plain["say"])})
+
+
+def result_to_plain(result: Result) -> dict:
+    """The Result as msgpack can hold it: each column of its chunks is the bytes of little-endian int64."""
+    plain = {name: getattr(result, name) for name in _RESULT_FIELDS}
+    plain["outcome"] = str(result.outcome)
+    plain["chunks"] = [getattr(result.chunks, name).astype("<i8").tobytes() for name in _CHUNK_FIELDS]
+    return plain
+
+
+def result_from_plain(plain: dict) -> Result:
+    columns = (np.frombuffer(column, "<i8").astype(np.int64) for column in plain["chunks"])
+    return Result(**{**plain, "outcome": Outcome(plain["outcome"]), "chunks": Chunks(*columns)})
+
+
+def mixture(results: Sequence[Result]) -> tuple[str, ...]:
+    """Why a test is INVALID some of whose answers were emulated: measured times and others make no figure together."""
+    answered = [result.emulated for result in results if len(result.chunks)]
+    if len(set(answered)) < 2:
+        return ()
+    return (f"{sum(answered)} of {len(answered)} answers were emulated and the others computed",)
+
+
+@dataclass
+class Records:
+    """One load test as read back. ``run`` says how it was asked for, ``end`` how it went ({} if it was killed).
+
+    ``rungs``: ``{"users", "start_ns", "end_ns"}`` of each rung of a ladder, in order.
+    """
+
+    run: dict
+    results: list[Result] = field(default_factory=list)
+    rungs: list[dict] = field(default_factory=list)
+    end: dict = field(default_factory=dict)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises StoreError where records cannot be written to ``folder``, as far as that can be known before."""
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            holds = "the records of an earlier test" if (folder / FILE_NAME).exists() else "other files"
+            raise StoreError(f"{folder} holds {holds}: give --records a new folder")
+        nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise StoreError(f"cannot write records to {folder}: {error.strerror}") from error
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise StoreError(f"cannot write records to {folder}: {nearest} is no folder that may be written to")
+
+
+class RecordsWriter:
+    """Appends to ``records.msgpack`` in a folder; no pair waits in a buffer, so a kill loses at most a torn last one.
+
+    A pair that cannot be written raises StoreError and leaves the file as it was before.
+    """
+
+    def __init__(self, folder: Path, run: dict):
+        self.path = Path(folder) / FILE_NAME
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("xb", buffering=0)
+        except FileExistsError:
+            raise StoreError(f"{self.path} holds the records of an earlier test: give --records a new folder") from None
+        except OSError as error:
+            raise StoreError(f"cannot write records to {folder}: {error.strerror}") from error
+        try:
+            self._append("run", {"schema": SCHEMA, **run})
+        except StoreError:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Take back what was begun: the file, and its folder where there is nothing else in it."""
+        self._file.close()
+        self.path.unlink()
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()
+
+    def result(self, result: Result) -> None:
+        self._append("result", result_to_plain(result))
+
+    def rung(self, rung: dict) -> None:
+        self._append("rung", rung)
+
+    def end(self, end: dict) -> None:
+        self._append("end", end)
+        self._file.close()
+
+    def _append(self, kind: str, value: dict) -> None:
+        begin, rest = self._file.tell(), memoryview(msgpack.packb([kind, value]))
+        try:
+            while rest:  # a disk that fills takes a part
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._file.seek(begin)
+            self._file.truncate()  # behind a torn pair nothing could be read
+            raise StoreError(f"cannot write to {self.path}: {error.strerror}") from error
+
+
+def read_records(folder: Path) -> Records:
+    """The records of one load test. A torn last pair is left out.
+
+    Raises StoreError where there is no records file, it is damaged, or of a newer schema.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"no records of a load test at {path}: {error.strerror}") from error
+    unpacker = msgpack.Unpacker(max_buffer_size=0)
+    unpacker.feed(data)
+    try:
+        return _collect(unpacker, path)
+    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+        raise StoreError(f"{path} is damaged at byte {unpacker.tell()}: {error}") from error
+
+
+def _collect(pairs, path: Path) -> Records:
+    records = None
+    for kind, value in pairs:
+        if records is None:
+            if kind != "run" or value["schema"] > SCHEMA:
+                raise StoreError(f"{path} was written by a newer version of the harness, or is no records file")
+            records = Records(run=value)
+        elif kind == "result":
+            records.results.append(result_from_plain(value))
+        elif kind == "rung":
+            records.rungs.append(value)
+        elif kind == "end":
+            records.end = value
+    if records is None:
+        raise StoreError(f"{path} is empty: the test was killed before it began")
+    return records

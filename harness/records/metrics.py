@@ -1,0 +1,376 @@
+"""From Results to numbers: every metric a subtraction of named timestamps, listed once in METRICS."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kendalltau
+
+from harness import wire
+from harness.records import steadiness
+from harness.records.schema import Outcome, Result
+from harness.records.slo import Promise, goodput_per_s, sample_quantile
+from harness.records.steadiness import MIN_PARTS
+
+NS_PER_S = 1e9
+START_BUFFERS_S = {"": 0.0, "_500ms": 0.5, "_2s": 2.0}
+AUDIBLE_STALL_S = 0.05
+LATE_SEND_S = 0.005
+WARM_UP_PARTS = 200
+QUANTILES = (0.50, 0.95, 0.99)
+_SCALARS = tuple(each.name for each in dataclasses.fields(Result) if each.name != "chunks")
+# Stall arithmetic runs in thirds of a nanosecond, in which a sample of 24 kHz audio is a whole number:
+# in floating point a stream that is exactly on time would stall by rounding.
+_THIRDS_PER_SAMPLE = 3 * 1_000_000_000 // wire.SAMPLE_RATE_HZ
+_THIRDS_PER_S = 3 * NS_PER_S
+_ALWAYS = (np.iinfo(np.int64).min, np.iinfo(np.int64).max)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One key of a summary. Where ``per_class`` is set, there is also ``<class>.<name>`` for every class."""
+
+    name: str
+    formula: str
+    unit: str
+    note: str
+    per_class: bool = False
+
+
+def _quantile_metrics() -> Iterator[Metric]:
+    for prefix, suffix, formula, unit, note in (
+        ("ttfa", "_s", "first chunk received - due", "s", "requests due in the window; no audio = later than any"),
+        ("rtf", "", "(last - first chunk) / audio after the first", "1", "chunks in the window; below 1 = in time"),
+        ("stall", "_s", "longest wait of playback for audio", "s", "no start buffer; no audio = longer than any"),
+    ):
+        for quantile in QUANTILES:
+            yield Metric(f"{prefix}_p{quantile * 100:.0f}{suffix}", formula, unit, note, per_class=True)
+
+
+METRICS = (
+    Metric("seconds", "window end - window start", "s", ""),
+    Metric("requests", "count of requests due in the window", "1", "", per_class=True),
+    Metric("done", "count of them that ended whole", "1", "by the end of the window", per_class=True),
+    Metric("errors", "count of them that failed", "1", "", per_class=True),
+    Metric("cancelled", "count of them that the client gave up", "1", "", per_class=True),
+    Metric("unfinished", "count of them still running at the end of the window", "1", "censored", per_class=True),
+    Metric("offered_rate_per_s", "requests due in the window / seconds", "1/s", ""),
+    Metric("achieved_rate_per_s", "those of them that were sent / seconds", "1/s", ""),
+    Metric("completed_rate_per_s", "requests done in the window / seconds", "1/s", ""),
+    Metric("goodput_per_s", "those of them that kept every promise of their class / seconds", "1/s", ""),
+    Metric("offered_audio_s_per_s", "audio seconds asked by requests due in the window / seconds", "1", "offered load"),
+    Metric("delivered_audio_s_per_s", "audio seconds received in the window / seconds", "1", "audio throughput"),
+    *_quantile_metrics(),
+    Metric("ttfa_span_s", "largest - smallest TTFA", "s", "no audio yet = as long as it waited", per_class=True),
+    Metric("ttfa_mean_s", "mean TTFA", "s", "of the same", per_class=True),
+    Metric(
+        "ttfa_rise_s", "rise of a line fitted to TTFA by due", "s", "over the window, in 8 to 50 parts", per_class=True
+    ),
+    Metric("ttfa_rise_error_s", "standard error of ttfa_rise_s", "s", "parts longer than the memory", per_class=True),
+    Metric("c50", "share of streams whose longest stall is under 50 ms", "1", "unmeasured is not continuous", True),
+    Metric("c100", "share of streams whose longest stall is under 100 ms", "1", "", True),
+    Metric("c200", "share of streams whose longest stall is under 200 ms", "1", "", True),
+    Metric("c100_500ms", "share of streams with stalls under 100 ms", "1", "start buffer of 0.5 s", True),
+    Metric("c100_2s", "share of streams with stalls under 100 ms", "1", "start buffer of 2 s", True),
+    Metric("schedule_delay_p99_s", "p99 of sent - due", "s", "the client's own fault; requests due in the window"),
+    Metric("late_sends_share", "share of sends later than 5 ms", "1", "requests due in the window"),
+    Metric("lateness_p99_s", "p99 of chunk received - server's sent_at", "s", "all chunks of the window; same host"),
+    Metric("sessions", "mean number of requests between sent and ended", "1", ""),
+    Metric("frames_per_s", "frames received in the window / seconds", "1/s", ""),
+    Metric("step_s", "sessions / frames per second", "s", "mean time per frame and stream"),
+    Metric("residence_s", "mean of ended - sent", "s", "requests that ended in the window"),
+    Metric("memory_s", "E[R^2] / E[R] of the residence R", "s", "how long the number of sessions remembers itself"),
+    Metric("littles_residual", "(ages of sessions open at the end - mean) / (N x seconds)", "1", "0 in steady state"),
+    Metric("littles_error", "its standard deviation in steady state", "1", ""),
+    Metric("sessions_rise", "rise of a line fitted to the number of sessions", "1", "over its seconds"),
+    Metric("sessions_rise_seconds", "time that the line is fitted to", "s", "half of a window that begins empty"),
+    Metric("sessions_variance", "variance of the number of sessions about that line", "1", ""),
+    Metric("lengths_cv2", "variance / mean^2 of the frames asked", "1", ""),
+    Metric("load_rise", "12 x (mean of due / window - 1/2)", "1", "share by which the rate of arrivals rose"),
+    Metric("step_rise", "rise of the time from chunk to chunk / its mean", "1", "at an equal number of streams"),
+    Metric("step_rise_error", "standard error of step_rise", "1", "neighbours alike are counted in"),
+    Metric("impossible", "count of requests that ended, or spoke, before they were sent", "1", "0 in true records"),
+)
+"""Every key of ``summarise``, with its formula and unit."""
+
+
+def per_request(results: Sequence[Result], start_ns: int = _ALWAYS[0], end_ns: int = _ALWAYS[1]) -> pd.DataFrame:
+    """One row a result: its scalar fields, and what its timestamps subtract to; NaN where it cannot be.
+
+    With a window only its chunks are counted: ``chunks``, ``samples``, ``audio_s``, ``rtf``, stalls and lateness are
+    those of [start_ns, end_ns), and a request that ends later is unfinished; the playback clock still starts with the
+    stream. ``sent_ns`` 0 is a request that was never sent. The columns of received times are nullable integers.
+    """
+    rows = [_row(result, start_ns, end_ns) for result in results]
+    frame = pd.DataFrame(rows, columns=[*_SCALARS, *_MEASURES])
+    frame["asked_s"] = frame["frames"] * wire.SECONDS_PER_FRAME
+    sent = frame["sent_ns"] > 0
+    frame["schedule_delay_s"] = ((frame["sent_ns"] - frame["due_ns"]) / NS_PER_S).where(sent)
+    for name in ("first_received_ns", "last_received_ns"):
+        frame[name] = frame[name].astype("Int64")
+    return frame
+
+
+_STALLS = [f"{what}{buffer}" for buffer in START_BUFFERS_S for what in ("stall_longest_s", "stall_total_s", "stalls")]
+_MEASURES = (
+    ["chunks", "samples", "audio_s", "asked_s", "ttfa_s", "schedule_delay_s", "rtf"]
+    + _STALLS
+    + ["audible_stalls"]
+    + ["lateness_p99_s", "first_received_ns", "last_received_ns"]
+)
+
+
+def _row(result: Result, start_ns: int, end_ns: int) -> dict:
+    received = result.chunks.received_ns
+    inside = slice(*np.searchsorted(received, [start_ns, end_ns]))
+    samples = result.chunks.samples[inside]
+    row = {name: getattr(result, name) for name in _SCALARS}
+    row["outcome"] = str(result.outcome if result.ended_ns < end_ns else Outcome.UNFINISHED)
+    row |= {"chunks": len(samples), "samples": int(samples.sum()), "ttfa_s": math.nan}
+    row["audio_s"] = row["samples"] / wire.SAMPLE_RATE_HZ
+    if len(received):
+        row["ttfa_s"] = (int(received[0]) - result.due_ns) / NS_PER_S
+    row |= _stalls(result, inside, end_ns)
+    if len(samples):
+        lateness_s = (received[inside] - result.chunks.sent_at_ns[inside]) / NS_PER_S
+        row["lateness_p99_s"] = sample_quantile(lateness_s, 0.99)
+        row["first_received_ns"], row["last_received_ns"] = int(received[inside][0]), int(received[inside][-1])
+        row["rtf"] = _rtf(received[inside], samples)
+    return row
+
+
+def _rtf(received_ns: np.ndarray, samples: np.ndarray) -> float:
+    later_samples = int(samples[1:].sum())
+    spread_s = int(received_ns[-1] - received_ns[0]) / NS_PER_S
+    return spread_s / (later_samples / wire.SAMPLE_RATE_HZ) if later_samples else math.nan
+
+
+def _stalls(result: Result, inside: slice, end_ns: int) -> dict:
+    """Longest, total and number of stalls within the window, for each start buffer; without one, those above 50 ms.
+
+    A chunk's lead is its arrival less the audio before it. Playback is late by the running maximum of the leads and
+    the start buffer; each rise of that maximum is a stall. A stream that ended early waits until its end.
+    """
+    samples, received = result.chunks.samples[: inside.stop], result.chunks.received_ns[: inside.stop]
+    if not len(samples):
+        return {}
+    arrivals = received - received[0]
+    cut_ns = min(result.ended_ns, end_ns)
+    if result.outcome != Outcome.DONE or result.ended_ns >= end_ns:
+        missing = samples.sum() < result.frames * wire.SAMPLES_PER_FRAME
+        if missing and cut_ns > received[-1]:
+            arrivals = np.append(arrivals, cut_ns - received[0])
+            samples = np.append(samples, 0)
+    heard = np.cumsum(samples) - samples
+    late = np.maximum.accumulate(arrivals * 3 - heard * _THIRDS_PER_SAMPLE)
+    row = {}
+    for name, buffer_s in START_BUFFERS_S.items():
+        waits = np.diff(np.maximum(late, int(buffer_s * _THIRDS_PER_S)))[max(inside.start - 1, 0) :]
+        row[f"stall_longest_s{name}"] = float(waits.max(initial=0)) / _THIRDS_PER_S
+        row[f"stall_total_s{name}"] = float(waits.sum()) / _THIRDS_PER_S
+        row[f"stalls{name}"] = int(np.count_nonzero(waits))
+        if not buffer_s:
+            row["audible_stalls"] = int(np.count_nonzero(waits > AUDIBLE_STALL_S * _THIRDS_PER_S))
+    return row
+
+
+def frames_in_window(results: Sequence[Result], start_ns: int, end_ns: int) -> int:
+    """Frames received in [start_ns, end_ns)."""
+    columns = _chunk_columns(results, start_ns, end_ns)
+    return int(columns["samples"].sum()) // wire.SAMPLES_PER_FRAME
+
+
+def sessions_in_window(results: Sequence[Result], start_ns: int, end_ns: int) -> float:
+    """Mean number of requests between sent and ended in [start_ns, end_ns)."""
+    return float(sessions_in_parts(results, start_ns, end_ns, parts=1)[0])
+
+
+def summarise(
+    results: Sequence[Result], start_ns: int, end_ns: int, promises: Sequence[Promise] = ()
+) -> dict[str, float]:
+    """Every metric of METRICS over [start_ns, end_ns), as plain floats; NaN where it cannot be.
+
+    Requests *due* in the window count for rates, outcomes and TTFA; streams that were *served* in it, whenever they
+    began, for RTF and continuity; chunks *received* in it for throughput and lateness.
+    """
+    seconds = (end_ns - start_ns) / NS_PER_S
+    served = [result for result in results if _is_of_window(result, start_ns, end_ns)]
+    frame = per_request(served, start_ns, end_ns)
+    due = frame[(frame["due_ns"] >= start_ns) & (frame["due_ns"] < end_ns)]
+    summary = {"seconds": seconds, **_requests_summary(due, frame)}
+    summary |= _rates(due, seconds) | _service(served, start_ns, end_ns)
+    summary["goodput_per_s"] = _goodput_per_s(served, start_ns, end_ns, promises)
+    summary |= _steadiness(served, due, start_ns, end_ns)
+    memory_s = steadiness.slowest_memory_s(summary)
+    summary |= _first_audio(due, start_ns, end_ns, memory_s)
+    for name in sorted(set(frame["traffic_class"])):
+        own_due, own = due[due["traffic_class"] == name], frame[frame["traffic_class"] == name]
+        figures = _requests_summary(own_due, own) | _first_audio(own_due, start_ns, end_ns, memory_s)
+        summary |= {f"{name}.{key}": value for key, value in figures.items()}
+    return {key: float(value) for key, value in summary.items()}
+
+
+def _is_of_window(result: Result, start_ns: int, end_ns: int) -> bool:
+    return start_ns <= result.due_ns < end_ns or (result.sent_ns < end_ns and result.ended_ns >= start_ns)
+
+
+def _requests_summary(due: pd.DataFrame, served: pd.DataFrame) -> dict[str, float]:
+    outcomes = due["outcome"].value_counts()
+    names = {"done": "done", "errors": "error", "cancelled": "cancelled", "unfinished": "unfinished"}
+    summary = {"requests": len(due), **{name: outcomes.get(outcome, 0) for name, outcome in names.items()}}
+    stalls = served["stall_longest_s"]
+    for quantile in QUANTILES:
+        percent = f"p{quantile * 100:.0f}"
+        summary[f"ttfa_{percent}_s"] = sample_quantile(due["ttfa_s"], quantile)
+        summary[f"rtf_{percent}"] = sample_quantile(served["rtf"].dropna(), quantile)
+        summary[f"stall_{percent}_s"] = sample_quantile(stalls, quantile)
+    for name, column, limit_s in (
+        ("c50", "", 0.05),
+        ("c100", "", 0.1),
+        ("c200", "", 0.2),
+        ("c100_500ms", "_500ms", 0.1),
+        ("c100_2s", "_2s", 0.1),
+    ):
+        summary[name] = _share(served[f"stall_longest_s{column}"] < limit_s)
+    return summary
+
+
+def _share(holds: pd.Series) -> float:
+    return float(holds.mean()) if len(holds) else math.nan
+
+
+def _rates(due: pd.DataFrame, seconds: float) -> dict[str, float]:
+    delays = due["schedule_delay_s"]
+    return {
+        "offered_rate_per_s": len(due) / seconds,
+        "achieved_rate_per_s": delays.notna().sum() / seconds,
+        "offered_audio_s_per_s": due["asked_s"].sum() / seconds,
+        "schedule_delay_p99_s": sample_quantile(delays, 0.99),
+        "late_sends_share": _share(delays.dropna() > LATE_SEND_S),
+    }
+
+
+def _goodput_per_s(results: Sequence[Result], start_ns: int, end_ns: int, promises: Sequence[Promise]) -> float:
+    """Of requests that ended whole in the window, whenever they began: each is judged by the whole of its stream."""
+    whole = [each for each in results if each.outcome == Outcome.DONE and start_ns <= each.ended_ns < end_ns]
+    if not promises:
+        return len(whole) / ((end_ns - start_ns) / NS_PER_S)
+    return goodput_per_s(promises, per_request(whole), (end_ns - start_ns) / NS_PER_S)
+
+
+def _service(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str, float]:
+    seconds = (end_ns - start_ns) / NS_PER_S
+    chunks = _chunk_columns(results, start_ns, end_ns)
+    lateness_s = (chunks["received_ns"] - chunks["sent_at_ns"]) / NS_PER_S
+    frames_per_s = chunks["samples"].sum() / wire.SAMPLES_PER_FRAME / seconds
+    sessions = sessions_in_window(results, start_ns, end_ns)
+    ended = [result for result in results if result.sent_ns > 0 and result.ended_ns < end_ns]
+    whole = sum(result.outcome == Outcome.DONE for result in ended)
+    residence_s = np.mean([result.ended_ns - result.sent_ns for result in ended]) / NS_PER_S if ended else math.nan
+    return {
+        "completed_rate_per_s": whole / seconds,
+        "delivered_audio_s_per_s": frames_per_s * wire.SECONDS_PER_FRAME,
+        "lateness_p99_s": sample_quantile(lateness_s, 0.99),
+        "sessions": sessions,
+        "frames_per_s": frames_per_s,
+        "step_s": sessions / frames_per_s if frames_per_s else math.nan,
+        "residence_s": residence_s,
+    }
+
+
+def _steadiness(results: Sequence[Result], due: pd.DataFrame, start_ns: int, end_ns: int) -> dict[str, float]:
+    step_rise, step_error = steadiness.step_rise(results, start_ns, end_ns)
+    due_s, seconds = (due["due_ns"].to_numpy() - start_ns) / NS_PER_S, (end_ns - start_ns) / NS_PER_S
+    return {
+        **steadiness.Sessions(results, start_ns, end_ns).figures(),
+        "load_rise": steadiness.load_rise(due_s, seconds),
+        "step_rise": step_rise,
+        "step_rise_error": step_error,
+        "impossible": sum(map(_is_impossible, results)),
+    }
+
+
+def _is_impossible(result: Result) -> bool:
+    spoke_ns = result.chunks.received_ns[0] if len(result.chunks) else result.sent_ns
+    return 0 < result.sent_ns and min(result.ended_ns, spoke_ns) < result.sent_ns
+
+
+def _first_audio(due: pd.DataFrame, start_ns: int, end_ns: int, memory_s: float) -> dict[str, float]:
+    """How first audio went over the window. A request that still waits at its end has waited that long at least."""
+    waited_s = (due["ended_ns"].clip(upper=end_ns) - due["due_ns"]) / NS_PER_S
+    waits = (due["outcome"] == str(Outcome.UNFINISHED)) & (due["sent_ns"] > 0)
+    ttfa_s = due["ttfa_s"].fillna(waited_s.where(waits)).to_numpy(dtype=float)
+    due_s, known = ((due["due_ns"] - start_ns) / NS_PER_S).to_numpy(), np.isfinite(ttfa_s)
+    rise_s, error_s = steadiness.ttfa_rise(due_s[known], ttfa_s[known], (end_ns - start_ns) / NS_PER_S, memory_s)
+    return {
+        "ttfa_span_s": np.ptp(ttfa_s[known]) if known.any() else math.nan,
+        "ttfa_mean_s": ttfa_s[known].mean() if known.any() else math.nan,
+        "ttfa_rise_s": rise_s,
+        "ttfa_rise_error_s": error_s,
+    }
+
+
+def rising_p_value(values: Sequence[float]) -> float:
+    """p-value of the Mann-Kendall test that ``values`` rise with their order; NaN for fewer than 8, 1 if equal."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < MIN_PARTS:
+        return math.nan
+    p_value = kendalltau(np.arange(len(values)), values, alternative="greater").pvalue
+    return 1.0 if math.isnan(p_value) else float(p_value)
+
+
+def warm_up_end(values: Sequence[float]) -> int:
+    """MSER-5: how many of ``values`` to cut from the start (White 1997); a multiple of 5, at most half of them.
+
+    Batches of five; the cut minimises (variance of what is left) / (number of batches left).
+    """
+    batches = np.asarray(values[: len(values) // 5 * 5], dtype=float).reshape(-1, 5).mean(axis=1)
+    scores = [batches[cut:].var() / (len(batches) - cut) for cut in range(len(batches) // 2 + 1) if len(batches)]
+    return 5 * int(np.argmin(scores)) if scores else 0
+
+
+def settled_ns(results: Sequence[Result], start_ns: int, end_ns: int) -> int:
+    """When the number of sessions has settled: the end of its warm-up by MSER-5, which looks at no time to first audio.
+
+    ``start_ns`` where the window is shorter than 8 times what the sessions remember: there it cannot be told.
+    """
+    served = [result for result in results if _is_of_window(result, start_ns, end_ns)]
+    memory_s = steadiness.Sessions(served, start_ns, end_ns).memory_s
+    if (end_ns - start_ns) / NS_PER_S < MIN_PARTS * memory_s:
+        return start_ns
+    cut = warm_up_end(sessions_in_parts(results, start_ns, end_ns, WARM_UP_PARTS))
+    return start_ns + (end_ns - start_ns) * cut // WARM_UP_PARTS
+
+
+def steps_in_parts(results: Sequence[Result], start_ns: int, end_ns: int, parts: int) -> np.ndarray:
+    """Mean time per frame and stream (s) in each of ``parts`` equal parts of the window: float [parts], NaN if idle."""
+    chunks = _chunk_columns(results, start_ns, end_ns)
+    edges = np.linspace(0, end_ns - start_ns, parts + 1)
+    samples = np.histogram(chunks["received_ns"] - start_ns, edges, weights=chunks["samples"])[0]
+    frames = samples / wire.SAMPLES_PER_FRAME
+    session_s = sessions_in_parts(results, start_ns, end_ns, parts) * np.diff(edges) / NS_PER_S
+    return np.divide(session_s, frames, out=np.full(parts, math.nan), where=frames > 0)
+
+
+def _chunk_columns(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str, np.ndarray]:
+    """The chunks received in the window, of all results one after another."""
+    names = ("received_ns", "sent_at_ns", "samples")
+    empty = np.empty(0, dtype=np.int64)
+    columns = {name: np.concatenate([empty, *(getattr(r.chunks, name) for r in results)]) for name in names}
+    inside = (columns["received_ns"] >= start_ns) & (columns["received_ns"] < end_ns)
+    return {name: column[inside] for name, column in columns.items()}
+
+
+def sessions_in_parts(results: Sequence[Result], start_ns: int, end_ns: int, parts: int) -> np.ndarray:
+    """Mean number of requests between sent and ended in each of ``parts`` equal parts of the window: float [parts]."""
+    times = np.array([(r.sent_ns, r.ended_ns) for r in results if r.sent_ns > 0], dtype=np.int64).reshape(-1, 2)
+    edges = np.linspace(0, end_ns - start_ns, parts + 1)
+    sent, ended = (times - start_ns).astype(float).T
+    # Session time up to each edge: what had been served by then, of every request.
+    served = np.clip(edges[:, None] - sent, 0, np.maximum(ended - sent, 0)).sum(axis=1)
+    return np.diff(served) / np.diff(edges)

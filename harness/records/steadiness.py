@@ -1,0 +1,220 @@
+"""Whether a load held its level over a window: how far it rose, and how far it may seem to by chance.
+
+A rise is that of a fitted straight line over the window. Its error is one standard deviation of it where nothing rises,
+with the memory of the values counted in: a queue stays high or low for long, and shows trends where there are none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import norm
+from scipy.stats import t as student
+
+from harness import wire
+from harness.records.schema import Outcome, Result
+
+MIN_PARTS = 8  # of a window that is tested for a trend
+MAX_PARTS = 50
+_MOMENTS = 1000  # at which the sessions are counted
+_FRAMES_PER_PART, _REQUESTS_PER_PART = 40, 3
+_STEP_PART_S = 2.0  # what a host does in shorter parts goes on in the next
+_TAIL = 0.003  # one gate's share of the false alarms: where Student's t is matched
+_MAX_CORRELATION = 0.95
+_NS = 1e9
+
+
+class Sessions:
+    """The requests between sent and ended over [start_ns, end_ns).
+
+    A request that did not end whole counts with the residence R that it asked for, at the pace of those that did; one
+    found in progress (``start_frame``) as open since its first frame, at that pace too.
+    """
+
+    def __init__(self, results: Sequence[Result], start_ns: int, end_ns: int):
+        own = [each for each in results if 0 < each.sent_ns < end_ns]
+        self.seconds = (end_ns - start_ns) / _NS
+        times = np.array([(each.sent_ns, each.ended_ns) for each in own], dtype=np.int64).reshape(-1, 2)
+        self._sent, self._ended = ((times - start_ns) / _NS).T
+        self._frames, self._before = np.array([(r.frames, r.start_frame) for r in own], float).reshape(-1, 2).T
+        whole = np.array([each.outcome == Outcome.DONE for each in own], dtype=bool) & (self._ended < self.seconds)
+        self._pace_s = _pace_s(own, self._ended - self._sent, whole, end_ns)
+        asked_s = self._frames * self._pace_s
+        self._residence_s = np.where(whole, self._ended - self._sent, asked_s) + self._before * self._pace_s
+        self._inside_s = (np.minimum(self._ended, self.seconds) - self._sent.clip(0)).clip(0)
+        self.mean = float(self._inside_s.sum()) / self.seconds
+
+    def figures(self) -> dict[str, float]:
+        """By their names in ``metrics.METRICS``."""
+        rise, variance = self._line()
+        age_s, expected_s, error_s = self._open_ages()
+        whole_s = self.mean * self.seconds
+        return {
+            "memory_s": self.memory_s,
+            "sessions_rise": rise,
+            "sessions_rise_seconds": (1 - self._fitted_from) * self.seconds,
+            "sessions_variance": variance,
+            "lengths_cv2": self._lengths_cv2(),
+            "littles_residual": (age_s - expected_s) / whole_s if whole_s else math.nan,
+            "littles_error": error_s / whole_s if whole_s else math.nan,
+        }
+
+    @property
+    def memory_s(self) -> float:
+        """E[R^2] / E[R] of the residence R: how long the number of sessions in an M/G/infinity queue remembers itself.
+
+        It is the integral of that queue's autocorrelation, both sides, and the mean of R over the sessions found at a
+        random moment.
+        """
+        inside_s = self._inside_s.sum()
+        return float(self._inside_s @ self._residence_s / inside_s) if inside_s > 0 else 0.0
+
+    @property
+    def _fitted_from(self) -> float:
+        """Share of the window after which the sessions are judged: half of it where it began empty, to fill up."""
+        began = np.count_nonzero((self._sent <= 0) & (self._ended > 0))
+        return 0.0 if began else 0.5
+
+    def _line(self) -> tuple[float, float]:
+        """The rise of a line through the number of sessions at many moments, and their variance about it."""
+        share = (np.arange(_MOMENTS) + 0.5) / _MOMENTS
+        moments = (self._fitted_from + (1 - self._fitted_from) * share) * self.seconds
+        count = np.searchsorted(np.sort(self._sent), moments, side="right").astype(float)
+        count -= np.searchsorted(np.sort(self._ended), moments, side="right")
+        slope, level = np.polyfit(share, count, 1)
+        return float(slope), float(np.var(count - level - slope * share))
+
+    def _lengths_cv2(self) -> float:
+        """Squared coefficient of variation of the frames asked, 1 for fewer than two requests."""
+        frames = self._frames + self._before
+        return float(np.var(frames) / np.mean(frames) ** 2) if len(frames) > 1 else 1.0
+
+    def _open_ages(self) -> tuple[float, float, float]:
+        """How long the sessions open at the end have been open, in all; what is to be expected, and its error.
+
+        Found at a random moment, a session has the age E[R^2] / 2E[R] in the mean, and E[R^3] / 3E[R] in that of its
+        square. Both are means over the session time of the window, of R / 2 and R^2 / 3; their own error is that of so
+        many sessions of unequal weight.
+        """
+        is_open = self._ended >= self.seconds
+        ages_s = (self.seconds - self._sent + self._before * self._pace_s)[is_open]
+        mean_s = self.memory_s / 2
+        if not len(ages_s):
+            return 0.0, 0.0, 0.0
+        square = float(self._inside_s @ self._residence_s**2 / self._inside_s.sum())
+        sessions = self._inside_s.sum() ** 2 / (self._inside_s @ self._inside_s)  # so many of one length
+        variance = (square / 3 - mean_s**2) + len(ages_s) * (square / 4 - mean_s**2) / sessions
+        return float(ages_s.sum()), len(ages_s) * mean_s, math.sqrt(len(ages_s) * max(variance, 0.0))
+
+
+def _pace_s(own: Sequence[Result], residence_s: np.ndarray, whole: np.ndarray, end_ns: int) -> float:
+    """Seconds a frame, opening included: the median of the requests that ended whole, else of all there is."""
+    if whole.any():
+        frames = np.array([max(each.frames, 1) for each in own], dtype=float)
+        return float(np.median(residence_s[whole] / frames[whole]))
+    heard = [each.chunks.samples[each.chunks.received_ns < end_ns].sum() for each in own]
+    open_s = sum(min(each.ended_ns, end_ns) - each.sent_ns for each in own) / _NS
+    return open_s / (sum(heard) / wire.SAMPLES_PER_FRAME) if sum(heard) else 0.0
+
+
+def slowest_memory_s(figures: Mapping[str, float], burstiness: float = 1.0) -> float:
+    """The longer of two memories: that of the residences, and that which the spread of the sessions tells of a queue.
+
+    Sessions that come and go at random move apart by (1 + burstiness) x rate a second (variance); what draws them back
+    to their mean must then have the time constant 2 x variance / that, and the integral of the autocorrelation is twice
+    that. At high utilisation it is far longer than any residence: 1 / (1 - utilisation) times.
+    """
+    comings_per_s = (1 + burstiness) * figures["requests"] / figures["seconds"]
+    queue_s = 4 * figures["sessions_variance"] / comings_per_s if comings_per_s else math.inf
+    return max(figures["memory_s"], queue_s)
+
+
+def load_rise(due_s: np.ndarray, seconds: float) -> float:
+    """By what share of its mean the rate of arrivals rose: 12 x (mean of time / window - 1/2), Laplace's statistic."""
+    return 12 * (float(np.mean(due_s)) / seconds - 0.5) if len(due_s) else math.nan
+
+
+def ttfa_rise(due_s: np.ndarray, ttfa_s: np.ndarray, seconds: float, memory_s: float) -> tuple[float, float]:
+    """Seconds by which first audio rose over the window, and their error; NaN below 8 parts of ``memory_s`` each."""
+    known = np.isfinite(ttfa_s)
+    due_s, ttfa_s = due_s[known], ttfa_s[known]
+    parts = int(min(seconds / memory_s if memory_s > 0 else 0, len(due_s) / _REQUESTS_PER_PART, MAX_PARTS))
+    if parts < MIN_PARTS:
+        return math.nan, math.nan
+    part = (due_s / seconds * parts).astype(int)
+    count = np.bincount(part, minlength=parts)
+    sums = np.bincount(part, ttfa_s, minlength=parts)
+    filled = count > 0
+    return fitted_rise(sums[filled] / count[filled], np.arange(parts)[filled] / parts, count[filled])
+
+
+def step_rise(results: Sequence[Result], start_ns: int, end_ns: int) -> tuple[float, float]:
+    """By what share of its mean the step time rose at an equal number of streams, and the error of that.
+
+    A step is the time from chunk to chunk of a stream, a frame: the opening of a stream is not in it. In parts of the
+    window it is fitted as a + b x (streams) + c x (time), and the rise is c. NaN below 8 parts with frames enough.
+    """
+    gaps, seconds = _gaps(results, start_ns, end_ns), (end_ns - start_ns) / _NS
+    parts = int(min(MAX_PARTS, gaps[2].sum() / _FRAMES_PER_PART, seconds / _STEP_PART_S))
+    fits = [_step_rise(*gaps, seconds, number) for number in (parts, parts // 2, parts // 4) if number >= MIN_PARTS]
+    if not fits:
+        return math.nan, math.nan
+    # What the host does to many steps in a row is underrated by short parts.
+    return fits[0][0], max(error for _, error in fits)
+
+
+def _step_rise(
+    at_s: np.ndarray, gap_s: np.ndarray, frames: np.ndarray, seconds: float, parts: int
+) -> tuple[float, float]:
+    part = (at_s / seconds * parts).astype(int)
+    time_s, count = (np.bincount(part, each, minlength=parts) for each in (gap_s, frames))
+    known = count > 0
+    step_s, streams = time_s[known] / count[known], time_s[known] * parts / seconds
+    rise, error = fitted_rise(step_s, np.arange(parts)[known] / parts, count[known], streams)
+    mean_s = time_s.sum() / count.sum()
+    return rise / mean_s, error / mean_s
+
+
+def _gaps(results: Sequence[Result], start_ns: int, end_ns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every chunk of the window but the first of its stream: when it came (s), the time since the one before (s),
+    and its frames."""
+    columns = [np.empty((3, 0))]
+    for each in results:
+        received = each.chunks.received_ns
+        if len(received) > 1 and received[-1] >= start_ns and received[0] < end_ns:
+            frames = each.chunks.samples[1:] / wire.SAMPLES_PER_FRAME
+            columns.append(np.stack([(received[1:] - start_ns) / _NS, np.diff(received) / _NS, frames]))
+    gaps = np.concatenate(columns, axis=1)
+    inside = (gaps[0] >= 0) & (gaps[0] < (end_ns - start_ns) / _NS)
+    return tuple(gaps[:, inside])
+
+
+def fitted_rise(
+    values: np.ndarray, at: np.ndarray, weights: np.ndarray, other: np.ndarray | None = None
+) -> tuple[float, float]:
+    """The rise of ``values`` while ``at`` goes from 0 to 1, at an equal ``other``, and its error; NaN below 8 values.
+
+    Weighted least squares. The error counts in that neighbours are alike (lag-1 correlation r of what is left:
+    (1 + r) / (1 - r)) and that few values know their own spread badly (Student's t).
+    """
+    if len(values) < MIN_PARTS:
+        return math.nan, math.nan
+    columns = [np.ones_like(at), at] + ([] if other is None or np.ptp(other) == 0 else [other])
+    root = np.sqrt(weights / np.mean(weights))
+    design = np.stack(columns, axis=1) * root[:, None]
+    inverse = np.linalg.pinv(design)
+    fit = inverse @ (values * root)
+    left = values * root - design @ fit
+    free = len(values) - len(columns)
+    error = math.sqrt(float(left @ left) / free * float(inverse[1] @ inverse[1]))
+    r = _correlation(left, len(columns))
+    return float(fit[1]), error * math.sqrt((1 + r) / (1 - r)) * student.isf(_TAIL, free) / norm.isf(_TAIL)
+
+
+def _correlation(left: np.ndarray, fitted: int) -> float:
+    """Of each with the one before, at least 0, without the bias that a fit of so many parameters gives it."""
+    spread = float(left @ left)
+    r = float(left[1:] @ left[:-1]) / spread if spread > 0 else 0.0
+    return min(max(r + (fitted + r) / len(left), 0.0), _MAX_CORRELATION)

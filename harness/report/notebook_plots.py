@@ -1,0 +1,217 @@
+"""Plots that stand alone, with a title and a legend: those of the report as notebooks show them, and closer looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from harness import wire
+from harness.capacity.fitting.rate_search import Load
+from harness.capacity.models.scaling import Scaling
+from harness.capacity.models.steps import StepTime
+from harness.records.metrics import sessions_in_parts
+from harness.records.schema import Outcome, Result
+from harness.records.store import Run
+from harness.report import figures, words
+from harness.report.facts import Deployment
+from harness.report.figures import BEST_COLOUR, LIMIT_COLOUR, OTHER_COLOURS, REST_COLOUR
+
+_AXIS_TITLES = {"ttfa_s": "time to first audio, s", "rtf": "real-time factor", "stall_longest_s": "longest stall, s"}
+_PARTS = 120
+
+
+def stand_alone(figure: go.Figure, title: str) -> go.Figure:
+    """A figure of the report as it can be read without the page around it."""
+    shown = go.Figure(figure)
+    shown.update_layout(
+        template="plotly_white", title={"text": title, "x": 0.02, "font": {"size": 17}}, showlegend=True, width=None
+    )
+    shown.update_layout(margin={"l": 60, "r": 30, "t": 70, "b": 50}, legend={"font": {"size": 11}})
+    shown.update_layout(height=max(figure.layout.height or 0, 400), paper_bgcolor="white", plot_bgcolor="white")
+    shown.update_xaxes(fixedrange=False, showgrid=True)
+    shown.update_yaxes(fixedrange=False, showgrid=True)
+    return shown
+
+
+def playback(result: Result) -> go.Figure:
+    """One stream: audio received against time, and the listener's playback, which starts with the first audio."""
+    at_s = (result.chunks.received_ns - result.due_ns) / 1e9
+    heard_s = np.cumsum(result.chunks.samples) / wire.SAMPLE_RATE_HZ
+    figure = _figure("seconds since the request was due", "seconds of audio")
+    figure.add_scatter(x=at_s, y=heard_s, name="audio received", line={"color": BEST_COLOUR, "width": 3, "shape": "hv"})
+    plays_s = [at_s[0], at_s[0] + heard_s[-1]]
+    figure.add_scatter(
+        x=plays_s, y=[0, heard_s[-1]], name="audio heard", mode="lines", line={"color": REST_COLOUR, "dash": "dash"}
+    )
+    first = f"first audio after {words.milliseconds(at_s[0])}"
+    figure.add_vline(x=at_s[0], line={"color": LIMIT_COLOUR, "dash": "dot"}, annotation={"text": first})
+    return stand_alone(
+        figure, f"One {result.traffic_class} request, chunk by chunk: received above heard means no stall"
+    )
+
+
+def distribution(requests: pd.DataFrame, metric: str, promises: Sequence[dict]) -> go.Figure:
+    """The share of requests of each class with at most a value of ``metric``; a cross marks what is promised.
+
+    One that ended in an error has no value that keeps a promise: it counts, and the line stays below 100%.
+    """
+    figure = _figure(_AXIS_TITLES[metric], "share of requests with at most that", rangemode="tozero")
+    for number, (name, own) in enumerate(requests.groupby("traffic_class")):
+        colour = (BEST_COLOUR, *OTHER_COLOURS)[number % (1 + len(OTHER_COLOURS))]
+        failed = own["outcome"] == Outcome.ERROR
+        values = np.sort(own.loc[~failed, metric].dropna())
+        count = len(values) + int(failed.sum())
+        shares = np.arange(1, len(values) + 1) / max(count, 1)
+        label = f"{name}: {words.plural(count, 'request')}" + (f", {failed.sum()} failed" if failed.any() else "")
+        figure.add_scatter(x=values, y=shares, name=label, line={"color": colour, "width": 2.5, "shape": "hv"})
+        own_promises = [each for each in promises if (each["traffic_class"], each["metric"]) == (name, metric)]
+        figure.add_scatter(
+            x=[each["limit"] for each in own_promises],
+            y=[each["quantile"] for each in own_promises],
+            name=f"{name}: promised",
+            mode="markers",
+            marker={"color": colour, "symbol": "x", "size": 13},
+        )
+    figure.update_yaxes(tickformat=".0%", range=[0, 1.03])
+    what = _AXIS_TITLES[metric].partition(",")[0].capitalize()
+    return stand_alone(figure, f"{what}: a promise is kept where the line passes above its cross")
+
+
+def sessions(run: Run, trial_ids: Iterable[str]) -> go.Figure:
+    """Requests in progress over the time of each trial."""
+    figure = _figure("seconds since the first request was due", "requests in progress")
+    for trial_id in trial_ids:
+        results = run.results(trial_id)
+        start_ns = min(result.due_ns for result in results)
+        end_ns = max(result.ended_ns for result in results)
+        at_s = np.linspace(0, (end_ns - start_ns) / 1e9, _PARTS + 1)[:-1]
+        figure.add_scatter(
+            x=at_s, y=sessions_in_parts(results, start_ns, end_ns, _PARTS), name=trial_id, line={"shape": "hv"}
+        )
+    return stand_alone(figure, "How many requests were in progress")
+
+
+def host(looks: pd.DataFrame) -> go.Figure:
+    """CPU of the host over a trial; ``looks`` of ``tables.samples``."""
+    figure = _figure("seconds", "CPU of the host, %")
+    figure.add_scatter(x=looks["at_s"], y=looks["cpu_percent"], name="CPU", line={"color": BEST_COLOUR})
+    figure.update_yaxes(range=[0, 105])
+    return stand_alone(figure, "How busy the host was")
+
+
+def step_time(entry: Deployment) -> go.Figure:
+    """Measured frame steps of a deployment with their band, and what was fitted to them, a way beyond the last one."""
+    fit = entry.fit["step_time"]
+    fitted = StepTime(fit["kind"], tuple(fit["values"]), tuple(fit["knots"]))
+    most = fit["max_sessions"]
+    figure = _figure("sessions at once", "frame step, ms")
+    for label, n, dash in (
+        ("fitted", np.linspace(1, most, 80), "solid"),
+        ("extrapolated", np.linspace(most, 1.5 * most, 20), "dot"),
+    ):
+        line = {"color": BEST_COLOUR, "width": 3, "dash": dash}
+        figure.add_scatter(x=n, y=1000 * fitted(n), name=label, mode="lines", line=line)
+    measured = pd.DataFrame(fit["points"]) * [1, 1000, 1000, 1000]
+    figure.add_scatter(
+        x=measured["sessions"],
+        y=measured["step_s"],
+        name="measured, with 95% band",
+        mode="markers",
+        marker={"color": OTHER_COLOURS[0], "size": 9},
+        error_y={
+            "array": measured["high_s"] - measured["step_s"],
+            "arrayminus": measured["step_s"] - measured["low_s"],
+        },
+    )
+    _real_time(figure)
+    return stand_alone(figure, f"Frame step against sessions, deployment {entry.label}")
+
+
+def scaling(entry: Deployment) -> go.Figure:
+    """Frames a second against sessions with the Universal Scalability Law; beyond what was measured it is dotted."""
+    fit = entry.fit["scaling"]
+    figure = _figure("sessions at once", "frames per second")
+    figure.add_scatter(
+        x=[point.sessions for point in entry.points],
+        y=[point.frames_per_s for point in entry.points],
+        name="measured",
+        mode="markers",
+        marker={"color": OTHER_COLOURS[0], "size": 9},
+    )
+    if not fit["inconclusive"]:
+        law = Scaling(**{name: value for name, value in fit.items() if name in Scaling.__dataclass_fields__})
+        for label, low, high, dash in (
+            ("fitted", 0.0, law.largest_measured, "solid"),
+            ("extrapolated", law.largest_measured, 1.5 * law.largest_measured, "dot"),
+        ):
+            n = np.linspace(low, high, 80)
+            line = {"color": BEST_COLOUR, "width": 3, "dash": dash}
+            figure.add_scatter(x=n, y=law.throughput_at_concurrency(n), name=label, mode="lines", line=line)
+    return stand_alone(figure, f"Throughput against sessions, deployment {entry.label}")
+
+
+def promises_by_rate(loads: Sequence[Load]) -> go.Figure:
+    """Each promise as a share of its limit against the rate of one device: where a line crosses 1, it breaks."""
+    figure = _figure("requests per second on one device", "value / limit")
+    for name in loads[0].shares:
+        shares = [min(load.shares[name], 3.0) for load in loads]
+        figure.add_scatter(
+            x=[load.rate_per_s for load in loads], y=shares, name=words.metric(name), mode="lines+markers"
+        )
+    limit = {"text": "limit", "font": {"color": LIMIT_COLOUR}}
+    figure.add_hline(y=1, line={"color": LIMIT_COLOUR, "dash": "dot"}, annotation=limit)
+    figure.update_yaxes(range=[0, 2])
+    return stand_alone(figure, "How near each promise is to breaking (simulated)")
+
+
+def devices(plan: dict, rates_per_s: Sequence[float] = (), counts: Sequence[int] = ()) -> go.Figure:
+    """Devices for each target rate with their interval; ``counts`` at ``rates_per_s`` as a line between them."""
+    known = [target for target in plan["targets"] if words.known(target["devices"])]
+    counted, bounds = [target["devices"] for target in known], [target["interval"] for target in known]
+    figure = _figure("requests per second", "devices", rangemode="tozero")
+    if len(rates_per_s):
+        line = {"color": REST_COLOUR, "shape": "vh"}
+        figure.add_scatter(x=rates_per_s, y=counts, name="fewest devices (simulated)", mode="lines", line=line)
+    figure.add_scatter(
+        x=[target["qps"] for target in known],
+        y=counted,
+        name=f"planned, with {words.level(plan['confidence'])} interval",
+        mode="markers",
+        marker={"color": BEST_COLOUR, "size": 11},
+        error_y={
+            "array": [(high or count) - count for count, (_, high) in zip(counted, bounds, strict=True)],
+            "arrayminus": [count - low for count, (low, _) in zip(counted, bounds, strict=True)],
+        },
+    )
+    return stand_alone(figure, f"Devices for each rate. One device is {plan['unit']}")
+
+
+def surge(plan: dict, name: str) -> go.Figure:
+    """One surge of plan.json's ``behaviour``: the share of callers whose promises are kept, by when they came."""
+    rows = [row for row in plan["behaviour"]["surges"] if row["surge"] == name]
+    colours = dict(zip((row["admission"] for row in rows), figures.ADMISSION_COLOURS, strict=False))
+    drawn = figures.surge(rows, colours)
+    drawn.update_yaxes(title={"text": "callers whose promises are kept"})
+    return stand_alone(drawn, f"{name.capitalize()} (simulated): who is still served as promised")
+
+
+def stage_times(entry: Deployment) -> go.Figure:
+    """Where a frame's time went at each number of sessions of a deployment."""
+    bars = figures.stage_time(entry, figures.stage_time_top_ms([entry]))
+    bars.update_yaxes(title={"text": "ms of one frame"})
+    return stand_alone(bars, f"Where a frame's time went, deployment {entry.label}")
+
+
+def _real_time(figure: go.Figure) -> None:
+    text = {"text": "133 ms: slower than speech", "font": {"color": LIMIT_COLOUR}}
+    figure.add_hline(y=figures.REAL_TIME_MS, line={"color": LIMIT_COLOUR, "dash": "dot"}, annotation=text)
+
+
+def _figure(x_title: str, y_title: str, **axis) -> go.Figure:
+    figure = go.Figure()
+    figure.update_xaxes(title={"text": x_title}, **axis)
+    figure.update_yaxes(title={"text": y_title}, rangemode="tozero")
+    return figure

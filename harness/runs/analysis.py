@@ -1,0 +1,94 @@
+"""A run of a plan: where it is kept, what it was made with, and its fit and plan from what is stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from harness.capacity.fitting.fit import fit_run
+from harness.capacity.planning.plan import Terms, headline_target, make_plan, pools_of
+from harness.capacity.planning.pools import Pools
+from harness.capacity.planning.prediction import predict_open_run
+from harness.capacity.planning.surges import behaviour
+from harness.errors import InconclusiveError, InputError
+from harness.planfile import PlanSpec
+from harness.records.schema import RunManifest
+from harness.records.store import Run
+from harness.runs.opening import spec_of, unit_of
+from harness.runs.stages import gpus_of, kv_rooms
+
+
+def fit_of(run: Run) -> dict:
+    """fit.json from a run's stored trials."""
+    spec = spec_of(run)
+    mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
+    unit, kv = unit_of(run.manifest), kv_rooms(run.manifest, spec)
+    return fit_run(run.trials(), run.requests(), mix, promises, rng, unit, kv=kv, confidence=spec.confidence)
+
+
+def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
+    """plan.json for these targets, from stored records alone."""
+    mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
+    terms = replace(terms_of(run.manifest, spec), foretold=run.predictions())
+    return make_plan(fit, run.trials(), run.requests(), mix, promises, targets_qps, rng, terms)
+
+
+def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
+    """What a run's plan is made under."""
+    return Terms(
+        utilisation_cap=spec.utilisation_cap,
+        confidence=spec.confidence,
+        max_error=spec.max_error,
+        unit=unit_of(manifest),
+        preset=manifest.preset,
+        device=manifest.device,
+        gpus=gpus_of(manifest, spec),
+        emulated=manifest.emulated,
+        prices=spec.prices,
+        currency=spec.currency,
+        growth_per_month=spec.growth_per_month,
+        fleet=spec.fleet,
+        profiles=manifest.profiles,
+    )
+
+
+def behaviour_of(spec: PlanSpec, fit: dict, plan: dict) -> dict | None:
+    """What the devices of the target that the answer names show under surges; None where no target has a count."""
+    target = headline_target(plan["targets"])
+    if target is None:
+        return None
+    mix = spec.traffic_mix()
+    pools = pools_of(fit, fit["deployments"][fit["best"]], mix, spec.promise_list(), spec.utilisation_cap)
+    return behaviour(pools, mix, target, np.random.default_rng(spec.seed))
+
+
+def simulation_of(run: Run, rate_per_s: float) -> dict:
+    """What an open-loop run at a rate would show on the best deployment, from the run's stored fit.
+
+    Raises InputError at a rate that one device cannot carry for good with as many sessions as were measured, whatever
+    it promises: there would be no steady state to show.
+    """
+    spec, carried = spec_of(run), fleet_of(run).unpromised().steady_rate()
+    if rate_per_s >= carried:
+        raise InputError(
+            f"{rate_per_s:g} requests a second have no steady state on one device: with the sessions that were "
+            f"measured it carries less than {carried:.3g}. Ask for less, or for the devices that they need: "
+            f"harness plan --run {run.path} --qps {rate_per_s:g}"
+        )
+    rng = np.random.default_rng(spec.seed)
+    return predict_open_run(best_of(run), spec.traffic_mix(), rate_per_s, 60.0, rng)
+
+
+def fleet_of(run: Run) -> Pools:
+    """Pools of the best deployment, from the run's stored fit: what simulates any number of devices at any rate."""
+    spec, best = spec_of(run), best_of(run)
+    return pools_of(run.fit(), best, spec.traffic_mix(), spec.promise_list(), spec.utilisation_cap)
+
+
+def best_of(run: Run) -> dict:
+    """The stored fit of the best deployment. Raises InconclusiveError where there is none."""
+    fit = run.fit()
+    if fit is None or fit["best"] is None:
+        raise InconclusiveError(f"{run.path} holds no deployment that keeps the promises: nothing to simulate")
+    return fit["deployments"][fit["best"]]

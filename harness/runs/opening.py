@@ -1,0 +1,127 @@
+"""Open the run of a plan: where it is kept, and what its manifest says that it was made with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from harness import wire
+from harness.capacity.planning.device_types import Card
+from harness.capacity.planning.scaled_profile import scaled
+from harness.errors import HarnessError, InconclusiveError, InputError
+from harness.host.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
+from harness.host.provenance import commit, host_facts, versions
+from harness.planfile import PlanSpec, ProfileSpec
+from harness.records.schema import RunManifest
+from harness.records.store import Run, read_profile
+
+_ELSEWHERE = "the Triton at ", "Triton of "  # a device of these names was deployed by somebody else
+_CLUSTER = "host of the Ray cluster "
+_CODE = (PACKAGE, "**/*.py"), (REPOSITORY, "**/*.py"), (REPOSITORY, "**/*.pbtxt"), (SCENARIOS, "*.py")
+
+
+def spec_of(run: Run) -> PlanSpec:
+    """The plan as the run was made with, whatever became of its file. Raises InputError for one of another harness."""
+    folder = plan_of_name(run.manifest.plan_path).parent
+    try:
+        return PlanSpec.model_validate(run.manifest.plan, context={"folder": folder})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        words = f"its manifest.json holds a plan that this harness cannot read ({where}: {first['msg']})"
+        raise InputError(f"{run.path}: {words}; use the harness that wrote it") from None
+
+
+def profiles_of(spec: PlanSpec) -> dict[str, dict]:
+    """The profiles of other types of device, by type. Raises InputError for one that is missing or is no profile."""
+    found = {}
+    for name, path in spec.profile_paths().items():
+        try:
+            found[name] = _of_card(name, read_profile(path), spec.profiles[name])
+            Card.of_profile(found[name])
+        except InconclusiveError:
+            pass  # too few points of a stage: the plan says so beside its type
+        except HarnessError as error:
+            words = f"profiles.{name}: {path}: {error}; make one with `harness profile`"
+            raise InputError(words) from None
+    return found
+
+
+def _of_card(name: str, profile: dict, asked: ProfileSpec) -> dict:
+    """The profile, scaled to the card that the plan asks for, if it does."""
+    if asked.bandwidth_gb_s is None:
+        return profile
+    room_bytes = None if asked.kv_room_gb is None else asked.kv_room_gb * 1e9
+    return scaled(profile, name, asked.bandwidth_gb_s, asked.tflop_s, room_bytes)
+
+
+def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None = None) -> str:
+    """The same plan file, code and server always lead to the same folder, and others to another."""
+    digest = hashlib.sha256(Path(plan_path).read_bytes())
+    if spec.topology != wire.STAGED:  # perhaps by an option, and not by the plan
+        digest.update(spec.topology.encode())
+    for path in sorted({path for folder, pattern in _CODE for path in folder.glob(pattern)}):
+        digest.update(path.read_bytes())
+    if spec.emulate:
+        digest.update(spec.profile_path().read_bytes())
+    if spec.profiles:
+        digest.update(json.dumps(profiles_of(spec), sort_keys=True).encode())
+    digest.update((url or (f"ray {ray}" if ray else "")).encode())
+    return f"{spec.name}-{digest.hexdigest()[:8]}"
+
+
+def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None, ray: str | None = None) -> Run:
+    """The run of a plan, new or as an earlier start left it. ``url`` and ``ray``: where, if not here."""
+    run_id = run_id_of(plan_path, spec, url, ray)
+    if Run.is_run(Path(results) / run_id):
+        return Run.open(Path(results) / run_id)
+    host = host_facts()
+    manifest = RunManifest(
+        run_id=run_id,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        plan_path=plan_name(plan_path),
+        plan_sha256=hashlib.sha256(Path(plan_path).read_bytes()).hexdigest(),
+        plan=spec.model_dump(mode="json"),
+        commit=commit(),
+        versions=versions(),
+        host=host,
+        preset=spec.preset,
+        device=_device(spec, url, ray, host),
+        seed=spec.seed,
+        emulated=bool(spec.emulate),
+        notes=_notes(url, ray),
+        profiles=profiles_of(spec),
+        topologies=spec.topologies,
+    )
+    return Run.create(results, manifest)
+
+
+def _notes(url: str | None, ray: str | None) -> tuple[str, ...]:
+    if url:
+        return (f"Triton at {url} was not started by the harness; the host named here drove it",)
+    return (f"Triton and its load ran on the hosts of the Ray cluster {ray}; the host named here led",) if ray else ()
+
+
+def _device(spec: PlanSpec, url: str | None, ray: str | None, host: dict) -> str:
+    """What serves: a Triton somewhere else, a host of a cluster, emulated GPUs, this host's GPU or its processor."""
+    if url:
+        return f"the Triton at {url}" if "," not in url else f"Triton of {url}"  # as _ELSEWHERE has them
+    if ray and not spec.emulate:
+        return f"{_CLUSTER}{ray}"
+    if spec.emulate:
+        name = f"emulated {read_profile(spec.profile_path())['device']}"
+        return name if spec.gpus == 1 else f"{spec.gpus} {name}"
+    return "cpu" if host["gpu"] == "none" else host["gpu"].split(",")[0]
+
+
+def unit_of(manifest: RunManifest) -> str:
+    """What one "device" of the plan is, in words."""
+    if manifest.device == "cpu":
+        return f"this host ({manifest.host['cores']} CPU cores) at preset {manifest.preset}"
+    counted = manifest.device.startswith("the Triton") or manifest.device.split(" ")[0].isdigit()
+    one = "" if counted else "one "
+    return f"{one}{manifest.device} at preset {manifest.preset}"

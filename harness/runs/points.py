@@ -1,0 +1,45 @@
+"""Points of a search space: how they are deployed, and how they are described."""
+
+from __future__ import annotations
+
+from harness import wire
+from harness.deploy.config import Deployment
+from harness.errors import InputError
+from harness.identity import AUTO, GPU
+from harness.planfile import PlanSpec
+from harness.records.store import Run
+from harness.runs.opening import spec_of
+from harness.topology import TOPOLOGY
+
+
+def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
+    """What a plan deploys. Raises InputError for what cannot be deployed, or not on a server of somebody else."""
+    parameters = {name: str(value) for name, value in spec.parameters.items()}
+    if url and (spec.emulate or parameters):
+        raise InputError("emulate and parameters are of a server that the harness starts: leave them or --url out")
+    profile = str(spec.profile_path() or "")
+    where = {"emulate": profile, "gpus": spec.gpus, "device": spec.device, "dtype": spec.dtype}
+    where["topology"] = spec.topologies[0]
+    return Deployment(preset=spec.preset, parameters=parameters, **{**where, **more})
+
+
+def base_of(run: Run) -> Deployment:
+    """What the run deployed before it turned a knob, on the kind of device that it ran on."""
+    kinds = {stage["kind"] for stage in run.manifest.stages if stage["preset"]}
+    return deployment_of(spec_of(run), None, device=GPU if kinds == {GPU} else AUTO)
+
+
+def describe_point(point: dict) -> str:
+    """A point of the space in a few words: knobs of all three stages with one value are said once."""
+    words = []
+    for knob in dict.fromkeys(name.rpartition(".")[2] for name in point):
+        if knob == TOPOLOGY:
+            words.append(f"{point[TOPOLOGY]} topology")
+            continue
+        values = {name.rpartition(".")[0]: value for name, value in point.items() if name.rpartition(".")[2] == knob}
+        first, *others = values.values()
+        if set(values) == set(wire.STAGES) and all(value == first for value in others):
+            words.append(f"{knob} {first}")
+        else:
+            words += [f"{stage}.{knob} {value}".lstrip(".") for stage, value in values.items()]
+    return ", ".join(words) or "as the repository has it"

@@ -1,0 +1,111 @@
+"""What the stages of a run's servers said that they compute on: devices, GPUs and room for KV caches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from harness import wire
+from harness.capacity.models.memory import KV_BYTES_PER_TOKEN, KvRoom
+from harness.errors import InputError
+from harness.identity import AUTO, CPU, GPU, StageIdentity, computes_frames
+from harness.identity import topology_of as topology_told
+from harness.planfile import PlanSpec
+from harness.records.schema import RunManifest
+from harness.records.store import Run
+from harness.runs.opening import _CLUSTER, _ELSEWHERE
+from harness.topology import KV_MODELS, TOPOLOGY
+
+_KV_LIMIT_BYTES = 8 << 30  # of runs whose manifests hold no stages
+
+
+def record_stages(run: Run, servers: Mapping[str, Sequence[StageIdentity]]) -> None:
+    """Keep what the processes of each server say that they run on, and name the device by it.
+
+    Of each topology that the run deploys, its stages are kept. Raises InputError where servers of one topology differ
+    in that, or the run's trials were measured on something else.
+    """
+    topology = topology_told(next(iter(servers.values())))
+    first, *rest = (*servers.values(), *stages_by_server(run.manifest, topology).values())
+    alike = _computing(first), len(_cards(first))
+    if others := [told for told in rest if (_computing(told), len(_cards(told))) != alike]:
+        raise InputError(
+            f"{run.path}: its trials would be of different devices ({_told(first)} and {_told(others[0])}), and the "
+            "answer of neither; measure anew with --fresh, or give another --results"
+        )
+    if run.manifest.finished_at:
+        return  # it may be signed, with its manifest
+    others = tuple(each for each in run.manifest.stages if _topology_of(each) != topology)
+    mark = {TOPOLOGY: topology}
+    told = tuple({"server": server, **mark, **each.content()} for server, found in servers.items() for each in found)
+    run.update_manifest(stages=(*others, *told), device=_device_by(first, run.manifest))
+
+
+def stages_by_server(manifest: RunManifest, topology: str | None = None) -> dict[str, list[StageIdentity]]:
+    """What the processes of each server of a run said that they run on, deployed so (None = the first topology);
+    empty for an older run."""
+    topology, servers = topology or manifest.topologies[0], {}
+    for content in [each for each in manifest.stages if _topology_of(each) == topology]:
+        servers.setdefault(content["server"], []).append(StageIdentity.of(content))
+    return servers
+
+
+def _topology_of(content: Mapping) -> str:
+    return content.get(TOPOLOGY, wire.STAGED)
+
+
+def _computing(stages: Iterable[StageIdentity]) -> set[tuple[str, ...]]:
+    return {(e.model, e.gpu or e.device, e.dtype, e.preset, e.weights, e.code_digest) for e in stages if e.preset}
+
+
+def _cards(stages: Iterable[StageIdentity]) -> dict[str, str]:
+    """The GPUs that the stages of the frame path run on: names by UUID."""
+    return {each.gpu_uuid: each.gpu for each in stages if each.kind == GPU and computes_frames(each.model)}
+
+
+def _told(stages: Sequence[StageIdentity]) -> str:
+    found = "; ".join(sorted({", ".join(filter(None, each[1:])) for each in _computing(stages)}))
+    return f"{len(_cards(stages))} x {found}" if len(_cards(stages)) > 1 else found
+
+
+def _device_by(stages: Sequence[StageIdentity], manifest: RunManifest) -> str:
+    """The device's name as the stages have it; of servers elsewhere, beside where they are."""
+    cards = _cards(stages)
+    if not cards:
+        return manifest.device if manifest.emulated or not _is_here(manifest) else CPU
+    names = Counter(cards.values())
+    told = " and ".join(name if count == 1 else f"{count} {name}" for name, count in sorted(names.items()))
+    return told if _is_here(manifest) else f"{manifest.device.partition(' (')[0]} ({told})"
+
+
+def _is_here(manifest: RunManifest) -> bool:
+    return not manifest.device.startswith((*_ELSEWHERE, _CLUSTER))
+
+
+def kv_rooms(manifest: RunManifest, spec: PlanSpec) -> dict[str, KvRoom | None]:
+    """Room for KV caches of one device, by topology of the plan."""
+    return {topology: kv_room(manifest, spec, topology) for topology in spec.topologies}
+
+
+def kv_room(manifest: RunManifest, spec: PlanSpec, topology: str | None = None) -> KvRoom | None:
+    """Room for KV caches of one device, as the processes that hold them say; None for an older run on a server
+    elsewhere."""
+    topology = topology or spec.topologies[0]
+    holder = KV_MODELS[topology]
+    stages = next(iter(stages_by_server(manifest, topology).values()), ())
+    if told := [each for each in stages if each.model == holder and each.kv_limit_bytes]:
+        smallest = min(each.kv_limit_bytes for each in told)
+        return KvRoom(float(smallest), told[0].kv_bytes_per_token, instances=len(told))
+    if manifest.device.startswith(_ELSEWHERE):
+        return None
+    names = (holder, wire.ENGINE) if topology == wire.FUSED else (holder,)
+    given = [spec.parameters[f"{name}.kv_limit_bytes"] for name in names if f"{name}.kv_limit_bytes" in spec.parameters]
+    if not (given or stages) and len(spec.topologies) > 1:
+        return None  # it has not been deployed yet, and nobody has told
+    limit_bytes = float(given[0]) if given and given[0] != AUTO else float(_KV_LIMIT_BYTES)
+    return KvRoom(limit_bytes, KV_BYTES_PER_TOKEN[spec.preset], instances=spec.gpus)
+
+
+def gpus_of(manifest: RunManifest, spec: PlanSpec) -> int:
+    """GPUs of one device of the plan: those that the stages of a server run on, else (emulated, CPU) the plan's."""
+    return len(_cards(next(iter(stages_by_server(manifest).values()), ()))) or spec.gpus

@@ -1,0 +1,79 @@
+"""What the minutes of a job are spent on: how long trials take on this host, and what there was no time for."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from harness.drive.stop_rule import settle_s
+from harness.planfile import PlanSpec
+from harness.records.schema import Trial
+from harness.records.slo import clean_requests_needed
+from harness.sweep.trial import Load
+from harness.traffic.mix import Mix
+
+MOST_LONGER = 3
+START_S = 12.0  # of a trial, beside the time that its load is held: before the first has been seen
+
+
+@dataclass
+class Budget:
+    """Minutes that the job may take, counted from now."""
+
+    minutes: float
+    began_s: float = field(default_factory=time.monotonic)
+
+    def left_s(self) -> float:
+        return self.minutes * 60 - (time.monotonic() - self.began_s)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What the budget had no time for, and about how long it takes. ``decisive``: there is no answer without it."""
+
+    what: str
+    seconds: float
+    decisive: bool
+
+
+def estimated_s(load: Load, trials: Sequence[Trial] = ()) -> float:
+    """About how long a trial takes, with the reload of its stages, as the ``trials`` of the run show it.
+
+    A ladder may end before its last rung: it is taken to go as far as the longest one of the same rungs did.
+    """
+    ladders = [trial for trial in trials if trial.kind == "ladder" and trial.rungs]
+    beside_s = median([trial.wall_s - _held_s(trial) for trial in ladders]) if ladders else START_S
+    alike = [_held_s(trial) for trial in ladders if _rungs_of(trial) == (list(load.sessions), load.seconds)]
+    return max(alike, default=load.total_s) + max(beside_s, 0.0)
+
+
+def decidable_s(spec: PlanSpec, mix: Mix, rate_per_s: float) -> float:
+    """Whole seconds of an open-loop run in which one promise, at the least, has enough requests to be decided.
+
+    Never less than the plan says, and at most MOST_LONGER times that. Two standard deviations of a Poisson count are
+    added to ``clean_requests_needed`` requests.
+    """
+    shares = mix.shares()
+    needed = [
+        (count + 2 * math.sqrt(count)) / (rate_per_s * shares[promise.traffic_class])
+        for promise in spec.promise_list()
+        for count in [clean_requests_needed(promise.quantile, spec.confidence)]
+    ]
+    return float(min(max(spec.confirm.seconds, math.ceil(min(needed))), MOST_LONGER * spec.confirm.seconds))
+
+
+def _held_s(trial: Trial) -> float:
+    """Seconds for which a ladder held its load."""
+    return (trial.rungs[-1].end_ns - trial.rungs[0].start_ns) / 1e9 + settle_s(trial.load["seconds"])
+
+
+def _rungs_of(trial: Trial) -> tuple[list[int], float]:
+    return list(trial.load["concurrency"]), trial.load["seconds"]
+
+
+def minutes_needed(budget: Budget, left_out: Sequence[LeftOut]) -> int:
+    """The whole minutes of a budget that has time for what was left out, too."""
+    return math.ceil(budget.minutes + sum(each.seconds for each in left_out) / 60)

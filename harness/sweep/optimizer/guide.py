@@ -1,0 +1,114 @@
+"""From the trials of a search to its next point: values, physics, what they expect of other points, a decision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.capacity.models.steps import StepTime
+from harness.records.schema import Rung
+from harness.sweep.optimizer.decide import FLOOR, Aim, Decision, Expected, Seen
+from harness.sweep.optimizer.objective import BestRung, Expecting, HighestRate, Value
+from harness.sweep.optimizer.optuna_engine import next_point
+from harness.sweep.optimizer.physics import Physics, Taught, learn
+from harness.sweep.optimizer.space import Space
+from harness.topology import topology_of
+
+_LESSONS = 1, 3, 6, 12  # numbers of trials after which the physics is fitted anew; the surrogate learns all
+_AGAIN = 0.03  # relative: what the step times of two trials of one deployment differ by
+_QUANTILES = -1.28, -0.52, 0.0, 0.52, 1.28  # of a normal, equally likely
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A point that was measured (or could not be): its value, and the rungs of its VALID ladders."""
+
+    number: int
+    value: Value
+    rungs: tuple[Rung, ...] = ()
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Chooses the points of one search. ``sessions``: the rungs of its ladders; ``defaults``: knobs as deployed.
+
+    Nothing is remembered between calls: the same trials give the same decision, also after a kill.
+    """
+
+    space: Space
+    objective: HighestRate | BestRung
+    kind: str
+    aim: Aim
+    seed: int
+    sessions: tuple[int, ...]
+    defaults: Mapping[str, Any]
+
+    def next(self, measured: Sequence[Measured], in_flight: Collection[int] = ()) -> Decision:
+        """The next point, while some are being measured, or the reason to stop."""
+        if self.kind != "model":
+            seen = [Seen(each.number, each.value.value, each.value.error) for each in measured]
+            return next_point(self.space, seen, in_flight, self.kind, None, self.aim, self.seed)
+        _, value_of = self._known(measured)
+        seen = [Seen(each.number, each.value.value, self._error(each, value_of)) for each in measured]
+        return next_point(self.space, seen, in_flight, self.kind, self.expected(measured), self.aim, self.seed)
+
+    def expected(self, measured: Sequence[Measured]) -> Expected | None:
+        """What the physics expects of points, or None where the measured ones do not carry it."""
+        known, value_of = self._known(measured)
+        taught: dict[str, list[Taught]] = {}
+        for each in known[: _lesson(len(known))]:
+            taught.setdefault(topology_of(each.point), []).append(each)
+        learnt = {topology: physics for topology, own in taught.items() if (physics := learn(own, self.defaults))}
+        if not learnt or value_of is None:
+            return None
+        values = [each.value.value for each in measured if each.value.value]
+        unknown = float(np.exp(np.mean(np.log(values)))) if values else 0.0
+
+        def value(number: int) -> float:
+            """A topology that taught nothing is expected to do as well as what was measured does in the mean."""
+            physics = learnt.get(topology_of(self.space.point(number)))
+            return unknown if physics is None else self._value(physics, value_of, number)
+
+        return lambda numbers: np.array([value(int(number)) for number in numbers])
+
+    def _known(self, measured: Sequence[Measured]) -> tuple[list[Taught], Expecting | None]:
+        """The points with a value and rungs, and what the objective makes of a step time."""
+        known = [each for each in measured if each.value.value is not None and each.rungs]
+        taught = [Taught(self.space.point(each.number), each.rungs) for each in known]
+        return taught, self.objective.expecting([each.value for each in known], taught[: _lesson(len(known))])
+
+    def _value(self, physics: Physics, value_of: Expecting, number: int) -> float:
+        """The mean over trials of the point: beside a cliff of a promise, they scatter far."""
+        point = self.space.point(number)
+        return float(np.mean(_again(value_of, physics.step_s(point, self.sessions), self.sessions, point)))
+
+    def _error(self, each: Measured, value_of: Expecting | None) -> float:
+        """The error of a value and how far another trial may be off: much where a promise is only just kept."""
+        if value_of is None or not each.rungs or not each.value.value:
+            return each.value.error
+        at = {round(rung.sessions): rung.sessions / rung.frames_per_s for rung in each.rungs}
+        sessions = sorted(at)
+        steps = np.array([at[n] for n in sessions])
+        values = np.array(_again(value_of, steps, sessions, self.space.point(each.number)))
+        scatter = float(np.std(np.log(np.maximum(values, FLOOR * values.max())))) if values.max() > 0 else 0.0
+        return math.hypot(each.value.error, scatter)
+
+
+def _again(value_of: Expecting, step_s: np.ndarray, sessions: Sequence[float], point: Mapping[str, Any]) -> list[float]:
+    """Values of trials whose step times, all together, come out a little shorter or longer."""
+    return [value_of(_step_time(step_s * math.exp(_AGAIN * each), sessions), point) for each in _QUANTILES]
+
+
+def _step_time(step_s: np.ndarray, sessions: Sequence[float]) -> StepTime:
+    values = tuple(step_s.tolist())
+    if len(values) == 1:
+        return StepTime("linear", (values[0], 0.0))
+    return StepTime("piecewise", values, tuple(map(float, sessions)))
+
+
+def _lesson(trials: int) -> int:
+    return max((each for each in _LESSONS if each <= trials), default=0)

@@ -1,0 +1,167 @@
+"""What a search looks for: the value of a measured point, and the value that a predicted step time would have.
+
+Values are larger for better points and 0 for useless ones; None is a point of which nothing can be said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.capacity.fitting.fit import fit_run, limits_of
+from harness.capacity.fitting.rate_search import Limits, Traffic, steady_limit
+from harness.capacity.models.device import Device
+from harness.capacity.models.memory import KvRoom
+from harness.capacity.models.steps import StepTime
+from harness.errors import InconclusiveError
+from harness.records.schema import Rung, Trial
+from harness.sweep.optimizer.physics import Taught
+from harness.topology import kv_instances
+
+Expecting = Callable[[StepTime, Mapping[str, Any]], float]  # the value of a point with some step time
+_NORMAL_95 = 1.96
+_LEAST = 1e-4
+
+
+@dataclass(frozen=True)
+class Value:
+    """The value of a measured point; ``error`` relative, 0 where it is not known; ``says``: the value in words."""
+
+    value: float | None
+    error: float = 0.0
+    says: str = ""
+    fit: dict = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class HighestRate:
+    """Requests a second that one device carries under the promises: the reciprocal of devices per QPS."""
+
+    mix: object
+    promises: Sequence
+    seed: int
+    kv: KvRoom | Mapping[str, KvRoom | None] | None = None
+    session_limit: int | None = None
+    name = "highest rate under the promises"
+
+    def measured(self, trials: Sequence[Trial], requests: pd.DataFrame) -> Value:
+        """From the VALID ladders of one deployment and their requests."""
+        rng = np.random.default_rng(self.seed)
+        fit = fit_run(trials, requests, self.mix, self.promises, rng, "", **self._room())["deployments"][0]
+        rate, (low, high) = fit["max_rate_per_s"], fit["max_rate_interval"]
+        if rate is None:
+            return Value(None, says=fit["inconclusive"], fit=fit)
+        error = math.log(high / low) / (2 * _NORMAL_95) if low else 0.0
+        return Value(rate, error, f"{rate:.3g} requests/s", fit)
+
+    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
+        """The value of a deployment with some step time, whose requests scatter as those of the best one measured."""
+        for best in sorted(values, key=lambda each: -(each.value or 0.0)):
+            try:
+                device = Device.from_fit(best.fit)
+                self._limits(best.fit, {}).check(device, [each.name for each in self.mix.classes])
+            except (InconclusiveError, KeyError):
+                continue
+            return lambda step, point, fit=best.fit, device=device: self._expected(fit, device, step, point)
+        return None
+
+    def _expected(self, fit: dict, device: Device, step: StepTime, point: Mapping[str, Any]) -> float:
+        """The device with another step time, a first chunk as long as the point's, and the KV room of its instances."""
+        chunk = fit["deployment"].get("chunk_frames", self.mix.chunk_frames)
+        steps = max(device.first_steps + point.get("chunk_frames", chunk) - chunk, 0.0)
+        other = replace(device, step_time=step, first_steps=steps, draws=())
+        return steady_limit(other, self._limits(fit, point))[0] / self.mix.mean_frames()
+
+    def _limits(self, fit: dict, point: Mapping[str, Any]) -> Limits:
+        instances = point.get(kv_instances(point))
+        if fit.get("kv") and instances:
+            fit = fit | {"kv": fit["kv"] | {"instances": instances}}
+        return limits_of(fit, self.promises, self.session_limit, 1.0, self._traffic)
+
+    @cached_property
+    def _traffic(self) -> Traffic:
+        return Traffic.draw(self.mix, np.random.default_rng(self.seed))
+
+    def _room(self) -> dict[str, Any]:
+        return {"kv": self.kv, "session_limit": self.session_limit}
+
+
+@dataclass(frozen=True)
+class BestRung:
+    """A metric of a rung's summary, of the rung where it is best among those that keep the limits on other metrics.
+
+    ``sign`` 1 to maximise, -1 to minimise: the value is the metric, or its reciprocal. A minimised metric counts as
+    1e-4 at the least (a tenth of a millisecond): one of 0 is best, and its value still finite.
+    """
+
+    metric: str
+    sign: int = 1
+    at_most: Mapping[str, float] = field(default_factory=dict)
+    at_least: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{'highest' if self.sign > 0 else 'lowest'} {self.metric}"
+
+    def measured(self, trials: Sequence[Trial], requests: pd.DataFrame | None = None) -> Value:
+        summaries = [rung.summary for trial in trials for rung in trial.rungs]
+        if not summaries:
+            return Value(None, says="its ladders have no rung")
+        best = self._best(summaries)
+        says = "no rung keeps the limits" if best is None else f"{self.metric} {best:.4g}"
+        return Value(self._worth(best), says=says)
+
+    def value(self, summaries: Sequence[Mapping[str, float]]) -> float:
+        """Of the best rung; 0 where none keeps the limits."""
+        return self._worth(self._best(summaries))
+
+    def _best(self, summaries: Sequence[Mapping[str, float]]) -> float | None:
+        """The metric where it is best; None where no rung keeps the limits and has it."""
+        kept = [each.get(self.metric, math.nan) for each in summaries if self._keeps(each)]
+        return max((each for each in kept if each >= 0), key=lambda each: self.sign * each, default=None)
+
+    def _worth(self, metric: float | None) -> float:
+        if metric is None:
+            return 0.0
+        return metric if self.sign > 0 else 1 / max(metric, _LEAST)
+
+    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
+        """Times are taken to grow as the step time does at as many sessions, and rates to fall as it grows."""
+        rungs = [rung for each in taught for rung in each.rungs]
+        if not rungs:
+            return None
+        names = {self.metric, *self.at_most, *self.at_least}
+        at = {round(rung.sessions): _scales([r for r in rungs if round(r.sessions) == round(rung.sessions)], names)
+              for rung in rungs}  # fmt: skip
+        return lambda step, point: self.value([_summary(scales, n, float(step(n))) for n, scales in at.items()])
+
+    def _keeps(self, summary: Mapping[str, float]) -> bool:
+        return all(summary.get(name, math.nan) <= limit for name, limit in self.at_most.items()) and all(
+            summary.get(name, math.nan) >= limit for name, limit in self.at_least.items()
+        )
+
+
+def _power(name: str) -> int:
+    """How a metric goes with the step time: as it, against it, or not at all."""
+    if name == "sessions":
+        return 0
+    return -1 if name.endswith("_per_s") else 1
+
+
+def _scales(rungs: Sequence[Rung], names: Sequence[str]) -> dict[str, float]:
+    """Median of each metric over the power of the step time that it goes with."""
+    steps = np.array([rung.sessions / rung.frames_per_s for rung in rungs])
+    return {
+        name: float(np.median([rung.summary.get(name, math.nan) for rung in rungs] / steps ** _power(name)))
+        for name in names
+    }
+
+
+def _summary(scales: Mapping[str, float], sessions: float, step_s: float) -> dict[str, float]:
+    return {name: scale * step_s ** _power(name) for name, scale in scales.items()} | {"sessions": sessions}

@@ -1,0 +1,268 @@
+"""One trial: set a deployment, let Locust drive it, and fold what came back into a record.
+
+A ladder holds rising numbers of sessions (closed loop) and gives the physics; an open-loop run sends Poisson arrivals
+at a rate and is what a prediction is held against.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness import wire
+from harness.deploy.config import Deployment
+from harness.deploy.sampler import Probe
+from harness.deploy.statistics import difference
+from harness.drive.stop_rule import OVER_SATURATED, settle_s
+from harness.errors import HarnessError, InputError, ServerError
+from harness.host.places import SCENARIOS
+from harness.host.process_group import end_group, spawn
+from harness.planfile import PlanSpec
+from harness.records import metrics
+from harness.records.load_log import Records, read_records
+from harness.records.schema import Outcome, Result, Rung, ServerSample, StageStatistics, Trial
+from harness.records.slo import Promise
+from harness.topology import TOPOLOGY, topology_of
+
+SCENARIO = SCENARIOS / "podcast.py"
+LOCUST_EXIT_INVALID = 3
+REQUEST_KNOBS = ("chunk_frames", "diffusion_steps")  # of a point: what requests ask for; the rest is deployed
+REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for the best point's second ladder
+SILENCE_VARIABLE = "LOCUST_SILENCE_TIMEOUT"
+_SILENCE_S = 30  # a server that lives sends something every few seconds: one that hangs is found so soon
+
+
+@dataclass(frozen=True)
+class Load:
+    """The load of one trial: ``sessions`` for a ladder, or ``rate_per_s`` for an open-loop run."""
+
+    seconds: float  # of the whole run, or the most of each rung
+    seed: int
+    sessions: tuple[int, ...] = ()
+    rate_per_s: float | None = None
+    steady_sessions: int = 0  # open loop: sessions in mid-course at the start
+    asks: Mapping[str, int] = field(default_factory=dict)  # request knobs of the point
+    precision: float | None = None  # of a rung's rate, with which it may end early
+
+    @property
+    def kind(self) -> str:
+        return "ladder" if self.sessions else "open"
+
+    @property
+    def total_s(self) -> float:
+        return self.seconds * max(1, len(self.sessions))
+
+    def record(self) -> dict:
+        """The load as it is stored with its trial."""
+        common = {"seconds": self.seconds, "seed": self.seed, **self.asks}
+        if self.sessions:
+            early = {"precision": self.precision} if self.precision else {}
+            return {"loop": "closed", "concurrency": list(self.sessions), **early, **common}
+        return {"loop": "open", "arrivals": "poisson", "rate_per_s": self.rate_per_s, **common}
+
+    def options(self) -> list[str]:
+        """The load as Locust's options."""
+        options = ["--seed", str(self.seed), "--stop-timeout", "0"]
+        for knob, value in self.asks.items():
+            options += [f"--{knob.replace('_', '-')}", str(value)]
+        if self.sessions:
+            rungs = ",".join(map(str, self.sessions))
+            options += ["--precision", str(self.precision)] if self.precision else []
+            held = ["--rung-seconds", str(self.seconds), "--until-saturated"]
+            return [*options, "--steady", "--ladder", rungs, *held]
+        timing = ["-u", "1", "-t", f"{self.seconds:.0f}s", "--rate", str(self.rate_per_s)]
+        return [*options, *timing, "--steady", str(self.steady_sessions)]
+
+
+def asked(point: dict) -> dict[str, int]:
+    """What requests ask for at a point of the space."""
+    return {knob: value for knob, value in point.items() if knob in REQUEST_KNOBS}
+
+
+def deployed(base: Deployment, point: dict) -> Deployment:
+    """The deployment at a point of the space. Raises InputError for a key that no model has."""
+    knobs = {knob: value for knob, value in point.items() if knob not in (*REQUEST_KNOBS, TOPOLOGY)}
+    return replace(base, topology=topology_of(point), knobs=knobs)
+
+
+def trial_id(point: dict, load: Load, repeat: int = 0) -> str:
+    """A name that the same point under the same load always gets, so that it is never measured twice."""
+    content = json.dumps([sorted(point.items()), load.record(), repeat], sort_keys=True)
+    return f"{load.kind}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
+
+
+def drawn(load: Load, repeat: int) -> Load:
+    """The load of a repeat: other requests and arrivals, for the same ones may fail in the same way again."""
+    return replace(load, seed=load.seed + repeat * REPEAT_SEED)
+
+
+class TrialBroken(ServerError):
+    """A point could not be deployed, or the server or the load generator did not last to the end of its trial."""
+
+
+def broken_trial(point: dict, load: Load, repeat: int, error: str) -> Trial:
+    """The record of a trial that broke: INVALID, with its reason and no rungs."""
+    return Trial(
+        trial_id=trial_id(point, load, repeat),
+        kind=load.kind,
+        deployment=point,
+        load=drawn(load, repeat).record(),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        wall_s=0.0,
+        valid=False,
+        reasons=(f"broke: {error}",),
+        rungs=(),
+        topology=topology_of(point),
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished trial with its raw records."""
+
+    trial: Trial
+    results: Sequence[Result]
+    samples: Sequence[ServerSample]
+
+
+class Driver:
+    """Runs trials of one plan on one server (``TritonServer`` or ``RemoteTriton``)."""
+
+    def __init__(self, server, plan_path: Path, plan: PlanSpec, scratch: Path, base: Deployment):
+        self.server = server
+        self.plan_path = plan_path
+        self.plan = plan
+        self.scratch = scratch  # for the records of the trial in flight
+        self.base = base
+        self._process: subprocess.Popen | None = None  # Locust, while a trial runs
+        self._aborted = False
+
+    def deploy(self, point: dict) -> list[str]:
+        """Bring the server to a point of the space; returns the stages that were reloaded."""
+        return self.server.reload(deployed(self.base, point))
+
+    def run(self, point: dict, load: Load, prediction: dict | None = None, repeat: int = 0) -> Measured:
+        """Deploy, drive and fold one trial.
+
+        Raises TrialBroken where the server or Locust did not last to its end, and InputError where the server refuses
+        for good what the plan asks for.
+        """
+        started_at, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+        name, load = trial_id(point, load, repeat), drawn(load, repeat)
+        try:
+            self.deploy(point)
+        except ServerError as error:
+            raise TrialBroken(f"{name} cannot be deployed: {error}") from error
+        folder = self.scratch / name
+        shutil.rmtree(folder, ignore_errors=True)
+        with Probe(self.server.target, self.server.pid, metrics_url=self.server.metrics_url) as probe:
+            exit_code, output = self._locust(folder, load)
+        if not self.server.alive():
+            raise TrialBroken(f"the server ended during {name}")
+        records = _records(folder, exit_code, output)
+        rungs = _rungs(records, probe.samples, self.plan.promise_list())
+        failures, ended = _failures(records.results), records.end.get("ladder_ended", "")
+        if failures and not self.server.responds():
+            raise TrialBroken(f"the server hung during {name}: {failures[0]}")
+        shutil.rmtree(folder, ignore_errors=True)
+        trial = Trial(
+            trial_id=name,
+            kind=load.kind,
+            deployment=point,
+            load=load.record(),
+            started_at=started_at,
+            wall_s=round(time.monotonic() - began, 3),
+            valid=records.end["valid"] and not failures,
+            reasons=(*failures, *records.end["reasons"], *filter(None, [ended])),
+            rungs=rungs,
+            prediction=prediction,
+            over_saturated=ended.startswith(OVER_SATURATED),
+            reader_lag_p99_s=records.end.get("lag_p99_s"),
+            topology=topology_of(point),
+        )
+        return Measured(trial, records.results, probe.samples)
+
+    def _locust(self, folder: Path, load: Load) -> tuple[int, str]:
+        command = [sys.executable, "-m", "locust", "-f", str(SCENARIO), "--headless", "--host", self.server.url]
+        command += ["--plan", str(self.plan_path), "--records", str(folder), *load.options()]
+        if SILENCE_VARIABLE not in os.environ:
+            command += ["--silence-timeout", str(_SILENCE_S)]
+        log = self.scratch / "locust.log"
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        self._process, self._aborted = spawn(command, log), False
+        try:
+            code = self._process.wait(timeout=load.total_s + 120)
+        except subprocess.TimeoutExpired:
+            code = -signal.SIGKILL
+        finally:
+            end_group(self._process, grace_s=5)
+        if self._aborted:  # it may have ended its records all the same
+            code = -signal.SIGTERM
+        return code, log.read_text(errors="replace")
+
+    def abort(self) -> None:
+        """Cut off the trial under way, from another thread: ``run`` then raises TrialBroken."""
+        if self._process is not None:
+            self._aborted = True
+            end_group(self._process, grace_s=5)
+
+
+def _records(folder: Path, exit_code: int, output: str) -> Records:
+    """What Locust wrote. Raises TrialBroken where that is not a whole test."""
+    try:
+        records = read_records(folder)
+    except HarnessError as error:
+        raise TrialBroken(f"Locust gave no records (exit code {exit_code}): {error}\n{output[-1500:]}") from error
+    refused = [result.error for result in records.results if result.error.startswith(wire.REFUSED)]
+    if refused:
+        words = refused[0].removeprefix(wire.REFUSED)
+        raise InputError(f"the server refuses what the plan asks for, and no retry helps: {words}; change the plan")
+    if exit_code not in (0, 1, LOCUST_EXIT_INVALID) or not records.end:
+        raise TrialBroken(f"Locust was cut off (exit code {exit_code}): {output[-500:].strip()}")
+    return records
+
+
+def _failures(results: Sequence[Result]) -> tuple[str, ...]:
+    """Nothing is fitted from a load that the server did not carry: what failed would be missing in every figure."""
+    errors = [result.error for result in results if result.outcome is Outcome.ERROR]
+    return (f"{len(errors)} of {len(results)} requests failed, the first with: {errors[0]}",) if errors else ()
+
+
+def _rungs(records: Records, samples: Sequence[ServerSample], promises: Sequence[Promise]) -> tuple[Rung, ...]:
+    """The windows of a trial in which the load was held, without the time that sessions take to open."""
+    windows = [(rung["start_ns"], rung["end_ns"]) for rung in records.rungs]
+    if records.run["ladder"]:
+        settling_ns = int(settle_s(records.run["rung_s"]) * 1e9)
+        windows = [(start + settling_ns, end) for start, end in windows if end - start > settling_ns]
+    else:
+        windows = [(records.end["start_ns"], records.end["end_ns"])]
+    return tuple(_rung(records.results, samples, *window, promises) for window in windows)
+
+
+def _rung(
+    results: Sequence[Result], samples: Sequence[ServerSample], start: int, end: int, promises: Sequence[Promise]
+) -> Rung:
+    summary = metrics.summarise(results, start, end, promises)
+    return Rung(
+        sessions=summary["sessions"],
+        frames_per_s=summary["frames_per_s"],
+        start_ns=start,
+        end_ns=end,
+        summary=summary,
+        stages=_stages(samples, start, end),
+    )
+
+
+def _stages(samples: Sequence[ServerSample], start: int, end: int) -> tuple[StageStatistics, ...]:
+    inside = [sample for sample in samples if start <= sample.at_ns <= end]
+    return difference(inside[-1].stages, inside[0].stages) if len(inside) > 1 else ()

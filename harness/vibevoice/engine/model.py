@@ -1,0 +1,65 @@
+"""The engine that a model's configuration asks for.
+
+Only a Triton stub process can import this module.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import triton_python_backend_utils as pb
+
+from harness.errors import InputError
+from harness.vibevoice import backend
+from harness.vibevoice.engine.frame_step import EagerStep
+from harness.vibevoice.engine.loop import Engine
+from harness.vibevoice.engine.step_metrics import StepMetrics
+from harness.vibevoice.process.instances import instances
+from harness.vibevoice.process.parameters import number, parameters
+from harness.vibevoice.process.setup import prepare
+
+GRACE_S = 1.0  # in which its sessions are told
+
+
+def engine_of(args: dict) -> Engine:
+    """Raises InputError for a configuration that this host cannot serve."""
+    given = parameters(args)
+    weights = backend.weights(args)
+    most, places = number(given, "max_batch"), max(1, number(given, "sessions_at_once") // instances(args))
+    if weights.graph_batch:
+        from harness.vibevoice.engine.graph_step import GraphStep, table_bytes  # its kernels are compiled for a GPU
+
+        if most > weights.graph_batch:
+            raise InputError(
+                f"max_batch is {most}, and a step of this GPU takes at most {weights.graph_batch} sessions (`graphs`): "
+                "lower the one or raise the other"
+            )
+        step = GraphStep(weights, backend.kv_room(args, weights, table_bytes(weights, places)), places)
+    else:
+        step = EagerStep(weights, backend.kv_room(args, weights), number(given, "prefill_tokens"))
+    in_hand_s = number(given, "in_hand_seconds")
+    engine = Engine(step, most, _end_process, lambda: prepare(weights.device), in_hand_s)
+    _count(engine)
+    return engine
+
+
+def _count(engine: Engine) -> None:
+    """Show the engine's counts on the Prometheus page of this server, if it has one."""
+    try:
+        metrics = StepMetrics(engine.counts, _counter)
+    except pb.TritonModelException as error:
+        print(f"the steps of the engine are not counted on the server's metrics page: {error}", flush=True)
+    else:
+        metrics.keep_updated()
+
+
+def _counter(name: str, about: str) -> pb.MetricFamily:
+    return pb.MetricFamily(name=name, description=about, kind=pb.MetricFamily.COUNTER)
+
+
+def _end_process(error: Exception) -> None:
+    """A process whose engine has stopped serves nobody: it ends, and is started again."""
+    print(f"the engine has stopped, and its process ends: {error!r}", flush=True)
+    time.sleep(GRACE_S)
+    os._exit(1)

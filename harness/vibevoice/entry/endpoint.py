@@ -1,0 +1,238 @@
+"""The public entry: checks requests, lets their sessions in, and runs them side by side on one event loop.
+
+Only a Triton stub process can import this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness import wire
+from harness.errors import HarnessError, RequestError, ServerError
+from harness.host import keys
+from harness.vibevoice import backend
+from harness.vibevoice.entry import stage_calls
+from harness.vibevoice.entry.prompt import PromptBuilder, SpeechRequest
+from harness.vibevoice.entry.talk import Channel, ClientLeft, Talk
+from harness.vibevoice.entry.tokenizer import tokenizer_for
+from harness.vibevoice.entry.voices import frames_of, load_voices
+from harness.vibevoice.process import restarts
+from harness.vibevoice.process.instances import instances
+from harness.vibevoice.process.parameters import number, parameters
+from harness.vibevoice.sessions.admission import Line
+from harness.vibevoice.sessions.carry import MOST_BYTES, Past, model_mark, script_mark
+from harness.vibevoice.sessions.table import session_ids
+from harness.vibevoice.stages.configuration import config_of
+
+if TYPE_CHECKING:  # they bring torch, which the process of an ensemble's entry need not load
+    from harness.vibevoice.engine.loop import Engine
+    from harness.vibevoice.entry.engine_talk import EngineTalk
+
+_OPTIONS = (
+    wire.FRAMES,
+    wire.START_FRAME,
+    wire.CHUNK_FRAMES,
+    wire.SEED,
+    wire.GUIDANCE_SCALE,
+    wire.DIFFUSION_STEPS,
+    wire.UNTIL_END,
+    wire.KEEP,
+)
+LONG_SCRIPT_BYTES = 16_000
+MOST_TOKENS, MOST_SPEAKER_IDS = 2 * wire.MAX_FRAMES, 1024  # of a request: more would hold up everybody's event loop
+SWITCH_S = 0.001  # how long a thread that reads a script may keep the interpreter from those that speak
+
+
+class Entry:
+    """Serves requests of one entry instance; sessions of all of them run side by side on its event loop.
+
+    ``engine_of(args)`` gives the engine that speaks in this process; without it, the stages of the ensemble speak.
+    """
+
+    def __init__(self, args: dict, engine_of: Callable[[dict], Engine] | None = None):
+        backend.begin()
+        given = parameters(args)
+        checkpoint, weights_seed = given.get("checkpoint", ""), int(given.get("weights_seed", 0))
+        config = config_of(given["preset"], checkpoint)
+        self.model = model_mark(given["preset"], weights_seed, checkpoint, bool(given.get("emulate")))
+        self.carry_key = _carry_key(given.get("carry_key_file", ""))
+        self.voices = load_voices(given.get("voices", ""))
+        voice_frames = {voice: frames_of(samples) for voice, samples in self.voices.items()}
+        tokenizer = tokenizer_for(config, checkpoint)
+        self.prompts = PromptBuilder(config, tokenizer, voice_frames, ends_by_itself=bool(checkpoint))
+        self.emulated = bool(given.get("emulate"))
+        self.beat_s = number(given, "beat_seconds")
+        self.prefill_tokens = number(given, "prefill_tokens")
+        self.prefills = asyncio.Semaphore(1 if engine_of else number(given, "prefills_at_once"))
+        self.long_scripts = asyncio.Semaphore(1)
+        self.encoded_voices: dict[int, asyncio.Task] = {}
+        self.executor: ThreadPoolExecutor | None = None
+        self.channels: set[Channel] = set()
+        places = max(1, number(given, "sessions_at_once") // instances(args))
+        patience_s = number(given, "waiting_seconds")
+        self.line = Line(places, number(given, "waiting_limit"), patience_s)
+        # A session holds two threads: one that speaks and one that tells, or two calls of stages when it closes.
+        self.calls_at_once = 2 * places + 4
+        self.session_ids = session_ids(os.getpid())
+        self.engine = engine_of(args) if engine_of else None
+        backend.settle()
+        restarts.attend(args, backend.load_model, backend.identity_of(args, self.engine and self.engine.step))
+
+    async def serve(self, requests: list) -> None:
+        # The loop's default executor has a few threads per core: sessions beyond that would wait for one, with every
+        # stage idle.
+        if self.executor is None:
+            self.executor = ThreadPoolExecutor(self.calls_at_once, thread_name_prefix="stage-call")
+            asyncio.get_running_loop().set_default_executor(self.executor)
+            self.beating = asyncio.ensure_future(self._beat())
+        await asyncio.gather(*(self._answer(request) for request in requests))
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self.beat_s / 5)
+            for channel in list(self.channels):
+                try:
+                    channel.beat()
+                except Exception as error:  # one channel's trouble is none of the others'
+                    print(f"a sign of life could not be sent: {error}", flush=True)
+
+    async def _answer(self, request) -> None:
+        channel = Channel(request.get_response_sender(), self.emulated, self.beat_s)
+        self.channels.add(channel)
+        try:
+            if _is_set(request, wire.DESCRIBE):
+                channel.description(await asyncio.to_thread(restarts.identities))
+            else:
+                await self._admit(await self._checked(request), channel)
+        except ClientLeft:
+            self._end(channel)
+        except Exception as error:
+            self._end(channel, error)
+        else:
+            self._end(channel)
+
+    def _end(self, channel: Channel, error: Exception | None = None) -> None:
+        self.channels.discard(channel)  # first: nothing may follow the final response
+        channel.end(error)
+
+    async def _checked(self, request) -> SpeechRequest:
+        """What is asked for; raises HarnessError, marked as refused, for what no retry can make right."""
+        try:
+            return await self._read(request)
+        except HarnessError as error:
+            raise type(error)(f"{wire.REFUSED}{error}") from error
+
+    async def _read(self, request) -> SpeechRequest:
+        given = {name: backend.optional(request, name) for name in _OPTIONS}
+        options = {name: value.flat[0] for name, value in given.items() if value is not None and value.size}
+        say, carry = backend.optional(request, wire.SAY), backend.optional(request, wire.CARRY)
+        if say is not None and say.size:
+            options[wire.SAY] = _at_most(MOST_TOKENS, say, wire.SAY).flatten().tolist()
+        if carry is not None and carry.size:
+            carried = _at_most(MOST_BYTES, carry, wire.CARRY)
+            options[wire.CARRY] = await asyncio.to_thread(Past.decode, carried.tobytes(), self.carry_key)
+        text = _required(request, wire.TEXT_INPUT).flat[0]
+        speakers = _at_most(MOST_SPEAKER_IDS, _required(request, wire.SPEAKER_IDS), wire.SPEAKER_IDS)
+        speaker_ids = speakers.flatten().tolist()
+        # In a thread: an hour's script takes 20 ms, and others are speaking. Of long ones, a thread at a time: each
+        # makes every other thread wait for the interpreter.
+        async with self._long_script() if len(text) > LONG_SCRIPT_BYTES else contextlib.nullcontext():
+            checked = await asyncio.to_thread(self.prompts.request, text, speaker_ids, options)
+        if checked.past:
+            checked.past.check_owner(self.model, self._script_mark(checked))
+        return checked
+
+    @contextlib.asynccontextmanager
+    async def _long_script(self) -> AsyncIterator[None]:
+        """While a long script is read, which is one at a time: its thread gives way to those that speak sooner."""
+        async with self.long_scripts:
+            usual_s = sys.getswitchinterval()
+            sys.setswitchinterval(SWITCH_S)
+            try:
+                yield
+            finally:
+                sys.setswitchinterval(usual_s)
+
+    async def _admit(self, request: SpeechRequest, channel: Channel) -> None:
+        """Speak a request when its turn has come and there is room for it."""
+        channel.check()
+        talk = self._talk(request, channel)
+        await self.line.enter(talk.open, channel.check)
+        try:
+            await self._speak(talk)
+        finally:
+            try:
+                await talk.close()
+            finally:
+                self.line.leave()
+
+    def _talk(self, request: SpeechRequest, channel: Channel) -> Talk | EngineTalk:
+        if self.engine:
+            from harness.vibevoice.entry.engine_talk import EngineTalk
+
+            return EngineTalk(self.engine, next(self.session_ids), request, channel)
+        return Talk(self.session_ids, request, channel)
+
+    async def _speak(self, talk: Talk | EngineTalk) -> None:
+        voices = [await self._voice(voice) for voice in talk.request.prompt.voices]
+        await talk.prefill(voices, self.prefill_tokens, self.prompts.config.audio_token_id, self.prefills)
+        await talk.speak(self.executor)
+        if talk.request.keep:
+            await talk.keep(self.model, self._script_mark(talk.request), self.carry_key)
+
+    def _script_mark(self, request: SpeechRequest) -> str:
+        return script_mark(request.prompt.token_ids, request.prompt.voices, self.voices)
+
+    async def _voice(self, voice: int) -> np.ndarray:
+        """Acoustic frames of a voice [frames, 64], encoded once; a failed try is not remembered."""
+        if voice not in self.encoded_voices:
+            self.encoded_voices[voice] = asyncio.ensure_future(self._encode(self.voices[voice]))
+        try:
+            return await asyncio.shield(self.encoded_voices[voice])
+        except Exception:
+            self.encoded_voices.pop(voice, None)
+            raise
+
+    async def _encode(self, samples: np.ndarray) -> np.ndarray:
+        outputs = await stage_calls.call(wire.VOICE, {wire.WAVEFORM: samples[None]}, [wire.VOICE_FRAMES])
+        return outputs[0].reshape(-1, wire.LATENT_SIZE)
+
+
+def _carry_key(file: str) -> str:
+    """The key of kept sessions. Raises ServerError where the file that a deployment names cannot be used."""
+    try:
+        return keys.shared_key(keys.deployment_key_file(file))
+    except ServerError as error:
+        if file:
+            raise
+        print(f"sessions that are kept cannot be resumed by another server, or after a restart: {error}", flush=True)
+        return secrets.token_hex(32)
+
+
+def _required(request, name: str) -> np.ndarray:
+    """An input that Triton (2.51) does not miss where a request leaves it out, in the words that a client reads."""
+    found = backend.optional(request, name)
+    if found is None:
+        raise RequestError(f"the request has no {name}: a script to speak and a voice for each speaker are needed")
+    return found
+
+
+def _at_most(most: int, value: np.ndarray, name: str) -> np.ndarray:
+    """An input that has no more values than that: looked at before anything is made of them."""
+    if value.size > most:
+        raise RequestError(f"{name} has {value.size} values, and may have {most}: send fewer")
+    return value
+
+
+def _is_set(request, name: str) -> bool:
+    value = backend.optional(request, name)
+    return value is not None and value.size > 0 and bool(value.flat[0])

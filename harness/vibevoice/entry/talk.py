@@ -1,0 +1,253 @@
+"""One session of the entry: opened at the stages, prefilled part by part, spoken frame by frame, kept, closed.
+
+Only a Triton stub process can import this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, wait
+
+import numpy as np
+import triton_python_backend_utils as pb
+
+from harness import wire
+from harness.vibevoice import backend
+from harness.vibevoice.entry import stage_calls
+from harness.vibevoice.entry.prompt import SpeechRequest, prompt_chunks
+from harness.vibevoice.sessions.admission import Busy
+from harness.vibevoice.sessions.carry import Past
+
+MOST_TRIES = 256  # of opening a session, for each instance: half the places that config.pbtxt gives it
+_FRAME_OUTPUTS = [wire.AUDIO, wire.LATENT, wire.SEMANTIC, wire.TOKEN]
+
+
+class ClientLeft(Exception):
+    """The client cancelled its stream."""
+
+
+class Channel:
+    """The response stream of one request, on which something is sent every ``beat_s`` seconds."""
+
+    def __init__(self, sender, emulated: bool, beat_s: float):
+        self._sender, self._beat_s = sender, beat_s
+        self._frames = 0  # sent so far
+        self._first = {wire.BEAT_S: np.array([beat_s], np.float32)}  # told once, with the first response
+        if emulated:
+            self._first[wire.EMULATED] = np.array([True])
+        self._sent_s = time.monotonic()
+
+    def check(self) -> None:
+        """Raise ClientLeft if the client is no longer there."""
+        if self._sender.is_cancelled():
+            raise ClientLeft
+
+    def audio(self, samples: np.ndarray) -> None:
+        """Send a chunk [samples] of whole frames."""
+        tensors = {
+            wire.AUDIO_OUTPUT: samples,
+            wire.FRAME_INDEX: np.array([self._frames], np.int32),
+            wire.SENT_AT_NS: np.array([time.monotonic_ns()], np.int64),
+        }
+        self._frames += len(samples) // wire.SAMPLES_PER_FRAME
+        self._send(**tensors)
+
+    def carry(self, data: bytes) -> None:
+        self._send(**{wire.CARRY: np.frombuffer(data, np.uint8)})
+
+    def description(self, identities: list[dict]) -> None:
+        self._send(**{wire.DESCRIPTION: np.array([json.dumps(identities).encode()], np.object_)})
+
+    def beat(self) -> None:
+        """An empty response after a time of silence, so that the client can tell waiting from a server that died."""
+        if time.monotonic() - self._sent_s >= 0.8 * self._beat_s:  # it is asked five times in that time
+            self._send()
+
+    def end(self, error: Exception | None = None) -> None:
+        final = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if error is None:
+            self._sender.send(flags=final)
+        else:
+            self._sender.send(backend.failure(error), flags=final)
+
+    def _send(self, **tensors: np.ndarray) -> None:
+        self._sent_s = time.monotonic()
+        first, self._first = self._first, {}
+        self._sender.send(backend.response(**tensors, **first))
+
+
+class Talk:
+    """A session at the stages, from ``open`` to ``close``; ``number`` is its id there, one of ``numbers``."""
+
+    def __init__(self, numbers: Iterator[int], request: SpeechRequest, channel: Channel):
+        self.numbers, self.request, self.channel = numbers, request, channel
+        self.number = 0
+        self.tokens: list[int] = []  # said in this request
+        self.fed: list[tuple[np.ndarray, np.ndarray]] = []  # latent and semantic of its frames, if it is to be kept
+        self._at_vocoder = False
+
+    async def open(self) -> None:
+        """Take room at an instance of the LLM stage. Raises Busy where none has room now.
+
+        Triton chooses the instance. One that refused keeps a place taken while the next is tried, or it would be
+        chosen again.
+        """
+        tried, full = [], set()
+        try:
+            while True:
+                self.number = next(self.numbers)
+                tried.append(self.number)
+                try:
+                    await self._start()
+                    tried.pop()
+                    return
+                except Busy as error:
+                    full.add(error.place)
+                    if len(full) >= error.places or len(tried) >= MOST_TRIES * error.places:
+                        raise
+        finally:
+            await asyncio.gather(*map(stage_calls.close_llm, tried), return_exceptions=True)
+
+    async def _start(self) -> None:
+        request = self.request
+        most = request.steps_behind + request.frames
+        shape = [len(request.prompt.token_ids), most, request.start_frame, request.forced]
+        inputs = {wire.SESSION: np.array([shape], np.int32)}
+        if request.say:
+            inputs[wire.SAY] = np.array([request.say], np.int32)
+        await stage_calls.tell_llm(self.number, inputs, backend.START)
+
+    async def prefill(self, voices: list[np.ndarray], part_tokens: int, audio_token_id: int, turns) -> None:
+        """Send prompt and past part by part; each takes one of ``turns``, a semaphore that all sessions share.
+
+        The vocoder is told last: long prompts in line would leave its session idle until Triton gives it up.
+        """
+        await self._add(self._parts(voices, part_tokens, audio_token_id), turns)
+        self._at_vocoder = True
+        await stage_calls.open_vocoder(self.number, self.request.past.state if self.request.past else None)
+
+    def _parts(self, voices: list[np.ndarray], size: int, audio_token_id: int) -> Iterator[dict[str, np.ndarray]]:
+        """What the LLM stage is to hold before the first step, as inputs of one call after another."""
+        frames = np.concatenate(voices) if voices else np.empty((0, wire.LATENT_SIZE), np.float32)
+        for part, places in prompt_chunks(self.request.prompt.token_ids, size, audio_token_id):
+            yield {wire.TOKEN_IDS: np.array([part], np.int32), wire.VOICE_FRAMES: frames[places].reshape(1, -1)}
+        for part in self.request.past.parts(size) if self.request.past else ():
+            names = wire.PAST_TOKEN, wire.PAST_LATENT, wire.PAST_SEMANTIC
+            yield {name: values.reshape(1, -1) for name, values in zip(names, part, strict=True)}
+
+    async def _add(self, parts: Iterator[dict[str, np.ndarray]], turns: asyncio.Semaphore) -> None:
+        for inputs in parts:
+            async with turns:
+                self.channel.check()
+                await stage_calls.tell_llm(self.number, inputs)
+
+    async def speak(self, pool: Executor) -> None:
+        """Speak until all frames are spoken, or the model says "end of text"."""
+        await asyncio.to_thread(self._speak, pool)
+
+    def _speak(self, pool: Executor) -> None:
+        """The frame loop, in a thread of its own.
+
+        While a frame is made, a thread of the pool tells the client of the one before: both wait for the server.
+        """
+        ready, told = [], pool.submit(self._tell, [])
+        try:
+            for audio in self._steps():
+                ready += [] if audio is None else [audio]
+                told.result()
+                full = len(ready) == self.request.chunk_frames
+                told = pool.submit(self._tell, ready if full else [])
+                ready = [] if full else ready
+        finally:
+            wait([told])  # nothing may follow the final response
+        told.result()
+        self._tell(ready)
+
+    def _steps(self) -> Iterator[np.ndarray | None]:
+        """The audio [3200] of a frame, step by step; None where the model said something else."""
+        request, spoken = self.request, 0
+        fixed = {
+            wire.GUIDANCE: np.array([[request.guidance_scale]], np.float32),
+            wire.STEPS: np.array([[request.diffusion_steps]], np.int32),
+        }
+        rows = _noise_rows(request)
+        latent, semantic, noise = *_last_of(request.past), next(rows)
+        while spoken < request.frames:
+            inputs = {wire.PREVIOUS_LATENT: latent, wire.PREVIOUS_SEMANTIC: semantic, wire.NOISE: noise, **fixed}
+            audio, latent, semantic, token = stage_calls.call_here(wire.FRAME, inputs, _FRAME_OUTPUTS, self.number)
+            self.tokens.append(int(token[0, 0]))
+            if self.tokens[-1] == wire.TOKEN_END_OF_TEXT:
+                return
+            if self.tokens[-1] != wire.TOKEN_SPEECH_FRAME:
+                yield None
+                continue
+            noise = next(rows)
+            spoken += 1
+            if request.keep:
+                self.fed.append((latent[0].copy(), semantic[0].copy()))
+            yield audio[0].copy()  # the arrays lie in memory that is shared with the server, and there is little of it
+
+    def _tell(self, ready: list[np.ndarray]) -> None:
+        """Send the frames that are ready as one chunk, and see whether the client is still there."""
+        if ready:
+            self.channel.audio(ready[0] if len(ready) == 1 else np.concatenate(ready))
+        self.channel.check()
+
+    async def keep(self, model: str, script: str, key: str) -> None:
+        """Give the client its session to go on with later; it ends. The marks say whose it is; ``key`` seals it."""
+        self._at_vocoder = False
+        state = (await stage_calls.close_vocoder(self.number)).copy()
+        # In a thread: an hour of speech takes a tenth of a second, and others are speaking.
+        past = lambda: past_of(self.request, self.tokens, self.fed, model, script, state)  # noqa: E731
+        self.channel.carry(await asyncio.to_thread(lambda: past().encode(key)))
+
+    async def close(self) -> None:
+        """End the session at every stage that may have it."""
+        closing = [stage_calls.close_llm(self.number)]
+        if self._at_vocoder:
+            closing.append(stage_calls.close_vocoder(self.number))
+        # A stage that never heard of the session answers with an error; there is nothing left to close then.
+        await asyncio.gather(*closing, return_exceptions=True)
+
+
+def past_of(
+    request: SpeechRequest,
+    said: Sequence[int],
+    fed: Sequence[tuple[np.ndarray, np.ndarray]],
+    model: str,
+    script: str,
+    state: np.ndarray,
+) -> Past:
+    """What a session has said and heard: ``said`` in this request, ``fed`` the latent and semantic of its frames."""
+    latents = [latent for latent, _ in fed]
+    semantics = [semantic for _, semantic in fed]
+    tokens = np.array(said, np.int32)
+    left = np.array(request.say[len(said) :], np.int32)
+    before = request.past
+    if before:
+        latents, semantics = [*before.latents, *latents], [*before.semantics, *semantics]
+        tokens = np.concatenate([before.tokens, tokens])
+    stacked = (
+        np.array(rows, np.float32).reshape(-1, size)
+        for rows, size in ((latents, wire.LATENT_SIZE), (semantics, wire.SEMANTIC_SIZE))
+    )
+    return Past(model, script, request.seed, request.start_frame, tokens, *stacked, left, state)
+
+
+def _noise_rows(request: SpeechRequest):
+    """A row [1, 64] for each speech frame that is still to come."""
+    noise = np.random.default_rng(request.seed)
+    if request.past:
+        noise.standard_normal((request.past.frames, wire.LATENT_SIZE), np.float32)
+    while True:
+        yield noise.standard_normal((1, wire.LATENT_SIZE), np.float32)
+
+
+def _last_of(past: Past | None) -> tuple[np.ndarray, np.ndarray]:
+    """Latent [1, 64] and semantic features [1, 128] of the frame before the first to come."""
+    if past is None or not past.frames:
+        return stage_calls.NO_LATENT, stage_calls.NO_SEMANTIC
+    return past.latents[-1:], past.semantics[-1:]

@@ -1,0 +1,179 @@
+"""Brings back models whose process died: Triton (2.51) leaves them dead, and goes on calling them ready.
+
+Every process that serves a model puts a note of itself where its siblings find it, and takes it away when it is
+unloaded. A note whose process is gone is that of one that died: one of the processes that watch has its model loaded
+again, with the configuration in the note.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from harness import wire
+from harness.host.keys import SHARED_FOLDER, read_private, server_mark, write_private
+from harness.identity import StageIdentity
+from harness.vibevoice.process.instances import instance_name
+from harness.vibevoice.sessions.table import is_alive, is_stopped
+
+# Which processes watch, the first that is there on behalf of all: loading a model stops the process that asks for it
+# until it is loaded. The voice encoder has the least to do.
+WATCHERS = (wire.VOICE, wire.LLM, wire.ENTRY)
+_SUFFIX = ".model"
+_LOOK_S = 0.5
+_STOPPED_LOOKS = 6
+_TRY_AGAIN_S = 10.0  # after a load that failed
+_RESTARTS = "restarts"  # a parameter that grows: Triton does not load a configuration that has not changed
+
+
+@dataclass(frozen=True)
+class Note:
+    """One process that serves a model."""
+
+    server: str  # the tritonserver's mark: see ``server_mark``
+    pid: int
+    instance: str
+    model: str
+    config: str  # JSON, as Triton gave it
+    since_ns: int  # of CLOCK_MONOTONIC; one that is unloaded may live on beside its successor for a while
+    identity: dict = field(default_factory=dict)  # what it computes with: ``harness.identity.StageIdentity``
+
+    @property
+    def living(self) -> bool:
+        return is_alive(self.pid)
+
+
+class Registry:
+    """The notes of one server's processes, as files."""
+
+    def __init__(self, server: str, folder: Path = SHARED_FOLDER):
+        self.server, self.folder = server, folder
+
+    def put(self, note: Note, name: str) -> Path:
+        path = self.folder / f"{name}{_SUFFIX}"
+        draft = path.with_suffix(".draft")
+        draft.unlink(missing_ok=True)
+        write_private(draft, json.dumps(asdict(note)))
+        draft.rename(path)
+        return path
+
+    def notes(self) -> dict[Path, Note]:
+        found = {}
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(OSError, ValueError, TypeError):  # taken away meanwhile, or not ours
+                # Anybody may write here, and a note has its configuration loaded.
+                note = Note(**json.loads(read_private(path)))
+                if note.server == self.server:
+                    found[path] = note
+        return found
+
+
+class Mender:
+    """Loads models again whose processes died, if it is this process's turn among those that watch."""
+
+    def __init__(self, registry: Registry, load: Callable[[str, str], None], pid: int):
+        self.registry, self.load, self.pid = registry, load, pid
+        self._not_before: dict[str, float] = {}  # model -> when to try again
+        self._stopped: Counter[int] = Counter()  # process -> how many times in a row it was seen stopped
+
+    def look(self, now_s: float) -> list[str]:
+        """Look around once; returns the models that were loaded again."""
+        notes = self.registry.notes()
+        stopped = {note.pid for note in notes.values() if is_stopped(note.pid)}
+        self._stopped = Counter({pid: self._stopped[pid] + 1 for pid in stopped})
+        living = [note for note in notes.values() if note.living and note.pid not in stopped]
+        watching = [(WATCHERS.index(note.model), note.pid) for note in living if note.model in WATCHERS]
+        if not watching or min(watching)[1] != self.pid:
+            return []
+        self._end_stopped()
+        by_age = sorted(notes.values(), key=lambda note: note.since_ns)
+        newest, deployed = {note.instance: note for note in by_age}, {note.model: note.config for note in by_age}
+        died: dict[str, Note] = {}
+        for path, note in notes.items():
+            if note.living:
+                continue
+            if newest[note.instance] != note:
+                path.unlink(missing_ok=True)  # its place was taken long ago
+            elif note.config == deployed[note.model]:  # or else fewer instances have taken the place of its own
+                died[note.model] = note
+        return [model for model, note in died.items() if self._mend(model, note, now_s)]
+
+    def _end_stopped(self) -> None:
+        """End processes that stay stopped: one that went on after Triton has replaced it would end the server."""
+        for pid, times in self._stopped.items():
+            if times >= _STOPPED_LOOKS:
+                print(f"process {pid} has been stopped for {times * _LOOK_S:g} s, and is ended", flush=True)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _mend(self, model: str, note: Note, now_s: float) -> bool:
+        if now_s < self._not_before.get(model, 0.0):
+            return False
+        try:
+            self.load(model, one_more_restart(note.config))
+        except Exception as error:
+            print(f"{model} ended and cannot be loaded again: {error}", flush=True)
+            self._not_before[model] = now_s + _TRY_AGAIN_S
+            return False
+        print(f"{model} ended and was loaded again", flush=True)
+        for path, other in self.registry.notes().items():
+            if other.model == model and not other.living:
+                path.unlink(missing_ok=True)
+        return True
+
+
+def one_more_restart(config: str) -> str:
+    """The configuration with its count of restarts one higher."""
+    content = json.loads(config)
+    parameters = content.setdefault("parameters", {})
+    before = int(parameters.get(_RESTARTS, {}).get("string_value", 0))
+    parameters[_RESTARTS] = {"string_value": str(before + 1)}
+    return json.dumps(content)
+
+
+def identities() -> list[dict]:
+    """What every living process of this process's server says of itself, one for each instance of each model."""
+    notes = Registry(server_mark(os.getppid())).notes().values()
+    newest = {note.instance: note for note in sorted(notes, key=lambda note: note.since_ns) if note.living}
+    return [note.identity for note in newest.values() if note.identity]
+
+
+def attend(args: dict, load: Callable[[str, str], None], identity: StageIdentity) -> None:
+    """Put this process's note, and watch over its siblings if its model is one that does; ``args`` are Triton's."""
+    server, pid = os.getppid(), os.getpid()
+    mark = server_mark(server)
+    registry = Registry(mark)
+    note = Note(
+        mark, pid, instance_name(args), args["model_name"], args["model_config"], time.monotonic_ns(),
+        identity.content(),
+    )  # fmt: skip
+    region = Path("/proc/self/cmdline").read_bytes().split(b"\0")[2].decode()
+    with contextlib.suppress(OSError):
+        (SHARED_FOLDER / region).chmod(0o600)  # what is said passes through it, and Triton lets everybody read it
+    path = registry.put(note, region)
+    atexit.register(path.unlink, missing_ok=True)
+    if note.model in WATCHERS:
+        _watch(Mender(registry, load, pid), server)
+
+
+def _watch(mender: Mender, server: int) -> None:
+    """Look around from a thread of its own until the process ends: no thread may run while its interpreter goes."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(_LOOK_S) and os.getppid() == server:
+            mender.look(time.monotonic())
+
+    thread = threading.Thread(target=run, daemon=True, name="mender")
+    thread.start()
+    atexit.register(thread.join, 2 * _LOOK_S)
+    atexit.register(over.set)  # what is registered last is called first

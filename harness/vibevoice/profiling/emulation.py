@@ -1,0 +1,230 @@
+"""Stages that answer with the time that a profile says instead of computing; their audio is silent.
+
+They stand in for the real ones, method for method, without torch or weights: of an H200, say, on a laptop. Sessions
+and the admission by bytes of KV cache are kept as the real LLM stage keeps them.
+
+A call of a process that has the GPU to itself takes host_ms + device_ms, which is the profile's ms. First its host time
+passes, in which the process issues its kernels: it holds nothing, so host times of several processes overlap. Then the
+call takes its turn on the GPU, for device_ms; turns never overlap. n processes that call without a pause each make one
+call in max(host_ms + device_ms, n x device_ms). A real GPU begins with the first kernels while the host still issues
+others and is idle between them; one turn after the host time ends at the same moment and leaves the GPU idle as long.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import math
+import os
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from harness import wire
+from harness.errors import RequestError
+from harness.vibevoice.profiling.times import Profile, Times
+from harness.vibevoice.sessions.table import SPARE_STEPS, Sessions, check_numbers, check_room, room_used_up
+
+_SPIN_NS = 100_000  # a sleep may end this much late; the rest of the time is waited for awake
+
+
+class EmulatedGPU:
+    """One GPU that the processes of several stages share: they take turns, in the order in which they asked.
+
+    Its file holds when it is free again (CLOCK_MONOTONIC, ns). A call moves that on by its own time under the file's
+    lock and then waits for it, so turns follow each other without a gap however late a sleeper wakes.
+    """
+
+    def __init__(self, file: Path):
+        self._file = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        os.ftruncate(self._file, 0)  # what an earlier server may have left
+
+    def spend(self, milliseconds: float, host_ms: float = 0.0) -> None:
+        """Let the host's time pass, then hold the GPU for ``milliseconds``; returns when they are over."""
+        ready_ns = time.monotonic_ns() + round(host_ms * 1e6)
+        if host_ms:
+            wait_until(ready_ns)
+        wait_until(self._reserve(round(milliseconds * 1e6), ready_ns))
+
+    def _reserve(self, duration_ns: int, ready_ns: int | None = None) -> int:
+        """Take the next turn for what was ready at a time (now), also where its process woke late; when it ends."""
+        ready_ns = time.monotonic_ns() if ready_ns is None else ready_ns
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            stored = os.pread(self._file, 8, 0)
+            free_ns = struct.unpack("<q", stored)[0] if stored else 0
+            end_ns = max(free_ns, ready_ns) + duration_ns
+            os.pwrite(self._file, struct.pack("<q", end_ns), 0)
+            return end_ns
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def wait_until(deadline_ns: int) -> None:
+    """Sleep to a time of CLOCK_MONOTONIC; on an idle machine to within some 10 µs, never less."""
+    while (left_ns := deadline_ns - time.monotonic_ns()) > 0:
+        if left_ns > _SPIN_NS:
+            time.sleep((left_ns - _SPIN_NS) / 1e9)
+
+
+def _call(stage, time_of: Callable[[Times], float]) -> None:
+    """A call of an emulated stage: ``time_of`` says which time of its profile it takes."""
+    host_ms, device_ms = stage.profile.parts_ms(time_of)
+    stage.gpu.spend(device_ms, host_ms)
+
+
+@dataclass
+class _Session:
+    rooms: tuple[int, int]  # positions of the branch with the prompt, and of the one without
+    lengths: list[int]  # those that are filled
+    prompt_tokens: int
+    start_frame: int
+    say: deque[int]
+
+    @property
+    def context(self) -> int:
+        return sum(self.lengths)
+
+
+class EmulatedLLM:
+    """``LLMStage`` without tensors: sessions, their room in bytes of KV cache, and what they say.
+
+    A session that may say what it likes says frames: there is no model to hear.
+    """
+
+    def __init__(self, profile: Profile, gpu: EmulatedGPU, kv_limit_bytes: int):
+        self.profile, self.gpu = profile, gpu
+        self.hidden_size = profile.model["hidden_size"]
+        self.kv_bytes_per_token = profile.model["kv_bytes_per_token"]
+        self.kv_limit_bytes = kv_limit_bytes
+        self.sessions: Sessions[_Session] = Sessions(wire.LLM)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that the open sessions would hold."""
+        return sum(sum(session.rooms) for session in self.sessions.states()) * self.kv_bytes_per_token
+
+    def open(
+        self,
+        session_id: int,
+        prompt_tokens: int,
+        frames: int,
+        start_frame: int = 0,
+        forced: bool = True,
+        say: Sequence[int] = (),
+    ) -> None:
+        """Take room for a session as ``LLMStage.open`` does."""
+        check_numbers(prompt_tokens, frames, start_frame)
+        spare = 0 if forced else SPARE_STEPS
+        rooms = prompt_tokens + 1 + frames + len(say) + spare, 1 + frames
+        self.sessions.drop_idle()
+        check_room(sum(rooms), self.kv_bytes_per_token, self.kv_bytes, self.kv_limit_bytes)
+        self.sessions.open(session_id, _Session(rooms, [0, start_frame], prompt_tokens, start_frame, deque(say)))
+
+    def close(self, session_id: int) -> None:
+        self.sessions.close(session_id)
+
+    def prefill(self, session_id: int, token_ids: Sequence[int], voice_frames: object = None) -> None:
+        """Add token_ids [T] to the prompt."""
+        session = self.sessions.get(session_id)
+        self._extend(session, 0, len(token_ids))
+        if session.lengths[0] == session.prompt_tokens:
+            session.lengths[0] += session.start_frame
+
+    def replay(self, session_id: int, tokens: Sequence[int], latent: object = None, semantic: object = None) -> None:
+        """Take steps whose answers are known."""
+        session = self.sessions.get(session_id)
+        self._extend(session, 0, len(tokens))
+        reset = max((i for i, token in enumerate(tokens) if token == wire.TOKEN_SPEECH_BEGIN), default=-1)
+        if reset >= 0:
+            session.lengths[1] = 0
+        if frames := list(tokens[reset + 1 :]).count(wire.TOKEN_SPEECH_FRAME):
+            self._extend(session, 1, frames)
+
+    def step(self, session_ids: Sequence[int], latent: object = None, semantic: object = None):
+        """One frame for each session -> condition [N, 2, hidden] (zeros), token [N] (wire.TOKEN_*)."""
+        sessions = [self.sessions.get(session_id) for session_id in session_ids]
+        for branch, session in itertools.product((0, 1), sessions):
+            self._check_room(session, branch)
+        contexts = [session.context for session in sessions]
+        _call(self, lambda times: times.step_ms(contexts))
+        tokens = [_say(session) for session in sessions]
+        return np.zeros((len(tokens), 2, self.hidden_size), np.float32), np.array(tokens, np.int32)
+
+    def _extend(self, session: _Session, branch: int, positions: int) -> None:
+        self._check_room(session, branch, positions)
+        _call(self, lambda times: times.prefill_ms(positions, session.lengths[branch]))
+        session.lengths[branch] += positions
+
+    def _check_room(self, session: _Session, branch: int, positions: int = 1) -> None:
+        if session.lengths[branch] + positions > session.rooms[branch]:
+            raise room_used_up(session.rooms[branch])
+
+
+def _say(session: _Session) -> int:
+    """The next token of a session; only a frame advances the branch without the prompt, "speech begin" empties it."""
+    token = session.say.popleft() if session.say else wire.TOKEN_SPEECH_FRAME
+    session.lengths[0] += 1
+    if token == wire.TOKEN_SPEECH_FRAME:
+        session.lengths[1] += 1
+    elif token == wire.TOKEN_SPEECH_BEGIN:
+        session.lengths[1] = 0
+    return token
+
+
+class EmulatedDiffusion:
+    """``DiffusionStage`` without tensors."""
+
+    def __init__(self, profile: Profile, gpu: EmulatedGPU):
+        self.profile, self.gpu = profile, gpu
+
+    def denoise(self, condition: object, noise: object, guidance: object, steps: Sequence[int]) -> np.ndarray:
+        """A number of steps per row -> latent [N, 64], zeros."""
+        _call(self, lambda times: times.denoise_ms(steps))
+        return np.zeros((len(steps), wire.LATENT_SIZE), np.float32)
+
+
+class EmulatedVocoder:
+    """``VocoderStage`` without tensors; a convolution state is zeros of the real size."""
+
+    def __init__(self, profile: Profile, gpu: EmulatedGPU):
+        self.profile, self.gpu = profile, gpu
+        self.state_size = profile.model["state_values"]
+        self.sessions: Sessions[bool] = Sessions(wire.VOCODER)
+
+    def open(self, session_id: int, state: Sequence[float] | None = None) -> None:
+        """Start a session. Raises RequestError for a state of another size."""
+        if state is not None and len(state) != self.state_size:
+            raise RequestError(f"a convolution state has {len(state)} values where this model holds {self.state_size}")
+        self.sessions.open(session_id, True)
+
+    def close(self, session_id: int) -> np.ndarray:
+        """End a session -> its state [state_size], empty for a session that is not there."""
+        return np.zeros(self.state_size if self.sessions.close(session_id) else 0, np.float32)
+
+    def step(self, session_ids: Sequence[int], latent: object, token: object) -> tuple[np.ndarray, np.ndarray]:
+        """token [N] -> audio [N, 3200] and semantic [N, 128], zeros; only speech frames take time."""
+        frames = [i for i, said in enumerate(token.tolist()) if said == wire.TOKEN_SPEECH_FRAME]
+        for i in frames:
+            self.sessions.get(session_ids[i])
+        if frames:
+            _call(self, lambda times: times.vocode_ms(len(frames)))
+        sizes = wire.SAMPLES_PER_FRAME, wire.SEMANTIC_SIZE
+        return tuple(np.zeros((len(session_ids), size), np.float32) for size in sizes)
+
+
+class EmulatedVoice:
+    """``VoiceStage`` without tensors."""
+
+    def __init__(self, profile: Profile, gpu: EmulatedGPU):
+        self.profile, self.gpu = profile, gpu
+
+    def encode(self, waveform: Sequence[float]) -> np.ndarray:
+        """waveform [samples] -> acoustic frames [ceil(samples / 3200), 64], zeros."""
+        _call(self, lambda times: times.encode_ms(len(waveform) / wire.SAMPLE_RATE_HZ))
+        return np.zeros((math.ceil(len(waveform) / wire.SAMPLES_PER_FRAME), wire.LATENT_SIZE), np.float32)

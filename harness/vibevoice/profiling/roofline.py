@@ -1,0 +1,150 @@
+"""What a stage must read and compute at the least, from the model's shapes: the floor under its time (roofline).
+
+Williams, Waterman and Patterson, "Roofline", CACM 52 (2009): time = max(bytes / bandwidth, operations / throughput).
+Counted are weights once per pass, KV cache and convolution state; activations are taken to stay on the chip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel, VibeVoiceConfig
+from transformers.models.vibevoice.modeling_vibevoice import VibeVoiceDiffusionHead, VibeVoiceMultiModalProjector
+
+from harness import wire
+from harness.vibevoice.stages.configuration import ModelConfig
+from harness.vibevoice.stages.released import released_config
+
+LEGAL_TOKENS = 4  # rows of the output matrix that are ever needed
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes moved and floating-point operations (a multiplication and an addition are two)."""
+
+    bytes: float
+    operations: float
+
+    def floor_ms(self, bandwidth_gb_s: float, tflop_s: float) -> float:
+        """Milliseconds that a device of this bandwidth and throughput takes at the least."""
+        return 1e3 * max(self.bytes / (bandwidth_gb_s * 1e9), self.operations / (tflop_s * 1e12))
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.bytes + other.bytes, self.operations + other.operations)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network: its parameters, and its operations for one row (a position, a frame)."""
+
+    parameters: int
+    operations: float
+
+    def cost(self, rows: int, itemsize: int) -> Cost:
+        """The network run over ``rows`` at once: weights once, operations for each."""
+        return Cost(self.parameters * itemsize, rows * self.operations)
+
+
+class Roofline:
+    """The costs of every stage for one model configuration; ``itemsize`` is the bytes of a number (2 for bfloat16)."""
+
+    def __init__(self, model: ModelConfig, itemsize: int):
+        config = released_config(model)
+        text, self.itemsize = config.text_config, itemsize
+        head_size = text.hidden_size // text.num_attention_heads
+        self.kv_bytes_per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * itemsize
+        # Query times key and weights times value, for every query head and layer, per position attended to.
+        self.attention_operations = 4 * text.num_hidden_layers * text.hidden_size
+        with torch.device("meta"):
+            self.backbone = _backbone(text)
+            self.connectors = _connectors(config)
+            self.head = _diffusion_head(config)
+            self.decoder = _decoder(config.audio_config.decoder_config)
+            self.semantic_encoder = _encoder(config.semantic_model_config)
+            self.acoustic_encoder = _encoder(config.audio_config.encoder_config)
+        self.embeddings = Part(text.vocab_size * text.hidden_size, 0.0)  # looked up, not multiplied
+        self.legal_rows = Part(LEGAL_TOKENS * text.hidden_size, 2 * LEGAL_TOKENS * text.hidden_size)
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights of all stages take, each stage once."""
+        towers = self.decoder, self.semantic_encoder, self.acoustic_encoder
+        parts = self.backbone, self.embeddings, self.connectors, self.head, *towers
+        return self.itemsize * sum(part.parameters for part in parts)
+
+    def step(self, batch: int, context: int) -> Cost:
+        """A frame step of the LLM: ``batch`` sessions, each with ``context`` positions in its two branches together."""
+        networks = self.backbone.cost(2 * batch, self.itemsize)
+        for part in (self.connectors, self.legal_rows):
+            networks += part.cost(batch, self.itemsize)
+        return networks + self._attention(batch * context, written=2 * batch, pairs=batch * context)
+
+    def prefill(self, tokens: int, context: int) -> Cost:
+        """A prompt part of ``tokens`` after ``context`` positions of the same prompt."""
+        pairs = tokens * context + tokens * (tokens + 1) // 2
+        return self.backbone.cost(tokens, self.itemsize) + self._attention(context, tokens, pairs)
+
+    def denoise(self, batch: int, steps: int) -> Cost:
+        """``steps`` passes of the diffusion head over both branches of ``batch`` frames."""
+        one = self.head.cost(2 * batch, self.itemsize)
+        return Cost(steps * one.bytes, steps * one.operations)
+
+    def vocode(self, batch: int, state_values: int) -> Cost:
+        """A frame of ``batch`` sessions through decoder and semantic encoder, whose state is read and written."""
+        networks = self.decoder.cost(batch, self.itemsize) + self.semantic_encoder.cost(batch, self.itemsize)
+        return networks + Cost(2 * batch * state_values * self.itemsize, 0)
+
+    def encode(self, frames: int) -> Cost:
+        """A voice sample of so many frames of 3,200 samples."""
+        return self.acoustic_encoder.cost(frames, self.itemsize)
+
+    def _attention(self, read: int, written: int, pairs: int) -> Cost:
+        return Cost((read + written) * self.kv_bytes_per_token, pairs * self.attention_operations)
+
+
+def _backbone(text) -> Part:
+    network = AutoModel.from_config(text)
+    embeddings = network.embed_tokens.weight.numel()
+    return Part(_parameters(network) - embeddings, _linear_operations(network))
+
+
+def _connectors(config: VibeVoiceConfig) -> Part:
+    hidden = config.text_config.hidden_size
+    inputs = config.audio_config.hidden_size, config.semantic_model_config.hidden_size
+    networks = nn.ModuleList(VibeVoiceMultiModalProjector(size, hidden) for size in inputs)
+    return Part(_parameters(networks), _linear_operations(networks))
+
+
+def _diffusion_head(config: VibeVoiceConfig) -> Part:
+    network = VibeVoiceDiffusionHead(config.diffusion_head_config)
+    hidden = config.text_config.hidden_size
+    latent, time, condition = torch.empty(1, wire.LATENT_SIZE), torch.empty(1), torch.empty(1, hidden)
+    return Part(_parameters(network), _operations(network, latent, time, condition))
+
+
+def _decoder(config) -> Part:
+    network = AutoModel.from_config(config)
+    return Part(_parameters(network), _operations(network, torch.empty(1, wire.LATENT_SIZE, 1)))
+
+
+def _encoder(config) -> Part:
+    network = AutoModel.from_config(config)
+    return Part(_parameters(network), _operations(network, torch.empty(1, 1, wire.SAMPLES_PER_FRAME)))
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _linear_operations(network: nn.Module) -> float:
+    return 2.0 * sum(one.weight.numel() for one in network.modules() if isinstance(one, nn.Linear))
+
+
+def _operations(network: nn.Module, *inputs: torch.Tensor) -> float:
+    """Operations of one call, as torch counts them from the shapes of its products and convolutions."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*inputs)
+    return float(counter.get_total_flops())

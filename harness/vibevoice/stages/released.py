@@ -1,0 +1,21 @@
+"""The configuration as transformers has it: for its own modules, with which ours are compared and counted."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from transformers import VibeVoiceConfig
+
+from harness.vibevoice.stages.configuration import ModelConfig
+
+_TYPES = {
+    "text_config": "qwen2",
+    "diffusion_head_config": "vibevoice_diffusion",
+    "audio_config": "vibevoice_acoustic_tokenizer",
+    "semantic_model_config": "vibevoice_acoustic_tokenizer_encoder",
+}
+
+
+def released_config(config: ModelConfig) -> VibeVoiceConfig:
+    parts = asdict(config)
+    return VibeVoiceConfig(**{**parts, **{name: {"model_type": _TYPES[name], **parts[name]} for name in _TYPES}})

@@ -1,0 +1,126 @@
+"""The scripts in benchmarks/: each says how it is used, refuses nonsense, and the oracle agrees with Triton."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "benchmarks"
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text())
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """``load(name)``: a script as a module, found as it is when it runs."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+def test_every_script_that_must_be_shown_is_there():
+    assert {"hops", "ninety_minutes", "oracle", "sessions", "stage_speed"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_its_help_ends_with_an_example_of_options_that_it_has(script, load, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        load(script).main(["--help"])
+    explained, _, example = capsys.readouterr().out.partition("Example:\n")
+    assert example.startswith(f"  python benchmarks/{script}.py") and example.count("\n") == 1
+    assert "--quick" in explained
+    assert all(f"{option} " in explained for option in re.findall(r"--[a-z-]+", example))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_unknown_option_is_a_mistake_in_one_line(script, load, capsys):
+    with pytest.raises(SystemExit, match="64"):
+        load(script).main(["--nonsense"])
+    said = capsys.readouterr().err
+    assert "--nonsense" in said and "--help" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("oracle", ["--sessions", "0"], "--sessions: '0' is not a whole number from 1"),
+        ("oracle", ["--guidance", "1.3,nan"], "'nan' is not a number"),
+        ("oracle", ["--steps", "ten"], "'ten' is not a whole number"),
+        ("oracle", ["--checkpoint", "x", "--hidden", "96"], "leave --as-checkpoint and sizes out"),
+        ("ninety_minutes", ["--frames", "40501"], "from 20 to 40500"),
+        ("sessions", ["--only", "leak,leek"], "'leek' is none of admission, cancellation, leak, warm"),
+        ("hops", ["--streams", "1,,4"], "'' is not a whole number"),
+        ("kernels", ["--arch", "sm_90,sm_70"], "'sm_70' is none of sm_80, sm_89, sm_90"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(script, arguments, message, load, capsys):
+    with pytest.raises(SystemExit, match="64"):
+        load(script).main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("oracle", ["--hidden", "97"], "heads times an even number"),
+        ("oracle", ["--depths", "1,1"], "depths has 7 numbers"),
+        ("oracle", ["--preset", "2b"], "unknown preset"),
+        ("oracle", ["--checkpoint", "/nowhere"], "config.json"),
+        ("ninety_minutes", ["--script", "/nowhere.txt"], "/nowhere.txt cannot be read"),
+        ("hops", ["--preset", "2b"], "unknown preset"),
+        ("kernels", ["--preset", "1.5b,2b"], "unknown preset"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_a_server_starts(script, arguments, message, load):
+    with pytest.raises(InputError, match=message):
+        load(script).main(arguments)
+
+
+def test_the_figures_are_plain_numbers_on_the_last_line(load, capsys):
+    common = load("common")
+    shown = common.table("Two", "what", "figure")
+    common.finish(shown, {"a": 1.23456789, "b": float("inf"), "c": 7})
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"a": 1.2346, "b": None, "c": 7}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170)
+
+
+def test_a_mistake_ends_the_script_with_its_reason_alone():
+    answer = run("benchmarks/ninety_minutes.py", "--script", "/nowhere.txt")
+    assert answer.returncode == 64 and answer.stdout == ""
+    assert "/nowhere.txt" in answer.stderr and "Traceback" not in answer.stderr
+
+
+@pytest.mark.server
+def test_the_oracle_finds_no_difference_between_triton_and_generate():
+    answer = run("benchmarks/oracle.py", "--quick")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    figures = json.loads(answer.stdout.splitlines()[-1])
+    assert figures["max_abs_difference"] <= 1e-4
+    assert figures["sessions"] == 8 and figures["failed"] == 0
+    assert figures["loudest_sample"] > 0.1 and figures["frames"] > 20
+
+
+@pytest.mark.parametrize(
+    ("code", "plan", "concluded"),
+    [
+        (0, {"verdict": "met", "left_out": [{"what": "2 of 6 points", "decisive": False}]}, True),
+        (2, {"verdict": "inconclusive", "left_out": []}, True),  # for a reason of its own
+        (2, {"verdict": "inconclusive", "left_out": [{"what": "open loop", "decisive": True}]}, False),
+        (70, {}, False),
+        (-1, {}, False),  # it never ended
+    ],
+)
+def test_a_first_start_concludes_unless_it_wants_for_time(code, plan, concluded, load):
+    first_run = load("first_run")
+    start = first_run.Start("quiet", code, 8.0, plan)
+    assert start.concluded == concluded
+    assert first_run.figures([start])["concluded_share"] == concluded

@@ -1,0 +1,182 @@
+"""Emulated runs: plans that ask for them, the label that they carry, and the real Triton under them."""
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+from conftest import make_request
+from made_up_profile import FRAME_MS, MODEL, write
+
+from harness import signoff as job
+from harness import wire
+from harness.client.stream import SpeechClient
+from harness.client.stream import make_result as result_of
+from harness.deploy.config import Deployment
+from harness.deploy.server import TritonServer
+from harness.errors import InputError
+from harness.planfile import load_plan
+from harness.records.schema import Outcome, Trial
+from harness.records.store import Run
+from harness.runs import opening, points
+from harness.sweep.trial import Load, Measured
+
+PLAN = """
+name: emulated
+preset: 1.5b
+mix: quick
+promises: {{short: {{ttfa_p95_s: 2.0}}}}
+targets_qps: [1]
+emulate: {profile}
+gpus: {gpus}
+"""
+
+
+def write_plan(folder, gpus=4, profile="profiles/h200.json", more=""):
+    (folder / "profiles").mkdir(exist_ok=True)
+    if not (folder / "profiles" / "h200.json").exists():
+        write(folder / "profiles" / "h200.json")
+    (folder / "plan.yaml").write_text(PLAN.format(profile=profile, gpus=gpus) + more)
+    return folder / "plan.yaml"
+
+
+def test_a_plan_can_ask_for_emulated_gpus(tmp_path):
+    plan = write_plan(tmp_path, more="parameters: {vibevoice_llm_encoder.kv_limit_bytes: 120000000000}\n")
+    base = points.deployment_of(load_plan(plan), url=None)
+    assert (base.emulate, base.gpus) == (str(tmp_path / "profiles" / "h200.json"), 4)
+    configs = base.configs()
+    assert configs[wire.LLM].instance_group[0].count == 4
+    assert configs[wire.LLM].parameters["kv_limit_bytes"].string_value == "120000000000"
+
+
+@pytest.mark.parametrize(
+    ("change", "url", "message"),
+    [
+        ({"profile": "none.json"}, None, "cannot read"),
+        ({"more": "parameters: {none.x: 1}\n"}, None, "unknown parameter"),
+        ({}, "127.0.0.1:1", "--url out"),
+    ],
+)
+def test_a_plan_that_cannot_be_emulated_is_refused(tmp_path, change, url, message):
+    with pytest.raises(InputError, match=message):
+        job.SignOff(write_plan(tmp_path, **change), tmp_path / "results", url=url)
+
+
+@pytest.mark.parametrize(("gpus", "unit"), [(1, "one emulated NVIDIA H200"), (4, "4 emulated NVIDIA H200")])
+def test_a_run_of_an_emulated_plan_says_so(tmp_path, gpus, unit):
+    run = job.SignOff(write_plan(tmp_path, gpus), tmp_path / "results").run
+    assert run.manifest.emulated
+    assert opening.unit_of(run.manifest) == f"{unit} at preset 1.5b"
+
+
+def test_another_profile_leads_to_another_run(tmp_path):
+    plan = write_plan(tmp_path)
+    first = job.SignOff(plan, tmp_path / "results").run.path
+    assert job.SignOff(plan, tmp_path / "results").run.path == first
+    write(tmp_path / "profiles" / "h200.json", model={**MODEL, "hidden_size": 8})
+    assert job.SignOff(plan, tmp_path / "results").run.path != first
+
+
+def test_a_run_whose_server_turns_out_to_emulate_says_so(tmp_path):
+    """A Triton given by --url may emulate without the plan's knowing."""
+    plan = write_plan(tmp_path, gpus=1, profile="''")
+    work = job.SignOff(plan, tmp_path / "results", url="127.0.0.1:1")
+    assert not work.run.manifest.emulated
+    answer = make_result(emulated=True)
+    trial = Trial("t", "open", {}, {}, "2026-01-01T00:00:00", 1.0, True, (), ())
+    driver = type("Driver", (), {"name": "", "run": lambda *_: Measured(trial, [make_result(), answer], ())})()
+    work._trial(driver, {}, Load(5.0, 1, (1,)))
+    assert Run.open(work.run.path).manifest.emulated
+
+
+def make_result(**changes):
+    return result_of(make_request(), "open", Outcome.DONE, **changes)
+
+
+# The real Triton
+
+
+def speak_all(url, *requests, audio=None):
+    async def together():
+        async with SpeechClient(url) as client:
+            return await asyncio.gather(*(client.speak(each, "closed", on_audio=audio) for each in requests))
+
+    return asyncio.run(together())
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("emulated")
+    one_at_a_time = {f"{stage}.max_batch": 1 for stage in wire.STAGES}
+    deployed = Deployment("1.5b", emulate=str(write(folder / "h200-1.5b.json")), gpus=2, knobs=one_at_a_time)
+    with TritonServer(deployed, root=folder) as server:
+        yield server
+
+
+@pytest.mark.server
+def test_an_emulated_server_streams_silence_in_the_time_of_the_profile(emulated):
+    heard = []
+    (result,) = speak_all(emulated.url, make_request(frames=30), audio=heard.append)
+    assert (result.outcome, result.emulated) == (Outcome.DONE, True)
+    samples = np.frombuffer(b"".join(heard), "<f4")
+    assert len(samples) == 30 * wire.SAMPLES_PER_FRAME and not samples.any()
+    between_ms = np.diff(result.chunks.sent_at_ns) / 1e6
+    assert np.median(between_ms) >= FRAME_MS and between_ms.sum() >= 29 * FRAME_MS * 0.98
+
+
+@pytest.mark.server
+def test_a_computed_answer_is_not_marked(speak):
+    (result,) = speak(make_request(frames=2))
+    assert (result.outcome, result.emulated) == (Outcome.DONE, False)
+
+
+@pytest.mark.server
+def test_two_emulated_gpus_carry_about_twice_what_one_does(emulated):
+    def frames_per_s():
+        requests = [make_request(f"r{i}", frames=25, speakers=(0,), seed=i) for i in range(12)]
+        began = time.monotonic()
+        results = speak_all(emulated.url, *requests)
+        assert {(result.outcome, result.emulated) for result in results} == {(Outcome.DONE, True)}
+        return 12 * 25 / (time.monotonic() - began)
+
+    two = frames_per_s()
+    deployed = emulated.deployment
+    try:
+        emulated.reload(Deployment("1.5b", emulate=deployed.emulate, gpus=1, knobs=deployed.knobs))
+        one = frames_per_s()
+    finally:
+        emulated.reload(deployed)
+    assert one <= 1000 / FRAME_MS * 1.02  # a GPU is never in two places
+    assert two > 1.4 * one
+
+
+@pytest.mark.server
+def test_admission_counts_the_bytes_of_the_emulated_preset(emulated):
+    """8 GiB hold (60 + 2 x 40,000) positions of 28,672 bytes three times, and nothing of it is allocated."""
+    free = 8 << 30
+    sessions = int(free // (28_672 * 80_100))
+    requests = [
+        make_request(f"r{i}", frames=40, start_frame=39_960, speakers=(0,)) for i in range(2 * (sessions + 1) + 1)
+    ]
+    emulated_busy = Deployment(
+        "1.5b",
+        emulate=emulated.deployment.emulate,
+        gpus=2,
+        knobs=emulated.deployment.knobs,
+        parameters={f"{wire.ENTRY}.waiting_limit": "0"},
+    )
+    deployed = emulated.deployment
+    try:
+        emulated.reload(emulated_busy)
+        results = speak_all(emulated.url, *requests)
+    finally:
+        emulated.reload(deployed)
+    refused = [result for result in results if result.outcome is Outcome.ERROR]
+    assert sessions == 3 and refused and len(results) - len(refused) >= sessions
+    assert all("busy" in result.error and "8192 MiB" in result.error for result in refused)
+
+
+@pytest.mark.server
+def test_the_files_of_emulated_gpus_lie_in_the_servers_own_folder(emulated):
+    """So they go with it: the folder is removed when the server stops."""
+    assert {file.name for file in emulated.folder.rglob("gpu-*")} == {"gpu-0", "gpu-1"}

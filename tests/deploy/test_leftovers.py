@@ -1,0 +1,88 @@
+"""What a server that was killed left behind is found by the next start."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from harness.deploy import server
+
+DEAD = 2**22 + 1  # above any process id
+
+
+@pytest.fixture
+def stage_of():
+    """``stage_of(prefix)``: a process like a stage's, with its shared-memory region in its command."""
+    started = []
+
+    def start(prefix):
+        command = [sys.executable, "-c", "import time; time.sleep(60)", f"{prefix}1234", "1048576"]
+        started.append(subprocess.Popen(command))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def shared(tmp_path, monkeypatch):
+    folder = tmp_path / "shm"
+    folder.mkdir()
+    monkeypatch.setattr(server, "_SHARED_MEMORY", folder)
+    return folder
+
+
+@pytest.mark.parametrize("has_state", [True, False], ids=["that ran", "killed before it had written its state"])
+def test_stages_of_a_dead_server_are_ended(tmp_path, shared, stage_of, has_state):
+    folder = tmp_path / ".harness" / f"triton-{DEAD}-5f"
+    folder.mkdir(parents=True)
+    prefix = f"harness_{DEAD}_5f_"
+    if has_state:
+        dead = [DEAD, 1.0]
+        (folder / "state.json").write_text(json.dumps({"owner": dead, "server": dead, "shm_prefix": prefix, "url": ""}))
+    orphan, other = stage_of(prefix), stage_of(f"harness_{DEAD}_6f_")
+    for name in (f"{prefix}1234", f"{prefix}1234.model", f"harness_{DEAD}_6f_1234"):
+        (shared / name).touch()
+    server.remove_stale(tmp_path)
+    assert orphan.wait(10) != 0 and other.poll() is None
+    assert [path.name for path in shared.iterdir()] == [f"harness_{DEAD}_6f_1234"]
+    assert not folder.exists()
+
+
+def test_a_log_that_was_kept_is_not_a_leftover(tmp_path, shared):
+    log = tmp_path / ".harness" / f"triton-{DEAD}-5f.log"
+    log.parent.mkdir()
+    log.write_text("why it ended")
+    server.remove_stale(tmp_path)
+    assert log.read_text() == "why it ended"
+
+
+def test_environments_that_a_start_made_are_removed_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "Path", lambda _: tmp_path)
+    for name in ("python_env_old", "python_env_new", "python_env_full", "else"):
+        if name == "python_env_new":
+            time.sleep(0.05)
+            began_s = time.time()
+            time.sleep(0.05)
+        (tmp_path / name).mkdir()
+    (tmp_path / "python_env_full" / "file").touch()
+    server._remove_environments(began_s)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["else", "python_env_full", "python_env_old"]
+
+
+def test_a_server_that_ended_by_itself_keeps_its_log_and_says_how(tmp_path):
+    ended = server.TritonServer(server.Deployment(), root=tmp_path)
+    ended.folder.mkdir(parents=True)
+    ended.log.write_text("first\nterminate called after throwing\n\n")
+    ended._process = subprocess.Popen([sys.executable, "-c", "import os; os.abort()"])
+    ended._process.wait()
+    ended.stages = (None,)  # it was ready
+    said = ended.last_words()
+    assert "by signal 6" in said and "terminate called after throwing" in said and str(ended.kept_log) in said
+    ended.stop()
+    assert ended.kept_log.read_text().startswith("first") and not ended.folder.exists()
+    assert "by signal 6" in ended.last_words()

@@ -1,0 +1,84 @@
+"""Child processes end with their parent, whole groups of them."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import still_running
+
+from harness.host.process_group import end_group, signals_held, spawn
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_ending_a_group_ends_its_children_and_keeps_its_output(tmp_path):
+    log = tmp_path / "log"
+    code = "import os, subprocess, sys; print('hello', os.nice(0), flush=True); subprocess.run(['sleep', '600'])"
+    process = spawn([sys.executable, "-c", code], log, niceness=3)
+    wait_for(lambda: psutil.Process(process.pid).children())
+    family = psutil.Process(process.pid).children(recursive=True)
+    end_group(process, grace_s=2)
+    end_group(process, grace_s=2)  # safe to call twice
+    assert not still_running(family, 5)
+    assert log.read_text().split()[0] == "hello" and int(log.read_text().split()[1]) >= 3
+
+
+def test_a_child_does_not_outlive_a_killed_parent(tmp_path):
+    code = (
+        "import pathlib, time; from harness.host.process_group import spawn\n"
+        f"print(spawn(['sleep', '600'], pathlib.Path({str(tmp_path / 'log')!r})).pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    child = psutil.Process(int(parent.stdout.readline()))
+    wait_for(lambda: child.name() == "sleep")
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert not still_running([child], 5)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_held_is_raised_when_all_is_done_also_where_something_failed(signum):
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    for error in (None, ValueError):
+        done = []
+        with pytest.raises(KeyboardInterrupt), signals_held() as came, signals_held() as inner:
+            assert not came() and not inner()
+            signal.raise_signal(signum)
+            signal.raise_signal(signum)  # who is impatient
+            done.append(inner() and not came())
+            if error:
+                raise error
+        assert done == [True]
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_signal_that_is_ignored_stays_so_and_threads_hold_none():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals_held() as came:
+            signal.raise_signal(signal.SIGINT)
+        assert not came()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    seen = []
+
+    def hold():
+        with signals_held() as came:
+            seen.append(came())
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def wait_for(condition, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,135 @@
+"""The README's commands run as they stand there, and its figures are those of the stored sample run."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import make_sample
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from harness.cli.main import app
+from harness.deploy.config import Deployment, read_config
+from harness.errors import InputError
+from harness.planfile import load_plan
+from harness.records.store import Run
+from harness.report.seal import check_seal, sign
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+SAMPLE = ROOT / "results" / "sample-quick"
+BIN = Path(sys.executable).parent
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+
+
+def test_the_readme_starts_with_the_two_commands_and_ci_runs_the_second():
+    first, second = [line.split("#")[0].strip() for line in README.splitlines()[2:4]]
+    assert (first, second) == ("make signoff", "make test")
+    assert "make test\n" in (ROOT / ".ci" / "run").read_text()
+    dry = subprocess.run(["make", "-n", "signoff"], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "harness signoff scenarios/quick.yaml" in dry.stdout
+
+
+def test_its_table_is_the_stored_samples():
+    plan = Run.open(SAMPLE).plan()
+    stored = make_sample.table(plan)
+    assert f"<!-- sample table -->\n{stored}<!-- end of sample table -->" in README, "run `make sample`"
+    assert all(f"| {row['qps']:g} | {row['devices'] or '–'} |" in stored for row in plan["targets"])
+
+
+def test_a_sample_is_taken_from_a_finished_run_only_as_it_was_signed(tmp_path):
+    source, sample = tmp_path / "quick-1a2b3c4d", tmp_path / "sample"
+    shutil.copytree(SAMPLE, source)
+    run = Run.open(source)
+    run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    sign(run)
+    (source / ".lock").touch()
+    make_sample.take(source, sample)
+    assert Run.open(sample).plan() == Run.open(source).plan() and not (sample / ".lock").exists()
+    assert check_seal(sample).problems == ()
+    assert (
+        "tmp_path" not in (sample / "signoff.html").read_text() and sample.name in (sample / "signoff.html").read_text()
+    )
+    (source / "plan.json").write_text("{}")
+    with pytest.raises(InputError, match="plan.json was changed"):
+        make_sample.take(source, sample)
+
+
+def test_every_file_it_links_to_is_there():
+    links = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
+    assert links and all((ROOT / link.partition("#")[0]).exists() for link in links)
+    titles = [
+        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"(?m)^## (.+)", README)
+    ]
+    assert all(place in titles for place in re.findall(r"\]\(#([^)]+)\)", README))
+
+
+TOPOLOGIES = README.partition("## Two topologies")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("command", re.findall(r"(?m)^    (harness .+)", TOPOLOGIES))
+def test_a_command_with_a_topology_has_these_options(command):
+    name, *words = command.split()[1:]
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"}).output
+    assert "--topology" in words and all(f"{word} " in shown for word in words if word.startswith("--"))
+
+
+def test_the_plan_and_the_repository_of_the_two_topologies(tmp_path):
+    (space,) = re.findall(r"```yaml\n(.*?)```", TOPOLOGIES, re.DOTALL)
+    plan = yaml.safe_load((ROOT / "scenarios" / "quick.yaml").read_text()) | yaml.safe_load(space)
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    points = load_plan(tmp_path / "plan.yaml").points()
+    assert [point["topology"] for point in points] == ["staged"] * 2 + ["fused"] * 2
+    (tmp_path / "model_repository").symlink_to(ROOT / "model_repository")
+    script = "\n".join(re.findall(r"(?m)^    (?!harness)(.+)", TOPOLOGIES))
+    subprocess.run(script, shell=True, cwd=tmp_path, check=True)
+    expected = Deployment(topology="fused").configs()
+    assert {each.name for each in (tmp_path / "fused").iterdir()} == set(expected)
+    for model, config in expected.items():
+        assert read_config(tmp_path / "fused" / model / "config.pbtxt") == config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The repository as a user would see it, with a copy of the sample run that commands may write to."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("scenarios", "model_repository"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(SAMPLE, folder / "results" / "sample-quick")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    """`harness serve`, as the README has it running in another terminal."""
+    process = subprocess.Popen([BIN / "harness", "serve"], stdout=subprocess.PIPE, text=True, cwd=folder)
+    assert "127.0.0.1:" in process.stdout.readline()
+    yield
+    process.send_signal(signal.SIGINT)
+    process.wait(20)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_runs_as_it_stands(command, folder, served):
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=180
+    )
+    said = result.stdout + result.stderr
+    # 3: a measurement on a busy machine may be INVALID, and says so; the command itself works
+    assert result.returncode == 0 or (command.startswith("locust") and result.returncode == 3), said
+    assert "Traceback" not in said
+    if command.startswith("locust"):
+        assert "NOT EQUAL" not in said and "0 error" in said and re.search(r"[1-9]\d* done", said), said

@@ -1,0 +1,130 @@
+"""Results travel whole, and a records file survives a kill."""
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import StoreError
+from harness.records.load_log import (
+    FILE_NAME,
+    RecordsWriter,
+    check_folder,
+    mixture,
+    read_records,
+    request_from_plain,
+    request_to_plain,
+    result_from_plain,
+    result_to_plain,
+)
+from harness.records.schema import Chunks, Outcome, Request, Result
+
+int64s = st.integers(0, 2**63 - 1)
+columns = st.integers(0, 5).flatmap(lambda n: st.tuples(*[st.lists(int64s, min_size=n, max_size=n)] * 3))
+
+
+def result(chunks=((), (), ()), **changes) -> Result:
+    fields = dict(
+        request_id="r1", traffic_class="long", speakers=3, script_words=9, frames=2, start_frame=0, chunk_frames=1,
+        loop="open", due_ns=1, sent_ns=2, ended_ns=9, outcome=Outcome.DONE,
+    )  # fmt: skip
+    return Result(**{**fields, **changes}, chunks=Chunks(*(np.array(column, np.int64) for column in chunks)))
+
+
+def same(left: Result, right: Result) -> bool:
+    return result_to_plain(left) == result_to_plain(right)
+
+
+@given(columns, st.sampled_from(Outcome), st.text(max_size=20), int64s, st.booleans())
+def test_a_result_comes_back_as_it_went(chunks, outcome, error, due_ns, emulated):
+    sent = result(chunks, outcome=outcome, error=error, due_ns=due_ns, emulated=emulated)
+    back = result_from_plain(msgpack.unpackb(msgpack.packb(result_to_plain(sent))))
+    assert same(sent, back) and back.outcome is outcome and back.emulated is emulated
+    assert back.chunks.received_ns.tolist() == list(chunks[0]) and back.chunks.samples.dtype == np.int64
+
+
+def test_a_record_from_before_emulation_reads_as_computed():
+    plain = result_to_plain(result())
+    del plain["emulated"]
+    assert result_from_plain(plain).emulated is False
+
+
+def test_emulated_and_computed_answers_make_no_figure_together():
+    chunks = ((5,), (4,), (3200,))
+    computed, emulated, unanswered = result(chunks), result(chunks, emulated=True), result(outcome=Outcome.ERROR)
+    assert mixture([computed, unanswered]) == mixture([emulated, emulated, unanswered]) == mixture([]) == ()
+    assert mixture([emulated, computed, computed]) == ("1 of 3 answers were emulated and the others computed",)
+
+
+@given(
+    st.text(max_size=50),
+    st.lists(int64s, max_size=4).map(tuple),
+    int64s,
+    st.lists(st.integers(0, 3), max_size=4).map(tuple),
+    st.binary(max_size=30),
+)
+def test_a_request_comes_back_as_it_went(script, speaker_ids, due_ns, say, carry):
+    sent = Request("r", "short", script, speaker_ids, 7, due_ns=due_ns, say=say, carry=carry, keep=True)
+    assert request_from_plain(msgpack.unpackb(msgpack.packb(request_to_plain(sent)))) == sent
+
+
+def test_a_file_is_read_back_in_order(tmp_path):
+    writer = RecordsWriter(tmp_path / "new" / "folder", {"loop": "open", "mix": "quick"})
+    writer.result(result(request_id="a"))
+    writer.rung({"users": 1, "start_ns": 5, "end_ns": 8})
+    writer.result(result(request_id="b"))
+    writer.end({"valid": True})
+    records = read_records(tmp_path / "new" / "folder")
+    assert records.run == {"schema": 1, "loop": "open", "mix": "quick"}
+    assert [each.request_id for each in records.results] == ["a", "b"]
+    assert records.rungs == [{"users": 1, "start_ns": 5, "end_ns": 8}] and records.end == {"valid": True}
+
+
+def test_a_kill_at_any_byte_loses_at_most_the_last_pair(tmp_path):
+    writer = RecordsWriter(tmp_path, {})
+    writer.result(result(request_id="a"))
+    whole = writer.path.stat().st_size
+    writer.result(result(request_id="b"))
+    data = writer.path.read_bytes()
+    for size in range(whole, len(data)):
+        writer.path.write_bytes(data[:size])
+        records = read_records(tmp_path)
+        assert [each.request_id for each in records.results] == ["a"] and records.end == {}
+
+
+def test_earlier_records_are_never_overwritten(tmp_path):
+    RecordsWriter(tmp_path, {})
+    with pytest.raises(StoreError, match="new folder"):
+        RecordsWriter(tmp_path, {})
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    check_folder(tmp_path)
+    (tmp_path / "manifest.json").touch()  # of a run of a plan, perhaps
+    with pytest.raises(StoreError, match="holds other files: give --records a new folder"):
+        check_folder(tmp_path)
+
+
+def test_no_folder_can_be_made_below_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot write"):
+        RecordsWriter(tmp_path / "file" / "records", {})
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, "no records"),
+        (b"", "empty"),
+        (msgpack.packb(["run", {"schema": 2}]), "newer"),
+        (b"\x93\x01\x02\x03", "damaged"),
+        (b"\xc1", "damaged"),
+        (msgpack.packb(["run", {"schema": 1}]) + msgpack.packb(["result", {"request_id": "a"}]), "damaged"),
+    ],
+)
+def test_what_is_no_records_file(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / FILE_NAME).write_bytes(content)
+    with pytest.raises(StoreError, match=words):
+        read_records(tmp_path)

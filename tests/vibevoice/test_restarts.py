@@ -1,0 +1,188 @@
+"""Who loads a model again whose process died, when, and with what configuration."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from harness import wire
+from harness.vibevoice.process.restarts import Mender, Note, Registry, one_more_restart, server_mark
+from harness.vibevoice.sessions.table import is_alive, is_stopped, session_ids
+
+SERVER = "1-7-1"
+DEAD = 2**22 + 1  # above any process id
+CONFIG = json.dumps({"name": "x", "parameters": {"preset": {"string_value": "tiny"}}})
+
+
+@pytest.fixture
+def sleeper():
+    """A process that can be killed; until it is waited for it is then a zombie, as Triton's are."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def registry(tmp_path):
+    return Registry(SERVER, tmp_path)
+
+
+def note_of(model, pid, instance=0, server=SERVER, since_ns=0, config=CONFIG):
+    return Note(server, pid, f"{model}_0_{instance}", model, config, since_ns)
+
+
+def mender_of(registry, pid=None, fail=()):
+    loaded = []
+
+    def load(model, config):
+        if model in fail:
+            raise RuntimeError("no explicit model control")
+        loaded.append((model, json.loads(config)["parameters"]["restarts"]["string_value"]))
+
+    return Mender(registry, load, os.getpid() if pid is None else pid), loaded
+
+
+def test_a_process_that_died_is_told_from_one_that_runs(sleeper):
+    assert is_alive(os.getpid()) and is_alive(sleeper.pid)
+    sleeper.kill()
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # ended, not reaped
+    assert not is_alive(sleeper.pid)
+    sleeper.wait()
+    assert not is_alive(sleeper.pid)
+
+
+def test_a_process_that_stays_stopped_is_ended_before_its_model_is_loaded(registry, sleeper):
+    """One that goes on after Triton has replaced it ends the server. A short stop, as of a whole host, is none."""
+    registry.put(note_of(wire.VOCODER, os.getpid()), "a")
+    registry.put(note_of(wire.VOICE, sleeper.pid), "b")
+    registry.put(note_of(wire.LLM, os.getpid()), "c")
+    mender, loaded = mender_of(registry)
+    for _ in range(2):
+        sleeper.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED)
+        assert [mender.look(0.0) for _ in range(4)] == [[]] * 4 and is_alive(sleeper.pid)
+        sleeper.send_signal(signal.SIGCONT)
+        while is_stopped(sleeper.pid):
+            time.sleep(0.01)
+        assert mender.look(0.0) == []
+    sleeper.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED)
+    for _ in range(6):
+        mender.look(0.0)
+    sleeper.wait(10)
+    assert mender.look(1.0) in ([wire.VOICE], []) and loaded == [(wire.VOICE, "1")]
+
+
+def test_a_model_whose_process_died_is_loaded_again_once(registry, sleeper):
+    registry.put(note_of(wire.VOICE, os.getpid()), "a")
+    registry.put(note_of(wire.VOCODER, sleeper.pid), "b")
+    mender, loaded = mender_of(registry)
+    assert mender.look(0.0) == [] and len(registry.notes()) == 2
+    sleeper.kill()
+    sleeper.wait()
+    assert mender.look(1.0) == [wire.VOCODER]
+    assert mender.look(2.0) == []
+    assert loaded == [(wire.VOCODER, "1")]
+    assert [note.model for note in registry.notes().values()] == [wire.VOICE]
+
+
+def test_only_the_first_of_the_watchers_acts(registry, sleeper):
+    """The voice encoder before the LLM stage, the LLM stage before an entry; a stage that does not watch never."""
+    registry.put(note_of(wire.ENTRY, os.getpid()), "a")
+    registry.put(note_of(wire.DIFFUSION, DEAD), "dead")
+    registry.put(note_of(wire.LLM, sleeper.pid), "b")
+    entry, loaded = mender_of(registry)
+    assert entry.look(0.0) == []
+    sleeper.kill()
+    sleeper.wait()
+    assert set(entry.look(0.0)) == {wire.DIFFUSION, wire.LLM} and len(loaded) == 2
+
+
+def test_a_process_whose_place_was_taken_is_left_alone(registry):
+    """A model that was loaded anew meanwhile; of two dead instances of one model it is loaded once."""
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.LLM, DEAD), "old")
+    registry.put(note_of(wire.LLM, os.getpid(), since_ns=5), "new")
+    for instance in range(2):
+        registry.put(note_of(wire.VOCODER, DEAD + 1 + instance, instance), f"dead{instance}")
+    mender, loaded = mender_of(registry)
+    assert mender.look(0.0) == [wire.VOCODER]
+    assert loaded == [(wire.VOCODER, "1")] and len(registry.notes()) == 2
+
+
+def test_one_that_lives_on_after_its_successor_came_does_not_stand_for_it(registry):
+    """And what is loaded again is the configuration of the successor."""
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.ENTRY, os.getpid(), since_ns=1), "old")
+    registry.put(note_of(wire.ENTRY, DEAD, since_ns=2, config=one_more_restart(CONFIG)), "new")
+    registry.put(note_of(wire.ENTRY, DEAD + 1, since_ns=0), "oldest")
+    mender, loaded = mender_of(registry)
+    assert mender.look(0.0) == [wire.ENTRY]
+    assert loaded == [(wire.ENTRY, "2")] and len(registry.notes()) == 2
+
+
+def test_a_deployment_that_was_replaced_does_not_come_back(registry):
+    """Of two instances one died; before that was seen, the model was loaded with one instance."""
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    two = json.dumps({**json.loads(CONFIG), "instance_group": [{"count": 2}]})
+    registry.put(note_of(wire.VOCODER, DEAD, instance=1, config=two), "old")
+    registry.put(note_of(wire.VOCODER, os.getpid(), since_ns=5), "new")
+    mender, loaded = mender_of(registry)
+    assert mender.look(0.0) == [] and loaded == []
+
+
+def test_notes_of_another_server_and_files_of_others_mean_nothing(registry, tmp_path):
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.VOCODER, DEAD, server=SERVER + "1"), "foreign")
+    for number, content in enumerate(("", "[1]", '{"server": 7}', "\0\1")):
+        (tmp_path / f"{number}.model").write_text(content)
+    mender, loaded = mender_of(registry)
+    assert mender.look(0.0) == [] and loaded == []
+
+
+def test_a_load_that_fails_is_tried_again_later(registry, capsys):
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.VOCODER, DEAD), "dead")
+    fail = [wire.VOCODER]
+    mender, loaded = mender_of(registry, fail=fail)
+    assert [mender.look(now) for now in (0.0, 5.0, 9.9)] == [[]] * 3
+    assert capsys.readouterr().out.count("cannot be loaded again: no explicit model control") == 1
+    fail.clear()
+    assert mender.look(10.0) == [wire.VOCODER]
+
+
+def test_every_restart_makes_another_configuration():
+    once = one_more_restart(CONFIG)
+    twice = json.loads(one_more_restart(once))
+    assert twice["parameters"] == {"preset": {"string_value": "tiny"}, "restarts": {"string_value": "2"}}
+    assert json.loads(one_more_restart("{}"))["parameters"] == {"restarts": {"string_value": "1"}}
+
+
+def test_session_ids_of_two_processes_never_meet_and_cannot_be_guessed():
+    drawn = {pid: [next(ids) for _ in range(1_000)] for pid in (1, 5, 6, 2**22 - 1) for ids in [session_ids(pid)]}
+    for pid, ids in drawn.items():
+        assert {session >> 42 for session in ids} == {pid}
+        assert len(set(ids)) == 1_000 and 0 < min(ids) and max(ids) < 2**64
+        ahead = np.diff([session % 2**42 for session in ids])
+        assert abs((ahead > 0).mean() - 0.5) < 0.1 and np.abs(ahead).min() > 1_000  # no counter
+
+
+def test_servers_of_one_pid_are_told_apart_by_when_they_started(sleeper):
+    mark = server_mark(sleeper.pid)
+    assert mark == server_mark(sleeper.pid) != server_mark(os.getpid())
+    namespace, pid, started = mark.split("-")
+    assert int(namespace) > 0 and int(pid) == sleeper.pid and int(started) > 0
+
+
+def test_a_note_that_another_user_put_means_nothing(registry, monkeypatch):
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.VOCODER, DEAD), "dead")
+    monkeypatch.setattr(os, "geteuid", lambda: 12_345)
+    mender, loaded = mender_of(registry)
+    assert mender.look(0.0) == [] and loaded == []
