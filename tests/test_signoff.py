@@ -19,6 +19,7 @@ from harness import signoff as job
 from harness import wire
 from harness.deploy.config import Deployment
 from harness.errors import InputError, ServerError, StoreError
+from harness.exit_codes import OF_VERDICT
 from harness.identity import StageIdentity
 from harness.planfile import load_plan
 from harness.records import store
@@ -27,8 +28,11 @@ from harness.records.store import Run
 from harness.report.seal import check_seal, sign
 from harness.runs import analysis, opening, points, stages
 from harness.runs.analysis import plan_of
-from harness.sweep.budget import decidable_s, estimated_s
+from harness.sweep import campaign
+from harness.sweep.budget import Budget, decidable_s, estimated_s
+from harness.sweep.progress import Watcher
 from harness.sweep.trial import Driver, Load, Measured, TrialBroken, asked, broken_trial, deployed, drawn, trial_id
+from harness.sweep.trial_log import BROKEN_IN_A_ROW, TRIES
 from harness.topology import topology_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,7 +145,7 @@ def test_a_plan_that_no_server_can_carry_is_refused_when_it_is_read(plan, tmp_pa
 
 def test_voices_of_servers_that_are_not_ours_are_theirs_to_know(plan, tmp_path):
     plan.write_text(PLAN.replace("mix: quick", "mix: {name: quick, voices: [99]}"))
-    assert job.SignOff(plan, tmp_path, url="127.0.0.1:1").mix.voices == (99,)
+    assert job.SignOff(plan, tmp_path, url="127.0.0.1:1").campaign.mix.voices == (99,)
 
 
 def test_what_a_server_refuses_for_good_ends_the_job_as_a_mistake_in_the_plan(plan, tmp_path):
@@ -177,7 +181,7 @@ def test_a_budget_that_is_too_small_says_what_it_leaves_out(tmp_path, fakes):
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN.replace("budget_minutes: 30", "budget_minutes: 0.5"))
     said = []
-    watcher = job.Watcher()
+    watcher = Watcher()
     watcher.say = said.append
     job.SignOff(plan, tmp_path).execute(watcher)
     assert fakes.measured == [] and "budget of 0.5 min" in said[0]
@@ -198,7 +202,7 @@ def test_where_the_budget_left_no_time_for_the_first_point_there_is_no_answer(tm
 @pytest.fixture
 def short_of_time(plan, tmp_path, fakes, monkeypatch):
     """A sign-off whose budget ends after one of three points, with a verdict."""
-    monkeypatch.setattr(job.Budget, "left_s", lambda budget: 0.0 if fakes.measured else 1e6)
+    monkeypatch.setattr(Budget, "left_s", lambda budget: 0.0 if fakes.measured else 1e6)
 
     def of(verdict):
         monkeypatch.setattr(job, "plan_of", lambda *given: plan_of(*given) | {"verdict": verdict})
@@ -219,7 +223,7 @@ def test_points_that_the_budget_left_out_do_not_keep_a_confirmed_deployment_from
 def test_a_sweep_of_a_sealed_run_measures_nothing_more(short_of_time, fakes, monkeypatch):
     work = short_of_time("met")
     work.execute()
-    monkeypatch.setattr(job.Budget, "left_s", lambda budget: 1e6)
+    monkeypatch.setattr(Budget, "left_s", lambda budget: 1e6)
     measured = len(fakes.measured)
     work.execute(ladders_only=True)
     assert len(fakes.measured) == measured and not check_seal(work.run.path).problems
@@ -253,7 +257,7 @@ def test_an_invalid_trial_that_an_answer_needs_and_no_time_for_its_repeat_is_no_
     """Neither a loop without an end, nor a sealed answer that no later start could better."""
     fitted(best_of=lambda looks: 0)
     after = {"ladder": 4, "open": 5}[kind]  # trials: three ladders, the second one of the best, an open run
-    monkeypatch.setattr(job.Budget, "left_s", lambda budget: 1e6 if len(fakes.measured) < after else 0.0)
+    monkeypatch.setattr(Budget, "left_s", lambda budget: 1e6 if len(fakes.measured) < after else 0.0)
     run = fakes.run
 
     def invalid_at_last(self, *given, **more):
@@ -263,7 +267,7 @@ def test_an_invalid_trial_that_an_answer_needs_and_no_time_for_its_repeat_is_no_
     monkeypatch.setattr(fakes, "run", invalid_at_last)
     work = job.SignOff(plan, tmp_path)
     work.execute()
-    assert [each.decisive for each in work.left_out] in ([True], [True, True])
+    assert [each.decisive for each in work.campaign.left_out] in ([True], [True, True])
     told = work._with_what_was_left_out({"verdict": "met", "reasons": []})
     assert told["verdict"] == "inconclusive" and "run it again" in told["doubts"][0]
 
@@ -280,7 +284,7 @@ def test_a_signed_answer_goes_on_with_what_its_budget_left_out_and_is_signed_ane
 ):
     work = short_of_time("met")
     work.execute()
-    monkeypatch.setattr(job.Budget, "left_s", lambda budget: 1e6)
+    monkeypatch.setattr(Budget, "left_s", lambda budget: 1e6)
     work = job.SignOff(plan, tmp_path)
     content = work.execute(go_on=True)
     assert len(fakes.measured) == len(set(fakes.measured)) == 3 and content["left_out"] == []
@@ -334,20 +338,22 @@ def test_a_budget_that_ends_before_the_second_try_of_an_invalid_trial_ends_the_s
     plan, tmp_path, fakes, monkeypatch
 ):
     fakes.valid = False
-    monkeypatch.setattr(job.Budget, "left_s", lambda budget: 1e6 if len(fakes.measured) < 3 else 0.0)
+    monkeypatch.setattr(Budget, "left_s", lambda budget: 1e6 if len(fakes.measured) < 3 else 0.0)
     work = job.SignOff(plan, tmp_path)
     work.execute(ladders_only=True)
     assert len(work.run.trials()) == 3
-    assert [each.what for each in work.left_out] == ["2 of 3 points, from ladder 2/3: diffusion_decoder.delay_us 1000"]
+    assert [each.what for each in work.campaign.left_out] == [
+        "2 of 3 points, from ladder 2/3: diffusion_decoder.delay_us 1000"
+    ]
 
 
 def test_an_invalid_trial_is_measured_once_more_and_no_oftener(plan, tmp_path, fakes):
     fakes.valid = False
     work = job.SignOff(plan, tmp_path)
     work.execute(ladders_only=True)
-    assert len(work.run.trials()) == len(set(fakes.measured)) == 3 * job.TRIES
+    assert len(work.run.trials()) == len(set(fakes.measured)) == 3 * TRIES
     job.SignOff(plan, tmp_path).execute(ladders_only=True)
-    assert len(fakes.measured) == 3 * job.TRIES
+    assert len(fakes.measured) == 3 * TRIES
 
 
 def test_a_report_that_a_kill_kept_from_being_written_is_written_at_the_next_start(plan, tmp_path, fakes):
@@ -370,9 +376,9 @@ def fitted(fakes, monkeypatch):
             fits = [{"deployment": point, "max_rate_per_s": rate_of(looks)} for point in points]
             return {"deployments": fits, "best": best_of(looks)}
 
-        monkeypatch.setattr(job, "fit_of", fit)
+        monkeypatch.setattr(campaign, "fit_of", fit)
         foretold = {"sessions": 2.0}
-        monkeypatch.setattr(job, "predict_open_run", lambda best, mix, rate, *_: foretold | {"rate_per_s": rate})
+        monkeypatch.setattr(campaign, "predict_open_run", lambda best, mix, rate, *_: foretold | {"rate_per_s": rate})
         monkeypatch.setattr(job.SignOff, "_conclude", lambda self, watcher: {})
 
     return arrange
@@ -485,15 +491,15 @@ def test_a_point_that_always_breaks_is_left_out_with_its_reason(plan, tmp_path, 
     work = job.SignOff(plan, tmp_path)
     content = work.execute()
     broken = [trial for trial in work.run.trials() if not trial.valid]
-    assert [trial.deployment for trial in broken] == [point] * job.TRIES
-    assert content["verdict"] in job.EXIT_CODES
+    assert [trial.deployment for trial in broken] == [point] * TRIES
+    assert content["verdict"] in OF_VERDICT
     breaking()
     assert job.SignOff(plan, tmp_path).execute(ladders_only=True) is None
     assert len(work.run.trials()) == len(broken) + len(fakes.measured)  # nothing is measured twice
 
 
 def test_when_every_trial_breaks_the_job_stops_and_the_next_start_measures_them(plan, tmp_path, breaking):
-    breaking(times=job.BROKEN_IN_A_ROW)
+    breaking(times=BROKEN_IN_A_ROW)
     with pytest.raises(ServerError, match="4 trials broke one after another; none of them is kept"):
         job.SignOff(plan, tmp_path).execute(ladders_only=True)
     breaking()
@@ -602,7 +608,7 @@ def read_until(process, words):
 def test_several_servers_share_the_points_and_each_trial_says_where_it_ran(plan, tmp_path, fakes, monkeypatch):
     monkeypatch.setattr(job, "RemoteTriton", lambda url, preset, keep, topologies: FakeServer())
     said = []
-    watcher = job.Watcher()
+    watcher = Watcher()
     watcher.say = said.append
     work = job.SignOff(plan, tmp_path, url="A:8001, B:8001")
     work.execute(watcher, ladders_only=True)

@@ -88,8 +88,8 @@ class RayHost(Host):
             raise TrialCut(f"a trial on {self.name} was cut off")
         return measured
 
-    def mend(self) -> None:
-        self._url = self._ask(self._actor.mend.remote(), START_S)
+    def recover(self) -> None:
+        self._url = self._ask(self._actor.recover.remote(), START_S)
 
     def abort(self) -> None:
         self._cut = True
@@ -133,8 +133,8 @@ class Worker:
     def run(self, point: dict, load: Load, prediction: dict | None, repeat: int) -> Measured:
         return self._host.run(point, load, prediction, repeat)
 
-    def mend(self) -> str:
-        self._host.mend()
+    def recover(self) -> str:
+        self._host.recover()
         return self._host.url
 
     def abort(self) -> None:

@@ -66,8 +66,8 @@ class Host:
                 raise TrialCut(f"a trial on {self.name} was cut off") from None
             raise
 
-    def mend(self) -> None:
-        """After a trial that broke: start our server anew. Raises HostGone where it is somebody else's and gone."""
+    def recover(self) -> None:
+        """After a trial that broke: restart our server. Raises HostGone where an external one does not answer."""
         if self.ours:
             self._driver.server.stop()
             self._driver.server = self._stack.enter_context(self._open_server())

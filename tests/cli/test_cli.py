@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from harness.cli import main
 from harness.cli.main import app
-from harness.signoff import EXIT_CODES
+from harness.exit_codes import INTERNAL, OF_VERDICT
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
@@ -132,5 +132,5 @@ def test_a_fault_of_the_harness_is_no_verdict(monkeypatch, capsys):
     monkeypatch.setattr(main.signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
         main.main()
-    assert ended.value.code == main.EXIT_FAULT and ended.value.code not in EXIT_CODES.values()
+    assert ended.value.code == INTERNAL and ended.value.code not in OF_VERDICT.values()
     assert "ZeroDivisionError" in capsys.readouterr().err

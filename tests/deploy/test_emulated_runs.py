@@ -19,6 +19,7 @@ from harness.planfile import load_plan
 from harness.records.schema import Outcome, Trial
 from harness.records.store import Run
 from harness.runs import opening, points
+from harness.sweep.campaign import TrialRequest
 from harness.sweep.trial import Load, Measured
 
 PLAN = """
@@ -85,7 +86,7 @@ def test_a_run_whose_server_turns_out_to_emulate_says_so(tmp_path):
     answer = make_result(emulated=True)
     trial = Trial("t", "open", {}, {}, "2026-01-01T00:00:00", 1.0, True, (), ())
     driver = type("Driver", (), {"name": "", "run": lambda *_: Measured(trial, [make_result(), answer], ())})()
-    work._trial(driver, {}, Load(5.0, 1, (1,)))
+    work.campaign._trial(driver, TrialRequest("ladder", {}, Load(5.0, 1, (1,)), later_s=0.0))
     assert Run.open(work.run.path).manifest.emulated
 
 

@@ -15,6 +15,7 @@ from harness import wire
 from harness.client.stream import SpeechClient
 from harness.deploy.config import Deployment
 from harness.deploy.server import TritonServer
+from harness.exit_codes import OF_VERDICT
 from harness.records.schema import Outcome
 from harness.runs import stages
 
@@ -105,7 +106,7 @@ def test_a_sign_off_over_both_topologies_ends_with_a_verdict(tmp_path):
     path.write_text(PLAN)
     work = job.SignOff(path, tmp_path)
     plan = work.execute()
-    assert plan["verdict"] in job.EXIT_CODES
+    assert plan["verdict"] in OF_VERDICT
     trials, fit = work.run.trials(), work.run.fit()
     ladders = [trial for trial in trials if trial.kind == "ladder"]
     assert {trial.topology for trial in ladders} == set(wire.TOPOLOGIES)

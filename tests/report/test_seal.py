@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from harness.cli.main import app
 from harness.errors import InputError
+from harness.exit_codes import OF_VERDICT
 from harness.records.store import Run
 from harness.report.facts import REPORT_NAME, SEAL_NAME
 from harness.report.seal import _own_sha256, check_seal, must_be_signed, sign
 from harness.report.sweep_page import best_in_words
 from harness.runs.analysis import fit_of
-from harness.signoff import EXIT_CODES
 
 SAMPLE = Path(__file__).resolve().parents[2] / "results" / "sample-quick"
 
@@ -132,10 +132,10 @@ def test_a_run_that_is_not_signed_has_nothing_to_check(tmp_path):
 
 def test_the_command_exits_with_the_verdict_or_as_inconclusive(signed):
     check = ["signoff", "--check", str(signed)]
-    assert CliRunner().invoke(app, check).exit_code == EXIT_CODES[check_seal(signed).verdict]
+    assert CliRunner().invoke(app, check).exit_code == OF_VERDICT[check_seal(signed).verdict]
     (signed / "plan.json").write_text("{}")
     answer = CliRunner().invoke(app, check)
-    assert answer.exit_code == EXIT_CODES["inconclusive"]
+    assert answer.exit_code == OF_VERDICT["inconclusive"]
     assert "plan.json was changed after the answer was signed" in answer.output
 
 
@@ -168,7 +168,7 @@ def test_a_run_that_lost_its_seal_is_neither_signed_again_nor_taken_for_unsigned
     found = check_seal(signed)
     assert f"its {SEAL_NAME} is missing" in found.problems[0]
     check = CliRunner().invoke(app, ["signoff", "--check", str(signed)])
-    assert check.exit_code == EXIT_CODES["inconclusive"] and f"{SEAL_NAME} is missing" in check.output
+    assert check.exit_code == OF_VERDICT["inconclusive"] and f"{SEAL_NAME} is missing" in check.output
 
 
 def test_a_kill_between_the_mark_and_the_seal_is_signed_at_the_next_start(signed):

@@ -66,7 +66,7 @@ def test_a_trial_that_broke_is_told_as_such_and_a_lost_actor_is_a_host_that_is_g
                 raise TrialBroken("the server ended")
             return point
 
-        def mend(self):
+        def recover(self):
             return "127.0.0.1:2"
 
         def abort(self): ...
@@ -80,7 +80,7 @@ def test_a_trial_that_broke_is_told_as_such_and_a_lost_actor_is_a_host_that_is_g
         assert host.run("point", LOAD) == "point"
         with pytest.raises(TrialBroken, match="the server ended"):
             host.run("break", LOAD)
-        host.mend()
+        host.recover()
         assert host.url == "127.0.0.1:2"
         with pytest.raises(HostGone, match="is lost"):
             host.run("die", LOAD)

@@ -14,6 +14,7 @@ from harness.errors import PlanError
 from harness.planfile import SearchSpec, load_plan
 from harness.records.store import Run
 from harness.runs import opening, points
+from harness.sweep.progress import Watcher
 from harness.sweep.search import Walk
 from harness.sweep.trial import Measured
 
@@ -47,7 +48,7 @@ def staged(fakes, monkeypatch):  # noqa: F811
 
 def test_a_search_measures_a_part_says_how_sure_it_is_and_starts_nothing_again(tmp_path, staged, monkeypatch):
     plan, said = plan_of(tmp_path, SEARCH), []
-    watcher = job.Watcher()
+    watcher = Watcher()
     watcher.say = said.append
     work = job.SignOff(plan, tmp_path)
     work.execute(watcher, ladders_only=True)

@@ -86,13 +86,13 @@ def test_our_server_is_started_anew_and_somebody_elses_is_given_up():
     with host(breaks=[True]) as ours:
         with pytest.raises(TrialBroken):
             ours.run({}, LOAD)
-        ours.mend()
+        ours.recover()
         assert [server.stopped for server in ours.servers] == [1, 0] and ours.run(3, LOAD) == 3
     with host(ours=False) as theirs:
-        theirs.mend()
+        theirs.recover()
         theirs.servers[0].answers = False
         with pytest.raises(HostGone, match="A does not answer any more"):
-            theirs.mend()
+            theirs.recover()
         assert theirs.servers[0].stopped == 0
 
 

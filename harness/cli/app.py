@@ -1,0 +1,55 @@
+"""The ``harness`` command line: its app, and the options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from harness.errors import InputError
+from harness.report.screen import Screen
+
+_MAX_QPS = 1e6
+out = Screen()
+app = typer.Typer(
+    help="How many GPUs does long-form, multi-speaker speech need at each target QPS?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+RunFolder = Annotated[Path, typer.Option("--run", help="A folder under results/.")]
+Results = Annotated[Path, typer.Option("--results", help="Where runs are kept.")]
+Preset = Annotated[str, typer.Option(help="tiny, 1.5b, 7b, or a .json file of sizes.")]
+TOPOLOGY_HELP = (
+    "staged (each stage a Triton model, joined by an ensemble) or fused (all stages in one process, sessions stepped "
+    "together)"
+)
+PlanTopology = Annotated[str, typer.Option("--topology", help=f"In place of the plan's: {TOPOLOGY_HELP}.")]
+SERVERS_HELP = "A running Triton (HOST:PORT), neither started nor stopped; several: a trial at a time on each."
+Ray = Annotated[
+    str, typer.Option("--ray", help="A Ray cluster (auto, or its address): a trial at a time on each of its GPU hosts.")
+]
+
+
+def say_aside(words: str, style: str) -> None:
+    Console(stderr=True).print(words, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def rates_of(text: str) -> tuple[float, ...]:
+    try:
+        rates = tuple(float(part) for part in text.split(",") if part.strip())
+        if text and not rates:
+            raise ValueError(text)
+    except ValueError:
+        raise InputError(f"--qps {text!r}: give rates with commas between them, such as 0.5,1,5") from None
+    if any(not 0 < rate <= _MAX_QPS for rate in rates):
+        raise InputError(f"--qps {text!r}: every rate must be above 0 and at most {_MAX_QPS:g}")
+    return rates
+
+
+def shown(path: Path) -> Path:
+    """A path as it is shorter to type."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,215 @@
+"""Commands that measure: a first plan, a sign-off, a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness import exit_codes
+from harness.cli.app import SERVERS_HELP, PlanTopology, Ray, Results, app, out, say_aside
+from harness.cli.server_options import ONE_AT_A_TIME, Servers, with_servers
+from harness.errors import InputError
+from harness.host.places import plan_file
+
+
+@app.command(
+    epilog="Example: `harness init plan.yaml --preset 1.5b --gpus 1 --mix mixed --slo 1.0,0.9 --qps 1,5 --yes`"
+)
+def init(
+    path: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="The file to write.")] = Path("plan.yaml"),
+    preset: Annotated[str | None, typer.Option(help="Model: tiny, 1.5b or 7b.")] = None,
+    gpus: Annotated[str | None, typer.Option(help="Where it runs: cpu, or how many GPUs one server has.")] = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(help="short (10 s), mixed (95% of 10 s, 5% of 90 min), long (90 min), or seconds of your own."),
+    ] = None,
+    slo: Annotated[
+        str | None,
+        typer.Option(help="SLOs: p95 of time to first audio in seconds, and of the real-time factor: 1.0,0.9"),
+    ] = None,
+    qps: Annotated[str | None, typer.Option(help="Target rates, requests per second, comma-separated.")] = None,
+    price: Annotated[str | None, typer.Option(help="Price of an hour of one GPU or host.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: defaults for what no option says.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a first plan from five answers; what an option says is not asked."""
+    from harness.cli import first_plan as first
+
+    if path.exists() and not force:  # before five questions
+        raise InputError(f"{path} is there already, and stays as it is: give another name, or --force to replace it")
+    ask = None if yes else _asked
+    chosen_preset = first.answer(
+        preset, ask, "1/5 Which preset of the model: tiny, 1.5b or 7b?", "tiny", first.preset_of
+    )
+    where = first.answer(
+        gpus, ask, "2/5 Where does it run: cpu, or on how many GPUs of one server?", "cpu", first.gpus_of
+    )
+    traffic = first.answer(
+        mix, ask, "3/5 Which traffic: short (10 s), mixed (10 s and 90 min), long (90 min), or seconds of your own?",
+        "short", first.mix_of,
+    )  # fmt: skip
+    ttfa_s, rtf = first.answer(
+        slo,
+        ask,
+        "4/5 Which SLOs: p95 of time to first audio (s), p95 of the real-time factor?",
+        "1.0, 0.9",
+        first.slos_of,
+    )
+    rates, its_price = first.answer(
+        qps,
+        ask,
+        "5/5 Which target rates (requests/s), at which price of a GPU or host hour?",
+        "0.5, 1, 5",
+        first.rates_of,
+    )
+    its_price = first.price_of(price) if price is not None else its_price
+    written = first.write_plan(
+        path, first.Answers(chosen_preset, where, traffic, ttfa_s, rtf, rates, its_price), force=force
+    )
+    out.print(f"Plan: [bold]{written}[/]", soft_wrap=True)
+    on_gpu = "on the GPU host: harness doctor, then " if where else ""
+    out.print(f"Next: {on_gpu}harness signoff {written}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _asked(question: str, default: str) -> str:
+    try:
+        return typer.prompt(question, default=default)
+    except typer.Abort:
+        raise InputError("no answer came: say it with options (see `harness init --help`), or give --yes") from None
+
+
+@app.command(epilog="Example: `harness signoff scenarios/quick.yaml`")
+@with_servers(without=ONE_AT_A_TIME, url_help=SERVERS_HELP)
+def signoff(
+    plan: Annotated[Path | None, typer.Argument(help="The PLAN.yaml to sign off, or quick.")] = None,
+    results: Results = Path("results"),
+    ray: Ray = "",
+    topology: PlanTopology = "",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew; set an earlier run aside.")] = False,
+    go_on: Annotated[
+        bool, typer.Option("--go-on", help="Measure what the budget of a finished run left out; seal it anew.")
+    ] = False,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="Sign the answer: an OpenSSH Ed25519 private key.")
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option("--check", metavar="DIR", help="Verify the folder of a finished run instead.")
+    ] = None,
+    trust: Annotated[
+        Path | None, typer.Option("--trust", metavar="KEY.pub", help="With --check: the key that must have signed it.")
+    ] = None,
+    servers: Servers | None = None,
+) -> None:
+    """Deploy, drive, sweep, fit, plan and report. Goes on where an earlier run of the plan stopped.
+
+    With --check, nothing is measured: the run is held against the hashes of its evidence and its expiry, and its answer
+    is computed again from its records. Without a key's signature an answer is sealed, not signed: the hashes tell of
+    changes, and not who made it.
+    Exit codes: 0 met, 1 missed, 2 inconclusive (for --check also: changed, forged or expired), 64 a mistake in what was
+    asked, 70 a fault of the harness, 130 interrupted.
+    """
+    from harness.cli.tables import Show, print_plan
+    from harness.report.facts import is_signed
+    from harness.report.signature import check_private_key, sign_seal
+    from harness.signoff import SignOff
+
+    if (plan is None) == (check is None):
+        raise InputError("give one of the two: a PLAN.yaml to sign off, or --check DIR to verify a signed run")
+    if trust is not None and check is None:
+        raise InputError("--trust KEY.pub is for --check DIR: give both")
+    if check is not None:
+        raise typer.Exit(check_signed(check, trust))
+    if sign is not None:
+        check_private_key(sign)  # before half an hour of measurements
+    plan, url = plan_file(plan), _measured(servers, ray)
+    if fresh:
+        _set_aside(plan, results, url, ray, topology)
+    work = SignOff(plan, results, url=url or None, ray=ray or None, topology=topology)
+    with Show() as show:
+        content = work.execute(show, go_on=go_on)
+    print_plan(content)
+    if sign and is_signed(work.run):
+        out.print(f"Signature: {sign_seal(work.run.path, sign)}", soft_wrap=True, markup=False)
+    elif sign:
+        say_aside("nothing was signed: the run is not finished, run it again to go on", "yellow")
+    out.print(f"Report: [bold]{work.run.path / 'signoff.html'}[/]", soft_wrap=True)
+    raise typer.Exit(exit_codes.OF_VERDICT[content["verdict"]])
+
+
+@app.command(epilog="Example: `harness sweep scenarios/sweep.yaml --url gpu7:8001,gpu8:8001`")
+@with_servers(without=ONE_AT_A_TIME, url_help=SERVERS_HELP)
+def sweep(
+    plan: Annotated[Path, typer.Argument(help="The PLAN.yaml whose space is walked.")],
+    results: Results = Path("results"),
+    ray: Ray = "",
+    topology: PlanTopology = "",
+    servers: Servers | None = None,
+) -> None:
+    """Only the ladders of the plan's space: which deployment is best, which knob mattered; `signoff` goes on with it.
+
+    Writes sweep.html, and the best deployment's config.pbtxt files with their diff to the defaults into winner/.
+    """
+    from harness.cli.tables import Show
+    from harness.report.facts import SWEEP_NAME
+    from harness.report.sweep_page import best_in_words
+    from harness.signoff import SignOff
+
+    work = SignOff(plan_file(plan), results, url=_measured(servers, ray) or None, ray=ray or None, topology=topology)
+    with Show() as show:
+        work.execute(show, ladders_only=True)
+    path = work.run.path / SWEEP_NAME
+    out.print(best_in_words(work.run), soft_wrap=True, highlight=False)
+    out.print(f"{len(work.run.trials())} trials; report: [bold]{path}[/]", soft_wrap=True)
+
+
+def _measured(servers: Servers, ray: str) -> str:
+    """The servers to be measured; those of a cluster come before those that the environment names."""
+    url = servers.measured()
+    return "" if ray and servers.from_environment else url
+
+
+def _set_aside(plan_path: Path, results: Path, url: str, ray: str, topology: str) -> None:
+    from harness.planfile import deployed_as, load_plan
+    from harness.records.store import Run
+    from harness.runs import opening
+
+    spec = deployed_as(load_plan(plan_path), topology)
+    path = results / opening.run_id_of(plan_path, spec, url or None, ray or None)
+    if not Run.is_run(path):
+        return
+    run = Run.open(path)
+    aside = path.with_name(f"{path.name}-{run.manifest.created_at[:19].replace(':', '')}")
+    with run.lock():
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise InputError(f"cannot set {path} aside as {aside.name}: {error.strerror}") from error
+    out.print(f"the earlier run is now {aside}", soft_wrap=True)
+
+
+def check_signed(folder: Path, trust: Path | None = None) -> int:
+    """Say whether a finished run is as it was sealed or signed, and what its records give; its exit code.
+
+    What a trusted key signed stands, whatever another version of the harness computes: that is then a warning.
+    """
+    from harness.records.store import Run
+    from harness.report.recomputed import differences
+    from harness.report.seal import check_seal
+    from harness.report.signature import problem_of_signature
+
+    found = check_seal(folder)
+    unsigned = problem_of_signature(folder, trust) if trust else ""
+    problems = [*found.problems, *filter(None, [unsigned])]
+    others = [] if found.problems else differences(Run.open(folder))
+    if not trust or unsigned:
+        problems += others
+    for each in others if trust and not unsigned else ():
+        out.print(f"warning: {each}", style="yellow", soft_wrap=True, markup=False)
+    for problem in problems:
+        out.print(problem, style="red", soft_wrap=True, markup=False)
+    how = f"signed by the key of {trust}" if trust else "sealed, not signed with a key"
+    state = f"{found.files} files as they were, {how}" if not problems else "not to be relied on"
+    out.print(f"{folder}: {found.verdict}, expires {found.expires_at}; {state}", soft_wrap=True, markup=False)
+    return exit_codes.OF_VERDICT["inconclusive" if problems else found.verdict]

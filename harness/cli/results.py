@@ -1,0 +1,109 @@
+"""Commands that answer from stored results: fit, plan, simulate, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.app import RunFolder, app, out, rates_of, say_aside
+from harness.errors import InputError
+
+if TYPE_CHECKING:
+    from harness.records.store import Run
+
+
+@app.command(epilog="Example: `harness fit --run results/quick-1a2b3c4d`")
+def fit(run: RunFolder) -> None:
+    """Fit the capacity models again from a run's stored trials, and print what they say.
+
+    Of a run that was signed the fit is only printed: its stored one is part of what was signed.
+    """
+    from harness.cli.tables import print_fit
+    from harness.report.facts import is_signed
+    from harness.runs import analysis
+
+    stored = _opened(run)
+    signed = stored.manifest.sealed or is_signed(stored)
+    with stored.lock():
+        content = analysis.fit_of(stored)
+        if not signed:
+            stored.write_fit(content)
+    print_fit(content)
+    if signed:
+        out.print("The run is signed: its stored fit.json stays as it was", soft_wrap=True)
+
+
+def _opened(folder: Path) -> Run:
+    """A stored run. Where it was signed and is no longer as it was, or has expired, that is said beside the answer."""
+    from harness.records.store import Run
+    from harness.report.facts import is_signed
+    from harness.report.seal import check_seal
+
+    stored = Run.open(folder)
+    if is_signed(stored) and (problems := check_seal(folder).problems):
+        say_aside(f"This run is not to be relied on: {'; '.join(problems)}", "yellow")
+    return stored
+
+
+@app.command(epilog="Example: `harness plan --run results/quick-1a2b3c4d --qps 0.5,1,5,20`")
+def plan(
+    run: RunFolder,
+    qps: Annotated[str, typer.Option("--qps", help="Target rates, comma-separated; left out = the plan's own.")] = "",
+) -> None:
+    """The table of devices for other target rates, from stored results, in seconds."""
+    from harness.cli.tables import print_plan
+    from harness.runs import analysis, opening
+
+    stored = _opened(run)
+    spec = opening.spec_of(stored)
+    content = stored.fit()
+    if content is None:
+        raise InputError(f"{run} holds no fit yet: run `harness fit --run {run}` first")
+    anew = analysis.plan_of(stored, spec, content, rates_of(qps) or spec.targets_qps)
+    if doubts := (stored.plan() or {}).get("doubts"):  # of the sign-off: its budget left out what an answer needs
+        anew |= {"verdict": "inconclusive", "reasons": [*anew["reasons"], *doubts]}
+    print_plan(anew)
+
+
+@app.command(epilog="Example: `harness simulate --run results/quick-1a2b3c4d --qps 0.8`")
+def simulate(
+    run: RunFolder,
+    qps: Annotated[float, typer.Option("--qps", help="Requests per second on one device, Poisson.")],
+) -> None:
+    """What one device of the best deployment would show at a rate: simulated from stored fits, nothing is run."""
+    from harness.cli.tables import print_prediction
+    from harness.runs import analysis, opening
+
+    stored = _opened(run)
+    print_prediction(analysis.simulation_of(stored, rates_of(str(qps))[0]), opening.unit_of(stored.manifest))
+
+
+@app.command(epilog="Example: `harness report --run results/quick-1a2b3c4d`")
+def report(
+    run: RunFolder,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Print signoff.pdf too, by an installed Chromium.")] = False,
+) -> None:
+    """Write signoff.html and sweep.html again from a run's stored records; what was signed must be as it was."""
+    from harness.records.store import Run
+    from harness.report.facts import SIGNATURE_NAME, is_signed
+    from harness.report.paper import write_pdf
+    from harness.report.seal import report_again, seal_of
+    from harness.report.sweep_page import write_sweep_report
+
+    stored = Run.open(run)
+    with stored.lock():
+        before = seal_of(stored)
+        path = report_again(stored)
+        out.print(f"Sweep: [bold]{write_sweep_report(stored)}[/]", soft_wrap=True)
+    out.print(f"Report: [bold]{path}[/]", soft_wrap=True)
+    if pdf:
+        out.print(f"PDF: [bold]{write_pdf(path)}[/]", soft_wrap=True)
+    if is_signed(stored):
+        out.print("Sealed as before: of the seal, only the hash of the page may be new", soft_wrap=True)
+    if seal_of(stored) != before and (stored.path / SIGNATURE_NAME).exists():
+        words = (
+            "the page is new, so the signature of a key no longer holds: sign it again by `harness signoff PLAN --sign`"
+        )
+        say_aside(words, "yellow")

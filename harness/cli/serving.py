@@ -1,0 +1,183 @@
+"""Commands around a server: serve, speak, profile, doctor."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from harness import wire
+from harness.cli.app import TOPOLOGY_HELP, Preset, app, out, say_aside, shown
+from harness.cli.server_options import Servers, with_servers
+from harness.client.target import URL_VARIABLE
+from harness.errors import HarnessError, InputError
+from harness.host.places import ROOT, SCENARIOS
+
+
+@app.command(
+    epilog="Examples: `harness serve --knob diffusion_decoder.delay_us=2000`, "
+    "`harness serve --topology fused --knob engine.max_batch=16`"
+)
+def serve(
+    preset: Preset = "tiny",
+    port: Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0 = any free one.")] = 0,
+    checkpoint: Annotated[str, typer.Option(help="A released checkpoint folder; left out = random weights.")] = "",
+    voices: Annotated[
+        str, typer.Option(help="A folder of voices (WAV, FLAC, MP3, …), numbered by name; left out = four made voices.")
+    ] = "",
+    topology: Annotated[str, typer.Option(help=f"{TOPOLOGY_HELP[0].upper()}{TOPOLOGY_HELP[1:]}.")] = wire.STAGED,
+    knob: Annotated[
+        list[str],
+        typer.Option("--knob", help="<stage>.<knob>=<value>, of the fused topology engine.<knob>; may be repeated."),
+    ] = [],  # noqa: B006
+    parameter: Annotated[
+        list[str], typer.Option("--parameter", help="<model>.<parameter>=<value> of a config.pbtxt; may be repeated.")
+    ] = [],  # noqa: B006
+    emulate: Annotated[
+        str, typer.Option(help="A profile: the stages take its times instead of computing, and the audio is silent.")
+    ] = "",
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or gpu.")] = "auto",
+    gpus: Annotated[
+        int, typer.Option(help="GPUs of this server, real or emulated; each gets an instance of every stage.")
+    ] = 1,
+) -> None:
+    """Deploy the ensemble, or the fused engine, on a local Triton, in the foreground; Ctrl-C stops it cleanly."""
+    from harness.deploy.config import Deployment
+    from harness.deploy.server import TritonServer
+
+    deployment = Deployment(
+        preset, checkpoint, voices, knobs=dict(_knob(each) for each in knob),
+        parameters=dict(_parameter(each) for each in parameter), emulate=emulate, gpus=gpus, device=device,
+        topology=topology,
+    )  # fmt: skip
+    deployment.check()
+    for note in _heard(deployment.voices):
+        out.print(note, soft_wrap=True, markup=False)
+    server = TritonServer(deployment, public=True, port=port or None)
+    try:
+        with out.status(f"starting Triton with preset {preset} …"):
+            server.start()
+        how = "" if topology == wire.STAGED else f", {topology},"
+        out.print(f"serving preset {preset}{how} at [bold]{server.url}[/] (gRPC), metrics at {server.metrics_url}")
+        if emulate:
+            out.print(f"[yellow]emulated[/]: {gpus} x the times of {emulate}; the audio is silent", soft_wrap=True)
+        out.print(f"drive it with: locust -f {shown(SCENARIOS / 'podcast.py')}; Ctrl-C stops it", soft_wrap=True)
+        while server.alive():
+            time.sleep(0.5)
+        ended = server.last_words()
+    finally:
+        server.stop()
+    raise HarnessError(f"nobody stopped the server, and {ended}; start it again")
+
+
+@app.command(epilog="Example: `harness speak script.txt --frames 75 --wav speech.wav --keep talk.npz`")
+@with_servers
+def speak(
+    script: Annotated[Path, typer.Argument(help="A text file with lines `Speaker N: text`.")],
+    frames: Annotated[int, typer.Option(help="Frames of 133 ms to speak; left out = as long as the text takes.")] = -1,
+    wav: Annotated[Path | None, typer.Option(help="Write the audio to this WAV file.")] = None,
+    until_end: Annotated[
+        bool, typer.Option("--until-end", help="Stop where the model says that the text ends; --frames is the most.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Denoising steps of every frame, 1 to 100.")] = 10,
+    guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 100; 1 = none.")] = 1.3,
+    keep: Annotated[
+        Path | None, typer.Option(help="Write the session to this file after the last frame, for --resume.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with a session that --keep wrote, under the same script.")
+    ] = None,
+    servers: Servers | None = None,
+) -> None:
+    """Send one script to a server and say how it went."""
+    from harness.cli.speak import Manner, speak_file
+    from harness.deploy.server import local_url
+
+    manner = Manner(None if frames == -1 else frames, until_end, steps, guidance, keep, resume)
+    if not script.is_file():
+        raise InputError(f"cannot read {script}: there is no such file")
+    local = None if servers.urls else local_url()
+    target = servers.target(otherwise=local)
+    if target is None:
+        raise InputError("no server: give --url HOST:PORT, or run `harness serve` in another terminal")
+    say_aside(f"asking {target.url}{_named_by(servers)}", "dim")
+    out.print(speak_file(target, script, wav, manner), soft_wrap=True, markup=False)
+
+
+def _named_by(servers: Servers) -> str:
+    """Where the address comes from, if not from the command line."""
+    if not servers.urls:
+        return ", the `harness serve` of this host"
+    return f", as {URL_VARIABLE} says" if servers.from_environment else ""
+
+
+@app.command(epilog="Example: `harness profile --preset tiny --device cpu`")
+def profile(
+    preset: Preset = "tiny",
+    device: Annotated[str, typer.Option(help="auto (cuda where there is one), cuda or cpu.")] = "auto",
+    folder: Annotated[Path, typer.Option("--out", help="Where <device>-<preset>.json goes.")] = Path(
+        "results/profiles"
+    ),
+    budget_seconds: Annotated[
+        float | None,
+        typer.Option(help="For measuring; a slow stage may add a quarter. Left out = 60 at tiny, else 420."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few points only.")] = False,
+    checkpoint: Annotated[str, typer.Option(help="A released checkpoint folder; left out = random weights.")] = "",
+    weights_seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+) -> None:
+    """Measure every stage over batch and context, beside its roofline; `harness serve --emulate` takes the result."""
+    from harness.deploy.profiling import ProfileJob, measure, tables
+    from harness.records.store import read_profile
+
+    asked = ProfileJob(preset, device, checkpoint, weights_seed, budget_seconds, quick)
+    with out.status(f"building the stages of preset {preset} …") as status:
+        path = measure(asked, folder, status.update if out.is_terminal else out.print)
+    out.print("Milliseconds; in parentheses those of the roofline: what memory and arithmetic take at the least")
+    content = read_profile(path)
+    for table in tables(content):
+        out.print(table)
+    room = content["model"]["kv_room_bytes"]
+    out.print(f"Room for KV caches: {room / 2**30:.1f} GiB; --parameter {wire.LLM}.kv_limit_bytes={room} takes it all")
+    out.print(f"Profile: [bold]{path}[/]", soft_wrap=True)
+
+
+@app.command(epilog="Example: `harness doctor --url grpcs://gpu7:8001,gpu8:8001 --tls-ca ca.pem`")
+@with_servers
+def doctor(servers: Servers | None = None) -> None:
+    """What this machine can and cannot do, and how to fix it; with --url, whether servers can be reached."""
+    from harness.cli.doctor import examine
+
+    table = Table("", "what", "found", "how to fix it", box=None)
+    checks = examine(ROOT, servers.target())
+    for check in checks:
+        mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[check.fine]
+        table.add_row(mark, check.what, check.found, check.fix)
+    out.print(table)
+    raise typer.Exit(0 if all(check.fine is not False for check in checks) else 1)
+
+
+def _heard(folder: str) -> list[str]:
+    """What is done to the voices of a folder, before a server does it. Raises InputError for one that is broken."""
+    from harness.traffic.voice_folder import read_voice, voice_files
+
+    files = enumerate(voice_files(folder) if folder else (), start=1)
+    notes = [f"voice {number}: {note}" for number, file in files if (note := read_voice(file)[1])]
+    return [*notes, f"{len(voice_files(folder))} voices of {folder}"] if folder else []
+
+
+def _knob(text: str) -> tuple[str, int]:
+    name, _, value = text.partition("=")
+    if not value.lstrip("-").isdigit():
+        raise InputError(f"--knob {text!r}: write it as <stage>.<knob>=<whole number>")
+    return name, int(value)
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--parameter {text!r}: write it as <model>.<parameter>=<value>")
+    return name, value

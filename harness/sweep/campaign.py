@@ -1,0 +1,258 @@
+"""The measurements of a run: the ladders of its search, a second ladder of the best point, and its confirmations.
+
+Each is measured only where it is missing and the budget has time for it, so that a run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from harness.capacity.planning.prediction import predict_open_run, sealed
+from harness.planfile import PlanSpec
+from harness.records.schema import Trial
+from harness.records.store import Run
+from harness.runs.analysis import fit_of
+from harness.runs.points import describe_point
+from harness.runs.stages import record_stages, stages_by_server
+from harness.sweep.budget import Budget, LeftOut, decidable_s, estimated_s
+from harness.sweep.progress import Lane, Watcher
+from harness.sweep.search import Step, Walk
+from harness.sweep.trial import SECOND_SAMPLE_SEED, Load, TrialBroken, asked, trial_id
+from harness.sweep.trial_log import TRIES, TrialLog, note_of
+from harness.sweep.workers import Fleet, Host, HostGone, on
+
+FIT_S = 20.0  # a fit, and what is computed beside it
+
+
+@dataclass(frozen=True)
+class TrialRequest:
+    """A trial to be measured. ``later_s``: seconds of the budget that must be left for what comes after it;
+    ``decisive``: without it there is no answer."""
+
+    what: str
+    point: dict
+    load: Load
+    later_s: float
+    prediction: dict | None = None
+    decisive: bool = True
+
+
+class Campaign:
+    """The measurements of one run."""
+
+    def __init__(self, spec: PlanSpec, walk: Walk, run: Run):
+        self.spec, self.walk, self.run = spec, walk, run
+        self.mix = spec.traffic_mix()
+        self.log = TrialLog(run)
+        self.watcher = Watcher()
+        self.budget = Budget(spec.budget_minutes)
+        self.left_out: list[LeftOut] = []  # what the budget had no time for
+        self._out_of_time = False  # for a ladder, once it was too late for one
+        self._in_flight: list[dict] = []  # points under way, one on each host
+        self._turn = threading.RLock()  # held by the host that reads or writes any of these
+
+    def begin(self, watcher: Watcher) -> None:
+        """Start counting the minutes of the budget."""
+        self.watcher, self.budget = watcher, Budget(self.spec.budget_minutes)
+
+    def next_ladder(self) -> Step:
+        return self.walk.next(self.run, self.settled_points(), self._in_flight)
+
+    def settled_points(self) -> list[dict]:
+        """Points whose ladders need no more trials, in the order of their first."""
+        return self.log.settled_points(lambda point: self._ladder_load(point, self.spec.seed))
+
+    # Ladders
+
+    def ladders(self, fleet: Fleet) -> None:
+        """Measure the points of the search, shared out among the hosts, until there is none or no time for one."""
+        lanes = {host.name: Lane(self.watcher, host.name, self._turn) for host in fleet.hosts if len(fleet.hosts) > 1}
+        while (step := self.next_ladder()).point is not None and not self._out_of_time:
+            fleet.each(lambda host: self._ladder(host, lanes.get(host.name, self.watcher)))
+            for gone in fleet.take_lost():
+                self.watcher.say(f"{gone}; its points go to the others")
+        if step.point is None:
+            self.watcher.say(step.says)
+        else:
+            self._leave_out_points(step)
+
+    def _ladder(self, host: Host, watcher: Watcher) -> bool:
+        """The next point's ladder on a host; False where there is none for it, or no time."""
+        with self._turn:
+            step = self.next_ladder()
+            if step.point is None:
+                return False
+            self._in_flight.append(step.point)
+        try:
+            load = self._ladder_load(step.point, self.spec.seed)
+            later_s = self.second_ladder_s() + self.confirm_s() + 2 * FIT_S
+            measured = self._measure(host, TrialRequest(step.says, step.point, load, later_s), watcher)
+        finally:
+            with self._turn:
+                self._in_flight.remove(step.point)
+        if said := self.log.best_so_far() if self.walk.search.kind == "grid" else self.walk.said:
+            watcher.say(said)
+        return measured and not self._out_of_time
+
+    def _leave_out_points(self, step: Step) -> None:
+        ended = len(self.settled_points())
+        count = self.walk.left(ended)
+        seconds = count * self._estimated_s(self._ladder_load(step.point, self.spec.seed))
+        what = f"{count} of {self.walk.most_points()} points, from {step.says}"
+        self._leave_out(LeftOut(what, seconds, decisive=not ended))
+
+    def _leave_out(self, left_out: LeftOut) -> None:
+        self.left_out.append(left_out)
+        self.watcher.say(f"the budget of {self.budget.minutes:g} min leaves no time for {left_out.what}")
+
+    # Confirmations
+
+    def confirm(self, host: Host) -> None:
+        """Open-loop runs that the fit has not seen; each prediction is made before its run starts."""
+        fit = self.fit()
+        if fit["best"] is None:
+            self.watcher.say("no deployment meets the SLOs at any rate: nothing to confirm")
+            return
+        best = self._second_ladder(host, fit)
+        shares = sorted(enumerate(self.spec.confirm.load_share), key=lambda each: each[1], reverse=True)
+        for index, share in shares:  # the highest first: an answer needs that one
+            load, prediction = self._open_load(best, share, index)
+            what = f"open loop at {load.rate_per_s:.2f} requests/s ({share:.0%} of the highest)"
+            decisive = share == shares[0][1]
+            self._measure_or_leave_out(
+                host, TrialRequest(what, best["deployment"], load, FIT_S, prediction, decisive=decisive)
+            )
+
+    def _second_ladder(self, host: Host, fit: dict) -> dict:
+        """The best deployment after a second ladder of it, with other requests: the first may have been lucky.
+
+        It stays the best (``fit.best_of``), unless the second one shows that it meets no SLO at any rate.
+        """
+        while True:
+            best = fit["deployments"][fit["best"]]
+            load = self._ladder_load(best["deployment"], self.spec.seed + SECOND_SAMPLE_SEED)
+            what = f"second ladder of the best point: {describe_point(best['deployment'])}"
+            if self.log.settled(best["deployment"], load):
+                return best
+            request = TrialRequest(what, best["deployment"], load, self.confirm_s() + FIT_S)
+            if not self._measure_or_leave_out(host, request):
+                return best
+            fit = self.fit()
+            if fit["best"] is None:
+                return best
+
+    def fit(self) -> dict:
+        """Fit what is stored, and store the fit."""
+        self.watcher.step("fitting", FIT_S / 2)
+        fit = fit_of(self.run)
+        self.run.write_fit(fit)
+        self.watcher.done()
+        return fit
+
+    # One trial
+
+    def _measure_or_leave_out(self, host: Host, request: TrialRequest) -> bool:
+        """Measure a trial, and an INVALID one once more; False, and noted, where the budget had no time for it."""
+        self._measure(host, request, self.watcher)
+        settled = self.log.settled(request.point, request.load)
+        if not settled:
+            self._leave_out(LeftOut(request.what, self._estimated_s(request.load), request.decisive))
+        return settled
+
+    def _measure(self, host: Host, request: TrialRequest, watcher: Watcher) -> bool:
+        """Measure a trial, and an INVALID one once more; False where the budget left no time to measure it at all."""
+        point, load = request.point, request.load
+        while not self.log.settled(point, load):
+            again = self.log.known(trial_id(point, load)) is not None
+            if self.budget.left_s() < self._estimated_s(load) + request.later_s:
+                self._out_of_time = True
+                return again
+            watcher.step(request.what + (", once more" if again else ""), self._estimated_s(load))
+            watcher.done(note_of(self._trial(host, request)))
+        return True
+
+    def _trial(self, host: Host, request: TrialRequest) -> Trial:
+        """Measure a point; the trial of a server or a Locust that broke says why, and has no rungs."""
+        point, load, prediction = request.point, request.load, request.prediction
+        with self._turn:
+            repeat = self.log.repeats(point, load)
+            self.run.must_have_room()
+            if prediction:
+                self.run.append_prediction(trial_id(point, load, repeat), prediction)
+        try:
+            measured = on(host, host.run(point, load, prediction, repeat))
+        except TrialBroken as error:
+            return self._broken(host, request, repeat, error)
+        with self._turn:
+            if not self.run.manifest.emulated and any(result.emulated for result in measured.results):
+                self.run.update_manifest(emulated=True)  # a server that was not started here may emulate
+            self._record_topology(host, measured.trial.topology)
+            self.log.keep(measured)
+        return measured.trial
+
+    def _record_topology(self, host: Host, topology: str) -> None:
+        """Keep what the stages run on of a topology that is deployed for the first time."""
+        if len(self.spec.topologies) > 1 and not stages_by_server(self.run.manifest, topology):
+            record_stages(self.run, {host.url: host.stages})
+
+    def _broken(self, host: Host, request: TrialRequest, repeat: int, error: Exception) -> Trial:
+        """Note a trial that broke, and start our server anew. Raises ServerError if it looks like more than the point.
+
+        Raises HostGone where the server is not ours to start.
+        """
+        try:
+            host.recover()
+        except HostGone as gone:
+            raise HostGone(f"{gone}: {error}") from error
+        with self._turn:
+            return self.log.doubt(request.point, request.load, repeat, error)
+
+    # Loads
+
+    def _ladder_load(self, point: dict, seed: int) -> Load:
+        ladder = self.spec.ladder
+        return Load(ladder.seconds, seed, ladder.sessions, asks=asked(point), precision=ladder.precision)
+
+    def _open_load(self, best: dict, share: float, index: int) -> tuple[Load, dict]:
+        """The load of a confirmation and what the fit predicts of it."""
+        seed = self.spec.seed + 1 + index  # each run draws requests of its own
+        rate = self._predicted_rate(best["deployment"], seed) or round(best["max_rate_per_s"] * share, 4)
+        seconds = decidable_s(self.spec, self.mix, rate)
+        predicted = predict_open_run(best, self.mix, rate, seconds, np.random.default_rng(seed))
+        prediction = sealed(predicted, datetime.now(UTC).isoformat(timespec="seconds"))
+        steady = max(1, round(prediction["sessions"]))
+        return Load(seconds, seed, (), rate, steady, asked(best["deployment"])), prediction
+
+    def _predicted_rate(self, point: dict, seed: int) -> float | None:
+        """The rate of a confirmation that an earlier start has predicted: it is measured or repeated at just that."""
+        for name, prediction in reversed(self.run.predictions().items()):
+            rate = prediction["rate_per_s"]
+            load = Load(decidable_s(self.spec, self.mix, rate), seed, (), rate, asks=asked(point))
+            if name in (trial_id(point, load, repeat) for repeat in range(TRIES)):
+                return rate
+        return None
+
+    # Times
+
+    def _estimated_s(self, load: Load) -> float:
+        return estimated_s(load, self.run.trials())
+
+    def confirm_s(self) -> float:
+        """The confirmation that an answer needs, and its repeat, at the rates that were seen so far."""
+        share = max(self.spec.confirm.load_share)
+        carried = max((rung.frames_per_s for rung, _ in self.log.in_pace()), default=0.0) / self.mix.mean_frames()
+        seconds = decidable_s(self.spec, self.mix, share * carried) if carried else self.spec.confirm.seconds
+        return TRIES * self._estimated_s(Load(seconds, 0))
+
+    def second_ladder_s(self) -> float:
+        return self._estimated_s(self._ladder_load({}, 0)) + FIT_S
+
+    def whole_s(self) -> float:
+        """All that is still to be measured, if every point's ladder is as long as those that were seen."""
+        ladders = self.walk.left(len(self.settled_points())) * self._estimated_s(self._ladder_load({}, 0))
+        confirm_s = len(self.spec.confirm.load_share) * self._estimated_s(Load(self.spec.confirm.seconds, 0))
+        return ladders + self.second_ladder_s() + confirm_s + 2 * FIT_S

@@ -1,0 +1,93 @@
+"""The trials of a run as a campaign needs them: which points are settled, and which trials broke."""
+
+from __future__ import annotations
+
+import json
+
+from harness import wire
+from harness.errors import ServerError
+from harness.records.schema import Rung, Trial
+from harness.records.store import Run
+from harness.runs.points import describe_point
+from harness.sweep.trial import Load, Measured, broken_trial, trial_id
+
+TRIES = 2  # a trial that broke or came out INVALID is measured once more
+BROKEN_IN_A_ROW = 2 * TRIES  # two points: then it is not the point
+
+
+class TrialLog:
+    """The stored trials of a run, and those that broke and are not stored yet.
+
+    A trial that broke is stored when a later one shows that others can be measured: then the point itself was at fault.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.in_doubt: list[Trial] = []  # broke, and nothing has been measured since
+
+    def all(self) -> list[Trial]:
+        return [*self.run.trials(), *self.in_doubt]
+
+    def known(self, name: str) -> Trial | None:
+        return next((trial for trial in self.all() if trial.trial_id == name), None)
+
+    def repeats(self, point: dict, load: Load) -> int:
+        """How often this trial was measured already."""
+        return sum(self.known(trial_id(point, load, number)) is not None for number in range(TRIES))
+
+    def settled(self, point: dict, load: Load) -> bool:
+        """Whether the trial is VALID, or was measured as often as is worth it."""
+        return self._settled(point, load, {each.trial_id: each for each in self.all()})
+
+    def settled_points(self, load_of) -> list[dict]:
+        """Points whose ladders need no more trials, in the order of their first. ``load_of(point)`` -> Load."""
+        trials = {each.trial_id: each for each in self.all()}
+        points = {json.dumps(each.deployment, sort_keys=True): each.deployment for each in trials.values()}
+        return [each for each in points.values() if self._settled(each, load_of(each), trials)]
+
+    @staticmethod
+    def _settled(point: dict, load: Load, trials: dict[str, Trial]) -> bool:
+        tries = [trials.get(trial_id(point, load, repeat)) for repeat in range(TRIES)]
+        return any(trial is not None and trial.valid for trial in tries) or None not in tries
+
+    def keep(self, measured: Measured) -> None:
+        """Store a trial, and before it those that were in doubt."""
+        self.keep_broken()
+        self.run.append_trial(measured.trial, measured.results, measured.samples)
+
+    def keep_broken(self) -> None:
+        while self.in_doubt:
+            self.run.append_trial(self.in_doubt[0], (), ())
+            self.in_doubt.pop(0)
+
+    def doubt(self, point: dict, load: Load, repeat: int, error: Exception) -> Trial:
+        """Note a trial that broke. Raises ServerError where so many broke in a row that it is not the point's fault."""
+        trial = broken_trial(point, load, repeat, str(error))
+        self.in_doubt.append(trial)
+        if len(self.in_doubt) >= BROKEN_IN_A_ROW:
+            count = len(self.in_doubt)
+            raise ServerError(f"{count} trials broke one after another; none of them is kept. The last: {error}")
+        return trial
+
+    def in_pace(self) -> list[tuple[Rung, Trial]]:
+        """The rungs of VALID trials that kept pace with speech, each with its trial."""
+        rungs = [(rung, trial) for trial in self.run.trials() if trial.valid for rung in trial.rungs]
+        return [pair for pair in rungs if pair[0].sessions <= pair[0].frames_per_s * wire.SECONDS_PER_FRAME]
+
+    def best_so_far(self) -> str:
+        """The deployment that delivered the most audio in a rung that kept pace with speech, in words."""
+        rung, trial = max(self.in_pace(), key=lambda pair: pair[0].frames_per_s, default=(None, None))
+        if rung is None or trial is None:
+            return ""
+        most = rung.frames_per_s * wire.SECONDS_PER_FRAME
+        return f"best so far: {most:.1f} audio s/s in time with {describe_point(trial.deployment)}"
+
+
+def note_of(trial: Trial) -> str:
+    """A finished trial in a few words."""
+    verdict = "VALID" if trial.valid else f"INVALID ({'; '.join(trial.reasons)})"
+    if trial.kind == "ladder":
+        best = max((rung.frames_per_s for rung in trial.rungs), default=0.0)
+        return f"{verdict}, up to {best * wire.SECONDS_PER_FRAME:.1f} audio s/s"
+    p95 = trial.rungs[0].summary["ttfa_p95_s"] if trial.rungs else float("nan")
+    return f"{verdict}, time to first audio p95 {p95:.2f} s"
