@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
-from testbed import queueing
 
 from harness.capacity.simulator.engine import Counting, Engine, arrivals_of
 from harness.capacity.simulator.pool import Pool
 from harness.capacity.simulator.results import Result, result_of
 from harness.capacity.simulator.traffic import Varying
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+
+import queueing  # noqa: E402
 
 STEP_S = 0.1
 WORK = 10.0  # mean frames of a session, so that it takes a second alone

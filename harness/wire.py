@@ -38,7 +38,7 @@ ENGINE_BATCH = "batch"  # their label
 TEXT_INPUT = "text_input"  # BYTES [1], UTF-8
 SPEAKER_IDS = "speaker_ids"  # INT32 [speakers]: the voice of speaker 1, 2, …; 0 = no voice sample
 FRAMES = "frames"  # INT32 [1]: frames to speak; left out = as long as the text takes
-START_FRAME = "start_frame"  # INT32 [1]: frames taken as spoken already
+START_FRAME = "start_frame"  # INT32 [1]: frames taken as spoken already, and with them the prompt as read
 CHUNK_FRAMES = "chunk_frames"  # INT32 [1]: frames in one response
 SEED = "seed"  # INT64 [1]: seed of the diffusion noise
 GUIDANCE_SCALE = "guidance_scale"  # FP32 [1]

@@ -47,7 +47,8 @@ class Stages:
 
     def open(self, session, prompt, frames, state=None, **more):
         self.llm.open(session, len(prompt), frames, **more)
-        self.llm.prefill(session, prompt, NO_VOICE_FRAMES)
+        if not more.get("start_frame"):
+            self.llm.prefill(session, prompt, NO_VOICE_FRAMES)
         self.vocoder.open(session, state)
 
     def step(self, talks):

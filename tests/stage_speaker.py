@@ -21,7 +21,8 @@ class Speaker:
     def open(self, session, token_ids, frames, voice_frames=NO_VOICE_FRAMES, parts=1, start_frame=0):
         self.llm.open(session, len(token_ids), start_frame + frames, start_frame)
         size = -(-len(token_ids) // parts)
-        for part, places in prompt_chunks(token_ids.tolist(), size, self.llm.config.audio_token_id):
+        to_read = [] if start_frame else token_ids.tolist()
+        for part, places in prompt_chunks(to_read, size, self.llm.config.audio_token_id):
             self.llm.prefill(session, torch.tensor(part), voice_frames[places])
         self.vocoder.open(session)
         self.feedback[session] = torch.zeros(64), torch.zeros(128)

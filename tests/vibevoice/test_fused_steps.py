@@ -60,7 +60,8 @@ class Script:
         opening, latent, semantic = self.opening, torch.zeros(1, 64), torch.zeros(1, 128)
         llm.open(1, opening.prompt_tokens, opening.frames, opening.start_frame, opening.forced, opening.say)
         vocoder.open(1)
-        llm.prefill(1, torch.from_numpy(self.ids), torch.from_numpy(self.voice))
+        if not opening.start_frame:
+            llm.prefill(1, torch.from_numpy(self.ids), torch.from_numpy(self.voice))
         said, audio = [], []
         for noise in torch.from_numpy(self.noise):
             condition, token = llm.step([1], latent, semantic)
@@ -74,7 +75,7 @@ class Script:
 
 def parts(script, size):
     used = 0
-    for start in range(0, len(script.ids), size):
+    for start in range(0, 0 if script.opening.start_frame else len(script.ids), size):
         ids = script.ids[start : start + size]
         places = int((ids == 4095).sum())
         yield PromptPart(script.number, ids, script.voice[used : used + places])

@@ -233,7 +233,6 @@ def test_a_late_start_may_be_kept_too(stages):
         stages.open(session, prompt, 300 + talk.frames, start_frame=300)
         stages.speak(session, talk)
     stages.llm.open(3, len(prompt), 300 + 20, start_frame=300)
-    stages.llm.prefill(3, prompt, NO_VOICE_FRAMES)
     stages.llm.replay(3, kept.tokens, torch.stack(kept.latents[:-1]), torch.stack(kept.semantics[:-1]))
     stages.vocoder.open(3, stages.vocoder.close(2))
     rest = replace(kept, frames=20, tokens=[*kept.tokens], audio=[])

@@ -183,7 +183,8 @@ class Entry:
         return Talk(self.session_ids, request, channel)
 
     async def _speak(self, talk: Talk | EngineTalk) -> None:
-        voices = [await self._voice(voice) for voice in talk.request.prompt.voices]
+        heard = talk.request.prompt.voices if talk.request.to_read else ()
+        voices = [await self._voice(voice) for voice in heard]
         await talk.prefill(voices, self.prefill_tokens, self.prompts.config.audio_token_id, self.prefills)
         await talk.speak(self.executor)
         if talk.request.keep:

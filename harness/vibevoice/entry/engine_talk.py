@@ -52,7 +52,7 @@ class EngineTalk:
     async def prefill(self, voices: list[np.ndarray], part_tokens: int, audio_token_id: int, _) -> None:
         """Lay out prompt and past, which the engine reads by turns with those of others."""
         frames = np.concatenate(voices) if voices else np.empty((0, wire.LATENT_SIZE), np.float32)
-        self.speech.prompt = Prompt(self.number, self.request.prompt.token_ids, frames, audio_token_id)
+        self.speech.prompt = Prompt(self.number, self.request.to_read, frames, audio_token_id)
         if self.request.past:
             self.speech.past.extend(self.request.past.parts(part_tokens))
             # In a thread: the noise of an hour's frames is skipped in a tenth of a second, and others are speaking.

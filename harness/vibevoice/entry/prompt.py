@@ -55,6 +55,11 @@ class SpeechRequest:
         return self.start_frame + (len(self.past.tokens) if self.past else 0)
 
     @property
+    def to_read(self) -> tuple[int, ...]:
+        """The prompt's tokens that are to be read: none where frames are taken as spoken, so is the prompt as read."""
+        return () if self.start_frame else self.prompt.token_ids
+
+    @property
     def frames_behind(self) -> int:
         return self.start_frame + (self.past.frames if self.past else 0)
 

@@ -132,7 +132,7 @@ class Talk:
     def _parts(self, voices: list[np.ndarray], size: int, audio_token_id: int) -> Iterator[dict[str, np.ndarray]]:
         """What the LLM stage is to hold before the first step, as inputs of one call after another."""
         frames = np.concatenate(voices) if voices else np.empty((0, wire.LATENT_SIZE), np.float32)
-        for part, places in prompt_chunks(self.request.prompt.token_ids, size, audio_token_id):
+        for part, places in prompt_chunks(self.request.to_read, size, audio_token_id):
             yield {wire.TOKEN_IDS: np.array([part], np.int32), wire.VOICE_FRAMES: frames[places].reshape(1, -1)}
         for part in self.request.past.parts(size) if self.request.past else ():
             names = wire.PAST_TOKEN, wire.PAST_LATENT, wire.PAST_SEMANTIC

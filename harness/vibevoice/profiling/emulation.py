@@ -82,8 +82,6 @@ def _call(stage, time_of: Callable[[Times], float]) -> None:
 class _Session:
     rooms: tuple[int, int]  # positions of the branch with the prompt, and of the one without
     lengths: list[int]  # those that are filled
-    prompt_tokens: int
-    start_frame: int
     say: deque[int]
 
     @property
@@ -124,17 +122,15 @@ class EmulatedLLM:
         rooms = prompt_tokens + 1 + frames + len(say) + spare, 1 + frames
         self.sessions.drop_idle()
         check_room(sum(rooms), self.kv_bytes_per_token, self.kv_bytes, self.kv_limit_bytes)
-        self.sessions.open(session_id, _Session(rooms, [0, start_frame], prompt_tokens, start_frame, deque(say)))
+        filled = [prompt_tokens + start_frame, start_frame] if start_frame else [0, 0]
+        self.sessions.open(session_id, _Session(rooms, filled, deque(say)))
 
     def close(self, session_id: int) -> None:
         self.sessions.close(session_id)
 
     def prefill(self, session_id: int, token_ids: Sequence[int], voice_frames: object = None) -> None:
         """Add token_ids [T] to the prompt."""
-        session = self.sessions.get(session_id)
-        self._extend(session, 0, len(token_ids))
-        if session.lengths[0] == session.prompt_tokens:
-            session.lengths[0] += session.start_frame
+        self._extend(self.sessions.get(session_id), 0, len(token_ids))
 
     def replay(self, session_id: int, tokens: Sequence[int], latent: object = None, semantic: object = None) -> None:
         """Take steps whose answers are known."""

@@ -45,7 +45,6 @@ class _Session:
     forced: bool
     say: deque[int]  # wire.TOKEN_* still to be said before the model is heard
     pending_token: int | None  # fed in the next step instead of the feedback of a frame
-    fill_after_prompt: tuple[int, int]  # prompt tokens, frames then taken as spoken: positions without contents
 
     @property
     def lengths(self) -> list[int]:
@@ -107,6 +106,7 @@ class LLMStage:
     ) -> None:
         """Take room for a session; ``frames`` counts all that it may hold, ``start_frame`` of them as if spoken.
 
+        A session that has spoken has read its prompt: both are then positions without contents, and none is prefilled.
         It says the tokens of ``say`` (wire.TOKEN_*) first, then frames if it is forced, else what the model says.
         Raises RequestError, beginning with wire.BUSY where there is no room now but might be later.
         """
@@ -115,14 +115,15 @@ class LLMStage:
             raise RequestError(f"{wire.SAY} holds what is no token: {sorted(set(say) - self.special.keys())}")
         with_rows = prompt_tokens + 1 + frames + len(say) + (0 if forced else SPARE_STEPS)
         with_prompt, without_prompt = self._room(with_rows, 1 + frames)
-        without_prompt.fill(start_frame)
+        if start_frame:
+            with_prompt.fill(prompt_tokens + start_frame)
+            without_prompt.fill(start_frame)
         session = _Session(
             with_prompt=with_prompt,
             without_prompt=without_prompt,
             forced=forced,
             say=deque(say),
             pending_token=self.config.audio_bos_token_id,
-            fill_after_prompt=(prompt_tokens, start_frame),
         )
         self.sessions.open(session_id, session)
 
@@ -157,11 +158,7 @@ class LLMStage:
 
     def has_read(self, session_id: int, count: int) -> None:
         """Note that the cache of a session holds ``count`` more tokens of its prompt."""
-        session = self.sessions.get(session_id)
-        branch, (prompt_tokens, spoken) = session.with_prompt, session.fill_after_prompt
-        branch.length += count
-        if branch.length == prompt_tokens:
-            branch.fill(spoken)
+        self.sessions.get(session_id).with_prompt.length += count
 
     @torch.inference_mode()
     def replay(self, session_id: int, tokens: Sequence[int], latent: torch.Tensor, semantic: torch.Tensor) -> None:
