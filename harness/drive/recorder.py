@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import theilslopes
 
-from harness.client.replicas import Fared
+from harness.client.replicas import ConnectionStatistics
 from harness.client.target import Target
 from harness.drive.generator import LoadSettings, arrival_times
 from harness.drive.host_monitor import Look, Witness
@@ -90,7 +90,7 @@ class Ledger:
         self.lag_p99_s = math.nan  # how late the readers' own timers ran
         self.remarks: list[str] = []  # each makes the test INVALID
         self.notes: list[str] = []  # what a reader should know
-        self.fared = Fared()  # the connections to the servers
+        self.fared = ConnectionStatistics()  # the connections to the servers
         self.readers_see_servers_clock = is_this_host(self.target)
         self.start_ns = time.monotonic_ns()
         self.witness: Witness | None = None

@@ -17,14 +17,13 @@ from pathlib import Path
 import gevent
 
 from harness import wire
-from harness.client.replicas import Fared
+from harness.client.replicas import ConnectionStatistics
 from harness.client.response_parser import BYTES_PER_SAMPLE
 from harness.client.target import Target
 from harness.drive.console import end_lines, progress_line, start_line
 from harness.drive.generator import LoadSettings, Share, arrival_times, lead_s
 from harness.drive.options import settings_of
-from harness.drive.readers.live_stats import Progress
-from harness.drive.readers.pool import PROGRESS_EVERY_S
+from harness.drive.readers.live_stats import PROGRESS_EVERY_S, Progress
 from harness.drive.recorder import Ledger, Report, is_this_host
 from harness.errors import HarnessError, InputError, ServerError
 from harness.records.load_log import check_folder, result_from_plain, result_to_plain
@@ -222,7 +221,7 @@ class SpeechTest:
         self.share.finish(grace_s)
         ledger, pool = self.ledger, self.share.pool
         ledger.submitted, ledger.lost, ledger.lag_p99_s = pool.submitted, pool.lost, pool.lag_p99_s
-        ledger.fared = pool.fared
+        ledger.fared = pool.connections
 
     def _hurry(self, grace_s: float) -> None:
         self.share.finish(grace_s)
@@ -349,7 +348,9 @@ class MasterTest(SpeechTest):
         self.ledger.submitted = sum(each["submitted"] for each in said)
         self.ledger.lost = sum(each["lost"] for each in said)
         self.ledger.lag_p99_s = max((each["lag_p99_s"] for each in said), default=math.nan)
-        self.ledger.fared = sum((Fared.from_plain(each["fared"]) for each in said), Fared())
+        self.ledger.fared = sum(
+            (ConnectionStatistics.from_plain(each["fared"]) for each in said), ConnectionStatistics()
+        )
         one_clock = len(set(self._shift_ns.values())) < 2
         self.ledger.readers_see_servers_clock = one_clock and all(each["sees_servers_clock"] for each in said)
         self.ledger.remarks += self._remarks()
@@ -440,7 +441,7 @@ class WorkerTest(SpeechTest):
             "submitted": share.pool.submitted if share else 0,
             "lost": share.pool.lost if share else 0,
             "lag_p99_s": share.pool.lag_p99_s if share else math.nan,
-            "fared": (share.pool.fared if share else Fared()).to_plain(),
+            "fared": (share.pool.connections if share else ConnectionStatistics()).to_plain(),
             "wall_ns": self._wall_ns if share else wall_ns(),
             "sees_servers_clock": self._sees_servers_clock if share else True,
             "record": self.settings.record(),

@@ -123,7 +123,7 @@ class Ladder(LoadTestShape):
 
     def _look(self, patience: Patience) -> None:
         seen, settled = self._test.progress(), self._seconds() > patience.settle_s + self._test.look_age_s
-        self._readings.look(seen.samples, seen.audio_s_per_s, settled)
+        self._readings.note(seen.samples, seen.audio_s_per_s, settled)
 
     def _broken(self) -> str:
         error = self._test.ledger.first_error() if self._test.settings.until_saturated else ""

@@ -16,7 +16,7 @@ from flask import jsonify, make_response, request
 from werkzeug.datastructures import ImmutableMultiDict
 
 from harness.drive.console import start_line
-from harness.drive.readers.live_stats import History, Point, Progress
+from harness.drive.readers.live_stats import ChartPoint, History, Progress
 from harness.errors import HarnessError
 from harness.records.metrics import per_request
 from harness.records.schema import Outcome
@@ -128,7 +128,7 @@ class Live:
             self._ledger, self._history = ledger, History()
         at_s = (time.monotonic_ns() - ledger.start_ns) / 1e9
         if at_s >= 0:
-            self._history.look(at_s, test.progress(), test.results)
+            self._history.add(at_s, test.progress(), test.results)
 
     def keep_looking(self) -> None:
         while True:
@@ -153,7 +153,7 @@ class Live:
     def whole(self) -> dict:
         """All that the page shows, as JSON takes it."""
         points = self._history.points if self._test.ledger is self._ledger else []
-        series = dict(zip(Point._fields, zip(*points, strict=True), strict=True)) if points else {}
+        series = dict(zip(ChartPoint._fields, zip(*points, strict=True), strict=True)) if points else {}
         return {
             **self.brief(),
             "load": start_line(self._test.settings, self._test.run_s),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from test_user import result
 
-from harness.client.replicas import Fared
+from harness.client.replicas import ConnectionStatistics
 from harness.drive.console import end_lines, progress_line, start_line
 from harness.drive.generator import LoadSettings, arrival_times, lead_in
 from harness.drive.options import EVERY_USER, defaults_of, give_way, settings_of
@@ -453,7 +453,7 @@ def test_what_became_of_the_connections_is_told_by_server():
     for target in (here, here, there):
         ledger.take(result(target=target))
     counts = {here: 5, there: 5}, Counter({here: 2, there: 9}), {here: 7, there: 7}
-    ledger.fared = Fared(Counter({there: 2}), Counter({there: 1}), *counts)
+    ledger.fared = ConnectionStatistics(Counter({there: 2}), Counter({there: 1}), *counts)
     notes = ledger.close(SECOND).certificate.notes
     assert f"requests to each of 2 servers, round-robin: {here} 2, {there} 1" in notes
     assert f"connections to {there} that were lost and made again: 2" in notes
