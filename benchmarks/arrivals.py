@@ -33,8 +33,7 @@ WORKERS = (1, 2, 4)
 IMPROBABLE = 1e-3  # of a p-value: about one such in 50 runs of this script would come by chance
 WINDOW_ARRIVALS = 25  # mean arrivals in a window whose counts are compared
 SCENARIO = """
-from harness.drive.user import SpeechUser
-from harness.traffic.mix import Lengths, Mix, TrafficClass
+from harness.scenario import Lengths, Mix, SpeechUser, TrafficClass
 
 
 class Caller(SpeechUser):

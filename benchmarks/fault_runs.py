@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 from testbed import Network, TimetableServer
 
+from harness.drive.readers.pool import PROCESS
 from harness.errors import HarnessError, StoreError
 from harness.records.load_log import Records, read_records
 from harness.records.schema import Outcome
@@ -54,7 +55,7 @@ class Run:
 
     def reader(self) -> psutil.Process:
         children = psutil.Process(self.process.pid).children()
-        return next(child for child in children if "harness.drive.readers.pool" in child.cmdline())
+        return next(child for child in children if PROCESS in child.cmdline())
 
 
 def interrupt(run: Run) -> None:

@@ -27,7 +27,8 @@ from harness import wire
 from harness.client.channels import CHANNEL_OPTIONS
 from harness.client.stream import SpeechClient, infer_message
 from harness.client.target import Target
-from harness.drive.readers.pool import POLLING, go_first
+from harness.drive.readers.pool import POLLING
+from harness.drive.readers.process import go_first
 from harness.records.schema import Request
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"

@@ -1,7 +1,7 @@
 """How often the certificate calls a steady run INVALID, and how often it finds a fault: simulated runs, and real ones.
 
 A server of 16 slots steps all its sessions together, in a + b x (sessions) seconds with noise of each step and of the
-host; a request that finds no slot waits. The harness makes the arrivals, and its ledger judges the records. ``load``
+host; a request that finds no slot waits. The harness makes the arrivals, and judges the records. ``load``
 is the share of the frames/s that all slots together can have. Every steady run that is INVALID is a false alarm. A run
 with a fault is testable where its gate found it or passed; where the gate says that it cannot tell, the fault was
 neither found nor missed.
@@ -36,8 +36,10 @@ from testbed import TimetableServer
 
 from harness import wire
 from harness.deploy.server import ROOT
+from harness.drive.certificate import certificate_of, window_start_ns
 from harness.drive.generator import LoadSettings, arrival_times, lead_in
-from harness.drive.recorder import Ledger
+from harness.drive.observed import ReaderTotals
+from harness.drive.recorder import Recorder
 from harness.drive.validity import Certificate
 from harness.errors import HarnessError
 from harness.records import metrics
@@ -158,24 +160,24 @@ class Judged:
 
 
 def judge(cell: Cell, seed: int) -> Judged:
-    """Simulate one run and let the ledger judge it."""
+    """Simulate one run and judge what was recorded."""
     settings = cell.settings(seed)
     rng = np.random.default_rng([seed, zlib.crc32(str(cell).encode())])
-    ledger = Ledger(settings, "127.0.0.1:1", None)
-    ledger.start_ns = 10**12
-    results = simulate(cell, settings, ledger.start_ns, rng)
-    ledger.submitted = len(results)
+    recorder = Recorder(settings, "127.0.0.1:1", None)
+    recorder.begin(10**12)
+    results = simulate(cell, settings, recorder.start_ns, rng)
+    submitted = len(results)
     for each in _kept(cell.fault, results, rng):
-        ledger.take(each)
-    certificate = _certificate(ledger, ledger.start_ns + cell.seconds * 10**9)
+        recorder.take(each)
+    certificate = _certificate(recorder, submitted, recorder.start_ns + cell.seconds * 10**9)
     return Judged(certificate.valid, {gate.name: gate.passed for gate in certificate.gates}, certificate.verdict)
 
 
-def _certificate(ledger: Ledger, end_ns: int) -> Certificate:
-    """That of ``Ledger.close``, without the quantiles and SLO verdicts, which take most of its time."""
-    start_ns = ledger._settled_ns(end_ns)
-    summary = metrics.summarise(ledger.results, start_ns, end_ns)
-    return ledger._certificate(summary, start_ns, end_ns)
+def _certificate(recorder: Recorder, submitted: int, end_ns: int) -> Certificate:
+    """That of ``report_of``, without the quantiles and SLO verdicts, which take most of its time."""
+    observed = recorder.observed(end_ns, ReaderTotals(submitted))
+    start_ns = window_start_ns(observed)
+    return certificate_of(observed, metrics.summarise(observed.results, start_ns, end_ns), start_ns)
 
 
 def _kept(fault: str, results: list[Result], rng: np.random.Generator) -> list[Result]:

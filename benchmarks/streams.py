@@ -31,8 +31,7 @@ STARTS_PER_S = 50
 USERS, LOOP_FRAMES, LOOP_WORDS, LOOP_S = 10, 20, "first=0.1 every=0.05", 4.0
 QUIET_CORES = 0.2  # that others may use
 LOCUSTFILE = """
-from harness.drive.user import SpeechUser
-from harness.traffic.mix import Lengths, Mix, TrafficClass
+from harness.scenario import Lengths, Mix, SpeechUser, TrafficClass
 
 class Caller(SpeechUser):
     mix = Mix("two seconds", (TrafficClass("short", 1.0, Lengths.parse({"fixed": 2})),))

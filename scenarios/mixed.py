@@ -8,8 +8,7 @@ A podcast outlives such a test. ``--steady N`` begins with N sessions in mid-cou
 rate x mean audio x real-time factor (0.1 x 136 s x 0.5 is about 7); the end cuts them off: unfinished, not failed.
 """
 
-from harness.drive.user import SpeechUser
-from harness.traffic.mix import MIXES
+from harness.scenario import MIXES, SpeechUser
 
 
 class Listener(SpeechUser):

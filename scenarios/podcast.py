@@ -9,8 +9,7 @@ Add ``--host grpc://HOST:8001`` for a Triton of yours. Without it a running ``ha
 started for as long as Locust runs. ``--help-speech`` lists all options.
 """
 
-from harness.drive.user import SpeechUser
-from harness.traffic.mix import Lengths, Mix, TrafficClass
+from harness.scenario import Lengths, Mix, SpeechUser, TrafficClass
 
 
 class Podcaster(SpeechUser):

@@ -6,11 +6,10 @@ locust -f scenarios/shorts.py --headless --stages 30s@0.5,60s@0.5..3,30s@0.5 -t 
 locust -f scenarios/shorts.py --headless -u 2 -i 20                          # 20 requests, then it ends
 """
 
-from harness.drive.user import SpeechUser
-from harness.traffic.mix import MIXES
+from harness.scenario import MIXES, SpeechUser
 
 
 class Caller(SpeechUser):
-    """10 s of audio in the median, 60 s at most (see ``workload.MIXES``)."""
+    """10 s of audio in the median, 60 s at most (see ``harness.scenario.MIXES``)."""
 
     mix = MIXES["shorts"].promising({"short": {"ttfa_p95_s": 1.0, "rtf_p95": 0.9, "stall_p95_s": 0.1}})

@@ -6,8 +6,7 @@ A line every minute says how it goes; the end says how memory and the time of a 
 hour and whether it is more than chance (Mann-Kendall). ``--rate`` and ``--every`` replace the values below.
 """
 
-from harness.drive.user import SpeechUser
-from harness.traffic.mix import Lengths, Mix, TrafficClass
+from harness.scenario import Lengths, Mix, SpeechUser, TrafficClass
 
 
 class Regular(SpeechUser):

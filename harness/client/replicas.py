@@ -23,12 +23,13 @@ COUNTS_WITHIN_S = (0.1, 0.4)  # Triton may count a request some time after its l
 
 
 @dataclass(frozen=True)
-class Fared:
-    """How the connections of a process fared, by server; the sum of several is that of them all.
+class ConnectionStatistics:
+    """What the connections of a process went through, by server address; the sum of several covers all of them.
 
-    ``reconnects``: lost and made again. ``passed_over``: requests that another server got because this one was down.
-    ``counted``: what the server had counted before the process sent anything; ``served``: what it has done for the
-    process since; ``remembered``: what it counts at the end. A server that keeps no statistics is in none of the three.
+    ``reconnects``: connections lost and made again. ``passed_over``: requests that another server got because this one
+    was down. ``counted``: requests that the server had counted before the process sent any; ``served``: those that it
+    has completed for the process since; ``remembered``: its count at the end. A server without statistics is in none
+    of the three.
     """
 
     reconnects: Counter[str] = field(default_factory=Counter)
@@ -37,9 +38,9 @@ class Fared:
     served: Counter[str] = field(default_factory=Counter)
     remembered: dict[str, int] = field(default_factory=dict)
 
-    def __add__(self, other: Fared) -> Fared:
+    def __add__(self, other: ConnectionStatistics) -> ConnectionStatistics:
         # Counts only grow: the first is that before all requests, and the last one that after them.
-        return Fared(
+        return ConnectionStatistics(
             self.reconnects + other.reconnects,
             self.passed_over + other.passed_over,
             _merged(min, self.counted, other.counted),
@@ -61,7 +62,7 @@ class Fared:
         return {name: dict(counts) for name, counts in vars(self).items()}
 
     @classmethod
-    def from_plain(cls, plain: dict[str, dict[str, int]]) -> Fared:
+    def from_plain(cls, plain: dict[str, dict[str, int]]) -> ConnectionStatistics:
         return cls(**{name: Counter(counts) for name, counts in plain.items()})
 
 
@@ -201,16 +202,16 @@ class Replicas:
         """By address."""
         return Counter({replica.address: replica.passed_over for replica in self._ring})
 
-    async def fared(self) -> Fared:
-        """What there is to tell at the end of a test: every server is asked what it remembers."""
+    async def connection_statistics(self) -> ConnectionStatistics:
+        """Statistics for the end of a test: every server is asked for its count."""
         last = await asyncio.gather(*(replica.remembered(alone=self._of == 1) for replica in self._ring))
-        told = [(each, now) for each, now in zip(self._ring, last, strict=True) if None not in (each.counted, now)]
-        return Fared(
+        answered = [(each, now) for each, now in zip(self._ring, last, strict=True) if None not in (each.counted, now)]
+        return ConnectionStatistics(
             self.reconnects,
             self.passed_over,
-            counted={each.address: each.counted for each, _ in told},
-            served=Counter({each.address: each.served for each, _ in told}),
-            remembered={each.address: now for each, now in told},
+            counted={each.address: each.counted for each, _ in answered},
+            served=Counter({each.address: each.served for each, _ in answered}),
+            remembered={each.address: now for each, now in answered},
         )
 
 

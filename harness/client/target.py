@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 import os
+import socket
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -170,6 +171,21 @@ class Target:
         from harness.client import channels
 
         return channels.aio(self, address)
+
+
+def is_this_host(target: Target | str) -> bool:
+    """Whether all servers share our clock: only an address of this host can be bound to."""
+    return all(_is_ours(address.rpartition(":")[0].strip("[]")) for address in Target.of(target).addresses)
+
+
+def _is_ours(host: str) -> bool:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 def address_of(url: str) -> tuple[str, str]:

@@ -10,8 +10,9 @@ import numpy as np
 
 from harness import wire
 from harness.drive.generator import LoadSettings
+from harness.drive.load_report import Drift, LoadReport
+from harness.drive.observed import Observed
 from harness.drive.readers.live_stats import Progress
-from harness.drive.recorder import Drift, Ledger, Report
 from harness.records.metrics import per_request, rising_p_value
 from harness.records.schema import Outcome, Result
 
@@ -68,18 +69,18 @@ def progress_line(seconds: float, since_s: float, before: Progress, now: Progres
     return ", ".join(words)
 
 
-def end_lines(ledger: Ledger, report: Report) -> Iterator[str]:
+def end_lines(observed: Observed, report: LoadReport) -> Iterator[str]:
     """The result: what was sent and heard, the quantiles of each class, the promises, and the certificate."""
-    results = ledger.results
+    results = observed.results
     counts = Counter(result.outcome for result in results)
     yield "Speech"
     yield "  requests     " + ", ".join(f"{counts[outcome]} {outcome}" for outcome in Outcome)
-    if ledger.never_sent:
-        yield f"               and {ledger.never_sent} prepared but not yet due when the test ended"
+    if observed.never_sent:
+        yield f"               and {observed.never_sent} prepared but not yet due when the test ended"
     if any(result.emulated for result in results):
         yield "  EMULATED     compute times come from a profile, and the audio is silent"
     yield from _window_lines(report)
-    yield from _load_lines(ledger.settings, report)
+    yield from _load_lines(observed.settings, report)
     yield from _audio_lines(results)
     yield from _class_table(results, report.summary)
     yield from _promise_lines(report)
@@ -88,7 +89,7 @@ def end_lines(ledger: Ledger, report: Report) -> Iterator[str]:
     yield from _certificate_lines(report)
 
 
-def _window_lines(report: Report) -> Iterator[str]:
+def _window_lines(report: LoadReport) -> Iterator[str]:
     if report.warm_up_s:
         yield (
             f"  window       {report.summary['seconds']:.1f} s, after {report.warm_up_s:.1f} s of warm-up that MSER-5 "
@@ -96,7 +97,7 @@ def _window_lines(report: Report) -> Iterator[str]:
         )
 
 
-def _load_lines(settings: LoadSettings, report: Report) -> Iterator[str]:
+def _load_lines(settings: LoadSettings, report: LoadReport) -> Iterator[str]:
     summary = report.summary
     came = f"{summary['offered_rate_per_s']:.4g} requests/s, {summary['offered_audio_s_per_s']:.4g} audio s/s asked"
     yield f"  load         {came} as it came, {summary['delivered_audio_s_per_s']:.4g} delivered"
@@ -128,10 +129,10 @@ def _class_table(results: Sequence[Result], summary: dict[str, float]) -> Iterat
         )
 
 
-def _promise_lines(report: Report) -> Iterator[str]:
-    for title, kept in zip(("promises", *[""] * len(report.promises)), report.promises, strict=False):
+def _promise_lines(report: LoadReport) -> Iterator[str]:
+    for title, kept in zip(("promises", *[""] * len(report.slos)), report.slos, strict=False):
         yield f"  {title:<12} {_figure(kept.verdict.value):>6}  {kept.verdict.reason}"
-    if report.promises:
+    if report.slos:
         good, whole = report.summary["goodput_per_s"], report.summary["completed_rate_per_s"]
         yield f"  goodput      {good:.4g} requests/s kept every promise of their class, of {whole:.4g} that ended whole"
 
@@ -163,7 +164,7 @@ def _rises(p_value: float) -> str:
     return f"{verdict}: Mann-Kendall p = {p_value:.2g}, rising below {DRIFT_P_VALUE:g}"
 
 
-def _certificate_lines(report: Report) -> Iterator[str]:
+def _certificate_lines(report: LoadReport) -> Iterator[str]:
     certificate = report.certificate
     yield f"  {certificate.verdict}"
     for gate in certificate.gates:

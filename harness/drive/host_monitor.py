@@ -1,6 +1,6 @@
-"""What else went on while a test ran: CPU that was stolen or used by others, the server's memory, its restarts.
+"""What else happened on the host of a test: CPU stolen or used by others, the server's memory, its restarts.
 
-A look reads /proc and takes some milliseconds, in a thread of the load generator; it asks the server nothing.
+A sample reads /proc and takes some milliseconds, in a thread of the load generator; it sends the server nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ INTERVAL_S = 5.0
 
 
 @dataclass(frozen=True)
-class Look:
-    """One look. Shares are of all cores, since the look before; NaN in the first."""
+class HostSample:
+    """The host at one moment. Shares are of all cores, since the sample before; NaN in the first."""
 
     at_ns: int
     stolen_share: float  # by the hypervisor
@@ -29,14 +29,34 @@ class Look:
     server_memory_bytes: int  # of the server and its children; 0 where it is not on this host
 
 
-class Witness:
-    """Looks at this host until ``close()``. ``ports``: of the servers on this host, none where they are on others.
+@dataclass(frozen=True)
+class HostRecord:
+    """The samples of one test, and its events: processes of the servers that ended or started."""
 
-    ``events``: processes of the servers that ended or joined, in words.
-    """
+    samples: tuple[HostSample, ...] = ()
+    events: tuple[str, ...] = ()
+
+    def summary(self, start_ns: int, end_ns: int) -> dict[str, float | int | list[str] | None]:
+        """The samples of [start_ns, end_ns] as means and maxima, shares of the host's cores, and all events."""
+        inside = [each for each in self.samples if start_ns <= each.at_ns <= end_ns and not math.isnan(each.busy_share)]
+        return {
+            "looks": len(inside),
+            "cores": os.cpu_count(),
+            "stolen_share": _mean(each.stolen_share for each in inside),
+            "stolen_share_max": max((each.stolen_share for each in inside), default=None),
+            "busy_share": _mean(each.busy_share for each in inside),
+            "other_share": _mean(each.other_share for each in inside),
+            "other_share_max": max((each.other_share for each in inside), default=None),
+            "server_memory_bytes": inside[-1].server_memory_bytes if inside else 0,
+            "server_events": list(self.events),
+        }
+
+
+class HostMonitor:
+    """Samples this host until ``close()``. ``ports``: of the servers on this host, none where they are on others."""
 
     def __init__(self, ports: Sequence[int], interval_s: float = INTERVAL_S):
-        self.looks: list[Look] = []
+        self.samples: list[HostSample] = []
         self.events: list[str] = []
         self._ports = ports
         self._began_ns = time.monotonic_ns()
@@ -44,44 +64,35 @@ class Witness:
         self._used: dict[psutil.Process, float] = {}
         self._main: dict[int, psutil.Process | None] = {}  # by port
         self._server: dict[psutil.Process, str] = {}
-        self._looking, self._closed = threading.Lock(), threading.Event()
+        self._sampling, self._closed = threading.Lock(), threading.Event()
         threading.Thread(target=self._run, args=(interval_s,), daemon=True).start()
 
-    def close(self) -> None:
-        """Take a last look and end."""
+    @property
+    def server_memory_bytes(self) -> int:
+        """At the last sample; 0 before the first."""
+        return self.samples[-1].server_memory_bytes if self.samples else 0
+
+    def close(self) -> HostRecord:
+        """Take a last sample and end."""
         if not self._closed.is_set():
             self._closed.set()
-            self._look()
-
-    def account(self, start_ns: int, end_ns: int) -> dict[str, float | int | list[str] | None]:
-        """What the looks of [start_ns, end_ns] add up to: shares of the host's cores, and events since the start."""
-        looks = [look for look in self.looks if start_ns <= look.at_ns <= end_ns and not math.isnan(look.busy_share)]
-        return {
-            "looks": len(looks),
-            "cores": os.cpu_count(),
-            "stolen_share": _mean(look.stolen_share for look in looks),
-            "stolen_share_max": max((look.stolen_share for look in looks), default=None),
-            "busy_share": _mean(look.busy_share for look in looks),
-            "other_share": _mean(look.other_share for look in looks),
-            "other_share_max": max((look.other_share for look in looks), default=None),
-            "server_memory_bytes": looks[-1].server_memory_bytes if looks else 0,
-            "server_events": list(self.events),
-        }
+            self._sample()
+        return HostRecord(tuple(self.samples), tuple(self.events))
 
     def _run(self, interval_s: float) -> None:
         while not self._closed.is_set():
-            self._look()
+            self._sample()
             self._closed.wait(interval_s)
 
-    def _look(self) -> None:
-        with self._looking:
+    def _sample(self) -> None:
+        with self._sampling:
             own, server = _tree(psutil.Process()), self._server_tree()
             if psutil.Process() in server:  # the harness may be a child of its server, as the server may be of it
                 server = {process: name for process, name in server.items() if process not in own}
             self._note_changes(server)
             stolen, busy, other = self._shares({process: _cpu_s(process) for process in {*own, *server}})
             memory = sum(map(_resident_bytes, server))
-            self.looks.append(Look(time.monotonic_ns(), stolen, busy, other, memory))
+            self.samples.append(HostSample(time.monotonic_ns(), stolen, busy, other, memory))
 
     def _server_tree(self) -> dict[psutil.Process, str]:
         tree = {}
@@ -105,7 +116,7 @@ class Witness:
         return stolen / total, busy / total, max(busy - ours, 0.0) / total
 
     def _note_changes(self, server: dict[psutil.Process, str]) -> None:
-        if self.looks:
+        if self.samples:
             at = f"{(time.monotonic_ns() - self._began_ns) / 1e9:.0f} s"
             gone = [self._server[each] for each in self._server.keys() - server.keys()]
             came = [server[each] for each in server.keys() - self._server.keys()]
@@ -115,7 +126,7 @@ class Witness:
 
 
 def _listener(port: int) -> psutil.Process | None:
-    """The process that listens on a port of this host, if it may be seen."""
+    """The process that listens on a port of this host, if its owner may be known."""
     with contextlib.suppress(psutil.Error, OSError):
         for each in psutil.net_connections("tcp"):
             if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
@@ -124,16 +135,16 @@ def _listener(port: int) -> psutil.Process | None:
 
 
 def _tree(root: psutil.Process | None) -> dict[psutil.Process, str]:
-    """A process and all below it, each with what it is called."""
+    """A process and all below it, each with a label for people."""
     tree = {}
     with contextlib.suppress(psutil.NoSuchProcess):
         for each in [root, *root.children(recursive=True)] if root else ():
             with contextlib.suppress(psutil.Error):
-                tree[each] = _called(each)
+                tree[each] = _label(each)
     return tree
 
 
-def _called(process: psutil.Process) -> str:
+def _label(process: psutil.Process) -> str:
     """``process 123 (tritonserver)``, or the model of a stage process, whose command names its folder."""
     models = [part for word in process.cmdline() if word.endswith("model.py") for part in word.split("/")[-3:-2]]
     return f"process {process.pid} ({models[0] if models else process.name()})"

@@ -1,42 +1,36 @@
-"""A speech load test inside Locust's processes: alone in one, or a master with its workers.
+"""A speech load test in one process of Locust, in step with Locust's events: see ``distributed`` for several.
 
-A process on its own has a share of the load (all of it) and the ledger. A worker has a share and sends its Results to
-the master each second; the master has the ledger, and gives the word to begin when every worker is ready, so that the
-shares of an open loop are one process.
+It generates the load (its ``Share``), records every Result (``Recorder``), samples the host (``HostMonitor``), and
+folds all of it into the report at the end.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import gevent
 
 from harness import wire
-from harness.client.replicas import Fared
 from harness.client.response_parser import BYTES_PER_SAMPLE
-from harness.client.target import Target
+from harness.client.target import Target, is_this_host
 from harness.drive.console import end_lines, progress_line, start_line
 from harness.drive.generator import LoadSettings, Share, arrival_times, lead_s
+from harness.drive.host_monitor import HostMonitor
+from harness.drive.load_report import LoadReport, report_of
+from harness.drive.observed import ReaderTotals
 from harness.drive.options import settings_of
-from harness.drive.readers.live_stats import Progress
-from harness.drive.readers.pool import PROGRESS_EVERY_S
-from harness.drive.recorder import Ledger, Report, is_this_host
+from harness.drive.readers.live_stats import PROGRESS_EVERY_S, Progress
+from harness.drive.recorder import Recorder
 from harness.errors import HarnessError, InputError, ServerError
-from harness.records.load_log import check_folder, result_from_plain, result_to_plain
+from harness.records.load_log import check_folder
 from harness.records.schema import Outcome, Result
 from harness.traffic.mix import Mix
 
-WORKER_REPORT_S = 1.0
-WORKER_LAST_WORDS_S = 30.0
-WORKERS_READY_S = 180.0  # in which all of them can send, or the test ends: a busy host takes seconds
+FINISH_S = 30.0  # in which a test that is being ended has ended
 CSV_WAIT_S = 1.2  # Locust writes its tables once a second: this brings the last results into them
-WORD_S = 0.2  # in which the word to begin reaches every worker
-SAME_CLOCK_NS = 100_000_000  # clocks that count from the boot of one host differ by less, those of two by more
 EXIT_UNUSABLE = 2
 EXIT_INVALID = 3
 
@@ -46,28 +40,29 @@ log = logging.getLogger(__name__)
 class SpeechTest:
     """The test of a process on its own, kept in step with Locust's events. ``results`` are of the last test.
 
-    ``look_age_s``: how old what ``progress`` says may be.
+    ``progress_age_s``: how old ``progress`` may be.
     """
 
-    look_age_s = PROGRESS_EVERY_S
+    progress_age_s = PROGRESS_EVERY_S
 
     def __init__(self, environment, mix: Mix | str):
         self._environment, self._runner, self._mix = environment, environment.runner, mix
         self.settings = self._settings()
         self.share: Share | None = None
-        self.ledger: Ledger | None = None
+        self.recorder: Recorder | None = None
+        self.host_monitor: HostMonitor | None = None
         self._running = self._finishing = self._all_run = False
         self._finished = threading.Event()
         self._tests = 0
-        self._refused = ""  # what the server says of the first request that no retry can make right
-        self.prepared = False  # the server is found, the listeners are there
-        self.report: Report | None = None  # of the last test, once it has ended
+        self._refused = ""  # the server's message for the first request that no retry can help
+        self.prepared = False  # the server is found and the listeners are added
+        self.report: LoadReport | None = None  # of the last test, once it has ended
         self.run_s: float | None = None  # the time limit
         self._time_limit: gevent.Greenlet | None = None
 
     @property
     def results(self) -> list[Result]:
-        return self.ledger.results if self.ledger else []
+        return self.recorder.results if self.recorder else []
 
     @property
     def running(self) -> bool:
@@ -78,7 +73,7 @@ class SpeechTest:
         self.run_s = run_s
 
     def check(self, form: dict[str, str]) -> None:
-        """Raises HarnessError for what the page's form asks, before a test that cannot run is begun with it."""
+        """Raises HarnessError where a test with the page's form could not run."""
         if not self.prepared:
             raise InputError("the server is still being started: press Start again in a moment")
         values = vars(self._environment.parsed_options) | form
@@ -102,17 +97,17 @@ class SpeechTest:
         self.report = None
         self._open(target)
         self._running = True
-        self._tell_start()
+        self._announce()
         self._begin()
 
     def all_users_run(self) -> None:
         """A closed loop's window begins when all users (of the first rung) run; an open loop's with its schedule."""
-        if self._running and not self._finishing and self.ledger and self.settings.loop == "closed":
+        if self._running and not self._finishing and self.recorder and self.settings.loop == "closed":
             self._all_run = True
-            self.ledger.all_users_run(time.monotonic_ns())
+            self.recorder.all_users_run(time.monotonic_ns())
 
     def finish(self, grace_s: float) -> None:
-        """End the test if one is under way: every Result home, certificate printed, exit code set.
+        """End the test if one is under way: collect every Result, print the certificate, set the exit code.
 
         A second call while the first still waits (Ctrl-C during the grace) shortens the grace.
         """
@@ -120,24 +115,23 @@ class SpeechTest:
             return
         if self._finishing:
             self._hurry(grace_s)
-            self._finished.wait(WORKER_LAST_WORDS_S)
+            self._finished.wait(FINISH_S)
             return
         end_ns = time.monotonic_ns()
         self._finishing = True
         self._drop_time_limit()
         try:
-            self._gather(grace_s)
-            self._conclude(end_ns)
+            self._conclude(end_ns, self._gather(grace_s))
         finally:
             self._running = self._finishing = False
             self._finished.set()
 
     def progress(self) -> Progress:
-        """What all readers see now."""
+        """The streams under way in all readers."""
         return self.share.pool.progress() if self._running else Progress()
 
     def end(self) -> None:
-        """End the test from within: as the time limit would."""
+        """End the test from within, as the time limit would."""
         runner = self._environment.runner
         gevent.spawn(runner.quit if self._environment.parsed_options.headless else runner.stop)
 
@@ -146,18 +140,22 @@ class SpeechTest:
             check_folder(self._folder())
         self.share = Share(self.settings, target, self._take)
         try:
-            self.ledger = Ledger(self.settings, target, self._folder(), self.run_s)
+            self._open_records(target)
         except HarnessError:
             self.share.finish(0)
             raise
-        self.ledger.watch_host()
+
+    def _open_records(self, target: Target) -> None:
+        self.recorder = Recorder(self.settings, target, self._folder(), self.run_s)
+        here = [address for address in target.addresses if is_this_host(address)]
+        self.host_monitor = HostMonitor([int(address.rpartition(":")[2]) for address in here])
 
     def _begin(self) -> None:
         """All can send: an open loop's schedule begins, and the time limit runs from its start."""
         if self.settings.loop == "open":
             self.share.begin(time.monotonic_ns() + round(lead_s(self.settings) * 1e9))
-        self.ledger.start_ns = self.share.start_ns
-        self._limit_time(self.ledger.start_ns)
+        self.recorder.begin(self.share.start_ns)
+        self._limit_time(self.share.start_ns)
 
     def _limit_time(self, start_ns: int) -> None:
         if self.run_s and not self.settings.ladder:  # a ladder ends with its last rung
@@ -182,20 +180,18 @@ class SpeechTest:
             runner.quit()
             self._environment.web_ui.stop()
 
-    def _tell_start(self) -> None:
+    def _announce(self) -> None:
         for remark in self.settings.scripts.remarks:
             log.warning(remark)
         log.info(start_line(self.settings, self.run_s))
         if self.settings.every_s:
-            threading.Thread(target=self._keep_telling, args=(self.ledger,), daemon=True).start()
+            threading.Thread(target=self._keep_reporting_progress, args=(self.recorder,), daemon=True).start()
 
-    def _keep_telling(self, ledger: Ledger) -> None:
-        every_s, before = self.settings.every_s, Progress()
-        while not self._finished.wait(every_s) and ledger is self.ledger:
-            now = self.progress()
-            seconds, looks = (time.monotonic_ns() - ledger.start_ns) / 1e9, ledger.witness.looks
-            memory_bytes = looks[-1].server_memory_bytes if looks else 0
-            print(progress_line(seconds, every_s, before, now, memory_bytes), flush=True)
+    def _keep_reporting_progress(self, recorder: Recorder) -> None:
+        every_s, before, host = self.settings.every_s, Progress(), self.host_monitor
+        while not self._finished.wait(every_s) and recorder is self.recorder:
+            now, seconds = self.progress(), (time.monotonic_ns() - recorder.start_ns) / 1e9
+            print(progress_line(seconds, every_s, before, now, host.server_memory_bytes), flush=True)
             before = now
 
     def _take(self, result: Result) -> None:
@@ -203,56 +199,65 @@ class SpeechTest:
         self._fire(result)
 
     def _record(self, result: Result) -> None:
-        """Into the ledger; the last of a counted test ends it."""
-        ledger = self.ledger
-        kept_all = not ledger.unwritten
-        ledger.take(result)
-        if kept_all and ledger.unwritten:
+        """Record a Result, and end the test with the last of its iterations or where it cannot go on."""
+        recorder = self.recorder
+        wrote_all = not recorder.unwritten
+        recorder.take(result)
+        if wrote_all and recorder.unwritten:
             self.end()
         if result.error.startswith(wire.REFUSED) and not self._refused:
             self._refused = result.error.removeprefix(wire.REFUSED)
-            ledger.remarks.append(f"ended at the first request that the server refuses for good: {self._refused}")
+            recorder.add_fault(f"ended at the first request that the server refuses for good: {self._refused}")
             self.end()
         if self.settings.iterations and not self._finishing:
             lead_in = self.settings.steady or 0 if self.settings.loop == "open" else 0
-            if len(ledger.results) + ledger.never_sent == self.settings.iterations + lead_in:
+            if len(recorder.results) + recorder.never_sent == self.settings.iterations + lead_in:
                 self.end()
 
-    def _gather(self, grace_s: float) -> None:
+    def _gather(self, grace_s: float) -> ReaderTotals:
+        """End the load; every Result is recorded when this returns."""
         self.share.finish(grace_s)
-        ledger, pool = self.ledger, self.share.pool
-        ledger.submitted, ledger.lost, ledger.lag_p99_s = pool.submitted, pool.lost, pool.lag_p99_s
-        ledger.fared = pool.fared
+        pool = self.share.pool
+        return ReaderTotals(pool.submitted, pool.lost, pool.lag_p99_s, pool.connections, is_this_host(pool.target))
 
     def _hurry(self, grace_s: float) -> None:
         self.share.finish(grace_s)
 
-    def _conclude(self, end_ns: int) -> None:
-        nothing = self._nothing_sent(end_ns)
-        if nothing and not self.ledger.remarks:
-            self.ledger.remarks.append(nothing)
-        elif self.settings.loop == "closed" and not self._all_run:
-            self.ledger.remarks.append(
-                "the test ended before all its users had started: give it more time, or a higher -r"
-            )
-        report = self.report = self.ledger.close(end_ns)
-        if nothing:
-            log.error("; ".join(self.ledger.remarks))
+    def _conclude(self, end_ns: int, readers: ReaderTotals) -> None:
+        """Judge the test, store and print its report, and set the exit code."""
+        nothing_sent = self._why_nothing_was_sent(end_ns, readers)
+        self._add_faults(nothing_sent, readers)
+        observed = self.recorder.observed(end_ns, readers, self.host_monitor.close())
+        report = self.report = self.recorder.store(observed, report_of(observed))
+        if nothing_sent:
+            log.error("; ".join((*observed.faults, *readers.faults)))
         else:
-            print("\n" + "\n".join(end_lines(self.ledger, report)) + "\n", flush=True)
+            print("\n" + "\n".join(end_lines(observed, report)) + "\n", flush=True)
         if getattr(self._environment.parsed_options, "csv_prefix", None):
             gevent.sleep(CSV_WAIT_S)
-        locust_says = self._environment.parsed_options.exit_code_on_error if self._runner.errors else 0
-        if not report.valid and not locust_says:
+        self._set_exit_code(report)
+
+    def _add_faults(self, nothing_sent: str, readers: ReaderTotals) -> None:
+        if nothing_sent and not (self.recorder.faults or readers.faults):
+            self.recorder.add_fault(nothing_sent)
+        elif self.settings.loop == "closed" and not self._all_run:
+            self.recorder.add_fault(
+                "the test ended before all its users had started: give it more time, or a higher -r"
+            )
+
+    def _set_exit_code(self, report: LoadReport) -> None:
+        """INVALID has a code of its own, unless requests failed: then Locust sets one."""
+        failures_count = self._runner.errors and self._environment.parsed_options.exit_code_on_error
+        if not report.valid and not failures_count:
             self._environment.process_exit_code = EXIT_INVALID
         if self._refused:
             self._environment.process_exit_code = EXIT_UNUSABLE
 
-    def _nothing_sent(self, end_ns: int) -> str:
+    def _why_nothing_was_sent(self, end_ns: int, readers: ReaderTotals) -> str:
         """Why no request was sent, and what to do about it; "" where one was."""
-        if self.ledger.results or self.ledger.lost:
+        if self.recorder.results or readers.lost:
             return ""
-        ran = f"no request was sent in the {(end_ns - self.ledger.start_ns) / 1e9:.1f} s that the test ran"
+        ran = f"no request was sent in the {(end_ns - self.recorder.start_ns) / 1e9:.1f} s that the test ran"
         if self.settings.loop == "closed":
             return f"{ran}: no user had started; give more time with -t"
         first_s = next(iter(arrival_times(self.settings)), None)
@@ -282,192 +287,3 @@ class SpeechTest:
             exception=ServerError(result.error) if result.outcome is Outcome.ERROR else None,
             context={},
         )
-
-
-class MasterTest(SpeechTest):
-    """The ledger of all workers' Results."""
-
-    look_age_s = PROGRESS_EVERY_S + WORKER_REPORT_S
-
-    def __init__(self, environment, mix: Mix | str):
-        super().__init__(environment, mix)
-        self._said: dict[str, dict] = {}  # what each worker said last
-        self._shift_ns: dict[str, int] = {}  # from the clock of each worker to ours
-        self._begun = False
-        environment.parsed_options.speech_workers = 1
-        environment.runner.register_message("speech", self._hear)
-
-    def progress(self) -> Progress:
-        return sum((Progress.from_plain(said["progress"]) for said in self._said.values()), Progress())
-
-    def _open(self, target: Target) -> None:
-        self._said.clear()
-        self._begun = False
-        self._wall_ns = wall_ns()
-        self._expected = {client.id for client in self._runner.clients.all}
-        self._environment.parsed_options.speech_workers = max(len(self._expected), 1)
-        self.ledger = Ledger(self.settings, target, self._folder(), self.run_s)
-        self.ledger.watch_host()
-        gevent.spawn_later(WORKERS_READY_S, self._give_up, self._tests)
-
-    def _begin(self) -> None:
-        """Not yet: when all workers can send."""
-
-    def _give_up(self, test: int) -> None:
-        if self._running and not self._finishing and not self._begun and test == self._tests:
-            late = ", ".join(sorted(self._expected - self._said.keys()))
-            self.ledger.remarks.append(f"after {WORKERS_READY_S:.0f} s these workers could not send yet: {late}")
-            self.end()
-
-    def _hear(self, environment, msg) -> None:
-        if not self._running:
-            return
-        said = msg.data
-        self._shift_ns[msg.node_id] = _shift_ns(said["wall_ns"], self._wall_ns)
-        for plain in said.pop("results"):
-            self._record(_shifted(result_from_plain(plain), self._shift_ns[msg.node_id]))
-        self._said[msg.node_id] = said
-        self._begin_when_all_are_ready()
-
-    def _begin_when_all_are_ready(self) -> None:
-        here = self._expected & set(self._runner.clients)
-        if self._begun or self._finishing or not here <= self._said.keys():
-            return
-        self._begun = True
-        if self.settings.loop == "open":
-            self.ledger.start_ns = time.monotonic_ns() + round((lead_s(self.settings) + WORD_S) * 1e9)
-            word = {"start_ns": self.ledger.start_ns, "wall_ns": self._wall_ns}
-            self._runner.send_message("speech_begin", word)
-        self._limit_time(max(self.ledger.start_ns, time.monotonic_ns()))
-
-    def _gather(self, grace_s: float) -> None:
-        self._hurry(grace_s)
-        deadline_s = time.monotonic() + grace_s + WORKER_LAST_WORDS_S
-        while self._silent() & set(self._runner.clients) and time.monotonic() < deadline_s:
-            time.sleep(0.1)
-        said = self._said.values()
-        self.ledger.submitted = sum(each["submitted"] for each in said)
-        self.ledger.lost = sum(each["lost"] for each in said)
-        self.ledger.lag_p99_s = max((each["lag_p99_s"] for each in said), default=math.nan)
-        self.ledger.fared = sum((Fared.from_plain(each["fared"]) for each in said), Fared())
-        one_clock = len(set(self._shift_ns.values())) < 2
-        self.ledger.readers_see_servers_clock = one_clock and all(each["sees_servers_clock"] for each in said)
-        self.ledger.remarks += self._remarks()
-        self.ledger.notes += self._notes()
-
-    def _hurry(self, grace_s: float) -> None:
-        self._runner.send_message("speech_finish", {"grace_s": grace_s})
-
-    def _silent(self) -> set[str]:
-        return {worker for worker in self._expected if not self._said.get(worker, {}).get("done")}
-
-    def _remarks(self) -> list[str]:
-        own = self.settings.record()
-        remarks = [f"worker {worker} never reported its last results" for worker in sorted(self._silent())]
-        remarks += sorted({said["failed"] for said in self._said.values() if said["failed"]})
-        for worker, said in sorted(self._said.items()):
-            other = [key for key, value in said["record"].items() if value != own[key]]
-            if other:
-                remarks.append(f"worker {worker} has another {', '.join(other)}: give all the same options and files")
-        return remarks
-
-    def _notes(self) -> list[str]:
-        shifted = sum(shift_ns != 0 for shift_ns in self._shift_ns.values())
-        if not shifted:
-            return []
-        return [
-            f"{shifted} of {len(self._shift_ns)} workers ran on other hosts: their times were brought to ours by the "
-            "wall clocks of both; time to first audio, RTF and stalls are differences on one host"
-        ]
-
-
-class WorkerTest(SpeechTest):
-    """One share of the load; its Results go to the master."""
-
-    def __init__(self, environment, mix: Mix | str):
-        super().__init__(environment, mix)
-        self._outbox: list[dict] = []
-        environment.runner.register_message("speech_begin", self._begin_on_request, concurrent=True)
-        environment.runner.register_message("speech_finish", self._finish_on_request, concurrent=True)
-
-    def start(self) -> None:
-        try:
-            super().start()
-        except HarnessError as error:
-            self._say(done=True, failed=str(error))
-            raise
-
-    def _tell_start(self) -> None:
-        """The master does."""
-
-    def _begin(self) -> None:
-        """When the master says so."""
-
-    def _open(self, target: Target) -> None:
-        options = self._environment.parsed_options
-        self._wall_ns, self._sees_servers_clock = wall_ns(), is_this_host(target)
-        self.share = Share(self.settings, target, self._take, self._runner.worker_index, options.speech_workers)
-        threading.Thread(target=self._keep_reporting, args=(self.share,), daemon=True).start()
-
-    def _take(self, result: Result) -> None:
-        self._outbox.append(result_to_plain(result))
-        self._fire(result)
-
-    def _conclude(self, end_ns: int) -> None:
-        self._say(done=True)
-
-    def _gather(self, grace_s: float) -> None:
-        self.share.finish(grace_s)
-
-    def _begin_on_request(self, environment, msg) -> None:
-        if self.share and not self.share.stopping:
-            self.share.begin(msg.data["start_ns"] - _shift_ns(self._wall_ns, msg.data["wall_ns"]))
-
-    def _finish_on_request(self, environment, msg) -> None:
-        self.finish(msg.data["grace_s"])
-
-    def _keep_reporting(self, share: Share) -> None:
-        while not share.stopping:
-            self._say()
-            time.sleep(WORKER_REPORT_S)
-
-    def _say(self, *, done: bool = False, failed: str = "") -> None:
-        results, self._outbox = self._outbox, []
-        share = self.share
-        message = {
-            "results": results,
-            "progress": (share.pool.progress() if share and not done else Progress()).to_plain(),
-            "submitted": share.pool.submitted if share else 0,
-            "lost": share.pool.lost if share else 0,
-            "lag_p99_s": share.pool.lag_p99_s if share else math.nan,
-            "fared": (share.pool.fared if share else Fared()).to_plain(),
-            "wall_ns": self._wall_ns if share else wall_ns(),
-            "sees_servers_clock": self._sees_servers_clock if share else True,
-            "record": self.settings.record(),
-            "done": done,
-            "failed": failed,
-        }
-        self._runner.send_message("speech", message)
-
-
-def wall_ns() -> int:
-    """What to add to this host's monotonic clock to have the time of day: it tells hosts apart."""
-    return time.time_ns() - time.monotonic_ns()
-
-
-def _shift_ns(their_wall_ns: int, our_wall_ns: int) -> int:
-    """What to add to a monotonic time of theirs to have it by our clock; 0 on one host."""
-    shift_ns = their_wall_ns - our_wall_ns
-    return 0 if abs(shift_ns) < SAME_CLOCK_NS else shift_ns
-
-
-def _shifted(result: Result, by_ns: int) -> Result:
-    """A Result as if it had been timed by a clock that reads ``by_ns`` more; 0 is a request that was never sent."""
-    if not by_ns:
-        return result
-    sent_ns = result.sent_ns and result.sent_ns + by_ns
-    chunks = result.chunks
-    chunks = replace(chunks, received_ns=chunks.received_ns + by_ns, sent_at_ns=chunks.sent_at_ns + by_ns)
-    return replace(
-        result, due_ns=result.due_ns + by_ns, sent_ns=sent_ns, ended_ns=result.ended_ns + by_ns, chunks=chunks
-    )

@@ -32,12 +32,12 @@ class Held:
 
 @dataclass
 class Readings:
-    """The audio rates of a rung (seconds per second), from looks of which one may be seen twice: it counts once."""
+    """The audio rates of a rung (seconds per second), sampled each second. A sample seen twice counts once."""
 
     rates: list[float] = field(default_factory=list)
     _samples: int = 0
 
-    def look(self, samples: int, audio_s_per_s: float, settled: bool) -> None:
+    def note(self, samples: int, audio_s_per_s: float, settled: bool) -> None:
         """``samples`` heard since the start of the test; before the rung has ``settled`` nothing counts."""
         if settled and (samples > self._samples or not audio_s_per_s):
             self.rates.append(audio_s_per_s)

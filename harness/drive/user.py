@@ -30,9 +30,10 @@ from locust.runners import MasterRunner, WorkerRunner
 from harness import wire
 from harness.deploy.server import local_url, serving
 from harness.drive import web_ui
+from harness.drive.distributed import MasterTest, WorkerTest
 from harness.drive.options import add_arguments, defaults_of, give_way
 from harness.drive.readers.pool import ReaderPool
-from harness.drive.runners import EXIT_UNUSABLE, MasterTest, SpeechTest, WorkerTest
+from harness.drive.runners import EXIT_UNUSABLE, SpeechTest
 from harness.drive.stop_rule import Held, Patience, Readings
 from harness.errors import HarnessError, InputError
 from harness.records.load_log import check_folder
@@ -122,19 +123,20 @@ class Ladder(LoadTestShape):
         return (time.monotonic_ns() - self._began_ns) / 1e9
 
     def _look(self, patience: Patience) -> None:
-        seen, settled = self._test.progress(), self._seconds() > patience.settle_s + self._test.look_age_s
-        self._readings.look(seen.samples, seen.audio_s_per_s, settled)
+        seen, settled = self._test.progress(), self._seconds() > patience.settle_s + self._test.progress_age_s
+        self._readings.note(seen.samples, seen.audio_s_per_s, settled)
 
     def _broken(self) -> str:
-        error = self._test.ledger.first_error() if self._test.settings.until_saturated else ""
+        error = self._test.recorder.first_error() if self._test.settings.until_saturated else ""
         return f"broken: a request failed: {error}" if error else ""
 
     def _end_rung(self, users: int, patience: Patience) -> None:
-        self._test.ledger.rung(users, self._began_ns, time.monotonic_ns())
+        self._test.recorder.add_rung(users, self._began_ns, time.monotonic_ns())
         if rates := self._readings.rates:  # a rung too short to be read says nothing
             self._held.append(Held(users, sum(rates) / len(rates)))
-        self._test.ledger.ladder_ended = self._broken() or patience.over_saturated(self._held)
-        self._ended = bool(self._test.ledger.ladder_ended)
+        if why := self._broken() or patience.over_saturated(self._held):
+            self._test.recorder.end_ladder(why)
+            self._ended = True
         self._index, self._began_ns, self._readings = self._index + 1, 0, Readings()
 
 

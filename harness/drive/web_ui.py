@@ -16,7 +16,7 @@ from flask import jsonify, make_response, request
 from werkzeug.datastructures import ImmutableMultiDict
 
 from harness.drive.console import start_line
-from harness.drive.readers.live_stats import History, Point, Progress
+from harness.drive.readers.live_stats import ChartPoint, History, Progress
 from harness.errors import HarnessError
 from harness.records.metrics import per_request
 from harness.records.schema import Outcome
@@ -114,21 +114,21 @@ class Live:
 
     def __init__(self, test):
         self._test, self._table = test, LiveTable()
-        self._ledger, self._history = None, History()
+        self._recorder, self._history = None, History()
 
     def rows(self) -> list[dict]:
         return self._table.rows(self._test.results, self._test.progress())
 
     def look(self) -> None:
         """Add a point to the charts, while a test runs."""
-        test, ledger = self._test, self._test.ledger
-        if not test.running or ledger is None:
+        test, recorder = self._test, self._test.recorder
+        if not test.running or recorder is None:
             return
-        if ledger is not self._ledger:
-            self._ledger, self._history = ledger, History()
-        at_s = (time.monotonic_ns() - ledger.start_ns) / 1e9
+        if recorder is not self._recorder:
+            self._recorder, self._history = recorder, History()
+        at_s = (time.monotonic_ns() - recorder.start_ns) / 1e9
         if at_s >= 0:
-            self._history.look(at_s, test.progress(), test.results)
+            self._history.add(at_s, test.progress(), test.results)
 
     def keep_looking(self) -> None:
         while True:
@@ -139,7 +139,7 @@ class Live:
         """How it stands, in one line."""
         report = self._test.report
         if report is not None:
-            slos = Counter(_SLO[each.verdict.met] for each in report.promises)
+            slos = Counter(_SLO[each.verdict.met] for each in report.slos)
             counted = ", ".join(f"{slos[word]} {word}" for word in _SLO.values() if slos[word])
             return {
                 "state": "ended",
@@ -152,8 +152,8 @@ class Live:
 
     def whole(self) -> dict:
         """All that the page shows, as JSON takes it."""
-        points = self._history.points if self._test.ledger is self._ledger else []
-        series = dict(zip(Point._fields, zip(*points, strict=True), strict=True)) if points else {}
+        points = self._history.points if self._test.recorder is self._recorder else []
+        series = dict(zip(ChartPoint._fields, zip(*points, strict=True), strict=True)) if points else {}
         return {
             **self.brief(),
             "load": start_line(self._test.settings, self._test.run_s),
@@ -174,9 +174,9 @@ class Live:
     def _slos(self) -> list[dict]:
         if report := self._test.report:
             return [
-                {"slo": str(each.promise), "mark": _SLO[each.verdict.met], "value": _plain(each.verdict.value),
+                {"slo": str(each.slo), "mark": _SLO[each.verdict.met], "value": _plain(each.verdict.value),
                  "says": each.verdict.reason}
-                for each in report.promises
+                for each in report.slos
             ]  # fmt: skip
         promises = self._test.settings.mix.promises
         return [{"slo": str(each), "mark": "", "value": None, "says": "judged at the end"} for each in promises]

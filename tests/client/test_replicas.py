@@ -15,7 +15,7 @@ from replicas import Replica, TlsFiles, served
 from timetable_server import TimetableServer
 
 from harness import wire
-from harness.client.replicas import Fared
+from harness.client.replicas import ConnectionStatistics
 from harness.client.stream import SpeechClient
 from harness.client.target import LEAST_LOADED, ROUND_ROBIN, Target, Tls
 from harness.deploy import server as triton
@@ -296,16 +296,16 @@ def test_a_server_that_was_started_again_is_found_out_by_what_it_does_not_rememb
         async with SpeechClient(Target.of([one[1], other[1]])) as client:
             await client.ready()
             before = [await client.speak(request(f"b{n}"), "open") for n in range(6)]
-            assert (await client.replicas.fared()).forgotten == Counter()
+            assert (await client.replicas.connection_statistics()).forgotten == Counter()
             await other[0].stop(None)
             await becomes(client.replicas._ring[1], down=True)
             again, _ = await start(FakeTriton(Timetable()), int(other[1].rpartition(":")[2]))
             await becomes(client.replicas._ring[1], down=False)
             after = [await client.speak(request(f"a{n}"), "open") for n in range(4)]
-            fared = await client.replicas.fared()
+            statistics = await client.replicas.connection_statistics()
         await asyncio.gather(one[0].stop(None), again.stop(None))
         assert [each.outcome for each in (*before, *after)] == [Outcome.DONE] * 10
-        assert fared.forgotten == Counter({other[1]: 3}) and fared.reconnects == Counter({other[1]: 1})
+        assert statistics.forgotten == Counter({other[1]: 3}) and statistics.reconnects == Counter({other[1]: 1})
 
     asyncio.run(main())
 
@@ -325,10 +325,12 @@ def test_processes_that_share_a_server_know_together_what_it_forgot(started_agai
                 for client in (one, other):
                     await becomes(client.replicas._ring[0], down=False)
             await asyncio.gather(*(client.speak(request(), "open") for client in (one, other, other)))
-            fared = [await client.replicas.fared() for client in (one, other)]
+            statistics = [await client.replicas.connection_statistics() for client in (one, other)]
         await server.stop(None)
-        assert [each.forgotten for each in fared] == [Counter()] * 2  # neither can tell alone
-        return sum(map(Fared.from_plain, (each.to_plain() for each in fared)), Fared())
+        assert [each.forgotten for each in statistics] == [Counter()] * 2  # neither can tell alone
+        return sum(
+            map(ConnectionStatistics.from_plain, (each.to_plain() for each in statistics)), ConnectionStatistics()
+        )
 
     expected = {"127.0.0.1": 2} if started_again else {}
     assert {each.partition(":")[0]: count for each, count in asyncio.run(main()).forgotten.items()} == expected

@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 from scipy import stats
 from test_user import result
 
-from harness.client.replicas import Fared
+from harness.client.replicas import ConnectionStatistics
+from harness.client.target import is_this_host
 from harness.drive.console import end_lines, progress_line, start_line
+from harness.drive.distributed import SAME_CLOCK_NS, _shift_ns, _shifted
 from harness.drive.generator import LoadSettings, arrival_times, lead_in
+from harness.drive.load_report import report_of
+from harness.drive.observed import ReaderTotals
 from harness.drive.options import EVERY_USER, defaults_of, give_way, settings_of
 from harness.drive.readers.live_stats import Progress
-from harness.drive.recorder import Ledger, is_this_host
-from harness.drive.runners import SAME_CLOCK_NS, _shift_ns, _shifted
+from harness.drive.recorder import Recorder
 from harness.errors import HarnessError, InputError, StoreError
 from harness.records.load_log import read_records
 from harness.records.schema import Chunks, Outcome
@@ -58,14 +61,26 @@ def shares(process: Arrivals, of: int, count: int, seed: int = 1) -> list[list[f
 
 
 def folded(results=(), end_ns=SECOND, submitted=None, **changes):
-    """A ledger with these Results, closed at ``end_ns``: its report and its lines."""
-    ledger = Ledger(LoadSettings(**{"mix": QUICK, **changes}), URL, None)
-    ledger.start_ns, ledger.lag_p99_s = 0, 0.001
+    """The report of a test with these Results that ended at ``end_ns``, and its lines."""
+    recorder = recorded(results, **{"mix": QUICK, **changes})
+    _, report, text = closed(recorder, end_ns, len(results) if submitted is None else submitted)
+    return report, text
+
+
+def recorded(results=(), folder=None, start_ns=0, run_s=None, **settings) -> Recorder:
+    """A recorder that took these Results."""
+    recorder = Recorder(LoadSettings(**{"mix": QUICK, **settings}), URL, folder, run_s)
+    recorder.begin(start_ns)
     for each in results:
-        ledger.take(each)
-    ledger.submitted = len(results) if submitted is None else submitted
-    report = ledger.close(end_ns)
-    return report, "\n".join(end_lines(ledger, report))
+        recorder.take(each)
+    return recorder
+
+
+def closed(recorder: Recorder, end_ns: int, submitted: int, **readers):
+    """What the test observed, its report as stored, and the lines that it prints."""
+    observed = recorder.observed(end_ns, ReaderTotals(submitted, **{"lag_p99_s": 0.001, **readers}))
+    report = recorder.store(observed, report_of(observed))
+    return observed, report, "\n".join(end_lines(observed, report))
 
 
 def test_settings_come_from_options_as_text():
@@ -249,32 +264,30 @@ def test_sessions_of_a_steady_open_loop_begin_before_its_window():
     assert times[0] == -1.0 and times[-1] < 0
 
 
-def test_a_ledger_keeps_apart_what_was_never_sent(tmp_path):
-    ledger = Ledger(LoadSettings(QUICK), URL, tmp_path / "records")
-    ledger.start_ns, ledger.submitted, ledger.lag_p99_s = 0, 3, 0.001
-    ledger.take(result())
-    ledger.take(result(Outcome.UNFINISHED, frames=9, request_id="cut"))
-    ledger.take(result(Outcome.UNFINISHED, received=(), sent_ns=0, request_id="ahead"))
-    report = ledger.close(end_ns=100)
+def test_the_recorder_keeps_apart_what_was_never_sent(tmp_path):
+    results = (
+        result(),
+        result(Outcome.UNFINISHED, frames=9, request_id="cut"),
+        result(Outcome.UNFINISHED, received=(), sent_ns=0, request_id="ahead"),
+    )
+    _, report, text = closed(recorded(results, tmp_path / "records"), 100, submitted=3)
     records = read_records(tmp_path / "records")
     assert report.valid and records.end["valid"] and records.end["never_sent"] == 1
     assert ["records", True, "3 requests were recorded of 3 submitted"] in records.end["gates"]
     assert [each.request_id for each in records.results] == ["r", "cut"]
-    text = "\n".join(end_lines(ledger, report))
     assert "1 done, 0 error, 0 cancelled, 1 unfinished" in text
     assert "0.3 s asked of the done, 0.3 s delivered by them: equal" in text
     assert "0.3 s delivered by the unfinished" in text
 
 
 def test_the_manifest_says_what_was_asked_and_how_it_went(tmp_path):
-    ledger = Ledger(LoadSettings(QUICK, arrivals=POISSON), URL, tmp_path / "records", run_s=60)
+    recorder = recorded((), tmp_path / "records", run_s=60, arrivals=POISSON)
     manifest = json.loads((tmp_path / "records" / "manifest.json").read_text())
     assert manifest["finished_at"] is None and "certificate" not in manifest  # as a kill would leave it
     assert (manifest["load"]["loop"], manifest["load"]["rate_per_s"], manifest["load"]["run_s"]) == ("open", 8.0, 60)
-    ledger.start_ns, ledger.submitted, ledger.lag_p99_s = 0, 2, 0.001
     for each in (result(), result(Outcome.ERROR, request_id="e", error="x")):
-        ledger.take(each)
-    report = ledger.close(end_ns=100)
+        recorder.take(each)
+    _, report, _ = closed(recorder, 100, submitted=2)
     manifest = json.loads((tmp_path / "records" / "manifest.json").read_text())
     assert manifest["finished_at"] >= manifest["created_at"] and manifest["host"]["cores"] and manifest["versions"]
     assert manifest["requests"] == {"done": 1, "error": 1, "cancelled": 0, "unfinished": 0}
@@ -287,11 +300,8 @@ def test_the_manifest_says_what_was_asked_and_how_it_went(tmp_path):
 
 
 def test_a_lost_result_makes_the_test_invalid():
-    ledger = Ledger(LoadSettings(QUICK), URL, None)
-    ledger.start_ns, ledger.submitted, ledger.lost = 0, 2, 1
-    ledger.take(result())
-    ledger.take(result(Outcome.ERROR, error="stream-reader process 1 died"))
-    report = ledger.close(end_ns=100)
+    recorder = recorded((result(), result(Outcome.ERROR, error="stream-reader process 1 died")))
+    _, report, _ = closed(recorder, 100, submitted=2, lost=1)
     assert not report.valid and "1 requests were recorded of 2 submitted" in report.reasons[0]
 
 
@@ -307,34 +317,30 @@ def small_disk():
 
 
 def test_records_that_the_disk_does_not_take_make_the_test_invalid(tmp_path, small_disk):
-    ledger = Ledger(LoadSettings(QUICK), URL, tmp_path)
-    ledger.start_ns, ledger.submitted, ledger.lag_p99_s = 0, 40, 0.001
-    for number in range(40):
-        ledger.take(result(request_id=f"r{number}"))
-    report = ledger.close(end_ns=100)
+    recorder = recorded([result(request_id=f"r{number}") for number in range(40)], tmp_path)
+    observed, report, _ = closed(recorder, 100, submitted=40)
     kept = [each.request_id for each in read_records(tmp_path).results]
     assert kept == [f"r{number}" for number in range(len(kept))] and 0 < len(kept) < 40  # whole, without a torn one
     assert not report.valid and f"cannot write to {tmp_path / 'records.msgpack'}: File too large" in report.reasons
     assert f"{len(kept)} requests were recorded of 40 submitted" in "\n".join(report.reasons)
-    assert ledger.unwritten == 40 - len(kept)
+    assert observed.unwritten == 40 - len(kept)
 
 
 @pytest.mark.parametrize("rungs", [600, 3000])  # too many for the manifest, and for the records
 def test_where_records_cannot_be_begun_nothing_is_left_of_them(tmp_path, small_disk, rungs):
     with pytest.raises(StoreError, match="File too large"):
-        Ledger(LoadSettings(QUICK, ladder=tuple(range(1, rungs))), URL, tmp_path / "records")
+        recorded((), tmp_path / "records", ladder=tuple(range(1, rungs)))
     assert not any(tmp_path.iterdir())
 
 
 def test_a_valid_test_in_which_requests_failed_says_so_in_its_verdict_and_its_manifest(tmp_path):
-    ledger = Ledger(LoadSettings(QUICK), URL, tmp_path)
-    ledger.start_ns, ledger.submitted, ledger.lag_p99_s = 5, 4, 0.001
+    recorder = recorded((), tmp_path, start_ns=5)
     for number, outcome in enumerate((Outcome.DONE, Outcome.ERROR, Outcome.ERROR, Outcome.DONE)):
         error = f"slot {number} is gone" * (outcome is Outcome.ERROR)
-        ledger.take(result(outcome, due_ns=4 * number, sent_ns=4 * number + 1, error=error))  # two before the window
-    report = ledger.close(end_ns=100)
+        recorder.take(result(outcome, due_ns=4 * number, sent_ns=4 * number + 1, error=error))  # two before the window
+    _, report, text = closed(recorder, 100, submitted=4)
     said = "VALID, but 2 of 4 requests failed (50%)"
-    assert report.valid and said in map(str.strip, end_lines(ledger, report))
+    assert report.valid and said in map(str.strip, text.splitlines())
     certificate = json.loads((tmp_path / "manifest.json").read_text())["certificate"]
     assert certificate["verdict"] == said and "2 failed with: slot 1 is gone" in certificate["reasons"]
 
@@ -345,8 +351,8 @@ def test_a_promise_of_the_real_time_factor_is_not_met_by_requests_that_failed_wi
     good = list(open_results(np.linspace(0.1, 50, 200)))
     silence = Chunks(*(np.empty(0, np.int64),) * 3)
     bad = [replace(each, outcome=Outcome.ERROR, error="x", chunks=silence) for each in good]
-    assert folded(good, 60 * SECOND, mix=mix)[0].promises[0].verdict.met is True
-    verdict = folded(good + bad, 60 * SECOND, mix=mix)[0].promises[0].verdict
+    assert folded(good, 60 * SECOND, mix=mix)[0].slos[0].verdict.met is True
+    verdict = folded(good + bad, 60 * SECOND, mix=mix)[0].slos[0].verdict
     assert verdict.met is None and "200 not measured" in verdict.reason
 
 
@@ -388,7 +394,7 @@ def test_promises_lead_to_goodput_and_a_verdict_each():
     results = list(open_results(due))
     results[0] = replace(results[0], due_ns=results[0].due_ns - SECOND)  # its first audio comes a second later
     report, text = folded(results, 60 * SECOND, mix=mix)
-    met, missed = report.promises
+    met, missed = report.slos
     assert (met.verdict.met, missed.verdict.met) == (True, False)
     assert " 0.200  ttfa_s p95 of class short <= 0.25: met at 95% confidence" in text
     assert report.summary["goodput_per_s"] == 0 < report.summary["completed_rate_per_s"]
@@ -439,22 +445,20 @@ def test_times_of_a_worker_on_another_host_come_to_our_clock(seconds, sent):
 
 @pytest.mark.parametrize("lag_p99_s, valid, words", [(0.002, True, "delivered them late"), (0.02, False, "ms late")])
 def test_late_chunks_are_the_servers_fault_only_while_the_readers_are_on_time(lag_p99_s, valid, words):
-    ledger = Ledger(LoadSettings(QUICK), URL, None)
-    ledger.start_ns, ledger.submitted, ledger.lag_p99_s = 0, 1, lag_p99_s
     late = result(received=(10**8, 10**8 + 1), ended_ns=10**8 + 2)
-    ledger.take(replace(late, chunks=replace(late.chunks, sent_at_ns=np.array([20, 30]))))
-    report = ledger.close(end_ns=10**9)
+    late = replace(late, chunks=replace(late.chunks, sent_at_ns=np.array([20, 30])))
+    _, report, _ = closed(recorded([late]), 10**9, submitted=1, lag_p99_s=lag_p99_s)
     assert report.valid is valid and any(words in reason for reason in report.reasons)
 
 
-def test_what_became_of_the_connections_is_told_by_server():
+def test_connection_statistics_are_reported_by_server():
     here, there = "127.0.0.1:8001", "127.0.0.1:8002"
-    ledger = Ledger(LoadSettings(QUICK), f"{here},{there}", None)
+    recorder = Recorder(LoadSettings(QUICK), f"{here},{there}", None)
     for target in (here, here, there):
-        ledger.take(result(target=target))
+        recorder.take(result(target=target))
     counts = {here: 5, there: 5}, Counter({here: 2, there: 9}), {here: 7, there: 7}
-    ledger.fared = Fared(Counter({there: 2}), Counter({there: 1}), *counts)
-    notes = ledger.close(SECOND).certificate.notes
+    connections = ConnectionStatistics(Counter({there: 2}), Counter({there: 1}), *counts)
+    notes = closed(recorder, SECOND, 3, connections=connections)[1].certificate.notes
     assert f"requests to each of 2 servers, round-robin: {here} 2, {there} 1" in notes
     assert f"connections to {there} that were lost and made again: 2" in notes
     assert f"requests that passed over {there} because it was down: 1" in notes
@@ -469,17 +473,16 @@ def test_only_this_host_shares_our_clock():
 
 
 def test_a_ladder_is_judged_from_its_first_rung():
-    ledger = Ledger(LoadSettings(QUICK, ladder=(1, 2)), URL, None)
-    ledger.submitted, ledger.lag_p99_s = 1, 0.02
-    ledger.all_users_run(10**9)
+    recorder = recorded((), ladder=(1, 2))
+    recorder.all_users_run(10**9)
     late = result(due_ns=10**9, sent_ns=10**9, received=(10**9 + 1, 10**9 + 2), ended_ns=10**9 + 3)
-    ledger.take(replace(late, chunks=replace(late.chunks, sent_at_ns=late.chunks.received_ns - 10**8)))
-    ledger.rung(1, 10**9, 2 * 10**9)
-    ledger.all_users_run(3 * 10**9)
-    report = ledger.close(4 * 10**9)
+    recorder.take(replace(late, chunks=replace(late.chunks, sent_at_ns=late.chunks.received_ns - 10**8)))
+    recorder.add_rung(1, 10**9, 2 * 10**9)
+    recorder.all_users_run(3 * 10**9)
+    _, report, _ = closed(recorder, 4 * 10**9, submitted=1, lag_p99_s=0.02)
     assert report.summary["requests"] == 1 and report.reasons[0].startswith("chunks were stamped up to 100.0 ms late")
     assert report.certificate.gates[-1].says == "not asked for: the load of a ladder rises by design"
-    ledger = Ledger(LoadSettings(QUICK), URL, None)
+    recorder = recorded()
     for now_ns in (1, 2):  # no ladder: the number of users was changed on the page
-        ledger.all_users_run(now_ns)
-    assert ledger.start_ns == 2
+        recorder.all_users_run(now_ns)
+    assert recorder.start_ns == 2

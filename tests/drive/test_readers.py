@@ -16,7 +16,7 @@ from network import Network
 from replicas import Replica
 
 from harness.client.target import Target
-from harness.drive.readers.pool import POLLING, ReaderPool
+from harness.drive.readers.pool import POLLING, PROCESS, ReaderPool
 from harness.errors import InputError, ServerError
 from harness.records.schema import Outcome, Request
 
@@ -35,7 +35,7 @@ def readers_left() -> list[psutil.Process]:
 
 def is_reader(process: psutil.Process) -> bool:
     try:
-        return "harness.drive.readers.pool" in process.cmdline()
+        return PROCESS in process.cmdline()
     except psutil.NoSuchProcess:
         return False
 
@@ -146,9 +146,9 @@ def test_several_readers_spread_their_requests_over_several_servers():
         pool.close()
     assert targets == [one.url, other.url, other.url, one.url] * 2  # each reader begins with another server
     assert (len(one.requests), len(other.requests), pool.lost) == (4, 4, 0)
-    fared = pool.fared
-    assert fared.served == {one.url: 4, other.url: 4} and fared.remembered == fared.served
-    assert not any((+fared.reconnects, +fared.passed_over, fared.forgotten))
+    connections = pool.connections
+    assert connections.served == {one.url: 4, other.url: 4} and connections.remembered == connections.served
+    assert not any((+connections.reconnects, +connections.passed_over, connections.forgotten))
 
 
 def test_a_connection_that_is_made_again_is_counted_once():
@@ -163,7 +163,7 @@ def test_a_connection_that_is_made_again_is_counted_once():
         while len(fake.requests) < 2:
             threading.Event().wait(0.01)
         pool.close()
-    assert again.result.outcome is Outcome.UNFINISHED and pool.fared.reconnects == {network.url: 1}
+    assert again.result.outcome is Outcome.UNFINISHED and pool.connections.reconnects == {network.url: 1}
 
 
 def test_what_is_secret_reaches_the_server_and_no_command_line(monkeypatch):

@@ -65,6 +65,11 @@ def test_a_scenarios_file_names_every_command_with_known_options():
             assert option in HELP, f"{path.name}: {option}"
 
 
+def test_a_locustfile_needs_one_import_of_the_harness():
+    for path in SCENARIOS:
+        assert set(re.findall(r"^(?:from|import) (\S+)", path.read_text(), re.MULTILINE)) == {"harness.scenario"}
+
+
 HELP = subprocess.run(
     [sys.executable, "-m", "locust", "-f", str(SCENARIOS[0]), "--help-speech"],
     capture_output=True, text=True, cwd=ROOT, check=True,

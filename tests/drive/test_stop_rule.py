@@ -22,10 +22,10 @@ def test_a_steady_rate_is_known_soon_and_a_rising_or_noisy_one_is_not():
     assert not Patience(12.0).has_enough([20.0] * 100)
 
 
-def test_a_look_that_is_seen_twice_is_one_reading_and_a_server_that_is_silent_is_one_of_zero():
+def test_a_sample_that_is_seen_twice_is_one_reading_and_a_server_that_is_silent_is_one_of_zero():
     readings = Readings()
     for samples, rate, settled in ((9, 7.0, False), (9, 7.0, True), (12, 3.0, True), (12, 0.0, True)):
-        readings.look(samples, rate, settled)
+        readings.note(samples, rate, settled)
     assert readings.rates == [3.0, 0.0]
 
 

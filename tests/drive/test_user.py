@@ -21,6 +21,7 @@ from fake_triton import Timetable, serving
 from harness import wire
 from harness.deploy.server import free_ports
 from harness.drive.readers.live_stats import Progress, Running
+from harness.drive.readers.pool import PROCESS
 from harness.drive.runners import SpeechTest
 from harness.drive.web_ui import LiveTable, records_csv
 from harness.errors import StoreError
@@ -89,7 +90,7 @@ def test_no_load_begins_where_its_records_cannot_be_kept(tmp_path, folder, words
         with pytest.raises(StoreError, match=words):
             test.start()
     assert (test.share is None or test.share.stopping) and test.progress() == Progress() and not fake.requests
-    assert not [each for each in psutil.Process().children() if "harness.drive.readers.pool" in each.cmdline()]
+    assert not [each for each in psutil.Process().children() if PROCESS in each.cmdline()]
 
 
 def test_a_closed_loop_ends_well(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.drive.readers.live_stats import Watch
+from harness.drive.readers.live_stats import LiveStats
 from harness.records import metrics
 from harness.records.schema import Chunks, Outcome, Request, Result
 from harness.records.slo import Promise
@@ -104,12 +104,12 @@ def test_stalls_agree_with_a_playback_clock_stepped_by_hand(gaps_ms, frames, sta
 
 
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=40))
-def test_stalls_above_50_ms_are_those_that_the_live_look_counts(gaps_ms):
+def test_stalls_above_50_ms_are_those_that_live_statistics_count(gaps_ms):
     result = stream(np.cumsum([gap + 0.001 for gap in gaps_ms]).tolist())  # no wait of exactly 50 ms
-    watch = Watch(now_ns=0)
+    watch = LiveStats(now_ns=0)
     for received_ns in result.chunks.received_ns.tolist():
         watch.chunk("stream", Request("r", "short", "", (0,), result.frames), received_ns, 3200)
-    assert metrics.per_request([result])["audible_stalls"][0] == watch.look(1, 0, 1).stalls
+    assert metrics.per_request([result])["audible_stalls"][0] == watch.progress(1, 0, 1).stalls
 
 
 def test_a_window_keeps_the_clock_of_the_stream_but_counts_only_its_own():

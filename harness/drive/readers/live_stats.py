@@ -1,4 +1,4 @@
-"""The live look at streams under way: what the load test's page shows before any request has ended.
+"""Live figures of the streams under way: what the load test's page shows before any request has ended.
 
 Figures here are for watching. Verdicts come from the records (``metrics``), which hold every chunk.
 """
@@ -17,13 +17,14 @@ import numpy as np
 from harness import wire
 from harness.records.schema import Request, Result
 
+PROGRESS_EVERY_S = 1.0  # between two samples of a reader
 STALL_NS = 50_000_000  # a shorter pause is not counted here
 
 
 class Running(NamedTuple):
     """A stream under way that has been heard. ``rtf`` is NaN until its second chunk.
 
-    A tuple, not a dataclass: a look at a thousand of them must not hold up the stamping of chunks.
+    A tuple, not a dataclass: to collect a thousand of them must not hold up the stamping of chunks.
     """
 
     traffic_class: str
@@ -36,7 +37,7 @@ class Running(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One look. ``samples`` and ``stalls`` count from the start of the test."""
+    """The streams under way at one moment. ``samples`` and ``stalls`` count from the start of the test."""
 
     active: int = 0
     waiting: int = 0  # submitted ahead, not yet due
@@ -69,7 +70,7 @@ class _Playback:
         self.hear(now_ns, samples)
 
     def hear(self, now_ns: int, samples: int) -> bool:
-        """Add a chunk; whether the listener had to wait for it."""
+        """Add a chunk. Return whether the listener had to wait for it."""
         stalled = now_ns - self.plays_until_ns > STALL_NS
         self.stalls += stalled
         self.last_ns = now_ns
@@ -89,13 +90,13 @@ class _Playback:
         )
 
 
-class Watch:
+class LiveStats:
     """Counts chunks as they come, in constant time each."""
 
     def __init__(self, now_ns: int):
         self._playbacks: dict[Hashable, _Playback] = {}
         self._samples = self._stalls = 0
-        self._looked_samples, self._looked_ns = 0, now_ns
+        self._samples_before, self._before_ns = 0, now_ns
 
     def chunk(self, stream: Hashable, request: Request, now_ns: int, samples: int) -> None:
         self._samples += samples
@@ -106,21 +107,21 @@ class Watch:
             self._stalls += playback.hear(now_ns, samples)
 
     def forget(self, stream: Hashable) -> None:
-        """The stream has ended: its Result says the rest."""
+        """The stream has ended: its Result holds the rest."""
         self._playbacks.pop(stream, None)
 
-    def look(self, active: int, waiting: int, now_ns: int) -> Progress:
-        """What there is to see; ``audio_s_per_s`` is the mean since the look before."""
-        audio_s = (self._samples - self._looked_samples) / wire.SAMPLE_RATE_HZ
-        seconds = (now_ns - self._looked_ns) / 1e9
-        self._looked_samples, self._looked_ns = self._samples, now_ns
+    def progress(self, active: int, waiting: int, now_ns: int) -> Progress:
+        """The streams that run now; ``audio_s_per_s`` is the mean since the last call."""
+        audio_s = (self._samples - self._samples_before) / wire.SAMPLE_RATE_HZ
+        seconds = (now_ns - self._before_ns) / 1e9
+        self._samples_before, self._before_ns = self._samples, now_ns
         running = tuple(playback.running() for playback in self._playbacks.values())
         rate = audio_s / seconds if seconds > 0 else 0.0
         return Progress(active, waiting, self._samples, self._stalls, rate, running)
 
 
-class Point(NamedTuple):
-    """What the charts show of one moment, ``at_s`` after the start; None where there is no figure.
+class ChartPoint(NamedTuple):
+    """The charts' figures of one moment, ``at_s`` after the start; None where there is no figure.
 
     Quantiles and stalls are of the last ``History.window_s``: first audio of requests first heard in it; RTF of streams
     that run, or ended in it.
@@ -141,17 +142,17 @@ class History:
 
     def __init__(self, window_s: float = 10.0, most: int = 600):
         self.window_s, self._most = window_s, most
-        self.points: list[Point] = []
-        self._every = 1  # of the looks, one becomes a point
-        self._looks = self._folded = 0
+        self.points: list[ChartPoint] = []
+        self._every = 1  # of so many additions, one becomes a point
+        self._added = self._folded = 0
         self._heard: set[str] = set()
         self._ended: set[str] = set()
         self._ttfa_s: deque[tuple[float, float]] = deque()
         self._rtf: deque[tuple[float, float]] = deque()
         self._stalls: deque[tuple[float, int]] = deque([(0.0, 0)])
 
-    def look(self, at_s: float, progress: Progress, results: Sequence[Result]) -> None:
-        """Add what is seen ``at_s`` after the start; ``results`` are all so far."""
+    def add(self, at_s: float, progress: Progress, results: Sequence[Result]) -> None:
+        """Add the progress of ``at_s`` after the start; ``results`` are all so far."""
         for result in results[self._folded :]:
             self._fold(at_s, result)
         self._folded = len(results)
@@ -178,18 +179,18 @@ class History:
             self._heard.add(request_id)
             self._ttfa_s.append((at_s, ttfa_s))
 
-    def _point(self, at_s: float, progress: Progress, running_rtf: list[float]) -> Point:
+    def _point(self, at_s: float, progress: Progress, running_rtf: list[float]) -> ChartPoint:
         since_s = at_s - self.window_s
         ttfa_s = [value for when_s, value in self._ttfa_s if when_s >= since_s]
         rtf = [value for when_s, value in self._rtf if when_s >= since_s] + running_rtf
         stalls = max(progress.stalls - self._stalls[0][1], 0)
         quantiles = [_quantile(values, share) for values in (ttfa_s, rtf) for share in (0.5, 0.95)]
-        return Point(round(at_s, 2), progress.active, round(progress.audio_s_per_s, 2), *quantiles, stalls)
+        return ChartPoint(round(at_s, 2), progress.active, round(progress.audio_s_per_s, 2), *quantiles, stalls)
 
-    def _add(self, point: Point) -> None:
-        if self._looks % self._every == 0:
+    def _add(self, point: ChartPoint) -> None:
+        if self._added % self._every == 0:
             self.points.append(point)
-        self._looks += 1
+        self._added += 1
         if len(self.points) > self._most:
             self.points = self.points[::2]
             self._every *= 2

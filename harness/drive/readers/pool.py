@@ -1,52 +1,48 @@
 """Stream-reader processes beside the load generator, so that nothing but asyncio ever times a chunk.
 
-A ``ReaderPool`` lives in the load generator, whether that runs on threads or on gevent's patched ones. Each of its
-processes (``python -m harness.drive.readers.pool``) shares one socketpair with it and speaks
-msgpack pairs ``[kind, value]``:
-
-    to the reader     target [target, first, of], then submit [number, request, loop] · cancel number · finish grace_s
-    from the reader   hello pid · refused why · result [number, result] · progress {…} · lag_p99_s · fared {…}
-
-The target comes that way because there may be secrets in it, which a command line would show to everybody. A reader
-exits when its socket closes, so it never outlives its load generator.
+A ``ReaderPool`` lives in the load generator, whether that runs on threads or on gevent's patched ones. Its processes
+(``python -m harness.drive.readers.process``) exchange the messages of ``protocol`` with it over a socket pair each.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import gc
 import logging
 import math
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 
-import msgpack
-
-from harness.client.replicas import Fared
-from harness.client.stream import SpeechClient, make_result
+from harness.client.replicas import ConnectionStatistics
+from harness.client.stream import make_result
 from harness.client.target import Target
-from harness.drive.readers.live_stats import Lag, Progress
-from harness.drive.readers.reader import Desk
+from harness.drive.readers.live_stats import Progress
+from harness.drive.readers.protocol import (
+    Cancel,
+    Connect,
+    ConnectionTotals,
+    Finish,
+    Inbox,
+    Message,
+    ProgressSample,
+    Ready,
+    Refused,
+    Returned,
+    Submit,
+    TimerLag,
+    to_bytes,
+)
 from harness.errors import HarnessError, InputError, ServerError
 from harness.host.places import CODE
-from harness.records.load_log import request_to_plain, result_from_plain
 from harness.records.schema import Outcome, Request, Result
 
 START_TIMEOUT_S = 60.0
-LAST_WORDS_S = 15.0  # after the grace: to stop the streams and send every Result home
-PROGRESS_EVERY_S = 1.0
-TICK_NS = 20_000_000
-NICE = -10
-AUTOGROUP = Path("/proc/self/autogroup")
+LAST_WORDS_S = 15.0  # after the grace: to stop the streams and return every Result
 READ_BYTES = 1 << 20
+PROCESS = "harness.drive.readers.process"
 # gRPC's older way to wait for a socket: the newer one passes every message through two threads more, at twice the cost.
 POLLING = "-event_engine_client"
 
@@ -69,7 +65,7 @@ class Ticket:
 
     def cancel(self) -> None:
         """Ask for an early end; the Result still comes, ``cancelled`` unless the request had ended before."""
-        self._reader.send("cancel", self._number)
+        self._reader.send(Cancel(self._number))
 
     def settle(self, result: Result) -> None:
         self.result = result
@@ -87,36 +83,36 @@ class _ReaderProcess:
     def __init__(self, target: Target, first: int, of: int):
         self.tickets: dict[int, Ticket] = {}
         self.progress = Progress()
-        self._start_s = START_TIMEOUT_S + 3 * target.ready_s  # it asks its servers three things before it greets
+        self._start_s = START_TIMEOUT_S + 3 * target.ready_s  # it makes three calls to its servers before it is ready
         self.returned, self.lost, self.lag_p99_s = 0, 0, math.nan
-        self.fared = Fared()
+        self.connections = ConnectionStatistics()
         self._refusal = ""
-        self._greeted = threading.Event()
+        self._answered = threading.Event()
         self._sending = threading.Lock()
         self._socket, theirs = socket.socketpair()
         with theirs:
             self.process = _spawn(theirs.fileno())
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        self.send("target", [target.to_plain(), first, of])
+        self.send(Connect(target, first, of))
 
-    def await_hello(self) -> None:
-        if not self._greeted.wait(self._start_s):
+    def await_ready(self) -> None:
+        if not self._answered.wait(self._start_s):
             self._refusal = f"a stream-reader process did not start within {self._start_s:.0f} s"
         if self._refusal:
             raise ServerError(self._refusal)
 
-    def send(self, kind: str, value) -> None:
-        """Errors are left to the reading side, which sees the same end and settles every ticket."""
+    def send(self, message: Message) -> None:
+        """Errors are left to the receiving thread, which sees the same end and settles every ticket."""
         with self._sending:
             try:
-                self._socket.sendall(msgpack.packb([kind, value]))
+                self._socket.sendall(to_bytes(message))
             except OSError:
-                log.debug("the reader process is gone: %s not sent", kind)
+                log.debug("the reader process has ended: %s not sent", type(message).__name__)
 
     def submit(self, ticket: Ticket, number: int) -> None:
         self.tickets[number] = ticket
-        self.send("submit", [number, request_to_plain(ticket.request), ticket.loop])
+        self.send(Submit(number, ticket.request, ticket.loop))
         if not self._thread.is_alive():
             self._settle_lost()
 
@@ -130,13 +126,12 @@ class _ReaderProcess:
         self._socket.close()
 
     def _read(self) -> None:
-        unpacker = msgpack.Unpacker(max_buffer_size=0)
+        inbox = Inbox()
         while data := self._receive():
-            unpacker.feed(data)
-            for kind, value in unpacker:
-                self._take(kind, value)
+            for message in inbox.feed(data):
+                self._take(message)
         self._refusal = self._refusal or "a stream-reader process ended before it was ready"
-        self._greeted.set()
+        self._answered.set()
         self._settle_lost()
 
     def _receive(self) -> bytes:
@@ -144,23 +139,22 @@ class _ReaderProcess:
             return self._socket.recv(READ_BYTES)
         return b""
 
-    def _take(self, kind: str, value) -> None:
-        match kind:
-            case "hello":
-                self._greeted.set()
-            case "refused":
-                self._refusal = value
-                self._greeted.set()
-            case "result":
-                number, plain = value
+    def _take(self, message: Message) -> None:
+        match message:
+            case Ready():
+                self._answered.set()
+            case Refused(reason):
+                self._refusal = reason
+                self._answered.set()
+            case Returned(number, result):
                 self.returned += 1
-                self.tickets.pop(number).settle(result_from_plain(plain))
-            case "progress":
-                self.progress = Progress.from_plain(value)
-            case "lag_p99_s":
-                self.lag_p99_s = value
-            case "fared":
-                self.fared = Fared.from_plain(value)
+                self.tickets.pop(number).settle(result)
+            case ProgressSample(progress):
+                self.progress = progress
+            case TimerLag(p99_s):
+                self.lag_p99_s = p99_s
+            case ConnectionTotals(connections):
+                self.connections = connections
 
     def _settle_lost(self) -> None:
         self.progress = Progress(samples=self.progress.samples, stalls=self.progress.stalls)
@@ -178,7 +172,7 @@ def _spawn(descriptor: int) -> subprocess.Popen:
     """Start a reader that inherits one socket; in a session of its own, where Ctrl-C does not reach it."""
     path = os.pathsep.join(filter(None, (str(CODE), os.environ.get("PYTHONPATH", ""))))
     return subprocess.Popen(
-        [sys.executable, "-m", "harness.drive.readers.pool", str(descriptor)],
+        [sys.executable, "-m", PROCESS, str(descriptor)],
         pass_fds=(descriptor,),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -201,7 +195,7 @@ class ReaderPool:
         self.submitted = 0
         try:
             for reader in self._readers:
-                reader.await_hello()
+                reader.await_ready()
         except HarnessError:
             self.close()
             raise
@@ -221,9 +215,9 @@ class ReaderPool:
         return max((reader.lag_p99_s for reader in self._readers), default=math.nan)
 
     @property
-    def fared(self) -> Fared:
-        """How the connections to the servers fared, once closed."""
-        return sum((reader.fared for reader in self._readers), Fared())
+    def connections(self) -> ConnectionStatistics:
+        """What the connections to the servers went through, once closed."""
+        return sum((reader.connections for reader in self._readers), ConnectionStatistics())
 
     def submit(self, request: Request, loop: str, then: Callable[[Result], None] | None = None) -> Ticket:
         """Hand over a request, to be sent at its ``due_ns`` (at once if that has passed).
@@ -237,7 +231,7 @@ class ReaderPool:
         return ticket
 
     def progress(self) -> Progress:
-        """What all readers see, at most about a second old."""
+        """The streams under way in all readers, at most about a second old."""
         return sum((reader.progress for reader in self._readers), Progress())
 
     def close(self, grace_s: float = 0.0) -> None:
@@ -247,104 +241,6 @@ class ReaderPool:
         returns, every ticket has its Result. A second call, while the first waits, may shorten the grace.
         """
         for reader in self._readers:
-            reader.send("finish", grace_s)
+            reader.send(Finish(grace_s))
         for reader in self._readers:
             reader.close(grace_s + LAST_WORDS_S)
-
-
-async def _report(desk: Desk, send) -> None:
-    while True:
-        await asyncio.sleep(PROGRESS_EVERY_S)
-        send("progress", desk.look())
-
-
-async def _keep_time(lag: Lag) -> None:
-    """Note how late timers run; they follow each other on a grid, so that a late one does not hide the next."""
-    due_ns = time.monotonic_ns()
-    while True:
-        due_ns = max(due_ns + TICK_NS, time.monotonic_ns())
-        await asyncio.sleep((due_ns - time.monotonic_ns()) / 1e9)
-        lag.note(due_ns, time.monotonic_ns())
-
-
-async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[tuple[str, object]]:
-    """What the load generator says until its end of the socket closes."""
-    unpacker = msgpack.Unpacker(max_buffer_size=0)
-    while data := await reader.read(READ_BYTES):
-        unpacker.feed(data)
-        for kind, value in unpacker:
-            yield kind, value
-
-
-async def _obey(desk: Desk, messages: AsyncIterator[tuple[str, object]]) -> None:
-    async for kind, value in messages:
-        if kind == "submit":
-            desk.submit(*value)
-        elif kind == "cancel":
-            desk.cancel(value)
-        elif kind == "finish":
-            desk.finish(value)
-
-
-async def _serve(descriptor: int) -> None:
-    reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=descriptor))
-    messages = _messages(reader)
-
-    def send(kind: str, value) -> None:
-        writer.write(msgpack.packb([kind, value]))
-
-    first_word = await anext(messages, None)
-    if first_word is None:  # the load generator is gone already
-        return
-    _, (plain, first, of) = first_word
-    try:
-        async with SpeechClient(Target.from_plain(plain), first, of) as client:
-            await client.ready()
-            await _work(client, messages, send)
-            await _flush(writer)
-            signal.alarm(5)  # the clean-up must not keep a reader alive
-    except HarnessError as error:
-        send("refused", str(error))
-        await _flush(writer)
-
-
-async def _work(client: SpeechClient, messages: AsyncIterator[tuple[str, object]], send) -> None:
-    desk = Desk(client, send)
-    send("hello", os.getpid())
-    chores = _obey(desk, messages), _report(desk, send), _keep_time(desk.lag), desk.ended.wait()
-    await asyncio.wait(map(asyncio.create_task, chores), return_when=asyncio.FIRST_COMPLETED)
-
-
-async def _flush(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    with contextlib.suppress(OSError):  # the load generator may be gone
-        await writer.wait_closed()
-
-
-def go_first() -> None:
-    """Ask to run before the load that is measured; without permission go on, and the lag will tell.
-
-    Real-time scheduling holds timers to 2 ms where a full host let them slip by 20. Next best is a nice value: of the
-    process, and of its session, which is what counts where the kernel groups processes by session.
-    """
-    gc.freeze()  # what the imports made is never looked at again: collections stay short
-    gc.set_threshold(50_000, 50, 50)
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        return
-    except OSError:
-        log.debug("no real-time scheduling for the stream reader")
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
-        AUTOGROUP.write_text(str(NICE))
-
-
-def main() -> None:
-    """Entry of a reader process: ``python -m harness.drive.readers.pool DESCRIPTOR``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    go_first()
-    asyncio.run(_serve(int(sys.argv[1])))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The work of a reader process: requests in, each sent when it is due, one Result out for each."""
+"""The work of a reader process: it sends each request when it is due, and returns one Result for each."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable
 
 from harness.client.stream import SpeechClient, Stream, failed_result, make_result
-from harness.drive.readers.live_stats import Lag, Watch
-from harness.records.load_log import request_from_plain, result_to_plain
+from harness.drive.readers.live_stats import Lag, LiveStats, Progress
+from harness.drive.readers.protocol import ConnectionTotals, Message, ProgressSample, Returned, TimerLag
 from harness.records.schema import Outcome, Request, Result
 
 
-class Desk:
-    """Takes requests in; each that comes is sent when it is due, and ``send`` takes its Result home."""
+class Reader:
+    """Sends each request that is submitted when it is due; its Result goes to the load generator by ``send``."""
 
-    def __init__(self, client: SpeechClient, send: Callable[[str, object], None]):
+    def __init__(self, client: SpeechClient, send: Callable[[Message], None]):
         self._client, self._send = client, send
         self._loop = asyncio.get_running_loop()
-        self._watch = Watch(time.monotonic_ns())
+        self._live = LiveStats(time.monotonic_ns())
         self._waiting: dict[int, tuple[asyncio.TimerHandle, Request, str]] = {}
         self._streams: dict[int, Stream] = {}
         self._tasks: set[asyncio.Task] = set()
@@ -26,8 +26,7 @@ class Desk:
         self._ending: asyncio.Task | None = None
         self.ended = asyncio.Event()
 
-    def submit(self, number: int, plain: dict, loop: str) -> None:
-        request = request_from_plain(plain)
+    def submit(self, number: int, request: Request, loop: str) -> None:
         handle = self._loop.call_at(request.due_ns / 1e9, self._start, number)
         self._waiting[number] = handle, request, loop
         self._start_if_due(number)
@@ -41,7 +40,7 @@ class Desk:
             self._streams[number].stop(outcome)
 
     def finish(self, grace_s: float) -> None:
-        """End within ``grace_s``; ``ended`` is set when every Result is on its way. A second call may shorten it."""
+        """End within ``grace_s``; ``ended`` is set when every Result has been sent. A second call may shorten it."""
         for number in list(self._waiting):
             if not self._start_if_due(number):
                 self.cancel(number, Outcome.UNFINISHED)
@@ -55,13 +54,13 @@ class Desk:
     async def _end(self) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self._send("progress", self.look())
-        self._send("lag_p99_s", self.lag.p99_s())  # before servers are asked, which may not answer
-        self._send("fared", (await self._client.replicas.fared()).to_plain())
+        self._send(ProgressSample(self.progress()))
+        self._send(TimerLag(self.lag.p99_s()))  # before the calls to the servers, which may not answer
+        self._send(ConnectionTotals(await self._client.replicas.connection_statistics()))
         self.ended.set()
 
-    def look(self) -> dict:
-        return self._watch.look(len(self._streams), len(self._waiting), time.monotonic_ns()).to_plain()
+    def progress(self) -> Progress:
+        return self._live.progress(len(self._streams), len(self._waiting), time.monotonic_ns())
 
     def _start_if_due(self, number: int) -> bool:
         is_due = self._waiting[number][1].due_ns <= time.monotonic_ns()
@@ -70,7 +69,7 @@ class Desk:
         return is_due
 
     def _start(self, number: int) -> None:
-        """The stream is there at once, so that a cancel that follows the submit finds it."""
+        """The stream is in the table at once, so that a cancel that follows the submit finds it."""
         handle, request, loop = self._waiting.pop(number)
         handle.cancel()
         try:
@@ -86,11 +85,11 @@ class Desk:
             result = await self._streams[number].run()
         except Exception as error:
             result = failed_result(request, loop, error)
-        self._watch.forget(self._streams.pop(number))
+        self._live.forget(self._streams.pop(number))
         self._return(number, result)
 
     def _chunk(self, stream: Stream, now_ns: int, samples: int) -> None:
-        self._watch.chunk(stream, stream.request, now_ns, samples)
+        self._live.chunk(stream, stream.request, now_ns, samples)
 
     def _return(self, number: int, result: Result) -> None:
-        self._send("result", [number, result_to_plain(result)])
+        self._send(Returned(number, result))

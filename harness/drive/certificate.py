@@ -1,0 +1,124 @@
+"""The certificate of one load test: what it observed, put to the gates of ``validity``."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from harness.drive.generator import LoadSettings, arrival_times
+from harness.drive.observed import Observed
+from harness.drive.validity import MAX_LATENESS_P99_S, Certificate, Due, Gate, certify
+from harness.records import metrics
+from harness.records.load_log import mixture
+
+ERRORS_SHOWN = 3  # kinds of them; requests.csv has all
+_NS = 1e9
+
+
+def window_start_ns(observed: Observed) -> int:
+    """Where the window begins: behind the warm-up of an open loop that began empty.
+
+    Other loads hold their level from the start, or never.
+    """
+    arrivals = observed.settings.arrivals
+    if arrivals is None or observed.settings.steady or not arrivals.is_steady:
+        return observed.start_ns
+    return metrics.settled_ns(observed.results, observed.start_ns, observed.end_ns)
+
+
+def certificate_of(observed: Observed, summary: Mapping[str, float], start_ns: int) -> Certificate:
+    """Judge the window [start_ns, end_ns), whose ``metrics.summarise`` is ``summary``."""
+    lateness_s, notes = _lateness_s(observed, summary["lateness_p99_s"])
+    certificate = certify(
+        {**summary, "lateness_p99_s": lateness_s},
+        submitted=observed.readers.submitted,
+        recorded=observed.recorded,
+        due=_due(observed, start_ns),
+        promises=observed.settings.mix.promises,
+        unsteady=_unsteady(observed.settings),
+        failures=_failures(observed),
+        notes=(*_errors(observed), *observed.readers.notes, *_servers(observed), *notes, *observed.host.events),
+    )
+    faults = (*observed.faults, *observed.readers.faults, *mixture(observed.results))
+    return replace(certificate, gates=(*(Gate("load", False, fault) for fault in faults), *certificate.gates))
+
+
+def _failures(observed: Observed) -> str:
+    """Of all requests, in the window or not."""
+    failed, requests = len(observed.failed()), len(observed.results)
+    return f"{failed} of {requests} requests failed ({100 * failed / requests:.3g}%)" if failed else ""
+
+
+def _errors(observed: Observed) -> Iterator[str]:
+    """The most frequent kinds of error, each with the first of its kind: they may differ in their numbers."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for result in observed.failed():
+        kinds[re.sub(r"\d+", "", result.error)].append(result.error)
+    for errors in sorted(kinds.values(), key=len, reverse=True)[:ERRORS_SHOWN]:
+        yield f"{len(errors)} failed with: {errors[0]}"
+
+
+def _servers(observed: Observed) -> Iterator[str]:
+    servers = observed.by_server()
+    if len(servers) > 1:
+        shares = ", ".join(f"{each['address']} {each['requests']}" for each in servers)
+        yield f"requests to each of {len(servers)} servers, {observed.target.balance}: {shares}"
+    for each in servers:
+        if each["reconnects"]:
+            yield f"connections to {each['address']} that were lost and made again: {each['reconnects']}"
+        if each["passed_over"]:
+            yield f"requests that passed over {each['address']} because it was down: {each['passed_over']}"
+        if each["forgotten"]:
+            yield (
+                f"{each['address']} does not remember {each['forgotten']} requests or more that it served: it, or "
+                "its entry, was restarted meanwhile (or several servers answer at this address)"
+            )
+
+
+def _unsteady(settings: LoadSettings) -> str:
+    """Why the load is not expected to be steady, or ""."""
+    if settings.ladder:
+        return "not asked for: the load of a ladder rises by design"
+    arrivals = settings.arrivals
+    if arrivals is not None and not arrivals.is_steady:
+        return f"not asked for: the rate of {arrivals.kind} arrivals changes by design"
+    return ""
+
+
+def _due(observed: Observed, start_ns: int) -> Due | None:
+    settings, origin_ns, end_ns = observed.settings, observed.start_ns, observed.end_ns
+    arrivals = settings.arrivals
+    if arrivals is None:
+        return None
+    due_ns = (origin_ns + round(time_s * _NS) for time_s in arrival_times(settings))
+    due_ns = list(itertools.takewhile(lambda each: each < end_ns, due_ns))
+    inside = [each for each in due_ns if each >= start_ns]
+    from_s, to_s = ((edge_ns - origin_ns) / _NS for edge_ns in (start_ns, end_ns))
+    ended_by_count = len(due_ns) == settings.iterations
+    expected = math.nan if ended_by_count else arrivals.expected(to_s) - arrivals.expected(from_s)
+    return Due(arrivals, len(inside), expected, _farthest_s(observed, inside, start_ns))
+
+
+def _farthest_s(observed: Observed, due_ns: Sequence[int], start_ns: int) -> float:
+    """The largest difference between when a request was due and when the process has it; 0 where numbers differ."""
+    own_ns = sorted(each.due_ns for each in observed.results if start_ns <= each.due_ns < observed.end_ns)
+    if len(own_ns) != len(due_ns):
+        return 0.0
+    return max((abs(one - other) for one, other in zip(own_ns, due_ns, strict=True)), default=0) / _NS
+
+
+def _lateness_s(observed: Observed, lateness_s: float) -> tuple[float, list[str]]:
+    """The lateness to judge: that of chunks, or of the readers' own timers where chunks cannot tell."""
+    lag_p99_s = observed.readers.lag_p99_s
+    if not observed.readers.share_servers_clock:
+        return lag_p99_s, ["chunk lateness is not known: the server has another clock than the readers"]
+    if not lateness_s > MAX_LATENESS_P99_S >= lag_p99_s:
+        return lateness_s, []
+    return lag_p99_s, [
+        f"chunks came up to {lateness_s * 1e3:.0f} ms (p99) after the server had stamped them; the readers "
+        f"were on time to {lag_p99_s * 1e3:.1f} ms (p99), so the server delivered them late"
+    ]

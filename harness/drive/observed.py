@@ -1,0 +1,70 @@
+"""What one load test observed: the frozen facts behind its certificate, its report and its stored records."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from harness.client.replicas import ConnectionStatistics
+from harness.client.target import Target
+from harness.drive.generator import LoadSettings
+from harness.drive.host_monitor import HostRecord
+from harness.records.schema import Outcome, Result
+
+
+@dataclass(frozen=True)
+class ReaderTotals:
+    """What all readers of a test counted, known at its end.
+
+    ``lost``: requests of readers that died. ``lag_p99_s``: how late the readers' own timers ran (the worst reader).
+    ``share_servers_clock``: whether all of them ran on the servers' host. ``faults``: each makes the test INVALID.
+    """
+
+    submitted: int = 0
+    lost: int = 0
+    lag_p99_s: float = math.nan
+    connections: ConnectionStatistics = field(default_factory=ConnectionStatistics)
+    share_servers_clock: bool = True
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One load test from ``start_ns``, when all could send, to ``end_ns``.
+
+    ``results``: requests that were sent; ``never_sent`` counts those cut off before they were due. ``unwritten``:
+    records that the folder did not take. ``faults``: each makes the test INVALID. ``ladder_ended``: why a ladder ended
+    before its last rung, or "".
+    """
+
+    settings: LoadSettings
+    target: Target
+    results: Sequence[Result]
+    start_ns: int
+    end_ns: int
+    never_sent: int = 0
+    unwritten: int = 0
+    faults: tuple[str, ...] = ()
+    ladder_ended: str = ""
+    readers: ReaderTotals = ReaderTotals()
+    host: HostRecord = HostRecord()
+
+    @property
+    def recorded(self) -> int:
+        """Requests that came back from a reader and were kept."""
+        return len(self.results) + self.never_sent - self.readers.lost - self.unwritten
+
+    def failed(self) -> list[Result]:
+        return [result for result in self.results if result.outcome is Outcome.ERROR]
+
+    def by_server(self) -> list[dict[str, str | int]]:
+        """The requests to each server, and what the connections to it went through."""
+        requests, connections = Counter(result.target for result in self.results), self.readers.connections
+        counts = {name: getattr(connections, name) for name in ("reconnects", "passed_over", "forgotten")}
+        return [
+            {"address": each, "requests": requests[each], **{name: count[each] for name, count in counts.items()}}
+            for each in self.target.addresses
+        ]
