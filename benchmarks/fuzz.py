@@ -27,7 +27,8 @@ from tritonclient.grpc import service_pb2_grpc
 
 from harness import wire
 from harness.client.stream import infer_message
-from harness.deploy.server import CONTROL_HEADER, TritonServer
+from harness.deploy.control import CONTROL_HEADER
+from harness.deploy.server import TritonServer
 from harness.records.schema import Request
 
 EXAMPLE = "python benchmarks/fuzz.py --requests 5000 --seed 1"

@@ -35,11 +35,11 @@ from scipy.stats import binomtest
 from testbed import TimetableServer
 
 from harness import wire
-from harness.deploy.server import ROOT
 from harness.drive.generator import LoadSettings, arrival_times, lead_in
 from harness.drive.recorder import Ledger
 from harness.drive.validity import Certificate
 from harness.errors import HarnessError
+from harness.host.places import ROOT
 from harness.records import metrics
 from harness.records.schema import Chunks, Outcome, Result
 from harness.traffic.arrivals import Arrivals

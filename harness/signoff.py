@@ -20,7 +20,8 @@ import numpy as np
 from harness import wire
 from harness.capacity.planning.prediction import predict_open_run, sealed
 from harness.capacity.ready import compiled_beside
-from harness.deploy.server import RemoteTriton, TritonServer
+from harness.deploy.external import RemoteTriton
+from harness.deploy.server import TritonServer
 from harness.errors import InputError, ServerError
 from harness.host.places import ROOT
 from harness.identity import Requested

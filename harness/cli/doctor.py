@@ -18,15 +18,11 @@ from harness.client.replicas import Replica
 from harness.client.target import Target
 from harness.deploy import stub
 from harness.deploy.config import Deployment
-from harness.deploy.server import (
-    find_files,
-    free_ports,
-    has_open_control,
-    libpython_folder,
-    libpython_name,
-    local_urls,
-    shared_memory_needed,
-)
+from harness.deploy.control import has_open_control
+from harness.deploy.distribution import find_files, libpython_folder, libpython_name
+from harness.deploy.flags import shared_memory_needed
+from harness.deploy.ports import free_ports
+from harness.deploy.running import local_urls
 from harness.deploy.stage_identity import stages_of
 from harness.errors import ServerError
 from harness.host import nvml, packages

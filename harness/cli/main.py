@@ -387,7 +387,7 @@ def speak(
 ) -> None:
     """Send one script to a server and say how it went."""
     from harness.cli.speak import Manner, speak_file
-    from harness.deploy.server import local_url
+    from harness.deploy.running import local_url
 
     manner = Manner(None if frames == -1 else frames, until_end, steps, guidance, keep, resume)
     if not script.is_file():

@@ -9,7 +9,7 @@ from harness.cli import doctor
 from harness.cli.doctor import Card, Host
 from harness.client.target import Target
 from harness.deploy.config import Deployment
-from harness.deploy.server import shared_memory_needed
+from harness.deploy.flags import shared_memory_needed
 from harness.host import nvml, packages
 
 GIB, MIB = 1 << 30, 1 << 20

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness.deploy import server
+from harness.deploy import config, leftovers, server
 
 DEAD = 2**22 + 1  # above any process id
 
@@ -32,7 +32,7 @@ def stage_of():
 def shared(tmp_path, monkeypatch):
     folder = tmp_path / "shm"
     folder.mkdir()
-    monkeypatch.setattr(server, "_SHARED_MEMORY", folder)
+    monkeypatch.setattr(leftovers, "_SHARED_MEMORY", folder)
     return folder
 
 
@@ -47,7 +47,7 @@ def test_stages_of_a_dead_server_are_ended(tmp_path, shared, stage_of, has_state
     orphan, other = stage_of(prefix), stage_of(f"harness_{DEAD}_6f_")
     for name in (f"{prefix}1234", f"{prefix}1234.model", f"harness_{DEAD}_6f_1234"):
         (shared / name).touch()
-    server.remove_stale(tmp_path)
+    leftovers.remove_stale(tmp_path)
     assert orphan.wait(10) != 0 and other.poll() is None
     assert [path.name for path in shared.iterdir()] == [f"harness_{DEAD}_6f_1234"]
     assert not folder.exists()
@@ -57,12 +57,12 @@ def test_a_log_that_was_kept_is_not_a_leftover(tmp_path, shared):
     log = tmp_path / ".harness" / f"triton-{DEAD}-5f.log"
     log.parent.mkdir()
     log.write_text("why it ended")
-    server.remove_stale(tmp_path)
+    leftovers.remove_stale(tmp_path)
     assert log.read_text() == "why it ended"
 
 
 def test_environments_that_a_start_made_are_removed_and_no_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "Path", lambda _: tmp_path)
+    monkeypatch.setattr(leftovers, "Path", lambda _: tmp_path)
     for name in ("python_env_old", "python_env_new", "python_env_full", "else"):
         if name == "python_env_new":
             time.sleep(0.05)
@@ -70,12 +70,12 @@ def test_environments_that_a_start_made_are_removed_and_no_others(tmp_path, monk
             time.sleep(0.05)
         (tmp_path / name).mkdir()
     (tmp_path / "python_env_full" / "file").touch()
-    server._remove_environments(began_s)
+    leftovers.remove_environments(began_s)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["else", "python_env_full", "python_env_old"]
 
 
 def test_a_server_that_ended_by_itself_keeps_its_log_and_says_how(tmp_path):
-    ended = server.TritonServer(server.Deployment(), root=tmp_path)
+    ended = server.TritonServer(config.Deployment(), root=tmp_path)
     ended.folder.mkdir(parents=True)
     ended.log.write_text("first\nterminate called after throwing\n\n")
     ended._process = subprocess.Popen([sys.executable, "-c", "import os; os.abort()"])
