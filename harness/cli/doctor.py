@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from harness import wire
 from harness.client.replicas import Replica
 from harness.client.target import Target
 from harness.deploy import stub
@@ -269,7 +270,8 @@ def _stages_of(target: Target, address: str) -> Check:
             stages = [each for each in stages_of(channel, address, target.headers) if each.preset]
     except ServerError as error:
         return Check(what, None, "not told", str(error))
-    found = sorted({f"{each.gpu or each.device}, {each.dtype}, preset {each.preset}" for each in stages})
+    topology = wire.STAGED if any(each.model in wire.STAGES for each in stages) else wire.FUSED
+    found = sorted({f"{topology}, {each.gpu or each.device}, {each.dtype}, preset {each.preset}" for each in stages})
     fix = "give all stages one device, dtype and preset: nothing is measured on a mixed server"
     return Check(what, len(found) == 1, "; ".join(found), "" if len(found) == 1 else fix)
 

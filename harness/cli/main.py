@@ -359,6 +359,8 @@ def serve(
             out.print(f"[yellow]emulated[/]: {gpus} x the times of {emulate}; the audio is silent", soft_wrap=True)
         out.print(f"drive it with: locust -f {_shown(SCENARIOS / 'podcast.py')}; Ctrl-C stops it", soft_wrap=True)
         while server.alive():
+            for line in server.restarts():
+                out.print(line, soft_wrap=True, markup=False)
             time.sleep(0.5)
         ended = server.last_words()
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from harness.deploy.running import STATE, is_alive, states
-from harness.host.keys import remove_keys
+from harness.host.keys import remove_keys, remove_orphaned_files
 from harness.host.places import ROOT
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -28,10 +28,12 @@ def remove_stale(root: Path = ROOT) -> None:
         remove_shared_memory(state["shm_prefix"])
         shutil.rmtree(state["folder"], ignore_errors=True)
     for folder in (root / STATE).glob("triton-*/"):
-        if not (folder / "state.json").exists() and not psutil.pid_exists(int(folder.name.split("-")[1])):
-            _end_orphans(shm_prefix_of(folder))  # killed before it had written its state
-            remove_shared_memory(shm_prefix_of(folder))
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError, ValueError):  # another user's, or none of ours
+            if not (folder / "state.json").exists() and not psutil.pid_exists(int(folder.name.split("-")[1])):
+                _end_orphans(shm_prefix_of(folder))  # killed before it had written its state
+                remove_shared_memory(shm_prefix_of(folder))
+                shutil.rmtree(folder, ignore_errors=True)
+    remove_orphaned_files()
 
 
 def shm_prefix_of(folder: Path) -> str:
@@ -41,7 +43,8 @@ def shm_prefix_of(folder: Path) -> str:
 
 def remove_shared_memory(prefix: str) -> None:
     for region in _SHARED_MEMORY.glob(f"{prefix}*"):
-        region.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone, or another user's
+            region.unlink()
 
 
 def remove_environments(since_s: float) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 from tritonclient.grpc import service_pb2_grpc
 
+from harness import wire
 from harness.client.target import Target
 from harness.deploy import stub as stub_python
 from harness.deploy.config import Deployment, write_repository
@@ -61,6 +62,7 @@ class TritonServer:
         self.stages: tuple[StageIdentity, ...] = ()
         self.kept_log: Path | None = None  # of a server that ended and was not stopped
         self._process: subprocess.Popen | None = None
+        self._log_read = 0  # bytes: see ``restarts``
 
     def __enter__(self) -> TritonServer:
         return self.start()
@@ -88,7 +90,7 @@ class TritonServer:
         self.target = Target.of(self.url)
         try:
             with signals_held() as interrupted:
-                self.folder.mkdir(parents=True, mode=0o700)
+                self._make_folder()
                 self._python = stub_python.lay_out(self.folder / "python", stub_python.search_path())
                 self._lay_out(found)
                 ports = [f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
@@ -158,6 +160,19 @@ class TritonServer:
             remove_keys(self._mark)
         remove_shared_memory(self.shm_prefix)
 
+    def restarts(self) -> list[str]:
+        """What its log says, since this was asked last, of models whose processes ended."""
+        told = (wire.LOADED_AGAIN, wire.NOT_LOADED)
+        with contextlib.suppress(OSError), open(self.log, "rb") as log:
+            log.seek(self._log_read)
+            whole = log.read().rpartition(b"\n")[0]
+            self._log_read += len(whole) + bool(whole)
+            lines = whole.decode(errors="replace").splitlines()
+            return [
+                line for line in lines if line.startswith(tuple(m + t for m in self.deployment.models for t in told))
+            ]
+        return []
+
     def last_words(self) -> str:
         """How a server ended that nobody stopped, the last line of its log, and where that is: facts for its user."""
         self._keep_log()
@@ -182,12 +197,22 @@ class TritonServer:
 
     def _run(self, found: Distribution, ports: list[str], timeout_s: float, interrupted: Callable[[], bool]) -> None:
         began_s = time.time()
+        self._log_read = 0
         self._launch(found, ports)
         self._write_state()
         try:
             self._wait_ready(timeout_s, interrupted)
         finally:
             remove_environments(began_s)
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, mode=0o700)
+        except OSError as error:
+            raise ServerError(
+                f"{self.folder.parent} cannot be written ({error.strerror}), and a server keeps its files there: start "
+                f"in a folder of your own, or give {self.folder.parent} to this user"
+            ) from error
 
     def _lay_out(self, found: Distribution) -> None:
         backend = self.folder / "backends" / "python"

@@ -229,7 +229,7 @@ def test_every_process_of_a_server_says_what_it_runs_on(triton):
     checks = {check.what: check for check in doctor.examine(ROOT, Target.of(triton.url))}
     told, control = checks[f"stages of {triton.url}"], checks[f"model control of {triton.url}"]
     assert (control.fine, control.found) == (True, "closed")
-    assert (told.fine, told.found) == (True, "cpu, float32, preset tiny")
+    assert (told.fine, told.found) == (True, "staged, cpu, float32, preset tiny")
 
 
 def test_another_triton_is_used_as_it_is_found(triton):
