@@ -19,7 +19,7 @@ from rich.table import Table
 from harness import wire
 from harness.cli.server_options import ONE_AT_A_TIME, Servers, with_servers
 from harness.client.target import URL_VARIABLE
-from harness.errors import HarnessError, InputError
+from harness.errors import HarnessError, InputError, ServerError
 from harness.host.places import ROOT, SCENARIOS, plan_file, scenario_files
 from harness.report.screen import Screen
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # a command imports what it needs when it runs: `harness --he
 
 UsageError = typer.BadParameter.__base__  # typer carries a click of its own and does not export this one
 EXIT_MISTAKE = 64  # EX_USAGE of sysexits.h: the command was given something it cannot use
+EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE: a server that cannot be started or reached, or that ended
 EXIT_FAULT = 70  # EX_SOFTWARE: Python's own 1 would read as "missed"
 EXIT_INTERRUPTED = 130
 _MAX_QPS = 1e6
@@ -149,7 +150,7 @@ def signoff(
     is computed again from its records. Without a key's signature an answer is sealed, not signed: the hashes tell of
     changes, and not who made it.
     Exit codes: 0 met, 1 missed, 2 inconclusive (for --check also: changed, forged or expired), 64 a mistake in what was
-    asked, 70 a fault of the harness, 130 interrupted.
+    asked, 69 a server that cannot be used or that ended, 70 a fault of the harness, 130 interrupted.
     """
     from harness.cli.tables import Show, print_plan
     from harness.report.facts import is_signed
@@ -365,7 +366,7 @@ def serve(
         ended = server.last_words()
     finally:
         server.stop()
-    raise HarnessError(f"nobody stopped the server, and {ended}; start it again")
+    raise ServerError(f"nobody stopped the server, and {ended}; start it again")
 
 
 @app.command(epilog="Example: `harness speak script.txt --frames 75 --wav speech.wav --keep talk.npz`")
@@ -517,7 +518,7 @@ def main() -> None:
         sys.exit(EXIT_MISTAKE)
     except HarnessError as error:
         _say_aside(f"harness: {error}", "red")
-        sys.exit(EXIT_MISTAKE)
+        sys.exit(EXIT_UNAVAILABLE if isinstance(error, ServerError) else EXIT_MISTAKE)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(EXIT_INTERRUPTED)
     except Exception:

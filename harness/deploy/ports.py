@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from harness.errors import ServerError
+from harness.errors import InputError, ServerError
 
 
 def free_ports(count: int) -> list[int]:
@@ -23,7 +23,7 @@ def must_be_free(port: int) -> int:
         try:
             probe.bind(("127.0.0.1", port))
         except OverflowError:
-            raise ServerError(f"{port} is no port: use 1 to 65535, or leave --port out") from None
+            raise InputError(f"{port} is no port: use 1 to 65535, or leave --port out") from None
         except OSError as error:
             raise ServerError(
                 f"port {port} cannot be used ({error.strerror}): choose another --port, or leave it out for a free one"

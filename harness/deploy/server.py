@@ -225,7 +225,9 @@ class TritonServer:
         command = [str(found.server), *server_flags(self.folder / "models", self.folder / "backends", threads)]
         command += [*ports, f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
         command.append(f"--grpc-restricted-protocol={RESTRICTED}:{KEY_NAME}={self.control_headers[0][1]}")
-        self._process = spawn(command, self.log, niceness=_NICE, environment=server_environment(found, self._python))
+        environment = server_environment(found, self._python)
+        # Of a stage's process that died Triton (2.51) leaves a zombie until the server ends.
+        self._process = spawn(command, self.log, niceness=_NICE, environment=environment, reaps=False)
         self._mark = server_mark(self.pid)
 
     def _write_state(self) -> None:
