@@ -40,9 +40,7 @@ from harness.host.places import ROOT
 from harness.records.schema import Outcome, Result
 from harness.vibevoice.sessions.table import is_alive
 
-EXAMPLES = """python benchmarks/server_faults.py
-  python benchmarks/server_faults.py --topology fused
-  python benchmarks/server_faults.py --only "kill vibevoice_llm_encoder" """
+EXAMPLE = "python benchmarks/server_faults.py --topology fused --only 'kill vibevoice_full_pipeline'"
 TRITON, SERVE = "tritonserver", "harness serve"
 START, PREFILL, SPEECH, RELOAD, STOP = "start", "prefill", "speech", "reload", "stop"
 KILL, PAUSE = "kill", "stop"
@@ -525,6 +523,7 @@ def report(rows: Sequence[Seen]) -> int:
         "left_behind": sum(bool(seen.left) for seen in rows),
         "back_s_max": most(seen.back_s for seen in rows),
         "told_s_max": most(seen.heard_s for seen in rows),
+        "load_per_core": os.getloadavg()[1] / (os.cpu_count() or 1),  # of a busy host, no start is within 15 s
         "rows": [dataclasses.asdict(seen) for seen in rows],
     }
     common.finish(table, figures)
@@ -540,7 +539,7 @@ def most(values: Iterable[float | None]) -> float | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = common.Parser(__doc__, EXAMPLES)
+    parser = common.Parser(__doc__, EXAMPLE)
     parser.add_argument("--topology", choices=tuple(wire.TOPOLOGIES), help="of the server; both unless given")
     parser.add_argument("--only", default="", help="kinds whose name, as in the table, or phase holds this text")
     given = parser.parse_args(arguments)
