@@ -20,7 +20,7 @@ import common
 import numpy as np
 from scipy import stats
 
-from harness.deploy.server import free_ports
+from harness.deploy.ports import free_ports
 from harness.drive.generator import LoadSettings, arrival_times
 from harness.errors import HarnessError
 from harness.records.load_log import read_records

@@ -6,6 +6,7 @@ held other clients up, or ended a process, once runs on its own.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import struct
@@ -27,8 +28,10 @@ from tritonclient.grpc import service_pb2_grpc
 
 from harness import wire
 from harness.client.stream import infer_message
-from harness.deploy.server import CONTROL_HEADER, TritonServer
+from harness.deploy.control import CONTROL_HEADER
+from harness.deploy.server import TritonServer
 from harness.records.schema import Request
+from harness.vibevoice.sessions.table import is_alive
 
 EXAMPLE = "python benchmarks/fuzz.py --requests 5000 --seed 1"
 CLIENTS = 4
@@ -42,6 +45,8 @@ VICTIM_FRAMES = 150
 GROWTH_BYTES = 48 << 20  # of all processes after warm-up; allocators take memory in steps
 GAP_MS = 1_000
 PATIENCE_S = 5  # for the first answer to a request
+HANGS_S = 60  # a victim's stream that goes on so long after the attack
+HONEST = ("entry", "bytes", "dropped")  # kinds of requests that may be served
 DENIED = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 
@@ -63,7 +68,7 @@ class Tally:
         self.answers[(kind, "no answer" if error is None else "refused" if error else "served")] += 1
         if error and UNCLEAR.search(error):
             self.unclear[f"{kind}: {error[:160]}"] += 1
-        if error == "" and kind not in ("entry", "bytes", "dropped"):
+        if error == "" and kind not in HONEST:
             self.hijacks.append(kind)
 
 
@@ -73,6 +78,7 @@ class Victim:
     def __init__(self, url: str):
         self.url, self.gaps_ms, self.failures, self.streams = url, [], [], 0
         self.expected: np.ndarray | None = None
+        self._waits_since: float | None = None  # for what the server sends next, while a stream is open
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -84,25 +90,31 @@ class Victim:
 
     def __exit__(self, *_) -> None:
         self._over.set()
-        self._thread.join(60)
+        self._thread.join(HANGS_S)
+        if self._thread.is_alive():
+            self.failures.append(f"its stream has not ended {HANGS_S} s after the attack")
 
     def largest_gap_ms(self, at_least: int = 0) -> float:
-        """The slowest gap between two chunks since it was asked last; waits for so many gaps, 30 s at most."""
+        """The longest wait for a chunk since it was asked last, the first of a stream and one under way included.
+
+        Waits for so many gaps, 30 s at most.
+        """
         deadline = time.monotonic() + 30
         while len(self.gaps_ms) < at_least and time.monotonic() < deadline:
             time.sleep(0.05)
-        gaps, self.gaps_ms = self.gaps_ms, []
-        return max(gaps, default=0.0)
+        gaps, self.gaps_ms, since = self.gaps_ms, [], self._waits_since
+        return max([*gaps, 0.0 if since is None else 1e3 * (time.monotonic() - since)])
 
     def _run(self) -> None:
         while not self._over.is_set():
             self._speak()
 
     def _speak(self) -> None:
-        pieces, before, error = [], None, "no final answer"
+        pieces, error = [], "no final answer"
         with grpc.insecure_channel(self.url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             message = infer_message(request("victim", frames=VICTIM_FRAMES, seed=3))
+            self._waits_since = time.monotonic()
             try:
                 for answer in stub.ModelStreamInfer(iter([message]), timeout=120):
                     now = time.monotonic()
@@ -114,12 +126,13 @@ class Victim:
                         break
                     outputs = [output.name for output in answer.infer_response.outputs]
                     if wire.AUDIO_OUTPUT in outputs:
-                        if before is not None:
-                            self.gaps_ms.append(1e3 * (now - before))
-                        before = now
+                        self.gaps_ms.append(1e3 * (now - self._waits_since))
+                        self._waits_since = now
                         pieces.append(answer.infer_response.raw_output_contents[outputs.index(wire.AUDIO_OUTPUT)])
             except grpc.RpcError as failed:
                 error = f"{failed.code().name}: {failed.details()}"
+            finally:
+                self._waits_since = None
         self._judge(np.frombuffer(b"".join(pieces), "<f4"), error)
 
     def _judge(self, audio: np.ndarray, error: str) -> None:
@@ -138,29 +151,46 @@ class Watch:
     def __init__(self, server: TritonServer, tally: Tally):
         self.server, self.tally = server, tally
         self.known = self._children()
+        self.zombies: set[int] = set()
+
+    def _tree(self) -> list[psutil.Process]:
+        main = psutil.Process(self.server.pid)
+        return [main, *main.children(recursive=True)]
 
     def _children(self) -> dict[int, str]:
-        return {p.pid: " ".join(p.cmdline()[1:2]) for p in psutil.Process(self.server.pid).children(recursive=True)}
+        """By pid, what each process was started with: "" for one that has ended and waits to be reaped."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return {process.pid: " ".join(asked(process.cmdline, [])[1:2]) for process in self._tree()[1:]}
+        return {}
 
     def look(self, after: str) -> None:
         now = self._children() if self.server.alive() else {}
         for pid in self.known.keys() - now.keys():
             self.tally.crashed.append(f"{self.known[pid]} ended; last: {after}")
         for pid in now:
-            if psutil.pid_exists(pid) and psutil.Process(pid).status() == psutil.STATUS_ZOMBIE and pid in self.known:
-                self.tally.crashed.append(f"{self.known.pop(pid)} is a zombie; last: {after}")
+            if pid in self.known and pid not in self.zombies and not is_alive(pid):
+                self.zombies.add(pid)
+                self.tally.crashed.append(f"{self.known[pid]} is a zombie; last: {after}")
         self.known = {pid: self.known.get(pid, name) for pid, name in now.items()}
 
     def holds(self) -> dict[str, float]:
         """Processes, threads, shared-memory files, bytes of memory, and free KV cache in MiB."""
-        tree = [psutil.Process(self.server.pid), *psutil.Process(self.server.pid).children(recursive=True)]
+        tree = self._tree()
         return {
             "processes": len(tree),
-            "threads": sum(process.num_threads() for process in tree),
+            "threads": sum(asked(process.num_threads, 0) for process in tree),
             "regions": len(list(Path("/dev/shm").glob(f"{self.server.shm_prefix}*"))),
-            "memory": sum(process.memory_full_info().uss for process in tree),
+            "memory": sum(asked(lambda each=process: each.memory_full_info().uss, 0) for process in tree),
             **({"free_kv_mib": model.free_mib(self.server)} if wire.LLM in self.server.deployment.models else {}),
         }
+
+
+def asked(fact: Callable, otherwise):
+    """A fact of a process; something else where it has ended meanwhile, or waits to be reaped (ZombieProcess)."""
+    try:
+        return fact()
+    except psutil.NoSuchProcess:
+        return otherwise
 
 
 def shape_of(numbers: np.random.Generator, honest: Sequence[int]) -> list[int]:
@@ -382,12 +412,14 @@ class Attacker:
         method = ("ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics", "ModelReady")[
             int(self.numbers.integers(5))
         ]
+        # By this call nobody is served: the entry answers by streams alone, and stages take calls of the entry.
+        kind = "bytes, infer" if method == "ModelInfer" else "bytes"
         self.last = f"bytes {method}"
         try:
             self.channel.unary_unary(SERVICE + method)(data, timeout=PATIENCE_S)
-            self.tally.judge("bytes", "")
+            self.tally.judge(kind, "")
         except grpc.RpcError as error:
-            self.tally.judge("bytes", None if error.code() in DENIED else f"{error.code().name}: {error.details()}")
+            self.tally.judge(kind, None if error.code() in DENIED else f"{error.code().name}: {error.details()}")
 
     def _control(self) -> None:
         method, message = control_call(self.numbers)

@@ -35,13 +35,13 @@ from scipy.stats import binomtest
 from testbed import TimetableServer
 
 from harness import wire
-from harness.deploy.server import ROOT
 from harness.drive.certificate import certificate_of, window_start_ns
 from harness.drive.generator import LoadSettings, arrival_times, lead_in
 from harness.drive.observed import ReaderTotals
 from harness.drive.recorder import Recorder
 from harness.drive.validity import Certificate
 from harness.errors import HarnessError
+from harness.host.places import ROOT
 from harness.records import metrics
 from harness.records.schema import Chunks, Outcome, Result
 from harness.traffic.arrivals import Arrivals

@@ -45,9 +45,10 @@ from harness.capacity.planning.prediction import flaw_of, sealed
 from harness.capacity.planning.staged import Topology, rounds, staged_step_time
 from harness.capacity.simulator.sessions import simulate
 from harness.deploy.config import Deployment
-from harness.deploy.server import ROOT, TritonServer
+from harness.deploy.server import TritonServer
 from harness.drive.generator import LoadSettings, arrival_times, lead_in
 from harness.errors import InputError
+from harness.host.places import ROOT
 from harness.host.provenance import commit, host_facts, versions
 from harness.planfile import PlanSpec, load_plan
 from harness.records.schema import RunManifest, Trial

@@ -20,8 +20,9 @@ import common
 from harness import wire
 from harness.client.stream import SpeechClient
 from harness.deploy.config import Deployment
-from harness.deploy.server import ROOT, TritonServer
+from harness.deploy.server import TritonServer
 from harness.errors import ServerError
+from harness.host.places import ROOT
 from harness.planfile import load_plan
 from harness.records.schema import Outcome
 from harness.records.store import Run

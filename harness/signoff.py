@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from harness.capacity.ready import compiled_beside
-from harness.deploy.server import RemoteTriton, TritonServer
+from harness.deploy.external import RemoteTriton
+from harness.deploy.server import TritonServer
 from harness.errors import InputError, ServerError
 from harness.host.places import ROOT
 from harness.identity import Requested

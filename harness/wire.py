@@ -49,6 +49,7 @@ KEEP = "keep"  # BOOL [1]: answer with a CARRY after the last frame
 CARRY = "carry"  # UINT8 [bytes]: a session as KEEP gave it, to go on where it ended; in a request and in a response
 DESCRIBE = "describe"  # BOOL [1]: answer with a DESCRIPTION instead of speaking
 DESCRIPTION = "description"  # BYTES [1], JSON: what each process of the server computes with (StageIdentity)
+AGE_S = "age_s"  # in a description: for how many seconds the process has served
 AUDIO_OUTPUT = "audio_output"  # FP32 [samples]
 FRAME_INDEX = "frame_index"  # INT32 [1]: index of the chunk's first frame in this response stream
 SENT_AT_NS = "sent_at_ns"  # INT64 [1]: the server's CLOCK_MONOTONIC when the chunk left
@@ -81,6 +82,10 @@ TOKEN_SPEECH_FRAME = 0
 TOKEN_SPEECH_BEGIN = 1
 TOKEN_SPEECH_END = 2
 TOKEN_END_OF_TEXT = 3
+
+# What a server's log says of a model whose process ended, after the model's name
+LOADED_AGAIN = " ended and was loaded again"
+NOT_LOADED = " ended and cannot be loaded again"
 
 BUSY = "busy: "  # how the message of a stage begins that has no room for a session now
 REFUSED = "refused: "  # how a message begins that says what no server of this model can speak: no retry helps

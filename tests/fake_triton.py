@@ -38,6 +38,7 @@ class Timetable:
     carry: bytes = b""  # sent after the last chunk
     emulated: bool = False  # said in the first chunk
     beat_s: float | None = None  # said in the first chunk, and not kept
+    description: str | None = None  # the answer to a request that asks for it; None = an error like a dead process's
     ready: bool = True
     model_ready: bool = True
 
@@ -109,8 +110,18 @@ class FakeTriton(GRPCInferenceServiceServicer):
             self.cancelled += 1
             raise
 
+    def _described(self) -> pb.ModelStreamInferResponse:
+        if self.timetable.description is None:
+            gone = f"Failed to process the request(s), message: Stub process '{wire.ENTRY}_0_0' is not healthy."
+            return pb.ModelStreamInferResponse(error_message=gone)
+        text = self.timetable.description.encode()
+        return _response([(wire.DESCRIPTION, "BYTES", 1, struct.pack("<I", len(text)) + text)])
+
     async def _speak(self, inputs, arrived_s):
         table = self.timetable
+        if inputs.get(wire.DESCRIBE):
+            yield self._described()
+            return
         frames, size = inputs.get(wire.FRAMES, [4])[0], inputs[wire.CHUNK_FRAMES][0]
         due_s = arrived_s + table.first_s
         for index, first in enumerate(range(0, frames, size)):

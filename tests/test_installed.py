@@ -130,7 +130,7 @@ def test_it_keeps_its_state_in_the_folder_where_it_is_started(installed, empty, 
     packages = stub.packages_of(installed.parent)
     assert (repository, root) == (str(packages / "harness" / "model_repository"), str(empty))
     assert commit == f"{commit_of(source)} (installed, version 0.1.0)"
-    first = done([installed / "python", "-c", "from harness.triton import stub; print(stub.search_path()[0])"], empty)
+    first = done([installed / "python", "-c", "from harness.deploy import stub; print(stub.search_path()[0])"], empty)
     assert first.strip() == str(packages)
 
 

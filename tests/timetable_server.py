@@ -16,8 +16,9 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from harness import wire
 from harness.client.target import Target, Tls
 from harness.deploy.config import Deployment, read_config
-from harness.deploy.server import ROOT, TritonServer
+from harness.deploy.server import TritonServer
 from harness.errors import ServerError
+from harness.host.places import ROOT
 
 REPOSITORY = Path(__file__).resolve().parent / "timetable"
 FAILURE = "the stage failed on its timetable"  # what a request with the word "error" is told

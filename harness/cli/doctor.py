@@ -14,19 +14,16 @@ from pathlib import Path
 
 import psutil
 
+from harness import wire
 from harness.client.replicas import Replica
 from harness.client.target import Target
 from harness.deploy import stub
 from harness.deploy.config import Deployment
-from harness.deploy.server import (
-    find_files,
-    free_ports,
-    has_open_control,
-    libpython_folder,
-    libpython_name,
-    local_urls,
-    shared_memory_needed,
-)
+from harness.deploy.control import has_open_control
+from harness.deploy.distribution import find_files, libpython_folder, libpython_name
+from harness.deploy.flags import shared_memory_needed
+from harness.deploy.ports import free_ports
+from harness.deploy.running import local_urls
 from harness.deploy.stage_identity import stages_of
 from harness.errors import ServerError
 from harness.host import nvml, packages
@@ -273,7 +270,8 @@ def _stages_of(target: Target, address: str) -> Check:
             stages = [each for each in stages_of(channel, address, target.headers) if each.preset]
     except ServerError as error:
         return Check(what, None, "not told", str(error))
-    found = sorted({f"{each.gpu or each.device}, {each.dtype}, preset {each.preset}" for each in stages})
+    topology = wire.STAGED if any(each.model in wire.STAGES for each in stages) else wire.FUSED
+    found = sorted({f"{topology}, {each.gpu or each.device}, {each.dtype}, preset {each.preset}" for each in stages})
     fix = "give all stages one device, dtype and preset: nothing is measured on a mixed server"
     return Check(what, len(found) == 1, "; ".join(found), "" if len(found) == 1 else fix)
 

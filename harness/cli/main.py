@@ -20,7 +20,7 @@ from rich.table import Table
 from harness import exit_codes
 from harness.cli import measuring, results, serving
 from harness.cli.app import app, out, say_aside, shown
-from harness.errors import HarnessError, InputError
+from harness.errors import HarnessError, InputError, ServerError
 from harness.host.places import scenario_files
 
 COMMANDS = measuring, results, serving  # each puts its commands into the app when it is imported
@@ -84,7 +84,7 @@ def main() -> None:
         sys.exit(exit_codes.USAGE)
     except HarnessError as error:
         say_aside(f"harness: {error}", "red")
-        sys.exit(exit_codes.USAGE)
+        sys.exit(exit_codes.UNAVAILABLE if isinstance(error, ServerError) else exit_codes.USAGE)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(exit_codes.INTERRUPTED)
     except Exception:

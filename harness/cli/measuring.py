@@ -108,7 +108,7 @@ def signoff(
     is computed again from its records. Without a key's signature an answer is sealed, not signed: the hashes tell of
     changes, and not who made it.
     Exit codes: 0 met, 1 missed, 2 inconclusive (for --check also: changed, forged or expired), 64 a mistake in what was
-    asked, 70 a fault of the harness, 130 interrupted.
+    asked, 69 a server that cannot be used or that ended, 70 a fault of the harness, 130 interrupted.
     """
     from harness.cli.tables import Show, print_plan
     from harness.report.facts import is_signed

@@ -13,7 +13,7 @@ from harness import wire
 from harness.cli.app import TOPOLOGY_HELP, Preset, app, out, say_aside, shown
 from harness.cli.server_options import Servers, with_servers
 from harness.client.target import URL_VARIABLE
-from harness.errors import HarnessError, InputError
+from harness.errors import InputError, ServerError
 from harness.host.places import ROOT, SCENARIOS
 
 
@@ -66,11 +66,13 @@ def serve(
             out.print(f"[yellow]emulated[/]: {gpus} x the times of {emulate}; the audio is silent", soft_wrap=True)
         out.print(f"drive it with: locust -f {shown(SCENARIOS / 'podcast.py')}; Ctrl-C stops it", soft_wrap=True)
         while server.alive():
+            for line in server.restarts():
+                out.print(line, soft_wrap=True, markup=False)
             time.sleep(0.5)
         ended = server.last_words()
     finally:
         server.stop()
-    raise HarnessError(f"nobody stopped the server, and {ended}; start it again")
+    raise ServerError(f"nobody stopped the server, and {ended}; start it again")
 
 
 @app.command(epilog="Example: `harness speak script.txt --frames 75 --wav speech.wav --keep talk.npz`")
@@ -94,7 +96,7 @@ def speak(
 ) -> None:
     """Send one script to a server and say how it went."""
     from harness.cli.speak import Manner, speak_file
-    from harness.deploy.server import local_url
+    from harness.deploy.running import local_url
 
     manner = Manner(None if frames == -1 else frames, until_end, steps, guidance, keep, resume)
     if not script.is_file():

@@ -18,6 +18,7 @@ from harness.errors import ServerError
 
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 PING_TIMEOUT = "ping timeout"  # gRPC's words
+ASK_AFTER_S = 3.0  # of silence: see ``ask_s``
 COUNT_TIMEOUT_S = 3.0  # the end of a test does not wait for a server that is gone
 COUNTS_WITHIN_S = (0.1, 0.4)  # Triton may count a request some time after its last response
 
@@ -77,12 +78,14 @@ class Replica:
     ``streams`` are open now, ``served`` are done. ``down``: its connection is lost or refused. ``reconnects`` counts
     losses that were made good, ``passed_over`` the streams that went to another one because this one was down. A stream
     that hears nothing for ``silence_s`` has lost its server: less than the target's once the server has said so.
+    After ``ask_s`` of silence it asks whether the process that serves it has ended.
     """
 
     def __init__(self, target: Target, address: str):
         self.target, self.address = target, address
         self.streams = self.served = self.reconnects = self.passed_over = 0
         self.silence_s = target.silence_s
+        self.ask_s = ASK_AFTER_S
         self.counted: int | None = None  # by the server, before we had asked it for anything
         self.down = self._was_up = False
         self._channel = target.aio_channel(address)

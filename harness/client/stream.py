@@ -14,6 +14,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from harness import wire
+from harness.client.probe import STUB_GONE, entry_ended
 from harness.client.replicas import PING_TIMEOUT, Replica, Replicas
 from harness.client.response_parser import BYTES_PER_SAMPLE, ChunkForm, form_of, is_final, outputs_of
 from harness.client.target import Target
@@ -22,6 +23,7 @@ from harness.records.schema import Chunks, Outcome, Request, Result
 
 CONNECTION_LOST = "Stream removed"  # gRPC's words
 FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f", "BOOL": "?"}  # of struct, for Triton's types
+LEAST_ASK_S, ASK_BEATS = 1.0, 1.5  # silence after which a server that missed a beat is asked
 BEATS_MISSED = 5  # a server that says how often it sends something, and misses so many, has ended
 _MARKER = re.compile(r"^Speaker \d+:", re.MULTILINE)  # as script.format_script writes it
 ASK_FOR_FINAL = "triton_enable_empty_final_response"
@@ -145,6 +147,7 @@ class Stream:
         self._task: asyncio.Task | None = None
         self._stopped: Outcome | None = None
         self._silence: asyncio.TimerHandle | None = None
+        self._asking: asyncio.Task | None = None
         self._sent_ns = 0
         self._heard_ns = 0
         self._final_ns = 0
@@ -178,6 +181,8 @@ class Stream:
                 raise
         finally:
             self._silence.cancel()
+            if self._asking is not None:
+                self._asking.cancel()
             self._replica.streams -= 1
             self._replica.served += bool(self._final_ns and not self._error)
             self._task = None
@@ -191,9 +196,13 @@ class Stream:
         """End a stream that has been silent for too long; otherwise look again when it could have been."""
         if self._final_ns:
             return
-        limit_s = self._replica.silence_s
-        left_s = limit_s - (time.monotonic_ns() - self._heard_ns) / 1e9
-        if left_s > 0:
+        limit_s, silent_s = self._replica.silence_s, self._silent_s()
+        if silent_s < limit_s:
+            left_s = limit_s - silent_s
+            if silent_s < self._replica.ask_s:
+                left_s = min(left_s, self._replica.ask_s - silent_s)
+            elif self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask())
             self._silence = asyncio.get_running_loop().call_later(left_s, self._listen)
             return
         self._fail(
@@ -202,9 +211,26 @@ class Stream:
         )
         self._task.cancel()
 
+    def _silent_s(self) -> float:
+        return (time.monotonic_ns() - self._heard_ns) / 1e9
+
+    async def _ask(self) -> None:
+        """While the stream is silent, ask whether the process that serves it has ended; if so, end the stream."""
+        while self._silent_s() >= self._replica.ask_s:
+            heard_ns = self._heard_ns
+            if await entry_ended(self._replica, self._sent_ns) and self._heard_ns == heard_ns and not self._final_ns:
+                self._fail(
+                    f"{wire.ENTRY} ended while it served this request, and is being started again; {self._progress()}; "
+                    "ask again"
+                )
+                self._task.cancel()
+                return
+            await asyncio.sleep(self._replica.ask_s)
+
     def _expect(self, beat_s: float) -> None:
         """The server says how often it sends something: its silence is known for what it is, here and from now on."""
         self._replica.silence_s = min(self._replica.silence_s, BEATS_MISSED * beat_s)
+        self._replica.ask_s = max(LEAST_ASK_S, ASK_BEATS * beat_s)
         self._silence.cancel()
         self._listen()
 
@@ -317,7 +343,7 @@ class Stream:
 
 def _without_its_process(message: str) -> str:
     """The server's message as it is, but for the one that Triton gives while the entry's own process is gone."""
-    if f"Stub process '{wire.ENTRY}" in message:
+    if STUB_GONE in message:
         return f"{wire.ENTRY} ended, and is being started again; ask again"
     return message
 

@@ -28,7 +28,8 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
 from harness import wire
-from harness.deploy.server import local_url, serving
+from harness.deploy.running import local_url
+from harness.deploy.server import serving
 from harness.drive import web_ui
 from harness.drive.distributed import MasterTest, WorkerTest
 from harness.drive.options import add_arguments, defaults_of, give_way

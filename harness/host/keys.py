@@ -8,12 +8,14 @@ import json
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.errors import ServerError
 
 SHARED_FOLDER = Path("/dev/shm")  # where Triton keeps what it shares with the processes of its models
 STAGE_PARAMETER = "entry_key"  # of a request to a stage: the key by which it knows calls of its entry
+NOTE_SUFFIX = ".model"  # of a note that a server's process keeps beside its shared memory
 _STAGES, _CONTROL = "harness-stages-", "harness-control-"
 _DEPLOYMENT = "carry.key"
 _BYTES = 32
@@ -43,6 +45,27 @@ def write_private(path: Path, text: str) -> None:
     """Write a new file that only its owner can read."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
         file.write(text)
+
+
+def deployment_key(given: str = "") -> str:
+    """The key of kept sessions: in the file that a deployment names, else that of this user on this host.
+
+    A file that is named may be a secret as container platforms mount it: a link, owned by root, readable by a group.
+    Raises ServerError where every user could read it, or another than root and this one could have written it.
+    """
+    path = deployment_key_file(given)
+    if given and path.exists():
+        return _checked(path, _read_secret)
+    return shared_key(path)
+
+
+def _read_secret(path: Path) -> str:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as file:
+        about = os.fstat(file.fileno())
+        is_ours = about.st_uid in (0, os.geteuid()) and not about.st_mode & 0o027
+        if not stat.S_ISREG(about.st_mode) or not is_ours:
+            raise PermissionError(errno.EPERM, "can be read or written by others")
+        return file.read()
 
 
 def read_private(path: Path) -> str:
@@ -76,8 +99,45 @@ def write_control_key(server_pid: int, url: str, header: str, key: str) -> None:
     write_private(path, json.dumps([url, header, key]))
 
 
+def remove_orphaned_files() -> None:
+    """Remove the keys, notes and shared memory of this user's servers that have ended, wherever they were started.
+
+    A server of another container may share the folder: those that this one cannot see are left alone.
+    """
+    for kind in (_STAGES, _CONTROL):
+        for path in SHARED_FOLDER.glob(f"{kind}*"):
+            if _has_ended(path.name.removeprefix(kind)):
+                _unlink_own(path)
+    for path in SHARED_FOLDER.glob(f"*{NOTE_SUFFIX}"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if _has_ended(str(json.loads(path.read_text()).get("server"))):
+                _unlink_own(path.with_suffix(""))
+                _unlink_own(path)
+
+
+def _has_ended(mark: str) -> bool:
+    """Whether a server that would be seen from here has ended; False for what is no mark."""
+    place, _, rest = mark.partition("-")
+    pid = rest.partition("-")[0]
+    if not pid.isdigit() or place != str(os.stat("/proc/self/ns/pid").st_ino):
+        return False
+    try:
+        return server_mark(int(pid)) != mark
+    except OSError:
+        return True
+
+
+def _unlink_own(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.lstat().st_uid == os.geteuid():
+            path.unlink()
+
+
 def control_headers(url: str) -> tuple[tuple[str, str], ...]:
     """The key of the server of this user that runs at an address on this host; empty for any other."""
+    host, _, port = url.rpartition(":")
+    if host.lower().rstrip(".") == "localhost":
+        url = f"127.0.0.1:{port}"
     for path in SHARED_FOLDER.glob(f"{_CONTROL}*"):
         with contextlib.suppress(ServerError, OSError, ValueError):
             at, header, key = json.loads(_read(path))
@@ -101,12 +161,19 @@ def server_mark(pid: int) -> str:
 
 
 def _read(path: Path) -> str:
+    return _checked(path, read_private)
+
+
+def _checked(path: Path, read: Callable[[Path], str]) -> str:
     try:
-        key = read_private(path).strip()
+        key = read(path).strip()
     except FileNotFoundError:
         raise
     except PermissionError as error:
-        raise ServerError(f"the key {path} {error.strerror}: chown it to this user, and chmod 600") from error
+        raise ServerError(
+            f"the key {path} {error.strerror}: chown it to this user, and chmod 600 (a mounted secret: mode 0400, "
+            "or 0440 with a group of this user)"
+        ) from error
     except OSError as error:
         raise ServerError(
             f"the key {path} cannot be read: {error.strerror}; remove it, or give this user access"

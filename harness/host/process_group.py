@@ -25,9 +25,14 @@ def spawn(
     *,
     niceness: int = 0,
     environment: Mapping[str, str] | None = None,
+    reaps: bool = True,
 ) -> subprocess.Popen:
-    """Start a command in a process group of its own, its output in a log file; it gets SIGTERM when we die."""
-    launcher = [sys.executable, str(Path(__file__).resolve()), str(os.getpid()), str(niceness)]
+    """Start a command in a process group of its own, its output in a log file; it gets SIGTERM when we die.
+
+    ``reaps`` False: it does not wait for children that end, so the kernel takes them away. They inherit that: see
+    ``reap_children``.
+    """
+    launcher = [sys.executable, str(Path(__file__).resolve()), str(os.getpid()), str(niceness), str(int(reaps))]
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
         return subprocess.Popen(
             [*launcher, *command],
@@ -93,10 +98,18 @@ def end_group(process: subprocess.Popen, grace_s: float) -> None:
     process.wait()
 
 
-def _launch(parent: int, niceness: int, command: list[str]) -> None:
+def reap_children() -> None:
+    """Let this process learn how its children end, whatever it inherited."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _launch(parent: int, niceness: int, reaps: bool, command: list[str]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before we asked to be told
         sys.exit(1)
+    if not reaps:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.umask(0o077)  # what it writes and shares is its user's alone
     if niceness:
         os.nice(niceness)
@@ -111,4 +124,4 @@ def _nice_session(niceness: int) -> None:
 
 
 if __name__ == "__main__":
-    _launch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    _launch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1", sys.argv[4:])

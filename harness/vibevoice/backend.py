@@ -17,6 +17,7 @@ import triton_python_backend_utils as pb
 from harness import identity, wire
 from harness.errors import HarnessError, InputError, RequestError, ServerError
 from harness.host import places, provenance
+from harness.host.process_group import reap_children
 from harness.identity import StageIdentity
 from harness.vibevoice.process import kv_limits, restarts, shapes
 from harness.vibevoice.process.instances import instance_name
@@ -48,6 +49,7 @@ def check_numpy(version: str = np.__version__) -> None:
 def begin() -> None:
     """Make this process safe for the tensors of any request; to be called before anything else of ``pb``."""
     check_numpy()
+    reap_children()
     shapes.guard(lambda: pb.Tensor("first", np.zeros(1, np.float32)).as_numpy())
 
 

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from harness import wire
 from harness.cli import doctor
 from harness.cli.doctor import Card, Host
 from harness.client.target import Target
 from harness.deploy.config import Deployment
-from harness.deploy.server import shared_memory_needed
+from harness.deploy.flags import shared_memory_needed
 from harness.host import nvml, packages
+from harness.identity import StageIdentity
 
 GIB, MIB = 1 << 30, 1 << 20
 H100 = Card("NVIDIA H100 80GB HBM3", "580.159.04", 80 * GIB, 79 * GIB)
@@ -171,3 +173,14 @@ def test_open_model_control_of_a_server_is_a_fault_with_its_fix(monkeypatch, is_
     monkeypatch.setattr(doctor, "has_open_control", lambda channel, headers: is_open)
     check = doctor._control_of(Target.of("127.0.0.1:1"), "127.0.0.1:1")
     assert check.fine is not is_open and ("--grpc-restricted-protocol" in check.fix) is is_open
+
+
+@pytest.mark.parametrize("topology", wire.TOPOLOGIES)
+def test_the_topology_of_a_server_is_named(monkeypatch, topology):
+    models = [model for model in wire.TOPOLOGIES[topology] if model not in (wire.FRAME, wire.ENTRY)]
+    told = [StageIdentity(model, "0", "cpu", "cpu", dtype="float32", preset="tiny") for model in models]
+    preset = "" if topology == wire.STAGED else "tiny"
+    told.append(StageIdentity(wire.ENTRY, "0", "cpu", "cpu", dtype="float32", preset=preset))
+    monkeypatch.setattr(doctor, "stages_of", lambda *_: tuple(told))
+    check = doctor._stages_of(Target.of("127.0.0.1:1"), "127.0.0.1:1")
+    assert (check.fine, check.found) == (True, f"{topology}, cpu, float32, preset tiny")

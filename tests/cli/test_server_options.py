@@ -12,7 +12,7 @@ from harness import signoff
 from harness.cli.main import app
 from harness.cli.server_options import ONE_AT_A_TIME, Servers
 from harness.client.target import OPTIONS, Target, as_environment, options_in_environment
-from harness.deploy import server
+from harness.deploy import running as on_this_host
 from harness.errors import InputError
 
 WIDE = {"COLUMNS": "300", "TERMINAL_WIDTH": "300"}
@@ -77,7 +77,7 @@ def test_the_address_asked_is_printed_and_several_local_servers_are_an_error_tha
     replica, script, monkeypatch
 ):
     running = [replica.url]
-    monkeypatch.setattr(server, "local_urls", lambda root: running)
+    monkeypatch.setattr(on_this_host, "local_urls", lambda root: running)
     monkeypatch.delenv("LOCUST_URL", raising=False)
     said = harness("speak", script, "--frames", "2")
     assert said.exit_code == 0 and f"asking {replica.url}, the `harness serve` of this host" in said.output
@@ -88,7 +88,7 @@ def test_the_address_asked_is_printed_and_several_local_servers_are_an_error_tha
 
 
 def test_options_without_a_url_are_of_the_server_found(replica, script, monkeypatch):
-    monkeypatch.setattr(server, "local_urls", lambda root: [replica.url])
+    monkeypatch.setattr(on_this_host, "local_urls", lambda root: [replica.url])
     harness("speak", script, "--frames", "2", "--header", "x-team: speech")
     assert [each["x-team"] for each in replica.headers] == ["speech"] * 4
 

@@ -18,7 +18,7 @@ from harness import wire
 from harness.client.replicas import ConnectionStatistics
 from harness.client.stream import SpeechClient
 from harness.client.target import LEAST_LOADED, ROUND_ROBIN, Target, Tls
-from harness.deploy import server as triton
+from harness.deploy.flags import server_flags
 from harness.deploy.statistics import StatisticsReader, summed
 from harness.errors import ServerError
 from harness.records.schema import BatchStatistics, Outcome, Request, StageStatistics
@@ -91,11 +91,12 @@ def test_mutual_tls_takes_those_whom_it_trusts_and_says_so_to_others(files):
 
 @pytest.mark.server
 def test_triton_itself_with_mutual_tls(files, tmp_path, monkeypatch):
-    made, flags = files.authority.issue_cert("127.0.0.1"), triton.server_flags
+    made = files.authority.issue_cert("127.0.0.1")
     key = files.write("triton.key", made.private_key_pem.bytes())
     cert = files.write("triton.pem", b"".join(each.bytes() for each in made.cert_chain_pems))
     tls = [f"--grpc-server-cert={cert}", f"--grpc-server-key={key}", f"--grpc-root-cert={files.ca}"]
-    monkeypatch.setattr(triton, "server_flags", lambda *folders: [*flags(*folders), "--grpc-use-ssl-mutual=1", *tls])
+    tls.append("--grpc-use-ssl-mutual=1")
+    monkeypatch.setattr("harness.deploy.server.server_flags", lambda *folders: [*server_flags(*folders), *tls])
     ours = Tls(files.ca, files.cert, files.key)
 
     async def speak(url, tls):

@@ -1,6 +1,7 @@
 """One request in, one Result out: against a server of Triton's protocol on a fixed timetable."""
 
 import asyncio
+import json
 import socket
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import wire
+from harness.client import replicas
 from harness.client.stream import SpeechClient, infer_message
 from harness.client.target import Target
 from harness.errors import RequestError, ServerError
@@ -240,6 +242,32 @@ def test_a_server_that_says_how_often_it_is_heard_is_given_up_sooner():
     assert all("has sent nothing for 0.25 s" in result.error for result in (first, second))
     first, _ = run(Timetable(hang_after=2, beat_s=2.0), use, silence_s=0.1)
     assert "has sent nothing for 0.1 s" in first.error
+
+
+def entries(*ages_s):
+    return json.dumps([{"model": wire.LLM, wire.AGE_S: 0.0}, *({"model": wire.ENTRY, wire.AGE_S: s} for s in ages_s)])
+
+
+@pytest.mark.parametrize("description", [None, entries(0.05), entries(0.05, 0.01)], ids=["dead", "new", "all new"])
+def test_a_stream_whose_process_ended_is_told_so_when_it_asks(monkeypatch, description):
+    monkeypatch.setattr(replicas, "ASK_AFTER_S", 0.2)
+    table = Timetable(hang_after=2, description=description)
+    result = run(table, lambda client, _: client.speak(request(), "open"), silence_s=20.0)
+    assert result.error.startswith(f"{wire.ENTRY} ended while it served this request") and "ask again" in result.error
+    assert result.outcome is Outcome.ERROR and "6400 samples of audio where 19200" in result.error
+
+
+@pytest.mark.parametrize(
+    "description",
+    [entries(9.0), entries(0.05, 9.0), entries(), "[]", "no JSON", '[{"model": "vibevoice_full_pipeline"}]', "3"],
+)
+def test_a_server_whose_process_lives_or_that_does_not_tell_is_only_silent(monkeypatch, description):
+    monkeypatch.setattr(replicas, "ASK_AFTER_S", 0.1)
+    table = Timetable(hang_after=2, description=description)
+    result = run(table, lambda client, _: client.speak(request(), "open"), silence_s=0.5)
+    assert "has sent nothing for 0.5 s" in result.error
+    late = run(Timetable(stalls={2: 0.5}, description=description), lambda client, _: client.speak(request(), "open"))
+    assert late.outcome is Outcome.DONE
 
 
 def test_a_request_that_takes_too_long_is_an_error_with_the_chunks_so_far_and_frees_the_server():

@@ -1,13 +1,17 @@
 """What a server that was killed left behind is found by the next start."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 
-from harness.deploy import server
+from harness import wire
+from harness.deploy import config, leftovers, running, server
+from harness.errors import ServerError
+from harness.host import keys
 
 DEAD = 2**22 + 1  # above any process id
 
@@ -32,7 +36,8 @@ def stage_of():
 def shared(tmp_path, monkeypatch):
     folder = tmp_path / "shm"
     folder.mkdir()
-    monkeypatch.setattr(server, "_SHARED_MEMORY", folder)
+    monkeypatch.setattr(leftovers, "_SHARED_MEMORY", folder)
+    monkeypatch.setattr(keys, "SHARED_FOLDER", folder)
     return folder
 
 
@@ -47,22 +52,41 @@ def test_stages_of_a_dead_server_are_ended(tmp_path, shared, stage_of, has_state
     orphan, other = stage_of(prefix), stage_of(f"harness_{DEAD}_6f_")
     for name in (f"{prefix}1234", f"{prefix}1234.model", f"harness_{DEAD}_6f_1234"):
         (shared / name).touch()
-    server.remove_stale(tmp_path)
+    leftovers.remove_stale(tmp_path)
     assert orphan.wait(10) != 0 and other.poll() is None
     assert [path.name for path in shared.iterdir()] == [f"harness_{DEAD}_6f_1234"]
     assert not folder.exists()
+
+
+def test_files_of_any_dead_server_of_this_host_are_removed_and_no_others(tmp_path, shared):
+    """Its folder may be another checkout's, or long gone: its keys and notes say whose they are."""
+    here = keys.server_mark(os.getpid())
+    place, pid, _ = here.split("-")
+    dead, reused, elsewhere = f"{place}-{DEAD}-0", f"{place}-{pid}-0", f"1-{DEAD}-0"
+    for mark in (here, dead, reused, elsewhere):
+        for name in (f"harness-stages-{mark}", f"harness-control-{mark}", f"harness_{mark}"):
+            (shared / name).touch()
+        (shared / f"harness_{mark}.model").write_text(json.dumps({"server": mark}))
+    others = ("triton_python_backend_shm_region_1", "harness-stages-", "harness_1.model", "x.model", "harness-else")
+    for name in others:
+        (shared / name).touch()
+    (shared / "x.model").write_text("[1]")
+    leftovers.remove_stale(tmp_path)
+    left = {path.name for path in shared.iterdir()}
+    assert not any(mark in name for name in left for mark in (dead, reused))
+    assert len(left) == 2 * 4 + len(others)
 
 
 def test_a_log_that_was_kept_is_not_a_leftover(tmp_path, shared):
     log = tmp_path / ".harness" / f"triton-{DEAD}-5f.log"
     log.parent.mkdir()
     log.write_text("why it ended")
-    server.remove_stale(tmp_path)
+    leftovers.remove_stale(tmp_path)
     assert log.read_text() == "why it ended"
 
 
 def test_environments_that_a_start_made_are_removed_and_no_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "Path", lambda _: tmp_path)
+    monkeypatch.setattr(leftovers, "Path", lambda _: tmp_path)
     for name in ("python_env_old", "python_env_new", "python_env_full", "else"):
         if name == "python_env_new":
             time.sleep(0.05)
@@ -70,12 +94,26 @@ def test_environments_that_a_start_made_are_removed_and_no_others(tmp_path, monk
             time.sleep(0.05)
         (tmp_path / name).mkdir()
     (tmp_path / "python_env_full" / "file").touch()
-    server._remove_environments(began_s)
+    leftovers.remove_environments(began_s)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["else", "python_env_full", "python_env_old"]
 
 
+def test_what_a_log_says_of_restarts_is_told_once_and_nothing_else(tmp_path):
+    one = server.TritonServer(config.Deployment(), root=tmp_path)
+    assert one.restarts() == []
+    one.folder.mkdir(parents=True)
+    said = f"{wire.LLM}{wire.LOADED_AGAIN}"
+    with open(one.log, "a") as log:
+        log.write(f"x\nanother{wire.LOADED_AGAIN}\n{said}\n{wire.ENTRY} ended and can")
+        log.flush()
+        assert one.restarts() == [said] and one.restarts() == []
+        log.write("not be loaded again: no memory\n")
+        log.flush()
+        assert one.restarts() == [f"{wire.ENTRY}{wire.NOT_LOADED}: no memory"] and one.restarts() == []
+
+
 def test_a_server_that_ended_by_itself_keeps_its_log_and_says_how(tmp_path):
-    ended = server.TritonServer(server.Deployment(), root=tmp_path)
+    ended = server.TritonServer(config.Deployment(), root=tmp_path)
     ended.folder.mkdir(parents=True)
     ended.log.write_text("first\nterminate called after throwing\n\n")
     ended._process = subprocess.Popen([sys.executable, "-c", "import os; os.abort()"])
@@ -86,3 +124,39 @@ def test_a_server_that_ended_by_itself_keeps_its_log_and_says_how(tmp_path):
     ended.stop()
     assert ended.kept_log.read_text().startswith("first") and not ended.folder.exists()
     assert "by signal 6" in ended.last_words()
+
+
+@pytest.fixture
+def another_user():
+    """This process acts as a user to whom nothing here belongs."""
+    os.seteuid(12345)
+    yield
+    os.seteuid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+@pytest.mark.parametrize("mode", [0o700, 0o755], ids=["closed", "readable"])
+def test_a_folder_of_another_user_is_left_alone_and_said(tmp_path, shared, request, monkeypatch, mode):
+    folder = tmp_path / ".harness" / f"triton-{DEAD}-5f"
+    folder.mkdir(parents=True)
+    state = {
+        "owner": [DEAD, 1.0],
+        "server": [DEAD, 1.0],
+        "shm_prefix": f"harness_{DEAD}_5f_",
+        "url": "",
+        "public": True,
+    }
+    (folder / "state.json").write_text(json.dumps(state))
+    (shared / f"harness_{DEAD}_5f_1").touch()
+    for path in (folder / "state.json", folder, folder.parent):
+        path.chmod(mode)
+    for path in (*tmp_path.parents, tmp_path, shared):
+        if "pytest" in str(path):
+            path.chmod(0o755)
+    request.getfixturevalue("another_user")
+    leftovers.remove_stale(tmp_path)
+    assert running.local_urls(tmp_path) == []
+    with pytest.raises(ServerError, match="cannot be written.*start in a folder of your own"):
+        server.TritonServer(config.Deployment(), root=tmp_path)._make_folder()
+    os.seteuid(0)
+    assert (folder / "state.json").exists() and (shared / f"harness_{DEAD}_5f_1").exists()

@@ -82,3 +82,25 @@ def wait_for(condition, timeout_s=10.0):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("reaps", [True, False])
+def test_children_of_a_command_that_does_not_wait_for_them_are_no_zombies(tmp_path, reaps):
+    code = "import subprocess, time; child = subprocess.Popen(['true']); print('started', flush=True); time.sleep(600)"
+    process = spawn([sys.executable, "-c", code], tmp_path / "log", reaps=reaps)
+    try:
+        wait_for(lambda: "started" in (tmp_path / "log").read_text())
+        states = lambda: [child.status() for child in psutil.Process(process.pid).children()]  # noqa: E731
+        wait_for(lambda: states() == ([psutil.STATUS_ZOMBIE] if reaps else []))
+    finally:
+        end_group(process, grace_s=0)
+
+
+def test_a_process_that_inherits_that_can_learn_again_how_its_children_end(tmp_path):
+    code = (
+        "import subprocess; from harness.host.process_group import reap_children\n"
+        "print(subprocess.run(['false']).returncode); reap_children(); print(subprocess.run(['false']).returncode)"
+    )
+    process = spawn([sys.executable, "-c", code], tmp_path / "log", reaps=False)
+    process.wait(20)
+    assert (tmp_path / "log").read_text().split() == ["0", "1"]

@@ -24,7 +24,11 @@ from harness.cli import doctor
 from harness.client.stream import SpeechClient, infer_message
 from harness.client.target import Target
 from harness.deploy.config import Deployment
-from harness.deploy.server import RemoteTriton, TritonServer, find_distribution, free_ports, local_url
+from harness.deploy.distribution import find_distribution
+from harness.deploy.external import RemoteTriton
+from harness.deploy.ports import free_ports
+from harness.deploy.running import local_url
+from harness.deploy.server import TritonServer
 from harness.deploy.statistics import StatisticsReader, difference
 from harness.errors import InputError, ServerError
 from harness.host.places import CODE
@@ -225,7 +229,7 @@ def test_every_process_of_a_server_says_what_it_runs_on(triton):
     checks = {check.what: check for check in doctor.examine(ROOT, Target.of(triton.url))}
     told, control = checks[f"stages of {triton.url}"], checks[f"model control of {triton.url}"]
     assert (control.fine, control.found) == (True, "closed")
-    assert (told.fine, told.found) == (True, "cpu, float32, preset tiny")
+    assert (told.fine, told.found) == (True, "staged, cpu, float32, preset tiny")
 
 
 def test_another_triton_is_used_as_it_is_found(triton):
@@ -341,7 +345,8 @@ def test_a_polite_kill_of_locust_leaves_nothing_of_a_server_that_it_is_starting(
 
 
 def test_the_repository_loads_by_itself_with_the_flags_of_the_readme(tmp_path):
-    from harness.deploy.server import is_ready, server_environment
+    from harness.deploy.control import is_ready
+    from harness.deploy.distribution import server_environment
 
     readme = (ROOT / "README.md").read_text()
     flags = re.findall(r"--[a-z-]+(?:=[^\s\\`]+)?", re.search(r" tritonserver (.*?)\n\n", readme, re.DOTALL).group(1))

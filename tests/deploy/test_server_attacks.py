@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from harness import wire
 from harness.client.stream import infer_message
-from harness.deploy import server as triton_server
+from harness.deploy.control import CONTROL_HEADER, has_open_control
 from harness.host import keys
 from harness.records.schema import Outcome
 
@@ -183,7 +183,7 @@ def test_what_changes_a_server_needs_its_key(unharmed):
         "TraceSetting": service_pb2.TraceSettingRequest(),
         "LogSettings": service_pb2.LogSettingsRequest(),
     }
-    wrong = ((triton_server.CONTROL_HEADER, "0" * 64),)
+    wrong = ((CONTROL_HEADER, "0" * 64),)
     with connected(unharmed) as stub:
         for name, request in calls.items():
             for metadata in (None, wrong):
@@ -207,10 +207,10 @@ def test_the_key_of_a_server_is_where_only_its_owner_reads(triton):
 
 def test_open_control_is_told_from_closed(triton):
     with grpc.insecure_channel(triton.url) as channel:
-        assert not triton_server.has_open_control(channel)
-        assert triton_server.has_open_control(channel, triton.control_headers)
+        assert not has_open_control(channel)
+        assert has_open_control(channel, triton.control_headers)
     with grpc.insecure_channel("127.0.0.1:1") as channel:
-        assert not triton_server.has_open_control(channel, timeout_s=1)
+        assert not has_open_control(channel, timeout_s=1)
 
 
 def test_a_server_listens_on_loopback_only_and_not_for_http(triton):

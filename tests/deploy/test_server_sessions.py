@@ -271,7 +271,7 @@ def test_a_stage_that_dies_fails_its_sessions_in_words_and_comes_back(small, mod
             return failed, await served_again(client)
 
     failed, errors = asyncio.run(asyncio.wait_for(main(), 150))
-    words = "has sent nothing for 2.5 s" if model == wire.ENTRY else f"{model} ended while it served this session"
+    words = f"{model} ended while it served this {'request' if model == wire.ENTRY else 'session'}"
     for result in failed:
         assert result.outcome is Outcome.ERROR and words in result.error
     for error in errors:

@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from harness.deploy import server, stub
+from harness.deploy import distribution, stub
 from harness.deploy.config import Deployment
 from harness.deploy.server import TritonServer
 from harness.errors import ServerError
@@ -60,7 +60,7 @@ def test_what_is_laid_out_is_an_environment_with_that_path(tmp_path):
 
 def test_another_harness_in_the_interpreter_is_not_on_the_path_first(tmp_path):
     python = another_python(tmp_path / "venv")
-    code = "from harness.triton import stub; print(*stub.search_path(), sep='\\n')"
+    code = "from harness.deploy import stub; print(*stub.search_path(), sep='\\n')"
     found = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[0] == str(ROOT)
 
@@ -131,20 +131,20 @@ def test_a_stage_refuses_numpy_2_also_in_a_triton_of_somebody_else(backend):
 def test_a_libpython_that_is_carried_along_is_found(tmp_path, monkeypatch, place):
     folder = tmp_path / "lib"
     folder.mkdir()
-    (folder / server.libpython_name()).touch()
+    (folder / distribution.libpython_name()).touch()
     monkeypatch.setattr("sysconfig.get_config_var", lambda name: None)
     monkeypatch.setattr(sys, "base_prefix", "/nowhere")
     if place == "sys.prefix":
         monkeypatch.setattr(sys, "prefix", str(tmp_path))
     else:
         monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere:{folder}")
-    assert server.find_distribution().libraries[1] == folder
+    assert distribution.find_distribution().libraries[1] == folder
 
 
 def test_a_missing_libpython_is_said_with_its_fix(monkeypatch):
-    monkeypatch.setattr(server, "libpython_places", lambda: [Path("/nowhere")])
+    monkeypatch.setattr(distribution, "libpython_places", lambda: [Path("/nowhere")])
     with pytest.raises(ServerError, match=r"libpython3\.1\d\.so\.1\.0 is nowhere .* LD_LIBRARY_PATH"):
-        server.find_distribution()
+        distribution.find_distribution()
 
 
 @pytest.mark.server

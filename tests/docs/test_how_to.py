@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from harness import wire
 from harness.cli.main import app
 from harness.deploy.config import GPU_BATCH, GPU_SESSIONS, Deployment
-from harness.deploy.server import _STUB_MEMORY, shared_memory_needed
+from harness.deploy.flags import STUB_MEMORY, shared_memory_needed
 from harness.planfile import load_plan
 from harness.vibevoice.process import kv_limits
 
@@ -77,7 +77,7 @@ def test_versions_in_the_gpu_page_are_those_of_the_project():
 
 def test_shared_memory_in_the_gpu_page_is_what_a_server_takes():
     configs = Deployment().configs()
-    assert f"{_STUB_MEMORY >> 20} MiB a stage process" in GPU_HOST
+    assert f"{STUB_MEMORY >> 20} MiB a stage process" in GPU_HOST
     assert f"{shared_memory_needed(configs, 1) >> 20} MiB for one GPU" in GPU_HOST
     assert f"{shared_memory_needed(configs, 8) >> 20} MiB for eight" in GPU_HOST
     assert shared_memory_needed(configs, 8) < 1 << 30, "--shm-size=1g would be too little"

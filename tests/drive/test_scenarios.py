@@ -12,7 +12,7 @@ import pytest
 from fake_triton import Timetable, serving
 from test_user import EXIT_UNUSABLE, ROOT, code_of
 
-from harness.deploy.server import free_ports
+from harness.deploy.ports import free_ports
 from harness.drive.generator import LoadSettings, arrival_times
 from harness.records.load_log import read_records
 from harness.traffic.arrivals import Arrivals, Trace

@@ -19,7 +19,7 @@ import pytest
 from fake_triton import Timetable, serving
 
 from harness import wire
-from harness.deploy.server import free_ports
+from harness.deploy.ports import free_ports
 from harness.drive.readers.live_stats import Progress, Running
 from harness.drive.readers.pool import PROCESS
 from harness.drive.runners import SpeechTest

@@ -55,7 +55,9 @@ def test_the_control_key_of_a_server_is_found_while_it_runs(tmp_path, monkeypatc
     keys.write_control_key(server.pid, "127.0.0.1:5", "name", "secret")
     keys.shared_key(keys.stage_key_file(keys.server_mark(server.pid)))
     assert keys.control_headers("127.0.0.1:5") == (("name", "secret"),)
-    assert keys.control_headers("127.0.0.1:6") == ()
+    assert keys.control_headers("localhost:5") == keys.control_headers("LOCALHOST.:5") == (("name", "secret"),)
+    for other in ("127.0.0.1:6", "localhost:6", "localhost", "[::1]:5", "notlocalhost:5", "127.0.0.1"):
+        assert keys.control_headers(other) == ()
     mark = keys.server_mark(server.pid)
     server.communicate(b"\n")
     assert keys.control_headers("127.0.0.1:5") == ()  # its port may be another's now
@@ -99,3 +101,44 @@ def test_a_key_of_raw_bytes_is_refused_with_what_to_write(tmp_path):
     (tmp_path / "key").chmod(0o600)
     with pytest.raises(ServerError, match="hex or base64"):
         keys.shared_key(tmp_path / "key")
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600, 0o440, 0o640])
+def test_a_key_that_is_mounted_as_a_secret_is_taken(tmp_path, mode):
+    """Kubernetes mounts links to files of root, which a group may read."""
+    data = tmp_path / "..data"
+    data.mkdir()
+    keys.write_private(data / "key", "k" * 44 + "\n")
+    (data / "key").chmod(mode)
+    (tmp_path / "key").symlink_to(data / "key")
+    assert keys.deployment_key(str(tmp_path / "key")) == "k" * 44
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o404, 0o620, 0o660, 0o602])
+def test_a_secret_that_all_can_read_or_another_can_write_is_refused(tmp_path, mode):
+    path = tmp_path / "key"
+    keys.write_private(path, "k" * 44)
+    path.chmod(mode)
+    with pytest.raises(ServerError, match="can be read or written by others.* mode 0400"):
+        keys.deployment_key(str(path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_secret_of_another_user_is_refused(tmp_path):
+    path = tmp_path / "key"
+    keys.write_private(path, "k" * 44)
+    os.chown(path, 12345, -1)
+    with pytest.raises(ServerError, match="by others"):
+        keys.deployment_key(str(path))
+
+
+def test_what_is_no_file_is_no_secret(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ServerError):
+            keys.deployment_key(str(path))
+
+
+def test_a_named_key_that_is_not_there_is_made(tmp_path):
+    made = keys.deployment_key(str(tmp_path / "new"))
+    assert len(made) == 64 and keys.deployment_key(str(tmp_path / "new")) == made

@@ -83,6 +83,8 @@ def test_a_model_whose_process_died_is_loaded_again_once(registry, sleeper):
     registry.put(note_of(wire.VOICE, os.getpid()), "a")
     registry.put(note_of(wire.VOCODER, sleeper.pid), "b")
     mender, loaded = mender_of(registry)
+    for region in ("a", "b"):
+        (registry.folder / region).touch()
     assert mender.look(0.0) == [] and len(registry.notes()) == 2
     sleeper.kill()
     sleeper.wait()
@@ -90,6 +92,7 @@ def test_a_model_whose_process_died_is_loaded_again_once(registry, sleeper):
     assert mender.look(2.0) == []
     assert loaded == [(wire.VOCODER, "1")]
     assert [note.model for note in registry.notes().values()] == [wire.VOICE]
+    assert sorted(path.name for path in registry.folder.iterdir()) == ["a", "a.model"]  # a region is 16 MiB
 
 
 def test_only_the_first_of_the_watchers_acts(registry, sleeper):

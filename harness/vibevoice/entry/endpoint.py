@@ -211,7 +211,7 @@ class Entry:
 def _carry_key(file: str) -> str:
     """The key of kept sessions. Raises ServerError where the file that a deployment names cannot be used."""
     try:
-        return keys.shared_key(keys.deployment_key_file(file))
+        return keys.deployment_key(file)
     except ServerError as error:
         if file:
             raise

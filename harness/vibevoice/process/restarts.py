@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from harness import wire
-from harness.host.keys import SHARED_FOLDER, read_private, server_mark, write_private
+from harness.host.keys import NOTE_SUFFIX, SHARED_FOLDER, read_private, server_mark, write_private
 from harness.identity import StageIdentity
 from harness.vibevoice.process.instances import instance_name
 from harness.vibevoice.sessions.table import is_alive, is_stopped
@@ -28,7 +28,6 @@ from harness.vibevoice.sessions.table import is_alive, is_stopped
 # Which processes watch, the first that is there on behalf of all: loading a model stops the process that asks for it
 # until it is loaded. The voice encoder has the least to do.
 WATCHERS = (wire.VOICE, wire.LLM, wire.ENTRY)
-_SUFFIX = ".model"
 _LOOK_S = 0.5
 _STOPPED_LOOKS = 6
 _TRY_AGAIN_S = 10.0  # after a load that failed
@@ -59,16 +58,21 @@ class Registry:
         self.server, self.folder = server, folder
 
     def put(self, note: Note, name: str) -> Path:
-        path = self.folder / f"{name}{_SUFFIX}"
+        path = self.folder / f"{name}{NOTE_SUFFIX}"
         draft = path.with_suffix(".draft")
         draft.unlink(missing_ok=True)
         write_private(draft, json.dumps(asdict(note)))
         draft.rename(path)
         return path
 
+    def remove(self, path: Path) -> None:
+        """Remove the note of a process that died, and its shared memory, which Triton keeps until the server ends."""
+        path.with_suffix("").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
     def notes(self) -> dict[Path, Note]:
         found = {}
-        for path in self.folder.glob(f"*{_SUFFIX}"):
+        for path in self.folder.glob(f"*{NOTE_SUFFIX}"):
             with contextlib.suppress(OSError, ValueError, TypeError):  # taken away meanwhile, or not ours
                 # Anybody may write here, and a note has its configuration loaded.
                 note = Note(**json.loads(read_private(path)))
@@ -102,7 +106,7 @@ class Mender:
             if note.living:
                 continue
             if newest[note.instance] != note:
-                path.unlink(missing_ok=True)  # its place was taken long ago
+                self.registry.remove(path)  # its place was taken long ago
             elif note.config == deployed[note.model]:  # or else fewer instances have taken the place of its own
                 died[note.model] = note
         return [model for model, note in died.items() if self._mend(model, note, now_s)]
@@ -121,13 +125,13 @@ class Mender:
         try:
             self.load(model, one_more_restart(note.config))
         except Exception as error:
-            print(f"{model} ended and cannot be loaded again: {error}", flush=True)
+            print(f"{model}{wire.NOT_LOADED}: {error}", flush=True)
             self._not_before[model] = now_s + _TRY_AGAIN_S
             return False
-        print(f"{model} ended and was loaded again", flush=True)
+        print(f"{model}{wire.LOADED_AGAIN}", flush=True)
         for path, other in self.registry.notes().items():
             if other.model == model and not other.living:
-                path.unlink(missing_ok=True)
+                self.registry.remove(path)
         return True
 
 
@@ -141,10 +145,17 @@ def one_more_restart(config: str) -> str:
 
 
 def identities() -> list[dict]:
-    """What every living process of this process's server says of itself, one for each instance of each model."""
+    """What every living process of this process's server says of itself, one for each instance of each model.
+
+    With it, for how many seconds the instance has been served without interruption (wire.AGE_S).
+    """
     notes = Registry(server_mark(os.getppid())).notes().values()
-    newest = {note.instance: note for note in sorted(notes, key=lambda note: note.since_ns) if note.living}
-    return [note.identity for note in newest.values() if note.identity]
+    living = sorted((note for note in notes if note.living), key=lambda note: note.since_ns)
+    oldest = {note.instance: note.since_ns for note in reversed(living)}
+    newest = {note.instance: note for note in living}
+    now_ns = time.monotonic_ns()
+    told = [(note.identity, now_ns - oldest[note.instance]) for note in newest.values() if note.identity]
+    return [{**identity, wire.AGE_S: age_ns / 1e9} for identity, age_ns in told]
 
 
 def attend(args: dict, load: Callable[[str, str], None], identity: StageIdentity) -> None:

@@ -1,0 +1,69 @@
+"""What a server that was killed leaves behind, found and removed: processes, shared memory, folders."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+
+from harness.deploy.running import STATE, is_alive, states
+from harness.host.keys import remove_keys, remove_orphaned_files
+from harness.host.places import ROOT
+
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+def remove_stale(root: Path = ROOT) -> None:
+    """Remove what servers left behind whose owner was killed: processes, shared memory, folders."""
+    for state in states(root):
+        if is_alive(state["owner"]):
+            continue
+        if is_alive(state["server"]):
+            _kill_tree(psutil.Process(state["server"][0]))
+        _end_orphans(state["shm_prefix"])
+        remove_keys(state.get("mark", ""))
+        remove_shared_memory(state["shm_prefix"])
+        shutil.rmtree(state["folder"], ignore_errors=True)
+    for folder in (root / STATE).glob("triton-*/"):
+        with contextlib.suppress(OSError, ValueError):  # another user's, or none of ours
+            if not (folder / "state.json").exists() and not psutil.pid_exists(int(folder.name.split("-")[1])):
+                _end_orphans(shm_prefix_of(folder))  # killed before it had written its state
+                remove_shared_memory(shm_prefix_of(folder))
+                shutil.rmtree(folder, ignore_errors=True)
+    remove_orphaned_files()
+
+
+def shm_prefix_of(folder: Path) -> str:
+    """How the names of a server's shared memory begin, by its folder: its processes carry it in their commands."""
+    return f"harness_{folder.name.removeprefix('triton-').replace('-', '_')}_"
+
+
+def remove_shared_memory(prefix: str) -> None:
+    for region in _SHARED_MEMORY.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):  # gone, or another user's
+            region.unlink()
+
+
+def remove_environments(since_s: float) -> None:
+    """Remove the empty folders that Triton makes as it starts, for packed environments that no stage of ours has."""
+    for folder in Path("/tmp").glob("python_env_*"):
+        with contextlib.suppress(OSError):  # one that holds something stays
+            if folder.stat().st_uid == os.geteuid() and folder.stat().st_ctime >= since_s:
+                folder.rmdir()
+
+
+def _end_orphans(prefix: str) -> None:
+    """End the stage processes of a server that is gone."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.uids().effective == os.geteuid() and any(w.startswith(prefix) for w in process.cmdline()[1:4]):
+                process.kill()
+
+
+def _kill_tree(process: psutil.Process) -> None:
+    for one in [*process.children(recursive=True), process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()

@@ -1,0 +1,49 @@
+"""The servers that run on this host, as their state files tell of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import psutil
+
+from harness.errors import InputError
+from harness.host.places import ROOT
+
+STATE = ".harness"  # the folder of all state, below the one that the harness may write in
+
+
+def local_url(root: Path = ROOT) -> str | None:
+    """The gRPC address of the running ``harness serve``, or None. Raises InputError where several run."""
+    urls = local_urls(root)
+    if len(urls) > 1:
+        raise InputError(
+            f"{len(urls)} servers of `harness serve` run on this host: {', '.join(urls)}. Name the one that is meant "
+            "with --url, or stop the others"
+        )
+    return urls[0] if urls else None
+
+
+def local_urls(root: Path = ROOT) -> list[str]:
+    """The gRPC address of every running ``harness serve``."""
+    return sorted(state["url"] for state in states(root) if state["public"] and is_alive(state["server"]))
+
+
+def states(root: Path) -> list[dict]:
+    states = []
+    for file in (root / STATE).glob("triton-*/state.json"):
+        with contextlib.suppress(OSError, ValueError):
+            states.append({**json.loads(file.read_text()), "folder": file.parent})
+    return states
+
+
+def process_mark(pid: int) -> list:
+    """A process as it can be told from a later one of the same number: pid and start, in seconds since boot."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [pid, round(psutil.Process(pid).create_time() - psutil.boot_time(), 1)]
+    return [pid, -1.0]
+
+
+def is_alive(mark: list) -> bool:
+    return mark[1] >= 0 and process_mark(mark[0]) == list(mark)

@@ -1,0 +1,101 @@
+"""What the attack's own instruments must not miss: a hanging client, a stall at the start, a zombie, a stolen call."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import grpc
+import numpy as np
+import pytest
+from fake_triton import Timetable, serving
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import fuzz  # noqa: E402
+
+from harness import wire  # noqa: E402
+
+
+@pytest.fixture
+def frames(monkeypatch):
+    monkeypatch.setattr(fuzz, "VICTIM_FRAMES", 3)
+
+
+@pytest.mark.parametrize("stalled", [0, 1, 2], ids=["first chunk", "second chunk", "last chunk"])
+def test_a_stall_before_any_chunk_counts(frames, stalled):
+    with serving(Timetable(stalls={stalled: 0.4})) as fake:
+        victim = fuzz.Victim(fake.url)
+        victim._speak()
+        assert victim.largest_gap_ms() >= 350 and victim.failures == []
+
+
+def test_a_stall_that_is_not_over_counts(frames):
+    with serving(Timetable(hang_after=1)) as fake:
+        victim = fuzz.Victim(fake.url)
+        victim.expected = np.zeros(3 * wire.SAMPLES_PER_FRAME, np.float32)
+        victim._thread.start()
+        time.sleep(0.6)
+        assert victim.largest_gap_ms() >= 300
+        victim._over.set()
+
+
+def test_a_client_that_hangs_has_failed(frames, monkeypatch):
+    monkeypatch.setattr(fuzz, "HANGS_S", 0.3)
+    with serving(Timetable(hang_after=1)) as fake:
+        victim = fuzz.Victim(fake.url)
+        victim.expected = np.zeros(3 * wire.SAMPLES_PER_FRAME, np.float32)
+        victim._thread.start()
+        victim.__exit__()
+        assert victim.failures == ["its stream has not ended 0.3 s after the attack"]
+
+
+@pytest.fixture
+def watched():
+    """A server of this process: its children are seen, a zombie among them."""
+    child = subprocess.Popen([sys.executable, "-c", "input()", "name"], stdin=subprocess.PIPE)
+    server = SimpleNamespace(
+        pid=os.getpid(), alive=lambda: True, shm_prefix="nothing_", deployment=SimpleNamespace(models=())
+    )
+    yield child, fuzz.Watch(server, fuzz.Tally())
+    child.kill()
+    child.wait()
+
+
+def test_a_zombie_is_a_crash_and_no_traceback(watched):
+    child, watch = watched
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, not reaped
+    assert watch.holds()["processes"] > 0
+    watch.look("a request")
+    watch.look("another")
+    assert len(watch.tally.crashed) == 1 and "last: a request" in watch.tally.crashed[0]
+
+
+@pytest.mark.parametrize("kind", ["stage", "bytes, infer", "control", "control RepositoryModelLoad"])
+def test_whoever_is_served_past_the_entry_is_a_hijack(kind):
+    tally = fuzz.Tally()
+    tally.judge(kind, "refused")
+    tally.judge(kind, None)
+    assert tally.hijacks == []
+    tally.judge(kind, "")
+    assert tally.hijacks == [kind]
+
+
+def test_raw_bytes_that_a_stage_serves_are_a_hijack(monkeypatch):
+    """Every call of a server that serves whatever comes: each ModelInfer among them counts."""
+    sent = []
+
+    class Channel:
+        def unary_unary(self, method):
+            return lambda data, timeout: sent.append(method)
+
+    monkeypatch.setattr(grpc, "insecure_channel", lambda url: Channel())
+    monkeypatch.setattr(fuzz.service_pb2_grpc, "GRPCInferenceServiceStub", lambda channel: None)
+    attacker = fuzz.Attacker("", 0, fuzz.Tally(), [1])
+    for _ in range(50):
+        attacker._bytes()
+    infers = sum(method.endswith("/ModelInfer") for method in sent)
+    assert len(attacker.tally.hijacks) == infers > 0
