@@ -8,7 +8,7 @@ LOWEST := .venv-lowest
 # By file, as fixtures are. Not those of the fewest tests last: one of a minute would keep one core waiting.
 SPREAD := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install signoff test test-lowest gpu gpu-kit sample clean
+.PHONY: install signoff test test-lowest gpu gpu-kit sample docs reference clean
 
 install: $(VENV)/installed
 
@@ -54,6 +54,16 @@ gpu: install
 # The stored sample run and the README's table of it: make sample RUN=results/quick-1a2b3c4d, of a finished run.
 sample: install
 	$(BIN)/python tests/make_sample.py $(RUN)
+
+# The documentation, in build/site: it opens from there, without a network.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
+
+# What the code determines of docs/reference, and the README's picture of the sample run.
+reference: install
+	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/picture.py
 
 clean:
 	rm -rf $(VENV) $(LOWEST) .harness build *.egg-info

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 MET, MISSED, INCONCLUSIVE = 0, 1, 2  # of a sign-off, by its verdict
 OF_VERDICT = {"met": MET, "missed": MISSED, "inconclusive": INCONCLUSIVE}
-# Of `locust -f FILE`; 1 is Locust's own, for requests that failed.
-UNUSABLE, INVALID = 2, 3
-USAGE = 64  # EX_USAGE of sysexits.h: the command was given something it cannot use
-UNAVAILABLE = 69  # EX_UNAVAILABLE: a server that cannot be started or reached, or that ended
+USAGE = 64  # EX_USAGE of sysexits.h
+UNAVAILABLE = 69  # EX_UNAVAILABLE
 INTERNAL = 70  # EX_SOFTWARE: Python's own 1 would read as "missed"
 INTERRUPTED = 130
+OF_COMMANDS = {
+    USAGE: "usage error: what the command was given cannot be used",
+    UNAVAILABLE: "a server that cannot be started or reached, or that ended",
+    INTERNAL: "internal error: a fault of the harness",
+    INTERRUPTED: "interrupted, by Ctrl-C or SIGTERM",
+}
+# Of `locust -f FILE`.
+FAILURES, UNUSABLE, INVALID = 1, 2, 3
+OF_LOAD_TESTS = {
+    0: "all is well",
+    FAILURES: "requests failed (Locust's own)",
+    UNUSABLE: "an option or the server cannot be used",
+    INVALID: "the measurement is INVALID, for the reasons printed",
+}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from harness import wire
+from harness import exit_codes, wire
 from harness.client.target import OPTIONS
 from harness.drive.generator import LoadSettings
 from harness.errors import InputError
@@ -18,10 +18,7 @@ from harness.traffic import arrivals
 from harness.traffic.mix import MIXES, Mix, ScriptSource
 
 EVERY_USER = "every user"  # what --steady without a number means
-EXIT_CODES = (
-    "0 all is well, 1 requests failed (Locust's own), 2 an option or the server cannot be used, "
-    "3 the measurement is INVALID, for the reasons printed"
-)
+EXIT_CODES = ", ".join(f"{code} {meaning}" for code, meaning in exit_codes.OF_LOAD_TESTS.items())
 ARGUMENTS = {
     "--help-speech": {"action": "help", "help": "show all options, these included (--help knows no locustfile)"},
     "--rate": {

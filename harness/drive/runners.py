@@ -13,7 +13,7 @@ from pathlib import Path
 
 import gevent
 
-from harness import wire
+from harness import exit_codes, wire
 from harness.client.response_parser import BYTES_PER_SAMPLE
 from harness.client.target import Target, is_this_host
 from harness.drive.console import end_lines, progress_line, start_line
@@ -31,8 +31,6 @@ from harness.traffic.mix import Mix
 
 FINISH_S = 30.0  # in which a test that is being ended has ended
 CSV_WAIT_S = 1.2  # Locust writes its tables once a second: this brings the last results into them
-EXIT_UNUSABLE = 2
-EXIT_INVALID = 3
 
 log = logging.getLogger(__name__)
 
@@ -249,9 +247,9 @@ class SpeechTest:
         """INVALID has a code of its own, unless requests failed: then Locust sets one."""
         failures_count = self._runner.errors and self._environment.parsed_options.exit_code_on_error
         if not report.valid and not failures_count:
-            self._environment.process_exit_code = EXIT_INVALID
+            self._environment.process_exit_code = exit_codes.INVALID
         if self._refused:
-            self._environment.process_exit_code = EXIT_UNUSABLE
+            self._environment.process_exit_code = exit_codes.UNUSABLE
 
     def _why_nothing_was_sent(self, end_ns: int, readers: ReaderTotals) -> str:
         """Why no request was sent, and what to do about it; "" where one was."""

@@ -27,14 +27,14 @@ from locust import LoadTestShape, User, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
-from harness import wire
+from harness import exit_codes, wire
 from harness.deploy.running import local_url
 from harness.deploy.server import serving
 from harness.drive import web_ui
 from harness.drive.distributed import MasterTest, WorkerTest
 from harness.drive.options import add_arguments, defaults_of, give_way
 from harness.drive.readers.pool import ReaderPool
-from harness.drive.runners import EXIT_UNUSABLE, SpeechTest
+from harness.drive.runners import SpeechTest
 from harness.drive.stop_rule import Held, Patience, Readings
 from harness.errors import HarnessError, InputError
 from harness.records.load_log import check_folder
@@ -42,7 +42,6 @@ from harness.records.schema import Outcome
 from harness.traffic.mix import Mix
 from harness.traffic.voice_folder import BUILT_IN
 
-EXIT_INTERRUPTED = 130
 GRACE_S = "10"
 PAUSE_AFTER_ERROR_S = 1.0  # a server that refuses at once must not be asked thousands of times a second
 
@@ -175,7 +174,7 @@ def _prepare(environment, runner, **_) -> None:
         _refuse(error)
     except KeyboardInterrupt:
         _ignore_signals()
-        sys.exit(EXIT_INTERRUPTED)  # nothing had begun; what was started for the test is stopped
+        sys.exit(exit_codes.INTERRUPTED)  # nothing had begun; what was started for the test is stopped
     environment.events.spawning_complete.add_listener(lambda **_: environment.speech.all_users_run())
     _finish_when_quitting(environment)
     if environment.speech.settings.ladder:
@@ -189,7 +188,7 @@ def _start(environment, **_) -> None:
         environment.speech.start()
     except HarnessError as error:
         log.error("%s", error)
-        environment.process_exit_code = EXIT_UNUSABLE
+        environment.process_exit_code = exit_codes.UNUSABLE
         environment.speech.end()
 
 
@@ -313,4 +312,4 @@ def _install_ladder(environment) -> None:
 def _refuse(error: HarnessError) -> None:
     sys.stderr.write(f"locust: error: {error}\n")
     sys.stderr.flush()
-    sys.exit(EXIT_UNUSABLE)
+    sys.exit(exit_codes.UNUSABLE)

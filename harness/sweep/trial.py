@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness import wire
+from harness import exit_codes, wire
 from harness.deploy.config import Deployment
 from harness.deploy.sampler import Probe
 from harness.deploy.statistics import difference
@@ -35,7 +35,6 @@ from harness.records.slo import Promise
 from harness.topology import TOPOLOGY, topology_of
 
 SCENARIO = SCENARIOS / "podcast.py"
-LOCUST_EXIT_INVALID = 3
 REQUEST_KNOBS = ("chunk_frames", "diffusion_steps")  # of a point: what requests ask for; the rest is deployed
 REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for the best point's second ladder
 SILENCE_VARIABLE = "LOCUST_SILENCE_TIMEOUT"
@@ -227,7 +226,7 @@ def _records(folder: Path, exit_code: int, output: str) -> Records:
     if refused:
         words = refused[0].removeprefix(wire.REFUSED)
         raise InputError(f"the server refuses what the plan asks for, and no retry helps: {words}; change the plan")
-    if exit_code not in (0, 1, LOCUST_EXIT_INVALID) or not records.end:
+    if exit_code not in (0, 1, exit_codes.INVALID) or not records.end:
         raise TrialBroken(f"Locust was cut off (exit code {exit_code}): {output[-500:].strip()}")
     return records
 

@@ -344,12 +344,12 @@ def test_a_polite_kill_of_locust_leaves_nothing_of_a_server_that_it_is_starting(
     assert not state[0].parent.exists() and not list(Path("/dev/shm").glob(f"harness_{locust.pid}_*"))
 
 
-def test_the_repository_loads_by_itself_with_the_flags_of_the_readme(tmp_path):
+def test_the_repository_loads_by_itself_with_the_flags_of_its_page(tmp_path):
     from harness.deploy.control import is_ready
     from harness.deploy.distribution import server_environment
 
-    readme = (ROOT / "README.md").read_text()
-    flags = re.findall(r"--[a-z-]+(?:=[^\s\\`]+)?", re.search(r" tritonserver (.*?)\n\n", readme, re.DOTALL).group(1))
+    page = (ROOT / "docs" / "how-to" / "own-triton.md").read_text()
+    flags = re.findall(r"--[a-z-]+(?:=[^\s\\`]+)?", re.search(r" tritonserver (.*?)\n\n", page, re.DOTALL).group(1))
     assert "--model-repository=model_repository" in flags
     found = find_distribution()
     backend = tmp_path / "python"
