@@ -137,15 +137,16 @@ class Serve:
     def find(self, name: str) -> psutil.Process | None:
         if name == SERVE:
             return psutil.Process(self.process.pid)
+        found = []
         for one in self.look():
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, IndexError):
                 command = one.cmdline()
                 if name == TRITON and Path(command[0]).name == TRITON:
                     self.marks.add(f"{one.pid}-")
                     return one
                 if any(f"/{name}/" in word for word in command) and "stub" in command[0]:
-                    return one
-        return None
+                    found.append((one.create_time(), one))
+        return max(found, key=lambda each: each[0])[1] if found else None  # an older one is being unloaded
 
     def ready(self) -> bool:
         """Whether it serves; waits for that, or for its end."""
@@ -541,13 +542,15 @@ def most(values: Iterable[float | None]) -> float | None:
 def main(arguments: Sequence[str]) -> int:
     parser = common.Parser(__doc__, EXAMPLE)
     parser.add_argument("--topology", choices=tuple(wire.TOPOLOGIES), help="of the server; both unless given")
-    parser.add_argument("--only", default="", help="kinds whose name, as in the table, or phase holds this text")
+    parser.add_argument(
+        "--only", type=common.several(str), default=[""], help="kinds whose fault and phase hold one of these texts"
+    )
     given = parser.parse_args(arguments)
     topologies = (given.topology,) if given.topology else tuple(wire.TOPOLOGIES)
     kinds = [kind for topology in topologies for kind in kinds_of(topology)]
-    chosen = [kind for kind in kinds if given.only in f"{kind.name} {kind.phase}"]
+    chosen = [kind for kind in kinds if any(text in f"{kind.name} at {kind.phase}" for text in given.only)]
     if not chosen:
-        parser.error(f"no kind holds {given.only!r}")
+        parser.error(f"no kind holds {' or '.join(map(repr, given.only))}")
     rows = []
     for topology in topologies:
         some = [kind for kind in chosen if kind.topology == topology]
