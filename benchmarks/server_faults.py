@@ -554,9 +554,15 @@ def main(arguments: Sequence[str]) -> int:
     if not chosen:
         parser.error(f"no kind holds {' or '.join(map(repr, given.only))}")
     rows = []
-    for topology in topologies:
-        some = [kind for kind in chosen if kind.topology == topology]
-        rows += suffer(some[:: max(1, len(some) // 3)][:3] if given.quick else some)
+    try:
+        for topology in topologies:
+            some = [kind for kind in chosen if kind.topology == topology]
+            for seen in suffer(some[:: max(1, len(some) // 3)][:3] if given.quick else some):
+                rows.append(seen)
+    except KeyboardInterrupt:
+        common.say("interrupted: these are the kinds until then")
+        report(rows)
+        raise
     return report(rows)
 
 
