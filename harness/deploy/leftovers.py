@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +14,8 @@ from harness.deploy.running import STATE, is_alive, states
 from harness.host.keys import remove_keys, remove_orphaned_files
 from harness.host.places import ROOT
 
-_SHARED_MEMORY = Path("/dev/shm")
+_SHARED_MEMORY, _TEMPORARY = Path("/dev/shm"), Path("/tmp")
+_LONGEST_START_S = 600.0
 
 
 def remove_stale(root: Path = ROOT) -> None:
@@ -26,13 +28,13 @@ def remove_stale(root: Path = ROOT) -> None:
         _end_orphans(state["shm_prefix"])
         remove_keys(state.get("mark", ""))
         remove_shared_memory(state["shm_prefix"])
-        shutil.rmtree(state["folder"], ignore_errors=True)
+        _remove_folder(state["folder"])
     for folder in (root / STATE).glob("triton-*/"):
         with contextlib.suppress(OSError, ValueError):  # another user's, or none of ours
             if not (folder / "state.json").exists() and not psutil.pid_exists(int(folder.name.split("-")[1])):
                 _end_orphans(shm_prefix_of(folder))  # killed before it had written its state
                 remove_shared_memory(shm_prefix_of(folder))
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove_folder(folder)
     remove_orphaned_files()
 
 
@@ -47,11 +49,19 @@ def remove_shared_memory(prefix: str) -> None:
             region.unlink()
 
 
-def remove_environments(since_s: float) -> None:
+def _remove_folder(folder: Path) -> None:
+    """A server's folder, and what it left in the temporary one where it was killed while it started."""
+    with contextlib.suppress(OSError):  # another user's
+        laid_out_s = (folder / "models").stat().st_mtime
+        remove_environments(laid_out_s, laid_out_s + _LONGEST_START_S)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_environments(since_s: float, until_s: float = math.inf) -> None:
     """Remove the empty folders that Triton makes as it starts, for packed environments that no stage of ours has."""
-    for folder in Path("/tmp").glob("python_env_*"):
+    for folder in _TEMPORARY.glob("python_env_*"):
         with contextlib.suppress(OSError):  # one that holds something stays
-            if folder.stat().st_uid == os.geteuid() and folder.stat().st_ctime >= since_s:
+            if folder.stat().st_uid == os.geteuid() and since_s <= folder.stat().st_ctime <= until_s:
                 folder.rmdir()
 
 

@@ -41,6 +41,22 @@ def shared(tmp_path, monkeypatch):
     return folder
 
 
+def test_environments_of_a_start_that_was_killed_are_removed_by_the_next(tmp_path, shared, monkeypatch):
+    temporary, folder = tmp_path / "tmp", tmp_path / ".harness" / f"triton-{DEAD}-5f"
+    monkeypatch.setattr(leftovers, "_TEMPORARY", temporary)
+    (temporary / "python_env_before").mkdir(parents=True)
+    time.sleep(0.05)
+    (folder / "models").mkdir(parents=True)
+    time.sleep(0.05)
+    (temporary / "python_env_its").mkdir()
+    time.sleep(0.2)
+    (temporary / "python_env_later").mkdir()
+    monkeypatch.setattr(leftovers, "_LONGEST_START_S", 0.15)
+    leftovers.remove_stale(tmp_path)
+    assert sorted(path.name for path in temporary.iterdir()) == ["python_env_before", "python_env_later"]
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("has_state", [True, False], ids=["that ran", "killed before it had written its state"])
 def test_stages_of_a_dead_server_are_ended(tmp_path, shared, stage_of, has_state):
     folder = tmp_path / ".harness" / f"triton-{DEAD}-5f"
@@ -86,7 +102,7 @@ def test_a_log_that_was_kept_is_not_a_leftover(tmp_path, shared):
 
 
 def test_environments_that_a_start_made_are_removed_and_no_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(leftovers, "Path", lambda _: tmp_path)
+    monkeypatch.setattr(leftovers, "_TEMPORARY", tmp_path)
     for name in ("python_env_old", "python_env_new", "python_env_full", "else"):
         if name == "python_env_new":
             time.sleep(0.05)

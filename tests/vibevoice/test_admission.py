@@ -248,3 +248,15 @@ def test_one_of_several_instances_says_which_it_is():
     assert (in_words(str(full)).place, in_words(str(full)).places) == (1, 1)
     other = RequestError("it can never fit")
     assert at_instance(other, 2, 3) is other
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Model vibevoice_frame - Error when running inference: Server not ready",
+        "in ensemble 'vibevoice_frame', Server is stopping, scheduler for model has stopped accepting new requests",
+    ],
+)
+def test_what_triton_says_as_it_stops_is_told_as_what_it_is(message):
+    error = in_words(message)
+    assert type(error) is StageError and "the server is being stopped" in str(error) and "ask again" in str(error)

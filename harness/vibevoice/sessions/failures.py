@@ -14,6 +14,7 @@ _ENDED = (
     re.compile(r"(?P<model>\w+) has no such session"),
     re.compile(r"to model '(?P<model>\w+)' must specify the START flag"),
 )
+_STOPPING = re.compile(r"Server (is stopping|not ready|exiting)", re.IGNORECASE)  # what Triton says as it stops
 _PLACE = re.compile(r"at instance (\d+) of (\d+)")
 
 
@@ -43,4 +44,8 @@ def in_words(message: str) -> HarnessError:
             return StageEnded(
                 f"{found['model']} ended while it served this session, and is being started again; ask again"
             )
+    if _STOPPING.search(message):
+        return StageError(
+            "the server is being stopped, and ends its sessions; ask again when it has been started again"
+        )
     return StageError(message.removeprefix(f"in ensemble '{wire.FRAME}', "))
