@@ -195,7 +195,7 @@ def _type(about: dict) -> str:
 
 def _limits(about: dict) -> str:
     named = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
-    return ", ".join(f"{sign} {about[name]:,g}" for name, sign in named if name in about)
+    return ", ".join(f"{sign} {about[name]:,.9g}" for name, sign in named if name in about)
 
 
 def _default(about: dict) -> str:

@@ -12,7 +12,7 @@ from harness.report import paper
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = Path(__file__).resolve().parent / "images" / "signoff.png"
-WIDTH, HEIGHT, COLOURS = 1280, 880, 48
+WIDTH, HEIGHT, COLOURS = 1280, 845, 48
 
 if __name__ == "__main__":
     page = ROOT / "results" / "sample-quick" / "signoff.html"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pages
 import pytest
+import test_layers
 import typer
 import yaml
 
@@ -95,6 +96,15 @@ def test_a_name_that_a_page_gives_is_in_that_file(page, name, file):
         assert re.search(rf"(?m)^\s*(?:(?:async )?def|class) {part}\b|^{part}\b.* = ", text), (
             f"{page}: {name} in {file}"
         )
+
+
+def test_the_architecture_lists_every_package_in_the_order_of_imports():
+    table = pages.PAGES["ARCHITECTURE.md"].partition("## Packages")[2].partition("\n## ")[0]
+    named = [name for row in re.findall(r"(?m)^\| (`harness.+?) \|", table) for name in re.findall(r"`([^`]+)`", row)]
+    places = [name.removeprefix("harness/").removesuffix("/").removesuffix(".py").replace("/", ".") for name in named]
+    order = [place for line in test_layers.ORDER for place in line]
+    ranks = [test_layers.RANKS[place] for place in places if place != test_layers.SERVER]
+    assert sorted(places) == sorted([*order, test_layers.SERVER]) and ranks == sorted(ranks)
 
 
 def test_pages_give_names():

@@ -74,6 +74,6 @@ def test_its_search_works_from_a_file_and_asks_no_network(site):
                 wide = tab.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
                 assert not wide, f"{page} is wider than a phone"
             tab.set_viewport_size({"width": 1280, "height": 900})
-            tab.fill(".md-search__input", "utilisation")
+            tab.locator(".md-search__input").press_sequentially("utilisation")  # it listens to keys, not to values
             tab.wait_for_selector(".md-search-result__item", state="attached")
     assert asked == []
