@@ -38,6 +38,7 @@ from harness import wire
 from harness.deploy.server import ROOT
 from harness.drive.certificate import certificate_of, window_start_ns
 from harness.drive.generator import LoadSettings, arrival_times, lead_in
+from harness.drive.load import Load
 from harness.drive.observed import ReaderTotals
 from harness.drive.recorder import Recorder
 from harness.drive.validity import Certificate
@@ -95,9 +96,11 @@ class Cell:
         kind = "poisson" if self.burstiness == 1 else "gamma"
         return LoadSettings(
             self.mix,
-            seed=seed,
-            arrivals=Arrivals(kind, self.rate_per_s, self.burstiness),
-            steady=_sessions_at(min(self.load, 0.95)) if self.steady else None,
+            Load(
+                seed=seed,
+                arrivals=Arrivals(kind, self.rate_per_s, self.burstiness),
+                steady=_sessions_at(min(self.load, 0.95)) if self.steady else None,
+            ),
         )
 
     def __str__(self) -> str:

@@ -433,7 +433,7 @@ class SignOff:
 
     def _ladder_load(self, point: dict, seed: int) -> Load:
         ladder = self.spec.ladder
-        return Load(ladder.seconds, seed, ladder.sessions, asks=asked(point), precision=ladder.precision)
+        return Load.ladder(ladder.seconds, seed, ladder.sessions, asks=asked(point), precision=ladder.precision)
 
     def _open_load(self, best: dict, share: float, index: int) -> tuple[Load, dict]:
         """The load of a confirmation and what the fit says that it will show."""
@@ -443,13 +443,13 @@ class SignOff:
         predicted = predict_open_run(best, self.mix, rate, seconds, np.random.default_rng(seed))
         prediction = sealed(predicted, datetime.now(UTC).isoformat(timespec="seconds"))
         steady = max(1, round(prediction["sessions"]))
-        return Load(seconds, seed, (), rate, steady, asked(best["deployment"])), prediction
+        return Load.poisson(seconds, seed, rate, steady, asked(best["deployment"])), prediction
 
     def _foretold_rate(self, point: dict, seed: int) -> float | None:
         """The rate of a confirmation that an earlier start has foretold: it is measured or repeated at just that."""
         for name, prediction in reversed(self.run.predictions().items()):
             rate = prediction["rate_per_s"]
-            load = Load(decidable_s(self.spec, self.mix, rate), seed, (), rate, asks=asked(point))
+            load = Load.poisson(decidable_s(self.spec, self.mix, rate), seed, rate, asks=asked(point))
             if name in (trial_id(point, load, repeat) for repeat in range(TRIES)):
                 return rate
         return None

@@ -21,18 +21,19 @@ DRIFT_P_VALUE = 0.01  # below it a drift is called rising; it judges nothing
 _MARKS = {True: "ok", False: "NO", None: "--"}
 
 
-def start_line(settings: LoadSettings, run_s: float | None) -> str:
-    """What is about to be sent, in requests and in audio seconds per second; ``run_s`` None has no time limit."""
+def start_line(settings: LoadSettings) -> str:
+    """What is about to be sent, in requests and in audio seconds per second."""
+    run_s = settings.load.time_limit_s
     mean_s = settings.mix.mean_audio_s()
     mix = f"mix {settings.mix.name}, {mean_s:.4g} audio s a request in the mean{_scripts(settings)}"
-    if settings.arrivals is None:
+    if settings.load.arrivals is None:
         return f"closed loop, {mix}: each user sends one request after another"
-    words = [f"open loop, {mix}: {settings.arrivals}", *_offered(settings, run_s)]
-    if settings.steady:
-        words.append(f"{settings.steady} sessions in progress at the start")
-    if run_s and settings.arrivals.ends_s < run_s:
-        again = "; --trace-repeat begins it again" if settings.arrivals.trace else ""
-        words.append(f"they end {run_s - settings.arrivals.ends_s:.0f} s before the test does{again}")
+    words = [f"open loop, {mix}: {settings.load.arrivals}", *_offered(settings, run_s)]
+    if settings.load.steady:
+        words.append(f"{settings.load.steady} sessions in progress at the start")
+    if run_s and settings.load.arrivals.ends_s < run_s:
+        again = "; --trace-repeat begins it again" if settings.load.arrivals.trace else ""
+        words.append(f"they end {run_s - settings.load.arrivals.ends_s:.0f} s before the test does{again}")
     return ", ".join(words)
 
 
@@ -47,9 +48,9 @@ def _scripts(settings: LoadSettings) -> str:
 
 
 def _offered(settings: LoadSettings, run_s: float | None) -> Iterator[str]:
-    rate = settings.arrivals.rate_per_s
-    if run_s and not settings.arrivals.is_steady:
-        rate = settings.arrivals.expected(run_s) / run_s
+    rate = settings.load.arrivals.rate_per_s
+    if run_s and not settings.load.arrivals.is_steady:
+        rate = settings.load.arrivals.expected(run_s) / run_s
         yield f"{rate:.4g} requests/s over {run_s:.0f} s"
     if rate is not None:
         yield f"which asks for {rate * settings.mix.mean_audio_s():.4g} audio s per second"
@@ -101,8 +102,8 @@ def _load_lines(settings: LoadSettings, report: LoadReport) -> Iterator[str]:
     summary = report.summary
     came = f"{summary['offered_rate_per_s']:.4g} requests/s, {summary['offered_audio_s_per_s']:.4g} audio s/s asked"
     yield f"  load         {came} as it came, {summary['delivered_audio_s_per_s']:.4g} delivered"
-    if settings.arrivals is not None and settings.arrivals.ends_s < (report.end_ns - report.start_ns) / 1e9:
-        yield f"               {settings.arrivals.kind} arrivals ended after {settings.arrivals.ends_s:.0f} s"
+    if settings.load.arrivals is not None and settings.load.arrivals.ends_s < (report.end_ns - report.start_ns) / 1e9:
+        yield f"               {settings.load.arrivals.kind} arrivals ended after {settings.load.arrivals.ends_s:.0f} s"
 
 
 def _audio_lines(results: Sequence[Result]) -> Iterator[str]:

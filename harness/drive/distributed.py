@@ -132,7 +132,7 @@ class MasterTest(SpeechTest):
         if self._begun or self._finishing or not here <= self._reports.keys():
             return
         self._begun = True
-        if self.settings.loop == "open":
+        if self.settings.load.loop == "open":
             self.recorder.begin(time.monotonic_ns() + round((lead_s(self.settings) + ORDER_S) * 1e9))
             self._runner.send_message(Begin.KIND, asdict(Begin(self.recorder.start_ns, self._wall_ns)))
         self._limit_time(max(self.recorder.start_ns, time.monotonic_ns()))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from harness import wire
 from harness.client.target import OPTIONS
 from harness.drive.generator import LoadSettings
+from harness.drive.load import REQUEST_KNOBS, Load
 from harness.errors import InputError
 from harness.planfile import load_mix, load_plan
 from harness.records.load_log import FILE_NAME
@@ -105,7 +106,7 @@ ARGUMENTS = {
 }
 """Each also as ``LOCUST_NAME`` in the environment and as ``name = value`` in Locust's configuration file."""
 
-_MOST = {"chunk_frames": wire.MAX_FRAMES, "diffusion_steps": wire.MAX_DIFFUSION_STEPS}
+_TIME_LIMIT = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
 _NUMBERS = {
     "seed": int,
     "rate_per_s": float,
@@ -172,38 +173,43 @@ def settings_of(values: Mapping, mix: Mix | str) -> LoadSettings:
 
     Raises InputError naming the option.
     """
-    numbers = {name: _number(values, name, kind) for name, kind in _NUMBERS.items() if name != "steady"}
     traffic, scripts = _traffic(values, mix)
-    traffic = _asked_alike(traffic, {name: numbers[name] for name in _MOST})
-    process = arrivals.chosen(
-        values.get("arrivals"),
-        rate_per_s=numbers["rate_per_s"],
-        burstiness=numbers["burstiness"],
-        trace=values.get("trace"),
-        repeat=_is_on(values, "trace_repeat"),
-        stages=values.get("stages"),
-    )
-    chosen = {field.name for field in dataclasses.fields(LoadSettings)}
-    given = {name: value for name, value in numbers.items() if name in chosen and value is not None}
+    load = load_of(values, traffic)
+    given = {name: value for name in ("readers", "every_s") if (value := _number(values, name)) is not None}
     return LoadSettings(
-        mix=traffic,
+        mix=replace(traffic, **load.asks),
+        load=load,
         scripts=scripts,
-        arrivals=process,
-        steady=_steady(values, process, traffic),
         records=Path(values["records"]) if values.get("records") else None,
-        ladder=_ladder(values.get("ladder") or ""),
-        until_saturated=_is_on(values, "until_saturated"),
         **given,
     )
 
 
-def _asked_alike(mix: Mix, given: Mapping[str, int | None]) -> Mix:
-    """The mix with what every request asks for alike, where options say it."""
-    given = {name: value for name, value in given.items() if value is not None}
-    for name, value in given.items():
-        if not 1 <= value <= _MOST[name]:
-            raise InputError(f"--{name.replace('_', '-')} {value} must lie in 1 to {_MOST[name]}")
-    return replace(mix, **given)
+def load_of(values: Mapping, mix: Mix | None = None) -> Load:
+    """The load that options ask for; ``mix`` lets a message say how many sessions an open loop would hold.
+
+    Raises InputError naming the option.
+    """
+    process = arrivals.chosen(
+        values.get("arrivals"),
+        rate_per_s=_number(values, "rate_per_s"),
+        burstiness=_number(values, "burstiness"),
+        trace=values.get("trace"),
+        repeat=_is_on(values, "trace_repeat"),
+        stages=values.get("stages"),
+    )
+    sessions, rung_s, seed = _ladder(values.get("ladder") or ""), _rung_s(values), _number(values, "seed")
+    return Load(
+        seconds=rung_s if sessions else _time_limit_s(values),
+        seed=1 if seed is None else seed,
+        sessions=sessions,
+        arrivals=process,
+        steady=_steady(values, process, mix),
+        asks=_asks(values),
+        precision=_number(values, "precision"),
+        until_saturated=_is_on(values, "until_saturated"),
+        iterations=_number(values, "iterations"),
+    )
 
 
 def _traffic(values: Mapping, mix: Mix | str) -> tuple[Mix, ScriptSource]:
@@ -245,14 +251,13 @@ def _tagged(mix: Mix, tags: Iterable[str] | None, exclude_tags: Iterable[str] | 
     return mix if wanted == names else mix.only(wanted.__contains__)
 
 
-def _steady(values: Mapping, process: arrivals.Arrivals | None, mix: Mix) -> int | None:
+def _steady(values: Mapping, process: arrivals.Arrivals | None, mix: Mix | None) -> int | None:
     if values.get("steady") != EVERY_USER:
-        return _number(values, "steady", int)
+        return _number(values, "steady")
     if process is None:
         return 0
-    hint = (
-        "" if process.rate_per_s is None else f" (at a real-time factor of 0.5: {_in_progress(process, mix, 0.5):.0f})"
-    )
+    known = mix is not None and process.rate_per_s is not None
+    hint = f" (at a real-time factor of 0.5: {_in_progress(process, mix, 0.5):.0f})" if known else ""
     raise InputError(
         f"--steady in an open loop needs the number of sessions it starts with: rate x mean audio x rtf{hint}"
     )
@@ -267,8 +272,8 @@ def _is_on(values: Mapping, name: str) -> bool:
     return values.get(name) in (True, "true", "on")
 
 
-def _number(values: Mapping, name: str, kind: type):
-    text = values.get(name)
+def _number(values: Mapping, name: str) -> float | int | None:
+    text, kind = values.get(name), _NUMBERS[name]
     if text is None or text == "":
         return None
     try:
@@ -276,6 +281,26 @@ def _number(values: Mapping, name: str, kind: type):
     except ValueError:
         option = next(option for option in ARGUMENTS if _dest(option) == name)
         raise InputError(f"{option} {text!r} is not {'a whole' if kind is int else 'a'} number") from None
+
+
+def _rung_s(values: Mapping) -> float | None:
+    seconds = _number(values, "rung_s")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise InputError(f"--rung-seconds {seconds:g} must be above 0")
+    return seconds
+
+
+def _time_limit_s(values: Mapping) -> float | None:
+    """Locust's own -t: a text such as 1h20m30s, or seconds where Locust has read it already."""
+    given = values.get("run_time")
+    if given is None or given == "":
+        return None
+    if isinstance(given, int | float):
+        return float(given)
+    found = _TIME_LIMIT.fullmatch(str(given).strip())
+    if not found or not any(found.groups()):
+        raise InputError(f"-t {given!r} is not a time: write 90s, 20m or 1h20m30s")
+    return float(sum(int(number or 0) * unit for number, unit in zip(found.groups(), (3600, 60, 1), strict=True)))
 
 
 def _ladder(text: str) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ class Recorder:
     ``folder`` None keeps the records in memory alone. Raises StoreError where the records cannot be begun.
     """
 
-    def __init__(self, settings: LoadSettings, target: Target | str, folder: Path | None, run_s: float | None = None):
+    def __init__(self, settings: LoadSettings, target: Target | str, folder: Path | None):
         self.settings, self.target = settings, Target.of(target)
         self.results: list[Result] = []
         self.never_sent = self.unwritten = 0
@@ -37,7 +37,8 @@ class Recorder:
         self._faults: list[str] = []
         self._ladder_ended = ""
         self._rungs = 0  # that have been held
-        asked = {"url": self.target.url, "target": self.target.record(), "run_s": run_s, **settings.record()}
+        asked = {"url": self.target.url, "target": self.target.record(), "run_s": settings.load.time_limit_s}
+        asked |= settings.record()
         self._writer, self._manifest = _opened(folder, asked) if folder else (None, None)
 
     @property

@@ -75,7 +75,7 @@ class SpeechUser(User):
         share = self.environment.speech.share
         if share is None or share.stopping:
             raise StopUser()
-        if self.environment.speech.settings.loop == "open":
+        if self.environment.speech.settings.load.loop == "open":
             share.wait_for_end()
             raise StopUser()
         result = share.speak(first=not self._spoke)
@@ -108,7 +108,7 @@ class Ladder(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         """Locust asks once a second."""
-        rungs, patience = self._test.settings.ladder, self._test.settings.patience
+        rungs, patience = self._test.settings.load.sessions, self._test.settings.patience
         if self._began_ns:
             self._look(patience)
             left_s = patience.rung_s - self._seconds()
@@ -127,7 +127,7 @@ class Ladder(LoadTestShape):
         self._readings.note(seen.samples, seen.audio_s_per_s, settled)
 
     def _broken(self) -> str:
-        error = self._test.recorder.first_error() if self._test.settings.until_saturated else ""
+        error = self._test.recorder.first_error() if self._test.settings.load.until_saturated else ""
         return f"broken: a request failed: {error}" if error else ""
 
     def _end_rung(self, users: int, patience: Patience) -> None:
@@ -177,7 +177,7 @@ def _prepare(environment, runner, **_) -> None:
         sys.exit(EXIT_INTERRUPTED)  # nothing had begun; what was started for the test is stopped
     environment.events.spawning_complete.add_listener(lambda **_: environment.speech.all_users_run())
     _finish_when_quitting(environment)
-    if environment.speech.settings.ladder:
+    if environment.speech.settings.load.sessions:
         _install_ladder(environment)
     environment.speech.prepared = True
 
@@ -233,7 +233,7 @@ def _take_time_limit(environment) -> None:
     if options.worker or not (options.headless or options.autostart):
         return  # a test that the page starts says its own
     environment.speech.keep_time(options.run_time)
-    if options.run_time and not environment.speech.settings.ladder:
+    if options.run_time and not environment.speech.settings.load.sessions:
         logging.getLogger("locust.main").addFilter(_SaysTimeLimit(options.run_time))
         options.run_time = None
 

@@ -156,7 +156,7 @@ class Live:
         series = dict(zip(ChartPoint._fields, zip(*points, strict=True), strict=True)) if points else {}
         return {
             **self.brief(),
-            "load": start_line(self._test.settings, self._test.run_s),
+            "load": start_line(self._test.settings),
             "window_s": self._history.window_s,
             "columns": list(COLUMNS.items()),  # JSON objects come sorted by Flask
             "rows": self.rows(),
@@ -227,7 +227,7 @@ def install(environment) -> None:
             test.check(form)
         except HarnessError as error:
             return jsonify(success=False, message=str(error), host=environment.host)
-        if not test.settings.ladder and len(form) == sum(1 for _ in request.form.items(multi=True)):
+        if not test.settings.load.sessions and len(form) == sum(1 for _ in request.form.items(multi=True)):
             _take_time_limit(test, form)
 
     @page.app.before_request
