@@ -24,8 +24,7 @@ _MARKS = {True: "ok", False: "NO", None: "--"}
 def start_line(settings: LoadSettings) -> str:
     """What is about to be sent, in requests and in audio seconds per second."""
     run_s = settings.load.time_limit_s
-    mean_s = settings.mix.mean_audio_s()
-    mix = f"mix {settings.mix.name}, {mean_s:.4g} audio s a request in the mean{_scripts(settings)}"
+    mix = f"{_traffic(settings)}{_scripts(settings)}"
     if settings.load.arrivals is None:
         return f"closed loop, {mix}: each user sends one request after another"
     words = [f"open loop, {mix}: {settings.load.arrivals}", *_offered(settings, run_s)]
@@ -35,6 +34,19 @@ def start_line(settings: LoadSettings) -> str:
         again = "; --trace-repeat begins it again" if settings.load.arrivals.trace else ""
         words.append(f"they end {run_s - settings.load.arrivals.ends_s:.0f} s before the test does{again}")
     return ", ".join(words)
+
+
+def _traffic(settings: LoadSettings) -> str:
+    """The mix; of several user classes each one's."""
+    mean = f"{settings.mix.mean_audio_s():.4g} audio s a request in the mean"
+    if len(settings.users) < 2:
+        return f"mix {settings.mix.name}, {mean}"
+    classes = ", ".join(
+        f"{user.name} ({f'fixed count {user.fixed_count}' if user.fixed_count else f'weight {user.weight:g}'}, mix "
+        f"{user.mix.name}, {user.mix.mean_audio_s():.4g} audio s a request)"
+        for user in settings.users
+    )
+    return f"user classes {classes}" + (f", {mean}" if settings.load.arrivals else "")
 
 
 def _scripts(settings: LoadSettings) -> str:

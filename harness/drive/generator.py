@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,9 +30,24 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class UserClass:
+    """A SpeechUser class of a locustfile, as Locust shares out users: by ``weight``, or ``fixed_count`` of them.
+
+    ``tags``: Locust's own, of its tasks.
+    """
+
+    name: str
+    mix: Mix | str
+    weight: float = 1
+    fixed_count: int = 0
+    tags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class LoadSettings:
     """A load test: its traffic and its load, and how this process drives it.
 
+    ``users``: the user classes of the test. The ``mix`` of several is ``Mix.combined``, by their weights.
     ``readers``: stream-reader processes. ``records``: the folder that the records go to. ``every_s``: seconds between
     two progress lines.
     """
@@ -42,12 +58,20 @@ class LoadSettings:
     readers: int = 1
     records: Path | None = None
     every_s: float | None = None
+    users: tuple[UserClass, ...] = ()
 
     def __post_init__(self) -> None:
         if self.readers < 1:
             raise InputError(f"--readers {self.readers} must be 1 or more")
         if self.every_s is not None and not 0 < self.every_s < math.inf:
             raise InputError(f"--every {self.every_s:g} must be above 0")
+
+    def mix_of(self, user: str) -> Mix | None:
+        """The traffic of one user class; None for a class that is not part of the test."""
+        if len(self.users) < 2:
+            return self.mix
+        mine = f"{user}/"
+        return self.mix.only(lambda name: name.startswith(mine)) if user in {u.name for u in self.users} else None
 
     @property
     def patience(self) -> Patience:
@@ -63,6 +87,10 @@ class LoadSettings:
             "loop": load.loop,
             **process,
             "mix": self.mix.name,
+            "users": {
+                each.name: {"mix": each.mix.name, "weight": each.weight, "fixed_count": each.fixed_count}
+                for each in self.users
+            },
             "classes": self.mix.record(),
             "mean_audio_s": self.mix.mean_audio_s(),
             "chunk_frames": self.mix.chunk_frames,
@@ -96,9 +124,7 @@ class Share:
         self._settings, self._on_result, self._index, self._of = settings, on_result, index, of
         self._stopping = threading.Event()
         self._gate = threading.Lock()  # between a last submit and the pool's close
-        new, steady = np.random.default_rng([settings.load.seed, index]).spawn(2)
-        self._new = requests(settings.mix, new, settings.scripts)
-        self._steady = requests(settings.mix, steady, settings.scripts, steady=True)
+        self._requests = _request_streams(settings, np.random.default_rng([settings.load.seed, index]))
         if settings.load.loop == "closed" and settings.load.iterations is not None:
             self._left = iter(range(index, settings.load.iterations, of))
         else:
@@ -115,12 +141,15 @@ class Share:
         self.start_ns = start_ns
         threading.Thread(target=self._keep_schedule, daemon=True).start()
 
-    def speak(self, first: bool = False) -> Result | None:
-        """Closed loop: send the next request now and wait for its Result. None when the test has no more for it."""
-        if next(self._left, None) is None:
+    def speak(self, first: bool = False, user: str = "") -> Result | None:
+        """Closed loop: send the next request of a user class now and wait for its Result.
+
+        None when the test has no more for it.
+        """
+        streams = self._requests.get(user) or self._requests.get("")
+        if streams is None or next(self._left, None) is None:
             return None
-        fresh = self._steady if first and self._settings.load.steady is not None else self._new
-        request = next(fresh)
+        request = next(streams.steady if first and self._settings.load.steady is not None else streams.new)
         ticket = self._submit(replace(request, due_ns=time.monotonic_ns()), "closed")
         if ticket is None:
             return None
@@ -158,13 +187,38 @@ class Share:
             log.error("the schedule of arrivals ended: %s", error)
 
     def _scheduled(self) -> Iterator[Request]:
+        streams = self._requests[""]
         sources = (
-            (self._steady, lead_in(self._settings, self._index, self._of)),
-            (self._new, arrival_times(self._settings, self._index, self._of)),
+            (streams.steady, lead_in(self._settings, self._index, self._of)),
+            (streams.new, arrival_times(self._settings, self._index, self._of)),
         )
         for fresh, due in sources:
             for due_s in due:
                 yield replace(next(fresh), due_ns=self.start_ns + round(due_s * 1e9))
+
+
+class _Streams(NamedTuple):
+    """Endless requests: new ones, and sessions found in progress."""
+
+    new: Iterator[Request]
+    steady: Iterator[Request]
+
+
+def _request_streams(settings: LoadSettings, rng: np.random.Generator) -> dict[str, _Streams]:
+    """Requests by user class, each drawn by itself; those of "" are of all traffic.
+
+    In an open loop, and where there is one class only, "" is all there is.
+    """
+    several = len(settings.users) > 1 and settings.load.loop == "closed"
+    names = [each.name for each in settings.users] if several else [""]
+    rngs = iter(rng.spawn(2 * len(names)))
+    return {
+        name: _Streams(
+            requests(settings.mix_of(name) if name else settings.mix, next(rngs), settings.scripts),
+            requests(settings.mix_of(name) if name else settings.mix, next(rngs), settings.scripts, steady=True),
+        )
+        for name in names
+    }
 
 
 def arrival_times(settings: LoadSettings, index: int = 0, of: int = 1) -> Iterator[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gevent
@@ -17,22 +18,23 @@ from harness import wire
 from harness.client.response_parser import BYTES_PER_SAMPLE
 from harness.client.target import Target, is_this_host
 from harness.drive.console import end_lines, progress_line, start_line
-from harness.drive.generator import LoadSettings, Share, arrival_times, lead_s
+from harness.drive.generator import LoadSettings, Share, UserClass, arrival_times, lead_s
 from harness.drive.host_monitor import HostMonitor
 from harness.drive.load_report import LoadReport, report_of
 from harness.drive.observed import ReaderTotals
-from harness.drive.options import settings_of
+from harness.drive.options import settings_for
 from harness.drive.readers.live_stats import PROGRESS_EVERY_S, Progress
 from harness.drive.recorder import Recorder
 from harness.errors import HarnessError, InputError, ServerError
 from harness.records.load_log import check_folder
 from harness.records.schema import Outcome, Result
-from harness.traffic.mix import Mix
 
 FINISH_S = 30.0  # in which a test that is being ended has ended
 CSV_WAIT_S = 1.2  # Locust writes its tables once a second: this brings the last results into them
 EXIT_UNUSABLE = 2
 EXIT_INVALID = 3
+
+FindUsers = Callable[[Sequence[str]], Sequence[UserClass]]  # of these names; of none: those that Locust would run
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,8 @@ class SpeechTest:
 
     progress_age_s = PROGRESS_EVERY_S
 
-    def __init__(self, environment, mix: Mix | str):
-        self._environment, self._runner, self._mix = environment, environment.runner, mix
+    def __init__(self, environment, find_users: FindUsers):
+        self._environment, self._runner, self._find_users = environment, environment.runner, find_users
         self._run_s: float | None = None  # the time limit of the test to come
         self.settings = self._settings()
         self.share: Share | None = None
@@ -72,12 +74,12 @@ class SpeechTest:
         """Take over the time limit of the test to come: Locust's own runs before anything can be sent."""
         self._run_s = run_s
 
-    def check(self, form: dict[str, str]) -> None:
+    def check(self, form: dict[str, str], user_classes: Sequence[str] = ()) -> None:
         """Raises HarnessError where a test with the page's form could not run."""
         if not self.prepared:
             raise InputError("the server is still being started: press Start again in a moment")
         values = vars(self._environment.parsed_options) | form
-        settings_of(values, self._mix)
+        settings_for(values, self._find_users(user_classes))
         if form.get("host"):
             Target.from_options(form["host"], values)
 
@@ -267,7 +269,12 @@ class SpeechTest:
         return f"{ran}: the first is due {first_s:.1f} s after the start; give at least -t {first_s + 1:.0f}s{fix}"
 
     def _settings(self) -> LoadSettings:
-        return settings_of({**vars(self._environment.parsed_options), "run_time": self._run_s}, self._mix)
+        values = {**vars(self._environment.parsed_options), "run_time": self._run_s}
+        return settings_for(values, self._find_users(self._picked()))
+
+    def _picked(self) -> Sequence[str]:
+        """Names of the user classes of the test; none for those that Locust would run."""
+        return ()
 
     def _folder(self) -> Path | None:
         """A test started again from the page gets a folder of its own."""

@@ -194,16 +194,16 @@ def _file(name: str) -> str:
     return (files("harness.drive") / name).read_text(encoding="utf-8")
 
 
-def _take_time_limit(test, form: dict[str, str]) -> None:
+def _take_time_limit(test) -> None:
     """A time limit that the form asks for is kept by the test: it counts from when all can send."""
     from locust.util.timespan import parse_timespan  # here: to import Locust patches the sockets of the process
 
-    run_time = form.pop("run_time", "")
+    run_time = request.form.get("run_time", "")
     try:
         test.keep_time(parse_timespan(run_time) if run_time else None)
     except ValueError:
-        form["run_time"] = run_time  # for Locust to refuse
-    request.form = ImmutableMultiDict(form)
+        return  # for Locust to refuse
+    request.form = ImmutableMultiDict([each for each in request.form.items(multi=True) if each[0] != "run_time"])
 
 
 def install(environment) -> None:
@@ -224,11 +224,11 @@ def install(environment) -> None:
     def refusal():
         form = request.form.to_dict()
         try:
-            test.check(form)
+            test.check(form, request.form.getlist("user_classes"))
         except HarnessError as error:
             return jsonify(success=False, message=str(error), host=environment.host)
-        if not test.settings.load.sessions and len(form) == sum(1 for _ in request.form.items(multi=True)):
-            _take_time_limit(test, form)
+        if not test.settings.load.sessions:
+            _take_time_limit(test)
 
     @page.app.before_request
     def check_form():
