@@ -1,8 +1,8 @@
 """How often the certificate calls a steady run INVALID, and how often it finds a fault: simulated runs, and real ones.
 
 A server of 16 slots steps all its sessions together, in a + b x (sessions) seconds with noise of each step and of the
-host; a request that finds no slot waits. The harness makes the arrivals, and judges the records. ``load``
-is the share of the frames/s that all slots together can have. Every steady run that is INVALID is a false alarm. A run
+host; a request that finds no slot waits. The harness makes the arrivals, and judges the records. ``load`` is
+the share of the frames/s that all slots together can have. Every steady run that is INVALID is a false alarm. A run
 with a fault is testable where its gate found it or passed; where the gate says that it cannot tell, the fault was
 neither found nor missed.
 

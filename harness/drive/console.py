@@ -1,4 +1,4 @@
-"""A load test on the terminal: the line at its start, a line now and then, and what it says at its end."""
+"""A load test on the terminal: the line at its start, a line now and then, and its result."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def progress_line(seconds: float, since_s: float, before: Progress, now: Progres
 
 
 def end_lines(observed: Observed, report: LoadReport) -> Iterator[str]:
-    """The result: what was sent and heard, the quantiles of each class, the promises, and the certificate."""
+    """The result: what was sent and heard, the quantiles of each class, the SLOs, and the certificate."""
     results = observed.results
     counts = Counter(result.outcome for result in results)
     yield "Speech"
@@ -96,7 +96,7 @@ def end_lines(observed: Observed, report: LoadReport) -> Iterator[str]:
     yield from _load_lines(observed.settings, report)
     yield from _audio_lines(results)
     yield from _class_table(results, report.summary)
-    yield from _promise_lines(report)
+    yield from _slo_lines(report)
     yield from _machine_lines(report.machine)
     yield from _drift_lines(report.drift)
     yield from _certificate_lines(report)
@@ -112,8 +112,10 @@ def _window_lines(report: LoadReport) -> Iterator[str]:
 
 def _load_lines(settings: LoadSettings, report: LoadReport) -> Iterator[str]:
     summary = report.summary
-    came = f"{summary['offered_rate_per_s']:.4g} requests/s, {summary['offered_audio_s_per_s']:.4g} audio s/s asked"
-    yield f"  load         {came} as it came, {summary['delivered_audio_s_per_s']:.4g} delivered"
+    offered = (
+        f"{summary['offered_rate_per_s']:.4g} requests/s, {summary['offered_audio_s_per_s']:.4g} audio s/s offered"
+    )
+    yield f"  load         {offered}, {summary['delivered_audio_s_per_s']:.4g} delivered"
     if settings.load.arrivals is not None and settings.load.arrivals.ends_s < (report.end_ns - report.start_ns) / 1e9:
         yield f"               {settings.load.arrivals.kind} arrivals ended after {settings.load.arrivals.ends_s:.0f} s"
 
@@ -122,11 +124,11 @@ def _audio_lines(results: Sequence[Result]) -> Iterator[str]:
     rows = per_request(results)
     done = rows[rows["outcome"] == str(Outcome.DONE)]
     cut = rows[rows["outcome"] == str(Outcome.UNFINISHED)]
-    asked, delivered = (done["frames"] * wire.SAMPLES_PER_FRAME).sum(), done["samples"].sum()
-    equal = "equal" if asked == delivered else "NOT EQUAL"
+    wanted, got = (done["frames"] * wire.SAMPLES_PER_FRAME).sum(), done["samples"].sum()
+    equal = "equal" if wanted == got else "NOT EQUAL"
     rate = wire.SAMPLE_RATE_HZ
-    yield f"  audio        {asked / rate:.1f} s asked of the done, {delivered / rate:.1f} s delivered by them: {equal}"
-    yield f"               {cut['audio_s'].sum():.1f} s delivered by the unfinished"
+    yield f"  audio        {wanted / rate:.1f} s asked for by completed requests, {got / rate:.1f} s delivered: {equal}"
+    yield f"               {cut['audio_s'].sum():.1f} s delivered to unfinished requests"
     yield f"  stalls       {rows['stalls'].sum():.0f}, {rows['stall_total_s'].sum():.2f} s in all (no start buffer)"
 
 
@@ -142,12 +144,12 @@ def _class_table(results: Sequence[Result], summary: dict[str, float]) -> Iterat
         )
 
 
-def _promise_lines(report: LoadReport) -> Iterator[str]:
-    for title, kept in zip(("promises", *[""] * len(report.slos)), report.slos, strict=False):
-        yield f"  {title:<12} {_figure(kept.verdict.value):>6}  {kept.verdict.reason}"
+def _slo_lines(report: LoadReport) -> Iterator[str]:
+    for title, each in zip(("SLOs", *[""] * len(report.slos)), report.slos, strict=False):
+        yield f"  {title:<12} {_figure(each.verdict.value):>6}  {each.verdict.reason}"
     if report.slos:
         good, whole = report.summary["goodput_per_s"], report.summary["completed_rate_per_s"]
-        yield f"  goodput      {good:.4g} requests/s kept every promise of their class, of {whole:.4g} that ended whole"
+        yield f"  goodput      {good:.4g} requests/s met every SLO of their class, of {whole:.4g} completed"
 
 
 def _machine_lines(machine: dict) -> Iterator[str]:

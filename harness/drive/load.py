@@ -13,7 +13,7 @@ from harness import wire
 from harness.errors import InputError
 from harness.traffic.arrivals import Arrivals, Stage
 
-RUNG_S = 10.0  # where nobody says
+RUNG_S = 10.0  # by default
 REQUEST_KNOBS = {"chunk_frames": wire.MAX_FRAMES, "diffusion_steps": wire.MAX_DIFFUSION_STEPS}
 """What every request may ask for, with the most of it; all other knobs are deployed."""
 
@@ -55,7 +55,7 @@ class Load:
         if self.precision is not None and not 0 < self.precision < 1:
             raise InputError(f"--precision {self.precision:g} must lie between 0 and 1")
         if (self.precision or self.until_saturated) and not self.sessions:
-            raise InputError("--precision and --until-saturated are of a ladder: give its rungs with --ladder")
+            raise InputError("--precision and --until-saturated need a ladder: give its rungs with --ladder")
         for knob, value in self.asks.items():
             if not 1 <= value <= REQUEST_KNOBS[knob]:
                 raise InputError(f"--{knob.replace('_', '-')} {value} must lie in 1 to {REQUEST_KNOBS[knob]}")

@@ -34,7 +34,7 @@ ARGUMENTS = {
     "--arrivals": {
         "choices": ("", *arrivals.KINDS),
         "metavar": "PROCESS",
-        "help": f"{', '.join(arrivals.KINDS)}; left out: as the other options imply, else poisson",
+        "help": f"{', '.join(arrivals.KINDS)}; without it: as the other options imply, else poisson",
         "on_page": True,
     },
     "--burstiness": {
@@ -58,7 +58,7 @@ ARGUMENTS = {
         "on_page": True,
     },
     "--mix": {"metavar": "MIX", "help": f"traffic mix: {', '.join(MIXES)}, or a file MIX.yaml", "on_page": True},
-    "--plan": {"metavar": "PLAN.yaml", "help": "take traffic mix, promises and scripts from a plan"},
+    "--plan": {"metavar": "PLAN.yaml", "help": "take traffic mix, SLOs and scripts from a plan"},
     "--scripts": {
         "metavar": "DIR",
         "help": "speak the .txt scripts of a folder, cut or repeated to the length that the mix draws; a class of "
@@ -78,13 +78,13 @@ ARGUMENTS = {
     "--readers": {"default": "1", "metavar": "N", "help": "stream-reader processes"},
     "--records": {
         "metavar": "DIR",
-        "help": f"write manifest.json (what was asked, and the certificate), requests.csv and {FILE_NAME} (every "
+        "help": f"write manifest.json (the options, and the certificate), requests.csv and {FILE_NAME} (every "
         "chunk) to DIR, which must be new",
     },
     "--every": {
         "dest": "every_s",
         "metavar": "S",
-        "help": "say how it goes every S seconds, and at the end how step time and memory drifted",
+        "help": "print a progress line every S seconds, and at the end how step time and memory drifted",
         "on_page": True,
     },
     "--url": {
@@ -101,7 +101,7 @@ ARGUMENTS = {
     },
     "--until-saturated": {
         "action": "store_true",
-        "help": "end the ladder where it is over-saturated (two rungs in a row slower than promised), or broken",
+        "help": "end the ladder at over-saturation (two rungs in a row slower than the SLOs), or where a request fails",
     },
 }
 """Each also as ``LOCUST_NAME`` in the environment and as ``name = value`` in Locust's configuration file."""
@@ -125,7 +125,7 @@ _BARE_NAMES = [name.removeprefix("--") for name in ARGUMENTS]
 
 
 class Own(str):
-    """A scenario's own value of an option, to be told from the same that was given."""
+    """A scenario's own value of an option, to be distinguished from the same value on the command line."""
 
 
 class _OwnList(list):
@@ -173,7 +173,7 @@ def give_way(values: dict) -> None:
 
 
 def is_own(value: object) -> bool:
-    """Whether a value of an option is a scenario's, and not given by whoever runs it."""
+    """Whether a value of an option is a scenario's, and not one of the command line."""
     return isinstance(value, Own) or (isinstance(value, _OwnList) and len(value) == value.own)
 
 

@@ -37,9 +37,9 @@ class Recorder:
         self._faults: list[str] = []
         self._ladder_ended = ""
         self._rungs = 0  # that have been held
-        asked = {"url": self.target.url, "target": self.target.record(), "run_s": settings.load.time_limit_s}
-        asked |= settings.record()
-        self._writer, self._manifest = _opened(folder, asked) if folder else (None, None)
+        options = {"url": self.target.url, "target": self.target.record(), "run_s": settings.load.time_limit_s}
+        options |= settings.record()
+        self._writer, self._manifest = _opened(folder, options) if folder else (None, None)
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ def _end_record(observed: Observed, report: LoadReport) -> dict:
 class _Manifest:
     """What a test was and how it went, for people and their tools, beside the records of every chunk."""
 
-    def __init__(self, folder: Path, asked: dict):
+    def __init__(self, folder: Path, options: dict):
         self._folder = folder
         self._content = {
             "kind": LOAD_TEST,
@@ -155,7 +155,7 @@ class _Manifest:
             "commit": commit(),
             "versions": versions(),
             "host": host_facts(),
-            "load": asked,
+            "load": options,
         }
         write_json(folder / MANIFEST, self._content)
 
@@ -172,11 +172,11 @@ class _Manifest:
         write_json(self._folder / MANIFEST, self._content | went)
 
 
-def _opened(folder: Path, asked: dict) -> tuple[RecordsWriter, _Manifest]:
+def _opened(folder: Path, options: dict) -> tuple[RecordsWriter, _Manifest]:
     """The records and their manifest, both or none."""
-    writer = RecordsWriter(folder, asked)
+    writer = RecordsWriter(folder, options)
     try:
-        return writer, _Manifest(folder, asked)
+        return writer, _Manifest(folder, options)
     except StoreError:
         writer.discard()
         raise

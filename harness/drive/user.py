@@ -1,7 +1,7 @@
 """The Locust user of the harness: subclass ``SpeechUser`` in a locustfile and run it with ``locust -f FILE``.
 
 Each Locust user sends one request after another (a closed loop), or, with ``--rate``, ``--trace`` or ``--stages``,
-requests leave on a seeded schedule that no answer can delay (an open loop) and users are only hands. Chunks are
+requests leave on a seeded schedule that no answer can delay (an open loop) while users wait. Chunks are
 timed by reader processes beside Locust. Locust's "response time" is the time to first audio, in ms, from when the
 request was due.
 
@@ -45,7 +45,7 @@ from harness.traffic.voice_folder import BUILT_IN
 
 EXIT_INTERRUPTED = 130
 GRACE_S = "10"
-PAUSE_AFTER_ERROR_S = 1.0  # a server that refuses at once must not be asked thousands of times a second
+PAUSE_AFTER_ERROR_S = 1.0  # a server that refuses at once must not get thousands of requests a second
 
 # Under gevent a process is started by a fork, and gRPC's own fork handlers can crash the child before it becomes one.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -171,7 +171,7 @@ def _stop(environment, **_) -> None:
 
 
 def _heed_signals(environment) -> None:
-    """Ctrl-C and a polite kill end a test alike. Locust's handler of the latter comes late, and for a ladder never."""
+    """Ctrl-C and SIGTERM end a test alike. Locust's handler of the latter comes late, and for a ladder never."""
 
     def interrupt(*_) -> None:
         environment.speech_interrupted = True
@@ -241,23 +241,23 @@ def _take_time_limit(environment) -> None:
     """-t counts from when all can send: Locust's own clock starts before the readers and the workers are there."""
     options = environment.parsed_options
     if options.worker or not (options.headless or options.autostart):
-        return  # a test that the page starts says its own
+        return  # a test that the page starts brings its own
     environment.speech.keep_time(options.run_time)
     if options.run_time and not environment.speech.settings.load.sessions:
-        logging.getLogger("locust.main").addFilter(_SaysTimeLimit(options.run_time))
+        logging.getLogger("locust.main").addFilter(_TimeLimitMessage(options.run_time))
         options.run_time = None
 
 
-class _SaysTimeLimit(logging.Filter):
-    """What Locust says where it has no time limit of its own, as it is."""
+class _TimeLimitMessage(logging.Filter):
+    """Correct Locust's message about a time limit that it does not keep itself."""
 
     def __init__(self, run_s: float):
         super().__init__()
-        self._words = f"The test ends {run_s:g} s after all can send"
+        self._message = f"The test ends {run_s:g} s after all can send"
 
     def filter(self, record: logging.LogRecord) -> bool:
         if str(record.msg).startswith("No run time limit set"):
-            record.msg, record.args = self._words, ()
+            record.msg, record.args = self._message, ()
         return True
 
 
@@ -314,13 +314,13 @@ def _close_in_peace(stack: ExitStack) -> None:
 
 
 def _ignore_signals() -> None:
-    """A second Ctrl-C would cut the clean-up short, which is soon over."""
+    """A second Ctrl-C would interrupt the clean-up, which is short."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
 
 
 def _check_before_start(environment) -> None:
-    """What a headless test would stumble over, found before it begins."""
+    """What would fail in a headless test, found before it begins."""
     if environment.speech.settings.records:
         check_folder(environment.speech.settings.records)
     target = environment.speech.target()

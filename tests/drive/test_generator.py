@@ -277,8 +277,8 @@ def test_the_recorder_keeps_apart_what_was_never_sent(tmp_path):
     assert ["records", True, "3 requests were recorded of 3 submitted"] in records.end["gates"]
     assert [each.request_id for each in records.results] == ["r", "cut"]
     assert "1 done, 0 error, 0 cancelled, 1 unfinished" in text
-    assert "0.3 s asked of the done, 0.3 s delivered by them: equal" in text
-    assert "0.3 s delivered by the unfinished" in text
+    assert "0.3 s asked for by completed requests, 0.3 s delivered: equal" in text
+    assert "0.3 s delivered to unfinished requests" in text
 
 
 def test_the_manifest_says_what_was_asked_and_how_it_went(tmp_path):
@@ -399,7 +399,7 @@ def test_promises_lead_to_goodput_and_a_verdict_each():
     assert (met.verdict.met, missed.verdict.met) == (True, False)
     assert " 0.200  ttfa_s p95 of class short <= 0.25: met at 95% confidence" in text
     assert report.summary["goodput_per_s"] == 0 < report.summary["completed_rate_per_s"]
-    assert "goodput      0 requests/s kept every promise of their class" in text
+    assert "goodput      0 requests/s met every SLO of their class" in text
 
 
 def test_the_start_line_says_what_is_about_to_be_sent():

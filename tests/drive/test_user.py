@@ -103,7 +103,7 @@ def test_a_closed_loop_ends_well(tmp_path):
     counts = [sum(each.outcome is outcome for each in records.results) for outcome in Outcome]
     assert counts[0] > 0 and counts[1:3] == [0, 0] and sum(counts) == records.end["submitted"]
     assert f"{counts[0]} done, 0 error, 0 cancelled, {counts[3]} unfinished" in done.stdout
-    assert re.search(r"delivered by them: equal\n", done.stdout)
+    assert re.search(r"s delivered: equal\n", done.stdout)
     assert {each.loop for each in records.results} == {"closed"}
 
 
