@@ -22,6 +22,7 @@ from scipy import stats
 
 from harness.deploy.ports import free_ports
 from harness.drive.generator import LoadSettings, arrival_times
+from harness.drive.load import Load
 from harness.errors import HarnessError
 from harness.records.load_log import read_records
 from harness.records.metrics import LATE_SEND_S
@@ -118,7 +119,7 @@ def fit(process: Arrivals, delivered_s: np.ndarray, exact_s: Sequence[float], bl
 
 def generated(case: Case, workers: int, count: int, seed: int) -> Fit:
     """The generator functions at once: the union of the workers' shares."""
-    settings = LoadSettings(MIXES["quick"], arrivals=case.arrivals, seed=seed)
+    settings = LoadSettings(MIXES["quick"], Load(arrivals=case.arrivals, seed=seed))
     exact_s = list(itertools.islice(arrival_times(settings), count))
     shares = (arrival_times(settings, index, workers) for index in range(workers))
     union = sorted(itertools.chain(*(itertools.islice(share, count // workers) for share in shares)))
@@ -141,7 +142,7 @@ def live(case: Case, workers: int, seconds: int, seed: int, url: str, folder: Pa
     except HarnessError as error:
         raise HarnessError(f"{error}\n{done.stdout[-500:]}{done.stderr[-1500:]}") from None
     sent_s = np.sort([(each.sent_ns - kept.end["origin_ns"]) / 1e9 for each in kept.results if each.sent_ns])
-    settings = LoadSettings(MIXES["quick"], arrivals=case.arrivals, seed=seed)
+    settings = LoadSettings(MIXES["quick"], Load(arrivals=case.arrivals, seed=seed))
     return fit(case.arrivals, sent_s, list(itertools.islice(arrival_times(settings), len(sent_s))), LATE_SEND_S)
 
 

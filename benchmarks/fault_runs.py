@@ -117,7 +117,9 @@ RUN_FAULTS = (
     RunFault("client stopped with Ctrl-C", interrupt, (Outcome.DONE,)),
     RunFault("Locust killed", kill_locust, (Outcome.DONE,), after=5 * COUNT),
     RunFault("connection reset", reset_connection, DONE_AND_FAILED, "went away"),
-    RunFault("network cut for a while", cut_network, DONE_AND_FAILED, "fell silent", lives=False),
+    RunFault(
+        "network cut for a while", cut_network, DONE_AND_FAILED, "sent nothing and did not answer a ping", lives=False
+    ),
     RunFault("reader process killed", kill_reader, DONE_AND_FAILED, "INVALID", lives=False),
     RunFault("server killed, another in its place", replace_server, DONE_AND_FAILED, "went away", lives=False),
     RunFault("server killed", kill_server, DONE_AND_FAILED, "no Triton answers", lives=False),

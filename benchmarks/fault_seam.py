@@ -21,11 +21,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import capacity_truth  # noqa: E402
 
 from harness import signoff
+from harness.drive.load import Load  # noqa: E402
 from harness.errors import HarnessError  # noqa: E402
 from harness.records import store  # noqa: E402
 from harness.records.store import Run  # noqa: E402
 from harness.runs.analysis import fit_of  # noqa: E402
-from harness.sweep.trial import Load, Measured, TrialBroken, trial_id  # noqa: E402
+from harness.sweep.trial import Measured, TrialBroken, trial_id  # noqa: E402
 
 TRIAL_S = 0.4  # that a made trial takes
 CRASH, ALWAYS = "crash", "always"  # the third trial breaks once; a point always does

@@ -134,7 +134,7 @@ FAULTS = (
     Fault("stream ends early", Scene.wait, "error", "done", "the stream ended with", f"{PROMPT} end=5"),
     Fault("connection closed", close_connection, "error", "done", "went away"),
     Fault("connection reset", reset_connection, "error", "done", "went away"),
-    Fault("network cut for a while", cut_network, "error", "done", "fell silent"),
+    Fault("network cut for a while", cut_network, "error", "done", "sent nothing and did not answer a ping"),
     Fault("reader process killed", kill_reader, "error", "error", "stream-reader process", taken=2 * COUNT),
     Fault("client cancels", cancel, "cancelled", "done"),
     Fault("end of the window", lambda scene: None, "unfinished", "unsent", taken=2 * COUNT),

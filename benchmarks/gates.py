@@ -1,8 +1,8 @@
 """How often the certificate calls a steady run INVALID, and how often it finds a fault: simulated runs, and real ones.
 
 A server of 16 slots steps all its sessions together, in a + b x (sessions) seconds with noise of each step and of the
-host; a request that finds no slot waits. The harness makes the arrivals, and judges the records. ``load``
-is the share of the frames/s that all slots together can have. Every steady run that is INVALID is a false alarm. A run
+host; a request that finds no slot waits. The harness makes the arrivals, and judges the records. ``load`` is
+the share of the frames/s that all slots together can have. Every steady run that is INVALID is a false alarm. A run
 with a fault is testable where its gate found it or passed; where the gate says that it cannot tell, the fault was
 neither found nor missed.
 
@@ -37,6 +37,7 @@ from testbed import TimetableServer
 from harness import wire
 from harness.drive.certificate import certificate_of, window_start_ns
 from harness.drive.generator import LoadSettings, arrival_times, lead_in
+from harness.drive.load import Load
 from harness.drive.observed import ReaderTotals
 from harness.drive.recorder import Recorder
 from harness.drive.validity import Certificate
@@ -95,9 +96,11 @@ class Cell:
         kind = "poisson" if self.burstiness == 1 else "gamma"
         return LoadSettings(
             self.mix,
-            seed=seed,
-            arrivals=Arrivals(kind, self.rate_per_s, self.burstiness),
-            steady=_sessions_at(min(self.load, 0.95)) if self.steady else None,
+            Load(
+                seed=seed,
+                arrivals=Arrivals(kind, self.rate_per_s, self.burstiness),
+                steady=_sessions_at(min(self.load, 0.95)) if self.steady else None,
+            ),
         )
 
     def __str__(self) -> str:

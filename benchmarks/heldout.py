@@ -47,6 +47,7 @@ from harness.capacity.simulator.sessions import simulate
 from harness.deploy.config import Deployment
 from harness.deploy.server import TritonServer
 from harness.drive.generator import LoadSettings, arrival_times, lead_in
+from harness.drive.load import Load
 from harness.errors import InputError
 from harness.host.places import ROOT
 from harness.host.provenance import commit, host_facts, versions
@@ -54,8 +55,7 @@ from harness.planfile import PlanSpec, load_plan
 from harness.records.schema import RunManifest, Trial
 from harness.records.store import Run
 from harness.sweep.optimizer.surrogate import Surrogate
-from harness.sweep.trial import Driver, Load, trial_id
-from harness.traffic.arrivals import Arrivals
+from harness.sweep.trial import Driver, trial_id
 from harness.traffic.mix import ScriptSource, requests
 
 RUN_ID = "heldout-emulated"
@@ -187,7 +187,7 @@ def _short(knobs: dict) -> str:
 
 
 def fit_loads(bench: Bench) -> list[tuple[int, str, dict, Load]]:
-    load = Load(bench.rung_s, 11, (1, 2, 4, 8, 14, 20, 28))
+    load = Load.ladder(bench.rung_s, 11, (1, 2, 4, 8, 14, 20, 28))
     return [(1, "fitted", knobs, load) for knobs in FITTED]
 
 
@@ -318,7 +318,7 @@ def _sessions(device: Device, spec: PlanSpec, rate: float) -> float:
 def offered(spec: PlanSpec, rate: float, seed: int, steady: int, seconds: float):
     """Due times in seconds, frames and classes of the requests that Locust will send with a seed, in order."""
     mix = spec.traffic_mix()
-    settings = LoadSettings(mix=mix, seed=seed, arrivals=Arrivals("poisson", rate_per_s=rate), steady=steady)
+    settings = LoadSettings(mix, Load.poisson(seconds, seed, rate, steady))
     new, found = np.random.default_rng([seed, 0]).spawn(2)
 
     def sent() -> Iterator[tuple[float, int, str]]:
@@ -336,8 +336,8 @@ def offered(spec: PlanSpec, rate: float, seed: int, steady: int, seconds: float)
 def held_out_loads(bench: Bench, predicted: Sequence[dict]) -> list[tuple[int, str, dict, Load]]:
     work = []
     for case, said in zip(CASES, predicted, strict=True):
-        loads = [Load(case.patience * bench.rung_s - 1, said["ladder_seed"], tuple(said["rungs"]))]
-        loads += [Load(r["seconds"], r["seed"], (), r["rate_per_s"], r["steady"]) for r in said["open"]]
+        loads = [Load.ladder(case.patience * bench.rung_s - 1, said["ladder_seed"], tuple(said["rungs"]))]
+        loads += [Load.poisson(r["seconds"], r["seed"], r["rate_per_s"], r["steady"]) for r in said["open"]]
         work += [(case.cards, case.mix, case.knobs, load) for load in loads]
     return work
 

@@ -21,12 +21,13 @@ from harness import wire
 from harness.client.stream import SpeechClient
 from harness.deploy.config import Deployment
 from harness.deploy.server import TritonServer
+from harness.drive.load import Load
 from harness.errors import ServerError
 from harness.host.places import ROOT
 from harness.planfile import load_plan
 from harness.records.schema import Outcome
 from harness.records.store import Run
-from harness.sweep.trial import Driver, Load
+from harness.sweep.trial import Driver
 
 PLAN = ROOT / "scenarios" / "quick.yaml"
 SAMPLE = ROOT / "results" / "sample-quick"
@@ -88,7 +89,7 @@ def speak(server: TritonServer) -> None:
 
 def overhead_s(driver: Driver, repeat: int, quick: bool) -> float:
     """Wall seconds of a ladder's trial beyond those in which it held its load."""
-    load = Load(2.0 if quick else 4.0, seed=repeat + 1, sessions=(1, 4))
+    load = Load.ladder(2.0 if quick else 4.0, seed=repeat + 1, sessions=(1, 4))
     common.say(f"a trial of {load.total_s:g} s …")
     driver.deploy(BASE)
     return driver.run(BASE, load).trial.wall_s - load.total_s

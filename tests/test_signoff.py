@@ -18,6 +18,7 @@ from fake_triton import Timetable, serving
 from harness import signoff as job
 from harness import wire
 from harness.deploy.config import Deployment
+from harness.drive.load import Load
 from harness.errors import InputError, ServerError, StoreError
 from harness.exit_codes import OF_VERDICT
 from harness.identity import StageIdentity
@@ -31,7 +32,7 @@ from harness.runs.analysis import plan_of
 from harness.sweep import campaign
 from harness.sweep.budget import Budget, decidable_s, estimated_s
 from harness.sweep.progress import Watcher
-from harness.sweep.trial import Driver, Load, Measured, TrialBroken, asked, broken_trial, deployed, drawn, trial_id
+from harness.sweep.trial import Driver, Measured, TrialBroken, asked, broken_trial, deployed, drawn, trial_id
 from harness.sweep.trial_log import BROKEN_IN_A_ROW, TRIES
 from harness.topology import topology_of
 
@@ -157,7 +158,7 @@ def test_what_a_server_refuses_for_good_ends_the_job_as_a_mistake_in_the_plan(pl
         server.reload = lambda deployment: []
         driver = Driver(server, plan, load_plan(plan), tmp_path, Deployment())
         with pytest.raises(InputError, match="^the server refuses what the plan asks for.*: unknown voice id 99"):
-            driver.run({}, Load(30, seed=1, sessions=(1, 2)))
+            driver.run({}, Load.ladder(30, seed=1, sessions=(1, 2)))
 
 
 def test_a_finished_sweep_starts_no_server(plan, tmp_path, fakes, monkeypatch):
@@ -529,21 +530,21 @@ def test_two_jobs_may_not_write_one_run(plan, tmp_path, fakes):
 
 
 def test_the_same_point_and_load_always_get_one_name():
-    load = Load(5.0, 1, (1, 2))
+    load = Load.ladder(5.0, 1, (1, 2))
     name = trial_id({"a.x": 1, "b.y": 2}, load)
-    assert trial_id({"b.y": 2, "a.x": 1}, Load(5.0, 1, (1, 2))) == name
+    assert trial_id({"b.y": 2, "a.x": 1}, Load.ladder(5.0, 1, (1, 2))) == name
     others = [
         trial_id({"a.x": 1}, load),
         trial_id({"a.x": 1, "b.y": 2}, dataclasses.replace(load, seed=2)),
         trial_id({"a.x": 1, "b.y": 2}, load, repeat=1),
-        trial_id({"a.x": 1, "b.y": 2}, Load(5.0, 1, (), 0.5)),
+        trial_id({"a.x": 1, "b.y": 2}, Load.poisson(5.0, 1, 0.5)),
     ]
     assert len({name, *others}) == 5
 
 
 def test_what_requests_ask_for_at_a_point_goes_to_locust_and_the_rest_to_triton():
     point = {"diffusion_steps": 5, "chunk_frames": 4, "neural_vocoder.delay_us": 900}
-    options = Load(5.0, 1, (1, 2), asks=asked(point)).options()
+    options = Load.ladder(5.0, 1, (1, 2), asks=asked(point)).options()
     assert options[options.index("--diffusion-steps") + 1] == "5"
     assert options[options.index("--chunk-frames") + 1] == "4"
     assert deployed(Deployment(), point).knobs == {"neural_vocoder.delay_us": 900}
@@ -642,7 +643,7 @@ def test_a_server_that_is_gone_gives_its_point_to_the_others(plan, tmp_path, fak
 
 @pytest.mark.parametrize("kind", ["ladder", "open"])
 def test_a_repeat_draws_other_requests_and_keeps_the_name_of_its_load(kind):
-    load = Load(10.0, 7, (1, 2)) if kind == "ladder" else Load(10.0, 7, rate_per_s=2.0)
+    load = Load.ladder(10.0, 7, (1, 2)) if kind == "ladder" else Load.poisson(10.0, 7, rate_per_s=2.0)
     again = drawn(load, 1)
     assert drawn(load, 0) == load and again.seed != load.seed and dataclasses.replace(again, seed=7) == load
     assert broken_trial({}, load, 1, "it broke").load["seed"] == again.seed
@@ -651,17 +652,18 @@ def test_a_repeat_draws_other_requests_and_keeps_the_name_of_its_load(kind):
 
 def ladder(wall_s, held_s, sessions=(1, 2, 4), seconds=8.0):
     window = [Rung(1.0, 1.0, int(start * 1e9), int((start + 6) * 1e9), {}) for start in (2.0, held_s - 6)]
-    load = Load(seconds, 1, sessions)
+    load = Load.ladder(seconds, 1, sessions)
     return Trial("l", "ladder", {}, load.record(), "2026-01-01T00:00:00", wall_s, True, (), tuple(window))
 
 
 def test_a_trial_is_taken_to_last_as_long_as_those_before_it():
-    load = Load(8.0, 1, (1, 2, 4))
+    load = Load.ladder(8.0, 1, (1, 2, 4))
     assert estimated_s(load) == 24 + 12
     assert estimated_s(load, [ladder(wall_s=31, held_s=24)]) == 24 + 7
     assert estimated_s(load, [ladder(wall_s=21, held_s=16), ladder(wall_s=25, held_s=16)]) == 16 + 7  # they end early
-    assert estimated_s(Load(8.0, 1, (1, 2)), [ladder(wall_s=21, held_s=16)]) == 16 + 5  # another ladder: its full time
-    assert estimated_s(Load(40.0, 1, rate_per_s=1.0), [ladder(wall_s=21, held_s=16)]) == 40 + 5
+    another = Load.ladder(8.0, 1, (1, 2))
+    assert estimated_s(another, [ladder(wall_s=21, held_s=16)]) == 16 + 5  # its full time
+    assert estimated_s(Load.poisson(40.0, 1, rate_per_s=1.0), [ladder(wall_s=21, held_s=16)]) == 40 + 5
 
 
 def test_the_highest_share_is_confirmed_first(plan, tmp_path, fakes, fitted):

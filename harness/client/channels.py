@@ -1,4 +1,4 @@
-"""Connections to the servers of a target, apart from it: whoever only reads options need not import gRPC."""
+"""Connections to the servers of a target, apart from it, so that code that only reads options need not import gRPC."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHANNEL_OPTIONS = (
     ("grpc.client_idle_timeout_ms", 2**31 - 1),  # a connection that gRPC gives up by itself would look like a loss
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # the default of two minutes outlasts a server's restart
-    # A network that is cut says nothing. After 10 s without a byte a ping asks, and a connection without an answer is
+    # A network that is cut gives no sign. After 10 s without a byte a ping asks, and a connection without an answer is
     # given up. A server hangs up on a client whose fourth ping comes while it is silent; ours is never silent so long.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -23,7 +23,7 @@ CHANNEL_OPTIONS = (
 
 
 class Tls(Protocol):
-    """What a connection needs of ``targets.Tls``."""
+    """What a connection needs of ``target.Tls``."""
 
     server_name: str
 
@@ -31,7 +31,7 @@ class Tls(Protocol):
 
 
 class Service(Protocol):
-    """What a connection needs of ``targets.Target``."""
+    """What a connection needs of ``target.Target``."""
 
     tls: Tls | None
     headers: Sequence[tuple[str, str]]

@@ -19,7 +19,7 @@ from harness.errors import ServerError
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 PING_TIMEOUT = "ping timeout"  # gRPC's words
 ASK_AFTER_S = 3.0  # of silence: see ``ask_s``
-COUNT_TIMEOUT_S = 3.0  # the end of a test does not wait for a server that is gone
+COUNT_TIMEOUT_S = 3.0  # the end of a test does not wait for a server that has ended
 COUNTS_WITHIN_S = (0.1, 0.4)  # Triton may count a request some time after its last response
 
 
@@ -54,7 +54,7 @@ class ConnectionStatistics:
         """How many requests each server does not remember that it has served: more than none where it has been started
         again meanwhile, its entry has been loaded again, or several servers answer at its address.
 
-        None where others have asked it for so much since that it cannot be told.
+        0 where others have sent it so many requests since that no loss shows.
         """
         known = self.counted.keys() & self.remembered.keys()
         return +Counter({each: self.counted[each] + self.served[each] - self.remembered[each] for each in known})
@@ -77,7 +77,7 @@ class Replica:
 
     ``streams`` are open now, ``served`` are done. ``down``: its connection is lost or refused. ``reconnects`` counts
     losses that were made good, ``passed_over`` the streams that went to another one because this one was down. A stream
-    that hears nothing for ``silence_s`` has lost its server: less than the target's once the server has said so.
+    that receives nothing for ``silence_s`` has lost its server; a server may announce a shorter time than the target's.
     After ``ask_s`` of silence it asks whether the process that serves it has ended.
     """
 
@@ -86,7 +86,7 @@ class Replica:
         self.streams = self.served = self.reconnects = self.passed_over = 0
         self.silence_s = target.silence_s
         self.ask_s = ASK_AFTER_S
-        self.counted: int | None = None  # by the server, before we had asked it for anything
+        self.counted: int | None = None  # by the server, before our first request
         self.down = self._was_up = False
         self._channel = target.aio_channel(address)
         self.stub = GRPCInferenceServiceStub(self._channel)
@@ -102,7 +102,7 @@ class Replica:
         await self._channel.close()
 
     async def ready(self) -> None:
-        """Return when the server can take speech requests; raise ServerError, in words, when it cannot."""
+        """Return when the server can take speech requests. Raises ServerError where it cannot."""
         manner = {"timeout": self.target.ready_s, "metadata": self.target.headers}
         try:
             server = await self.stub.ServerReady(pb.ServerReadyRequest(), **manner)
@@ -119,7 +119,7 @@ class Replica:
         self.counted = await self._count()
 
     async def remembered(self, alone: bool) -> int | None:
-        """What the server counts at the end, None where it does not say.
+        """The server's count at the end, None where it gives none.
 
         It is given time to count the last requests; where we are ``alone``, only until it has counted ours.
         """
@@ -139,7 +139,7 @@ class Replica:
         return sum(int(model.inference_count) for model in answer.model_stats)
 
     def in_words(self, error: grpc.RpcError) -> str:
-        """A gRPC status as a sentence that says how to mend it; the server's own message is kept as it is."""
+        """A gRPC status as a message that says how to fix it; the server's own message is kept as it is."""
         return in_words(error, self.address, self.target.tls)
 
     async def _watch(self) -> None:
@@ -219,23 +219,25 @@ class Replicas:
 
 
 def in_words(error: grpc.RpcError, address: str, tls: Tls | None) -> str:
-    """A gRPC status as a sentence that says how to mend it; the server's own message is kept as it is."""
+    """A gRPC status as a message that says how to fix it; the server's own message is kept as it is."""
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE:
         return _unavailable(details, address, tls)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"{address} did not answer in time: is it Triton's gRPC port, and is the way to it open?"
+        return f"{address} did not answer in time: is it Triton's gRPC port, and is a firewall between?"
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return f"{address} speaks gRPC but not Triton's protocol: give the gRPC address of a Triton server"
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         said = details or "no message"
-        return f"{address} does not let us in ({code.name}: {said}): give what it asks for with --header"
+        return (
+            f"{address} rejected our credentials ({code.name}: {said}): give the header that it requires with --header"
+        )
     return f"{details or 'no message'} ({code.name} from {address})"
 
 
 def _unavailable(details: str, address: str, tls: Tls | None) -> str:
     if PING_TIMEOUT in details:
-        return f"{address} fell silent and did not answer a ping for 10 s: is the network to it cut?"
+        return f"{address} sent nothing and did not answer a ping for 10 s: is the network connection cut?"
     if "http1" in details.lower():
         return f"{address} is an HTTP port: give Triton's gRPC port (usually {DEFAULT_PORT}, not 8000)"
     if tls is not None and (words := _tls_refused(details, tls)):

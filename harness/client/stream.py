@@ -24,7 +24,7 @@ from harness.records.schema import Chunks, Outcome, Request, Result
 CONNECTION_LOST = "Stream removed"  # gRPC's words
 FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f", "BOOL": "?"}  # of struct, for Triton's types
 LEAST_ASK_S, ASK_BEATS = 1.0, 1.5  # silence after which a server that missed a beat is asked
-BEATS_MISSED = 5  # a server that says how often it sends something, and misses so many, has ended
+BEATS_MISSED = 5  # a server that announces how often it sends something, and misses so many, has ended
 _MARKER = re.compile(r"^Speaker \d+:", re.MULTILINE)  # as script.format_script writes it
 ASK_FOR_FINAL = "triton_enable_empty_final_response"
 
@@ -366,7 +366,7 @@ class SpeechClient:
         await self.replicas.__aexit__()
 
     async def ready(self) -> None:
-        """Return when every server can take speech requests; raise ServerError, in words, when one cannot."""
+        """Return when every server can take speech requests. Raises ServerError where one cannot."""
         await self.replicas.ready()
 
     def open(

@@ -1,4 +1,4 @@
-"""Where speech is asked for: the replicas of a service, and how every connection to them is made."""
+"""The target of a load: the replicas of a service, and how every connection to them is made."""
 
 from __future__ import annotations
 
@@ -29,19 +29,25 @@ OPTIONS = {
         "help": f"which of several servers gets the next request: {ROUND_ROBIN} (unless given), or {LEAST_LOADED}, "
         "the one with the fewest streams of the process that reads",
     },
-    CA: {"metavar": "FILE.pem", "help": "trust servers that these authorities vouch for, and no others"},
-    CERT: {"metavar": "FILE.pem", "help": "our own certificate, for servers that ask who we are"},
+    CA: {"metavar": "FILE.pem", "help": "trust servers with certificates of these authorities, and no others"},
+    CERT: {"metavar": "FILE.pem", "help": "client certificate, for servers that require one"},
     KEY: {"metavar": "FILE.pem", "help": f"the key of {CERT}"},
     "--tls-server-name": {"metavar": "NAME", "help": "the name in the servers' certificates, if it is not the URL's"},
     "--header": {
         "action": "append",
         "metavar": "'NAME: VALUE'",
-        "help": "sent with every call; may be repeated. @FILE holds one a line: what is a secret should not stand in a "
-        "list of processes",
+        "help": "sent with every call; may be repeated. @FILE holds one a line: use it for secrets, since the list of "
+        "processes shows command lines",
     },
-    "--ready-timeout": {"metavar": "S", "help": "seconds for a connection, and for a server to say that it is ready"},
+    "--ready-timeout": {
+        "metavar": "S",
+        "help": "seconds for a connection, and for a server to report that it is ready",
+    },
     "--request-timeout": {"metavar": "S", "help": "seconds after which a request that is not done is an error"},
-    "--silence-timeout": {"metavar": "S", "help": "seconds without a word of the server after which a request is one"},
+    "--silence-timeout": {
+        "metavar": "S",
+        "help": "seconds without a message of the server after which a request is an error",
+    },
 }
 """Options of every command that opens connections; each also as ``LOCUST_NAME`` in the environment."""
 URL_VARIABLE = "LOCUST_URL"  # what --url reads where it is not given
@@ -53,8 +59,8 @@ _TLS = {CA: "ca", CERT: "cert", KEY: "key", "--tls-server-name": "server_name"}
 class Tls:
     """Encryption, by files in PEM. ``ca`` "" trusts gRPC's list of well-known authorities.
 
-    ``cert`` and ``key`` are for a server that asks who we are. Raises InputError, naming the option, for a file that
-    cannot be used.
+    ``cert`` and ``key`` are for a server that requires client certificates. Raises InputError, naming the
+    option, for a file that cannot be used.
     """
 
     ca: str = ""
@@ -91,7 +97,7 @@ class Target:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # the values may be secrets
     balance: str = ROUND_ROBIN
     ready_s: float = 10.0
-    silence_s: float = 60.0  # less where the server says how often it sends something: see client.BEATS_MISSED
+    silence_s: float = 60.0  # less where the server says how often it sends something: see stream.BEATS_MISSED
     request_s: float | None = None
 
     def __post_init__(self):
@@ -277,7 +283,7 @@ def _header(text: str, where: str) -> tuple[str, str]:
     if not name or not all(letter in "-_." or (letter.isascii() and letter.isalnum()) for letter in name):
         raise InputError(f"{where}: the name {name!r} must be of ASCII letters, digits, '-', '_' and '.'")
     if name.startswith("grpc-") or name in OWN_HEADERS:
-        raise InputError(f"{where}: {name} is gRPC's own header, which nobody else may set")
+        raise InputError(f"{where}: {name} is gRPC's own header, which no one else may set")
     if name.endswith("-bin"):
         raise InputError(f"{where}: {name} is for bytes, which cannot be given here; use a name without -bin")
     if not value:
@@ -320,7 +326,7 @@ def _check_pair(cert: str, key: str) -> None:
             raise InputError(_not_pem(option, path, what))
 
     def ask_password():
-        raise InputError(f"{KEY} {key} is encrypted, and nobody is there to be asked: give it without a password")
+        raise InputError(f"{KEY} {key} is encrypted, and there is no prompt for its password: give it without one")
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert, key, password=ask_password)

@@ -24,8 +24,8 @@ def window_start_ns(observed: Observed) -> int:
 
     Other loads hold their level from the start, or never.
     """
-    arrivals = observed.settings.arrivals
-    if arrivals is None or observed.settings.steady or not arrivals.is_steady:
+    arrivals = observed.settings.load.arrivals
+    if arrivals is None or observed.settings.load.steady or not arrivals.is_steady:
         return observed.start_ns
     return metrics.settled_ns(observed.results, observed.start_ns, observed.end_ns)
 
@@ -81,9 +81,9 @@ def _servers(observed: Observed) -> Iterator[str]:
 
 def _unsteady(settings: LoadSettings) -> str:
     """Why the load is not expected to be steady, or ""."""
-    if settings.ladder:
+    if settings.load.sessions:
         return "not asked for: the load of a ladder rises by design"
-    arrivals = settings.arrivals
+    arrivals = settings.load.arrivals
     if arrivals is not None and not arrivals.is_steady:
         return f"not asked for: the rate of {arrivals.kind} arrivals changes by design"
     return ""
@@ -91,14 +91,14 @@ def _unsteady(settings: LoadSettings) -> str:
 
 def _due(observed: Observed, start_ns: int) -> Due | None:
     settings, origin_ns, end_ns = observed.settings, observed.start_ns, observed.end_ns
-    arrivals = settings.arrivals
+    arrivals = settings.load.arrivals
     if arrivals is None:
         return None
     due_ns = (origin_ns + round(time_s * _NS) for time_s in arrival_times(settings))
     due_ns = list(itertools.takewhile(lambda each: each < end_ns, due_ns))
     inside = [each for each in due_ns if each >= start_ns]
     from_s, to_s = ((edge_ns - origin_ns) / _NS for edge_ns in (start_ns, end_ns))
-    ended_by_count = len(due_ns) == settings.iterations
+    ended_by_count = len(due_ns) == settings.load.iterations
     expected = math.nan if ended_by_count else arrivals.expected(to_s) - arrivals.expected(from_s)
     return Due(arrivals, len(inside), expected, _farthest_s(observed, inside, start_ns))
 

@@ -1,4 +1,4 @@
-"""A load test on the terminal: the line at its start, a line now and then, and what it says at its end."""
+"""A load test on the terminal: the line at its start, a line now and then, and its result."""
 
 from __future__ import annotations
 
@@ -21,19 +21,32 @@ DRIFT_P_VALUE = 0.01  # below it a drift is called rising; it judges nothing
 _MARKS = {True: "ok", False: "NO", None: "--"}
 
 
-def start_line(settings: LoadSettings, run_s: float | None) -> str:
-    """What is about to be sent, in requests and in audio seconds per second; ``run_s`` None has no time limit."""
-    mean_s = settings.mix.mean_audio_s()
-    mix = f"mix {settings.mix.name}, {mean_s:.4g} audio s a request in the mean{_scripts(settings)}"
-    if settings.arrivals is None:
+def start_line(settings: LoadSettings) -> str:
+    """What is about to be sent, in requests and in audio seconds per second."""
+    run_s = settings.load.time_limit_s
+    mix = f"{_traffic(settings)}{_scripts(settings)}"
+    if settings.load.arrivals is None:
         return f"closed loop, {mix}: each user sends one request after another"
-    words = [f"open loop, {mix}: {settings.arrivals}", *_offered(settings, run_s)]
-    if settings.steady:
-        words.append(f"{settings.steady} sessions in progress at the start")
-    if run_s and settings.arrivals.ends_s < run_s:
-        again = "; --trace-repeat begins it again" if settings.arrivals.trace else ""
-        words.append(f"they end {run_s - settings.arrivals.ends_s:.0f} s before the test does{again}")
+    words = [f"open loop, {mix}: {settings.load.arrivals}", *_offered(settings, run_s)]
+    if settings.load.steady:
+        words.append(f"{settings.load.steady} sessions in progress at the start")
+    if run_s and settings.load.arrivals.ends_s < run_s:
+        again = "; --trace-repeat begins it again" if settings.load.arrivals.trace else ""
+        words.append(f"they end {run_s - settings.load.arrivals.ends_s:.0f} s before the test does{again}")
     return ", ".join(words)
+
+
+def _traffic(settings: LoadSettings) -> str:
+    """The mix; of several user classes each one's."""
+    mean = f"{settings.mix.mean_audio_s():.4g} audio s a request in the mean"
+    if len(settings.users) < 2:
+        return f"mix {settings.mix.name}, {mean}"
+    classes = ", ".join(
+        f"{user.name} ({f'fixed count {user.fixed_count}' if user.fixed_count else f'weight {user.weight:g}'}, mix "
+        f"{user.mix.name}, {user.mix.mean_audio_s():.4g} audio s a request)"
+        for user in settings.users
+    )
+    return f"user classes {classes}" + (f", {mean}" if settings.load.arrivals else "")
 
 
 def _scripts(settings: LoadSettings) -> str:
@@ -47,9 +60,9 @@ def _scripts(settings: LoadSettings) -> str:
 
 
 def _offered(settings: LoadSettings, run_s: float | None) -> Iterator[str]:
-    rate = settings.arrivals.rate_per_s
-    if run_s and not settings.arrivals.is_steady:
-        rate = settings.arrivals.expected(run_s) / run_s
+    rate = settings.load.arrivals.rate_per_s
+    if run_s and not settings.load.arrivals.is_steady:
+        rate = settings.load.arrivals.expected(run_s) / run_s
         yield f"{rate:.4g} requests/s over {run_s:.0f} s"
     if rate is not None:
         yield f"which asks for {rate * settings.mix.mean_audio_s():.4g} audio s per second"
@@ -70,7 +83,7 @@ def progress_line(seconds: float, since_s: float, before: Progress, now: Progres
 
 
 def end_lines(observed: Observed, report: LoadReport) -> Iterator[str]:
-    """The result: what was sent and heard, the quantiles of each class, the promises, and the certificate."""
+    """The result: what was sent and heard, the quantiles of each class, the SLOs, and the certificate."""
     results = observed.results
     counts = Counter(result.outcome for result in results)
     yield "Speech"
@@ -83,7 +96,7 @@ def end_lines(observed: Observed, report: LoadReport) -> Iterator[str]:
     yield from _load_lines(observed.settings, report)
     yield from _audio_lines(results)
     yield from _class_table(results, report.summary)
-    yield from _promise_lines(report)
+    yield from _slo_lines(report)
     yield from _machine_lines(report.machine)
     yield from _drift_lines(report.drift)
     yield from _certificate_lines(report)
@@ -99,21 +112,23 @@ def _window_lines(report: LoadReport) -> Iterator[str]:
 
 def _load_lines(settings: LoadSettings, report: LoadReport) -> Iterator[str]:
     summary = report.summary
-    came = f"{summary['offered_rate_per_s']:.4g} requests/s, {summary['offered_audio_s_per_s']:.4g} audio s/s asked"
-    yield f"  load         {came} as it came, {summary['delivered_audio_s_per_s']:.4g} delivered"
-    if settings.arrivals is not None and settings.arrivals.ends_s < (report.end_ns - report.start_ns) / 1e9:
-        yield f"               {settings.arrivals.kind} arrivals ended after {settings.arrivals.ends_s:.0f} s"
+    offered = (
+        f"{summary['offered_rate_per_s']:.4g} requests/s, {summary['offered_audio_s_per_s']:.4g} audio s/s offered"
+    )
+    yield f"  load         {offered}, {summary['delivered_audio_s_per_s']:.4g} delivered"
+    if settings.load.arrivals is not None and settings.load.arrivals.ends_s < (report.end_ns - report.start_ns) / 1e9:
+        yield f"               {settings.load.arrivals.kind} arrivals ended after {settings.load.arrivals.ends_s:.0f} s"
 
 
 def _audio_lines(results: Sequence[Result]) -> Iterator[str]:
     rows = per_request(results)
     done = rows[rows["outcome"] == str(Outcome.DONE)]
     cut = rows[rows["outcome"] == str(Outcome.UNFINISHED)]
-    asked, delivered = (done["frames"] * wire.SAMPLES_PER_FRAME).sum(), done["samples"].sum()
-    equal = "equal" if asked == delivered else "NOT EQUAL"
+    wanted, got = (done["frames"] * wire.SAMPLES_PER_FRAME).sum(), done["samples"].sum()
+    equal = "equal" if wanted == got else "NOT EQUAL"
     rate = wire.SAMPLE_RATE_HZ
-    yield f"  audio        {asked / rate:.1f} s asked of the done, {delivered / rate:.1f} s delivered by them: {equal}"
-    yield f"               {cut['audio_s'].sum():.1f} s delivered by the unfinished"
+    yield f"  audio        {wanted / rate:.1f} s asked for by completed requests, {got / rate:.1f} s delivered: {equal}"
+    yield f"               {cut['audio_s'].sum():.1f} s delivered to unfinished requests"
     yield f"  stalls       {rows['stalls'].sum():.0f}, {rows['stall_total_s'].sum():.2f} s in all (no start buffer)"
 
 
@@ -129,12 +144,12 @@ def _class_table(results: Sequence[Result], summary: dict[str, float]) -> Iterat
         )
 
 
-def _promise_lines(report: LoadReport) -> Iterator[str]:
-    for title, kept in zip(("promises", *[""] * len(report.slos)), report.slos, strict=False):
-        yield f"  {title:<12} {_figure(kept.verdict.value):>6}  {kept.verdict.reason}"
+def _slo_lines(report: LoadReport) -> Iterator[str]:
+    for title, each in zip(("SLOs", *[""] * len(report.slos)), report.slos, strict=False):
+        yield f"  {title:<12} {_figure(each.verdict.value):>6}  {each.verdict.reason}"
     if report.slos:
         good, whole = report.summary["goodput_per_s"], report.summary["completed_rate_per_s"]
-        yield f"  goodput      {good:.4g} requests/s kept every promise of their class, of {whole:.4g} that ended whole"
+        yield f"  goodput      {good:.4g} requests/s met every SLO of their class, of {whole:.4g} completed"
 
 
 def _machine_lines(machine: dict) -> Iterator[str]:

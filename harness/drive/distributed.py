@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import gevent
@@ -18,7 +19,7 @@ from harness.client.target import Target, is_this_host
 from harness.drive.generator import Share, lead_s
 from harness.drive.observed import ReaderTotals
 from harness.drive.readers.live_stats import PROGRESS_EVERY_S, Progress
-from harness.drive.runners import FINISH_S, SpeechTest
+from harness.drive.runners import FINISH_S, FindUsers, SpeechTest
 from harness.errors import HarnessError
 from harness.records.load_log import result_from_plain, result_to_plain
 from harness.records.schema import Result
@@ -88,8 +89,8 @@ class MasterTest(SpeechTest):
 
     progress_age_s = PROGRESS_EVERY_S + WORKER_REPORT_S
 
-    def __init__(self, environment, mix):
-        super().__init__(environment, mix)
+    def __init__(self, environment, find_users: FindUsers):
+        super().__init__(environment, find_users)
         self._reports: dict[str, WorkerReport] = {}  # the last one of each worker
         self._shift_ns: dict[str, int] = {}  # from the clock of each worker to ours
         self._begun = False
@@ -104,7 +105,9 @@ class MasterTest(SpeechTest):
         self._begun = False
         self._wall_ns = wall_ns()
         self._expected = {client.id for client in self._runner.clients.all}
-        self._environment.parsed_options.speech_workers = max(len(self._expected), 1)
+        options = self._environment.parsed_options  # Locust hands them to the workers
+        options.speech_workers = max(len(self._expected), 1)
+        options.speech_users = [each.name for each in self.settings.users]
         self._open_records(target)
         gevent.spawn_later(WORKERS_READY_S, self._give_up, self._tests)
 
@@ -132,7 +135,7 @@ class MasterTest(SpeechTest):
         if self._begun or self._finishing or not here <= self._reports.keys():
             return
         self._begun = True
-        if self.settings.loop == "open":
+        if self.settings.load.loop == "open":
             self.recorder.begin(time.monotonic_ns() + round((lead_s(self.settings) + ORDER_S) * 1e9))
             self._runner.send_message(Begin.KIND, asdict(Begin(self.recorder.start_ns, self._wall_ns)))
         self._limit_time(max(self.recorder.start_ns, time.monotonic_ns()))
@@ -184,8 +187,8 @@ class MasterTest(SpeechTest):
 class WorkerTest(SpeechTest):
     """One share of the load; its Results go to the master."""
 
-    def __init__(self, environment, mix):
-        super().__init__(environment, mix)
+    def __init__(self, environment, find_users: FindUsers):
+        super().__init__(environment, find_users)
         self._outbox: list[dict] = []
         environment.runner.register_message(Begin.KIND, self._begin_on_order, concurrent=True)
         environment.runner.register_message(End.KIND, self._end_on_order, concurrent=True)
@@ -196,6 +199,9 @@ class WorkerTest(SpeechTest):
         except HarnessError as error:
             self._report(done=True, failed=str(error))
             raise
+
+    def _picked(self) -> Sequence[str]:
+        return getattr(self._environment.parsed_options, "speech_users", ())
 
     def _announce(self) -> None:
         """The master does."""

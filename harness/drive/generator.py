@@ -10,15 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from harness.client.target import Target
+from harness.drive.load import Load
 from harness.drive.readers.pool import ReaderPool
 from harness.drive.stop_rule import Patience, slowest_rtf
 from harness.errors import HarnessError, InputError
 from harness.records.schema import Request, Result
-from harness.traffic.arrivals import Arrivals
 from harness.traffic.mix import Mix, ScriptSource, requests
 
 AHEAD_NS = 500_000_000  # a request is with its reader this long before it is due
@@ -29,77 +30,79 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LoadSettings:
-    """What a load test does. ``arrivals`` None is a closed loop: each user sends one request after another.
+class UserClass:
+    """A SpeechUser class of a locustfile, as Locust shares out users: by ``weight``, or ``fixed_count`` of them.
 
-    ``steady``: sessions that begin at a random phase of their length; None = none. In a closed loop every user's
-    first request is one, whatever the number; an open loop starts with this many. ``iterations``: requests (in an
-    open loop: arrivals) after which the test ends. ``every_s``: between two lines that say how it goes.
-    ``precision``: a rung ends before ``rung_s`` when its rate is known so well (see ``rungs.Patience``);
-    ``until_saturated``: a ladder ends where it is over-saturated, or a request failed.
+    ``tags``: Locust's own, of its tasks.
+    """
+
+    name: str
+    mix: Mix | str
+    weight: float = 1
+    fixed_count: int = 0
+    tags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """A load test: its traffic and its load, and how this process drives it.
+
+    ``users``: the user classes of the test. The ``mix`` of several is ``Mix.combined``, by their weights.
+    ``readers``: stream-reader processes. ``records``: the folder that the records go to. ``every_s``: seconds between
+    two progress lines.
     """
 
     mix: Mix
+    load: Load = Load()
     scripts: ScriptSource = field(default_factory=ScriptSource)
-    seed: int = 1
-    arrivals: Arrivals | None = None
-    steady: int | None = None
     readers: int = 1
     records: Path | None = None
-    ladder: tuple[int, ...] = ()
-    rung_s: float = 10.0
-    iterations: int | None = None
     every_s: float | None = None
-    precision: float | None = None
-    until_saturated: bool = False
+    users: tuple[UserClass, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.ladder and (self.arrivals or self.iterations):
-            raise InputError("--ladder holds numbers of users (a closed loop): leave out --rate, --arrivals and -i")
-        if any(low >= high for low, high in itertools.pairwise((0, *self.ladder))):
-            raise InputError(f"--ladder {self.ladder} must rise from rung to rung, from 1 user or more")
-        for option, number in (("--readers", self.readers), ("--iterations", self.iterations)):
-            if number is not None and number < 1:
-                raise InputError(f"{option} {number} must be 1 or more")
-        if self.seed < 0 or (self.steady or 0) < 0:
-            raise InputError("--seed and --steady must be 0 or more")
-        for option, seconds in (("--rung-seconds", self.rung_s), ("--every", self.every_s)):
-            if seconds is not None and not 0 < seconds < math.inf:
-                raise InputError(f"{option} {seconds:g} must be above 0")
-        if self.precision is not None and not 0 < self.precision < 1:
-            raise InputError(f"--precision {self.precision:g} must lie between 0 and 1")
-        if (self.precision or self.until_saturated) and not self.ladder:
-            raise InputError("--precision and --until-saturated are of a ladder: give its rungs with --ladder")
+        if self.readers < 1:
+            raise InputError(f"--readers {self.readers} must be 1 or more")
+        if self.every_s is not None and not 0 < self.every_s < math.inf:
+            raise InputError(f"--every {self.every_s:g} must be above 0")
+
+    def mix_of(self, user: str) -> Mix | None:
+        """The traffic of one user class; None for a class that is not part of the test."""
+        if len(self.users) < 2:
+            return self.mix
+        mine = f"{user}/"
+        return self.mix.only(lambda name: name.startswith(mine)) if user in {u.name for u in self.users} else None
 
     @property
     def patience(self) -> Patience:
         """How long the rungs of a ladder are held, and how far it goes."""
-        slowest = slowest_rtf(self.mix.promises) if self.until_saturated else None
-        return Patience(self.rung_s, self.precision, slowest)
-
-    @property
-    def loop(self) -> str:
-        return "closed" if self.arrivals is None else "open"
+        slowest = slowest_rtf(self.mix.promises) if self.load.until_saturated else None
+        return Patience(self.load.rung_s, self.load.precision, slowest)
 
     def record(self) -> dict:
         """What was asked for, as plain values: two processes with the same record send shares of one load."""
-        process = self.arrivals.record() if self.arrivals else {"arrivals": None, "rate_per_s": None}
+        load = self.load
+        process = load.arrivals.record() if load.arrivals else {"arrivals": None, "rate_per_s": None}
         return {
-            "loop": self.loop,
+            "loop": load.loop,
             **process,
             "mix": self.mix.name,
+            "users": {
+                each.name: {"mix": each.mix.name, "weight": each.weight, "fixed_count": each.fixed_count}
+                for each in self.users
+            },
             "classes": self.mix.record(),
             "mean_audio_s": self.mix.mean_audio_s(),
             "chunk_frames": self.mix.chunk_frames,
             "diffusion_steps": self.mix.diffusion_steps,
-            "seed": self.seed,
-            "steady": self.steady,
-            "iterations": self.iterations,
+            "seed": load.seed,
+            "steady": load.steady,
+            "iterations": load.iterations,
             "readers": self.readers,
-            "ladder": list(self.ladder),
-            "rung_s": self.rung_s,
-            "precision": self.precision,
-            "until_saturated": self.until_saturated,
+            "ladder": list(load.sessions),
+            "rung_s": load.rung_s,
+            "precision": load.precision,
+            "until_saturated": load.until_saturated,
         }
 
 
@@ -121,11 +124,9 @@ class Share:
         self._settings, self._on_result, self._index, self._of = settings, on_result, index, of
         self._stopping = threading.Event()
         self._gate = threading.Lock()  # between a last submit and the pool's close
-        new, steady = np.random.default_rng([settings.seed, index]).spawn(2)
-        self._new = requests(settings.mix, new, settings.scripts)
-        self._steady = requests(settings.mix, steady, settings.scripts, steady=True)
-        if settings.loop == "closed" and settings.iterations is not None:
-            self._left = iter(range(index, settings.iterations, of))
+        self._requests = _request_streams(settings, np.random.default_rng([settings.load.seed, index]))
+        if settings.load.loop == "closed" and settings.load.iterations is not None:
+            self._left = iter(range(index, settings.load.iterations, of))
         else:
             self._left = itertools.count()
         self.pool = ReaderPool(target, settings.readers, index * settings.readers, of * settings.readers)
@@ -140,12 +141,15 @@ class Share:
         self.start_ns = start_ns
         threading.Thread(target=self._keep_schedule, daemon=True).start()
 
-    def speak(self, first: bool = False) -> Result | None:
-        """Closed loop: send the next request now and wait for its Result. None when the test has no more for it."""
-        if next(self._left, None) is None:
+    def speak(self, first: bool = False, user: str = "") -> Result | None:
+        """Closed loop: send the next request of a user class now and wait for its Result.
+
+        None when the test has no more for it.
+        """
+        streams = self._requests.get(user) or self._requests.get("")
+        if streams is None or next(self._left, None) is None:
             return None
-        fresh = self._steady if first and self._settings.steady is not None else self._new
-        request = next(fresh)
+        request = next(streams.steady if first and self._settings.load.steady is not None else streams.new)
         ticket = self._submit(replace(request, due_ns=time.monotonic_ns()), "closed")
         if ticket is None:
             return None
@@ -183,13 +187,38 @@ class Share:
             log.error("the schedule of arrivals ended: %s", error)
 
     def _scheduled(self) -> Iterator[Request]:
+        streams = self._requests[""]
         sources = (
-            (self._steady, lead_in(self._settings, self._index, self._of)),
-            (self._new, arrival_times(self._settings, self._index, self._of)),
+            (streams.steady, lead_in(self._settings, self._index, self._of)),
+            (streams.new, arrival_times(self._settings, self._index, self._of)),
         )
         for fresh, due in sources:
             for due_s in due:
                 yield replace(next(fresh), due_ns=self.start_ns + round(due_s * 1e9))
+
+
+class _Streams(NamedTuple):
+    """Endless requests: new ones, and sessions found in progress."""
+
+    new: Iterator[Request]
+    steady: Iterator[Request]
+
+
+def _request_streams(settings: LoadSettings, rng: np.random.Generator) -> dict[str, _Streams]:
+    """Requests by user class, each drawn by itself; those of "" are of all traffic.
+
+    In an open loop, and where there is one class only, "" is all there is.
+    """
+    several = len(settings.users) > 1 and settings.load.loop == "closed"
+    names = [each.name for each in settings.users] if several else [""]
+    rngs = iter(rng.spawn(2 * len(names)))
+    return {
+        name: _Streams(
+            requests(settings.mix_of(name) if name else settings.mix, next(rngs), settings.scripts),
+            requests(settings.mix_of(name) if name else settings.mix, next(rngs), settings.scripts, steady=True),
+        )
+        for name in names
+    }
 
 
 def arrival_times(settings: LoadSettings, index: int = 0, of: int = 1) -> Iterator[float]:
@@ -197,16 +226,18 @@ def arrival_times(settings: LoadSettings, index: int = 0, of: int = 1) -> Iterat
 
     Share i of n has every n-th arrival of the one process that the seed gives, so together they are that process.
     """
-    rng = np.random.default_rng([settings.seed, _ARRIVALS])
-    return itertools.islice(itertools.islice(settings.arrivals.times(rng), settings.iterations), index, None, of)
+    rng = np.random.default_rng([settings.load.seed, _ARRIVALS])
+    return itertools.islice(
+        itertools.islice(settings.load.arrivals.times(rng), settings.load.iterations), index, None, of
+    )
 
 
 def lead_in(settings: LoadSettings, index: int = 0, of: int = 1) -> Iterator[float]:
     """When one share's sessions in progress begin: spread evenly over the second before the start (so below 0 s)."""
-    sessions = settings.steady or 0
+    sessions = settings.load.steady or 0
     return ((number / sessions - 1) * LEAD_IN_NS / 1e9 for number in range(index, sessions, of))
 
 
 def lead_s(settings: LoadSettings) -> float:
     """Seconds from the order to begin to the start of an open loop's arrivals."""
-    return (AHEAD_NS + (LEAD_IN_NS if settings.steady else 0)) / 1e9
+    return (AHEAD_NS + (LEAD_IN_NS if settings.load.steady else 0)) / 1e9

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harness import exit_codes, wire
+from harness import exit_codes
 from harness.client.target import OPTIONS
-from harness.drive.generator import LoadSettings
+from harness.drive.generator import LoadSettings, UserClass
+from harness.drive.load import REQUEST_KNOBS, Load
 from harness.errors import InputError
 from harness.planfile import load_mix, load_plan
 from harness.records.load_log import FILE_NAME
@@ -30,7 +32,7 @@ ARGUMENTS = {
     "--arrivals": {
         "choices": ("", *arrivals.KINDS),
         "metavar": "PROCESS",
-        "help": f"{', '.join(arrivals.KINDS)}; left out: as the other options imply, else poisson",
+        "help": f"{', '.join(arrivals.KINDS)}; without it: as the other options imply, else poisson",
         "on_page": True,
     },
     "--burstiness": {
@@ -54,7 +56,7 @@ ARGUMENTS = {
         "on_page": True,
     },
     "--mix": {"metavar": "MIX", "help": f"traffic mix: {', '.join(MIXES)}, or a file MIX.yaml", "on_page": True},
-    "--plan": {"metavar": "PLAN.yaml", "help": "take traffic mix, promises and scripts from a plan"},
+    "--plan": {"metavar": "PLAN.yaml", "help": "take traffic mix, SLOs and scripts from a plan"},
     "--scripts": {
         "metavar": "DIR",
         "help": "speak the .txt scripts of a folder, cut or repeated to the length that the mix draws; a class of "
@@ -74,13 +76,13 @@ ARGUMENTS = {
     "--readers": {"default": "1", "metavar": "N", "help": "stream-reader processes"},
     "--records": {
         "metavar": "DIR",
-        "help": f"write manifest.json (what was asked, and the certificate), requests.csv and {FILE_NAME} (every "
+        "help": f"write manifest.json (the options, and the certificate), requests.csv and {FILE_NAME} (every "
         "chunk) to DIR, which must be new",
     },
     "--every": {
         "dest": "every_s",
         "metavar": "S",
-        "help": "say how it goes every S seconds, and at the end how step time and memory drifted",
+        "help": "print a progress line every S seconds, and at the end how step time and memory drifted",
         "on_page": True,
     },
     "--url": {
@@ -97,12 +99,12 @@ ARGUMENTS = {
     },
     "--until-saturated": {
         "action": "store_true",
-        "help": "end the ladder where it is over-saturated (two rungs in a row slower than promised), or broken",
+        "help": "end the ladder at over-saturation (two rungs in a row slower than the SLOs), or where a request fails",
     },
 }
 """Each also as ``LOCUST_NAME`` in the environment and as ``name = value`` in Locust's configuration file."""
 
-_MOST = {"chunk_frames": wire.MAX_FRAMES, "diffusion_steps": wire.MAX_DIFFUSION_STEPS}
+_TIME_LIMIT = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
 _NUMBERS = {
     "seed": int,
     "rate_per_s": float,
@@ -121,11 +123,22 @@ _BARE_NAMES = [name.removeprefix("--") for name in ARGUMENTS]
 
 
 class Own(str):
-    """A scenario's own value of an option, to be told from the same that was given."""
+    """A scenario's own value of an option, to be distinguished from the same value on the command line."""
 
 
-def _dest(option: str) -> str:
+class _OwnList(list):
+    """The same of an option that may be repeated: what is given on the command line is added to it."""
+
+    def __init__(self, values: Iterable[str]):
+        super().__init__(values)
+        self.own = len(self)
+
+
+def dest(option: str) -> str:
     return ARGUMENTS[option].get("dest", option.removeprefix("--").replace("-", "_"))
+
+
+DEFAULTS = {dest(option): about["default"] for option, about in ARGUMENTS.items() if "default" in about}
 
 
 def add_arguments(parser) -> None:
@@ -146,22 +159,44 @@ def defaults_of(options: Mapping[str, object]) -> dict[str, str | list[str]]:
     for name in options:
         if f"--{name}" not in ARGUMENTS:
             raise InputError(f"a scenario's options: no option is named {name!r}; {_hint(name, _BARE_NAMES)}")
-    return {_dest(f"--{name}"): _default(name, value) for name, value in options.items()}
+    return {dest(f"--{name}"): _default(name, value) for name, value in options.items()}
 
 
 def give_way(values: dict) -> None:
     """Unset a scenario's own rate where another kind of load is given, which cannot have one, or another."""
-    given = {name for name in _INSTEAD_OF_A_RATE if values.get(name) and not isinstance(values[name], Own)}
+    given = {name for name in _INSTEAD_OF_A_RATE if values.get(name) and not is_own(values[name])}
     for name in _OF_A_RATE:
-        if given and isinstance(values.get(name), Own):
+        if given and is_own(values.get(name)):
             values[name] = None
+
+
+def is_own(value: object) -> bool:
+    """Whether a value of an option is a scenario's, and not one of the command line."""
+    return isinstance(value, Own) or (isinstance(value, _OwnList) and len(value) == value.own)
+
+
+def merged(options: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """The options of several user classes, by class name, as those of one test.
+
+    Raises InputError where two classes differ in one.
+    """
+    together: dict[str, tuple[str, object]] = {}
+    for user, own in options.items():
+        for name, value in own.items():
+            other, before = together.setdefault(name, (user, value))
+            if before != value:
+                raise InputError(
+                    f"option {name!r} is {before!r} in {other} and {value!r} in {user}, and a test has one: give "
+                    f"--{name}, or name one of the classes on the command line"
+                )
+    return {name: value for name, (_, value) in together.items()}
 
 
 def _default(name: str, value: object) -> str | list[str]:
     several = ARGUMENTS[f"--{name}"].get("action") == "append"
     if not several:
-        return Own(value)
-    return [value] if isinstance(value, str) else [str(each) for each in value]
+        return Own(str(value).lower() if isinstance(value, bool) else value)
+    return _OwnList([value] if isinstance(value, str) else [str(each) for each in value])
 
 
 def settings_of(values: Mapping, mix: Mix | str) -> LoadSettings:
@@ -169,54 +204,97 @@ def settings_of(values: Mapping, mix: Mix | str) -> LoadSettings:
 
     Raises InputError naming the option.
     """
-    numbers = {name: _number(values, name, kind) for name, kind in _NUMBERS.items() if name != "steady"}
-    traffic, scripts = _traffic(values, mix)
-    traffic = _asked_alike(traffic, {name: numbers[name] for name in _MOST})
-    process = arrivals.chosen(
-        values.get("arrivals"),
-        rate_per_s=numbers["rate_per_s"],
-        burstiness=numbers["burstiness"],
-        trace=values.get("trace"),
-        repeat=_is_on(values, "trace_repeat"),
-        stages=values.get("stages"),
-    )
-    chosen = {field.name for field in dataclasses.fields(LoadSettings)}
-    given = {name: value for name, value in numbers.items() if name in chosen and value is not None}
+    return settings_for(values, [UserClass("user", mix)])
+
+
+def settings_for(values: Mapping, users: Sequence[UserClass]) -> LoadSettings:
+    """Settings of a test of these user classes. Raises InputError naming the option."""
+    users, scripts = _traffic(values, users)
+    users = [replace(user, mix=_asking(user.mix, _asks(values))) for user in users]
+    mix = users[0].mix
+    if len(users) > 1:
+        mix = Mix.combined({user.name: (user.fixed_count or user.weight, user.mix) for user in users})
+    load = load_of(values, mix)
+    if load.loop == "open":
+        _check_split(users)
+    given = {name: value for name in ("readers", "every_s") if (value := _number(values, name)) is not None}
     return LoadSettings(
-        mix=traffic,
+        mix=mix,
+        load=load,
         scripts=scripts,
-        arrivals=process,
-        steady=_steady(values, process, traffic),
         records=Path(values["records"]) if values.get("records") else None,
-        ladder=_ladder(values.get("ladder") or ""),
-        until_saturated=_is_on(values, "until_saturated"),
+        users=tuple(users),
         **given,
     )
 
 
-def _asked_alike(mix: Mix, given: Mapping[str, int | None]) -> Mix:
-    """The mix with what every request asks for alike, where options say it."""
-    given = {name: value for name, value in given.items() if value is not None}
-    for name, value in given.items():
-        if not 1 <= value <= _MOST[name]:
-            raise InputError(f"--{name.replace('_', '-')} {value} must lie in 1 to {_MOST[name]}")
-    return replace(mix, **given)
+def _asking(mix: Mix, asks: Mapping[str, int]) -> Mix:
+    """The mix where every request asks for the same, whatever its class says."""
+    return replace(mix, **asks, classes=tuple(replace(each, **dict.fromkeys(asks)) for each in mix.classes))
 
 
-def _traffic(values: Mapping, mix: Mix | str) -> tuple[Mix, ScriptSource]:
-    """The mix and the scripts that options name; a plan brings its own of both."""
-    source = ScriptSource()
+def _asks(values: Mapping) -> dict[str, int]:
+    asks = {name: _number(values, name) for name in REQUEST_KNOBS}
+    return {name: value for name, value in asks.items() if value is not None}
+
+
+def _check_split(users: Sequence[UserClass]) -> None:
+    """The arrivals of an open loop are split by weight, which a class of ``fixed_count`` has no part in."""
+    for user in users:
+        if user.fixed_count and len(users) > 1:
+            raise InputError(
+                f"{user.name} has fixed_count {user.fixed_count}: an open loop splits its arrivals between user "
+                "classes by weight; give it a weight instead, or name the other classes on the command line"
+            )
+
+
+def load_of(values: Mapping, mix: Mix | None = None) -> Load:
+    """The load that options ask for; ``mix`` lets a message say how many sessions an open loop would hold.
+
+    Raises InputError naming the option.
+    """
+    process = arrivals.chosen(
+        values.get("arrivals"),
+        rate_per_s=_number(values, "rate_per_s"),
+        burstiness=_number(values, "burstiness"),
+        trace=values.get("trace"),
+        repeat=_is_on(values, "trace_repeat"),
+        stages=values.get("stages"),
+    )
+    sessions, rung_s, seed = _ladder(values.get("ladder") or ""), _rung_s(values), _number(values, "seed")
+    return Load(
+        seconds=rung_s if sessions else _time_limit_s(values),
+        seed=1 if seed is None else seed,
+        sessions=sessions,
+        arrivals=process,
+        steady=_steady(values, process, mix),
+        asks=_asks(values),
+        precision=_number(values, "precision"),
+        until_saturated=_is_on(values, "until_saturated"),
+        iterations=_number(values, "iterations"),
+    )
+
+
+def _traffic(values: Mapping, users: Sequence[UserClass]) -> tuple[list[UserClass], ScriptSource]:
+    """The user classes with the traffic that options leave them, and the scripts; a plan brings its own of both."""
+    source, option = ScriptSource(), "--plan" if values.get("plan") else "--mix"
+    if values.get("plan") and values.get("mix"):
+        raise InputError("--plan brings its own mix: leave out --mix")
+    given = values.get("plan") or values.get("mix")
+    if given and len(users) > 1:
+        raise InputError(
+            f"{option} {given} would replace the traffic of each of {', '.join(user.name for user in users)}: name one "
+            "of them on the command line"
+        )
     if values.get("plan"):
-        if values.get("mix"):
-            raise InputError("--plan brings its own mix: leave out --mix")
         spec = load_plan(values["plan"])
-        mix, source = spec.traffic_mix(), spec.script_source()
+        users, source = [replace(user, mix=spec.traffic_mix()) for user in users], spec.script_source()
     else:
-        mix = _mix(values.get("mix") or mix)
+        users = [replace(user, mix=_mix(values.get("mix") or user.mix)) for user in users]
     if values.get("scripts"):
         source = ScriptSource.from_folder(values["scripts"])
-    mix = mix.of_scripts(source)
-    return _tagged(mix, values.get("speech_tags"), values.get("speech_exclude_tags")), source
+    users = [replace(user, mix=user.mix.of_scripts(source)) for user in users]
+    return tagged(users, values.get("speech_tags"), values.get("speech_exclude_tags")), source
 
 
 def _mix(mix: Mix | str) -> Mix:
@@ -229,27 +307,39 @@ def _mix(mix: Mix | str) -> Mix:
     raise InputError(f"no mix is named {mix!r}; {_hint(mix, MIXES)}; or give a file MIX.yaml")
 
 
-def _tagged(mix: Mix, tags: Iterable[str] | None, exclude_tags: Iterable[str] | None) -> Mix:
-    """The classes of the mix that Locust's --tags and --exclude-tags leave: a class has its name as its tag."""
-    names = [each.name for each in mix.classes]
+def tagged(
+    users: Sequence[UserClass], tags: Iterable[str] | None, exclude_tags: Iterable[str] | None
+) -> list[UserClass]:
+    """What Locust's --tags and --exclude-tags leave of each user class; classes of which nothing is left are left out.
+
+    A tag is the name of a traffic class, or one of Locust's own on a user class. Raises InputError for an unknown tag.
+    """
+    names = list(dict.fromkeys(each.name for user in users for each in user.mix.classes))
+    known = [*names, *sorted(set().union(*(user.tags for user in users)))]
+    mixes = " and ".join(dict.fromkeys(user.mix.name for user in users))
     for option, given in (("--tags", tags), ("--exclude-tags", exclude_tags)):
         for tag in given or ():
-            if tag not in names:
-                raise InputError(f"{option} {tag}: mix {mix.name} has no such class; {_hint(tag, names)}")
-    wanted = [name for name in names if (not tags or name in tags) and name not in (exclude_tags or ())]
-    if not wanted:
-        raise InputError(f"--tags and --exclude-tags leave no class of mix {mix.name}: {', '.join(names)}")
-    return mix if wanted == names else mix.only(wanted.__contains__)
+            if tag not in known:
+                raise InputError(f"{option} {tag}: mix {mixes} has no such class; {_hint(tag, known)}")
+    wanted, unwanted = set(tags or ()), set(exclude_tags or ())
+    left = [(user, _names_left(user, wanted, unwanted)) for user in users]
+    if not any(kept for _, kept in left):
+        raise InputError(f"--tags and --exclude-tags leave no class of mix {mixes}: {', '.join(names)}")
+    return [replace(user, mix=user.mix.only(kept.__contains__)) for user, kept in left if kept]
 
 
-def _steady(values: Mapping, process: arrivals.Arrivals | None, mix: Mix) -> int | None:
+def _names_left(user: UserClass, wanted: set[str], unwanted: set[str]) -> list[str]:
+    own = [each.name for each in user.mix.classes if not {each.name, *user.tags} & unwanted]
+    return [name for name in own if not wanted or {name, *user.tags} & wanted]
+
+
+def _steady(values: Mapping, process: arrivals.Arrivals | None, mix: Mix | None) -> int | None:
     if values.get("steady") != EVERY_USER:
-        return _number(values, "steady", int)
+        return _number(values, "steady")
     if process is None:
         return 0
-    hint = (
-        "" if process.rate_per_s is None else f" (at a real-time factor of 0.5: {_in_progress(process, mix, 0.5):.0f})"
-    )
+    known = mix is not None and process.rate_per_s is not None
+    hint = f" (at a real-time factor of 0.5: {_in_progress(process, mix, 0.5):.0f})" if known else ""
     raise InputError(
         f"--steady in an open loop needs the number of sessions it starts with: rate x mean audio x rtf{hint}"
     )
@@ -264,15 +354,35 @@ def _is_on(values: Mapping, name: str) -> bool:
     return values.get(name) in (True, "true", "on")
 
 
-def _number(values: Mapping, name: str, kind: type):
-    text = values.get(name)
+def _number(values: Mapping, name: str) -> float | int | None:
+    text, kind = values.get(name), _NUMBERS[name]
     if text is None or text == "":
         return None
     try:
         return kind(text)
     except ValueError:
-        option = next(option for option in ARGUMENTS if _dest(option) == name)
+        option = next(option for option in ARGUMENTS if dest(option) == name)
         raise InputError(f"{option} {text!r} is not {'a whole' if kind is int else 'a'} number") from None
+
+
+def _rung_s(values: Mapping) -> float | None:
+    seconds = _number(values, "rung_s")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise InputError(f"--rung-seconds {seconds:g} must be above 0")
+    return seconds
+
+
+def _time_limit_s(values: Mapping) -> float | None:
+    """Locust's own -t: a text such as 1h20m30s, or seconds where Locust has read it already."""
+    given = values.get("run_time")
+    if given is None or given == "":
+        return None
+    if isinstance(given, int | float):
+        return float(given)
+    found = _TIME_LIMIT.fullmatch(str(given).strip())
+    if not found or not any(found.groups()):
+        raise InputError(f"-t {given!r} is not a time: write 90s, 20m or 1h20m30s")
+    return float(sum(int(number or 0) * unit for number, unit in zip(found.groups(), (3600, 60, 1), strict=True)))
 
 
 def _ladder(text: str) -> tuple[int, ...]:

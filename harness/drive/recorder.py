@@ -29,7 +29,7 @@ class Recorder:
     ``folder`` None keeps the records in memory alone. Raises StoreError where the records cannot be begun.
     """
 
-    def __init__(self, settings: LoadSettings, target: Target | str, folder: Path | None, run_s: float | None = None):
+    def __init__(self, settings: LoadSettings, target: Target | str, folder: Path | None):
         self.settings, self.target = settings, Target.of(target)
         self.results: list[Result] = []
         self.never_sent = self.unwritten = 0
@@ -37,8 +37,9 @@ class Recorder:
         self._faults: list[str] = []
         self._ladder_ended = ""
         self._rungs = 0  # that have been held
-        asked = {"url": self.target.url, "target": self.target.record(), "run_s": run_s, **settings.record()}
-        self._writer, self._manifest = _opened(folder, asked) if folder else (None, None)
+        options = {"url": self.target.url, "target": self.target.record(), "run_s": settings.load.time_limit_s}
+        options |= settings.record()
+        self._writer, self._manifest = _opened(folder, options) if folder else (None, None)
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -145,7 +146,7 @@ def _end_record(observed: Observed, report: LoadReport) -> dict:
 class _Manifest:
     """What a test was and how it went, for people and their tools, beside the records of every chunk."""
 
-    def __init__(self, folder: Path, asked: dict):
+    def __init__(self, folder: Path, options: dict):
         self._folder = folder
         self._content = {
             "kind": LOAD_TEST,
@@ -154,7 +155,7 @@ class _Manifest:
             "commit": commit(),
             "versions": versions(),
             "host": host_facts(),
-            "load": asked,
+            "load": options,
         }
         write_json(folder / MANIFEST, self._content)
 
@@ -171,11 +172,11 @@ class _Manifest:
         write_json(self._folder / MANIFEST, self._content | went)
 
 
-def _opened(folder: Path, asked: dict) -> tuple[RecordsWriter, _Manifest]:
+def _opened(folder: Path, options: dict) -> tuple[RecordsWriter, _Manifest]:
     """The records and their manifest, both or none."""
-    writer = RecordsWriter(folder, asked)
+    writer = RecordsWriter(folder, options)
     try:
-        return writer, _Manifest(folder, asked)
+        return writer, _Manifest(folder, options)
     except StoreError:
         writer.discard()
         raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gevent
@@ -17,20 +18,21 @@ from harness import exit_codes, wire
 from harness.client.response_parser import BYTES_PER_SAMPLE
 from harness.client.target import Target, is_this_host
 from harness.drive.console import end_lines, progress_line, start_line
-from harness.drive.generator import LoadSettings, Share, arrival_times, lead_s
+from harness.drive.generator import LoadSettings, Share, UserClass, arrival_times, lead_s
 from harness.drive.host_monitor import HostMonitor
 from harness.drive.load_report import LoadReport, report_of
 from harness.drive.observed import ReaderTotals
-from harness.drive.options import settings_of
+from harness.drive.options import settings_for
 from harness.drive.readers.live_stats import PROGRESS_EVERY_S, Progress
 from harness.drive.recorder import Recorder
 from harness.errors import HarnessError, InputError, ServerError
 from harness.records.load_log import check_folder
 from harness.records.schema import Outcome, Result
-from harness.traffic.mix import Mix
 
 FINISH_S = 30.0  # in which a test that is being ended has ended
 CSV_WAIT_S = 1.2  # Locust writes its tables once a second: this brings the last results into them
+
+FindUsers = Callable[[Sequence[str]], Sequence[UserClass]]  # of these names; of none: those that Locust would run
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +45,9 @@ class SpeechTest:
 
     progress_age_s = PROGRESS_EVERY_S
 
-    def __init__(self, environment, mix: Mix | str):
-        self._environment, self._runner, self._mix = environment, environment.runner, mix
+    def __init__(self, environment, find_users: FindUsers):
+        self._environment, self._runner, self._find_users = environment, environment.runner, find_users
+        self._run_s: float | None = None  # the time limit of the test to come
         self.settings = self._settings()
         self.share: Share | None = None
         self.recorder: Recorder | None = None
@@ -55,7 +58,6 @@ class SpeechTest:
         self._refused = ""  # the server's message for the first request that no retry can help
         self.prepared = False  # the server is found and the listeners are added
         self.report: LoadReport | None = None  # of the last test, once it has ended
-        self.run_s: float | None = None  # the time limit
         self._time_limit: gevent.Greenlet | None = None
 
     @property
@@ -68,14 +70,14 @@ class SpeechTest:
 
     def keep_time(self, run_s: float | None) -> None:
         """Take over the time limit of the test to come: Locust's own runs before anything can be sent."""
-        self.run_s = run_s
+        self._run_s = run_s
 
-    def check(self, form: dict[str, str]) -> None:
+    def check(self, form: dict[str, str], user_classes: Sequence[str] = ()) -> None:
         """Raises HarnessError where a test with the page's form could not run."""
         if not self.prepared:
             raise InputError("the server is still being started: press Start again in a moment")
         values = vars(self._environment.parsed_options) | form
-        settings_of(values, self._mix)
+        settings_for(values, self._find_users(user_classes))
         if form.get("host"):
             Target.from_options(form["host"], values)
 
@@ -100,7 +102,7 @@ class SpeechTest:
 
     def all_users_run(self) -> None:
         """A closed loop's window begins when all users (of the first rung) run; an open loop's with its schedule."""
-        if self._running and not self._finishing and self.recorder and self.settings.loop == "closed":
+        if self._running and not self._finishing and self.recorder and self.settings.load.loop == "closed":
             self._all_run = True
             self.recorder.all_users_run(time.monotonic_ns())
 
@@ -144,20 +146,20 @@ class SpeechTest:
             raise
 
     def _open_records(self, target: Target) -> None:
-        self.recorder = Recorder(self.settings, target, self._folder(), self.run_s)
+        self.recorder = Recorder(self.settings, target, self._folder())
         here = [address for address in target.addresses if is_this_host(address)]
         self.host_monitor = HostMonitor([int(address.rpartition(":")[2]) for address in here])
 
     def _begin(self) -> None:
         """All can send: an open loop's schedule begins, and the time limit runs from its start."""
-        if self.settings.loop == "open":
+        if self.settings.load.loop == "open":
             self.share.begin(time.monotonic_ns() + round(lead_s(self.settings) * 1e9))
         self.recorder.begin(self.share.start_ns)
         self._limit_time(self.share.start_ns)
 
     def _limit_time(self, start_ns: int) -> None:
-        if self.run_s and not self.settings.ladder:  # a ladder ends with its last rung
-            seconds = max(start_ns - time.monotonic_ns(), 0) / 1e9 + self.run_s
+        if limit_s := self.settings.load.time_limit_s:
+            seconds = max(start_ns - time.monotonic_ns(), 0) / 1e9 + limit_s
             self._time_limit = gevent.spawn_later(seconds, self._time_is_up)
 
     def _drop_time_limit(self) -> None:
@@ -168,7 +170,7 @@ class SpeechTest:
     def _time_is_up(self) -> None:
         """End the test as Locust's own time limit does."""
         options, runner = self._environment.parsed_options, self._runner
-        log.info("the time limit of %g s is reached", self.run_s)
+        log.info("the time limit of %g s is reached", self.settings.load.time_limit_s)
         if options.headless:
             runner.quit()
             return
@@ -181,7 +183,7 @@ class SpeechTest:
     def _announce(self) -> None:
         for remark in self.settings.scripts.remarks:
             log.warning(remark)
-        log.info(start_line(self.settings, self.run_s))
+        log.info(start_line(self.settings))
         if self.settings.every_s:
             threading.Thread(target=self._keep_reporting_progress, args=(self.recorder,), daemon=True).start()
 
@@ -207,9 +209,9 @@ class SpeechTest:
             self._refused = result.error.removeprefix(wire.REFUSED)
             recorder.add_fault(f"ended at the first request that the server refuses for good: {self._refused}")
             self.end()
-        if self.settings.iterations and not self._finishing:
-            lead_in = self.settings.steady or 0 if self.settings.loop == "open" else 0
-            if len(recorder.results) + recorder.never_sent == self.settings.iterations + lead_in:
+        if self.settings.load.iterations and not self._finishing:
+            lead_in = self.settings.load.steady or 0 if self.settings.load.loop == "open" else 0
+            if len(recorder.results) + recorder.never_sent == self.settings.load.iterations + lead_in:
                 self.end()
 
     def _gather(self, grace_s: float) -> ReaderTotals:
@@ -238,7 +240,7 @@ class SpeechTest:
     def _add_faults(self, nothing_sent: str, readers: ReaderTotals) -> None:
         if nothing_sent and not (self.recorder.faults or readers.faults):
             self.recorder.add_fault(nothing_sent)
-        elif self.settings.loop == "closed" and not self._all_run:
+        elif self.settings.load.loop == "closed" and not self._all_run:
             self.recorder.add_fault(
                 "the test ended before all its users had started: give it more time, or a higher -r"
             )
@@ -256,16 +258,21 @@ class SpeechTest:
         if self.recorder.results or readers.lost:
             return ""
         ran = f"no request was sent in the {(end_ns - self.recorder.start_ns) / 1e9:.1f} s that the test ran"
-        if self.settings.loop == "closed":
+        if self.settings.load.loop == "closed":
             return f"{ran}: no user had started; give more time with -t"
         first_s = next(iter(arrival_times(self.settings)), None)
         if first_s is None:
             return f"{ran}: the schedule holds no arrival; see --stages, --trace or --iterations"
-        fix = "" if self.settings.arrivals.rate_per_s is None else ", or a higher --rate"
+        fix = "" if self.settings.load.arrivals.rate_per_s is None else ", or a higher --rate"
         return f"{ran}: the first is due {first_s:.1f} s after the start; give at least -t {first_s + 1:.0f}s{fix}"
 
     def _settings(self) -> LoadSettings:
-        return settings_of(vars(self._environment.parsed_options), self._mix)
+        values = {**vars(self._environment.parsed_options), "run_time": self._run_s}
+        return settings_for(values, self._find_users(self._picked()))
+
+    def _picked(self) -> Sequence[str]:
+        """Names of the user classes of the test; none for those that Locust would run."""
+        return ()
 
     def _folder(self) -> Path | None:
         """A test started again from the page gets a folder of its own."""

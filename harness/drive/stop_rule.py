@@ -1,4 +1,4 @@
-"""When a rung of a ladder has told enough, and when its ladder has no more to tell: pure decisions on what was seen."""
+"""When a rung of a ladder may end, and when its ladder may: pure decisions on what was observed."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Patience:
 
     ``precision``: the relative half-width of the audio rate's interval with which a rung may end before; None holds
     every rung for its full time.
-    ``slowest_rtf``: the highest real-time factor that some class is promised; None goes to the ladder's end, however
-    slow.
+    ``slowest_rtf``: the highest real-time factor that an SLO of some class allows; None goes to the
+    ladder's end, however slow.
     """
 
     rung_s: float
@@ -73,7 +73,7 @@ class Patience:
         return relative_half_width(rates) <= self.precision and _halves_apart(rates) <= 2 * self.precision
 
     def over_saturated(self, rungs: Sequence[Held]) -> str:
-        """Why no higher rung is worth its time, or "": two in a row were served more slowly than any class is promised,
+        """Why no higher rung is worth its time, or "": two in a row were slower than any class's SLO allows,
         and the last made no more audio in all.
 
         One alone may have met a host that was busy with something else.
@@ -93,9 +93,9 @@ def settle_s(rung_s: float) -> float:
     return SETTLE_SHARE * rung_s
 
 
-def slowest_rtf(promises: Sequence) -> float:
-    """The highest real-time factor promised to a class; at least 1, the pace of speech."""
-    return max([1.0, *(promise.limit for promise in promises if promise.metric == "rtf")])
+def slowest_rtf(slos: Sequence) -> float:
+    """The highest real-time factor that an SLO allows a class; at least 1, the pace of speech."""
+    return max([1.0, *(slo.limit for slo in slos if slo.metric == "rtf")])
 
 
 def relative_half_width(rates: Sequence[float]) -> float:

@@ -1,7 +1,7 @@
 """The Locust user of the harness: subclass ``SpeechUser`` in a locustfile and run it with ``locust -f FILE``.
 
 Each Locust user sends one request after another (a closed loop), or, with ``--rate``, ``--trace`` or ``--stages``,
-requests leave on a seeded schedule that no answer can delay (an open loop) and users are only hands. Chunks are
+requests leave on a seeded schedule that no answer can delay (an open loop) while users wait. Chunks are
 timed by reader processes beside Locust. Locust's "response time" is the time to first audio, in ms, from when the
 request was due.
 
@@ -14,16 +14,17 @@ cannot be used, 3 the measurement is INVALID (also where nothing was sent), for 
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import signal
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from types import FunctionType
 
 import gevent
-from locust import LoadTestShape, User, events, task
+from locust import User, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
@@ -32,10 +33,11 @@ from harness.deploy.running import local_url
 from harness.deploy.server import serving
 from harness.drive import web_ui
 from harness.drive.distributed import MasterTest, WorkerTest
-from harness.drive.options import add_arguments, defaults_of, give_way
+from harness.drive.generator import UserClass
+from harness.drive.ladder import Ladder
+from harness.drive.options import DEFAULTS, add_arguments, defaults_of, dest, give_way, is_own, merged
 from harness.drive.readers.pool import ReaderPool
 from harness.drive.runners import SpeechTest
-from harness.drive.stop_rule import Held, Patience, Readings
 from harness.errors import HarnessError, InputError
 from harness.records.load_log import check_folder
 from harness.records.schema import Outcome
@@ -43,7 +45,7 @@ from harness.traffic.mix import Mix
 from harness.traffic.voice_folder import BUILT_IN
 
 GRACE_S = "10"
-PAUSE_AFTER_ERROR_S = 1.0  # a server that refuses at once must not be asked thousands of times a second
+PAUSE_AFTER_ERROR_S = 1.0  # a server that refuses at once must not get thousands of requests a second
 
 # Under gevent a process is started by a fork, and gRPC's own fork handlers can crash the child before it becomes one.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -52,10 +54,17 @@ log = logging.getLogger(__name__)
 
 
 class SpeechUser(User):
-    """One caller of the speech service. Set ``mix`` to a named mix or a ``workload.Mix`` of your own.
+    """One caller of the speech service. Set ``mix`` to a named mix or a ``Mix`` of your own.
+
+    A locustfile may hold several, with Locust's own ``weight`` and ``fixed_count``; name some on the command line, or
+    pick them on the page with ``--class-picker``, to run only those. In a closed loop Locust distributes the users. In
+    an open loop the arrivals are one process, of which each class has a share by its weight; a class with a
+    ``fixed_count`` has none, and is refused beside others. Where several classes run, records and tables name a traffic
+    class CLASS/TRAFFIC_CLASS. ``--tags`` and ``--exclude-tags`` take names of traffic classes, and Locust's own tags of
+    user classes (``@tag``).
 
     ``options``: values of this module's options where the command line gives none, such as ``{"rate": 0.5}``. A rate of
-    its own gives way to --trace, --stages and --ladder.
+    its own gives way to --trace, --stages and --ladder. Classes that run together must agree on each.
     ``preset`` and ``topology``: what is served where neither --host nor a running `harness serve` gives a server.
     """
 
@@ -65,20 +74,24 @@ class SpeechUser(User):
     preset = "tiny"
     topology = wire.STAGED
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.tasks = [_copied(each) for each in cls.tasks]  # a tag is set on the function: each class has its own
+
     def __init__(self, environment):
         super().__init__(environment)
         self._spoke = False
 
     @task
     def speak(self) -> None:
-        """One request of a closed loop; in an open loop, wait for the end of the test."""
+        """Send one request of a closed loop; in an open loop, wait for the end of the test."""
         share = self.environment.speech.share
         if share is None or share.stopping:
             raise StopUser()
-        if self.environment.speech.settings.loop == "open":
+        if self.environment.speech.settings.load.loop == "open":
             share.wait_for_end()
             raise StopUser()
-        result = share.speak(first=not self._spoke)
+        result = share.speak(first=not self._spoke, user=type(self).__name__)
         self._spoke = True
         if result is None:
             raise StopUser()
@@ -86,100 +99,60 @@ class SpeechUser(User):
             gevent.sleep(PAUSE_AFTER_ERROR_S)
 
 
-class Ladder(LoadTestShape):
-    """Holds each number of users in turn, counted from when all of them run, as long as the test's patience says."""
-
-    abstract = True  # not one of a locustfile's own shapes
-
-    def __init__(self, test: SpeechTest):
-        self._test = test
-        self.reset_time()
-
-    def reset_time(self) -> None:
-        super().reset_time()
-        self._index, self._began_ns = 0, 0
-        self._readings = Readings()
-        self._held: list[Held] = []
-        self._ended = False
-
-    def begin(self) -> None:
-        """All users of the rung run."""
-        self._began_ns = self._began_ns or time.monotonic_ns()
-
-    def tick(self) -> tuple[int, float] | None:
-        """Locust asks once a second."""
-        rungs, patience = self._test.settings.ladder, self._test.settings.patience
-        if self._began_ns:
-            self._look(patience)
-            left_s = patience.rung_s - self._seconds()
-            if left_s < 1 or self._broken() or patience.has_enough(self._readings.rates):
-                gevent.sleep(max(left_s, 0) if left_s < 1 else 0)
-                self._end_rung(rungs[self._index], patience)
-        if self._index == len(rungs) or self._ended:
-            return None
-        return rungs[self._index], float(rungs[-1])
-
-    def _seconds(self) -> float:
-        return (time.monotonic_ns() - self._began_ns) / 1e9
-
-    def _look(self, patience: Patience) -> None:
-        seen, settled = self._test.progress(), self._seconds() > patience.settle_s + self._test.progress_age_s
-        self._readings.note(seen.samples, seen.audio_s_per_s, settled)
-
-    def _broken(self) -> str:
-        error = self._test.recorder.first_error() if self._test.settings.until_saturated else ""
-        return f"broken: a request failed: {error}" if error else ""
-
-    def _end_rung(self, users: int, patience: Patience) -> None:
-        self._test.recorder.add_rung(users, self._began_ns, time.monotonic_ns())
-        if rates := self._readings.rates:  # a rung too short to be read says nothing
-            self._held.append(Held(users, sum(rates) / len(rates)))
-        if why := self._broken() or patience.over_saturated(self._held):
-            self._test.recorder.end_ladder(why)
-            self._ended = True
-        self._index, self._began_ns, self._readings = self._index + 1, 0, Readings()
+def _copied(function):
+    """A task with attributes of its own; a TaskSet as it is."""
+    if not isinstance(function, FunctionType):
+        return function
+    copy = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    vars(copy).update({name: set(value) if isinstance(value, set) else value for name, value in vars(function).items()})
+    return functools.update_wrapper(copy, function, updated=())
 
 
 @events.init_command_line_parser.add_listener
 def _add_arguments(parser) -> None:
     add_arguments(parser)
     parser.set_defaults(stop_timeout=GRACE_S)
-    for user in SpeechUser.__subclasses__():
-        try:
+    try:
+        for user in _all_classes(SpeechUser):
             parser.set_defaults(**defaults_of(user.options))
-        except HarnessError as error:
-            _refuse(error)
+    except HarnessError as error:
+        _refuse(error)
+
+
+def _all_classes(user: type[SpeechUser]) -> Iterator[type[SpeechUser]]:
+    for each in user.__subclasses__():
+        if not each.abstract:
+            yield each
+        yield from _all_classes(each)
 
 
 @events.init.add_listener
 def _prepare(environment, runner, **_) -> None:
-    roles = {MasterRunner: MasterTest, WorkerRunner: WorkerTest}
+    """What Locust does once its options are read: everything that a test cannot do without is checked here."""
+    is_worker = isinstance(runner, WorkerRunner)
     environment.speech, environment.speech_interrupted = None, False
-    if not isinstance(runner, WorkerRunner):
+    environment.speech_dropped = []  # user classes of which the tags leave nothing
+    if not is_worker:
         _heed_signals(environment)
     try:
-        user = _only_user(environment)
-        _take_tags(environment.parsed_options)
-        give_way(vars(environment.parsed_options))
-        environment.speech = roles.get(type(runner), SpeechTest)(environment, user.mix)
+        _settle_options(environment)
+        _make_test(environment)
         _take_time_limit(environment)
-        if isinstance(runner, WorkerRunner):
-            _finish_when_quitting(environment)
-            return
-        if environment.web_ui:  # before anything that waits: whoever opens the page meanwhile must not find half of it
-            web_ui.install(environment)
-        _find_server(environment, user)
-        _check_before_start(environment)
+        if not is_worker:
+            _open_page(environment)
+            _find_server(environment)
+            _check_before_start(environment)
     except HarnessError as error:
         _refuse(error)
     except KeyboardInterrupt:
         _ignore_signals()
         sys.exit(exit_codes.INTERRUPTED)  # nothing had begun; what was started for the test is stopped
-    environment.events.spawning_complete.add_listener(lambda **_: environment.speech.all_users_run())
     _finish_when_quitting(environment)
-    if environment.speech.settings.ladder:
-        _install_ladder(environment)
-    environment.speech.prepared = True
+    if not is_worker:
+        _follow_the_users(environment)
+        environment.speech.prepared = True
 
 
 @events.test_start.add_listener
@@ -198,7 +171,7 @@ def _stop(environment, **_) -> None:
 
 
 def _heed_signals(environment) -> None:
-    """Ctrl-C and a polite kill end a test alike. Locust's handler of the latter comes late, and for a ladder never."""
+    """Ctrl-C and SIGTERM end a test alike. Locust's handler of the latter comes late, and for a ladder never."""
 
     def interrupt(*_) -> None:
         environment.speech_interrupted = True
@@ -211,69 +184,128 @@ def _heed_signals(environment) -> None:
             signal.signal(each, interrupt)
 
 
-def _only_user(environment) -> type[SpeechUser]:
-    users = [user for user in environment.user_classes if issubclass(user, SpeechUser)]
-    if len(users) != 1:
-        raise InputError(
-            f"a test has one SpeechUser class, not {len(users)}: "
-            "state several kinds of traffic as the weighted classes of one mix"
-        )
-    return users[0]
-
-
-def _take_tags(options) -> None:
-    """A tag is a class of the mix: Locust itself would look for it on tasks, and leave none."""
+def _settle_options(environment) -> None:
+    """The options that the user classes of this test bring, and the tags: Locust knows only tags of tasks."""
+    options = environment.parsed_options
     options.speech_tags, options.tags = options.tags, None
     options.speech_exclude_tags, options.exclude_tags = options.exclude_tags, None
+    values = vars(options)
+    give_way(values)
+    classes = _speech_classes(environment)
+    given = [name for name, value in values.items() if not is_own(value)]
+    own = {each.__name__: {k: v for k, v in each.options.items() if dest(f"--{k}") not in given} for each in classes}
+    chosen = defaults_of(merged(own))
+    for name, value in list(values.items()):
+        if is_own(value):  # of a class that does not run, perhaps
+            values[name] = chosen.get(name, DEFAULTS.get(name))
+
+
+def _make_test(environment) -> None:
+    """The test of this process; user classes of which the tags leave nothing are taken from Locust."""
+    roles = {MasterRunner: MasterTest, WorkerRunner: WorkerTest}
+    test = roles.get(type(environment.runner), SpeechTest)
+    environment.speech = test(environment, lambda names: _user_classes(environment, names))
+    if environment.speech.settings.load.sessions and getattr(environment.parsed_options, "class_picker", False):
+        raise InputError("--ladder does not go with --class-picker: name the user classes on the command line")
+    left = {each.name for each in environment.speech.settings.users}
+    dropped = environment.speech_dropped = [each for each in _speech_classes(environment) if each.__name__ not in left]
+    environment.user_classes[:] = [each for each in environment.user_classes if each not in dropped]
+    for each in dropped:
+        (environment.available_user_classes or {}).pop(each.__name__, None)
+
+
+def _speech_classes(environment, names: Sequence[str] = ()) -> list[type[SpeechUser]]:
+    """The classes of these names, or else those that Locust would run; in one order in every process."""
+    known = environment.user_classes
+    if names:
+        available = {each.__name__: each for each in known} | (environment.available_user_classes or {})
+        known = [available[name] for name in names if name in available]
+    users = [user for user in known if issubclass(user, SpeechUser)]
+    if not users:
+        raise InputError("no SpeechUser class is left to run: a locustfile needs one, such as scenarios/podcast.py")
+    return sorted(users, key=lambda user: user.__name__)
+
+
+def _user_classes(environment, names: Sequence[str]) -> list[UserClass]:
+    return [
+        UserClass(user.__name__, user.mix, user.weight, user.fixed_count, _tags_of(user))
+        for user in (*_speech_classes(environment, names), *environment.speech_dropped)  # the tags are of all of them
+    ]
+
+
+def _tags_of(user: type[SpeechUser]) -> frozenset[str]:
+    return frozenset().union(*(getattr(each, "locust_tag_set", ()) for each in user.tasks))
 
 
 def _take_time_limit(environment) -> None:
     """-t counts from when all can send: Locust's own clock starts before the readers and the workers are there."""
     options = environment.parsed_options
     if options.worker or not (options.headless or options.autostart):
-        return  # a test that the page starts says its own
+        return  # a test that the page starts brings its own
     environment.speech.keep_time(options.run_time)
-    if options.run_time and not environment.speech.settings.ladder:
-        logging.getLogger("locust.main").addFilter(_SaysTimeLimit(options.run_time))
+    if options.run_time and not environment.speech.settings.load.sessions:
+        logging.getLogger("locust.main").addFilter(_TimeLimitMessage(options.run_time))
         options.run_time = None
 
 
-class _SaysTimeLimit(logging.Filter):
-    """What Locust says where it has no time limit of its own, as it is."""
+class _TimeLimitMessage(logging.Filter):
+    """Correct Locust's message about a time limit that it does not keep itself."""
 
     def __init__(self, run_s: float):
         super().__init__()
-        self._words = f"The test ends {run_s:g} s after all can send"
+        self._message = f"The test ends {run_s:g} s after all can send"
 
     def filter(self, record: logging.LogRecord) -> bool:
         if str(record.msg).startswith("No run time limit set"):
-            record.msg, record.args = self._words, ()
+            record.msg, record.args = self._message, ()
         return True
 
 
-def _find_server(environment, user: type[SpeechUser]) -> None:
+def _open_page(environment) -> None:
+    """Before anything that waits: whoever opens the page meanwhile must not find half of it."""
+    if environment.web_ui:
+        web_ui.install(environment)
+
+
+def _find_server(environment) -> None:
     """--host or --url, or a running `harness serve`, or a server of our own for as long as Locust runs."""
     urls = environment.parsed_options.url
     if urls and environment.host:
         raise InputError("--url and --host mean the same: give one of them (several servers with commas between)")
-    environment.host = ",".join(urls or ()) or environment.host or user.host
+    classes = _speech_classes(environment)
+    environment.host = ",".join(urls or ()) or environment.host or _agreed(classes, "host", "give --host")
     if environment.host:
         return
     if found := local_url():
         environment.host = found
-        log.info("No --host is given: the `harness serve` of this host is asked, at %s", found)
+        log.info("No --host is given: using the `harness serve` of this host, at %s", found)
         return
+    _start_server(environment, classes)
+
+
+def _start_server(environment, classes: Sequence[type[SpeechUser]]) -> None:
     if unknown := [voice for voice in environment.speech.settings.mix.voices if voice > BUILT_IN]:
         raise InputError(
             f"voices {', '.join(map(str, unknown))}: a server that Locust starts has voices 1 to {BUILT_IN}: use "
             "these, or start a server with `harness serve --voices DIR`"
         )
-    log.info("No --host is given and no `harness serve` runs: starting Triton with preset %s", user.preset)
+    fix = "start a server with `harness serve`"
+    preset, topology = (_agreed(classes, name, fix) for name in ("preset", "topology"))
+    log.info("No --host is given and no `harness serve` runs: starting Triton with preset %s", preset)
     stack = ExitStack()
-    server = stack.enter_context(serving(preset=user.preset, topology=user.topology))
+    server = stack.enter_context(serving(preset=preset, topology=topology))
     atexit.register(_close_in_peace, stack)
     environment.host = server.url
     log.info("Triton is ready at %s; it stops with Locust", server.url)
+
+
+def _agreed(classes: Sequence[type[SpeechUser]], name: str, fix: str):
+    """The attribute that all classes have in common. Raises InputError where they differ."""
+    values = {getattr(each, name): each.__name__ for each in classes}
+    if len(values) > 1:
+        different = ", ".join(f"{value!r} in {user}" for value, user in values.items())
+        raise InputError(f"user classes of one test need the same {name} ({different}): {fix}")
+    return next(iter(values))
 
 
 def _close_in_peace(stack: ExitStack) -> None:
@@ -282,13 +314,13 @@ def _close_in_peace(stack: ExitStack) -> None:
 
 
 def _ignore_signals() -> None:
-    """A second Ctrl-C would cut the clean-up short, which is soon over."""
+    """A second Ctrl-C would interrupt the clean-up, which is short."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
 
 
 def _check_before_start(environment) -> None:
-    """What a headless test would stumble over, found before it begins."""
+    """What would fail in a headless test, found before it begins."""
     if environment.speech.settings.records:
         check_folder(environment.speech.settings.records)
     target = environment.speech.target()
@@ -301,12 +333,15 @@ def _finish_when_quitting(environment) -> None:
     environment.events.quitting.add_listener(lambda **_: environment.speech.finish(0))
 
 
-def _install_ladder(environment) -> None:
-    test = environment.speech
-    ladder = Ladder(test)
-    ladder.runner = environment.runner
-    environment.shape_class = ladder
-    environment.events.spawning_complete.add_listener(lambda **_: ladder.begin())
+def _follow_the_users(environment) -> None:
+    """The window of a closed loop, and each rung of a ladder, begin when all users run."""
+    test, listen = environment.speech, environment.events.spawning_complete.add_listener
+    listen(lambda **_: test.all_users_run())
+    if test.settings.load.sessions:
+        ladder = Ladder(test)
+        ladder.runner = environment.runner
+        environment.shape_class = ladder
+        listen(lambda **_: ladder.begin())
 
 
 def _refuse(error: HarnessError) -> None:

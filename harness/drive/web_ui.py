@@ -37,7 +37,7 @@ COLUMNS = {
     "audio_rate": "Audio s per s",
     "audio_s": "Audio (s)",
 }
-LOOK_EVERY_S = 1.0
+SAMPLE_EVERY_S = 1.0
 _MARKS = {True: "ok", False: "failed", None: "not tested"}
 _SLO = {True: "met", False: "violated", None: "inconclusive"}
 
@@ -54,7 +54,7 @@ class LiveTable:
     def rows(self, results: list, progress: Progress) -> list[dict]:
         """One row a class and one for all, as the page shows them: text, empty where there is no figure yet."""
         done = self._fold(results)
-        # A look is up to a second old: what has ended since is in the Results already.
+        # The progress is up to a second old: what has ended since is in the Results already.
         running = [each for each in progress.running if each.request_id not in self._ended]
         running = pd.DataFrame(
             [[each.traffic_class, each.ttfa_s, each.rtf, each.stalls, each.audio_s] for each in running],
@@ -119,7 +119,7 @@ class Live:
     def rows(self) -> list[dict]:
         return self._table.rows(self._test.results, self._test.progress())
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Add a point to the charts, while a test runs."""
         test, recorder = self._test, self._test.recorder
         if not test.running or recorder is None:
@@ -130,13 +130,13 @@ class Live:
         if at_s >= 0:
             self._history.add(at_s, test.progress(), test.results)
 
-    def keep_looking(self) -> None:
+    def keep_sampling(self) -> None:
         while True:
-            gevent.sleep(LOOK_EVERY_S)
-            self.look()
+            gevent.sleep(SAMPLE_EVERY_S)
+            self.sample()
 
     def brief(self) -> dict:
-        """How it stands, in one line."""
+        """The state of the test, in one line."""
         report = self._test.report
         if report is not None:
             slos = Counter(_SLO[each.verdict.met] for each in report.slos)
@@ -151,12 +151,12 @@ class Live:
         return {"state": "running" if self._test.running else "ready", "valid": None, "says": says, "slos_say": ""}
 
     def whole(self) -> dict:
-        """All that the page shows, as JSON takes it."""
+        """Everything that the page shows, as plain values."""
         points = self._history.points if self._test.recorder is self._recorder else []
         series = dict(zip(ChartPoint._fields, zip(*points, strict=True), strict=True)) if points else {}
         return {
             **self.brief(),
-            "load": start_line(self._test.settings, self._test.run_s),
+            "load": start_line(self._test.settings),
             "window_s": self._history.window_s,
             "columns": list(COLUMNS.items()),  # JSON objects come sorted by Flask
             "rows": self.rows(),
@@ -194,16 +194,16 @@ def _file(name: str) -> str:
     return (files("harness.drive") / name).read_text(encoding="utf-8")
 
 
-def _take_time_limit(test, form: dict[str, str]) -> None:
+def _take_time_limit(test) -> None:
     """A time limit that the form asks for is kept by the test: it counts from when all can send."""
     from locust.util.timespan import parse_timespan  # here: to import Locust patches the sockets of the process
 
-    run_time = form.pop("run_time", "")
+    run_time = request.form.get("run_time", "")
     try:
         test.keep_time(parse_timespan(run_time) if run_time else None)
     except ValueError:
-        form["run_time"] = run_time  # for Locust to refuse
-    request.form = ImmutableMultiDict(form)
+        return  # for Locust to refuse
+    request.form = ImmutableMultiDict([each for each in request.form.items(multi=True) if each[0] != "run_time"])
 
 
 def install(environment) -> None:
@@ -218,17 +218,17 @@ def install(environment) -> None:
         ],
         "extended_csv_files": [{"href": "./speech/records.csv", "title": "Download speech records CSV"}],
     }
-    gevent.spawn(live.keep_looking)
+    gevent.spawn(live.keep_sampling)
 
     @page.auth_required_if_enabled
     def refusal():
         form = request.form.to_dict()
         try:
-            test.check(form)
+            test.check(form, request.form.getlist("user_classes"))
         except HarnessError as error:
             return jsonify(success=False, message=str(error), host=environment.host)
-        if not test.settings.ladder and len(form) == sum(1 for _ in request.form.items(multi=True)):
-            _take_time_limit(test, form)
+        if not test.settings.load.sessions:
+            _take_time_limit(test)
 
     @page.app.before_request
     def check_form():
@@ -250,7 +250,7 @@ def install(environment) -> None:
 
     @page.app.route(f"{base}/speech/live.json")
     @page.auth_required_if_enabled
-    def tell_speech():
+    def live_speech():
         return jsonify(live.brief() if "brief" in request.args else live.whole())
 
     @page.app.route(f"{base}/speech/records.csv")

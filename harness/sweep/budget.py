@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from harness.drive.load import Load
 from harness.drive.stop_rule import settle_s
 from harness.planfile import PlanSpec
 from harness.records.schema import Trial
 from harness.records.slo import clean_requests_needed
-from harness.sweep.trial import Load
 from harness.traffic.mix import Mix
 
 MOST_LONGER = 3

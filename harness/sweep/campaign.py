@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from harness.capacity.planning.prediction import predict_open_run, sealed
+from harness.drive.load import Load
 from harness.planfile import PlanSpec
 from harness.records.schema import Trial
 from harness.records.store import Run
@@ -21,7 +22,7 @@ from harness.runs.stages import record_stages, stages_by_server
 from harness.sweep.budget import Budget, LeftOut, decidable_s, estimated_s
 from harness.sweep.progress import Lane, Watcher
 from harness.sweep.search import Step, Walk
-from harness.sweep.trial import SECOND_SAMPLE_SEED, Load, TrialBroken, asked, trial_id
+from harness.sweep.trial import SECOND_SAMPLE_SEED, TrialBroken, asked, trial_id
 from harness.sweep.trial_log import TRIES, TrialLog, note_of
 from harness.sweep.workers import Fleet, Host, HostGone, on
 
@@ -121,7 +122,7 @@ class Campaign:
         shares = sorted(enumerate(self.spec.confirm.load_share), key=lambda each: each[1], reverse=True)
         for index, share in shares:  # the highest first: an answer needs that one
             load, prediction = self._open_load(best, share, index)
-            what = f"open loop at {load.rate_per_s:.2f} requests/s ({share:.0%} of the highest)"
+            what = f"open loop at {prediction['rate_per_s']:.2f} requests/s ({share:.0%} of the highest)"
             decisive = share == shares[0][1]
             self._measure_or_leave_out(
                 host, TrialRequest(what, best["deployment"], load, FIT_S, prediction, decisive=decisive)
@@ -215,7 +216,7 @@ class Campaign:
 
     def _ladder_load(self, point: dict, seed: int) -> Load:
         ladder = self.spec.ladder
-        return Load(ladder.seconds, seed, ladder.sessions, asks=asked(point), precision=ladder.precision)
+        return Load.ladder(ladder.seconds, seed, ladder.sessions, asks=asked(point), precision=ladder.precision)
 
     def _open_load(self, best: dict, share: float, index: int) -> tuple[Load, dict]:
         """The load of a confirmation and what the fit predicts of it."""
@@ -225,13 +226,13 @@ class Campaign:
         predicted = predict_open_run(best, self.mix, rate, seconds, np.random.default_rng(seed))
         prediction = sealed(predicted, datetime.now(UTC).isoformat(timespec="seconds"))
         steady = max(1, round(prediction["sessions"]))
-        return Load(seconds, seed, (), rate, steady, asked(best["deployment"])), prediction
+        return Load.poisson(seconds, seed, rate, steady, asked(best["deployment"])), prediction
 
     def _predicted_rate(self, point: dict, seed: int) -> float | None:
         """The rate of a confirmation that an earlier start has predicted: it is measured or repeated at just that."""
         for name, prediction in reversed(self.run.predictions().items()):
             rate = prediction["rate_per_s"]
-            load = Load(decidable_s(self.spec, self.mix, rate), seed, (), rate, asks=asked(point))
+            load = Load.poisson(decidable_s(self.spec, self.mix, rate), seed, rate, asks=asked(point))
             if name in (trial_id(point, load, repeat) for repeat in range(TRIES)):
                 return rate
         return None

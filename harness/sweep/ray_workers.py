@@ -10,10 +10,11 @@ from pathlib import Path
 
 from harness.deploy.config import Deployment
 from harness.deploy.server import TritonServer
+from harness.drive.load import Load
 from harness.errors import InputError
 from harness.identity import StageIdentity
 from harness.planfile import load_plan
-from harness.sweep.trial import Driver, Load, Measured
+from harness.sweep.trial import Driver, Measured
 from harness.sweep.workers import Host, HostGone, TrialCut
 
 START_S = 300.0  # for a server of a large model

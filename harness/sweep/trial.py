@@ -14,8 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from harness import exit_codes, wire
 from harness.deploy.config import Deployment
 from harness.deploy.sampler import Probe
 from harness.deploy.statistics import difference
+from harness.drive.load import REQUEST_KNOBS, Load
 from harness.drive.stop_rule import OVER_SATURATED, settle_s
 from harness.errors import HarnessError, InputError, ServerError
 from harness.host.places import SCENARIOS
@@ -35,52 +36,9 @@ from harness.records.slo import Promise
 from harness.topology import TOPOLOGY, topology_of
 
 SCENARIO = SCENARIOS / "podcast.py"
-REQUEST_KNOBS = ("chunk_frames", "diffusion_steps")  # of a point: what requests ask for; the rest is deployed
 REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for the best point's second ladder
 SILENCE_VARIABLE = "LOCUST_SILENCE_TIMEOUT"
 _SILENCE_S = 30  # a server that lives sends something every few seconds: one that hangs is found so soon
-
-
-@dataclass(frozen=True)
-class Load:
-    """The load of one trial: ``sessions`` for a ladder, or ``rate_per_s`` for an open-loop run."""
-
-    seconds: float  # of the whole run, or the most of each rung
-    seed: int
-    sessions: tuple[int, ...] = ()
-    rate_per_s: float | None = None
-    steady_sessions: int = 0  # open loop: sessions in mid-course at the start
-    asks: Mapping[str, int] = field(default_factory=dict)  # request knobs of the point
-    precision: float | None = None  # of a rung's rate, with which it may end early
-
-    @property
-    def kind(self) -> str:
-        return "ladder" if self.sessions else "open"
-
-    @property
-    def total_s(self) -> float:
-        return self.seconds * max(1, len(self.sessions))
-
-    def record(self) -> dict:
-        """The load as it is stored with its trial."""
-        common = {"seconds": self.seconds, "seed": self.seed, **self.asks}
-        if self.sessions:
-            early = {"precision": self.precision} if self.precision else {}
-            return {"loop": "closed", "concurrency": list(self.sessions), **early, **common}
-        return {"loop": "open", "arrivals": "poisson", "rate_per_s": self.rate_per_s, **common}
-
-    def options(self) -> list[str]:
-        """The load as Locust's options."""
-        options = ["--seed", str(self.seed), "--stop-timeout", "0"]
-        for knob, value in self.asks.items():
-            options += [f"--{knob.replace('_', '-')}", str(value)]
-        if self.sessions:
-            rungs = ",".join(map(str, self.sessions))
-            options += ["--precision", str(self.precision)] if self.precision else []
-            held = ["--rung-seconds", str(self.seconds), "--until-saturated"]
-            return [*options, "--steady", "--ladder", rungs, *held]
-        timing = ["-u", "1", "-t", f"{self.seconds:.0f}s", "--rate", str(self.rate_per_s)]
-        return [*options, *timing, "--steady", str(self.steady_sessions)]
 
 
 def asked(point: dict) -> dict[str, int]:
@@ -194,6 +152,7 @@ class Driver:
     def _locust(self, folder: Path, load: Load) -> tuple[int, str]:
         command = [sys.executable, "-m", "locust", "-f", str(SCENARIO), "--headless", "--host", self.server.url]
         command += ["--plan", str(self.plan_path), "--records", str(folder), *load.options()]
+        command += ["--stop-timeout", "0"]
         if SILENCE_VARIABLE not in os.environ:
             command += ["--silence-timeout", str(_SILENCE_S)]
         log = self.scratch / "locust.log"

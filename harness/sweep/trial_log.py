@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 from harness import wire
+from harness.drive.load import Load
 from harness.errors import ServerError
 from harness.records.schema import Rung, Trial
 from harness.records.store import Run
 from harness.runs.points import describe_point
-from harness.sweep.trial import Load, Measured, broken_trial, trial_id
+from harness.sweep.trial import Measured, broken_trial, trial_id
 
 TRIES = 2  # a trial that broke or came out INVALID is measured once more
 BROKEN_IN_A_ROW = 2 * TRIES  # two points: then it is not the point

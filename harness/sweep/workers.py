@@ -8,9 +8,10 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 
+from harness.drive.load import Load
 from harness.errors import HarnessError, ServerError
 from harness.identity import StageIdentity
-from harness.sweep.trial import Driver, Load, Measured, TrialBroken
+from harness.sweep.trial import Driver, Measured, TrialBroken
 
 
 class HostGone(ServerError):

@@ -43,13 +43,14 @@ class Stage(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Trace:
     """The arrivals of a file. ``times_s``: float64 [n], sorted, the first at 0. ``form``: what its times were read as,
-    such as "epoch milliseconds".
+    such as "epoch milliseconds". ``path``: of the file, as it was given; "" without one.
     """
 
     name: str
     sha256: str
     times_s: np.ndarray
     form: str = ""
+    path: str = ""
 
     @classmethod
     def read(cls, path: Path | str) -> Trace:
@@ -61,7 +62,7 @@ class Trace:
         content = read_bytes(path)
         times_s, form = read_column(path, TIMESTAMP, content).times()
         times_s = np.sort(times_s)
-        return cls(path.name, hashlib.sha256(content).hexdigest(), times_s - times_s[0], form)
+        return cls(path.name, hashlib.sha256(content).hexdigest(), times_s - times_s[0], form, str(path))
 
     @property
     def rate_per_s(self) -> float:

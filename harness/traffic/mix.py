@@ -35,6 +35,7 @@ _TICKS_PER_WORD = TICKS_PER_S * wire.SECONDS_PER_FRAME / WORDS_PER_FRAME
 FROM_SCRIPT = "from_script"  # the length of a class whose scripts are spoken whole
 MAX_SECONDS = wire.MAX_FRAMES * wire.SECONDS_PER_FRAME
 _QUANTILES = 1 << 14
+_ASKS = ("chunk_frames", "diffusion_steps")  # of every request
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,8 @@ class Lengths:
 class TrafficClass:
     """A share of the traffic with its own lengths; ``speakers`` is the lowest and highest number of them.
 
-    ``promises`` are limits such as ``{"ttfa_p95_s": 1.0, "rtf_p95": 0.9}`` (see ``slo.Promise.parse``).
+    ``promises`` are limits such as ``{"ttfa_p95_s": 1.0, "rtf_p95": 0.9}`` (see ``slo.Promise.parse``). None for
+    ``chunk_frames``, ``voices`` and ``diffusion_steps`` stands for those of the mix.
     """
 
     name: str
@@ -102,6 +104,9 @@ class TrafficClass:
     length: Lengths
     speakers: tuple[int, int] = (1, 1)
     promises: Mapping[str, float] = field(default_factory=dict, hash=False)
+    chunk_frames: int | None = None
+    voices: tuple[int, ...] | None = None
+    diffusion_steps: int | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -147,6 +152,29 @@ class Mix:
         if not names or len(set(names)) != len(names):
             raise InputError(f"mix {self.name}: needs one class or more, each with its own name; has {names}")
 
+    @classmethod
+    def combined(cls, parts: Mapping[str, tuple[float, Mix]]) -> Mix:
+        """One mix of several, each with a name and a weight.
+
+        Its classes are named PART/CLASS, so that two parts may have classes of one name, and are sent as in their own
+        mix.
+        """
+        classes = [
+            replace(
+                each,
+                name=f"{name}/{each.name}",
+                weight=weight * mix.shares()[each.name],
+                chunk_frames=each.chunk_frames or mix.chunk_frames,
+                voices=each.voices or mix.voices,
+                diffusion_steps=each.diffusion_steps or mix.diffusion_steps,
+            )
+            for name, (weight, mix) in parts.items()
+            for each in mix.classes
+        ]
+        voices = sorted({voice for _, mix in parts.values() for voice in mix.voices})
+        first = next(iter(parts.values()))[1]
+        return cls("+".join(parts), tuple(classes), first.chunk_frames, tuple(voices), first.diffusion_steps)
+
     @property
     def promises(self) -> tuple[Promise, ...]:
         """Those of all its classes."""
@@ -185,6 +213,7 @@ class Mix:
                 "mean_audio_s": round(each.length.mean_frames() * wire.SECONDS_PER_FRAME, 3),
                 "speakers": list(each.speakers),
                 "promises": dict(each.promises),
+                **{name: value for name in _ASKS if (value := getattr(each, name)) is not None},
             }
             for each, share in zip(self.classes, self._shares, strict=True)
         }
@@ -231,10 +260,12 @@ def requests(mix: Mix, rng: np.random.Generator, scripts: ScriptSource, *, stead
     ``steady``: sessions found in progress instead of new ones, so that traffic of 90-minute requests is in its
     steady state from the first second. Take as many as the window starts with, then go on with new ones.
     """
+    classes = {each.name: each for each in mix.classes}
     series = f"{int(rng.integers(1 << 48)):012x}"
     number = 0
     while True:
         draw = mix.sample_in_progress(rng) if steady else mix.sample(rng)
+        own = classes[draw.traffic_class]
         if draw.whole:
             script, speakers = scripts.whole(rng, draw.frames)
         else:
@@ -243,11 +274,11 @@ def requests(mix: Mix, rng: np.random.Generator, scripts: ScriptSource, *, stead
             request_id=f"{series}-{number}",
             traffic_class=draw.traffic_class,
             script=script,
-            speaker_ids=tuple(int(voice) for voice in rng.choice(mix.voices, size=speakers)),
+            speaker_ids=tuple(int(voice) for voice in rng.choice(own.voices or mix.voices, size=speakers)),
             frames=draw.frames - draw.phase,
             start_frame=draw.phase,
-            chunk_frames=mix.chunk_frames,
-            diffusion_steps=mix.diffusion_steps,
+            chunk_frames=own.chunk_frames or mix.chunk_frames,
+            diffusion_steps=own.diffusion_steps or mix.diffusion_steps,
             seed=int(rng.integers(1 << 31)),
         )
         number += 1

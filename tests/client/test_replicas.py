@@ -138,7 +138,7 @@ def test_a_server_that_lets_nobody_in_is_quoted():
         async with served(Closed()) as (address,), SpeechClient(address) as client:
             await client.ready()
 
-    with pytest.raises(ServerError, match=r"does not let us in \(UNAUTHENTICATED: no token\): .* --header"):
+    with pytest.raises(ServerError, match=r"rejected our credentials \(UNAUTHENTICATED: no token\): .* --header"):
         asyncio.run(main())
 
 

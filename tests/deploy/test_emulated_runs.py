@@ -14,13 +14,14 @@ from harness.client.stream import SpeechClient
 from harness.client.stream import make_result as result_of
 from harness.deploy.config import Deployment
 from harness.deploy.server import TritonServer
+from harness.drive.load import Load
 from harness.errors import InputError
 from harness.planfile import load_plan
 from harness.records.schema import Outcome, Trial
 from harness.records.store import Run
 from harness.runs import opening, points
 from harness.sweep.campaign import TrialRequest
-from harness.sweep.trial import Load, Measured
+from harness.sweep.trial import Measured
 
 PLAN = """
 name: emulated
@@ -86,7 +87,7 @@ def test_a_run_whose_server_turns_out_to_emulate_says_so(tmp_path):
     answer = make_result(emulated=True)
     trial = Trial("t", "open", {}, {}, "2026-01-01T00:00:00", 1.0, True, (), ())
     driver = type("Driver", (), {"name": "", "run": lambda *_: Measured(trial, [make_result(), answer], ())})()
-    work.campaign._trial(driver, TrialRequest("ladder", {}, Load(5.0, 1, (1,)), later_s=0.0))
+    work.campaign._trial(driver, TrialRequest("ladder", {}, Load.ladder(5.0, 1, (1,)), later_s=0.0))
     assert Run.open(work.run.path).manifest.emulated
 
 

@@ -20,9 +20,10 @@ from harness.client.target import is_this_host
 from harness.drive.console import end_lines, progress_line, start_line
 from harness.drive.distributed import SAME_CLOCK_NS, _shift_ns, _shifted
 from harness.drive.generator import LoadSettings, arrival_times, lead_in
+from harness.drive.load import Load
 from harness.drive.load_report import report_of
 from harness.drive.observed import ReaderTotals
-from harness.drive.options import EVERY_USER, defaults_of, give_way, settings_of
+from harness.drive.options import EVERY_USER, defaults_of, give_way, load_of, settings_of
 from harness.drive.readers.live_stats import Progress
 from harness.drive.recorder import Recorder
 from harness.errors import HarnessError, InputError, StoreError
@@ -56,20 +57,20 @@ PROCESSES = [
 
 
 def shares(process: Arrivals, of: int, count: int, seed: int = 1) -> list[list[float]]:
-    load = LoadSettings(QUICK, arrivals=process, seed=seed)
+    load = LoadSettings(QUICK, Load(arrivals=process, seed=seed))
     return [list(itertools.islice(arrival_times(load, index, of), count)) for index in range(of)]
 
 
 def folded(results=(), end_ns=SECOND, submitted=None, **changes):
     """The report of a test with these Results that ended at ``end_ns``, and its lines."""
-    recorder = recorded(results, **{"mix": QUICK, **changes})
+    recorder = recorded(results, **changes)
     _, report, text = closed(recorder, end_ns, len(results) if submitted is None else submitted)
     return report, text
 
 
-def recorded(results=(), folder=None, start_ns=0, run_s=None, **settings) -> Recorder:
+def recorded(results=(), folder=None, start_ns=0, mix=QUICK, every_s=None, **load) -> Recorder:
     """A recorder that took these Results."""
-    recorder = Recorder(LoadSettings(**{"mix": QUICK, **settings}), URL, folder, run_s)
+    recorder = Recorder(LoadSettings(mix, Load(**load), every_s=every_s), URL, folder)
     recorder.begin(start_ns)
     for each in results:
         recorder.take(each)
@@ -86,12 +87,12 @@ def closed(recorder: Recorder, end_ns: int, submitted: int, **readers):
 def test_settings_come_from_options_as_text():
     values = {"rate_per_s": "0.5", "steady": "6", "seed": "7", "chunk_frames": "3", "mix": "shorts", "readers": ""}
     settings = settings_of(values, QUICK)
-    assert (settings.arrivals, settings.steady, settings.seed) == (Arrivals("poisson", 0.5), 6, 7)
-    assert (settings.loop, settings.mix) == ("open", replace(MIXES["shorts"], chunk_frames=3))
-    assert settings.readers == 1 and settings_of({"iterations": "5", "every_s": "2"}, QUICK).iterations == 5
-    assert settings_of({"ladder": "1,2,8"}, "quick").ladder == (1, 2, 8)
-    assert settings_of({}, QUICK).loop == "closed" and settings_of({}, QUICK).steady is None
-    assert settings_of({"steady": EVERY_USER}, QUICK).steady == 0
+    assert (settings.load.arrivals, settings.load.steady, settings.load.seed) == (Arrivals("poisson", 0.5), 6, 7)
+    assert (settings.load.loop, settings.mix) == ("open", replace(MIXES["shorts"], chunk_frames=3))
+    assert settings.readers == 1 and settings_of({"iterations": "5", "every_s": "2"}, QUICK).load.iterations == 5
+    assert settings_of({"ladder": "1,2,8"}, "quick").load.sessions == (1, 2, 8)
+    assert settings_of({}, QUICK).load.loop == "closed" and settings_of({}, QUICK).load.steady is None
+    assert settings_of({"steady": EVERY_USER}, QUICK).load.steady == 0
 
 
 @pytest.mark.parametrize(
@@ -166,9 +167,9 @@ def test_options_say_which_arrivals_even_where_none_are_named():
         "stages": {"stages": "1m@0.5, 1m30s@0.5..3 ,30@0,0.5h@1"},
     }
     for kind, values in kinds.items():
-        assert settings_of(values, QUICK).arrivals == settings_of({**values, "arrivals": kind}, QUICK).arrivals
-        assert settings_of(values, QUICK).arrivals.kind == kind
-    plan = settings_of(kinds["stages"], QUICK).arrivals.stages
+        assert load_of(values).arrivals == load_of({**values, "arrivals": kind}).arrivals
+        assert load_of(values).arrivals.kind == kind
+    plan = load_of(kinds["stages"]).arrivals.stages
     assert plan == (Stage(60, 0.5, 0.5), Stage(90, 0.5, 3), Stage(30, 0, 0), Stage(1800, 1, 1))
 
 
@@ -253,12 +254,12 @@ def test_stages_over_workers_are_poisson_in_their_own_time(of):
 
 
 def test_iterations_end_the_process_for_all_its_shares():
-    load = LoadSettings(QUICK, arrivals=POISSON, iterations=7)
+    load = LoadSettings(QUICK, Load(arrivals=POISSON, iterations=7))
     assert [len(list(arrival_times(load, index, 3))) for index in range(3)] == [3, 2, 2]
 
 
 def test_sessions_of_a_steady_open_loop_begin_before_its_window():
-    load = LoadSettings(QUICK, arrivals=Arrivals("poisson", 1.0), steady=5)
+    load = LoadSettings(QUICK, Load.poisson(60, 1, 1.0, steady=5))
     times = sorted([*lead_in(load, 0, 2), *lead_in(load, 1, 2)])
     assert times == list(lead_in(load)) and len(times) == 5
     assert times[0] == -1.0 and times[-1] < 0
@@ -276,12 +277,12 @@ def test_the_recorder_keeps_apart_what_was_never_sent(tmp_path):
     assert ["records", True, "3 requests were recorded of 3 submitted"] in records.end["gates"]
     assert [each.request_id for each in records.results] == ["r", "cut"]
     assert "1 done, 0 error, 0 cancelled, 1 unfinished" in text
-    assert "0.3 s asked of the done, 0.3 s delivered by them: equal" in text
-    assert "0.3 s delivered by the unfinished" in text
+    assert "0.3 s asked for by completed requests, 0.3 s delivered: equal" in text
+    assert "0.3 s delivered to unfinished requests" in text
 
 
 def test_the_manifest_says_what_was_asked_and_how_it_went(tmp_path):
-    recorder = recorded((), tmp_path / "records", run_s=60, arrivals=POISSON)
+    recorder = recorded((), tmp_path / "records", seconds=60, arrivals=POISSON)
     manifest = json.loads((tmp_path / "records" / "manifest.json").read_text())
     assert manifest["finished_at"] is None and "certificate" not in manifest  # as a kill would leave it
     assert (manifest["load"]["loop"], manifest["load"]["rate_per_s"], manifest["load"]["run_s"]) == ("open", 8.0, 60)
@@ -329,7 +330,7 @@ def test_records_that_the_disk_does_not_take_make_the_test_invalid(tmp_path, sma
 @pytest.mark.parametrize("rungs", [600, 3000])  # too many for the manifest, and for the records
 def test_where_records_cannot_be_begun_nothing_is_left_of_them(tmp_path, small_disk, rungs):
     with pytest.raises(StoreError, match="File too large"):
-        recorded((), tmp_path / "records", ladder=tuple(range(1, rungs)))
+        recorded((), tmp_path / "records", sessions=tuple(range(1, rungs)))
     assert not any(tmp_path.iterdir())
 
 
@@ -398,21 +399,21 @@ def test_promises_lead_to_goodput_and_a_verdict_each():
     assert (met.verdict.met, missed.verdict.met) == (True, False)
     assert " 0.200  ttfa_s p95 of class short <= 0.25: met at 95% confidence" in text
     assert report.summary["goodput_per_s"] == 0 < report.summary["completed_rate_per_s"]
-    assert "goodput      0 requests/s kept every promise of their class" in text
+    assert "goodput      0 requests/s met every SLO of their class" in text
 
 
 def test_the_start_line_says_what_is_about_to_be_sent():
-    load = LoadSettings(QUICK, arrivals=Arrivals("constant", 2.0), steady=12)
-    line = start_line(load, None)
+    load = LoadSettings(QUICK, Load(arrivals=Arrivals("constant", 2.0), steady=12))
+    line = start_line(load)
     audio = 2.0 * QUICK.mean_audio_s()
     assert f"constant at 2 requests/s, which asks for {audio:.4g} audio s per second" in line
     assert "12 sessions in progress" in line
-    assert start_line(LoadSettings(QUICK), 60).startswith("closed loop, mix quick")
+    assert start_line(LoadSettings(QUICK, Load(60))).startswith("closed loop, mix quick")
     trace = Arrivals("trace", 2.0, trace=traced(101))
-    line = start_line(LoadSettings(QUICK, arrivals=trace), 80.0)
+    line = start_line(LoadSettings(QUICK, Load(80.0, arrivals=trace)))
     assert "they end 30 s before the test does; --trace-repeat begins it again" in line
     assert f"{101 / 80:.4g} requests/s over 80 s" in line
-    assert "again and again" in start_line(LoadSettings(QUICK, arrivals=replace(trace, repeat=True)), 80.0)
+    assert "again and again" in start_line(LoadSettings(QUICK, Load(80.0, arrivals=replace(trace, repeat=True))))
 
 
 def test_a_line_now_and_then_says_how_it_goes():
@@ -473,7 +474,7 @@ def test_only_this_host_shares_our_clock():
 
 
 def test_a_ladder_is_judged_from_its_first_rung():
-    recorder = recorded((), ladder=(1, 2))
+    recorder = recorded((), sessions=(1, 2))
     recorder.all_users_run(10**9)
     late = result(due_ns=10**9, sent_ns=10**9, received=(10**9 + 1, 10**9 + 2), ended_ns=10**9 + 3)
     recorder.take(replace(late, chunks=replace(late.chunks, sent_at_ns=late.chunks.received_ns - 10**8)))

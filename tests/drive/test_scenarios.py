@@ -14,6 +14,7 @@ from test_user import EXIT_UNUSABLE, ROOT, code_of
 
 from harness.deploy.ports import free_ports
 from harness.drive.generator import LoadSettings, arrival_times
+from harness.drive.load import Load
 from harness.records.load_log import read_records
 from harness.traffic.arrivals import Arrivals, Trace
 from harness.traffic.mix import MIXES
@@ -89,7 +90,7 @@ def test_a_trace_over_workers_is_one_replay_and_the_record_says_which(tmp_path):
     done = run("shorts", *options, "--records", str(tmp_path / "records"))
     records, trace = read_records(tmp_path / "records"), Trace.read(tmp_path / "day.csv")
     assert (records.run["arrivals"], records.run["trace"]["sha256"]) == ("trace", trace.sha256)
-    load = LoadSettings(MIXES["shorts"], arrivals=Arrivals("trace", 12.0, trace=trace))
+    load = LoadSettings(MIXES["shorts"], Load(arrivals=Arrivals("trace", 12.0, trace=trace)))
     came = due_s(records)
     assert len(came) > 10 and len({each.request_id.split("-")[0] for each in records.results}) == 2
     expected = [time for time, _ in zip(arrival_times(load), came, strict=False)]

@@ -6,10 +6,11 @@ import pytest
 
 from harness import signoff as job
 from harness.deploy.config import Deployment
+from harness.drive.load import Load
 from harness.errors import InputError
 from harness.records.store import Run
 from harness.sweep import ray_workers as subject
-from harness.sweep.trial import Load, TrialBroken
+from harness.sweep.trial import TrialBroken
 from harness.sweep.workers import Fleet, HostGone
 
 PLAN = """
@@ -22,7 +23,7 @@ space: {diffusion_decoder.delay_us: [0, 1000]}
 ladder: {sessions: [1, 2], seconds: 2}
 budget_minutes: 10
 """
-LOAD = Load(2.0, 1, (1, 2))
+LOAD = Load.ladder(2.0, 1, (1, 2))
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ import threading
 
 import pytest
 
+from harness.drive.load import Load
 from harness.errors import StoreError
 from harness.sweep import trial
-from harness.sweep.trial import Load, TrialBroken
+from harness.sweep.trial import TrialBroken
 from harness.sweep.workers import Fleet, Host, HostGone, TrialCut
 
-LOAD = Load(2.0, 1, (1, 2))
+LOAD = Load.ladder(2.0, 1, (1, 2))
 POLITE = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up', flush=True)"
 
 
