@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,12 @@ from harness import wire
 from harness.capacity.planning.prediction import predict_open_run, sealed
 from harness.capacity.ready import compiled_beside
 from harness.deploy.server import RemoteTriton, TritonServer
-from harness.errors import InputError, ServerError
+from harness.errors import InputError, ServerError, StoreError
 from harness.host.places import ROOT
 from harness.identity import Requested
 from harness.planfile import deployed_as, load_plan
+from harness.records.fit import Fit, FittedDeployment
+from harness.records.plan import LeftOut, Plan
 from harness.records.schema import Rung, Trial
 from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
@@ -34,7 +36,7 @@ from harness.runs.analysis import behaviour_of, fit_of, plan_of
 from harness.runs.opening import open_run
 from harness.runs.points import deployment_of, describe_point
 from harness.runs.stages import record_stages, stages_by_server
-from harness.sweep.budget import Budget, LeftOut, decidable_s, estimated_s, minutes_needed
+from harness.sweep.budget import Budget, decidable_s, estimated_s, minutes_needed
 from harness.sweep.ray_workers import ray_hosts
 from harness.sweep.search import Step, Walk
 from harness.sweep.trial import SECOND_SAMPLE_SEED, Driver, Load, TrialBroken, asked, broken_trial, deployed, trial_id
@@ -126,7 +128,7 @@ class SignOff:
 
     def execute(
         self, watcher: Watcher | None = None, *, ladders_only: bool = False, go_on: bool = False
-    ) -> dict | None:
+    ) -> Plan | None:
         """Measure what is missing, then fit, confirm and plan.
 
         A finished run answers from its store; with ``go_on`` what its budget left out is measured first.
@@ -135,7 +137,7 @@ class SignOff:
         with self.run.lock():
             if self.run.manifest.finished_at and not ladders_only:
                 stored = self._stored(watcher)
-                if not (go_on and stored.get("left_out")):
+                if not (go_on and stored.left_out):
                     return stored
             self.budget = Budget(self.spec.budget_minutes)
             watcher.begin(self._whole_s())
@@ -147,18 +149,24 @@ class SignOff:
                     self._measure(watcher, self.budget, ladders_only)
             return self._report_sweep(watcher) if ladders_only else self._conclude(watcher)
 
-    def _stored(self, watcher: Watcher) -> dict:
+    def _stored(self, watcher: Watcher) -> Plan:
         """The answer of a finished run; what a kill in its last moment kept from being written is written now.
 
         Raises InputError where what was signed is no longer as it was, or has expired.
         """
         if must_be_signed(self.run):
-            self.left_out = [LeftOut(**each) for each in self.run.plan().get("left_out", ())]
+            self.left_out = list(self._stored_plan().left_out)
             return self._conclude(watcher)
         if not (self.run.path / REPORT_NAME).exists():
             report_again(self.run)
         must_be_reliable(self.run)
-        return self.run.plan()
+        return self._stored_plan()
+
+    def _stored_plan(self) -> Plan:
+        plan = self.run.plan()
+        if plan is None:
+            raise StoreError(f"{self.run.path}: its plan.json is missing: restore it, or measure anew with --fresh")
+        return plan
 
     def _measure(self, watcher: Watcher, budget: Budget, ladders_only: bool) -> None:
         watcher.step(f"reaching {self.url or self.ray}" if self.url or self.ray else "starting Triton", _START_S)
@@ -268,34 +276,34 @@ class SignOff:
     def _confirm(self, host: Host, watcher: Watcher, budget: Budget) -> None:
         """Open-loop runs that the fit has not seen; each prediction is made before its run starts."""
         fit = self._fit(watcher)
-        if fit["best"] is None:
+        if fit.best_deployment is None:
             watcher.say("no deployment keeps the promises at any rate: nothing to confirm")
             return
-        best = self._best_again(host, watcher, budget, fit)
+        best = self._best_again(host, watcher, budget, fit.best_deployment)
         shares = sorted(enumerate(self.spec.confirm.load_share), key=lambda each: each[1], reverse=True)
         for index, share in shares:  # the highest first: an answer needs that one
             load, prediction = self._open_load(best, share, index)
             what = f"open loop at {load.rate_per_s:.2f} requests/s ({share:.0%} of the highest)"
             decisive = share == shares[0][1]
-            self._measure_in_time(host, watcher, budget, what, _FIT_S, best["deployment"], load, prediction, decisive)
+            self._measure_in_time(host, watcher, budget, what, _FIT_S, best.deployment, load, prediction, decisive)
 
-    def _best_again(self, host: Host, watcher: Watcher, budget: Budget, fit: dict) -> dict:
+    def _best_again(self, host: Host, watcher: Watcher, budget: Budget, best: FittedDeployment) -> FittedDeployment:
         """A second ladder of the best point, with other requests: the first may have met a host at its best.
 
         Then it stays the best (``fit.best_of``), unless the second one shows that it keeps no promise at any rate.
         """
         later_s = self._confirm_s() + _FIT_S
         while True:
-            best = fit["deployments"][fit["best"]]
-            load = self._ladder_load(best["deployment"], self.spec.seed + SECOND_SAMPLE_SEED)
-            what = f"second ladder of the best point: {describe_point(best['deployment'])}"
-            if self._settled(best["deployment"], load):
+            load = self._ladder_load(best.deployment, self.spec.seed + SECOND_SAMPLE_SEED)
+            what = f"second ladder of the best point: {describe_point(best.deployment)}"
+            if self._settled(best.deployment, load):
                 return best
-            if not self._measure_in_time(host, watcher, budget, what, later_s, best["deployment"], load, None):
+            if not self._measure_in_time(host, watcher, budget, what, later_s, best.deployment, load, None):
                 return best
-            fit = self._fit(watcher)
-            if fit["best"] is None:
+            anew = self._fit(watcher).best_deployment
+            if anew is None:
                 return best
+            best = anew
 
     def _measure_in_time(
         self, host: Host, watcher: Watcher, budget: Budget, what: str, later_s: float,
@@ -368,7 +376,7 @@ class SignOff:
             self.run.append_trial(self.in_doubt[0], (), ())
             self.in_doubt.pop(0)
 
-    def _fit(self, watcher: Watcher) -> dict:
+    def _fit(self, watcher: Watcher) -> Fit:
         watcher.step("fitting", _FIT_S / 2)
         fit = fit_of(self.run)
         self.run.write_fit(fit)
@@ -381,15 +389,14 @@ class SignOff:
             self._fit(watcher)
         write_sweep_report(self.run)
 
-    def _conclude(self, watcher: Watcher) -> dict:
+    def _conclude(self, watcher: Watcher) -> Plan:
         self._keep_broken()
         fit = self._fit(watcher)
         watcher.step("planning", _FIT_S / 2)
         plan = plan_of(self.run, self.spec, fit, self.spec.targets_qps)
-        plan["behaviour"] = behaviour_of(self.spec, fit, plan)
-        plan = self._with_what_was_left_out(plan)
+        plan = self._with_what_was_left_out(replace(plan, behaviour=behaviour_of(self.spec, fit, plan)))
         self.run.write_plan(plan)
-        if not self.left_out or plan["verdict"] == "met":
+        if not self.left_out or plan.verdict == "met":
             self.run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
         write_sweep_report(self.run)
         if self.run.manifest.finished_at:
@@ -399,14 +406,14 @@ class SignOff:
         watcher.done()
         return plan
 
-    def _with_what_was_left_out(self, plan: dict) -> dict:
+    def _with_what_was_left_out(self, plan: Plan) -> Plan:
         """The plan, which is inconclusive where something that was not measured may turn its verdict.
 
         "met" stands on the deployment that was confirmed, whatever others would show; "missed" needs every point.
         """
         doubts, remarks = self._untried(plan), []
         for each in self.left_out:
-            if each.decisive or plan["verdict"] != "met":
+            if each.decisive or plan.verdict != "met":
                 doubts.append(f"The budget left no time for {each.what}: run it again to go on.")
             else:
                 minutes = f"{max(1, round(each.seconds / 60))} min"
@@ -415,16 +422,19 @@ class SignOff:
                     f"interval: `harness signoff PLAN --go-on` measures it, in about {minutes}; a budget_minutes of "
                     f"{minutes_needed(self.budget, self.left_out)} has the time for all."
                 )
-        left_out = [asdict(each) for each in self.left_out]
-        verdict = "inconclusive" if doubts else plan["verdict"]
-        return plan | {"verdict": verdict, "reasons": [*plan["reasons"], *doubts, *remarks], "doubts": doubts,
-                       "left_out": left_out}  # fmt: skip
+        return replace(
+            plan,
+            verdict="inconclusive" if doubts else plan.verdict,
+            reasons=(*plan.reasons, *doubts, *remarks),
+            doubts=tuple(doubts),
+            left_out=tuple(self.left_out),
+        )
 
-    def _untried(self, plan: dict) -> list[str]:
+    def _untried(self, plan: Plan) -> list[str]:
         """For missed: the points that a search passed over."""
         size = self.walk.size
         untried = size - len(self._ended()) if self.walk.search.kind != "grid" else 0
-        if plan["verdict"] != "missed" or untried <= 0:
+        if plan.verdict != "missed" or untried <= 0:
             return []
         return [
             f"{untried} of the {size} points of the space were not tried, and one of them may keep the promises: "
@@ -435,15 +445,15 @@ class SignOff:
         ladder = self.spec.ladder
         return Load(ladder.seconds, seed, ladder.sessions, asks=asked(point), precision=ladder.precision)
 
-    def _open_load(self, best: dict, share: float, index: int) -> tuple[Load, dict]:
+    def _open_load(self, best: FittedDeployment, share: float, index: int) -> tuple[Load, dict]:
         """The load of a confirmation and what the fit says that it will show."""
         seed = self.spec.seed + 1 + index  # each run draws requests of its own
-        rate = self._foretold_rate(best["deployment"], seed) or round(best["max_rate_per_s"] * share, 4)
+        rate = self._foretold_rate(best.deployment, seed) or round(best.rate() * share, 4)
         seconds = decidable_s(self.spec, self.mix, rate)
         predicted = predict_open_run(best, self.mix, rate, seconds, np.random.default_rng(seed))
         prediction = sealed(predicted, datetime.now(UTC).isoformat(timespec="seconds"))
         steady = max(1, round(prediction["sessions"]))
-        return Load(seconds, seed, (), rate, steady, asked(best["deployment"])), prediction
+        return Load(seconds, seed, (), rate, steady, asked(best.deployment)), prediction
 
     def _foretold_rate(self, point: dict, seed: int) -> float | None:
         """The rate of a confirmation that an earlier start has foretold: it is measured or repeated at just that."""

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -176,7 +177,7 @@ def signoff(
     elif sign:
         _say_aside("nothing was signed: the run is not finished, run it again to go on", "yellow")
     out.print(f"Report: [bold]{work.run.path / 'signoff.html'}[/]", soft_wrap=True)
-    raise typer.Exit(EXIT_CODES[content["verdict"]])
+    raise typer.Exit(EXIT_CODES[content.verdict])
 
 
 @app.command(epilog="Example: `harness sweep scenarios/sweep.yaml --url gpu7:8001,gpu8:8001`")
@@ -263,8 +264,9 @@ def plan(
     if content is None:
         raise InputError(f"{run} holds no fit yet: run `harness fit --run {run}` first")
     anew = analysis.plan_of(stored, spec, content, _rates(qps) or spec.targets_qps)
-    if doubts := (stored.plan() or {}).get("doubts"):  # of the sign-off: its budget left out what an answer needs
-        anew |= {"verdict": "inconclusive", "reasons": [*anew["reasons"], *doubts]}
+    before = stored.plan()
+    if before and before.doubts:  # of the sign-off: its budget left out what an answer needs
+        anew = replace(anew, verdict="inconclusive", reasons=(*anew.reasons, *before.doubts))
     print_plan(anew)
 
 
