@@ -25,6 +25,7 @@ signoff: install
 
 test: install
 	$(BIN)/ruff check .
+	$(BIN)/ty check
 	$(BIN)/python -m pytest -m 'not server' $(SPREAD)
 	$(BIN)/python -m pytest -m server
 

@@ -78,11 +78,11 @@ def repeat(seed: int) -> Repetition | None:
     trial, rows = truth.ladder(truth.TRUTH, rng, truth.LADDER)
     fit = fit_run([trial], pd.DataFrame(rows), truth.MIX, truth.PROMISES, rng, truth.UNIT)
     try:
-        device = Device.from_fit(fit["deployments"][0])
+        device = Device.from_fit(fit.deployments[0])
     except InconclusiveError:
         return None
-    traffic = Traffic.draw(truth.MIX, np.random.default_rng(fit["traffic_seed"]))
-    limits = limits_of(fit["deployments"][0], truth.PROMISES, None, 1.0, traffic)
+    traffic = Traffic.draw(truth.MIX, np.random.default_rng(fit.traffic_seed))
+    limits = limits_of(fit.deployments[0], truth.PROMISES, None, 1.0, traffic)
     fitted = Pools(device, traffic, limits, CAP)
     draws, steady = steady_draws(device, limits, rng), steady_limit(device, limits)[0]
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]

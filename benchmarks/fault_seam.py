@@ -82,8 +82,8 @@ def _worst() -> dict:
 def answer_of(run: Run) -> tuple:
     """What the stored trials say: the best deployment and its rate, to six digits."""
     fit = fit_of(run)
-    best = fit["deployments"][fit["best"]]
-    return tuple(sorted(best["deployment"].items())), f"{best['max_rate_per_s']:.6g}"
+    best = fit.best_deployment
+    return tuple(sorted(best.deployment.items())), f"{best.max_rate_per_s:.6g}"
 
 
 def main(plan: str, results: str, journal: str, fault: str = "") -> int:

@@ -8,7 +8,6 @@ process that takes a core half of the time. A start has concluded unless its ver
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,8 @@ import common
 import numpy as np
 
 from harness.host.process_group import end_group, spawn
+from harness.records.plan import Plan
+from harness.records.store import Run
 
 HOSTS = ("quiet", "disturbed")
 CONCLUDED = 0.9  # share of starts, at the least
@@ -44,16 +45,16 @@ class Start:
     host: str
     code: int
     minutes: float
-    plan: dict
+    plan: Plan | None
 
     @property
     def verdict(self) -> str:
-        return self.plan.get("verdict", f"exit code {self.code}")
+        return self.plan.verdict if self.plan else f"exit code {self.code}"
 
     @property
     def short_of_time(self) -> bool:
-        left_out = self.plan.get("left_out", ())
-        return self.verdict == "inconclusive" and any(each["decisive"] for each in left_out)
+        left_out = self.plan.left_out if self.plan else ()
+        return self.verdict == "inconclusive" and any(each.decisive for each in left_out)
 
     @property
     def concluded(self) -> bool:
@@ -61,7 +62,7 @@ class Start:
 
     @property
     def reason(self) -> str:
-        return "" if self.verdict == "met" else next(iter(self.plan.get("reasons", ())), "")
+        return "" if self.plan is None or self.verdict == "met" else next(iter(self.plan.reasons), "")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -96,7 +97,7 @@ def one_start(host: str, options, number: int) -> Start:
         code = signoff(options.plan, results)
         minutes = (time.monotonic() - began) / 60
         plans = sorted(results.glob("*/plan.json"))
-        start = Start(host, code, minutes, json.loads(plans[-1].read_text()) if plans else {})
+        start = Start(host, code, minutes, Run.open(plans[-1].parent).plan() if plans else None)
         common.say(f"  {start.verdict} after {minutes:.1f} min {start.reason}")
         return start
 
@@ -148,11 +149,12 @@ def table(starts: Sequence[Start]):
     made = common.table("Starts of the sign-off, each with an empty folder of results", "host", "verdict", "minutes",
                         "points left out", "most sessions", "devices at the last target")  # fmt: skip
     for start in starts:
-        targets = start.plan.get("targets") or [{}]
-        most = (start.plan.get("rate_per_device") or {}).get("max_sessions_measured")
-        left_out = "; ".join(each["what"].partition(",")[0] for each in start.plan.get("left_out", ()))
+        plan = start.plan
+        devices = plan.targets[-1].devices if plan and plan.targets else None
+        most = plan.rate_per_device.max_sessions_measured if plan else None
+        left_out = "; ".join(each.what.partition(",")[0] for each in (plan.left_out if plan else ()))
         made.add_row(start.host, start.verdict, f"{start.minutes:.1f}", left_out or "none",
-                     "-" if most is None else f"{most:.0f}", str(targets[-1].get("devices")))  # fmt: skip
+                     "-" if most is None else f"{most:.0f}", str(devices))  # fmt: skip
     return made
 
 

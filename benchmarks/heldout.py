@@ -207,7 +207,7 @@ class Model:
         trials = [bench.known(knobs, load) for _, _, knobs, load in fit_loads(bench)]
         mix, promises = bench.specs["fitted"].traffic_mix(), bench.specs["fitted"].promise_list()
         fit = fit_run(trials, bench.run.requests(), mix, promises, np.random.default_rng(1), stand_in.NAME)
-        devices = tuple(Device.from_fit(each) for each in fit["deployments"])
+        devices = tuple(Device.from_fit(each) for each in fit.deployments)
         context = context_of(bench.specs["fitted"])
         found, measured = [], np.log(np.concatenate([_steps(trial) for trial in trials]))
         for values in itertools.product(*(np.array(each) / 1e3 for each in BETWEEN_MS.values())):

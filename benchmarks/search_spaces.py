@@ -17,6 +17,7 @@ from emulated_server import Server, observe
 
 from harness import wire
 from harness.capacity.models.steps import StepTime
+from harness.records.fit import Fit, FittedStage
 from harness.records.schema import BatchStatistics, Rung, StageStatistics
 from harness.sweep.optimizer.objective import Value
 from harness.sweep.optimizer.physics import Taught
@@ -123,9 +124,9 @@ def spaces(quick: bool = False) -> list[Emulated]:
 
 def _host() -> Emulated:
     """Stages as fitted in the sample run, on two cores that everything shares."""
-    fit = json.loads(FIT.read_text())["deployments"][2]
-    times = {each["stage"]: each for each in fit["stages"]}
-    batch_s = [_line(times[name]["alpha_s"], times[name]["tau0_s"]) for name in wire.STAGES]
+    fit = Fit.of(json.loads(FIT.read_text())).deployments[2]
+    times = {each.stage: each for each in fit.stages if isinstance(each, FittedStage)}
+    batch_s = [_line(times[name].alpha_s, times[name].tau0_s) for name in wire.STAGES]
     space = {
         "delay_us": (0, 1000, 2000, 5000, 10_000, 25_000), f"{wire.DIFFUSION}.instances": (1, 2, 3),
         f"{wire.VOCODER}.instances": (1, 2), "max_batch": (8, 16, 32),

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ from pathlib import Path
 from harness.capacity.ready import compiled_beside
 from harness.deploy.external import RemoteTriton
 from harness.deploy.server import TritonServer
-from harness.errors import InputError, ServerError
+from harness.errors import InputError, ServerError, StoreError
 from harness.host.places import ROOT
 from harness.identity import Requested
 from harness.planfile import deployed_as, load_plan
+from harness.records.plan import Plan
 from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
 from harness.report.seal import must_be_reliable, must_be_signed, reopen, report_again, sign
@@ -27,7 +28,7 @@ from harness.runs.analysis import behaviour_of, plan_of
 from harness.runs.opening import open_run
 from harness.runs.points import deployment_of
 from harness.runs.stages import record_stages
-from harness.sweep.budget import LeftOut, minutes_needed
+from harness.sweep.budget import minutes_needed
 from harness.sweep.campaign import FIT_S, Campaign
 from harness.sweep.progress import Watcher
 from harness.sweep.ray_workers import ray_hosts
@@ -78,7 +79,7 @@ class SignOff:
 
     def execute(
         self, watcher: Watcher | None = None, *, ladders_only: bool = False, go_on: bool = False
-    ) -> dict | None:
+    ) -> Plan | None:
         """Measure what is missing, then fit, confirm and plan.
 
         A finished run answers from its store; with ``go_on`` what its budget left out is measured first.
@@ -87,7 +88,7 @@ class SignOff:
         with self.run.lock():
             if self.run.manifest.finished_at and not ladders_only:
                 stored = self._stored(watcher)
-                if not (go_on and stored.get("left_out")):
+                if not (go_on and stored.left_out):
                     return stored
             self.campaign.begin(watcher)
             watcher.begin(_START_S + self.campaign.whole_s())
@@ -103,19 +104,25 @@ class SignOff:
             return True
         return not self.run.manifest.finished_at and self.campaign.next_ladder().point is not None
 
-    def _stored(self, watcher: Watcher) -> dict:
+    def _stored(self, watcher: Watcher) -> Plan:
         """The answer of a finished run; what a kill in its last moment kept from being written is written now.
 
         Raises InputError where what was signed is no longer as it was, or has expired.
         """
         if must_be_signed(self.run):
             self.campaign.watcher = watcher
-            self.campaign.left_out = [LeftOut(**each) for each in self.run.plan().get("left_out", ())]
+            self.campaign.left_out = list(self._stored_plan().left_out)
             return self._conclude(watcher)
         if not (self.run.path / REPORT_NAME).exists():
             report_again(self.run)
         must_be_reliable(self.run)
-        return self.run.plan()
+        return self._stored_plan()
+
+    def _stored_plan(self) -> Plan:
+        plan = self.run.plan()
+        if plan is None:
+            raise StoreError(f"{self.run.path}: its plan.json is missing: restore it, or measure anew with --fresh")
+        return plan
 
     def _measure(self, watcher: Watcher, ladders_only: bool) -> None:
         watcher.step(f"reaching {self.url or self.ray}" if self.url or self.ray else "starting Triton", _START_S)
@@ -161,15 +168,14 @@ class SignOff:
             self.campaign.fit()
         write_sweep_report(self.run)
 
-    def _conclude(self, watcher: Watcher) -> dict:
+    def _conclude(self, watcher: Watcher) -> Plan:
         self.campaign.log.keep_broken()
         fit = self.campaign.fit()
         watcher.step("planning", FIT_S / 2)
         plan = plan_of(self.run, self.spec, fit, self.spec.targets_qps)
-        plan["behaviour"] = behaviour_of(self.spec, fit, plan)
-        plan = self._with_what_was_left_out(plan)
+        plan = self._with_what_was_left_out(replace(plan, behaviour=behaviour_of(self.spec, fit, plan)))
         self.run.write_plan(plan)
-        if not self.campaign.left_out or plan["verdict"] == "met":
+        if not self.campaign.left_out or plan.verdict == "met":
             self.run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
         write_sweep_report(self.run)
         if self.run.manifest.finished_at:
@@ -179,7 +185,7 @@ class SignOff:
         watcher.done()
         return plan
 
-    def _with_what_was_left_out(self, plan: dict) -> dict:
+    def _with_what_was_left_out(self, plan: Plan) -> Plan:
         """The plan, which is inconclusive where something that was not measured may turn its verdict.
 
         "met" rests on the deployment that was confirmed, whatever others would show; "missed" needs every point.
@@ -187,7 +193,7 @@ class SignOff:
         doubts, remarks = self._untried(plan), []
         left_out, budget = self.campaign.left_out, self.campaign.budget
         for each in left_out:
-            if each.decisive or plan["verdict"] != "met":
+            if each.decisive or plan.verdict != "met":
                 doubts.append(f"The budget left no time for {each.what}: run it again to go on.")
             else:
                 minutes = f"{max(1, round(each.seconds / 60))} min"
@@ -196,15 +202,19 @@ class SignOff:
                     f"interval: `harness signoff PLAN --go-on` measures it, in about {minutes}; a budget_minutes of "
                     f"{minutes_needed(budget, left_out)} has the time for all."
                 )
-        verdict = "inconclusive" if doubts else plan["verdict"]
-        return plan | {"verdict": verdict, "reasons": [*plan["reasons"], *doubts, *remarks], "doubts": doubts,
-                       "left_out": [asdict(each) for each in left_out]}  # fmt: skip
+        return replace(
+            plan,
+            verdict="inconclusive" if doubts else plan.verdict,
+            reasons=(*plan.reasons, *doubts, *remarks),
+            doubts=tuple(doubts),
+            left_out=tuple(left_out),
+        )
 
-    def _untried(self, plan: dict) -> list[str]:
+    def _untried(self, plan: Plan) -> list[str]:
         """For missed: the points that a search passed over."""
         size = self.walk.size
         untried = size - len(self.campaign.settled_points()) if self.walk.search.kind != "grid" else 0
-        if plan["verdict"] != "missed" or untried <= 0:
+        if plan.verdict != "missed" or untried <= 0:
             return []
         return [
             f"{untried} of the {size} points of the space were not tried, and one of them may meet the SLOs: "

@@ -17,6 +17,8 @@ from harness.capacity.planning.plan import Terms, make_plan
 from harness.capacity.planning.prediction import predict_open_run
 from harness.capacity.simulator.sessions import Activity, poisson_arrivals, simulate
 from harness.records import metrics
+from harness.records.fit import Fit, FittedDeployment, FittedStage, ServicePoint, Unfitted
+from harness.records.plan import Plan
 from harness.records.schema import BatchStatistics, Chunks, Outcome, Result, Rung, StageStatistics, Trial
 from harness.records.slo import Promise
 from harness.traffic.mix import Lengths, Mix, TrafficClass
@@ -169,22 +171,49 @@ def true_device(truth: Truth = TRUTH) -> Device:
     return Device(step, 0.0, (truth.prefill + 1) / scale, one, rtf, {}, max(LADDER), ())
 
 
-def fit_of(*measured, promises=PROMISES, seed=1, **options) -> dict:
+def fit_of(*measured, promises=PROMISES, seed=1, **options) -> Fit:
     trials, frames = zip(*measured, strict=True)
     fit = fit_run(trials, pd.concat(frames), MIX, promises, np.random.default_rng(seed), UNIT, **options)
-    return json.loads(json.dumps(fit, allow_nan=False))  # as the store would give it back
+    return Fit.of(json.loads(json.dumps(fit.to_dict(), allow_nan=False)))  # as the store would give it back
 
 
-def plan_of(fit: dict, *measured, promises=PROMISES, targets=(0.5,), **options) -> dict:
+def bare_fit(**known) -> FittedDeployment:
+    """The fit of a deployment of which nothing else is known."""
+    no = Unfitted(inconclusive="not fitted")
+    empty = {"deployment": {}, "trial_ids": (), "stages": (), "stalls": {}, "binding": "", "inconclusive": ""}
+    parts = {"step_time": no, "first_audio": no, "rtf": no, "scaling": no}
+    return FittedDeployment(**empty | parts | {"max_rate_per_s": None, "max_rate_interval": (None, None)} | known)
+
+
+def fitted_stage(name: str, **times: float) -> FittedStage:
+    """A service time of ``alpha_s`` and ``tau0_s``."""
+    point = ServicePoint(batch_size=1, executions=9, mean_s=0.0)
+    nothing = {"alpha_interval_s": (None, None), "tau0_interval_s": (None, None), "runs_p_value": None}
+    return FittedStage(stage=name, points=(point,), r_squared=1.0, worst_residual=0.0, **nothing, **times)
+
+
+def fit_with(*deployments: FittedDeployment, best: int | None = None) -> Fit:
+    return Fit(
+        unit=UNIT,
+        session_limit=None,
+        extrapolation=1.0,
+        traffic_seed=1,
+        deployments=deployments,
+        best=best,
+        excluded=(),
+    )
+
+
+def plan_of(fit: Fit, *measured, promises=PROMISES, targets=(0.5,), **options) -> Plan:
     trials, frames = zip(*measured, strict=True)
     rng = np.random.default_rng(2)
     plan = make_plan(fit, trials, pd.concat(frames), MIX, promises, targets, rng, Terms(**(OPTIONS | options)))
-    return json.loads(json.dumps(plan, allow_nan=False))
+    return Plan.of(json.loads(json.dumps(plan.to_dict(), allow_nan=False)))
 
 
-def confirmed(fit: dict, truth: Truth, share: float, rng: np.random.Generator, **changes):
+def confirmed(fit: Fit, truth: Truth, share: float, rng: np.random.Generator, **changes):
     """An open-loop run at a share of the highest rate, with its prediction."""
-    best = fit["deployments"][fit["best"]]
-    rate = share * best["max_rate_per_s"]
+    best = fit.best_deployment
+    rate = share * best.rate()
     prediction = json.loads(json.dumps(predict_open_run(best, MIX, rate, 30, rng), allow_nan=False))
     return open_run(truth, rate, rng, name=f"open-{share}", prediction=prediction, **changes)

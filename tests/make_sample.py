@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from harness.errors import HarnessError, InputError
+from harness.records.plan import Plan, PlannedTarget
 from harness.records.store import Run
 from harness.report import words
 from harness.report.facts import SWEEP_NAME
@@ -22,17 +23,17 @@ README = ROOT / "README.md"
 _TABLE = re.compile(r"(?<=<!-- sample table -->\n).*?(?=<!-- end of sample table -->)", re.DOTALL)
 
 
-def table(plan: dict) -> str:
+def table(plan: Plan) -> str:
     """The README's table of a plan."""
-    rows = [f"| {' | '.join(_cells(target))} |\n" for target in plan["targets"]]
-    head = f"Verdict: **{plan['verdict']}**. One device = {plan['unit']}.\n\n"
+    rows = [f"| {' | '.join(_cells(target))} |\n" for target in plan.targets]
+    head = f"Verdict: **{plan.verdict}**. One device = {plan.unit}.\n\n"
     columns = "| requests/s | devices | 95% interval | bound by | utilisation | with one spare | basis |\n"
     return head + columns + "|---:|---:|:---:|---|---:|---:|---|\n" + "".join(rows) + f"\n{words.utilisation(plan)}.\n"
 
 
-def _cells(target: dict) -> list[str]:
-    counts = [f"{target['qps']:g}", words.figure(target["devices"]), words.interval(target["interval"])]
-    rest = [words.percent(target["utilisation"]), words.figure(target["devices_n_plus_1"]), target["basis"]]
+def _cells(target: PlannedTarget) -> list[str]:
+    counts = [f"{target.qps:g}", words.figure(target.devices), words.interval(target.interval)]
+    rest = [words.percent(target.utilisation), words.figure(target.devices_n_plus_1), target.basis]
     return [*counts, words.bound(target), *rest]
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from harness import wire
 from harness.records import metrics
+from harness.records.fit import Fit
+from harness.records.plan import Plan
 from harness.records.schema import (
     BatchStatistics,
     Chunks,
@@ -190,6 +192,8 @@ def stage_fit(stage: str, deployment: dict, rng: np.random.Generator) -> dict:
         "alpha_interval_s": [alpha_s * 0.94, alpha_s * 1.07],
         "tau0_interval_s": [tau0_s * 0.9, tau0_s * 1.12],
         "r_squared": 0.9963,
+        "worst_residual": 0.03,
+        "runs_p_value": None,
         "points": points,
         "inconclusive": "",
     }
@@ -205,9 +209,13 @@ def step_fit(deployment: dict) -> dict:
         "intercept_s": points[0]["step_s"] - 0.006,
         "slope_s": 0.006,
         "kind": "linear",
+        "values": [points[0]["step_s"] - 0.006, 0.006],
+        "knots": [],
         "r_squared": 0.994,
-        "max_sessions": 16,
+        "noise": 0.02,
+        "max_sessions": 16.0,
         "points": points,
+        "draws": [],
         "inconclusive": "",
     }
 
@@ -219,8 +227,10 @@ def deployment_fit(index: int, deployment: dict, rng: np.random.Generator) -> di
         "trial_ids": [f"ladder-{index + 1:02d}"],
         "stages": [stage_fit(stage, deployment, rng) for stage in wire.STAGES],
         "step_time": step_fit(deployment),
-        "first_audio": {"base_s": 0.03, "steps": 2.5, "residual_quantiles": {"0.95": 0.04}, "points": []},
-        "scaling": {"gamma": 55.0, "sigma": 0.31, "kappa": 0.0004, "inconclusive": ""},
+        "first_audio": {"inconclusive": "too few requests"},
+        "rtf": {"inconclusive": "too few requests"},
+        "stalls": {},
+        "scaling": {"inconclusive": "too few rungs"},
         "max_rate_per_s": rate_per_s,
         "max_rate_interval": list(RATE_INTERVAL) if rate_per_s else [None, None],
         "binding": "rtf p95 of class long",
@@ -231,14 +241,15 @@ def deployment_fit(index: int, deployment: dict, rng: np.random.Generator) -> di
 def fit_record(rng: np.random.Generator, verdict: str = "met") -> dict:
     """fit.json: the best is the first deployment; none where no capacity could be fitted."""
     deployments = [deployment_fit(index, point, rng) for index, point in enumerate(space())]
-    return {"schema": 1, "unit": UNIT, "deployments": deployments, "best": None if verdict == "missed" else 0}
+    terms = {"schema": 1, "unit": UNIT, "session_limit": None, "extrapolation": 1.0, "traffic_seed": 1, "excluded": []}
+    return terms | {"deployments": deployments, "best": None if verdict == "missed" else 0}
 
 
 def target_record(qps: float, verdict: str) -> dict:
     if verdict == "missed":
-        return dict.fromkeys(
-            ("devices", "interval", "utilisation", "headroom_qps", "devices_n_plus_1", "devices_n_plus_2")
-        ) | {"qps": qps, "binding": "ttfa p95 of class short", "basis": "measured", "note": "No rate keeps it."}
+        nothing = dict.fromkeys(("devices", "utilisation", "headroom_qps", "devices_n_plus_1", "devices_n_plus_2"))
+        nothing |= {"interval": [None, None], "basis": "measured", "note": "No rate keeps it."}
+        return nothing | {"qps": qps, "binding": "ttfa p95 of class short"}
     devices = int(np.ceil(qps / (0.85 * RATE_PER_S)))
     return {
         "qps": qps,
@@ -269,6 +280,7 @@ def validation_record(verdict: str) -> list[dict]:
                     "metric": metric,
                     "said_before": 1.3 * predicted,
                     "predicted": predicted,
+                    "predicted_interval": [0.9 * predicted, 1.1 * predicted],
                     "measured": predicted / (1 + error),
                     "relative_error": error,
                     "limit": 0.25,
@@ -448,7 +460,7 @@ def manifest(**changes) -> RunManifest:
 
 
 def make_run(root: Path, verdict: str = "met", *, seed: int = 1, fit=True, plan=True, **changes) -> Run:
-    """A whole run on disk; ``fit`` and ``plan`` may be left out or given, ``changes`` go to the manifest."""
+    """A whole run on disk; ``fit`` and ``plan`` may be left out or given as content, ``changes`` go to the manifest."""
     rng = np.random.default_rng(seed)
     run = Run.create(root, manifest(**changes))
     for index, deployment in enumerate(space()):
@@ -457,7 +469,7 @@ def make_run(root: Path, verdict: str = "met", *, seed: int = 1, fit=True, plan=
         for index, rate in enumerate((0.71, 0.99, 1.21)):
             run.append_trial(*open_trial(index, space()[0], rate, verdict == "met" or index < 2, rng))
     if fit:
-        run.write_fit(fit if isinstance(fit, dict) else fit_record(rng, verdict))
+        run.write_fit(Fit.of(fit if isinstance(fit, dict) else fit_record(rng, verdict)))
     if plan:
-        run.write_plan(plan if isinstance(plan, dict) else plan_record(verdict))
+        run.write_plan(Plan.of(plan if isinstance(plan, dict) else plan_record(verdict)))
     return run

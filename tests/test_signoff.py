@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from capacity_truth import bare_fit, fit_with
 from conftest import still_running
 from fake_triton import Timetable, serving
 
@@ -170,8 +171,8 @@ def test_a_finished_sweep_starts_no_server(plan, tmp_path, fakes, monkeypatch):
 def test_data_that_carry_no_answer_end_inconclusive_with_a_report(plan, tmp_path, fakes):
     work = job.SignOff(plan, tmp_path)
     content = work.execute()
-    assert content["verdict"] == "inconclusive" and content["reasons"]
-    assert [row["devices"] for row in content["targets"]] == [None, None]
+    assert content.verdict == "inconclusive" and content.reasons
+    assert [row.devices for row in content.targets] == [None, None]
     assert "inconclusive" in (work.run.path / "signoff.html").read_text().lower()
     assert work.run.manifest.finished_at
     assert job.SignOff(plan, tmp_path).execute() == content  # answered from the store
@@ -187,7 +188,7 @@ def test_a_budget_that_is_too_small_says_what_it_leaves_out(tmp_path, fakes):
     job.SignOff(plan, tmp_path).execute(watcher)
     assert fakes.measured == [] and "budget of 0.5 min" in said[0]
     run = Run.open(next(tmp_path.glob("small-*")))
-    assert any("ladder 1/3" in reason for reason in run.plan()["reasons"])
+    assert any("ladder 1/3" in reason for reason in run.plan().reasons)
     assert not run.manifest.finished_at  # the next start goes on
 
 
@@ -195,9 +196,9 @@ def test_a_budget_that_is_too_small_says_what_it_leaves_out(tmp_path, fakes):
 def test_where_the_budget_left_no_time_for_the_first_point_there_is_no_answer(tmp_path, fakes, monkeypatch, verdict):
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN.replace("budget_minutes: 30", "budget_minutes: 0.5"))
-    monkeypatch.setattr(job, "plan_of", lambda *given: plan_of(*given) | {"verdict": verdict})
+    monkeypatch.setattr(job, "plan_of", lambda *given: dataclasses.replace(plan_of(*given), verdict=verdict))
     content = job.SignOff(plan, tmp_path).execute()
-    assert content["verdict"] == "inconclusive" and "run it again" in content["reasons"][-1]
+    assert content.verdict == "inconclusive" and "run it again" in content.reasons[-1]
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def short_of_time(plan, tmp_path, fakes, monkeypatch):
     monkeypatch.setattr(Budget, "left_s", lambda budget: 0.0 if fakes.measured else 1e6)
 
     def of(verdict):
-        monkeypatch.setattr(job, "plan_of", lambda *given: plan_of(*given) | {"verdict": verdict})
+        monkeypatch.setattr(job, "plan_of", lambda *given: dataclasses.replace(plan_of(*given), verdict=verdict))
         return job.SignOff(plan, tmp_path)
 
     return of
@@ -215,9 +216,9 @@ def short_of_time(plan, tmp_path, fakes, monkeypatch):
 def test_points_that_the_budget_left_out_do_not_keep_a_confirmed_deployment_from_being_met(short_of_time):
     work = short_of_time("met")
     content = work.execute()
-    assert content["verdict"] == "met" and work.run.manifest.finished_at
-    assert content["left_out"][0]["what"].startswith("2 of 3 points") and not content["left_out"][0]["decisive"]
-    assert "2 of 3 points" in content["reasons"][-1] and "budget_minutes of 31" in content["reasons"][-1]
+    assert content.verdict == "met" and work.run.manifest.finished_at
+    assert content.left_out[0].what.startswith("2 of 3 points") and not content.left_out[0].decisive
+    assert "2 of 3 points" in content.reasons[-1] and "budget_minutes of 31" in content.reasons[-1]
     assert work.execute() == work.run.plan()  # an answer, from its store
 
 
@@ -235,7 +236,7 @@ def test_what_a_kill_before_the_seal_left_still_names_what_the_budget_left_out(s
     content = work.execute()
     work.run.update_manifest(sealed=False)
     (work.run.path / "signoff.json").unlink()
-    assert job.SignOff(plan, tmp_path).execute()["left_out"] == content["left_out"] != []
+    assert job.SignOff(plan, tmp_path).execute().left_out == content.left_out != ()
 
 
 def test_going_on_without_a_server_leaves_the_seal(short_of_time, plan, tmp_path, monkeypatch):
@@ -270,14 +271,14 @@ def test_an_invalid_trial_that_an_answer_needs_and_no_time_for_its_repeat_is_no_
     work.execute()
     assert [each.decisive for each in work.campaign.left_out] in ([True], [True, True])
     told = work._with_what_was_left_out({"verdict": "met", "reasons": []})
-    assert told["verdict"] == "inconclusive" and "run it again" in told["doubts"][0]
+    assert told.verdict == "inconclusive" and "run it again" in told.doubts[0]
 
 
 def test_points_that_the_budget_left_out_keep_missed_from_being_said(short_of_time):
     work = short_of_time("missed")
     content = work.execute()
-    assert content["verdict"] == "inconclusive" and not work.run.manifest.finished_at
-    assert "2 of 3 points" in content["reasons"][-1] and "run it again" in content["reasons"][-1]
+    assert content.verdict == "inconclusive" and not work.run.manifest.finished_at
+    assert "2 of 3 points" in content.reasons[-1] and "run it again" in content.reasons[-1]
 
 
 def test_a_signed_answer_goes_on_with_what_its_budget_left_out_and_is_signed_anew(
@@ -288,7 +289,7 @@ def test_a_signed_answer_goes_on_with_what_its_budget_left_out_and_is_signed_ane
     monkeypatch.setattr(Budget, "left_s", lambda budget: 1e6)
     work = job.SignOff(plan, tmp_path)
     content = work.execute(go_on=True)
-    assert len(fakes.measured) == len(set(fakes.measured)) == 3 and content["left_out"] == []
+    assert len(fakes.measured) == len(set(fakes.measured)) == 3 and content.left_out == ()
     assert work.run.manifest.finished_at and not check_seal(work.run.path).problems
     assert work.execute(go_on=True) == work.run.plan() and len(fakes.measured) == 3  # nothing is left to go on with
 
@@ -314,10 +315,10 @@ def test_a_search_that_left_points_untried_does_not_say_that_none_keeps_the_prom
 ):
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN + f"search: {search}\n")
-    monkeypatch.setattr(job, "plan_of", lambda *given: plan_of(*given) | {"verdict": "missed"})
+    monkeypatch.setattr(job, "plan_of", lambda *given: dataclasses.replace(plan_of(*given), verdict="missed"))
     content = job.SignOff(plan, tmp_path).execute()
-    assert content["verdict"] == verdict
-    assert any("1 of the 3 points" in reason for reason in content["reasons"]) == (verdict != "missed")
+    assert content.verdict == verdict
+    assert any("1 of the 3 points" in reason for reason in content.reasons) == (verdict != "missed")
 
 
 @pytest.mark.parametrize("url", ["a:8001", "a:8001,b:8001"])
@@ -361,7 +362,7 @@ def test_a_report_that_a_kill_kept_from_being_written_is_written_at_the_next_sta
     work = job.SignOff(plan, tmp_path)
     content = work.execute()
     (work.run.path / "signoff.html").unlink()
-    assert job.SignOff(plan, tmp_path).execute()["verdict"] == content["verdict"]
+    assert job.SignOff(plan, tmp_path).execute().verdict == content.verdict
     assert (work.run.path / "signoff.html").exists()
 
 
@@ -374,8 +375,8 @@ def fitted(fakes, monkeypatch):
             ladders = [trial for trial in run.trials() if trial.kind == "ladder"]
             looks = sum(trial.load["seed"] > 1000 for trial in ladders)
             points = list({str(trial.deployment): trial.deployment for trial in ladders}.values())
-            fits = [{"deployment": point, "max_rate_per_s": rate_of(looks)} for point in points]
-            return {"deployments": fits, "best": best_of(looks)}
+            fits = (bare_fit(deployment=point, max_rate_per_s=rate_of(looks)) for point in points)
+            return fit_with(*fits, best=best_of(looks))
 
         monkeypatch.setattr(campaign, "fit_of", fit)
         foretold = {"sessions": 2.0}
@@ -493,7 +494,7 @@ def test_a_point_that_always_breaks_is_left_out_with_its_reason(plan, tmp_path, 
     content = work.execute()
     broken = [trial for trial in work.run.trials() if not trial.valid]
     assert [trial.deployment for trial in broken] == [point] * TRIES
-    assert content["verdict"] in OF_VERDICT
+    assert content.verdict in OF_VERDICT
     breaking()
     assert job.SignOff(plan, tmp_path).execute(ladders_only=True) is None
     assert len(work.run.trials()) == len(broken) + len(fakes.measured)  # nothing is measured twice

@@ -55,7 +55,7 @@ def fused_server(on=ON_CPU, gpus=1, kv=1 << 32, preset="tiny"):
     room = {"kv_limit_bytes": kv, "kv_bytes_per_token": 512}
     said = [StageIdentity(wire.VOICE, "voice@0", **about)]
     for gpu in range(gpus):
-        own = {**about, "gpu_uuid": f"GPU-{gpu}"} if on["kind"] == GPU else about
+        own = {**about, "gpu_uuid": f"GPU-{gpu}"} if on.kind == GPU else about
         said.append(StageIdentity(wire.ENTRY, f"entry@{gpu}", **own, **room))
     return said
 
@@ -64,28 +64,28 @@ def test_a_fused_ladder_is_fitted_with_one_stage_and_planned():
     measured = fused_ladder()
     room = {"staged": None, "fused": KvRoom(1e9, 512)}
     fit = fit_of(measured, kv=room)
-    (deployment,) = fit["deployments"]
-    assert deployment["kv"]["limit_bytes"] == 1e9 and deployment["max_rate_per_s"] > 0
-    (stage,) = deployment["stages"]
-    assert stage["stage"] == wire.ENGINE
-    assert (stage["alpha_s"], stage["tau0_s"]) == pytest.approx((ALPHA_S, TAU0_S), rel=0.01)
+    (deployment,) = fit.deployments
+    assert deployment.kv.limit_bytes == 1e9 and deployment.max_rate_per_s > 0
+    (stage,) = deployment.stages
+    assert stage.stage == wire.ENGINE
+    assert (stage.alpha_s, stage.tau0_s) == pytest.approx((ALPHA_S, TAU0_S), rel=0.01)
     plan = plan_of(fit, measured, profiles={})
-    told = {each["change"]: each for each in plan["sensitivity"]}
-    assert told["half the delay"]["note"] == "the deployment has no delay"
+    told = {each.change: each for each in plan.sensitivity}
+    assert told["half the delay"].note == "the deployment has no delay"
     another = told[f"one more instance of {wire.ENGINE}"]
-    assert another["rate_per_device"] is None and "shares the GPU" in another["note"]
-    assert any(each.startswith("a device that computes") and told[each]["rate_per_device"] for each in told)
+    assert another.rate_per_device is None and "shares the GPU" in another.note
+    assert any(each.startswith("a device that computes") and told[each].rate_per_device for each in told)
 
 
 def test_a_profile_of_stages_predicts_no_fused_device():
     profile = {"device": "H200", "preset": "tiny"}
     measured = fused_ladder()
-    (row,) = plan_of(fit_of(measured), measured, profiles={"H200": profile})["device_types"]
-    assert row["rate_per_device"] is None and "the chosen deployment is the fused engine" in row["note"]
+    (row,) = plan_of(fit_of(measured), measured, profiles={"H200": profile}).device_types
+    assert row.rate_per_device is None and "the chosen deployment is the fused engine" in row.note
 
 
 def test_the_loop_of_the_engine_takes_all_sessions_in_every_step():
-    fit = fit_of(fused_ladder())["deployments"][0]
+    fit = fit_of(fused_ladder()).deployments[0]
     bare = Topology.of_fit(fit)
     (stage,) = bare.stages
     assert (stage.max_batch, stage.instances, bare.prefetch) == (64, 1, False)

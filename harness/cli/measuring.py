@@ -135,7 +135,7 @@ def signoff(
     elif sign:
         say_aside("nothing was signed: the run is not finished, run it again to go on", "yellow")
     out.print(f"Report: [bold]{work.run.path / 'signoff.html'}[/]", soft_wrap=True)
-    raise typer.Exit(exit_codes.OF_VERDICT[content["verdict"]])
+    raise typer.Exit(exit_codes.OF_VERDICT[content.verdict])
 
 
 @app.command(epilog="Example: `harness sweep scenarios/sweep.yaml --url gpu7:8001,gpu8:8001`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,8 +63,9 @@ def plan(
     if content is None:
         raise InputError(f"{run} holds no fit yet: run `harness fit --run {run}` first")
     anew = analysis.plan_of(stored, spec, content, rates_of(qps) or spec.targets_qps)
-    if doubts := (stored.plan() or {}).get("doubts"):  # of the sign-off: its budget left out what an answer needs
-        anew |= {"verdict": "inconclusive", "reasons": [*anew["reasons"], *doubts]}
+    before = stored.plan()
+    if before and before.doubts:  # of the sign-off: its budget left out what an answer needs
+        anew = replace(anew, verdict="inconclusive", reasons=(*anew.reasons, *before.doubts))
     print_plan(anew)
 
 

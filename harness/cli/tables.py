@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import signoff as job
+from harness.records.fit import Fit, FittedModel, FittedStep, Unfitted, fitted
+from harness.records.plan import Plan
 from harness.report import words
 from harness.report.screen import Screen
 
@@ -75,16 +77,16 @@ class Show(job.Watcher):
         return f"{seconds // 60:2d}:{seconds % 60:02d}"
 
 
-def print_plan(content: dict) -> None:
+def print_plan(content: Plan) -> None:
     """The answer as a table; what is extrapolated or emulated is said in its row."""
-    label = {"met": "green", "missed": "red", "inconclusive": "yellow"}[content["verdict"]]
-    out.print(f"\nVerdict: [bold {label}]{content['verdict']}[/]", highlight=False)
-    for reason in content["reasons"]:
+    label = {"met": "green", "missed": "red", "inconclusive": "yellow"}[content.verdict]
+    out.print(f"\nVerdict: [bold {label}]{content.verdict}[/]", highlight=False)
+    for reason in content.reasons:
         out.print(Padding(Text(f"- {words.metric(reason)}"), (0, 0, 0, 2)))
     out.print(_targets_table(content))
     for line in _bounds(content):
         out.print(line, markup=False, highlight=False)
-    if content["emulated"]:
+    if content.emulated:
         out.print("The stages' times were emulated: every figure is of the profile's device", style="yellow")
     for table in (_losses_table(content), _sensitivity_table(content), _types_table(content), _forecast_table(content)):
         if table.row_count:
@@ -95,26 +97,26 @@ def print_plan(content: dict) -> None:
         out.print(line, highlight=False)
 
 
-def _bounds(content: dict) -> Iterator[str]:
+def _bounds(content: Plan) -> Iterator[str]:
     """What sets each count, and what utilisation is a share of."""
     rates: dict[str, list[str]] = {}
-    for row in content["targets"]:
-        rates.setdefault(words.bound(row), []).append(f"{row['qps']:g}")
+    for row in content.targets:
+        rates.setdefault(words.bound(row), []).append(f"{row.qps:g}")
     yield from (f"Bound at {', '.join(alike)} req/s by: {said}" for said, alike in rates.items())
     yield from filter(None, [words.utilisation(content)])
 
 
-def _in_a_line(content: dict) -> Iterator[str]:
+def _in_a_line(content: Plan) -> Iterator[str]:
     """The drain and the memory of a device, as far as they are known."""
-    if drain := content["drain"]:
+    if drain := content.drain:
         yield (
-            f"Drained with {drain['sessions']} sessions aboard, a device is empty after {drain['p50_s']:.0f} s (p95 "
-            f"{drain['p95_s']:.0f} s; {drain['longest_s']:.0f} s if the longest has just begun; simulated)"
+            f"Drained with {drain.sessions} sessions aboard, a device is empty after {drain.p50_s:.0f} s (p95 "
+            f"{drain.p95_s:.0f} s; {drain.longest_s:.0f} s if the longest has just begun; simulated)"
         )
-    if memory := content["memory"]:
+    if memory := content.memory:
         yield (
-            f"KV memory of a device holds {memory['sessions']:,.0f} sessions of this mix, "
-            f"{memory['longest_sessions']:,.0f} of its longest (computed)"
+            f"KV memory of a device holds {memory.sessions:,.0f} sessions of this mix, "
+            f"{memory.longest_sessions:,.0f} of its longest (computed)"
         )
 
 
@@ -125,100 +127,107 @@ def _table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def _targets_table(content: dict) -> Table:
-    interval, priced = f"{words.level(content['confidence'])} interval", content["costs"]
-    gpus = content.get("gpus_per_device", 1)
+def _targets_table(content: Plan) -> Table:
+    interval, priced = f"{words.level(content.confidence)} interval", content.costs
+    gpus = content.gpus_per_device
     columns = ["req/s", "devices", *(["GPUs"] if gpus > 1 else []), interval, "utilisation", "N+1", "N+2"]
-    columns += [f"{priced['currency']} per audio hour"] if priced else []
-    table = _table(f"One device = {content['unit']}", *columns, "basis", left=("basis",))
-    for row in content["targets"]:
-        low, high = row["interval"] or (None, None)
-        cost = [f"{row['cost_per_audio_hour']:.3g}" if row["devices"] else "-"] if priced else []
-        basis = f"{row['basis'] or '-'}{', emulated' if content['emulated'] and row['basis'] else ''}"
+    columns += [f"{priced.currency} per audio hour"] if priced else []
+    table = _table(f"One device = {content.unit}", *columns, "basis", left=("basis",))
+    for row in content.targets:
+        low, high = row.interval or (None, None)
+        cost = [f"{row.cost_per_audio_hour:.3g}" if row.devices else "-"] if priced else []
+        basis = f"{row.basis or '-'}{', emulated' if content.emulated and row.basis else ''}"
         table.add_row(
-            f"{row['qps']:g}", _count(row["devices"]),
-            *([_count(row["devices"] and row["devices"] * gpus)] if gpus > 1 else []),
-            f"{_count(low)} to {_count(high)}", _percent(row["utilisation"]),
-            _count(row["devices_n_plus_1"]), _count(row["devices_n_plus_2"]),
+            f"{row.qps:g}", _count(row.devices),
+            *([_count(row.devices and row.devices * gpus)] if gpus > 1 else []),
+            f"{_count(low)} to {_count(high)}", _percent(row.utilisation),
+            _count(row.devices_n_plus_1), _count(row.devices_n_plus_2),
             *cost, basis,
         )  # fmt: skip
     return table
 
 
-def _losses_table(content: dict) -> Table:
-    lost = [(row, loss) for row in content["targets"] for loss in row["losses"] if loss["devices"] == row["devices"]]
-    judged_s = [loss["judged_s"] for _, loss in lost]
-    watched = f"; judged over {words.duration(min(judged_s))} or more" if lost else ""
+def _losses_table(content: Plan) -> Table:
+    lost = [(row, loss) for row in content.targets for loss in row.losses if loss.devices == row.devices]
+    judged_s = [loss.judged_s for _, loss in lost if loss.judged_s is not None]
+    watched = f"; judged over {words.duration(min(judged_s))} or more" if judged_s else ""
     columns = "req/s", "lost", "promises", "nearest limit", "of this limit", "sessions moved", "basis"
     table = _table(f"Devices lost at the peak, without spares{watched}", *columns, left=("nearest limit", "basis"))
     for row, loss in lost:
-        share = loss["worst_share"]
+        share = loss.worst_share
         table.add_row(
-            f"{row['qps']:g}", f"{loss['lost']} of {loss['devices']}", "kept" if loss["kept"] else "broken",
-            words.metric_briefly(loss["worst"]), "over 10x" if share is None or share > 10 else _percent(share),
-            str(loss["interrupted"]), loss["basis"],
+            f"{row.qps:g}", f"{loss.lost} of {loss.devices}", "kept" if loss.kept else "broken",
+            words.metric_briefly(loss.worst), "over 10x" if share is None or share > 10 else _percent(share),
+            str(loss.interrupted), loss.basis,
         )  # fmt: skip
     return table
 
 
-def _sensitivity_table(content: dict) -> Table:
-    rates = [f"at {row['qps']:g}/s" for row in content["targets"]]
+def _sensitivity_table(content: Plan) -> Table:
+    rates = [f"at {row.qps:g}/s" for row in content.targets]
     columns = "change", *rates, "req/s of one device", "basis"
     table = _table("What changes would do: devices", *columns, left=("change", "basis"))
-    for row in content["sensitivity"]:
-        devices = (_count(each["devices"]) for each in row["targets"])
-        table.add_row(row["change"], *devices, _rate(row["rate_per_device"]), row["basis"] or "not known")
-    known = {row["change"]: row["note"] for row in content["sensitivity"] if row["note"]}
+    for row in content.sensitivity:
+        devices = (_count(each.devices) for each in row.targets)
+        table.add_row(row.change, *devices, _rate(row.rate_per_device), row.basis or "not known")
+    known = {row.change: row.note for row in content.sensitivity if row.note}
     notes = {note: [change for change in known if known[change] == note] for note in known.values()}
     if notes:
         table.caption = "\n".join(f"{', '.join(changes)}: {note}" for note, changes in notes.items())
     return table
 
 
-def _types_table(content: dict) -> Table:
-    rates = [f"at {row['qps']:g}/s" for row in content["targets"]]
-    currency = f"{content['costs']['currency']} per audio" if content["costs"] else "cost of an audio"
+def _types_table(content: Plan) -> Table:
+    rates = [f"at {row.qps:g}/s" for row in content.targets]
+    currency = f"{content.costs.currency} per audio" if content.costs else "cost of an audio"
     columns = "type", *rates, "req/s of one device", "KV sessions", f"{currency} hour at the last"
     table = _table("Other devices, by their profiles: devices (extrapolated)", *columns, left=("type",))
-    for row in content["device_types"]:
-        devices = [_count(each["devices"]) for each in row["targets"]] or ["-"] * len(rates)
-        cost = row["targets"][-1]["cost_per_audio_hour"] if row["targets"] else None
-        sessions = "-" if row["kv_sessions"] is None else f"{row['kv_sessions']:.0f}"
+    for row in content.device_types:
+        devices = [_count(each.devices) for each in row.targets] or ["-"] * len(rates)
+        cost = row.targets[-1].cost_per_audio_hour if row.targets else None
+        sessions = "-" if row.kv_sessions is None else f"{row.kv_sessions:.0f}"
         price = "-" if cost is None else f"{cost:.3g}"
-        table.add_row(f"{row['type']} at {row['preset']}", *devices, _rate(row["rate_per_device"]), sessions, price)
+        table.add_row(f"{row.type} at {row.preset}", *devices, _rate(row.rate_per_device), sessions, price)
     return table
 
 
-def _forecast_table(content: dict) -> Table:
+def _forecast_table(content: Plan) -> Table:
     """Months until counts are too small stand apart from the counts of later months."""
-    found = content["forecast"] or {"growth_per_month": 0, "fleet": None, "targets": []}
-    after = list(found["targets"][0]["devices_after_months"]) if found["targets"] else []
-    fleet = [f"months until {found['fleet']} are too few"] if found["fleet"] else []
+    found = content.forecast
+    if found is None:
+        return _table("Growth")
+    after = list(found.targets[0].devices_after_months) if found.targets else []
+    fleet = [f"months until {found.fleet} are too few"] if found.fleet else []
     columns = ["req/s today", "months until too few", "months with a spare (N+1)", *fleet]
     columns += [f"devices in {n} months" for n in after]
-    table = _table(f"Growth of {found['growth_per_month']:.0%} a month (extrapolated)", *columns)
-    for row in found["targets"]:
-        lasts = [row["months_until_too_small"], row["months_until_too_small_n_plus_1"]]
-        lasts += [row["months_until_fleet_too_small"]] if fleet else []
-        then = (words.devices_then(count, found["most_devices"]) for count in row["devices_after_months"].values())
-        table.add_row(f"{row['qps']:g}", *map(_months, lasts), *then)
+    table = _table(f"Growth of {found.growth_per_month:.0%} a month (extrapolated)", *columns)
+    for row in found.targets:
+        lasts = [row.months_until_too_small, row.months_until_too_small_n_plus_1]
+        lasts += [row.months_until_fleet_too_small] if fleet else []
+        then = (words.devices_then(count, found.most_devices) for count in row.devices_after_months.values())
+        table.add_row(f"{row.qps:g}", *map(_months, lasts), *then)
     return table
 
 
-def print_fit(content: dict) -> None:
+def print_fit(content: Fit) -> None:
     """What the fit says of each deployment: the step time and the rate that one device carries."""
     columns = "deployment", "step time", "R²", "most req/s", "bound by"
-    table = _table(f"One device = {content['unit']}", *columns, left=("deployment", "step time", "bound by"))
-    names = words.name_deployments([each["deployment"] for each in content["deployments"]])
-    for number, (each, name) in enumerate(zip(content["deployments"], names, strict=True)):
-        step = each["step_time"]
-        line = step["inconclusive"] or f"{1e3 * step['intercept_s']:.1f} ms + {1e3 * step['slope_s']:.2f} ms x sessions"
+    table = _table(f"One device = {content.unit}", *columns, left=("deployment", "step time", "bound by"))
+    names = words.name_deployments([each.deployment for each in content.deployments])
+    for number, (each, name) in enumerate(zip(content.deployments, names, strict=True)):
+        line, r_squared = _step_words(each.step_time)
         table.add_row(
-            f"{name} (best)" if number == content["best"] else name, line,
-            "-" if step["inconclusive"] else f"{step['r_squared']:.3f}", _rate(each["max_rate_per_s"], 3),
-            words.constraint(each["binding"]) if each["binding"] else words.metric(each["inconclusive"]),
+            f"{name} (best)" if number == content.best else name, line, r_squared, _rate(each.max_rate_per_s, 3),
+            words.constraint(each.binding) if each.binding else words.metric(each.inconclusive),
         )  # fmt: skip
     out.print(table)
+
+
+def _step_words(step: FittedStep | Unfitted) -> tuple[str, str]:
+    """The line of a step time, or why there is none; and its R²."""
+    if isinstance(step, Unfitted):
+        return step.inconclusive, "-"
+    return f"{1e3 * step.intercept_s:.1f} ms + {1e3 * step.slope_s:.2f} ms x sessions", f"{step.r_squared:.3f}"
 
 
 def print_prediction(content: dict, unit: str) -> None:
@@ -228,7 +237,7 @@ def print_prediction(content: dict, unit: str) -> None:
         f"{1e3 * content['step_s']:.1f} ms a frame, {content['frames_per_s'] / 7.5:.1f} audio seconds per second",
         highlight=False,
     )
-    most, measured = content["sessions_p95"], content["model"]["step_time"]["max_sessions"]
+    most, measured = content["sessions_p95"], fitted(FittedModel.of(content["model"]).step_time).max_sessions
     if most > round(measured):
         out.print(
             f"extrapolated: up to {most:.0f} sessions at once (95th percentile), and {measured:.0f} were measured",

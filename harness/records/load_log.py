@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -31,7 +32,8 @@ def request_to_plain(request: Request) -> dict:
 
 
 def request_from_plain(plain: dict) -> Request:
-    return Request(**{**plain, "speaker_ids": tuple(plain["speaker_ids"]), "say": tuple(plain["say"])})
+    fields: dict[str, Any] = {**plain, "speaker_ids": tuple(plain["speaker_ids"]), "say": tuple(plain["say"])}
+    return Request(**fields)
 
 
 def result_to_plain(result: Result) -> dict:
@@ -44,7 +46,8 @@ def result_to_plain(result: Result) -> dict:
 
 def result_from_plain(plain: dict) -> Result:
     columns = (np.frombuffer(column, "<i8").astype(np.int64) for column in plain["chunks"])
-    return Result(**{**plain, "outcome": Outcome(plain["outcome"]), "chunks": Chunks(*columns)})
+    fields: dict[str, Any] = {**plain, "outcome": Outcome(plain["outcome"]), "chunks": Chunks(*columns)}
+    return Result(**fields)
 
 
 def mixture(results: Sequence[Result]) -> tuple[str, ...]:

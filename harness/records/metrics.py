@@ -321,7 +321,7 @@ def _first_audio(due: pd.DataFrame, start_ns: int, end_ns: int, memory_s: float)
     }
 
 
-def rising_p_value(values: Sequence[float]) -> float:
+def rising_p_value(values: Sequence[float] | np.ndarray) -> float:
     """p-value of the Mann-Kendall test that ``values`` rise with their order; NaN for fewer than 8, 1 if equal."""
     values = np.asarray(values, dtype=float)
     if len(values) < MIN_PARTS:
@@ -330,7 +330,7 @@ def rising_p_value(values: Sequence[float]) -> float:
     return 1.0 if math.isnan(p_value) else float(p_value)
 
 
-def warm_up_end(values: Sequence[float]) -> int:
+def warm_up_end(values: Sequence[float] | np.ndarray) -> int:
     """MSER-5: how many of ``values`` to cut from the start (White 1997); a multiple of 5, at most half of them.
 
     Batches of five; the cut minimises (variance of what is left) / (number of batches left).

@@ -31,7 +31,7 @@ class Promise:
         """From a key of a plan: ``ttfa_p95_s``, ``rtf_p95``, ``stall_p99_s``. Raises PlanError."""
         found = _KEY.fullmatch(key)
         metric = METRIC_OF_KEY.get(f"{found[1]}{found[3] or ''}") if found else None
-        if metric is None or not 0 < float(found[2]) < 100:
+        if found is None or metric is None or not 0 < float(found[2]) < 100:
             raise PlanError(f"{key!r} is no promise; write ttfa_p95_s, rtf_p95 or stall_p95_s (p1 to p99.9)")
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit < math.inf:
             raise PlanError(f"the limit of {key} must be a number of 0 or more, not {limit!r}")
@@ -55,7 +55,7 @@ class Verdict:
     reason: str
 
 
-def judge(promise: Promise, values: Sequence[float], confidence: float = 0.95) -> Verdict:
+def judge(promise: Promise, values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Verdict:
     """Is the promise kept, with ``confidence``, by the population that ``values`` (one a request) are a sample of?
 
     Exact order statistics: a request breaks the limit with probability p, so breaches are Binomial(n, p), and the
@@ -80,7 +80,7 @@ def clean_requests_needed(quantile: float, confidence: float) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(quantile) - 1e-9)
 
 
-def sample_quantile(values: Sequence[float], quantile: float) -> float:
+def sample_quantile(values: Sequence[float] | np.ndarray, quantile: float) -> float:
     """The smallest value that ``quantile`` of the sample does not exceed: always one of the values.
 
     NaN counts as larger than all others, so that a request which was never served cannot improve a quantile; the

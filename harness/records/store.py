@@ -29,7 +29,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.errors import StoreError
+from harness.records.content import Record
+from harness.records.fit import Fit
 from harness.records.metrics import per_request
+from harness.records.plan import Plan
 from harness.records.schema import (
     BatchStatistics,
     Chunks,
@@ -49,7 +52,7 @@ _PART_FOLDERS = ("requests.parquet", "server.parquet")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _CHUNK_COLUMNS = tuple(each.name for each in dataclasses.fields(Chunks))
 _ARROW = {"str": pa.string(), "int": pa.int64(), "bool": pa.bool_(), "Outcome": pa.string()}
-_RESULT_FIELDS = [(each.name, _ARROW[each.type]) for each in dataclasses.fields(Result) if each.name != "chunks"]
+_RESULT_FIELDS = [(each.name, _ARROW[str(each.type)]) for each in dataclasses.fields(Result) if each.name != "chunks"]
 _RESULT_SCHEMA = pa.schema(
     [("trial_id", pa.string()), *_RESULT_FIELDS, *((name, pa.list_(pa.int64())) for name in _CHUNK_COLUMNS)]
 )
@@ -109,7 +112,7 @@ class Run:
         with _damage(path / "manifest.json"):
             names = [name for name in ("notes", "stages", "topologies") if name in content]
             listed = {name: tuple(content[name]) for name in names}
-            return cls(path, RunManifest(**{**content, **listed}))
+            return cls(path, RunManifest(**_changed(content, **listed)))
 
     @staticmethod
     def is_run(path: Path | str) -> bool:
@@ -183,19 +186,19 @@ class Run:
             frames.append(frame)
         return pd.concat(frames, ignore_index=True) if frames else per_request([]).assign(trial_id="")
 
-    def write_fit(self, fit: dict) -> None:
-        write_json(self.path / "fit.json", fit)
+    def write_fit(self, fit: Fit) -> None:
+        write_json(self.path / "fit.json", fit.to_dict())
 
-    def fit(self) -> dict | None:
-        """What was fitted, or None where nothing was yet; a NaN was stored as null."""
-        return _read_json_if_there(self.path / "fit.json")
+    def fit(self) -> Fit | None:
+        """What was fitted, or None where nothing was yet."""
+        return _read_record_if_there(self.path / "fit.json", Fit.of)
 
-    def write_plan(self, plan: dict) -> None:
-        write_json(self.path / "plan.json", plan)
+    def write_plan(self, plan: Plan) -> None:
+        write_json(self.path / "plan.json", plan.to_dict())
 
-    def plan(self) -> dict | None:
+    def plan(self) -> Plan | None:
         """What was planned, or None where nothing was yet."""
-        return _read_json_if_there(self.path / "plan.json")
+        return _read_record_if_there(self.path / "plan.json", Plan.of)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -273,10 +276,11 @@ def _results_of(table: pa.Table) -> list[Result]:
     # A field that is newer than the file has its default.
     rows = table.select([name for name, _ in _RESULT_FIELDS if name in table.column_names]).to_pylist()
     lists = [_arrays_of(table[name]) for name in _CHUNK_COLUMNS]
-    return [
-        Result(**{**row, "outcome": Outcome(row["outcome"])}, chunks=Chunks(*columns))
-        for row, *columns in zip(rows, *lists, strict=True)
-    ]
+    return [_result_of(row, Chunks(*columns)) for row, *columns in zip(rows, *lists, strict=True)]
+
+
+def _result_of(row: dict[str, Any], chunks: Chunks) -> Result:
+    return Result(**_changed(row, outcome=Outcome(row["outcome"]), chunks=chunks))
 
 
 def _arrays_of(column: pa.ChunkedArray) -> list[np.ndarray]:
@@ -300,22 +304,26 @@ def _sample_of(row: dict) -> ServerSample:
     metrics = dict(row.get("metrics") or ())  # older runs have none
     gpus = tuple(GpuSample(**gpu) for gpu in row.get("gpus") or ())
     known = {name: value for name, value in row.items() if name not in _OLD_SAMPLE_COLUMNS}
-    return ServerSample(**{**known, "stages": _stages_of(row["stages"]), "gpus": gpus, "metrics": metrics})
+    return ServerSample(**_changed(known, stages=_stages_of(row["stages"]), gpus=gpus, metrics=metrics))
 
 
 def _trial_of(content: dict) -> Trial:
-    rungs = tuple(
-        Rung(**{**rung, "summary": _with_nan(rung["summary"]), "stages": _stages_of(rung["stages"])})
-        for rung in content["rungs"]
-    )
-    return Trial(**{**content, "reasons": tuple(content["reasons"]), "rungs": rungs})
+    rungs = tuple(map(_rung_of, content["rungs"]))
+    return Trial(**_changed(content, reasons=tuple(content["reasons"]), rungs=rungs))
+
+
+def _rung_of(content: dict) -> Rung:
+    return Rung(**_changed(content, summary=_with_nan(content["summary"]), stages=_stages_of(content["stages"])))
 
 
 def _stages_of(rows: Sequence[dict]) -> tuple[StageStatistics, ...]:
-    return tuple(
-        StageStatistics(**{**row, "batches": tuple(BatchStatistics(**batch) for batch in row["batches"])})
-        for row in rows
-    )
+    batches = (tuple(BatchStatistics(**batch) for batch in row["batches"]) for row in rows)
+    return tuple(StageStatistics(**_changed(row, batches=each)) for row, each in zip(rows, batches, strict=True))
+
+
+def _changed(content: dict, **changes: Any) -> dict[str, Any]:
+    """Content with some fields as records hold them, which JSON cannot."""
+    return {**content, **changes}
 
 
 def _with_nan(summary: dict) -> dict:
@@ -397,8 +405,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _read_json_if_there(path: Path) -> dict | None:
-    return _read_json(path) if path.exists() else None
+def _read_record_if_there(path: Path, of: Callable[[dict], Record]) -> Record | None:
+    if not path.exists():
+        return None
+    content = _read_json(path)
+    with _damage(path):
+        return of(content)
 
 
 def _read_json(path: Path) -> dict:

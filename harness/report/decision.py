@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from harness.capacity.models.device import promise_name
-from harness.capacity.planning.plan import headline_target
+from harness.records.plan import JudgedPromise, Plan, PlannedTarget
 from harness.records.schema import RunManifest, Trial
 from harness.report import words
 from harness.report.facts import Deployment
@@ -34,50 +34,50 @@ TITLES = {
 }
 
 
-def unit(manifest: RunManifest, plan: dict | None) -> str:
+def unit(manifest: RunManifest, plan: Plan | None) -> str:
     """What one device is, said plainly: the plan's own words, else from the manifest."""
-    if plan and plan.get("unit"):
-        return plan["unit"]
+    if plan and plan.unit:
+        return plan.unit
     if manifest.device == "cpu":
         cores = manifest.host.get("cores")
         return f"this host{f' ({cores} CPU cores)' if cores else ''} at preset {manifest.preset}"
     return f"one {manifest.device} at preset {manifest.preset}"
 
 
-def decide(manifest: RunManifest, plan: dict | None) -> Decision:
-    verdict = plan["verdict"] if plan else "none"
+def decide(manifest: RunManifest, plan: Plan | None) -> Decision:
+    verdict = plan.verdict if plan else "none"
     symbol, title = TITLES[verdict]
-    target = headline_target(plan["targets"]) if plan else None
+    target = plan.headline() if plan else None
     return Decision(
         verdict=verdict,
         symbol=symbol,
         title=title,
         answer=_answer(verdict, plan, target, unit(manifest, plan)),
-        basis=target["basis"] if target and verdict != "missed" else "",
-        reasons=tuple(plan["reasons"]) if plan else (),
+        basis=target.basis if target and verdict != "missed" else "",
+        reasons=plan.reasons if plan else (),
     )
 
 
-def _answer(verdict: str, plan: dict | None, target: dict | None, device: str) -> str:
-    if verdict == "none":
+def _answer(verdict: str, plan: Plan | None, target: PlannedTarget | None, device: str) -> str:
+    if plan is None:
         return "No device count was computed from the records of this run yet; harness plan does that."
     if verdict == "missed":
-        binding = words.binding((plan.get("rate_per_device") or {}).get("binding"))
+        binding = words.binding(plan.rate_per_device.binding)
         return f"No number of devices helps: at any rate of requests, {device} breaks the promise on {binding}."
     if target is None:
         return "No device count can be given for any target from what was measured."
-    said = _target_sentence(target, plan["confidence"], plan.get("gpus_per_device", 1))
+    said = _target_sentence(target, plan.confidence, plan.gpus_per_device)
     return f"At {said}" if verdict == "met" else f"Not signed off. Best estimate so far: at {said}"
 
 
-def _target_sentence(target: dict, confidence: float, gpus: int) -> str:
+def _target_sentence(target: PlannedTarget, confidence: float, gpus: int) -> str:
     """``gpus``: of one device; where these are several, both are counted."""
-    in_gpus = f" ({target['devices'] * gpus} GPUs)" if gpus > 1 else ""
+    in_gpus = f" ({(target.devices or 0) * gpus} GPUs)" if gpus > 1 else ""
     return (
-        f"{words.plural(target['qps'], 'request')} per second of this mix: "
-        f"{words.plural(target['devices'], 'device')}{in_gpus}, "
-        f"{words.level(confidence)} interval {words.interval(target['interval'])}; "
-        f"bound by {words.binding(target['binding'])}."
+        f"{words.plural(target.qps, 'request')} per second of this mix: "
+        f"{words.plural(target.devices, 'device')}{in_gpus}, "
+        f"{words.level(confidence)} interval {words.interval(target.interval)}; "
+        f"bound by {words.binding(target.binding)}."
     )
 
 
@@ -110,7 +110,7 @@ def measured(swept: Sequence[Deployment], trials: Sequence[Trial], requests: pd.
     return said or ["Nothing: this run holds no finished trial."]
 
 
-def not_measured(manifest: RunManifest, trials: Sequence[Trial], plan: dict | None) -> list[str]:
+def not_measured(manifest: RunManifest, trials: Sequence[Trial], plan: Plan | None) -> list[str]:
     """What the figures do not say."""
     said = []
     if untested := _untested(plan):
@@ -144,31 +144,32 @@ def not_measured(manifest: RunManifest, trials: Sequence[Trial], plan: dict | No
     return said
 
 
-def _untested(plan: dict | None) -> list[str]:
+def _untested(plan: Plan | None) -> list[str]:
     """The promises that no open-loop run of the planned deployment shows to be kept, or foretold within the limit."""
-    own = {run["trial_id"]: run for run in (plan or {}).get("open_runs") or [] if run["own"] and run["passed"]}
-    rows = [row for row in (plan or {}).get("validation") or [] if row["trial_id"] in own]
-    foretold = {row["metric"] for row in rows if row["passed"]}
-    judged = [promise for run in own.values() for promise in run["promises"]]
-    kept = {_name(promise) for promise in judged if promise["met"]}
+    if plan is None:
+        return []
+    own = {run.trial_id: run for run in plan.open_runs if run.own and run.passed}
+    foretold = {row.metric for row in plan.validation if row.trial_id in own and row.passed}
+    judged = [promise for run in own.values() for promise in run.promises]
+    kept = {_name(promise) for promise in judged if promise.met}
     return [name for name in dict.fromkeys(map(_name, judged)) if name not in foretold | kept]
 
 
-def _name(promise: dict) -> str:
-    return promise_name(promise["traffic_class"], promise["metric"], promise["quantile"])
+def _name(promise: JudgedPromise) -> str:
+    return promise_name(promise.traffic_class, promise.metric, promise.quantile)
 
 
-def computed(manifest: RunManifest, plan: dict | None) -> list[str]:
+def computed(manifest: RunManifest, plan: Plan | None) -> list[str]:
     """What was emulated or extrapolated."""
     said = []
     if is_emulated(manifest, plan):
         said.append("EMULATED: service times were emulated, not those of the real device; so is every figure here.")
     else:
         said.append("Nothing was emulated.")
-    beyond = [target for target in (plan or {}).get("targets", []) if target["basis"] == "extrapolated"]
-    if beyond:
-        rates = ", ".join(words.figure(target["qps"]) for target in beyond)
-        most = (plan.get("rate_per_device") or {}).get("max_sessions_measured")
+    beyond = [target for target in (plan.targets if plan else ()) if target.basis == "extrapolated"]
+    if plan and beyond:
+        rates = ", ".join(words.figure(target.qps) for target in beyond)
+        most = plan.rate_per_device.max_sessions_measured
         limit = f" At most {words.plural(most, 'session')} at once were measured on one device." if most else ""
         said.append(f"EXTRAPOLATED: the device counts at {rates} requests/s.{limit}")
     elif plan:
@@ -179,5 +180,5 @@ def computed(manifest: RunManifest, plan: dict | None) -> list[str]:
     return said
 
 
-def is_emulated(manifest: RunManifest, plan: dict | None) -> bool:
-    return manifest.emulated or bool(plan and plan.get("emulated"))
+def is_emulated(manifest: RunManifest, plan: Plan | None) -> bool:
+    return manifest.emulated or bool(plan and plan.emulated)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from harness import wire
 from harness.capacity.fitting.fit import CONFIDENCE
 from harness.capacity.fitting.observations import MIN_STARTS
 from harness.capacity.planning.prediction import flaw_of
+from harness.records.fit import Fit, FittedDeployment
+from harness.records.plan import Plan
 from harness.records.schema import Outcome, Rung, RunManifest, ServerSample, Trial
 from harness.records.slo import Promise
 from harness.records.store import Run
@@ -77,7 +79,7 @@ class Deployment:
     knobs: dict
     points: tuple[Point, ...]
     best: bool
-    fit: dict | None
+    fit: FittedDeployment | None
 
     @property
     def label(self) -> str:
@@ -152,9 +154,9 @@ def expires_at(manifest: RunManifest) -> datetime | None:
     return datetime.fromisoformat(manifest.finished_at) + timedelta(days=days)
 
 
-def rate_confidence(fit: dict | None) -> float:
-    """The level of the intervals of the rates in a fit; older ones do not say."""
-    return (fit or {}).get("confidence", CONFIDENCE)
+def rate_confidence(fit: Fit | None) -> float:
+    """The level of the intervals of the rates in a fit."""
+    return fit.confidence if fit else CONFIDENCE
 
 
 def foretold(run: Run, trials: Sequence[Trial]) -> list[Foretold]:
@@ -179,7 +181,7 @@ def key(knobs: dict) -> str:
 
 
 def deployments(
-    trials: Sequence[Trial], requests: pd.DataFrame, fit: dict | None, plan: dict | None
+    trials: Sequence[Trial], requests: pd.DataFrame, fit: Fit | None, plan: Plan | None
 ) -> list[Deployment]:
     """Every deployment that has a trial, in the order of the first one; the best is the fit's, else the plan's.
 
@@ -187,7 +189,7 @@ def deployments(
     """
     distinct = list({key(trial.deployment): trial.deployment for trial in trials}.values())
     best = _best(fit, plan)
-    fits = {key(entry["deployment"]): entry for entry in (fit or {}).get("deployments", [])}
+    fits = {key(each.deployment): each for each in (fit.deployments if fit else ())}
     return [
         Deployment(
             letter=words.letters(index),
@@ -201,10 +203,10 @@ def deployments(
     ]
 
 
-def _best(fit: dict | None, plan: dict | None) -> dict | None:
-    if fit and fit.get("best") is not None:
-        return fit["deployments"][fit["best"]]["deployment"]
-    return plan.get("deployment") if plan else None
+def _best(fit: Fit | None, plan: Plan | None) -> dict | None:
+    if fit and fit.best_deployment:
+        return fit.best_deployment.deployment
+    return plan.deployment if plan else None
 
 
 def _points(trials: list[Trial], requests: pd.DataFrame) -> tuple[Point, ...]:
@@ -311,22 +313,23 @@ def load_words(trial: Trial) -> str:
     return f"{said}; {words.figure(load['seconds'])} s{each}" if "seconds" in load else said
 
 
-def promises(manifest: RunManifest, plan: dict | None) -> list[dict]:
+def promises(manifest: RunManifest, plan: Plan | None) -> list[Promise]:
     """The promises as plan.json has them; without one, those of the plan file that the manifest holds."""
-    if plan and plan.get("promises"):
-        return plan["promises"]
+    if plan and plan.promises:
+        return list(plan.promises)
     return [
-        asdict(Promise.parse(traffic_class, name, limit))
+        Promise.parse(traffic_class, name, limit)
         for traffic_class, limits in (manifest.plan.get("promises") or {}).items()
         for name, limit in limits.items()
     ]
 
 
-def audio_shares(plan: dict | None) -> str:
+def audio_shares(plan: Plan | None) -> str:
     """Audio that the open-loop runs were offered, as shares of their mix's average: "76% to 92%", "" for none."""
-    runs = (plan or {}).get("open_runs") or []
-    offered = [run for run in runs if run["valid"] and words.known(run["offered_audio_s_per_s"])]
-    shares = [run["offered_audio_s_per_s"] / run["nominal_audio_s_per_s"] for run in offered]
+    valid = [run for run in (plan.open_runs if plan else ()) if run.valid]
+    shares = [
+        run.offered_audio_s_per_s / run.nominal_audio_s_per_s for run in valid if run.offered_audio_s_per_s is not None
+    ]
     said = list(dict.fromkeys(words.percent(share) for share in (min(shares), max(shares)))) if shares else []
     return " to ".join(said)
 

@@ -10,6 +10,9 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from harness import wire
+from harness.records.fit import FittedStage, UnfittedStage
+from harness.records.plan import SurgeRow, ValidationRow
+from harness.records.slo import Promise
 from harness.report import words
 from harness.report.facts import Deployment, Point, stages_shown
 
@@ -105,13 +108,13 @@ def service_time(stage: str, swept: Sequence[Deployment]) -> go.Figure:
         if fit is None:
             continue
         colour, symbol = look[entry.letter]
-        batches = [point["batch_size"] for point in fit["points"]]
+        batches = [point.batch_size for point in fit.points]
         _service_points(figure, entry, fit, colour, symbol)
-        if words.known(fit.get("alpha_s")) and words.known(fit.get("tau0_s")) and batches:
+        if isinstance(fit, FittedStage) and batches:
             ends = [min(batches), max(batches)]
             figure.add_scatter(
                 x=ends,
-                y=[1000 * (fit["alpha_s"] * batch + fit["tau0_s"]) for batch in ends],
+                y=[1000 * (fit.alpha_s * batch + fit.tau0_s) for batch in ends],
                 name=f"{entry.letter}, fitted",
                 showlegend=False,
                 mode="lines",
@@ -123,13 +126,18 @@ def service_time(stage: str, swept: Sequence[Deployment]) -> go.Figure:
     return figure
 
 
-def stage_fit(entry: Deployment, stage: str) -> dict | None:
+def stage_fit(entry: Deployment, stage: str) -> FittedStage | UnfittedStage | None:
     """The stored batch service-time fit of one stage of a deployment, or None."""
-    fits = (entry.fit or {}).get("stages") or []
-    return next((fit for fit in fits if fit["stage"] == stage), None)
+    fits = entry.fit.stages if entry.fit else ()
+    return next((fit for fit in fits if fit.stage == stage), None)
 
 
-def first_audio(swept: Sequence[Deployment], promises: Sequence[dict]) -> go.Figure:
+def has_service_points(swept: Sequence[Deployment], stage: str) -> bool:
+    """Whether executions of a stage by batch size were counted on any deployment."""
+    return any(fit is not None and fit.points for fit in (stage_fit(entry, stage) for entry in swept))
+
+
+def first_audio(swept: Sequence[Deployment], promises: Sequence[Promise]) -> go.Figure:
     """Time to first audio against sessions: medians of every deployment, the 95th percentile of the best."""
     figure = empty_figure("sessions", "first audio, ms", height=400, right=34)
     look, ends, limits = style(swept), {}, _first_audio_limits(promises)
@@ -170,48 +178,48 @@ def _p95_line(figure: go.Figure, entry: Deployment, heard: list[Point], repeat: 
     )
 
 
-def prediction(validation: Sequence[dict]) -> go.Figure:
+def prediction(validation: Sequence[ValidationRow]) -> go.Figure:
     """Relative error of each prediction with its limit as a band: a group for each metric, a lane for each row."""
-    rows = [row for row in validation if words.known(row["relative_error"])]
+    rows = [row for row in validation if words.known(row.relative_error)]
     lanes, ticks = _lanes(rows)
     figure = empty_figure("error of the prediction", "", height=round(90 + 17 * (max(lanes) + 1)))
     for lane, row in zip(lanes, rows, strict=True):
-        _band(figure, lane, 100 * row["limit"])
+        _band(figure, lane, 100 * row.limit)
     for passed, said, colour, symbol in _RESULTS:
-        shown = [(lane, row) for lane, row in zip(lanes, rows, strict=True) if row["passed"] is passed]
+        shown = [(lane, row) for lane, row in zip(lanes, rows, strict=True) if row.passed is passed]
         figure.add_scatter(
             x=[100 * signed_error(row) for _, row in shown],
             y=[lane for lane, _ in shown],
             name=said,
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 10},
-            customdata=[f"{words.figure(row['rate_per_s'])} requests/s" for _, row in shown],
+            customdata=[f"{words.figure(row.rate_per_s)} requests/s" for _, row in shown],
             hovertemplate=f"%{{customdata}}: %{{x:+.1f}}%, {said}<extra></extra>",
         )
-    reach = 112 * max([row["limit"] for row in rows] + [abs(row["relative_error"]) for row in rows])
+    reach = 112 * max([row.limit for row in rows] + [abs(row.relative_error) for row in rows])
     figure.update_xaxes(range=[-reach, reach], ticksuffix="%", zeroline=True)
     figure.update_yaxes(tickvals=list(ticks.values()), ticktext=[safe(name) for name in ticks], showgrid=False)
     figure.update_yaxes(range=[max(lanes) + 1, -1])
     return figure
 
 
-def surge(rows: Sequence[dict], colours: dict[str, str]) -> go.Figure:
+def surge(rows: Sequence[SurgeRow], colours: dict[str, str]) -> go.Figure:
     """Share of callers whose promises are kept, by when they came: one line for each way to let them in.
 
     ``rows``: those of one surge in plan.json's ``behaviour``; ``colours`` by admission. The grey band is the surge.
     """
     figure = empty_figure("minutes since it began", "", height=230)
     for row in rows:
-        share = [None if share is None else 100 * share for share in row["parts"]["in_promise"]]
+        share = [None if share is None else 100 * share for share in row.parts.in_promise]
         figure.add_scatter(
-            x=_middles_min(row["parts"]["at_s"]),
+            x=_middles_min(row.parts.at_s),
             y=share,
-            name=row["admission"],
+            name=row.admission,
             mode="lines",
-            line={"color": colours[row["admission"]], "width": 2.2},
-            hovertemplate=f"{safe(row['admission'])}: %{{y:.0f}}% at %{{x:.0f}} min<extra></extra>",
+            line={"color": colours[row.admission], "width": 2.2},
+            hovertemplate=f"{safe(row.admission)}: %{{y:.0f}}% at %{{x:.0f}} min<extra></extra>",
         )
-    band = {"x0": 0, "x1": rows[0]["lasts_s"] / 60, "y0": 0, "y1": 100}
+    band = {"x0": 0, "x1": rows[0].lasts_s / 60, "y0": 0, "y1": 100}
     figure.add_shape(type="rect", **band, fillcolor=REST_COLOUR, opacity=0.18, line_width=0, layer="below")
     figure.update_yaxes(range=[0, 104], ticksuffix="%")
     figure.update_xaxes(rangemode="normal")
@@ -224,9 +232,9 @@ def _middles_min(begins_s: Sequence[float]) -> list[float]:
     return [(begin_s + half_s) / 60 for begin_s in begins_s]
 
 
-def _lanes(rows: Sequence[dict]) -> tuple[list[float], dict[str, float]]:
+def _lanes(rows: Sequence[ValidationRow]) -> tuple[list[float], dict[str, float]]:
     """The height of each row, those of one metric together; and the middle of each metric's lanes by its name."""
-    names = [words.metric_briefly(row["metric"]) for row in rows]
+    names = [words.metric_briefly(row.metric) for row in rows]
     lanes, ticks, height = [0.0] * len(rows), {}, 0.0
     for name in dict.fromkeys(names):
         members = [place for place, other in enumerate(names) if other == name]
@@ -243,9 +251,9 @@ def _band(figure: go.Figure, lane: float, limit: float) -> None:
     figure.add_shape(type="rect", **edges, fillcolor=BEST_COLOUR, opacity=0.16, line_width=0, layer="below")
 
 
-def signed_error(row: dict) -> float:
+def signed_error(row: ValidationRow) -> float:
     """The stored relative error, positive where the prediction is above the measurement."""
-    return math.copysign(abs(row["relative_error"]), row["predicted"] - row["measured"])
+    return math.copysign(abs(row.relative_error), row.predicted - row.measured)
 
 
 def empty_figure(x_title: str, y_title: str, height: int, right: int = 14) -> go.Figure:
@@ -316,15 +324,17 @@ def _letters(figure: go.Figure, ends: dict[str, Mark], top_ms: float) -> None:
     figure.update_yaxes(range=[0, top_ms])
 
 
-def _service_points(figure: go.Figure, entry: Deployment, fit: dict, colour: str, symbol: str) -> None:
+def _service_points(
+    figure: go.Figure, entry: Deployment, fit: FittedStage | UnfittedStage, colour: str, symbol: str
+) -> None:
     figure.add_scatter(
-        x=[point["batch_size"] for point in fit["points"]],
-        y=[1000 * point["mean_s"] for point in fit["points"]],
+        x=[point.batch_size for point in fit.points],
+        y=[1000 * point.mean_s for point in fit.points],
         name=safe(entry.label),
         mode="markers",
         marker={"color": colour, "symbol": symbol, "size": 9 if entry.best else 5},
         opacity=1 if entry.best else 0.6,
-        customdata=[point["executions"] for point in fit["points"]],
+        customdata=[point.executions for point in fit.points],
         hovertemplate=(
             f"<b>{safe(entry.label)}</b><br>batch of %{{x}}: %{{y:.2f}} ms<br>%{{customdata}} executions<extra></extra>"
         ),
@@ -370,12 +380,12 @@ def _highest_step_ms(swept: Sequence[Deployment]) -> float:
     return max([REAL_TIME_MS] + [1000 * point.step_s for entry in swept for point in entry.points])
 
 
-def _first_audio_limits(promises: Sequence[dict]) -> list[tuple[float, str]]:
+def _first_audio_limits(promises: Sequence[Promise]) -> list[tuple[float, str]]:
     """Each promised limit once, with the classes that it holds for."""
     classes: dict[float, list[str]] = {}
     for promise in promises:
-        if promise["metric"].startswith("ttfa"):
-            classes.setdefault(promise["limit"], []).append(promise["traffic_class"])
+        if promise.metric.startswith("ttfa"):
+            classes.setdefault(promise.limit, []).append(promise.traffic_class)
     return [(limit_s, ", ".join(names)) for limit_s, names in sorted(classes.items())]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,12 @@ from harness import wire
 from harness.capacity.fitting.rate_search import Load
 from harness.capacity.models.scaling import Scaling
 from harness.capacity.models.steps import StepTime
+from harness.errors import InconclusiveError
+from harness.records.fit import FittedDeployment, FittedScaling, fitted
 from harness.records.metrics import sessions_in_parts
+from harness.records.plan import Plan
 from harness.records.schema import Outcome, Result
+from harness.records.slo import Promise
 from harness.records.store import Run
 from harness.report import figures, words
 from harness.report.facts import Deployment
@@ -53,7 +58,7 @@ def playback(result: Result) -> go.Figure:
     )
 
 
-def distribution(requests: pd.DataFrame, metric: str, promises: Sequence[dict]) -> go.Figure:
+def distribution(requests: pd.DataFrame, metric: str, promises: Sequence[Promise]) -> go.Figure:
     """The share of requests of each class with at most a value of ``metric``; a cross marks what is promised.
 
     One that ended in an error has no value that keeps a promise: it counts, and the line stays below 100%.
@@ -67,10 +72,10 @@ def distribution(requests: pd.DataFrame, metric: str, promises: Sequence[dict]) 
         shares = np.arange(1, len(values) + 1) / max(count, 1)
         label = f"{name}: {words.plural(count, 'request')}" + (f", {failed.sum()} failed" if failed.any() else "")
         figure.add_scatter(x=values, y=shares, name=label, line={"color": colour, "width": 2.5, "shape": "hv"})
-        own_promises = [each for each in promises if (each["traffic_class"], each["metric"]) == (name, metric)]
+        own_promises = [each for each in promises if (each.traffic_class, each.metric) == (name, metric)]
         figure.add_scatter(
-            x=[each["limit"] for each in own_promises],
-            y=[each["quantile"] for each in own_promises],
+            x=[each.limit for each in own_promises],
+            y=[each.quantile for each in own_promises],
             name=f"{name}: promised",
             mode="markers",
             marker={"color": colour, "symbol": "x", "size": 13},
@@ -104,17 +109,16 @@ def host(looks: pd.DataFrame) -> go.Figure:
 
 def step_time(entry: Deployment) -> go.Figure:
     """Measured frame steps of a deployment with their band, and what was fitted to them, a way beyond the last one."""
-    fit = entry.fit["step_time"]
-    fitted = StepTime(fit["kind"], tuple(fit["values"]), tuple(fit["knots"]))
-    most = fit["max_sessions"]
+    fit = fitted(_fit_of(entry).step_time)
+    step, most = StepTime.of_record(fit), fit.max_sessions
     figure = _figure("sessions at once", "frame step, ms")
     for label, n, dash in (
         ("fitted", np.linspace(1, most, 80), "solid"),
         ("extrapolated", np.linspace(most, 1.5 * most, 20), "dot"),
     ):
         line = {"color": BEST_COLOUR, "width": 3, "dash": dash}
-        figure.add_scatter(x=n, y=1000 * fitted(n), name=label, mode="lines", line=line)
-    measured = pd.DataFrame(fit["points"]) * [1, 1000, 1000, 1000]
+        figure.add_scatter(x=n, y=1000 * step(n), name=label, mode="lines", line=line)
+    measured = pd.DataFrame([asdict(point) for point in fit.points]) * [1, 1000, 1000, 1000]
     figure.add_scatter(
         x=measured["sessions"],
         y=measured["step_s"],
@@ -132,7 +136,7 @@ def step_time(entry: Deployment) -> go.Figure:
 
 def scaling(entry: Deployment) -> go.Figure:
     """Frames a second against sessions with the Universal Scalability Law; beyond what was measured it is dotted."""
-    fit = entry.fit["scaling"]
+    fit = _fit_of(entry).scaling
     figure = _figure("sessions at once", "frames per second")
     figure.add_scatter(
         x=[point.sessions for point in entry.points],
@@ -141,8 +145,8 @@ def scaling(entry: Deployment) -> go.Figure:
         mode="markers",
         marker={"color": OTHER_COLOURS[0], "size": 9},
     )
-    if not fit["inconclusive"]:
-        law = Scaling(**{name: value for name, value in fit.items() if name in Scaling.__dataclass_fields__})
+    if isinstance(fit, FittedScaling):
+        law = Scaling.of_record(fit)
         for label, low, high, dash in (
             ("fitted", 0.0, law.largest_measured, "solid"),
             ("extrapolated", law.largest_measured, 1.5 * law.largest_measured, "dot"),
@@ -151,6 +155,12 @@ def scaling(entry: Deployment) -> go.Figure:
             line = {"color": BEST_COLOUR, "width": 3, "dash": dash}
             figure.add_scatter(x=n, y=law.throughput_at_concurrency(n), name=label, mode="lines", line=line)
     return stand_alone(figure, f"Throughput against sessions, deployment {entry.label}")
+
+
+def _fit_of(entry: Deployment) -> FittedDeployment:
+    if entry.fit is None:
+        raise InconclusiveError(f"deployment {entry.label} has no fit: it has no VALID ladder, or was not fitted yet")
+    return entry.fit
 
 
 def promises_by_rate(loads: Sequence[Load]) -> go.Figure:
@@ -167,18 +177,18 @@ def promises_by_rate(loads: Sequence[Load]) -> go.Figure:
     return stand_alone(figure, "How near each promise is to breaking (simulated)")
 
 
-def devices(plan: dict, rates_per_s: Sequence[float] = (), counts: Sequence[int] = ()) -> go.Figure:
+def devices(plan: Plan, rates_per_s: Sequence[float] = (), counts: Sequence[int] = ()) -> go.Figure:
     """Devices for each target rate with their interval; ``counts`` at ``rates_per_s`` as a line between them."""
-    known = [target for target in plan["targets"] if words.known(target["devices"])]
-    counted, bounds = [target["devices"] for target in known], [target["interval"] for target in known]
+    known = [target for target in plan.targets if words.known(target.devices)]
+    counted, bounds = [target.devices for target in known], [target.interval for target in known]
     figure = _figure("requests per second", "devices", rangemode="tozero")
     if len(rates_per_s):
         line = {"color": REST_COLOUR, "shape": "vh"}
         figure.add_scatter(x=rates_per_s, y=counts, name="fewest devices (simulated)", mode="lines", line=line)
     figure.add_scatter(
-        x=[target["qps"] for target in known],
+        x=[target.qps for target in known],
         y=counted,
-        name=f"planned, with {words.level(plan['confidence'])} interval",
+        name=f"planned, with {words.level(plan.confidence)} interval",
         mode="markers",
         marker={"color": BEST_COLOUR, "size": 11},
         error_y={
@@ -186,13 +196,13 @@ def devices(plan: dict, rates_per_s: Sequence[float] = (), counts: Sequence[int]
             "arrayminus": [count - low for count, (low, _) in zip(counted, bounds, strict=True)],
         },
     )
-    return stand_alone(figure, f"Devices for each rate. One device is {plan['unit']}")
+    return stand_alone(figure, f"Devices for each rate. One device is {plan.unit}")
 
 
-def surge(plan: dict, name: str) -> go.Figure:
+def surge(plan: Plan, name: str) -> go.Figure:
     """One surge of plan.json's ``behaviour``: the share of callers whose promises are kept, by when they came."""
-    rows = [row for row in plan["behaviour"]["surges"] if row["surge"] == name]
-    colours = dict(zip((row["admission"] for row in rows), figures.ADMISSION_COLOURS, strict=False))
+    rows = [row for row in (plan.behaviour.surges if plan.behaviour else ()) if row.surge == name]
+    colours = dict(zip((row.admission for row in rows), figures.ADMISSION_COLOURS, strict=False))
     drawn = figures.surge(rows, colours)
     drawn.update_yaxes(title={"text": "callers whose promises are kept"})
     return stand_alone(drawn, f"{name.capitalize()} (simulated): who is still served as promised")

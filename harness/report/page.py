@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +16,8 @@ from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from harness.capacity.planning.plan import headline_target
+from harness.records.plan import PlannedTarget, SurgeRow, ValidationRow
+from harness.records.slo import Promise
 from harness.records.store import Run, replace_text
 from harness.report import decision, facts, figures, words
 from harness.report.facts import Deployment
@@ -43,9 +45,9 @@ def render(run: Run) -> str:
     swept = facts.deployments(trials, requests, fit, plan)
     classes, classes_from = facts.traffic(requests)
     promises = facts.promises(run.manifest, plan)
-    surges = ((plan or {}).get("behaviour") or {}).get("surges", [])
-    answered = headline_target(plan["targets"]) if plan else None
-    plots = _plots(swept, promises, (plan or {}).get("validation") or []) | _surge_plots(surges)
+    surges = plan.behaviour.surges if plan and plan.behaviour else ()
+    answered = plan.headline() if plan else None
+    plots = _plots(swept, promises, plan.validation if plan else ()) | _surge_plots(surges)
     return template("signoff.html.j2").render(
         manifest=run.manifest,
         plan=plan,
@@ -61,11 +63,11 @@ def render(run: Run) -> str:
         audio_shares=facts.audio_shares(plan),
         rate_level=words.level(facts.rate_confidence(fit)),
         answered=answered,
-        notes=_notes(plan["targets"]) if plan else [],
+        notes=_notes(plan.targets) if plan else [],
         spares_basis=_spares_basis(answered) if answered else "",
         expires_at=facts.expires_at(run.manifest),
         foretold=facts.foretold(run, trials),
-        surge_names=_names(surges, "surge"),
+        surge_names=_surge_names(surges),
         admission_colours=_admission_colours(surges),
         plots=plots,
         batch_stages=[stage for stage in EVERY_STAGE if f"service-time-{stage}" in plots],
@@ -76,24 +78,26 @@ def render(run: Run) -> str:
         computed=decision.computed(run.manifest, plan),
         not_measured=decision.not_measured(run.manifest, trials, plan),
         evidence=facts.evidence(run.path),
-        targets_qps=",".join(f"{target['qps']:g}" for target in plan["targets"]) if plan else "1,5",
+        targets_qps=",".join(f"{target.qps:g}" for target in plan.targets) if plan else "1,5",
         folder="/".join(run.path.resolve().parts[-2:]),
     )
 
 
-def _notes(targets: list[dict]) -> list[str]:
+def _notes(targets: Sequence[PlannedTarget]) -> list[str]:
     """What is noted of counts, each said once."""
-    return list(dict.fromkeys(each["note"] for each in targets if each["note"] and each["devices"] is not None))
+    return list(dict.fromkeys(each.note for each in targets if each.note and each.devices is not None))
 
 
-def _spares_basis(target: dict) -> str:
+def _spares_basis(target: PlannedTarget) -> str:
     """How its counts with spares are known: as the losses that they outlast, and no better than its own count."""
-    spared = [loss for loss in target.get("losses", []) if loss["kept"] and loss["devices"] > target["devices"]]
-    known = {target["basis"], *(loss["basis"] for loss in spared)}
+    spared = [loss for loss in target.losses if loss.kept and loss.devices > (target.devices or 0)]
+    known = {target.basis, *(loss.basis for loss in spared)}
     return "extrapolated" if "extrapolated" in known else "simulated"
 
 
-def _plots(swept: list[Deployment], promises: list[dict], validation: list[dict]) -> dict[str, Markup]:
+def _plots(
+    swept: list[Deployment], promises: Sequence[Promise], validation: Sequence[ValidationRow]
+) -> dict[str, Markup]:
     """Every plot as JSON, by the id of its place in the page; a plot without data is left out."""
     plots: dict[str, go.Figure] = {}
     if any(entry.points for entry in swept):
@@ -102,28 +106,28 @@ def _plots(swept: list[Deployment], promises: list[dict], validation: list[dict]
     for entry in _detailed(swept):
         plots[f"stage-time-{entry.letter}"] = figures.stage_time(entry, top_ms)
     for stage in EVERY_STAGE:
-        if any((figures.stage_fit(entry, stage) or {}).get("points") for entry in swept):
+        if figures.has_service_points(swept, stage):
             plots[f"service-time-{stage}"] = figures.service_time(stage, swept)
     if any(point.first_audio_count for entry in swept for point in entry.points):
         plots["first-audio"] = figures.first_audio(swept, promises)
-    if any(words.known(row["relative_error"]) for row in validation):
+    if any(words.known(row.relative_error) for row in validation):
         plots["prediction"] = figures.prediction(validation)
     return {name: script_json(figure) for name, figure in plots.items()}
 
 
-def _surge_plots(surges: list[dict]) -> dict[str, Markup]:
+def _surge_plots(surges: Sequence[SurgeRow]) -> dict[str, Markup]:
     """One plot a surge, in the order of plan.json."""
     colours = _admission_colours(surges)
-    groups = [[row for row in surges if row["surge"] == name] for name in _names(surges, "surge")]
+    groups = [[row for row in surges if row.surge == name] for name in _surge_names(surges)]
     return {f"surge-{i}": script_json(figures.surge(rows, colours)) for i, rows in enumerate(groups)}
 
 
-def _admission_colours(surges: list[dict]) -> dict[str, str]:
-    return dict(zip(_names(surges, "admission"), figures.ADMISSION_COLOURS, strict=False))
+def _admission_colours(surges: Sequence[SurgeRow]) -> dict[str, str]:
+    return dict(zip(dict.fromkeys(row.admission for row in surges), figures.ADMISSION_COLOURS, strict=False))
 
 
-def _names(rows: list[dict], key: str) -> list[str]:
-    return list(dict.fromkeys(row[key] for row in rows))
+def _surge_names(surges: Sequence[SurgeRow]) -> list[str]:
+    return list(dict.fromkeys(row.surge for row in surges))
 
 
 def _detailed(swept: list[Deployment]) -> list[Deployment]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from harness.errors import HarnessError
+from harness.records.plan import Plan
 from harness.records.store import Run
 from harness.runs.analysis import fit_of, plan_of
 from harness.runs.opening import spec_of
@@ -20,25 +21,30 @@ def differences(run: Run) -> list[str]:
     Takes as long as a fit and a plan: some seconds.
     """
     stored = run.plan()
+    if stored is None:
+        return ["it holds no plan.json: its answer cannot be computed again"]
     try:
-        anew = plan_of(run, spec_of(run), fit_of(run), [target["qps"] for target in stored["targets"]])
+        anew = plan_of(run, spec_of(run), fit_of(run), [target.qps for target in stored.targets])
     except HarnessError as error:
         return [f"its answer cannot be computed again from its records: {error}"]
     return list(_differences(stored, anew))
 
 
-def _differences(stored: dict, anew: dict) -> Iterator[str]:
+def _differences(stored: Plan, anew: Plan) -> Iterator[str]:
     # What a budget left out makes inconclusive is told by no record, and claims less.
-    if stored["verdict"] not in (anew["verdict"], "inconclusive"):
-        yield _differs("verdict", stored["verdict"], anew["verdict"])
-    if stored["deployment"] != anew["deployment"]:
-        yield _differs("deployment", stored["deployment"], anew["deployment"])
-    for old, new in zip(stored["targets"], anew["targets"], strict=True):
-        where = f"at {old['qps']:g} requests/s: "
-        yield from (_differs(where + name, old[name], new[name]) for name in _OF_A_TARGET if old[name] != new[name])
-        if not all(map(_close, old["interval"], new["interval"])):
-            yield _differs(where + "interval", old["interval"], new["interval"])
-    rates = stored["rate_per_device"]["value"], anew["rate_per_device"]["value"]
+    if stored.verdict not in (anew.verdict, "inconclusive"):
+        yield _differs("verdict", stored.verdict, anew.verdict)
+    if stored.deployment != anew.deployment:
+        yield _differs("deployment", stored.deployment, anew.deployment)
+    for old, new in zip(stored.targets, anew.targets, strict=True):
+        where = f"at {old.qps:g} requests/s: "
+        for name in _OF_A_TARGET:
+            said, found = getattr(old, name), getattr(new, name)
+            if said != found:
+                yield _differs(where + name, said, found)
+        if not all(map(_close, old.interval, new.interval)):
+            yield _differs(where + "interval", list(old.interval), list(new.interval))
+    rates = stored.rate_per_device.value, anew.rate_per_device.value
     if not _close(*rates):
         yield _differs("rate of one device", *rates)
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.errors import InputError
+from harness.records.plan import Plan
 from harness.records.store import Run, replace_text
 from harness.report.facts import REPORT_NAME, SEAL_NAME, SIGNATURE_NAME, evidence, expires_at, file_sha256, is_signed
 from harness.report.page import write_report
@@ -116,9 +117,11 @@ def _write(folder: Path, content: Mapping) -> Path:
 def _said(run: Run) -> dict:
     """What is signed, from the manifest and the plan of a run."""
     manifest, plan = run.manifest, run.plan()
+    if plan is None:
+        raise ValueError("it holds no plan.json")
     return {
         "run_id": manifest.run_id,
-        "verdict": plan["verdict"],
+        "verdict": plan.verdict,
         "answer": _answer(plan),
         "signed_at": manifest.finished_at,
         "expires_at": expires_at(manifest).isoformat(timespec="seconds"),
@@ -132,10 +135,11 @@ def _said(run: Run) -> dict:
     }
 
 
-def _answer(plan: Mapping) -> dict:
+def _answer(plan: Plan) -> dict:
     """The decision as a pipeline reads it: what one device is, and how many each target needs."""
-    targets = [{name: target[name] for name in _OF_A_TARGET} for target in plan["targets"]]
-    return {name: plan[name] for name in ("unit", "confidence", "deployment", "reasons")} | {"targets": targets}
+    content = plan.to_dict()
+    targets = [{name: target[name] for name in _OF_A_TARGET} for target in content["targets"]]
+    return {name: content[name] for name in ("unit", "confidence", "deployment", "reasons")} | {"targets": targets}
 
 
 def check_seal(folder: Path, now: datetime | None = None) -> Checked:

@@ -73,13 +73,13 @@ def answers(swept: Sequence[Deployment], trials: Sequence[Trial]) -> list[Answer
 
 
 def _answer(entry: Deployment, own: Sequence[Trial]) -> Answer:
-    fit = entry.fit or {}
     kept = [point.audio_s_per_s for point in entry.points if point.valid and point.step_s <= FRAME_S]
-    notes = [fit.get("inconclusive") or ""]
+    notes = [entry.fit.inconclusive if entry.fit else ""]
     notes += [reason for trial in own if not trial.valid for reason in trial.reasons[:1]]
     notes += [reason for trial in own if trial.over_saturated for reason in trial.reasons if "over-sat" in reason]
     said = "; ".join(dict.fromkeys(filter(None, notes)))
-    return Answer(entry, fit.get("max_rate_per_s"), fit.get("max_rate_interval"), max(kept, default=0.0), said)
+    rate, interval = (entry.fit.max_rate_per_s, entry.fit.max_rate_interval) if entry.fit else (None, None)
+    return Answer(entry, rate, interval, max(kept, default=0.0), said)
 
 
 def response(found: Sequence[Answer]) -> Response:

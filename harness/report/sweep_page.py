@@ -34,7 +34,7 @@ def write_sweep_report(run: Run) -> Path:
 def winning_point(run: Run) -> dict | None:
     """The deployment that the stored fit found best; None without one."""
     fit = run.fit()
-    return fit["deployments"][fit["best"]]["deployment"] if fit and fit["best"] is not None else None
+    return fit.best_deployment.deployment if fit and fit.best_deployment else None
 
 
 def render(run: Run) -> str:
@@ -104,7 +104,7 @@ def _side_by_side(found: list[Answer], load: float) -> list[tuple[Deployment, Po
 
 
 def _batch_stages(swept: list[Deployment]) -> list[str]:
-    return [s for s in EVERY_STAGE if any((figures.stage_fit(entry, s) or {}).get("points") for entry in swept)]
+    return [stage for stage in EVERY_STAGE if figures.has_service_points(swept, stage)]
 
 
 def _fewest(swept: list[Deployment]) -> float:
@@ -114,10 +114,10 @@ def _fewest(swept: list[Deployment]) -> float:
 def best_in_words(run: Run) -> str:
     """The winner of a sweep in one line, for the terminal."""
     fit = run.fit()
-    if not fit or fit["best"] is None:
+    best = fit.best_deployment if fit else None
+    if best is None:
         return "no deployment of the sweep keeps the promises at any rate"
-    best = fit["deployments"][fit["best"]]
-    interval = f"{words.level(facts.rate_confidence(fit))} interval {words.interval(best['max_rate_interval'])}"
-    rate = f"{words.figure(best['max_rate_per_s'])} requests/s ({interval})"
-    bound = words.binding(best["binding"])
-    return f"best: {words.deployment(best['deployment'])}: one device carries {rate}, bound by {bound}"
+    interval = f"{words.level(facts.rate_confidence(fit))} interval {words.interval(best.max_rate_interval)}"
+    rate = f"{words.figure(best.max_rate_per_s)} requests/s ({interval})"
+    bound = words.binding(best.binding)
+    return f"best: {words.deployment(best.deployment)}: one device carries {rate}, bound by {bound}"

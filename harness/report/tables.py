@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from harness.records.plan import Plan
 from harness.records.schema import RunManifest
 from harness.records.store import Run
 from harness.report import facts, figures, words
@@ -64,9 +65,9 @@ def deployments(entries: Sequence[Deployment]) -> pd.DataFrame:
         {
             "deployment": entry.letter,
             "settings": words.deployment(entry.knobs),
-            "requests per s": (entry.fit or {}).get("max_rate_per_s"),
-            "interval": words.interval((entry.fit or {}).get("max_rate_interval")),
-            "bound by": words.metric_briefly((entry.fit or {}).get("binding") or (entry.fit or {}).get("inconclusive")),
+            "requests per s": entry.fit.max_rate_per_s if entry.fit else None,
+            "interval": words.interval(entry.fit.max_rate_interval if entry.fit else None),
+            "bound by": words.metric_briefly((entry.fit.binding or entry.fit.inconclusive) if entry.fit else ""),
             "best": "best" if entry.best else "",
         }
         for entry in entries
@@ -120,73 +121,73 @@ def _total(values: Iterable[float | None]) -> float:
     return sum(told) if told else math.nan
 
 
-def targets(plan: dict) -> pd.DataFrame:
+def targets(plan: Plan) -> pd.DataFrame:
     """One row a target rate of plan.json."""
     return pd.DataFrame(
         {
-            "requests per s": target["qps"],
-            "devices": target["devices"],
-            "interval": words.interval(target["interval"]),
-            "bound by": words.constraint(target["binding"]),
-            "utilisation": words.percent(target["utilisation"]),
-            "N+1": target["devices_n_plus_1"],
-            "N+2": target["devices_n_plus_2"],
-            "basis": _basis(plan, target["basis"]),
+            "requests per s": target.qps,
+            "devices": target.devices,
+            "interval": words.interval(target.interval),
+            "bound by": words.constraint(target.binding),
+            "utilisation": words.percent(target.utilisation),
+            "N+1": target.devices_n_plus_1,
+            "N+2": target.devices_n_plus_2,
+            "basis": _basis(plan, target.basis),
         }
-        for target in plan["targets"]
+        for target in plan.targets
     )
 
 
-def validation(plan: dict) -> pd.DataFrame:
+def validation(plan: Plan) -> pd.DataFrame:
     """One row a prediction that an open-loop trial was held against."""
     said = {True: "passed", False: "failed", None: "not decidable"}
     return pd.DataFrame(
         {
-            "trial": row["trial_id"],
-            "requests per s": row["rate_per_s"],
-            "metric": words.metric(row["metric"]),
-            "said before": row["said_before"],
-            "given the arrivals": row["predicted"],
-            "measured": row["measured"],
-            "error": words.signed_percent(figures.signed_error(row)) if words.known(row["relative_error"]) else "",
-            "result": said[row["passed"]],
+            "trial": row.trial_id,
+            "requests per s": row.rate_per_s,
+            "metric": words.metric(row.metric),
+            "said before": row.said_before,
+            "given the arrivals": row.predicted,
+            "measured": row.measured,
+            "error": words.signed_percent(figures.signed_error(row)) if words.known(row.relative_error) else "",
+            "result": said[row.passed],
         }
-        for row in plan["validation"]
+        for row in plan.validation
     )
 
 
-def surges(plan: dict) -> pd.DataFrame:
+def surges(plan: Plan) -> pd.DataFrame:
     """One row a surge and way to let callers in, of plan.json's ``behaviour``."""
     return pd.DataFrame(
         {
-            "surge": row["surge"],
-            "let in": row["admission"],
-            "promises kept": words.percent(row["in_promise_during"]),
-            "told busy": words.percent(row["busy_during"]),
-            "most sessions": row["most_sessions"],
-            "basis": _basis(plan, "extrapolated" if row["beyond_measured"] else "simulated"),
-            "recovered after": words.recovery(row["recovered_after_s"], row["watched_s"]),
+            "surge": row.surge,
+            "let in": row.admission,
+            "promises kept": words.percent(row.in_promise_during),
+            "told busy": words.percent(row.busy_during),
+            "most sessions": row.most_sessions,
+            "basis": _basis(plan, "extrapolated" if row.beyond_measured else "simulated"),
+            "recovered after": words.recovery(row.recovered_after_s, row.watched_s),
         }
-        for row in (plan.get("behaviour") or {}).get("surges", [])
+        for row in (plan.behaviour.surges if plan.behaviour else ())
     )
 
 
-def sensitivity(plan: dict) -> pd.DataFrame:
+def sensitivity(plan: Plan) -> pd.DataFrame:
     """One row a change, of plan.json's ``sensitivity``: the rate of a device, and the devices of each target."""
     return pd.DataFrame(
         {
-            "change": row["change"],
-            "requests per s on one device": row["rate_per_device"],
-            **{f"devices at {each['qps']:g}": each["devices"] for each in row["targets"]},
-            "basis": _basis(plan, row["basis"]),
-            "note": row["note"],
+            "change": row.change,
+            "requests per s on one device": row.rate_per_device,
+            **{f"devices at {each.qps:g}": each.devices for each in row.targets},
+            "basis": _basis(plan, row.basis),
+            "note": row.note,
         }
-        for row in plan.get("sensitivity") or []
+        for row in plan.sensitivity
     )
 
 
-def _basis(plan: dict, known: str) -> str:
+def _basis(plan: Plan, known: str) -> str:
     """How a figure is known; one of emulated times is that besides, and is never measured."""
-    if not (plan.get("emulated") and known):
+    if not (plan.emulated and known):
         return known
     return "emulated" if known == "measured" else f"{known}, emulated"

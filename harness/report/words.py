@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from numbers import Real
 
 from harness import wire
+from harness.records.plan import JudgedPromise, Plan, PlannedTarget
+from harness.records.slo import Promise
 from harness.topology import ENGINE, TOPOLOGY, has_knob, topology_of
 
 ABSENT = "–"
@@ -191,23 +193,23 @@ def binding(text: str) -> str:
     return f"the {said}" if _METRIC.match(text or "") or said != metric(text) else said
 
 
-def bound(target: dict) -> str:
+def bound(target: PlannedTarget) -> str:
     """What sets the count of a target of plan.json: a single device is the least that there can be."""
-    return ONE_DEVICE if target["devices"] == 1 else constraint(target["binding"])
+    return ONE_DEVICE if target.devices == 1 else constraint(target.binding)
 
 
-def steady_rate(plan: dict) -> float | None:
+def steady_rate(plan: Plan) -> float | None:
     """Requests/s of one device at utilisation 1, by the targets of plan.json; None where none has a count."""
-    used = [target for target in plan["targets"] if known(target["utilisation"]) and target["utilisation"] > 0]
-    return used[0]["qps"] / (used[0]["devices"] * used[0]["utilisation"]) if used else None
+    rates = (each.qps / (each.devices * each.utilisation) for each in plan.targets if each.devices and each.utilisation)
+    return next(rates, None)
 
 
-def utilisation(plan: dict) -> str:
+def utilisation(plan: Plan) -> str:
     """What the utilisation of plan.json is a share of, with its figure; "" where there is none."""
     rate = steady_rate(plan)
     if rate is None:
         return ""
-    cap = plan.get("utilisation_cap")
+    cap = plan.utilisation_cap
     limit = f"; planned up to {percent(cap)}, {figure(cap * rate)}" if known(cap) else ""
     return (
         f"Utilisation = requests/s / (devices x {figure(rate)}): {figure(rate)} requests/s is what one device would "
@@ -215,9 +217,9 @@ def utilisation(plan: dict) -> str:
     )
 
 
-def promise(record: dict) -> str:
+def promise(record: Promise) -> str:
     """A promise of plan.json as one sentence with its unit."""
-    share, limit, name = f"{100 * record['quantile']:g}%", figure(record["limit"]), record["metric"]
+    share, limit, name = f"{100 * record.quantile:g}%", figure(record.limit), record.metric
     if name.startswith("ttfa"):
         return f"{share} of requests hear their first audio within {limit} s"
     if name.startswith("rtf"):
@@ -227,7 +229,7 @@ def promise(record: dict) -> str:
     return f"{name}: {share} of requests at most {limit}"
 
 
-def promises_judged(records: Sequence[dict]) -> str:
+def promises_judged(records: Sequence[JudgedPromise]) -> str:
     """How many promises a run surely kept and surely broke, and on which side of its limit each of the rest was."""
     said = [_judgement(record) for record in records]
     return ", ".join(f"{said.count(kind)} {kind}" for kind in _JUDGEMENTS if kind in said) or ABSENT
@@ -236,12 +238,12 @@ def promises_judged(records: Sequence[dict]) -> str:
 _JUDGEMENTS = ("surely kept", "surely broken", "within the limit", "above the limit", "without a figure")
 
 
-def _judgement(record: dict) -> str:
-    if record["met"] is not None:
-        return "surely kept" if record["met"] else "surely broken"
-    if not known(record["measured"]):
+def _judgement(record: JudgedPromise) -> str:
+    if record.met is not None:
+        return "surely kept" if record.met else "surely broken"
+    if record.measured is None:
         return "without a figure"
-    return "within the limit" if record["measured"] <= record["limit"] else "above the limit"
+    return "within the limit" if record.measured <= record.limit else "above the limit"
 
 
 def _knob(path: str, value) -> str:

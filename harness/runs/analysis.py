@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from harness.capacity.fitting.fit import fit_run
-from harness.capacity.planning.plan import Terms, headline_target, make_plan, pools_of
+from harness.capacity.planning.plan import Terms, make_plan, pools_of
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.prediction import predict_open_run
 from harness.capacity.planning.surges import behaviour
 from harness.errors import InconclusiveError, InputError
 from harness.planfile import PlanSpec
+from harness.records.fit import Fit, FittedDeployment
+from harness.records.plan import Behaviour, Plan
 from harness.records.schema import RunManifest
 from harness.records.store import Run
 from harness.runs.opening import spec_of, unit_of
 from harness.runs.stages import gpus_of, kv_rooms
 
 
-def fit_of(run: Run) -> dict:
+def fit_of(run: Run) -> Fit:
     """fit.json from a run's stored trials."""
     spec = spec_of(run)
     mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
@@ -27,7 +30,7 @@ def fit_of(run: Run) -> dict:
     return fit_run(run.trials(), run.requests(), mix, promises, rng, unit, kv=kv, confidence=spec.confidence)
 
 
-def plan_of(run: Run, spec: PlanSpec, fit: dict, targets_qps) -> dict:
+def plan_of(run: Run, spec: PlanSpec, fit: Fit, targets_qps: Sequence[float]) -> Plan:
     """plan.json for these targets, from stored records alone."""
     mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
     terms = replace(terms_of(run.manifest, spec), foretold=run.predictions())
@@ -53,13 +56,13 @@ def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
     )
 
 
-def behaviour_of(spec: PlanSpec, fit: dict, plan: dict) -> dict | None:
+def behaviour_of(spec: PlanSpec, fit: Fit, plan: Plan) -> Behaviour | None:
     """What the devices of the target that the answer names show under surges; None where no target has a count."""
-    target = headline_target(plan["targets"])
-    if target is None:
+    target, best = plan.headline(), fit.best_deployment
+    if target is None or best is None:
         return None
     mix = spec.traffic_mix()
-    pools = pools_of(fit, fit["deployments"][fit["best"]], mix, spec.promise_list(), spec.utilisation_cap)
+    pools = pools_of(fit, best, mix, spec.promise_list(), spec.utilisation_cap)
     return behaviour(pools, mix, target, np.random.default_rng(spec.seed))
 
 
@@ -82,13 +85,17 @@ def simulation_of(run: Run, rate_per_s: float) -> dict:
 
 def fleet_of(run: Run) -> Pools:
     """Pools of the best deployment, from the run's stored fit: what simulates any number of devices at any rate."""
-    spec, best = spec_of(run), best_of(run)
-    return pools_of(run.fit(), best, spec.traffic_mix(), spec.promise_list(), spec.utilisation_cap)
+    spec, (fit, best) = spec_of(run), _fit_and_best_of(run)
+    return pools_of(fit, best, spec.traffic_mix(), spec.promise_list(), spec.utilisation_cap)
 
 
-def best_of(run: Run) -> dict:
+def best_of(run: Run) -> FittedDeployment:
     """The stored fit of the best deployment. Raises InconclusiveError where there is none."""
+    return _fit_and_best_of(run)[1]
+
+
+def _fit_and_best_of(run: Run) -> tuple[Fit, FittedDeployment]:
     fit = run.fit()
-    if fit is None or fit["best"] is None:
+    if fit is None or fit.best_deployment is None:
         raise InconclusiveError(f"{run.path} holds no deployment that keeps the promises: nothing to simulate")
-    return fit["deployments"][fit["best"]]
+    return fit, fit.best_deployment

@@ -11,6 +11,7 @@ from statistics import median
 from harness.drive.load import Load
 from harness.drive.stop_rule import settle_s
 from harness.planfile import PlanSpec
+from harness.records.plan import LeftOut
 from harness.records.schema import Trial
 from harness.records.slo import clean_requests_needed
 from harness.traffic.mix import Mix
@@ -28,15 +29,6 @@ class Budget:
 
     def left_s(self) -> float:
         return self.minutes * 60 - (time.monotonic() - self.began_s)
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """What the budget had no time for, and about how long it takes. ``decisive``: there is no answer without it."""
-
-    what: str
-    seconds: float
-    decisive: bool
 
 
 def estimated_s(load: Load, trials: Sequence[Trial] = ()) -> float:

@@ -14,12 +14,14 @@ import numpy as np
 from harness.capacity.planning.prediction import predict_open_run, sealed
 from harness.drive.load import Load
 from harness.planfile import PlanSpec
+from harness.records.fit import Fit, FittedDeployment
+from harness.records.plan import LeftOut
 from harness.records.schema import Trial
 from harness.records.store import Run
 from harness.runs.analysis import fit_of
 from harness.runs.points import describe_point
 from harness.runs.stages import record_stages, stages_by_server
-from harness.sweep.budget import Budget, LeftOut, decidable_s, estimated_s
+from harness.sweep.budget import Budget, decidable_s, estimated_s
 from harness.sweep.progress import Lane, Watcher
 from harness.sweep.search import Step, Walk
 from harness.sweep.trial import SECOND_SAMPLE_SEED, TrialBroken, asked, trial_id
@@ -115,38 +117,38 @@ class Campaign:
     def confirm(self, host: Host) -> None:
         """Open-loop runs that the fit has not seen; each prediction is made before its run starts."""
         fit = self.fit()
-        if fit["best"] is None:
+        if fit.best_deployment is None:
             self.watcher.say("no deployment meets the SLOs at any rate: nothing to confirm")
             return
-        best = self._second_ladder(host, fit)
+        best = self._second_ladder(host, fit.best_deployment)
         shares = sorted(enumerate(self.spec.confirm.load_share), key=lambda each: each[1], reverse=True)
         for index, share in shares:  # the highest first: an answer needs that one
             load, prediction = self._open_load(best, share, index)
             what = f"open loop at {prediction['rate_per_s']:.2f} requests/s ({share:.0%} of the highest)"
             decisive = share == shares[0][1]
             self._measure_or_leave_out(
-                host, TrialRequest(what, best["deployment"], load, FIT_S, prediction, decisive=decisive)
+                host, TrialRequest(what, best.deployment, load, FIT_S, prediction, decisive=decisive)
             )
 
-    def _second_ladder(self, host: Host, fit: dict) -> dict:
+    def _second_ladder(self, host: Host, best: FittedDeployment) -> FittedDeployment:
         """The best deployment after a second ladder of it, with other requests: the first may have been lucky.
 
         It stays the best (``fit.best_of``), unless the second one shows that it meets no SLO at any rate.
         """
         while True:
-            best = fit["deployments"][fit["best"]]
-            load = self._ladder_load(best["deployment"], self.spec.seed + SECOND_SAMPLE_SEED)
-            what = f"second ladder of the best point: {describe_point(best['deployment'])}"
-            if self.log.settled(best["deployment"], load):
+            load = self._ladder_load(best.deployment, self.spec.seed + SECOND_SAMPLE_SEED)
+            what = f"second ladder of the best point: {describe_point(best.deployment)}"
+            if self.log.settled(best.deployment, load):
                 return best
-            request = TrialRequest(what, best["deployment"], load, self.confirm_s() + FIT_S)
+            request = TrialRequest(what, best.deployment, load, self.confirm_s() + FIT_S)
             if not self._measure_or_leave_out(host, request):
                 return best
-            fit = self.fit()
-            if fit["best"] is None:
+            anew = self.fit().best_deployment
+            if anew is None:
                 return best
+            best = anew
 
-    def fit(self) -> dict:
+    def fit(self) -> Fit:
         """Fit what is stored, and store the fit."""
         self.watcher.step("fitting", FIT_S / 2)
         fit = fit_of(self.run)
@@ -218,15 +220,15 @@ class Campaign:
         ladder = self.spec.ladder
         return Load.ladder(ladder.seconds, seed, ladder.sessions, asks=asked(point), precision=ladder.precision)
 
-    def _open_load(self, best: dict, share: float, index: int) -> tuple[Load, dict]:
+    def _open_load(self, best: FittedDeployment, share: float, index: int) -> tuple[Load, dict]:
         """The load of a confirmation and what the fit predicts of it."""
         seed = self.spec.seed + 1 + index  # each run draws requests of its own
-        rate = self._predicted_rate(best["deployment"], seed) or round(best["max_rate_per_s"] * share, 4)
+        rate = self._predicted_rate(best.deployment, seed) or round(best.rate() * share, 4)
         seconds = decidable_s(self.spec, self.mix, rate)
         predicted = predict_open_run(best, self.mix, rate, seconds, np.random.default_rng(seed))
         prediction = sealed(predicted, datetime.now(UTC).isoformat(timespec="seconds"))
         steady = max(1, round(prediction["sessions"]))
-        return Load.poisson(seconds, seed, rate, steady, asked(best["deployment"])), prediction
+        return Load.poisson(seconds, seed, rate, steady, asked(best.deployment)), prediction
 
     def _predicted_rate(self, point: dict, seed: int) -> float | None:
         """The rate of a confirmation that an earlier start has predicted: it is measured or repeated at just that."""

@@ -55,7 +55,8 @@ class Walk:
             return self._next_of_grid([*ended, *in_flight])
         self._look_at_memory(run)
         trials = run.trials()
-        measured = [self._measured(run, trials, point) for point in ended if self._number(point) is not None]
+        numbered = [(self._number(point), point) for point in ended]
+        measured = [self._measured(run, trials, number, point) for number, point in numbered if number is not None]
         taken = [number for number in map(self._number, in_flight) if number is not None]
         decision = self._decide(measured, taken)
         self.said = self._best_so_far(measured, decision)
@@ -97,7 +98,9 @@ class Walk:
         known = {self.key(self.space.point(each.number)): each for each in measured}
         while True:
             decision = self.guide.next(measured, taken)
-            twin = None if decision.number is None else known.get(self.key(self.space.point(decision.number)))
+            if decision.number is None:
+                return decision
+            twin = known.get(self.key(self.space.point(decision.number)))
             if twin is None:
                 return decision
             measured.append(Measured(decision.number, twin.value))
@@ -127,12 +130,12 @@ class Walk:
             self.guide = replace(self.guide, objective=replace(objective, kv=kv))
             self._values.clear()
 
-    def _measured(self, run: Run, trials: Sequence[Trial], point: dict) -> Measured:
+    def _measured(self, run: Run, trials: Sequence[Trial], number: int, point: dict) -> Measured:
         own = [each for each in trials if each.deployment == point and self._counts(each)]
         names = tuple(trial.trial_id for trial in own)
         if names not in self._values:
             self._values[names] = self._value(run, own)
-        return Measured(self._number(point), self._values[names], tuple(rung for each in own for rung in each.rungs))
+        return Measured(number, self._values[names], tuple(rung for each in own for rung in each.rungs))
 
     def _value(self, run: Run, own: Sequence[Trial]) -> Value:
         if not own:
@@ -167,7 +170,7 @@ class Walk:
 def _objective(asked_for: ObjectiveSpec | None, spec: PlanSpec) -> HighestRate | BestRung:
     if asked_for is None:
         return HighestRate(spec.traffic_mix(), spec.promise_list(), spec.seed)
-    metric, sign = (asked_for.maximise, 1) if asked_for.maximise else (asked_for.minimise, -1)
+    metric, sign = asked_for.maximise or asked_for.minimise or "", 1 if asked_for.maximise else -1
     return BestRung(metric, sign, asked_for.at_most, asked_for.at_least)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +14,7 @@ from capacity_truth import (
     TAU0_S,
     TRUTH,
     Truth,
+    bare_fit,
     fit_of,
     ladder,
     plan_of,
@@ -46,35 +46,35 @@ def fit(measured):
 
 
 def test_the_step_time_is_found_again(fit):
-    step = fit["deployments"][0]["step_time"]
+    step = fit.deployments[0].step_time
     device = true_device()
-    assert step["kind"] == "linear"
-    assert step["intercept_s"] + 10 * step["slope_s"] == pytest.approx(float(device.step_time(10)), rel=0.03)
-    assert step["max_sessions"] == pytest.approx(24, rel=0.01)
-    assert all(point["low_s"] < point["step_s"] < point["high_s"] for point in step["points"])
+    assert step.kind == "linear"
+    assert step.intercept_s + 10 * step.slope_s == pytest.approx(float(device.step_time(10)), rel=0.03)
+    assert step.max_sessions == pytest.approx(24, rel=0.01)
+    assert all(point.low_s < point.step_s < point.high_s for point in step.points)
 
 
 def test_the_service_time_of_every_stage_is_found_again(fit):
-    stages = fit["deployments"][0]["stages"]
-    assert [stage["stage"] for stage in stages] == ["vibevoice_llm_encoder", "diffusion_decoder", "neural_vocoder"]
+    stages = fit.deployments[0].stages
+    assert [stage.stage for stage in stages] == ["vibevoice_llm_encoder", "diffusion_decoder", "neural_vocoder"]
     for stage in stages:
-        assert (stage["alpha_s"], stage["tau0_s"]) == pytest.approx((ALPHA_S, TAU0_S))
-        assert [point["executions"] for point in stage["points"]] == [600] * 4
+        assert (stage.alpha_s, stage.tau0_s) == pytest.approx((ALPHA_S, TAU0_S))
+        assert [point.executions for point in stage.points] == [600] * 4
 
 
 def test_first_audio_and_rtf_are_found_again(fit):
-    deployment, truth = fit["deployments"][0], true_device()
-    audio = deployment["first_audio"]
-    at_ten = audio["base_s"] + audio["steps"] * float(truth.step_time(10))
+    deployment, truth = fit.deployments[0], true_device()
+    audio = deployment.first_audio
+    at_ten = audio.base_s + audio.steps * float(truth.step_time(10))
     assert at_ten == pytest.approx(2.5 * float(TRUTH.step_s(10)), rel=0.08)
-    assert audio["starts"] == "inside the rungs"
-    assert deployment["rtf"]["spread"]["quantiles"]["0.5"] == pytest.approx(float(truth.rtf.everyone.at(0.5)), rel=0.05)
+    assert audio.starts == "inside the rungs"
+    assert deployment.rtf.spread.quantiles["0.5"] == pytest.approx(float(truth.rtf.everyone.at(0.5)), rel=0.05)
 
 
 def test_scaling_needs_six_rungs(fit, measured):
-    assert fit["deployments"][0]["scaling"]["gamma"] == pytest.approx(1 / float(TRUTH.step_s(1)), rel=0.1)
+    assert fit.deployments[0].scaling.gamma == pytest.approx(1 / float(TRUTH.step_s(1)), rel=0.1)
     few = fit_of(ladder(TRUTH, np.random.default_rng(10), LADDER[:5]))
-    assert "needs 6 different concurrencies" in few["deployments"][0]["scaling"]["inconclusive"]
+    assert "needs 6 different concurrencies" in few.deployments[0].scaling.inconclusive
 
 
 def test_a_step_that_is_no_line_is_followed_from_rung_to_rung():
@@ -102,9 +102,9 @@ def test_intervals_of_the_step_time_cover_the_truth_as_often_as_they_say():
 def test_more_trials_of_a_deployment_are_fitted_together(measured):
     again = ladder(TRUTH, np.random.default_rng(11), LADDER, name="ladder-2")
     both = fit_of(measured, again)
-    assert len(both["deployments"]) == 1
-    assert both["deployments"][0]["trial_ids"] == ["ladder-1", "ladder-2"]
-    assert len(both["deployments"][0]["step_time"]["points"]) == 12
+    assert len(both.deployments) == 1
+    assert both.deployments[0].trial_ids == ("ladder-1", "ladder-2")
+    assert len(both.deployments[0].step_time.points) == 12
 
 
 # --- the rate of a device
@@ -114,18 +114,18 @@ def test_the_highest_rate_is_that_of_the_truth(fit):
     truth = true_device()
     traffic = Traffic.draw(MIX, np.random.default_rng(99))
     rate, binding = highest_rate(truth, traffic, Limits(PROMISES, 24))
-    found = fit["deployments"][0]
-    assert found["max_rate_per_s"] == pytest.approx(rate, rel=0.06)
-    assert found["binding"] == binding == "rtf p95 of class short"
-    assert found["max_rate_interval"][0] < found["max_rate_per_s"] < found["max_rate_interval"][1]
+    found = fit.deployments[0]
+    assert found.max_rate_per_s == pytest.approx(rate, rel=0.06)
+    assert found.binding == binding == "rtf p95 of class short"
+    assert found.max_rate_interval[0] < found.max_rate_per_s < found.max_rate_interval[1]
 
 
 def test_just_above_the_highest_rate_a_promise_breaks(fit):
-    found = fit["deployments"][0]
-    traffic = Traffic.draw(MIX, np.random.default_rng(fit["traffic_seed"]))
+    found = fit.deployments[0]
+    traffic = Traffic.draw(MIX, np.random.default_rng(fit.traffic_seed))
     device, limits = Device.from_fit(found), limits_of(found, PROMISES, None, 1.0, traffic)
-    assert judge_load(device, traffic, limits, found["max_rate_per_s"], 1).kept
-    assert not judge_load(device, traffic, limits, found["max_rate_per_s"] * 1.03, 1).kept
+    assert judge_load(device, traffic, limits, found.max_rate_per_s, 1).kept
+    assert not judge_load(device, traffic, limits, found.max_rate_per_s * 1.03, 1).kept
 
 
 def test_a_large_pool_comes_near_the_steady_limit():
@@ -149,51 +149,51 @@ def test_traffic_has_the_means_of_the_mix():
 def test_the_best_deployment_is_the_one_with_the_highest_rate(measured):
     slower = ladder(Truth(slope_s=0.009), np.random.default_rng(5), LADDER, name="slow", deployment={"delay_us": 9})
     both = fit_of(slower, measured)
-    rates = [each["max_rate_per_s"] for each in both["deployments"]]
-    assert both["best"] == 1
+    rates = [each.max_rate_per_s for each in both.deployments]
+    assert both.best == 1
     assert rates[1] > rates[0] > 0
 
 
 def test_memory_may_bind(measured):
-    tight = fit_of(measured, session_limit=2)["deployments"][0]
-    free = fit_of(measured)["deployments"][0]
-    assert 0 < tight["max_rate_per_s"] < free["max_rate_per_s"]
-    assert tight["binding"].startswith("ttfa")  # arrivals wait for a slot
+    tight = fit_of(measured, session_limit=2).deployments[0]
+    free = fit_of(measured).deployments[0]
+    assert 0 < tight.max_rate_per_s < free.max_rate_per_s
+    assert tight.binding.startswith("ttfa")  # arrivals wait for a slot
 
 
 def test_bytes_of_kv_caches_may_bind(measured):
     """Two sessions of the mean length fit: then arrivals wait, and what binds is said by its name."""
-    free = fit_of(measured)["deployments"][0]
+    free = fit_of(measured).deployments[0]
     traffic = Traffic.draw(MIX, np.random.default_rng(1))
     one = float(np.mean(KvRoom(1, 1000).bytes_of(traffic.whole_frames)))
     tight = fit_of(measured, kv=KvRoom(2.5 * one, 1000))
-    found = tight["deployments"][0]
-    assert 0 < found["max_rate_per_s"] < 0.7 * free["max_rate_per_s"]
-    assert found["binding"] == "KV memory"
+    found = tight.deployments[0]
+    assert 0 < found.max_rate_per_s < 0.7 * free.max_rate_per_s
+    assert found.binding == "KV memory"
     plan = plan_of(tight, measured, targets=(4,))
-    assert plan["targets"][0]["binding"] == "KV memory"
-    assert plan["targets"][0]["devices"] > plan_of(fit_of(measured), measured, targets=(4,))["targets"][0]["devices"]
-    assert plan["memory"]["sessions"] == pytest.approx(2.5, rel=0.02)
-    assert plan["memory"]["longest_sessions"] < 1.5
+    assert plan.targets[0].binding == "KV memory"
+    assert plan.targets[0].devices > plan_of(fit_of(measured), measured, targets=(4,)).targets[0].devices
+    assert plan.memory.sessions == pytest.approx(2.5, rel=0.02)
+    assert plan.memory.longest_sessions < 1.5
 
 
 def test_a_device_that_holds_not_even_one_session_carries_nothing(measured):
     traffic = Traffic.draw(MIX, np.random.default_rng(1))
     one = float(np.mean(KvRoom(1, 1000).bytes_of(traffic.whole_frames)))
-    found = fit_of(measured, kv=KvRoom(0.9 * one, 1000))["deployments"][0]
-    assert (found["max_rate_per_s"], found["binding"]) == (0.0, "KV memory")
+    found = fit_of(measured, kv=KvRoom(0.9 * one, 1000)).deployments[0]
+    assert (found.max_rate_per_s, found.binding) == (0.0, "KV memory")
 
 
 def test_each_instance_of_the_llm_has_room_of_its_own(measured):
     twice = (replace(measured[0], deployment={"vibevoice_llm_encoder.instances": 2}), measured[1])
-    assert fit_of(twice, kv=KvRoom(1e6, 1000))["deployments"][0]["kv"]["instances"] == 2
+    assert fit_of(twice, kv=KvRoom(1e6, 1000)).deployments[0].kv.instances == 2
 
 
 def test_the_search_stays_inside_the_measured_range():
     short = fit_of(ladder(TRUTH, np.random.default_rng(10), (1, 2, 4), seconds=30))
-    found = short["deployments"][0]
-    assert found["binding"] == "sessions per device, known up to 4"
-    assert found["max_rate_per_s"] > 0
+    found = short.deployments[0]
+    assert found.binding == "sessions per device, known up to 4"
+    assert found.max_rate_per_s > 0
 
 
 # --- parts
@@ -202,14 +202,14 @@ def test_the_search_stays_inside_the_measured_range():
 def test_a_device_without_a_fit_says_why():
     fit = fit_of(ladder(TRUTH, np.random.default_rng(1), (1, 4)))
     with pytest.raises(InconclusiveError, match="needs 3 rungs"):
-        predict_open_run(fit["deployments"][0], MIX, 0.1, 30, np.random.default_rng(0))
+        predict_open_run(fit.deployments[0], MIX, 0.1, 30, np.random.default_rng(0))
 
 
 def test_stalls_are_known_up_to_the_slowest_step_that_was_measured():
     rng = np.random.default_rng(0)
     steps = rng.uniform(0.02, 0.2, 200)
     table = StallTable.measure(steps, np.maximum(steps - 0.13, 0))
-    again = StallTable.from_dict(json.loads(json.dumps(table.to_dict())))
+    again = StallTable.of_record(table.record())
     assert again == table
     assert again.at(np.array([0.03]), 0.95) == pytest.approx(0, abs=1e-9)
     assert 0.02 < again.at(np.array([0.18]), 0.95)[0] < 0.08
@@ -218,9 +218,9 @@ def test_stalls_are_known_up_to_the_slowest_step_that_was_measured():
 
 def test_a_stall_promise_can_bind(measured):
     stalls = (Promise("short", "stall_longest_s", 0.95, 0.03),)
-    found = fit_of(measured, promises=stalls)["deployments"][0]
-    assert found["binding"] == "longest stall p95 of class short"
-    assert found["max_rate_per_s"] > 0
+    found = fit_of(measured, promises=stalls).deployments[0]
+    assert found.binding == "longest stall p95 of class short"
+    assert found.max_rate_per_s > 0
 
 
 def test_classes_with_too_few_requests_share_the_spread_of_all():
@@ -228,12 +228,12 @@ def test_classes_with_too_few_requests_share_the_spread_of_all():
     spread = Spread.measure(ratios, np.array(["short"] * 40 + ["long"] * 10))
     assert spread.of("short").count == 40
     assert spread.of("long").count == 50
-    assert Spread.from_dict(json.loads(json.dumps(spread.to_dict()))) == spread
+    assert Spread.of_record(spread.record()) == spread
 
 
 def test_draws_of_the_rate_spread_around_one(fit):
-    found = fit["deployments"][0]
-    traffic = Traffic.draw(MIX, np.random.default_rng(fit["traffic_seed"]))
+    found = fit.deployments[0]
+    traffic = Traffic.draw(MIX, np.random.default_rng(fit.traffic_seed))
     device, limits = Device.from_fit(found), limits_of(found, PROMISES, None, 1.0, traffic)
     shares = steady_draws(device, limits, np.random.default_rng(6)) / steady_limit(device, limits)[0]
     assert len(shares) == 200
@@ -253,5 +253,5 @@ def test_draws_of_the_rate_spread_around_one(fit):
     ],
 )
 def test_the_best_deployment_is_one_of_those_measured_most(rates_and_ladders, best):
-    fits = [{"max_rate_per_s": rate, "trial_ids": ["ladder"] * count} for rate, count in rates_and_ladders]
+    fits = [bare_fit(max_rate_per_s=rate, trial_ids=("ladder",) * count) for rate, count in rates_and_ladders]
     assert best_of(fits) == best

@@ -14,8 +14,10 @@ from capacity_truth import (
     TRUTH,
     UNIT,
     Truth,
+    bare_fit,
     confirmed,
     fit_of,
+    fit_with,
     ladder,
     open_run,
     plan_of,
@@ -65,103 +67,104 @@ def test_a_prediction_names_its_figures_as_a_summary_does(fit, runs):
 
 
 def test_validation_compares_what_the_window_shows(plan):
-    rows = plan["validation"]
-    assert {row["trial_id"] for row in rows} == {"open-0.6", "open-0.8"}
-    assert {"step_s", "sessions", "frames_per_s"} <= {row["metric"] for row in rows}
+    rows = plan.validation
+    assert {row.trial_id for row in rows} == {"open-0.6", "open-0.8"}
+    assert {"step_s", "sessions", "frames_per_s"} <= {row.metric for row in rows}
     for row in rows:
-        assert row["relative_error"] == pytest.approx((row["predicted"] - row["measured"]) / row["measured"])
-        assert row["passed"] is (True if row["limit"] == 0.25 else None)
-        assert row["limit"] >= 0.25
-    steps = [row for row in rows if row["metric"] == "step_s"]
-    assert all(abs(row["relative_error"]) < 0.05 and row["limit"] == 0.25 for row in steps)
+        assert row.relative_error == pytest.approx((row.predicted - row.measured) / row.measured)
+        assert row.passed is (True if row.limit == 0.25 else None)
+        assert row.limit >= 0.25
+    steps = [row for row in rows if row.metric == "step_s"]
+    assert all(abs(row.relative_error) < 0.05 and row.limit == 0.25 for row in steps)
 
 
 def test_validation_tells_what_was_said_before_from_what_the_arrivals_make_of_it(plan, runs):
     trial, _ = runs[1]
-    rows = {row["metric"]: row for row in plan["validation"] if row["trial_id"] == trial.trial_id}
+    rows = {row.metric: row for row in plan.validation if row.trial_id == trial.trial_id}
     keys = {"sessions": "sessions", "step_s": "step_s", "rtf p50 of class short": "short.rtf_p50"}
     for metric, key in keys.items():
-        assert rows[metric]["said_before"] == trial.prediction[key] != rows[metric]["predicted"]
+        assert rows[metric].said_before == trial.prediction[key] != rows[metric].predicted
 
 
 def test_a_figure_that_the_prediction_does_not_name_has_nothing_said_before(fit, measured, runs):
     trial, rows = runs[1]
     silent = replace(trial, prediction={"model": trial.prediction["model"]})
-    assert {row["said_before"] for row in plan_of(fit, measured, (silent, rows))["validation"]} == {None}
+    assert {row.said_before for row in plan_of(fit, measured, (silent, rows)).validation} == {None}
 
 
 def test_each_open_run_gives_the_audio_that_it_was_offered_beside_the_nominal(plan, runs):
-    for run, (trial, _) in zip(plan["open_runs"], runs, strict=True):
-        assert run["trial_id"] == trial.trial_id
-        assert run["offered_audio_s_per_s"] == trial.rungs[0].summary["offered_audio_s_per_s"]
-        assert run["nominal_audio_s_per_s"] == pytest.approx(trial.load["rate_per_s"] * MIX.mean_frames() / 7.5)
-        assert run["passed"] and run["own"] and len(run["promises"]) == len(PROMISES)
+    for run, (trial, _) in zip(plan.open_runs, runs, strict=True):
+        assert run.trial_id == trial.trial_id
+        assert run.offered_audio_s_per_s == trial.rungs[0].summary["offered_audio_s_per_s"]
+        assert run.nominal_audio_s_per_s == pytest.approx(trial.load["rate_per_s"] * MIX.mean_frames() / 7.5)
+        assert run.passed and run.own and len(run.promises) == len(PROMISES)
 
 
-def test_what_chance_explains_is_no_proof_and_what_it_does_not_is_a_failure():
+def test_what_chance_explains_is_no_proof_and_what_it_does_not_is_a_failure(runs):
+    trial, _ = runs[0]
     figure = Figure("rtf p95 of class short", "short.rtf_p95", 0.7, PROMISES[1], 0.95)
     narrow, wide = np.linspace(0.65, 0.75, 200), np.linspace(0.35, 1.2, 200)
-    assert _row(figure, 0.7, narrow, 0.95, 0.25)["passed"] is True
-    assert _row(figure, 0.7, wide, 0.95, 0.25)["passed"] is None
-    assert _row(figure, 2.1, 3 * wide, 0.95, 0.25)["passed"] is False
+    assert _row(trial, figure, 0.7, narrow, 0.95, 0.25).passed is True
+    assert _row(trial, figure, 0.7, wide, 0.95, 0.25).passed is None
+    assert _row(trial, figure, 2.1, 3 * wide, 0.95, 0.25).passed is False
     harmless = replace(figure, measured=0.07)
-    assert _row(harmless, 0.2, narrow / 3.5, 0.95, 0.25)["passed"] is True
-    assert _row(harmless, 0.2, wide / 3.5, 0.95, 0.25)["passed"] is None
+    assert _row(trial, harmless, 0.2, narrow / 3.5, 0.95, 0.25).passed is True
+    assert _row(trial, harmless, 0.2, wide / 3.5, 0.95, 0.25).passed is None
 
 
 def test_a_prediction_counts_as_it_was_made_before_the_run(fit, measured, runs):
     trial, rows = runs[0]
     started = replace(trial, started_at="2026-01-01T10:00:00+00:00")
     early = sealed(trial.prediction, "2026-01-01T09:59:59+00:00")
-    first = plan_of(fit, measured, (replace(started, prediction=early), rows))["validation"][0]
-    assert (first["said_at"], first["prediction_sha256"]) == (early["made_at"], early["sha256"])
+    first = plan_of(fit, measured, (replace(started, prediction=early), rows)).validation[0]
+    assert (first.said_at, first.prediction_sha256) == (early["made_at"], early["sha256"])
 
     late = sealed(trial.prediction, "2026-01-01T10:00:01+00:00")
     changed = early | {"sessions": 1.01 * early["sessions"]}
     for prediction, why in ((late, "after it had started"), (changed, "its hash differs")):
         plan = plan_of(fit, measured, (replace(started, prediction=prediction), rows))
-        assert plan["verdict"] == "inconclusive" and plan["validation"] == []
-        assert any(why in reason for reason in plan["reasons"])
+        assert plan.verdict == "inconclusive" and plan.validation == ()
+        assert any(why in reason for reason in plan.reasons)
 
 
 # --- the plan
 
 
 def test_the_plan_is_met_and_its_counts_are_those_of_the_truth(plan):
-    assert plan["verdict"] == "met"
-    assert plan["reasons"] == []
+    assert plan.verdict == "met"
+    assert plan.reasons == ()
     truth, limits = true_device(), Limits(PROMISES, 24)
     traffic = Traffic.draw(MIX, np.random.default_rng(77), 8000)
     steady = steady_limit(truth, limits)[0] / traffic.mean_frames
-    for target in plan["targets"]:
-        qps = target["qps"]
+    for target in plan.targets:
+        qps = target.qps
         fewest = next(
             n
             for n in range(int(qps / steady) + 1, 100)
             if qps <= 0.85 * n * steady and judge_load(truth, traffic, limits, qps, n).kept
         )
-        assert target["interval"][0] <= fewest <= target["interval"][1], target
-        assert abs(target["devices"] - fewest) <= max(1, 0.05 * fewest)
+        assert target.interval[0] <= fewest <= target.interval[1], target
+        assert abs(target.devices - fewest) <= max(1, 0.05 * fewest)
 
 
 def test_every_target_holds_together(plan):
-    for target in plan["targets"]:
-        assert target["interval"][0] <= target["devices"] <= target["interval"][1]
-        assert target["devices_n_plus_1"] >= target["devices"] + 1
-        assert target["devices_n_plus_2"] >= target["devices"] + 2
-        assert [loss["lost"] for loss in target["losses"] if loss["devices"] > target["devices"]] == [1, 2]
-        assert 0 < target["utilisation"] <= 0.85
-        assert target["headroom_qps"] >= 0
-        assert target["binding"]
-    counts = [target["devices"] for target in plan["targets"]]
+    for target in plan.targets:
+        assert target.interval[0] <= target.devices <= target.interval[1]
+        assert target.devices_n_plus_1 >= target.devices + 1
+        assert target.devices_n_plus_2 >= target.devices + 2
+        assert [loss.lost for loss in target.losses if loss.devices > target.devices] == [1, 2]
+        assert 0 < target.utilisation <= 0.85
+        assert target.headroom_qps >= 0
+        assert target.binding
+    counts = [target.devices for target in plan.targets]
     assert counts == sorted(counts)
-    assert plan["drain"]["p50_s"] < plan["drain"]["p95_s"]
+    assert plan.drain.p50_s < plan.drain.p95_s
 
 
 def test_a_lower_utilisation_cap_asks_for_more_devices(fit, measured, plan):
     careful = plan_of(fit, measured, targets=(20,), utilisation_cap=0.5)
-    assert careful["targets"][0]["devices"] > 1.5 * plan["targets"][-1]["devices"]
-    assert careful["targets"][0]["utilisation"] <= 0.5
+    assert careful.targets[0].devices > 1.5 * plan.targets[-1].devices
+    assert careful.targets[0].utilisation <= 0.5
 
 
 def test_the_same_seed_gives_the_same_plan(fit, measured, runs):
@@ -170,9 +173,9 @@ def test_the_same_seed_gives_the_same_plan(fit, measured, runs):
 
 
 def test_hundreds_of_devices_are_planned_without_simulating_them_all(fit, measured):
-    target = plan_of(fit, measured, targets=(400,))["targets"][0]
+    target = plan_of(fit, measured, targets=(400,)).targets[0]
     rate = 0.85 * 20 / 34  # about what a device carries in the plan above
-    assert target["devices"] == pytest.approx(400 / rate, rel=0.25)
+    assert target.devices == pytest.approx(400 / rate, rel=0.25)
 
 
 def test_measured_is_one_device_at_a_rate_that_a_run_confirmed(fit, measured, runs):
@@ -180,9 +183,9 @@ def test_measured_is_one_device_at_a_rate_that_a_run_confirmed(fit, measured, ru
     targets = (0.99 * rate, 1.01 * rate, 5)
 
     def bases(*more):
-        planned = plan_of(fit, measured, *more, targets=targets)["targets"]
-        assert [target["devices"] == 1 for target in planned] == [True, True, False]
-        return [target["basis"] for target in planned]
+        planned = plan_of(fit, measured, *more, targets=targets).targets
+        assert [target.devices == 1 for target in planned] == [True, True, False]
+        return [target.basis for target in planned]
 
     assert bases(*runs) == ["measured", "simulated", "simulated"]
     assert bases(runs[0]) == ["simulated"] * 3
@@ -195,79 +198,77 @@ def test_measured_is_one_device_at_a_rate_that_a_run_confirmed(fit, measured, ru
 def test_too_few_rungs_are_inconclusive():
     short = ladder(TRUTH, np.random.default_rng(1), (1, 4))
     fit = fit_of(short)
-    assert fit["best"] is None
-    assert "needs 3 rungs" in fit["deployments"][0]["inconclusive"]
+    assert fit.best is None
+    assert "needs 3 rungs" in fit.deployments[0].inconclusive
     plan = plan_of(fit, short)
-    assert plan["verdict"] == "inconclusive"
-    assert "measure a longer ladder" in plan["reasons"][0]
-    assert plan["targets"][0]["devices"] is None
+    assert plan.verdict == "inconclusive"
+    assert "measure a longer ladder" in plan.reasons[0]
+    assert plan.targets[0].devices is None
 
 
 def test_invalid_trials_are_named_and_never_fitted(measured):
     trial, rows = measured
     invalid = replace(trial, valid=False, reasons=("the recorder lost 3 requests",))
     fit = fit_of((invalid, rows))
-    assert fit["deployments"][0]["trial_ids"] == []
-    assert fit["deployments"][0]["max_rate_per_s"] is None
+    assert fit.deployments[0].trial_ids == ()
+    assert fit.deployments[0].max_rate_per_s is None
     plan = plan_of(fit, (invalid, rows))
-    assert plan["verdict"] == "inconclusive"
-    assert any("ladder-1" in reason and "lost 3 requests" in reason for reason in plan["reasons"])
+    assert plan.verdict == "inconclusive"
+    assert any("ladder-1" in reason and "lost 3 requests" in reason for reason in plan.reasons)
 
 
 def test_a_broken_rung_is_left_out_and_named(measured):
     trial, rows = measured
     dead = replace(trial.rungs[2], frames_per_s=float("nan"))
     fit = fit_of((replace(trial, rungs=(*trial.rungs[:2], dead, *trial.rungs[3:])), rows))
-    assert fit["deployments"][0]["max_rate_per_s"] > 0
-    assert "rung 3" in fit["excluded"][0]["reasons"][0]
+    assert fit.deployments[0].max_rate_per_s > 0
+    assert "rung 3" in fit.excluded[0].reasons[0]
 
 
 def test_a_promise_that_one_session_breaks_is_missed(measured):
     promises = (*PROMISES, Promise("short", "rtf", 0.95, 0.05))
     fit = fit_of(measured, promises=promises)
-    assert fit["deployments"][0]["max_rate_per_s"] == 0
-    assert fit["best"] is None
+    assert fit.deployments[0].max_rate_per_s == 0
+    assert fit.best is None
     plan = plan_of(fit, measured, promises=promises)
-    assert plan["verdict"] == "missed"
-    assert "not even one session" in plan["reasons"][0]
-    assert plan["rate_per_device"]["value"] == 0
-    assert plan["targets"][0]["binding"] == "rtf p95 of class short"
+    assert plan.verdict == "missed"
+    assert "not even one session" in plan.reasons[0]
+    assert plan.rate_per_device.value == 0
+    assert plan.targets[0].binding == "rtf p95 of class short"
 
 
 def test_what_is_said_alike_of_several_deployments_is_said_once(measured):
     other = ladder(TRUTH, np.random.default_rng(10), LADDER, name="other", deployment={"delay_us": 1000})
     promises = (Promise("short", "ttfa_s", 0.95, 0.001),)
     plan = plan_of(fit_of(measured, other, promises=promises), measured, other, promises=promises)
-    assert plan["verdict"] == "missed"
-    assert plan["reasons"] == ["2 of 2 deployments: no rate keeps ttfa p95 of class short, not even one session."]
+    assert plan.verdict == "missed"
+    assert plan.reasons == ("2 of 2 deployments: no rate keeps ttfa p95 of class short, not even one session.",)
 
 
 def test_a_promise_broken_too_narrowly_to_be_sure_is_inconclusive(measured):
-    free = fit_of(measured)["deployments"][0]
-    alone = Device.from_fit(free).at_constant_step(
-        "short", "rtf", 0.95, np.array([free["step_time"]["points"][0]["step_s"]])
-    )
+    free = fit_of(measured).deployments[0]
+    alone = Device.from_fit(free).at_constant_step("short", "rtf", 0.95, np.array([free.step_time.points[0].step_s]))
     narrow = (Promise("short", "rtf", 0.95, float(alone[0]) * 0.995),)
-    found = fit_of(measured, promises=narrow)["deployments"][0]
-    assert found["max_rate_per_s"] is None
-    assert "too narrowly to be sure" in found["inconclusive"]
+    found = fit_of(measured, promises=narrow).deployments[0]
+    assert found.max_rate_per_s is None
+    assert "too narrowly to be sure" in found.inconclusive
 
 
 def test_a_model_that_fails_its_validation_is_inconclusive(fit, measured):
     other = confirmed(fit, Truth(intercept_s=0.03, slope_s=0.012), 0.7, np.random.default_rng(30))
     plan = plan_of(fit, measured, other)
-    assert plan["verdict"] == "inconclusive"
-    assert any("step_s missed the open-loop trial open-0.7" in reason for reason in plan["reasons"])
-    assert any(row["passed"] is False for row in plan["validation"])
-    assert plan["targets"][0]["devices"] >= 1  # the counts are shown, and not signed
+    assert plan.verdict == "inconclusive"
+    assert any("step_s missed the open-loop trial open-0.7" in reason for reason in plan.reasons)
+    assert any(row.passed is False for row in plan.validation)
+    assert plan.targets[0].devices >= 1  # the counts are shown, and not signed
 
 
 def test_without_a_confirmation_a_plan_is_inconclusive(fit, measured, runs):
-    assert "No VALID open-loop run confirms" in plan_of(fit, measured)["reasons"][0]
+    assert "No VALID open-loop run confirms" in plan_of(fit, measured).reasons[0]
     invalid = replace(runs[0][0], valid=False, reasons=("3% of sends were late",))
-    assert plan_of(fit, measured, (invalid, runs[0][1]))["verdict"] == "inconclusive"
+    assert plan_of(fit, measured, (invalid, runs[0][1])).verdict == "inconclusive"
     blind = replace(runs[0][0], prediction=None)
-    assert any("without a prediction" in reason for reason in plan_of(fit, measured, (blind, runs[0][1]))["reasons"])
+    assert any("without a prediction" in reason for reason in plan_of(fit, measured, (blind, runs[0][1])).reasons)
 
 
 def test_a_run_that_breaks_a_promise_is_not_signed(fit, measured, runs):
@@ -275,13 +276,13 @@ def test_a_run_that_breaks_a_promise_is_not_signed(fit, measured, runs):
     short = rows["traffic_class"] == "short"
     slow = rows.assign(rtf=rows["rtf"].mask(short, 1.3))
     plan = plan_of(fit, measured, (trial, slow), runs[1])
-    assert all(row["passed"] is not False for row in plan["validation"])
-    assert plan["verdict"] == "inconclusive"
-    (reason,) = plan["reasons"]
+    assert all(row.passed is not False for row in plan.validation)
+    assert plan.verdict == "inconclusive"
+    (reason,) = plan.reasons
     assert "open-0.6" in reason and "rtf p95 of class short was 1.3, the limit is 0.9" in reason
-    assert [run["passed"] for run in plan["open_runs"]] == [False, True]
+    assert [run.passed for run in plan.open_runs] == [False, True]
     blind = replace(trial, prediction=None)
-    assert any("broke a promise" in each for each in plan_of(fit, measured, (blind, slow), runs[1])["reasons"])
+    assert any("broke a promise" in each for each in plan_of(fit, measured, (blind, slow), runs[1]).reasons)
 
 
 def test_requests_that_got_no_audio_fail_the_run_and_are_not_left_out(fit, measured, runs):
@@ -292,16 +293,16 @@ def test_requests_that_got_no_audio_fail_the_run_and_are_not_left_out(fit, measu
     due = rows.index[(rows["traffic_class"] == "short") & (rows["due_ns"] >= window.start_ns)]
     silent = rows.assign(ttfa_s=rows["ttfa_s"].mask(rows.index.isin(due[:4])))
     plan = plan_of(fit, measured, (replace(trial, rungs=(rung,)), silent))
-    (row,) = [row for row in plan["validation"] if row["metric"] == "ttfa p95 of class short"]
-    assert row["passed"] is False and row["measured"] is None and "4 of " in row["note"]
-    assert plan["verdict"] == "inconclusive"
-    assert any("got no audio" in reason and "repeat that rate" in reason for reason in plan["reasons"])
+    (row,) = [row for row in plan.validation if row.metric == "ttfa p95 of class short"]
+    assert row.passed is False and row.measured is None and "4 of " in row.note
+    assert plan.verdict == "inconclusive"
+    assert any("got no audio" in reason and "repeat that rate" in reason for reason in plan.reasons)
 
     late_ns = window.end_ns - int(0.5e9)  # within the promised second of the end: cut off, not unheard
     cut = rows.assign(ttfa_s=rows["ttfa_s"].mask(rows.index.isin(due[-2:])))
     cut.loc[due[-2:], "due_ns"] = late_ns
     plan = plan_of(fit, measured, (replace(trial, rungs=(rung,)), cut))
-    assert "ttfa p95 of class short" not in {row["metric"] for row in plan["validation"]}
+    assert "ttfa p95 of class short" not in {row.metric for row in plan.validation}
 
 
 def test_a_request_that_broke_off_broke_its_promise(fit, measured, runs):
@@ -309,18 +310,18 @@ def test_a_request_that_broke_off_broke_its_promise(fit, measured, runs):
     trial, rows = runs[1]
     broken = rows.assign(outcome=rows["outcome"].mask(np.arange(len(rows)) % 5 < 2, "error"))
     plan = plan_of(fit, measured, runs[0], (trial, broken))
-    assert plan["verdict"] == "inconclusive" and plan["open_runs"][1]["passed"] is False
-    assert any("was above every measured value" in reason for reason in plan["reasons"])
+    assert plan.verdict == "inconclusive" and plan.open_runs[1].passed is False
+    assert any("was above every measured value" in reason for reason in plan.reasons)
 
 
 def test_a_run_in_which_hardly_anybody_came_confirms_no_promise(fit, measured):
-    best = fit["deployments"][fit["best"]]
-    rate = 0.1 * best["max_rate_per_s"]
+    best = fit.best_deployment
+    rate = 0.1 * best.max_rate_per_s
     prediction = predict_open_run(best, MIX, rate, 5, np.random.default_rng(5))
     brief = open_run(TRUTH, rate, np.random.default_rng(2), seconds=5, prediction=prediction)
     plan = plan_of(fit, measured, brief)
-    assert {row["metric"] for row in plan["validation"]} == {"step_s", "sessions", "frames_per_s"}
-    assert plan["verdict"] == "inconclusive" and "longer" in plan["reasons"][-1]
+    assert {row.metric for row in plan.validation} == {"step_s", "sessions", "frames_per_s"}
+    assert plan.verdict == "inconclusive" and "longer" in plan.reasons[-1]
 
 
 def test_the_highest_rate_must_pass_and_a_valid_repeat_counts_for_an_invalid_run(fit, measured, runs):
@@ -328,21 +329,21 @@ def test_the_highest_rate_must_pass_and_a_valid_repeat_counts_for_an_invalid_run
     invalid = replace(trial, trial_id="first", valid=False, reasons=("3% of sends were late",))
     first = (invalid, rows.assign(trial_id="first"))
     plan = plan_of(fit, measured, runs[0], first)
-    assert plan["verdict"] == "inconclusive"
-    (reason,) = plan["reasons"]
+    assert plan.verdict == "inconclusive"
+    (reason,) = plan.reasons
     assert "first at" in reason and "3% of sends were late" in reason and "repeat that rate" in reason
-    assert plan_of(fit, measured, runs[0], first, runs[1])["verdict"] == "met"
+    assert plan_of(fit, measured, runs[0], first, runs[1]).verdict == "met"
 
 
 def test_a_run_without_a_decidable_figure_confirms_nothing(fit, measured, runs, monkeypatch):
     def undecided(trial, *arguments, **options):
-        return [row | {"passed": None} for row in validate(trial, *arguments, **options)]
+        return [replace(row, passed=None) for row in validate(trial, *arguments, **options)]
 
     monkeypatch.setattr(confirmation, "validate", undecided)
     plan = plan_of(fit, measured, *runs)
-    assert plan["verdict"] == "inconclusive"
-    assert any("not one figure of a promise is" in reason and "longer" in reason for reason in plan["reasons"])
-    assert plan["targets"][0]["basis"] == "simulated"
+    assert plan.verdict == "inconclusive"
+    assert any("not one figure of a promise is" in reason and "longer" in reason for reason in plan.reasons)
+    assert plan.targets[0].basis == "simulated"
 
 
 def test_an_extrapolated_count_is_not_signed(runs):
@@ -350,9 +351,9 @@ def test_an_extrapolated_count_is_not_signed(runs):
     fit = fit_of(short, extrapolation=3.0)
     own = confirmed(fit, TRUTH, 0.5, np.random.default_rng(8))
     plan = plan_of(fit, short, own, targets=(5,))
-    assert plan["targets"][0]["basis"] == "extrapolated"
-    assert plan["verdict"] == "inconclusive"
-    assert any("add a rung at" in reason for reason in plan["reasons"])
+    assert plan.targets[0].basis == "extrapolated"
+    assert plan.verdict == "inconclusive"
+    assert any("add a rung at" in reason for reason in plan.reasons)
 
 
 def test_promises_that_nothing_carries_are_refused(measured):
@@ -360,19 +361,20 @@ def test_promises_that_nothing_carries_are_refused(measured):
         (Promise("job", "rtf", 0.95, 0.9), "which the mix lacks"),
         (Promise("short", "rtf", 0.999, 0.9), "needs 1000 measured requests"),
     ):
-        assert words in fit_of(measured, promises=(promise,))["deployments"][0]["inconclusive"]
+        assert words in fit_of(measured, promises=(promise,)).deployments[0].inconclusive
 
 
 def test_no_trial_at_all_is_inconclusive(measured):
     fit = fit_run([], measured[1], MIX, PROMISES, np.random.default_rng(0), UNIT)
     plan = make_plan(fit, [], measured[1], MIX, PROMISES, (1,), np.random.default_rng(0), Terms(**OPTIONS))
-    assert plan["verdict"] == "inconclusive"
-    assert plan["reasons"] == ["No ladder was measured: run the sweep."]
+    assert plan.verdict == "inconclusive"
+    assert plan.reasons == ("No ladder was measured: run the sweep.",)
 
 
 def test_deployments_that_cannot_be_told_apart_from_the_best_are_named():
-    fits = [{"max_rate_per_s": rate, "trial_ids": ["ladder"] * count} for rate, count in ((2.0, 2), (2.1, 1), (1.5, 1))]
-    (remark,) = not_told_apart({"deployments": fits}, fits[0])
+    best, higher, lower = (
+        bare_fit(max_rate_per_s=rate, trial_ids=("ladder",) * count) for rate, count in ((2.0, 2), (2.1, 1), (1.5, 1))
+    )
+    (remark,) = not_told_apart(fit_with(best, higher, lower), best)
     assert "carries 2 requests/s by its 2 ladders, and 1 of 3 up to 2.1 by fewer" in remark
-    fits[1]["max_rate_per_s"] = None
-    assert not_told_apart({"deployments": fits}, fits[0]) == []
+    assert not_told_apart(fit_with(best, replace(higher, max_rate_per_s=None), lower), best) == []

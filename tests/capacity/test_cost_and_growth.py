@@ -7,14 +7,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from capacity_truth import LADDER, MIX, PROMISES, TRUTH, Truth, fit_of, ladder, plan_of, true_device
+from capacity_truth import (
+    LADDER,
+    MIX,
+    PROMISES,
+    TRUTH,
+    Truth,
+    bare_fit,
+    fit_of,
+    fit_with,
+    fitted_stage,
+    ladder,
+    plan_of,
+    true_device,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import wire
 from harness.capacity.fitting.rate_search import LARGEST_POOL, Limits, Traffic, judge_load
 from harness.capacity.models.memory import KvRoom
-from harness.capacity.planning.cost_and_growth import carried, costs, forecast, months_until, price_of
+from harness.capacity.planning.cost_and_growth import carried, forecast, months_until, price_of, with_costs
 from harness.capacity.planning.device_losses import EARLY_S, OVERLOAD, lose, with_spares
 from harness.capacity.planning.device_types import Card
 from harness.capacity.planning.plan import pools_of
@@ -24,6 +37,7 @@ from harness.capacity.planning.sensitivity import changes, lengthened, sensitivi
 from harness.capacity.simulator.pool import Planned
 from harness.capacity.simulator.sessions import simulate
 from harness.errors import InconclusiveError, InputError
+from harness.records.plan import PlannedTarget, Price
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +133,14 @@ def test_longer_sessions_ask_for_more_and_ninety_minutes_stay_the_longest(pools)
 
 
 def test_changes_move_the_rate_as_they_must(plan):
-    rates = {row["change"]: row["rate_per_device"] for row in plan["sensitivity"]}
+    rates = {row.change: row.rate_per_device for row in plan.sensitivity}
     base = rates["as planned"]
     assert rates["sessions 20% longer"] == pytest.approx(base / 1.2, rel=0.03)
     assert base < rates["a device that computes 50% faster"] < 1.55 * base
     assert rates["half the delay"] >= 0.99 * base
-    for row in plan["sensitivity"]:
-        assert row["basis"] == (
-            "simulated" if row["change"] in ("as planned", "sessions 20% longer") else "extrapolated"
-        )
-        counts = [each["devices"] for each in row["targets"]]
+    for row in plan.sensitivity:
+        assert row.basis == ("simulated" if row.change in ("as planned", "sessions 20% longer") else "extrapolated")
+        counts = [each.devices for each in row.targets]
         assert counts == sorted(counts) and all(counts)
 
 
@@ -136,12 +148,17 @@ def test_a_change_that_the_sweep_measured_is_taken_from_it(measured):
     halved = {knob: 2000 for knob in measured[0].deployment}
     faster = ladder(Truth(0.006, 0.006), np.random.default_rng(3), LADDER, name="faster", deployment=halved)
     fit = fit_of(measured, faster)
-    chosen = fit["deployments"][0]
+    chosen = fit.deployments[0]
     limits = Limits(PROMISES, max(LADDER))
     pools = Pools(true_device(), Traffic.draw(MIX, np.random.default_rng(5), 4000), limits, 0.85)
     half = next(change for change in changes(fit, chosen, pools) if change.name == "half the delay")
     assert half.basis == "simulated" and "measured" in half.note
     assert float(half.pools.device.step_time(4)) == pytest.approx(0.006 + 4 * 0.006, rel=0.1)
+
+
+def slow_llm(fit):
+    """With a second a batch in the LLM, and a millisecond in the others."""
+    return replace(fit, stages=tuple(replace(e, alpha_s=1.0 if e.stage == wire.LLM else 1e-3) for e in fit.stages))
 
 
 def test_a_change_has_the_room_for_kv_caches_of_its_own_deployment(measured):
@@ -150,11 +167,10 @@ def test_a_change_has_the_room_for_kv_caches_of_its_own_deployment(measured):
     two = ladder(TRUTH, np.random.default_rng(3), LADDER, name="two", deployment=measured[0].deployment | {knob: 2})
     for ladders in ((measured,), (measured, two)):
         fit = fit_of(*ladders, kv=KvRoom(10**6, 512))
-        fit["deployments"][0]["stages"] = [
-            each | {"alpha_s": 1.0 if each["stage"] == wire.LLM else 1e-3} for each in fit["deployments"][0]["stages"]
-        ]
-        planned = pools_of(fit, fit["deployments"][0], MIX, PROMISES, 0.85)
-        found = {change.name: change.pools for change in changes(fit, fit["deployments"][0], planned)}
+        chosen = slow_llm(fit.deployments[0])
+        fit = replace(fit, deployments=(chosen, *fit.deployments[1:]))
+        planned = pools_of(fit, chosen, MIX, PROMISES, 0.85)
+        found = {change.name: change.pools for change in changes(fit, chosen, planned)}
         more = found[f"one more instance of {wire.LLM}"].limits
         assert (planned.limits.kv.instances, more.kv.instances) == (1, 2)
         assert more.kv_slots == pytest.approx(2 * planned.limits.kv_slots)
@@ -166,11 +182,10 @@ def test_one_more_instance_is_one_more_than_a_device_of_several_gpus_has(measure
     knob = f"{wire.LLM}.instances"
     three = ladder(TRUTH, np.random.default_rng(3), LADDER, name="three", deployment=measured[0].deployment | {knob: 3})
     fit = fit_of(measured, three)
-    chosen = fit["deployments"][0]
-    chosen["stages"] = [each | {"alpha_s": 1.0 if each["stage"] == wire.LLM else 1e-3} for each in chosen["stages"]]
+    chosen = slow_llm(fit.deployments[0])
     for gpus, basis in ((1, "extrapolated"), (2, "simulated")):
-        rows = {row["change"]: row for row in sensitivity(fit, chosen, pools, (0.5,), gpus)}
-        assert rows[f"one more instance of {wire.LLM}"]["basis"] == basis
+        rows = {row.change: row for row in sensitivity(fit, chosen, pools, (0.5,), gpus)}
+        assert rows[f"one more instance of {wire.LLM}"].basis == basis
 
 
 # --- other types of device
@@ -212,12 +227,12 @@ def test_context_makes_the_steps_of_a_card_longer():
 
 def test_a_plan_says_what_other_devices_would_carry(measured):
     terms = {"profiles": {"H200": profile()}, "prices": {"H200": 4.0}}
-    (row,) = plan_of(fit_of(measured), measured, targets=(0.5, 3.0), **terms)["device_types"]
-    assert (row["type"], row["device"], row["basis"]) == ("H200", "NVIDIA H200", "extrapolated")
-    assert row["rate_per_device"] > 0
+    (row,) = plan_of(fit_of(measured), measured, targets=(0.5, 3.0), **terms).device_types
+    assert (row.type, row.device, row.basis) == ("H200", "NVIDIA H200", "extrapolated")
+    assert row.rate_per_device > 0
     audio = 3.0 * MIX.mean_frames() / 7.5
-    last = row["targets"][-1]
-    assert last["cost_per_audio_hour"] == pytest.approx(4.0 * last["devices"] / audio, rel=0.01)
+    last = row.targets[-1]
+    assert last.cost_per_audio_hour == pytest.approx(4.0 * last.devices / audio, rel=0.01)
 
 
 def split(content, host_ms=1.5):
@@ -287,8 +302,8 @@ def test_what_was_scaled_says_so_in_the_plan(measured):
     assert (content["device"], content["basis"]) == ("B200", "extrapolated")
     assert content["model"] == launch_bound()["model"]
     assert scaled(launch_bound(), "B200", 6000.0, 1400.0, 5e10)["model"]["kv_room_bytes"] == 5 * 10**10
-    (row,) = plan_of(fit_of(measured), measured, profiles={"B200": content})["device_types"]
-    assert "scaled from the profile of NVIDIA H200" in row["note"] and "the host's time as it is" in row["note"]
+    (row,) = plan_of(fit_of(measured), measured, profiles={"B200": content}).device_types
+    assert "scaled from the profile of NVIDIA H200" in row.note and "the host's time as it is" in row.note
     whole = launch_bound()
     for row in whole["stages"][wire.LLM]:
         del row["device_ms"], row["device_ms_from"]
@@ -307,8 +322,8 @@ def test_a_profile_with_too_few_points_is_refused(measured):
     few = profile(**{wire.VOCODER: [{"batch": 1, "ms": 2.0}]})
     with pytest.raises(InconclusiveError, match="fewer than 3 points of neural_vocoder"):
         Card.of_profile(few)
-    (row,) = plan_of(fit_of(measured), measured, profiles={"H200": few})["device_types"]
-    assert row["rate_per_device"] is None and "fewer than 3 points" in row["note"]
+    (row,) = plan_of(fit_of(measured), measured, profiles={"H200": few}).device_types
+    assert row.rate_per_device is None and "fewer than 3 points" in row.note
 
 
 def test_what_is_no_profile_is_refused():
@@ -326,25 +341,19 @@ def test_what_is_no_profile_is_refused():
 
 def test_a_stage_that_no_model_can_take_costs_its_row_and_not_the_plan(measured):
     slow = profile(**{wire.VOCODER: [{"batch": b, "ms": 1e9 * b} for b in (1, 4, 16)]})
-    (row,) = plan_of(fit_of(measured), measured, profiles={"H200": slow})["device_types"]
-    assert row["rate_per_device"] is None and "times are 0 to" in row["note"]
+    (row,) = plan_of(fit_of(measured), measured, profiles={"H200": slow}).device_types
+    assert row.rate_per_device is None and "times are 0 to" in row.note
 
 
 def test_a_fit_with_a_stage_too_fast_for_the_model_still_has_a_faster_device(pools):
-    point = [{"batch_size": 1, "executions": 9, "mean_s": 0.0}]
-    stages = [
-        {"stage": name, "alpha_s": 0.0, "tau0_s": 0.0, "inconclusive": "", "points": point} for name in wire.STAGES
-    ]
-    found = {
-        change.name: change for change in changes({"deployments": []}, {"deployment": {}, "stages": stages}, pools)
-    }
+    chosen = bare_fit(stages=tuple(fitted_stage(name, alpha_s=0.0, tau0_s=0.0) for name in wire.STAGES))
+    found = {change.name: change for change in changes(fit_with(), chosen, pools)}
     (faster,) = [change for name, change in found.items() if name.startswith("a device that computes")]
     assert faster.pools is not None and "taken to shrink too" in faster.note
 
 
 def test_a_change_that_cannot_be_made_says_why(pools):
-    chosen = {"deployment": {}, "stages": []}
-    found = {change.name: change for change in changes({"deployments": []}, chosen, pools)}
+    found = {change.name: change for change in changes(fit_with(), bare_fit(), pools)}
     assert found["half the delay"].pools is None and "no delay" in found["half the delay"].note
     assert found["one more instance"].pools is None
 
@@ -377,28 +386,23 @@ def test_the_price_is_that_of_the_type_that_fits_best(device, found):
 
 def test_an_audio_hour_costs_devices_over_audio():
     """Two requests a second of 900 frames (two minutes) are 240 audio seconds a second; 6 devices at 4 an hour."""
-    found = costs({"qps": 2.0, "devices": 6, "interval": [5, None]}, 4.0, 900)
-    assert found["cost_per_hour"] == 24
-    assert found["cost_per_audio_hour"] == pytest.approx(0.1)
-    assert found["cost_per_audio_hour_interval"] == [pytest.approx(20 / 240), None]
+    found = with_costs(PlannedTarget(qps=2.0, devices=6, interval=(5, None)), 4.0, 900)
+    assert found.cost_per_hour == 24
+    assert found.cost_per_audio_hour == pytest.approx(0.1)
+    assert found.cost_per_audio_hour_interval == (pytest.approx(20 / 240), None)
 
 
 def test_a_plan_with_prices_and_growth_says_what_they_make_of_it(plan):
-    assert plan["costs"] == {
-        "device_type": "cpu",
-        "price_per_device_hour": 0.5,
-        "currency": "EUR",
-        "basis": "given",
-    }
-    for target, row in zip(plan["targets"], plan["forecast"]["targets"], strict=True):
-        audio = target["qps"] * MIX.mean_frames() / 7.5
-        assert target["cost_per_audio_hour"] == pytest.approx(0.5 * target["devices"] / audio, rel=0.01)
-        ends = target["qps"] * 1.1 ** row["months_until_too_small"]
-        assert ends == pytest.approx(target["qps"] + target["headroom_qps"], rel=0.02)
-        assert row["months_until_too_small"] < row["months_until_too_small_n_plus_1"]
-        later = list(row["devices_after_months"].values())
-        assert later == sorted(later) and later[0] >= target["devices"]
-    assert plan["forecast"]["targets"][0]["months_until_fleet_too_small"] > 12
+    assert plan.costs == Price(device_type="cpu", price_per_device_hour=0.5, currency="EUR", basis="given")
+    for target, row in zip(plan.targets, plan.forecast.targets, strict=True):
+        audio = target.qps * MIX.mean_frames() / 7.5
+        assert target.cost_per_audio_hour == pytest.approx(0.5 * target.devices / audio, rel=0.01)
+        ends = target.qps * 1.1**row.months_until_too_small
+        assert ends == pytest.approx(target.qps + target.headroom_qps, rel=0.02)
+        assert row.months_until_too_small < row.months_until_too_small_n_plus_1
+        later = list(row.devices_after_months.values())
+        assert later == sorted(later) and later[0] >= target.devices
+    assert plan.forecast.targets[0].months_until_fleet_too_small > 12
 
 
 @given(qps=st.floats(0.1, 1e12), shares=st.lists(st.floats(0.06, 2), min_size=1, max_size=5))
@@ -424,22 +428,22 @@ def test_only_a_rate_that_a_promise_binds_has_the_noise_of_simulation(pools, cap
 
 
 def test_growth_beyond_all_counting_is_bounded(pools):
-    target = {"qps": 20.0, "devices": 11, "devices_n_plus_1": 12}
-    (row,) = forecast(pools, [target], 10.0, None)["targets"]
-    assert row["devices_after_months"]["3"] > 1000
-    assert row["devices_after_months"]["12"] is None
+    target = PlannedTarget(qps=20.0, devices=11, devices_n_plus_1=12)
+    (row,) = forecast(pools, [target], 10.0, None).targets
+    assert row.devices_after_months["3"] > 1000
+    assert row.devices_after_months["12"] is None
 
 
 def test_prices_that_fit_no_device_are_said_to(measured):
     plan = plan_of(fit_of(measured), measured, prices={"H100": 2.0, "A10": 1.0})
-    assert plan["costs"] is None
-    assert any("(H100, A10), none is in this device's name, cpu" in reason for reason in plan["reasons"])
+    assert plan.costs is None
+    assert any("(H100, A10), none is in this device's name, cpu" in reason for reason in plan.reasons)
 
 
 def test_without_prices_and_growth_nothing_is_said(measured):
     plan = plan_of(fit_of(measured), measured)
-    assert plan["costs"] is None and plan["forecast"] is None
-    assert "cost_per_hour" not in plan["targets"][0]
+    assert plan.costs is None and plan.forecast is None
+    assert "cost_per_hour" not in plan.to_dict()["targets"][0]
 
 
 def test_months_until():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from capacity_truth import bare_fit, fitted_stage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from harness import wire
 from harness.capacity.planning.staged import Stage, Topology, rounds, staged_step_time, step_knots
 from harness.capacity.simulator.sessions import simulate
 from harness.errors import InconclusiveError, InputError
+from harness.records.fit import UnfittedStage
 
 
 def exactly(topology, sessions, seed=1, **more):
@@ -168,17 +170,17 @@ def test_its_step_time_drives_a_device():
 
 
 def test_a_fitted_deployment_may_be_asked_what_other_knobs_would_do():
-    services = [
-        {"stage": name, "alpha_s": each.alpha_s, "tau0_s": each.tau0_s, "inconclusive": ""}
+    services = tuple(
+        fitted_stage(name, alpha_s=each.alpha_s, tau0_s=each.tau0_s)
         for name, each in zip(wire.STAGES, THREE, strict=True)
-    ]
-    fit = {"stages": services, "deployment": {f"{wire.LLM}.delay_us": 2000, f"{wire.DIFFUSION}.instances": 2}}
+    )
+    fit = bare_fit(stages=services, deployment={f"{wire.LLM}.delay_us": 2000, f"{wire.DIFFUSION}.instances": 2})
     as_it_was, turned = (Topology.of_fit(fit, knobs) for knobs in (None, {f"{wire.LLM}.delay_us": 0}))
     assert as_it_was.stages[1] == Stage(wire.DIFFUSION, 0.0005, 0.010, instances=2)
     assert as_it_was.alone_s() == pytest.approx(turned.alone_s() + 0.002)
-    services[2]["inconclusive"] = "only 1 batch size"
+    unfitted = UnfittedStage(stage=wire.VOCODER, points=(), inconclusive="only 1 batch size")
     with pytest.raises(InconclusiveError, match="neural_vocoder: only 1 batch size"):
-        Topology.of_fit(fit)
+        Topology.of_fit(replace(fit, stages=(*services[:2], unfitted)))
 
 
 def test_noise_moves_a_round_by_a_little():

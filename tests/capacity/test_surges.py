@@ -27,6 +27,8 @@ from harness.capacity.planning.surges import (
     behaviour,
     ninety_minutes,
 )
+from harness.records.content import content_of
+from harness.records.plan import PlannedTarget
 from harness.records.slo import Promise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,12 +49,12 @@ def pools():
 
 @pytest.fixture(scope="module")
 def seen(pools):
-    target = {"qps": 0.8 * 4 * pools.steady_rate(), "devices": 4}
+    target = PlannedTarget(qps=0.8 * 4 * pools.steady_rate(), devices=4)
     return behaviour(pools, MIX, target, np.random.default_rng(1))
 
 
 def of(seen, surge, admission):
-    (row,) = [each for each in seen["surges"] if (each["surge"], each["admission"]) == (surge, admission)]
+    (row,) = [each for each in seen.surges if (each.surge, each.admission) == (surge, admission)]
     return row
 
 
@@ -71,45 +73,45 @@ def test_a_surge_multiplies_the_rate_for_its_time(surge, at_s, factor):
 def test_the_limit_is_the_most_sessions_that_keep_every_promise_for_good(seen, pools):
     # RTF = step / 133 ms <= 0.9: 0.012 + 0.006 n <= 0.12, n = 18
     assert steady_sessions(pools.device, pools.limits) == pytest.approx(18, abs=0.1)
-    assert seen["session_limit"] in (17, 18)
+    assert seen.session_limit in (17, 18)
 
 
 def test_every_surge_is_played_for_every_admission(seen):
-    assert len(seen["surges"]) == len(SURGES) * len(ADMISSIONS)
-    assert seen["basis"] == "simulated"
-    assert all(row["in_promise_before"] > 0.97 for row in seen["surges"])
+    assert len(seen.surges) == len(SURGES) * len(ADMISSIONS)
+    assert seen.basis == "simulated"
+    assert all(row.in_promise_before > 0.97 for row in seen.surges)
 
 
 @pytest.mark.parametrize("surge, times", [("twice the load", 2), ("five times the load", 5)])
 def test_those_let_in_keep_their_promises_and_the_others_are_as_many_as_arithmetic_says(seen, surge, times):
     row = of(seen, surge, BUSY)
-    assert row["in_promise_during"] + row["busy_during"] == pytest.approx(1, abs=0.02)
+    assert row.in_promise_during + row.busy_during == pytest.approx(1, abs=0.02)
     carried = 1 / (0.8 * times)  # of the callers, by a pool that is always full
-    assert 1 - row["busy_during"] == pytest.approx(carried, rel=0.08)
-    assert row["most_sessions"] <= seen["session_limit"] and not row["beyond_measured"]
-    assert row["recovered_after_s"] <= 2 * seen["part_s"]
+    assert 1 - row.busy_during == pytest.approx(carried, rel=0.08)
+    assert row.most_sessions <= seen.session_limit and not row.beyond_measured
+    assert row.recovered_after_s <= 2 * seen.part_s
 
 
 def test_whoever_lets_all_in_keeps_no_promise_and_recovers_last(seen):
     every, some = of(seen, "five times the load", ALL), of(seen, "five times the load", BUSY)
-    assert every["in_promise_during"] < 0.05 and every["busy_during"] == 0
-    assert every["beyond_measured"] and every["most_sessions"] > seen["max_sessions_measured"]
-    assert every["recovered_after_s"] is None or every["recovered_after_s"] > some["recovered_after_s"]
+    assert every.in_promise_during < 0.05 and every.busy_during == 0
+    assert every.beyond_measured and every.most_sessions > seen.max_sessions_measured
+    assert every.recovered_after_s is None or every.recovered_after_s > some.recovered_after_s
 
 
 def test_a_line_longer_than_the_promise_on_first_audio_keeps_few(seen):
     waiting, busy = of(seen, "twice the load", WAIT), of(seen, "twice the load", BUSY)
-    assert waiting["in_promise_during"] < 0.2 < busy["in_promise_during"]
+    assert waiting.in_promise_during < 0.2 < busy.in_promise_during
 
 
 def test_the_parts_show_the_surge_and_the_way_back(seen):
-    for row in seen["surges"]:
-        parts = row["parts"]
+    for row in seen.surges:
+        parts = row.parts
         assert len({len(values) for values in parts.values()}) == 1
-        assert 0.9 * row["times"] < max(parts["rate"]) <= row["times"] and len(parts["rate"]) <= 120
-        assert parts["in_promise"][0] == pytest.approx(row["in_promise_before"], abs=0.05)
-        if row["recovered_after_s"] is not None:
-            assert parts["in_promise"][-1] > row["in_promise_before"] - 0.1
+        assert 0.9 * row.times < max(parts.rate) <= row.times and len(parts.rate) <= 120
+        assert parts.in_promise[0] == pytest.approx(row.in_promise_before, abs=0.05)
+        if row.recovered_after_s is not None:
+            assert parts.in_promise[-1] > row.in_promise_before - 0.1
 
 
 def test_parts_in_which_nobody_came_say_nothing():
@@ -122,23 +124,23 @@ def test_parts_in_which_nobody_came_say_nothing():
 
 def test_hardly_any_traffic_is_no_traffic_that_breaks_promises(pools):
     """Of one session an hour on one device, most parts see none; the plan is JSON all the same."""
-    seen = behaviour(pools, MIX, {"qps": 1 / 3600, "devices": 1}, np.random.default_rng(1))
-    parts = [share for row in seen["surges"] for share in row["parts"]["in_promise"]]
+    seen = behaviour(pools, MIX, PlannedTarget(qps=1 / 3600, devices=1), np.random.default_rng(1))
+    parts = [share for row in seen.surges for share in row.parts.in_promise]
     assert None in parts and 0.0 not in parts
-    assert all(row["in_promise_worst"] == 1 for row in seen["surges"])
-    json.dumps(seen, allow_nan=False)
+    assert all(row.in_promise_worst == 1 for row in seen.surges)
+    json.dumps(content_of(seen), allow_nan=False)
 
 
 def test_the_same_seed_shows_the_same(pools, seen):
-    target = {"qps": seen["qps"], "devices": 4}
+    target = PlannedTarget(qps=seen.qps, devices=4)
     assert behaviour(pools, MIX, target, np.random.default_rng(1)) == seen
 
 
 def test_a_device_full_of_90_minute_sessions_takes_as_long_as_its_frames(pools):
     drained = ninety_minutes(pools, 10, np.random.default_rng(2))
     whole_s = wire.MAX_FRAMES * 0.072  # all ten to the end together
-    assert drained["longest_s"] == pytest.approx(whole_s, rel=1e-6)
-    assert drained["p50_s"] < drained["p95_s"] < drained["longest_s"]
+    assert drained.longest_s == pytest.approx(whole_s, rel=1e-6)
+    assert drained.p50_s < drained.p95_s < drained.longest_s
 
 
 def test_nobody_is_let_in_without_room_for_the_kv_cache(pools, seen):
@@ -146,16 +148,16 @@ def test_nobody_is_let_in_without_room_for_the_kv_cache(pools, seen):
     frames = pools.traffic.frames
     kv = KvRoom(float(20 * np.mean(KvRoom(1, 512).bytes_of(frames))), 512)  # for 20 sessions as they come
     full = pools.changed(limits=replace(pools.limits, kv=kv, kv_slots=kv.slots(pools.traffic.whole_frames)))
-    target = {"qps": 0.8 * 4 * full.steady_rate(), "devices": 4}
+    target = PlannedTarget(qps=0.8 * 4 * full.steady_rate(), devices=4)
     every = of(behaviour(full, MIX, target, np.random.default_rng(1)), "five times the load", ALL)
-    assert every["busy_during"] > 0.5 and not every["beyond_measured"]
-    assert every["most_sessions"] < 25 < 100 < of(seen, "five times the load", ALL)["most_sessions"]
+    assert every.busy_during > 0.5 and not every.beyond_measured
+    assert every.most_sessions < 25 < 100 < of(seen, "five times the load", ALL).most_sessions
 
 
 def test_no_more_90_minute_sessions_are_drained_than_the_kv_memory_holds(pools):
     kv = KvRoom(float(3.5 * KvRoom(1, 512).bytes_of(np.array([wire.MAX_FRAMES]))[0]), 512)
     full = pools.changed(limits=replace(pools.limits, kv=kv, kv_slots=30.0))
-    assert ninety_minutes(full, 10, np.random.default_rng(2))["sessions"] == 3
+    assert ninety_minutes(full, 10, np.random.default_rng(2)).sessions == 3
 
 
 def test_the_line_is_that_of_the_server():

@@ -3,6 +3,7 @@
 import copy
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from rich.table import Table
 from harness.cli import tables
 from harness.deploy import profiling
 from harness.errors import InputError
+from harness.records.fit import Fit
+from harness.records.plan import Plan
 from harness.records.store import Run
 from harness.report import words
 from harness.report.screen import Screen
@@ -50,7 +53,8 @@ def widest() -> dict:
     for row in plan["sensitivity"]:
         row["change"] = "one more instance of vibevoice_llm_encoder.preferred_batch_size_of_conversations"
     known = [{"qps": qps, "devices": 12_345, "cost_per_audio_hour": 0.000123456} for qps in sample.TARGETS]
-    kind = {"type": "NVIDIA H100 NVL", "preset": "1.5b", "rate_per_device": 12.345, "kv_sessions": 17_323.0}
+    kind = {"device": "", "basis": "extrapolated", "note": ""}
+    kind |= {"type": "NVIDIA H100 NVL", "preset": "1.5b", "rate_per_device": 12.345, "kv_sessions": 17_323.0}
     plan["device_types"] = [kind | {"targets": known}, kind | {"targets": [], "kv_sessions": None}]
     return plan
 
@@ -61,6 +65,13 @@ def long_fit() -> dict:
     for number, each in enumerate(fit["deployments"]):
         each["deployment"] = each["deployment"] | {f"vibevoice_llm_encoder.preferred_batch_size_{number}": 1_048_576}
     return fit
+
+
+def model_of(max_sessions: float) -> dict:
+    """What a prediction holds as ``model``, of a step time measured up to so many sessions."""
+    no = {"inconclusive": "too few requests"}
+    step = sample.step_fit(sample.space()[0]) | {"max_sessions": max_sessions}
+    return {"step_time": step, "first_audio": no, "rtf": no, "stalls": {}}
 
 
 def measured_profile() -> dict:
@@ -81,15 +92,15 @@ def doctor_like() -> Table:
 
 
 def everything_printed() -> None:
-    tables.print_plan(widest())
-    tables.print_plan(outlook())
+    tables.print_plan(Plan.of(widest()))
+    tables.print_plan(Plan.of(outlook()))
     tables.print_plan(Run.open(SAMPLE).plan())
-    tables.print_fit(long_fit())
-    tables.print_fit(sample.fit_record(sample.np.random.default_rng(1)))
+    tables.print_fit(Fit.of(long_fit()))
+    tables.print_fit(Fit.of(sample.fit_record(sample.np.random.default_rng(1))))
     content = {"rate_per_s": 2.2, "sessions": 34.3, "step_s": 0.1, "frames_per_s": 300.0, "sessions_p95": 99.0}
     name = "conversation_with_long_answers"
     content |= {f"{name}.{key}": 123.456 for key in ("ttfa_p50_s", "ttfa_p95_s", "rtf_p50", "rtf_p95")}
-    tables.print_prediction(content | {"model": {"step_time": {"max_sessions": 48.0}}}, "one GPU")
+    tables.print_prediction(content | {"model": model_of(48.0)}, "one GPU")
     for table in profiling.tables(measured_profile()):
         tables.out.print(table)
     tables.out.print(doctor_like())
@@ -134,16 +145,16 @@ def test_utilisation_adds_up_for_a_reader(printed):
     tables.print_plan(plan)
     text = " ".join(printed.getvalue().split())
     rate = float(re.search(r"requests/s / \(devices x ([\d.]+)\)", text)[1])
-    for target in plan["targets"]:
-        assert words.percent(target["qps"] / (target["devices"] * rate)) in text
-        assert target["utilisation"] == pytest.approx(target["qps"] / (target["devices"] * rate), rel=0.005)
+    for target in plan.targets:
+        assert words.percent(target.qps / (target.devices * rate)) in text
+        assert target.utilisation == pytest.approx(target.qps / (target.devices * rate), rel=0.005)
 
 
 def test_devices_of_several_gpus_are_counted_in_gpus_beside(printed):
     plan = Run.open(SAMPLE).plan()
     assert "GPUs" not in printed.getvalue()
-    tables.print_plan(plan | {"gpus_per_device": 4})
-    most = max(target["devices"] for target in plan["targets"])
+    tables.print_plan(replace(plan, gpus_per_device=4))
+    most = max(target.devices for target in plan.targets)
     assert "GPUs" in printed.getvalue() and f" {most} " in printed.getvalue() and f" {4 * most} " in printed.getvalue()
 
 
@@ -158,17 +169,17 @@ def test_growth_says_which_figures_are_months_and_which_are_devices(printed):
     rows = printed.getvalue().partition("Growth of")[2].splitlines()
     head = " ".join(" ".join(column) for column in zip(*[row.split() for row in rows[2:4]], strict=False))
     assert "months" in head and "devices" in head
-    last = Run.open(SAMPLE).plan()["forecast"]["targets"][-1]
-    months = [last["months_until_too_small"], last["months_until_too_small_n_plus_1"]]
-    devices = last["devices_after_months"].values()
-    figures = [f"{last['qps']:g}", *(f"{each:.1f}" for each in months), *map(str, devices)]
+    last = Run.open(SAMPLE).plan().forecast.targets[-1]
+    months = [last.months_until_too_small, last.months_until_too_small_n_plus_1]
+    devices = last.devices_after_months.values()
+    figures = [f"{last.qps:g}", *(f"{each:.1f}" for each in months), *map(str, devices)]
     assert re.search(" +".join(map(re.escape, figures)), "\n".join(rows))
 
 
 def test_a_simulation_names_the_unit_of_each_figure(printed):
     content = {"rate_per_s": 0.8, "sessions": 2.7, "step_s": 0.02, "frames_per_s": 114.0, "sessions_p95": 4.0}
     content |= {"short.ttfa_p50_s": 0.065, "short.ttfa_p95_s": 0.0882, "short.rtf_p50": 0.172, "short.rtf_p95": None}
-    tables.print_prediction(content | {"model": {"step_time": {"max_sessions": 48.0}}}, "one GPU")
+    tables.print_prediction(content | {"model": model_of(48.0)}, "one GPU")
     text = " ".join(printed.getvalue().split())
     assert "short 65 ms 88.2 ms 0.172 –" in text and "RTF (real-time factor)" in text
 
@@ -176,7 +187,7 @@ def test_a_simulation_names_the_unit_of_each_figure(printed):
 def test_what_is_lost_says_how_it_is_known_and_over_what_time(printed):
     plan = outlook()
     plan["targets"][0]["losses"][0] |= {"worst_share": 43.0}
-    tables.print_plan(plan)
+    tables.print_plan(Plan.of(plan))
     text = printed.getvalue()
     assert "judged over 16 min or more" in text and "over 10x" in text and "4300%" not in text
     rows = [line for line in text.splitlines() if "broken" in line]
@@ -184,7 +195,7 @@ def test_what_is_lost_says_how_it_is_known_and_over_what_time(printed):
 
 
 def test_the_error_of_the_model_stands_below_the_changes_that_rest_on_it(printed):
-    tables.print_plan(outlook())
+    tables.print_plan(Plan.of(outlook()))
     text = " ".join(printed.getvalue().split())
     assert f"faster: {NOTE}" in text
     assert "half the delay: the deployment has no delay" in text
@@ -194,7 +205,7 @@ def test_the_error_of_the_model_stands_below_the_changes_that_rest_on_it(printed
 def test_a_simulation_beyond_what_was_measured_says_so(printed, most, said):
     content = {"rate_per_s": 2.2, "sessions": 34.3, "step_s": 0.1, "frames_per_s": 300.0, "sessions_p95": most}
     content |= {"short.ttfa_p50_s": 0.1, "short.ttfa_p95_s": 0.2, "short.rtf_p50": 0.5, "short.rtf_p95": None}
-    tables.print_prediction(content | {"model": {"step_time": {"max_sessions": 48.0}}}, "one GPU")
+    tables.print_prediction(content | {"model": model_of(48.0)}, "one GPU")
     assert ("extrapolated: up to 59 sessions" in printed.getvalue()) is said
 
 

@@ -106,16 +106,16 @@ def test_a_sign_off_over_both_topologies_ends_with_a_verdict(tmp_path):
     path.write_text(PLAN)
     work = job.SignOff(path, tmp_path)
     plan = work.execute()
-    assert plan["verdict"] in OF_VERDICT
+    assert plan.verdict in OF_VERDICT
     trials, fit = work.run.trials(), work.run.fit()
     ladders = [trial for trial in trials if trial.kind == "ladder"]
     assert {trial.topology for trial in ladders} == set(wire.TOPOLOGIES)
     for topology in wire.TOPOLOGIES:
         assert stages.stages_by_server(work.run.manifest, topology)
-    fused = next(each for each in fit["deployments"] if each["deployment"]["topology"] == wire.FUSED)
-    assert wire.ENGINE in [stage["stage"] for stage in fused["stages"] if stage["points"]]
-    if fit["best"] is not None:
-        best = fit["deployments"][fit["best"]]["deployment"]
+    fused = next(each for each in fit.deployments if each.deployment["topology"] == wire.FUSED)
+    assert wire.ENGINE in [stage.stage for stage in fused.stages if stage.points]
+    if fit.best_deployment:
+        best = fit.best_deployment.deployment
         written = {folder.name for folder in (work.run.path / "winner").iterdir() if folder.is_dir()}
         assert written == set(wire.TOPOLOGIES[best["topology"]])
 

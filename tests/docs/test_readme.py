@@ -41,7 +41,7 @@ def test_its_table_is_the_stored_samples():
     plan = Run.open(SAMPLE).plan()
     stored = make_sample.table(plan)
     assert f"<!-- sample table -->\n{stored}<!-- end of sample table -->" in README, "run `make sample`"
-    assert all(f"| {row['qps']:g} | {row['devices'] or '–'} |" in stored for row in plan["targets"])
+    assert all(f"| {row.qps:g} | {row.devices or '–'} |" in stored for row in plan.targets)
 
 
 def test_a_sample_is_taken_from_a_finished_run_only_as_it_was_signed(tmp_path):

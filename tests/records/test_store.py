@@ -14,7 +14,9 @@ import pytest
 
 from harness.capacity.planning.prediction import flaw_of, sealed
 from harness.errors import StoreError
+from harness.records.fit import Fit
 from harness.records.metrics import per_request
+from harness.records.plan import Plan, PlannedRate
 from harness.records.schema import (
     BatchStatistics,
     Chunks,
@@ -158,15 +160,25 @@ def test_a_prediction_without_its_hash_or_its_line_counts_only_in_an_older_run(r
         assert flaw_of(given, "2026-01-02", written) != ""
 
 
+def fit() -> Fit:
+    return Fit(
+        unit="one", session_limit=None, extrapolation=1.0, traffic_seed=7, deployments=(), best=None, excluded=()
+    )
+
+
+def plan(verdict: str = "met") -> Plan:
+    nothing = {"reasons": (), "deployment": None, "promises": (), "targets": (), "validation": ()}
+    return Plan(verdict=verdict, unit="one", confidence=0.95, rate_per_device=PlannedRate(), **nothing)
+
+
 def test_manifest_fit_and_plan_are_replaced_whole(run):
     assert run.fit() is None and run.plan() is None
     run.update_manifest(finished_at="later")
-    run.write_fit({"schema": 1, "best": None, "value": np.float64(2.5), "nothing": math.nan, "many": (1, 2)})
-    run.write_plan({"schema": 1, "verdict": "met"})
+    run.write_fit(fit())
+    run.write_plan(plan())
     again = Run.open(run.path)
     assert again.manifest.finished_at == "later"
-    assert again.fit() == {"schema": 1, "best": None, "value": 2.5, "nothing": None, "many": [1, 2]}
-    assert again.plan()["verdict"] == "met"
+    assert again.fit() == fit() and again.plan() == plan()
     assert files_of(run) == ["fit.json", "manifest.json", "plan.json"]
 
 
@@ -216,11 +228,11 @@ def test_a_full_disk_leaves_nothing_half_written(run, monkeypatch, full_at):
 
 
 def test_a_failed_replacement_keeps_the_old_file(run, monkeypatch):
-    run.write_plan({"verdict": "met"})
+    run.write_plan(plan())
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
     with pytest.raises(StoreError, match="plan.json cannot be written"):
-        run.write_plan({"verdict": "missed"})
-    assert run.plan()["verdict"] == "met" and files_of(run) == ["manifest.json", "plan.json"]
+        run.write_plan(plan("missed"))
+    assert run.plan().verdict == "met" and files_of(run) == ["manifest.json", "plan.json"]
 
 
 def test_a_second_writer_is_refused_with_the_first_ones_process(run):
@@ -277,6 +289,7 @@ def test_a_name_that_is_no_file_name_is_refused(run, tmp_path, name):
         ("manifest.json", b'{"schema": 2}', "manifest.json has schema 2, this harness reads 1"),
         ("fit.json", b'{"schema": 9}', "fit.json has schema 9"),
         ("fit.json", b"\xff", "fit.json is damaged"),
+        ("fit.json", b'{"schema": 1}', "fit.json is damaged"),
         ("trials.jsonl", b'{"trial_id": "t1"}\n', "trials.jsonl line 1 is damaged"),
         ("trials.jsonl", b"null\n", "trials.jsonl line 1 is damaged"),
         ("requests.parquet/t1.parquet", b"PAR1 nonsense", "t1.parquet is damaged"),

@@ -12,9 +12,10 @@ import report_sample as sample
 from report_page import Page, read, squeeze, table_with
 
 from harness import wire
-from harness.capacity.planning.plan import headline_target
 from harness.capacity.planning.prediction import sealed
+from harness.records.plan import Plan, ValidationRow
 from harness.records.schema import Rung, StageStatistics
+from harness.records.slo import Promise
 from harness.report import decision, facts, figures, page, words
 from harness.report.page import write_report
 
@@ -86,11 +87,11 @@ def test_inconclusive_gives_the_reason_and_does_not_sign(pages):
 
 def test_a_prediction_shows_what_was_said_before_and_what_is_held_against_the_limit(runs, pages):
     shown = table_with(pages["met"], "Said before")
-    stored = runs["met"].plan()["validation"]
+    stored = runs["met"].plan().validation
     assert len(shown) == len(stored) == 6
     for cells, row in zip(shown, stored, strict=True):
-        assert cells["Said before"] == words.figure(row["said_before"])
-        assert cells["Given the arrivals"] == words.figure(row["predicted"])
+        assert cells["Said before"] == words.figure(row.said_before)
+        assert cells["Given the arrivals"] == words.figure(row.predicted)
     text = squeeze(Page(pages["met"]).text)
     assert "predicted before it was run" not in text
     assert "these trials were offered 80% to 100% of the audio that it asks for" in text
@@ -143,21 +144,21 @@ def test_the_scope_names_what_the_counts_leave_out(pages):
 @pytest.mark.parametrize("verdict", ["met", "inconclusive"])
 def test_every_target_has_all_its_figures(runs, pages, verdict):
     rows = [[squeeze(cell) for cell in row] for row in Page(pages[verdict]).tables[0][1:]]
-    targets = runs[verdict].plan()["targets"]
+    targets = runs[verdict].plan().targets
     assert len(rows) == len(targets) == 4
     for row, target in zip(rows, targets, strict=True):
         assert row[:3] == [
-            words.figure(target["qps"]),
-            words.figure(target["devices"]),
-            words.interval(target["interval"]),
+            words.figure(target.qps),
+            words.figure(target.devices),
+            words.interval(target.interval),
         ]
-        assert words.metric(target["binding"]) in row[3]
+        assert words.metric(target.binding) in row[3]
         assert row[4:] == [
-            words.percent(target["utilisation"]),
-            words.figure(target["headroom_qps"]) + " req/s",
-            str(target["devices_n_plus_1"]),
-            str(target["devices_n_plus_2"]),
-            target["basis"],
+            words.percent(target.utilisation),
+            words.figure(target.headroom_qps) + " req/s",
+            str(target.devices_n_plus_1),
+            str(target.devices_n_plus_2),
+            target.basis,
         ]
 
 
@@ -167,7 +168,7 @@ def test_an_absent_device_count_is_said_in_words(tmp_path):
     rows = Page(read(sample.make_run(tmp_path, "missed", plan=plan))).tables[0]
     assert rows[1][1] == "not known"
     plan["verdict"] = "missed"
-    assert decision.decide(sample.manifest(), plan).answer.startswith("No number of devices helps")
+    assert decision.decide(sample.manifest(), Plan.of(plan)).answer.startswith("No number of devices helps")
 
 
 def test_a_run_without_fit_plan_and_open_trials_is_still_a_page(tmp_path):
@@ -228,7 +229,7 @@ def test_each_surge_says_who_is_served_who_is_told_busy_and_when_it_is_over(outl
 
 
 def test_a_surge_is_drawn_with_its_length_and_a_line_for_each_way_to_let_callers_in():
-    rows = sample.behaviour_record()["surges"][:2]
+    rows = Plan.of(sample.outlook_record()).behaviour.surges[:2]
     figure = figures.surge(rows, {"all are let in": "#111", "the rest are told busy": "#222"})
     assert [trace.line.color for trace in figure.data] == ["#111", "#222"]
     assert (figure.layout.shapes[0].x0, figure.layout.shapes[0].x1) == (0, 15)
@@ -311,11 +312,11 @@ def test_the_page_says_when_it_expires_and_with_what(pages):
 
 def test_promises_that_no_open_run_tested_are_among_what_was_not_measured():
     """Of the sample's promises, that on the RTF of short requests was judged by too few, and foretold by no row."""
-    said = decision.not_measured(sample.manifest(), [], sample.plan_record())
+    said = decision.not_measured(sample.manifest(), [], Plan.of(sample.plan_record()))
     (line,) = [line for line in said if "for want of requests" in line]
     assert "real-time factor of short requests (95th percentile). There" in line and "first audio" not in line
-    rows = [{"trial_id": "open-01", "metric": "rtf p95 of class short", "passed": True}]
-    tested = decision.not_measured(sample.manifest(), [], sample.plan_record() | {"validation": rows})
+    rows = [sample.validation_record("met")[0] | {"metric": "rtf p95 of class short"}]
+    tested = decision.not_measured(sample.manifest(), [], Plan.of(sample.plan_record() | {"validation": rows}))
     assert not [line for line in tested if "for want of requests" in line]
 
 
@@ -323,16 +324,15 @@ def test_promises_that_no_open_run_tested_are_among_what_was_not_measured():
 def test_where_a_device_is_several_gpus_the_answer_counts_them(gpus, said):
     plan = sample.plan_record() | {"gpus_per_device": gpus}
     plan["targets"] = [plan["targets"][0] | {"devices": 5}]
-    assert said in decision.decide(sample.manifest(), plan).answer
+    assert said in decision.decide(sample.manifest(), Plan.of(plan)).answer
 
 
 def test_the_headline_prefers_a_measured_target(runs):
-    targets = runs["met"].plan()["targets"]
-    assert headline_target(targets)["qps"] == 5
-    beyond = [target | {"basis": "extrapolated"} for target in targets]
-    assert headline_target(beyond)["qps"] == 20
-    plan = sample.plan_record() | {"targets": beyond}
-    assert decision.decide(sample.manifest(), plan).basis == "extrapolated"
+    plan = runs["met"].plan()
+    assert plan.headline().qps == 5
+    beyond = replace(plan, targets=tuple(replace(target, basis="extrapolated") for target in plan.targets))
+    assert beyond.headline().qps == 20
+    assert decision.decide(sample.manifest(), beyond).basis == "extrapolated"
 
 
 def test_nothing_is_loaded_from_elsewhere(pages):
@@ -384,7 +384,7 @@ def test_names_from_a_user_are_escaped(tmp_path):
 
 
 def test_a_name_in_a_plot_cannot_become_a_tag_of_plotly(runs):
-    promise = {"traffic_class": "<a href='x'>", "metric": "ttfa_s", "quantile": 0.95, "limit": 1.0}
+    promise = Promise("<a href='x'>", "ttfa_s", 0.95, 1.0)
     run = runs["met"]
     figure = figures.first_audio(deployments_of(run, run.fit(), None), [promise])
     labels = [annotation.text for annotation in figure.layout.annotations]
@@ -450,7 +450,7 @@ def test_points_come_from_the_ladder_and_first_audio_from_each_load_held(runs, s
 
 def test_the_best_is_the_fits_else_the_plans(runs):
     run = runs["met"]
-    second = run.fit() | {"best": 1}
+    second = replace(run.fit(), best=1)
     assert [entry.letter for entry in deployments_of(run, second, run.plan()) if entry.best] == ["B"]
     assert [entry.letter for entry in deployments_of(run, None, run.plan()) if entry.best] == ["A"]
     assert not any(entry.best for entry in deployments_of(run, None, None))
@@ -479,17 +479,22 @@ def test_marks_of_an_invalid_trial_are_hollow(swept):
 
 
 def test_prediction_plot_tells_high_from_low_and_passed_from_failed():
-    rows = [
-        {"rate_per_s": 1, "metric": "rtf p95 of class long", "predicted": 0.5, "measured": 0.4}
-        | {"relative_error": 0.25, "limit": 0.3, "passed": True},
-        {"rate_per_s": 2, "metric": "m", "predicted": 0.2, "measured": 0.4}
-        | {"relative_error": 0.5, "limit": 0.3, "passed": False},
-        {"rate_per_s": 3, "metric": "m", "predicted": None, "measured": None}
-        | {"relative_error": None, "limit": 0.3, "passed": False},
-    ]
+    known = {"trial_id": "open", "limit": 0.3, "predicted_interval": (None, None)}
+    first = ValidationRow(
+        metric="rtf p95 of class long",
+        rate_per_s=1,
+        predicted=0.5,
+        measured=0.4,
+        relative_error=0.25,
+        passed=True,
+        **known,
+    )
+    second = replace(first, rate_per_s=2, metric="m", predicted=0.2, relative_error=0.5, passed=False)
+    unheard = replace(second, rate_per_s=3, predicted=None, measured=None, relative_error=None)
+    rows = [first, second, unheard]
     figure = figures.prediction(rows)
     assert [list(trace.x) for trace in figure.data] == [[25.0], [-50.0], []]
-    undecided = figures.prediction([rows[0] | {"passed": None}])
+    undecided = figures.prediction([replace(first, passed=None)])
     assert [(list(trace.x), trace.marker.symbol) for trace in undecided.data][2] == ([25.0], "circle-open")
     assert figure.layout.yaxis.ticktext == ("RTF p95, long", "m")
     assert [(band.x0, band.x1) for band in figure.layout.shapes] == [(-30, 30)] * 2

@@ -4,12 +4,13 @@ import pandas as pd
 import pytest
 import report_sample as sample
 
+from harness.records.plan import Plan
 from harness.report import notebook_plots, tables
 
 
 @pytest.mark.parametrize("emulated", [False, True])
 def test_emulated_figures_say_so_and_are_never_measured(emulated):
-    plan = sample.outlook_record() | {"emulated": emulated}
+    plan = Plan.of(sample.outlook_record() | {"emulated": emulated})
     found = [*tables.targets(plan)["basis"], *tables.surges(plan)["basis"], *tables.sensitivity(plan)["basis"]]
     known = [basis for basis in found if basis]
     assert ("measured" in known) == (not emulated)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import report_sample as sample
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import wire
+from harness.records.plan import Plan, PlannedTarget
+from harness.records.slo import Promise
 from harness.report import words
 
 
@@ -47,18 +50,19 @@ def test_metrics_in_words():
 
 
 def test_what_sets_a_count_is_a_limit_only_above_one_device():
-    cap = {"binding": "utilisation 0.85"}
-    assert words.bound(cap | {"devices": 1}) == "minimum of one device"
-    assert words.bound(cap | {"devices": 2}) == "cap on utilisation (85%)"
-    assert words.bound({"devices": None, "binding": "rtf p95 of class long"}).startswith("real-time factor")
+    cap = PlannedTarget(qps=1.0, binding="utilisation 0.85")
+    assert words.bound(replace(cap, devices=1)) == "minimum of one device"
+    assert words.bound(replace(cap, devices=2)) == "cap on utilisation (85%)"
+    assert words.bound(replace(cap, binding="rtf p95 of class long")).startswith("real-time factor")
 
 
 def test_utilisation_is_defined_by_the_figures_of_the_plan():
-    plan = {"utilisation_cap": 0.85, "targets": [{"qps": 20.0, "devices": 5, "utilisation": 0.8}]}
+    whole = Plan.of(sample.plan_record())
+    plan = replace(whole, utilisation_cap=0.85, targets=(PlannedTarget(qps=20.0, devices=5, utilisation=0.8),))
     assert words.steady_rate(plan) == 5.0
     assert "requests/s / (devices x 5)" in words.utilisation(plan)
     assert "planned up to 85%, 4.25" in words.utilisation(plan)
-    assert words.utilisation({"targets": [{"qps": 1.0, "devices": None, "utilisation": None}]}) == ""
+    assert words.utilisation(replace(whole, targets=(PlannedTarget(qps=1.0),))) == ""
 
 
 @pytest.mark.parametrize(("confidence", "said"), [(0.95, "95%"), (0.975, "97.5%"), (0.99, "99%")])
@@ -67,7 +71,7 @@ def test_a_level_of_confidence_is_not_rounded(confidence, said):
 
 
 def test_promises_in_words():
-    promise = {"traffic_class": "long", "metric": "stall_longest_s", "quantile": 0.999, "limit": 0.5}
+    promise = Promise("long", "stall_longest_s", 0.999, 0.5)
     assert words.promise(promise) == "for 99.9% of requests the longest stall is at most 0.5 s"
 
 

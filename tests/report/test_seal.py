@@ -34,7 +34,7 @@ def test_a_signed_run_is_intact_and_signing_it_twice_gives_the_same_bytes(signed
     first = (signed / SEAL_NAME).read_bytes()
     found = check_seal(signed)
     assert found.problems == () and found.files >= 4
-    assert found.verdict == Run.open(signed).plan()["verdict"]
+    assert found.verdict == Run.open(signed).plan().verdict
     sign(Run.open(signed))
     assert (signed / SEAL_NAME).read_bytes() == first
 
@@ -42,9 +42,9 @@ def test_a_signed_run_is_intact_and_signing_it_twice_gives_the_same_bytes(signed
 def test_a_pipeline_reads_the_answer_from_it(signed):
     content, plan = json.loads((signed / SEAL_NAME).read_text()), Run.open(signed).plan()
     answer = content["answer"]
-    assert (content["verdict"], answer["unit"], answer["reasons"]) == (plan["verdict"], plan["unit"], plan["reasons"])
+    assert (content["verdict"], answer["unit"], answer["reasons"]) == (plan.verdict, plan.unit, list(plan.reasons))
     assert [(each["qps"], each["devices"]) for each in answer["targets"]] == [
-        (each["qps"], each["devices"]) for each in plan["targets"]
+        (each.qps, each.devices) for each in plan.targets
     ]
 
 
@@ -202,11 +202,11 @@ def test_a_fit_of_a_signed_run_is_printed_and_not_stored(signed):
 
 def test_intervals_of_rates_are_of_the_plans_confidence_and_say_so(signed):
     run = Run.open(signed)
-    wide = run.fit()["deployments"][run.fit()["best"]]["max_rate_interval"]
+    wide = run.fit().best_deployment.max_rate_interval
     run.update_manifest(plan=run.manifest.plan | {"confidence": 0.5})
     fit = fit_of(run)
-    narrow = fit["deployments"][fit["best"]]["max_rate_interval"]
-    assert fit["confidence"] == 0.5 and narrow[1] - narrow[0] < 0.7 * (wide[1] - wide[0])
+    narrow = fit.best_deployment.max_rate_interval
+    assert fit.confidence == 0.5 and narrow[1] - narrow[0] < 0.7 * (wide[1] - wide[0])
     run.write_fit(fit)
     assert "50% interval" in best_in_words(run)
     assert "95% interval" in best_in_words(Run.open(SAMPLE))  # an older fit does not say its level

@@ -140,11 +140,11 @@ def test_the_command_refuses_a_forged_answer_and_takes_a_signed_one_whatever_is_
     told = lambda *options: CliRunner().invoke(app, ["signoff", "--check", str(folder), *options])  # noqa: E731
     monkeypatch.setattr(recomputed, "differences", lambda run: [])
     sealed = told()
-    assert sealed.exit_code == OF_VERDICT[run.plan()["verdict"]] and "sealed, not signed with a key" in sealed.stdout
+    assert sealed.exit_code == OF_VERDICT[run.plan().verdict] and "sealed, not signed with a key" in sealed.stdout
     assert told("--trust", f"{key}.pub").exit_code == 2  # no signature
     sign_seal(folder, key)
     monkeypatch.setattr(recomputed, "differences", lambda run: ["devices: the answer says 2, its records give 5"])
     forged, signed = told(), told("--trust", f"{key}.pub")
     assert forged.exit_code == 2 and "its records give 5" in forged.stdout and "not to be relied on" in forged.stdout
-    assert signed.exit_code == OF_VERDICT[run.plan()["verdict"]] and "warning: devices" in signed.stdout
+    assert signed.exit_code == OF_VERDICT[run.plan().verdict] and "warning: devices" in signed.stdout
     assert CliRunner().invoke(app, ["signoff", "quick", "--trust", f"{key}.pub"]).exception is not None

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from capacity_truth import bare_fit
 from google.protobuf import text_format
 from report_page import Page
 from report_sample import make_run
@@ -22,7 +23,7 @@ def point(sessions=1.0, frames_per_s=50.0, queue_s=0.001, valid=True) -> Point:
 
 def entry(letter: str, delay_us: int, *points: Point, best=False, rate=None, **knobs) -> Deployment:
     all_knobs = {f"{stage}.delay_us": delay_us for stage in wire.STAGES} | knobs
-    fit = {"max_rate_per_s": rate, "max_rate_interval": [rate, rate], "inconclusive": ""}
+    fit = bare_fit(max_rate_per_s=rate, max_rate_interval=(rate, rate))
     return Deployment(letter, letter, all_knobs, tuple(points), best, fit if rate is not None else None)
 
 
@@ -65,11 +66,11 @@ def test_answers_come_best_first_and_say_why_there_is_none():
 def test_the_page_names_the_best_its_files_and_every_trial(tmp_path):
     run = make_run(tmp_path)
     page = Page(write_sweep_report(run).read_text())
-    best = run.fit()["deployments"][run.fit()["best"]]
+    best = run.fit().best_deployment
     assert "never keep up" in page.text and "133 ms" in page.text
     assert all(trial.trial_id in page.text for trial in run.trials())
     assert "winner/" in page.text and best_in_words(run).startswith("best: ")
-    configs = Deployed(knobs=best["deployment"]).configs()
+    configs = Deployed(knobs=best.deployment).configs()
     for model in wire.MODELS:
         written = (run.path / "winner" / model / "config.pbtxt").read_text()
         assert text_format.Parse(written, model_config_pb2.ModelConfig()) == configs[model]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -25,8 +25,25 @@ from harness.capacity.models.scaling import fit_scaling
 from harness.capacity.models.service import BatchTimes, fit_service_time
 from harness.capacity.models.steps import Rungs, StepFit, band, fit_step_time
 from harness.errors import InconclusiveError
+from harness.records.fit import (
+    ExcludedTrial,
+    Fit,
+    FittedDeployment,
+    FittedKv,
+    FittedScaling,
+    FittedStage,
+    FittedStep,
+    Part,
+    ServicePoint,
+    StepPoint,
+    Unfitted,
+    UnfittedStage,
+    fitted,
+)
 from harness.records.schema import Rung, Trial
+from harness.records.slo import Promise
 from harness.topology import kv_instances, topology_of
+from harness.traffic.mix import Mix
 
 CONFIDENCE = 0.95
 
@@ -34,8 +51,8 @@ CONFIDENCE = 0.95
 def fit_run(
     trials: Sequence[Trial],
     requests: pd.DataFrame,
-    mix,
-    promises: Sequence,
+    mix: Mix,
+    promises: Sequence[Promise],
     rng: np.random.Generator,
     unit: str,
     *,
@@ -44,7 +61,7 @@ def fit_run(
     extrapolation: float = 1.0,
     confidence: float = CONFIDENCE,
     progress: Callable[[str], None] | None = None,
-) -> dict:
+) -> Fit:
     """fit.json of a run, from its VALID ladder trials; open-loop trials are kept for validation.
 
     ``requests``: metrics.per_request with a column trial_id. ``session_limit``: sessions that a device lets in.
@@ -64,50 +81,53 @@ def fit_run(
             progress(f"fitting deployment {number} of {len(groups)}")
         physics = _fit_physics(deployment, ladders, requests, rng)
         own = kv.get(topology_of(deployment)) if isinstance(kv, Mapping) else kv
-        physics["kv"] = _kv_record(own, deployment)
-        deployments.append(
-            physics | _fit_rate(physics, traffic, promises, rng, session_limit, extrapolation, confidence)
-        )
-    return {
-        "schema": 1,
-        "unit": unit,
-        "session_limit": session_limit,
-        "extrapolation": extrapolation,
-        "confidence": confidence,
-        "traffic_seed": traffic_seed,
-        "deployments": deployments,
-        "best": best_of(deployments),
-        "excluded": excluded,
-    }
+        physics = replace(physics, kv=_kv_record(own, deployment))
+        deployments.append(_fit_rate(physics, traffic, promises, rng, session_limit, extrapolation, confidence))
+    return Fit(
+        unit=unit,
+        session_limit=session_limit,
+        extrapolation=extrapolation,
+        confidence=confidence,
+        traffic_seed=traffic_seed,
+        deployments=tuple(deployments),
+        best=best_of(deployments),
+        excluded=tuple(excluded),
+    )
 
 
-def best_of(deployments: Sequence[dict]) -> int | None:
+def best_of(deployments: Sequence[FittedDeployment]) -> int | None:
     """The number of the deployment with the highest rate, among those with the most ladders; None where no rate is
     above 0.
 
     The highest of many single ladders is one that met a host at its best. A second one of it comes out lower in the
     mean, and does not show that those with a single ladder are better: they had come out lower when all had one.
     """
-    rates = [each["max_rate_per_s"] or 0.0 for each in deployments]
-    most = max((len(each["trial_ids"]) for each, rate in zip(deployments, rates, strict=True) if rate), default=0)
-    compared = [rate if len(each["trial_ids"]) == most else 0.0 for each, rate in zip(deployments, rates, strict=True)]
+    most = max((len(each.trial_ids) for each in deployments if each.rate()), default=0)
+    compared = [each.rate() if len(each.trial_ids) == most else 0.0 for each in deployments]
     return int(np.argmax(compared)) if any(compared) else None
 
 
 def limits_of(
-    deployment_fit: dict, promises: Sequence, session_limit: int | None, extrapolation: float, traffic: Traffic
+    fit: FittedDeployment,
+    promises: Sequence[Promise],
+    session_limit: int | None,
+    extrapolation: float,
+    traffic: Traffic,
 ) -> Limits:
-    """The limits that a search on this deployment holds, under this traffic."""
-    most = max(round(deployment_fit["step_time"]["max_sessions"] * extrapolation), 1)
-    if not deployment_fit.get("kv"):
+    """The limits that a search on this deployment holds, under this traffic.
+
+    Raises InconclusiveError where its step time is not known.
+    """
+    most = max(round(fitted(fit.step_time).max_sessions * extrapolation), 1)
+    if fit.kv is None:
         return Limits(tuple(promises), most, session_limit)
-    kv = KvRoom(**deployment_fit["kv"])
+    kv = KvRoom.of_record(fit.kv)
     return Limits(tuple(promises), most, session_limit, kv, kv.slots(traffic.whole_frames))
 
 
-def _kv_record(kv: KvRoom | None, deployment: dict) -> dict | None:
+def _kv_record(kv: KvRoom | None, deployment: dict) -> FittedKv | None:
     """The room of a deployment, with its own instances."""
-    return None if kv is None else asdict(replace(kv, instances=deployment.get(kv_instances(deployment), kv.instances)))
+    return None if kv is None else kv.record(deployment.get(kv_instances(deployment), kv.instances))
 
 
 def usable_rungs(trial: Trial) -> tuple[list[Rung], list[str]]:
@@ -125,7 +145,7 @@ def usable_rungs(trial: Trial) -> tuple[list[Rung], list[str]]:
     return usable, reasons
 
 
-def _group(trials: Sequence[Trial]) -> tuple[list[tuple[dict, list[Trial]]], list[dict]]:
+def _group(trials: Sequence[Trial]) -> tuple[list[tuple[dict, list[Trial]]], list[ExcludedTrial]]:
     """Deployments in order of their first ladder, with their VALID ladders; and what was left out, and why."""
     groups: dict[str, tuple[dict, list[Trial]]] = {}
     excluded = []
@@ -139,67 +159,79 @@ def _group(trials: Sequence[Trial]) -> tuple[list[tuple[dict, list[Trial]]], lis
             if ladders is not None:
                 ladders.append(trial)
         if reasons:
-            excluded.append({"trial_id": trial.trial_id, "reasons": reasons})
+            excluded.append(ExcludedTrial(trial_id=trial.trial_id, reasons=tuple(reasons)))
     return list(groups.values()), excluded
 
 
-def _fit_physics(deployment: dict, ladders: list[Trial], requests: pd.DataFrame, rng: np.random.Generator) -> dict:
-    fitted = {
-        "deployment": deployment,
-        "trial_ids": [trial.trial_id for trial in ladders],
-        "stages": _fit_stages(ladders),
-        "step_time": {},
-        "first_audio": {"inconclusive": "the step time is not known"},
-        "rtf": {"inconclusive": "the step time is not known"},
-        "stalls": {},
-        "scaling": _fit_scaling(ladders),
-    }
+def _fit_physics(
+    deployment: dict, ladders: list[Trial], requests: pd.DataFrame, rng: np.random.Generator
+) -> FittedDeployment:
+    """All but the rate of a deployment, and its room for KV caches."""
+    no_step = Unfitted(inconclusive="the step time is not known")
+    physics = FittedDeployment(
+        deployment=deployment,
+        trial_ids=tuple(trial.trial_id for trial in ladders),
+        stages=_fit_stages(ladders),
+        step_time=no_step,
+        first_audio=no_step,
+        rtf=no_step,
+        stalls={},
+        scaling=_fit_scaling(ladders),
+        max_rate_per_s=None,
+        max_rate_interval=(None, None),
+        binding="",
+        inconclusive="",
+    )
     try:
         step = fit_step_time(_rungs(ladders), rng)
     except InconclusiveError as error:
-        return fitted | {"step_time": {"inconclusive": str(error)}}
-    fitted["step_time"] = _step_time_record(step, _rungs(ladders))
+        return replace(physics, step_time=Unfitted(inconclusive=str(error)))
     observed = observe(ladders, requests, step.step_time)
-    for name, fit in (("first_audio", fit_first_audio), ("rtf", fit_rtf)):
-        try:
-            fitted[name] = fit(observed)
-        except InconclusiveError as error:
-            fitted[name] = {"inconclusive": str(error)}
-    return fitted | {"stalls": fit_stalls(observed)}
+    return replace(
+        physics,
+        step_time=_step_time_record(step, _rungs(ladders)),
+        first_audio=_or_unfitted(fit_first_audio, observed),
+        rtf=_or_unfitted(fit_rtf, observed),
+        stalls=fit_stalls(observed),
+    )
+
+
+def _or_unfitted(fit: Callable[[pd.DataFrame], Part], observed: pd.DataFrame) -> Part | Unfitted:
+    try:
+        return fit(observed)
+    except InconclusiveError as error:
+        return Unfitted(inconclusive=str(error))
 
 
 def _fit_rate(
-    physics: dict,
+    physics: FittedDeployment,
     traffic: Traffic,
-    promises: Sequence,
+    promises: Sequence[Promise],
     rng: np.random.Generator,
     session_limit: int | None,
     extrapolation: float,
     confidence: float,
-) -> dict:
-    """The highest Poisson rate of one device that keeps every promise, its interval, and what binds."""
-    nothing = {"max_rate_per_s": None, "max_rate_interval": [None, None], "binding": ""}
-    if not physics["trial_ids"]:
-        return nothing | {"inconclusive": "none of its ladders is VALID: measure one again"}
+) -> FittedDeployment:
+    """With the highest Poisson rate of one device that keeps every promise, its interval, and what binds."""
+    if not physics.trial_ids:
+        return replace(physics, inconclusive="none of its ladders is VALID: measure one again")
     try:
         device = Device.from_fit(physics)
         limits = limits_of(physics, promises, session_limit, extrapolation, traffic)
         limits.check(device, traffic.class_names)
     except InconclusiveError as error:
-        return nothing | {"inconclusive": str(error)}
+        return replace(physics, inconclusive=str(error))
     (steady, binding), draws = steady_limit(device, limits), steady_draws(device, limits, rng)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     if steady <= 0 and np.quantile(draws, tails[1]) > 0:
-        return nothing | {
-            "binding": binding,
-            "inconclusive": f"one session alone breaks {binding}, but too narrowly to be sure: repeat the ladder",
-        }
+        why = f"one session alone breaks {binding}, but too narrowly to be sure: repeat the ladder"
+        return replace(physics, binding=binding, inconclusive=why)
     if steady <= 0:
-        return {"max_rate_per_s": 0.0, "max_rate_interval": [0.0, 0.0], "binding": binding, "inconclusive": ""}
+        return replace(physics, max_rate_per_s=0.0, max_rate_interval=(0.0, 0.0), binding=binding)
     rate, binding = highest_rate(device, traffic, limits)
     draws = draws * simulation_noise(len(draws), rng)
-    interval = (rate * np.quantile(draws / steady, tails)).tolist()
-    return {"max_rate_per_s": rate, "max_rate_interval": interval, "binding": binding, "inconclusive": ""}
+    low, high = (rate * np.quantile(draws / steady, tails)).tolist()
+    return replace(physics, max_rate_per_s=rate, max_rate_interval=(low, high), binding=binding)
 
 
 def _rungs(ladders: list[Trial]) -> Rungs:
@@ -209,74 +241,78 @@ def _rungs(ladders: list[Trial]) -> Rungs:
     return Rungs(sessions, sessions / frames_per_s, np.array([number for number, _ in usable], dtype=int))
 
 
-def _step_time_record(fit: StepFit, rungs: Rungs) -> dict:
+def _step_time_record(fit: StepFit, rungs: Rungs) -> FittedStep:
     order = np.argsort(rungs.sessions, kind="stable")
     low_s, high_s = band(fit, rungs.step_s)
-    columns = (rungs.sessions[order], rungs.step_s[order], low_s[order], high_s[order])
-    names = ("sessions", "step_s", "low_s", "high_s")
-    return {
-        "intercept_s": fit.line[0],
-        "slope_s": fit.line[1],
-        "kind": fit.step_time.kind,
-        "values": list(fit.step_time.values),
-        "knots": list(fit.step_time.knots),
-        "r_squared": fit.r_squared,
-        "noise": fit.noise,
-        "max_sessions": fit.max_sessions,
-        "points": [dict(zip(names, map(float, row), strict=True)) for row in zip(*columns, strict=True)],
-        "draws": [[float(f"{value:.6g}") for value in draw] for draw in fit.draws],
-        "inconclusive": "",
-    }
+    columns = (each[order].tolist() for each in (rungs.sessions, rungs.step_s, low_s, high_s))
+    points = zip(*columns, strict=True)
+    return FittedStep(
+        intercept_s=fit.line[0],
+        slope_s=fit.line[1],
+        kind=fit.step_time.kind,
+        values=fit.step_time.values,
+        knots=fit.step_time.knots,
+        r_squared=fit.r_squared,
+        noise=fit.noise,
+        max_sessions=fit.max_sessions,
+        points=tuple(StepPoint(sessions=n, step_s=s, low_s=low, high_s=high) for n, s, low, high in points),
+        draws=tuple(tuple(float(f"{value:.6g}") for value in draw) for draw in fit.draws),
+    )
 
 
-def _fit_stages(ladders: list[Trial]) -> list[dict]:
+def _fit_stages(ladders: list[Trial]) -> tuple[FittedStage | UnfittedStage, ...]:
     windows = [stage for trial in ladders for rung in trial.rungs for stage in rung.stages]
     names = list(dict.fromkeys(window.stage for window in windows))
-    return [_fit_stage(name, BatchTimes.collect(w for w in windows if w.stage == name)) for name in names]
+    return tuple(_fit_stage(name, BatchTimes.collect(w for w in windows if w.stage == name)) for name in names)
 
 
-def _fit_stage(name: str, times: BatchTimes) -> dict:
+def _fit_stage(name: str, times: BatchTimes) -> FittedStage | UnfittedStage:
     columns = (times.batch_size.astype(int).tolist(), times.executions.astype(int).tolist(), times.mean_s.tolist())
-    keys = ("batch_size", "executions", "mean_s")
-    record = {"stage": name, "points": [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]}
+    rows = zip(*columns, strict=True)
+    points = tuple(ServicePoint(batch_size=size, executions=n, mean_s=mean_s) for size, n, mean_s in rows)
     try:
         fit = fit_service_time(times, CONFIDENCE)
     except InconclusiveError as error:
-        return record | {"inconclusive": str(error)}
-    return record | {
-        "alpha_s": fit.alpha_s,
-        "tau0_s": fit.tau0_s,
-        "alpha_interval_s": finite(fit.alpha_interval_s),
-        "tau0_interval_s": finite(fit.tau0_interval_s),
-        "r_squared": fit.r_squared,
-        "worst_residual": fit.worst_residual,
-        "runs_p_value": finite([fit.runs_p_value])[0],
-        "inconclusive": "",
-    }
+        return UnfittedStage(stage=name, points=points, inconclusive=str(error))
+    return FittedStage(
+        stage=name,
+        points=points,
+        alpha_s=fit.alpha_s,
+        tau0_s=fit.tau0_s,
+        alpha_interval_s=_finite_pair(fit.alpha_interval_s),
+        tau0_interval_s=_finite_pair(fit.tau0_interval_s),
+        r_squared=fit.r_squared,
+        worst_residual=fit.worst_residual,
+        runs_p_value=finite([fit.runs_p_value])[0],
+    )
 
 
-def _fit_scaling(ladders: list[Trial]) -> dict:
+def _fit_scaling(ladders: list[Trial]) -> FittedScaling | Unfitted:
     rungs = [rung for trial in ladders for rung in usable_rungs(trial)[0]]
     try:
         fit = fit_scaling(
             np.array([rung.sessions for rung in rungs]), np.array([rung.frames_per_s for rung in rungs]), CONFIDENCE
         )
     except InconclusiveError as error:
-        return {"inconclusive": str(error)}
-    return {
-        "gamma": fit.gamma,
-        "sigma": fit.sigma,
-        "kappa": fit.kappa,
-        "gamma_interval": list(fit.gamma_interval),
-        "sigma_interval": list(fit.sigma_interval),
-        "kappa_interval": list(fit.kappa_interval),
-        "r_squared": fit.r_squared,
-        "peak_sessions": finite([fit.peak_concurrency()])[0],
-        "largest_measured": fit.largest_measured,
-        "inconclusive": "",
-    }
+        return Unfitted(inconclusive=str(error))
+    return FittedScaling(
+        gamma=fit.gamma,
+        sigma=fit.sigma,
+        kappa=fit.kappa,
+        gamma_interval=fit.gamma_interval,
+        sigma_interval=fit.sigma_interval,
+        kappa_interval=fit.kappa_interval,
+        r_squared=fit.r_squared,
+        peak_sessions=finite([fit.peak_concurrency()])[0],
+        largest_measured=fit.largest_measured,
+    )
 
 
-def finite(values: Sequence[float]) -> list[float | None]:
+def _finite_pair(bounds: Sequence[float]) -> tuple[float | None, float | None]:
+    low, high = finite(bounds)
+    return low, high
+
+
+def finite(values: Iterable[float]) -> list[float | None]:
     """For JSON, which knows neither NaN nor infinity: they become None."""
     return [float(value) if math.isfinite(value) else None for value in values]

@@ -12,6 +12,7 @@ from harness.capacity.models.spreads import MIN_OF_A_CLASS, Spread, StallTable
 from harness.capacity.models.steps import StepTime
 from harness.capacity.simulator.sessions import Activity
 from harness.errors import InconclusiveError
+from harness.records.fit import FittedFirstAudio, FittedRtf, FittedStalls, StartPoint
 from harness.records.schema import Trial
 
 MIN_STARTS = 8
@@ -80,7 +81,7 @@ def _mean_steps(requests: pd.DataFrame, activity: Activity, step_time: StepTime)
         return np.where(frames > 0, (last_s - first_s) / frames, np.nan)
 
 
-def fit_first_audio(observed: pd.DataFrame) -> dict:
+def fit_first_audio(observed: pd.DataFrame) -> FittedFirstAudio:
     """Least squares of relative errors: time to first audio = base_s + steps x step time at the start.
 
     From requests that started inside rungs that kept pace with speech: behind its pace, requests wait in queues of
@@ -103,16 +104,15 @@ def fit_first_audio(observed: pd.DataFrame) -> dict:
     )
     base_s, steps = _base_and_steps(*(groups[name].to_numpy(dtype=float) for name in groups))
     ratios = starts["ttfa_s"].to_numpy(float) / (base_s + steps * starts["start_step_s"].to_numpy(float))
-    spread = Spread.measure(ratios, starts["traffic_class"].to_numpy(str), starts["rung"].to_numpy(int)).to_dict()
-    return {
-        "base_s": base_s,
-        "steps": steps,
-        "starts": "inside the rungs" if inside else "all",
-        "residual_quantiles": spread["quantiles"],
-        "spread": spread,
-        "points": [{"sessions": float(n), **row} for n, row in groups.to_dict("index").items()],
-        "inconclusive": "",
-    }
+    spread = Spread.measure(ratios, starts["traffic_class"].to_numpy(str), starts["rung"].to_numpy(int)).record()
+    return FittedFirstAudio(
+        base_s=base_s,
+        steps=steps,
+        starts="inside the rungs" if inside else "all",
+        residual_quantiles=spread.quantiles,
+        spread=spread,
+        points=tuple(StartPoint(sessions=float(n), **row) for n, row in groups.to_dict("index").items()),
+    )
 
 
 def _base_and_steps(step_s: np.ndarray, ttfa_s: np.ndarray, count: np.ndarray) -> tuple[float, float]:
@@ -129,7 +129,7 @@ def _base_and_steps(step_s: np.ndarray, ttfa_s: np.ndarray, count: np.ndarray) -
     return (base_s, steps) if base_s >= 0 else (0.0, through_origin)
 
 
-def fit_rtf(observed: pd.DataFrame) -> dict:
+def fit_rtf(observed: pd.DataFrame) -> FittedRtf:
     """Scatter of RTF around mean step time / seconds of a frame. Raises InconclusiveError below 8 requests."""
     known = observed[observed["served"].astype(bool) & (observed["rtf"] > 0) & (observed["mean_step_s"] > 0)]
     if len(known) < MIN_STARTS:
@@ -138,11 +138,11 @@ def fit_rtf(observed: pd.DataFrame) -> dict:
             "lengthen the rungs of the ladder"
         )
     ratios = known["rtf"].to_numpy(float) * wire.SECONDS_PER_FRAME / known["mean_step_s"].to_numpy(float)
-    spread = Spread.measure(ratios, known["traffic_class"].to_numpy(str), known["rung"].to_numpy(int)).to_dict()
-    return {"spread": spread, "inconclusive": ""}
+    spread = Spread.measure(ratios, known["traffic_class"].to_numpy(str), known["rung"].to_numpy(int))
+    return FittedRtf(spread=spread.record())
 
 
-def fit_stalls(observed: pd.DataFrame) -> dict:
+def fit_stalls(observed: pd.DataFrame) -> dict[str, FittedStalls]:
     """A StallTable of all requests, named "", and one of each class with 20 or more; empty without any stall known."""
     known = observed[observed["served"].astype(bool) & observed["stall_longest_s"].notna()]
     known = known[known["mean_step_s"] > 0]
@@ -151,5 +151,5 @@ def fit_stalls(observed: pd.DataFrame) -> dict:
         own = known if name == "" else known[known["traffic_class"] == name]
         if len(own) >= MIN_OF_A_CLASS:
             steps, stalls = own["mean_step_s"].to_numpy(float), own["stall_longest_s"].to_numpy(float)
-            tables[name] = StallTable.measure(steps, stalls).to_dict()
+            tables[name] = StallTable.measure(steps, stalls).record()
     return tables

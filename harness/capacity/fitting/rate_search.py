@@ -129,7 +129,7 @@ class Load:
 
     @property
     def worst(self) -> str:
-        return max(self.shares, key=self.shares.get)
+        return max(self.shares, key=lambda name: self.shares[name])
 
     @property
     def binding(self) -> str:

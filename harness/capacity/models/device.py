@@ -11,6 +11,7 @@ from harness import wire
 from harness.capacity.models.spreads import Sample, Spread, StallTable
 from harness.capacity.models.steps import StepTime
 from harness.errors import InconclusiveError
+from harness.records.fit import FittedDeployment, FittedModel, fitted
 
 METRIC_NAMES = {"ttfa_s": "ttfa", "rtf": "rtf", "stall_longest_s": "longest stall"}
 
@@ -33,21 +34,18 @@ class Device:
     draws: tuple[tuple[float, ...], ...]
 
     @classmethod
-    def from_fit(cls, fit: dict) -> Device:
+    def from_fit(cls, fit: FittedDeployment | FittedModel) -> Device:
         """From a deployment of fit.json, or from the ``model`` of a prediction. Raises InconclusiveError."""
-        step, audio = fit["step_time"], fit["first_audio"]
-        for part in (step, audio, fit["rtf"]):
-            if part["inconclusive"]:
-                raise InconclusiveError(part["inconclusive"])
+        step, audio, rtf = fitted(fit.step_time), fitted(fit.first_audio), fitted(fit.rtf)
         return cls(
-            StepTime(step["kind"], tuple(step["values"]), tuple(step["knots"])),
-            audio["base_s"],
-            audio["steps"],
-            Spread.from_dict(audio["spread"]),
-            Spread.from_dict(fit["rtf"]["spread"]),
-            {name: StallTable.from_dict(table) for name, table in fit["stalls"].items()},
-            step["max_sessions"],
-            tuple(tuple(draw) for draw in step["draws"]),
+            StepTime.of_record(step),
+            audio.base_s,
+            audio.steps,
+            Spread.of_record(audio.spread),
+            Spread.of_record(rtf.spread),
+            {name: StallTable.of_record(table) for name, table in fit.stalls.items()},
+            step.max_sessions,
+            step.draws,
         )
 
     def alternatives(self) -> Iterator[Device]:

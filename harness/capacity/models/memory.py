@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.errors import InputError
+from harness.records.fit import FittedKv
 
 KV_BYTES_PER_TOKEN = {"tiny": 512, "1.5b": 28_672, "7b": 57_344}  # tiny in float32, the others in bfloat16
 CONVOLUTION_STATE_BYTES = 700_000
@@ -72,6 +73,19 @@ class KvRoom:
     instances: int = 1
     voice_frames: int = 150
 
+    @classmethod
+    def of_record(cls, record: FittedKv) -> KvRoom:
+        return cls(record.limit_bytes, record.bytes_per_token, record.instances, record.voice_frames)
+
+    def record(self, instances: int) -> FittedKv:
+        """With so many instances."""
+        return FittedKv(
+            limit_bytes=self.limit_bytes,
+            bytes_per_token=self.bytes_per_token,
+            instances=instances,
+            voice_frames=self.voice_frames,
+        )
+
     @property
     def room_bytes(self) -> float:
         """Of all instances together: that a session is on one of them, and may find that one full, is left out."""
@@ -80,7 +94,7 @@ class KvRoom:
     def bytes_of(self, frames: np.ndarray) -> np.ndarray:
         """Of sessions of so many frames [n], with a prompt for as many."""
         tokens = prompt_tokens(frames, self.voice_frames)
-        return session_bytes(tokens, frames, self.bytes_per_token, state_bytes=0).astype(np.int64)
+        return np.asarray(session_bytes(tokens, frames, self.bytes_per_token, state_bytes=0)).astype(np.int64)
 
     def slots(self, frames_in_progress: np.ndarray) -> float:
         """Sessions that fit, if they are like those found in progress: of so many frames in all [n]."""

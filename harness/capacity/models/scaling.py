@@ -10,6 +10,7 @@ from scipy import optimize, stats
 
 from harness.capacity.models.steps import count_levels
 from harness.errors import InconclusiveError
+from harness.records.fit import FittedScaling
 
 MIN_POINTS = 6
 
@@ -30,6 +31,12 @@ class Scaling:
     kappa_interval: tuple[float, float]
     r_squared: float
     largest_measured: float
+
+    @classmethod
+    def of_record(cls, record: FittedScaling) -> Scaling:
+        coefficients = record.gamma, record.sigma, record.kappa
+        intervals = record.gamma_interval, record.sigma_interval, record.kappa_interval
+        return cls(*coefficients, *intervals, record.r_squared, record.largest_measured)
 
     def throughput_at_concurrency(self, n: float | np.ndarray) -> float | np.ndarray:
         return _throughput(np.asarray(n, dtype=float), self.gamma, self.sigma, self.kappa)
@@ -72,10 +79,10 @@ def _describe(found: optimize.OptimizeResult, n: np.ndarray, x: np.ndarray, scal
     variance = 2 * found.cost / max(len(n) - 3, 1)
     errors = np.sqrt(np.maximum(np.diag(np.linalg.pinv(found.jac.T @ found.jac)) * variance, 0)) * units
     reach = stats.t.ppf((1 + confidence) / 2, len(n) - 3) * errors
-    intervals = [(float(max(v - r, 0)), float(v + r)) for v, r in zip(values, reach, strict=True)]
+    gamma, sigma, kappa = ((float(max(v - r, 0)), float(v + r)) for v, r in zip(values, reach, strict=True))
     left, spread = float(np.sum((x - _throughput(n, *values)) ** 2)), float(np.sum((x - x.mean()) ** 2))
     r_squared = 1 - left / spread if spread > 0 else 1.0  # exactly flat: there is no spread to explain
-    return Scaling(*map(float, values), *intervals, r_squared, float(n.max()))
+    return Scaling(*map(float, values), gamma, sigma, kappa, r_squared, float(n.max()))
 
 
 def _throughput(n: np.ndarray, gamma: float, sigma: float, kappa: float) -> np.ndarray:

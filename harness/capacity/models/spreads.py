@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from harness.records.fit import FittedSample, FittedSpread, FittedStalls, StallLevel
+
 MIN_OF_A_CLASS = 20
 PROBABILITIES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 
@@ -31,15 +33,18 @@ class Sample:
         """Is one request at least expected beyond the quantile?"""
         return self.count * (1 - quantile) >= 1 - 1e-9
 
-    def to_dict(self) -> dict:
-        quantiles = dict(zip(map(str, PROBABILITIES), self.quantiles, strict=True))
-        return {"count": self.count, "independent": self.independent, "quantiles": quantiles}
+    def record(self) -> FittedSample:
+        return FittedSample(count=self.count, independent=self.independent, quantiles=self.by_probability())
+
+    def by_probability(self) -> dict[str, float]:
+        return dict(zip(map(str, PROBABILITIES), self.quantiles, strict=True))
 
     @classmethod
-    def from_dict(cls, stored: dict) -> Sample:
-        known = sorted((float(p), float(v)) for p, v in stored["quantiles"].items())
+    def of_record(cls, record: FittedSample | StallLevel) -> Sample:
+        """From a stored sample; its probabilities may be others."""
+        known = sorted((float(probability), value) for probability, value in record.quantiles.items())
         probabilities, values = zip(*known, strict=True)
-        return cls(int(stored["count"]), stored["independent"], tuple(np.interp(PROBABILITIES, probabilities, values)))
+        return cls(record.count, record.independent, tuple(np.interp(PROBABILITIES, probabilities, values)))
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,15 @@ class Spread:
     def of(self, traffic_class: str) -> Sample:
         return self.classes.get(traffic_class, self.everyone)
 
-    def to_dict(self) -> dict:
-        return {**self.everyone.to_dict(), "classes": {name: s.to_dict() for name, s in self.classes.items()}}
+    def record(self) -> FittedSpread:
+        every, classes = self.everyone, {name: sample.record() for name, sample in self.classes.items()}
+        return FittedSpread(
+            count=every.count, independent=every.independent, quantiles=every.by_probability(), classes=classes
+        )
 
     @classmethod
-    def from_dict(cls, stored: dict) -> Spread:
-        classes = {name: Sample.from_dict(each) for name, each in stored["classes"].items()}
-        return cls(Sample.from_dict(stored), classes)
+    def of_record(cls, record: FittedSpread) -> Spread:
+        return cls(Sample.of_record(record), {name: Sample.of_record(each) for name, each in record.classes.items()})
 
 
 def _design_effect(values: np.ndarray, rungs: np.ndarray) -> float:
@@ -115,11 +122,14 @@ class StallTable:
     def carries(self, quantile: float) -> bool:
         return all(sample.carries(quantile) for sample in self.samples)
 
-    def to_dict(self) -> dict:
-        levels = zip(self.levels_s, self.samples, strict=True)
-        return {"reach_s": self.reach_s, "levels": [{"step_s": step, **s.to_dict()} for step, s in levels]}
+    def record(self) -> FittedStalls:
+        levels = tuple(
+            StallLevel(step_s=step_s, count=s.count, independent=s.independent, quantiles=s.by_probability())
+            for step_s, s in zip(self.levels_s, self.samples, strict=True)
+        )
+        return FittedStalls(reach_s=self.reach_s, levels=levels)
 
     @classmethod
-    def from_dict(cls, stored: dict) -> StallTable:
-        levels = stored["levels"]
-        return cls(tuple(v["step_s"] for v in levels), tuple(map(Sample.from_dict, levels)), stored["reach_s"])
+    def of_record(cls, record: FittedStalls) -> StallTable:
+        levels = record.levels
+        return cls(tuple(each.step_s for each in levels), tuple(map(Sample.of_record, levels)), record.reach_s)

@@ -10,6 +10,7 @@ from scipy import optimize, stats
 
 from harness.capacity.models.service import weighted_r_squared
 from harness.errors import InconclusiveError
+from harness.records.fit import FittedStep
 
 MIN_RUNGS = 3
 WORST_RESIDUAL_OF_A_LINE = 0.10
@@ -27,6 +28,10 @@ class StepTime:
     kind: str
     values: tuple[float, ...]
     knots: tuple[float, ...] = ()
+
+    @classmethod
+    def of_record(cls, record: FittedStep) -> StepTime:
+        return cls(record.kind, record.values, record.knots)
 
     def __call__(self, sessions: np.ndarray | float) -> np.ndarray:
         n = np.asarray(sessions, dtype=float)

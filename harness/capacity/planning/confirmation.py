@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,10 @@ from harness import wire
 from harness.capacity.models.device import promise_name
 from harness.capacity.planning.validation import OF_THE_DEVICE, validate
 from harness.errors import InconclusiveError
+from harness.records.plan import JudgedPromise, OpenRun, ValidationRow
 from harness.records.schema import Outcome, Rung, Trial
-from harness.records.slo import judge
+from harness.records.slo import Promise, judge
+from harness.traffic.mix import Mix
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,9 @@ class Confirmation:
     ``highest_rate_per_s``: of a run of the deployment that passed; 0 where there is none.
     """
 
-    rows: list[dict]
-    runs: list[dict]
-    doubts: list[str]
+    rows: tuple[ValidationRow, ...]
+    runs: tuple[OpenRun, ...]
+    doubts: tuple[str, ...]
     highest_rate_per_s: float
 
 
@@ -34,8 +36,8 @@ def confirm(
     deployment: dict,
     trials: Sequence[Trial],
     requests: pd.DataFrame,
-    mix,
-    promises: Sequence,
+    mix: Mix,
+    promises: Sequence[Promise],
     rng: np.random.Generator,
     *,
     confidence: float,
@@ -55,33 +57,33 @@ def confirm(
             terms = {"confidence": confidence, "max_error": max_error, "foretold": foretold}
             found, problem = _validated(trial, requests, promises, rng, **terms)
             kept = _judged(trial, requests, promises, confidence)
-            run |= {"promises": kept} | _outcome(found, kept, problem)
+            passed, note = _outcome(found, kept, problem)
+            run = replace(run, promises=kept, passed=passed, note=note)
             rows += found
         runs.append(run)
-    own = [run for run in runs if run["own"]]
-    highest = max((run["rate_per_s"] for run in own if run["passed"]), default=0.0)
-    return Confirmation(rows, runs, _doubts(own, rows), highest)
+    own = [run for run in runs if run.own]
+    highest = max((run.rate_per_s for run in own if run.passed), default=0.0)
+    return Confirmation(tuple(rows), tuple(runs), _doubts(own, rows), highest)
 
 
-def _run_record(trial: Trial, own: bool, mix) -> dict:
+def _run_record(trial: Trial, own: bool, mix: Mix) -> OpenRun:
     """One entry of plan.json's ``open_runs``, not judged yet; nominal audio is the mean of the mix x the rate."""
     rate = trial.load.get("rate_per_s") or 0.0
     offered = trial.rungs[0].summary.get("offered_audio_s_per_s") if trial.rungs else None
-    return {
-        "trial_id": trial.trial_id,
-        "own": own,
-        "valid": trial.valid,
-        "rate_per_s": rate,
-        "seconds": trial.load.get("seconds"),
-        "nominal_audio_s_per_s": rate * mix.mean_frames() * wire.SECONDS_PER_FRAME,
-        "offered_audio_s_per_s": offered,
-        "promises": [],
-        "passed": None,
-        "note": "" if trial.valid else f"INVALID: {'; '.join(trial.reasons)}",
-    }
+    return OpenRun(
+        trial_id=trial.trial_id,
+        own=own,
+        valid=trial.valid,
+        rate_per_s=rate,
+        seconds=trial.load.get("seconds"),
+        nominal_audio_s_per_s=rate * mix.mean_frames() * wire.SECONDS_PER_FRAME,
+        offered_audio_s_per_s=offered,
+        passed=None,
+        note="" if trial.valid else f"INVALID: {'; '.join(trial.reasons)}",
+    )
 
 
-def _validated(trial: Trial, *arguments, **options) -> tuple[list[dict], str]:
+def _validated(trial: Trial, *arguments, **options) -> tuple[list[ValidationRow], str]:
     """Its rows; or none, and why it cannot be compared with a prediction."""
     try:
         return validate(trial, *arguments, **options), ""
@@ -89,24 +91,26 @@ def _validated(trial: Trial, *arguments, **options) -> tuple[list[dict], str]:
         return [], str(error)
 
 
-def _outcome(rows: list[dict], promises: list[dict], problem: str) -> dict:
-    if any(each["passed"] is False for each in rows) or any(each["met"] is False for each in promises):
-        return {"passed": False, "note": problem}
-    decided = [row["passed"] for row in rows if row["metric"] not in OF_THE_DEVICE] + [each["met"] for each in promises]
+def _outcome(rows: Sequence[ValidationRow], promises: Sequence[JudgedPromise], problem: str) -> tuple[bool | None, str]:
+    """A run's ``passed`` and ``note``."""
+    if any(row.passed is False for row in rows) or any(each.met is False for each in promises):
+        return False, problem
+    decided = [row.passed for row in rows if row.metric not in OF_THE_DEVICE] + [each.met for each in promises]
     if problem or all(each is None for each in decided):
-        return {"passed": None, "note": problem or "not one figure of a promise is decidable in it"}
-    return {"passed": True, "note": ""}
+        return None, problem or "not one figure of a promise is decidable in it"
+    return True, ""
 
 
-def _judged(trial: Trial, requests: pd.DataFrame, promises: Sequence, confidence: float) -> list[dict]:
+def _judged(
+    trial: Trial, requests: pd.DataFrame, promises: Sequence[Promise], confidence: float
+) -> tuple[JudgedPromise, ...]:
     """Every promise as the run showed it: ``met`` None where too few requests carry it; ``measured`` the quantile."""
     own, judged = requests[requests["trial_id"] == trial.trial_id], []
     for promise in promises if trial.rungs else ():
         verdict = judge(promise, _values(own, trial.rungs[0], promise), confidence)
-        record = {name: getattr(promise, name) for name in ("traffic_class", "metric", "quantile", "limit")}
         value = verdict.value if math.isfinite(verdict.value) else None
-        judged.append(record | {"measured": value, "requests": verdict.n, "met": verdict.met})
-    return judged
+        judged.append(JudgedPromise(**asdict(promise), measured=value, requests=verdict.n, met=verdict.met))
+    return tuple(judged)
 
 
 def _values(requests: pd.DataFrame, rung: Rung, promise) -> np.ndarray:
@@ -123,47 +127,47 @@ def _values(requests: pd.DataFrame, rung: Rung, promise) -> np.ndarray:
     return (values.dropna() if promise.metric == "rtf" else values).to_numpy(float)
 
 
-def _doubts(own: list[dict], rows: list[dict]) -> list[str]:
+def _doubts(own: Sequence[OpenRun], rows: Sequence[ValidationRow]) -> tuple[str, ...]:
     """Why the runs of a deployment do not confirm it, each with the measurement that would settle it."""
-    names = {run["trial_id"] for run in own}
-    failed = [_failure(row) for row in rows if row["trial_id"] in names and row["passed"] is False]
-    broken = [_broken(run, promise) for run in own for promise in run["promises"] if promise["met"] is False]
+    names = {run.trial_id for run in own}
+    failed = [_failure(row) for row in rows if row.trial_id in names and row.passed is False]
+    broken = [_broken(run, promise) for run in own for promise in run.promises if promise.met is False]
     absent = []
-    if all(run["passed"] is None for run in own):
+    if all(run.passed is None for run in own):
         absent = ["No VALID open-loop run confirms this deployment: run one at a share of its highest rate."]
-    return [*absent, *failed, *broken, *_highest_not_passed(own)]
+    return (*absent, *failed, *broken, *_highest_not_passed(own))
 
 
-def _highest_not_passed(own: list[dict]) -> list[str]:
+def _highest_not_passed(own: Sequence[OpenRun]) -> list[str]:
     """A doubt where no run at the highest rate says anything; a run that failed there is a doubt of its own."""
-    top = max((run["rate_per_s"] for run in own), default=0.0)
-    there = sorted((run for run in own if run["rate_per_s"] == top), key=lambda run: run["valid"])
-    if not there or any(run["passed"] is not None for run in there):
+    top = max((run.rate_per_s for run in own), default=0.0)
+    there = sorted((run for run in own if run.rate_per_s == top), key=lambda run: run.valid)
+    if not there or any(run.passed is not None for run in there):
         return []
     run = there[-1]
     return [
-        f"The open-loop run with the highest rate, {run['trial_id']} at {top:g} requests a second, confirms nothing "
-        f"({run['note']}): repeat that rate{', longer' if run['valid'] else ''}."
+        f"The open-loop run with the highest rate, {run.trial_id} at {top:g} requests a second, confirms nothing "
+        f"({run.note}): repeat that rate{', longer' if run.valid else ''}."
     ]
 
 
-def _failure(row: dict) -> str:
-    if row["measured"] is None:
+def _failure(row: ValidationRow) -> str:
+    if row.measured is None:
         return (
-            f"In the open-loop trial {row['trial_id']} {row['note']}, so there is no {row['metric']}: "
+            f"In the open-loop trial {row.trial_id} {row.note}, so there is no {row.metric}: "
             "find out why, and repeat that rate."
         )
-    error = f"{abs(row['relative_error']):.1%}" if row["relative_error"] is not None else "beyond measure"
+    error = f"{abs(row.relative_error):.1%}" if row.relative_error is not None else "beyond measure"
     return (
-        f"The prediction of {row['metric']} missed the open-loop trial {row['trial_id']} by {error} "
-        f"(limit {row['limit']:.1%}): measure the ladder and that rate again, longer."
+        f"The prediction of {row.metric} missed the open-loop trial {row.trial_id} by {error} "
+        f"(limit {row.limit:.1%}): measure the ladder and that rate again, longer."
     )
 
 
-def _broken(run: dict, promise: dict) -> str:
-    name = promise_name(promise["traffic_class"], promise["metric"], promise["quantile"])
-    value = f"was {promise['measured']:.3g}" if promise["measured"] is not None else "was above every measured value"
+def _broken(run: OpenRun, promise: JudgedPromise) -> str:
+    name = promise_name(promise.traffic_class, promise.metric, promise.quantile)
+    value = f"was {promise.measured:.3g}" if promise.measured is not None else "was above every measured value"
     return (
-        f"The open-loop run {run['trial_id']} at {run['rate_per_s']:g} requests a second broke a promise: {name} "
-        f"{value}, the limit is {promise['limit']:g}: measure the ladder and that rate again, longer."
+        f"The open-loop run {run.trial_id} at {run.rate_per_s:g} requests a second broke a promise: {name} "
+        f"{value}, the limit is {promise.limit:g}: measure the ladder and that rate again, longer."
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from harness import wire
 from harness.capacity.planning.pools import Pools
+from harness.records.plan import Forecast, ForecastRow, PlannedTarget
 
 MONTHS = (3, 6, 12)
 MOST_DEVICES = 100_000  # that a forecast counts
@@ -26,9 +28,10 @@ def price_of(prices: Mapping[str, float], device: str) -> tuple[str, float] | No
     if device.startswith(_PLACES):
         told = re.search(r" \((.+)\)$", device)
         return price_of(prices, told[1]) if told else None
-    parts = [re.fullmatch(r"(?:(\d+) )?(.+)", part) for part in device.split(" and ")]
-    kinds = [max((each for each in prices if _holds(part[2], each)), key=len, default=None) for part in parts]
-    if None in kinds:
+    parts = [part for each in device.split(" and ") if (part := re.fullmatch(r"(?:(\d+) )?(.+)", each))]
+    fitting = [max((each for each in prices if _holds(part[2], each)), key=len, default=None) for part in parts]
+    kinds = [kind for kind in fitting if kind is not None]
+    if not kinds or len(kinds) < len(fitting):
         return None
     counts = [int(part[1] or 1) for part in parts]
     names = [kind if count == 1 else f"{count} x {kind}" for count, kind in zip(counts, kinds, strict=True)]
@@ -39,47 +42,57 @@ def _holds(device: str, kind: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(kind)}(?!\w)", device, re.IGNORECASE) is not None
 
 
-def costs(target: dict, price_per_hour: float, mean_frames: float) -> dict:
-    """What a target of plan.json costs: an hour of its devices; an hour of audio, with the interval of the count."""
-    audio_hours_per_hour = target["qps"] * mean_frames * wire.SECONDS_PER_FRAME
+def with_costs(target: PlannedTarget, price_per_hour: float, mean_frames: float) -> PlannedTarget:
+    """With what it costs: an hour of its devices; an hour of audio, with the interval of the count."""
 
     def per_audio_hour(devices: int | None) -> float | None:
-        return None if devices is None else devices * price_per_hour / audio_hours_per_hour
+        return cost_per_audio_hour(devices, target.qps, price_per_hour, mean_frames)
 
-    hourly = None if target["devices"] is None else target["devices"] * price_per_hour
-    return {
-        "cost_per_hour": hourly,
-        "cost_per_audio_hour": per_audio_hour(target["devices"]),
-        "cost_per_audio_hour_interval": [per_audio_hour(devices) for devices in target["interval"]],
-    }
+    low, high = target.interval
+    return replace(
+        target,
+        cost_per_hour=None if target.devices is None else target.devices * price_per_hour,
+        cost_per_audio_hour=per_audio_hour(target.devices),
+        cost_per_audio_hour_interval=(per_audio_hour(low), per_audio_hour(high)),
+    )
 
 
-def forecast(pools: Pools, targets: Sequence[dict], growth_per_month: float, fleet: int | None) -> dict:
+def cost_per_audio_hour(devices: int | None, qps: float, price_per_hour: float, mean_frames: float) -> float | None:
+    """Of so many devices at a rate; None where their number is not known."""
+    return None if devices is None else devices * price_per_hour / (qps * mean_frames * wire.SECONDS_PER_FRAME)
+
+
+def forecast(pools: Pools, targets: Sequence[PlannedTarget], growth_per_month: float, fleet: int | None) -> Forecast:
     """plan.json's ``forecast``: when rates that grow by a share each month are more than the devices carry.
 
     Of each target: the months until its own count, one with a spare more, and the ``fleet`` (devices that there are)
     are too small, 0 where they are already, None where they never will be; and its devices after some months, None
     beyond ``most_devices``.
     """
-    rows = [_forecast(pools, each, growth_per_month, fleet) for each in targets if each["devices"] is not None]
-    terms = {"growth_per_month": growth_per_month, "fleet": fleet, "most_devices": MOST_DEVICES}
-    return terms | {"basis": "extrapolated", "targets": rows}
+    rows = [_forecast(pools, each, growth_per_month, fleet) for each in targets if each.devices is not None]
+    return Forecast(
+        growth_per_month=growth_per_month,
+        fleet=fleet,
+        most_devices=MOST_DEVICES,
+        basis="extrapolated",
+        targets=tuple(rows),
+    )
 
 
-def _forecast(pools: Pools, target: dict, growth: float, fleet: int | None) -> dict:
-    qps = target["qps"]
+def _forecast(pools: Pools, target: PlannedTarget, growth: float, fleet: int | None) -> ForecastRow:
+    qps = target.qps
 
     def months(devices: int | None) -> float | None:
         return None if devices is None else months_until(qps, carried(pools, devices), growth)
 
     after = {str(n): float(pools.devices_for(qps * (1 + growth) ** n, np.ones(1))[0]) for n in MONTHS}
-    return {
-        "qps": qps,
-        "months_until_too_small": months(target["devices"]),
-        "months_until_too_small_n_plus_1": months(target["devices_n_plus_1"]),
-        "months_until_fleet_too_small": months(fleet),
-        "devices_after_months": {n: int(count) if count <= MOST_DEVICES else None for n, count in after.items()},
-    }
+    return ForecastRow(
+        qps=qps,
+        months_until_too_small=months(target.devices),
+        months_until_too_small_n_plus_1=months(target.devices_n_plus_1),
+        months_until_fleet_too_small=months(fleet),
+        devices_after_months={n: int(count) if count <= MOST_DEVICES else None for n, count in after.items()},
+    )
 
 
 def carried(pools: Pools, devices: int) -> float:

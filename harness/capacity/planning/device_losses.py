@@ -65,7 +65,7 @@ def lose(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
     judged = pools.device, traffic, pools.limits, rate, size, simulated
     later, early = load_of(*judged, counted), load_of(*judged, counted & (simulated.arrival_s < lost_at_s + EARLY_S))
     shares = later.shares | _overload(qps / (left * pools.steady_rate()))
-    worst = max(shares, key=shares.get)
+    worst = max(shares, key=lambda name: shares[name])
     return Loss(
         lost,
         devices,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import optimize
@@ -11,10 +12,12 @@ from scipy import optimize
 from harness import wire
 from harness.capacity.fitting.rate_search import Limits
 from harness.capacity.models.memory import KvRoom
-from harness.capacity.planning.cost_and_growth import costs, price_of
+from harness.capacity.planning.cost_and_growth import cost_per_audio_hour, price_of
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.staged import Stage, Topology, hop_of, staged_step_time
 from harness.errors import InconclusiveError, InputError
+from harness.records.fit import FittedDeployment
+from harness.records.plan import CostedCount, DeviceTypeRow
 from harness.topology import topology_of
 
 _DEFAULT_STEPS = wire.DEFAULT_DIFFUSION_STEPS
@@ -88,7 +91,7 @@ class Card:
         """
         stages = []
         for stage in wire.STAGES:
-            given = {
+            given: dict[str, Any] = {
                 knob: knobs[f"{stage}.{knob}"] for knob in ("max_batch", "instances") if f"{stage}.{knob}" in knobs
             }
             alpha_s = self.alpha_s[stage] + (self.token_s * context if stage == wire.LLM else 0.0)
@@ -99,53 +102,67 @@ class Card:
 
 
 def device_types(
-    chosen: dict, pools: Pools, profiles: Mapping[str, Mapping], targets_qps: Sequence[float], prices: Mapping
-) -> list[dict]:
+    chosen: FittedDeployment,
+    pools: Pools,
+    profiles: Mapping[str, Mapping],
+    targets_qps: Sequence[float],
+    prices: Mapping[str, float],
+) -> tuple[DeviceTypeRow, ...]:
     """plan.json's ``device_types``: for each profile, by the name it was given, what its device would carry.
 
     ``chosen``: the deployment of fit.json whose knobs it gets. All is extrapolated: no such device was driven.
     """
-    return [_record(name, profile, chosen, pools, targets_qps, prices) for name, profile in profiles.items()]
+    return tuple(_record(name, profile, chosen, pools, targets_qps, prices) for name, profile in profiles.items())
 
 
 def _record(
-    name: str, profile: Mapping, chosen: dict, pools: Pools, targets_qps: Sequence[float], prices: Mapping
-) -> dict:
-    record = {"type": name, "device": profile["device"], "preset": profile["preset"], "basis": "extrapolated"}
+    name: str,
+    profile: Mapping,
+    chosen: FittedDeployment,
+    pools: Pools,
+    targets_qps: Sequence[float],
+    prices: Mapping[str, float],
+) -> DeviceTypeRow:
+    named: dict[str, Any] = {
+        "type": name,
+        "device": profile["device"],
+        "preset": profile["preset"],
+        "basis": "extrapolated",
+    }
     try:
-        if topology_of(chosen["deployment"]) == wire.FUSED:
+        if topology_of(chosen.deployment) == wire.FUSED:
             raise InconclusiveError(_FUSED)
         card = Card.of_profile(profile)
         typed = _pools_of(card, pools, chosen)
     except (InconclusiveError, InputError) as error:
-        return record | {"rate_per_device": None, "kv_sessions": None, "targets": [], "note": str(error)}
+        return DeviceTypeRow(**named, rate_per_device=None, kv_sessions=None, targets=(), note=str(error))
     priced = price_of(prices, name) or price_of(prices, profile["device"])
-    rows = [_counts(typed, qps, priced[1] if priced else None) for qps in targets_qps]
+    rows = tuple(_counts(typed, qps, priced[1] if priced else None) for qps in targets_qps)
     note = f"{_NOTE}; {card.note}; lines through the profile are off by {card.worst_residual:.0%} at the most"
     rate, binding = typed.rate(1)
-    found = {"rate_per_device": rate, "binding": binding, "kv_sessions": typed.limits.kv_slots}
-    return record | found | {"targets": rows, "note": note}
+    known = {"rate_per_device": rate, "kv_sessions": typed.limits.kv_slots}
+    return DeviceTypeRow(**named, **known, binding=binding, targets=rows, note=note)
 
 
-def _pools_of(card: Card, pools: Pools, chosen: dict) -> Pools:
+def _pools_of(card: Card, pools: Pools, chosen: FittedDeployment) -> Pools:
     frames = pools.traffic.whole_frames
     context = float(np.mean(card.kv.bytes_of(frames))) / card.kv.bytes_per_token - float(np.mean(frames))  # half spoken
     try:
         hop_s = hop_of(pools.device.step_time, Topology.of_fit(chosen))
     except (InconclusiveError, InputError):
         hop_s = 0.0
-    topology = card.topology(chosen["deployment"], context, hop_s=hop_s)
+    topology = card.topology(chosen.deployment, context, hop_s=hop_s)
     step_time = staged_step_time(topology, card.most_sessions, np.random.default_rng(0))
     device = replace(pools.device, step_time=step_time, max_sessions=float(card.most_sessions), draws=())
     limits = Limits(pools.limits.promises, card.most_sessions, None, card.kv, card.kv.slots(frames))
     return pools.changed(device=device, limits=limits)
 
 
-def _counts(pools: Pools, qps: float, price: float | None) -> dict:
+def _counts(pools: Pools, qps: float, price: float | None) -> CostedCount:
     load = pools.fewest(qps) if pools.rate(1)[0] > 0 else None
-    row = {"qps": qps, "devices": load and load.devices, "interval": [load and load.devices] * 2}
-    priced = costs(row, price, pools.traffic.mean_frames) if price is not None else {}
-    return {"qps": qps, "devices": row["devices"], "cost_per_audio_hour": priced.get("cost_per_audio_hour")}
+    devices = load.devices if load else None
+    cost = None if price is None else cost_per_audio_hour(devices, qps, price, pools.traffic.mean_frames)
+    return CostedCount(qps=qps, devices=devices, cost_per_audio_hour=cost)
 
 
 def _planes(stage: str, rows: Sequence[Mapping]) -> tuple[tuple[float, float, float], tuple[float, float], float]:

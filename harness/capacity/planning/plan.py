@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,13 +14,17 @@ from harness.capacity.fitting.fit import finite, limits_of
 from harness.capacity.fitting.rate_search import Traffic, range_name, steady_draws, steady_limit
 from harness.capacity.models.device import Device
 from harness.capacity.planning.confirmation import confirm
-from harness.capacity.planning.cost_and_growth import costs, forecast, price_of
+from harness.capacity.planning.cost_and_growth import forecast, price_of, with_costs
 from harness.capacity.planning.device_losses import Loss, lose, with_spares
 from harness.capacity.planning.device_types import device_types
 from harness.capacity.planning.pools import Pools, drain_times_s
 from harness.capacity.planning.sensitivity import sensitivity
 from harness.capacity.simulator.sessions import simulate
+from harness.records.fit import Fit, FittedDeployment, fitted
+from harness.records.plan import Drain, Forecast, KvMemory, Plan, PlannedLoss, PlannedRate, PlannedTarget, Price
 from harness.records.schema import Trial
+from harness.records.slo import Promise
+from harness.traffic.mix import Mix
 
 LOST = (1, 2)  # devices out at the peak: N+1 and N+2
 
@@ -47,20 +52,20 @@ class Terms:
     growth_per_month: float | None = None
     fleet: int | None = None
     profiles: Mapping[str, Mapping] = field(default_factory=dict)
-    foretold: Mapping[str, Mapping] = field(default_factory=dict)
+    foretold: Mapping[str, dict] = field(default_factory=dict)
 
 
 def make_plan(
-    fit: dict,
+    fit: Fit,
     trials: Sequence[Trial],
     requests: pd.DataFrame,
-    mix,
-    promises: Sequence,
+    mix: Mix,
+    promises: Sequence[Promise],
     targets_qps: Sequence[float],
     rng: np.random.Generator,
     terms: Terms,
     progress: Callable[[str], None] = lambda what: None,
-) -> dict:
+) -> Plan:
     """plan.json: the devices that each target needs on the best deployment, the validation, and the verdict.
 
     ``fit``: of fit_run. ``requests``: as for fit_run, the open-loop trials' among them. met: every target has a
@@ -68,13 +73,12 @@ def make_plan(
     one with the highest rate passed. missed: a promise cannot be kept at any rate on any deployment. inconclusive:
     anything else; ``reasons`` names the measurement that would settle it.
     """
-    chosen = fit["deployments"][fit["best"]] if fit["best"] is not None else None
+    chosen = fit.best_deployment
     plan = _nothing_known(chosen, promises, targets_qps, terms)
     if chosen is None:
-        return plan | _without_rate(fit, targets_qps)
-    deployment, judging = chosen["deployment"], {"confidence": terms.confidence, "max_error": terms.max_error}
-    judging["foretold"] = terms.foretold
-    confirmed = confirm(deployment, trials, requests, mix, promises, rng, **judging)
+        return _without_rate(plan, fit)
+    judging = {"confidence": terms.confidence, "max_error": terms.max_error}
+    confirmed = confirm(chosen.deployment, trials, requests, mix, promises, rng, **judging, foretold=terms.foretold)
     pools = pools_of(fit, chosen, mix, promises, terms.utilisation_cap)
     shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]
     targets = []
@@ -82,102 +86,102 @@ def make_plan(
         progress(f"planning {qps:g} requests a second")
         counts = pools.drawn_devices(qps, shares, rng)
         targets.append(_target(pools, qps, counts, terms.confidence, confirmed.highest_rate_per_s))
-    doubts = [*confirmed.doubts, *_doubts_about(targets, chosen["step_time"]["max_sessions"])]
-    at_most = pools.judge(chosen["max_rate_per_s"], 1)
-    plan["rate_per_device"]["basis"] = _basis(pools.has_seen(at_most.sessions_p95))
-    plan |= {"validation": confirmed.rows, "open_runs": confirmed.runs, "targets": targets, "drain": _drain(pools, rng)}
+    doubts = [*confirmed.doubts, *_doubts_about(targets, pools.device.max_sessions)]
+    at_most = pools.judge(chosen.rate(), 1)
+    plan = replace(
+        plan,
+        rate_per_device=replace(plan.rate_per_device, basis=_basis(pools.has_seen(at_most.sessions_p95))),
+        validation=confirmed.rows,
+        open_runs=confirmed.runs,
+        targets=_with_costs(targets, plan.costs, pools),
+        drain=_drain(pools, rng),
+    )
     progress("planning what changes would do")
-    plan["sensitivity"] = sensitivity(fit, chosen, pools, targets_qps, terms.gpus)
-    plan["device_types"] = device_types(chosen, pools, terms.profiles, targets_qps, terms.prices)
-    plan["memory"] = _memory(pools)
-    plan |= _money_and_growth(plan, pools, terms)
-    verdict = "inconclusive" if doubts else "met"
+    plan = replace(
+        plan,
+        sensitivity=sensitivity(fit, chosen, pools, targets_qps, terms.gpus),
+        device_types=device_types(chosen, pools, terms.profiles, targets_qps, terms.prices),
+        memory=_memory(pools),
+        forecast=_growth(plan.targets, pools, terms),
+    )
     remarks = [*_remarks(fit, chosen, pools), *_without_price(plan, terms)]
-    return plan | {"verdict": verdict, "reasons": [*doubts, *remarks]}
+    return replace(plan, verdict="inconclusive" if doubts else "met", reasons=(*doubts, *remarks))
 
 
-def _nothing_known(chosen: dict | None, promises: Sequence, targets_qps: Sequence[float], terms: Terms) -> dict:
+def _nothing_known(
+    chosen: FittedDeployment | None, promises: Sequence[Promise], targets_qps: Sequence[float], terms: Terms
+) -> Plan:
     """plan.json before anything has been planned."""
-    return {
-        "schema": 1,
-        "verdict": "inconclusive",
-        "reasons": [],
-        "unit": terms.unit,
-        "preset": terms.preset,
-        "device": terms.device,
-        "gpus_per_device": terms.gpus,
-        "emulated": terms.emulated,
-        "confidence": terms.confidence,
-        "utilisation_cap": terms.utilisation_cap,
-        "deployment": chosen["deployment"] if chosen else None,
-        "promises": [_promise_record(promise) for promise in promises],
-        "rate_per_device": _rate_record(chosen),
-        "targets": [_no_target(qps) for qps in targets_qps],
-        "validation": [],
-        "open_runs": [],
-        "drain": None,
-        "memory": None,
-        "costs": _price_record(terms),
-        "sensitivity": [],
-        "device_types": [],
-        "forecast": None,
-    }
+    return Plan(
+        verdict="inconclusive",
+        reasons=(),
+        unit=terms.unit,
+        preset=terms.preset,
+        device=terms.device,
+        gpus_per_device=terms.gpus,
+        emulated=terms.emulated,
+        confidence=terms.confidence,
+        utilisation_cap=terms.utilisation_cap,
+        deployment=chosen.deployment if chosen else None,
+        promises=tuple(promises),
+        rate_per_device=_rate_record(chosen),
+        targets=tuple(_no_target(qps) for qps in targets_qps),
+        validation=(),
+        costs=_price_record(terms),
+    )
 
 
-def _money_and_growth(plan: dict, pools: Pools, terms: Terms) -> dict:
-    """The targets with their costs, and the forecast, as far as prices and a growth were given."""
-    targets, growth = plan["targets"], terms.growth_per_month
-    if plan["costs"]:
-        price = plan["costs"]["price_per_device_hour"]
-        targets = [each | costs(each, price, pools.traffic.mean_frames) for each in targets]
-    coming = None if growth is None else forecast(pools, targets, growth, terms.fleet)
-    return {"targets": targets, "forecast": coming}
+def _with_costs(targets: Sequence[PlannedTarget], price: Price | None, pools: Pools) -> tuple[PlannedTarget, ...]:
+    """The targets with their costs, where a price was given."""
+    if price is None:
+        return tuple(targets)
+    return tuple(with_costs(each, price.price_per_device_hour, pools.traffic.mean_frames) for each in targets)
 
 
-def headline_target(targets: Sequence[dict]) -> dict | None:
-    """The target that the answer names: the highest one within the measured loads, else the highest at all."""
-    counted = [target for target in targets if target["devices"] is not None]
-    in_range = [target for target in counted if target["basis"] != "extrapolated"]
-    return max(in_range or counted, key=lambda target: target["qps"], default=None)
+def _growth(targets: Sequence[PlannedTarget], pools: Pools, terms: Terms) -> Forecast | None:
+    """The forecast, where a growth was given."""
+    return None if terms.growth_per_month is None else forecast(pools, targets, terms.growth_per_month, terms.fleet)
 
 
-def pools_of(fit: dict, chosen: dict, mix, promises: Sequence, utilisation_cap: float) -> Pools:
+def pools_of(
+    fit: Fit, chosen: FittedDeployment, mix: Mix, promises: Sequence[Promise], utilisation_cap: float
+) -> Pools:
     """Pools of a fitted deployment under the very traffic that the fit was made for."""
-    traffic = Traffic.draw(mix, np.random.default_rng(fit["traffic_seed"]))
-    limits = limits_of(chosen, promises, fit["session_limit"], fit["extrapolation"], traffic)
+    traffic = Traffic.draw(mix, np.random.default_rng(fit.traffic_seed))
+    limits = limits_of(chosen, promises, fit.session_limit, fit.extrapolation, traffic)
     return Pools(Device.from_fit(chosen), traffic, limits, utilisation_cap)
 
 
 _TOO_NEAR = "One session alone is so near to breaking a promise that no number of devices is sure to keep it."
 
 
-def _target(pools: Pools, qps: float, counts: np.ndarray, confidence: float, confirmed_rate: float) -> dict:
+def _target(pools: Pools, qps: float, counts: np.ndarray, confidence: float, confirmed_rate: float) -> PlannedTarget:
     """Devices for a target rate, their interval by the drawn ``counts`` [d], and what it rests on.
 
     ``confirmed_rate``: the highest rate per second that an open-loop run on one device has confirmed.
     """
     load = pools.fewest(qps)
     if load is None:
-        return _no_target(qps) | {"binding": pools.binding(1), "note": _TOO_NEAR}
+        return replace(_no_target(qps), binding=pools.binding(1), note=_TOO_NEAR)
     devices = load.devices
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(counts, tails, method="inverted_cdf")
     carried = float(pools.rates(np.array([devices]), qps)[0])
     spared = [with_spares(pools, qps, devices, lost) for lost in LOST]
-    return {
-        "qps": qps,
-        "devices": devices,
-        "interval": [int(min(low, devices)), int(max(high, devices)) if math.isfinite(high) else None],
-        "binding": pools.binding(devices),
-        "utilisation": qps / (devices * pools.steady_rate()),
-        "headroom_qps": max(carried - qps, 0.0),
-        "devices_n_plus_1": spared[0].devices if spared[0].kept else None,
-        "devices_n_plus_2": spared[1].devices if spared[1].kept else None,
-        "losses": [_loss_record(each) for each in (*_without_spares(pools, qps, devices), *spared)],
-        "sessions_per_device_p95": load.sessions_p95,
-        "basis": _basis(pools.has_seen(load.sessions_p95), devices == 1 and qps <= confirmed_rate),
-        "note": "One device was measured; several are taken not to slow each other down." if devices > 1 else "",
-    }
+    return PlannedTarget(
+        qps=qps,
+        devices=devices,
+        interval=(int(min(low, devices)), int(max(high, devices)) if math.isfinite(high) else None),
+        binding=pools.binding(devices),
+        utilisation=qps / (devices * pools.steady_rate()),
+        headroom_qps=max(carried - qps, 0.0),
+        devices_n_plus_1=spared[0].devices if spared[0].kept else None,
+        devices_n_plus_2=spared[1].devices if spared[1].kept else None,
+        losses=tuple(_loss_record(each) for each in (*_without_spares(pools, qps, devices), *spared)),
+        sessions_per_device_p95=load.sessions_p95,
+        basis=_basis(pools.has_seen(load.sessions_p95), devices == 1 and qps <= confirmed_rate),
+        note="One device was measured; several are taken not to slow each other down." if devices > 1 else "",
+    )
 
 
 def _without_spares(pools: Pools, qps: float, devices: int) -> list[Loss]:
@@ -185,43 +189,44 @@ def _without_spares(pools: Pools, qps: float, devices: int) -> list[Loss]:
     return [lose(pools, qps, devices, lost) for lost in LOST if lost < devices]
 
 
-def _loss_record(loss: Loss) -> dict:
+def _loss_record(loss: Loss) -> PlannedLoss:
     """One entry of a target's ``losses``; shares are value / limit, None where that is beyond measure."""
-    shares = dict(zip(("worst_share", "early_share"), finite([loss.worst_share, loss.early_share]), strict=True))
-    return asdict(loss) | shares
+    worst_share, early_share = finite([loss.worst_share, loss.early_share])
+    known: dict[str, Any] = asdict(loss) | {"worst_share": worst_share, "early_share": early_share}
+    return PlannedLoss(**known)
 
 
-def _price_record(terms: Terms) -> dict | None:
+def _price_record(terms: Terms) -> Price | None:
     """plan.json's ``costs``: the price that was given for this type of device; None where there is none."""
     found = price_of(terms.prices, terms.device)
     if found is None:
         return None
     kind, price = found
-    return {"device_type": kind, "price_per_device_hour": price, "currency": terms.currency, "basis": "given"}
+    return Price(device_type=kind, price_per_device_hour=price, currency=terms.currency, basis="given")
 
 
-def _doubts_about(targets: list[dict], max_sessions: float) -> list[str]:
-    if any(each["devices"] is None for each in targets):
+def _doubts_about(targets: Sequence[PlannedTarget], max_sessions: float) -> list[str]:
+    if any(each.devices is None for each in targets):
         return [_TOO_NEAR + " Repeat the ladder, or choose a faster deployment."]
-    if any(each["interval"][1] is None for each in targets):
+    if any(each.interval[1] is None for each in targets):
         return [
             "The ladders are too noisy to bound the counts: with some likely step time one session alone breaks a "
             "promise. Repeat the ladder, with longer rungs and more of them."
         ]
-    beyond = [f"{each['qps']:g}" for each in targets if each["basis"] == "extrapolated"]
+    beyond = [f"{each.qps:g}" for each in targets if each.basis == "extrapolated"]
     if not beyond:
         return []
-    needed = max(each["sessions_per_device_p95"] for each in targets)
+    needed = max(each.sessions_per_device_p95 or 0.0 for each in targets)
     return [
         f"The counts for {', '.join(beyond)} requests a second put up to {needed:.0f} sessions on a device, and "
         f"{max_sessions:.0f} were measured: add a rung at {needed:.0f} sessions to the ladder."
     ]
 
 
-def _remarks(fit: dict, chosen: dict, pools: Pools) -> list[str]:
+def _remarks(fit: Fit, chosen: FittedDeployment, pools: Pools) -> list[str]:
     """What a reader should know, and what does not change the verdict."""
     remarks = [*_left_out(fit), *not_told_apart(fit, chosen)]
-    if chosen["binding"] == range_name(pools.limits):
+    if chosen.binding == range_name(pools.limits):
         most = pools.limits.most_sessions
         remarks.append(
             f"No promise binds up to {most} sessions on a device, the most that were measured: the counts are on the "
@@ -230,23 +235,23 @@ def _remarks(fit: dict, chosen: dict, pools: Pools) -> list[str]:
     return remarks
 
 
-def not_told_apart(fit: dict, chosen: dict) -> list[str]:
+def not_told_apart(fit: Fit, chosen: FittedDeployment) -> list[str]:
     """A remark where one ladder of another deployment shows a higher rate than the ladders of the best one together."""
-    ladders, rate = len(chosen["trial_ids"]), chosen["max_rate_per_s"]
-    others = [each for each in fit["deployments"] if len(each["trial_ids"]) < ladders]
-    higher = [each["max_rate_per_s"] for each in others if (each["max_rate_per_s"] or 0.0) > rate]
+    ladders, rate = len(chosen.trial_ids), chosen.rate()
+    others = [each.rate() for each in fit.deployments if len(each.trial_ids) < ladders]
+    higher = [other for other in others if other > rate]
     if not higher:
         return []
     return [
         f"The best deployment carries {rate:.3g} requests/s by its {ladders} ladders, and {len(higher)} of "
-        f"{len(fit['deployments'])} up to {max(higher):.3g} by fewer: ladders differ by as much on this host, so these "
+        f"{len(fit.deployments)} up to {max(higher):.3g} by fewer: ladders differ by as much on this host, so these "
         "cannot be told apart. The answer is of the one that was measured most."
     ]
 
 
-def _without_price(plan: dict, terms: Terms) -> list[str]:
+def _without_price(plan: Plan, terms: Terms) -> list[str]:
     """A remark where prices were given, and none of them is of what was planned."""
-    priced = plan["costs"] or any(price_of(terms.prices, each["type"]) for each in plan["device_types"])
+    priced = plan.costs or any(price_of(terms.prices, each.type) for each in plan.device_types)
     if priced or not terms.prices:
         return []
     types = ", ".join(terms.prices)
@@ -255,57 +260,56 @@ def _without_price(plan: dict, terms: Terms) -> list[str]:
     ]
 
 
-def _left_out(fit: dict) -> list[str]:
-    return [f"{each['trial_id']} was left out: {'; '.join(each['reasons'])}." for each in fit["excluded"]]
+def _left_out(fit: Fit) -> list[str]:
+    return [f"{each.trial_id} was left out: {'; '.join(each.reasons)}." for each in fit.excluded]
 
 
-def _without_rate(fit: dict, targets_qps: Sequence[float]) -> dict:
-    """Verdict where no deployment has a rate: missed only if all were fitted, and all break a promise at any rate."""
-    fits = fit["deployments"]
-    unknown = [each for each in fits if each["inconclusive"]]
+def _without_rate(plan: Plan, fit: Fit) -> Plan:
+    """The plan where no deployment has a rate: missed only if all were fitted, and all break a promise at any rate."""
+    fits = fit.deployments
+    unknown = [each for each in fits if each.inconclusive]
     if not fits:
         reasons = ["No ladder was measured: run the sweep."]
     elif unknown:
-        reasons = _by_words(unknown, lambda each: f"{each['inconclusive']}.", len(fits))
+        reasons = _by_words(unknown, lambda each: f"{each.inconclusive}.", len(fits))
     else:
-        reasons = _by_words(fits, lambda each: f"no rate keeps {each['binding']}, not even one session.", len(fits))
-    broken = [each for each in fits if not each["inconclusive"]]
+        reasons = _by_words(fits, lambda each: f"no rate keeps {each.binding}, not even one session.", len(fits))
+    broken = [each for each in fits if not each.inconclusive]
     missed = bool(fits) and not unknown
-    binding = broken[0]["binding"] if broken else ""
-    return {
-        "verdict": "missed" if missed else "inconclusive",
-        "reasons": [
-            *reasons,
-            *(f"{e['trial_id']} was not fitted: {'; '.join(e['reasons'])}." for e in fit["excluded"]),
-        ],
-        "deployment": broken[0]["deployment"] if missed else None,
-        "rate_per_device": _rate_record(broken[0] if missed else None),
-        "targets": [_no_target(qps) | {"binding": binding} for qps in targets_qps],
-    }
+    binding = broken[0].binding if broken else ""
+    excluded = (f"{each.trial_id} was not fitted: {'; '.join(each.reasons)}." for each in fit.excluded)
+    return replace(
+        plan,
+        verdict="missed" if missed else "inconclusive",
+        reasons=(*reasons, *excluded),
+        deployment=broken[0].deployment if missed else None,
+        rate_per_device=_rate_record(broken[0] if missed else None),
+        targets=tuple(replace(each, binding=binding) for each in plan.targets),
+    )
 
 
-def _by_words(fits: Sequence[dict], words_of: Callable[[dict], str], total: int) -> list[str]:
+def _by_words(fits: Sequence[FittedDeployment], words_of: Callable[[FittedDeployment], str], total: int) -> list[str]:
     """What is said of each fitted deployment, once for all of whom it is said alike."""
-    groups: dict[str, list[dict]] = {}
+    groups: dict[str, list[FittedDeployment]] = {}
     for each in fits:
         groups.setdefault(words_of(each), []).append(each)
 
-    def who(alike: list[dict]) -> str:
-        return _knobs(alike[0]["deployment"]) if len(alike) == 1 else f"{len(alike)} of {total} deployments"
+    def who(alike: list[FittedDeployment]) -> str:
+        return _knobs(alike[0].deployment) if len(alike) == 1 else f"{len(alike)} of {total} deployments"
 
     return [f"{who(alike)}: {said}" for said, alike in groups.items()]
 
 
-def _rate_record(chosen: dict | None) -> dict:
+def _rate_record(chosen: FittedDeployment | None) -> PlannedRate:
     if chosen is None:
-        return {"value": None, "interval": [None, None], "binding": "", "max_sessions_measured": None, "basis": ""}
-    return {
-        "value": chosen["max_rate_per_s"],
-        "interval": chosen["max_rate_interval"],
-        "binding": chosen["binding"],
-        "max_sessions_measured": chosen["step_time"]["max_sessions"],
-        "basis": "simulated",
-    }
+        return PlannedRate()
+    return PlannedRate(
+        value=chosen.max_rate_per_s,
+        interval=chosen.max_rate_interval,
+        binding=chosen.binding,
+        max_sessions_measured=fitted(chosen.step_time).max_sessions,
+        basis="simulated",
+    )
 
 
 def _basis(in_range: bool, confirmed: bool = False) -> str:
@@ -315,24 +319,11 @@ def _basis(in_range: bool, confirmed: bool = False) -> str:
     return "measured" if confirmed else "simulated"
 
 
-def _no_target(qps: float) -> dict:
-    unknown = (
-        "devices",
-        "utilisation",
-        "headroom_qps",
-        "devices_n_plus_1",
-        "devices_n_plus_2",
-        "sessions_per_device_p95",
-    )
-    empty = dict.fromkeys(unknown) | {"losses": [], "interval": [None, None], "binding": "", "basis": ""}
-    return {"qps": qps, **empty, "note": "No rate per device is known."}
+def _no_target(qps: float) -> PlannedTarget:
+    return PlannedTarget(qps=qps, note="No rate per device is known.")
 
 
-def _promise_record(promise) -> dict:
-    return {name: getattr(promise, name) for name in ("traffic_class", "metric", "quantile", "limit")}
-
-
-def _drain(pools: Pools, rng: np.random.Generator) -> dict:
+def _drain(pools: Pools, rng: np.random.Generator) -> Drain:
     """Seconds that a device takes to empty, at the sessions that it holds at its highest rate.
 
     ``longest_s``: where the longest session of the traffic has just begun.
@@ -341,16 +332,16 @@ def _drain(pools: Pools, rng: np.random.Generator) -> dict:
     sessions = max(round(pools.judge(rate, 1).sessions), 1)
     times_s = drain_times_s(pools.device, pools.traffic, sessions, rng)
     longest = np.append(pools.traffic.residual_frames[: sessions - 1], pools.traffic.frames.max())
-    return {
-        "sessions": sessions,
-        "p50_s": float(np.median(times_s)),
-        "p95_s": float(np.quantile(times_s, 0.95)),
-        "longest_s": float(simulate(np.zeros(sessions), longest, pools.device.step_time).end_s.max()),
-        "basis": _basis(pools.has_seen(sessions)),
-    }
+    return Drain(
+        sessions=sessions,
+        p50_s=float(np.median(times_s)),
+        p95_s=float(np.quantile(times_s, 0.95)),
+        longest_s=float(simulate(np.zeros(sessions), longest, pools.device.step_time).end_s.max()),
+        basis=_basis(pools.has_seen(sessions)),
+    )
 
 
-def _memory(pools: Pools) -> dict | None:
+def _memory(pools: Pools) -> KvMemory | None:
     """plan.json's ``memory``: room for KV caches on a device, and how many sessions fill it; None where not known.
 
     ``sessions``: of those found in progress; ``longest_sessions``: all of them as long as the longest of the traffic.
@@ -358,9 +349,13 @@ def _memory(pools: Pools) -> dict | None:
     kv = pools.limits.kv
     if kv is None:
         return None
-    longest = kv.slots(np.array([pools.traffic.frames.max()]))
-    fill = {"sessions": pools.limits.kv_slots, "longest_sessions": longest, "basis": "computed"}
-    return {"room_bytes": kv.room_bytes, "bytes_per_token": kv.bytes_per_token} | fill
+    return KvMemory(
+        room_bytes=kv.room_bytes,
+        bytes_per_token=kv.bytes_per_token,
+        sessions=pools.limits.kv_slots,
+        longest_sessions=kv.slots(np.array([pools.traffic.frames.max()])),
+        basis="computed",
+    )
 
 
 def _knobs(deployment: dict) -> str:

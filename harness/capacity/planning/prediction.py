@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,12 +13,16 @@ from harness.capacity.fitting.observations import frame_rate
 from harness.capacity.fitting.rate_search import Traffic, simulate_load, values_of
 from harness.capacity.models.device import Device
 from harness.capacity.simulator.sessions import Activity
+from harness.records.fit import FittedDeployment, FittedModel, fitted
+from harness.traffic.mix import Mix
 
 SUMMARY_KEYS = {"ttfa_s": "ttfa_p{}_s", "rtf": "rtf_p{}", "stall_longest_s": "stall_p{}_s"}
 """How metrics.summarise names the quantiles of a metric; ``<class>.`` goes before it."""
 
 
-def predict_open_run(deployment_fit: dict, mix, rate_per_s: float, seconds: float, rng: np.random.Generator) -> dict:
+def predict_open_run(
+    fit: FittedDeployment, mix: Mix, rate_per_s: float, seconds: float, rng: np.random.Generator
+) -> dict:
     """The prediction of Poisson arrivals at ``rate_per_s`` on one device, in its steady state, as a flat dict.
 
     Keys as metrics.summarise names them: sessions, frames_per_s, step_s, and ``<class>.ttfa_p50_s`` and so on (p50
@@ -25,7 +30,7 @@ def predict_open_run(deployment_fit: dict, mix, rate_per_s: float, seconds: floa
     what was fitted by then, so that the run can be held against just that. Raises InconclusiveError where the
     deployment has no fit.
     """
-    device = Device.from_fit(deployment_fit)
+    device = Device.from_fit(fit)
     traffic = Traffic.draw(mix, rng)
     simulated, counted = simulate_load(device, traffic, rate_per_s, devices=1)
     stop_s = float(simulated.arrival_s[-1])
@@ -44,7 +49,7 @@ def predict_open_run(deployment_fit: dict, mix, rate_per_s: float, seconds: floa
             for percent in (50, 95):
                 value = float(np.quantile(values, percent / 100, method="inverted_cdf"))
                 prediction[f"{name}.{key.format(percent)}"] = value if math.isfinite(value) else None
-    return prediction | {"model": _frozen(deployment_fit)}
+    return prediction | {"model": _frozen(fit).to_dict()}
 
 
 def sealed(prediction: dict, made_at: str) -> dict:
@@ -74,9 +79,11 @@ def _sha256(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _frozen(deployment_fit: dict) -> dict:
+def _frozen(fit: FittedDeployment) -> FittedModel:
     """All that Device.from_fit reads."""
-    parts = {name: dict(deployment_fit[name]) for name in ("step_time", "first_audio", "rtf", "stalls")}
-    parts["step_time"].pop("points", None)
-    parts["first_audio"].pop("points", None)
-    return parts
+    return FittedModel(
+        step_time=replace(fitted(fit.step_time), points=()),
+        first_audio=replace(fitted(fit.first_audio), points=()),
+        rtf=fit.rtf,
+        stalls=fit.stalls,
+    )

@@ -16,6 +16,8 @@ from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.staged import Topology, staged_step_time, step_knots
 from harness.errors import InconclusiveError, InputError
+from harness.records.fit import Fit, FittedDeployment, FittedStage
+from harness.records.plan import CountAtRate, SensitivityRow
 from harness.topology import frame_path, kv_instances, owner_of
 
 LONGER = 1.2
@@ -36,27 +38,28 @@ class Change:
     note: str = ""
 
 
-def sensitivity(fit: dict, chosen: dict, pools: Pools, targets_qps: Sequence[float], gpus: int = 1) -> list[dict]:
+def sensitivity(
+    fit: Fit, chosen: FittedDeployment, pools: Pools, targets_qps: Sequence[float], gpus: int = 1
+) -> tuple[SensitivityRow, ...]:
     """plan.json's ``sensitivity``: for each change, the rate of a device and the devices of each target.
 
     ``gpus``: those of a device; a stage has so many instances where no knob says otherwise.
     """
-    fit = fit | {"deployments": [_with_defaults(each, gpus) for each in fit["deployments"]]}
-    return [_record(change, targets_qps) for change in changes(fit, _with_defaults(chosen, gpus), pools)]
+    fit = replace(fit, deployments=tuple(_with_defaults(each, gpus) for each in fit.deployments))
+    return tuple(_record(change, targets_qps) for change in changes(fit, _with_defaults(chosen, gpus), pools))
 
 
-def _with_defaults(deployment_fit: dict, gpus: int) -> dict:
+def _with_defaults(fit: FittedDeployment, gpus: int) -> FittedDeployment:
     """The fit of a deployment, with the instances of every stage among its knobs."""
-    path = frame_path(deployment_fit["deployment"])
-    instances = {f"{owner_of(stage)}.instances": gpus for stage in path}
-    return deployment_fit | {"deployment": instances | deployment_fit["deployment"]}
+    instances = {f"{owner_of(stage)}.instances": gpus for stage in frame_path(fit.deployment)}
+    return replace(fit, deployment=instances | fit.deployment)
 
 
-def changes(fit: dict, chosen: dict, pools: Pools) -> Iterator[Change]:
+def changes(fit: Fit, chosen: FittedDeployment, pools: Pools) -> Iterator[Change]:
     """None, to compare with; longer sessions, half the delay, one more instance of the busiest stage, a fast device."""
     yield Change("as planned", pools, "simulated")
     yield Change(f"sessions {LONGER - 1:.0%} longer", _longer(pools), "simulated")
-    delays = {knob: chosen["deployment"].get(knob, 0) for knob in _DELAYS}
+    delays = {knob: chosen.deployment.get(knob, 0) for knob in _DELAYS}
     if any(delays.values()):
         yield _turned("half the delay", fit, chosen, pools, {knob: value // 2 for knob, value in delays.items()})
     else:
@@ -66,8 +69,8 @@ def changes(fit: dict, chosen: dict, pools: Pools) -> Iterator[Change]:
         yield Change("one more instance", None, "", "the service time of no stage is known")
     else:
         knob = f"{owner_of(stage)}.instances"
-        turned = {knob: chosen["deployment"].get(knob, 1) + 1}
-        if stage == wire.ENGINE and not _is_measured(fit, chosen["deployment"] | turned):
+        turned = {knob: chosen.deployment.get(knob, 1) + 1}
+        if stage == wire.ENGINE and not _is_measured(fit, chosen.deployment | turned):
             note = "a second engine shares the GPU and its memory with the first: measure engine.instances"
             yield Change(f"one more instance of {stage}", None, "", note)
         else:
@@ -75,8 +78,8 @@ def changes(fit: dict, chosen: dict, pools: Pools) -> Iterator[Change]:
     yield _faster(chosen, pools)
 
 
-def _is_measured(fit: dict, deployment: dict) -> bool:
-    return any(each["deployment"] == deployment and not each["inconclusive"] for each in fit["deployments"])
+def _is_measured(fit: Fit, deployment: dict) -> bool:
+    return any(each.deployment == deployment and not each.inconclusive for each in fit.deployments)
 
 
 def _longer(pools: Pools) -> Pools:
@@ -99,20 +102,20 @@ def lengthened(traffic: Traffic, factor: float) -> Traffic:
     )
 
 
-def _turned(name: str, fit: dict, chosen: dict, pools: Pools, knobs: dict) -> Change:
+def _turned(name: str, fit: Fit, chosen: FittedDeployment, pools: Pools, knobs: dict) -> Change:
     """Other knobs: a deployment of the sweep that has just those, else what the stages' service times say."""
-    wanted = chosen["deployment"] | knobs
-    for other in fit["deployments"]:
-        if other["deployment"] == wanted and not other["inconclusive"]:
+    wanted = chosen.deployment | knobs
+    for other in fit.deployments:
+        if other.deployment == wanted and not other.inconclusive:
             device = Device.from_fit(other)
-            limits = limits_of(other, pools.limits.promises, fit["session_limit"], fit["extrapolation"], pools.traffic)
+            limits = limits_of(other, pools.limits.promises, fit.session_limit, fit.extrapolation, pools.traffic)
             return Change(
                 name, pools.changed(device=device, limits=limits), "simulated", "as this deployment was measured"
             )
     try:
         now = Topology.of_fit(chosen)
-        counted = kv_instances(chosen["deployment"])
-        before = chosen["deployment"].get(counted, 1)
+        counted = kv_instances(chosen.deployment)
+        before = chosen.deployment.get(counted, 1)
         roomy = _with_instances(pools, knobs.get(counted, before) - before)
         return _staged(name, roomy, now, Topology.of_fit(chosen, knobs))
     except (InconclusiveError, InputError) as error:
@@ -127,7 +130,7 @@ def _with_instances(pools: Pools, more: int) -> Pools:
     return pools.changed(limits=replace(pools.limits, kv=kv, kv_slots=kv.slots(pools.traffic.whole_frames)))
 
 
-def _faster(chosen: dict, pools: Pools) -> Change:
+def _faster(chosen: FittedDeployment, pools: Pools) -> Change:
     name = f"a device that computes {FASTER - 1:.0%} faster"
     try:
         now = Topology.of_fit(chosen)
@@ -159,27 +162,23 @@ def _scaled(device: Device, factor: Callable[[np.ndarray], np.ndarray]) -> Devic
     return replace(device, step_time=StepTime("piecewise", tuple(values.tolist()), tuple(knots.tolist())), draws=())
 
 
-def _busiest(chosen: dict) -> str | None:
+def _busiest(chosen: FittedDeployment) -> str | None:
     """The stage of the frame path whose instances would be busy the longest with a full ladder's largest batch."""
-    path = frame_path(chosen["deployment"])
-    known = {each["stage"]: each for each in chosen["stages"] if each["stage"] in path}
-    fitted = {stage: each for stage, each in known.items() if not each["inconclusive"]}
-    if not fitted:
-        return None
+    path = frame_path(chosen.deployment)
+    known = [each for each in chosen.stages if each.stage in path and isinstance(each, FittedStage)]
 
-    def busy_s(stage: str) -> float:
-        largest = max(point["batch_size"] for point in fitted[stage]["points"])
-        instances = chosen["deployment"].get(f"{owner_of(stage)}.instances", 1)
-        return (fitted[stage]["alpha_s"] * largest + fitted[stage]["tau0_s"]) / instances
+    def busy_s(fit: FittedStage) -> float:
+        largest = max(point.batch_size for point in fit.points)
+        return (fit.alpha_s * largest + fit.tau0_s) / chosen.deployment.get(f"{owner_of(fit.stage)}.instances", 1)
 
-    return max(fitted, key=busy_s)
+    return max(known, key=busy_s).stage if known else None
 
 
-def _record(change: Change, targets_qps: Sequence[float]) -> dict:
-    record = {"change": change.name, "basis": change.basis, "note": change.note}
-    if change.pools is None or change.pools.rate(1)[0] <= 0:
-        note = change.note if change.pools is None else "one session alone breaks a promise"
-        rows = [{"qps": qps, "devices": None} for qps in targets_qps]
-        return record | {"note": note, "rate_per_device": None, "targets": rows}
-    rows = [{"qps": qps, "devices": int(change.pools.devices_for(qps, np.ones(1))[0])} for qps in targets_qps]
-    return record | {"rate_per_device": change.pools.rate(1)[0], "targets": rows}
+def _record(change: Change, targets_qps: Sequence[float]) -> SensitivityRow:
+    pools, note, rate, counts = change.pools, change.note, None, [None] * len(targets_qps)
+    if pools is not None and pools.rate(1)[0] > 0:
+        rate, counts = pools.rate(1)[0], [int(pools.devices_for(qps, np.ones(1))[0]) for qps in targets_qps]
+    elif pools is not None:
+        note = "one session alone breaks a promise"
+    rows = tuple(CountAtRate(qps=qps, devices=count) for qps, count in zip(targets_qps, counts, strict=True))
+    return SensitivityRow(change=change.name, basis=change.basis, note=note, rate_per_device=rate, targets=rows)

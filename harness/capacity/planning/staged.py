@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from harness.capacity.simulator import frames as compiled_frames
 from harness.capacity.simulator.layout import record, sources
 from harness.capacity.simulator.pool import LONGEST_S, SHORTEST_S
 from harness.errors import InconclusiveError, InputError
+from harness.records.fit import FittedDeployment, FittedStage
 from harness.topology import frame_path, owner_of, topology_of
 
 _STAGE = record(f8="alpha_s tau0_s delay_s host_s host_each_s", i8="max_batch free waiting head tail executions served")
@@ -62,7 +63,7 @@ class Stage:
             raise InputError(f"{self.name}: a batch holds 1 or more, and there is 1 instance or more")
 
     @classmethod
-    def of(cls, name: str, service: ServiceTime, **knobs: float) -> Stage:
+    def of(cls, name: str, service: ServiceTime, **knobs: Any) -> Stage:
         """From a fitted service time."""
         return cls(name, service.alpha_s, service.tau0_s, **knobs)
 
@@ -102,26 +103,27 @@ class Topology:
             raise InputError("a topology has 1 stage or more, hops of 0 seconds or more, and noise of 0 to 1")
 
     @classmethod
-    def of_fit(cls, fit: dict, knobs: Mapping[str, int] | None = None, **more) -> Topology:
+    def of_fit(cls, fit: FittedDeployment, knobs: Mapping[str, int] | None = None, **more) -> Topology:
         """The stages of a deployment of fit.json with its knobs, some turned to ``knobs``: what if it had those?
 
         The fused engine is one stage, which takes no batch ahead of its time: its loop takes whoever is there.
 
         Raises InconclusiveError where the service time of a stage is not known.
         """
-        services, turned = {each["stage"]: each for each in fit["stages"]}, fit["deployment"] | dict(knobs or {})
+        services, turned = {each.stage: each for each in fit.stages}, fit.deployment | dict(knobs or {})
         stages = []
         for name in frame_path(turned):
-            service = services.get(name) or {"inconclusive": "no execution of it was counted"}
-            if service["inconclusive"]:
-                raise InconclusiveError(f"{name}: {service['inconclusive']}")
+            service = services.get(name)
+            if not isinstance(service, FittedStage):
+                reason = service.inconclusive if service else "no execution of it was counted"
+                raise InconclusiveError(f"{name}: {reason}")
             owner = owner_of(name)
             own = {knob: turned[f"{owner}.{knob}"] for knob in _KNOBS if f"{owner}.{knob}" in turned}
             if name == wire.ENGINE:
-                largest = max((int(point["batch_size"]) for point in service["points"]), default=0)
+                largest = max((point.batch_size for point in service.points), default=0)
                 own.setdefault("max_batch", max(ENGINE_BATCH, largest))  # a GPU's takes more
             delay_s = own.pop("delay_us", 0) / 1e6
-            stages.append(Stage(name, service["alpha_s"], service["tau0_s"], delay_s, **own))
+            stages.append(Stage(name, service.alpha_s, service.tau0_s, delay_s, **own))
         return cls(tuple(stages), **({"prefetch": topology_of(turned) == wire.STAGED} | more))
 
     def completed(self, step_time: StepTime) -> Topology:

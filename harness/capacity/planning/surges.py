@@ -18,6 +18,8 @@ from harness.capacity.simulator.fleet import simulate_pool
 from harness.capacity.simulator.pool import Pool
 from harness.capacity.simulator.results import Result
 from harness.capacity.simulator.traffic import Demand, Varying
+from harness.errors import InputError
+from harness.records.plan import Behaviour, Drain, PlannedTarget, SurgeParts, SurgeRow
 from harness.traffic.mix import Mix
 
 LINE, PATIENCE_S = 64, 30.0  # of each server, as model_repository/vibevoice_full_pipeline has it
@@ -69,7 +71,7 @@ SURGES = (
 )
 
 
-def behaviour(pools: Pools, mix: Mix, target: dict, rng: np.random.Generator) -> dict:
+def behaviour(pools: Pools, mix: Mix, target: PlannedTarget, rng: np.random.Generator) -> Behaviour:
     """plan.json's ``behaviour``: each surge on the devices of a target, for each way to admit sessions.
 
     ``session_limit``: the most sessions with which a device keeps every promise for good. Those beyond it wait in its
@@ -82,25 +84,27 @@ def behaviour(pools: Pools, mix: Mix, target: dict, rng: np.random.Generator) ->
     """
     limit, kv = max(int(steady_sessions(pools.device, pools.limits)), 1), pools.limits.kv
     hold_s = max(900.0, 2 * pools.traffic.mean_frames * float(pools.device.step_time(limit)))
-    size = min(target["devices"], LARGEST_POOL)
-    stage = _Stage(pools, mix, size, target["qps"] * size / target["devices"], hold_s)
-    return {
-        "basis": "simulated",
-        "qps": target["qps"],
-        "devices": target["devices"],
-        "session_limit": limit,
-        "line": LINE,
-        "patience_s": PATIENCE_S,
-        "kv_room_bytes": kv and kv.room_bytes,
-        "hold_s": hold_s,
-        "part_s": stage.part_s,
-        "max_sessions_measured": pools.device.max_sessions,
-        "surges": [_observe(stage, surge, each, limit, rng) for surge in SURGES for each in ADMISSIONS],
-        "ninety": ninety_minutes(pools, limit, rng),
-    }
+    if target.devices is None:
+        raise InputError(f"no count of devices is known at {target.qps:g} requests a second: plan that rate first")
+    size = min(target.devices, LARGEST_POOL)
+    stage = _Stage(pools, mix, size, target.qps * size / target.devices, hold_s)
+    return Behaviour(
+        basis="simulated",
+        qps=target.qps,
+        devices=target.devices,
+        session_limit=limit,
+        line=LINE,
+        patience_s=PATIENCE_S,
+        kv_room_bytes=kv.room_bytes if kv else None,
+        hold_s=hold_s,
+        part_s=stage.part_s,
+        max_sessions_measured=pools.device.max_sessions,
+        surges=tuple(_observe(stage, surge, each, limit, rng) for surge in SURGES for each in ADMISSIONS),
+        ninety=ninety_minutes(pools, limit, rng),
+    )
 
 
-def ninety_minutes(pools: Pools, sessions: int, rng: np.random.Generator) -> dict:
+def ninety_minutes(pools: Pools, sessions: int, rng: np.random.Generator) -> Drain:
     """Seconds until a device with so many 90-minute sessions aboard, each somewhere in it, is empty once drained.
 
     Of as many as its KV memory has room for, if those are fewer. ``longest_s``: where one of them has just begun.
@@ -111,12 +115,12 @@ def ninety_minutes(pools: Pools, sessions: int, rng: np.random.Generator) -> dic
     times_s = drain_times_s(pools.device, replace(pools.traffic, residual_frames=left), sessions, rng)
     longest = replace(pools.traffic, residual_frames=np.array([float(wire.MAX_FRAMES)]))
     worst_s = drain_times_s(pools.device, longest, sessions, rng, runs=1)
-    return {
-        "sessions": sessions,
-        "p50_s": float(np.median(times_s)),
-        "p95_s": float(np.quantile(times_s, 0.95)),
-        "longest_s": float(worst_s[0]),
-    }
+    return Drain(
+        sessions=sessions,
+        p50_s=float(np.median(times_s)),
+        p95_s=float(np.quantile(times_s, 0.95)),
+        longest_s=float(worst_s[0]),
+    )
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ def _limits(pools: Pools, classes: Sequence[str]) -> dict[str, dict[str, float]]
     return limits
 
 
-def _observe(stage: _Stage, surge: Surge, admission: Admission, limit: int, rng: np.random.Generator) -> dict:
+def _observe(stage: _Stage, surge: Surge, admission: Admission, limit: int, rng: np.random.Generator) -> SurgeRow:
     """What is seen part by part; ``in_promise_before``: of all parts in which there is no surge at all."""
     usual = _Seen.of(stage, replace(surge, times=1), admission, limit, rng)
     seen = _Seen.of(stage, surge, admission, limit, rng)
@@ -179,23 +183,23 @@ def _observe(stage: _Stage, surge: Surge, admission: Admission, limit: int, rng:
     at_s = (np.arange(len(in_promise)) - begins) * stage.part_s
     surged = slice(begins, ends)
     during, busy = (_share(each[surged], seen.arrived[surged]) for each in (seen.good, seen.busy))
-    return {
-        "surge": surge.name,
-        "times": surge.times,
-        "lasts_s": surge.share * stage.hold_s,
-        "admission": admission.name,
+    return SurgeRow(
+        surge=surge.name,
+        times=surge.times,
+        lasts_s=surge.share * stage.hold_s,
+        admission=admission.name,
         **dict(zip(_SHARES, finite([before, during, np.fmin.reduce(in_promise), busy]), strict=True)),
-        "most_sessions": float(seen.sessions.max()),
-        "recovered_after_s": None if back is None else (back - ends) * stage.part_s,
-        "watched_s": (len(in_promise) - ends) * stage.part_s,
-        "beyond_measured": bool(seen.sessions.max() > stage.pools.device.max_sessions),
-        "parts": {
-            "at_s": at_s[shown].tolist(),
-            "rate": surge.factor(at_s[shown], stage.hold_s).tolist(),
-            "in_promise": finite(in_promise[shown].round(4)),
-            "sessions": seen.sessions[shown].round(2).tolist(),
-        },
-    }
+        most_sessions=float(seen.sessions.max()),
+        recovered_after_s=None if back is None else (back - ends) * stage.part_s,
+        watched_s=(len(in_promise) - ends) * stage.part_s,
+        beyond_measured=bool(seen.sessions.max() > stage.pools.device.max_sessions),
+        parts=SurgeParts(
+            at_s=tuple(at_s[shown].tolist()),
+            rate=tuple(surge.factor(at_s[shown], stage.hold_s).tolist()),
+            in_promise=tuple(finite(in_promise[shown].round(4))),
+            sessions=tuple(seen.sessions[shown].round(2).tolist()),
+        ),
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,10 @@ from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.prediction import SUMMARY_KEYS, flaw_of
 from harness.capacity.simulator.sessions import Activity, simulate
 from harness.errors import InconclusiveError
+from harness.records.fit import FittedModel
+from harness.records.plan import ValidationRow
 from harness.records.schema import Rung, Trial
+from harness.records.slo import Promise
 
 OF_THE_DEVICE = ("step_s", "sessions", "frames_per_s")  # metrics of rows that are of no promise
 _ALTERNATIVES = 40
@@ -37,7 +40,7 @@ class Figure:
     name: str
     key: str
     measured: float
-    promise: object | None = None
+    promise: Promise | None = None
     quantile: float = math.nan
     unheard: str = ""
 
@@ -45,13 +48,13 @@ class Figure:
 def validate(
     trial: Trial,
     requests: pd.DataFrame,
-    promises: Sequence,
+    promises: Sequence[Promise],
     rng: np.random.Generator,
     *,
     confidence: float,
     max_error: float,
     foretold: Mapping[str, dict] | None = None,
-) -> list[dict]:
+) -> list[ValidationRow]:
     """Rows of plan.json's ``validation`` for one open-loop trial.
 
     ``foretold``: what was written down before each trial started, by trial; None or empty for an older run.
@@ -77,19 +80,19 @@ def validate(
     others = list(device.alternatives())[:_ALTERNATIVES]
     plays = [replay.play(other, figures, rng, _LUCKS) for other in others] or [fitted]
     level = 1 - (1 - confidence) / len(figures)
-    rows = [_step_row(replay, device.step_time, rung, max_error)]
+    rows = [_step_row(trial, replay, device.step_time, rung, max_error)]
     for figure in figures:
         known = not np.all(np.isnan(fitted[figure.name]))
         predicted = float(np.median(fitted[figure.name])) if known else math.nan
         if figure.unheard:
-            rows.append(_record(figure.name, predicted, math.nan, [math.nan] * 2, max_error) | {"note": figure.unheard})
+            row = _record(trial, figure.name, predicted, math.nan, (math.nan, math.nan), max_error)
+            rows.append(replace(row, note=figure.unheard))
         elif known:
             likely = np.concatenate([play[figure.name] for play in plays])
-            rows.append(_row(figure, predicted, likely, level, max_error))
-    named = {"trial_id": trial.trial_id, "rate_per_s": trial.load.get("rate_per_s")}
-    named |= {"said_at": trial.prediction.get("made_at"), "prediction_sha256": trial.prediction.get("sha256")}
+            rows.append(_row(trial, figure, predicted, likely, level, max_error))
     keys = {"step_s": "step_s"} | {figure.name: figure.key for figure in figures}
-    return [{**named, **row, "said_before": trial.prediction.get(keys[row["metric"]])} for row in rows]
+    said = trial.prediction or {}
+    return [replace(row, said_before=said.get(keys[row.metric])) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -156,19 +159,20 @@ class _Replay:
             if figure.promise is None:
                 shown[figure.name] = np.full(lucks, means[figure.name])
             else:
-                shown[figure.name] = self._quantiles(device, figure, run.ttfa_s, steps_s, rng, lucks)
+                shown[figure.name] = self._quantiles(device, figure, figure.promise, run.ttfa_s, steps_s, rng, lucks)
         return shown
 
     def _quantiles(
         self,
         device: Device,
         figure: Figure,
+        promise: Promise,
         ttfa_s: np.ndarray,
         steps_s: np.ndarray,
         rng: np.random.Generator,
         lucks: int,
     ) -> np.ndarray:
-        traffic_class, metric = figure.promise.traffic_class, figure.promise.metric
+        traffic_class, metric = promise.traffic_class, promise.metric
         scatter = device.ratios(traffic_class, metric)
         if metric == "ttfa_s":
             means = ttfa_s[self.due_inside(traffic_class)]
@@ -199,7 +203,7 @@ def _model_of(trial: Trial, written: dict | None) -> Device:
         raise InconclusiveError(f"{trial.trial_id}: it ran without a prediction, so it confirms nothing")
     if flaw := flaw_of(trial.prediction, trial.started_at, written):
         raise InconclusiveError(f"{trial.trial_id}: {flaw}, so it confirms nothing")
-    return Device.from_fit(trial.prediction["model"])
+    return Device.from_fit(FittedModel.of(trial.prediction["model"]))
 
 
 def _window_of(trial: Trial) -> Rung:
@@ -214,7 +218,7 @@ def _window_of(trial: Trial) -> Rung:
     return rung
 
 
-def _figures(rung: Rung, promises: Sequence, replay: _Replay) -> list[Figure]:
+def _figures(rung: Rung, promises: Sequence[Promise], replay: _Replay) -> list[Figure]:
     """Sessions, throughput, and the median and the promised quantile of each promise that the window carries."""
     figures = [Figure("sessions", "sessions", rung.sessions), Figure("frames_per_s", "frames_per_s", rung.frames_per_s)]
     for promise in promises:
@@ -232,38 +236,50 @@ def _figures(rung: Rung, promises: Sequence, replay: _Replay) -> list[Figure]:
     return list({figure.name: figure for figure in figures}.values())
 
 
-def _step_row(replay: _Replay, step_time: StepTime, rung: Rung, max_error: float) -> dict:
+def _step_row(trial: Trial, replay: _Replay, step_time: StepTime, rung: Rung, max_error: float) -> ValidationRow:
     """Step time at the sessions that were really there: the physics, without the feedback of a queue."""
     clock = frame_rate(step_time)
     sessions = replay.measured.mean(lambda n: n, *replay.window)
     predicted = sessions / replay.measured.mean(lambda n: n * clock(n), *replay.window)
-    return _record("step_s", predicted, rung.sessions / rung.frames_per_s, [predicted, predicted], max_error)
+    return _record(trial, "step_s", predicted, rung.sessions / rung.frames_per_s, (predicted, predicted), max_error)
 
 
-def _row(figure: Figure, predicted: float, likely: np.ndarray, level: float, max_error: float) -> dict:
+def _row(
+    trial: Trial, figure: Figure, predicted: float, likely: np.ndarray, level: float, max_error: float
+) -> ValidationRow:
     low, high = np.nanquantile(likely, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     chance = max(1 - predicted / high, predicted / low - 1) if low > 0 and math.isfinite(high) else 0.0
-    row = _record(figure.name, predicted, figure.measured, [float(low), float(high)], max(max_error, chance))
+    interval = float(low), float(high)
+    row = _record(trial, figure.name, predicted, figure.measured, interval, max(max_error, chance))
     limit = figure.promise.limit if figure.promise is not None else 0.0
-    if not row["passed"] and max(predicted, figure.measured) < _HARMLESS_SHARE * limit:
-        row |= {"passed": True, "note": "both below half of the promise: the difference cannot change the answer"}
-    if row["passed"] and chance > max_error:
-        notes = [f"chance alone moves it by {chance:.0%}, beyond {max_error:.0%}", row["note"]]
-        row |= {"passed": None, "note": "; ".join(filter(None, notes))}
+    if not row.passed and max(predicted, figure.measured) < _HARMLESS_SHARE * limit:
+        row = replace(row, passed=True, note="both below half of the promise: the difference cannot change the answer")
+    if row.passed and chance > max_error:
+        notes = [f"chance alone moves it by {chance:.0%}, beyond {max_error:.0%}", row.note]
+        row = replace(row, passed=None, note="; ".join(filter(None, notes)))
     return row
 
 
-def _record(name: str, predicted: float, measured: float, interval: list[float], limit: float) -> dict:
+def _record(
+    trial: Trial, name: str, predicted: float, measured: float, interval: tuple[float, float], limit: float
+) -> ValidationRow:
     error = (predicted - measured) / measured if measured else (0.0 if predicted == measured else math.inf)
     known = math.isfinite(error)
-    return {
-        "metric": name,
-        "said_before": None,
-        "predicted": predicted if math.isfinite(predicted) else None,
-        "predicted_interval": [value if math.isfinite(value) else None for value in interval],
-        "measured": measured if math.isfinite(measured) else None,
-        "relative_error": error if known else None,
-        "limit": float(limit),
-        "passed": bool(known and abs(error) <= limit),
-        "note": "",
-    }
+    (low, high), said = map(_finite, interval), trial.prediction or {}
+    return ValidationRow(
+        trial_id=trial.trial_id,
+        rate_per_s=trial.load.get("rate_per_s"),
+        said_at=said.get("made_at"),
+        prediction_sha256=said.get("sha256"),
+        metric=name,
+        predicted=_finite(predicted),
+        predicted_interval=(low, high),
+        measured=_finite(measured),
+        relative_error=error if known else None,
+        limit=float(limit),
+        passed=bool(known and abs(error) <= limit),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

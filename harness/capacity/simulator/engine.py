@@ -196,7 +196,14 @@ def _state(pool: Pool, counting: Counting | None) -> np.ndarray:
     window_s = counting.warm_up_s if counting else math.inf
     tick_s = pool.autoscaler.every_s if pool.autoscaler else math.inf
     planned_s = min((each.at_s for each in pool.planned), default=math.inf)
-    values = {"free": -1, "oldest": -1, "newest": -1, "up": pool.devices, "owned": pool.devices, "window": -1}
+    values: dict[str, float] = {
+        "free": -1,
+        "oldest": -1,
+        "newest": -1,
+        "up": pool.devices,
+        "owned": pool.devices,
+        "window": -1,
+    }
     values |= {"window_ends_s": window_s, "ready_s": math.inf, "tick_s": tick_s, "scaled_s": -math.inf}
     values["other_s"] = min(window_s, tick_s, planned_s)
     for name, value in values.items():

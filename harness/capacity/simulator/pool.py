@@ -127,7 +127,8 @@ class Pool:
         """Seconds of a step without context, and seconds a token, at 0 to ``most`` sessions. Raises InputError."""
         n = np.arange(1, most + 1, dtype=float)
         base = np.asarray(self.step_time(n), dtype=float)
-        token = np.broadcast_to(self.token_s(n) if callable(self.token_s) else self.token_s, n.shape).astype(float)
+        token_s = self.token_s(n) if callable(self.token_s) else self.token_s
+        token = np.broadcast_to(np.asarray(token_s, dtype=float), n.shape).astype(float)
         if not (base.shape == n.shape and np.all((base >= SHORTEST_S) & (base <= LONGEST_S))):
             raise InputError(
                 f"a frame step takes more than 0 seconds at any number of sessions: {SHORTEST_S:g} to {LONGEST_S:g} s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -185,8 +186,8 @@ def result_of(arrays: Arrays, classes: Sequence[str], numbers: Sequence[int], wi
 
 
 def _class_result(arrays: Arrays, index: int, window_s: float) -> ClassResult:
-    counts = {name: arrays.counts[:, index, column].copy() for name, column in _COLUMNS.items()}
-    metrics = {
+    counts: dict[str, Any] = {name: arrays.counts[:, index, column].copy() for name, column in _COLUMNS.items()}
+    metrics: dict[str, Any] = {
         name: Distribution(arrays.bins[:, index, metric].copy(), arrays.sums[:, index, metric].copy())
         for name, metric in METRIC_INDEX.items()
     }

@@ -129,7 +129,9 @@ class Demand:
 
     def _ratios(self, spread: Spread | None, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         ratios = np.ones(len(index))
-        for number, name in enumerate(self.classes if spread else ()):
+        if spread is None:
+            return ratios
+        for number, name in enumerate(self.classes):
             own = index == number
             ratios[own] = spread.of(name).at(rng.random(int(own.sum())))
         return ratios

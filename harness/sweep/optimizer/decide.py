@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from harness.sweep.optimizer.space import Space
 from harness.sweep.optimizer.surrogate import Surrogate
 
-Expected = Callable[[Sequence[int]], np.ndarray]  # values that the physics expects at points, 0 or more
+Expected = Callable[[Sequence[int] | np.ndarray], np.ndarray]  # values that the physics expects at points, 0 or more
 _CONTENDERS, _SAMPLES_EACH = 200, 64
 FLOOR = 0.05  # of the best value: below, one loser is as good as another
 _SURE_AFTER = 4  # trials before anything is believed
@@ -94,7 +94,7 @@ def _outlook(
     space: Space, seen: Sequence[Seen], tried: Collection[int], expected: Expected | None, rng: np.random.Generator
 ) -> Outlook:
     measured = [each for each in seen if each.value is not None]
-    leaders = sorted(measured, key=lambda each: -each.value)[:5]
+    leaders = sorted(measured, key=lambda each: -(each.value or 0.0))[:5]
     near = [each.number for each in leaders]
     numbers = np.array(sorted({*space.candidates(near, rng), *(each.number for each in measured)}))
     x, base = space.coordinates(numbers), _logarithms(expected, numbers, measured)

@@ -6,7 +6,7 @@ Values are larger for better points and 0 for useless ones; None is a point of w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,9 +20,12 @@ from harness.capacity.models.device import Device
 from harness.capacity.models.memory import KvRoom
 from harness.capacity.models.steps import StepTime
 from harness.errors import InconclusiveError
+from harness.records.fit import FittedDeployment
 from harness.records.schema import Rung, Trial
+from harness.records.slo import Promise
 from harness.sweep.optimizer.physics import Taught
 from harness.topology import kv_instances
+from harness.traffic.mix import Mix
 
 Expecting = Callable[[StepTime, Mapping[str, Any]], float]  # the value of a point with some step time
 _NORMAL_95 = 1.96
@@ -36,15 +39,15 @@ class Value:
     value: float | None
     error: float = 0.0
     says: str = ""
-    fit: dict = field(default_factory=dict, compare=False, repr=False)
+    fit: FittedDeployment | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class HighestRate:
     """Requests a second that one device carries under the promises: the reciprocal of devices per QPS."""
 
-    mix: object
-    promises: Sequence
+    mix: Mix
+    promises: Sequence[Promise]
     seed: int
     kv: KvRoom | Mapping[str, KvRoom | None] | None = None
     session_limit: int | None = None
@@ -53,35 +56,37 @@ class HighestRate:
     def measured(self, trials: Sequence[Trial], requests: pd.DataFrame) -> Value:
         """From the VALID ladders of one deployment and their requests."""
         rng = np.random.default_rng(self.seed)
-        fit = fit_run(trials, requests, self.mix, self.promises, rng, "", **self._room())["deployments"][0]
-        rate, (low, high) = fit["max_rate_per_s"], fit["max_rate_interval"]
+        fit = fit_run(trials, requests, self.mix, self.promises, rng, "", **self._room()).deployments[0]
+        rate, (low, high) = fit.max_rate_per_s, fit.max_rate_interval
         if rate is None:
-            return Value(None, says=fit["inconclusive"], fit=fit)
-        error = math.log(high / low) / (2 * _NORMAL_95) if low else 0.0
+            return Value(None, says=fit.inconclusive, fit=fit)
+        error = math.log(high / low) / (2 * _NORMAL_95) if low and high else 0.0
         return Value(rate, error, f"{rate:.3g} requests/s", fit)
 
     def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
         """The value of a deployment with some step time, whose requests scatter as those of the best one measured."""
         for best in sorted(values, key=lambda each: -(each.value or 0.0)):
+            if best.fit is None:
+                continue
             try:
                 device = Device.from_fit(best.fit)
                 self._limits(best.fit, {}).check(device, [each.name for each in self.mix.classes])
-            except (InconclusiveError, KeyError):
+            except InconclusiveError:
                 continue
             return lambda step, point, fit=best.fit, device=device: self._expected(fit, device, step, point)
         return None
 
-    def _expected(self, fit: dict, device: Device, step: StepTime, point: Mapping[str, Any]) -> float:
+    def _expected(self, fit: FittedDeployment, device: Device, step: StepTime, point: Mapping[str, Any]) -> float:
         """The device with another step time, a first chunk as long as the point's, and the KV room of its instances."""
-        chunk = fit["deployment"].get("chunk_frames", self.mix.chunk_frames)
+        chunk = fit.deployment.get("chunk_frames", self.mix.chunk_frames)
         steps = max(device.first_steps + point.get("chunk_frames", chunk) - chunk, 0.0)
         other = replace(device, step_time=step, first_steps=steps, draws=())
         return steady_limit(other, self._limits(fit, point))[0] / self.mix.mean_frames()
 
-    def _limits(self, fit: dict, point: Mapping[str, Any]) -> Limits:
+    def _limits(self, fit: FittedDeployment, point: Mapping[str, Any]) -> Limits:
         instances = point.get(kv_instances(point))
-        if fit.get("kv") and instances:
-            fit = fit | {"kv": fit["kv"] | {"instances": instances}}
+        if fit.kv is not None and instances:
+            fit = replace(fit, kv=replace(fit.kv, instances=instances))
         return limits_of(fit, self.promises, self.session_limit, 1.0, self._traffic)
 
     @cached_property
@@ -154,7 +159,7 @@ def _power(name: str) -> int:
     return -1 if name.endswith("_per_s") else 1
 
 
-def _scales(rungs: Sequence[Rung], names: Sequence[str]) -> dict[str, float]:
+def _scales(rungs: Sequence[Rung], names: Collection[str]) -> dict[str, float]:
     """Median of each metric over the power of the step time that it goes with."""
     steps = np.array([rung.sessions / rung.frames_per_s for rung in rungs])
     return {

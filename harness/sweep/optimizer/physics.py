@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -182,7 +182,7 @@ def _outside(lessons: Sequence[_Lesson], defaults: Mapping[str, Any]) -> tuple[f
     return float(found[0]), float(found[1]) if len(found) > 1 else 0.0
 
 
-def _alone(lessons: Sequence[_Lesson], slowed: Sequence[np.ndarray]) -> tuple[tuple[float, ...], ...]:
+def _alone(lessons: Sequence[_Lesson], slowed: Iterable[np.ndarray]) -> tuple[tuple[float, ...], ...]:
     """By stage the seconds of batches of 1, 2, ... from those measured over how much they were ``slowed``
     [stages][lessons]."""
     times = []

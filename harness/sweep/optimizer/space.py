@@ -104,7 +104,7 @@ class Space:
         """The point in the middle of every ordered column, and at the start of the others."""
         return self.lowest(self._number([(len(column) - 1) // 2 if _ordered(column) else 0 for column in self.columns]))
 
-    def coordinates(self, numbers: Sequence[int]) -> np.ndarray:
+    def coordinates(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Float [points, dimensions] in 0 to 1: one dimension a column of numbers, one a value of any other column.
 
         A number's place is the mean of its rank and of its logarithm between those of the lowest and the highest.

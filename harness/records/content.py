@@ -1,0 +1,50 @@
+"""Records as JSON content: frozen dataclasses from dicts, checked, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, TypeAdapter
+
+Record = TypeVar("Record")
+_ABSENT = "absent"
+
+Figure = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A number that is NaN where it is not known, which JSON holds as null."""
+
+
+def absent(default: Any) -> Any:
+    """A field that content does not name while it stands at its default."""
+    return dataclasses.field(default=default, metadata={_ABSENT: True})
+
+
+def read(kind: type[Record], content: Mapping[str, Any]) -> Record:
+    """A record from its content. Raises ValueError, naming each field that is missing or of another type."""
+    return _adapter(kind).validate_python(content)
+
+
+def content_of(record: Any) -> dict[str, Any]:
+    """The content of a record, field by field; tuples become lists."""
+    values = ((field, getattr(record, field.name)) for field in dataclasses.fields(record))
+    return {field.name: _plain(value) for field, value in values if not _is_left_out(field, value)}
+
+
+def _is_left_out(field: dataclasses.Field[Any], value: Any) -> bool:
+    return _ABSENT in field.metadata and value == field.default
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return content_of(value)
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
+
+
+@cache
+def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
+    return TypeAdapter(kind)
