@@ -15,6 +15,7 @@ import pytest
 from capacity_truth import bare_fit, fit_with
 from conftest import still_running
 from fake_triton import Timetable, serving
+from report_sample import plan_record
 
 from harness import signoff as job
 from harness import wire
@@ -25,6 +26,7 @@ from harness.exit_codes import OF_VERDICT
 from harness.identity import StageIdentity
 from harness.planfile import load_plan
 from harness.records import store
+from harness.records.plan import Plan
 from harness.records.schema import Rung, Trial
 from harness.records.store import Run
 from harness.report.seal import check_seal, sign
@@ -270,7 +272,7 @@ def test_an_invalid_trial_that_an_answer_needs_and_no_time_for_its_repeat_is_no_
     work = job.SignOff(plan, tmp_path)
     work.execute()
     assert [each.decisive for each in work.campaign.left_out] in ([True], [True, True])
-    told = work._with_what_was_left_out({"verdict": "met", "reasons": []})
+    told = work._with_what_was_left_out(Plan.of(plan_record("met")))
     assert told.verdict == "inconclusive" and "run it again" in told.doubts[0]
 
 

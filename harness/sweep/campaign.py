@@ -81,7 +81,7 @@ class Campaign:
         if step.point is None:
             self.watcher.say(step.says)
         else:
-            self._leave_out_points(step)
+            self._leave_out_points(step.point, step.says)
 
     def _ladder(self, host: Host, watcher: Watcher) -> bool:
         """The next point's ladder on a host; False where there is none for it, or no time."""
@@ -101,11 +101,11 @@ class Campaign:
             watcher.say(said)
         return measured and not self._out_of_time
 
-    def _leave_out_points(self, step: Step) -> None:
+    def _leave_out_points(self, first: dict, says: str) -> None:
         ended = len(self.settled_points())
         count = self.walk.left(ended)
-        seconds = count * self._estimated_s(self._ladder_load(step.point, self.spec.seed))
-        what = f"{count} of {self.walk.most_points()} points, from {step.says}"
+        seconds = count * self._estimated_s(self._ladder_load(first, self.spec.seed))
+        what = f"{count} of {self.walk.most_points()} points, from {says}"
         self._leave_out(LeftOut(what, seconds, decisive=not ended))
 
     def _leave_out(self, left_out: LeftOut) -> None:

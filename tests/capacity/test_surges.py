@@ -107,7 +107,7 @@ def test_a_line_longer_than_the_promise_on_first_audio_keeps_few(seen):
 def test_the_parts_show_the_surge_and_the_way_back(seen):
     for row in seen.surges:
         parts = row.parts
-        assert len({len(values) for values in parts.values()}) == 1
+        assert len({len(values) for values in content_of(parts).values()}) == 1
         assert 0.9 * row.times < max(parts.rate) <= row.times and len(parts.rate) <= 120
         assert parts.in_promise[0] == pytest.approx(row.in_promise_before, abs=0.05)
         if row.recovered_after_s is not None:
