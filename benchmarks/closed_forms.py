@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.capacity.simulator.engine import Counting, Engine, arrivals_of
+from harness.capacity.simulator.engine import Counting, SimulationEngine, arrivals_of
 from harness.capacity.simulator.pool import Pool
-from harness.capacity.simulator.results import Result, result_of
+from harness.capacity.simulator.results import PoolResult, result_of
 from harness.capacity.simulator.traffic import Varying
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
@@ -60,7 +60,7 @@ class Form:
 
     name: str
     expected: float
-    read: Callable[[Result], float]
+    read: Callable[[PoolResult], float]
     pool: Pool
     rate_per_s: float
     frames: Frames = exponential
@@ -82,7 +82,7 @@ def serve(
     period_s: float = 1.0,
     windows_a_period: int = 0,
     callers: int | None = None,
-) -> Result:
+) -> PoolResult:
     """A pool under Poisson arrivals, in blocks; or with ``callers``, who think for 1 / rate seconds in the mean.
 
     The rate may swing with a period, which is divided into windows then. Of a closed loop, counted is how long so many
@@ -91,7 +91,7 @@ def serve(
     periods = math.ceil(sessions / (rate_per_s * (callers or 1)) / period_s)
     warm_up = math.ceil(WARM_UP_SHARE * periods)
     counting = Counting((CLASS,), periods * period_s, warm_up * period_s, periods * windows_a_period or 20, 1)
-    engine = Engine(pool, counting, callers=callers)
+    engine = SimulationEngine(pool, counting, callers=callers)
     if callers:
         thinking_s = rng.exponential(1 / rate_per_s, 2 * sessions)
         engine.feed(_drawn(thinking_s, frames, rng), last=True, stop_s=counting.stop_s)
@@ -116,31 +116,31 @@ def _drawn(times_s: np.ndarray, frames: Frames, rng: np.random.Generator) -> np.
     return arrivals_of(times_s, frames(rng, len(times_s)), pick=rng.random(len(times_s)))
 
 
-def _one(result: Result):
+def _one(result: PoolResult):
     return result.classes[CLASS]
 
 
-def _mean_wait(result: Result) -> float:
+def _mean_wait(result: PoolResult) -> float:
     return _one(result).wait_s.mean
 
 
-def _mean_stay(result: Result) -> float:
+def _mean_stay(result: PoolResult) -> float:
     return _one(result).stay_s.mean
 
 
-def _refused(result: Result) -> float:
+def _refused(result: PoolResult) -> float:
     return _one(result).busy_share()
 
 
-def _sessions(result: Result) -> float:
+def _sessions(result: PoolResult) -> float:
     return float(result.sessions.mean())
 
 
-def _rate(result: Result) -> float:
+def _rate(result: PoolResult) -> float:
     return float(_one(result).done.mean() / result.window_s)
 
 
-def _at_peak(result: Result) -> float:
+def _at_peak(result: PoolResult) -> float:
     return float(result.sessions[::_WINDOWS].mean())
 
 

@@ -40,7 +40,7 @@ from harness.capacity.fitting.fit import fit_run
 from harness.capacity.fitting.rate_search import Limits, steady_limit
 from harness.capacity.models import memory
 from harness.capacity.models.device import Device
-from harness.capacity.planning.device_types import Card
+from harness.capacity.planning.device_types import DeviceType
 from harness.capacity.planning.prediction import flaw_of, sealed
 from harness.capacity.planning.staged import Topology, rounds, staged_step_time
 from harness.capacity.simulator.sessions import simulate
@@ -80,7 +80,7 @@ CAP = 0.85  # of the highest rate, for counts of cards
 AROUND = (0.8, 1.0, 1.2)  # of the predicted limit in sessions: rungs of a held-out ladder
 BETWEEN_MS = {"hop_s": (0.8, 1.2, 1.6), "host_s": (0.0, 0.5, 1.0), "host_each_s": (0.0, 0.2, 0.4, 0.6)}  # tried
 MOST = 48  # sessions of a card that are modelled
-CARD = Card.of_profile(stand_in.profile())
+CARD = DeviceType.of_profile(stand_in.profile())
 VOICE_FRAMES = 80  # of a speaker's sample
 
 

@@ -20,7 +20,7 @@ from scipy import stats
 from search_spaces import SESSIONS, Emulated, spaces
 
 from harness.sweep.optimizer.decide import Aim
-from harness.sweep.optimizer.guide import Guide, Measured
+from harness.sweep.optimizer.guide import Guide, MeasuredPoint
 from harness.sweep.optimizer.objective import Value
 from harness.sweep.optimizer.optuna_engine import KINDS
 
@@ -72,13 +72,13 @@ def _search(name: str, kind: str, share: float, margin: float, seed: int) -> dic
     most = int(space.points.size * share)
     aim = Aim(margin, SURE, most * LONGER if kind == "model" else most)
     guide = Guide(space.points, space.promised, kind, aim, seed, SESSIONS, {})
-    measured: list[Measured] = []
+    measured: list[MeasuredPoint] = []
     decisions = []
     began = time.process_time()
     while (decision := guide.next(measured)).number is not None:
         decisions.append(decision)
         rungs, value = space.trial(decision.number, seed)
-        measured.append(Measured(decision.number, Value(value), rungs))
+        measured.append(MeasuredPoint(decision.number, Value(value), rungs))
     decisions.append(decision)
     tried = min(most, len(measured))
     return {
@@ -91,7 +91,7 @@ def _search(name: str, kind: str, share: float, margin: float, seed: int) -> dic
     }
 
 
-def _no_untried_wins(space: Emulated, measured: Sequence[Measured], best: int, margin: float) -> bool:
+def _no_untried_wins(space: Emulated, measured: Sequence[MeasuredPoint], best: int, margin: float) -> bool:
     untried = np.delete(space.truth, [each.number for each in measured])
     return bool(space.truth[best] >= (1 - margin) * untried.max())
 

@@ -20,7 +20,7 @@ from testbed import queueing
 from harness.capacity.simulator.engine import Counting
 from harness.capacity.simulator.fleet import simulate_pool
 from harness.capacity.simulator.pool import Pool, random_failures
-from harness.capacity.simulator.results import Figure, Result
+from harness.capacity.simulator.results import Estimate, PoolResult
 from harness.capacity.simulator.traffic import DAY_S, Demand, Varying
 from harness.errors import InputError
 from harness.traffic.mix import Lengths, Mix, TrafficClass
@@ -85,11 +85,11 @@ def works() -> list[Work]:
     ]
 
 
-def _served(pool: Pool, rate_per_s: float, sessions: int, seed: int) -> Result:
+def _served(pool: Pool, rate_per_s: float, sessions: int, seed: int) -> PoolResult:
     return closed_forms.serve(pool, rate_per_s, closed_forms.exponential, sessions, np.random.default_rng(seed))
 
 
-def _class(result: Result):
+def _class(result: PoolResult):
     return result.classes[closed_forms.CLASS]
 
 
@@ -113,18 +113,18 @@ def timed(once: Callable[[int, int], float], count: int, seed: int) -> tuple[flo
     return time.perf_counter() - began, value
 
 
-def errors(sessions: int, replications: int, seed: int) -> list[tuple[closed_forms.Form, Figure]]:
+def errors(sessions: int, replications: int, seed: int) -> list[tuple[closed_forms.Form, Estimate]]:
     """Every closed form with the relative error of the simulated figure, and the interval that chance leaves it."""
     found = []
     for number, form in enumerate(closed_forms.forms()):
         common.say(f"{form.name}: {replications} x {sessions:,} …")
         seeds = np.random.SeedSequence([seed, number]).spawn(replications)
         values = [form.simulated(sessions, np.random.default_rng(seed)) / form.expected - 1 for seed in seeds]
-        found.append((form, Figure.of(float(np.mean(values)), values)))
+        found.append((form, Estimate.of(float(np.mean(values)), values)))
     return found
 
 
-def week(seconds: float, rate_per_s: float, devices: int, seed: int) -> tuple[float, Result]:
+def week(seconds: float, rate_per_s: float, devices: int, seed: int) -> tuple[float, PoolResult]:
     """Seconds taken, and what was seen: 60 ms + 2 ms a session and 0.1 µs a token; 120 GB for KV caches a device."""
     rng = np.random.default_rng(seed)
     windows = max(int(seconds // 3600), 1)
@@ -154,7 +154,7 @@ def show_speeds(rows: Sequence[tuple]):
     return table
 
 
-def show_errors(found: Sequence[tuple[closed_forms.Form, Figure]], sessions: int, replications: int):
+def show_errors(found: Sequence[tuple[closed_forms.Form, Estimate]], sessions: int, replications: int):
     title = f"Closed forms, {replications} x {sessions:,} sessions each"
     table = common.table(title, "figure", "theory", "error", "95% interval of the error")
     for form, error in found:
@@ -163,7 +163,7 @@ def show_errors(found: Sequence[tuple[closed_forms.Form, Figure]], sessions: int
     return table
 
 
-def show_week(result: Result, took_s: float, seconds: float, devices: int):
+def show_week(result: PoolResult, took_s: float, seconds: float, devices: int):
     columns = ("class", "sessions", "busy", "first audio p95, s", "RTF p95", "stalled", "good a second", "95% interval")
     title = f"{seconds / DAY_S:.3g} days over {devices:,} devices in {took_s:.1f} s"
     title += f"; {result.sessions.max():,.0f} sessions at the busiest, devices in use {result.utilisation:.0%} of time"

@@ -36,7 +36,7 @@ from harness.vibevoice.process.setup import prepare  # noqa: E402
 from harness.vibevoice.stages import fused_towers  # noqa: E402
 from harness.vibevoice.stages.fused_towers import FusedTower, _States  # noqa: E402
 from harness.vibevoice.stages.presets import DTYPES, Weights  # noqa: E402
-from harness.vibevoice.stages.towers import Block, Tower  # noqa: E402
+from harness.vibevoice.stages.towers import StreamingBlock, Tower  # noqa: E402
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 64, 130
 KERNELS = "_mix", "_block", "_narrow", "_windows"
@@ -125,13 +125,13 @@ def tiles_rows(towers: Towers, sessions: int) -> Iterator[dict]:
     x, around = towers.given("decoder", sessions), _States(towers.table, *towers.rows(sessions))
     seen = set()
     for plain, layer in zip(towers.plain["decoder"].layers, towers.fused["decoder"].layers, strict=True):
-        if isinstance(plain, Block) and plain.channels in TILES and plain.channels not in seen:
+        if isinstance(plain, StreamingBlock) and plain.channels in TILES and plain.channels not in seen:
             seen.add(plain.channels)
             yield from _tiles_of(plain, layer.place, x, around)
         x = layer(x, around)
 
 
-def _tiles_of(plain: Block, place: int, x: torch.Tensor, around: _States) -> Iterator[dict]:
+def _tiles_of(plain: StreamingBlock, place: int, x: torch.Tensor, around: _States) -> Iterator[dict]:
     block, wide = fused_towers._FusedBlock(plain, place), fused_towers._WideBlock(plain, place)
     yield {"channels": plain.channels, "tile": None, "ms": median_ms(lambda: wide(x, around))}
     before = fused_towers.BLOCK_TILES[block.room]

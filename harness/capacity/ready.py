@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.capacity.planning.staged import Stage, Topology, rounds
+from harness.capacity.planning.staged import StageModel, Topology, rounds
 from harness.capacity.simulator.sessions import simulate
 from harness.host.process_group import end_group, spawn
 
@@ -22,7 +22,7 @@ from harness.host.process_group import end_group, spawn
 def compile_all() -> None:
     """Call each compiled function once, on the smallest input that it takes."""
     simulate(np.zeros(1), np.ones(1), lambda sessions: np.full(np.shape(sessions), 0.1))
-    stage = Stage("stage", alpha_s=0.01, tau0_s=0.01, delay_s=0.0, max_batch=1)
+    stage = StageModel("stage", alpha_s=0.01, tau0_s=0.01, delay_s=0.0, max_batch=1)
     rounds(Topology((stage,)), 1, np.random.default_rng(0), frames=1, warm_up=0)
 
 

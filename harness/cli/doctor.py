@@ -47,7 +47,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Card:
+class GpuFacts:
     """One GPU as its driver tells it; memory in bytes."""
 
     name: str
@@ -57,7 +57,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Host:
+class HostFacts:
     """Facts of a machine; sizes in bytes. ``gpu_device``: the kernel has a driver of NVIDIA, which may not answer."""
 
     cores: int
@@ -65,7 +65,7 @@ class Host:
     disk_free: int
     shared_free: int
     gpu_device: bool
-    cards: tuple[Card, ...]
+    cards: tuple[GpuFacts, ...]
     torch_cuda: str  # the CUDA of the torch that stages import; "" = a CPU build
     compiler: str  # of C, by path; "" = none
     python_header: Path  # Python.h of the Python that runs the stages, there or not
@@ -82,8 +82,8 @@ def examine(root: Path, target: Target | None = None) -> list[Check]:
     return [*software(search), *_triton(), *machine(host), _ports(), *gpus(host), *servers]
 
 
-def this_host(root: Path, search: tuple[str, ...]) -> Host:
-    return Host(
+def this_host(root: Path, search: tuple[str, ...]) -> HostFacts:
+    return HostFacts(
         cores=len(os.sched_getaffinity(0)),
         memory_free=psutil.virtual_memory().available,
         disk_free=shutil.disk_usage(root).free,
@@ -134,7 +134,7 @@ def _triton() -> Iterator[Check]:
         yield Check("model repository", False, str(REPOSITORY), str(error))
 
 
-def machine(host: Host) -> Iterator[Check]:
+def machine(host: HostFacts) -> Iterator[Check]:
     """Cores, memory, shared memory and disk."""
     enough = host.cores >= 2 or None
     yield Check("cores", enough, str(host.cores), "" if enough else "one core measures itself: use two")
@@ -161,7 +161,7 @@ def _ports() -> Check:
         return Check("loopback ports", False, str(error), "allow binding to 127.0.0.1")
 
 
-def gpus(host: Host) -> Iterator[Check]:
+def gpus(host: HostFacts) -> Iterator[Check]:
     """The driver, torch's CUDA, and each GPU with its memory."""
     if not host.gpu_device and not host.cards:
         yield Check("GPU", None, "none: figures are of this host's CPU", "for GPU figures, run where one is")
@@ -177,14 +177,14 @@ def gpus(host: Host) -> Iterator[Check]:
         yield _card(index, card)
 
 
-def _torch_on_gpu(host: Host) -> Check:
+def _torch_on_gpu(host: HostFacts) -> Check:
     if host.torch_cuda:
         return Check("torch on the GPU", True, f"built for CUDA {host.torch_cuda}")
     found = "a CPU build of torch on a GPU host: stages would run on the CPU"
     return Check("torch on the GPU", False, found, "install a CUDA build: make install TORCH='torch>=2.11,<=2.13'")
 
 
-def _build_tools(host: Host) -> Iterator[Check]:
+def _build_tools(host: HostFacts) -> Iterator[Check]:
     """What the attention kernels' compiler needs: Triton (the language) builds a launcher in C at the first start."""
     needed = "the first kernel that a stage launches is compiled with it"
     fix = f"install one (Debian: apt install gcc), or name it in CC: {needed}"
@@ -208,7 +208,7 @@ def _python_header() -> Path:
     return Path(sysconfig.get_paths(scheme=scheme)["include"], "Python.h")
 
 
-def _card(index: int, card: Card) -> Check:
+def _card(index: int, card: GpuFacts) -> Check:
     found = f"{card.name}, {_size(card.total)}, {_size(card.free)} free"
     if card.free >= _GPU_NEEDED:
         return Check(f"GPU {index}", True, found)
@@ -216,9 +216,9 @@ def _card(index: int, card: Card) -> Check:
     return Check(f"GPU {index}", None, found, fix)
 
 
-def _cards() -> tuple[Card, ...]:
+def _cards() -> tuple[GpuFacts, ...]:
     """Each GPU that the driver tells of; none where it does not answer."""
-    return tuple(Card(gpu.name, gpu.driver, gpu.memory_bytes, gpu.free_bytes) for gpu in nvml.present())
+    return tuple(GpuFacts(gpu.name, gpu.driver, gpu.memory_bytes, gpu.free_bytes) for gpu in nvml.present())
 
 
 def _cuda_of(torch: Found | None) -> str:

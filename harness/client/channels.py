@@ -22,7 +22,7 @@ CHANNEL_OPTIONS = (
 )
 
 
-class Tls(Protocol):
+class Encryption(Protocol):
     """What a connection needs of ``target.Tls``."""
 
     server_name: str
@@ -33,7 +33,7 @@ class Tls(Protocol):
 class Service(Protocol):
     """What a connection needs of ``target.Target``."""
 
-    tls: Tls | None
+    tls: Encryption | None
     headers: Sequence[tuple[str, str]]
     ready_s: float
 

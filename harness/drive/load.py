@@ -11,7 +11,7 @@ import numpy as np
 
 from harness import wire
 from harness.errors import InputError
-from harness.traffic.arrivals import Arrivals, Stage
+from harness.traffic.arrivals import Arrivals, RateStage
 
 RUNG_S = 10.0  # by default
 REQUEST_KNOBS = {"chunk_frames": wire.MAX_FRAMES, "diffusion_steps": wire.MAX_DIFFUSION_STEPS}
@@ -160,6 +160,6 @@ def _arrival_options(process: Arrivals) -> list[str]:
     return options
 
 
-def _stage(stage: Stage) -> str:
+def _stage(stage: RateStage) -> str:
     """Durations are written without an exponent, which ``--stages`` does not know."""
     return f"{np.format_float_positional(stage.seconds)}s@{stage.rate_per_s!r}..{stage.end_rate_per_s!r}"

@@ -292,7 +292,7 @@ def _steadiness(results: Sequence[Result], due: pd.DataFrame, start_ns: int, end
     step_rise, step_error = steadiness.step_rise(results, start_ns, end_ns)
     due_s, seconds = (due["due_ns"].to_numpy() - start_ns) / NS_PER_S, (end_ns - start_ns) / NS_PER_S
     return {
-        **steadiness.Sessions(results, start_ns, end_ns).figures(),
+        **steadiness.OpenSessions(results, start_ns, end_ns).figures(),
         "load_rise": steadiness.load_rise(due_s, seconds),
         "step_rise": step_rise,
         "step_rise_error": step_error,
@@ -346,7 +346,7 @@ def settled_ns(results: Sequence[Result], start_ns: int, end_ns: int) -> int:
     ``start_ns`` where the window is shorter than 8 times what the sessions remember: there it cannot be told.
     """
     served = [result for result in results if _is_of_window(result, start_ns, end_ns)]
-    memory_s = steadiness.Sessions(served, start_ns, end_ns).memory_s
+    memory_s = steadiness.OpenSessions(served, start_ns, end_ns).memory_s
     if (end_ns - start_ns) / NS_PER_S < MIN_PARTS * memory_s:
         return start_ns
     cut = warm_up_end(sessions_in_parts(results, start_ns, end_ns, WARM_UP_PARTS))

@@ -26,7 +26,7 @@ _MAX_CORRELATION = 0.95
 _NS = 1e9
 
 
-class Sessions:
+class OpenSessions:
     """The requests between sent and ended over [start_ns, end_ns).
 
     A request that did not end whole counts with the residence R that it asked for, at the pace of those that did; one

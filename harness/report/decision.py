@@ -11,11 +11,11 @@ from harness.capacity.models.device import promise_name
 from harness.records.plan import JudgedPromise, Plan, PlannedTarget
 from harness.records.schema import RunManifest, Trial
 from harness.report import words
-from harness.report.facts import Deployment
+from harness.report.facts import SweptDeployment
 
 
 @dataclass(frozen=True)
-class Decision:
+class FirstScreen:
     """What the first screen says."""
 
     verdict: str  # met | missed | inconclusive | none
@@ -44,11 +44,11 @@ def unit(manifest: RunManifest, plan: Plan | None) -> str:
     return f"one {manifest.device} at preset {manifest.preset}"
 
 
-def decide(manifest: RunManifest, plan: Plan | None) -> Decision:
+def decide(manifest: RunManifest, plan: Plan | None) -> FirstScreen:
     verdict = plan.verdict if plan else "none"
     symbol, title = TITLES[verdict]
     target = plan.headline() if plan else None
-    return Decision(
+    return FirstScreen(
         verdict=verdict,
         symbol=symbol,
         title=title,
@@ -81,7 +81,7 @@ def _target_sentence(target: PlannedTarget, confidence: float, gpus: int) -> str
     )
 
 
-def measured(swept: Sequence[Deployment], trials: Sequence[Trial], requests: pd.DataFrame) -> list[str]:
+def measured(swept: Sequence[SweptDeployment], trials: Sequence[Trial], requests: pd.DataFrame) -> list[str]:
     """What was run, in sentences with figures; ``requests`` as Run.requests() gives them."""
     ladders = [trial for trial in trials if trial.kind == "ladder"]
     opened = [trial for trial in trials if trial.kind == "open"]

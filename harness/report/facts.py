@@ -71,7 +71,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Deployment:
+class SweptDeployment:
     """One deployment that was swept: its letter, its name, its ladder and its fit (or none)."""
 
     letter: str
@@ -182,7 +182,7 @@ def key(knobs: dict) -> str:
 
 def deployments(
     trials: Sequence[Trial], requests: pd.DataFrame, fit: Fit | None, plan: Plan | None
-) -> list[Deployment]:
+) -> list[SweptDeployment]:
     """Every deployment that has a trial, in the order of the first one; the best is the fit's, else the plan's.
 
     ``requests`` as Run.requests() gives them.
@@ -191,7 +191,7 @@ def deployments(
     best = _best(fit, plan)
     fits = {key(each.deployment): each for each in (fit.deployments if fit else ())}
     return [
-        Deployment(
+        SweptDeployment(
             letter=words.letters(index),
             name=name,
             knobs=knobs,
@@ -263,12 +263,12 @@ def stages_shown(shares: Iterable[StageShare]) -> tuple[str, ...]:
     return (*(wire.STAGES if staged else ()), *((wire.ENGINE,) if any(fused) else ()))
 
 
-def shares_of(swept: Iterable[Deployment]) -> Iterator[StageShare]:
+def shares_of(swept: Iterable[SweptDeployment]) -> Iterator[StageShare]:
     """Every stage's share of a frame in every window."""
     return (share for entry in swept for point in entry.points for share in point.stages)
 
 
-def trial_rows(run: Run, requests: pd.DataFrame, swept: list[Deployment]) -> list[TrialRow]:
+def trial_rows(run: Run, requests: pd.DataFrame, swept: list[SweptDeployment]) -> list[TrialRow]:
     """Every trial in the order it was run; ``requests`` as Run.requests() gives them."""
     letters = {key(entry.knobs): entry.letter for entry in swept}
     return [

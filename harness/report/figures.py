@@ -14,7 +14,7 @@ from harness.records.fit import FittedStage, UnfittedStage
 from harness.records.plan import SurgeRow, ValidationRow
 from harness.records.slo import Promise
 from harness.report import words
-from harness.report.facts import Deployment, Point, stages_shown
+from harness.report.facts import Point, SweptDeployment, stages_shown
 
 REAL_TIME_MS = 1000 * wire.SECONDS_PER_FRAME
 # Hues that stay apart for colour-blind readers, mid-toned so that they hold on white and on near-black.
@@ -41,7 +41,7 @@ class Mark(NamedTuple):
     hover: str
 
 
-def style(swept: Sequence[Deployment]) -> dict[str, tuple[str, str]]:
+def style(swept: Sequence[SweptDeployment]) -> dict[str, tuple[str, str]]:
     """Colour and marker symbol by letter; the best has its own, the others take turns."""
     others = [entry.letter for entry in swept if not entry.best]
     turns = {
@@ -50,7 +50,7 @@ def style(swept: Sequence[Deployment]) -> dict[str, tuple[str, str]]:
     return {entry.letter: turns.get(entry.letter, (BEST_COLOUR, "circle")) for entry in swept}
 
 
-def throughput_latency(swept: Sequence[Deployment]) -> go.Figure:
+def throughput_latency(swept: Sequence[SweptDeployment]) -> go.Figure:
     """Step time against audio delivered per second: one line per deployment, every rung a point."""
     figure = empty_figure("audio delivered, seconds per second", "step time, ms per frame", height=430, right=34)
     look, ends = style(swept), {}
@@ -65,7 +65,7 @@ def throughput_latency(swept: Sequence[Deployment]) -> go.Figure:
     return figure
 
 
-def stage_time(entry: Deployment, top_ms: float) -> go.Figure:
+def stage_time(entry: SweptDeployment, top_ms: float) -> go.Figure:
     """Where a frame's time went at each number of sessions, stacked, on a scale that all deployments share."""
     figure = empty_figure("sessions", "", height=270)
     points = [point for point in entry.points if point.stages]
@@ -95,11 +95,11 @@ def stage_time(entry: Deployment, top_ms: float) -> go.Figure:
     return figure
 
 
-def stage_time_top_ms(swept: Sequence[Deployment]) -> float:
+def stage_time_top_ms(swept: Sequence[SweptDeployment]) -> float:
     return 1.15 * _highest_step_ms(swept)
 
 
-def service_time(stage: str, swept: Sequence[Deployment]) -> go.Figure:
+def service_time(stage: str, swept: Sequence[SweptDeployment]) -> go.Figure:
     """Compute time of one batch against its size: points of every deployment, and the line fitted to each."""
     figure = empty_figure("batch size", "", height=270)
     look = style(swept)
@@ -126,18 +126,18 @@ def service_time(stage: str, swept: Sequence[Deployment]) -> go.Figure:
     return figure
 
 
-def stage_fit(entry: Deployment, stage: str) -> FittedStage | UnfittedStage | None:
+def stage_fit(entry: SweptDeployment, stage: str) -> FittedStage | UnfittedStage | None:
     """The stored batch service-time fit of one stage of a deployment, or None."""
     fits = entry.fit.stages if entry.fit else ()
     return next((fit for fit in fits if fit.stage == stage), None)
 
 
-def has_service_points(swept: Sequence[Deployment], stage: str) -> bool:
+def has_service_points(swept: Sequence[SweptDeployment], stage: str) -> bool:
     """Whether executions of a stage by batch size were counted on any deployment."""
     return any(fit is not None and fit.points for fit in (stage_fit(entry, stage) for entry in swept))
 
 
-def first_audio(swept: Sequence[Deployment], promises: Sequence[Promise]) -> go.Figure:
+def first_audio(swept: Sequence[SweptDeployment], promises: Sequence[Promise]) -> go.Figure:
     """Time to first audio against sessions: medians of every deployment, the 95th percentile of the best."""
     figure = empty_figure("sessions", "first audio, ms", height=400, right=34)
     look, ends, limits = style(swept), {}, _first_audio_limits(promises)
@@ -167,7 +167,7 @@ def _ladders(points: Sequence[Point]) -> list[list[Point]]:
     return [[each for each in points if each.trial_id == name] for name in dict.fromkeys(p.trial_id for p in points)]
 
 
-def _p95_line(figure: go.Figure, entry: Deployment, heard: list[Point], repeat: int) -> None:
+def _p95_line(figure: go.Figure, entry: SweptDeployment, heard: list[Point], repeat: int) -> None:
     figure.add_scatter(
         x=[point.sessions for point in heard],
         y=[1000 * point.first_audio_p95_s for point in heard],
@@ -275,7 +275,7 @@ def empty_figure(x_title: str, y_title: str, height: int, right: int = 14) -> go
     return figure
 
 
-def _line(figure: go.Figure, entry: Deployment, look: tuple[str, str], marks: list[Mark], repeat: int) -> None:
+def _line(figure: go.Figure, entry: SweptDeployment, look: tuple[str, str], marks: list[Mark], repeat: int) -> None:
     """One ladder of a deployment as a line with markers; a mark of an INVALID trial is drawn hollow.
 
     ``repeat``: 0 for its first ladder; the line of a later one is thin and dotted.
@@ -325,7 +325,7 @@ def _letters(figure: go.Figure, ends: dict[str, Mark], top_ms: float) -> None:
 
 
 def _service_points(
-    figure: go.Figure, entry: Deployment, fit: FittedStage | UnfittedStage, colour: str, symbol: str
+    figure: go.Figure, entry: SweptDeployment, fit: FittedStage | UnfittedStage, colour: str, symbol: str
 ) -> None:
     figure.add_scatter(
         x=[point.batch_size for point in fit.points],
@@ -357,7 +357,7 @@ def bar_marker(colour: str, hatched: bool = False) -> dict:
     return marker
 
 
-def _best_last(swept: Sequence[Deployment]) -> list[Deployment]:
+def _best_last(swept: Sequence[SweptDeployment]) -> list[SweptDeployment]:
     """Drawn last, the best lies on top."""
     return sorted(swept, key=lambda entry: entry.best)
 
@@ -376,7 +376,7 @@ def _point_words(point: Point) -> str:
     )
 
 
-def _highest_step_ms(swept: Sequence[Deployment]) -> float:
+def _highest_step_ms(swept: Sequence[SweptDeployment]) -> float:
     return max([REAL_TIME_MS] + [1000 * point.step_s for entry in swept for point in entry.points])
 
 

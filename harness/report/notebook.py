@@ -16,15 +16,15 @@ class Kept(io.base_renderers.PlotlyRenderer):
         return super().to_mimebundle(fig_dict) | {"text/html": html}
 
 
-class Script:
+class PlotlyScript:
     """Plotly's own script, which an exported page needs once; shown as nothing."""
 
     def _repr_html_(self) -> str:
         return f'<script>window.PlotlyConfig = {{MathJaxConfig: "local"}};</script><script>{get_plotlyjs()}</script>'
 
 
-def keep_plots() -> Script:
+def keep_plots() -> PlotlyScript:
     """Keep all plots of this session in exported pages; the result must be displayed before the first of them."""
     io.renderers[NAME] = Kept()
     io.renderers.default = NAME
-    return Script()
+    return PlotlyScript()

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from harness import wire
-from harness.capacity.fitting.rate_search import Load
+from harness.capacity.fitting.rate_search import SimulatedLoad
 from harness.capacity.models.scaling import Scaling
 from harness.capacity.models.steps import StepTime
 from harness.errors import InconclusiveError
@@ -21,7 +21,7 @@ from harness.records.schema import Outcome, Result
 from harness.records.slo import Promise
 from harness.records.store import Run
 from harness.report import figures, words
-from harness.report.facts import Deployment
+from harness.report.facts import SweptDeployment
 from harness.report.figures import BEST_COLOUR, LIMIT_COLOUR, OTHER_COLOURS, REST_COLOUR
 
 _AXIS_TITLES = {"ttfa_s": "time to first audio, s", "rtf": "real-time factor", "stall_longest_s": "longest stall, s"}
@@ -107,7 +107,7 @@ def host(looks: pd.DataFrame) -> go.Figure:
     return stand_alone(figure, "How busy the host was")
 
 
-def step_time(entry: Deployment) -> go.Figure:
+def step_time(entry: SweptDeployment) -> go.Figure:
     """Measured frame steps of a deployment with their band, and what was fitted to them, a way beyond the last one."""
     fit = fitted(_fit_of(entry).step_time)
     step, most = StepTime.of_record(fit), fit.max_sessions
@@ -134,7 +134,7 @@ def step_time(entry: Deployment) -> go.Figure:
     return stand_alone(figure, f"Frame step against sessions, deployment {entry.label}")
 
 
-def scaling(entry: Deployment) -> go.Figure:
+def scaling(entry: SweptDeployment) -> go.Figure:
     """Frames a second against sessions with the Universal Scalability Law; beyond what was measured it is dotted."""
     fit = _fit_of(entry).scaling
     figure = _figure("sessions at once", "frames per second")
@@ -157,13 +157,13 @@ def scaling(entry: Deployment) -> go.Figure:
     return stand_alone(figure, f"Throughput against sessions, deployment {entry.label}")
 
 
-def _fit_of(entry: Deployment) -> FittedDeployment:
+def _fit_of(entry: SweptDeployment) -> FittedDeployment:
     if entry.fit is None:
         raise InconclusiveError(f"deployment {entry.label} has no fit: it has no VALID ladder, or was not fitted yet")
     return entry.fit
 
 
-def promises_by_rate(loads: Sequence[Load]) -> go.Figure:
+def promises_by_rate(loads: Sequence[SimulatedLoad]) -> go.Figure:
     """Each promise as a share of its limit against the rate of one device: where a line crosses 1, it breaks."""
     figure = _figure("requests per second on one device", "value / limit")
     for name in loads[0].shares:
@@ -208,7 +208,7 @@ def surge(plan: Plan, name: str) -> go.Figure:
     return stand_alone(drawn, f"{name.capitalize()} (simulated): who is still served as promised")
 
 
-def stage_times(entry: Deployment) -> go.Figure:
+def stage_times(entry: SweptDeployment) -> go.Figure:
     """Where a frame's time went at each number of sessions of a deployment."""
     bars = figures.stage_time(entry, figures.stage_time_top_ms([entry]))
     bars.update_yaxes(title={"text": "ms of one frame"})

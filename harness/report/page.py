@@ -20,7 +20,7 @@ from harness.records.plan import PlannedTarget, SurgeRow, ValidationRow
 from harness.records.slo import Promise
 from harness.records.store import Run, replace_text
 from harness.report import decision, facts, figures, words
-from harness.report.facts import Deployment
+from harness.report.facts import SweptDeployment
 from harness.topology import EVERY_STAGE
 
 SMALL_MULTIPLES = 6  # deployments drawn one by one; the rest are in the table
@@ -96,7 +96,7 @@ def _spares_basis(target: PlannedTarget) -> str:
 
 
 def _plots(
-    swept: list[Deployment], promises: Sequence[Promise], validation: Sequence[ValidationRow]
+    swept: list[SweptDeployment], promises: Sequence[Promise], validation: Sequence[ValidationRow]
 ) -> dict[str, Markup]:
     """Every plot as JSON, by the id of its place in the page; a plot without data is left out."""
     plots: dict[str, go.Figure] = {}
@@ -130,7 +130,7 @@ def _surge_names(surges: Sequence[SurgeRow]) -> list[str]:
     return list(dict.fromkeys(row.surge for row in surges))
 
 
-def _detailed(swept: list[Deployment]) -> list[Deployment]:
+def _detailed(swept: list[SweptDeployment]) -> list[SweptDeployment]:
     """The deployments whose frame time is drawn: the best first, then in the order swept."""
     with_stages = [entry for entry in swept if any(point.stages for point in entry.points)]
     return sorted(with_stages, key=lambda entry: not entry.best)[:SMALL_MULTIPLES]

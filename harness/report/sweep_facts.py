@@ -10,7 +10,7 @@ from harness.capacity.fitting.knob_effects import Effects, decompose
 from harness.errors import InconclusiveError
 from harness.records.schema import Trial
 from harness.report import words
-from harness.report.facts import Deployment, Point, StageShare
+from harness.report.facts import Point, StageShare, SweptDeployment
 from harness.topology import has_knob, topology_of
 
 FRAME_S = wire.SECONDS_PER_FRAME
@@ -27,7 +27,7 @@ class Answer:
     ``audio_s_per_s``: the most that it delivered in a window that kept pace with speech; 0 where none did.
     """
 
-    entry: Deployment
+    entry: SweptDeployment
     rate_per_s: float | None
     interval: Sequence | None
     audio_s_per_s: float
@@ -66,13 +66,13 @@ class DelayBar:
         return sum(share.queue_s + share.compute_s for share in self.stages) + self.hop_s
 
 
-def answers(swept: Sequence[Deployment], trials: Sequence[Trial]) -> list[Answer]:
+def answers(swept: Sequence[SweptDeployment], trials: Sequence[Trial]) -> list[Answer]:
     """Every deployment with its answer, the best first."""
     made = [_answer(entry, [t for t in trials if t.deployment == entry.knobs]) for entry in swept]
     return sorted(made, key=lambda answer: answer.order, reverse=True)
 
 
-def _answer(entry: Deployment, own: Sequence[Trial]) -> Answer:
+def _answer(entry: SweptDeployment, own: Sequence[Trial]) -> Answer:
     kept = [point.audio_s_per_s for point in entry.points if point.valid and point.step_s <= FRAME_S]
     notes = [entry.fit.inconclusive if entry.fit else ""]
     notes += [reason for trial in own if not trial.valid for reason in trial.reasons[:1]]
@@ -145,7 +145,7 @@ def level_name(level: dict) -> str:
     return str(value)
 
 
-def pareto(swept: Sequence[Deployment]) -> list[tuple[Deployment, Point]]:
+def pareto(swept: Sequence[SweptDeployment]) -> list[tuple[SweptDeployment, Point]]:
     """The windows that no other beats in both audio per second and step time, by rising throughput."""
     marks = [(entry, point) for entry in swept for point in entry.points if point.valid]
     front, least_s = [], float("inf")
@@ -156,7 +156,7 @@ def pareto(swept: Sequence[Deployment]) -> list[tuple[Deployment, Point]]:
     return front[::-1]
 
 
-def delay_bars(swept: Sequence[Deployment], sessions: float) -> list[DelayBar]:
+def delay_bars(swept: Sequence[SweptDeployment], sessions: float) -> list[DelayBar]:
     """A frame's time at each delay that all stages had alike, at about so many sessions.
 
     Of several deployments with one delay, the one with the shortest frame is shown. For a lone session the bar of the
@@ -185,7 +185,7 @@ def common_delay_s(knobs: dict) -> float | None:
     return delays.pop() / 1e6 if len(delays) == 1 else None
 
 
-def nearest(entry: Deployment, sessions: float) -> Point | None:
+def nearest(entry: SweptDeployment, sessions: float) -> Point | None:
     """The VALID window of a deployment with about so many sessions, None where there is none within a quarter."""
     points = [point for point in entry.points if point.valid]
     point = min(points, key=lambda one: abs(one.sessions - sessions), default=None)
@@ -208,7 +208,7 @@ def largest_delay_s(least: DelayBar) -> float:
     return max(0.0, (FRAME_S - rest_s) / max(len(least.stages), 1))
 
 
-def common_load(swept: Sequence[Deployment]) -> float:
+def common_load(swept: Sequence[SweptDeployment]) -> float:
     """The number of sessions at which deployments are held side by side: the most that the best kept pace with, of
     those near which three quarters of all deployments have a VALID window (or as many as there are)."""
     best = [entry for entry in swept if entry.best] or list(swept)

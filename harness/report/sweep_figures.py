@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from harness.capacity.fitting.knob_effects import Effects
 from harness.report import sweep_facts, words
-from harness.report.facts import Deployment, Point, stages_shown
+from harness.report.facts import Point, SweptDeployment, stages_shown
 from harness.report.figures import (
     BEST_COLOUR,
     LIMIT_COLOUR,
@@ -104,7 +104,7 @@ def main_effect(told: Effects, factor: int, unit: str) -> go.Figure:
 
 
 def throughput_latency(
-    swept: Sequence[Deployment], front: Sequence[tuple[Deployment, Point]], best: Deployment | None
+    swept: Sequence[SweptDeployment], front: Sequence[tuple[SweptDeployment, Point]], best: SweptDeployment | None
 ) -> go.Figure:
     """Every window of the sweep as a dot, the Pareto front as a line, the best deployment ringed."""
     figure = empty_figure("audio delivered, seconds per second", "step time, ms per frame", height=430, right=24)
@@ -131,7 +131,7 @@ def _dots(figure: go.Figure, marks, name: str, colour: str, symbol: str, size: i
     )  # fmt: skip
 
 
-def frame_time(shown: Sequence[tuple[Deployment, Point]]) -> go.Figure:
+def frame_time(shown: Sequence[tuple[SweptDeployment, Point]]) -> go.Figure:
     """Where a frame's time went in each deployment at one load: a stacked bar each, the shortest on top."""
     order = sorted(shown, key=lambda pair: -pair[1].step_s)
     labels = [f"<b>{safe(entry.letter)}</b>" for entry, _ in order]

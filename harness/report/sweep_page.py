@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from harness import wire
 from harness.records.store import Run, replace_text
 from harness.report import decision, facts, figures, sweep_facts, sweep_figures, winner, words
-from harness.report.facts import Deployment, Point
+from harness.report.facts import Point, SweptDeployment
 from harness.report.page import script_json, template
 from harness.report.sweep_facts import Answer
 from harness.topology import EVERY_STAGE, topology_of
@@ -77,7 +77,7 @@ def render(run: Run) -> str:
     )
 
 
-def _plots(swept: list[Deployment], found: list[Answer], told, of, load: float) -> dict:
+def _plots(swept: list[SweptDeployment], found: list[Answer], told, of, load: float) -> dict:
     best = next((entry for entry in swept if entry.best), None)
     plots: dict[str, go.Figure] = {}
     for name, sessions in (("delays-lone", _fewest(swept)), ("delays-load", load)):
@@ -98,16 +98,16 @@ def _plots(swept: list[Deployment], found: list[Answer], told, of, load: float) 
     return {name: script_json(figure) for name, figure in plots.items()}
 
 
-def _side_by_side(found: list[Answer], load: float) -> list[tuple[Deployment, Point]]:
+def _side_by_side(found: list[Answer], load: float) -> list[tuple[SweptDeployment, Point]]:
     pairs = [(answer.entry, sweep_facts.nearest(answer.entry, load)) for answer in found]
     return [(entry, point) for entry, point in pairs if point is not None and point.stages]
 
 
-def _batch_stages(swept: list[Deployment]) -> list[str]:
+def _batch_stages(swept: list[SweptDeployment]) -> list[str]:
     return [stage for stage in EVERY_STAGE if figures.has_service_points(swept, stage)]
 
 
-def _fewest(swept: list[Deployment]) -> float:
+def _fewest(swept: list[SweptDeployment]) -> float:
     return min((point.sessions for entry in swept for point in entry.points), default=1.0)
 
 

@@ -14,10 +14,10 @@ from harness.records.plan import Plan
 from harness.records.schema import RunManifest
 from harness.records.store import Run
 from harness.report import facts, figures, words
-from harness.report.facts import Deployment
+from harness.report.facts import SweptDeployment
 
 
-def swept(run: Run) -> list[Deployment]:
+def swept(run: Run) -> list[SweptDeployment]:
     """The deployments of a run, lettered as in its report."""
     return facts.deployments(run.trials(), run.requests(), run.fit(), run.plan())
 
@@ -39,7 +39,7 @@ def about(manifest: RunManifest) -> pd.DataFrame:
     return pd.DataFrame({"": known.values()}, index=pd.Index(known, name="fact"))
 
 
-def trials(run: Run, entries: Sequence[Deployment]) -> pd.DataFrame:
+def trials(run: Run, entries: Sequence[SweptDeployment]) -> pd.DataFrame:
     """One row a trial: what was offered, what became of it, and whether it counts."""
     rows = facts.trial_rows(run, run.requests(), list(entries))
     return pd.DataFrame(
@@ -59,7 +59,7 @@ def trials(run: Run, entries: Sequence[Deployment]) -> pd.DataFrame:
     )
 
 
-def deployments(entries: Sequence[Deployment]) -> pd.DataFrame:
+def deployments(entries: Sequence[SweptDeployment]) -> pd.DataFrame:
     """One row a deployment, the fastest first: the rate that one device carries, and what binds it."""
     frame = pd.DataFrame(
         {
@@ -75,7 +75,7 @@ def deployments(entries: Sequence[Deployment]) -> pd.DataFrame:
     return frame.sort_values("requests per s", ascending=False, ignore_index=True)
 
 
-def points(entries: Sequence[Deployment]) -> pd.DataFrame:
+def points(entries: Sequence[SweptDeployment]) -> pd.DataFrame:
     """One row a rung of a ladder: sessions held, audio delivered, and where the time of a frame went (ms)."""
     return pd.DataFrame(
         {

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from harness import wire
-from harness.capacity.planning.device_types import Card
+from harness.capacity.planning.device_types import DeviceType
 from harness.capacity.planning.scaled_profile import scaled
 from harness.errors import HarnessError, InconclusiveError, InputError
 from harness.host.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
@@ -42,7 +42,7 @@ def profiles_of(spec: PlanSpec) -> dict[str, dict]:
     for name, path in spec.profile_paths().items():
         try:
             found[name] = _of_card(name, read_profile(path), spec.profiles[name])
-            Card.of_profile(found[name])
+            DeviceType.of_profile(found[name])
         except InconclusiveError:
             pass  # too few points of a stage: the plan says so beside its type
         except HarnessError as error:

@@ -18,7 +18,7 @@ from harness.records.store import Run
 from harness.runs.points import describe_point
 from harness.runs.stages import kv_rooms
 from harness.sweep.optimizer.decide import Aim, Decision
-from harness.sweep.optimizer.guide import Guide, Measured
+from harness.sweep.optimizer.guide import Guide, MeasuredPoint
 from harness.sweep.optimizer.objective import BestRung, HighestRate, Value
 from harness.sweep.optimizer.space import Space
 from harness.sweep.trial import SECOND_SAMPLE_SEED, asked, deployed
@@ -91,7 +91,7 @@ class Walk:
                 return Step(point, f"ladder {number}/{len(self._points)}: {describe_point(point)}")
         return Step(None, "every point was measured")
 
-    def _decide(self, measured: list[Measured], taken: list[int]) -> Decision:
+    def _decide(self, measured: list[MeasuredPoint], taken: list[int]) -> Decision:
         """The guide's decision; a point that deploys what was measured already has that one's value, unmeasured."""
         if (first := self._first_of_a_topology([*(each.number for each in measured), *taken])) is not None:
             return Decision(first, "", None, 0.0, math.inf, self.size)
@@ -103,7 +103,7 @@ class Walk:
             twin = known.get(self.key(self.space.point(decision.number)))
             if twin is None:
                 return decision
-            measured.append(Measured(decision.number, twin.value))
+            measured.append(MeasuredPoint(decision.number, twin.value))
 
     def _first_of_a_topology(self, taken: Sequence[int]) -> int | None:
         """The middle point of a topology of which none was taken: what one teaches says nothing of the other."""
@@ -114,7 +114,7 @@ class Walk:
                 return self.space.lowest(self.space.at(levels | ({TOPOLOGY: level} if TOPOLOGY in levels else {})))
         return None
 
-    def _best_so_far(self, measured: Sequence[Measured], decision: Decision) -> str:
+    def _best_so_far(self, measured: Sequence[MeasuredPoint], decision: Decision) -> str:
         best = next((each for each in measured if each.number == decision.best), None)
         if best is None:
             return ""
@@ -130,12 +130,12 @@ class Walk:
             self.guide = replace(self.guide, objective=replace(objective, kv=kv))
             self._values.clear()
 
-    def _measured(self, run: Run, trials: Sequence[Trial], number: int, point: dict) -> Measured:
+    def _measured(self, run: Run, trials: Sequence[Trial], number: int, point: dict) -> MeasuredPoint:
         own = [each for each in trials if each.deployment == point and self._counts(each)]
         names = tuple(trial.trial_id for trial in own)
         if names not in self._values:
             self._values[names] = self._value(run, own)
-        return Measured(number, self._values[names], tuple(rung for each in own for rung in each.rungs))
+        return MeasuredPoint(number, self._values[names], tuple(rung for each in own for rung in each.rungs))
 
     def _value(self, run: Run, own: Sequence[Trial]) -> Value:
         if not own:

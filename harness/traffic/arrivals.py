@@ -32,7 +32,7 @@ KINDS = tuple(_NEEDS)
 _DURATION = re.compile(r"(?=.)(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?")
 
 
-class Stage(NamedTuple):
+class RateStage(NamedTuple):
     """Seconds in which the rate goes in a straight line from one value to another; both 0 is a pause."""
 
     seconds: float
@@ -82,7 +82,7 @@ class Arrivals:
     kind: str
     rate_per_s: float | None = None
     burstiness: float = 1.0
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[RateStage, ...] = ()
     trace: Trace | None = None
     repeat: bool = False
 
@@ -207,12 +207,12 @@ def _check_together(kind: str, given: set[str]) -> None:
         )
 
 
-def parse_stages(text: str) -> tuple[Stage, ...]:
+def parse_stages(text: str) -> tuple[RateStage, ...]:
     """``60s@0.5, 2m@0.5..3, 30s@0``: durations (s, m, h) at a rate, or on a ramp between two. Raises InputError."""
     return tuple(_parse_stage(part.strip()) for part in str(text).split(","))
 
 
-def _parse_stage(part: str) -> Stage:
+def _parse_stage(part: str) -> RateStage:
     duration, at, rates = part.partition("@")
     low, dots, high = rates.partition("..")
     matched = _DURATION.fullmatch(duration.strip())
@@ -221,7 +221,7 @@ def _parse_stage(part: str) -> Stage:
             raise ValueError
         units = zip(matched.groups(), (3600, 60, 1), strict=True)
         seconds = sum(float(number) * unit for number, unit in units if number)
-        return Stage(seconds, float(low), float(high if dots else low))
+        return RateStage(seconds, float(low), float(high if dots else low))
     except ValueError:
         raise InputError(
             f"--stages {part!r} is not DURATION@RATE or DURATION@RATE..RATE: write 60s@0.5,2m@0.5..3,30s@0"
@@ -259,12 +259,12 @@ def trace(path: Path | str, rate_per_s: float | None = None, *, repeat: bool = F
     return _replay(Trace.read(path), rate_per_s, repeat)
 
 
-def stages(plan: Sequence[Stage | tuple[float, ...]], rng: np.random.Generator) -> Iterator[float]:
+def stages(plan: Sequence[RateStage | tuple[float, ...]], rng: np.random.Generator) -> Iterator[float]:
     """Poisson arrivals whose rate changes: ``plan`` is [(seconds, rate_per_s[, end_rate_per_s]), …].
 
     The last rate goes on for ever; where it is 0, the arrivals end with the plan.
     """
-    plan = [Stage(*stage) if len(stage) == 3 else Stage(*stage, stage[1]) for stage in plan]
+    plan = [RateStage(*stage) if len(stage) == 3 else RateStage(*stage, stage[1]) for stage in plan]
     if not plan or any(not 0 < stage.seconds < math.inf for stage in plan):
         raise InputError(f"stages {[list(stage) for stage in plan]}: needs one or more of (seconds above 0, rate)")
     for stage in plan:
@@ -275,11 +275,11 @@ def stages(plan: Sequence[Stage | tuple[float, ...]], rng: np.random.Generator) 
     return _through_stages(plan, rng)
 
 
-def _lowest(stage: Stage) -> float:
+def _lowest(stage: RateStage) -> float:
     return min(stage[1:])
 
 
-def _highest(stage: Stage) -> float:
+def _highest(stage: RateStage) -> float:
     return max(stage[1:])
 
 
@@ -311,9 +311,9 @@ def _replay(source: Trace, rate_per_s: float | None, repeat: bool) -> Iterator[f
     return itertools.chain.from_iterable((times_s + turn * period_s).tolist() for turn in itertools.count())
 
 
-def _through_stages(plan: list[Stage], rng: np.random.Generator) -> Iterator[float]:
+def _through_stages(plan: list[RateStage], rng: np.random.Generator) -> Iterator[float]:
     """A unit Poisson process in "work" (the integral of the rate), read back through the clock of the stages."""
-    plan = [*plan, Stage(math.inf, plan[-1].end_rate_per_s, plan[-1].end_rate_per_s)]
+    plan = [*plan, RateStage(math.inf, plan[-1].end_rate_per_s, plan[-1].end_rate_per_s)]
     begins_s = list(itertools.accumulate((stage.seconds for stage in plan[:-1]), initial=0.0))
     begins_work = list(itertools.accumulate((_work(stage, stage.seconds) for stage in plan[:-1]), initial=0.0))
     for work in _running_sum(rng, shape=1.0, scale=1.0):
@@ -323,21 +323,21 @@ def _through_stages(plan: list[Stage], rng: np.random.Generator) -> Iterator[flo
         yield begins_s[index] + _time_of(plan[index], work - begins_work[index])
 
 
-def _work(stage: Stage, seconds: float) -> float:
+def _work(stage: RateStage, seconds: float) -> float:
     """The integral of the rate over the first ``seconds`` of a stage."""
     slope = 0.0 if math.isinf(stage.seconds) else (stage.end_rate_per_s - stage.rate_per_s) / stage.seconds
     return seconds * (stage.rate_per_s + slope * seconds / 2)
 
 
-def _time_of(stage: Stage, work: float) -> float:
+def _time_of(stage: RateStage, work: float) -> float:
     """When a stage has done ``work``: the root of slope t^2 / 2 + rate t = work, in the form that does not cancel."""
     slope = 0.0 if math.isinf(stage.seconds) else (stage.end_rate_per_s - stage.rate_per_s) / stage.seconds
     return 2 * work / (stage.rate_per_s + math.sqrt(max(stage.rate_per_s**2 + 2 * slope * work, 0.0)))
 
 
-def _work_by(plan: Sequence[Stage], seconds: float) -> float:
+def _work_by(plan: Sequence[RateStage], seconds: float) -> float:
     work = 0.0
-    for stage in (*plan, Stage(math.inf, plan[-1].end_rate_per_s, plan[-1].end_rate_per_s)):
+    for stage in (*plan, RateStage(math.inf, plan[-1].end_rate_per_s, plan[-1].end_rate_per_s)):
         work += _work(stage, min(stage.seconds, seconds))
         seconds -= min(stage.seconds, seconds)
     return work

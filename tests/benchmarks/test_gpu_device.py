@@ -13,7 +13,7 @@ import torch
 
 from harness import wire
 from harness.errors import InputError
-from harness.vibevoice.profiling.device_time import Activity, Busy, DeviceTimer
+from harness.vibevoice.profiling.device_time import BusyTime, DeviceActivity, DeviceTimer
 from harness.vibevoice.stages.diffusion import DiffusionStage
 from harness.vibevoice.stages.llm import LLMStage
 from harness.vibevoice.stages.presets import Weights
@@ -68,12 +68,16 @@ def device(script, weights):
     """As if on a GPU: a profiler that answers, and captures that do what a test says."""
     made = script.Device(weights, asked(script), script.Findings(None, **facts()))
     made.on_gpu = True
-    made.timer = DeviceTimer({"profiler": lambda call: Busy(0.01, launches=5, copies=2)})
+    made.timer = DeviceTimer({"profiler": lambda call: BusyTime(0.01, launches=5, copies=2)})
     return made
 
 
 def test_a_step_holds_kernels_busy_time_and_operators(script, device, monkeypatch):
-    activities = [Activity("gemm", True, 0, 3), Activity("copy", False, 3, 4), Activity("gemm", True, 4, 6)]
+    activities = [
+        DeviceActivity("gemm", True, 0, 3),
+        DeviceActivity("copy", False, 3, 4),
+        DeviceActivity("gemm", True, 4, 6),
+    ]
     monkeypatch.setattr(script, "recorded", lambda call: call() or activities)
     square = torch.ones(2, 2)
     cost = SimpleNamespace(bytes=7, operations=1e9)

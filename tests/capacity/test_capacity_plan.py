@@ -30,7 +30,7 @@ from harness.capacity.models.device import Device
 from harness.capacity.planning import confirmation
 from harness.capacity.planning.plan import Terms, make_plan, not_told_apart
 from harness.capacity.planning.prediction import predict_open_run, sealed
-from harness.capacity.planning.validation import Figure, _row, validate
+from harness.capacity.planning.validation import ComparedFigure, _row, validate
 from harness.records.slo import Promise
 
 
@@ -102,7 +102,7 @@ def test_each_open_run_gives_the_audio_that_it_was_offered_beside_the_nominal(pl
 
 def test_what_chance_explains_is_no_proof_and_what_it_does_not_is_a_failure(runs):
     trial, _ = runs[0]
-    figure = Figure("rtf p95 of class short", "short.rtf_p95", 0.7, PROMISES[1], 0.95)
+    figure = ComparedFigure("rtf p95 of class short", "short.rtf_p95", 0.7, PROMISES[1], 0.95)
     narrow, wide = np.linspace(0.65, 0.75, 200), np.linspace(0.35, 1.2, 200)
     assert _row(trial, figure, 0.7, narrow, 0.95, 0.25).passed is True
     assert _row(trial, figure, 0.7, wide, 0.95, 0.25).passed is None

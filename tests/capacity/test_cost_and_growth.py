@@ -29,7 +29,7 @@ from harness.capacity.fitting.rate_search import LARGEST_POOL, Limits, Traffic, 
 from harness.capacity.models.memory import KvRoom
 from harness.capacity.planning.cost_and_growth import carried, forecast, months_until, price_of, with_costs
 from harness.capacity.planning.device_losses import EARLY_S, OVERLOAD, lose, with_spares
-from harness.capacity.planning.device_types import Card
+from harness.capacity.planning.device_types import DeviceType
 from harness.capacity.planning.plan import pools_of
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.scaled_profile import scaled
@@ -205,7 +205,7 @@ def profile(token_ms=1e-4, **changes):
 
 
 def test_a_profile_is_read_as_lines_over_batch_and_context():
-    card = Card.of_profile(profile())
+    card = DeviceType.of_profile(profile())
     assert card.worst_residual < 1e-6 and card.most_sessions == 16
     assert card.tau0_s == pytest.approx({wire.LLM: 0.004, wire.DIFFUSION: 0.010, wire.VOCODER: 0.002})
     assert card.alpha_s == pytest.approx({wire.LLM: 0.0005, wire.DIFFUSION: 0.0002, wire.VOCODER: 0.0003})
@@ -214,7 +214,7 @@ def test_a_profile_is_read_as_lines_over_batch_and_context():
 
 def test_context_makes_the_steps_of_a_card_longer():
     """One session alone: 17 ms, and 6.2 ms for 62,000 tokens; then a hop before each stage."""
-    card = Card.of_profile(profile())
+    card = DeviceType.of_profile(profile())
 
     def alone_s(context, **between):
         return card.topology({}, context, **between).alone_s()
@@ -246,7 +246,7 @@ def split(content, host_ms=1.5):
 
 
 def test_a_card_is_held_for_the_gpus_part_of_a_step_and_its_host_is_busy_beside():
-    card, whole = Card.of_profile(split(profile())), Card.of_profile(profile())
+    card, whole = DeviceType.of_profile(split(profile())), DeviceType.of_profile(profile())
     assert card.worst_residual < 1e-6
     assert card.tau0_s == pytest.approx({wire.LLM: 0.0025, wire.DIFFUSION: 0.0085, wire.VOCODER: 0.0005})
     assert card.host_s == pytest.approx(dict.fromkeys(wire.STAGES, 0.0015))
@@ -260,7 +260,7 @@ def test_a_devices_part_beyond_its_time_is_refused():
     for part in (0.0, -1.0, 99.0, None, math.nan):
         rows = [{"batch": b, "ms": 2.0, "device_ms": part} for b in (1, 4, 16)]
         with pytest.raises(InputError, match="no profile"):
-            Card.of_profile(profile(**{wire.VOCODER: rows}))
+            DeviceType.of_profile(profile(**{wire.VOCODER: rows}))
 
 
 # --- a card that was not measured
@@ -321,7 +321,7 @@ def test_a_profile_without_bytes_and_operations_cannot_be_scaled():
 def test_a_profile_with_too_few_points_is_refused(measured):
     few = profile(**{wire.VOCODER: [{"batch": 1, "ms": 2.0}]})
     with pytest.raises(InconclusiveError, match="fewer than 3 points of neural_vocoder"):
-        Card.of_profile(few)
+        DeviceType.of_profile(few)
     (row,) = plan_of(fit_of(measured), measured, profiles={"H200": few}).device_types
     assert row.rate_per_device is None and "fewer than 3 points" in row.note
 
@@ -329,14 +329,14 @@ def test_a_profile_with_too_few_points_is_refused(measured):
 def test_what_is_no_profile_is_refused():
     for part in ("stages", "model", "device"):
         with pytest.raises(InputError, match=f"no profile: it has no '{part}'"):
-            Card.of_profile({name: value for name, value in profile().items() if name != part})
+            DeviceType.of_profile({name: value for name, value in profile().items() if name != part})
     without = profile()
     del without["model"]["kv_room_bytes"]
     with pytest.raises(InputError, match="kv_room_bytes"):
-        Card.of_profile(without)
+        DeviceType.of_profile(without)
     for row in ({"ms": 1.0}, {"batch": "many", "ms": 1.0}, {"batch": 1, "ms": None}):
         with pytest.raises(InputError, match="no profile"):
-            Card.of_profile(profile(**{wire.VOCODER: [row | {"context": tokens} for tokens in range(4)]}))
+            DeviceType.of_profile(profile(**{wire.VOCODER: [row | {"context": tokens} for tokens in range(4)]}))
 
 
 def test_a_stage_that_no_model_can_take_costs_its_row_and_not_the_plan(measured):

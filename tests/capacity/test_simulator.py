@@ -11,7 +11,7 @@ from reference_simulator import Reference
 from harness import wire
 from harness.capacity.simulator import engine as engine_module
 from harness.capacity.simulator.compiled import ACTIVE, DONE, GAVE_UP, LOST, REFUSED, WAITING
-from harness.capacity.simulator.engine import Counting, Engine, arrivals_of
+from harness.capacity.simulator.engine import Counting, SimulationEngine, arrivals_of
 from harness.capacity.simulator.pool import ON_FAILURE, ROUTINGS, Autoscaler, Planned, Pool, random_failures
 
 OUTCOMES = {DONE: "done", REFUSED: "refused", GAVE_UP: "gave up", LOST: "lost", WAITING: "waiting", ACTIVE: "active"}
@@ -22,7 +22,7 @@ def tenth(n):
 
 
 def play(pool, arrivals, stop_s=math.inf, counting=None):
-    engine = Engine(pool, counting, keep=len(arrivals))
+    engine = SimulationEngine(pool, counting, keep=len(arrivals))
     engine.feed(arrivals, last=True, stop_s=stop_s)
     return engine.arrays
 
@@ -106,7 +106,7 @@ def test_neither_blocks_nor_little_room_change_anything(seed, cuts):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "_LEAST_ROOM", 1)
         patch.setattr(engine_module, "_LEAST_SLOTS", 1)
-        engine = Engine(pool, keep=len(arrivals))
+        engine = SimulationEngine(pool, keep=len(arrivals))
     for part in np.split(arrivals, sorted(min(cut, len(arrivals)) for cut in cuts)):
         engine.feed(np.ascontiguousarray(part))
     engine.finish(stop_s)
@@ -341,7 +341,7 @@ def test_a_device_that_is_off_neither_fails_nor_is_repaired():
 
 def test_in_a_closed_loop_a_user_asks_again_when_it_has_thought():
     arrivals = arrivals_of([0.0, 0.5, 2.0, 1.0], [10, 10, 10, 10])
-    engine = Engine(Pool(1, tenth), keep=4, callers=2)
+    engine = SimulationEngine(Pool(1, tenth), keep=4, callers=2)
     engine.feed(arrivals, last=True)
     assert engine.arrays.kept["start_s"].tolist() == pytest.approx([0.0, 0.5, 2.5, 3.0])
     assert engine.arrays.state[0]["arrived"] == 4

@@ -12,10 +12,10 @@ from harness.capacity.models import memory
 from harness.capacity.models.device import Device
 from harness.capacity.models.spreads import Sample, Spread
 from harness.capacity.models.steps import StepTime
-from harness.capacity.simulator.engine import Counting, Engine, arrivals_of
+from harness.capacity.simulator.engine import Counting, SimulationEngine, arrivals_of
 from harness.capacity.simulator.fleet import Split, over, replicate, simulate_pool, simulate_split
 from harness.capacity.simulator.pool import Planned, Pool
-from harness.capacity.simulator.results import Distribution, Figure, bin_edges, result_of
+from harness.capacity.simulator.results import Estimate, MetricBins, bin_edges, result_of
 from harness.capacity.simulator.structures import BINS, bin_of
 from harness.capacity.simulator.traffic import BLOCK, Demand, Varying
 from harness.errors import InconclusiveError, InputError
@@ -180,7 +180,7 @@ def distribution(values, batches=4):
     for number, value in enumerate(values):
         bins[number % batches, bin_of(value)] += 1
     sums = [sum(each for each in values[batch::batches] if each < math.inf) for batch in range(batches)]
-    return Distribution(bins, np.array(sums))
+    return MetricBins(bins, np.array(sums))
 
 
 @given(seed=st.integers(0, 1000), probability=st.floats(0.02, 0.98))
@@ -209,11 +209,11 @@ def test_nothing_counted_is_inconclusive():
 
 
 def test_an_interval_is_students():
-    figure = Figure.of(2.0, [1.0, 2.0, 3.0])
+    figure = Estimate.of(2.0, [1.0, 2.0, 3.0])
     assert (figure.value, figure.low, figure.high) == pytest.approx(
         (2.0, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), rel=1e-4
     )
-    assert Figure.of(2.0, [2.0]).high == math.inf
+    assert Estimate.of(2.0, [2.0]).high == math.inf
 
 
 def test_intervals_of_batches_cover_the_truth_about_as_often_as_they_say():
@@ -221,7 +221,7 @@ def test_intervals_of_batches_cover_the_truth_about_as_often_as_they_say():
     covered, expected = 0, 1.0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        engine = Engine(Pool(1, tenth, session_limit=1), Counting(("one",), 40_000.0, 500.0))
+        engine = SimulationEngine(Pool(1, tenth, session_limit=1), Counting(("one",), 40_000.0, 500.0))
         engine.feed(arrivals_of(np.cumsum(rng.exponential(2.0, 21_000)), rng.exponential(10, 21_000)))
         engine.finish(40_500.0)
         wait_s = result_of(engine.arrays, ["one"], [0], 2000.0).classes["one"].wait_s.mean_with_interval()
@@ -230,7 +230,7 @@ def test_intervals_of_batches_cover_the_truth_about_as_often_as_they_say():
 
 
 def test_scatter_multiplies_first_audio_and_rtf():
-    engine = Engine(Pool(1, tenth, first_audio=(0.1, 2.0)), Counting(("one",), 10.0, 0.0, 1, 1))
+    engine = SimulationEngine(Pool(1, tenth, first_audio=(0.1, 2.0)), Counting(("one",), 10.0, 0.0, 1, 1))
     engine.feed(arrivals_of([1.0], [5], first_s=0.2, ttfa_ratio=3.0, rtf_ratio=2.0), last=True, stop_s=10.0)
     shown = result_of(engine.arrays, ["one"], [0], 10.0).classes["one"]
     assert shown.ttfa_s.mean == pytest.approx(3 * (0.2 + 0.1 + 0.2))
@@ -240,14 +240,16 @@ def test_scatter_multiplies_first_audio_and_rtf():
 def test_a_pool_may_be_of_devices_as_fitted():
     known = Sample.of(np.ones(5))
     device = Device(StepTime("linear", (0.1, 0.0)), 0.5, 2.0, Spread(known), Spread(known), {}, 8, ())
-    engine = Engine(Pool.of(device, 2, session_limit=1), keep=3)
+    engine = SimulationEngine(Pool.of(device, 2, session_limit=1), keep=3)
     engine.feed(arrivals_of([0.0, 0.0, 0.0], [10, 10, 10]), last=True)
     assert engine.arrays.kept["first_audio_s"].tolist() == pytest.approx([0.7, 0.7, 1.7])
 
 
 def test_goodput_is_of_those_that_kept_every_limit():
     limits = {"one": {"ttfa_s": 1.0, "rtf": 1.0, "stall_s": 0.0}}
-    engine = Engine(Pool(1, tenth, session_limit=1, start_buffer_s=0.0), Counting(("one",), 10.0, 0.0, 10, 2, limits))
+    engine = SimulationEngine(
+        Pool(1, tenth, session_limit=1, start_buffer_s=0.0), Counting(("one",), 10.0, 0.0, 10, 2, limits)
+    )
     engine.feed(arrivals_of([0.0, 0.1, 0.2], [5, 8, 4]), last=True, stop_s=10.0)
     shown = result_of(engine.arrays, ["one"], [0], 1.0).classes["one"]
     assert shown.done.sum() == 3 and shown.good.sum() == 2  # the third was heard after 1.2 s
@@ -256,7 +258,7 @@ def test_goodput_is_of_those_that_kept_every_limit():
 
 def test_who_is_told_busy_or_lost_unheard_counts_as_never_heard():
     pool = Pool(1, tenth, session_limit=1, line_limit=1, planned=(Planned(0.5, "fail", 0),))
-    engine = Engine(pool, Counting(("one",), 10.0, windows=1, batches=1))
+    engine = SimulationEngine(pool, Counting(("one",), 10.0, windows=1, batches=1))
     engine.feed(arrivals_of([0.0, 0.1, 0.2], [10, 10, 10]), last=True, stop_s=10.0)
     shown = result_of(engine.arrays, ["one"], [0], 10.0).classes["one"]
     assert (shown.lost.sum(), shown.refused.sum(), shown.unfinished) == (1, 1, 1)
@@ -265,7 +267,7 @@ def test_who_is_told_busy_or_lost_unheard_counts_as_never_heard():
 
 
 def test_memory_of_a_long_run_is_that_of_the_sessions_aboard():
-    engine = Engine(Pool(4, tenth, session_limit=1), Counting(("one",), 1e5))
+    engine = SimulationEngine(Pool(4, tenth, session_limit=1), Counting(("one",), 1e5))
     blocks = Demand(Mix("one", MIX.classes[:1]), Varying.constant(0.1)).blocks(np.random.default_rng(1), 1e5)
     for block in itertools.islice(blocks, 2):
         engine.feed(block)

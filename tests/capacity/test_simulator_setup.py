@@ -7,7 +7,7 @@ import pytest
 
 from harness.capacity.simulator import engine
 from harness.capacity.simulator.compiled import COMPILED_FILES
-from harness.capacity.simulator.engine import Counting, Engine
+from harness.capacity.simulator.engine import Counting, SimulationEngine
 from harness.capacity.simulator.layout import SETUP, sources
 from harness.capacity.simulator.pool import Autoscaler, Planned, Pool, random_failures
 from harness.errors import InputError
@@ -37,7 +37,7 @@ def tenth(n):
 )
 def test_a_pool_that_makes_no_sense_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        Engine(Pool(**({"devices": 2, "step_time": tenth} | changes)))
+        SimulationEngine(Pool(**({"devices": 2, "step_time": tenth} | changes)))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_what_makes_no_sense_is_refused_in_words(make, message):
 
 
 def test_an_autoscaler_without_an_end_is_refused():
-    scaled = Engine(Pool(1, tenth, autoscaler=Autoscaler(1, 2, 1, 1, 0)))
+    scaled = SimulationEngine(Pool(1, tenth, autoscaler=Autoscaler(1, 2, 1, 1, 0)))
     with pytest.raises(InputError, match="when to stop"):
         scaled.finish()
 

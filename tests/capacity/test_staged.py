@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import wire
-from harness.capacity.planning.staged import Stage, Topology, rounds, staged_step_time, step_knots
+from harness.capacity.planning.staged import StageModel, Topology, rounds, staged_step_time, step_knots
 from harness.capacity.simulator.sessions import simulate
 from harness.errors import InconclusiveError, InputError
 from harness.records.fit import UnfittedStage
@@ -24,7 +24,7 @@ def topology(*stages, **more):
     return Topology(tuple(stages), **({"noise": 0.0} | more))
 
 
-THREE = (Stage("llm", 0.001, 0.008), Stage("diffusion", 0.0005, 0.010), Stage("vocoder", 0.0003, 0.004))
+THREE = (StageModel("llm", 0.001, 0.008), StageModel("diffusion", 0.0005, 0.010), StageModel("vocoder", 0.0003, 0.004))
 
 
 def test_one_session_alone_waits_for_nobody():
@@ -34,21 +34,21 @@ def test_one_session_alone_waits_for_nobody():
 
 
 def test_a_delay_is_paid_at_every_stage_of_every_frame():
-    late = [Stage(each.name, each.alpha_s, each.tau0_s, delay_s=0.1) for each in THREE]
+    late = [StageModel(each.name, each.alpha_s, each.tau0_s, delay_s=0.1) for each in THREE]
     shown = exactly(topology(*late), 1)
     assert shown.step_s == pytest.approx(0.0238 + 0.3)
     assert shown.late_share() == 1  # no frame of 133 ms keeps up with three delays of 100 ms
 
 
 def test_a_full_batch_does_not_wait_for_the_delay():
-    stage = Stage("llm", 0.001, 0.01, delay_s=10.0, max_batch=4)
+    stage = StageModel("llm", 0.001, 0.01, delay_s=10.0, max_batch=4)
     shown = exactly(topology(stage), 4)
     assert shown.step_s == pytest.approx(0.014)
     assert shown.mean_batch == (4,)
 
 
 def test_instances_serve_side_by_side_and_one_gpu_lets_them_take_turns():
-    one_by_one = Stage("llm", 0.0, 0.01, max_batch=1, instances=2)
+    one_by_one = StageModel("llm", 0.0, 0.01, max_batch=1, instances=2)
     assert exactly(topology(one_by_one), 4).step_s == pytest.approx(0.02)
     assert exactly(topology(one_by_one, one_gpu=True), 4).step_s == pytest.approx(0.04)
 
@@ -92,7 +92,7 @@ def plainly(stages, sessions, hop_s, one_gpu, starts_s, frames):
 
 
 stage_values = st.builds(
-    Stage,
+    StageModel,
     st.just("stage"),
     st.sampled_from([0.0, 0.0011, 0.0023]),
     st.sampled_from([0.0031, 0.0077, 0.0203]),
@@ -129,30 +129,30 @@ def test_no_round_beats_its_busiest_stage(stages, sessions, one_gpu):
 @pytest.mark.parametrize("times", [(0.0, 0.0), (1e-169, 0.0), (0.0, 1e169), (0.0, 0.01, 1e169)])
 def test_a_stage_whose_times_lose_those_of_others_is_refused(times):
     with pytest.raises(InputError, match="a batch of one takes 1e-09 s or more"):
-        Stage("llm", *times)
+        StageModel("llm", *times)
 
 
 def test_a_batch_that_was_taken_ahead_grows_no_more():
     """Those that come while a batch waits ahead are one after it, where otherwise they would have joined."""
-    stage = Stage("llm", 0.0, 0.01)
+    stage = StageModel("llm", 0.0, 0.01)
     joined, ahead = (exactly(topology(stage, stage, prefetch=prefetch, one_gpu=True), 6) for prefetch in (False, True))
     assert max(ahead.mean_batch) < max(joined.mean_batch)
     assert ahead.step_s > joined.step_s
-    full = Stage("llm", 0.001, 0.01, delay_s=10.0, max_batch=4)
+    full = StageModel("llm", 0.001, 0.01, delay_s=10.0, max_batch=4)
     assert exactly(topology(full, prefetch=True), 4).step_s == pytest.approx(0.014)
 
 
 def test_the_hosts_work_around_a_turn_leaves_the_gpu_to_others():
-    stage = Stage("llm", 0.0, 0.01, max_batch=1)
+    stage = StageModel("llm", 0.0, 0.01, max_batch=1)
     alone = exactly(topology(stage, host_s=0.002, host_each_s=0.001, one_gpu=True), 1)
     assert alone.step_s == pytest.approx(0.013)
-    two = Stage("llm", 0.0, 0.01, max_batch=1, instances=2)
+    two = StageModel("llm", 0.0, 0.01, max_batch=1, instances=2)
     assert exactly(topology(two, host_s=0.002, one_gpu=True), 4).step_s == pytest.approx(0.04)
 
 
 def test_the_host_of_a_stage_leaves_the_gpu_to_others_too():
     """Two stages of 12 ms of host and 2 ms of GPU: a round takes 28 ms, for 1 session and for 10 in batches of 1."""
-    stages = [Stage(name, 0.0, 0.002, max_batch=1, host_s=0.011, host_each_s=0.001) for name in ("llm", "vocoder")]
+    stages = [StageModel(name, 0.0, 0.002, max_batch=1, host_s=0.011, host_each_s=0.001) for name in ("llm", "vocoder")]
     around = topology(*stages, one_gpu=True)
     assert exactly(around, 1).step_s == pytest.approx(around.alone_s()) == pytest.approx(0.028)
     # One at each stage: host times overlap, and of two that ask for the GPU at once one waits for the other's turn.
@@ -176,7 +176,7 @@ def test_a_fitted_deployment_may_be_asked_what_other_knobs_would_do():
     )
     fit = bare_fit(stages=services, deployment={f"{wire.LLM}.delay_us": 2000, f"{wire.DIFFUSION}.instances": 2})
     as_it_was, turned = (Topology.of_fit(fit, knobs) for knobs in (None, {f"{wire.LLM}.delay_us": 0}))
-    assert as_it_was.stages[1] == Stage(wire.DIFFUSION, 0.0005, 0.010, instances=2)
+    assert as_it_was.stages[1] == StageModel(wire.DIFFUSION, 0.0005, 0.010, instances=2)
     assert as_it_was.alone_s() == pytest.approx(turned.alone_s() + 0.002)
     unfitted = UnfittedStage(stage=wire.VOCODER, points=(), inconclusive="only 1 batch size")
     with pytest.raises(InconclusiveError, match="neural_vocoder: only 1 batch size"):
@@ -203,11 +203,11 @@ def test_knots_stand_on_both_sides_of_full_batches():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Stage("llm", -0.1, 0.2),
-        lambda: Stage("llm", 0.0, 0.0),
-        lambda: Stage("llm", 0.1, math.inf),
-        lambda: Stage("llm", 0.1, 0.1, max_batch=0),
-        lambda: Stage("llm", 0.1, 0.1, host_s=-0.1),
+        lambda: StageModel("llm", -0.1, 0.2),
+        lambda: StageModel("llm", 0.0, 0.0),
+        lambda: StageModel("llm", 0.1, math.inf),
+        lambda: StageModel("llm", 0.1, 0.1, max_batch=0),
+        lambda: StageModel("llm", 0.1, 0.1, host_s=-0.1),
         lambda: Topology(()),
         lambda: topology(*THREE, hop_s=-1.0),
         lambda: exactly(topology(*THREE), 0),

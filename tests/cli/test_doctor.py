@@ -7,7 +7,7 @@ import pytest
 
 from harness import wire
 from harness.cli import doctor
-from harness.cli.doctor import Card, Host
+from harness.cli.doctor import GpuFacts, HostFacts
 from harness.client.target import Target
 from harness.deploy.config import Deployment
 from harness.deploy.flags import shared_memory_needed
@@ -15,15 +15,15 @@ from harness.host import nvml, packages
 from harness.identity import StageIdentity
 
 GIB, MIB = 1 << 30, 1 << 20
-H100 = Card("NVIDIA H100 80GB HBM3", "580.159.04", 80 * GIB, 79 * GIB)
-FINE = Host(
+H100 = GpuFacts("NVIDIA H100 80GB HBM3", "580.159.04", 80 * GIB, 79 * GIB)
+FINE = HostFacts(
     cores=16, memory_free=100 * GIB, disk_free=60 * GIB, shared_free=GIB, gpu_device=True, cards=(H100,),
     torch_cuda="13.0", compiler="/usr/bin/gcc", python_header=Path(__file__),
 )  # fmt: skip
 
 
-def host(**other) -> Host:
-    return Host(**{**vars(FINE), **other})
+def host(**other) -> HostFacts:
+    return HostFacts(**{**vars(FINE), **other})
 
 
 def lines(checks) -> dict[str, doctor.Check]:
@@ -93,7 +93,7 @@ def test_two_servers_on_this_host_are_listed_by_the_doctor(monkeypatch):
 
 
 def test_each_gpu_has_its_line_and_a_full_one_is_warned_of():
-    full = Card("NVIDIA L4", "580.1", 23 * GIB, 2 * GIB)
+    full = GpuFacts("NVIDIA L4", "580.1", 23 * GIB, 2 * GIB)
     found = lines(doctor.gpus(host(cards=(H100, full))))
     assert found["GPU 0"].fine is True and found["GPU 1"].fine is None
     assert "2.0 GiB free" in found["GPU 1"].found and "12.0 GiB" in found["GPU 1"].fix
@@ -161,8 +161,8 @@ def test_gpus_are_read_from_the_driver(monkeypatch):
     told = first, nvml.Gpu(1, "NVIDIA B", "GPU-b", 0, 5 * MIB, "580.1")
     monkeypatch.setattr(nvml, "gpus", lambda: told)
     assert doctor._cards() == (
-        Card("NVIDIA A", "580.1", 81559 * MIB, 81000 * MIB),
-        Card("NVIDIA B", "580.1", 0, 5 * MIB),
+        GpuFacts("NVIDIA A", "580.1", 81559 * MIB, 81000 * MIB),
+        GpuFacts("NVIDIA B", "580.1", 0, 5 * MIB),
     )
     monkeypatch.setattr(nvml, "gpus", lambda: ())
     assert doctor._cards() == ()

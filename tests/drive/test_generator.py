@@ -30,7 +30,7 @@ from harness.errors import HarnessError, InputError, StoreError
 from harness.records.load_log import read_records
 from harness.records.schema import Chunks, Outcome
 from harness.records.store import Run
-from harness.traffic.arrivals import Arrivals, Stage, Trace
+from harness.traffic.arrivals import Arrivals, RateStage, Trace
 from harness.traffic.mix import MIXES, Lengths, Mix, TrafficClass
 
 QUICK = MIXES["quick"]
@@ -50,7 +50,7 @@ PROCESSES = [
     POISSON,
     Arrivals("gamma", 8.0, 0.25),
     Arrivals("gamma", 8.0, 4.0),
-    Arrivals("stages", stages=(Stage(60, 2, 2), Stage(120, 2, 20), Stage(30, 0, 0), Stage(60, 8, 8))),
+    Arrivals("stages", stages=(RateStage(60, 2, 2), RateStage(120, 2, 20), RateStage(30, 0, 0), RateStage(60, 8, 8))),
     Arrivals("trace", 8.0, trace=traced()),
     Arrivals("trace", trace=traced(50), repeat=True),
 ]
@@ -170,7 +170,7 @@ def test_options_say_which_arrivals_even_where_none_are_named():
         assert load_of(values).arrivals == load_of({**values, "arrivals": kind}).arrivals
         assert load_of(values).arrivals.kind == kind
     plan = load_of(kinds["stages"]).arrivals.stages
-    assert plan == (Stage(60, 0.5, 0.5), Stage(90, 0.5, 3), Stage(30, 0, 0), Stage(1800, 1, 1))
+    assert plan == (RateStage(60, 0.5, 0.5), RateStage(90, 0.5, 3), RateStage(30, 0, 0), RateStage(1800, 1, 1))
 
 
 def test_a_trace_comes_with_its_name_and_digest_into_the_record(tmp_path):

@@ -13,7 +13,7 @@ from harness.drive.options import add_arguments, load_of
 from harness.errors import InputError
 from harness.records.store import Run
 from harness.sweep.trial import REPEAT_SEED, trial_id
-from harness.traffic.arrivals import Arrivals, Stage, Trace
+from harness.traffic.arrivals import Arrivals, RateStage, Trace
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ def parsed(options: list[str]) -> dict:
 
 
 RATES = st.floats(1e-6, 1e4, allow_nan=False)
-STAGES = st.lists(st.builds(Stage, st.floats(1e-3, 1e5), RATES, RATES), min_size=1, max_size=4).map(tuple)
+STAGES = st.lists(st.builds(RateStage, st.floats(1e-3, 1e5), RATES, RATES), min_size=1, max_size=4).map(tuple)
 PROCESSES = st.one_of(
     st.builds(Arrivals, st.sampled_from(["constant", "poisson"]), RATES),
     st.builds(Arrivals, st.just("gamma"), RATES, st.floats(0.01, 100)),

@@ -10,7 +10,7 @@ from test_metrics import SECOND, never_sent, steady_load, stream, window
 from harness.records import steadiness
 from harness.records.metrics import summarise
 from harness.records.schema import Outcome
-from harness.records.steadiness import Sessions, fitted_rise
+from harness.records.steadiness import OpenSessions, fitted_rise
 
 
 def spans(rng, rate_per_s, seconds, residence_s, before_s=0.0):
@@ -49,13 +49,13 @@ def test_the_error_of_a_rise_covers_values_that_remember_each_other(memory):
 def test_memory_is_that_of_the_sessions_found_at_a_random_moment():
     seconds = [(t, 9 if t % 2 else 1) for t in range(40)]
     results = [stream([1], sent_ms=1000 * t, ended_ms=1e3 * (t + long), frames=long) for t, long in seconds]
-    sessions = Sessions(results, *window(20_000, 40_000))
+    sessions = OpenSessions(results, *window(20_000, 40_000))
     assert sessions.mean == pytest.approx(5, rel=0.01)  # half a request a second of 1 s, and half of 9 s
     assert sessions.memory_s == pytest.approx((81 + 1) / 10, rel=0.05)
 
 
 def test_a_window_without_sessions_has_figures():
-    figures = Sessions([never_sent(5)], *window(0, 1000)).figures()
+    figures = OpenSessions([never_sent(5)], *window(0, 1000)).figures()
     assert figures["memory_s"] == figures["sessions_rise"] == 0 and math.isnan(figures["littles_residual"])
 
 
@@ -63,7 +63,7 @@ def test_sessions_that_the_ends_cut_are_counted_by_their_ages():
     rng, scores = np.random.default_rng(3), []
     for _ in range(150):
         lengths = lambda rng: 30.0 if rng.random() < 0.2 else rng.uniform(1, 5)  # noqa: E731
-        figures = Sessions(list(spans(rng, 2, 400, lengths, before_s=30)), *window(0, 400_000)).figures()
+        figures = OpenSessions(list(spans(rng, 2, 400, lengths, before_s=30)), *window(0, 400_000)).figures()
         scores.append(figures["littles_residual"] / figures["littles_error"])
     assert abs(np.mean(scores)) < 0.3 and 0.7 < np.std(scores) < 1.3
 
@@ -71,7 +71,7 @@ def test_sessions_that_the_ends_cut_are_counted_by_their_ages():
 def test_sessions_that_never_end_grow_too_old():
     rng = np.random.default_rng(4)
     stuck = lambda rng: 1e4 if rng.random() < 0.05 else rng.uniform(1, 5)  # noqa: E731
-    figures = Sessions(list(spans(rng, 2, 120, stuck, before_s=5)), *window(0, 120_000)).figures()
+    figures = OpenSessions(list(spans(rng, 2, 120, stuck, before_s=5)), *window(0, 120_000)).figures()
     assert figures["littles_residual"] > 0.1 and figures["littles_residual"] > 5 * figures["littles_error"]
 
 
@@ -82,7 +82,7 @@ def test_a_session_found_in_progress_is_as_old_as_what_it_has_spoken():
         for phase in range(50, 1050, 100)
     ]
     sessions = [replace(each, frames=1000 - each.start_frame + 50) for each in sessions]
-    figures = Sessions(sessions, *window(0, 20_000)).figures()
+    figures = OpenSessions(sessions, *window(0, 20_000)).figures()
     assert abs(figures["littles_residual"]) < figures["littles_error"]
 
 

@@ -9,10 +9,10 @@ from report_sample import make_run
 from tritonclient.grpc import model_config_pb2
 
 from harness import wire
-from harness.deploy.config import Deployment as Deployed
+from harness.deploy.config import SweptDeployment as Deployed
 from harness.records.schema import Trial
 from harness.report import facts, sweep_facts
-from harness.report.facts import Deployment, Point, StageShare
+from harness.report.facts import Point, StageShare, SweptDeployment
 from harness.report.sweep_page import best_in_words, render, write_sweep_report
 
 
@@ -21,10 +21,10 @@ def point(sessions=1.0, frames_per_s=50.0, queue_s=0.001, valid=True) -> Point:
     return Point("t", valid, sessions, frames_per_s, sessions / frames_per_s, stages, None, None, 0)
 
 
-def entry(letter: str, delay_us: int, *points: Point, best=False, rate=None, **knobs) -> Deployment:
+def entry(letter: str, delay_us: int, *points: Point, best=False, rate=None, **knobs) -> SweptDeployment:
     all_knobs = {f"{stage}.delay_us": delay_us for stage in wire.STAGES} | knobs
     fit = bare_fit(max_rate_per_s=rate, max_rate_interval=(rate, rate))
-    return Deployment(letter, letter, all_knobs, tuple(points), best, fit if rate is not None else None)
+    return SweptDeployment(letter, letter, all_knobs, tuple(points), best, fit if rate is not None else None)
 
 
 def test_three_stages_at_100_ms_are_computed_where_they_were_not_measured():

@@ -11,12 +11,12 @@ from staged_rungs import SESSIONS, point, server, steps_of
 
 from harness import wire
 from harness.capacity.models.steps import StepTime
-from harness.capacity.planning.staged import Stage, Topology, rounds
+from harness.capacity.planning.staged import StageModel, Topology, rounds
 from harness.errors import InputError
 from harness.records.schema import Rung, Trial
 from harness.sweep.optimizer.closed_queue import DEVICE, HOST, Round, Station, turns
 from harness.sweep.optimizer.decide import Aim, Seen, decide
-from harness.sweep.optimizer.guide import Guide, Measured
+from harness.sweep.optimizer.guide import Guide, MeasuredPoint
 from harness.sweep.optimizer.objective import BestRung, Value
 from harness.sweep.optimizer.optuna_engine import KINDS, next_point, study_of
 from harness.sweep.optimizer.physics import Taught, learn
@@ -79,7 +79,7 @@ def test_of_a_large_space_some_points_and_the_neighbours_of_the_best_are_weighed
 
 
 def test_shared_rounds_agree_with_the_simulator_of_capacity_where_nothing_is_shared():
-    stages = tuple(Stage(name, 4e-4 * n, 3e-3 * n, 2e-3, 32, 2) for n, name in enumerate(wire.STAGES, start=1))
+    stages = tuple(StageModel(name, 4e-4 * n, 3e-3 * n, 2e-3, 32, 2) for n, name in enumerate(wire.STAGES, start=1))
     stations = tuple(
         Station(tuple(each.time_s(b) for b in range(1, 33)), each.delay_s, 32, 32, each.instances) for each in stages
     )
@@ -171,7 +171,7 @@ def test_a_value_that_hangs_on_a_promise_just_kept_is_doubted():
     def error(limit_s):
         objective = BestRung("frames_per_s", at_most={"ttfa_p95_s": limit_s}, at_least={"sessions": 32})
         guide = Guide(GRID, objective, "model", Aim(), 1, SESSIONS, {})
-        one = Measured(0, Value(objective.value([each.summary for each in rungs])), rungs)
+        one = MeasuredPoint(0, Value(objective.value([each.summary for each in rungs])), rungs)
         return guide._error(one, guide._known([one])[1])
 
     assert error(2 * last_s) < 0.05 < 1 < error(1.01 * last_s)

@@ -148,7 +148,7 @@ RATES = st.just(0.0) | st.floats(1e-3, 20)
 def test_any_stages_are_a_unit_poisson_process_in_their_own_time(plan, seed):
     if not any(max(stage[1:]) > 1e-3 for stage in plan):
         return
-    stages = tuple(arrivals.Stage(*stage) for stage in plan)
+    stages = tuple(arrivals.RateStage(*stage) for stage in plan)
     process = arrivals.Arrivals("stages", stages=stages)
     times = list(itertools.islice(process.times(np.random.default_rng(seed)), 200))
     unit = first(arrivals.poisson(1.0, np.random.default_rng(seed)), 200)

@@ -13,7 +13,7 @@ from torch.autograd import DeviceType
 
 from harness.vibevoice.profiling import device_time
 from harness.vibevoice.profiling import profiler as child
-from harness.vibevoice.profiling.device_time import Busy, DeviceTimer, activities, busy_of, busy_us, recorded
+from harness.vibevoice.profiling.device_time import BusyTime, DeviceTimer, activities, busy_of, busy_us, recorded
 from harness.vibevoice.profiling.roofline import Cost
 from harness.vibevoice.stages.presets import Weights
 
@@ -42,7 +42,7 @@ def test_busy_time_counts_each_moment_once(intervals):
 
 
 def test_kernels_are_counted_and_overlaps_and_annotations_are_not_time():
-    assert busy_of(activities(EVENTS)) == Busy(pytest.approx((10 + 25 + 1) / 1e3), launches=2, copies=2)
+    assert busy_of(activities(EVENTS)) == BusyTime(pytest.approx((10 + 25 + 1) / 1e3), launches=2, copies=2)
 
 
 def test_newer_versions_of_torch_say_what_an_activity_is():
@@ -72,7 +72,7 @@ def failing(message):
 
 
 def test_the_middle_of_three_calls_is_taken_and_host_time_is_the_rest():
-    busy = iter([Busy(9.0, 7, 1), Busy(2.0, 5, 1), Busy(3.0, 6, 1)])
+    busy = iter([BusyTime(9.0, 7, 1), BusyTime(2.0, 5, 1), BusyTime(3.0, 6, 1)])
     left = calls()
     found = timer(profiler=lambda call: next(busy)).split(left, ms=12.0, seconds=60)
     assert found == {"device_ms": 3.0, "host_ms": 9.0, "device_ms_from": "profiler", "launches": 6, "copies": 1}
@@ -80,13 +80,13 @@ def test_the_middle_of_three_calls_is_taken_and_host_time_is_the_rest():
 
 
 def test_a_device_that_does_nothing_is_no_measurement():
-    found = timer(profiler=lambda call: Busy(0.0), events=lambda call: Busy(3.0)).split(calls(), 4.0, 60)
+    found = timer(profiler=lambda call: BusyTime(0.0), events=lambda call: BusyTime(3.0)).split(calls(), 4.0, 60)
     assert (found["device_ms"], found["device_ms_from"]) == (3.0, "events")
 
 
 @given(st.floats(0.001, 100), st.floats(0.001, 100))
 def test_the_parts_are_never_negative_and_add_up(busy_ms, ms):
-    found = timer(profiler=lambda call: Busy(busy_ms)).split(calls(), ms, 60)
+    found = timer(profiler=lambda call: BusyTime(busy_ms)).split(calls(), ms, 60)
     assert 0 <= found["device_ms"] <= ms and found["host_ms"] >= 0
     assert found["device_ms"] + found["host_ms"] == pytest.approx(ms)
 
@@ -99,7 +99,7 @@ def test_a_cpu_is_its_own_device_and_no_call_is_made():
 
 
 def test_where_the_profiler_fails_events_are_taken_and_the_point_says_why():
-    found = timer(profiler=failing("CUPTI_ERROR_NOT_INITIALIZED\nmore"), events=lambda call: Busy(10.0))
+    found = timer(profiler=failing("CUPTI_ERROR_NOT_INITIALIZED\nmore"), events=lambda call: BusyTime(10.0))
     found = found.split(calls(), 12.0, 60)
     assert (found["device_ms"], found["host_ms"], found["device_ms_from"]) == (10.0, 2.0, "events")
     assert found["device_ms_note"] == "profiler: CUPTI_ERROR_NOT_INITIALIZED"
@@ -130,7 +130,7 @@ def test_a_way_that_keeps_failing_is_given_up_and_one_that_failed_once_is_not():
         tried.append(1)
         if len(tried) != 2:
             raise RuntimeError("no")
-        return Busy(1.0)
+        return BusyTime(1.0)
 
     one = timer(profiler=measure)
     assert [one.split(calls(1), 2.0, 60)["device_ms_from"] for _ in range(8)] == ["wall", "profiler", *["wall"] * 6]

@@ -9,7 +9,15 @@ import pytest
 
 from harness import wire
 from harness.errors import RequestError
-from harness.vibevoice.engine.loop import FEWEST_TOKENS, MOST_FRAMES, MOST_WAITING, Engine, Prompt, Speech, noise_rows
+from harness.vibevoice.engine.loop import (
+    FEWEST_TOKENS,
+    MOST_FRAMES,
+    MOST_WAITING,
+    Engine,
+    PromptToRead,
+    Speech,
+    noise_rows,
+)
 from harness.vibevoice.sessions.failures import StageEnded
 
 F, B, X = wire.TOKEN_SPEECH_FRAME, wire.TOKEN_SPEECH_BEGIN, wire.TOKEN_END_OF_TEXT
@@ -84,7 +92,7 @@ def speech(number, frames=5, prompt=3, deliver=None, **more):
     heard = []
     made = Speech(
         number,
-        Prompt(number, [0] * prompt, np.empty((0, 64)), 1),
+        PromptToRead(number, [0] * prompt, np.empty((0, 64)), 1),
         frames,
         noise_rows(number),
         deliver or heard.append,
@@ -392,7 +400,7 @@ def test_noise_is_the_same_however_it_is_drawn():
 
 
 def test_a_prompt_is_cut_with_the_voice_frames_of_its_audio_tokens():
-    prompt = Prompt(3, [5, 9, 9, 6, 9], np.arange(3)[:, None], audio_token_id=9)
+    prompt = PromptToRead(3, [5, 9, 9, 6, 9], np.arange(3)[:, None], audio_token_id=9)
     parts = [prompt.take(count) for count in (2, 2, 10)]
     assert [part.token_ids.tolist() for part in parts] == [[5, 9], [9, 6], [9]] and not prompt
     assert [part.voice_frames[:, 0].tolist() for part in parts] == [[0], [1], [2]]

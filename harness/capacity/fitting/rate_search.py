@@ -109,7 +109,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Load:
+class SimulatedLoad:
     """A pool at a rate. ``shares``: for each limit, value / limit, at most 1 where it is kept; ``worst``: the largest.
 
     ``sessions_p95``: of a device, as arrivals find it; ``sessions``: of the simulated pool, mean over time.
@@ -188,7 +188,7 @@ def values_of(
     return np.nan_to_num(heard_s - simulated.arrival_s[picked], nan=np.inf)
 
 
-def judge_load(device: Device, traffic: Traffic, limits: Limits, rate_per_s: float, devices: int) -> Load:
+def judge_load(device: Device, traffic: Traffic, limits: Limits, rate_per_s: float, devices: int) -> SimulatedLoad:
     """Simulate a pool and hold it against every limit."""
     simulated, counted = simulate_load(device, traffic, rate_per_s, devices, limits)
     return load_of(device, traffic, limits, rate_per_s, devices, simulated, counted)
@@ -202,7 +202,7 @@ def load_of(
     devices: int,
     simulated: Simulated,
     counted: np.ndarray,
-) -> Load:
+) -> SimulatedLoad:
     """The ``counted`` sessions [n] of a simulated pool, held against every limit."""
     shares, in_line = {}, set()
     waiting = ~(simulated.start_s <= simulated.arrival_s)
@@ -220,7 +220,7 @@ def load_of(
     sessions_p95 = float(np.quantile(active, _SESSIONS_QUANTILE, method="higher")) if len(active) else math.inf
     shares[range_name(limits)] = sessions_p95 / limits.most_sessions
     sessions = _mean_sessions(simulated, counted)
-    return Load(rate_per_s, devices, shares, sessions, sessions_p95, frozenset(in_line))
+    return SimulatedLoad(rate_per_s, devices, shares, sessions, sessions_p95, frozenset(in_line))
 
 
 def range_name(limits: Limits) -> str:

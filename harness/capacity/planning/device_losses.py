@@ -10,7 +10,7 @@ import numpy as np
 from harness.capacity.fitting.rate_search import (
     LARGEST_POOL,
     WARM_UP_SHARE,
-    Load,
+    SimulatedLoad,
     Traffic,
     load_of,
     simulate_load,
@@ -92,7 +92,7 @@ def _overload(utilisation: float) -> dict[str, float]:
     return {OVERLOAD: utilisation} if utilisation >= 1 else {}
 
 
-def _basis(pools: Pools, load: Load) -> str:
+def _basis(pools: Pools, load: SimulatedLoad) -> str:
     return "simulated" if pools.has_seen(load.sessions_p95) else "extrapolated"
 
 

@@ -14,7 +14,7 @@ from harness.capacity.fitting.rate_search import Limits
 from harness.capacity.models.memory import KvRoom
 from harness.capacity.planning.cost_and_growth import cost_per_audio_hour, price_of
 from harness.capacity.planning.pools import Pools
-from harness.capacity.planning.staged import Stage, Topology, hop_of, staged_step_time
+from harness.capacity.planning.staged import StageModel, Topology, hop_of, staged_step_time
 from harness.errors import InconclusiveError, InputError
 from harness.records.fit import FittedDeployment
 from harness.records.plan import CostedCount, DeviceTypeRow
@@ -35,7 +35,7 @@ _NOT_SEPARATED = "its profile does not separate the host's time from the GPU's, 
 
 
 @dataclass(frozen=True)
-class Card:
+class DeviceType:
     """S(b) = tau0 + alpha b of each stage, seconds; that of the LLM has ``token_s`` b L more for a context of L tokens.
 
     The last is S = W + H b (L / L_ref) with H / L_ref = token_s. S is the GPU's; another host_s + host_each_s b are the
@@ -56,7 +56,7 @@ class Card:
     note: str
 
     @classmethod
-    def of_profile(cls, profile: Mapping) -> Card:
+    def of_profile(cls, profile: Mapping) -> DeviceType:
         """From what ``harness profile`` wrote.
 
         Raises InputError for what is no profile, InconclusiveError for a stage with fewer than three points.
@@ -69,7 +69,7 @@ class Card:
             raise InputError(f"it is no profile: {error}") from None
 
     @classmethod
-    def _read(cls, profile: Mapping) -> Card:
+    def _read(cls, profile: Mapping) -> DeviceType:
         model = profile["model"]
         kv = KvRoom(model["kv_room_bytes"], model["kv_bytes_per_token"])
         tau0_s, alpha_s, token_s, host_s, host_each_s, off, batches = {}, {}, 0.0, {}, {}, 0.0, []
@@ -97,7 +97,7 @@ class Card:
             alpha_s = self.alpha_s[stage] + (self.token_s * context if stage == wire.LLM else 0.0)
             delay_s = knobs.get(f"{stage}.delay_us", 0) / 1e6
             given |= {"host_s": self.host_s[stage], "host_each_s": self.host_each_s[stage]}
-            stages.append(Stage(stage, alpha_s, self.tau0_s[stage], delay_s, **given))
+            stages.append(StageModel(stage, alpha_s, self.tau0_s[stage], delay_s, **given))
         return Topology(tuple(stages), one_gpu=True, prefetch=True, **between)
 
 
@@ -132,7 +132,7 @@ def _record(
     try:
         if topology_of(chosen.deployment) == wire.FUSED:
             raise InconclusiveError(_FUSED)
-        card = Card.of_profile(profile)
+        card = DeviceType.of_profile(profile)
         typed = _pools_of(card, pools, chosen)
     except (InconclusiveError, InputError) as error:
         return DeviceTypeRow(**named, rate_per_device=None, kv_sessions=None, targets=(), note=str(error))
@@ -144,7 +144,7 @@ def _record(
     return DeviceTypeRow(**named, **known, binding=binding, targets=rows, note=note)
 
 
-def _pools_of(card: Card, pools: Pools, chosen: FittedDeployment) -> Pools:
+def _pools_of(card: DeviceType, pools: Pools, chosen: FittedDeployment) -> Pools:
     frames = pools.traffic.whole_frames
     context = float(np.mean(card.kv.bytes_of(frames))) / card.kv.bytes_per_token - float(np.mean(frames))  # half spoken
     try:

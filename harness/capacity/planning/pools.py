@@ -11,7 +11,7 @@ from harness.capacity.fitting.rate_search import (
     LARGEST_POOL,
     SESSIONS,
     Limits,
-    Load,
+    SimulatedLoad,
     Traffic,
     highest_rate,
     judge_load,
@@ -106,14 +106,14 @@ class Pools:
             return self.devices_for(qps, shares)
         return self.devices_for(qps, shares * simulation_noise(len(shares), rng))
 
-    def fewest(self, qps: float) -> Load | None:
+    def fewest(self, qps: float) -> SimulatedLoad | None:
         """The smallest pool that keeps every limit at ``qps``, as simulated; None where none does."""
         expected = int(self.devices_for(qps, np.ones(1))[0])
         # The interpolation between simulated sizes may be a device short.
         loads = (self.judge(qps, devices) for devices in range(expected, expected + 3 + expected // 20))
         return next((load for load in loads if load.kept), None)
 
-    def judge(self, qps: float, devices: int) -> Load:
+    def judge(self, qps: float, devices: int) -> SimulatedLoad:
         """Simulate the pool at ``qps``; above 64 devices, 64 of them at their part of it."""
         simulated = min(devices, LARGEST_POOL)
         traffic = self.traffic_for(simulated)

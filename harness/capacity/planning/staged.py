@@ -37,7 +37,7 @@ _NOISES = 4096  # drawn once, then over again
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageModel:
     """A stage of a deployment: a batch of b takes alpha_s b + tau0_s seconds; the knobs are those of its Triton model.
 
     ``delay_s``: how long the first in the queue waits for a full batch of ``max_batch``. Where that time is the GPU's
@@ -63,7 +63,7 @@ class Stage:
             raise InputError(f"{self.name}: a batch holds 1 or more, and there is 1 instance or more")
 
     @classmethod
-    def of(cls, name: str, service: ServiceTime, **knobs: Any) -> Stage:
+    def of(cls, name: str, service: ServiceTime, **knobs: Any) -> StageModel:
         """From a fitted service time."""
         return cls(name, service.alpha_s, service.tau0_s, **knobs)
 
@@ -89,7 +89,7 @@ class Topology:
     pattern that real ones do not hold.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[StageModel, ...]
     hop_s: float = 0.0
     one_gpu: bool = False
     noise: float = 0.05
@@ -123,7 +123,7 @@ class Topology:
                 largest = max((point.batch_size for point in service.points), default=0)
                 own.setdefault("max_batch", max(ENGINE_BATCH, largest))  # a GPU's takes more
             delay_s = own.pop("delay_us", 0) / 1e6
-            stages.append(Stage(name, service.alpha_s, service.tau0_s, delay_s, **own))
+            stages.append(StageModel(name, service.alpha_s, service.tau0_s, delay_s, **own))
         return cls(tuple(stages), **({"prefetch": topology_of(turned) == wire.STAGED} | more))
 
     def completed(self, step_time: StepTime) -> Topology:

@@ -16,7 +16,7 @@ from harness.capacity.planning.pools import Pools, drain_times_s
 from harness.capacity.simulator.engine import LIMITED, Counting
 from harness.capacity.simulator.fleet import simulate_pool
 from harness.capacity.simulator.pool import Pool
-from harness.capacity.simulator.results import Result
+from harness.capacity.simulator.results import PoolResult
 from harness.capacity.simulator.traffic import Demand, Varying
 from harness.errors import InputError
 from harness.records.plan import Behaviour, Drain, PlannedTarget, SurgeParts, SurgeRow
@@ -142,7 +142,7 @@ class _Stage:
         """When the surge begins, counted from the first part."""
         return _PARTS_BEFORE * self.part_s
 
-    def play(self, surge: Surge, admission: Admission, limit: int, rng: np.random.Generator) -> Result:
+    def play(self, surge: Surge, admission: Admission, limit: int, rng: np.random.Generator) -> PoolResult:
         """One run. Its last holding time is only there to let sessions of the parts before it end."""
         device, warm_s = self.pools.device, self.hold_s
         highest = self.rate_per_s * surge.times

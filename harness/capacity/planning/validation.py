@@ -31,7 +31,7 @@ _HARMLESS_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Figure:
+class ComparedFigure:
     """One figure of a rung's summary to compare; ``promise`` None for those of the device as a whole.
 
     ``key``: its name in the summary and in a prediction. ``unheard``: why ``measured`` is NaN, where that is a fault.
@@ -141,7 +141,7 @@ class _Replay:
         count, silent = int(in_time.sum()), int(np.isnan(self.ttfa_s[in_time]).sum())
         return f"{silent} of {count} requests got no audio" if silent > count * (1 - quantile) + 1e-9 else ""
 
-    def play(self, device: Device, figures: Sequence[Figure], rng: np.random.Generator, lucks: int) -> dict:
+    def play(self, device: Device, figures: Sequence[ComparedFigure], rng: np.random.Generator, lucks: int) -> dict:
         """Each figure [lucks] as the device would show it, by name."""
         run = simulate(self.due_s, self.frames, device.step_time, first_audio=device.first_audio, stop_s=self.window[1])
         started = ~np.isnan(run.start_s)
@@ -165,7 +165,7 @@ class _Replay:
     def _quantiles(
         self,
         device: Device,
-        figure: Figure,
+        figure: ComparedFigure,
         promise: Promise,
         ttfa_s: np.ndarray,
         steps_s: np.ndarray,
@@ -218,9 +218,12 @@ def _window_of(trial: Trial) -> Rung:
     return rung
 
 
-def _figures(rung: Rung, promises: Sequence[Promise], replay: _Replay) -> list[Figure]:
+def _figures(rung: Rung, promises: Sequence[Promise], replay: _Replay) -> list[ComparedFigure]:
     """Sessions, throughput, and the median and the promised quantile of each promise that the window carries."""
-    figures = [Figure("sessions", "sessions", rung.sessions), Figure("frames_per_s", "frames_per_s", rung.frames_per_s)]
+    figures = [
+        ComparedFigure("sessions", "sessions", rung.sessions),
+        ComparedFigure("frames_per_s", "frames_per_s", rung.frames_per_s),
+    ]
     for promise in promises:
         count = int(np.sum(replay.due_inside(promise.traffic_class)))
         for quantile in (0.5, promise.quantile):
@@ -230,9 +233,9 @@ def _figures(rung: Rung, promises: Sequence[Promise], replay: _Replay) -> list[F
             enough = count >= _MIN_REQUESTS and count * (1 - quantile) >= 1 - 1e-9
             name = promise_name(promise.traffic_class, promise.metric, quantile)
             if known and enough:
-                figures.append(Figure(name, key, float(measured), promise, quantile))
+                figures.append(ComparedFigure(name, key, float(measured), promise, quantile))
             elif not known and (unheard := replay.unheard(promise, quantile)):
-                figures.append(Figure(name, key, math.nan, promise, quantile, unheard))
+                figures.append(ComparedFigure(name, key, math.nan, promise, quantile, unheard))
     return list({figure.name: figure for figure in figures}.values())
 
 
@@ -245,7 +248,7 @@ def _step_row(trial: Trial, replay: _Replay, step_time: StepTime, rung: Rung, ma
 
 
 def _row(
-    trial: Trial, figure: Figure, predicted: float, likely: np.ndarray, level: float, max_error: float
+    trial: Trial, figure: ComparedFigure, predicted: float, likely: np.ndarray, level: float, max_error: float
 ) -> ValidationRow:
     low, high = np.nanquantile(likely, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     chance = max(1 - predicted / high, predicted / low - 1) if low > 0 and math.isfinite(high) else 0.0

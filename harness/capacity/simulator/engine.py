@@ -81,7 +81,7 @@ class Counting:
         return table
 
 
-class Engine:
+class SimulationEngine:
     """A pool in progress. ``feed`` it arrivals, then ``finish``; ``counting`` and ``keep`` say what to remember.
 
     ``keep``: so many sessions, in order of arrival, are remembered one by one (``arrays.kept``). ``callers``: users of

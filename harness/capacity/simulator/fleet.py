@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.capacity.simulator.engine import Counting, Engine
+from harness.capacity.simulator.engine import Counting, SimulationEngine
 from harness.capacity.simulator.pool import Pool
-from harness.capacity.simulator.results import Figure, Result, result_of
+from harness.capacity.simulator.results import Estimate, PoolResult, result_of
 from harness.capacity.simulator.traffic import Demand
 from harness.errors import InputError
 
@@ -24,7 +24,7 @@ class Split:
 
 def simulate_pool(
     pool: Pool, demand: Demand, counting: Counting, rng: np.random.Generator, *, found: int = 0
-) -> Result:
+) -> PoolResult:
     """A pool under a demand, from its start to the end of what is counted; memory does not grow with the sessions.
 
     ``found`` sessions are in progress at the start, as in a steady state.
@@ -40,13 +40,13 @@ def simulate_split(
     rng: np.random.Generator,
     *,
     found: Mapping[str, int] | None = None,
-) -> dict[str, Result]:
+) -> dict[str, PoolResult]:
     """Pools that share nothing but the demand: each serves its own classes, and its result holds those alone.
 
     ``found``: sessions in progress at the start, by pool, each of a class of its own.
     """
     numbers = _classes_of(split, demand, counting)
-    engines = {name: Engine(pool, counting) for name, pool in split.pools.items()}
+    engines = {name: SimulationEngine(pool, counting) for name, pool in split.pools.items()}
     for name, sessions in (found or {}).items():
         engines[name].feed(demand.found(sessions, numbers[name], rng))
     for block in demand.blocks(rng, counting.stop_s):
@@ -73,14 +73,14 @@ def _classes_of(split: Split, demand: Demand, counting: Counting) -> dict[str, l
     }
 
 
-def replicate(once: Callable[[np.random.Generator], Result], replications: int, seed: int) -> list[Result]:
+def replicate(once: Callable[[np.random.Generator], PoolResult], replications: int, seed: int) -> list[PoolResult]:
     """Independent runs of the same: generators spawned from one seed."""
     if replications < 1:
         raise InputError(f"at least one replication, not {replications}")
     return [once(np.random.default_rng(each)) for each in np.random.SeedSequence(seed).spawn(replications)]
 
 
-def over(results: Sequence[Result], figure: Callable[[Result], float], confidence: float = 0.95) -> Figure:
+def over(results: Sequence[PoolResult], figure: Callable[[PoolResult], float], confidence: float = 0.95) -> Estimate:
     """The mean of a figure over replications, with its interval by Student's t."""
     values = [figure(result) for result in results]
-    return Figure.of(float(np.mean(values)), values, confidence)
+    return Estimate.of(float(np.mean(values)), values, confidence)

@@ -43,7 +43,7 @@ _EDGES = bin_edges()
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A value with the interval that chance leaves it, from the scatter of batches or of replications."""
 
     value: float
@@ -51,7 +51,7 @@ class Figure:
     high: float
 
     @classmethod
-    def of(cls, value: float, parts: Sequence[float], confidence: float = 0.95) -> Figure:
+    def of(cls, value: float, parts: Sequence[float], confidence: float = 0.95) -> Estimate:
         """Student's t on the parts, around ``value``; infinite for fewer than two finite parts."""
         known = np.array([part for part in parts if math.isfinite(part)])
         if len(known) < 2 or not math.isfinite(value):
@@ -61,7 +61,7 @@ class Figure:
 
 
 @dataclass(frozen=True, eq=False)
-class Distribution:
+class MetricBins:
     """A metric of a class: ``bins`` [batches, BINS] counts of values, ``sums`` [batches] of those that are finite."""
 
     bins: np.ndarray
@@ -76,9 +76,9 @@ class Distribution:
         """Of the values that are finite; NaN where there is none."""
         return float(self.sums.sum() / finite) if (finite := self._finite().sum()) else math.nan
 
-    def mean_with_interval(self, confidence: float = 0.95) -> Figure:
+    def mean_with_interval(self, confidence: float = 0.95) -> Estimate:
         finite = self._finite()
-        return Figure.of(self.mean, self.sums[finite > 0] / finite[finite > 0], confidence)
+        return Estimate.of(self.mean, self.sums[finite > 0] / finite[finite > 0], confidence)
 
     def share_above(self, value: float) -> float:
         """The share of values above it, straight within a bin; with 0, that of values of 61 µs and more."""
@@ -94,10 +94,10 @@ class Distribution:
         """
         return _quantile(self.bins.sum(axis=0), probability)
 
-    def quantile_with_interval(self, probability: float, confidence: float = 0.95) -> Figure:
+    def quantile_with_interval(self, probability: float, confidence: float = 0.95) -> Estimate:
         """The quantile of all, with the interval of the quantiles of the batches."""
         parts = [_quantile(batch, probability) for batch in self.bins if batch.any()]
-        return Figure.of(self.quantile(probability), parts, confidence)
+        return Estimate.of(self.quantile(probability), parts, confidence)
 
     def _finite(self) -> np.ndarray:
         return self.bins[:, :-1].sum(axis=1)
@@ -126,21 +126,21 @@ class ClassResult:
     lost: np.ndarray
     good: np.ndarray
     window_s: float
-    wait_s: Distribution
-    ttfa_s: Distribution
-    rtf: Distribution
-    stall_s: Distribution
-    stay_s: Distribution
+    wait_s: MetricBins
+    ttfa_s: MetricBins
+    rtf: MetricBins
+    stall_s: MetricBins
+    stay_s: MetricBins
 
     @property
     def unfinished(self) -> int:
         """Sessions still waiting or in progress at the end."""
         return int((self.arrived - self.done - self.refused - self.gave_up - self.lost).sum())
 
-    def goodput_per_s(self, confidence: float = 0.95) -> Figure:
+    def goodput_per_s(self, confidence: float = 0.95) -> Estimate:
         """Sessions a second that kept every limit of their class; the interval is from the batches."""
         parts = self.good.reshape(len(self.wait_s.bins), -1).mean(axis=1) / self.window_s
-        return Figure.of(float(parts.mean()), parts, confidence)
+        return Estimate.of(float(parts.mean()), parts, confidence)
 
     def busy_share(self) -> float:
         """The share that was told "busy", at once or after waiting."""
@@ -148,7 +148,7 @@ class ClassResult:
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class PoolResult:
     """A pool: its classes, and means of each window [windows] of the sessions and devices that it had."""
 
     classes: dict[str, ClassResult]
@@ -170,11 +170,11 @@ class Result:
         return float(self.devices_owned.sum() * self.window_s / 3600)
 
 
-def result_of(arrays: Arrays, classes: Sequence[str], numbers: Sequence[int], window_s: float) -> Result:
+def result_of(arrays: Arrays, classes: Sequence[str], numbers: Sequence[int], window_s: float) -> PoolResult:
     """Read an engine's arrays: the classes of these ``numbers``, by name."""
     by_class = {name: _class_result(arrays, index, window_s) for name, index in zip(classes, numbers, strict=True)}
     means = {name: arrays.areas[name] / window_s for name in arrays.areas.dtype.names}
-    return Result(
+    return PoolResult(
         by_class,
         window_s,
         sessions=means["active_s"],
@@ -188,7 +188,7 @@ def result_of(arrays: Arrays, classes: Sequence[str], numbers: Sequence[int], wi
 def _class_result(arrays: Arrays, index: int, window_s: float) -> ClassResult:
     counts: dict[str, Any] = {name: arrays.counts[:, index, column].copy() for name, column in _COLUMNS.items()}
     metrics: dict[str, Any] = {
-        name: Distribution(arrays.bins[:, index, metric].copy(), arrays.sums[:, index, metric].copy())
+        name: MetricBins(arrays.bins[:, index, metric].copy(), arrays.sums[:, index, metric].copy())
         for name, metric in METRIC_INDEX.items()
     }
     return ClassResult(**counts, window_s=window_s, **metrics)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness import wire
-from harness.capacity.simulator.engine import Engine, arrivals_of
+from harness.capacity.simulator.engine import SimulationEngine, arrivals_of
 from harness.capacity.simulator.pool import Planned, Pool, StepTime
 from harness.errors import InputError
 
@@ -116,7 +116,7 @@ def simulate(
         on_failure="resume",
         planned=tuple(planned),
     )
-    engine = Engine(pool, keep=len(block))
+    engine = SimulationEngine(pool, keep=len(block))
     engine.feed(block, last=True, stop_s=stop_s)
     kept = engine.arrays.kept
     last_s = np.where(np.isnan(kept["end_s"]), stop_s, kept["end_s"])

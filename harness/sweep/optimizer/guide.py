@@ -24,7 +24,7 @@ _QUANTILES = -1.28, -0.52, 0.0, 0.52, 1.28  # of a normal, equally likely
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredPoint:
     """A point that was measured (or could not be): its value, and the rungs of its VALID ladders."""
 
     number: int
@@ -47,7 +47,7 @@ class Guide:
     sessions: tuple[int, ...]
     defaults: Mapping[str, Any]
 
-    def next(self, measured: Sequence[Measured], in_flight: Collection[int] = ()) -> Decision:
+    def next(self, measured: Sequence[MeasuredPoint], in_flight: Collection[int] = ()) -> Decision:
         """The next point, while some are being measured, or the reason to stop."""
         if self.kind != "model":
             seen = [Seen(each.number, each.value.value, each.value.error) for each in measured]
@@ -56,7 +56,7 @@ class Guide:
         seen = [Seen(each.number, each.value.value, self._error(each, value_of)) for each in measured]
         return next_point(self.space, seen, in_flight, self.kind, self.expected(measured), self.aim, self.seed)
 
-    def expected(self, measured: Sequence[Measured]) -> Expected | None:
+    def expected(self, measured: Sequence[MeasuredPoint]) -> Expected | None:
         """What the physics expects of points, or None where the measured ones do not carry it."""
         known, value_of = self._known(measured)
         taught: dict[str, list[Taught]] = {}
@@ -75,7 +75,7 @@ class Guide:
 
         return lambda numbers: np.array([value(int(number)) for number in numbers])
 
-    def _known(self, measured: Sequence[Measured]) -> tuple[list[Taught], Expecting | None]:
+    def _known(self, measured: Sequence[MeasuredPoint]) -> tuple[list[Taught], Expecting | None]:
         """The points with a value and rungs, and what the objective makes of a step time."""
         known = [each for each in measured if each.value.value is not None and each.rungs]
         taught = [Taught(self.space.point(each.number), each.rungs) for each in known]
@@ -86,7 +86,7 @@ class Guide:
         point = self.space.point(number)
         return float(np.mean(_again(value_of, physics.step_s(point, self.sessions), self.sessions, point)))
 
-    def _error(self, each: Measured, value_of: Expecting | None) -> float:
+    def _error(self, each: MeasuredPoint, value_of: Expecting | None) -> float:
         """The error of a value and how far another trial may be off: much where a promise is only just kept."""
         if value_of is None or not each.rungs or not each.value.value:
             return each.value.error

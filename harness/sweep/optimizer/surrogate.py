@@ -22,7 +22,7 @@ _OFFSET_SD, _SLOPE_SD = 0.5, 0.25  # the physics may be off by a factor, and in 
 
 
 @dataclass(frozen=True)
-class Draw:
+class Hyperparameters:
     """One set of hyperparameters: relative sizes of main effects and of interactions, length scales [d], noise."""
 
     main: np.ndarray
@@ -52,7 +52,7 @@ class Surrogate:
     base: np.ndarray
     y: np.ndarray
     error: np.ndarray
-    draws: tuple[Draw, ...]
+    draws: tuple[Hyperparameters, ...]
     centre: float
 
     @classmethod
@@ -89,18 +89,20 @@ class Surrogate:
             found.append(mean + wider * (rng.standard_normal((each, len(mean))) @ root.T))
         return np.concatenate(found)
 
-    def _gram(self, draw: Draw) -> np.ndarray:
+    def _gram(self, draw: Hyperparameters) -> np.ndarray:
         spread = self.base - self.centre
         noise = np.where(self.error > 0, np.hypot(self.error, draw.noise / 2), draw.noise)
         return draw.kernel(self.x, self.x, (spread, spread)) + np.diag(noise**2 + _JITTER)
 
-    def _evidence(self, draws: Sequence[Draw]) -> np.ndarray:
+    def _evidence(self, draws: Sequence[Hyperparameters]) -> np.ndarray:
         """Logarithm of the marginal likelihood under each draw, up to a constant (equation 2.30 there)."""
         roots = np.linalg.cholesky(np.stack([self._gram(draw) for draw in draws]))
         white = np.linalg.solve(roots, np.broadcast_to((self.y - self.base)[:, None], (len(draws), len(self.y), 1)))
         return -np.sum(white**2, axis=(1, 2)) / 2 - np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1)
 
-    def _posterior(self, draw: Draw, x: np.ndarray, base: np.ndarray, joint: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _posterior(
+        self, draw: Hyperparameters, x: np.ndarray, base: np.ndarray, joint: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         own, other = base - self.centre, self.base - self.centre
         prior = draw.kernel(x, x, (own, own)) if joint else self._own_variance(draw, own)
         if not len(self.y):
@@ -111,7 +113,7 @@ class Surrogate:
         white = solve_triangular(root, across, lower=True)
         return mean, prior - (white.T @ white if joint else np.sum(white**2, axis=0))
 
-    def _surprise(self, draw: Draw) -> float:
+    def _surprise(self, draw: Hyperparameters) -> float:
         """How much farther values lie from what the others foretell than believed, 1 or more (section 5.4.2 there)."""
         if not len(self.y):
             return 1.0
@@ -120,17 +122,17 @@ class Surrogate:
         return math.sqrt(max((_TRUST + float(squares.sum())) / (_TRUST + len(self.y)), 1.0))
 
     @staticmethod
-    def _own_variance(draw: Draw, own: np.ndarray) -> np.ndarray:
+    def _own_variance(draw: Hyperparameters, own: np.ndarray) -> np.ndarray:
         return draw.joint**2 + float(np.sum(draw.main**2)) + own**2 * _SLOPE_SD**2 + _OFFSET_SD**2
 
 
-def _prior(dimensions: int, rng: np.random.Generator) -> Draw:
+def _prior(dimensions: int, rng: np.random.Generator) -> Hyperparameters:
     """Effects of 5 to 15% of most knobs and of more of a few; length scales of about the range; noise of 1 to 8%."""
     overall = 0.16 * math.exp(0.9 * rng.standard_normal())
     main = overall * np.exp(1.0 * rng.standard_normal(dimensions)) / math.sqrt(max(dimensions, 1))
     joint = overall * math.exp(0.7 * rng.standard_normal()) * 0.6
     lengths = np.exp(math.log(0.9) + 0.7 * rng.standard_normal(dimensions))
-    return Draw(main, joint, lengths, 0.025 * math.exp(0.5 * rng.standard_normal()))
+    return Hyperparameters(main, joint, lengths, 0.025 * math.exp(0.5 * rng.standard_normal()))
 
 
 def _matern(distance: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ QKV, QKV_BIAS, OUT, GATE_AND_UP, MLP_DOWN, ATTENTION_EPSILON, MLP_EPSILON = rang
 BACKBONE_FIELDS = 7
 
 
-class Backbone:
+class CompiledBackbone:
     """``backbone(embeds [rows, hidden], caches, lengths) -> hidden [rows, hidden]``: one new position for each row.
 
     A cache is [layers, 2, KV heads, capacity, head size]; the position is written behind its ``length`` others.

@@ -15,7 +15,7 @@ from harness.vibevoice.stages import diffusion
 CONDITION, NOISY, MODULATION, MODULATION_BIAS, LAST, LAST_EPSILON, NOTHING, FIRST_LAYER = range(8)
 
 
-class Head:
+class CompiledHead:
     """The diffusion head and its solver, all steps of a frame in one call."""
 
     def __init__(self, plain: diffusion.Head):

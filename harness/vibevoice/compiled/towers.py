@@ -17,7 +17,7 @@ KIND, CHANNELS, OUTPUTS, PAST, TAPS, RATIO, STATE, WEIGHT, BIAS, DOWN, DOWN_BIAS
 FIELDS = 14
 
 
-class Tower:
+class CompiledTower:
     """``tower(x [channels, time, sessions], states) -> y``; each state [state_size] moves on by this call."""
 
     def __init__(self, plain: towers.Tower):
@@ -73,15 +73,15 @@ def _row(pack: Pack, layer) -> dict[int, int]:
     """What the kernel reads about a layer, its weights packed."""
     row = {CHANNELS: layer.channels, PAST: layer.past, RATIO: 1}
     match layer:
-        case towers.Block():
+        case towers.StreamingBlock():
             return row | _block_row(pack, layer)
-        case towers.Upsampling():
+        case towers.StreamingUpsampling():
             return row | _upsampling_row(pack, layer)
         case _:
             return row | _convolution_row(pack, layer)
 
 
-def _block_row(pack: Pack, layer: towers.Block) -> dict[int, int]:
+def _block_row(pack: Pack, layer: towers.StreamingBlock) -> dict[int, int]:
     epsilon = pack.add(torch.cat([norm.epsilon.flatten() for norm in (layer.norm, layer.feed_norm)]))
     return {
         KIND: BLOCK,
@@ -96,7 +96,7 @@ def _block_row(pack: Pack, layer: towers.Block) -> dict[int, int]:
     }
 
 
-def _convolution_row(pack: Pack, layer: towers.Convolution) -> dict[int, int]:
+def _convolution_row(pack: Pack, layer: towers.StreamingConvolution) -> dict[int, int]:
     weight, outputs = layer.weight, len(layer.weight)
     if layer.stride > 1:  # the phases are inputs of their own, with two taps each
         weight = weight.view(outputs, layer.channels, 2, layer.stride).permute(0, 2, 1, 3)
@@ -112,7 +112,7 @@ def _convolution_row(pack: Pack, layer: towers.Convolution) -> dict[int, int]:
     }
 
 
-def _upsampling_row(pack: Pack, layer: towers.Upsampling) -> dict[int, int]:
+def _upsampling_row(pack: Pack, layer: towers.StreamingUpsampling) -> dict[int, int]:
     weights = [pack.matrix(weight) for weight in layer.weight.view(layer.ratio, layer.outputs, -1)]
     return {
         KIND: UPSAMPLING,

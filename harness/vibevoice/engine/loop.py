@@ -33,7 +33,7 @@ IN_HAND_S = 1.0  # of audio, with which a listener is not short of it, unless th
 FIRST_TOKENS, FEWEST_TOKENS = 256, 16  # before it is known how long one takes; however long one takes
 
 
-class Prompt:
+class PromptToRead:
     """What is left of a session's prompt: ``token_ids``, and voice frames [frames, 64] for its audio tokens."""
 
     def __init__(self, session: int, token_ids: Sequence[int], voice_frames: np.ndarray, audio_token_id: int):
@@ -62,7 +62,7 @@ class Speech:
     """
 
     session: int
-    prompt: Prompt
+    prompt: PromptToRead
     frames: int
     rows: Iterator[np.ndarray]
     deliver: Callable[[np.ndarray], None]

@@ -13,7 +13,7 @@ import numpy as np
 from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice.engine.frame_step import Opening
-from harness.vibevoice.engine.loop import Engine, Prompt, Speech, noise_rows
+from harness.vibevoice.engine.loop import Engine, PromptToRead, Speech, noise_rows
 from harness.vibevoice.entry.prompt import SpeechRequest
 from harness.vibevoice.entry.talk import Channel, past_of
 from harness.vibevoice.sessions.failures import in_words
@@ -42,7 +42,7 @@ class EngineTalk:
             await self._called(self.engine.step.open, self.number, opening)
         except RequestError as error:
             raise in_words(str(error)) if str(error).startswith(wire.BUSY) else error from None
-        prompt = Prompt(self.number, (), np.empty((0, wire.LATENT_SIZE), np.float32), -1)  # see ``prefill``
+        prompt = PromptToRead(self.number, (), np.empty((0, wire.LATENT_SIZE), np.float32), -1)  # see ``prefill``
         noise = noise_rows(request.seed, past.frames if past else 0)
         self.speech = Speech(
             self.number, prompt, request.frames, noise, self.channel.audio, request.guidance_scale,
@@ -52,7 +52,7 @@ class EngineTalk:
     async def prefill(self, voices: list[np.ndarray], part_tokens: int, audio_token_id: int, _) -> None:
         """Lay out prompt and past, which the engine reads by turns with those of others."""
         frames = np.concatenate(voices) if voices else np.empty((0, wire.LATENT_SIZE), np.float32)
-        self.speech.prompt = Prompt(self.number, self.request.to_read, frames, audio_token_id)
+        self.speech.prompt = PromptToRead(self.number, self.request.to_read, frames, audio_token_id)
         if self.request.past:
             self.speech.past.extend(self.request.past.parts(part_tokens))
             # In a thread: the noise of an hour's frames is skipped in a tenth of a second, and others are speaking.

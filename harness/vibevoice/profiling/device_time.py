@@ -23,7 +23,7 @@ _COPIES = ("memcpy", "memset")
 Call = Callable[[], object]
 
 
-class Activity(NamedTuple):
+class DeviceActivity(NamedTuple):
     """A kernel or a copy on the device, microseconds of one clock."""
 
     name: str
@@ -33,7 +33,7 @@ class Activity(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Busy:
+class BusyTime:
     """Milliseconds in which the device was busy, with so many kernels and copies (None: not counted)."""
 
     ms: float
@@ -41,7 +41,7 @@ class Busy:
     copies: int | None = None
 
 
-Measure = Callable[[Call], Busy]
+Measure = Callable[[Call], BusyTime]
 
 
 def busy_us(intervals: Iterable[tuple[float, float]]) -> float:
@@ -53,7 +53,7 @@ def busy_us(intervals: Iterable[tuple[float, float]]) -> float:
     return total
 
 
-def activities(events: Iterable) -> list[Activity]:
+def activities(events: Iterable) -> list[DeviceActivity]:
     """Kernels, copies and fills among torch.profiler's events; annotations and waits that it draws there are left out.
 
     An event has ``name``, ``device_type``, ``time_range``, ``is_user_annotation`` and, in newer versions of torch,
@@ -66,20 +66,20 @@ def activities(events: Iterable) -> list[Activity]:
         kind = (getattr(event, "activity_type", "") or event.name).lower()
         copy = any(word in kind for word in _COPIES)
         if copy or "kernel" in kind or not getattr(event, "activity_type", ""):
-            found.append(Activity(event.name, not copy, event.time_range.start, event.time_range.end))
+            found.append(DeviceActivity(event.name, not copy, event.time_range.start, event.time_range.end))
     return found
 
 
-def busy_of(found: Sequence[Activity]) -> Busy:
+def busy_of(found: Sequence[DeviceActivity]) -> BusyTime:
     """What the activities of one call add up to. Raises RuntimeError where there are none."""
     if not found:
         raise RuntimeError("the profiler saw no kernel: CUPTI may be missing, or closed to this user")
     kernels = sum(activity.kernel for activity in found)
     busy = busy_us((activity.start_us, activity.end_us) for activity in found)
-    return Busy(busy / 1e3, kernels, len(found) - kernels)
+    return BusyTime(busy / 1e3, kernels, len(found) - kernels)
 
 
-def recorded(call: Call) -> list[Activity]:
+def recorded(call: Call) -> list[DeviceActivity]:
     """What the device does in a call, by torch.profiler."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -91,12 +91,12 @@ def recorded(call: Call) -> list[Activity]:
     return activities(profiler.events())
 
 
-def profiled(call: Call) -> Busy:
+def profiled(call: Call) -> BusyTime:
     """Measure a call by torch.profiler."""
     return busy_of(recorded(call))
 
 
-def between_events(call: Call) -> Busy:
+def between_events(call: Call) -> BusyTime:
     """Measure a call by CUDA events around it: gaps between its kernels count as busy."""
     begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
@@ -104,7 +104,7 @@ def between_events(call: Call) -> Busy:
     call()
     ended.record()
     torch.cuda.synchronize()
-    return Busy(begun.elapsed_time(ended))
+    return BusyTime(begun.elapsed_time(ended))
 
 
 CUDA_WAYS = {PROFILER: profiled, EVENTS: between_events}
@@ -129,9 +129,9 @@ class DeviceTimer:
         At most so many ``seconds`` are spent after the first call, and none where there are none left.
         """
         if not self._ways:
-            return _parts(ms, Busy(ms), CPU)
+            return _parts(ms, BusyTime(ms), CPU)
         if seconds <= 0:
-            return _parts(ms, Busy(ms), WALL, "no time was left")
+            return _parts(ms, BusyTime(ms), WALL, "no time was left")
         why = []
         for way, measure in self._ways.items():
             if self._failures[way] < _FAILURES:
@@ -142,10 +142,10 @@ class DeviceTimer:
                 except Exception as error:  # of the profiler, of CUPTI, of a call under them: the point has its ms
                     self._failures[way] += 1
                     why.append(f"{way}: {_words(error)}")
-        return _parts(ms, Busy(ms), WALL, *(why or ["no way of measuring works here"]))
+        return _parts(ms, BusyTime(ms), WALL, *(why or ["no way of measuring works here"]))
 
 
-def _median(measure: Measure, calls: Iterator[Call], seconds: float) -> Busy:
+def _median(measure: Measure, calls: Iterator[Call], seconds: float) -> BusyTime:
     """The middle one of a few calls, by its busy time."""
     until, found = time.monotonic() + seconds, []
     while len(found) < _CALLS and not (found and time.monotonic() > until):
@@ -160,7 +160,7 @@ def _median(measure: Measure, calls: Iterator[Call], seconds: float) -> Busy:
     return sorted(found, key=lambda busy: busy.ms)[len(found) // 2]
 
 
-def _parts(ms: float, busy: Busy, source: str, *why: str) -> dict:
+def _parts(ms: float, busy: BusyTime, source: str, *why: str) -> dict:
     device_ms = min(busy.ms, ms)  # profiled calls may run longer than those that were timed
     parts = {"device_ms": device_ms, "host_ms": ms - device_ms, "device_ms_from": source}
     counts = {"launches": busy.launches, "copies": busy.copies}

@@ -79,7 +79,7 @@ def _call(stage, time_of: Callable[[Times], float]) -> None:
 
 
 @dataclass
-class _Session:
+class _EmulatedSession:
     rooms: tuple[int, int]  # positions of the branch with the prompt, and of the one without
     lengths: list[int]  # those that are filled
     say: deque[int]
@@ -100,7 +100,7 @@ class EmulatedLLM:
         self.hidden_size = profile.model["hidden_size"]
         self.kv_bytes_per_token = profile.model["kv_bytes_per_token"]
         self.kv_limit_bytes = kv_limit_bytes
-        self.sessions: Sessions[_Session] = Sessions(wire.LLM)
+        self.sessions: Sessions[_EmulatedSession] = Sessions(wire.LLM)
 
     @property
     def kv_bytes(self) -> int:
@@ -123,7 +123,7 @@ class EmulatedLLM:
         self.sessions.drop_idle()
         check_room(sum(rooms), self.kv_bytes_per_token, self.kv_bytes, self.kv_limit_bytes)
         filled = [prompt_tokens + start_frame, start_frame] if start_frame else [0, 0]
-        self.sessions.open(session_id, _Session(rooms, filled, deque(say)))
+        self.sessions.open(session_id, _EmulatedSession(rooms, filled, deque(say)))
 
     def close(self, session_id: int) -> None:
         self.sessions.close(session_id)
@@ -152,17 +152,17 @@ class EmulatedLLM:
         tokens = [_say(session) for session in sessions]
         return np.zeros((len(tokens), 2, self.hidden_size), np.float32), np.array(tokens, np.int32)
 
-    def _extend(self, session: _Session, branch: int, positions: int) -> None:
+    def _extend(self, session: _EmulatedSession, branch: int, positions: int) -> None:
         self._check_room(session, branch, positions)
         _call(self, lambda times: times.prefill_ms(positions, session.lengths[branch]))
         session.lengths[branch] += positions
 
-    def _check_room(self, session: _Session, branch: int, positions: int = 1) -> None:
+    def _check_room(self, session: _EmulatedSession, branch: int, positions: int = 1) -> None:
         if session.lengths[branch] + positions > session.rooms[branch]:
             raise room_used_up(session.rooms[branch])
 
 
-def _say(session: _Session) -> int:
+def _say(session: _EmulatedSession) -> int:
     """The next token of a session; only a frame advances the branch without the prompt, "speech begin" empties it."""
     token = session.say.popleft() if session.say else wire.TOKEN_SPEECH_FRAME
     session.lengths[0] += 1

@@ -27,7 +27,7 @@ class DiffusionStage:
 
     def __init__(self, weights: Weights):
         self.head = Head(weights.diffusion_head())
-        self.compiled = weights.compiled("head.Head", self.head)
+        self.compiled = weights.compiled("head.CompiledHead", self.head)
         self.device, self.dtype = weights.device, weights.dtype
         if self.device.type == "cuda":
             self._warm_up()

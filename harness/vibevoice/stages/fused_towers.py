@@ -24,7 +24,7 @@ import triton.language as tl
 from torch.nn import functional
 
 from harness.vibevoice.kernels.ragged import on_device
-from harness.vibevoice.stages.towers import Block, Convolution, Tower, Upsampling
+from harness.vibevoice.stages.towers import StreamingBlock, StreamingConvolution, StreamingUpsampling, Tower
 
 # The largest number of channels of a block that is one kernel: on an H100, three of 128 took 0.48 ms for 64 sessions,
 # and three of 256, with as many operations in two products, 0.22. In float32 there are no tensor cores to use.
@@ -88,12 +88,12 @@ class FusedTower:
 
 def _fused(layer, place: int):
     """A layer of a plain tower for channels-last activations; its part of a state starts at column ``place``."""
-    if isinstance(layer, Block):
+    if isinstance(layer, StreamingBlock):
         kind = _FusedBlock if layer.channels <= FUSED_CHANNELS[layer.up.dtype] else _WideBlock
         return kind(layer, place)
-    if isinstance(layer, Upsampling):
+    if isinstance(layer, StreamingUpsampling):
         return _Windowed(place, layer.weight, layer.bias, layer.channels, 2, 1, layer.ratio)
-    if not isinstance(layer, Convolution):
+    if not isinstance(layer, StreamingConvolution):
         raise NotImplementedError(f"the kernels know no layer of type {type(layer).__name__}")
     outputs = len(layer.weight)
     if layer.stride == 1 and 1 in (outputs, layer.channels):
@@ -105,7 +105,7 @@ def _fused(layer, place: int):
 class _Mixer:
     """What both kinds of blocks share: the depthwise convolution's weights, and the feed-forward network's."""
 
-    def __init__(self, plain: Block, place: int):
+    def __init__(self, plain: StreamingBlock, place: int):
         self.place, self.channels, self.width = place, plain.channels, plain.past + 1
         self.epsilons = float(plain.norm.epsilon), float(plain.feed_norm.epsilon)
         self.taps = plain.kernel[:, 0, :, 0].t().contiguous()  # [width, channels]
@@ -117,7 +117,7 @@ class _Mixer:
 
 
 class _FusedBlock(_Mixer):
-    def __init__(self, plain: Block, place: int):
+    def __init__(self, plain: StreamingBlock, place: int):
         super().__init__(plain, place)
         self.hidden, self.known_as = len(self.up), _ACTIVATIONS[self.activation]
         if self.known_as == _GELU and self.up.dtype in POLYNOMIAL_GELU:
@@ -187,7 +187,7 @@ class _Windowed:
 class _Narrow:
     """A convolution of stride 1 from a single channel, or to one."""
 
-    def __init__(self, plain: Convolution, place: int):
+    def __init__(self, plain: StreamingConvolution, place: int):
         self.place, self.channels, self.width = place, plain.channels, plain.width
         self.outputs, self.bias = len(plain.weight), plain.bias[:, 0]
         weight = plain.weight.view(self.outputs, self.channels, self.width)

@@ -64,7 +64,7 @@ class LLMStage:
         text = weights.config.text_config
         self.hidden_size = text.hidden_size
         self.backbone = Backbone(weights.backbone())
-        self.compiled = weights.compiled("backbone.Backbone", self.backbone)
+        self.compiled = weights.compiled("backbone.CompiledBackbone", self.backbone)
         self.acoustic, self.semantic = weights.acoustic_connector(), weights.semantic_connector()
         self.device, self.dtype = weights.device, weights.dtype
         self.special = {

@@ -69,7 +69,7 @@ class Weights:
         self.graph_batch = 0 if no_graphs else BATCHES[-1] if graph_batch is None else graph_batch
 
     def compiled(self, network: str, plain):
-        """A plain network as ``harness.vibevoice.compiled`` has it ("towers.Tower"), None where that is not taken.
+        """A plain network as ``vibevoice.compiled`` has it ("towers.CompiledTower"), None where that is not taken.
 
         It is on a CPU, for models that stay in its cache: those of a larger one wait for memory or for torch's large
         products, which are as fast, and its weights would lie in memory twice. Nor where nothing can be compiled.

@@ -51,12 +51,12 @@ class TableTower:
 
 
 def _layers(network: nn.Module):
-    yield Convolution(network.stem.conv)
-    yield from map(Block, network.stem.stage)
+    yield StreamingConvolution(network.stem.conv)
+    yield from map(StreamingBlock, network.stem.stage)
     for layer in network.conv_layers:
-        yield Upsampling(layer.convtr) if hasattr(layer, "convtr") else Convolution(layer.conv)
-        yield from map(Block, layer.stage)
-    yield Convolution(network.head)
+        yield StreamingUpsampling(layer.convtr) if hasattr(layer, "convtr") else StreamingConvolution(layer.conv)
+        yield from map(StreamingBlock, layer.stage)
+    yield StreamingConvolution(network.head)
 
 
 def _with_past(x: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ class _Norm:
         return (wide * torch.addmm(self.epsilon, self.mean, wide * wide).rsqrt_()).to(x.dtype)
 
 
-class Block:
+class StreamingBlock:
     """A ConvNeXt layer: depthwise convolution and feed-forward network, each normed, scaled and added."""
 
     def __init__(self, module: nn.Module):
@@ -122,7 +122,7 @@ class Block:
         return mixed
 
 
-class Convolution:
+class StreamingConvolution:
     """A causal convolution, strided or not."""
 
     def __init__(self, module: nn.Module):
@@ -138,7 +138,7 @@ class Convolution:
         return torch.addmm(self.bias, self.weight, columns).view(len(self.weight), -1, sessions)
 
 
-class Upsampling:
+class StreamingUpsampling:
     """A causal transposed convolution of kernel 2r and stride r."""
 
     past = 1

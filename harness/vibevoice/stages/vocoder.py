@@ -17,7 +17,7 @@ class VocoderStage:
 
     def __init__(self, weights: Weights):
         self.decoder, self.encoder = Tower(weights.acoustic_decoder()), Tower(weights.semantic_encoder())
-        self.compiled = [weights.compiled("towers.Tower", tower) for tower in (self.decoder, self.encoder)]
+        self.compiled = [weights.compiled("towers.CompiledTower", tower) for tower in (self.decoder, self.encoder)]
         self.scale, self.bias = weights.latent_scale_and_bias()
         self.device, self.dtype = weights.device, weights.dtype
         self.sizes = (self.decoder.state_size, self.encoder.state_size)
