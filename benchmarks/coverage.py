@@ -65,7 +65,7 @@ class Repetition:
 
 @functools.cache
 def true_pools() -> Pools:
-    limits = Limits(truth.PROMISES, max(truth.LADDER))
+    limits = Limits(truth.SLOS, max(truth.LADDER))
     return Pools(truth.true_device(), Traffic.draw(truth.MIX, np.random.default_rng(_TRUTH_SEED)), limits, CAP)
 
 
@@ -76,13 +76,13 @@ def repeat(seed: int) -> Repetition | None:
     qps = math.exp(rng.uniform(*np.log(DEVICES))) * CAP * pools.steady_rate()
     devices = pools.fewest(qps).devices
     trial, rows = truth.ladder(truth.TRUTH, rng, truth.LADDER)
-    fit = fit_run([trial], pd.DataFrame(rows), truth.MIX, truth.PROMISES, rng, truth.UNIT)
+    fit = fit_run([trial], pd.DataFrame(rows), truth.MIX, truth.SLOS, rng, truth.UNIT)
     try:
         device = Device.from_fit(fit.deployments[0])
     except InconclusiveError:
         return None
     traffic = Traffic.draw(truth.MIX, np.random.default_rng(fit.traffic_seed))
-    limits = limits_of(fit.deployments[0], truth.PROMISES, None, 1.0, traffic)
+    limits = limits_of(fit.deployments[0], truth.SLOS, None, 1.0, traffic)
     fitted = Pools(device, traffic, limits, CAP)
     draws, steady = steady_draws(device, limits, rng), steady_limit(device, limits)[0]
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]

@@ -64,7 +64,7 @@ def _mix(name: str, chunk_frames: int, **lengths: tuple[float, float, float]) ->
     """Classes by name, each (weight, shortest and longest audio in seconds)."""
     slo = {"ttfa_p95_s": 1.0, "rtf_p95": 1.0}
     made = (
-        TrafficClass(each, weight, Lengths.parse({"uniform": [low, high]}), promises=slo)
+        TrafficClass(each, weight, Lengths.parse({"uniform": [low, high]}), slos=slo)
         for each, (weight, low, high) in lengths.items()
     )
     return Mix(name, tuple(made), chunk_frames)

@@ -11,7 +11,7 @@ and load are real. On two shared cores that is steadier than computing, and near
 
 fit      the ladders; then every prediction is sealed (hash, time) in predictions.jsonl of the run's folder
 measure  of each held-out deployment a ladder around its predicted limit, and open-loop runs at shares of its rate
-score    highest sustainable rate = frames a second at the sessions where RTF p95 meets its promise, straight between
+score    highest sustainable rate = frames a second at the sessions where RTF p95 meets its SLO, straight between
          the rungs on both sides, over the mean frames of the mix; TTFA p95 of the very requests that were predicted
 
 It goes on where an earlier start stopped, and stops by itself between trials after --minutes.
@@ -60,7 +60,7 @@ from harness.traffic.mix import ScriptSource, requests
 
 RUN_ID = "heldout-emulated"
 LIMITS = {"max_rate_error_median": 0.05, "max_rate_error_worst": 0.15, "ttfa_p95_error_median": 0.10}
-PROMISES = {"short": {"ttfa_p95_s": 1.5, "rtf_p95": 0.9}}
+SLOS = {"short": {"ttfa_p95_s": 1.5, "rtf_p95": 0.9}}
 MIXES = {
     "fitted": {
         "short": {"weight": 0.7, "length": {"uniform": [4, 12]}, "speakers": [1, 2]},
@@ -137,7 +137,7 @@ class Bench:
                 "name": name,
                 "preset": "tiny",
                 "mix": {"classes": classes},
-                "promises": PROMISES,
+                "promises": SLOS,
                 "targets_qps": [1],
             }
             (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(plan))
@@ -205,8 +205,8 @@ class Model:
     @classmethod
     def of(cls, bench: Bench) -> Model:
         trials = [bench.known(knobs, load) for _, _, knobs, load in fit_loads(bench)]
-        mix, promises = bench.specs["fitted"].traffic_mix(), bench.specs["fitted"].promise_list()
-        fit = fit_run(trials, bench.run.requests(), mix, promises, np.random.default_rng(1), stand_in.NAME)
+        mix, slos = bench.specs["fitted"].traffic_mix(), bench.specs["fitted"].slo_list()
+        fit = fit_run(trials, bench.run.requests(), mix, slos, np.random.default_rng(1), stand_in.NAME)
         devices = tuple(Device.from_fit(each) for each in fit.deployments)
         context = context_of(bench.specs["fitted"])
         found, measured = [], np.log(np.concatenate([_steps(trial) for trial in trials]))
@@ -273,8 +273,8 @@ def predictions(bench: Bench) -> list[dict]:
 
 def _predict(bench: Bench, model: Model, case: Case, seed: int) -> dict:
     spec, device = bench.specs[case.mix], model.device(bench, case)
-    mix, promises = spec.traffic_mix(), spec.promise_list()
-    frames_per_s, binding = steady_limit(device, Limits(promises, MOST))
+    mix, slos = spec.traffic_mix(), spec.slo_list()
+    frames_per_s, binding = steady_limit(device, Limits(slos, MOST))
     sessions = np.linspace(1, MOST, 2000)
     most = float(sessions[np.argmin(np.abs(device.step_time.frames_per_s(sessions) - frames_per_s))])
     rate = case.cards * frames_per_s / mix.mean_frames()
@@ -343,8 +343,8 @@ def held_out_loads(bench: Bench, predicted: Sequence[dict]) -> list[tuple[int, s
 
 
 def measured_rate(bench: Bench, case: Case, trial: Trial) -> float:
-    """Requests a second where RTF p95 meets its promise; NaN where no two rungs lie around it."""
-    limit = PROMISES["short"]["rtf_p95"]
+    """Requests a second where RTF p95 meets its SLO; NaN where no two rungs lie around it."""
+    limit = SLOS["short"]["rtf_p95"]
     heard = [rung for rung in trial.rungs if (rung.summary["short.rtf_p95"] or math.nan) > 0]
     rungs = sorted(heard, key=lambda rung: rung.sessions)
     rtf, frames = [rung.summary["short.rtf_p95"] for rung in rungs], [rung.frames_per_s for rung in rungs]
@@ -357,7 +357,7 @@ def measured_rate(bench: Bench, case: Case, trial: Trial) -> float:
 
 @dataclass(frozen=True)
 class Score:
-    """A held-out case: its highest rate as predicted and measured; of each open-loop run TTFA p95 and its promises."""
+    """A held-out case: its highest rate as predicted and measured; of each open-loop run TTFA p95 and its SLOs."""
 
     case: Case
     predicted: float
@@ -433,13 +433,13 @@ def main(arguments: Sequence[str]) -> int:
 def open_run(results: Path) -> Run:
     if Run.is_run(results / RUN_ID):
         return Run.open(results / RUN_ID)
-    content = json.dumps([MIXES, PROMISES, [vars(case) for case in CASES], stand_in.profile()], sort_keys=True)
+    content = json.dumps([MIXES, SLOS, [vars(case) for case in CASES], stand_in.profile()], sort_keys=True)
     manifest = RunManifest(
         run_id=RUN_ID,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         plan_path="benchmarks/heldout.py",
         plan_sha256=hashlib.sha256(content.encode()).hexdigest(),
-        plan={"mixes": MIXES, "promises": PROMISES},
+        plan={"mixes": MIXES, "promises": SLOS},
         commit=commit(),
         versions=versions(),
         host=host_facts(),
@@ -459,7 +459,7 @@ def unfinished() -> int:
 def report(scores: Sequence[Score], quick: bool) -> int:
     errors = [abs(each.error) for each in scores if math.isfinite(each.error)]
     if not errors:
-        raise InputError("no held-out ladder met its promise between two rungs: nothing to compare")
+        raise InputError("no held-out ladder met its SLO between two rungs: nothing to compare")
     ttfa = [abs(said / seen - 1) for each in scores for _, said, seen in each.ttfa]
     off, rates = counts(scores)
     figures = {

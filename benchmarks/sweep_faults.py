@@ -33,7 +33,7 @@ PLAN = """
 name: faults
 preset: tiny
 mix: quick
-promises: {short: {rtf_p95: 0.9}, long: {rtf_p95: 0.9}}
+slos: {short: {rtf_p95: 0.9}, long: {rtf_p95: 0.9}}
 targets_qps: [1]
 space: {delay_us: [0, 5000, 20000], diffusion_decoder.instances: [1, 2]}
 ladder: {sessions: [1, 2, 4, 8], seconds: 6}
@@ -43,7 +43,7 @@ REAL_PLAN = """
 name: real-faults
 preset: tiny
 mix: quick
-promises: {short: {rtf_p95: 0.9}, long: {rtf_p95: 0.9}}
+slos: {short: {rtf_p95: 0.9}, long: {rtf_p95: 0.9}}
 targets_qps: [1]
 space: {diffusion_decoder.delay_us: [0, 2000]}
 ladder: {sessions: [1, 2, 4], seconds: 4}

@@ -41,7 +41,7 @@ PLAN_KEYS = {
     "dtype": "Number type of the stages; `auto` is bfloat16 on a GPU and float32 on a CPU",
     "topology": "How the frame path is deployed, see [the two topologies](../how-to/fused-topology.md)",
     "parameters": "`<model>.<parameter>: value` of a `config.pbtxt`, see [parameters](knobs.md#parameters)",
-    "promises": "The SLOs of each traffic class, see [SLOs](#slos)",
+    "slos": "The SLOs of each traffic class, see [SLOs](#slos)",
     "targets_qps": "Target rates, requests per second",
     "space": "Search space: knob to values, see [knobs](knobs.md); every combination is a point",
     "search": f"[How the space is searched](#search); left out: `grid` up to {planfile.FEW_POINTS} points",

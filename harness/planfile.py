@@ -1,4 +1,4 @@
-"""A PLAN.yaml as frozen, checked models: the traffic, the promises, the targets, the search space and the budget."""
+"""A PLAN.yaml as frozen, checked models: the traffic, the SLOs, the targets, the search space and the budget."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from harness import wire
 from harness.errors import InputError, PlanError
 from harness.host.places import bare_name
 from harness.records.metrics import METRICS
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.topology import ENGINE, KEY, TOPOLOGY, applicable, has_knob
 from harness.traffic.mix import MIXES, Lengths, Mix, ScriptSource, TrafficClass
 
@@ -69,6 +69,19 @@ _CLASS_METRIC_NAMES = [metric.name for metric in METRICS if metric.per_class]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _WithSlos(_Frozen):
+    """What has a key ``slos``, which plan files may call by its old name, ``promises``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_old_name(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "promises" not in value:
+            return value
+        if "slos" in value:
+            raise ValueError("slos and promises are two names of one key: keep slos")
+        return {"slos" if key == "promises" else key: each for key, each in value.items()}
 
 
 class ClassSpec(_Frozen):
@@ -114,19 +127,19 @@ class MixSpec(_Frozen):
                 raise PlanError(f"mix.classes.{name}: {error}") from None
 
 
-class PromisedClassSpec(ClassSpec):
-    """One traffic class of a mix file, with its promises."""
+class ClassWithSlosSpec(_WithSlos, ClassSpec):
+    """One traffic class of a mix file, with its SLOs."""
 
-    promises: dict[str, float] = Field(default_factory=dict)
+    slos: dict[str, float] = Field(default_factory=dict)
 
 
 class MixFileSpec(MixSpec):
     """A mix in a file of its own: its classes, written out."""
 
-    classes: dict[str, PromisedClassSpec] = Field(min_length=1)
+    classes: dict[str, ClassWithSlosSpec] = Field(min_length=1)
 
     def build(self, folder: Path) -> Mix:
-        return super().build(folder).promising({name: spec.promises for name, spec in self.classes.items()})
+        return super().build(folder).with_slos({name: spec.slos for name, spec in self.classes.items()})
 
 
 class LadderSpec(_Frozen):
@@ -206,7 +219,7 @@ class SearchSpec(_Frozen):
     sure: Annotated[float, Field(strict=True, ge=0.5, lt=1)] = 0.9
     share: Share = 0.1
     trials: Whole | None = None
-    objective: ObjectiveSpec | None = None  # left out: the highest rate that one device carries under the promises
+    objective: ObjectiveSpec | None = None  # left out: the highest rate that one device carries under the SLOs
 
     @model_validator(mode="before")
     @classmethod
@@ -242,7 +255,7 @@ class ProfileSpec(_Frozen):
         return self
 
 
-class PlanSpec(_Frozen):
+class PlanSpec(_WithSlos):
     """What a capacity review reviews. Times in the units of their names, targets in requests per second."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
@@ -256,7 +269,7 @@ class PlanSpec(_Frozen):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     topology: Literal[wire.STAGED, wire.FUSED] = wire.STAGED  # how the frame path is deployed; see harness.topology
     parameters: dict[str, str | int | float] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
-    promises: dict[str, dict[str, float]] = Field(min_length=1)
+    slos: dict[str, dict[str, float]] = Field(min_length=1)
     targets_qps: tuple[Rate, ...] = Field(min_length=1)
     space: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
     search: SearchSpec | None = None  # left out: grid for few points, model for many
@@ -277,16 +290,16 @@ class PlanSpec(_Frozen):
     def model_post_init(self, context: Any) -> None:
         self._folder = (context or {}).get("folder", Path("."))
 
-    @field_validator("promises", mode="before")
+    @field_validator("slos", mode="before")
     @classmethod
-    def _readable_promises(cls, promises: Any) -> Any:
-        if isinstance(promises, Mapping):
-            for traffic_class, limits in promises.items():
+    def _readable_slos(cls, slos: Any) -> Any:
+        if isinstance(slos, Mapping):
+            for traffic_class, limits in slos.items():
                 if not isinstance(limits, Mapping) or not limits:
-                    raise ValueError(f"{traffic_class}: needs at least one promise such as ttfa_p95_s: 1.0")
+                    raise ValueError(f"{traffic_class}: needs at least one SLO such as ttfa_p95_s: 1.0")
                 for key, limit in limits.items():
-                    _parse_promise(traffic_class, str(key), limit)
-        return promises
+                    _parse_slo(traffic_class, str(key), limit)
+        return slos
 
     @field_validator("growth_per_month")
     @classmethod
@@ -342,11 +355,11 @@ class PlanSpec(_Frozen):
         return next((values for values in reversed(columns) if values), [])
 
     @model_validator(mode="after")
-    def _promises_of_the_mix(self) -> PlanSpec:
+    def _slos_of_the_mix(self) -> PlanSpec:
         known = self.mix.classes or [each.name for each in MIXES[self.mix.name].classes]
-        for name in self.promises:
+        for name in self.slos:
             if name not in known:
-                raise ValueError(f"promises.{name}: mix {self.mix.name} has no such class; {_hint(name, known)}")
+                raise ValueError(f"slos.{name}: mix {self.mix.name} has no such class; {_hint(name, known)}")
         return self
 
     @model_validator(mode="after")
@@ -362,7 +375,7 @@ class PlanSpec(_Frozen):
 
     def traffic_mix(self) -> Mix:
         """The mix that requests are drawn from; a point of the space may set what they ask for alike."""
-        mix = self.mix.build(self._folder).promising(self.promises)
+        mix = self.mix.build(self._folder).with_slos(self.slos)
         return mix.of_scripts(self.script_source()) if mix.speaks_whole_scripts else mix
 
     def script_source(self) -> ScriptSource:
@@ -377,10 +390,10 @@ class PlanSpec(_Frozen):
         """Those of other types of device, by the name of the type; relative paths start at the plan."""
         return {name: self._folder / given.profile for name, given in self.profiles.items()}
 
-    def promise_list(self) -> tuple[Promise, ...]:
-        """Every promise, in the order of the plan."""
-        each = ((name, key, limit) for name, limits in self.promises.items() for key, limit in limits.items())
-        return tuple(Promise.parse(*promise) for promise in each)
+    def slo_list(self) -> tuple[Slo, ...]:
+        """Every SLO, in the order of the plan."""
+        each = ((name, key, limit) for name, limits in self.slos.items() for key, limit in limits.items())
+        return tuple(Slo.parse(*slo) for slo in each)
 
     def points(self) -> list[dict[str, Value]]:
         """Every combination of the space, as ``{"<stage>.<knob>": value}``; one empty point where nothing is swept.
@@ -446,7 +459,7 @@ def deployed_as(spec: PlanSpec, topology: str) -> PlanSpec:
 
 
 def load_mix(path: Path | str) -> Mix:
-    """The mix in a file with ``classes:``, each with weight, length, speakers and (if you like) promises.
+    """The mix in a file with ``classes:``, each with weight, length, speakers and (if you like) SLOs.
 
     Its name is that of the file unless it has one. Raises one PlanError with a line for every mistake.
     """
@@ -509,7 +522,7 @@ def _problem(error: Mapping, model: type[BaseModel]) -> str:
 
 def _keys_at(location: Iterable[str | int], model: type[BaseModel]) -> Iterable[str]:
     """The keys that the model at a place of the file knows."""
-    class_spec = ClassSpec if model is PlanSpec else PromisedClassSpec
+    class_spec = ClassSpec if model is PlanSpec else ClassWithSlosSpec
     models = {"mix": MixSpec, "classes": class_spec, "ladder": LadderSpec, "confirm": ConfirmSpec}
     models |= {"search": SearchSpec, "objective": ObjectiveSpec}
     for part in location:
@@ -523,9 +536,9 @@ def _hint(word: str, known: Iterable[str]) -> str:
     return f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
 
 
-def _parse_promise(traffic_class: str, key: str, limit: Any) -> None:
+def _parse_slo(traffic_class: str, key: str, limit: Any) -> None:
     try:
-        Promise.parse(traffic_class, key, limit)
+        Slo.parse(traffic_class, key, limit)
     except PlanError as error:
         raise ValueError(f"{traffic_class}: {error}") from None
 

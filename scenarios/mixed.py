@@ -14,7 +14,7 @@ from harness.scenario import MIXES, SpeechUser
 class Listener(SpeechUser):
     """Add your own kinds of traffic as classes: see podcast.py."""
 
-    mix = MIXES["mixed"].promising(
+    mix = MIXES["mixed"].with_slos(
         {
             "short": {"ttfa_p95_s": 1.0, "rtf_p95": 0.9},
             "long": {"ttfa_p90_s": 2.0, "rtf_p90": 0.9, "stall_p90_s": 0.5},

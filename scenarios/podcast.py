@@ -23,14 +23,14 @@ class Podcaster(SpeechUser):
                 0.7,
                 Lengths.parse({"uniform": [4, 16]}),
                 speakers=(1, 2),
-                promises={"ttfa_p95_s": 1.0, "rtf_p95": 0.9},
+                slos={"ttfa_p95_s": 1.0, "rtf_p95": 0.9},
             ),
             TrafficClass(
                 "podcast",
                 0.3,
                 Lengths.parse({"lognormal": {"median": 60, "sigma": 0.5, "max": 240}}),
                 speakers=(2, 4),
-                promises={"ttfa_p95_s": 1.5, "rtf_p95": 0.9},
+                slos={"ttfa_p95_s": 1.5, "rtf_p95": 0.9},
             ),
         ),
     )

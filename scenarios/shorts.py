@@ -12,4 +12,4 @@ from harness.scenario import MIXES, SpeechUser
 class Caller(SpeechUser):
     """10 s of audio in the median, 60 s at most (see ``harness.scenario.MIXES``)."""
 
-    mix = MIXES["shorts"].promising({"short": {"ttfa_p95_s": 1.0, "rtf_p95": 0.9, "stall_p95_s": 0.1}})
+    mix = MIXES["shorts"].with_slos({"short": {"ttfa_p95_s": 1.0, "rtf_p95": 0.9, "stall_p95_s": 0.1}})

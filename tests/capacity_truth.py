@@ -20,7 +20,7 @@ from harness.records import metrics
 from harness.records.fit import Fit, FittedDeployment, FittedStage, ServicePoint, Unfitted
 from harness.records.plan import Plan
 from harness.records.schema import BatchStatistics, Chunks, Outcome, Result, Rung, StageStatistics, Trial
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.traffic.mix import Lengths, Mix, TrafficClass
 
 MIX = Mix(
@@ -145,11 +145,11 @@ def _rows(results: list[Result], name: str) -> pd.DataFrame:
 
 TRUTH = Truth()
 LADDER = (1, 2, 4, 8, 16, 24)
-PROMISES = (
-    Promise("short", "ttfa_s", 0.95, 1.0),
-    Promise("short", "rtf", 0.95, 0.9),
-    Promise("long", "ttfa_s", 0.95, 1.5),
-    Promise("long", "rtf", 0.95, 0.9),
+SLOS = (
+    Slo("short", "ttfa_s", 0.95, 1.0),
+    Slo("short", "rtf", 0.95, 0.9),
+    Slo("long", "ttfa_s", 0.95, 1.5),
+    Slo("long", "rtf", 0.95, 0.9),
 )
 OPTIONS = {
     "utilisation_cap": 0.85,
@@ -171,9 +171,9 @@ def true_device(truth: Truth = TRUTH) -> Device:
     return Device(step, 0.0, (truth.prefill + 1) / scale, one, rtf, {}, max(LADDER), ())
 
 
-def fit_of(*measured, promises=PROMISES, seed=1, **options) -> Fit:
+def fit_of(*measured, slos=SLOS, seed=1, **options) -> Fit:
     trials, frames = zip(*measured, strict=True)
-    fit = fit_run(trials, pd.concat(frames), MIX, promises, np.random.default_rng(seed), UNIT, **options)
+    fit = fit_run(trials, pd.concat(frames), MIX, slos, np.random.default_rng(seed), UNIT, **options)
     return Fit.of(json.loads(json.dumps(fit.to_dict(), allow_nan=False)))  # as the store would give it back
 
 
@@ -204,10 +204,10 @@ def fit_with(*deployments: FittedDeployment, best: int | None = None) -> Fit:
     )
 
 
-def plan_of(fit: Fit, *measured, promises=PROMISES, targets=(0.5,), **options) -> Plan:
+def plan_of(fit: Fit, *measured, slos=SLOS, targets=(0.5,), **options) -> Plan:
     trials, frames = zip(*measured, strict=True)
     rng = np.random.default_rng(2)
-    plan = make_plan(fit, trials, pd.concat(frames), MIX, promises, targets, rng, Terms(**(OPTIONS | options)))
+    plan = make_plan(fit, trials, pd.concat(frames), MIX, slos, targets, rng, Terms(**(OPTIONS | options)))
     return Plan.of(json.loads(json.dumps(plan.to_dict(), allow_nan=False)))
 
 

@@ -234,7 +234,7 @@ def deployment_fit(index: int, deployment: dict, rng: np.random.Generator) -> di
         "max_rate_per_s": rate_per_s,
         "max_rate_interval": list(RATE_INTERVAL) if rate_per_s else [None, None],
         "binding": "rtf p95 of class long",
-        "inconclusive": "" if rate_per_s else "The promise ttfa p95 of class short fails at one session already.",
+        "inconclusive": "" if rate_per_s else "The SLO ttfa p95 of class short fails at one session already.",
     }
 
 
@@ -305,7 +305,7 @@ def open_run_records(verdict: str) -> list[dict]:
                 "seconds": 30,
                 "nominal_audio_s_per_s": 20 * rate,
                 "offered_audio_s_per_s": (14 + 2 * trial) * rate,
-                "promises": promise_judgements() if valid else [],
+                "promises": slo_judgements() if valid else [],
                 "passed": True if valid else None,
                 "note": "" if valid else "INVALID: 3.1% of sends were later than 5 ms (limit 1%)",
             }
@@ -313,11 +313,11 @@ def open_run_records(verdict: str) -> list[dict]:
     return runs
 
 
-def promise_judgements() -> list[dict]:
-    promise = {"traffic_class": "short", "quantile": 0.95}
+def slo_judgements() -> list[dict]:
+    slo = {"traffic_class": "short", "quantile": 0.95}
     return [
-        promise | {"metric": "ttfa_s", "limit": 1.0, "measured": 0.2, "requests": 80, "met": True},
-        promise | {"metric": "rtf", "limit": 0.9, "measured": 0.4, "requests": 30, "met": None},
+        slo | {"metric": "ttfa_s", "limit": 1.0, "measured": 0.2, "requests": 80, "met": True},
+        slo | {"metric": "rtf", "limit": 0.9, "measured": 0.4, "requests": 30, "met": None},
     ]
 
 
@@ -391,7 +391,7 @@ def outlook_record() -> dict:
 
 
 def behaviour_record() -> dict:
-    """Two surges, each with two ways to let callers in; with one of them promises are never kept again."""
+    """Two surges, each with two ways to let callers in; with one of them SLOs are never kept again."""
     at_s = [60.0 * part for part in range(-5, 20)]
     rows = [
         {

@@ -45,7 +45,7 @@ name: small
 preset: tiny
 seed: 3
 mix: quick
-promises: {short: {ttfa_p95_s: 2.0}, long: {rtf_p95: 0.9}}
+slos: {short: {ttfa_p95_s: 2.0}, long: {rtf_p95: 0.9}}
 targets_qps: [0.5, 2]
 space: {diffusion_decoder.delay_us: [0, 1000, 2000]}
 ladder: {sessions: [1, 2], seconds: 2}
@@ -312,7 +312,7 @@ def test_a_finished_run_answers_only_as_long_as_it_can_be_relied_on(plan, tmp_pa
 
 
 @pytest.mark.parametrize(("search", "verdict"), [("grid", "missed"), ("{kind: random, trials: 2}", "inconclusive")])
-def test_a_search_that_left_points_untried_does_not_say_that_none_keeps_the_promises(
+def test_a_search_that_left_points_untried_does_not_say_that_none_keeps_the_slos(
     tmp_path, fakes, monkeypatch, search, verdict
 ):
     plan = tmp_path / "plan.yaml"
@@ -681,6 +681,6 @@ def test_the_highest_share_is_confirmed_first(plan, tmp_path, fakes, fitted):
     ("rate", "seconds"),
     [(10.0, 40.0), (2.0, 54.0), (0.5, 120.0)],  # 59 + 2 x sqrt(59) requests at a share of 0.7; three times at the most
 )
-def test_a_confirmation_lasts_until_a_promise_can_be_decided(rate, seconds):
+def test_a_confirmation_lasts_until_a_slo_can_be_decided(rate, seconds):
     spec = load_plan(ROOT / "scenarios" / "quick.yaml")
     assert decidable_s(spec, spec.traffic_mix(), rate) == seconds

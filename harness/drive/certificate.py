@@ -38,7 +38,7 @@ def certificate_of(observed: Observed, summary: Mapping[str, float], start_ns: i
         submitted=observed.readers.submitted,
         recorded=observed.recorded,
         due=_due(observed, start_ns),
-        promises=observed.settings.mix.promises,
+        slos=observed.settings.mix.slos,
         unsteady=_unsteady(observed.settings),
         failures=_failures(observed),
         notes=(*_errors(observed), *observed.readers.notes, *_servers(observed), *notes, *observed.host.events),

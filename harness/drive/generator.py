@@ -76,7 +76,7 @@ class LoadSettings:
     @property
     def patience(self) -> Patience:
         """How long the rungs of a ladder are held, and how far it goes."""
-        slowest = slowest_rtf(self.mix.promises) if self.load.until_saturated else None
+        slowest = slowest_rtf(self.mix.slos) if self.load.until_saturated else None
         return Patience(self.load.rung_s, self.load.precision, slowest)
 
     def record(self) -> dict:

@@ -15,7 +15,7 @@ from harness.drive.observed import Observed
 from harness.drive.validity import Certificate, Gate
 from harness.records import metrics
 from harness.records.schema import Outcome, Result
-from harness.records.slo import Promise, Verdict, judge
+from harness.records.slo import Slo, Verdict, judge
 
 _NS = 1e9
 
@@ -24,7 +24,7 @@ _NS = 1e9
 class SloResult:
     """An SLO and what the test says of it."""
 
-    slo: Promise
+    slo: Slo
     verdict: Verdict
 
 
@@ -76,7 +76,7 @@ class LoadReport:
 def report_of(observed: Observed) -> LoadReport:
     """Fold what a test observed into its report."""
     start_ns, end_ns = window_start_ns(observed), observed.end_ns
-    slos = observed.settings.mix.promises
+    slos = observed.settings.mix.slos
     summary = metrics.summarise(observed.results, start_ns, end_ns, slos)
     return LoadReport(
         start_ns,
@@ -90,7 +90,7 @@ def report_of(observed: Observed) -> LoadReport:
     )
 
 
-def judge_slos(slos: Sequence[Promise], results: Sequence[Result], start_ns: int, end_ns: int) -> tuple[SloResult, ...]:
+def judge_slos(slos: Sequence[Slo], results: Sequence[Result], start_ns: int, end_ns: int) -> tuple[SloResult, ...]:
     """Judge each SLO by its class: first audio of requests due in the window, the rest of those served in it.
 
     A request that failed without audio keeps an SLO from being met; of the others, those without an RTF are left out.

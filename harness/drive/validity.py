@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from scipy.stats import norm
 
 from harness.records.metrics import LATE_SEND_S
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.records.steadiness import MIN_PARTS, slowest_memory_s
 from harness.traffic.arrivals import Arrivals
 
@@ -140,7 +140,7 @@ def certify(
     submitted: int,
     recorded: int,
     due: Due | None = None,
-    promises: Sequence[Promise] = (),
+    slos: Sequence[Slo] = (),
     unsteady: str = "",
     failures: str = "",
     notes: tuple[str, ...] = (),
@@ -148,14 +148,12 @@ def certify(
     """Judge a ``metrics.summarise``. ``due`` None is a closed loop; ``unsteady`` says why steadiness is not asked for.
 
     ``failures`` are said, not judged: it is a true measurement of a server that fails requests. ``lateness_p99_s`` is
-    judged as it stands in ``summary``: NaN where it is not known. First audio may rise by a share of ``promises``.
+    judged as it stands in ``summary``: NaN where it is not known. First audio may rise by a share of ``slos``.
     """
     gates = [_recorder(summary, submitted, recorded), _audio(summary), _timestamps(summary)]
     if due is not None:
         gates = [*_schedule(summary, due), *gates]
-    steadiness = (
-        [Gate("steady state", None, unsteady, asked=False)] if unsteady else _steadiness(summary, due, promises)
-    )
+    steadiness = [Gate("steady state", None, unsteady, asked=False)] if unsteady else _steadiness(summary, due, slos)
     return Certificate((*gates, *steadiness), notes, failures)
 
 
@@ -224,7 +222,7 @@ def _timestamps(summary: Mapping[str, float]) -> Gate:
     return Gate("timestamps", not late, _against(says, late, f"{MAX_LATENESS_P99_S * 1e3:g} ms"))
 
 
-def _steadiness(summary: Mapping[str, float], due: Due | None, promises: Sequence[Promise]) -> Iterator[Gate]:
+def _steadiness(summary: Mapping[str, float], due: Due | None, slos: Sequence[Slo]) -> Iterator[Gate]:
     trends = [_little(summary, due), _sessions(summary, due), _step(summary)]
     if due is not None and 0 < due.burstiness * MIN_ARRIVALS_OF_TREND <= summary["requests"]:
         trends.append(_load(summary, due))
@@ -233,7 +231,7 @@ def _steadiness(summary: Mapping[str, float], due: Due | None, promises: Sequenc
     for trend in trends:
         yield trend.judged(summary["seconds"], sigmas)
     for name in classes:
-        yield _first_audio(summary, name, promises, sigmas)
+        yield _first_audio(summary, name, slos, sigmas)
 
 
 def _little(summary: Mapping[str, float], due: Due | None) -> Trend:
@@ -274,8 +272,8 @@ def _load(summary: Mapping[str, float], due: Due) -> Trend:
     return Trend("rate of arrivals", summary["load_rise"], error, MAX_LOAD_RISE, "its mean")
 
 
-def _first_audio(summary: Mapping[str, float], name: str, promises: Sequence[Promise], sigmas: float) -> Gate:
-    limits = [each.limit for each in promises if each.traffic_class == name and each.metric == "ttfa_s"]
+def _first_audio(summary: Mapping[str, float], name: str, slos: Sequence[Slo], sigmas: float) -> Gate:
+    limits = [each.limit for each in slos if each.traffic_class == name and each.metric == "ttfa_s"]
     scale_s = max(min(limits), 1e-9) if limits else summary[f"{name}.ttfa_mean_s"]
     limit, scale = (MAX_TTFA_RISE, "its SLO") if limits else (MAX_TTFA_RISE_OF_MEAN, "its mean")
     what, span_s = f"first audio of {name}", summary[f"{name}.ttfa_span_s"]

@@ -178,8 +178,8 @@ class Live:
                  "says": each.verdict.reason}
                 for each in report.slos
             ]  # fmt: skip
-        promises = self._test.settings.mix.promises
-        return [{"slo": str(each), "mark": "", "value": None, "says": "judged at the end"} for each in promises]
+        slos = self._test.settings.mix.slos
+        return [{"slo": str(each), "mark": "", "value": None, "says": "judged at the end"} for each in slos]
 
     def _notes(self) -> list[str]:
         report = self._test.report

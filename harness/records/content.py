@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, TypeAdapter
 
 Record = TypeVar("Record")
-_ABSENT = "absent"
+_ABSENT, _KEY = "absent", "key"
 
 Figure = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A number that is NaN where it is not known, which JSON holds as null."""
@@ -22,6 +22,11 @@ def absent(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={_ABSENT: True})
 
 
+def stored_as(key: str, default: Any = dataclasses.MISSING) -> Any:
+    """A field that content holds under another name; give it ``Annotated[…, Field(validation_alias=key)]``, too."""
+    return dataclasses.field(default=default, metadata={_KEY: key})
+
+
 def read(kind: type[Record], content: Mapping[str, Any]) -> Record:
     """A record from its content. Raises ValueError, naming each field that is missing or of another type."""
     return _adapter(kind).validate_python(content)
@@ -30,7 +35,9 @@ def read(kind: type[Record], content: Mapping[str, Any]) -> Record:
 def content_of(record: Any) -> dict[str, Any]:
     """The content of a record, field by field; tuples become lists."""
     values = ((field, getattr(record, field.name)) for field in dataclasses.fields(record))
-    return {field.name: _plain(value) for field, value in values if not _is_left_out(field, value)}
+    return {
+        field.metadata.get(_KEY, field.name): _plain(value) for field, value in values if not _is_left_out(field, value)
+    }
 
 
 def _is_left_out(field: dataclasses.Field[Any], value: Any) -> bool:

@@ -229,7 +229,7 @@ class FittedModel:
 class FittedDeployment:
     """One deployment: the physics of its ladders, and the rate that one device carries.
 
-    ``max_rate_per_s``: of requests, with every promise kept; None where ``inconclusive`` says why it is not known.
+    ``max_rate_per_s``: of requests, with every SLO met; None where ``inconclusive`` says why it is not known.
     ``stalls``: by class, "" for all together. ``kv``: None where the room for KV caches is not known.
     """
 

@@ -14,7 +14,7 @@ from scipy.stats import kendalltau
 from harness import wire
 from harness.records import steadiness
 from harness.records.schema import Outcome, Result
-from harness.records.slo import Promise, goodput_per_s, sample_quantile
+from harness.records.slo import Slo, goodput_per_s, sample_quantile
 from harness.records.steadiness import MIN_PARTS
 
 NS_PER_S = 1e9
@@ -62,7 +62,7 @@ METRICS = (
     Metric("offered_rate_per_s", "requests due in the window / seconds", "1/s", ""),
     Metric("achieved_rate_per_s", "those of them that were sent / seconds", "1/s", ""),
     Metric("completed_rate_per_s", "requests done in the window / seconds", "1/s", ""),
-    Metric("goodput_per_s", "those of them that kept every promise of their class / seconds", "1/s", ""),
+    Metric("goodput_per_s", "those of them that met every SLO of their class / seconds", "1/s", ""),
     Metric("offered_audio_s_per_s", "audio seconds asked by requests due in the window / seconds", "1", "offered load"),
     Metric("delivered_audio_s_per_s", "audio seconds received in the window / seconds", "1", "audio throughput"),
     *_quantile_metrics(),
@@ -190,9 +190,7 @@ def sessions_in_window(results: Sequence[Result], start_ns: int, end_ns: int) ->
     return float(sessions_in_parts(results, start_ns, end_ns, parts=1)[0])
 
 
-def summarise(
-    results: Sequence[Result], start_ns: int, end_ns: int, promises: Sequence[Promise] = ()
-) -> dict[str, float]:
+def summarise(results: Sequence[Result], start_ns: int, end_ns: int, slos: Sequence[Slo] = ()) -> dict[str, float]:
     """Every metric of METRICS over [start_ns, end_ns), as plain floats; NaN where it cannot be.
 
     Requests *due* in the window count for rates, outcomes and TTFA; streams that were *served* in it, whenever they
@@ -204,7 +202,7 @@ def summarise(
     due = frame[(frame["due_ns"] >= start_ns) & (frame["due_ns"] < end_ns)]
     summary = {"seconds": seconds, **_requests_summary(due, frame)}
     summary |= _rates(due, seconds) | _service(served, start_ns, end_ns)
-    summary["goodput_per_s"] = _goodput_per_s(served, start_ns, end_ns, promises)
+    summary["goodput_per_s"] = _goodput_per_s(served, start_ns, end_ns, slos)
     summary |= _steadiness(served, due, start_ns, end_ns)
     memory_s = steadiness.slowest_memory_s(summary)
     summary |= _first_audio(due, start_ns, end_ns, memory_s)
@@ -260,12 +258,12 @@ def _rates(due: pd.DataFrame, seconds: float) -> dict[str, float]:
     }
 
 
-def _goodput_per_s(results: Sequence[Result], start_ns: int, end_ns: int, promises: Sequence[Promise]) -> float:
+def _goodput_per_s(results: Sequence[Result], start_ns: int, end_ns: int, slos: Sequence[Slo]) -> float:
     """Of requests that ended whole in the window, whenever they began: each is judged by the whole of its stream."""
     whole = [each for each in results if each.outcome == Outcome.DONE and start_ns <= each.ended_ns < end_ns]
-    if not promises:
+    if not slos:
         return len(whole) / ((end_ns - start_ns) / NS_PER_S)
-    return goodput_per_s(promises, per_request(whole), (end_ns - start_ns) / NS_PER_S)
+    return goodput_per_s(slos, per_request(whole), (end_ns - start_ns) / NS_PER_S)
 
 
 def _service(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str, float]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from harness.records.content import Figure, absent, content_of, read
-from harness.records.slo import Promise
+from pydantic import Field
+
+from harness.records.content import Figure, absent, content_of, read, stored_as
+from harness.records.slo import Slo
 
 SCHEMA = 1
 
@@ -22,7 +24,7 @@ Counts = tuple[int | None, int | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedRate:
-    """Requests a second of one device with every promise kept; ``value`` None where that is not known."""
+    """Requests a second of one device with every SLO met; ``value`` None where that is not known."""
 
     value: float | None = None
     interval: Bounds = (None, None)
@@ -90,8 +92,8 @@ class ValidationRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgedPromise:
-    """A promise as one run showed it; ``met`` None where too few requests carry it."""
+class JudgedSlo:
+    """An SLO as one run showed it; ``met`` None where too few requests carry it."""
 
     traffic_class: str
     metric: str
@@ -113,7 +115,7 @@ class OpenRun:
     seconds: float | None
     nominal_audio_s_per_s: float
     offered_audio_s_per_s: float | None
-    promises: tuple[JudgedPromise, ...] = ()
+    slos: Annotated[tuple[JudgedSlo, ...], Field(validation_alias="promises")] = stored_as("promises", ())
     passed: bool | None
     note: str = ""
 
@@ -218,11 +220,11 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SurgeParts:
-    """A surge over time, part by part: the load as a multiple, the share in promise, sessions of a device."""
+    """A surge over time, part by part: the load as a multiple, the share that met its SLOs, sessions of a device."""
 
     at_s: tuple[float, ...]
     rate: tuple[float, ...]
-    in_promise: tuple[float | None, ...]
+    within_slos: Annotated[tuple[float | None, ...], Field(validation_alias="in_promise")] = stored_as("in_promise")
     sessions: tuple[float, ...]
 
 
@@ -234,9 +236,15 @@ class SurgeRow:
     times: int | float
     lasts_s: float
     admission: str
-    in_promise_before: float | None
-    in_promise_during: float | None
-    in_promise_worst: float | None
+    within_slos_before: Annotated[float | None, Field(validation_alias="in_promise_before")] = stored_as(
+        "in_promise_before"
+    )
+    within_slos_during: Annotated[float | None, Field(validation_alias="in_promise_during")] = stored_as(
+        "in_promise_during"
+    )
+    within_slos_worst: Annotated[float | None, Field(validation_alias="in_promise_worst")] = stored_as(
+        "in_promise_worst"
+    )
     busy_during: float | None
     most_sessions: float
     recovered_after_s: float | None
@@ -292,7 +300,7 @@ class Plan:
     confidence: float
     utilisation_cap: float | None = None
     deployment: dict[str, Any] | None
-    promises: tuple[Promise, ...]
+    slos: Annotated[tuple[Slo, ...], Field(validation_alias="promises")] = stored_as("promises")
     rate_per_device: PlannedRate
     targets: tuple[PlannedTarget, ...]
     validation: tuple[ValidationRow, ...]

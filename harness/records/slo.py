@@ -1,4 +1,4 @@
-"""Promises (SLOs) against what was measured: met, missed, or too few requests to say."""
+"""SLOs against what was measured: met, missed, or too few requests to say."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEY = re.compile(r"(ttfa|rtf|stall)_p(\d{1,2}(?:\.\d+)?)(_s)?")
 
 
 @dataclass(frozen=True)
-class Promise:
+class Slo:
     """``quantile`` of ``metric``, a column of metrics.per_request, over a class's requests is at most ``limit``."""
 
     traffic_class: str
@@ -27,12 +27,12 @@ class Promise:
     limit: float
 
     @classmethod
-    def parse(cls, traffic_class: str, key: str, limit: float) -> Promise:
+    def parse(cls, traffic_class: str, key: str, limit: float) -> Slo:
         """From a key of a plan: ``ttfa_p95_s``, ``rtf_p95``, ``stall_p99_s``. Raises PlanError."""
         found = _KEY.fullmatch(key)
         metric = METRIC_OF_KEY.get(f"{found[1]}{found[3] or ''}") if found else None
         if found is None or metric is None or not 0 < float(found[2]) < 100:
-            raise PlanError(f"{key!r} is no promise; write ttfa_p95_s, rtf_p95 or stall_p95_s (p1 to p99.9)")
+            raise PlanError(f"{key!r} is no SLO; write ttfa_p95_s, rtf_p95 or stall_p95_s (p1 to p99.9)")
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit < math.inf:
             raise PlanError(f"the limit of {key} must be a number of 0 or more, not {limit!r}")
         return cls(traffic_class, metric, float(found[2]) / 100, float(limit))
@@ -55,24 +55,24 @@ class Verdict:
     reason: str
 
 
-def judge(promise: Promise, values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Verdict:
-    """Is the promise kept, with ``confidence``, by the population that ``values`` (one a request) are a sample of?
+def judge(slo: Slo, values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Verdict:
+    """Is the SLO met, with ``confidence``, by the population that ``values`` (one a request) are a sample of?
 
     Exact order statistics: a request breaks the limit with probability p, so breaches are Binomial(n, p), and the
-    promise is p <= 1 - quantile. Met where so few breaches would be improbable (<= 1 - confidence) at p = 1 - quantile,
+    SLO is p <= 1 - quantile. Met where so few breaches would be improbable (<= 1 - confidence) at p = 1 - quantile,
     missed where so many would be. Independent requests are assumed. NaN is a request that was not measured: it counts
-    as a breach when the promise is to be met, and not at all when it is to be missed.
+    as a breach when the SLO is to be met, and not at all when it is to be missed.
     """
     values = np.asarray(values, dtype=float)
     unmeasured = int(np.isnan(values).sum())
-    breaches = int((values > promise.limit).sum())
-    allowed, improbable = 1 - promise.quantile, (1 - confidence) * (1 + 1e-9)
+    breaches = int((values > slo.limit).sum())
+    allowed, improbable = 1 - slo.quantile, (1 - confidence) * (1 + 1e-9)
     met = len(values) > 0 and binom.cdf(breaches + unmeasured, len(values), allowed) <= improbable
     missed = breaches > 0 and binom.sf(breaches - 1, len(values) - unmeasured, allowed) <= improbable
     outcome = True if met else False if missed else None
-    needed_n = clean_requests_needed(promise.quantile, confidence)
-    reason = _reason(promise, confidence, outcome, len(values), breaches, unmeasured, needed_n)
-    return Verdict(outcome, sample_quantile(values, promise.quantile), len(values), needed_n, reason)
+    needed_n = clean_requests_needed(slo.quantile, confidence)
+    reason = _reason(slo, confidence, outcome, len(values), breaches, unmeasured, needed_n)
+    return Verdict(outcome, sample_quantile(values, slo.quantile), len(values), needed_n, reason)
 
 
 def clean_requests_needed(quantile: float, confidence: float) -> int:
@@ -92,23 +92,23 @@ def sample_quantile(values: Sequence[float] | np.ndarray, quantile: float) -> fl
     return float(values[rank - 1]) if len(values) else math.nan
 
 
-def goodput_per_s(promises: Sequence[Promise], requests: pd.DataFrame, seconds: float) -> float:
-    """Requests per second that kept every promise of their class: rows of metrics.per_request over ``seconds``."""
+def goodput_per_s(slos: Sequence[Slo], requests: pd.DataFrame, seconds: float) -> float:
+    """Requests per second that met every SLO of their class: rows of metrics.per_request over ``seconds``."""
     good = requests["outcome"] == "done"
-    for promise in promises:
-        concerned = requests["traffic_class"] == promise.traffic_class
-        good &= ~concerned | (requests[promise.metric] <= promise.limit)
+    for slo in slos:
+        concerned = requests["traffic_class"] == slo.traffic_class
+        good &= ~concerned | (requests[slo.metric] <= slo.limit)
     return float(good.sum() / seconds)
 
 
 def _reason(
-    promise: Promise, confidence: float, met: bool | None, n: int, breaches: int, unmeasured: int, needed_n: int
+    slo: Slo, confidence: float, met: bool | None, n: int, breaches: int, unmeasured: int, needed_n: int
 ) -> str:
     word = {True: "met", False: "missed", None: "inconclusive"}[met]
     counts = f"{breaches} of {n} requests above the limit"
     if unmeasured:
         counts += f" and {unmeasured} not measured"
-    reason = f"{promise}: {word} at {confidence:.0%} confidence, {counts}"
+    reason = f"{slo}: {word} at {confidence:.0%} confidence, {counts}"
     if met is None:
         more = f"at least {needed_n} requests within the limit" if n < needed_n else "more requests"
         reason += f"; {more} would settle it"

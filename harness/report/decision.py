@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness.capacity.models.device import promise_name
-from harness.records.plan import JudgedPromise, Plan, PlannedTarget
+from harness.capacity.models.device import slo_name
+from harness.records.plan import JudgedSlo, Plan, PlannedTarget
 from harness.records.schema import RunManifest, Trial
 from harness.report import words
 from harness.report.facts import SweptDeployment
@@ -27,8 +27,8 @@ class FirstScreen:
 
 
 TITLES = {
-    "met": ("✓", "Met: every promise can be kept at every target"),
-    "missed": ("✕", "Missed: a promise cannot be kept on this deployment"),
+    "met": ("✓", "Met: every SLO can be met at every target"),
+    "missed": ("✕", "Missed: an SLO cannot be met on this deployment"),
     "inconclusive": ("?", "Inconclusive: the measurements do not carry a decision yet"),
     "none": ("–", "No decision: this run holds no capacity plan yet"),
 }
@@ -63,7 +63,7 @@ def _answer(verdict: str, plan: Plan | None, target: PlannedTarget | None, devic
         return "No device count was computed from the records of this run yet; harness plan does that."
     if verdict == "missed":
         binding = words.binding(plan.rate_per_device.binding)
-        return f"No number of devices helps: at any rate of requests, {device} breaks the promise on {binding}."
+        return f"No number of devices helps: at any rate of requests, {device} violates the SLO on {binding}."
     if target is None:
         return "No device count can be given for any target from what was measured."
     said = _target_sentence(target, plan.confidence, plan.gpus_per_device)
@@ -145,18 +145,18 @@ def not_measured(manifest: RunManifest, trials: Sequence[Trial], plan: Plan | No
 
 
 def _untested(plan: Plan | None) -> list[str]:
-    """The promises that no open-loop run of the planned deployment shows to be kept, or foretold within the limit."""
+    """The SLOs that no open-loop run of the planned deployment shows to be kept, or foretold within the limit."""
     if plan is None:
         return []
     own = {run.trial_id: run for run in plan.open_runs if run.own and run.passed}
     foretold = {row.metric for row in plan.validation if row.trial_id in own and row.passed}
-    judged = [promise for run in own.values() for promise in run.promises]
-    kept = {_name(promise) for promise in judged if promise.met}
+    judged = [slo for run in own.values() for slo in run.slos]
+    kept = {_name(slo) for slo in judged if slo.met}
     return [name for name in dict.fromkeys(map(_name, judged)) if name not in foretold | kept]
 
 
-def _name(promise: JudgedPromise) -> str:
-    return promise_name(promise.traffic_class, promise.metric, promise.quantile)
+def _name(slo: JudgedSlo) -> str:
+    return slo_name(slo.traffic_class, slo.metric, slo.quantile)
 
 
 def computed(manifest: RunManifest, plan: Plan | None) -> list[str]:

@@ -19,7 +19,7 @@ from harness.capacity.planning.prediction import flaw_of
 from harness.records.fit import Fit, FittedDeployment
 from harness.records.plan import Plan
 from harness.records.schema import Outcome, Rung, RunManifest, ServerSample, Trial
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.records.store import Run
 from harness.report import words
 from harness.topology import EVERY_STAGE
@@ -313,13 +313,13 @@ def load_words(trial: Trial) -> str:
     return f"{said}; {words.figure(load['seconds'])} s{each}" if "seconds" in load else said
 
 
-def promises(manifest: RunManifest, plan: Plan | None) -> list[Promise]:
-    """The promises as plan.json has them; without one, those of the plan file that the manifest holds."""
-    if plan and plan.promises:
-        return list(plan.promises)
+def slos(manifest: RunManifest, plan: Plan | None) -> list[Slo]:
+    """The SLOs as plan.json has them; without one, those of the plan file that the manifest holds."""
+    if plan and plan.slos:
+        return list(plan.slos)
     return [
-        Promise.parse(traffic_class, name, limit)
-        for traffic_class, limits in (manifest.plan.get("promises") or {}).items()
+        Slo.parse(traffic_class, name, limit)
+        for traffic_class, limits in (manifest.plan.get("slos") or manifest.plan.get("promises") or {}).items()
         for name, limit in limits.items()
     ]
 

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from harness import wire
 from harness.records.fit import FittedStage, UnfittedStage
 from harness.records.plan import SurgeRow, ValidationRow
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.report import words
 from harness.report.facts import Point, SweptDeployment, stages_shown
 
@@ -137,10 +137,10 @@ def has_service_points(swept: Sequence[SweptDeployment], stage: str) -> bool:
     return any(fit is not None and fit.points for fit in (stage_fit(entry, stage) for entry in swept))
 
 
-def first_audio(swept: Sequence[SweptDeployment], promises: Sequence[Promise]) -> go.Figure:
+def first_audio(swept: Sequence[SweptDeployment], slos: Sequence[Slo]) -> go.Figure:
     """Time to first audio against sessions: medians of every deployment, the 95th percentile of the best."""
     figure = empty_figure("sessions", "first audio, ms", height=400, right=34)
-    look, ends, limits = style(swept), {}, _first_audio_limits(promises)
+    look, ends, limits = style(swept), {}, _first_audio_limits(slos)
     highest_s = [limit_s for limit_s, _ in limits]
     for entry in _best_last(swept):
         heard = [point for point in entry.points if point.first_audio_count]
@@ -152,7 +152,7 @@ def first_audio(swept: Sequence[SweptDeployment], promises: Sequence[Promise]) -
             if entry.best:
                 _p95_line(figure, entry, points, repeat)
     for limit_s, classes in limits:
-        limit_line(figure, 1000 * limit_s, f"promise, {safe(classes)}: {words.figure(1000 * limit_s)} ms")
+        limit_line(figure, 1000 * limit_s, f"SLO, {safe(classes)}: {words.figure(1000 * limit_s)} ms")
     _letters(figure, ends, top_ms=1.12 * 1000 * max(highest_s))
     return figure
 
@@ -204,13 +204,13 @@ def prediction(validation: Sequence[ValidationRow]) -> go.Figure:
 
 
 def surge(rows: Sequence[SurgeRow], colours: dict[str, str]) -> go.Figure:
-    """Share of callers whose promises are kept, by when they came: one line for each way to let them in.
+    """Share of callers whose SLOs are met, by when they came: one line for each way to let them in.
 
     ``rows``: those of one surge in plan.json's ``behaviour``; ``colours`` by admission. The grey band is the surge.
     """
     figure = empty_figure("minutes since it began", "", height=230)
     for row in rows:
-        share = [None if share is None else 100 * share for share in row.parts.in_promise]
+        share = [None if share is None else 100 * share for share in row.parts.within_slos]
         figure.add_scatter(
             x=_middles_min(row.parts.at_s),
             y=share,
@@ -380,12 +380,12 @@ def _highest_step_ms(swept: Sequence[SweptDeployment]) -> float:
     return max([REAL_TIME_MS] + [1000 * point.step_s for entry in swept for point in entry.points])
 
 
-def _first_audio_limits(promises: Sequence[Promise]) -> list[tuple[float, str]]:
+def _first_audio_limits(slos: Sequence[Slo]) -> list[tuple[float, str]]:
     """Each promised limit once, with the classes that it holds for."""
     classes: dict[float, list[str]] = {}
-    for promise in promises:
-        if promise.metric.startswith("ttfa"):
-            classes.setdefault(promise.limit, []).append(promise.traffic_class)
+    for slo in slos:
+        if slo.metric.startswith("ttfa"):
+            classes.setdefault(slo.limit, []).append(slo.traffic_class)
     return [(limit_s, ", ".join(names)) for limit_s, names in sorted(classes.items())]
 
 

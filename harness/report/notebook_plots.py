@@ -18,7 +18,7 @@ from harness.records.fit import FittedDeployment, FittedScaling, fitted
 from harness.records.metrics import sessions_in_parts
 from harness.records.plan import Plan
 from harness.records.schema import Outcome, Result
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.records.store import Run
 from harness.report import figures, words
 from harness.report.facts import SweptDeployment
@@ -58,10 +58,10 @@ def playback(result: Result) -> go.Figure:
     )
 
 
-def distribution(requests: pd.DataFrame, metric: str, promises: Sequence[Promise]) -> go.Figure:
+def distribution(requests: pd.DataFrame, metric: str, slos: Sequence[Slo]) -> go.Figure:
     """The share of requests of each class with at most a value of ``metric``; a cross marks what is promised.
 
-    One that ended in an error has no value that keeps a promise: it counts, and the line stays below 100%.
+    One that ended in an error has no value that meets an SLO: it counts, and the line stays below 100%.
     """
     figure = _figure(_AXIS_TITLES[metric], "share of requests with at most that", rangemode="tozero")
     for number, (name, own) in enumerate(requests.groupby("traffic_class")):
@@ -72,17 +72,17 @@ def distribution(requests: pd.DataFrame, metric: str, promises: Sequence[Promise
         shares = np.arange(1, len(values) + 1) / max(count, 1)
         label = f"{name}: {words.plural(count, 'request')}" + (f", {failed.sum()} failed" if failed.any() else "")
         figure.add_scatter(x=values, y=shares, name=label, line={"color": colour, "width": 2.5, "shape": "hv"})
-        own_promises = [each for each in promises if (each.traffic_class, each.metric) == (name, metric)]
+        own_slos = [each for each in slos if (each.traffic_class, each.metric) == (name, metric)]
         figure.add_scatter(
-            x=[each.limit for each in own_promises],
-            y=[each.quantile for each in own_promises],
+            x=[each.limit for each in own_slos],
+            y=[each.quantile for each in own_slos],
             name=f"{name}: promised",
             mode="markers",
             marker={"color": colour, "symbol": "x", "size": 13},
         )
     figure.update_yaxes(tickformat=".0%", range=[0, 1.03])
     what = _AXIS_TITLES[metric].partition(",")[0].capitalize()
-    return stand_alone(figure, f"{what}: a promise is kept where the line passes above its cross")
+    return stand_alone(figure, f"{what}: an SLO is met where the line passes above its cross")
 
 
 def sessions(run: Run, trial_ids: Iterable[str]) -> go.Figure:
@@ -163,8 +163,8 @@ def _fit_of(entry: SweptDeployment) -> FittedDeployment:
     return entry.fit
 
 
-def promises_by_rate(loads: Sequence[SimulatedLoad]) -> go.Figure:
-    """Each promise as a share of its limit against the rate of one device: where a line crosses 1, it breaks."""
+def slos_by_rate(loads: Sequence[SimulatedLoad]) -> go.Figure:
+    """Each SLO as a share of its limit against the rate of one device: where a line crosses 1, it breaks."""
     figure = _figure("requests per second on one device", "value / limit")
     for name in loads[0].shares:
         shares = [min(load.shares[name], 3.0) for load in loads]
@@ -174,7 +174,7 @@ def promises_by_rate(loads: Sequence[SimulatedLoad]) -> go.Figure:
     limit = {"text": "limit", "font": {"color": LIMIT_COLOUR}}
     figure.add_hline(y=1, line={"color": LIMIT_COLOUR, "dash": "dot"}, annotation=limit)
     figure.update_yaxes(range=[0, 2])
-    return stand_alone(figure, "How near each promise is to breaking (simulated)")
+    return stand_alone(figure, "How near each SLO is to breaking (simulated)")
 
 
 def devices(plan: Plan, rates_per_s: Sequence[float] = (), counts: Sequence[int] = ()) -> go.Figure:
@@ -200,11 +200,11 @@ def devices(plan: Plan, rates_per_s: Sequence[float] = (), counts: Sequence[int]
 
 
 def surge(plan: Plan, name: str) -> go.Figure:
-    """One surge of plan.json's ``behaviour``: the share of callers whose promises are kept, by when they came."""
+    """One surge of plan.json's ``behaviour``: the share of callers whose SLOs are met, by when they came."""
     rows = [row for row in (plan.behaviour.surges if plan.behaviour else ()) if row.surge == name]
     colours = dict(zip((row.admission for row in rows), figures.ADMISSION_COLOURS, strict=False))
     drawn = figures.surge(rows, colours)
-    drawn.update_yaxes(title={"text": "callers whose promises are kept"})
+    drawn.update_yaxes(title={"text": "callers whose SLOs are met"})
     return stand_alone(drawn, f"{name.capitalize()} (simulated): who is still served as promised")
 
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from harness.records.plan import PlannedTarget, SurgeRow, ValidationRow
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.records.store import Run, replace_text
 from harness.report import decision, facts, figures, words
 from harness.report.facts import SweptDeployment
@@ -44,10 +44,10 @@ def render(run: Run) -> str:
     trials, requests = run.trials(), run.requests()
     swept = facts.deployments(trials, requests, fit, plan)
     classes, classes_from = facts.traffic(requests)
-    promises = facts.promises(run.manifest, plan)
+    slos = facts.slos(run.manifest, plan)
     surges = plan.behaviour.surges if plan and plan.behaviour else ()
     answered = plan.headline() if plan else None
-    plots = _plots(swept, promises, plan.validation if plan else ()) | _surge_plots(surges)
+    plots = _plots(swept, slos, plan.validation if plan else ()) | _surge_plots(surges)
     return template("signoff.html.j2").render(
         manifest=run.manifest,
         plan=plan,
@@ -59,7 +59,7 @@ def render(run: Run) -> str:
         stages=facts.stages_shown(facts.shares_of(swept)),
         detailed=_detailed(swept),
         look=figures.style(swept),
-        promises=promises,
+        slos=slos,
         audio_shares=facts.audio_shares(plan),
         rate_level=words.level(facts.rate_confidence(fit)),
         answered=answered,
@@ -95,9 +95,7 @@ def _spares_basis(target: PlannedTarget) -> str:
     return "extrapolated" if "extrapolated" in known else "simulated"
 
 
-def _plots(
-    swept: list[SweptDeployment], promises: Sequence[Promise], validation: Sequence[ValidationRow]
-) -> dict[str, Markup]:
+def _plots(swept: list[SweptDeployment], slos: Sequence[Slo], validation: Sequence[ValidationRow]) -> dict[str, Markup]:
     """Every plot as JSON, by the id of its place in the page; a plot without data is left out."""
     plots: dict[str, go.Figure] = {}
     if any(entry.points for entry in swept):
@@ -109,7 +107,7 @@ def _plots(
         if figures.has_service_points(swept, stage):
             plots[f"service-time-{stage}"] = figures.service_time(stage, swept)
     if any(point.first_audio_count for entry in swept for point in entry.points):
-        plots["first-audio"] = figures.first_audio(swept, promises)
+        plots["first-audio"] = figures.first_audio(swept, slos)
     if any(words.known(row.relative_error) for row in validation):
         plots["prediction"] = figures.prediction(validation)
     return {name: script_json(figure) for name, figure in plots.items()}

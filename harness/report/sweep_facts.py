@@ -22,7 +22,7 @@ _MOST = 0.75
 
 @dataclass(frozen=True)
 class Answer:
-    """What one deployment of the sweep came to. ``rate_per_s``: of requests, under the promises; None = not known.
+    """What one deployment of the sweep came to. ``rate_per_s``: of requests, under the SLOs; None = not known.
 
     ``audio_s_per_s``: the most that it delivered in a window that kept pace with speech; 0 where none did.
     """
@@ -83,12 +83,12 @@ def _answer(entry: SweptDeployment, own: Sequence[Trial]) -> Answer:
 
 
 def response(found: Sequence[Answer]) -> Response:
-    """The rate under the promises where nearly all answers have one, some above 0; else the audio delivered in time."""
+    """The rate under the SLOs where nearly all answers have one, some above 0; else the audio delivered in time."""
     rates = [answer.rate_per_s for answer in found]
     known = [rate for rate in rates if words.known(rate)]
     if len(known) >= _NEARLY_ALL * len(rates) and any(rate > 0 for rate in known):
         values = tuple(float("nan") if rate is None else float(rate) for rate in rates)
-        return Response("requests/s that one device carries under the promises", "req/s", values)
+        return Response("requests/s that one device carries under the SLOs", "req/s", values)
     values = tuple(answer.audio_s_per_s for answer in found)
     return Response("seconds of audio per second, delivered at the pace of speech", "audio s/s", values)
 

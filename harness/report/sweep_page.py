@@ -116,7 +116,7 @@ def best_in_words(run: Run) -> str:
     fit = run.fit()
     best = fit.best_deployment if fit else None
     if best is None:
-        return "no deployment of the sweep keeps the promises at any rate"
+        return "no deployment of the sweep meets the SLOs at any rate"
     interval = f"{words.level(facts.rate_confidence(fit))} interval {words.interval(best.max_rate_interval)}"
     rate = f"{words.figure(best.max_rate_per_s)} requests/s ({interval})"
     bound = words.binding(best.binding)

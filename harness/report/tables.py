@@ -162,7 +162,7 @@ def surges(plan: Plan) -> pd.DataFrame:
         {
             "surge": row.surge,
             "let in": row.admission,
-            "promises kept": words.percent(row.in_promise_during),
+            "SLOs met": words.percent(row.within_slos_during),
             "told busy": words.percent(row.busy_during),
             "most sessions": row.most_sessions,
             "basis": _basis(plan, "extrapolated" if row.beyond_measured else "simulated"),

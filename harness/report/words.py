@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from numbers import Real
 
 from harness import wire
-from harness.records.plan import JudgedPromise, Plan, PlannedTarget
-from harness.records.slo import Promise
+from harness.records.plan import JudgedSlo, Plan, PlannedTarget
+from harness.records.slo import Slo
 from harness.topology import ENGINE, TOPOLOGY, has_knob, topology_of
 
 ABSENT = "–"
@@ -217,8 +217,8 @@ def utilisation(plan: Plan) -> str:
     )
 
 
-def promise(record: Promise) -> str:
-    """A promise of plan.json as one sentence with its unit."""
+def slo(record: Slo) -> str:
+    """An SLO of plan.json as one sentence with its unit."""
     share, limit, name = f"{100 * record.quantile:g}%", figure(record.limit), record.metric
     if name.startswith("ttfa"):
         return f"{share} of requests hear their first audio within {limit} s"
@@ -229,8 +229,8 @@ def promise(record: Promise) -> str:
     return f"{name}: {share} of requests at most {limit}"
 
 
-def promises_judged(records: Sequence[JudgedPromise]) -> str:
-    """How many promises a run surely kept and surely broke, and on which side of its limit each of the rest was."""
+def slos_judged(records: Sequence[JudgedSlo]) -> str:
+    """How many SLOs a run surely met and surely violated, and on which side of its limit each of the rest was."""
     said = [_judgement(record) for record in records]
     return ", ".join(f"{said.count(kind)} {kind}" for kind in _JUDGEMENTS if kind in said) or ABSENT
 
@@ -238,7 +238,7 @@ def promises_judged(records: Sequence[JudgedPromise]) -> str:
 _JUDGEMENTS = ("surely kept", "surely broken", "within the limit", "above the limit", "without a figure")
 
 
-def _judgement(record: JudgedPromise) -> str:
+def _judgement(record: JudgedSlo) -> str:
     if record.met is not None:
         return "surely kept" if record.met else "surely broken"
     if record.measured is None:

@@ -25,16 +25,16 @@ from harness.runs.stages import gpus_of, kv_rooms
 def fit_of(run: Run) -> Fit:
     """fit.json from a run's stored trials."""
     spec = spec_of(run)
-    mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
+    mix, slos, rng = spec.traffic_mix(), spec.slo_list(), np.random.default_rng(spec.seed)
     unit, kv = unit_of(run.manifest), kv_rooms(run.manifest, spec)
-    return fit_run(run.trials(), run.requests(), mix, promises, rng, unit, kv=kv, confidence=spec.confidence)
+    return fit_run(run.trials(), run.requests(), mix, slos, rng, unit, kv=kv, confidence=spec.confidence)
 
 
 def plan_of(run: Run, spec: PlanSpec, fit: Fit, targets_qps: Sequence[float]) -> Plan:
     """plan.json for these targets, from stored records alone."""
-    mix, promises, rng = spec.traffic_mix(), spec.promise_list(), np.random.default_rng(spec.seed)
+    mix, slos, rng = spec.traffic_mix(), spec.slo_list(), np.random.default_rng(spec.seed)
     terms = replace(terms_of(run.manifest, spec), foretold=run.predictions())
-    return make_plan(fit, run.trials(), run.requests(), mix, promises, targets_qps, rng, terms)
+    return make_plan(fit, run.trials(), run.requests(), mix, slos, targets_qps, rng, terms)
 
 
 def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
@@ -62,7 +62,7 @@ def behaviour_of(spec: PlanSpec, fit: Fit, plan: Plan) -> Behaviour | None:
     if target is None or best is None:
         return None
     mix = spec.traffic_mix()
-    pools = pools_of(fit, best, mix, spec.promise_list(), spec.utilisation_cap)
+    pools = pools_of(fit, best, mix, spec.slo_list(), spec.utilisation_cap)
     return behaviour(pools, mix, target, np.random.default_rng(spec.seed))
 
 
@@ -70,9 +70,9 @@ def simulation_of(run: Run, rate_per_s: float) -> dict:
     """What an open-loop run at a rate would show on the best deployment, from the run's stored fit.
 
     Raises InputError at a rate that one device cannot carry for good with as many sessions as were measured, whatever
-    it promises: there would be no steady state to show.
+    it slos: there would be no steady state to show.
     """
-    spec, carried = spec_of(run), fleet_of(run).unpromised().steady_rate()
+    spec, carried = spec_of(run), fleet_of(run).without_slos().steady_rate()
     if rate_per_s >= carried:
         raise InputError(
             f"{rate_per_s:g} requests a second have no steady state on one device: with the sessions that were "
@@ -86,7 +86,7 @@ def simulation_of(run: Run, rate_per_s: float) -> dict:
 def fleet_of(run: Run) -> Pools:
     """Pools of the best deployment, from the run's stored fit: what simulates any number of devices at any rate."""
     spec, (fit, best) = spec_of(run), _fit_and_best_of(run)
-    return pools_of(fit, best, spec.traffic_mix(), spec.promise_list(), spec.utilisation_cap)
+    return pools_of(fit, best, spec.traffic_mix(), spec.slo_list(), spec.utilisation_cap)
 
 
 def best_of(run: Run) -> FittedDeployment:
@@ -97,5 +97,5 @@ def best_of(run: Run) -> FittedDeployment:
 def _fit_and_best_of(run: Run) -> tuple[Fit, FittedDeployment]:
     fit = run.fit()
     if fit is None or fit.best_deployment is None:
-        raise InconclusiveError(f"{run.path} holds no deployment that keeps the promises: nothing to simulate")
+        raise InconclusiveError(f"{run.path} holds no deployment that meets the SLOs: nothing to simulate")
     return fit, fit.best_deployment

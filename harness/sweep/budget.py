@@ -43,16 +43,16 @@ def estimated_s(load: Load, trials: Sequence[Trial] = ()) -> float:
 
 
 def decidable_s(spec: PlanSpec, mix: Mix, rate_per_s: float) -> float:
-    """Whole seconds of an open-loop run in which one promise, at the least, has enough requests to be decided.
+    """Whole seconds of an open-loop run in which one SLO, at the least, has enough requests to be decided.
 
     Never less than the plan says, and at most MOST_LONGER times that. Two standard deviations of a Poisson count are
     added to ``clean_requests_needed`` requests.
     """
     shares = mix.shares()
     needed = [
-        (count + 2 * math.sqrt(count)) / (rate_per_s * shares[promise.traffic_class])
-        for promise in spec.promise_list()
-        for count in [clean_requests_needed(promise.quantile, spec.confidence)]
+        (count + 2 * math.sqrt(count)) / (rate_per_s * shares[slo.traffic_class])
+        for slo in spec.slo_list()
+        for count in [clean_requests_needed(slo.quantile, spec.confidence)]
     ]
     return float(min(max(spec.confirm.seconds, math.ceil(min(needed))), MOST_LONGER * spec.confirm.seconds))
 

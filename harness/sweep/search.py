@@ -169,7 +169,7 @@ class Walk:
 
 def _objective(asked_for: ObjectiveSpec | None, spec: PlanSpec) -> HighestRate | BestRung:
     if asked_for is None:
-        return HighestRate(spec.traffic_mix(), spec.promise_list(), spec.seed)
+        return HighestRate(spec.traffic_mix(), spec.slo_list(), spec.seed)
     metric, sign = asked_for.maximise or asked_for.minimise or "", 1 if asked_for.maximise else -1
     return BestRung(metric, sign, asked_for.at_most, asked_for.at_least)
 

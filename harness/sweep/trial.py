@@ -32,7 +32,7 @@ from harness.planfile import PlanSpec
 from harness.records import metrics
 from harness.records.load_log import Records, read_records
 from harness.records.schema import Outcome, Result, Rung, ServerSample, StageStatistics, Trial
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.topology import TOPOLOGY, topology_of
 
 SCENARIO = SCENARIOS / "podcast.py"
@@ -127,7 +127,7 @@ class Driver:
         if not self.server.alive():
             raise TrialBroken(f"the server ended during {name}")
         records = _records(folder, exit_code, output)
-        rungs = _rungs(records, probe.samples, self.plan.promise_list())
+        rungs = _rungs(records, probe.samples, self.plan.slo_list())
         failures, ended = _failures(records.results), records.end.get("ladder_ended", "")
         if failures and not self.server.responds():
             raise TrialBroken(f"the server hung during {name}: {failures[0]}")
@@ -196,7 +196,7 @@ def _failures(results: Sequence[Result]) -> tuple[str, ...]:
     return (f"{len(errors)} of {len(results)} requests failed, the first with: {errors[0]}",) if errors else ()
 
 
-def _rungs(records: Records, samples: Sequence[ServerSample], promises: Sequence[Promise]) -> tuple[Rung, ...]:
+def _rungs(records: Records, samples: Sequence[ServerSample], slos: Sequence[Slo]) -> tuple[Rung, ...]:
     """The windows of a trial in which the load was held, without the time that sessions take to open."""
     windows = [(rung["start_ns"], rung["end_ns"]) for rung in records.rungs]
     if records.run["ladder"]:
@@ -204,13 +204,13 @@ def _rungs(records: Records, samples: Sequence[ServerSample], promises: Sequence
         windows = [(start + settling_ns, end) for start, end in windows if end - start > settling_ns]
     else:
         windows = [(records.end["start_ns"], records.end["end_ns"])]
-    return tuple(_rung(records.results, samples, *window, promises) for window in windows)
+    return tuple(_rung(records.results, samples, *window, slos) for window in windows)
 
 
 def _rung(
-    results: Sequence[Result], samples: Sequence[ServerSample], start: int, end: int, promises: Sequence[Promise]
+    results: Sequence[Result], samples: Sequence[ServerSample], start: int, end: int, slos: Sequence[Slo]
 ) -> Rung:
-    summary = metrics.summarise(results, start, end, promises)
+    summary = metrics.summarise(results, start, end, slos)
     return Rung(
         sessions=summary["sessions"],
         frames_per_s=summary["frames_per_s"],

@@ -14,7 +14,7 @@ from scipy.special import ndtr, ndtri
 from harness import wire
 from harness.errors import InputError, ScriptError
 from harness.records.schema import Request
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.traffic.csv_columns import read_bytes, read_column
 from harness.traffic.script import (
     TICKS_PER_S,
@@ -95,7 +95,7 @@ class Lengths:
 class TrafficClass:
     """A share of the traffic with its own lengths; ``speakers`` is the lowest and highest number of them.
 
-    ``promises`` are limits such as ``{"ttfa_p95_s": 1.0, "rtf_p95": 0.9}`` (see ``slo.Promise.parse``). None for
+    ``slos`` are limits such as ``{"ttfa_p95_s": 1.0, "rtf_p95": 0.9}`` (see ``slo.Slo.parse``). None for
     ``chunk_frames``, ``voices`` and ``diffusion_steps`` stands for those of the mix.
     """
 
@@ -103,14 +103,14 @@ class TrafficClass:
     weight: float
     length: Lengths
     speakers: tuple[int, int] = (1, 1)
-    promises: Mapping[str, float] = field(default_factory=dict, hash=False)
+    slos: Mapping[str, float] = field(default_factory=dict, hash=False)
     chunk_frames: int | None = None
     voices: tuple[int, ...] | None = None
     diffusion_steps: int | None = None
 
     def __post_init__(self) -> None:
         try:
-            self.promise_list()
+            self.slo_list()
         except InputError as error:
             raise InputError(f"class {self.name}: {error}") from None
         low, high = self.speakers
@@ -119,8 +119,8 @@ class TrafficClass:
         if not 1 <= low <= high <= wire.MAX_SPEAKERS:
             raise InputError(f"class {self.name}: speakers [{low}, {high}] must lie in 1 to {wire.MAX_SPEAKERS}")
 
-    def promise_list(self) -> tuple[Promise, ...]:
-        return tuple(Promise.parse(self.name, key, limit) for key, limit in self.promises.items())
+    def slo_list(self) -> tuple[Slo, ...]:
+        return tuple(Slo.parse(self.name, key, limit) for key, limit in self.slos.items())
 
 
 @dataclass(frozen=True)
@@ -176,15 +176,13 @@ class Mix:
         return cls("+".join(parts), tuple(classes), first.chunk_frames, tuple(voices), first.diffusion_steps)
 
     @property
-    def promises(self) -> tuple[Promise, ...]:
+    def slos(self) -> tuple[Slo, ...]:
         """Those of all its classes."""
-        return tuple(promise for each in self.classes for promise in each.promise_list())
+        return tuple(slo for each in self.classes for slo in each.slo_list())
 
-    def promising(self, promises: Mapping[str, Mapping[str, float]]) -> Mix:
-        """The mix with these promises for its classes, by name, instead of its own."""
-        return replace(
-            self, classes=tuple(replace(each, promises=promises.get(each.name, {})) for each in self.classes)
-        )
+    def with_slos(self, slos: Mapping[str, Mapping[str, float]]) -> Mix:
+        """The mix with these SLOs for its classes, by name, instead of its own."""
+        return replace(self, classes=tuple(replace(each, slos=slos.get(each.name, {})) for each in self.classes))
 
     def only(self, keep: Callable[[str], bool]) -> Mix:
         """The mix of the classes whose names are to be kept; their weights relative to each other stay."""
@@ -212,7 +210,7 @@ class Mix:
                 "share": round(float(share), 6),
                 "mean_audio_s": round(each.length.mean_frames() * wire.SECONDS_PER_FRAME, 3),
                 "speakers": list(each.speakers),
-                "promises": dict(each.promises),
+                "promises": dict(each.slos),
                 **{name: value for name in _ASKS if (value := getattr(each, name)) is not None},
             }
             for each, share in zip(self.classes, self._shares, strict=True)

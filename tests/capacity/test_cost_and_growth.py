@@ -10,7 +10,7 @@ import pytest
 from capacity_truth import (
     LADDER,
     MIX,
-    PROMISES,
+    SLOS,
     TRUTH,
     Truth,
     bare_fit,
@@ -43,7 +43,7 @@ from harness.records.plan import PlannedTarget, Price
 @pytest.fixture(scope="module")
 def pools():
     traffic = Traffic.draw(MIX, np.random.default_rng(5), 8000)
-    return Pools(true_device(), traffic, Limits(PROMISES, max(LADDER)), 0.85)
+    return Pools(true_device(), traffic, Limits(SLOS, max(LADDER)), 0.85)
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +93,15 @@ def test_losses_of_a_large_pool_are_simulated_in_part(pools):
 @pytest.mark.parametrize(
     "utilisation, kept, basis", [(0.8, True, "simulated"), (1.01, False, "simulated"), (1.6, False, "extrapolated")]
 )
-def test_more_than_the_devices_left_carry_breaks_a_promise_however_slowly(pools, utilisation, kept, basis):
+def test_more_than_the_devices_left_carry_breaks_a_slo_however_slowly(pools, utilisation, kept, basis):
     loss = lose(pools, utilisation * 9 * pools.steady_rate(), 11, 2)
     assert loss.kept is kept
     assert (loss.worst_share >= 1) is not kept
     assert loss.basis == basis
 
 
-def test_promises_that_hold_for_all_that_was_simulated_are_not_kept_beyond_the_steady_limit(pools):
-    """Without a promise that can break, only the arithmetic says that the line grows for ever."""
+def test_slos_that_hold_for_all_that_was_simulated_are_not_kept_beyond_the_steady_limit(pools):
+    """Without an SLO that can break, only the arithmetic says that the line grows for ever."""
     free = pools.changed(limits=Limits((), 10**6), device=replace(pools.device, max_sessions=24.0))
     loss = lose(free, 1.01 * 3 * free.steady_rate(), 4, 1)
     assert not loss.kept and loss.worst == OVERLOAD and loss.worst_share == pytest.approx(1.01)
@@ -149,7 +149,7 @@ def test_a_change_that_the_sweep_measured_is_taken_from_it(measured):
     faster = ladder(Truth(0.006, 0.006), np.random.default_rng(3), LADDER, name="faster", deployment=halved)
     fit = fit_of(measured, faster)
     chosen = fit.deployments[0]
-    limits = Limits(PROMISES, max(LADDER))
+    limits = Limits(SLOS, max(LADDER))
     pools = Pools(true_device(), Traffic.draw(MIX, np.random.default_rng(5), 4000), limits, 0.85)
     half = next(change for change in changes(fit, chosen, pools) if change.name == "half the delay")
     assert half.basis == "simulated" and "measured" in half.note
@@ -169,7 +169,7 @@ def test_a_change_has_the_room_for_kv_caches_of_its_own_deployment(measured):
         fit = fit_of(*ladders, kv=KvRoom(10**6, 512))
         chosen = slow_llm(fit.deployments[0])
         fit = replace(fit, deployments=(chosen, *fit.deployments[1:]))
-        planned = pools_of(fit, chosen, MIX, PROMISES, 0.85)
+        planned = pools_of(fit, chosen, MIX, SLOS, 0.85)
         found = {change.name: change.pools for change in changes(fit, chosen, planned)}
         more = found[f"one more instance of {wire.LLM}"].limits
         assert (planned.limits.kv.instances, more.kv.instances) == (1, 2)
@@ -420,7 +420,7 @@ def test_counts_of_any_size_carry_their_rate_and_one_fewer_does_not(pools, qps, 
 
 
 @pytest.mark.parametrize("cap, noisy", [(0.85, False), (1.0, True)])
-def test_only_a_rate_that_a_promise_binds_has_the_noise_of_simulation(pools, cap, noisy):
+def test_only_a_rate_that_a_slo_binds_has_the_noise_of_simulation(pools, cap, noisy):
     pools = Pools(pools.device, pools.traffic, pools.limits, cap)
     counts = pools.drawn_devices(60 * pools.rate(1)[0], np.ones(200), np.random.default_rng(3))
     assert (pools.binding(64) != f"utilisation {cap:g}") == noisy

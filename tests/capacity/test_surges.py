@@ -29,14 +29,14 @@ from harness.capacity.planning.surges import (
 )
 from harness.records.content import content_of
 from harness.records.plan import PlannedTarget
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL, WAIT, BUSY = (each.name for each in ADMISSIONS)
 EXACT = Spread(Sample(1000, 1000.0, (1.0,) * 13), {})
 DEVICE = Device(StepTime("linear", (0.012, 0.006)), 0.03, 2.5, EXACT, EXACT, {}, 30.0, ())
-PROMISES = tuple(
-    Promise.parse(name, metric, limit)
+SLOS = tuple(
+    Slo.parse(name, metric, limit)
     for name in ("short", "long")
     for metric, limit in (("ttfa_p95_s", 1.0), ("rtf_p95", 0.9))
 )
@@ -44,7 +44,7 @@ PROMISES = tuple(
 
 @pytest.fixture(scope="module")
 def pools():
-    return Pools(DEVICE, Traffic.draw(MIX, np.random.default_rng(3)), Limits(PROMISES, 30), 0.85)
+    return Pools(DEVICE, Traffic.draw(MIX, np.random.default_rng(3)), Limits(SLOS, 30), 0.85)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_surge_multiplies_the_rate_for_its_time(surge, at_s, factor):
     assert surge.factor(np.array(at_s, dtype=float), 100.0) == pytest.approx(factor, abs=0.001)
 
 
-def test_the_limit_is_the_most_sessions_that_keep_every_promise_for_good(seen, pools):
+def test_the_limit_is_the_most_sessions_that_keep_every_slo_for_good(seen, pools):
     # RTF = step / 133 ms <= 0.9: 0.012 + 0.006 n <= 0.12, n = 18
     assert steady_sessions(pools.device, pools.limits) == pytest.approx(18, abs=0.1)
     assert seen.session_limit in (17, 18)
@@ -79,29 +79,29 @@ def test_the_limit_is_the_most_sessions_that_keep_every_promise_for_good(seen, p
 def test_every_surge_is_played_for_every_admission(seen):
     assert len(seen.surges) == len(SURGES) * len(ADMISSIONS)
     assert seen.basis == "simulated"
-    assert all(row.in_promise_before > 0.97 for row in seen.surges)
+    assert all(row.within_slos_before > 0.97 for row in seen.surges)
 
 
 @pytest.mark.parametrize("surge, times", [("twice the load", 2), ("five times the load", 5)])
-def test_those_let_in_keep_their_promises_and_the_others_are_as_many_as_arithmetic_says(seen, surge, times):
+def test_those_let_in_keep_their_slos_and_the_others_are_as_many_as_arithmetic_says(seen, surge, times):
     row = of(seen, surge, BUSY)
-    assert row.in_promise_during + row.busy_during == pytest.approx(1, abs=0.02)
+    assert row.within_slos_during + row.busy_during == pytest.approx(1, abs=0.02)
     carried = 1 / (0.8 * times)  # of the callers, by a pool that is always full
     assert 1 - row.busy_during == pytest.approx(carried, rel=0.08)
     assert row.most_sessions <= seen.session_limit and not row.beyond_measured
     assert row.recovered_after_s <= 2 * seen.part_s
 
 
-def test_whoever_lets_all_in_keeps_no_promise_and_recovers_last(seen):
+def test_whoever_lets_all_in_keeps_no_slo_and_recovers_last(seen):
     every, some = of(seen, "five times the load", ALL), of(seen, "five times the load", BUSY)
-    assert every.in_promise_during < 0.05 and every.busy_during == 0
+    assert every.within_slos_during < 0.05 and every.busy_during == 0
     assert every.beyond_measured and every.most_sessions > seen.max_sessions_measured
     assert every.recovered_after_s is None or every.recovered_after_s > some.recovered_after_s
 
 
-def test_a_line_longer_than_the_promise_on_first_audio_keeps_few(seen):
+def test_a_line_longer_than_the_slo_on_first_audio_keeps_few(seen):
     waiting, busy = of(seen, "twice the load", WAIT), of(seen, "twice the load", BUSY)
-    assert waiting.in_promise_during < 0.2 < busy.in_promise_during
+    assert waiting.within_slos_during < 0.2 < busy.within_slos_during
 
 
 def test_the_parts_show_the_surge_and_the_way_back(seen):
@@ -109,25 +109,25 @@ def test_the_parts_show_the_surge_and_the_way_back(seen):
         parts = row.parts
         assert len({len(values) for values in content_of(parts).values()}) == 1
         assert 0.9 * row.times < max(parts.rate) <= row.times and len(parts.rate) <= 120
-        assert parts.in_promise[0] == pytest.approx(row.in_promise_before, abs=0.05)
+        assert parts.within_slos[0] == pytest.approx(row.within_slos_before, abs=0.05)
         if row.recovered_after_s is not None:
-            assert parts.in_promise[-1] > row.in_promise_before - 0.1
+            assert parts.within_slos[-1] > row.within_slos_before - 0.1
 
 
 def test_parts_in_which_nobody_came_say_nothing():
     seen = _Seen(*np.array([[4, 0, 2, 0, 2, 2], [4, 0, 0, 0, 2, 2], [0] * 6, [1] * 6]))
-    assert seen.in_promise == pytest.approx([1, math.nan, 0, math.nan, 1, 1], nan_ok=True)
+    assert seen.within_slos == pytest.approx([1, math.nan, 0, math.nan, 1, 1], nan_ok=True)
     nobody, fine, bad = math.nan, 1.0, 0.2
     assert _back(np.array([fine, nobody, nobody, nobody]), 1.0, 0) is None
     assert _back(np.array([bad, bad, nobody, fine, nobody, fine, fine]), 1.0, 1) == 3
 
 
-def test_hardly_any_traffic_is_no_traffic_that_breaks_promises(pools):
+def test_hardly_any_traffic_is_no_traffic_that_breaks_slos(pools):
     """Of one session an hour on one device, most parts see none; the plan is JSON all the same."""
     seen = behaviour(pools, MIX, PlannedTarget(qps=1 / 3600, devices=1), np.random.default_rng(1))
-    parts = [share for row in seen.surges for share in row.parts.in_promise]
+    parts = [share for row in seen.surges for share in row.parts.within_slos]
     assert None in parts and 0.0 not in parts
-    assert all(row.in_promise_worst == 1 for row in seen.surges)
+    assert all(row.within_slos_worst == 1 for row in seen.surges)
     json.dumps(content_of(seen), allow_nan=False)
 
 

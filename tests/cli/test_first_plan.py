@@ -25,9 +25,9 @@ def test_every_answer_makes_a_plan_that_passes(tmp_path, preset, gpus, mix):
     assert (plan.device, plan.gpus) == (("gpu", gpus) if gpus else ("cpu", 1))
     assert plan.topologies == (("fused",) if gpus else ("staged",))
     assert list(plan.prices.values()) == [2.5]
-    promises = {(each.metric, each.limit) for each in plan.promise_list()}
-    assert promises == {("ttfa_s", 0.8), ("rtf", 0.7)}
-    assert {each.traffic_class for each in plan.promise_list()} == {each.name for each in plan.traffic_mix().classes}
+    slos = {(each.metric, each.limit) for each in plan.slo_list()}
+    assert slos == {("ttfa_s", 0.8), ("rtf", 0.7)}
+    assert {each.traffic_class for each in plan.slo_list()} == {each.name for each in plan.traffic_mix().classes}
     lengths = {each.name: each.length.mean_frames() / 7.5 for each in plan.traffic_mix().classes}
     expected = {"short": {"short": 10}, "long": {"long": 5400}, "mixed": {"short": 10, "long": 5400}}
     assert lengths == pytest.approx(expected.get(mix, {"own": mix}), abs=0.07)

@@ -211,7 +211,7 @@ def test_a_simulation_beyond_what_was_measured_says_so(printed, most, said):
 
 def test_a_rate_without_a_steady_state_is_refused_and_one_just_below_is_shown():
     stored = Run.open(SAMPLE)
-    carried = analysis.fleet_of(stored).unpromised().steady_rate()
+    carried = analysis.fleet_of(stored).without_slos().steady_rate()
     assert analysis.simulation_of(stored, 0.98 * carried)["sessions"] > 0
     with pytest.raises(InputError, match="have no steady state on one device.*harness plan"):
         analysis.simulation_of(stored, 1.01 * carried)

@@ -27,7 +27,7 @@ PLAN = """
 name: emulated
 preset: 1.5b
 mix: quick
-promises: {{short: {{ttfa_p95_s: 2.0}}}}
+slos: {{short: {{ttfa_p95_s: 2.0}}}}
 targets_qps: [1]
 emulate: {profile}
 gpus: {gpus}

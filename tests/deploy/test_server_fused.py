@@ -25,7 +25,7 @@ PLAN = """
 name: topologies
 preset: tiny
 mix: {classes: {short: {weight: 1, length: {fixed: 2}}}}
-promises: {short: {rtf_p95: 2.0}}
+slos: {short: {rtf_p95: 2.0}}
 targets_qps: [0.01]
 space: {topology: [staged, fused], delay_us: [0]}
 ladder: {sessions: [1, 2, 3], seconds: 4}

@@ -196,7 +196,7 @@ classes:
   short:
     weight: 9
     length: {uniform: [2, 4]}
-    promises: {ttfa_p95_s: 1.0, rtf_p95: 0.9}
+    slos: {ttfa_p95_s: 1.0, rtf_p95: 0.9}
   measured:
     weight: 1
     length: {empirical: lengths.csv}
@@ -204,13 +204,13 @@ classes:
 """
 
 
-def test_a_mix_of_ones_own_comes_from_a_file_with_its_promises(tmp_path):
+def test_a_mix_of_ones_own_comes_from_a_file_with_its_slos(tmp_path):
     (tmp_path / "mine.yaml").write_text(MIX_FILE)
     (tmp_path / "lengths.csv").write_text("seconds\n20\n40\n")
     mix = settings_of({"mix": str(tmp_path / "mine.yaml")}, QUICK).mix
     assert mix.name == "mine" and mix.mean_audio_s() == pytest.approx(0.9 * 3 + 0.1 * 30, rel=0.01)
-    assert [str(each) for each in mix.promises] == ["ttfa_s p95 of class short <= 1", "rtf p95 of class short <= 0.9"]
-    for line, words in (("wieght: 1", "did you mean 'weight'"), ("promises: {ttfa: 1}", "'ttfa' is no promise")):
+    assert [str(each) for each in mix.slos] == ["ttfa_s p95 of class short <= 1", "rtf p95 of class short <= 0.9"]
+    for line, words in (("wieght: 1", "did you mean 'weight'"), ("slos: {ttfa: 1}", "'ttfa' is no SLO")):
         (tmp_path / "bad.yaml").write_text(MIX_FILE + f"    {line}\n")
         with pytest.raises(InputError, match=f"bad.yaml: .*measured.*{words}"):
             settings_of({"mix": str(tmp_path / "bad.yaml")}, QUICK)
@@ -346,9 +346,9 @@ def test_a_valid_test_in_which_requests_failed_says_so_in_its_verdict_and_its_ma
     assert certificate["verdict"] == said and "2 failed with: slot 1 is gone" in certificate["reasons"]
 
 
-def test_a_promise_of_the_real_time_factor_is_not_met_by_requests_that_failed_without_audio():
+def test_a_slo_of_the_real_time_factor_is_not_met_by_requests_that_failed_without_audio():
     lengths = Lengths.parse({"fixed": 1})
-    mix = Mix("one", (TrafficClass("short", 1.0, lengths, promises={"rtf_p95": 0.9}),))
+    mix = Mix("one", (TrafficClass("short", 1.0, lengths, slos={"rtf_p95": 0.9}),))
     good = list(open_results(np.linspace(0.1, 50, 200)))
     silence = Chunks(*(np.empty(0, np.int64),) * 3)
     bad = [replace(each, outcome=Outcome.ERROR, error="x", chunks=silence) for each in good]
@@ -388,9 +388,9 @@ def test_an_open_loop_that_began_empty_is_judged_after_its_warm_up():
     assert folded(late, 60 * SECOND)[0].warm_up_s == 0  # a closed loop
 
 
-def test_promises_lead_to_goodput_and_a_verdict_each():
+def test_slos_lead_to_goodput_and_a_verdict_each():
     lengths = Lengths.parse({"fixed": 1})
-    mix = Mix("one", (TrafficClass("short", 1.0, lengths, promises={"ttfa_p95_s": 0.25, "rtf_p95": 0.1}),))
+    mix = Mix("one", (TrafficClass("short", 1.0, lengths, slos={"ttfa_p95_s": 0.25, "rtf_p95": 0.1}),))
     due = shares(POISSON, 1, 400)[0]
     results = list(open_results(due))
     results[0] = replace(results[0], due_ns=results[0].due_ns - SECOND)  # its first audio comes a second later

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.drive.stop_rule import MIN_READINGS, Held, Patience, Readings, relative_half_width, slowest_rtf
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 
 RATES = st.lists(st.floats(0.1, 1000), min_size=0, max_size=20)
 
@@ -77,6 +77,6 @@ def test_a_ladder_ends_where_it_is_over_saturated(rungs, ends):
     assert Patience(6.0).over_saturated(held) == ""
 
 
-def test_a_promise_of_a_slow_class_is_the_pace_that_counts():
+def test_a_slo_of_a_slow_class_is_the_pace_that_counts():
     assert slowest_rtf([]) == 1.0
-    assert slowest_rtf([Promise.parse("job", "rtf_p95", 2.5), Promise.parse("job", "ttfa_p95_s", 9.0)]) == 2.5
+    assert slowest_rtf([Slo.parse("job", "rtf_p95", 2.5), Slo.parse("job", "ttfa_p95_s", 9.0)]) == 2.5

@@ -31,7 +31,7 @@ from locust import tag
 from harness.scenario import Lengths, Mix, SpeechUser, TrafficClass
 
 def mix(name, low, **more):
-    short = TrafficClass("short", 1.0, Lengths.parse({"uniform": [low, low + 1]}), promises={"ttfa_p95_s": 5})
+    short = TrafficClass("short", 1.0, Lengths.parse({"uniform": [low, low + 1]}), slos={"ttfa_p95_s": 5})
     return Mix(name, (short, TrafficClass("rare", 0.1, Lengths.parse({"fixed": low}))), **more)
 
 class Reader(SpeechUser):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from harness.drive.validity import Due, Trend, certify
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.traffic.arrivals import Arrivals
 
 GOOD = {
@@ -37,14 +37,14 @@ GOOD = {
 POISSON = Arrivals("poisson", 20.0)
 
 
-SLO = Promise("short", "ttfa_s", 0.95, 1.0)
+SLO = Slo("short", "ttfa_s", 0.95, 1.0)
 NOTHING = math.nan
 
 
 def judged(arrivals=POISSON, count=3600, expected=3600.0, recorded=9, closed=False, farthest_s=0.0, **changes):
     words = {name: changes.pop(name, "") for name in ("unsteady", "failures")}
     due, summary = None if closed else Due(arrivals, count, expected, farthest_s), {**GOOD, **changes}
-    return certify(summary, submitted=9, recorded=recorded, due=due, promises=(SLO,), **words)
+    return certify(summary, submitted=9, recorded=recorded, due=due, slos=(SLO,), **words)
 
 
 def gate_of(certificate, name):

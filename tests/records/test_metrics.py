@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from harness.drive.readers.live_stats import LiveStats
 from harness.records import metrics
 from harness.records.schema import Chunks, Outcome, Request, Result
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 
 MS = 1_000_000
 SECOND = 1_000_000_000
@@ -236,10 +236,10 @@ def test_the_warm_up_of_a_load_that_began_empty_ends_when_its_sessions_are_in():
     assert metrics.settled_ns(results, *short) == short[0]
 
 
-def test_goodput_counts_what_ended_in_the_window_and_kept_its_promises():
+def test_goodput_counts_what_ended_in_the_window_and_kept_its_slos():
     results = [stream([100, 200], ended_ms=300), stream([900, 950], ended_ms=990), stream([2900], ended_ms=2950)]
-    promise = Promise("short", "ttfa_s", 0.95, 0.5)
-    summary = metrics.summarise(results, *window(-1000, 1000), (promise,))
+    slo = Slo("short", "ttfa_s", 0.95, 0.5)
+    summary = metrics.summarise(results, *window(-1000, 1000), (slo,))
     assert (summary["goodput_per_s"], summary["completed_rate_per_s"]) == (0.5, 1.0)
     assert metrics.summarise(results, *window(-1000, 1000))["goodput_per_s"] == 1.0
 

@@ -1,4 +1,4 @@
-"""Promises: read from plans, judged by order statistics."""
+"""SLOs: read from plans, judged by order statistics."""
 
 import math
 
@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import PlanError
-from harness.records.slo import Promise, clean_requests_needed, goodput_per_s, judge, sample_quantile
+from harness.records.slo import Slo, clean_requests_needed, goodput_per_s, judge, sample_quantile
 
-TTFA = Promise("short", "ttfa_s", 0.95, 1.0)
+TTFA = Slo("short", "ttfa_s", 0.95, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -22,20 +22,20 @@ TTFA = Promise("short", "ttfa_s", 0.95, 1.0)
         ("stall_p99.9_s", "stall_longest_s", 0.999),
     ],
 )
-def test_a_plan_key_is_a_promise(key, metric, quantile):
-    assert Promise.parse("long", key, 2) == Promise("long", metric, pytest.approx(quantile), 2.0)
+def test_a_plan_key_is_a_slo(key, metric, quantile):
+    assert Slo.parse("long", key, 2) == Slo("long", metric, pytest.approx(quantile), 2.0)
 
 
 @pytest.mark.parametrize("key", ["ttfa_p95", "rtf_p95_s", "rtf_p0", "rtf_p100", "rtf_95", "latency_p95_s", ""])
-def test_an_unknown_promise_is_refused(key):
+def test_an_unknown_slo_is_refused(key):
     with pytest.raises(PlanError, match="ttfa_p95_s, rtf_p95 or stall_p95_s"):
-        Promise.parse("long", key, 1)
+        Slo.parse("long", key, 1)
 
 
 @pytest.mark.parametrize("limit", [-1, math.nan, math.inf, "1", None, True])
 def test_an_impossible_limit_is_refused(limit):
     with pytest.raises(PlanError, match="rtf_p95"):
-        Promise.parse("long", "rtf_p95", limit)
+        Slo.parse("long", "rtf_p95", limit)
 
 
 @pytest.mark.parametrize(("quantile", "confidence", "needed"), [(0.99, 0.99, 459), (0.99, 0.95, 299), (0.9, 0.99, 44)])
@@ -44,11 +44,11 @@ def test_the_published_sample_sizes(quantile, confidence, needed):
 
 
 @given(st.floats(0.5, 0.999), st.floats(0.5, 0.999))
-def test_clean_requests_meet_a_promise_exactly_from_the_stated_number_on(quantile, confidence):
-    promise = Promise("short", "rtf", quantile, 1.0)
+def test_clean_requests_meet_a_slo_exactly_from_the_stated_number_on(quantile, confidence):
+    slo = Slo("short", "rtf", quantile, 1.0)
     needed = clean_requests_needed(quantile, confidence)
-    assert judge(promise, [1.0] * needed, confidence).met is True
-    assert judge(promise, [1.0] * (needed - 1), confidence).met is None
+    assert judge(slo, [1.0] * needed, confidence).met is True
+    assert judge(slo, [1.0] * (needed - 1), confidence).met is None
 
 
 def test_many_breaches_miss_and_few_requests_are_inconclusive():
@@ -82,7 +82,7 @@ def test_a_quantile_is_a_value_that_enough_of_the_sample_does_not_exceed(values,
     assert sum(value < result for value in values) < quantile * len(values)
 
 
-def test_goodput_counts_whole_requests_that_kept_every_promise():
+def test_goodput_counts_whole_requests_that_kept_every_slo():
     requests = pd.DataFrame(
         {
             "traffic_class": ["short", "short", "short", "long", "short"],
@@ -91,4 +91,4 @@ def test_goodput_counts_whole_requests_that_kept_every_promise():
             "rtf": [0.5, 0.5, 0.5, 0.5, 0.5],
         }
     )
-    assert goodput_per_s([TTFA, Promise("short", "rtf", 0.95, 0.9)], requests, seconds=4.0) == 0.5
+    assert goodput_per_s([TTFA, Slo("short", "rtf", 0.95, 0.9)], requests, seconds=4.0) == 0.5

@@ -167,7 +167,7 @@ def fit() -> Fit:
 
 
 def plan(verdict: str = "met") -> Plan:
-    nothing = {"reasons": (), "deployment": None, "promises": (), "targets": (), "validation": ()}
+    nothing = {"reasons": (), "deployment": None, "slos": (), "targets": (), "validation": ()}
     return Plan(verdict=verdict, unit="one", confidence=0.95, rate_per_device=PlannedRate(), **nothing)
 
 

@@ -15,13 +15,13 @@ from harness import wire
 from harness.capacity.planning.prediction import sealed
 from harness.records.plan import Plan, ValidationRow
 from harness.records.schema import Rung, StageStatistics
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.report import decision, facts, figures, page, words
 from harness.report.page import write_report
 
 HEADINGS = [
     "Devices per target",
-    "Promises and traffic",
+    "SLOs and traffic",
     "Throughput against latency",
     "Where the time of a frame went",
     "First audio against sessions",
@@ -70,10 +70,10 @@ def test_met_answers_in_one_sentence(pages):
     ) in squeeze(Page(pages["met"]).text)
 
 
-def test_missed_says_which_promise_no_device_count_keeps(pages):
+def test_missed_says_which_slo_no_device_count_keeps(pages):
     text = squeeze(Page(pages["missed"]).text)
     assert "No number of devices helps" in text
-    assert "breaks the promise on the time to first audio of short requests (95th percentile)" in text
+    assert "violates the SLO on the time to first audio of short requests (95th percentile)" in text
     assert "No open-loop trial was compared with a prediction" in text
 
 
@@ -97,13 +97,13 @@ def test_a_prediction_shows_what_was_said_before_and_what_is_held_against_the_li
     assert "these trials were offered 80% to 100% of the audio that it asks for" in text
 
 
-def test_each_open_run_shows_its_offered_audio_its_promises_and_its_result(pages):
+def test_each_open_run_shows_its_offered_audio_its_slos_and_its_result(pages):
     first, _, last = table_with(pages["met"], "Offered")
     assert (first["Offered"], first["Average of the mix"]) == ("11.4", "14.2")
-    assert first["Promises"] == "1 surely kept, 1 within the limit"
+    assert first["SLOs"] == "1 surely kept, 1 within the limit"
     assert first["Result"] == last["Result"] == "✓ passed"
     invalid = table_with(pages["inconclusive"], "Offered")[-1]
-    assert invalid["Promises"] == "–"
+    assert invalid["SLOs"] == "–"
     assert invalid["Result"].startswith("✕ INVALID") and "3.1% of sends" in invalid["Result"]
 
 
@@ -113,9 +113,9 @@ def test_a_figure_that_chance_can_move_is_shown_as_not_decidable(tmp_path):
     plan["open_runs"][0]["promises"][0] |= {"met": False, "measured": 1.7}
     html = read(sample.make_run(tmp_path, "inconclusive", plan=plan))
     assert table_with(html, "Said before")[0]["Result"] == "? not decidable"
-    promises = table_with(html, "Offered")[0]["Promises"]
-    assert promises.startswith("1 surely broken, 1 within the limit")
-    assert "within 1 s; it was 1.7" in promises
+    slos = table_with(html, "Offered")[0]["SLOs"]
+    assert slos.startswith("1 surely broken, 1 within the limit")
+    assert "within 1 s; it was 1.7" in slos
 
 
 def test_the_clients_own_error_is_its_timers_and_delivery_is_told_apart(tmp_path):
@@ -223,7 +223,7 @@ def test_what_a_plan_holds_besides_has_its_sections_and_an_older_plan_has_not(ou
 def test_each_surge_says_who_is_served_who_is_told_busy_and_when_it_is_over(outlook):
     rows = table_with(outlook, "Told busy")
     assert [row["Surge"] for row in rows] == ["twice the load"] * 2 + ["an impulse"] * 2
-    assert (rows[0]["Promises kept"], rows[0]["Told busy"]) == ("61%", "38%")
+    assert (rows[0]["SLOs met"], rows[0]["Told busy"]) == ("61%", "38%")
     assert rows[0]["Recovered after"] == "not within 5 h" and rows[1]["Recovered after"] == "at once"
     assert rows[0]["Most sessions"] == "577 extrapolated" and rows[1]["Most sessions"] == "36"
 
@@ -241,7 +241,7 @@ def test_costs_losses_drain_and_changes_are_said_with_their_basis(outlook):
     assert table_with(outlook, "EUR per audio hour")[0]["EUR per audio hour"] == "0.1370.11 to 0.17"
     assert "devices × 2.5 EUR an hour (given, for H100)" in text
     loss = table_with(outlook, "Sessions moved")[0]
-    assert (loss["Promises afterwards"], loss["Of the limit"]) == ("✕ broken extrapolated", "172%")
+    assert (loss["SLOs afterwards"], loss["Of the limit"]) == ("✕ broken extrapolated", "172%")
     assert (loss["In the first 10 min"], loss["Judged over"]) == ("over ten times", "16 min")
     assert "at the latest after 5.2 min, where its longest session has just begun" in text
     assert "With 36 sessions of 90 minutes aboard" in text and "2.5 h if all have just begun. simulated" in text
@@ -310,8 +310,8 @@ def test_the_page_says_when_it_expires_and_with_what(pages):
     assert "On 2025-05-01 at the latest" in text and "the device and its driver: cpu" in text
 
 
-def test_promises_that_no_open_run_tested_are_among_what_was_not_measured():
-    """Of the sample's promises, that on the RTF of short requests was judged by too few, and foretold by no row."""
+def test_slos_that_no_open_run_tested_are_among_what_was_not_measured():
+    """Of the sample's SLOs, that on the RTF of short requests was judged by too few, and foretold by no row."""
     said = decision.not_measured(sample.manifest(), [], Plan.of(sample.plan_record()))
     (line,) = [line for line in said if "for want of requests" in line]
     assert "real-time factor of short requests (95th percentile). There" in line and "first audio" not in line
@@ -384,11 +384,11 @@ def test_names_from_a_user_are_escaped(tmp_path):
 
 
 def test_a_name_in_a_plot_cannot_become_a_tag_of_plotly(runs):
-    promise = Promise("<a href='x'>", "ttfa_s", 0.95, 1.0)
+    slo = Slo("<a href='x'>", "ttfa_s", 0.95, 1.0)
     run = runs["met"]
-    figure = figures.first_audio(deployments_of(run, run.fit(), None), [promise])
+    figure = figures.first_audio(deployments_of(run, run.fit(), None), [slo])
     labels = [annotation.text for annotation in figure.layout.annotations]
-    assert "promise, &lt;a href='x'&gt;: 1,000 ms" in labels
+    assert "SLO, &lt;a href='x'&gt;: 1,000 ms" in labels
 
 
 def test_the_data_of_a_plot_cannot_close_its_script():

@@ -17,7 +17,7 @@ def test_emulated_figures_say_so_and_are_never_measured(emulated):
     assert all(basis.endswith("emulated") for basis in known) == emulated
 
 
-def test_requests_that_failed_keep_the_line_of_a_promise_below_all():
+def test_requests_that_failed_keep_the_line_of_a_slo_below_all():
     """Of four requests one failed and one was cut off by the end of the window: two of three are heard."""
     requests = pd.DataFrame(
         {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from harness import wire
 from harness.records.plan import Plan, PlannedTarget
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.report import words
 
 
@@ -70,9 +70,9 @@ def test_a_level_of_confidence_is_not_rounded(confidence, said):
     assert words.level(confidence) == said
 
 
-def test_promises_in_words():
-    promise = Promise("long", "stall_longest_s", 0.999, 0.5)
-    assert words.promise(promise) == "for 99.9% of requests the longest stall is at most 0.5 s"
+def test_slos_in_words():
+    slo = Slo("long", "stall_longest_s", 0.999, 0.5)
+    assert words.slo(slo) == "for 99.9% of requests the longest stall is at most 0.5 s"
 
 
 def test_deployments_are_named_by_what_differs():

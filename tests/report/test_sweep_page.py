@@ -91,4 +91,4 @@ def test_a_run_without_a_fit_is_said_in_words(tmp_path):
     (run.path / "fit.json").unlink()
     page = Page(render(run))
     assert "No best deployment" in page.text and "nothing to deploy" in page.text
-    assert "keeps the promises" in best_in_words(run)
+    assert "meets the SLOs" in best_in_words(run)

@@ -164,7 +164,7 @@ def test_what_was_foretold_badly_is_doubted_more():
     assert spreads[1] > 1.3 * spreads[0]
 
 
-def test_a_value_that_hangs_on_a_promise_just_kept_is_doubted():
+def test_a_value_that_hangs_on_a_slo_just_kept_is_doubted():
     rungs = server()
     last_s = rungs[-1].summary["ttfa_p95_s"]
 

@@ -17,7 +17,7 @@ PLAN = """
 name: ray
 preset: tiny
 mix: quick
-promises: {short: {rtf_p95: 0.9}}
+slos: {short: {rtf_p95: 0.9}}
 targets_qps: [1]
 space: {diffusion_decoder.delay_us: [0, 1000]}
 ladder: {sessions: [1, 2], seconds: 2}

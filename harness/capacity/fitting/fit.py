@@ -41,7 +41,7 @@ from harness.records.fit import (
     fitted,
 )
 from harness.records.schema import Rung, Trial
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.topology import kv_instances, topology_of
 from harness.traffic.mix import Mix
 
@@ -52,7 +52,7 @@ def fit_run(
     trials: Sequence[Trial],
     requests: pd.DataFrame,
     mix: Mix,
-    promises: Sequence[Promise],
+    slos: Sequence[Slo],
     rng: np.random.Generator,
     unit: str,
     *,
@@ -68,7 +68,7 @@ def fit_run(
     ``kv``: room for KV caches, or that of each topology; None where it is not known, and then taken as enough.
     ``extrapolation``: the search for the highest rate goes up to this multiple of the most sessions measured on a
     device; above 1 a plan may come out *extrapolated*. A deployment that cannot be fitted says why in
-    ``inconclusive``; one that breaks a promise at any rate has ``max_rate_per_s`` 0. Excluded trials and rungs are
+    ``inconclusive``; one that violates an SLO at any rate has ``max_rate_per_s`` 0. Excluded trials and rungs are
     listed with their reasons. ``confidence``: of the intervals of rates (those of the physics have CONFIDENCE).
     ``best``: see ``best_of``. ``traffic_seed`` lets a plan simulate the same sessions again.
     """
@@ -82,7 +82,7 @@ def fit_run(
         physics = _fit_physics(deployment, ladders, requests, rng)
         own = kv.get(topology_of(deployment)) if isinstance(kv, Mapping) else kv
         physics = replace(physics, kv=_kv_record(own, deployment))
-        deployments.append(_fit_rate(physics, traffic, promises, rng, session_limit, extrapolation, confidence))
+        deployments.append(_fit_rate(physics, traffic, slos, rng, session_limit, extrapolation, confidence))
     return Fit(
         unit=unit,
         session_limit=session_limit,
@@ -109,7 +109,7 @@ def best_of(deployments: Sequence[FittedDeployment]) -> int | None:
 
 def limits_of(
     fit: FittedDeployment,
-    promises: Sequence[Promise],
+    slos: Sequence[Slo],
     session_limit: int | None,
     extrapolation: float,
     traffic: Traffic,
@@ -120,9 +120,9 @@ def limits_of(
     """
     most = max(round(fitted(fit.step_time).max_sessions * extrapolation), 1)
     if fit.kv is None:
-        return Limits(tuple(promises), most, session_limit)
+        return Limits(tuple(slos), most, session_limit)
     kv = KvRoom.of_record(fit.kv)
-    return Limits(tuple(promises), most, session_limit, kv, kv.slots(traffic.whole_frames))
+    return Limits(tuple(slos), most, session_limit, kv, kv.slots(traffic.whole_frames))
 
 
 def _kv_record(kv: KvRoom | None, deployment: dict) -> FittedKv | None:
@@ -206,18 +206,18 @@ def _or_unfitted(fit: Callable[[pd.DataFrame], Part], observed: pd.DataFrame) ->
 def _fit_rate(
     physics: FittedDeployment,
     traffic: Traffic,
-    promises: Sequence[Promise],
+    slos: Sequence[Slo],
     rng: np.random.Generator,
     session_limit: int | None,
     extrapolation: float,
     confidence: float,
 ) -> FittedDeployment:
-    """With the highest Poisson rate of one device that keeps every promise, its interval, and what binds."""
+    """With the highest Poisson rate of one device that meets every SLO, its interval, and what binds."""
     if not physics.trial_ids:
         return replace(physics, inconclusive="none of its ladders is VALID: measure one again")
     try:
         device = Device.from_fit(physics)
-        limits = limits_of(physics, promises, session_limit, extrapolation, traffic)
+        limits = limits_of(physics, slos, session_limit, extrapolation, traffic)
         limits.check(device, traffic.class_names)
     except InconclusiveError as error:
         return replace(physics, inconclusive=str(error))

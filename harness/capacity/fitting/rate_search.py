@@ -1,4 +1,4 @@
-"""The highest Poisson rate at which a pool of devices keeps every promise: simulation and bisection."""
+"""The highest Poisson rate at which a pool of devices meets every SLO: simulation and bisection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.capacity.models.device import METRIC_NAMES, Device, promise_name
+from harness.capacity.models.device import METRIC_NAMES, Device, slo_name
 from harness.capacity.models.memory import KvRoom
 from harness.capacity.models.spreads import StallTable
 from harness.capacity.simulator.pool import Planned
@@ -27,14 +27,14 @@ KV_MEMORY = "KV memory"
 
 @dataclass(frozen=True)
 class Limits:
-    """What may bind: the promises, and the sessions of a device up to which the step time is known.
+    """What may bind: the SLOs, and the sessions of a device up to which the step time is known.
 
     ``most_sessions``: the 95th percentile of the sessions on a device, as arrivals find it, stays within it.
     ``slots``: sessions that it lets in, or None; ``kv``: room for their KV caches, or None for more than enough, which
     ``kv_slots`` of them fill in the mean.
     """
 
-    promises: Sequence
+    slos: Sequence
     most_sessions: int
     slots: int | None = None
     kv: KvRoom | None = None
@@ -46,16 +46,16 @@ class Limits:
         return min(self.slots or math.inf, self.kv_slots)
 
     def check(self, device: Device, class_names: Sequence[str]) -> None:
-        """Raises InconclusiveError for a promise that the mix or the measured requests cannot carry."""
-        for promise in self.promises:
-            if promise.traffic_class not in class_names:
-                raise InconclusiveError(f"a promise is made to class {promise.traffic_class}, which the mix lacks")
-            if promise.metric not in METRIC_NAMES:
-                raise InconclusiveError(f"{promise.metric} has no model; promise one of {', '.join(METRIC_NAMES)}")
-            if not device.ratios(promise.traffic_class, promise.metric).carries(promise.quantile):
-                needed = math.ceil(1 / (1 - promise.quantile) - 1e-9)
+        """Raises InconclusiveError for an SLO that the mix or the measured requests cannot carry."""
+        for slo in self.slos:
+            if slo.traffic_class not in class_names:
+                raise InconclusiveError(f"an SLO is made to class {slo.traffic_class}, which the mix lacks")
+            if slo.metric not in METRIC_NAMES:
+                raise InconclusiveError(f"{slo.metric} has no model; ask for one of {', '.join(METRIC_NAMES)}")
+            if not device.ratios(slo.traffic_class, slo.metric).carries(slo.quantile):
+                needed = math.ceil(1 / (1 - slo.quantile) - 1e-9)
                 raise InconclusiveError(
-                    f"{promise_name(promise.traffic_class, promise.metric, promise.quantile)} needs {needed} measured "
+                    f"{slo_name(slo.traffic_class, slo.metric, slo.quantile)} needs {needed} measured "
                     "requests or more: measure a longer ladder"
                 )
 
@@ -113,7 +113,7 @@ class SimulatedLoad:
     """A pool at a rate. ``shares``: for each limit, value / limit, at most 1 where it is kept; ``worst``: the largest.
 
     ``sessions_p95``: of a device, as arrivals find it; ``sessions``: of the simulated pool, mean over time.
-    ``in_line``: the promises that are broken by the wait for KV memory alone: by their name.
+    ``in_line``: the SLOs that are violated by the wait for KV memory alone: by their name.
     """
 
     rate_per_s: float
@@ -133,7 +133,7 @@ class SimulatedLoad:
 
     @property
     def binding(self) -> str:
-        """What breaks first: a promise, or KV memory where it is the wait for that which breaks it."""
+        """What breaks first: an SLO, or KV memory where it is the wait for that which breaks it."""
         return KV_MEMORY if self.worst in self.in_line else self.worst
 
 
@@ -206,14 +206,14 @@ def load_of(
     """The ``counted`` sessions [n] of a simulated pool, held against every limit."""
     shares, in_line = {}, set()
     waiting = ~(simulated.start_s <= simulated.arrival_s)
-    for promise in limits.promises:
-        index = traffic.class_names.index(promise.traffic_class)
-        values = values_of(device, traffic, simulated, counted, promise.metric, index)
-        value = float(np.quantile(values, promise.quantile, method="higher")) if len(values) else math.inf
-        name = promise_name(promise.traffic_class, promise.metric, promise.quantile)
-        shares[name] = _share(value, promise.limit)
+    for slo in limits.slos:
+        index = traffic.class_names.index(slo.traffic_class)
+        values = values_of(device, traffic, simulated, counted, slo.metric, index)
+        value = float(np.quantile(values, slo.quantile, method="higher")) if len(values) else math.inf
+        name = slo_name(slo.traffic_class, slo.metric, slo.quantile)
+        shares[name] = _share(value, slo.limit)
         own = waiting[counted & (simulated.class_index == index)]
-        if limits.kv is not None and promise.metric == "ttfa_s" and len(own) and own.mean() > 1 - promise.quantile:
+        if limits.kv is not None and slo.metric == "ttfa_s" and len(own) and own.mean() > 1 - slo.quantile:
             in_line.add(name)
     started = counted & ~np.isnan(simulated.start_s)
     active = simulated.active_at_start[started]
@@ -230,15 +230,15 @@ def range_name(limits: Limits) -> str:
 def steady_limit(device: Device, limits: Limits, probabilities: Sequence[float] | None = None) -> tuple[float, str]:
     """Frames a second of a device whose sessions never vary, at the most sessions that keep every limit; what binds.
 
-    The rate per device of a large pool tends to it. ``probabilities`` replaces the promises' quantiles, one each (a
-    bootstrap of their sampling error). 0 where one session alone breaks a promise.
+    The rate per device of a large pool tends to it. ``probabilities`` replaces the SLOs' quantiles, one each (a
+    bootstrap of their sampling error). 0 where one session alone violates an SLO.
     """
     sessions, binding = _steady(device, limits, probabilities)
     return float(np.max(device.step_time.frames_per_s(sessions), initial=0.0)), binding
 
 
 def steady_sessions(device: Device, limits: Limits) -> float:
-    """The most sessions with which a device keeps every limit for good; 0 where one alone breaks a promise."""
+    """The most sessions with which a device keeps every limit for good; 0 where one alone violates an SLO."""
     return float(np.max(_steady(device, limits, None)[0], initial=0.0))
 
 
@@ -250,13 +250,13 @@ def _steady(device: Device, limits: Limits, probabilities: Sequence[float] | Non
     sessions = np.linspace(1, max(most, 1), 512)
     step_s = device.step_time(sessions)
     reach, binding = len(sessions), KV_MEMORY if limits.room == most else range_name(limits)
-    for row, promise in enumerate(limits.promises):
-        probability = probabilities[row] if probabilities is not None else promise.quantile
-        values = device.at_constant_step(promise.traffic_class, promise.metric, probability, step_s)
-        broken = np.flatnonzero(values > promise.limit)
+    for row, slo in enumerate(limits.slos):
+        probability = probabilities[row] if probabilities is not None else slo.quantile
+        values = device.at_constant_step(slo.traffic_class, slo.metric, probability, step_s)
+        broken = np.flatnonzero(values > slo.limit)
         if len(broken) and broken[0] < reach:
             reach = int(broken[0])
-            binding = promise_name(promise.traffic_class, promise.metric, promise.quantile)
+            binding = slo_name(slo.traffic_class, slo.metric, slo.quantile)
     return sessions[:reach], binding
 
 
@@ -269,7 +269,7 @@ def steady_draws(device: Device, limits: Limits, rng: np.random.Generator) -> np
     """
     limits_of_draws = []
     for alternative in device.alternatives():
-        ranks = [_rank(device, promise, rng) for promise in limits.promises]
+        ranks = [_rank(device, slo, rng) for slo in limits.slos]
         limits_of_draws.append(steady_limit(alternative, limits, ranks)[0])
     return np.array(limits_of_draws)
 
@@ -285,7 +285,7 @@ def highest_rate(
     """The highest rate per second, up to ``at_most``, that keeps every limit, and what breaks just above it.
 
     Bisection to within 0.4% of the steady limit, above which no pool stays for long. Another draw of the traffic moves
-    the result by 1 to 2%. 0.0 where even one session alone breaks a promise.
+    the result by 1 to 2%. 0.0 where even one session alone violates an SLO.
     """
     steady, binding = steady_limit(device, limits)
     if steady <= 0:
@@ -360,11 +360,11 @@ def _mean_sessions(simulated: Simulated, counted: np.ndarray) -> float:
     return Activity.between(simulated.start_s[started], ends_s).mean(lambda n: n, start_s, end_s)
 
 
-def _rank(device: Device, promise, rng: np.random.Generator) -> float:
-    scatter = device.ratios(promise.traffic_class, promise.metric)
+def _rank(device: Device, slo, rng: np.random.Generator) -> float:
+    scatter = device.ratios(slo.traffic_class, slo.metric)
     parts = scatter.samples if isinstance(scatter, StallTable) else (scatter,)
     count = min(each.independent for each in parts)
-    return float(rng.beta((count + 1) * promise.quantile, (count + 1) * (1 - promise.quantile)))
+    return float(rng.beta((count + 1) * slo.quantile, (count + 1) * (1 - slo.quantile)))
 
 
 def _share(value: float, limit: float) -> float:

@@ -76,6 +76,6 @@ class Device:
         return mean * scatter.at(quantile)
 
 
-def promise_name(traffic_class: str, metric: str, quantile: float) -> str:
+def slo_name(traffic_class: str, metric: str, quantile: float) -> str:
     """As in "rtf p95 of class long"."""
     return f"{METRIC_NAMES[metric]} p{quantile * 100:g} of class {traffic_class}"

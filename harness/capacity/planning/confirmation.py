@@ -1,4 +1,4 @@
-"""Whether open-loop runs confirm a deployment: its predictions, its promises, and its highest rate."""
+"""Whether open-loop runs confirm a deployment: its predictions, its SLOs, and its highest rate."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from harness import wire
-from harness.capacity.models.device import promise_name
+from harness.capacity.models.device import slo_name
 from harness.capacity.planning.validation import OF_THE_DEVICE, validate
 from harness.errors import InconclusiveError
-from harness.records.plan import JudgedPromise, OpenRun, ValidationRow
+from harness.records.plan import JudgedSlo, OpenRun, ValidationRow
 from harness.records.schema import Outcome, Rung, Trial
-from harness.records.slo import Promise, judge
+from harness.records.slo import Slo, judge
 from harness.traffic.mix import Mix
 
 
@@ -37,7 +37,7 @@ def confirm(
     trials: Sequence[Trial],
     requests: pd.DataFrame,
     mix: Mix,
-    promises: Sequence[Promise],
+    slos: Sequence[Slo],
     rng: np.random.Generator,
     *,
     confidence: float,
@@ -46,8 +46,8 @@ def confirm(
 ) -> Confirmation:
     """Judge every VALID open-loop trial; those on ``deployment`` (``own``) decide. ``requests``: as for make_plan.
 
-    ``foretold``: as for validate. A run's ``passed``: False where a prediction of it failed or a promise was clearly
-    broken; None where it cannot say (INVALID, without a prediction, or not one figure of a promise decidable; ``note``
+    ``foretold``: as for validate. A run's ``passed``: False where a prediction of it failed or an SLO was clearly
+    violated; None where it cannot say (INVALID, without a prediction, or not one figure of an SLO decidable; ``note``
     says which); else True.
     """
     rows, runs = [], []
@@ -55,10 +55,10 @@ def confirm(
         run = _run_record(trial, trial.deployment == deployment, mix)
         if trial.valid:
             terms = {"confidence": confidence, "max_error": max_error, "foretold": foretold}
-            found, problem = _validated(trial, requests, promises, rng, **terms)
-            kept = _judged(trial, requests, promises, confidence)
+            found, problem = _validated(trial, requests, slos, rng, **terms)
+            kept = _judged(trial, requests, slos, confidence)
             passed, note = _outcome(found, kept, problem)
-            run = replace(run, promises=kept, passed=passed, note=note)
+            run = replace(run, slos=kept, passed=passed, note=note)
             rows += found
         runs.append(run)
     own = [run for run in runs if run.own]
@@ -91,47 +91,45 @@ def _validated(trial: Trial, *arguments, **options) -> tuple[list[ValidationRow]
         return [], str(error)
 
 
-def _outcome(rows: Sequence[ValidationRow], promises: Sequence[JudgedPromise], problem: str) -> tuple[bool | None, str]:
+def _outcome(rows: Sequence[ValidationRow], slos: Sequence[JudgedSlo], problem: str) -> tuple[bool | None, str]:
     """A run's ``passed`` and ``note``."""
-    if any(row.passed is False for row in rows) or any(each.met is False for each in promises):
+    if any(row.passed is False for row in rows) or any(each.met is False for each in slos):
         return False, problem
-    decided = [row.passed for row in rows if row.metric not in OF_THE_DEVICE] + [each.met for each in promises]
+    decided = [row.passed for row in rows if row.metric not in OF_THE_DEVICE] + [each.met for each in slos]
     if problem or all(each is None for each in decided):
-        return None, problem or "not one figure of a promise is decidable in it"
+        return None, problem or "not one figure of an SLO is decidable in it"
     return True, ""
 
 
-def _judged(
-    trial: Trial, requests: pd.DataFrame, promises: Sequence[Promise], confidence: float
-) -> tuple[JudgedPromise, ...]:
-    """Every promise as the run showed it: ``met`` None where too few requests carry it; ``measured`` the quantile."""
+def _judged(trial: Trial, requests: pd.DataFrame, slos: Sequence[Slo], confidence: float) -> tuple[JudgedSlo, ...]:
+    """Every SLO as the run showed it: ``met`` None where too few requests carry it; ``measured`` the quantile."""
     own, judged = requests[requests["trial_id"] == trial.trial_id], []
-    for promise in promises if trial.rungs else ():
-        verdict = judge(promise, _values(own, trial.rungs[0], promise), confidence)
+    for slo in slos if trial.rungs else ():
+        verdict = judge(slo, _values(own, trial.rungs[0], slo), confidence)
         value = verdict.value if math.isfinite(verdict.value) else None
-        judged.append(JudgedPromise(**asdict(promise), measured=value, requests=verdict.n, met=verdict.met))
+        judged.append(JudgedSlo(**asdict(slo), measured=value, requests=verdict.n, met=verdict.met))
     return tuple(judged)
 
 
-def _values(requests: pd.DataFrame, rung: Rung, promise) -> np.ndarray:
-    """The promise's metric [n] of its class: first audio of requests due in the window, the rest of those served in it.
+def _values(requests: pd.DataFrame, rung: Rung, slo) -> np.ndarray:
+    """The SLO's metric [n] of its class: first audio of requests due in the window, the rest of those served in it.
 
-    A request that ended in an error broke its promise, however much it spoke before: infinite. NaN is any other that
+    A request that ended in an error violated its SLO, however much it spoke before: infinite. NaN is any other that
     got no audio; one without an RTF of its own (a single chunk) is left out.
     """
-    sent = requests[(requests["traffic_class"] == promise.traffic_class) & (requests["sent_ns"] > 0)]
+    sent = requests[(requests["traffic_class"] == slo.traffic_class) & (requests["sent_ns"] > 0)]
     due = (sent["due_ns"] >= rung.start_ns) & (sent["due_ns"] < rung.end_ns)
     served = (sent["sent_ns"] < rung.end_ns) & (sent["ended_ns"] >= rung.start_ns)
-    values = sent[promise.metric].mask(sent["outcome"] == Outcome.ERROR, math.inf)
-    values = values[due if promise.metric == "ttfa_s" else served]
-    return (values.dropna() if promise.metric == "rtf" else values).to_numpy(float)
+    values = sent[slo.metric].mask(sent["outcome"] == Outcome.ERROR, math.inf)
+    values = values[due if slo.metric == "ttfa_s" else served]
+    return (values.dropna() if slo.metric == "rtf" else values).to_numpy(float)
 
 
 def _doubts(own: Sequence[OpenRun], rows: Sequence[ValidationRow]) -> tuple[str, ...]:
     """Why the runs of a deployment do not confirm it, each with the measurement that would settle it."""
     names = {run.trial_id for run in own}
     failed = [_failure(row) for row in rows if row.trial_id in names and row.passed is False]
-    broken = [_broken(run, promise) for run in own for promise in run.promises if promise.met is False]
+    broken = [_broken(run, slo) for run in own for slo in run.slos if slo.met is False]
     absent = []
     if all(run.passed is None for run in own):
         absent = ["No VALID open-loop run confirms this deployment: run one at a share of its highest rate."]
@@ -164,10 +162,10 @@ def _failure(row: ValidationRow) -> str:
     )
 
 
-def _broken(run: OpenRun, promise: JudgedPromise) -> str:
-    name = promise_name(promise.traffic_class, promise.metric, promise.quantile)
-    value = f"was {promise.measured:.3g}" if promise.measured is not None else "was above every measured value"
+def _broken(run: OpenRun, slo: JudgedSlo) -> str:
+    name = slo_name(slo.traffic_class, slo.metric, slo.quantile)
+    value = f"was {slo.measured:.3g}" if slo.measured is not None else "was above every measured value"
     return (
-        f"The open-loop run {run.trial_id} at {run.rate_per_s:g} requests a second broke a promise: {name} "
-        f"{value}, the limit is {promise.limit:g}: measure the ladder and that rate again, longer."
+        f"The open-loop run {run.trial_id} at {run.rate_per_s:g} requests a second violated an SLO: {name} "
+        f"{value}, the limit is {slo.limit:g}: measure the ladder and that rate again, longer."
     )

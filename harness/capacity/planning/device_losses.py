@@ -1,4 +1,4 @@
-"""What a pool shows when devices of it are lost at the peak, and the spares with which it keeps its promises."""
+"""What a pool shows when devices of it are lost at the peak, and the spares with which it meets its SLOs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Loss:
     ``worst``: the limit nearest to being broken, or broken, by the sessions that come in the ``judged_s`` seconds
     afterwards, and ``worst_share`` = value / limit; ``early_share``: the same of those in the first ten minutes, NaN
     where less was judged. Never ``kept`` at a rate that the devices left cannot carry for good, however slowly a
-    promise breaks then. ``interrupted``: sessions aboard those that were lost. ``basis``: simulated, or extrapolated
+    SLO is violated first. ``interrupted``: sessions aboard those that were lost. ``basis``: simulated, or extrapolated
     where a device holds more sessions (95th percentile) than were measured.
     """
 
@@ -97,7 +97,7 @@ def _basis(pools: Pools, load: SimulatedLoad) -> str:
 
 
 def with_spares(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
-    """The loss from the smallest pool that keeps every promise without the lost ones; ``devices`` do without a loss."""
+    """The loss from the smallest pool that meets every SLO without the lost ones; ``devices`` do without a loss."""
     tried = [lose(pools, qps, devices + lost, lost)]
     while not tried[-1].kept and len(tried) <= _MORE_SPARES:
         tried.append(lose(pools, qps, tried[-1].devices + 1, lost))

@@ -154,7 +154,7 @@ def _pools_of(card: DeviceType, pools: Pools, chosen: FittedDeployment) -> Pools
     topology = card.topology(chosen.deployment, context, hop_s=hop_s)
     step_time = staged_step_time(topology, card.most_sessions, np.random.default_rng(0))
     device = replace(pools.device, step_time=step_time, max_sessions=float(card.most_sessions), draws=())
-    limits = Limits(pools.limits.promises, card.most_sessions, None, card.kv, card.kv.slots(frames))
+    limits = Limits(pools.limits.slos, card.most_sessions, None, card.kv, card.kv.slots(frames))
     return pools.changed(device=device, limits=limits)
 
 

@@ -23,7 +23,7 @@ from harness.capacity.simulator.sessions import simulate
 from harness.records.fit import Fit, FittedDeployment, fitted
 from harness.records.plan import Drain, Forecast, KvMemory, Plan, PlannedLoss, PlannedRate, PlannedTarget, Price
 from harness.records.schema import Trial
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.traffic.mix import Mix
 
 LOST = (1, 2)  # devices out at the peak: N+1 and N+2
@@ -60,7 +60,7 @@ def make_plan(
     trials: Sequence[Trial],
     requests: pd.DataFrame,
     mix: Mix,
-    promises: Sequence[Promise],
+    slos: Sequence[Slo],
     targets_qps: Sequence[float],
     rng: np.random.Generator,
     terms: Terms,
@@ -69,17 +69,17 @@ def make_plan(
     """plan.json: the devices that each target needs on the best deployment, the validation, and the verdict.
 
     ``fit``: of fit_run. ``requests``: as for fit_run, the open-loop trials' among them. met: every target has a
-    count inside the measured range, no open-loop run of the deployment failed (its predictions, its promises), and the
-    one with the highest rate passed. missed: a promise cannot be kept at any rate on any deployment. inconclusive:
+    count inside the measured range, no open-loop run of the deployment failed (its predictions, its SLOs), and the
+    one with the highest rate passed. missed: an SLO cannot be met at any rate on any deployment. inconclusive:
     anything else; ``reasons`` names the measurement that would settle it.
     """
     chosen = fit.best_deployment
-    plan = _nothing_known(chosen, promises, targets_qps, terms)
+    plan = _nothing_known(chosen, slos, targets_qps, terms)
     if chosen is None:
         return _without_rate(plan, fit)
     judging = {"confidence": terms.confidence, "max_error": terms.max_error}
-    confirmed = confirm(chosen.deployment, trials, requests, mix, promises, rng, **judging, foretold=terms.foretold)
-    pools = pools_of(fit, chosen, mix, promises, terms.utilisation_cap)
+    confirmed = confirm(chosen.deployment, trials, requests, mix, slos, rng, **judging, foretold=terms.foretold)
+    pools = pools_of(fit, chosen, mix, slos, terms.utilisation_cap)
     shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]
     targets = []
     for qps in targets_qps:
@@ -109,7 +109,7 @@ def make_plan(
 
 
 def _nothing_known(
-    chosen: FittedDeployment | None, promises: Sequence[Promise], targets_qps: Sequence[float], terms: Terms
+    chosen: FittedDeployment | None, slos: Sequence[Slo], targets_qps: Sequence[float], terms: Terms
 ) -> Plan:
     """plan.json before anything has been planned."""
     return Plan(
@@ -123,7 +123,7 @@ def _nothing_known(
         confidence=terms.confidence,
         utilisation_cap=terms.utilisation_cap,
         deployment=chosen.deployment if chosen else None,
-        promises=tuple(promises),
+        slos=tuple(slos),
         rate_per_device=_rate_record(chosen),
         targets=tuple(_no_target(qps) for qps in targets_qps),
         validation=(),
@@ -143,16 +143,14 @@ def _growth(targets: Sequence[PlannedTarget], pools: Pools, terms: Terms) -> For
     return None if terms.growth_per_month is None else forecast(pools, targets, terms.growth_per_month, terms.fleet)
 
 
-def pools_of(
-    fit: Fit, chosen: FittedDeployment, mix: Mix, promises: Sequence[Promise], utilisation_cap: float
-) -> Pools:
+def pools_of(fit: Fit, chosen: FittedDeployment, mix: Mix, slos: Sequence[Slo], utilisation_cap: float) -> Pools:
     """Pools of a fitted deployment under the very traffic that the fit was made for."""
     traffic = Traffic.draw(mix, np.random.default_rng(fit.traffic_seed))
-    limits = limits_of(chosen, promises, fit.session_limit, fit.extrapolation, traffic)
+    limits = limits_of(chosen, slos, fit.session_limit, fit.extrapolation, traffic)
     return Pools(Device.from_fit(chosen), traffic, limits, utilisation_cap)
 
 
-_TOO_NEAR = "One session alone is so near to breaking a promise that no number of devices is sure to keep it."
+_TOO_NEAR = "One session alone is so near to violating an SLO that no number of devices is sure to keep it."
 
 
 def _target(pools: Pools, qps: float, counts: np.ndarray, confidence: float, confirmed_rate: float) -> PlannedTarget:
@@ -211,7 +209,7 @@ def _doubts_about(targets: Sequence[PlannedTarget], max_sessions: float) -> list
     if any(each.interval[1] is None for each in targets):
         return [
             "The ladders are too noisy to bound the counts: with some likely step time one session alone breaks a "
-            "promise. Repeat the ladder, with longer rungs and more of them."
+            "SLO. Repeat the ladder, with longer rungs and more of them."
         ]
     beyond = [f"{each.qps:g}" for each in targets if each.basis == "extrapolated"]
     if not beyond:
@@ -229,7 +227,7 @@ def _remarks(fit: Fit, chosen: FittedDeployment, pools: Pools) -> list[str]:
     if chosen.binding == range_name(pools.limits):
         most = pools.limits.most_sessions
         remarks.append(
-            f"No promise binds up to {most} sessions on a device, the most that were measured: the counts are on the "
+            f"No SLO binds up to {most} sessions on a device, the most that were measured: the counts are on the "
             f"safe side, and a ladder beyond {most} sessions may show that fewer devices do."
         )
     return remarks
@@ -265,7 +263,7 @@ def _left_out(fit: Fit) -> list[str]:
 
 
 def _without_rate(plan: Plan, fit: Fit) -> Plan:
-    """The plan where no deployment has a rate: missed only if all were fitted, and all break a promise at any rate."""
+    """The plan where no deployment has a rate: missed only if all were fitted, and all violate an SLO at any rate."""
     fits = fit.deployments
     unknown = [each for each in fits if each.inconclusive]
     if not fits:

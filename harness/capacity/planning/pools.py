@@ -45,9 +45,9 @@ class Pools:
         """With another device, traffic or limits; nothing of it has been simulated yet."""
         return replace(self, **changes, _known={}, _parts={})
 
-    def unpromised(self) -> Pools:
-        """Without any promise: what devices carry at all, with the sessions that are known and that they let in."""
-        return self.changed(limits=replace(self.limits, promises=()))
+    def without_slos(self) -> Pools:
+        """Without any SLO: what devices carry at all, with the sessions that are known and that they let in."""
+        return self.changed(limits=replace(self.limits, slos=()))
 
     def has_seen(self, sessions: float) -> bool:
         """Whether so many sessions were measured on a device; beyond that, its step time is extrapolated."""
@@ -98,7 +98,7 @@ class Pools:
     def drawn_devices(self, qps: float, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """``devices_for`` drawn ``shares`` [n]: the bootstrap of a count.
 
-        Where a promise binds, its rate was found by simulation, and the noise of that is drawn too; a rate at the cap
+        Where an SLO binds, its rate was found by simulation, and the noise of that is drawn too; a rate at the cap
         on utilisation is computed.
         """
         typical = self.devices_for(qps, np.ones(1))[0]

@@ -108,7 +108,7 @@ def _turned(name: str, fit: Fit, chosen: FittedDeployment, pools: Pools, knobs: 
     for other in fit.deployments:
         if other.deployment == wanted and not other.inconclusive:
             device = Device.from_fit(other)
-            limits = limits_of(other, pools.limits.promises, fit.session_limit, fit.extrapolation, pools.traffic)
+            limits = limits_of(other, pools.limits.slos, fit.session_limit, fit.extrapolation, pools.traffic)
             return Change(
                 name, pools.changed(device=device, limits=limits), "simulated", "as this deployment was measured"
             )
@@ -179,6 +179,6 @@ def _record(change: Change, targets_qps: Sequence[float]) -> SensitivityRow:
     if pools is not None and pools.rate(1)[0] > 0:
         rate, counts = pools.rate(1)[0], [int(pools.devices_for(qps, np.ones(1))[0]) for qps in targets_qps]
     elif pools is not None:
-        note = "one session alone breaks a promise"
+        note = "one session alone violates an SLO"
     rows = tuple(CountAtRate(qps=qps, devices=count) for qps, count in zip(targets_qps, counts, strict=True))
     return SensitivityRow(change=change.name, basis=change.basis, note=note, rate_per_device=rate, targets=rows)

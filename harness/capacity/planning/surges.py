@@ -26,7 +26,7 @@ LINE, PATIENCE_S = 64, 30.0  # of each server, as model_repository/vibevoice_ful
 BACK_WITHIN = 0.05
 _PARTS_OF_HOLD, _PARTS_BEFORE, _HOLDS_AFTER, _MOST_SHOWN = 15, 5, 20, 120
 _ARRIVALS_PER_PART, _MOST_RUNS = 500, 20
-_SHARES = "in_promise_before", "in_promise_during", "in_promise_worst", "busy_during"
+_SHARES = "within_slos_before", "within_slos_during", "within_slos_worst", "busy_during"
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ SURGES = (
 def behaviour(pools: Pools, mix: Mix, target: PlannedTarget, rng: np.random.Generator) -> Behaviour:
     """plan.json's ``behaviour``: each surge on the devices of a target, for each way to admit sessions.
 
-    ``session_limit``: the most sessions with which a device keeps every promise for good. Those beyond it wait in its
+    ``session_limit``: the most sessions with which a device meets every SLO for good. Those beyond it wait in its
     line as the server has it (64 of them, 30 s, then "busy"), or are told busy at once. Nobody is let in without room
     for the KV cache, where that is known (``kv_room_bytes``, else None). Time is counted in parts of
     1/15 of the holding time: a quarter of an hour, or twice the mean time of a session if that is longer.
-    ``in_promise``: of the sessions that came in a part, the share that kept every promise on first audio and real-time
+    ``within_slos``: of the sessions that came in a part, the share that met every SLO on first audio and real-time
     factor; one told busy kept none; None where nobody came. Above 64 devices, 64 with their part of the traffic are
     simulated.
     """
@@ -162,25 +162,25 @@ class _Stage:
 
 
 def _limits(pools: Pools, classes: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The promises that a single session can be held against: those that the simulator counts."""
+    """The SLOs that a single session can be held against: those that the simulator counts."""
     limits: dict[str, dict[str, float]] = {name: {} for name in classes}
-    for promise in pools.limits.promises:
-        if promise.metric in LIMITED:
-            limits[promise.traffic_class][promise.metric] = promise.limit
+    for slo in pools.limits.slos:
+        if slo.metric in LIMITED:
+            limits[slo.traffic_class][slo.metric] = slo.limit
     return limits
 
 
 def _observe(stage: _Stage, surge: Surge, admission: Admission, limit: int, rng: np.random.Generator) -> SurgeRow:
-    """What is seen part by part; ``in_promise_before``: of all parts in which there is no surge at all."""
+    """What is seen part by part; ``within_slos_before``: of all parts in which there is no surge at all."""
     usual = _Seen.of(stage, replace(surge, times=1), admission, limit, rng)
     seen = _Seen.of(stage, surge, admission, limit, rng)
     begins, ends = _PARTS_BEFORE, _PARTS_BEFORE + math.ceil(surge.share * _PARTS_OF_HOLD)
     before = _share(usual.good, usual.arrived)
-    in_promise = seen.in_promise
-    back = _back(in_promise, before, ends)
-    watched = (back if back is not None else len(in_promise)) + _PARTS_OF_HOLD
+    within_slos = seen.within_slos
+    back = _back(within_slos, before, ends)
+    watched = (back if back is not None else len(within_slos)) + _PARTS_OF_HOLD
     shown = slice(0, watched, math.ceil(watched / _MOST_SHOWN))
-    at_s = (np.arange(len(in_promise)) - begins) * stage.part_s
+    at_s = (np.arange(len(within_slos)) - begins) * stage.part_s
     surged = slice(begins, ends)
     during, busy = (_share(each[surged], seen.arrived[surged]) for each in (seen.good, seen.busy))
     return SurgeRow(
@@ -188,15 +188,15 @@ def _observe(stage: _Stage, surge: Surge, admission: Admission, limit: int, rng:
         times=surge.times,
         lasts_s=surge.share * stage.hold_s,
         admission=admission.name,
-        **dict(zip(_SHARES, finite([before, during, np.fmin.reduce(in_promise), busy]), strict=True)),
+        **dict(zip(_SHARES, finite([before, during, np.fmin.reduce(within_slos), busy]), strict=True)),
         most_sessions=float(seen.sessions.max()),
         recovered_after_s=None if back is None else (back - ends) * stage.part_s,
-        watched_s=(len(in_promise) - ends) * stage.part_s,
+        watched_s=(len(within_slos) - ends) * stage.part_s,
         beyond_measured=bool(seen.sessions.max() > stage.pools.device.max_sessions),
         parts=SurgeParts(
             at_s=tuple(at_s[shown].tolist()),
             rate=tuple(surge.factor(at_s[shown], stage.hold_s).tolist()),
-            in_promise=tuple(finite(in_promise[shown].round(4))),
+            within_slos=tuple(finite(within_slos[shown].round(4))),
             sessions=tuple(seen.sessions[shown].round(2).tolist()),
         ),
     )
@@ -204,7 +204,7 @@ def _observe(stage: _Stage, surge: Surge, admission: Admission, limit: int, rng:
 
 @dataclass(frozen=True)
 class _Seen:
-    """By part [parts], over all runs: sessions that came, that kept every promise, that were told busy; on a device."""
+    """By part [parts], over all runs: sessions that came, that met every SLO, that were told busy; on a device."""
 
     arrived: np.ndarray
     good: np.ndarray
@@ -226,7 +226,7 @@ class _Seen:
         )
 
     @property
-    def in_promise(self) -> np.ndarray:
+    def within_slos(self) -> np.ndarray:
         """NaN in a part in which nobody came."""
         return np.where(self.arrived > 0, self.good / np.maximum(self.arrived, 1), np.nan)
 
@@ -236,11 +236,11 @@ def _share(of: np.ndarray, arrived: np.ndarray) -> float:
     return float(of.sum() / arrived.sum()) if arrived.sum() else math.nan
 
 
-def _back(in_promise: np.ndarray, before: float, ends: int) -> int | None:
+def _back(within_slos: np.ndarray, before: float, ends: int) -> int | None:
     """The first part after a surge from which on three in a row are within five points of what is usual.
 
     Parts in which nobody came say nothing, and are passed over.
     """
-    known = ends + np.flatnonzero(~np.isnan(in_promise[ends:]))
-    fine = in_promise[known] >= before - BACK_WITHIN
+    known = ends + np.flatnonzero(~np.isnan(within_slos[ends:]))
+    fine = within_slos[known] >= before - BACK_WITHIN
     return next((int(known[at]) for at in range(len(fine) - 2) if fine[at : at + 3].all()), None)

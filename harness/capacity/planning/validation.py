@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness import wire
 from harness.capacity.fitting.observations import activity_of, frame_rate, seconds
-from harness.capacity.models.device import Device, promise_name
+from harness.capacity.models.device import Device, slo_name
 from harness.capacity.models.spreads import StallTable
 from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.prediction import SUMMARY_KEYS, flaw_of
@@ -20,9 +20,9 @@ from harness.errors import InconclusiveError
 from harness.records.fit import FittedModel
 from harness.records.plan import ValidationRow
 from harness.records.schema import Rung, Trial
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 
-OF_THE_DEVICE = ("step_s", "sessions", "frames_per_s")  # metrics of rows that are of no promise
+OF_THE_DEVICE = ("step_s", "sessions", "frames_per_s")  # metrics of rows that are of no SLO
 _ALTERNATIVES = 40
 _LUCKS = 25
 _MIN_REQUESTS = 5
@@ -32,7 +32,7 @@ _HARMLESS_SHARE = 0.5
 
 @dataclass(frozen=True)
 class ComparedFigure:
-    """One figure of a rung's summary to compare; ``promise`` None for those of the device as a whole.
+    """One figure of a rung's summary to compare; ``slo`` None for those of the device as a whole.
 
     ``key``: its name in the summary and in a prediction. ``unheard``: why ``measured`` is NaN, where that is a fault.
     """
@@ -40,7 +40,7 @@ class ComparedFigure:
     name: str
     key: str
     measured: float
-    promise: Promise | None = None
+    slo: Slo | None = None
     quantile: float = math.nan
     unheard: str = ""
 
@@ -48,7 +48,7 @@ class ComparedFigure:
 def validate(
     trial: Trial,
     requests: pd.DataFrame,
-    promises: Sequence[Promise],
+    slos: Sequence[Slo],
     rng: np.random.Generator,
     *,
     confidence: float,
@@ -68,14 +68,14 @@ def validate(
     sessions that were measured gets no such allowance.
 
     ``passed``: False beyond the limit; None (not decidable) within a limit above ``max_error``; else True. A row also
-    passes where predicted and measured both stay below half of the promise: the difference cannot change the answer.
+    passes where predicted and measured both stay below half of the SLO: the difference cannot change the answer.
     A quantile that is not there because too many requests were never heard is a row that failed, ``measured`` None.
     Raises InconclusiveError for a trial that cannot be compared.
     """
     written = foretold.get(trial.trial_id, {}) if foretold else None
     device, rung = _model_of(trial, written), _window_of(trial)
     replay = _Replay.of(requests[requests["trial_id"] == trial.trial_id], rung, trial.trial_id)
-    figures = _figures(rung, promises, replay)
+    figures = _figures(rung, slos, replay)
     fitted = replay.play(device, figures, rng, 4 * _LUCKS)
     others = list(device.alternatives())[:_ALTERNATIVES]
     plays = [replay.play(other, figures, rng, _LUCKS) for other in others] or [fitted]
@@ -128,15 +128,15 @@ class _Replay:
     def due_inside(self, traffic_class: str) -> np.ndarray:
         return (self.traffic_class == traffic_class) & (self.due_s >= self.window[0]) & (self.due_s < self.window[1])
 
-    def unheard(self, promise, quantile: float) -> str:
-        """Where more than 1 - quantile of the promise's class got no audio: that in words, else "".
+    def unheard(self, slo, quantile: float) -> str:
+        """Where more than 1 - quantile of the SLO's class got no audio: that in words, else "".
 
         A request that was due too shortly before the end of the window is cut off, not unheard: within the promised
-        time to first audio, or (for other promises) within the longest one of its class.
+        time to first audio, or (for other SLOs) within the longest one of its class.
         """
-        inside = self.due_inside(promise.traffic_class)
+        inside = self.due_inside(slo.traffic_class)
         waits_s = np.nan_to_num(self.ttfa_s[inside])
-        grace_s = promise.limit if promise.metric == "ttfa_s" else np.max(waits_s, initial=0.0)
+        grace_s = slo.limit if slo.metric == "ttfa_s" else np.max(waits_s, initial=0.0)
         in_time = inside & (self.due_s < self.window[1] - grace_s)
         count, silent = int(in_time.sum()), int(np.isnan(self.ttfa_s[in_time]).sum())
         return f"{silent} of {count} requests got no audio" if silent > count * (1 - quantile) + 1e-9 else ""
@@ -156,23 +156,23 @@ class _Replay:
         steps_s[started] = _steps_inside(run.start_s[started], ends_s, activity, clock, self.window)
         shown = {}
         for figure in figures:
-            if figure.promise is None:
+            if figure.slo is None:
                 shown[figure.name] = np.full(lucks, means[figure.name])
             else:
-                shown[figure.name] = self._quantiles(device, figure, figure.promise, run.ttfa_s, steps_s, rng, lucks)
+                shown[figure.name] = self._quantiles(device, figure, figure.slo, run.ttfa_s, steps_s, rng, lucks)
         return shown
 
     def _quantiles(
         self,
         device: Device,
         figure: ComparedFigure,
-        promise: Promise,
+        slo: Slo,
         ttfa_s: np.ndarray,
         steps_s: np.ndarray,
         rng: np.random.Generator,
         lucks: int,
     ) -> np.ndarray:
-        traffic_class, metric = promise.traffic_class, promise.metric
+        traffic_class, metric = slo.traffic_class, slo.metric
         scatter = device.ratios(traffic_class, metric)
         if metric == "ttfa_s":
             means = ttfa_s[self.due_inside(traffic_class)]
@@ -218,24 +218,24 @@ def _window_of(trial: Trial) -> Rung:
     return rung
 
 
-def _figures(rung: Rung, promises: Sequence[Promise], replay: _Replay) -> list[ComparedFigure]:
-    """Sessions, throughput, and the median and the promised quantile of each promise that the window carries."""
+def _figures(rung: Rung, slos: Sequence[Slo], replay: _Replay) -> list[ComparedFigure]:
+    """Sessions, throughput, and the median and the promised quantile of each SLO that the window carries."""
     figures = [
         ComparedFigure("sessions", "sessions", rung.sessions),
         ComparedFigure("frames_per_s", "frames_per_s", rung.frames_per_s),
     ]
-    for promise in promises:
-        count = int(np.sum(replay.due_inside(promise.traffic_class)))
-        for quantile in (0.5, promise.quantile):
-            key = f"{promise.traffic_class}.{SUMMARY_KEYS[promise.metric].format(f'{quantile * 100:g}')}"
+    for slo in slos:
+        count = int(np.sum(replay.due_inside(slo.traffic_class)))
+        for quantile in (0.5, slo.quantile):
+            key = f"{slo.traffic_class}.{SUMMARY_KEYS[slo.metric].format(f'{quantile * 100:g}')}"
             measured = rung.summary.get(key)
             known = measured is not None and math.isfinite(measured)
             enough = count >= _MIN_REQUESTS and count * (1 - quantile) >= 1 - 1e-9
-            name = promise_name(promise.traffic_class, promise.metric, quantile)
+            name = slo_name(slo.traffic_class, slo.metric, quantile)
             if known and enough:
-                figures.append(ComparedFigure(name, key, float(measured), promise, quantile))
-            elif not known and (unheard := replay.unheard(promise, quantile)):
-                figures.append(ComparedFigure(name, key, math.nan, promise, quantile, unheard))
+                figures.append(ComparedFigure(name, key, float(measured), slo, quantile))
+            elif not known and (unheard := replay.unheard(slo, quantile)):
+                figures.append(ComparedFigure(name, key, math.nan, slo, quantile, unheard))
     return list({figure.name: figure for figure in figures}.values())
 
 
@@ -254,9 +254,9 @@ def _row(
     chance = max(1 - predicted / high, predicted / low - 1) if low > 0 and math.isfinite(high) else 0.0
     interval = float(low), float(high)
     row = _record(trial, figure.name, predicted, figure.measured, interval, max(max_error, chance))
-    limit = figure.promise.limit if figure.promise is not None else 0.0
+    limit = figure.slo.limit if figure.slo is not None else 0.0
     if not row.passed and max(predicted, figure.measured) < _HARMLESS_SHARE * limit:
-        row = replace(row, passed=True, note="both below half of the promise: the difference cannot change the answer")
+        row = replace(row, passed=True, note="both below half of the SLO: the difference cannot change the answer")
     if row.passed and chance > max_error:
         notes = [f"chance alone moves it by {chance:.0%}, beyond {max_error:.0%}", row.note]
         row = replace(row, passed=None, note="; ".join(filter(None, notes)))

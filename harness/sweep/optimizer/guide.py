@@ -82,12 +82,12 @@ class Guide:
         return taught, self.objective.expecting([each.value for each in known], taught[: _lesson(len(known))])
 
     def _value(self, physics: Physics, value_of: Expecting, number: int) -> float:
-        """The mean over trials of the point: beside a cliff of a promise, they scatter far."""
+        """The mean over trials of the point: beside a cliff of an SLO, they scatter far."""
         point = self.space.point(number)
         return float(np.mean(_again(value_of, physics.step_s(point, self.sessions), self.sessions, point)))
 
     def _error(self, each: MeasuredPoint, value_of: Expecting | None) -> float:
-        """The error of a value and how far another trial may be off: much where a promise is only just kept."""
+        """The error of a value and how far another trial may be off: much where an SLO is only just kept."""
         if value_of is None or not each.rungs or not each.value.value:
             return each.value.error
         at = {round(rung.sessions): rung.sessions / rung.frames_per_s for rung in each.rungs}

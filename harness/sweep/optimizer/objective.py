@@ -22,7 +22,7 @@ from harness.capacity.models.steps import StepTime
 from harness.errors import InconclusiveError
 from harness.records.fit import FittedDeployment
 from harness.records.schema import Rung, Trial
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 from harness.sweep.optimizer.physics import Taught
 from harness.topology import kv_instances
 from harness.traffic.mix import Mix
@@ -44,19 +44,19 @@ class Value:
 
 @dataclass(frozen=True)
 class HighestRate:
-    """Requests a second that one device carries under the promises: the reciprocal of devices per QPS."""
+    """Requests a second that one device carries under the SLOs: the reciprocal of devices per QPS."""
 
     mix: Mix
-    promises: Sequence[Promise]
+    slos: Sequence[Slo]
     seed: int
     kv: KvRoom | Mapping[str, KvRoom | None] | None = None
     session_limit: int | None = None
-    name = "highest rate under the promises"
+    name = "highest rate under the SLOs"
 
     def measured(self, trials: Sequence[Trial], requests: pd.DataFrame) -> Value:
         """From the VALID ladders of one deployment and their requests."""
         rng = np.random.default_rng(self.seed)
-        fit = fit_run(trials, requests, self.mix, self.promises, rng, "", **self._room()).deployments[0]
+        fit = fit_run(trials, requests, self.mix, self.slos, rng, "", **self._room()).deployments[0]
         rate, (low, high) = fit.max_rate_per_s, fit.max_rate_interval
         if rate is None:
             return Value(None, says=fit.inconclusive, fit=fit)
@@ -87,7 +87,7 @@ class HighestRate:
         instances = point.get(kv_instances(point))
         if fit.kv is not None and instances:
             fit = replace(fit, kv=replace(fit.kv, instances=instances))
-        return limits_of(fit, self.promises, self.session_limit, 1.0, self._traffic)
+        return limits_of(fit, self.slos, self.session_limit, 1.0, self._traffic)
 
     @cached_property
     def _traffic(self) -> Traffic:

@@ -8,7 +8,7 @@ import yaml
 from harness import wire
 from harness.errors import PlanError
 from harness.planfile import load_plan
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 
 ROOT = Path(__file__).parents[1]
 SHORT = {"short": {"rtf_p95": 0.9}}
@@ -29,12 +29,12 @@ def custom_mix(**changes):
 @pytest.mark.parametrize("path", sorted((ROOT / "scenarios").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_plan_loads(path):
     plan = load_plan(path)
-    assert plan.points() and plan.promise_list() and plan.traffic_mix().mean_frames() > 0
+    assert plan.points() and plan.slo_list() and plan.traffic_mix().mean_frames() > 0
 
 
 def test_the_quick_plan_says_what_it_says(tmp_path):
     plan = load_plan(ROOT / "scenarios" / "quick.yaml")
-    assert plan.promise_list()[0] == Promise("short", "ttfa_s", 0.95, 1.0)
+    assert plan.slo_list()[0] == Slo("short", "ttfa_s", 0.95, 1.0)
     assert len(plan.points()) == 6
     assert plan.points()[3] == {
         **{f"{stage}.delay_us": 5000 for stage in wire.STAGES},
@@ -84,7 +84,7 @@ def test_a_mix_written_out_reads_its_files_beside_the_plan(tmp_path):
     path = write(
         tmp_path,
         mix=custom_mix(length={"empirical": "lengths.csv"}, speakers=[1, 3]),
-        promises=SHORT,
+        slos=SHORT,
         scripts=".",
     )
     plan = load_plan(path)
@@ -94,7 +94,7 @@ def test_a_mix_written_out_reads_its_files_beside_the_plan(tmp_path):
 
 def test_a_class_of_a_plan_can_speak_its_scripts_whole(tmp_path):
     (tmp_path / "talk.txt").write_text("Speaker 1: one two three")
-    path = write(tmp_path, mix=custom_mix(length="from_script"), promises=SHORT, scripts=".")
+    path = write(tmp_path, mix=custom_mix(length="from_script"), slos=SHORT, scripts=".")
     assert load_plan(path).traffic_mix().mean_frames() == 8
 
 
@@ -115,13 +115,13 @@ def test_a_preferred_batch_may_reach_the_highest_that_it_is_combined_with(tmp_pa
         ({"mix": "quik"}, "mix: no mix is named 'quik'; did you mean 'quick'"),
         ({"mix": {}}, "mix: no mix is named 'custom'"),
         ({"mix": custom_mix(lenght=1)}, "mix.classes.short.lenght: unknown key; did you mean 'length'"),
-        ({"mix": custom_mix(length={"fixed": 9999}), "promises": SHORT}, "at most 5400"),
-        ({"mix": custom_mix(speakers=[1, 5]), "promises": SHORT}, "mix.classes.short: .*1 to 4"),
-        ({"promises": {"shrt": {"rtf_p95": 1}}}, "promises.shrt: .*did you mean 'short'"),
-        ({"promises": {"short": {"rtf_95": 1}}}, "promises: short: 'rtf_95' is no promise"),
-        ({"promises": {"short": {"rtf_p95": "1"}}}, "promises: short: the limit of rtf_p95"),
-        ({"promises": {"short": {}}}, "promises: short: needs at least one promise"),
-        ({"promises": {}}, "promises: "),
+        ({"mix": custom_mix(length={"fixed": 9999}), "slos": SHORT}, "at most 5400"),
+        ({"mix": custom_mix(speakers=[1, 5]), "slos": SHORT}, "mix.classes.short: .*1 to 4"),
+        ({"slos": {"shrt": {"rtf_p95": 1}}}, "slos.shrt: .*did you mean 'short'"),
+        ({"slos": {"short": {"rtf_95": 1}}}, "slos: short: 'rtf_95' is no SLO"),
+        ({"slos": {"short": {"rtf_p95": "1"}}}, "slos: short: the limit of rtf_p95"),
+        ({"slos": {"short": {}}}, "slos: short: needs at least one SLO"),
+        ({"slos": {}}, "slos: "),
         ({"targets_qps": []}, "targets_qps: "),
         ({"targets_qps": [0]}, "targets_qps.0: must be greater than 0, not 0"),
         ({"targets_qps": [float("nan")]}, "targets_qps.0: must be"),
@@ -176,8 +176,8 @@ def test_a_preferred_batch_may_reach_the_highest_that_it_is_combined_with(tmp_pa
             {"space": {"max_batch": [8, 32], "diffusion_decoder.preferred_batch": [4, 16]}},
             "space: diffusion_decoder: preferred_batch 16 is above max_batch 8",
         ),
-        ({"mix": custom_mix(length=10), "promises": SHORT}, "mix.classes.short: a length is one of .*, not 10"),
-        ({"mix": custom_mix(length="from_script"), "promises": SHORT}, "from_script needs real scripts"),
+        ({"mix": custom_mix(length=10), "slos": SHORT}, "mix.classes.short: a length is one of .*, not 10"),
+        ({"mix": custom_mix(length="from_script"), "slos": SHORT}, "from_script needs real scripts"),
     ],
 )
 def test_every_mistake_names_the_file_the_key_and_what_is_allowed(changes, message, tmp_path):
@@ -213,3 +213,10 @@ def test_a_file_that_is_no_plan_is_refused(content, message, tmp_path):
 def test_a_missing_file_is_refused_by_name(tmp_path):
     with pytest.raises(PlanError, match="none.yaml: cannot be read: No such file"):
         load_plan(tmp_path / "none.yaml")
+
+
+def test_promises_is_an_old_name_of_slos(tmp_path):
+    slos = {"short": {"ttfa_p95_s": 2.0}}
+    assert load_plan(write(tmp_path, slos=..., promises=slos)) == load_plan(write(tmp_path, slos=slos))
+    with pytest.raises(PlanError, match="slos and promises are two names of one key: keep slos"):
+        load_plan(write(tmp_path, slos=slos, promises=slos))

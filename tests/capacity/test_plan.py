@@ -10,7 +10,7 @@ from capacity_truth import (
     LADDER,
     MIX,
     OPTIONS,
-    PROMISES,
+    SLOS,
     TRUTH,
     UNIT,
     Truth,
@@ -31,7 +31,7 @@ from harness.capacity.planning import confirmation
 from harness.capacity.planning.plan import Terms, make_plan, not_told_apart
 from harness.capacity.planning.prediction import predict_open_run, sealed
 from harness.capacity.planning.validation import ComparedFigure, _row, validate
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +97,12 @@ def test_each_open_run_gives_the_audio_that_it_was_offered_beside_the_nominal(pl
         assert run.trial_id == trial.trial_id
         assert run.offered_audio_s_per_s == trial.rungs[0].summary["offered_audio_s_per_s"]
         assert run.nominal_audio_s_per_s == pytest.approx(trial.load["rate_per_s"] * MIX.mean_frames() / 7.5)
-        assert run.passed and run.own and len(run.promises) == len(PROMISES)
+        assert run.passed and run.own and len(run.slos) == len(SLOS)
 
 
 def test_what_chance_explains_is_no_proof_and_what_it_does_not_is_a_failure(runs):
     trial, _ = runs[0]
-    figure = ComparedFigure("rtf p95 of class short", "short.rtf_p95", 0.7, PROMISES[1], 0.95)
+    figure = ComparedFigure("rtf p95 of class short", "short.rtf_p95", 0.7, SLOS[1], 0.95)
     narrow, wide = np.linspace(0.65, 0.75, 200), np.linspace(0.35, 1.2, 200)
     assert _row(trial, figure, 0.7, narrow, 0.95, 0.25).passed is True
     assert _row(trial, figure, 0.7, wide, 0.95, 0.25).passed is None
@@ -133,7 +133,7 @@ def test_a_prediction_counts_as_it_was_made_before_the_run(fit, measured, runs):
 def test_the_plan_is_met_and_its_counts_are_those_of_the_truth(plan):
     assert plan.verdict == "met"
     assert plan.reasons == ()
-    truth, limits = true_device(), Limits(PROMISES, 24)
+    truth, limits = true_device(), Limits(SLOS, 24)
     traffic = Traffic.draw(MIX, np.random.default_rng(77), 8000)
     steady = steady_limit(truth, limits)[0] / traffic.mean_frames
     for target in plan.targets:
@@ -225,12 +225,12 @@ def test_a_broken_rung_is_left_out_and_named(measured):
     assert "rung 3" in fit.excluded[0].reasons[0]
 
 
-def test_a_promise_that_one_session_breaks_is_missed(measured):
-    promises = (*PROMISES, Promise("short", "rtf", 0.95, 0.05))
-    fit = fit_of(measured, promises=promises)
+def test_a_slo_that_one_session_breaks_is_missed(measured):
+    slos = (*SLOS, Slo("short", "rtf", 0.95, 0.05))
+    fit = fit_of(measured, slos=slos)
     assert fit.deployments[0].max_rate_per_s == 0
     assert fit.best is None
-    plan = plan_of(fit, measured, promises=promises)
+    plan = plan_of(fit, measured, slos=slos)
     assert plan.verdict == "missed"
     assert "not even one session" in plan.reasons[0]
     assert plan.rate_per_device.value == 0
@@ -239,17 +239,17 @@ def test_a_promise_that_one_session_breaks_is_missed(measured):
 
 def test_what_is_said_alike_of_several_deployments_is_said_once(measured):
     other = ladder(TRUTH, np.random.default_rng(10), LADDER, name="other", deployment={"delay_us": 1000})
-    promises = (Promise("short", "ttfa_s", 0.95, 0.001),)
-    plan = plan_of(fit_of(measured, other, promises=promises), measured, other, promises=promises)
+    slos = (Slo("short", "ttfa_s", 0.95, 0.001),)
+    plan = plan_of(fit_of(measured, other, slos=slos), measured, other, slos=slos)
     assert plan.verdict == "missed"
     assert plan.reasons == ("2 of 2 deployments: no rate keeps ttfa p95 of class short, not even one session.",)
 
 
-def test_a_promise_broken_too_narrowly_to_be_sure_is_inconclusive(measured):
+def test_a_slo_broken_too_narrowly_to_be_sure_is_inconclusive(measured):
     free = fit_of(measured).deployments[0]
     alone = Device.from_fit(free).at_constant_step("short", "rtf", 0.95, np.array([free.step_time.points[0].step_s]))
-    narrow = (Promise("short", "rtf", 0.95, float(alone[0]) * 0.995),)
-    found = fit_of(measured, promises=narrow).deployments[0]
+    narrow = (Slo("short", "rtf", 0.95, float(alone[0]) * 0.995),)
+    found = fit_of(measured, slos=narrow).deployments[0]
     assert found.max_rate_per_s is None
     assert "too narrowly to be sure" in found.inconclusive
 
@@ -271,7 +271,7 @@ def test_without_a_confirmation_a_plan_is_inconclusive(fit, measured, runs):
     assert any("without a prediction" in reason for reason in plan_of(fit, measured, (blind, runs[0][1])).reasons)
 
 
-def test_a_run_that_breaks_a_promise_is_not_signed(fit, measured, runs):
+def test_a_run_that_breaks_a_slo_is_not_signed(fit, measured, runs):
     trial, rows = runs[0]
     short = rows["traffic_class"] == "short"
     slow = rows.assign(rtf=rows["rtf"].mask(short, 1.3))
@@ -282,7 +282,7 @@ def test_a_run_that_breaks_a_promise_is_not_signed(fit, measured, runs):
     assert "open-0.6" in reason and "rtf p95 of class short was 1.3, the limit is 0.9" in reason
     assert [run.passed for run in plan.open_runs] == [False, True]
     blind = replace(trial, prediction=None)
-    assert any("broke a promise" in each for each in plan_of(fit, measured, (blind, slow), runs[1]).reasons)
+    assert any("violated an SLO" in each for each in plan_of(fit, measured, (blind, slow), runs[1]).reasons)
 
 
 def test_requests_that_got_no_audio_fail_the_run_and_are_not_left_out(fit, measured, runs):
@@ -305,7 +305,7 @@ def test_requests_that_got_no_audio_fail_the_run_and_are_not_left_out(fit, measu
     assert "ttfa p95 of class short" not in {row.metric for row in plan.validation}
 
 
-def test_a_request_that_broke_off_broke_its_promise(fit, measured, runs):
+def test_a_request_that_broke_off_broke_its_slo(fit, measured, runs):
     """Four of ten streams end in an error after their first audio: no capacity is signed on that."""
     trial, rows = runs[1]
     broken = rows.assign(outcome=rows["outcome"].mask(np.arange(len(rows)) % 5 < 2, "error"))
@@ -314,7 +314,7 @@ def test_a_request_that_broke_off_broke_its_promise(fit, measured, runs):
     assert any("was above every measured value" in reason for reason in plan.reasons)
 
 
-def test_a_run_in_which_hardly_anybody_came_confirms_no_promise(fit, measured):
+def test_a_run_in_which_hardly_anybody_came_confirms_no_slo(fit, measured):
     best = fit.best_deployment
     rate = 0.1 * best.max_rate_per_s
     prediction = predict_open_run(best, MIX, rate, 5, np.random.default_rng(5))
@@ -342,7 +342,7 @@ def test_a_run_without_a_decidable_figure_confirms_nothing(fit, measured, runs, 
     monkeypatch.setattr(confirmation, "validate", undecided)
     plan = plan_of(fit, measured, *runs)
     assert plan.verdict == "inconclusive"
-    assert any("not one figure of a promise is" in reason and "longer" in reason for reason in plan.reasons)
+    assert any("not one figure of an SLO is" in reason and "longer" in reason for reason in plan.reasons)
     assert plan.targets[0].basis == "simulated"
 
 
@@ -356,17 +356,17 @@ def test_an_extrapolated_count_is_not_signed(runs):
     assert any("add a rung at" in reason for reason in plan.reasons)
 
 
-def test_promises_that_nothing_carries_are_refused(measured):
-    for promise, words in (
-        (Promise("job", "rtf", 0.95, 0.9), "which the mix lacks"),
-        (Promise("short", "rtf", 0.999, 0.9), "needs 1000 measured requests"),
+def test_slos_that_nothing_carries_are_refused(measured):
+    for slo, words in (
+        (Slo("job", "rtf", 0.95, 0.9), "which the mix lacks"),
+        (Slo("short", "rtf", 0.999, 0.9), "needs 1000 measured requests"),
     ):
-        assert words in fit_of(measured, promises=(promise,)).deployments[0].inconclusive
+        assert words in fit_of(measured, slos=(slo,)).deployments[0].inconclusive
 
 
 def test_no_trial_at_all_is_inconclusive(measured):
-    fit = fit_run([], measured[1], MIX, PROMISES, np.random.default_rng(0), UNIT)
-    plan = make_plan(fit, [], measured[1], MIX, PROMISES, (1,), np.random.default_rng(0), Terms(**OPTIONS))
+    fit = fit_run([], measured[1], MIX, SLOS, np.random.default_rng(0), UNIT)
+    plan = make_plan(fit, [], measured[1], MIX, SLOS, (1,), np.random.default_rng(0), Terms(**OPTIONS))
     assert plan.verdict == "inconclusive"
     assert plan.reasons == ("No ladder was measured: run the sweep.",)
 

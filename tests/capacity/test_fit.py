@@ -10,7 +10,7 @@ from capacity_truth import (
     ALPHA_S,
     LADDER,
     MIX,
-    PROMISES,
+    SLOS,
     TAU0_S,
     TRUTH,
     Truth,
@@ -29,7 +29,7 @@ from harness.capacity.models.spreads import Spread, StallTable
 from harness.capacity.models.steps import Rungs, fit_step_time
 from harness.capacity.planning.prediction import predict_open_run
 from harness.errors import InconclusiveError
-from harness.records.slo import Promise
+from harness.records.slo import Slo
 
 
 @pytest.fixture(scope="module")
@@ -113,23 +113,23 @@ def test_more_trials_of_a_deployment_are_fitted_together(measured):
 def test_the_highest_rate_is_that_of_the_truth(fit):
     truth = true_device()
     traffic = Traffic.draw(MIX, np.random.default_rng(99))
-    rate, binding = highest_rate(truth, traffic, Limits(PROMISES, 24))
+    rate, binding = highest_rate(truth, traffic, Limits(SLOS, 24))
     found = fit.deployments[0]
     assert found.max_rate_per_s == pytest.approx(rate, rel=0.06)
     assert found.binding == binding == "rtf p95 of class short"
     assert found.max_rate_interval[0] < found.max_rate_per_s < found.max_rate_interval[1]
 
 
-def test_just_above_the_highest_rate_a_promise_breaks(fit):
+def test_just_above_the_highest_rate_a_slo_breaks(fit):
     found = fit.deployments[0]
     traffic = Traffic.draw(MIX, np.random.default_rng(fit.traffic_seed))
-    device, limits = Device.from_fit(found), limits_of(found, PROMISES, None, 1.0, traffic)
+    device, limits = Device.from_fit(found), limits_of(found, SLOS, None, 1.0, traffic)
     assert judge_load(device, traffic, limits, found.max_rate_per_s, 1).kept
     assert not judge_load(device, traffic, limits, found.max_rate_per_s * 1.03, 1).kept
 
 
 def test_a_large_pool_comes_near_the_steady_limit():
-    truth, limits = true_device(), Limits(PROMISES, 24)
+    truth, limits = true_device(), Limits(SLOS, 24)
     traffic = Traffic.draw(MIX, np.random.default_rng(3), 12_000)
     steady = steady_limit(truth, limits)[0] / traffic.mean_frames
     per_device = [highest_rate(truth, traffic, limits, devices)[0] / devices for devices in (1, 8, 64)]
@@ -216,9 +216,9 @@ def test_stalls_are_known_up_to_the_slowest_step_that_was_measured():
     assert again.at(np.array([0.25]), 0.5) == np.inf
 
 
-def test_a_stall_promise_can_bind(measured):
-    stalls = (Promise("short", "stall_longest_s", 0.95, 0.03),)
-    found = fit_of(measured, promises=stalls).deployments[0]
+def test_a_stall_slo_can_bind(measured):
+    stalls = (Slo("short", "stall_longest_s", 0.95, 0.03),)
+    found = fit_of(measured, slos=stalls).deployments[0]
     assert found.binding == "longest stall p95 of class short"
     assert found.max_rate_per_s > 0
 
@@ -234,7 +234,7 @@ def test_classes_with_too_few_requests_share_the_spread_of_all():
 def test_draws_of_the_rate_spread_around_one(fit):
     found = fit.deployments[0]
     traffic = Traffic.draw(MIX, np.random.default_rng(fit.traffic_seed))
-    device, limits = Device.from_fit(found), limits_of(found, PROMISES, None, 1.0, traffic)
+    device, limits = Device.from_fit(found), limits_of(found, SLOS, None, 1.0, traffic)
     shares = steady_draws(device, limits, np.random.default_rng(6)) / steady_limit(device, limits)[0]
     assert len(shares) == 200
     assert np.median(shares) == pytest.approx(1, abs=0.03)
@@ -249,7 +249,7 @@ def test_draws_of_the_rate_spread_around_one(fit):
         ([(1.0, 1), (3.0, 1), (2.0, 1)], 1),
         ([(1.0, 1), (1.9, 2), (2.0, 1)], 1),  # the second ladder of what looked best came out lower
         ([(2.1, 2), (1.9, 2), (2.5, 1)], 0),
-        ([(2.0, 1), (0.0, 2), (1.0, 1)], 0),  # the second one showed that a promise is broken at any rate
+        ([(2.0, 1), (0.0, 2), (1.0, 1)], 0),  # the second one showed that an SLO is violated at any rate
     ],
 )
 def test_the_best_deployment_is_one_of_those_measured_most(rates_and_ladders, best):
