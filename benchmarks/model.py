@@ -55,7 +55,7 @@ def kv_limit_bytes(server: TritonServer) -> int:
 def free_mib(server: TritonServer) -> float:
     """Free KV cache by the LLM stage's own count: a session that needs the whole limit is refused with what is free.
 
-    Where nothing is held it is let in, and closed at once. One instance of the stage is asked.
+    Where nothing is held it is admitted, and closed at once. One instance of the stage is asked.
     """
     limit_bytes = kv_limit_bytes(server)
     rows = limit_bytes // bytes_per_position(server.deployment.preset)

@@ -1,4 +1,4 @@
-"""Every error that a user can meet; each message says what is wrong, where, and how to mend it.
+"""Every error that a user can meet; each message says what is wrong, where, and how to fix it.
 
 HarnessError
 ├── InputError          something the user wrote: a script, an option, a plan, a folder

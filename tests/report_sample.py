@@ -415,7 +415,7 @@ def behaviour_record() -> dict:
             },
         }
         for surge in ("twice the load", "an impulse")
-        for admission, recovered_s in (("all are let in", None), ("the rest are told busy", 0.0))
+        for admission, recovered_s in (("all are admitted", None), ("the rest are rejected", 0.0))
     ]
     return {
         "basis": "simulated",

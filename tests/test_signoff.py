@@ -381,8 +381,8 @@ def fitted(fakes, monkeypatch):
             return fit_with(*fits, best=best_of(looks))
 
         monkeypatch.setattr(campaign, "fit_of", fit)
-        foretold = {"sessions": 2.0}
-        monkeypatch.setattr(campaign, "predict_open_run", lambda best, mix, rate, *_: foretold | {"rate_per_s": rate})
+        predicted = {"sessions": 2.0}
+        monkeypatch.setattr(campaign, "predict_open_run", lambda best, mix, rate, *_: predicted | {"rate_per_s": rate})
         monkeypatch.setattr(job.SignOff, "_conclude", lambda self, watcher: {})
 
     return arrange

@@ -1,4 +1,4 @@
-"""An external server, which somebody else runs: the knobs of a sweep are turned in it and put back."""
+"""An external server, which the harness did not start: the knobs of a sweep are turned in it and put back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _METRICS_PORT = 8002  # Triton's own choice
 
 
 class RemoteTriton:
-    """A Triton that somebody else runs, with our repository in it. Use it as a context manager.
+    """A Triton that the harness did not start, with our repository in it. Use it as a context manager.
 
     Only the knobs of a sweep are turned, in the configurations that it has; on leaving they are put back. ``keep`` is a
     file that holds them meanwhile: after a kill, the next to enter with it puts them back. It is never started or

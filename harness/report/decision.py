@@ -145,14 +145,14 @@ def not_measured(manifest: RunManifest, trials: Sequence[Trial], plan: Plan | No
 
 
 def _untested(plan: Plan | None) -> list[str]:
-    """The SLOs that no open-loop run of the planned deployment shows to be kept, or foretold within the limit."""
+    """The SLOs that no open-loop run of the planned deployment shows to be kept, or predicted within the limit."""
     if plan is None:
         return []
     own = {run.trial_id: run for run in plan.open_runs if run.own and run.passed}
-    foretold = {row.metric for row in plan.validation if row.trial_id in own and row.passed}
+    predictions = {row.metric for row in plan.validation if row.trial_id in own and row.passed}
     judged = [slo for run in own.values() for slo in run.slos]
     kept = {_name(slo) for slo in judged if slo.met}
-    return [name for name in dict.fromkeys(map(_name, judged)) if name not in foretold | kept]
+    return [name for name in dict.fromkeys(map(_name, judged)) if name not in predictions | kept]
 
 
 def _name(slo: JudgedSlo) -> str:

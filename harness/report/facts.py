@@ -128,7 +128,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Foretold:
+class StoredPrediction:
     """When the prediction of an open-loop trial was made, how long before the trial, and its SHA-256.
 
     ``flaw``: why it does not count, or "".
@@ -159,21 +159,23 @@ def rate_confidence(fit: Fit | None) -> float:
     return fit.confidence if fit else CONFIDENCE
 
 
-def foretold(run: Run, trials: Sequence[Trial]) -> list[Foretold]:
+def predictions(run: Run, trials: Sequence[Trial]) -> list[StoredPrediction]:
     """One for each trial with a prediction, unless it is of an older run: its predictions bear no time and no hash."""
     written = run.predictions()
     return [
-        _foretold(trial, written.get(trial.trial_id, {}) if written else None)
+        _stored_prediction(trial, written.get(trial.trial_id, {}) if written else None)
         for trial in trials
         if trial.prediction and (written or "sha256" in trial.prediction)
     ]
 
 
-def _foretold(trial: Trial, written: dict | None) -> Foretold:
+def _stored_prediction(trial: Trial, written: dict | None) -> StoredPrediction:
     made_at, sha256 = (trial.prediction.get(name) or (written or {}).get(name, "") for name in ("made_at", "sha256"))
     began = datetime.fromisoformat(trial.started_at)
     before_s = (began - datetime.fromisoformat(made_at)).total_seconds() if made_at else math.nan
-    return Foretold(trial.trial_id, made_at, before_s, sha256, flaw_of(trial.prediction, trial.started_at, written))
+    return StoredPrediction(
+        trial.trial_id, made_at, before_s, sha256, flaw_of(trial.prediction, trial.started_at, written)
+    )
 
 
 def key(knobs: dict) -> str:

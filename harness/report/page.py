@@ -66,7 +66,7 @@ def render(run: Run) -> str:
         notes=_notes(plan.targets) if plan else [],
         spares_basis=_spares_basis(answered) if answered else "",
         expires_at=facts.expires_at(run.manifest),
-        foretold=facts.foretold(run, trials),
+        predictions=facts.predictions(run, trials),
         surge_names=_surge_names(surges),
         admission_colours=_admission_colours(surges),
         plots=plots,

@@ -161,9 +161,9 @@ def surges(plan: Plan) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "surge": row.surge,
-            "let in": row.admission,
+            "admitted": row.admission,
             "SLOs met": words.percent(row.within_slos_during),
-            "told busy": words.percent(row.busy_during),
+            "rejected": words.percent(row.busy_during),
             "most sessions": row.most_sessions,
             "basis": _basis(plan, "extrapolated" if row.beyond_measured else "simulated"),
             "recovered after": words.recovery(row.recovered_after_s, row.watched_s),

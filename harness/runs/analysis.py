@@ -33,7 +33,7 @@ def fit_of(run: Run) -> Fit:
 def plan_of(run: Run, spec: PlanSpec, fit: Fit, targets_qps: Sequence[float]) -> Plan:
     """plan.json for these targets, from stored records alone."""
     mix, slos, rng = spec.traffic_mix(), spec.slo_list(), np.random.default_rng(spec.seed)
-    terms = replace(terms_of(run.manifest, spec), foretold=run.predictions())
+    terms = replace(terms_of(run.manifest, spec), predictions=run.predictions())
     return make_plan(fit, run.trials(), run.requests(), mix, slos, targets_qps, rng, terms)
 
 

@@ -19,7 +19,7 @@ from harness.planfile import PlanSpec, ProfileSpec
 from harness.records.schema import RunManifest
 from harness.records.store import Run, read_profile
 
-_ELSEWHERE = "the Triton at ", "Triton of "  # a device of these names was deployed by somebody else
+_ELSEWHERE = "the Triton at ", "Triton of "  # a device of these names was not deployed by the harness
 _CLUSTER = "host of the Ray cluster "
 _CODE = (PACKAGE, "**/*.py"), (REPOSITORY, "**/*.py"), (REPOSITORY, "**/*.pbtxt"), (SCENARIOS, "*.py")
 

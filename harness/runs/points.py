@@ -13,7 +13,7 @@ from harness.topology import TOPOLOGY
 
 
 def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
-    """What a plan deploys. Raises InputError for what cannot be deployed, or not on a server of somebody else."""
+    """What a plan deploys. Raises InputError for what cannot be deployed, or not on an external server."""
     parameters = {name: str(value) for name, value in spec.parameters.items()}
     if url and (spec.emulate or parameters):
         raise InputError("emulate and parameters are of a server that the harness starts: leave them or --url out")

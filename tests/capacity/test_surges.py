@@ -1,4 +1,4 @@
-"""Surges on planned devices: who is served, who is told busy, and how long the recovery takes."""
+"""Surges on planned devices: who is served, who is rejected (busy), and how long the recovery takes."""
 
 import json
 import math
@@ -144,7 +144,7 @@ def test_a_device_full_of_90_minute_sessions_takes_as_long_as_its_frames(pools):
 
 
 def test_nobody_is_let_in_without_room_for_the_kv_cache(pools, seen):
-    """Beyond the room callers wait in line, and are told busy after 30 s, whoever is let in."""
+    """Beyond the room callers wait in line, and are rejected (busy) after 30 s, whichever are admitted."""
     frames = pools.traffic.frames
     kv = KvRoom(float(20 * np.mean(KvRoom(1, 512).bytes_of(frames))), 512)  # for 20 sessions as they come
     full = pools.changed(limits=replace(pools.limits, kv=kv, kv_slots=kv.slots(pools.traffic.whole_frames)))

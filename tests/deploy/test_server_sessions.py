@@ -289,6 +289,6 @@ def test_several_instances_of_everything_keep_each_session_where_its_state_is(tr
         heard = done(*hear_all(server.url, *requests))
         for ours, theirs in zip(heard, expected, strict=True):
             assert_same(ours.audio, theirs.audio)
-        # Each LLM instance has room for four of these: eight at once, and none is turned away while the other has room.
+        # Each LLM instance has room for four of these: eight at once, and none is rejected while the other has room.
         parallel = hear_all(server.url, *(big(f"b{i}", seed=i) for i in range(12)))
         assert len(done(*parallel)) == 12

@@ -221,16 +221,16 @@ def test_what_a_plan_holds_besides_has_its_sections_and_an_older_plan_has_not(ou
 
 
 def test_each_surge_says_who_is_served_who_is_told_busy_and_when_it_is_over(outlook):
-    rows = table_with(outlook, "Told busy")
+    rows = table_with(outlook, "Rejected")
     assert [row["Surge"] for row in rows] == ["twice the load"] * 2 + ["an impulse"] * 2
-    assert (rows[0]["SLOs met"], rows[0]["Told busy"]) == ("61%", "38%")
+    assert (rows[0]["SLOs met"], rows[0]["Rejected"]) == ("61%", "38%")
     assert rows[0]["Recovered after"] == "not within 5 h" and rows[1]["Recovered after"] == "at once"
     assert rows[0]["Most sessions"] == "577 extrapolated" and rows[1]["Most sessions"] == "36"
 
 
 def test_a_surge_is_drawn_with_its_length_and_a_line_for_each_way_to_let_callers_in():
     rows = Plan.of(sample.outlook_record()).behaviour.surges[:2]
-    figure = figures.surge(rows, {"all are let in": "#111", "the rest are told busy": "#222"})
+    figure = figures.surge(rows, {"all are admitted": "#111", "the rest are rejected": "#222"})
     assert [trace.line.color for trace in figure.data] == ["#111", "#222"]
     assert (figure.layout.shapes[0].x0, figure.layout.shapes[0].x1) == (0, 15)
     assert figure.data[0].x[5] == 0.5 and figure.data[0].y[5] == pytest.approx(61)
@@ -311,7 +311,7 @@ def test_the_page_says_when_it_expires_and_with_what(pages):
 
 
 def test_slos_that_no_open_run_tested_are_among_what_was_not_measured():
-    """Of the sample's SLOs, that on the RTF of short requests was judged by too few, and foretold by no row."""
+    """Of the sample's SLOs, that on the RTF of short requests was judged by too few, and predicted by no row."""
     said = decision.not_measured(sample.manifest(), [], Plan.of(sample.plan_record()))
     (line,) = [line for line in said if "for want of requests" in line]
     assert "real-time factor of short requests (95th percentile). There" in line and "first audio" not in line

@@ -127,8 +127,8 @@ def test_chunks_and_entries_that_were_not_tried_are_foretold():
     taught = [Taught(point() | {"chunk_frames": n, "entry.instances": 1}, shown(n, 1)) for n in (1, 8)]
     physics = learn(taught, {})
     for chunk, entries in ((2, 1), (1, 2), (4, 2)):
-        foretold = physics.step_s(point() | {"chunk_frames": chunk, "entry.instances": entries}, SESSIONS)
-        assert foretold == pytest.approx(steps_of(shown(chunk, entries)), rel=0.2)
+        predicted = physics.step_s(point() | {"chunk_frames": chunk, "entry.instances": entries}, SESSIONS)
+        assert predicted == pytest.approx(steps_of(shown(chunk, entries)), rel=0.2)
 
 
 def test_stages_that_were_not_counted_teach_nothing():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from harness import wire
-from harness.vibevoice.process.restarts import Mender, Note, Registry, one_more_restart, server_mark
+from harness.vibevoice.process.restarts import Note, Registry, Restarter, one_more_restart, server_mark
 from harness.vibevoice.sessions.table import is_alive, is_stopped, session_ids
 
 SERVER = "1-7-1"
@@ -37,7 +37,7 @@ def note_of(model, pid, instance=0, server=SERVER, since_ns=0, config=CONFIG):
     return Note(server, pid, f"{model}_0_{instance}", model, config, since_ns)
 
 
-def mender_of(registry, pid=None, fail=()):
+def restarter_of(registry, pid=None, fail=()):
     loaded = []
 
     def load(model, config):
@@ -45,7 +45,7 @@ def mender_of(registry, pid=None, fail=()):
             raise RuntimeError("no explicit model control")
         loaded.append((model, json.loads(config)["parameters"]["restarts"]["string_value"]))
 
-    return Mender(registry, load, os.getpid() if pid is None else pid), loaded
+    return Restarter(registry, load, os.getpid() if pid is None else pid), loaded
 
 
 def test_a_process_that_died_is_told_from_one_that_runs(sleeper):
@@ -62,34 +62,34 @@ def test_a_process_that_stays_stopped_is_ended_before_its_model_is_loaded(regist
     registry.put(note_of(wire.VOCODER, os.getpid()), "a")
     registry.put(note_of(wire.VOICE, sleeper.pid), "b")
     registry.put(note_of(wire.LLM, os.getpid()), "c")
-    mender, loaded = mender_of(registry)
+    restarter, loaded = restarter_of(registry)
     for _ in range(2):
         sleeper.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED)
-        assert [mender.look(0.0) for _ in range(4)] == [[]] * 4 and is_alive(sleeper.pid)
+        assert [restarter.look(0.0) for _ in range(4)] == [[]] * 4 and is_alive(sleeper.pid)
         sleeper.send_signal(signal.SIGCONT)
         while is_stopped(sleeper.pid):
             time.sleep(0.01)
-        assert mender.look(0.0) == []
+        assert restarter.look(0.0) == []
     sleeper.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED)
     for _ in range(6):
-        mender.look(0.0)
+        restarter.look(0.0)
     sleeper.wait(10)
-    assert mender.look(1.0) in ([wire.VOICE], []) and loaded == [(wire.VOICE, "1")]
+    assert restarter.look(1.0) in ([wire.VOICE], []) and loaded == [(wire.VOICE, "1")]
 
 
 def test_a_model_whose_process_died_is_loaded_again_once(registry, sleeper):
     registry.put(note_of(wire.VOICE, os.getpid()), "a")
     registry.put(note_of(wire.VOCODER, sleeper.pid), "b")
-    mender, loaded = mender_of(registry)
+    restarter, loaded = restarter_of(registry)
     for region in ("a", "b"):
         (registry.folder / region).touch()
-    assert mender.look(0.0) == [] and len(registry.notes()) == 2
+    assert restarter.look(0.0) == [] and len(registry.notes()) == 2
     sleeper.kill()
     sleeper.wait()
-    assert mender.look(1.0) == [wire.VOCODER]
-    assert mender.look(2.0) == []
+    assert restarter.look(1.0) == [wire.VOCODER]
+    assert restarter.look(2.0) == []
     assert loaded == [(wire.VOCODER, "1")]
     assert [note.model for note in registry.notes().values()] == [wire.VOICE]
     assert sorted(path.name for path in registry.folder.iterdir()) == ["a", "a.model"]  # a region is 16 MiB
@@ -100,7 +100,7 @@ def test_only_the_first_of_the_watchers_acts(registry, sleeper):
     registry.put(note_of(wire.ENTRY, os.getpid()), "a")
     registry.put(note_of(wire.DIFFUSION, DEAD), "dead")
     registry.put(note_of(wire.LLM, sleeper.pid), "b")
-    entry, loaded = mender_of(registry)
+    entry, loaded = restarter_of(registry)
     assert entry.look(0.0) == []
     sleeper.kill()
     sleeper.wait()
@@ -114,8 +114,8 @@ def test_a_process_whose_place_was_taken_is_left_alone(registry):
     registry.put(note_of(wire.LLM, os.getpid(), since_ns=5), "new")
     for instance in range(2):
         registry.put(note_of(wire.VOCODER, DEAD + 1 + instance, instance), f"dead{instance}")
-    mender, loaded = mender_of(registry)
-    assert mender.look(0.0) == [wire.VOCODER]
+    restarter, loaded = restarter_of(registry)
+    assert restarter.look(0.0) == [wire.VOCODER]
     assert loaded == [(wire.VOCODER, "1")] and len(registry.notes()) == 2
 
 
@@ -125,8 +125,8 @@ def test_one_that_lives_on_after_its_successor_came_does_not_stand_for_it(regist
     registry.put(note_of(wire.ENTRY, os.getpid(), since_ns=1), "old")
     registry.put(note_of(wire.ENTRY, DEAD, since_ns=2, config=one_more_restart(CONFIG)), "new")
     registry.put(note_of(wire.ENTRY, DEAD + 1, since_ns=0), "oldest")
-    mender, loaded = mender_of(registry)
-    assert mender.look(0.0) == [wire.ENTRY]
+    restarter, loaded = restarter_of(registry)
+    assert restarter.look(0.0) == [wire.ENTRY]
     assert loaded == [(wire.ENTRY, "2")] and len(registry.notes()) == 2
 
 
@@ -136,8 +136,8 @@ def test_a_deployment_that_was_replaced_does_not_come_back(registry):
     two = json.dumps({**json.loads(CONFIG), "instance_group": [{"count": 2}]})
     registry.put(note_of(wire.VOCODER, DEAD, instance=1, config=two), "old")
     registry.put(note_of(wire.VOCODER, os.getpid(), since_ns=5), "new")
-    mender, loaded = mender_of(registry)
-    assert mender.look(0.0) == [] and loaded == []
+    restarter, loaded = restarter_of(registry)
+    assert restarter.look(0.0) == [] and loaded == []
 
 
 def test_notes_of_another_server_and_files_of_others_mean_nothing(registry, tmp_path):
@@ -145,19 +145,19 @@ def test_notes_of_another_server_and_files_of_others_mean_nothing(registry, tmp_
     registry.put(note_of(wire.VOCODER, DEAD, server=SERVER + "1"), "foreign")
     for number, content in enumerate(("", "[1]", '{"server": 7}', "\0\1")):
         (tmp_path / f"{number}.model").write_text(content)
-    mender, loaded = mender_of(registry)
-    assert mender.look(0.0) == [] and loaded == []
+    restarter, loaded = restarter_of(registry)
+    assert restarter.look(0.0) == [] and loaded == []
 
 
 def test_a_load_that_fails_is_tried_again_later(registry, capsys):
     registry.put(note_of(wire.VOICE, os.getpid()), "voice")
     registry.put(note_of(wire.VOCODER, DEAD), "dead")
     fail = [wire.VOCODER]
-    mender, loaded = mender_of(registry, fail=fail)
-    assert [mender.look(now) for now in (0.0, 5.0, 9.9)] == [[]] * 3
+    restarter, loaded = restarter_of(registry, fail=fail)
+    assert [restarter.look(now) for now in (0.0, 5.0, 9.9)] == [[]] * 3
     assert capsys.readouterr().out.count("cannot be loaded again: no explicit model control") == 1
     fail.clear()
-    assert mender.look(10.0) == [wire.VOCODER]
+    assert restarter.look(10.0) == [wire.VOCODER]
 
 
 def test_every_restart_makes_another_configuration():
@@ -187,5 +187,5 @@ def test_a_note_that_another_user_put_means_nothing(registry, monkeypatch):
     registry.put(note_of(wire.VOICE, os.getpid()), "voice")
     registry.put(note_of(wire.VOCODER, DEAD), "dead")
     monkeypatch.setattr(os, "geteuid", lambda: 12_345)
-    mender, loaded = mender_of(registry)
-    assert mender.look(0.0) == [] and loaded == []
+    restarter, loaded = restarter_of(registry)
+    assert restarter.look(0.0) == [] and loaded == []

@@ -42,11 +42,11 @@ def confirm(
     *,
     confidence: float,
     max_error: float,
-    foretold: Mapping[str, dict] | None = None,
+    predictions: Mapping[str, dict] | None = None,
 ) -> Confirmation:
     """Judge every VALID open-loop trial; those on ``deployment`` (``own``) decide. ``requests``: as for make_plan.
 
-    ``foretold``: as for validate. A run's ``passed``: False where a prediction of it failed or an SLO was clearly
+    ``predictions``: as for validate. A run's ``passed``: False where a prediction of it failed or an SLO was clearly
     violated; None where it cannot say (INVALID, without a prediction, or not one figure of an SLO decidable; ``note``
     says which); else True.
     """
@@ -54,7 +54,7 @@ def confirm(
     for trial in (trial for trial in trials if trial.kind == "open"):
         run = _run_record(trial, trial.deployment == deployment, mix)
         if trial.valid:
-            terms = {"confidence": confidence, "max_error": max_error, "foretold": foretold}
+            terms = {"confidence": confidence, "max_error": max_error, "predictions": predictions}
             found, problem = _validated(trial, requests, slos, rng, **terms)
             kept = _judged(trial, requests, slos, confidence)
             passed, note = _outcome(found, kept, problem)

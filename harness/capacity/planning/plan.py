@@ -35,8 +35,8 @@ class Terms:
 
     ``unit``, ``preset``, ``device``: what one device is; it has so many ``gpus``. ``prices``: of an hour of a device,
     by type, in ``currency``. ``growth_per_month`` (a share of the rate) and ``fleet`` (devices that there are) are for
-    a forecast; ``profiles``, by type of device, for counts of devices that were not deployed. ``foretold``: by trial,
-    the predictions that were written down before open-loop runs started; without any, it is an older run.
+    a forecast; ``profiles``, by type of device, for counts of devices that were not deployed. ``predictions``: those
+    that were written down before open-loop runs started, by trial; without any, it is an older run.
     """
 
     utilisation_cap: float
@@ -52,7 +52,7 @@ class Terms:
     growth_per_month: float | None = None
     fleet: int | None = None
     profiles: Mapping[str, Mapping] = field(default_factory=dict)
-    foretold: Mapping[str, dict] = field(default_factory=dict)
+    predictions: Mapping[str, dict] = field(default_factory=dict)
 
 
 def make_plan(
@@ -78,7 +78,7 @@ def make_plan(
     if chosen is None:
         return _without_rate(plan, fit)
     judging = {"confidence": terms.confidence, "max_error": terms.max_error}
-    confirmed = confirm(chosen.deployment, trials, requests, mix, slos, rng, **judging, foretold=terms.foretold)
+    confirmed = confirm(chosen.deployment, trials, requests, mix, slos, rng, **judging, predictions=terms.predictions)
     pools = pools_of(fit, chosen, mix, slos, terms.utilisation_cap)
     shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]
     targets = []

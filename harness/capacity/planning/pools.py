@@ -46,7 +46,7 @@ class Pools:
         return replace(self, **changes, _known={}, _parts={})
 
     def without_slos(self) -> Pools:
-        """Without any SLO: what devices carry at all, with the sessions that are known and that they let in."""
+        """Without any SLO: what devices carry at all, with the sessions that are known and that they admit."""
         return self.changed(limits=replace(self.limits, slos=()))
 
     def has_seen(self, sessions: float) -> bool:

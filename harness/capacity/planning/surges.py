@@ -59,9 +59,9 @@ class Admission:
 
 
 ADMISSIONS = (
-    Admission("all are let in", limited=False, line=LINE),
-    Admission("the rest wait in line", limited=True, line=LINE),
-    Admission("the rest are told busy", limited=True),
+    Admission("all are admitted", limited=False, line=LINE),
+    Admission("the rest wait in a queue", limited=True, line=LINE),
+    Admission("the rest are rejected", limited=True),
 )
 SURGES = (
     Surge("twice the load", 2),
@@ -75,11 +75,11 @@ def behaviour(pools: Pools, mix: Mix, target: PlannedTarget, rng: np.random.Gene
     """plan.json's ``behaviour``: each surge on the devices of a target, for each way to admit sessions.
 
     ``session_limit``: the most sessions with which a device meets every SLO for good. Those beyond it wait in its
-    line as the server has it (64 of them, 30 s, then "busy"), or are told busy at once. Nobody is let in without room
+    line as the server has it (64 of them, 30 s, then "busy"), or are rejected at once. Nobody is admitted without room
     for the KV cache, where that is known (``kv_room_bytes``, else None). Time is counted in parts of
     1/15 of the holding time: a quarter of an hour, or twice the mean time of a session if that is longer.
     ``within_slos``: of the sessions that came in a part, the share that met every SLO on first audio and real-time
-    factor; one told busy kept none; None where nobody came. Above 64 devices, 64 with their part of the traffic are
+    factor; a rejected one met none; None where nobody came. Above 64 devices, 64 with their part of the traffic are
     simulated.
     """
     limit, kv = max(int(steady_sessions(pools.device, pools.limits)), 1), pools.limits.kv
@@ -204,7 +204,7 @@ def _observe(stage: _Stage, surge: Surge, admission: Admission, limit: int, rng:
 
 @dataclass(frozen=True)
 class _Seen:
-    """By part [parts], over all runs: sessions that came, that met every SLO, that were told busy; on a device."""
+    """By part [parts], over all runs: sessions that came, that met every SLO, that were rejected; on a device."""
 
     arrived: np.ndarray
     good: np.ndarray

@@ -53,11 +53,11 @@ def validate(
     *,
     confidence: float,
     max_error: float,
-    foretold: Mapping[str, dict] | None = None,
+    predictions: Mapping[str, dict] | None = None,
 ) -> list[ValidationRow]:
     """Rows of plan.json's ``validation`` for one open-loop trial.
 
-    ``foretold``: what was written down before each trial started, by trial; None or empty for an older run.
+    ``predictions``: what was written down before each trial started, by trial; None or empty for an older run.
 
     ``said_before`` is the stored prediction, of nominal Poisson traffic (None where it does not name the figure), made
     at ``said_at``, with its hash.
@@ -72,7 +72,7 @@ def validate(
     A quantile that is not there because too many requests were never heard is a row that failed, ``measured`` None.
     Raises InconclusiveError for a trial that cannot be compared.
     """
-    written = foretold.get(trial.trial_id, {}) if foretold else None
+    written = predictions.get(trial.trial_id, {}) if predictions else None
     device, rung = _model_of(trial, written), _window_of(trial)
     replay = _Replay.of(requests[requests["trial_id"] == trial.trial_id], rung, trial.trial_id)
     figures = _figures(rung, slos, replay)

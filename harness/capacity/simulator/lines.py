@@ -94,7 +94,7 @@ def step_out(a, k):
 
 @compiled
 def admit(a, d, now):
-    """Let in who waits at device ``d``, or in front of the pool, as long as there is room for the first in line."""
+    """Admit what waits at device ``d``, or in front of the pool, as long as there is room for the first in line."""
     if a.setup[0].routing == SHARED:
         while a.state[0].oldest >= 0:
             k = a.state[0].oldest

@@ -79,7 +79,7 @@ class Surrogate:
     def sample(self, x: np.ndarray, base: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
         """Joint draws [draws x each, m] of the logarithm of the true value at other points.
 
-        They spread as a multivariate t: wider where values left out one by one were foretold worse than believed.
+        They spread as a multivariate t: wider where values left out one by one were predicted worse than believed.
         """
         found, degrees = [], _TRUST + len(self.y)
         for draw in self.draws:
@@ -114,7 +114,7 @@ class Surrogate:
         return mean, prior - (white.T @ white if joint else np.sum(white**2, axis=0))
 
     def _surprise(self, draw: Hyperparameters) -> float:
-        """How much farther values lie from what the others foretell than believed, 1 or more (section 5.4.2 there)."""
+        """How much farther values lie from what the others predict than believed, 1 or more (section 5.4.2 there)."""
         if not len(self.y):
             return 1.0
         inverse = np.linalg.inv(self._gram(draw))

@@ -81,7 +81,7 @@ class Registry:
         return found
 
 
-class Mender:
+class Restarter:
     """Loads models again whose processes died, if it is this process's turn among those that watch."""
 
     def __init__(self, registry: Registry, load: Callable[[str, str], None], pid: int):
@@ -173,18 +173,18 @@ def attend(args: dict, load: Callable[[str, str], None], identity: StageIdentity
     path = registry.put(note, region)
     atexit.register(path.unlink, missing_ok=True)
     if note.model in WATCHERS:
-        _watch(Mender(registry, load, pid), server)
+        _watch(Restarter(registry, load, pid), server)
 
 
-def _watch(mender: Mender, server: int) -> None:
+def _watch(restarter: Restarter, server: int) -> None:
     """Look around from a thread of its own until the process ends: no thread may run while its interpreter goes."""
     over = threading.Event()
 
     def run() -> None:
         while not over.wait(_LOOK_S) and os.getppid() == server:
-            mender.look(time.monotonic())
+            restarter.look(time.monotonic())
 
-    thread = threading.Thread(target=run, daemon=True, name="mender")
+    thread = threading.Thread(target=run, daemon=True, name="restarter")
     thread.start()
     atexit.register(thread.join, 2 * _LOOK_S)
     atexit.register(over.set)  # what is registered last is called first

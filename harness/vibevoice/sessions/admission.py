@@ -60,7 +60,7 @@ class Line:
         await self._wait(open_session, check)
 
     def leave(self) -> None:
-        """A session that was let in has closed."""
+        """A session that was admitted has closed."""
         self.free += 1
         self._call_first()
 
