@@ -71,7 +71,7 @@ def _search(name: str, kind: str, share: float, margin: float, seed: int) -> dic
     space = next(each for each in spaces() if each.name == name)
     most = int(space.points.size * share)
     aim = Aim(margin, SURE, most * LONGER if kind == "model" else most)
-    guide = Guide(space.points, space.with_slo, kind, aim, seed, SESSIONS, {})
+    guide = Guide(space.points, space.slos, kind, aim, seed, SESSIONS, {})
     measured: list[MeasuredPoint] = []
     decisions = []
     began = time.process_time()

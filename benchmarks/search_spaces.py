@@ -38,7 +38,7 @@ _DELAYS = 0, 500, 1000, 2000, 5000, 10_000, 25_000
 
 
 @dataclass(frozen=True)
-class Slod:
+class SpeechSlos:
     """Frames a second at the most sessions that meet two SLOs, between the rungs of a ladder.
 
     A step takes at most ``step_s``; first audio comes after ``prefill_s`` and the steps of a first chunk of
@@ -60,7 +60,7 @@ class Slod:
         return lambda step, point: self.of(step, point.get("chunk_frames", 1))
 
 
-SPEECH = Slod()
+SPEECH = SpeechSlos()
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Emulated:
     figures: str
     space: Mapping[str, Sequence]
     server: Callable[[Mapping], Server]
-    with_slo: Slod = SPEECH
+    slos: SpeechSlos = SPEECH
 
     @cached_property
     def points(self) -> Space:
@@ -95,14 +95,14 @@ class Emulated:
     @cached_property
     def truth(self) -> np.ndarray:
         """The value of every point."""
-        return np.array([self.with_slo.of(_step_time(ladder), self._chunk(n)) for n, ladder in enumerate(self.rungs)])
+        return np.array([self.slos.of(_step_time(ladder), self._chunk(n)) for n, ladder in enumerate(self.rungs)])
 
     def trial(self, number: int, seed: int) -> tuple[tuple[Rung, ...], float]:
         """The ladder and the value of a point as one trial shows them; a trial of a seed always shows the same."""
         rng = np.random.default_rng([seed, number])
         whole = math.exp(_TRIAL_NOISE * rng.standard_normal())
         noisy = [_slowed(rung, whole * math.exp(_RUNG_NOISE * rng.standard_normal())) for rung in self.rungs[number]]
-        return tuple(noisy), self.with_slo.of(_step_time(noisy), self._chunk(number))
+        return tuple(noisy), self.slos.of(_step_time(noisy), self._chunk(number))
 
     def _chunk(self, number: int) -> int:
         return self.points.point(number).get("chunk_frames", 1)
@@ -189,9 +189,9 @@ def _chunks() -> Emulated:
         "chunk_frames": (1, 2, 4, 8), "diffusion_steps": (8, 10, 14), "delay_us": (0, 1000, 3000, 10_000),
         f"{wire.DIFFUSION}.preferred_batch": (0, 8), "entry.instances": (1, 2),
     }  # fmt: skip
-    with_slo = Slod(first_s=0.55)
+    slos = SpeechSlos(first_s=0.55)
     return _emulated(
-        "chunks", _source(PROFILE), space, batch_s, with_slo, entry_s=8e-4, hop_s=2.5e-4, cores=3,
+        "chunks", _source(PROFILE), space, batch_s, slos, entry_s=8e-4, hop_s=2.5e-4, cores=3,
         send_s=2.5e-3,
     )  # fmt: skip
 
@@ -204,13 +204,13 @@ def _held_out() -> Emulated:
         "diffusion_steps": (8, 10), f"{wire.LLM}.max_batch": (16, 64), f"{wire.VOCODER}.instances": (1, 2),
     }  # fmt: skip
     return _emulated(
-        "held-out", figures, space, batch_s, Slod(step_s=0.1, first_s=0.5), entry_s=6e-4, hop_s=3e-4, cores=2.5,
+        "held-out", figures, space, batch_s, SpeechSlos(step_s=0.1, first_s=0.5), entry_s=6e-4, hop_s=3e-4, cores=2.5,
         devices=2, interference=0.25, send_s=1.2e-3,
     )  # fmt: skip
 
 
 def _emulated(
-    name: str, figures: str, space: Mapping, batch_s: list[np.ndarray], with_slo: Slod = SPEECH, *,
+    name: str, figures: str, space: Mapping, batch_s: list[np.ndarray], slos: SpeechSlos = SPEECH, *,
     entry_s: float, hop_s: float, cores: float, devices: float = 0.0, interference: float = 0.05, send_s: float = 0.0,
 ) -> Emulated:  # fmt: skip
     def server(point: Mapping) -> Server:
@@ -226,7 +226,7 @@ def _emulated(
             hop_s, cores, devices, interference,
         )  # fmt: skip
 
-    return Emulated(name, figures, space, server, with_slo)
+    return Emulated(name, figures, space, server, slos)
 
 
 def _line(alpha_s: float, tau0_s: float) -> np.ndarray:

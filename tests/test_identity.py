@@ -9,7 +9,8 @@ from harness import wire
 from harness.errors import InputError, ServerError
 from harness.identity import CPU, EMULATED, GPU, Requested, StageIdentity, must_be_as_requested
 from harness.records.store import Run
-from harness.runs import analysis, opening, stages
+from harness.runs import analysis, opening
+from harness.runs.stages import kv_room, record_stages, stages_by_server
 
 MODELS = (*wire.STAGES, wire.VOICE)
 H100 = {"kind": GPU, "device": "cuda:0", "gpu": "NVIDIA H100", "gpu_uuid": "GPU-1", "dtype": "bfloat16"}
@@ -100,45 +101,45 @@ def run_with(tmp_path, device, **changes):
 def test_a_run_is_named_after_what_its_stages_ran_on(tmp_path, device, stages, named, unit):
     run = run_with(tmp_path, device)
     for _ in range(2):  # a second start of the same run, on the same device
-        stages.record_stages(run, {"a:1": stages})
+        record_stages(run, {"a:1": stages})
     again = Run.open(run.path)
     assert again.manifest.device == named and opening.unit_of(again.manifest) == f"{unit} at preset tiny"
-    assert stages.stages_by_server(again.manifest) == {"a:1": stages}
+    assert stages_by_server(again.manifest) == {"a:1": stages}
 
 
 def test_trials_of_different_devices_are_never_one_run(tmp_path):
     run = run_with(tmp_path, "cpu")
-    stages.record_stages(run, {"a:1": server(H100)})
+    record_stages(run, {"a:1": server(H100)})
     others = server({**H100, "gpu": "NVIDIA A10"}), server(H100, voice={"code_digest": "2"}), server(H100, gpus=2)
     for other in (server(), *others):
         with pytest.raises(InputError, match="of different devices .*--fresh"):
-            stages.record_stages(run, {"a:1": other})
+            record_stages(run, {"a:1": other})
     with pytest.raises(InputError, match="NVIDIA H100.*cpu, float32|cpu, float32.*NVIDIA H100"):
-        stages.record_stages(run_with(tmp_path / "two", "cpu"), {"a:1": server(H100), "b:1": server()})
+        record_stages(run_with(tmp_path / "two", "cpu"), {"a:1": server(H100), "b:1": server()})
 
 
 def test_what_was_signed_keeps_what_its_stages_said(tmp_path):
     run = run_with(tmp_path, "cpu")
-    stages.record_stages(run, {"a:1": server(H100)})
+    record_stages(run, {"a:1": server(H100)})
     run.update_manifest(finished_at="2025-01-31T09:19:12+00:00")
     before = (run.path / "manifest.json").read_bytes()
-    stages.record_stages(run, {"b:2": server(H100)})
+    record_stages(run, {"b:2": server(H100)})
     assert (run.path / "manifest.json").read_bytes() == before
     with pytest.raises(InputError, match="of different devices"):
-        stages.record_stages(run, {"b:2": server()})
+        record_stages(run, {"b:2": server()})
 
 
 def test_room_for_kv_caches_is_what_the_stages_say_of_every_gpu(tmp_path):
     run = run_with(tmp_path, "the Triton at a:1")
     spec = opening.spec_of(run)
-    assert stages.kv_room(run.manifest, spec) is None  # an older run: nobody said
-    stages.record_stages(run, {"a:1": server(H100, gpus=4, kv=60 << 30)})
-    room = stages.kv_room(run.manifest, spec)
+    assert kv_room(run.manifest, spec) is None  # an older run: nobody said
+    record_stages(run, {"a:1": server(H100, gpus=4, kv=60 << 30)})
+    room = kv_room(run.manifest, spec)
     assert (room.limit_bytes, room.instances, room.bytes_per_token) == (60 << 30, 4, 512)
 
 
 @pytest.mark.parametrize(("stages", "gpus"), [(server(), 1), (server(H100), 1), (server(H100, gpus=4), 4)])
 def test_a_device_of_the_answer_has_the_gpus_that_its_stages_run_on(tmp_path, stages, gpus):
     run = run_with(tmp_path, "the Triton at a:1")
-    stages.record_stages(run, {"a:1": stages, "b:1": stages})
+    record_stages(run, {"a:1": stages, "b:1": stages})
     assert analysis.terms_of(run.manifest, opening.spec_of(run)).gpus == gpus

@@ -333,7 +333,7 @@ def test_the_kv_memory_of_servers_of_somebody_else_is_not_known(plan, tmp_path, 
 
 def test_a_plan_in_a_manifest_of_another_harness_is_refused_in_words(plan, tmp_path):
     run = job.SignOff(plan, tmp_path).run
-    run.update_manifest(plan={**run.manifest.plan, "promises": {}, "horizon": 3})
+    run.update_manifest(plan={**run.manifest.plan, "horizon": 3})
     with pytest.raises(InputError, match="manifest.json holds a plan that this harness cannot read"):
         opening.spec_of(run)
 

@@ -55,7 +55,7 @@ def fused_server(on=ON_CPU, gpus=1, kv=1 << 32, preset="tiny"):
     room = {"kv_limit_bytes": kv, "kv_bytes_per_token": 512}
     said = [StageIdentity(wire.VOICE, "voice@0", **about)]
     for gpu in range(gpus):
-        own = {**about, "gpu_uuid": f"GPU-{gpu}"} if on.kind == GPU else about
+        own = {**about, "gpu_uuid": f"GPU-{gpu}"} if on["kind"] == GPU else about
         said.append(StageIdentity(wire.ENTRY, f"entry@{gpu}", **own, **room))
     return said
 

@@ -118,7 +118,7 @@ def plan_text(answers: Answers, name: str) -> str:
             "  classes:",
             *(f"    {each}: {about}" for each, about in classes.items()),
             "",
-            "slos:                         # the SLOs, by class: 95th percentiles",
+            "slos:                             # the SLOs, by class: 95th percentiles",
             *(f"  {each}: {slos}" for each in classes),
             "",
             f"targets_qps: [{', '.join(_plain(rate) for rate in answers.targets_qps)}]",

@@ -103,7 +103,8 @@ def judge_slos(slos: Sequence[Slo], results: Sequence[Result], start_ns: int, en
     served = (rows["sent_ns"] < end_ns) & (rows["ended_ns"] >= start_ns)
     judged = []
     for slo in slos:
-        own = rows[(rows["traffic_class"] == slo.traffic_class) & (due if slo.metric == "ttfa_s" else served)]
+        of_class = rows["traffic_class"] == slo.traffic_class
+        own = metrics.begun(rows[of_class & due]) if slo.metric == "ttfa_s" else rows[of_class & served]
         if slo.metric == "rtf":
             failed = (own["chunks"] == 0) & (own["outcome"] == str(Outcome.ERROR))
             own = own[own["rtf"].notna() | failed]

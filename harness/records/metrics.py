@@ -224,7 +224,7 @@ def _requests_summary(due: pd.DataFrame, served: pd.DataFrame) -> dict[str, floa
     stalls = served["stall_longest_s"]
     for quantile in QUANTILES:
         percent = f"p{quantile * 100:.0f}"
-        summary[f"ttfa_{percent}_s"] = sample_quantile(_begun(due)["ttfa_s"], quantile)
+        summary[f"ttfa_{percent}_s"] = sample_quantile(begun(due)["ttfa_s"], quantile)
         summary[f"rtf_{percent}"] = sample_quantile(served["rtf"].dropna(), quantile)
         summary[f"stall_{percent}_s"] = sample_quantile(stalls, quantile)
     for name, column, limit_s in (
@@ -238,9 +238,9 @@ def _requests_summary(due: pd.DataFrame, served: pd.DataFrame) -> dict[str, floa
     return summary
 
 
-def _begun(due: pd.DataFrame) -> pd.DataFrame:
+def begun(requests: pd.DataFrame) -> pd.DataFrame:
     """Requests that began: a session that was found in progress (``start_frame``) had its first audio long before."""
-    return due[due["start_frame"] == 0]
+    return requests[requests["start_frame"] == 0]
 
 
 def _share(holds: pd.Series) -> float:
@@ -305,7 +305,7 @@ def _is_impossible(result: Result) -> bool:
 
 def _first_audio(due: pd.DataFrame, start_ns: int, end_ns: int, memory_s: float) -> dict[str, float]:
     """How first audio went over the window. A request that still waits at its end has waited that long at least."""
-    due = _begun(due)
+    due = begun(due)
     waited_s = (due["ended_ns"].clip(upper=end_ns) - due["due_ns"]) / NS_PER_S
     waits = (due["outcome"] == str(Outcome.UNFINISHED)) & (due["sent_ns"] > 0)
     ttfa_s = due["ttfa_s"].fillna(waited_s.where(waits)).to_numpy(dtype=float)

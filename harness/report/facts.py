@@ -17,6 +17,7 @@ from harness.capacity.fitting.fit import CONFIDENCE
 from harness.capacity.fitting.observations import MIN_STARTS
 from harness.capacity.planning.prediction import flaw_of
 from harness.records.fit import Fit, FittedDeployment
+from harness.records.metrics import begun
 from harness.records.plan import Plan
 from harness.records.schema import Outcome, Rung, RunManifest, ServerSample, Trial
 from harness.records.slo import Slo
@@ -239,11 +240,11 @@ def _point(trial: Trial, number: int, requests: pd.DataFrame) -> Point:
 
 
 def _first_audio_s(trial: Trial, number: int, requests: pd.DataFrame) -> pd.Series:
-    """Of the requests due in the window of a rung; where fewer than 8 were (long sessions), from the end of the rung
-    before: the burst of those who join as it begins is among them, which is on the late side.
+    """Of the requests that began in the window of a rung; where fewer than 8 did (long sessions), since the end of the
+    rung before.
     """
     before_ns = trial.rungs[number - 1].end_ns if number else 0
-    until = requests[requests["due_ns"] < trial.rungs[number].end_ns]
+    until = begun(requests[requests["due_ns"] < trial.rungs[number].end_ns])
     inside = until.loc[until["due_ns"] >= trial.rungs[number].start_ns, "ttfa_s"].dropna()
     return inside if len(inside) >= MIN_STARTS else until.loc[until["due_ns"] >= before_ns, "ttfa_s"].dropna()
 

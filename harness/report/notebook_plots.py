@@ -15,7 +15,7 @@ from harness.capacity.models.scaling import Scaling
 from harness.capacity.models.steps import StepTime
 from harness.errors import InconclusiveError
 from harness.records.fit import FittedDeployment, FittedScaling, fitted
-from harness.records.metrics import sessions_in_parts
+from harness.records.metrics import begun, sessions_in_parts
 from harness.records.plan import Plan
 from harness.records.schema import Outcome, Result
 from harness.records.slo import Slo
@@ -64,6 +64,7 @@ def distribution(requests: pd.DataFrame, metric: str, slos: Sequence[Slo]) -> go
     One that ended in an error has no value that meets an SLO: it counts, and the line stays below 100%.
     """
     figure = _figure(_AXIS_TITLES[metric], "share of requests with at most that", rangemode="tozero")
+    requests = begun(requests) if metric == "ttfa_s" else requests
     for number, (name, own) in enumerate(requests.groupby("traffic_class")):
         colour = (BEST_COLOUR, *OTHER_COLOURS)[number % (1 + len(OTHER_COLOURS))]
         failed = own["outcome"] == Outcome.ERROR

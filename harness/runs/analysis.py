@@ -70,7 +70,7 @@ def simulation_of(run: Run, rate_per_s: float) -> dict:
     """What an open-loop run at a rate would show on the best deployment, from the run's stored fit.
 
     Raises InputError at a rate that one device cannot carry for good with as many sessions as were measured, whatever
-    it slos: there would be no steady state to show.
+    its SLOs: there would be no steady state to show.
     """
     spec, carried = spec_of(run), fleet_of(run).without_slos().steady_rate()
     if rate_per_s >= carried:

@@ -69,7 +69,7 @@ def test_text_has_no_colour_but_those_that_are_tested():
 def test_labels_in_plots_have_the_colour_of_text_or_of_a_limit(tmp_path):
     run = sample.make_run(tmp_path)
     swept = facts.deployments(run.trials(), run.requests(), run.fit(), run.plan())
-    drawn = [figures.throughput_latency(swept), figures.first_audio(swept, run.plan()["promises"])]
+    drawn = [figures.throughput_latency(swept), figures.first_audio(swept, run.plan().slos)]
     drawn += [figures.stage_time(swept[0], 100.0)]
     labels = [label for figure in drawn for label in figure.layout.annotations]
     assert {label.font.color for label in labels} == {None, figures.LIMIT_COLOUR}  # the page sets both

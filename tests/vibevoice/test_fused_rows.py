@@ -182,8 +182,8 @@ def conditions(weights, rows, sessions=3):
     stage, generator = LLMStage(weights), torch.Generator().manual_seed(0)
     stage.backbone.rows = rows
     for session in range(sessions):
-        stage.open(session, 20, 8, start_frame=session)
-        ids = torch.randint(0, 4000, (20,), generator=generator)
+        stage.open(session, 20 + session, 8)
+        ids = torch.randint(0, 4000, (20 + session,), generator=generator)
         stage.prefill(session, ids, torch.empty(0, wire.LATENT_SIZE))
     draw = lambda size: torch.randn(sessions, size, generator=generator)  # noqa: E731
     steps = (stage.step(list(range(sessions)), draw(wire.LATENT_SIZE), draw(wire.SEMANTIC_SIZE)) for _ in range(3))

@@ -16,6 +16,7 @@ from harness.records.fit import FittedFirstAudio, FittedRtf, FittedStalls, Start
 from harness.records.schema import Trial
 
 MIN_STARTS = 8
+INSIDE, EVERY, IN_PROGRESS = "inside the rungs", "all", "in progress"  # which requests the first audio is fitted from
 MIN_AUDIO_S = 1.0  # less audio than this gives no RTF worth a name
 _NS_PER_S = 1e9
 
@@ -56,7 +57,7 @@ def _observe_trial(trial: Trial, requests: pd.DataFrame, step_time: StepTime) ->
     sessions = activity.at(sent_s).astype(float)
     windows = np.array([(rung.start_ns, rung.end_ns) for rung in trial.rungs], dtype=float) / _NS_PER_S
     frame = sent[["traffic_class", "ttfa_s", "rtf", "stall_longest_s"]].copy()
-    frame.loc[sent["start_frame"] > 0, "ttfa_s"] = np.nan  # found in progress: it had its first audio long before
+    frame["begun"] = sent["start_frame"] == 0  # not found in progress, with its first audio long before
     frame["sessions"], frame["start_step_s"] = sessions, step_time(sessions)
     frame["mean_step_s"] = _mean_steps(sent, activity, step_time)
     frame["rung"] = np.searchsorted(windows[:, 0], sent_s, side="right")
@@ -67,7 +68,7 @@ def _observe_trial(trial: Trial, requests: pd.DataFrame, step_time: StepTime) ->
 
 _COLUMNS = (
     *("traffic_class", "ttfa_s", "rtf", "stall_longest_s"),
-    *("sessions", "start_step_s", "mean_step_s", "rung", "in_rung", "served"),
+    *("sessions", "start_step_s", "mean_step_s", "rung", "in_rung", "served", "begun"),
 )
 
 
@@ -86,14 +87,16 @@ def fit_first_audio(observed: pd.DataFrame) -> FittedFirstAudio:
 
     From requests that started inside rungs that kept pace with speech: behind its pace, requests wait in queues of
     their own, and what they waited says nothing of a device that is planned to keep it. Where those are fewer than 20,
-    from all inside the rungs; where these are fewer (long sessions), from all, the bursts at the start of a rung among
-    them, which is on the late side. Raises InconclusiveError below 8 in all.
+    from all inside the rungs; where these are fewer, from all that began at any time. Where fewer than 8 began (long
+    sessions), from those that were found in progress, too (``starts`` says so): they read no prompt, so their first
+    audio is early. Raises InconclusiveError below 8 in all.
     """
     heard = observed[observed["ttfa_s"] > 0]
-    within = heard[heard["in_rung"].astype(bool)]
+    begun = heard[heard["begun"].astype(bool)]
+    within = begun[begun["in_rung"].astype(bool)]
     in_pace = within[within["start_step_s"] <= wire.SECONDS_PER_FRAME]
-    inside = len(within) >= MIN_OF_A_CLASS
-    starts = next((each for each in (in_pace, within) if len(each) >= MIN_OF_A_CLASS), heard)
+    known = begun if len(begun) >= MIN_STARTS else heard
+    starts = next((each for each in (in_pace, within) if len(each) >= MIN_OF_A_CLASS), known)
     if len(starts) < MIN_STARTS:
         raise InconclusiveError(
             f"the time to first audio needs {MIN_STARTS} requests or more, there are {len(starts)}: "
@@ -108,7 +111,7 @@ def fit_first_audio(observed: pd.DataFrame) -> FittedFirstAudio:
     return FittedFirstAudio(
         base_s=base_s,
         steps=steps,
-        starts="inside the rungs" if inside else "all",
+        starts=INSIDE if len(within) >= MIN_OF_A_CLASS else EVERY if known is begun else IN_PROGRESS,
         residual_quantiles=spread.quantiles,
         spread=spread,
         points=tuple(StartPoint(sessions=float(n), **row) for n, row in groups.to_dict("index").items()),

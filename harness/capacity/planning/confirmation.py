@@ -118,7 +118,7 @@ def _values(requests: pd.DataFrame, rung: Rung, slo) -> np.ndarray:
     got no audio; one without an RTF of its own (a single chunk) is left out.
     """
     sent = requests[(requests["traffic_class"] == slo.traffic_class) & (requests["sent_ns"] > 0)]
-    due = (sent["due_ns"] >= rung.start_ns) & (sent["due_ns"] < rung.end_ns)
+    due = (sent["due_ns"] >= rung.start_ns) & (sent["due_ns"] < rung.end_ns) & (sent["start_frame"] == 0)
     served = (sent["sent_ns"] < rung.end_ns) & (sent["ended_ns"] >= rung.start_ns)
     values = sent[slo.metric].mask(sent["outcome"] == Outcome.ERROR, math.inf)
     values = values[due if slo.metric == "ttfa_s" else served]

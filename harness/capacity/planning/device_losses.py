@@ -32,9 +32,9 @@ class Loss:
 
     ``worst``: the limit nearest to being broken, or broken, by the sessions that come in the ``judged_s`` seconds
     afterwards, and ``worst_share`` = value / limit; ``early_share``: the same of those in the first ten minutes, NaN
-    where less was judged. Never ``kept`` at a rate that the devices left cannot carry for good, however slowly a
-    SLO is violated first. ``interrupted``: sessions aboard those that were lost. ``basis``: simulated, or extrapolated
-    where a device holds more sessions (95th percentile) than were measured.
+    where less was judged. Never ``kept`` at a rate that the devices left cannot carry for good, however slowly an
+    SLO comes to be violated. ``interrupted``: sessions aboard those that were lost. ``basis``: simulated, or
+    extrapolated where a device holds more sessions (95th percentile) than were measured.
     """
 
     lost: int

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from harness.capacity.fitting.fit import finite, limits_of
+from harness.capacity.fitting.observations import IN_PROGRESS
 from harness.capacity.fitting.rate_search import Traffic, range_name, steady_draws, steady_limit
 from harness.capacity.models.device import Device
 from harness.capacity.planning.confirmation import confirm
@@ -208,8 +209,8 @@ def _doubts_about(targets: Sequence[PlannedTarget], max_sessions: float) -> list
         return [_TOO_NEAR + " Repeat the ladder, or choose a faster deployment."]
     if any(each.interval[1] is None for each in targets):
         return [
-            "The ladders are too noisy to bound the counts: with some likely step time one session alone breaks a "
-            "SLO. Repeat the ladder, with longer rungs and more of them."
+            "The ladders are too noisy to bound the counts: with some likely step time one session alone "
+            "violates an SLO. Repeat the ladder, with longer rungs and more of them."
         ]
     beyond = [f"{each.qps:g}" for each in targets if each.basis == "extrapolated"]
     if not beyond:
@@ -229,6 +230,13 @@ def _remarks(fit: Fit, chosen: FittedDeployment, pools: Pools) -> list[str]:
         remarks.append(
             f"No SLO binds up to {most} sessions on a device, the most that were measured: the counts are on the "
             f"safe side, and a ladder beyond {most} sessions may show that fewer devices do."
+        )
+    of_first_audio = any(slo.metric == "ttfa_s" for slo in pools.limits.slos)
+    if of_first_audio and fitted(chosen.first_audio).starts == IN_PROGRESS:
+        remarks.append(
+            "Too few sessions began in the ladders: the time to first audio was fitted from sessions found in "
+            "progress, which read no prompt, so it is later than predicted; judge it by the open-loop runs, or lengthen "
+            "the rungs."
         )
     return remarks
 

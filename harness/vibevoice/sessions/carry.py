@@ -15,7 +15,7 @@ import numpy as np
 from harness import wire
 from harness.errors import RequestError
 
-VERSION = 2
+VERSION = 3  # of version 2, a session that began in mid-course had read its prompt
 TOKENS = (wire.TOKEN_SPEECH_FRAME, wire.TOKEN_SPEECH_BEGIN, wire.TOKEN_SPEECH_END, wire.TOKEN_END_OF_TEXT)
 _SAMPLE_BYTES = 1 << 16
 CODE_BYTES = 32  # HMAC-SHA-256
