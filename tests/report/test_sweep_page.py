@@ -9,7 +9,7 @@ from report_sample import make_run
 from tritonclient.grpc import model_config_pb2
 
 from harness import wire
-from harness.deploy.config import SweptDeployment as Deployed
+from harness.deploy.config import Deployment as Deployed
 from harness.records.schema import Trial
 from harness.report import facts, sweep_facts
 from harness.report.facts import Point, StageShare, SweptDeployment
