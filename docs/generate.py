@@ -83,10 +83,10 @@ CONFIRM_KEYS = {
 SEARCH_KEYS = {
     "kind": "`grid`: every point. `model`: Bayesian optimisation over a physical model of the stages. "
     "`tpe`, `random`: Optuna's samplers",
-    "margin": "The search ends when no untried point is likely to be better by this share …",
-    "sure": "… with this probability",
-    "share": f"… or after this share of the points (at least {planfile.LEAST_TRIALS})",
-    "trials": "… or after this many trials",
+    "margin": "Tolerance: the search ends when no untried point is likely to be better by more than this share",
+    "sure": "Confidence with which it ends so",
+    "share": f"Point budget: it also ends after this share of the points (at least {planfile.LEAST_TRIALS})",
+    "trials": "Point budget as a number; the smaller one of the two applies",
     "objective": "[Another goal](#objective) than the highest rate that meets every SLO",
 }
 OBJECTIVE_KEYS = {
@@ -130,7 +130,7 @@ PARAMETER_MEANING = {
     "prefill_tokens": "Tokens of a prompt that are read at once, between frame steps",
     "prefills_at_once": "Prompt parts that one entry instance has under way",
     "beat_seconds": "Longest silence of a stream; a client takes a longer one for a server failure",
-    "carry_key_file": "File with the secret that seals kept sessions; empty: one of this user on this host",
+    "carry_key_file": "File with the secret that seals saved sessions; empty: one of this user on this host",
     "max_batch": "Sessions in one step of the engine",
     "in_hand_seconds": "Prompts take at most half a step while a listener has fewer seconds of audio buffered",
 }

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,7 +31,7 @@ from harness.records.store import Run
 from harness.report import sweep_facts, winner, words
 from harness.report.page import render
 from harness.report.sweep_page import write_sweep_report
-from harness.runs import opening, points
+from harness.runs import opening, points, stages
 from harness.sweep.optimizer.physics import Taught, learn
 from harness.topology import applicable, has_knob
 
@@ -136,8 +138,8 @@ def test_the_engine_must_be_on_every_gpu():
 def test_a_run_keeps_what_the_stages_of_each_topology_run_on(tmp_path):
     plan = manifest().plan | {"space": {"topology": ["staged", "fused"]}}
     run = Run.create(tmp_path, manifest(finished_at="", plan=plan, topologies=("staged", "fused")))
-    for stages in (staged_server(H100), fused_server(H100), staged_server(H100)):
-        stages.record_stages(run, {"a:1": stages})
+    for server in (staged_server(H100), fused_server(H100), staged_server(H100)):
+        stages.record_stages(run, {"a:1": server})
     again, spec = Run.open(run.path), opening.spec_of(run)
     assert again.manifest.topologies == ("staged", "fused") and again.manifest.device == "NVIDIA H100"
     assert stages.stages_by_server(again.manifest, "fused") == {"a:1": fused_server(H100)}
@@ -183,6 +185,19 @@ def test_a_report_names_the_fused_engine_and_shows_its_steps(tmp_path):
     assert 'id="service-time-vibevoice_engine"' in page or "service-time-vibevoice_engine" in page
     page = write_sweep_report(run).read_text()
     assert "fused engine" in page and "do not copy it over" in page and "cp -r" not in page
+
+
+def test_the_command_for_the_winner_that_is_fused_has_the_flags_of_its_page(tmp_path):
+    run = make_run(tmp_path, fit=False, plan=False)
+    trial, frame = fused_ladder()
+    run.append_trial(trial, (), ())
+    run.write_fit(fit_of((trial, frame)))
+    (shown,) = re.findall(r"tritonserver (--.*?)</code>", write_sweep_report(run).read_text(), re.DOTALL)
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "own-triton.md").read_text()
+    (told,) = re.findall(r" tritonserver (--.*?)\n\n", page, re.DOTALL)
+    shown, told = (set(each.replace("\\\n", " ").split()) for each in (shown, told))
+    assert told - shown == {"--model-repository=model_repository", f"--load-model={wire.FRAME}"}
+    assert len(shown - told) == 1 and shown - told <= {each for each in shown if each.endswith("/winner")}
 
 
 def test_a_step_of_a_gpu_takes_no_more_sessions_than_its_graphs():

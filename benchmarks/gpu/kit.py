@@ -1,4 +1,4 @@
-"""What a GPU host without a network needs to run this harness, in parts that each fit through a small door.
+"""What a GPU host without a network needs to run this harness, in parts of at most 64 MiB.
 
 Part 1 is the checkout, the Triton server cut down to one Python, numpy 1 and the client; later parts hold every other
 dependency that the host lacks, or has only in a version that needs numpy 2. All parts are needed before anything runs:
