@@ -38,7 +38,7 @@ class Timetable:
     carry: bytes = b""  # sent after the last chunk
     emulated: bool = False  # said in the first chunk
     beat_s: float | None = None  # said in the first chunk, and not kept
-    description: str | None = None  # the answer to a request that asks for it; None = an error like a dead process's
+    description: str | None = "[]"  # the answer to a request that asks for it; None = an error like a dead process's
     ready: bool = True
     model_ready: bool = True
 

@@ -31,7 +31,8 @@ from harness.records.store import Run
 from harness.report import sweep_facts, winner, words
 from harness.report.page import render
 from harness.report.sweep_page import write_sweep_report
-from harness.runs import opening, points, stages
+from harness.runs import opening, points
+from harness.runs.stages import kv_rooms, record_stages, stages_by_server
 from harness.sweep.optimizer.physics import Taught, learn
 from harness.topology import applicable, has_knob
 
@@ -139,15 +140,15 @@ def test_a_run_keeps_what_the_stages_of_each_topology_run_on(tmp_path):
     plan = manifest().plan | {"space": {"topology": ["staged", "fused"]}}
     run = Run.create(tmp_path, manifest(finished_at="", plan=plan, topologies=("staged", "fused")))
     for server in (staged_server(H100), fused_server(H100), staged_server(H100)):
-        stages.record_stages(run, {"a:1": server})
+        record_stages(run, {"a:1": server})
     again, spec = Run.open(run.path), opening.spec_of(run)
     assert again.manifest.topologies == ("staged", "fused") and again.manifest.device == "NVIDIA H100"
-    assert stages.stages_by_server(again.manifest, "fused") == {"a:1": fused_server(H100)}
-    assert stages.stages_by_server(again.manifest) == {"a:1": staged_server(H100)}
-    rooms = {topology: room.room_bytes for topology, room in stages.kv_rooms(again.manifest, spec).items()}
+    assert stages_by_server(again.manifest, "fused") == {"a:1": fused_server(H100)}
+    assert stages_by_server(again.manifest) == {"a:1": staged_server(H100)}
+    rooms = {topology: room.room_bytes for topology, room in kv_rooms(again.manifest, spec).items()}
     assert rooms == {"staged": float(1 << 33), "fused": float(1 << 32)}
     with pytest.raises(InputError, match="different devices"):
-        stages.record_stages(run, {"a:1": fused_server()})
+        record_stages(run, {"a:1": fused_server()})
 
 
 def test_a_record_of_before_there_were_two_topologies_is_staged(tmp_path):

@@ -235,8 +235,8 @@ def _remarks(fit: Fit, chosen: FittedDeployment, pools: Pools) -> list[str]:
     if of_first_audio and fitted(chosen.first_audio).starts == IN_PROGRESS:
         remarks.append(
             "Too few sessions began in the ladders: the time to first audio was fitted from sessions found in "
-            "progress, which read no prompt, so it is later than predicted; judge it by the open-loop runs, or lengthen "
-            "the rungs."
+            "progress, which read no prompt, so it is later than predicted; judge it by the open-loop runs, or "
+            "lengthen the rungs."
         )
     return remarks
 
