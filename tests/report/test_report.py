@@ -91,7 +91,7 @@ def test_a_prediction_shows_what_was_said_before_and_what_is_held_against_the_li
     assert len(shown) == len(stored) == 6
     for cells, row in zip(shown, stored, strict=True):
         assert cells["Predicted in advance"] == words.figure(row.said_before)
-        assert cells["Given the arrivals"] == words.figure(row.predicted)
+        assert cells["Predicted from actual arrivals"] == words.figure(row.predicted)
     text = squeeze(Page(pages["met"]).text)
     assert "predicted before it was run" not in text
     assert "these trials were offered 80% to 100% of the audio that it asks for" in text
@@ -215,7 +215,7 @@ def outlook(tmp_path_factory):
 
 def test_what_a_plan_holds_besides_has_its_sections_and_an_older_plan_has_not(outlook, pages):
     headings = [squeeze(text) for tag, text in Page(outlook).headings if tag == "h2"]
-    assert headings[1:4] == ["Devices per target", "When more comes than was planned", "What would change it"]
+    assert headings[1:4] == ["Devices per target", "Overload behaviour", "What would change it"]
     assert headings[4:] == HEADINGS[1:]
     assert "surge" not in Page(pages["met"]).text and "undefined" not in outlook.lower()
 
