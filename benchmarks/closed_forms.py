@@ -168,10 +168,10 @@ def _waits() -> Iterator[Form]:
 
 
 def _losses() -> Iterator[Form]:
-    erlang = Pool(20, constant, session_limit=1, line_limit=0)
+    erlang = Pool(20, constant, session_limit=1, queue_limit=0)
     yield Form("M/M/20/20, share refused", queueing.erlang_b(20, 18.0), _refused, erlang, 18.0)
     yield Form("M/G/20/20, share refused", queueing.erlang_b(20, 18.0), _refused, erlang, 18.0, two_kinds)
-    bounded = Pool(1, constant, session_limit=1, line_limit=4)
+    bounded = Pool(1, constant, session_limit=1, queue_limit=4)
     refused, wait_s = queueing.bounded_line(1, 4, 0.9, 1.0)
     yield Form("M/M/1/5, share refused", refused, _refused, bounded, 0.9)
     yield Form("M/M/1/5, mean wait", wait_s, _mean_wait, bounded, 0.9)

@@ -168,7 +168,7 @@ def _end_batches(w, now, step_s, core_rate, device_rate):
 
 @compiled
 def _end_hops(w, now, work_s):
-    """Work on hops; sessions that have come stand in line."""
+    """Work on hops; sessions that have come queue."""
     for k in range(len(w.at)):
         if w.hopping[k]:
             w.hop_left_s[k] -= work_s

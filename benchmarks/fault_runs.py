@@ -76,7 +76,7 @@ def replace_server(run: Run) -> None:
 def cut_network(run: Run) -> None:
     run.network.cut()
     run.wait_for(Outcome.ERROR)
-    run.network.mend()
+    run.network.repair()
     run.wait_for(Outcome.DONE)
 
 

@@ -88,7 +88,7 @@ def replace_server(scene: Scene) -> None:
 def cut_network(scene: Scene) -> None:
     scene.network.cut()
     scene.wait()
-    scene.network.mend()
+    scene.network.repair()
     time.sleep(RECONNECT_S)
 
 

@@ -1,7 +1,7 @@
 """The simulator of pools: sessions a second beside Ciw and SimPy, on one core; closed forms; and a week of traffic.
 
 Ciw and SimPy come with `pip install '.[bench]'`. All simulators draw their own traffic in the time that is taken; the
-best of three runs counts. The week: mixed traffic with its days and nights, KV memory, a bounded line and failures.
+best of three runs counts. The week: mixed traffic with its days and nights, KV memory, a bounded queue and failures.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def week(seconds: float, rate_per_s: float, devices: int, seed: int) -> tuple[fl
         token_s=1e-7,
         session_limit=64,
         memory_bytes=120e9,
-        line_limit=1000,
+        queue_limit=1000,
         patience_s=30.0,
         on_failure="resume",
         planned=random_failures(devices, seconds, 30 * DAY_S, 3600.0, rng),

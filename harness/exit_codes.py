@@ -11,7 +11,7 @@ INTERRUPTED = 130
 OF_COMMANDS = {
     USAGE: "usage error: what the command was given cannot be used",
     UNAVAILABLE: "a server that cannot be started or reached, or that ended",
-    INTERNAL: "internal error: a fault of the harness",
+    INTERNAL: "internal error of the harness",
     INTERRUPTED: "interrupted, by Ctrl-C or SIGTERM",
 }
 # Of `locust -f FILE`.

@@ -85,7 +85,7 @@ class _WithSlos(_Frozen):
 
 
 class ClassSpec(_Frozen):
-    """One traffic class; ``length`` as ``workload.Lengths.parse`` takes it."""
+    """One traffic class; ``length`` as ``harness.traffic.mix.Lengths.parse`` takes it."""
 
     weight: Positive
     length: Any

@@ -41,7 +41,7 @@ def take(source: Path, sample: Path) -> None:
     """Replace the sample by a finished run whose evidence is as it was signed; its report is written where it lies."""
     found = check_seal(source)
     if found.problems:
-        raise InputError(f"{source} is not to be relied on: {'; '.join(found.problems)}")
+        raise InputError(f"{source} failed verification: {'; '.join(found.problems)}")
     fresh = sample.with_name(f".{sample.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(source, fresh, ignore=shutil.ignore_patterns(".*", "*.lock", "*.tmp"))

@@ -37,7 +37,7 @@ class Network:
         """Carry nothing more, either way, and say nothing of it: no end, no reset."""
         self._loop.call_soon_threadsafe(self._carries.clear)
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         self._loop.call_soon_threadsafe(self._carries.set)
 
     def close(self) -> None:

@@ -59,12 +59,12 @@ def wait_above(servers: int, rate_per_s: float, service_s: float, wait_s: float)
 
 
 def bounded_line(servers: int, places: int, rate_per_s: float, service_s: float) -> tuple[float, float]:
-    """M/M/c/K with ``places`` in its line, K = c + places: the share that is refused, and the mean wait of the others.
+    """M/M/c/K with ``places`` in its queue, K = c + places: the share that is refused, and the mean wait of the others.
 
     P(n) ~ a^n / n! up to c, then each a / c times the one before (Kleinrock, Queueing Systems I, 3.5).
     """
     if servers < 1 or places < 0 or not (rate_per_s > 0 and service_s > 0):
-        raise InputError("a bounded line needs 1 server or more, 0 places or more, a rate and a service time above 0")
+        raise InputError("a bounded queue needs 1 server or more, 0 places or more, a rate and a service time above 0")
     offered = rate_per_s * service_s
     ratios = [offered / min(n, servers) for n in range(1, servers + places + 1)]
     chances = np.cumprod([1.0, *ratios])
@@ -74,7 +74,7 @@ def bounded_line(servers: int, places: int, rate_per_s: float, service_s: float)
 
 
 def impatient_share(servers: int, rate_per_s: float, service_s: float, patience_s: float) -> float:
-    """M/M/c in which an arrival gives up after ``patience_s`` in line: the share that does (Barrer, 1957).
+    """M/M/c in which an arrival gives up after ``patience_s`` in the queue: the share that does (Barrer, 1957).
 
     What a new arrival would wait has density rate P(c-1) exp(-(c mu - rate) x) up to the patience, and beyond it falls
     by exp(-c mu x), as none joins there; P(n) = a^n / n! P(0) below c.

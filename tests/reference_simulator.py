@@ -40,7 +40,7 @@ class Device:
     number: int
     state: str
     sessions: list[Session] = field(default_factory=list)
-    line: list[Session] = field(default_factory=list)
+    queue: list[Session] = field(default_factory=list)
     clock: float = 0.0
     moved_s: float = 0.0
     context: float = 0.0
@@ -54,7 +54,7 @@ class Reference:
     def __init__(self, pool: Pool):
         self.pool = pool
         self.devices = [Device(i, "up" if i < pool.devices else "off") for i in range(pool.places)]
-        self.line: list[Session] = []  # all that wait, in order of entering
+        self.queue: list[Session] = []  # all that wait, in order of entering
         self.sessions: list[Session] = []
         self.log: list[tuple] = []
         self.turn = 0
@@ -121,7 +121,7 @@ class Reference:
         patience = session.first_audio_s - session.start_s + self.pool.start_buffer_s
         session.stall_s = max(max(session.lags) - patience, 0.0)
         self.leave(session, "done", now)
-        if device.state == "draining" and not device.sessions and not device.line:
+        if device.state == "draining" and not device.sessions and not device.queue:
             device.state = "off"
         self.plan(device)
         self.admit(device, now)
@@ -150,7 +150,7 @@ class Reference:
         if not up:
             return None
         if self.pool.routing == "least_loaded":
-            return min(up, key=lambda each: len(each.sessions) + len(each.line))
+            return min(up, key=lambda each: len(each.sessions) + len(each.queue))
         if self.pool.routing == "random":
             return up[int(session.pick * len(up))]
         order = self.devices[self.turn :] + self.devices[: self.turn]
@@ -161,43 +161,43 @@ class Reference:
     def place(self, session: Session, now: float) -> None:
         shared = self.pool.routing == "shared"
         device = self.with_room(session) if shared else self.choose(session)
-        line = self.line if shared or device is None else device.line
-        if device and not line and self.fits(session, device):
+        queue = self.queue if shared or device is None else device.queue
+        if device and not queue and self.fits(session, device):
             self.start(session, device, now)
             return
-        limit = math.inf if self.pool.line_limit is None else self.pool.line_limit
-        if len(line) < limit and session.bytes <= self.pool.memory_bytes and (shared or device):
+        limit = math.inf if self.pool.queue_limit is None else self.pool.queue_limit
+        if len(queue) < limit and session.bytes <= self.pool.memory_bytes and (shared or device):
             session.outcome, session.entered_s = "waiting", now
-            self.line.append(session)
+            self.queue.append(session)
             if not shared:
-                device.line.append(session)
+                device.queue.append(session)
         else:
             self.leave(session, "refused", now)
 
     def admit(self, device: Device, now: float) -> None:
         while True:
             shared = self.pool.routing == "shared"
-            line = self.line if shared else device.line
-            if not line:
+            queue = self.queue if shared else device.queue
+            if not queue:
                 return
-            chosen = self.with_room(line[0]) if shared else device
-            if chosen is None or not self.fits(line[0], chosen):
+            chosen = self.with_room(queue[0]) if shared else device
+            if chosen is None or not self.fits(queue[0], chosen):
                 return
-            self.start(self.step_out(line[0])[0], chosen, now)
+            self.start(self.step_out(queue[0])[0], chosen, now)
 
     def step_out(self, session: Session) -> tuple[Session, Device | None]:
-        self.line.remove(session)
-        device = next((each for each in self.devices if session in each.line), None)
+        self.queue.remove(session)
+        device = next((each for each in self.devices if session in each.queue), None)
         if device:
-            device.line.remove(session)
+            device.queue.remove(session)
         return session, device
 
     # What else happens
 
     def time_out(self, now: float) -> None:
-        session, device = self.step_out(self.line[0])
+        session, device = self.step_out(self.queue[0])
         self.leave(session, "gave up", now)
-        if device and device.state == "draining" and not device.sessions and not device.line:
+        if device and device.state == "draining" and not device.sessions and not device.queue:
             device.state = "off"
         self.admit(device, now)
 
@@ -207,11 +207,11 @@ class Reference:
         self.advance(device, now)
         for each in device.sessions:
             each.done = each.frames - (each.target - device.clock)
-        struck = sorted(device.sessions, key=lambda each: each.number) + device.line
+        struck = sorted(device.sessions, key=lambda each: each.number) + device.queue
         device.sessions, device.state = [], "down"
         self.plan(device)
         for each in struck:
-            if each in self.line:
+            if each in self.queue:
                 self.step_out(each)
             if self.pool.on_failure == "lose":
                 self.leave(each, "lost", now)
@@ -222,7 +222,7 @@ class Reference:
 
     def drain(self, device: Device) -> None:
         if device.state == "up":
-            device.state = "draining" if device.sessions or device.line else "off"
+            device.state = "draining" if device.sessions or device.queue else "off"
         elif device.state == "starting":
             device.state = "off"
 
@@ -233,7 +233,7 @@ class Reference:
 
     def scale(self, now: float) -> None:
         policy = self.pool.autoscaler
-        load = len(self.line) + sum(len(each.sessions) for each in self.devices)
+        load = len(self.queue) + sum(len(each.sessions) for each in self.devices)
         coming = sum(each.state in ("up", "starting") for each in self.devices)
         wanted = min(max(math.ceil(load / policy.target), policy.least), policy.most)
         if (load > policy.high * coming or coming < policy.least) and wanted > coming:
@@ -252,7 +252,7 @@ class Reference:
                 each.state = "off"
             for _ in range(coming - wanted - len(starting)):
                 up = [each for each in self.devices if each.state == "up"]
-                self.drain(min(up, key=lambda each: len(each.sessions) + len(each.line)))
+                self.drain(min(up, key=lambda each: len(each.sessions) + len(each.queue)))
 
     # The loop
 
@@ -271,7 +271,7 @@ class Reference:
                 (planned[0].at_s if planned else math.inf, "planned"),
                 (ready.ready_s if ready else math.inf, "ready"),
                 (tick_s, "tick"),
-                (self.line[0].entered_s + self.pool.patience_s if self.line else math.inf, "time out"),
+                (self.queue[0].entered_s + self.pool.patience_s if self.queue else math.inf, "time out"),
                 (coming[0].arrival_s if coming else math.inf, "arrival"),
             ]
             now, kind = min(events, key=lambda each: each[0])
@@ -298,8 +298,8 @@ class Reference:
             else:
                 self.sessions.append(coming.pop(0))
                 self.place(self.sessions[-1], now)
-            loads = [(len(each.sessions), len(each.line), each.state) for each in self.devices]
-            self.log.append((now, kind, loads, len(self.line)))
+            loads = [(len(each.sessions), len(each.queue), each.state) for each in self.devices]
+            self.log.append((now, kind, loads, len(self.queue)))
         for device in self.devices:
             self.advance(device, stop_s if stop_s < math.inf else device.moved_s)
             for each in device.sessions:

@@ -28,9 +28,12 @@ TOPOLOGY_HELP = (
     "together)"
 )
 PlanTopology = Annotated[str, typer.Option("--topology", help=f"In place of the plan's: {TOPOLOGY_HELP}.")]
-SERVERS_HELP = "A running Triton (HOST:PORT), neither started nor stopped; several: a trial at a time on each."
+SERVERS_HELP = "Use a running Triton (HOST:PORT). With several, one trial at a time runs on each."
 Ray = Annotated[
-    str, typer.Option("--ray", help="A Ray cluster (auto, or its address): a trial at a time on each of its GPU hosts.")
+    str,
+    typer.Option(
+        "--ray", help="A Ray cluster (auto, or its address): one trial at a time runs on each of its GPU hosts."
+    ),
 ]
 
 

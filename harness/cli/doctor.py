@@ -257,7 +257,7 @@ def _control_of(target: Target, address: str) -> Check:
     with replace(target, headers=headers).channel(address) as channel:
         is_open = has_open_control(channel, headers)
     fix = (
-        "whoever reaches this port can load models, which is to run code: start Triton with "
+        "any client can load models, i.e. execute code: start Triton with "
         "--grpc-restricted-protocol=model-repository,shared-memory,trace,logging:harness=KEY"
     )
     return Check(f"model control of {address}", not is_open, "open" if is_open else "closed", fix if is_open else "")

@@ -74,7 +74,7 @@ _say_whole_help()
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message, Ctrl-C or a polite kill ends cleanly, a fault is no verdict."""
+    """A usage error is one message; SIGTERM or Ctrl-C ends cleanly; an internal error never returns a verdict code."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(signum, _as_interrupt)
     try:

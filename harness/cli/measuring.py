@@ -31,10 +31,10 @@ def init(
     ] = None,
     qps: Annotated[str | None, typer.Option(help="Target rates, requests per second, comma-separated.")] = None,
     price: Annotated[str | None, typer.Option(help="Price of an hour of one GPU or host.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: defaults for what no option says.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: use defaults where no option is given.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Write a first plan from five answers; what an option says is not asked."""
+    """Write a first plan from five answers; options skip the matching question."""
     from harness.cli import first_plan as first
 
     if path.exists() and not force:  # before five questions
@@ -104,11 +104,10 @@ def signoff(
 ) -> None:
     """Deploy, drive, sweep, fit, plan and report. Goes on where an earlier run of the plan stopped.
 
-    With --check, nothing is measured: the run is held against the hashes of its evidence and its expiry, and its answer
-    is computed again from its records. Without a key's signature an answer is sealed, not signed: the hashes tell of
-    changes, and not who made it.
-    Exit codes: 0 met, 1 missed, 2 inconclusive (for --check also: changed, forged or expired), 64 a mistake in what was
-    asked, 69 a server that cannot be used or that ended, 70 a fault of the harness, 130 interrupted.
+    With --check, nothing is measured: verify hashes and expiry, and recompute the answer from the run's records.
+    Without a key's signature an answer is sealed, not signed: the hashes tell of changes, and not who made it.
+    Exit codes: 0 met, 1 missed, 2 inconclusive (for --check also: changed, forged or expired), 64 usage error, 69 a
+    server that cannot be used or that ended, 70 internal error, 130 interrupted.
     """
     from harness.cli.tables import Show, print_plan
     from harness.report.facts import is_signed
@@ -141,7 +140,7 @@ def signoff(
 @app.command(epilog="Example: `harness sweep scenarios/sweep.yaml --url gpu7:8001,gpu8:8001`")
 @with_servers(without=ONE_AT_A_TIME, url_help=SERVERS_HELP)
 def sweep(
-    plan: Annotated[Path, typer.Argument(help="The PLAN.yaml whose space is walked.")],
+    plan: Annotated[Path, typer.Argument(help="The PLAN.yaml to sweep.")],
     results: Results = Path("results"),
     ray: Ray = "",
     topology: PlanTopology = "",
@@ -210,6 +209,6 @@ def check_signed(folder: Path, trust: Path | None = None) -> int:
     for problem in problems:
         out.print(problem, style="red", soft_wrap=True, markup=False)
     how = f"signed by the key of {trust}" if trust else "sealed, not signed with a key"
-    state = f"{found.files} files as they were, {how}" if not problems else "not to be relied on"
+    state = f"{found.files} files unchanged, {how}" if not problems else "NOT VALID"
     out.print(f"{folder}: {found.verdict}, expires {found.expires_at}; {state}", soft_wrap=True, markup=False)
     return exit_codes.OF_VERDICT["inconclusive" if problems else found.verdict]

@@ -33,7 +33,7 @@ def fit(run: RunFolder) -> None:
             stored.write_fit(content)
     print_fit(content)
     if signed:
-        out.print("The run is signed: its stored fit.json stays as it was", soft_wrap=True)
+        out.print("The run is signed: its stored fit.json is unchanged", soft_wrap=True)
 
 
 def _opened(folder: Path) -> Run:
@@ -44,14 +44,14 @@ def _opened(folder: Path) -> Run:
 
     stored = Run.open(folder)
     if is_signed(stored) and (problems := check_seal(folder).problems):
-        say_aside(f"This run is not to be relied on: {'; '.join(problems)}", "yellow")
+        say_aside(f"This run failed verification: {'; '.join(problems)}", "yellow")
     return stored
 
 
 @app.command(epilog="Example: `harness plan --run results/quick-1a2b3c4d --qps 0.5,1,5,20`")
 def plan(
     run: RunFolder,
-    qps: Annotated[str, typer.Option("--qps", help="Target rates, comma-separated; left out = the plan's own.")] = "",
+    qps: Annotated[str, typer.Option("--qps", help="Target rates, comma-separated; default: the plan's own.")] = "",
 ) -> None:
     """The table of devices for other target rates, from stored results, in seconds."""
     from harness.cli.tables import print_plan
@@ -87,7 +87,7 @@ def report(
     run: RunFolder,
     pdf: Annotated[bool, typer.Option("--pdf", help="Print signoff.pdf too, by an installed Chromium.")] = False,
 ) -> None:
-    """Write signoff.html and sweep.html again from a run's stored records; what was signed must be as it was."""
+    """Write signoff.html and sweep.html again from a run's stored records; signed files must be unchanged."""
     from harness.records.store import Run
     from harness.report.facts import SIGNATURE_NAME, is_signed
     from harness.report.paper import write_pdf
@@ -103,7 +103,7 @@ def report(
     if pdf:
         out.print(f"PDF: [bold]{write_pdf(path)}[/]", soft_wrap=True)
     if is_signed(stored):
-        out.print("Sealed as before: of the seal, only the hash of the page may be new", soft_wrap=True)
+        out.print("Resealed; only the report hash may have changed", soft_wrap=True)
     if seal_of(stored) != before and (stored.path / SIGNATURE_NAME).exists():
         words = (
             "the page is new, so the signature of a key no longer holds: sign it again by `harness signoff PLAN --sign`"

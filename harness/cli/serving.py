@@ -72,7 +72,7 @@ def serve(
         ended = server.last_words()
     finally:
         server.stop()
-    raise ServerError(f"nobody stopped the server, and {ended}; start it again")
+    raise ServerError(f"the server exited unexpectedly: {ended}; start it again")
 
 
 @app.command(epilog="Example: `harness speak script.txt --frames 75 --wav speech.wav --keep talk.npz`")

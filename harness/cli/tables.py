@@ -151,12 +151,12 @@ def _losses_table(content: Plan) -> Table:
     lost = [(row, loss) for row in content.targets for loss in row.losses if loss.devices == row.devices]
     judged_s = [loss.judged_s for _, loss in lost if loss.judged_s is not None]
     watched = f"; judged over {words.duration(min(judged_s))} or more" if judged_s else ""
-    columns = "req/s", "lost", "promises", "nearest limit", "of this limit", "sessions moved", "basis"
+    columns = "req/s", "lost", "SLOs", "nearest limit", "of this limit", "sessions moved", "basis"
     table = _table(f"Devices lost at the peak, without spares{watched}", *columns, left=("nearest limit", "basis"))
     for row, loss in lost:
         share = loss.worst_share
         table.add_row(
-            f"{row.qps:g}", f"{loss.lost} of {loss.devices}", "kept" if loss.kept else "broken",
+            f"{row.qps:g}", f"{loss.lost} of {loss.devices}", "met" if loss.kept else "violated",
             words.metric_briefly(loss.worst), "over 10x" if share is None or share > 10 else _percent(share),
             str(loss.interrupted), loss.basis,
         )  # fmt: skip
@@ -180,7 +180,7 @@ def _sensitivity_table(content: Plan) -> Table:
 def _types_table(content: Plan) -> Table:
     rates = [f"at {row.qps:g}/s" for row in content.targets]
     currency = f"{content.costs.currency} per audio" if content.costs else "cost of an audio"
-    columns = "type", *rates, "req/s of one device", "KV sessions", f"{currency} hour at the last"
+    columns = "type", *rates, "req/s of one device", "KV sessions", f"{currency} hour at the highest target"
     table = _table("Other devices, by their profiles: devices (extrapolated)", *columns, left=("type",))
     for row in content.device_types:
         devices = [_count(each.devices) for each in row.targets] or ["-"] * len(rates)

@@ -261,9 +261,9 @@ def _tls_refused(details: str, tls: Tls) -> str:
     if "certificate has expired" in details:
         return "has a certificate that has expired: the server needs a new one"
     if "CERTIFICATE_VERIFY_FAILED" in details:
-        ours = f"by those of {CA} {tls.ca}" if tls.ca else "by the well-known authorities"
+        ours = f"{CA} {tls.ca}" if tls.ca else "public CAs"
         why = details.partition("CERTIFICATE_VERIFY_FAILED: ")[2].removesuffix(": OK")
-        return f"has a certificate that is not vouched for {ours} ({why}): give its authority with {CA}"
+        return f"has a certificate that is not signed by a trusted CA ({ours}: {why}): give its CA with {CA}"
     if "WRONG_VERSION_NUMBER" in details:
         return "does not speak TLS: write grpc:// and leave the --tls options out, or give its port with TLS"
     if "failed to connect" in details and any(word in details for word in ("Socket closed", "reset", "Broken pipe")):

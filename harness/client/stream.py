@@ -207,7 +207,7 @@ class Stream:
             return
         self._fail(
             f"the server at {self._replica.address} has sent nothing for {limit_s:g} s: the process that served this "
-            f"request has ended, or the way to it is cut; {self._progress()}; ask again"
+            f"request has ended, or the network failed; {self._progress()}; retry"
         )
         self._task.cancel()
 
@@ -220,8 +220,7 @@ class Stream:
             heard_ns = self._heard_ns
             if await entry_ended(self._replica, self._sent_ns) and self._heard_ns == heard_ns and not self._final_ns:
                 self._fail(
-                    f"{wire.ENTRY} ended while it served this request, and is being started again; {self._progress()}; "
-                    "ask again"
+                    f"{wire.ENTRY} ended while it served this request, and is restarting; {self._progress()}; retry"
                 )
                 self._task.cancel()
                 return
@@ -344,7 +343,7 @@ class Stream:
 def _without_its_process(message: str) -> str:
     """The server's message as it is, but for the one that Triton gives while the entry's own process is gone."""
     if STUB_GONE in message:
-        return f"{wire.ENTRY} ended, and is being started again; ask again"
+        return f"{wire.ENTRY} ended, and is restarting; retry"
     return message
 
 

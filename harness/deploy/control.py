@@ -34,7 +34,7 @@ def load_changes(channel: grpc.Channel, before: Configs, after: Configs, headers
 
 
 def has_open_control(channel: grpc.Channel, headers: Headers = (), timeout_s: float = 5.0) -> bool:
-    """Whether a server lets anybody who reaches it load models, which is to run code on its host.
+    """Whether a server lets any client load models, i.e. execute code on its host.
 
     It only asks for the list of models. False also where it cannot be asked; ``headers``: of a proxy before it.
     """

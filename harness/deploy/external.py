@@ -1,4 +1,4 @@
-"""An external server, which the harness did not start: the knobs of a sweep are turned in it and put back."""
+"""An external server, which the harness did not start: a sweep sets its knobs in it and puts them back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _METRICS_PORT = 8002  # Triton's own choice
 class RemoteTriton:
     """A Triton that the harness did not start, with our repository in it. Use it as a context manager.
 
-    Only the knobs of a sweep are turned, in the configurations that it has; on leaving they are put back. ``keep`` is a
+    Only the knobs of a sweep are set, in the configurations that it has; on leaving they are put back. ``keep`` is a
     file that holds them meanwhile: after a kill, the next to enter with it puts them back. It is never started or
     stopped. Raises ServerError where it is not ready, or does not serve what is ``requested``; InputError where it does
     not serve all ``topologies`` that are to be measured.
@@ -40,7 +40,7 @@ class RemoteTriton:
         self._topologies = topologies
         self.target, self.requested, self._keep = Target.from_environment(url), requested, keep
         if len(self.target.addresses) > 1:
-            raise InputError(f"{url}: the knobs of one server are turned, and one is measured: give one --url")
+            raise InputError(f"{url}: sweeps change one server's configuration: give exactly one --url")
         self.url = self.target.url
 
     def __enter__(self) -> RemoteTriton:

@@ -74,8 +74,8 @@ def _servers(observed: Observed) -> Iterator[str]:
             yield f"requests that passed over {each['address']} because it was down: {each['passed_over']}"
         if each["forgotten"]:
             yield (
-                f"{each['address']} does not remember {each['forgotten']} requests or more that it served: it, or "
-                "its entry, was restarted meanwhile (or several servers answer at this address)"
+                f"{each['address']} reports at least {each['forgotten']} fewer requests than were sent: "
+                "it, or its entry, was restarted (or several servers answer at this address)"
             )
 
 

@@ -22,17 +22,17 @@ from harness.traffic.mix import MIXES, Mix, ScriptSource
 EVERY_USER = "every user"  # what --steady without a number means
 EXIT_CODES = ", ".join(f"{code} {meaning}" for code, meaning in exit_codes.OF_LOAD_TESTS.items())
 ARGUMENTS = {
-    "--help-speech": {"action": "help", "help": "show all options, these included (--help knows no locustfile)"},
+    "--help-speech": {"action": "help", "help": "show all options, these included (--help omits locustfile options)"},
     "--rate": {
         "dest": "rate_per_s",
         "metavar": "R",
-        "help": "open loop: R requests per second, whatever the answers; else a closed loop",
+        "help": "open loop: R requests per second, independent of responses; else a closed loop",
         "on_page": True,
     },
     "--arrivals": {
         "choices": ("", *arrivals.KINDS),
         "metavar": "PROCESS",
-        "help": f"{', '.join(arrivals.KINDS)}; without it: as the other options imply, else poisson",
+        "help": f"{', '.join(arrivals.KINDS)}; default: inferred from other options, else poisson",
         "on_page": True,
     },
     "--burstiness": {

@@ -46,7 +46,7 @@ def spawn(
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[Callable[[], bool]]:
-    """Hold back Ctrl-C and a polite kill: what they would break off is done whole first. Gives whether one came.
+    """Hold back Ctrl-C and SIGTERM: what they would break off is done whole first. Gives whether one came.
 
     One that came is raised as KeyboardInterrupt at the end. In a call of gRPC it could make the process wait for ever,
     in a clean-up it would leave the rest lying. Signals that are ignored stay so; only a main thread gets any.

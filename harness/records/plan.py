@@ -261,7 +261,7 @@ class Behaviour:
     qps: float
     devices: int
     session_limit: int
-    line: int
+    queue: Annotated[int, Field(validation_alias="line")] = stored_as("line")
     patience_s: float
     kv_room_bytes: float | None = None
     hold_s: float

@@ -1,4 +1,4 @@
-"""The vocabulary of the harness: frozen records that every room reads and writes.
+"""The vocabulary of the harness: frozen records that every package reads and writes.
 
 All times are CLOCK_MONOTONIC nanoseconds (``time.monotonic_ns``), comparable across the processes of one host.
 """

@@ -98,7 +98,7 @@ def measured(swept: Sequence[SweptDeployment], trials: Sequence[Trial], requests
         rates = ", ".join(words.figure(trial.load.get("rate_per_s")) for trial in opened)
         predicted = sum(trial.prediction is not None for trial in opened)
         said.append(
-            f"{words.plural(len(opened), 'open-loop trial')} at {rates} requests/s, arrivals not waiting for answers; "
+            f"{words.plural(len(opened), 'open-loop trial')} at {rates} requests/s, arrivals independent of responses; "
             f"before {words.figure(predicted)} of them a prediction was stored."
         )
     if len(requests):
@@ -116,10 +116,10 @@ def not_measured(manifest: RunManifest, trials: Sequence[Trial], plan: Plan | No
     if untested := _untested(plan):
         names = ", ".join(words.metric(name) for name in untested)
         said.append(
-            f"In open loop, for want of requests: {names}. There the answer rests on the ladders and the simulation."
+            f"Too few open-loop requests to test: {names}. There the answer rests on the ladders and the simulation."
         )
     if not any(trial.kind == "open" for trial in trials):
-        said.append("Open-loop load: no trial with arrivals that do not wait checked the predictions.")
+        said.append("Open-loop load: no trial with open-loop arrivals checked the predictions.")
     if manifest.preset == "tiny":
         said.append(
             "The full-size model: preset tiny runs the same graph at a small size, so its figures say nothing "

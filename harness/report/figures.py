@@ -28,7 +28,7 @@ _RESULTS = (
     (False, "failed", LIMIT_COLOUR, "x"),
     (None, "not decidable", REST_COLOUR, "circle-open"),
 )
-ADMISSION_COLOURS = ("#c2622d", "#8d8423", "#2b7fc3")  # in the order in which plan.json has the ways to let callers in
+ADMISSION_COLOURS = ("#c2622d", "#8d8423", "#2b7fc3")  # in the order of the admission policies in plan.json
 STAGE_COLOURS = {wire.LLM: "#2b7fc3", wire.DIFFUSION: "#d07c2a", wire.VOCODER: "#1b9a77", wire.ENGINE: "#6a5acd"}
 
 
@@ -204,7 +204,7 @@ def prediction(validation: Sequence[ValidationRow]) -> go.Figure:
 
 
 def surge(rows: Sequence[SurgeRow], colours: dict[str, str]) -> go.Figure:
-    """Share of callers whose SLOs are met, by when they came: one line for each way to let them in.
+    """Share of callers whose SLOs are met, by when they came: one line for each admission policy.
 
     ``rows``: those of one surge in plan.json's ``behaviour``; ``colours`` by admission. The grey band is the surge.
     """
@@ -381,7 +381,7 @@ def _highest_step_ms(swept: Sequence[SweptDeployment]) -> float:
 
 
 def _first_audio_limits(slos: Sequence[Slo]) -> list[tuple[float, str]]:
-    """Each promised limit once, with the classes that it holds for."""
+    """Each SLO limit once, with the classes that it holds for."""
     classes: dict[float, list[str]] = {}
     for slo in slos:
         if slo.metric.startswith("ttfa"):

@@ -59,7 +59,7 @@ def playback(result: Result) -> go.Figure:
 
 
 def distribution(requests: pd.DataFrame, metric: str, slos: Sequence[Slo]) -> go.Figure:
-    """The share of requests of each class with at most a value of ``metric``; a cross marks what is promised.
+    """The share of requests of each class with at most a value of ``metric``; a cross marks each SLO.
 
     One that ended in an error has no value that meets an SLO: it counts, and the line stays below 100%.
     """
@@ -77,7 +77,7 @@ def distribution(requests: pd.DataFrame, metric: str, slos: Sequence[Slo]) -> go
         figure.add_scatter(
             x=[each.limit for each in own_slos],
             y=[each.quantile for each in own_slos],
-            name=f"{name}: promised",
+            name=f"{name}: SLO",
             mode="markers",
             marker={"color": colour, "symbol": "x", "size": 13},
         )
@@ -165,7 +165,7 @@ def _fit_of(entry: SweptDeployment) -> FittedDeployment:
 
 
 def slos_by_rate(loads: Sequence[SimulatedLoad]) -> go.Figure:
-    """Each SLO as a share of its limit against the rate of one device: where a line crosses 1, it breaks."""
+    """Each SLO as a share of its limit against the rate of one device: where a line crosses 1, the SLO is violated."""
     figure = _figure("requests per second on one device", "value / limit")
     for name in loads[0].shares:
         shares = [min(load.shares[name], 3.0) for load in loads]
@@ -175,7 +175,7 @@ def slos_by_rate(loads: Sequence[SimulatedLoad]) -> go.Figure:
     limit = {"text": "limit", "font": {"color": LIMIT_COLOUR}}
     figure.add_hline(y=1, line={"color": LIMIT_COLOUR, "dash": "dot"}, annotation=limit)
     figure.update_yaxes(range=[0, 2])
-    return stand_alone(figure, "How near each SLO is to breaking (simulated)")
+    return stand_alone(figure, "SLO limit utilisation (simulated)")
 
 
 def devices(plan: Plan, rates_per_s: Sequence[float] = (), counts: Sequence[int] = ()) -> go.Figure:
@@ -205,8 +205,8 @@ def surge(plan: Plan, name: str) -> go.Figure:
     rows = [row for row in (plan.behaviour.surges if plan.behaviour else ()) if row.surge == name]
     colours = dict(zip((row.admission for row in rows), figures.ADMISSION_COLOURS, strict=False))
     drawn = figures.surge(rows, colours)
-    drawn.update_yaxes(title={"text": "callers whose SLOs are met"})
-    return stand_alone(drawn, f"{name.capitalize()} (simulated): who is still served as promised")
+    drawn.update_yaxes(title={"text": "requests that meet their SLOs"})
+    return stand_alone(drawn, f"{name.capitalize()} (simulated): share of requests that meet their SLOs")
 
 
 def stage_times(entry: SweptDeployment) -> go.Figure:

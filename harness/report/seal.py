@@ -86,7 +86,7 @@ def reopen(run: Run) -> None:
 def must_be_reliable(run: Run) -> None:
     """Raises InputError where what was signed is no longer as it was, or has expired."""
     if problems := check_seal(run.path).problems:
-        raise InputError(f"{run.path} is not to be relied on: {'; '.join(problems)}")
+        raise InputError(f"{run.path} failed verification: {'; '.join(problems)}")
 
 
 def report_again(run: Run) -> Path:

@@ -146,8 +146,8 @@ def validation(plan: Plan) -> pd.DataFrame:
             "trial": row.trial_id,
             "requests per s": row.rate_per_s,
             "metric": words.metric(row.metric),
-            "said before": row.said_before,
-            "given the arrivals": row.predicted,
+            "predicted in advance": row.said_before,
+            "predicted from actual arrivals": row.predicted,
             "measured": row.measured,
             "error": words.signed_percent(figures.signed_error(row)) if words.known(row.relative_error) else "",
             "result": said[row.passed],
@@ -157,7 +157,7 @@ def validation(plan: Plan) -> pd.DataFrame:
 
 
 def surges(plan: Plan) -> pd.DataFrame:
-    """One row a surge and way to let callers in, of plan.json's ``behaviour``."""
+    """One row for each surge and admission policy, of plan.json's ``behaviour``."""
     return pd.DataFrame(
         {
             "surge": row.surge,

@@ -230,17 +230,17 @@ def slo(record: Slo) -> str:
 
 
 def slos_judged(records: Sequence[JudgedSlo]) -> str:
-    """How many SLOs a run surely met and surely violated, and on which side of its limit each of the rest was."""
+    """How many SLOs a run met and violated for sure, and on which side of its limit each of the rest was."""
     said = [_judgement(record) for record in records]
     return ", ".join(f"{said.count(kind)} {kind}" for kind in _JUDGEMENTS if kind in said) or ABSENT
 
 
-_JUDGEMENTS = ("surely kept", "surely broken", "within the limit", "above the limit", "without a figure")
+_JUDGEMENTS = ("met", "violated", "within the limit", "above the limit", "without a figure")
 
 
 def _judgement(record: JudgedSlo) -> str:
     if record.met is not None:
-        return "surely kept" if record.met else "surely broken"
+        return "met" if record.met else "violated"
     if record.measured is None:
         return "without a figure"
     return "within the limit" if record.measured <= record.limit else "above the limit"

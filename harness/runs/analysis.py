@@ -75,9 +75,8 @@ def simulation_of(run: Run, rate_per_s: float) -> dict:
     spec, carried = spec_of(run), fleet_of(run).without_slos().steady_rate()
     if rate_per_s >= carried:
         raise InputError(
-            f"{rate_per_s:g} requests a second have no steady state on one device: with the sessions that were "
-            f"measured it carries less than {carried:.3g}. Ask for less, or for the devices that they need: "
-            f"harness plan --run {run.path} --qps {rate_per_s:g}"
+            f"{rate_per_s:g} requests/s have no steady state on one device: with the sessions that were measured it "
+            f"carries less than {carried:.3g}. Lower --qps, or run `harness plan --run {run.path} --qps {rate_per_s:g}`"
         )
     rng = np.random.default_rng(spec.seed)
     return predict_open_run(best_of(run), spec.traffic_mix(), rate_per_s, 60.0, rng)

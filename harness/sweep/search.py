@@ -1,4 +1,4 @@
-"""The walk through a plan's space: which point is measured next, given the trials that a run holds."""
+"""Choose the next point of a search space, given the trials that a run holds."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ class Walk:
         words = f"best so far: {best.value.says} with {describe_point(self.space.point(best.number))}"
         if decision.confidence != decision.confidence:  # NaN: a sampler that knows no doubt
             return words
-        return f"{words}; with a chance of {decision.confidence:.0%} within {self.search.margin:.1%} of the best"
+        within = f"within {self.search.margin:.1%} of the best: {decision.confidence:.0%}"
+        return f"{words}; estimated probability that it is {within}"
 
     def _look_at_memory(self, run: Run) -> None:
         """The room for KV caches is known only once a topology is deployed; what was valued without it is not right."""

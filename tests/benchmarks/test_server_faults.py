@@ -35,7 +35,7 @@ def judged(process, error, phase=faults.SPEECH, outcome=Outcome.ERROR):
 @pytest.mark.parametrize(
     ("process", "error"),
     [
-        (wire.LLM, f"{wire.LLM} ended while it served this session, and is being started again; ask again"),
+        (wire.LLM, f"{wire.LLM} ended while it served this session, and is restarting; retry"),
         (faults.TRITON, "the server at x went away, with 3200 samples of audio: Stream removed"),
         (faults.SERVE, "no Triton answers at x: start one"),
     ],
@@ -49,7 +49,7 @@ def test_an_error_that_names_what_was_struck_is_true(process, error):
     ("process", "error"),
     [
         (wire.LLM, f"{wire.VOCODER} ended while it served this session"),
-        (wire.ENTRY, "the process that served this request has ended, or the way to it is cut"),
+        (wire.ENTRY, "the process that served this request has ended, or the network failed"),
         (wire.LLM, f"KeyError: {wire.LLM} ended"),
         (wire.LLM, f"Traceback: {wire.LLM} ended"),
         (wire.LLM, f"{wire.LLM} ended, perhaps for want of memory"),

@@ -47,7 +47,7 @@ def test_two_sessions_share_the_frame_clock():
     assert run.active_at_start.tolist() == [1, 2]
 
 
-def test_arrivals_wait_in_line_at_the_limit():
+def test_arrivals_queue_at_the_limit():
     run = simulate([0.0, 0.1, 0.2], [10, 10, 10], constant, session_limit=1)
     assert run.start_s.tolist() == pytest.approx([0, 1, 2])
     assert run.ttfa_s.tolist() == pytest.approx([0.1, 1.0, 1.9])
@@ -102,7 +102,7 @@ def test_servers_without_sharing_are_erlang(servers, rate):
 
 
 def test_servers_without_sharing_follow_kiefer_and_wolfowitz():
-    """In a pool with one line, the k-th arrival starts when the first server of all is free: exactly so."""
+    """In a pool with one queue, the k-th arrival starts when the first server of all is free: exactly so."""
     rng = np.random.default_rng(29)
     arrival_s, frames = poisson_arrivals(3.2, 5000, rng), rng.exponential(10, 5000)
     run = simulate(arrival_s, frames, constant, devices=4, session_limit=1)

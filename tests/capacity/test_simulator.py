@@ -58,7 +58,7 @@ def random_case(seed):
         session_limit=None if rng.random() < 0.5 else int(rng.integers(1, 4)),
         memory_bytes=math.inf if rng.random() < 0.5 else float(rng.integers(20, 120)),
         routing=str(rng.choice(ROUTINGS)),
-        line_limit=None if rng.random() < 0.5 else int(rng.integers(0, 5)),
+        queue_limit=None if rng.random() < 0.5 else int(rng.integers(0, 5)),
         patience_s=math.inf if rng.random() < 0.5 else float(2 * rng.random()),
         first_audio=(float(0.1 * rng.random()), float(3 * rng.random())),
         start_buffer_s=float(0.3 * rng.random()),
@@ -136,7 +136,7 @@ def test_every_arrival_has_one_fate_and_no_limit_is_passed(seed):
 
 
 def again_waiting(arrays):
-    """Sessions in line that were heard before, on a device that failed."""
+    """Waiting sessions that were heard before, on a device that failed."""
     return int(np.sum((arrays.kept["outcome"] == WAITING) & ~np.isnan(arrays.kept["start_s"])))
 
 
@@ -232,8 +232,8 @@ def test_playback_that_is_never_behind_never_stalls():
 # Lines
 
 
-def test_a_line_is_bounded_in_number_and_in_time():
-    pool = Pool(1, tenth, session_limit=1, line_limit=2, patience_s=1.5)
+def test_a_queue_is_bounded_in_number_and_in_time():
+    pool = Pool(1, tenth, session_limit=1, queue_limit=2, patience_s=1.5)
     arrays = play(pool, arrivals_of([0.0, 0.1, 0.2, 0.3, 1.1], [10, 20, 5, 5, 5]))
     assert fates(arrays) == ["done", "done", "gave up", "refused", "gave up"]
     assert arrays.kept["end_s"].tolist() == pytest.approx([1.0, 3.0, 1.7, 0.3, 2.6])
@@ -264,7 +264,7 @@ def test_each_routing_sends_sessions_its_own_way(routing, devices):
     assert play(Pool(3, tenth, routing=routing), arrivals).kept["device"].tolist() == devices
 
 
-def test_in_the_line_of_a_device_one_waits_for_that_device():
+def test_in_the_queue_of_a_device_one_waits_for_that_device():
     arrivals = arrivals_of([0.0, 0.1, 0.2], [100, 1, 1])
     kept_ones = play(Pool(2, tenth, session_limit=1, routing="round_robin"), arrivals).kept
     assert kept_ones["device"].tolist() == [0, 1, 0]

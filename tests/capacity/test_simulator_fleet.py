@@ -257,7 +257,7 @@ def test_goodput_is_of_those_that_kept_every_limit():
 
 
 def test_who_is_told_busy_or_lost_unheard_counts_as_never_heard():
-    pool = Pool(1, tenth, session_limit=1, line_limit=1, planned=(Planned(0.5, "fail", 0),))
+    pool = Pool(1, tenth, session_limit=1, queue_limit=1, planned=(Planned(0.5, "fail", 0),))
     engine = SimulationEngine(pool, Counting(("one",), 10.0, windows=1, batches=1))
     engine.feed(arrivals_of([0.0, 0.1, 0.2], [10, 10, 10]), last=True, stop_s=10.0)
     shown = result_of(engine.arrays, ["one"], [0], 10.0).classes["one"]

@@ -24,7 +24,7 @@ def tenth(n):
         ({"devices": 0}, "1 device or more"),
         ({"routing": "nearest"}, "unknown routing 'nearest': use one of shared"),
         ({"on_failure": "weep"}, "unknown on_failure"),
-        ({"line_limit": -1}, "a line holds 0"),
+        ({"queue_limit": -1}, "a queue holds 0"),
         ({"patience_s": -1.0}, "patience is 0"),
         ({"memory_bytes": 0.0}, "memory is above 0"),
         ({"planned": (Planned(0.0, "fail", 2),)}, "not one of 0 to 1"),

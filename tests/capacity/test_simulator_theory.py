@@ -39,7 +39,7 @@ def test_erlang_b_is_that_of_the_tables(servers, offered, expected):
     assert queueing.erlang_b(servers, offered) == pytest.approx(expected, rel=2e-3)
 
 
-def test_a_line_of_no_places_is_erlang_b_and_a_long_one_is_erlang_c():
+def test_a_queue_of_no_places_is_erlang_b_and_a_long_one_is_erlang_c():
     assert queueing.bounded_line(8, 0, 6.0, 1.0)[0] == pytest.approx(queueing.erlang_b(8, 6.0))
     refused, wait_s = queueing.bounded_line(8, 400, 6.0, 1.0)
     assert refused == pytest.approx(0, abs=1e-9)

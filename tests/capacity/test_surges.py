@@ -18,8 +18,8 @@ from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.surges import (
     ADMISSIONS,
-    LINE,
     PATIENCE_S,
+    QUEUE_LIMIT,
     SURGES,
     Surge,
     _back,
@@ -99,7 +99,7 @@ def test_whoever_lets_all_in_keeps_no_slo_and_recovers_last(seen):
     assert every.recovered_after_s is None or every.recovered_after_s > some.recovered_after_s
 
 
-def test_a_line_longer_than_the_slo_on_first_audio_keeps_few(seen):
+def test_a_queue_longer_than_the_slo_on_first_audio_keeps_few(seen):
     waiting, busy = of(seen, "twice the load", WAIT), of(seen, "twice the load", BUSY)
     assert waiting.within_slos_during < 0.2 < busy.within_slos_during
 
@@ -144,7 +144,7 @@ def test_a_device_full_of_90_minute_sessions_takes_as_long_as_its_frames(pools):
 
 
 def test_nobody_is_let_in_without_room_for_the_kv_cache(pools, seen):
-    """Beyond the room callers wait in line, and are rejected (busy) after 30 s, whichever are admitted."""
+    """Beyond the room callers wait in a queue, and are rejected (busy) after 30 s, whichever are admitted."""
     frames = pools.traffic.frames
     kv = KvRoom(float(20 * np.mean(KvRoom(1, 512).bytes_of(frames))), 512)  # for 20 sessions as they come
     full = pools.changed(limits=replace(pools.limits, kv=kv, kv_slots=kv.slots(pools.traffic.whole_frames)))
@@ -160,7 +160,7 @@ def test_no_more_90_minute_sessions_are_drained_than_the_kv_memory_holds(pools):
     assert ninety_minutes(full, 10, np.random.default_rng(2)).sessions == 3
 
 
-def test_the_line_is_that_of_the_server():
+def test_the_queue_is_that_of_the_server():
     text = (ROOT / "model_repository" / "vibevoice_full_pipeline" / "config.pbtxt").read_text()
-    assert f'"waiting_limit" value {{ string_value: "{LINE}" }}' in text
+    assert f'"waiting_limit" value {{ string_value: "{QUEUE_LIMIT}" }}' in text
     assert f'"waiting_seconds" value {{ string_value: "{PATIENCE_S:g}" }}' in text

@@ -64,9 +64,9 @@ def test_tls_with_the_right_authority_speaks(files):
 def test_tls_that_cannot_be_trusted_is_explained(files):
     here, elsewhere = files.credentials("127.0.0.1"), files.credentials("triton.example")
     words = reach(lambda address: Target.of(address, Tls(files.other_ca)), credentials=here)
-    assert f"not vouched for by those of --tls-ca {files.other_ca}" in words
+    assert f"not signed by a trusted CA (--tls-ca {files.other_ca}" in words
     words = reach(lambda address: Target.of(f"grpcs://{address}"), credentials=here)
-    assert "by the well-known authorities" in words and "give its authority with --tls-ca" in words
+    assert "(public CAs: " in words and "give its CA with --tls-ca" in words
     words = reach(lambda address: Target.of(address, Tls(files.ca)), credentials=elsewhere)
     assert "made out to another name" in words and "--tls-server-name" in words
     named = Tls(files.ca, server_name="triton.example")

@@ -253,7 +253,7 @@ def test_a_stream_whose_process_ended_is_told_so_when_it_asks(monkeypatch, descr
     monkeypatch.setattr(replicas, "ASK_AFTER_S", 0.2)
     table = Timetable(hang_after=2, description=description)
     result = run(table, lambda client, _: client.speak(request(), "open"), silence_s=20.0)
-    assert result.error.startswith(f"{wire.ENTRY} ended while it served this request") and "ask again" in result.error
+    assert result.error.startswith(f"{wire.ENTRY} ended while it served this request") and "retry" in result.error
     assert result.outcome is Outcome.ERROR and "6400 samples of audio where 19200" in result.error
 
 

@@ -95,7 +95,7 @@ ROOM = {
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A server with room for 3.2 MB of KV cache and six requests in line; a test that reloads it puts it back."""
+    """A server with room for 3.2 MB of KV cache and six queued requests; a test that reloads it puts it back."""
     with TritonServer(Deployment(parameters=ROOM), root=tmp_path_factory.mktemp("small")) as server:
         yield server
 
@@ -204,7 +204,7 @@ def test_what_can_never_fit_is_refused_at_once(small):
     assert not heard.result.error.startswith(wire.BUSY)
 
 
-def test_who_waits_too_long_is_told_so_and_who_leaves_makes_room_in_line(small):
+def test_who_waits_too_long_is_told_so_and_who_leaves_makes_room_in_the_queue(small):
     parameters = dict(ROOM) | {"vibevoice_full_pipeline.waiting_seconds": "1.5"}
 
     async def main():

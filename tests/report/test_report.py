@@ -86,12 +86,12 @@ def test_inconclusive_gives_the_reason_and_does_not_sign(pages):
 
 
 def test_a_prediction_shows_what_was_said_before_and_what_is_held_against_the_limit(runs, pages):
-    shown = table_with(pages["met"], "Said before")
+    shown = table_with(pages["met"], "Predicted in advance")
     stored = runs["met"].plan().validation
     assert len(shown) == len(stored) == 6
     for cells, row in zip(shown, stored, strict=True):
-        assert cells["Said before"] == words.figure(row.said_before)
-        assert cells["Given the arrivals"] == words.figure(row.predicted)
+        assert cells["Predicted in advance"] == words.figure(row.said_before)
+        assert cells["Predicted from actual arrivals"] == words.figure(row.predicted)
     text = squeeze(Page(pages["met"]).text)
     assert "predicted before it was run" not in text
     assert "these trials were offered 80% to 100% of the audio that it asks for" in text
@@ -100,7 +100,7 @@ def test_a_prediction_shows_what_was_said_before_and_what_is_held_against_the_li
 def test_each_open_run_shows_its_offered_audio_its_slos_and_its_result(pages):
     first, _, last = table_with(pages["met"], "Offered")
     assert (first["Offered"], first["Average of the mix"]) == ("11.4", "14.2")
-    assert first["SLOs"] == "1 surely kept, 1 within the limit"
+    assert first["SLOs"] == "1 met, 1 within the limit"
     assert first["Result"] == last["Result"] == "✓ passed"
     invalid = table_with(pages["inconclusive"], "Offered")[-1]
     assert invalid["SLOs"] == "–"
@@ -112,9 +112,9 @@ def test_a_figure_that_chance_can_move_is_shown_as_not_decidable(tmp_path):
     plan["validation"][0] |= {"passed": None, "limit": 0.4}
     plan["open_runs"][0]["promises"][0] |= {"met": False, "measured": 1.7}
     html = read(sample.make_run(tmp_path, "inconclusive", plan=plan))
-    assert table_with(html, "Said before")[0]["Result"] == "? not decidable"
+    assert table_with(html, "Predicted in advance")[0]["Result"] == "? not decidable"
     slos = table_with(html, "Offered")[0]["SLOs"]
-    assert slos.startswith("1 surely broken, 1 within the limit")
+    assert slos.startswith("1 violated, 1 within the limit")
     assert "within 1 s; it was 1.7" in slos
 
 
@@ -215,7 +215,7 @@ def outlook(tmp_path_factory):
 
 def test_what_a_plan_holds_besides_has_its_sections_and_an_older_plan_has_not(outlook, pages):
     headings = [squeeze(text) for tag, text in Page(outlook).headings if tag == "h2"]
-    assert headings[1:4] == ["Devices per target", "When more comes than was planned", "What would change it"]
+    assert headings[1:4] == ["Devices per target", "Overload behaviour", "What would change it"]
     assert headings[4:] == HEADINGS[1:]
     assert "surge" not in Page(pages["met"]).text and "undefined" not in outlook.lower()
 
@@ -241,7 +241,7 @@ def test_costs_losses_drain_and_changes_are_said_with_their_basis(outlook):
     assert table_with(outlook, "EUR per audio hour")[0]["EUR per audio hour"] == "0.1370.11 to 0.17"
     assert "devices × 2.5 EUR an hour (given, for H100)" in text
     loss = table_with(outlook, "Sessions moved")[0]
-    assert (loss["SLOs afterwards"], loss["Of the limit"]) == ("✕ broken extrapolated", "172%")
+    assert (loss["SLOs afterwards"], loss["Of the limit"]) == ("✕ violated extrapolated", "172%")
     assert (loss["In the first 10 min"], loss["Judged over"]) == ("over ten times", "16 min")
     assert "at the latest after 5.2 min, where its longest session has just begun" in text
     assert "With 36 sessions of 90 minutes aboard" in text and "2.5 h if all have just begun. simulated" in text
@@ -313,11 +313,11 @@ def test_the_page_says_when_it_expires_and_with_what(pages):
 def test_slos_that_no_open_run_tested_are_among_what_was_not_measured():
     """Of the sample's SLOs, that on the RTF of short requests was judged by too few, and predicted by no row."""
     said = decision.not_measured(sample.manifest(), [], Plan.of(sample.plan_record()))
-    (line,) = [line for line in said if "for want of requests" in line]
+    (line,) = [line for line in said if "Too few open-loop requests" in line]
     assert "real-time factor of short requests (95th percentile). There" in line and "first audio" not in line
     rows = [sample.validation_record("met")[0] | {"metric": "rtf p95 of class short"}]
     tested = decision.not_measured(sample.manifest(), [], Plan.of(sample.plan_record() | {"validation": rows}))
-    assert not [line for line in tested if "for want of requests" in line]
+    assert not [line for line in tested if "Too few open-loop requests" in line]
 
 
 @pytest.mark.parametrize(("gpus", "said"), [(1, ": 5 devices, "), (4, ": 5 devices (20 GPUs), ")])

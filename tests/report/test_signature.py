@@ -145,6 +145,6 @@ def test_the_command_refuses_a_forged_answer_and_takes_a_signed_one_whatever_is_
     sign_seal(folder, key)
     monkeypatch.setattr(recomputed, "differences", lambda run: ["devices: the answer says 2, its records give 5"])
     forged, signed = told(), told("--trust", f"{key}.pub")
-    assert forged.exit_code == 2 and "its records give 5" in forged.stdout and "not to be relied on" in forged.stdout
+    assert forged.exit_code == 2 and "its records give 5" in forged.stdout and "NOT VALID" in forged.stdout
     assert signed.exit_code == OF_VERDICT[run.plan().verdict] and "warning: devices" in signed.stdout
     assert CliRunner().invoke(app, ["signoff", "quick", "--trust", f"{key}.pub"]).exception is not None

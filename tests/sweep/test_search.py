@@ -175,4 +175,4 @@ def test_a_sweep_measured_on_the_real_server_is_searched_again_with_half_of_its_
     rates = {str(each.deployment): each.max_rate_per_s or 0.0 for each in run.fit().deployments}
     assert len(ended) <= whole.size() / 2
     assert max(rates[str(point)] for point in ended) >= 0.95 * max(rates.values())
-    assert "a chance of" in walk.said and "untried" in step.says
+    assert "estimated probability" in walk.said and "untried" in step.says

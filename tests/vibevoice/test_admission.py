@@ -1,4 +1,4 @@
-"""The line for room: order, bounds, what becomes of those who leave it; and what stages say, in words."""
+"""The queue for room: order, bounds, what becomes of those who leave it; and what stages say, in words."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice.sessions import admission
-from harness.vibevoice.sessions.admission import Busy, Line
+from harness.vibevoice.sessions.admission import AdmissionQueue, Busy
 from harness.vibevoice.sessions.failures import StageEnded, StageError, at_instance, in_words
 
 
@@ -50,8 +50,8 @@ async def until(condition):
 
 def test_with_room_for_all_nobody_waits():
     async def main():
-        line, room = Line(places=100, limit=0, patience_s=0), Room(100)
-        await asyncio.gather(*(line.enter(room.taker(i), stay) for i in range(100)))
+        queue, room = AdmissionQueue(places=100, limit=0, patience_s=0), Room(100)
+        await asyncio.gather(*(queue.enter(room.taker(i), stay) for i in range(100)))
         return room.tries
 
     assert run(main()) == 100
@@ -59,15 +59,15 @@ def test_with_room_for_all_nobody_waits():
 
 def test_those_that_wait_are_served_in_the_order_in_which_they_came():
     async def main():
-        line, room = Line(places=100, limit=50, patience_s=10), Room(1)
-        await line.enter(room.taker("first"), stay)
+        queue, room = AdmissionQueue(places=100, limit=50, patience_s=10), Room(1)
+        await queue.enter(room.taker("first"), stay)
         waiting = []
         for i in range(5):
-            waiting.append(asyncio.create_task(line.enter(room.taker(i), stay)))
-            await until(lambda i=i: len(line) == i + 1)
+            waiting.append(asyncio.create_task(queue.enter(room.taker(i), stay)))
+            await until(lambda i=i: len(queue) == i + 1)
         for _ in range(5):
             room.free += 1
-            line.leave()
+            queue.leave()
             await until(lambda: room.free == 0)
         await asyncio.gather(*waiting)
         return room.opened
@@ -77,50 +77,50 @@ def test_those_that_wait_are_served_in_the_order_in_which_they_came():
 
 def test_a_big_session_at_the_head_is_not_overtaken_by_small_ones():
     async def main():
-        line, room = Line(places=100, limit=50, patience_s=10), Room(4)
-        await line.enter(room.taker("a", 3), stay)
-        big = asyncio.create_task(line.enter(room.taker("big", 4), stay))
-        await until(lambda: len(line) == 1)
-        small = asyncio.create_task(line.enter(room.taker("small", 1), stay))
-        await until(lambda: len(line) == 2)
+        queue, room = AdmissionQueue(places=100, limit=50, patience_s=10), Room(4)
+        await queue.enter(room.taker("a", 3), stay)
+        big = asyncio.create_task(queue.enter(room.taker("big", 4), stay))
+        await until(lambda: len(queue) == 1)
+        small = asyncio.create_task(queue.enter(room.taker("small", 1), stay))
+        await until(lambda: len(queue) == 2)
         await asyncio.sleep(2 * admission.RETRY_S)
         assert room.opened == ["a"]
         room.free += 3
-        line.leave()
+        queue.leave()
         await big
         room.free += 4
-        line.leave()
+        queue.leave()
         await small
         return room.opened
 
     assert run(main()) == ["a", "big", "small"]
 
 
-def test_a_line_that_is_full_turns_away_at_once():
+def test_a_queue_that_is_full_turns_away_at_once():
     async def main():
-        line, room = Line(places=100, limit=2, patience_s=60), Room(0)
-        waiting = [asyncio.create_task(line.enter(room.taker(i), stay)) for i in range(2)]
-        await until(lambda: len(line) == 2)
-        with pytest.raises(Busy, match=r"^busy: others wait for room; 2 requests wait, .*waiting_limit"):
-            await line.enter(room.taker("late"), stay)
+        queue, room = AdmissionQueue(places=100, limit=2, patience_s=60), Room(0)
+        waiting = [asyncio.create_task(queue.enter(room.taker(i), stay)) for i in range(2)]
+        await until(lambda: len(queue) == 2)
+        with pytest.raises(Busy, match=r"^busy: others wait for room; queue full: 2 requests wait .*waiting_limit"):
+            await queue.enter(room.taker("late"), stay)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        assert len(line) == 0
-        with pytest.raises(Busy, match=r"^busy: 0 units are free; 0 requests wait"):
-            await Line(places=100, limit=0, patience_s=60).enter(room.taker("none may wait"), stay)
+        assert len(queue) == 0
+        with pytest.raises(Busy, match=r"^busy: 0 units are free; queue full: 0 requests wait"):
+            await AdmissionQueue(places=100, limit=0, patience_s=60).enter(room.taker("none may wait"), stay)
 
     run(main())
 
 
 def test_who_waited_long_enough_is_told_how_long_and_why():
     async def main():
-        line, room = Line(places=100, limit=5, patience_s=0.15), Room(0)
-        head = asyncio.create_task(line.enter(room.taker("head"), stay))
-        await until(lambda: len(line) == 1)
-        second = asyncio.create_task(line.enter(room.taker("second"), stay))
+        queue, room = AdmissionQueue(places=100, limit=5, patience_s=0.15), Room(0)
+        head = asyncio.create_task(queue.enter(room.taker("head"), stay))
+        await until(lambda: len(queue) == 1)
+        second = asyncio.create_task(queue.enter(room.taker("second"), stay))
         errors = await asyncio.gather(head, second, return_exceptions=True)
-        assert room.tries >= 2 and len(line) == 0 and line.free == 100
+        assert room.tries >= 2 and len(queue) == 0 and queue.free == 100
         return [str(error) for error in errors]
 
     head, second = run(main())
@@ -128,24 +128,24 @@ def test_who_waited_long_enough_is_told_how_long_and_why():
     assert second.startswith("busy: ") and "waited 0.15 s" in second
 
 
-def test_a_client_that_leaves_leaves_the_line():
+def test_a_client_that_leaves_leaves_the_queue():
     async def main():
-        line, room, gone = Line(places=100, limit=5, patience_s=60), Room(0), []
+        queue, room, gone = AdmissionQueue(places=100, limit=5, patience_s=60), Room(0), []
 
         def check():
             if gone:
                 raise Left
 
-        leaver = asyncio.create_task(line.enter(room.taker("leaver"), check))
-        await until(lambda: len(line) == 1)
-        next_ = asyncio.create_task(line.enter(room.taker("next"), stay))
-        await until(lambda: len(line) == 2)
+        leaver = asyncio.create_task(queue.enter(room.taker("leaver"), check))
+        await until(lambda: len(queue) == 1)
+        next_ = asyncio.create_task(queue.enter(room.taker("next"), stay))
+        await until(lambda: len(queue) == 2)
         gone.append(True)
         with pytest.raises(Left):
             await leaver
-        assert len(line) == 1
+        assert len(queue) == 1
         room.free += 1
-        line.leave()
+        queue.leave()
         await next_
         return room.opened
 
@@ -156,9 +156,9 @@ def test_room_that_comes_free_elsewhere_is_found():
     """Another entry instance closed a session: nobody calls ``leave`` here."""
 
     async def main():
-        line, room = Line(places=100, limit=5, patience_s=60), Room(0)
-        waiting = asyncio.create_task(line.enter(room.taker("one"), stay))
-        await until(lambda: len(line) == 1)
+        queue, room = AdmissionQueue(places=100, limit=5, patience_s=60), Room(0)
+        waiting = asyncio.create_task(queue.enter(room.taker("one"), stay))
+        await until(lambda: len(queue) == 1)
         room.free += 1
         await waiting
         return room.opened
@@ -168,19 +168,19 @@ def test_room_that_comes_free_elsewhere_is_found():
 
 def test_places_are_counted_and_given_back_whatever_happens():
     async def main():
-        line, room = Line(places=2, limit=5, patience_s=0.1), Room(100)
-        await asyncio.gather(line.enter(room.taker("a"), stay), line.enter(room.taker("b"), stay))
+        queue, room = AdmissionQueue(places=2, limit=5, patience_s=0.1), Room(100)
+        await asyncio.gather(queue.enter(room.taker("a"), stay), queue.enter(room.taker("b"), stay))
         with pytest.raises(Busy, match="all 2 sessions of this entry instance are taken"):
-            await line.enter(room.taker("c"), stay)
-        line.leave()
+            await queue.enter(room.taker("c"), stay)
+        queue.leave()
 
         async def broken():
             raise RequestError("it can never fit")
 
         with pytest.raises(RequestError, match="never fit"):
-            await line.enter(broken, stay)
-        await line.enter(room.taker("d"), stay)
-        return line.free, room.opened
+            await queue.enter(broken, stay)
+        await queue.enter(room.taker("d"), stay)
+        return queue.free, room.opened
 
     assert run(main()) == (0, ["a", "b", "d"])
 
@@ -194,25 +194,25 @@ def test_places_are_counted_and_given_back_whatever_happens():
 def test_no_room_is_lost_and_none_is_taken_twice(places, units, requests):
     """Sessions of any size that hold their room for some turns of the loop; some clients leave while they wait."""
 
-    async def one(line, room, number, size, turns, leaves):
+    async def one(queue, room, number, size, turns, leaves):
         def check():
             if leaves:
                 raise Left
 
         try:
-            await line.enter(room.taker(number, size), check)
+            await queue.enter(room.taker(number, size), check)
         except (Busy, Left):
             return
-        assert room.free >= 0 and line.free >= 0
+        assert room.free >= 0 and queue.free >= 0
         for _ in range(turns):
             await asyncio.sleep(0)
         room.free += size
-        line.leave()
+        queue.leave()
 
     async def main():
-        line, room = Line(places, limit=10, patience_s=0.02), Room(units)
-        await asyncio.gather(*(one(line, room, i, *request) for i, request in enumerate(requests)))
-        assert (len(line), line.free, room.free) == (0, places, units)
+        queue, room = AdmissionQueue(places, limit=10, patience_s=0.02), Room(units)
+        await asyncio.gather(*(one(queue, room, i, *request) for i, request in enumerate(requests)))
+        assert (len(queue), queue.free, room.free) == (0, places, units)
         assert len(set(room.opened)) == len(room.opened)
 
     run(main())
@@ -259,4 +259,4 @@ def test_one_of_several_instances_says_which_it_is():
 )
 def test_what_triton_says_as_it_stops_is_told_as_what_it_is(message):
     error = in_words(message)
-    assert type(error) is StageError and "the server is being stopped" in str(error) and "ask again" in str(error)
+    assert type(error) is StageError and "the server is being stopped" in str(error) and "retry" in str(error)

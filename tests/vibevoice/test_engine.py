@@ -303,7 +303,7 @@ def test_a_loop_that_breaks_tells_everybody_and_takes_no_more_calls(running, whe
             one.done.result(PATIENCE_S)
     until(lambda: told)
     assert isinstance(told[0], ZeroDivisionError if where == "loop" else MemoryError)
-    with pytest.raises(StageEnded, match="is being started again; ask again"):
+    with pytest.raises(StageEnded, match="is restarting; retry"):
         engine.end(sessions[0]).result(PATIENCE_S)
     late = speech(3)
     engine.submit(late)

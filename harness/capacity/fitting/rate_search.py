@@ -113,7 +113,7 @@ class SimulatedLoad:
     """A pool at a rate. ``shares``: for each limit, value / limit, at most 1 where it is kept; ``worst``: the largest.
 
     ``sessions_p95``: of a device, as arrivals find it; ``sessions``: of the simulated pool, mean over time.
-    ``in_line``: the SLOs that are violated by the wait for KV memory alone: by their name.
+    ``queued``: the SLOs that are violated by the wait for KV memory alone: by their name.
     """
 
     rate_per_s: float
@@ -121,7 +121,7 @@ class SimulatedLoad:
     shares: dict[str, float]
     sessions: float
     sessions_p95: float
-    in_line: frozenset[str] = frozenset()
+    queued: frozenset[str] = frozenset()
 
     @property
     def kept(self) -> bool:
@@ -134,7 +134,7 @@ class SimulatedLoad:
     @property
     def binding(self) -> str:
         """What breaks first: an SLO, or KV memory where it is the wait for that which breaks it."""
-        return KV_MEMORY if self.worst in self.in_line else self.worst
+        return KV_MEMORY if self.worst in self.queued else self.worst
 
 
 def simulate_load(
@@ -204,7 +204,7 @@ def load_of(
     counted: np.ndarray,
 ) -> SimulatedLoad:
     """The ``counted`` sessions [n] of a simulated pool, held against every limit."""
-    shares, in_line = {}, set()
+    shares, queued = {}, set()
     waiting = ~(simulated.start_s <= simulated.arrival_s)
     for slo in limits.slos:
         index = traffic.class_names.index(slo.traffic_class)
@@ -214,13 +214,13 @@ def load_of(
         shares[name] = _share(value, slo.limit)
         own = waiting[counted & (simulated.class_index == index)]
         if limits.kv is not None and slo.metric == "ttfa_s" and len(own) and own.mean() > 1 - slo.quantile:
-            in_line.add(name)
+            queued.add(name)
     started = counted & ~np.isnan(simulated.start_s)
     active = simulated.active_at_start[started]
     sessions_p95 = float(np.quantile(active, _SESSIONS_QUANTILE, method="higher")) if len(active) else math.inf
     shares[range_name(limits)] = sessions_p95 / limits.most_sessions
     sessions = _mean_sessions(simulated, counted)
-    return SimulatedLoad(rate_per_s, devices, shares, sessions, sessions_p95, frozenset(in_line))
+    return SimulatedLoad(rate_per_s, devices, shares, sessions, sessions_p95, frozenset(queued))
 
 
 def range_name(limits: Limits) -> str:

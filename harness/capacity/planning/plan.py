@@ -250,8 +250,8 @@ def not_told_apart(fit: Fit, chosen: FittedDeployment) -> list[str]:
         return []
     return [
         f"The best deployment carries {rate:.3g} requests/s by its {ladders} ladders, and {len(higher)} of "
-        f"{len(fit.deployments)} up to {max(higher):.3g} by fewer: ladders differ by as much on this host, so these "
-        "cannot be told apart. The answer is of the one that was measured most."
+        f"{len(fit.deployments)} up to {max(higher):.3g} by fewer: differences are within run-to-run variation; "
+        "the deployment with most measurements is reported."
     ]
 
 
@@ -279,7 +279,9 @@ def _without_rate(plan: Plan, fit: Fit) -> Plan:
     elif unknown:
         reasons = _by_words(unknown, lambda each: f"{each.inconclusive}.", len(fits))
     else:
-        reasons = _by_words(fits, lambda each: f"no rate keeps {each.binding}, not even one session.", len(fits))
+        reasons = _by_words(
+            fits, lambda each: f"{each.binding} is violated at every rate, even with one session.", len(fits)
+        )
     broken = [each for each in fits if not each.inconclusive]
     missed = bool(fits) and not unknown
     binding = broken[0].binding if broken else ""

@@ -1,4 +1,4 @@
-"""What an open-loop run will show, said before it runs."""
+"""What an open-loop run will show, predicted before it runs."""
 
 from __future__ import annotations
 

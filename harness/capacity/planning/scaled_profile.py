@@ -28,7 +28,9 @@ def scaled(
     without what the floor is computed from.
     """
     if not (bandwidth_gb_s > 0 and tflop_s > 0):
-        raise InputError(f"a card of {bandwidth_gb_s:g} GB/s and {tflop_s:g} TFLOP/s cannot be: give what it reaches")
+        raise InputError(
+            f"invalid GPU specification, {bandwidth_gb_s:g} GB/s and {tflop_s:g} TFLOP/s: give what it reaches, above 0"
+        )
     speeds = (bandwidth_gb_s, tflop_s)
     try:
         measured = profile["bandwidth_gb_s"], profile["tflop_s"]

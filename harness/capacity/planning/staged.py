@@ -106,7 +106,7 @@ class Topology:
     def of_fit(cls, fit: FittedDeployment, knobs: Mapping[str, int] | None = None, **more) -> Topology:
         """The stages of a deployment of fit.json with its knobs, some turned to ``knobs``: what if it had those?
 
-        The fused engine is one stage, which takes no batch ahead of its time: its loop takes whoever is there.
+        The fused engine is one stage, which has no batching delay: it batches all ready sessions immediately.
 
         Raises InconclusiveError where the service time of a stage is not known.
         """

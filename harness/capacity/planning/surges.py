@@ -22,7 +22,7 @@ from harness.errors import InputError
 from harness.records.plan import Behaviour, Drain, PlannedTarget, SurgeParts, SurgeRow
 from harness.traffic.mix import Mix
 
-LINE, PATIENCE_S = 64, 30.0  # of each server, as model_repository/vibevoice_full_pipeline has it
+QUEUE_LIMIT, PATIENCE_S = 64, 30.0  # of each server, as model_repository/vibevoice_full_pipeline has it
 BACK_WITHIN = 0.05
 _PARTS_OF_HOLD, _PARTS_BEFORE, _HOLDS_AFTER, _MOST_SHOWN = 15, 5, 20, 120
 _ARRIVALS_PER_PART, _MOST_RUNS = 500, 20
@@ -48,19 +48,19 @@ class Surge:
 
 @dataclass(frozen=True)
 class Admission:
-    """Whether a device takes sessions beyond its limit, and how many of those whom it does not take wait in its line.
+    """Whether a device takes sessions beyond its limit, and how many of those whom it does not take wait in its queue.
 
     One whose KV memory is full takes none in any case.
     """
 
     name: str
     limited: bool
-    line: int = 0
+    queue: int = 0
 
 
 ADMISSIONS = (
-    Admission("all are admitted", limited=False, line=LINE),
-    Admission("the rest wait in a queue", limited=True, line=LINE),
+    Admission("all are admitted", limited=False, queue=QUEUE_LIMIT),
+    Admission("the rest wait in a queue", limited=True, queue=QUEUE_LIMIT),
     Admission("the rest are rejected", limited=True),
 )
 SURGES = (
@@ -75,7 +75,7 @@ def behaviour(pools: Pools, mix: Mix, target: PlannedTarget, rng: np.random.Gene
     """plan.json's ``behaviour``: each surge on the devices of a target, for each way to admit sessions.
 
     ``session_limit``: the most sessions with which a device meets every SLO for good. Those beyond it wait in its
-    line as the server has it (64 of them, 30 s, then "busy"), or are rejected at once. Nobody is admitted without room
+    queue as the server has it (64 of them, 30 s, then "busy"), or are rejected at once. Nobody is admitted without room
     for the KV cache, where that is known (``kv_room_bytes``, else None). Time is counted in parts of
     1/15 of the holding time: a quarter of an hour, or twice the mean time of a session if that is longer.
     ``within_slos``: of the sessions that came in a part, the share that met every SLO on first audio and real-time
@@ -93,7 +93,7 @@ def behaviour(pools: Pools, mix: Mix, target: PlannedTarget, rng: np.random.Gene
         qps=target.qps,
         devices=target.devices,
         session_limit=limit,
-        line=LINE,
+        queue=QUEUE_LIMIT,
         patience_s=PATIENCE_S,
         kv_room_bytes=kv.room_bytes if kv else None,
         hold_s=hold_s,
@@ -154,7 +154,7 @@ class _Stage:
         caches = {"kv_bytes_per_token": kv.bytes_per_token, "voice_frames": kv.voice_frames, "state_bytes": 0}
         demand = Demand(self.mix, Varying(rate, highest), ttfa=device.ttfa, rtf=device.rtf, **caches)
         more = {"session_limit": limit if admission.limited else None, "memory_bytes": kv.room_bytes}
-        more |= {"line_limit": admission.line, "patience_s": PATIENCE_S}
+        more |= {"queue_limit": admission.queue, "patience_s": PATIENCE_S}
         pool = Pool.of(device, self.devices, routing="least_loaded", **more)
         parts = _PARTS_BEFORE + (1 + _HOLDS_AFTER + 1) * _PARTS_OF_HOLD
         counting = Counting(demand.classes, parts * self.part_s, warm_s, parts, 1, _limits(self.pools, demand.classes))

@@ -176,7 +176,7 @@ def _setup(pool: Pool, counting: Counting | None, closed: bool) -> np.ndarray:
         "frame_s": wire.SECONDS_PER_FRAME,
         "tokens_per_frame": pool.tokens_per_frame,
         "session_limit": pool.session_limit or _UNLIMITED,
-        "line_limit": _UNLIMITED if pool.line_limit is None else pool.line_limit,
+        "queue_limit": _UNLIMITED if pool.queue_limit is None else pool.queue_limit,
         "routing": ROUTINGS.index(pool.routing),
         "on_failure": ON_FAILURE.index(pool.on_failure),
         "closed": closed,

@@ -60,7 +60,7 @@ def _end_batch(w, instance, now):
 
 @compiled
 def _come(w, now):
-    """Sessions that begin, and those that have come to their next stage, stand in line there."""
+    """Sessions that begin, and those that have come to their next stage, join its queue."""
     loop = w.loop[0]
     while loop.begun < len(w.sessions) and w.sessions[loop.begun].came_s <= now:
         _join(w, loop.begun)
@@ -85,7 +85,7 @@ def _join(w, k):
 
 @compiled
 def _take(w, stage, size):
-    """The first ``size`` of those who wait at a stage leave its line; the last of them."""
+    """The first ``size`` of those who wait at a stage leave its queue; the last of them."""
     last = stage.head
     for _ in range(size - 1):
         last = w.sessions[last].next

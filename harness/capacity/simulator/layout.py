@@ -41,18 +41,18 @@ SLOT = record(
 )
 """A session that is here. ``heard_s``: from its start to its first audio, -1 before. ``done``: frames made on devices
 before this one. Behind real time: now - frame_s x the device's clock - ``lag_s``, or now - ``lag_s`` off any device;
-``peak_s``: the most that it was at an event. ``next``: in the line of its device, or the next free slot; ``older``,
-``newer``: neighbours in the line of all that wait.
+``peak_s``: the most that it was at an event. ``next``: in the queue of its device, or the next free slot; ``older``,
+``newer``: neighbours in the queue of all that wait.
 """
 
 DEVICE = record(f8="clock moved_s context step_s ready_s", i8="active waiting bytes state head tail")
 """``clock`` (frames), ``context`` (tokens of all its sessions) and ``step_s`` are as of ``moved_s``; ``head`` and
-``tail`` are those of its line."""
+``tail`` are those of its queue."""
 
 SETUP = record(
     f8="memory patience_s first_s first_steps start_buffer_s frame_s tokens_per_frame window_start_s window_s "
     "every_s lag_s hold_s target high low",
-    i8="session_limit line_limit routing on_failure closed windows_per_batch least most",
+    i8="session_limit queue_limit routing on_failure closed windows_per_batch least most",
     i1=sources(),
 )
 

@@ -25,7 +25,7 @@ from harness.capacity.simulator.compiled import (
     compiled,
 )
 from harness.capacity.simulator.device import advance, count, empty, finish, leave, plan_end, rank
-from harness.capacity.simulator.lines import admit, place, step_out
+from harness.capacity.simulator.queues import admit, place, step_out
 from harness.capacity.simulator.structures import first, pop
 from harness.jit import kept
 
@@ -63,7 +63,7 @@ def _become(a, d, to):
 
 @compiled
 def _fail(a, d, now):
-    """A device dies with its sessions aboard and in its line; they are lost, or come again in order of arrival."""
+    """A device dies with its sessions aboard and in its queue; they are lost, or come again in order of arrival."""
     device = a.devices[d]
     if device.state == OFF:
         return

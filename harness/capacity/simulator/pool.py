@@ -1,4 +1,4 @@
-"""A pool of equal devices as one states it: steps, limits, line, routing, and what happens to it."""
+"""A pool of equal devices as one states it: steps, limits, queue, routing, and what happens to it."""
 
 from __future__ import annotations
 
@@ -70,15 +70,15 @@ class Pool:
     ``token_s`` is a number or a function of n, seconds a token; a session grows by ``tokens_per_frame``. At most
     ``session_limit`` sessions run on a device, and the bytes reserved for them are at most ``memory_bytes``.
 
-    ``routing``: "shared": one line in front of the pool; its first goes to the device with the fewest sessions, or if
+    ``routing``: "shared": one queue in front of the pool; its first goes to the device with the fewest sessions, or if
     it has no room there, to that with the most free bytes. "least_loaded", "round_robin", "random": a session goes to
-    a device at once, and waits in the line of that device. Lines are first come, first served: nobody overtakes
-    one for whom there is no room. Beyond ``line_limit`` sessions in a line, or after ``patience_s`` in it, a session
-    is told that the pool is busy. (The server's own line is that of a device.)
+    a device at once, and waits in the queue of that device. Queues are first come, first served: nobody overtakes
+    one for whom there is no room. Beyond ``queue_limit`` sessions in a queue, or after ``patience_s`` in it, a session
+    is told that the pool is busy. (The server's own queue is that of a device.)
 
     ``first_audio`` = (seconds, steps) from the start of a session. Playback starts ``start_buffer_s`` later.
-    ``on_failure``: sessions of a device that fails, in its line too, are lost; or they come again, at the end of the
-    line, to ``restart`` from the first frame or ``resume`` where they were. ``planned``: failures, drains, returns.
+    ``on_failure``: sessions of a device that fails, in its queue too, are lost; or they come again, at the end of the
+    queue, to ``restart`` from the first frame or ``resume`` where they were. ``planned``: failures, drains, returns.
     """
 
     devices: int
@@ -87,7 +87,7 @@ class Pool:
     session_limit: int | None = None
     memory_bytes: float = math.inf
     routing: str = "shared"
-    line_limit: int | None = None
+    queue_limit: int | None = None
     patience_s: float = math.inf
     first_audio: tuple[float, float] = (0.0, 1.0)
     start_buffer_s: float = 0.5
@@ -103,8 +103,8 @@ class Pool:
             raise InputError(f"unknown routing {self.routing!r}: use one of {', '.join(ROUTINGS)}")
         if self.on_failure not in ON_FAILURE:
             raise InputError(f"unknown on_failure {self.on_failure!r}: use one of {', '.join(ON_FAILURE)}")
-        if (self.line_limit is not None and self.line_limit < 0) or not self.patience_s >= 0:
-            raise InputError("a line holds 0 sessions or more, and patience is 0 seconds or more")
+        if (self.queue_limit is not None and self.queue_limit < 0) or not self.patience_s >= 0:
+            raise InputError("a queue holds 0 sessions or more, and patience is 0 seconds or more")
         numbers = (*self.first_audio, self.start_buffer_s, self.tokens_per_frame)
         if not self.memory_bytes > 0 or not all(0 <= each < math.inf for each in numbers):
             raise InputError("memory is above 0; first audio, start buffer and tokens of a frame are 0 or more")

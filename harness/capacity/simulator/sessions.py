@@ -1,6 +1,6 @@
 """Sessions that share their device's frame clock, simulated one by one and remembered each: two events a session.
 
-For long traffic, and for lines, memory, failures and autoscaling, see ``simulator``; its compiled loop runs here too.
+For long traffic, and for queues, memory, failures and autoscaling, see ``simulator``; its compiled loop runs here too.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def simulate(
     ``arrival_s`` [n], ascending; ``frames`` [n], above 0, need not be whole; ``step_time(sessions)``: seconds of
     a frame step, for an array of session counts. All sessions of a device advance one frame a step, so one ends
     when the device's frame clock passes its start + its frames. Above ``session_limit`` a device, or without room for
-    their ``bytes_`` [n] in its ``memory_bytes``, arrivals wait in one line, first come first served. First audio comes
+    their ``bytes_`` [n] in its ``memory_bytes``, arrivals wait in one queue, first come first served. First audio comes
     ``first_audio`` = (seconds, steps) after the start. ``planned``: devices that fail, say; their sessions go on
     elsewhere, from the frame that they had reached. Nothing happens after ``stop_s``. Raises InputError for arrivals or
     frames that make no sense.

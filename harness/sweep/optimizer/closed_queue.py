@@ -121,7 +121,7 @@ def _speed(w, resource):
 
 @compiled
 def _until_next(w, now):
-    """Seconds to the next event: a hop or a batch ends, or the first in a line is late where an instance is free."""
+    """Seconds to the next event: a hop or a batch ends, or the first in a queue is late where an instance is free."""
     first = math.inf
     for k in range(len(w.at)):
         first = min(first, w.arrives[k])

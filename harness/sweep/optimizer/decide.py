@@ -143,7 +143,7 @@ def _learnt(
 
 
 def _certainty(outlook: Outlook, margin: float) -> tuple[float, float]:
-    """The chance that the best lies within the margin of all, and that an untried point beats it by more."""
+    """The probabilities that the best is within the margin of all points, and that an untried one beats it by more."""
     if outlook.best is None:
         return 0.0, 1.0
     own, reach = outlook.draws[:, outlook.best], -math.log1p(-margin)
@@ -157,11 +157,11 @@ def _reason_to_stop(space: Space, outlook: Outlook, tried: int, doubt: float, ai
     if not outlook.open.any():
         return f"all {tried} points were tried"
     if tried >= min(_SURE_AFTER, aim.most) and outlook.best is not None and doubt <= 1 - aim.sure:
-        return f"a chance of {doubt:.0%} is left that any untried point beats the best by more than {aim.margin:.1%}"
+        return f"estimated probability that an untried point is > {aim.margin:.1%} better: {doubt:.0%}"
     if tried >= aim.most:
         return (
-            f"{tried} of {space.size} points were tried, as many as the plan allows; with a chance of {doubt:.0%} "
-            f"some other point is better by more than {aim.margin:.1%}"
+            f"{tried} of {space.size} points were tried, as many as the plan allows; estimated "
+            f"probability that an untried point is > {aim.margin:.1%} better: {doubt:.0%}"
         )
     return ""
 

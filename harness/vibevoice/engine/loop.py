@@ -79,7 +79,7 @@ class Speech:
     _noise: np.ndarray | None = None  # of the frame to come: a step that says something else does not use it up
     _waiting: deque[np.ndarray] = field(default_factory=deque)  # frames to be sent
     _last_waits: bool = False
-    _in_line: bool = False  # a sender has it, or will
+    _queued: bool = False  # a sender has it, or will
     _outbox: threading.Lock = field(default_factory=threading.Lock)  # of these three
     _sending: threading.Lock = field(default_factory=threading.Lock)
 
@@ -107,18 +107,18 @@ class Speech:
             if audio is not None:
                 self._waiting.append(audio)
             self._last_waits |= last
-            told, self._in_line = self._in_line, self._in_line or self._complete
-            return self._in_line and not told
+            told, self._queued = self._queued, self._queued or self._complete
+            return self._queued and not told
 
     def send_waiting(self) -> bool:
-        """Send what waits as one chunk; whether there is more to be sent, and the session stays in line."""
+        """Send what waits as one chunk; whether there is more to be sent, and the session stays queued."""
         with self._outbox:
             frames = [self._waiting.popleft() for _ in range(self._chunk())]
             last = self._last_waits and not self._waiting
         self._send(frames, last)
         with self._outbox:
-            self._in_line = self._complete and not last
-            return self._in_line
+            self._queued = self._complete and not last
+            return self._queued
 
     def _chunk(self) -> int:
         """Frames of the next chunk: whole ones of ``chunk_frames``, as many as wait and one response may hold."""
@@ -166,7 +166,7 @@ class Speech:
 
 
 def _ended() -> StageEnded:
-    return StageEnded(f"{wire.ENGINE} ended while it served this session, and is being started again; ask again")
+    return StageEnded(f"{wire.ENGINE} ended while it served this session, and is restarting; retry")
 
 
 def noise_rows(seed: int, skipped: int = 0) -> Iterator[np.ndarray]:
@@ -436,22 +436,22 @@ class Senders:
     """Threads that send what waits in sessions, while the next step is computed."""
 
     def __init__(self, count: int):
-        self._line: queue.SimpleQueue[Speech | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Speech | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._run, name="sender", daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
 
     def tell(self, speech: Speech) -> None:
         """A session has a chunk to be sent."""
-        self._line.put(speech)
+        self._queue.put(speech)
 
     def close(self) -> None:
         for _ in self._threads:
-            self._line.put(None)
+            self._queue.put(None)
         for thread in self._threads:
             thread.join()
 
     def _run(self) -> None:
-        while (speech := self._line.get()) is not None:
+        while (speech := self._queue.get()) is not None:
             if speech.send_waiting():
-                self._line.put(speech)
+                self._queue.put(speech)

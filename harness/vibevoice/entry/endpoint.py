@@ -28,7 +28,7 @@ from harness.vibevoice.entry.voices import frames_of, load_voices
 from harness.vibevoice.process import restarts
 from harness.vibevoice.process.instances import instances
 from harness.vibevoice.process.parameters import number, parameters
-from harness.vibevoice.sessions.admission import Line
+from harness.vibevoice.sessions.admission import AdmissionQueue
 from harness.vibevoice.sessions.carry import MOST_BYTES, Past, model_mark, script_mark
 from harness.vibevoice.sessions.table import session_ids
 from harness.vibevoice.stages.configuration import config_of
@@ -79,7 +79,7 @@ class Entry:
         self.channels: set[Channel] = set()
         places = max(1, number(given, "sessions_at_once") // instances(args))
         patience_s = number(given, "waiting_seconds")
-        self.line = Line(places, number(given, "waiting_limit"), patience_s)
+        self.queue = AdmissionQueue(places, number(given, "waiting_limit"), patience_s)
         # A session holds two threads: one that speaks and one that tells, or two calls of stages when it closes.
         self.calls_at_once = 2 * places + 4
         self.session_ids = session_ids(os.getpid())
@@ -166,14 +166,14 @@ class Entry:
         """Speak a request when its turn has come and there is room for it."""
         channel.check()
         talk = self._talk(request, channel)
-        await self.line.enter(talk.open, channel.check)
+        await self.queue.enter(talk.open, channel.check)
         try:
             await self._speak(talk)
         finally:
             try:
                 await talk.close()
             finally:
-                self.line.leave()
+                self.queue.leave()
 
     def _talk(self, request: SpeechRequest, channel: Channel) -> Talk | EngineTalk:
         if self.engine:

@@ -123,7 +123,7 @@ class Talk:
     async def prefill(self, voices: list[np.ndarray], part_tokens: int, audio_token_id: int, turns) -> None:
         """Send prompt and past part by part; each takes one of ``turns``, a semaphore that all sessions share.
 
-        The vocoder is told last: long prompts in line would leave its session idle until Triton gives it up.
+        The vocoder is told last: long prompts in the queue would leave its session idle until Triton gives it up.
         """
         await self._add(self._parts(voices, part_tokens, audio_token_id), turns)
         self._at_vocoder = True

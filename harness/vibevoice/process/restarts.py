@@ -109,7 +109,7 @@ class Restarter:
                 self.registry.remove(path)  # its place was taken long ago
             elif note.config == deployed[note.model]:  # or else fewer instances have taken the place of its own
                 died[note.model] = note
-        return [model for model, note in died.items() if self._mend(model, note, now_s)]
+        return [model for model, note in died.items() if self._restart(model, note, now_s)]
 
     def _end_stopped(self) -> None:
         """End processes that stay stopped: one that went on after Triton has replaced it would end the server."""
@@ -119,7 +119,7 @@ class Restarter:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
-    def _mend(self, model: str, note: Note, now_s: float) -> bool:
+    def _restart(self, model: str, note: Note, now_s: float) -> bool:
         if now_s < self._not_before.get(model, 0.0):
             return False
         try:

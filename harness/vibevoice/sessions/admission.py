@@ -1,4 +1,4 @@
-"""The line in which requests wait for room: first come, first served, bounded in number and in time."""
+"""Admission queue: requests wait for room, first come, first served, bounded in number and in time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness import wire
 from harness.errors import RequestError
 
 RETRY_S = 0.1  # room also comes free where this process does not see it: in sessions of another entry instance
-_MEND = "ask again later, or deploy more room (kv_limit_bytes, instances, servers)"
+_FIX = "retry later, or add capacity (kv_limit_bytes, instances, servers)"
 
 OpenSession = Callable[[], Awaitable[None]]
 
@@ -28,7 +28,7 @@ class Busy(RequestError):
         self.place, self.places = place, places
 
 
-class Line:
+class AdmissionQueue:
     """Lets requests open sessions, ``places`` of them at once, and keeps the order of those that have to wait.
 
     ``limit`` requests may wait, each for ``patience_s`` seconds; beyond that, ``enter`` raises Busy.
@@ -46,7 +46,7 @@ class Line:
         """Open a session, now or when there is room; every success must be followed by one ``leave``.
 
         ``open_session`` raises Busy where there is no room. ``check`` is called while the request waits: what it
-        raises (that the client has left) takes the request out of the line. With nobody in line, any number of
+        raises (that the client has left) takes the request out of the queue. With an empty queue, any number of
         requests may be opening at the same time.
         """
         refusal = None
@@ -56,7 +56,7 @@ class Line:
                 return
         if len(self._waiting) >= self.limit:
             why = refusal or f"{wire.BUSY}others wait for room"
-            raise Busy(f"{why}; {len(self._waiting)} requests wait, and no more may (waiting_limit): {_MEND}")
+            raise Busy(f"{why}; queue full: {len(self._waiting)} requests wait (waiting_limit): {_FIX}")
         await self._wait(open_session, check)
 
     def leave(self) -> None:
@@ -102,7 +102,7 @@ class Line:
     def _out_of_patience(self, turn: asyncio.Event, refusal: Busy | None) -> str:
         ahead = self._waiting.index(turn)
         why = refusal or f"{wire.BUSY}{ahead} requests before this one wait for room too"
-        return f"{why}; waited {self.patience_s:g} s, the limit (waiting_seconds): {_MEND}"
+        return f"{why}; waited {self.patience_s:g} s, the limit (waiting_seconds): {_FIX}"
 
     def _call_first(self) -> None:
         if self._waiting:

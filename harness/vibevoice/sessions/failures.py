@@ -41,11 +41,7 @@ def in_words(message: str) -> HarnessError:
         return Busy(message[busy:], *map(int, place.groups() if place else (1, 1)))
     for pattern in _ENDED:
         if found := pattern.search(message):
-            return StageEnded(
-                f"{found['model']} ended while it served this session, and is being started again; ask again"
-            )
+            return StageEnded(f"{found['model']} ended while it served this session, and is restarting; retry")
     if _STOPPING.search(message):
-        return StageError(
-            "the server is being stopped, and ends its sessions; ask again when it has been started again"
-        )
+        return StageError("the server is being stopped, and ends its sessions; retry when it has been started again")
     return StageError(message.removeprefix(f"in ensemble '{wire.FRAME}', "))

@@ -50,7 +50,7 @@ class Sessions(Generic[State]):
             state = self._states[session_id]
         except KeyError:
             raise RequestError(
-                f"{self._stage} has no such session: it was closed or its process restarted; ask again"
+                f"{self._stage} has no such session: it was closed or its process restarted; retry"
             ) from None
         self._used_at[session_id] = self._clock()
         return state

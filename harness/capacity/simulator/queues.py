@@ -1,4 +1,4 @@
-"""Compiled: where a session goes, and the lines in which it waits; first come, first served."""
+"""Compiled: where a session goes, and the queues in which it waits; first come, first served."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _choose(a, s):
 
 @compiled
 def _enter(a, k, d, now):
-    """Join the end of the line of a device, or of the pool (-1)."""
+    """Join the end of the queue of a device, or of the pool (-1)."""
     s, state = a.slots[k], a.state[0]
     s.entered_s, s.device, s.next = now, d, -1
     s.older, s.newer = state.newest, -1
@@ -74,7 +74,7 @@ def _enter(a, k, d, now):
 
 @compiled
 def step_out(a, k):
-    """Leave a line as its first."""
+    """Leave a queue as its first."""
     s, state = a.slots[k], a.state[0]
     if s.older >= 0:
         a.slots[s.older].newer = s.newer
@@ -94,7 +94,7 @@ def step_out(a, k):
 
 @compiled
 def admit(a, d, now):
-    """Admit what waits at device ``d``, or in front of the pool, as long as there is room for the first in line."""
+    """Admit what waits at device ``d``, or in front of the pool, while the first one fits."""
     if a.setup[0].routing == SHARED:
         while a.state[0].oldest >= 0:
             k = a.state[0].oldest
@@ -127,7 +127,7 @@ def place(a, k, now):
         has_room = a.devices[d].head < 0 and fits(a, d, s.bytes)
     if has_room:
         start(a, k, chosen, now)
-    elif waiting < setup.line_limit and s.bytes <= setup.memory:
+    elif waiting < setup.queue_limit and s.bytes <= setup.memory:
         _enter(a, k, d, now)
     else:
         leave(a, k, REFUSED, now)
