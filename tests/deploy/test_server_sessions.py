@@ -272,10 +272,12 @@ def test_a_stage_that_dies_fails_its_sessions_in_words_and_comes_back(small, mod
 
     failed, errors = asyncio.run(asyncio.wait_for(main(), 150))
     words = f"{model} ended while it served this {'request' if model == wire.ENTRY else 'session'}"
+    # A stream of the entry asks what has become of it; on a busy host its time of silence may be over first.
+    silent = "the process that served this request has ended" if model == wire.ENTRY else words
     for result in failed:
-        assert result.outcome is Outcome.ERROR and words in result.error
+        assert result.outcome is Outcome.ERROR and (words in result.error or silent in result.error)
     for error in errors:
-        assert f"{model} ended" in error or (model == wire.ENTRY and words in error)
+        assert f"{model} ended" in error or (model == wire.ENTRY and silent in error)
     nearly_all = big("all", start_frame=2800)  # the sessions of the dead hold no room
     done(*hear_all(small.url, nearly_all))
 
