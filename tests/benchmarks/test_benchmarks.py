@@ -5,11 +5,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from report_sample import plan_record
 
 from harness.errors import InputError
+from harness.records.plan import LeftOut, Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
@@ -109,14 +112,18 @@ def test_the_oracle_finds_no_difference_between_triton_and_generate():
     assert figures["loudest_sample"] > 0.1 and figures["frames"] > 20
 
 
+def plan_with(verdict: str, *left_out: LeftOut) -> Plan:
+    return replace(Plan.of(plan_record(verdict)), left_out=left_out)
+
+
 @pytest.mark.parametrize(
     ("code", "plan", "concluded"),
     [
-        (0, {"verdict": "met", "left_out": [{"what": "2 of 6 points", "decisive": False}]}, True),
-        (2, {"verdict": "inconclusive", "left_out": []}, True),  # for a reason of its own
-        (2, {"verdict": "inconclusive", "left_out": [{"what": "open loop", "decisive": True}]}, False),
-        (70, {}, False),
-        (-1, {}, False),  # it never ended
+        (0, plan_with("met", LeftOut("2 of 6 points", 60.0, decisive=False)), True),
+        (2, plan_with("inconclusive"), True),  # for a reason of its own
+        (2, plan_with("inconclusive", LeftOut("open loop", 60.0, decisive=True)), False),
+        (70, None, False),
+        (-1, None, False),  # it never ended
     ],
 )
 def test_a_first_start_concludes_unless_it_wants_for_time(code, plan, concluded, load):

@@ -89,6 +89,9 @@ def test_goodput_counts_whole_requests_that_kept_every_slo():
             "outcome": ["done", "done", "done", "done", "error"],
             "ttfa_s": [0.5, 1.5, math.nan, 9.0, 0.5],
             "rtf": [0.5, 0.5, 0.5, 0.5, 0.5],
+            "start_frame": 0,
         }
     )
+    found_in_progress = requests.assign(start_frame=[0, 7, 7, 0, 0])  # they had their first audio long before
+    assert goodput_per_s([TTFA], found_in_progress, seconds=4.0) == 1.0
     assert goodput_per_s([TTFA, Slo("short", "rtf", 0.95, 0.9)], requests, seconds=4.0) == 0.5

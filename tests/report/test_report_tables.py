@@ -24,6 +24,7 @@ def test_requests_that_failed_keep_the_line_of_a_slo_below_all():
             "traffic_class": "short",
             "outcome": ["done", "done", "error", "unfinished"],
             "ttfa_s": [0.2, 0.1, 0.05, None],
+            "start_frame": 0,
         }
     )
     line = notebook_plots.distribution(requests, "ttfa_s", []).data[0]
