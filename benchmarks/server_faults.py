@@ -70,9 +70,7 @@ class Kind:
 
     @property
     def ends_server(self) -> bool:
-        if self.phase == STOP:
-            return True
-        return self.blow == KILL and (self.process == TRITON or self.process == SERVE)
+        return self.phase == STOP or (self.blow == KILL and self.process == SERVE)
 
 
 @dataclass
@@ -122,11 +120,16 @@ class Serve:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, start_new_session=True)
         self.family: dict[int, psutil.Process] = {}
         self.ready_s = 0.0
+        self.judged = 0  # characters of its output
         self.marks: set[str] = set()
         self.ports: list[int] = []
 
     def said(self) -> str:
-        return " ".join(self.output.read_text(errors="replace").split())
+        """What it printed since the last fault."""
+        return " ".join(self.output.read_text(errors="replace").split())[self.judged :]
+
+    def next_fault(self) -> None:
+        self.judged += len(self.said())
 
     def look(self) -> list[psutil.Process]:
         """Its processes now; all that there ever were are kept."""
@@ -276,6 +279,7 @@ def while_starting(kind: Kind, serve: Serve, seen: Seen) -> None:
 
 
 def while_serving(kind: Kind, serve: Serve, seen: Seen) -> None:
+    serve.next_fault()
     victim = serve.find(kind.process)
     before = holdings(serve)
     client = Client(serve.url, *((LONG, 5_000) if kind.phase == PREFILL else (SHORT, 30_000)))
@@ -293,7 +297,7 @@ def while_serving(kind: Kind, serve: Serve, seen: Seen) -> None:
     if not kind.ends_server:
         judge_back(kind, serve, seen, struck_s)
     result = client.finish(PATIENCE_S if kind.ends_server else 4)
-    judge_client(kind, result, seen)
+    judge_client(kind, serve, result, seen)
     if result is not None and result.outcome is Outcome.ERROR:
         seen.heard_s = client.ended_s - struck_s
     if loading:
@@ -353,7 +357,12 @@ def expect(seen: Seen, holds: bool, otherwise: str) -> None:
         seen.untrue.append(otherwise)
 
 
-def judge_client(kind: Kind, result: Result | None, seen: Seen) -> None:
+def died_with(kind: Kind, serve: Serve) -> bool:
+    """Whether Triton ended when one of its processes was killed: one that holds a lock of both takes it along."""
+    return kind.process not in (TRITON, SERVE) and "tritonserver ended by signal 6" in serve.said()
+
+
+def judge_client(kind: Kind, serve: Serve, result: Result | None, seen: Seen) -> None:
     """What the client was told must name the process that was struck, and hold no guess; else its stream goes on."""
     if result is None:
         seen.untrue.append("the client was told nothing")
@@ -361,7 +370,7 @@ def judge_client(kind: Kind, result: Result | None, seen: Seen) -> None:
     seen.told = result.error or str(result.outcome)
     if result.outcome is not Outcome.ERROR:
         return
-    named = {TRITON: GONE, SERVE: GONE}.get(kind.process, f"{kind.process} ended")
+    named = GONE if kind.process in (TRITON, SERVE) or died_with(kind, serve) else f"{kind.process} ended"
     if kind.phase == RELOAD:  # the model that is loaded ends too
         named = f"{named}|{wire.LLM} ended|{wire.ENTRY} ended"
     expect(seen, bool(re.search(named, result.error)), f"client told {result.error!r}")
@@ -377,8 +386,12 @@ def judge_loading(kind: Kind, error: str | None, seen: Seen) -> None:
 
 def judge_serve(kind: Kind, serve: Serve, seen: Seen) -> None:
     """A user who looks at `harness serve` learns of a process that was started again."""
-    if kind.process in (TRITON, SERVE):
-        expect(seen, serve.process.poll() is None, "it ended")
+    expect(seen, serve.process.poll() is None, "it ended")
+    if kind.process == SERVE or (kind.process, kind.blow) == (TRITON, PAUSE):
+        return
+    if kind.process == TRITON or died_with(kind, serve):
+        expect(seen, "tritonserver was started again" in serve.said(), "it does not say that it started Triton again")
+        expect(seen, kind.process != TRITON or "signal 9" in serve.said(), "it does not say how Triton ended")
         return
     if kind.phase == RELOAD:  # the process that was struck is replaced anyway
         return
@@ -392,8 +405,6 @@ def judge_end(kind: Kind, serve: Serve, seen: Seen) -> None:
     """Of a server that ended by a fault: what the user reads."""
     seen.said = serve.said()
     expect(seen, "Traceback" not in seen.said, "a stack trace")
-    if kind.process == TRITON and kind.blow == KILL and kind.phase != STOP:
-        expect(seen, "signal 9" in seen.said, "it does not say that tritonserver ended by signal 9")
 
 
 def judge_back(kind: Kind, serve: Serve, seen: Seen, struck_s: float) -> None:

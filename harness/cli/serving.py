@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,8 @@ from harness.cli.server_options import Servers, with_servers
 from harness.client.target import URL_VARIABLE
 from harness.errors import InputError, ServerError
 from harness.host.places import ROOT, SCENARIOS
+
+_MOST_ENDS, _ENDS_WITHIN_S = 4, 120  # of tritonserver, before `harness serve` gives up
 
 
 @app.command(
@@ -65,14 +68,29 @@ def serve(
         if emulate:
             out.print(f"[yellow]emulated[/]: {gpus} x the times of {emulate}; the audio is silent", soft_wrap=True)
         out.print(f"drive it with: locust -f {shown(SCENARIOS / 'podcast.py')}; Ctrl-C stops it", soft_wrap=True)
+        _attend(server)
+    finally:
+        server.stop()
+
+
+def _attend(server) -> None:
+    """Say what of it ends and is started again, and start tritonserver again where that ends, until it ends too often.
+
+    A process of a model that dies with a lock in its hands takes Triton (2.51) with it.
+    """
+    ends: deque[float] = deque(maxlen=_MOST_ENDS)
+    while True:
         while server.alive():
             for line in server.restarts():
                 out.print(line, soft_wrap=True, markup=False)
             time.sleep(0.5)
-        ended = server.last_words()
-    finally:
-        server.stop()
-    raise ServerError(f"the server exited unexpectedly: {ended}; start it again")
+        ends.append(time.monotonic())
+        told = server.last_words()
+        if len(ends) == _MOST_ENDS and ends[-1] - ends[0] < _ENDS_WITHIN_S:
+            raise ServerError(f"{told}; it ended {_MOST_ENDS} times within {_ENDS_WITHIN_S} s and is not started again")
+        out.print(f"{told}; it is started again", soft_wrap=True, markup=False)
+        server.restart()
+        out.print(f"tritonserver was started again at {server.url}", soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example: `harness speak script.txt --frames 75 --wav speech.wav --keep talk.npz`")

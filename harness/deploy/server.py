@@ -55,9 +55,15 @@ class TritonServer:
         self.port = port
         self.control_headers: Headers = ((CONTROL_HEADER, secrets.token_hex(32)),)
         remove_stale(root)
-        self.folder = root / STATE / f"triton-{os.getpid()}-{time.monotonic_ns():x}"
-        self.shm_prefix = shm_prefix_of(self.folder)
+        self._root = root
+        self._ports: tuple[int, int] | None = None  # of gRPC and metrics, once it has started
         self._mark = ""  # of the server's process, for its keys
+        self._forget()
+
+    def _forget(self) -> None:
+        """Of a process that has ended: the next one is another."""
+        self.folder = self._root / STATE / f"triton-{os.getpid()}-{time.monotonic_ns():x}"
+        self.shm_prefix = shm_prefix_of(self.folder)
         self.log = self.folder / "tritonserver.log"
         self.stages: tuple[StageIdentity, ...] = ()
         self.kept_log: Path | None = None  # of a server that ended and was not stopped
@@ -83,9 +89,7 @@ class TritonServer:
         self.deployment.check_host()
         found = find_distribution()
         stub_python.check(stub_python.search_path())
-        grpc_port, metrics = free_ports(2)
-        if self.port is not None:
-            grpc_port = must_be_free(self.port)
+        grpc_port, metrics = self._ports = self._ports or self._choose_ports()
         self.url, self.metrics_url = f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics}/metrics"
         self.target = Target.of(self.url)
         try:
@@ -109,6 +113,16 @@ class TritonServer:
             raise
         return self
 
+    def _choose_ports(self) -> tuple[int, int]:
+        grpc_port, metrics = free_ports(2)
+        return (grpc_port if self.port is None else must_be_free(self.port)), metrics
+
+    def restart(self) -> None:
+        """Start a server again that ended by itself: same addresses, deployment and key. Raises as ``start``."""
+        self.stop()
+        self._forget()
+        self.start()
+
     def reload(self, deployment: Deployment) -> list[str]:
         """Load the stages whose configuration changed, and no other; returns their names.
 
@@ -123,9 +137,8 @@ class TritonServer:
         return changed
 
     def _start_as(self, deployment: Deployment) -> list[str]:
-        self.stop()
-        self.deployment, self.kept_log, self._process, self.stages = deployment, None, None, ()
-        self.start()
+        self.deployment, self._ports = deployment, None
+        self.restart()
         return list(deployment.models)
 
     def identify(self) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
 
 import numpy as np
@@ -9,6 +11,7 @@ import psutil
 import pytest
 from conftest import make_request
 from test_server_sessions import SCRIPT, done, hear, hear_all
+from triton_ends import ended_with_it
 
 from harness import signoff as job
 from harness import wire
@@ -66,7 +69,7 @@ def test_sessions_beyond_its_places_are_told_busy_and_one_that_leaves_frees_its_
     assert refused.result.outcome is Outcome.ERROR and wire.BUSY.strip() in refused.result.error
 
 
-def test_an_engine_that_dies_fails_its_sessions_with_a_descriptive_error_and_is_loaded_again(server):
+def test_an_engine_that_dies_fails_its_sessions_with_a_descriptive_error_and_comes_back(server):
     async def run():
         async with SpeechClient(server.url) as client:
             speaking = asyncio.ensure_future(hear(client, talk("cut off", 4000)))
@@ -75,11 +78,23 @@ def test_an_engine_that_dies_fails_its_sessions_with_a_descriptive_error_and_is_
             return await asyncio.wait_for(speaking, 60)
 
     cut = asyncio.run(run())
-    assert cut.result.outcome is Outcome.ERROR and cut.result.error
+    assert cut.result.outcome is Outcome.ERROR
+    assert ended_with_it(server, cut.result.error) or wire.ENTRY in cut.result.error
     deadline = time.monotonic() + 90
     while (again := hear_all(server.url, talk("after"))[0]).result.outcome is not Outcome.DONE:
         assert time.monotonic() < deadline, again.result.error
         time.sleep(1)
+
+
+def test_a_server_that_was_killed_is_started_again_at_its_address(server):
+    url, killed = server.url, server.pid
+    os.kill(killed, signal.SIGKILL)
+    while server.alive():
+        time.sleep(0.05)
+    assert "by signal 9" in server.last_words()
+    server.restart()
+    assert server.url == url and server.pid != killed
+    done(*hear_all(url, talk("after")))
 
 
 def test_a_kept_session_goes_on_in_the_other_topology(server, triton):
