@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import theilslopes
 
 from harness.drive.certificate import certificate_of, window_start_ns
 from harness.drive.host_monitor import HostSample
@@ -38,6 +37,8 @@ class Drift:
 
     def slope_per_hour(self, values: np.ndarray) -> float:
         """Theil-Sen: the median slope between any two parts."""
+        from scipy.stats import theilslopes  # a second of CPU, and needed at the end only
+
         parts = np.flatnonzero(np.isfinite(values))
         slope = theilslopes(values[parts], parts).slope if len(parts) > 1 else math.nan
         return float(slope) * 3600 / self.part_s

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 SETTLE_SHARE = 0.25  # of a rung's full time: sessions that just joined are still opening
 MIN_READINGS = 5  # one a second, after that
@@ -108,7 +108,7 @@ def relative_half_width(rates: Sequence[float]) -> float:
     values = np.asarray(rates, dtype=float)
     if len(values) < 2 or not values.mean() > 0:
         return math.inf
-    quantile = student.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)
+    quantile = stdtrit(len(values) - 1, (1 + _CONFIDENCE) / 2)
     r = _correlation(values)
     return float(quantile * values.std(ddof=1) / math.sqrt(len(values) * (1 - r) / (1 + r)) / values.mean())
 

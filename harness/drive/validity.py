@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from harness.records.metrics import LATE_SEND_S
 from harness.records.slo import Slo
@@ -119,7 +119,7 @@ class Trend:
 
     def _found(self, sigmas: float) -> float:
         """The smallest rise that is found with POWER."""
-        power = norm.ppf(POWER) * self.error
+        power = ndtri(POWER) * self.error
         return max(sigmas * self.error, self.limit) + power
 
     @property
@@ -227,7 +227,7 @@ def _steadiness(summary: Mapping[str, float], due: Due | None, slos: Sequence[Sl
     if due is not None and 0 < due.burstiness * MIN_ARRIVALS_OF_TREND <= summary["requests"]:
         trends.append(_load(summary, due))
     classes = sorted(key.removesuffix(_OF_CLASS) for key in summary if key.endswith(_OF_CLASS))
-    sigmas = float(norm.isf(FALSE_ALARMS / (len(trends) + len(classes))))
+    sigmas = -float(ndtri(FALSE_ALARMS / (len(trends) + len(classes))))
     for trend in trends:
         yield trend.judged(summary["seconds"], sigmas)
     for name in classes:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau
 
 from harness import wire
 from harness.records import steadiness
@@ -321,6 +320,8 @@ def _first_audio(due: pd.DataFrame, start_ns: int, end_ns: int, memory_s: float)
 
 def rising_p_value(values: Sequence[float] | np.ndarray) -> float:
     """p-value of the Mann-Kendall test that ``values`` rise with their order; NaN for fewer than 8, 1 if equal."""
+    from scipy.stats import kendalltau  # a second of CPU, and needed at the end only
+
     values = np.asarray(values, dtype=float)
     if len(values) < MIN_PARTS:
         return math.nan

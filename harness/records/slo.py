@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom
+from scipy.special import bdtr, bdtrc
 
 from harness.errors import PlanError
 
@@ -67,8 +67,8 @@ def judge(slo: Slo, values: Sequence[float] | np.ndarray, confidence: float = 0.
     unmeasured = int(np.isnan(values).sum())
     breaches = int((values > slo.limit).sum())
     allowed, improbable = 1 - slo.quantile, (1 - confidence) * (1 + 1e-9)
-    met = len(values) > 0 and binom.cdf(breaches + unmeasured, len(values), allowed) <= improbable
-    missed = breaches > 0 and binom.sf(breaches - 1, len(values) - unmeasured, allowed) <= improbable
+    met = len(values) > 0 and bdtr(breaches + unmeasured, len(values), allowed) <= improbable
+    missed = breaches > 0 and bdtrc(breaches - 1, len(values) - unmeasured, allowed) <= improbable
     outcome = True if met else False if missed else None
     needed_n = clean_requests_needed(slo.quantile, confidence)
     reason = _reason(slo, confidence, outcome, len(values), breaches, unmeasured, needed_n)

@@ -10,8 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtrit
 
 from harness import wire
 from harness.records.schema import Outcome, Result
@@ -210,7 +209,7 @@ def fitted_rise(
     free = len(values) - len(columns)
     error = math.sqrt(float(left @ left) / free * float(inverse[1] @ inverse[1]))
     r = _correlation(left, len(columns))
-    return float(fit[1]), error * math.sqrt((1 + r) / (1 - r)) * student.isf(_TAIL, free) / norm.isf(_TAIL)
+    return float(fit[1]), error * math.sqrt((1 + r) / (1 - r)) * stdtrit(free, _TAIL) / ndtri(_TAIL)
 
 
 def _correlation(left: np.ndarray, fitted: int) -> float:
