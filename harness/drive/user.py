@@ -172,13 +172,16 @@ def _stop(environment, **_) -> None:
 
 def _heed_signals(environment) -> None:
     """Ctrl-C and SIGTERM end a test alike. Locust's handler of the latter comes late, and for a ladder never."""
+    hub = gevent.get_hub()
+    main = hub.parent
 
     def interrupt(*_) -> None:
         environment.speech_interrupted = True
-        raise KeyboardInterrupt
+        if gevent.getcurrent() is main:
+            raise KeyboardInterrupt
+        # Raised here, it would be lost where Python has nobody to hand it to: in a finalizer, in a callback.
+        hub.loop.run_callback(main.throw, KeyboardInterrupt)
 
-    hub = gevent.get_hub()
-    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)  # else it prints a stack, and then ends the test all the same
     for each in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, interrupt)
