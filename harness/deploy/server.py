@@ -32,6 +32,7 @@ from harness.host.places import CODE, ROOT
 from harness.host.process_group import end_group, hide_argument, signals_held, spawn
 from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested
 
+_ABORT_S = 10.0  # from its last words to its end
 _NICE = 5  # the server yields to the instrument that measures it: a late timestamp is a wrong figure
 
 
@@ -129,7 +130,16 @@ class TritonServer:
         Another topology is another set of models: the server is started anew, on ports of its own.
         """
         if deployment.topology != self.deployment.topology:
+            self._ports = None
             return self._start_as(deployment)
+        try:
+            return self._load(deployment)
+        except ServerError:
+            if not self._aborted():
+                raise
+            return self._start_as(deployment)
+
+    def _load(self, deployment: Deployment) -> list[str]:
         with self.target.channel(self.url) as channel:
             changed = load_changes(channel, self.deployment.configs(), deployment.configs(), self.control_headers)
         self.deployment = deployment
@@ -137,7 +147,7 @@ class TritonServer:
         return changed
 
     def _start_as(self, deployment: Deployment) -> list[str]:
-        self.deployment, self._ports = deployment, None
+        self.deployment = deployment
         self.restart()
         return list(deployment.models)
 
@@ -205,8 +215,12 @@ class TritonServer:
                 self.kept_log = kept
 
     def _aborted(self) -> bool:
-        """Whether it ended as Triton (2.51) now and then does while it starts, of a lock shared with a stage."""
-        return not self.alive() and "boost::interprocess::lock_exception" in self.log.read_text(errors="replace")
+        """Whether it ended as Triton (2.51) does now and then at a start or a reload: of a lock that a stage held."""
+        if "boost::interprocess::lock_exception" not in self.log.read_text(errors="replace"):
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_ABORT_S)
+        return not self.alive()
 
     def _run(self, found: Distribution, ports: list[str], timeout_s: float, interrupted: Callable[[], bool]) -> None:
         began_s = time.time()
