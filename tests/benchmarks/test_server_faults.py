@@ -25,10 +25,15 @@ def test_every_process_is_struck_and_every_phase_both_ways(topology):
         assert {kind.phase for kind in kinds if kind.blow == blow} == phases
 
 
-def judged(process, error, phase=faults.SPEECH, outcome=Outcome.ERROR):
+def saying(words):
+    """A `harness serve` that printed these words."""
+    return SimpleNamespace(said=lambda: words)
+
+
+def judged(process, error, phase=faults.SPEECH, outcome=Outcome.ERROR, said=""):
     kind = faults.Kind(wire.STAGED, faults.KILL, process, phase)
     seen = faults.Seen(kind)
-    faults.judge_client(kind, SimpleNamespace(outcome=outcome, error=error), seen)
+    faults.judge_client(kind, saying(said), SimpleNamespace(outcome=outcome, error=error), seen)
     return seen.untrue
 
 
@@ -61,10 +66,15 @@ def test_an_error_that_names_another_or_guesses_is_untrue(process, error):
     assert judged(process, error) != []
 
 
+def test_a_process_that_took_triton_along_is_told_as_the_servers_end():
+    gone, words = "the server at x went away", "tritonserver ended by signal 6; its last line: …; it is started again"
+    assert judged(wire.LLM, gone, said=words) == [] and judged(wire.LLM, gone) != []
+
+
 def test_a_client_that_is_told_nothing_was_told_no_truth():
     kind = faults.Kind(wire.STAGED, faults.KILL, wire.LLM, faults.SPEECH)
     seen = faults.Seen(kind)
-    faults.judge_client(kind, None, seen)
+    faults.judge_client(kind, saying(""), None, seen)
     assert seen.untrue == ["the client was told nothing"]
 
 
