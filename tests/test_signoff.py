@@ -504,7 +504,7 @@ def test_a_point_that_always_breaks_is_left_out_with_its_reason(plan, tmp_path, 
 
 def test_when_every_trial_breaks_the_job_stops_and_the_next_start_measures_them(plan, tmp_path, breaking):
     breaking(times=BROKEN_IN_A_ROW)
-    with pytest.raises(ServerError, match="4 trials broke one after another; none of them is kept"):
+    with pytest.raises(ServerError, match="4 trials failed in a row; none of them is stored"):
         job.SignOff(plan, tmp_path).execute(ladders_only=True)
     breaking()
     work = job.SignOff(plan, tmp_path)

@@ -106,7 +106,7 @@ def _window_lines(report: LoadReport) -> Iterator[str]:
     if report.warm_up_s:
         yield (
             f"  window       {report.summary['seconds']:.1f} s, after {report.warm_up_s:.1f} s of warm-up that MSER-5 "
-            "derives from the number of sessions; --steady avoids it"
+            "derives from the number of sessions; --steady starts without one"
         )
 
 

@@ -75,8 +75,9 @@ def simulation_of(run: Run, rate_per_s: float) -> dict:
     spec, carried = spec_of(run), fleet_of(run).without_slos().steady_rate()
     if rate_per_s >= carried:
         raise InputError(
-            f"{rate_per_s:g} requests/s have no steady state on one device: with as many sessions as were measured it sustains "
-            f"less than {carried:.3g}: lower --qps or run `harness plan --run {run.path} --qps {rate_per_s:g}`"
+            f"{rate_per_s:g} requests/s have no steady state on one device: with as many sessions as were "
+            f"measured it sustains less than {carried:.3g}: lower --qps, or run "
+            f"`harness plan --run {run.path} --qps {rate_per_s:g}`"
         )
     rng = np.random.default_rng(spec.seed)
     return predict_open_run(best_of(run), spec.traffic_mix(), rate_per_s, 60.0, rng)

@@ -68,7 +68,7 @@ def test_tls_that_cannot_be_trusted_is_explained(files):
     words = reach(lambda address: Target.of(f"grpcs://{address}"), credentials=here)
     assert "(public CAs: " in words and "give its CA with --tls-ca" in words
     words = reach(lambda address: Target.of(address, Tls(files.ca)), credentials=elsewhere)
-    assert "made out to another name" in words and "--tls-server-name" in words
+    assert "for another name" in words and "--tls-server-name" in words
     named = Tls(files.ca, server_name="triton.example")
     assert reach(lambda address: Target.of(address, named), credentials=elsewhere).outcome is Outcome.DONE
 
@@ -138,7 +138,7 @@ def test_a_server_that_lets_nobody_in_is_quoted():
         async with served(Closed()) as (address,), SpeechClient(address) as client:
             await client.ready()
 
-    with pytest.raises(ServerError, match=r"rejected our credentials \(UNAUTHENTICATED: no token\): .* --header"):
+    with pytest.raises(ServerError, match=r"rejected the credentials \(UNAUTHENTICATED: no token\): .* --header"):
         asyncio.run(main())
 
 

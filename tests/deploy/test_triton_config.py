@@ -199,8 +199,8 @@ def test_a_cpu_that_is_asked_for_and_emulated_gpus_are_no_gpu_of_the_host(monkey
 @pytest.mark.parametrize(
     ("have", "asked", "says"),
     [
-        (0, {"device": "gpu"}, "1 GPUs are asked for, and this host shows none: see `harness doctor`"),
-        (2, {"gpus": 3}, "3 GPUs are asked for, and this host shows 2"),
+        (0, {"device": "gpu"}, "1 GPUs are requested, but this host shows none: check `harness doctor`"),
+        (2, {"gpus": 3}, "3 GPUs are requested, but this host shows 2"),
         (0, {"gpus": 2}, "gpus is 2, but this host has no GPU"),
     ],
 )

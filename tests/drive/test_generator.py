@@ -382,7 +382,7 @@ def test_an_open_loop_that_began_empty_is_judged_after_its_warm_up():
     late = [replace(each, ended_ns=each.due_ns + 4 * SECOND) for each in open_results(due)]
     report, text = folded(late, 60 * SECOND, arrivals=process)
     assert 3 < report.warm_up_s < 6 and report.start_ns == round(report.warm_up_s * SECOND)
-    assert "of warm-up that MSER-5 cuts" in text and report.summary["seconds"] < 57
+    assert "of warm-up that MSER-5 derives" in text and report.summary["seconds"] < 57
     assert report.summary["sessions"] == pytest.approx(20, rel=0.02)
     assert folded(late, 60 * SECOND, arrivals=process, steady=20)[0].warm_up_s == 0
     assert folded(late, 60 * SECOND)[0].warm_up_s == 0  # a closed loop
@@ -406,12 +406,12 @@ def test_the_start_line_says_what_is_about_to_be_sent():
     load = LoadSettings(QUICK, Load(arrivals=Arrivals("constant", 2.0), steady=12))
     line = start_line(load)
     audio = 2.0 * QUICK.mean_audio_s()
-    assert f"constant at 2 requests/s, which asks for {audio:.4g} audio s per second" in line
+    assert f"constant at 2 requests/s, that is, {audio:.4g} audio s per second" in line
     assert "12 sessions in progress" in line
     assert start_line(LoadSettings(QUICK, Load(60))).startswith("closed loop, mix quick")
     trace = Arrivals("trace", 2.0, trace=traced(101))
     line = start_line(LoadSettings(QUICK, Load(80.0, arrivals=trace)))
-    assert "they end 30 s before the test does; --trace-repeat begins it again" in line
+    assert "they end 30 s before the test does; --trace-repeat repeats the trace" in line
     assert f"{101 / 80:.4g} requests/s over 80 s" in line
     assert "again and again" in start_line(LoadSettings(QUICK, Load(80.0, arrivals=replace(trace, repeat=True))))
 
@@ -419,7 +419,7 @@ def test_the_start_line_says_what_is_about_to_be_sent():
 def test_a_line_now_and_then_says_how_it_goes():
     before, now = Progress(active=3, samples=0), Progress(active=5, samples=150 * 3200, stalls=2)
     line = progress_line(125, 10, before, now, 3 * 2**20)
-    assert line == "   2:05  5 streams, 2.0 audio s/s, about 267 ms a frame and stream, 2 stalls, server 3 MiB"
+    assert line == "   2:05  5 streams, 2.0 audio s/s, about 267 ms per frame and stream, 2 stalls, server 3 MiB"
 
 
 def test_drift_is_the_median_slope_of_step_time_over_the_parts():
@@ -461,8 +461,8 @@ def test_connection_statistics_are_reported_by_server():
     connections = ConnectionStatistics(Counter({there: 2}), Counter({there: 1}), *counts)
     notes = closed(recorder, SECOND, 3, connections=connections)[1].certificate.notes
     assert f"requests to each of 2 servers, round-robin: {here} 2, {there} 1" in notes
-    assert f"connections to {there} that were lost and made again: 2" in notes
-    assert f"requests that passed over {there} because it was down: 1" in notes
+    assert f"connections to {there} that were lost and re-established: 2" in notes
+    assert f"requests that skipped {there} because it was down: 1" in notes
     assert any(f"{there} reports at least 7 fewer requests than were sent" in note for note in notes)
     assert not any(here in note for note in notes[1:])
 
@@ -482,7 +482,7 @@ def test_a_ladder_is_judged_from_its_first_rung():
     recorder.all_users_run(3 * 10**9)
     _, report, _ = closed(recorder, 4 * 10**9, submitted=1, lag_p99_s=0.02)
     assert report.summary["requests"] == 1 and report.reasons[0].startswith("chunks were stamped up to 100.0 ms late")
-    assert report.certificate.gates[-1].says == "not asked for: the load of a ladder rises by design"
+    assert report.certificate.gates[-1].says == "not required: the load of a ladder rises by design"
     recorder = recorded()
     for now_ns in (1, 2):  # no ladder: the number of users was changed on the page
         recorder.all_users_run(now_ns)

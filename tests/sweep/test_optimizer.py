@@ -275,7 +275,7 @@ def test_a_minimised_metric_of_zero_is_best_of_all():
     assert found.says == "late_sends_share 0" and math.isfinite(found.value)
     assert found.value > lowest.value([{"late_sends_share": 0.001}]) > lowest.value(summaries[1:])
     assert BestRung("late_sends_share").measured([trial]).says == "late_sends_share 0.2"
-    assert lowest.measured([replace(trial, rungs=trial.rungs[2:])]).says == "no rung keeps the limits"
+    assert lowest.measured([replace(trial, rungs=trial.rungs[2:])]).says == "no rung meets the limits"
 
 
 def test_metrics_of_an_untried_point_follow_its_step_time():

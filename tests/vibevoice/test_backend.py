@@ -80,8 +80,8 @@ def test_a_stage_on_a_cpu_touches_no_gpu(backend, cuda):
 @pytest.mark.parametrize(
     ("count", "given", "says"),
     [
-        (0, args(), "to run on GPU 0, but torch .* finds none: install a CUDA build"),
-        (1, args(device=1), "to run on GPU 1, but torch .* finds 1"),
+        (0, args(), "run on GPU 0, but torch .* finds none: install a CUDA build"),
+        (1, args(device=1), "run on GPU 1, but torch .* finds 1"),
     ],
 )
 def test_a_gpu_that_torch_cannot_use_is_refused_instead_of_the_cpu_taken(backend, cuda, count, given, says):
@@ -96,7 +96,7 @@ def test_a_stage_that_is_not_where_it_was_asked_to_be_refuses(backend, cuda):
     for given, device in ((asked_gpu, "gpu"), (asked_cpu, "cpu")):
         content = json.loads(given["model_config"])
         content["parameters"]["device"] = {"string_value": device}
-        with pytest.raises(InputError, match=f"to run on a {device}, but Triton gave it a .*KIND_{device.upper()}"):
+        with pytest.raises(InputError, match=f"must run on a {device}, but Triton gave it a .*KIND_{device.upper()}"):
             backend.device_of(given | {"model_config": json.dumps(content)})
 
 
