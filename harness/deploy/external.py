@@ -49,7 +49,7 @@ class RemoteTriton:
             self._must_answer(stub)
             if not is_ready(stub, (wire.ENTRY,)):
                 raise ServerError(
-                    f"no Triton with the models of model_repository/ is ready at {self.url}: check the address, or"
+                    f"no Triton with the models of model_repository/ is ready at {self.url}: check the address, or "
                     "leave --url out to have one started here"
                 )
             self.topology = topology_of(config_of(stub, wire.ENTRY))

@@ -115,7 +115,7 @@ def test_room_for_kv_caches_is_what_the_card_has_beside_all_weights(backend, cud
     assert backend.kv_room(args(kv_limit_bytes="1000000"), shapes) == 1_000_000
     assert backend.kv_room(args(kind="CPU"), Weights("tiny")) == kv_limits.HOST_BYTES
     cuda(1, total=8 * GIB)
-    with pytest.raises(InputError, match="does not fit this GPU: its weights take 5.* of 8.0 GiB; choose"):
+    with pytest.raises(InputError, match="does not fit this GPU: its weights need 5.* of 8.0 GiB; choose"):
         backend.kv_room(args(), shapes)
 
 

@@ -154,7 +154,7 @@ def test_a_cache_that_the_kernels_would_misread_is_refused(cache, length, messag
 
 @pytest.mark.parametrize("size", [8, 24, 80, 512])
 def test_a_head_size_that_cannot_be_compiled_is_refused_when_a_stage_is_built(size):
-    with pytest.raises(InputError, match=f"heads of size {size}, only 16, 32, 64, 128, 256"):
+    with pytest.raises(InputError, match=f"head size {size}, only 16, 32, 64, 128, 256"):
         ragged.prepare(4, 2, size, torch.bfloat16, DEVICE)
 
 

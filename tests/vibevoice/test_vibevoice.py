@@ -187,7 +187,7 @@ def test_a_convolution_state_goes_on_in_another_session(weights):
     ("content", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "known are"),
+        ("[]", "unknown keys"),
         ('{"hiden_size": 64}', "hiden_size"),
         ('{"base": "huge"}', "huge"),
         ('{"hidden_size": 65}', "even number"),
