@@ -70,8 +70,8 @@ class Weights:
     def compiled(self, network: str, plain):
         """The compiled version of a network ("towers.CompiledTower"); None where it is not used or cannot be compiled.
 
-        It is on a CPU, for models that stay in its cache: those of a larger one wait for memory or for torch's large
-        products, which are as fast, and its weights would lie in memory twice. Nor where nothing can be compiled.
+        It is used on a CPU, for models that fit in its cache. A larger model waits for memory or for torch's large
+        products, which are as fast, and its weights would be in memory twice.
         """
         text = self.config.text_config
         small = text.hidden_size <= COMPILED_HIDDEN_SIZE
