@@ -164,7 +164,10 @@ def test_a_preferred_batch_may_reach_the_highest_that_it_is_combined_with(tmp_pa
             "search.objective: short.sessions: unknown metric of a class",
         ),
         ({"profiles": {"H200": {"profile": "x", "tflop_s": 9.0}}}, "profiles.H200: another card needs both"),
-        ({"profiles": {"H200": {"profile": "x", "kv_room_gb": 9.0}}}, "profiles.H200: kv_room_gb is of another card"),
+        (
+            {"profiles": {"H200": {"profile": "x", "kv_room_gb": 9.0}}},
+            "profiles.H200: kv_room_gb applies to another card",
+        ),
         ({"profiles": {"H200": {"tflop_s": 9.0}}}, "profiles.H200.profile: "),
         ({"profiles": {"H200": 7}}, "profiles.H200: "),
         ({"fleet": 0}, "fleet: must be greater than or equal to 1"),
@@ -176,7 +179,7 @@ def test_a_preferred_batch_may_reach_the_highest_that_it_is_combined_with(tmp_pa
             {"space": {"max_batch": [8, 32], "diffusion_decoder.preferred_batch": [4, 16]}},
             "space: diffusion_decoder: preferred_batch 16 is above max_batch 8",
         ),
-        ({"mix": custom_mix(length=10), "slos": SHORT}, "mix.classes.short: a length is one of .*, not 10"),
+        ({"mix": custom_mix(length=10), "slos": SHORT}, "mix.classes.short: a length must be one of .*, not 10"),
         ({"mix": custom_mix(length="from_script"), "slos": SHORT}, "from_script needs real scripts"),
     ],
 )
@@ -196,8 +199,8 @@ def test_all_mistakes_come_in_one_error(tmp_path):
     [
         (b"a: [", "line 1: no valid YAML"),
         (b"name: a\nseed: 1\nseed: 2", "key 'seed' is given twice"),
-        (b"- x", "holds no keys"),
-        (b"", "holds no keys"),
+        (b"- x", "has no keys"),
+        (b"", "has no keys"),
         (b"\x00", "no valid YAML"),
         (b"\xff\xfe\xff", "no valid YAML"),
         (b"a: 2001-99-99", "no valid YAML"),

@@ -259,7 +259,7 @@ def test_a_card_is_held_for_the_gpus_part_of_a_step_and_its_host_is_busy_beside(
 def test_a_devices_part_beyond_its_time_is_refused():
     for part in (0.0, -1.0, 99.0, None, math.nan):
         rows = [{"batch": b, "ms": 2.0, "device_ms": part} for b in (1, 4, 16)]
-        with pytest.raises(InputError, match="no profile"):
+        with pytest.raises(InputError, match="not a profile"):
             DeviceType.of_profile(profile(**{wire.VOCODER: rows}))
 
 
@@ -335,14 +335,14 @@ def test_what_is_no_profile_is_refused():
     with pytest.raises(InputError, match="kv_room_bytes"):
         DeviceType.of_profile(without)
     for row in ({"ms": 1.0}, {"batch": "many", "ms": 1.0}, {"batch": 1, "ms": None}):
-        with pytest.raises(InputError, match="no profile"):
+        with pytest.raises(InputError, match="not a profile"):
             DeviceType.of_profile(profile(**{wire.VOCODER: [row | {"context": tokens} for tokens in range(4)]}))
 
 
 def test_a_stage_that_no_model_can_take_costs_its_row_and_not_the_plan(measured):
     slow = profile(**{wire.VOCODER: [{"batch": b, "ms": 1e9 * b} for b in (1, 4, 16)]})
     (row,) = plan_of(fit_of(measured), measured, profiles={"H200": slow}).device_types
-    assert row.rate_per_device is None and "times are 0 to" in row.note
+    assert row.rate_per_device is None and "times must be 0 to" in row.note
 
 
 def test_a_fit_with_a_stage_too_fast_for_the_model_still_has_a_faster_device(pools):

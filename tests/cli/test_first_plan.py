@@ -46,7 +46,7 @@ def test_five_questions_and_the_next_command(tmp_path):
 def test_an_answer_that_no_plan_can_hold_is_asked_again(tmp_path):
     said = init(tmp_path / "p.yaml", answers="2b\n7b\nmoon\ncpu\nlong\n1\n1, 0.9\nmany\n5\n")
     assert said.exit_code == 0 and load_plan(tmp_path / "p.yaml").preset == "7b"
-    for words in ("preset '2b': answer one of", "'moon' is no place to run", "SLOs '1': answer two", "rates 'many'"):
+    for words in ("preset '2b': answer one of", "'moon' is not usable", "SLOs '1': answer two", "rates 'many'"):
         assert words in said.output
 
 

@@ -286,7 +286,7 @@ def test_several_servers_share_the_load_and_nobody_is_told_the_secret(tmp_path):
         (["--host", "127.0.0.1:9", "--scripts", "{}/five"], "speaker 5"),
         (["--host", "127.0.0.1:9", "--scripts", "{}/latin"], "not UTF-8"),
         (["--host", "127.0.0.1:9", "--records", "{}/used"], "new folder"),
-        (["--host", "127.0.0.1:9", "--records", "{}/used/records.msgpack/r"], "is no folder that may be written to"),
+        (["--host", "127.0.0.1:9", "--records", "{}/used/records.msgpack/r"], "is not a writable folder"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(tmp_path, options, words):

@@ -119,7 +119,7 @@ def test_a_secret_that_all_can_read_or_another_can_write_is_refused(tmp_path, mo
     path = tmp_path / "key"
     keys.write_private(path, "k" * 44)
     path.chmod(mode)
-    with pytest.raises(ServerError, match="can be read or written by others.* mode 0400"):
+    with pytest.raises(ServerError, match="is readable or writable by others.* mode 0400"):
         keys.deployment_key(str(path))
 
 

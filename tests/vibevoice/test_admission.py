@@ -101,7 +101,9 @@ def test_a_queue_that_is_full_turns_away_at_once():
         queue, room = AdmissionQueue(places=100, limit=2, patience_s=60), Room(0)
         waiting = [asyncio.create_task(queue.enter(room.taker(i), stay)) for i in range(2)]
         await until(lambda: len(queue) == 2)
-        with pytest.raises(Busy, match=r"^busy: other requests are waiting for room; queue full: 2 requests wait .*waiting_limit"):
+        with pytest.raises(
+            Busy, match=r"^busy: other requests are waiting for room; queue full: 2 requests wait .*waiting_limit"
+        ):
             await queue.enter(room.taker("late"), stay)
         for task in waiting:
             task.cancel()

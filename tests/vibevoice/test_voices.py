@@ -131,7 +131,7 @@ def test_the_usual_format_is_taken_bit_by_bit(tmp_path):
     ("name", "content", "message"),
     [
         ("a.wav", b"", "a.wav is no sound file that can be read"),
-        ("a.mp3", b"no music", "a.mp3 is no sound file that can be read"),
+        ("a.mp3", b"no music", "a.mp3 is not a readable sound file"),
         ("a.m4a", b"\0", "a.m4a has a format that cannot be read: convert it to .wav"),
     ],
 )
