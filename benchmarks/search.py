@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=common.whole(1, 1000), default=SEEDS, help="searches of every space")
     parser.add_argument("--share", type=common.real(0.01, 1), default=SHARE, help="most points, as a share of the grid")
     parser.add_argument(
-        "--margin", type=common.real(0.001, 0.5), default=MARGIN, help="by which a better point matters"
+        "--margin", type=common.real(0.001, 0.5), default=MARGIN, help="by which a better point counts as better"
     )
     parser.add_argument("--jobs", type=common.whole(1, 64), default=1, help="searches at one time")
     parser.add_argument("--only", type=common.several(str), default=[], help="names of spaces; left out = all")
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _searches(space: Emulated, kind: str, seeds: int, asked) -> list[dict]:
     common.say(f"{space.name}: {space.points.size} points of {space.figures}, searched by {kind} …")
-    assert len(space.truth) == space.points.size  # made once, before searches begin side by side
+    assert len(space.truth) == space.points.size  # built before concurrent searches start
     search = partial(_search, space.name, kind, asked.share, asked.margin)
     if asked.jobs == 1 or kind != "model":
         return [search(seed) for seed in range(seeds)]
@@ -67,7 +67,7 @@ def _searches(space: Emulated, kind: str, seeds: int, asked) -> list[dict]:
 
 
 def _search(name: str, kind: str, share: float, margin: float, seed: int) -> dict:
-    """One search: the true value of its best over the grid's when its share of points is spent, and what it stated."""
+    """One search: the true value of its best when its share is spent / the grid's best, and its final statement."""
     space = next(each for each in spaces() if each.name == name)
     most = int(space.points.size * share)
     aim = Aim(margin, SURE, most * LONGER if kind == "model" else most)

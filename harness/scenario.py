@@ -1,6 +1,6 @@
 """The single import of a locustfile: the user class of the harness, and the parts of its traffic.
 
-from harness.scenario import Lengths, Mix, SpeechUser, TrafficClass
+    from harness.scenario import Lengths, Mix, SpeechUser, TrafficClass
 
     class Podcaster(SpeechUser):
         mix = Mix("podcasts", (TrafficClass("long", 1.0, Lengths.parse({"uniform": [60, 300]}), speakers=(2, 4)),))

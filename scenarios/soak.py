@@ -2,8 +2,8 @@
 
     locust -f scenarios/soak.py --headless -t 4h --records soak-monday
 
-A progress line is printed every minute. The result reports the drift of memory and frame time, with the slope per hour and
-its significance (Mann-Kendall). ``--rate`` and ``--every`` replace the values below.
+A progress line is printed every minute. The result reports the drift of memory and frame time, with the slope per
+hour and its significance (Mann-Kendall). ``--rate`` and ``--every`` replace the values below.
 """
 
 from harness.scenario import Lengths, Mix, SpeechUser, TrafficClass

@@ -267,7 +267,7 @@ def test_a_server_that_goes_and_comes_back_is_one_reconnect_and_touches_no_other
             stays.go_on.set()
             untouched = await running[0]
         await asyncio.gather(staying.stop(None), again.stop(None))
-        assert struck.outcome is Outcome.ERROR and struck.target == gone and "went away" in struck.error
+        assert struck.outcome is Outcome.ERROR and struck.target == gone and "ended the connection" in struck.error
         assert (untouched.outcome, untouched.target, len(untouched.chunks)) == (Outcome.DONE, here, LONG)
         assert [each.outcome for each in (*meanwhile, *after)] == [Outcome.DONE] * 7
         assert {each.target for each in meanwhile} == {here}

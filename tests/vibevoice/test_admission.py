@@ -261,4 +261,4 @@ def test_one_of_several_instances_says_which_it_is():
 )
 def test_what_triton_says_as_it_stops_is_told_as_what_it_is(message):
     error = in_words(message)
-    assert type(error) is StageError and "the server is being stopped" in str(error) and "retry" in str(error)
+    assert type(error) is StageError and "the server is stopping" in str(error) and "retry" in str(error)

@@ -2,7 +2,7 @@
 
 Python and the launching of kernels are assumed to take as long with any card. So, for each point of the profile,
 
-t' = host_ms + floor' / efficiency,   efficiency = floor / device_ms on the card that was measured,
+    t' = host_ms + floor' / efficiency,   efficiency = floor / device_ms on the card that was measured,
 
 with floor = max(bytes / bandwidth, operations / throughput) of either card (roofline; see vibevoice/roofline.py).
 """
