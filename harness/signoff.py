@@ -194,7 +194,7 @@ class SignOff:
         left_out, budget = self.campaign.left_out, self.campaign.budget
         for each in left_out:
             if each.decisive or plan.verdict != "met":
-                doubts.append(f"The budget left no time for {each.what}: start it again to resume.")
+                doubts.append(f"The budget left no time for {each.what}: start the sign-off again to resume.")
             else:
                 minutes = f"{max(1, round(each.seconds / 60))} min"
                 remarks.append(

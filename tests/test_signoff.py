@@ -200,7 +200,7 @@ def test_where_the_budget_left_no_time_for_the_first_point_there_is_no_answer(tm
     plan.write_text(PLAN.replace("budget_minutes: 30", "budget_minutes: 0.5"))
     monkeypatch.setattr(job, "plan_of", lambda *given: dataclasses.replace(plan_of(*given), verdict=verdict))
     content = job.SignOff(plan, tmp_path).execute()
-    assert content.verdict == "inconclusive" and "run it again" in content.reasons[-1]
+    assert content.verdict == "inconclusive" and "start the sign-off again" in content.reasons[-1]
 
 
 @pytest.fixture
@@ -273,14 +273,14 @@ def test_an_invalid_trial_that_an_answer_needs_and_no_time_for_its_repeat_is_no_
     work.execute()
     assert [each.decisive for each in work.campaign.left_out] in ([True], [True, True])
     told = work._with_what_was_left_out(Plan.of(plan_record("met")))
-    assert told.verdict == "inconclusive" and "run it again" in told.doubts[0]
+    assert told.verdict == "inconclusive" and "start the sign-off again" in told.doubts[0]
 
 
 def test_points_that_the_budget_left_out_keep_missed_from_being_said(short_of_time):
     work = short_of_time("missed")
     content = work.execute()
     assert content.verdict == "inconclusive" and not work.run.manifest.finished_at
-    assert "2 of 3 points" in content.reasons[-1] and "run it again" in content.reasons[-1]
+    assert "2 of 3 points" in content.reasons[-1] and "start the sign-off again" in content.reasons[-1]
 
 
 def test_a_signed_answer_goes_on_with_what_its_budget_left_out_and_is_signed_anew(

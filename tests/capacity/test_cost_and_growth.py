@@ -328,7 +328,7 @@ def test_a_profile_with_too_few_points_is_refused(measured):
 
 def test_what_is_no_profile_is_refused():
     for part in ("stages", "model", "device"):
-        with pytest.raises(InputError, match=f"no profile: it has no '{part}'"):
+        with pytest.raises(InputError, match=f"not a profile: it has no '{part}'"):
             DeviceType.of_profile({name: value for name, value in profile().items() if name != part})
     without = profile()
     del without["model"]["kv_room_bytes"]

@@ -101,5 +101,5 @@ def test_any_file_name_makes_a_name_that_a_plan_may_have(tmp_path, file):
 
 @pytest.mark.parametrize("file", ["plan.txt", "none/plan.yaml"])
 def test_where_nothing_can_be_written_it_is_said(tmp_path, file):
-    with pytest.raises(InputError, match="ends in .yaml|cannot write"):
+    with pytest.raises(InputError, match="must end in .yaml|cannot write"):
         write_plan(tmp_path / file, Answers())

@@ -143,7 +143,7 @@ def test_a_libpython_that_is_carried_along_is_found(tmp_path, monkeypatch, place
 
 def test_a_missing_libpython_is_said_with_its_fix(monkeypatch):
     monkeypatch.setattr(distribution, "libpython_places", lambda: [Path("/nowhere")])
-    with pytest.raises(ServerError, match=r"libpython3\.1\d\.so\.1\.0 is nowhere .* LD_LIBRARY_PATH"):
+    with pytest.raises(ServerError, match=r"libpython3\.1\d\.so\.1\.0 was not found .* LD_LIBRARY_PATH"):
         distribution.find_distribution()
 
 
