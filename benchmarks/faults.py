@@ -210,7 +210,7 @@ def judged_run(fault: RunFault, left: Struck) -> Row:
     wrong = [*sum_faults(sent, seen, left.taken, sent)]
     if ", ".join(f"{seen[outcome]} {outcome}" for outcome in OUTCOMES) not in left.said:
         wrong.append("Locust printed other counts")
-    if {*seen, Outcome.UNFINISHED} != {*fault.ends, Outcome.UNFINISHED}:  # that some are under way at the end is chance
+    if {*seen, Outcome.UNFINISHED} != {*fault.ends, Outcome.UNFINISHED}:  # some may still be in progress
         wrong.append(f"not {' and '.join(fault.ends)}")
     if fault.told not in left.said:
         wrong.append(f"Locust did not say {fault.told!r}")

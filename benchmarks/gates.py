@@ -394,7 +394,7 @@ def _counted(judged: Sequence[Judged], passed: bool | None) -> Counter[str]:
 
 
 def significantly_above(tally: Tally, cells: int) -> bool:
-    """Whether a cell's share of false alarms is above its limit, and not by the luck of one of so many cells."""
+    """Whether a cell's share of false alarms exceeds its limit significantly, given the number of cells."""
     return binomtest(tally.false_alarms, len(tally.judged), FALSE_ALARMS, "greater").pvalue < 0.05 / cells
 
 

@@ -90,7 +90,7 @@ def delays(ms: float) -> dict:
 
 @dataclass(frozen=True)
 class Case:
-    """A held-out deployment under a mix. ``patience``: rungs last so many times as long: 90 minutes open slowly."""
+    """A held-out deployment under a mix. ``patience``: factor of rung durations; 90-minute sessions open slowly."""
 
     name: str
     knobs: dict
@@ -291,7 +291,7 @@ def _predict(bench: Bench, model: Model, case: Case, seed: int) -> dict:
 
 
 def _predict_open(bench: Bench, case: Case, device: Device, rate: float, seed: int) -> dict:
-    """The TTFA p95 of the requests that a seed will send, as they are known before: when, how long, how many aboard."""
+    """Predicted TTFA p95 of the requests that a seed will send: times, lengths and concurrency are known ahead."""
     spec = bench.specs[case.mix]
     steady = max(1, round(_sessions(device, spec, rate / case.cards) * case.cards))
     seconds = float(math.ceil(max(bench.seconds, bench.due / rate)))
@@ -387,7 +387,7 @@ def score(bench: Bench, predicted: Sequence[dict]) -> list[Score]:
 
 
 def counts(scores: Sequence[Score]) -> tuple[list[int], int]:
-    """Cards predicted less cards needed, for rates over the range that one and two cards carry; and how many rates."""
+    """Cards predicted minus cards needed, for rates in the range of one and two cards; and the number of rates."""
     one = next(each for each in scores if each.case.knobs == CASES[0].knobs and each.case.cards == 1)
     two = next(each for each in scores if each.case.cards == 2)
     rates = np.linspace(0.2, 0.95, 16) * CAP * min(two.predicted, two.measured)

@@ -1,10 +1,11 @@
-"""A search against the whole grid: how good its best is, and how few points it measured; beside random and TPE.
+"""A search, random search and TPE compared with the whole grid: quality of the best point, and points measured.
 
 The spaces are emulated servers (search_spaces.py) whose every point is known without noise. A search sees a point as a
-trial of 2.5% noise shows it. Its best is the point that it believes best, valued by the truth.
+trial with 2.5% noise. Its best is the point that it estimates to be best, valued by the truth.
 
-Ours goes on past its share of points until it says that no untried point is likely to win by more than the margin (or
-has had three times its share); how often that statement is true is counted. Nothing was tuned on the space "held-out".
+Our search continues past its share of points until it states that no untried point is likely to win by more than the
+margin (or has used three times its share); the truth of those statements is counted. Nothing was tuned on the space
+"held-out".
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ STRIKE_S = 5.0  # seconds into a real trial
 
 @dataclass(frozen=True)
 class Row:
-    """One fault: trials that were begun, lost and marked, and whether the answer is unchanged (None = not compared)."""
+    """One fault: trials started, lost and marked, and whether the answer is unchanged (None = not compared)."""
 
     fault: str
     lost: int

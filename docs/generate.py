@@ -117,7 +117,7 @@ PARAMETER_MEANING = {
     "checkpoint": "Folder of a released checkpoint; empty: random weights",
     "weights_seed": "Seed of random weights",
     "voices": "Folder of voice samples; empty: four built-in voices",
-    "device": "`cpu` or `gpu`: the stage refuses to run elsewhere; `auto` uses the device that `instance_group` assigns",
+    "device": "`cpu` or `gpu`: the stage refuses to run elsewhere; `auto` follows `instance_group`",
     "dtype": "Number type; `auto` is float32 on a CPU and bfloat16 on a GPU",
     "gpus": "GPUs that the instances share",
     "emulate": "Profile whose times are used instead of computing",

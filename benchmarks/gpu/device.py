@@ -109,7 +109,7 @@ class OperatorCount(TorchDispatchMode):
 
 
 def operators_of(call: Call) -> int:
-    """Operators of torch in one call: views too, kernels of Triton not. On a CPU each row's attention is one more."""
+    """Torch operators in one call: with views, without Triton kernels. On a CPU each row's attention is one more."""
     with OperatorCount() as count:
         call()
     return sum(count.names.values())
