@@ -311,7 +311,7 @@ class Stream:
         if self._final_ns and not self._is_whole():
             return Outcome.ERROR, f"the stream ended {self._progress()}"
         if self._final_ns and self.request.keep and not self._kept:
-            return Outcome.ERROR, f"the stream ended without the {wire.CARRY} that was asked for"
+            return Outcome.ERROR, f"the stream ended without the requested {wire.CARRY}"
         if self._final_ns:
             return Outcome.DONE, ""
         if self._stopped is not None:

@@ -223,7 +223,7 @@ def _fit_rate(
     (steady, binding), draws = steady_limit(device, limits), steady_draws(device, limits, rng)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     if steady <= 0 and np.quantile(draws, tails[1]) > 0:
-        why = f"one session alone violates {binding}, but not with certainty: repeat the ladder"
+        why = f"one session alone breaks {binding}, but too narrowly to be sure: repeat the ladder"
         return replace(physics, binding=binding, inconclusive=why)
     if steady <= 0:
         return replace(physics, max_rate_per_s=0.0, max_rate_interval=(0.0, 0.0), binding=binding)
