@@ -118,7 +118,7 @@ def test_a_preferred_batch_may_reach_the_highest_that_it_is_combined_with(tmp_pa
         ({"mix": custom_mix(length={"fixed": 9999}), "slos": SHORT}, "at most 5400"),
         ({"mix": custom_mix(speakers=[1, 5]), "slos": SHORT}, "mix.classes.short: .*1 to 4"),
         ({"slos": {"shrt": {"rtf_p95": 1}}}, "slos.shrt: .*did you mean 'short'"),
-        ({"slos": {"short": {"rtf_95": 1}}}, "slos: short: 'rtf_95' is no SLO"),
+        ({"slos": {"short": {"rtf_95": 1}}}, "slos: short: 'rtf_95' is not an SLO"),
         ({"slos": {"short": {"rtf_p95": "1"}}}, "slos: short: the limit of rtf_p95"),
         ({"slos": {"short": {}}}, "slos: short: needs at least one SLO"),
         ({"slos": {}}, "slos: "),

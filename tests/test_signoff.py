@@ -160,7 +160,7 @@ def test_what_a_server_refuses_for_good_ends_the_job_as_a_mistake_in_the_plan(pl
         server.url, server.target, server.metrics_url = fake.url, fake.url, ""
         server.reload = lambda deployment: []
         driver = Driver(server, plan, load_plan(plan), tmp_path, Deployment())
-        with pytest.raises(InputError, match="^the server refuses what the plan asks for.*: unknown voice id 99"):
+        with pytest.raises(InputError, match="^the server rejects what the plan asks for.*: unknown voice id 99"):
             driver.run({}, Load.ladder(30, seed=1, sessions=(1, 2)))
 
 

@@ -253,7 +253,7 @@ def test_a_card_is_held_for_the_gpus_part_of_a_step_and_its_host_is_busy_beside(
     one, all_of_it = (each.topology({}, 400.0) for each in (card, whole))
     assert one.alone_s() == pytest.approx(all_of_it.alone_s())
     assert one.fastest_s(16) < all_of_it.fastest_s(16)
-    assert "beside" in card.note and "does not separate" in whole.note
+    assert "overlaps" in card.note and "does not separate" in whole.note
 
 
 def test_a_devices_part_beyond_its_time_is_refused():

@@ -112,12 +112,12 @@ def test_settings_come_from_options_as_text():
         ({"arrivals": "gamma", "rate_per_s": "1"}, "--arrivals gamma needs --burstiness"),
         ({"burstiness": "4"}, "--arrivals gamma needs --rate"),
         ({"burstiness": "0", "rate_per_s": "1"}, "burstiness 0.0 must lie"),
-        ({"burstiness": "4", "rate_per_s": "1", "arrivals": "poisson"}, "--burstiness does not go with"),
+        ({"burstiness": "4", "rate_per_s": "1", "arrivals": "poisson"}, "--burstiness does not work with"),
         ({"arrivals": "trace"}, "--arrivals trace needs --trace"),
         ({"trace": "nowhere.csv"}, "nowhere.csv: cannot be read"),
-        ({"trace": "a.csv", "stages": "9s@1"}, "--stages does not go with --arrivals trace"),
+        ({"trace": "a.csv", "stages": "9s@1"}, "--stages does not work with --arrivals trace"),
         ({"trace_repeat": True, "rate_per_s": "1"}, "--arrivals trace needs --trace"),
-        ({"stages": "9s@1", "rate_per_s": "1"}, "--rate does not go with --arrivals stages"),
+        ({"stages": "9s@1", "rate_per_s": "1"}, "--rate does not work with --arrivals stages"),
         ({"stages": "9s"}, "--stages '9s' is not DURATION@RATE"),
         ({"stages": "1m@1..2..3"}, "is not DURATION@RATE"),
         ({"stages": "0s@1"}, "seconds above 0"),
@@ -210,7 +210,7 @@ def test_a_mix_of_ones_own_comes_from_a_file_with_its_slos(tmp_path):
     mix = settings_of({"mix": str(tmp_path / "mine.yaml")}, QUICK).mix
     assert mix.name == "mine" and mix.mean_audio_s() == pytest.approx(0.9 * 3 + 0.1 * 30, rel=0.01)
     assert [str(each) for each in mix.slos] == ["ttfa_s p95 of class short <= 1", "rtf p95 of class short <= 0.9"]
-    for line, words in (("wieght: 1", "did you mean 'weight'"), ("slos: {ttfa: 1}", "'ttfa' is no SLO")):
+    for line, words in (("wieght: 1", "did you mean 'weight'"), ("slos: {ttfa: 1}", "'ttfa' is not an SLO")):
         (tmp_path / "bad.yaml").write_text(MIX_FILE + f"    {line}\n")
         with pytest.raises(InputError, match=f"bad.yaml: .*measured.*{words}"):
             settings_of({"mix": str(tmp_path / "bad.yaml")}, QUICK)
@@ -412,7 +412,7 @@ def test_the_start_line_says_what_is_about_to_be_sent():
     trace = Arrivals("trace", 2.0, trace=traced(101))
     line = start_line(LoadSettings(QUICK, Load(80.0, arrivals=trace)))
     assert "they end 30 s before the test does; --trace-repeat repeats the trace" in line
-    assert f"{101 / 80:.4g} requests/s over 80 s" in line
+    assert f"{101 / 80:.4g} requests/s for 80 s" in line
     assert "again and again" in start_line(LoadSettings(QUICK, Load(80.0, arrivals=replace(trace, repeat=True))))
 
 

@@ -67,7 +67,7 @@ def test_coordinates_keep_order_and_fill_zero_to_one():
 def test_a_later_column_wins_and_a_point_of_its_values_is_found():
     space = Space((({"a": 1, "b": 1}, {"a": 2, "b": 2}), ({"b": 2}, {"b": 3})))
     assert space.point(0) == {"a": 1, "b": 2} and space.number({"a": 2, "b": 3}) == 3
-    with pytest.raises(InputError, match="one value or more"):
+    with pytest.raises(InputError, match="at least one value"):
         Space(((),))
 
 

@@ -67,7 +67,7 @@ def test_turns_of_a_script(text, turns):
         (f"Speaker {'9' * 5000}: a", "line 1: speaker 9"),
         ("[SPEAKER_E] a", "line 1: speaker 5"),
         ("a\n[SPEAKER_AB] a", r"line 2: there is no speaker \[SPEAKER_AB\]"),
-        ("Host: a\nSpeaker 1: b", "line 1: text before the first speaker .what stands there is no marker"),
+        ("Host: a\nSpeaker 1: b", "line 1: text before the first speaker .this is not a marker"),
         ("Speaker 1: a\n\nSpeaker 2: \nSpeaker 1: b", "line 3: speaker 2 has no text"),
         ("Speaker 1:", "line 1: speaker 1 has no text"),
         ("\nA title\nSpeaker 1: a", "line 2: text before the first speaker"),

@@ -174,5 +174,5 @@ def test_a_layer_or_an_activation_that_the_kernels_do_not_know_is_refused(monkey
     with pytest.raises(NotImplementedError, match="no kernel for the activation .*tanh"):
         FusedTower(decoder)
     decoder.layers[1] = torch.nn.Identity()
-    with pytest.raises(NotImplementedError, match="no layer of type Identity"):
+    with pytest.raises(NotImplementedError, match="no kernel for a layer of type Identity"):
         FusedTower(decoder)

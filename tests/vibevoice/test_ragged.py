@@ -141,7 +141,7 @@ def test_every_head_of_every_layer_lies_at_a_multiple_of_16_bytes(size, dtype):
 @pytest.mark.parametrize(
     ("cache", "length", "message"),
     [
-        (torch.empty(2 * 2 * 4 * 16 + 1, device=DEVICE)[1:].view(1, 2, 2, 4, 16), 0, "multiple of 16 bytes"),
+        (torch.empty(2 * 2 * 4 * 16 + 1, device=DEVICE)[1:].view(1, 2, 2, 4, 16), 0, "aligned to 16 bytes"),
         (torch.empty(1, 2, 4, 2, 16, device=DEVICE).transpose(2, 3), 0, "not contiguous"),
         (torch.empty(1, 2, 2, 4, 16, device=DEVICE), 4, "of 4 positions, of which 4 are filled"),
         (torch.empty(1, 2, 2, 4, 16, device=DEVICE), -1, "no room"),
