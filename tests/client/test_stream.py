@@ -149,7 +149,7 @@ def test_a_carry_comes_after_the_audio_and_is_missed_where_it_does_not_come():
     result = run(Timetable(carry=b"what was said"), use)
     assert (result.outcome, heard) == (Outcome.DONE, ["audio", "audio", b"what was said"])
     missed = run(Timetable(), use)
-    assert missed.outcome is Outcome.ERROR and "without the carry" in missed.error
+    assert missed.outcome is Outcome.ERROR and "without the requested carry" in missed.error
 
 
 def test_emulated_compute_is_marked_in_the_result():

@@ -187,7 +187,7 @@ def test_a_rise_counts_where_it_is_certain_and_matters(rise, error, passed):
 @pytest.mark.parametrize(("error", "shrinks"), [(0.06, 0.5), (0.2, 0.5), (0.2, 1.0)])
 def test_the_window_that_it_would_need_is_testable(error, shrinks):
     gate = Trend("x", 0.0, error, 0.1, "its mean", shrinks=shrinks).judged(60.0, sigmas=2.7)
-    needed_s = float(gate.says.partition("need ")[2].partition(" s")[0]) + 1
+    needed_s = float(gate.says.partition("needs ")[2].partition(" s")[0]) + 1
     later = Trend("x", 0.0, error * (60 / needed_s) ** shrinks, 0.1, "its mean", shrinks=shrinks)
     assert gate.passed is None and later.judged(needed_s, sigmas=2.7).passed
 
