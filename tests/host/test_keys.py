@@ -45,7 +45,7 @@ def test_a_key_behind_a_link_is_refused(tmp_path):
 def test_a_key_that_is_too_short_is_refused(tmp_path, content):
     path = tmp_path / "key"
     keys.write_private(path, content)
-    with pytest.raises(ServerError, match="needs 32"):
+    with pytest.raises(ServerError, match="at least 32 are needed"):
         keys.shared_key(path)
 
 
