@@ -23,8 +23,8 @@ LATE_SEND_S = 0.005
 WARM_UP_PARTS = 200
 QUANTILES = (0.50, 0.95, 0.99)
 _SCALARS = tuple(each.name for each in dataclasses.fields(Result) if each.name != "chunks")
-# Stall arithmetic runs in thirds of a nanosecond, in which a sample of 24 kHz audio is a whole number:
-# in floating point a stream that is exactly on time would stall by rounding.
+# Stalls are computed in thirds of a nanosecond, in which a sample of 24 kHz audio is a whole number: in floating point
+# a stream that is exactly on time would stall by rounding.
 _THIRDS_PER_SAMPLE = 3 * 1_000_000_000 // wire.SAMPLE_RATE_HZ
 _THIRDS_PER_S = 3 * NS_PER_S
 _ALWAYS = (np.iinfo(np.int64).min, np.iinfo(np.int64).max)
@@ -32,7 +32,7 @@ _ALWAYS = (np.iinfo(np.int64).min, np.iinfo(np.int64).max)
 
 @dataclass(frozen=True)
 class Metric:
-    """One key of a summary. Where ``per_class`` is set, there is also ``<class>.<name>`` for every class."""
+    """One key of a summary. With ``per_class``, there is also ``<class>.<name>`` for every class."""
 
     name: str
     formula: str
@@ -43,7 +43,13 @@ class Metric:
 
 def _quantile_metrics() -> Iterator[Metric]:
     for prefix, suffix, formula, unit, note in (
-        ("ttfa", "_s", "first chunk received - due", "s", "requests due in the window; no audio = later than any"),
+        (
+            "ttfa",
+            "_s",
+            "first chunk received - due",
+            "s",
+            "requests due in the window; no audio counts as infinitely late",
+        ),
         ("rtf", "", "(last - first chunk) / audio after the first", "1", "chunks in the window; below 1 = in time"),
         ("stall", "_s", "longest wait of playback for audio", "s", "no start buffer; no audio = longer than any"),
     ):
@@ -54,15 +60,17 @@ def _quantile_metrics() -> Iterator[Metric]:
 METRICS = (
     Metric("seconds", "window end - window start", "s", ""),
     Metric("requests", "count of requests due in the window", "1", "", per_class=True),
-    Metric("done", "count of them that ended whole", "1", "by the end of the window", per_class=True),
+    Metric("done", "count of them that completed", "1", "by the end of the window", per_class=True),
     Metric("errors", "count of them that failed", "1", "", per_class=True),
-    Metric("cancelled", "count of them that the client gave up", "1", "", per_class=True),
+    Metric("cancelled", "count of them that the client cancelled", "1", "", per_class=True),
     Metric("unfinished", "count of them still running at the end of the window", "1", "censored", per_class=True),
     Metric("offered_rate_per_s", "requests due in the window / seconds", "1/s", ""),
     Metric("achieved_rate_per_s", "those of them that were sent / seconds", "1/s", ""),
     Metric("completed_rate_per_s", "requests done in the window / seconds", "1/s", ""),
-    Metric("goodput_per_s", "those of them that met every SLO of their class / seconds", "1/s", ""),
-    Metric("offered_audio_s_per_s", "audio seconds asked by requests due in the window / seconds", "1", "offered load"),
+    Metric("goodput_per_s", "completed requests that met every SLO of their class / seconds", "1/s", ""),
+    Metric(
+        "offered_audio_s_per_s", "audio seconds requested by requests due in the window / seconds", "1", "offered load"
+    ),
     Metric("delivered_audio_s_per_s", "audio seconds received in the window / seconds", "1", "audio throughput"),
     *_quantile_metrics(),
     Metric("ttfa_span_s", "largest - smallest TTFA", "s", "no audio yet = as long as it waited", per_class=True),
@@ -71,37 +79,45 @@ METRICS = (
         "ttfa_rise_s", "rise of a line fitted to TTFA by due", "s", "over the window, in 8 to 50 parts", per_class=True
     ),
     Metric("ttfa_rise_error_s", "standard error of ttfa_rise_s", "s", "parts longer than the memory", per_class=True),
-    Metric("c50", "share of streams whose longest stall is under 50 ms", "1", "unmeasured is not continuous", True),
+    Metric(
+        "c50",
+        "share of streams whose longest stall is under 50 ms",
+        "1",
+        "without audio counts as not continuous",
+        True,
+    ),
     Metric("c100", "share of streams whose longest stall is under 100 ms", "1", "", True),
     Metric("c200", "share of streams whose longest stall is under 200 ms", "1", "", True),
     Metric("c100_500ms", "share of streams with stalls under 100 ms", "1", "start buffer of 0.5 s", True),
     Metric("c100_2s", "share of streams with stalls under 100 ms", "1", "start buffer of 2 s", True),
-    Metric("schedule_delay_p99_s", "p99 of sent - due", "s", "the client's own fault; requests due in the window"),
+    Metric("schedule_delay_p99_s", "p99 of sent - due", "s", "an error of the client; requests due in the window"),
     Metric("late_sends_share", "share of sends later than 5 ms", "1", "requests due in the window"),
     Metric("lateness_p99_s", "p99 of chunk received - server's sent_at", "s", "all chunks of the window; same host"),
     Metric("sessions", "mean number of requests between sent and ended", "1", ""),
     Metric("frames_per_s", "frames received in the window / seconds", "1/s", ""),
     Metric("step_s", "sessions / frames per second", "s", "mean time per frame and stream"),
     Metric("residence_s", "mean of ended - sent", "s", "requests that ended in the window"),
-    Metric("memory_s", "E[R^2] / E[R] of the residence R", "s", "how long the number of sessions remembers itself"),
+    Metric("memory_s", "E[R^2] / E[R] of the residence R", "s", "correlation time of the number of sessions"),
     Metric("littles_residual", "(ages of sessions open at the end - mean) / (N x seconds)", "1", "0 in steady state"),
     Metric("littles_error", "its standard deviation in steady state", "1", ""),
     Metric("sessions_rise", "rise of a line fitted to the number of sessions", "1", "over its seconds"),
     Metric("sessions_rise_seconds", "time that the line is fitted to", "s", "half of a window that begins empty"),
     Metric("sessions_variance", "variance of the number of sessions about that line", "1", ""),
-    Metric("lengths_cv2", "variance / mean^2 of the frames asked", "1", ""),
+    Metric("lengths_cv2", "variance / mean^2 of the frames requested", "1", ""),
     Metric("load_rise", "12 x (mean of due / window - 1/2)", "1", "share by which the rate of arrivals rose"),
     Metric("step_rise", "rise of the time from chunk to chunk / its mean", "1", "at an equal number of streams"),
-    Metric("step_rise_error", "standard error of step_rise", "1", "neighbours alike are counted in"),
-    Metric("impossible", "count of requests that ended, or spoke, before they were sent", "1", "0 in true records"),
+    Metric("step_rise_error", "standard error of step_rise", "1", "includes correlation of neighbours"),
+    Metric(
+        "impossible", "count of requests that ended, or received audio, before they were sent", "1", "0 in true records"
+    ),
 )
 """Every key of ``summarise``, with its formula and unit."""
 
 
 def per_request(results: Sequence[Result], start_ns: int = _ALWAYS[0], end_ns: int = _ALWAYS[1]) -> pd.DataFrame:
-    """One row a result: its scalar fields, and what its timestamps subtract to; NaN where it cannot be.
+    """One row per result: its scalar fields, and differences of its timestamps; NaN where undefined.
 
-    With a window only its chunks are counted: ``chunks``, ``samples``, ``audio_s``, ``rtf``, stalls and lateness are
+    With a window, only its chunks count: ``chunks``, ``samples``, ``audio_s``, ``rtf``, stalls and lateness are
     those of [start_ns, end_ns), and a request that ends later is unfinished; the playback clock still starts with the
     stream. ``sent_ns`` 0 is a request that was never sent. The columns of received times are nullable integers.
     """
@@ -152,8 +168,8 @@ def _rtf(received_ns: np.ndarray, samples: np.ndarray) -> float:
 def _stalls(result: Result, inside: slice, end_ns: int) -> dict:
     """Longest, total and number of stalls within the window, for each start buffer; without one, those above 50 ms.
 
-    A chunk's lead is its arrival less the audio before it. Playback is late by the running maximum of the leads and
-    the start buffer; each rise of that maximum is a stall. A stream that ended early waits until its end.
+    A chunk's lead is its arrival minus the duration of the audio before it. Playback is late by the running maximum of
+    the leads and the start buffer; each rise of that maximum is a stall. A stream that ended early waits until its end.
     """
     samples, received = result.chunks.samples[: inside.stop], result.chunks.received_ns[: inside.stop]
     if not len(samples):
@@ -190,10 +206,10 @@ def sessions_in_window(results: Sequence[Result], start_ns: int, end_ns: int) ->
 
 
 def summarise(results: Sequence[Result], start_ns: int, end_ns: int, slos: Sequence[Slo] = ()) -> dict[str, float]:
-    """Every metric of METRICS over [start_ns, end_ns), as plain floats; NaN where it cannot be.
+    """Every metric of METRICS over [start_ns, end_ns), as plain floats; NaN where undefined.
 
-    Requests *due* in the window count for rates, outcomes and TTFA; streams that were *served* in it, whenever they
-    began, for RTF and continuity; chunks *received* in it for throughput and lateness.
+    Requests *due* in the window count for rates, outcomes and TTFA; streams *served* in it, whenever they started, for
+    RTF and continuity; chunks *received* in it for throughput and lateness.
     """
     seconds = (end_ns - start_ns) / NS_PER_S
     served = [result for result in results if _is_of_window(result, start_ns, end_ns)]
@@ -238,7 +254,7 @@ def _requests_summary(due: pd.DataFrame, served: pd.DataFrame) -> dict[str, floa
 
 
 def begun(requests: pd.DataFrame) -> pd.DataFrame:
-    """Requests that began: a session that was found in progress (``start_frame``) had its first audio long before."""
+    """Requests without sessions found in progress (``start_frame``), whose first audio was long before."""
     return requests[requests["start_frame"] == 0]
 
 
@@ -258,7 +274,7 @@ def _rates(due: pd.DataFrame, seconds: float) -> dict[str, float]:
 
 
 def _goodput_per_s(results: Sequence[Result], start_ns: int, end_ns: int, slos: Sequence[Slo]) -> float:
-    """Of requests that ended whole in the window, whenever they began: each is judged by the whole of its stream."""
+    """Goodput of requests completed in the window, whenever they started: each is judged by its whole stream."""
     whole = [each for each in results if each.outcome == Outcome.DONE and start_ns <= each.ended_ns < end_ns]
     if not slos:
         return len(whole) / ((end_ns - start_ns) / NS_PER_S)
@@ -303,7 +319,7 @@ def _is_impossible(result: Result) -> bool:
 
 
 def _first_audio(due: pd.DataFrame, start_ns: int, end_ns: int, memory_s: float) -> dict[str, float]:
-    """How first audio went over the window. A request that still waits at its end has waited that long at least."""
+    """TTFA over the window. A request still waiting at its end counts with its wait so far."""
     due = begun(due)
     waited_s = (due["ended_ns"].clip(upper=end_ns) - due["due_ns"]) / NS_PER_S
     waits = (due["outcome"] == str(Outcome.UNFINISHED)) & (due["sent_ns"] > 0)
@@ -340,9 +356,9 @@ def warm_up_end(values: Sequence[float] | np.ndarray) -> int:
 
 
 def settled_ns(results: Sequence[Result], start_ns: int, end_ns: int) -> int:
-    """When the number of sessions has settled: the end of its warm-up by MSER-5, which looks at no time to first audio.
+    """When the number of sessions has settled: the end of its warm-up by MSER-5, independent of times to first audio.
 
-    ``start_ns`` where the window is shorter than 8 times what the sessions remember: there it cannot be told.
+    ``start_ns`` if the window is shorter than 8 memories of the number of sessions, too short to tell.
     """
     served = [result for result in results if _is_of_window(result, start_ns, end_ns)]
     memory_s = steadiness.OpenSessions(served, start_ns, end_ns).memory_s
@@ -363,7 +379,7 @@ def steps_in_parts(results: Sequence[Result], start_ns: int, end_ns: int, parts:
 
 
 def _chunk_columns(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str, np.ndarray]:
-    """The chunks received in the window, of all results one after another."""
+    """The chunks received in the window, of all results concatenated."""
     names = ("received_ns", "sent_at_ns", "samples")
     empty = np.empty(0, dtype=np.int64)
     columns = {name: np.concatenate([empty, *(getattr(r.chunks, name) for r in results)]) for name in names}
@@ -376,6 +392,6 @@ def sessions_in_parts(results: Sequence[Result], start_ns: int, end_ns: int, par
     times = np.array([(r.sent_ns, r.ended_ns) for r in results if r.sent_ns > 0], dtype=np.int64).reshape(-1, 2)
     edges = np.linspace(0, end_ns - start_ns, parts + 1)
     sent, ended = (times - start_ns).astype(float).T
-    # Session time up to each edge: what had been served by then, of every request.
+    # session time of every request up to each edge
     served = np.clip(edges[:, None] - sent, 0, np.maximum(ended - sent, 0)).sum(axis=1)
     return np.diff(served) / np.diff(edges)

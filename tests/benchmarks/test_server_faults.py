@@ -41,7 +41,7 @@ def judged(process, error, phase=faults.SPEECH, outcome=Outcome.ERROR, said=""):
     ("process", "error"),
     [
         (wire.LLM, f"{wire.LLM} ended while it served this session, and is restarting; retry"),
-        (faults.TRITON, "the server at x went away, with 3200 samples of audio: Stream removed"),
+        (faults.TRITON, "the server at x ended the connection, with 3200 samples of audio: Stream removed"),
         (faults.SERVE, "no Triton answers at x: start one"),
     ],
 )

@@ -188,7 +188,7 @@ def test_a_folder_of_another_user_is_left_alone_and_said(tmp_path, shared, reque
     request.getfixturevalue("another_user")
     leftovers.remove_stale(tmp_path)
     assert running.local_urls(tmp_path) == []
-    with pytest.raises(ServerError, match="cannot be written.*start in a folder of your own"):
+    with pytest.raises(ServerError, match="cannot be written.*start in another folder"):
         server.TritonServer(config.Deployment(), root=tmp_path)._make_folder()
     os.seteuid(0)
     assert (folder / "state.json").exists() and (shared / f"harness_{DEAD}_5f_1").exists()

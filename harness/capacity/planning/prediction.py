@@ -1,4 +1,4 @@
-"""What an open-loop run will show, predicted before it runs."""
+"""The prediction of an open-loop run, made before it starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.records.fit import FittedDeployment, FittedModel, fitted
 from harness.traffic.mix import Mix
 
 SUMMARY_KEYS = {"ttfa_s": "ttfa_p{}_s", "rtf": "rtf_p{}", "stall_longest_s": "stall_p{}_s"}
-"""How metrics.summarise names the quantiles of a metric; ``<class>.`` goes before it."""
+"""Names of a metric's quantiles in metrics.summarise, to be prefixed with ``<class>.``."""
 
 
 def predict_open_run(
@@ -25,10 +25,10 @@ def predict_open_run(
 ) -> dict:
     """The prediction of Poisson arrivals at ``rate_per_s`` on one device, in its steady state, as a flat dict.
 
-    Keys as metrics.summarise names them: sessions, frames_per_s, step_s, and ``<class>.ttfa_p50_s`` and so on (p50
-    and p95; None where nothing like it was measured). ``sessions_p95``: as arrivals find them. ``model`` is a copy of
-    what was fitted by then, so that the run can be held against just that. Raises InconclusiveError where the
-    deployment has no fit.
+    Keys as in metrics.summarise: sessions, frames_per_s, step_s, and ``<class>.ttfa_p50_s`` and so on (p50 and p95;
+    None where no such metric was measured). ``sessions_p95``: as arrivals find them. ``model`` is a copy of the fit at
+    that time, so that the run can be compared with exactly that. Raises InconclusiveError where the deployment has no
+    fit.
     """
     device = Device.from_fit(fit)
     traffic = Traffic.draw(mix, rng)
@@ -53,16 +53,16 @@ def predict_open_run(
 
 
 def sealed(prediction: dict, made_at: str) -> dict:
-    """The prediction with ``made_at`` (ISO 8601, UTC) and ``sha256``, the hash of all the rest of it as JSON."""
+    """The prediction with ``made_at`` (ISO 8601, UTC) and ``sha256``, the hash of the rest of it as JSON."""
     whole = prediction | {"made_at": made_at}
     return whole | {"sha256": _sha256(whole)}
 
 
 def flaw_of(prediction: dict, started_at: str, written: dict | None = None) -> str:
-    """Why a prediction does not count for a run that started then, or "": it was changed, or made too late.
+    """Why a prediction does not count for a run that started at ``started_at``; "" if it does.
 
-    ``written``: the one of that trial that was written down before it started ({} where there is none); None for an
-    older record, which wrote none down: there, one without a hash is taken as it is.
+    It may have been changed, or made too late. ``written``: the prediction recorded for that trial before it started
+    ({} if there is none); None for an older run without such records, where a prediction without a hash is accepted.
     """
     if written is not None and (not written or prediction.get("sha256") != written.get("sha256")):
         return "its prediction is not the one that was written into predictions.jsonl"
@@ -80,7 +80,7 @@ def _sha256(content: dict) -> str:
 
 
 def _frozen(fit: FittedDeployment) -> FittedModel:
-    """All that Device.from_fit reads."""
+    """Everything that Device.from_fit reads."""
     return FittedModel(
         step_time=replace(fitted(fit.step_time), points=()),
         first_audio=replace(fitted(fit.first_audio), points=()),
