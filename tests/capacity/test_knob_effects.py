@@ -58,8 +58,8 @@ def test_knobs_that_are_turned_together_are_one_factor():
 @pytest.mark.parametrize(
     ("points", "values", "why"),
     [
-        (POINTS[:3], [1.0, 2.0, 3.0], "need 4 points"),
-        (POINTS, [math.nan] * 12, "need 4 points"),
+        (POINTS[:3], [1.0, 2.0, 3.0], "need at least 4 points"),
+        (POINTS, [math.nan] * 12, "need at least 4 points"),
         (POINTS, [1.0] * 12, "the same answer"),
         ([{"a.x": 1}] * 4, [1.0, 2.0, 3.0, 4.0], "span 1 combinations"),
     ],
