@@ -7,7 +7,7 @@ with the memory of the values counted in: a queue stays high or low for long, an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import norm
@@ -15,6 +15,7 @@ from scipy.stats import t as student
 
 from harness import wire
 from harness.records.schema import Outcome, Result
+from harness.records.summary import Summary
 
 MIN_PARTS = 8  # of a window that is tested for a trend
 MAX_PARTS = 50
@@ -47,7 +48,7 @@ class OpenSessions:
         self.mean = float(self._inside_s.sum()) / self.seconds
 
     def figures(self) -> dict[str, float]:
-        """By their names in ``metrics.METRICS``."""
+        """By their names in a summary."""
         rise, variance = self._line()
         age_s, expected_s, error_s = self._open_ages()
         whole_s = self.mean * self.seconds
@@ -119,16 +120,16 @@ def _pace_s(own: Sequence[Result], residence_s: np.ndarray, whole: np.ndarray, e
     return open_s / (sum(heard) / wire.SAMPLES_PER_FRAME) if sum(heard) else 0.0
 
 
-def slowest_memory_s(figures: Mapping[str, float], burstiness: float = 1.0) -> float:
+def slowest_memory_s(summary: Summary, burstiness: float = 1.0) -> float:
     """The longer of two memories: that of the residences, and that which the spread of the sessions tells of a queue.
 
     Sessions that come and go at random move apart by (1 + burstiness) x rate a second (variance); what draws them back
     to their mean must then have the time constant 2 x variance / that, and the integral of the autocorrelation is twice
     that. At high utilisation it is far longer than any residence: 1 / (1 - utilisation) times.
     """
-    comings_per_s = (1 + burstiness) * figures["requests"] / figures["seconds"]
-    queue_s = 4 * figures["sessions_variance"] / comings_per_s if comings_per_s else math.inf
-    return max(figures["memory_s"], queue_s)
+    comings_per_s = (1 + burstiness) * summary.requests / summary.seconds
+    queue_s = 4 * summary.sessions_variance / comings_per_s if comings_per_s else math.inf
+    return max(summary.memory_s, queue_s)
 
 
 def load_rise(due_s: np.ndarray, seconds: float) -> float:

@@ -166,12 +166,12 @@ def test_what_was_foretold_badly_is_doubted_more():
 
 def test_a_value_that_hangs_on_a_slo_just_kept_is_doubted():
     rungs = server()
-    last_s = rungs[-1].summary["ttfa_p95_s"]
+    last_s = rungs[-1].summary.ttfa_p95_s
 
     def error(limit_s):
         objective = BestRung("frames_per_s", at_most={"ttfa_p95_s": limit_s}, at_least={"sessions": 32})
         guide = Guide(GRID, objective, "model", Aim(), 1, SESSIONS, {})
-        one = MeasuredPoint(0, Value(objective.value([each.summary for each in rungs])), rungs)
+        one = MeasuredPoint(0, Value(objective.value([each.summary.figure for each in rungs])), rungs)
         return guide._error(one, guide._known([one])[1])
 
     assert error(2 * last_s) < 0.05 < 1 < error(1.01 * last_s)
@@ -284,5 +284,5 @@ def test_metrics_of_an_untried_point_follow_its_step_time():
     steps = tuple(each.sessions / each.frames_per_s for each in rungs)
     same = value_of(StepTime("piecewise", steps, SESSIONS), point())
     slower = value_of(StepTime("piecewise", tuple(2 * each for each in steps), SESSIONS), point())
-    assert same == pytest.approx(max(r.frames_per_s for r in rungs if r.summary["ttfa_p95_s"] <= 1))
+    assert same == pytest.approx(max(r.frames_per_s for r in rungs if r.summary.ttfa_p95_s <= 1))
     assert 0 < slower < same
