@@ -30,6 +30,7 @@ from harness.records.plan import Plan
 from harness.records.prediction import Prediction
 from harness.records.schema import Rung, Trial
 from harness.records.store import Run
+from harness.records.summary import Summary
 from harness.report.seal import check_seal, sign
 from harness.runs import analysis, opening, points, stages
 from harness.runs.analysis import plan_of
@@ -658,7 +659,7 @@ def test_a_repeat_draws_other_requests_and_keeps_the_name_of_its_load(kind):
 
 
 def ladder(wall_s, held_s, sessions=(1, 2, 4), seconds=8.0):
-    window = [Rung(1.0, 1.0, int(start * 1e9), int((start + 6) * 1e9), {}) for start in (2.0, held_s - 6)]
+    window = [Rung(1.0, 1.0, int(start * 1e9), int((start + 6) * 1e9), Summary()) for start in (2.0, held_s - 6)]
     load = Load.ladder(seconds, 1, sessions)
     return Trial("l", "ladder", {}, load.record(), "2026-01-01T00:00:00", wall_s, True, (), tuple(window))
 

@@ -17,6 +17,7 @@ from harness.records.plan import Plan, ValidationRow
 from harness.records.prediction import Prediction
 from harness.records.schema import Rung, StageStatistics
 from harness.records.slo import Slo
+from harness.records.summary import Summary
 from harness.report import decision, facts, figures, page, words
 from harness.report.page import write_report
 
@@ -426,7 +427,7 @@ def test_hop_time_is_the_step_less_the_stages():
         StageStatistics(wire.VOICE, requests=1, executions=1, queue_ns=0, compute_ns=int(9e9)),  # not in the frame path
         StageStatistics(wire.DIFFUSION, requests=0, executions=0, queue_ns=0, compute_ns=0),
     )
-    rung = Rung(4.0, 200.0, 0, int(1e9), {}, stages)
+    rung = Rung(4.0, 200.0, 0, int(1e9), Summary(), stages)
     shares = facts.stage_shares(rung)
     assert shares == (facts.StageShare(wire.LLM, 0.001, 0.005), facts.StageShare(wire.VOCODER, 0.0, 0.004))
     point = facts.Point("t", True, 4.0, 200.0, 0.020, shares, None, None, 0)

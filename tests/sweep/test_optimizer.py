@@ -13,7 +13,9 @@ from harness import wire
 from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.staged import StageModel, Topology, rounds
 from harness.errors import InputError
+from harness.records.load import TrialLoad
 from harness.records.schema import Rung, Trial
+from harness.records.summary import Summary
 from harness.sweep.optimizer.closed_queue import DEVICE, HOST, Round, Station, turns
 from harness.sweep.optimizer.decide import Aim, Seen, decide
 from harness.sweep.optimizer.guide import Guide, MeasuredPoint
@@ -133,7 +135,7 @@ def test_chunks_and_entries_that_were_not_tried_are_foretold():
 
 def test_stages_that_were_not_counted_teach_nothing():
     assert learn([], {}) is None
-    assert learn([Taught(point(), (Rung(1, 10.0, 0, 1, {}),))], {}) is None
+    assert learn([Taught(point(), (Rung(1, 10.0, 0, 1, Summary()),))], {}) is None
 
 
 def test_fewer_diffusion_steps_take_less_time():
@@ -258,9 +260,12 @@ def test_a_study_holds_the_history_for_optunas_own_tools():
     assert study.best_params == GRID.levels(3)
 
 
+LOAD = TrialLoad(loop="closed", sessions=(1, 2, 3), seconds=5, seed=1)
+
+
 def test_a_metric_is_best_at_a_rung_that_keeps_the_limits():
-    summaries = [{"frames_per_s": 10.0 * n, "ttfa_p95_s": 0.1 * n, "sessions": n} for n in (1, 2, 3)]
-    trial = Trial("t", "ladder", {}, {}, "", 0.0, True, (), tuple(Rung(1, 1.0, 0, 1, each) for each in summaries))
+    summaries = [Summary(frames_per_s=10.0 * n, ttfa_p95_s=0.1 * n, sessions=n) for n in (1, 2, 3)]
+    trial = Trial("t", "ladder", {}, LOAD, "", 0.0, True, (), tuple(Rung(1, 1.0, 0, 1, each) for each in summaries))
     assert BestRung("frames_per_s", at_most={"ttfa_p95_s": 0.2}).measured([trial]).value == 20
     lowest = BestRung("ttfa_p95_s", -1, at_least={"sessions": 2}).measured([trial])
     assert lowest.value == pytest.approx(5) and lowest.says == "ttfa_p95_s 0.2"
@@ -268,12 +273,13 @@ def test_a_metric_is_best_at_a_rung_that_keeps_the_limits():
 
 
 def test_a_minimised_metric_of_zero_is_best_of_all():
-    summaries = [{"late_sends_share": share, "sessions": n} for n, share in ((1, 0.0), (2, 0.2), (3, math.nan))]
-    trial = Trial("t", "ladder", {}, {}, "", 0.0, True, (), tuple(Rung(1, 1.0, 0, 1, each) for each in summaries))
+    summaries = [Summary(late_sends_share=share, sessions=n) for n, share in ((1, 0.0), (2, 0.2), (3, math.nan))]
+    trial = Trial("t", "ladder", {}, LOAD, "", 0.0, True, (), tuple(Rung(1, 1.0, 0, 1, each) for each in summaries))
     lowest = BestRung("late_sends_share", -1)
     found = lowest.measured([trial])
     assert found.says == "late_sends_share 0" and math.isfinite(found.value)
-    assert found.value > lowest.value([{"late_sends_share": 0.001}]) > lowest.value(summaries[1:])
+    little, more = [Summary(late_sends_share=0.001).figure], [each.figure for each in summaries[1:]]
+    assert found.value > lowest.value(little) > lowest.value(more)
     assert BestRung("late_sends_share").measured([trial]).says == "late_sends_share 0.2"
     assert lowest.measured([replace(trial, rungs=trial.rungs[2:])]).says == "no rung keeps the limits"
 
