@@ -8,6 +8,9 @@ LOWEST := .venv-lowest
 # By file, as fixtures are. Not those of the fewest tests last: one of a minute would keep one core waiting.
 SPREAD := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# Hosts that set it have every process compile all modules anew, and tests start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install signoff test test-lowest gpu gpu-kit sample docs reference clean
 
 install: $(VENV)/installed

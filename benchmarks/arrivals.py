@@ -1,9 +1,9 @@
-"""Are arrivals what was configured? Every process, split over 1, 2 and 4 workers, against its distribution.
+"""Do arrivals follow the configured process? Tests every process, split over 1, 2 and 4 workers.
 
 Gaps are tested in the process's own time, in which they are gamma gaps of mean 1 (stages by the time-rescaling theorem;
-Brown, Barbieri, Ventura, Kass and Frank 2002). Constant arrivals and a trace have no chance in them: they are compared
-time by time with the process itself, as is every union of shares. ``--live`` sends real requests: Locust with so many
-workers, against the tests' server on a timetable; delivered is then when the reader sent.
+Brown, Barbieri, Ventura, Kass and Frank 2002). Constant arrivals and traces are deterministic: they, and every union of
+shares, are compared time by time with the process itself. ``--live`` sends real requests, with Locust and this many
+workers, to the tests' timetable server; the delivered time is then the reader's time of sending.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from harness.traffic.mix import MIXES
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = (1, 2, 4)
-IMPROBABLE = 1e-3  # of a p-value: about one such in 50 runs of this script would come by chance
+IMPROBABLE = 1e-3  # p-value; by chance one in about 50 runs of this script falls below
 WINDOW_ARRIVALS = 25  # mean arrivals in a window whose counts are compared
 SCENARIO = """
 from harness.scenario import Lengths, Mix, SpeechUser, TrafficClass
@@ -44,7 +44,7 @@ class Caller(SpeechUser):
 
 @dataclass(frozen=True)
 class Case:
-    """A process by its name, and the options of Locust that ask for it."""
+    """A process with its name, and its options for Locust."""
 
     name: str
     arrivals: Arrivals
@@ -53,7 +53,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Fit:
-    """How delivered times compare with a process: NaN where a figure says nothing of it."""
+    """Delivered times compared with a process; NaN where a figure does not apply."""
 
     arrivals: int
     rate_error: float  # relative, of the number of arrivals up to the last
@@ -80,7 +80,7 @@ def cases(rate_per_s: float, trace: str | None) -> list[Case]:
 
 
 def own_time(process: Arrivals, times_s: np.ndarray) -> np.ndarray:
-    """Times in which the process has one arrival a unit in the mean."""
+    """Times transformed so that the process has one arrival per unit on average."""
     if process.kind == "stages":
         return np.array([process.expected(time_s) for time_s in times_s])
     return times_s * process.rate_per_s
@@ -89,8 +89,8 @@ def own_time(process: Arrivals, times_s: np.ndarray) -> np.ndarray:
 def kolmogorov_smirnov(process: Arrivals, units: np.ndarray, blur: float) -> tuple[float, float]:
     """Distance and p-value of gaps in the process's own time against gamma gaps of mean 1.
 
-    Below ``blur``, the error of a gap, no distance is looked for: times cannot tell such gaps apart (the p-value is
-    then at least as high as it should be).
+    Distances below ``blur``, the error of a gap, are ignored, since times cannot resolve them (the p-value is then an
+    upper bound).
     """
     gaps = np.sort(np.diff(units))
     expected = stats.gamma.cdf(gaps, 1 / process.burstiness, scale=process.burstiness)
@@ -102,7 +102,7 @@ def kolmogorov_smirnov(process: Arrivals, units: np.ndarray, blur: float) -> tup
 
 
 def fit(process: Arrivals, delivered_s: np.ndarray, exact_s: Sequence[float], blur_s: float = 0.0) -> Fit:
-    """``exact_s``: the process with the same seed, as one worker would have it; ``blur_s``: the error of a gap."""
+    """``exact_s``: the process with the same seed on one worker; ``blur_s``: the error of a gap, in seconds."""
     count = len(delivered_s)
     errors_s = np.abs(delivered_s - np.asarray(exact_s[:count]))
     units = own_time(process, delivered_s)
@@ -112,13 +112,13 @@ def fit(process: Arrivals, delivered_s: np.ndarray, exact_s: Sequence[float], bl
         distance, p_value = kolmogorov_smirnov(process, units, blur_s * highest)
     counts = np.histogram(units, np.arange(0, units[-1], WINDOW_ARRIVALS))[0]
     dispersion = counts.var() / counts.mean() if len(counts) > 3 else np.nan
-    first = process.kind == "trace"  # its first arrival is at 0, the others' one gap after it
+    first = process.kind == "trace"  # its first arrival is at 0, those of others one gap later
     rate_error = (count - first) / process.expected(float(delivered_s[-1])) - 1
     return Fit(count, rate_error, distance, p_value, float(dispersion), float(errors_s.max()))
 
 
 def generated(case: Case, workers: int, count: int, seed: int) -> Fit:
-    """The generator functions at once: the union of the workers' shares."""
+    """The union of the workers' shares from the generator functions, without waiting."""
     settings = LoadSettings(MIXES["quick"], Load(arrivals=case.arrivals, seed=seed))
     exact_s = list(itertools.islice(arrival_times(settings), count))
     shares = (arrival_times(settings, index, workers) for index in range(workers))
@@ -127,7 +127,7 @@ def generated(case: Case, workers: int, count: int, seed: int) -> Fit:
 
 
 def live(case: Case, workers: int, seconds: int, seed: int, url: str, folder: Path) -> Fit:
-    """What Locust's workers really sent. Raises HarnessError where it kept no records."""
+    """The times at which Locust's workers sent. Raises HarnessError where it wrote no records."""
     (folder / "scenario.py").write_text(SCENARIO)
     records = folder / f"{case.name.replace(' ', '-')}-{workers}"
     command = [sys.executable, "-m", "locust", "-f", str(folder / "scenario.py"), "--headless", "--only-summary"]
@@ -191,7 +191,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--trace", help="a CSV file of arrival times to replay as well")
     parser.add_argument("--seed", type=common.whole(0, 10**9), default=1)
     parser.add_argument(
-        "--live", type=common.whole(3, 3600), metavar="SECONDS", help="also through Locust, each so long"
+        "--live",
+        type=common.whole(3, 3600),
+        metavar="SECONDS",
+        help="also run each process through Locust for this long",
     )
     options = parser.parse_args(arguments)
     count = 2000 if options.quick else options.arrivals

@@ -1,4 +1,4 @@
-"""Pools whose figures are known from theory, and the same figures simulated: what the simulator is checked by."""
+"""Pools whose figures are known from theory, and their simulation, to check the simulator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import queueing  # noqa: E402
 
 STEP_S = 0.1
-WORK = 10.0  # mean frames of a session, so that it takes a second alone
+WORK = 10.0  # mean frames of a session, which takes one second alone
 CLASS = "one"
 WARM_UP_SHARE = 0.05
 _WINDOWS = 20  # of a period
@@ -56,7 +56,7 @@ TWO_KINDS_SCV = 2.25
 
 @dataclass(frozen=True)
 class Form:
-    """A figure that theory knows (``expected``) of a pool at a rate, and how a simulation shows it."""
+    """A figure of a pool at a rate that is known from theory (``expected``), and how to read it from a simulation."""
 
     name: str
     expected: float
@@ -67,7 +67,7 @@ class Form:
     options: Mapping = field(default_factory=dict)
 
     def simulated(self, sessions: int, rng: np.random.Generator) -> float:
-        """From about so many sessions."""
+        """The figure from a simulation of about this many sessions."""
         return self.read(serve(self.pool, self.rate_per_s, self.frames, sessions, rng, **self.options))
 
 
@@ -83,10 +83,10 @@ def serve(
     windows_a_period: int = 0,
     callers: int | None = None,
 ) -> PoolResult:
-    """A pool under Poisson arrivals, in blocks; or with ``callers``, who think for 1 / rate seconds in the mean.
+    """A pool under Poisson arrivals, in blocks; or with ``callers``, users who think for 1 / rate seconds on average.
 
-    The rate may swing with a period, which is divided into windows then. Of a closed loop, counted is how long so many
-    sessions last at the least: were all of them thinking.
+    The rate may vary with a period, which is then divided into windows. For a closed loop, counting lasts at least as
+    long as this many sessions need if all users think.
     """
     periods = math.ceil(sessions / (rate_per_s * (callers or 1)) / period_s)
     warm_up = math.ceil(WARM_UP_SHARE * periods)
@@ -145,7 +145,7 @@ def _at_peak(result: PoolResult) -> float:
 
 
 def forms() -> list[Form]:
-    """All of them."""
+    """All closed forms."""
     return [*_waits(), *_losses(), *_shares(), *_others()]
 
 
@@ -162,7 +162,7 @@ def _waits() -> Iterator[Form]:
     yield Form("M/M/100, share that waits", waits, lambda result: _one(result).wait_s.share_above(0.0), hundred, 92.0)
     long = queueing.wait_above(10, 8.0, 1.0, 0.5)
     yield Form("M/M/10, share that waits 0.5 s", long, lambda result: _one(result).wait_s.share_above(0.5), ten, 8.0)
-    # A session of one device of four waits as at M/M/1 with a quarter of the rate.
+    # at one device of four, a session waits as at M/M/1 with a quarter of the rate
     apart = Pool(4, constant, session_limit=1, routing="random")
     yield Form("4 x M/M/1 at random, mean wait", queueing.mean_wait_s(1, 0.6, 1.0), _mean_wait, apart, 2.4)
 

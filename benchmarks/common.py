@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, a server and its processes, a table, and the last line of figures."""
+"""Shared code of the benchmarks: arguments, a server and its processes, a table, and the last line of figures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.deploy.statistics import StatisticsReader, difference
 from harness.errors import HarnessError, InputError
 from harness.records.schema import Outcome, Request, Result, StageStatistics
 
-EXIT_FAILED = 1  # it ran, and a figure is not what it must be
+EXIT_FAILED = 1  # it ran, but a figure is not as required
 EXIT_MISTAKE = 64  # EX_USAGE of sysexits.h
 EXIT_INTERRUPTED = 130
 SERVER = "tritonserver"
@@ -35,14 +35,18 @@ err = Console(stderr=True, highlight=False)
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments with an example at the end of ``--help``; a mistake is one line and exit code 64."""
+    """Arguments with an example at the end of ``--help``; a usage error is one line and exit code 64."""
 
     def __init__(self, description: str, example: str):
         raw = argparse.RawDescriptionHelpFormatter
         super().__init__(
             description=description, epilog=f"Example:\n  {example}", formatter_class=raw, allow_abbrev=False
         )
-        self.add_argument("--quick", action="store_true", help="a run of some seconds: shows that it works, no figures")
+        self.add_argument(
+            "--quick",
+            action="store_true",
+            help="a run of a few seconds, to check that it works; its figures mean nothing",
+        )
 
     def error(self, message: str):
         self.exit(EXIT_MISTAKE, f"{self.prog}: {message}; see --help\n")
@@ -77,7 +81,7 @@ def several(one: Callable) -> Callable[[str], list]:
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Call a script's ``main(arguments)`` and exit: a mistake is one line, Ctrl-C ends cleanly with code 130."""
+    """Call a script's ``main(arguments)`` and exit: a usage error is one line, Ctrl-C ends cleanly with code 130."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(signum, _as_interrupt)
     try:
@@ -93,19 +97,19 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def _as_interrupt(*_) -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):  # a second one would cut the clean-up short, which is soon over
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a second signal would interrupt the clean-up, which is short
         signal.signal(signum, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def say(text: str) -> None:
-    """A line of progress; it goes to standard error, so that standard output holds the result alone."""
+    """Print a progress line to standard error, so that standard output has only the result."""
     err.print(text, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def served(preset: str = "tiny", **deployment) -> Iterator[TritonServer]:
-    """A local Triton with a deployment (fields of ``Deployment``) in it; stopped on leaving, however that comes."""
+    """A local Triton that serves a deployment (fields of ``Deployment``); always stopped on exit."""
     say(f"starting Triton at preset {preset} …")
     with serving(preset, **deployment) as server:
         yield server
@@ -139,7 +143,7 @@ def _plain(value):
 
 
 def counts(server: TritonServer) -> dict[str, StageStatistics]:
-    """What Triton has counted for every model since it was loaded."""
+    """Triton's counts for every model since it was loaded."""
     with contextlib.closing(StatisticsReader(server.url)) as reader:
         return {stage.stage: stage for stage in reader.snapshot()}
 
@@ -149,18 +153,18 @@ def counts_since(server: TritonServer, before: Mapping[str, StageStatistics]) ->
 
 
 def request(name: str, frames: int, script: str = "Speaker 1: Hello there.", voices=(0,), **more) -> Request:
-    """A request of so many frames; ``more`` are fields of ``Request``."""
+    """A request of ``frames`` frames; ``more`` are fields of ``Request``."""
     return Request(name, "benchmark", script, tuple(voices), frames, due_ns=time.monotonic_ns(), **more)
 
 
 def frame_ms(result: Result) -> float:
-    """Mean milliseconds between two frames of a stream, however many came in a response."""
+    """Mean milliseconds between two frames of a stream, whatever the number of frames per response."""
     received, samples = result.chunks.received_ns, result.chunks.samples
     return float((received[-1] - received[0]) / 1e6 * wire.SAMPLES_PER_FRAME / max(1, samples[1:].sum()))
 
 
 def leave_after(frames: int) -> Callable:
-    """An ``on_chunk`` for ``SpeechClient.open``: the client leaves when so many frames have come; 0 = it stays."""
+    """An ``on_chunk`` for ``SpeechClient.open`` with which the client leaves after this many frames; 0 = it stays."""
     heard = 0
 
     def on_chunk(stream, at_ns: int, samples: int) -> None:
@@ -173,7 +177,7 @@ def leave_after(frames: int) -> Callable:
 
 
 def processes(server: TritonServer) -> dict[str, list[psutil.Process]]:
-    """The server's processes by what they serve: "tritonserver", and one model name for its instances."""
+    """The server's processes: "tritonserver", and by model the instances."""
     main = psutil.Process(server.pid)
     found = {SERVER: [main]}
     for one in main.children(recursive=True):
@@ -186,14 +190,14 @@ def processes(server: TritonServer) -> dict[str, list[psutil.Process]]:
 
 
 def memory_mib(server: TritonServer) -> dict[str, float]:
-    """MiB that each of the server's processes holds alone, and what they share to pass tensors to each other."""
+    """MiB of private memory of each of the server's processes, and of the memory that they share to pass tensors."""
     memory = _sums(server, lambda one: _resident_alone(one) / 2**20)
     regions = Path("/dev/shm").glob(f"{server.shm_prefix}*")
     return {**memory, SHARED: sum(region.stat().st_blocks * 512 for region in regions) / 2**20}
 
 
 def cpu_seconds(server: TritonServer) -> dict[str, float]:
-    """Processor seconds that each of the server's processes has used since it started."""
+    """CPU seconds that each of the server's processes has used since it started."""
     return _sums(server, lambda one: sum(one.cpu_times()[:2]))
 
 

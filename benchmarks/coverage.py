@@ -1,13 +1,13 @@
-"""Whether 95% intervals on counts of devices hold the true count as often as they say, on synthetic truth.
+"""How often 95% intervals on device counts contain the true count, on synthetic truth.
 
-A device of known physics shows a ladder, with noise on every rung and scatter of every request; the fit and the plan
-see only that, and give the devices for a rate, with their interval. Truth is what a plan gives that knows the physics.
-The rate of each repetition is drawn anew, of 10 to 1,000 devices (evenly in its logarithm).
+A device with known physics produces a ladder, with noise on every rung and variation of every request. From that alone
+the fit and the plan give the devices for a rate, with an interval. The truth is a plan made from the known physics. The
+rate of each repetition is drawn for 10 to 1,000 devices (uniformly in its logarithm).
 
-A count is a whole number, and both ends of its interval are rounded up as counts are: an interval of counts holds the
-true count whenever the interval before rounding holds the true rate of a device, and often where it just does not. So a
-count is held more often than 95%, the more so the fewer devices there are: below 30, where the interval is narrower
-than one device, almost always. What must lie in 93% to 97% is the coverage before rounding; counts must not be below.
+Counts are whole numbers, and both ends of an interval are rounded up: the interval of counts contains the true count
+whenever the interval before rounding contains the true rate of a device, and often when it just fails to. A count is
+therefore covered in more than 95%, the more so the fewer devices there are: below 30, where the interval is narrower
+than one device, almost always. The coverage before rounding must be 93% to 97%; that of counts must not be lower.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from harness.errors import InconclusiveError
 
 ALLOWED = 0.93, 0.97
 CAP, CONFIDENCE = 0.85, 0.95
-DEVICES = 10, 1000  # true counts are drawn between
+DEVICES = 10, 1000  # range of the true counts
 BANDS = 10, 30, 100, 300, 1001
 _TRUTH_SEED = 5
 _PROCESSES = 2
@@ -44,7 +44,7 @@ _PROCESSES = 2
 
 @dataclass(frozen=True)
 class Repetition:
-    """A repetition: the true count, the planned one and its interval; the same of the steady rate of one device."""
+    """One repetition: the true count, the planned one and its interval; the same for the steady rate of one device."""
 
     devices: int
     planned: int
@@ -70,7 +70,7 @@ def true_pools() -> Pools:
 
 
 def repeat(seed: int) -> Repetition | None:
-    """None where the plan would refuse to say."""
+    """One repetition; None where the plan is inconclusive."""
     rng = np.random.default_rng([7, seed])
     pools = true_pools()
     qps = math.exp(rng.uniform(*np.log(DEVICES))) * CAP * pools.steady_rate()
@@ -101,7 +101,7 @@ def coverage(held: Sequence[bool]) -> tuple[float, float, float]:
 
 def show(done: Sequence[Repetition]):
     columns = "of", "repetitions", "held", "95% interval", "below", "above"
-    table = common.table("How often a 95% interval held the truth", *columns)
+    table = common.table("How often a 95% interval contained the truth", *columns)
     parts = {"before rounding: the rate of a device": None, "the count, all": (0, math.inf)}
     parts |= {f"counts of {low} to {high - 1}": (low, high) for low, high in itertools.pairwise(BANDS)}
     for name, between in parts.items():

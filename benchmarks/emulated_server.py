@@ -1,9 +1,9 @@
-"""A staged server in detail, event by event: the exhaustive truth that searches are held against.
+"""A detailed event simulation of a staged server: the exhaustive truth that searches are compared with.
 
-It shares no code with the search's own model, which lets executions share processors too: requests of sessions that
-share cores hop from stage to stage, Triton's batcher waits for preferred sizes and timers, instances of all stages
-share a device and slow each other down while they run, batch times come from tables with steps in them, and every
-execution varies.
+It shares no code with the search's own model, which also lets executions share processors. Requests of sessions share
+cores and hop from stage to stage; Triton's batcher waits for preferred sizes and timers; instances of all stages share
+a device and slow each other down while they run; batch times come from tables with steps in them; every execution
+varies.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import numpy as np
 from harness.capacity.simulator.compiled import compiled
 from harness.jit import kept
 
-_NOTHING_S = 1e-12  # of work: done
+_NOTHING_S = 1e-12  # less work than this is done
 
 
 @dataclass(frozen=True)
 class Server:
-    """A deployment. ``batch_s`` [stages, batch]: seconds alone on the device of a batch of so many; entry first.
+    """A deployment. ``batch_s`` [stages, batch]: seconds of each batch size alone on the device; entry first.
 
     Knobs [stages]: ``delay_s``, ``preferred`` (0 = none), ``most`` (largest batch), ``instances``. ``hop_s``: work of a
     hop on a core. ``cores``: of the host; ``devices``: executions that run at full speed on the device, 0 where stages
-    run on the cores as well. ``interference``: how much slower the device is for every further execution on it.
+    run on the cores as well. ``interference``: slowdown of the device for every further execution on it.
     """
 
     batch_s: np.ndarray
@@ -43,7 +43,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Observed:
-    """Seconds of a frame step; by stage and batch size [stages, batch] executions and the seconds that they took."""
+    """Seconds of a frame step; by stage and batch size [stages, batch] executions and their total seconds."""
 
     step_s: float
     executions: np.ndarray
@@ -62,7 +62,7 @@ class _World(NamedTuple):
     waiting: np.ndarray
     executions: np.ndarray  # [stages, batch]
     busy_s: np.ndarray
-    hopping: np.ndarray  # by session: on its way to stage ``at``
+    hopping: np.ndarray  # by session: in a hop to stage ``at``
     at: np.ndarray
     came_s: np.ndarray
     hop_left_s: np.ndarray
@@ -79,7 +79,7 @@ class _World(NamedTuple):
 
 
 def observe(server: Server, sessions: int, seed: int, frames: int = 60, warm_up: int = 20) -> Observed:
-    """So many sessions for so many frames each, after a warm-up."""
+    """Simulate this many sessions, for ``frames`` frames each after a warm-up."""
     world = _world(server, sessions, np.random.default_rng(seed))
     step_s = _run(world, sessions, frames, warm_up, seed)
     return Observed(step_s, world.executions, world.busy_s)
@@ -113,7 +113,7 @@ def _on_device(w, worker):
 
 @compiled
 def _rates(w):
-    """How fast work goes on a core and on the device: what runs there shares them."""
+    """Speed of work on a core and on the device, shared by what runs there."""
     on_cores, on_device = 0, 0
     for k in range(len(w.at)):
         on_cores += w.hopping[k]
@@ -130,7 +130,7 @@ def _rates(w):
 
 @compiled
 def _until_next(w, now, core_rate, device_rate):
-    """Seconds to the next event: a hop or a batch ends, or a delay is over where an instance is free."""
+    """Seconds to the next event: a hop or a batch ends, or a delay ends where an instance is free."""
     step_s = math.inf
     for k in range(len(w.at)):
         if w.hopping[k]:
@@ -146,7 +146,7 @@ def _until_next(w, now, core_rate, device_rate):
 
 @compiled
 def _end_batches(w, now, step_s, core_rate, device_rate):
-    """Work on batches; sessions of those that end hop on. Returns how many frames were made."""
+    """Advance batches; sessions of completed ones start their next hop. Returns how many frames were completed."""
     made = 0
     for worker in range(len(w.size)):
         if w.size[worker] == 0:
@@ -168,7 +168,7 @@ def _end_batches(w, now, step_s, core_rate, device_rate):
 
 @compiled
 def _end_hops(w, now, work_s):
-    """Work on hops; sessions that have come queue."""
+    """Advance hops; sessions that arrive join a queue."""
     for k in range(len(w.at)):
         if w.hopping[k]:
             w.hop_left_s[k] -= work_s
@@ -201,14 +201,14 @@ def _begin_batches(w, now):
 
 @kept
 def _run(w, sessions, frames, warm_up, seed):
-    """Let the sessions go round; returns the mean seconds of a frame step after the warm-up."""
+    """Run the simulation; returns the mean seconds of a frame step after the warm-up."""
     np.random.seed(seed)
     now, made, warm_s, warm_made = 0.0, 0, -1.0, 0
     while made < (frames + warm_up) * sessions:
         core_rate, device_rate = _rates(w)
         step_s = _until_next(w, now, core_rate, device_rate)
         now += step_s
-        # Hops first: those that begin as a batch ends have not been worked on yet.
+        # hops first: those that start as a batch ends have made no progress yet
         _end_hops(w, now, step_s * core_rate)
         made += _end_batches(w, now, step_s, core_rate, device_rate)
         if warm_s < 0 and made >= warm_up * sessions:

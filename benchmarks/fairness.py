@@ -1,7 +1,7 @@
-"""Whether a long prompt makes streams wait: short streams and one of 90 minutes speak while a script of hours is read.
+"""How much reading a long prompt delays streams: short streams, one of 90 minutes, and a script of hours to read.
 
-Through the real Triton, fused topology. With the model's default, streams wait as long as their listeners have audio in
-hand; --in-hand-seconds 1e9 never lets them. Gaps between the frames of every stream, before the long script comes and
+Runs the fused topology on the real Triton. With the model's default, streams pause while their listeners have buffered
+audio; --in-hand-seconds 1e9 prevents that. Gaps between the frames of every stream, before the long script arrives and
 while it is read, in units of the median gap before it:
 
 p99, longest    of all streams' gaps
@@ -23,13 +23,13 @@ from harness.client.stream import SpeechClient
 from harness.records.schema import Result
 
 WORDS = "the quick brown fox jumps over a lazy dog while five wizards pack my box".split()
-SETTLE_S, LEAD_S = 1.0, 4.0  # after the last stream's first frame; before the long script comes
-LIMIT = 1.5  # steps: the median gap while a prompt is read, where it is to take half a step
+SETTLE_S, LEAD_S = 1.0, 4.0  # after the last stream's first frame; before the long script arrives
+LIMIT = 1.5  # steps: limit of the median gap while a prompt is read, which should take half a step
 
 
 @dataclass(frozen=True)
 class Window:
-    """Gaps of all streams in a time."""
+    """Gaps of all streams in a time window."""
 
     gaps_ms: np.ndarray
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 def measures(window: Window) -> dict[str, float]:
     gaps = window.gaps_ms
     if not len(gaps):
-        raise common.HarnessError("no stream spoke two frames in that time: more --tokens")
+        raise common.HarnessError("no stream spoke two frames in that time: give more --tokens")
     return {"median": float(np.median(gaps)), "p99": float(np.percentile(gaps, 99)), "longest": float(gaps.max())}
 
 
@@ -83,17 +83,17 @@ def parser() -> common.Parser:
     made.add_argument("--preset", default="tiny", help="tiny, or a .json file of sizes (default: tiny)")
     made.add_argument(
         "--in-hand-seconds", type=common.real(0, 1e9),
-        help="what a listener must have in hand for prompts to take more than half a step (the model's default)",
+        help="seconds of buffered audio above which prompts may take more than half a step (default: the model's)",
     )  # fmt: skip
     made.add_argument("--streams", type=common.whole(1, 200), default=60, help="short ones (60)")
     made.add_argument(
-        "--tokens", type=common.whole(100, 60_000), default=25_000, help="of the long script, about (25000)"
+        "--tokens", type=common.whole(100, 60_000), default=25_000, help="approximate tokens of the long script (25000)"
     )
     return made
 
 
 async def speak(url: str, options) -> tuple[list[Result], Result, int]:
-    """The streams, the long script's, and when it was asked for."""
+    """The results of the streams and of the long script, and when the script was requested."""
     async with SpeechClient(url) as client:
         requests = [common.request(f"short-{number}", wire.MAX_FRAMES // 4) for number in range(options.streams)]
         requests.append(common.request("90 minutes", wire.MAX_FRAMES // 2, start_frame=wire.MAX_FRAMES // 2))

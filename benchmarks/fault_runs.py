@@ -1,4 +1,4 @@
-"""Runs of Locust that are struck by a fault: how each is struck, and what the run leaves behind."""
+"""Runs of Locust during which a fault is injected: how each is injected, and what the run leaves behind."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from harness.records.schema import Outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = 20
-PATIENCE_S = 90.0  # a network that is cut is found out within half of it
+PATIENCE_S = 90.0  # a cut network is detected within half of it
 RATE_PER_S = 20
-WORDS = "first=0.5 every=0.002"  # of the server: at any time about 15 requests are under way, none for LONGEST_S
+WORDS = "first=0.5 every=0.002"  # of the server: at any time about 15 requests are in progress, none for LONGEST_S
 LONGEST_S = 2.0
 DONE_AND_FAILED = (Outcome.DONE, Outcome.ERROR)
 
 
 @dataclass
 class Run:
-    """A run of Locust under way."""
+    """A run of Locust in progress."""
 
     server: TimetableServer
     network: Network
@@ -42,11 +42,11 @@ class Run:
     def records(self) -> Records:
         try:
             return read_records(self.folder)
-        except StoreError:  # it has not begun
+        except StoreError:  # not started yet
             return Records({})
 
     def wait_for(self, outcome: Outcome, more: int = COUNT) -> None:
-        """Until so many more requests have ended so, or the run has."""
+        """Wait until this many more requests have ended so, or the run has."""
         count = self.count(outcome) + more
         wait_for(lambda: self.count(outcome) >= count or self.process.poll() is not None, f"{count} to be {outcome}")
 
@@ -100,9 +100,9 @@ def kill_locust(run: Run) -> None:
 
 @dataclass(frozen=True)
 class RunFault:
-    """``ends``: outcomes that must have come about. ``lives``: whether one server took every request.
+    """``ends``: outcomes that must occur. ``lives``: whether one server received every request.
 
-    It strikes when ``after`` requests are done.
+    The fault is injected when ``after`` requests are complete.
     """
 
     name: str
@@ -116,19 +116,25 @@ class RunFault:
 RUN_FAULTS = (
     RunFault("client stopped with Ctrl-C", interrupt, (Outcome.DONE,)),
     RunFault("Locust killed", kill_locust, (Outcome.DONE,), after=5 * COUNT),
-    RunFault("connection reset", reset_connection, DONE_AND_FAILED, "went away"),
+    RunFault("connection reset", reset_connection, DONE_AND_FAILED, "ended the connection"),
     RunFault(
-        "network cut for a while", cut_network, DONE_AND_FAILED, "sent nothing and did not answer a ping", lives=False
+        "network cut for a while",
+        cut_network,
+        DONE_AND_FAILED,
+        "sent nothing, not even an answer to a ping",
+        lives=False,
     ),
     RunFault("reader process killed", kill_reader, DONE_AND_FAILED, "INVALID", lives=False),
-    RunFault("server killed, another in its place", replace_server, DONE_AND_FAILED, "went away", lives=False),
+    RunFault(
+        "server killed, another in its place", replace_server, DONE_AND_FAILED, "ended the connection", lives=False
+    ),
     RunFault("server killed", kill_server, DONE_AND_FAILED, "no Triton answers", lives=False),
 )
 
 
 @dataclass(frozen=True)
 class Struck:
-    """What a run left behind: what it said, what it recorded, and what the server took while it lived."""
+    """What a run left behind: its output, its records, and what the server received while it lived."""
 
     said: str
     records: Records
@@ -137,7 +143,7 @@ class Struck:
 
 
 def struck(server: TimetableServer, fault: RunFault) -> Struck:
-    """Start a run, strike it when it has had its first requests, and let it end."""
+    """Start a run, inject the fault after its first requests, and let it end."""
     taken_before = server.taken()
     with tempfile.TemporaryDirectory() as folder, Network(server.url) as network:
         with _locust(network.url, Path(folder) / "records") as process:
@@ -146,7 +152,7 @@ def struck(server: TimetableServer, fault: RunFault) -> Struck:
             at_ns = time.monotonic_ns()
             fault.strike(run)
             if process.poll() is None and fault.strike is not interrupt:
-                interrupt(run)  # the fault is over: so is the run
+                interrupt(run)  # the fault is over: end the run
             said = "".join(process.communicate(timeout=PATIENCE_S))
         taken = server.taken() - taken_before if fault.lives else None
         return Struck(said, run.records(), taken, at_ns)

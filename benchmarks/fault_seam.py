@@ -1,7 +1,7 @@
-"""A sweep without a server: trials of a device of known physics, which break, hang or run out of disk when told to.
+"""A sweep without a server: trials of a device with known physics, which fail, hang or run out of disk on demand.
 
-``main`` is the whole of a process that runs the job on such trials, so that it can be killed; its journal has a line
-for each trial begun and each ended.
+``main`` runs the job on such trials in a process that can be killed; its journal has a line for the start and the end
+of each trial.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from harness.records.store import Run  # noqa: E402
 from harness.runs.analysis import fit_of  # noqa: E402
 from harness.sweep.trial import Measured, TrialBroken, trial_id  # noqa: E402
 
-TRIAL_S = 0.4  # that a made trial takes
-CRASH, ALWAYS = "crash", "always"  # the third trial breaks once; a point always does
+TRIAL_S = 0.4  # duration of a synthetic trial
+CRASH, ALWAYS = "crash", "always"  # the third trial fails once; one point always fails
 
 
 class MadeServer:
@@ -42,7 +42,7 @@ class MadeServer:
 
 
 class MadeDriver:
-    """Stands where Triton and Locust are; the same point and load always show the same."""
+    """Replaces Triton and Locust; the same point and load always give the same result."""
 
     journal: Path
     fault = ""
@@ -80,7 +80,7 @@ def _worst() -> dict:
 
 
 def answer_of(run: Run) -> tuple:
-    """What the stored trials say: the best deployment and its rate, to six digits."""
+    """The answer of the stored trials: the best deployment and its rate, to six digits."""
     fit = fit_of(run)
     best = fit.best_deployment
     return tuple(sorted(best.deployment.items())), f"{best.max_rate_per_s:.6g}"
@@ -88,7 +88,7 @@ def answer_of(run: Run) -> tuple:
 
 def main(plan: str, results: str, journal: str, fault: str = "") -> int:
     """Run the ladders of a plan; the exit code."""
-    store.ROOM_FOR_A_TRIAL = 0  # so that a full disk strikes in the middle
+    store.ROOM_FOR_A_TRIAL = 0  # so that the disk fills up in the middle
     MadeDriver.journal, MadeDriver.fault = Path(journal), fault
     signoff.Driver, signoff.TritonServer = MadeDriver, lambda base: nullcontext(MadeServer())
     signoff.measuring_lock = nullcontext

@@ -1,9 +1,9 @@
-"""What becomes of requests when something breaks: each has one ending, and the endings add up to what was sent.
+"""The fate of requests when something fails: each must end once, and the endings must add up to what was sent.
 
-instrument  20 requests are done before the fault, 20 are under way when it strikes, 20 are sent after it
-run         Locust itself with scenarios/podcast.py, headless, 20 requests a second, struck while it runs
+instrument  20 requests are complete before the fault, 20 in progress when it occurs, 20 are sent after it
+run         Locust itself with scenarios/podcast.py, headless, 20 requests/s, with the fault during the run
 
-"taken" is the server's own count of the requests that reached it, where it lived through the fault.
+"taken" is the server's own count of the requests that reached it, if it survived the fault.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from harness.records.schema import Outcome, Request, Result
 FRAMES = 10
 PROMPT = "every=0.01 first=0"
 HELD = "every=0.01 first=0 hang=5"
-RECONNECT_S = 3.0  # gRPC tries again after a second at most
+RECONNECT_S = 3.0  # gRPC retries after a second at most
 OUTCOMES = (Outcome.DONE, Outcome.ERROR, Outcome.CANCELLED, Outcome.UNFINISHED)
 NUMBERS = r"(?<=:)\d{4,5}|\d+(?= samples| were| died)"  # ports, and what differs between errors of one kind
-SHOWN = 150  # characters of what the user is told, in the table
+SHOWN = 150  # characters of the user's message shown in the table
 
 
 @dataclass(frozen=True)
 class Row:
-    """One fault. ``wrong``: what is not as it must be. ``taken`` is None where the server did not live to tell."""
+    """One fault. ``wrong``: what is not as required. ``taken`` is None if the server did not survive."""
 
     part: str
     fault: str
@@ -61,7 +61,7 @@ class Row:
 
 @dataclass
 class Scene:
-    """What a fault can strike."""
+    """What a fault can act on."""
 
     server: TimetableServer
     network: Network
@@ -69,7 +69,7 @@ class Scene:
     held: list[Ticket]
 
     def wait(self) -> None:
-        """Until the requests that were under way have ended."""
+        """Wait until the requests in progress have ended."""
         for ticket in self.held:
             ticket.wait(PATIENCE_S)
 
@@ -115,9 +115,9 @@ def cancel(scene: Scene) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """``held`` and ``after``: how requests end that were under way, and that came after ("unsent": not yet due then).
+    """``held`` and ``after``: outcomes of requests in progress, and of later ones ("unsent": not yet due).
 
-    ``taken``: how many of all the server must have taken; None where it does not live to tell.
+    ``taken``: how many of all requests the server must have received; None if it does not survive.
     """
 
     name: str
@@ -132,19 +132,19 @@ class Fault:
 FAULTS = (
     Fault("stage error", Scene.wait, "error", "done", FAILURE, f"{PROMPT} error=5"),
     Fault("stream ends early", Scene.wait, "error", "done", "the stream ended with", f"{PROMPT} end=5"),
-    Fault("connection closed", close_connection, "error", "done", "went away"),
-    Fault("connection reset", reset_connection, "error", "done", "went away"),
-    Fault("network cut for a while", cut_network, "error", "done", "sent nothing and did not answer a ping"),
+    Fault("connection closed", close_connection, "error", "done", "ended the connection"),
+    Fault("connection reset", reset_connection, "error", "done", "ended the connection"),
+    Fault("network cut for a while", cut_network, "error", "done", "sent nothing, not even an answer to a ping"),
     Fault("reader process killed", kill_reader, "error", "error", "stream-reader process", taken=2 * COUNT),
     Fault("client cancels", cancel, "cancelled", "done"),
     Fault("end of the window", lambda scene: None, "unfinished", "unsent", taken=2 * COUNT),
-    Fault("server killed, another in its place", replace_server, "error", "done", "went away", taken=None),
-    Fault("server killed", kill_server, "error", "error", "went away", taken=None),
+    Fault("server killed, another in its place", replace_server, "error", "done", "ended the connection", taken=None),
+    Fault("server killed", kill_server, "error", "error", "ended the connection", taken=None),
 )
 
 
 def instrument(server: TimetableServer, fault: Fault) -> Row:
-    """Strike a ReaderPool and count what becomes of its requests."""
+    """Inject the fault into a ReaderPool and count the outcomes of its requests."""
     taken_before = server.taken()
     with Network(server.url) as network:
         pool = ReaderPool(network.url)
@@ -153,7 +153,7 @@ def instrument(server: TimetableServer, fault: Fault) -> Row:
         scene = Scene(server, network, pool, submit(pool, fault.words))
         if fault.words == HELD:
             heard = COUNT * (FRAMES + 5) * wire.SAMPLES_PER_FRAME
-            wait_for(lambda: pool.progress().samples == heard, "all requests to be under way")
+            wait_for(lambda: pool.progress().samples == heard, "all requests to be in progress")
         fault.strike(scene)
         last = submit(pool, PROMPT, ahead_s=3600 if fault.after == "unsent" else 0)
         if fault.after != "unsent":
@@ -179,7 +179,7 @@ def judged(fault: Fault, results: list[Result], submitted: int, taken: int | Non
     if seen != Counter({name: count for name, count in expected.items() if name != "unsent"}):
         wrong.append(f"expected {dict(expected)}")
     if fault.told not in told:
-        wrong.append(f"nobody was told {fault.told!r}")
+        wrong.append(f"no message contains {fault.told!r}")
     return row("instrument", fault.name, len(sent), seen, taken, told, wrong)
 
 
@@ -199,7 +199,7 @@ def never_sent(result: Result) -> bool:
 
 
 def run(server: TimetableServer, fault: RunFault) -> Row:
-    """Strike a run of Locust and hold what it said against what it recorded and what the server took."""
+    """Inject the fault into a run of Locust; compare its output with its records and the server's count."""
     left = struck(server, fault)
     return (judged_killed if fault.strike is kill_locust else judged_run)(fault, left)
 
@@ -211,7 +211,7 @@ def judged_run(fault: RunFault, left: Struck) -> Row:
     wrong = [*sum_faults(sent, seen, left.taken, sent)]
     if ", ".join(f"{seen[outcome]} {outcome}" for outcome in OUTCOMES) not in left.said:
         wrong.append("Locust printed other counts")
-    if {*seen, Outcome.UNFINISHED} != {*fault.ends, Outcome.UNFINISHED}:  # that some are under way at the end is chance
+    if {*seen, Outcome.UNFINISHED} != {*fault.ends, Outcome.UNFINISHED}:  # some may still be in progress
         wrong.append(f"not {' and '.join(fault.ends)}")
     if fault.told not in left.said:
         wrong.append(f"Locust did not say {fault.told!r}")
@@ -220,7 +220,7 @@ def judged_run(fault: RunFault, left: Struck) -> Row:
 
 
 def judged_killed(fault: RunFault, left: Struck) -> Row:
-    """Of a run without an end, what the server took and the file does not hold was under way when Locust died."""
+    """Judge a run without an end: requests that the server received but the file lacks were in progress at the kill."""
     results = left.records.results
     seen = Counter(str(result.outcome) for result in results)
     numbers = sorted(int(result.request_id.rpartition("-")[2]) for result in results)
@@ -229,7 +229,7 @@ def judged_killed(fault: RunFault, left: Struck) -> Row:
     if left.records.end:
         wrong.append("the records have an end")
     if numbers[:over] != list(range(over)):
-        wrong.append(f"of the {over} requests that were over, some are not recorded")
+        wrong.append(f"of the {over} requests that had ended, some are not recorded")
     if set(seen) != {Outcome.DONE}:
         wrong.append("a request is recorded that was not done")
     seen[Outcome.UNFINISHED] = left.taken - len(results)
@@ -242,12 +242,12 @@ def verdict(said: str) -> str:
 
 
 def errors_of(results: Iterable[Result]) -> list[str]:
-    """What the requests were told, once for each kind: without the numbers in which they differ."""
+    """The error messages, one for each kind: without the numbers in which they differ."""
     return sorted({re.sub(NUMBERS, "N", result.error) for result in results if result.error})
 
 
 def rows(faults: Sequence[Fault], run_faults: Sequence[RunFault]) -> Iterator[Row]:
-    """Each part on one server; the faults that it does not survive come last."""
+    """Each part on one server; faults that it does not survive come last."""
     for words, strike, each_of in (("", instrument, faults), (WORDS, run, run_faults)):
         if not each_of:
             continue

@@ -1,8 +1,8 @@
-"""The first hour of a new user: does the sign-off of a plan conclude, and in how many minutes?
+"""A new user's first hour: does the sign-off of a plan conclude, and in how many minutes?
 
-Starts `harness signoff` again and again, each time with an empty folder of results: on a quiet host, and beside a
-process that takes a core half of the time. A start has concluded unless its verdict is inconclusive for want of time
-(a measurement that the answer needs did not fit into the budget), or it ended in an error.
+Starts `harness signoff` repeatedly, each time with an empty results folder: on a quiet host, and beside a process that
+uses a core half of the time. A start has concluded unless its verdict is inconclusive for lack of time (a required
+measurement did not fit into the budget), or it ended in an error.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from harness.records.plan import Plan
 from harness.records.store import Run
 
 HOSTS = ("quiet", "disturbed")
-CONCLUDED = 0.9  # share of starts, at the least
+CONCLUDED = 0.9  # minimum share of starts
 LIMIT_S = 1800.0  # of one start
-# Busy and idle by turns of some seconds: half of one core in the long run, as a build or a backup would take it.
+# busy and idle for some seconds each: half of one core on average, like a build or a backup
 OTHERS = """
 import random, time
 draw = random.Random({seed})
@@ -40,7 +40,7 @@ while True:
 
 @dataclass(frozen=True)
 class Start:
-    """How one start ended: its exit code, its minutes, and what its plan.json says."""
+    """The end of one start: its exit code, its minutes, and the content of its plan.json."""
 
     host: str
     code: int
@@ -80,7 +80,7 @@ def parser() -> common.Parser:
     made = common.Parser(__doc__, "python benchmarks/first_run.py --starts 10 --host both")
     made.add_argument("--plan", default="scenarios/quick.yaml", help="the plan that is signed (quick.yaml)")
     made.add_argument("--starts", type=common.whole(1, 100), default=10, help="how many starts (10)")
-    made.add_argument("--host", choices=(*HOSTS, "both"), default="both", help="alone, beside others, or by turns")
+    made.add_argument("--host", choices=(*HOSTS, "both"), default="both", help="alone, beside other load, or in turn")
     made.add_argument("--keep", type=Path, help="keep the runs and their output in this folder")
     return made
 
@@ -103,7 +103,7 @@ def one_start(host: str, options, number: int) -> Start:
 
 
 def signoff(plan: str, results: Path) -> int:
-    """The exit code of a sign-off; its output goes to a file in ``results``."""
+    """The exit code of a sign-off, whose output goes to a file in ``results``."""
     process = spawn(
         [sys.executable, "-m", "harness", "signoff", plan, "--results", str(results)], results / "output.log"
     )

@@ -1,10 +1,10 @@
-"""What a message costs a process that reads streams, layer by layer: each layer is read alone, by a child process.
+"""CPU cost per message of a process that reads streams, layer by layer, each layer in a separate child process.
 
-socket   HTTP/2 frames from an asyncio socket, cut by hand: no gRPC at all
+socket   HTTP/2 frames from an asyncio socket, parsed by hand: no gRPC at all
 core     gRPC's C core with a callback for each message (grpc's own private interface), no asyncio
 bytes    grpc.aio, messages left as bytes
 message  grpc.aio, messages parsed
-stream   the client's Stream: chunks stamped and kept
+stream   the client's Stream: chunks timestamped and kept
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from harness.drive.readers.process import go_first
 from harness.records.schema import Request
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
-SPREAD_S = 2.0  # over which the streams begin
+SPREAD_S = 2.0  # over which the streams start
 GRPC_LAYERS = ("core", "bytes", "message", "stream")
 
 
 def cost_us(layer: str, url: str, streams: int, seconds: float, polling: str = POLLING) -> float:
-    """Processor time (µs) per message of a child process that reads ``streams`` streams of 7.5 messages a second."""
+    """CPU time (µs) per message of a child process that reads ``streams`` streams of 7.5 messages/s."""
     code = f"import floor; floor.play({layer!r}, {url!r}, {streams}, {seconds})"
     folders = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).resolve().parents[1])))
     environment = {**os.environ, "PYTHONPATH": folders, "GRPC_EXPERIMENTS": polling}
@@ -47,7 +47,7 @@ def cost_us(layer: str, url: str, streams: int, seconds: float, polling: str = P
 
 
 def play(layer: str, url: str, streams: int, seconds: float) -> None:
-    """Entry of the child process."""
+    """Entry point of the child process."""
     go_first()
     counter = Counter(seconds)
     request = Request("floor", "benchmark", "Speaker 1: Hello.", (0,), round((seconds + 2 * SPREAD_S + 5) * 7.5))
@@ -55,7 +55,7 @@ def play(layer: str, url: str, streams: int, seconds: float) -> None:
 
 
 class Counter:
-    """Counts messages; some time after the first it notes the processor time of the rest, prints it and exits."""
+    """Counts messages; after the first ones it measures the CPU time of the rest, prints it and exits."""
 
     def __init__(self, seconds: float):
         self.messages, self.seconds = 0, seconds
@@ -88,7 +88,7 @@ async def _each(streams: int, start: Callable[[], None]) -> None:
 
 
 class _Frames(asyncio.Protocol):
-    """As little of HTTP/2 (RFC 9113) as reads streams of messages."""
+    """The minimum of HTTP/2 (RFC 9113) that reads streams of messages."""
 
     DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 4, 6, 8
     WINDOW = 1 << 30

@@ -1,7 +1,7 @@
-"""Attacks a server with seeded, malformed and greedy requests, and watches one honest stream beside them.
+"""Attacks a server with seeded, malformed and oversized requests, and watches one honest stream beside them.
 
-Requests go to the entry, to the stages past it, to calls that change a server, and as raw bytes. Then each case that
-held other clients up, or ended a process, once runs on its own.
+Requests go to the entry, to the stages behind it, to calls that change a server, and as raw bytes. Then each case that
+once delayed other clients, or ended a process, runs separately.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ STAGES = (wire.FRAME, *wire.STAGES, wire.VOICE)
 UNCLEAR = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|\.py\(\d+\)")
 SCRIPT = "Speaker 1: Good morning, and welcome.\nSpeaker 2: Thank you. It is early."
 VICTIM_FRAMES = 150
-GROWTH_BYTES = 48 << 20  # of all processes after warm-up; allocators take memory in steps
+GROWTH_BYTES = 48 << 20  # of all processes after warm-up; allocators grow in steps
 GAP_MS = 1_000
-PATIENCE_S = 5  # for the first answer to a request
-HANGS_S = 60  # a victim's stream that goes on so long after the attack
+PATIENCE_S = 5  # for the first response to a request
+HANGS_S = 60  # a victim's stream that continues this long after the attack hangs
 HONEST = ("entry", "bytes", "dropped")  # kinds of requests that may be served
 DENIED = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
@@ -56,7 +56,7 @@ def request(name: str, script: str = SCRIPT, frames: int = 4, speakers=(0, 0), *
 
 @dataclass
 class Tally:
-    """What came of the requests, counted by threads side by side."""
+    """Outcomes of the requests, counted by several threads."""
 
     answers: Counter = field(default_factory=Counter)
     hijacks: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Tally:
     crashed: list[str] = field(default_factory=list)
 
     def judge(self, kind: str, error: str | None) -> None:
-        """An answer to one request: an error's text, "" for one that was served, None where none came in time."""
+        """The outcome of one request: an error's text, "" for one that was served, None for no response in time."""
         self.answers[(kind, "no answer" if error is None else "refused" if error else "served")] += 1
         if error and UNCLEAR.search(error):
             self.unclear[f"{kind}: {error[:160]}"] += 1
@@ -73,17 +73,17 @@ class Tally:
 
 
 class Victim:
-    """An honest client, one stream after another; its audio must be what it was before the attack."""
+    """An honest client, one stream after another; its audio must be the same as before the attack."""
 
     def __init__(self, url: str):
         self.url, self.gaps_ms, self.failures, self.streams = url, [], [], 0
         self.expected: np.ndarray | None = None
-        self._waits_since: float | None = None  # for what the server sends next, while a stream is open
+        self._waits_since: float | None = None  # for the server's next message, while a stream is open
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Victim:
-        self._speak()  # alone: what it should be
+        self._speak()  # alone, for comparison
         self.gaps_ms.clear()
         self._thread.start()
         return self
@@ -95,9 +95,9 @@ class Victim:
             self.failures.append(f"its stream has not ended {HANGS_S} s after the attack")
 
     def largest_gap_ms(self, at_least: int = 0) -> float:
-        """The longest wait for a chunk since it was asked last, the first of a stream and one under way included.
+        """The longest wait for a chunk since the last call, including first chunks and a wait in progress.
 
-        Waits for so many gaps, 30 s at most.
+        Waits for ``at_least`` gaps, 30 s at most.
         """
         deadline = time.monotonic() + 30
         while len(self.gaps_ms) < at_least and time.monotonic() < deadline:
@@ -140,9 +140,9 @@ class Victim:
         if self.expected is None and not error:
             self.expected = audio
         if error or audio.shape != self.expected.shape:
-            self.failures.append(error or f"{len(audio)} samples where {len(self.expected)} were asked for")
+            self.failures.append(error or f"{len(audio)} samples where {len(self.expected)} were requested")
         elif not np.allclose(audio, self.expected, atol=1e-3):
-            self.failures.append("other audio than it asked for")
+            self.failures.append("not the audio that it requested")
 
 
 class Watch:
@@ -158,7 +158,7 @@ class Watch:
         return [main, *main.children(recursive=True)]
 
     def _children(self) -> dict[int, str]:
-        """By pid, what each process was started with: "" for one that has ended and waits to be reaped."""
+        """By pid, the command of each process: "" for a zombie."""
         with contextlib.suppress(psutil.NoSuchProcess):
             return {process.pid: " ".join(asked(process.cmdline, [])[1:2]) for process in self._tree()[1:]}
         return {}
@@ -186,7 +186,7 @@ class Watch:
 
 
 def asked(fact: Callable, otherwise):
-    """A fact of a process; something else where it has ended meanwhile, or waits to be reaped (ZombieProcess)."""
+    """A fact of a process; ``otherwise`` if it has ended meanwhile or is a zombie (ZombieProcess)."""
     try:
         return fact()
     except psutil.NoSuchProcess:
@@ -217,7 +217,7 @@ def text_of(numbers: np.random.Generator) -> bytes:
 
 
 def broken_input(numbers: np.random.Generator, message: pb.ModelInferRequest) -> None:
-    """Change one input of a message: its shape, its content, its type, its name, or leave it out or give it twice."""
+    """Damage one input of a message: its shape, content, type or name, or omit or duplicate it."""
     place = int(numbers.integers(len(message.inputs)))
     given, kind = message.inputs[place], numbers.integers(8)
     if kind <= 2:
@@ -314,7 +314,7 @@ OPTIONAL = {
 
 
 def stage_message(numbers: np.random.Generator, stage: str, session: int | None = None) -> pb.ModelInferRequest:
-    """A call of a stage past the entry: whole, or with a fault in it."""
+    """A call of a stage behind the entry, valid or with a fault in it."""
     message = pb.ModelInferRequest(model_name=stage)
     inputs = dict(STAGE_INPUTS[stage])
     inputs |= {name: one for name, one in OPTIONAL.get(stage, {}).items() if numbers.integers(3) == 0}
@@ -402,7 +402,7 @@ class Attacker:
             stream.cancel()
 
     def _bytes(self) -> None:
-        """A message with bytes changed, cut or put in, past any protobuf library of ours."""
+        """A message with bytes changed, removed or inserted, bypassing protobuf libraries."""
         message = entry_message(self.numbers) if self.numbers.integers(2) else self._any_stage()
         whole = bytearray(message.SerializeToString())
         for _ in range(int(self.numbers.integers(1, 6))):
@@ -412,7 +412,7 @@ class Attacker:
         method = ("ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics", "ModelReady")[
             int(self.numbers.integers(5))
         ]
-        # By this call nobody is served: the entry answers by streams alone, and stages take calls of the entry.
+        # This call never succeeds: the entry responds only in streams, and stages accept only calls of the entry.
         kind = "bytes, infer" if method == "ModelInfer" else "bytes"
         self.last = f"bytes {method}"
         try:
@@ -432,7 +432,7 @@ class Attacker:
             self.tally.judge("control", f"{error.code().name}: {error.details()}")
 
     def _drop(self) -> None:
-        """A client that leaves its stream in the middle."""
+        """A client that leaves its stream before its end."""
         stream = self.stub.ModelStreamInfer(iter([infer_message(request("dropped", frames=400))]), timeout=PATIENCE_S)
         try:
             for _ in itertools.islice(stream, int(self.numbers.integers(3))):
@@ -445,7 +445,7 @@ class Attacker:
 
 
 def attack(url: str, count: int, seed: int, tally: Tally, watch: Watch) -> None:
-    """Send ``count`` requests over CLIENTS connections, and look after the processes meanwhile."""
+    """Send ``count`` requests over CLIENTS connections, checking the processes meanwhile."""
     stages = [stage for stage in STAGES if stage in watch.server.deployment.models]
     attackers = [Attacker(url, seed * 1_000 + i, tally, list(watch.known), stages) for i in range(CLIENTS)]
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -457,11 +457,12 @@ def attack(url: str, count: int, seed: int, tally: Tally, watch: Watch) -> None:
             future.result()
 
 
-# ── Cases that held others up ─────────────────────────────────────────────────────────────────────────────────────────
+# ── Cases that delayed others
+# ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def blocking_cases() -> dict[str, Callable[[], list[pb.ModelInferRequest]]]:
-    """By name, the messages that are sent at once."""
+    """By name, messages that are sent at once."""
     numbers = np.random.default_rng(0)
 
     def starts():
@@ -493,7 +494,7 @@ def blocking_cases() -> dict[str, Callable[[], list[pb.ModelInferRequest]]]:
 
 
 def hold_up(url: str, messages: list[pb.ModelInferRequest]) -> None:
-    """Send all messages at once, and wait for the end of each."""
+    """Send all messages at once, and wait until each has ended."""
     with grpc.insecure_channel(url, options=[("grpc.max_send_message_length", -1)]) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
@@ -544,7 +545,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--requests", type=common.whole(8, 10**8), default=100_000, help="requests; 100000 unless given"
     )
-    parser.add_argument("--seed", type=common.whole(0, 2**31), default=0, help="of all that is random; 0 unless given")
+    parser.add_argument(
+        "--seed", type=common.whole(0, 2**31), default=0, help="seed of all random choices (default: 0)"
+    )
     parser.add_argument(
         "--topology",
         choices=tuple(wire.TOPOLOGIES),
@@ -578,13 +581,13 @@ def fuzz(server: TritonServer, count: int, seed: int):
             hold_up(server.url, messages())
             watch.look(name)
             gaps_ms[name] = victim.largest_gap_ms(at_least=20)
-    # Sessions of 40,000 frames are honest: the allocator keeps the memory of theirs for the next.
+    # sessions of 40,000 frames are legitimate: the allocator keeps their memory for later ones
     after = settled(watch, 5)
     return tally, victim, gaps_ms, [*grown, *leaks(before, after | {"memory": before["memory"]})]
 
 
 def victim_again(before: Victim) -> Victim:
-    """The same client from here on; it keeps what it has counted."""
+    """The same client from here on, with its counts so far."""
     victim = Victim(before.url)
     victim.expected, victim.failures, victim.streams = before.expected, before.failures, before.streams
     return victim

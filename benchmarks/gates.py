@@ -1,12 +1,12 @@
-"""How often the certificate calls a steady run INVALID, and how often it finds a fault: simulated runs, and real ones.
+"""How often the certificate calls a steady run INVALID, and how often it detects a fault: simulated and real runs.
 
 A server of 16 slots steps all its sessions together, in a + b x (sessions) seconds with noise of each step and of the
-host; a request that finds no slot waits. The harness makes the arrivals, and judges the records. ``load`` is
-the share of the frames/s that all slots together can have. Every steady run that is INVALID is a false alarm. A run
-with a fault is testable where its gate found it or passed; where the gate says that it cannot tell, the fault was
+host; a request without a free slot waits. The harness generates the arrivals and judges the records. ``load`` is
+the share of the frames/s possible with all slots in use. Every steady run that is INVALID is a false alarm. A run
+with a fault is testable if its gate found it or passed; if the gate reports that it cannot tell, the fault was
 neither found nor missed.
 
-``--real`` runs Locust against the tests' server on a timetable, in an open loop of so many seconds.
+``--real`` runs Locust against the tests' timetable server, in an open loop of this many seconds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from harness.traffic.arrivals import Arrivals
 from harness.traffic.mix import Draw, Lengths, Mix, TrafficClass
 
 SLOTS = 16
-STEP_S, STEP_PER_SESSION_S = 0.030, 0.006  # 16 sessions: 126 ms a frame, just in time for speech
+STEP_S, STEP_PER_SESSION_S = 0.030, 0.006  # 16 sessions: 126 ms per frame, just in time for speech
 STEP_NOISE, HOST_NOISE, HOST_MEMORY_S = 0.08, 0.03, 5.0
 OPENING_S, OPENING_SPREAD = 0.08, 0.3
 LATE_S = 0.0004  # mean of sent - due, and of received - sent_at
@@ -78,7 +78,7 @@ WINDOWS_S = {SHORT: (20, 40, 120, 600, 3600), MIXED: (40, 120, 600, 3600), NINET
 
 @dataclass(frozen=True)
 class Cell:
-    """Runs of one kind. ``finds``: the gates that may say so where there is a ``fault``; "" is a steady run."""
+    """Runs of one kind. ``finds``: the gates that may detect its ``fault``; "" is a steady run."""
 
     mix: Mix
     load: float
@@ -155,7 +155,7 @@ def faulty_cells() -> Iterator[Cell]:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the certificate of one run said: of every gate, whether it passed, and why where it did not."""
+    """The certificate of one run: for every gate, whether it passed, and why if it did not."""
 
     valid: bool
     gates: dict[str, bool | None]
@@ -163,7 +163,7 @@ class Judged:
 
 
 def judge(cell: Cell, seed: int) -> Judged:
-    """Simulate one run and judge what was recorded."""
+    """Simulate one run and judge its records."""
     settings = cell.settings(seed)
     rng = np.random.default_rng([seed, zlib.crc32(str(cell).encode())])
     recorder = Recorder(settings, "127.0.0.1:1", None)
@@ -177,7 +177,7 @@ def judge(cell: Cell, seed: int) -> Judged:
 
 
 def _certificate(recorder: Recorder, submitted: int, end_ns: int) -> Certificate:
-    """That of ``report_of``, without the quantiles and SLO verdicts, which take most of its time."""
+    """The certificate of ``report_of``, without the quantiles and SLO verdicts, which take most of its time."""
     observed = recorder.observed(end_ns, ReaderTotals(submitted))
     start_ns = window_start_ns(observed)
     return certificate_of(observed, metrics.summarise(observed.results, start_ns, end_ns), start_ns)
@@ -229,7 +229,7 @@ def _requests(cell: Cell, settings: LoadSettings, rng: np.random.Generator) -> t
     begun = list(lead_in(settings))
     new = []
     for due_s in arrival_times(settings):
-        if due_s >= cell.seconds * 1.02:  # some are due after the end, until they are brought forward
+        if due_s >= cell.seconds * 1.02:  # some become due inside the run when they are moved earlier
             break
         new.append(due_s)
     if cell.fault != RISING:
@@ -239,7 +239,7 @@ def _requests(cell: Cell, settings: LoadSettings, rng: np.random.Generator) -> t
 
 
 def _warped(due_s: np.ndarray, seconds: float) -> np.ndarray:
-    """The times of a process whose rate goes from 95% to 105% of what was declared."""
+    """The times of a process whose rate rises from 95% to 105% of the declared one."""
     low, slope = 0.95, 0.10 / seconds
     return 2 * due_s / (low + np.sqrt(low**2 + 2 * slope * due_s))
 
@@ -279,7 +279,7 @@ def _serve(sent_s, opening_s, frames, hung, seconds, chunk, slower, seed):
 
 @numba.njit(cache=True)
 def _step_all(sent_s, opening_s, frames, hung, seconds, chunk, slower, seed, first, sent_at_s, ended_s):
-    """Step all sessions that have a slot and are open, until the end. Fills ``sent_at_s`` and ``ended_s``."""
+    """Step all sessions that are open and have a slot, until the end. Fills ``sent_at_s`` and ``ended_s``."""
     np.random.seed(seed)
     slots = np.empty(SLOTS, np.int64)
     open_at, spoken = np.empty(SLOTS), np.zeros(SLOTS, np.int64)
@@ -337,7 +337,7 @@ class Tally:
 
     @property
     def found(self) -> int:
-        """Runs with the fault that are INVALID by a gate that may say so."""
+        """Runs with the fault that are INVALID by a gate that may detect it."""
         return sum(self._says(each) is False for each in self.judged)
 
     @property
@@ -345,13 +345,13 @@ class Tally:
         return sum(self._says(each) is True for each in self.judged)
 
     def _says(self, judged: Judged) -> bool | None:
-        """False where a gate of the fault found it, True where one passed it; None where none can be tested."""
+        """False if a gate of the fault found it, True if one passed; None if none was testable."""
         said = [judged.gates[name] for name in self.cell.finds]
         return False if False in said else (True if True in said else None)
 
 
 def tallies(cells: Sequence[Cell], runs: int, seed: int) -> list[Tally]:
-    """Judge ``runs`` of each cell, fewer of the long ones, on all processes."""
+    """Judge ``runs`` runs of each cell, fewer of the long ones, on all processes."""
     tasks = [(cell, seed * 10**6 + number) for cell in cells for number in range(_runs_of(cell, runs))]
     tasks.sort(key=lambda task: -task[0].seconds)
     done: dict[str, list[Judged]] = {str(cell): [] for cell in cells}
@@ -394,7 +394,7 @@ def _counted(judged: Sequence[Judged], passed: bool | None) -> Counter[str]:
 
 
 def significantly_above(tally: Tally, cells: int) -> bool:
-    """Whether a cell's share of false alarms is above its limit, and not by the luck of one of so many cells."""
+    """Whether a cell's share of false alarms exceeds its limit significantly, given the number of cells."""
     return binomtest(tally.false_alarms, len(tally.judged), FALSE_ALARMS, "greater").pvalue < 0.05 / cells
 
 
@@ -420,7 +420,7 @@ def figures(steady: Sequence[Tally], faulty: Sequence[Tally]) -> dict:
 
 
 def _by_fault(faulty: Sequence[Tally]) -> dict[str, dict[str, float]]:
-    """Of each fault: the share found of all runs, of the testable ones, and how many of all these were."""
+    """For each fault: the share found of all runs and of the testable ones, and the number of testable runs."""
     shares = {}
     for fault in dict.fromkeys(each.cell.fault for each in faulty):
         own = [each for each in faulty if each.cell.fault == fault]
@@ -431,7 +431,7 @@ def _by_fault(faulty: Sequence[Tally]) -> dict[str, dict[str, float]]:
 
 
 def live(runs: int, seconds: int) -> list[dict]:
-    """What the certificates say of real runs of Locust against a server on a timetable."""
+    """The certificates of real runs of Locust against a timetable server."""
     with tempfile.TemporaryDirectory(prefix="gates-") as folder, TimetableServer("first=0.05 every=0.04") as server:
         return [_live(server.url, seconds, seed, Path(folder) / f"run-{seed}") for seed in range(1, runs + 1)]
 

@@ -1,4 +1,4 @@
-"""A process that reads streams with tritonclient under gevent: what a user's own Locust file would do."""
+"""A process that reads streams with tritonclient under gevent, as a user's own Locust file would."""
 
 # ruff: noqa: E402
 from gevent import monkey
@@ -18,11 +18,11 @@ from harness import wire
 
 grpc.experimental.gevent.init_gevent()
 
-SPREAD_S = 2.0  # over which the streams begin
+SPREAD_S = 2.0  # over which the streams start
 
 
 class User:
-    """One client with one stream, whose callback stamps each chunk."""
+    """One client with one stream, whose callback timestamps each chunk."""
 
     def __init__(self, url: str, frames: int, chunks: list):
         self.client, self.chunks = triton.InferenceServerClient(url), chunks
@@ -49,7 +49,7 @@ def tensor(name: str, datatype: str, values: np.ndarray) -> triton.InferInput:
 
 
 def play(url: str, streams: int, seconds: float) -> None:
-    """Hold the streams for so long once all run; print what was seen as one JSON object."""
+    """Hold the streams for ``seconds`` once all run; print the figures as one JSON object."""
     chunks: list[tuple[int, int]] = []
     frames = round((seconds + SPREAD_S + 5) * wire.FRAMES_PER_SECOND)
     users = [User(url, frames, chunks) for _ in range(streams)]

@@ -1,20 +1,20 @@
-"""Predictions that are written down before their runs start, against those runs: the real Triton with emulated cards.
+"""Predictions recorded before their runs start, compared with those runs: the real Triton with emulated cards.
 
-Fitted are four deployments: ladders at no delay, at 25 ms, with two instances of a stage and with a delay in one stage
-alone; one card, one mix. What the stages do not explain of them, a Gaussian process learns
+Four deployments are fitted: ladders without delay, at 25 ms, with two instances of a stage and with a delay in one
+stage only; one card, one mix. What the stages do not explain of them is modelled by a Gaussian process
 (`harness.sweep.optimizer.surrogate`).
 
 Held out are other delays, batch limits, instances and mixes (90-minute sessions in steady state among them), two cards,
-and all open-loop runs. What the
-stages compute is emulated, with the times of a stand-in card (benchmarks/stand_in.py): queues, batches, hops, streams
-and load are real. On two shared cores that is steadier than computing, and nearer to a GPU's scale.
+and all open-loop runs. Stage computation is emulated with the times of a stand-in card (benchmarks/stand_in.py);
+queues, batches, hops, streams and load are real. On two shared cores that is steadier than computing, and closer to a
+GPU's scale.
 
 fit      the ladders; then every prediction is sealed (hash, time) in predictions.jsonl of the run's folder
 measure  of each held-out deployment a ladder around its predicted limit, and open-loop runs at shares of its rate
-score    highest sustainable rate = frames a second at the sessions where RTF p95 meets its SLO, straight between
-         the rungs on both sides, over the mean frames of the mix; TTFA p95 of the very requests that were predicted
+score    highest sustainable rate = frames/s at the sessions where RTF p95 meets its SLO, interpolated between
+         the rungs on both sides, over the mean frames of the mix; TTFA p95 of exactly the requests that were predicted
 
-It goes on where an earlier start stopped, and stops by itself between trials after --minutes.
+An interrupted run resumes; it stops between trials after --minutes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ MIXES = {
         "short": {"weight": 0.5, "length": {"uniform": [6, 18]}, "speakers": [1, 1]},
         "long": {"weight": 0.5, "length": {"lognormal": {"median": 30, "sigma": 0.5, "max": 120}}, "speakers": [1, 4]},
     },
-    "ninety": {  # half of the sessions aboard last 90 minutes
+    "ninety": {  # half of the sessions in progress last 90 minutes
         "short": {"weight": 0.998, "length": {"uniform": [6, 16]}, "speakers": [1, 2]},
         "ninety": {"weight": 0.002, "length": {"fixed": 5400}, "speakers": [4, 4]},
     },
@@ -78,7 +78,7 @@ MIXES = {
 SHARES = (0.6, 0.85)
 CAP = 0.85  # of the highest rate, for counts of cards
 AROUND = (0.8, 1.0, 1.2)  # of the predicted limit in sessions: rungs of a held-out ladder
-BETWEEN_MS = {"hop_s": (0.8, 1.2, 1.6), "host_s": (0.0, 0.5, 1.0), "host_each_s": (0.0, 0.2, 0.4, 0.6)}  # tried
+BETWEEN_MS = {"hop_s": (0.8, 1.2, 1.6), "host_s": (0.0, 0.5, 1.0), "host_each_s": (0.0, 0.2, 0.4, 0.6)}  # values tried
 MOST = 48  # sessions of a card that are modelled
 CARD = DeviceType.of_profile(stand_in.profile())
 VOICE_FRAMES = 80  # of a speaker's sample
@@ -90,7 +90,7 @@ def delays(ms: float) -> dict:
 
 @dataclass(frozen=True)
 class Case:
-    """A held-out deployment under a mix. ``patience``: rungs last so many times as long: 90 minutes open slowly."""
+    """A held-out deployment under a mix. ``patience``: factor of rung durations; 90-minute sessions open slowly."""
 
     name: str
     knobs: dict
@@ -117,7 +117,7 @@ CASES = (
 
 @dataclass
 class Bench:
-    """The run's folder, the plan of each mix, and how long loads last.
+    """The run's folder, the plan of each mix, and the durations of loads.
 
     An open-loop run lasts ``seconds``, or until about ``due`` requests are due, whichever is longer; a rung ``rung_s``.
     """
@@ -156,7 +156,7 @@ class Bench:
         return next((trial for trial in both if trial and trial.valid), both[1])
 
     def measure(self, work: Sequence[tuple[int, str, dict, Load]]) -> bool:
-        """Measure what is missing of (cards, mix, knobs, load); False where the time is up before all is."""
+        """Measure what is missing of (cards, mix, knobs, load); False if the time is up before that."""
         for cards in sorted({each[0] for each in work}):
             missing = [each for each in work if each[0] == cards and self.known(*each[2:]) is None]
             if missing and time.monotonic() > self.deadline_s:
@@ -222,7 +222,7 @@ class Model:
         return cls(devices, between, rest, off)
 
     def device(self, bench: Bench, case: Case) -> Device:
-        """One card of a held-out case: its scatter that of the fitted deployment with the nearest delay."""
+        """One card of a held-out case, with the variation of the fitted deployment with the nearest delay."""
         topology = CARD.topology(case.knobs, context_of(bench.specs[case.mix]), **self.between)
         step_time = staged_step_time(topology, MOST, np.random.default_rng(0), starts=8)
         places = np.array([_place(case.knobs, sessions) for sessions in step_time.knots])
@@ -245,7 +245,7 @@ def _modelled(trial: Trial, topology: Topology) -> np.ndarray:
 
 
 def _place(knobs: dict, sessions: float) -> list[float]:
-    """Where a rung lies for the Gaussian process: delays, instances and batch limits by stage; sessions."""
+    """Coordinates of a rung for the Gaussian process: delays, instances and batch limits by stage; sessions."""
     delay = [knobs.get(f"{stage}.delay_us", 0) / 25_000 for stage in wire.STAGES]
     instances = [math.log2(knobs.get(f"{stage}.instances", 1)) for stage in wire.STAGES]
     batch = [math.log2(knobs.get(f"{stage}.max_batch", 32) / 32) / 5 for stage in wire.STAGES]
@@ -253,14 +253,14 @@ def _place(knobs: dict, sessions: float) -> list[float]:
 
 
 def context_of(spec: PlanSpec) -> float:
-    """Mean tokens of context of a session found in progress: its prompt, and two for each frame that it has spoken."""
+    """Mean context, in tokens, of a session found in progress: its prompt, and two per frame spoken so far."""
     rng, mix = np.random.default_rng(5), spec.traffic_mix()
     draws = [mix.sample_in_progress(rng) for _ in range(4000)]
     return float(np.mean([memory.prompt_tokens(d.frames, VOICE_FRAMES * 2) + 2 * d.phase for d in draws]))
 
 
 def predictions(bench: Bench) -> list[dict]:
-    """What is predicted, sealed on disk: made once, from the fit alone, before anything held out is run."""
+    """The predictions, sealed on disk: made once, from the fit alone, before any held-out run."""
     path = bench.run.path / "predictions.jsonl"
     if path.exists():
         return [json.loads(line) for line in path.read_text().splitlines()]
@@ -293,7 +293,7 @@ def _predict(bench: Bench, model: Model, case: Case, seed: int) -> dict:
 
 
 def _predict_open(bench: Bench, case: Case, device: Device, rate: float, seed: int) -> dict:
-    """The TTFA p95 of the requests that a seed will send, as they are known before: when, how long, how many aboard."""
+    """Predicted TTFA p95 of the requests that a seed will send: times, lengths and concurrency are known ahead."""
     spec = bench.specs[case.mix]
     steady = max(1, round(_sessions(device, spec, rate / case.cards) * case.cards))
     seconds = float(math.ceil(max(bench.seconds, bench.due / rate)))
@@ -311,7 +311,7 @@ def _predict_open(bench: Bench, case: Case, device: Device, rate: float, seed: i
 
 
 def _sessions(device: Device, spec: PlanSpec, rate: float) -> float:
-    """Mean sessions of a device at a rate: where its throughput meets what is offered."""
+    """Mean sessions of a device at a rate: where its throughput equals the offered load."""
     sessions = np.linspace(0.5, MOST, 2000)
     offered_frames = rate * spec.traffic_mix().mean_frames()
     return float(sessions[np.argmax(device.step_time.frames_per_s(sessions) >= offered_frames)])
@@ -345,7 +345,7 @@ def held_out_loads(bench: Bench, predicted: Sequence[dict]) -> list[tuple[int, s
 
 
 def measured_rate(bench: Bench, case: Case, trial: Trial) -> float:
-    """Requests a second where RTF p95 meets its SLO; NaN where no two rungs lie around it."""
+    """Requests/s where RTF p95 meets its SLO; NaN where no two rungs enclose that."""
     limit = SLOS["short"]["rtf_p95"]
     heard = [rung for rung in trial.rungs if rung.summary.figure("short.rtf_p95") > 0]
     rungs = sorted(heard, key=lambda rung: rung.sessions)
@@ -359,7 +359,7 @@ def measured_rate(bench: Bench, case: Case, trial: Trial) -> float:
 
 @dataclass(frozen=True)
 class Score:
-    """A held-out case: its highest rate as predicted and measured; of each open-loop run TTFA p95 and its SLOs."""
+    """A held-out case: its highest rate as predicted and measured; TTFA p95 and its SLOs of each open-loop run."""
 
     case: Case
     predicted: float
@@ -395,7 +395,7 @@ def score(bench: Bench, predicted: Sequence[dict]) -> list[Score]:
 
 
 def counts(scores: Sequence[Score]) -> tuple[list[int], int]:
-    """Cards predicted less cards needed, for rates over the range that one and two cards carry; and how many rates."""
+    """Cards predicted minus cards needed, for rates in the range of one and two cards; and the number of rates."""
     one = next(each for each in scores if each.case.knobs == CASES[0].knobs and each.case.cards == 1)
     two = next(each for each in scores if each.case.cards == 2)
     rates = np.linspace(0.2, 0.95, 16) * CAP * min(two.predicted, two.measured)
@@ -422,7 +422,9 @@ def show(scores: Sequence[Score]) -> list:
 
 def main(arguments: Sequence[str]) -> int:
     parser = common.Parser(__doc__, "python benchmarks/heldout.py --minutes 9    # again and again, until it says all")
-    parser.add_argument("--minutes", type=common.real(0.5, 600), default=600.0, help="stop after so long; go on later")
+    parser.add_argument(
+        "--minutes", type=common.real(0.5, 600), default=600.0, help="stop after this long; a later start resumes"
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="where the run is kept")
     options = parser.parse_args(arguments)
     deadline_s = time.monotonic() + 60 * options.minutes
@@ -460,7 +462,7 @@ def open_run(results: Path) -> Run:
 
 
 def unfinished() -> int:
-    common.say("the time is up: run it again to go on")
+    common.say("the time is up: start it again to resume")
     return common.EXIT_FAILED
 
 

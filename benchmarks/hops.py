@@ -1,8 +1,8 @@
-"""Where the time of a frame step goes through Triton: compute, delay and hops, for several numbers of streams.
+"""Where the time of a frame step goes in Triton: compute, queueing and hops, for several numbers of streams.
 
 compute  what Triton counts as a stage's compute: the model, and passing tensors to the stage's process and back
-alone    the model by itself: the same stage object in one process, at that batch size, with nothing beside it
-queue    the wait for a batch: the stage's delay, and the executions before this one
+alone    the model itself: the same stage object in one process, at that batch size, with nothing beside it
+queue    the wait for a batch: the stage's delay, and earlier executions
 hops     the rest of the step: the entry between two calls of the ensemble, and the ensemble between its stages
 """
 
@@ -30,8 +30,8 @@ from harness.vibevoice.stages.presets import Weights
 from harness.vibevoice.stages.vocoder import VocoderStage
 
 WARM_FRAMES = 20
-MOST_FRAMES = 20_000  # a stream speaks until the last window is over, or this long
-ALONE_STEPS = 100  # the median counts, after as many as a tenth to warm up
+MOST_FRAMES = 20_000  # a stream speaks until the last window is over, or for this long
+ALONE_STEPS = 100  # the median counts, after a tenth as many for warm-up
 ALONE_CONTEXT = 400
 CLIENT = "this client"
 
@@ -47,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Window:
-    """Means over one window, times in ms per frame step; ``cpu_ms`` is processor time per frame by process."""
+    """Means over one window, times in ms per frame step; ``cpu_ms`` is CPU time per frame by process."""
 
     step_ms: float
     parts: dict[str, Part]
@@ -151,7 +151,7 @@ async def window(server: TritonServer, count: int, seconds: float) -> Window:
 
 
 def read(server: TritonServer) -> tuple[float, dict[str, StageStatistics], dict[str, float]]:
-    """Time, Triton's counts, and processor seconds by process."""
+    """Time, Triton's counts, and CPU seconds by process."""
     cpu_s = {**common.cpu_seconds(server), CLIENT: sum(psutil.Process().cpu_times()[:2])}
     counts = common.counts(server)
     return time.monotonic(), counts, cpu_s
@@ -163,7 +163,7 @@ def part(stage: StageStatistics) -> Part:
 
 
 def stages_alone(weights: Weights, measured: Measured) -> Alone:
-    """Median ms of one step of each stage object at the batch size that was seen, in this process."""
+    """Median ms of one step of each stage object at the observed batch size, in this process."""
     torch.set_num_threads(1)
     stages = LLMStage(weights), DiffusionStage(weights), VocoderStage(weights)
     batches = {
@@ -223,7 +223,7 @@ def steps_table(measured: Measured, alone: Alone):
         "frames/s",
         "x real time",
     )
-    shown = common.table("A frame step, and what share of it is what", *columns)
+    shown = common.table("A frame step, and its parts", *columns)
     for count, windows in measured.items():
         step, share = median(windows, lambda w: w.step_ms), shares(windows)
         spread = f"{min(w.step_ms for w in windows):.2f} to {max(w.step_ms for w in windows):.2f}"

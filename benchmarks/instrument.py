@@ -1,13 +1,13 @@
-"""How well the instrument measures, and what it costs, against a Triton that speaks on a timetable (tests/timetable).
+"""How well the load generator measures, and what it costs, against a Triton with a timetable (tests/timetable).
 
-lateness    chunks of 100 streams, 7.5 a second each: received less the server's own stamp
-streams     a rung is held if lateness p99 is under 10 ms and 99% of the timetable's chunks came within the window
-schedule    50 starts a second through Locust, and through a ReaderPool alone: sent less due
+lateness    chunks of 100 streams, 7.5/s each: received minus the server's own timestamp
+streams     a rung is held if lateness p99 is under 10 ms and 99% of the timetable's chunks arrived within the window
+schedule    50 starts/s through Locust, and through a ReaderPool alone: sent minus due
 others      tritonclient under gevent, same streams; perf_analyzer, same closed loop: mean times to a stream's chunks
---floor     instead: what a message costs, layer by layer, as gRPC polls by itself and as the readers have it poll
+--floor     instead: CPU cost of a message, layer by layer, with gRPC's default polling and with the readers'
 
-Every figure is a median of three. A measurement begins when the machine is quiet, and is repeated where others took
-more than 0.2 cores meanwhile, until --patience is spent; "others_cores" is the most that they took in one that counts.
+Every figure is a median of three. A measurement starts when the machine is quiet, and is repeated if others used
+more than 0.2 cores meanwhile, until --patience is spent; "others_cores" is the most that they used in one that counts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LADDER = (100, 250, 500, 750, 1000, 1250, 1500)
 
 
 class Bench:
-    """One server and how it is measured: how often, how long, and how patiently."""
+    """One server and how it is measured: how often, for how long, and with what patience."""
 
     def __init__(self, server: TimetableServer, quick: bool, patience_s: float):
         self.server, self.quick = server, quick
@@ -52,12 +52,12 @@ class Bench:
         return [self.patience.measured(once) for _ in range(self.times)]
 
     def hold(self, streams: int) -> Held:
-        """The median of each figure by itself."""
+        """The median of each figure separately."""
         several = self.repeat(f"{streams} streams", lambda: hold(self.server, streams, self.seconds))
         return Held(**{name: statistics.median(getattr(one, name) for one in several) for name in vars(several[0])})
 
     def climb(self) -> list[Held]:
-        """Rungs up to the first that is not held, that one included."""
+        """Rungs up to and including the first that is not held."""
         rungs: list[Held] = []
         for streams in LADDER[:1] if self.quick else LADDER:
             rungs.append(self.hold(streams))
@@ -110,7 +110,7 @@ def measure(bench: Bench, options) -> tuple[list[Table], dict]:
 
 
 def beside_perf_analyzer(bench: Bench) -> tuple[list[Table], dict]:
-    """The same closed loop by both; where perf_analyzer cannot run, the reason is the result."""
+    """The same closed loop with both tools; if perf_analyzer cannot run, the reason is the result."""
     try:
         with perf_analyzer() as tool:
             pairs = bench.loops(tool)
@@ -145,7 +145,7 @@ def find_floor(bench: Bench, options) -> tuple[list[Table], dict]:
 
     costs = {layer: (cost(layer, "") if layer in floor.GRPC_LAYERS else None, cost(layer)) for layer in floor.LAYERS}
     costs["reader"] = None, bench.hold(streams).reader_s_per_1000 * 1000
-    columns = "layer", "gRPC as it comes", "as the readers have it poll"
+    columns = "layer", "gRPC's default polling", "the readers' polling"
     table = common.table(f"Processor time per message, {streams} streams of 7.5 a second", *columns)
     for layer, values in costs.items():
         table.add_row(layer, *("" if value is None else f"{value:.0f} µs" for value in values))
@@ -154,7 +154,7 @@ def find_floor(bench: Bench, options) -> tuple[list[Table], dict]:
 
 def parser() -> common.Parser:
     made = common.Parser(__doc__, "python benchmarks/instrument.py --patience 300")
-    made.add_argument("--floor", action="store_true", help="what a message costs, layer by layer, and nothing else")
+    made.add_argument("--floor", action="store_true", help="only measure the cost of a message, layer by layer")
     made.add_argument("--streams", type=common.whole(1, 1000), default=300, help="of --floor (default 300)")
     patience = common.real(0, 36_000)
     made.add_argument("--patience", type=patience, default=120, metavar="S", help="seconds to wait for quiet (120)")

@@ -1,16 +1,16 @@
-"""What the compiler makes of the kernels for GPUs, for each architecture, type and model: needs no GPU.
+"""What the compiler makes of the GPU kernels, for each architecture, dtype and model; needs no GPU.
 
 Steps of the server's own code run as they would on a GPU, up to the launch: of the backbone and the head over layers,
 contexts and batches, of the vocoder's towers over layers of every size.
 
-variants        compiled kernels that all steps of a model need, as many as KERNELS has; more would compile in traffic.
-                The towers have one for each size of a layer
-registers       of a thread, at most 255
-shared KiB      shared memory of a block: an sm_89 has 99 KiB
-spills          bytes of a thread that did not fit in registers and lie in memory, without the arrays of its code
-wide, cp.async  loads of 16 bytes, into registers and straight into shared memory
-narrow          loads of less than 4 bytes, and of less than 16 straight into shared memory: must be 0 in steps;
-                the towers read their states so
+variants        compiled kernels that all steps of a model need; KERNELS has their number, and more would mean that
+                kernels are compiled during traffic. The towers have one for each size of a layer
+registers       per thread, at most 255
+shared KiB      shared memory per block: an sm_89 has 99 KiB
+spills          bytes per thread that did not fit in registers, excluding arrays in the code
+wide, cp.async  loads of 16 bytes, into registers and directly into shared memory
+narrow          loads of less than 4 bytes, and of less than 16 directly into shared memory: must be 0 in steps;
+                the towers read their states this way
 32-bit          products of indices in 32 bits, which would overflow in a large cache: must be 0 in steps; the
                 towers have small ones, of taps
 """
@@ -50,14 +50,14 @@ KERNELS = {  # by module: the variants of each that a model needs
 VARIANTS = {kernel: count for kernels in KERNELS.values() for kernel, count in kernels.items()}
 TOWER_KERNELS = "_block", "_mix", "_narrow", "_windows"
 STEPS, TOWERS = "steps", "towers"
-SHARED_BYTES = 99 << 10  # that a block may take on every architecture
+SHARED_BYTES = 99 << 10  # available to a block on every architecture
 MUST_BE_0 = "spills", "narrow_loads", "products_of_32_bits"
 LAYERS = range(28)
 LENGTHS = [[0], [1], [7] * 16, [15, 16, 17], [511, 512, 513], [1500] * 33, [*[400] * 63, 8000], [3, 106_000]]
 ROWS = 1, 2, 16, 33, 500  # of a step or a prompt part
 _LOAD = re.compile(r"ld\.global(?:\.(?!v\d|[bsuf]\d)[\w:]+)*(?:\.v(\d))?\.[bsuf](\d+)")
 _ARRAY = re.compile(r"\.local [^\n;]*\[(\d+)\];")
-_STACK_STEP = 16  # bytes that the size of a stack is a multiple of
+_STACK_STEP = 16  # a stack's size is a multiple of this many bytes
 _COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?\],\s*(?:\[[^;]*?\],\s*)?(0x[0-9a-f]+|\d+)")
 
 
@@ -72,7 +72,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel as it was compiled; ``variants`` is how many of it the steps needed."""
+    """One compiled kernel; ``variants`` is the number of variants that the steps needed."""
 
     arch: str
     dtype: str
@@ -90,7 +90,7 @@ class Compiled:
 
 
 class _NoGPU:
-    """Stands for Triton's driver: names a GPU, and has none."""
+    """Replaces Triton's driver: names a GPU, and has none."""
 
     def __init__(self, device: int, target):
         self.device, self.target = device, target
@@ -106,7 +106,7 @@ class _NoGPU:
 
 
 class Compiler:
-    """Runs steps of the server's code and compiles their kernels where a GPU would start them."""
+    """Runs steps of the server's code and compiles their kernels instead of starting them."""
 
     def __init__(self):
         if os.environ.get("TRITON_INTERPRET"):
@@ -140,7 +140,7 @@ class Compiler:
 
     @torch.inference_mode()
     def _rows(self, preset: str, dtype: str) -> None:
-        """The networks between their matrix products, which need no contents."""
+        """The operations of the networks between their matrix products, without contents."""
         weights = Weights(preset, device="meta", dtype=dtype)
         backbone, head = Backbone(weights.backbone()), DiffusionStage(weights)
         backbone.rows = head.head.rows = self.modules["fused_rows"]
@@ -169,8 +169,8 @@ class Compiler:
             yield from self._compiled(TOWERS, kernel, arch, dtype, Path(preset).name, seconds)
 
     def _aim(self, arch: str) -> None:
-        """What is started from here on is compiled for this architecture."""
-        self.devices += 1  # Triton keeps what it has compiled by device
+        """Compile for this architecture everything that is started from here on."""
+        self.devices += 1  # Triton caches compiled kernels by device
         target = self.triton.backends.compiler.GPUTarget("cuda", ARCHITECTURES[arch], 32)
         self.triton.runtime.driver.set_active(_NoGPU(self.devices, target))
 
@@ -193,7 +193,7 @@ class Compiler:
 
 
 class _Zeros(Weights):
-    """Weights of zeros, which take no time to draw."""
+    """Weights of zeros, which need no random draws."""
 
     def _values(self, name: str, shape) -> torch.Tensor:
         return torch.zeros(shape)
@@ -224,13 +224,13 @@ def _measured(variant) -> dict[str, int]:
 
 
 def load_bytes(ptx: str) -> tuple[list[int], list[int]]:
-    """Bytes of each load of a thread from global memory: into registers, and straight into shared memory."""
+    """Bytes of each load of a thread from global memory: into registers, and directly into shared memory."""
     loads = [int(count or 1) * int(bits) // 8 for count, bits in _LOAD.findall(ptx)]
     return loads, [int(size, 0) for size in _COPY.findall(ptx)]
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
-    """Registers and bytes that a kernel takes, as NVIDIA's tool in Triton's package reads them in its binary."""
+    """Registers and bytes that a kernel uses, read from its binary by NVIDIA's tool in Triton's package."""
     tool = Path(importlib.util.find_spec("triton").origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -274,7 +274,7 @@ def main(arguments: Sequence[str]) -> int | None:
         options.arch, options.dtype, options.preset = options.arch[-1:], options.dtype[:1], options.preset[:1]
     for preset in options.preset:
         preset_config(preset)  # an unknown one is refused before anything is compiled
-    with tempfile.TemporaryDirectory() as cache:  # nothing of an earlier run: seconds are those of a first start
+    with tempfile.TemporaryDirectory() as cache:  # empty, so that compile times are those of a first start
         os.environ["TRITON_CACHE_DIR"] = cache
         compiler = Compiler()
         rows = [

@@ -1,4 +1,4 @@
-"""The served model: prompts as the entry builds them, and its KV cache, the free part of it asked of a server."""
+"""The served model: prompts as the entry builds them, and the free part of its KV cache, as reported by a server."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _BYTES_PER_VALUE = 4  # float32, on a CPU
 
 
 def prompt_builder(config: ModelConfig, checkpoint: str = "", voices: str = "") -> PromptBuilder:
-    """What turns requests into prompts for a model; ``voices`` is a folder, or empty for the made ones."""
+    """The prompt builder of a model; ``voices`` is a folder, or "" for the synthetic voices."""
     frames = {voice: frames_of(samples) for voice, samples in load_voices(voices).items()}
     return PromptBuilder(config, tokenizer_for(config, checkpoint), frames)
 
 
 def prompt_tokens(prompts: PromptBuilder, request: Request) -> int:
-    """Tokens of a request's prompt, the frames of its voices among them."""
+    """Tokens of a request's prompt, including the frames of its voices."""
     checked = prompts.request(request.script.encode(), request.speaker_ids, {wire.FRAMES: request.frames})
     return len(checked.prompt.token_ids)
 
@@ -44,7 +44,7 @@ def bytes_per_position(preset: str) -> int:
 
 
 def session_bytes(preset: str, prompt_tokens: int, frames: int) -> int:
-    """Room that a session takes: prompt, "speech begin" in both branches, and twice the frames."""
+    """KV cache bytes of a session: prompt, "speech begin" in both branches, and twice the frames."""
     return (prompt_tokens + 2 + 2 * frames) * bytes_per_position(preset)
 
 
@@ -53,9 +53,9 @@ def kv_limit_bytes(server: TritonServer) -> int:
 
 
 def free_mib(server: TritonServer) -> float:
-    """Free KV cache by the LLM stage's own count: a session that needs the whole limit is refused with what is free.
+    """Free KV cache by the LLM stage's own count, in MiB: it rejects a session of the limit's size with what is free.
 
-    Where nothing is held it is admitted, and closed at once. One instance of the stage is asked.
+    If nothing is held the session is admitted, and closed at once. One instance of the stage is asked.
     """
     limit_bytes = kv_limit_bytes(server)
     rows = limit_bytes // bytes_per_position(server.deployment.preset)
@@ -69,7 +69,7 @@ def free_mib(server: TritonServer) -> float:
         except grpc.RpcError as error:
             found = _FREE.search(error.details() or "")
             if not found:
-                raise ServerError(f"the LLM stage does not say what is free: {error.details()}") from error
+                raise ServerError(f"the LLM stage does not report its free memory: {error.details()}") from error
             return float(found.group(1))
         finally:
             with contextlib.suppress(grpc.RpcError):

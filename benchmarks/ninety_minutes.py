@@ -1,6 +1,6 @@
-"""One 90-minute four-speaker session through Triton beside short ones: time, gaps, drift and memory.
+"""A 90-minute session with four speakers through Triton beside short ones: time, gaps, drift and memory.
 
-With --prefill instead: how long sessions that are speaking wait while a long prompt comes in, in parts and whole.
+With --prefill instead: how long speaking sessions wait while a long prompt is read, in parts and whole.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from harness.vibevoice.stages.configuration import preset_config
 
 SAMPLE_S = 5.0
 SHORT_S = (4.0, 16.0)  # seconds of audio
-SPEAKING = 4  # sessions that listen to a prompt coming in
+SPEAKING = 4  # sessions that speak while a prompt is read
 SETTLE_S = 3.0
 EVERYONE = "\n".join(f"Speaker {n}: I am number {n}." for n in (1, 2, 3, 4))
 WHOLE = 1_000_000  # tokens of a part: more than any prompt has
 WARM_FRAMES = 20
 SENT_MIB = 1000 * wire.SAMPLES_PER_FRAME * 4 / 2**20  # of audio in 1000 frames, float32
-MOST_FRAMES = 20_000  # a session that listens speaks until the last prompt is in, or this long
+MOST_FRAMES = 20_000  # a speaking session continues until the last prompt is read, or for this long
 
 
 @dataclass
 class Memory:
-    """Samples of the server's memory over one run: MiB by process, and frames of the long session by then."""
+    """Samples of the server's memory over one run: MiB by process, and frames of the long session until then."""
 
     frames: list[int] = field(default_factory=list)
     mib: list[dict[str, float]] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Ninety:
-    """What one run gave; ``left_over_mib`` is memory after the session minus before it, by process."""
+    """The result of one run; ``left_over_mib`` is memory after the session minus before it, by process."""
 
     long: Result
     short: list[Result]
@@ -79,11 +79,13 @@ def parser() -> common.Parser:
     made = common.Parser(__doc__, "python benchmarks/ninety_minutes.py --frames 4050 --beside 2")
     made.add_argument("--frames", type=common.whole(20, wire.MAX_FRAMES), help="default: 40500, 90 minutes")
     made.add_argument("--beside", type=common.whole(0, 64), default=2, help="users with short sessions beside it")
-    made.add_argument("--minutes", type=common.real(0.1, 600), default=60.0, help="stop it after so long (default: 60)")
+    made.add_argument("--minutes", type=common.real(0.1, 600), default=60.0, help="stop after this long (default: 60)")
     made.add_argument("--pause", type=common.real(0, 600), help="mean seconds between a user's sessions (default: 10)")
     made.add_argument("--script", type=Path, help="a file of 'Speaker N: text' lines; left out = a generated one")
     made.add_argument("--chunk-frames", type=common.whole(1, 100), default=1, help="frames in one response")
-    made.add_argument("--prefill", action="store_true", help="measure the gap that a long prompt makes for others")
+    made.add_argument(
+        "--prefill", action="store_true", help="measure the gaps that a long prompt causes in other streams"
+    )
     made.add_argument("--prompt-tokens", type=common.whole(100, 60_000), help="of --prefill (default: 25000)")
     made.add_argument("--repeats", type=common.whole(1, 20), help="prompts of --prefill (default: 3)")
     made.add_argument("--preset", default="tiny", help="tiny, 1.5b, 7b or a .json file of sizes")
@@ -125,7 +127,7 @@ def script_file(path: Path) -> tuple[str, tuple[int, ...]]:
 
 
 async def speak_beside(server: TritonServer, asked: Request, users: int, pause_s: float, limit_s: float) -> Ninety:
-    """The long session with short ones beside it for as long as it lasts; memory is sampled all the while."""
+    """The long session with short ones beside it; memory is sampled until it ends."""
     heard, memory, short = [0], Memory(), []
     async with SpeechClient(server.url) as client:
         await client.speak(common.request("warm", 30, EVERYONE, (1, 2, 3, 4)), "closed")
@@ -165,7 +167,7 @@ async def short_ones(client: SpeechClient, user: int, pause_s: float, results: l
 
 
 async def watch(server: TritonServer, speaking: asyncio.Task, heard: list[int], memory: Memory, frames: int) -> None:
-    """Sample the memory and say how far it is, until the long session has ended."""
+    """Sample the memory and print progress until the long session has ended."""
     began = first = None
     while not speaking.done():
         await asyncio.wait([speaking], timeout=SAMPLE_S if heard[0] > 0.02 * frames else 0.5)
@@ -266,7 +268,7 @@ def prefill(options) -> int:
 
 
 def script_of_tokens(prompts: PromptBuilder, tokens: int) -> str:
-    """A script whose whole prompt has at least so many tokens, and hardly more."""
+    """A script whose whole prompt has at least this many tokens, and hardly more."""
     frames = tokens
     while True:
         script, _ = ScriptSource().script(np.random.default_rng(2), frames, 1)
@@ -286,8 +288,8 @@ class Gaps:
 
 
 async def gaps(server: TritonServer, script: str, repeats: int) -> Gaps:
-    """Sessions speak all the while; a prompt comes in, then a time as long passes without one."""
-    windows: list[tuple[int, int, int]] = []  # prompt sent, its first frame came, end of the quiet time
+    """Sessions speak throughout; a prompt is read, followed by an equally long time without one."""
+    windows: list[tuple[int, int, int]] = []  # prompt sent, its first frame, end of the quiet time
     async with SpeechClient(server.url) as client:
         heard = [[0] for _ in range(SPEAKING)]
         streams = [

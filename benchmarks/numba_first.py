@@ -1,7 +1,7 @@
-"""To be imported before anything else by coverage.py, which has the name of a package that numba looks for.
+"""Must be imported first by coverage.py, which has the name of a package that numba looks for.
 
-Numba is imported here as if there were no such package. Where it is numba that has found coverage.py (beside another
-benchmark), ImportError tells it so.
+Numba is imported here as if there were no such package. If numba itself found coverage.py (beside another
+benchmark), an ImportError makes it go on without.
 """
 
 import sys

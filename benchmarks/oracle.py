@@ -1,4 +1,4 @@
-"""Audio from the served ensemble against ``generate`` of transformers: same weights, prompts, voices and noise."""
+"""Audio from the served ensemble compared with transformers' ``generate``: same weights, prompts, voices and noise."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ SIZES = {  # option -> key of a preset file, largest value
 
 @dataclass(frozen=True)
 class Session:
-    """One session to compare: its request, what is special about it, and what it should sound like."""
+    """One session to compare: its request, its special features, and the expected audio."""
 
     kind: str
     request: Request
     start_s: float  # after the first one
-    cut: int = 0  # frames after which it is cancelled, or kept and taken up again
+    cut: int = 0  # frames after which it is cancelled, or kept and resumed
     expected: Spoken | None = None
     rounding: float | None = None  # of generate in float32 against float64
 
 
 @dataclass
 class Heard:
-    """What came from the server for a session."""
+    """What the server sent for a session."""
 
     audio: np.ndarray
     error: str = ""
@@ -115,7 +115,7 @@ def parser() -> common.Parser:
 
 
 def checked(made: common.Parser, arguments: Sequence[str]):
-    """The options; a mistake where they exclude each other."""
+    """The options; a usage error where they exclude each other."""
     options = made.parse_args(arguments)
     if options.checkpoint and (options.as_checkpoint or own_sizes(options)):
         made.error("--checkpoint has its own weights and sizes: leave --as-checkpoint and sizes out")
@@ -129,14 +129,14 @@ def own_sizes(options) -> dict:
 
 
 def deployment_of(options, folder: Path) -> dict:
-    """What is served, as fields of ``Deployment``; files that it needs are written to the folder."""
+    """What is served, as fields of ``Deployment``; required files are written to the folder."""
     preset, checkpoint = options.preset, options.checkpoint
     if own := own_sizes(options):
         (folder / "own.json").write_text(json.dumps({"base": preset, **own}))
         preset = str(folder / "own.json")
     elif preset.endswith(".json"):
         preset = str(Path(preset).resolve())
-    preset_config(preset)  # refuses what does not fit, before anything is built
+    preset_config(preset)  # refuses sizes that do not fit, before anything is built
     if options.as_checkpoint and not checkpoint:
         checkpoint = str(folder / "checkpoint")
         Reference(Weights(preset, options.weights_seed)).model.save_pretrained(checkpoint)
@@ -173,14 +173,14 @@ def plan(options) -> Iterator[Session]:
 
 
 def length(rng: np.random.Generator, i: int, longest: int) -> int:
-    """One frame, the longest, and all sizes: alternately even by length and even by its logarithm."""
+    """One frame, the longest, and all sizes: alternately uniform in length and in its logarithm."""
     if i in (0, 3):  # plain ones
         return longest if i else 1
     return int(rng.integers(1, longest + 1)) if i % 2 else int(round(longest ** rng.random()))
 
 
 def special(rng: np.random.Generator, session: Session) -> Session:
-    """The same session with what its kind asks for, and frames enough for it."""
+    """The same session with what its kind requires, and enough frames for it."""
     request, kind = session.request, session.kind
     fewest = {CANCELLED: 2 * request.chunk_frames + 8, SAY: 4, KEPT: 4}.get(kind, 1)
     request = replace(request, frames=max(fewest, request.frames))
@@ -193,13 +193,13 @@ def special(rng: np.random.Generator, session: Session) -> Session:
 
 
 def interrupted(rng: np.random.Generator, frames: int) -> tuple[int, ...]:
-    """Tokens to say: speech that ends and begins again in the middle, twice, once with another "begin" behind."""
+    """Forced tokens: speech that ends and begins again in the middle, twice, once with a repeated "begin"."""
     first, second = (int(rng.integers(0, frames // 3 + 1)) for _ in range(2))
     return (*[F] * first, E, B, *[F] * second, E, E, B, B)
 
 
 def with_expected(reference: Reference, sessions: Sequence[Session]) -> list[Session]:
-    """The sessions with what ``generate`` gives for each, one after the other."""
+    """The sessions with the audio of ``generate`` for each."""
     done, began = [], time.monotonic()
     for number, session in enumerate(sessions, start=1):
         session = natural(reference, session) if session.kind == NATURAL else session
@@ -210,7 +210,7 @@ def with_expected(reference: Reference, sessions: Sequence[Session]) -> list[Ses
 
 
 def with_rounding(double: Reference, sessions: Sequence[Session]) -> list[Session]:
-    """The sessions with how far float32 takes ``generate`` from float64; endless where it said something else."""
+    """The sessions with ``generate``'s difference between float32 and float64; infinite where the tokens differ."""
     common.say("generate in float64 …")
     return [replace(session, rounding=rounding(double, session)) for session in sessions]
 
@@ -226,7 +226,7 @@ def rounding(double: Reference, session: Session) -> float:
 def natural(reference: Reference, session: Session) -> Session:
     """The session with the seed, of some tries, with which the model speaks longest and then ends by itself.
 
-    Random weights often say "begin" for ever. Where no try ends, "end of text" is the last token to say.
+    Random weights often generate "begin" for ever. If no try ends, "end of text" is forced as the last token.
     """
     request, found = replace(session.request, frames=NATURAL_TOKENS), []
     for seed in range(request.seed, request.seed + NATURAL_TRIES):
@@ -259,7 +259,7 @@ async def speak(client: SpeechClient, session: Session) -> Heard:
 
 
 async def listen(client: SpeechClient, request: Request, leave_after: int = 0, on_carry=None) -> Heard:
-    """The audio of one request; the client leaves after so many frames, if it is told to."""
+    """The audio of one request; if told to, the client leaves after this many frames."""
     pieces: list[bytes] = []
     leaving = common.leave_after(leave_after)
     stream = client.open(request, "closed", on_audio=pieces.append, on_chunk=leaving, on_carry=on_carry)
@@ -270,7 +270,7 @@ async def listen(client: SpeechClient, request: Request, leave_after: int = 0, o
 
 
 def difference(session: Session, heard: Heard) -> float:
-    """Largest absolute difference; infinite where audio is missing, too much, or none was told."""
+    """Largest absolute difference; infinite where audio is missing, too long, or was not sent."""
     expected = session.expected.audio
     if session.kind == CANCELLED:
         expected = expected[: len(heard.audio)]
@@ -334,7 +334,7 @@ def sessions_table(sessions: Sequence[Session], heard: Sequence[Heard], differen
 
 
 def said(session: Session) -> str:
-    """What was said in short: 3F E 2B F is three frames, end of speech, begin of speech twice, a frame; X ends all."""
+    """The tokens in short: 3F E 2B F is three frames, end of speech, begin of speech twice, a frame; X ends all."""
     tokens = session.expected.tokens
     if tokens.count(F) == session.request.frames:  # the X with which generate was stopped
         tokens = tokens[:-1]

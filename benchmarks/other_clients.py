@@ -1,4 +1,4 @@
-"""The tools that users would take instead, on the same server: tritonclient under gevent, and perf_analyzer."""
+"""Alternative tools on the same server: tritonclient under gevent, and perf_analyzer."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import numpy as np
 from harness import wire
 from harness.errors import ServerError
 
-WHEEL = "tritonclient==2.44.0"  # the last whose wheel holds perf_analyzer
+WHEEL = "tritonclient==2.44.0"  # the last whose wheel contains perf_analyzer
 MEASURED_MS = 4000
 
 
 def gevent_lateness(url: str, streams: int, seconds: float) -> dict[str, float]:
-    """Streams of 7.5 chunks a second through ``tritonclient`` in one gevent process, as a Locust user would hold one.
+    """Streams of 7.5 chunks/s through ``tritonclient`` in one gevent process, as a Locust user would hold one.
 
-    Chunk lateness of the last ``seconds`` (``p50_ms``, ``p99_ms``), and processor seconds per 1,000 chunks.
+    Chunk lateness of the last ``seconds`` (``p50_ms``, ``p99_ms``), and CPU seconds per 1,000 chunks.
     """
     code = f"import gevent_client; gevent_client.play({url!r}, {streams}, {seconds})"
     folders = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).resolve().parents[1])))
@@ -40,7 +40,7 @@ def gevent_lateness(url: str, streams: int, seconds: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Times:
-    """Mean times from the send of a request to its first and its last chunk."""
+    """Mean times from the sending of a request to its first and its last chunk."""
 
     first_ms: float
     last_ms: float
@@ -49,7 +49,7 @@ class Times:
 
 @contextmanager
 def perf_analyzer() -> Iterator[PerfAnalyzer]:
-    """The binary, unpacked from its wheel. Raises ServerError that says why where it cannot be had or cannot run."""
+    """The binary, unpacked from its wheel. Raises ServerError with the reason if it is unavailable or does not run."""
     with tempfile.TemporaryDirectory() as folder:
         tool = PerfAnalyzer(Path(folder))
         tool.fetch()
@@ -57,7 +57,7 @@ def perf_analyzer() -> Iterator[PerfAnalyzer]:
 
 
 class PerfAnalyzer:
-    """perf_analyzer in a folder, with the two libraries that it needs and pytriton's wheel has."""
+    """perf_analyzer in a folder, with two libraries that it needs from pytriton's wheel."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -86,14 +86,14 @@ class PerfAnalyzer:
                 (self.folder / name).symlink_to(found)
 
     def times(self, url: str, inputs: dict, users: int, frames: int) -> Times:
-        """Closed loop of so many users on the entry. ``inputs``: perf_analyzer's form of a request's tensors."""
+        """A closed loop of this many users on the entry. ``inputs``: perf_analyzer's form of a request's tensors."""
         data, profile = self.folder / "data.json", self.folder / "profile.json"
         data.write_text(json.dumps({"data": [inputs]}))
-        profile.unlink(missing_ok=True)  # perf_analyzer writes over nothing
+        profile.unlink(missing_ok=True)  # perf_analyzer does not overwrite files
         options = ["-m", wire.ENTRY, "-u", url, "-i", "grpc", "--streaming", "--async", "-r", "3", "-s", "50"]
         options += ["--concurrency-range", str(users), "-p", str(MEASURED_MS)]
         self._run(*options, "--input-data", str(data), "--profile-export-file", str(profile))
-        # The export holds the request's tensors as they are: no valid UTF-8.
+        # the export contains the request's raw tensors: it is not valid UTF-8
         experiment = json.loads(profile.read_bytes().decode("latin-1"), strict=False)["experiments"][0]
         asked = np.array([each["timestamp"] for each in experiment["requests"]])
         answered = np.array([each["response_timestamps"][:frames] for each in experiment["requests"]])
@@ -104,5 +104,5 @@ class PerfAnalyzer:
         environment = {**os.environ, "LD_LIBRARY_PATH": str(self.folder)}
         done = subprocess.run([self.binary, *options], env=environment, capture_output=True, text=True, timeout=120)
         if done.returncode:
-            said = (done.stderr or done.stdout).strip()[:300]  # what is wrong, then all of its options
+            said = (done.stderr or done.stdout).strip()[:300]  # the error, followed by all options
             raise ServerError(f"perf_analyzer ended with {done.returncode}: {said}")

@@ -1,4 +1,4 @@
-"""The same two works in Ciw and in SimPy: many servers with one line, and one server that all share."""
+"""The same two workloads in Ciw and in SimPy: many servers with one queue, and one server shared by all."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import simpy
 
 
 def ciw_servers(servers: int, rate_per_s: float, customers: int, seed: int) -> float:
-    """M/M/c with a mean service of a second: the mean wait."""
+    """M/M/c with a mean service time of one second: the mean wait."""
     return _ciw(servers, rate_per_s, customers, seed, {}, lambda record: record.waiting_time)
 
 
 def ciw_sharing(rate_per_s: float, customers: int, seed: int) -> float:
-    """M/M/1 with processor sharing and a mean work of a second: the mean stay."""
+    """M/M/1 with processor sharing and a mean work of one second: the mean sojourn time."""
     options = {"node_class": ciw.PSNode}
     return _ciw(math.inf, rate_per_s, customers, seed, options, lambda record: record.exit_date - record.arrival_date)
 
@@ -56,7 +56,7 @@ def simpy_servers(servers: int, rate_per_s: float, customers: int, seed: int) ->
 
 
 def simpy_sharing(rate_per_s: float, customers: int, seed: int) -> float:
-    """As ``ciw_sharing``: one process serves, on a clock of what each has got; an arrival interrupts it."""
+    """As ``ciw_sharing``: one process serves, on a clock of the work each has received; an arrival interrupts it."""
     rng, environment = np.random.default_rng(seed), simpy.Environment()
     clock, present, stays = 0.0, [], []
 

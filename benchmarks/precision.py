@@ -1,11 +1,12 @@
 """Fidelity of the stages in bfloat16 and float16 against float32, teacher-forced at early and late positions.
 
 The float32 stages speak some frames after a prompt of each length. The others get the same inputs at every stage and
-frame (latents, features, conditions and noise of the float32 stages), so an error is that of one stage and one frame,
-not of a loop that drifts. Errors are |x - reference| / |reference| over all frames of a position; token agreement is
-the share of frames whose most likely token of the four is the same. Weights are random unless a checkpoint is given.
+frame (latents, features, conditions and noise of the float32 stages), so that an error is that of one stage and one
+frame, not of a loop that drifts. Errors are |x - reference| / |reference| over all frames of a position; token
+agreement is the share of frames whose most likely token of the four is the same. Weights are random unless a checkpoint
+is given.
 
-Positions are compared one after another, the shortest first, each in every dtype: what ends early leaves whole rows.
+Positions are compared one after another, the shortest first, each in every dtype: an early end leaves complete rows.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ PROMPT_PART = 1024
 
 @dataclass
 class Frame:
-    """What one frame of the reference had as inputs and gave: all in float32 on the CPU, one row."""
+    """Inputs and outputs of one frame of the reference: all in float32 on the CPU, one row."""
 
     latent_before: torch.Tensor
     semantic_before: torch.Tensor
@@ -93,7 +94,7 @@ class Speaker:
         self.vocoder.close(0)
 
     def lead(self, frames: int, generator: torch.Generator) -> Iterator[Frame]:
-        """Speak frames, each fed the one before it."""
+        """Speak frames, each fed the previous one."""
         latent, semantic = torch.zeros(1, wire.LATENT_SIZE), torch.zeros(1, wire.SEMANTIC_SIZE)
         for _ in range(frames):
             noise = torch.randn(1, wire.LATENT_SIZE, generator=generator)
@@ -102,7 +103,7 @@ class Speaker:
             latent, semantic = frame.latent, frame.features
 
     def follow(self, reference: Frame) -> Frame:
-        """The same frame, each stage fed what the reference's stages gave."""
+        """The same frame, each stage fed the reference's inputs."""
         return self._frame(reference.latent_before, reference.semantic_before, reference.noise, reference)
 
     def _frame(self, latent_before, semantic_before, noise, given: Frame | None) -> Frame:
@@ -116,9 +117,9 @@ class Speaker:
 
 
 class Speakers:
-    """One speaker for each dtype, built when it is first asked for; ``make(dtype) -> Weights``.
+    """One speaker per dtype, built on first use; ``make(dtype) -> Weights``.
 
-    Where ``together`` is False, one of them is in memory at a time, and is built again when it is asked for again.
+    Where ``together`` is False, only one of them is in memory at a time, and is rebuilt when needed again.
     """
 
     def __init__(self, make: Callable[[str], Weights], positions: int, together: bool):
@@ -142,7 +143,7 @@ def compare(
     together: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[dict]:
-    """A finding for each position, from the shortest, and dtype. ``together``: all models are kept in memory."""
+    """One finding per position, from the shortest, and dtype. ``together``: all models are kept in memory."""
     began_s = clock()
     generator = torch.Generator().manual_seed(seed)
     speakers = Speakers(make, max(positions) + 3 * frames + 8, together)
@@ -156,7 +157,7 @@ def compare(
             yield {"dtype": dtype, "position": position, "frames": frames, **figures}
 
 
-# No name of ``compare`` holds a speaker: it would be in memory beside the next one.
+# ``compare`` holds no reference to a speaker, which would stay in memory beside the next one
 
 
 def _spoken(speakers: Speakers, prompt: torch.Tensor, frames: int, generator: torch.Generator) -> list[Frame]:
@@ -189,9 +190,9 @@ def _speaker(weights: Weights, positions: int) -> Speaker:
 
 
 def fit_together(preset: str, checkpoint: str, dtypes: Sequence[str], free_bytes: int) -> bool:
-    """Whether the models of float32 and of these dtypes take at most half of the free memory; the rest is for caches.
+    """Whether the models in float32 and these dtypes fit in half of the free memory; the rest is for caches.
 
-    False for a checkpoint, whose sizes are not known before it is read.
+    False for a checkpoint, whose sizes are unknown before it is read.
     """
     if checkpoint:
         return False

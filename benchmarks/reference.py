@@ -28,7 +28,7 @@ from harness.vibevoice.stages.released import released_config
 
 @dataclass(frozen=True)
 class Spoken:
-    """What ``generate`` gave: audio, float32 [frames x 3200], and the tokens that it said (wire.TOKEN_*)."""
+    """The output of ``generate``: audio, float32 [frames x 3200], and its tokens (wire.TOKEN_*)."""
 
     audio: np.ndarray
     tokens: tuple[int, ...]
@@ -37,7 +37,7 @@ class Spoken:
 class Reference:
     """The whole model of transformers, with the weights that the stages of a deployment build.
 
-    In float64 it tells how far ``generate`` in float32 is from itself, by rounding alone.
+    In float64 it shows how much ``generate`` in float32 differs by rounding alone.
     """
 
     def __init__(self, weights: Weights, voices: str = "", dtype: torch.dtype = torch.float32):
@@ -53,7 +53,7 @@ class Reference:
         self.prompts = prompt_builder(self.config, str(weights.checkpoint or ""), voices)
 
     def speak(self, request: Request, max_tokens: int | None = None) -> Spoken:
-        """The audio of a request, its session alone; ``max_tokens`` bounds a model that never ends by itself."""
+        """The audio of a request with its session alone; ``max_tokens`` limits a model that does not end by itself."""
         checked = self.prompts.request(request.script.encode(), request.speaker_ids, {wire.FRAMES: request.frames})
         ids = torch.tensor([[*checked.prompt.token_ids, self.config.audio_bos_token_id]])
         told = Told(self.special, request, len(ids[0]))
@@ -70,11 +70,11 @@ class Reference:
             )
         names = {token_id: token for token, token_id in self.special.items()}
         tokens = tuple(names[i] for i in answer.sequences[0, len(ids[0]) :].tolist())
-        audio = answer.audio[0]  # None where nothing was spoken
+        audio = answer.audio[0]  # None if nothing was spoken
         return Spoken(np.empty(0, np.float32) if audio is None else audio.flatten().numpy(), tokens)
 
     def _voice_inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
-        """Voice samples, padded to one length: waveforms [voices, 1, samples] and what of them is no padding."""
+        """Voice samples, padded to one length: waveforms [voices, 1, samples] and the mask of real samples."""
         if not prompt.voices:
             return {}
         samples = [torch.tensor(self.voices[voice]) for voice in prompt.voices]
@@ -86,7 +86,7 @@ class Reference:
 
     @contextlib.contextmanager
     def _given(self, told: Told, noise: Iterator[torch.Tensor]) -> Iterator[None]:
-        """For one call of ``generate``: this noise, these tokens, and voices encoded without noise of their own."""
+        """For one call of ``generate``: this noise, these tokens, and voices encoded without random noise."""
         model, randn, encode = self.model, torch.randn, self.model.model.audio_tower.encode
         own = lambda *args, **kw: LogitsProcessorList([*own_processors(model, *args, **kw), told])  # noqa: E731
         given = lambda *shape, **kw: next(noise).repeat(shape[0], 1) if shape[1:] == (64,) else randn(*shape, **kw)  # noqa: E731
@@ -101,16 +101,16 @@ class Reference:
 
 
 def own_processors(model, *args, **kw) -> list[LogitsProcessor]:
-    """What chooses the tokens of the model, without the guidance of text that a guidance scale switches on as well.
+    """The logits processors of the model, without the text guidance that a guidance scale also enables.
 
-    It is ``generate``'s own for every model: a third pass over bare token ids. The released code has no such thing.
+    That guidance is ``generate``'s own for every model: a third pass over bare token ids. The released code has none.
     """
     found = type(model)._get_logits_processor(model, *args, **kw)
     return [one for one in found if not isinstance(one, UnbatchedClassifierFreeGuidanceLogitsProcessor)]
 
 
 class Told(LogitsProcessor):
-    """Makes the model say what a request says: first ``say``; then frames, or what it likes; at last "end of text"."""
+    """Forces the tokens of a request: first ``say``; then frames, or the model's choice; finally "end of text"."""
 
     def __init__(self, special: dict[int, int], request: Request, prompt_tokens: int):
         self.special, self.request, self.prompt_tokens = special, request, prompt_tokens

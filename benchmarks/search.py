@@ -1,10 +1,11 @@
-"""A search against the whole grid: how good its best is, and how few points it measured; beside random and TPE.
+"""A search, random search and TPE compared with the whole grid: quality of the best point, and points measured.
 
 The spaces are emulated servers (search_spaces.py) whose every point is known without noise. A search sees a point as a
-trial of 2.5% noise shows it. Its best is the point that it believes best, valued by the truth.
+trial with 2.5% noise. Its best is the point that it estimates to be best, valued by the truth.
 
-Ours goes on past its share of points until it says that no untried point is likely to win by more than the margin (or
-has had three times its share); how often that statement is true is counted. Nothing was tuned on the space "held-out".
+Our search continues past its share of points until it states that no untried point is likely to win by more than the
+margin (or has used three times its share); the truth of those statements is counted. Nothing was tuned on the space
+"held-out".
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=common.whole(1, 1000), default=SEEDS, help="searches of every space")
     parser.add_argument("--share", type=common.real(0.01, 1), default=SHARE, help="most points, as a share of the grid")
     parser.add_argument(
-        "--margin", type=common.real(0.001, 0.5), default=MARGIN, help="by which a better point matters"
+        "--margin", type=common.real(0.001, 0.5), default=MARGIN, help="by which a better point counts as better"
     )
     parser.add_argument("--jobs", type=common.whole(1, 64), default=1, help="searches at one time")
     parser.add_argument("--only", type=common.several(str), default=[], help="names of spaces; left out = all")
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _searches(space: Emulated, kind: str, seeds: int, asked) -> list[dict]:
     common.say(f"{space.name}: {space.points.size} points of {space.figures}, searched by {kind} …")
-    assert len(space.truth) == space.points.size  # made once, before searches begin side by side
+    assert len(space.truth) == space.points.size  # built before concurrent searches start
     search = partial(_search, space.name, kind, asked.share, asked.margin)
     if asked.jobs == 1 or kind != "model":
         return [search(seed) for seed in range(seeds)]
@@ -67,7 +68,7 @@ def _searches(space: Emulated, kind: str, seeds: int, asked) -> list[dict]:
 
 
 def _search(name: str, kind: str, share: float, margin: float, seed: int) -> dict:
-    """One search: the true value of its best over the grid's when its share of points is spent, and what it stated."""
+    """One search: the true value of its best when its share is spent / the grid's best, and its final statement."""
     space = next(each for each in spaces() if each.name == name)
     most = int(space.points.size * share)
     aim = Aim(margin, SURE, most * LONGER if kind == "model" else most)

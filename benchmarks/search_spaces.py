@@ -40,10 +40,10 @@ _DELAYS = 0, 500, 1000, 2000, 5000, 10_000, 25_000
 
 @dataclass(frozen=True)
 class SpeechSlos:
-    """Frames a second at the most sessions that meet two SLOs, between the rungs of a ladder.
+    """Frames/s at the most sessions that meet two SLOs, interpolated between the rungs of a ladder.
 
     A step takes at most ``step_s``; first audio comes after ``prefill_s`` and the steps of a first chunk of
-    ``chunk_frames`` and one more, at most ``first_s`` in all.
+    ``chunk_frames`` and one more, at most ``first_s`` in total.
     """
 
     step_s: float = 0.12
@@ -66,7 +66,7 @@ SPEECH = SpeechSlos()
 
 @dataclass(frozen=True)
 class Emulated:
-    """A space, and the server that a point of it makes. ``figures``: where its times come from."""
+    """A space, and the server of each of its points. ``figures``: the source of its times."""
 
     name: str
     figures: str
@@ -81,7 +81,7 @@ class Emulated:
 
     @cached_property
     def rungs(self) -> list[list[Rung]]:
-        """The ladder of every point without noise; kept in a file until the code or the figures behind it change."""
+        """The ladder of every point without noise; cached in a file until the code or its figures change."""
         path = ROOT / ".harness" / f"truth-{self.name}-{_digest()}.pickle"
         if not path.exists():
             made = [
@@ -99,7 +99,7 @@ class Emulated:
         return np.array([self.slos.of(_step_time(ladder), self._chunk(n)) for n, ladder in enumerate(self.rungs)])
 
     def trial(self, number: int, seed: int) -> tuple[tuple[Rung, ...], float]:
-        """The ladder and the value of a point as one trial shows them; a trial of a seed always shows the same."""
+        """The ladder and the value of a point in one trial; a trial with the same seed is always the same."""
         rng = np.random.default_rng([seed, number])
         whole = math.exp(_TRIAL_NOISE * rng.standard_normal())
         noisy = [_slowed(rung, whole * math.exp(_RUNG_NOISE * rng.standard_normal())) for rung in self.rungs[number]]
@@ -118,13 +118,13 @@ class Emulated:
 
 
 def spaces(quick: bool = False) -> list[Emulated]:
-    """All spaces; of each only a part where ``quick``."""
+    """All spaces, reduced if ``quick``."""
     made = [_host(), _profile(), _device("1.5b", 8), _device("7b", 16), _chunks(), _held_out()]
     return made[:2] if quick else made
 
 
 def _host() -> Emulated:
-    """Stages as fitted in the sample run, on two cores that everything shares."""
+    """Stages as fitted in the sample run, on two cores shared by everything."""
     fit = Fit.of(json.loads(FIT.read_text())).deployments[2]
     times = {each.stage: each for each in fit.stages if isinstance(each, FittedStage)}
     batch_s = [_line(times[name].alpha_s, times[name].tau0_s) for name in wire.STAGES]
@@ -136,7 +136,7 @@ def _host() -> Emulated:
 
 
 def _profile() -> Emulated:
-    """Measured batch times, curves and steps as they are, a delay of its own at each stage, preferred batches."""
+    """Measured batch times with all their steps, a separate delay for each stage, preferred batches."""
     profile = Profile(PROFILE)
     batch_s = [
         _table(lambda b: 4e-3 * profile.step_ms([7600] * b)), _table(lambda b: 4e-3 * profile.denoise_ms([10] * b)),
@@ -150,7 +150,7 @@ def _profile() -> Emulated:
 
 
 def _device(preset: str, tile: int) -> Emulated:
-    """Stages at twice their roofline on one GPU, padded to whole tiles: stairs; instances slow each other down."""
+    """Stages at twice their roofline on one GPU, padded to whole tiles (steps); instances slow each other down."""
     space = {
         "delay_us": _DELAYS, "max_batch": (8, 16, 32, 64), f"{wire.LLM}.instances": (1, 2),
         f"{wire.DIFFUSION}.instances": (1, 2, 3),
@@ -180,7 +180,7 @@ def _roofline(preset: str, tile: int) -> tuple[list[np.ndarray], str]:
 
 
 def _chunks() -> Emulated:
-    """First audio is promised soon: large chunks save sends but start late; the best lies inside the space."""
+    """A tight SLO on first audio: large chunks save sends but start late; the best is inside the space."""
     profile = Profile(PROFILE)
     batch_s = [
         _table(lambda b: 3e-3 * profile.step_ms([7600] * b)), _table(lambda b: 3e-3 * profile.denoise_ms([10] * b)),
@@ -198,7 +198,7 @@ def _chunks() -> Emulated:
 
 
 def _held_out() -> Emulated:
-    """Not looked at while the search was made: two GPUs behind a small host that entry and hops share, soon audio."""
+    """Not used while developing the search: two GPUs behind a small host shared by entry and hops, early audio."""
     batch_s, figures = _roofline("1.5b", 4)
     space = {
         "chunk_frames": (1, 2, 4), "entry.instances": (1, 2, 4), f"{wire.DIFFUSION}.delay_us": (0, 2000, 10_000),
@@ -235,7 +235,7 @@ def _line(alpha_s: float, tau0_s: float) -> np.ndarray:
 
 
 def _table(seconds: Callable[[int], float]) -> np.ndarray:
-    """Seconds of batches up to the most sessions; that of none is not used."""
+    """Seconds of batches up to the most sessions; that of size 0 is not used."""
     return np.array([0.0, *(seconds(batch) for batch in range(1, SESSIONS[-1] + 1))])
 
 
@@ -249,7 +249,7 @@ def _digest() -> str:
 
 
 def _part(knob: str, value) -> dict:
-    """What a value sets; a bare knob is that of all stages."""
+    """What a value sets; a bare knob applies to all stages."""
     return {f"{stage}.{knob}": value for stage in wire.STAGES} if knob in _DEFAULTS else {knob: value}
 
 

@@ -1,6 +1,6 @@
-"""Kills and stops each process of `harness serve` at each phase, and judges what clients and the user are told.
+"""Kills and stops each process of `harness serve` in each phase, and judges what clients and the user are told.
 
-After each fault: is every message true, does the server answer again within 15 s, and what is left behind (processes,
+After each fault: is every message true, does the server respond again within 15 s, and what is left behind (processes,
 shared memory, keys, state files, ports, temporary folders)? "stop" is SIGSTOP for 6 s, then SIGCONT.
 """
 
@@ -44,20 +44,20 @@ EXAMPLE = "python benchmarks/server_faults.py --topology fused --only 'kill vibe
 TRITON, SERVE = "tritonserver", "harness serve"
 START, PREFILL, SPEECH, RELOAD, STOP = "start", "prefill", "speech", "reload", "stop"
 KILL, PAUSE = "kill", "stop"
-PAUSE_S = 6.0  # beyond the 3 s after which a stage's process is killed, below a client's limit of silence
+PAUSE_S = 6.0  # longer than the 3 s after which a stage's process is killed, shorter than a client's silence limit
 BACK_S, PATIENCE_S = 15.0, 90.0
 UNCLEAR = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|\.py\b|perhaps|probably|may have|, or the way")
-GONE = r"went away|no Triton answers|the server is being stopped"
+GONE = r"ended the connection|no Triton answers|the server is stopping"
 SHARED, TEMPORARY = Path("/dev/shm"), Path("/tmp")
 LONG = "Speaker 1: " + "It is early, and the market has not opened yet. " * 2_000
 SHORT = "Speaker 1: It is early."
-VALUES = itertools.cycle((7, 8))  # of a knob: each reload changes it
+VALUES = itertools.cycle((7, 8))  # of a knob, so that each reload changes it
 KNOBS = {wire.STAGED: f"{wire.LLM}.delay_us", wire.FUSED: "engine.max_batch"}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One process, what is done to it, and when."""
+    """One process, the fault, and its phase."""
 
     topology: str
     blow: str
@@ -75,19 +75,19 @@ class Kind:
 
 @dataclass
 class Seen:
-    """What came of a fault. ``untrue`` and ``left`` hold a phrase for each thing that is wrong."""
+    """The outcome of a fault. ``untrue`` and ``left`` have a phrase for each violation."""
 
     kind: Kind
     told: str = ""  # to the client
     said: str = ""  # by `harness serve`
     back_s: float | None = None
-    heard_s: float | None = None  # from the fault until the client was told
+    heard_s: float | None = None  # from the fault until the client got an error
     untrue: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
 
 def kinds_of(topology: str) -> list[Kind]:
-    """Those that a server survives first: they share one."""
+    """The kinds of faults, those that a server survives first: they share one server."""
     stages = [model for model in wire.TOPOLOGIES[topology] if model not in (wire.ENTRY, wire.FRAME)]
     models = [wire.ENTRY, *stages]
     frame_path = [model for model in models if model != wire.VOICE]
@@ -110,7 +110,7 @@ def kinds_of(topology: str) -> list[Kind]:
 
 
 class Serve:
-    """`harness serve` as a user starts it, what it prints, and all that belongs to it."""
+    """`harness serve` as a user starts it, its output, and everything that belongs to it."""
 
     def __init__(self, topology: str):
         self.topology, self.began_s = topology, time.time()
@@ -125,14 +125,14 @@ class Serve:
         self.ports: list[int] = []
 
     def said(self) -> str:
-        """What it printed since the last fault."""
+        """Its output since the last fault."""
         return " ".join(self.output.read_text(errors="replace").split())[self.judged :]
 
     def next_fault(self) -> None:
         self.judged += len(self.said())
 
     def look(self) -> list[psutil.Process]:
-        """Its processes now; all that there ever were are kept."""
+        """Its processes now; all that ever existed are remembered."""
         with contextlib.suppress(psutil.Error):
             self.family |= {p.pid: p for p in psutil.Process(self.process.pid).children(recursive=True)}
         return [p for p in self.family.values() if is_alive(p.pid)]
@@ -152,7 +152,7 @@ class Serve:
         return max(found, key=lambda each: each[0])[1] if found else None  # an older one is being unloaded
 
     def ready(self) -> bool:
-        """Whether it serves; waits for that, or for its end."""
+        """Whether it serves; waits until it does, or ends."""
         deadline = time.monotonic() + 2 * PATIENCE_S
         while self.process.poll() is None and time.monotonic() < deadline:
             if found := re.search(r"at (127\.0\.0\.1:(\d+)) \(gRPC\), metrics at \S+?:(\d+)/", self.said()):
@@ -184,7 +184,7 @@ class Serve:
         return None
 
     def end(self) -> None:
-        """Whatever came before: nothing of it runs on."""
+        """End everything that still runs of it."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             self.wait(20)
@@ -196,19 +196,19 @@ class Serve:
         self.process.wait()
         self.output.unlink(missing_ok=True)
         for log in (ROOT / ".harness").glob(f"triton-{self.process.pid}-*.log"):
-            log.unlink()  # it is kept for the user, on purpose
+            log.unlink()  # kept for the user on purpose
 
 
 @functools.cache
 def loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all streams: gRPC knows one in a process."""
+    """The event loop of all streams: gRPC supports one per process."""
     made = asyncio.new_event_loop()
     threading.Thread(target=made.run_forever, daemon=True).start()
     return made
 
 
 class Client:
-    """One stream, beside this thread."""
+    """One stream in a background thread."""
 
     def __init__(self, url: str, script: str, frames: int = 30_000, **more):
         self.url, self.heard, self.ended_s, self.result = url, 0, 0.0, None
@@ -229,7 +229,7 @@ class Client:
         wait_for(lambda: self.heard >= chunks or self.result, "speech")
 
     def finish(self, seconds: float) -> Result | None:
-        """Its result; it is left where it still speaks after so long."""
+        """Its result; abandoned if it still speaks after ``seconds``."""
         concurrent.futures.wait([self._task], seconds)
         if self.result is None and self._stream is not None:
             loop().call_soon_threadsafe(self._stream.stop, Outcome.CANCELLED)
@@ -246,7 +246,7 @@ def wait_for(holds, what: str, seconds: float = PATIENCE_S) -> None:
 
 
 def strike(kind: Kind, victim: psutil.Process) -> None:
-    """Kill it, or stop it for a while."""
+    """Kill the process, or stop it for a while."""
     if kind.blow == KILL:
         victim.kill()
         return
@@ -358,12 +358,12 @@ def expect(seen: Seen, holds: bool, otherwise: str) -> None:
 
 
 def died_with(kind: Kind, serve: Serve) -> bool:
-    """Whether Triton ended when one of its processes was killed: one that holds a lock of both takes it along."""
+    """Whether Triton crashed because one of its processes was killed while it held a shared lock."""
     return kind.process not in (TRITON, SERVE) and "tritonserver ended by signal 6" in serve.said()
 
 
 def judge_client(kind: Kind, serve: Serve, result: Result | None, seen: Seen) -> None:
-    """What the client was told must name the process that was struck, and hold no guess; else its stream goes on."""
+    """The client's message must name the failed process, without guessing; otherwise its stream must continue."""
     if result is None:
         seen.untrue.append("the client was told nothing")
         return
@@ -371,7 +371,7 @@ def judge_client(kind: Kind, serve: Serve, result: Result | None, seen: Seen) ->
     if result.outcome is not Outcome.ERROR:
         return
     named = GONE if kind.process in (TRITON, SERVE) or died_with(kind, serve) else f"{kind.process} ended"
-    if kind.phase == RELOAD:  # the model that is loaded ends too
+    if kind.phase == RELOAD:  # a reload also ends the model's old processes
         named = f"{named}|{wire.LLM} ended|{wire.ENTRY} ended"
     expect(seen, bool(re.search(named, result.error)), f"client told {result.error!r}")
     expect(seen, not UNCLEAR.search(result.error), f"unclear: {result.error!r}")
@@ -385,12 +385,12 @@ def judge_loading(kind: Kind, error: str | None, seen: Seen) -> None:
 
 
 def judge_serve(kind: Kind, serve: Serve, seen: Seen) -> None:
-    """A user who looks at `harness serve` learns of a process that was started again."""
+    """A user who looks at `harness serve` learns of a process that was restarted."""
     expect(seen, serve.process.poll() is None, "it ended")
     if kind.process == SERVE or (kind.process, kind.blow) == (TRITON, PAUSE):
         return
     if kind.process == TRITON or died_with(kind, serve):
-        expect(seen, "tritonserver was started again" in serve.said(), "it does not say that it started Triton again")
+        expect(seen, "tritonserver was restarted" in serve.said(), "it does not say that it restarted Triton")
         expect(seen, kind.process != TRITON or "signal 9" in serve.said(), "it does not say how Triton ended")
         return
     if kind.phase == RELOAD:  # the process that was struck is replaced anyway
@@ -398,11 +398,11 @@ def judge_serve(kind: Kind, serve: Serve, seen: Seen) -> None:
     wait_s = time.monotonic() + 3
     while f"{kind.process} ended" not in serve.said() and time.monotonic() < wait_s:
         time.sleep(0.1)
-    expect(seen, f"{kind.process} ended" in serve.said(), f"it does not say that {kind.process} was started again")
+    expect(seen, f"{kind.process} ended" in serve.said(), f"it does not say that {kind.process} was restarted")
 
 
 def judge_end(kind: Kind, serve: Serve, seen: Seen) -> None:
-    """Of a server that ended by a fault: what the user reads."""
+    """Judge what the user reads when a fault ended the server."""
     seen.said = serve.said()
     expect(seen, "Traceback" not in seen.said, "a stack trace")
 
@@ -434,7 +434,7 @@ def holdings(serve: Serve) -> dict[str, int]:
 
 
 def judge_holdings(before: dict[str, int], serve: Serve, seen: Seen) -> None:
-    """Nothing more is held than before, within the time in which a server is back."""
+    """No more is held than before, within the time limit for recovery."""
     deadline = time.monotonic() + BACK_S
     while any(now > before[what] for what, now in holdings(serve).items()) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -442,7 +442,7 @@ def judge_holdings(before: dict[str, int], serve: Serve, seen: Seen) -> None:
 
 
 def judge_left(kind: Kind, serve: Serve, seen: Seen) -> None:
-    """Of a server that has ended. Files that only the next start can remove are judged after it has looked."""
+    """Judge what a server left. Files that only the next start can remove are checked after that start."""
     deadline = time.monotonic() + BACK_S
     while (serve.look() or serve.shared() or serve.folders) and time.monotonic() < deadline:
         if not serve.look() and kind.process == SERVE and kind.blow == KILL:
@@ -459,7 +459,7 @@ def judge_left(kind: Kind, serve: Serve, seen: Seen) -> None:
 
 
 def environments(serve: Serve) -> list[Path]:
-    """Folders that Triton made while this server started; another server's that is just starting is given time."""
+    """Folders created by Triton while this server started; those of another starting server get time to disappear."""
 
     def made() -> list[Path]:
         found = []
@@ -479,7 +479,7 @@ PHASES = {START: while_starting, STOP: while_stopping}
 
 
 def suffer(kinds: Sequence[Kind]) -> Iterator[Seen]:
-    """Every kind in turn; those that a server survives share it with the one before."""
+    """Every kind in turn; kinds that a server survives share it with the previous one."""
     serve = None
     try:
         for kind in kinds:
@@ -508,7 +508,7 @@ def suffer(kinds: Sequence[Kind]) -> Iterator[Seen]:
 
 
 def finish(kind: Kind, serve: Serve, seen: Seen) -> None:
-    """End a server as its user would, or let it end by itself; judge its last words and what it leaves."""
+    """End a server as its user would, or let it end by itself; judge its last messages and what it leaves."""
     if serve.process.poll() is None:
         if not kind.ends_server:
             serve.process.send_signal(signal.SIGINT)
@@ -537,7 +537,7 @@ def report(rows: Sequence[Seen]) -> int:
         "left_behind": sum(bool(seen.left) for seen in rows),
         "back_s_max": most(seen.back_s for seen in rows),
         "told_s_max": most(seen.heard_s for seen in rows),
-        "load_per_core": os.getloadavg()[1] / (os.cpu_count() or 1),  # of a busy host, no start is within 15 s
+        "load_per_core": os.getloadavg()[1] / (os.cpu_count() or 1),  # on a busy host no start takes less than 15 s
         "rows": [dataclasses.asdict(seen) for seen in rows],
     }
     common.finish(table, figures)

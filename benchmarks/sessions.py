@@ -1,9 +1,9 @@
 """Sessions of the served ensemble: admission, cancellation, leaks, and the cost of a warm start.
 
-admission     more sessions than the KV limit has room for, at once: who is served, who waits, who is told "busy"
+admission     more sessions than the KV limit allows, at once: which are served, wait, or are rejected as busy
 cancellation  clients that leave: frames, or parts of a prompt, that a stage still executed for them
 leak          thousands of sessions opened and dropped: memory of every server process before and after
-warm          frame steps after `start_frame` against those of a session that really got there
+warm          frame steps after `start_frame` compared with those of a session that really got there
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from harness.vibevoice.stages.llm import LLMStage
 from harness.vibevoice.stages.presets import Weights
 
 ROOM_FOR = 6  # sessions that the KV limit of the admission part holds
-PAST_FRAMES = 5_000  # of each of them: their room is really written to, which shows in memory
+PAST_FRAMES = 5_000  # of each of them: their memory is really written, and visible as resident
 WAITING_S = 60.0
-AT_ONCE = 32  # sessions under way in the leak part
+AT_ONCE = 32  # concurrent sessions in the leak part
 QUIET_S = 0.15  # without a new execution, after which the counts are final
 SETTLE_S = 3.0
-WARM_UP = 1_024  # sessions before the first look at memory
-WARM_BLOCK = 50  # steps of one session before it is the other one's turn
+WARM_UP = 1_024  # sessions before the first memory sample
+WARM_BLOCK = 50  # steps of one session before switching to the other one
 MOST_AFTER_CANCEL = 2
 KV_HELD = "kv_held_after_mib"  # by sessions that have all ended
 MUST_BE_NONE = ("_failed", KV_HELD)
@@ -86,7 +86,7 @@ def room_bytes(preset: str, request: Request) -> int:
 
 @dataclass
 class Wave:
-    """What became of sessions that were all asked for at once."""
+    """The outcomes of sessions that were all requested at once."""
 
     results: list[Result] = field(default_factory=list)
     peak_mib: float = 0.0  # of the LLM stage's process, above what it had before
@@ -95,7 +95,7 @@ class Wave:
         return [one for one in self.results if one.outcome is Outcome.DONE]
 
     def waited(self) -> list[Result]:
-        """Those whose audio began after another one had ended: all were sent at the same moment."""
+        """Those whose audio started after another one had ended: all were sent at the same moment."""
         first_end = min((one.ended_ns for one in self.served()), default=0)
         return [one for one in self.served() if one.chunks.received_ns[0] > first_end]
 
@@ -107,7 +107,7 @@ class Wave:
 
 
 def admission(options) -> Part:
-    """Two waves: a line that is too short for all, and a line in which the wait is too long for some."""
+    """Two waves: a queue too short for all, and a queue in which the wait is too long for some."""
     frames = 20 if options.quick else 60
     asked = common.request("a", frames, start_frame=PAST_FRAMES)
     room = room_bytes(options.preset, asked)
@@ -141,7 +141,7 @@ async def wave(server: TritonServer, asked: Request, count: int) -> Wave:
 
 
 def kv_held_mib(server: TritonServer) -> float:
-    """KV cache that is held although every session has ended."""
+    """KV cache that is still held although every session has ended."""
     time.sleep(0.5)
     return kv_limit_bytes(server) / 2**20 - free_mib(server)
 
@@ -180,7 +180,7 @@ def admission_figures(waves: dict[str, Wave], limit_bytes: int, held: float) -> 
 
 
 def cancellation(options) -> Part:
-    """One session at a time on a quiet server: what the stages executed beyond what the client had heard."""
+    """One session at a time on a quiet server: what the stages executed beyond what the client had received."""
     rng = np.random.default_rng(options.seed)
     leavers = options.leavers or (6 if options.quick else 60)
     with common.served(options.preset) as server:
@@ -200,12 +200,12 @@ def cancellation(options) -> Part:
 
 
 async def leave_in_frames(server: TritonServer, leave_after: Sequence[int]) -> dict[str, list[int]]:
-    """Frames that each stage executed beyond those that had been heard, by leaver; one of them was in flight."""
+    """Frames that each stage executed beyond those received, by leaving client; one of them was in flight."""
     beyond: dict[str, list[int]] = {f"frames of {stage}": [] for stage in wire.STAGES}
     async with SpeechClient(server.url) as client:
         await executed(server, client, 3, leave_after=0)
         whole = await executed(server, client, 5, leave_after=0)
-        beside = {stage: whole[stage] - 5 for stage in wire.STAGES}  # calls that open, read the prompt and close
+        beside = {stage: whole[stage] - 5 for stage in wire.STAGES}  # calls other than frames
         for heard in leave_after:
             found = await executed(server, client, 5_000, heard)
             for stage in wire.STAGES:
@@ -216,7 +216,7 @@ async def leave_in_frames(server: TritonServer, leave_after: Sequence[int]) -> d
 
 
 async def executed(server: TritonServer, client: SpeechClient, frames: int, leave_after: int) -> dict[str, int]:
-    """Requests that each stage served for one session; the client leaves when it has heard so many frames."""
+    """Requests that each stage served for one session; the client leaves after this many frames."""
     before = common.counts(server)
     leaving = common.leave_after(leave_after)
     result = await client.open(common.request("c", frames), "closed", on_chunk=leaving).run()
@@ -227,7 +227,7 @@ async def executed(server: TritonServer, client: SpeechClient, frames: int, leav
 
 
 async def settled(server: TritonServer) -> dict:
-    """Triton's counts when no stage has anything to do any more."""
+    """Triton's counts once no stage is busy."""
     last, now = None, common.counts(server)
     while now != last:
         await asyncio.sleep(QUIET_S)
@@ -236,7 +236,7 @@ async def settled(server: TritonServer) -> dict:
 
 
 async def leave_in_prompts(server: TritonServer, after_s: Sequence[float]) -> list[int]:
-    """Parts of a prompt that were read after the client had left, by leaver; one of them was in flight."""
+    """Parts of a prompt that were read after the client had left, by client; one of them was in flight."""
     script, closing, beyond = "Speaker 1: " + "word " * 12_000, 1, []
     async with SpeechClient(server.url) as client:
         for wait_s in after_s:
@@ -247,7 +247,7 @@ async def leave_in_prompts(server: TritonServer, after_s: Sequence[float]) -> li
             stream.stop(Outcome.CANCELLED)
             result = await speaking
             read = (await settled(server))[wire.LLM].requests - at_leave - closing
-            if not len(result.chunks):  # else the prompt had been read before it left
+            if not len(result.chunks):  # otherwise the prompt was read before it left
                 beyond.append(read)
     return beyond
 
@@ -256,7 +256,7 @@ async def leave_in_prompts(server: TritonServer, after_s: Sequence[float]) -> li
 
 
 def leak(options) -> Part:
-    """Memory after a warm-up and after each quarter; the KV limit has room for little more than those at once."""
+    """Memory after a warm-up and after each quarter; the KV limit allows little more than the concurrent sessions."""
     count = options.count or (128 if options.quick else 10_000)
     room = room_bytes(options.preset, common.request("a", 2 * AT_ONCE))
     limit = {f"{wire.LLM}.kv_limit_bytes": str(2 * AT_ONCE * room)}
@@ -294,14 +294,14 @@ def leak_figures(looks: Sequence[dict[str, float]], endings: Sequence[Result], h
 
 
 async def all_at_once(server: TritonServer) -> None:
-    """As many as there will ever be side by side, so that every stage has seen its largest batch."""
+    """The largest number of concurrent sessions, so that every stage has run its largest batch."""
     async with SpeechClient(server.url) as client:
         requests = [common.request("w", 2 * AT_ONCE, seed=seed) for seed in range(AT_ONCE)]
         await asyncio.gather(*(client.speak(one, "closed") for one in requests))
 
 
 async def drop_many(server: TritonServer, rng: np.random.Generator, count: int) -> list[Result]:
-    """Sessions opened and dropped: some while the prompt is read, most in frames, some spoken to the end."""
+    """Open and drop sessions: some while the prompt is read, most in frames, some spoken to the end."""
     places = asyncio.Semaphore(AT_ONCE)
     plans = [(rng.random(), int(rng.integers(1, 6)), float(rng.uniform(0, 0.05)), seed) for seed in range(count)]
 
@@ -336,7 +336,7 @@ def leak_table(looks: Sequence[dict[str, float]], count: int) -> Table:
 
 
 def warm(options) -> Part:
-    """Steps of the LLM stage at equal context, in this process: block by block, one session and then the other."""
+    """Steps of the LLM stage at equal context, in this process, alternating between the two sessions in blocks."""
     start = options.start_frame or (300 if options.quick else 20_000)
     blocks = 2 if options.quick else 10
     stage = LLMStage(Weights(options.preset))

@@ -1,7 +1,7 @@
-"""The simulator of pools: sessions a second beside Ciw and SimPy, on one core; closed forms; and a week of traffic.
+"""The pool simulator: speed in sessions/s beside Ciw and SimPy, on one core; closed forms; and a week of traffic.
 
-Ciw and SimPy come with `pip install '.[bench]'`. All simulators draw their own traffic in the time that is taken; the
-best of three runs counts. The week: mixed traffic with its days and nights, KV memory, a bounded queue and failures.
+Ciw and SimPy come with `pip install '.[bench]'`. All simulators generate their traffic within the measured time; the
+best of three runs counts. The week: mixed traffic with its daily cycle, KV memory, a bounded queue and failures.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LIMITS = {each.name: {"ttfa_s": 2.0, "rtf": 0.9, "stall_s": 0.1} for each in MIX
 
 @dataclass(frozen=True)
 class Work:
-    """What all three simulators do: a name, the theory's figure, and by simulator a run of so many customers."""
+    """The task of all three simulators: a name, the theoretical figure, and by simulator a run of n customers."""
 
     name: str
     expected: float
@@ -114,7 +114,7 @@ def timed(once: Callable[[int, int], float], count: int, seed: int) -> tuple[flo
 
 
 def errors(sessions: int, replications: int, seed: int) -> list[tuple[closed_forms.Form, Estimate]]:
-    """Every closed form with the relative error of the simulated figure, and the interval that chance leaves it."""
+    """Every closed form with the relative error of the simulated figure, and its confidence interval."""
     found = []
     for number, form in enumerate(closed_forms.forms()):
         common.say(f"{form.name}: {replications} x {sessions:,} …")
@@ -125,7 +125,7 @@ def errors(sessions: int, replications: int, seed: int) -> list[tuple[closed_for
 
 
 def week(seconds: float, rate_per_s: float, devices: int, seed: int) -> tuple[float, PoolResult]:
-    """Seconds taken, and what was seen: 60 ms + 2 ms a session and 0.1 µs a token; 120 GB for KV caches a device."""
+    """Seconds taken, and the result: 60 ms + 2 ms per session and 0.1 µs per token; 120 GB for KV caches per device."""
     rng = np.random.default_rng(seed)
     windows = max(int(seconds // 3600), 1)
     batches = windows // 24 if windows % 24 == 0 else 1

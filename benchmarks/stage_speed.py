@@ -1,8 +1,8 @@
-"""Compute of one frame step: the stages together, without Triton, against transformers' ``generate`` as it stands.
+"""Compute time of one frame step: the stages together, without Triton, compared with transformers' ``generate``.
 
-Same weights, one thread, one process, in turn: medians of several rounds of both. ``generate`` is a static batch
-from an equal prompt, its cost per step the difference of a long and a short call. The floor is what this thread
-would take for the step's operations at the throughput of one large matrix product (see
+Same weights, one thread, one process, alternating: medians of several rounds of both. ``generate`` is a static batch
+from an equal prompt, its cost per step the difference of a long and a short call. The floor is the time that this
+thread would need for the step's operations at the throughput of one large matrix product (see
 harness.vibevoice.profiling.roofline).
 """
 
@@ -36,7 +36,7 @@ class Stages:
         self.llm, self.diffusion, self.vocoder = LLMStage(weights), DiffusionStage(weights), VocoderStage(weights)
 
     def step_ms(self, sessions: int, prompt_tokens: int, frames: int) -> np.ndarray:
-        """Median milliseconds of each stage over ``frames`` steps of so many sessions in one batch."""
+        """Median milliseconds of each stage over ``frames`` steps of this many sessions in one batch."""
         ids = list(range(sessions))
         self._open(ids, prompt_tokens, frames + _WARM_STEPS)
         feedback = torch.zeros(sessions, wire.LATENT_SIZE), torch.zeros(sessions, wire.SEMANTIC_SIZE)
@@ -69,7 +69,7 @@ class Stages:
 
 
 class Generate:
-    """``generate`` made to speak frames, with its own noise and its own cache."""
+    """``generate`` forced to speak frames, with its own noise and its own cache."""
 
     def __init__(self, weights: Weights):
         self.model = full_model(weights)
@@ -111,7 +111,7 @@ def prompt(sessions: int, tokens: int) -> torch.Tensor:
 
 
 def thread_gflop_s() -> float:
-    """What one large float32 matrix product reaches on this thread."""
+    """Throughput of one large float32 matrix product on this thread, in GFLOP/s."""
     square = torch.randn(1024, 1024)
     taken = []
     for _ in range(7):

@@ -1,7 +1,7 @@
-"""A stand-in for a card whose profile nobody has measured.
+"""A synthetic profile of a card that nobody has measured.
 
-Its times are lines: of batch, context and prompt. They are made up, above what hops take on a small host: a card that
-some 25 sessions of a few minutes fill.
+Its times are lines over batch, context and prompt. They were chosen above what hops take on a small host: some 25
+sessions of a few minutes saturate the card.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from harness import wire
 
 NAME = "stand-in card"
-# Milliseconds: of a batch, of each session in it; and of each token of context of a session.
+# milliseconds: per batch, per session in it; and per token of context of a session
 TIMES_MS = {wire.LLM: (3.0, 1.0), wire.DIFFUSION: (5.0, 0.8), wire.VOCODER: (3.0, 1.2)}
 TOKEN_MS = 0.00008
 _BATCHES, _CONTEXTS, _PROMPTS = (1, 2, 4, 8, 16, 32, 64), (0, 10_000, 120_000), (64, 1024, 4096)
 
 
 def profile() -> dict:
-    """As ``harness profile`` would write it; its device says what it is."""
+    """The profile in the format of ``harness profile``; its device name says what it is."""
     llm_ms, session_ms = TIMES_MS[wire.LLM]
     return {
         "schema": 1,

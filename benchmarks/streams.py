@@ -1,4 +1,4 @@
-"""Loads that the benchmarks of the instrument put on a timetable server, and what one of them shows."""
+"""Loads for the benchmarks of the load generator on a timetable server, and their measurement."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Caller(SpeechUser):
 
 @dataclass(frozen=True)
 class Held:
-    """What was seen of ``streams`` streams in a window. ``complete``: chunks received of those of the timetable."""
+    """Figures of ``streams`` streams in a window. ``complete``: chunks received / chunks of the timetable."""
 
     streams: int
     p50_ms: float
@@ -56,7 +56,7 @@ class Held:
 
 
 def hold(server: TimetableServer, streams: int, seconds: float) -> Held:
-    """Keep so many streams on one reader process; look at the last ``seconds``."""
+    """Hold this many streams on one reader process; measure the last ``seconds``."""
     pool = ReaderPool(server.url)
     start_ns = time.monotonic_ns() + 500_000_000
     frames = round((SPREAD_S + seconds + 5) * wire.FRAMES_PER_SECOND)
@@ -91,7 +91,7 @@ def seen(results: Sequence[Result], from_ns: int, to_ns: int, used: dict[str, fl
 
 
 def cpu_s(server: TimetableServer, pool: ReaderPool) -> dict[str, float]:
-    """Processor seconds used so far by the server with its model, and by the reader."""
+    """CPU seconds used so far by the server with its model, and by the reader."""
     main = psutil.Process(server.pid)
     return {
         "server": sum(sum(one.cpu_times()[:2]) for one in (main, *main.children(recursive=True))),
@@ -100,7 +100,7 @@ def cpu_s(server: TimetableServer, pool: ReaderPool) -> dict[str, float]:
 
 
 def pool_delay_p99_ms(server: TimetableServer, seconds: float) -> float:
-    """Schedule delay of requests of two seconds that a ReaderPool is given half a second ahead."""
+    """Schedule delay of requests of two seconds handed to a ReaderPool half a second ahead."""
     pool = ReaderPool(server.url)
     start_ns, tickets = time.monotonic_ns() + 1_000_000_000, []
     for number in range(round(seconds * STARTS_PER_S)):
@@ -112,7 +112,7 @@ def pool_delay_p99_ms(server: TimetableServer, seconds: float) -> float:
 
 
 def locust_delay_p99_ms(server: TimetableServer, seconds: float) -> float:
-    """The same of a run of Locust itself, with everything that it does beside."""
+    """The same for a run of Locust itself, with everything else that it does."""
     with tempfile.TemporaryDirectory() as folder:
         file, records = Path(folder) / "locustfile.py", Path(folder) / "records"
         file.write_text(LOCUSTFILE)
@@ -128,7 +128,7 @@ def delay_p99_ms(results: Sequence[Result]) -> float:
 
 
 def loop_times(server: TimetableServer) -> Times:
-    """A closed loop of USERS, as perf_analyzer is asked for one."""
+    """A closed loop of USERS, equal to that of perf_analyzer."""
     pool, results, stop_s = ReaderPool(server.url), [], time.monotonic() + LOOP_S
 
     def user() -> None:
@@ -159,16 +159,16 @@ def sleep_until(at_ns: int) -> None:
 
 
 class Patience:
-    """Measures while other work on the machine rests, as far as a budget of waiting allows.
+    """Measures while other work on the machine rests, within a budget of waiting time.
 
-    ``others_cores``: the most that others took during a measurement that counts.
+    ``others_cores``: the most that others used during a measurement that counts.
     """
 
     def __init__(self, left_s: float):
         self.left_s, self.others_cores = left_s, 0.0
 
     def measured(self, once: Callable[[], object]):
-        """What ``once`` gives, begun when the machine is quiet; given up and repeated where it did not stay so."""
+        """The result of ``once``, started when the machine is quiet, and repeated if it did not stay quiet."""
         while True:
             self._wait()
             began_s, others_s = time.monotonic(), _others_cpu_s()
@@ -186,7 +186,7 @@ class Patience:
 
 
 def _others_cpu_s() -> float:
-    """Processor seconds used so far on this machine by all that is not of this process and its children."""
+    """CPU seconds used so far on this machine by all other processes."""
     times = psutil.cpu_times()
     own = sum(os.times()[:4])
     for child in psutil.Process().children(recursive=True):

@@ -1,8 +1,8 @@
-"""What a sweep costs on the real server: each kind of configuration change, a trial's own overhead, and the whole.
+"""The cost of a sweep on the real server: each kind of configuration change, a trial's own overhead, and the whole.
 
-change  from one deployment to the next by reloading what differs, until a request has been served under it
+change  from one deployment to the next by reloading what differs, until a request has been served
 trial   a ladder through Locust and its records: wall time beyond the seconds in which load was held
-answer  from the start of a run to its signed answer, as stored runs tell it (--run; default: the sample run)
+answer  from the start of a run to its signed answer, from stored runs (--run; default: the sample run)
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
 def parser() -> common.Parser:
     made = common.Parser(__doc__, "python benchmarks/sweep_cost.py --repeats 5")
     made.add_argument("--repeats", type=common.whole(1, 99), help="of each change; their median counts (default: 3)")
-    made.add_argument("--run", type=Path, default=SAMPLE, help="a finished run to tell the whole time of")
+    made.add_argument("--run", type=Path, default=SAMPLE, help="a finished run whose total time is reported")
     return made
 
 
@@ -96,9 +96,9 @@ def overhead_s(driver: Driver, repeat: int, quick: bool) -> float:
 
 
 def answer_of(run: Run) -> dict[str, float]:
-    """What a stored run took, and how much of it was load: seconds, and its trials."""
+    """Total duration of a stored run, how much of it was load, in seconds, and its number of trials."""
     if not run.manifest.finished_at:
-        raise ServerError(f"{run.path} is not finished: run it again, or give another with --run")
+        raise ServerError(f"{run.path} is not finished: start it again to resume, or give another with --run")
     times = [datetime.fromisoformat(at) for at in (run.manifest.created_at, run.manifest.finished_at)]
     trials = run.trials()
     held = sum((rung.end_ns - rung.start_ns) / 1e9 for trial in trials for rung in trial.rungs)

@@ -1,8 +1,8 @@
 """Faults injected into a sweep: what each cost in trials, and whether the answer is the undisturbed one's.
 
-The made faults strike the whole job as a process, on trials of a device of known physics (no server): killed in a
-trial, the last line torn and the last part orphaned as a power loss leaves them, a server that crashed once, a point
-that always breaks, a disk that is full in the middle of a write. The real ones strike a real Triton under a ladder:
+The synthetic faults hit the whole job as a process, on trials of a device with known physics (no server): killed in a
+trial, an incomplete last line and an orphaned last part as after a power loss, a server that crashed once, a point
+that always fails, a disk that fills up in the middle of a write. The real ones hit a real Triton during a ladder:
 killed, and stopped so that it hangs.
 """
 
@@ -50,12 +50,12 @@ ladder: {sessions: [1, 2, 4], seconds: 4}
 budget_minutes: 30
 """
 POINTS = 6
-STRIKE_S = 5.0  # into a real trial
+STRIKE_S = 5.0  # seconds into a real trial
 
 
 @dataclass(frozen=True)
 class Row:
-    """One fault: trials that were begun, lost and marked, and whether the answer is unchanged (None = not compared)."""
+    """One fault: trials started, lost and marked, and whether the answer is unchanged (None = not compared)."""
 
     fault: str
     lost: int
@@ -69,7 +69,7 @@ class Row:
 
 
 class Job:
-    """A run of the made job in a folder of its own."""
+    """A run of the synthetic job in its own folder."""
 
     def __init__(self, folder: Path):
         self.folder, self.plan, self.journal = folder, folder / "plan.yaml", folder / "journal"
@@ -95,7 +95,7 @@ class Job:
         return [line.split()[1] for line in lines if line.startswith("begun")]
 
     def lost(self) -> int:
-        """Trials that were begun and are not stored."""
+        """Trials that were started but are not stored."""
         return len(set(self.begun()) - {trial.trial_id for trial in self.run().trials()})
 
 
@@ -146,7 +146,7 @@ def killed(job: Job, number: int, truth: tuple) -> Row:
 
 
 def torn(job: Job, truth: tuple) -> Row:
-    """A power loss that left half of the last line."""
+    """A power loss that left an incomplete last line."""
     common.say("a torn last line …")
     job.finish()
     path = job.run().path / "trials.jsonl"
@@ -155,7 +155,7 @@ def torn(job: Job, truth: tuple) -> Row:
 
 
 def orphaned(job: Job, truth: tuple) -> Row:
-    """A power loss between a trial's parts and its line; the part is half written too."""
+    """A power loss between a trial's parts and its line; the part is incomplete too."""
     common.say("a part without its line …")
     job.finish()
     run = job.run()
@@ -173,7 +173,7 @@ def broken(job: Job, name: str, fault: str, truth: tuple) -> Row:
 
 
 def disk_full(folder: Path, truth: tuple) -> Row:
-    """A disk of a megabyte, which is then enlarged. Raises PermissionError where none may be mounted."""
+    """A disk of one megabyte, which is then enlarged. Raises PermissionError where no disk may be mounted."""
     common.say("a full disk …")
     with small_disk(folder, kilobytes=400):
         job = Job(folder)
@@ -199,7 +199,7 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[None]:
 
 
 def again(job: Job, fault: str, lost: int, truth: tuple) -> Row:
-    """The same command once more, which must go on and end well."""
+    """The same command again, which must resume and finish."""
     code, said = job.finish()
     return row(job, fault, lost, truth, said if code else "")
 
@@ -219,7 +219,7 @@ def real_rows(folder: Path) -> Iterator[Row]:
 
 
 def real(folder: Path, name: str, signum: signal.Signals) -> Row:
-    """A real server is struck in the first trial of the first point; every point must be measured all the same."""
+    """A real server fails in the first trial of the first point; every point must still be measured."""
     folder.mkdir()
     plan = folder / "plan.yaml"
     plan.write_text(REAL_PLAN)

@@ -1,4 +1,4 @@
-"""What benchmarks take from the tests: a server on a timetable, a network that fails, a device of known physics."""
+"""What benchmarks reuse from the tests: a timetable server, a faulty network, a device with known physics."""
 
 import sys
 from pathlib import Path

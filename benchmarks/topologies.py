@@ -1,11 +1,11 @@
-"""The staged ensemble and the fused engine, through the same real Triton: the same streams on each in turn.
+"""The staged ensemble and the fused engine in the same real Triton: the same streams on each in turn.
 
-audio s/s    seconds of audio that all streams together get in a second, while all of them speak
+audio s/s    seconds of audio per second of all streams together, while all of them speak
 step ms      time between two frames of a stream, the median stream's mean
 p99 ms       of the gaps between two responses of a stream
-chunk        frames in a response: the engine sends together what had to wait
-CPU ms       processor milliseconds a frame: of the server's processes, and of the reader
-model ms     a step of the same batch in this process, with nothing around it: the least that a step takes here
+chunk        frames per response: the engine sends waiting frames together
+CPU ms       CPU milliseconds per frame: of the server's processes, and of the reader
+model ms     a step of the same batch in this process, with nothing around it: the lower bound here
 share        model ms / step ms of the fused engine
 """
 
@@ -36,7 +36,7 @@ KEYS = {"ratio_sessions_32": 3.0, "ratio_sessions_1": 1.5, "model_share_32": 0.5
 
 @dataclass(frozen=True)
 class Load:
-    """One topology under so many streams."""
+    """One topology with this many streams."""
 
     audio_s_per_s: float
     step_ms: float
@@ -82,7 +82,7 @@ def parser() -> common.Parser:
 
 
 def measured(server: TritonServer, sessions: int, frames: int) -> Load:
-    """The streams' part in which all of them speak."""
+    """The part of the streams in which all of them speak."""
     reader, before = psutil.Process(), common.cpu_seconds(server)
     own = sum(reader.cpu_times()[:2])
     results = asyncio.run(speak(server.url, sessions, frames))
@@ -95,7 +95,7 @@ def measured(server: TritonServer, sessions: int, frames: int) -> Load:
     to_ns = min(result.chunks.received_ns[-1] for result in done)
     if to_ns <= from_ns:
         raise common.HarnessError(
-            f"{sessions} streams of {frames} frames did not speak at the same time: more --frames"
+            f"{sessions} streams of {frames} frames did not speak at the same time: give more --frames"
         )
     inside = sum(frames_between(result, from_ns, to_ns) for result in done)
     gaps = np.concatenate([np.diff(result.chunks.received_ns) for result in done]) / 1e6
@@ -122,7 +122,7 @@ async def speak(url: str, sessions: int, frames: int) -> list[Result]:
 
 
 def model_ms(preset: str, sessions: int, quick: bool, prompt: int = 30) -> float:
-    """Median milliseconds of a step of so many sessions in this process."""
+    """Median milliseconds of a step of this many sessions in this process."""
     prepare()
     step, count = EagerStep(Weights(preset), 1 << 31, 256), 5 if quick else 60
     draw = np.random.default_rng(0)

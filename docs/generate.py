@@ -91,7 +91,7 @@ SEARCH_KEYS = {
 }
 OBJECTIVE_KEYS = {
     "maximise": "A [metric](metrics.md) to maximise; `<class>.<metric>` for one of a class",
-    "minimise": "A metric to minimise; give one of the two",
+    "minimise": "A metric to minimise; give either this or maximise",
     "at_most": "Upper limits of other metrics",
     "at_least": "Lower limits of other metrics",
 }
@@ -117,10 +117,10 @@ PARAMETER_MEANING = {
     "checkpoint": "Folder of a released checkpoint; empty: random weights",
     "weights_seed": "Seed of random weights",
     "voices": "Folder of voice samples; empty: four built-in voices",
-    "device": "`cpu` or `gpu`: the stage refuses to run elsewhere; `auto` takes what `instance_group` gives it",
+    "device": "`cpu` or `gpu`: the stage refuses to run elsewhere; `auto` follows `instance_group`",
     "dtype": "Number type; `auto` is float32 on a CPU and bfloat16 on a GPU",
     "gpus": "GPUs that the instances share",
-    "emulate": "Profile whose times are taken instead of computing",
+    "emulate": "Profile whose times are used instead of computing",
     "graphs": "Largest batch that a GPU runs as one CUDA graph; 0 is none, `auto` is 128",
     "kv_limit_bytes": "KV cache bytes of all sessions; `auto`: see "
     "[room for KV caches](../how-to/gpu-host.md#room-for-kv-caches)",
@@ -128,9 +128,9 @@ PARAMETER_MEANING = {
     "waiting_limit": "Requests in the admission queue; further ones are rejected as busy",
     "waiting_seconds": "Longest time in the admission queue; then the request is rejected as busy",
     "prefill_tokens": "Tokens of a prompt that are read at once, between frame steps",
-    "prefills_at_once": "Prompt parts that one entry instance has under way",
+    "prefills_at_once": "Prompt parts of one entry instance in progress",
     "beat_seconds": "Longest silence of a stream; a client takes a longer one for a server failure",
-    "carry_key_file": "File with the secret that seals saved sessions; empty: one of this user on this host",
+    "carry_key_file": "File with the secret that seals saved sessions; empty: this user's key on this host",
     "max_batch": "Sessions in one step of the engine",
     "in_hand_seconds": "Prompts take at most half a step while a listener has fewer seconds of audio buffered",
 }

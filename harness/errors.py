@@ -5,9 +5,9 @@ HarnessError
 │   ├── ScriptError     the text to speak or its speakers
 │   ├── RequestError    a number in a request: frames, start frame, guidance scale, …
 │   └── PlanError       a PLAN.yaml
-├── StoreError          a results folder that is not ours, is locked or is damaged
+├── StoreError          a results folder that is foreign, locked or damaged
 ├── ServerError         Triton could not be started, reached or reloaded
-└── InconclusiveError   the data do not carry the answer asked of them
+└── InconclusiveError   the data do not support the requested answer
 """
 
 
@@ -40,4 +40,4 @@ class ServerError(HarnessError):
 
 
 class InconclusiveError(HarnessError):
-    """The data do not carry the answer; the message names the measurement that would settle it."""
+    """The data do not support an answer; the message names the measurement that would decide."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-MET, MISSED, INCONCLUSIVE = 0, 1, 2  # of a sign-off, by its verdict
+MET, MISSED, INCONCLUSIVE = 0, 1, 2  # verdicts of a sign-off
 OF_VERDICT = {"met": MET, "missed": MISSED, "inconclusive": INCONCLUSIVE}
 USAGE = 64  # EX_USAGE of sysexits.h
 UNAVAILABLE = 69  # EX_UNAVAILABLE
-INTERNAL = 70  # EX_SOFTWARE: Python's own 1 would read as "missed"
+INTERNAL = 70  # EX_SOFTWARE; Python's own 1 would mean "missed"
 INTERRUPTED = 130
 OF_COMMANDS = {
-    USAGE: "usage error: what the command was given cannot be used",
+    USAGE: "usage error: the command's arguments cannot be used",
     UNAVAILABLE: "a server that cannot be started or reached, or that ended",
     INTERNAL: "internal error of the harness",
     INTERRUPTED: "interrupted, by Ctrl-C or SIGTERM",

@@ -1,4 +1,4 @@
-"""What the stages of a server say of themselves, and where that differs from what was requested."""
+"""What the stages of a server report about themselves, and its differences from what was requested."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AUTO = wire.AUTO
 
 @dataclass(frozen=True)
 class StageIdentity:
-    """What one process that serves a model computes with, as it found it itself."""
+    """What one model process computes with, as determined by itself."""
 
     model: str
     instance: str
@@ -27,17 +27,17 @@ class StageIdentity:
     dtype: str = ""  # "float32", "bfloat16", "float16"
     preset: str = ""
     weights: str = ""  # the checkpoint folder, or "random, seed 0"
-    graphs: int = 0  # the largest batch whose step is one CUDA graph
+    graphs: int = 0  # largest batch whose step is one CUDA graph
     kv_limit_bytes: int = 0  # of the LLM stage, or of the fused engine
     kv_bytes_per_token: int = 0  # of the same
-    code: str = ""  # the folder that holds the package that it runs
+    code: str = ""  # folder of the package that it runs
     code_digest: str = ""  # of that package's sources
     commit: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, content: dict) -> StageIdentity:
-        """From what a server of this or another version of the harness said."""
+        """From the report of a server of this or another version of the harness."""
         known = {each.name for each in fields(cls)}
         return cls(**{name: value for name, value in content.items() if name in known})
 
@@ -47,7 +47,7 @@ class StageIdentity:
 
 @dataclass(frozen=True)
 class Requested:
-    """What stages must say of themselves; None or AUTO = anything, as long as all say the same."""
+    """What stages must report; None or AUTO = anything that is the same for all."""
 
     preset: str | None = None
     kind: str = AUTO
@@ -57,12 +57,12 @@ class Requested:
 
 
 def from_json(text: str) -> tuple[StageIdentity, ...]:
-    """Raises ValueError, TypeError or KeyError for what no harness wrote."""
+    """Parse a report. Raises ValueError, TypeError or KeyError for any other text."""
     return tuple(StageIdentity.of(each) for each in json.loads(text))
 
 
 def must_be_as_requested(found: Sequence[StageIdentity], requested: Requested, address: str) -> None:
-    """Raises ServerError that names every difference, and how to remove it."""
+    """Raise ServerError that names every difference, and its fix."""
     if differences := list(_differences(found, requested)):
         raise ServerError(
             f"the server at {address} does not run what was requested, so nothing is measured on it: "
@@ -74,10 +74,10 @@ def _differences(found: Sequence[StageIdentity], requested: Requested) -> Iterat
     stages = [each for each in found if each.preset]
     yield from _of_one_kind("preset", stages, requested.preset, "deploy the preset of the plan, or change the plan")
     kind, dtype = (None if each == AUTO else each for each in (requested.kind, requested.dtype))
-    look = "look with `harness doctor` on its host: driver, CUDA build of torch, instance_group of the stage"
+    look = "run `harness doctor` on its host: driver, CUDA build of torch, instance_group of the stage"
     yield from _of_one_kind("kind", stages, kind, look)
     yield from _of_one_kind("dtype", stages, dtype, "set `dtype` in the parameters of every config.pbtxt alike")
-    alone = "start it with `harness serve` of this checkout, or from an environment that holds this one alone"
+    alone = "start it with `harness serve` of this checkout, or from an environment with only this one installed"
     yield from _of_one_kind("code", found, requested.code, alone)
     again = "start the server again, so that all its processes run one version"
     yield from _of_one_kind("code_digest", found, None, again)
@@ -98,13 +98,15 @@ def _of_one_kind(name: str, found: Sequence[StageIdentity], expected: str | None
 
 
 def computes_frames(model: str) -> bool:
-    """Whether a process of this model that has weights computes on the frame path: the entry has some where it is the
-    fused engine."""
+    """Whether a process of this model computes on the frame path, provided that it has weights.
+
+    The entry has weights only in the fused topology.
+    """
     return model in (*wire.STAGES, wire.ENTRY)
 
 
 def topology_of(stages: Iterable[StageIdentity]) -> str:
-    """How a server is deployed, by what its processes say."""
+    """The topology of a server, from its processes' reports."""
     return wire.FUSED if any(each.model == wire.ENTRY and each.preset for each in stages) else wire.STAGED
 
 

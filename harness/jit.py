@@ -1,4 +1,4 @@
-"""How functions are compiled by numba, and kept on disk for the next process."""
+"""Compiles functions with numba and caches them on disk for later processes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Any
 
 from numba import njit
 
-# Without reference counts (_nrt): none of these functions makes an array, and counting would take most of the time.
+# Without reference counting (_nrt): none of these functions creates an array, and counting would take most of the time.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 def kept(function, jit=njit):
-    """Compiled, and kept beside the source or in NUMBA_CACHE_DIR, if there is a folder that can be written.
+    """The compiled function, cached beside the source or in NUMBA_CACHE_DIR if a folder is writable.
 
-    To tell whether what it kept is stale, numba looks at the file of this function and at the types of its arguments:
-    what else it is made of must show in one of these. The function itself raises nothing.
+    numba detects a stale cache entry by the file of this function and the types of its arguments: everything else that
+    affects the code must appear in one of these. Compiling raises nothing.
     """
     try:
         chosen = jit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # there is no such folder
+    except RuntimeError:  # no writable folder
         return jit(**OPTIONS)(function)
     anew = None
 
@@ -26,11 +26,14 @@ def kept(function, jit=njit):
         nonlocal chosen, anew
         try:
             return chosen(*args)
-        except Exception as error:  # of the folder, which is full, or of damaged files in it
+        except Exception as error:  # a full folder, or damaged files in it
             if anew is not None:
                 raise
             folder = chosen.stats.cache_path
-            print(f"{function.__name__} is compiled anew: delete {folder}, which cannot be used: {error!r}", flush=True)
+            print(
+                f"{function.__name__} is compiled again: delete the unusable cache {folder}: {error!r}",
+                flush=True,
+            )
             chosen = anew = jit(**OPTIONS)(function)
             return chosen(*args)
 

@@ -48,10 +48,10 @@ KNOBS = {
     "chunk_frames": (1, wire.MAX_FRAMES),
     "diffusion_steps": (1, wire.MAX_DIFFUSION_STEPS),
 }
-"""Every knob of a search space, and its lowest and highest value. A bare stage knob turns that of all stages.
+"""Every knob of a search space, and its lowest and highest value. A bare stage knob sets that of all stages.
 
-``topology`` is one too, with the values ``staged`` and ``fused``; knobs of ``engine`` are those of the fused topology.
-Any other key of a config.pbtxt is turned as ``<model>:<path>``, as ``triton.config.set_key`` takes it.
+``topology`` is one too, with the values ``staged`` and ``fused``; knobs of ``engine`` belong to the fused topology.
+Any other key of a config.pbtxt is set as ``<model>:<path>``, as ``triton.config.set_key`` takes it.
 """
 
 Whole = Annotated[int, Field(strict=True, ge=1)]
@@ -61,8 +61,8 @@ Rate = Annotated[float, Field(strict=True, gt=0, le=1e6)]
 Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
 Value = Scalar | list[Scalar]
 DAY_S = 86_400
-FEW_POINTS = 24  # of which every one is measured where a plan says no search
-LEAST_TRIALS = 6  # of a search, however few its share of the points
+FEW_POINTS = 24  # at most so many points are all measured if a plan sets no search
+LEAST_TRIALS = 6  # minimum of a search, however few points its share allows
 _METRIC_NAMES = [metric.name for metric in METRICS]
 _CLASS_METRIC_NAMES = [metric.name for metric in METRICS if metric.per_class]
 
@@ -72,7 +72,7 @@ class _Frozen(BaseModel):
 
 
 class _WithSlos(_Frozen):
-    """What has a key ``slos``, which plan files may call by its old name, ``promises``."""
+    """A model with the key ``slos``, for which plan files may also use the old name, ``promises``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,7 +85,7 @@ class _WithSlos(_Frozen):
 
 
 class ClassSpec(_Frozen):
-    """One traffic class; ``length`` as ``harness.traffic.mix.Lengths.parse`` takes it."""
+    """One traffic class; ``length`` in the form of ``harness.traffic.mix.Lengths.parse``."""
 
     weight: Positive
     length: Any
@@ -93,7 +93,7 @@ class ClassSpec(_Frozen):
 
 
 class MixSpec(_Frozen):
-    """A named mix (``name`` alone, in a plan written as ``mix: quick``) or one written out as ``classes``."""
+    """A named mix (only ``name``, in a plan written as ``mix: quick``) or one defined by ``classes``."""
 
     name: str = "custom"
     classes: dict[str, ClassSpec] = Field(default_factory=dict)
@@ -134,7 +134,7 @@ class ClassWithSlosSpec(_WithSlos, ClassSpec):
 
 
 class MixFileSpec(MixSpec):
-    """A mix in a file of its own: its classes, written out."""
+    """A mix in its own file: its classes."""
 
     classes: dict[str, ClassWithSlosSpec] = Field(min_length=1)
 
@@ -143,9 +143,9 @@ class MixFileSpec(MixSpec):
 
 
 class LadderSpec(_Frozen):
-    """The closed-loop ladder of a trial: numbers of sessions, and how long each is held at the most.
+    """The closed-loop ladder of a trial: numbers of sessions, and the longest time that each is held, in seconds.
 
-    With ``precision`` a rung ends before that, as soon as its rate is steady and known to that share.
+    With ``precision`` a rung ends early, once its rate is steady and known to that share.
     """
 
     sessions: tuple[Whole, ...] = Field((1, 2, 4, 8, 16), min_length=1)
@@ -168,7 +168,7 @@ class LadderSpec(_Frozen):
 
 
 class ConfirmSpec(_Frozen):
-    """The open-loop runs that confirm: shares of the predicted highest rate, and how long each lasts."""
+    """The open-loop confirmation runs: shares of the predicted highest rate, and the seconds of each run."""
 
     load_share: tuple[Annotated[float, Field(strict=True, gt=0, le=10)], ...] = Field((0.5, 0.7, 0.85), min_length=1)
     seconds: Annotated[float, Field(strict=True)] = 30.0
@@ -182,7 +182,7 @@ class ConfirmSpec(_Frozen):
 
 
 class ObjectiveSpec(_Frozen):
-    """A metric of a rung's summary to maximise or minimise, among rungs that keep limits on others."""
+    """A metric of a rung's summary to maximise or minimise, among rungs that meet limits on others."""
 
     maximise: str | None = None
     minimise: str | None = None
@@ -192,7 +192,7 @@ class ObjectiveSpec(_Frozen):
     @model_validator(mode="after")
     def _one_metric(self) -> ObjectiveSpec:
         if (self.maximise is None) == (self.minimise is None):
-            raise ValueError("needs one of the two: maximise, or minimise, with a metric such as frames_per_s")
+            raise ValueError("needs either maximise or minimise, with a metric such as frames_per_s")
         for name in self.names():
             traffic_class, dot, metric = name.rpartition(".")
             known = _METRIC_NAMES if not dot else _CLASS_METRIC_NAMES
@@ -201,15 +201,15 @@ class ObjectiveSpec(_Frozen):
         return self
 
     def names(self) -> list[str]:
-        """Every metric that it names, the one to be best first; ``<class>.`` before one of a class."""
+        """Every metric that it names, the optimised one first; ``<class>.`` before one of a class."""
         best = self.maximise if self.maximise is not None else self.minimise
         return [best, *self.at_most, *self.at_least]
 
 
 class SearchSpec(_Frozen):
-    """How the space is walked: every point (``grid``), or by what the stages taught (``model``).
+    """How the space is searched: every point (``grid``), or by a model of the stages (``model``).
 
-    ``tpe`` and ``random`` are Optuna's own samplers, which know nothing of stages. A search ends when no untried point
+    ``tpe`` and ``random`` are Optuna's own samplers, without a model of the stages. A search ends when no untried point
     is likely to beat the best by more than ``margin`` (with probability ``sure``), or after ``share`` of the points or
     ``trials``, whichever comes first.
     """
@@ -219,7 +219,7 @@ class SearchSpec(_Frozen):
     sure: Annotated[float, Field(strict=True, ge=0.5, lt=1)] = 0.9
     share: Share = 0.1
     trials: Whole | None = None
-    objective: ObjectiveSpec | None = None  # left out: the highest rate that one device carries under the SLOs
+    objective: ObjectiveSpec | None = None  # default: the highest rate that one device sustains under the SLOs
 
     @model_validator(mode="before")
     @classmethod
@@ -227,19 +227,19 @@ class SearchSpec(_Frozen):
         return {"kind": value} if isinstance(value, str) else value
 
     def most(self, points: int) -> int:
-        """The most points to try, of so many."""
+        """The most points to try, of ``points``."""
         if self.kind == "grid":
             return points
         return min(points, max(LEAST_TRIALS, int(points * self.share)), self.trials or points)
 
 
 class ProfileSpec(_Frozen):
-    """A profile file; with the speed of another card, as copies and matrix products reach it, scaled to that card."""
+    """A profile file; with the speed of another card, as reached by copies and matrix products, scaled to that card."""
 
     profile: str
     bandwidth_gb_s: Positive | None = None
     tflop_s: Positive | None = None
-    kv_room_gb: Positive | None = None  # of KV caches beside the weights; left out: as on the card of the profile
+    kv_room_gb: Positive | None = None  # for KV caches beside the weights; default: that of the profile's card
 
     @model_validator(mode="before")
     @classmethod
@@ -249,41 +249,41 @@ class ProfileSpec(_Frozen):
     @model_validator(mode="after")
     def _both_speeds(self) -> ProfileSpec:
         if (self.bandwidth_gb_s is None) != (self.tflop_s is None):
-            raise ValueError("another card needs both bandwidth_gb_s and tflop_s: give the other one too")
+            raise ValueError("another card needs both bandwidth_gb_s and tflop_s: give both")
         if self.kv_room_gb and not self.bandwidth_gb_s:
-            raise ValueError("kv_room_gb is of another card: give its bandwidth_gb_s and tflop_s too")
+            raise ValueError("kv_room_gb applies to another card: give its bandwidth_gb_s and tflop_s too")
         return self
 
 
 class PlanSpec(_WithSlos):
-    """What a capacity review reviews. Times in the units of their names, targets in requests per second."""
+    """A plan: model, traffic, SLOs, targets, search space, budget. Units are in the names; rates in requests/s."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     preset: Literal["tiny", "1.5b", "7b"]
     seed: Annotated[int, Field(strict=True, ge=0)] = 1
     mix: MixSpec
-    scripts: str | None = None  # a folder of .txt scripts, cut or repeated to the mix's lengths; left out = generated
-    emulate: str | None = None  # a profile whose times the stages take instead of computing
-    gpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1  # of one server, real or emulated
-    device: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU where the server's host has one
+    scripts: str | None = None  # folder of .txt scripts, cut or repeated to the mix's lengths; default: generated
+    emulate: str | None = None  # profile whose times the stages take instead of computing
+    gpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1  # per server, real or emulated
+    device: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU if the server's host has one
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    topology: Literal[wire.STAGED, wire.FUSED] = wire.STAGED  # how the frame path is deployed; see harness.topology
+    topology: Literal[wire.STAGED, wire.FUSED] = wire.STAGED  # of the frame path; see harness.topology
     parameters: dict[str, str | int | float] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
     slos: dict[str, dict[str, float]] = Field(min_length=1)
     targets_qps: tuple[Rate, ...] = Field(min_length=1)
     space: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
-    search: SearchSpec | None = None  # left out: grid for few points, model for many
+    search: SearchSpec | None = None  # default: grid for few points, model for many
     ladder: LadderSpec = LadderSpec()
     confirm: ConfirmSpec = ConfirmSpec()
     budget_minutes: Positive = 60.0
     utilisation_cap: Share = 0.85
-    confidence: Annotated[float, Field(strict=True, ge=0.5, le=0.99)] = 0.95  # 200 draws tell no more
+    confidence: Annotated[float, Field(strict=True, ge=0.5, le=0.99)] = 0.95  # limited: 200 draws resolve no more
     max_error: Share = 0.25
-    prices: dict[str, Positive] = Field(default_factory=dict)  # of an hour of a device, by its type (part of its name)
+    prices: dict[str, Positive] = Field(default_factory=dict)  # per hour of a device, by type (part of its name)
     currency: str = Field("USD", min_length=1, max_length=8)
-    growth_per_month: Annotated[float, Field(strict=True)] | None = None  # of the rates; 0.1 = a tenth more
-    fleet: Whole | None = None  # devices that there are
-    profiles: dict[str, ProfileSpec] = Field(default_factory=dict)  # of other types of device: what would they carry?
+    growth_per_month: Annotated[float, Field(strict=True)] | None = None  # of the rates; 0.1 = 10% more
+    fleet: Whole | None = None  # existing devices
+    profiles: dict[str, ProfileSpec] = Field(default_factory=dict)  # of other types of device, to predict
     valid_days: Annotated[int, Field(strict=True, ge=1, le=3650)] = 90  # until the answer expires
     _folder: Path = PrivateAttr(Path("."))
 
@@ -332,7 +332,7 @@ class PlanSpec(_WithSlos):
 
     @property
     def topologies(self) -> tuple[str, ...]:
-        """The topologies that the plan deploys, the first one first."""
+        """The topologies that the plan deploys, in order."""
         return self.space.get(TOPOLOGY, (self.topology,))
 
     def _turns(self, topology: str, knob: str) -> bool:
@@ -350,7 +350,7 @@ class PlanSpec(_WithSlos):
         return self
 
     def _values(self, knob: str) -> list[Value]:
-        """What the points of the space give a knob; the column that comes last wins."""
+        """The values that the points of the space give a knob; the last column takes precedence."""
         columns = [[value[knob] for value in column if knob in value] for column in self.columns()]
         return next((values for values in reversed(columns) if values), [])
 
@@ -374,20 +374,20 @@ class PlanSpec(_WithSlos):
         return self
 
     def traffic_mix(self) -> Mix:
-        """The mix that requests are drawn from; a point of the space may set what they ask for alike."""
+        """The mix of the requests; a point of the space may set values that all requests share."""
         mix = self.mix.build(self._folder).with_slos(self.slos)
         return mix.of_scripts(self.script_source()) if mix.speaks_whole_scripts else mix
 
     def script_source(self) -> ScriptSource:
-        """The scripts that requests speak."""
+        """The source of the requests' scripts."""
         return ScriptSource.from_folder(self._folder / self.scripts) if self.scripts else ScriptSource()
 
     def profile_path(self) -> Path | None:
-        """The profile to emulate; relative paths start at the plan."""
+        """The profile to emulate; relative paths start at the plan's folder."""
         return self._folder / self.emulate if self.emulate else None
 
     def profile_paths(self) -> dict[str, Path]:
-        """Those of other types of device, by the name of the type; relative paths start at the plan."""
+        """Profiles of other types of device, by type; relative paths start at the plan's folder."""
         return {name: self._folder / given.profile for name, given in self.profiles.items()}
 
     def slo_list(self) -> tuple[Slo, ...]:
@@ -398,8 +398,8 @@ class PlanSpec(_WithSlos):
     def points(self) -> list[dict[str, Value]]:
         """Every combination of the space, as ``{"<stage>.<knob>": value}``; one empty point where nothing is swept.
 
-        A bare stage knob is written out for each stage of the frame path; one that names its stage wins over it. A
-        point has the knobs of its topology alone: combinations that differ in others are one point.
+        A bare stage knob is expanded to each stage of the frame path; one that names its stage takes precedence. A
+        point has only the knobs of its topology: combinations that differ only in others are one point.
         """
         columns = self.columns()
         points = (
@@ -411,26 +411,26 @@ class PlanSpec(_WithSlos):
     def columns(self) -> tuple[tuple[dict[str, Value], ...], ...]:
         """The space as columns of what each value sets: a bare stage knob comes before those that name their stage.
 
-        The topology comes first, so that a grid changes it, and starts a server anew, as rarely as it can.
+        The topology comes first, so that a grid changes it, and restarts a server, as rarely as possible.
         """
         space = self.space if self.topology == wire.STAGED else {TOPOLOGY: (self.topology,), **self.space}
         in_order = sorted(space.items(), key=lambda item: (item[0] != TOPOLOGY, item[0] not in STAGE_KNOBS))
         return tuple(tuple(_written_out(knob, value) for value in values) for knob, values in in_order)
 
     def size(self) -> int:
-        """Combinations of the space, of knobs that their topology has."""
+        """Number of combinations of the space, counting only knobs that their topology has."""
         knobs = [(knob, len(values)) for knob, values in self.space.items() if knob != TOPOLOGY]
         return sum(
             math.prod(count for knob, count in knobs if self._turns(topology, knob)) for topology in self.topologies
         )
 
     def searched(self) -> SearchSpec:
-        """How the space is walked."""
+        """The search of the space, with defaults filled in."""
         return self.search or SearchSpec(kind="grid" if self.size() <= FEW_POINTS else "model")
 
 
 def load_plan(path: Path | str) -> PlanSpec:
-    """The plan in a file. Raises one PlanError with a line for every mistake: file, key, and what is allowed."""
+    """Read a plan from a file. Raises one PlanError with a line per mistake: file, key, and what is allowed."""
 
     def build(folder: Path, content: dict) -> PlanSpec:
         plan = PlanSpec.model_validate(content, context={"folder": folder})
@@ -442,7 +442,7 @@ def load_plan(path: Path | str) -> PlanSpec:
 
 
 def deployed_as(spec: PlanSpec, topology: str) -> PlanSpec:
-    """The plan in another topology; "" = in its own. Raises InputError for one that it cannot have."""
+    """The plan in another topology; "" = its own. Raises InputError for one that it cannot have."""
     if not topology:
         return spec
     if topology not in wire.TOPOLOGIES:
@@ -459,9 +459,9 @@ def deployed_as(spec: PlanSpec, topology: str) -> PlanSpec:
 
 
 def load_mix(path: Path | str) -> Mix:
-    """The mix in a file with ``classes:``, each with weight, length, speakers and (if you like) SLOs.
+    """Read the mix in a file with ``classes:``, each with weight, length, speakers and (optionally) SLOs.
 
-    Its name is that of the file unless it has one. Raises one PlanError with a line for every mistake.
+    Its name defaults to that of the file. Raises one PlanError with a line per mistake.
     """
 
     def build(folder: Path, content: dict) -> Mix:
@@ -481,7 +481,7 @@ def _load(path: Path, model: type[BaseModel], build: Callable[[Path, dict], Any]
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML of which a repeated key is an error: the safe loader silently keeps the last."""
+    """A YAML loader that refuses a repeated key: the safe loader silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -503,7 +503,7 @@ def _read_yaml(path: Path, model: type[BaseModel]) -> dict:
         raise PlanError(f"no valid YAML: {error}") from None
     if not isinstance(content, dict):
         needed = [f"'{key}:'" for key, field in model.model_fields.items() if field.is_required()]
-        raise PlanError(f"holds no keys; begin with {', '.join(needed)}")
+        raise PlanError(f"has no keys; start with {', '.join(needed)}")
     return content
 
 
@@ -521,7 +521,7 @@ def _problem(error: Mapping, model: type[BaseModel]) -> str:
 
 
 def _keys_at(location: Iterable[str | int], model: type[BaseModel]) -> Iterable[str]:
-    """The keys that the model at a place of the file knows."""
+    """The keys that the model at a location of the file accepts."""
     class_spec = ClassSpec if model is PlanSpec else ClassWithSlosSpec
     models = {"mix": MixSpec, "classes": class_spec, "ladder": LadderSpec, "confirm": ConfirmSpec}
     models |= {"search": SearchSpec, "objective": ObjectiveSpec}

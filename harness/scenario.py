@@ -1,4 +1,4 @@
-"""The one import of a locustfile: the user class of the harness, and what its traffic is made of.
+"""The single import of a locustfile: the user class of the harness, and the parts of its traffic.
 
     from harness.scenario import Lengths, Mix, SpeechUser, TrafficClass
 

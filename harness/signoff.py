@@ -1,4 +1,4 @@
-"""The whole main job: deploy, sweep, fit, confirm, plan, report; it goes on by itself where an earlier run stopped."""
+"""The sign-off: deploy, sweep, fit, confirm, plan, report. It resumes an interrupted run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _START_S = 25.0  # of a Triton
 
 
 class SignOff:
-    """One run of a plan. ``execute`` does what is still missing and returns plan.json's content."""
+    """One run of a plan. ``execute`` does what is still missing and returns the content of plan.json."""
 
     def __init__(
         self,
@@ -54,9 +54,9 @@ class SignOff:
         topology: str = "",
         deployment: dict | None = None,
     ):
-        """``topology`` takes the place of the plan's own. Raises InputError for what cannot be signed off."""
+        """``topology`` replaces the plan's own. Raises InputError for what cannot be signed off."""
         if url and ray:
-            raise InputError("give one of the two: --url for servers that run, --ray for the hosts of a cluster")
+            raise InputError("give either --url for running servers, or --ray for the hosts of a cluster")
         self.plan_path = Path(plan_path)
         self.spec = deployed_as(load_plan(self.plan_path), topology)
         self.url, self.ray = url, ray
@@ -68,7 +68,7 @@ class SignOff:
         self.campaign = Campaign(self.spec, self.walk, self.run)
 
     def _check_deployable(self) -> None:
-        """Raises InputError for what no server that is started here can do, before one is."""
+        """Raise InputError for what no server that is started here can do, before one is started."""
         for point in self.walk.every_value():
             deployed(self.base, point).check()
         count = self.base.voice_count()
@@ -91,7 +91,7 @@ class SignOff:
     ) -> Plan | None:
         """Measure what is missing, then fit, confirm and plan.
 
-        A finished run answers from its store; with ``go_on`` what its budget left out is measured first.
+        A finished run returns its stored answer; with ``go_on`` what its budget left out is measured first.
         """
         watcher = watcher or Watcher()
         with self.run.lock():
@@ -114,9 +114,9 @@ class SignOff:
         return not self.run.manifest.finished_at and self.campaign.next_ladder().point is not None
 
     def _stored(self, watcher: Watcher) -> Plan:
-        """The answer of a finished run; what a kill in its last moment kept from being written is written now.
+        """The answer of a finished run; files that a kill at the very end left unwritten are written now.
 
-        Raises InputError where what was signed is no longer as it was, or has expired.
+        Raises InputError where signed files were changed, or the answer has expired.
         """
         if must_be_signed(self.run):
             self.campaign.watcher = watcher
@@ -130,7 +130,7 @@ class SignOff:
     def _stored_plan(self) -> Plan:
         plan = self.run.plan()
         if plan is None:
-            raise StoreError(f"{self.run.path}: its plan.json is missing: restore it, or measure anew with --fresh")
+            raise StoreError(f"{self.run.path}: its plan.json is missing: restore it, or measure again with --fresh")
         return plan
 
     def _measure(self, watcher: Watcher, ladders_only: bool) -> None:
@@ -139,7 +139,7 @@ class SignOff:
             with compiled_beside() as compiling, Fleet(self._hosts()) as fleet:
                 stages = {host.url: host.stages for host in fleet.hosts}
                 record_stages(self.run, stages)
-                reopen(self.run)  # not before there is a server, and a right one, that can measure more
+                reopen(self.run)  # only once a suitable server is ready to measure more
                 record_stages(self.run, stages)
                 compiling.wait()
                 watcher.done(", ".join(host.url for host in fleet.hosts))
@@ -173,7 +173,7 @@ class SignOff:
 
     def _report_sweep(self) -> None:
         self.campaign.log.keep_broken()
-        if not self.run.manifest.finished_at:  # what was signed stays as it is
+        if not self.run.manifest.finished_at:  # signed files are not changed
             self.campaign.fit()
         write_sweep_report(self.run)
 
@@ -195,21 +195,21 @@ class SignOff:
         return plan
 
     def _with_what_was_left_out(self, plan: Plan) -> Plan:
-        """The plan, which is inconclusive where something that was not measured may turn its verdict.
+        """The plan, made inconclusive if something that was not measured may change its verdict.
 
-        "met" rests on the deployment that was confirmed, whatever others would show; "missed" needs every point.
+        "met" rests on the confirmed deployment, whatever others would show; "missed" needs every point.
         """
         doubts, remarks = self._untried(plan), []
         left_out, budget = self.campaign.left_out, self.campaign.budget
         for each in left_out:
             if each.decisive or plan.verdict != "met":
-                doubts.append(f"The budget left no time for {each.what}: run it again to go on.")
+                doubts.append(f"The budget left no time for {each.what}: start the sign-off again to resume.")
             else:
                 minutes = f"{max(1, round(each.seconds / 60))} min"
                 remarks.append(
-                    f"Not measured for want of time: {each.what}. It may show a better deployment or narrow the "
+                    f"Not measured for lack of time: {each.what}. It may show a better deployment or narrow the "
                     f"interval: `harness signoff PLAN --go-on` measures it, in about {minutes}; a budget_minutes of "
-                    f"{minutes_needed(budget, left_out)} has the time for all."
+                    f"{minutes_needed(budget, left_out)} suffices for all."
                 )
         return replace(
             plan,
@@ -220,7 +220,7 @@ class SignOff:
         )
 
     def _untried(self, plan: Plan) -> list[str]:
-        """For missed: the points that a search passed over."""
+        """For missed: the points that a search did not try."""
         size = self.walk.size
         untried = size - len(self.campaign.settled_points()) if self.walk.search.kind != "grid" else 0
         if plan.verdict != "missed" or untried <= 0:
@@ -233,7 +233,7 @@ class SignOff:
 
 @contextmanager
 def measuring_lock(folder: Path | None = None) -> Iterator[None]:
-    """One measurement at a time on this host: a second one would measure the first. Raises ServerError."""
+    """Lock that allows one measurement at a time on this host: a second would disturb it. Raises ServerError."""
     folder = folder or LOCK_FOLDER
     folder.mkdir(exist_ok=True)
     with open(folder / "measuring.lock", "a+") as file:

@@ -7,17 +7,17 @@ from typing import Any
 
 from harness import wire
 
-TOPOLOGY = "topology"  # the knob of a point that says how it is deployed; left out: staged
-ENGINE = "engine"  # the owner of the fused engine's knobs
+TOPOLOGY = "topology"  # the knob of a point that says how it is deployed; default: staged
+ENGINE = "engine"  # prefix of the fused engine's knobs
 ENGINE_KNOBS = ("max_batch", "instances")
 KEY = ":"  # between a model and the path of a key of its config.pbtxt
 FRAME_PATHS = {wire.STAGED: wire.STAGES, wire.FUSED: (wire.ENGINE,)}
-EVERY_STAGE = (*wire.STAGES, wire.ENGINE)  # of the frame path, of any topology
+EVERY_STAGE = (*wire.STAGES, wire.ENGINE)  # of the frame path, in any topology
 KV_MODELS = {wire.STAGED: wire.LLM, wire.FUSED: wire.ENTRY}  # which processes hold the KV caches
 
 
 def topology_of(point: Mapping[str, Any]) -> str:
-    """The topology of a point, also of one that was stored before there were two."""
+    """The topology of a point; staged for one stored before there were two."""
     return point.get(TOPOLOGY, wire.STAGED)
 
 
@@ -27,17 +27,17 @@ def frame_path(point: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def owner_of(stage: str) -> str:
-    """What stands before the knobs of a stage: ``engine`` of the fused engine."""
+    """The prefix of a stage's knobs: ``engine`` for the fused engine."""
     return ENGINE if stage == wire.ENGINE else stage
 
 
 def kv_instances(point: Mapping[str, Any]) -> str:
-    """The knob that counts the processes with KV caches of their own."""
+    """The knob that counts the processes with their own KV caches."""
     return f"{owner_of(wire.ENGINE if topology_of(point) == wire.FUSED else wire.LLM)}.instances"
 
 
 def has_knob(topology: str, knob: str) -> bool:
-    """Whether a topology has what a knob turns; what requests ask for alike, both have."""
+    """Whether a topology has what a knob sets; values that all requests share exist in both."""
     model, is_key, _ = knob.partition(KEY)
     if is_key:
         return model in (wire.TOPOLOGIES[topology] if model != wire.ENGINE else FRAME_PATHS[topology])
@@ -48,6 +48,6 @@ def has_knob(topology: str, knob: str) -> bool:
 
 
 def applicable(point: Mapping[str, Any]) -> dict[str, Any]:
-    """The point without the knobs that its topology does not have: what is deployed is the same."""
+    """The point without the knobs that its topology lacks: the deployment is the same."""
     topology = topology_of(point)
     return {knob: value for knob, value in point.items() if has_knob(topology, knob)}

@@ -20,14 +20,14 @@ LLM = "vibevoice_llm_encoder"
 DIFFUSION = "diffusion_decoder"
 VOCODER = "neural_vocoder"
 VOICE = "voice_encoder"
-ENGINE = "vibevoice_engine"  # all of the frame path in one process; deployed under the name of the entry
+ENGINE = "vibevoice_engine"  # the whole frame path in one process; deployed under the name of the entry
 STAGES = (LLM, DIFFUSION, VOCODER)  # the frame path, in order
 MODELS = (ENTRY, FRAME, LLM, DIFFUSION, VOCODER, VOICE)
 
 STAGED, FUSED = "staged", "fused"
 TOPOLOGIES = {STAGED: MODELS, FUSED: (ENTRY, VOICE)}  # the models of a server, by how the frame path is deployed
 
-# Counters of the engine on the Prometheus page of its server, those of steps by the sessions in them
+# Counters of the engine on its server's Prometheus page; step counters are labelled by the sessions in a step
 ENGINE_STEPS = "vibevoice_engine_steps"
 ENGINE_STEP_SECONDS = "vibevoice_engine_step_seconds"
 ENGINE_PROMPT_TOKENS = "vibevoice_engine_prompt_tokens"
@@ -37,36 +37,36 @@ ENGINE_BATCH = "batch"  # their label
 # Tensors of the entry: (name, Triton type)
 TEXT_INPUT = "text_input"  # BYTES [1], UTF-8
 SPEAKER_IDS = "speaker_ids"  # INT32 [speakers]: the voice of speaker 1, 2, …; 0 = no voice sample
-FRAMES = "frames"  # INT32 [1]: frames to speak; left out = as long as the text takes
-START_FRAME = "start_frame"  # INT32 [1]: frames taken as spoken already, and with them the prompt as read
+FRAMES = "frames"  # INT32 [1]: frames to speak; default: as long as the text takes
+START_FRAME = "start_frame"  # INT32 [1]: frames counted as spoken already, and the prompt as read
 CHUNK_FRAMES = "chunk_frames"  # INT32 [1]: frames in one response
 SEED = "seed"  # INT64 [1]: seed of the diffusion noise
 GUIDANCE_SCALE = "guidance_scale"  # FP32 [1]
 DIFFUSION_STEPS = "diffusion_steps"  # INT32 [1]: denoising steps of every frame
-UNTIL_END = "until_end"  # BOOL [1]: stop where the model says "end of text", at FRAMES at the latest
-SAY = "say"  # INT32 [tokens]: the TOKEN_* that the model is made to say, in order; after them, what it would say
-KEEP = "keep"  # BOOL [1]: answer with a CARRY after the last frame
-CARRY = "carry"  # UINT8 [bytes]: a session as KEEP gave it, to go on where it ended; in a request and in a response
-DESCRIBE = "describe"  # BOOL [1]: answer with a DESCRIPTION instead of speaking
+UNTIL_END = "until_end"  # BOOL [1]: stop where the model generates "end of text", at FRAMES at the latest
+SAY = "say"  # INT32 [tokens]: forced TOKEN_*, in order; after them the model chooses
+KEEP = "keep"  # BOOL [1]: send a CARRY after the last frame
+CARRY = "carry"  # UINT8 [bytes]: a kept session to be resumed; in a request and in a response
+DESCRIBE = "describe"  # BOOL [1]: respond with a DESCRIPTION instead of speaking
 DESCRIPTION = "description"  # BYTES [1], JSON: what each process of the server computes with (StageIdentity)
-AGE_S = "age_s"  # in a description: for how many seconds the process has served
+AGE_S = "age_s"  # in a description: seconds for which the process has served
 AUDIO_OUTPUT = "audio_output"  # FP32 [samples]
 FRAME_INDEX = "frame_index"  # INT32 [1]: index of the chunk's first frame in this response stream
 SENT_AT_NS = "sent_at_ns"  # INT64 [1]: the server's CLOCK_MONOTONIC when the chunk left
 
 EMULATED = "emulated"  # BOOL [1], in the first response: compute times come from a profile, the audio is silent
-BEAT_S = "beat_s"  # FP32 [1], in the first response: from now on the server sends something at least so often
+BEAT_S = "beat_s"  # FP32 [1], in the first response: the longest time until the server sends something again
 
 # Tensors between the stages
 TOKEN_IDS = "token_ids"  # INT32 [tokens]
 VOICE_FRAMES = "voice_frames"  # FP32 [voice frames x 64], flat
-SESSION = "session"  # INT32 [4]: prompt tokens, frames it may hold, frames taken as spoken, 1 = speak till told to stop
-PAST_TOKEN = "past_token"  # INT32 [steps]: what was said in a part of a session that is taken up again
+SESSION = "session"  # INT32 [4]: prompt tokens, most frames, frames counted as spoken, 1 = until the model ends
+PAST_TOKEN = "past_token"  # INT32 [steps]: tokens of a part of a resumed session
 PAST_LATENT = "past_latent"  # FP32 [steps x 64], flat
 PAST_SEMANTIC = "past_semantic"  # FP32 [steps x 128], flat
 STATE = "state"  # FP32 [values]: a session's convolution state, flat
 STEPS = "steps"  # INT32 [1]: denoising steps
-PREVIOUS_LATENT = "previous_latent"  # the ensemble's name for the latent of the frame before
+PREVIOUS_LATENT = "previous_latent"  # the ensemble's name for the latent of the previous frame
 PREVIOUS_SEMANTIC = "previous_semantic"
 LATENT = "latent"  # FP32 [64]
 SEMANTIC = "semantic"  # FP32 [128]
@@ -77,21 +77,21 @@ GUIDANCE = "guidance"  # FP32 [1]
 AUDIO = "audio"  # FP32 [3200]
 WAVEFORM = "waveform"  # FP32 [samples]
 
-# What the LLM stage says next, independent of a checkpoint's own token ids
+# Next tokens of the LLM stage, independent of a checkpoint's own token ids
 TOKEN_SPEECH_FRAME = 0
 TOKEN_SPEECH_BEGIN = 1
 TOKEN_SPEECH_END = 2
 TOKEN_END_OF_TEXT = 3
 
-# What a server's log says of a model whose process ended, after the model's name
+# Messages in a server's log, after the name of a model whose process ended
 LOADED_AGAIN = " ended and was loaded again"
 NOT_LOADED = " ended and cannot be loaded again"
 
-BUSY = "busy: "  # how the message of a stage begins that has no room for a session now
-REFUSED = "refused: "  # how a message begins that says what no server of this model can speak: no retry helps
+BUSY = "busy: "  # prefix of a stage's message that it has no room for a session now
+REFUSED = "refused: "  # prefix of a message that no server of this model can serve the request: no retry helps
 
 AUTO = "auto"
-AUTO_PARAMETERS = ("kv_limit_bytes", "device", "dtype", "graphs")  # that may be left to the stage
+AUTO_PARAMETERS = ("kv_limit_bytes", "device", "dtype", "graphs")  # may be left to the stage
 # Parameters of a config.pbtxt that are numbers: (type, lowest)
 NUMBERS = {
     "weights_seed": (int, 0),

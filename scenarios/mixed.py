@@ -4,8 +4,8 @@
     locust -f scenarios/mixed.py --headless --trace TRACE.csv --rate 0.1 --steady 7 -t 2m   # arrivals of a real service
     locust -f scenarios/mixed.py --headless --rate 1 --tags short -t 60s                    # one class alone
 
-A podcast outlives such a test. ``--steady N`` begins with N sessions in mid-course, of which Little's law expects
-rate x mean audio x real-time factor (0.1 x 136 s x 0.5 is about 7); the end cuts them off: unfinished, not failed.
+A podcast lasts longer than such a test. ``--steady N`` starts with N sessions in progress; by Little's law that is
+rate x mean audio x real-time factor (0.1 x 136 s x 0.5 is about 7). The end cuts them off: unfinished, not failed.
 """
 
 from harness.scenario import MIXES, SpeechUser

@@ -1,11 +1,11 @@
-"""Callers of a speech service: many want a few sentences read, some a podcast with several speakers.
+"""Callers of a speech service: many request a few sentences, some a podcast with several speakers.
 
     locust -f scenarios/podcast.py                                    # Locust's web page; see its Speech tab
     locust -f scenarios/podcast.py --headless -u 4 -t 30s             # closed loop: 4 users, one request after another
     locust -f scenarios/podcast.py --headless --rate 0.5 -t 60s       # open loop: 0.5 requests per second, Poisson
     locust -f scenarios/podcast.py --headless --ladder 1,2,4,8        # how does it scale with the number of users?
 
-Add ``--host grpc://HOST:8001`` for a Triton of yours. Without it a running ``harness serve`` is used, or a Triton is
+Add ``--host grpc://HOST:8001`` to use your own Triton. Without it a running ``harness serve`` is used, or a Triton is
 started for as long as Locust runs. ``--help-speech`` lists all options.
 """
 

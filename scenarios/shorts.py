@@ -1,4 +1,4 @@
-"""Callers who want a few sentences read and hear at once whether they wait: answers of an assistant, announcements.
+"""Callers who request a few sentences and notice every delay: answers of an assistant, announcements.
 
 locust -f scenarios/shorts.py --headless --rate 1 -t 60s                     # Poisson
 locust -f scenarios/shorts.py --headless --rate 1 --burstiness 4 -t 60s      # the same number, in bursts

@@ -1,16 +1,16 @@
-"""Hours at a low, steady rate: does memory grow, does a frame take longer than it did at first?
+"""Hours at a low, steady rate, to find growing memory or growing frame times.
 
     locust -f scenarios/soak.py --headless -t 4h --records soak-monday
 
-A line every minute says how it goes; the end says how memory and the time of a frame drifted, with the slope by the
-hour and whether it is more than chance (Mann-Kendall). ``--rate`` and ``--every`` replace the values below.
+A progress line is printed every minute. The result reports the drift of memory and frame time, with the slope per
+hour and its significance (Mann-Kendall). ``--rate`` and ``--every`` replace the values below.
 """
 
 from harness.scenario import Lengths, Mix, SpeechUser, TrafficClass
 
 
 class Regular(SpeechUser):
-    """Sessions of half a minute to ten minutes, so that thousands open and close in a night."""
+    """Sessions of ten seconds to ten minutes, so that thousands open and close overnight."""
 
     options = {"rate": 0.1, "every": 60}
     mix = Mix(

@@ -112,7 +112,7 @@ def test_trials_of_different_devices_are_never_one_run(tmp_path):
     record_stages(run, {"a:1": server(H100)})
     others = server({**H100, "gpu": "NVIDIA A10"}), server(H100, voice={"code_digest": "2"}), server(H100, gpus=2)
     for other in (server(), *others):
-        with pytest.raises(InputError, match="of different devices .*--fresh"):
+        with pytest.raises(InputError, match="mix different devices .*--fresh"):
             record_stages(run, {"a:1": other})
     with pytest.raises(InputError, match="NVIDIA H100.*cpu, float32|cpu, float32.*NVIDIA H100"):
         record_stages(run_with(tmp_path / "two", "cpu"), {"a:1": server(H100), "b:1": server()})
@@ -125,7 +125,7 @@ def test_what_was_signed_keeps_what_its_stages_said(tmp_path):
     before = (run.path / "manifest.json").read_bytes()
     record_stages(run, {"b:2": server(H100)})
     assert (run.path / "manifest.json").read_bytes() == before
-    with pytest.raises(InputError, match="of different devices"):
+    with pytest.raises(InputError, match="mix different devices"):
         record_stages(run, {"b:2": server()})
 
 

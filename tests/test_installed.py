@@ -151,7 +151,7 @@ def test_scenarios_are_copied_and_never_over_others(installed, empty):
     assert copied == set(places.scenario_files())
     (empty / "mine" / "quick.yaml").write_text("changed")
     again = run([installed / "harness", "scenarios", "--copy", "mine"], empty)
-    assert again.returncode == 64 and "is there already" in again.stderr
+    assert again.returncode == 64 and "already exists" in again.stderr
     assert (empty / "mine" / "quick.yaml").read_text() == "changed"
     unknown = run([installed / "harness", "scenarios", "nosuch"], empty)
     assert unknown.returncode == 64 and "podcast.py" in unknown.stderr

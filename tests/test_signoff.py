@@ -162,7 +162,7 @@ def test_what_a_server_refuses_for_good_ends_the_job_as_a_mistake_in_the_plan(pl
         server.url, server.target, server.metrics_url = fake.url, fake.url, ""
         server.reload = lambda deployment: []
         driver = Driver(server, plan, load_plan(plan), tmp_path, Deployment())
-        with pytest.raises(InputError, match="^the server refuses what the plan asks for.*: unknown voice id 99"):
+        with pytest.raises(InputError, match="^the server rejects what the plan asks for.*: unknown voice id 99"):
             driver.run({}, Load.ladder(30, seed=1, sessions=(1, 2)))
 
 
@@ -202,7 +202,7 @@ def test_where_the_budget_left_no_time_for_the_first_point_there_is_no_answer(tm
     plan.write_text(PLAN.replace("budget_minutes: 30", "budget_minutes: 0.5"))
     monkeypatch.setattr(job, "plan_of", lambda *given: dataclasses.replace(plan_of(*given), verdict=verdict))
     content = job.SignOff(plan, tmp_path).execute()
-    assert content.verdict == "inconclusive" and "run it again" in content.reasons[-1]
+    assert content.verdict == "inconclusive" and "start the sign-off again" in content.reasons[-1]
 
 
 @pytest.fixture
@@ -275,14 +275,14 @@ def test_an_invalid_trial_that_an_answer_needs_and_no_time_for_its_repeat_is_no_
     work.execute()
     assert [each.decisive for each in work.campaign.left_out] in ([True], [True, True])
     told = work._with_what_was_left_out(Plan.of(plan_record("met")))
-    assert told.verdict == "inconclusive" and "run it again" in told.doubts[0]
+    assert told.verdict == "inconclusive" and "start the sign-off again" in told.doubts[0]
 
 
 def test_points_that_the_budget_left_out_keep_missed_from_being_said(short_of_time):
     work = short_of_time("missed")
     content = work.execute()
     assert content.verdict == "inconclusive" and not work.run.manifest.finished_at
-    assert "2 of 3 points" in content.reasons[-1] and "run it again" in content.reasons[-1]
+    assert "2 of 3 points" in content.reasons[-1] and "start the sign-off again" in content.reasons[-1]
 
 
 def test_a_signed_answer_goes_on_with_what_its_budget_left_out_and_is_signed_anew(
@@ -509,7 +509,7 @@ def test_a_point_that_always_breaks_is_left_out_with_its_reason(plan, tmp_path, 
 
 def test_when_every_trial_breaks_the_job_stops_and_the_next_start_measures_them(plan, tmp_path, breaking):
     breaking(times=BROKEN_IN_A_ROW)
-    with pytest.raises(ServerError, match="4 trials broke one after another; none of them is kept"):
+    with pytest.raises(ServerError, match="4 trials failed in a row; none of them is stored"):
         job.SignOff(plan, tmp_path).execute(ladders_only=True)
     breaking()
     work = job.SignOff(plan, tmp_path)

@@ -63,7 +63,7 @@ class TimetableServer(TritonServer):
             stub = GRPCInferenceServiceStub(channel)
             while time.monotonic() < deadline_s:
                 if not self.alive():
-                    raise ServerError(f"Triton ended while it was starting:\n{self._why()}")
+                    raise ServerError(f"Triton ended while starting:\n{self._why()}")
                 if interrupted() or _is_ready(stub):
                     return
                 time.sleep(0.05)

@@ -5,7 +5,7 @@ import time
 
 def ended_with_it(server, error: str) -> bool:
     """Whether the whole server ended, which its clients were told by ``error``; it is then started again."""
-    if "went away" not in error:
+    if "ended the connection" not in error:
         return False
     deadline = time.monotonic() + 20
     while server.alive():

@@ -1,13 +1,13 @@
-"""What a device does in a step of each stage: kernels, busy time, and what a CUDA graph of its parts would take.
+"""What a device does in a step of each stage: kernels, busy time, and the time of a CUDA graph of its parts.
 
-steps   each stage's step as the harness runs it: wall time, the device's part (torch.profiler), kernels and copies,
-        the kernels that take the most, and the operators of torch behind them
-graphs  parts of a step whose shapes do not change, as they are ("eager") and as replays of a CUDA graph; where a part
+steps   each stage's step as the harness runs it: wall time, device time (torch.profiler), kernels and copies,
+        the kernels that take longest, and the torch operators behind them
+graphs  parts of a step with fixed shapes, as they are ("eager") and as replays of a CUDA graph; if a part
         cannot be captured, the error's text
-speed   copy bandwidth (read + write) and matrix products in the stages' type
+speed   copy bandwidth (read + write) and matrix products in the stages' dtype
 
 Every finding is written to OUT/device.json at once. On a CPU the same steps run, without kernels and replays: wall
-times and operators, labelled "cpu". Needs torch and transformers only, no Triton.
+times and operators, labelled "cpu". Needs only torch and transformers, no Triton.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ from harness.vibevoice.stages.presets import Weights
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 64, 130
 TOP_KERNELS = 8
 BUDGET_S = {"cuda": 40.0, "cpu": 15.0}
-WARM_UPS = 3  # before a capture, as torch asks for
+WARM_UPS = 3  # before a capture, as torch requires
 
 Call = Callable[[], object]
 
 
 class Findings:
-    """What was found so far, kept in a file that is whole at any moment; ``file`` None: nowhere."""
+    """The findings so far, in a file that is always complete; ``file`` None: no file."""
 
     def __init__(self, file: Path | None, **facts):
         self.file = file
@@ -97,7 +97,7 @@ class Findings:
 
 
 class OperatorCount(TorchDispatchMode):
-    """Counts the operators of torch that reach the device's library, by name."""
+    """Counts the torch operators that reach the device's library, by name."""
 
     def __init__(self):
         super().__init__()
@@ -109,14 +109,14 @@ class OperatorCount(TorchDispatchMode):
 
 
 def operators_of(call: Call) -> int:
-    """Operators of torch in one call: views too, kernels of Triton not. On a CPU each row's attention is one more."""
+    """Torch operators in one call: with views, without Triton kernels. On a CPU each row's attention is one more."""
     with OperatorCount() as count:
         call()
     return sum(count.names.values())
 
 
 def top_kernels(call: Call) -> list[dict]:
-    """The kernels and copies of one call that take the most time, by name."""
+    """The kernels and copies of one call that take longest, by name."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
     for activity in recorded(call):
         one = sums[activity.name[:120]]
@@ -127,7 +127,7 @@ def top_kernels(call: Call) -> list[dict]:
 
 
 class Device:
-    """Measures the stages of one model on one device, part after part; a part that fails leaves the others alone."""
+    """Measures the stages of one model on one device, part by part; a failure of one part does not affect others."""
 
     def __init__(self, weights: Weights, asked: argparse.Namespace, findings: Findings):
         self.weights, self.asked, self.findings = weights, asked, findings
@@ -153,7 +153,7 @@ class Device:
 
     @contextlib.contextmanager
     def guarded(self, what: str) -> Iterator[None]:
-        """Where a part of the work fails, its error is a finding, and the work goes on."""
+        """Record the error of a failing part as a finding, and go on."""
         try:
             yield
         except Exception as error:
@@ -180,7 +180,7 @@ class Device:
             self.part("vocoder towers", {"batch": batch}, lambda batch=batch: towers_call(bench.stage, batch))
 
     def step(self, stage: str, method: Callable, at: dict) -> None:
-        """A stage's step as the harness runs it, copies to and from the device included."""
+        """A stage's step as the harness runs it, including copies to and from the device."""
         with self.guarded(f"{stage} {at}"):
             calls, cost = method(**at)
             calls = iter(calls)
@@ -191,11 +191,11 @@ class Device:
             if found["device_ms_from"] == "profiler":
                 found["kernels"] = top_kernels(next(calls))
             self.findings.add("steps", stage=stage, **at, **found, bytes=int(cost.bytes), gflop=cost.operations / 1e9)
-            calls = None  # closes the sessions that the step had opened
+            calls = None  # closes the sessions that the step opened
         free(self.weights.device)
 
     def part(self, part: str, at: dict, build: Callable[[], Call], stage=None) -> None:
-        """A part of a step on tensors that stay where they are: as it is, and as a graph."""
+        """A part of a step on tensors at fixed addresses: as it is, and as a graph."""
         found = {}
         with self.guarded(f"{part} {at}"), torch.inference_mode():
             try:
@@ -212,7 +212,7 @@ class Device:
         free(self.weights.device)
 
     def replayed(self, call: Call) -> dict:
-        """``replay_ms``, or the ``error`` for which there is none."""
+        """``replay_ms``, or the ``error`` that prevents it."""
         try:
             return {"replay_ms": self.median_ms(captured(call).replay)}
         except Exception as error:  # of the capture: this is the finding
@@ -223,7 +223,7 @@ class Device:
 
 
 def points_of(asked: argparse.Namespace, on_gpu: bool) -> int:
-    """How many calls are timed: of the speed, of each step, and of each part (on a GPU also as a replay)."""
+    """Number of timed calls: of the speed, of each step, and of each part (on a GPU also as a replay)."""
     places = len(asked.batches) * (len(asked.contexts) + 2)  # the LLM's have contexts; diffusion and vocoder none
     return SPEED_POINTS + places * (3 if on_gpu else 2)
 
@@ -359,7 +359,7 @@ def _cell(value) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A mistake is one line and exit code 64."""
+    """A usage error is one line and exit code 64."""
 
     def error(self, message: str):
         self.exit(EXIT_MISTAKE, f"{self.prog}: {message}; see --help\n")
@@ -385,7 +385,9 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--quick", action="store_true", help="a run of some seconds: shows that it works, no figures")
+    made.add_argument(
+        "--quick", action="store_true", help="a short run to check that it works; its figures mean nothing"
+    )
     made.add_argument("--preset", default="tiny", help="tiny, 1.5b, 7b, or a .json file of sizes (default: tiny)")
     made.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: cuda where there is one"
@@ -403,7 +405,7 @@ def parser() -> Parser:
 
 
 def checked(asked: argparse.Namespace) -> argparse.Namespace:
-    """Raises InputError for what no model can do."""
+    """Raise InputError for impossible options."""
     if not 1 <= asked.steps <= wire.MAX_DIFFUSION_STEPS:
         raise InputError(f"--steps {asked.steps}: give 1 to {wire.MAX_DIFFUSION_STEPS} denoising steps")
     if asked.contexts and min(asked.contexts) < 100:
@@ -414,7 +416,7 @@ def checked(asked: argparse.Namespace) -> argparse.Namespace:
 
 
 def output(folder: Path | None) -> Path | None:
-    """The file to write. Raises InputError where there cannot be one."""
+    """The file to write. Raises InputError where it cannot be written."""
     try:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -442,7 +444,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = checked(parser().parse_args(arguments))
     file = output(asked.out)
     prepare()
-    # Plain: on a CPU too, the operators that a GPU would run.
+    # plain: also on a CPU, the operators that a GPU would run
     weights = Weights(asked.preset, checkpoint=asked.checkpoint, device=chosen_device(asked.device), plain=True)
     findings = Findings(file, **facts_of(weights, asked.preset))
     settle()

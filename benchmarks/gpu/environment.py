@@ -1,4 +1,4 @@
-"""What a GPU host is: its facts, packages, GPUs and the doctor's findings, as OUT/environment.json."""
+"""Facts of a GPU host, its packages, GPUs and the doctor's findings, as OUT/environment.json."""
 
 from __future__ import annotations
 

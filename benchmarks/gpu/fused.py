@@ -1,12 +1,12 @@
-"""The fused engine's step on a device, without Triton: milliseconds a step, its floor, prompts, recording, memory.
+"""The fused engine's step on a device, without Triton: milliseconds per step, its floor, prompts, recording, memory.
 
-step ms     pipelined as the engine runs it: facts to the device, one graph, answers back, the next launched before
+step ms     pipelined as in the engine: inputs to the device, one graph, results back, the next launched before
 device ms   the graph alone, replayed back to back
-floor ms    the least for its bytes and operations at the speed that this device was measured to have
-kernels     of one step (torch.profiler), with those that take the most
+floor ms    the lower bound for its bytes and operations at this device's measured speed
+kernels     of one step (torch.profiler), with those that take longest
 
-Every finding is written to OUT/fused.json at once. Needs torch and transformers only. On a CPU nothing is recorded and
-the kernels run in Triton's interpreter where it is asked for (TRITON_INTERPRET=1): it shows that the script works.
+Every finding is written to OUT/fused.json at once. Needs only torch and transformers. On a CPU nothing is recorded and
+the kernels run in Triton's interpreter if enabled (TRITON_INTERPRET=1): that only shows that the script works.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def measured(step, sessions: int, context: int, steps: int, roofline: Roofline, 
 
 
 def opened(step, sessions: int, context: int, frames: int) -> list[Row]:
-    """Sessions with so many positions behind them, filled and not computed, that are ready to speak."""
+    """Sessions with this many filled (not computed) positions, ready to speak."""
     draw = np.random.default_rng(0)
     rows = []
     for number in range(1, sessions + 1):
@@ -132,7 +132,7 @@ def opened(step, sessions: int, context: int, frames: int) -> list[Row]:
 
 
 def pipelined(step, rows: list[Row], steps: int) -> None:
-    """As the engine runs them: the values of a step are taken while the next one is under way."""
+    """As in the engine: the values of a step are read while the next one runs."""
     behind = None
     for _ in range(steps):
         launched = step.launch(rows)
@@ -143,7 +143,7 @@ def pipelined(step, rows: list[Row], steps: int) -> None:
 
 
 def launching(step, rows: list[Row], steps: int) -> float:
-    """Seconds of this thread in a launch and in taking its values, without waiting for the device."""
+    """CPU seconds of this thread for a launch and for reading its values, without waiting for the device."""
     taken = []
     for _ in range(steps):
         began = time.perf_counter()
@@ -177,7 +177,7 @@ def timed(call: Callable, times: int) -> float:
 
 
 def read(step, tokens: int, times: int) -> dict:
-    """Milliseconds in which prompts of so many tokens are read, of one session each time."""
+    """Milliseconds of reading prompts of this many tokens, one session each time."""
     taken = []
     for number in range(1, times + 1):
         step.open(number, Opening(tokens, 1))
@@ -253,7 +253,7 @@ def kernels(step, sessions: int, context: int) -> dict:
 
 
 def device_speed(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """GB/s of a copy, read and written, and TFLOP/s of a large matrix product."""
+    """GB/s of a copy, read and write, and TFLOP/s of a large matrix product."""
     source, square = torch.empty(1 << 30, dtype=torch.uint8, device=device), torch.randn(8192, 8192, device=device)
     target, square = torch.empty_like(source), square.to(dtype)
     copy_ms = min(timed(lambda: target.copy_(source), 5) for _ in range(3))

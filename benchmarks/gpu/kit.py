@@ -1,9 +1,9 @@
-"""What a GPU host without a network needs to run this harness, in parts of at most 64 MiB.
+"""Builds what a GPU host without network access needs to run this harness, in parts of at most 64 MiB.
 
-Part 1 is the checkout, the Triton server cut down to one Python, numpy 1 and the client; later parts hold every other
-dependency that the host lacks, or has only in a version that needs numpy 2. All parts are needed before anything runs:
-with numpy 1 (which Triton's Python stub needs) a host's newest scipy and pandas fail, and transformers imports scipy.
-On the host, unpack all parts into one folder and run install.sh there.
+Part 1 is the checkout, the Triton server reduced to one Python version, numpy 1 and the client; later parts have every
+other dependency that the host lacks, or has only in a version that needs numpy 2. All parts are needed before anything
+runs: with numpy 1 (which Triton's Python stub needs) a host's newest scipy and pandas fail, and transformers imports
+scipy. On the host, unpack all parts into one folder and run install.sh there.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 PART_LIMIT = 64 << 20  # bytes
-TAR_BLOCK = 10_240  # a tar is padded to whole ones
-PRESET = 3  # of xz: a higher one saves little here, and takes minutes
-FROM_THE_HOST = ("torch",)  # built for its GPU: never carried
+TAR_BLOCK = 10_240  # a tar is padded to a multiple of this
+PRESET = 3  # of xz: higher presets save little here, and take minutes
+FROM_THE_HOST = ("torch",)  # built for the host's GPU: never included
 SERVER = "nvidia-pytriton"
 FIRST = ("numpy", "tritonclient", "python-rapidjson")  # what a run of the stages on Triton needs
-# Also where the host has one: Triton's Python stub needs numpy 1, and a list of a host that an earlier kit was tried on
-# may hold that kit's client.
+# Included even if the host has one: Triton's Python stub needs numpy 1, and the package list of a host on which an
+# earlier kit was tried may contain that kit's client.
 CARRIED = FIRST
 NUMPY = "1.26.4"  # the last of numpy 1
 GLIBC = 39  # of 2.39, in Ubuntu 24.04; the server's own wheel needs 2.35
-LEFT_OUT = (":!results/sample-*", ":!notebooks")  # of the checkout
+LEFT_OUT = (":!results/sample-*", ":!notebooks")  # excluded from the checkout
 EXIT_FAILED, EXIT_MISTAKE = 1, 64
 
 
@@ -106,14 +106,14 @@ def build(options: Options) -> list[dict]:
 
 
 def write_parts(work: Path, options: Options, first: Sequence[Path], others: Sequence[Path]) -> list[dict]:
-    """The parts with kit.json in the first, which names what every part holds. Raises KitError."""
+    """Write the parts, with kit.json (the contents of every part) in the first. Raises KitError."""
     plan = write_plan(work, options, split(first, others, options.limit))
-    parts = split([*first, plan], others, options.limit)  # the first part takes none of the others: they stay
+    parts = split([*first, plan], others, options.limit)  # the first part takes none of the others
     return [write_part(options, number, files) for number, files in enumerate(parts, 1)]
 
 
 def write_plan(work: Path, options: Options, parts: Sequence[Sequence[Path]]) -> Path:
-    """What the installer holds the host, and the unpacked files, against."""
+    """Write what the installer checks the host and the unpacked files against."""
     path = work / "kit.json"
     holds = {part_name(number): [unpacked_name(file) for file in files] for number, files in enumerate(parts, 1)}
     path.write_text(json.dumps({"python": options.python, "server": server_version(), "parts": holds}))
@@ -125,7 +125,7 @@ def part_name(number: int) -> str:
 
 
 def unpacked_name(file: Path) -> str:
-    """Where a file lies once its part is unpacked."""
+    """The path of a file once its part is unpacked."""
     return f"wheels/{file.name}" if file.suffix == ".whl" else file.name
 
 
@@ -147,7 +147,9 @@ def git(*arguments: str) -> bytes:
     try:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise KitError(f"the kit is made of a commit, and git says of {ROOT}: {error}; run it in a clone") from error
+        raise KitError(
+            f"the kit is built from a commit, but git reports for {ROOT}: {error}; run it in a clone"
+        ) from error
 
 
 def libpython(work: Path, options: Options) -> Path:
@@ -170,7 +172,7 @@ def libpython(work: Path, options: Options) -> Path:
 
 
 def find_libpython(python: str, name: str) -> Path | None:
-    """That of an interpreter of this version, or of the system."""
+    """The libpython of an interpreter of this version, or of the system."""
     places = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"]
     if each := interpreter(python):
         asked = [each, "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"]
@@ -180,7 +182,7 @@ def find_libpython(python: str, name: str) -> Path | None:
 
 @lru_cache
 def interpreter(python: str) -> str | None:
-    """This interpreter where it has this version, or one that has: on PATH, or under ~/.pyenv."""
+    """This interpreter if it has this version, or another that has: on PATH, or under ~/.pyenv."""
     pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"{python}.*"), reverse=True)
     candidates = [sys.executable, shutil.which(f"python{python}"), *(folder / "bin" / "python3" for folder in pyenv)]
     for each in map(str, filter(None, candidates)):
@@ -200,7 +202,7 @@ def server_version() -> str:
 
 
 def host_packages(path: Path) -> dict[str, str]:
-    """Version by name, "" where none is known: of ``pip list`` in any of its formats, or of names alone."""
+    """Version by name, "" if unknown, from ``pip list`` in any of its formats, or from names alone."""
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
@@ -214,9 +216,9 @@ def host_packages(path: Path) -> dict[str, str]:
 
 
 def missing(options: Options) -> dict[str, str]:
-    """Version by name of each package that the harness needs and the host lacks, or has in a version that cannot do.
+    """Version by name of each package that the harness needs and the host lacks, or has in an unsuitable version.
 
-    A host's package whose version is not known counts as the newest one. What is not built for numpy 1 cannot do.
+    A host's package of unknown version counts as the newest one. A package that is not built for numpy 1 is unsuitable.
     """
     host = host_packages(options.host)
     if lacking := [name for name in FROM_THE_HOST if name not in host]:
@@ -231,10 +233,10 @@ def missing(options: Options) -> dict[str, str]:
 
 
 def agreeing(host: dict[str, str], carried: dict[str, tuple[str, list[str]]], python: str) -> dict[str, str]:
-    """The host's packages of known version that fit beside what is carried: with another, pip finds no set at all.
+    """The host's packages of known version that are compatible with those included; otherwise pip finds no solution.
 
-    ``carried``: version and own needs by name of what an empty host would get. What the host lacks, and CARRIED, is
-    carried for certain; so is what one of these needs in a version that the host has not.
+    ``carried``: version and own requirements by name of what an empty host would get. What the host lacks, CARRIED, and
+    versions required by these that the host does not have are always included.
     """
     known = {name: version for name, version in host.items() if version and name not in CARRIED}
     certain = [name for name in carried if name not in host or name in CARRIED]
@@ -252,7 +254,7 @@ def fits(version: str | None, requirement: Requirement) -> bool:
 
 
 def needed(needs: Iterable[str], python: str) -> list[Requirement]:
-    """Those of a package's needs that count on the host: of the extras that of gRPC alone, as the harness asks."""
+    """The requirements of a package that apply on the host; of extras only that of gRPC, as the harness uses it."""
     there = {"python_version": python, "python_full_version": f"{python}.0"}
     every = map(Requirement, needs)
     return [
@@ -271,7 +273,7 @@ def newest(asked: Iterable[Requirement]) -> list[Requirement]:
 
 
 def suits(name: str, version: str, needs: Sequence[str], asked: Iterable[Requirement], options: Options) -> bool:
-    """Whether the host's own version of a package can stay: within the harness's bounds, and content with numpy 1."""
+    """Whether the host's version of a package can stay: within the harness's bounds, and compatible with numpy 1."""
     bounds = [each.specifier for each in asked if canonicalize_name(each.name) == name]
     if name in CARRIED or not all(bound.contains(version, prereleases=True) for bound in bounds):
         return False
@@ -281,7 +283,7 @@ def suits(name: str, version: str, needs: Sequence[str], asked: Iterable[Require
 
 
 def resolve(asked: Iterable[Requirement], fixed: dict[str, str], python: str) -> dict[str, tuple[str, list[str]]]:
-    """Version and own needs, by name, of all that these need, with some versions fixed; nothing is installed."""
+    """Version and own requirements, by name, of everything required, with some versions fixed; nothing is installed."""
     with tempfile.TemporaryDirectory() as scratch:
         report, limits = Path(scratch) / "report.json", Path(scratch) / "limits.txt"
         limits.write_text("".join(f"{name}=={version}\n" for name, version in fixed.items()))
@@ -300,7 +302,7 @@ def download(versions: dict[str, str], folder: Path, python: str) -> list[Path]:
 
 
 def pip(verb: str, python: str) -> list[str]:
-    """pip as it runs on the host: by an interpreter of its version, whose number alone pip install goes by."""
+    """Run pip as on the host, with an interpreter of its version, since pip resolves for its own interpreter."""
     command = [sys.executable, "-m", "pip"]
     command += ["--python", each] if (each := interpreter(python)) else []
     command += [verb, "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
@@ -335,7 +337,7 @@ def slim_server(work: Path, python: str) -> Path:
 
 
 def is_needed(name: str, python: str) -> bool:
-    """Whether the server needs this file of its wheel: not other Pythons' stubs, nor the libpython that it carries."""
+    """Whether the server needs this file of its wheel: not the stubs for other Pythons, nor its bundled libpython."""
     stub = re.search(r"/python_backend_stubs/([\d.]+)/", name)
     other_stub = stub is not None and stub.group(1) != python
     return not other_stub and not re.search(r"\.libs/libpython", name) and not name.endswith(".dist-info/RECORD")
@@ -360,7 +362,7 @@ def split(first: Sequence[Path], others: Sequence[Path], limit: int) -> list[lis
 
 
 def packed_size(files: Iterable[Path]) -> int:
-    """At most so many bytes of a tar: a header a file, its content in blocks, and the padding at the end."""
+    """Upper bound of a tar's size: a header per file, its content in blocks, and the padding at the end."""
     return sum(1024 + file.stat().st_size for file in files) + TAR_BLOCK
 
 

@@ -1,12 +1,12 @@
-"""Time of an LLM step and of a frame's denoising with torch's operations between the matrix products, and with kernels.
+"""Time of an LLM step and of a frame's denoising, with torch's operations between matrix products and with kernels.
 
-plain, fused  ms of one replay of the step as a CUDA graph, the median; the two take turns
+plain, fused  ms of one replay of the step as a CUDA graph, the median; the two alternate
 kernels       of one step, by torch.profiler
-difference    of the kernels' answer from that of torch's operations: norm of the difference over norm of the answer
+difference    of the kernels' result from that of torch's operations: norm of the difference / norm of the result
 
-The LLM step is over both branches of each session at half the context each; the denoising takes all its steps. Without
-a GPU the same calls run by Triton's interpreter: they show that it works, and have no times. Exit code 1 where answers
-differ by more than rounding. Needs torch, transformers and triton.
+The LLM step covers both branches of each session at half the context each; the denoising takes all its steps. Without
+a GPU the same calls run in Triton's interpreter, untimed, to show that they work. Exit code 1 if results differ by more
+than rounding. Needs torch, transformers and triton.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def compared(step: str, sessions: int, network, call: Call, repeats: int) -> Com
 
 
 def replayed(graphs: dict[str, torch.cuda.CUDAGraph], repeats: int) -> dict[str, float]:
-    """Median ms of a replay of each, one after the other in turns."""
+    """Median ms of a replay of each, alternating."""
     event = lambda: torch.cuda.Event(enable_timing=True)  # noqa: E731
     spans = {name: [(event(), event()) for _ in range(repeats)] for name in graphs}
     for turn in range(repeats):
@@ -86,7 +86,7 @@ def replayed(graphs: dict[str, torch.cuda.CUDAGraph], repeats: int) -> dict[str,
 
 
 def llm_call(stage: LLMStage, sessions: int, context: int) -> Call:
-    """A step as it is recorded as a graph, over caches of random contents."""
+    """A step as recorded in a graph, over caches with random contents."""
     like, length = {"device": stage.device, "dtype": stage.dtype}, context // 2
     layers, two, heads, size = stage._kv_shape
     caches = [torch.randn(layers, two, heads, length + 1, size, **like) for _ in range(2 * sessions)]
@@ -96,7 +96,7 @@ def llm_call(stage: LLMStage, sessions: int, context: int) -> Call:
     ids = torch.full((sessions,), -1, device=stage.device)
 
     def call():
-        assert caches  # the kernels have their addresses only
+        assert caches  # keeps them alive: the kernels have only their addresses
         return stage.compute(latent, semantic, ids, facts, ragged.parts_of(lengths))
 
     return call
@@ -135,7 +135,9 @@ def parser() -> measures.Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--quick", action="store_true", help="a run of some seconds: shows that it works, no figures")
+    made.add_argument(
+        "--quick", action="store_true", help="a short run to check that it works; its figures mean nothing"
+    )
     made.add_argument(
         "--preset", default="1.5b" if ON_GPU else "tiny", help="default: 1.5b on a GPU, else tiny, which is interpreted"
     )

@@ -1,11 +1,11 @@
-"""The real Triton with the whole ensemble on a device: so many streams at once, each for some frames.
+"""The real Triton with the whole ensemble on a device, with many concurrent streams, each for some frames.
 
-Starts a server, hears from its stages what they run on (device, GPU, dtype, code), and speaks 1, 16 and 64 streams one
-after another. For each: frames per second in all, milliseconds a frame of a stream (median and p95 of the streams),
-gaps between responses, time to first audio, failures; and where the time goes: for each model of the server, its
-executions, their mean batch, the mean time of a request in the queue and the mean compute time of an execution, from
-Triton's statistics. The audio of the first stream is kept as a WAV file. Every finding is written at once: to
-OUT/streams.json, of the fused engine to OUT/streams-fused.json; what the stages said of themselves to OUT/stages.json.
+Starts a server, asks its stages what they run on (device, GPU, dtype, code), and speaks 1, 16 and 64 streams in turn.
+For each: total frames/s, milliseconds per frame of a stream (median and p95 of the streams), gaps between responses,
+time to first audio, failures; and where the time goes: for each model of the server, its executions, their mean batch,
+the mean queue time of a request and the mean compute time of an execution, from Triton's statistics. The audio of the
+first stream is kept as a WAV file. Every finding is written at once: to OUT/streams.json, of the fused engine to
+OUT/streams-fused.json; the reports of the stages to OUT/stages.json.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from harness.deploy.statistics import StatisticsReader, difference  # noqa: E402
 from harness.host import nvml  # noqa: E402
 from harness.records.schema import Outcome, Result, StageStatistics  # noqa: E402
 
-LEAD_S = 0.5  # in which every client connects
+LEAD_S = 0.5  # for all clients to connect
 
 
 class Clients:
-    """Processes that read the streams: one alone would be slower than the server."""
+    """Processes that read the streams: a single one would be slower than the server."""
 
     def __init__(self, count: int):
         self.count, self._pool = count, ProcessPoolExecutor(count, mp_context=get_context("spawn"))
 
     def speak(self, url: str, streams: int, frames: int, chunk_frames: int = 1, keep: list[bytes] | None = None):
-        """The results of so many streams, begun together; the audio of the first one goes to ``keep``."""
+        """The results of this many streams, started together; the audio of the first one is written to ``keep``."""
         begin_s = time.monotonic() + LEAD_S
         shares = [range(first, streams, self.count) for first in range(min(self.count, streams))]
         calls = [self._pool.submit(_share, url, share, frames, chunk_frames, begin_s, i == 0 and keep is not None)
@@ -80,10 +80,10 @@ def _share(url, numbers, frames, chunk_frames, begin_s, keep: bool) -> tuple[lis
 def measured(
     clients: Clients, url: str, streams: int, frames: int, chunk_frames: int, keep: list[bytes] | None
 ) -> dict:
-    """One load: its streams, where the server's time went, and what every GPU of this host did at its end."""
+    """One load: its streams, where the server's time went, and the state of every GPU of this host at its end."""
     before = _snapshot(url)
     results = clients.speak(url, streams, frames, chunk_frames, keep)
-    gpus = nvml.load()  # before anything else: it is of this moment
+    gpus = nvml.load()  # first: it shows this moment
     done = [result for result in results if result.outcome is Outcome.DONE]
     gaps = np.concatenate([np.diff(result.chunks.received_ns) for result in done]) / 1e6 if done else np.array([np.nan])
     first = [(result.chunks.received_ns[0] - result.due_ns) / 1e9 for result in done] or [np.nan]
@@ -111,7 +111,7 @@ def measured(
 
 
 def _rate(done: Sequence[Result], from_ns: int, to_ns: int) -> float:
-    """Frames a second that all streams received in a time."""
+    """Frames/s that all streams received in a time window."""
     frames = 0.0
     for result in done:
         inside = (result.chunks.received_ns > from_ns) & (result.chunks.received_ns <= to_ns)

@@ -1,11 +1,11 @@
-"""The vocoder's towers as separate operations ("plain") and as fused kernels: time of a step and distance from float32.
+"""The vocoder's towers as separate operations ("plain") and as fused kernels: time per step, difference from float32.
 
 towers  ms of a step of each tower on the device, as replays of a CUDA graph (median); the largest difference from the
-        plain tower in float32, as a share of its largest value; operators of torch and Triton's kernels in a step
-layers  ms of the fused tower's layers by kind and channels, each group as a graph of its own
-tiles   --tiles: ms of a block of few channels for each tile that may suit it, and as separate products
+        plain tower in float32, as a share of its largest value; torch operators and Triton kernels per step
+layers  ms of the fused tower's layers by kind and channels, each group as a separate graph
+tiles   --tiles: ms of a block with few channels for each candidate tile, and as separate products
 
-Needs torch, transformers and triton. On a CPU, Triton's interpreter runs the kernels: times say nothing there.
+Needs torch, transformers and triton. On a CPU, Triton's interpreter runs the kernels: times mean nothing there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 ON_GPU = torch.cuda.is_available()
-if not ON_GPU:  # before transformers imports Triton, whose functions are then for its interpreter
+if not ON_GPU:  # before transformers imports Triton, whose functions are then interpreted
     os.environ["TRITON_INTERPRET"] = "1"
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
@@ -42,7 +42,7 @@ EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 64, 130
 KERNELS = "_mix", "_block", "_narrow", "_windows"
 MOST_DIFFERENT = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 0.15}  # of random weights: a fault is of size 1
 REPLAYS, SETTLING = 30, 5
-SLEEP_CYCLES = 2_000_000  # about 1 ms: the replays that follow are queued by then, and none waits for the host
+SLEEP_CYCLES = 2_000_000  # about 1 ms, so that the replays that follow are queued and none waits for the host
 TILES = {
     32: [(64, 64, 4, 2, 7), (64, 64, 4, 2, 1), (64, 32, 4, 2, 7), (128, 64, 8, 2, 7), (64, 128, 4, 2, 7)],
     64: [(64, 32, 4, 2, 1), (64, 32, 4, 2, 2), (64, 64, 4, 2, 1), (128, 32, 8, 2, 1), (128, 64, 8, 2, 1)],
@@ -121,7 +121,7 @@ def layers_rows(towers: Towers, name: str, sessions: int) -> Iterator[dict]:
 
 
 def tiles_rows(towers: Towers, sessions: int) -> Iterator[dict]:
-    """Times of one block of the decoder for each tile that may suit it; None: separate products."""
+    """Times of one block of the decoder for each candidate tile; None: separate products."""
     x, around = towers.given("decoder", sessions), _States(towers.table, *towers.rows(sessions))
     seen = set()
     for plain, layer in zip(towers.plain["decoder"].layers, towers.fused["decoder"].layers, strict=True):
@@ -144,13 +144,13 @@ def _tiles_of(plain: StreamingBlock, place: int, x: torch.Tensor, around: _State
         found = {"channels": plain.channels, "tile": tile}
         try:
             yield found | {"ms": median_ms(lambda: block(x, around))}
-        except Exception as error:  # a tile that this GPU has no room for: a finding, and the others are tried
+        except Exception as error:  # a tile too large for this GPU is a finding; the others are tried
             yield found | {"ms": None, "error": " ".join(str(error).split())[:200]}
     fused_towers.BLOCK_TILES[block.room] = before
 
 
 def median_ms(call: Call) -> float:
-    """Of a call as a replay of a CUDA graph; on a CPU, of one call as it is."""
+    """Median ms of a replay of a call as a CUDA graph; on a CPU, of the call itself."""
     if not ON_GPU:
         began = time.perf_counter()
         call()
@@ -184,7 +184,7 @@ def captured(call: Call) -> torch.cuda.CUDAGraph:
 
 
 class _Operators(TorchDispatchMode):
-    """Counts the operators of torch that compute, by name."""
+    """Counts the computing torch operators, by name."""
 
     def __init__(self):
         super().__init__()
@@ -203,7 +203,7 @@ def counted(call: Call) -> dict[str, int]:
         for name in KERNELS:
             stack.enter_context(_recorded(name, started))
         operators = stack.enter_context(_Operators())
-        if not ON_GPU:  # the interpreter's own operators are no kernels
+        if not ON_GPU:  # the interpreter's own operators are not kernels
             for name in KERNELS:
                 setattr(fused_towers, name, _Silent(name, started))
         call()
@@ -211,7 +211,7 @@ def counted(call: Call) -> dict[str, int]:
 
 
 class _Silent:
-    """Stands for a kernel, and starts none."""
+    """Replaces a kernel, and starts none."""
 
     def __init__(self, name: str, started: list[str]):
         self.name, self.started = name, started
@@ -269,7 +269,7 @@ def _cell(value) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A mistake is one line and exit code 64."""
+    """A usage error is one line and exit code 64."""
 
     def error(self, message: str):
         self.exit(EXIT_MISTAKE, f"{self.prog}: {message}; see --help\n")
@@ -296,7 +296,9 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--quick", action="store_true", help="a run of some seconds: shows that it works, no figures")
+    made.add_argument(
+        "--quick", action="store_true", help="a short run to check that it works; its figures mean nothing"
+    )
     made.add_argument("--preset", default="tiny", help="tiny, 1.5b, 7b, or a .json file of sizes (default: tiny)")
     made.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="default: bfloat16")
     made.add_argument("--sessions", type=_numbers, default=[1, 16, 64, 128], help="default: 1,16,64,128")

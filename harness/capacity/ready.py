@@ -1,6 +1,6 @@
-"""Compile the simulator's functions before a fit needs them: at installation, or while a server starts.
+"""Compiles the simulator's functions before a fit needs them: at installation, or while a server starts.
 
-``python -m harness.capacity.ready`` keeps them on disk (see ``harness.jit``); a second call takes seconds.
+``python -m harness.capacity.ready`` caches them on disk (see ``harness.jit``); a second call takes seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.host.process_group import end_group, spawn
 
 
 def compile_all() -> None:
-    """Call each compiled function once, on the smallest input that it takes."""
+    """Call each compiled function once, with the smallest possible input."""
     simulate(np.zeros(1), np.ones(1), lambda sessions: np.full(np.shape(sessions), 0.1))
     stage = StageModel("stage", alpha_s=0.01, tau0_s=0.01, delay_s=0.0, max_batch=1)
     rounds(Topology((stage,)), 1, np.random.default_rng(0), frames=1, warm_up=0)
@@ -28,9 +28,9 @@ def compile_all() -> None:
 
 @contextmanager
 def compiled_beside() -> Iterator[subprocess.Popen]:
-    """Compile in a process that ends with the block at the latest; ``wait`` for it before anything is measured."""
+    """Compile in a process that ends with the block; ``wait`` for it before anything is measured."""
     command = [sys.executable, "-m", "harness.capacity.ready"]
-    process = spawn(command, Path(os.devnull), niceness=5)  # the server that starts meanwhile goes first
+    process = spawn(command, Path(os.devnull), niceness=5)  # lower priority than the server that starts meanwhile
     try:
         yield process
     finally:

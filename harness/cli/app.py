@@ -27,13 +27,11 @@ TOPOLOGY_HELP = (
     "staged (each stage a Triton model, joined by an ensemble) or fused (all stages in one process, sessions stepped "
     "together)"
 )
-PlanTopology = Annotated[str, typer.Option("--topology", help=f"In place of the plan's: {TOPOLOGY_HELP}.")]
-SERVERS_HELP = "Use a running Triton (HOST:PORT). With several, one trial at a time runs on each."
+PlanTopology = Annotated[str, typer.Option("--topology", help=f"Replaces the plan's topology: {TOPOLOGY_HELP}.")]
+SERVERS_HELP = "Use a running Triton (HOST:PORT). With several, each runs one trial at a time."
 Ray = Annotated[
     str,
-    typer.Option(
-        "--ray", help="A Ray cluster (auto, or its address): one trial at a time runs on each of its GPU hosts."
-    ),
+    typer.Option("--ray", help="A Ray cluster (auto, or its address): each of its GPU hosts runs one trial at a time."),
 ]
 
 
@@ -54,5 +52,5 @@ def rates_of(text: str) -> tuple[float, ...]:
 
 
 def shown(path: Path) -> Path:
-    """A path as it is shorter to type."""
+    """A path, relative to the current folder where it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -38,7 +38,7 @@ _UNREADABLE = "unknown"
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. ``fine`` is None for what is good to have but not needed."""
+    """One finding. ``fine`` is None for what is useful but not required."""
 
     what: str
     fine: bool | None
@@ -48,7 +48,7 @@ class Check:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """One GPU as its driver tells it; memory in bytes."""
+    """One GPU as its driver reports it; memory in bytes."""
 
     name: str
     driver: str
@@ -58,7 +58,7 @@ class GpuFacts:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """Facts of a machine; sizes in bytes. ``gpu_device``: the kernel has a driver of NVIDIA, which may not answer."""
+    """Facts of a machine; sizes in bytes. ``gpu_device``: an NVIDIA kernel driver is loaded, which may not answer."""
 
     cores: int
     memory_free: int
@@ -66,13 +66,13 @@ class HostFacts:
     shared_free: int
     gpu_device: bool
     cards: tuple[GpuFacts, ...]
-    torch_cuda: str  # the CUDA of the torch that stages import; "" = a CPU build
-    compiler: str  # of C, by path; "" = none
-    python_header: Path  # Python.h of the Python that runs the stages, there or not
+    torch_cuda: str  # CUDA version of the torch that stages import; "" = a CPU build
+    compiler: str  # path of the C compiler; "" = none
+    python_header: Path  # Python.h of the Python that runs the stages, whether it exists or not
 
 
 def examine(root: Path, target: Target | None = None) -> list[Check]:
-    """Every check, in the order in which a first run would meet them; ``target``: servers to be reached."""
+    """Run every check, in the order in which a first run would need them; ``target``: servers to be reached."""
     servers = _remote(target) if target else [_server(root)]
     try:
         search = stub.search_path()
@@ -97,7 +97,7 @@ def this_host(root: Path, search: tuple[str, ...]) -> HostFacts:
 
 
 def software(search: tuple[str, ...], version: tuple[int, int] = sys.version_info[:2]) -> Iterator[Check]:
-    """Python, and what the stages would import from this search path."""
+    """Python, and the packages that the stages would import from this search path."""
     fine = (3, 11) <= version <= (3, 12)
     yield Check("Python", fine, ".".join(map(str, version)), "" if fine else "use Python 3.11 or 3.12")
     yield Check("stages' Python", True, f"the same; harness from {CODE}")
@@ -137,11 +137,16 @@ def _triton() -> Iterator[Check]:
 def machine(host: HostFacts) -> Iterator[Check]:
     """Cores, memory, shared memory and disk."""
     enough = host.cores >= 2 or None
-    yield Check("cores", enough, str(host.cores), "" if enough else "one core measures itself: use two")
+    yield Check(
+        "cores",
+        enough,
+        str(host.cores),
+        "" if enough else "with one core the load generator disturbs the server: use two",
+    )
     yield _room("memory", host.memory_free, _MEMORY_NEEDED, "close other programs")
     needed = shared_memory_needed(Deployment().configs(), max(1, len(host.cards)))
     yield _room("shared memory", host.shared_free, needed, "start the container with --shm-size=1g")
-    yield _room("disk", host.disk_free, _DISK_NEEDED, "free some space, or give --results elsewhere")
+    yield _room("disk", host.disk_free, _DISK_NEEDED, "free some space, or give --results on another disk")
 
 
 def _room(what: str, free: int, needed: int, fix: str) -> Check:
@@ -162,13 +167,13 @@ def _ports() -> Check:
 
 
 def gpus(host: HostFacts) -> Iterator[Check]:
-    """The driver, torch's CUDA, and each GPU with its memory."""
+    """The driver, torch's CUDA version, and each GPU with its memory."""
     if not host.gpu_device and not host.cards:
-        yield Check("GPU", None, "none: figures are of this host's CPU", "for GPU figures, run where one is")
+        yield Check("GPU", None, "none: figures are of this host's CPU", "for GPU figures, run on a GPU host")
         return
     if not host.cards:
-        fix = "run nvidia-smi and see what it says: a driver of another version than its kernel module needs a reboot"
-        yield Check("GPU driver", False, "/dev/nvidiactl is there, but the driver tells of no GPU", fix)
+        fix = "check nvidia-smi: a driver of another version than its kernel module needs a reboot"
+        yield Check("GPU driver", False, "/dev/nvidiactl exists, but the driver reports no GPU", fix)
         return
     yield Check("GPU driver", True, host.cards[0].driver)
     yield _torch_on_gpu(host)
@@ -185,7 +190,7 @@ def _torch_on_gpu(host: HostFacts) -> Check:
 
 
 def _build_tools(host: HostFacts) -> Iterator[Check]:
-    """What the attention kernels' compiler needs: Triton (the language) builds a launcher in C at the first start."""
+    """What the attention kernels' compiler needs: Triton (the language) compiles a C launcher at first start."""
     needed = "the first kernel that a stage launches is compiled with it"
     fix = f"install one (Debian: apt install gcc), or name it in CC: {needed}"
     yield Check("C compiler", bool(host.compiler), host.compiler or "none", "" if host.compiler else fix)
@@ -196,7 +201,7 @@ def _build_tools(host: HostFacts) -> Iterator[Check]:
 
 
 def _compiler() -> str:
-    """The C compiler that Triton (the language) would take, by path: CC before gcc before clang."""
+    """Path of the C compiler that Triton (the language) would use: CC before gcc before clang."""
     if given := os.environ.get("CC"):
         return shutil.which(given) or ""
     return shutil.which("gcc") or shutil.which("clang") or ""
@@ -204,7 +209,7 @@ def _compiler() -> str:
 
 def _python_header() -> Path:
     scheme = sysconfig.get_default_scheme()
-    scheme = "posix_prefix" if scheme == "posix_local" else scheme  # Debian's own: its headers are not in local/
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme  # Debian's own scheme: its headers are not in local/
     return Path(sysconfig.get_paths(scheme=scheme)["include"], "Python.h")
 
 
@@ -217,12 +222,12 @@ def _card(index: int, card: GpuFacts) -> Check:
 
 
 def _cards() -> tuple[GpuFacts, ...]:
-    """Each GPU that the driver tells of; none where it does not answer."""
+    """Each GPU that the driver reports; none where it does not answer."""
     return tuple(GpuFacts(gpu.name, gpu.driver, gpu.memory_bytes, gpu.free_bytes) for gpu in nvml.present())
 
 
 def _cuda_of(torch: Found | None) -> str:
-    """What a torch says of its CUDA, read from its files: an import would take seconds."""
+    """The CUDA version of a torch, read from its files: an import would take seconds."""
     try:
         text = (torch.folder / "torch" / "version.py").read_text() if torch else ""
     except OSError:
@@ -234,7 +239,7 @@ def _cuda_of(torch: Found | None) -> str:
 def _server(root: Path) -> Check:
     urls = local_urls(root)
     if len(urls) > 1:
-        fix = "name the one that is meant with --url, or stop the others: without it no command knows which to ask"
+        fix = "select one with --url, or stop the others"
         return Check("running server", None, ", ".join(urls), fix)
     return Check("running server", None, *((urls[0],) if urls else ("none", "start one: harness serve")))
 
@@ -244,7 +249,7 @@ async def _servers(target: Target) -> list[Check]:
 
 
 def _remote(target: Target) -> list[Check]:
-    """Whether each server is reached and, where it is, what its stages say that they run on."""
+    """Whether each server is reachable and, if so, what its stages report that they run on."""
     reached = asyncio.run(_servers(target))
     pairs = zip(target.addresses, reached, strict=True)
     ready = [address for address, check in pairs if check.fine]
@@ -252,7 +257,7 @@ def _remote(target: Target) -> list[Check]:
 
 
 def _control_of(target: Target, address: str) -> Check:
-    """Whether calls without the control key are let through: one that a header of the target names is left out."""
+    """Whether a server accepts control calls without the key; the target's own key header is left out."""
     headers = tuple(each for each in target.headers if not each[0].startswith("triton-grpc-protocol-"))
     with replace(target, headers=headers).channel(address) as channel:
         is_open = has_open_control(channel, headers)

@@ -1,4 +1,4 @@
-"""A first plan, from five answers: what is served, where, for which traffic, under which SLOs, at which rates."""
+"""A first plan, from five answers: model, hardware, traffic, SLOs, target rates."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _SHORT, _LONG = (
 
 @dataclass(frozen=True)
 class Answers:
-    """What the plan is written from. ``gpus`` 0 is the CPU; ``mix`` is one of MIXES, or seconds of audio a request.
+    """What the plan is written from. ``gpus`` 0 is the CPU; ``mix`` is one of MIXES, or seconds of audio per request.
 
-    ``ttfa_s`` and ``rtf`` are limits of 95th percentiles; ``price``: of an hour of a GPU or host, None = unknown.
+    ``ttfa_s`` and ``rtf`` are limits of 95th percentiles; ``price``: per hour of a GPU or host, None = unknown.
     """
 
     preset: str = "tiny"
@@ -43,7 +43,7 @@ class Answers:
 
 
 def preset_of(text: str) -> str:
-    """Raises InputError, as each of these does, for an answer that no plan can hold."""
+    """The preset in an answer. Like all functions here, raises InputError for an answer that no plan can hold."""
     if text.strip().lower() not in PRESETS:
         raise InputError(f"preset {text!r}: answer one of {', '.join(PRESETS)}")
     return text.strip().lower()
@@ -55,7 +55,7 @@ def gpus_of(text: str) -> int:
         return 0
     number = "1" if word == "gpu" else word.removesuffix("gpus").removesuffix("gpu").strip()
     if not number.isdigit() or not 1 <= int(number) <= MAX_GPUS:
-        raise InputError(f"{text!r} is no place to run: answer cpu, or the number of GPUs, 1 to {MAX_GPUS}")
+        raise InputError(f"{text!r} is not usable: answer cpu, or the number of GPUs, 1 to {MAX_GPUS}")
     return int(number)
 
 
@@ -66,7 +66,7 @@ def mix_of(text: str) -> str | float:
     seconds = _number(word.removesuffix("s"))
     if not 0 < seconds <= LONGEST_S:
         known = ", ".join(MIXES)
-        raise InputError(f"mix {text!r}: answer {known}, or seconds of audio a request, up to {LONGEST_S:g}")
+        raise InputError(f"mix {text!r}: answer {known}, or seconds of audio per request, up to {LONGEST_S:g}")
     return seconds
 
 
@@ -81,7 +81,7 @@ def slos_of(text: str) -> tuple[float, float]:
 
 
 def rates_of(text: str) -> tuple[tuple[float, ...], float | None]:
-    """Target rates, and a price after ``at``: ``0.5, 1, 5 at 2.50``."""
+    """Target rates (requests/s), and a price after ``at``: ``0.5, 1, 5 at 2.50``."""
     rates_text, at, price_text = text.partition(" at ")
     rates = tuple(_number(part) for part in rates_text.split(","))
     if not all(0 < rate <= 1e6 for rate in rates):
@@ -104,7 +104,7 @@ def _number(text: str) -> float:
 
 
 def plan_text(answers: Answers, name: str) -> str:
-    """The plan as YAML, with a word on each part."""
+    """The plan as YAML, with a comment on each part."""
     classes = _classes(answers.mix)
     slos = f"{{ttfa_p95_s: {answers.ttfa_s:g}, rtf_p95: {answers.rtf:g}}}"
     return "\n".join(
@@ -118,7 +118,7 @@ def plan_text(answers: Answers, name: str) -> str:
             "  classes:",
             *(f"    {each}: {about}" for each, about in classes.items()),
             "",
-            "slos:                             # the SLOs, by class: 95th percentiles",
+            "slos:                             # SLOs by class: 95th percentiles",
             *(f"  {each}: {slos}" for each in classes),
             "",
             f"targets_qps: [{', '.join(_plain(rate) for rate in answers.targets_qps)}]",
@@ -129,7 +129,7 @@ def plan_text(answers: Answers, name: str) -> str:
             "",
             *_load(answers.gpus),
             "utilisation_cap: 0.85",
-            "max_error: 0.3                    # of a prediction against the run that confirms it",
+            "max_error: 0.3                    # of a prediction, relative to the run that confirms it",
             "",
         ]
     )
@@ -140,7 +140,7 @@ def _place(gpus: int) -> list[str]:
         return ["device: cpu"]
     return [
         "device: gpu",
-        f"gpus: {gpus}                           # of one server; one device of the answer is all of them",
+        f"gpus: {gpus}                           # of one server, which is one device of the answer",
     ]
 
 
@@ -173,7 +173,7 @@ def _price(answers: Answers) -> list[str]:
 
 
 def _plain(value: float) -> str:
-    """Without an exponent: YAML reads 1e+06 as a word."""
+    """A number without an exponent: YAML reads 1e+06 as a word."""
     return np.format_float_positional(value, trim="-")
 
 
@@ -187,17 +187,17 @@ def _load(gpus: int) -> list[str]:
 
 
 def name_of(path: Path) -> str:
-    """A plan's name from that of its file."""
+    """A plan's name, from its file's name."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:64]
     return name or "plan"
 
 
 def write_plan(path: Path, answers: Answers, *, force: bool = False) -> Path:
-    """Write the plan, once it passes as one. Raises InputError, also for a file that is there, unless ``force``."""
+    """Write the plan after checking it. Raises InputError, also for an existing file without ``force``."""
     if path.suffix not in (".yaml", ".yml"):
-        raise InputError(f"{path}: a plan's file ends in .yaml; give such a name")
+        raise InputError(f"{path}: a plan's file must end in .yaml")
     if path.exists() and not force:
-        raise InputError(f"{path} is there already, and stays as it is: give another name, or --force to replace it")
+        raise InputError(f"{path} already exists: give another name, or --force to replace it")
     draft = path.with_name(f".{path.stem}.{os.getpid()}.yaml")
     try:
         draft.write_text(plan_text(answers, name_of(path)), encoding="utf-8")
@@ -211,13 +211,13 @@ def write_plan(path: Path, answers: Answers, *, force: bool = False) -> Path:
 
 
 def answer(given: str | None, ask: Callable[[str, str], str] | None, question: str, default: str, read: Callable):
-    """What ``read`` makes of the answer given, or of one asked for until it can be read, or of the default."""
+    """The parsed answer: the one given, or one asked for until ``read`` accepts it, or the default."""
     if given is not None:
         return read(given)
     if ask is None:
         return read(default)
     while True:
-        said = ask(question, default)  # where nobody answers it raises, and nothing is asked again
+        said = ask(question, default)  # raises where nobody can answer, which ends the loop
         try:
             return read(said)
         except HarnessError as error:

@@ -1,6 +1,6 @@
 """The ``harness`` command: parse and call.
 
-A command imports what it needs when it runs: ``harness --help`` waits for no torch and no pandas.
+A command imports what it needs when it runs, so that ``harness --help`` does not import torch or pandas.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from harness.cli.app import app, out, say_aside, shown
 from harness.errors import HarnessError, InputError, ServerError
 from harness.host.places import scenario_files
 
-COMMANDS = measuring, results, serving  # each puts its commands into the app when it is imported
+COMMANDS = measuring, results, serving  # importing each adds its commands to the app
 UsageError: Any = typer.BadParameter.__base__  # typer carries a click of its own and does not export this one
 
 
 @app.command(epilog="Example: `locust -f $(harness scenarios podcast) --headless -u 4 -t 20s`")
 def scenarios(
-    name: Annotated[str, typer.Argument(help="Print the path of this one alone, for another command.")] = "",
-    copy: Annotated[Path | None, typer.Option("--copy", help="Copy it, or all of them, into this folder.")] = None,
+    name: Annotated[str, typer.Argument(help="Print only the path of this one, for use in another command.")] = "",
+    copy: Annotated[Path | None, typer.Option("--copy", help="Copy it, or all of them, to this folder.")] = None,
 ) -> None:
-    """List the scenarios, plans, mixes and scripts that come with the harness, or copy them to change them."""
+    """List the scenarios, plans, mixes and scripts that come with the harness, or copy them for editing."""
     files = scenario_files()
     if name:
         files = {found: path for found, path in files.items() if name in (found, str(Path(found).with_suffix("")))}
         if not files:
-            raise InputError(f"no scenario {name!r}: use one of {', '.join(scenario_files())}")
+            raise InputError(f"there is no scenario {name!r}: use one of {', '.join(scenario_files())}")
     if copy:
         _copy(files, copy)
     elif name:
@@ -50,10 +50,10 @@ def scenarios(
 
 
 def _copy(files: dict[str, Path], folder: Path) -> None:
-    """Copy files to their names below a folder. Raises InputError, before anything is written, where one is there."""
+    """Copy files to their names below a folder. Raises InputError, before anything is written, where one exists."""
     there = [name for name in files if (folder / name).exists()]
     if there:
-        raise InputError(f"{folder / there[0]} is there already: give --copy another folder, or move it away")
+        raise InputError(f"{folder / there[0]} already exists: give --copy another folder, or move the file")
     try:
         for name, path in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def _copy(files: dict[str, Path], folder: Path) -> None:
 
 
 def _say_whole_help() -> None:
-    """Help shows every docstring as it stands: its paragraphs are folded, and no bracket is taken for markup."""
+    """Make help show every docstring whole: fold its paragraphs, and read no bracket as markup."""
     for command in app.registered_commands:
         paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
         command.help = escape("\n\n".join(" ".join(each.split()) for each in paragraphs))
@@ -74,7 +74,10 @@ _say_whole_help()
 
 
 def main() -> None:
-    """A usage error is one message; SIGTERM or Ctrl-C ends cleanly; an internal error never returns a verdict code."""
+    """Run the command line.
+
+    A usage error is one message; SIGTERM or Ctrl-C ends cleanly; an internal error never returns a verdict code.
+    """
     for signum in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(signum, _as_interrupt)
     try:
@@ -93,6 +96,6 @@ def main() -> None:
 
 
 def _as_interrupt(*_) -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):  # a second one would cut the clean-up short, which is soon over
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a second signal would interrupt the clean-up, which is short
         signal.signal(signum, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -23,7 +23,7 @@ def init(
     gpus: Annotated[str | None, typer.Option(help="Where it runs: cpu, or how many GPUs one server has.")] = None,
     mix: Annotated[
         str | None,
-        typer.Option(help="short (10 s), mixed (95% of 10 s, 5% of 90 min), long (90 min), or seconds of your own."),
+        typer.Option(help="short (10 s), mixed (95% of 10 s, 5% of 90 min), long (90 min), or seconds of audio."),
     ] = None,
     slo: Annotated[
         str | None,
@@ -32,13 +32,13 @@ def init(
     qps: Annotated[str | None, typer.Option(help="Target rates, requests per second, comma-separated.")] = None,
     price: Annotated[str | None, typer.Option(help="Price of an hour of one GPU or host.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: use defaults where no option is given.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a first plan from five answers; options skip the matching question."""
     from harness.cli import first_plan as first
 
-    if path.exists() and not force:  # before five questions
-        raise InputError(f"{path} is there already, and stays as it is: give another name, or --force to replace it")
+    if path.exists() and not force:  # checked before asking five questions
+        raise InputError(f"{path} already exists: give another name, or --force to replace it")
     ask = None if yes else _asked
     chosen_preset = first.answer(
         preset, ask, "1/5 Which preset of the model: tiny, 1.5b or 7b?", "tiny", first.preset_of
@@ -77,7 +77,7 @@ def _asked(question: str, default: str) -> str:
     try:
         return typer.prompt(question, default=default)
     except typer.Abort:
-        raise InputError("no answer came: say it with options (see `harness init --help`), or give --yes") from None
+        raise InputError("no answer: give options (see `harness init --help`), or give --yes") from None
 
 
 @app.command(epilog="Example: `harness signoff scenarios/quick.yaml`")
@@ -87,9 +87,9 @@ def signoff(
     results: Results = Path("results"),
     ray: Ray = "",
     topology: PlanTopology = "",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew; set an earlier run aside.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again; an earlier run is renamed.")] = False,
     go_on: Annotated[
-        bool, typer.Option("--go-on", help="Measure what the budget of a finished run left out; seal it anew.")
+        bool, typer.Option("--go-on", help="Measure what the budget of a finished run left out; seal it again.")
     ] = False,
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="Sign the answer: an OpenSSH Ed25519 private key.")
@@ -102,10 +102,10 @@ def signoff(
     ] = None,
     servers: Servers = NO_SERVERS,
 ) -> None:
-    """Deploy, drive, sweep, fit, plan and report. Goes on where an earlier run of the plan stopped.
+    """Deploy, drive, sweep, fit, plan and report. Resumes an interrupted run of the plan.
 
     With --check, nothing is measured: verify hashes and expiry, and recompute the answer from the run's records.
-    Without a key's signature an answer is sealed, not signed: the hashes tell of changes, and not who made it.
+    Without a key's signature an answer is sealed, not signed: the hashes detect changes, but do not show who made it.
     Exit codes: 0 met, 1 missed, 2 inconclusive (for --check also: changed, forged or expired), 64 usage error, 69 a
     server that cannot be used or that ended, 70 internal error, 130 interrupted.
     """
@@ -117,7 +117,7 @@ def signoff(
     if check is not None and plan is None:
         raise typer.Exit(check_signed(check, trust))
     if plan is None or check is not None:
-        raise InputError("give one of the two: a PLAN.yaml to sign off, or --check DIR to verify a signed run")
+        raise InputError("give either a PLAN.yaml to sign off, or --check DIR to verify a signed run")
     if trust is not None:
         raise InputError("--trust KEY.pub is for --check DIR: give both")
     if sign is not None:
@@ -132,7 +132,7 @@ def signoff(
     if sign and is_signed(work.run):
         out.print(f"Signature: {sign_seal(work.run.path, sign)}", soft_wrap=True, markup=False)
     elif sign:
-        say_aside("nothing was signed: the run is not finished, run it again to go on", "yellow")
+        say_aside("not signed: the run is not finished; start it again to resume", "yellow")
     out.print(f"Report: [bold]{work.run.path / 'signoff.html'}[/]", soft_wrap=True)
     raise typer.Exit(exit_codes.OF_VERDICT[content.verdict])
 
@@ -146,7 +146,7 @@ def sweep(
     topology: PlanTopology = "",
     servers: Servers = NO_SERVERS,
 ) -> None:
-    """Only the ladders of the plan's space: which deployment is best, which knob mattered; `signoff` goes on with it.
+    """Measure only the ladders of the plan's space: which deployment is best, which knob matters. `signoff` resumes it.
 
     Writes sweep.html, and the best deployment's config.pbtxt files with their diff to the defaults into winner/.
     """
@@ -164,7 +164,7 @@ def sweep(
 
 
 def _measured(servers: Servers, ray: str) -> str:
-    """The servers to be measured; those of a cluster come before those that the environment names."""
+    """The servers to be measured; a cluster's take precedence over those in the environment."""
     url = servers.measured()
     return "" if ray and servers.from_environment else url
 
@@ -184,14 +184,15 @@ def _set_aside(plan_path: Path, results: Path, url: str, ray: str, topology: str
         try:
             path.rename(aside)
         except OSError as error:
-            raise InputError(f"cannot set {path} aside as {aside.name}: {error.strerror}") from error
+            raise InputError(f"cannot rename {path} to {aside.name}: {error.strerror}") from error
     out.print(f"the earlier run is now {aside}", soft_wrap=True)
 
 
 def check_signed(folder: Path, trust: Path | None = None) -> int:
-    """Say whether a finished run is as it was sealed or signed, and what its records give; its exit code.
+    """Print whether a finished run is unchanged and what its records give; returns the exit code.
 
-    What a trusted key signed stands, whatever another version of the harness computes: that is then a warning.
+    An answer signed by a trusted key stands even if another version of the harness recomputes another; that is a
+    warning.
     """
     from harness.records.store import Run
     from harness.report.recomputed import differences

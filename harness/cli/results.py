@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: `harness fit --run results/quick-1a2b3c4d`")
 def fit(run: RunFolder) -> None:
-    """Fit the capacity models again from a run's stored trials, and print what they say.
+    """Fit the capacity models again from a run's stored trials, and print them.
 
-    Of a run that was signed the fit is only printed: its stored one is part of what was signed.
+    For a signed run the fit is only printed: its stored one is part of what was signed.
     """
     from harness.cli.tables import print_fit
     from harness.report.facts import is_signed
@@ -37,7 +37,7 @@ def fit(run: RunFolder) -> None:
 
 
 def _opened(folder: Path) -> Run:
-    """A stored run. Where it was signed and is no longer as it was, or has expired, that is said beside the answer."""
+    """A stored run. If it was signed and then changed, or has expired, a warning is printed beside the answer."""
     from harness.records.store import Run
     from harness.report.facts import is_signed
     from harness.report.seal import check_seal
@@ -53,7 +53,7 @@ def plan(
     run: RunFolder,
     qps: Annotated[str, typer.Option("--qps", help="Target rates, comma-separated; default: the plan's own.")] = "",
 ) -> None:
-    """The table of devices for other target rates, from stored results, in seconds."""
+    """Print the devices for other target rates, from stored results, in seconds."""
     from harness.cli.tables import print_plan
     from harness.runs import analysis, opening
 
@@ -74,7 +74,7 @@ def simulate(
     run: RunFolder,
     qps: Annotated[float, typer.Option("--qps", help="Requests per second on one device, Poisson.")],
 ) -> None:
-    """What one device of the best deployment would show at a rate: simulated from stored fits, nothing is run."""
+    """Predict one device of the best deployment at a rate: simulated from stored fits, nothing is measured."""
     from harness.cli.tables import print_prediction
     from harness.runs import analysis, opening
 
@@ -105,7 +105,5 @@ def report(
     if is_signed(stored):
         out.print("Resealed; only the report hash may have changed", soft_wrap=True)
     if seal_of(stored) != before and (stored.path / SIGNATURE_NAME).exists():
-        words = (
-            "the page is new, so the signature of a key no longer holds: sign it again by `harness signoff PLAN --sign`"
-        )
+        words = "the page has changed, so the signature is invalid: sign again with `harness signoff PLAN --sign`"
         say_aside(words, "yellow")

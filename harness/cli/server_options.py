@@ -1,4 +1,4 @@
-"""The options of servers on the `harness` command line: written once, for every command that opens connections."""
+"""The options of servers on the `harness` command line, defined once for every command that opens connections."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from harness.client.target import (
 from harness.errors import InputError
 
 _PANEL = "The server (each option also as LOCUST_NAME in the environment)"
-ONE_AT_A_TIME = ("--balance",)  # of OPTIONS: says nothing where each request goes to the one server that is measured
+ONE_AT_A_TIME = ("--balance",)  # of OPTIONS: meaningless where each request goes to the one server that is measured
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Servers as options, or else the environment, name them; and how to speak with them.
+    """Servers named by options or the environment, and how to connect to them.
 
-    ``options``: those of OPTIONS by name, the environment's included; ``given``: those of the command line alone.
+    ``options``: those of OPTIONS by name, including the environment's; ``given``: those of the command line only.
     """
 
     urls: tuple[str, ...]
@@ -38,25 +38,25 @@ class Servers:
     from_environment: bool = False
 
     def target(self, otherwise: str | None = None) -> Target | None:
-        """The target of the URLs, or of another one where none was named. Raises InputError."""
+        """The target of the URLs, or ``otherwise`` where none is given. Raises InputError."""
         urls = self.urls or ((otherwise,) if otherwise else ())
         return Target.from_options(urls, self.options) if urls else None
 
     def measured(self) -> str:
-        """The URLs with commas between, for trials, one at a time on each; "" where none was named.
+        """The URLs with commas between, for trials, one at a time on each; "" where none is given.
 
-        The options go into this process's environment, where the connections and the Locust of every trial read them.
-        Raises InputError for what cannot be used.
+        The options are put into this process's environment, where the connections and the Locust of every trial read
+        them. Raises InputError for unusable ones.
         """
         if self.given and not self.urls:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in self.given)
-            raise InputError(f"{named}: such options are of servers that --url names; the server started here has none")
+            raise InputError(f"{named}: these options need --url; the server started here does not use them")
         urls = [url for each in self.urls for url in map(str.strip, each.split(",")) if url]
         for url in urls:
             Target.from_options(url, self.options)
         os.environ.update(as_environment(self.given))
-        os.environ.pop(URL_VARIABLE, None)  # the Locust of a trial is told which server it drives
-        if not urls:  # a server that is started here speaks in plain text, whatever is set for others
+        os.environ.pop(URL_VARIABLE, None)  # the Locust of a trial is told which server to use
+        if not urls:  # a server started here uses plain text, whatever is set for others
             for name in [name for name in os.environ if name.startswith("LOCUST_TLS_")]:
                 del os.environ[name]
         return ",".join(urls)
@@ -66,7 +66,7 @@ NO_SERVERS = Servers((), {}, {})
 
 
 def with_servers(command: Callable | None = None, *, without: tuple[str, ...] = (), url_help: str = "") -> Callable:
-    """A command with a parameter ``servers: Servers``, as one with ``--url`` and OPTIONS, but for some of them."""
+    """Wrap a command with a parameter ``servers: Servers`` as one with ``--url`` and OPTIONS, except some of them."""
     if command is None:
         return functools.partial(with_servers, without=without, url_help=url_help)
     parameters = inspect.signature(command, eval_str=True).parameters.values()

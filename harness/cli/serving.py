@@ -17,7 +17,7 @@ from harness.client.target import URL_VARIABLE
 from harness.errors import InputError, ServerError
 from harness.host.places import ROOT, SCENARIOS
 
-_MOST_ENDS, _ENDS_WITHIN_S = 4, 120  # of tritonserver, before `harness serve` gives up
+_MOST_ENDS, _ENDS_WITHIN_S = 4, 120  # ends of tritonserver, at which `harness serve` gives up
 
 
 @app.command(
@@ -27,9 +27,10 @@ _MOST_ENDS, _ENDS_WITHIN_S = 4, 120  # of tritonserver, before `harness serve` g
 def serve(
     preset: Preset = "tiny",
     port: Annotated[int, typer.Option(help="gRPC port on 127.0.0.1; 0 = any free one.")] = 0,
-    checkpoint: Annotated[str, typer.Option(help="A released checkpoint folder; left out = random weights.")] = "",
+    checkpoint: Annotated[str, typer.Option(help="A released checkpoint folder; default: random weights.")] = "",
     voices: Annotated[
-        str, typer.Option(help="A folder of voices (WAV, FLAC, MP3, …), numbered by name; left out = four made voices.")
+        str,
+        typer.Option(help="A folder of voices (WAV, FLAC, MP3, …), numbered by name; default: four synthetic voices."),
     ] = "",
     topology: Annotated[str, typer.Option(help=f"{TOPOLOGY_HELP[0].upper()}{TOPOLOGY_HELP[1:]}.")] = wire.STAGED,
     knob: Annotated[
@@ -40,7 +41,7 @@ def serve(
         list[str], typer.Option("--parameter", help="<model>.<parameter>=<value> of a config.pbtxt; may be repeated.")
     ] = [],  # noqa: B006
     emulate: Annotated[
-        str, typer.Option(help="A profile: the stages take its times instead of computing, and the audio is silent.")
+        str, typer.Option(help="A profile: the stages take its times instead of computing; the audio is silent.")
     ] = "",
     device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or gpu.")] = "auto",
     gpus: Annotated[
@@ -74,9 +75,9 @@ def serve(
 
 
 def _attend(server) -> None:
-    """Say what of it ends and is started again, and start tritonserver again where that ends, until it ends too often.
+    """Report restarts of model processes, and restart tritonserver when it ends, until it ends too often.
 
-    A process of a model that dies with a lock in its hands takes Triton (2.51) with it.
+    A model process that dies while it holds a lock crashes Triton (2.51).
     """
     ends: deque[float] = deque(maxlen=_MOST_ENDS)
     while True:
@@ -87,20 +88,20 @@ def _attend(server) -> None:
         ends.append(time.monotonic())
         told = server.last_words()
         if len(ends) == _MOST_ENDS and ends[-1] - ends[0] < _ENDS_WITHIN_S:
-            raise ServerError(f"{told}; it ended {_MOST_ENDS} times within {_ENDS_WITHIN_S} s and is not started again")
-        out.print(f"{told}; it is started again", soft_wrap=True, markup=False)
+            raise ServerError(f"{told}; it ended {_MOST_ENDS} times within {_ENDS_WITHIN_S} s and is not restarted")
+        out.print(f"{told}; restarting it", soft_wrap=True, markup=False)
         server.restart()
-        out.print(f"tritonserver was started again at {server.url}", soft_wrap=True, markup=False)
+        out.print(f"tritonserver was restarted at {server.url}", soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example: `harness speak script.txt --frames 75 --wav speech.wav --keep talk.npz`")
 @with_servers
 def speak(
     script: Annotated[Path, typer.Argument(help="A text file with lines `Speaker N: text`.")],
-    frames: Annotated[int, typer.Option(help="Frames of 133 ms to speak; left out = as long as the text takes.")] = -1,
+    frames: Annotated[int, typer.Option(help="Frames of 133 ms to speak; default: as long as the text takes.")] = -1,
     wav: Annotated[Path | None, typer.Option(help="Write the audio to this WAV file.")] = None,
     until_end: Annotated[
-        bool, typer.Option("--until-end", help="Stop where the model says that the text ends; --frames is the most.")
+        bool, typer.Option("--until-end", help="Stop where the model ends the text; --frames is then the maximum.")
     ] = False,
     steps: Annotated[int, typer.Option(help="Denoising steps of every frame, 1 to 100.")] = 10,
     guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 100; 1 = none.")] = 1.3,
@@ -108,17 +109,17 @@ def speak(
         Path | None, typer.Option(help="Write the session to this file after the last frame, for --resume.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with a session that --keep wrote, under the same script.")
+        Path | None, typer.Option(help="Resume a session that --keep wrote, with the same script.")
     ] = None,
     servers: Servers = NO_SERVERS,
 ) -> None:
-    """Send one script to a server and say how it went."""
+    """Send one script to a server and print the result."""
     from harness.cli.speak import Manner, speak_file
     from harness.deploy.running import local_url
 
     manner = Manner(None if frames == -1 else frames, until_end, steps, guidance, keep, resume)
     if not script.is_file():
-        raise InputError(f"cannot read {script}: there is no such file")
+        raise InputError(f"cannot read {script}: no such file")
     local = None if servers.urls else local_url()
     target = servers.target(otherwise=local)
     if target is None:
@@ -143,32 +144,34 @@ def profile(
     ),
     budget_seconds: Annotated[
         float | None,
-        typer.Option(help="For measuring; a slow stage may add a quarter. Left out = 60 at tiny, else 420."),
+        typer.Option(help="For measuring; a slow stage may add a quarter. Default: 60 for tiny, otherwise 420."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few points only.")] = False,
-    checkpoint: Annotated[str, typer.Option(help="A released checkpoint folder; left out = random weights.")] = "",
+    checkpoint: Annotated[str, typer.Option(help="A released checkpoint folder; default: random weights.")] = "",
     weights_seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
 ) -> None:
-    """Measure every stage over batch and context, beside its roofline; `harness serve --emulate` takes the result."""
+    """Measure every stage over batch and context, beside its roofline; `harness serve --emulate` uses the result."""
     from harness.deploy.profiling import ProfileJob, measure, tables
     from harness.records.store import read_profile
 
     asked = ProfileJob(preset, device, checkpoint, weights_seed, budget_seconds, quick)
     with out.status(f"building the stages of preset {preset} …") as status:
         path = measure(asked, folder, status.update if out.is_terminal else out.print)
-    out.print("Milliseconds; in parentheses those of the roofline: what memory and arithmetic take at the least")
+    out.print("Milliseconds; in parentheses the roofline, the lower bound by memory and arithmetic")
     content = read_profile(path)
     for table in tables(content):
         out.print(table)
     room = content["model"]["kv_room_bytes"]
-    out.print(f"Room for KV caches: {room / 2**30:.1f} GiB; --parameter {wire.LLM}.kv_limit_bytes={room} takes it all")
+    out.print(
+        f"Room for KV caches: {room / 2**30:.1f} GiB; --parameter {wire.LLM}.kv_limit_bytes={room} uses all of it"
+    )
     out.print(f"Profile: [bold]{path}[/]", soft_wrap=True)
 
 
 @app.command(epilog="Example: `harness doctor --url grpcs://gpu7:8001,gpu8:8001 --tls-ca ca.pem`")
 @with_servers
 def doctor(servers: Servers = NO_SERVERS) -> None:
-    """What this machine can and cannot do, and how to fix it; with --url, whether servers can be reached."""
+    """What this machine can and cannot do, and how to fix it; with --url, whether servers are reachable."""
     from harness.cli.doctor import examine
 
     table = Table("", "what", "found", "how to fix it", box=None)
@@ -181,7 +184,7 @@ def doctor(servers: Servers = NO_SERVERS) -> None:
 
 
 def _heard(folder: str) -> list[str]:
-    """What is done to the voices of a folder, before a server does it. Raises InputError for one that is broken."""
+    """Read the voices of a folder before a server does; returns remarks. Raises InputError for an unusable one."""
     from harness.traffic.voice_folder import read_voice, voice_files
 
     files = enumerate(voice_files(folder) if folder else (), start=1)

@@ -1,4 +1,4 @@
-"""One script through a server, for a person: how it went, its audio as a WAV file, its session as a file to resume."""
+"""Sends one script to a server: prints the result, writes audio to a WAV file and the session to a file to resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.traffic.script import Turn, format_script, parse_script, read_scrip
 
 @dataclass(frozen=True)
 class Manner:
-    """How a script is spoken. ``frames`` None = as long as the text takes, or with ``until_end`` as the model likes.
+    """How a script is spoken. ``frames`` None: as long as the text takes or, with ``until_end``, the model decides.
 
     ``keep`` is a file for the session after the last frame; ``resume`` one that was kept, to go on with. Raises
     InputError for what does not go together.
@@ -46,7 +46,7 @@ class Manner:
             raise InputError("--resume needs --frames (how many more to speak) or --until-end")
 
     def frames_for(self, turns: Sequence[Turn]) -> int:
-        """Frames to ask for; 0 leaves them to the model."""
+        """Frames to request; 0 leaves the length to the model."""
         if self.frames is not None:
             return self.frames
         return 0 if self.until_end else min(wire.MAX_FRAMES, max(1, round(speech_s(turns) * wire.FRAMES_PER_SECOND)))
@@ -62,7 +62,7 @@ def speak_file(
     request, remarks = _request(path, manner)
     for file in (wav, manner.keep):  # before the work, which may take an hour
         if file is not None and not file.parent.is_dir():
-            raise InputError(f"cannot write {file}: there is no folder {file.parent}")
+            raise InputError(f"cannot write {file}: no such folder: {file.parent}")
         if file is not None and file.is_dir():
             raise InputError(f"cannot write {file}: it is a folder; give a file in it")
     audio: list[bytes] = []
@@ -78,7 +78,7 @@ def speak_file(
 
 
 def _request(path: Path, manner: Manner) -> tuple[Request, tuple[str, ...]]:
-    """The request for a script, each speaker in the voice of the number that the file gives, and remarks on it."""
+    """The request for a script, with the voice of each speaker's number in the file, and remarks on it."""
     text = validate_utf8(_read(path))
     try:
         script, voices = read_script(text), speakers_of(parse_script(text))
@@ -114,7 +114,7 @@ def _read(path: Path) -> bytes:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that whoever looks finds the old one or the new one, never a part."""
+    """Write a file atomically: readers find the old one or the new one, never a part."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         draft.write_bytes(content)
@@ -149,5 +149,5 @@ def _sentence(path: Path, result: Result, manner: Manner) -> str:
     if result.emulated:
         words.append("emulated: the times are those of a profile, the audio is silent")
     if manner.keep:
-        words.append(f"kept in {manner.keep}, to go on with --resume")
+        words.append(f"kept in {manner.keep}, for --resume")
     return "; ".join(words)

@@ -79,7 +79,7 @@ class Show(job.Watcher):
 
 
 def print_plan(content: Plan) -> None:
-    """The answer as a table; what is extrapolated or emulated is said in its row."""
+    """Print the answer as a table; rows say what is extrapolated or emulated."""
     label = {"met": "green", "missed": "red", "inconclusive": "yellow"}[content.verdict]
     out.print(f"\nVerdict: [bold {label}]{content.verdict}[/]", highlight=False)
     for reason in content.reasons:
@@ -88,7 +88,7 @@ def print_plan(content: Plan) -> None:
     for line in _bounds(content):
         out.print(line, markup=False, highlight=False)
     if content.emulated:
-        out.print("The stages' times were emulated: every figure is of the profile's device", style="yellow")
+        out.print("Stage times were emulated: every figure is for the profile's device", style="yellow")
     for table in (_losses_table(content), _sensitivity_table(content), _types_table(content), _forecast_table(content)):
         if table.row_count:
             out.print()
@@ -99,7 +99,7 @@ def print_plan(content: Plan) -> None:
 
 
 def _bounds(content: Plan) -> Iterator[str]:
-    """What sets each count, and what utilisation is a share of."""
+    """What bounds each count, and what utilisation is a share of."""
     rates: dict[str, list[str]] = {}
     for row in content.targets:
         rates.setdefault(words.bound(row), []).append(f"{row.qps:g}")
@@ -108,7 +108,7 @@ def _bounds(content: Plan) -> Iterator[str]:
 
 
 def _in_a_line(content: Plan) -> Iterator[str]:
-    """The drain and the memory of a device, as far as they are known."""
+    """The drain and the memory of a device, if known."""
     if drain := content.drain:
         yield (
             f"Drained with {drain.sessions} sessions aboard, a device is empty after {drain.p50_s:.0f} s (p95 "
@@ -193,7 +193,7 @@ def _types_table(content: Plan) -> Table:
 
 
 def _forecast_table(content: Plan) -> Table:
-    """Months until counts are too small stand apart from the counts of later months."""
+    """Tables of growth: months until counts are too small, and counts of later months."""
     found = content.forecast
     if found is None:
         return _table("Growth")
@@ -211,7 +211,7 @@ def _forecast_table(content: Plan) -> Table:
 
 
 def print_fit(content: Fit) -> None:
-    """What the fit says of each deployment: the step time and the rate that one device carries."""
+    """Print the fit of each deployment: its step time and the rate that one device sustains."""
     columns = "deployment", "step time", "R²", "most req/s", "bound by"
     table = _table(f"One device = {content.unit}", *columns, left=("deployment", "step time", "bound by"))
     names = words.name_deployments([each.deployment for each in content.deployments])
@@ -232,7 +232,7 @@ def _step_words(step: FittedStep | Unfitted) -> tuple[str, str]:
 
 
 def print_prediction(prediction: Prediction, unit: str) -> None:
-    """A simulated steady state: the load, and the quantiles of each class; and whether that was measured."""
+    """Print a simulated steady state: the load, the quantiles of each class, and whether that load was measured."""
     out.print(
         f"Simulated at {prediction.rate_per_s:g} requests/s on {unit}: {prediction.sessions:.1f} sessions at once, "
         f"{1e3 * prediction.step_s:.1f} ms a frame, {prediction.frames_per_s / 7.5:.1f} audio seconds per second",

@@ -1,4 +1,4 @@
-"""Connections to the servers of a target, apart from it, so that code that only reads options need not import gRPC."""
+"""Connections to the servers of a target, in a module of its own so that code that only parses options skips gRPC."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_http_proxy", 0),  # a load test through a proxy would measure the proxy
-    ("grpc.client_idle_timeout_ms", 2**31 - 1),  # a connection that gRPC gives up by itself would look like a loss
+    ("grpc.client_idle_timeout_ms", 2**31 - 1),  # a connection that gRPC closes when idle would look like a loss
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),  # the default of two minutes outlasts a server's restart
-    # A network that is cut gives no sign. After 10 s without a byte a ping asks, and a connection without an answer is
-    # given up. A server hangs up on a client whose fourth ping comes while it is silent; ours is never silent so long.
+    ("grpc.max_reconnect_backoff_ms", 1000),  # the default of two minutes is longer than a server's restart
+    # A cut network gives no sign. After 10 s without a byte gRPC sends a ping, and closes a connection that does not
+    # answer. Servers disconnect a client whose fourth ping arrives during silence; ours is never silent for that long.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute unless given, whatever the line above says
+    ("grpc.http2.ping_timeout_ms", 10_000),  # without a value gRPC uses a minute, whatever the line above says
 )
 
 
@@ -39,18 +39,18 @@ class Service(Protocol):
 
 
 def blocking(service: Service, address: str) -> grpc.Channel:
-    """A connection for calls that block; the headers go with each."""
+    """A connection for blocking calls; it adds the headers to each."""
     channel = _open(grpc, service, address)
     return grpc.intercept_channel(channel, _WithHeaders(service.headers)) if service.headers else channel
 
 
 def aio(service: Service, address: str) -> grpc.aio.Channel:
-    """A connection for asyncio; every call must be given the headers as its ``metadata``."""
+    """A connection for asyncio; every call must pass the headers as its ``metadata``."""
     return _open(grpc.aio, service, address)
 
 
 def _open(api, service: Service, address: str):
-    # gRPC's name for the time that one attempt to connect may take, TLS and all: a short one reaches no far server.
+    # gRPC's name for the time limit of one attempt to connect, TLS included: a short one cannot reach a distant server.
     options = [*CHANNEL_OPTIONS, ("grpc.min_reconnect_backoff_ms", round(service.ready_s * 1e3))]
     tls = service.tls
     if tls is None:

@@ -1,7 +1,7 @@
-"""Whether the process that a request was sent to has ended: asked while its stream is silent.
+"""Asks, while a stream is silent, whether the process that serves its request has ended.
 
-Triton (2.51) tells a stream nothing of the death of the process that serves it. Other requests are told so at once,
-and the process that takes its place is younger than the request.
+Triton (2.51) does not tell a stream that the process serving it has died. New requests get an error at once, and the
+process that replaces it is younger than the request.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from harness import wire
 from harness.client.replicas import Replica
 from harness.client.response_parser import is_final, outputs_of
 
-STUB_GONE = f"Stub process '{wire.ENTRY}"  # how Triton's message begins for a process that has ended
+STUB_GONE = f"Stub process '{wire.ENTRY}"  # start of Triton's message about a dead process
 _TIMEOUT_S = 3.0
 
 
 def describe_message() -> pb.ModelInferRequest:
-    """A request that asks a server what its processes are, instead of for speech."""
+    """A request for a description of the server's processes instead of for speech."""
     request = pb.ModelInferRequest(model_name=wire.ENTRY)
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     inputs = {
@@ -37,16 +37,16 @@ def describe_message() -> pb.ModelInferRequest:
 
 
 def description_in(message: pb.ModelStreamInferResponse) -> str | None:
-    """The JSON of a description, None for another response."""
+    """The JSON of a description; None for another response."""
     told = outputs_of(message.infer_response).get(wire.DESCRIPTION)
     if not told:
         return None
-    (size,) = struct.unpack_from("<I", told)  # Triton's form of a string
+    (size,) = struct.unpack_from("<I", told)  # Triton's encoding of a string
     return told[4 : 4 + size].decode()
 
 
 async def entry_ended(replica: Replica, sent_ns: int) -> bool:
-    """Whether the entry's process has ended since a request was sent to it; False where the server does not tell."""
+    """Whether the entry's process has ended since a request was sent to it; False where the server does not say."""
     elapsed_s = (time.monotonic_ns() - sent_ns) / 1e9
     message = describe_message().SerializeToString()
     call = replica.stream_infer(message, timeout=_TIMEOUT_S, metadata=replica.target.headers)
@@ -67,6 +67,6 @@ async def entry_ended(replica: Replica, sent_ns: int) -> bool:
 
 
 def is_younger(description: str, elapsed_s: float) -> bool:
-    """Whether all processes of the entry have begun within so many seconds: another one was there before."""
+    """Whether all processes of the entry are younger than ``elapsed_s``, so that an older one must have ended."""
     ages = [each.get(wire.AGE_S) for each in json.loads(description) if each.get("model") == wire.ENTRY]
     return bool(ages) and all(age is not None and age < elapsed_s for age in ages)

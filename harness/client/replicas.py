@@ -1,4 +1,4 @@
-"""The open connections to a target: which of them gets the next stream, and how often each was lost and made again."""
+"""The open connections to a target: which one gets the next stream, and how often each was lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.client.target import CA, CERT, DEFAULT_PORT, KEY, LEAST_LOADED, Tar
 from harness.errors import ServerError
 
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
-PING_TIMEOUT = "ping timeout"  # gRPC's words
+PING_TIMEOUT = "ping timeout"  # gRPC's wording
 ASK_AFTER_S = 3.0  # of silence: see ``ask_s``
 COUNT_TIMEOUT_S = 3.0  # the end of a test does not wait for a server that has ended
 COUNTS_WITHIN_S = (0.1, 0.4)  # Triton may count a request some time after its last response
@@ -25,12 +25,12 @@ COUNTS_WITHIN_S = (0.1, 0.4)  # Triton may count a request some time after its l
 
 @dataclass(frozen=True)
 class ConnectionStatistics:
-    """What the connections of a process went through, by server address; the sum of several covers all of them.
+    """Statistics of one process's connections, by server address; sums over several processes cover all of them.
 
-    ``reconnects``: connections lost and made again. ``passed_over``: requests that another server got because this one
-    was down. ``counted``: requests that the server had counted before the process sent any; ``served``: those that it
-    has completed for the process since; ``remembered``: its count at the end. A server without statistics is in none
-    of the three.
+    ``reconnects``: connections lost and re-established. ``passed_over``: requests sent to another server because this
+    one was down. ``counted``: requests that the server had counted before the process sent any; ``served``: those that
+    it has completed for the process since; ``remembered``: its count at the end. These three omit servers without
+    statistics.
     """
 
     reconnects: Counter[str] = field(default_factory=Counter)
@@ -40,7 +40,7 @@ class ConnectionStatistics:
     remembered: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: ConnectionStatistics) -> ConnectionStatistics:
-        # Counts only grow: the first is that before all requests, and the last one that after them.
+        # Counts only grow, so the minimum is that before all requests and the maximum that after them.
         return ConnectionStatistics(
             self.reconnects + other.reconnects,
             self.passed_over + other.passed_over,
@@ -51,10 +51,10 @@ class ConnectionStatistics:
 
     @property
     def forgotten(self) -> Counter[str]:
-        """How many requests each server does not remember that it has served: more than none where it has been started
-        again meanwhile, its entry has been loaded again, or several servers answer at its address.
+        """How many served requests are missing from each server's own count.
 
-        0 where others have sent it so many requests since that no loss shows.
+        Above 0 where the server was restarted meanwhile, its entry was reloaded, or several servers answer at its
+        address. 0 where other clients sent so many requests that no loss shows.
         """
         known = self.counted.keys() & self.remembered.keys()
         return +Counter({each: self.counted[each] + self.served[each] - self.remembered[each] for each in known})
@@ -75,10 +75,10 @@ def _merged(choose: Callable[[int, int], int], one: dict[str, int], other: dict[
 class Replica:
     """One server: its connection, and what this process knows of it.
 
-    ``streams`` are open now, ``served`` are done. ``down``: its connection is lost or refused. ``reconnects`` counts
-    losses that were made good, ``passed_over`` the streams that went to another one because this one was down. A stream
-    that receives nothing for ``silence_s`` has lost its server; a server may announce a shorter time than the target's.
-    After ``ask_s`` of silence it asks whether the process that serves it has ended.
+    ``streams`` are open now, ``served`` are complete. ``down``: the connection is lost or refused. ``reconnects``
+    counts losses that were repaired, ``passed_over`` the streams sent to another server because this one was down. A
+    stream that receives nothing for ``silence_s`` seconds has lost its server; a server may announce a shorter time
+    than the target's. After ``ask_s`` seconds of silence it asks whether the process that serves it has ended.
     """
 
     def __init__(self, target: Target, address: str):
@@ -90,8 +90,8 @@ class Replica:
         self.down = self._was_up = False
         self._channel = target.aio_channel(address)
         self.stub = GRPCInferenceServiceStub(self._channel)
-        # Nothing follows the request: as one call with one message it leaves at once, where three steps would wait in
-        # turn for those of other streams. Bytes in, bytes out: what is in them is for the stream to judge.
+        # Only one request message is sent, so a single unary-stream call suffices; three separate steps would each wait
+        # for those of other streams. It carries raw bytes, which the stream decodes.
         self.stream_infer = self._channel.unary_stream(STREAM_INFER)
         self._watching = asyncio.create_task(self._watch())
 
@@ -102,7 +102,7 @@ class Replica:
         await self._channel.close()
 
     async def ready(self) -> None:
-        """Return when the server can take speech requests. Raises ServerError where it cannot."""
+        """Return once the server accepts speech requests. Raises ServerError where it cannot."""
         manner = {"timeout": self.target.ready_s, "metadata": self.target.headers}
         try:
             server = await self.stub.ServerReady(pb.ServerReadyRequest(), **manner)
@@ -110,7 +110,7 @@ class Replica:
         except grpc.aio.AioRpcError as error:
             raise ServerError(self.in_words(error)) from error
         if not server.ready:
-            raise ServerError(f"Triton at {self.address} is up but not ready: wait for its models to load")
+            raise ServerError(f"Triton at {self.address} is up but not ready: wait until its models are loaded")
         if not model.ready:
             raise ServerError(
                 f"Triton at {self.address} does not serve the model {wire.ENTRY!r}: "
@@ -119,9 +119,10 @@ class Replica:
         self.counted = await self._count()
 
     async def remembered(self, alone: bool) -> int | None:
-        """The server's count at the end, None where it gives none.
+        """The server's count at the end; None where it gives none.
 
-        It is given time to count the last requests; where we are ``alone``, only until it has counted ours.
+        Waits for the server to count the last requests; where we are its only client (``alone``), only until it has
+        counted ours.
         """
         for wait_s in (0.0, *COUNTS_WITHIN_S):
             await asyncio.sleep(wait_s)
@@ -139,11 +140,11 @@ class Replica:
         return sum(int(model.inference_count) for model in answer.model_stats)
 
     def in_words(self, error: grpc.RpcError) -> str:
-        """A gRPC status as a message that says how to fix it; the server's own message is kept as it is."""
+        """Turn a gRPC status into a message that says how to fix it, with the server's own message unchanged."""
         return in_words(error, self.address, self.target.tls)
 
     async def _watch(self) -> None:
-        """Keep the connection up, and count: a state that is left and found again has been lost in between."""
+        """Keep the connection up and count losses: a ready state that was left and reached again."""
         while True:
             state = self._channel.get_state(try_to_connect=True)
             is_up = state is grpc.ChannelConnectivity.READY
@@ -155,13 +156,12 @@ class Replica:
 
 
 class Replicas:
-    """All servers of a target, as one process sees them. An async context manager.
+    """All servers of a target as one process sees them. An async context manager.
 
-    Round robin goes through them in order; least-loaded takes the one with the fewest streams *of this process*, the
-    first in order among equals: what others send to them is not known here. The order begins at number ``first``, so
-    that the ``of`` processes that share the servers, each with another number, do not all begin with the same one. A
-    server that is down is passed over while another is up; connections are kept up, so it is taken again when it is
-    back.
+    Round robin uses them in order. Least-loaded uses the one with the fewest streams *of this process* (streams of
+    others are unknown here), the first in order among equals. The order starts at number ``first``, so that the ``of``
+    processes that share the servers start at different ones. A server that is down is skipped while another is up; its
+    connection is retried, so it is used again once it is up.
     """
 
     def __init__(self, target: Target, first: int = 0, of: int = 1):
@@ -177,13 +177,13 @@ class Replicas:
         await asyncio.gather(*(replica.close() for replica in self._ring))
 
     async def ready(self) -> None:
-        """Return when every server can take speech requests; raise ServerError of one that cannot."""
+        """Return once every server accepts speech requests. Raises ServerError for one that cannot."""
         answers = await asyncio.gather(*(replica.ready() for replica in self._ring), return_exceptions=True)
         for error in filter(None, answers):
             raise error
 
     def choose(self) -> Replica:
-        """The server of the next stream."""
+        """The server for the next stream."""
         up = [replica for replica in self._ring if not replica.down] or list(self._ring)
         if self.target.balance == LEAST_LOADED:
             wanted, chosen = (min(some, key=lambda replica: replica.streams) for some in (self._ring, up))
@@ -197,16 +197,16 @@ class Replicas:
 
     @property
     def reconnects(self) -> Counter[str]:
-        """By address."""
+        """Connections lost and re-established, by address."""
         return Counter({replica.address: replica.reconnects for replica in self._ring})
 
     @property
     def passed_over(self) -> Counter[str]:
-        """By address."""
+        """Streams sent elsewhere because the server was down, by address."""
         return Counter({replica.address: replica.passed_over for replica in self._ring})
 
     async def connection_statistics(self) -> ConnectionStatistics:
-        """Statistics for the end of a test: every server is asked for its count."""
+        """Statistics at the end of a test, after asking every server for its count."""
         last = await asyncio.gather(*(replica.remembered(alone=self._of == 1) for replica in self._ring))
         answered = [(each, now) for each, now in zip(self._ring, last, strict=True) if None not in (each.counted, now)]
         return ConnectionStatistics(
@@ -219,25 +219,25 @@ class Replicas:
 
 
 def in_words(error: grpc.RpcError, address: str, tls: Tls | None) -> str:
-    """A gRPC status as a message that says how to fix it; the server's own message is kept as it is."""
+    """Turn a gRPC status into a message that says how to fix it, with the server's own message unchanged."""
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE:
         return _unavailable(details, address, tls)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"{address} did not answer in time: is it Triton's gRPC port, and is a firewall between?"
+        return f"{address} did not answer in time: is it Triton's gRPC port, and does a firewall block it?"
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return f"{address} speaks gRPC but not Triton's protocol: give the gRPC address of a Triton server"
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         said = details or "no message"
         return (
-            f"{address} rejected our credentials ({code.name}: {said}): give the header that it requires with --header"
+            f"{address} rejected the credentials ({code.name}: {said}): give the header that it requires with --header"
         )
     return f"{details or 'no message'} ({code.name} from {address})"
 
 
 def _unavailable(details: str, address: str, tls: Tls | None) -> str:
     if PING_TIMEOUT in details:
-        return f"{address} sent nothing and did not answer a ping for 10 s: is the network connection cut?"
+        return f"{address} sent nothing, not even an answer to a ping, for 10 s: check the network connection"
     if "http1" in details.lower():
         return f"{address} is an HTTP port: give Triton's gRPC port (usually {DEFAULT_PORT}, not 8000)"
     if tls is not None and (words := _tls_refused(details, tls)):
@@ -254,12 +254,12 @@ def _unavailable(details: str, address: str, tls: Tls | None) -> str:
 
 
 def _tls_refused(details: str, tls: Tls) -> str:
-    """Why a server with TLS could not be reached, "" where that is not the matter; by the words of BoringSSL."""
+    """Why a TLS connection failed, from BoringSSL's wording; "" where TLS is not the cause."""
     if "Hostname Verification" in details or "not in peer certificate" in details:  # newer and older gRPC
         named = f"not to {tls.server_name} (--tls-server-name)" if tls.server_name else "not to the host of the URL"
-        return f"has a certificate that is made out to another name, {named}: give the name with --tls-server-name"
+        return f"has a certificate for another name, {named}: give the name with --tls-server-name"
     if "certificate has expired" in details:
-        return "has a certificate that has expired: the server needs a new one"
+        return "has a certificate that has expired: renew it on the server"
     if "CERTIFICATE_VERIFY_FAILED" in details:
         ours = f"{CA} {tls.ca}" if tls.ca else "public CAs"
         why = details.partition("CERTIFICATE_VERIFY_FAILED: ")[2].removesuffix(": OK")
@@ -268,5 +268,5 @@ def _tls_refused(details: str, tls: Tls) -> str:
         return "does not speak TLS: write grpc:// and leave the --tls options out, or give its port with TLS"
     if "failed to connect" in details and any(word in details for word in ("Socket closed", "reset", "Broken pipe")):
         asks = f"does not trust {CERT} {tls.cert}" if tls.cert else f"asks for a client's {CERT} and {KEY}"
-        return f"ends every connection as soon as it is made: perhaps it {asks}"
+        return f"closes every connection at once: perhaps it {asks}"
     return f"cannot be reached by TLS: {details.splitlines()[0]}" if "handshake failed" in details else ""

@@ -1,4 +1,4 @@
-"""Responses of Triton's stream: one of a new form is parsed, those after it that differ in values alone are not."""
+"""Parser of Triton's stream responses: the first of each form is decoded in full, later ones by fixed offsets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BYTES_PER_SAMPLE = 4
 
 
 def outputs_of(response: pb.ModelInferResponse) -> dict[str, bytes]:
-    """The raw contents by name."""
+    """The raw contents of the outputs, by name."""
     names = (output.name for output in response.outputs)
     return dict(zip(names, response.raw_output_contents, strict=True))
 
@@ -28,10 +28,10 @@ def is_final(response: pb.ModelInferResponse) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ChunkForm:
-    """Where audio and time stand in messages of one form: those of ``size`` bytes that begin with ``head``.
+    """Where audio and time are in messages of one form: those of ``size`` bytes that begin with ``head``.
 
-    ``head`` is all that comes before the audio: names, types, shapes and parameters of the response. They say how long
-    each content is, so in a message of the same head and size the contents stand at the same places.
+    ``head`` is everything before the audio: names, types, shapes and parameters of the response. They fix the length of
+    each content, so in a message of equal head and size the contents are at the same offsets.
     """
 
     head: bytes
@@ -50,13 +50,13 @@ class ChunkForm:
 
 
 def form_of(message: bytes, response: pb.ModelInferResponse) -> ChunkForm | None:
-    """The form of a chunk of audio with its time and nothing else in it; None for every other message."""
+    """The form of a message with a chunk of audio, its time and nothing else; None for any other message."""
     contents = outputs_of(response)
     if set(contents) != PLAIN or not contents[wire.AUDIO_OUTPUT] or is_final(response):
         return None
     places = dict(zip(contents, _places(message, list(contents.values())), strict=True))
     if any(message[place : place + len(contents[name])] != contents[name] for name, place in places.items()):
-        return None  # the contents do not stand at the end of the message, as those of Triton do
+        return None  # unlike in Triton's messages, the contents are not at the end
     first = min(places.values())
     if places[wire.AUDIO_OUTPUT] != first:
         return None
@@ -65,7 +65,7 @@ def form_of(message: bytes, response: pb.ModelInferResponse) -> ChunkForm | None
 
 
 def _places(message: bytes, contents: Sequence[bytes]) -> list[int]:
-    """Where each would begin if they ended the message, each behind its tag and its length (a varint)."""
+    """Offset of each content if they end the message, each after its tag and its length (a varint)."""
     places, end = [], len(message)
     for content in reversed(contents):
         places.append(end - len(content))

@@ -1,4 +1,4 @@
-"""One request for speech in, one Result out, over Triton's gRPC stream: the only file that opens a stream."""
+"""Sends one request for speech over Triton's gRPC stream and returns one Result; no other module opens a stream."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from harness.client.target import Target
 from harness.errors import HarnessError, RequestError
 from harness.records.schema import Chunks, Outcome, Request, Result
 
-CONNECTION_LOST = "Stream removed"  # gRPC's words
-FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f", "BOOL": "?"}  # of struct, for Triton's types
-LEAST_ASK_S, ASK_BEATS = 1.0, 1.5  # silence after which a server that missed a beat is asked
-BEATS_MISSED = 5  # a server that announces how often it sends something, and misses so many, has ended
+CONNECTION_LOST = "Stream removed"  # gRPC's wording
+FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f", "BOOL": "?"}  # struct formats of Triton's types
+LEAST_ASK_S, ASK_BEATS = 1.0, 1.5  # after this silence a server that missed a heartbeat is asked
+BEATS_MISSED = 5  # a server that announces a heartbeat interval and misses this many has ended
 _MARKER = re.compile(r"^Speaker \d+:", re.MULTILINE)  # as script.format_script writes it
 ASK_FOR_FINAL = "triton_enable_empty_final_response"
 
@@ -46,11 +46,11 @@ def _packed(name: str, datatype: str, values: Sequence[float]) -> bytes:
 
 
 def infer_message(request: Request) -> pb.ModelInferRequest:
-    """The request as Triton's protocol has it: inputs of the entry model as raw bytes, little-endian.
+    """The request in Triton's protocol: inputs of the entry model as raw bytes, little-endian.
 
-    What most requests do not use is left out at its default: messages stay small, and an older deployment takes them.
-    ``frames`` 0 with ``until_end`` is left out too: as long as the model speaks. Raises RequestError for a number that
-    its type cannot hold; limits of the model are the server's to judge.
+    Optional inputs at their defaults are left out: messages stay small, and older deployments accept them. ``frames`` 0
+    with ``until_end`` is left out too: the model then decides the length. Raises RequestError for a number that its
+    type cannot hold; the server checks the limits of the model.
     """
     message = pb.ModelInferRequest(model_name=wire.ENTRY, id=request.request_id)
     message.parameters[ASK_FOR_FINAL].bool_param = True
@@ -94,7 +94,7 @@ def make_result(
     emulated: bool = False,
     target: str = "",
 ) -> Result:
-    """What became of a request; ``sent_ns`` = 0 says that it was never sent, ``target`` which server it was sent to."""
+    """Build the Result of a request. ``sent_ns`` = 0: it was never sent. ``target``: the server that it was sent to."""
     return Result(
         request_id=request.request_id,
         traffic_class=request.traffic_class,
@@ -116,7 +116,7 @@ def make_result(
 
 
 def _words(script: str) -> int:
-    """Words of a script without its markers, quickly: this is counted between the chunks of other streams."""
+    """Words of a script without its speaker markers. It must be fast: it runs between the chunks of other streams."""
     return len(script.split()) - 2 * len(_MARKER.findall(script))
 
 
@@ -127,7 +127,7 @@ def failed_result(request: Request, loop: str, error: Exception) -> Result:
 
 
 class Stream:
-    """One request on its way: ``await run()`` gives its Result; ``stop(outcome)`` ends it early with what has come."""
+    """One request in progress: ``await run()`` gives its Result; ``stop(outcome)`` ends it early."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class Stream:
         self.request = request
         self._replicas, self._loop = replicas, loop
         self._replica: Replica | None = None  # chosen when the request is sent
-        self._message = infer_message(request).SerializeToString()  # ahead of the due time
+        self._message = infer_message(request).SerializeToString()  # built before the due time
         self._on_audio, self._on_chunk, self._on_carry = on_audio, on_chunk, on_carry
         self._call = None
         self._task: asyncio.Task | None = None
@@ -153,17 +153,17 @@ class Stream:
         self._final_ns = 0
         self._error = ""
         self._emulated = self._kept = False
-        self._form: ChunkForm | None = None  # of the chunk before
+        self._form: ChunkForm | None = None  # of the previous chunk
         self._received, self._sent_at, self._samples = array("q"), array("q"), array("q")
 
     def stop(self, outcome: Outcome) -> None:
-        """End the request now; ``run()`` returns a Result of this outcome with the chunks so far."""
+        """End the request now; ``run()`` returns a Result with this outcome and the chunks so far."""
         self._stopped = outcome
         if self._task is not None:
-            self._task.cancel()  # not the call: one that is cancelled before its headers left waits for ever
+            self._task.cancel()  # not the call: one cancelled before its headers were sent never returns
 
     async def run(self) -> Result:
-        """Send the request now and read to the end of its stream; raises nothing that the server does."""
+        """Send the request now and read its stream to the end. A failure of the server becomes a Result."""
         if self._stopped is not None:
             return self._result()
         self._task = asyncio.current_task()
@@ -193,7 +193,7 @@ class Stream:
             self._error = error
 
     def _listen(self) -> None:
-        """End a stream that has been silent for too long; otherwise look again when it could have been."""
+        """End the stream after too long a silence; otherwise check again when that limit could be reached."""
         if self._final_ns:
             return
         limit_s, silent_s = self._replica.silence_s, self._silent_s()
@@ -215,7 +215,7 @@ class Stream:
         return (time.monotonic_ns() - self._heard_ns) / 1e9
 
     async def _ask(self) -> None:
-        """While the stream is silent, ask whether the process that serves it has ended; if so, end the stream."""
+        """Ask, while the stream is silent, whether the process that serves it has ended; if so, end the stream."""
         while self._silent_s() >= self._replica.ask_s:
             heard_ns = self._heard_ns
             if await entry_ended(self._replica, self._sent_ns) and self._heard_ns == heard_ns and not self._final_ns:
@@ -227,7 +227,7 @@ class Stream:
             await asyncio.sleep(self._replica.ask_s)
 
     def _expect(self, beat_s: float) -> None:
-        """The server says how often it sends something: its silence is known for what it is, here and from now on."""
+        """Take over the heartbeat interval that the server announced, here and for later streams."""
         self._replica.silence_s = min(self._replica.silence_s, BEATS_MISSED * beat_s)
         self._replica.ask_s = max(LEAST_ASK_S, ASK_BEATS * beat_s)
         self._silence.cancel()
@@ -311,15 +311,15 @@ class Stream:
         if self._final_ns and not self._is_whole():
             return Outcome.ERROR, f"the stream ended {self._progress()}"
         if self._final_ns and self.request.keep and not self._kept:
-            return Outcome.ERROR, f"the stream ended without the {wire.CARRY} that was asked for"
+            return Outcome.ERROR, f"the stream ended without the requested {wire.CARRY}"
         if self._final_ns:
             return Outcome.DONE, ""
         if self._stopped is not None:
             return self._stopped, ""
-        return Outcome.ERROR, f"the stream broke off without a final response, {self._progress()}"
+        return Outcome.ERROR, f"the stream ended without a final response, {self._progress()}"
 
     def _is_whole(self) -> bool:
-        """Whether all audio came: all that was asked for, or whole frames of it where the model chose the end."""
+        """Whether all audio arrived: as much as was requested, or whole frames where the model chose the end."""
         samples, most = sum(self._samples), self.request.frames * wire.SAMPLES_PER_FRAME
         if not self.request.until_end:
             return samples == most
@@ -327,30 +327,30 @@ class Stream:
 
     def _progress(self) -> str:
         samples, asked = sum(self._samples), self.request.frames * wire.SAMPLES_PER_FRAME
-        return f"with {samples} samples of audio" + (f" where {asked} were asked for" if asked else "")
+        return f"with {samples} samples of audio" + (f" where {asked} were requested" if asked else "")
 
     def _in_words(self, error: grpc.aio.AioRpcError) -> str:
         code, details, address = error.code(), error.details() or "", self._replica.address
         limit_s = self._replicas.target.request_s
         if code is grpc.StatusCode.DEADLINE_EXCEEDED and limit_s is not None:
-            return f"the request was not done after {limit_s:g} s, the most that it may take, {self._progress()}"
+            return f"the request exceeded its time limit of {limit_s:g} s, {self._progress()}"
         was_there = self._received or CONNECTION_LOST in details
         if code is grpc.StatusCode.UNAVAILABLE and was_there and PING_TIMEOUT not in details:
-            return f"the server at {address} went away, {self._progress()}: {details}"
+            return f"the server at {address} ended the connection, {self._progress()}: {details}"
         return self._replica.in_words(error)
 
 
 def _without_its_process(message: str) -> str:
-    """The server's message as it is, but for the one that Triton gives while the entry's own process is gone."""
+    """The server's message, except for Triton's misleading one while the entry's process is gone."""
     if STUB_GONE in message:
         return f"{wire.ENTRY} ended, and is restarting; retry"
     return message
 
 
 class SpeechClient:
-    """The connections to a service, a URL or a Target, shared by all streams. An async context manager.
+    """The connections to a service (a URL or a Target), shared by all streams. An async context manager.
 
-    ``first`` is the number of the replica that its order begins with, ``of`` so many processes (see ``Replicas``).
+    ``first``: index of the first replica to use; ``of``: how many processes share the replicas (see ``Replicas``).
     """
 
     def __init__(self, target: Target | str, first: int = 0, of: int = 1):
@@ -365,7 +365,7 @@ class SpeechClient:
         await self.replicas.__aexit__()
 
     async def ready(self) -> None:
-        """Return when every server can take speech requests. Raises ServerError where one cannot."""
+        """Return once every server accepts speech requests. Raises ServerError for one that cannot."""
         await self.replicas.ready()
 
     def open(
@@ -377,15 +377,15 @@ class SpeechClient:
         on_chunk: OnChunk | None = None,
         on_carry: OnCarry | None = None,
     ) -> Stream:
-        """Make the stream of one request ready; nothing is sent before its ``run()``. Raises RequestError."""
+        """Prepare the stream of one request; nothing is sent before its ``run()``. Raises RequestError."""
         return Stream(self.replicas, request, loop, on_audio, on_chunk, on_carry)
 
     async def speak(
         self, request: Request, loop: str, *, on_audio: OnAudio | None = None, on_carry: OnCarry | None = None
     ) -> Result:
-        """Send the request now and read its audio to the end. Never raises for what the server does: see Result.
+        """Send the request now and read its audio to the end. A failure of the server becomes an error in the Result.
 
-        A request with ``keep`` gets its carry by ``on_carry``, after the last audio. Raises RequestError, before
+        ``on_carry`` gets the carry of a request with ``keep``, after the last audio. Raises RequestError, before
         anything is sent, for a number that Triton's types cannot hold.
         """
         return await self.open(request, loop, on_audio=on_audio, on_carry=on_carry).run()

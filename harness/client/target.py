@@ -1,4 +1,4 @@
-"""The target of a load: the replicas of a service, and how every connection to them is made."""
+"""The target of a load: the replicas of a service, and how to connect to them."""
 
 from __future__ import annotations
 
@@ -21,46 +21,49 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 8001
 ROUND_ROBIN, LEAST_LOADED = BALANCES = ("round-robin", "least-loaded")
-CA, CERT, KEY = "--tls-ca", "--tls-client-cert", "--tls-client-key"  # --tls-cert is of Locust's own page
-OWN_HEADERS = ("connection", "content-type", "host", "te", "user-agent")  # that gRPC sets itself
+CA, CERT, KEY = "--tls-ca", "--tls-client-cert", "--tls-client-key"  # --tls-cert belongs to Locust's own page
+OWN_HEADERS = ("connection", "content-type", "host", "te", "user-agent")  # set by gRPC itself
 OPTIONS = {
     "--balance": {
         "metavar": "CHOICE",
-        "help": f"which of several servers gets the next request: {ROUND_ROBIN} (unless given), or {LEAST_LOADED}, "
+        "help": f"how requests are spread over several servers: {ROUND_ROBIN} (default), or {LEAST_LOADED}, "
         "the one with the fewest streams of the process that reads",
     },
-    CA: {"metavar": "FILE.pem", "help": "trust servers with certificates of these authorities, and no others"},
+    CA: {"metavar": "FILE.pem", "help": "trust only servers with certificates of these authorities"},
     CERT: {"metavar": "FILE.pem", "help": "client certificate, for servers that require one"},
     KEY: {"metavar": "FILE.pem", "help": f"the key of {CERT}"},
-    "--tls-server-name": {"metavar": "NAME", "help": "the name in the servers' certificates, if it is not the URL's"},
+    "--tls-server-name": {
+        "metavar": "NAME",
+        "help": "name in the servers' certificates, if not the URL's host",
+    },
     "--header": {
         "action": "append",
         "metavar": "'NAME: VALUE'",
-        "help": "sent with every call; may be repeated. @FILE holds one a line: use it for secrets, since the list of "
-        "processes shows command lines",
+        "help": "sent with every call; may be repeated. @FILE holds one per line: use it for secrets, since process "
+        "lists show command lines",
     },
     "--ready-timeout": {
         "metavar": "S",
-        "help": "seconds for a connection, and for a server to report that it is ready",
+        "help": "time limit for connecting, and for a server to report that it is ready, in seconds",
     },
-    "--request-timeout": {"metavar": "S", "help": "seconds after which a request that is not done is an error"},
+    "--request-timeout": {"metavar": "S", "help": "fail a request that takes longer than this, in seconds"},
     "--silence-timeout": {
         "metavar": "S",
-        "help": "seconds without a message of the server after which a request is an error",
+        "help": "fail a request after this many seconds without a message from the server",
     },
 }
-"""Options of every command that opens connections; each also as ``LOCUST_NAME`` in the environment."""
-URL_VARIABLE = "LOCUST_URL"  # what --url reads where it is not given
+"""Options of every command that opens connections; each is also read from the environment as ``LOCUST_NAME``."""
+URL_VARIABLE = "LOCUST_URL"  # --url is read from it where it is not given
 _SECONDS = {"--ready-timeout": "ready_s", "--request-timeout": "request_s", "--silence-timeout": "silence_s"}
 _TLS = {CA: "ca", CERT: "cert", KEY: "key", "--tls-server-name": "server_name"}
 
 
 @dataclass(frozen=True)
 class Tls:
-    """Encryption, by files in PEM. ``ca`` "" trusts gRPC's list of well-known authorities.
+    """Encryption, by PEM files. ``ca`` "" trusts gRPC's list of well-known authorities.
 
-    ``cert`` and ``key`` are for a server that requires client certificates. Raises InputError, naming the
-    option, for a file that cannot be used.
+    ``cert`` and ``key`` are for a server that requires client certificates. Raises InputError, naming the option, for a
+    file that cannot be used.
     """
 
     ca: str = ""
@@ -71,12 +74,12 @@ class Tls:
     def __post_init__(self):
         if bool(self.cert) != bool(self.key):
             given, missing = (CERT, KEY) if self.cert else (KEY, CERT)
-            raise InputError(f"{given} is of no use without {missing}: give both")
+            raise InputError(f"{given} needs {missing} too: give both")
         _check_ca(self.ca)
         _check_pair(self.cert, self.key)
 
     def pems(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """The contents of the authorities, the key and the certificate; None for what is not given."""
+        """The contents of the authorities, the key and the certificate; None for those not given."""
         files = ((CA, self.ca), (KEY, self.key), (CERT, self.cert))
         ca, key, cert = (_content(option, path) for option, path in files)
         return ca, key, cert
@@ -84,20 +87,20 @@ class Tls:
 
 @dataclass(frozen=True)
 class Target:
-    """A service: one ``host:port`` for each replica, and how to speak with them.
+    """A service: one ``host:port`` per replica, and how to connect to them.
 
-    A host name stands for one replica, however many addresses it has. ``tls`` None is plain text. ``headers`` go with
-    every call as (name, value). ``balance`` says which replica gets the next request. Timeouts: ``ready_s`` for making
-    a connection and for the answer that a server is ready; ``silence_s`` for a stream on which nothing comes;
-    ``request_s`` for a whole request, None without a limit. Raises InputError.
+    A host name counts as one replica, however many addresses it resolves to. ``tls`` None is plain text. ``headers`` go
+    with every call as (name, value). ``balance`` selects the replica of the next request. Timeouts in seconds:
+    ``ready_s`` for connecting and for the server to report that it is ready; ``silence_s`` for a stream that receives
+    nothing; ``request_s`` for a whole request (None: no limit). Raises InputError.
     """
 
     addresses: tuple[str, ...]
     tls: Tls | None = None
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # the values may be secrets
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # not shown: values may be secrets
     balance: str = ROUND_ROBIN
     ready_s: float = 10.0
-    silence_s: float = 60.0  # less where the server says how often it sends something: see stream.BEATS_MISSED
+    silence_s: float = 60.0  # shorter where the server announces a heartbeat interval: see stream.BEATS_MISSED
     request_s: float | None = None
 
     def __post_init__(self):
@@ -108,7 +111,7 @@ class Target:
                 raise InputError(f"{address} is given twice: each server of a target counts once")
         if self.balance not in BALANCES:
             hint = difflib.get_close_matches(self.balance, BALANCES, n=1, cutoff=0.3)
-            raise InputError(f"--balance {self.balance!r} is none of {', '.join(BALANCES)}" + _did_you_mean(hint))
+            raise InputError(f"--balance {self.balance!r} is not one of {', '.join(BALANCES)}" + _did_you_mean(hint))
         for option, name in _SECONDS.items():
             seconds = getattr(self, name)
             if seconds is not None and not 0 < seconds < math.inf:
@@ -116,9 +119,9 @@ class Target:
 
     @classmethod
     def of(cls, where: str | Iterable[str] | Target, tls: Tls | None = None, **more) -> Target:
-        """A target of URLs (several in a list, or with commas between); ``more`` are other fields. Raises InputError.
+        """A target of URLs (a list, or text with commas between); ``more`` are other fields. Raises InputError.
 
-        ``grpcs://`` or a ``tls`` means TLS for all of them. A Target is returned as it is.
+        ``grpcs://`` or ``tls`` means TLS for all of them. A Target is returned unchanged.
         """
         if isinstance(where, Target):
             return where
@@ -127,13 +130,13 @@ class Target:
         schemes = {scheme for _, scheme in found}
         if "grpc" in schemes and ("grpcs" in schemes or tls):
             with_tls = "grpcs://" if "grpcs" in schemes else "the --tls options"
-            raise InputError(f"grpc:// is plain text and {with_tls} ask for TLS: a target has one of them")
+            raise InputError(f"grpc:// means plain text, but {with_tls} need TLS: use only one of them")
         tls = Tls() if tls is None and "grpcs" in schemes else tls
         return cls(tuple(address for address, _ in found), tls, **more)
 
     @classmethod
     def from_options(cls, where: str | Iterable[str], values: Mapping) -> Target:
-        """A target from OPTIONS as a command line gives them: texts by name, without dashes in front. InputError."""
+        """A target from OPTIONS as on a command line: texts by name, without leading dashes. Raises InputError."""
         texts = {option: values.get(option.strip("-").replace("-", "_")) or "" for option in OPTIONS}
         tls = {name: str(texts[option]) for option, name in _TLS.items() if texts[option]}
         more = {name: _seconds(option, texts[option]) for option, name in _SECONDS.items() if texts[option]}
@@ -143,7 +146,7 @@ class Target:
 
     @classmethod
     def from_environment(cls, where: str | Iterable[str]) -> Target:
-        """A target with the OPTIONS that stand in the environment."""
+        """A target with the OPTIONS found in the environment."""
         return cls.from_options(where, options_in_environment())
 
     @classmethod
@@ -153,34 +156,34 @@ class Target:
         return cls(**{**plain, "addresses": tuple(plain["addresses"]), "tls": tls, "headers": headers})
 
     def to_plain(self) -> dict:
-        """For another process of ours: secrets are in it."""
+        """Plain values for another of our processes. They include secrets."""
         return dataclasses.asdict(self)
 
     def record(self) -> dict:
-        """What may be written down: headers by name only."""
+        """The target without secrets, for records: headers by name only."""
         plain = {**self.to_plain(), "headers": sorted({name for name, _ in self.headers})}
         return {**plain, "addresses": list(self.addresses)}
 
     @property
     def url(self) -> str:
-        """What ``of`` makes the same addresses of."""
+        """A URL from which ``of`` makes the same addresses."""
         return ",".join(f"grpcs://{address}" if self.tls else address for address in self.addresses)
 
     def channel(self, address: str) -> grpc.Channel:
-        """A connection for calls that block; the headers go with each."""
+        """A connection for blocking calls; it adds the headers to each."""
         from harness.client import channels
 
         return channels.blocking(self, address)
 
     def aio_channel(self, address: str) -> grpc.aio.Channel:
-        """A connection for asyncio; every call must be given the headers as its ``metadata``."""
+        """A connection for asyncio; every call must pass the headers as its ``metadata``."""
         from harness.client import channels
 
         return channels.aio(self, address)
 
 
 def is_this_host(target: Target | str) -> bool:
-    """Whether all servers share our clock: only an address of this host can be bound to."""
+    """Whether all servers share our clock: only addresses of this host can be bound to."""
     return all(_is_ours(address.rpartition(":")[0].strip("[]")) for address in Target.of(target).addresses)
 
 
@@ -195,32 +198,32 @@ def _is_ours(host: str) -> bool:
 
 
 def address_of(url: str) -> tuple[str, str]:
-    """``host:port`` and the scheme of ``grpc://host:port``, ``grpcs://…``, ``host:port`` or ``host`` ("" without one).
+    """Split ``grpc://host:port``, ``grpcs://…``, ``host:port`` or ``host`` into ``host:port`` and scheme ("" if none).
 
-    Raises InputError for a URL of another kind.
+    Raises InputError for any other URL.
     """
     scheme, separator, rest = url.strip().rpartition("://")
     scheme, rest = scheme.lower(), rest.rstrip("/")
     if "@" in rest:
-        raise InputError("a server's address holds no user and password: send them with --header @FILE")
+        raise InputError("a server's address cannot hold a user and password: send them with --header @FILE")
     if separator and scheme not in ("grpc", "grpcs"):
         like = (
             "grpcs://host:port, for TLS" if scheme == "https" else f"grpc://host:{DEFAULT_PORT} (or grpcs:// for TLS)"
         )
         raise InputError(f"cannot stream from {url!r}: speech comes over Triton's gRPC port; give it as {like}")
     if not rest or any(letter in rest for letter in "/?# \t"):
-        raise InputError(f"{url!r} is not the address of a server: write grpc://host:port or host:port")
+        raise InputError(f"{url!r} is not a server address: write grpc://host:port or host:port")
     host, colon, port = rest.rpartition(":")
     has_port = bool(colon) and not rest.endswith("]")
     if has_port and ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise InputError(f"{url!r} is not the address of a server: write one of IPv6 as [::1]:{DEFAULT_PORT}")
+        raise InputError(f"{url!r} is not a server address: write an IPv6 address as [::1]:{DEFAULT_PORT}")
     if has_port and not (host and port.isdigit() and 0 < int(port) < 65_536):
         raise InputError(f"{url!r} has no usable port: write grpc://host:port with a port from 1 to 65535")
     return (rest if has_port else f"{rest}:{DEFAULT_PORT}"), scheme
 
 
 def parse_headers(texts: str | Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """(name, value) of each ``name: value``; ``@FILE`` holds one a line. Raises InputError that tells no value."""
+    """(name, value) of each ``name: value``; ``@FILE`` holds one per line. Raises InputError without the values."""
     headers = []
     for number, text in enumerate([texts] if isinstance(texts, str) else texts, start=1):
         if text.startswith("@"):
@@ -231,7 +234,7 @@ def parse_headers(texts: str | Iterable[str]) -> tuple[tuple[str, str], ...]:
 
 
 def options_in_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str | list[str]]:
-    """OPTIONS from LOCUST_BALANCE, LOCUST_TLS_CA, …, as Locust reads them: several headers as a JSON list."""
+    """OPTIONS from LOCUST_BALANCE, LOCUST_TLS_CA, …, in Locust's format: several headers are a JSON list."""
     values = {}
     for option, about in OPTIONS.items():
         name = option.strip("-").replace("-", "_")
@@ -241,14 +244,14 @@ def options_in_environment(environment: Mapping[str, str] = os.environ) -> dict[
 
 
 def as_environment(values: Mapping[str, str | list[str]]) -> dict[str, str]:
-    """Options by name, as the variables from which ``options_in_environment`` reads the same."""
+    """Options by name, as the variables that ``options_in_environment`` reads."""
     return {
         _variable(name): value if isinstance(value, str) else json.dumps(list(value)) for name, value in values.items()
     }
 
 
 def urls_in_environment(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """What stands in LOCUST_URL, as Locust reads it: one or more with commas between, or a JSON list."""
+    """The URLs in LOCUST_URL, in Locust's format: comma-separated, or a JSON list."""
     text = environment.get(URL_VARIABLE)
     return tuple(_several(URL_VARIABLE, text)) if text else ()
 
@@ -263,7 +266,7 @@ def _several(name: str, text: str) -> list[str]:
     try:
         return [str(each) for each in json.loads(text)]
     except ValueError:
-        raise InputError(f'{name} is no JSON list: write ["one", "another"]') from None
+        raise InputError(f'{name} is not a JSON list: write ["one", "another"]') from None
 
 
 def _header_lines(path: str) -> Iterable[tuple[int, str]]:
@@ -271,21 +274,21 @@ def _header_lines(path: str) -> Iterable[tuple[int, str]]:
     try:
         lines = content.decode("ascii").splitlines()
     except UnicodeDecodeError:
-        raise InputError(f"--header @{path} holds a character that is not ASCII: no header can carry it") from None
+        raise InputError(f"--header @{path} holds a character that is not ASCII: headers are ASCII only") from None
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _header(text: str, where: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     name, value = name.strip().lower(), value.strip()
-    if not colon:  # what stands there may be a secret
+    if not colon:  # the text may be a secret
         raise InputError(f"{where} has no colon: write it as 'name: value'")
     if not name or not all(letter in "-_." or (letter.isascii() and letter.isalnum()) for letter in name):
-        raise InputError(f"{where}: the name {name!r} must be of ASCII letters, digits, '-', '_' and '.'")
+        raise InputError(f"{where}: the name {name!r} must consist of ASCII letters, digits, '-', '_' and '.'")
     if name.startswith("grpc-") or name in OWN_HEADERS:
-        raise InputError(f"{where}: {name} is gRPC's own header, which no one else may set")
+        raise InputError(f"{where}: {name} is set by gRPC itself: leave it out")
     if name.endswith("-bin"):
-        raise InputError(f"{where}: {name} is for bytes, which cannot be given here; use a name without -bin")
+        raise InputError(f"{where}: {name} is a binary header, which cannot be given here; use a name without -bin")
     if not value:
         raise InputError(f"{where}: {name} has no value")
     if not (value.isascii() and value.isprintable()):
@@ -303,7 +306,7 @@ def _seconds(option: str, text) -> float:
 def _content(option: str, path: str) -> bytes | None:
     try:
         return Path(path).read_bytes() if path else None
-    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+    except (OSError, ValueError) as error:  # ValueError: not a possible file name
         raise InputError(f"{option} {path} cannot be read: {getattr(error, 'strerror', error)}") from error
 
 
@@ -318,7 +321,7 @@ def _check_ca(path: str) -> None:
 
 
 def _check_pair(cert: str, key: str) -> None:
-    """That a certificate and its key can be read, and belong together."""
+    """Check that a certificate and its key can be read and belong together."""
     if not cert:
         return
     for option, path, what in ((CERT, cert, "certificate"), (KEY, key, "key")):
@@ -326,7 +329,9 @@ def _check_pair(cert: str, key: str) -> None:
             raise InputError(_not_pem(option, path, what))
 
     def ask_password():
-        raise InputError(f"{KEY} {key} is encrypted, and there is no prompt for its password: give it without one")
+        raise InputError(
+            f"{KEY} {key} is encrypted, and its password cannot be entered here: give a key without a password"
+        )
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert, key, password=ask_password)

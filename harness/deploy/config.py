@@ -27,11 +27,11 @@ MAX_GPUS = 64
 DEVICES = ("auto", CPU, GPU)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _KINDS = {CPU: model_config_pb2.ModelInstanceGroup.KIND_CPU, GPU: model_config_pb2.ModelInstanceGroup.KIND_GPU}
-# What a GPU takes at once: batches beyond the largest that profiles measure, and sessions by the hundred.
-# A stage has twice the places: of an entry that died, the server holds them until they have been idle.
+# Limits on a GPU: the largest batch that profiles measure, and sessions by the hundred. A stage has twice as many
+# sessions as the entry: Triton keeps those of an entry that died until they have been idle for a while.
 GPU_BATCH, GPU_SESSIONS = 128, 512
 ENGINE_MOST = 1024  # sessions in a step of the engine, or engines
-_MOST = (1 << 31) - 1  # that a count of Triton's configuration holds
+_MOST = (1 << 31) - 1  # largest count that Triton's configuration can hold
 _OWNERS = {"entry": wire.ENTRY, **{stage: stage for stage in wire.STAGES}, wire.VOICE: wire.VOICE, ENGINE: wire.ENTRY}
 
 
@@ -41,19 +41,20 @@ Value = int | float | bool | str | Sequence[int | float | bool | str]
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is deployed: a model and, per stage, the knobs that a sweep turns.
+    """What is deployed: a model and, per stage, the knobs that a sweep sets.
 
-    ``knobs`` maps ``<stage>.<knob>`` to a value, e.g. ``{"diffusion_decoder.delay_us": 2000}``; stages are
-    ``entry``, the three of the frame path and ``voice_encoder``; knobs are ``delay_us``, ``max_batch``,
-    ``preferred_batch`` (0 = none) and ``instances``. The fused ``topology`` has no stages of its own: its knobs are
-    ``engine.max_batch`` and ``engine.instances``. Any other key of a config.pbtxt is turned as
-    ``<model>:<path>``, e.g. ``{"neural_vocoder:dynamic_batching.preserve_ordering": True}``; see ``set_key``.
-    ``parameters`` maps ``<model>.<parameter>`` to a value, for parameters that the model's config.pbtxt has.
-    ``preset`` may be the path of a JSON file of sizes. ``emulate`` is the path of a profile whose times the stages take
-    instead of computing. ``device`` is cpu, gpu, or auto: a GPU where this host has one. ``gpus`` of them, or so many
-    emulated ones, are used; each gets an instance of every stage, unless a knob says otherwise (on real GPUs,
-    ``instances`` counts those on each). Stages compute in ``dtype``; auto is bfloat16 on a GPU, float32 on a CPU.
-    Paths are made absolute. Raises InputError for what cannot be deployed.
+    ``knobs`` maps ``<stage>.<knob>`` to a value, e.g. ``{"diffusion_decoder.delay_us": 2000}``. Stages are ``entry``,
+    the three of the frame path and ``voice_encoder``; knobs are ``delay_us``, ``max_batch``, ``preferred_batch`` (0 =
+    none) and ``instances``. The fused ``topology`` has no stages: its knobs are ``engine.max_batch`` and
+    ``engine.instances``. Any other key of a config.pbtxt is set as ``<model>:<path>``, e.g.
+    ``{"neural_vocoder:dynamic_batching.preserve_ordering": True}``; see ``set_key``. ``parameters`` maps
+    ``<model>.<parameter>`` to a value, for parameters that the model's config.pbtxt has.
+
+    ``preset`` is a name or the path of a JSON file of sizes. ``emulate`` is the path of a profile: stages then take its
+    times instead of computing. ``device`` is cpu, gpu, or auto: a GPU if this host has one. ``gpus``: how many GPUs (or
+    emulated GPUs) are used; each gets an instance of every stage unless a knob says otherwise (on real GPUs,
+    ``instances`` counts those on each GPU). ``dtype`` is what stages compute in; auto is bfloat16 on a GPU, float32 on
+    a CPU. Paths are made absolute. Raises InputError for what cannot be deployed.
     """
 
     preset: str = "tiny"
@@ -78,7 +79,7 @@ class Deployment:
         if self.emulate:
             object.__setattr__(self, "emulate", _checked_profile(self.emulate, self.preset))
         if self.emulate and (self.device == GPU or self.dtype != "auto"):
-            raise InputError("emulated stages compute nothing: leave device and dtype out, or emulate")
+            raise InputError("emulated stages compute nothing: leave out device and dtype, or emulate")
         if self.device == CPU and self.gpus != 1:
             raise InputError(f"gpus is {self.gpus}, but the device is the CPU: leave one of them out")
         if not 1 <= self.gpus <= MAX_GPUS:
@@ -90,7 +91,7 @@ class Deployment:
             _check_knob(knob, value)
             self._check_owner(knob)
         if self.parameters or any(KEY in knob for knob in self.knobs):
-            self.configs()  # refuses those that a model does not have
+            self.configs()  # refuses knobs that a model does not have
 
     def _check_owner(self, knob: str) -> None:
         other = wire.STAGED if self.topology == wire.FUSED else wire.FUSED
@@ -102,7 +103,7 @@ class Deployment:
             )
 
     def configs(self, repository: Path = REPOSITORY) -> Configs:
-        """The configuration of every model of a repository, with this deployment's values in it."""
+        """The configuration of every model of a repository, with this deployment's values."""
         configs = read_repository(repository, self.topology)
         for config in configs.values():
             self._set_own_parameters(config)
@@ -113,23 +114,23 @@ class Deployment:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that its server has."""
+        """The models that this deployment's server loads."""
         return wire.TOPOLOGIES[self.topology]
 
     @property
     def kind(self) -> str:
-        """CPU, GPU or EMULATED: what the stages compute on, on this host."""
+        """What the stages compute on, on this host: CPU, GPU or EMULATED."""
         if self.emulate:
             return EMULATED
         return (GPU if nvml.visible() else CPU) if self.device == "auto" else self.device
 
     def check_host(self) -> None:
-        """Raises InputError where this host has not what is asked for."""
+        """Raise InputError where this host lacks what the deployment needs."""
         have = len(nvml.visible())
         if self.kind == GPU and self.gpus > have:
             raise InputError(
-                f"{self.gpus} GPUs are asked for, and this host shows {have or 'none'}: see `harness doctor` for its "
-                "driver, and CUDA_VISIBLE_DEVICES; or give --device cpu, or --emulate PROFILE"
+                f"{self.gpus} GPUs are requested, but this host shows {have or 'none'}: check `harness doctor` "
+                "and CUDA_VISIBLE_DEVICES; or give --device cpu, or --emulate PROFILE"
             )
         if self.kind == CPU and self.gpus != 1:
             raise InputError(
@@ -137,9 +138,9 @@ class Deployment:
             )
 
     def _place(self, configs: Configs) -> None:
-        """Where instances run, and the limits that go with it."""
+        """Set where instances run, and the limits that depend on it."""
         kind = self.kind
-        if kind == GPU or self.device == CPU or nvml.visible():  # else there is only one place for them
+        if kind == GPU or self.device == CPU or nvml.visible():  # otherwise they can only run on the CPU
             self._pin(configs, GPU if kind == GPU else CPU)
         if kind == EMULATED:
             for stage in wire.STAGES:
@@ -148,7 +149,7 @@ class Deployment:
             _widen(configs)
 
     def check(self) -> Configs:
-        """The configurations of this host's repository. Raises InputError for what a server would not start with."""
+        """Check the configurations of this host's repository. Raises InputError if no server could start with them."""
         configs = self.configs()
         for config in configs.values():
             _check_batches(config)
@@ -158,11 +159,11 @@ class Deployment:
         return configs
 
     def voice_count(self) -> int:
-        """How many voices its server has: their ids are 1 to this number. Raises InputError."""
+        """Number of voices of its server; their ids are 1 to this number. Raises InputError."""
         return count_voices(self.configs()[wire.ENTRY].parameters["voices"].string_value)
 
     def defaults(self) -> dict[str, int]:
-        """The value of every knob of its frame path, as it is deployed."""
+        """The deployed value of every knob of its frame path."""
         configs, found = self.configs(), {}
         if self.topology == wire.FUSED:
             engine = configs[wire.ENTRY]
@@ -184,7 +185,7 @@ class Deployment:
             else:
                 owner, _, name = knob.rpartition(".")
                 _set_knob(configs[_OWNERS[owner]], name, value)
-        if wire.FRAME in configs:  # an ensemble may not promise more than its smallest step
+        if wire.FRAME in configs:  # an ensemble's batch limit must not exceed that of its smallest step
             configs[wire.FRAME].max_batch_size = min(configs[stage].max_batch_size for stage in wire.STAGES)
         return configs
 
@@ -203,7 +204,7 @@ class Deployment:
                 config.parameters[name].string_value = value
 
     def _pin(self, configs: Configs, device: str) -> None:
-        """Have every stage run on such a device, and refuse to start elsewhere."""
+        """Make every stage run on this device, and refuse to start on another."""
         for model, config in configs.items():
             if "device" not in config.parameters:
                 continue
@@ -226,18 +227,18 @@ def _widen(configs: Configs) -> None:
 
 
 def checked_preset(preset: str) -> str:
-    """A preset's name, or the absolute path of its file. Raises InputError for another name, or no such file."""
+    """A preset's name, or the absolute path of its file. Raises InputError for an unknown name or a missing file."""
     if preset in PRESETS:
         return preset
     if not preset.endswith(".json"):
         raise InputError(f"unknown preset {preset!r}: use tiny, 1.5b or 7b, or the path of a .json file of sizes")
     if not Path(preset).is_file():
-        raise InputError(f"preset {preset}: there is no such file")
+        raise InputError(f"preset {preset}: no such file; give tiny, 1.5b or 7b, or the path of a .json file of sizes")
     return str(Path(preset).resolve())
 
 
 def read_repository(repository: Path = REPOSITORY, topology: str = wire.STAGED) -> Configs:
-    """The configurations of a topology's models as they stand in a repository's files. Raises ServerError."""
+    """Read the configurations of a topology's models from a repository's files. Raises ServerError."""
     configs = {
         model: read_config(folder_of(model, topology, repository) / "config.pbtxt")
         for model in wire.TOPOLOGIES[topology]
@@ -248,12 +249,12 @@ def read_repository(repository: Path = REPOSITORY, topology: str = wire.STAGED) 
 
 
 def folder_of(model: str, topology: str, repository: Path = REPOSITORY) -> Path:
-    """Where a repository holds a model: the engine stands under the name of the entry."""
+    """A model's folder in a repository; the engine is deployed under the name of the entry."""
     return repository / (wire.ENGINE if topology == wire.FUSED and model == wire.ENTRY else model)
 
 
 def topology_of(entry: model_config_pb2.ModelConfig) -> str:
-    """How a server is deployed, by the configuration of its entry."""
+    """A server's topology, by the configuration of its entry."""
     return wire.FUSED if "max_batch" in entry.parameters else wire.STAGED
 
 
@@ -268,9 +269,9 @@ def read_config(path: Path) -> model_config_pb2.ModelConfig:
 
 
 def write_repository(target: Path, deployment: Deployment, source: Path = REPOSITORY) -> None:
-    """Write a repository for a deployment: its configurations, and links to the version folders of ``source``.
+    """Write the repository of a deployment: its configurations, and links to the version folders of ``source``.
 
-    Raises InputError for what a server would not start with.
+    Raises InputError for a deployment with which a server would not start.
     """
     deployment.check()
     for model, config in deployment.configs(source).items():
@@ -281,12 +282,12 @@ def write_repository(target: Path, deployment: Deployment, source: Path = REPOSI
 
 
 def as_json(config: model_config_pb2.ModelConfig) -> str:
-    """The form in which Triton's load call takes a configuration."""
+    """The configuration in the form that Triton's load call accepts."""
     return json_format.MessageToJson(config, preserving_proto_field_name=True, indent=None)
 
 
 def from_json(text: str) -> model_config_pb2.ModelConfig:
-    """The configuration that ``as_json`` wrote."""
+    """Read the configuration that ``as_json`` wrote."""
     return json_format.Parse(text, model_config_pb2.ModelConfig())
 
 
@@ -296,14 +297,14 @@ def _checked_profile(path: str, preset: str) -> str:
     except OSError as error:
         raise InputError(f"cannot read the profile {path}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError):
-        raise InputError(f"{path} is no profile: write one with `harness profile`") from None
+        raise InputError(f"{path} is not a profile: make one with `harness profile`") from None
     if measured != preset_name(preset):
         raise InputError(f"{path} was measured at preset {measured}, not {preset}: profile it, or change the preset")
     return str(Path(path).resolve())
 
 
 def _model_of(configs: Configs, name: str) -> str:
-    """The model that a name means: the fused engine is deployed under the name of the entry."""
+    """The model of this name; the fused engine is deployed under the name of the entry."""
     return wire.ENTRY if name == wire.ENGINE and wire.FRAME not in configs else name
 
 
@@ -317,7 +318,7 @@ def _set_parameter(configs: Configs, name: str, value: str) -> None:
 
 
 def _as_parameter(where: str, name: str, value: Value) -> str:
-    """A parameter's value as its model reads it: 1.5e9 is a whole number. Raises InputError for what is no number."""
+    """A parameter's value as its model reads it; 1.5e9 counts as a whole number. Raises InputError for other text."""
     if name not in wire.NUMBERS or (name in wire.AUTO_PARAMETERS and value == wire.AUTO):
         return str(value)
     kind, lowest = wire.NUMBERS[name]
@@ -367,16 +368,16 @@ def _check_folders(config: model_config_pb2.ModelConfig) -> None:
         voice_files(given["voices"])
     if checkpoint := given.get("checkpoint"):
         if not Path(checkpoint).is_dir():
-            raise InputError(f"checkpoint {checkpoint}: there is no such folder; give that of a released checkpoint")
+            raise InputError(f"checkpoint {checkpoint}: no such folder; give the folder of a released checkpoint")
         if not (Path(checkpoint) / "config.json").is_file():
             raise InputError(f"{checkpoint} is not a checkpoint folder: it holds no config.json")
 
 
 def set_key(configs: Configs, knob: str, value: Value) -> None:
-    """Set ``<model>:<path>`` in these configurations: fields, indices and map keys of the protobuf, with dots between.
+    """Set ``<model>:<path>`` in these configurations. A path names fields, indices and map keys, with dots between.
 
-    A list of numbers or words takes the place of a repeated field. A parameter is ``<model>:parameters.<name>``.
-    Raises InputError where the model has no such key, or the key does not take the value.
+    A list of numbers or words replaces a repeated field. A parameter is ``<model>:parameters.<name>``. Raises
+    InputError where the model has no such key, or the key does not accept the value.
     """
     model, _, path = knob.partition(KEY)
     model = _model_of(configs, model)
@@ -391,13 +392,13 @@ def set_key(configs: Configs, knob: str, value: Value) -> None:
     try:
         _set_member(holder, last, value, knob)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{knob} does not take {value!r}: {error}") from None
+        raise InputError(f"{knob} does not accept {value!r}: {error}") from None
     except (AttributeError, KeyError, IndexError):
         raise InputError(f"{knob}: {_no_such_key(holder, last)}") from None
 
 
 def _check_choice(holder, part: str, knob: str) -> None:
-    """Refuse a field that would silently take the place of another, such as one scheduler that of another."""
+    """Refuse a field that would silently replace another of its protobuf oneof, such as one scheduler by another."""
     field = holder.DESCRIPTOR.fields_by_name.get(part) if isinstance(holder, Message) else None
     choice = field.containing_oneof if field is not None else None
     if choice is not None and holder.WhichOneof(choice.name) != part:
@@ -417,7 +418,7 @@ def _member(holder, part: str, knob: str):
 
 def _set_member(holder, name: str, value: Value, knob: str) -> None:
     if isinstance(holder, Mapping):
-        if name not in holder:  # a protobuf map would make it
+        if name not in holder:  # a protobuf map would create it
             raise KeyError(name)
         holder[name].string_value = _as_parameter(knob, name, value)
     elif isinstance(holder, Sequence):

@@ -1,4 +1,4 @@
-"""Calls that ask a server whether it is ready, and those that change what it has loaded."""
+"""Calls that ask a server whether it is ready, and calls that change what it has loaded."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from harness import wire
 from harness.deploy.config import Configs, as_json
 from harness.errors import ServerError
 
-RESTRICTED = "model-repository,shared-memory,trace,logging"  # calls that change a server: they need its key
+RESTRICTED = "model-repository,shared-memory,trace,logging"  # calls that change a server need its key
 KEY_NAME = "harness"
-CONTROL_HEADER = f"triton-grpc-protocol-{KEY_NAME}"  # in which Triton expects the key
+CONTROL_HEADER = f"triton-grpc-protocol-{KEY_NAME}"  # the header in which Triton expects the key
 
 Headers = tuple[tuple[str, str], ...]
 
 
 def load_changes(channel: grpc.Channel, before: Configs, after: Configs, headers: Headers = ()) -> list[str]:
-    """Load the models whose configuration differs, the stages side by side; returns their names.
+    """Load the models whose configuration differs, the stages concurrently; returns their names.
 
-    ``headers``: with the key of a server that has closed its model control.
+    ``headers``: must include the key if the server restricts model control.
     """
     changed = [model for model in after if before[model] != after[model]]
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-    callers = (wire.ENTRY, wire.FRAME)  # last: loading a stage takes the models that call it along
+    callers = (wire.ENTRY, wire.FRAME)  # last: loading a stage also reloads the models that call it
     for models in ([model for model in changed if model not in callers], *([m] for m in callers if m in changed)):
         loads = [(model, _begin_load(stub, model, as_json(after[model]), headers)) for model in models]
         for model, load in loads:
@@ -34,9 +34,10 @@ def load_changes(channel: grpc.Channel, before: Configs, after: Configs, headers
 
 
 def has_open_control(channel: grpc.Channel, headers: Headers = (), timeout_s: float = 5.0) -> bool:
-    """Whether a server lets any client load models, i.e. execute code on its host.
+    """Whether a server lets any client load models, that is, execute code on its host.
 
-    It only asks for the list of models. False also where it cannot be asked; ``headers``: of a proxy before it.
+    It only requests the list of models. False also where the server cannot be asked. ``headers``: those of a proxy
+    before the server.
     """
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     try:
@@ -60,7 +61,7 @@ def config_of(stub, model: str) -> model_config_pb2.ModelConfig:
     try:
         return stub.ModelConfig(service_pb2.ModelConfigRequest(name=model), timeout=10).config
     except grpc.RpcError as error:
-        raise ServerError(f"Triton does not tell the configuration of {model}: {error.details()}") from error
+        raise ServerError(f"Triton did not return the configuration of {model}: {error.details()}") from error
 
 
 def _begin_load(stub, model: str, config_json: str, headers: Headers) -> grpc.Future:

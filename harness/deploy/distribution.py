@@ -1,4 +1,4 @@
-"""The Triton server of the installed wheel: where its files are, and the environment in which it runs."""
+"""The Triton server of the installed wheel: the location of its files, and the environment in which it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.errors import ServerError
 
 @dataclass(frozen=True)
 class Distribution:
-    """Where the installed wheel keeps the server, and what its Python stub needs to start."""
+    """Locations of the server in the installed wheel, and of what its Python stub needs to start."""
 
     server: Path
     backend: Path
@@ -23,13 +23,13 @@ class Distribution:
 
 
 def find_distribution() -> Distribution:
-    """The server of the nvidia-pytriton wheel. Raises ServerError that says what is missing and how to fix it."""
+    """Find the server of the nvidia-pytriton wheel. Raises ServerError with what is missing and how to fix it."""
     found = find_files()
     return replace(found, libraries=(*found.libraries, libpython_folder()))
 
 
 def find_files() -> Distribution:
-    """The wheel's own part of ``find_distribution``: without the system's libpython."""
+    """The part of ``find_distribution`` that concerns the wheel alone, without the system's libpython."""
     try:
         package = Path(metadata.distribution("nvidia-pytriton").locate_file("pytriton"))
     except metadata.PackageNotFoundError:
@@ -53,7 +53,7 @@ def libpython_folder() -> Path:
         if (place / name).exists():
             return place
     raise ServerError(
-        f"{name} is nowhere on this machine, and Triton's Python backend links to it: install your system's libpython "
+        f"{name} was not found on this machine, and Triton's Python backend needs it: install your system's libpython "
         f"(Debian: apt install {name.partition('.so')[0]}), or name the folder that holds it in LD_LIBRARY_PATH"
     )
 
@@ -63,7 +63,7 @@ def libpython_name() -> str:
 
 
 def libpython_places() -> list[Path]:
-    """Where a libpython is looked for, in this order: an environment may carry one, and so may who starts us."""
+    """Folders searched for libpython, in this order: the environment or the calling process may provide one."""
     named = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
     libdir = sysconfig.get_config_var("LIBDIR") or ""
     places = [libdir, f"{sys.base_prefix}/lib", f"{sys.prefix}/lib", *named, "/usr/lib/x86_64-linux-gnu", "/usr/lib"]
@@ -71,9 +71,9 @@ def libpython_places() -> list[Path]:
 
 
 def server_environment(found: Distribution, python: Path | None = None) -> dict[str, str]:
-    """The stub takes its packages from the first python3 on PATH, and its libpython from LD_LIBRARY_PATH.
+    """The server's environment: the stub takes packages from the first python3 on PATH, libpython from LD_LIBRARY_PATH.
 
-    ``python``: the folder of that python3; None = this interpreter's own.
+    ``python``: the folder of that python3; None = that of this interpreter.
     """
     environment = dict(os.environ)
     environment["PATH"] = f"{python or Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"

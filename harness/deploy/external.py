@@ -1,4 +1,4 @@
-"""An external server, which the harness did not start: a sweep sets its knobs in it and puts them back."""
+"""An external server, which the harness did not start: a sweep sets its knobs and restores them afterwards."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from harness.errors import InputError, ServerError
 from harness.host.keys import control_headers
 from harness.identity import Requested, must_be_as_requested
 
-_METRICS_PORT = 8002  # Triton's own choice
+_METRICS_PORT = 8002  # Triton's default
 
 
 class RemoteTriton:
-    """A Triton that the harness did not start, with our repository in it. Use it as a context manager.
+    """A Triton that the harness did not start, with our repository. Use it as a context manager.
 
-    Only the knobs of a sweep are set, in the configurations that it has; on leaving they are put back. ``keep`` is a
-    file that holds them meanwhile: after a kill, the next to enter with it puts them back. It is never started or
-    stopped. Raises ServerError where it is not ready, or does not serve what is ``requested``; InputError where it does
-    not serve all ``topologies`` that are to be measured.
-    ``metrics_url``: its Prometheus page, where Triton has it unless told otherwise; None where there is none.
+    Only the knobs of a sweep are set, on top of the server's own configurations, which are restored on exit. ``keep``
+    is a file that holds them meanwhile: after a kill, the next to enter with that file restores them. The server is
+    never started or stopped. Raises ServerError where it is not ready or does not serve what is ``requested``;
+    InputError where it does not serve all ``topologies`` to be measured. ``metrics_url``: its Prometheus page, by
+    default on Triton's standard port; None if it has none.
     """
 
     pid = metrics_url = None
@@ -71,7 +71,7 @@ class RemoteTriton:
         return self
 
     def __exit__(self, *_) -> None:
-        with contextlib.suppress(ServerError):  # it may be gone
+        with contextlib.suppress(ServerError):  # it may have ended
             self._load(self.found)
             if self._keep:
                 self._keep.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ class RemoteTriton:
             raise ServerError(f"{self._keep} cannot be written: {error.strerror}; free or repair the disk") from error
 
     def _kept(self) -> Configs | None:
-        """Its own configurations, where a killed sweep left others in it."""
+        """The server's original configurations, where a killed sweep left changed ones in it."""
         try:
             kept = json.loads(self._keep.read_text()) if self._keep else None
         except (OSError, ValueError):
@@ -93,7 +93,7 @@ class RemoteTriton:
         return {model: from_json(text) for model, text in kept.items()} if kept else None
 
     def reload(self, deployment: Deployment) -> list[str]:
-        """Turn the knobs of a deployment; loads the models whose configuration changes, and returns their names."""
+        """Set the knobs of a deployment; loads the models whose configuration changes, and returns their names."""
         self.must_have(deployment.topology)
         configs = {model: model_config_pb2.ModelConfig() for model in self.found}
         for model, config in configs.items():
@@ -101,7 +101,7 @@ class RemoteTriton:
         return self._load(deployment.turn(configs))
 
     def must_have(self, topology: str) -> None:
-        """Raises InputError for a topology other than the one that it serves: no reload can change that."""
+        """Raise InputError for a topology that the server does not serve: no reload can change that."""
         if topology != self.topology:
             raise InputError(
                 f"{self.url} serves the {self.topology} topology, and the plan asks for the {topology} one, which a "

@@ -1,4 +1,4 @@
-"""The flags with which a server is started, and the shared memory that it takes."""
+"""The flags with which a server is started, and the shared memory that it needs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from harness.deploy.config import GPU_SESSIONS, Configs
 
 EXIT_TIMEOUT_S = 2
 BACKEND_THREADS, GPU_BACKEND_THREADS = 512, 2 * GPU_SESSIONS + 64
-STUB_MEMORY = 16 << 20  # bytes, taken at once by every process: a frame on its way takes about 40 KB
+STUB_MEMORY = 16 << 20  # bytes, allocated at start by every process: a frame in transit takes about 40 KB
 _STUB_START_S = 300
 
 
 def shared_memory_needed(configs: Configs, gpus: int = 1) -> int:
-    """Bytes that a server takes of shared memory: a region for each stage process and one of its own.
+    """Shared memory that a server needs, in bytes: a region per stage process and one of its own.
 
-    ``gpus``: on so many, each with the instances that a configuration counts.
+    ``gpus``: number of GPUs, each with the instances that a configuration counts.
     """
     stages = [config for config in configs.values() if config.backend == "python"]
     counts = [max(1, sum(group.count or 1 for group in config.instance_group)) for config in stages]
@@ -23,7 +23,7 @@ def shared_memory_needed(configs: Configs, gpus: int = 1) -> int:
 
 
 def server_flags(models: Path, backends: Path, threads: int = BACKEND_THREADS) -> list[str]:
-    """Flags that every start uses: loopback only, explicit model control, quick and quiet."""
+    """The flags of every start: loopback only, explicit model control, short timeouts and little logging."""
     return [
         f"--model-repository={models}",
         f"--backend-directory={backends}",
@@ -35,14 +35,14 @@ def server_flags(models: Path, backends: Path, threads: int = BACKEND_THREADS) -
         "--metrics-address=127.0.0.1",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         "--log-info=false",
-        # Each call of a stage and each chunk sent holds a thread of its instance: with the default of 32, sessions
-        # beyond that would wait for a thread while the stages idle.
+        # Each call of a stage and each chunk sent holds a thread of its instance: with the default of 32, further
+        # sessions would wait for a thread while the stages are idle.
         f"--backend-config=python,thread-pool-size={threads}",
-        # What a stage's process shares with the server should not have to grow (from 1 MiB): a server with 16 streams
-        # ended so, by a thread that still had the smaller mapping (2.51).
+        # Avoids growth of the memory that a stage's process shares with the server (from 1 MiB): with 16 streams a
+        # server crashed in a thread that still had the smaller mapping (2.51).
         f"--backend-config=python,shm-default-byte-size={STUB_MEMORY}",
-        # The default of 30 s is too little on a busy host.
+        # the default of 30 s is too short on a busy host
         f"--backend-config=python,stub-timeout-seconds={_STUB_START_S}",
-        # Triton keeps the responses of a finished stream for the next one: after 90 minutes, half a gigabyte.
+        # Triton keeps the responses of a finished stream for reuse: after 90 minutes, half a gigabyte.
         "--grpc-infer-allocation-pool-size=0",
     ]

@@ -1,4 +1,4 @@
-"""What a server that was killed leaves behind, found and removed: processes, shared memory, folders."""
+"""Finds and removes what a killed server leaves behind: processes, shared memory, folders."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ def remove_stale(root: Path = ROOT) -> None:
         remove_shared_memory(state["shm_prefix"])
         _remove_folder(state["folder"])
     for folder in (root / STATE).glob("triton-*/"):
-        with contextlib.suppress(OSError, ValueError):  # another user's, or none of ours
+        with contextlib.suppress(OSError, ValueError):  # another user's, or not a server's folder
             if not (folder / "state.json").exists() and not psutil.pid_exists(int(folder.name.split("-")[1])):
-                _end_orphans(shm_prefix_of(folder))  # killed before it had written its state
+                _end_orphans(shm_prefix_of(folder))  # killed before it wrote its state
                 remove_shared_memory(shm_prefix_of(folder))
                 _remove_folder(folder)
     remove_orphaned_files()
 
 
 def shm_prefix_of(folder: Path) -> str:
-    """How the names of a server's shared memory begin, by its folder: its processes carry it in their commands."""
+    """The prefix of a server's shared memory, from its folder; it is also in the command lines of its processes."""
     return f"harness_{folder.name.removeprefix('triton-').replace('-', '_')}_"
 
 
 def remove_shared_memory(prefix: str) -> None:
     for region in _SHARED_MEMORY.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # gone, or another user's
+        with contextlib.suppress(OSError):  # already removed, or another user's
             region.unlink()
 
 
 def _remove_folder(folder: Path) -> None:
-    """A server's folder, and what it left in the temporary one where it was killed while it started."""
+    """Remove a server's folder, and what it left in the temporary folder if it was killed while starting."""
     with contextlib.suppress(OSError):  # another user's
         laid_out_s = (folder / "models").stat().st_mtime
         remove_environments(laid_out_s, laid_out_s + _LONGEST_START_S)
@@ -58,15 +58,15 @@ def _remove_folder(folder: Path) -> None:
 
 
 def remove_environments(since_s: float, until_s: float = math.inf) -> None:
-    """Remove the empty folders that Triton makes as it starts, for packed environments that no stage of ours has."""
+    """Remove the empty folders that Triton creates at start for packed environments, which our stages do not use."""
     for folder in _TEMPORARY.glob("python_env_*"):
-        with contextlib.suppress(OSError):  # one that holds something stays
+        with contextlib.suppress(OSError):  # a folder that is not empty stays
             if folder.stat().st_uid == os.geteuid() and since_s <= folder.stat().st_ctime <= until_s:
                 folder.rmdir()
 
 
 def _end_orphans(prefix: str) -> None:
-    """End the stage processes of a server that is gone."""
+    """End the stage processes of a server that has ended."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.uids().effective == os.geteuid() and any(w.startswith(prefix) for w in process.cmdline()[1:4]):

@@ -9,7 +9,7 @@ from harness.errors import InputError, ServerError
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that are free now, all different."""
+    """Free ports of loopback, all different."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -19,11 +19,11 @@ def free_ports(count: int) -> list[int]:
 
 def must_be_free(port: int) -> int:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port of a server that just ended is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # allows a port of a server that just ended
         try:
             probe.bind(("127.0.0.1", port))
         except OverflowError:
-            raise InputError(f"{port} is no port: use 1 to 65535, or leave --port out") from None
+            raise InputError(f"{port} is not a port: use 1 to 65535, or leave out --port") from None
         except OSError as error:
             raise ServerError(
                 f"port {port} cannot be used ({error.strerror}): choose another --port, or leave it out for a free one"

@@ -1,4 +1,4 @@
-"""Profiles of a device: a child process measures the stages, and what it found is stored and shown."""
+"""Profiles of a device: a child process measures the stages; the result is stored and shown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from harness.records.store import write_profile
 
 DEVICES = ("auto", "cpu", "cuda")
 PREFILL = "prefill"
-PROFILER, EVENTS = "profiler", "events"  # where the device's part of a time is from, measured apart from the host's
+PROFILER, EVENTS = "profiler", "events"  # sources of the device's part of a time, measured apart from the host's
 BUDGET_S, TINY_BUDGET_S = 420.0, 60.0
 _TITLES = {
     wire.LLM: ("LLM step", "sessions", "context"),
@@ -48,7 +48,7 @@ _COORDINATES = {
 
 @dataclass(frozen=True)
 class ProfileJob:
-    """What to measure; without ``budget_s``, a minute for preset tiny and seven for others.
+    """What to measure. ``budget_s`` defaults to one minute for preset tiny and seven minutes for others.
 
     Raises InputError for what cannot be measured.
     """
@@ -70,24 +70,24 @@ class ProfileJob:
             raise InputError(f"a budget of {self.budget_s:g} s is not usable: give 5 to 86400 seconds")
 
     def options(self) -> list[str]:
-        """The job as options, of ``harness profile`` and of its child alike."""
+        """The job as command line options, both of ``harness profile`` and of its child."""
         options = ["--preset", self.preset, "--device", self.device, "--budget-seconds", f"{self.budget_s:g}"]
         options += ["--weights-seed", str(self.weights_seed)]
         options += ["--checkpoint", self.checkpoint] if self.checkpoint else []
         return options + (["--quick"] if self.quick else [])
 
     def command(self) -> list[str]:
-        """The child that measures."""
+        """The command line of the child that measures."""
         return [sys.executable, "-m", "harness.vibevoice.profiling.profiler", *self.options()]
 
 
 @dataclass
 class Findings:
-    """What the child has said so far."""
+    """What the child has reported so far."""
 
     device: dict = field(default_factory=dict)
     stages: dict[str, list[dict]] = field(default_factory=dict)
-    model: dict = field(default_factory=dict)  # sizes; they come last, so that without them it broke off
+    model: dict = field(default_factory=dict)  # sizes; reported last, so empty if the measurement broke off
 
     def take(self, event: dict) -> None:
         match event["event"]:
@@ -102,10 +102,10 @@ class Findings:
 
 
 def measure(job: ProfileJob, folder: Path, say: Callable[[str], None]) -> Path:
-    """Measure the stages in a child process and store the profile; returns its path. ``say`` hears of every point.
+    """Measure the stages in a child process and store the profile; returns its path. ``say`` is called per point.
 
-    Raises HarnessError where the child did not come to its end; nothing is stored then. And before it starts, where
-    nothing could be stored.
+    Raises HarnessError where the child failed (nothing is stored then), and before it starts where nothing could be
+    stored.
     """
     _check_folder(Path(folder))
     began = time.monotonic()
@@ -124,7 +124,7 @@ def measure(job: ProfileJob, folder: Path, say: Callable[[str], None]) -> Path:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises InputError where no file can be made in the folder, or in the one in which it would be made."""
+    """Raise InputError where no file can be written to the folder, or the folder cannot be created."""
     try:
         nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
         with tempfile.TemporaryFile(dir=nearest):
@@ -145,11 +145,11 @@ def _child(job: ProfileJob) -> Iterator[tuple[subprocess.Popen, Path]]:
 
 
 def _events(process: subprocess.Popen, log: Path) -> Iterator[dict]:
-    """What the child says, until it has ended; other lines of its log are warnings of libraries."""
+    """The child's events until it has ended; other lines of its log are warnings of libraries."""
     rest = ""
     with open(log, errors="replace") as lines:
         while True:
-            ended = process.poll() is not None  # asked before reading: its last words are read too
+            ended = process.poll() is not None  # checked before reading, so that its last lines are read too
             *whole, rest = (rest + lines.read()).split("\n")
             yield from (json.loads(line) for line in whole if line.startswith('{"event"'))
             if ended:
@@ -159,7 +159,7 @@ def _events(process: subprocess.Popen, log: Path) -> Iterator[dict]:
 
 def _why(code: int, log: Path) -> str:
     if code == -9:
-        return ": it was killed, most likely for want of memory; give a smaller --preset"
+        return ": it was killed, most likely because memory ran out; give a smaller --preset"
     lines = [line for line in log.read_text(errors="replace").splitlines() if not line.startswith('{"event"')]
     return f" (exit code {code}):\n" + "\n".join(lines[-5:])[-2000:]
 
@@ -191,7 +191,7 @@ def _profile(job: ProfileJob, findings: Findings, took_s: float) -> dict:
 
 
 def _device_ms_from(stages: dict[str, list[dict]]) -> dict[str, int]:
-    """How many points have their ``device_ms`` from the profiler, from CUDA events, from a CPU or from the wall."""
+    """Counts of points whose ``device_ms`` came from the profiler, from CUDA events, from a CPU or from wall time."""
     return dict(Counter(p["device_ms_from"] for points in stages.values() for p in points if "device_ms_from" in p))
 
 
@@ -200,7 +200,7 @@ def _file_name(device: str) -> str:
 
 
 def describe(event: dict) -> str:
-    """A point in a few words."""
+    """Describe a point briefly."""
     point, (title, *_) = event["point"], _TITLES[event["stage"]]
     where = ", ".join(f"{name} {point[name]}" for name in _COORDINATES[event["stage"]] if name)
     return f"{title}, {where}: " + (point.get("left_out") or f"{point['ms']:.3g} ms")
@@ -209,7 +209,8 @@ def describe(event: dict) -> str:
 def tables(profile: dict) -> list[Table]:
     """Milliseconds of every stage, each with its roofline in parentheses, as tables for a terminal.
 
-    Where the device's time was measured apart, each has below it the share in which the device was busy.
+    Where the device's time was measured separately, the line below shows the share of time in which the device was
+    busy.
     """
     return [_table(stage, profile["stages"][stage]) for stage in _TITLES if stage in profile["stages"]]
 
@@ -232,8 +233,8 @@ def _caption(points: list[dict]) -> str | None:
     if not any(_is_split(point) for point in points):
         return None
     gaps = any(point.get("device_ms_from") == EVENTS for point in points)
-    words = "%: of the time, the device was busy; the rest is the host's"
-    return words + ("; of CUDA events (*): with the gaps between kernels" if gaps else "")
+    words = "%: share of the time in which the device was busy; the rest is host time"
+    return words + ("; (*) from CUDA events, including the gaps between kernels" if gaps else "")
 
 
 def _cell(point: dict) -> str:

@@ -1,4 +1,4 @@
-"""The servers that run on this host, as their state files tell of them."""
+"""The servers that run on this host, from their state files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 from harness.errors import InputError
 from harness.host.places import ROOT
 
-STATE = ".harness"  # the folder of all state, below the one that the harness may write in
+STATE = ".harness"  # folder of all state, within the folder that the harness may write to
 
 
 def local_url(root: Path = ROOT) -> str | None:
@@ -19,7 +19,7 @@ def local_url(root: Path = ROOT) -> str | None:
     urls = local_urls(root)
     if len(urls) > 1:
         raise InputError(
-            f"{len(urls)} servers of `harness serve` run on this host: {', '.join(urls)}. Name the one that is meant "
+            f"{len(urls)} servers of `harness serve` run on this host: {', '.join(urls)}. Select one "
             "with --url, or stop the others"
         )
     return urls[0] if urls else None
@@ -39,7 +39,7 @@ def states(root: Path) -> list[dict]:
 
 
 def process_mark(pid: int) -> list:
-    """A process as it can be told from a later one of the same number: pid and start, in seconds since boot."""
+    """Identity of a process, distinct from a later one of the same pid: pid and start time in seconds since boot."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return [pid, round(psutil.Process(pid).create_time() - psutil.boot_time(), 1)]
     return [pid, -1.0]

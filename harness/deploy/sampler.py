@@ -1,4 +1,4 @@
-"""Looks at the server while a trial runs: Triton's counts, CPU, memory and all GPUs, about once a second."""
+"""Samples the server while a trial runs: Triton's counts, CPU, memory and all GPUs, about once a second."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from harness.errors import ServerError
 from harness.host import nvml
 from harness.records.schema import GpuSample, ServerSample
 
-# Share of the time in use, bytes in use, watts: of Triton's metrics, with the GPU's UUID as their label.
+# Triton metrics for the share of time in use, bytes in use and watts; the GPU's UUID is their label.
 _OF_GPU = ("nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_power_usage")
 
 
 class Probe:
-    """Samples the servers of a target from a thread of its own, for the length of a ``with`` block.
+    """Samples the servers of a target from its own thread, for the length of a ``with`` block.
 
-    ``samples`` grows while it runs; ``missed`` counts the looks at which a server did not answer. ``metrics_url`` is of
-    its Prometheus page; None = there is none.
+    ``samples`` grows while it runs; ``missed`` counts samples for which a server did not answer. ``metrics_url``: its
+    Prometheus page; None = there is none.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Probe:
     ):
         self.samples: list[ServerSample] = []
         self.missed = 0
-        self._has_engine = False  # its counts have been seen on the metrics page
+        self._has_engine = False  # whether its counts were seen on the metrics page
         self._reader = StatisticsReader(target)
         self._pid, self._metrics_url = server_pid, metrics_url
         self._interval_s = interval_s
@@ -43,7 +43,7 @@ class Probe:
         self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
 
     def __enter__(self) -> Probe:
-        psutil.cpu_percent()  # the first call only sets the mark
+        psutil.cpu_percent()  # the first call only sets the reference
         self._thread.start()
         return self
 
@@ -67,7 +67,7 @@ class Probe:
             return
         metrics, engine = engine_stage(prometheus(self._metrics_url) if self._metrics_url else {})
         self._has_engine |= engine is not None
-        if self._has_engine and engine is None:  # a window that began without its counts would hold all since its start
+        if self._has_engine and engine is None:  # else a window would count all since the start
             self.missed += 1
             return
         self.samples.append(
@@ -83,7 +83,7 @@ class Probe:
 
 
 def tree_memory_bytes(pid: int) -> int:
-    """Resident memory of a process and its children; pages that they share count in each."""
+    """Resident memory of a process and its descendants, in bytes; shared pages are counted once per process."""
     total = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
@@ -94,7 +94,7 @@ def tree_memory_bytes(pid: int) -> int:
 
 
 def gpus_of(metrics: Mapping[str, float]) -> tuple[GpuSample, ...]:
-    """Every GPU of another host, as Triton's Prometheus page there tells of it."""
+    """Every GPU of another host, from Triton's Prometheus page there."""
     told: dict[str, dict[str, float]] = {}
     for key, value in metrics.items():
         name, _, uuid = key.rstrip("}").partition("{")

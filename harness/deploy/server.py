@@ -32,14 +32,15 @@ from harness.host.places import CODE, ROOT
 from harness.host.process_group import end_group, hide_argument, signals_held, spawn
 from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested
 
-_NICE = 5  # the server yields to the instrument that measures it: a late timestamp is a wrong figure
+_ABORT_S = 10.0  # from its last log line to its end
+_NICE = 5  # lower priority than the load generator: late timestamps would falsify the results
 
 
 class TritonServer:
-    """One tritonserver process on loopback with a deployment in it; use it as a context manager.
+    """One tritonserver process on loopback that serves a deployment; use it as a context manager.
 
     Attributes: ``url`` (gRPC host:port), ``metrics_url``, ``pid``, ``folder`` (configurations and log), ``stages``
-    (what each of its processes says that it runs on), ``control_headers`` (the key of calls that change it).
+    (what each of its processes reports that it runs on), ``control_headers`` (the key of calls that change it).
     """
 
     def __init__(
@@ -56,17 +57,17 @@ class TritonServer:
         self.control_headers: Headers = ((CONTROL_HEADER, secrets.token_hex(32)),)
         remove_stale(root)
         self._root = root
-        self._ports: tuple[int, int] | None = None  # of gRPC and metrics, once it has started
-        self._mark = ""  # of the server's process, for its keys
+        self._ports: tuple[int, int] | None = None  # of gRPC and metrics, once started
+        self._mark = ""  # identity of the server's process, for its keys
         self._forget()
 
     def _forget(self) -> None:
-        """Of a process that has ended: the next one is another."""
+        """Reset what belongs to a process that has ended."""
         self.folder = self._root / STATE / f"triton-{os.getpid()}-{time.monotonic_ns():x}"
         self.shm_prefix = shm_prefix_of(self.folder)
         self.log = self.folder / "tritonserver.log"
         self.stages: tuple[StageIdentity, ...] = ()
-        self.kept_log: Path | None = None  # of a server that ended and was not stopped
+        self.kept_log: Path | None = None  # log of a server that ended without being stopped
         self._process: subprocess.Popen | None = None
         self._log_read = 0  # bytes: see ``restarts``
 
@@ -81,10 +82,10 @@ class TritonServer:
         return self._process.pid
 
     def start(self, timeout_s: float = 300.0) -> TritonServer:
-        """Start, wait until every model is ready, and hear from the stages what they run on.
+        """Start, wait until every model is ready, and ask the stages what they run on.
 
-        Raises ServerError with the server's own reason, or where a stage runs on something else than was asked for;
-        InputError where this host has not what the deployment needs.
+        Raises ServerError with the server's own reason, or where a stage runs on something other than requested;
+        InputError where this host lacks what the deployment needs.
         """
         self.deployment.check_host()
         found = find_distribution()
@@ -98,7 +99,7 @@ class TritonServer:
                 self._python = stub_python.lay_out(self.folder / "python", stub_python.search_path())
                 self._lay_out(found)
                 ports = [f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
-                ports.append("--allow-http=false")  # it knows no key, and one chunked request ends that of Triton 2.51
+                ports.append("--allow-http=false")  # it has no key, and a chunked request crashes it (2.51)
                 try:
                     self._run(found, ports, timeout_s, interrupted)
                 except ServerError:
@@ -118,18 +119,27 @@ class TritonServer:
         return (grpc_port if self.port is None else must_be_free(self.port)), metrics
 
     def restart(self) -> None:
-        """Start a server again that ended by itself: same addresses, deployment and key. Raises as ``start``."""
+        """Restart a server that ended by itself, with the same addresses, deployment and key. Raises as ``start``."""
         self.stop()
         self._forget()
         self.start()
 
     def reload(self, deployment: Deployment) -> list[str]:
-        """Load the stages whose configuration changed, and no other; returns their names.
+        """Load the stages whose configuration changed, and no others; returns their names.
 
-        Another topology is another set of models: the server is started anew, on ports of its own.
+        Another topology means other models: the server is then restarted on new ports.
         """
         if deployment.topology != self.deployment.topology:
+            self._ports = None
             return self._start_as(deployment)
+        try:
+            return self._load(deployment)
+        except ServerError:
+            if not self._aborted():
+                raise
+            return self._start_as(deployment)
+
+    def _load(self, deployment: Deployment) -> list[str]:
         with self.target.channel(self.url) as channel:
             changed = load_changes(channel, self.deployment.configs(), deployment.configs(), self.control_headers)
         self.deployment = deployment
@@ -137,12 +147,12 @@ class TritonServer:
         return changed
 
     def _start_as(self, deployment: Deployment) -> list[str]:
-        self.deployment, self._ports = deployment, None
+        self.deployment = deployment
         self.restart()
         return list(deployment.models)
 
     def identify(self) -> None:
-        """Set ``stages`` to what the stages say of themselves. Raises ServerError where that was not asked for."""
+        """Set ``stages`` to what the stages report. Raises ServerError where it differs from what was requested."""
         asked = self.deployment
         kind = asked.kind
         requested = Requested(asked.preset, kind, asked.dtype, str(CODE), gpus=asked.gpus if kind == GPU else None)
@@ -154,7 +164,7 @@ class TritonServer:
         return self._process is not None and self._process.poll() is None
 
     def responds(self) -> bool:
-        """Whether it is ready, within some seconds: one that hangs is alive, and does not."""
+        """Whether it is ready, with a timeout of some seconds: a server that hangs is alive but does not respond."""
         if not self.alive():
             return False
         with self.target.channel(self.url) as channel:
@@ -174,7 +184,7 @@ class TritonServer:
         remove_shared_memory(self.shm_prefix)
 
     def restarts(self) -> list[str]:
-        """What its log says, since this was asked last, of models whose processes ended."""
+        """Restarts of model processes that its log reports since the last call."""
         told = (wire.LOADED_AGAIN, wire.NOT_LOADED)
         with contextlib.suppress(OSError), open(self.log, "rb") as log:
             log.seek(self._log_read)
@@ -187,7 +197,7 @@ class TritonServer:
         return []
 
     def last_words(self) -> str:
-        """How a server ended that nobody stopped, the last line of its log, and where that is: facts for its user."""
+        """How a server ended that was not stopped: exit status, last line of its log, and the log's path."""
         self._keep_log()
         code = self._process.poll() if self._process else None
         how = "" if code is None else f" by signal {-code}" if code < 0 else f" with exit status {code}"
@@ -197,7 +207,7 @@ class TritonServer:
         return f"tritonserver ended{how}; {said}; its log: {log}"
 
     def _keep_log(self) -> None:
-        """Keep the log of a server that nobody stopped: nothing else says why it ended."""
+        """Keep the log of a server that was not stopped: nothing else says why it ended."""
         if self.kept_log is None and not self.alive() and self.log.exists() and self.stages:
             kept = self.folder.parent / f"{self.folder.name}.log"
             with contextlib.suppress(OSError):
@@ -205,8 +215,12 @@ class TritonServer:
                 self.kept_log = kept
 
     def _aborted(self) -> bool:
-        """Whether it ended as Triton (2.51) now and then does while it starts, of a lock shared with a stage."""
-        return not self.alive() and "boost::interprocess::lock_exception" in self.log.read_text(errors="replace")
+        """Whether it crashed on a lock shared with a stage, as Triton (2.51) sometimes does at a start or a reload."""
+        if "boost::interprocess::lock_exception" not in self.log.read_text(errors="replace"):
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_ABORT_S)
+        return not self.alive()
 
     def _run(self, found: Distribution, ports: list[str], timeout_s: float, interrupted: Callable[[], bool]) -> None:
         began_s = time.time()
@@ -223,8 +237,8 @@ class TritonServer:
             self.folder.mkdir(parents=True, mode=0o700)
         except OSError as error:
             raise ServerError(
-                f"{self.folder.parent} cannot be written ({error.strerror}), and a server keeps its files there: start "
-                f"in a folder of your own, or give {self.folder.parent} to this user"
+                f"{self.folder.parent} cannot be written ({error.strerror}), and servers keep their files there: start "
+                f"in another folder, or give this user write access to {self.folder.parent}"
             ) from error
 
     def _lay_out(self, found: Distribution) -> None:
@@ -239,7 +253,7 @@ class TritonServer:
         command += [*ports, f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
         command.append(f"--grpc-restricted-protocol={RESTRICTED}:{KEY_NAME}={self.control_headers[0][1]}")
         environment = server_environment(found, self._python)
-        # Of a stage's process that died Triton (2.51) leaves a zombie until the server ends.
+        # Triton (2.51) leaves a zombie of a stage process that died until the server ends.
         self._process = spawn(command, self.log, niceness=_NICE, environment=environment, reaps=False)
         self._mark = server_mark(self.pid)
 
@@ -259,14 +273,14 @@ class TritonServer:
         write_control_key(self.pid, self.url, *self.control_headers[0])
 
     def _wait_ready(self, timeout_s: float, interrupted: Callable[[], bool]) -> None:
-        """Until all models are ready, or a signal has come, which is left to who holds it."""
+        """Wait until all models are ready, or a signal has arrived (which the caller handles)."""
         deadline, key_shown = time.monotonic() + timeout_s, True
         with self.target.channel(self.url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while time.monotonic() < deadline:
                 if not self.alive():
-                    raise ServerError(f"Triton ended while it was starting:\n{self._why()}")
-                if key_shown and psutil.Process(self.pid).children():  # it has read its command, as everybody can
+                    raise ServerError(f"Triton ended while starting:\n{self._why()}")
+                if key_shown and psutil.Process(self.pid).children():  # everybody can read its command line
                     key_shown = not hide_argument(self.pid, self.control_headers[0][1])
                 if interrupted() or is_ready(stub, self.deployment.models):
                     return

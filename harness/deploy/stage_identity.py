@@ -1,4 +1,4 @@
-"""Asks a server what its stages compute with: device, type of numbers, GPU, code and versions."""
+"""Asks a server what its stages compute with: device, dtype, GPU, code and versions."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ TIMEOUT_S = 20.0
 
 
 def stages_of(channel: grpc.Channel, address: str, headers=()) -> tuple[StageIdentity, ...]:
-    """What every process of the server says of itself. Raises ServerError where it does not tell."""
+    """What every process of the server reports about itself. Raises ServerError where it does not answer."""
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     try:
         stream = stub.ModelStreamInfer(iter([describe_message()]), timeout=TIMEOUT_S, metadata=headers)
         told = _description(stream, address)
         return from_json(told)
     except grpc.RpcError as error:
-        raise ServerError(f"the server at {address} does not say what its stages run on: {error.details()}") from error
+        raise ServerError(
+            f"the server at {address} does not report what its stages run on: {error.details()}"
+        ) from error
     except (ValueError, TypeError, KeyError) as error:
-        raise ServerError(f"the server at {address} says of its stages what cannot be read: {error!r}") from error
+        raise ServerError(f"the server at {address} describes its stages in an unknown form: {error!r}") from error
 
 
 def _description(stream, address: str) -> str:
     for message in stream:
         if message.error_message:
             raise ServerError(
-                f"the server at {address} does not say what its stages run on: {message.error_message}; its model "
-                "repository is of another version: give it the model_repository/ and the package of this harness"
+                f"the server at {address} does not report what its stages run on: {message.error_message}; its model "
+                "repository has another version: give it the model_repository/ and the package of this harness"
             )
         if told := description_in(message):
             stream.cancel()
             return told
         if is_final(message.infer_response):
             break
-    raise ValueError("no description before the end of the stream")
+    raise ValueError("the stream ended without a description")

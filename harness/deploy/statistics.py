@@ -1,4 +1,4 @@
-"""Triton's own counts: a snapshot of every stage, the difference of two, and the figures of its Prometheus page."""
+"""Triton's own counts: a snapshot of every stage, differences of snapshots, and the figures of its Prometheus page."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from harness.errors import ServerError
 from harness.records.schema import BatchStatistics, StageStatistics
 
 TIMEOUT_S = 3
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as gRPC goes: past any proxy
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # direct, like gRPC: not through a proxy
 _ENGINE = (wire.ENGINE_STEPS, wire.ENGINE_STEP_SECONDS, wire.ENGINE_PROMPT_TOKENS, wire.ENGINE_PROMPT_SECONDS)
 COUNTED = (wire.ENTRY, wire.FRAME, *wire.STAGES, wire.VOICE)
 
 
 class StatisticsReader:
-    """Reads statistics of the stages from every server of a target; close it after use."""
+    """Reads the statistics of the stages from every server of a target. Close it after use."""
 
     def __init__(self, target: Target | str):
         self._target = Target.of(target)
@@ -34,7 +34,7 @@ class StatisticsReader:
     def snapshot(self) -> tuple[StageStatistics, ...]:
         """Cumulative counts since each stage was loaded, summed over the servers.
 
-        Raises ServerError where one of them does not answer: a sum without it would be no sum.
+        Raises ServerError where one does not answer: the sum would be incomplete.
         """
         return summed(self._ask(address) for address in self._channels)
 
@@ -52,12 +52,11 @@ class StatisticsReader:
 
 
 def prometheus(url: str, timeout_s: float = 1.0) -> dict[str, float]:
-    """What the Prometheus page of a server says and the statistics do not: requests that wait now, failures, the use of
-    processor, GPU and memory.
+    """Figures of a server's Prometheus page that the statistics lack.
 
-    By ``name`` or ``name{model}``, other labels joined with commas, summed over the versions of a model; failures only
-    where there were some. Counters of the fused engine are among them: see ``engine_stage``. Empty where the page
-    cannot be read.
+    These are pending requests, failures, and the use of CPU, GPU and memory, by ``name`` or ``name{model}`` (other
+    labels joined with commas), summed over the versions of a model; failures only where there were some. Counters of
+    the fused engine are included: see ``engine_stage``. Empty where the page cannot be read.
     """
     try:
         with _DIRECT.open(url, timeout=timeout_s) as page:
@@ -69,14 +68,14 @@ def prometheus(url: str, timeout_s: float = 1.0) -> dict[str, float]:
 
 def _telling(text: str) -> dict[str, float]:
     told: dict[str, float] = {}
-    lines = text.replace("\r\n", "\n")  # a proxy's line ends: the parser knows one kind
+    lines = text.replace("\r\n", "\n")  # a proxy may change line ends: the parser accepts only one kind
     for sample in itertools.chain.from_iterable(family.samples for family in text_string_to_metric_families(lines)):
-        base = sample.name.removesuffix("_total")  # with which the parser ends the name of a counter
+        base = sample.name.removesuffix("_total")  # the parser appends _total to the names of counters
         if not (base.startswith("nv_") or base in _ENGINE) or not math.isfinite(sample.value):
             continue
         if base.startswith("nv_inference") and base != "nv_inference_pending_request_count":
             if base != "nv_inference_request_failure" or sample.value == 0:
-                continue  # the statistics hold it
+                continue  # in the statistics already
         of = ",".join(said for key, said in sample.labels.items() if key != "version")
         name = f"{base}{{{of}}}" if of else base
         told[name] = told.get(name, 0.0) + sample.value
@@ -84,9 +83,9 @@ def _telling(text: str) -> dict[str, float]:
 
 
 def engine_stage(metrics: Mapping[str, float]) -> tuple[dict[str, float], StageStatistics | None]:
-    """The figures of a metrics page without the engine's steps by batch size, and those as the counts of a stage.
+    """Split a metrics page into the figures without the engine's steps, and the steps as the counts of a stage.
 
-    A request of it is a frame of one session, as of the stages of a staged server; no stage where there is no engine.
+    As in a staged server, one request is one frame of one session. The stage is None where there is no engine.
     """
     steps, seconds, rest = {}, {}, {}
     for key, value in metrics.items():
@@ -113,7 +112,7 @@ def engine_stage(metrics: Mapping[str, float]) -> tuple[dict[str, float], StageS
 
 
 def summed(snapshots: Iterable[Iterable[StageStatistics]]) -> tuple[StageStatistics, ...]:
-    """The counts of several servers as those of one, by stage."""
+    """The counts of several servers added up, by stage."""
     totals: dict[str, StageStatistics] = {}
     for stage in itertools.chain.from_iterable(snapshots):
         totals[stage.stage] = _add(totals[stage.stage], stage) if stage.stage in totals else stage

@@ -1,7 +1,7 @@
-"""The Python of Triton's stages: a small environment of its own, so that they run this harness and no other copy.
+"""The Python environment of Triton's stages, made so that they run this harness and no other copy.
 
-Triton's Python stub starts isolated. It ignores PYTHONPATH and takes the environment of the first ``python3`` on PATH:
-its ``site-packages``, and the paths that the ``.pth`` files there name, in their order.
+Triton's Python stub starts isolated: it ignores PYTHONPATH and uses the environment of the first ``python3`` on PATH,
+that is, its ``site-packages`` and the paths in the ``.pth`` files there, in their order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.errors import ServerError
 from harness.host import packages
 from harness.host.places import CODE
 
-NEEDS = ("numpy", "torch", "transformers")  # what the stages import
+NEEDS = ("numpy", "torch", "transformers")  # packages that the stages import
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 _ASK = "import json, sys; print(json.dumps(sys.path))"
 
@@ -35,7 +35,7 @@ def search_path() -> tuple[str, ...]:
         found = json.loads(subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise ServerError(
-            f"the Python of this harness, {sys.executable or 'an embedded one'}, does not start by itself ({error}); "
+            f"the Python of this harness, {sys.executable or 'an embedded one'}, does not start on its own ({error}); "
             "Triton's stages need it: run the harness from a virtual environment"
         ) from error
     standard = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
@@ -48,31 +48,31 @@ def _is_standard(path: str, standard: set[str]) -> bool:
 
 
 def check(search: Sequence[str]) -> None:
-    """Raise ServerError where stages with this search path would fail, or compute wrong values in silence."""
+    """Raise ServerError where stages with this search path would fail, or silently compute wrong values."""
     if found := problems(search):
         raise ServerError("; ".join(found))
 
 
 def problems(search: Sequence[str]) -> list[str]:
-    """What the stages would lack, or have in a wrong version, a sentence each with its fix."""
+    """What the stages would lack or have in a wrong version, one sentence each with its fix."""
     return [sentence for name in NEEDS if (sentence := problem(name, search))]
 
 
 def problem(name: str, search: Sequence[str]) -> str:
-    """What is wrong with one of the packages that stages import, and its fix; "" where nothing is."""
+    """The problem with one package that stages import, and its fix; "" where there is none."""
     asked = {each.name: each for each in packages.required()}.get(name, Requirement(name))
     found = packages.find(name, search)
     if name == "numpy" and found and Version(found.version).major >= 2:
         return (
             f"numpy {found.version} in {found.folder} is not numpy 1, for which Triton's Python stub is built: tensors "
-            f"would arrive wrong. Fix: {sys.executable} -m pip install 'numpy<2'"
+            f"would be corrupted. Fix: {sys.executable} -m pip install 'numpy<2'"
         )
     short = packages.shortfall(asked, found)
     return short and f"{short}, and Triton's stages import it. Fix: {sys.executable} -m pip install '{asked}'"
 
 
 def lay_out(folder: Path, search: Sequence[str]) -> Path:
-    """Make an environment with this search path in a folder; returns its ``bin``, to stand first on PATH."""
+    """Create an environment with this search path in a folder; returns its ``bin``, to be put first on PATH."""
     interpreter = Path(sys._base_executable or sys.executable)
     packages = packages_of(folder)
     packages.mkdir(parents=True)
@@ -85,5 +85,5 @@ def lay_out(folder: Path, search: Sequence[str]) -> Path:
 
 
 def packages_of(environment: Path) -> Path:
-    """Where an environment of this interpreter's version keeps its packages."""
+    """The folder of an environment's packages, for this interpreter's version."""
     return environment / "lib" / f"python{_VERSION}" / "site-packages"

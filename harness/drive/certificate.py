@@ -1,4 +1,4 @@
-"""The certificate of one load test: what it observed, put to the gates of ``validity``."""
+"""The certificate of one load test: it applies the gates of ``validity`` to what the test observed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from harness.records import metrics
 from harness.records.load_log import mixture
 from harness.records.summary import Summary
 
-ERRORS_SHOWN = 3  # kinds of them; requests.csv has all
+ERRORS_SHOWN = 3  # kinds of error; requests.csv lists all of them
 _NS = 1e9
 
 
 def window_start_ns(observed: Observed) -> int:
-    """Where the window begins: behind the warm-up of an open loop that began empty.
+    """Start of the window, in ns.
 
-    Other loads hold their level from the start, or never.
+    An open loop that started empty has a warm-up, which is cut. Other loads are at their level from the start, or never
+    reach a steady one.
     """
     arrivals = observed.settings.load.arrivals
     if arrivals is None or observed.settings.load.steady or not arrivals.is_steady:
@@ -49,13 +50,13 @@ def certificate_of(observed: Observed, summary: Summary, start_ns: int) -> Certi
 
 
 def _failures(observed: Observed) -> str:
-    """Of all requests, in the window or not."""
+    """How many requests failed, of all that were sent, inside the window or not; "" where none did."""
     failed, requests = len(observed.failed()), len(observed.results)
     return f"{failed} of {requests} requests failed ({100 * failed / requests:.3g}%)" if failed else ""
 
 
 def _errors(observed: Observed) -> Iterator[str]:
-    """The most frequent kinds of error, each with the first of its kind: they may differ in their numbers."""
+    """The most frequent kinds of error, each with its first message (messages of one kind may differ in numbers)."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for result in observed.failed():
         kinds[re.sub(r"\d+", "", result.error)].append(result.error)
@@ -70,23 +71,23 @@ def _servers(observed: Observed) -> Iterator[str]:
         yield f"requests to each of {len(servers)} servers, {observed.target.balance}: {shares}"
     for each in servers:
         if each.reconnects:
-            yield f"connections to {each.address} that were lost and made again: {each.reconnects}"
+            yield f"connections to {each.address} that were lost and re-established: {each.reconnects}"
         if each.passed_over:
-            yield f"requests that passed over {each.address} because it was down: {each.passed_over}"
+            yield f"requests that skipped {each.address} because it was down: {each.passed_over}"
         if each.forgotten:
             yield (
                 f"{each.address} reports at least {each.forgotten} fewer requests than were sent: "
-                "it, or its entry, was restarted (or several servers answer at this address)"
+                "the server, or its entry model, was restarted (or several servers answer at this address)"
             )
 
 
 def _unsteady(settings: LoadSettings) -> str:
-    """Why the load is not expected to be steady, or ""."""
+    """Why the load is not expected to be steady; "" where it is."""
     if settings.load.sessions:
-        return "not asked for: the load of a ladder rises by design"
+        return "not required: the load of a ladder rises by design"
     arrivals = settings.load.arrivals
     if arrivals is not None and not arrivals.is_steady:
-        return f"not asked for: the rate of {arrivals.kind} arrivals changes by design"
+        return f"not required: the rate of {arrivals.kind} arrivals changes by design"
     return ""
 
 
@@ -105,7 +106,7 @@ def _due(observed: Observed, start_ns: int) -> Due | None:
 
 
 def _farthest_s(observed: Observed, due_ns: Sequence[int], start_ns: int) -> float:
-    """The largest difference between when a request was due and when the process has it; 0 where numbers differ."""
+    """The largest difference between due times as recorded and as the process generates them; 0 if counts differ."""
     own_ns = sorted(each.due_ns for each in observed.results if start_ns <= each.due_ns < observed.end_ns)
     if len(own_ns) != len(due_ns):
         return 0.0
@@ -113,10 +114,10 @@ def _farthest_s(observed: Observed, due_ns: Sequence[int], start_ns: int) -> flo
 
 
 def _lateness_s(observed: Observed, lateness_s: float) -> tuple[float, list[str]]:
-    """The lateness to judge: that of chunks, or of the readers' own timers where chunks cannot tell."""
+    """The lateness to judge: that of chunks, or of the readers' own timers where chunk lateness says nothing."""
     lag_p99_s = observed.readers.lag_p99_s
     if not observed.readers.share_servers_clock:
-        return lag_p99_s, ["chunk lateness is not known: the server has another clock than the readers"]
+        return lag_p99_s, ["chunk lateness is not known: the clock of the server is not that of the readers"]
     if not lateness_s > MAX_LATENESS_P99_S >= lag_p99_s:
         return lateness_s, []
     return lag_p99_s, [

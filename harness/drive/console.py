@@ -1,4 +1,4 @@
-"""A load test on the terminal: the line at its start, a line now and then, and its result."""
+"""A load test on the terminal: its start line, progress lines, and its result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MARKS = {True: "ok", False: "NO", None: "--"}
 
 
 def start_line(settings: LoadSettings) -> str:
-    """What is about to be sent, in requests and in audio seconds per second."""
+    """The load about to be sent, in requests and in audio seconds per second."""
     run_s = settings.load.time_limit_s
     mix = f"{_traffic(settings)}{_scripts(settings)}"
     if settings.load.arrivals is None:
@@ -32,26 +32,26 @@ def start_line(settings: LoadSettings) -> str:
     if settings.load.steady:
         words.append(f"{settings.load.steady} sessions in progress at the start")
     if run_s and settings.load.arrivals.ends_s < run_s:
-        again = "; --trace-repeat begins it again" if settings.load.arrivals.trace else ""
+        again = "; --trace-repeat repeats the trace" if settings.load.arrivals.trace else ""
         words.append(f"they end {run_s - settings.load.arrivals.ends_s:.0f} s before the test does{again}")
     return ", ".join(words)
 
 
 def _traffic(settings: LoadSettings) -> str:
-    """The mix; of several user classes each one's."""
-    mean = f"{settings.mix.mean_audio_s():.4g} audio s a request in the mean"
+    """The traffic mix; with several user classes, the mix of each."""
+    mean = f"{settings.mix.mean_audio_s():.4g} audio s per request on average"
     if len(settings.users) < 2:
         return f"mix {settings.mix.name}, {mean}"
     classes = ", ".join(
         f"{user.name} ({f'fixed count {user.fixed_count}' if user.fixed_count else f'weight {user.weight:g}'}, mix "
-        f"{user.mix.name}, {user.mix.mean_audio_s():.4g} audio s a request)"
+        f"{user.mix.name}, {user.mix.mean_audio_s():.4g} audio s per request)"
         for user in settings.users
     )
     return f"user classes {classes}" + (f", {mean}" if settings.load.arrivals else "")
 
 
 def _scripts(settings: LoadSettings) -> str:
-    """Who sets the length of a request: the mix, or the scripts."""
+    """Whether the mix or the scripts set the length of a request."""
     if not settings.scripts.files:
         return ""
     whole = [each.length.from_script for each in settings.mix.classes]
@@ -64,19 +64,19 @@ def _offered(settings: LoadSettings, run_s: float | None) -> Iterator[str]:
     rate = settings.load.arrivals.rate_per_s
     if run_s and not settings.load.arrivals.is_steady:
         rate = settings.load.arrivals.expected(run_s) / run_s
-        yield f"{rate:.4g} requests/s over {run_s:.0f} s"
+        yield f"{rate:.4g} requests/s for {run_s:.0f} s"
     if rate is not None:
-        yield f"which asks for {rate * settings.mix.mean_audio_s():.4g} audio s per second"
+        yield f"that is, {rate * settings.mix.mean_audio_s():.4g} audio s per second"
 
 
 def progress_line(seconds: float, since_s: float, before: Progress, now: Progress, memory_bytes: int) -> str:
-    """How a test goes, ``seconds`` after its start; the step is about that of the ``since_s`` since ``before``."""
+    """Progress ``seconds`` after the start; the step time is that of the ``since_s`` seconds since ``before``."""
     frames = (now.samples - before.samples) / wire.SAMPLES_PER_FRAME
     stream_s = (before.active + now.active) / 2 * since_s
     words = [f"{int(seconds // 60):4d}:{int(seconds % 60):02d}  {now.active} streams"]
     words.append(f"{frames * wire.SECONDS_PER_FRAME / since_s:.1f} audio s/s")
     if frames:
-        words.append(f"about {1e3 * stream_s / frames:.0f} ms a frame and stream")
+        words.append(f"about {1e3 * stream_s / frames:.0f} ms per frame and stream")
     words.append(f"{now.stalls - before.stalls} stalls")
     if memory_bytes:
         words.append(f"server {memory_bytes / 2**20:.0f} MiB")
@@ -84,7 +84,7 @@ def progress_line(seconds: float, since_s: float, before: Progress, now: Progres
 
 
 def end_lines(observed: Observed, report: LoadReport) -> Iterator[str]:
-    """The result: what was sent and heard, the quantiles of each class, the SLOs, and the certificate."""
+    """The result: requests and audio, the quantiles of each class, the SLOs, and the certificate."""
     results = observed.results
     counts = Counter(result.outcome for result in results)
     yield "Speech"
@@ -107,7 +107,7 @@ def _window_lines(report: LoadReport) -> Iterator[str]:
     if report.warm_up_s:
         yield (
             f"  window       {report.summary.seconds:.1f} s, after {report.warm_up_s:.1f} s of warm-up that MSER-5 "
-            "cuts from the number of sessions; --steady begins without one"
+            "derives from the number of sessions; --steady starts without one"
         )
 
 

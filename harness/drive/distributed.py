@@ -1,7 +1,7 @@
 """A speech load test over several processes: the master records, each worker generates a share of the load.
 
-A worker sends its Results to the master each second. The master gives the order to begin when every worker can send, so
-that the shares of an open loop are together one arrival process.
+Each worker sends its Results to the master once a second. The master orders the start when every worker is able to
+send, so that the shares of an open loop together form one arrival process.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from harness.records.load_test import AskedLoad
 from harness.records.schema import Result
 
 WORKER_REPORT_S = 1.0
-WORKERS_READY_S = 180.0  # in which all of them can send, or the test ends: a busy host takes seconds
-ORDER_S = 0.2  # in which the order to begin reaches every worker
-SAME_CLOCK_NS = 100_000_000  # clocks that count from the boot of one host differ by less, those of two by more
+WORKERS_READY_S = 180.0  # for all workers to become able to send; busy hosts take seconds
+ORDER_S = 0.2  # for the order to start to reach every worker
+SAME_CLOCK_NS = 100_000_000  # monotonic clocks of one host differ by less, those of two hosts by more
 
 
 @dataclass(frozen=True)
 class WorkerReport:
     """What a worker tells its master each second. ``results``: those since the last report.
 
-    ``wall_ns``: see ``wall_ns()``. ``record``: its ``LoadSettings.record``. ``done``: this is the last report.
+    ``wall_ns``: see ``wall_ns()``. ``record``: the worker's ``LoadSettings.record``. ``done``: this is the last report.
     ``failed``: why the worker could not send, or "".
     """
 
-    KIND = "speech"  # of Locust's message
+    KIND = "speech"  # of Locust's messages
 
     results: tuple[Result, ...]
     progress: Progress
@@ -75,7 +75,7 @@ class WorkerReport:
 
 @dataclass(frozen=True)
 class Begin:
-    """The master's order to begin at ``start_ns`` of its clock, whose ``wall_ns()`` is given with it."""
+    """The master's order to start at ``start_ns`` on its clock; ``wall_ns`` is the master's ``wall_ns()``."""
 
     KIND = "speech_begin"
 
@@ -85,7 +85,7 @@ class Begin:
 
 @dataclass(frozen=True)
 class End:
-    """The master's order to end within ``grace_s`` seconds."""
+    """The master's order to finish within ``grace_s`` seconds."""
 
     KIND = "speech_finish"
 
@@ -99,8 +99,8 @@ class MasterTest(SpeechTest):
 
     def __init__(self, environment, find_users: FindUsers):
         super().__init__(environment, find_users)
-        self._reports: dict[str, WorkerReport] = {}  # the last one of each worker
-        self._shift_ns: dict[str, int] = {}  # from the clock of each worker to ours
+        self._reports: dict[str, WorkerReport] = {}  # the last report of each worker
+        self._shift_ns: dict[str, int] = {}  # from each worker's clock to ours
         self._begun = False
         environment.parsed_options.speech_workers = 1
         environment.runner.register_message(WorkerReport.KIND, self._hear)
@@ -113,19 +113,19 @@ class MasterTest(SpeechTest):
         self._begun = False
         self._wall_ns = wall_ns()
         self._expected = {client.id for client in self._runner.clients.all}
-        options = self._environment.parsed_options  # Locust hands them to the workers
+        options = self._environment.parsed_options  # Locust sends them to the workers
         options.speech_workers = max(len(self._expected), 1)
         options.speech_users = [each.name for each in self.settings.users]
         self._open_records(target)
         gevent.spawn_later(WORKERS_READY_S, self._give_up, self._tests)
 
     def _begin(self) -> None:
-        """Not yet: when all workers can send."""
+        """Do nothing yet: the test starts when all workers can send."""
 
     def _give_up(self, test: int) -> None:
         if self._running and not self._finishing and not self._begun and test == self._tests:
             late = ", ".join(sorted(self._expected - self._reports.keys()))
-            self.recorder.add_fault(f"after {WORKERS_READY_S:.0f} s these workers could not send yet: {late}")
+            self.recorder.add_fault(f"after {WORKERS_READY_S:.0f} s these workers were not able to send: {late}")
             self.end()
 
     def _hear(self, environment, msg) -> None:
@@ -169,7 +169,7 @@ class MasterTest(SpeechTest):
         self._runner.send_message(End.KIND, asdict(End(grace_s)))
 
     def _silent(self) -> set[str]:
-        """Workers whose last report has not come."""
+        """Workers whose last report has not arrived."""
         return {each for each in self._expected if each not in self._reports or not self._reports[each].done}
 
     def _faults(self) -> list[str]:
@@ -180,7 +180,9 @@ class MasterTest(SpeechTest):
             theirs = report.record.to_dict()
             other = [key for key in own | theirs if theirs.get(key) != own.get(key)]
             if other:
-                faults.append(f"worker {worker} has another {', '.join(other)}: give all the same options and files")
+                faults.append(
+                    f"worker {worker} has a different {', '.join(other)}: give all workers the same options and files"
+                )
         return faults
 
     def _notes(self) -> list[str]:
@@ -188,13 +190,13 @@ class MasterTest(SpeechTest):
         if not shifted:
             return []
         return [
-            f"{shifted} of {len(self._shift_ns)} workers ran on other hosts: their times were brought to ours by the "
-            "wall clocks of both; time to first audio, RTF and stalls are differences on one host"
+            f"{shifted} of {len(self._shift_ns)} workers ran on other hosts: their times were converted to the "
+            "master's clock by the hosts' wall clocks; TTFA, RTF and stalls are differences of times on one host"
         ]
 
 
 class WorkerTest(SpeechTest):
-    """One share of the load; its Results go to the master."""
+    """One share of the load; its Results are sent to the master."""
 
     def __init__(self, environment, find_users: FindUsers):
         super().__init__(environment, find_users)
@@ -213,10 +215,10 @@ class WorkerTest(SpeechTest):
         return getattr(self._environment.parsed_options, "speech_users", ())
 
     def _announce(self) -> None:
-        """The master does."""
+        """Do nothing: the master prints the start line."""
 
     def _begin(self) -> None:
-        """When the master orders it."""
+        """Do nothing: the master orders the start."""
 
     def _open(self, target: Target) -> None:
         options = self._environment.parsed_options
@@ -264,18 +266,18 @@ class WorkerTest(SpeechTest):
 
 
 def wall_ns() -> int:
-    """What to add to this host's monotonic clock to have the time of day: it tells hosts apart."""
+    """This host's wall clock minus its monotonic clock, in ns. It differs between hosts."""
     return time.time_ns() - time.monotonic_ns()
 
 
 def _shift_ns(their_wall_ns: int, our_wall_ns: int) -> int:
-    """What to add to a monotonic time of theirs to have it by our clock; 0 on one host."""
+    """What to add to a monotonic time of the other host to convert it to our clock, in ns; 0 on the same host."""
     shift_ns = their_wall_ns - our_wall_ns
     return 0 if abs(shift_ns) < SAME_CLOCK_NS else shift_ns
 
 
 def _shifted(result: Result, by_ns: int) -> Result:
-    """A Result as if it had been timed by a clock that reads ``by_ns`` more; 0 is a request that was never sent."""
+    """A Result with its times moved by ``by_ns``; a time of 0 (a request that was never sent) stays 0."""
     if not by_ns:
         return result
     sent_ns = result.sent_ns and result.sent_ns + by_ns

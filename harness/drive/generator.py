@@ -1,4 +1,4 @@
-"""A load test of speech, whatever drives it: its settings, and one process's share of it."""
+"""The settings of a speech load test, and one process's share of it; nothing here depends on Locust."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from harness.records.load_test import AskedLoad, UserRecord
 from harness.records.schema import Request, Result
 from harness.traffic.mix import Mix, ScriptSource, requests
 
-AHEAD_NS = 500_000_000  # a request is with its reader this long before it is due
-LEAD_IN_NS = 1_000_000_000  # over which the sessions of a steady open loop begin, before its window
-_ARRIVALS = 1 << 20  # with the seed, that of the arrivals; shares of a test have smaller numbers
+AHEAD_NS = 500_000_000  # a request is handed to its reader this long before it is due
+LEAD_IN_NS = 1_000_000_000  # the sessions of a steady open loop start over this time, before its window
+_ARRIVALS = 1 << 20  # seeds the arrivals, with the seed; shares of a test use smaller numbers
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class UserClass:
-    """A SpeechUser class of a locustfile, as Locust shares out users: by ``weight``, or ``fixed_count`` of them.
+    """A SpeechUser class of a locustfile. Locust distributes users by ``weight``, or runs ``fixed_count`` of them.
 
-    ``tags``: Locust's own, of its tasks.
+    ``tags``: Locust's own tags of the class's tasks.
     """
 
     name: str
@@ -46,10 +46,10 @@ class UserClass:
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """A load test: its traffic and its load, and how this process drives it.
+    """A load test: its traffic and its load, and how this process generates it.
 
-    ``users``: the user classes of the test. The ``mix`` of several is ``Mix.combined``, by their weights.
-    ``readers``: stream-reader processes. ``records``: the folder that the records go to. ``every_s``: seconds between
+    ``users``: the user classes of the test. With several, ``mix`` is ``Mix.combined`` of theirs, by weight.
+    ``readers``: number of stream-reader processes. ``records``: the folder of the records. ``every_s``: seconds between
     two progress lines.
     """
 
@@ -68,7 +68,7 @@ class LoadSettings:
             raise InputError(f"--every {self.every_s:g} must be above 0")
 
     def mix_of(self, user: str) -> Mix | None:
-        """The traffic of one user class; None for a class that is not part of the test."""
+        """The traffic mix of one user class; None for a class that is not part of the test."""
         if len(self.users) < 2:
             return self.mix
         mine = f"{user}/"
@@ -76,12 +76,12 @@ class LoadSettings:
 
     @property
     def patience(self) -> Patience:
-        """How long the rungs of a ladder are held, and how far it goes."""
+        """The rules by which the rungs of a ladder, and the ladder itself, end."""
         slowest = slowest_rtf(self.mix.slos) if self.load.until_saturated else None
         return Patience(self.load.rung_s, self.load.precision, slowest)
 
     def record(self) -> AskedLoad:
-        """What was asked for: two processes with the same record send shares of one load."""
+        """The settings. Processes with equal records send shares of the same load."""
         load, sent, mix = self.load, self.load.record(), self.mix
         return AskedLoad(
             loop=sent.loop,
@@ -110,8 +110,8 @@ class LoadSettings:
 class Share:
     """One process's share of a load test: its readers, its requests and, in an open loop, its arrivals.
 
-    ``index`` of ``of`` says which share; every Result goes to ``on_result``, from the thread of a reader. An open loop
-    waits for ``begin``.
+    This is share ``index`` of ``of``. ``on_result`` gets every Result, from a reader's thread. An open loop starts
+    with ``begin``.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Share:
     ):
         self._settings, self._on_result, self._index, self._of = settings, on_result, index, of
         self._stopping = threading.Event()
-        self._gate = threading.Lock()  # between a last submit and the pool's close
+        self._gate = threading.Lock()  # so that no submit overlaps the pool's close
         self._requests = _request_streams(settings, np.random.default_rng([settings.load.seed, index]))
         if settings.load.loop == "closed" and settings.load.iterations is not None:
             self._left = iter(range(index, settings.load.iterations, of))
@@ -138,14 +138,14 @@ class Share:
         return self._stopping.is_set()
 
     def begin(self, start_ns: int) -> None:
-        """Open loop: the arrivals count from ``start_ns``; sessions in progress begin a second before it."""
+        """Start an open loop: arrivals count from ``start_ns``; sessions in progress start one second before it."""
         self.start_ns = start_ns
         threading.Thread(target=self._keep_schedule, daemon=True).start()
 
     def speak(self, first: bool = False, user: str = "") -> Result | None:
         """Closed loop: send the next request of a user class now and wait for its Result.
 
-        None when the test has no more for it.
+        Returns None when the test has no more requests for it.
         """
         streams = self._requests.get(user) or self._requests.get("")
         if streams is None or next(self._left, None) is None:
@@ -156,16 +156,16 @@ class Share:
             return None
         try:
             return ticket.wait()
-        except BaseException:  # the user was taken away: its request goes with it
+        except BaseException:  # Locust stopped the user: cancel its request too
             ticket.cancel()
             raise
 
     def wait_for_end(self) -> None:
-        """Open loop: what a user does, since arrivals come from the schedule."""
+        """Open loop: wait until the test ends. Arrivals come from the schedule, not from users."""
         self._stopping.wait()
 
     def finish(self, grace_s: float) -> None:
-        """Send nothing more; requests under way get ``grace_s``. Afterwards every Result has been handed on."""
+        """Send nothing more; requests in progress get ``grace_s`` seconds. Every Result is delivered on return."""
         with self._gate:
             self._stopping.set()
         self.pool.close(grace_s)
@@ -181,7 +181,7 @@ class Share:
                 if wait_s > 0:
                     self._stopping.wait(wait_s)
                 else:
-                    time.sleep(0)  # behind, or a burst: let the others run
+                    time.sleep(0)  # behind schedule, or a burst: yield to other threads
                 if self._submit(request, "open") is None:
                     return
         except HarnessError as error:
@@ -199,16 +199,16 @@ class Share:
 
 
 class _Streams(NamedTuple):
-    """Endless requests: new ones, and sessions found in progress."""
+    """Endless streams of requests: new ones, and sessions already in progress."""
 
     new: Iterator[Request]
     steady: Iterator[Request]
 
 
 def _request_streams(settings: LoadSettings, rng: np.random.Generator) -> dict[str, _Streams]:
-    """Requests by user class, each drawn by itself; those of "" are of all traffic.
+    """Requests by user class, each with its own random stream; key "" is all traffic.
 
-    In an open loop, and where there is one class only, "" is all there is.
+    In an open loop, and with a single class, "" is the only key.
     """
     several = len(settings.users) > 1 and settings.load.loop == "closed"
     names = [each.name for each in settings.users] if several else [""]
@@ -234,11 +234,11 @@ def arrival_times(settings: LoadSettings, index: int = 0, of: int = 1) -> Iterat
 
 
 def lead_in(settings: LoadSettings, index: int = 0, of: int = 1) -> Iterator[float]:
-    """When one share's sessions in progress begin: spread evenly over the second before the start (so below 0 s)."""
+    """Start times of one share's sessions in progress: evenly spaced over the second before 0 s."""
     sessions = settings.load.steady or 0
     return ((number / sessions - 1) * LEAD_IN_NS / 1e9 for number in range(index, sessions, of))
 
 
 def lead_s(settings: LoadSettings) -> float:
-    """Seconds from the order to begin to the start of an open loop's arrivals."""
+    """Seconds from the order to start to the start of an open loop's arrivals."""
     return (AHEAD_NS + (LEAD_IN_NS if settings.load.steady else 0)) / 1e9

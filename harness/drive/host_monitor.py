@@ -1,6 +1,6 @@
 """What else happened on the host of a test: CPU stolen or used by others, the server's memory, its restarts.
 
-A sample reads /proc and takes some milliseconds, in a thread of the load generator; it sends the server nothing.
+A sample reads /proc in a thread of the load generator and takes some milliseconds; it sends the server nothing.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ INTERVAL_S = 5.0
 
 @dataclass(frozen=True)
 class HostSample:
-    """The host at one moment. Shares are of all cores, since the sample before; NaN in the first."""
+    """The host at one moment. Shares are of all cores since the previous sample; NaN in the first sample."""
 
     at_ns: int
     stolen_share: float  # by the hypervisor
     busy_share: float
-    other_share: float  # busy, but neither the harness nor the server
-    server_memory_bytes: int  # of the server and its children; 0 where it is not on this host
+    other_share: float  # busy with neither the harness nor the server
+    server_memory_bytes: int  # of the server and its children; 0 if it runs on another host
 
 
 @dataclass(frozen=True)
 class HostRecord:
-    """The samples of one test, and its events: processes of the servers that ended or started."""
+    """The samples of one test, and its events: server processes that ended or started."""
 
     samples: tuple[HostSample, ...] = ()
     events: tuple[str, ...] = ()
 
     def summary(self, start_ns: int, end_ns: int) -> HostSummary:
-        """The samples of [start_ns, end_ns] as means and maxima, shares of the host's cores, and all events."""
+        """Means and maxima of the samples in [start_ns, end_ns], as shares of the host's cores, and all events."""
         inside = [each for each in self.samples if start_ns <= each.at_ns <= end_ns and not math.isnan(each.busy_share)]
         return HostSummary(
             looks=len(inside),
@@ -55,7 +55,7 @@ class HostRecord:
 
 
 class HostMonitor:
-    """Samples this host until ``close()``. ``ports``: of the servers on this host, none where they are on others."""
+    """Samples this host until ``close()``. ``ports``: ports of the servers on this host; empty if there are none."""
 
     def __init__(self, ports: Sequence[int], interval_s: float = INTERVAL_S):
         self.samples: list[HostSample] = []
@@ -71,11 +71,11 @@ class HostMonitor:
 
     @property
     def server_memory_bytes(self) -> int:
-        """At the last sample; 0 before the first."""
+        """The server's memory at the last sample; 0 before the first."""
         return self.samples[-1].server_memory_bytes if self.samples else 0
 
     def close(self) -> HostRecord:
-        """Take a last sample and end."""
+        """Take a last sample and stop."""
         if not self._closed.is_set():
             self._closed.set()
             self._sample()
@@ -128,7 +128,7 @@ class HostMonitor:
 
 
 def _listener(port: int) -> psutil.Process | None:
-    """The process that listens on a port of this host, if its owner may be known."""
+    """The process that listens on a port of this host; None if its owner is hidden from us."""
     with contextlib.suppress(psutil.Error, OSError):
         for each in psutil.net_connections("tcp"):
             if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
@@ -137,7 +137,7 @@ def _listener(port: int) -> psutil.Process | None:
 
 
 def _tree(root: psutil.Process | None) -> dict[psutil.Process, str]:
-    """A process and all below it, each with a label for people."""
+    """A process and its descendants, each with a label for the report."""
     tree = {}
     with contextlib.suppress(psutil.NoSuchProcess):
         for each in [root, *root.children(recursive=True)] if root else ():
@@ -147,7 +147,7 @@ def _tree(root: psutil.Process | None) -> dict[psutil.Process, str]:
 
 
 def _label(process: psutil.Process) -> str:
-    """``process 123 (tritonserver)``, or the model of a stage process, whose command names its folder."""
+    """``process 123 (tritonserver)``; a stage process is labelled with its model, taken from its command line."""
     models = [part for word in process.cmdline() if word.endswith("model.py") for part in word.split("/")[-3:-2]]
     return f"process {process.pid} ({models[0] if models else process.name()})"
 
@@ -159,7 +159,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 def _resident_bytes(process: psutil.Process) -> int:
-    """Memory that the process holds alone: pages that it shares with others would count in each of them."""
+    """Memory that belongs to this process alone; shared pages would be counted once per process."""
     with contextlib.suppress(psutil.Error):
         memory = process.memory_info()
         return memory.rss - memory.shared

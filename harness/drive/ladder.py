@@ -1,4 +1,4 @@
-"""The concurrency ladder as a load shape of Locust: it holds rising numbers of users in turn."""
+"""The concurrency ladder as a Locust load shape: it holds rising numbers of users in turn."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from harness.drive.stop_rule import Held, Patience, Readings
 
 
 class Ladder(LoadTestShape):
-    """Holds each number of users in turn, from when all of them run, as long as the test's ``Patience`` allows."""
+    """Holds each number of users in turn, counted from when all of them run, for as long as ``Patience`` says."""
 
-    abstract = True  # not one of a locustfile's own shapes
+    abstract = True  # so that Locust does not take it for a load shape of the locustfile
 
     def __init__(self, test: SpeechTest):
         self._test = test
@@ -28,11 +28,11 @@ class Ladder(LoadTestShape):
         self._ended = False
 
     def begin(self) -> None:
-        """All users of the rung run."""
+        """Start the rung's clock: all users of the rung run."""
         self._began_ns = self._began_ns or time.monotonic_ns()
 
     def tick(self) -> tuple[int, float] | None:
-        """Locust asks once a second."""
+        """The number of users that should run now; Locust calls this once a second."""
         rungs, patience = self._test.settings.load.sessions, self._test.settings.patience
         if self._began_ns:
             self._read_progress(patience)
@@ -57,7 +57,7 @@ class Ladder(LoadTestShape):
 
     def _end_rung(self, users: int, patience: Patience) -> None:
         self._test.recorder.add_rung(users, self._began_ns, time.monotonic_ns())
-        if rates := self._readings.rates:  # a rung too short to be read says nothing
+        if rates := self._readings.rates:  # a rung with no readings is left out
             self._held.append(Held(users, sum(rates) / len(rates)))
         if why := self._failure() or patience.over_saturated(self._held):
             self._test.recorder.end_ladder(why)

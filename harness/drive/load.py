@@ -1,4 +1,4 @@
-"""The load of a test: one description, for trials of a sweep, for Locust's command line, and for the load generator."""
+"""The load of a test, described once for sweep trials, for Locust's command line and for the load generator."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ from harness.traffic.arrivals import Arrivals, RateStage
 
 RUNG_S = 10.0  # by default
 REQUEST_KNOBS = {"chunk_frames": wire.MAX_FRAMES, "diffusion_steps": wire.MAX_DIFFUSION_STEPS}
-"""What every request may ask for, with the most of it; all other knobs are deployed."""
+"""What every request may set, with the largest value of each; all other knobs are properties of the deployment."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """How requests are sent. Three kinds: an open loop (``arrivals``), a concurrency ladder (``sessions``, each number
-    of concurrent sessions held in turn), or a closed loop of as many users as Locust runs.
+    """How requests are sent. There are three kinds of load:
 
-    ``seconds``: the most that a rung of a ladder is held; otherwise the time limit (None: no limit), which Locust takes
-    in whole seconds. ``seed``: of lengths, scripts and arrivals. ``steady``: sessions that begin in mid-session (None:
-    none); in a closed loop every user's first request is one, whatever the number. ``asks``: values of REQUEST_KNOBS.
-    ``precision``: a rung ends early when its rate is known so well (see ``stop_rule.Patience``); ``until_saturated``: a
-    ladder ends where it is over-saturated, or a request failed. ``iterations``: requests (arrivals of an open loop)
-    after which the test ends. Raises InputError that names the option.
+    - an open loop (``arrivals``);
+    - a concurrency ladder (``sessions``: each number of concurrent sessions is held in turn);
+    - a closed loop of as many users as Locust runs.
+
+    ``seconds``: the longest that a rung is held; without a ladder, the time limit (None: no limit; Locust takes whole
+    seconds). ``seed``: of lengths, scripts and arrivals. ``steady``: how many sessions of an open loop start in
+    mid-session (None: none); in a closed loop any number makes every user's first request such a session. ``asks``:
+    values of REQUEST_KNOBS. ``precision``: a rung may end once its rate is known this precisely (see
+    ``stop_rule.Patience``). ``until_saturated``: a ladder ends when it is over-saturated or a request failed.
+    ``iterations``: requests (arrivals of an open loop) after which the test ends. Raises InputError that names the
+    option.
     """
 
     seconds: float | None = None
@@ -72,7 +76,7 @@ class Load:
         asks: Mapping[str, int] | None = None,
         precision: float | None = None,
     ) -> Load:
-        """A ladder as trials hold it: from mid-session, and no further than over-saturation."""
+        """The ladder of a trial: sessions start in mid-session, and it ends at over-saturation."""
         return cls(
             seconds, seed, sessions, steady=0, asks=asks or {}, precision=precision or None, until_saturated=True
         )
@@ -81,12 +85,12 @@ class Load:
     def poisson(
         cls, seconds: float, seed: int, rate_per_s: float, steady: int = 0, asks: Mapping[str, int] | None = None
     ) -> Load:
-        """An open loop of Poisson arrivals that begins with ``steady`` sessions in progress."""
+        """An open loop of Poisson arrivals that starts with ``steady`` sessions in progress."""
         return cls(seconds, seed, arrivals=Arrivals("poisson", rate_per_s), steady=steady, asks=asks or {})
 
     @property
     def kind(self) -> str:
-        """As trials are named: "ladder" or "open"."""
+        """The kind of load in trial records: "ladder" or "open"."""
         return "ladder" if self.sessions else "open"
 
     @property
@@ -95,26 +99,26 @@ class Load:
 
     @property
     def rate_per_s(self) -> float | None:
-        """Requests per second of an open loop; None where there is no one rate."""
+        """Requests per second of an open loop; None where there is no single rate."""
         return self.arrivals.rate_per_s if self.arrivals else None
 
     @property
     def rung_s(self) -> float:
-        """The most that a rung of a ladder is held."""
+        """The longest time that a rung of a ladder is held, in seconds."""
         return self.seconds if self.sessions and self.seconds else RUNG_S
 
     @property
     def time_limit_s(self) -> float | None:
-        """Seconds after which the whole test ends; a ladder ends with its last rung."""
+        """Seconds after which the whole test ends; None for a ladder, which ends with its last rung."""
         return None if self.sessions else self.seconds
 
     @property
     def total_s(self) -> float:
-        """Seconds that the load is held, at most; infinite without a limit."""
+        """The longest time that the load can last, in seconds; infinite without a limit."""
         return (math.inf if self.seconds is None else self.seconds) * max(1, len(self.sessions))
 
     def record(self) -> TrialLoad:
-        """The load as it is stored with its trial; trial ids are made from it."""
+        """The load as stored with its trial. Trial ids are derived from it."""
         common: dict[str, Any] = {"seconds": self.seconds, "seed": self.seed, **self.asks}
         if self.arrivals is None:
             return TrialLoad(loop="closed", sessions=self.sessions, precision=self.precision or None, **common)
@@ -130,7 +134,7 @@ class Load:
         )
 
     def options(self) -> list[str]:
-        """The load as options of Locust's command line, of which ``options.load_of`` makes the same load again.
+        """The load as options of Locust's command line; ``options.load_of`` turns them back into the same load.
 
         Raises InputError for a trace that was not read from a file.
         """
@@ -155,7 +159,7 @@ class Load:
 
 
 def _arrival_options(process: Arrivals) -> list[str]:
-    """An open loop's; its users only wait, so that one is enough."""
+    """Options of an open loop. Its users only wait, so one is enough."""
     options = ["-u", "1", "--arrivals", process.kind]
     if process.rate_per_s is not None:
         options += ["--rate", str(process.rate_per_s)]
@@ -171,5 +175,5 @@ def _arrival_options(process: Arrivals) -> list[str]:
 
 
 def _stage(stage: RateStage) -> str:
-    """Durations are written without an exponent, which ``--stages`` does not know."""
+    """A stage as ``--stages`` takes it: its durations must not be written with an exponent."""
     return f"{np.format_float_positional(stage.seconds)}s@{stage.rate_per_s!r}..{stage.end_rate_per_s!r}"

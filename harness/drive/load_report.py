@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import theilslopes
 
 from harness.drive.certificate import certificate_of, window_start_ns
 from harness.drive.host_monitor import HostSample
@@ -24,7 +23,7 @@ _NS = 1e9
 
 @dataclass(frozen=True)
 class SloResult:
-    """An SLO and what the test says of it."""
+    """An SLO and its verdict in this test."""
 
     slo: Slo
     verdict: Verdict
@@ -32,7 +31,7 @@ class SloResult:
 
 @dataclass(frozen=True)
 class Drift:
-    """The server over a long test, in equal parts of its window: float [parts] each, NaN where there was nothing."""
+    """The server over a long test, in equal parts of its window: float [parts] each, NaN in parts without data."""
 
     part_s: float
     step_s: np.ndarray
@@ -40,6 +39,8 @@ class Drift:
 
     def slope_per_hour(self, values: np.ndarray) -> float:
         """Theil-Sen: the median slope between any two parts."""
+        from scipy.stats import theilslopes  # a second of CPU, and needed at the end only
+
         parts = np.flatnonzero(np.isfinite(values))
         slope = theilslopes(values[parts], parts).slope if len(parts) > 1 else math.nan
         return float(slope) * 3600 / self.part_s
@@ -52,7 +53,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How a test went over its window, [start_ns, end_ns)."""
+    """The report over the window [start_ns, end_ns)."""
 
     start_ns: int
     end_ns: int
@@ -72,13 +73,13 @@ class LoadReport:
         return self.certificate.reasons
 
     def with_fault(self, fault: str) -> LoadReport:
-        """The report, INVALID for one more reason."""
+        """The report with one more fault, which makes it INVALID."""
         gates = (Gate("load", False, fault), *self.certificate.gates)
         return replace(self, certificate=replace(self.certificate, gates=gates))
 
 
 def report_of(observed: Observed) -> LoadReport:
-    """Fold what a test observed into its report."""
+    """Build the report of what a test observed."""
     start_ns, end_ns = window_start_ns(observed), observed.end_ns
     slos = observed.settings.mix.slos
     summary = metrics.summarise(observed.results, start_ns, end_ns, slos)
@@ -95,9 +96,9 @@ def report_of(observed: Observed) -> LoadReport:
 
 
 def judge_slos(slos: Sequence[Slo], results: Sequence[Result], start_ns: int, end_ns: int) -> tuple[SloResult, ...]:
-    """Judge each SLO by its class: first audio of requests due in the window, the rest of those served in it.
+    """Judge each SLO per class: TTFA of requests due in the window, all other metrics of requests served in it.
 
-    A request that failed without audio keeps an SLO from being met; of the others, those without an RTF are left out.
+    A request that failed without audio counts as a violation. Other requests without an RTF are left out.
     """
     if not slos:
         return ()

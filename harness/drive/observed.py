@@ -1,4 +1,4 @@
-"""What one load test observed: the frozen facts behind its certificate, its report and its stored records."""
+"""What one load test observed: the facts behind its certificate, its report and its stored records."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from harness.records.schema import Outcome, Result
 
 @dataclass(frozen=True)
 class ReaderTotals:
-    """What all readers of a test counted, known at its end.
+    """Counts of all readers of a test, known at its end.
 
-    ``lost``: requests of readers that died. ``lag_p99_s``: how late the readers' own timers ran (the worst reader).
-    ``share_servers_clock``: whether all of them ran on the servers' host. ``faults``: each makes the test INVALID.
+    ``lost``: requests whose reader died. ``lag_p99_s``: how late the readers' own timers ran (of the worst reader).
+    ``share_servers_clock``: whether all readers ran on the servers' host. ``faults``: each makes the test INVALID.
     """
 
     submitted: int = 0
@@ -34,10 +34,10 @@ class ReaderTotals:
 
 @dataclass(frozen=True)
 class Observed:
-    """One load test from ``start_ns``, when all could send, to ``end_ns``.
+    """One load test from ``start_ns``, when all processes could send, to ``end_ns``.
 
     ``results``: requests that were sent; ``never_sent`` counts those cut off before they were due. ``unwritten``:
-    records that the folder did not take. ``faults``: each makes the test INVALID. ``ladder_ended``: why a ladder ended
+    records that could not be written. ``faults``: each makes the test INVALID. ``ladder_ended``: why a ladder ended
     before its last rung, or "".
     """
 
@@ -55,14 +55,14 @@ class Observed:
 
     @property
     def recorded(self) -> int:
-        """Requests that came back from a reader and were kept."""
+        """Requests whose Result came from a reader and was kept."""
         return len(self.results) + self.never_sent - self.readers.lost - self.unwritten
 
     def failed(self) -> list[Result]:
         return [result for result in self.results if result.outcome is Outcome.ERROR]
 
     def by_server(self) -> list[ServerRequests]:
-        """The requests to each server, and what the connections to it went through."""
+        """Requests to each server, and statistics of the connections to it."""
         requests, connections = Counter(result.target for result in self.results), self.readers.connections
         return [
             ServerRequests(

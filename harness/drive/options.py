@@ -1,4 +1,4 @@
-"""The options of a load test: what Locust's command line, page, files and environment take, and what it comes to."""
+"""The options of a load test, from Locust's command line, its page, files and the environment, and their parsing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from harness.records.load_log import FILE_NAME
 from harness.traffic import arrivals
 from harness.traffic.mix import MIXES, Mix, ScriptSource
 
-EVERY_USER = "every user"  # what --steady without a number means
+EVERY_USER = "every user"  # the value of --steady given without a number
 EXIT_CODES = ", ".join(f"{code} {meaning}" for code, meaning in exit_codes.OF_LOAD_TESTS.items())
 ARGUMENTS = {
     "--help-speech": {"action": "help", "help": "show all options, these included (--help omits locustfile options)"},
     "--rate": {
         "dest": "rate_per_s",
         "metavar": "R",
-        "help": "open loop: R requests per second, independent of responses; else a closed loop",
+        "help": "open loop: R requests per second, independent of responses; without it a closed loop",
         "on_page": True,
     },
     "--arrivals": {
@@ -47,7 +47,7 @@ ARGUMENTS = {
     },
     "--trace-repeat": {
         "action": "store_true",
-        "help": "begin a trace again where it ends; without this nothing is sent after its end",
+        "help": "repeat the trace when it ends; without this nothing is sent after its end",
         "on_page": True,
     },
     "--stages": {
@@ -67,7 +67,7 @@ ARGUMENTS = {
         "nargs": "?",
         "const": EVERY_USER,
         "metavar": "SESSIONS",
-        "help": "begin in mid-session: each user's first request, or in an open loop this many sessions",
+        "help": "start in mid-session: each user's first request, or this many sessions of an open loop",
         "on_page": True,
     },
     "--chunk-frames": {"metavar": "N", "help": "frames of 133 ms in one response", "on_page": True},
@@ -88,21 +88,26 @@ ARGUMENTS = {
     "--url": {
         "action": "append",
         "metavar": "URL",
-        "help": "as --host, for several servers: repeated or with commas; grpcs://HOST:PORT is TLS",
+        "help": "the servers, repeated or with commas between; grpcs://HOST:PORT uses TLS",
     },
     **OPTIONS,
     "--ladder": {"metavar": "1,2,4", "help": "closed loop: hold each of these numbers of users in turn"},
-    "--rung-seconds": {"dest": "rung_s", "default": "10", "metavar": "S", "help": "how long each rung is held"},
+    "--rung-seconds": {
+        "dest": "rung_s",
+        "default": "10",
+        "metavar": "S",
+        "help": "seconds to hold each rung",
+    },
     "--precision": {
         "metavar": "SHARE",
-        "help": "a rung ends before that when its audio rate is known to this share (95% interval) and steady",
+        "help": "end a rung early once its audio rate is steady and known to this share (95% interval)",
     },
     "--until-saturated": {
         "action": "store_true",
         "help": "end the ladder at over-saturation (two rungs in a row slower than the SLOs), or where a request fails",
     },
 }
-"""Each also as ``LOCUST_NAME`` in the environment and as ``name = value`` in Locust's configuration file."""
+"""Each is also read as ``LOCUST_NAME`` from the environment, and as ``name = value`` from a Locust config file."""
 
 _TIME_LIMIT = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
 _NUMBERS = {
@@ -123,11 +128,11 @@ _BARE_NAMES = [name.removeprefix("--") for name in ARGUMENTS]
 
 
 class Own(str):
-    """A scenario's own value of an option, to be distinguished from the same value on the command line."""
+    """An option's value set by a scenario, distinguishable from the same value on the command line."""
 
 
 class _OwnList(list):
-    """The same of an option that may be repeated: what is given on the command line is added to it."""
+    """The same for an option that may be repeated: values on the command line are added to it."""
 
     def __init__(self, values: Iterable[str]):
         super().__init__(values)
@@ -146,7 +151,7 @@ def add_arguments(parser) -> None:
     group = parser.add_argument_group("Speech", f"Exit codes: {EXIT_CODES}.")
     for name, about in ARGUMENTS.items():
         keywords = {key: value for key, value in about.items() if key not in ("on_page", "flags")}
-        keywords["help"] = keywords["help"].replace("%", "%%")  # argparse would fill in values
+        keywords["help"] = keywords["help"].replace("%", "%%")  # argparse expands % in help texts
         if about.get("action") != "help":
             keywords["env_var"] = "LOCUST_" + name.strip("-").replace("-", "_").upper()
         action = group.add_argument(*about.get("flags", ()), name, **keywords)
@@ -155,7 +160,7 @@ def add_arguments(parser) -> None:
 
 
 def defaults_of(options: Mapping[str, object]) -> dict[str, str | list[str]]:
-    """A scenario's own values of options, by their names without dashes in front, as the parser takes defaults."""
+    """A scenario's own option values as argparse defaults; names come without leading dashes."""
     for name in options:
         if f"--{name}" not in ARGUMENTS:
             raise InputError(f"a scenario's options: no option is named {name!r}; {_hint(name, _BARE_NAMES)}")
@@ -163,7 +168,7 @@ def defaults_of(options: Mapping[str, object]) -> dict[str, str | list[str]]:
 
 
 def give_way(values: dict) -> None:
-    """Unset a scenario's own rate where another kind of load is given, which cannot have one, or another."""
+    """Unset a scenario's own rate where another rate, or a kind of load that has no rate, is given."""
     given = {name for name in _INSTEAD_OF_A_RATE if values.get(name) and not is_own(values[name])}
     for name in _OF_A_RATE:
         if given and is_own(values.get(name)):
@@ -171,14 +176,14 @@ def give_way(values: dict) -> None:
 
 
 def is_own(value: object) -> bool:
-    """Whether a value of an option is a scenario's, and not one of the command line."""
+    """Whether an option's value comes from a scenario and not from the command line."""
     return isinstance(value, Own) or (isinstance(value, _OwnList) and len(value) == value.own)
 
 
 def merged(options: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
-    """The options of several user classes, by class name, as those of one test.
+    """Merge the options of several user classes, given by class name, into those of one test.
 
-    Raises InputError where two classes differ in one.
+    Raises InputError where two classes give one option different values.
     """
     together: dict[str, tuple[str, object]] = {}
     for user, own in options.items():
@@ -200,7 +205,7 @@ def _default(name: str, value: object) -> str | list[str]:
 
 
 def settings_of(values: Mapping, mix: Mix | str) -> LoadSettings:
-    """Settings from options as they come from a command line or a form; ``mix`` where they name none.
+    """Settings from options as a command line or a form gives them; ``mix`` is used where they name none.
 
     Raises InputError naming the option.
     """
@@ -229,7 +234,7 @@ def settings_for(values: Mapping, users: Sequence[UserClass]) -> LoadSettings:
 
 
 def _asking(mix: Mix, asks: Mapping[str, int]) -> Mix:
-    """The mix where every request asks for the same, whatever its class says."""
+    """The mix with these values in every request, whatever its classes set."""
     return replace(mix, **asks, classes=tuple(replace(each, **dict.fromkeys(asks)) for each in mix.classes))
 
 
@@ -239,7 +244,7 @@ def _asks(values: Mapping) -> dict[str, int]:
 
 
 def _check_split(users: Sequence[UserClass]) -> None:
-    """The arrivals of an open loop are split by weight, which a class of ``fixed_count`` has no part in."""
+    """Refuse a ``fixed_count`` beside other classes: an open loop splits its arrivals by weight."""
     for user in users:
         if user.fixed_count and len(users) > 1:
             raise InputError(
@@ -249,7 +254,7 @@ def _check_split(users: Sequence[UserClass]) -> None:
 
 
 def load_of(values: Mapping, mix: Mix | None = None) -> Load:
-    """The load that options ask for; ``mix`` lets a message say how many sessions an open loop would hold.
+    """The load that options describe; from ``mix`` a message suggests a number of sessions for --steady.
 
     Raises InputError naming the option.
     """
@@ -276,7 +281,7 @@ def load_of(values: Mapping, mix: Mix | None = None) -> Load:
 
 
 def _traffic(values: Mapping, users: Sequence[UserClass]) -> tuple[list[UserClass], ScriptSource]:
-    """The user classes with the traffic that options leave them, and the scripts; a plan brings its own of both."""
+    """The user classes with the traffic that options leave them, and the scripts; a plan replaces both."""
     source, option = ScriptSource(), "--plan" if values.get("plan") else "--mix"
     if values.get("plan") and values.get("mix"):
         raise InputError("--plan brings its own mix: leave out --mix")
@@ -310,9 +315,10 @@ def _mix(mix: Mix | str) -> Mix:
 def tagged(
     users: Sequence[UserClass], tags: Iterable[str] | None, exclude_tags: Iterable[str] | None
 ) -> list[UserClass]:
-    """What Locust's --tags and --exclude-tags leave of each user class; classes of which nothing is left are left out.
+    """The user classes after Locust's --tags and --exclude-tags; classes left without traffic are dropped.
 
-    A tag is the name of a traffic class, or one of Locust's own on a user class. Raises InputError for an unknown tag.
+    A tag is the name of a traffic class, or one of Locust's own tags of a user class. Raises InputError for an unknown
+    tag.
     """
     names = list(dict.fromkeys(each.name for user in users for each in user.mix.classes))
     known = [*names, *sorted(set().union(*(user.tags for user in users)))]
@@ -346,7 +352,7 @@ def _steady(values: Mapping, process: arrivals.Arrivals | None, mix: Mix | None)
 
 
 def _in_progress(process: arrivals.Arrivals, mix: Mix, rtf: float) -> float:
-    """Little's law: N = X R, with the residence R = audio x real-time factor."""
+    """Expected sessions in progress, by Little's law: N = X R, with residence R = audio x real-time factor."""
     return process.rate_per_s * mix.mean_audio_s() * rtf
 
 
@@ -373,7 +379,7 @@ def _rung_s(values: Mapping) -> float | None:
 
 
 def _time_limit_s(values: Mapping) -> float | None:
-    """Locust's own -t: a text such as 1h20m30s, or seconds where Locust has read it already."""
+    """Locust's own -t in seconds: a text such as 1h20m30s, or seconds if Locust has parsed it already."""
     given = values.get("run_time")
     if given is None or given == "":
         return None

@@ -1,4 +1,4 @@
-"""The recorder of a load test: it collects every Result and writes it to the records folder as it comes."""
+"""The recorder of a load test: it collects every Result and writes it to the records folder at once."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ MANIFEST, REQUESTS = "manifest.json", "requests.csv"  # beside the records
 
 
 class Recorder:
-    """Every Result of one test, in order, with the moments and faults that its report must know.
+    """The Results of one test, in order, with the timestamps and faults that its report needs.
 
-    ``folder`` None keeps the records in memory alone. Raises StoreError where the records cannot be begun.
+    ``folder`` None keeps the records in memory only. Raises StoreError where the records cannot be created.
     """
 
     def __init__(self, settings: LoadSettings, target: Target | str, folder: Path | None):
@@ -37,27 +37,27 @@ class Recorder:
         self.start_ns = time.monotonic_ns()
         self._faults: list[str] = []
         self._ladder_ended = ""
-        self._rungs = 0  # that have been held
+        self._rungs = 0  # held so far
         url, run_s = self.target.url, settings.load.time_limit_s
         run = TestRun(url=url, target=self.target.record(), run_s=run_s, asked=settings.record())
         self._writer, self._manifest = _opened(folder, run) if folder else (None, None)
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Why the test is INVALID whatever its gates say."""
+        """Reasons why the test is INVALID whatever its gates say."""
         return tuple(self._faults)
 
     def begin(self, start_ns: int) -> None:
-        """The load begins at ``start_ns``."""
+        """Note that the load starts at ``start_ns``."""
         self.start_ns = start_ns
 
     def all_users_run(self, now_ns: int) -> None:
-        """The window of a closed loop begins; on every rung after the first it has begun."""
+        """Start the window of a closed loop; calls for later rungs of a ladder change nothing."""
         if not self._rungs:
             self.start_ns = now_ns
 
     def take(self, result: Result) -> None:
-        """Requests cut off before they were due are only counted: they were never part of the load."""
+        """Record a Result. Requests cut off before they were due are only counted: they were never part of the load."""
         if not result.sent_ns and result.outcome is Outcome.UNFINISHED:
             self.never_sent += 1
             return
@@ -66,25 +66,25 @@ class Recorder:
             self._write(self._writer.result, result)
 
     def add_rung(self, users: int, start_ns: int, end_ns: int) -> None:
-        """A rung of the ladder was held over [start_ns, end_ns)."""
+        """Note that a rung of the ladder was held over [start_ns, end_ns)."""
         self._rungs += 1
         if self._writer:
             self._write(self._writer.rung, HeldRung(users=users, start_ns=start_ns, end_ns=end_ns))
 
     def end_ladder(self, why: str) -> None:
-        """The ladder ends before its last rung."""
+        """Note why the ladder ended before its last rung."""
         self._ladder_ended = why
 
     def add_fault(self, fault: str) -> None:
-        """The test is INVALID, because of ``fault``."""
+        """Make the test INVALID because of ``fault``."""
         self._faults.append(fault)
 
     def first_error(self) -> str:
-        """What the first request that failed so far failed with, or ""."""
+        """The error of the first request that failed, or ""."""
         return next((result.error for result in self.results if result.outcome is Outcome.ERROR), "")
 
     def observed(self, end_ns: int, readers: ReaderTotals, host: HostRecord | None = None) -> Observed:
-        """All that the test observed until ``end_ns``."""
+        """Everything that the test observed until ``end_ns``."""
         return Observed(
             settings=self.settings,
             target=self.target,
@@ -100,7 +100,7 @@ class Recorder:
         )
 
     def store(self, observed: Observed, report: LoadReport) -> LoadReport:
-        """End the records. Return the report: INVALID where it cannot be stored, so that nobody finds out later."""
+        """Close the records. Return the report, which is INVALID if it could not be stored."""
         if not self._writer:
             return report
         end = _end_record(observed, report)
@@ -121,7 +121,7 @@ class Recorder:
 
 
 def _end_record(observed: Observed, report: LoadReport) -> TestEnd:
-    """The last record of a test, as it is stored."""
+    """The last record of a test, as stored."""
     return TestEnd(
         origin_ns=observed.start_ns,
         start_ns=report.start_ns,
@@ -145,14 +145,14 @@ def _end_record(observed: Observed, report: LoadReport) -> TestEnd:
 
 
 class _Manifest:
-    """What a test was and how it went, for people and their tools, beside the records of every chunk."""
+    """The settings and the outcome of a test as JSON beside the records of every chunk."""
 
     def __init__(self, folder: Path, run: TestRun):
         self._folder = folder
         self._content = {
             "kind": LOAD_TEST,
             "created_at": _now(),
-            "finished_at": None,  # as long as it runs, and for ever where it was killed
+            "finished_at": None,  # stays None if the test is killed
             "commit": commit(),
             "versions": versions(),
             "host": host_facts(),
@@ -174,7 +174,7 @@ class _Manifest:
 
 
 def _opened(folder: Path, run: TestRun) -> tuple[RecordsWriter, _Manifest]:
-    """The records and their manifest, both or none."""
+    """Open the records and their manifest; both or neither."""
     writer = RecordsWriter(folder, run)
     try:
         return writer, _Manifest(folder, run)

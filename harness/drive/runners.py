@@ -1,7 +1,7 @@
-"""A speech load test in one process of Locust, in step with Locust's events: see ``distributed`` for several.
+"""A speech load test in a single Locust process, driven by Locust's events; ``distributed`` is for several.
 
 It generates the load (its ``Share``), records every Result (``Recorder``), samples the host (``HostMonitor``), and
-folds all of it into the report at the end.
+builds the report at the end.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from harness.errors import HarnessError, InputError, ServerError
 from harness.records.load_log import check_folder
 from harness.records.schema import Outcome, Result
 
-FINISH_S = 30.0  # in which a test that is being ended has ended
-CSV_WAIT_S = 1.2  # Locust writes its tables once a second: this brings the last results into them
+FINISH_S = 30.0  # the longest that finishing a test takes
+CSV_WAIT_S = 1.2  # Locust writes its tables once a second; waiting this long gets the last results into them
 
-FindUsers = Callable[[Sequence[str]], Sequence[UserClass]]  # of these names; of none: those that Locust would run
+FindUsers = Callable[[Sequence[str]], Sequence[UserClass]]  # no names: what Locust would run
 
 log = logging.getLogger(__name__)
 
 
 class SpeechTest:
-    """The test of a process on its own, kept in step with Locust's events. ``results`` are of the last test.
+    """The test of a single process, driven by Locust's events. ``results`` are those of the last test.
 
     ``progress_age_s``: how old ``progress`` may be.
     """
@@ -47,7 +47,7 @@ class SpeechTest:
 
     def __init__(self, environment, find_users: FindUsers):
         self._environment, self._runner, self._find_users = environment, environment.runner, find_users
-        self._run_s: float | None = None  # the time limit of the test to come
+        self._run_s: float | None = None  # the time limit of the next test
         self.settings = self._settings()
         self.share: Share | None = None
         self.recorder: Recorder | None = None
@@ -55,7 +55,7 @@ class SpeechTest:
         self._running = self._finishing = self._all_run = False
         self._finished = threading.Event()
         self._tests = 0
-        self._refused = ""  # the server's message for the first request that no retry can help
+        self._refused = ""  # the server's message for the first request that no retry can fix
         self.prepared = False  # the server is found and the listeners are added
         self.report: LoadReport | None = None  # of the last test, once it has ended
         self._time_limit: gevent.Greenlet | None = None
@@ -69,11 +69,11 @@ class SpeechTest:
         return self._running
 
     def keep_time(self, run_s: float | None) -> None:
-        """Take over the time limit of the test to come: Locust's own runs before anything can be sent."""
+        """Take over the time limit of the next test, since Locust's own clock starts before anything can be sent."""
         self._run_s = run_s
 
     def check(self, form: dict[str, str], user_classes: Sequence[str] = ()) -> None:
-        """Raises HarnessError where a test with the page's form could not run."""
+        """Raise HarnessError where a test with the page's form could not run."""
         if not self.prepared:
             raise InputError("the server is still being started: press Start again in a moment")
         values = vars(self._environment.parsed_options) | form
@@ -82,13 +82,13 @@ class SpeechTest:
             Target.from_options(form["host"], values)
 
     def target(self) -> Target:
-        """The servers. Raises InputError for what cannot be used, or where none is given."""
+        """The servers. Raises InputError where none is given or one is unusable."""
         if not self._environment.host:
-            raise InputError("no server is given: state its gRPC address with --host grpc://host:port")
+            raise InputError("no server is given: give its gRPC address with --host grpc://host:port")
         return Target.from_options(self._environment.host, vars(self._environment.parsed_options))
 
     def start(self) -> None:
-        """Raises HarnessError when options or server cannot be used; they may have been changed on the page."""
+        """Start a test. Raises HarnessError when options (which the page may have changed) or server cannot be used."""
         self.settings, target = self._settings(), self.target()
         self._environment.process_exit_code = None
         self._tests += 1
@@ -101,13 +101,13 @@ class SpeechTest:
         self._begin()
 
     def all_users_run(self) -> None:
-        """A closed loop's window begins when all users (of the first rung) run; an open loop's with its schedule."""
+        """Start a closed loop's window: all users (of the first rung) run. An open loop starts with its schedule."""
         if self._running and not self._finishing and self.recorder and self.settings.load.loop == "closed":
             self._all_run = True
             self.recorder.all_users_run(time.monotonic_ns())
 
     def finish(self, grace_s: float) -> None:
-        """End the test if one is under way: collect every Result, print the certificate, set the exit code.
+        """End the test, if one runs: collect every Result, print the certificate, set the exit code.
 
         A second call while the first still waits (Ctrl-C during the grace) shortens the grace.
         """
@@ -127,7 +127,7 @@ class SpeechTest:
             self._finished.set()
 
     def progress(self) -> Progress:
-        """The streams under way in all readers."""
+        """The streams in progress in all readers."""
         return self.share.pool.progress() if self._running else Progress()
 
     def end(self) -> None:
@@ -136,7 +136,7 @@ class SpeechTest:
         gevent.spawn(runner.quit if self._environment.parsed_options.headless else runner.stop)
 
     def _open(self, target: Target) -> None:
-        if self.settings.records:  # where they cannot be kept no load may begin, and without a server no folder
+        if self.settings.records:  # before any load, but not without a server
             check_folder(self._folder())
         self.share = Share(self.settings, target, self._take)
         try:
@@ -151,7 +151,7 @@ class SpeechTest:
         self.host_monitor = HostMonitor([int(address.rpartition(":")[2]) for address in here])
 
     def _begin(self) -> None:
-        """All can send: an open loop's schedule begins, and the time limit runs from its start."""
+        """Start the load: everything can send. The schedule of an open loop and the time limit count from here."""
         if self.settings.load.loop == "open":
             self.share.begin(time.monotonic_ns() + round(lead_s(self.settings) * 1e9))
         self.recorder.begin(self.share.start_ns)
@@ -199,7 +199,7 @@ class SpeechTest:
         self._fire(result)
 
     def _record(self, result: Result) -> None:
-        """Record a Result, and end the test with the last of its iterations or where it cannot go on."""
+        """Record a Result; end the test after the last iteration, or if the server rejects requests for good."""
         recorder = self.recorder
         wrote_all = not recorder.unwritten
         recorder.take(result)
@@ -215,7 +215,7 @@ class SpeechTest:
                 self.end()
 
     def _gather(self, grace_s: float) -> ReaderTotals:
-        """End the load; every Result is recorded when this returns."""
+        """End the load; every Result is recorded on return."""
         self.share.finish(grace_s)
         pool = self.share.pool
         return ReaderTotals(pool.submitted, pool.lost, pool.lag_p99_s, pool.connections, is_this_host(pool.target))
@@ -246,7 +246,7 @@ class SpeechTest:
             )
 
     def _set_exit_code(self, report: LoadReport) -> None:
-        """INVALID has a code of its own, unless requests failed: then Locust sets one."""
+        """Set the exit code of an INVALID test, unless requests failed: then Locust sets its own."""
         failures_count = self._runner.errors and self._environment.parsed_options.exit_code_on_error
         if not report.valid and not failures_count:
             self._environment.process_exit_code = exit_codes.INVALID
@@ -254,7 +254,7 @@ class SpeechTest:
             self._environment.process_exit_code = exit_codes.UNUSABLE
 
     def _why_nothing_was_sent(self, end_ns: int, readers: ReaderTotals) -> str:
-        """Why no request was sent, and what to do about it; "" where one was."""
+        """Why no request was sent and how to fix it; "" if one was sent."""
         if self.recorder.results or readers.lost:
             return ""
         ran = f"no request was sent in the {(end_ns - self.recorder.start_ns) / 1e9:.1f} s that the test ran"
@@ -271,16 +271,16 @@ class SpeechTest:
         return settings_for(values, self._find_users(self._picked()))
 
     def _picked(self) -> Sequence[str]:
-        """Names of the user classes of the test; none for those that Locust would run."""
+        """Names of the test's user classes; empty for the classes that Locust would run."""
         return ()
 
     def _folder(self) -> Path | None:
-        """A test started again from the page gets a folder of its own."""
+        """The records folder; a test started again from the page gets a new one."""
         folder = self.settings.records
         return folder if folder is None or self._tests == 1 else folder.with_name(f"{folder.name}-{self._tests}")
 
     def _fire(self, result: Result) -> None:
-        """Locust's own event; unfinished and cancelled requests are neither success nor failure."""
+        """Fire Locust's request event; unfinished and cancelled requests are neither success nor failure."""
         if result.outcome not in (Outcome.DONE, Outcome.ERROR):
             return
         heard = len(result.chunks) > 0

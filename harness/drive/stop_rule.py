@@ -1,4 +1,4 @@
-"""When a rung of a ladder may end, and when its ladder may: pure decisions on what was observed."""
+"""When a rung of a ladder, and the ladder itself, may end: pure decisions on observed figures."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 SETTLE_SHARE = 0.25  # of a rung's full time: sessions that just joined are still opening
-MIN_READINGS = 5  # one a second, after that
-MIN_RUNGS = 3  # a step time is fitted from
-GROWTH = 1.05  # of audio over the most before; less is noise
+MIN_READINGS = 5  # one per second, after settling
+MIN_RUNGS = 3  # a step time is fitted from this many
+GROWTH = 1.05  # of the audio rate over the highest before; less is noise
 OVER_SATURATED = "over-saturated"
 _CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Held:
-    """A rung that was held: its users, and the audio that they got together (seconds per second)."""
+    """A rung that was held: its number of users, and their total audio rate (audio seconds per second)."""
 
     users: int
     audio_s_per_s: float
 
     @property
     def pace(self) -> float:
-        """Seconds that a user takes for a second of audio, first audio and pauses counted in; no RTF of a request."""
+        """Seconds that a user takes per second of audio, including first audio and pauses; not an RTF of a request."""
         return self.users / self.audio_s_per_s if self.audio_s_per_s > 0 else math.inf
 
 
 @dataclass
 class Readings:
-    """The audio rates of a rung (seconds per second), sampled each second. A sample seen twice counts once."""
+    """The audio rates of a rung (audio seconds per second), read once a second. A sample read twice counts once."""
 
     rates: list[float] = field(default_factory=list)
     _samples: int = 0
 
     def note(self, samples: int, audio_s_per_s: float, settled: bool) -> None:
-        """``samples`` heard since the start of the test; before the rung has ``settled`` nothing counts."""
+        """Note ``samples`` of audio received since the start of the test; ignored before the rung has ``settled``."""
         if settled and (samples > self._samples or not audio_s_per_s):
             self.rates.append(audio_s_per_s)
         self._samples = samples
@@ -46,12 +46,12 @@ class Readings:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a ladder goes on. ``rung_s``: the most that a rung is held.
+    """When a rung or the ladder ends. ``rung_s``: the longest that a rung is held.
 
-    ``precision``: the relative half-width of the audio rate's interval with which a rung may end before; None holds
+    ``precision``: a rung may end early once the 95% interval of its audio rate has this relative half-width; None holds
     every rung for its full time.
-    ``slowest_rtf``: the highest real-time factor that an SLO of some class allows; None goes to the
-    ladder's end, however slow.
+    ``slowest_rtf``: the highest real-time factor that any class's SLO allows; None never ends the ladder early, however
+    slow it gets.
     """
 
     rung_s: float
@@ -63,20 +63,20 @@ class Patience:
         return settle_s(self.rung_s)
 
     def has_enough(self, rates: Sequence[float]) -> bool:
-        """Whether a rung may end: its rate is known precisely, and its two halves agree. ``rates``: one a second.
+        """Whether a rung may end: its rate is known precisely and its two halves agree. ``rates``: one per second.
 
-        Only deviations from the mean decide. For rates that are near normal these say nothing of the mean itself
-        (it is independent of them), so the window is not chosen by the figure that it reports.
+        The decision uses only deviations from the mean. For nearly normal rates these are independent of the mean, so
+        stopping on them does not bias the reported rate.
         """
         if self.precision is None or len(rates) < MIN_READINGS:
             return False
         return relative_half_width(rates) <= self.precision and _halves_apart(rates) <= 2 * self.precision
 
     def over_saturated(self, rungs: Sequence[Held]) -> str:
-        """Why no higher rung is worth its time, or "": two in a row were slower than any class's SLO allows,
-        and the last made no more audio in all.
+        """Why higher rungs are not worth their time, or "".
 
-        One alone may have met a host that was busy with something else.
+        The last two rungs were slower than every class's SLO allows, and the last produced no more audio than before. A
+        single slow rung may be the fault of other load on the host.
         """
         if self.slowest_rtf is None or len(rungs) < MIN_RUNGS:
             return ""
@@ -89,32 +89,32 @@ class Patience:
 
 
 def settle_s(rung_s: float) -> float:
-    """Seconds at the start of a rung that count for nothing, however long it is held."""
+    """Seconds at the start of a rung that are ignored, however long it is held."""
     return SETTLE_SHARE * rung_s
 
 
 def slowest_rtf(slos: Sequence) -> float:
-    """The highest real-time factor that an SLO allows a class; at least 1, the pace of speech."""
+    """The highest real-time factor that any class's SLO allows; at least 1, the pace of speech."""
     return max([1.0, *(slo.limit for slo in slos if slo.metric == "rtf")])
 
 
 def relative_half_width(rates: Sequence[float]) -> float:
-    """Half of the 95% interval of the mean / the mean, by Student's t; infinite below two rates, or at rate 0.
+    """Half-width of the mean's 95% interval / the mean, by Student's t; infinite below two rates, or at rate 0.
 
-    Readings of one server follow each other: of n of them with lag-1 correlation r only n (1 - r) / (1 + r) count, as
-    in a first-order autoregression (Law, Simulation Modeling and Analysis, 4.4). With few readings it is still a little
-    too narrow: 12 of r = 0.5 hold their mean 86 times in 100, where it would be 73 without.
+    Consecutive readings of one server are correlated: n readings with lag-1 correlation r count as n (1 - r) / (1 + r),
+    as in a first-order autoregression (Law, Simulation Modeling and Analysis, 4.4). With few readings the interval is
+    still slightly too narrow: with 12 readings of r = 0.5 it covers the mean 86 times in 100; uncorrected, 73 times.
     """
     values = np.asarray(rates, dtype=float)
     if len(values) < 2 or not values.mean() > 0:
         return math.inf
-    quantile = student.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)
+    quantile = stdtrit(len(values) - 1, (1 + _CONFIDENCE) / 2)
     r = _correlation(values)
     return float(quantile * values.std(ddof=1) / math.sqrt(len(values) * (1 - r) / (1 + r)) / values.mean())
 
 
 def _correlation(values: np.ndarray) -> float:
-    """Of each with the one before it, without the bias of -1 / n of its estimate; from 0 to 0.9."""
+    """Lag-1 autocorrelation, corrected for the -1 / n bias of its estimate, and limited to 0 to 0.9."""
     apart = values - values.mean()
     spread = float((apart**2).sum())
     r = float((apart[1:] * apart[:-1]).sum()) / spread if spread > 0 else 0.0

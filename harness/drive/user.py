@@ -1,14 +1,13 @@
 """The Locust user of the harness: subclass ``SpeechUser`` in a locustfile and run it with ``locust -f FILE``.
 
-Each Locust user sends one request after another (a closed loop), or, with ``--rate``, ``--trace`` or ``--stages``,
-requests leave on a seeded schedule that no answer can delay (an open loop) while users wait. Chunks are
-timed by reader processes beside Locust. Locust's "response time" is the time to first audio, in ms, from when the
-request was due.
+In a closed loop each Locust user sends one request after another. With ``--rate``, ``--trace`` or ``--stages``
+(an open loop) requests leave on a seeded schedule that no response can delay, while users wait. Reader processes beside
+Locust timestamp the chunks. Locust's "response time" is the time to first audio, in ms, from when the request was due.
 
-``-t`` counts from when all readers, those of all workers, can send. When the time is over, requests under way get
-``--stop-timeout`` seconds (10 unless given) to finish, then they are cut off: unfinished, neither success nor failure.
-Ctrl-C cuts them off at once. Exit codes: 0 all is well, 1 requests failed (Locust's own), 2 an option or the server
-cannot be used, 3 the measurement is INVALID (also where nothing was sent), for the reasons printed.
+``-t`` counts from when all readers of all workers can send. When the time is over, requests in progress get
+``--stop-timeout`` seconds (default 10) to finish; then they are cut off as unfinished, neither success nor failure.
+Ctrl-C cuts them off at once. Exit codes: 0 success, 1 requests failed (Locust's own), 2 an option or the server
+cannot be used, 3 the measurement is INVALID (also if nothing was sent), for the reasons printed.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ from harness.traffic.mix import Mix
 from harness.traffic.voice_folder import BUILT_IN
 
 GRACE_S = "10"
-PAUSE_AFTER_ERROR_S = 1.0  # a server that refuses at once must not get thousands of requests a second
+PAUSE_AFTER_ERROR_S = 1.0  # a server that rejects at once must not get thousands of requests a second
 
-# Under gevent a process is started by a fork, and gRPC's own fork handlers can crash the child before it becomes one.
+# Under gevent a process is started by a fork, and gRPC's own fork handlers can crash the child before its exec.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 log = logging.getLogger(__name__)
@@ -56,16 +55,16 @@ log = logging.getLogger(__name__)
 class SpeechUser(User):
     """One caller of the speech service. Set ``mix`` to a named mix or a ``Mix`` of your own.
 
-    A locustfile may hold several, with Locust's own ``weight`` and ``fixed_count``; name some on the command line, or
-    pick them on the page with ``--class-picker``, to run only those. In a closed loop Locust distributes the users. In
-    an open loop the arrivals are one process, of which each class has a share by its weight; a class with a
-    ``fixed_count`` has none, and is refused beside others. Where several classes run, records and tables name a traffic
+    A locustfile may hold several classes, with Locust's own ``weight`` and ``fixed_count``. To run only some, name them
+    on the command line, or pick them on the page with ``--class-picker``. In a closed loop Locust distributes the
+    users. In an open loop the arrivals are one process, of which each class gets a share by its weight; a class with a
+    ``fixed_count`` has no share, and is refused beside others. With several classes, records and tables name a traffic
     class CLASS/TRAFFIC_CLASS. ``--tags`` and ``--exclude-tags`` take names of traffic classes, and Locust's own tags of
     user classes (``@tag``).
 
-    ``options``: values of this module's options where the command line gives none, such as ``{"rate": 0.5}``. A rate of
-    its own gives way to --trace, --stages and --ladder. Classes that run together must agree on each.
-    ``preset`` and ``topology``: what is served where neither --host nor a running `harness serve` gives a server.
+    ``options``: values of this module's options where the command line gives none, such as ``{"rate": 0.5}``. --trace,
+    --stages and --ladder on the command line replace a class's own rate. Classes of one test must agree on each option.
+    ``preset`` and ``topology``: what to serve where neither --host nor a running `harness serve` provides a server.
     """
 
     abstract = True
@@ -76,7 +75,7 @@ class SpeechUser(User):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        cls.tasks = [_copied(each) for each in cls.tasks]  # a tag is set on the function: each class has its own
+        cls.tasks = [_copied(each) for each in cls.tasks]  # tags are set on functions: copy each
 
     def __init__(self, environment):
         super().__init__(environment)
@@ -100,7 +99,7 @@ class SpeechUser(User):
 
 
 def _copied(function):
-    """A task with attributes of its own; a TaskSet as it is."""
+    """A copy of a task with attributes of its own; a TaskSet unchanged."""
     if not isinstance(function, FunctionType):
         return function
     copy = FunctionType(
@@ -130,10 +129,10 @@ def _all_classes(user: type[SpeechUser]) -> Iterator[type[SpeechUser]]:
 
 @events.init.add_listener
 def _prepare(environment, runner, **_) -> None:
-    """What Locust does once its options are read: everything that a test cannot do without is checked here."""
+    """Prepare the test once Locust has read its options: check everything that a test needs."""
     is_worker = isinstance(runner, WorkerRunner)
     environment.speech, environment.speech_interrupted = None, False
-    environment.speech_dropped = []  # user classes of which the tags leave nothing
+    environment.speech_dropped = []  # user classes left without traffic by the tags
     if not is_worker:
         _heed_signals(environment)
     try:
@@ -148,7 +147,7 @@ def _prepare(environment, runner, **_) -> None:
         _refuse(error)
     except KeyboardInterrupt:
         _ignore_signals()
-        sys.exit(exit_codes.INTERRUPTED)  # nothing had begun; what was started for the test is stopped
+        sys.exit(exit_codes.INTERRUPTED)  # nothing had started; the clean-up stops what was started for the test
     _finish_when_quitting(environment)
     if not is_worker:
         _follow_the_users(environment)
@@ -171,21 +170,24 @@ def _stop(environment, **_) -> None:
 
 
 def _heed_signals(environment) -> None:
-    """Ctrl-C and SIGTERM end a test alike. Locust's handler of the latter comes late, and for a ladder never."""
+    """End a test on Ctrl-C and SIGTERM alike. Locust's SIGTERM handler is set late, and with a ladder never."""
+    hub = gevent.get_hub()
+    main = hub.parent
 
     def interrupt(*_) -> None:
         environment.speech_interrupted = True
-        raise KeyboardInterrupt
+        if gevent.getcurrent() is main:
+            raise KeyboardInterrupt
+        # Raised here, it would be lost where Python has nobody to hand it to: in a finalizer, in a callback.
+        hub.loop.run_callback(main.throw, KeyboardInterrupt)
 
-    hub = gevent.get_hub()
-    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)  # else it prints a stack, and then ends the test all the same
     for each in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, interrupt)
 
 
 def _settle_options(environment) -> None:
-    """The options that the user classes of this test bring, and the tags: Locust knows only tags of tasks."""
+    """Merge the options and tags of the test's user classes; Locust itself knows only tags of tasks."""
     options = environment.parsed_options
     options.speech_tags, options.tags = options.tags, None
     options.speech_exclude_tags, options.exclude_tags = options.exclude_tags, None
@@ -196,12 +198,12 @@ def _settle_options(environment) -> None:
     own = {each.__name__: {k: v for k, v in each.options.items() if dest(f"--{k}") not in given} for each in classes}
     chosen = defaults_of(merged(own))
     for name, value in list(values.items()):
-        if is_own(value):  # of a class that does not run, perhaps
+        if is_own(value):  # set by a class that may not run
             values[name] = chosen.get(name, DEFAULTS.get(name))
 
 
 def _make_test(environment) -> None:
-    """The test of this process; user classes of which the tags leave nothing are taken from Locust."""
+    """Create this process's test; user classes left without traffic by the tags are removed from Locust."""
     roles = {MasterRunner: MasterTest, WorkerRunner: WorkerTest}
     test = roles.get(type(environment.runner), SpeechTest)
     environment.speech = test(environment, lambda names: _user_classes(environment, names))
@@ -215,7 +217,7 @@ def _make_test(environment) -> None:
 
 
 def _speech_classes(environment, names: Sequence[str] = ()) -> list[type[SpeechUser]]:
-    """The classes of these names, or else those that Locust would run; in one order in every process."""
+    """The classes of these names, or those that Locust would run; in the same order in every process."""
     known = environment.user_classes
     if names:
         available = {each.__name__: each for each in known} | (environment.available_user_classes or {})
@@ -229,7 +231,7 @@ def _speech_classes(environment, names: Sequence[str] = ()) -> list[type[SpeechU
 def _user_classes(environment, names: Sequence[str]) -> list[UserClass]:
     return [
         UserClass(user.__name__, user.mix, user.weight, user.fixed_count, _tags_of(user))
-        for user in (*_speech_classes(environment, names), *environment.speech_dropped)  # the tags are of all of them
+        for user in (*_speech_classes(environment, names), *environment.speech_dropped)  # tags name dropped ones too
     ]
 
 
@@ -238,10 +240,10 @@ def _tags_of(user: type[SpeechUser]) -> frozenset[str]:
 
 
 def _take_time_limit(environment) -> None:
-    """-t counts from when all can send: Locust's own clock starts before the readers and the workers are there."""
+    """Take -t over from Locust, whose own clock starts before the readers and the workers are ready."""
     options = environment.parsed_options
     if options.worker or not (options.headless or options.autostart):
-        return  # a test that the page starts brings its own
+        return  # a test started from the page brings its own
     environment.speech.keep_time(options.run_time)
     if options.run_time and not environment.speech.settings.load.sessions:
         logging.getLogger("locust.main").addFilter(_TimeLimitMessage(options.run_time))
@@ -249,7 +251,7 @@ def _take_time_limit(environment) -> None:
 
 
 class _TimeLimitMessage(logging.Filter):
-    """Correct Locust's message about a time limit that it does not keep itself."""
+    """Corrects Locust's message about a time limit that the harness enforces instead of Locust."""
 
     def __init__(self, run_s: float):
         super().__init__()
@@ -262,13 +264,13 @@ class _TimeLimitMessage(logging.Filter):
 
 
 def _open_page(environment) -> None:
-    """Before anything that waits: whoever opens the page meanwhile must not find half of it."""
+    """Add our parts to Locust's page before anything that waits, so that nobody sees an incomplete page."""
     if environment.web_ui:
         web_ui.install(environment)
 
 
 def _find_server(environment) -> None:
-    """--host or --url, or a running `harness serve`, or a server of our own for as long as Locust runs."""
+    """Find the server: --host or --url, a running `harness serve`, or one started for as long as Locust runs."""
     urls = environment.parsed_options.url
     if urls and environment.host:
         raise InputError("--url and --host mean the same: give one of them (several servers with commas between)")
@@ -286,7 +288,7 @@ def _find_server(environment) -> None:
 def _start_server(environment, classes: Sequence[type[SpeechUser]]) -> None:
     if unknown := [voice for voice in environment.speech.settings.mix.voices if voice > BUILT_IN]:
         raise InputError(
-            f"voices {', '.join(map(str, unknown))}: a server that Locust starts has voices 1 to {BUILT_IN}: use "
+            f"voices {', '.join(map(str, unknown))}: a server that Locust starts has voices 1 to {BUILT_IN}: give "
             "these, or start a server with `harness serve --voices DIR`"
         )
     fix = "start a server with `harness serve`"
@@ -300,7 +302,7 @@ def _start_server(environment, classes: Sequence[type[SpeechUser]]) -> None:
 
 
 def _agreed(classes: Sequence[type[SpeechUser]], name: str, fix: str):
-    """The attribute that all classes have in common. Raises InputError where they differ."""
+    """The attribute's value, the same for all classes. Raises InputError where they differ."""
     values = {getattr(each, name): each.__name__ for each in classes}
     if len(values) > 1:
         different = ", ".join(f"{value!r} in {user}" for value, user in values.items())
@@ -314,13 +316,13 @@ def _close_in_peace(stack: ExitStack) -> None:
 
 
 def _ignore_signals() -> None:
-    """A second Ctrl-C would interrupt the clean-up, which is short."""
+    """Ignore a second Ctrl-C, which would interrupt the clean-up; it is short."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
 
 
 def _check_before_start(environment) -> None:
-    """What would fail in a headless test, found before it begins."""
+    """Find before a headless test starts what would make it fail."""
     if environment.speech.settings.records:
         check_folder(environment.speech.settings.records)
     target = environment.speech.target()
@@ -329,12 +331,12 @@ def _check_before_start(environment) -> None:
 
 
 def _finish_when_quitting(environment) -> None:
-    """Locust calls these listeners in reverse: added now, this one comes before a worker takes leave of its master."""
+    """Finish before Locust quits. Listeners run in reverse: added now, this runs before a worker leaves its master."""
     environment.events.quitting.add_listener(lambda **_: environment.speech.finish(0))
 
 
 def _follow_the_users(environment) -> None:
-    """The window of a closed loop, and each rung of a ladder, begin when all users run."""
+    """Start the window of a closed loop, and each rung of a ladder, when all its users run."""
     test, listen = environment.speech, environment.events.spawning_complete.add_listener
     listen(lambda **_: test.all_users_run())
     if test.settings.load.sessions:

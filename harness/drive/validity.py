@@ -1,4 +1,4 @@
-"""When a run counts: each gate with its figure and its limit, and VALID or INVALID from all of them."""
+"""The gates of a run, each with its figure and its limit, and the verdict VALID or INVALID from all of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from harness.records.metrics import LATE_SEND_S
 from harness.records.slo import Slo
@@ -18,24 +18,24 @@ MAX_RATE_ERROR = 0.01
 MAX_LATE_SENDS_SHARE = 0.01
 MAX_LATENESS_P99_S = 0.010
 MAX_LITTLE_RESIDUAL = 0.05
-MAX_LOAD_RISE = 0.05  # each as a share of its own mean
-MAX_STEP_RISE = 0.10  # not of an SLO: capacity is fitted from step times, however fast they are
+MAX_LOAD_RISE = 0.05  # of their own mean
+MAX_STEP_RISE = 0.10  # of its own mean, not of an SLO: capacity is fitted from step times, however fast they are
 MAX_SESSIONS_RISE = 0.25
 MAX_TTFA_RISE = 0.10  # of the SLO
 MAX_TTFA_RISE_OF_MEAN = 0.20  # where there is no SLO
-FALSE_ALARMS = 0.02  # at most, of all tests of steadiness of one run together, if each knew its error
-POWER = 0.9  # with which a rise of twice its limit must be found, or it is not testable
-MIN_MEMORIES = 10  # in a shorter window the spread of the sessions is not known
-MIN_LENGTHS_CV2 = 0.25  # as if a server of equal requests were no clock
-MIN_ARRIVALS = 20  # whose number is judged
+FALSE_ALARMS = 0.02  # at most, over all steadiness tests of one run together, if each standard error were known
+POWER = 0.9  # of finding a rise of twice the limit; below it the gate is not testable
+MIN_MEMORIES = 10  # in a shorter window the spread of the sessions is unknown
+MIN_LENGTHS_CV2 = 0.25  # floor: a server of equal requests does not run like clockwork
+MIN_ARRIVALS = 20  # fewer are not tested for their number
 MIN_ARRIVALS_OF_TREND = 25_000  # of a random process: fewer cannot tell a rise of 10% from chance
 FARTHEST_DUE_S = 0.1
-_SIGMAS = 4  # of the number of arrivals: one run in 16,000 is beyond
+_SIGMAS = 4  # tolerance of the number of arrivals: one run in 16,000 is beyond
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One thing that was looked at. ``passed`` None: it could not be tested, or is not ``asked`` of such a load."""
+    """One check. ``passed`` None: it could not be tested, or (``asked`` False) does not apply to this kind of load."""
 
     name: str
     passed: bool | None
@@ -57,14 +57,14 @@ class Certificate:
 
     @property
     def verdict(self) -> str:
-        """In one line. VALID is the measurement, not the server: what that failed is said at once."""
+        """The verdict in one line. VALID judges the measurement, not the server; failed requests are named too."""
         if not self.valid:
             return "INVALID: " + "; ".join(gate.says for gate in self.gates if gate.passed is False)
         return f"VALID, but {self.failures}" if self.failures else "VALID"
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it is INVALID, then what could not be tested, then the notes."""
+        """Why the run is INVALID, then what could not be tested, then the notes."""
         failed = (gate.says for gate in self.gates if gate.passed is False)
         untested = (f"{gate.name}: {gate.says}" for gate in self.gates if gate.passed is None and gate.asked)
         return (*failed, *untested, *filter(None, [self.failures]), *self.notes)
@@ -72,10 +72,10 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Due:
-    """What the arrival process had in the window: ``count`` with its seed, ``expected`` in the mean of all seeds.
+    """The arrivals due in the window: ``count`` with this seed, ``expected`` on average over seeds.
 
-    ``expected`` is NaN where the test ended by the count itself. ``farthest_s``: the largest difference between the
-    time at which a request was due and that which the process gives.
+    ``expected`` is NaN where the number of requests ended the test. ``farthest_s``: the largest difference between a
+    request's due time and the time that the process generates.
     """
 
     arrivals: Arrivals
@@ -85,15 +85,16 @@ class Due:
 
     @property
     def burstiness(self) -> float:
-        """Variance of the number of arrivals / its mean: 1 for Poisson, whatever its rate does; 0 if constant."""
+        """Variance of the number of arrivals / its mean: 1 for Poisson whatever its rate does, 0 if constant."""
         return {"constant": 0.0, "gamma": self.arrivals.burstiness}.get(self.arrivals.kind, 1.0)
 
 
 @dataclass(frozen=True)
 class Trend:
-    """By how much something rose over a window, its standard error, and from where on that matters.
+    """The rise of a figure over a window, its standard error and the limit, all as shares of ``scale``.
 
-    ``scale``: the name of one unit. ``grows``: the power of the window by which the error shrinks.
+    ``scale``: the name of the unit. ``needed_s``: the shortest window in which the error is known. ``shrinks``: the
+    error falls with the window to the power of minus this.
     """
 
     name: str
@@ -101,14 +102,14 @@ class Trend:
     error: float
     limit: float
     scale: str
-    needed_s: float = 0.0  # at least, to know the error
+    needed_s: float = 0.0
     shrinks: float = 0.5
     verb: str = "rose"
 
     def judged(self, seconds: float, sigmas: float) -> Gate:
-        """Fails where it rose for certain, and by more than the limit. ``sigmas``: from how many errors on is certain.
+        """Fail where the rise exceeds the limit and ``sigmas`` standard errors.
 
-        Where a rise of twice the limit would be found less often than POWER, it is not testable.
+        Not testable where a rise of twice the limit would be found with a probability below POWER.
         """
         found = self._found(sigmas)
         if not math.isnan(self.error) and self.rise > max(self.limit, sigmas * self.error):
@@ -118,8 +119,8 @@ class Trend:
         return Gate(self.name, True, f"{self._says} (limit {self.limit:.0%})")
 
     def _found(self, sigmas: float) -> float:
-        """The smallest rise that is found with POWER."""
-        power = norm.ppf(POWER) * self.error
+        """The smallest rise that is found with probability POWER."""
+        power = ndtri(POWER) * self.error
         return max(sigmas * self.error, self.limit) + power
 
     @property
@@ -145,10 +146,11 @@ def certify(
     failures: str = "",
     notes: tuple[str, ...] = (),
 ) -> Certificate:
-    """Judge a ``metrics.summarise``. ``due`` None is a closed loop; ``unsteady`` says why steadiness is not asked for.
+    """Judge a ``metrics.summarise``.
 
-    ``failures`` are said, not judged: it is a true measurement of a server that fails requests. ``lateness_p99_s`` is
-    judged as it stands in ``summary``: NaN where it is not known. First audio may rise by a share of ``slos``.
+    ``due`` None is a closed loop. ``unsteady``: why steadiness is not required, or "". ``failures`` are named, not
+    judged: a measurement of a server that fails requests may still be true. ``lateness_p99_s`` is judged as it stands
+    in ``summary``: NaN where it is unknown. TTFA may rise by a share of its SLO in ``slos``.
     """
     gates = [_recorder(summary, submitted, recorded), _audio(summary), _timestamps(summary)]
     if due is not None:
@@ -158,7 +160,7 @@ def certify(
 
 
 def _schedule(summary: Summary, due: Due) -> Iterator[Gate]:
-    """Sends against what was due, and what was due against the process: exactly, and in its statistics."""
+    """Requests sent against those due, and those due against the process: exactly, and statistically."""
     offered, sent = summary.offered_rate_per_s, summary.achieved_rate_per_s
     says = f"{sent:.4g} requests/s were sent of {offered:.4g} due"
     apart = abs(sent - offered) > MAX_RATE_ERROR * offered
@@ -180,7 +182,7 @@ def _arrivals(requests: int, due: Due) -> Gate:
 
 
 def _punctuality(share: float, sends: int) -> Gate:
-    """One send may be late in any run: of fewer than 100, even one would be more than the share allowed."""
+    """Share of late sends. One send may be late in any run: of fewer than 100, one alone would exceed the share."""
     if math.isnan(share):
         return Gate("punctuality", None, "not testable: nothing was sent")
     late = share > MAX_LATE_SENDS_SHARE and round(share * sends) > 1
@@ -192,7 +194,7 @@ def _punctuality(share: float, sends: int) -> Gate:
 def _rate(requests: int, due: Due) -> Gate:
     burstiness = due.burstiness
     allowed = max(MAX_RATE_ERROR * due.expected, _SIGMAS * math.sqrt(burstiness * due.expected), 1.0)
-    says = f"{requests} requests were due where {due.expected:.1f} within {allowed:.1f} were to be expected"
+    says = f"{requests} requests were due; {due.expected:.1f} +- {allowed:.1f} were expected"
     if due.expected < MIN_ARRIVALS * burstiness:
         return Gate("rate", None, f"not testable: window too short, {says}")
     return Gate("rate", abs(requests - due.expected) <= allowed, says)
@@ -203,7 +205,7 @@ def _recorder(summary: Summary, submitted: int, recorded: int) -> Gate:
     if submitted != recorded:
         return Gate("records", False, f"{says}: they must be equal")
     impossible = int(summary.impossible)
-    says += f", {impossible} of them ended or spoke before they were sent" if impossible else ""
+    says += f", {impossible} of them ended or received audio before they were sent" if impossible else ""
     return Gate("records", not impossible, says)
 
 
@@ -227,7 +229,7 @@ def _steadiness(summary: Summary, due: Due | None, slos: Sequence[Slo]) -> Itera
     if due is not None and 0 < due.burstiness * MIN_ARRIVALS_OF_TREND <= summary.requests:
         trends.append(_load(summary, due))
     classes = sorted(summary.classes)
-    sigmas = float(norm.isf(FALSE_ALARMS / (len(trends) + len(classes))))
+    sigmas = -float(ndtri(FALSE_ALARMS / (len(trends) + len(classes))))
     for trend in trends:
         yield trend.judged(summary.seconds, sigmas)
     for name in classes:
@@ -235,11 +237,11 @@ def _steadiness(summary: Summary, due: Due | None, slos: Sequence[Slo]) -> Itera
 
 
 def _little(summary: Summary, due: Due | None) -> Trend:
-    """N = X R counts as it must the sessions that the ends of the window cut, by how long they are open at its end.
+    """Little's law, N = X R, with a correction for sessions that the window's ends cut.
 
-    X R of the requests that ended differs from N by the ages of those that were open at both ends, and by nothing else.
-    Where sessions do not end, these grow. Those of a burst are of one age, and the users of a closed loop may run in
-    step, so that their ages are no more certain than that of one.
+    For completed requests, X R differs from N by the ages of the sessions open at both ends, and by nothing else. Where
+    sessions do not end, their ages grow. Sessions of one burst have equal ages, and users of a closed loop may run in
+    step, so their ages together are no more certain than the age of one.
     """
     needed_s = MIN_MEMORIES * summary.memory_s
     alike = max(due.burstiness, 1.0) if due else max(summary.sessions, 1.0)
@@ -248,10 +250,11 @@ def _little(summary: Summary, due: Due | None) -> Trend:
 
 
 def _sessions(summary: Summary, due: Due | None) -> Trend:
-    """A queue at rest keeps its spread; in a window of few memories it may stray as if nothing drew it back.
+    """Whether the number of sessions rose.
 
-    Then its variance grows by (that of arrivals + that of ends) a second, and that of a line's rise is 6/5 of it all.
-    Requests end from a busy server with the dispersion of their lengths.
+    A queue in steady state keeps its spread; in a window of few relaxation times it may drift like a random walk. Then
+    its variance grows by (that of arrivals + that of ends) per second, and the variance of a fitted line's rise is 6/5
+    of the total. A busy server completes requests with the dispersion of their lengths.
     """
     seconds, burstiness = summary.sessions_rise_seconds, due.burstiness if due else 1.0
     memory_s, mean = slowest_memory_s(summary, burstiness), summary.sessions
@@ -286,7 +289,7 @@ def _first_audio(summary: Summary, name: str, slos: Sequence[Slo], sigmas: float
 
 
 def _too_short(seconds: float, needed_s: float, what: str) -> str:
-    needed = f", it would need {needed_s:.0f} s{what}" if needed_s > seconds else ", too few requests in it"
+    needed = f", it needs {needed_s:.0f} s{what}" if needed_s > seconds else ", too few requests in it"
     return f"not testable: window too short ({seconds:.0f} s{needed})"
 
 

@@ -43,7 +43,7 @@ _SLO = {True: "met", False: "violated", None: "inconclusive"}
 
 
 class LiveTable:
-    """Rows of figures over the Results so far and the streams under way; each Result is folded once."""
+    """Rows of figures over the Results so far and the streams in progress; each Result is added once."""
 
     def __init__(self):
         self._results: list | None = None
@@ -52,9 +52,9 @@ class LiveTable:
         self._folded = 0
 
     def rows(self, results: list, progress: Progress) -> list[dict]:
-        """One row a class and one for all, as the page shows them: text, empty where there is no figure yet."""
+        """One row per class and one for all, as the page's text; "" where there is no figure yet."""
         done = self._fold(results)
-        # The progress is up to a second old: what has ended since is in the Results already.
+        # Progress is up to a second old: streams that ended since then are in the Results already.
         running = [each for each in progress.running if each.request_id not in self._ended]
         running = pd.DataFrame(
             [[each.traffic_class, each.ttfa_s, each.rtf, each.stalls, each.audio_s] for each in running],
@@ -105,12 +105,12 @@ def _quantile(values: Iterable[float], quantile: float) -> str:
 
 
 def records_csv(results: list) -> str:
-    """One line a request with all its figures (see ``metrics.per_request``)."""
+    """One line per request with all its figures (see ``metrics.per_request``)."""
     return per_request(results).to_csv(index=False)
 
 
 class Live:
-    """What our own page shows of the test under way, or of the last one."""
+    """What our own page shows of the current test, or of the last one."""
 
     def __init__(self, test):
         self._test, self._table = test, LiveTable()
@@ -120,7 +120,7 @@ class Live:
         return self._table.rows(self._test.results, self._test.progress())
 
     def sample(self) -> None:
-        """Add a point to the charts, while a test runs."""
+        """Add a point to the charts while a test runs."""
         test, recorder = self._test, self._test.recorder
         if not test.running or recorder is None:
             return
@@ -158,7 +158,7 @@ class Live:
             **self.brief(),
             "load": start_line(self._test.settings),
             "window_s": self._history.window_s,
-            "columns": list(COLUMNS.items()),  # JSON objects come sorted by Flask
+            "columns": list(COLUMNS.items()),  # a list, because Flask sorts JSON objects
             "rows": self.rows(),
             "points": series,
             "gates": self._gates(),
@@ -195,14 +195,14 @@ def _file(name: str) -> str:
 
 
 def _take_time_limit(test) -> None:
-    """A time limit that the form asks for is kept by the test: it counts from when all can send."""
-    from locust.util.timespan import parse_timespan  # here: to import Locust patches the sockets of the process
+    """Take over the form's time limit, so that it counts from when all processes can send."""
+    from locust.util.timespan import parse_timespan  # here: importing Locust patches the process's sockets
 
     run_time = request.form.get("run_time", "")
     try:
         test.keep_time(parse_timespan(run_time) if run_time else None)
     except ValueError:
-        return  # for Locust to refuse
+        return  # Locust rejects it
     request.form = ImmutableMultiDict([each for each in request.form.items(multi=True) if each[0] != "run_time"])
 
 

@@ -1,4 +1,4 @@
-"""This host's NVIDIA GPUs as their driver tells of them (NVML): what they are, and their load now."""
+"""This host's NVIDIA GPUs as reported by their driver (NVML): identity and current load."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pynvml
 
 from harness.records.schema import GpuSample
 
-CONTROL_FILE = "/dev/nvidiactl"  # there wherever a driver is loaded
+CONTROL_FILE = "/dev/nvidiactl"  # exists where a driver is loaded
 Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU; ``index`` is its place among those of the driver, as ``nvidia-smi`` counts them."""
+    """One GPU; ``index`` is the driver's, as in ``nvidia-smi``."""
 
     index: int
     name: str
@@ -34,7 +34,7 @@ class DriverError(Exception):
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs of this host, none where it has no driver. Raises DriverError where it has one that does not answer."""
+    """The GPUs of this host; empty without a driver. Raises DriverError if the driver does not answer."""
     try:
         _open()
         version = pynvml.nvmlSystemGetDriverVersion()
@@ -46,14 +46,14 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def present() -> tuple[Gpu, ...]:
-    """``gpus``, none also where their driver does not answer: for records that go on without."""
+    """``gpus``, but empty if the driver does not answer: for records that can do without."""
     with contextlib.suppress(DriverError):
         return gpus()
     return ()
 
 
 def visible() -> tuple[Gpu, ...]:
-    """The GPUs that processes started here may use, in the order in which CUDA counts them (CUDA_VISIBLE_DEVICES)."""
+    """The GPUs that processes started here may use, in CUDA's order (CUDA_VISIBLE_DEVICES)."""
     found, allowed = present(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
         return found
@@ -61,13 +61,13 @@ def visible() -> tuple[Gpu, ...]:
     for part in filter(None, (part.strip() for part in allowed.split(","))):
         match = [gpu for gpu in found if part == str(gpu.index) or gpu.uuid.startswith(part)]
         if len(match) != 1:
-            break  # CUDA takes none from the first that it does not know
+            break  # CUDA ignores everything from the first unknown entry on
         chosen += match
     return tuple(chosen)
 
 
 def load() -> tuple[GpuSample, ...]:
-    """What every GPU of this host does now; None for what one does not tell (a GPU in parts, say)."""
+    """The load of every GPU of this host; None for values that a GPU does not report (such as a MIG instance)."""
     try:
         _open()
         return tuple(_sample(index) for index in range(pynvml.nvmlDeviceGetCount()))
@@ -77,7 +77,7 @@ def load() -> tuple[GpuSample, ...]:
 
 @lru_cache
 def _open() -> None:
-    """Once for the process, and left open: on a host of many GPUs it takes a tenth of a second."""
+    """Initialise NVML once per process and leave it open: on a host with many GPUs it takes a tenth of a second."""
     pynvml.nvmlInit()
 
 

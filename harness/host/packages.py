@@ -1,4 +1,4 @@
-"""Which packages the harness asks for, and whether a search path holds them in a version that it can use."""
+"""The packages that the harness requires, and whether a search path has usable versions of them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NAME = "speech-capacity-harness"
 
 @dataclass(frozen=True)
 class Found:
-    """A package on a search path: its version, and the folder that it lies in."""
+    """A package on a search path: its version, and its folder."""
 
     version: str
     folder: Path
 
 
 def required() -> list[Requirement]:
-    """What the harness cannot be without, as its pyproject.toml says, or the installed package; empty: neither does."""
+    """Required packages, from pyproject.toml or the installed package's metadata; empty if there is neither."""
     if CHECKOUT:
         asked = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["dependencies"]
     else:
@@ -42,16 +42,16 @@ def _installed_requirements() -> list[str]:
 
 
 def find(name: str, search: Iterable[str] | None = None) -> Found | None:
-    """The package that an import would take from these folders; None = this interpreter's own search path."""
+    """The package that an import would find in these folders; None = this interpreter's own search path."""
     given: dict[str, Any] = {} if search is None else {"path": list(search)}
     for found in metadata.Distribution.discover(name=name, **given):
-        if found.version:  # a folder that a broken removal left behind has none
+        if found.version:  # a folder left by a failed removal has none
             return Found(found.version, Path(str(found.locate_file(""))))
     return None
 
 
 def shortfall(requirement: Requirement, found: Found | None) -> str:
-    """Why a package does not do: "" where it does."""
+    """Why a package does not meet a requirement; "" if it does."""
     if found is None:
         return f"{requirement.name} is not installed"
     if requirement.specifier.contains(found.version, prereleases=True):

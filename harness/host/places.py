@@ -1,7 +1,7 @@
-"""Where things are: the code that runs, the models and scenarios that go with it, and the folder that it may write in.
+"""Locations: the running code, the models and scenarios that belong to it, and the folder for output.
 
-A checkout keeps all of them in its top folder. An installed harness has the models and scenarios inside its package,
-and writes below the folder in which it was started.
+A checkout has all of them in its top folder. An installed harness has the models and scenarios inside its package,
+and writes below the current folder.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
-CODE = PACKAGE.parent  # what has to be on a search path for this harness to be imported
+CODE = PACKAGE.parent  # must be on the search path to import this harness
 
 
 def checkout_of(code: Path) -> Path | None:
-    """The checkout whose code lies in this folder; None for a folder of installed packages."""
+    """The checkout whose code is in this folder; None for a folder of installed packages."""
     parts = (code / "pyproject.toml", code / "model_repository", code / "scenarios")
     return code if all(part.exists() for part in parts) else None
 
@@ -26,14 +26,14 @@ SCENARIOS = (CHECKOUT or PACKAGE) / "scenarios"
 
 
 def plan_file(given: Path) -> Path:
-    """The file of a plan: the path that was given or, where no file is there, the one of this name in SCENARIOS."""
+    """The file of a plan: the given path or, if there is none, the file of this name in SCENARIOS."""
     beside = SCENARIOS / f"{bare_name(given, '.yaml')}.yaml"
     bare = len(Path(given).parts) == 1 and not Path(given).is_file()
     return beside if bare and beside.is_file() else Path(given)
 
 
 def plan_name(file: Path) -> str:
-    """How a record names a plan: from the top of a checkout, or by the bare name under which it was installed."""
+    """The name of a plan in records: relative to a checkout, or the bare name under which it was installed."""
     if CHECKOUT:
         return os.path.relpath(file, CHECKOUT)
     file = Path(file).resolve()
@@ -41,22 +41,22 @@ def plan_name(file: Path) -> str:
 
 
 def plan_of_name(name: str) -> Path:
-    """The file that ``plan_name`` named."""
+    """The file with this ``plan_name``."""
     return plan_file(Path(name)) if CHECKOUT is None else CHECKOUT / name
 
 
 def scenario_files() -> dict[str, Path]:
-    """Scenarios, plans, mixes and scripts that come with the harness, by their path below SCENARIOS."""
+    """Scenarios, plans, mixes and scripts that come with the harness, by path relative to SCENARIOS."""
     files = (path for path in SCENARIOS.rglob("*") if path.suffix in (".py", ".yaml", ".txt"))
     return {str(path.relative_to(SCENARIOS)): path for path in sorted(files)}
 
 
 def bare_name(file: Path | str, *endings: str) -> str:
-    """A file's name without one of these endings. Any other dot stays: the last part of h100-1.5b is no ending."""
+    """A file's name without one of these endings. Any other dot stays: ".5b" in h100-1.5b is not an ending."""
     path = Path(file)
     return path.stem if path.suffix in endings else path.name
 
 
 def preset_name(preset: str) -> str:
-    """The label of a preset: its own name ("1.5b"), or that of its .json file without the ending."""
+    """The label of a preset: its own name ("1.5b"), or its .json file's without the ending."""
     return bare_name(preset, ".json") if preset.endswith(".json") else preset

@@ -1,7 +1,7 @@
 """Child processes that cannot outlive their parent.
 
 Run as a module it is the launcher itself: it ties its life to its parent's, sets its niceness and becomes the command.
-A launcher rather than ``preexec_fn``, because a fork of a process with gRPC threads is unsafe.
+A launcher is used rather than ``preexec_fn`` because forking a process with gRPC threads is unsafe.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def spawn(
     environment: Mapping[str, str] | None = None,
     reaps: bool = True,
 ) -> subprocess.Popen:
-    """Start a command in a process group of its own, its output in a log file; it gets SIGTERM when we die.
+    """Start a command in its own process group, with its output in a log file; it gets SIGTERM when we die.
 
-    ``reaps`` False: it does not wait for children that end, so the kernel takes them away. They inherit that: see
+    ``reaps`` False: the command does not wait for its children, so that the kernel reaps them. They inherit that: see
     ``reap_children``.
     """
     launcher = [sys.executable, str(Path(__file__).resolve()), str(os.getpid()), str(niceness), str(int(reaps))]
@@ -46,10 +46,10 @@ def spawn(
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[Callable[[], bool]]:
-    """Hold back Ctrl-C and SIGTERM: what they would break off is done whole first. Gives whether one came.
+    """Delay Ctrl-C and SIGTERM until the block has finished. Yields a function that tells whether one arrived.
 
-    One that came is raised as KeyboardInterrupt at the end. In a call of gRPC it could make the process wait for ever,
-    in a clean-up it would leave the rest lying. Signals that are ignored stay so; only a main thread gets any.
+    One that arrived is raised as KeyboardInterrupt at the end. During a gRPC call it could hang the process, and during
+    clean-up it would leave the rest undone. Ignored signals stay ignored; only the main thread receives any.
     """
     came: list[int] = []
     held = {}
@@ -68,9 +68,9 @@ def signals_held() -> Iterator[Callable[[], bool]]:
 
 
 def hide_argument(pid: int, text: str) -> bool:
-    """Overwrite a word in the arguments of a child that has read them, as every user of the host can too.
+    """Overwrite a word in the arguments of a child that has parsed them, since every user of the host can read them.
 
-    Returns whether it is not there any more; where the system forbids it, it stays.
+    Returns whether it is gone; where the system forbids the change, it stays.
     """
     word = text.encode()
     try:
@@ -88,7 +88,7 @@ def hide_argument(pid: int, text: str) -> bool:
 
 
 def end_group(process: subprocess.Popen, grace_s: float) -> None:
-    """Ask a spawned process to end, wait for it, then kill whatever is left of its group. Safe to call twice."""
+    """Ask a spawned process to end, wait for it, then kill what is left of its group. Safe to call twice."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -99,18 +99,18 @@ def end_group(process: subprocess.Popen, grace_s: float) -> None:
 
 
 def reap_children() -> None:
-    """Let this process learn how its children end, whatever it inherited."""
+    """Restore this process's ability to wait for its children, whatever it inherited."""
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _launch(parent: int, niceness: int, reaps: bool, command: list[str]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before we asked to be told
+    if os.getppid() != parent:  # the parent died before we asked to be notified
         sys.exit(1)
     if not reaps:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    os.umask(0o077)  # what it writes and shares is its user's alone
+    os.umask(0o077)  # files and shared memory for this user only
     if niceness:
         os.nice(niceness)
         _nice_session(niceness)
@@ -118,7 +118,7 @@ def _launch(parent: int, niceness: int, reaps: bool, command: list[str]) -> None
 
 
 def _nice_session(niceness: int) -> None:
-    """Where the kernel groups tasks by session, a nice value counts within the group only: set the group's too."""
+    """Set the session group's nice value too: where the kernel groups tasks by session, only that counts outside it."""
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
         group.write(str(niceness))
 

@@ -1,4 +1,4 @@
-"""What figures were made with: this code, its packages, this host."""
+"""What figures were produced with: this code, its packages, this host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PACKAGES = (*_SERVER_PACKAGES, "tritonclient", "locust", "pandas", "scipy", "gr
 
 
 def host_facts() -> dict:
-    """What figures were measured on: processor, cores, memory, kernel; GPUs with driver and memory, a line for each."""
+    """Facts of the host: processor, cores, memory, kernel; GPUs with driver and memory, one line each."""
     gpus = (f"{gpu.name}, driver {gpu.driver}, {gpu.memory_bytes >> 20} MiB" for gpu in nvml.present())
     return {
         "cpu": _cpu_model(),
@@ -33,7 +33,7 @@ def host_facts() -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide a figure."""
+    """Versions of the packages that affect figures."""
     known = {}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -42,10 +42,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this checkout, "-dirty" where files differ from it; "" where it is none.
+    """The commit of this checkout, with "-dirty" if files differ from it; "" if unknown.
 
-    Of an installed harness: the commit that it was built from, where that is known, and its version. Of files that were
-    taken out of a checkout: the commit that is noted beside them.
+    For an installed harness: the commit that it was built from, if known, and its version. For an exported tree: the
+    commit noted beside it.
     """
     noted = PACKAGE / "commit.txt"
     if CHECKOUT is None or noted.is_file():
@@ -66,7 +66,7 @@ def _built_from(noted: Path) -> str:
 
 
 def code_digest() -> str:
-    """A fingerprint of the package's sources: equal wherever the same code runs, whatever its commit is called."""
+    """A fingerprint of the package's sources: equal wherever the same code runs, whatever its commit."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())

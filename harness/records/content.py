@@ -14,21 +14,21 @@ Record = TypeVar("Record")
 _ABSENT, _KEY = "absent", "key"
 
 Figure = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""A number that is NaN where it is not known, which JSON holds as null."""
+"""A number that is NaN where unknown, stored as null in JSON."""
 
 
 def absent(default: Any, key: str | None = None) -> Any:
-    """A field that content does not name while it stands at its default; ``key``: as for ``stored_as``."""
+    """A field that is left out of the content while it has its default value; ``key``: as for ``stored_as``."""
     return dataclasses.field(default=default, metadata={_ABSENT: True} | ({_KEY: key} if key else {}))
 
 
 def stored_as(key: str, default: Any = dataclasses.MISSING) -> Any:
-    """A field that content holds under another name; give it ``Annotated[…, Field(validation_alias=key)]``, too."""
+    """A field stored under another name; also annotate it with ``Annotated[…, Field(validation_alias=key)]``."""
     return dataclasses.field(default=default, metadata={_KEY: key})
 
 
 def read(kind: type[Record], content: Mapping[str, Any]) -> Record:
-    """A record from its content. Raises ValueError, naming each field that is missing or of another type."""
+    """Build a record from its content. Raises ValueError, naming each field that is missing or of a wrong type."""
     return _adapter(kind).validate_python(content)
 
 

@@ -1,7 +1,7 @@
 """The content of fit.json: what was fitted to the ladders of a run, deployment by deployment.
 
-The records hold numbers and say nothing of how to compute with them: ``capacity.models`` does. A field with a default
-is newer than some stored files; the default is what those mean. Nothing that is stored is ever written again.
+The records hold numbers; ``capacity.models`` computes with them. A field with a default is newer than some stored
+files; the default is the value that those imply. Stored files are never rewritten.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ SCHEMA = 1
 
 Part = TypeVar("Part")
 Interval = tuple[float | None, float | None]
-"""The lower and the upper bound; None where nothing is known on that side."""
+"""The lower and the upper bound; None where that side is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unfitted:
     """A part that could not be fitted, and why."""
 
-    # Without it, a damaged record of a fitted part would be taken for one of these.
+    # otherwise a damaged record of a fitted part would be read as one of these
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     inconclusive: str
 
 
 def fitted(part: Part | Unfitted) -> Part:
-    """A part that was fitted. Raises InconclusiveError, with the reason, for one that was not."""
+    """A fitted part. Raises InconclusiveError, with the reason, for an unfitted one."""
     if isinstance(part, Unfitted):
         raise InconclusiveError(part.inconclusive)
     return part
@@ -41,7 +41,7 @@ def fitted(part: Part | Unfitted) -> Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPoint:
-    """A rung: its sessions, and seconds of a frame step with their band."""
+    """A rung: its sessions, and its frame step in seconds with an interval."""
 
     sessions: float
     step_s: float
@@ -51,9 +51,9 @@ class StepPoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FittedStep:
-    """Seconds of a frame step: see ``capacity.models.steps``. The line is fitted also where ``kind`` is piecewise.
+    """Seconds of a frame step: see ``capacity.models.steps``. The line is fitted also if ``kind`` is piecewise.
 
-    ``draws`` [d][values]: equally likely alternatives. A prediction holds no ``points``.
+    ``draws`` [d][values]: equally likely alternatives. A prediction stores no ``points``.
     """
 
     intercept_s: float
@@ -71,7 +71,7 @@ class FittedStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FittedSample:
-    """``count`` requests, worth ``independent`` ones; their values by probability."""
+    """``count`` requests, equivalent to ``independent`` independent ones; their values by probability."""
 
     count: int
     independent: float
@@ -80,14 +80,14 @@ class FittedSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FittedSpread(FittedSample):
-    """Of all requests together, and of each class with enough of them."""
+    """The samples of all requests together, and of each class with enough of them."""
 
     classes: dict[str, FittedSample]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartPoint:
-    """Requests that were sent with so many sessions in progress: how many, their mean step and first audio."""
+    """Requests sent with the same number of sessions in progress: count, mean step and mean TTFA."""
 
     sessions: float
     step_s: float
@@ -118,7 +118,7 @@ class FittedRtf:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StallLevel:
-    """The longest stalls, in seconds, of requests with about this mean step."""
+    """The longest stalls, in seconds, of requests with about the same mean step."""
 
     step_s: float
     count: int
@@ -172,7 +172,7 @@ class UnfittedStage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FittedScaling:
-    """Universal Scalability Law: see ``capacity.models.scaling``. ``peak_sessions``: None where it never falls."""
+    """Universal Scalability Law: see ``capacity.models.scaling``. ``peak_sessions``: None if throughput never falls."""
 
     gamma: float
     sigma: float
@@ -198,18 +198,18 @@ class FittedKv:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExcludedTrial:
-    """A trial, or rungs of it, that no fit was made from, and why."""
+    """A trial, or rungs of it, excluded from every fit, and why."""
 
     trial_id: str
     reasons: tuple[str, ...]
 
 
-_IN_ORDER = Field(union_mode="left_to_right")  # a part is an unfitted one only where it is no fitted one
+_IN_ORDER = Field(union_mode="left_to_right")  # a part is only read as unfitted if it cannot be read as fitted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FittedModel:
-    """All that a device is simulated from; a prediction holds it as ``model``."""
+    """Everything needed to simulate a device; a prediction stores it as ``model``."""
 
     step_time: Annotated[FittedStep | Unfitted, _IN_ORDER]
     first_audio: Annotated[FittedFirstAudio | Unfitted, _IN_ORDER]
@@ -218,7 +218,7 @@ class FittedModel:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> FittedModel:
-        """From its content. Raises ValueError."""
+        """Build it from its content. Raises ValueError."""
         return read(cls, content)
 
     def to_dict(self) -> dict[str, Any]:
@@ -227,10 +227,10 @@ class FittedModel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FittedDeployment:
-    """One deployment: the physics of its ladders, and the rate that one device carries.
+    """One deployment: the physics of its ladders, and the rate that one device sustains.
 
-    ``max_rate_per_s``: of requests, with every SLO met; None where ``inconclusive`` says why it is not known.
-    ``stalls``: by class, "" for all together. ``kv``: None where the room for KV caches is not known.
+    ``max_rate_per_s``: requests/s with every SLO met; None if unknown, for the reason in ``inconclusive``.
+    ``stalls``: by class, "" for all together. ``kv``: None if the room for KV caches is unknown.
     """
 
     deployment: dict[str, Any]
@@ -249,23 +249,23 @@ class FittedDeployment:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> FittedDeployment:
-        """From its content. Raises ValueError."""
+        """Build it from its content. Raises ValueError."""
         return read(cls, content)
 
     def to_dict(self) -> dict[str, Any]:
         return content_of(self)
 
     def rate(self) -> float:
-        """Requests a second; 0 where none is known."""
+        """Requests/s; 0 if unknown."""
         return self.max_rate_per_s or 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fit:
-    """fit.json. ``best``: the number of the deployment with the highest rate; None where no rate is above 0.
+    """fit.json. ``best``: the number of the deployment with the highest rate; None if no rate is above 0.
 
-    ``extrapolation``: rates were looked for up to this multiple of the most sessions measured. ``confidence``: of the
-    intervals of rates. ``traffic_seed``: with it a plan simulates the same sessions again.
+    ``extrapolation``: rates were searched up to this multiple of the most sessions measured. ``confidence``: of the
+    intervals of rates. ``traffic_seed``: lets a plan simulate the same sessions again.
     """
 
     schema: int = SCHEMA
@@ -280,7 +280,7 @@ class Fit:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Fit:
-        """From the content of a fit.json. Raises ValueError."""
+        """Build it from the content of a fit.json. Raises ValueError."""
         return read(cls, content)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The load of a trial as it is stored with it: what was sent, in numbers. Trial ids are made from its content."""
+"""The load of a trial as stored with it. Trial ids are derived from its content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.records.content import absent, content_of, read
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TraceRecord:
-    """The file of a trace: ``arrivals`` of them over ``seconds``; ``repeat``: from its start again at its end."""
+    """The file of a trace: its number of arrivals over ``seconds``; ``repeat``: it starts again at its end."""
 
     file: str
     sha256: str
@@ -29,10 +29,10 @@ class TraceRecord:
 class TrialLoad:
     """A concurrency ladder, whose ``sessions`` were held in turn, or an open loop of ``arrivals``.
 
-    ``rate_per_s``: requests per second, None where there is no one rate. ``stages``: of arrivals whose rate changes,
-    (seconds, rate, rate at the end) each. ``precision``: a rung ended early where its rate was known so well.
-    ``seconds``: the most that a rung was held, or the length of an open loop. ``seed``: of lengths, scripts and
-    arrivals. ``chunk_frames``, ``diffusion_steps``: what every request asked for; None leaves it to the mix.
+    ``rate_per_s``: requests per second, None where there is no single rate. ``stages``: (seconds, rate, rate at the
+    end) of each stage of arrivals whose rate changes. ``precision``: a rung ended early once its rate was known this
+    precisely. ``seconds``: the maximum length of a rung, or the length of an open loop. ``seed``: of lengths, scripts
+    and arrivals. ``chunk_frames``, ``diffusion_steps``: set in every request; None leaves them to the mix.
     """
 
     loop: Literal["closed", "open"]
@@ -50,7 +50,7 @@ class TrialLoad:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> TrialLoad:
-        """From its content. Raises ValueError."""
+        """Read its content. Raises ValueError."""
         return read(cls, content)
 
     def to_dict(self) -> dict[str, Any]:

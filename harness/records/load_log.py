@@ -1,7 +1,7 @@
-"""How Results travel: as plain msgpack values, between processes and in the records file of a load test.
+"""Results as plain msgpack values, for transfer between processes and for the records file of a load test.
 
 ``records.msgpack`` is a sequence of msgpack pairs ``[kind, value]``: first one ``run``, then ``result`` and ``rung``
-as they happen, at last one ``end``. A file without ``end`` is of a test that was killed; what it holds is whole.
+as they happen, finally one ``end``. A file without ``end`` is from a test that was killed; its other pairs are valid.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def request_from_plain(plain: dict) -> Request:
 
 
 def result_to_plain(result: Result) -> dict:
-    """The Result as msgpack can hold it: each column of its chunks is the bytes of little-endian int64."""
+    """The Result in types that msgpack supports: each column of its chunks is the bytes of little-endian int64."""
     plain = {name: getattr(result, name) for name in _RESULT_FIELDS}
     plain["outcome"] = str(result.outcome)
     plain["chunks"] = [getattr(result.chunks, name).astype("<i8").tobytes() for name in _CHUNK_FIELDS]
@@ -52,16 +52,16 @@ def result_from_plain(plain: dict) -> Result:
 
 
 def mixture(results: Sequence[Result]) -> tuple[str, ...]:
-    """Why a test is INVALID some of whose answers were emulated: measured times and others make no figure together."""
+    """Why a test with both emulated and computed results is INVALID: their times cannot be combined."""
     answered = [result.emulated for result in results if len(result.chunks)]
     if len(set(answered)) < 2:
         return ()
-    return (f"{sum(answered)} of {len(answered)} answers were emulated and the others computed",)
+    return (f"{sum(answered)} of {len(answered)} responses were emulated and the others computed",)
 
 
 @dataclass
 class Records:
-    """One load test as read back. ``run`` says how it was asked for, ``end`` how it went (None if it was killed)."""
+    """One load test as read back. ``run``: its settings; ``end``: its outcome (None if it was killed)."""
 
     run: TestRun
     results: list[Result] = field(default_factory=list)
@@ -70,22 +70,22 @@ class Records:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises StoreError where records cannot be written to ``folder``, as far as that can be known before."""
+    """Raise StoreError where records cannot be written to ``folder``, as far as that can be checked in advance."""
     try:
         if folder.is_dir() and any(folder.iterdir()):
             holds = "the records of an earlier test" if (folder / FILE_NAME).exists() else "other files"
             raise StoreError(f"{folder} holds {holds}: give --records a new folder")
         nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    except OSError as error:  # a name too long, a folder that may not be looked into
+    except OSError as error:  # name too long, or no permission to look into a folder
         raise StoreError(f"cannot write records to {folder}: {error.strerror}") from error
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise StoreError(f"cannot write records to {folder}: {nearest} is no folder that may be written to")
+        raise StoreError(f"cannot write records to {folder}: {nearest} is not a writable folder")
 
 
 class RecordsWriter:
-    """Appends to ``records.msgpack`` in a folder; no pair waits in a buffer, so a kill loses at most a torn last one.
+    """Appends to ``records.msgpack`` in a folder, unbuffered: a kill loses at most an incomplete last pair.
 
-    A pair that cannot be written raises StoreError and leaves the file as it was before.
+    A pair that cannot be written raises StoreError and leaves the file unchanged.
     """
 
     def __init__(self, folder: Path, run: TestRun):
@@ -104,7 +104,7 @@ class RecordsWriter:
             raise
 
     def discard(self) -> None:
-        """Take back what was begun: the file, and its folder where there is nothing else in it."""
+        """Remove the created file, and its folder if that is empty."""
         self._file.close()
         self.path.unlink()
         with contextlib.suppress(OSError):
@@ -123,18 +123,18 @@ class RecordsWriter:
     def _append(self, kind: str, value: dict) -> None:
         begin, rest = self._file.tell(), memoryview(msgpack.packb([kind, value]))
         try:
-            while rest:  # a disk that fills takes a part
+            while rest:  # a disk that fills up accepts a part
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             self._file.seek(begin)
-            self._file.truncate()  # behind a torn pair nothing could be read
+            self._file.truncate()  # after an incomplete pair nothing could be read
             raise StoreError(f"cannot write to {self.path}: {error.strerror}") from error
 
 
 def read_records(folder: Path) -> Records:
-    """The records of one load test. A torn last pair is left out.
+    """The records of one load test, without an incomplete last pair.
 
-    Raises StoreError where there is no records file, it is damaged, or of a newer schema.
+    Raises StoreError where there is no records file, or it is damaged or of a newer schema.
     """
     path = Path(folder) / FILE_NAME
     try:
@@ -154,7 +154,7 @@ def _collect(pairs, path: Path) -> Records:
     for kind, value in pairs:
         if records is None:
             if kind != "run" or value["schema"] > SCHEMA:
-                raise StoreError(f"{path} was written by a newer version of the harness, or is no records file")
+                raise StoreError(f"{path} was written by a newer version of the harness, or is not a records file")
             records = Records(run=TestRun.of(value))
         elif kind == "result":
             records.results.append(result_from_plain(value))

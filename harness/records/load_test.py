@@ -1,6 +1,6 @@
-"""What the process of a load test says of it: what was asked for, the rungs that it held, and how it ended.
+"""The settings of a load test, the rungs that it held, and its outcome, as its process records them.
 
-These travel to whoever started it in records.msgpack, and stand in the manifest.json beside that.
+They are stored in records.msgpack, for the process that started the test, and in the manifest.json beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.records.summary import Summary
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassRecord:
-    """A traffic class of a mix; ``speakers``: the lowest and the highest number of them."""
+    """A traffic class of a mix; ``speakers``: their lowest and highest number."""
 
     share: float
     mean_audio_s: float
@@ -39,10 +39,10 @@ class UserRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AskedLoad:
-    """What was asked for: processes with the same one send shares of one load.
+    """The settings of a load test. Processes with equal settings send shares of the same load.
 
-    ``arrivals`` None is a closed loop. ``sessions``: the rungs of a ladder. ``steady``: sessions that begin in
-    mid-session. ``iterations``: requests after which the test ends.
+    ``arrivals`` None is a closed loop. ``sessions``: the rungs of a ladder. ``steady``: sessions that start
+    in progress. ``iterations``: requests after which the test ends.
     """
 
     loop: Literal["closed", "open"]
@@ -68,7 +68,7 @@ class AskedLoad:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> AskedLoad:
-        """From its content. Raises ValueError."""
+        """Read its content. Raises ValueError."""
         return read(cls, content)
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,9 +77,9 @@ class AskedLoad:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TestRun:
-    """A test and its target. ``target``: as ``Target.record`` has it; ``run_s``: the time limit, None without one."""
+    """A test and its target. ``target``: from ``Target.record``; ``run_s``: the time limit, None without one."""
 
-    __test__ = False  # no test of pytest
+    __test__ = False  # not a test of pytest
 
     url: str
     target: dict[str, Any]
@@ -88,7 +88,7 @@ class TestRun:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> TestRun:
-        """From its content, in which what was asked for stands beside the rest. Raises ValueError."""
+        """Read its content, which holds the settings at the same level as the rest. Raises ValueError."""
         return read(cls, {**content, "asked": AskedLoad.of(content)})
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class HeldRung:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> HeldRung:
-        """From its content. Raises ValueError."""
+        """Read its content. Raises ValueError."""
         return read(cls, content)
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class HeldRung:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerRequests:
-    """The requests to one server, and what the connections to it went through."""
+    """Requests to one server, and statistics of the connections to it."""
 
     address: str
     requests: int
@@ -149,9 +149,9 @@ class DriftRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TestEnd:
-    """How a test went over [start_ns, end_ns).
+    """The outcome of a test over [start_ns, end_ns).
 
-    ``gates``: name, passed and what it says. ``slos``: in words, met, and the measured quantile. ``machine``: None
+    ``gates``: name, passed and explanation. ``slos``: text, met, and the measured quantile. ``machine``: None
     where the host was not sampled; content holds that as an empty object.
     """
 
@@ -180,7 +180,7 @@ class TestEnd:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> TestEnd:
-        """From its content. Raises ValueError."""
+        """Read its content. Raises ValueError."""
         return read(cls, content)
 
     def to_dict(self) -> dict[str, Any]:

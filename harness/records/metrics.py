@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau
 
 from harness import wire
 from harness.records import steadiness
@@ -25,17 +24,17 @@ LATE_SEND_S = 0.005
 WARM_UP_PARTS = 200
 QUANTILES = (0.50, 0.95, 0.99)
 _SCALARS = tuple(each.name for each in dataclasses.fields(Result) if each.name != "chunks")
-# Stall arithmetic runs in thirds of a nanosecond, in which a sample of 24 kHz audio is a whole number:
-# in floating point a stream that is exactly on time would stall by rounding.
+# Stalls are computed in thirds of a nanosecond, in which a sample of 24 kHz audio is a whole number: in floating point
+# a stream that is exactly on time would stall by rounding.
 _THIRDS_PER_SAMPLE = 3 * 1_000_000_000 // wire.SAMPLE_RATE_HZ
 _THIRDS_PER_S = 3 * NS_PER_S
 _ALWAYS = (np.iinfo(np.int64).min, np.iinfo(np.int64).max)
 
 
 def per_request(results: Sequence[Result], start_ns: int = _ALWAYS[0], end_ns: int = _ALWAYS[1]) -> pd.DataFrame:
-    """One row a result: its scalar fields, and what its timestamps subtract to; NaN where it cannot be.
+    """One row per result: its scalar fields, and differences of its timestamps; NaN where undefined.
 
-    With a window only its chunks are counted: ``chunks``, ``samples``, ``audio_s``, ``rtf``, stalls and lateness are
+    With a window, only its chunks count: ``chunks``, ``samples``, ``audio_s``, ``rtf``, stalls and lateness are
     those of [start_ns, end_ns), and a request that ends later is unfinished; the playback clock still starts with the
     stream. ``sent_ns`` 0 is a request that was never sent. The columns of received times are nullable integers.
     """
@@ -86,8 +85,8 @@ def _rtf(received_ns: np.ndarray, samples: np.ndarray) -> float:
 def _stalls(result: Result, inside: slice, end_ns: int) -> dict:
     """Longest, total and number of stalls within the window, for each start buffer; without one, those above 50 ms.
 
-    A chunk's lead is its arrival less the audio before it. Playback is late by the running maximum of the leads and
-    the start buffer; each rise of that maximum is a stall. A stream that ended early waits until its end.
+    A chunk's lead is its arrival minus the duration of the audio before it. Playback is late by the running maximum of
+    the leads and the start buffer; each rise of that maximum is a stall. A stream that ended early waits until its end.
     """
     samples, received = result.chunks.samples[: inside.stop], result.chunks.received_ns[: inside.stop]
     if not len(samples):
@@ -124,10 +123,10 @@ def sessions_in_window(results: Sequence[Result], start_ns: int, end_ns: int) ->
 
 
 def summarise(results: Sequence[Result], start_ns: int, end_ns: int, slos: Sequence[Slo] = ()) -> Summary:
-    """Every metric of [start_ns, end_ns), as plain floats; NaN where it cannot be.
+    """Every metric of [start_ns, end_ns), as plain floats; NaN where undefined.
 
-    Requests *due* in the window count for rates, outcomes and TTFA; streams that were *served* in it, whenever they
-    began, for RTF and continuity; chunks *received* in it for throughput and lateness.
+    Requests *due* in the window count for rates, outcomes and TTFA; streams *served* in it, whenever they started, for
+    RTF and continuity; chunks *received* in it for throughput and lateness.
     """
     seconds = (end_ns - start_ns) / NS_PER_S
     served = [result for result in results if _is_of_window(result, start_ns, end_ns)]
@@ -176,7 +175,7 @@ def _requests_summary(due: pd.DataFrame, served: pd.DataFrame) -> dict[str, floa
 
 
 def begun(requests: pd.DataFrame) -> pd.DataFrame:
-    """Requests that began: a session that was found in progress (``start_frame``) had its first audio long before."""
+    """Requests without sessions found in progress (``start_frame``), whose first audio was long before."""
     return requests[requests["start_frame"] == 0]
 
 
@@ -196,7 +195,7 @@ def _rates(due: pd.DataFrame, seconds: float) -> dict[str, float]:
 
 
 def _goodput_per_s(results: Sequence[Result], start_ns: int, end_ns: int, slos: Sequence[Slo]) -> float:
-    """Of requests that ended whole in the window, whenever they began: each is judged by the whole of its stream."""
+    """Goodput of requests completed in the window, whenever they started: each is judged by its whole stream."""
     whole = [each for each in results if each.outcome == Outcome.DONE and start_ns <= each.ended_ns < end_ns]
     if not slos:
         return len(whole) / ((end_ns - start_ns) / NS_PER_S)
@@ -241,7 +240,7 @@ def _is_impossible(result: Result) -> bool:
 
 
 def _first_audio(due: pd.DataFrame, start_ns: int, end_ns: int, memory_s: float) -> dict[str, float]:
-    """How first audio went over the window. A request that still waits at its end has waited that long at least."""
+    """TTFA over the window. A request still waiting at its end counts with its wait so far."""
     due = begun(due)
     waited_s = (due["ended_ns"].clip(upper=end_ns) - due["due_ns"]) / NS_PER_S
     waits = (due["outcome"] == str(Outcome.UNFINISHED)) & (due["sent_ns"] > 0)
@@ -258,6 +257,8 @@ def _first_audio(due: pd.DataFrame, start_ns: int, end_ns: int, memory_s: float)
 
 def rising_p_value(values: Sequence[float] | np.ndarray) -> float:
     """p-value of the Mann-Kendall test that ``values`` rise with their order; NaN for fewer than 8, 1 if equal."""
+    from scipy.stats import kendalltau  # a second of CPU, and needed at the end only
+
     values = np.asarray(values, dtype=float)
     if len(values) < MIN_PARTS:
         return math.nan
@@ -276,9 +277,9 @@ def warm_up_end(values: Sequence[float] | np.ndarray) -> int:
 
 
 def settled_ns(results: Sequence[Result], start_ns: int, end_ns: int) -> int:
-    """When the number of sessions has settled: the end of its warm-up by MSER-5, which looks at no time to first audio.
+    """When the number of sessions has settled: the end of its warm-up by MSER-5, independent of times to first audio.
 
-    ``start_ns`` where the window is shorter than 8 times what the sessions remember: there it cannot be told.
+    ``start_ns`` if the window is shorter than 8 memories of the number of sessions, too short to tell.
     """
     served = [result for result in results if _is_of_window(result, start_ns, end_ns)]
     memory_s = steadiness.OpenSessions(served, start_ns, end_ns).memory_s
@@ -299,7 +300,7 @@ def steps_in_parts(results: Sequence[Result], start_ns: int, end_ns: int, parts:
 
 
 def _chunk_columns(results: Sequence[Result], start_ns: int, end_ns: int) -> dict[str, np.ndarray]:
-    """The chunks received in the window, of all results one after another."""
+    """The chunks received in the window, of all results concatenated."""
     names = ("received_ns", "sent_at_ns", "samples")
     empty = np.empty(0, dtype=np.int64)
     columns = {name: np.concatenate([empty, *(getattr(r.chunks, name) for r in results)]) for name in names}
@@ -312,6 +313,6 @@ def sessions_in_parts(results: Sequence[Result], start_ns: int, end_ns: int, par
     times = np.array([(r.sent_ns, r.ended_ns) for r in results if r.sent_ns > 0], dtype=np.int64).reshape(-1, 2)
     edges = np.linspace(0, end_ns - start_ns, parts + 1)
     sent, ended = (times - start_ns).astype(float).T
-    # Session time up to each edge: what had been served by then, of every request.
+    # session time of every request up to each edge
     served = np.clip(edges[:, None] - sent, 0, np.maximum(ended - sent, 0)).sum(axis=1)
     return np.diff(served) / np.diff(edges)

@@ -1,7 +1,7 @@
-"""The content of plan.json, which is what is signed: devices per target rate, what that rests on, and the verdict.
+"""The content of plan.json, which is what is signed: devices per target rate, their basis, and the verdict.
 
-A field with a default is newer than some stored files; the default is what those mean. ``basis`` says how a figure is
-known: measured, simulated, computed, given or extrapolated; "" where there is none.
+A field with a default is newer than some stored files; the default is the value that those imply. ``basis`` says how
+a figure is known: measured, simulated, computed, given or extrapolated; "" if there is none.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ SCHEMA = 1
 
 Bounds = tuple[float | None, float | None]
 Counts = tuple[int | None, int | None]
-"""The lower and the upper bound; None where nothing is known on that side."""
+"""The lower and the upper bound; None where that side is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedRate:
-    """Requests a second of one device with every SLO met; ``value`` None where that is not known."""
+    """Requests/s of one device with every SLO met; ``value`` None if unknown."""
 
     value: float | None = None
     interval: Bounds = (None, None)
@@ -35,9 +35,9 @@ class PlannedRate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedLoss:
-    """What ``devices`` show when ``lost`` of them fail: see ``device_losses.Loss``.
+    """``devices`` after the loss of ``lost`` of them: see ``device_losses.Loss``.
 
-    The shares are value / limit; None where that is beyond measure.
+    The shares are value / limit; None if infinite or unknown.
     """
 
     lost: int
@@ -53,7 +53,7 @@ class PlannedLoss:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedTarget:
-    """The devices that a rate needs; None where no count of devices is known. Costs are there where a price is."""
+    """The devices that a rate needs; None if no count is known. Costs are present where a price is."""
 
     qps: float
     devices: int | None = None
@@ -93,7 +93,7 @@ class ValidationRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedSlo:
-    """An SLO as one run showed it; ``met`` None where too few requests carry it."""
+    """An SLO judged in one run; ``met`` None where there are too few requests."""
 
     traffic_class: str
     metric: str
@@ -106,7 +106,7 @@ class JudgedSlo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenRun:
-    """An open-loop trial; ``own``: on the planned deployment. ``passed`` None where it cannot say: see ``note``."""
+    """An open-loop trial; ``own``: on the planned deployment. ``passed`` None if undecided: see ``note``."""
 
     trial_id: str
     own: bool
@@ -122,7 +122,7 @@ class OpenRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drain:
-    """Seconds that a device with so many sessions aboard takes to empty."""
+    """Seconds that a draining device with this many sessions takes to empty."""
 
     sessions: int
     p50_s: float
@@ -144,7 +144,7 @@ class KvMemory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Price:
-    """Of an hour of a device."""
+    """Price of an hour of a device."""
 
     device_type: str
     price_per_device_hour: float
@@ -154,7 +154,7 @@ class Price:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CountAtRate:
-    """Devices at a rate; None where none helps, or it is not known."""
+    """Devices at a rate; None if no number suffices, or it is unknown."""
 
     qps: float
     devices: int | None
@@ -162,14 +162,14 @@ class CountAtRate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostedCount(CountAtRate):
-    """And what they cost, where there is a price."""
+    """Devices at a rate and their cost, if there is a price."""
 
     cost_per_audio_hour: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SensitivityRow:
-    """What a change does to the rate of a device and the devices of each target."""
+    """Effect of a change on the rate of a device and the devices of each target."""
 
     change: str
     basis: str
@@ -180,7 +180,7 @@ class SensitivityRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceTypeRow:
-    """What another type of device would carry, by its profile; without targets where ``note`` says why."""
+    """What another type of device would sustain, by its profile; without targets if ``note`` says why."""
 
     type: str
     device: str
@@ -209,7 +209,7 @@ class ForecastRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """When growth makes the counts too small. ``growth_per_month``: a share; ``fleet``: devices that there are."""
+    """When growth exceeds the counts. ``growth_per_month``: a share; ``fleet``: existing devices."""
 
     growth_per_month: float
     fleet: int | None
@@ -220,7 +220,7 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SurgeParts:
-    """A surge over time, part by part: the load as a multiple, the share that met its SLOs, sessions of a device."""
+    """A surge over time, part by part: the load as a multiple, the share that met its SLOs, sessions per device."""
 
     at_s: tuple[float, ...]
     rate: tuple[float, ...]
@@ -230,7 +230,7 @@ class SurgeParts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SurgeRow:
-    """A surge under one way to admit sessions; shares are None where no session came."""
+    """A surge under one admission policy; shares are None where no session arrived."""
 
     surge: str
     times: int | float
@@ -255,7 +255,7 @@ class SurgeRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Behaviour:
-    """What the devices of a target show under surges: see ``planning.surges.behaviour``."""
+    """The devices of a target under surges: see ``planning.surges.behaviour``."""
 
     basis: str
     qps: float
@@ -273,7 +273,7 @@ class Behaviour:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What the budget had no time for, and about how long it takes. ``decisive``: there is no answer without it."""
+    """What the budget had no time for, and its estimated duration. ``decisive``: without it there is no answer."""
 
     what: str
     seconds: float
@@ -284,9 +284,8 @@ class LeftOut:
 class Plan:
     """plan.json: see ``planning.plan.make_plan``.
 
-    ``unit``: one device in words. ``deployment``: the planned knobs; None where no deployment has a rate.
-    ``doubts`` are those of the ``reasons`` that the sign-off added to those of the plan itself: what its budget left
-    out.
+    ``unit``: one device as text. ``deployment``: the planned knobs; None where no deployment has a rate.
+    ``doubts``: the ``reasons`` that the sign-off added to the plan's own: what its budget left out.
     """
 
     schema: int = SCHEMA
@@ -317,14 +316,14 @@ class Plan:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Plan:
-        """From the content of a plan.json. Raises ValueError."""
+        """Build it from the content of a plan.json. Raises ValueError."""
         return read(cls, content)
 
     def to_dict(self) -> dict[str, Any]:
         return content_of(self)
 
     def headline(self) -> PlannedTarget | None:
-        """The target that the answer names: the highest one within the measured loads, else the highest at all."""
+        """The target named in the answer: the highest within the measured loads, otherwise the highest of all."""
         counted = [target for target in self.targets if target.devices is not None]
         in_range = [target for target in counted if target.basis != "extrapolated"]
         return max(in_range or counted, key=lambda target: target.qps, default=None)

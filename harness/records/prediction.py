@@ -1,4 +1,4 @@
-"""What a fit says of an open-loop run before it runs, as it is stored in predictions.jsonl and with the trial."""
+"""The prediction of an open-loop run from a fit, as stored in predictions.jsonl and with the trial."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SHA256 = "sha256"
 
 
 def hash_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a prediction's content as JSON, without the hash that it bears."""
+    """SHA-256 of a prediction's content as JSON, without the hash in it."""
     bare = {name: value for name, value in content.items() if name != _SHA256}
     return hashlib.sha256(json.dumps(bare, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassPrediction:
-    """Quantiles of a traffic class; NaN where nothing like it was measured, None where it was not predicted."""
+    """Quantiles of a traffic class; NaN where no such metric was measured, None where it was not predicted."""
 
     ttfa_p50_s: float | None = absent(None)
     ttfa_p95_s: float | None = absent(None)
@@ -35,10 +35,10 @@ class ClassPrediction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """An open-loop run in its steady state. ``seconds``: its length. ``sessions_p95``: as arrivals find them.
+    """A predicted open-loop run in its steady state. ``seconds``: its length. ``sessions_p95``: as arrivals find them.
 
-    ``model``: what was fitted by then, so that the run can be held against just that. ``made_at`` (ISO 8601, UTC) and
-    ``sha256`` are "" until it is sealed. ``content_sha256``: the hash of what it was read from.
+    ``model``: a copy of the fit at that time, so that the run can be compared with exactly that. ``made_at`` (ISO 8601,
+    UTC) and ``sha256`` are "" until it is sealed. ``content_sha256``: the hash of the content that it was read from.
     """
 
     rate_per_s: int | float
@@ -55,7 +55,7 @@ class Prediction:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Prediction:
-        """From its content, which is flat: ``<class>.<name>`` is a figure of a class. Raises ValueError."""
+        """Read its content, which is flat: ``<class>.<name>`` is a figure of a class. Raises ValueError."""
         own: dict[str, Any] = {}
         classes: dict[str, dict[str, float]] = {}
         for name, value in content.items():
@@ -67,7 +67,7 @@ class Prediction:
         return read(cls, own | {"classes": classes, "content_sha256": hash_of(content)})
 
     def to_dict(self) -> dict[str, Any]:
-        """The content: flat, as it is stored and hashed."""
+        """The content: flat, as stored and hashed."""
         content: dict[str, Any] = {}
         for name, value in content_of(self).items():
             content |= _flat(value) if name == "classes" else {name: _with_null(value)}
@@ -75,7 +75,7 @@ class Prediction:
         return content
 
     def figure(self, name: str) -> float | None:
-        """By the name that a summary calls it: ``<class>.<name>``, or the name alone; None where it is not known."""
+        """The figure of this name, as in a summary: ``<class>.<name>``, or the name alone; None where it is unknown."""
         traffic_class, _, figure = name.rpartition(".")
         of = self.classes.get(traffic_class) if traffic_class else self
         value = getattr(of, figure, None)
@@ -87,7 +87,7 @@ def _flat(classes: dict[str, dict[str, float]]) -> dict[str, Any]:
 
 
 def _with_null(value: Any) -> Any:
-    """Null for each NaN in it."""
+    """The value with None for each NaN in it."""
     if isinstance(value, dict):
         return {name: _with_null(each) for name, each in value.items()}
     if isinstance(value, list):

@@ -33,7 +33,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request for speech. ``frames`` is what is to be spoken now, after ``start_frame`` frames already spoken."""
+    """One request for speech. ``frames``: frames to speak now, after ``start_frame`` frames already spoken."""
 
     request_id: str
     traffic_class: str
@@ -46,10 +46,10 @@ class Request:
     guidance_scale: float = wire.DEFAULT_GUIDANCE_SCALE
     due_ns: int = 0
     diffusion_steps: int = wire.DEFAULT_DIFFUSION_STEPS
-    until_end: bool = False  # stop where the model says so; ``frames`` is then the most
-    say: tuple[int, ...] = ()  # wire.TOKEN_* that the model is made to say
-    keep: bool = False  # ask for a carry after the last frame
-    carry: bytes = b""  # go on with a session that was kept
+    until_end: bool = False  # stop where the model ends the text; ``frames`` is then the maximum
+    say: tuple[int, ...] = ()  # forced tokens (wire.TOKEN_*)
+    keep: bool = False  # request a carry after the last frame
+    carry: bytes = b""  # of a kept session, to resume it
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one request. The script itself is not kept, only its size."""
+    """The outcome of one request. The script itself is not stored, only its size."""
 
     request_id: str
     traffic_class: str
@@ -93,7 +93,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class BatchStatistics:
-    """Executions of one stage at one batch size, and their compute time in all (input + infer + output)."""
+    """Executions of one stage at one batch size, and their total compute time (input + infer + output)."""
 
     batch_size: int
     executions: int
@@ -102,7 +102,7 @@ class BatchStatistics:
 
 @dataclass(frozen=True, slots=True)
 class StageStatistics:
-    """What Triton counted for one stage: since its load, or (as a difference) over a window."""
+    """Triton's counts for one stage: since it was loaded, or (as a difference) over a window."""
 
     stage: str
     requests: int
@@ -114,7 +114,7 @@ class StageStatistics:
 
 @dataclass(frozen=True, slots=True)
 class GpuSample:
-    """What one GPU did at the time of a sample; None for what it does not tell."""
+    """What one GPU did at the time of a sample; None for values that it does not report."""
 
     uuid: str
     percent: float | None = None  # of the time in which a kernel ran
@@ -124,7 +124,7 @@ class GpuSample:
 
 @dataclass(frozen=True, slots=True)
 class ServerSample:
-    """One look at the server: cumulative statistics of every stage, and the host's load at that time."""
+    """A sample of the server: cumulative statistics of every stage, and the host's load at that time."""
 
     at_ns: int
     stages: tuple[StageStatistics, ...]
@@ -163,15 +163,16 @@ class Trial:
     valid: bool
     reasons: tuple[str, ...]  # why it is INVALID, or what a reader should know
     rungs: tuple[Rung, ...]
-    prediction: Annotated[Prediction | None, BeforeValidator(_prediction_of)] = None  # of an open-loop run
+    # written before an open-loop run starts: the fit's prediction of it
+    prediction: Annotated[Prediction | None, BeforeValidator(_prediction_of)] = None
     over_saturated: bool = False
     reader_lag_p99_s: float | None = None  # how late the stream readers' own timers ran
-    target: str = ""  # host:port that it ran on, where a plan is measured on several servers
+    target: str = ""  # host:port that it ran on, if a plan is measured on several servers
     topology: str = wire.STAGED  # how the frame path was deployed
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Trial:
-        """From its content: a line of trials.jsonl. Raises ValueError."""
+        """Read its content, a line of trials.jsonl. Raises ValueError."""
         return read(cls, content)
 
     def to_dict(self) -> dict[str, Any]:
@@ -180,7 +181,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """What one process of a ``server`` said of itself, and of the topology that it belongs to; content is flat."""
+    """What one process of a ``server`` reported of itself and its topology; the content is flat."""
 
     server: str
     topology: str
@@ -188,7 +189,7 @@ class StageRecord:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> StageRecord:
-        """From its content. Raises KeyError or TypeError."""
+        """Read its content. Raises KeyError or TypeError."""
         return cls(content["server"], content.get(TOPOLOGY, wire.STAGED), StageIdentity.of(dict(content)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -206,21 +207,21 @@ class RunManifest:
     plan: dict
     commit: str
     versions: dict
-    host: dict  # cpu model, cores, memory, gpu
+    host: dict  # CPU model, cores, memory, GPU
     preset: str
     device: str  # "cpu" or the GPU's name
     seed: int
     emulated: bool = False
     finished_at: str = ""
     notes: tuple[str, ...] = ()
-    sealed: bool = False  # its answer was signed: signoff.json must be there
-    profiles: dict = field(default_factory=dict)  # of other types of device, by type, as they were when it began
-    stages: tuple[StageRecord, ...] = ()
+    sealed: bool = False  # its answer was signed: signoff.json must exist
+    profiles: dict = field(default_factory=dict)  # of other types of device, by type, as they were at the start
+    stages: tuple[StageRecord, ...] = ()  # what the server processes reported
     topologies: tuple[str, ...] = (wire.STAGED,)  # that the plan deploys
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> RunManifest:
-        """From its content. Raises TypeError, ValueError or KeyError."""
+        """Read its content. Raises TypeError, ValueError or KeyError."""
         known: dict[str, Any] = {**content, "stages": tuple(map(StageRecord.of, content.get("stages", ())))}
         known |= {name: tuple(known[name]) for name in ("notes", "topologies") if name in known}
         return cls(**known)

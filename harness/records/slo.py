@@ -1,4 +1,4 @@
-"""SLOs against what was measured: met, missed, or too few requests to say."""
+"""SLOs compared with measurements: met, violated, or undecided because of too few requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom
+from scipy.special import bdtr, bdtrc
 
 from harness.errors import PlanError
 
@@ -19,7 +19,7 @@ _KEY = re.compile(r"(ttfa|rtf|stall)_p(\d{1,2}(?:\.\d+)?)(_s)?")
 
 @dataclass(frozen=True)
 class Slo:
-    """``quantile`` of ``metric``, a column of metrics.per_request, over a class's requests is at most ``limit``."""
+    """An SLO: ``quantile`` of ``metric`` (a column of metrics.per_request) of a class is at most ``limit``."""
 
     traffic_class: str
     metric: str
@@ -28,11 +28,11 @@ class Slo:
 
     @classmethod
     def parse(cls, traffic_class: str, key: str, limit: float) -> Slo:
-        """From a key of a plan: ``ttfa_p95_s``, ``rtf_p95``, ``stall_p99_s``. Raises PlanError."""
+        """Parse a key of a plan: ``ttfa_p95_s``, ``rtf_p95``, ``stall_p99_s``. Raises PlanError."""
         found = _KEY.fullmatch(key)
         metric = METRIC_OF_KEY.get(f"{found[1]}{found[3] or ''}") if found else None
         if found is None or metric is None or not 0 < float(found[2]) < 100:
-            raise PlanError(f"{key!r} is no SLO; write ttfa_p95_s, rtf_p95 or stall_p95_s (p1 to p99.9)")
+            raise PlanError(f"{key!r} is not an SLO; write ttfa_p95_s, rtf_p95 or stall_p95_s (p1 to p99.9)")
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit < math.inf:
             raise PlanError(f"the limit of {key} must be a number of 0 or more, not {limit!r}")
         return cls(traffic_class, metric, float(found[2]) / 100, float(limit))
@@ -43,9 +43,9 @@ class Slo:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``met`` is None where the requests are too few to say. ``needed_n``: how many carry it if all keep the limit.
+    """``met`` is None with too few requests. ``needed_n``: requests that suffice if all stay within the limit.
 
-    ``value``: the quantile of the sample, NaN where it falls among unmeasured requests.
+    ``value``: the sample's quantile, NaN where it falls among unmeasured requests.
     """
 
     met: bool | None
@@ -56,19 +56,19 @@ class Verdict:
 
 
 def judge(slo: Slo, values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Verdict:
-    """Is the SLO met, with ``confidence``, by the population that ``values`` (one a request) are a sample of?
+    """Decide with ``confidence`` whether the population behind ``values`` (one per request) meets the SLO.
 
-    Exact order statistics: a request breaks the limit with probability p, so breaches are Binomial(n, p), and the
-    SLO is p <= 1 - quantile. Met where so few breaches would be improbable (<= 1 - confidence) at p = 1 - quantile,
-    missed where so many would be. Independent requests are assumed. NaN is a request that was not measured: it counts
-    as a breach when the SLO is to be met, and not at all when it is to be missed.
+    Exact order statistics: a request exceeds the limit with probability p, so the exceedances are Binomial(n, p), and
+    the SLO is p <= 1 - quantile. Met where so few exceedances would be improbable (<= 1 - confidence) at p = 1 -
+    quantile, missed where so many would be. Independent requests are assumed. NaN is a request that was not measured:
+    it counts as an exceedance when testing for met, and not at all when testing for missed.
     """
     values = np.asarray(values, dtype=float)
     unmeasured = int(np.isnan(values).sum())
     breaches = int((values > slo.limit).sum())
     allowed, improbable = 1 - slo.quantile, (1 - confidence) * (1 + 1e-9)
-    met = len(values) > 0 and binom.cdf(breaches + unmeasured, len(values), allowed) <= improbable
-    missed = breaches > 0 and binom.sf(breaches - 1, len(values) - unmeasured, allowed) <= improbable
+    met = len(values) > 0 and bdtr(breaches + unmeasured, len(values), allowed) <= improbable
+    missed = breaches > 0 and bdtrc(breaches - 1, len(values) - unmeasured, allowed) <= improbable
     outcome = True if met else False if missed else None
     needed_n = clean_requests_needed(slo.quantile, confidence)
     reason = _reason(slo, confidence, outcome, len(values), breaches, unmeasured, needed_n)
@@ -76,7 +76,7 @@ def judge(slo: Slo, values: Sequence[float] | np.ndarray, confidence: float = 0.
 
 
 def clean_requests_needed(quantile: float, confidence: float) -> int:
-    """How many requests, all within the limit, carry the quantile: the smallest n, quantile^n <= 1 - confidence."""
+    """Requests within the limit that support a verdict of met: the smallest n with quantile^n <= 1 - confidence."""
     return math.ceil(math.log(1 - confidence) / math.log(quantile) - 1e-9)
 
 
@@ -87,13 +87,13 @@ def sample_quantile(values: Sequence[float] | np.ndarray, quantile: float) -> fl
     result is NaN where the quantile falls there, and for an empty sample.
     """
     values = np.sort(np.asarray(values, dtype=float))  # NaN sorts last
-    # 0.95 * 20 is 19.000000000000004 for some products: without the slack the rank would be one too high.
+    # 0.95 * 20 may be 19.000000000000004: without the slack the rank would be one too high.
     rank = max(math.ceil(quantile * len(values) - 1e-9), 1)
     return float(values[rank - 1]) if len(values) else math.nan
 
 
 def goodput_per_s(slos: Sequence[Slo], requests: pd.DataFrame, seconds: float) -> float:
-    """Requests per second that met every SLO of their class: rows of metrics.per_request over ``seconds``."""
+    """Requests/s that met every SLO of their class: rows of metrics.per_request over ``seconds``."""
     good = requests["outcome"] == "done"
     for slo in slos:
         concerned = requests["traffic_class"] == slo.traffic_class
@@ -113,5 +113,5 @@ def _reason(
     reason = f"{slo}: {word} at {confidence:.0%} confidence, {counts}"
     if met is None:
         more = f"at least {needed_n} requests within the limit" if n < needed_n else "more requests"
-        reason += f"; {more} would settle it"
+        reason += f"; {more} would decide"
     return reason

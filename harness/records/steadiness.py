@@ -1,7 +1,7 @@
-"""Whether a load held its level over a window: how far it rose, and how far it may seem to by chance.
+"""Tests whether a load stayed level over a window: how far it rose, and how far chance could make it seem to.
 
-A rise is that of a fitted straight line over the window. Its error is one standard deviation of it where nothing rises,
-with the memory of the values counted in: a queue stays high or low for long, and shows trends where there are none.
+A rise is that of a straight line fitted over the window. Its error is one standard deviation without a real rise,
+including the correlation of the values: a queue stays high or low for long, and shows trends that do not exist.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtrit
 
 from harness import wire
 from harness.records.schema import Outcome, Result
@@ -19,10 +18,10 @@ from harness.records.summary import Summary
 
 MIN_PARTS = 8  # of a window that is tested for a trend
 MAX_PARTS = 50
-_MOMENTS = 1000  # at which the sessions are counted
+_MOMENTS = 1000  # at which the number of sessions is counted
 _FRAMES_PER_PART, _REQUESTS_PER_PART = 40, 3
-_STEP_PART_S = 2.0  # what a host does in shorter parts goes on in the next
-_TAIL = 0.003  # one gate's share of the false alarms: where Student's t is matched
+_STEP_PART_S = 2.0  # shorter parts are correlated through the host
+_TAIL = 0.003  # one gate's share of the false alarms, where Student's t is matched
 _MAX_CORRELATION = 0.95
 _NS = 1e9
 
@@ -30,8 +29,8 @@ _NS = 1e9
 class OpenSessions:
     """The requests between sent and ended over [start_ns, end_ns).
 
-    A request that did not end whole counts with the residence R that it asked for, at the pace of those that did; one
-    found in progress (``start_frame``) as open since its first frame, at that pace too.
+    A request that did not complete counts with the residence R expected at the pace of completed ones; a session found
+    in progress (``start_frame``) as open since its first frame, at that pace too.
     """
 
     def __init__(self, results: Sequence[Result], start_ns: int, end_ns: int):
@@ -48,7 +47,7 @@ class OpenSessions:
         self.mean = float(self._inside_s.sum()) / self.seconds
 
     def figures(self) -> dict[str, float]:
-        """By their names in a summary."""
+        """The figures by their names in a summary."""
         rise, variance = self._line()
         age_s, expected_s, error_s = self._open_ages()
         whole_s = self.mean * self.seconds
@@ -64,17 +63,17 @@ class OpenSessions:
 
     @property
     def memory_s(self) -> float:
-        """E[R^2] / E[R] of the residence R: how long the number of sessions in an M/G/infinity queue remembers itself.
+        """E[R^2] / E[R] of the residence R: correlation time of the number of sessions in an M/G/infinity queue.
 
-        It is the integral of that queue's autocorrelation, both sides, and the mean of R over the sessions found at a
-        random moment.
+        It is the integral of that queue's autocorrelation over both sides, and the mean of R over the sessions found at
+        a random moment.
         """
         inside_s = self._inside_s.sum()
         return float(self._inside_s @ self._residence_s / inside_s) if inside_s > 0 else 0.0
 
     @property
     def _fitted_from(self) -> float:
-        """Share of the window after which the sessions are judged: half of it where it began empty, to fill up."""
+        """Share of the window after which sessions are judged: half of it where it started empty, to fill up."""
         began = np.count_nonzero((self._sent <= 0) & (self._ended > 0))
         return 0.0 if began else 0.5
 
@@ -88,16 +87,16 @@ class OpenSessions:
         return float(slope), float(np.var(count - level - slope * share))
 
     def _lengths_cv2(self) -> float:
-        """Squared coefficient of variation of the frames asked, 1 for fewer than two requests."""
+        """Squared coefficient of variation of the requested frames, 1 for fewer than two requests."""
         frames = self._frames + self._before
         return float(np.var(frames) / np.mean(frames) ** 2) if len(frames) > 1 else 1.0
 
     def _open_ages(self) -> tuple[float, float, float]:
-        """How long the sessions open at the end have been open, in all; what is to be expected, and its error.
+        """Total age of the sessions open at the end; its expected value, and its standard error.
 
-        Found at a random moment, a session has the age E[R^2] / 2E[R] in the mean, and E[R^3] / 3E[R] in that of its
-        square. Both are means over the session time of the window, of R / 2 and R^2 / 3; their own error is that of so
-        many sessions of unequal weight.
+        A session found at a random moment has the mean age E[R^2] / 2E[R], and the mean squared age E[R^3] / 3E[R].
+        Both are means over the session time of the window, of R / 2 and R^2 / 3; their own error is that of this many
+        sessions of unequal weight.
         """
         is_open = self._ended >= self.seconds
         ages_s = (self.seconds - self._sent + self._before * self._pace_s)[is_open]
@@ -105,13 +104,13 @@ class OpenSessions:
         if not len(ages_s):
             return 0.0, 0.0, 0.0
         square = float(self._inside_s @ self._residence_s**2 / self._inside_s.sum())
-        sessions = self._inside_s.sum() ** 2 / (self._inside_s @ self._inside_s)  # so many of one length
+        sessions = self._inside_s.sum() ** 2 / (self._inside_s @ self._inside_s)  # effective number
         variance = (square / 3 - mean_s**2) + len(ages_s) * (square / 4 - mean_s**2) / sessions
         return float(ages_s.sum()), len(ages_s) * mean_s, math.sqrt(len(ages_s) * max(variance, 0.0))
 
 
 def _pace_s(own: Sequence[Result], residence_s: np.ndarray, whole: np.ndarray, end_ns: int) -> float:
-    """Seconds a frame, opening included: the median of the requests that ended whole, else of all there is."""
+    """Seconds per frame, opening included: the median of completed requests, otherwise of all requests."""
     if whole.any():
         frames = np.array([max(each.frames, 1) for each in own], dtype=float)
         return float(np.median(residence_s[whole] / frames[whole]))
@@ -121,11 +120,11 @@ def _pace_s(own: Sequence[Result], residence_s: np.ndarray, whole: np.ndarray, e
 
 
 def slowest_memory_s(summary: Summary, burstiness: float = 1.0) -> float:
-    """The longer of two memories: that of the residences, and that which the spread of the sessions tells of a queue.
+    """The longer of two correlation times, in seconds: of the residences, and of a queue with this spread of sessions.
 
-    Sessions that come and go at random move apart by (1 + burstiness) x rate a second (variance); what draws them back
-    to their mean must then have the time constant 2 x variance / that, and the integral of the autocorrelation is twice
-    that. At high utilisation it is far longer than any residence: 1 / (1 - utilisation) times.
+    Sessions that arrive and leave at random increase the variance by (1 + burstiness) x rate per second; for the
+    measured variance the restoring time constant must be 2 x variance / that, and the integral of the autocorrelation
+    is twice that. At high utilisation it is far longer than any residence: 1 / (1 - utilisation) times.
     """
     comings_per_s = (1 + burstiness) * summary.requests / summary.seconds
     queue_s = 4 * summary.sessions_variance / comings_per_s if comings_per_s else math.inf
@@ -133,12 +132,12 @@ def slowest_memory_s(summary: Summary, burstiness: float = 1.0) -> float:
 
 
 def load_rise(due_s: np.ndarray, seconds: float) -> float:
-    """By what share of its mean the rate of arrivals rose: 12 x (mean of time / window - 1/2), Laplace's statistic."""
+    """Rise of the arrival rate as a share of its mean: 12 x (mean of time / window - 1/2), Laplace's statistic."""
     return 12 * (float(np.mean(due_s)) / seconds - 0.5) if len(due_s) else math.nan
 
 
 def ttfa_rise(due_s: np.ndarray, ttfa_s: np.ndarray, seconds: float, memory_s: float) -> tuple[float, float]:
-    """Seconds by which first audio rose over the window, and their error; NaN below 8 parts of ``memory_s`` each."""
+    """Rise of TTFA over the window and its error, in seconds; NaN below 8 parts of ``memory_s`` each."""
     known = np.isfinite(ttfa_s)
     due_s, ttfa_s = due_s[known], ttfa_s[known]
     parts = int(min(seconds / memory_s if memory_s > 0 else 0, len(due_s) / _REQUESTS_PER_PART, MAX_PARTS))
@@ -152,17 +151,18 @@ def ttfa_rise(due_s: np.ndarray, ttfa_s: np.ndarray, seconds: float, memory_s: f
 
 
 def step_rise(results: Sequence[Result], start_ns: int, end_ns: int) -> tuple[float, float]:
-    """By what share of its mean the step time rose at an equal number of streams, and the error of that.
+    """Rise of the step time at an equal number of streams, as a share of its mean, and its error.
 
-    A step is the time from chunk to chunk of a stream, a frame: the opening of a stream is not in it. In parts of the
-    window it is fitted as a + b x (streams) + c x (time), and the rise is c. NaN below 8 parts with frames enough.
+    A step is the time from chunk to chunk of a stream, per frame; the opening of a stream is not included. Over parts
+    of the window it is fitted as a + b x (streams) + c x (time), and the rise is c. NaN below 8 parts with enough
+    frames.
     """
     gaps, seconds = _gaps(results, start_ns, end_ns), (end_ns - start_ns) / _NS
     parts = int(min(MAX_PARTS, gaps[2].sum() / _FRAMES_PER_PART, seconds / _STEP_PART_S))
     fits = [_step_rise(*gaps, seconds, number) for number in (parts, parts // 2, parts // 4) if number >= MIN_PARTS]
     if not fits:
         return math.nan, math.nan
-    # What the host does to many steps in a row is underrated by short parts.
+    # short parts underestimate host effects that last for many steps
     return fits[0][0], max(error for _, error in fits)
 
 
@@ -179,8 +179,7 @@ def _step_rise(
 
 
 def _gaps(results: Sequence[Result], start_ns: int, end_ns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every chunk of the window but the first of its stream: when it came (s), the time since the one before (s),
-    and its frames."""
+    """Arrival (s), time since the previous chunk (s) and frames of each chunk in the window; no first chunks."""
     columns = [np.empty((3, 0))]
     for each in results:
         received = each.chunks.received_ns
@@ -195,10 +194,10 @@ def _gaps(results: Sequence[Result], start_ns: int, end_ns: int) -> tuple[np.nda
 def fitted_rise(
     values: np.ndarray, at: np.ndarray, weights: np.ndarray, other: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """The rise of ``values`` while ``at`` goes from 0 to 1, at an equal ``other``, and its error; NaN below 8 values.
+    """The rise of ``values`` while ``at`` goes from 0 to 1, at equal ``other``, and its error; NaN below 8 values.
 
-    Weighted least squares. The error counts in that neighbours are alike (lag-1 correlation r of what is left:
-    (1 + r) / (1 - r)) and that few values know their own spread badly (Student's t).
+    Weighted least squares. The error includes the lag-1 correlation r of the residuals by (1 + r) / (1 - r), and the
+    uncertainty of a spread from few values (Student's t).
     """
     if len(values) < MIN_PARTS:
         return math.nan, math.nan
@@ -211,11 +210,11 @@ def fitted_rise(
     free = len(values) - len(columns)
     error = math.sqrt(float(left @ left) / free * float(inverse[1] @ inverse[1]))
     r = _correlation(left, len(columns))
-    return float(fit[1]), error * math.sqrt((1 + r) / (1 - r)) * student.isf(_TAIL, free) / norm.isf(_TAIL)
+    return float(fit[1]), error * math.sqrt((1 + r) / (1 - r)) * stdtrit(free, _TAIL) / ndtri(_TAIL)
 
 
 def _correlation(left: np.ndarray, fitted: int) -> float:
-    """Of each with the one before, at least 0, without the bias that a fit of so many parameters gives it."""
+    """Lag-1 correlation of the residuals, at least 0, corrected for the bias of a fit with so many parameters."""
     spread = float(left @ left)
     r = float(left[1:] @ left[:-1]) / spread if spread > 0 else 0.0
     return min(max(r + (fitted + r) / len(left), 0.0), _MAX_CORRELATION)

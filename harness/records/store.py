@@ -104,10 +104,10 @@ class Run:
         """An existing run."""
         path = Path(path)
         if not cls.is_run(path):
-            raise StoreError(f"{path} holds no manifest.json, so it is no run of this harness; give a run's folder")
+            raise StoreError(f"{path} holds no manifest.json, so it is not a run of this harness; give a run's folder")
         content = _read_json(path / "manifest.json")
         if content.pop("kind", None) == LOAD_TEST:
-            raise StoreError(f"{path} holds the records of a load test (locust --records), which is no run of a plan")
+            raise StoreError(f"{path} holds the records of a load test (locust --records), not a run of a plan")
         del content["schema"]
         with _damage(path / "manifest.json"):
             return cls(path, RunManifest.of(content))
@@ -162,7 +162,7 @@ class Run:
             free = shutil.disk_usage(self.path).free
         if free < ROOM_FOR_A_TRIAL:
             raise StoreError(
-                f"{self.path}: {free / 1e6:.0f} MB of disk are left, a trial takes up to {ROOM_FOR_A_TRIAL / 1e6:.0f}: "
+                f"{self.path}: {free / 1e6:.0f} MB of disk are left, a trial needs up to {ROOM_FOR_A_TRIAL / 1e6:.0f}: "
                 "free some and start again; what is measured is kept"
             )
 

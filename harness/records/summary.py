@@ -11,16 +11,16 @@ from typing import Any
 from harness.records.content import Figure, read
 
 _FORMULA, _UNIT, _NOTE = "formula", "unit", "note"
-_TTFA = "first chunk received - due", "s", "requests due in the window; no audio = later than any"
+_TTFA = "first chunk received - due", "s", "requests due in the window; no audio counts as infinitely late"
 _RTF = "(last - first chunk) / audio after the first", "1", "chunks in the window; below 1 = in time"
 _STALL = "longest wait of playback for audio", "s", "no start buffer; no audio = longer than any"
 QUANTILE_FIELDS = {"ttfa_s": "ttfa_p{}_s", "rtf": "rtf_p{}", "stall_longest_s": "stall_p{}_s"}
-"""Which field holds a quantile of a metric of requests, by that metric; ``{}``: the percent."""
+"""Names of the fields that hold a metric's quantiles, by metric; ``{}``: the percent."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One field of a summary. Where ``per_class`` is set, every class has it, too."""
+    """One field of a summary. With ``per_class``, every class has it, too."""
 
     name: str
     formula: str
@@ -30,7 +30,7 @@ class Metric:
 
 
 def metric(formula: str, unit: str, note: str = "") -> Any:
-    """The field of a metric; NaN where it is not known, or newer than what is stored."""
+    """The field of a metric; NaN where it is unknown, or newer than the stored summary."""
     return field(default=math.nan, metadata={_FORMULA: formula, _UNIT: unit, _NOTE: note})
 
 
@@ -41,12 +41,12 @@ def quantile_field(metric: str, quantile: float) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassSummary:
-    """Of the requests of one traffic class, or of all."""
+    """The metrics of the requests of one traffic class, or of all requests."""
 
     requests: Figure = metric("count of requests due in the window", "1")
-    done: Figure = metric("count of them that ended whole", "1", "by the end of the window")
+    done: Figure = metric("count of them that completed", "1", "by the end of the window")
     errors: Figure = metric("count of them that failed", "1")
-    cancelled: Figure = metric("count of them that the client gave up", "1")
+    cancelled: Figure = metric("count of them that the client cancelled", "1")
     unfinished: Figure = metric("count of them still running at the end of the window", "1", "censored")
     ttfa_p50_s: Figure = metric(*_TTFA)
     ttfa_p95_s: Figure = metric(*_TTFA)
@@ -61,7 +61,9 @@ class ClassSummary:
     ttfa_mean_s: Figure = metric("mean TTFA", "s", "of the same")
     ttfa_rise_s: Figure = metric("rise of a line fitted to TTFA by due", "s", "over the window, in 8 to 50 parts")
     ttfa_rise_error_s: Figure = metric("standard error of ttfa_rise_s", "s", "parts longer than the memory")
-    c50: Figure = metric("share of streams whose longest stall is under 50 ms", "1", "unmeasured is not continuous")
+    c50: Figure = metric(
+        "share of streams whose longest stall is under 50 ms", "1", "without audio counts as not continuous"
+    )
     c100: Figure = metric("share of streams whose longest stall is under 100 ms", "1")
     c200: Figure = metric("share of streams whose longest stall is under 200 ms", "1")
     c100_500ms: Figure = metric("share of streams with stalls under 100 ms", "1", "start buffer of 0.5 s")
@@ -76,13 +78,13 @@ class Summary(ClassSummary):
     offered_rate_per_s: Figure = metric("requests due in the window / seconds", "1/s")
     achieved_rate_per_s: Figure = metric("those of them that were sent / seconds", "1/s")
     completed_rate_per_s: Figure = metric("requests done in the window / seconds", "1/s")
-    goodput_per_s: Figure = metric("those of them that met every SLO of their class / seconds", "1/s")
+    goodput_per_s: Figure = metric("completed requests that met every SLO of their class / seconds", "1/s")
     offered_audio_s_per_s: Figure = metric(
-        "audio seconds asked by requests due in the window / seconds", "1", "offered load"
+        "audio seconds requested by requests due in the window / seconds", "1", "offered load"
     )
     delivered_audio_s_per_s: Figure = metric("audio seconds received in the window / seconds", "1", "audio throughput")
     schedule_delay_p99_s: Figure = metric(
-        "p99 of sent - due", "s", "the client's own fault; requests due in the window"
+        "p99 of sent - due", "s", "an error of the client; requests due in the window"
     )
     late_sends_share: Figure = metric("share of sends later than 5 ms", "1", "requests due in the window")
     lateness_p99_s: Figure = metric(
@@ -92,9 +94,7 @@ class Summary(ClassSummary):
     frames_per_s: Figure = metric("frames received in the window / seconds", "1/s")
     step_s: Figure = metric("sessions / frames per second", "s", "mean time per frame and stream")
     residence_s: Figure = metric("mean of ended - sent", "s", "requests that ended in the window")
-    memory_s: Figure = metric(
-        "E[R^2] / E[R] of the residence R", "s", "how long the number of sessions remembers itself"
-    )
+    memory_s: Figure = metric("E[R^2] / E[R] of the residence R", "s", "correlation time of the number of sessions")
     littles_residual: Figure = metric(
         "(ages of sessions open at the end - mean) / (N x seconds)", "1", "0 in steady state"
     )
@@ -102,19 +102,19 @@ class Summary(ClassSummary):
     sessions_rise: Figure = metric("rise of a line fitted to the number of sessions", "1", "over its seconds")
     sessions_rise_seconds: Figure = metric("time that the line is fitted to", "s", "half of a window that begins empty")
     sessions_variance: Figure = metric("variance of the number of sessions about that line", "1")
-    lengths_cv2: Figure = metric("variance / mean^2 of the frames asked", "1")
+    lengths_cv2: Figure = metric("variance / mean^2 of the frames requested", "1")
     load_rise: Figure = metric("12 x (mean of due / window - 1/2)", "1", "share by which the rate of arrivals rose")
     step_rise: Figure = metric("rise of the time from chunk to chunk / its mean", "1", "at an equal number of streams")
-    step_rise_error: Figure = metric("standard error of step_rise", "1", "neighbours alike are counted in")
+    step_rise_error: Figure = metric("standard error of step_rise", "1", "includes correlation of neighbours")
     impossible: Figure = metric(
-        "count of requests that ended, or spoke, before they were sent", "1", "0 in true records"
+        "count of requests that ended, or received audio, before they were sent", "1", "0 in true records"
     )
     classes: Mapping[str, ClassSummary] = field(default_factory=dict)
 
     @classmethod
     def of(cls, content: Mapping[str, float | None]) -> Summary:
-        """From its content, which is flat: ``<class>.<name>`` is a figure of a class. Names of earlier versions that no
-        metric has now are passed over. Raises ValueError."""
+        """Read its content, which is flat: ``<class>.<name>`` is a figure of a class. Names of earlier versions that no
+        metric has now are ignored. Raises ValueError."""
         own: dict[str, Any] = {}
         classes: dict[str, dict[str, float | None]] = {}
         for name, value in content.items():
@@ -130,7 +130,7 @@ class Summary(ClassSummary):
         return figures
 
     def figure(self, name: str) -> float:
-        """By the name that plans call it: ``<class>.<name>``, or the name alone. NaN where there is none."""
+        """The figure of this name in plans: ``<class>.<name>``, or the name alone; NaN where there is none."""
         traffic_class, _, figure = name.rpartition(".")
         of = self.classes.get(traffic_class) if traffic_class else self
         return getattr(of, figure, math.nan)

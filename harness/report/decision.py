@@ -1,4 +1,4 @@
-"""The decision in words: verdict, answer, what was and was not measured; from the stored plan and trials."""
+"""The decision as text: verdict, answer, what was and was not measured; from the stored plan and trials."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.report.facts import SweptDeployment
 
 @dataclass(frozen=True)
 class FirstScreen:
-    """What the first screen says."""
+    """The texts of the report's first screen."""
 
     verdict: str  # met | missed | inconclusive | none
     symbol: str
@@ -35,7 +35,7 @@ TITLES = {
 
 
 def unit(manifest: RunManifest, plan: Plan | None) -> str:
-    """What one device is, said plainly: the plan's own words, else from the manifest."""
+    """What one device is, as text: the plan's own words, otherwise from the manifest."""
     if plan and plan.unit:
         return plan.unit
     if manifest.device == "cpu":
@@ -71,7 +71,7 @@ def _answer(verdict: str, plan: Plan | None, target: PlannedTarget | None, devic
 
 
 def _target_sentence(target: PlannedTarget, confidence: float, gpus: int) -> str:
-    """``gpus``: of one device; where these are several, both are counted."""
+    """A target's answer as a sentence. ``gpus``: GPUs per device; above 1 the sentence counts both."""
     in_gpus = f" ({(target.devices or 0) * gpus} GPUs)" if gpus > 1 else ""
     return (
         f"{words.plural(target.qps, 'request')} per second of this mix: "
@@ -82,7 +82,7 @@ def _target_sentence(target: PlannedTarget, confidence: float, gpus: int) -> str
 
 
 def measured(swept: Sequence[SweptDeployment], trials: Sequence[Trial], requests: pd.DataFrame) -> list[str]:
-    """What was run, in sentences with figures; ``requests`` as Run.requests() gives them."""
+    """What was measured, in sentences with figures; ``requests`` as Run.requests() gives them."""
     ladders = [trial for trial in trials if trial.kind == "ladder"]
     opened = [trial for trial in trials if trial.kind == "open"]
     points = [point for entry in swept for point in entry.points]
@@ -111,7 +111,7 @@ def measured(swept: Sequence[SweptDeployment], trials: Sequence[Trial], requests
 
 
 def not_measured(manifest: RunManifest, trials: Sequence[Trial], plan: Plan | None) -> list[str]:
-    """What the figures do not say."""
+    """What the measurements do not cover, in sentences."""
     said = []
     if untested := _untested(plan):
         names = ", ".join(words.metric(name) for name in untested)
@@ -145,7 +145,7 @@ def not_measured(manifest: RunManifest, trials: Sequence[Trial], plan: Plan | No
 
 
 def _untested(plan: Plan | None) -> list[str]:
-    """The SLOs that no open-loop run of the planned deployment shows to be kept, or predicted within the limit."""
+    """The SLOs that no open-loop run of the planned deployment shows to be met, or predicted within the limit."""
     if plan is None:
         return []
     own = {run.trial_id: run for run in plan.open_runs if run.own and run.passed}
@@ -160,7 +160,7 @@ def _name(slo: JudgedSlo) -> str:
 
 
 def computed(manifest: RunManifest, plan: Plan | None) -> list[str]:
-    """What was emulated or extrapolated."""
+    """What was emulated or extrapolated, in sentences."""
     said = []
     if is_emulated(manifest, plan):
         said.append("EMULATED: service times were emulated, not those of the real device; so is every figure here.")

@@ -1,4 +1,4 @@
-"""What the report shows, derived from a run's stored records: points, first audio, trials, evidence."""
+"""What the report shows, derived from a run's stored records: points, time to first audio, trials, evidence."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ REPORT_NAME = "signoff.html"
 SEAL_NAME = "signoff.json"
 SIGNATURE_NAME = "signoff.json.sig"
 SWEEP_NAME = "sweep.html"
-PAPER_NAMES = ("signoff.pdf", "sweep.pdf")  # the pages, printed
-VALID_DAYS = 90  # of a plan that does not say
+PAPER_NAMES = ("signoff.pdf", "sweep.pdf")  # the pages as PDF
+VALID_DAYS = 90  # for a plan that does not say
 
 
 @dataclass(frozen=True)
 class StageShare:
-    """Mean seconds that one frame spent in one stage, waiting and being computed."""
+    """Mean seconds that one frame spent in one stage, queued and being computed."""
 
     stage: str
     queue_s: float
@@ -45,7 +45,7 @@ class StageShare:
 
 @dataclass(frozen=True)
 class Point:
-    """One rung of a ladder: the load that was held, and what a frame and a first audio took."""
+    """One rung of a ladder: the load that was held, its frame step time and its time to first audio."""
 
     trial_id: str
     valid: bool
@@ -59,7 +59,7 @@ class Point:
 
     @property
     def hop_s(self) -> float | None:
-        """The rest of a frame's step: everything that is neither queue nor compute of a stage."""
+        """Seconds of a frame's step that are neither queue nor compute time of a stage."""
         parts_s = sum(share.queue_s + share.compute_s for share in self.stages)
         return max(0.0, self.step_s - parts_s) if self.stages else None
 
@@ -74,7 +74,7 @@ class Point:
 
 @dataclass(frozen=True)
 class SweptDeployment:
-    """One deployment that was swept: its letter, its name, its ladder and its fit (or none)."""
+    """One deployment of the sweep: its letter, its name, its ladder and its fit (or none)."""
 
     letter: str
     name: str
@@ -90,7 +90,7 @@ class SweptDeployment:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial as the report lists it. ``delivery_p99_s``: from the server's stamp of a chunk to its receipt."""
+    """One trial as listed. ``delivery_p99_s``: p99 from the server's timestamp of a chunk to its receipt."""
 
     trial: Trial
     letter: str
@@ -106,7 +106,7 @@ class TrialRow:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """What was sent of one traffic class: how many, their share, mean length asked in seconds, and speakers."""
+    """The requests sent of one traffic class: count, share, mean requested length in seconds, and speakers."""
 
     traffic_class: str
     requests: int
@@ -125,7 +125,7 @@ class Evidence:
 
     @property
     def is_part(self) -> bool:
-        """Whether it is one trial's part of the raw records."""
+        """Whether it holds raw records of one trial."""
         return "/" in self.name
 
 
@@ -133,7 +133,7 @@ class Evidence:
 class StoredPrediction:
     """When the prediction of an open-loop trial was made, how long before the trial, and its SHA-256.
 
-    ``flaw``: why it does not count, or "".
+    ``flaw``: why the prediction does not count, or "".
     """
 
     trial_id: str
@@ -144,12 +144,12 @@ class StoredPrediction:
 
 
 def is_signed(run: Run) -> bool:
-    """Whether there is an answer that was signed: then nothing may change what it rests on."""
+    """Whether the run holds a signed answer, whose evidence must not change any more."""
     return (run.path / SEAL_NAME).exists()
 
 
 def expires_at(manifest: RunManifest) -> datetime | None:
-    """When the answer of a finished run is no longer to be relied on."""
+    """When the answer of a finished run expires."""
     if not manifest.finished_at:
         return None
     days = manifest.plan.get("valid_days", VALID_DAYS)
@@ -157,12 +157,12 @@ def expires_at(manifest: RunManifest) -> datetime | None:
 
 
 def rate_confidence(fit: Fit | None) -> float:
-    """The level of the intervals of the rates in a fit."""
+    """The confidence level of the rate intervals in a fit."""
     return fit.confidence if fit else CONFIDENCE
 
 
 def predictions(run: Run, trials: Sequence[Trial]) -> list[StoredPrediction]:
-    """One for each trial with a prediction, unless it is of an older run: its predictions bear no time and no hash."""
+    """One for each trial with a prediction; older runs have none, since their predictions lack time and hash."""
     written = run.predictions()
     return [
         _stored_prediction(trial, trial.prediction, written)
@@ -186,7 +186,7 @@ def key(knobs: dict) -> str:
 def deployments(
     trials: Sequence[Trial], requests: pd.DataFrame, fit: Fit | None, plan: Plan | None
 ) -> list[SweptDeployment]:
-    """Every deployment that has a trial, in the order of the first one; the best is the fit's, else the plan's.
+    """Every deployment that has a trial, in the order of its first; the best is that of the fit, otherwise of the plan.
 
     ``requests`` as Run.requests() gives them.
     """
@@ -240,8 +240,9 @@ def _point(trial: Trial, number: int, requests: pd.DataFrame) -> Point:
 
 
 def _first_audio_s(trial: Trial, number: int, requests: pd.DataFrame) -> pd.Series:
-    """Of the requests that began in the window of a rung; where fewer than 8 did (long sessions), since the end of the
-    rung before.
+    """TTFA in seconds of requests that started in a rung's window.
+
+    With fewer than 8 of them (long sessions): of requests that started since the end of the previous rung.
     """
     before_ns = trial.rungs[number - 1].end_ns if number else 0
     until = begun(requests[requests["due_ns"] < trial.rungs[number].end_ns])
@@ -260,19 +261,19 @@ def stage_shares(rung: Rung) -> tuple[StageShare, ...]:
 
 
 def stages_shown(shares: Iterable[StageShare]) -> tuple[str, ...]:
-    """The stages of the frame path of every topology that was counted; of a staged server where none was."""
+    """The stages of the frame path of every topology that was measured; of the staged topology if none was."""
     fused = [share.stage == wire.ENGINE for share in shares]
     staged = not fused or not all(fused)
     return (*(wire.STAGES if staged else ()), *((wire.ENGINE,) if any(fused) else ()))
 
 
 def shares_of(swept: Iterable[SweptDeployment]) -> Iterator[StageShare]:
-    """Every stage's share of a frame in every window."""
+    """Each stage's share of a frame in every window."""
     return (share for entry in swept for point in entry.points for share in point.stages)
 
 
 def trial_rows(run: Run, requests: pd.DataFrame, swept: list[SweptDeployment]) -> list[TrialRow]:
-    """Every trial in the order it was run; ``requests`` as Run.requests() gives them."""
+    """Every trial in the order of its run; ``requests`` as Run.requests() gives them."""
     letters = {key(entry.knobs): entry.letter for entry in swept}
     return [
         _trial_row(trial, letters[key(trial.deployment)], requests, run.samples(trial.trial_id))
@@ -304,7 +305,7 @@ def _worst(trial: Trial, name: str) -> float | None:
 
 
 def load_words(trial: Trial) -> str:
-    """The load of a trial in words: a ladder's rungs, or a rate and its arrival process."""
+    """The load of a trial as text: a ladder's rungs, or a rate and its arrival process."""
     load, each = trial.load, ""
     if load.sessions:
         said, each = f"{', '.join(map(words.figure, load.sessions))} sessions", " each"
@@ -316,7 +317,7 @@ def load_words(trial: Trial) -> str:
 
 
 def slos(manifest: RunManifest, plan: Plan | None) -> list[Slo]:
-    """The SLOs as plan.json has them; without one, those of the plan file that the manifest holds."""
+    """The SLOs in plan.json; without one, those of the plan file stored in the manifest."""
     if plan and plan.slos:
         return list(plan.slos)
     return [
@@ -327,7 +328,7 @@ def slos(manifest: RunManifest, plan: Plan | None) -> list[Slo]:
 
 
 def audio_shares(plan: Plan | None) -> str:
-    """Audio that the open-loop runs were offered, as shares of their mix's average: "76% to 92%", "" for none."""
+    """Audio offered in the open-loop runs, as shares of their mix's average: "76% to 92%", "" if there are none."""
     valid = [run for run in (plan.open_runs if plan else ()) if run.valid]
     shares = [
         run.offered_audio_s_per_s / run.nominal_audio_s_per_s for run in valid if run.offered_audio_s_per_s is not None
@@ -337,7 +338,7 @@ def audio_shares(plan: Plan | None) -> str:
 
 
 def traffic(requests: pd.DataFrame) -> tuple[list[ClassRow], str]:
-    """The classes as they were sent, and in which trials: the open-loop ones where there are any."""
+    """The classes as sent, and the trials they are from: the open-loop ones if there are any."""
     if requests.empty:
         return [], ""
     open_loop = requests[requests["loop"] == "open"]
@@ -359,7 +360,7 @@ def _class_row(name: str, group: pd.DataFrame, total: int) -> ClassRow:
 
 
 def evidence(folder: Path) -> list[Evidence]:
-    """The files of a run that the report was made from (locks, temporary files, the pages and the seal left out)."""
+    """The files of a run that the report is made from, without locks, temporary files, the pages and the seal."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [
         Evidence(path.relative_to(folder).as_posix(), path.stat().st_size, file_sha256(path))

@@ -1,4 +1,4 @@
-"""One function per plot of the sign-off document; colours of text and grid are set by the page, light or dark."""
+"""The plots of the sign-off document, one function each; the page sets colours of text and grid, light or dark."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.report import words
 from harness.report.facts import Point, SweptDeployment, stages_shown
 
 REAL_TIME_MS = 1000 * wire.SECONDS_PER_FRAME
-# Hues that stay apart for colour-blind readers, mid-toned so that they hold on white and on near-black.
+# Hues that colour-blind readers can tell apart, of medium brightness to suit both white and near-black.
 BEST_COLOUR = "#2b7fc3"
 OTHER_COLOURS = ("#c2622d", "#1b9a77", "#a9639f", "#8d8423", "#7a7f87", "#4f9bb5", "#b5566b")
 SYMBOLS = ("square", "diamond", "triangle-up", "x", "star", "triangle-down", "pentagon")
@@ -42,7 +42,7 @@ class Mark(NamedTuple):
 
 
 def style(swept: Sequence[SweptDeployment]) -> dict[str, tuple[str, str]]:
-    """Colour and marker symbol by letter; the best has its own, the others take turns."""
+    """Colour and marker symbol by letter; the best deployment has its own, the others rotate through the rest."""
     others = [entry.letter for entry in swept if not entry.best]
     turns = {
         letter: (OTHER_COLOURS[i % len(OTHER_COLOURS)], SYMBOLS[i % len(SYMBOLS)]) for i, letter in enumerate(others)
@@ -66,10 +66,10 @@ def throughput_latency(swept: Sequence[SweptDeployment]) -> go.Figure:
 
 
 def stage_time(entry: SweptDeployment, top_ms: float) -> go.Figure:
-    """Where a frame's time went at each number of sessions, stacked, on a scale that all deployments share."""
+    """Stacked time of a frame at each number of sessions, on a scale that all deployments share."""
     figure = empty_figure("sessions", "", height=270)
     points = [point for point in entry.points if point.stages]
-    places = list(range(len(points)))  # two points of as many sessions stand side by side
+    places = list(range(len(points)))  # two points with equal numbers of sessions are drawn side by side
     for name in stages_shown(share for point in points for share in point.stages):
         colour = STAGE_COLOURS[name]
         for part in ("compute", "queue"):
@@ -100,7 +100,7 @@ def stage_time_top_ms(swept: Sequence[SweptDeployment]) -> float:
 
 
 def service_time(stage: str, swept: Sequence[SweptDeployment]) -> go.Figure:
-    """Compute time of one batch against its size: points of every deployment, and the line fitted to each."""
+    """Compute time of one batch against its size: points of every deployment, and each one's fitted line."""
     figure = empty_figure("batch size", "", height=270)
     look = style(swept)
     for entry in _best_last(swept):
@@ -168,7 +168,7 @@ def _heard_mark(point: Point) -> Mark:
 
 
 def _ladders(points: Sequence[Point]) -> list[list[Point]]:
-    """The points of each trial, by sessions: a deployment measured twice has two curves, and no line joins them."""
+    """The points of each trial, by sessions. A deployment measured twice has two separate curves."""
     return [[each for each in points if each.trial_id == name] for name in dict.fromkeys(p.trial_id for p in points)]
 
 
@@ -184,7 +184,7 @@ def _p95_line(figure: go.Figure, entry: SweptDeployment, heard: list[Point], rep
 
 
 def prediction(validation: Sequence[ValidationRow]) -> go.Figure:
-    """Relative error of each prediction with its limit as a band: a group for each metric, a lane for each row."""
+    """Relative error of each prediction, with its limit as a band: one group per metric, one row per prediction."""
     rows = [row for row in validation if words.known(row.relative_error)]
     lanes, ticks = _lanes(rows)
     figure = empty_figure("error of the prediction", "", height=round(90 + 17 * (max(lanes) + 1)))
@@ -209,7 +209,7 @@ def prediction(validation: Sequence[ValidationRow]) -> go.Figure:
 
 
 def surge(rows: Sequence[SurgeRow], colours: dict[str, str]) -> go.Figure:
-    """Share of callers whose SLOs are met, by when they came: one line for each admission policy.
+    """Share of callers whose SLOs are met, by arrival time: one line per admission policy.
 
     ``rows``: those of one surge in plan.json's ``behaviour``; ``colours`` by admission. The grey band is the surge.
     """
@@ -232,13 +232,13 @@ def surge(rows: Sequence[SurgeRow], colours: dict[str, str]) -> go.Figure:
 
 
 def _middles_min(begins_s: Sequence[float]) -> list[float]:
-    """The middle of each part of time, in minutes; parts follow each other evenly."""
+    """The middle of each interval, in minutes; all intervals have the same length."""
     half_s = (begins_s[1] - begins_s[0]) / 2 if len(begins_s) > 1 else 0.0
     return [(begin_s + half_s) / 60 for begin_s in begins_s]
 
 
 def _lanes(rows: Sequence[ValidationRow]) -> tuple[list[float], dict[str, float]]:
-    """The height of each row, those of one metric together; and the middle of each metric's lanes by its name."""
+    """The height of each row, with rows of one metric together, and the middle height of each metric by its name."""
     names = [words.metric_briefly(row.metric) for row in rows]
     lanes, ticks, height = [0.0] * len(rows), {}, 0.0
     for name in dict.fromkeys(names):
@@ -257,14 +257,14 @@ def _band(figure: go.Figure, lane: float, limit: float) -> None:
 
 
 def signed_error(row: ValidationRow) -> float:
-    """The stored relative error, positive where the prediction is above the measurement."""
+    """The stored relative error; positive where the prediction exceeds the measurement."""
     if row.relative_error is None or row.predicted is None or row.measured is None:
         return math.nan
     return math.copysign(abs(row.relative_error), row.predicted - row.measured)
 
 
 def empty_figure(x_title: str, y_title: str, height: int, right: int = 14) -> go.Figure:
-    """An empty plot that fills its place; ``right`` leaves room for letters at the ends of lines (pixels)."""
+    """An empty plot that fills its container; ``right`` (pixels) leaves room for letters at the ends of lines."""
     figure = go.Figure()
     axis = {"automargin": True, "zeroline": False, "showline": False, "ticks": "", "fixedrange": True}
     figure.update_layout(
@@ -283,9 +283,9 @@ def empty_figure(x_title: str, y_title: str, height: int, right: int = 14) -> go
 
 
 def _line(figure: go.Figure, entry: SweptDeployment, look: tuple[str, str], marks: list[Mark], repeat: int) -> None:
-    """One ladder of a deployment as a line with markers; a mark of an INVALID trial is drawn hollow.
+    """Draw one ladder of a deployment as a line with markers; INVALID trials get hollow markers.
 
-    ``repeat``: 0 for its first ladder; the line of a later one is thin and dotted.
+    ``repeat``: 0 for its first ladder; lines of later ones are thin and dotted.
     """
     colour, symbol = look
     label = safe(entry.label) + (f", measured again ({repeat + 1})" if repeat else "")
@@ -306,9 +306,9 @@ def _line(figure: go.Figure, entry: SweptDeployment, look: tuple[str, str], mark
 
 
 def _letters(figure: go.Figure, ends: dict[str, Mark], top_ms: float) -> None:
-    """Set the height of the plot to ``top_ms`` and write each line's letter at its end, moved up off its neighbours.
+    """Set the plot's height to ``top_ms`` and write each line's letter at its end, moved up to avoid overlaps.
 
-    In the colour of text: those of lines are too faint for letters.
+    Letters have the colour of text, since colours of lines are too faint for them.
     """
     pixels_per_ms = (figure.layout.height - 70) / top_ms
     widest = max((end.x for end in ends.values()), default=0)
@@ -365,7 +365,7 @@ def bar_marker(colour: str, hatched: bool = False) -> dict:
 
 
 def _best_last(swept: Sequence[SweptDeployment]) -> list[SweptDeployment]:
-    """Drawn last, the best lies on top."""
+    """The best deployment last, so that it is drawn on top."""
     return sorted(swept, key=lambda entry: entry.best)
 
 
@@ -388,7 +388,7 @@ def _highest_step_ms(swept: Sequence[SweptDeployment]) -> float:
 
 
 def _first_audio_limits(slos: Sequence[Slo]) -> list[tuple[float, str]]:
-    """Each SLO limit once, with the classes that it holds for."""
+    """Each SLO limit on TTFA once, with the classes that share it."""
     classes: dict[float, list[str]] = {}
     for slo in slos:
         if slo.metric.startswith("ttfa"):
@@ -397,5 +397,5 @@ def _first_audio_limits(slos: Sequence[Slo]) -> list[tuple[float, str]]:
 
 
 def safe(text: str) -> str:
-    """Plotly reads text as a little HTML: a name from a plan must not become a tag or a link."""
+    """Escape text that Plotly would read as HTML: a name from a plan must not become a tag or a link."""
     return html.escape(str(text), quote=False)

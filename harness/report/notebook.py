@@ -1,4 +1,4 @@
-"""Plots that a notebook keeps: drawn by Jupyter, and by the page that nbconvert makes of it, without a network."""
+"""Plots that work offline in Jupyter and in the page that nbconvert exports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NAME = "harness"
 
 
 class Kept(io.base_renderers.PlotlyRenderer):
-    """A plot as data, which Jupyter draws, and as HTML, which is what an exported page shows."""
+    """A plot as data, which Jupyter draws, and as HTML, which an exported page shows."""
 
     def to_mimebundle(self, fig_dict: dict) -> dict:
         html = io.to_html(fig_dict, include_plotlyjs=False, full_html=False, default_width="100%", validate=False)
@@ -17,14 +17,14 @@ class Kept(io.base_renderers.PlotlyRenderer):
 
 
 class PlotlyScript:
-    """Plotly's own script, which an exported page needs once; shown as nothing."""
+    """Plotly's script, which an exported page needs once; displayed as nothing."""
 
     def _repr_html_(self) -> str:
         return f'<script>window.PlotlyConfig = {{MathJaxConfig: "local"}};</script><script>{get_plotlyjs()}</script>'
 
 
 def keep_plots() -> PlotlyScript:
-    """Keep all plots of this session in exported pages; the result must be displayed before the first of them."""
+    """Keep all plots of this session in exported pages. Display the result before the first plot."""
     io.renderers[NAME] = Kept()
     io.renderers.default = NAME
     return PlotlyScript()

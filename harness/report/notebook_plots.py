@@ -1,4 +1,4 @@
-"""Plots that stand alone, with a title and a legend: those of the report as notebooks show them, and closer looks."""
+"""Stand-alone plots with a title and a legend, for notebooks: those of the report, and others in more detail."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PARTS = 120
 
 
 def stand_alone(figure: go.Figure, title: str) -> go.Figure:
-    """A figure of the report as it can be read without the page around it."""
+    """A figure of the report with a title and a legend, readable without the page."""
     shown = go.Figure(figure)
     shown.update_layout(
         template="plotly_white", title={"text": title, "x": 0.02, "font": {"size": 17}}, showlegend=True, width=None
@@ -59,9 +59,9 @@ def playback(result: Result) -> go.Figure:
 
 
 def distribution(requests: pd.DataFrame, metric: str, slos: Sequence[Slo]) -> go.Figure:
-    """The share of requests of each class with at most a value of ``metric``; a cross marks each SLO.
+    """Share of requests of each class with at most a value of ``metric``; a cross marks each SLO.
 
-    One that ended in an error has no value that meets an SLO: it counts, and the line stays below 100%.
+    Requests that failed count as violations, so their class's line stays below 100%.
     """
     figure = _figure(_AXIS_TITLES[metric], "share of requests with at most that", rangemode="tozero")
     requests = begun(requests) if metric == "ttfa_s" else requests
@@ -101,7 +101,7 @@ def sessions(run: Run, trial_ids: Iterable[str]) -> go.Figure:
 
 
 def host(looks: pd.DataFrame) -> go.Figure:
-    """CPU of the host over a trial; ``looks`` of ``tables.samples``."""
+    """CPU use of the host over a trial; ``looks`` as ``tables.samples`` returns them."""
     figure = _figure("seconds", "CPU of the host, %")
     figure.add_scatter(x=looks["at_s"], y=looks["cpu_percent"], name="CPU", line={"color": BEST_COLOUR})
     figure.update_yaxes(range=[0, 105])
@@ -109,7 +109,7 @@ def host(looks: pd.DataFrame) -> go.Figure:
 
 
 def step_time(entry: SweptDeployment) -> go.Figure:
-    """Measured frame steps of a deployment with their band, and what was fitted to them, a way beyond the last one."""
+    """Measured frame steps of a deployment with their interval, and the fitted curve, slightly extrapolated."""
     fit = fitted(_fit_of(entry).step_time)
     step, most = StepTime.of_record(fit), fit.max_sessions
     figure = _figure("sessions at once", "frame step, ms")
@@ -136,7 +136,7 @@ def step_time(entry: SweptDeployment) -> go.Figure:
 
 
 def scaling(entry: SweptDeployment) -> go.Figure:
-    """Frames a second against sessions with the Universal Scalability Law; beyond what was measured it is dotted."""
+    """Frames/s against sessions with the fitted Universal Scalability Law; dotted where extrapolated."""
     fit = _fit_of(entry).scaling
     figure = _figure("sessions at once", "frames per second")
     figure.add_scatter(
@@ -165,7 +165,7 @@ def _fit_of(entry: SweptDeployment) -> FittedDeployment:
 
 
 def slos_by_rate(loads: Sequence[SimulatedLoad]) -> go.Figure:
-    """Each SLO as a share of its limit against the rate of one device: where a line crosses 1, the SLO is violated."""
+    """Each SLO's limit utilisation against the rate of one device; above 1 the SLO is violated."""
     figure = _figure("requests per second on one device", "value / limit")
     for name in loads[0].shares:
         shares = [min(load.shares[name], 3.0) for load in loads]
@@ -201,7 +201,7 @@ def devices(plan: Plan, rates_per_s: Sequence[float] = (), counts: Sequence[int]
 
 
 def surge(plan: Plan, name: str) -> go.Figure:
-    """One surge of plan.json's ``behaviour``: the share of callers whose SLOs are met, by when they came."""
+    """One surge of plan.json's ``behaviour``: the share of callers whose SLOs are met, by arrival time."""
     rows = [row for row in (plan.behaviour.surges if plan.behaviour else ()) if row.surge == name]
     colours = dict(zip((row.admission for row in rows), figures.ADMISSION_COLOURS, strict=False))
     drawn = figures.surge(rows, colours)
@@ -210,7 +210,7 @@ def surge(plan: Plan, name: str) -> go.Figure:
 
 
 def stage_times(entry: SweptDeployment) -> go.Figure:
-    """Where a frame's time went at each number of sessions of a deployment."""
+    """Stacked time of a frame at each number of sessions of a deployment."""
     bars = figures.stage_time(entry, figures.stage_time_top_ms([entry]))
     bars.update_yaxes(title={"text": "ms of one frame"})
     return stand_alone(bars, f"Where a frame's time went, deployment {entry.label}")

@@ -1,4 +1,4 @@
-"""Assemble the sign-off document from stored records and write it into the run folder."""
+"""Builds the sign-off document from stored records and writes it into the run folder."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from harness.report import decision, facts, figures, words
 from harness.report.facts import SweptDeployment
 from harness.topology import EVERY_STAGE
 
-SMALL_MULTIPLES = 6  # deployments drawn one by one; the rest are in the table
+SMALL_MULTIPLES = 6  # deployments drawn individually; the others are in the table
 
 
 def write_report(run: Run) -> Path:
     """Write ``signoff.html`` into the folder of ``run`` and return its path.
 
-    The file is whole in itself (no font, script or style from elsewhere) and depends on the stored records
-    only: writing it twice gives the same bytes. Parts that are absent (no fit, no plan, no open-loop trial)
-    are said in words. Raises StoreError where a stored file is damaged.
+    The file is self-contained (no external font, script or style) and depends on the stored records only: writing it
+    twice gives the same bytes. A part that is missing (no fit, no plan, no open-loop trial) is replaced by a sentence.
+    Raises StoreError where a stored file is damaged.
     """
     path = run.path / facts.REPORT_NAME
     replace_text(path, render(run))
@@ -85,19 +85,19 @@ def render(run: Run) -> str:
 
 
 def _notes(targets: Sequence[PlannedTarget]) -> list[str]:
-    """What is noted of counts, each said once."""
+    """Notes on the device counts, without duplicates."""
     return list(dict.fromkeys(each.note for each in targets if each.note and each.devices is not None))
 
 
 def _spares_basis(target: PlannedTarget) -> str:
-    """How its counts with spares are known: as the losses that they outlast, and no better than its own count."""
+    """Basis of a target's counts with spares: that of the losses they cover, but no better than its own count's."""
     spared = [loss for loss in target.losses if loss.kept and loss.devices > (target.devices or 0)]
     known = {target.basis, *(loss.basis for loss in spared)}
     return "extrapolated" if "extrapolated" in known else "simulated"
 
 
 def _plots(swept: list[SweptDeployment], slos: Sequence[Slo], validation: Sequence[ValidationRow]) -> dict[str, Markup]:
-    """Every plot as JSON, by the id of its place in the page; a plot without data is left out."""
+    """Every plot as JSON, by the id of its place in the page; plots without data are left out."""
     plots: dict[str, go.Figure] = {}
     if any(entry.points for entry in swept):
         plots["throughput-latency"] = figures.throughput_latency(swept)
@@ -115,7 +115,7 @@ def _plots(swept: list[SweptDeployment], slos: Sequence[Slo], validation: Sequen
 
 
 def _surge_plots(surges: Sequence[SurgeRow]) -> dict[str, Markup]:
-    """One plot a surge, in the order of plan.json."""
+    """One plot per surge, in the order of plan.json."""
     colours = _admission_colours(surges)
     groups = [[row for row in surges if row.surge == name] for name in _surge_names(surges)]
     return {f"surge-{i}": script_json(figures.surge(rows, colours)) for i, rows in enumerate(groups)}
@@ -130,7 +130,7 @@ def _surge_names(surges: Sequence[SurgeRow]) -> list[str]:
 
 
 def _detailed(swept: list[SweptDeployment]) -> list[SweptDeployment]:
-    """The deployments whose frame time is drawn: the best first, then in the order swept."""
+    """The deployments whose frame time is drawn: the best first, then in the order of the sweep."""
     with_stages = [entry for entry in swept if any(point.stages for point in entry.points)]
     return sorted(with_stages, key=lambda entry: not entry.best)[:SMALL_MULTIPLES]
 
@@ -143,7 +143,7 @@ def script_json(figure: go.Figure) -> Markup:
 
 @cache
 def template(name: str) -> Template:
-    """A page of the report, with what all of them share."""
+    """A template of the report, with the parts that all pages share."""
     environment = Environment(
         loader=PackageLoader("harness.report", "."),
         autoescape=True,
@@ -167,7 +167,7 @@ def template(name: str) -> Template:
 
 @cache
 def packed_plotly() -> str:
-    """Plotly's script, gzip and base64: 2 MB in a document instead of 5."""
+    """Plotly's script, gzip and base64: 2 MB in a document instead of 5 MB."""
     return base64.b64encode(gzip.compress(get_plotlyjs().encode("utf-8"), mtime=0)).decode("ascii")
 
 

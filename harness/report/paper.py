@@ -1,4 +1,4 @@
-"""A page of the report as a PDF, printed by a Chromium that is installed."""
+"""A page of the report as a PDF, printed by an installed Chromium."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from harness.errors import HarnessError, InputError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TIMEOUT_S = 120.0
-_DRAWING_MS = 20_000  # of the page's own clock, for its plots
+_DRAWING_MS = 20_000  # virtual time for the page to draw its plots
 _OPTIONS = (
     "--headless", "--disable-gpu", "--no-first-run", "--no-pdf-header-footer", "--disable-extensions",
-    "--no-sandbox",  # Chromium does not start as root with it; the page is one that was just written here
+    "--no-sandbox",  # Chromium as root does not start with a sandbox; we wrote the page ourselves
 )  # fmt: skip
 
 
 def write_pdf(html_path: Path, timeout_s: float = TIMEOUT_S) -> Path:
-    """Print a page to the file of its name that ends in ``.pdf``, and return its path.
+    """Print a page to the PDF of the same name, and return its path.
 
-    Raises InputError where no browser is found or the page is not there, HarnessError where printing fails or takes
-    longer than ``timeout_s``; then an earlier PDF stays as it was, and no process or file is left behind.
+    Raises InputError where no browser is found or the page is missing, HarnessError where printing fails or takes
+    longer than ``timeout_s``; an earlier PDF is then left unchanged, and no process or file is left behind.
     """
     html_path = Path(html_path).resolve()
     if not html_path.is_file():
-        raise InputError(f"cannot print {html_path}: there is no such page")
+        raise InputError(f"cannot print {html_path}: no such page")
     browser, pdf_path = browser_path(), html_path.with_suffix(".pdf")
     with tempfile.TemporaryDirectory(prefix="harness-pdf-", ignore_cleanup_errors=True) as folder:
         printed = Path(folder, "page.pdf")
@@ -45,7 +45,7 @@ def write_pdf(html_path: Path, timeout_s: float = TIMEOUT_S) -> Path:
 
 
 def browser_path() -> str:
-    """The first browser on the path that prints. Raises InputError where there is none."""
+    """The first browser on PATH that can print. Raises InputError where there is none."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         raise InputError(
@@ -75,7 +75,7 @@ def _print(browser: str, html_path: Path, pdf_path: Path, profile: Path, timeout
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End the browser with all of its helpers, which are of its process group."""
+    """End the browser with all processes of its process group."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

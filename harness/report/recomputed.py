@@ -1,4 +1,4 @@
-"""The answer of a signed run, computed again from its records: hashes alone do not show numbers that were forged."""
+"""Recomputes the answer of a signed run from its records: hashes alone do not detect forged numbers."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from harness.records.store import Run
 from harness.runs.analysis import fit_of, plan_of
 from harness.runs.opening import spec_of
 
-RATE_TOLERANCE = 0.01  # of rates and intervals: other versions of the libraries may round otherwise
+RATE_TOLERANCE = 0.01  # relative; other versions of the libraries may round differently
 _OF_A_TARGET = ("devices", "devices_n_plus_1", "devices_n_plus_2", "basis")
 
 
 def differences(run: Run) -> list[str]:
-    """Where the stored plan says another thing than its trials, requests and predictions; nothing where it agrees.
+    """Differences between the stored plan and one recomputed from its trials, requests and predictions; [] if none.
 
-    Takes as long as a fit and a plan: some seconds.
+    Takes as long as a fit and a plan, some seconds.
     """
     stored = run.plan()
     if stored is None:
-        return ["it holds no plan.json: its answer cannot be computed again"]
+        return ["it holds no plan.json: its answer cannot be recomputed"]
     try:
         anew = plan_of(run, spec_of(run), fit_of(run), [target.qps for target in stored.targets])
     except HarnessError as error:
-        return [f"its answer cannot be computed again from its records: {error}"]
+        return [f"its answer cannot be recomputed from its records: {error}"]
     return list(_differences(stored, anew))
 
 
 def _differences(stored: Plan, anew: Plan) -> Iterator[str]:
-    # What a budget left out makes inconclusive is told by no record, and claims less.
+    # Inconclusive because of the budget: no record shows that, and it claims less.
     if stored.verdict not in (anew.verdict, "inconclusive"):
         yield _differs("verdict", stored.verdict, anew.verdict)
     if stored.deployment != anew.deployment:

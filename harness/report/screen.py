@@ -1,4 +1,4 @@
-"""Tables that no terminal cuts: one that is too wide for it is printed as a block of lines for each row."""
+"""Tables that no terminal truncates: a table that is too wide is printed as a block of lines per row."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rich.console import Console, Group
 from rich.table import Column, Table
 from rich.text import Text
 
-MOST_LINES = 3  # of a row; with more of them the row reads better as a block
-_PATH = 20  # columns that a path gets at the least; it may break anywhere
+MOST_LINES = 3  # per row; taller rows are easier to read as blocks
+_PATH = 20  # minimum width of a column of paths, which may break anywhere
 _INDENT = 2
 _UNBOUNDED = 100_000
 
 
 class Screen(Console):
-    """A console that shows every cell of a table whole, at any width, in colour or not."""
+    """A console that shows every cell of a table in full, at any width, in colour or not."""
 
     def print(self, *objects, **options) -> None:
         shown = (readable(each, self) if isinstance(each, Table) else each for each in objects)
@@ -24,11 +24,11 @@ class Screen(Console):
 
 
 def readable(table: Table, console: Console) -> Table | Group:
-    """The table with cells that wrap and are never cut; as blocks of lines where even so it is too wide or too tall."""
+    """The table with wrapped, never truncated cells; as blocks of lines if that is still too wide or too tall."""
     needed = [_needed(column, console) for column in table.columns]
     for column, width in zip(table.columns, needed, strict=True):
         column.overflow, column.no_wrap, column.width = "fold", False, width
-    roomy = console.options.update(width=_UNBOUNDED)  # a measure is never above the width that it is taken at
+    roomy = console.options.update(width=_UNBOUNDED)  # a measurement never exceeds the width it is taken at
     spare = console.width - console.measure(table, options=roomy).minimum
     if spare < 0:
         return Group(*_blocks(table, console))
@@ -39,7 +39,7 @@ def readable(table: Table, console: Console) -> Table | Group:
 
 
 def _spread(needed: list[int], wanted: list[int], spare: int) -> list[int]:
-    """Widths of columns with the spare characters given, one by one, to the one that must wrap most."""
+    """Column widths after giving the spare characters, one by one, to the column that would wrap most."""
     widths = list(needed)
     for _ in range(spare):
         most = max(range(len(widths)), key=lambda at: wanted[at] / widths[at], default=None)
@@ -50,13 +50,13 @@ def _spread(needed: list[int], wanted: list[int], spare: int) -> list[int]:
 
 
 def _natural(column: Column, console: Console) -> int:
-    """The width with which no cell of a column wraps."""
+    """The width at which no cell of a column wraps."""
     texts = [*_cells(column, console), _text(column.header, console)]
     return max([1, *(len(line) for text in texts for line in text.splitlines())])
 
 
 def _needed(column: Column, console: Console) -> int:
-    """The width of the longest part of a column that may not break: a figure and its unit, or a word of a text."""
+    """The width of a column's longest unbreakable part: a figure with its unit, or a word."""
     parts = [part for cell in _cells(column, console) for part in _parts(cell, column.justify == "right")]
     return max([1, *map(_least, [*parts, *_parts(_text(column.header, console), False)])])
 
@@ -70,7 +70,7 @@ def _least(part: str) -> int:
 
 
 def _is_flat(table: Table, console: Console) -> bool:
-    """Whether its rows stay low: a column of words one below the other is no text."""
+    """Whether its rows stay low: a column of words one below the other is hard to read."""
     bare = Table(*table.columns, box=table.box, show_header=False, pad_edge=table.pad_edge)
     bare.rows.extend(table.rows)
     lines = console.render_lines(bare)
@@ -78,7 +78,7 @@ def _is_flat(table: Table, console: Console) -> bool:
 
 
 def _blocks(table: Table, console: Console) -> Iterator[Text]:
-    """Each row as its first cell, and a line ``name: value`` below it for each other one."""
+    """Each row as its first cell, and below it a line ``name: value`` per other cell."""
     if table.title:
         yield Text.assemble((_text(table.title, console), "italic"))
     heads = [" ".join(_text(column.header, console).split()) for column in table.columns]
@@ -86,7 +86,7 @@ def _blocks(table: Table, console: Console) -> Iterator[Text]:
     columns = [list(_cells(column, console)) for column in table.columns]
     for row in zip(*columns, strict=True):
         lead, *rest = zip(heads, row, strict=True)
-        mark = "" if lead[0] else f"{lead[1]} "  # a column of marks has no name: it stands before the next one
+        mark = "" if lead[0] else f"{lead[1]} "  # a column of marks has no name: put it before the next one
         lead, *rest = (lead, *rest) if lead[0] else rest
         yield from _wrapped(f"{mark}{lead[0]}: {lead[1]}", 0, console.width, "bold")
         for head, value in rest:

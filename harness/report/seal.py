@@ -1,6 +1,6 @@
-"""signoff.json: the answer with the hashes of what it rests on, and the check of a signed run against them.
+"""signoff.json: the answer with the hashes of its evidence, and the check of a signed run against them.
 
-The hashes tell of evidence that was changed, lost or added after the answer; they are no cryptographic signature.
+The hashes detect evidence that was changed, lost or added after the answer; they are not a cryptographic signature.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from harness.report.page import write_report
 SCHEMA = 1
 VERDICTS = ("met", "missed", "inconclusive")
 _PENDING = ".signing"
-_ANEW = "measure anew with `harness signoff PLAN --fresh`"
+_ANEW = "measure again with `harness signoff PLAN --fresh`"
 _LOST = f"the answer was signed, and its {SEAL_NAME} is missing: restore that file, or {_ANEW}"
 _OF_A_TARGET = ("qps", "devices", "interval", "binding", "basis", "devices_n_plus_1", "devices_n_plus_2")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A signed run as it lies there: its verdict, and what speaks against relying on it (nothing = intact)."""
+    """A signed run as found: its verdict, and the reasons against relying on it (empty = intact)."""
 
     verdict: str
     expires_at: str
@@ -39,13 +39,13 @@ class Checked:
 
 
 def sign(run: Run) -> Path:
-    """Mark a finished run as sealed, write its ``signoff.html`` and beside it ``signoff.json``; returns its path.
+    """Mark a finished run as sealed, write its ``signoff.html`` and ``signoff.json``; returns the path of the latter.
 
-    It depends on the stored records only: signing twice gives the same bytes. Nothing but the end of a sign-off signs.
+    The result depends on the stored records only: signing twice gives the same bytes. Only the end of a sign-off signs.
     """
-    pending = run.path / _PENDING  # a run that is marked without a seal has lost it, unless a kill came between
+    pending = run.path / _PENDING  # a run marked as sealed has lost its seal, unless a kill came between
     replace_text(pending, "")
-    run.update_manifest(sealed=True)  # before the page, which names the hash of the manifest
+    run.update_manifest(sealed=True)  # before the page, which contains the manifest's hash
     write_report(run)
     content = {
         "schema": SCHEMA,
@@ -59,7 +59,7 @@ def sign(run: Run) -> Path:
 
 
 def must_be_signed(run: Run) -> bool:
-    """Whether the sign-off of a run is at its end but for its seal. Raises InputError where it had one that is gone."""
+    """Whether the sign-off of a run has finished except for its seal. Raises InputError where a seal was lost."""
     if not run.manifest.sealed or (run.path / _PENDING).exists():
         return True
     if not is_signed(run):
@@ -68,15 +68,15 @@ def must_be_signed(run: Run) -> bool:
 
 
 def seal_of(run: Run) -> bytes:
-    """The bytes of the seal, which a key's signature is of; empty where there is none."""
+    """The bytes of the seal, which a key signs; empty where there is none."""
     path = run.path / SEAL_NAME
     return path.read_bytes() if path.exists() else b""
 
 
 def reopen(run: Run) -> None:
-    """Take back a sign-off, if there is one, for more to be measured: whoever calls this signs the run anew.
+    """Undo a sign-off, if there is one, so that more can be measured. The caller must sign the run again.
 
-    The manifest first: a kill between leaves a seal on a run that is not finished, which the next start takes away.
+    The manifest is changed first: a kill in between leaves a seal on an unfinished run, which the next start removes.
     """
     if run.manifest.sealed or run.manifest.finished_at:
         run.update_manifest(sealed=False, finished_at="")
@@ -85,15 +85,15 @@ def reopen(run: Run) -> None:
 
 
 def must_be_reliable(run: Run) -> None:
-    """Raises InputError where what was signed is no longer as it was, or has expired."""
+    """Raise InputError where signed files were changed, or the answer has expired."""
     if problems := check_seal(run.path).problems:
         raise InputError(f"{run.path} failed verification: {'; '.join(problems)}")
 
 
 def report_again(run: Run) -> Path:
-    """Write ``signoff.html`` of a run again. Of a signed one, its hash in the seal is renewed, and nothing else.
+    """Write ``signoff.html`` of a run again. For a signed run, only the page's hash in the seal is renewed.
 
-    Raises InputError, with nothing written, where what was signed is no longer as it was.
+    Raises InputError, with nothing written, where signed files were changed.
     """
     if not is_signed(run):
         if run.manifest.sealed:
@@ -116,7 +116,7 @@ def _write(folder: Path, content: Mapping) -> Path:
 
 
 def _said(run: Run) -> dict:
-    """What is signed, from the manifest and the plan of a run."""
+    """What the seal states, from the manifest and the plan of a run."""
     manifest, plan = run.manifest, run.plan()
     if plan is None:
         raise ValueError("it holds no plan.json")
@@ -145,16 +145,16 @@ def _expiry(manifest: RunManifest) -> str:
 
 
 def _answer(plan: Plan) -> dict:
-    """The decision as a pipeline reads it: what one device is, and how many each target needs."""
+    """The decision for a pipeline: what one device is, and how many each target needs."""
     content = plan.to_dict()
     targets = [{name: target[name] for name in _OF_A_TARGET} for target in content["targets"]]
     return {name: content[name] for name in ("unit", "confidence", "deployment", "reasons")} | {"targets": targets}
 
 
 def check_seal(folder: Path, now: datetime | None = None) -> Checked:
-    """Hold a signed run against its hashes, its own records and its expiry.
+    """Check a signed run against its hashes, its own records and its expiry.
 
-    Raises InputError where there is nothing signed, or what was signed cannot be read.
+    Raises InputError where nothing is signed, or the seal cannot be read.
     """
     if Run.is_run(folder) and not is_signed(run := Run.open(folder)) and run.manifest.finished_at:
         return Checked("inconclusive", _expiry(run.manifest), 0, (_LOST,))
@@ -189,17 +189,17 @@ def _problems(folder: Path, content: Mapping, own: str, now: datetime) -> Iterat
     if now > datetime.fromisoformat(content["expires_at"]):
         yield f"it expired at {content['expires_at']}: {_ANEW}"
     if now < datetime.fromisoformat(content["signed_at"]):
-        yield f"it was signed at {content['signed_at']}, which is yet to come: set the clock of this machine"
+        yield f"it was signed at {content['signed_at']}, which is in the future: correct this machine's clock"
 
 
 def _broken(folder: Path, content: Mapping, own: str) -> Iterator[str]:
-    """What of the seal, the run's records and the files of its evidence is not as it was signed."""
+    """What differs from what was signed: in the seal, the run's records and the files of its evidence."""
     changed = list(_changed(folder, content["evidence"]))
     if _own_sha256(content) != own:
         yield f"{SEAL_NAME} was changed after it was signed"
     elif not changed:
         said = _said(Run.open(folder))
-        yield from (f"{SEAL_NAME} says another {name} than the run" for name in said if content[name] != said[name])
+        yield from (f"{SEAL_NAME} differs from the run in {name}" for name in said if content[name] != said[name])
     yield from changed
 
 

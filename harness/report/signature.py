@@ -1,8 +1,8 @@
 """Ed25519 signatures of ``signoff.json`` in OpenSSH's format: made and verified here, or by ``ssh-keygen -Y``.
 
-The format is PROTOCOL.sshsig of OpenSSH. On a machine without the harness:
-``ssh-keygen -Y check-novalidate -n speech-signoff -s signoff.json.sig < signoff.json`` tells whether it is whole, and
-``ssh-keygen -Y verify`` with a file of allowed signers by whom.
+The format is PROTOCOL.sshsig of OpenSSH. On a machine without the harness,
+``ssh-keygen -Y check-novalidate -n speech-signoff -s signoff.json.sig < signoff.json`` checks that it is unchanged, and
+``ssh-keygen -Y verify`` with a file of allowed signers checks who signed it.
 """
 
 from __future__ import annotations
@@ -50,24 +50,22 @@ def sign_seal(folder: Path, key: Path) -> Path:
 
 
 def check_private_key(path: Path) -> None:
-    """Raises InputError for a key that cannot sign."""
+    """Raise InputError for a key that cannot sign."""
     _private_key(path)
 
 
 def problem_of_signature(folder: Path, public: Path) -> str:
-    """Why the signature of a run is not one of this public key; "" where it is. Raises InputError for another key."""
+    """Why a run's signature was not made by this public key; "" if it was. Raises InputError for an unusable key."""
     key = _public_key(public)
     raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
     try:
         text = (folder / SIGNATURE_NAME).read_text()
         signer, signature = _parsed(text)
         if signer != _public_blob(raw):
-            return f"{SIGNATURE_NAME} is of another key than {public}"
+            return f"{SIGNATURE_NAME} was made by another key than {public}"
         key.verify(signature, _signed((folder / SEAL_NAME).read_bytes()))
     except OSError as error:
-        return (
-            f"{error.filename}: {error.strerror}: it is not signed with a key; `harness signoff PLAN --sign KEY` does"
-        )
+        return f"{error.filename}: {error.strerror}: not signed with a key; sign with `harness signoff PLAN --sign KEY`"
     except InvalidSignature:
         return f"{SEAL_NAME} is not what was signed with this key"
     except (ValueError, struct.error):
@@ -76,7 +74,7 @@ def problem_of_signature(folder: Path, public: Path) -> str:
 
 
 def _signed(message: bytes) -> bytes:
-    """What the signature is of: the hash of the message with the name of what it is for."""
+    """The bytes that are signed: the hash of the message with its namespace."""
     return b"".join([_MAGIC, *map(_string, (NAMESPACE, b"", _HASH, hashlib.sha512(message).digest()))])
 
 
@@ -89,7 +87,7 @@ def _public_blob(raw: bytes) -> bytes:
 
 
 def _parsed(text: str) -> tuple[bytes, bytes]:
-    """The signer's public key (as in a key file) and the signature. Raises ValueError or struct.error for nonsense."""
+    """Parse the signer's public key (as in a key file) and the signature. Raises ValueError or struct.error."""
     if not (text.startswith(_BEGIN) and text.rstrip().endswith(_END)):
         raise ValueError("not armoured")
     body = text.strip().removeprefix(_BEGIN).removesuffix(_END)
@@ -114,7 +112,7 @@ def _strings(blob: bytes, count: int) -> list[bytes]:
         found.append(blob[4 : 4 + length])
         blob = blob[4 + length :]
     if blob:
-        raise ValueError("more than it should hold")
+        raise ValueError("trailing bytes")
     return found
 
 
@@ -122,10 +120,10 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = load_ssh_private_key(_read(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        words = "it has a passphrase" if "password" in str(error).lower() else "it is no private key of OpenSSH"
+        words = "it has a passphrase" if "password" in str(error).lower() else "it is not an OpenSSH private key"
         raise InputError(f"{path}: {words}: give one made by `ssh-keygen -t ed25519 -N '' -f KEY`") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise InputError(f"{path} is no Ed25519 key: make one with `ssh-keygen -t ed25519 -N '' -f KEY`")
+        raise InputError(f"{path} is not an Ed25519 key: make one with `ssh-keygen -t ed25519 -N '' -f KEY`")
     return key
 
 
@@ -133,9 +131,9 @@ def _public_key(path: Path) -> Ed25519PublicKey:
     try:
         key = load_ssh_public_key(_read(path))
     except (ValueError, UnsupportedAlgorithm):
-        raise InputError(f"{path} is no public key of OpenSSH: give the KEY.pub beside the private one") from None
+        raise InputError(f"{path} is not an OpenSSH public key: give the KEY.pub beside the private one") from None
     if not isinstance(key, Ed25519PublicKey):
-        raise InputError(f"{path} is no Ed25519 key: give the KEY.pub of `ssh-keygen -t ed25519`")
+        raise InputError(f"{path} is not an Ed25519 key: give the KEY.pub of `ssh-keygen -t ed25519`")
     return key
 
 

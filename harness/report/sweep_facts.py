@@ -22,9 +22,9 @@ _MOST = 0.75
 
 @dataclass(frozen=True)
 class Answer:
-    """What one deployment of the sweep came to. ``rate_per_s``: of requests, under the SLOs; None = not known.
+    """The result of one deployment of the sweep. ``rate_per_s``: requests/s that meet the SLOs; None = unknown.
 
-    ``audio_s_per_s``: the most that it delivered in a window that kept pace with speech; 0 where none did.
+    ``audio_s_per_s``: the most audio that it delivered in a window that kept pace with speech; 0 where none did.
     """
 
     entry: SweptDeployment
@@ -40,7 +40,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Response:
-    """The figure whose effects are told: its name, its unit, and its value for each answer (NaN = none)."""
+    """The figure whose effects are shown: its name, its unit, and its value for each answer (NaN = none)."""
 
     name: str
     unit: str
@@ -49,9 +49,9 @@ class Response:
 
 @dataclass(frozen=True)
 class DelayBar:
-    """A frame's time at one delay of all stages: seconds in each stage and in hops, and what they were seen under.
+    """A frame's time at one delay of all stages: seconds in each stage and in hops, and the load they were measured at.
 
-    ``computed``: the delay was not deployed; its waits are put on the times of the smallest one that was.
+    ``computed``: the delay was not deployed; its waits are added to the times of the smallest one that was.
     """
 
     delay_s: float
@@ -82,12 +82,12 @@ def _answer(entry: SweptDeployment, own: Sequence[Trial]) -> Answer:
 
 
 def response(found: Sequence[Answer]) -> Response:
-    """The rate under the SLOs where nearly all answers have one, some above 0; else the audio delivered in time."""
+    """The rate under the SLOs if nearly all answers have one, some above 0; else the audio delivered in time."""
     rates = [answer.rate_per_s for answer in found]
     known = [rate for rate in rates if words.known(rate)]
     if len(known) >= _NEARLY_ALL * len(rates) and any(rate > 0 for rate in known):
         values = tuple(float("nan") if rate is None else float(rate) for rate in rates)
-        return Response("requests/s that one device carries under the SLOs", "req/s", values)
+        return Response("requests/s that one device sustains under the SLOs", "req/s", values)
     values = tuple(answer.audio_s_per_s for answer in found)
     return Response("seconds of audio per second, delivered at the pace of speech", "audio s/s", values)
 
@@ -104,8 +104,10 @@ def effects(found: Sequence[Answer], of: Response) -> tuple[Effects | None, str]
 
 
 def _cells(answer: Answer, found: Sequence[Answer]) -> list[dict]:
-    """The point of an answer; once with each of the combinations that others have of knobs that its topology does not,
-    and which make no difference to it."""
+    """The point of an answer, repeated for each combination of knobs that only other topologies have.
+
+    Those knobs make no difference to its topology.
+    """
     own = answer.entry.knobs
     others = [
         {knob: value for knob, value in each.entry.knobs.items() if not has_knob(topology_of(own), knob)}
@@ -116,7 +118,7 @@ def _cells(answer: Answer, found: Sequence[Answer]) -> list[dict]:
 
 
 def factor_names(told: Effects) -> list[str]:
-    """A factor in words: ``delay of every stage``, ``diffusion instances``."""
+    """A factor as text: ``delay of every stage``, ``diffusion instances``."""
     return [_factor_name(factor.knobs) for factor in told.factors]
 
 
@@ -137,7 +139,7 @@ def _kind(knob: str) -> str:
 
 
 def level_name(level: dict) -> str:
-    """A level of a factor in words, without the name of its knob where that goes without saying."""
+    """A level of a factor as text, without the name of its knob where that is clear."""
     knob, value = next(iter(level.items()))
     if knob.endswith(_DELAY) and words.known(value):
         return f"{words.figure(value / 1000)} ms"
@@ -156,10 +158,10 @@ def pareto(swept: Sequence[SweptDeployment]) -> list[tuple[SweptDeployment, Poin
 
 
 def delay_bars(swept: Sequence[SweptDeployment], sessions: float) -> list[DelayBar]:
-    """A frame's time at each delay that all stages had alike, at about so many sessions.
+    """A frame's time at each delay that is the same in all stages, at about ``sessions`` sessions.
 
-    Of several deployments with one delay, the one with the shortest frame is shown. For a lone session the bar of the
-    often-quoted 100 ms is added, computed: with more of them batches fill, and the delay is not waited in full.
+    Of several deployments with one delay, the one with the shortest frame is shown. For a single session a computed bar
+    for the often-quoted 100 ms is added; with more sessions batches fill before the delay has passed.
     """
     by_delay: dict[float, list[Point]] = {}
     for entry in swept:
@@ -174,9 +176,9 @@ def delay_bars(swept: Sequence[SweptDeployment], sessions: float) -> list[DelayB
 
 
 def common_delay_s(knobs: dict) -> float | None:
-    """The delay of all stages where it is one, else None; a stage without the knob has the repository's, 0.
+    """The delay of all stages if they share one, else None; a stage without the knob has the repository's, 0.
 
-    None also of the fused engine, whose sessions never wait for each other.
+    None for the fused engine too, whose sessions never wait for each other.
     """
     if topology_of(knobs) == wire.FUSED:
         return None
@@ -185,7 +187,7 @@ def common_delay_s(knobs: dict) -> float | None:
 
 
 def nearest(entry: SweptDeployment, sessions: float) -> Point | None:
-    """The VALID window of a deployment with about so many sessions, None where there is none within a quarter."""
+    """The VALID window of a deployment with the nearest number of sessions; None if none is within a quarter."""
     points = [point for point in entry.points if point.valid]
     point = min(points, key=lambda one: abs(one.sessions - sessions), default=None)
     return point if point and abs(point.sessions - sessions) <= max(0.25 * sessions, 0.5) else None
@@ -202,14 +204,17 @@ def _waiting(least: DelayBar, delay_s: float) -> DelayBar:
 
 
 def largest_delay_s(least: DelayBar) -> float:
-    """The delay of every stage with which a lone frame just takes 133 ms; 0 where even none leaves no time."""
+    """The delay of every stage with which a lone frame takes exactly 133 ms; 0 if it takes longer undelayed."""
     rest_s = least.step_s - len(least.stages) * least.delay_s
     return max(0.0, (FRAME_S - rest_s) / max(len(least.stages), 1))
 
 
 def common_load(swept: Sequence[SweptDeployment]) -> float:
-    """The number of sessions at which deployments are held side by side: the most that the best kept pace with, of
-    those near which three quarters of all deployments have a VALID window (or as many as there are)."""
+    """The number of sessions at which deployments are compared.
+
+    It is the highest with which the best deployment kept pace, of those near which three quarters of all deployments
+    have a VALID window (or as many as there are).
+    """
     best = [entry for entry in swept if entry.best] or list(swept)
     kept = {point.sessions for entry in best for point in entry.points if point.valid and point.step_s <= FRAME_S}
     covered = {sessions: sum(nearest(entry, sessions) is not None for entry in swept) for sessions in kept}

@@ -1,4 +1,4 @@
-"""One function per plot of the sweep's page."""
+"""The plots of the sweep's page, one function each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.report.figures import (
 )
 from harness.report.sweep_facts import DelayBar
 
-MAX_STEP_MS = 3 * REAL_TIME_MS  # of the throughput plot: a slower window is of no use, and would flatten the rest
+MAX_STEP_MS = 3 * REAL_TIME_MS  # of the throughput plot: slower windows are useless and would flatten the rest
 _ROW_PX = 30
 
 
@@ -67,7 +67,7 @@ def _part_ms(stages, stage: str, part: str) -> float:
 
 
 def effects(told: Effects, names: Sequence[str]) -> go.Figure:
-    """The share of each knob alone, and of it with the pairs that it is part of: a bar each."""
+    """The effect of each knob alone, and with its interactions in pairs: one bar each."""
     order = sorted(range(len(names)), key=told.total)
     labels = [safe(names[number]) for number in order]
     figure = empty_figure("share of the variance", "", height=round(110 + 1.4 * _ROW_PX * len(order)))
@@ -87,7 +87,7 @@ def effects(told: Effects, names: Sequence[str]) -> go.Figure:
 
 
 def main_effect(told: Effects, factor: int, unit: str) -> go.Figure:
-    """The mean answer at each level of one factor, over all others; the dotted line is the mean of all."""
+    """The mean answer at each level of one factor, over all others; the dotted line is the overall mean."""
     figure = empty_figure("", unit, height=250)
     names = [sweep_facts.level_name(level) for level in told.factors[factor].levels]
     figure.add_scatter(
@@ -106,7 +106,7 @@ def main_effect(told: Effects, factor: int, unit: str) -> go.Figure:
 def throughput_latency(
     swept: Sequence[SweptDeployment], front: Sequence[tuple[SweptDeployment, Point]], best: SweptDeployment | None
 ) -> go.Figure:
-    """Every window of the sweep as a dot, the Pareto front as a line, the best deployment ringed."""
+    """Every window of the sweep as a dot, the Pareto front as a line, the best deployment circled."""
     figure = empty_figure("audio delivered, seconds per second", "step time, ms per frame", height=430, right=24)
     marks = [(entry, point) for entry in swept for point in entry.points]
     _dots(figure, [mark for mark in marks if mark[1].valid], "VALID", REST_COLOUR, "circle")
@@ -132,7 +132,7 @@ def _dots(figure: go.Figure, marks, name: str, colour: str, symbol: str, size: i
 
 
 def frame_time(shown: Sequence[tuple[SweptDeployment, Point]]) -> go.Figure:
-    """Where a frame's time went in each deployment at one load: a stacked bar each, the shortest on top."""
+    """Where a frame's time went in each deployment at one load: one stacked bar each, the shortest on top."""
     order = sorted(shown, key=lambda pair: -pair[1].step_s)
     labels = [f"<b>{safe(entry.letter)}</b>" for entry, _ in order]
     figure = empty_figure("ms per frame", "", height=round(110 + _ROW_PX * len(order)))

@@ -1,4 +1,4 @@
-"""Assemble the page of a sweep from stored records, and write it and the winner's files into the run folder."""
+"""Builds the page of a sweep from stored records, and writes it and the winner's files into the run folder."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SHOWN_LEVELS = 6  # factors whose levels are drawn
 def write_sweep_report(run: Run) -> Path:
     """Write ``sweep.html`` and, where a deployment was found, ``winner/`` into the folder of ``run``.
 
-    The page is whole in itself and depends on the stored records only. The ``winner/`` of a signed run stays as it was.
-    Returns its path. Raises StoreError.
+    The page is self-contained and depends on the stored records only. The ``winner/`` of a signed run is not changed.
+    Returns the page's path. Raises StoreError.
     """
     best = winning_point(run)
     if best is not None and not facts.is_signed(run):
@@ -32,7 +32,7 @@ def write_sweep_report(run: Run) -> Path:
 
 
 def winning_point(run: Run) -> dict | None:
-    """The deployment that the stored fit found best; None without one."""
+    """The best deployment in the stored fit; None without one."""
     fit = run.fit()
     return fit.best_deployment.deployment if fit and fit.best_deployment else None
 
@@ -120,4 +120,4 @@ def best_in_words(run: Run) -> str:
     interval = f"{words.level(facts.rate_confidence(fit))} interval {words.interval(best.max_rate_interval)}"
     rate = f"{words.figure(best.max_rate_per_s)} requests/s ({interval})"
     bound = words.binding(best.binding)
-    return f"best: {words.deployment(best.deployment)}: one device carries {rate}, bound by {bound}"
+    return f"best: {words.deployment(best.deployment)}: one device sustains {rate}, bound by {bound}"

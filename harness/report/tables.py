@@ -1,6 +1,6 @@
-"""A run's stored records as pandas tables: for notebooks, and for questions of one's own.
+"""A run's stored records as pandas tables, for notebooks and for your own analysis.
 
-Columns carry their unit in their name; requests themselves are ``Run.requests()``.
+Columns carry their unit in their name. The requests themselves are ``Run.requests()``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def swept(run: Run) -> list[SweptDeployment]:
 
 
 def about(manifest: RunManifest) -> pd.DataFrame:
-    """What was run, on what, and when: one row a fact."""
+    """What was run, on what, and when: one row per fact."""
     host = [words.host_fact(name, value) for name, value in manifest.host.items()]
     known = {
         "run": manifest.run_id,
@@ -40,7 +40,7 @@ def about(manifest: RunManifest) -> pd.DataFrame:
 
 
 def trials(run: Run, entries: Sequence[SweptDeployment]) -> pd.DataFrame:
-    """One row a trial: what was offered, what became of it, and whether it counts."""
+    """One row per trial: what was offered, what became of it, and whether it counts."""
     rows = facts.trial_rows(run, run.requests(), list(entries))
     return pd.DataFrame(
         {
@@ -60,7 +60,7 @@ def trials(run: Run, entries: Sequence[SweptDeployment]) -> pd.DataFrame:
 
 
 def deployments(entries: Sequence[SweptDeployment]) -> pd.DataFrame:
-    """One row a deployment, the fastest first: the rate that one device carries, and what binds it."""
+    """One row per deployment, the fastest first: the rate that one device sustains, and its binding constraint."""
     frame = pd.DataFrame(
         {
             "deployment": entry.letter,
@@ -76,7 +76,7 @@ def deployments(entries: Sequence[SweptDeployment]) -> pd.DataFrame:
 
 
 def points(entries: Sequence[SweptDeployment]) -> pd.DataFrame:
-    """One row a rung of a ladder: sessions held, audio delivered, and where the time of a frame went (ms)."""
+    """One row per rung of a ladder: sessions held, audio delivered, and a frame's time by stage (ms)."""
     return pd.DataFrame(
         {
             "deployment": entry.letter,
@@ -96,7 +96,7 @@ def points(entries: Sequence[SweptDeployment]) -> pd.DataFrame:
 
 
 def samples(run: Run, trial_id: str) -> pd.DataFrame:
-    """One row a look at the server while a trial ran: seconds since the first, CPU of the host, memory."""
+    """One row per sample of the server during a trial: seconds since the first, CPU of the host, memory."""
     looks = run.samples(trial_id)
     return pd.DataFrame(
         {
@@ -122,7 +122,7 @@ def _total(values: Iterable[float | None]) -> float:
 
 
 def targets(plan: Plan) -> pd.DataFrame:
-    """One row a target rate of plan.json."""
+    """One row per target rate of plan.json."""
     return pd.DataFrame(
         {
             "requests per s": target.qps,
@@ -139,7 +139,7 @@ def targets(plan: Plan) -> pd.DataFrame:
 
 
 def validation(plan: Plan) -> pd.DataFrame:
-    """One row a prediction that an open-loop trial was held against."""
+    """One row per prediction that was compared with an open-loop trial."""
     said = {True: "passed", False: "failed", None: "not decidable"}
     return pd.DataFrame(
         {
@@ -157,7 +157,7 @@ def validation(plan: Plan) -> pd.DataFrame:
 
 
 def surges(plan: Plan) -> pd.DataFrame:
-    """One row for each surge and admission policy, of plan.json's ``behaviour``."""
+    """One row per surge and admission policy, from plan.json's ``behaviour``."""
     return pd.DataFrame(
         {
             "surge": row.surge,
@@ -173,7 +173,7 @@ def surges(plan: Plan) -> pd.DataFrame:
 
 
 def sensitivity(plan: Plan) -> pd.DataFrame:
-    """One row a change, of plan.json's ``sensitivity``: the rate of a device, and the devices of each target."""
+    """One row per change in plan.json's ``sensitivity``: the rate of a device, and the devices of each target."""
     return pd.DataFrame(
         {
             "change": row.change,
@@ -187,7 +187,7 @@ def sensitivity(plan: Plan) -> pd.DataFrame:
 
 
 def _basis(plan: Plan, known: str) -> str:
-    """How a figure is known; one of emulated times is that besides, and is never measured."""
+    """How a figure is known: measured, extrapolated, or emulated; emulated times never count as measured."""
     if not (plan.emulated and known):
         return known
     return "emulated" if known == "measured" else f"{known}, emulated"

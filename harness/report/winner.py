@@ -1,4 +1,4 @@
-"""The best deployment of a run as files that are ready to deploy, and what they change of the defaults."""
+"""The best deployment of a run as files ready to deploy, and their difference to the defaults."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ DIFF, REQUESTS = "changes.diff", "requests.yaml"
 
 
 def write_winner(run: Run, point: dict) -> Path:
-    """``winner/<model>/config.pbtxt`` for every model, ``changes.diff``, and ``requests.yaml`` where requests must ask
-    for something too. They replace what an earlier call wrote. Raises StoreError where they cannot be written.
+    """Write ``winner/<model>/config.pbtxt`` for every model, and ``changes.diff``.
 
-    The fused engine takes the name of the entry, whose own code in model_repository/ is another: its code comes along,
-    and ``winner/`` is a repository as it stands.
+    Values that requests must set are in ``requests.yaml``. The files replace those of an earlier call. Raises
+    StoreError where they cannot be written.
+
+    The fused engine is deployed under the name of the entry, whose code in model_repository/ differs: the engine's code
+    is written too, so that ``winner/`` is a complete repository.
     """
     folder, topology = run.path / FOLDER, topology_of(point)
     shutil.rmtree(folder, ignore_errors=True)
@@ -56,7 +58,7 @@ def changes(run: Run, point: dict) -> str:
 
 
 def changes_or_reason(run: Run, point: dict) -> str:
-    """``changes``, or why there are none: an old run may have turned what the repository no longer has."""
+    """``changes``, or why there are none: an old run may have set a knob that the repository no longer has."""
     try:
         return changes(run, point)
     except InputError as error:

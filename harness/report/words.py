@@ -1,4 +1,4 @@
-"""Numbers, metrics and deployments in words that a reader meets for the first time."""
+"""Numbers, metrics and deployments as text for readers who are new to them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _METRIC = re.compile(
 
 
 def known(value: object) -> TypeGuard[float]:
-    """Whether a stored figure is there: a number, and not NaN."""
+    """Whether a stored figure exists: a number that is not NaN."""
     return isinstance(value, Real) and not math.isnan(value)
 
 
@@ -66,12 +66,12 @@ def percent(share, decimals: int = 0) -> str:
 
 
 def level(confidence) -> str:
-    """A level of confidence, unrounded: 97.5%."""
+    """A confidence level, unrounded: 97.5%."""
     return f"{100 * confidence:.10g}%"
 
 
 def share_of_limit(share) -> str:
-    """A value as a share of its limit, up to ten times it; far beyond, the figure says no more."""
+    """A value as a share of its limit, up to ten times it; beyond that the exact figure says no more."""
     return percent(share) if known(share) and share <= 10 else "over ten times"
 
 
@@ -84,7 +84,7 @@ def milliseconds(seconds) -> str:
 
 
 def interval(bounds: Sequence | None) -> str:
-    """Two bounds as words; a missing one says on which side nothing is known."""
+    """An interval as text; where a bound is missing, it says on which side nothing is known."""
     low, high = bounds if bounds else (None, None)
     if known(low) and known(high):
         return f"{figure(low)} to {figure(high)}"
@@ -108,21 +108,21 @@ def duration(seconds) -> str:
 
 
 def recovery(seconds, watched_s: float) -> str:
-    """How long after a surge all was as before; None: not as long as it was watched."""
+    """The recovery time after a surge; None: longer than it was watched."""
     if not known(seconds):
         return f"not within {duration(watched_s)}"
     return duration(seconds) if seconds else "at once"
 
 
 def months(count) -> str:
-    """Months until something, or that it never comes to it."""
+    """Months until an event, or that it never happens."""
     if not known(count):
         return "never"
     return "now" if count == 0 else plural(round(count, 1), "month")
 
 
 def devices_then(count, most: int | None) -> str:
-    """A forecast count of devices; None is more than the ``most`` that are counted."""
+    """A forecast count of devices; None is more than ``most``, where counting ends."""
     return figure(count, 6) if known(count) else f"beyond {most:,}"
 
 
@@ -131,7 +131,7 @@ def plural(count, noun: str) -> str:
 
 
 def host_fact(name: str, value) -> tuple[str, str]:
-    """A fact of the host and its name in words: ``memory_gib`` at 7.6 as ("memory", "7.6 GiB")."""
+    """A fact of the host and its name as text: ``memory_gib`` at 7.6 as ("memory", "7.6 GiB")."""
     if name.endswith("_gib"):
         return name.removesuffix("_gib"), f"{value} GiB"
     return name.replace("_", " "), str(value)
@@ -180,7 +180,7 @@ def metric_briefly(text: str) -> str:
 
 
 def constraint(text: str) -> str:
-    """A binding constraint in words, for a table."""
+    """A binding constraint as text, for a table."""
     if cap := _CAP.fullmatch(text or ""):
         return f"cap on utilisation ({percent(float(cap[1]))})"
     if reach := _REACH.fullmatch(text or ""):
@@ -195,18 +195,18 @@ def binding(text: str) -> str:
 
 
 def bound(target: PlannedTarget) -> str:
-    """What sets the count of a target of plan.json: a single device is the least that there can be."""
+    """What bounds the count of a target of plan.json; one device is the lower bound."""
     return ONE_DEVICE if target.devices == 1 else constraint(target.binding)
 
 
 def steady_rate(plan: Plan) -> float | None:
-    """Requests/s of one device at utilisation 1, by the targets of plan.json; None where none has a count."""
+    """Requests/s of one device at utilisation 1, from the targets of plan.json; None if no target has a count."""
     rates = (each.qps / (each.devices * each.utilisation) for each in plan.targets if each.devices and each.utilisation)
     return next(rates, None)
 
 
 def utilisation(plan: Plan) -> str:
-    """What the utilisation of plan.json is a share of, with its figure; "" where there is none."""
+    """What the utilisation in plan.json is a share of, with its figure; "" where there is none."""
     rate = steady_rate(plan)
     if rate is None:
         return ""
@@ -231,7 +231,7 @@ def slo(record: Slo) -> str:
 
 
 def slos_judged(records: Sequence[JudgedSlo]) -> str:
-    """How many SLOs a run met and violated for sure, and on which side of its limit each of the rest was."""
+    """How many SLOs a run certainly met and violated, and on which side of its limit each other one was."""
     said = [_judgement(record) for record in records]
     return ", ".join(f"{said.count(kind)} {kind}" for kind in _JUDGEMENTS if kind in said) or ABSENT
 
@@ -248,7 +248,7 @@ def _judgement(record: JudgedSlo) -> str:
 
 
 def _knob(path: str, value) -> str:
-    """One knob of a deployment: ``diffusion_decoder.delay_us`` at 5000 as "diffusion delay 5 ms"."""
+    """One knob of a deployment as text: ``diffusion_decoder.delay_us`` at 5000 as "diffusion delay 5 ms"."""
     owner, _, knob = path.rpartition(".")
     prefix = f"{stage(owner)} " if owner else ""
     if knob == TOPOLOGY:
@@ -267,7 +267,7 @@ def _knob(path: str, value) -> str:
 
 
 def deployment(knobs: dict) -> str:
-    """The knobs of a deployment in words; a knob that is equal for all frame stages is said once."""
+    """The knobs of a deployment as text; a knob with one value in all frame stages is named once."""
     left, said = dict(knobs), []
     for knob in sorted({path.rpartition(".")[2] for path in left}):
         paths = [f"{name}.{knob}" for name in wire.STAGES]
@@ -279,7 +279,7 @@ def deployment(knobs: dict) -> str:
 
 
 def name_deployments(deployments: Sequence[dict]) -> list[str]:
-    """A short name for each: only the knobs in which they differ, or all knobs where there is only one."""
+    """A short name for each: only the knobs in which they differ, or all knobs if there is only one."""
     paths = list(dict.fromkeys(path for knobs in deployments for path in knobs))
     varied = [path for path in paths if len({repr(knobs.get(path)) for knobs in deployments}) > 1] or paths
     own = [[path for path in varied if has_knob(topology_of(knobs), path)] for knobs in deployments]

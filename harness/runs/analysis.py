@@ -1,4 +1,4 @@
-"""A run of a plan: where it is kept, what it was made with, and its fit and plan from what is stored."""
+"""A run of a plan: its folder and manifest, and its fit and plan from stored records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.runs.stages import gpus_of, kv_rooms
 
 
 def fit_of(run: Run) -> Fit:
-    """fit.json from a run's stored trials."""
+    """Build fit.json from a run's stored trials."""
     spec = spec_of(run)
     mix, slos, rng = spec.traffic_mix(), spec.slo_list(), np.random.default_rng(spec.seed)
     unit, kv = unit_of(run.manifest), kv_rooms(run.manifest, spec)
@@ -32,14 +32,14 @@ def fit_of(run: Run) -> Fit:
 
 
 def plan_of(run: Run, spec: PlanSpec, fit: Fit, targets_qps: Sequence[float]) -> Plan:
-    """plan.json for these targets, from stored records alone."""
+    """Build plan.json for these target rates (requests/s) from stored records alone."""
     mix, slos, rng = spec.traffic_mix(), spec.slo_list(), np.random.default_rng(spec.seed)
     terms = replace(terms_of(run.manifest, spec), predictions=run.predictions())
     return make_plan(fit, run.trials(), run.requests(), mix, slos, targets_qps, rng, terms)
 
 
 def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
-    """What a run's plan is made under."""
+    """The terms of a run's plan: caps, confidence, prices and what one device is."""
     return Terms(
         utilisation_cap=spec.utilisation_cap,
         confidence=spec.confidence,
@@ -58,7 +58,7 @@ def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
 
 
 def behaviour_of(spec: PlanSpec, fit: Fit, plan: Plan) -> Behaviour | None:
-    """What the devices of the target that the answer names show under surges; None where no target has a count."""
+    """How the planned devices of the target behave under surges; None where no target has a device count."""
     target, best = plan.headline(), fit.best_deployment
     if target is None or best is None:
         return None
@@ -68,23 +68,24 @@ def behaviour_of(spec: PlanSpec, fit: Fit, plan: Plan) -> Behaviour | None:
 
 
 def simulation_of(run: Run, rate_per_s: float) -> Prediction:
-    """What an open-loop run at a rate would show on the best deployment, from the run's stored fit.
+    """Predict an open-loop run at a rate (requests/s) on the best deployment, from the run's stored fit.
 
-    Raises InputError at a rate that one device cannot carry for good with as many sessions as were measured, whatever
-    its SLOs: there would be no steady state to show.
+    Raises InputError at a rate that one device cannot sustain with as many sessions as were measured, whatever its
+    SLOs: there is no steady state to predict.
     """
     spec, carried = spec_of(run), fleet_of(run).without_slos().steady_rate()
     if rate_per_s >= carried:
         raise InputError(
-            f"{rate_per_s:g} requests/s have no steady state on one device: with the sessions that were measured it "
-            f"carries less than {carried:.3g}. Lower --qps, or run `harness plan --run {run.path} --qps {rate_per_s:g}`"
+            f"{rate_per_s:g} requests/s have no steady state on one device: with as many sessions as were "
+            f"measured it sustains less than {carried:.3g}: lower --qps, or run "
+            f"`harness plan --run {run.path} --qps {rate_per_s:g}`"
         )
     rng = np.random.default_rng(spec.seed)
     return predict_open_run(best_of(run), spec.traffic_mix(), rate_per_s, 60.0, rng)
 
 
 def fleet_of(run: Run) -> Pools:
-    """Pools of the best deployment, from the run's stored fit: what simulates any number of devices at any rate."""
+    """Pools of the best deployment, from the run's stored fit; they simulate any number of devices at any rate."""
     spec, (fit, best) = spec_of(run), _fit_and_best_of(run)
     return pools_of(fit, best, spec.traffic_mix(), spec.slo_list(), spec.utilisation_cap)
 

@@ -1,4 +1,4 @@
-"""Open the run of a plan: where it is kept, and what its manifest says that it was made with."""
+"""Opens the run of a plan: its folder, and the manifest that records what it was made with."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from harness.planfile import PlanSpec, ProfileSpec
 from harness.records.schema import RunManifest
 from harness.records.store import Run, read_profile
 
-_ELSEWHERE = "the Triton at ", "Triton of "  # a device of these names was not deployed by the harness
+_ELSEWHERE = "the Triton at ", "Triton of "  # names of devices that the harness did not deploy
 _CLUSTER = "host of the Ray cluster "
 _CODE = (PACKAGE, "**/*.py"), (REPOSITORY, "**/*.py"), (REPOSITORY, "**/*.pbtxt"), (SCENARIOS, "*.py")
 
 
 def spec_of(run: Run) -> PlanSpec:
-    """The plan as the run was made with, whatever became of its file. Raises InputError for one of another harness."""
+    """The plan that the run was made with, from its manifest. Raises InputError for one of another harness version."""
     folder = plan_of_name(run.manifest.plan_path).parent
     try:
         return PlanSpec.model_validate(run.manifest.plan, context={"folder": folder})
@@ -37,14 +37,14 @@ def spec_of(run: Run) -> PlanSpec:
 
 
 def profiles_of(spec: PlanSpec) -> dict[str, dict]:
-    """The profiles of other types of device, by type. Raises InputError for one that is missing or is no profile."""
+    """The profiles of other types of device, by type. Raises InputError for one that is missing or not a profile."""
     found = {}
     for name, path in spec.profile_paths().items():
         try:
             found[name] = _of_card(name, read_profile(path), spec.profiles[name])
             DeviceType.of_profile(found[name])
         except InconclusiveError:
-            pass  # too few points of a stage: the plan says so beside its type
+            pass  # too few points of a stage: the plan reports it beside its type
         except HarnessError as error:
             words = f"profiles.{name}: {path}: {error}; make one with `harness profile`"
             raise InputError(words) from None
@@ -52,7 +52,7 @@ def profiles_of(spec: PlanSpec) -> dict[str, dict]:
 
 
 def _of_card(name: str, profile: dict, asked: ProfileSpec) -> dict:
-    """The profile, scaled to the card that the plan asks for, if it does."""
+    """The profile, scaled to the card that the plan names, if it names one."""
     if asked.bandwidth_gb_s is None or asked.tflop_s is None:
         return profile
     room_bytes = None if asked.kv_room_gb is None else asked.kv_room_gb * 1e9
@@ -60,9 +60,9 @@ def _of_card(name: str, profile: dict, asked: ProfileSpec) -> dict:
 
 
 def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None = None) -> str:
-    """The same plan file, code and server always lead to the same folder, and others to another."""
+    """Folder name of a run: the same for the same plan file, code and server, different otherwise."""
     digest = hashlib.sha256(Path(plan_path).read_bytes())
-    if spec.topology != wire.STAGED:  # perhaps by an option, and not by the plan
+    if spec.topology != wire.STAGED:  # it may come from an option and not from the plan
         digest.update(spec.topology.encode())
     for path in sorted({path for folder, pattern in _CODE for path in folder.glob(pattern)}):
         digest.update(path.read_bytes())
@@ -75,7 +75,7 @@ def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None 
 
 
 def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None, ray: str | None = None) -> Run:
-    """The run of a plan, new or as an earlier start left it. ``url`` and ``ray``: where, if not here."""
+    """Open the run of a plan, new or resumed. ``url``, ``ray``: the external server or Ray cluster, if any."""
     run_id = run_id_of(plan_path, spec, url, ray)
     if Run.is_run(Path(results) / run_id):
         return Run.open(Path(results) / run_id)
@@ -107,9 +107,9 @@ def _notes(url: str | None, ray: str | None) -> tuple[str, ...]:
 
 
 def _device(spec: PlanSpec, url: str | None, ray: str | None, host: dict) -> str:
-    """What serves: a Triton somewhere else, a host of a cluster, emulated GPUs, this host's GPU or its processor."""
+    """Name of the serving device: an external Triton, a cluster's host, emulated GPUs, this host's GPU or its CPU."""
     if url:
-        return f"the Triton at {url}" if "," not in url else f"Triton of {url}"  # as _ELSEWHERE has them
+        return f"the Triton at {url}" if "," not in url else f"Triton of {url}"  # must match _ELSEWHERE
     emulated = spec.profile_path()
     if ray and not emulated:
         return f"{_CLUSTER}{ray}"
@@ -120,7 +120,7 @@ def _device(spec: PlanSpec, url: str | None, ray: str | None, host: dict) -> str
 
 
 def unit_of(manifest: RunManifest) -> str:
-    """What one "device" of the plan is, in words."""
+    """What one "device" of the plan is, as text."""
     if manifest.device == "cpu":
         return f"this host ({manifest.host['cores']} CPU cores) at preset {manifest.preset}"
     counted = manifest.device.startswith("the Triton") or manifest.device.split(" ")[0].isdigit()

@@ -1,4 +1,4 @@
-"""Points of a search space: how they are deployed, and how they are described."""
+"""Points of a search space: how they are deployed and described."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
     """What a plan deploys. Raises InputError for what cannot be deployed, or not on an external server."""
     parameters = {name: str(value) for name, value in spec.parameters.items()}
     if url and (spec.emulate or parameters):
-        raise InputError("emulate and parameters are of a server that the harness starts: leave them or --url out")
+        raise InputError("emulate and parameters need a server that the harness starts: leave out these keys or --url")
     profile = str(spec.profile_path() or "")
     where: dict[str, Any] = {"emulate": profile, "gpus": spec.gpus, "device": spec.device, "dtype": spec.dtype}
     where["topology"] = spec.topologies[0]
@@ -26,13 +26,13 @@ def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
 
 
 def base_of(run: Run) -> Deployment:
-    """What the run deployed before it turned a knob, on the kind of device that it ran on."""
+    """The run's deployment before any knob was set, on the kind of device that it ran on."""
     kinds = {each.identity.kind for each in run.manifest.stages if each.identity.preset}
     return deployment_of(spec_of(run), None, device=GPU if kinds == {GPU} else AUTO)
 
 
 def describe_point(point: dict) -> str:
-    """A point of the space in a few words: knobs of all three stages with one value are said once."""
+    """A short description of a point: a knob with one value in all three stages is named once."""
     words = []
     for knob in dict.fromkeys(name.rpartition(".")[2] for name in point):
         if knob == TOPOLOGY:

@@ -1,4 +1,4 @@
-"""What the stages of a run's servers said that they compute on: devices, GPUs and room for KV caches."""
+"""What the stages of a run's servers reported that they compute on: devices, GPUs and room for KV caches."""
 
 from __future__ import annotations
 
@@ -16,33 +16,35 @@ from harness.records.store import Run
 from harness.runs.opening import _CLUSTER, _ELSEWHERE
 from harness.topology import KV_MODELS
 
-_KV_LIMIT_BYTES = 8 << 30  # of runs whose manifests hold no stages
+_KV_LIMIT_BYTES = 8 << 30  # for runs whose manifests list no stages
 
 
 def record_stages(run: Run, servers: Mapping[str, Sequence[StageIdentity]]) -> None:
-    """Keep what the processes of each server say that they run on, and name the device by it.
+    """Store what each server's processes report that they run on, and name the device by it.
 
-    Of each topology that the run deploys, its stages are kept. Raises InputError where servers of one topology differ
-    in that, or the run's trials were measured on something else.
+    The stages of each topology that the run deploys are stored. Raises InputError where servers of one topology differ,
+    or the run's trials were measured on something else.
     """
     topology = topology_told(next(iter(servers.values())))
     first, *rest = (*servers.values(), *stages_by_server(run.manifest, topology).values())
     alike = _computing(first), len(_cards(first))
     if others := [told for told in rest if (_computing(told), len(_cards(told))) != alike]:
         raise InputError(
-            f"{run.path}: its trials would be of different devices ({_told(first)} and {_told(others[0])}), and the "
-            "answer of neither; measure anew with --fresh, or give another --results"
+            f"{run.path}: its trials would mix different devices ({_told(first)} and {_told(others[0])}), and the "
+            "answer would hold for neither; measure again with --fresh, or give another --results"
         )
     if run.manifest.finished_at:
-        return  # it may be signed, with its manifest
+        return  # the manifest may be signed already
     others = tuple(each for each in run.manifest.stages if each.topology != topology)
     told = tuple(StageRecord(server, topology, each) for server, found in servers.items() for each in found)
     run.update_manifest(stages=(*others, *told), device=_device_by(first, run.manifest))
 
 
 def stages_by_server(manifest: RunManifest, topology: str | None = None) -> dict[str, list[StageIdentity]]:
-    """What the processes of each server of a run said that they run on, deployed so (None = the first topology);
-    empty for an older run."""
+    """What the processes of each server reported that they run on, for one topology (None = the first one).
+
+    Empty for a run of an older harness.
+    """
     topology = topology or manifest.topologies[0]
     servers: dict[str, list[StageIdentity]] = {}
     for each in manifest.stages:
@@ -66,7 +68,7 @@ def _told(stages: Sequence[StageIdentity]) -> str:
 
 
 def _device_by(stages: Sequence[StageIdentity], manifest: RunManifest) -> str:
-    """The device's name as the stages have it; of servers elsewhere, beside where they are."""
+    """The device's name from its stages; for external servers, added to their address."""
     cards = _cards(stages)
     if not cards:
         return manifest.device if manifest.emulated or not _is_here(manifest) else CPU
@@ -85,8 +87,7 @@ def kv_rooms(manifest: RunManifest, spec: PlanSpec) -> dict[str, KvRoom | None]:
 
 
 def kv_room(manifest: RunManifest, spec: PlanSpec, topology: str | None = None) -> KvRoom | None:
-    """Room for KV caches of one device, as the processes that hold them say; None for an older run on a server
-    elsewhere."""
+    """Room for KV caches of one device, as its processes report; None for an older run on an external server."""
     topology = topology or spec.topologies[0]
     holder = KV_MODELS[topology]
     stages = next(iter(stages_by_server(manifest, topology).values()), ())
@@ -98,11 +99,11 @@ def kv_room(manifest: RunManifest, spec: PlanSpec, topology: str | None = None) 
     names = (holder, wire.ENGINE) if topology == wire.FUSED else (holder,)
     given = [spec.parameters[f"{name}.kv_limit_bytes"] for name in names if f"{name}.kv_limit_bytes" in spec.parameters]
     if not (given or stages) and len(spec.topologies) > 1:
-        return None  # it has not been deployed yet, and nobody has told
+        return None  # not deployed yet, so nothing has reported it
     limit_bytes = float(given[0]) if given and given[0] != AUTO else float(_KV_LIMIT_BYTES)
     return KvRoom(limit_bytes, KV_BYTES_PER_TOKEN[spec.preset], instances=spec.gpus)
 
 
 def gpus_of(manifest: RunManifest, spec: PlanSpec) -> int:
-    """GPUs of one device of the plan: those that the stages of a server run on, else (emulated, CPU) the plan's."""
+    """GPUs per device of the plan: those that a server's stages run on, otherwise (emulated, CPU) the plan's number."""
     return len(_cards(next(iter(stages_by_server(manifest).values()), ()))) or spec.gpus

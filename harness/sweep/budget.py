@@ -1,4 +1,4 @@
-"""What the minutes of a job are spent on: how long trials take on this host, and what there was no time for."""
+"""The time budget of a job: how long trials take on this host, and what there was no time for."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from harness.records.slo import clean_requests_needed
 from harness.traffic.mix import Mix
 
 MOST_LONGER = 3
-START_S = 12.0  # of a trial, beside the time that its load is held: before the first has been seen
+START_S = 12.0  # of a trial besides the time that its load is held, until the first has been measured
 
 
 @dataclass
 class Budget:
-    """Minutes that the job may take, counted from now."""
+    """Minutes that the job may take, counted from its construction."""
 
     minutes: float
     began_s: float = field(default_factory=time.monotonic)
@@ -32,9 +32,9 @@ class Budget:
 
 
 def estimated_s(load: Load, trials: Sequence[Trial] = ()) -> float:
-    """About how long a trial takes, with the reload of its stages, as the ``trials`` of the run show it.
+    """Estimated seconds of a trial, including the reload of its stages, from the ``trials`` of the run.
 
-    A ladder may end before its last rung: it is taken to go as far as the longest one of the same rungs did.
+    A ladder may end before its last rung: the estimate assumes the longest duration of an equal ladder so far.
     """
     ladders = [trial for trial in trials if trial.kind == "ladder" and trial.rungs]
     beside_s = median([trial.wall_s - _held_s(trial) for trial in ladders]) if ladders else START_S
@@ -43,7 +43,7 @@ def estimated_s(load: Load, trials: Sequence[Trial] = ()) -> float:
 
 
 def decidable_s(spec: PlanSpec, mix: Mix, rate_per_s: float) -> float:
-    """Whole seconds of an open-loop run in which one SLO, at the least, has enough requests to be decided.
+    """Whole seconds of an open-loop run in which at least one SLO gets enough requests to be decided.
 
     Never less than the plan says, and at most MOST_LONGER times that. Two standard deviations of a Poisson count are
     added to ``clean_requests_needed`` requests.
@@ -67,5 +67,5 @@ def _rungs_of(trial: Trial) -> tuple[tuple[int, ...], float | None]:
 
 
 def minutes_needed(budget: Budget, left_out: Sequence[LeftOut]) -> int:
-    """The whole minutes of a budget that has time for what was left out, too."""
+    """The budget, in whole minutes, that would have sufficed for what was left out too."""
     return math.ceil(budget.minutes + sum(each.seconds for each in left_out) / 60)

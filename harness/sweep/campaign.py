@@ -1,6 +1,6 @@
 """The measurements of a run: the ladders of its search, a second ladder of the best point, and its confirmations.
 
-Each is measured only where it is missing and the budget has time for it, so that a run goes on where it stopped.
+Each is measured only if it is missing and the budget has time for it, so that an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ from harness.sweep.trial import SECOND_SAMPLE_SEED, TrialBroken, asked, trial_id
 from harness.sweep.trial_log import TRIES, TrialLog, note_of
 from harness.sweep.workers import Fleet, Host, HostGone, on
 
-FIT_S = 20.0  # a fit, and what is computed beside it
+FIT_S = 20.0  # a fit and the computations around it
 
 
 @dataclass(frozen=True)
 class TrialRequest:
-    """A trial to be measured. ``later_s``: seconds of the budget that must be left for what comes after it;
-    ``decisive``: without it there is no answer."""
+    """A trial to be measured. ``later_s``: seconds of the budget to reserve for what follows it.
+
+    ``decisive``: without this trial there is no answer.
+    """
 
     what: str
     point: dict
@@ -55,8 +57,8 @@ class Campaign:
         self.watcher = Watcher()
         self.budget = Budget(spec.budget_minutes)
         self.left_out: list[LeftOut] = []  # what the budget had no time for
-        self._out_of_time = False  # for a ladder, once it was too late for one
-        self._in_flight: list[dict] = []  # points under way, one on each host
+        self._out_of_time = False  # set once it was too late for a ladder
+        self._in_flight: list[dict] = []  # points being measured, one per host
         self._turn = threading.RLock()  # held by the host that reads or writes any of these
 
     def begin(self, watcher: Watcher) -> None:
@@ -67,13 +69,13 @@ class Campaign:
         return self.walk.next(self.run, self.settled_points(), self._in_flight)
 
     def settled_points(self) -> list[dict]:
-        """Points whose ladders need no more trials, in the order of their first."""
+        """Points whose ladders need no more trials, in the order of their first trials."""
         return self.log.settled_points(lambda point: self._ladder_load(point, self.spec.seed))
 
     # Ladders
 
     def ladders(self, fleet: Fleet) -> None:
-        """Measure the points of the search, shared out among the hosts, until there is none or no time for one."""
+        """Measure the points of the search on all hosts, until there are none left or there is no time for one."""
         lanes = {host.name: Lane(self.watcher, host.name, self._turn) for host in fleet.hosts if len(fleet.hosts) > 1}
         while (step := self.next_ladder()).point is not None and not self._out_of_time:
             fleet.each(lambda host: self._ladder(host, lanes.get(host.name, self.watcher)))
@@ -85,7 +87,7 @@ class Campaign:
             self._leave_out_points(step.point, step.says)
 
     def _ladder(self, host: Host, watcher: Watcher) -> bool:
-        """The next point's ladder on a host; False where there is none for it, or no time."""
+        """Measure the next point's ladder on a host; False if there is no point for it, or no time."""
         with self._turn:
             step = self.next_ladder()
             if step.point is None:
@@ -116,14 +118,14 @@ class Campaign:
     # Confirmations
 
     def confirm(self, host: Host) -> None:
-        """Open-loop runs that the fit has not seen; each prediction is made before its run starts."""
+        """Measure open-loop runs that the fit has not used; each prediction is stored before its run starts."""
         fit = self.fit()
         if fit.best_deployment is None:
             self.watcher.say("no deployment meets the SLOs at any rate: nothing to confirm")
             return
         best = self._second_ladder(host, fit.best_deployment)
         shares = sorted(enumerate(self.spec.confirm.load_share), key=lambda each: each[1], reverse=True)
-        for index, share in shares:  # the highest first: an answer needs that one
+        for index, share in shares:  # the highest first: an answer needs it
             load, prediction = self._open_load(best, share, index)
             what = f"open loop at {prediction.rate_per_s:.2f} requests/s ({share:.0%} of the highest)"
             decisive = share == shares[0][1]
@@ -132,9 +134,9 @@ class Campaign:
             )
 
     def _second_ladder(self, host: Host, best: FittedDeployment) -> FittedDeployment:
-        """The best deployment after a second ladder of it, with other requests: the first may have been lucky.
+        """The best deployment after a second ladder with other requests, since the first may have been lucky.
 
-        It stays the best (``fit.best_of``), unless the second one shows that it meets no SLO at any rate.
+        It stays the best (``fit.best_of``), unless the second ladder shows that it meets no SLO at any rate.
         """
         while True:
             load = self._ladder_load(best.deployment, self.spec.seed + SECOND_SAMPLE_SEED)
@@ -150,7 +152,7 @@ class Campaign:
             best = anew
 
     def fit(self) -> Fit:
-        """Fit what is stored, and store the fit."""
+        """Fit the stored trials, and store the fit."""
         self.watcher.step("fitting", FIT_S / 2)
         fit = fit_of(self.run)
         self.run.write_fit(fit)
@@ -160,7 +162,7 @@ class Campaign:
     # One trial
 
     def _measure_or_leave_out(self, host: Host, request: TrialRequest) -> bool:
-        """Measure a trial, and an INVALID one once more; False, and noted, where the budget had no time for it."""
+        """Measure a trial, and repeat it once if INVALID; False, and recorded, if the budget had no time for it."""
         self._measure(host, request, self.watcher)
         settled = self.log.settled(request.point, request.load)
         if not settled:
@@ -168,7 +170,7 @@ class Campaign:
         return settled
 
     def _measure(self, host: Host, request: TrialRequest, watcher: Watcher) -> bool:
-        """Measure a trial, and an INVALID one once more; False where the budget left no time to measure it at all."""
+        """Measure a trial, and repeat it once if INVALID; False if the budget had no time to measure it at all."""
         point, load = request.point, request.load
         while not self.log.settled(point, load):
             again = self.log.known(trial_id(point, load)) is not None
@@ -180,7 +182,7 @@ class Campaign:
         return True
 
     def _trial(self, host: Host, request: TrialRequest) -> Trial:
-        """Measure a point; the trial of a server or a Locust that broke says why, and has no rungs."""
+        """Measure a point; if the server or Locust failed, the trial has a reason and no rungs."""
         point, load, prediction = request.point, request.load, request.prediction
         with self._turn:
             repeat = self.log.repeats(point, load)
@@ -193,20 +195,20 @@ class Campaign:
             return self._broken(host, request, repeat, error)
         with self._turn:
             if not self.run.manifest.emulated and any(result.emulated for result in measured.results):
-                self.run.update_manifest(emulated=True)  # a server that was not started here may emulate
+                self.run.update_manifest(emulated=True)  # an external server may emulate
             self._record_topology(host, measured.trial.topology)
             self.log.keep(measured)
         return measured.trial
 
     def _record_topology(self, host: Host, topology: str) -> None:
-        """Keep what the stages run on of a topology that is deployed for the first time."""
+        """Store what the stages of a topology run on, the first time it is deployed."""
         if len(self.spec.topologies) > 1 and not stages_by_server(self.run.manifest, topology):
             record_stages(self.run, {host.url: host.stages})
 
     def _broken(self, host: Host, request: TrialRequest, repeat: int, error: Exception) -> Trial:
-        """Note a trial that broke, and start our server anew. Raises ServerError if it looks like more than the point.
+        """Note a failed trial, and restart our server. Raises ServerError if the cause seems to be more than the point.
 
-        Raises HostGone where the server is not ours to start.
+        Raises HostGone where the server is external.
         """
         try:
             host.recover()
@@ -222,8 +224,8 @@ class Campaign:
         return Load.ladder(ladder.seconds, seed, ladder.sessions, asks=asked(point), precision=ladder.precision)
 
     def _open_load(self, best: FittedDeployment, share: float, index: int) -> tuple[Load, Prediction]:
-        """The load of a confirmation and what the fit predicts of it."""
-        seed = self.spec.seed + 1 + index  # each run draws requests of its own
+        """The load of a confirmation and what the fit predicts for it."""
+        seed = self.spec.seed + 1 + index  # each run draws its own requests
         rate = self._predicted_rate(best.deployment, seed) or round(best.rate() * share, 4)
         seconds = decidable_s(self.spec, self.mix, rate)
         predicted = predict_open_run(best, self.mix, rate, seconds, np.random.default_rng(seed))
@@ -232,7 +234,7 @@ class Campaign:
         return Load.poisson(seconds, seed, rate, steady, asked(best.deployment)), prediction
 
     def _predicted_rate(self, point: dict, seed: int) -> float | None:
-        """The rate of a confirmation that an earlier start has predicted: it is measured or repeated at just that."""
+        """The rate of a confirmation predicted before a restart: it is measured or repeated at exactly that rate."""
         for name, prediction in reversed(self.run.predictions().items()):
             rate = prediction.rate_per_s
             load = Load.poisson(decidable_s(self.spec, self.mix, rate), seed, rate, asks=asked(point))
@@ -246,7 +248,7 @@ class Campaign:
         return estimated_s(load, self.run.trials())
 
     def confirm_s(self) -> float:
-        """The confirmation that an answer needs, and its repeat, at the rates that were seen so far."""
+        """Seconds for the confirmation that an answer needs, and its repeat, from the rates measured so far."""
         share = max(self.spec.confirm.load_share)
         carried = max((rung.frames_per_s for rung, _ in self.log.in_pace()), default=0.0) / self.mix.mean_frames()
         seconds = decidable_s(self.spec, self.mix, share * carried) if carried else self.spec.confirm.seconds
@@ -256,7 +258,7 @@ class Campaign:
         return self._estimated_s(self._ladder_load({}, 0)) + FIT_S
 
     def whole_s(self) -> float:
-        """All that is still to be measured, if every point's ladder is as long as those that were seen."""
+        """Seconds for all that is still to be measured, if every ladder takes as long as those so far."""
         ladders = self.walk.left(len(self.settled_points())) * self._estimated_s(self._ladder_load({}, 0))
         confirm_s = len(self.spec.confirm.load_share) * self._estimated_s(Load(self.spec.confirm.seconds, 0))
         return ladders + self.second_ladder_s() + confirm_s + 2 * FIT_S

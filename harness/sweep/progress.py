@@ -1,4 +1,4 @@
-"""What a sign-off or a sweep says while it works."""
+"""Progress messages of a sign-off or a sweep."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 
 class Watcher:
-    """Hears of every step: override what you show."""
+    """Receives every step. Override the methods for what you want to show."""
 
     def begin(self, total_s: float) -> None: ...
 
@@ -16,13 +16,13 @@ class Watcher:
     def done(self, note: str = "") -> None: ...
 
     def finish(self, what: str, estimated_s: float, took_s: float, note: str) -> None:
-        """A step that ran beside others has ended: its beginning was announced by ``say``."""
+        """A step that ran concurrently with others has ended; ``say`` announced its start."""
 
     def say(self, note: str) -> None: ...
 
 
 class Lane(Watcher):
-    """The steps of one of several hosts, as whole lines, so that those of other hosts can stand between them."""
+    """The steps of one of several hosts, as whole lines, so that lines of other hosts can come between them."""
 
     def __init__(self, watcher: Watcher, host: str, lock: threading.RLock):
         self._watcher, self._host, self._lock = watcher, host, lock

@@ -1,6 +1,6 @@
-"""Hosts of a Ray cluster: an actor on each, with a Triton of its own beside the load generator.
+"""Hosts of a Ray cluster: an actor on each, with its own Triton beside the load generator.
 
-Every host needs this package installed at the same version; the plan travels with the actor.
+Every host needs this package installed at the same version; the plan is sent to the actor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STOP_S = 30.0
 
 
 def ray_hosts(address: str, plan_path: Path, base: Deployment) -> list[RayHost]:
-    """A host for every node of the cluster that has a GPU; every node, where none has one.
+    """A host for every node of the cluster that has a GPU; for every node if none has one.
 
     ``address`` as ``ray.init`` takes it (``auto`` = the cluster of this machine). Raises InputError without Ray, or
     where no cluster answers.
@@ -32,13 +32,15 @@ def ray_hosts(address: str, plan_path: Path, base: Deployment) -> list[RayHost]:
     try:
         ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"--ray {address}: no cluster answers: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--ray {address}: no cluster answered: {str(error).splitlines()[0]}") from error
     nodes = [node for node in ray.nodes() if node["Alive"]]
     with_gpu = [node for node in nodes if node["Resources"].get("GPU")]
     enough = [node for node in with_gpu if node["Resources"]["GPU"] >= base.gpus]
     if with_gpu and not enough and not base.emulate:
         most = max(int(node["Resources"]["GPU"]) for node in with_gpu)
-        raise InputError(f"--ray {address}: the plan has gpus: {base.gpus}, and no node more than {most}: lower gpus")
+        raise InputError(
+            f"--ray {address}: the plan needs gpus: {base.gpus}, but no node has more than {most}: lower gpus"
+        )
     return [RayHost(ray, node, plan_path, base) for node in enough or with_gpu or nodes]
 
 
@@ -62,7 +64,7 @@ class RayHost(Host):
         strategies = self._ray.util.scheduling_strategies
         here = strategies.NodeAffinitySchedulingStrategy(self._node["NodeID"], soft=False)
         gpus = self._base.gpus if self._node["Resources"].get("GPU") and not self._base.emulate else 0
-        # Two calls at once: one runs a trial, the other may cut it off.
+        # two concurrent calls: one runs a trial, the other may abort it
         actor = self._ray.remote(Worker).options(scheduling_strategy=here, num_gpus=gpus, max_concurrency=2)
         self._actor = actor.remote(str(self._plan_path.resolve()), self._plan_path.read_text(), self._base)
         self._url = self._ask(self._actor.start.remote(), START_S)
@@ -72,7 +74,7 @@ class RayHost(Host):
         try:
             self._ask(self._actor.close.remote(), STOP_S)
         except HostGone:
-            pass  # it took its server with it
+            pass  # its server ended with it
         finally:
             self._ray.kill(self._actor)
 
@@ -87,7 +89,7 @@ class RayHost(Host):
     def run(self, point: dict, load: Load, prediction: Prediction | None = None, repeat: int = 0) -> Measured:
         measured = self._ask(self._actor.run.remote(point, load, prediction, repeat))
         if self._cut:
-            raise TrialCut(f"a trial on {self.name} was cut off")
+            raise TrialCut(f"a trial on {self.name} was aborted")
         return measured
 
     def recover(self) -> None:
@@ -109,7 +111,7 @@ class RayHost(Host):
 
 
 class Worker:
-    """What runs on a node: a host of its own there."""
+    """The actor on a node: it runs a host there."""
 
     def __init__(self, plan_path: str, plan: str, base: Deployment):
         self._folder = tempfile.TemporaryDirectory(prefix="harness-ray-")

@@ -27,14 +27,14 @@ from harness.topology import TOPOLOGY, applicable, topology_of
 
 @dataclass(frozen=True)
 class Step:
-    """The next point of a walk and its name on the terminal, or no point and the reason that the walk ends."""
+    """The next point of a search and its name on the terminal, or no point and the reason to stop."""
 
     point: dict | None
     says: str
 
 
 class Walk:
-    """The walk of one plan. It remembers no more than it can make again from the run's trials."""
+    """The search of one plan. All its state can be rebuilt from the run's trials."""
 
     def __init__(self, spec: PlanSpec, base: Deployment):
         self.spec, self.base, self.search = spec, base, spec.searched()
@@ -45,12 +45,12 @@ class Walk:
         self._keys: dict[str, str] = {}
         self._values: dict[tuple[str, ...], Value] = {}
         self.guide = self._guide()
-        self.said = ""  # of the best point so far
+        self.said = ""  # description of the best point so far
         for point in self.every_value():
-            deployed(base, point)  # refuses a point that cannot be, before anything is measured
+            deployed(base, point)  # refuses an impossible point before anything is measured
 
     def next(self, run: Run, ended: Sequence[dict], in_flight: Collection[dict] = ()) -> Step:
-        """The next point. ``ended``: points that need no more trials, VALID or not, in order; ``in_flight``: begun."""
+        """The next point. ``ended``: points that need no more trials, in order; ``in_flight``: being measured."""
         if self.search.kind == "grid":
             return self._next_of_grid([*ended, *in_flight])
         self._look_at_memory(run)
@@ -66,15 +66,15 @@ class Walk:
         return Step(point, f"ladder {at} of at most {self.most} ({self.size} points): {describe_point(point)}")
 
     def left(self, ended: int) -> int:
-        """The most points that are still to be measured."""
+        """The largest number of points still to be measured."""
         return max(self.most_points() - ended, 0)
 
     def most_points(self) -> int:
-        """The most points that the walk measures."""
+        """The largest number of points that the search measures."""
         return len(self._points) or self.most
 
     def key(self, point: dict) -> str:
-        """The same for all points that deploy and ask for the same, however they are spelt."""
+        """The same key for all points that deploy and request the same, however they are written."""
         name = json.dumps(point, sort_keys=True)
         if name not in self._keys:
             configs = deployed(self.base, point).configs()
@@ -92,7 +92,7 @@ class Walk:
         return Step(None, "every point was measured")
 
     def _decide(self, measured: list[MeasuredPoint], taken: list[int]) -> Decision:
-        """The guide's decision; a point that deploys what was measured already has that one's value, unmeasured."""
+        """The guide's decision; a point equivalent to a measured one gets that one's value without a trial."""
         if (first := self._first_of_a_topology([*(each.number for each in measured), *taken])) is not None:
             return Decision(first, "", None, 0.0, math.inf, self.size)
         known = {self.key(self.space.point(each.number)): each for each in measured}
@@ -106,7 +106,7 @@ class Walk:
             measured.append(MeasuredPoint(decision.number, twin.value))
 
     def _first_of_a_topology(self, taken: Sequence[int]) -> int | None:
-        """The middle point of a topology of which none was taken: what one teaches says nothing of the other."""
+        """The middle point of a topology that was not tried yet: one topology says nothing about the other."""
         seen = {topology_of(self.space.point(number)) for number in taken}
         levels = self.space.levels(self.space.middle())
         for level, topology in enumerate(self.spec.topologies):
@@ -119,13 +119,13 @@ class Walk:
         if best is None:
             return ""
         words = f"best so far: {best.value.says} with {describe_point(self.space.point(best.number))}"
-        if decision.confidence != decision.confidence:  # NaN: a sampler that knows no doubt
+        if decision.confidence != decision.confidence:  # NaN: the sampler estimates no confidence
             return words
         within = f"within {self.search.margin:.1%} of the best: {decision.confidence:.0%}"
         return f"{words}; estimated probability that it is {within}"
 
     def _look_at_memory(self, run: Run) -> None:
-        """The room for KV caches is known only once a topology is deployed; what was valued without it is not right."""
+        """Read the room for KV caches, known only once a topology is deployed; discard values computed without it."""
         objective = self.guide.objective
         if isinstance(objective, HighestRate) and (kv := kv_rooms(run.manifest, self.spec)) != objective.kv:
             self.guide = replace(self.guide, objective=replace(objective, kv=kv))
@@ -145,7 +145,7 @@ class Walk:
         return self.guide.objective.measured(own, pd.concat(requests, ignore_index=True))
 
     def _counts(self, trial: Trial) -> bool:
-        """A second ladder of the best point, by its seed, confirms: it sends no search on."""
+        """Whether a trial counts for the search; a second ladder of the best point, known by its seed, does not."""
         first = trial.load.seed < self.spec.seed + SECOND_SAMPLE_SEED
         return trial.kind == "ladder" and trial.valid and first
 
@@ -160,7 +160,7 @@ class Walk:
         return Guide(self.space, objective, kind, aim, self.spec.seed, sessions, defaults)
 
     def every_value(self) -> Iterator[dict]:
-        """Points that have every value of every knob between them, in each topology that has it."""
+        """Points that together contain every value of every knob, in each topology that has it."""
         longest = max(map(len, self.space.columns), default=1)
         for topology, at in itertools.product(self.spec.topologies, range(longest)):
             parts = [column[min(at, len(column) - 1)] for column in self.space.columns]
@@ -176,7 +176,7 @@ def _objective(asked_for: ObjectiveSpec | None, spec: PlanSpec) -> HighestRate |
 
 
 def _defaults(base: Deployment, spec: PlanSpec) -> dict[str, int]:
-    """The knobs that a point leaves as they are, of every topology of the plan."""
+    """Values of the knobs that a point does not set, for every topology of the plan."""
     defaults = {"diffusion_steps": spec.mix.diffusion_steps, "chunk_frames": spec.mix.chunk_frames}
     for topology in spec.topologies:
         defaults |= deployed(base, {TOPOLOGY: topology}).defaults()

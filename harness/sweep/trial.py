@@ -1,7 +1,7 @@
-"""One trial: set a deployment, let Locust drive it, and fold what came back into a record.
+"""One trial: deploy a point, let Locust drive it, and turn the result into a record.
 
-A ladder holds rising numbers of sessions (closed loop) and gives the physics; an open-loop run sends Poisson arrivals
-at a rate and is what a prediction is held against.
+A ladder holds rising numbers of sessions (closed loop), from which the physics are fitted; an open-loop run sends
+Poisson arrivals at a rate, and predictions are compared with it.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from harness.records.slo import Slo
 from harness.topology import TOPOLOGY, topology_of
 
 SCENARIO = SCENARIOS / "podcast.py"
-REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for the best point's second ladder
+REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for a second ladder
 SILENCE_VARIABLE = "LOCUST_SILENCE_TIMEOUT"
-_SILENCE_S = 30  # a server that lives sends something every few seconds: one that hangs is found so soon
+_SILENCE_S = 30  # a live server sends something every few seconds, so that this detects one that hangs
 
 
 def asked(point: dict) -> dict[str, int]:
-    """What requests ask for at a point of the space."""
+    """The values that requests set at a point of the space."""
     return {knob: value for knob, value in point.items() if knob in REQUEST_KNOBS}
 
 
@@ -55,22 +55,22 @@ def deployed(base: Deployment, point: dict) -> Deployment:
 
 
 def trial_id(point: dict, load: Load, repeat: int = 0) -> str:
-    """A name that the same point under the same load always gets, so that it is never measured twice."""
+    """An id that is always the same for the same point and load, so that nothing is measured twice."""
     content = json.dumps([sorted(point.items()), load.record().to_dict(), repeat], sort_keys=True)
     return f"{load.kind}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
 
 
 def drawn(load: Load, repeat: int) -> Load:
-    """The load of a repeat: other requests and arrivals, for the same ones may fail in the same way again."""
+    """The load of a repeat, with other requests and arrivals: the same ones might fail in the same way."""
     return replace(load, seed=load.seed + repeat * REPEAT_SEED)
 
 
 class TrialBroken(ServerError):
-    """A point could not be deployed, or the server or the load generator did not last to the end of its trial."""
+    """A point could not be deployed, or the server or the load generator failed during its trial."""
 
 
 def broken_trial(point: dict, load: Load, repeat: int, error: str) -> Trial:
-    """The record of a trial that broke: INVALID, with its reason and no rungs."""
+    """The record of a failed trial: INVALID, with its reason and no rungs."""
     return Trial(
         trial_id=trial_id(point, load, repeat),
         kind=load.kind,
@@ -101,20 +101,20 @@ class Driver:
         self.server = server
         self.plan_path = plan_path
         self.plan = plan
-        self.scratch = scratch  # for the records of the trial in flight
+        self.scratch = scratch  # for the records of the running trial
         self.base = base
         self._process: subprocess.Popen | None = None  # Locust, while a trial runs
         self._aborted = False
 
     def deploy(self, point: dict) -> list[str]:
-        """Bring the server to a point of the space; returns the stages that were reloaded."""
+        """Deploy a point of the space on the server; returns the stages that were reloaded."""
         return self.server.reload(deployed(self.base, point))
 
     def run(self, point: dict, load: Load, prediction: Prediction | None = None, repeat: int = 0) -> Measured:
-        """Deploy, drive and fold one trial.
+        """Deploy a point, drive the load and return the record of one trial.
 
-        Raises TrialBroken where the server or Locust did not last to its end, and InputError where the server refuses
-        for good what the plan asks for.
+        Raises TrialBroken where the server or Locust failed during it, and InputError where the server permanently
+        rejects what the plan asks for.
         """
         started_at, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         name, load = trial_id(point, load, repeat), drawn(load, repeat)
@@ -166,19 +166,19 @@ class Driver:
             code = -signal.SIGKILL
         finally:
             end_group(self._process, grace_s=5)
-        if self._aborted:  # it may have ended its records all the same
+        if self._aborted:  # it may have completed its records all the same
             code = -signal.SIGTERM
         return code, log.read_text(errors="replace")
 
     def abort(self) -> None:
-        """Cut off the trial under way, from another thread: ``run`` then raises TrialBroken."""
+        """Abort the running trial from another thread: ``run`` then raises TrialBroken."""
         if self._process is not None:
             self._aborted = True
             end_group(self._process, grace_s=5)
 
 
 def _records(folder: Path, exit_code: int, output: str) -> tuple[Records, TestEnd]:
-    """What Locust wrote, and how its test ended. Raises TrialBroken where that is not a whole test."""
+    """Read Locust's records and its last one. Raises TrialBroken where they are not those of a complete test."""
     try:
         records = read_records(folder)
     except HarnessError as error:
@@ -186,14 +186,14 @@ def _records(folder: Path, exit_code: int, output: str) -> tuple[Records, TestEn
     refused = [result.error for result in records.results if result.error.startswith(wire.REFUSED)]
     if refused:
         words = refused[0].removeprefix(wire.REFUSED)
-        raise InputError(f"the server refuses what the plan asks for, and no retry helps: {words}; change the plan")
+        raise InputError(f"the server rejects what the plan asks for, and no retry helps: {words}; change the plan")
     if exit_code not in (0, 1, exit_codes.INVALID) or records.end is None:
-        raise TrialBroken(f"Locust was cut off (exit code {exit_code}): {output[-500:].strip()}")
+        raise TrialBroken(f"Locust was aborted (exit code {exit_code}): {output[-500:].strip()}")
     return records, records.end
 
 
 def _failures(results: Sequence[Result]) -> tuple[str, ...]:
-    """Nothing is fitted from a load that the server did not carry: what failed would be missing in every figure."""
+    """The failures of a trial. Nothing may be fitted from it then: failed requests are missing in every figure."""
     errors = [result.error for result in results if result.outcome is Outcome.ERROR]
     return (f"{len(errors)} of {len(results)} requests failed, the first with: {errors[0]}",) if errors else ()
 

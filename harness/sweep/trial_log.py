@@ -1,4 +1,4 @@
-"""The trials of a run as a campaign needs them: which points are settled, and which trials broke."""
+"""The trials of a run as a campaign needs them: which points are settled, and which trials failed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from harness.records.store import Run
 from harness.runs.points import describe_point
 from harness.sweep.trial import Measured, broken_trial, trial_id
 
-TRIES = 2  # a trial that broke or came out INVALID is measured once more
-BROKEN_IN_A_ROW = 2 * TRIES  # two points: then it is not the point
+TRIES = 2  # a trial that failed or was INVALID is measured once more
+BROKEN_IN_A_ROW = 2 * TRIES  # two points: then the point is not the cause
 
 
 class TrialLog:
-    """The stored trials of a run, and those that broke and are not stored yet.
+    """The stored trials of a run, and those that failed and are not stored yet.
 
-    A trial that broke is stored when a later one shows that others can be measured: then the point itself was at fault.
+    A failed trial is stored once a later trial succeeds, which shows that the point itself was at fault.
     """
 
     def __init__(self, run: Run):
         self.run = run
-        self.in_doubt: list[Trial] = []  # broke, and nothing has been measured since
+        self.in_doubt: list[Trial] = []  # failed, with nothing measured since
 
     def all(self) -> list[Trial]:
         return [*self.run.trials(), *self.in_doubt]
@@ -37,11 +37,11 @@ class TrialLog:
         return sum(self.known(trial_id(point, load, number)) is not None for number in range(TRIES))
 
     def settled(self, point: dict, load: Load) -> bool:
-        """Whether the trial is VALID, or was measured as often as is worth it."""
+        """Whether the trial is VALID, or was measured as often as is useful."""
         return self._settled(point, load, {each.trial_id: each for each in self.all()})
 
     def settled_points(self, load_of) -> list[dict]:
-        """Points whose ladders need no more trials, in the order of their first. ``load_of(point)`` -> Load."""
+        """Points whose ladders need no more trials, in the order of their first trials. ``load_of(point)`` -> Load."""
         trials = {each.trial_id: each for each in self.all()}
         points = {json.dumps(each.deployment, sort_keys=True): each.deployment for each in trials.values()}
         return [each for each in points.values() if self._settled(each, load_of(each), trials)]
@@ -62,12 +62,12 @@ class TrialLog:
             self.in_doubt.pop(0)
 
     def doubt(self, point: dict, load: Load, repeat: int, error: Exception) -> Trial:
-        """Note a trial that broke. Raises ServerError where so many broke in a row that it is not the point's fault."""
+        """Note a failed trial. Raises ServerError where so many failed in a row that the point is not the cause."""
         trial = broken_trial(point, load, repeat, str(error))
         self.in_doubt.append(trial)
         if len(self.in_doubt) >= BROKEN_IN_A_ROW:
             count = len(self.in_doubt)
-            raise ServerError(f"{count} trials broke one after another; none of them is kept. The last: {error}")
+            raise ServerError(f"{count} trials failed in a row; none of them is stored. The last: {error}")
         return trial
 
     def in_pace(self) -> list[tuple[Rung, Trial]]:
@@ -76,7 +76,7 @@ class TrialLog:
         return [pair for pair in rungs if pair[0].sessions <= pair[0].frames_per_s * wire.SECONDS_PER_FRAME]
 
     def best_so_far(self) -> str:
-        """The deployment that delivered the most audio in a rung that kept pace with speech, in words."""
+        """The deployment that delivered the most audio in a rung that kept pace with speech, as text."""
         rung, trial = max(self.in_pace(), key=lambda pair: pair[0].frames_per_s, default=(None, None))
         if rung is None or trial is None:
             return ""
@@ -85,7 +85,7 @@ class TrialLog:
 
 
 def note_of(trial: Trial) -> str:
-    """A finished trial in a few words."""
+    """A short description of a finished trial."""
     verdict = "VALID" if trial.valid else f"INVALID ({'; '.join(trial.reasons)})"
     if trial.kind == "ladder":
         best = max((rung.frames_per_s for rung in trial.rungs), default=0.0)

@@ -1,4 +1,4 @@
-"""Where trials run: hosts side by side, each with one trial at a time and a server of its own."""
+"""The hosts on which trials run concurrently, each with its own server and one trial at a time."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from harness.sweep.trial import Driver, Measured, TrialBroken
 
 
 class HostGone(ServerError):
-    """A host that takes no more trials: its server does not answer, and is not ours to start."""
+    """A host that takes no more trials: its server does not answer, and is external."""
 
 
 class TrialCut(HarnessError):
-    """A trial that was cut off by us: it never happened."""
+    """A trial that we aborted: it is not recorded."""
 
 
 class Host:
     """A server and the load generator beside it; use it as a context manager.
 
-    ``open_server`` gives the server, as a context manager; ``open_driver`` what runs trials on it. ``ours``: it may be
-    started anew where a trial broke it.
+    ``open_server`` gives the server, as a context manager; ``open_driver`` what runs trials on it. ``ours``: we may
+    restart it after a failed trial.
     """
 
     def __init__(
@@ -56,34 +56,34 @@ class Host:
 
     @property
     def stages(self) -> tuple[StageIdentity, ...]:
-        """What the processes of its server say that they run on."""
+        """What the processes of its server report that they run on."""
         return self._driver.server.stages
 
     def run(self, point: dict, load: Load, prediction: Prediction | None = None, repeat: int = 0) -> Measured:
-        """One trial. Raises TrialBroken, or TrialCut after ``abort``."""
+        """Run one trial. Raises TrialBroken, or TrialCut after ``abort``."""
         try:
             return self._driver.run(point, load, prediction, repeat)
         except TrialBroken:
             if self._cut:
-                raise TrialCut(f"a trial on {self.name} was cut off") from None
+                raise TrialCut(f"a trial on {self.name} was aborted") from None
             raise
 
     def recover(self) -> None:
-        """After a trial that broke: restart our server. Raises HostGone where an external one does not answer."""
+        """After a failed trial: restart our server. Raises HostGone where an external one does not answer."""
         if self.ours:
             self._driver.server.stop()
             self._driver.server = self._stack.enter_context(self._open_server())
         elif not self._driver.server.alive():
-            raise HostGone(f"{self.name} does not answer any more")
+            raise HostGone(f"{self.name} no longer answers")
 
     def abort(self) -> None:
-        """Cut off the trial under way, from another thread."""
+        """Abort the running trial, from another thread."""
         self._cut = True
         self._driver.abort()
 
 
 class Fleet:
-    """Several hosts; ``lost`` says of each that is gone why. Every method but ``each`` is of one thread."""
+    """Several hosts; ``lost``: why each lost host was lost. All methods but ``each`` must be called from one thread."""
 
     def __init__(self, hosts: Sequence[Host]):
         self.hosts, self.lost = list(hosts), []
@@ -103,13 +103,13 @@ class Fleet:
         self._stack.close()
 
     def each(self, work: Callable[[Host], bool]) -> None:
-        """Call ``work(host)`` on every host at the same time, again and again while it returns True.
+        """Call ``work(host)`` on every host concurrently, again and again while it returns True.
 
-        A host whose work raises HostGone takes no more; when all are gone, the last reason is raised. Any other error
-        ends the work of all, after the trials under way, and is raised. An interrupt cuts those trials off.
+        A host whose work raises HostGone gets no more work; when all are lost, the last reason is raised. Any other
+        error ends the work of all, after the running trials, and is raised. An interrupt aborts those trials.
         """
         self._stopping.clear()
-        if len(self.hosts) == 1:  # in this thread: what a host starts must not end with a thread of a pool
+        if len(self.hosts) == 1:  # in this thread: what a host starts must not end with a pool's thread
             self._keep_working(self.hosts[0], work)
         else:
             self._side_by_side(work)

@@ -1,4 +1,4 @@
-"""Arrival processes: when requests are due, as iterators of seconds since the start; no clock, no sleep."""
+"""Arrival processes: due times of requests, as iterators of seconds since the start; no clock, no sleep."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from harness.records.load import TraceRecord
 from harness.traffic.csv_columns import read_bytes, read_column
 
 MAX_RATE_PER_S = 100_000
-MIN_RATE_PER_S = 1e-9  # one in 30 years; the times of a far lower one lose what was before it in rounding
-TIMESTAMP = "TIMESTAMP"  # the name of a trace's column, in any case
+MIN_RATE_PER_S = 1e-9  # one in 30 years; at far lower rates rounding loses the earlier time
+TIMESTAMP = "TIMESTAMP"  # name of a trace's column, in any case
 _BLOCK = 1024
 _NEEDS = {
     "constant": {"rate"},
@@ -34,7 +34,7 @@ _DURATION = re.compile(r"(?=.)(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?")
 
 
 class RateStage(NamedTuple):
-    """Seconds in which the rate goes in a straight line from one value to another; both 0 is a pause."""
+    """A stage of ``seconds`` in which the rate changes linearly between two values; both 0 is a pause."""
 
     seconds: float
     rate_per_s: float
@@ -43,8 +43,9 @@ class RateStage(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """The arrivals of a file. ``times_s``: float64 [n], sorted, the first at 0. ``form``: what its times were read as,
-    such as "epoch milliseconds". ``path``: of the file, as it was given; "" without one.
+    """The arrivals of a file. ``times_s``: float64 [n], sorted, the first at 0.
+
+    ``form``: how its times were read, such as "epoch milliseconds". ``path``: of the file, as given; "" without one.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Trace:
 
     @classmethod
     def read(cls, path: Path | str) -> Trace:
-        """A CSV file's column ``TIMESTAMP`` (in any case), or its only column: dates and times, seconds or an epoch.
+        """Read a CSV file's column ``TIMESTAMP`` (any case), or its only column: dates and times, seconds or an epoch.
 
         Rows may come in any order. Raises InputError naming the line (see ``columns``).
         """
@@ -67,22 +68,22 @@ class Trace:
 
     @property
     def rate_per_s(self) -> float:
-        """The mean rate: gaps / time. Raises InputError where all arrivals are at one time."""
+        """The mean rate: gaps / time. Raises InputError where all arrivals have one time."""
         if self.times_s[-1] == 0:
-            raise InputError(f"{self.name}: all arrivals are at one time, so they have no rate")
+            raise InputError(f"{self.name}: all arrivals have the same time, so there is no rate")
         return (len(self.times_s) - 1) / float(self.times_s[-1])
 
     def record(self, repeat: bool) -> TraceRecord:
-        """What it takes to know the file again."""
+        """The figures that identify the file of the trace."""
         count, seconds = len(self.times_s), float(self.times_s[-1])
         return TraceRecord(file=self.name, sha256=self.sha256, arrivals=count, seconds=seconds, repeat=repeat)
 
 
 @dataclass(frozen=True)
 class Arrivals:
-    """An arrival process with all its parameters, checked when built; see ``chosen`` for which go together.
+    """An arrival process with all its parameters, checked when built; ``chosen`` says which go together.
 
-    ``rate_per_s`` is None for stages, and for a trace that keeps its own times.
+    ``rate_per_s`` is None for stages, and for a trace with its own times.
     """
 
     kind: str
@@ -95,7 +96,7 @@ class Arrivals:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"arrivals {self.kind!r} are not known; known: {', '.join(KINDS)}")
-        self.times(np.random.default_rng(0))  # refuses what cannot be
+        self.times(np.random.default_rng(0))  # refuses an impossible process
 
     def times(self, rng: np.random.Generator) -> Iterator[float]:
         """Seconds of every arrival since the start, in order."""
@@ -111,12 +112,12 @@ class Arrivals:
 
     @property
     def is_steady(self) -> bool:
-        """Whether its rate is meant to stay the same."""
+        """Whether its rate is meant to be constant."""
         return self.kind in ("constant", "poisson", "gamma")
 
     @property
     def ends_s(self) -> float:
-        """When its last arrival is over: infinite but for a trace that is not repeated, and stages that end at 0."""
+        """Time of its end, in seconds: infinite except for a trace without repeat, and stages that end at 0."""
         if self.kind == "trace" and not self.repeat:
             return float(self._source.times_s[-1]) * self._stretch
         if self.kind == "stages" and not self.stages[-1].end_rate_per_s:
@@ -124,7 +125,7 @@ class Arrivals:
         return math.inf
 
     def expected(self, seconds: float) -> float:
-        """The mean number of arrivals in the first ``seconds``; of a trace the number itself."""
+        """The mean number of arrivals in the first ``seconds``; for a trace the number itself."""
         if self.kind == "stages":
             return float(_work_by(self.stages, seconds))
         if self.kind == "trace":
@@ -171,10 +172,10 @@ def chosen(
     repeat: bool = False,
     stages: str | None = None,
 ) -> Arrivals | None:
-    """The process that options ask for, or None where they ask for none (a closed loop).
+    """The process that options describe, or None where they describe none (a closed loop).
 
-    Without ``kind``: trace, stages or gamma where their own option is given, else Poisson. Raises InputError that
-    names the options, where one is missing or two do not go together.
+    Without ``kind``: trace, stages or gamma if their own option is given, otherwise Poisson. Raises InputError that
+    names the options where one is missing or two exclude each other.
     """
     options = {"rate": rate_per_s, "burstiness": burstiness, "trace": trace, "trace-repeat": repeat, "stages": stages}
     given = {name for name, value in options.items() if value is not None and value is not False and value != ""}
@@ -207,12 +208,12 @@ def _check_together(kind: str, given: set[str]) -> None:
     for name in sorted(given - _NEEDS[kind] - _MAY_HAVE.get(kind, set())):
         owners = [each for each in KINDS if name in _NEEDS[each] | _MAY_HAVE.get(each, set())]
         raise InputError(
-            f"--{name} does not go with --arrivals {kind} (but with {', '.join(owners)}): leave out one of them"
+            f"--{name} does not work with --arrivals {kind} (only with {', '.join(owners)}): leave out one of them"
         )
 
 
 def parse_stages(text: str) -> tuple[RateStage, ...]:
-    """``60s@0.5, 2m@0.5..3, 30s@0``: durations (s, m, h) at a rate, or on a ramp between two. Raises InputError."""
+    """Parse ``60s@0.5, 2m@0.5..3, 30s@0``: durations (s, m, h) at a rate, or on a ramp of two. Raises InputError."""
     return tuple(_parse_stage(part.strip()) for part in str(text).split(","))
 
 
@@ -233,7 +234,7 @@ def _parse_stage(part: str) -> RateStage:
 
 
 def constant(rate_per_s: float) -> Iterator[float]:
-    """One arrival every 1 / rate seconds, the first at one such gap."""
+    """One arrival every 1 / rate seconds, the first after one such gap."""
     rate = _checked_rate(rate_per_s)
     return (number / rate for number in itertools.count(1))
 
@@ -246,7 +247,7 @@ def poisson(rate_per_s: float, rng: np.random.Generator) -> Iterator[float]:
 def gamma(rate_per_s: float, burstiness: float, rng: np.random.Generator) -> Iterator[float]:
     """Gamma gaps of mean 1 / rate with squared coefficient of variation ``burstiness``.
 
-    1 is Poisson, above 1 comes in bursts, below 1 is more even (shape 1 / burstiness, scale burstiness / rate).
+    1 is Poisson, above 1 is bursty, below 1 is more regular (shape 1 / burstiness, scale burstiness / rate).
     """
     rate = _checked_rate(rate_per_s)
     if not 0.001 <= burstiness <= 1000:
@@ -257,16 +258,16 @@ def gamma(rate_per_s: float, burstiness: float, rng: np.random.Generator) -> Ite
 def trace(path: Path | str, rate_per_s: float | None = None, *, repeat: bool = False) -> Iterator[float]:
     """The arrivals of a CSV file (see ``Trace.read``), in order, the first at 0 s.
 
-    ``rate_per_s`` stretches time so that this is the mean rate; the pattern stays. ``repeat`` begins again one mean
-    gap after the last; without it the iterator ends there.
+    ``rate_per_s`` scales time to this mean rate; the pattern is unchanged. ``repeat`` starts again one mean gap after
+    the last arrival; without it the iterator ends there.
     """
     return _replay(Trace.read(path), rate_per_s, repeat)
 
 
 def stages(plan: Sequence[RateStage | tuple[float, ...]], rng: np.random.Generator) -> Iterator[float]:
-    """Poisson arrivals whose rate changes: ``plan`` is [(seconds, rate_per_s[, end_rate_per_s]), …].
+    """Poisson arrivals with a varying rate: ``plan`` is [(seconds, rate_per_s[, end_rate_per_s]), …].
 
-    The last rate goes on for ever; where it is 0, the arrivals end with the plan.
+    The last rate continues for ever; if it is 0, the arrivals end with the plan.
     """
     plan = [RateStage(*stage) if len(stage) == 3 else RateStage(*stage, stage[1]) for stage in plan]
     if not plan or any(not 0 < stage.seconds < math.inf for stage in plan):
@@ -316,7 +317,7 @@ def _replay(source: Trace, rate_per_s: float | None, repeat: bool) -> Iterator[f
 
 
 def _through_stages(plan: list[RateStage], rng: np.random.Generator) -> Iterator[float]:
-    """A unit Poisson process in "work" (the integral of the rate), read back through the clock of the stages."""
+    """A unit Poisson process in "work" (the integral of the rate), mapped to time by the stages."""
     plan = [*plan, RateStage(math.inf, plan[-1].end_rate_per_s, plan[-1].end_rate_per_s)]
     begins_s = list(itertools.accumulate((stage.seconds for stage in plan[:-1]), initial=0.0))
     begins_work = list(itertools.accumulate((_work(stage, stage.seconds) for stage in plan[:-1]), initial=0.0))
@@ -334,7 +335,7 @@ def _work(stage: RateStage, seconds: float) -> float:
 
 
 def _time_of(stage: RateStage, work: float) -> float:
-    """When a stage has done ``work``: the root of slope t^2 / 2 + rate t = work, in the form that does not cancel."""
+    """When a stage has done ``work``: the root of slope t^2 / 2 + rate t = work, in the form without cancellation."""
     slope = 0.0 if math.isinf(stage.seconds) else (stage.end_rate_per_s - stage.rate_per_s) / stage.seconds
     return 2 * work / (stage.rate_per_s + math.sqrt(max(stage.rate_per_s**2 + 2 * slope * work, 0.0)))
 

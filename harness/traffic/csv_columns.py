@@ -1,6 +1,6 @@
-"""One column of a CSV file, whatever program wrote it: its dialect and header, its numbers and times, line by line.
+"""Reads one column of a CSV file from any program: its dialect and header, its numbers and times, line by line.
 
-What can be read in two ways is an error that names the line and how to write it, never a guess.
+Ambiguous text is never guessed: it is an error that names the line and how to write it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import numpy as np
 from harness.errors import InputError
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_NONE = "\x1f"  # the delimiter of a file with one column: a character that no text holds
+_NONE = "\x1f"  # delimiter of a file with one column: a character that no text contains
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_SEPARATOR = re.compile(r"sep=(.)(?:\r\n|\r|\n)")  # the first line of some spreadsheets' files
+_SEPARATOR = re.compile(r"sep=(.)(?:\r\n|\r|\n)")  # first line of files by some spreadsheets
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+(?:[eE][+-]?[0-9]{1,3})?")
 _PERHAPS_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
@@ -39,35 +39,35 @@ _MOMENT = re.compile(
 )
 _EPOCH_UNITS = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
 _EPOCH_S = 883_612_800, 4_102_444_800  # 1998 to 2100
-_LONGEST_S = 10_000_000  # since a start, which is no epoch: 115 days
+_LONGEST_S = 10_000_000  # since a start; larger values are an epoch: 115 days
 _OTHER_UNITS = re.compile(
     r"(?:\b|_)((?:milli|micro|nano)s\w*|(?:milli|micro|nano)_?sec\w*|msecs?|ms|us|µs|ns|mins?|minutes?|hours?|hrs?|h"
     r"|frames?|samples?|words?|tokens?)(?:\b|_)"
 )
 _SHOWN = 300
-_FIELD_LIMIT = threading.Lock()  # csv has one for the whole process
+_FIELD_LIMIT = threading.Lock()  # csv has one limit for the whole process
 
 
 @dataclass(frozen=True)
 class Column:
-    """The cells of one column as text without spaces around it, each with its line in the file, from 1."""
+    """The cells of one column as text without surrounding spaces, each with its line in the file, from 1."""
 
     path: Path
-    name: str  # as the header has it, "" without one
+    name: str  # as in the header, "" without one
     cells: tuple[tuple[int, str], ...]
 
     def numbers(self, what: str) -> list[int | float]:
-        """Its numbers; a decimal comma is one where it can be nothing else. Raises InputError naming the line."""
+        """Its numbers. A comma counts as decimal only where unambiguous. Raises InputError with the line."""
         commas = [(line, text) for line, text in self.cells if _DECIMAL_COMMA.fullmatch(text)]
         if commas:
             self._check_commas(commas)
         return [self._number(line, text, what) for line, text in self.cells]
 
     def times(self) -> tuple[np.ndarray, str]:
-        """Seconds since the earliest of its times, float64 [n] in the order of the file, and what they were written as.
+        """Seconds since the earliest of its times, float64 [n] in the order of the file, and their format.
 
         Dates with times (ISO 8601, fractions after a point or a comma), seconds since any start, or an epoch in
-        seconds, milliseconds, microseconds or nanoseconds, told by its size. Raises InputError naming the line.
+        seconds, milliseconds, microseconds or nanoseconds, recognised by its size. Raises InputError with the line.
         """
         dated = [_MOMENT.fullmatch(text) is not None for _, text in self.cells]
         if not any(dated):
@@ -76,7 +76,7 @@ class Column:
             line, text = self.cells[dated.index(not dated[0])]
             raise self._error(
                 line,
-                f"{_short(text)} is a time of another kind than those before it: give all as dates and times "
+                f"{_short(text)} is in another time format than the lines before it: give all as dates and times "
                 "(2024-01-31 18:15:46.680), or all as numbers of seconds",
             )
         return self._since_first_moment(), "dates"
@@ -120,12 +120,12 @@ class Column:
             line, text = self.cells[named.index(not named[0])]
             raise self._error(line, f"{_short(text)}: some times name an offset from UTC and some do not")
         first = min(moment for moment, _ in moments)
-        # By the wall clock where they name no offset: a change to summer time is not a gap in traffic.
+        # Times without an offset are subtracted as written: summer time in this host's zone makes no gap.
         seconds = np.array([(moment - first).total_seconds() + fraction for moment, fraction in moments])
         return seconds - seconds.min()
 
     def _moment(self, line: int, text: str) -> tuple[datetime, float]:
-        """The moment in whole seconds, and the fraction of a second, of any number of digits."""
+        """The time in whole seconds, and the fraction of a second, of any number of digits."""
         found = _MOMENT.fullmatch(text)
         if found is None:
             raise self._error(line, f"{_short(text)} is no time of day")
@@ -136,7 +136,7 @@ class Column:
                 zone = UTC if offset.upper() in ("Z", "UTC") else datetime.fromisoformat(f"{day}T00:00{offset}").tzinfo
                 moment = moment.replace(tzinfo=zone)
         except ValueError as error:
-            raise self._error(line, f"{_short(text)} is no date and time ({error})") from None
+            raise self._error(line, f"{_short(text)} is not a date and time ({error})") from None
         return moment, float(f"0.{fraction or 0}")
 
     def _in_column(self) -> str:
@@ -147,15 +147,15 @@ class Column:
 
 
 def read_column(path: Path, name: str, content: bytes | None = None) -> Column:
-    """The column ``name`` (its case and spaces do not matter), or the only one, of a CSV file.
+    """The column ``name`` (ignoring case and spaces), or the only one, of a CSV file.
 
-    ``content``: the file's, where it has been read already. Raises InputError, naming the line, for a file that cannot
-    be read, that has several columns and none of this name, or a row that has not as many fields as the first.
+    ``content``: the file's, if it has been read already. Raises InputError, with the line, for a file that cannot
+    be read or has several columns and none of this name, and for a row with another number of fields than the first.
     """
     text = _decoded(path, read_bytes(path) if content is None else content)
     declared = _SEPARATOR.match(text)
     if declared:
-        text = "\n" + text[declared.end() :]  # lines keep their numbers
+        text = "\n" + text[declared.end() :]  # keeps line numbers
     delimiter = declared[1] if declared else _delimiter(text, name)
     rows = _rows(path, text, delimiter)
     if not rows:
@@ -181,7 +181,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 class _Row(NamedTuple):
-    line: int  # its first, from 1
+    line: int  # first line, from 1
     last: int
     fields: list[str]
 
@@ -214,7 +214,7 @@ def _rows(path: Path, text: str, delimiter: str) -> list[_Row]:
                 "or write a quote inside a field twice"
             ) from None
     while rows and len(rows[-1].fields) > 1 and not any(field.strip() for field in rows[-1].fields):
-        rows.pop()  # spreadsheets leave rows of delimiters at the end
+        rows.pop()  # spreadsheets write rows of delimiters at the end
     return rows
 
 
@@ -229,7 +229,7 @@ def _fields_of_any_size() -> Iterator[None]:
 
 
 def _delimiter(text: str, name: str) -> str:
-    """The one by which the first row has a column of this name, else the one by which it has the most fields."""
+    """The delimiter with which the first row has a column of this name, otherwise that with the most fields."""
     fields = {delimiter: _first_row(text, delimiter) for delimiter in _DELIMITERS}
     knowing = [delimiter for delimiter, row in fields.items() if _index(row, name) is not None]
     best = max(knowing or fields, key=lambda delimiter: len(fields[delimiter]))
@@ -255,7 +255,7 @@ def _normal(name: str) -> str:
 
 
 def _column_of(path: Path, first: _Row, name: str) -> tuple[int, bool]:
-    """Where the column stands, and whether the first row is a header."""
+    """The index of the column, and whether the first row is a header."""
     names = [_normal(each) for each in first.fields]
     if (found := names.count(_normal(name))) > 1:
         raise InputError(f"{path}: line {first.line}: {found} columns are named {name}: rename all but one")
@@ -277,7 +277,7 @@ def _column_of(path: Path, first: _Row, name: str) -> tuple[int, bool]:
 
 
 def _is_name(field: str) -> bool:
-    """Whether a field of the first row is a column's name: it begins with a letter, and is no ``nan``."""
+    """Whether a field of the first row is a column's name: it starts with a letter, and is not ``nan``."""
     field = field.strip()
     try:
         float(field)
@@ -299,7 +299,7 @@ def _check_sizes(path: Path, rows: Sequence[_Row], delimiter: str) -> None:
 
 
 def _check_swallowed(path: Path, rows: Sequence[_Row], text: str, delimiter: str, index: int) -> None:
-    """Refuse a quoted field that runs over whole rows: a quote that was opened by mistake loses them silently."""
+    """Refuse a quoted field that spans whole rows: a quote opened by mistake would lose them silently."""
     long = [row for row in rows if row.last > row.line]
     lines = list(io.StringIO(text, newline="")) if long else []
     for row in long:

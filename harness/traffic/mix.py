@@ -1,4 +1,4 @@
-"""The traffic mix: which class of request comes next, how long it speaks, who speaks, and the script."""
+"""The traffic mix: class, length, speakers and script of each request."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from harness.traffic.script import (
 
 WORDS_PER_FRAME = 24 / 60  # 180 words a minute of audio
 _TICKS_PER_WORD = TICKS_PER_S * wire.SECONDS_PER_FRAME / WORDS_PER_FRAME
-FROM_SCRIPT = "from_script"  # the length of a class whose scripts are spoken whole
+FROM_SCRIPT = "from_script"  # length of a class whose scripts are spoken whole
 MAX_SECONDS = wire.MAX_FRAMES * wire.SECONDS_PER_FRAME
 _QUANTILES = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
 class Lengths:
-    """A distribution of speech lengths, kept as a sorted table of equally likely frame counts.
+    """A distribution of speech lengths, as a sorted table of equally likely frame counts.
 
     ``frames``: int64 [n], each within 1 to 40,500. A continuous distribution is the table of its 16,384
-    midpoint quantiles, so the mean is exactly that of what is sampled. ``from_script``: each real script is spoken
+    midpoint quantiles, so that its mean is exactly that of the samples. ``from_script``: each real script is spoken
     whole; the table is theirs, and empty until they are known (see ``Mix.of_scripts``).
     """
 
@@ -53,18 +53,17 @@ class Lengths:
 
     @classmethod
     def parse(cls, spec: Mapping | str, folder: Path | str = ".") -> Lengths:
-        """Lengths from one of, all in seconds of audio:
+        """Parse lengths, all in seconds of audio, from one of:
 
-        ``{"fixed": 10}``, ``{"uniform": [4, 16]}``,
-        ``{"lognormal": {"median": 90, "sigma": 0.5, "max": 300}}`` (the median is that before the cut at ``max``,
-        which may be left out for 90 minutes) or ``{"empirical": "file.csv"}`` (its column ``seconds``, or its
-        only one; relative to ``folder``); or ``"from_script"``. Raises InputError.
+        ``{"fixed": 10}``, ``{"uniform": [4, 16]}``, ``{"lognormal": {"median": 90, "sigma": 0.5, "max": 300}}`` (the
+        median before the cut at ``max``, which defaults to 90 minutes) or ``{"empirical": "file.csv"}`` (its column
+        ``seconds``, or its only one; relative to ``folder``); or ``"from_script"``. Raises InputError.
         """
         if spec == FROM_SCRIPT:
             return cls(np.empty(0, np.int64), from_script=True)
         if not isinstance(spec, Mapping) or len(spec) != 1 or next(iter(spec)) not in _SHAPES:
             known = f"{', '.join(_SHAPES)}, in seconds of audio, or {FROM_SCRIPT}"
-            raise InputError(f"a length is one of {known}, not {spec!r}")
+            raise InputError(f"a length must be one of {known}, not {spec!r}")
         (kind, value), *_ = spec.items()
         seconds = _SHAPES[kind](value) if kind != "empirical" else _empirical(Path(folder) / str(value))
         frames = np.rint(np.sort(seconds) * wire.FRAMES_PER_SECOND)
@@ -90,7 +89,7 @@ class Lengths:
         return self.frames
 
     def sample_in_progress(self, rng: np.random.Generator) -> int:
-        """The length of a session found in progress: found more often in proportion to its length."""
+        """The length of a session found in progress, drawn in proportion to length."""
         return int(self.frames[np.searchsorted(self._work, rng.random() * self._work[-1], side="right")])
 
     @cached_property
@@ -100,10 +99,10 @@ class Lengths:
 
 @dataclass(frozen=True)
 class TrafficClass:
-    """A share of the traffic with its own lengths; ``speakers`` is the lowest and highest number of them.
+    """A share of the traffic with its own lengths; ``speakers`` is the range of their number.
 
     ``slos`` are limits such as ``{"ttfa_p95_s": 1.0, "rtf_p95": 0.9}`` (see ``slo.Slo.parse``). None for
-    ``chunk_frames``, ``voices`` and ``diffusion_steps`` stands for those of the mix.
+    ``chunk_frames``, ``voices`` and ``diffusion_steps`` means those of the mix.
     """
 
     name: str
@@ -132,9 +131,9 @@ class TrafficClass:
 
 @dataclass(frozen=True)
 class Draw:
-    """What a mix says the next request is; ``phase`` of its ``frames`` have been spoken already.
+    """A request as drawn from a mix; ``phase`` of its ``frames`` have been spoken already.
 
-    ``whole``: its script is one of the real ones, as it is.
+    ``whole``: its script is an uncut real one.
     """
 
     traffic_class: str
@@ -146,7 +145,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Mix:
-    """Classes of traffic, drawn by weight. ``voices``: voice ids that each speaker draws from."""
+    """Classes of traffic, drawn by weight. ``voices``: voice ids from which each speaker's is drawn."""
 
     name: str
     classes: tuple[TrafficClass, ...]
@@ -161,10 +160,10 @@ class Mix:
 
     @classmethod
     def combined(cls, parts: Mapping[str, tuple[float, Mix]]) -> Mix:
-        """One mix of several, each with a name and a weight.
+        """Combine several mixes, each with a name and a weight.
 
-        Its classes are named PART/CLASS, so that two parts may have classes of one name, and are sent as in their own
-        mix.
+        Classes are renamed PART/CLASS, so that two parts may have classes of one name. Within a part, shares stay as in
+        its own mix.
         """
         classes = [
             replace(
@@ -184,7 +183,7 @@ class Mix:
 
     @property
     def slos(self) -> tuple[Slo, ...]:
-        """Those of all its classes."""
+        """The SLOs of all its classes."""
         return tuple(slo for each in self.classes for slo in each.slo_list())
 
     def with_slos(self, slos: Mapping[str, Mapping[str, float]]) -> Mix:
@@ -192,7 +191,7 @@ class Mix:
         return replace(self, classes=tuple(replace(each, slos=slos.get(each.name, {})) for each in self.classes))
 
     def only(self, keep: Callable[[str], bool]) -> Mix:
-        """The mix of the classes whose names are to be kept; their weights relative to each other stay."""
+        """The mix of the classes whose names are in ``keep``; their relative weights are unchanged."""
         return replace(self, classes=tuple(each for each in self.classes if keep(each.name)))
 
     @property
@@ -200,7 +199,7 @@ class Mix:
         return any(each.length.from_script for each in self.classes)
 
     def of_scripts(self, source: ScriptSource) -> Mix:
-        """The mix with the lengths of these scripts where a class speaks them whole. Raises InputError without any."""
+        """The mix with the lengths of these scripts in classes that speak them whole. Raises InputError without any."""
         if not self.speaks_whole_scripts:
             return self
         lengths = Lengths(np.sort(source.lengths), from_script=True)
@@ -211,7 +210,7 @@ class Mix:
         )
 
     def record(self) -> dict[str, ClassRecord]:
-        """What it is made of, by class."""
+        """Its definition, by class."""
         return {
             each.name: ClassRecord(
                 share=round(float(share), 6),
@@ -225,7 +224,7 @@ class Mix:
         }
 
     def shares(self) -> dict[str, float]:
-        """The share of the requests that is of each class."""
+        """Each class's share of the requests."""
         return {each.name: float(share) for each, share in zip(self.classes, self._shares, strict=True)}
 
     def mean_frames(self) -> float:
@@ -233,7 +232,7 @@ class Mix:
         return float(self._shares @ [each.length.mean_frames() for each in self.classes])
 
     def mean_audio_s(self) -> float:
-        """Mean seconds of audio that a request asks for: times the rate, the offered load."""
+        """Mean seconds of audio per request; times the rate, this is the offered load."""
         return self.mean_frames() * wire.SECONDS_PER_FRAME
 
     def sample(self, rng: np.random.Generator) -> Draw:
@@ -245,7 +244,7 @@ class Mix:
     def sample_in_progress(self, rng: np.random.Generator) -> Draw:
         """A session found at a random moment of the steady state.
 
-        Renewal theory (the inspection paradox): its class and length come up in proportion to their work, and
+        Renewal theory (the inspection paradox): its class and length are drawn in proportion to their work, and
         its phase is uniform over that length.
         """
         work = self._shares * [each.length.mean_frames() for each in self.classes]
@@ -264,7 +263,7 @@ def requests(mix: Mix, rng: np.random.Generator, scripts: ScriptSource, *, stead
     """Endless requests of ``mix``, all with ``due_ns`` 0; an id is a number drawn from ``rng`` and a counter.
 
     ``steady``: sessions found in progress instead of new ones, so that traffic of 90-minute requests is in its
-    steady state from the first second. Take as many as the window starts with, then go on with new ones.
+    steady state from the first second. Take as many as the window starts with, then continue with new ones.
     """
     classes = {each.name: each for each in mix.classes}
     series = f"{int(rng.integers(1 << 48)):012x}"
@@ -294,7 +293,7 @@ def requests(mix: Mix, rng: np.random.Generator, scripts: ScriptSource, *, stead
 class ScriptSource:
     """Scripts of a wanted length: generated, or cut from real files (``ScriptSource.from_folder``).
 
-    ``remarks``: what the writers of the files may not have meant, each with its file and line.
+    ``remarks``: probable mistakes in the files, each with its file and line.
     """
 
     files: tuple[tuple[Turn, ...], ...] = field(default=(), repr=False)
@@ -313,9 +312,9 @@ class ScriptSource:
         return cls(tuple(script.turns for script in scripts), remarks, str(folder))
 
     def script(self, rng: np.random.Generator, frames: int, speakers: int) -> tuple[str, int]:
-        """A script of about 180 words a minute of audio (or as ``speech_ticks`` counts), and its number of speakers.
+        """A script of about 180 words per minute of audio (or as ``speech_ticks`` counts), and its number of speakers.
 
-        The speakers of a real file win over those asked for; it is cut, or repeated, to the length needed.
+        A real file keeps its own speakers, whatever ``speakers`` says; it is cut, or repeated, to the length needed.
         """
         words = max(math.ceil(frames * WORDS_PER_FRAME), 1)
         if self.files:
@@ -325,7 +324,7 @@ class ScriptSource:
         return format_script(turns), count_speakers(turns)
 
     def whole(self, rng: np.random.Generator, frames: int) -> tuple[str, int]:
-        """One of the files that take ``frames`` (see ``lengths``) to speak, as it is, and its number of speakers."""
+        """One of the files that take ``frames`` (see ``lengths``) to speak, unchanged, and its number of speakers."""
         alike = [turns for turns, length in zip(self.files, self.lengths.tolist(), strict=True) if length == frames]
         turns = alike[rng.integers(len(alike))]
         return format_script(turns), count_speakers(turns)
@@ -336,7 +335,7 @@ class ScriptSource:
         seconds = [speech_s(turns) for turns in self.files]
         if max(seconds, default=0) > MAX_SECONDS:
             raise ScriptError(
-                f"{self.folder}: a script takes about {max(seconds) / 60:.0f} minutes to speak, and a request has at "
+                f"{self.folder}: a script takes about {max(seconds) / 60:.0f} minutes to speak, but a request has at "
                 f"most {MAX_SECONDS / 60:g}: cut it into parts"
             )
         return np.maximum(np.rint(np.array(seconds) * wire.FRAMES_PER_SECOND), 1).astype(np.int64)
@@ -357,7 +356,7 @@ def _uniform(value: tuple[float, float]) -> np.ndarray:
 
 def _lognormal(value: Mapping) -> np.ndarray:
     if not isinstance(value, Mapping) or not {"median", "sigma"} <= set(value) <= {"median", "sigma", "max"}:
-        raise InputError(f"lognormal takes median, sigma and (if you like) max, not {value!r}")
+        raise InputError(f"lognormal takes median, sigma and (optionally) max, not {value!r}")
     median = _seconds("lognormal median", value["median"])
     longest = _seconds("lognormal max", value.get("max", MAX_SECONDS))
     sigma = value["sigma"]
@@ -376,7 +375,7 @@ def _empirical(path: Path) -> np.ndarray:
         if not 0 < value <= MAX_SECONDS:
             raise InputError(
                 f"{path}: line {line}: {text} must be seconds above 0 and at most {MAX_SECONDS:g} (90 minutes): "
-                "minutes and milliseconds are no seconds, convert them; cut what is longer into parts"
+                "convert minutes and milliseconds to seconds, and cut what is longer into parts"
             )
     return np.array(seconds, dtype=float)
 
@@ -410,7 +409,7 @@ def _read_script(path: Path) -> Script:
 
 
 def _fit(turns: tuple[Turn, ...], ticks: int) -> list[Turn]:
-    """The turns cut, or repeated, so that they take ``ticks`` to speak."""
+    """The turns cut, or repeated, to take ``ticks`` to speak."""
     repeats, rest = divmod(ticks, sum(speech_ticks(turn.text) for turn in turns))
     fitted = list(turns) * repeats
     for turn in turns:
@@ -430,7 +429,7 @@ def _generate_turns(rng: np.random.Generator, words: int, speakers: int) -> list
 
 
 def _turn_ends(rng: np.random.Generator, words: int, speakers: int) -> list[int]:
-    """Word counts at which turns end: median 32 words, as in recorded talk; at least a turn a speaker."""
+    """Word counts at which turns end: median 32 words, as in recorded conversation; at least one turn per speaker."""
     sizes = np.maximum(rng.lognormal(math.log(32), 0.8, size=words // 8 + 1).astype(int), 4)
     ends = np.cumsum(sizes)
     ends = [*ends[ends < words].tolist(), words]
@@ -440,7 +439,7 @@ def _turn_ends(rng: np.random.Generator, words: int, speakers: int) -> list[int]
 
 
 def _speaker_order(rng: np.random.Generator, turns: int, speakers: int) -> list[int]:
-    """Everyone speaks once, in order; after that, whoever did not speak last."""
+    """The speaker of each turn: first everyone once, in order; then anyone but the last speaker."""
     if speakers == 1:
         return [1] * turns
     steps = rng.integers(1, speakers, size=turns)
@@ -458,7 +457,7 @@ def _sentences(rng: np.random.Generator, words: list[str]) -> str:
     return " ".join(pieces)
 
 
-# Function words stand more than once, as they do in speech.
+# Function words are repeated, as they are frequent in speech.
 _VOCABULARY = np.array(
     (
         "the the the the of of and and and to to to a a in in is is you you that that it it we we I'm so so "

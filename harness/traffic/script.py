@@ -1,8 +1,8 @@
 """Reads the script of a conversation into turns: ``Speaker N: text`` lines, and the markers of other programs.
 
 A marker is ``Speaker 1:``, ``Speaker1:``, ``SPEAKER_01:``, ``Speaker A:``, ``[SPEAKER_A]`` or ``[Speaker 1]``, in any
-case, also in bold or italics, in a list, after or before a time such as ``[00:01:23]``, or alone on its line. Where one
-speaker is number 0, all numbers count from 0. Any other text is spoken: what looks like a marker and is none is named.
+case, also in bold or italics, in a list, after or before a time such as ``[00:01:23]``, or alone on its line. If one
+speaker is number 0, all numbers count from 0. Any other text is spoken; a remark names text that resembles a marker.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from harness.errors import ScriptError
 
 TICKS_PER_S = 90  # of speech: every length below is a whole number of ticks, so that sums are exact
 _WORD = 30  # 180 words a minute
-_SYLLABLE = 20  # of scripts that write one as a character: Chinese, kana, Hangul; 4.5 a second
-_LETTER = 9  # of a run of caseless letters longer than any word, such as Thai: 10 a second
-_LONGEST_WORD = 12  # caseless letters; where there are more, several words stand without spaces
+_SYLLABLE = 20  # of scripts with one character per syllable: Chinese, kana, Hangul; 4.5 per second
+_LETTER = 9  # of a run of caseless letters longer than any word, such as Thai: 10 per second
+_LONGEST_WORD = 12  # caseless letters; longer runs are several words without spaces
 
-_HEAD = 160  # characters in which a marker has to stand
+_HEAD = 160  # a marker must be within so many characters
 _TIME = r"[0-9]{1,2}(?::[0-9]{2}){1,2}(?:[.,][0-9]{1,6})?"
 _SPAN = rf"{_TIME}(?:\s{{0,4}}(?:-->|-|–)\s{{0,4}}{_TIME})?"
 _STAMP = rf"(?:\[\s?{_SPAN}\s?\]|\(\s?{_SPAN}\s?\)|{_SPAN})"
@@ -47,12 +47,12 @@ _PAIRS = {"": "", "[": "]", "(": ")", "<": ">"}
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _BYTE_ORDER_MARK = "\ufeff"
-_NAMED = 3  # lines that a remark names
+_NAMED = 3  # lines named in a remark
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker says before the next one speaks. ``speaker`` counts from 1."""
+    """The words of one speaker before the next one speaks. ``speaker`` counts from 1."""
 
     speaker: int
     text: str
@@ -60,7 +60,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script that a user wrote. ``remarks``: what its writer may not have meant, in a sentence each."""
+    """A script that a user wrote. ``remarks``: probable mistakes, one sentence each."""
 
     turns: tuple[Turn, ...]
     remarks: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class _Marked:
-    """A line that begins a turn: the speaker as it is written, and the text after the marker."""
+    """A line that begins a turn: the speaker as written, and the text after the marker."""
 
     line: int
     written: str
@@ -89,9 +89,9 @@ def validate_utf8(data: bytes) -> str:
 def parse_script(text: str) -> list[Turn]:
     """The turns of a script, in order.
 
-    A line without a marker continues the turn before it; a text without any marker is spoken by speaker 1.
-    Raises ScriptError for an empty script, a speaker outside 1 to 4, a speaker without text and for text that
-    stands before the first marker; the message holds the line number.
+    A line without a marker continues the previous turn; a text without any marker is spoken by speaker 1.
+    Raises ScriptError for an empty script, a speaker outside 1 to 4, a speaker without text and for text
+    before the first marker; the message contains the line number.
     """
     turns: list[tuple[_Marked, list[str]]] = []
     unmarked: list[tuple[int, str]] = []
@@ -105,7 +105,7 @@ def parse_script(text: str) -> list[Turn]:
     if not turns:
         return [_turn(*_as_speaker_one(unmarked))]
     if unmarked:
-        hint = " (what stands there is no marker)" if _label(unmarked[0][1]) else ""
+        hint = " (this is not a marker)" if _label(unmarked[0][1]) else ""
         raise ScriptError(
             f"line {unmarked[0][0]}: text before the first speaker{hint}; begin the line with 'Speaker 1:' or delete it"
         )
@@ -114,17 +114,17 @@ def parse_script(text: str) -> list[Turn]:
 
 
 def read_script(text: str) -> Script:
-    """A script from a user's file: its turns with speakers numbered without gaps, and remarks. Raises ScriptError."""
+    """Read a user's script: its turns with speakers numbered without gaps, and remarks. Raises ScriptError."""
     return Script(tuple(without_gaps(parse_script(text))), tuple(_remarks(text)))
 
 
 def format_script(turns: Iterable[Turn]) -> str:
-    """The turns as ``Speaker N: text`` lines: ``parse_script`` gives them back."""
+    """The turns as ``Speaker N: text`` lines, which ``parse_script`` reads back."""
     return "\n".join(f"Speaker {turn.speaker}: {turn.text}" for turn in turns)
 
 
 def without_gaps(turns: Iterable[Turn]) -> list[Turn]:
-    """The same turns of speakers 1 to the number of them, in the order of their numbers."""
+    """The same turns with speakers renumbered 1, 2, … in the order of their numbers."""
     turns = list(turns)
     numbers = {speaker: number for number, speaker in enumerate(speakers_of(turns), start=1)}
     return [Turn(numbers[turn.speaker], turn.text) for turn in turns]
@@ -136,25 +136,25 @@ def speakers_of(turns: Iterable[Turn]) -> list[int]:
 
 
 def count_speakers(turns: Iterable[Turn]) -> int:
-    """How many speakers there are, whatever their numbers."""
+    """Number of speakers, whatever their numbers."""
     return len(speakers_of(turns))
 
 
 def count_words(turns: Iterable[Turn]) -> int:
-    """Words spoken, with spaces between them; markers not counted."""
+    """Words spoken, separated by spaces; markers do not count."""
     return sum(len(turn.text.split()) for turn in turns)
 
 
 def speech_s(turns: Iterable[Turn]) -> float:
-    """About how long the turns take to speak, in seconds of audio; see ``speech_ticks``."""
+    """Estimated duration of the turns in seconds of audio; see ``speech_ticks``."""
     return sum(speech_ticks(turn.text) for turn in turns) / TICKS_PER_S
 
 
 @lru_cache(maxsize=1 << 14)
 def speech_ticks(text: str) -> int:
-    """About how long a text takes to speak, in ticks: a third of a second a word (180 words a minute).
+    """Estimated duration of a text in ticks: a third of a second per word (180 words per minute).
 
-    Where words have no spaces between them, by its characters: 4.5 a second of those as wide as an ideograph, 10 of
+    Where words have no spaces between them, by characters: 4.5 per second if as wide as an ideograph, 10 per second for
     other caseless letters in runs that are longer than a word.
     """
     if text.isascii():
@@ -163,7 +163,7 @@ def speech_ticks(text: str) -> int:
 
 
 def cut_to_ticks(text: str, ticks: int) -> str:
-    """The beginning of a text that takes ``ticks`` to speak, or the whole; it ends with a word or a character."""
+    """The start of a text that takes ``ticks`` to speak, or all of it; it ends with a word or a character."""
     for end, piece in _pieces(text):
         ticks -= piece
         if ticks <= 0:
@@ -172,7 +172,7 @@ def cut_to_ticks(text: str, ticks: int) -> str:
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int]]:
-    """(where it ends, its ticks) of each word, or of each character where words have no spaces between them."""
+    """(end index, ticks) of each word, or of each character where words have no spaces between them."""
     for found in re.finditer(r"\S+", text):
         word = found.group()
         kinds = "" if word.isascii() else "".join(map(_kind, word))
@@ -184,7 +184,7 @@ def _pieces(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _kind(character: str) -> str:
-    """w: a wide letter, such as an ideograph; c: a caseless one; a: another letter or digit; m: a mark; p: the rest."""
+    """w: a wide letter, such as an ideograph; c: a caseless one; a: another letter or digit; m: a mark; p: other."""
     category = unicodedata.category(character)
     if category in ("Lo", "Lm"):
         return "w" if unicodedata.east_asian_width(character) in "WFH" else "c"
@@ -208,16 +208,18 @@ def _marker(line: str, number: int) -> _Marked | None:
         if text is not None:
             return _Marked(number, found["number"] or found["letter"].upper(), text)
     if found := _BRACKETED.match(head):
-        raise ScriptError(f"line {number}: no speaker is [{found['name']}]; use {_allowed_letters()} or 'Speaker 1:'")
+        raise ScriptError(
+            f"line {number}: there is no speaker [{found['name']}]; use {_allowed_letters()} or 'Speaker 1:'"
+        )
     return None
 
 
 def _text_after(found: re.Match, line: str) -> str | None:
-    """What is spoken after a marker; None where it is none after all."""
+    """The spoken text after a marker; None if it is not a marker after all."""
     mark, after, text = found["mark"], found["after"], line[found.end() :].strip()
     if found["close"] != _PAIRS[found["open"]]:
         return None
-    if after != mark:  # bold or italics that end after the colon, or with the line, or are none
+    if after != mark:  # closing bold or italics after the colon or at the line's end, or none
         if after or not mark:
             return None
         if text.startswith(mark):
@@ -230,9 +232,9 @@ def _text_after(found: re.Match, line: str) -> str | None:
 
 
 def _number(written: str) -> int:
-    """A speaker as it is written, as a number; -1 for what is none.
+    """The number of a speaker; -1 if the text is not one.
 
-    int() refuses thousands of digits with its own ValueError, so the length is looked at first.
+    int() raises its own ValueError for thousands of digits, so the length is checked first.
     """
     if written in _LETTERS:
         return _LETTERS.index(written) + 1
@@ -260,13 +262,13 @@ def _remarks(text: str) -> Iterator[str]:
     if len(others) == len(lines):
         yield "no line begins with a marker such as 'Speaker 1:': all of it is spoken by one speaker"
     for number, label in alike[:_NAMED]:
-        yield f"line {number}: {label!r} looks like a speaker and is no marker such as 'Speaker 1:': it is spoken"
+        yield f"line {number}: {label!r} looks like a speaker, but is not a marker such as 'Speaker 1:': it is spoken"
     if len(alike) > _NAMED:
         yield f"{len(alike) - _NAMED} more lines look like that"
 
 
 def _look_alikes(lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """(line, beginning) of lines that begin as if they named a speaker."""
+    """(line, start) of lines that start as if they named a speaker."""
     labels = [(number, _label(line)) for number, line in lines]
     often = Counter(label for _, label in labels)
     for number, label in labels:
@@ -275,7 +277,7 @@ def _look_alikes(lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 
 
 def _label(line: str) -> str:
-    """What stands before the colon of a line, or a marker's beginning that lacks one; "" for neither."""
+    """The text before the colon of a line, or an incomplete marker; "" for neither."""
     head = line[:_HEAD]
     if (found := _LABEL.match(head)) and len(found["label"]) <= _LONGEST_LABEL:
         return found["label"]

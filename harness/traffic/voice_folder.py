@@ -1,4 +1,4 @@
-"""A folder of voice samples: which files are voices, in which order, and their sound as the model takes it."""
+"""A folder of voice samples: which files are voices, their order, and their sound in the model's format."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ BUILT_IN = 4  # voices without a folder: ids 1 to 4
 _ENDINGS = {
     *("wav", "wave", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "snd", "caf", "w64", "rf64"),
     *("voc", "paf", "svx", "iff", "nist", "sph", "sf", "ircam", "avr", "sds", "xi"),
-}  # of formats that soundfile reads
+}  # formats that soundfile reads
 _MOST_SECONDS = 600  # a prompt of 4,500 frames
 _RATES_HZ = 4_000, 768_000
 
 
 def voice_files(folder: str) -> list[Path]:
-    """The voices of a folder, in the order of their ids from 1: by name, numbers in it as numbers (2 before 10).
+    """The voices of a folder, in the order of their ids from 1: by name, comparing numbers as numbers (2 before 10).
 
     Hidden files are none (macOS leaves ``._x.wav`` on other disks). Raises InputError where there is no such folder,
     or no voice in it, or a sound that cannot be read by its ending.
     """
     path = Path(folder)
     if not path.is_dir():
-        why = "it is a file" if path.exists() else "there is no such folder"
+        why = "it is a file" if path.exists() else "no such folder"
         raise InputError(f"voices folder {folder}: {why}; give a folder of sound files such as .wav or .flac")
     try:
         files = [file for file in path.iterdir() if not file.name.startswith(".")]
@@ -45,21 +45,21 @@ def voice_files(folder: str) -> list[Path]:
 
 
 def count_voices(folder: str) -> int:
-    """How many voices a server has, whose ids are 1 to this number; "" is no folder. Raises InputError."""
+    """Number of voices of a server, with ids 1 to this number; "" means no folder. Raises InputError."""
     return len(voice_files(folder)) if folder else BUILT_IN
 
 
 def read_voice(file: Path) -> tuple[np.ndarray, str]:
-    """A voice as mono float32 samples [n] at 24 kHz, and what was done to it ("" for nothing). Raises InputError."""
+    """A voice as mono float32 samples [n] at 24 kHz, and the conversions made ("" for none). Raises InputError."""
     sound, rate_hz = _read(file)
     if not sound.size:
         raise InputError(f"{file} holds no sound: use a sample of some seconds")
     if len(sound) > _MOST_SECONDS * rate_hz:
         raise InputError(f"{file} lasts {len(sound) / rate_hz:.0f} s: use a sample of 9 to 30 s")
     if not np.all(np.isfinite(sound)):
-        raise InputError(f"{file} holds samples that are no numbers: save it again as 16 bit")
+        raise InputError(f"{file} contains samples that are not numbers: save it again as 16 bit")
     if not _RATES_HZ[0] <= rate_hz <= _RATES_HZ[1]:
-        raise InputError(f"{file} says that it has {rate_hz} samples a second: save it again at 24000 Hz")
+        raise InputError(f"{file} claims {rate_hz} samples per second: save it again at 24000 Hz")
     done = []
     if sound.shape[1] > 1:
         done.append(f"{sound.shape[1]} channels were mixed to one")
@@ -72,15 +72,15 @@ def read_voice(file: Path) -> tuple[np.ndarray, str]:
 
 def _read(file: Path) -> tuple[np.ndarray, int]:
     """Samples [n, channels] as float32, and their rate in Hz."""
-    import soundfile  # slow to load, and only needed where there are voices
+    import soundfile  # slow to load, and needed only for voices
 
     try:
         with soundfile.SoundFile(file) as sound:
-            most = math.ceil((_MOST_SECONDS + 1) * sound.samplerate)  # whatever a damaged header says
+            most = math.ceil((_MOST_SECONDS + 1) * sound.samplerate)  # limits reading, whatever a damaged header says
             return sound.read(min(max(sound.frames, 0), most), dtype="float32", always_2d=True), sound.samplerate
     except (soundfile.SoundFileError, OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
         why = "it is a folder" if file.is_dir() else " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{file} is no sound file that can be read ({why}): save it again as .wav") from None
+        raise InputError(f"{file} is not a readable sound file ({why}): save it again as .wav") from None
 
 
 def _resampled(samples: np.ndarray, rate_hz: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the model.py adapters share: parameters, tensors and errors in the form of Triton's Python backend.
+"""Parameters, tensors and errors in the form of Triton's Python backend, shared by the model.py adapters.
 
 Only a Triton stub process can import this module: ``triton_python_backend_utils`` exists nowhere else.
 """
@@ -27,7 +27,7 @@ from harness.vibevoice.profiling import emulation
 START = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
 END = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
 
-# Where a stage is, and what emulates it. By name: an emulated one must not load torch, of which there may be dozens.
+# The module of each stage, and of its emulation, by name: the many processes of emulated stages must not load torch.
 STAGES = {
     wire.LLM: ("llm", "LLMStage", emulation.EmulatedLLM),
     wire.DIFFUSION: ("diffusion", "DiffusionStage", emulation.EmulatedDiffusion),
@@ -37,7 +37,7 @@ STAGES = {
 
 
 def check_numpy(version: str = np.__version__) -> None:
-    """Raise ServerError where this process has a numpy for which Triton's stub is not built: tensors arrive wrong."""
+    """Raise ServerError where this process has a numpy for which Triton's stub is not built: it corrupts tensors."""
     if int(version.partition(".")[0]) >= 2:
         place = f"{np.__file__}, with {sys.prefix} as the environment of the stub"
         raise ServerError(
@@ -47,7 +47,7 @@ def check_numpy(version: str = np.__version__) -> None:
 
 
 def begin() -> None:
-    """Make this process safe for the tensors of any request; to be called before anything else of ``pb``."""
+    """Make this process safe for the tensors of any request. Call it before anything else of ``pb``."""
     check_numpy()
     reap_children()
     shapes.guard(lambda: pb.Tensor("first", np.zeros(1, np.float32)).as_numpy())
@@ -63,13 +63,13 @@ def stage(args: dict):
 
 
 def settle() -> None:
-    """Hide what there is now from the garbage collector: to look through a model takes it a tenth of a second."""
+    """Hide all current objects from the garbage collector: scanning a model takes it a tenth of a second."""
     gc.collect()
     gc.freeze()
 
 
 def load_model(model: str, config: str) -> None:
-    """Have this server load a model with this configuration (JSON). Raises where it cannot."""
+    """Make this server load a model with this configuration (JSON). Raises where it cannot."""
     pb.load_model(model, config=config)
 
 
@@ -86,7 +86,7 @@ def _build(args: dict):
 
 
 def weights(args: dict):
-    """The weights that the config asks for, on the device of this instance, in a process made ready to compute."""
+    """The weights that the config asks for, on the device of this instance; also prepares the process to compute."""
     device, given = device_of(args), parameters(args)
     import_module("harness.vibevoice.process.setup").prepare(device)
     presets = import_module("harness.vibevoice.stages.presets")
@@ -97,37 +97,37 @@ def weights(args: dict):
 
 
 def _graph_batch(given: dict[str, str]) -> int | None:
-    """As given; None for ``auto``. Raises InputError for what is neither."""
+    """The parameter as a number; None for ``auto``. Raises InputError for any other text."""
     return None if given.get("graphs", wire.AUTO) == wire.AUTO else int(number(given, "graphs"))
 
 
 def device_of(args: dict) -> str:
     """The device of an instance as torch names it.
 
-    Raises InputError where it is not the one that the config asks for, or torch cannot use it: a stage that falls back
-    to the CPU would be measured as a GPU.
+    Raises InputError where it is not the one that the config asks for, or torch cannot use it: otherwise a stage that
+    falls back to the CPU would be measured as a GPU.
     """
     asked, kind = parameters(args).get("device", identity.AUTO), args["model_instance_kind"]
     given = identity.GPU if kind == "GPU" else identity.CPU
     if asked not in (identity.AUTO, given):
         raise InputError(
-            f"{args['model_name']} is to run on a {asked}, but Triton gave it a {given}: set its instance_group to "
-            f"KIND_{asked.upper()}, and see with `harness doctor` whether Triton finds the GPU"
+            f"{args['model_name']} must run on a {asked}, but Triton gave it a {given}: set its instance_group to "
+            f"KIND_{asked.upper()}, and check with `harness doctor` whether Triton finds the GPU"
         )
     if given == identity.CPU:
         return "cpu"
     index, cuda = int(args["model_instance_device_id"]), import_module("torch").cuda
     if not cuda.is_available() or index >= cuda.device_count():
         raise InputError(
-            f"{args['model_name']} is to run on GPU {index}, but torch {provenance.versions().get('torch')} finds "
-            f"{cuda.device_count() if cuda.is_available() else 'none'}: install a CUDA build of torch that goes with "
+            f"{args['model_name']} must run on GPU {index}, but torch {provenance.versions().get('torch')} finds "
+            f"{cuda.device_count() if cuda.is_available() else 'none'}: install a CUDA build of torch that supports "
             "this driver (a CPU build sees no GPU)"
         )
     return f"cuda:{index}"
 
 
 def kv_room(args: dict, of_stage, tables_bytes: int = 0) -> int:
-    """Bytes that the sessions of this instance may take: as given, else what its card has beside the weights."""
+    """Bytes for the KV caches of this instance: as configured, otherwise what its card has left beside the weights."""
     if (given := kv_limits.given_limit(parameters(args))) is not None:
         return given
     if of_stage.device.type != "cuda":
@@ -143,7 +143,7 @@ def kv_room(args: dict, of_stage, tables_bytes: int = 0) -> int:
 
 
 def _emulated_kv_room(args: dict, profile: emulation.Profile) -> int:
-    """As given, else what the profile says that the card had, shared by the instances on one emulated GPU."""
+    """As configured, otherwise what the profile says the card had left, shared by the instances on one emulated GPU."""
     given = parameters(args)
     if (limit := kv_limits.given_limit(given)) is not None:
         return limit
@@ -152,7 +152,7 @@ def _emulated_kv_room(args: dict, profile: emulation.Profile) -> int:
 
 
 def identity_of(args: dict, built=None) -> StageIdentity:
-    """What this process computes with; without a stage, that of the entry."""
+    """What this process computes with; without a stage, the identity of the entry."""
     given = parameters(args)
     about = {
         "model": args["model_name"],
@@ -193,19 +193,19 @@ def _computes_on(built) -> dict:
 
 
 def _emulated_gpu(args: dict, gpus: int) -> emulation.EmulatedGPU:
-    """Instance k of a stage is on GPU k; the GPU's file lies beside the models, and goes with them."""
+    """The emulated GPU of an instance: instance k is on GPU k. The GPU's file is stored beside the models."""
     instance = int(args["model_instance_name"].rpartition("_")[2])
     return emulation.EmulatedGPU(Path(args["model_repository"]).parent / f"gpu-{instance % gpus}")
 
 
 def tensor(array: np.ndarray):
-    """What a stage computes on: a torch tensor, or the array itself in a process without torch."""
+    """The input type of a stage: a torch tensor, or the array itself in a process without torch."""
     torch = sys.modules.get("torch")
     return array if torch is None else torch.from_numpy(array)
 
 
 def optional(request, name: str) -> np.ndarray | None:
-    """An input, None where the request leaves it out. Raises RequestError for a shape that cannot be."""
+    """An input, None where the request leaves it out. Raises RequestError for an impossible shape."""
     found = pb.get_input_tensor_by_name(request, name)
     if found is None:
         return None
@@ -216,7 +216,7 @@ def optional(request, name: str) -> np.ndarray | None:
 
 
 def given(request, name: str) -> np.ndarray:
-    """An input without which the request cannot be answered: Triton (2.51) does not always miss it."""
+    """A required input. Raises RequestError where it is missing, which Triton (2.51) does not always detect."""
     found = optional(request, name)
     if found is None:
         raise RequestError(f"the request has no {name}: send it")
@@ -226,19 +226,19 @@ def given(request, name: str) -> np.ndarray:
 def rows(requests: list, name: str):
     """One input of many single-row requests as one batch, as ``tensor`` makes it: [N, …]."""
     arrays = [given(r, name) for r in requests]
-    if any(len(array) != 1 for array in arrays):  # the answers to the others would go astray
-        raise RequestError(f"{name} has several rows: ask for one at a time, the server makes the batches")
+    if any(len(array) != 1 for array in arrays):  # otherwise responses would be matched to the wrong requests
+        raise RequestError(f"{name} has several rows: send one per request, the server makes the batches")
     return tensor(np.concatenate(arrays))
 
 
 def response(**tensors):
-    """The answer to one request: torch tensors or arrays by the names of the outputs."""
+    """The response to one request: torch tensors or arrays by the names of the outputs."""
     return pb.InferenceResponse(output_tensors=[pb.Tensor(name, np.asarray(value)) for name, value in tensors.items()])
 
 
 def responses(**tensors) -> list:
-    """The answers to a batch of requests, a row of each output for each: torch tensors or arrays by their names."""
-    arrays = {name: np.asarray(value) for name, value in tensors.items()}  # once: a slice of a tensor costs more
+    """The responses to a batch of requests, one row of each output per request: torch tensors or arrays by name."""
+    arrays = {name: np.asarray(value) for name, value in tensors.items()}  # once: slicing a tensor costs more
     count = len(next(iter(arrays.values())))
     return [response(**{name: array[i : i + 1] for name, array in arrays.items()}) for i in range(count)]
 
@@ -248,12 +248,12 @@ def failure(error: Exception):
 
 
 def error_text(error: Exception) -> str:
-    """A user's mistake as it is worded; anything else with its type, so that the log can be searched for it."""
+    """The message of a user's mistake; any other error with its type, so that the log can be searched for it."""
     return str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
 
 
 def answer_each(requests: list, answer: Callable) -> list:
-    """One response per request; an error in one leaves the others alone."""
+    """One response per request; an error in one does not affect the others."""
     responses = []
     for request in requests:
         try:
@@ -264,7 +264,7 @@ def answer_each(requests: list, answer: Callable) -> list:
 
 
 def answer_together(requests: list, answer_batch: Callable) -> list:
-    """All requests in one batch; if that fails, each alone, so that a broken one fails by itself."""
+    """Answer all requests in one batch; if that fails, each alone, so that only the faulty one fails."""
     if not requests:
         return []
     try:

@@ -25,10 +25,15 @@ def test_every_process_is_struck_and_every_phase_both_ways(topology):
         assert {kind.phase for kind in kinds if kind.blow == blow} == phases
 
 
-def judged(process, error, phase=faults.SPEECH, outcome=Outcome.ERROR):
+def saying(words):
+    """A `harness serve` that printed these words."""
+    return SimpleNamespace(said=lambda: words)
+
+
+def judged(process, error, phase=faults.SPEECH, outcome=Outcome.ERROR, said=""):
     kind = faults.Kind(wire.STAGED, faults.KILL, process, phase)
     seen = faults.Seen(kind)
-    faults.judge_client(kind, SimpleNamespace(outcome=outcome, error=error), seen)
+    faults.judge_client(kind, saying(said), SimpleNamespace(outcome=outcome, error=error), seen)
     return seen.untrue
 
 
@@ -36,7 +41,7 @@ def judged(process, error, phase=faults.SPEECH, outcome=Outcome.ERROR):
     ("process", "error"),
     [
         (wire.LLM, f"{wire.LLM} ended while it served this session, and is restarting; retry"),
-        (faults.TRITON, "the server at x went away, with 3200 samples of audio: Stream removed"),
+        (faults.TRITON, "the server at x ended the connection, with 3200 samples of audio: Stream removed"),
         (faults.SERVE, "no Triton answers at x: start one"),
     ],
 )
@@ -61,10 +66,15 @@ def test_an_error_that_names_another_or_guesses_is_untrue(process, error):
     assert judged(process, error) != []
 
 
+def test_a_process_that_took_triton_along_is_told_as_the_servers_end():
+    gone, words = "the server at x went away", "tritonserver ended by signal 6; its last line: …; it is started again"
+    assert judged(wire.LLM, gone, said=words) == [] and judged(wire.LLM, gone) != []
+
+
 def test_a_client_that_is_told_nothing_was_told_no_truth():
     kind = faults.Kind(wire.STAGED, faults.KILL, wire.LLM, faults.SPEECH)
     seen = faults.Seen(kind)
-    faults.judge_client(kind, None, seen)
+    faults.judge_client(kind, saying(""), None, seen)
     assert seen.untrue == ["the client was told nothing"]
 
 

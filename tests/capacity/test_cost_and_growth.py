@@ -253,13 +253,13 @@ def test_a_card_is_held_for_the_gpus_part_of_a_step_and_its_host_is_busy_beside(
     one, all_of_it = (each.topology({}, 400.0) for each in (card, whole))
     assert one.alone_s() == pytest.approx(all_of_it.alone_s())
     assert one.fastest_s(16) < all_of_it.fastest_s(16)
-    assert "beside" in card.note and "does not separate" in whole.note
+    assert "overlaps" in card.note and "does not separate" in whole.note
 
 
 def test_a_devices_part_beyond_its_time_is_refused():
     for part in (0.0, -1.0, 99.0, None, math.nan):
         rows = [{"batch": b, "ms": 2.0, "device_ms": part} for b in (1, 4, 16)]
-        with pytest.raises(InputError, match="no profile"):
+        with pytest.raises(InputError, match="not a profile"):
             DeviceType.of_profile(profile(**{wire.VOCODER: rows}))
 
 
@@ -328,21 +328,21 @@ def test_a_profile_with_too_few_points_is_refused(measured):
 
 def test_what_is_no_profile_is_refused():
     for part in ("stages", "model", "device"):
-        with pytest.raises(InputError, match=f"no profile: it has no '{part}'"):
+        with pytest.raises(InputError, match=f"not a profile: it has no '{part}'"):
             DeviceType.of_profile({name: value for name, value in profile().items() if name != part})
     without = profile()
     del without["model"]["kv_room_bytes"]
     with pytest.raises(InputError, match="kv_room_bytes"):
         DeviceType.of_profile(without)
     for row in ({"ms": 1.0}, {"batch": "many", "ms": 1.0}, {"batch": 1, "ms": None}):
-        with pytest.raises(InputError, match="no profile"):
+        with pytest.raises(InputError, match="not a profile"):
             DeviceType.of_profile(profile(**{wire.VOCODER: [row | {"context": tokens} for tokens in range(4)]}))
 
 
 def test_a_stage_that_no_model_can_take_costs_its_row_and_not_the_plan(measured):
     slow = profile(**{wire.VOCODER: [{"batch": b, "ms": 1e9 * b} for b in (1, 4, 16)]})
     (row,) = plan_of(fit_of(measured), measured, profiles={"H200": slow}).device_types
-    assert row.rate_per_device is None and "times are 0 to" in row.note
+    assert row.rate_per_device is None and "times must be 0 to" in row.note
 
 
 def test_a_fit_with_a_stage_too_fast_for_the_model_still_has_a_faster_device(pools):

@@ -365,7 +365,7 @@ def test_an_extrapolated_count_is_not_signed(runs):
 
 def test_slos_that_nothing_carries_are_refused(measured):
     for slo, words in (
-        (Slo("job", "rtf", 0.95, 0.9), "which the mix lacks"),
+        (Slo("job", "rtf", 0.95, 0.9), "which is not in the mix"),
         (Slo("short", "rtf", 0.999, 0.9), "needs 1000 measured requests"),
     ):
         assert words in fit_of(measured, slos=(slo,)).deployments[0].inconclusive

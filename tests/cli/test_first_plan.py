@@ -46,7 +46,7 @@ def test_five_questions_and_the_next_command(tmp_path):
 def test_an_answer_that_no_plan_can_hold_is_asked_again(tmp_path):
     said = init(tmp_path / "p.yaml", answers="2b\n7b\nmoon\ncpu\nlong\n1\n1, 0.9\nmany\n5\n")
     assert said.exit_code == 0 and load_plan(tmp_path / "p.yaml").preset == "7b"
-    for words in ("preset '2b': answer one of", "'moon' is no place to run", "SLOs '1': answer two", "rates 'many'"):
+    for words in ("preset '2b': answer one of", "'moon' is not usable", "SLOs '1': answer two", "rates 'many'"):
         assert words in said.output
 
 
@@ -101,5 +101,5 @@ def test_any_file_name_makes_a_name_that_a_plan_may_have(tmp_path, file):
 
 @pytest.mark.parametrize("file", ["plan.txt", "none/plan.yaml"])
 def test_where_nothing_can_be_written_it_is_said(tmp_path, file):
-    with pytest.raises(InputError, match="ends in .yaml|cannot write"):
+    with pytest.raises(InputError, match="must end in .yaml|cannot write"):
         write_plan(tmp_path / file, Answers())

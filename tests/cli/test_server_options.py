@@ -130,7 +130,7 @@ def test_servers_that_are_measured_are_reached_as_the_options_say(command, monke
     ("options", "words"),
     [
         (("--tls-ca", "none.pem", "--url", "gpu7"), "none.pem cannot be read"),
-        (("--tls-ca", "none.pem"), "--tls-ca: such options are of servers that --url names"),
+        (("--tls-ca", "none.pem"), "--tls-ca: these options need --url"),
         (("--silence-timeout", "-1", "--url", "gpu7"), "--silence-timeout -1 must be above 0"),
     ],
 )

@@ -33,7 +33,7 @@ def test_a_server_that_ends_is_started_again_and_its_user_is_told(capsys):
     with pytest.raises(KeyboardInterrupt):
         serving._attend(Ended(until=2))
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("ended by signal 9") == 2 and said.count("was started again at 127.0.0.1:1") == 1
+    assert said.count("ended by signal 9") == 2 and said.count("was restarted at 127.0.0.1:1") == 1
 
 
 def test_a_server_that_ends_again_and_again_is_given_up():

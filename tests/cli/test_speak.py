@@ -120,7 +120,7 @@ def test_files_are_looked_at_before_anything_is_spoken(script, tmp_path):
     with pytest.raises(InputError, match="cannot read .*none.npz: No such file"):
         speak_file(NOWHERE, script, manner=Manner(1, resume=tmp_path / "none.npz"))
     for wav, keep in ((tmp_path / "no" / "a.wav", None), (None, tmp_path / "no" / "a.npz")):
-        with pytest.raises(InputError, match="there is no folder"):
+        with pytest.raises(InputError, match="no such folder"):
             speak_file(NOWHERE, script, wav, Manner(1, keep=keep))
     for wav, keep in ((tmp_path, None), (None, tmp_path)):
         with pytest.raises(InputError, match="it is a folder"):

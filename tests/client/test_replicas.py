@@ -68,7 +68,7 @@ def test_tls_that_cannot_be_trusted_is_explained(files):
     words = reach(lambda address: Target.of(f"grpcs://{address}"), credentials=here)
     assert "(public CAs: " in words and "give its CA with --tls-ca" in words
     words = reach(lambda address: Target.of(address, Tls(files.ca)), credentials=elsewhere)
-    assert "made out to another name" in words and "--tls-server-name" in words
+    assert "for another name" in words and "--tls-server-name" in words
     named = Tls(files.ca, server_name="triton.example")
     assert reach(lambda address: Target.of(address, named), credentials=elsewhere).outcome is Outcome.DONE
 
@@ -138,7 +138,7 @@ def test_a_server_that_lets_nobody_in_is_quoted():
         async with served(Closed()) as (address,), SpeechClient(address) as client:
             await client.ready()
 
-    with pytest.raises(ServerError, match=r"rejected our credentials \(UNAUTHENTICATED: no token\): .* --header"):
+    with pytest.raises(ServerError, match=r"rejected the credentials \(UNAUTHENTICATED: no token\): .* --header"):
         asyncio.run(main())
 
 
@@ -267,7 +267,7 @@ def test_a_server_that_goes_and_comes_back_is_one_reconnect_and_touches_no_other
             stays.go_on.set()
             untouched = await running[0]
         await asyncio.gather(staying.stop(None), again.stop(None))
-        assert struck.outcome is Outcome.ERROR and struck.target == gone and "went away" in struck.error
+        assert struck.outcome is Outcome.ERROR and struck.target == gone and "ended the connection" in struck.error
         assert (untouched.outcome, untouched.target, len(untouched.chunks)) == (Outcome.DONE, here, LONG)
         assert [each.outcome for each in (*meanwhile, *after)] == [Outcome.DONE] * 7
         assert {each.target for each in meanwhile} == {here}

@@ -149,7 +149,7 @@ def test_a_carry_comes_after_the_audio_and_is_missed_where_it_does_not_come():
     result = run(Timetable(carry=b"what was said"), use)
     assert (result.outcome, heard) == (Outcome.DONE, ["audio", "audio", b"what was said"])
     missed = run(Timetable(), use)
-    assert missed.outcome is Outcome.ERROR and "without the carry" in missed.error
+    assert missed.outcome is Outcome.ERROR and "without the requested carry" in missed.error
 
 
 def test_emulated_compute_is_marked_in_the_result():
@@ -279,7 +279,7 @@ def test_a_request_that_takes_too_long_is_an_error_with_the_chunks_so_far_and_fr
 
     result = run(Timetable(interval_s=0.2), use, request_s=0.5)
     assert result.outcome is Outcome.ERROR and 0 < len(result.chunks) < 6
-    assert "not done after 0.5 s" in result.error and "where 19200 were asked for" in result.error
+    assert "exceeded its time limit of 0.5 s" in result.error and "where 19200 were requested" in result.error
     assert 0.5e9 <= result.ended_ns - result.sent_ns
 
 

@@ -57,7 +57,7 @@ def test_a_plan_can_ask_for_emulated_gpus(tmp_path):
     [
         ({"profile": "none.json"}, None, "cannot read"),
         ({"more": "parameters: {none.x: 1}\n"}, None, "unknown parameter"),
-        ({}, "127.0.0.1:1", "--url out"),
+        ({}, "127.0.0.1:1", "these keys or --url"),
     ],
 )
 def test_a_plan_that_cannot_be_emulated_is_refused(tmp_path, change, url, message):

@@ -1,5 +1,6 @@
 """What a server that was killed left behind is found by the next start."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -142,6 +143,21 @@ def test_a_server_that_ended_by_itself_keeps_its_log_and_says_how(tmp_path):
     assert "by signal 6" in ended.last_words()
 
 
+@pytest.mark.parametrize("said, starts", [("boost::interprocess::lock_exception", 1), ("no memory", 0)])
+def test_a_reload_that_ends_triton_by_a_lock_starts_it_with_the_new_deployment(tmp_path, monkeypatch, said, starts):
+    one, started = server.TritonServer(config.Deployment(), root=tmp_path), []
+    one.folder.mkdir(parents=True)
+    one.log.write_text(f"terminate called\n  what():  {said}\n")
+    one._process = subprocess.Popen([sys.executable, "-c", "import os, time; time.sleep(0.3); os.abort()"])
+    one.url, one.target = "127.0.0.1:1", server.Target.of("127.0.0.1:1")
+    monkeypatch.setattr(server.TritonServer, "start", lambda self: started.append(self.deployment))
+    wanted = config.Deployment(knobs={"neural_vocoder.delay_us": 7})
+    with contextlib.nullcontext() if starts else pytest.raises(ServerError):
+        assert one.reload(wanted) == list(wanted.models)
+    assert started == starts * [wanted]
+    one.stop()
+
+
 @pytest.fixture
 def another_user():
     """This process acts as a user to whom nothing here belongs."""
@@ -172,7 +188,7 @@ def test_a_folder_of_another_user_is_left_alone_and_said(tmp_path, shared, reque
     request.getfixturevalue("another_user")
     leftovers.remove_stale(tmp_path)
     assert running.local_urls(tmp_path) == []
-    with pytest.raises(ServerError, match="cannot be written.*start in a folder of your own"):
+    with pytest.raises(ServerError, match="cannot be written.*start in another folder"):
         server.TritonServer(config.Deployment(), root=tmp_path)._make_folder()
     os.seteuid(0)
     assert (folder / "state.json").exists() and (shared / f"harness_{DEAD}_5f_1").exists()

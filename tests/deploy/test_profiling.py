@@ -324,7 +324,7 @@ def test_the_table_shows_the_devices_share_where_it_was_measured_within_80_colum
     shown = console.export_text()
     assert shown.count("1214 (2.22)") == len(cells) and "…" not in shown
     assert shown.count("17%") == (len(cells) if share else 0)
-    assert (share or "1214") in shown and ("the rest is the host's" in shown) == bool(share)
+    assert (share or "1214") in shown and ("the rest is host time" in shown) == bool(share)
     assert ("gaps" in shown) == (source == "events")
 
 

@@ -111,7 +111,7 @@ def test_a_shape_whose_bytes_overflow_ends_nobody(unharmed):
             kind = "INT32" if name in (wire.SPEAKER_IDS, wire.SAY, wire.TOKEN_IDS) else "FP32"
             set_input(message, name, kind, shape, content)
             said = answer_to(stub, message)
-            expected = "shape that no tensor can have" if model == wire.ENTRY else "takes calls from"
+            expected = "shape that no tensor can have" if model == wire.ENTRY else "accepts calls from"
             assert expected in said, (model, name, shape, said)
 
 
@@ -134,7 +134,7 @@ def test_a_stage_takes_calls_from_its_entry_only(unharmed, model):
                 if key is not None:
                     message.parameters["entry_key"].string_param = key
                 said = answer_to(stub, message)
-                assert f"takes calls from {wire.ENTRY} only" in said
+                assert f"accepts calls from {wire.ENTRY} only" in said
                 assert not re.search(r"[0-9a-f]{20}", said)
 
 
@@ -144,7 +144,7 @@ def test_sessions_that_others_open_and_leave_hold_nobody(unharmed, speak):
         for model in (wire.LLM, wire.VOCODER):
             calls = [message_to(model, session=1_000 + i, start=True) for i in range(700)]
             for said in stub.ModelStreamInfer(iter(calls), timeout=60):
-                assert "takes calls from" in said.error_message
+                assert "accepts calls from" in said.error_message
         began = time.monotonic()
         (result,) = speak(make_request())
         assert result.outcome is Outcome.DONE and time.monotonic() - began < 10

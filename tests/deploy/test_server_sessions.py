@@ -193,7 +193,7 @@ def test_beyond_the_room_some_wait_and_the_rest_are_told_so(small):
     turned_away = [h.result.error for h in all_heard if h.result.outcome is not Outcome.DONE]
     assert len(served) == 10
     assert all(error.startswith(wire.BUSY) and "6 requests wait" in error for error in turned_away)
-    assert all("needs 0.7" in error or "others wait" in error for error in turned_away)
+    assert all("needs 0.7" in error or "are waiting" in error for error in turned_away)
     nearly_all = big("all", start_frame=2800)  # (prompt + 2 x 2812) x 512 bytes
     done(*hear_all(small.url, nearly_all))
 

@@ -199,8 +199,8 @@ def test_a_cpu_that_is_asked_for_and_emulated_gpus_are_no_gpu_of_the_host(monkey
 @pytest.mark.parametrize(
     ("have", "asked", "says"),
     [
-        (0, {"device": "gpu"}, "1 GPUs are asked for, and this host shows none: see `harness doctor`"),
-        (2, {"gpus": 3}, "3 GPUs are asked for, and this host shows 2"),
+        (0, {"device": "gpu"}, "1 GPUs are requested, but this host shows none: check `harness doctor`"),
+        (2, {"gpus": 3}, "3 GPUs are requested, but this host shows 2"),
         (0, {"gpus": 2}, "gpus is 2, but this host has no GPU"),
     ],
 )
@@ -360,9 +360,9 @@ def test_every_number_of_the_repository_is_known_with_its_limits():
 def test_folders_that_are_not_there_are_refused_before_a_server_starts(tmp_path):
     (tmp_path / "empty").mkdir()
     for asked, message in (
-        ({"checkpoint": str(tmp_path / "none")}, "checkpoint .*none: there is no such folder"),
+        ({"checkpoint": str(tmp_path / "none")}, "checkpoint .*none: no such folder"),
         ({"checkpoint": str(tmp_path / "empty")}, "empty is not a checkpoint folder: it holds no config.json"),
-        ({"voices": str(tmp_path / "none")}, "voices folder .*none: there is no such folder"),
+        ({"voices": str(tmp_path / "none")}, "voices folder .*none: no such folder"),
         ({"voices": str(tmp_path / "empty")}, "empty holds no voice"),
         ({"parameters": {f"{wire.ENTRY}.voices": str(tmp_path / "none")}}, "voices folder .*none"),
     ):
@@ -387,9 +387,9 @@ def test_no_preferred_batch_is_none():
         ),
         (f"{wire.VOCODER}:instance_group.3.count", 4, "no key '3' here"),
         (f"{wire.VOCODER}:parameters.colour", 4, "no key 'colour' here; there are"),
-        (f"{wire.VOCODER}:max_batch_size", "many", "does not take 'many'"),
-        (f"{wire.VOCODER}:max_batch_size", -(2**40), "does not take"),
-        (f"{wire.DIFFUSION}:dynamic_batching.preferred_batch_size", 4, "does not take 4"),
+        (f"{wire.VOCODER}:max_batch_size", "many", "does not accept 'many'"),
+        (f"{wire.VOCODER}:max_batch_size", -(2**40), "does not accept"),
+        (f"{wire.DIFFUSION}:dynamic_batching.preferred_batch_size", 4, "does not accept 4"),
         (f"{wire.DIFFUSION}.delay_us", True, "must be a whole number"),
     ],
 )

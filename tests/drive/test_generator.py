@@ -113,12 +113,12 @@ def test_settings_come_from_options_as_text():
         ({"arrivals": "gamma", "rate_per_s": "1"}, "--arrivals gamma needs --burstiness"),
         ({"burstiness": "4"}, "--arrivals gamma needs --rate"),
         ({"burstiness": "0", "rate_per_s": "1"}, "burstiness 0.0 must lie"),
-        ({"burstiness": "4", "rate_per_s": "1", "arrivals": "poisson"}, "--burstiness does not go with"),
+        ({"burstiness": "4", "rate_per_s": "1", "arrivals": "poisson"}, "--burstiness does not work with"),
         ({"arrivals": "trace"}, "--arrivals trace needs --trace"),
         ({"trace": "nowhere.csv"}, "nowhere.csv: cannot be read"),
-        ({"trace": "a.csv", "stages": "9s@1"}, "--stages does not go with --arrivals trace"),
+        ({"trace": "a.csv", "stages": "9s@1"}, "--stages does not work with --arrivals trace"),
         ({"trace_repeat": True, "rate_per_s": "1"}, "--arrivals trace needs --trace"),
-        ({"stages": "9s@1", "rate_per_s": "1"}, "--rate does not go with --arrivals stages"),
+        ({"stages": "9s@1", "rate_per_s": "1"}, "--rate does not work with --arrivals stages"),
         ({"stages": "9s"}, "--stages '9s' is not DURATION@RATE"),
         ({"stages": "1m@1..2..3"}, "is not DURATION@RATE"),
         ({"stages": "0s@1"}, "seconds above 0"),
@@ -211,7 +211,7 @@ def test_a_mix_of_ones_own_comes_from_a_file_with_its_slos(tmp_path):
     mix = settings_of({"mix": str(tmp_path / "mine.yaml")}, QUICK).mix
     assert mix.name == "mine" and mix.mean_audio_s() == pytest.approx(0.9 * 3 + 0.1 * 30, rel=0.01)
     assert [str(each) for each in mix.slos] == ["ttfa_s p95 of class short <= 1", "rtf p95 of class short <= 0.9"]
-    for line, words in (("wieght: 1", "did you mean 'weight'"), ("slos: {ttfa: 1}", "'ttfa' is no SLO")):
+    for line, words in (("wieght: 1", "did you mean 'weight'"), ("slos: {ttfa: 1}", "'ttfa' is not an SLO")):
         (tmp_path / "bad.yaml").write_text(MIX_FILE + f"    {line}\n")
         with pytest.raises(InputError, match=f"bad.yaml: .*measured.*{words}"):
             settings_of({"mix": str(tmp_path / "bad.yaml")}, QUICK)
@@ -383,7 +383,7 @@ def test_an_open_loop_that_began_empty_is_judged_after_its_warm_up():
     late = [replace(each, ended_ns=each.due_ns + 4 * SECOND) for each in open_results(due)]
     report, text = folded(late, 60 * SECOND, arrivals=process)
     assert 3 < report.warm_up_s < 6 and report.start_ns == round(report.warm_up_s * SECOND)
-    assert "of warm-up that MSER-5 cuts" in text and report.summary.seconds < 57
+    assert "of warm-up that MSER-5 derives" in text and report.summary.seconds < 57
     assert report.summary.sessions == pytest.approx(20, rel=0.02)
     assert folded(late, 60 * SECOND, arrivals=process, steady=20)[0].warm_up_s == 0
     assert folded(late, 60 * SECOND)[0].warm_up_s == 0  # a closed loop
@@ -407,20 +407,20 @@ def test_the_start_line_says_what_is_about_to_be_sent():
     load = LoadSettings(QUICK, Load(arrivals=Arrivals("constant", 2.0), steady=12))
     line = start_line(load)
     audio = 2.0 * QUICK.mean_audio_s()
-    assert f"constant at 2 requests/s, which asks for {audio:.4g} audio s per second" in line
+    assert f"constant at 2 requests/s, that is, {audio:.4g} audio s per second" in line
     assert "12 sessions in progress" in line
     assert start_line(LoadSettings(QUICK, Load(60))).startswith("closed loop, mix quick")
     trace = Arrivals("trace", 2.0, trace=traced(101))
     line = start_line(LoadSettings(QUICK, Load(80.0, arrivals=trace)))
-    assert "they end 30 s before the test does; --trace-repeat begins it again" in line
-    assert f"{101 / 80:.4g} requests/s over 80 s" in line
+    assert "they end 30 s before the test does; --trace-repeat repeats the trace" in line
+    assert f"{101 / 80:.4g} requests/s for 80 s" in line
     assert "again and again" in start_line(LoadSettings(QUICK, Load(80.0, arrivals=replace(trace, repeat=True))))
 
 
 def test_a_line_now_and_then_says_how_it_goes():
     before, now = Progress(active=3, samples=0), Progress(active=5, samples=150 * 3200, stalls=2)
     line = progress_line(125, 10, before, now, 3 * 2**20)
-    assert line == "   2:05  5 streams, 2.0 audio s/s, about 267 ms a frame and stream, 2 stalls, server 3 MiB"
+    assert line == "   2:05  5 streams, 2.0 audio s/s, about 267 ms per frame and stream, 2 stalls, server 3 MiB"
 
 
 def test_drift_is_the_median_slope_of_step_time_over_the_parts():
@@ -462,8 +462,8 @@ def test_connection_statistics_are_reported_by_server():
     connections = ConnectionStatistics(Counter({there: 2}), Counter({there: 1}), *counts)
     notes = closed(recorder, SECOND, 3, connections=connections)[1].certificate.notes
     assert f"requests to each of 2 servers, round-robin: {here} 2, {there} 1" in notes
-    assert f"connections to {there} that were lost and made again: 2" in notes
-    assert f"requests that passed over {there} because it was down: 1" in notes
+    assert f"connections to {there} that were lost and re-established: 2" in notes
+    assert f"requests that skipped {there} because it was down: 1" in notes
     assert any(f"{there} reports at least 7 fewer requests than were sent" in note for note in notes)
     assert not any(here in note for note in notes[1:])
 
@@ -483,7 +483,7 @@ def test_a_ladder_is_judged_from_its_first_rung():
     recorder.all_users_run(3 * 10**9)
     _, report, _ = closed(recorder, 4 * 10**9, submitted=1, lag_p99_s=0.02)
     assert report.summary.requests == 1 and report.reasons[0].startswith("chunks were stamped up to 100.0 ms late")
-    assert report.certificate.gates[-1].says == "not asked for: the load of a ladder rises by design"
+    assert report.certificate.gates[-1].says == "not required: the load of a ladder rises by design"
     recorder = recorded()
     for now_ns in (1, 2):  # no ladder: the number of users was changed on the page
         recorder.all_users_run(now_ns)

@@ -137,7 +137,7 @@ def test_throughput_and_sessions_are_those_of_the_timetable(results):
 def test_how_a_stream_goes_wrong_is_what_the_record_says(results):
     said = {name: (result.outcome, result.error, len(result.chunks)) for name, result in results.items()}
     assert said["fails"] == (Outcome.ERROR, FAILURE, 5)
-    early = f"the stream ended with {5 * 3200} samples of audio where {FRAMES * 3200} were asked for"
+    early = f"the stream ended with {5 * 3200} samples of audio where {FRAMES * 3200} were requested"
     assert said["ends early"] == (Outcome.ERROR, early, 5)
     assert said["hangs"] == (Outcome.UNFINISHED, "", 5)
     rest = {name: words for name, words in said.items() if "=5" not in TIMETABLES[name]}

@@ -79,7 +79,7 @@ HELP = subprocess.run(
 
 def test_help_says_what_every_exit_code_means():
     words = " ".join(HELP.split())
-    for code, meaning in enumerate(("all is well", "requests failed", "cannot be used", "the measurement is INVALID")):
+    for code, meaning in enumerate(("success", "requests failed", "cannot be used", "the measurement is INVALID")):
         assert re.search(rf"\b{code} [^,]*{meaning}", words), code
 
 

@@ -184,9 +184,7 @@ def test_a_ladder_that_is_interrupted_ends_at_once_and_whole(tmp_path, signum):
         output, _ = process.communicate(timeout=60)
     records = read_records(tmp_path / "r")
     assert (
-        [str(each.outcome) for each in records.results]
-        == ["unfinished"] * 2
-        == ["unfinished"] * records.end.submitted
+        [str(each.outcome) for each in records.results] == ["unfinished"] * 2 == ["unfinished"] * records.end.submitted
     )
     assert b"0 done, 0 error, 0 cancelled, 2 unfinished" in output
 
@@ -279,7 +277,7 @@ def test_several_servers_share_the_load_and_nobody_is_told_the_secret(tmp_path):
     [
         (["--host", "127.0.0.1:9", "--url", "127.0.0.1:9"], "--url and --host mean the same"),
         (["--host", "127.0.0.1:9", "--header", "s3cret"], "--header number 1 has no colon"),
-        (["--host", "127.0.0.1:9", "--tls-client-key", "k.pem"], "no use without --tls-client-cert"),
+        (["--host", "127.0.0.1:9", "--tls-client-key", "k.pem"], "needs --tls-client-cert"),
         (["--host", "127.0.0.1:9"], "no Triton answers at 127.0.0.1:9"),
         (["--host", "http://127.0.0.1:8000"], "gRPC"),
         (["--host", "127.0.0.1:9", "--mix", "podcasts"], "did you mean 'podcast'"),
@@ -287,7 +285,7 @@ def test_several_servers_share_the_load_and_nobody_is_told_the_secret(tmp_path):
         (["--host", "127.0.0.1:9", "--scripts", "{}/five"], "speaker 5"),
         (["--host", "127.0.0.1:9", "--scripts", "{}/latin"], "not UTF-8"),
         (["--host", "127.0.0.1:9", "--records", "{}/used"], "new folder"),
-        (["--host", "127.0.0.1:9", "--records", "{}/used/records.msgpack/r"], "is no folder that may be written to"),
+        (["--host", "127.0.0.1:9", "--records", "{}/used/records.msgpack/r"], "is not a writable folder"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(tmp_path, options, words):

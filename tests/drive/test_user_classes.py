@@ -187,7 +187,7 @@ def test_the_mix_of_several_classes_is_that_of_their_parts():
         assert set(request.speaker_ids) <= ({1, 2} if is_one else {3})
     settings = settings_for({"chunk_frames": "7"}, [UserClass("A", one, 3), UserClass("B", two)])
     assert {each.chunk_frames for each in settings.mix.classes} == {7}
-    assert "B (weight 1, mix two, 8 audio s a request)" in start_line(settings)
+    assert "B (weight 1, mix two, 8 audio s per request)" in start_line(settings)
 
 
 class NoPool:
@@ -224,7 +224,7 @@ def test_workers_share_several_classes(locustfile, tmp_path):
     workers = ("--processes", "2", "--master-bind-port", port, "--master-port", port)
     options = ("Reader", "Batch", "-u", "4", "-r", "4", *workers)
     done = run(locustfile, *options, "-t", "2s", "--records", str(tmp_path / "r"))
-    assert "has another" not in done.stdout and set(sent(tmp_path / "r")) == {"Reader", "Batch"}, done.stdout
+    assert "has a different" not in done.stdout and set(sent(tmp_path / "r")) == {"Reader", "Batch"}, done.stdout
     assert len({each.request_id.split("-")[0] for each in read_records(tmp_path / "r").results}) >= 3
 
 

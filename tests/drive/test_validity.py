@@ -70,12 +70,12 @@ def test_a_run_that_keeps_every_gate_is_valid_and_says_what_was_looked_at():
         ({"achieved_rate_per_s": 19.7}, "19.7 requests/s were sent of 20 due: more than 1% apart"),
         ({"count": 3601}, "3600 requests were due, and the process has 3601 in the window: they must be equal"),
         ({"farthest_s": 0.25}, "in the window, at the same times to 250 ms: above 100 ms"),
-        ({"expected": 2700.0}, "3600 requests were due where 2700.0 within 207.8 were to be expected"),
+        ({"expected": 2700.0}, "3600 requests were due; 2700.0 +- 207.8 were expected"),
         ({"late_sends_share": 0.011}, "1.1% of sends were later than 5 ms: above 1%"),
         ({"lateness_p99_s": 0.0105}, "chunks were stamped up to 10.5 ms late (p99): above 10 ms"),
         ({"frames_per_s": 0.0}, "0 frames were received in the window"),
         ({"recorded": 8}, "8 requests were recorded of 9 submitted: they must be equal"),
-        ({"impossible": 2.0}, "2 of them ended or spoke before they were sent"),
+        ({"impossible": 2.0}, "2 of them ended or received audio before they were sent"),
         (
             {"littles_residual": 0.06},
             "Little's law is off by 6.0% of N over the window (standard error 0.2%): above 5%",
@@ -148,8 +148,8 @@ def test_what_the_window_is_too_short_for_is_said_with_the_window_that_it_needs(
     )
     assert certificate.valid
     untested = {gate.name: gate.says for gate in certificate.gates if gate.passed is None}
-    assert "(180 s, it would need 300 s to find a rise of 10% of N)" in untested["Little's law"]
-    assert "it would need 240 s to find a rise of 20% of its SLO" in untested["first audio of short"]
+    assert "(180 s, it needs 300 s to find a rise of 10% of N)" in untested["Little's law"]
+    assert "it needs 240 s to find a rise of 20% of its SLO" in untested["first audio of short"]
     assert "to find a rise of 20% of its mean" in untested["step time"] and "sessions" in untested
 
 
@@ -161,9 +161,9 @@ def test_a_window_in_which_nothing_came_has_a_certificate():
 
 
 def test_a_load_that_changes_by_design_is_not_asked_to_be_steady():
-    certificate = judged(unsteady="not asked for: the rate changes", littles_residual=0.3, step_rise=0.5)
+    certificate = judged(unsteady="not required: the rate changes", littles_residual=0.3, step_rise=0.5)
     assert certificate.valid and certificate.reasons == ()
-    assert certificate.gates[-1].says == "not asked for: the rate changes"
+    assert certificate.gates[-1].says == "not required: the rate changes"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_rise_counts_where_it_is_certain_and_matters(rise, error, passed):
 @pytest.mark.parametrize(("error", "shrinks"), [(0.06, 0.5), (0.2, 0.5), (0.2, 1.0)])
 def test_the_window_that_it_would_need_is_testable(error, shrinks):
     gate = Trend("x", 0.0, error, 0.1, "its mean", shrinks=shrinks).judged(60.0, sigmas=2.7)
-    needed_s = float(gate.says.partition("need ")[2].partition(" s")[0]) + 1
+    needed_s = float(gate.says.partition("needs ")[2].partition(" s")[0]) + 1
     later = Trend("x", 0.0, error * (60 / needed_s) ** shrinks, 0.1, "its mean", shrinks=shrinks)
     assert gate.passed is None and later.judged(needed_s, sigmas=2.7).passed
 

@@ -45,7 +45,7 @@ def test_a_key_behind_a_link_is_refused(tmp_path):
 def test_a_key_that_is_too_short_is_refused(tmp_path, content):
     path = tmp_path / "key"
     keys.write_private(path, content)
-    with pytest.raises(ServerError, match="needs 32"):
+    with pytest.raises(ServerError, match="at least 32 are needed"):
         keys.shared_key(path)
 
 
@@ -119,7 +119,7 @@ def test_a_secret_that_all_can_read_or_another_can_write_is_refused(tmp_path, mo
     path = tmp_path / "key"
     keys.write_private(path, "k" * 44)
     path.chmod(mode)
-    with pytest.raises(ServerError, match="can be read or written by others.* mode 0400"):
+    with pytest.raises(ServerError, match="is readable or writable by others.* mode 0400"):
         keys.deployment_key(str(path))
 
 

@@ -108,7 +108,7 @@ def test_emulated_and_computed_answers_make_no_figure_together():
     chunks = ((5,), (4,), (3200,))
     computed, emulated, unanswered = result(chunks), result(chunks, emulated=True), result(outcome=Outcome.ERROR)
     assert mixture([computed, unanswered]) == mixture([emulated, emulated, unanswered]) == mixture([]) == ()
-    assert mixture([emulated, computed, computed]) == ("1 of 3 answers were emulated and the others computed",)
+    assert mixture([emulated, computed, computed]) == ("1 of 3 responses were emulated and the others computed",)
 
 
 @given(

@@ -180,7 +180,7 @@ def test_without_a_browser_it_says_what_to_install(html, monkeypatch):
 
 
 def test_a_page_that_is_not_there_is_said(tmp_path):
-    with pytest.raises(InputError, match="there is no such page"):
+    with pytest.raises(InputError, match="no such page"):
         paper.write_pdf(tmp_path / "none.html")
 
 

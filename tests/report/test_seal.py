@@ -101,12 +101,12 @@ def forge(signed, **changes):
 def test_a_seal_forged_with_its_hash_says_another_thing_than_the_run(signed):
     forge(signed, verdict="missed", expires_at="2999-01-01T00:00:00+00:00")
     said = check_seal(signed).problems
-    assert said == tuple(f"{SEAL_NAME} says another {name} than the run" for name in ("verdict", "expires_at"))
+    assert said == tuple(f"{SEAL_NAME} differs from the run in {name}" for name in ("verdict", "expires_at"))
 
 
 def test_an_answer_of_the_future_is_not_relied_on(signed):
     signed_at = datetime.fromisoformat(Run.open(signed).manifest.finished_at)
-    assert "yet to come" in check_seal(signed, signed_at - timedelta(seconds=1)).problems[0]
+    assert "in the future" in check_seal(signed, signed_at - timedelta(seconds=1)).problems[0]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": "x", "verdict": 1}'])

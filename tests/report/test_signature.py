@@ -123,10 +123,10 @@ def test_a_key_that_cannot_be_used_says_which_can(folder, key, tmp_path):
     assert keygen("-q", "-t", "ed25519", "-N", "secret", "-f", tmp_path / "locked").returncode == 0
     assert keygen("-q", "-t", "rsa", "-b", "1024", "-N", "", "-f", tmp_path / "rsa").returncode == 0
     locked, rsa, none = tmp_path / "locked", tmp_path / "rsa", tmp_path / "none"
-    for path, says in ((locked, "passphrase"), (rsa, "no Ed25519"), (none, "No such")):
+    for path, says in ((locked, "passphrase"), (rsa, "not an Ed25519"), (none, "No such")):
         with pytest.raises(InputError, match=says):
             sign_seal(folder, path)
-    for path, says in ((key, "no public key"), (tmp_path / "rsa.pub", "no Ed25519"), (none, "No such")):
+    for path, says in ((key, "not an OpenSSH public key"), (tmp_path / "rsa.pub", "not an Ed25519"), (none, "No such")):
         with pytest.raises(InputError, match=says):
             problem_of_signature(folder, path)
     assert not (folder / SIGNATURE_NAME).exists()

@@ -69,7 +69,7 @@ def test_coordinates_keep_order_and_fill_zero_to_one():
 def test_a_later_column_wins_and_a_point_of_its_values_is_found():
     space = Space((({"a": 1, "b": 1}, {"a": 2, "b": 2}), ({"b": 2}, {"b": 3})))
     assert space.point(0) == {"a": 1, "b": 2} and space.number({"a": 2, "b": 3}) == 3
-    with pytest.raises(InputError, match="one value or more"):
+    with pytest.raises(InputError, match="at least one value"):
         Space(((),))
 
 
@@ -281,7 +281,7 @@ def test_a_minimised_metric_of_zero_is_best_of_all():
     little, more = [Summary(late_sends_share=0.001).figure], [each.figure for each in summaries[1:]]
     assert found.value > lowest.value(little) > lowest.value(more)
     assert BestRung("late_sends_share").measured([trial]).says == "late_sends_share 0.2"
-    assert lowest.measured([replace(trial, rungs=trial.rungs[2:])]).says == "no rung keeps the limits"
+    assert lowest.measured([replace(trial, rungs=trial.rungs[2:])]).says == "no rung meets the limits"
 
 
 def test_metrics_of_an_untried_point_follow_its_step_time():

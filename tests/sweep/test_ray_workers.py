@@ -48,7 +48,7 @@ def test_without_ray_it_says_how_to_get_it(plan, monkeypatch):
 
 
 def test_a_cluster_and_servers_are_not_given_together(plan, tmp_path):
-    with pytest.raises(InputError, match="one of the two"):
+    with pytest.raises(InputError, match="either --url"):
         job.SignOff(plan, tmp_path, url="A:8001", ray="auto")
 
 

@@ -150,7 +150,7 @@ def test_a_large_space_is_searched_unless_the_plan_says_grid(tmp_path):
         ("search: {margin: 2}", "search.margin"),
         ("search: {objective: {maximize: x}}", "search.objective.maximize: unknown key; did you mean 'maximise'?"),
         ("search: {objective: {maximise: frame_per_s}}", "did you mean 'frames_per_s'?"),
-        ("search: {objective: {at_most: {step_s: 1}}}", "needs one of the two"),
+        ("search: {objective: {at_most: {step_s: 1}}}", "needs either maximise or minimise"),
     ],
 )
 def test_mistakes_in_a_search_are_named(tmp_path, search, says):

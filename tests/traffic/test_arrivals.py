@@ -72,11 +72,11 @@ def test_a_trace_that_names_offsets_has_no_gap_where_summer_time_ends(tmp_path):
     [
         ("", "the file is empty"),
         ("TIMESTAMP\n", "holds a header and no rows"),
-        ("TIMESTAMP,x\n2024-01-01,1\nsoon,2\n", "line 3: 'soon' is a time of another kind"),
+        ("TIMESTAMP,x\n2024-01-01,1\nsoon,2\n", "line 3: 'soon' is in another time format"),
         ("TIMESTAMP,x\n1,1\nsoon,2\n", "line 3: 'soon' is no time .* in column TIMESTAMP"),
         ("1\n\nnan\n", "line 3"),
         ("tokens,arrived_at\n374,1.5\n", "none of 2 columns is named TIMESTAMP; .* 'tokens, arrived_at'"),
-        ("1700000000\n2023-11-16 18:15:46\n", "line 2: '2023-11-16 18:15:46' is a time of another kind"),
+        ("1700000000\n2023-11-16 18:15:46\n", "line 2: '2023-11-16 18:15:46' is in another time format"),
     ],
 )
 def test_a_trace_without_times_is_refused_by_line(content, message, tmp_path):
@@ -88,7 +88,7 @@ def test_a_trace_without_times_is_refused_by_line(content, message, tmp_path):
 
 def test_a_trace_at_one_moment_has_no_rate(tmp_path):
     (tmp_path / "trace.csv").write_text("5\n5\n")
-    with pytest.raises(InputError, match="all arrivals are at one time"):
+    with pytest.raises(InputError, match="all arrivals have the same time"):
         arrivals.trace(tmp_path / "trace.csv", rate_per_s=1)
     with pytest.raises(InputError, match="none.csv: cannot be read"):
         arrivals.trace(tmp_path / "none.csv")
@@ -164,5 +164,5 @@ def test_a_repeated_trace_goes_on_at_its_own_rate(tmp_path):
     assert (process.ends_s, process.expected(1.0), process.expected(99)) == (2.0, 2, 3)
     assert arrivals.chosen(trace=tmp_path / "trace.csv", repeat=True).ends_s == math.inf
     (tmp_path / "one.csv").write_text("3\n")
-    with pytest.raises(InputError, match="all arrivals are at one time"):
+    with pytest.raises(InputError, match="all arrivals have the same time"):
         arrivals.chosen(trace=tmp_path / "one.csv", repeat=True)

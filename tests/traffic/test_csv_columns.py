@@ -73,7 +73,7 @@ def test_a_column_is_read_as_it_was_meant(content, seconds, form):
         (b"TIMESTAMP\n1_000\n", "line 2"),
         (b"TIMESTAMP\n1e999\n", "line 2: '1e999' is too large"),
         (b"TIMESTAMP\n16/11/2023 18:15\n", "line 2: .* is no time .write seconds, or dates"),
-        (b"TIMESTAMP\n2023-02-30 18:15\n", "line 2: '2023-02-30 18:15' is no date and time"),
+        (b"TIMESTAMP\n2023-02-30 18:15\n", "line 2: '2023-02-30 18:15' is not a date and time"),
         (b"TIMESTAMP\n2023-11-16T18:15Z\n2023-11-16T18:16\n", "line 3: .* some times name an offset"),
         (b"TIMESTAMP\n20231116\n20231117\n", "which unit are they in"),
         (b"TIMESTAMP\n0\n1700000000000\n", "which unit are they in"),

@@ -101,7 +101,9 @@ def test_a_queue_that_is_full_turns_away_at_once():
         queue, room = AdmissionQueue(places=100, limit=2, patience_s=60), Room(0)
         waiting = [asyncio.create_task(queue.enter(room.taker(i), stay)) for i in range(2)]
         await until(lambda: len(queue) == 2)
-        with pytest.raises(Busy, match=r"^busy: others wait for room; queue full: 2 requests wait .*waiting_limit"):
+        with pytest.raises(
+            Busy, match=r"^busy: other requests are waiting for room; queue full: 2 requests wait .*waiting_limit"
+        ):
             await queue.enter(room.taker("late"), stay)
         for task in waiting:
             task.cancel()
@@ -259,4 +261,4 @@ def test_one_of_several_instances_says_which_it_is():
 )
 def test_what_triton_says_as_it_stops_is_told_as_what_it_is(message):
     error = in_words(message)
-    assert type(error) is StageError and "the server is being stopped" in str(error) and "retry" in str(error)
+    assert type(error) is StageError and "the server is stopping" in str(error) and "retry" in str(error)

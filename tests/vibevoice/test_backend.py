@@ -80,8 +80,8 @@ def test_a_stage_on_a_cpu_touches_no_gpu(backend, cuda):
 @pytest.mark.parametrize(
     ("count", "given", "says"),
     [
-        (0, args(), "to run on GPU 0, but torch .* finds none: install a CUDA build"),
-        (1, args(device=1), "to run on GPU 1, but torch .* finds 1"),
+        (0, args(), "run on GPU 0, but torch .* finds none: install a CUDA build"),
+        (1, args(device=1), "run on GPU 1, but torch .* finds 1"),
     ],
 )
 def test_a_gpu_that_torch_cannot_use_is_refused_instead_of_the_cpu_taken(backend, cuda, count, given, says):
@@ -96,7 +96,7 @@ def test_a_stage_that_is_not_where_it_was_asked_to_be_refuses(backend, cuda):
     for given, device in ((asked_gpu, "gpu"), (asked_cpu, "cpu")):
         content = json.loads(given["model_config"])
         content["parameters"]["device"] = {"string_value": device}
-        with pytest.raises(InputError, match=f"to run on a {device}, but Triton gave it a .*KIND_{device.upper()}"):
+        with pytest.raises(InputError, match=f"must run on a {device}, but Triton gave it a .*KIND_{device.upper()}"):
             backend.device_of(given | {"model_config": json.dumps(content)})
 
 
@@ -115,7 +115,7 @@ def test_room_for_kv_caches_is_what_the_card_has_beside_all_weights(backend, cud
     assert backend.kv_room(args(kv_limit_bytes="1000000"), shapes) == 1_000_000
     assert backend.kv_room(args(kind="CPU"), Weights("tiny")) == kv_limits.HOST_BYTES
     cuda(1, total=8 * GIB)
-    with pytest.raises(InputError, match="does not fit this GPU: its weights take 5.* of 8.0 GiB; choose"):
+    with pytest.raises(InputError, match="does not fit this GPU: its weights need 5.* of 8.0 GiB; choose"):
         backend.kv_room(args(), shapes)
 
 

@@ -116,7 +116,7 @@ def test_diffusion_steps_cost_in_proportion_where_only_the_usual_number_was_meas
 )
 def test_what_is_no_profile_is_named(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(InputError, match=r"x\.json is no profile"):
+    with pytest.raises(InputError, match=r"x\.json is not a profile"):
         Profile(tmp_path / "x.json")
 
 
@@ -144,7 +144,7 @@ def test_a_spoiled_profile_is_refused_before_it_gives_times(tmp_path, spoil):
     content = json.loads(file.read_text())
     spoil(content)
     file.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"x\.json is no profile"):
+    with pytest.raises(InputError, match=r"x\.json is not a profile"):
         Profile(file)
 
 

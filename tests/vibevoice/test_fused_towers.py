@@ -171,8 +171,8 @@ def test_activations_are_torchs(name, exact, tolerance):
 def test_a_layer_or_an_activation_that_the_kernels_do_not_know_is_refused(monkeypatch):
     decoder, _ = towers("tiny", torch.bfloat16)
     decoder.layers[1].activation = torch.tanh
-    with pytest.raises(NotImplementedError, match="no activation .*tanh"):
+    with pytest.raises(NotImplementedError, match="no kernel for the activation .*tanh"):
         FusedTower(decoder)
     decoder.layers[1] = torch.nn.Identity()
-    with pytest.raises(NotImplementedError, match="no layer of type Identity"):
+    with pytest.raises(NotImplementedError, match="no kernel for a layer of type Identity"):
         FusedTower(decoder)

@@ -59,7 +59,7 @@ def test_activations_are_the_released_ones():
 
 def test_what_no_released_model_has_is_refused():
     config = preset_config("tiny").text_config
-    with pytest.raises(InputError, match="'relu' of config.json is none of silu, gelu"):
+    with pytest.raises(InputError, match="'relu' in config.json is not one of silu, gelu"):
         networks.Qwen2(replace(config, hidden_act="relu"))
     with pytest.raises(InputError, match="'yarn': only 'default'"):
         networks.Qwen2(replace(config, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}))

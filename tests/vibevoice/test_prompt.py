@@ -150,6 +150,6 @@ def test_sessions_that_nobody_steps_are_dropped():
     assert len(sessions) == 2 and sessions.get(1) == "one"
     with pytest.raises(RequestError, match="a stage has no such session"):
         sessions.get(2)
-    with pytest.raises(RequestError, match="takes no session whose id is a text"):
+    with pytest.raises(RequestError, match="needs a number as session id"):
         sessions.open("four", "four")  # Triton has ids of both kinds
     sessions.open(5, "five")

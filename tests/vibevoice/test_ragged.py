@@ -141,7 +141,7 @@ def test_every_head_of_every_layer_lies_at_a_multiple_of_16_bytes(size, dtype):
 @pytest.mark.parametrize(
     ("cache", "length", "message"),
     [
-        (torch.empty(2 * 2 * 4 * 16 + 1, device=DEVICE)[1:].view(1, 2, 2, 4, 16), 0, "multiple of 16 bytes"),
+        (torch.empty(2 * 2 * 4 * 16 + 1, device=DEVICE)[1:].view(1, 2, 2, 4, 16), 0, "aligned to 16 bytes"),
         (torch.empty(1, 2, 4, 2, 16, device=DEVICE).transpose(2, 3), 0, "not contiguous"),
         (torch.empty(1, 2, 2, 4, 16, device=DEVICE), 4, "of 4 positions, of which 4 are filled"),
         (torch.empty(1, 2, 2, 4, 16, device=DEVICE), -1, "no room"),
@@ -154,7 +154,7 @@ def test_a_cache_that_the_kernels_would_misread_is_refused(cache, length, messag
 
 @pytest.mark.parametrize("size", [8, 24, 80, 512])
 def test_a_head_size_that_cannot_be_compiled_is_refused_when_a_stage_is_built(size):
-    with pytest.raises(InputError, match=f"heads of size {size}, only 16, 32, 64, 128, 256"):
+    with pytest.raises(InputError, match=f"head size {size}, only 16, 32, 64, 128, 256"):
         ragged.prepare(4, 2, size, torch.bfloat16, DEVICE)
 
 

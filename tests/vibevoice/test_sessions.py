@@ -310,7 +310,7 @@ def test_sessions_of_a_process_that_ended_give_their_room_back(weights):
 )
 def test_sizes_that_no_session_has_are_refused_before_memory_is_taken(weights, numbers):
     llm = LLMStage(weights)
-    with pytest.raises(RequestError, match="cannot be"):
+    with pytest.raises(RequestError, match="is impossible"):
         llm.open(1, *numbers)
     assert len(llm.sessions) == 0 and llm.kv_bytes == 0
 

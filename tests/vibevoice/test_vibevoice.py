@@ -187,7 +187,7 @@ def test_a_convolution_state_goes_on_in_another_session(weights):
     ("content", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "known are"),
+        ("[]", "unknown keys"),
         ('{"hiden_size": 64}', "hiden_size"),
         ('{"base": "huge"}', "huge"),
         ('{"hidden_size": 65}', "even number"),
@@ -219,7 +219,7 @@ def test_room_is_counted_before_a_session_is_accepted(weights):
     assert llm.kv_bytes == 0
     llm.open(2, prompt_tokens=98, frames=900)
     llm.close(2)
-    with pytest.raises(RequestError, match=r"say holds what is no token: \[7\]"):
+    with pytest.raises(RequestError, match=r"say has unknown tokens: \[7\]"):
         llm.open(3, prompt_tokens=1, frames=1, say=[wire.TOKEN_SPEECH_FRAME, 7])
     assert llm.kv_bytes == 0
 

@@ -48,7 +48,7 @@ def test_voices_come_from_a_folder_of_wav_files(tmp_path):
         file.setparams((1, 2, 24_000, 0, "NONE", ""))
     with pytest.raises(InputError, match="c.wav holds no sound"):
         load_voices(str(tmp_path))
-    with pytest.raises(InputError, match="none: there is no such folder"):
+    with pytest.raises(InputError, match="none: no such folder"):
         load_voices(str(tmp_path / "none"))
     with pytest.raises(InputError, match="a.wav: it is a file; give a folder"):
         load_voices(str(tmp_path / "a.wav"))
@@ -76,7 +76,7 @@ def test_whatever_lies_in_a_voice_file_is_a_voice_or_refused(tmp_path_factory, c
 
 def test_a_folder_that_is_named_as_a_voice_is_refused(tmp_path):
     (tmp_path / "a.wav").mkdir()
-    with pytest.raises(InputError, match="a.wav is no sound file that can be read .it is a folder"):
+    with pytest.raises(InputError, match="a.wav is not a readable sound file .it is a folder"):
         load_voices(str(tmp_path))
 
 
@@ -130,8 +130,8 @@ def test_the_usual_format_is_taken_bit_by_bit(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.wav", b"", "a.wav is no sound file that can be read"),
-        ("a.mp3", b"no music", "a.mp3 is no sound file that can be read"),
+        ("a.wav", b"", "a.wav is not a readable sound file"),
+        ("a.mp3", b"no music", "a.mp3 is not a readable sound file"),
         ("a.m4a", b"\0", "a.m4a has a format that cannot be read: convert it to .wav"),
     ],
 )
@@ -144,7 +144,7 @@ def test_a_broken_voice_is_named_in_one_sentence(tmp_path, name, content, messag
 
 def test_a_sample_that_is_no_voice_is_refused(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.full(100, np.nan), 24_000, subtype="FLOAT")
-    with pytest.raises(InputError, match="a.wav holds samples that are no numbers"):
+    with pytest.raises(InputError, match="a.wav contains samples that are not numbers"):
         load_voices(str(tmp_path))
     soundfile.write(tmp_path / "a.wav", np.zeros(8000 * 601), 8000)
     with pytest.raises(InputError, match="a.wav lasts 60. s: use a sample of 9 to 30 s"):

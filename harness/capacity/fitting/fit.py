@@ -1,4 +1,4 @@
-"""From the ladders of a run to fit.json: the physics of every deployment, and the rate that one device carries."""
+"""From the ladders of a run to fit.json: the physics of every deployment, and the rate that one device sustains."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def fit_run(
 ) -> Fit:
     """fit.json of a run, from its VALID ladder trials; open-loop trials are kept for validation.
 
-    ``requests``: metrics.per_request with a column trial_id. ``session_limit``: sessions that a device lets in.
-    ``kv``: room for KV caches, or that of each topology; None where it is not known, and then taken as enough.
+    ``requests``: metrics.per_request with a column trial_id. ``session_limit``: most sessions that a device admits.
+    ``kv``: room for KV caches, or that of each topology; None where unknown, which counts as unlimited.
     ``extrapolation``: the search for the highest rate goes up to this multiple of the most sessions measured on a
-    device; above 1 a plan may come out *extrapolated*. A deployment that cannot be fitted says why in
+    device; above 1 a plan may come out *extrapolated*. A deployment that cannot be fitted has the reason in
     ``inconclusive``; one that violates an SLO at any rate has ``max_rate_per_s`` 0. Excluded trials and rungs are
     listed with their reasons. ``confidence``: of the intervals of rates (those of the physics have CONFIDENCE).
     ``best``: see ``best_of``. ``traffic_seed`` lets a plan simulate the same sessions again.
@@ -96,11 +96,10 @@ def fit_run(
 
 
 def best_of(deployments: Sequence[FittedDeployment]) -> int | None:
-    """The number of the deployment with the highest rate, among those with the most ladders; None where no rate is
-    above 0.
+    """The number of the deployment with the highest rate among those with the most ladders; None if no rate is above 0.
 
-    The highest of many single ladders is one that met a host at its best. A second one of it comes out lower in the
-    mean, and does not show that those with a single ladder are better: they had come out lower when all had one.
+    The highest of many single ladders is biased upwards. A second ladder of it is lower on average, which does not show
+    that deployments with a single ladder are better: their single ladders were lower than its first.
     """
     most = max((len(each.trial_ids) for each in deployments if each.rate()), default=0)
     compared = [each.rate() if len(each.trial_ids) == most else 0.0 for each in deployments]
@@ -114,7 +113,7 @@ def limits_of(
     extrapolation: float,
     traffic: Traffic,
 ) -> Limits:
-    """The limits that a search on this deployment holds, under this traffic.
+    """The limits of a rate search on this deployment, under this traffic.
 
     Raises InconclusiveError where its step time is not known.
     """
@@ -126,12 +125,12 @@ def limits_of(
 
 
 def _kv_record(kv: KvRoom | None, deployment: dict) -> FittedKv | None:
-    """The room of a deployment, with its own instances."""
+    """The KV room of a deployment, with its own number of instances."""
     return None if kv is None else kv.record(deployment.get(kv_instances(deployment), kv.instances))
 
 
 def usable_rungs(trial: Trial) -> tuple[list[Rung], list[str]]:
-    """Rungs with sessions and frames to speak of, and a reason for each of the others."""
+    """Rungs with enough sessions and frames, and a reason for each of the others."""
     usable, reasons = [], []
     for number, rung in enumerate(trial.rungs, start=1):
         if (
@@ -146,7 +145,7 @@ def usable_rungs(trial: Trial) -> tuple[list[Rung], list[str]]:
 
 
 def _group(trials: Sequence[Trial]) -> tuple[list[tuple[dict, list[Trial]]], list[ExcludedTrial]]:
-    """Deployments in order of their first ladder, with their VALID ladders; and what was left out, and why."""
+    """Deployments in order of their first ladder, with their VALID ladders; and the excluded trials with reasons."""
     groups: dict[str, tuple[dict, list[Trial]]] = {}
     excluded = []
     for trial in trials:
@@ -166,7 +165,7 @@ def _group(trials: Sequence[Trial]) -> tuple[list[tuple[dict, list[Trial]]], lis
 def _fit_physics(
     deployment: dict, ladders: list[Trial], requests: pd.DataFrame, rng: np.random.Generator
 ) -> FittedDeployment:
-    """All but the rate of a deployment, and its room for KV caches."""
+    """All of a deployment but its rate, and its room for KV caches."""
     no_step = Unfitted(inconclusive="the step time is not known")
     physics = FittedDeployment(
         deployment=deployment,
@@ -212,7 +211,7 @@ def _fit_rate(
     extrapolation: float,
     confidence: float,
 ) -> FittedDeployment:
-    """With the highest Poisson rate of one device that meets every SLO, its interval, and what binds."""
+    """Add the highest Poisson rate of one device that meets every SLO, its interval, and the binding constraint."""
     if not physics.trial_ids:
         return replace(physics, inconclusive="none of its ladders is VALID: measure one again")
     try:
@@ -314,5 +313,5 @@ def _finite_pair(bounds: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def finite(values: Iterable[float]) -> list[float | None]:
-    """For JSON, which knows neither NaN nor infinity: they become None."""
+    """Replace NaN and infinity, which JSON lacks, by None."""
     return [float(value) if math.isfinite(value) else None for value in values]

@@ -1,4 +1,4 @@
-"""Which knob of a sweep mattered how much: the variance of its answers, split among knobs and pairs of knobs."""
+"""How much each knob of a sweep mattered: the variance of the answers, split among knobs and pairs of knobs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from harness.errors import InconclusiveError
 
 MAX_CELLS = 200_000
 MIN_POINTS = 4
-_RIDGE = 1e-3  # of the fit where combinations were not measured: the smallest effects that explain the rest
-_PAIR_PENALTY = 10.0  # a pair must explain more than a knob alone to be believed as readily
+_RIDGE = 1e-3  # of the fit where combinations were not measured: prefers small effects
+_PAIR_PENALTY = 10.0  # of a pair's effect relative to that of a single knob
 
 
 @dataclass(frozen=True)
 class Factor:
-    """Knobs that were always turned together, and the values that they took: one dict of knob to value each."""
+    """Knobs that always changed together, and their values: one dict of knob to value per level."""
 
     knobs: tuple[str, ...]
     levels: tuple[dict, ...]
@@ -27,10 +27,11 @@ class Factor:
 
 @dataclass(frozen=True)
 class Effects:
-    """Shares of the variance over the whole grid of levels; they and ``rest`` (higher orders) add up to 1.
+    """Shares of the variance over the whole grid of levels; with ``rest`` (higher orders) they add up to 1.
 
-    ``main``: by factor. ``pairs``: by pair of factors, beyond what each does alone. ``means`` [levels]: by factor, the
-    mean answer at each level over all others. ``filled``: cells of the grid that were not measured but fitted.
+    ``main``: by factor. ``pairs``: by pair of factors, beyond their separate effects. ``means`` [levels]: by factor,
+    the mean answer at each level over all others. ``filled``: number of cells of the grid that were fitted, not
+    measured.
     """
 
     factors: tuple[Factor, ...]
@@ -44,12 +45,12 @@ class Effects:
     filled: int
 
     def total(self, factor: int) -> float:
-        """The share of a factor with every pair that it is part of."""
+        """The share of a factor together with all its pairs."""
         return self.main[factor] + sum(share for pair, share in self.pairs.items() if factor in pair)
 
 
 def find_factors(points: Sequence[Mapping]) -> tuple[Factor, ...]:
-    """The factors of a set of points, in the order of their knobs; knobs of one value are none."""
+    """The factors of a set of points, in the order of their knobs; knobs with one value are excluded."""
     groups: dict[tuple, list[str]] = {}
     for knob in dict.fromkeys(knob for point in points for knob in point):
         column = [repr(point.get(knob)) for point in points]
@@ -79,7 +80,7 @@ def decompose(points: Sequence[Mapping], answers: Sequence[float]) -> Effects:
     """
     known = [(point, answer) for point, answer in zip(points, answers, strict=True) if math.isfinite(answer)]
     if len(known) < MIN_POINTS:
-        raise InconclusiveError(f"effects need {MIN_POINTS} points with an answer or more, there are {len(known)}")
+        raise InconclusiveError(f"effects need at least {MIN_POINTS} points with an answer, not {len(known)}")
     factors = find_factors([point for point, _ in known])
     shape = tuple(len(factor.levels) for factor in factors)
     if not factors or math.prod(shape) > MAX_CELLS:

@@ -1,4 +1,4 @@
-"""What the requests of a deployment's ladders saw: the sessions beside them, and their first audio, RTF and stalls."""
+"""What the requests of a deployment's ladders experienced: concurrent sessions, TTFA, RTF and stalls."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from harness.records.fit import FittedFirstAudio, FittedRtf, FittedStalls, Start
 from harness.records.schema import Trial
 
 MIN_STARTS = 8
-INSIDE, EVERY, IN_PROGRESS = "inside the rungs", "all", "in progress"  # which requests the first audio is fitted from
-MIN_AUDIO_S = 1.0  # less audio than this gives no RTF worth a name
+INSIDE, EVERY, IN_PROGRESS = "inside the rungs", "all", "in progress"  # requests from which TTFA is fitted
+MIN_AUDIO_S = 1.0  # with less audio an RTF is meaningless
 _NS_PER_S = 1e9
 
 
 def activity_of(requests: pd.DataFrame) -> Activity:
-    """Requests between sent and ended over time, in seconds of the monotonic clock."""
+    """Requests in progress (from sent to ended) over time, in seconds of the monotonic clock."""
     return Activity.between(seconds(requests["sent_ns"]), seconds(requests["ended_ns"]))
 
 
@@ -31,15 +31,16 @@ def seconds(column_ns: pd.Series) -> np.ndarray:
 
 
 def frame_rate(step_time: StepTime) -> Callable[[np.ndarray], np.ndarray]:
-    """Frames a second of one session, for an array of session counts; 0 where there is none."""
+    """Frames/s of one session, for an array of session counts; 0 where there is none."""
     return lambda n: np.where(n > 0, 1 / step_time(np.maximum(n, 1)), 0.0)
 
 
 def observe(trials: Sequence[Trial], requests: pd.DataFrame, step_time: StepTime) -> pd.DataFrame:
-    """One row a request of the trials: traffic_class, ttfa_s, rtf, stall_longest_s, and what the fit says beside it.
+    """One row per request of the trials: traffic_class, ttfa_s, rtf, stall_longest_s, and the fit's values for it.
 
-    ``sessions`` as it was sent (itself among them), ``start_step_s`` at that number, ``mean_step_s`` from its first to
-    its last chunk by the frame clock, ``rung``: the last that had begun as it was sent, ``in_rung``: inside its window.
+    ``sessions`` when it was sent (including itself), ``start_step_s`` at that number, ``mean_step_s`` from its first to
+    its last chunk by the frame clock, ``rung``: the last that had started when it was sent, ``in_rung``: inside its
+    window.
     """
     measured = [trial for trial in trials if trial.rungs]
     parts = [_observe_trial(trial, requests[requests["trial_id"] == trial.trial_id], step_time) for trial in measured]
@@ -57,7 +58,7 @@ def _observe_trial(trial: Trial, requests: pd.DataFrame, step_time: StepTime) ->
     sessions = activity.at(sent_s).astype(float)
     windows = np.array([(rung.start_ns, rung.end_ns) for rung in trial.rungs], dtype=float) / _NS_PER_S
     frame = sent[["traffic_class", "ttfa_s", "rtf", "stall_longest_s"]].copy()
-    frame["begun"] = sent["start_frame"] == 0  # not found in progress, with its first audio long before
+    frame["begun"] = sent["start_frame"] == 0  # else found in progress: its first audio was long before
     frame["sessions"], frame["start_step_s"] = sessions, step_time(sessions)
     frame["mean_step_s"] = _mean_steps(sent, activity, step_time)
     frame["rung"] = np.searchsorted(windows[:, 0], sent_s, side="right")
@@ -85,11 +86,11 @@ def _mean_steps(requests: pd.DataFrame, activity: Activity, step_time: StepTime)
 def fit_first_audio(observed: pd.DataFrame) -> FittedFirstAudio:
     """Least squares of relative errors: time to first audio = base_s + steps x step time at the start.
 
-    From requests that started inside rungs that kept pace with speech: behind its pace, requests wait in queues of
-    their own, and what they waited says nothing of a device that is planned to keep it. Where those are fewer than 20,
-    from all inside the rungs; where these are fewer, from all that began at any time. Where fewer than 8 began (long
-    sessions), from those that were found in progress, too (``starts`` says so): they read no prompt, so their first
-    audio is early. Raises InconclusiveError below 8 in all.
+    Uses requests that started inside rungs which kept pace with speech: on slower rungs requests queue, and their waits
+    say nothing about a device planned to keep pace. With fewer than 20 of those: all inside the rungs; with fewer than
+    20 of these: all that started at any time. If fewer than 8 started (long sessions), sessions found in progress are
+    used too (``starts`` says so); they read no prompt, so their first audio is early. Raises InconclusiveError below 8
+    in all.
     """
     heard = observed[observed["ttfa_s"] > 0]
     begun = heard[heard["begun"].astype(bool)]
@@ -99,7 +100,7 @@ def fit_first_audio(observed: pd.DataFrame) -> FittedFirstAudio:
     starts = next((each for each in (in_pace, within) if len(each) >= MIN_OF_A_CLASS), known)
     if len(starts) < MIN_STARTS:
         raise InconclusiveError(
-            f"the time to first audio needs {MIN_STARTS} requests or more, there are {len(starts)}: "
+            f"the time to first audio needs {MIN_STARTS} requests or more, not {len(starts)}: "
             "lengthen the rungs of the ladder"
         )
     groups = starts.groupby("sessions").agg(
@@ -119,7 +120,7 @@ def fit_first_audio(observed: pd.DataFrame) -> FittedFirstAudio:
 
 
 def _base_and_steps(step_s: np.ndarray, ttfa_s: np.ndarray, count: np.ndarray) -> tuple[float, float]:
-    """Both at or above zero; through the origin where the step times hardly differ (then in proportion, to be safe)."""
+    """Both at or above zero; proportional to the step time where step times hardly differ, to be on the safe side."""
     weight = count / ttfa_s**2
     through_origin = float(weight @ (step_s * ttfa_s) / (weight @ step_s**2))
     if step_s.max() < 1.2 * step_s.min():
@@ -133,11 +134,11 @@ def _base_and_steps(step_s: np.ndarray, ttfa_s: np.ndarray, count: np.ndarray) -
 
 
 def fit_rtf(observed: pd.DataFrame) -> FittedRtf:
-    """Scatter of RTF around mean step time / seconds of a frame. Raises InconclusiveError below 8 requests."""
+    """Distribution of RTF / (mean step time / seconds of a frame). Raises InconclusiveError below 8 requests."""
     known = observed[observed["served"].astype(bool) & (observed["rtf"] > 0) & (observed["mean_step_s"] > 0)]
     if len(known) < MIN_STARTS:
         raise InconclusiveError(
-            f"the RTF needs {MIN_STARTS} requests with {MIN_AUDIO_S:g} s of audio or more, there are {len(known)}: "
+            f"the RTF needs {MIN_STARTS} requests with {MIN_AUDIO_S:g} s of audio or more, not {len(known)}: "
             "lengthen the rungs of the ladder"
         )
     ratios = known["rtf"].to_numpy(float) * wire.SECONDS_PER_FRAME / known["mean_step_s"].to_numpy(float)
@@ -146,7 +147,7 @@ def fit_rtf(observed: pd.DataFrame) -> FittedRtf:
 
 
 def fit_stalls(observed: pd.DataFrame) -> dict[str, FittedStalls]:
-    """A StallTable of all requests, named "", and one of each class with 20 or more; empty without any stall known."""
+    """A StallTable of all requests, under "", and one per class with 20 or more; empty if no stall is known."""
     known = observed[observed["served"].astype(bool) & observed["stall_longest_s"].notna()]
     known = known[known["mean_step_s"] > 0]
     tables = {}

@@ -27,11 +27,11 @@ KV_MEMORY = "KV memory"
 
 @dataclass(frozen=True)
 class Limits:
-    """What may bind: the SLOs, and the sessions of a device up to which the step time is known.
+    """The constraints of a rate: the SLOs, and the sessions per device up to which the step time is known.
 
-    ``most_sessions``: the 95th percentile of the sessions on a device, as arrivals find it, stays within it.
-    ``slots``: sessions that it lets in, or None; ``kv``: room for their KV caches, or None for more than enough, which
-    ``kv_slots`` of them fill in the mean.
+    ``most_sessions``: limit of the 95th percentile of sessions on a device, as arrivals find it. ``slots``: most
+    sessions that it admits, or None; ``kv``: room for their KV caches, or None for unlimited; ``kv_slots``: sessions of
+    average size that fill it.
     """
 
     slos: Sequence
@@ -42,16 +42,16 @@ class Limits:
 
     @property
     def room(self) -> float:
-        """Sessions that fit, in the mean."""
+        """Average number of sessions that fit."""
         return min(self.slots or math.inf, self.kv_slots)
 
     def check(self, device: Device, class_names: Sequence[str]) -> None:
-        """Raises InconclusiveError for an SLO that the mix or the measured requests cannot carry."""
+        """Raise InconclusiveError for an SLO that the mix or the measured requests cannot support."""
         for slo in self.slos:
             if slo.traffic_class not in class_names:
-                raise InconclusiveError(f"an SLO is made to class {slo.traffic_class}, which the mix lacks")
+                raise InconclusiveError(f"an SLO names class {slo.traffic_class}, which is not in the mix")
             if slo.metric not in METRIC_NAMES:
-                raise InconclusiveError(f"{slo.metric} has no model; ask for one of {', '.join(METRIC_NAMES)}")
+                raise InconclusiveError(f"{slo.metric} has no model; use one of {', '.join(METRIC_NAMES)}")
             if not device.ratios(slo.traffic_class, slo.metric).carries(slo.quantile):
                 needed = math.ceil(1 / (1 - slo.quantile) - 1e-9)
                 raise InconclusiveError(
@@ -62,11 +62,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Sessions of a mix at rate 1; the same ones serve every rate and pool: a bisection compares like with like.
+    """Sessions of a mix at rate 1, reused for every rate and pool so that a bisection compares like with like.
 
-    Arrays [n]: gaps (mean exactly 1), class index, frames, and the luck of each session (uniform numbers, one row a
-    metric). Lengths and luck are stratified, so that the sample has the means of the mix. ``residual_frames``: what is
-    left of sessions found in progress, of ``whole_frames`` in all. ``mean_frames``: of the mix.
+    Arrays [n]: gaps (mean exactly 1), class index, frames, and the luck of each session (uniform numbers, one row per
+    metric). Lengths and luck are stratified, so that the sample has the means of the mix. ``residual_frames``:
+    remaining frames of sessions found in progress, ``whole_frames``: their total. ``mean_frames``: of the mix.
     """
 
     class_names: tuple[str, ...]
@@ -101,7 +101,7 @@ class Traffic:
         )
 
     def part(self, sessions: int) -> Traffic:
-        """The first of its sessions, or all over again for more, at the same mean rate and mean work."""
+        """The first ``sessions`` of its sessions, repeated if there are fewer, at the same mean rate and mean work."""
         gaps, frames, index = (np.resize(each, sessions) for each in (self.gaps, self.frames, self.class_index))
         luck = {metric: _even_luck(np.resize(values, sessions), index) for metric, values in self.luck.items()}
         scale = self.frames.mean() / frames.mean()
@@ -110,10 +110,10 @@ class Traffic:
 
 @dataclass(frozen=True)
 class SimulatedLoad:
-    """A pool at a rate. ``shares``: for each limit, value / limit, at most 1 where it is kept; ``worst``: the largest.
+    """A pool at a rate. ``shares``: value / limit for each limit, at most 1 where it is met; ``worst``: the largest.
 
     ``sessions_p95``: of a device, as arrivals find it; ``sessions``: of the simulated pool, mean over time.
-    ``queued``: the SLOs that are violated by the wait for KV memory alone: by their name.
+    ``queued``: names of the SLOs that are violated only because sessions wait for KV memory.
     """
 
     rate_per_s: float
@@ -133,16 +133,16 @@ class SimulatedLoad:
 
     @property
     def binding(self) -> str:
-        """What breaks first: an SLO, or KV memory where it is the wait for that which breaks it."""
+        """The binding constraint: an SLO, or KV memory if waiting for it causes the violation."""
         return KV_MEMORY if self.worst in self.queued else self.worst
 
 
 def simulate_load(
     device: Device, traffic: Traffic, rate_per_s: float, devices: int, limits: Limits | None = None, lost: int = 0
 ) -> tuple[Simulated, np.ndarray]:
-    """A pool at a Poisson rate, started near its steady state. Also returns which sessions are to be counted [n].
+    """Simulate a pool at a Poisson rate, started near its steady state. Also returns which sessions count [n].
 
-    As the first of these comes, ``lost`` of the devices fail for good; the sessions aboard go on elsewhere.
+    When the first of these arrives, ``lost`` of the devices fail for good; their sessions continue elsewhere.
     """
     gaps_s = traffic.gaps / rate_per_s
     limits = limits or Limits((), 1)
@@ -189,7 +189,7 @@ def values_of(
 
 
 def judge_load(device: Device, traffic: Traffic, limits: Limits, rate_per_s: float, devices: int) -> SimulatedLoad:
-    """Simulate a pool and hold it against every limit."""
+    """Simulate a pool and compare it with every limit."""
     simulated, counted = simulate_load(device, traffic, rate_per_s, devices, limits)
     return load_of(device, traffic, limits, rate_per_s, devices, simulated, counted)
 
@@ -203,7 +203,7 @@ def load_of(
     simulated: Simulated,
     counted: np.ndarray,
 ) -> SimulatedLoad:
-    """The ``counted`` sessions [n] of a simulated pool, held against every limit."""
+    """Compare the ``counted`` sessions [n] of a simulated pool with every limit."""
     shares, queued = {}, set()
     waiting = ~(simulated.start_s <= simulated.arrival_s)
     for slo in limits.slos:
@@ -228,7 +228,7 @@ def range_name(limits: Limits) -> str:
 
 
 def steady_limit(device: Device, limits: Limits, probabilities: Sequence[float] | None = None) -> tuple[float, str]:
-    """Frames a second of a device whose sessions never vary, at the most sessions that keep every limit; what binds.
+    """Frames/s of a device with a constant number of sessions, at the most that meet every limit; and what binds.
 
     The rate per device of a large pool tends to it. ``probabilities`` replaces the SLOs' quantiles, one each (a
     bootstrap of their sampling error). 0 where one session alone violates an SLO.
@@ -238,12 +238,12 @@ def steady_limit(device: Device, limits: Limits, probabilities: Sequence[float] 
 
 
 def steady_sessions(device: Device, limits: Limits) -> float:
-    """The most sessions with which a device keeps every limit for good; 0 where one alone violates an SLO."""
+    """The most constant sessions with which a device meets every limit; 0 where one alone violates an SLO."""
     return float(np.max(_steady(device, limits, None)[0], initial=0.0))
 
 
 def _steady(device: Device, limits: Limits, probabilities: Sequence[float] | None) -> tuple[np.ndarray, str]:
-    """Numbers of sessions, from 1 up to the most that keep every limit; what binds there."""
+    """Numbers of sessions from 1 up to the most that meet every limit; and what binds there."""
     if limits.room < 1:
         return np.zeros(0), KV_MEMORY
     most = min(limits.most_sessions, limits.room)
@@ -261,11 +261,11 @@ def _steady(device: Device, limits: Limits, probabilities: Sequence[float] | Non
 
 
 def steady_draws(device: Device, limits: Limits, rng: np.random.Generator) -> np.ndarray:
-    """``steady_limit`` of every drawn alternative [d], in frames a second: the quick bootstrap of a device's rate.
+    """``steady_limit`` of every drawn alternative [d], in frames/s: the quick bootstrap of a device's rate.
 
-    The share by which randomness of traffic pushes the rate below the steady limit hardly changes between alternatives,
-    so a rate moves in proportion to it. Besides the step time, the scatter at a promised quantile q of n requests is
-    drawn anew: the rank of that quantile is Beta((n+1)q, (n+1)(1-q)).
+    Random traffic lowers the rate below the steady limit by nearly the same share in all alternatives, so the rate is
+    proportional to the limit. Besides the step time, the ratio at an SLO's quantile q of n requests is resampled: the
+    rank of that quantile is Beta((n+1)q, (n+1)(1-q)).
     """
     limits_of_draws = []
     for alternative in device.alternatives():
@@ -275,17 +275,17 @@ def steady_draws(device: Device, limits: Limits, rng: np.random.Generator) -> np
 
 
 def simulation_noise(draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Factors [draws] by which a rate that was found by simulation differs from that of another draw of the traffic."""
+    """Factors [draws] by which a simulated rate differs from that of another draw of the traffic."""
     return np.exp(SIMULATION_NOISE * rng.standard_normal(draws))
 
 
 def highest_rate(
     device: Device, traffic: Traffic, limits: Limits, devices: int = 1, at_most: float = math.inf
 ) -> tuple[float, str]:
-    """The highest rate per second, up to ``at_most``, that keeps every limit, and what breaks just above it.
+    """The highest rate (requests/s), up to ``at_most``, that meets every limit, and what is violated just above it.
 
-    Bisection to within 0.4% of the steady limit, above which no pool stays for long. Another draw of the traffic moves
-    the result by 1 to 2%. 0.0 where even one session alone violates an SLO.
+    Bisection to within 0.4% of the steady limit, above which no pool can stay for long. Another draw of the traffic
+    changes the result by 1 to 2%. 0.0 where one session alone violates an SLO.
     """
     steady, binding = steady_limit(device, limits)
     if steady <= 0:
@@ -302,7 +302,7 @@ def highest_rate(
 
 
 def _apportion(shares: np.ndarray, sessions: int) -> np.ndarray:
-    """Whole numbers of sessions by share, each at least 1, that add up."""
+    """Split ``sessions`` by share into whole numbers, each at least 1."""
     edges = np.rint(np.cumsum(shares) * sessions).astype(int)
     counts = np.maximum(np.diff(edges, prepend=0), 1)
     counts[np.argmax(counts)] += sessions - counts.sum()
@@ -310,7 +310,7 @@ def _apportion(shares: np.ndarray, sessions: int) -> np.ndarray:
 
 
 def _even_luck(luck: np.ndarray, class_index: np.ndarray) -> np.ndarray:
-    """Uniform numbers of the same order within each class, spread evenly: each class has its exact quantiles."""
+    """Uniform numbers in the same order within each class, evenly spaced: each class has its exact quantiles."""
     even = np.empty(len(luck))
     for index in np.unique(class_index):
         own = class_index == index
@@ -319,7 +319,7 @@ def _even_luck(luck: np.ndarray, class_index: np.ndarray) -> np.ndarray:
 
 
 def _strata(population: np.ndarray, n: int) -> np.ndarray:
-    """``n`` values of a sorted population with its mean: the means of n equal parts."""
+    """``n`` values that represent a sorted population with its mean: the means of n equal parts."""
     edges = np.linspace(0, len(population), n + 1).astype(int)
     return np.maximum(np.add.reduceat(population, edges[:-1]) / np.diff(edges), 1.0)
 
@@ -327,7 +327,7 @@ def _strata(population: np.ndarray, n: int) -> np.ndarray:
 def _in_progress(
     populations: list[np.ndarray], shares: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames left, and in all, of sessions found in progress: drawn in proportion to length, at a uniform phase."""
+    """Remaining and total frames of sessions found in progress: drawn in proportion to length, at a uniform phase."""
     everyone = np.concatenate(populations)
     work = np.concatenate([share * each for share, each in zip(shares, populations, strict=True)])
     chosen = np.searchsorted(np.cumsum(work), rng.random(8192) * work.sum(), side="right")
@@ -338,7 +338,7 @@ def _in_progress(
 def _found_in_progress(
     device: Device, traffic: Traffic, rate_per_s: float, devices: int, room: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames left, and in all, of the sessions that a pool is found with: the mean number of its steady state.
+    """Remaining and total frames of the sessions that a pool starts with: its mean number in steady state.
 
     Processor sharing with a rate that depends on the number of sessions is insensitive to their lengths:
     P(n) ~ (rate x mean frames)^n x S(1) S(2) .. S(n) / n! (Kelly, Reversibility and Stochastic Networks, 3.3).

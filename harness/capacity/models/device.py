@@ -1,4 +1,4 @@
-"""One device as fit.json describes it: step time, first audio, and the scatter of single requests."""
+"""One device as fit.json describes it: step time, TTFA, and the variation of single requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METRIC_NAMES = {"ttfa_s": "ttfa", "rtf": "rtf", "stall_longest_s": "longest stal
 
 @dataclass(frozen=True)
 class Device:
-    """Time to first audio = (base_s + first_steps x step time at the start) x a ratio drawn from ``ttfa``;
+    """Time to first audio = (base_s + first_steps x step time at the start) x a ratio drawn from ``ttfa``.
 
     RTF = mean step time of the session / seconds of a frame x a ratio drawn from ``rtf``; longest stall from
     ``stalls`` by class ("" = all classes) at the mean step time. ``draws`` [d, values]: alternatives of the step time.
@@ -57,7 +57,7 @@ class Device:
         return self.base_s, self.first_steps
 
     def ratios(self, traffic_class: str, metric: str) -> Sample | StallTable:
-        """What ``metric`` of a class scatters by. Raises InconclusiveError for stalls that were never measured."""
+        """The ratios of ``metric`` of a class to its mean. Raises InconclusiveError where no stall was measured."""
         if metric != "stall_longest_s":
             return (self.ttfa if metric == "ttfa_s" else self.rtf).of(traffic_class)
         table = self.stalls.get(traffic_class) or self.stalls.get("")
@@ -68,7 +68,7 @@ class Device:
     def at_constant_step(
         self, traffic_class: str, metric: str, quantile: np.ndarray | float, step_s: np.ndarray
     ) -> np.ndarray:
-        """``quantile`` of ``metric`` for requests that see nothing but frame steps of ``step_s``."""
+        """``quantile`` of ``metric`` for requests during which every frame step takes ``step_s`` seconds."""
         scatter = self.ratios(traffic_class, metric)
         if isinstance(scatter, StallTable):
             return scatter.at(step_s, quantile)
@@ -77,5 +77,5 @@ class Device:
 
 
 def slo_name(traffic_class: str, metric: str, quantile: float) -> str:
-    """As in "rtf p95 of class long"."""
+    """The name of an SLO, such as "rtf p95 of class long"."""
     return f"{METRIC_NAMES[metric]} p{quantile * 100:g} of class {traffic_class}"

@@ -1,4 +1,4 @@
-"""Memory as a count of sessions: what a session's KV cache takes, and how many fit on a device."""
+"""KV cache memory as a number of sessions: bytes per session, and how many fit on a device."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from harness.records.fit import FittedKv
 
 KV_BYTES_PER_TOKEN = {"tiny": 512, "1.5b": 28_672, "7b": 57_344}  # tiny in float32, the others in bfloat16
 CONVOLUTION_STATE_BYTES = 700_000
-PROMPT_TOKENS_PER_FRAME = 240 / 450  # of scripts: about 240 tokens for a minute of speech, which is 450 frames
+PROMPT_TOKENS_PER_FRAME = 240 / 450  # scripts: about 240 tokens for a minute of speech, which is 450 frames
 
 
 def prompt_tokens(frames: np.ndarray | float, voice_frames: int = 0) -> np.ndarray:
-    """Tokens of the prompt of a session of so many frames: its script, and the voice samples of its speakers."""
+    """Prompt tokens of a session of ``frames`` frames: its script, and the voice samples of its speakers."""
     return np.ceil(np.asarray(frames) * PROMPT_TOKENS_PER_FRAME) + voice_frames
 
 
@@ -27,13 +27,13 @@ def session_bytes(
     *,
     state_bytes: int = CONVOLUTION_STATE_BYTES,
 ) -> int | np.ndarray:
-    """Bytes of a session at its end: one KV entry a token of prompt + frames, and again one a frame.
+    """Bytes of a session at its end: one KV entry per token of prompt + frames, and one more per frame.
 
     The second branch (classifier-free guidance) sees the frames without the prompt, so it holds the frames only.
-    Tokens and frames are numbers or arrays [n].
+    Tokens and frames are numbers or arrays [n]. Raises InputError for negative values.
     """
     if min(np.min(prompt_tokens), np.min(frames), kv_bytes_per_token, state_bytes) < 0:
-        raise InputError("tokens, frames and bytes of a session are 0 or more")
+        raise InputError("tokens, frames and bytes of a session must be 0 or more")
     return (prompt_tokens + 2 * frames) * kv_bytes_per_token + state_bytes
 
 
@@ -47,11 +47,11 @@ def slots_per_device(
 ) -> int:
     """Sessions that fit: (memory - weights x instances - workspace) / bytes of a session, rounded down.
 
-    Weights are charged per instance: each is a process of its own. Raises InputError where not even the
-    weights fit; 0 means that they do, and no session beside them.
+    Weights count per instance, since each is a process. Raises InputError where not even the weights fit; 0 means that
+    they do, without room for a session.
     """
     if not per_session_bytes > 0 or instances < 1:
-        raise InputError("a session takes more than 0 bytes, and a stage has 1 instance or more")
+        raise InputError("bytes of a session must be above 0, and instances 1 or more")
     room = memory_bytes - weight_bytes * instances - workspace_bytes
     if room < 0:
         raise InputError(
@@ -63,7 +63,7 @@ def slots_per_device(
 
 @dataclass(frozen=True)
 class KvRoom:
-    """Room for the KV caches of a device's sessions, each admitted when the bytes that it will reach are free.
+    """Room for the KV caches of a device's sessions; a session is admitted when its final size is free.
 
     ``limit_bytes``: of each of the LLM's ``instances``. ``voice_frames``: of the voice samples in a prompt.
     """
@@ -78,7 +78,7 @@ class KvRoom:
         return cls(record.limit_bytes, record.bytes_per_token, record.instances, record.voice_frames)
 
     def record(self, instances: int) -> FittedKv:
-        """With so many instances."""
+        """The stored form, with this many instances."""
         return FittedKv(
             limit_bytes=self.limit_bytes,
             bytes_per_token=self.bytes_per_token,
@@ -88,14 +88,14 @@ class KvRoom:
 
     @property
     def room_bytes(self) -> float:
-        """Of all instances together: that a session is on one of them, and may find that one full, is left out."""
+        """Bytes of all instances together. That a session may find its own instance full is not modelled."""
         return self.limit_bytes * self.instances
 
     def bytes_of(self, frames: np.ndarray) -> np.ndarray:
-        """Of sessions of so many frames [n], with a prompt for as many."""
+        """Bytes of sessions of ``frames`` frames [n], with a prompt for as many."""
         tokens = prompt_tokens(frames, self.voice_frames)
         return np.asarray(session_bytes(tokens, frames, self.bytes_per_token, state_bytes=0)).astype(np.int64)
 
     def slots(self, frames_in_progress: np.ndarray) -> float:
-        """Sessions that fit, if they are like those found in progress: of so many frames in all [n]."""
+        """Sessions that fit, if their total lengths are those of sessions found in progress, in frames [n]."""
         return self.room_bytes / float(np.mean(self.bytes_of(frames_in_progress)))

@@ -19,7 +19,7 @@ MIN_POINTS = 6
 class Scaling:
     """X(N) = gamma N / (1 + sigma (N - 1) + kappa N (N - 1)); each interval is (low, high).
 
-    Gunther, Guerrilla Capacity Planning; gamma is the throughput of one.
+    Gunther, Guerrilla Capacity Planning; gamma is the throughput at concurrency 1.
     ``largest_measured``: the largest N behind the fit; beyond it X(N) is extrapolated.
     """
 
@@ -58,8 +58,7 @@ def fit_scaling(concurrency: np.ndarray, throughput: np.ndarray, confidence: flo
     n, x = np.asarray(concurrency, dtype=float), np.asarray(throughput, dtype=float)
     if (levels := count_levels(n)) < MIN_POINTS:
         raise InconclusiveError(
-            f"the scalability law needs {MIN_POINTS} different concurrencies, there are {levels}: "
-            "add rungs to the ladder"
+            f"the scalability law needs {MIN_POINTS} different concurrencies, not {levels}: add rungs to the ladder"
         )
     if not np.all(np.isfinite(n) & np.isfinite(x) & (n > 0) & (x > 0)):
         raise InconclusiveError("a rung has no positive throughput or concurrency: measure it again")
@@ -81,7 +80,7 @@ def _describe(found: optimize.OptimizeResult, n: np.ndarray, x: np.ndarray, scal
     reach = stats.t.ppf((1 + confidence) / 2, len(n) - 3) * errors
     gamma, sigma, kappa = ((float(max(v - r, 0)), float(v + r)) for v, r in zip(values, reach, strict=True))
     left, spread = float(np.sum((x - _throughput(n, *values)) ** 2)), float(np.sum((x - x.mean()) ** 2))
-    r_squared = 1 - left / spread if spread > 0 else 1.0  # exactly flat: there is no spread to explain
+    r_squared = 1 - left / spread if spread > 0 else 1.0  # constant throughput has no variance to explain
     return Scaling(*map(float, values), gamma, sigma, kappa, r_squared, float(n.max()))
 
 

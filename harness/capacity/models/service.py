@@ -36,10 +36,10 @@ class BatchTimes:
 
 @dataclass(frozen=True)
 class ServiceTime:
-    """S(b) = alpha_s b + tau0_s in seconds, with confidence intervals and what the residuals say of the line.
+    """S(b) = alpha_s b + tau0_s in seconds, with confidence intervals and tests of the line by its residuals.
 
-    ``worst_residual``: largest |measured / fitted - 1|. ``runs_p_value``: chance of so few or so many runs of
-    residuals of one sign on a true line (Wald-Wolfowitz); a small one tells of stair-steps or a curve. NaN
+    ``worst_residual``: largest |measured / fitted - 1|. ``runs_p_value``: probability of this few or this many runs of
+    residuals of one sign if the line is true (Wald-Wolfowitz); a small value suggests steps or a curve. NaN
     below six batch sizes.
     """
 
@@ -55,15 +55,15 @@ class ServiceTime:
         return self.alpha_s * batch_size + self.tau0_s
 
     def rate_per_s(self, batch_size: float | np.ndarray) -> float | np.ndarray:
-        """mu(b) = b / (alpha b + tau0), requests a second in batches of ``batch_size``."""
+        """mu(b) = b / (alpha b + tau0), requests/s in batches of ``batch_size``."""
         return batch_size / self.time_s(batch_size)
 
 
 def fit_service_time(times: BatchTimes, confidence: float = 0.95) -> ServiceTime:
     """Weighted least squares of S(b) = alpha b + tau0 (Inoue, arXiv 1912.06322), weights = executions.
 
-    A coefficient whose interval reaches below zero is held at zero if its estimate is negative; one that is
-    negative with confidence is not physical. Raises InconclusiveError for that, and for fewer than two batch sizes.
+    A negative coefficient whose interval includes zero is set to zero; one that is significantly negative is not
+    physical. Raises InconclusiveError for that, and for fewer than two batch sizes.
     """
     if len(times.batch_size) < 2:
         raise InconclusiveError(
@@ -77,7 +77,7 @@ def fit_service_time(times: BatchTimes, confidence: float = 0.95) -> ServiceTime
     for name, value, margin in (("alpha", slope, margins[0]), ("tau0", offset, margins[1])):
         if value + (margin if degrees else 0.0) < 0:
             raise InconclusiveError(
-                f"{name} = {value * 1e3:.3g} ms is negative, which no service time is: larger batches took less "
+                f"{name} = {value * 1e3:.3g} ms is negative, but a service time cannot be: larger batches took less "
                 "time than smaller ones; measure again on a quiet machine"
             )
     slope, offset = _hold_at_zero(times, slope, offset)
@@ -101,7 +101,7 @@ def weighted_r_squared(measured: np.ndarray, fitted: np.ndarray, weights: np.nda
 
 
 def runs_test(residuals: np.ndarray) -> float:
-    """Two-sided p-value of the Wald-Wolfowitz runs test (normal form); NaN for fewer than six residuals."""
+    """Two-sided p-value of the Wald-Wolfowitz runs test (normal approximation); NaN for fewer than six residuals."""
     signs = np.sign(residuals[residuals != 0])
     above, below = int(np.sum(signs > 0)), int(np.sum(signs < 0))
     n = above + below
@@ -120,7 +120,7 @@ def _weighted_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[f
 
 
 def _line_errors(times: BatchTimes, slope: float, offset: float) -> tuple[float, float, int]:
-    """Standard errors of slope and offset, and degrees of freedom; infinite for two points."""
+    """Standard errors of slope and offset, and degrees of freedom; infinite errors for two points."""
     x, weights = times.batch_size, times.executions
     degrees = len(x) - 2
     if not degrees:

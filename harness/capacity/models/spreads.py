@@ -1,4 +1,4 @@
-"""How single requests scatter around the fitted means: empirical quantiles, by class where a class has enough."""
+"""Variation of single requests around the fitted means: empirical quantiles, by class where a class has enough."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROBABILITIES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0
 
 @dataclass(frozen=True)
 class Sample:
-    """``count`` requests, worth ``independent`` ones that share nothing, and their values at PROBABILITIES."""
+    """``count`` requests, equivalent to ``independent`` independent ones, and their values at PROBABILITIES."""
 
     count: int
     independent: float
@@ -22,7 +22,7 @@ class Sample:
 
     @classmethod
     def of(cls, values: np.ndarray, rungs: np.ndarray | None = None) -> Sample:
-        """``rungs``: a number for each value; those of one rung may share its luck."""
+        """A sample of values. ``rungs``: a number for each value; values of one rung may be correlated."""
         independent = len(values) / _design_effect(values, rungs) if rungs is not None else float(len(values))
         return cls(len(values), independent, tuple(float(v) for v in np.quantile(values, PROBABILITIES)))
 
@@ -30,7 +30,7 @@ class Sample:
         return np.interp(probability, PROBABILITIES, self.quantiles)
 
     def carries(self, quantile: float) -> bool:
-        """Is one request at least expected beyond the quantile?"""
+        """Whether at least one request is expected beyond the quantile."""
         return self.count * (1 - quantile) >= 1 - 1e-9
 
     def record(self) -> FittedSample:
@@ -41,7 +41,7 @@ class Sample:
 
     @classmethod
     def of_record(cls, record: FittedSample | StallLevel) -> Sample:
-        """From a stored sample; its probabilities may be others."""
+        """From a stored sample, whose probabilities may differ from PROBABILITIES."""
         known = sorted((float(probability), value) for probability, value in record.quantiles.items())
         probabilities, values = zip(*known, strict=True)
         return cls(record.count, record.independent, tuple(np.interp(PROBABILITIES, probabilities, values)))
@@ -76,7 +76,7 @@ class Spread:
 
 
 def _design_effect(values: np.ndarray, rungs: np.ndarray) -> float:
-    """Kish: 1 + (m - 1) ICC, m values a rung, ICC by one-way analysis of variance (0 where it would be negative)."""
+    """Kish: 1 + (m - 1) ICC with m values per rung, ICC by one-way analysis of variance (at least 0)."""
     _, group = np.unique(rungs, return_inverse=True)
     sizes = np.bincount(group)
     groups, n = len(sizes), len(values)
@@ -93,9 +93,9 @@ def _design_effect(values: np.ndarray, rungs: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class StallTable:
-    """Longest stall in seconds by step time: ``samples[i]`` at ``levels_s[i]``, straight between the levels.
+    """Longest stall in seconds by step time: ``samples[i]`` at ``levels_s[i]``, linear between levels.
 
-    Above ``reach_s``, the longest mean step of a measured request, a stall is infinite: nothing was seen there.
+    Above ``reach_s``, the longest mean step of a measured request, a stall is infinite: nothing was measured there.
     """
 
     levels_s: tuple[float, ...]
@@ -104,7 +104,7 @@ class StallTable:
 
     @classmethod
     def measure(cls, step_s: np.ndarray, stall_s: np.ndarray) -> StallTable:
-        """Up to four levels with the same number of requests, each with 20 or more where there are as many."""
+        """Up to four levels with equal numbers of requests, each with 20 or more if there are enough."""
         order = np.argsort(step_s, kind="stable")
         parts = np.array_split(order, max(1, min(4, len(order) // MIN_OF_A_CLASS)))
         levels = tuple(float(step_s[part].mean()) for part in parts)

@@ -1,4 +1,4 @@
-"""Time of a frame step against sessions: fitted from the rungs of ladders, with draws that carry its uncertainty."""
+"""Time of a frame step against sessions: fitted to the rungs of ladders, with draws for its uncertainty."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SAME_LOAD = 1.05  # rungs whose sessions differ by less than 5% are one knot
 class StepTime:
     """Seconds of a frame step at n sessions: ``kind`` "linear" is values[0] + values[1] n.
 
-    ``kind`` "piecewise" goes straight from knot to knot (``values`` are the seconds at ``knots``), is level before
-    the first, and after the last goes on as steeply as its last part or the whole, whichever is steeper.
+    ``kind`` "piecewise" is linear between knots (``values`` are the seconds at ``knots``), constant before the first,
+    and after the last has the slope of its last part or of the whole, whichever is steeper.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class StepTime:
         return np.interp(n, self.knots, self.values) + beyond * self._last_slope()
 
     def frames_per_s(self, sessions: np.ndarray | float) -> np.ndarray:
-        """Throughput of a device, all sessions together; 0 at none."""
+        """Frames/s of a device, all sessions together; 0 without sessions."""
         n = np.asarray(sessions, dtype=float)
         return n / self(np.maximum(n, 1e-9))
 
@@ -52,7 +52,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Rungs:
-    """The rungs behind a fit: three arrays [n]; ``trial`` numbers the trials that they came from."""
+    """The rungs behind a fit: three arrays [n]; ``trial`` is the number of each rung's trial."""
 
     sessions: np.ndarray
     step_s: np.ndarray
@@ -82,14 +82,14 @@ def fit_step_time(rungs: Rungs, rng: np.random.Generator, draws: int = 200) -> S
     """Least squares of relative errors, with both coefficients of the line at or above zero.
 
     Where the line is off by more than 10% at some rung, the rungs themselves are joined (kind "piecewise").
-    A draw refits values with the noise of a rung put on them, its variance drawn from a scaled inverse chi-square
-    (that gives Student-t intervals); with two trials or more, whole trials are resampled too. Raises
+    A draw refits values to which the noise of a rung was added, its variance drawn from a scaled inverse chi-square
+    (which gives Student-t intervals); with two trials or more, whole trials are resampled too. Raises
     InconclusiveError below three rungs at different numbers of sessions.
     """
     levels = count_levels(rungs.sessions)
     if levels < MIN_RUNGS:
         raise InconclusiveError(
-            f"the step time needs {MIN_RUNGS} rungs at different numbers of sessions, there are {levels}: "
+            f"the step time needs {MIN_RUNGS} rungs at different numbers of sessions, not {levels}: "
             "measure a longer ladder"
         )
     line = _line(rungs.sessions, rungs.step_s)
@@ -109,13 +109,13 @@ def fit_step_time(rungs: Rungs, rng: np.random.Generator, draws: int = 200) -> S
 
 
 def band(fit: StepFit, step_s: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Where the true step times of measured rungs may lie: low and high, in seconds, by Student's t."""
+    """Interval of the true step times of measured rungs: low and high, in seconds, by Student's t."""
     reach = np.exp(min(fit.noise * stats.t.ppf((1 + confidence) / 2, fit.degrees), math.log(10)))
     return step_s / reach, step_s * reach
 
 
 def _line(sessions: np.ndarray, step_s: np.ndarray) -> tuple[float, float]:
-    """Intercept and slope >= 0 with the least sum of squared relative errors."""
+    """Intercept and slope >= 0 that minimise the sum of squared relative errors."""
     rows = np.column_stack([1 / step_s, sessions / step_s])
     solution, _ = optimize.nnls(rows, np.ones(len(step_s)))
     return float(solution[0]), float(solution[1])
@@ -126,14 +126,14 @@ def _on(line: tuple[float, float], sessions: np.ndarray) -> np.ndarray:
 
 
 def _merge(rungs: Rungs) -> tuple[np.ndarray, np.ndarray]:
-    """Rungs at about the same number of sessions as one knot: their mean sessions and mean step time."""
+    """Merge rungs with nearly equal numbers of sessions into one knot: their mean sessions and mean step time."""
     group = _groups(rungs.sessions)
     count = np.bincount(group)
     return np.bincount(group, rungs.sessions) / count, np.bincount(group, rungs.step_s) / count
 
 
 def count_levels(sessions: np.ndarray) -> int:
-    """Different numbers of sessions: those within 5% of each other are one."""
+    """Number of different session counts; those within 5% of each other count as one."""
     return len(np.unique(_groups(sessions)))
 
 
@@ -147,9 +147,9 @@ def _groups(sessions: np.ndarray) -> np.ndarray:
 
 
 def _noise_between(rungs: Rungs, step_time: StepTime) -> tuple[float, int]:
-    """Noise of a rung from repeated rungs; without them, from how far each knot lies off its neighbours' chord.
+    """Noise of a rung from repeated rungs; without them, from each knot's distance to its neighbours' chord.
 
-    The second takes curvature for noise, so it is too wide rather than too narrow.
+    The second treats curvature as noise, so it is too wide rather than too narrow.
     """
     group = _groups(rungs.sessions)
     repeats = len(group) - len(np.unique(group))
@@ -176,5 +176,5 @@ def _draw(rungs: Rungs, step_time: StepTime, noise: float, degrees: int, rng: np
 
 
 def _factors(deviation: float, n: int, rng: np.random.Generator) -> np.ndarray:
-    """``n`` positive factors around 1; at most 4.5, so that one wild draw of a variance does not run away."""
+    """``n`` positive factors around 1; at most 4.5, to limit the effect of an extreme draw of a variance."""
     return np.exp(np.clip(deviation * rng.standard_normal(n), -1.5, 1.5))

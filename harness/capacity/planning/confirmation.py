@@ -22,9 +22,9 @@ from harness.traffic.mix import Mix
 
 @dataclass(frozen=True)
 class Confirmation:
-    """``rows`` and ``runs`` are plan.json's ``validation`` and ``open_runs``; ``doubts`` keep the verdict from met.
+    """``rows`` and ``runs`` are plan.json's ``validation`` and ``open_runs``; any ``doubts`` rule out the verdict met.
 
-    ``highest_rate_per_s``: of a run of the deployment that passed; 0 where there is none.
+    ``highest_rate_per_s``: of a run of the deployment that passed; 0 if there is none.
     """
 
     rows: tuple[ValidationRow, ...]
@@ -47,8 +47,8 @@ def confirm(
 ) -> Confirmation:
     """Judge every VALID open-loop trial; those on ``deployment`` (``own``) decide. ``requests``: as for make_plan.
 
-    ``predictions``: as for validate. A run's ``passed``: False where a prediction of it failed or an SLO was clearly
-    violated; None where it cannot say (INVALID, without a prediction, or not one figure of an SLO decidable; ``note``
+    ``predictions``: as for validate. A run's ``passed``: False where a prediction of it failed or an SLO was certainly
+    violated; None where it is undecided (INVALID, without a prediction, or no SLO figure decidable; ``note``
     says which); else True.
     """
     rows, runs = [], []
@@ -85,7 +85,7 @@ def _run_record(trial: Trial, own: bool, mix: Mix) -> OpenRun:
 
 
 def _validated(trial: Trial, *arguments, **options) -> tuple[list[ValidationRow], str]:
-    """Its rows; or none, and why it cannot be compared with a prediction."""
+    """The trial's validation rows; or none, and why it cannot be compared with a prediction."""
     try:
         return validate(trial, *arguments, **options), ""
     except InconclusiveError as error:
@@ -93,7 +93,7 @@ def _validated(trial: Trial, *arguments, **options) -> tuple[list[ValidationRow]
 
 
 def _outcome(rows: Sequence[ValidationRow], slos: Sequence[JudgedSlo], problem: str) -> tuple[bool | None, str]:
-    """A run's ``passed`` and ``note``."""
+    """The ``passed`` and ``note`` of a run."""
     if any(row.passed is False for row in rows) or any(each.met is False for each in slos):
         return False, problem
     decided = [row.passed for row in rows if row.metric not in OF_THE_DEVICE] + [each.met for each in slos]
@@ -103,7 +103,7 @@ def _outcome(rows: Sequence[ValidationRow], slos: Sequence[JudgedSlo], problem: 
 
 
 def _judged(trial: Trial, requests: pd.DataFrame, slos: Sequence[Slo], confidence: float) -> tuple[JudgedSlo, ...]:
-    """Every SLO as the run showed it: ``met`` None where too few requests carry it; ``measured`` the quantile."""
+    """Every SLO in this run: ``met`` None where too few requests support a verdict; ``measured`` the quantile."""
     own, judged = requests[requests["trial_id"] == trial.trial_id], []
     for slo in slos if trial.rungs else ():
         verdict = judge(slo, _values(own, trial.rungs[0], slo), confidence)
@@ -113,10 +113,10 @@ def _judged(trial: Trial, requests: pd.DataFrame, slos: Sequence[Slo], confidenc
 
 
 def _values(requests: pd.DataFrame, rung: Rung, slo) -> np.ndarray:
-    """The SLO's metric [n] of its class: first audio of requests due in the window, the rest of those served in it.
+    """The SLO's metric [n] of its class: TTFA of requests due in the window, other metrics of those served in it.
 
-    A request that ended in an error violated its SLO, however much it spoke before: infinite. NaN is any other that
-    got no audio; one without an RTF of its own (a single chunk) is left out.
+    A request that ended in an error violated its SLO, however much audio it delivered before: infinite. NaN is any
+    other that got no audio; one without an RTF of its own (a single chunk) is left out.
     """
     sent = requests[(requests["traffic_class"] == slo.traffic_class) & (requests["sent_ns"] > 0)]
     due = (sent["due_ns"] >= rung.start_ns) & (sent["due_ns"] < rung.end_ns) & (sent["start_frame"] == 0)
@@ -127,7 +127,7 @@ def _values(requests: pd.DataFrame, rung: Rung, slo) -> np.ndarray:
 
 
 def _doubts(own: Sequence[OpenRun], rows: Sequence[ValidationRow]) -> tuple[str, ...]:
-    """Why the runs of a deployment do not confirm it, each with the measurement that would settle it."""
+    """Why the runs of a deployment do not confirm it, each with the measurement that would decide."""
     names = {run.trial_id for run in own}
     failed = [_failure(row) for row in rows if row.trial_id in names and row.passed is False]
     broken = [_broken(run, slo) for run in own for slo in run.slos if slo.met is False]
@@ -138,7 +138,7 @@ def _doubts(own: Sequence[OpenRun], rows: Sequence[ValidationRow]) -> tuple[str,
 
 
 def _highest_not_passed(own: Sequence[OpenRun]) -> list[str]:
-    """A doubt where no run at the highest rate says anything; a run that failed there is a doubt of its own."""
+    """A doubt where no run at the highest rate is decisive; a run that failed there is a doubt of its own."""
     top = max((run.rate_per_s for run in own), default=0.0)
     there = sorted((run for run in own if run.rate_per_s == top), key=lambda run: run.valid)
     if not there or any(run.passed is not None for run in there):

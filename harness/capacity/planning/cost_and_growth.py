@@ -1,4 +1,4 @@
-"""What counts of devices cost, and when growth makes them too small."""
+"""The cost of device counts, and when traffic growth exceeds them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from harness.capacity.planning.pools import Pools
 from harness.records.plan import Forecast, ForecastRow, PlannedTarget
 
 MONTHS = (3, 6, 12)
-MOST_DEVICES = 100_000  # that a forecast counts
-_PLACES = "the Triton at ", "Triton of ", "host of the Ray cluster "  # names of where something is, not of its type
+MOST_DEVICES = 100_000  # largest count of a forecast
+_PLACES = "the Triton at ", "Triton of ", "host of the Ray cluster "  # these name a place, not a type
 
 
 def price_of(prices: Mapping[str, float], device: str) -> tuple[str, float] | None:
-    """The type among ``prices`` (type -> price of a GPU or host and hour) that a device's name holds, and its price.
+    """The type among ``prices`` (type -> price per GPU or host and hour) in a device's name, and its price.
 
-    Whole words, and the longest one that fits: "H100 NVL" before "H100", and "A10" is no "A100". A device that is
-    several GPUs costs them all: "2 NVIDIA H100", "2 emulated NVIDIA H100", "NVIDIA A10 and 2 NVIDIA L4". None where
-    there is none for one of them, or where the name says only where the device is.
+    Matches whole words, and the longest type that fits: "H100 NVL" before "H100", and "A10" does not match "A100". A
+    device with several GPUs costs their sum: "2 NVIDIA H100", "2 emulated NVIDIA H100", "NVIDIA A10 and 2 NVIDIA L4".
+    None where one of them has no price, or the name only says where the device is.
     """
     if device.startswith(_PLACES):
         told = re.search(r" \((.+)\)$", device)
@@ -43,7 +43,7 @@ def _holds(device: str, kind: str) -> bool:
 
 
 def with_costs(target: PlannedTarget, price_per_hour: float, mean_frames: float) -> PlannedTarget:
-    """With what it costs: an hour of its devices; an hour of audio, with the interval of the count."""
+    """Add the costs: of an hour of its devices, and of an hour of audio with the interval of the count."""
 
     def per_audio_hour(devices: int | None) -> float | None:
         return cost_per_audio_hour(devices, target.qps, price_per_hour, mean_frames)
@@ -58,16 +58,16 @@ def with_costs(target: PlannedTarget, price_per_hour: float, mean_frames: float)
 
 
 def cost_per_audio_hour(devices: int | None, qps: float, price_per_hour: float, mean_frames: float) -> float | None:
-    """Of so many devices at a rate; None where their number is not known."""
+    """Cost of an hour of audio with this many devices at a rate; None where the number is not known."""
     return None if devices is None else devices * price_per_hour / (qps * mean_frames * wire.SECONDS_PER_FRAME)
 
 
 def forecast(pools: Pools, targets: Sequence[PlannedTarget], growth_per_month: float, fleet: int | None) -> Forecast:
-    """plan.json's ``forecast``: when rates that grow by a share each month are more than the devices carry.
+    """plan.json's ``forecast``: when rates that grow by a share each month exceed what the devices sustain.
 
-    Of each target: the months until its own count, one with a spare more, and the ``fleet`` (devices that there are)
-    are too small, 0 where they are already, None where they never will be; and its devices after some months, None
-    beyond ``most_devices``.
+    For each target: the months until its own count, one more spare, and the ``fleet`` (existing devices) are too few,
+    0 where they already are, None where they never will be; and its devices after some months, None beyond
+    ``most_devices``.
     """
     rows = [_forecast(pools, each, growth_per_month, fleet) for each in targets if each.devices is not None]
     return Forecast(
@@ -96,12 +96,12 @@ def _forecast(pools: Pools, target: PlannedTarget, growth: float, fleet: int | N
 
 
 def carried(pools: Pools, devices: int) -> float:
-    """Requests a second that so many devices carry."""
+    """Requests/s that this many devices sustain."""
     return float(pools.rates(np.array([devices]), math.inf)[0])
 
 
 def months_until(qps: float, limit_qps: float, growth: float) -> float | None:
-    """Months until a rate that grows by the share ``growth`` a month is above a limit; None for never.
+    """Months until a rate that grows by the share ``growth`` per month exceeds a limit; None for never.
 
     ln(limit / rate) / ln(1 + growth).
     """

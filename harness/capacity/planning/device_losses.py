@@ -1,4 +1,4 @@
-"""What a pool shows when devices of it are lost at the peak, and the spares with which it meets its SLOs."""
+"""The behaviour of a pool when devices are lost at peak load, and the spares with which it meets its SLOs."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from harness.errors import InputError
 
 EARLY_S = 600.0
 OVERLOAD = "what the devices left carry for good"
-_RESIDENCES = 5  # simulated after a loss, besides the first ten minutes
-_MOST_SESSIONS = 400_000  # simulated
-_MORE_SPARES = 3  # than devices lost, that are tried
+_RESIDENCES = 5  # simulated after a loss, in addition to the first ten minutes
+_MOST_SESSIONS = 400_000  # largest simulated traffic
+_MORE_SPARES = 3  # most spares that are tried, in addition to the devices lost
 
 
 @dataclass(frozen=True)
 class Loss:
-    """``lost`` of ``devices`` fail at once, at a rate; their sessions go on elsewhere, from the frame they had reached.
+    """``lost`` of ``devices`` fail at once, at a rate; their sessions resume elsewhere from the frame they had reached.
 
-    ``worst``: the limit nearest to being broken, or broken, by the sessions that come in the ``judged_s`` seconds
-    afterwards, and ``worst_share`` = value / limit; ``early_share``: the same of those in the first ten minutes, NaN
-    where less was judged. Never ``kept`` at a rate that the devices left cannot carry for good, however slowly an
-    SLO comes to be violated. ``interrupted``: sessions aboard those that were lost. ``basis``: simulated, or
-    extrapolated where a device holds more sessions (95th percentile) than were measured.
+    ``worst``: the limit nearest to violation, or violated, by the sessions that arrive in the ``judged_s`` seconds
+    afterwards, and ``worst_share`` = value / limit; ``early_share``: the same for the first ten minutes, NaN where less
+    was judged. Never ``kept`` at a rate that the remaining devices cannot sustain, however slowly an SLO comes to be
+    violated. ``interrupted``: sessions on the lost devices. ``basis``: simulated, or extrapolated where a device holds
+    more sessions (95th percentile) than were measured.
     """
 
     lost: int
@@ -49,13 +49,14 @@ class Loss:
 
 
 def lose(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
-    """Simulate the loss; above 64 devices left, of 64 with their part of the rate (then a larger part of them is lost).
+    """Simulate the loss. With more than 64 devices left, simulate 64 with their part of the rate.
 
-    Raises InputError where no device would be left.
+    The same number is then lost from a smaller pool, a larger share of it. Raises InputError where no device would be
+    left.
     """
     left = devices - lost
     if left < 1:
-        raise InputError(f"of {devices} devices, {lost} cannot be lost: one must be left")
+        raise InputError(f"cannot simulate the loss of {lost} of {devices} devices: at least one must be left")
     simulated_left = min(left, LARGEST_POOL)
     rate, size = qps * simulated_left / left, simulated_left + lost
     traffic = _lasting(pools, rate)
@@ -80,7 +81,7 @@ def lose(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
 
 
 def _lasting(pools: Pools, rate_per_s: float) -> Traffic:
-    """All the traffic there is, and again until it lasts ten minutes and some mean residences after the loss."""
+    """The traffic, repeated until it lasts ten minutes and some mean residence times after the loss."""
     sessions = max(steady_sessions(pools.device, pools.limits), 1.0)
     residence_s = pools.traffic.mean_frames * float(pools.device.step_time(sessions))
     needed = math.ceil(rate_per_s * (EARLY_S + _RESIDENCES * residence_s) / (1 - WARM_UP_SHARE) * 1.02)
@@ -97,7 +98,7 @@ def _basis(pools: Pools, load: SimulatedLoad) -> str:
 
 
 def with_spares(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
-    """The loss from the smallest pool that meets every SLO without the lost ones; ``devices`` do without a loss."""
+    """The loss from the smallest pool that meets every SLO in spite of it; ``devices`` suffice without a loss."""
     tried = [lose(pools, qps, devices + lost, lost)]
     while not tried[-1].kept and len(tried) <= _MORE_SPARES:
         tried.append(lose(pools, qps, tried[-1].devices + 1, lost))

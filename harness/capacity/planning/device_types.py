@@ -1,4 +1,4 @@
-"""A type of device that was not deployed, as its profile describes it: stages over batch and context, joined."""
+"""Predicts a type of device that was not deployed, from its profile: stage times over batch and context."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from harness.topology import topology_of
 
 _DEFAULT_STEPS = wire.DEFAULT_DIFFUSION_STEPS
 _NOTE = (
-    "the least that it takes: the stages as profiled, taking turns on one device, hops as those of one session here, "
-    "first audio and the scatter of requests as here; what a host adds that is busy with many sessions is left out"
+    "a lower bound: stages as profiled, in turns on one device; hops as measured here with one session; first audio "
+    "and the variation of requests as measured here; extra time on a host busy with many sessions is left out"
 )
 _FUSED = (
-    "not predicted: the chosen deployment is the fused engine, and a profile holds the times of separate stages; sign "
-    "off on such a device, or plan with topology: staged"
+    "not predicted: the chosen deployment is the fused engine, and a profile has the times of separate stages; run a "
+    "sign-off on such a device, or plan with topology: staged"
 )
-_MEASURED = "profiler", "events"  # where a device_ms is from that is not merely the wall time
-_SEPARATED = "its host's time passes beside the turns of its GPU"
-_NOT_SEPARATED = "its profile does not separate the host's time from the GPU's, so that all of it takes turns"
+_MEASURED = "profiler", "events"  # sources of a device_ms that is separate from wall time
+_SEPARATED = "its host time overlaps with the turns of its GPU"
+_NOT_SEPARATED = "its profile does not separate host time from GPU time, so all of it counts as GPU turns"
 
 
 @dataclass(frozen=True)
 class DeviceType:
-    """S(b) = tau0 + alpha b of each stage, seconds; that of the LLM has ``token_s`` b L more for a context of L tokens.
+    """S(b) = tau0 + alpha b of each stage, in seconds, plus ``token_s`` b L for the LLM at a context of L tokens.
 
-    The last is S = W + H b (L / L_ref) with H / L_ref = token_s. S is the GPU's; another host_s + host_each_s b are the
-    host's. ``worst_residual``: largest |fitted / profiled - 1| of both together. ``most_sessions``: the largest batch
-    that was profiled. ``note``: what is to be known of the profile's times.
+    The last is S = W + H b (L / L_ref) with H / L_ref = token_s. S is GPU time; host time is host_s + host_each_s b.
+    ``worst_residual``: largest |fitted / profiled - 1| of both together. ``most_sessions``: the largest batch
+    that was profiled. ``note``: caveats of the profile's times.
     """
 
     name: str
@@ -57,16 +57,16 @@ class DeviceType:
 
     @classmethod
     def of_profile(cls, profile: Mapping) -> DeviceType:
-        """From what ``harness profile`` wrote.
+        """From a profile written by ``harness profile``.
 
-        Raises InputError for what is no profile, InconclusiveError for a stage with fewer than three points.
+        Raises InputError for what is not a profile, InconclusiveError for a stage with fewer than three points.
         """
         try:
             return cls._read(profile)
         except KeyError as error:
-            raise InputError(f"it is no profile: it has no {error}") from None
+            raise InputError(f"it is not a profile: it has no {error}") from None
         except (TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"it is no profile: {error}") from None
+            raise InputError(f"it is not a profile: {error}") from None
 
     @classmethod
     def _read(cls, profile: Mapping) -> DeviceType:
@@ -85,7 +85,7 @@ class DeviceType:
         return cls(profile["device"], profile["preset"], *lines, min(batches), kv, _words(profile))
 
     def topology(self, knobs: Mapping[str, int], context: float, **between: float) -> Topology:
-        """The deployment with these knobs on one such device, its sessions with ``context`` tokens in the mean.
+        """The deployment with these knobs on one such device, for sessions with ``context`` tokens on average.
 
         ``between``: hop_s, host_s and host_each_s of the topology.
         """
@@ -108,9 +108,9 @@ def device_types(
     targets_qps: Sequence[float],
     prices: Mapping[str, float],
 ) -> tuple[DeviceTypeRow, ...]:
-    """plan.json's ``device_types``: for each profile, by the name it was given, what its device would carry.
+    """plan.json's ``device_types``: for each profile, by its name in the plan, what its device would sustain.
 
-    ``chosen``: the deployment of fit.json whose knobs it gets. All is extrapolated: no such device was driven.
+    ``chosen``: the deployment of fit.json whose knobs it gets. All is extrapolated: no such device was measured.
     """
     return tuple(_record(name, profile, chosen, pools, targets_qps, prices) for name, profile in profiles.items())
 
@@ -166,9 +166,9 @@ def _counts(pools: Pools, qps: float, price: float | None) -> CostedCount:
 
 
 def _planes(stage: str, rows: Sequence[Mapping]) -> tuple[tuple[float, float, float], tuple[float, float], float]:
-    """tau0, alpha and seconds a token of the GPU; the host's constant and seconds of a session; the worst residual.
+    """tau0, alpha and seconds per token of the GPU; constant and seconds per session of the host; the worst residual.
 
-    Of least squares relative to the GPU's time and to both together, none below 0.
+    Least squares relative to the GPU's time and to the sum of both; no coefficient is below 0.
     """
     if len({(row["batch"], row.get("context", 0)) for row in rows}) < 3:
         raise InconclusiveError(f"the profile has fewer than 3 points of {stage}: profile it again, in full")
@@ -183,7 +183,7 @@ def _planes(stage: str, rows: Sequence[Mapping]) -> tuple[tuple[float, float, fl
 
 
 def device_ms(row: Mapping) -> float:
-    """The GPU's part of a point's time; all of it where the profile does not say. Raises ValueError for none."""
+    """GPU time of a point, in ms; all of its time where the profile does not separate it. Raises ValueError."""
     part = row.get("device_ms", row["ms"])
     if not 0 < part <= row["ms"]:
         raise ValueError(f"device_ms is {part} of {row['ms']} ms")
@@ -191,7 +191,7 @@ def device_ms(row: Mapping) -> float:
 
 
 def separates(profile: Mapping) -> bool:
-    """Whether it holds the GPU's time apart from its host's, at every point."""
+    """Whether the profile separates GPU time from host time at every point."""
     points = [row for rows in profile["stages"].values() for row in rows if "ms" in row]
     return all(row.get("device_ms_from") in _MEASURED for row in points)
 

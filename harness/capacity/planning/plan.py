@@ -1,4 +1,4 @@
-"""From fit.json and the open-loop runs to plan.json: devices per target rate, and whether that can be signed."""
+"""From fit.json and the open-loop runs to plan.json: devices per target rate, and whether that can be signed off."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from harness.records.schema import Trial
 from harness.records.slo import Slo
 from harness.traffic.mix import Mix
 
-LOST = (1, 2)  # devices out at the peak: N+1 and N+2
+LOST = (1, 2)  # devices lost at peak load: N+1 and N+2
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a plan is made under. ``confidence``: of intervals; ``max_error``: of predictions, relative.
+    """The assumptions of a plan. ``confidence``: of intervals; ``max_error``: of predictions, relative.
 
-    ``unit``, ``preset``, ``device``: what one device is; it has so many ``gpus``. ``prices``: of an hour of a device,
-    by type, in ``currency``. ``growth_per_month`` (a share of the rate) and ``fleet`` (devices that there are) are for
+    ``unit``, ``preset``, ``device``: what one device is; it has ``gpus`` GPUs. ``prices``: per hour of a device,
+    by type, in ``currency``. ``growth_per_month`` (a share of the rate) and ``fleet`` (existing devices) are for
     a forecast; ``profiles``, by type of device, for counts of devices that were not deployed. ``predictions``: those
-    that were written down before open-loop runs started, by trial; without any, it is an older run.
+    recorded before open-loop runs started, by trial; empty for an older run.
     """
 
     utilisation_cap: float
@@ -70,10 +70,10 @@ def make_plan(
 ) -> Plan:
     """plan.json: the devices that each target needs on the best deployment, the validation, and the verdict.
 
-    ``fit``: of fit_run. ``requests``: as for fit_run, the open-loop trials' among them. met: every target has a
+    ``fit``: of fit_run. ``requests``: as for fit_run, including those of open-loop trials. met: every target has a
     count inside the measured range, no open-loop run of the deployment failed (its predictions, its SLOs), and the
     one with the highest rate passed. missed: an SLO cannot be met at any rate on any deployment. inconclusive:
-    anything else; ``reasons`` names the measurement that would settle it.
+    anything else; ``reasons`` names the measurement that would decide.
     """
     chosen = fit.best_deployment
     plan = _nothing_known(chosen, slos, targets_qps, terms)
@@ -134,19 +134,19 @@ def _nothing_known(
 
 
 def _with_costs(targets: Sequence[PlannedTarget], price: Price | None, pools: Pools) -> tuple[PlannedTarget, ...]:
-    """The targets with their costs, where a price was given."""
+    """The targets with their costs, if a price was given."""
     if price is None:
         return tuple(targets)
     return tuple(with_costs(each, price.price_per_device_hour, pools.traffic.mean_frames) for each in targets)
 
 
 def _growth(targets: Sequence[PlannedTarget], pools: Pools, terms: Terms) -> Forecast | None:
-    """The forecast, where a growth was given."""
+    """The forecast, if a growth was given."""
     return None if terms.growth_per_month is None else forecast(pools, targets, terms.growth_per_month, terms.fleet)
 
 
 def pools_of(fit: Fit, chosen: FittedDeployment, mix: Mix, slos: Sequence[Slo], utilisation_cap: float) -> Pools:
-    """Pools of a fitted deployment under the very traffic that the fit was made for."""
+    """Pools of a fitted deployment under exactly the traffic of the fit."""
     traffic = Traffic.draw(mix, np.random.default_rng(fit.traffic_seed))
     limits = limits_of(chosen, slos, fit.session_limit, fit.extrapolation, traffic)
     return Pools(Device.from_fit(chosen), traffic, limits, utilisation_cap)
@@ -156,9 +156,9 @@ _TOO_NEAR = "One session alone is so near to violating an SLO that no number of 
 
 
 def _target(pools: Pools, qps: float, counts: np.ndarray, confidence: float, confirmed_rate: float) -> PlannedTarget:
-    """Devices for a target rate, their interval by the drawn ``counts`` [d], and what it rests on.
+    """Devices for a target rate, their interval by the drawn ``counts`` [d], and their basis.
 
-    ``confirmed_rate``: the highest rate per second that an open-loop run on one device has confirmed.
+    ``confirmed_rate``: the highest rate (requests/s) that an open-loop run on one device has confirmed.
     """
     load = pools.fewest(qps)
     if load is None:
@@ -185,19 +185,19 @@ def _target(pools: Pools, qps: float, counts: np.ndarray, confidence: float, con
 
 
 def _without_spares(pools: Pools, qps: float, devices: int) -> list[Loss]:
-    """What is seen where nothing was held in reserve."""
+    """The losses of devices from the count without spares."""
     return [lose(pools, qps, devices, lost) for lost in LOST if lost < devices]
 
 
 def _loss_record(loss: Loss) -> PlannedLoss:
-    """One entry of a target's ``losses``; shares are value / limit, None where that is beyond measure."""
+    """One entry of a target's ``losses``; shares are value / limit, None where that is infinite or unknown."""
     worst_share, early_share = finite([loss.worst_share, loss.early_share])
     known: dict[str, Any] = asdict(loss) | {"worst_share": worst_share, "early_share": early_share}
     return PlannedLoss(**known)
 
 
 def _price_record(terms: Terms) -> Price | None:
-    """plan.json's ``costs``: the price that was given for this type of device; None where there is none."""
+    """plan.json's ``costs``: the price given for this type of device; None if there is none."""
     found = price_of(terms.prices, terms.device)
     if found is None:
         return None
@@ -224,7 +224,7 @@ def _doubts_about(targets: Sequence[PlannedTarget], max_sessions: float) -> list
 
 
 def _remarks(fit: Fit, chosen: FittedDeployment, pools: Pools) -> list[str]:
-    """What a reader should know, and what does not change the verdict."""
+    """Remarks for the reader that do not change the verdict."""
     remarks = [*_left_out(fit), *not_told_apart(fit, chosen)]
     if chosen.binding == range_name(pools.limits):
         most = pools.limits.most_sessions
@@ -243,7 +243,7 @@ def _remarks(fit: Fit, chosen: FittedDeployment, pools: Pools) -> list[str]:
 
 
 def not_told_apart(fit: Fit, chosen: FittedDeployment) -> list[str]:
-    """A remark where one ladder of another deployment shows a higher rate than the ladders of the best one together."""
+    """A remark if fewer ladders of another deployment show a higher rate than the best one's ladders together."""
     ladders, rate = len(chosen.trial_ids), chosen.rate()
     others = [each.rate() for each in fit.deployments if len(each.trial_ids) < ladders]
     higher = [other for other in others if other > rate]
@@ -257,7 +257,7 @@ def not_told_apart(fit: Fit, chosen: FittedDeployment) -> list[str]:
 
 
 def _without_price(plan: Plan, terms: Terms) -> list[str]:
-    """A remark where prices were given, and none of them is of what was planned."""
+    """A remark if prices were given, but none for what was planned."""
     priced = plan.costs or any(price_of(terms.prices, each.type) for each in plan.device_types)
     if priced or not terms.prices:
         return []
@@ -272,7 +272,7 @@ def _left_out(fit: Fit) -> list[str]:
 
 
 def _without_rate(plan: Plan, fit: Fit) -> Plan:
-    """The plan where no deployment has a rate: missed only if all were fitted, and all violate an SLO at any rate."""
+    """The plan if no deployment has a rate: missed only if all were fitted, and all violate an SLO at any rate."""
     fits = fit.deployments
     unknown = [each for each in fits if each.inconclusive]
     if not fits:
@@ -298,7 +298,7 @@ def _without_rate(plan: Plan, fit: Fit) -> Plan:
 
 
 def _by_words(fits: Sequence[FittedDeployment], words_of: Callable[[FittedDeployment], str], total: int) -> list[str]:
-    """What is said of each fitted deployment, once for all of whom it is said alike."""
+    """Remarks on fitted deployments, with one sentence for all deployments that share it."""
     groups: dict[str, list[FittedDeployment]] = {}
     for each in fits:
         groups.setdefault(words_of(each), []).append(each)
@@ -322,7 +322,7 @@ def _rate_record(chosen: FittedDeployment | None) -> PlannedRate:
 
 
 def _basis(in_range: bool, confirmed: bool = False) -> str:
-    """How a figure is known: one device at a rate that a run confirmed, simulated, or beyond what was measured."""
+    """The basis of a figure: measured (one device, at a rate that a run confirmed), simulated, or extrapolated."""
     if not in_range:
         return "extrapolated"
     return "measured" if confirmed else "simulated"
@@ -333,9 +333,9 @@ def _no_target(qps: float) -> PlannedTarget:
 
 
 def _drain(pools: Pools, rng: np.random.Generator) -> Drain:
-    """Seconds that a device takes to empty, at the sessions that it holds at its highest rate.
+    """Seconds that a device takes to empty, with the sessions that it holds at its highest rate.
 
-    ``longest_s``: where the longest session of the traffic has just begun.
+    ``longest_s``: if the longest session of the traffic has just started.
     """
     rate, _ = pools.rate(1)
     sessions = max(round(pools.judge(rate, 1).sessions), 1)
@@ -351,9 +351,9 @@ def _drain(pools: Pools, rng: np.random.Generator) -> Drain:
 
 
 def _memory(pools: Pools) -> KvMemory | None:
-    """plan.json's ``memory``: room for KV caches on a device, and how many sessions fill it; None where not known.
+    """plan.json's ``memory``: room for KV caches on a device, and how many sessions fill it; None if unknown.
 
-    ``sessions``: of those found in progress; ``longest_sessions``: all of them as long as the longest of the traffic.
+    ``sessions``: of those found in progress; ``longest_sessions``: if all are as long as the longest of the traffic.
     """
     kv = pools.limits.kv
     if kv is None:

@@ -1,4 +1,4 @@
-"""Pools of equal devices: the rate that a number of them carries, and the number that a rate needs."""
+"""Pools of equal devices: the rate that a number of devices sustains, and the number that a rate needs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, LARGEST_POOL)
 class Pools:
     """Rates of pools of ``device`` with least-loaded routing, simulated for a few sizes and interpolated between.
 
-    A pool's rate is the highest that keeps every limit, and at most ``utilisation_cap`` of the steady limit: what
-    devices would carry whose sessions never vary. Above 64 devices the rate per device is held at that of 64, which
-    is on the safe side: larger pools only share better. Devices are taken not to slow each other down.
+    A pool's rate is the highest that meets every limit, and at most ``utilisation_cap`` of the steady limit: the rate
+    of devices with constant numbers of sessions. Above 64 devices the rate per device is held at that of 64, which is
+    on the safe side: larger pools only balance better. Devices are assumed not to slow each other down.
     """
 
     device: Device
@@ -42,23 +42,23 @@ class Pools:
     _parts: dict[int, Traffic] = field(default_factory=dict, repr=False)
 
     def changed(self, **changes) -> Pools:
-        """With another device, traffic or limits; nothing of it has been simulated yet."""
+        """The pools with another device, traffic or limits; nothing is simulated yet."""
         return replace(self, **changes, _known={}, _parts={})
 
     def without_slos(self) -> Pools:
-        """Without any SLO: what devices carry at all, with the sessions that are known and that they admit."""
+        """The pools without SLOs: what devices sustain with the sessions that were measured and that they admit."""
         return self.changed(limits=replace(self.limits, slos=()))
 
     def has_seen(self, sessions: float) -> bool:
-        """Whether so many sessions were measured on a device; beyond that, its step time is extrapolated."""
+        """Whether this many sessions were measured on a device; beyond that, its step time is extrapolated."""
         return sessions <= round(self.device.max_sessions)
 
     def steady_rate(self) -> float:
-        """Requests a second at the steady limit of one device: what utilisation 1 means."""
+        """Requests/s at the steady limit of one device, where utilisation is 1."""
         return steady_limit(self.device, self.limits)[0] / self.traffic.mean_frames
 
     def rate(self, devices: int) -> tuple[float, str]:
-        """Highest rate of a simulated pool size (at most 64), and what binds."""
+        """Highest rate (requests/s) of a simulated pool size (at most 64), and what binds."""
         if devices not in self._known:
             cap = self.utilisation_cap * devices * self.steady_rate()
             capped = cap, self._cap_name
@@ -67,9 +67,9 @@ class Pools:
         return self._known[devices]
 
     def rates(self, devices: np.ndarray, reach_qps: float) -> np.ndarray:
-        """Highest rate of each number of devices; simulates sizes up to it, or to one that carries ``reach_qps``.
+        """Highest rate of each number of devices; simulates sizes up to it, or to one that sustains ``reach_qps``.
 
-        A larger pool shares its load better: where the rate per device falls, that is noise of the simulation.
+        A larger pool balances its load better: where the rate per device falls, that is noise of the simulation.
         """
         sizes = []
         for size in _SIZES:
@@ -80,9 +80,9 @@ class Pools:
         return devices * np.interp(np.log(devices), np.log(sizes), per_device)
 
     def devices_for(self, qps: float, shares: np.ndarray) -> np.ndarray:
-        """Fewest devices that carry ``qps`` if each carried ``shares`` [n] of what was fitted.
+        """Fewest devices that sustain ``qps`` if each sustained ``shares`` [n] of the fitted rate.
 
-        Infinite below a share of 0.05. Above 64 devices rates grow in proportion: those counts need no search.
+        Infinite below a share of 0.05. Above 64 devices the count follows in proportion, without a search.
         """
         single = self.rate(1)[0]
         lowest = max(float(np.min(shares[shares > 0], initial=1.0)), _LEAST_SHARE)
@@ -96,10 +96,10 @@ class Pools:
         return np.where(shares < lowest, np.inf, np.where(found < len(devices), found + 1.0, beyond))
 
     def drawn_devices(self, qps: float, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """``devices_for`` drawn ``shares`` [n]: the bootstrap of a count.
+        """``devices_for`` at drawn ``shares`` [n]: the bootstrap of a count.
 
-        Where an SLO binds, its rate was found by simulation, and the noise of that is drawn too; a rate at the cap
-        on utilisation is computed.
+        Where an SLO binds, its rate was found by simulation, and the noise of that is drawn too; a rate at the
+        utilisation cap is computed exactly.
         """
         typical = self.devices_for(qps, np.ones(1))[0]
         if self.binding(typical) == self._cap_name:
@@ -107,14 +107,14 @@ class Pools:
         return self.devices_for(qps, shares * simulation_noise(len(shares), rng))
 
     def fewest(self, qps: float) -> SimulatedLoad | None:
-        """The smallest pool that keeps every limit at ``qps``, as simulated; None where none does."""
+        """The smallest pool that meets every limit at ``qps``, as simulated; None if none does."""
         expected = int(self.devices_for(qps, np.ones(1))[0])
-        # The interpolation between simulated sizes may be a device short.
+        # the interpolation between simulated sizes may be one device too small
         loads = (self.judge(qps, devices) for devices in range(expected, expected + 3 + expected // 20))
         return next((load for load in loads if load.kept), None)
 
     def judge(self, qps: float, devices: int) -> SimulatedLoad:
-        """Simulate the pool at ``qps``; above 64 devices, 64 of them at their part of it."""
+        """Simulate the pool at ``qps``; above 64 devices, 64 of them with their part of it."""
         simulated = min(devices, LARGEST_POOL)
         traffic = self.traffic_for(simulated)
         load = judge_load(self.device, traffic, self.limits, qps * simulated / devices, simulated)
@@ -124,7 +124,7 @@ class Pools:
         return highest_rate(self.device, self.traffic_for(devices), self.limits, devices, at_most=cap)
 
     def traffic_for(self, devices: int) -> Traffic:
-        """Fewer sessions for larger pools, in which less of the load is left to chance."""
+        """Traffic for a pool size: fewer sessions per device for larger pools, whose load varies less."""
         sessions = max(SESSIONS // math.isqrt(devices), SESSIONS // 4)
         if sessions not in self._parts:
             self._parts[sessions] = self.traffic.part(sessions)
@@ -141,7 +141,7 @@ class Pools:
 def drain_times_s(
     device: Device, traffic: Traffic, sessions: int, rng: np.random.Generator, runs: int = 200
 ) -> np.ndarray:
-    """Seconds [runs] until a device with ``sessions`` found in progress is empty, once no more are sent to it."""
+    """Seconds [runs] until a device with ``sessions`` sessions found in progress is empty, once it gets no more."""
     nobody = np.zeros(sessions)
     drawn = rng.choice(traffic.residual_frames, (runs, sessions))
     return np.array([simulate(nobody, frames, device.step_time).end_s.max() for frames in drawn])

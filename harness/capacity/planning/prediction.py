@@ -1,4 +1,4 @@
-"""What an open-loop run will show, predicted before it runs."""
+"""The prediction of an open-loop run, made before it starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def predict_open_run(
 ) -> Prediction:
     """The prediction of Poisson arrivals at ``rate_per_s`` on one device, in its steady state.
 
-    ``model`` is a copy of what was fitted by then, so that the run can be held against just that. Raises
+    ``model`` is a copy of the fit at that time, so that the run can be compared with exactly that. Raises
     InconclusiveError where the deployment has no fit.
     """
     device = Device.from_fit(fit)
@@ -59,16 +59,17 @@ def predict_open_run(
 
 
 def sealed(prediction: Prediction, made_at: str) -> Prediction:
-    """The prediction with ``made_at`` (ISO 8601, UTC) and ``sha256``, the hash of all the rest of its content."""
+    """The prediction with ``made_at`` (ISO 8601, UTC) and ``sha256``, the hash of the rest of its content."""
     whole = Prediction.of(replace(prediction, made_at=made_at).to_dict()).to_dict()  # its numbers as they will be read
     return Prediction.of(whole | {"sha256": hash_of(whole)})
 
 
 def flaw_of(prediction: Prediction, trial: Trial, written: Mapping[str, Prediction]) -> str:
-    """Why a prediction does not count for its trial, or "": it was changed, or made too late.
+    """Why a prediction does not count for its trial; "" if it does.
 
-    ``written``: those of the run that were written down before their trials started, by trial; none in an older run:
-    there, one without a hash is taken as it is.
+    It may have been changed, or made too late. ``written``: the predictions of the run that were recorded before their
+    trials started, by trial; empty for an older run without such records, where a prediction without a hash is
+    accepted.
     """
     before = written.get(trial.trial_id)
     if written and (before is None or prediction.sha256 != before.sha256):
@@ -83,7 +84,7 @@ def flaw_of(prediction: Prediction, trial: Trial, written: Mapping[str, Predicti
 
 
 def _frozen(fit: FittedDeployment) -> FittedModel:
-    """All that Device.from_fit reads."""
+    """Everything that Device.from_fit reads."""
     return FittedModel(
         step_time=replace(fitted(fit.step_time), points=()),
         first_audio=replace(fitted(fit.first_audio), points=()),

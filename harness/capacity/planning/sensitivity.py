@@ -1,4 +1,4 @@
-"""What a change of the traffic, the deployment or the device does to the counts: what they are sensitive to."""
+"""How device counts change with the traffic, the deployment or the device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DELAYS = tuple(f"{stage}.delay_us" for stage in wire.STAGES)
 
 @dataclass(frozen=True)
 class Change:
-    """A change in words, and the pools with it; None where its effect is not known, and ``note`` says why.
+    """A change as text, and the pools with it; None where its effect is unknown, and ``note`` says why.
 
     ``basis``: simulated (from measured parts) or extrapolated (from a model of the stages or of the device).
     """
@@ -43,20 +43,20 @@ def sensitivity(
 ) -> tuple[SensitivityRow, ...]:
     """plan.json's ``sensitivity``: for each change, the rate of a device and the devices of each target.
 
-    ``gpus``: those of a device; a stage has so many instances where no knob says otherwise.
+    ``gpus``: GPUs per device; a stage has as many instances unless a knob says otherwise.
     """
     fit = replace(fit, deployments=tuple(_with_defaults(each, gpus) for each in fit.deployments))
     return tuple(_record(change, targets_qps) for change in changes(fit, _with_defaults(chosen, gpus), pools))
 
 
 def _with_defaults(fit: FittedDeployment, gpus: int) -> FittedDeployment:
-    """The fit of a deployment, with the instances of every stage among its knobs."""
+    """The fit of a deployment, with the default instances of every stage added to its knobs."""
     instances = {f"{owner_of(stage)}.instances": gpus for stage in frame_path(fit.deployment)}
     return replace(fit, deployment=instances | fit.deployment)
 
 
 def changes(fit: Fit, chosen: FittedDeployment, pools: Pools) -> Iterator[Change]:
-    """None, to compare with; longer sessions, half the delay, one more instance of the busiest stage, a fast device."""
+    """No change, to compare; longer sessions, half the delay, one more instance of the busiest stage, a fast device."""
     yield Change("as planned", pools, "simulated")
     yield Change(f"sessions {LONGER - 1:.0%} longer", _longer(pools), "simulated")
     delays = {knob: chosen.deployment.get(knob, 0) for knob in _DELAYS}
@@ -90,7 +90,7 @@ def _longer(pools: Pools) -> Pools:
 
 
 def lengthened(traffic: Traffic, factor: float) -> Traffic:
-    """Sessions ``factor`` times as long, the longest 90 minutes as before, at the same rate."""
+    """Traffic with sessions ``factor`` times as long, limited to 90 minutes, at the same rate."""
     frames = np.minimum(traffic.frames * factor, np.maximum(traffic.frames, wire.MAX_FRAMES))
     longer = float(frames.mean() / traffic.frames.mean())
     return replace(
@@ -103,7 +103,7 @@ def lengthened(traffic: Traffic, factor: float) -> Traffic:
 
 
 def _turned(name: str, fit: Fit, chosen: FittedDeployment, pools: Pools, knobs: dict) -> Change:
-    """Other knobs: a deployment of the sweep that has just those, else what the stages' service times say."""
+    """Other knobs: a measured deployment with exactly these, otherwise a prediction from the stages' service times."""
     wanted = chosen.deployment | knobs
     for other in fit.deployments:
         if other.deployment == wanted and not other.inconclusive:
@@ -123,7 +123,7 @@ def _turned(name: str, fit: Fit, chosen: FittedDeployment, pools: Pools, knobs: 
 
 
 def _with_instances(pools: Pools, more: int) -> Pools:
-    """With so many more instances that hold KV caches: each has room for KV caches of its own."""
+    """The pools with ``more`` further instances that hold KV caches: each has its own room for them."""
     if pools.limits.kv is None:
         return pools
     kv = replace(pools.limits.kv, instances=pools.limits.kv.instances + more)
@@ -143,7 +143,7 @@ def _faster(chosen: FittedDeployment, pools: Pools) -> Change:
 
 
 def _staged(name: str, pools: Pools, now: Topology, then: Topology) -> Change:
-    """The measured step time, times what the model of the stages says that the change makes of it."""
+    """The measured step time, times the ratio that the model of the stages predicts for the change."""
     most = math.ceil(pools.device.max_sessions)
     whole = now.completed(pools.device.step_time)
     between = {"hop_s": whole.hop_s, "host_s": whole.host_s}
@@ -155,7 +155,7 @@ def _staged(name: str, pools: Pools, now: Topology, then: Topology) -> Change:
 
 
 def _scaled(device: Device, factor: Callable[[np.ndarray], np.ndarray]) -> Device:
-    """A device whose step time is ``factor`` (of sessions [n]) times as long."""
+    """A device whose step time is multiplied by ``factor`` (of sessions [n])."""
     step = device.step_time
     knots = np.array(step.knots or step_knots(math.ceil(device.max_sessions), ()), dtype=float)
     values = step(knots) * factor(knots)
@@ -163,7 +163,7 @@ def _scaled(device: Device, factor: Callable[[np.ndarray], np.ndarray]) -> Devic
 
 
 def _busiest(chosen: FittedDeployment) -> str | None:
-    """The stage of the frame path whose instances would be busy the longest with a full ladder's largest batch."""
+    """The stage of the frame path whose instances would be busy longest with a full ladder's largest batch."""
     path = frame_path(chosen.deployment)
     known = [each for each in chosen.stages if each.stage in path and isinstance(each, FittedStage)]
 

@@ -1,7 +1,7 @@
-"""The frame step of a staged deployment, from its stages: what delays, batch limits and instances make of it.
+"""The frame step of a staged deployment, predicted from its stages' service times, delays, batch limits and instances.
 
-Every session goes round the stages, one frame a round. The rounds are simulated, batch by batch; their mean time at n
-sessions is the step time of a device, with which sessions are simulated (``simulator``).
+Every session cycles through the stages, one frame per round. The rounds are simulated, batch by batch; their mean time
+at n sessions is the step time of a device, used to simulate sessions (``simulator``).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _LOOP = record(
     i1=sources(),
 )
 _KNOBS = "delay_us", "max_batch", "instances"
-ENGINE_BATCH = 64  # of the fused engine as the repository has it
-_NOISES = 4096  # drawn once, then over again
+ENGINE_BATCH = 64  # of the fused engine in the repository
+_NOISES = 4096  # drawn once, then reused cyclically
 
 
 @dataclass(frozen=True)
 class StageModel:
     """A stage of a deployment: a batch of b takes alpha_s b + tau0_s seconds; the knobs are those of its Triton model.
 
-    ``delay_s``: how long the first in the queue waits for a full batch of ``max_batch``. Where that time is the GPU's
-    alone, an instance is busy for another host_s + host_each_s b seconds of its host.
+    ``delay_s``: how long the first in the queue waits for a full batch of ``max_batch``. If the service time is GPU
+    time only, an instance is also busy for host_s + host_each_s b seconds of host time.
     """
 
     name: str
@@ -57,10 +57,10 @@ class StageModel:
         times = self.alpha_s, self.tau0_s, self.delay_s, self.host_s, self.host_each_s
         if not all(0 <= each <= LONGEST_S for each in times) or self.alpha_s + self.tau0_s < SHORTEST_S:
             raise InputError(
-                f"{self.name}: times are 0 to {LONGEST_S:g} s, and a batch of one takes {SHORTEST_S:g} s or more"
+                f"{self.name}: times must be 0 to {LONGEST_S:g} s, and a batch of one at least {SHORTEST_S:g} s"
             )
         if self.max_batch < 1 or self.instances < 1:
-            raise InputError(f"{self.name}: a batch holds 1 or more, and there is 1 instance or more")
+            raise InputError(f"{self.name}: max_batch and instances must be 1 or more")
 
     @classmethod
     def of(cls, name: str, service: ServiceTime, **knobs: Any) -> StageModel:
@@ -71,22 +71,23 @@ class StageModel:
         return self.alpha_s * batch + self.tau0_s
 
     def alone_s(self) -> float:
-        """A batch of one, its host's part included."""
+        """Seconds of a batch of one, including host time."""
         return self.time_s(1) + self.host_s + self.host_each_s
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Stages in order; ``hop_s`` from each to the next. ``one_gpu``: executions of all stages take turns on one GPU;
-    around its turn a stage is busy for another ``host_s``, and ``host_each_s`` for each session in the batch, beside
-    those that it has itself.
+    """Stages in order; ``hop_s`` from each to the next.
 
-    ``prefetch``: an instance that is busy takes its next batch already, as in Triton. Who comes while that waits goes
-    into one after it where the stage has no delay, and into that very batch where it has one. Ladders on emulated
-    stages that take turns came out 14% too fast without it, 3% with it.
+    ``one_gpu``: executions of all stages take turns on one GPU; around its turn a stage is also busy for ``host_s``,
+    and ``host_each_s`` per session in the batch, in addition to its own host times.
+
+    ``prefetch``: as in Triton, a busy instance already takes its next batch. Sessions that arrive while that batch
+    waits join the following one if the stage has no delay, and this very batch if it has one. Without it, ladders on
+    emulated stages that take turns were predicted 14% too fast; with it, 3%.
 
     ``noise``: relative standard deviation of an execution's time (lognormal). Without any, rounds may lock into a
-    pattern that real ones do not hold.
+    pattern that does not last in reality.
     """
 
     stages: tuple[StageModel, ...]
@@ -100,15 +101,15 @@ class Topology:
     def __post_init__(self) -> None:
         hops = self.hop_s, self.host_s, self.host_each_s
         if not self.stages or not (all(0 <= each <= LONGEST_S for each in hops) and 0 <= self.noise <= 1):
-            raise InputError("a topology has 1 stage or more, hops of 0 seconds or more, and noise of 0 to 1")
+            raise InputError("a topology needs 1 stage or more, hops of 0 seconds or more, and noise of 0 to 1")
 
     @classmethod
     def of_fit(cls, fit: FittedDeployment, knobs: Mapping[str, int] | None = None, **more) -> Topology:
-        """The stages of a deployment of fit.json with its knobs, some turned to ``knobs``: what if it had those?
+        """The stages of a deployment of fit.json, with its knobs or, where given, those of ``knobs``.
 
         The fused engine is one stage, which has no batching delay: it batches all ready sessions immediately.
 
-        Raises InconclusiveError where the service time of a stage is not known.
+        Raises InconclusiveError where the service time of a stage is unknown.
         """
         services, turned = {each.stage: each for each in fit.stages}, fit.deployment | dict(knobs or {})
         stages = []
@@ -121,25 +122,27 @@ class Topology:
             own = {knob: turned[f"{owner}.{knob}"] for knob in _KNOBS if f"{owner}.{knob}" in turned}
             if name == wire.ENGINE:
                 largest = max((point.batch_size for point in service.points), default=0)
-                own.setdefault("max_batch", max(ENGINE_BATCH, largest))  # a GPU's takes more
+                own.setdefault("max_batch", max(ENGINE_BATCH, largest))  # on a GPU the limit is higher
             delay_s = own.pop("delay_us", 0) / 1e6
             stages.append(StageModel(name, service.alpha_s, service.tau0_s, delay_s, **own))
         return cls(tuple(stages), **({"prefetch": topology_of(turned) == wire.STAGED} | more))
 
     def completed(self, step_time: StepTime) -> Topology:
-        """With what a measured step of one session has beyond its stages and delays: shared among the hops between
-        stages; of one stage, which has none, the time between two turns of its loop."""
+        """Add the time of a measured single-session step beyond its stages and delays.
+
+        It is divided among the hops between stages; with a single stage it is the time between two turns of its loop.
+        """
         if len(self.stages) > 1:
             return replace(self, hop_s=hop_of(step_time, self))
         return replace(self, host_s=self.host_s + hop_of(step_time, self))
 
     def alone_s(self) -> float:
-        """A frame of one session: every delay is waited out unless a batch of one is full."""
+        """Seconds of a frame of a single session: it waits out every delay, unless a batch of one is full."""
         between_s = self.hop_s + self.host_s + self.host_each_s
         return sum(each.alone_s() + between_s + each.delay_s * (each.max_batch > 1) for each in self.stages)
 
     def fastest_s(self, sessions: int) -> float:
-        """No round of so many sessions is shorter (without noise): what the busiest stage or the GPU needs for all."""
+        """Lower bound of a round of ``sessions`` sessions (without noise): what the busiest stage or the GPU needs."""
         busy = [
             sessions / min(sessions, each.max_batch) * each.time_s(min(sessions, each.max_batch))
             for each in self.stages
@@ -151,13 +154,13 @@ class Topology:
 
 
 def hop_of(step_time: StepTime, topology: Topology) -> float:
-    """Seconds of a hop: what a measured step of one session has beyond its stages and delays, shared among the hops."""
+    """Seconds of a hop: the rest of a measured single-session step beyond its stages and delays, per hop."""
     return max(float(step_time(1)) - topology.alone_s(), 0.0) / len(topology.stages)
 
 
 @dataclass(frozen=True, eq=False)
 class Rounds:
-    """Times between frames at some number of sessions: ``gaps_s`` [sessions, frames]; of each stage the mean batch."""
+    """Times between frames at some number of sessions: ``gaps_s`` [sessions, frames]; mean batch of each stage."""
 
     gaps_s: np.ndarray
     mean_batch: tuple[float, ...]
@@ -167,7 +170,7 @@ class Rounds:
         return float(self.gaps_s.mean())
 
     def late_share(self) -> float:
-        """The share of frames that come later after the one before than they last."""
+        """The share of frames that arrive later after the previous one than the previous one lasts."""
         return float(np.mean(self.gaps_s > wire.SECONDS_PER_FRAME))
 
 
@@ -184,7 +187,7 @@ class _Arrays(NamedTuple):
 def rounds(
     topology: Topology, sessions: int, rng: np.random.Generator, *, frames: int = 200, warm_up: int = 50
 ) -> Rounds:
-    """Simulate so many sessions, begun at random within a round, for ``frames`` each after the warm-up."""
+    """Simulate sessions with random starts within a round, for ``frames`` frames each after the warm-up."""
     if sessions < 1 or frames < 1 or warm_up < 0:
         raise InputError("rounds need 1 session and 1 frame or more, after a warm-up of 0 or more")
     arrays = _arrays(topology, sessions, frames, warm_up)
@@ -214,9 +217,9 @@ def _arrays(topology: Topology, sessions: int, frames: int, warm_up: int) -> _Ar
 
 
 def staged_step_time(topology: Topology, most_sessions: int, rng: np.random.Generator, starts: int = 4) -> StepTime:
-    """The step time of the deployment at 1 to ``most_sessions``: the mean round at a few of them, joined.
+    """The step time of the deployment at 1 to ``most_sessions``: the mean round at several numbers, interpolated.
 
-    Each is the mean of several ``starts``: how sessions began may decide for long how they meet in batches.
+    Each is the mean of several ``starts``: the start times of sessions may determine for long how they share batches.
     """
     knots = step_knots(most_sessions, [each.max_batch for each in topology.stages])
     values = [float(np.mean([rounds(topology, n, rng).step_s for _ in range(starts)])) for n in knots]
@@ -226,7 +229,7 @@ def staged_step_time(topology: Topology, most_sessions: int, rng: np.random.Gene
 
 
 def step_knots(most_sessions: int, max_batches: Sequence[int]) -> list[int]:
-    """Numbers of sessions to look at: every one up to 8, then 15% apart; and on both sides of full batches."""
+    """Numbers of sessions to simulate: every one up to 8, then 15% apart; and those around full batches."""
     knots, n = {1, most_sessions}, 1
     while n < most_sessions:
         knots.add(n)

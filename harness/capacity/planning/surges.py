@@ -1,4 +1,4 @@
-"""What planned devices show when traffic is not what was planned: surges, a ramp, an impulse, and the recovery."""
+"""The behaviour of planned devices under other traffic: surges, a ramp, an impulse, and the recovery."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.errors import InputError
 from harness.records.plan import Behaviour, Drain, PlannedTarget, SurgeParts, SurgeRow
 from harness.traffic.mix import Mix
 
-QUEUE_LIMIT, PATIENCE_S = 64, 30.0  # of each server, as model_repository/vibevoice_full_pipeline has it
+QUEUE_LIMIT, PATIENCE_S = 64, 30.0  # of each server, as in model_repository/vibevoice_full_pipeline
 BACK_WITHIN = 0.05
 _PARTS_OF_HOLD, _PARTS_BEFORE, _HOLDS_AFTER, _MOST_SHOWN = 15, 5, 20, 120
 _ARRIVALS_PER_PART, _MOST_RUNS = 500, 20
@@ -31,7 +31,7 @@ _SHARES = "within_slos_before", "within_slos_during", "within_slos_worst", "busy
 
 @dataclass(frozen=True)
 class Surge:
-    """Traffic at ``times`` its planned rate for ``share`` of the holding time; ``ramp``: it grows to that in a line."""
+    """Traffic at ``times`` its planned rate for ``share`` of the holding time; ``ramp``: it grows linearly to that."""
 
     name: str
     times: float
@@ -39,7 +39,7 @@ class Surge:
     ramp: bool = False
 
     def factor(self, at_s: np.ndarray, hold_s: float) -> np.ndarray:
-        """What the rate is multiplied by, at seconds since the surge began [n]."""
+        """The factor of the rate at seconds since the surge began [n]."""
         lasts_s = self.share * hold_s
         inside = (at_s >= 0) & (at_s < lasts_s)
         risen = np.clip(at_s / lasts_s, 0, 1) if self.ramp else 1.0
@@ -48,9 +48,9 @@ class Surge:
 
 @dataclass(frozen=True)
 class Admission:
-    """Whether a device takes sessions beyond its limit, and how many of those whom it does not take wait in its queue.
+    """Whether a device admits sessions beyond its limit, and how many of the others wait in its queue.
 
-    One whose KV memory is full takes none in any case.
+    A device whose KV memory is full admits none in any case.
     """
 
     name: str
@@ -72,14 +72,14 @@ SURGES = (
 
 
 def behaviour(pools: Pools, mix: Mix, target: PlannedTarget, rng: np.random.Generator) -> Behaviour:
-    """plan.json's ``behaviour``: each surge on the devices of a target, for each way to admit sessions.
+    """plan.json's ``behaviour``: each surge on the devices of a target, for each admission policy.
 
-    ``session_limit``: the most sessions with which a device meets every SLO for good. Those beyond it wait in its
-    queue as the server has it (64 of them, 30 s, then "busy"), or are rejected at once. Nobody is admitted without room
-    for the KV cache, where that is known (``kv_room_bytes``, else None). Time is counted in parts of
+    ``session_limit``: the most constant sessions with which a device meets every SLO. Those beyond it wait in its
+    queue with the server's settings (64 of them, 30 s, then rejected), or are rejected at once. No session is admitted
+    without room for its KV cache, where that is known (``kv_room_bytes``, else None). Time is divided into parts of
     1/15 of the holding time: a quarter of an hour, or twice the mean time of a session if that is longer.
-    ``within_slos``: of the sessions that came in a part, the share that met every SLO on first audio and real-time
-    factor; a rejected one met none; None where nobody came. Above 64 devices, 64 with their part of the traffic are
+    ``within_slos``: of the sessions that arrived in a part, the share that met every SLO on TTFA and real-time
+    factor; a rejected one met none; None if none arrived. Above 64 devices, 64 with their part of the traffic are
     simulated.
     """
     limit, kv = max(int(steady_sessions(pools.device, pools.limits)), 1), pools.limits.kv
@@ -105,9 +105,9 @@ def behaviour(pools: Pools, mix: Mix, target: PlannedTarget, rng: np.random.Gene
 
 
 def ninety_minutes(pools: Pools, sessions: int, rng: np.random.Generator) -> Drain:
-    """Seconds until a device with so many 90-minute sessions aboard, each somewhere in it, is empty once drained.
+    """Seconds until a draining device with this many 90-minute sessions, at random progress, is empty.
 
-    Of as many as its KV memory has room for, if those are fewer. ``longest_s``: where one of them has just begun.
+    If its KV memory has room for fewer, of that many. ``longest_s``: if one of them has just started.
     """
     if pools.limits.kv is not None:
         sessions = max(min(sessions, int(pools.limits.kv.slots(np.array([wire.MAX_FRAMES])))), 1)
@@ -125,7 +125,7 @@ def ninety_minutes(pools: Pools, sessions: int, rng: np.random.Generator) -> Dra
 
 @dataclass(frozen=True)
 class _Stage:
-    """Where surges are played: so many devices at a rate per second, and how long a surge holds."""
+    """The setting of a surge: devices, planned rate (requests/s), and the surge's holding time."""
 
     pools: Pools
     mix: Mix
@@ -139,11 +139,11 @@ class _Stage:
 
     @property
     def begins_s(self) -> float:
-        """When the surge begins, counted from the first part."""
+        """Start of the surge in seconds, counted from the first part."""
         return _PARTS_BEFORE * self.part_s
 
     def play(self, surge: Surge, admission: Admission, limit: int, rng: np.random.Generator) -> PoolResult:
-        """One run. Its last holding time is only there to let sessions of the parts before it end."""
+        """One run. Its last holding time only lets sessions of earlier parts end."""
         device, warm_s = self.pools.device, self.hold_s
         highest = self.rate_per_s * surge.times
 
@@ -162,7 +162,7 @@ class _Stage:
 
 
 def _limits(pools: Pools, classes: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The SLOs that a single session can be held against: those that the simulator counts."""
+    """The SLOs that apply to a single session: those that the simulator counts."""
     limits: dict[str, dict[str, float]] = {name: {} for name in classes}
     for slo in pools.limits.slos:
         if slo.metric in LIMITED:
@@ -171,7 +171,7 @@ def _limits(pools: Pools, classes: Sequence[str]) -> dict[str, dict[str, float]]
 
 
 def _observe(stage: _Stage, surge: Surge, admission: Admission, limit: int, rng: np.random.Generator) -> SurgeRow:
-    """What is seen part by part; ``within_slos_before``: of all parts in which there is no surge at all."""
+    """The figures of every part; ``within_slos_before``: over all parts without any surge."""
     usual = _Seen.of(stage, replace(surge, times=1), admission, limit, rng)
     seen = _Seen.of(stage, surge, admission, limit, rng)
     begins, ends = _PARTS_BEFORE, _PARTS_BEFORE + math.ceil(surge.share * _PARTS_OF_HOLD)
@@ -204,7 +204,7 @@ def _observe(stage: _Stage, surge: Surge, admission: Admission, limit: int, rng:
 
 @dataclass(frozen=True)
 class _Seen:
-    """By part [parts], over all runs: sessions that came, that met every SLO, that were rejected; on a device."""
+    """Counts by part [parts], over all runs: sessions that arrived, met every SLO, were rejected, and per device."""
 
     arrived: np.ndarray
     good: np.ndarray
@@ -213,7 +213,7 @@ class _Seen:
 
     @classmethod
     def of(cls, stage: _Stage, surge: Surge, admission: Admission, limit: int, rng: np.random.Generator) -> _Seen:
-        """Enough runs that a part has some 500 sessions."""
+        """Enough runs that each part has some 500 sessions."""
         runs = min(max(math.ceil(_ARRIVALS_PER_PART / (stage.rate_per_s * stage.part_s)), 1), _MOST_RUNS)
         results = [stage.play(surge, admission, limit, each) for each in rng.spawn(runs)]
         kept = slice(-_PARTS_OF_HOLD)
@@ -227,19 +227,19 @@ class _Seen:
 
     @property
     def within_slos(self) -> np.ndarray:
-        """NaN in a part in which nobody came."""
+        """Share by part; NaN in a part without arrivals."""
         return np.where(self.arrived > 0, self.good / np.maximum(self.arrived, 1), np.nan)
 
 
 def _share(of: np.ndarray, arrived: np.ndarray) -> float:
-    """Of all who came; NaN where nobody did."""
+    """A share of all arrivals; NaN where there were none."""
     return float(of.sum() / arrived.sum()) if arrived.sum() else math.nan
 
 
 def _back(within_slos: np.ndarray, before: float, ends: int) -> int | None:
-    """The first part after a surge from which on three in a row are within five points of what is usual.
+    """The first part after a surge from which three in a row are within five points of the share before it.
 
-    Parts in which nobody came say nothing, and are passed over.
+    Parts without arrivals are skipped.
     """
     known = ends + np.flatnonzero(~np.isnan(within_slos[ends:]))
     fine = within_slos[known] >= before - BACK_WITHIN

@@ -1,4 +1,4 @@
-"""Open-loop runs that no fit has seen, held against the model that was stored before they ran."""
+"""Compares open-loop runs, which no fit has used, with the model that was stored before they ran."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from harness.records.schema import Rung, Trial
 from harness.records.slo import Slo
 from harness.records.summary import quantile_field
 
-OF_THE_DEVICE = ("step_s", "sessions", "frames_per_s")  # metrics of rows that are of no SLO
+OF_THE_DEVICE = ("step_s", "sessions", "frames_per_s")  # metrics of rows without an SLO
 _ALTERNATIVES = 40
 _LUCKS = 25
 _MIN_REQUESTS = 5
-_MIN_FRAMES = 8  # fewer frames in the window give no RTF worth a name
+_MIN_FRAMES = 8  # with fewer frames in the window an RTF is meaningless
 _HARMLESS_SHARE = 0.5
 
 
@@ -35,7 +35,7 @@ _HARMLESS_SHARE = 0.5
 class ComparedFigure:
     """One figure of a rung's summary to compare; ``slo`` None for those of the device as a whole.
 
-    ``key``: its name in the summary and in a prediction. ``unheard``: why ``measured`` is NaN, where that is a fault.
+    ``key``: its name in the summary and in a prediction. ``unheard``: why ``measured`` is NaN, if that is a failure.
     """
 
     name: str
@@ -58,19 +58,18 @@ def validate(
 ) -> list[ValidationRow]:
     """Rows of plan.json's ``validation`` for one open-loop trial.
 
-    ``predictions``: what was written down before each trial started, by trial; None or empty for an older run.
+    ``predictions``: those recorded before each trial started, by trial; None or empty for an older run.
 
-    ``said_before`` is the stored prediction, of nominal Poisson traffic (None where it does not name the figure), made
-    at ``said_at``, with its hash.
-    ``predicted`` is held against the limit: the model stored with it is given the arrivals that really came, as chance
-    in the traffic is no error of the model; it is the median of its replays. ``relative_error`` = (predicted -
-    measured) / measured. ``limit`` is ``max_error``, or what the scatter of single requests and the uncertainty of the
-    stored fit explain (all rows of the trial together with ``confidence``), whichever is larger; the step time at the
-    sessions that were measured gets no such allowance.
+    ``said_before`` is the stored prediction, of nominal Poisson traffic (None if it lacks the figure), made at
+    ``said_at``, with its hash. ``predicted`` is compared with the limit: the stored model is given the actual arrivals,
+    because chance in the traffic is no error of the model; it is the median of its replays. ``relative_error`` =
+    (predicted - measured) / measured. ``limit`` is ``max_error``, or what the variation of single requests and the
+    uncertainty of the stored fit explain (all rows of the trial together with ``confidence``), whichever is larger; the
+    step time at the measured sessions gets no such allowance.
 
     ``passed``: False beyond the limit; None (not decidable) within a limit above ``max_error``; else True. A row also
-    passes where predicted and measured both stay below half of the SLO: the difference cannot change the answer.
-    A quantile that is not there because too many requests were never heard is a row that failed, ``measured`` None.
+    passes if predicted and measured both stay below half of the SLO: the difference cannot change the answer.
+    A quantile that is missing because too many requests got no audio is a failed row, with ``measured`` None.
     Raises InconclusiveError for a trial that cannot be compared.
     """
     said, device = _prediction_of(trial, predictions or {})
@@ -97,7 +96,7 @@ def validate(
 
 @dataclass(frozen=True)
 class _Replay:
-    """The arrivals of a trial, in seconds: arrays [n] in order of due; ``measured`` is its real activity.
+    """The arrivals of a trial, in seconds: arrays [n] in order of their due times; ``measured`` is its real activity.
 
     ``ttfa_s``: as measured, NaN for a request that got no audio.
     """
@@ -129,10 +128,10 @@ class _Replay:
         return (self.traffic_class == traffic_class) & (self.due_s >= self.window[0]) & (self.due_s < self.window[1])
 
     def unheard(self, slo, quantile: float) -> str:
-        """Where more than 1 - quantile of the SLO's class got no audio: that in words, else "".
+        """The problem if more than 1 - quantile of the SLO's class got no audio, else "".
 
-        A request that was due too shortly before the end of the window is cut off, not unheard: within the promised
-        time to first audio, or (for other SLOs) within the longest one of its class.
+        A request that was due too shortly before the end of the window counts as cut off: within the SLO on time to
+        first audio, or (for other SLOs) within the longest one of its class.
         """
         inside = self.due_inside(slo.traffic_class)
         waits_s = np.nan_to_num(self.ttfa_s[inside])
@@ -142,7 +141,7 @@ class _Replay:
         return f"{silent} of {count} requests got no audio" if silent > count * (1 - quantile) + 1e-9 else ""
 
     def play(self, device: Device, figures: Sequence[ComparedFigure], rng: np.random.Generator, lucks: int) -> dict:
-        """Each figure [lucks] as the device would show it, by name."""
+        """Each figure [lucks] as the device would produce it, by name."""
         run = simulate(self.due_s, self.frames, device.step_time, first_audio=device.first_audio, stop_s=self.window[1])
         started = ~np.isnan(run.start_s)
         ends_s = np.nan_to_num(run.end_s[started], nan=self.window[1])
@@ -220,7 +219,7 @@ def _window_of(trial: Trial) -> Rung:
 
 
 def _figures(rung: Rung, slos: Sequence[Slo], replay: _Replay) -> list[ComparedFigure]:
-    """Sessions, throughput, and the median and the promised quantile of each SLO that the window carries."""
+    """Sessions, throughput, and the median and the SLO's quantile of each SLO that the window supports."""
     figures = [
         ComparedFigure("sessions", "sessions", rung.sessions),
         ComparedFigure("frames_per_s", "frames_per_s", rung.frames_per_s),
@@ -241,7 +240,7 @@ def _figures(rung: Rung, slos: Sequence[Slo], replay: _Replay) -> list[ComparedF
 
 
 def _step_row(trial: Trial, replay: _Replay, step_time: StepTime, rung: Rung, max_error: float) -> ValidationRow:
-    """Step time at the sessions that were really there: the physics, without the feedback of a queue."""
+    """Step time at the sessions that were really in progress: the physics alone, without queueing feedback."""
     clock = frame_rate(step_time)
     sessions = replay.measured.mean(lambda n: n, *replay.window)
     predicted = sessions / replay.measured.mean(lambda n: n * clock(n), *replay.window)

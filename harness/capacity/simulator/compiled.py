@@ -1,4 +1,4 @@
-"""How the simulator's functions are compiled, and the numbers that stand for names in them."""
+"""The compiler settings of the simulator's functions, and the numbers that stand for names in them."""
 
 from __future__ import annotations
 

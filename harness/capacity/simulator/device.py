@@ -46,7 +46,7 @@ def count(a, s, column):
 
 @compiled
 def leave(a, k, outcome, now):
-    """A session is over, one way or another, and its slot is free. In a closed loop its user calls again."""
+    """Remove a session that is over, and free its slot. In a closed loop its user starts to think again."""
     s, state = a.slots[k], a.state[0]
     count(a, s, outcome)
     if outcome != DONE and s.tries == 0:
@@ -63,7 +63,7 @@ def leave(a, k, outcome, now):
 
 @compiled
 def advance(a, d, now):
-    """Bring a device's frame clock to now: the root of t = S x + b x^2 / 2 in the form that does not cancel."""
+    """Advance a device's frame clock to now: the root of t = S x + b x^2 / 2, in the form without cancellation."""
     device = a.devices[d]
     n = device.active
     if n > 0:
@@ -80,7 +80,7 @@ def advance(a, d, now):
 
 @compiled
 def plan_end(a, d):
-    """Say when the next session of a device ends, after its sessions changed.
+    """Find when the next session of a device ends, after its sessions changed.
 
     Sessions fall behind real time while a step takes longer than a frame lasts. Between two events a step only grows,
     so the lag of all of them can only peak at an event, where the step falls below a frame's duration.
@@ -103,7 +103,7 @@ def plan_end(a, d):
 
 @compiled
 def rank(a, d):
-    """Enter a device's load into the trees that routing looks at."""
+    """Update a device's load in the trees that routing reads."""
     device, setup = a.devices[d], a.setup[0]
     put(a.loads, d, float(device.active + device.waiting) if device.state == UP else math.inf)
     if setup.routing == SHARED and setup.memory < math.inf:
@@ -113,7 +113,7 @@ def rank(a, d):
 
 @compiled
 def fits(a, d, size):
-    """Whether a session of so many bytes can start. A heap without room holds it up until the heap has grown."""
+    """Whether a session of this many bytes can start. If a heap is full, it waits until the heap has grown."""
     device, setup = a.devices[d], a.setup[0]
     if device.active >= a.targets.shape[1] and device.active < setup.session_limit:
         a.state[0].stuck = True
@@ -123,7 +123,7 @@ def fits(a, d, size):
 
 @compiled
 def start(a, k, d, now):
-    """A session begins, or goes on, on a device with room for it."""
+    """Start, or resume, a session on a device with room for it."""
     advance(a, d, now)
     s, device, setup, state = a.slots[k], a.devices[d], a.setup[0], a.state[0]
     push(a.targets[d], a.members[d], device.active, device.clock + (s.frames - s.done), k)
@@ -146,7 +146,7 @@ def start(a, k, d, now):
 
 @compiled
 def _begin(a, s, d, now):
-    """The first frame of a session is to come: its wait is known, and so is its first audio."""
+    """Note the wait and the TTFA of a session before its first frame."""
     device = a.devices[d]
     step_s = a.base_s[device.active] + a.token_s[device.active] * device.context
     s.start_s, s.heard_s = now, s.ttfa_ratio * (s.first_s + a.setup[0].first_s + a.setup[0].first_steps * step_s)
@@ -163,7 +163,7 @@ def _begin(a, s, d, now):
 
 @compiled
 def finish(a, now):
-    """The session that ends first of all has made its last frame; returns its device."""
+    """End the session that finishes first of all; returns its device."""
     d = first(a.ends)
     device, setup, state = a.devices[d], a.setup[0], a.state[0]
     advance(a, d, now)
@@ -189,7 +189,7 @@ def finish(a, now):
 
 @compiled
 def _judge(a, s, now, stall_s):
-    """Note what a session that is done was like, and whether it kept the limits of its class."""
+    """Record the metrics of a completed session, and whether it met the limits of its class."""
     if len(a.kept) > 0:
         a.kept[s.number].stall_s = stall_s
     if s.window >= 0 and s.class_index >= 0:
@@ -204,7 +204,7 @@ def _judge(a, s, now, stall_s):
 
 @compiled
 def empty(a, d, now):
-    """Take the sessions of a device off it, each with the frames that it has made, ordered by number in its heap."""
+    """Remove the sessions of a device, each with the frames that it has made, ordered by number in its heap."""
     advance(a, d, now)
     device, state, frame_s = a.devices[d], a.state[0], a.setup[0].frame_s
     n = device.active

@@ -38,8 +38,8 @@ LIMITED = {"ttfa_s": TTFA, "rtf": RTF, "stall_s": STALL}
 class Counting:
     """What is counted: sessions by class that arrive in ``seconds`` after the warm-up, in ``windows`` equal parts.
 
-    Distributions are kept for each of ``batches``, so many windows together; their scatter gives the intervals.
-    ``limits`` by class: ``{"ttfa_s": 1.0, "rtf": 0.9, "stall_s": 0}``; what keeps all of its class's is good.
+    Distributions are kept for each of ``batches`` groups of windows; their variation gives the intervals.
+    ``limits`` by class: ``{"ttfa_s": 1.0, "rtf": 0.9, "stall_s": 0}``; a session that meets all of its class's is good.
     """
 
     classes: tuple[str, ...]
@@ -69,7 +69,7 @@ class Counting:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Windows, batches, classes."""
+        """Number of windows, batches and classes."""
         return self.windows, self.batches, len(self.classes)
 
     def table(self) -> np.ndarray:
@@ -82,10 +82,11 @@ class Counting:
 
 
 class SimulationEngine:
-    """A pool in progress. ``feed`` it arrivals, then ``finish``; ``counting`` and ``keep`` say what to remember.
+    """A pool in progress. ``feed`` it arrivals, then ``finish``; ``counting`` and ``keep`` say what to record.
 
-    ``keep``: so many sessions, in order of arrival, are remembered one by one (``arrays.kept``). ``callers``: users of
-    a closed loop. Then there is one block of arrivals: when a user's session is over, it thinks and takes the next.
+    ``keep``: the first sessions, in order of arrival, that are recorded individually (``arrays.kept``). ``callers``:
+    users of a closed loop. There is then one block of arrivals: when a user's session is over, it thinks and takes the
+    next.
     """
 
     def __init__(self, pool: Pool, counting: Counting | None = None, *, keep: int = 0, callers: int | None = None):
@@ -119,7 +120,7 @@ class SimulationEngine:
         self._grow_slots(_LEAST_SLOTS)
 
     def feed(self, arrivals: np.ndarray, *, last: bool = False, stop_s: float = math.inf) -> None:
-        """Go on through a block of arrivals [n], in order of time and after those before."""
+        """Simulate a block of arrivals [n], in order of time and after those before."""
         state = self.arrays.state[0]
         state["taken"] = 0
         self.arrays = self.arrays._replace(arrivals=arrivals)
@@ -129,15 +130,15 @@ class SimulationEngine:
             self._grow()
 
     def finish(self, stop_s: float = math.inf) -> None:
-        """Go on until ``stop_s``, or until all is over."""
+        """Simulate until ``stop_s``, or until no session is left."""
         if self.pool.autoscaler and stop_s == math.inf:
             raise InputError("an autoscaler never ends: say when to stop")
         self.feed(np.zeros(0, ARRIVAL), last=True, stop_s=stop_s)
 
     def _seat(self, arrivals: np.ndarray) -> None:
-        """Let every user of a closed loop begin to think."""
+        """Let every user of a closed loop start to think."""
         users = min(len(self.arrays.call_s), len(arrivals))
-        order = np.argsort(arrivals["arrival_s"][:users], kind="stable")  # sorted, it is a heap
+        order = np.argsort(arrivals["arrival_s"][:users], kind="stable")  # a sorted array is a heap
         self.arrays.call_s[:users], self.arrays.calls[:users] = arrivals["arrival_s"][order], order
         state = self.arrays.state[0]
         state["calling"] = state["taken"] = users
@@ -224,7 +225,7 @@ def _schedule(pool: Pool) -> np.ndarray:
 
 
 def _tree(leaves: int, zeros: int) -> np.ndarray:
-    """A tree of minima over so many leaves; the first ``zeros`` of them are 0, the others infinite."""
+    """A tree of minima with this many leaves; the first ``zeros`` of them are 0, the others infinite."""
     half = 1 << (leaves - 1).bit_length()
     tree = np.full(2 * half, math.inf)
     tree[half : half + zeros] = 0.0
@@ -253,7 +254,7 @@ def arrivals_of(
     pick: np.ndarray | float = 0.0,
     class_index: np.ndarray | int = 0,
 ) -> np.ndarray:
-    """A block of arrivals [n] from columns; see ``layout.ARRIVAL``. Raises InputError for what makes no sense."""
+    """A block of arrivals [n] from columns; see ``layout.ARRIVAL``. Raises InputError for invalid values."""
     arrival_s, frames = np.asarray(arrival_s, dtype=float), np.asarray(frames, dtype=float)
     if arrival_s.shape != frames.shape or arrival_s.ndim != 1:
         raise InputError(f"one number of frames per arrival: {frames.shape} against {arrival_s.shape}")

@@ -25,7 +25,7 @@ class Split:
 def simulate_pool(
     pool: Pool, demand: Demand, counting: Counting, rng: np.random.Generator, *, found: int = 0
 ) -> PoolResult:
-    """A pool under a demand, from its start to the end of what is counted; memory does not grow with the sessions.
+    """Simulate a pool under a demand until the end of counting; memory does not grow with the number of sessions.
 
     ``found`` sessions are in progress at the start, as in a steady state.
     """
@@ -61,7 +61,7 @@ def simulate_split(
 
 
 def _classes_of(split: Split, demand: Demand, counting: Counting) -> dict[str, list[int]]:
-    """Numbers of the classes of each pool. Raises InputError for a class without a pool, or a pool without one."""
+    """Class numbers of each pool. Raises InputError for a class without a pool, or a pool without a class."""
     if counting.classes != demand.classes:
         raise InputError(f"the demand is of {', '.join(demand.classes)}, counted are {', '.join(counting.classes)}")
     unknown = {*split.pool_of.values()} - {*split.pools}
@@ -74,7 +74,7 @@ def _classes_of(split: Split, demand: Demand, counting: Counting) -> dict[str, l
 
 
 def replicate(once: Callable[[np.random.Generator], PoolResult], replications: int, seed: int) -> list[PoolResult]:
-    """Independent runs of the same: generators spawned from one seed."""
+    """Independent runs of the same simulation, with generators spawned from one seed."""
     if replications < 1:
         raise InputError(f"at least one replication, not {replications}")
     return [once(np.random.default_rng(each)) for each in np.random.SeedSequence(seed).spawn(replications)]

@@ -14,7 +14,7 @@ from harness.jit import kept
 
 @compiled
 def _next_s(w):
-    """The time of the next event: a session comes to a stage, a batch ends, or a delay is over at a free instance."""
+    """The time of the next event: a session reaches a stage, a batch ends, or a delay ends at a free instance."""
     loop = w.loop[0]
     now = w.sessions[w.coming[loop.first]].came_s if loop.on_way > 0 else math.inf
     if loop.begun < len(w.sessions):
@@ -30,7 +30,7 @@ def _next_s(w):
 
 @compiled
 def _send(w, k, at_s):
-    """A session is on its way to a stage; those on their way come in the order in which they were sent."""
+    """Send a session to a stage; sessions arrive in the order in which they were sent."""
     loop = w.loop[0]
     w.sessions[k].came_s = at_s
     w.coming[(loop.first + loop.on_way) % len(w.coming)] = k
@@ -39,7 +39,7 @@ def _send(w, k, at_s):
 
 @compiled
 def _end_batch(w, instance, now):
-    """Sessions of a batch go on to the next stage; after the last, a frame is made."""
+    """Send the sessions of a batch to the next stage; after the last stage, count a frame."""
     loop, k, stage = w.loop[0], instance.head, w.stages[instance.stage]
     instance.end_s = math.inf
     stage.free += 1
@@ -60,7 +60,7 @@ def _end_batch(w, instance, now):
 
 @compiled
 def _come(w, now):
-    """Sessions that begin, and those that have come to their next stage, join its queue."""
+    """Put sessions that start, or that have reached their next stage, into its queue."""
     loop = w.loop[0]
     while loop.begun < len(w.sessions) and w.sessions[loop.begun].came_s <= now:
         _join(w, loop.begun)
@@ -85,7 +85,7 @@ def _join(w, k):
 
 @compiled
 def _take(w, stage, size):
-    """The first ``size`` of those who wait at a stage leave its queue; the last of them."""
+    """Remove the first ``size`` sessions from a stage's queue; returns the last of them."""
     last = stage.head
     for _ in range(size - 1):
         last = w.sessions[last].next
@@ -97,7 +97,7 @@ def _take(w, stage, size):
 
 @compiled
 def _begin(w, i, now):
-    """A free instance takes a batch, if one is ready."""
+    """Give a free instance a batch, if one is ready."""
     loop, instance = w.loop[0], w.instances[i]
     stage = w.stages[instance.stage]
     if instance.end_s == math.inf and instance.ahead > 0:
@@ -124,7 +124,7 @@ def _begin(w, i, now):
 
 @compiled
 def _join_ahead(w, instance):
-    """Who comes while a batch waits for its instance goes into it, as far as there is room."""
+    """Add sessions that arrive while a batch waits for its instance to that batch, as far as there is room."""
     stage = w.stages[instance.stage]
     size, head = min(stage.waiting, stage.max_batch - instance.ahead), stage.head
     if size > 0:
@@ -136,7 +136,7 @@ def _join_ahead(w, instance):
 
 @compiled
 def _execute(w, i, size, now):
-    """An instance executes the batch that it has."""
+    """Execute an instance's batch."""
     loop, instance = w.loop[0], w.instances[i]
     stage = w.stages[instance.stage]
     takes_s = (stage.tau0_s + stage.alpha_s * size) * w.noise[loop.drawn % len(w.noise)]
@@ -150,7 +150,7 @@ def _execute(w, i, size, now):
 
 @kept
 def run(w):
-    """Let the sessions go round until each has made ``frames`` frames; ``gaps_s`` holds those after the warm-up."""
+    """Run until each session has made ``frames`` frames; ``gaps_s`` holds the times after the warm-up."""
     while w.loop[0].left > 0:
         now = _next_s(w)
         for i in range(len(w.instances)):

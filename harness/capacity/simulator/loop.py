@@ -34,7 +34,7 @@ _NONE, _END, _OTHER, _TIMEOUT, _ARRIVAL = 0, 1, 2, 3, 4
 
 @compiled
 def _time_out(a, now):
-    """Who has waited longest has waited too long."""
+    """Time out the session that has waited longest."""
     k = a.state[0].oldest
     d = a.slots[k].device
     step_out(a, k)
@@ -52,7 +52,7 @@ def _settle_drained(a, d):
 
 @compiled
 def _become(a, d, to):
-    """Change the state of a device, and the counts of those up and those owned (all but OFF)."""
+    """Change the state of a device, and the counts of devices up and owned (all but OFF)."""
     device, state = a.devices[d], a.state[0]
     state.up += (to == UP) - (device.state == UP)
     state.starting += (to == STARTING) - (device.state == STARTING)
@@ -63,7 +63,7 @@ def _become(a, d, to):
 
 @compiled
 def _fail(a, d, now):
-    """A device dies with its sessions aboard and in its queue; they are lost, or come again in order of arrival."""
+    """Fail a device with its running and queued sessions; they are lost, or requeued in order of arrival."""
     device = a.devices[d]
     if device.state == OFF:
         return
@@ -93,7 +93,7 @@ def _again(a, k, now):
 
 @compiled
 def _drain(a, d):
-    """No more sessions are sent to a device; it goes off when it is empty."""
+    """Stop sending sessions to a device; it is switched off when it is empty."""
     device = a.devices[d]
     if device.state == UP:
         _become(a, d, DRAINING)
@@ -111,7 +111,7 @@ def _raise(a, d, now):
 
 @compiled
 def _scale(a, now):
-    """The threshold policy: outside the band of sessions per device, go to the number that brings back the target."""
+    """The threshold policy: outside the band of sessions per device, go to the number that restores the target."""
     setup, state = a.setup[0], a.state[0]
     sessions, coming = state.active + state.waiting, state.up + state.starting
     wanted = min(max(math.ceil(sessions / setup.target), setup.least), setup.most)
@@ -139,7 +139,7 @@ def _scale(a, now):
 
 @compiled
 def _others(a, now):
-    """One thing that is neither an arrival, nor an end, nor the end of patience; at the same time, in this order."""
+    """Handle one event that is neither an arrival, nor an end, nor a time-out; ties are resolved in this order."""
     setup, state = a.setup[0], a.state[0]
     if state.window_ends_s <= now:
         state.window += 1
@@ -164,7 +164,7 @@ def _others(a, now):
 
 @compiled
 def _plan_others(a):
-    """When the next of them is: the end of a window, a row of the schedule, a device that is ready, or a tick."""
+    """Find the next such event: end of a window, a row of the schedule, a device that becomes ready, or a tick."""
     state = a.state[0]
     state.ready_s = math.inf
     if state.starting > 0:
@@ -195,7 +195,7 @@ def _arrive(a, row, now):
 
 @compiled
 def _next_event(a, last):
-    """What happens next, and when; at the same time, in the order of the numbers of the kinds."""
+    """The next event and its time; ties are resolved in the order of the kinds' numbers."""
     state, setup = a.state[0], a.setup[0]
     kind, at_s = _END, a.ends[1]
     if state.other_s < at_s:
@@ -215,7 +215,7 @@ def _next_event(a, last):
 
 @compiled
 def _accrue(a, now):
-    """Add the time since the last event to what is integrated over the window."""
+    """Add the time since the last event to the integrals of the window."""
     state = a.state[0]
     if 0 <= state.window < len(a.areas):
         area, passed_s = a.areas[state.window], now - state.now_s
@@ -229,7 +229,7 @@ def _accrue(a, now):
 
 @compiled
 def _is_short(a):
-    """Whether the next event may need more slots, or more room for the sessions of a device, than there are."""
+    """Whether the next event may need more slots, or more room for a device's sessions, than there are."""
     state, room = a.state[0], a.targets.shape[1]
     if state.free < 0:
         return True
@@ -244,9 +244,9 @@ def _is_short(a):
 
 @kept
 def run(a, last, stop_s):
-    """Let a pool go on through its block of arrivals; after the ``last`` one, until ``stop_s`` or until all is over.
+    """Simulate a pool's block of arrivals; after the ``last`` block, until ``stop_s`` or until no session is left.
 
-    Returns END_OF_BLOCK, OVER, or GROW where slots or heaps must be made larger first.
+    Returns END_OF_BLOCK, OVER, or GROW where slots or heaps must be enlarged first.
     """
     state, setup = a.state[0], a.setup[0]
     if state.stuck:
@@ -279,7 +279,7 @@ def run(a, last, stop_s):
 
 @compiled
 def _look(a, now):
-    """What the sessions that have not left have made by now."""
+    """Record the progress of the sessions that have not left yet."""
     _accrue(a, now)
     for d in range(len(a.devices)):
         advance(a, d, now)

@@ -36,11 +36,11 @@ class Planned:
 
 @dataclass(frozen=True)
 class Autoscaler:
-    """A threshold policy, looked at every ``every_s`` seconds.
+    """A threshold policy, evaluated every ``every_s`` seconds.
 
     Load is sessions (in progress and waiting) per device (up and starting). Above ``high`` or below ``low`` the pool
-    goes to ceil(sessions / target) devices, within ``least`` to ``most``: devices that drain come back at once, others
-    are up ``lag_s`` later; the least loaded are drained, ``hold_s`` after the last change at the earliest.
+    goes to ceil(sessions / target) devices, within ``least`` to ``most``: draining devices return at once, others
+    are up ``lag_s`` later; the least loaded are drained, at the earliest ``hold_s`` after the last change.
     """
 
     least: int
@@ -67,18 +67,18 @@ class Autoscaler:
 class Pool:
     """``devices`` equal ones; a frame step with n sessions and K tokens in all takes step_time(n) + token_s(n) K.
 
-    ``token_s`` is a number or a function of n, seconds a token; a session grows by ``tokens_per_frame``. At most
+    ``token_s`` is a number or a function of n, in seconds per token; a session grows by ``tokens_per_frame``. At most
     ``session_limit`` sessions run on a device, and the bytes reserved for them are at most ``memory_bytes``.
 
-    ``routing``: "shared": one queue in front of the pool; its first goes to the device with the fewest sessions, or if
-    it has no room there, to that with the most free bytes. "least_loaded", "round_robin", "random": a session goes to
-    a device at once, and waits in the queue of that device. Queues are first come, first served: nobody overtakes
-    one for whom there is no room. Beyond ``queue_limit`` sessions in a queue, or after ``patience_s`` in it, a session
-    is told that the pool is busy. (The server's own queue is that of a device.)
+    ``routing``: "shared": one queue in front of the pool; its first goes to the device with the fewest sessions or, if
+    that has no room, to the one with the most free bytes. "least_loaded", "round_robin", "random": a session goes to
+    a device at once, and waits in that device's queue. Queues are first come, first served: nobody overtakes
+    a session for which there is no room. Beyond ``queue_limit`` sessions in a queue, or after ``patience_s`` in it, a
+    session is rejected as busy. (The server's own queue is that of a device.)
 
     ``first_audio`` = (seconds, steps) from the start of a session. Playback starts ``start_buffer_s`` later.
-    ``on_failure``: sessions of a device that fails, in its queue too, are lost; or they come again, at the end of the
-    queue, to ``restart`` from the first frame or ``resume`` where they were. ``planned``: failures, drains, returns.
+    ``on_failure``: sessions on a device that fails, queued ones too, are lost; or they join the end of the queue again,
+    to ``restart`` from the first frame or ``resume`` where they were. ``planned``: failures, drains, returns.
     """
 
     devices: int
@@ -115,16 +115,16 @@ class Pool:
 
     @classmethod
     def of(cls, device: Device, devices: int, **more) -> Pool:
-        """Devices as fitted."""
+        """A pool of devices as fitted."""
         return cls(devices, device.step_time, first_audio=device.first_audio, **more)
 
     @property
     def places(self) -> int:
-        """Devices that there can be."""
+        """The largest possible number of devices."""
         return self.autoscaler.most if self.autoscaler else self.devices
 
     def tables(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds of a step without context, and seconds a token, at 0 to ``most`` sessions. Raises InputError."""
+        """Seconds of a step without context, and seconds per token, at 0 to ``most`` sessions. Raises InputError."""
         n = np.arange(1, most + 1, dtype=float)
         base = np.asarray(self.step_time(n), dtype=float)
         token_s = self.token_s(n) if callable(self.token_s) else self.token_s
@@ -141,7 +141,7 @@ class Pool:
 def random_failures(
     devices: int, seconds: float, mean_up_s: float, repair_s: float, rng: np.random.Generator
 ) -> tuple[Planned, ...]:
-    """Failures of each device after exponential times of mean ``mean_up_s``, each back ``repair_s`` later."""
+    """Failures of each device after exponential times of mean ``mean_up_s``, each repaired ``repair_s`` later."""
     if not (mean_up_s > 0 and repair_s > 0 and math.isfinite(seconds)):
         raise InputError("the times between failures and to repair are above 0 seconds, and there is an end")
     planned = []

@@ -26,7 +26,7 @@ def _with_room(a, size):
 
 @compiled
 def _choose(a, s):
-    """The device that a session is sent to, busy or not; -1 where none is up."""
+    """The device to which a session is sent, busy or not; -1 where none is up."""
     state, total = a.state[0], len(a.devices)
     routing = a.setup[0].routing
     if state.up == 0:
@@ -74,7 +74,7 @@ def _enter(a, k, d, now):
 
 @compiled
 def step_out(a, k):
-    """Leave a queue as its first."""
+    """Remove the first session of a queue."""
     s, state = a.slots[k], a.state[0]
     if s.older >= 0:
         a.slots[s.older].newer = s.newer
@@ -94,7 +94,7 @@ def step_out(a, k):
 
 @compiled
 def admit(a, d, now):
-    """Admit what waits at device ``d``, or in front of the pool, while the first one fits."""
+    """Admit sessions waiting at device ``d``, or in front of the pool, while the first one fits."""
     if a.setup[0].routing == SHARED:
         while a.state[0].oldest >= 0:
             k = a.state[0].oldest
@@ -112,7 +112,7 @@ def admit(a, d, now):
 
 @compiled
 def place(a, k, now):
-    """Start a session where there is room, or let it wait, or tell it that the pool is busy."""
+    """Start a session if there is room, otherwise queue it, or reject it as busy."""
     s, setup, state = a.slots[k], a.setup[0], a.state[0]
     if setup.routing == SHARED:
         d, waiting, nobody = -1, state.waiting, state.oldest < 0

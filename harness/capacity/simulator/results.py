@@ -1,4 +1,4 @@
-"""What a simulation showed: counts, distributions and loads by class and over time, with intervals."""
+"""The results of a simulation: counts, distributions and loads by class and over time, with intervals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COLUMNS = {
 
 
 def bin_edges() -> np.ndarray:
-    """Where bins begin [BINS + 1]: 0, then 128 a power of two from 2^-14 to 2^22, then infinite."""
+    """Lower edges of the bins [BINS + 1]: 0, then 128 per power of two from 2^-14 to 2^22, then infinite."""
     octaves = 2.0 ** np.arange(LOWEST_EXPONENT, HIGHEST_EXPONENT)[:, None]
     inside = (octaves * (1 + np.arange(BINS_PER_OCTAVE) / BINS_PER_OCTAVE)).ravel()
     return np.concatenate([[0.0], inside, [2.0**HIGHEST_EXPONENT, math.inf]])
@@ -44,7 +44,7 @@ _EDGES = bin_edges()
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with the interval that chance leaves it, from the scatter of batches or of replications."""
+    """A value with its confidence interval, from the variation of batches or of replications."""
 
     value: float
     low: float
@@ -62,7 +62,7 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class MetricBins:
-    """A metric of a class: ``bins`` [batches, BINS] counts of values, ``sums`` [batches] of those that are finite."""
+    """A metric of a class: ``bins`` [batches, BINS] counts of values, ``sums`` [batches] of the finite ones."""
 
     bins: np.ndarray
     sums: np.ndarray
@@ -73,7 +73,7 @@ class MetricBins:
 
     @property
     def mean(self) -> float:
-        """Of the values that are finite; NaN where there is none."""
+        """Mean of the finite values; NaN if there are none."""
         return float(self.sums.sum() / finite) if (finite := self._finite().sum()) else math.nan
 
     def mean_with_interval(self, confidence: float = 0.95) -> Estimate:
@@ -81,21 +81,21 @@ class MetricBins:
         return Estimate.of(self.mean, self.sums[finite > 0] / finite[finite > 0], confidence)
 
     def share_above(self, value: float) -> float:
-        """The share of values above it, straight within a bin; with 0, that of values of 61 µs and more."""
+        """The share of values above ``value``, linear within a bin; for 0, the share of values of 61 µs and more."""
         counts, index = self.bins.sum(axis=0), int(np.searchsorted(_EDGES, value, side="right")) - 1
         low, high = _EDGES[index], _EDGES[index + 1]
         above = float(index == BINS - 1) if index in (0, BINS - 1) else (high - value) / (high - low)
         return float((counts[index + 1 :].sum() + above * counts[index]) / max(self.count, 1))
 
     def quantile(self, probability: float) -> float:
-        """The value that so many stay below, to within half a bin (0.4%); infinite among those never heard.
+        """The quantile, to within half a bin (0.4%); infinite where it falls among sessions without audio.
 
         Raises InconclusiveError where nothing was counted.
         """
         return _quantile(self.bins.sum(axis=0), probability)
 
     def quantile_with_interval(self, probability: float, confidence: float = 0.95) -> Estimate:
-        """The quantile of all, with the interval of the quantiles of the batches."""
+        """The quantile of all values, with an interval from the quantiles of the batches."""
         parts = [_quantile(batch, probability) for batch in self.bins if batch.any()]
         return Estimate.of(self.quantile(probability), parts, confidence)
 
@@ -138,12 +138,12 @@ class ClassResult:
         return int((self.arrived - self.done - self.refused - self.gave_up - self.lost).sum())
 
     def goodput_per_s(self, confidence: float = 0.95) -> Estimate:
-        """Sessions a second that kept every limit of their class; the interval is from the batches."""
+        """Sessions/s that met every limit of their class; the interval is from the batches."""
         parts = self.good.reshape(len(self.wait_s.bins), -1).mean(axis=1) / self.window_s
         return Estimate.of(float(parts.mean()), parts, confidence)
 
     def busy_share(self) -> float:
-        """The share that was told "busy", at once or after waiting."""
+        """The share that was rejected as busy, at once or after waiting."""
         return float((self.refused + self.gave_up).sum() / max(self.arrived.sum(), 1))
 
 
@@ -161,12 +161,12 @@ class PoolResult:
 
     @property
     def utilisation(self) -> float:
-        """Time in which devices had a session, over the time in which they were up."""
+        """Time in which devices had a session / time in which they were up."""
         return float(self.busy_devices.sum() / self.devices_up.sum())
 
     @property
     def device_hours(self) -> float:
-        """Of all devices but those off: what is paid for."""
+        """Hours of all devices except those that are off: the hours that are paid for."""
         return float(self.devices_owned.sum() * self.window_s / 3600)
 
 

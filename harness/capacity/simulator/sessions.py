@@ -19,10 +19,10 @@ from harness.errors import InputError
 
 @dataclass(frozen=True)
 class Simulated:
-    """What became of each session, as arrays in order of arrival [n]; NaN where it had not happened at the stop.
+    """The outcome of each session, as arrays in order of arrival [n]; NaN for what had not happened at the stop.
 
-    ``rtf``: wall time since the start over audio time, of the frames made until the end or the stop.
-    ``active_at_start``: sessions on its device as it starts, itself among them.
+    ``rtf``: wall time since the start / audio time, of the frames made until the end or the stop.
+    ``active_at_start``: sessions on its device as it starts, including itself.
     """
 
     arrival_s: np.ndarray
@@ -59,11 +59,11 @@ class Activity:
         return cls(times[order], np.cumsum(changes[order]))
 
     def at(self, when_s: np.ndarray) -> np.ndarray:
-        """Sessions in progress at each time, a session that starts just then among them."""
+        """Sessions in progress at each time, including those that start exactly then."""
         return np.concatenate([[0], self.counts])[np.searchsorted(self.times_s, when_s, side="right")]
 
     def integral(self, of: Callable[[np.ndarray], np.ndarray], when_s: np.ndarray | float) -> np.ndarray:
-        """Integral of ``of(sessions)`` from the first event to each time ``when_s``; 0 where nothing ever happens."""
+        """Integral of ``of(sessions)`` from the first event to each time ``when_s``; 0 if there are no events."""
         if not len(self.times_s):
             return np.zeros(np.shape(when_s))
         heights = of(self.counts[:-1].astype(float))
@@ -96,13 +96,13 @@ def simulate(
 ) -> Simulated:
     """Run sessions on ``devices`` equal devices; each arrival goes to the one with the fewest sessions.
 
-    ``arrival_s`` [n], ascending; ``frames`` [n], above 0, need not be whole; ``step_time(sessions)``: seconds of
-    a frame step, for an array of session counts. All sessions of a device advance one frame a step, so one ends
-    when the device's frame clock passes its start + its frames. Above ``session_limit`` a device, or without room for
+    ``arrival_s`` [n], ascending; ``frames`` [n], above 0, need not be whole; ``step_time(sessions)``: seconds of a
+    frame step, for an array of session counts. All sessions of a device advance one frame per step, so one ends when
+    the device's frame clock passes its start + its frames. Above ``session_limit`` per device, or without room for
     their ``bytes_`` [n] in its ``memory_bytes``, arrivals wait in one queue, first come first served. First audio comes
-    ``first_audio`` = (seconds, steps) after the start. ``planned``: devices that fail, say; their sessions go on
-    elsewhere, from the frame that they had reached. Nothing happens after ``stop_s``. Raises InputError for arrivals or
-    frames that make no sense.
+    ``first_audio`` = (seconds, steps) after the start. ``planned``: for example devices that fail; their sessions
+    resume elsewhere from the frame that they had reached. Nothing happens after ``stop_s``. Raises InputError for
+    invalid arrivals or frames.
     """
     block = arrivals_of(arrival_s, frames, bytes_=bytes_)
     if np.any(np.diff(block["arrival_s"]) < 0):

@@ -25,7 +25,7 @@ def bin_of(value):
 
 @compiled
 def put(tree, index, value):
-    """Change a leaf of a tree of minima: node i is the least of nodes 2i and 2i + 1, the second half are leaves."""
+    """Change a leaf of a tree of minima: node i is the smaller of nodes 2i and 2i + 1, the second half are leaves."""
     node = (len(tree) >> 1) + index
     tree[node] = value
     while node > 1:
@@ -38,7 +38,7 @@ def put(tree, index, value):
 
 @compiled
 def first(tree):
-    """The lowest index among the least leaves; tree[1] is their value."""
+    """The lowest index among the smallest leaves; tree[1] is their value."""
     node, leaves = 1, len(tree) >> 1
     while node < leaves:
         node = 2 * node + (tree[2 * node] != tree[node])
@@ -57,7 +57,7 @@ def push(keys, members, count, key, member):
 
 @compiled
 def pop(keys, members, count):
-    """Take the member with the least key from a binary heap of ``count`` entries."""
+    """Remove and return the member with the smallest key of a binary heap of ``count`` entries."""
     least, last = members[0], count - 1
     key, member = keys[last], members[last]
     place, child = 0, 1

@@ -30,9 +30,9 @@ class Arriving(Protocol):
 
 @dataclass(frozen=True)
 class Varying:
-    """Poisson arrivals whose rate varies: ``rate_per_s`` of an array of times in seconds, at most ``highest_per_s``.
+    """Poisson arrivals with a varying rate: ``rate_per_s`` of an array of times in seconds, at most ``highest_per_s``.
 
-    By thinning (Lewis and Shedler, 1979): an arrival at the highest rate stays with chance rate / highest.
+    By thinning (Lewis and Shedler, 1979): an arrival at the highest rate is kept with probability rate / highest.
     """
 
     rate_per_s: Callable[[np.ndarray], np.ndarray]
@@ -68,12 +68,12 @@ class Varying:
 
 @dataclass(frozen=True)
 class Demand:
-    """Sessions of a mix that come as ``arriving`` says, and what they take of a device.
+    """Sessions of a mix that arrive as ``arriving`` says, and their use of a device.
 
     A session's prompt is ``memory.prompt_tokens`` of its frames and ``voice_frames``, its KV cache takes
-    ``kv_bytes_per_token`` and ``state_bytes`` besides, and its first audio ``prefill_s_per_token`` more for each token
-    of the prompt. ``ttfa`` and ``rtf``: how single sessions scatter around the model's time to first audio and RTF, as
-    a device's fit says.
+    ``kv_bytes_per_token`` plus ``state_bytes``, and its TTFA grows by ``prefill_s_per_token`` for each token
+    of the prompt. ``ttfa`` and ``rtf``: variation of single sessions around the model's time to first audio and RTF, as
+    in a device's fit.
     """
 
     mix: Mix
@@ -100,7 +100,7 @@ class Demand:
                 return
 
     def found(self, sessions: int, numbers: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-        """Sessions of classes of these ``numbers`` found in progress at time 0: drawn by work, at a uniform phase.
+        """Sessions of the classes ``numbers`` found in progress at time 0: drawn by work, at a uniform phase.
 
         What they have spoken is context already. Their class is -1: they are not counted.
         """

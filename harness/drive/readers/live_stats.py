@@ -1,6 +1,6 @@
-"""Live figures of the streams under way: what the load test's page shows before any request has ended.
+"""Live figures of the streams in progress, which the load test's page shows before any request has ended.
 
-Figures here are for watching. Verdicts come from the records (``metrics``), which hold every chunk.
+These figures are for watching. Verdicts come from the records (``metrics``), which hold every chunk.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from harness import wire
 from harness.records.schema import Request, Result
 
 PROGRESS_EVERY_S = 1.0  # between two samples of a reader
-STALL_NS = 50_000_000  # a shorter pause is not counted here
+STALL_NS = 50_000_000  # shorter pauses are not counted here
 
 
 class Running(NamedTuple):
-    """A stream under way that has been heard. ``rtf`` is NaN until its second chunk.
+    """A stream in progress that has received audio. ``rtf`` is NaN until its second chunk.
 
-    A tuple, not a dataclass: to collect a thousand of them must not hold up the stamping of chunks.
+    A tuple, not a dataclass: collecting a thousand of them must not delay the timestamps of chunks.
     """
 
     traffic_class: str
@@ -37,7 +37,7 @@ class Running(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The streams under way at one moment. ``samples`` and ``stalls`` count from the start of the test."""
+    """The streams in progress at one moment. ``samples`` and ``stalls`` count from the start of the test."""
 
     active: int = 0
     waiting: int = 0  # submitted ahead, not yet due
@@ -59,7 +59,7 @@ class Progress:
 
 
 class _Playback:
-    """One stream as a listener hears it, who starts to listen at its first chunk."""
+    """One stream as a listener hears it who starts playback at its first chunk."""
 
     __slots__ = ("request", "first_ns", "last_ns", "first_samples", "samples", "plays_until_ns", "stalls")
 
@@ -70,7 +70,7 @@ class _Playback:
         self.hear(now_ns, samples)
 
     def hear(self, now_ns: int, samples: int) -> bool:
-        """Add a chunk. Return whether the listener had to wait for it."""
+        """Add a chunk of audio. Return whether playback had stalled before it."""
         stalled = now_ns - self.plays_until_ns > STALL_NS
         self.stalls += stalled
         self.last_ns = now_ns
@@ -91,7 +91,7 @@ class _Playback:
 
 
 class LiveStats:
-    """Counts chunks as they come, in constant time each."""
+    """Counts chunks as they arrive, in constant time each."""
 
     def __init__(self, now_ns: int):
         self._playbacks: dict[Hashable, _Playback] = {}
@@ -107,11 +107,11 @@ class LiveStats:
             self._stalls += playback.hear(now_ns, samples)
 
     def forget(self, stream: Hashable) -> None:
-        """The stream has ended: its Result holds the rest."""
+        """Drop a stream that has ended; its Result holds its figures."""
         self._playbacks.pop(stream, None)
 
     def progress(self, active: int, waiting: int, now_ns: int) -> Progress:
-        """The streams that run now; ``audio_s_per_s`` is the mean since the last call."""
+        """The streams that run now; ``audio_s_per_s`` is the mean since the previous call."""
         audio_s = (self._samples - self._samples_before) / wire.SAMPLE_RATE_HZ
         seconds = (now_ns - self._before_ns) / 1e9
         self._samples_before, self._before_ns = self._samples, now_ns
@@ -121,10 +121,10 @@ class LiveStats:
 
 
 class ChartPoint(NamedTuple):
-    """The charts' figures of one moment, ``at_s`` after the start; None where there is no figure.
+    """The charts' figures at ``at_s`` after the start; None where there is no figure.
 
-    Quantiles and stalls are of the last ``History.window_s``: first audio of requests first heard in it; RTF of streams
-    that run, or ended in it.
+    Quantiles and stalls cover the last ``History.window_s``: TTFA of requests whose first audio came in it; RTF of
+    streams that run or that ended in it.
     """
 
     at_s: float
@@ -138,12 +138,12 @@ class ChartPoint(NamedTuple):
 
 
 class History:
-    """Points of one test, at most ``most``: where there would be more, every second one goes."""
+    """At most ``most`` points of one test; beyond that every second point is dropped."""
 
     def __init__(self, window_s: float = 10.0, most: int = 600):
         self.window_s, self._most = window_s, most
         self.points: list[ChartPoint] = []
-        self._every = 1  # of so many additions, one becomes a point
+        self._every = 1  # one of this many calls of ``add`` becomes a point
         self._added = self._folded = 0
         self._heard: set[str] = set()
         self._ended: set[str] = set()
@@ -152,7 +152,7 @@ class History:
         self._stalls: deque[tuple[float, int]] = deque([(0.0, 0)])
 
     def add(self, at_s: float, progress: Progress, results: Sequence[Result]) -> None:
-        """Add the progress of ``at_s`` after the start; ``results`` are all so far."""
+        """Add the progress at ``at_s`` after the start; ``results`` are all Results so far."""
         for result in results[self._folded :]:
             self._fold(at_s, result)
         self._folded = len(results)
@@ -201,9 +201,9 @@ def _quantile(values: Sequence[float], share: float) -> float | None:
 
 
 class Lag:
-    """How late the process that stamps chunks is itself: its own timers, against when they were due.
+    """How late the process that timestamps chunks runs: its timers against the times they were due.
 
-    A chunk that is stamped long after the server sent it was held up on the way, or stamped late. This tells which.
+    A chunk stamped long after the server sent it was either delayed on the way or stamped late; this tells which.
     """
 
     def __init__(self):
@@ -213,5 +213,5 @@ class Lag:
         self._late_ns.append(now_ns - due_ns)
 
     def p99_s(self) -> float:
-        """NaN before the first timer."""
+        """The 99th percentile, in seconds; NaN before the first timer."""
         return float(np.quantile(self._late_ns, 0.99)) / 1e9 if self._late_ns else math.nan

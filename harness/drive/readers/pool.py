@@ -1,6 +1,6 @@
-"""Stream-reader processes beside the load generator, so that nothing but asyncio ever times a chunk.
+"""Stream-reader processes beside the load generator: in them asyncio does nothing but send requests and time chunks.
 
-A ``ReaderPool`` lives in the load generator, whether that runs on threads or on gevent's patched ones. Its processes
+A ``ReaderPool`` lives in the load generator, which may run on threads or on gevent's patched ones. Its processes
 (``python -m harness.drive.readers.process``) exchange the messages of ``protocol`` with it over a socket pair each.
 """
 
@@ -40,17 +40,17 @@ from harness.host.places import CODE
 from harness.records.schema import Outcome, Request, Result
 
 START_TIMEOUT_S = 60.0
-LAST_WORDS_S = 15.0  # after the grace: to stop the streams and return every Result
+LAST_WORDS_S = 15.0  # after the grace, to stop the streams and return every Result
 READ_BYTES = 1 << 20
 PROCESS = "harness.drive.readers.process"
-# gRPC's older way to wait for a socket: the newer one passes every message through two threads more, at twice the cost.
+# gRPC's older polling engine: the newer one passes every message through two more threads, at twice the cost.
 POLLING = "-event_engine_client"
 
 log = logging.getLogger(__name__)
 
 
 class Ticket:
-    """A request that was handed to a reader; ``wait()`` for its Result, or ``cancel()`` it."""
+    """A request handed to a reader: ``wait()`` for its Result, or ``cancel()`` it."""
 
     def __init__(self, reader: _ReaderProcess, number: int, request: Request, loop: str, then):
         self._reader, self._number, self._then = reader, number, then
@@ -59,12 +59,12 @@ class Ticket:
         self.result: Result | None = None
 
     def wait(self, timeout_s: float | None = None) -> Result | None:
-        """The Result; None when ``timeout_s`` passed without one."""
+        """The Result; None if ``timeout_s`` passed without one."""
         self._done.wait(timeout_s)
         return self.result
 
     def cancel(self) -> None:
-        """Ask for an early end; the Result still comes, ``cancelled`` unless the request had ended before."""
+        """Ask for an early end. The Result still comes, as ``cancelled`` unless the request had already ended."""
         self._reader.send(Cancel(self._number))
 
     def settle(self, result: Result) -> None:
@@ -72,7 +72,7 @@ class Ticket:
         if self._then is not None:
             try:
                 self._then(result)
-            except Exception:  # a faulty listener must not stop the reading of all other results
+            except Exception:  # a faulty listener must not stop the delivery of other Results
                 log.exception("the listener of request %s failed", self.request.request_id)
         self._done.set()
 
@@ -103,7 +103,7 @@ class _ReaderProcess:
             raise ServerError(self._refusal)
 
     def send(self, message: Message) -> None:
-        """Errors are left to the receiving thread, which sees the same end and settles every ticket."""
+        """Send a message. Errors are ignored: the receiving thread notices the same end and settles every ticket."""
         with self._sending:
             try:
                 self._socket.sendall(to_bytes(message))
@@ -117,7 +117,7 @@ class _ReaderProcess:
             self._settle_lost()
 
     def close(self, within_s: float) -> None:
-        """Wait for the last Results, then for the process; after ``within_s`` end it by force."""
+        """Wait for the last Results, then for the process; after ``within_s`` seconds kill it."""
         self._thread.join(within_s)
         if self._thread.is_alive():
             self.process.kill()
@@ -161,7 +161,7 @@ class _ReaderProcess:
         if not self.tickets:
             return
         code = self.process.wait()
-        error = f"stream-reader process {self.process.pid} died (exit code {code}) with this request under way"
+        error = f"stream-reader process {self.process.pid} died (exit code {code}) with this request in progress"
         while self.tickets:
             _, ticket = self.tickets.popitem()
             self.lost += 1
@@ -169,7 +169,7 @@ class _ReaderProcess:
 
 
 def _spawn(descriptor: int) -> subprocess.Popen:
-    """Start a reader that inherits one socket; in a session of its own, where Ctrl-C does not reach it."""
+    """Start a reader that inherits one socket, in its own session, so that Ctrl-C does not reach it."""
     path = os.pathsep.join(filter(None, (str(CODE), os.environ.get("PYTHONPATH", ""))))
     return subprocess.Popen(
         [sys.executable, "-m", PROCESS, str(descriptor)],
@@ -181,16 +181,17 @@ def _spawn(descriptor: int) -> subprocess.Popen:
 
 
 class ReaderPool:
-    """Reader processes on one service; requests go to them in turn. ``first``: the number of the first of them, and
-    ``of`` how many there are in all, where other pools share the service (see ``Replicas``).
+    """Reader processes connected to one service; requests go to them in turn.
 
-    Raises InputError for an unusable target or fewer than one process, ServerError when a server is not ready.
+    ``first`` is the number of the first process and ``of`` how many there are in all, where other pools share the
+    service (see ``Replicas``). Raises InputError for an unusable target or fewer than one process, ServerError when a
+    server is not ready.
     """
 
     def __init__(self, target: Target | str, processes: int = 1, first: int = 0, of: int | None = None):
         self.target = Target.of(target)
         if processes < 1:
-            raise InputError(f"{processes} reader processes cannot read a stream: use 1 or more")
+            raise InputError(f"--readers {processes} must be 1 or more")
         self._readers = [_ReaderProcess(self.target, first + number, of or processes) for number in range(processes)]
         self.submitted = 0
         try:
@@ -202,7 +203,7 @@ class ReaderPool:
 
     @property
     def returned(self) -> int:
-        """Results that came from a reader; those made up for a reader that died are ``lost`` instead."""
+        """Results that came from a reader. Results made up for a reader that died are counted as ``lost`` instead."""
         return sum(reader.returned for reader in self._readers)
 
     @property
@@ -211,18 +212,18 @@ class ReaderPool:
 
     @property
     def lag_p99_s(self) -> float:
-        """How late the readers' own timers ran (p99, the worst reader), once closed: the error of their timestamps."""
+        """How late the readers' own timers ran (p99 of the worst reader, s), once closed: their timestamps' error."""
         return max((reader.lag_p99_s for reader in self._readers), default=math.nan)
 
     @property
     def connections(self) -> ConnectionStatistics:
-        """What the connections to the servers went through, once closed."""
+        """Statistics of the connections to the servers, once closed."""
         return sum((reader.connections for reader in self._readers), ConnectionStatistics())
 
     def submit(self, request: Request, loop: str, then: Callable[[Result], None] | None = None) -> Ticket:
-        """Hand over a request, to be sent at its ``due_ns`` (at once if that has passed).
+        """Hand over a request to be sent at its ``due_ns``, or at once if that has passed.
 
-        ``then`` is called with the Result, in the thread that reads from the reader.
+        ``then`` is called with the Result, in the thread that receives from the reader.
         """
         number, self.submitted = self.submitted, self.submitted + 1
         reader = self._readers[number % len(self._readers)]
@@ -231,14 +232,14 @@ class ReaderPool:
         return ticket
 
     def progress(self) -> Progress:
-        """The streams under way in all readers, at most about a second old."""
+        """The streams in progress in all readers, at most about a second old."""
         return sum((reader.progress for reader in self._readers), Progress())
 
     def close(self, grace_s: float = 0.0) -> None:
-        """Give requests under way ``grace_s`` to finish, cut off the rest as ``unfinished``, and end the readers.
+        """Give requests in progress ``grace_s`` to finish, cut off the rest as ``unfinished``, and end the readers.
 
-        Requests that are not yet due come back unfinished with ``sent_ns`` = 0: they were never sent. When this
-        returns, every ticket has its Result. A second call, while the first waits, may shorten the grace.
+        Requests that are not yet due come back unfinished with ``sent_ns`` = 0: they were never sent. On return every
+        ticket has its Result. A second call, made while the first waits, may shorten the grace.
         """
         for reader in self._readers:
             reader.send(Finish(grace_s))

@@ -1,4 +1,4 @@
-"""A stream-reader process: it sends requests when they are due and times every chunk that comes.
+"""A stream-reader process: it sends requests when they are due and timestamps every chunk that arrives.
 
 ``python -m harness.drive.readers.process DESCRIPTOR`` serves the ``ReaderPool`` at the other end of that socket.
 It ends when the socket closes, so it never outlives its load generator.
@@ -49,7 +49,7 @@ async def _report(reader: Reader, send: Callable[[Message], None]) -> None:
 
 
 async def _keep_time(lag: Lag) -> None:
-    """Note how late timers run; they follow each other on a grid, so that a late one does not hide the next."""
+    """Record how late timers run. Timers are due on a fixed grid, so that a late one does not hide the next."""
     due_ns = time.monotonic_ns()
     while True:
         due_ns = max(due_ns + TICK_NS, time.monotonic_ns())
@@ -58,7 +58,7 @@ async def _keep_time(lag: Lag) -> None:
 
 
 async def _messages(stream: asyncio.StreamReader) -> AsyncIterator[Message]:
-    """The messages of the load generator, until its end of the socket closes."""
+    """The load generator's messages, until it closes its end of the socket."""
     inbox = Inbox()
     while data := await stream.read(READ_BYTES):
         for message in inbox.feed(data):
@@ -91,7 +91,7 @@ async def _serve(descriptor: int) -> None:
             await client.ready()
             await _work(client, messages, send)
             await _flush(writer)
-            signal.alarm(5)  # the clean-up must not keep a reader alive
+            signal.alarm(5)  # clean-up must not keep a reader alive
     except HarnessError as error:
         send(Refused(str(error)))
         await _flush(writer)
@@ -111,12 +111,12 @@ async def _flush(writer: asyncio.StreamWriter) -> None:
 
 
 def go_first() -> None:
-    """Ask to run before the load that is measured; without permission go on, and the lag will tell.
+    """Raise this process's priority above that of the measured load; without permission go on (``Lag`` shows it).
 
     Real-time scheduling holds timers to 2 ms where a full host let them slip by 20. Next best is a nice value: of the
     process, and of its session, which is what counts where the kernel groups processes by session.
     """
-    gc.freeze()  # what the imports made is never looked at again: collections stay short
+    gc.freeze()  # later collections skip what the imports allocated, and stay short
     gc.set_threshold(50_000, 50, 50)
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
@@ -129,7 +129,7 @@ def go_first() -> None:
 
 
 def main() -> None:
-    """Entry of a reader process: ``python -m harness.drive.readers.process DESCRIPTOR``."""
+    """Entry point of a reader process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     go_first()
     asyncio.run(_serve(int(sys.argv[1])))

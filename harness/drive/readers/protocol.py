@@ -1,10 +1,10 @@
-"""The messages between a load generator and its stream-reader processes: written and read here, and nowhere else.
+"""The messages between a load generator and its stream-reader processes. Only this module writes and reads them.
 
 Each travels as a msgpack pair ``[kind, fields]`` over the socket pair that the two processes share:
 
-    to a reader      Connect, first of all; then Submit, Cancel and Finish, as often as needed
-    from a reader    Ready or Refused, first of all; then one Returned for each Submit, and a ProgressSample each
-                     second; at the end TimerLag and ConnectionTotals
+- to a reader: Connect first; then any number of Submit, Cancel and Finish
+- from a reader: Ready or Refused first; then one Returned for each Submit, and a ProgressSample each second; at the
+  end TimerLag and ConnectionTotals
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.records.schema import Request, Result
 class Connect:
     """Open connections to ``target`` as number ``first`` of the ``of`` processes that share its servers.
 
-    It comes as a message because it may hold secrets, which a command line would show to every user of the host.
+    This is a message because it may hold secrets; a command line would show them to every user of the host.
     """
 
     target: Target
@@ -45,35 +45,35 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """End the request ``number`` early; its Result still comes."""
+    """End the request ``number`` early; its Result is still returned."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Send nothing more. Requests under way get ``grace_s`` seconds; a second Finish may shorten them."""
+    """Send nothing more. Requests in progress get ``grace_s`` seconds; a second Finish may shorten them."""
 
     grace_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The reader process ``pid`` is connected and every server takes requests."""
+    """The reader process ``pid`` is connected and every server accepts requests."""
 
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The reader cannot work, and ends: ``reason`` is a message for the user."""
+    """The reader cannot work and ends; ``reason`` is a message for the user."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """What became of the request ``number``."""
+    """The Result of the request ``number``."""
 
     number: int
     result: Result
@@ -81,7 +81,7 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class ProgressSample:
-    """The streams under way."""
+    """A sample of the streams in progress."""
 
     progress: Progress
 
@@ -95,7 +95,7 @@ class TimerLag:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionTotals:
-    """What the reader's connections to the servers went through."""
+    """Statistics of the reader's connections to the servers."""
 
     connections: ConnectionStatistics
 
@@ -134,19 +134,19 @@ _CODECS = {name: _codecs(kind) for name, kind in _KINDS.items()}
 
 
 def to_bytes(message: Message) -> bytes:
-    """The message as the other side's ``Inbox`` takes it."""
+    """Encode a message for the other side's ``Inbox``."""
     kind = type(message).__name__
     return msgpack.packb([kind, [write(getattr(message, name)) for name, write, _ in _CODECS[kind]]])
 
 
 class Inbox:
-    """Turns the bytes that come over a socket, in pieces of any size, into messages."""
+    """Decodes messages from the bytes that a socket delivers in pieces of any size."""
 
     def __init__(self):
         self._unpacker = msgpack.Unpacker(max_buffer_size=0)
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """The messages that ``data`` completes, in order. Take all of them before the next call."""
+        """The messages that ``data`` completes, in order. Consume all of them before the next call."""
         self._unpacker.feed(data)
         for kind, plain in self._unpacker:
             values = (read(value) for value, (_, _, read) in zip(plain, _CODECS[kind], strict=True))

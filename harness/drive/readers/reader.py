@@ -1,4 +1,4 @@
-"""The work of a reader process: it sends each request when it is due, and returns one Result for each."""
+"""The work of a reader process: it sends each request when it is due and returns one Result for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.records.schema import Outcome, Request, Result
 
 
 class Reader:
-    """Sends each request that is submitted when it is due; its Result goes to the load generator by ``send``."""
+    """Sends each submitted request when it is due, and its Result to the load generator by ``send``."""
 
     def __init__(self, client: SpeechClient, send: Callable[[Message], None]):
         self._client, self._send = client, send
@@ -40,7 +40,7 @@ class Reader:
             self._streams[number].stop(outcome)
 
     def finish(self, grace_s: float) -> None:
-        """End within ``grace_s``; ``ended`` is set when every Result has been sent. A second call may shorten it."""
+        """Finish within ``grace_s`` seconds, then set ``ended``. A second call may shorten the grace."""
         for number in list(self._waiting):
             if not self._start_if_due(number):
                 self.cancel(number, Outcome.UNFINISHED)
@@ -69,12 +69,12 @@ class Reader:
         return is_due
 
     def _start(self, number: int) -> None:
-        """The stream is in the table at once, so that a cancel that follows the submit finds it."""
+        """Start a stream. It is registered at once, so that a cancel right after the submit finds it."""
         handle, request, loop = self._waiting.pop(number)
         handle.cancel()
         try:
             self._streams[number] = self._client.open(request, loop, on_chunk=self._chunk)
-        except Exception as error:  # whatever happens, every request has a Result
+        except Exception as error:  # whatever happens, every request gets a Result
             return self._return(number, failed_result(request, loop, error))
         task = self._loop.create_task(self._run(number, request, loop))
         self._tasks.add(task)

@@ -1,9 +1,9 @@
-"""Frame steps of sessions that go round stages which share processors: compiled, event by event.
+"""Frame steps of sessions that cycle through stages which share processors: a compiled event simulation.
 
-What runs on a resource shares it evenly (processor sharing): each of k executions and hops on c cores goes at
-min(1, c / k) of full speed, less ``drag`` for each of k - c too many (caches and switches: the contention of the
-Universal Scalability Law). A stage takes those that wait when an instance is free and the first is late or a batch is
-full.
+Tasks on a resource share it evenly (processor sharing): each of k executions and hops on c cores runs at
+min(1, c / k) of full speed, less ``drag`` for each of the k - c in excess (caches and context switches: the contention
+of the Universal Scalability Law). A stage starts a batch when an instance is free and the batch is full or its first
+session has waited for the delay.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _NOISES = 1024
 
 @dataclass(frozen=True)
 class Station:
-    """A stage: ``time_s`` are seconds of work on its resource of batches of 1, 2, ...; larger ones go on as steeply.
+    """A stage. ``time_s``: seconds of work on its resource for batches of 1, 2, ...; extrapolated linearly beyond.
 
-    It goes when ``full`` wait for it, or when the first has waited ``delay_s``: then up to ``most`` of them.
+    A batch starts when ``full`` sessions wait, or when the first has waited ``delay_s``: then with up to ``most`` of
+    them.
     """
 
     time_s: tuple[float, ...]
@@ -37,7 +38,7 @@ class Station:
     on: int = HOST
 
     def table(self, sizes: int) -> np.ndarray:
-        """Seconds of batches of 0 to ``sizes`` - 1."""
+        """Seconds of batches of size 0 to ``sizes`` - 1."""
         known, (first, last) = len(self.time_s), (self.time_s[0], self.time_s[-1])
         slope = (last - first) / (known - 1) if known > 1 else 0.0
         beyond = last + slope * np.arange(1, max(sizes - known, 0))
@@ -46,7 +47,7 @@ class Station:
 
 @dataclass(frozen=True)
 class Round:
-    """Stations in order, ``hop_s`` of work on the host to each; ``room``: executions at full speed by resource."""
+    """Stations in order, with ``hop_s`` of work on the host before each; ``room``: tasks at full speed, by resource."""
 
     stations: tuple[Station, ...]
     hop_s: float = 0.0
@@ -67,18 +68,18 @@ class Turned:
 class _World(NamedTuple):
     work: np.ndarray  # [stations, batch]: seconds
     delay_s: np.ndarray
-    knobs: np.ndarray  # [stations, 4]: full, most, on, head of the queue
+    knobs: np.ndarray  # knobs: full, most, on, head of the queue
     waiting: np.ndarray
-    queue: np.ndarray  # [stations, sessions], rings
+    queue: np.ndarray  # [stations, sessions], ring buffers
     came_s: np.ndarray  # by session
     at: np.ndarray
-    arrives: np.ndarray  # by session: the host's clock when its hop ends; infinite where it does not hop
-    station_of: np.ndarray  # by worker, an instance of a station
+    arrives: np.ndarray  # by session: the host's clock when its hop ends; infinite if it is not in a hop
+    station_of: np.ndarray  # by worker (an instance of a station)
     size: np.ndarray
     members: np.ndarray
     ends: np.ndarray  # by worker: its resource's clock when its batch ends
     began_s: np.ndarray
-    clock: np.ndarray  # by resource: seconds of work that each execution on it has been given so far
+    clock: np.ndarray  # by resource: seconds of work that each task on it has received so far
     running: np.ndarray  # by resource: hops and executions
     room: np.ndarray
     noise: np.ndarray
@@ -89,7 +90,7 @@ class _World(NamedTuple):
 
 
 def turns(round_: Round, sessions: int, rng: np.random.Generator, *, frames: int = 32, warm_up: int = 12) -> Turned:
-    """So many sessions, begun at random, for so many frames each on average after a warm-up."""
+    """Simulate ``sessions`` sessions with random starts, for ``frames`` frames each on average after the warm-up."""
     world = _world(round_, sessions, rng)
     step_s = _run(world, frames, warm_up)
     return Turned(step_s, world.executions, world.busy_s)
@@ -121,7 +122,7 @@ def _speed(w, resource):
 
 @compiled
 def _until_next(w, now):
-    """Seconds to the next event: a hop or a batch ends, or the first in a queue is late where an instance is free."""
+    """Seconds to the next event: a hop or a batch ends, or the first in a queue is due while an instance is free."""
     first = math.inf
     for k in range(len(w.at)):
         first = min(first, w.arrives[k])
@@ -139,7 +140,7 @@ def _until_next(w, now):
 
 @compiled
 def _end_batches(w, now):
-    """Sessions of batches that end hop on; returns how many frames were made."""
+    """Move the sessions of batches that end to their next hop; returns how many frames were completed."""
     made = 0
     for worker in range(len(w.size)):
         station = w.station_of[worker]
@@ -194,7 +195,7 @@ def _begin_batches(w, now, drawn):
 
 @kept
 def _run(w, frames, warm_up):
-    """Let the sessions go round; returns the mean seconds of a frame step after the warm-up."""
+    """Run the simulation; returns the mean seconds of a frame step after the warm-up."""
     sessions = len(w.at)
     now, made, warm_s, warm_made, drawn = 0.0, 0, -1.0, 0, 0
     while made < (frames + warm_up) * sessions:

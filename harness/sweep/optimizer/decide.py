@@ -1,4 +1,4 @@
-"""Where the next trial decides most, and when no other point is likely to win: history in, decision out."""
+"""The choice of the next trial, and the stopping rule of the search: history in, decision out."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from threadpoolctl import threadpool_limits
 from harness.sweep.optimizer.space import Space
 from harness.sweep.optimizer.surrogate import Surrogate
 
-Expected = Callable[[Sequence[int] | np.ndarray], np.ndarray]  # values that the physics expects at points, 0 or more
+Expected = Callable[[Sequence[int] | np.ndarray], np.ndarray]  # values that the physics predicts at points, 0 or more
 _CONTENDERS, _SAMPLES_EACH = 200, 64
-FLOOR = 0.05  # of the best value: below, one loser is as good as another
-_SURE_AFTER = 4  # trials before anything is believed
+FLOOR = 0.05  # of the best value: smaller values are all equally bad
+_SURE_AFTER = 4  # trials before any confidence is claimed
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A measured point: its value (larger is better, 0 = of no use), or None where it could not be measured.
+    """A measured point: its value (larger is better, 0 = useless), or None where it could not be measured.
 
-    ``error``: relative standard error of the value, 0 where it is not known.
+    ``error``: relative standard error of the value, 0 if unknown.
     """
 
     number: int
@@ -32,9 +32,9 @@ class Seen:
 
 @dataclass(frozen=True)
 class Aim:
-    """When to stop: an untried point beats the best by more than ``margin`` with a chance below 1 - ``sure``; or so
+    """When to stop: an untried point beats the best by more than ``margin`` with probability below 1 - ``sure``.
 
-    many points have been tried.
+    The search also stops once ``most`` points were tried.
     """
 
     margin: float = 0.02
@@ -46,8 +46,9 @@ class Aim:
 class Decision:
     """The next point's number, or None and the reason to stop.
 
-    ``best``: the measured point that is believed best, None before any. ``confidence``: the probability that it lies
-    within the margin of the best of the ``weighed`` points. ``gain``: expected gain of the next trial, of the best.
+    ``best``: the measured point estimated to be best, None before any. ``confidence``: the probability that it lies
+    within the margin of the best of the ``weighed`` points. ``gain``: expected gain of the next trial, relative to the
+    best.
     """
 
     number: int | None
@@ -60,7 +61,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is believed of the candidates: tried or not, the draws of their values, and which one is best."""
+    """The estimates for the candidates: which may be tried, draws of their values, and the best one."""
 
     numbers: np.ndarray
     open: np.ndarray  # may still be tried
@@ -73,13 +74,13 @@ def decide(
 ) -> Decision:
     """The next point to measure, or why there is none. The same history and seed give the same decision.
 
-    Points ``in_flight`` are taken to turn out as believed. ``expected`` None: nothing is known of the stages yet.
+    Points ``in_flight`` are assumed to turn out as estimated. ``expected`` None: nothing is known of the stages yet.
     """
     rng = np.random.default_rng([seed, len(seen), len(in_flight)])
     tried = {each.number for each in seen} | set(in_flight)
     if not tried:
         return Decision(space.middle(), "", None, 0.0, math.inf, space.size)
-    with threadpool_limits(1):  # of small matrices: more threads mostly wait for each other
+    with threadpool_limits(1):  # matrices are small: more threads mostly wait for each other
         outlook = _outlook(space, seen, tried, expected, rng)
     confidence, doubt = _certainty(outlook, aim.margin)
     best = None if outlook.best is None else int(outlook.numbers[outlook.best])
@@ -112,7 +113,7 @@ def _outlook(
 
 
 def _logarithms(expected: Expected | None, numbers: np.ndarray, measured: Sequence[Seen]) -> np.ndarray:
-    """Of the values that the physics expects; of the mean measured value where it expects none."""
+    """Logarithms of the values that the physics predicts, or of the mean measured value where it predicts none."""
     if expected is None:
         values = [each.value for each in measured if each.value]
         return np.full(len(numbers), float(np.mean(np.log(values))) if values else 0.0)
@@ -128,7 +129,7 @@ def _learnt(
     numbers: np.ndarray, x: np.ndarray, base: np.ndarray, measured: Sequence[Seen], pending: Collection[int],
     rng: np.random.Generator,
 ) -> Surrogate:  # fmt: skip
-    """The surrogate of what was measured; points that are being measured are put in as it believes them to be."""
+    """The surrogate fitted to the measured points; points being measured get the values that it predicts for them."""
     rows = np.searchsorted(numbers, [each.number for each in measured])
     values = np.array([each.value for each in measured], dtype=float)
     y, error = _floored(values), np.array([each.error for each in measured], dtype=float)
@@ -167,10 +168,10 @@ def _reason_to_stop(space: Space, outlook: Outlook, tried: int, doubt: float, ai
 
 
 def _most_telling(outlook: Outlook) -> tuple[int, float]:
-    """The open point with the largest expected improvement over the best, and that improvement as a share of it."""
+    """The open point with the largest expected improvement over the best, and that improvement relative to the best."""
     best = 0.0 if outlook.best is None else outlook.draws[:, [outlook.best]]
     gains = np.expm1(np.clip(outlook.draws - best, 0, 3)).mean(axis=0)
-    # Where no draw improves, the point that comes closest.
+    # where no draw improves: the point that comes closest
     score = gains + 1e-6 * np.mean(outlook.draws - best, axis=0)
     index = int(np.argmax(np.where(outlook.open, score, -np.inf)))
     return index, float(gains[index])

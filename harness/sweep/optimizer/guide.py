@@ -1,4 +1,4 @@
-"""From the trials of a search to its next point: values, physics, what they expect of other points, a decision."""
+"""From the trials of a search to its next point: values, fitted physics, predictions for other points, a decision."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from harness.sweep.optimizer.physics import Physics, Taught, learn
 from harness.sweep.optimizer.space import Space
 from harness.topology import topology_of
 
-_LESSONS = 1, 3, 6, 12  # numbers of trials after which the physics is fitted anew; the surrogate learns all
-_AGAIN = 0.03  # relative: what the step times of two trials of one deployment differ by
-_QUANTILES = -1.28, -0.52, 0.0, 0.52, 1.28  # of a normal, equally likely
+_LESSONS = 1, 3, 6, 12  # numbers of trials after which the physics is refitted; the surrogate uses all trials
+_AGAIN = 0.03  # relative difference of the step times of two trials of one deployment
+_QUANTILES = -1.28, -0.52, 0.0, 0.52, 1.28  # of a normal distribution, equally likely
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class MeasuredPoint:
 class Guide:
     """Chooses the points of one search. ``sessions``: the rungs of its ladders; ``defaults``: knobs as deployed.
 
-    Nothing is remembered between calls: the same trials give the same decision, also after a kill.
+    It keeps no state between calls: the same trials give the same decision, also after a kill.
     """
 
     space: Space
@@ -48,7 +48,7 @@ class Guide:
     defaults: Mapping[str, Any]
 
     def next(self, measured: Sequence[MeasuredPoint], in_flight: Collection[int] = ()) -> Decision:
-        """The next point, while some are being measured, or the reason to stop."""
+        """The next point while some are being measured, or the reason to stop."""
         if self.kind != "model":
             seen = [Seen(each.number, each.value.value, each.value.error) for each in measured]
             return next_point(self.space, seen, in_flight, self.kind, None, self.aim, self.seed)
@@ -57,7 +57,7 @@ class Guide:
         return next_point(self.space, seen, in_flight, self.kind, self.expected(measured), self.aim, self.seed)
 
     def expected(self, measured: Sequence[MeasuredPoint]) -> Expected | None:
-        """What the physics expects of points, or None where the measured ones do not carry it."""
+        """What the physics predicts for points, or None if the measured ones do not suffice."""
         known, value_of = self._known(measured)
         taught: dict[str, list[Taught]] = {}
         for each in known[: _lesson(len(known))]:
@@ -69,25 +69,25 @@ class Guide:
         unknown = float(np.exp(np.mean(np.log(values)))) if values else 0.0
 
         def value(number: int) -> float:
-            """A topology that taught nothing is expected to do as well as what was measured does in the mean."""
+            """The predicted value of a point; for a topology without data, the mean measured value."""
             physics = learnt.get(topology_of(self.space.point(number)))
             return unknown if physics is None else self._value(physics, value_of, number)
 
         return lambda numbers: np.array([value(int(number)) for number in numbers])
 
     def _known(self, measured: Sequence[MeasuredPoint]) -> tuple[list[Taught], Expecting | None]:
-        """The points with a value and rungs, and what the objective makes of a step time."""
+        """The points with a value and rungs, and the objective's value as a function of the step time."""
         known = [each for each in measured if each.value.value is not None and each.rungs]
         taught = [Taught(self.space.point(each.number), each.rungs) for each in known]
         return taught, self.objective.expecting([each.value for each in known], taught[: _lesson(len(known))])
 
     def _value(self, physics: Physics, value_of: Expecting, number: int) -> float:
-        """The mean over trials of the point: beside a cliff of an SLO, they scatter far."""
+        """The mean over hypothetical trials of the point, whose values scatter widely near an SLO's limit."""
         point = self.space.point(number)
         return float(np.mean(_again(value_of, physics.step_s(point, self.sessions), self.sessions, point)))
 
     def _error(self, each: MeasuredPoint, value_of: Expecting | None) -> float:
-        """The error of a value and how far another trial may be off: much where an SLO is only just kept."""
+        """The error of a value, including how far another trial may differ: large where an SLO is only just met."""
         if value_of is None or not each.rungs or not each.value.value:
             return each.value.error
         at = {round(rung.sessions): rung.sessions / rung.frames_per_s for rung in each.rungs}
@@ -99,7 +99,7 @@ class Guide:
 
 
 def _again(value_of: Expecting, step_s: np.ndarray, sessions: Sequence[float], point: Mapping[str, Any]) -> list[float]:
-    """Values of trials whose step times, all together, come out a little shorter or longer."""
+    """Values of hypothetical trials whose step times are all a little shorter or longer."""
     return [value_of(_step_time(step_s * math.exp(_AGAIN * each), sessions), point) for each in _QUANTILES]
 
 

@@ -1,6 +1,6 @@
-"""What a search looks for: the value of a measured point, and the value that a predicted step time would have.
+"""The objective of a search: the value of a measured point, and the value at a predicted step time.
 
-Values are larger for better points and 0 for useless ones; None is a point of which nothing can be said.
+Larger values are better and 0 is useless; None means that the value of a point is unknown.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from harness.sweep.optimizer.physics import Taught
 from harness.topology import kv_instances
 from harness.traffic.mix import Mix
 
-Expecting = Callable[[StepTime, Mapping[str, Any]], float]  # the value of a point with some step time
-Figures = Callable[[str], float]  # of a rung, by the names that a plan calls them
+Expecting = Callable[[StepTime, Mapping[str, Any]], float]  # the value of a point, given its step time
+Figures = Callable[[str], float]  # of a rung, by the names that plans use
 _NORMAL_95 = 1.96
 _LEAST = 1e-4
 
 
 @dataclass(frozen=True)
 class Value:
-    """The value of a measured point; ``error`` relative, 0 where it is not known; ``says``: the value in words."""
+    """The value of a measured point; ``error``: relative, 0 if unknown; ``says``: the value as text."""
 
     value: float | None
     error: float = 0.0
@@ -45,7 +45,7 @@ class Value:
 
 @dataclass(frozen=True)
 class HighestRate:
-    """Requests a second that one device carries under the SLOs: the reciprocal of devices per QPS."""
+    """Requests/s that one device sustains under the SLOs: the reciprocal of devices per QPS."""
 
     mix: Mix
     slos: Sequence[Slo]
@@ -55,7 +55,7 @@ class HighestRate:
     name = "highest rate under the SLOs"
 
     def measured(self, trials: Sequence[Trial], requests: pd.DataFrame) -> Value:
-        """From the VALID ladders of one deployment and their requests."""
+        """The value from the VALID ladders of one deployment and their requests."""
         rng = np.random.default_rng(self.seed)
         fit = fit_run(trials, requests, self.mix, self.slos, rng, "", **self._room()).deployments[0]
         rate, (low, high) = fit.max_rate_per_s, fit.max_rate_interval
@@ -65,7 +65,7 @@ class HighestRate:
         return Value(rate, error, f"{rate:.3g} requests/s", fit)
 
     def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
-        """The value of a deployment with some step time, whose requests scatter as those of the best one measured."""
+        """The value of a deployment with another step time, whose requests vary like those of the best one measured."""
         for best in sorted(values, key=lambda each: -(each.value or 0.0)):
             if best.fit is None:
                 continue
@@ -78,7 +78,7 @@ class HighestRate:
         return None
 
     def _expected(self, fit: FittedDeployment, device: Device, step: StepTime, point: Mapping[str, Any]) -> float:
-        """The device with another step time, a first chunk as long as the point's, and the KV room of its instances."""
+        """The device with another step time, a first chunk of the point's length, and the KV room of its instances."""
         chunk = fit.deployment.get("chunk_frames", self.mix.chunk_frames)
         steps = max(device.first_steps + point.get("chunk_frames", chunk) - chunk, 0.0)
         other = replace(device, step_time=step, first_steps=steps, draws=())
@@ -100,10 +100,10 @@ class HighestRate:
 
 @dataclass(frozen=True)
 class BestRung:
-    """A metric of a rung's summary, of the rung where it is best among those that keep the limits on other metrics.
+    """A metric of a rung's summary, at the rung where it is best among those that meet the limits on other metrics.
 
-    ``sign`` 1 to maximise, -1 to minimise: the value is the metric, or its reciprocal. A minimised metric counts as
-    1e-4 at the least (a tenth of a millisecond): one of 0 is best, and its value still finite.
+    ``sign`` 1 to maximise, -1 to minimise: the value is the metric, or its reciprocal. A minimised metric counts as at
+    least 1e-4 (a tenth of a millisecond), so that the value of a metric of 0 is finite.
     """
 
     metric: str
@@ -120,15 +120,15 @@ class BestRung:
         if not summaries:
             return Value(None, says="its ladders have no rung")
         best = self._best(summaries)
-        says = "no rung keeps the limits" if best is None else f"{self.metric} {best:.4g}"
+        says = "no rung meets the limits" if best is None else f"{self.metric} {best:.4g}"
         return Value(self._worth(best), says=says)
 
     def value(self, summaries: Sequence[Figures]) -> float:
-        """Of the best rung; 0 where none keeps the limits."""
+        """The metric of the best rung; 0 where none meets the limits."""
         return self._worth(self._best(summaries))
 
     def _best(self, summaries: Sequence[Figures]) -> float | None:
-        """The metric where it is best; None where no rung keeps the limits and has it."""
+        """The metric where it is best; None where no rung meets the limits and has it."""
         kept = [each(self.metric) for each in summaries if self._keeps(each)]
         return max((each for each in kept if each >= 0), key=lambda each: self.sign * each, default=None)
 
@@ -138,7 +138,7 @@ class BestRung:
         return metric if self.sign > 0 else 1 / max(metric, _LEAST)
 
     def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
-        """Times are taken to grow as the step time does at as many sessions, and rates to fall as it grows."""
+        """Assumes that times grow in proportion to the step time at as many sessions, and rates fall in proportion."""
         rungs = [rung for each in taught for rung in each.rungs]
         if not rungs:
             return None
@@ -154,14 +154,14 @@ class BestRung:
 
 
 def _power(name: str) -> int:
-    """How a metric goes with the step time: as it, against it, or not at all."""
+    """The exponent with which a metric depends on the step time: 1, -1, or 0 for no dependence."""
     if name == "sessions":
         return 0
     return -1 if name.endswith("_per_s") else 1
 
 
 def _scales(rungs: Sequence[Rung], names: Collection[str]) -> dict[str, float]:
-    """Median of each metric over the power of the step time that it goes with."""
+    """Median over the rungs of each metric / (step time to the power of its exponent)."""
     steps = np.array([rung.sessions / rung.frames_per_s for rung in rungs])
     return {
         name: float(np.median([rung.summary.figure(name) for rung in rungs] / steps ** _power(name))) for name in names

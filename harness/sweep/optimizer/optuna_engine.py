@@ -15,7 +15,7 @@ from harness.sweep.optimizer.decide import Aim, Decision, Expected, Seen, decide
 from harness.sweep.optimizer.space import Space
 
 KINDS = "model", "tpe", "random"
-_ASKS = 64  # of a sampler that keeps naming points that were tried
+_ASKS = 64  # of a sampler that keeps suggesting points already tried
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -26,7 +26,7 @@ def next_point(
 ) -> Decision:  # fmt: skip
     """The next point by one of ``KINDS``, or the reason to stop. The same history and seed give the same decision.
 
-    Optuna's own samplers know no doubt: they stop when as many points were tried as ``aim`` allows.
+    Optuna's own samplers estimate no confidence: they stop when as many points were tried as ``aim`` allows.
     """
     if kind == "model":
         return decide(space, seen, in_flight, expected, aim, seed)
@@ -46,9 +46,9 @@ def sampler_of(kind: str, seed: int) -> optuna.samplers.BaseSampler:
 def study_of(
     space: Space, seen: Sequence[Seen], in_flight: Collection[int], sampler: optuna.samplers.BaseSampler | None = None
 ) -> optuna.Study:
-    """A study in memory that holds the history, as Optuna's plots and importances take it.
+    """An in-memory study with the history, usable by Optuna's plots and importances.
 
-    Its parameters are ``space.names`` with places of values in their columns; points in flight are running trials.
+    Its parameters are ``space.names``, with indices of values in their columns; points in flight are running trials.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -65,7 +65,7 @@ def study_of(
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """By column: places of values that have an order, or choices."""
+    """By column: indices of ordered values, or choices."""
     return {
         name: IntDistribution(0, count - 1) if ordered else CategoricalDistribution(tuple(range(count)))
         for name, count, ordered in zip(space.names, map(len, space.columns), space.ordered, strict=True)

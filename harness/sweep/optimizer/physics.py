@@ -1,4 +1,4 @@
-"""What the stages taught: batch times, hops, the entry, shared processors; and the step time of any other point."""
+"""A model fitted to measured points: batch times, hops, entry, shared processors; it predicts any point's step time."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from harness.records.schema import BatchStatistics, Rung, StageStatistics
 from harness.sweep.optimizer.closed_queue import DEVICE, HOST, Round, Station, Turned, turns
 from harness.topology import frame_path, owner_of
 
-# Executions at full speed, and where: (cores, HOST) are shared by stages, hops and the entry, (executions, DEVICE) by
-# stages alone.
+# Tasks at full speed, and where: (cores, HOST) are shared by stages, hops and the entry, (executions, DEVICE) by stages
+# alone.
 ROOMS = ((math.inf, HOST), (1, HOST), (2, HOST), (3, HOST), (4, HOST), (8, HOST), (1, DEVICE), (2, DEVICE))
-ENTRY_SHARES = 0.0, 0.3, 0.6, 0.9  # of what a frame takes outside its stages; the rest are hops
+ENTRY_SHARES = 0.0, 0.3, 0.6, 0.9  # share of the entry in a frame's time outside its stages; the rest is hops
 DRAGS = 0.0, 0.05, 0.1, 0.2
 _DEFAULTS = {"delay_us": 0, "max_batch": 32, "preferred_batch": 0, "instances": 1}
 _PASSES = 3
 _WORST_OFF = math.log(4)
 _LEAST_S = 1e-7
-_DOUBT = 0.1  # of a rung's executions: a batch size that was seen as often is half believed
+_DOUBT = 0.1  # of a rung's executions: a batch size seen this often gets half the weight
 
 
 @dataclass(frozen=True)
 class Taught:
-    """A measured point: its rungs tell the frame-step time, and by stage the time of batches."""
+    """A measured point: its rungs give the frame-step time and, by stage, the time of batches."""
 
     point: Mapping[str, Any]
     rungs: tuple[Rung, ...]
@@ -38,11 +38,11 @@ class Taught:
 
 @dataclass(frozen=True)
 class Physics:
-    """By stage the seconds of batches of 1, 2, ... alone; of a hop; of the entry by frame and by chunk sent.
+    """Seconds of batches of 1, 2, ... running alone, by stage; of a hop; of the entry per frame and per chunk.
 
-    ``room``: one of ``ROOMS``; ``drag``: of executions beyond it (turns.py). ``defaults``: knobs of the deployment that
-    a point leaves as they are. ``off``: mean square of the logarithm of measured over predicted step time at the points
-    that it was fitted to. ``path``: the stages that a frame passes, which are those of one topology.
+    ``room``: one of ``ROOMS``; ``drag``: slowdown per task beyond it (closed_queue.py). ``defaults``: deployed
+    knobs that a point does not set. ``off``: mean square of log(measured / predicted step time) over the fitted points.
+    ``path``: the stages that a frame passes, which are those of one topology.
     """
 
     times: tuple[tuple[float, ...], ...]
@@ -75,8 +75,11 @@ class Physics:
         return Round(tuple(stations), self.hop_s, (room, math.inf) if on == HOST else (math.inf, room), self.drag)
 
     def _loop_s(self, point: Mapping[str, Any], sessions: int) -> float:
-        """A step of the fused engine: all sessions of a process step together, in turns where they are too many; what
-        a frame takes outside its stage is the loop's own."""
+        """Step time of the fused engine, in seconds, at each number of sessions.
+
+        All sessions of a process step together, in several batches if there are too many; a frame's time outside its
+        stage is the loop's own.
+        """
         knobs = _batching(point, self.defaults, wire.ENGINE)
         own = math.ceil(sessions / knobs["instances"])
         batch = min(own, knobs["most"])
@@ -86,8 +89,10 @@ class Physics:
 
 @dataclass(frozen=True)
 class _Lesson:
-    """A rung of a measured point. ``rows`` by stage: batch sizes, mean seconds (of the usual number of diffusion steps)
-    and weights; points count alike."""
+    """A rung of a measured point, with equal total weight for every point.
+
+    ``rows`` by stage: batch sizes, mean seconds (at the default number of diffusion steps) and weights.
+    """
 
     point: Mapping[str, Any]
     sessions: int
@@ -96,7 +101,7 @@ class _Lesson:
     first: bool
 
     def spare_s(self, defaults: Mapping[str, Any]) -> float:
-        """What the step has beyond its stages and their delays."""
+        """Seconds of the step beyond its stages and their delays."""
         taken_s = 0.0
         for name, (_, seconds, weights) in zip(frame_path(self.point), self.rows, strict=True):
             steps = _steps(self.point, defaults) if name == wire.DIFFUSION else 1.0
@@ -107,10 +112,10 @@ class _Lesson:
 
 
 def learn(taught: Sequence[Taught], defaults: Mapping[str, Any]) -> Physics | None:
-    """The physics of some measured points of one topology, or None where the stages of none of them were counted.
+    """Fit the physics to measured points of one topology; None where no point has counts of its stages.
 
-    For each room, drag and share of the entry, the times of batches alone are those that come out as long as they were
-    measured once executions slow each other down; the physics whose step times fit best is taken, knob after knob.
+    For each room, drag and entry share, the times of batches running alone are chosen so that, slowed by each other,
+    they match the measured times. The physics with the best step times is kept, one parameter after the other.
     """
     lessons = [lesson for each in taught for lesson in _lessons(each, defaults)]
     if not lessons:
@@ -130,7 +135,7 @@ def learn(taught: Sequence[Taught], defaults: Mapping[str, Any]) -> Physics | No
 
 
 def _of_a_loop(physics: Physics, lessons: Sequence[_Lesson]) -> Physics:
-    """How far the steps of a fused engine are off; nothing in it is shared or waited for that could be fitted."""
+    """The error of a fused engine's steps; it has no shared or waiting resources to fit."""
     shown = [physics.step_s(each.point, [each.sessions])[0] for each in lessons]
     return replace(physics, off=_off([each.step_s for each in lessons], shown))
 
@@ -141,7 +146,7 @@ def _off(measured_s: Sequence[float], shown_s: Sequence[float]) -> float:
 
 
 def _shared_out(physics: Physics, frame_s: float, share: float) -> Physics:
-    """What a frame takes outside its stages, shared out to the entry and the hops."""
+    """The physics with a frame's time outside its stages divided between the entry and the hops."""
     return replace(physics, entry_s=share * frame_s, hop_s=(1 - share) * frame_s / (1 + len(physics.path)))
 
 
@@ -172,7 +177,7 @@ def _rows(batches: Sequence[BatchStatistics], steps: float) -> np.ndarray:
 
 
 def _outside(lessons: Sequence[_Lesson], defaults: Mapping[str, Any]) -> tuple[float, float]:
-    """Seconds of a frame outside its stages with one session (or as few as there were), and of a chunk that is sent."""
+    """Seconds of a frame outside its stages with one session (or the fewest measured), and seconds per chunk sent."""
     first = [each for each in lessons if each.first] or lessons
     scale = 1 / np.array([each.step_s for each in first])
     spare = np.array([each.spare_s(defaults) for each in first]) * scale
@@ -183,8 +188,7 @@ def _outside(lessons: Sequence[_Lesson], defaults: Mapping[str, Any]) -> tuple[f
 
 
 def _alone(lessons: Sequence[_Lesson], slowed: Iterable[np.ndarray]) -> tuple[tuple[float, ...], ...]:
-    """By stage the seconds of batches of 1, 2, ... from those measured over how much they were ``slowed``
-    [stages][lessons]."""
+    """Seconds of batches of 1, 2, ... running alone, by stage: the measured ones / ``slowed`` [stages][lessons]."""
     times = []
     for by, column in zip(slowed, zip(*(each.rows for each in lessons), strict=True), strict=True):
         sizes = np.concatenate([rows[0] for rows in column])
@@ -195,7 +199,7 @@ def _alone(lessons: Sequence[_Lesson], slowed: Iterable[np.ndarray]) -> tuple[tu
 
 
 def _curve(sizes: np.ndarray, seconds: np.ndarray, weights: np.ndarray) -> tuple[float, ...]:
-    """A line by relative errors, and what batch sizes that were seen often are off it; it never falls."""
+    """A line fitted by relative errors, plus the deviations of frequently seen batch sizes; never decreasing."""
     scale = np.sqrt(weights) / seconds
     (alpha_s, tau0_s), _ = optimize.nnls(np.column_stack([sizes * scale, scale]), seconds * scale)
     most = int(sizes.max())
@@ -217,7 +221,7 @@ def _fitted(physics: Physics, lessons: Sequence[_Lesson]) -> Physics:
 
 
 def _slowed(round_: Round, shown: Turned) -> list[float]:
-    """By stage: seconds that its executions took over those that they take alone."""
+    """By stage: seconds of its executions / seconds when running alone."""
     found = []
     for each, executions, busy_s in zip(round_.stations[1:], shown.executions[1:], shown.busy_s[1:], strict=True):
         alone_s = float(executions @ each.table(len(executions)))
@@ -235,7 +239,7 @@ def _turned(round_: Round, sessions: int) -> Turned:
 
 
 def _batching(point: Mapping[str, Any], defaults: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """Of a station. A preferred batch under a delay is the one that goes at once."""
+    """Batching settings of a station. With a preferred batch and a delay, a batch of that size starts at once."""
     knobs = {knob: _knob(point, defaults, stage, knob) for knob in _DEFAULTS}
     full = min(knobs["preferred_batch"] or knobs["max_batch"], knobs["max_batch"])
     return {
@@ -249,7 +253,7 @@ def _knob(point: Mapping[str, Any], defaults: Mapping[str, Any], stage: str, kno
 
 
 def _steps(point: Mapping[str, Any], defaults: Mapping[str, Any]) -> float:
-    """Diffusion steps as a multiple of the usual number."""
+    """Diffusion steps relative to the default number."""
     steps = point.get("diffusion_steps", defaults.get("diffusion_steps", wire.DEFAULT_DIFFUSION_STEPS))
     return steps / wire.DEFAULT_DIFFUSION_STEPS
 

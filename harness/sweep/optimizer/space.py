@@ -1,4 +1,4 @@
-"""A search space as columns of values: points by number, neighbours, and coordinates in which a surrogate measures."""
+"""A search space as columns of values: points by number, neighbours, and coordinates for the surrogate."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import numpy as np
 from harness.errors import InputError
 from harness.topology import applicable
 
-MOST_CANDIDATES = 2048  # points that are weighed against each other at one time
+MOST_CANDIDATES = 2048  # points compared with each other at one time
 Part = Mapping[str, Any]  # what a value of a column sets, e.g. one delay of three stages
 
 
 @dataclass(frozen=True)
 class Space:
-    """Columns of parts; a point takes one part of each, later columns over earlier ones. Points are numbered 0 to size.
+    """Columns of parts. A point takes one part of each; later columns override earlier ones.
 
-    Numbers run as ``itertools.product`` does: the last column turns fastest. A point has the knobs of its topology
-    alone, so that several numbers may be one point; ``lowest`` is the one that stands for it.
+    Points are numbered 0 to size - 1 as in ``itertools.product``: the last column varies fastest. A point has only the
+    knobs of its topology, so several numbers may be the same point; ``lowest`` is the number that represents it.
     """
 
     columns: tuple[tuple[Part, ...], ...]
 
     def __post_init__(self):
         if not all(self.columns):
-            raise InputError("every column of a space has one value or more")
+            raise InputError("every column of a space needs at least one value")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """A name by column: its knob, or that of all stages; one of several with the same name has its place too."""
+        """A name per column: its knob, or that of all stages; columns of equal names get their index added."""
         names = [_name(column[0]) for column in self.columns]
         return tuple(f"{name} {at}" if name in names[:at] else name for at, name in enumerate(names))
 
     @property
     def ordered(self) -> tuple[bool, ...]:
-        """Whether the values of a column are numbers that rise."""
+        """Whether the values of a column are rising numbers."""
         return tuple(map(_ordered, self.columns))
 
     @property
@@ -51,7 +51,7 @@ class Space:
         return applicable(self._all_knobs(self._levels(number)))
 
     def lowest(self, number: int) -> int:
-        """The lowest of the numbers whose points differ from that of ``number`` in columns that turn nothing in it."""
+        """The lowest number of the same point: columns without effect at this point are set to their first values."""
         levels = self._levels(number)
         has = applicable(self._all_knobs(levels))
         turned = [
@@ -64,7 +64,7 @@ class Space:
         return {knob: value for part in parts for knob, value in part.items()}
 
     def number(self, point: Mapping[str, Any]) -> int | None:
-        """The lowest number of a point, or None for one that is not of this space."""
+        """The lowest number of a point, or None for one outside this space."""
         fitting = [
             [level for level, part in enumerate(column) if self._may_be(index, part, point)]
             for index, column in enumerate(self.columns)
@@ -73,15 +73,15 @@ class Space:
         return next((number for number in found if self.point(number) == dict(point)), None)
 
     def levels(self, number: int) -> dict[str, int]:
-        """The place of each column's value, by name."""
+        """The index of each column's value, by name."""
         return dict(zip(self.names, self._levels(number), strict=True))
 
     def at(self, levels: Mapping[str, int]) -> int:
-        """The number of the point with these places."""
+        """The number of the point with these indices."""
         return self._number(levels[name] for name in self.names)
 
     def neighbours(self, number: int) -> list[int]:
-        """Points that differ in one column, by one place in its order; any other place where values have no order."""
+        """Points that differ in one column: by one step where values are ordered, in any way where they are not."""
         levels = self._levels(number)
         found = []
         for index, column in enumerate(self.columns):
@@ -92,7 +92,7 @@ class Space:
         return [each for each in dict.fromkeys(found) if each != self.lowest(number)]
 
     def candidates(self, around: Iterable[int], rng: np.random.Generator, most: int = MOST_CANDIDATES) -> list[int]:
-        """All points where they are few; else a random part of them, those ``around`` and their neighbours."""
+        """All points if there are few; otherwise a random subset with those ``around`` and their neighbours."""
         if self.size <= most:
             return sorted({self.lowest(number) for number in range(self.size)})
         around = list(around)
@@ -105,9 +105,9 @@ class Space:
         return self.lowest(self._number([(len(column) - 1) // 2 if _ordered(column) else 0 for column in self.columns]))
 
     def coordinates(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Float [points, dimensions] in 0 to 1: one dimension a column of numbers, one a value of any other column.
+        """Float [points, dimensions] in 0 to 1: one dimension per column of numbers, one per value of any other column.
 
-        A number's place is the mean of its rank and of its logarithm between those of the lowest and the highest.
+        The coordinate of a number is the mean of its rank and of its logarithm, both scaled to 0 to 1.
         """
         levels = np.array([self._levels(number) for number in numbers], dtype=int).reshape(len(numbers), -1)
         tables = [_places(column) for column in self.columns if len(column) > 1]
@@ -131,7 +131,7 @@ class Space:
         return number
 
     def _may_be(self, index: int, part: Part, point: Mapping[str, Any]) -> bool:
-        """Whether the part is in the point, but for knobs that a later column sets over it."""
+        """Whether the point has the part's knobs, except for those that a later column overrides."""
         later = {knob for column in self.columns[index + 1 :] for knob in column[0]}
         has = applicable({**part, **point})
         return all(knob in later or knob not in has or point.get(knob) == value for knob, value in part.items())
@@ -149,13 +149,13 @@ def _name(part: Part) -> str:
 
 
 def _only(part: Part) -> Any:
-    """The one value that a part gives to all its knobs."""
+    """The value that a part sets, the same for all its knobs."""
     return next(iter(part.values()))
 
 
 def _places(column: Sequence[Part]) -> np.ndarray:
     if not _ordered(column):
-        return np.eye(len(column)) / math.sqrt(2)  # any two values lie 1 apart
+        return np.eye(len(column)) / math.sqrt(2)  # any two values have distance 1
     values = np.array([_only(part) for part in column], dtype=float)
     rank = np.arange(len(column)) / (len(column) - 1)
     least = np.min(np.abs(values[values != 0]), initial=math.inf)

@@ -1,7 +1,7 @@
-"""A Gaussian process of what the physics leaves: logarithm of measured over predicted, over the knobs.
+"""A Gaussian process of the physics' residuals: logarithm of measured over predicted, over the knobs.
 
-Rasmussen and Williams, "Gaussian Processes for Machine Learning" (2006), algorithm 2.1. Hyperparameters are not
-picked but averaged over: draws of their prior, weighted by marginal likelihood; few trials do not carry a single pick.
+Rasmussen and Williams, "Gaussian Processes for Machine Learning" (2006), algorithm 2.1. Hyperparameters are averaged
+over draws of their prior, weighted by marginal likelihood: with few trials a single best choice is unreliable.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from scipy.special import logsumexp
 
 PRIOR_DRAWS = 384
 KEPT = 12
-_JITTER, _ROUGH = 1e-9, 1e-6  # added to variances: of what was measured, and of draws (0.1% of a value)
-_TRUST = 4  # in the prior's spread, as a number of values
-_OFFSET_SD, _SLOPE_SD = 0.5, 0.25  # the physics may be off by a factor, and in how much it makes of differences
+_JITTER, _ROUGH = 1e-9, 1e-6  # added to variances: of measured values, and of draws (0.1% of a value)
+_TRUST = 4  # weight of the prior's spread, as a number of values
+_OFFSET_SD, _SLOPE_SD = 0.5, 0.25  # the physics may be wrong by a factor, and in the size of differences
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Posterior draws of the logarithm of a value at any point, from those measured.
+    """Posterior draws of the logarithm of a value at any point, given the measured ones.
 
-    ``x`` [n, d] coordinates, ``base`` [n] logarithm of predictions, ``y`` [n] logarithm of values, ``error`` [n]
-    relative standard errors known of them (0 = not known; the noise is then learnt).
+    ``x`` [n, d] coordinates, ``base`` [n] logarithm of predictions, ``y`` [n] logarithm of values, ``error`` [n] their
+    relative standard errors (0 = unknown; the noise is then estimated).
     """
 
     x: np.ndarray
@@ -79,7 +79,7 @@ class Surrogate:
     def sample(self, x: np.ndarray, base: np.ndarray, each: int, rng: np.random.Generator) -> np.ndarray:
         """Joint draws [draws x each, m] of the logarithm of the true value at other points.
 
-        They spread as a multivariate t: wider where values left out one by one were predicted worse than believed.
+        They follow a multivariate t: wider where leave-one-out predictions were worse than estimated.
         """
         found, degrees = [], _TRUST + len(self.y)
         for draw in self.draws:
@@ -114,7 +114,7 @@ class Surrogate:
         return mean, prior - (white.T @ white if joint else np.sum(white**2, axis=0))
 
     def _surprise(self, draw: Hyperparameters) -> float:
-        """How much farther values lie from what the others predict than believed, 1 or more (section 5.4.2 there)."""
+        """Ratio of actual to estimated leave-one-out errors, at least 1 (section 5.4.2 there)."""
         if not len(self.y):
             return 1.0
         inverse = np.linalg.inv(self._gram(draw))
@@ -127,7 +127,7 @@ class Surrogate:
 
 
 def _prior(dimensions: int, rng: np.random.Generator) -> Hyperparameters:
-    """Effects of 5 to 15% of most knobs and of more of a few; length scales of about the range; noise of 1 to 8%."""
+    """Draw: effects of 5 to 15% for most knobs, more for a few; length scales near the range; noise of 1 to 8%."""
     overall = 0.16 * math.exp(0.9 * rng.standard_normal())
     main = overall * np.exp(1.0 * rng.standard_normal(dimensions)) / math.sqrt(max(dimensions, 1))
     joint = overall * math.exp(0.7 * rng.standard_normal()) * 0.6

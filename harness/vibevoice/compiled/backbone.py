@@ -25,7 +25,7 @@ from harness.vibevoice.compiled.pack import Pack, rounded
 from harness.vibevoice.compiled.products import exponential, normed, number, product, silu, spread, whole
 from harness.vibevoice.stages import backbone
 
-# The backbone's offsets of weights: of all of it, then of each layer.
+# Offsets of the backbone's weights: those shared by all layers, then those per layer.
 FINAL_NORM, FINAL_EPSILON, NO_BIAS, FIRST = range(4)
 QKV, QKV_BIAS, OUT, GATE_AND_UP, MLP_DOWN, ATTENTION_EPSILON, MLP_EPSILON = range(7)
 BACKBONE_FIELDS = 7
@@ -34,7 +34,7 @@ BACKBONE_FIELDS = 7
 class CompiledBackbone:
     """``backbone(embeds [rows, hidden], caches, lengths) -> hidden [rows, hidden]``: one new position for each row.
 
-    A cache is [layers, 2, KV heads, capacity, head size]; the position is written behind its ``length`` others.
+    A cache is [layers, 2, KV heads, capacity, head size]; the position is written after its ``length`` filled ones.
     """
 
     def __init__(self, plain: backbone.Backbone):
@@ -59,7 +59,7 @@ class CompiledBackbone:
         self.at, self.weights = np.array(at), pack.array()
         self._buffers: dict[int, list[np.ndarray]] = {}
         self._scores = np.zeros(0, np.float32)
-        # Compiled, or read from disk, before the first frame is waited for.
+        # Compiles, or reads from disk, before the first frame.
         self(torch.zeros(1, self.hidden), [torch.zeros(len(plain.layers), 2, plain.kv_heads, 1, plain.size)], [0])
 
     def __call__(self, embeds: torch.Tensor, caches: list[torch.Tensor], lengths: list[int]) -> torch.Tensor:
@@ -95,8 +95,9 @@ class CompiledBackbone:
 def _step(sources, at, sizes, w, cos, sin, caches, capacities, lengths, x, t, made, inner, scores):
     """One new position for each row: x [hidden, rows] becomes the hidden state after the last norm.
 
-    ``sizes`` are hidden, inner, heads, KV heads, head size and layers; ``cos`` and ``sin`` [head size / 2, rows] turn;
-    ``caches`` are the addresses of the rows' caches [layers, 2, KV heads, capacity, head size], filled to ``lengths``.
+    ``sizes`` are hidden, inner, heads, KV heads, head size and layers; ``cos`` and ``sin`` [head size / 2, rows] are
+    the rotary embeddings; ``caches`` are the addresses of the rows' caches [layers, 2, KV heads, capacity, head size],
+    filled to ``lengths``.
     """
     hidden, wide, heads, kv_heads, size, layers = sizes
     rows = len(caches)
@@ -137,9 +138,9 @@ def _turn(made, heads, size, cos, sin, ld):
 
 @compiled
 def _attend(made, row, ld, cache, capacity, length, heads, kv_heads, size, t, scores):
-    """Write a row's key and value behind its past and let its queries look at all of it; t [heads x size, rows].
+    """Append a row's key and value to its cache and attend with its queries to all positions; t [heads x size, rows].
 
-    ``scores`` holds a weight for each position and, behind them, the query.
+    ``scores`` holds a weight for each position and, after them, the query.
     """
     query = (length + 8) // 8 * 8
     scale = np.float32(1.0 / math.sqrt(size))
@@ -156,7 +157,7 @@ def _attend(made, row, ld, cache, capacity, length, heads, kv_heads, size, t, sc
             for i in range(0, size, 8):
                 _mix(
                     cache, values + i, length + 1, size, scores, query
-                )  # in place of the query, which has done its part
+                )  # overwrites the query, which is no longer needed
                 for lane in range(8):
                     t[(head * size + i + lane) * ld + row] = scores[query + lane]
 
@@ -186,7 +187,7 @@ def _weigh(cache, keys, positions, size, scores, query):
 
 @compiled
 def _mix(cache, values, positions, size, scores, to):
-    """Eight numbers of the weighted sum of all values, in four sums side by side."""
+    """Eight components of the weighted sum of all values, in four independent partial sums."""
     a = b = c = d = number(0.0)
     for position in range(0, positions - 3, 4):
         of = values + position * size

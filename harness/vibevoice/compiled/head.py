@@ -11,7 +11,7 @@ from harness.vibevoice.compiled.pack import Pack, rounded
 from harness.vibevoice.compiled.products import normed, product, room, silu, spread, whole
 from harness.vibevoice.stages import diffusion
 
-# The diffusion head's offsets of weights: of all of it, then gate and up, down, epsilon of each layer.
+# Offsets of the diffusion head's weights: those of the whole head, then gate and up, down, epsilon of each layer.
 CONDITION, NOISY, MODULATION, MODULATION_BIAS, LAST, LAST_EPSILON, NOTHING, FIRST_LAYER = range(8)
 
 
@@ -40,7 +40,7 @@ class CompiledHead:
         self.at, self.weights = np.array([at[i] for i in range(len(at))]), pack.array()
         self._buffers: dict[int, list[np.ndarray]] = {}
         nothing = torch.zeros(1, 2, self.hidden), torch.zeros(1, self.latent), torch.zeros(1, 1)
-        # Compiled, or read from disk, before the first frame is waited for.
+        # Compiles, or reads from disk, before the first frame.
         self.denoise(*nothing, np.zeros(self.hidden, np.float32), np.zeros((1, 5), np.float32))
 
     def denoise(self, condition: torch.Tensor, noise: torch.Tensor, guidance: torch.Tensor, times, updates):
@@ -56,7 +56,7 @@ class CompiledHead:
         return torch.from_numpy(x.reshape(self.latent, -1)[:, :count].T.copy())
 
     def _room(self, count: int) -> list[np.ndarray]:
-        """Working memory: guidance, x, x0 before, condition, hidden, t, modulations, inner activations."""
+        """Working memory: guidance, x, previous x0, condition, hidden, t, modulations, inner activations."""
         if count not in self._buffers:
             one = rounded(count, 8)
             both, hidden = rounded(count + one, 8), self.hidden
@@ -69,7 +69,7 @@ class CompiledHead:
 
 
 def _modulation(plain: diffusion.Head) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of shift, scale and gate; a scale has 1 added and holds the weight of the norm before it."""
+    """Weight and bias of shift, scale and gate; a scale has 1 added and includes the weight of the norm before it."""
     parts = plain.modulation.view(-1, plain.hidden, plain.hidden).clone()
     bias = torch.zeros(len(parts), plain.hidden)
     for i, layer in enumerate(plain.head.layers):
@@ -87,7 +87,7 @@ def _modulated(t, scale, shift, mod, rows, ld):
 
 @kept
 def _denoise(sources, at, sizes, w, times, updates, guidance, x, before, condition, hidden, t, mod, inner, count):
-    """All steps of the solver for ``count`` frames, both branches side by side; x [latent, count] becomes the latent.
+    """All steps of the solver for ``count`` frames, both branches in one batch; x [latent, count] becomes the latent.
 
     ``sizes`` are latent, hidden, inner and layers; ``times`` [steps, hidden] the embedded timesteps; ``updates``
     [steps, 5] as ``diffusion.solver_updates`` gives them; ``condition`` [hidden, 2 count]; the others working memory.

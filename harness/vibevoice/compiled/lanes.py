@@ -1,6 +1,6 @@
-"""How the stages' functions are compiled for a CPU, and the eight float32 that they compute on at once.
+"""The compiler settings for the stages' functions on a CPU, and a type of eight float32 for SIMD operations.
 
-Arrays are flat, with offsets; where an array is taken, an address in memory (an integer) can stand in its place.
+Arrays are flat, with offsets; wherever an array is taken, an address in memory (an integer) is accepted too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ inlined = njit(forceinline=True, **OPTIONS)
 
 
 def _sources() -> np.ndarray:
-    """The first argument of every kept function: its type has the hash of all files of compiled code in it."""
+    """The first argument of every cached function: its type contains the hash of all files of compiled code."""
     files = [Path(jit.__file__), *sorted(Path(__file__).parent.glob("*.py"))]
     return np.zeros(1, [(hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(), "i1")])
 
@@ -48,7 +48,7 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def _element(context, builder, array_type, array, index):
-    """The address of an element of an array, or of the memory that an integer points to."""
+    """The address of an element of an array, or of the memory at an integer address."""
     if isinstance(array_type, types.Array):
         data = context.make_array(array_type)(context, builder, array).data
     else:
@@ -58,7 +58,7 @@ def _element(context, builder, array_type, array, index):
 
 @intrinsic
 def load(typing, array, index):
-    """The eight numbers of an array (or at an address) from an index on."""
+    """The eight numbers of an array (or at an address) starting at an index."""
 
     def code(context, builder, signature, args):
         at = _element(context, builder, signature.args[0], *args)
@@ -124,7 +124,7 @@ most = _binary(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a,
 
 @intrinsic
 def fma(typing, a, b, c):
-    """a b + c, in one operation where the machine has it."""
+    """a b + c, as one instruction where the machine has it."""
 
     def code(context, builder, signature, args):
         return builder.fadd(builder.fmul(args[0], args[1], flags=["contract"]), args[2], flags=["contract"])
@@ -155,7 +155,7 @@ def total(typing, a):
 
 @intrinsic
 def power_of_two(typing, a):
-    """2 to the whole number that 1.5 x 2^23 was added to."""
+    """2 to the power of a whole number, given as that number + 1.5 x 2^23."""
 
     def code(context, builder, signature, args):
         bits = builder.shl(builder.bitcast(args[0], _INTEGERS), ir.Constant(_INTEGERS, [23] * 8))

@@ -1,7 +1,7 @@
-"""Matrix products whose sums stay in registers, norms and activations, on [features, columns] of float32.
+"""Matrix products with sums in registers, norms and activations, on [features, columns] of float32.
 
-A column is a row of the batch or a sample of a session; ``ld`` is the distance from one feature to the next, a multiple
-of 8, so that whole vectors of columns are computed; what lies behind the last column means nothing. A product's weights
+A column is a row of the batch or a sample of a session. ``ld`` is the distance from one feature to the next, a multiple
+of 8, so that whole vectors of columns are computed; values after the last column are undefined. A product's weights
 are packed in blocks of 4 rows: [rows / 4, inputs, 4] (see ``pack``).
 """
 
@@ -35,7 +35,7 @@ def number(value):
 
 @inlined
 def exponential(x):
-    """e to the x, for x from -87 to 87 (others as the nearest of them): Cody and Waite's reduction and a polynomial."""
+    """e to the x, for x clamped to -87 to 87: Cody and Waite's reduction and a polynomial."""
     x = least(most(x, number(-87.0)), number(87.0))
     shifted = fma(x, number(1.44269504), number(12582912.0))
     whole = sub(shifted, number(12582912.0))
@@ -52,7 +52,7 @@ def exponential(x):
 
 @inlined
 def gelu(x):
-    """x (1 + erf(x / sqrt 2)) / 2, erf as the rational function that Eigen and XLA take for float32."""
+    """x (1 + erf(x / sqrt 2)) / 2, with the rational approximation of erf that Eigen and XLA use for float32."""
     u = most(least(mul(x, number(0.70710678)), number(4.0)), number(-4.0))
     s = mul(u, u)
     p = fma(number(-2.72614225801306e-10), s, number(2.77068142495902e-08))
@@ -82,7 +82,7 @@ def spread(w, at):
 
 @inlined
 def _keep(y, at, ldy, rows, v0, v1, v2, v3, added):
-    """Eight columns of a block of rows, of which the last may be missing."""
+    """Store eight columns of a block of 4 rows, of which the last rows may be missing."""
     store(y, at, add(v0, load(y, at)) if added else v0)
     if rows > 1:
         store(y, at + ldy, add(v1, load(y, at + ldy)) if added else v1)
@@ -149,7 +149,7 @@ def _rows_by_8(w, at, bias, x, start, ldx, channels, taps, step, y, to, ldy, row
 
 @compiled
 def product(w, weight, bias, rows, x, start, ldx, channels, taps, step, y, to, ldy, columns, added):
-    """y [rows, columns] = bias + W x, or that added to it.
+    """y [rows, columns] = bias + W x, or that sum added to y.
 
     The input of tap k and channel c is x from start + k step + c ldx.
     """
@@ -177,7 +177,7 @@ def whole(columns):
 
 @inlined
 def room(before, columns):
-    """The length of a row with so many columns of the past in front: whole vectors fit behind it."""
+    """The length of a row with ``before`` past columns in front, rounded up so that whole vectors fit."""
     return whole(before + whole(columns))
 
 

@@ -1,4 +1,4 @@
-"""The vocoder's convolution towers, compiled: columns pass through a layer in tiles that stay in the first cache."""
+"""The vocoder's convolution towers, compiled: layers process columns in tiles that stay in the L1 cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIELDS = 14
 
 
 class CompiledTower:
-    """``tower(x [channels, time, sessions], states) -> y``; each state [state_size] moves on by this call."""
+    """``tower(x [channels, time, sessions], states) -> y``; each state [state_size] is updated in place."""
 
     def __init__(self, plain: towers.Tower):
         pack, rows, state = Pack(), [], 0
@@ -31,7 +31,7 @@ class CompiledTower:
         self.weights, self.state_size = pack.array(), state
         self._buffers: dict[tuple[int, int], list[np.ndarray]] = {}
         strides = self.layers[self.layers[:, KIND] == CONVOLUTION, RATIO]
-        # Compiled, or read from disk, before the first frame is waited for.
+        # Compiles, or reads from disk, before the first frame.
         self(torch.zeros(self.layers[0, CHANNELS], int(strides.prod()), 1), [torch.zeros(state)])
 
     def __call__(self, x: torch.Tensor, states: list[torch.Tensor]) -> torch.Tensor:
@@ -44,10 +44,10 @@ class CompiledTower:
         time = run(SOURCES, self.layers, self.weights, *buffers, time, addresses)
         outputs, columns = self.layers[-1, OUTPUTS], time * sessions
         made = buffers[0][: outputs * rounded(columns, 8)].reshape(outputs, -1)[:, :columns]
-        return torch.from_numpy(made.copy().reshape(outputs, time, sessions))  # the next call writes where it was
+        return torch.from_numpy(made.copy().reshape(outputs, time, sessions))  # the next call overwrites it
 
     def _room(self, time: int, sessions: int) -> list[np.ndarray]:
-        """The working memory of a call: activations, what the past is set before, a tile of the inner activations."""
+        """The working memory of a call: activations, the same with the past in front, a tile of inner activations."""
         if (time, sessions) not in self._buffers:
             self._buffers = {(time, sessions): [np.zeros(size, np.float32) for size in self._sizes(time, sessions)]}
         return self._buffers[time, sessions]
@@ -70,7 +70,7 @@ class CompiledTower:
 
 
 def _row(pack: Pack, layer) -> dict[int, int]:
-    """What the kernel reads about a layer, its weights packed."""
+    """The kernel's description of a layer, with its weights packed."""
     row = {CHANNELS: layer.channels, PAST: layer.past, RATIO: 1}
     match layer:
         case towers.StreamingBlock():
@@ -98,7 +98,7 @@ def _block_row(pack: Pack, layer: towers.StreamingBlock) -> dict[int, int]:
 
 def _convolution_row(pack: Pack, layer: towers.StreamingConvolution) -> dict[int, int]:
     weight, outputs = layer.weight, len(layer.weight)
-    if layer.stride > 1:  # the phases are inputs of their own, with two taps each
+    if layer.stride > 1:  # each phase is a separate input with two taps
         weight = weight.view(outputs, layer.channels, 2, layer.stride).permute(0, 2, 1, 3)
     else:
         weight = weight.view(outputs, layer.channels, layer.width).transpose(1, 2)
@@ -126,7 +126,7 @@ def _upsampling_row(pack: Pack, layer: towers.StreamingUpsampling) -> dict[int, 
 
 @compiled
 def _bring_past(padded, ld, channels, past, time, states, state):
-    """The last samples of each session from its state to the front of ``padded`` [channels, past + time, sessions]."""
+    """Copy the last samples of each session's state to the front of ``padded`` [channels, past + time, sessions]."""
     sessions = len(states)
     for session in range(sessions):
         for channel in range(channels):
@@ -147,7 +147,7 @@ def _keep_last(padded, ld, channels, past, time, states, state):
 
 @compiled
 def _block(layer, w, x, padded, inner, time, states):
-    """A ConvNeXt layer, in place, by tiles of columns that stay in the first cache."""
+    """A ConvNeXt layer, in place, by tiles of columns that stay in the L1 cache."""
     channels, past, sessions = layer[CHANNELS], layer[PAST], len(states)
     columns = time * sessions
     ld, ldp = whole(columns), room(past * sessions, columns)
@@ -155,7 +155,7 @@ def _block(layer, w, x, padded, inner, time, states):
     _bring_past(padded, ldp, channels, past, time, states, layer[STATE])
     _keep_last(padded, ldp, channels, past, time, states, layer[STATE])
     width = max(24, min(240, 1200 // channels // 24 * 24))
-    wide = 4 * channels * width  # of inner: the activations of a tile; behind them its normed inputs
+    wide = 4 * channels * width  # of inner: the activations of a tile; its normed inputs come after them
     for first in range(0, columns, width):
         tile = min(width, ld - first)
         for channel in range(channels):
@@ -208,7 +208,7 @@ def _convolution(layer, w, x, padded, time, states):
 
 @compiled
 def _downsampling(layer, w, x, padded, time, states):
-    """Kernel 2r and stride r: sample q r + p of a window is sample q of phase p, so a phase is an input of its own."""
+    """Kernel 2r and stride r: sample q r + p of a window is sample q of phase p, so each phase is a separate input."""
     channels, ratio, sessions = layer[CHANNELS], layer[RATIO], len(states)
     ld, made = whole(time * sessions), time // ratio
     ldp = room(sessions, made * sessions)
@@ -232,7 +232,7 @@ def _downsampling(layer, w, x, padded, time, states):
 
 @compiled
 def _upsampling(layer, w, x, padded, inner, time, states):
-    """Kernel 2r and stride r: r outputs of the present and the previous sample, laid side by side afterwards."""
+    """Kernel 2r and stride r: r outputs of the present and the previous sample, interleaved afterwards."""
     channels, ratio, sessions = layer[CHANNELS], layer[RATIO], len(states)
     columns, outputs = time * sessions, layer[OUTPUTS]
     ld, ldp, ldy = whole(columns), room(sessions, columns), whole(ratio * columns)
@@ -250,9 +250,10 @@ def _upsampling(layer, w, x, padded, inner, time, states):
 
 @kept
 def run(sources, layers, w, x, padded, inner, time, states):
-    """Run x [channels, time, sessions] (a row every ``whole(time x sessions)``) through the layers, in place.
+    """Run x [channels, time, sessions] (one row every ``whole(time x sessions)``) through the layers, in place.
 
-    ``states`` holds the address of each session's state, which moves on. Returns the time of the answer in x.
+    ``states`` holds the address of each session's state, which is updated. Returns the number of samples of the output
+    in x.
     """
     for i in range(len(layers)):
         layer = layers[i]

@@ -1,4 +1,4 @@
-"""A frame step of many sessions in one process: backbone, denoising and vocoder, with nothing passed between processes.
+"""A frame step of many sessions in one process: backbone, denoising and vocoder without inter-process transfers.
 
 ``EagerStep`` calls the three stages one after another, on any device; ``graph_step.GraphStep`` is one CUDA graph.
 """
@@ -22,8 +22,11 @@ from harness.vibevoice.stages.vocoder import VocoderStage
 
 @dataclass(frozen=True)
 class Opening:
-    """How a session starts: see ``LLMStage.open``; a resumed one has its convolution state [values] and the latent [64]
-    and semantic features [128] of its last frame."""
+    """How a session starts: see ``LLMStage.open``.
+
+    A resumed session also has its convolution state [values], and the latent [64] and semantic features [128] of its
+    last frame.
+    """
 
     prompt_tokens: int
     frames: int
@@ -37,7 +40,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Row:
-    """What one session brings to a step: noise [64], its guidance scale and its number of denoising steps."""
+    """The input of one session to a step: noise [64], its guidance scale and its number of denoising steps."""
 
     session: int
     noise: np.ndarray
@@ -55,28 +58,30 @@ class PromptPart:
 
 
 class Frames(Protocol):
-    """The answer to a step, row by row; ``values`` waits for the device."""
+    """The results of a step, row by row; reading ``values`` waits for the device."""
 
-    tokens: list[int]  # wire.TOKEN_*; a row that says anything else than a frame has no audio
-    ready: bool  # its values are there already
-    took_ns: int  # the device's time for the step, once its values have been taken; 0: as long as the calls took
+    tokens: list[int]  # wire.TOKEN_*; a row with any token but a speech frame has no audio
+    ready: bool  # its values have arrived already
+    took_ns: int  # the device's time for the step, set once its values are read; 0: use the time of the calls
 
     def values(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Audio [N, 3200], latent [N, 64] and semantic features [N, 128], the caller's to keep."""
+        """Audio [N, 3200], latent [N, 64] and semantic features [N, 128], owned by the caller."""
         ...
 
 
 class FrameStep(Protocol):
-    """What the engine asks of a model. All calls come from one thread; one more step may be launched before the values
-    of the one before are asked for."""
+    """The interface of a model to the engine.
 
-    odd_groups: int  # other numbers of denoising steps than the usual one that a launch may hold
-    prompt_tokens: int  # that one call of ``read`` takes
-    prompt_ns: int  # spent on reading prompts so far, on the device
-    token_ns: float  # that a token of a prompt took when some were read last; 0 before the first
+    All calls come from one thread. One more step may be launched before the values of the previous one are read.
+    """
+
+    odd_groups: int  # how many other numbers of denoising steps than the default one launch may contain
+    prompt_tokens: int  # most prompt tokens per call of ``read``
+    prompt_ns: int  # total time spent on reading prompts, on the device
+    token_ns: float  # time per prompt token in the last reading; 0 before the first
 
     def open(self, session: int, opening: Opening) -> None:
-        """Take room. Raises RequestError, beginning with wire.BUSY where there is no room now but might be later."""
+        """Open a session. Raises RequestError; the message begins with wire.BUSY if there may be room later."""
         ...
 
     def read(self, parts: Sequence[PromptPart]) -> None: ...
@@ -90,11 +95,11 @@ class FrameStep(Protocol):
     def launch(self, rows: Sequence[Row]) -> Frames: ...
 
     def is_broken_by(self, error: Exception) -> bool:
-        """Whether the device does nothing more after this error."""
+        """Whether the device is unusable after this error."""
         ...
 
     def close(self, session: int, keep: bool = False) -> np.ndarray:
-        """End a session, if it is there; returns its convolution state [values] if it is to be kept."""
+        """Close a session if it is open; returns its convolution state [values] if ``keep`` is set."""
         ...
 
 
@@ -118,11 +123,11 @@ class EagerStep:
         self.llm, self.diffusion = LLMStage(weights, kv_limit_bytes), DiffusionStage(weights)
         self.vocoder = VocoderStage(weights)
         for stage in (self.llm, self.vocoder):
-            stage.sessions.idle_limit_s = float("inf")  # the engine ends its sessions itself
+            stage.sessions.idle_limit_s = float("inf")  # the engine closes its sessions itself
         self.device, self.dtype, self.graphs = weights.device, weights.dtype, None
         self.kv_limit_bytes, self.kv_bytes_per_token = kv_limit_bytes, self.llm.kv_bytes_per_token
         self.prompt_tokens, self.prompt_ns, self.token_ns = prompt_tokens, 0, 0.0
-        self._fed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # latent and semantic of each one's last frame
+        self._fed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of each one's last frame
 
     def open(self, session: int, opening: Opening) -> None:
         self.llm.open(session, opening.prompt_tokens, opening.frames, opening.start_frame, opening.forced, opening.say)

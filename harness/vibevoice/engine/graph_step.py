@@ -1,8 +1,8 @@
-"""A frame step of many sessions on a GPU as one CUDA graph: what sessions keep never leaves the device.
+"""A frame step of many sessions on a GPU as one CUDA graph; the sessions' state never leaves the device.
 
 A session is a slot: two rows of every table, one that its next step reads and one that it writes. A step copies one
-small block of facts to the device, launches one graph, and copies one block of answers back; the next step may be
-launched before those have arrived. Prompts are read as rows of many sessions together, by graphs of their own.
+small block of inputs to the device, launches one graph, and copies one block of results back; the next step may be
+launched before those have arrived. Prompts of many sessions are read together as rows, by separate graphs.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from harness.vibevoice.stages.presets import Weights
 from harness.vibevoice.stages.towers import TableTower, Tower
 
 PROMPT_ROWS = (32, 128, 256)  # tokens of a prompt graph
-PROMPT_PARTS = (2, 8)  # contexts of up to 1,024 and 4,096 positions; beyond, flash attention reads a cache only once
+PROMPT_PARTS = (2, 8)  # contexts of up to 1,024 and 4,096 positions; above, flash attention reads a cache only once
 _MOST = 2 * cuda_graphs.BATCHES[-1]  # rows of a step
-_PROMPT_FACTS = 4  # of a token: its id or -1, a cache
+_PROMPT_FACTS = 4  # per token: its id or -1, then its cache
 _FACTS, _NUMBERS = (
     10,
     wire.LATENT_SIZE + 1,
-)  # of a row: read, write, token id, token to say, two caches; noise, guidance
+)  # per row: read, write, token id, forced token, two caches; noise, guidance
 _ANSWERS = (wire.SAMPLES_PER_FRAME, wire.LATENT_SIZE, wire.SEMANTIC_SIZE, 1)  # audio, latent, semantic, token
 _MODEL_SAYS = -1
 
 
 def table_bytes(weights: Weights, sessions: int) -> int:
-    """What the tables of so many sessions take on the device."""
+    """Bytes of the tables of this many sessions on the device."""
     shapes = copy.copy(weights)
     shapes.device, shapes.checkpoint = torch.device("meta"), None
     towers = Tower(shapes.acoustic_decoder()), Tower(shapes.semantic_encoder())
@@ -64,12 +64,12 @@ class _Slot:
 
 @dataclass
 class _Launched:
-    """A step on its way: its answers will lie in ``host`` once it has ended."""
+    """A launched step: its results are in ``host`` once it has ended."""
 
     host: torch.Tensor
     began: torch.cuda.Event | None
     ended: torch.cuda.Event | None
-    order: list[int]  # row of the answers for each row that was asked for
+    order: list[int]  # row of the results for each requested row
     tokens: list[int] = field(default_factory=list)
     ready: bool = False
     took_ns: int = 0
@@ -80,7 +80,7 @@ class _Launched:
         return audio, latent, semantic
 
     def answers(self) -> np.ndarray:
-        """All answers, copied from where the step after the next will leave its own."""
+        """All results, copied before the step after the next overwrites them."""
         if self.ended is not None:
             self.ended.synchronize()
             self.took_ns = _between_ns(self.began, self.ended)
@@ -88,16 +88,16 @@ class _Launched:
 
 
 class GraphStep:
-    """See ``frame_step.FrameStep``. ``sessions``: how many slots there are. On a CPU nothing is recorded."""
+    """See ``frame_step.FrameStep``. ``sessions``: number of slots. On a CPU no graphs are recorded."""
 
-    odd_groups = 1  # each runs by itself and is not recorded
+    odd_groups = 1  # each runs separately and without a graph
     prompt_tokens = PROMPT_ROWS[-1]
 
     def __init__(self, weights: Weights, kv_limit_bytes: int, sessions: int):
         without_graphs = copy.copy(weights)
-        without_graphs.graph_batch = 0  # the stages record nothing of their own
+        without_graphs.graph_batch = 0  # the stages record no graphs of their own
         self.llm, self.diffusion = LLMStage(without_graphs, kv_limit_bytes), DiffusionStage(without_graphs)
-        self.llm.sessions.idle_limit_s = float("inf")  # the engine ends its sessions itself
+        self.llm.sessions.idle_limit_s = float("inf")  # the engine closes its sessions itself
         self.device, self.dtype = weights.device, weights.dtype
         self.kv_limit_bytes, self.kv_bytes_per_token = kv_limit_bytes, self.llm.kv_bytes_per_token
         decoder, encoder = Tower(weights.acoustic_decoder()), Tower(weights.semantic_encoder())
@@ -107,7 +107,7 @@ class GraphStep:
         self._tables(sessions, decoder.state_size + encoder.state_size)
         self._slots: dict[int, _Slot] = {}
         self.prompt_ns, self.token_ns = 0, 0.0
-        self._reading: deque = deque()  # events before and after each read, and its tokens
+        self._reading: deque = deque()  # events before and after each read, and its number of tokens
         self._free = list(range(sessions))[::-1]
         self._asked = _Inputs(2 * _MOST, _MOST, ((_FACTS, torch.int64), (_NUMBERS, torch.float32)), self.device)
         prompt = (_PROMPT_FACTS, torch.int64), (wire.LATENT_SIZE, torch.float32)
@@ -119,7 +119,7 @@ class GraphStep:
             self._record()
 
     def _tables(self, sessions: int, state_size: int) -> None:
-        """Two rows of each slot; behind them one that nobody reads, and one that nobody writes."""
+        """Two rows for each slot, then one dummy row to read and one dummy row to write."""
         rows = 2 * sessions + 2
         self.nobodys, self.empty = rows - 2, rows - 1
         self.states = torch.zeros(rows, state_size, dtype=self.dtype, device=self.device)
@@ -151,7 +151,7 @@ class GraphStep:
         slot = self._slots.pop(session, None)
         if slot is None:
             return np.empty(0, np.float32)
-        self._free.append(slot.number)  # what still runs on the device comes before what a new session asks of it
+        self._free.append(slot.number)  # safe: the device finishes its queued work before that of a new session
         return self.states[slot.rows[0]].float().cpu().numpy() if keep else np.empty(0, np.float32)
 
     def is_broken_by(self, error: Exception) -> bool:
@@ -169,7 +169,7 @@ class GraphStep:
 
     @torch.inference_mode()
     def launch(self, rows: Sequence[Row]) -> Frames:
-        """One step of these sessions: those of one number of denoising steps are one batch."""
+        """Launch one step of these sessions; sessions with the same number of denoising steps form one batch."""
         self._answers.reverse()
         sessions = [self.llm.sessions.get(row.session) for row in rows]
         says = [self.llm.told(session) for session in sessions]
@@ -187,7 +187,7 @@ class GraphStep:
             began = began or _event(self.device)
             start = self._batch(facts, start, len(group), ragged.parts_of(lengths), steps)
         launched = _Launched(self._answers[0], began, _event(self.device), order)
-        launched.ready = None in says  # what the next step is fed follows from what the model says in this one
+        launched.ready = None in says  # if the model chooses a token, the next step's input depends on it
         launched.tokens = [int(token) for token in launched.answers()[:, -1]] if launched.ready else says
         self.llm.advance(sessions, launched.tokens)
         for row, token in zip(rows, launched.tokens, strict=True):
@@ -196,14 +196,14 @@ class GraphStep:
         return launched
 
     def _facts(self, number: int, session, says: int | None) -> list[int]:
-        """What a step must know of a session."""
+        """A step's inputs for one session."""
         pending = -1 if session.pending_token is None else session.pending_token
         branches = session.with_prompt, session.without_prompt
         with_prompt, without = ragged.facts_of([each.kv for each in branches], session.lengths)
         return [*self._slots[number].rows, pending, _MODEL_SAYS if says is None else says, *with_prompt, *without]
 
     def _batch(self, facts: np.ndarray, start: int, count: int, parts: int, steps: int) -> int:
-        """Launch one batch whose facts and answers lie from row ``start`` on; returns where the next may begin."""
+        """Launch one batch with inputs and results from row ``start`` on; returns where the next batch may begin."""
         graph = self.graphs.step(count, parts) if steps == wire.DEFAULT_DIFFUSION_STEPS else None
         filled = graph.rows if graph else count
         facts[start + count : start + filled] = self._filler()
@@ -246,7 +246,7 @@ class GraphStep:
 
     @torch.inference_mode()
     def read(self, parts: Sequence[PromptPart]) -> None:
-        """Read parts of prompts: in one launch those of short contexts, by themselves the others."""
+        """Read parts of prompts: those with short contexts in one launch, the others one by one."""
         self._note_read()
         began = _event(self.device)
         is_short = [self._reach(part) <= PROMPT_PARTS[-1] for part in parts]
@@ -259,7 +259,7 @@ class GraphStep:
         self._reading.append((began, _event(self.device), sum(len(part.token_ids) for part in parts)))
 
     def _note_read(self) -> None:
-        """Add the times of those reads that the device is done with."""
+        """Add the times of the reads that the device has completed."""
         while self._reading and (self._reading[0][1] is None or self._reading[0][1].query()):
             began, ended, tokens = self._reading.popleft()
             took_ns = _between_ns(began, ended)
@@ -267,7 +267,7 @@ class GraphStep:
             self.token_ns = took_ns / tokens if tokens else self.token_ns
 
     def _reach(self, part: PromptPart) -> int:
-        """Into how many parts the attention of its last token cuts its context."""
+        """Number of parts into which the attention of the part's last token splits its context."""
         branch = self.llm.sessions.get(part.session).with_prompt
         return ragged.parts_of([branch.length + len(part.token_ids) - 1])
 
@@ -295,14 +295,14 @@ class GraphStep:
             self.compute_prompt(*given, reach)
 
     def compute_prompt(self, facts: torch.Tensor, voices: torch.Tensor, parts: int) -> torch.Tensor:
-        """Read tokens on the device alone: facts [rows, 4] (id or -1, cache, its room, position), voices [rows, 64]."""
+        """Read tokens on the device: facts [rows, 4] (id or -1, cache, its capacity, position), voices [rows, 64]."""
         ids, caches = facts[:, 0], facts[:, 1:].contiguous()
         spoken = self.llm.acoustic(voices.to(self.dtype))
         embeds = torch.where((ids >= 0)[:, None], self.llm.backbone.embed_tokens(ids.clamp(0)), spoken)
         return self.llm.backbone(embeds, caches[:, 2], ragged.RaggedRows(caches, parts))
 
     def _record(self) -> None:
-        """Record a graph for every batch and reach, the largest first: the others find room in its memory."""
+        """Record a graph for every batch and reach, the largest first: the others reuse its memory."""
         memory, largest = cuda_graphs.Memory.of(self.device), self.graphs.batches[-1]
         self._asked.begin()[0][:] = self._filler()
         self._prompt.begin()[0][:] = [0, *self._nobodys_cache]
@@ -334,7 +334,7 @@ class GraphStep:
 
 @dataclass(frozen=True)
 class _Graph:
-    """A recorded graph, and the most rows and parts of a context that it takes."""
+    """A recorded graph, and the largest numbers of rows and of context parts that it supports."""
 
     rows: int
     parts: int
@@ -362,7 +362,7 @@ def _smallest(recorded: Sequence[_Graph], rows: int, parts: int) -> _Graph | Non
 
 
 class _Inputs:
-    """Rows that a step reads at fixed addresses on the device; on the host they are written by turns in two places."""
+    """Rows that a step reads at fixed device addresses; on the host two buffers are written alternately."""
 
     def __init__(
         self, host_rows: int, device_rows: int, widths: Sequence[tuple[int, torch.dtype]], device: torch.device
@@ -376,14 +376,14 @@ class _Inputs:
         self._turn = 0
 
     def begin(self) -> list[np.ndarray]:
-        """The rows on the host, once the device has taken what was sent from there."""
+        """The rows on the host, once the device has read what was last sent from there."""
         self._turn ^= 1
         if sent := self._sent[self._turn]:
             sent.synchronize()
         return [each.numpy() for each in self._hosts[self._turn]]
 
     def send(self, start: int, count: int) -> list[torch.Tensor]:
-        """Copy ``count`` rows from ``start`` on to the first ones on the device; returns those."""
+        """Copy ``count`` rows from ``start`` on to the first rows on the device; returns those."""
         for host, read in zip(self._hosts[self._turn], self.read, strict=True):
             read[:count].copy_(host[start : start + count], non_blocking=True)
         self._sent[self._turn] = _event(self.device)
@@ -391,10 +391,10 @@ class _Inputs:
 
 
 def _tower_kind(weights: Weights) -> type:
-    """How a tower is computed: by kernels of its own on a GPU."""
+    """The class of a tower: custom kernels on a GPU."""
     if weights.device.type != "cuda" or weights.plain:
         return TableTower
-    from harness.vibevoice.stages.fused_towers import FusedTower  # compiled for a GPU
+    from harness.vibevoice.stages.fused_towers import FusedTower  # needs a GPU to compile
 
     return FusedTower
 
@@ -404,7 +404,7 @@ def _between_ns(began: torch.cuda.Event | None, ended: torch.cuda.Event | None) 
 
 
 def _event(device: torch.device) -> torch.cuda.Event | None:
-    """What comes when the device has done all that was asked of it until now; None on a CPU."""
+    """An event that completes with all work queued on the device so far; None on a CPU."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event(enable_timing=True)

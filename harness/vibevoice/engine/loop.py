@@ -1,6 +1,6 @@
-"""The fused engine: one loop that reads prompts, steps all sessions together and hands their audio to be sent.
+"""The fused engine: one loop that reads prompts, steps all sessions together and hands over their audio.
 
-Sessions join and leave between two steps. Threads of their own send the audio of a step while the next one is computed.
+Sessions join and leave between two steps. Sender threads send the audio of a step while the next one is computed.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from harness import wire
 from harness.vibevoice.engine.frame_step import Frames, FrameStep, PromptPart, Row
 from harness.vibevoice.sessions.failures import StageEnded
 
-SENDERS = 1  # threads: the server takes one response after another, and each more takes the interpreter from the loop
-MOST_FRAMES = 16  # of one response, where frames had to wait for those before them
+SENDERS = 1  # threads: the server accepts one response at a time, and each further thread competes for the interpreter
+MOST_FRAMES = 16  # per response, where frames had to wait for earlier ones
 WAIT_S = 0.001
-MOST_WAITING = 64  # frames of a session that wait to be sent, before it speaks on
-_NOISE_ROWS = 16  # drawn at once
-READ_SHARE = 0.5  # of a step's time, or of what listeners have in hand, that reading prompts may take before a step
-LONGEST_READ_S = 0.5  # of which it may take that share at most, also where nobody listens
-IN_HAND_S = 1.0  # of audio, with which a listener is not short of it, unless the configuration says otherwise
-FIRST_TOKENS, FEWEST_TOKENS = 256, 16  # before it is known how long one takes; however long one takes
+MOST_WAITING = 64  # unsent frames of a session, at which it pauses
+_NOISE_ROWS = 16  # drawn at a time
+READ_SHARE = 0.5  # most of a step's time, or of the listeners' buffers, that reading prompts may take before a step
+LONGEST_READ_S = 0.5  # the longest time of which it may take that share, also without listeners
+IN_HAND_S = 1.0  # seconds of audio below which a listener's buffer counts as short, unless configured
+FIRST_TOKENS, FEWEST_TOKENS = 256, 16  # before the time per token is known; minimum however long a token takes
 
 
 class PromptToRead:
-    """What is left of a session's prompt: ``token_ids``, and voice frames [frames, 64] for its audio tokens."""
+    """The unread rest of a session's prompt: ``token_ids``, and voice frames [frames, 64] for its audio tokens."""
 
     def __init__(self, session: int, token_ids: Sequence[int], voice_frames: np.ndarray, audio_token_id: int):
         self.session, self.token_ids, self.voice_frames = session, np.asarray(token_ids, np.int32), voice_frames
@@ -44,7 +44,7 @@ class PromptToRead:
         return len(self.token_ids)
 
     def take(self, count: int) -> PromptPart:
-        """The next tokens, at most so many."""
+        """Remove and return at most ``count`` tokens."""
         ids, self.token_ids = self.token_ids[:count], self.token_ids[count:]
         places = int((ids == self.audio_token_id).sum())
         frames, self.voice_frames = self.voice_frames[:places], self.voice_frames[places:]
@@ -53,12 +53,12 @@ class PromptToRead:
 
 @dataclass(eq=False)
 class Speech:
-    """One session of the engine, whose room is taken (``FrameStep.open``).
+    """One session of the engine, opened with ``FrameStep.open``.
 
     ``deliver`` is called with chunks of audio [samples] by one thread at a time, in order; ``done`` is set after the
-    last. A chunk has ``chunk_frames`` frames, or more where several have waited for those before them to be sent.
-    ``past``: steps of a resumed session, as (tokens, latents fed, semantics fed). ``rows`` draws the noise [64] of one
-    frame after another.
+    last. A chunk has ``chunk_frames`` frames, or more if frames had to wait for earlier ones to be sent. ``past``:
+    steps of a resumed session, as (tokens, latents fed, semantics fed). ``rows`` draws the noise [64] of one frame
+    after another.
     """
 
     session: int
@@ -72,15 +72,15 @@ class Speech:
     keep: bool = False
     past: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=deque)
     done: Future = field(default_factory=Future)
-    tokens: list[int] = field(default_factory=list)  # said so far
-    fed: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # latent and semantic, if it is kept
+    tokens: list[int] = field(default_factory=list)  # generated so far
+    fed: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # latent and semantic, if kept
     spoken: int = 0
     began_s: float = 0.0  # when it was submitted, then when its first frame was launched
-    _noise: np.ndarray | None = None  # of the frame to come: a step that says something else does not use it up
+    _noise: np.ndarray | None = None  # of the next frame: a step with another token does not use it
     _waiting: deque[np.ndarray] = field(default_factory=deque)  # frames to be sent
     _last_waits: bool = False
-    _queued: bool = False  # a sender has it, or will
-    _outbox: threading.Lock = field(default_factory=threading.Lock)  # of these three
+    _queued: bool = False  # in the senders' queue
+    _outbox: threading.Lock = field(default_factory=threading.Lock)  # guards the three above
     _sending: threading.Lock = field(default_factory=threading.Lock)
 
     def row(self) -> Row:
@@ -89,7 +89,7 @@ class Speech:
         return Row(self.session, self._noise, self.guidance, self.steps)
 
     def took(self, token: int, now_s: float) -> bool:
-        """Note what a step said; whether the session has ended with it."""
+        """Note the token of a step; returns whether the session ends with it."""
         self.tokens.append(token)
         if token == wire.TOKEN_SPEECH_FRAME:
             if not self.spoken:
@@ -98,11 +98,11 @@ class Speech:
         return self.spoken >= self.frames or token == wire.TOKEN_END_OF_TEXT
 
     def due_s(self) -> float:
-        """When a listener who began with the first frame has heard all that is spoken."""
+        """When a listener who started with the first frame will have heard all audio so far."""
         return self.began_s + self.spoken * wire.SECONDS_PER_FRAME
 
     def put(self, audio: np.ndarray | None, last: bool) -> bool:
-        """Lay out a frame to be sent; whether a sender must be told of it."""
+        """Add a frame to be sent; returns whether a sender must be notified."""
         with self._outbox:
             if audio is not None:
                 self._waiting.append(audio)
@@ -111,7 +111,7 @@ class Speech:
             return self._queued and not told
 
     def send_waiting(self) -> bool:
-        """Send what waits as one chunk; whether there is more to be sent, and the session stays queued."""
+        """Send waiting frames as one chunk; returns whether more are ready, so that the session stays queued."""
         with self._outbox:
             frames = [self._waiting.popleft() for _ in range(self._chunk())]
             last = self._last_waits and not self._waiting
@@ -121,7 +121,7 @@ class Speech:
             return self._queued
 
     def _chunk(self) -> int:
-        """Frames of the next chunk: whole ones of ``chunk_frames``, as many as wait and one response may hold."""
+        """Frames of the next chunk: a multiple of ``chunk_frames``, as many as wait and fit in one response."""
         most = max(1, MOST_FRAMES // self.chunk_frames) * self.chunk_frames
         ready = len(self._waiting) // self.chunk_frames * self.chunk_frames
         return min(most, len(self._waiting) if self._last_waits else ready)
@@ -132,11 +132,11 @@ class Speech:
 
     @property
     def is_ahead(self) -> bool:
-        """Whether so much of it waits to be sent that it need not speak on."""
+        """Whether so much of its audio is unsent that it should pause."""
         return len(self._waiting) >= max(MOST_WAITING, 2 * self.chunk_frames)
 
     def _send(self, frames: list[np.ndarray], last: bool) -> None:
-        """Deliver a chunk, and end after the last one; nothing where the session is over."""
+        """Deliver a chunk, and set ``done`` after the last one; does nothing once the session is over."""
         with self._sending:
             if self.over:
                 return
@@ -151,7 +151,7 @@ class Speech:
                         self.done.set_result(None)
 
     def wait_sent(self) -> None:
-        """Until no sender is at a chunk of it; after its end, nothing more of it is sent then."""
+        """Wait until no sender is delivering its audio; after its end, nothing more is sent."""
         with self._sending:
             return
 
@@ -170,7 +170,7 @@ def _ended() -> StageEnded:
 
 
 def noise_rows(seed: int, skipped: int = 0) -> Iterator[np.ndarray]:
-    """The noise [64] of each frame of a seed, after ``skipped`` frames: the same numbers however many are drawn."""
+    """The noise [64] of each frame of a seed, after ``skipped`` frames, however many are drawn at a time."""
     generator = np.random.default_rng(seed)
     generator.standard_normal((skipped, wire.LATENT_SIZE), np.float32)
     while True:
@@ -179,7 +179,7 @@ def noise_rows(seed: int, skipped: int = 0) -> Iterator[np.ndarray]:
 
 @dataclass
 class Counts:
-    """What the loop has done: steps and nanoseconds by batch size, prompt tokens and the time of reading them."""
+    """Counters of the loop: steps and nanoseconds by batch size, prompt tokens and the time of reading them."""
 
     steps: dict[int, list[int]] = field(default_factory=dict)
     prompt_tokens: int = 0
@@ -191,12 +191,12 @@ class Counts:
         count[1] += ns
 
 
-# The sessions of a step, each with whether it ends with it; its answers; when it was launched, in ns.
+# The sessions of a step, each with whether it ends with it; its results; its launch time in ns.
 Launched = tuple[list[tuple[Speech, bool]], Frames, int]
 
 
 class Engine:
-    """Runs the sessions of one ``FrameStep`` in a thread of its own, at most ``max_batch`` of them in a step."""
+    """Runs the sessions of one ``FrameStep`` in its own thread, at most ``max_batch`` of them per step."""
 
     def __init__(
         self,
@@ -207,13 +207,15 @@ class Engine:
         in_hand_s: float = IN_HAND_S,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """``prepare`` is called in the loop's thread first, ``broken`` when it has ended by an error of its own. A
-        listener with less than ``in_hand_s`` seconds of audio in hand is short of it."""
+        """``prepare`` is called first in the loop's thread, ``broken`` after the loop has ended with an internal error.
+
+        Listeners with less than ``in_hand_s`` seconds of buffered audio count as short.
+        """
         self.step, self.max_batch, self.clock, self.counts = step, max_batch, clock, Counts()
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._reading: deque[Speech] = deque()
         self._speaking: dict[int, Speech] = {}
-        self._open: set[Speech] = set()  # submitted, and not taken out yet
+        self._open: set[Speech] = set()  # submitted, and not yet removed
         self._senders = Senders(SENDERS)
         self._prepare, self._broken = prepare, broken
         self._over, self._ended, self._calling = False, False, threading.Lock()
@@ -223,11 +225,11 @@ class Engine:
 
     @property
     def sessions(self) -> int:
-        """Sessions that read or speak."""
+        """Number of sessions that read or speak."""
         return len(self._open)
 
     def call(self, function: Callable, *arguments) -> Future:
-        """Call a function of the step between two steps; its answer, or what it raises, is in the future."""
+        """Call a function of the step between two steps; the future gets its result or exception."""
         answer: Future = Future()
         with self._calling:
             if self._ended:
@@ -237,19 +239,19 @@ class Engine:
         return answer
 
     def submit(self, speech: Speech) -> None:
-        """Let a session read its prompt and speak."""
+        """Queue a session: it reads its prompt and then speaks."""
         added = self.call(self._add, speech)
         added.add_done_callback(lambda ended: ended.exception() and speech.fail(ended.exception()))
 
     def end(self, speech: Speech, keep: bool = False) -> Future:
-        """Take a session out, wherever it is; the future holds its convolution state [values] if it is to be kept.
+        """Remove a session; the future gets its convolution state [values] if ``keep`` is set.
 
-        A sender may still be at a chunk of it: see ``Speech.wait_sent``.
+        A sender may still be delivering a chunk of it: see ``Speech.wait_sent``.
         """
         return self.call(self._remove, speech, keep)
 
     def close(self) -> None:
-        """End the loop and the senders; sessions that are open are told."""
+        """End the loop and the senders; open sessions get an error."""
         self._over = True
         self.call(lambda: None)
         self._thread.join()
@@ -283,14 +285,14 @@ class Engine:
             if behind:
                 self._emit(*behind)
             elif not launched and self._speaking and not self._reading:
-                time.sleep(WAIT_S)  # all are ahead of what can be sent
+                time.sleep(WAIT_S)  # all sessions are paused until audio is sent
             behind = launched
             if behind and behind[1].ready:
                 self._emit(*behind)
                 behind = None
 
     def _obey(self, idle: bool) -> None:
-        """What was asked for since the last step; waits for something where there is nothing else to do."""
+        """Execute the calls queued since the last step; with ``idle`` set, wait for one."""
         while True:
             try:
                 answer, function, arguments = self._commands.get(block=idle)
@@ -316,7 +318,7 @@ class Engine:
         return self.step.close(speech.session, keep)
 
     def _read(self) -> None:
-        """Read a part of the prompts, by turns; sessions that have read theirs, and their past, begin to speak."""
+        """Read parts of the prompts in turn; sessions that have read their prompt and their past start to speak."""
         if turn := self._turn():
             self._together([speech for speech, _ in turn], self._read_parts, [part for _, part in turn])
         replaying = next((speech for speech in self._reading if speech.past and not speech.prompt), None)
@@ -329,7 +331,7 @@ class Engine:
                 self._speaking[speech.session] = speech
 
     def _turn(self) -> list[tuple[Speech, PromptPart]]:
-        """The next parts of prompts, one of each session, as many as may be read before the next step."""
+        """The next parts of prompts, one per session, as many as may be read before the next step."""
         turn, room = [], self._tokens_to_read()
         for speech in [each for each in self._reading if each.prompt and not each.over]:
             if room <= 0:
@@ -340,9 +342,9 @@ class Engine:
         return turn
 
     def _tokens_to_read(self) -> int:
-        """As many as take half of the time for which listeners have audio in hand, or half a step where one has little.
+        """Tokens that fit in half of the time for which listeners have buffered audio, or half a step if one is short.
 
-        By what a token took when some were read last.
+        Uses the time per token of the last reading.
         """
         most = self.step.prompt_tokens
         if not self.step.token_ns:
@@ -352,7 +354,7 @@ class Engine:
         return max(min(FEWEST_TOKENS, most), min(most, int(READ_SHARE * time_ns / self.step.token_ns)))
 
     def _to_the_end(self, sessions: Sequence[Speech]) -> None:
-        """The next turn begins behind these."""
+        """Move these sessions to the end of the reading order."""
         for speech in sessions:
             if speech in self._reading:
                 self._reading.remove(speech)
@@ -364,7 +366,7 @@ class Engine:
         self.counts.prompt_tokens += sum(len(part.token_ids) for part in parts)
 
     def _launch(self) -> Launched | None:
-        """One step of the sessions that speak: those first whose listeners run out of audio first."""
+        """Launch one step of the speaking sessions; those whose listeners run out of audio first take precedence."""
         batch = [each for each in self._next() if self._together([each], self.step.check, each.session)]
         if not batch:
             return None
@@ -387,7 +389,7 @@ class Engine:
         return heapq.nsmallest(self.max_batch, speaking, key=Speech.due_s)
 
     def _of_few_groups(self, speaking: list[Speech]) -> list[Speech]:
-        """Sessions of the usual number of denoising steps, and of so many other numbers as a step takes at once."""
+        """Sessions with the default number of denoising steps, and as many other numbers as one step supports."""
         due_s: dict[int, float] = {}
         for speech in speaking:
             if speech.steps != wire.DEFAULT_DIFFUSION_STEPS:
@@ -402,14 +404,14 @@ class Engine:
         for i, ((speech, last), token) in enumerate(zip(batch, frames.tokens, strict=True)):
             spoke = token == wire.TOKEN_SPEECH_FRAME
             if spoke and speech.keep:
-                speech.fed.append((latent[i].copy(), semantic[i].copy()))  # a row alone would keep the whole step's
+                speech.fed.append((latent[i].copy(), semantic[i].copy()))  # a view would keep all rows alive
             if speech.put(audio[i].copy() if spoke else None, last):
                 self._senders.tell(speech)
 
     def _together(self, sessions: Sequence[Speech], function: Callable, *arguments):
-        """The answer of a call on behalf of some sessions, True for none.
+        """The result of a call for several sessions, True for none.
 
-        None where it failed, and all of them with it: nobody knows whose fault it was, nor what it left behind.
+        None where it failed; then all of these sessions fail, since the cause and the state left behind are unknown.
         """
         try:
             answer = function(*arguments)
@@ -421,7 +423,7 @@ class Engine:
         return True if answer is None else answer
 
     def _must_go_on(self, error: Exception) -> None:
-        """Raise an error after which the device does nothing more."""
+        """Raise an error after which the device is unusable."""
         if self.step.is_broken_by(error):
             raise error
 
@@ -433,7 +435,7 @@ class Engine:
 
 
 class Senders:
-    """Threads that send what waits in sessions, while the next step is computed."""
+    """Threads that send the sessions' waiting audio while the next step is computed."""
 
     def __init__(self, count: int):
         self._queue: queue.SimpleQueue[Speech | None] = queue.SimpleQueue()
@@ -442,7 +444,7 @@ class Senders:
             thread.start()
 
     def tell(self, speech: Speech) -> None:
-        """A session has a chunk to be sent."""
+        """Notify the senders that a session has a chunk to send."""
         self._queue.put(speech)
 
     def close(self) -> None:

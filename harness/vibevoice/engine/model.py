@@ -19,20 +19,20 @@ from harness.vibevoice.process.instances import instances
 from harness.vibevoice.process.parameters import number, parameters
 from harness.vibevoice.process.setup import prepare
 
-GRACE_S = 1.0  # in which its sessions are told
+GRACE_S = 1.0  # for its sessions to send their last responses
 
 
 def engine_of(args: dict) -> Engine:
-    """Raises InputError for a configuration that this host cannot serve."""
+    """The engine of an instance. Raises InputError for a configuration that this host cannot serve."""
     given = parameters(args)
     weights = backend.weights(args)
     most, places = number(given, "max_batch"), max(1, number(given, "sessions_at_once") // instances(args))
     if weights.graph_batch:
-        from harness.vibevoice.engine.graph_step import GraphStep, table_bytes  # its kernels are compiled for a GPU
+        from harness.vibevoice.engine.graph_step import GraphStep, table_bytes  # needs a GPU to compile
 
         if most > weights.graph_batch:
             raise InputError(
-                f"max_batch is {most}, and a step of this GPU takes at most {weights.graph_batch} sessions (`graphs`): "
+                f"max_batch is {most}, but a step on this GPU takes at most {weights.graph_batch} sessions (`graphs`): "
                 "lower the one or raise the other"
             )
         step = GraphStep(weights, backend.kv_room(args, weights, table_bytes(weights, places)), places)
@@ -45,7 +45,7 @@ def engine_of(args: dict) -> Engine:
 
 
 def _count(engine: Engine) -> None:
-    """Show the engine's counts on the Prometheus page of this server, if it has one."""
+    """Export the engine's counts to this server's Prometheus page, if it has one."""
     try:
         metrics = StepMetrics(engine.counts, _counter)
     except pb.TritonModelException as error:
@@ -59,7 +59,7 @@ def _counter(name: str, about: str) -> pb.MetricFamily:
 
 
 def _end_process(error: Exception) -> None:
-    """A process whose engine has stopped serves nobody: it ends, and is started again."""
+    """End the process, which cannot serve without its engine; it is then restarted."""
     print(f"the engine has stopped, and its process ends: {error!r}", flush=True)
     time.sleep(GRACE_S)
     os._exit(1)

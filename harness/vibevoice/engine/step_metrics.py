@@ -1,4 +1,4 @@
-"""The engine's counts of steps as counters of Triton's Prometheus page, where its own statistics know only requests."""
+"""The engine's step counts as counters on Triton's Prometheus page; Triton's own statistics cover only requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from harness import wire
 from harness.vibevoice.engine.loop import Counts
 
-EVERY_S = 0.5  # each update is a call of the server's process
+EVERY_S = 0.5  # each update is a call to the server's process
 _ABOUT = {
     wire.ENGINE_STEPS: "Steps of the fused engine, by the sessions in them",
     wire.ENGINE_STEP_SECONDS: "Seconds of the steps of the fused engine, by the sessions in them",
@@ -19,7 +19,7 @@ _ABOUT = {
 
 
 class StepMetrics:
-    """Tells the growth of ``counts`` to counters; ``family(name, description)`` makes one, as ``pb.MetricFamily``."""
+    """Adds the growth of ``counts`` to counters; ``family(name, description)`` creates one, as ``pb.MetricFamily``."""
 
     def __init__(self, counts: Counts, family: Callable):
         self.counts = counts
@@ -35,20 +35,20 @@ class StepMetrics:
                 self._told[key] = total
 
     def keep_updated(self) -> None:
-        """Update from a thread of its own until the process ends: no thread may run while its interpreter goes."""
+        """Update from a thread until the process ends: no thread may run while the interpreter shuts down."""
         over = threading.Event()
 
         def run() -> None:
             while not over.wait(EVERY_S):
                 try:
                     self.update()
-                except Exception as error:  # the next update tells what this one could not
+                except Exception as error:  # the next update includes what this one missed
                     print(f"the steps of the engine could not be counted: {error}", flush=True)
 
         thread = threading.Thread(target=run, daemon=True, name="step metrics")
         thread.start()
         atexit.register(thread.join, 2 * EVERY_S)
-        atexit.register(over.set)  # what is registered last is called first
+        atexit.register(over.set)  # registered last, called first
 
     def _metric(self, name: str, batch: str):
         if (name, batch) not in self._metrics:
@@ -58,7 +58,7 @@ class StepMetrics:
 
 
 def _totals(counts: Counts) -> Iterator[tuple[tuple[str, str], float]]:
-    for batch, (steps, ns) in list(counts.steps.items()):  # of the engine's thread, which goes on counting
+    for batch, (steps, ns) in list(counts.steps.items()):  # a copy: the engine's thread goes on counting
         yield (wire.ENGINE_STEPS, str(batch)), steps
         yield (wire.ENGINE_STEP_SECONDS, str(batch)), ns / 1e9
     yield (wire.ENGINE_PROMPT_TOKENS, ""), counts.prompt_tokens

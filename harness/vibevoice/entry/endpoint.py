@@ -1,4 +1,4 @@
-"""The public entry: checks requests, lets their sessions in, and runs them side by side on one event loop.
+"""The public entry: checks requests, admits their sessions, and runs them concurrently on one event loop.
 
 Only a Triton stub process can import this module.
 """
@@ -33,7 +33,7 @@ from harness.vibevoice.sessions.carry import MOST_BYTES, Past, model_mark, scrip
 from harness.vibevoice.sessions.table import session_ids
 from harness.vibevoice.stages.configuration import config_of
 
-if TYPE_CHECKING:  # they bring torch, which the process of an ensemble's entry need not load
+if TYPE_CHECKING:  # they load torch, which an ensemble's entry process does not need
     from harness.vibevoice.engine.loop import Engine
     from harness.vibevoice.entry.engine_talk import EngineTalk
 
@@ -48,14 +48,14 @@ _OPTIONS = (
     wire.KEEP,
 )
 LONG_SCRIPT_BYTES = 16_000
-MOST_TOKENS, MOST_SPEAKER_IDS = 2 * wire.MAX_FRAMES, 1024  # of a request: more would hold up everybody's event loop
-SWITCH_S = 0.001  # how long a thread that reads a script may keep the interpreter from those that speak
+MOST_TOKENS, MOST_SPEAKER_IDS = 2 * wire.MAX_FRAMES, 1024  # per request: more would block the event loop that all share
+SWITCH_S = 0.001  # switch interval, so that a thread that reads a script soon yields to those that speak
 
 
 class Entry:
-    """Serves requests of one entry instance; sessions of all of them run side by side on its event loop.
+    """Serves the requests of one entry instance; all of its sessions run concurrently on its event loop.
 
-    ``engine_of(args)`` gives the engine that speaks in this process; without it, the stages of the ensemble speak.
+    ``engine_of(args)`` returns the engine of this process; without it, the stages of the ensemble are called.
     """
 
     def __init__(self, args: dict, engine_of: Callable[[dict], Engine] | None = None):
@@ -80,7 +80,7 @@ class Entry:
         places = max(1, number(given, "sessions_at_once") // instances(args))
         patience_s = number(given, "waiting_seconds")
         self.queue = AdmissionQueue(places, number(given, "waiting_limit"), patience_s)
-        # A session holds two threads: one that speaks and one that tells, or two calls of stages when it closes.
+        # A session holds two threads: one that speaks and one that sends, or two calls of stages when it closes.
         self.calls_at_once = 2 * places + 4
         self.session_ids = session_ids(os.getpid())
         self.engine = engine_of(args) if engine_of else None
@@ -88,8 +88,8 @@ class Entry:
         restarts.attend(args, backend.load_model, backend.identity_of(args, self.engine and self.engine.step))
 
     async def serve(self, requests: list) -> None:
-        # The loop's default executor has a few threads per core: sessions beyond that would wait for one, with every
-        # stage idle.
+        # The loop's default executor has a few threads per core: further sessions would wait for one while all stages
+        # are idle.
         if self.executor is None:
             self.executor = ThreadPoolExecutor(self.calls_at_once, thread_name_prefix="stage-call")
             asyncio.get_running_loop().set_default_executor(self.executor)
@@ -102,7 +102,7 @@ class Entry:
             for channel in list(self.channels):
                 try:
                     channel.beat()
-                except Exception as error:  # one channel's trouble is none of the others'
+                except Exception as error:  # one channel's error must not affect the others
                     print(f"a sign of life could not be sent: {error}", flush=True)
 
     async def _answer(self, request) -> None:
@@ -125,7 +125,7 @@ class Entry:
         channel.end(error)
 
     async def _checked(self, request) -> SpeechRequest:
-        """What is asked for; raises HarnessError, marked as refused, for what no retry can make right."""
+        """The checked request. Raises HarnessError, marked as rejected, for what no retry can fix."""
         try:
             return await self._read(request)
         except HarnessError as error:
@@ -143,8 +143,8 @@ class Entry:
         text = _required(request, wire.TEXT_INPUT).flat[0]
         speakers = _at_most(MOST_SPEAKER_IDS, _required(request, wire.SPEAKER_IDS), wire.SPEAKER_IDS)
         speaker_ids = speakers.flatten().tolist()
-        # In a thread: an hour's script takes 20 ms, and others are speaking. Of long ones, a thread at a time: each
-        # makes every other thread wait for the interpreter.
+        # In a thread, since an hour's script takes 20 ms. Long ones one at a time: each thread makes all others wait
+        # for the interpreter.
         async with self._long_script() if len(text) > LONG_SCRIPT_BYTES else contextlib.nullcontext():
             checked = await asyncio.to_thread(self.prompts.request, text, speaker_ids, options)
         if checked.past:
@@ -153,7 +153,7 @@ class Entry:
 
     @contextlib.asynccontextmanager
     async def _long_script(self) -> AsyncIterator[None]:
-        """While a long script is read, which is one at a time: its thread gives way to those that speak sooner."""
+        """Hold this while reading a long script, one at a time; its thread yields sooner to those that speak."""
         async with self.long_scripts:
             usual_s = sys.getswitchinterval()
             sys.setswitchinterval(SWITCH_S)
@@ -163,7 +163,7 @@ class Entry:
                 sys.setswitchinterval(usual_s)
 
     async def _admit(self, request: SpeechRequest, channel: Channel) -> None:
-        """Speak a request when its turn has come and there is room for it."""
+        """Serve a request once it is admitted."""
         channel.check()
         talk = self._talk(request, channel)
         await self.queue.enter(talk.open, channel.check)
@@ -194,7 +194,7 @@ class Entry:
         return script_mark(request.prompt.token_ids, request.prompt.voices, self.voices)
 
     async def _voice(self, voice: int) -> np.ndarray:
-        """Acoustic frames of a voice [frames, 64], encoded once; a failed try is not remembered."""
+        """Acoustic frames of a voice [frames, 64], encoded once; a failure is not cached."""
         if voice not in self.encoded_voices:
             self.encoded_voices[voice] = asyncio.ensure_future(self._encode(self.voices[voice]))
         try:
@@ -209,7 +209,7 @@ class Entry:
 
 
 def _carry_key(file: str) -> str:
-    """The key of kept sessions. Raises ServerError where the file that a deployment names cannot be used."""
+    """The key of kept sessions. Raises ServerError where the configured key file cannot be used."""
     try:
         return keys.deployment_key(file)
     except ServerError as error:
@@ -220,7 +220,7 @@ def _carry_key(file: str) -> str:
 
 
 def _required(request, name: str) -> np.ndarray:
-    """An input that Triton (2.51) does not miss where a request leaves it out, in the words that a client reads."""
+    """A required input, with an error message for clients; Triton (2.51) does not detect that it is missing."""
     found = backend.optional(request, name)
     if found is None:
         raise RequestError(f"the request has no {name}: a script to speak and a voice for each speaker are needed")
@@ -228,9 +228,9 @@ def _required(request, name: str) -> np.ndarray:
 
 
 def _at_most(most: int, value: np.ndarray, name: str) -> np.ndarray:
-    """An input that has no more values than that: looked at before anything is made of them."""
+    """An input of limited size, checked before its values are used. Raises RequestError."""
     if value.size > most:
-        raise RequestError(f"{name} has {value.size} values, and may have {most}: send fewer")
+        raise RequestError(f"{name} has {value.size} values, but at most {most} are allowed: send fewer")
     return value
 
 

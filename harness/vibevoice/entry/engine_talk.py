@@ -18,8 +18,8 @@ from harness.vibevoice.entry.prompt import SpeechRequest
 from harness.vibevoice.entry.talk import Channel, past_of
 from harness.vibevoice.sessions.failures import in_words
 
-# How often a session asks whether its client is still there: of few, within a frame of 0.13 s; each question is a call
-# of the server's process, and all are asked from one thread.
+# How often a session checks that its client is still connected: with few sessions, within a frame (0.13 s). Each check
+# is a call to the server's process, and one thread makes all of them.
 CHECK_S, CHECKS_PER_S = 0.1, 320
 
 
@@ -31,7 +31,7 @@ class EngineTalk:
         self.speech: Speech | None = None
 
     async def open(self) -> None:
-        """Take room. Raises Busy where there is none now."""
+        """Reserve room for the session. Raises Busy where there is none now."""
         request, past = self.request, self.request.past
         last = (past.latents[-1], past.semantics[-1]) if past and past.frames else (None, None)
         opening = Opening(
@@ -50,33 +50,36 @@ class EngineTalk:
         )  # fmt: skip
 
     async def prefill(self, voices: list[np.ndarray], part_tokens: int, audio_token_id: int, _) -> None:
-        """Lay out prompt and past, which the engine reads by turns with those of others."""
+        """Queue prompt and past, which the engine reads in turn with those of other sessions."""
         frames = np.concatenate(voices) if voices else np.empty((0, wire.LATENT_SIZE), np.float32)
         self.speech.prompt = PromptToRead(self.number, self.request.to_read, frames, audio_token_id)
         if self.request.past:
             self.speech.past.extend(self.request.past.parts(part_tokens))
-            # In a thread: the noise of an hour's frames is skipped in a tenth of a second, and others are speaking.
+            # In a thread: skipping the noise of an hour's frames takes a tenth of a second, while others speak.
             await asyncio.to_thread(self.speech.row)
 
     async def speak(self, _: Executor) -> None:
-        """Speak until all frames are spoken, or the model says "end of text". Raises ClientLeft."""
+        """Speak until all frames are spoken, or the model generates "end of text". Raises ClientLeft."""
         self.engine.submit(self.speech)
         done = asyncio.wrap_future(self.speech.done)
-        done.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody asks where a client left
+        done.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # else asyncio logs it
         while not done.done():
             await asyncio.wait([done], timeout=max(CHECK_S, self.engine.sessions / CHECKS_PER_S))
             self.channel.check()
         await done
 
     async def keep(self, model: str, script: str, key: str) -> None:
-        """Give the client its session to go on with later; it ends. The marks say whose it is; ``key`` seals it."""
+        """Send the client its session for resuming it later, and end it.
+
+        ``model`` and ``script`` are the fingerprints stored with it; ``key`` authenticates it.
+        """
         speech, state = self.speech, await asyncio.wrap_future(self.engine.end(self.speech, keep=True))
         past = lambda: past_of(self.request, speech.tokens, speech.fed, model, script, state)  # noqa: E731
-        # In a thread: an hour of speech takes a tenth of a second, and others are speaking.
+        # In a thread: an hour of speech takes a tenth of a second, while others speak.
         self.channel.carry(await asyncio.to_thread(lambda: past().encode(key)))
 
     async def close(self) -> None:
-        """End the session; after it, nothing more of it is sent."""
+        """End the session; nothing more of it is sent afterwards."""
         await asyncio.wrap_future(self.engine.end(self.speech))
         await asyncio.to_thread(self.speech.wait_sent)
 

@@ -1,4 +1,4 @@
-"""A script and its voices as the model's prompt: token ids with places for the frames of each voice."""
+"""A script and its voices as the model's prompt: token ids with placeholders for the frames of each voice."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _SYSTEM = (
     " Transform the text provided by various speakers into speech output, "
     "utilizing the distinct voice of each respective speaker.\n"
 )
-MOST_LINES = 20_000  # of a script: 90 minutes have less than a tenth of it, and each costs time
-MOST_BYTES_PER_TOKEN = 8  # of text, which has about 5: what is longer is not worth the time that cutting it would take
-FRAMES_PER_TEXT_TOKEN = 1.875  # how long a text speaks, where the request does not say
-LONGEST_END_FRAMES, LONGEST_END = 64, 4  # one that ends by itself has room for so much more, and so often its length
+MOST_LINES = 20_000  # of a script: 90 minutes have less than a tenth of it, and each line costs time
+MOST_BYTES_PER_TOKEN = 8  # of text, which has about 5: longer texts are refused before they are tokenized
+FRAMES_PER_TEXT_TOKEN = 1.875  # estimated length of a text, where the request gives none
+LONGEST_END_FRAMES, LONGEST_END = 64, 4  # room of a session without a number: this much more, this factor
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids up to and without the final "speech begin"; ``voices`` are in the order of their places."""
+    """Token ids before the final "speech begin"; ``voices`` are in the order of their placeholders."""
 
     token_ids: tuple[int, ...]
     voices: tuple[int, ...]
@@ -32,9 +32,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class SpeechRequest:
-    """A checked request, as the entry model serves it. ``frames`` are to be spoken now, after those of ``past``.
+    """A checked request for the entry model. ``frames``: to be spoken now, after those of ``past``.
 
-    ``forced``: it speaks just so many frames; otherwise so many at most, until the model says "end of text".
+    ``forced``: exactly this many frames are spoken; otherwise at most this many, until the model generates "end of
+    text".
     """
 
     prompt: Prompt
@@ -51,12 +52,12 @@ class SpeechRequest:
 
     @property
     def steps_behind(self) -> int:
-        """Steps that lie behind the session when it starts, as if taken or taken indeed."""
+        """Steps already taken when the session starts, whether computed or assumed."""
         return self.start_frame + (len(self.past.tokens) if self.past else 0)
 
     @property
     def to_read(self) -> tuple[int, ...]:
-        """The prompt's tokens that are to be read: none where frames are taken as spoken, so is the prompt as read."""
+        """The prompt's tokens to be read; none where frames count as spoken, since the prompt then counts as read."""
         return () if self.start_frame else self.prompt.token_ids
 
     @property
@@ -65,22 +66,22 @@ class SpeechRequest:
 
 
 class PromptBuilder:
-    """Turns requests into prompts for one model configuration, refusing what the model cannot speak.
+    """Turns requests into prompts for one model configuration; refuses what the model cannot speak.
 
-    ``ends_by_itself``: a model that knows where to stop speaks until then where a request says nothing about frames.
+    ``ends_by_itself``: the model can end a text, so a request without a number of frames runs until then.
     """
 
     def __init__(self, config, tokenizer, voice_frames: dict[int, int], ends_by_itself: bool = False):
         self.config = config
         self.tokenizer = tokenizer
-        self.voice_frames = voice_frames  # voice id -> frames its sample takes
+        self.voice_frames = voice_frames  # voice id -> number of frames of its sample
         self.ends_by_itself = ends_by_itself
         self.context = config.text_config.max_position_embeddings
 
     def request(self, text: bytes, speaker_ids: Sequence[int], options: dict) -> SpeechRequest:
-        """Check everything and build the prompt. ``options`` by their names in wire; of CARRY its decoded Past.
+        """Check everything and build the prompt. ``options`` by their names in wire; CARRY is a decoded Past.
 
-        Raises ScriptError or RequestError, worded for the client.
+        Raises ScriptError or RequestError with a message for the client.
         """
         self._check_length(text)
         turns = parse_script(validate_utf8(text))
@@ -108,12 +109,12 @@ class PromptBuilder:
         return request
 
     def _frames_of(self, request: SpeechRequest) -> int:
-        """Frames of a request that does not say: as many as its text takes, or as many as there is room for."""
+        """Frames of a request that gives no number: as many as its text needs, or as many as there is room for."""
         most = wire.MAX_FRAMES - request.frames_behind
         if request.forced:
             asked = round(request.prompt.text_tokens * FRAMES_PER_TEXT_TOKEN) - request.frames_behind
         else:
-            # Room is reserved for all of them: bounded by the text, or a few short requests would fill the memory.
+            # Memory is reserved for all of them: bound them by the text, or a few short requests would fill it.
             longest = LONGEST_END_FRAMES + round(LONGEST_END * request.prompt.text_tokens * FRAMES_PER_TEXT_TOKEN)
             asked = min(longest, self.context - self._positions(replace(request, frames=0)))
         return max(1, min(most, asked))
@@ -157,13 +158,13 @@ class PromptBuilder:
         most = MOST_BYTES_PER_TOKEN * self.context
         if len(text) > most:
             raise ScriptError(
-                f"the script has {len(text)} bytes, and no text of more than {most} fits the model's context of "
+                f"the script has {len(text)} bytes, but no text of more than {most} fits the model's context of "
                 f"{self.context} tokens: cut it into parts"
             )
         lines = 1 + text.count(b"\n") + text.count(b"\r")
         if lines > MOST_LINES:
             raise ScriptError(
-                f"the script has {lines} lines, and may have {MOST_LINES}: leave empty ones out, or cut it into parts"
+                f"the script has {lines} lines, more than {MOST_LINES}: leave out empty ones, or cut it into parts"
             )
 
     def _check(self, request: SpeechRequest) -> None:
@@ -199,7 +200,7 @@ class PromptBuilder:
         self._check_context(request)
 
     def _positions(self, request: SpeechRequest) -> int:
-        """Positions of the model's context that a request takes."""
+        """Positions of the model's context that a request needs."""
         spare = 0 if request.forced else SPARE_STEPS
         return len(request.prompt.token_ids) + 1 + request.steps_behind + len(request.say) + request.frames + spare
 
@@ -214,7 +215,7 @@ class PromptBuilder:
 
 
 def prompt_chunks(token_ids: Sequence[int], size: int, audio_token_id: int) -> Iterator[tuple[Sequence[int], slice]]:
-    """Cut a prompt for prefill: yields (token ids, slice of the voice frames whose places are among them)."""
+    """Split a prompt for prefill: yields (token ids, slice of the voice frames for the placeholders among them)."""
     used = 0
     for start in range(0, len(token_ids), size):
         part = token_ids[start : start + size]

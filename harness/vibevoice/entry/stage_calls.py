@@ -30,7 +30,7 @@ async def call(model: str, inputs: dict[str, np.ndarray], outputs: list[str], se
 
 
 def call_here(model: str, inputs: dict[str, np.ndarray], outputs: list[str], session: int = 0):
-    """``call`` in the caller's own thread, which waits for the answer: no other thread has to be woken up for it."""
+    """``call`` in the caller's own thread, which waits for the response: no other thread needs to be woken."""
     try:
         answer = _request(model, inputs, outputs, session).exec()
     except pb.TritonModelException as error:
@@ -50,7 +50,7 @@ def _request(model: str, inputs: dict[str, np.ndarray], outputs: list[str], sess
 
 
 def _without_id(message: str, session: int) -> str:
-    """Triton's messages name the session, and who knows its id could end it."""
+    """Remove the session id from a message of Triton: anyone who knows it could end the session."""
     return message.replace(f" {session}", "") if session else message
 
 
@@ -61,7 +61,7 @@ def _outputs(answer, names: list[str], session: int) -> list[np.ndarray]:
 
 
 async def tell_llm(session: int, inputs: dict[str, np.ndarray], flags: int = 0) -> None:
-    """A call of the LLM stage that is no step: it opens a session or adds to its prompt or its past."""
+    """A call of the LLM stage other than a step: it opens a session or adds to its prompt or its past."""
     await call(wire.LLM, inputs, [wire.TOKEN], session, flags)
 
 
@@ -70,7 +70,7 @@ async def close_llm(session: int) -> None:
 
 
 async def open_vocoder(session: int, state: np.ndarray | None) -> None:
-    """Start a session from silence, or from a convolution state [values]."""
+    """Open a session from silence, or from a convolution state [values]."""
     inputs = {wire.LATENT: NO_LATENT, wire.TOKEN: _NOT_A_FRAME}
     if state is not None:
         inputs[wire.STATE] = state[None]
@@ -78,7 +78,7 @@ async def open_vocoder(session: int, state: np.ndarray | None) -> None:
 
 
 async def close_vocoder(session: int) -> np.ndarray:
-    """End a session; returns its convolution state [values]."""
+    """Close a session; returns its convolution state [values]."""
     inputs = {wire.LATENT: NO_LATENT, wire.TOKEN: _NOT_A_FRAME}
     (state,) = await call(wire.VOCODER, inputs, [wire.STATE], session, backend.END)
     return state[0]

@@ -1,4 +1,4 @@
-"""One session of the entry: opened at the stages, prefilled part by part, spoken frame by frame, kept, closed.
+"""One session of the entry at the stages: opened, prefilled part by part, spoken frame by frame, kept, closed.
 
 Only a Triton stub process can import this module.
 """
@@ -21,7 +21,7 @@ from harness.vibevoice.entry.prompt import SpeechRequest, prompt_chunks
 from harness.vibevoice.sessions.admission import Busy
 from harness.vibevoice.sessions.carry import Past
 
-MOST_TRIES = 256  # of opening a session, for each instance: half the places that config.pbtxt gives it
+MOST_TRIES = 256  # attempts to open a session per instance: half the slots in config.pbtxt
 _FRAME_OUTPUTS = [wire.AUDIO, wire.LATENT, wire.SEMANTIC, wire.TOKEN]
 
 
@@ -30,18 +30,18 @@ class ClientLeft(Exception):
 
 
 class Channel:
-    """The response stream of one request, on which something is sent every ``beat_s`` seconds."""
+    """The response stream of one request, with a heartbeat every ``beat_s`` seconds."""
 
     def __init__(self, sender, emulated: bool, beat_s: float):
         self._sender, self._beat_s = sender, beat_s
         self._frames = 0  # sent so far
-        self._first = {wire.BEAT_S: np.array([beat_s], np.float32)}  # told once, with the first response
+        self._first = {wire.BEAT_S: np.array([beat_s], np.float32)}  # sent once, with the first response
         if emulated:
             self._first[wire.EMULATED] = np.array([True])
         self._sent_s = time.monotonic()
 
     def check(self) -> None:
-        """Raise ClientLeft if the client is no longer there."""
+        """Raise ClientLeft if the client has disconnected."""
         if self._sender.is_cancelled():
             raise ClientLeft
 
@@ -62,8 +62,8 @@ class Channel:
         self._send(**{wire.DESCRIPTION: np.array([json.dumps(identities).encode()], np.object_)})
 
     def beat(self) -> None:
-        """An empty response after a time of silence, so that the client can tell waiting from a server that died."""
-        if time.monotonic() - self._sent_s >= 0.8 * self._beat_s:  # it is asked five times in that time
+        """Send an empty response after a silence, so that the client can tell waiting from a dead server."""
+        if time.monotonic() - self._sent_s >= 0.8 * self._beat_s:  # called five times per interval
             self._send()
 
     def end(self, error: Exception | None = None) -> None:
@@ -80,20 +80,20 @@ class Channel:
 
 
 class Talk:
-    """A session at the stages, from ``open`` to ``close``; ``number`` is its id there, one of ``numbers``."""
+    """A session at the stages, from ``open`` to ``close``; ``number`` is its id there, taken from ``numbers``."""
 
     def __init__(self, numbers: Iterator[int], request: SpeechRequest, channel: Channel):
         self.numbers, self.request, self.channel = numbers, request, channel
         self.number = 0
-        self.tokens: list[int] = []  # said in this request
-        self.fed: list[tuple[np.ndarray, np.ndarray]] = []  # latent and semantic of its frames, if it is to be kept
+        self.tokens: list[int] = []  # generated in this request
+        self.fed: list[tuple[np.ndarray, np.ndarray]] = []  # latent and semantic features of its frames, if it is kept
         self._at_vocoder = False
 
     async def open(self) -> None:
-        """Take room at an instance of the LLM stage. Raises Busy where none has room now.
+        """Open the session at an instance of the LLM stage. Raises Busy where none has room now.
 
-        Triton chooses the instance. One that refused keeps a place taken while the next is tried, or it would be
-        chosen again.
+        Triton chooses the instance. The slot at an instance that refused stays taken while the next is tried, or Triton
+        would choose that instance again.
         """
         tried, full = [], set()
         try:
@@ -121,16 +121,16 @@ class Talk:
         await stage_calls.tell_llm(self.number, inputs, backend.START)
 
     async def prefill(self, voices: list[np.ndarray], part_tokens: int, audio_token_id: int, turns) -> None:
-        """Send prompt and past part by part; each takes one of ``turns``, a semaphore that all sessions share.
+        """Send prompt and past part by part; each part takes one of ``turns``, a semaphore that all sessions share.
 
-        The vocoder is told last: long prompts in the queue would leave its session idle until Triton gives it up.
+        The vocoder session is opened last: while long prompts are queued, Triton might drop it as idle.
         """
         await self._add(self._parts(voices, part_tokens, audio_token_id), turns)
         self._at_vocoder = True
         await stage_calls.open_vocoder(self.number, self.request.past.state if self.request.past else None)
 
     def _parts(self, voices: list[np.ndarray], size: int, audio_token_id: int) -> Iterator[dict[str, np.ndarray]]:
-        """What the LLM stage is to hold before the first step, as inputs of one call after another."""
+        """The LLM stage's input before the first step, call by call."""
         frames = np.concatenate(voices) if voices else np.empty((0, wire.LATENT_SIZE), np.float32)
         for part, places in prompt_chunks(self.request.to_read, size, audio_token_id):
             yield {wire.TOKEN_IDS: np.array([part], np.int32), wire.VOICE_FRAMES: frames[places].reshape(1, -1)}
@@ -145,13 +145,13 @@ class Talk:
                 await stage_calls.tell_llm(self.number, inputs)
 
     async def speak(self, pool: Executor) -> None:
-        """Speak until all frames are spoken, or the model says "end of text"."""
+        """Speak until all frames are spoken, or the model generates "end of text"."""
         await asyncio.to_thread(self._speak, pool)
 
     def _speak(self, pool: Executor) -> None:
-        """The frame loop, in a thread of its own.
+        """The frame loop, in its own thread.
 
-        While a frame is made, a thread of the pool tells the client of the one before: both wait for the server.
+        While a frame is computed, a thread of the pool sends the previous one: both wait for the server.
         """
         ready, told = [], pool.submit(self._tell, [])
         try:
@@ -167,7 +167,7 @@ class Talk:
         self._tell(ready)
 
     def _steps(self) -> Iterator[np.ndarray | None]:
-        """The audio [3200] of a frame, step by step; None where the model said something else."""
+        """The audio [3200] of each step; None where the model generated another token."""
         request, spoken = self.request, 0
         fixed = {
             wire.GUIDANCE: np.array([[request.guidance_scale]], np.float32),
@@ -188,28 +188,31 @@ class Talk:
             spoken += 1
             if request.keep:
                 self.fed.append((latent[0].copy(), semantic[0].copy()))
-            yield audio[0].copy()  # the arrays lie in memory that is shared with the server, and there is little of it
+            yield audio[0].copy()  # a copy: the arrays are in memory shared with the server, which is scarce
 
     def _tell(self, ready: list[np.ndarray]) -> None:
-        """Send the frames that are ready as one chunk, and see whether the client is still there."""
+        """Send the frames that are ready as one chunk, and check that the client is still connected."""
         if ready:
             self.channel.audio(ready[0] if len(ready) == 1 else np.concatenate(ready))
         self.channel.check()
 
     async def keep(self, model: str, script: str, key: str) -> None:
-        """Give the client its session to go on with later; it ends. The marks say whose it is; ``key`` seals it."""
+        """Send the client its session for resuming it later, and end it.
+
+        ``model`` and ``script`` are the fingerprints stored with it; ``key`` authenticates it.
+        """
         self._at_vocoder = False
         state = (await stage_calls.close_vocoder(self.number)).copy()
-        # In a thread: an hour of speech takes a tenth of a second, and others are speaking.
+        # In a thread: an hour of speech takes a tenth of a second, while others speak.
         past = lambda: past_of(self.request, self.tokens, self.fed, model, script, state)  # noqa: E731
         self.channel.carry(await asyncio.to_thread(lambda: past().encode(key)))
 
     async def close(self) -> None:
-        """End the session at every stage that may have it."""
+        """Close the session at every stage that may have it."""
         closing = [stage_calls.close_llm(self.number)]
         if self._at_vocoder:
             closing.append(stage_calls.close_vocoder(self.number))
-        # A stage that never heard of the session answers with an error; there is nothing left to close then.
+        # A stage without the session answers with an error, which needs no handling.
         await asyncio.gather(*closing, return_exceptions=True)
 
 
@@ -221,7 +224,7 @@ def past_of(
     script: str,
     state: np.ndarray,
 ) -> Past:
-    """What a session has said and heard: ``said`` in this request, ``fed`` the latent and semantic of its frames."""
+    """The state of a session to be kept: ``said`` in this request, ``fed`` the latent and semantic of its frames."""
     latents = [latent for latent, _ in fed]
     semantics = [semantic for _, semantic in fed]
     tokens = np.array(said, np.int32)
@@ -238,7 +241,7 @@ def past_of(
 
 
 def _noise_rows(request: SpeechRequest):
-    """A row [1, 64] for each speech frame that is still to come."""
+    """A row of noise [1, 64] for each remaining speech frame."""
     noise = np.random.default_rng(request.seed)
     if request.past:
         noise.standard_normal((request.past.frames, wire.LATENT_SIZE), np.float32)
@@ -247,7 +250,7 @@ def _noise_rows(request: SpeechRequest):
 
 
 def _last_of(past: Past | None) -> tuple[np.ndarray, np.ndarray]:
-    """Latent [1, 64] and semantic features [1, 128] of the frame before the first to come."""
+    """Latent [1, 64] and semantic features [1, 128] of the last frame before this request's first."""
     if past is None or not past.frames:
         return stage_calls.NO_LATENT, stage_calls.NO_SEMANTIC
     return past.latents[-1:], past.semantics[-1:]

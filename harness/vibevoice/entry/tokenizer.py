@@ -1,4 +1,4 @@
-"""Text to token ids: the checkpoint's own tokenizer, or a stand-in that yields as many tokens as it would."""
+"""Text to token ids: the checkpoint's own tokenizer, or a stand-in that yields equally many tokens."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-# Words with their leading space, single digits, runs of punctuation, line ends: the cuts of Qwen2's tokenizer.
+# The splits of Qwen2's tokenizer: words with their leading space, single digits, runs of punctuation, line ends.
 _PIECES = re.compile(r" ?[^\W\d_]+|\d|\n+| ?[^\s\w]+|\s+|_")
 _LONGEST_PIECE = 7  # letters; gives the 1.31 to 1.42 tokens per English word of the released tokenizer
-_BYTES = 6  # of UTF-8 in a token of other scripts: about 0.6 tokens a Chinese character, punctuation included
+_BYTES = 6  # of UTF-8 per token of other scripts: about 0.6 tokens per Chinese character, punctuation included
 
 
 class StandInTokenizer:
-    """Cuts text as the released tokenizer does and hashes each piece to an id: right in number, not in meaning."""
+    """Splits text as the released tokenizer does and hashes each piece to an id: right in number, not in meaning."""
 
     def __init__(self, vocab_size: int, reserved: int):
         self.ids = vocab_size - reserved
@@ -26,7 +26,7 @@ class StandInTokenizer:
 
 
 class CheckpointTokenizer:
-    """The tokenizer that lies in a checkpoint folder."""
+    """The tokenizer of a checkpoint folder."""
 
     def __init__(self, folder: Path):
         from transformers import AutoTokenizer
@@ -34,12 +34,12 @@ class CheckpointTokenizer:
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def encode(self, text: str) -> list[int]:
-        # A user's "<|vision_pad|>" is text: as a special token it would be a place of audio.
+        # A user's "<|vision_pad|>" is text: as a special token it would be a placeholder for audio.
         return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 def tokenizer_for(config, checkpoint: str = ""):
-    """The tokenizer for a model: ``config`` is its ModelConfig, ``checkpoint`` its folder or empty."""
+    """The tokenizer of a model: ``config`` is its ModelConfig, ``checkpoint`` its folder or ""."""
     if checkpoint and any(Path(checkpoint).glob("tokenizer*")):
         return CheckpointTokenizer(Path(checkpoint))
     if checkpoint:
@@ -51,12 +51,12 @@ def tokenizer_for(config, checkpoint: str = ""):
 
 
 def _cut(piece: str) -> Iterator[str]:
-    """A piece in parts of a token each: 8 ASCII characters, or 6 bytes of others."""
+    """Split a piece into tokens: 8 ASCII characters each, or 6 bytes of other characters."""
     if piece.isascii():
         for start in range(0, len(piece), _LONGEST_PIECE + 1):
             yield piece[start : start + _LONGEST_PIECE + 1]
         return
-    size = _BYTES * (_LONGEST_PIECE + 1)  # of a token, in parts that make every character a whole number
+    size = _BYTES * (_LONGEST_PIECE + 1)  # per token, in units in which every character has a whole number
     sizes = [_BYTES if letter.isascii() else len(letter.encode()) * (_LONGEST_PIECE + 1) for letter in piece]
     tokens = [begun // size for begun in itertools.accumulate(sizes[:-1], initial=0)]
     for _, letters in itertools.groupby(zip(tokens, piece, strict=True), key=lambda pair: pair[0]):

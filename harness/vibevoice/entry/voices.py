@@ -11,11 +11,11 @@ from harness.traffic.voice_folder import read_voice, voice_files
 
 _SYNTHETIC_SECONDS = {1: 9.0, 2: 12.0, 3: 10.0, 4: 14.0}  # the released voices take 9 to 30 s
 
-_LEVEL_DB, _EPSILON = -25.0, 1e-6  # of transformers' feature extractor
+_LEVEL_DB, _EPSILON = -25.0, 1e-6  # as in transformers' feature extractor
 
 
 def load_voices(folder: str = "") -> dict[int, np.ndarray]:
-    """Voice id -> mono float32 samples at 24 kHz: a folder's sound files by name, numbered from 1, or four made ones.
+    """Voice id -> mono float32 samples at 24 kHz: a folder's sound files by name from id 1, or four synthetic ones.
 
     All at the loudness that the released feature extractor gives them. Raises InputError for what is no such file.
     """
@@ -31,12 +31,12 @@ def load_voices(folder: str = "") -> dict[int, np.ndarray]:
 
 
 def frames_of(samples: np.ndarray) -> int:
-    """Prompt frames that a sample takes: ceil(samples / 3200)."""
+    """Prompt frames of a sample: ceil(samples / 3200)."""
     return math.ceil(len(samples) / wire.SAMPLES_PER_FRAME)
 
 
 def _synthetic(voice: int, seconds: float) -> np.ndarray:
-    """A vowel-like tone with its own pitch for each id: stands for a voice where none is given."""
+    """A vowel-like tone with a different pitch for each id, used where no voice is given."""
     t = np.arange(int(seconds * wire.SAMPLE_RATE_HZ)) / wire.SAMPLE_RATE_HZ
     pitch_hz = 90.0 + 35.0 * voice + 4.0 * np.sin(2 * np.pi * 5.0 * t)
     phase = 2 * np.pi * np.cumsum(pitch_hz) / wire.SAMPLE_RATE_HZ
@@ -45,7 +45,7 @@ def _synthetic(voice: int, seconds: float) -> np.ndarray:
 
 
 def _levelled(samples: np.ndarray) -> np.ndarray:
-    """The samples at -25 dB of full scale (RMS), or less where a peak would leave -1 to 1; silence stays silence."""
+    """The samples at -25 dB of full scale (RMS), or less where peaks would leave -1 to 1; silence stays silence."""
     rms = float(np.sqrt(np.mean(samples.astype(np.float64) ** 2)))
     samples = samples * np.float32(10 ** (_LEVEL_DB / 20) / (rms + _EPSILON))
     peak = float(np.max(np.abs(samples)))

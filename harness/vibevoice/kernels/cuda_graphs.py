@@ -1,8 +1,8 @@
 """Steps of a stage as CUDA graphs: recorded once for each batch size, then launched as one.
 
-A frame of VibeVoice-1.5B is over two thousand small kernels; launched one by one, they kept an H100 busy for a sixth of
-the time (results/gpu). A graph has fixed shapes and addresses: its inputs are copied to where it reads them, and a
-batch between two recorded sizes is filled up with rows of zeros, whose answers are dropped.
+A frame of VibeVoice-1.5B consists of over two thousand small kernels; launched one by one, they kept an H100 busy for a
+sixth of the time (results/gpu). A graph has fixed shapes and addresses: its inputs are copied to the addresses that it
+reads, and a batch between two recorded sizes is padded with rows of zeros, whose results are dropped.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Compute = Callable[..., tuple[torch.Tensor, ...]]
 
 @dataclass(frozen=True)
 class Input:
-    """An input of a step: the sizes and type of one row, and the row that fills a batch up (None: zeros).
+    """An input of a step: sizes and type of one row, and the row that pads a batch (None: zeros).
 
-    ``on_device``: it is given on the device; a batch is then filled up with rows of the steps before.
+    ``on_device``: the input is already on the device; a batch is then padded with rows of earlier steps.
     """
 
     sizes: tuple[int, ...]
@@ -35,7 +35,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A graph and the tensors that it leaves its outputs in."""
+    """A graph and its output tensors."""
 
     graph: torch.cuda.CUDAGraph
     outputs: tuple[torch.Tensor, ...]
@@ -44,9 +44,8 @@ class Recorded:
 class Graphs:
     """``compute(*inputs [batch, …], variant) -> outputs [batch, …]``, recorded for each batch size and variant.
 
-    All that ``compute`` does must happen on the device, with shapes that follow from batch and variant alone. What it
-    writes elsewhere than into its outputs, it must be allowed to write once more than it is asked to.
-    Raises ServerError where the device refuses to record it.
+    ``compute`` must do everything on the device, with shapes that depend on batch and variant alone. Memory other than
+    its outputs may be written once more than requested. Raises ServerError where the device cannot record it.
     """
 
     def __init__(
@@ -67,15 +66,15 @@ class Graphs:
                 read.copy_(host)
         self._recorded: dict[tuple[int, int], Recorded] = {}
         memory = Memory.of(device)
-        for batch in reversed(self.batches):  # the largest first: the others find room in its memory
+        for batch in reversed(self.batches):  # the largest first: the others reuse its memory
             for variant in reversed(self.variants):
                 self._recorded[batch, variant] = self._record(compute, batch, variant, memory)
         memory.free()
 
     def __call__(self, *given: torch.Tensor, variant: int = 0) -> tuple[torch.Tensor, ...] | None:
-        """The first rows of the outputs, where the graph left them: the next call overwrites them.
+        """The first rows of the outputs, in the graph's memory: the next call overwrites them.
 
-        None where no graph is recorded for so many rows, or for a variant that is as large.
+        None where no recorded graph is large enough for the rows or the variant.
         """
         rows = len(given[0])
         batch = next((size for size in self.batches if size >= rows), None)
@@ -83,7 +82,7 @@ class Graphs:
         if batch is None or taken is None:
             return None
         for each, one in zip(self.inputs, given, strict=True):
-            if one.shape != (rows, *each.sizes):  # a copy would spread it over the rows in silence
+            if one.shape != (rows, *each.sizes):  # a copy would silently broadcast it over the rows
                 raise ValueError(f"an input of {list(one.shape)} where {[rows, *each.sizes]} is read")
         for each, host, read, one in zip(self.inputs, self._host, self._read, given, strict=True):
             if host is None:
@@ -107,7 +106,7 @@ class Graphs:
 
 
 def _rows(one: Input, count: int, device: torch.device) -> torch.Tensor:
-    """So many rows on the host, from where a GPU can copy by itself."""
+    """This many rows on the host, in memory that a GPU can copy directly."""
     rows = torch.empty(count, *one.sizes, dtype=one.dtype, pin_memory=device.type == "cuda")
     _fill(one, rows)
     return rows
@@ -124,7 +123,7 @@ def _fill(one: Input, rows: torch.Tensor) -> None:
 class Memory:
     """What the graphs of a stage share, since they run one after another: a pool, and the stream of their recording.
 
-    A stream each would keep workspaces of cuBLAS, and what the allocator has cached, for each graph.
+    With a stream each, every graph would keep its own cuBLAS workspaces and allocator cache.
     """
 
     device: torch.device
@@ -141,14 +140,14 @@ class Memory:
         )
 
     def free(self) -> None:
-        """Give back what the recording has cached."""
+        """Free what the recording has cached."""
         if self.stream is not None:
             torch.cuda.empty_cache()
 
 
 @torch.inference_mode()
 def record(step: Callable[[], tuple[torch.Tensor, ...]], memory: Memory) -> Recorded:
-    """Run a step once, for what is compiled or set up at the first time, then record it."""
+    """Run a step once, to trigger compilation and set-up, then record it."""
     graph, device, stream = torch.cuda.CUDAGraph(), memory.device, memory.stream
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -158,7 +157,7 @@ def record(step: Callable[[], tuple[torch.Tensor, ...]], memory: Memory) -> Reco
         try:
             outputs = step()
         except Exception:
-            with contextlib.suppress(RuntimeError):  # it fails for what has failed before
+            with contextlib.suppress(RuntimeError):  # it fails again with the first error
                 graph.capture_end()
             raise
         graph.capture_end()

@@ -1,10 +1,10 @@
-"""What a layer computes row by row between its matrix products, as one kernel for each function of ``plain_rows``.
+"""The row-wise operations of a layer between its matrix products, one kernel for each function of ``plain_rows``.
 
-Inside, everything is float32 and is rounded once, when it is stored. A step has few rows: a kernel's time is mostly
-its start, and a chain of small ones in a CUDA graph costs two to three microseconds for each.
+All arithmetic is float32 and rounded once, when stored. A step has few rows: a kernel's time is mostly launch overhead,
+and small kernels in a CUDA graph cost two to three microseconds each.
 
-Sizes that belong to the model are constants of a kernel, and others are unknown to it: all layers and batches share
-one variant of it (``_modulate``: one each for the first layer, the others, and the last norm).
+The model's sizes are compile-time constants of a kernel, other sizes are run-time arguments: all layers and batches
+share one compiled variant (``_modulate``: one each for the first layer, the others, and the last norm).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch.nn import functional
 from harness.vibevoice.kernels import plain_rows
 from harness.vibevoice.kernels.ragged import on_device
 
-_COLUMNS = 1024  # of a program, where a row is cut
-_COLUMNS_A_WARP = 256  # 8 a thread: one load of 16 bytes in a type of 16 bits
+_COLUMNS = 1024  # per program, where a row is split
+_COLUMNS_A_WARP = 256  # 8 per thread: one load of 16 bytes in a 16-bit type
 _MOST_WARPS = 16
 
 
 def add_norm(
     x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As in ``plain_rows``; the sum is rounded before it is normed."""
+    """As in ``plain_rows``; the sum is rounded before the norm."""
     if delta is None:
-        return plain_rows.add_norm(x, None, weight, epsilon)  # one kernel as well
+        return plain_rows.add_norm(x, None, weight, epsilon)  # a single kernel too
     x, delta = x.contiguous(), delta.contiguous()
     total, normed = torch.empty_like(x), torch.empty_like(x)
     rows, hidden = x.shape
@@ -86,12 +86,14 @@ def modulate(
     shift: torch.Tensor,
     scale: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As in ``plain_rows``; the sum is rounded before it is normed. ``shift``, ``scale`` and ``gating`` may be columns
-    of one tensor."""
+    """As in ``plain_rows``; the sum is rounded before the norm.
+
+    ``shift``, ``scale`` and ``gating`` may be columns of one tensor.
+    """
     rows, hidden = shift.shape
     stride = shift.stride(0)
     if any(each.stride() != (stride, 1) for each in (scale, gating) if each is not None):
-        raise ValueError(f"shift, scale and gating lie apart by {stride} and {scale.stride()}")
+        raise ValueError(f"shift, scale and gating have different strides: {stride} and {scale.stride()}")
     x = x.contiguous()
     modulated = torch.empty(rows, hidden, dtype=x.dtype, device=x.device)
     total = None if delta is None else torch.empty_like(modulated)
@@ -127,7 +129,7 @@ def solve(
 
 
 def _whole_row(hidden: int) -> dict[str, int]:
-    """Constants of a kernel that holds a row in one program."""
+    """Constants of a kernel that processes a row in one program."""
     block = triton.next_power_of_2(hidden)
     return {"block": block, "num_warps": max(1, min(_MOST_WARPS, block // _COLUMNS_A_WARP))}
 

@@ -1,4 +1,4 @@
-"""What a layer computes row by row between its matrix products, in operations of torch.
+"""The row-wise operations of a layer between its matrix products, with torch's operations.
 
 ``fused_rows`` has the same functions as one kernel each, for GPUs.
 """
@@ -20,16 +20,16 @@ def add_norm(
 
 
 def angles(positions: torch.Tensor, frequencies: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """What ``turn`` takes of positions [rows] and frequencies [size / 2], the same for all layers."""
+    """The ``angles`` of ``turn`` for positions [rows] and frequencies [size / 2], the same for all layers."""
     angles = torch.outer(positions.float(), frequencies)[:, None]
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def turn(made: torch.Tensor, angles: tuple[torch.Tensor, ...], heads: int) -> torch.Tensor:
-    """The first heads of made [rows, all heads, size], rotated by their row's angles: [rows, heads, size].
+    """Rotate the first heads of made [rows, all heads, size] by their row's angles: [rows, heads, size].
 
-    It may be the same memory: only the other heads of ``made`` are to be read after this.
+    The result may share memory with ``made``, of which only the other heads may be read afterwards.
     """
     turning = made[:, :heads]
     swapped = turning.roll(made.shape[2] // 2, -1)
@@ -51,7 +51,7 @@ def modulate(
     shift: torch.Tensor,
     scale: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All [rows, hidden] but the weight [hidden] -> x + gating x delta, and shift + scale x its norm.
+    """All [rows, hidden], the weight [hidden] -> x + gating x delta, and shift + scale x the norm of that sum.
 
     Where x has fewer rows than the others, its rows repeat; what comes back as the sum may still have as few of them.
     """
@@ -72,7 +72,7 @@ def solve(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One step of the solver in float32: x [N, 64], velocity [2N, 64] with and without the prompt, guidance [N, 1].
 
-    Returns the next x, this step's x0, which is the next one's ``before``, and the next x in the head's type.
+    Returns the next x, this step's x0 (``before`` of the next step), and the next x in the head's type.
     """
     alpha, sigma, a, b, c = update
     with_prompt, without_prompt = velocity.float().chunk(2)

@@ -1,11 +1,11 @@
 """Attention of one new position per sequence over caches of any lengths, on a GPU: two kernels for a whole batch.
 
-Each sequence's cache stays where it is: the kernels take addresses. A long cache is cut into parts that are attended to
-side by side and then combined, as in flash-decoding (Dao, Haziza, Massa and Sizov, 2023), so that one long session
+Each sequence's cache stays in place: the kernels take addresses. A long cache is split into parts that are processed
+in parallel and then combined, as in flash-decoding (Dao, Haziza, Massa and Sizov, 2023), so that one long session
 among short ones uses the whole GPU and costs the short ones nothing.
 
-Triton compiles a variant of a kernel for each type, each constant and each property of an argument that it knows. Here
-the model's shape and dtype are all that it is told: one variant serves all layers, contexts and batches.
+Triton compiles a variant of a kernel for each type, each constant and each specialised property of an argument. Only
+the model's shape and dtype are constants here, so that one variant serves all layers, contexts and batches.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ import triton.language as tl
 
 from harness.errors import InputError
 
-HEAD_SIZES = (16, 32, 64, 128, 256)  # powers of two of at least 16: the sides of a matrix product on tensor cores
-_PART = 512  # positions of one program
-_FEWEST_PARTS = 2  # of a graph
-_TILE_BYTES = 16 << 10  # of keys in one pass of its loop: several tiles are on their way, in 99 KiB on an sm_89
-_MOST_POSITIONS, _FEWEST_ROWS = 64, 16  # of a tile; of a matrix product on tensor cores
-_PARTS_AT_ONCE = 16  # that are combined in one pass
+HEAD_SIZES = (16, 32, 64, 128, 256)  # powers of two, at least 16: the sides of a matrix product on tensor cores
+_PART = 512  # positions per program
+_FEWEST_PARTS = 2  # per graph
+_TILE_BYTES = 16 << 10  # of keys per pass of its loop, so that several tiles in flight fit in 99 KiB on an sm_89
+_MOST_POSITIONS, _FEWEST_ROWS = 64, 16  # per tile; per matrix product on tensor cores
+_PARTS_AT_ONCE = 16  # combined per pass
 _ALIGNMENT = 16  # bytes: the widest load of one thread
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _NO_C_COMPILER = (
-    "the kernels for GPUs cannot be started on {device}: {error}. Triton compiles a small C module at first: "
+    "the kernels for GPUs cannot be started on {device}: {error}. Triton must compile a small C module first: "
     f"install gcc and the headers of Python {_PYTHON} (Debian: python{_PYTHON}-dev), or use device cpu"
 )
 
 
 class RaggedStep:
-    """One step of many sequences: writes their new position, and lets each attend to its own past and to it.
+    """One step of many sequences: writes their new position, then each attends to its past and the new position.
 
-    ``facts`` [rows, 3] on the device: address, room and length of each sequence's cache, as ``facts_of`` gives them;
-    ``parts``: at least ``parts_of`` their lengths.
+    ``facts`` [rows, 3] on the device: address, capacity and length of each sequence's cache, as ``facts_of`` returns
+    them; ``parts``: at least ``parts_of`` their lengths.
     """
 
     def __init__(self, facts: torch.Tensor, parts: int):
@@ -49,7 +49,7 @@ class RaggedStep:
     def of(cls, caches: list[torch.Tensor], lengths: list[int]) -> RaggedStep:
         """A step over these caches. Raises as ``facts_of``."""
         device = caches[0].device
-        # Pinned, for a copy from pageable memory would wait until the GPU has done all that was asked of it before.
+        # Pinned: a copy from pageable memory would wait until the GPU has finished all queued work.
         facts = torch.tensor(facts_of(caches, lengths), pin_memory=device.type == "cuda")
         return cls(facts.to(device, non_blocking=True), parts_of(lengths))
 
@@ -78,7 +78,7 @@ class RaggedStep:
 
 
 class RaggedRows(RaggedStep):
-    """New positions of which several may be neighbours in one cache: all are written before any of them attends."""
+    """New positions, several of which may be neighbours in one cache: all are written before any attends."""
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         rows, kv_heads, size = key.shape
@@ -92,24 +92,24 @@ class RaggedRows(RaggedStep):
 
 
 def facts_of(caches: list[torch.Tensor], lengths: list[int]) -> list[list[int]]:
-    """Address, room and length of each cache, for the kernels, which rely on what is checked here.
+    """Address, capacity and length of each cache, checked because the kernels rely on them.
 
     ``caches``: for each sequence [layers, 2, KV heads, room, size], contiguous; ``lengths``: positions filled in each.
-    Raises ValueError for a cache that is full or not laid out so, and InputError for a head size not in HEAD_SIZES.
+    Raises ValueError for a full cache or another layout, and InputError for a head size not in HEAD_SIZES.
     """
     check_head_size(caches[0].shape[4])
     return [_facts(cache, length) for cache, length in zip(caches, lengths, strict=True)]
 
 
 def parts_of(lengths: list[int]) -> int:
-    """How many parts the longest of these sequences is cut into, with its new position."""
+    """Number of parts into which the longest of these sequences is split, including its new position."""
     return max(lengths) // _PART + 1
 
 
 def recorded_parts(positions: int) -> list[int]:
-    """Numbers of parts for which a step over caches of up to so many positions is recorded as a CUDA graph.
+    """Numbers of parts for which steps over caches of up to ``positions`` are recorded as CUDA graphs.
 
-    A graph starts programs for all its parts, and those beyond a cache's length end at once.
+    A graph starts programs for all its parts; those beyond a cache's length end at once.
     """
     numbers = [_FEWEST_PARTS]
     while numbers[-1] * _PART < positions:
@@ -118,7 +118,7 @@ def recorded_parts(positions: int) -> list[int]:
 
 
 def prepare(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Compile and load the kernels for a model's shape, in seconds, so that no step of a session has to wait for it.
+    """Compile and load the kernels for a model's shape, in seconds, so that no session has to wait for it.
 
     Raises InputError for a head size that is not in HEAD_SIZES, and where Triton finds no C compiler.
     """
@@ -133,7 +133,7 @@ def prepare(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: to
 
 @contextmanager
 def compiling(device: torch.device) -> Iterator[None]:
-    """Where kernels start for the first time. Raises InputError where Triton finds no C compiler."""
+    """A context for the first launch of kernels. Raises InputError where Triton finds no C compiler."""
     try:
         yield
     except (RuntimeError, CalledProcessError) as error:
@@ -146,23 +146,23 @@ def check_head_size(size: int) -> None:
     """Raise InputError for a head size that is not in HEAD_SIZES."""
     if size not in HEAD_SIZES:
         raise InputError(
-            f"the attention kernels for GPUs do not take heads of size {size}, only {', '.join(map(str, HEAD_SIZES))}: "
+            f"the attention kernels for GPUs do not support head size {size}, only {', '.join(map(str, HEAD_SIZES))}: "
             "change hidden_size or num_attention_heads (size = hidden_size / num_attention_heads), or use device cpu"
         )
 
 
 def on_device(device: torch.device):
-    """A context in which kernels start on this device; elsewhere they start on the thread's current GPU."""
+    """A context in which kernels start on this device; without it they start on the thread's current GPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _facts(cache: torch.Tensor, length: int) -> list[int]:
-    """Address, room and length of a cache; the kernels rely on what is checked here, and would overwrite others."""
+    """Address, capacity and length of a cache, checked: the kernels would otherwise overwrite other memory."""
     address, room = cache.data_ptr(), cache.shape[3]
     if address % _ALIGNMENT or not cache.is_contiguous():
         raise ValueError(
-            f"a KV cache of shape {list(cache.shape)} at address {address} is not contiguous from a multiple of "
-            f"{_ALIGNMENT} bytes on: take it from torch.empty"
+            f"a KV cache of shape {list(cache.shape)} at address {address} is not contiguous and aligned to "
+            f"{_ALIGNMENT} bytes: allocate it with torch.empty"
         )
     if not 0 <= length < room:
         raise ValueError(f"a KV cache of {room} positions, of which {length} are filled, has no room for the new one")
@@ -170,7 +170,7 @@ def _facts(cache: torch.Tensor, length: int) -> list[int]:
 
 
 def _aligned_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor [rows, heads, size] whose rows may lie apart, by whole heads; a copy where they lie otherwise."""
+    """A tensor [rows, heads, size] whose rows are a whole number of heads apart; copied if they are not."""
     size = tensor.shape[2]
     in_place = tensor.stride()[1:] == (size, 1) and tensor.stride(0) % size == 0
     if in_place and tensor.data_ptr() % _ALIGNMENT == 0:
@@ -189,8 +189,8 @@ def _attend_part(
     kv_heads: tl.constexpr, group: tl.constexpr, group_room: tl.constexpr,
     size: tl.constexpr, part: tl.constexpr, block: tl.constexpr, align: tl.constexpr,
 ):  # fmt: skip
-    """One part of one sequence and KV head: the weighted sum of its values, with the peak and the mass of weights."""
-    # A cache may hold more than 2^31 elements: every index is of 64 bits before it is multiplied.
+    """One part of one sequence and KV head: the weighted sum of its values, with the weights' maximum and sum."""
+    # A cache may hold more than 2^31 elements: every index is converted to 64 bits before it is multiplied.
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     index = tl.program_id(2).to(tl.int64)
     length = tl.load(facts + row * 3 + 2)  # positions before the new one, which comes last
@@ -205,11 +205,11 @@ def _attend_part(
         heads = head * group + member
         q = tl.multiple_of(query + row * query_stride, align)
         q = tl.load(q + heads[:, None] * size + column, mask=known[:, None], other=0.0)
-        # The new key and value as often as the group has room: a row by itself would be read in two bytes a thread.
+        # The new key and value repeated to fill the group's padding: a single row would be read two bytes per thread.
         copies = tl.zeros((group_room, 1), tl.int32) + column
         new_key = tl.load(tl.multiple_of(new_keys + row * key_stride + head * size, align) + copies)
         new_value = tl.load(tl.multiple_of(new_values + row * value_stride + head * size, align) + copies)
-        is_last = length < start + part  # the new position lies in this part: written here, for the steps to come
+        is_last = length < start + part  # the new position is in this part: written here, for later steps
         first_copy = is_last & (member == 0)[:, None]
         tl.store(keys + length * size + copies, new_key, mask=first_copy)
         tl.store(values + length * size + copies, new_value, mask=first_copy)
@@ -244,7 +244,7 @@ def _write(
     new_keys, new_values, facts, key_stride, value_stride, layer,
     kv_heads: tl.constexpr, size: tl.constexpr, align: tl.constexpr,
 ):  # fmt: skip
-    """One new key and value into its cache."""
+    """Write one new key and value into its cache."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     cache = tl.load(facts + row * 3).to(tl.pointer_type(new_keys.dtype.element_ty))
     stride, length = tl.load(facts + row * 3 + 1) * size, tl.load(facts + row * 3 + 2)
@@ -260,7 +260,7 @@ def _combine(
     partial, peaks_and_masses, facts, output, parts,
     heads: tl.constexpr, size: tl.constexpr, part: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """The parts of one sequence and query head as one."""
+    """Combine the parts of one sequence and query head."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     count = (tl.load(facts + row * 3 + 2) // part + 1).to(tl.int32)
     at = (row * heads + head) * parts

@@ -1,4 +1,4 @@
-"""Which functions a network calls for what it computes row by row: kernels on a GPU, operations of torch elsewhere."""
+"""Selects the row-wise functions of a network: kernels on a GPU, torch's operations elsewhere."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from harness.vibevoice.kernels import plain_rows
 
 
 def rows_on(device: torch.device) -> ModuleType:
-    """The module whose functions a network on this device calls: ``fused_rows`` on a GPU, elsewhere ``plain_rows``."""
+    """The module with the row-wise functions for a device: ``fused_rows`` on a GPU, otherwise ``plain_rows``."""
     if device.type == "cuda":
-        from harness.vibevoice.kernels import fused_rows  # its kernels are compiled for a GPU
+        from harness.vibevoice.kernels import fused_rows  # needs a GPU to compile
 
         return fused_rows
     return plain_rows

@@ -1,7 +1,7 @@
-"""Lets a stage take calls from the entry of its own server only.
+"""Access control of a stage: it accepts calls from the entry of its own server only.
 
-The key goes with each call as a request parameter, through the ensemble too; nothing that is answered or logged holds
-it. Only a Triton stub process can import this module.
+The key goes with each call as a request parameter, through the ensemble too; it appears in no response and no log.
+Only a Triton stub process can import this module.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness import wire
 from harness.host import keys
 
 _START, _END = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START, pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
-# What Triton asks of the call that ends a session.
+# required by Triton for the call that ends a session
 _LAST = {
     wire.LLM: {wire.TOKEN_IDS: np.zeros((1, 1), np.int32)},
     wire.VOCODER: {
@@ -41,7 +41,7 @@ def as_parameters(key: str) -> dict[str, str]:
 
 
 class Door:
-    """What stands before a stage: it answers the calls of others itself."""
+    """Answers the calls of others in place of the stage."""
 
     def __init__(self, model: str):
         self.model, self.key = model, server_key()
@@ -49,7 +49,7 @@ class Door:
         self._ending = ThreadPoolExecutor(1, thread_name_prefix="door")
 
     def answer(self, requests: list, serve: Callable[[list], list]) -> list:
-        """The responses of ``serve`` to the entry's requests, and refusals to all others, in order."""
+        """The responses of ``serve`` to the entry's requests, and rejections of all others, in order."""
         known = [self._is_known(request) for request in requests]
         if all(known):
             return serve(requests)
@@ -66,10 +66,10 @@ class Door:
         return isinstance(given, str) and hmac.compare_digest(given.encode(), self.key.encode())
 
     def _refuse(self, request):
-        """Refuse a call; Triton would keep a place for the session that it started until it has been idle for long."""
+        """Reject a call and end its session, whose slot Triton would keep until it has been idle for long."""
         if self.model in _LAST and request.flags() & _START and not request.flags() & _END:
             self._ending.submit(self._end, request.correlation_id())
-        words = f"{wire.REFUSED}{self.model} takes calls from {wire.ENTRY} only: ask that for speech"
+        words = f"{wire.REFUSED}{self.model} accepts calls from {wire.ENTRY} only: request speech from {wire.ENTRY}"
         return pb.InferenceResponse(error=pb.TritonError(words))
 
     def _end(self, session: int | str) -> None:
@@ -83,6 +83,6 @@ class Door:
                 parameters=as_parameters(self.key),
             ).exec()
             if answer.has_error():
-                print("a refused session could not be ended", flush=True)
+                print("a rejected session could not be ended", flush=True)
         except pb.TritonModelException:
-            print("a refused session could not be ended", flush=True)
+            print("a rejected session could not be ended", flush=True)

@@ -1,4 +1,4 @@
-"""The processes that serve one model side by side; ``args`` are those that Triton gives to each."""
+"""The processes that serve one model concurrently; ``args`` are those that Triton gives to each."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 
 
 def instances(args: dict) -> int:
-    """Processes that serve a model side by side."""
+    """Number of processes that serve a model."""
     groups = json.loads(args["model_config"])["instance_group"]
     return sum(group["count"] * max(1, len(group.get("gpus", ()))) for group in groups)
 
 
 def place_of(args: dict) -> tuple[int, int]:
-    """Which of a model's instances this is, from 1, and how many there are. Triton counts anew on every GPU."""
+    """Index of this instance of its model, from 1, and the number of instances. Triton counts separately per GPU."""
     number, group = int(args["model_instance_name"].rpartition("_")[2]), json.loads(args["model_config"])
     gpus = group["instance_group"][0].get("gpus") or [int(args["model_instance_device_id"])]
     return 1 + number * len(gpus) + gpus.index(int(args["model_instance_device_id"])), instances(args)
 
 
 def instance_name(args: dict) -> str:
-    """An instance among all of its model: Triton names those of one count alike on every GPU."""
+    """A name unique among all instances of a model; Triton reuses instance names on every GPU."""
     return f"{args['model_instance_name']}@{args['model_instance_device_id']}"

@@ -18,9 +18,9 @@ def parameters(args: dict) -> dict[str, str]:
 
 
 def number(given: dict[str, str], name: str, lowest: float | None = None, kind: type = int) -> float:
-    """A parameter that is a number. Raises InputError where it is none, or less than ``lowest``.
+    """A numeric parameter. Raises InputError for other text, or a number below ``lowest``.
 
-    Without ``lowest``: as ``wire.NUMBERS`` says.
+    Without ``lowest``: the bound in ``wire.NUMBERS``.
     """
     if lowest is None:
         kind, lowest = wire.NUMBERS[name]

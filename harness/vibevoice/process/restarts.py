@@ -1,8 +1,8 @@
-"""Brings back models whose process died: Triton (2.51) leaves them dead, and goes on calling them ready.
+"""Restarts models whose process died: Triton (2.51) leaves them dead, and still reports them as ready.
 
-Every process that serves a model puts a note of itself where its siblings find it, and takes it away when it is
-unloaded. A note whose process is gone is that of one that died: one of the processes that watch has its model loaded
-again, with the configuration in the note.
+Every process that serves a model writes a file about itself (its note), and removes it when it is unloaded. A note
+whose process has ended shows that the process died: one of the watching processes then has its model loaded again,
+with the configuration in the note.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from harness.identity import StageIdentity
 from harness.vibevoice.process.instances import instance_name
 from harness.vibevoice.sessions.table import is_alive, is_stopped
 
-# Which processes watch, the first that is there on behalf of all: loading a model stops the process that asks for it
-# until it is loaded. The voice encoder has the least to do.
+# Models whose processes watch; the first one present watches for all. Loading a model blocks the process that asks for
+# it until it is loaded, so the voice encoder, which has the least to do, comes first.
 WATCHERS = (wire.VOICE, wire.LLM, wire.ENTRY)
 _LOOK_S = 0.5
 _STOPPED_LOOKS = 6
-_TRY_AGAIN_S = 10.0  # after a load that failed
-_RESTARTS = "restarts"  # a parameter that grows: Triton does not load a configuration that has not changed
+_TRY_AGAIN_S = 10.0  # after a failed load
+_RESTARTS = "restarts"  # a parameter that is incremented: Triton does not load an unchanged configuration
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Note:
     instance: str
     model: str
     config: str  # JSON, as Triton gave it
-    since_ns: int  # of CLOCK_MONOTONIC; one that is unloaded may live on beside its successor for a while
+    since_ns: int  # of CLOCK_MONOTONIC; an unloaded process may for a while coexist with its successor
     identity: dict = field(default_factory=dict)  # what it computes with: ``harness.identity.StageIdentity``
 
     @property
@@ -73,8 +73,8 @@ class Registry:
     def notes(self) -> dict[Path, Note]:
         found = {}
         for path in self.folder.glob(f"*{NOTE_SUFFIX}"):
-            with contextlib.suppress(OSError, ValueError, TypeError):  # taken away meanwhile, or not ours
-                # Anybody may write here, and a note has its configuration loaded.
+            with contextlib.suppress(OSError, ValueError, TypeError):  # removed meanwhile, or not ours
+                # Anybody may write here, and the configuration in a note gets loaded.
                 note = Note(**json.loads(read_private(path)))
                 if note.server == self.server:
                     found[path] = note
@@ -82,15 +82,15 @@ class Registry:
 
 
 class Restarter:
-    """Loads models again whose processes died, if it is this process's turn among those that watch."""
+    """Reloads models whose processes died, if it is this process's turn among those that watch."""
 
     def __init__(self, registry: Registry, load: Callable[[str, str], None], pid: int):
         self.registry, self.load, self.pid = registry, load, pid
         self._not_before: dict[str, float] = {}  # model -> when to try again
-        self._stopped: Counter[int] = Counter()  # process -> how many times in a row it was seen stopped
+        self._stopped: Counter[int] = Counter()  # process -> consecutive checks in which it was stopped
 
     def look(self, now_s: float) -> list[str]:
-        """Look around once; returns the models that were loaded again."""
+        """Check once; returns the models that were reloaded."""
         notes = self.registry.notes()
         stopped = {note.pid for note in notes.values() if is_stopped(note.pid)}
         self._stopped = Counter({pid: self._stopped[pid] + 1 for pid in stopped})
@@ -106,16 +106,16 @@ class Restarter:
             if note.living:
                 continue
             if newest[note.instance] != note:
-                self.registry.remove(path)  # its place was taken long ago
-            elif note.config == deployed[note.model]:  # or else fewer instances have taken the place of its own
+                self.registry.remove(path)  # it was replaced long ago
+            elif note.config == deployed[note.model]:  # otherwise a smaller number of instances has replaced it
                 died[note.model] = note
         return [model for model, note in died.items() if self._restart(model, note, now_s)]
 
     def _end_stopped(self) -> None:
-        """End processes that stay stopped: one that went on after Triton has replaced it would end the server."""
+        """Kill processes that stay stopped: if one went on after Triton has replaced it, the server would crash."""
         for pid, times in self._stopped.items():
             if times >= _STOPPED_LOOKS:
-                print(f"process {pid} has been stopped for {times * _LOOK_S:g} s, and is ended", flush=True)
+                print(f"process {pid} has been stopped for {times * _LOOK_S:g} s; it is killed", flush=True)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -136,7 +136,7 @@ class Restarter:
 
 
 def one_more_restart(config: str) -> str:
-    """The configuration with its count of restarts one higher."""
+    """The configuration with its restart counter incremented."""
     content = json.loads(config)
     parameters = content.setdefault("parameters", {})
     before = int(parameters.get(_RESTARTS, {}).get("string_value", 0))
@@ -145,9 +145,9 @@ def one_more_restart(config: str) -> str:
 
 
 def identities() -> list[dict]:
-    """What every living process of this process's server says of itself, one for each instance of each model.
+    """The identity of every live process of this process's server, one per instance of each model.
 
-    With it, for how many seconds the instance has been served without interruption (wire.AGE_S).
+    It includes the seconds for which the instance has been served without interruption (wire.AGE_S).
     """
     notes = Registry(server_mark(os.getppid())).notes().values()
     living = sorted((note for note in notes if note.living), key=lambda note: note.since_ns)
@@ -159,7 +159,7 @@ def identities() -> list[dict]:
 
 
 def attend(args: dict, load: Callable[[str, str], None], identity: StageIdentity) -> None:
-    """Put this process's note, and watch over its siblings if its model is one that does; ``args`` are Triton's."""
+    """Write this process's note, and start watching the others if its model does so; ``args`` are Triton's."""
     server, pid = os.getppid(), os.getpid()
     mark = server_mark(server)
     registry = Registry(mark)
@@ -169,7 +169,7 @@ def attend(args: dict, load: Callable[[str, str], None], identity: StageIdentity
     )  # fmt: skip
     region = Path("/proc/self/cmdline").read_bytes().split(b"\0")[2].decode()
     with contextlib.suppress(OSError):
-        (SHARED_FOLDER / region).chmod(0o600)  # what is said passes through it, and Triton lets everybody read it
+        (SHARED_FOLDER / region).chmod(0o600)  # Triton lets everybody read it
     path = registry.put(note, region)
     atexit.register(path.unlink, missing_ok=True)
     if note.model in WATCHERS:
@@ -177,7 +177,7 @@ def attend(args: dict, load: Callable[[str, str], None], identity: StageIdentity
 
 
 def _watch(restarter: Restarter, server: int) -> None:
-    """Look around from a thread of its own until the process ends: no thread may run while its interpreter goes."""
+    """Watch in a thread until the process ends: no thread may run while the interpreter shuts down."""
     over = threading.Event()
 
     def run() -> None:
@@ -187,4 +187,4 @@ def _watch(restarter: Restarter, server: int) -> None:
     thread = threading.Thread(target=run, daemon=True, name="restarter")
     thread.start()
     atexit.register(thread.join, 2 * _LOOK_S)
-    atexit.register(over.set)  # what is registered last is called first
+    atexit.register(over.set)  # registered last, called first

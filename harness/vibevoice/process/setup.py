@@ -1,4 +1,4 @@
-"""How a process that computes stages is set up, be it a Triton stub or one that measures them."""
+"""Set-up of a process that computes stages, in a Triton stub or a profiler."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import ctypes
 
 import torch
 
-# After one of these a GPU does nothing more for this process; older versions of torch raise no class of their own.
+# After one of these errors a GPU is unusable to this process; older versions of torch have no separate class.
 DEVICE_ERRORS = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 
 
 def prepare(device: torch.device | str = "cpu") -> None:
     """One CPU thread, no gradients, freed memory kept: the instances of a server share its cores.
 
-    On a GPU, it becomes the one on which kernels are launched: a kernel of our own would go to GPU 0 with pointers of
-    another. float32 is float32 there: convolutions would round their inputs to TF32.
+    A GPU becomes the current one: otherwise our kernels would start on GPU 0 with pointers to another. TF32 is
+    disabled, since convolutions would round their float32 inputs.
     """
     device = torch.device(device)
     torch.set_num_threads(1)
@@ -27,9 +27,9 @@ def prepare(device: torch.device | str = "cpu") -> None:
 
 
 def _keep_freed_memory() -> None:
-    """A stage frees and takes the same large buffers at every step: kept by glibc, they cost no page faults."""
+    """Make glibc keep freed memory: a stage frees and allocates the same large buffers at every step."""
     m_trim_threshold, m_mmap_threshold = -1, -3
     with contextlib.suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(m_mmap_threshold, 32 << 20)  # the largest that glibc takes
+        mallopt(m_mmap_threshold, 32 << 20)  # the largest value that glibc accepts
         mallopt(m_trim_threshold, (1 << 31) - 1)

@@ -1,7 +1,7 @@
-"""How long a device is busy with a call, as against the wall time of the call: kernels and copies, joined.
+"""Separates the time in which a device is busy with a call from the call's wall time.
 
-On a CUDA device torch.profiler (CUPTI) says when each kernel and copy ran. Where it cannot, CUDA events around the call
-say how long the device took from the first to the last of them, gaps included. A CPU is its own device.
+On a CUDA device torch.profiler (CUPTI) reports when each kernel and copy ran. Where it cannot, CUDA events around the
+call measure the time from the first to the last of them, gaps included. A CPU is its own device.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from torch.autograd import DeviceType
 
 CPU, PROFILER, EVENTS, WALL = "cpu", "profiler", "events", "wall"
-_CALLS = 3  # of one point, measured one by one
-_FAILURES = 3  # in a row, after which a way of measuring is not tried again
+_CALLS = 3  # per point, measured one by one
+_FAILURES = 3  # in a row, after which a method is not tried again
 _COPIES = ("memcpy", "memset")
 
 Call = Callable[[], object]
 
 
 class DeviceActivity(NamedTuple):
-    """A kernel or a copy on the device, microseconds of one clock."""
+    """A kernel or a copy on the device, in microseconds of one clock."""
 
     name: str
     kernel: bool
@@ -34,7 +34,7 @@ class DeviceActivity(NamedTuple):
 
 @dataclass(frozen=True)
 class BusyTime:
-    """Milliseconds in which the device was busy, with so many kernels and copies (None: not counted)."""
+    """Milliseconds in which the device was busy, and the number of kernels and copies (None: not counted)."""
 
     ms: float
     launches: int | None = None
@@ -54,7 +54,7 @@ def busy_us(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def activities(events: Iterable) -> list[DeviceActivity]:
-    """Kernels, copies and fills among torch.profiler's events; annotations and waits that it draws there are left out.
+    """Kernels, copies and fills among torch.profiler's events, without its annotations and waits.
 
     An event has ``name``, ``device_type``, ``time_range``, ``is_user_annotation`` and, in newer versions of torch,
     ``activity_type``.
@@ -71,19 +71,19 @@ def activities(events: Iterable) -> list[DeviceActivity]:
 
 
 def busy_of(found: Sequence[DeviceActivity]) -> BusyTime:
-    """What the activities of one call add up to. Raises RuntimeError where there are none."""
+    """The busy time of one call's activities. Raises RuntimeError where there are none."""
     if not found:
-        raise RuntimeError("the profiler saw no kernel: CUPTI may be missing, or closed to this user")
+        raise RuntimeError("the profiler saw no kernel: CUPTI may be missing, or not permitted for this user")
     kernels = sum(activity.kernel for activity in found)
     busy = busy_us((activity.start_us, activity.end_us) for activity in found)
     return BusyTime(busy / 1e3, kernels, len(found) - kernels)
 
 
 def recorded(call: Call) -> list[DeviceActivity]:
-    """What the device does in a call, by torch.profiler."""
+    """The device's activities in a call, from torch.profiler."""
     from torch.profiler import ProfilerActivity, profile
 
-    # With acc_events, torch does not warn at each profile that it would clear the events of an earlier cycle.
+    # without acc_events, torch warns at each profile that it clears earlier events
     quiet = {"acc_events": True} if "acc_events" in inspect.signature(profile).parameters else {}
     with profile(activities=[ProfilerActivity.CUDA], **quiet) as profiler:
         call()
@@ -111,9 +111,9 @@ CUDA_WAYS = {PROFILER: profiled, EVENTS: between_events}
 
 
 class DeviceTimer:
-    """Splits the wall time of calls into the device's part and the host's; ``ways`` are tried in their order.
+    """Splits the wall time of calls into device time and host time; ``ways`` are methods, tried in order.
 
-    Without any, as on a CPU, the device is the host: all of the time is the device's.
+    Without any, as on a CPU, the device is the host: all of the time is device time.
     """
 
     def __init__(self, ways: dict[str, Measure]):
@@ -124,9 +124,9 @@ class DeviceTimer:
         return cls(CUDA_WAYS if device.type == "cuda" else {})
 
     def split(self, calls: Iterator[Call], ms: float, seconds: float) -> dict:
-        """``device_ms``, ``host_ms`` and where they come from, of calls whose wall time is ``ms``; raises nothing.
+        """``device_ms``, ``host_ms`` and their source, for calls whose wall time is ``ms``; raises nothing.
 
-        At most so many ``seconds`` are spent after the first call, and none where there are none left.
+        At most ``seconds`` are spent after the first call, and none if there are none left.
         """
         if not self._ways:
             return _parts(ms, BusyTime(ms), CPU)
@@ -142,26 +142,26 @@ class DeviceTimer:
                 except Exception as error:  # of the profiler, of CUPTI, of a call under them: the point has its ms
                     self._failures[way] += 1
                     why.append(f"{way}: {_words(error)}")
-        return _parts(ms, BusyTime(ms), WALL, *(why or ["no way of measuring works here"]))
+        return _parts(ms, BusyTime(ms), WALL, *(why or ["no method of measurement works here"]))
 
 
 def _median(measure: Measure, calls: Iterator[Call], seconds: float) -> BusyTime:
-    """The middle one of a few calls, by its busy time."""
+    """The median of a few calls, by busy time."""
     until, found = time.monotonic() + seconds, []
     while len(found) < _CALLS and not (found and time.monotonic() > until):
-        call = next(calls, None)  # taken outside of what is measured: it may have to open sessions first
+        call = next(calls, None)  # outside of the measurement: it may have to open sessions first
         if call is None:
             break
         found.append(measure(call))
     if any(busy.ms <= 0 for busy in found):
-        raise RuntimeError("it shows a device that does nothing")
+        raise RuntimeError("it reported an idle device")
     if not found:
         raise RuntimeError("no call is left to measure")
     return sorted(found, key=lambda busy: busy.ms)[len(found) // 2]
 
 
 def _parts(ms: float, busy: BusyTime, source: str, *why: str) -> dict:
-    device_ms = min(busy.ms, ms)  # profiled calls may run longer than those that were timed
+    device_ms = min(busy.ms, ms)  # profiled calls may take longer than timed ones
     parts = {"device_ms": device_ms, "host_ms": ms - device_ms, "device_ms_from": source}
     counts = {"launches": busy.launches, "copies": busy.copies}
     parts |= {name: count for name, count in counts.items() if count is not None}

@@ -1,13 +1,13 @@
-"""Stages that answer with the time that a profile says instead of computing; their audio is silent.
+"""Stages that take the times of a profile instead of computing; their audio is silent.
 
-They stand in for the real ones, method for method, without torch or weights: of an H200, say, on a laptop. Sessions
-and the admission by bytes of KV cache are kept as the real LLM stage keeps them.
+They replace the real ones, method for method, without torch or weights, for example an H200's on a laptop. Sessions and
+admission by bytes of KV cache work as in the real LLM stage.
 
-A call of a process that has the GPU to itself takes host_ms + device_ms, which is the profile's ms. First its host time
-passes, in which the process issues its kernels: it holds nothing, so host times of several processes overlap. Then the
-call takes its turn on the GPU, for device_ms; turns never overlap. n processes that call without a pause each make one
-call in max(host_ms + device_ms, n x device_ms). A real GPU begins with the first kernels while the host still issues
-others and is idle between them; one turn after the host time ends at the same moment and leaves the GPU idle as long.
+A call of a process that has the GPU to itself takes host_ms + device_ms, which is the profile's ms. Host time comes
+first, in which the process launches its kernels; it blocks no other process, so host times overlap. Then the call
+occupies the GPU for device_ms; these turns never overlap. n processes that call without a pause each make one
+call in max(host_ms + device_ms, n x device_ms). A real GPU starts with the first kernels while the host still launches
+others, and is idle between them; one turn after the host time ends at the same moment, with the same idle time.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from harness.errors import RequestError
 from harness.vibevoice.profiling.times import Profile, Times
 from harness.vibevoice.sessions.table import SPARE_STEPS, Sessions, check_numbers, check_room, room_used_up
 
-_SPIN_NS = 100_000  # a sleep may end this much late; the rest of the time is waited for awake
+_SPIN_NS = 100_000  # a sleep may end this late; the rest of the time is spent spinning
 
 
 class EmulatedGPU:
-    """One GPU that the processes of several stages share: they take turns, in the order in which they asked.
+    """One GPU shared by the processes of several stages: they take turns, in the order of their requests.
 
-    Its file holds when it is free again (CLOCK_MONOTONIC, ns). A call moves that on by its own time under the file's
-    lock and then waits for it, so turns follow each other without a gap however late a sleeper wakes.
+    Its file holds when it is free again (CLOCK_MONOTONIC, ns). A call advances that by its own time under the file's
+    lock and then waits for it, so turns follow each other without a gap however late a process wakes.
     """
 
     def __init__(self, file: Path):
         self._file = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
-        os.ftruncate(self._file, 0)  # what an earlier server may have left
+        os.ftruncate(self._file, 0)  # an earlier server may have left contents
 
     def spend(self, milliseconds: float, host_ms: float = 0.0) -> None:
-        """Let the host's time pass, then hold the GPU for ``milliseconds``; returns when they are over."""
+        """Let the host time pass, then occupy the GPU for ``milliseconds``; returns at the end."""
         ready_ns = time.monotonic_ns() + round(host_ms * 1e6)
         if host_ms:
             wait_until(ready_ns)
         wait_until(self._reserve(round(milliseconds * 1e6), ready_ns))
 
     def _reserve(self, duration_ns: int, ready_ns: int | None = None) -> int:
-        """Take the next turn for what was ready at a time (now), also where its process woke late; when it ends."""
+        """Reserve the next turn for work ready at a given time (default now); returns the turn's end, in ns."""
         ready_ns = time.monotonic_ns() if ready_ns is None else ready_ns
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
@@ -66,22 +66,22 @@ class EmulatedGPU:
 
 
 def wait_until(deadline_ns: int) -> None:
-    """Sleep to a time of CLOCK_MONOTONIC; on an idle machine to within some 10 µs, never less."""
+    """Sleep until a time of CLOCK_MONOTONIC; on an idle machine at most some 10 µs late, never early."""
     while (left_ns := deadline_ns - time.monotonic_ns()) > 0:
         if left_ns > _SPIN_NS:
             time.sleep((left_ns - _SPIN_NS) / 1e9)
 
 
 def _call(stage, time_of: Callable[[Times], float]) -> None:
-    """A call of an emulated stage: ``time_of`` says which time of its profile it takes."""
+    """A call of an emulated stage; ``time_of`` returns its time from the profile."""
     host_ms, device_ms = stage.profile.parts_ms(time_of)
     stage.gpu.spend(device_ms, host_ms)
 
 
 @dataclass
 class _EmulatedSession:
-    rooms: tuple[int, int]  # positions of the branch with the prompt, and of the one without
-    lengths: list[int]  # those that are filled
+    rooms: tuple[int, int]  # capacity in positions of the branches with and without the prompt
+    lengths: list[int]  # filled positions of both
     say: deque[int]
 
     @property
@@ -90,9 +90,9 @@ class _EmulatedSession:
 
 
 class EmulatedLLM:
-    """``LLMStage`` without tensors: sessions, their room in bytes of KV cache, and what they say.
+    """``LLMStage`` without tensors: sessions, their room in bytes of KV cache, and their tokens.
 
-    A session that may say what it likes says frames: there is no model to hear.
+    A session whose tokens are not forced generates frames: there is no model to choose.
     """
 
     def __init__(self, profile: Profile, gpu: EmulatedGPU, kv_limit_bytes: int):
@@ -116,7 +116,7 @@ class EmulatedLLM:
         forced: bool = True,
         say: Sequence[int] = (),
     ) -> None:
-        """Take room for a session as ``LLMStage.open`` does."""
+        """Open a session as ``LLMStage.open`` does."""
         check_numbers(prompt_tokens, frames, start_frame)
         spare = 0 if forced else SPARE_STEPS
         rooms = prompt_tokens + 1 + frames + len(say) + spare, 1 + frames
@@ -133,7 +133,7 @@ class EmulatedLLM:
         self._extend(self.sessions.get(session_id), 0, len(token_ids))
 
     def replay(self, session_id: int, tokens: Sequence[int], latent: object = None, semantic: object = None) -> None:
-        """Take steps whose answers are known."""
+        """Take steps whose results are known."""
         session = self.sessions.get(session_id)
         self._extend(session, 0, len(tokens))
         reset = max((i for i, token in enumerate(tokens) if token == wire.TOKEN_SPEECH_BEGIN), default=-1)
@@ -163,7 +163,7 @@ class EmulatedLLM:
 
 
 def _say(session: _EmulatedSession) -> int:
-    """The next token of a session; only a frame advances the branch without the prompt, "speech begin" empties it."""
+    """The next token of a session; only a frame advances the branch without the prompt, "speech begin" clears it."""
     token = session.say.popleft() if session.say else wire.TOKEN_SPEECH_FRAME
     session.lengths[0] += 1
     if token == wire.TOKEN_SPEECH_FRAME:
@@ -200,7 +200,7 @@ class EmulatedVocoder:
         self.sessions.open(session_id, True)
 
     def close(self, session_id: int) -> np.ndarray:
-        """End a session -> its state [state_size], empty for a session that is not there."""
+        """End a session -> its state [state_size], empty for an unknown session."""
         return np.zeros(self.state_size if self.sessions.close(session_id) else 0, np.float32)
 
     def step(self, session_ids: Sequence[int], latent: object, token: object) -> tuple[np.ndarray, np.ndarray]:

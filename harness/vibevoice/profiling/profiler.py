@@ -1,7 +1,7 @@
-"""Measures every stage over batch and context, and prints what it finds as JSON lines; run as a module by a parent.
+"""Measures every stage over batch and context, and prints the results as JSON lines; run as a module by a parent.
 
 Events, in order: ``{"event": "device", …}``, one ``{"event": "point", "stage", "point", "done", "of"}`` for each point,
-``{"event": "end", "model": …}``; or at any place ``{"event": "error", "message"}``.
+``{"event": "end", "model": …}``; or, at any time, ``{"event": "error", "message"}``.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from harness.vibevoice.stages.vocoder import VocoderStage
 from harness.vibevoice.stages.voice_encoder import VoiceStage
 
 PREFILL = "prefill"
-STEPS_AT_ONCE = 32  # of sessions opened for one point: their contexts grow meanwhile, so they start below it
+STEPS_AT_ONCE = 32  # of sessions opened for one point: contexts grow meanwhile, so they start lower
 MEMORY_SHARE = 0.85  # of what is free after the weights, for KV caches
-TIMED_SHARE = 0.75  # of a point's seconds; the rest is for the passes that tell the device's time from the host's
-SPEED_POINTS = 3  # of ``device_speed``
-LEAST_SECONDS = 0.01  # of these passes at a needed point, though the budget be used up: one call
+TIMED_SHARE = 0.75  # of a point's seconds; the rest is for separating device time from host time
+SPEED_POINTS = 3  # used by ``device_speed``
+LEAST_SECONDS = 0.01  # for separation at a needed point, even if the budget is used up: one call
 
 Call = Callable[[], object]
 
@@ -52,7 +52,7 @@ class Grid:
     contexts: tuple[int, ...] = (100, 400, 7_600, 32_000, 63_000)
     prefill_tokens: tuple[int, ...] = (64, 256, 1024, 4096)
     prefill_contexts: tuple[int, ...] = (0, 7_600, 32_000)
-    steps: tuple[int, ...] = (5, 20)  # beside the usual number, at one batch size
+    steps: tuple[int, ...] = (5, 20)  # besides the default number, at one batch size
     steps_batch: int = 8
     voice_seconds: tuple[int, ...] = (3, 10, 30)
 
@@ -78,7 +78,7 @@ class Grid:
 
 
 class LLMBench:
-    """Frame steps and prompt parts of the real LLM stage, at contexts that are filled but not computed."""
+    """Frame steps and prompt parts of the real LLM stage, with contexts of uninitialised contents."""
 
     def __init__(self, weights: Weights, roofline: Roofline):
         self.room_bytes = _kv_room(weights.device, roofline)
@@ -91,7 +91,7 @@ class LLMBench:
         return self._prefills(tokens, context), self.roofline.prefill(tokens, context)
 
     def _steps(self, batch: int, context: int) -> Iterator[Call]:
-        spoken = (context - STEPS_AT_ONCE) // 2  # of both branches: in the mean of the steps they hold ``context``
+        spoken = (context - STEPS_AT_ONCE) // 2  # in both branches: on average over the steps they hold ``context``
         sessions = list(range(batch))
         latent, semantic = torch.randn(batch, wire.LATENT_SIZE), torch.randn(batch, wire.SEMANTIC_SIZE)
         step = lambda: self.stage.step(sessions, latent, semantic)  # noqa: E731
@@ -100,18 +100,18 @@ class LLMBench:
                 for session in sessions:
                     self.stage.open(session, 1, spoken + STEPS_AT_ONCE + 1, spoken)
                     self.stage.prefill(session, torch.zeros(1, dtype=torch.long), torch.empty(0, wire.LATENT_SIZE))
-                step()  # fed "speech begin"
+                step()  # feeds "speech begin"
                 yield from itertools.repeat(step, STEPS_AT_ONCE)
             finally:
                 self._close(sessions)
 
     def _prefills(self, tokens: int, context: int) -> Iterator[Call]:
-        parts = max(1, context // (8 * tokens))  # timed in a row: the context drifts by an eighth at most
+        parts = max(1, context // (8 * tokens))  # timed in a row: the context drifts by at most an eighth
         start = max(0, context - (parts - 1) * tokens // 2)
         while True:
             try:
                 self.stage.open(0, start + parts * tokens, 1)
-                self.stage.sessions.get(0).with_prompt.fill(start)  # cost depends on shapes, not on contents
+                self.stage.sessions.get(0).with_prompt.fill(start)  # cost depends on shapes, not contents
                 yield from itertools.repeat(lambda: self._add(tokens), parts)
             finally:
                 self._close([0])
@@ -125,7 +125,7 @@ class LLMBench:
 
 
 class DiffusionBench:
-    """The real diffusion stage, copies to and from the device included."""
+    """The real diffusion stage, including copies to and from the device."""
 
     def __init__(self, weights: Weights, roofline: Roofline):
         self.stage, self.roofline = DiffusionStage(weights), roofline
@@ -139,7 +139,7 @@ class DiffusionBench:
 
 
 class VocoderBench:
-    """The real vocoder stage, copies to and from the device included."""
+    """The real vocoder stage, including copies to and from the device."""
 
     def __init__(self, weights: Weights, roofline: Roofline):
         self.stage, self.roofline = VocoderStage(weights), roofline
@@ -180,7 +180,7 @@ BENCHES = {
 
 
 class Profiler:
-    """Measures all stages of one model on one device; ``say`` takes every event."""
+    """Measures all stages of one model on one device; ``say`` receives every event."""
 
     def __init__(self, weights: Weights, budget_s: float, quick: bool, say: Callable[[dict], None]):
         self.weights, self.say = weights, say
@@ -188,12 +188,12 @@ class Profiler:
         self.points = Grid.of(weights.device, quick).points(weights.config.text_config.max_position_embeddings)
         self.count = sum(map(len, self.points.values()))
         self.device_timer = DeviceTimer.of(weights.device)
-        self.pace = math.inf  # the least ms per ms of the roofline among the points of this stage so far
+        self.pace = math.inf  # the lowest ratio of ms to the roofline among this stage's points so far
         timed_share = TIMED_SHARE if weights.device.type == "cuda" else 1.0
         self.sampler = Sampler(budget_s, self.count + SPEED_POINTS, synchronise(weights.device), timed_share)
 
     def run(self) -> None:
-        """Say what the device can do, then every point, then the sizes that an emulation needs to know."""
+        """Report what the device can do, then every point, then the sizes that an emulation needs."""
         model = {
             "hidden_size": self.weights.config.text_config.hidden_size,
             "kv_bytes_per_token": self.roofline.kv_bytes_per_token,
@@ -206,14 +206,15 @@ class Profiler:
                 self.sampler.stage(len(self.points[stage]))
                 self.pace = math.inf
                 for number, at in enumerate(self.points[stage]):
-                    # No stage without a time: what is left out for want of time can be extrapolated from the first.
+                    # every stage gets a time; what is left out for lack of time can be extrapolated from the first
+                    # point
                     point = at | self._measured(method, bench, at, needed=not number)
                     self.say({"event": "point", "stage": stage, "point": point, "done": next(done), "of": self.count})
             if bench_type is LLMBench:
                 model["kv_room_bytes"] = served_room(self.weights, bench.room_bytes)
             if bench_type is VocoderBench:
                 model["state_values"] = bench.stage.state_size
-            del bench  # its weights make room for the next one's
+            del bench  # frees its weights for the next bench
             free(self.weights.device)
         self.say({"event": "end", "model": model})
 
@@ -249,9 +250,9 @@ class Profiler:
 
 
 def device_speed(weights: Weights, sampler: Sampler) -> tuple[dict[str, float], dict[str, float]]:
-    """Copy bandwidth (read + write) and matrix product in the stages' type, and how steady they are.
+    """Copy bandwidth (read + write) and matrix product throughput in the stages' type, and their spread.
 
-    What a device can do is what its fastest call did: others can only have slowed the rest.
+    The fastest call counts: others can only have been slowed down.
     """
     size, side = (2 << 30, 8192) if weights.device.type == "cuda" else (128 << 20, 768)
     copies, products = _steady(sampler, _copy(weights, size)), _steady(sampler, _product(weights, side))
@@ -283,7 +284,7 @@ def _steady(sampler: Sampler, call: Call) -> np.ndarray:
 
 
 def synchronise(device: torch.device) -> Callable[[], None]:
-    """What waits until the device has done all that it was given."""
+    """A function that waits until the device has finished all queued work."""
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
@@ -300,7 +301,7 @@ def _device_facts(weights: Weights) -> dict:
 
 
 def _kv_room(device: torch.device, roofline: Roofline) -> int:
-    """Bytes that KV caches may take here, in a process alone on the device, beside the weights of all stages."""
+    """Bytes available here for KV caches beside the weights of all stages, in a process alone on the device."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
@@ -309,13 +310,13 @@ def _kv_room(device: torch.device, roofline: Roofline) -> int:
 
 
 def settle() -> None:
-    """Leave the objects there are so far, modules above all, out of every later ``free``: they take half a second."""
+    """Exempt the current objects, modules above all, from every later ``free``: scanning them takes half a second."""
     gc.collect()
     gc.freeze()
 
 
 def served_room(weights: Weights, room_bytes: int) -> int:
-    """Bytes of KV cache that a server of all stages grants on this device; without a card: what a profile may take."""
+    """Bytes of KV cache that a server of all stages grants on this device; without a card: what a profile may use."""
     if weights.device.type != "cuda":
         return room_bytes
     total = torch.cuda.mem_get_info(weights.device)[1]
@@ -324,7 +325,7 @@ def served_room(weights: Weights, room_bytes: int) -> int:
 
 
 def free(device: torch.device) -> None:
-    """Give back what no name holds any more, to the device too."""
+    """Free unreferenced objects, and cached memory of the device."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
-"""What a stage must read and compute at the least, from the model's shapes: the floor under its time (roofline).
+"""Lower bound of a stage's time from the model's shapes (roofline).
 
 Williams, Waterman and Patterson, "Roofline", CACM 52 (2009): time = max(bytes / bandwidth, operations / throughput).
-Counted are weights once per pass, KV cache and convolution state; activations are taken to stay on the chip.
+Weights count once per pass, plus KV cache and convolution state; activations are assumed to stay on the chip.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Cost:
     operations: float
 
     def floor_ms(self, bandwidth_gb_s: float, tflop_s: float) -> float:
-        """Milliseconds that a device of this bandwidth and throughput takes at the least."""
+        """Lower bound in milliseconds on a device of this bandwidth and throughput."""
         return 1e3 * max(self.bytes / (bandwidth_gb_s * 1e9), self.operations / (tflop_s * 1e12))
 
     def __add__(self, other: Cost) -> Cost:
@@ -44,19 +44,19 @@ class Part:
     operations: float
 
     def cost(self, rows: int, itemsize: int) -> Cost:
-        """The network run over ``rows`` at once: weights once, operations for each."""
+        """Cost of running the network over ``rows`` at once: weights once, operations per row."""
         return Cost(self.parameters * itemsize, rows * self.operations)
 
 
 class Roofline:
-    """The costs of every stage for one model configuration; ``itemsize`` is the bytes of a number (2 for bfloat16)."""
+    """The costs of every stage for one model configuration; ``itemsize`` is bytes per number (2 for bfloat16)."""
 
     def __init__(self, model: ModelConfig, itemsize: int):
         config = released_config(model)
         text, self.itemsize = config.text_config, itemsize
         head_size = text.hidden_size // text.num_attention_heads
         self.kv_bytes_per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * itemsize
-        # Query times key and weights times value, for every query head and layer, per position attended to.
+        # Query times key and weights times value, for every query head and layer, per attended position.
         self.attention_operations = 4 * text.num_hidden_layers * text.hidden_size
         with torch.device("meta"):
             self.backbone = _backbone(text)
@@ -70,7 +70,7 @@ class Roofline:
 
     @property
     def weight_bytes(self) -> int:
-        """What the weights of all stages take, each stage once."""
+        """Bytes of the weights of all stages, each stage once."""
         towers = self.decoder, self.semantic_encoder, self.acoustic_encoder
         parts = self.backbone, self.embeddings, self.connectors, self.head, *towers
         return self.itemsize * sum(part.parameters for part in parts)
@@ -98,7 +98,7 @@ class Roofline:
         return networks + Cost(2 * batch * state_values * self.itemsize, 0)
 
     def encode(self, frames: int) -> Cost:
-        """A voice sample of so many frames of 3,200 samples."""
+        """A voice sample of this many frames of 3,200 samples."""
         return self.acoustic_encoder.cost(frames, self.itemsize)
 
     def _attention(self, read: int, written: int, pairs: int) -> Cost:

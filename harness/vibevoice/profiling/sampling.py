@@ -1,4 +1,4 @@
-"""Times of repeated calls: as many as make their median sure, within a share of the time that is left."""
+"""Times of repeated calls: as many as make their median precise, within a share of the time left."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-SPREAD = 0.02  # half the 95% interval of a median, as a share of it, at which repeating ends
+SPREAD = 0.02  # repeating stops at this half-width of the median's 95% interval, relative to the median
 _FEWEST, _MOST = 5, 2000
-_SHORTEST_S, _LONGEST_S = 0.2, 5.0  # of calls at one point, however sure or unsure they are
-_FLOOR = 0.25  # of a stage's part of the whole budget: left to it, however much the stages before it took
-_TOO_SLOW = 2.0  # shares of a point: where its first call takes more, there is no second one
+_SHORTEST_S, _LONGEST_S = 0.2, 5.0  # of calls at one point, however precise or imprecise
+_FLOOR = 0.25  # minimum for a stage, as a share of its part of the whole budget
+_TOO_SLOW = 2.0  # in shares of a point: after a first call that takes longer, there is no second one
 
 
 class Sampler:
-    """Shares the seconds of a budget among a number of points, stage by stage where ``stage`` is called.
+    """Shares the seconds of a budget among points, stage by stage where ``stage`` is called.
 
-    ``synchronise`` waits for the device, before and after every timed call. ``timed_share``: how much of its seconds a
-    point is timed for, where it is measured in another way beside. ``clock`` gives seconds.
+    ``synchronise`` waits for the device, before and after every timed call. ``timed_share``: share of a point's seconds
+    for timing, where it is also measured in another way. ``clock`` returns seconds.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Sampler:
         self._synchronise, self._timed_share = synchronise, timed_share
 
     def stage(self, points: int) -> None:
-        """Begin a stage of so many points, with its proportional share of the seconds left.
+        """Start a stage of this many points, with its proportional share of the seconds left.
 
-        Call it after the stage's set-up, which then costs all stages to come alike. A quarter of its share of the
-        whole budget is left to a stage in any case: together they may go over the budget by that quarter.
+        Call it after the stage's set-up, whose cost all later stages then share. A stage gets at least a quarter of its
+        share of the whole budget, so that all together may exceed the budget by that quarter.
         """
         now = self._clock()
         share_s = (self._ends_s - now) * points / max(points, self._unstaged)
@@ -50,11 +50,11 @@ class Sampler:
     def sample(
         self, calls: Iterable[Callable[[], object]], needed: bool = False, at_least_ms: float = 0.0
     ) -> np.ndarray | None:
-        """Milliseconds of the calls but the first, which warms up.
+        """Milliseconds of the calls except the first, which warms up.
 
-        None where the seconds are used up, and where a call takes far more than a point's share: one that is expected
-        to (``at_least_ms``) is not made, and after a first one that did there is no second. A point that is ``needed``
-        is measured all the same, by one call.
+        None where the seconds are used up, or a call takes far more than a point's share: if one is expected to
+        (``at_least_ms``) none is made, and after a first one that did there is no second. A ``needed`` point is always
+        measured, by one call if necessary.
         """
         fair_s = self._left_s() / max(1, self.points_left)
         self.points_left -= 1
@@ -63,7 +63,7 @@ class Sampler:
         return self._timed(calls, self._timed_share * min(_LONGEST_S, fair_s), math.inf if needed else fair_s)
 
     def seconds_beside(self) -> float:
-        """What the point that was timed last may still take in another way; 0 or less where the time is used up."""
+        """Seconds left for measuring the last timed point in another way; 0 or less where the time is used up."""
         return (1 - self._timed_share) * min(_LONGEST_S, self._left_s() / max(1, self.points_left + 1))
 
     def _left_s(self) -> float:
@@ -92,7 +92,7 @@ class Sampler:
 
 
 def is_sure(taken: list[float]) -> bool:
-    """Whether more calls would tell nothing new."""
+    """Whether the median is precise enough."""
     return len(taken) >= _MOST or (len(taken) >= _FEWEST and spread(np.array(taken)) <= SPREAD)
 
 

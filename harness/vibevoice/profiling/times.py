@@ -1,4 +1,4 @@
-"""How long a stage takes, from the points that a profile holds: straight lines between them, and beyond the last."""
+"""The time of a stage, interpolated linearly between the points of a profile, and extrapolated beyond the last."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _COORDINATES = ("batch", "context", "tokens", "steps", "seconds")
 
 
 class Curve:
-    """Milliseconds over one quantity: straight lines between points; beyond the last, the line of the last two.
+    """Milliseconds over one quantity: linear between points; beyond the last, the line of the last two.
 
-    Below the first point its own time is taken. Beyond the last, never less than its time.
+    Below the first point, the first point's time; beyond the last point, at least the last point's time.
     """
 
     def __init__(self, points: Iterable[tuple[float, float]]):
@@ -36,7 +36,7 @@ class Curve:
 
 
 class Surface:
-    """Milliseconds over two quantities, linear in each between the points: a curve over the second for each first."""
+    """Milliseconds over two quantities, linear in each between points: one curve over the second for each first."""
 
     def __init__(self, points: Iterable[tuple[float, float, float]]):
         rows: dict[float, list] = {}
@@ -45,7 +45,7 @@ class Surface:
         self.curves = {first: Curve(row) for first, row in rows.items()}
 
     def covers(self, first: float, second: float) -> bool:
-        """Whether it lies within the points: those of a large batch may end at a smaller context than others."""
+        """Whether a pair lies within the points; those of a large batch may end at a smaller context than others."""
         if first > max(self.curves):
             return False
         near = max((x for x in self.curves if x <= first), default=first), min(x for x in self.curves if x >= first)
@@ -56,7 +56,7 @@ class Surface:
 
 
 class Times:
-    """Milliseconds of every stage over its points; ``name``: of ``ms`` or of ``device_ms``."""
+    """Milliseconds of every stage over its points; ``name`` selects ``ms`` or ``device_ms``."""
 
     def __init__(self, points: dict[str, list[dict]], name: str):
         usual = [p for p in points[wire.DIFFUSION] if p["steps"] == wire.DEFAULT_DIFFUSION_STEPS]
@@ -64,7 +64,7 @@ class Times:
         self._prefill = Surface((p["tokens"], p["context"], p[name]) for p in points[PREFILL])
         self._denoise = Curve((p["batch"], p[name]) for p in usual)
         shares = [(p["steps"], p[name] / self._denoise.at(p["batch"])) for p in points[wire.DIFFUSION]]
-        self._steps = Curve([(0, 0.0), *shares])  # of the time of the usual number of steps
+        self._steps = Curve([(0, 0.0), *shares])  # relative to the time of the default number of steps
         self._vocode = Curve((p["batch"], p[name]) for p in points[wire.VOCODER])
         self._encode = Curve((p["seconds"], p[name]) for p in points[wire.VOICE])
 
@@ -80,7 +80,7 @@ class Times:
         return self._prefill.at(tokens, context)
 
     def denoise_ms(self, steps: Sequence[int]) -> float:
-        """One frame for each row, of so many steps; rows of one number of steps are computed together."""
+        """One frame per row, with these numbers of steps; rows with the same number are computed together."""
         groups = [(count, len(list(rows))) for count, rows in itertools.groupby(sorted(steps))]
         return sum(self._on(self._denoise, "diffusion", rows) * self._steps.at(count) for count, rows in groups)
 
@@ -89,7 +89,7 @@ class Times:
         return self._on(self._vocode, "the vocoder", batch)
 
     def encode_ms(self, seconds: float) -> float:
-        """A voice sample of so many seconds."""
+        """A voice sample of this many seconds."""
         return self._on(self._encode, "the voice encoder", seconds)
 
     def _on(self, curve: Curve, what: str, x: float) -> float:
@@ -97,14 +97,14 @@ class Times:
         return curve.at(x)
 
     def _check(self, what: str, at: tuple[float, ...], covered: bool) -> None:
-        """Hears of every time that is asked for, and whether it lies within the points."""
+        """Called with every requested time, and whether it lies within the points."""
 
 
 class Profile(Times):
-    """The wall times of every stage as ``harness profile`` has written them; ``device``: the device's part of them.
+    """The wall times of every stage as written by ``harness profile``; ``device``: the device's part of them.
 
-    A profile without ``device_ms``, as older ones are, does not separate the parts: all of its time is the device's,
-    and ``basis`` says so. Raises InputError for a file that is no profile.
+    A profile without ``device_ms`` (an older one) does not separate the parts: all of its time counts as device time,
+    and ``basis`` says so. Raises InputError for a file that is not a profile.
     """
 
     def __init__(self, path: Path | str):
@@ -121,18 +121,18 @@ class Profile(Times):
             self.device = Times(points, "device_ms")
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{path} is no profile that can be emulated: {error!r}; make one with `harness profile`"
+                f"{path} is not a profile that can be emulated: {error!r}; make one with `harness profile`"
             ) from None
         self.basis = _basis(points)
 
     def parts_ms(self, time_of: Callable[[Times], float]) -> tuple[float, float]:
-        """(host, device) milliseconds of a call; together they are its wall time."""
+        """Host and device milliseconds of a call; their sum is its wall time."""
         ms = time_of(self)
         device_ms = min(ms, time_of(self.device))
         return ms - device_ms, device_ms
 
     def _check(self, what: str, at: tuple[float, ...], covered: bool) -> None:
-        """Say, once per stage, that a time lies beyond what was measured."""
+        """Print, once per stage, that a time lies outside the measured points."""
         if not covered and what not in self._told:
             self._told.add(what)
             place = ", ".join(f"{value:.0f}" for value in at)
@@ -144,7 +144,7 @@ def _points(stages: dict[str, list[dict]]) -> dict[str, list[dict]]:
     points = {stage: [_checked_point(p) for p in rows if "ms" in p] for stage, rows in stages.items()}
     for stage in (*wire.STAGES, wire.VOICE, PREFILL):
         if not points[stage]:
-            raise ValueError(f"it holds no time of {stage}")
+            raise ValueError(f"it has no time of {stage}")
     return points
 
 
@@ -166,5 +166,5 @@ def _checked_point(point: dict) -> dict:
 
 def _checked(number: float) -> float:
     if not 0 < number < math.inf:
-        raise ValueError(f"{number} is no time and no size")
+        raise ValueError(f"{number} is neither a time nor a size")
     return number

@@ -1,4 +1,4 @@
-"""A session that is kept: what it has said and heard, as bytes with which any server of the same model goes on."""
+"""A kept session as bytes (its carry), which any server of the same model can resume."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy as np
 from harness import wire
 from harness.errors import RequestError
 
-VERSION = 3  # of version 2, a session that began in mid-course had read its prompt
+VERSION = 3  # version 2 stored sessions that began in mid-course differently: with their prompt read
 TOKENS = (wire.TOKEN_SPEECH_FRAME, wire.TOKEN_SPEECH_BEGIN, wire.TOKEN_SPEECH_END, wire.TOKEN_END_OF_TEXT)
 _SAMPLE_BYTES = 1 << 16
 CODE_BYTES = 32  # HMAC-SHA-256
-MOST_BYTES = 128 << 20  # four times what 90 minutes take
+MOST_BYTES = 128 << 20  # four times the size of 90 minutes
 _TYPES = {
     "version": (np.int64, ()),
     "model": (np.str_, ()),
@@ -38,9 +38,9 @@ _TYPES = {
 class Past:
     """A kept session. Its noise needs no state: row k of the seed's generator belongs to speech frame k.
 
-    ``model`` and ``script`` are fingerprints; ``tokens`` [steps] are the wire.TOKEN_* said, ``latents`` [frames, 64]
-    and ``semantics`` [frames, 128] those of its speech frames, ``say`` what it was still made to say, ``state`` the
-    convolution state [values].
+    ``model`` and ``script`` are fingerprints; ``tokens`` [steps] are the generated wire.TOKEN_*, ``latents`` [frames,
+    64] and ``semantics`` [frames, 128] those of its speech frames, ``say`` the forced tokens still to come, ``state``
+    the convolution state [values].
     """
 
     model: str
@@ -59,11 +59,11 @@ class Past:
 
     @property
     def ended(self) -> bool:
-        """Whether it said "end of text"."""
+        """Whether it generated "end of text"."""
         return len(self.tokens) > 0 and self.tokens[-1] == wire.TOKEN_END_OF_TEXT
 
     def parts(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Its steps, ``size`` at a time: tokens said, and the latents and semantics that each step was fed."""
+        """Its steps, ``size`` at a time: generated tokens, and the latents and semantics that each step was fed."""
         spoke_before = np.flatnonzero(self.tokens[:-1] == wire.TOKEN_SPEECH_FRAME) + 1
         latents = np.zeros((len(self.tokens), wire.LATENT_SIZE), np.float32)
         semantics = np.zeros((len(self.tokens), wire.SEMANTIC_SIZE), np.float32)
@@ -74,28 +74,28 @@ class Past:
             yield self.tokens[part], latents[part], semantics[part]
 
     def encode(self, key: str) -> bytes:
-        """The session as an uncompressed .npz, after an authentication code under the deployment's key."""
+        """The session as an uncompressed .npz, preceded by an authentication code with the deployment's key."""
         file = io.BytesIO()
         np.savez(file, version=VERSION, **asdict(self))
         return _code(file.getvalue(), key) + file.getvalue()
 
     @classmethod
     def decode(cls, data: bytes, key: str) -> Past:
-        """The session in these bytes.
+        """Decode a session.
 
-        Raises RequestError where they were not made with this key, are not whole or not of this version.
+        Raises RequestError where the bytes were not made with this key, are incomplete or of another version.
         """
         if len(data) > MOST_BYTES:
-            raise RequestError(f"{wire.CARRY} has {len(data)} bytes, and no session has more than {MOST_BYTES}")
+            raise RequestError(f"{wire.CARRY} has {len(data)} bytes, but no session has more than {MOST_BYTES}")
         code, data = data[:CODE_BYTES], data[CODE_BYTES:]
         if not hmac.compare_digest(code, _code(data, key)):
             raise RequestError(
-                f"{wire.CARRY} is damaged, or was not made by this deployment: send the bytes that the server gave, "
-                "all of them; servers that resume each other's sessions need one carry_key_file"
+                f"{wire.CARRY} is damaged, or was not made by this deployment: send all bytes that the server sent; "
+                "servers that resume each other's sessions need the same carry_key_file"
             )
         try:
             values = _read(data)
-        except Exception as error:  # a foreign zip can fail in a dozen ways, and none of them is ours
+        except Exception as error:  # a foreign zip file can fail in many ways, all of them the client's
             raise RequestError(
                 f"{wire.CARRY} is damaged ({type(error).__name__}: {error}): send the bytes that the server gave, "
                 "all of them"
@@ -103,7 +103,7 @@ class Past:
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     def check_owner(self, model: str, script: str) -> None:
-        """Raise RequestError where it was kept by another model or under another script than these fingerprints'."""
+        """Raise RequestError where its model or script differs from these fingerprints."""
         if self.model != model:
             raise RequestError(
                 f"{wire.CARRY} was kept by a server of another model or other weights: resume it on one of the same "
@@ -115,7 +115,7 @@ class Past:
                 f"{wire.SPEAKER_IDS} that it was kept with"
             )
         if self.ended:
-            raise RequestError(f"the session in {wire.CARRY} has said all of its script: there is nothing to resume")
+            raise RequestError(f"the session in {wire.CARRY} has spoken its whole script: there is nothing to resume")
 
 
 def _code(data: bytes, key: str) -> bytes:
@@ -125,7 +125,7 @@ def _code(data: bytes, key: str) -> bytes:
 def _read(data: bytes) -> dict:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("it is compressed")  # a few bytes could swell to fill the memory
+            raise ValueError("it is compressed")  # a few bytes could expand to fill the memory
         if archive.testzip() is not None:
             raise ValueError("a checksum is wrong")
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -160,9 +160,9 @@ def _check(values: dict) -> None:
 
 
 def model_mark(preset: str, weights_seed: int, checkpoint: str, emulated: bool = False) -> str:
-    """A fingerprint of a model's weights: of a checkpoint's sizes and samples of its bytes, else of preset and seed.
+    """A fingerprint of a model's weights: of a checkpoint's sizes and samples of its bytes, or of preset and seed.
 
-    What an emulated model keeps is silence: no other may go on with it.
+    An emulated model has its own: it keeps silence, which no real one may resume.
     """
     digest = hashlib.sha256(b"emulated" if emulated else b"")
     if checkpoint:

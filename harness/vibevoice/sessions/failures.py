@@ -1,4 +1,4 @@
-"""What a stage's error message means, in the words that a client reads."""
+"""Translates a stage's error messages into messages for clients."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from harness import wire
 from harness.errors import HarnessError, RequestError
 from harness.vibevoice.sessions.admission import Busy
 
-# What Triton or a stage says of a session whose process is gone, or is another one than it was opened in.
+# messages of Triton or a stage about a session whose process has ended or was replaced
 _ENDED = (
     re.compile(r"Stub process '(?P<model>\w+?)_\d+_\d+' is not healthy"),
     re.compile(r"(?P<model>\w+) has no such session"),
     re.compile(r"to model '(?P<model>\w+)' must specify the START flag"),
 )
-_STOPPING = re.compile(r"Server (is stopping|not ready|exiting)", re.IGNORECASE)  # what Triton says as it stops
+_STOPPING = re.compile(r"Server (is stopping|not ready|exiting)", re.IGNORECASE)  # Triton's messages while it stops
 _PLACE = re.compile(r"at instance (\d+) of (\d+)")
 
 
@@ -27,7 +27,7 @@ class StageEnded(StageError):
 
 
 def at_instance(error: RequestError, place: int, places: int) -> RequestError:
-    """An error of one of several instances that says which, if that matters: where there is no room just now."""
+    """An error of one of several instances, with the instance's name where it has no room now."""
     if places == 1 or not str(error).startswith(wire.BUSY):
         return error
     return RequestError(f"{error} at instance {place} of {places}")
@@ -43,5 +43,5 @@ def in_words(message: str) -> HarnessError:
         if found := pattern.search(message):
             return StageEnded(f"{found['model']} ended while it served this session, and is restarting; retry")
     if _STOPPING.search(message):
-        return StageError("the server is being stopped, and ends its sessions; retry when it has been started again")
+        return StageError("the server is stopping and ends its sessions; retry after its restart")
     return StageError(message.removeprefix(f"in ensemble '{wire.FRAME}', "))

@@ -1,4 +1,4 @@
-"""The open sessions that a stage keeps between calls: a table of them, and the rules of their room."""
+"""The open sessions that a stage keeps between calls, and the limits of their room."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Generic, TypeVar
 from harness import wire
 from harness.errors import RequestError
 
-IDLE_LIMIT_S = 120.0  # a session that nobody steps for so long is dropped
-_OWNER_BITS = 42  # random ones; above them 22 for the pid, of 64 that Triton has
-MOST_POSITIONS = 1 << 24  # far beyond any model's context, and no product of it overflows
-SPARE_STEPS = 64  # steps for which a session that ends by itself has room beside its frames and what it is made to say
+IDLE_LIMIT_S = 120.0  # sessions without a step for this long are dropped
+_OWNER_BITS = 42  # random; above them 22 bits for the pid, of Triton's 64
+MOST_POSITIONS = 1 << 24  # far beyond any model's context; products of it do not overflow
+SPARE_STEPS = 64  # room of a session that ends by itself, besides its frames and forced tokens
 
 State = TypeVar("State")
 
 
 class Sessions(Generic[State]):
-    """Session id -> state, with the sessions that nobody steps any more dropped when a new one opens.
+    """Session id -> state. Opening a session drops those that have been idle for too long.
 
-    A session id says who owns it: see ``session_ids``.
+    A session id contains its owner: see ``session_ids``.
     """
 
     def __init__(self, stage: str, clock: Callable[[], float] = time.monotonic):
@@ -37,15 +37,15 @@ class Sessions(Generic[State]):
         return len(self._states)
 
     def open(self, session_id: int, state: State) -> None:
-        """Keep a session. Raises RequestError for an id that is no number: it would not say who owns it."""
+        """Store a session. Raises RequestError for an id that is not a number, since it would not contain its owner."""
         if not isinstance(session_id, int):
-            raise RequestError(f"{self._stage} takes no session whose id is a text: number it")
+            raise RequestError(f"{self._stage} needs a number as session id, not a text")
         self.drop_idle()
         self._states[session_id] = state
         self._used_at[session_id] = self._clock()
 
     def get(self, session_id: int) -> State:
-        """The state of an open session. Raises RequestError for one that is not (or no longer) there."""
+        """The state of an open session. Raises RequestError for an unknown or closed one."""
         try:
             state = self._states[session_id]
         except KeyError:
@@ -63,8 +63,8 @@ class Sessions(Generic[State]):
         return self._states.values()
 
     def drop_idle(self) -> None:
-        """Drop the sessions that were not stepped for long, and those whose owner's process has ended."""
-        if self.idle_limit_s == math.inf:  # whoever keeps them ends them
+        """Drop sessions that were idle for too long, and those whose owner's process has ended."""
+        if self.idle_limit_s == math.inf:  # their owner closes them
             return
         oldest = self._clock() - self.idle_limit_s
         gone = {owner for owner in set(map(_owner_of, self._states)) if owner and not is_alive(owner)}
@@ -73,28 +73,28 @@ class Sessions(Generic[State]):
 
 
 def session_ids(pid: int) -> Iterator[int]:
-    """Session ids of a process: no other process of this host makes them, and nobody can guess the next."""
+    """Session ids of a process: unique on this host, and unpredictable to others."""
     while True:
         yield (pid << _OWNER_BITS) + secrets.randbits(_OWNER_BITS)
 
 
 def _owner_of(session_id: int) -> int:
-    """The process that opened a session, 0 for an id that was made by none."""
+    """The process that opened a session; 0 for an id that no process made."""
     return session_id >> _OWNER_BITS
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits to be reaped does not."""
+    """Whether a process runs; a zombie does not."""
     return _state_of(pid) not in "ZX"
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process was stopped by a signal and does not go on by itself."""
+    """Whether a process was stopped by a signal and has not continued."""
     return _state_of(pid) == "T"
 
 
 def _state_of(pid: int) -> str:
-    """The state of a process as /proc has it; X for one that is gone."""
+    """The state of a process in /proc; X if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -102,20 +102,20 @@ def _state_of(pid: int) -> str:
 
 
 def check_numbers(prompt_tokens: int, frames: int, start_frame: int) -> None:
-    """Raise RequestError where these cannot be the sizes of a session: memory is taken and filled by them."""
+    """Raise RequestError where these cannot be the sizes of a session, since memory is allocated for them."""
     if not (0 <= prompt_tokens <= MOST_POSITIONS and 0 <= start_frame <= frames <= MOST_POSITIONS):
         raise RequestError(
-            f"a session of {prompt_tokens} prompt tokens and {frames} frames, {start_frame} of them taken as spoken, "
-            f"cannot be: give 0 to {MOST_POSITIONS} of each, and no more spoken frames than frames"
+            f"a session of {prompt_tokens} prompt tokens and {frames} frames, {start_frame} of them counted as spoken, "
+            f"is impossible: give 0 to {MOST_POSITIONS} of each, and no more spoken frames than frames"
         )
 
 
 class NoRoom(RequestError):
-    """There are not so many bytes of KV cache, now or ever: see ``check_room``."""
+    """KV cache memory does not suffice, now or ever: see ``check_room``."""
 
 
 def check_room(positions: int, bytes_per_position: int, taken_bytes: int, limit_bytes: int) -> None:
-    """Raise NoRoom where a session of so many positions of KV cache does not fit beside the bytes taken.
+    """Raise NoRoom where a session with this many KV cache positions does not fit beside the bytes taken.
 
     The message begins with wire.BUSY where it would fit once others have ended.
     """
@@ -133,10 +133,10 @@ def check_room(positions: int, bytes_per_position: int, taken_bytes: int, limit_
 
 
 def room_used_up(positions: int) -> RequestError:
-    """The error of a session that would step beyond the positions it took when it opened."""
+    """The error of a session that would step beyond the positions reserved when it opened."""
     return RequestError(
-        f"the session has used up the {positions} positions it reserved for its prompt, its frames and what "
-        "else it may say: ask for more frames, or cut the script into parts"
+        f"the session has used up the {positions} positions it reserved for its prompt, its frames and "
+        "other tokens: ask for more frames, or cut the script into parts"
     )
 
 

@@ -1,7 +1,7 @@
-"""The Qwen2 backbone over tokens of many sequences at once, with the attention left to the caller's KV cache.
+"""The Qwen2 backbone over tokens of many sequences at once; attention is left to the caller's KV cache.
 
-The arithmetic is that of transformers' ``Qwen2Model``, whose weights this is built from, in fewer operations: the
-projections of a layer that read the same input are one product, and rotation takes queries and keys together.
+The arithmetic is that of transformers' ``Qwen2Model``, whose weights it takes, in fewer operations: projections with
+the same input are one product, and rotation handles queries and keys together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from harness.vibevoice.kernels.rows import rows_on
 
 
 class KVCache(Protocol):
-    """Where the keys and values of a call's tokens go, and what each token may look at."""
+    """Stores the keys and values of a call's tokens, and computes their attention."""
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """query [tokens, heads, size], key and value [tokens, KV heads, size] -> [tokens, heads x size]."""
@@ -33,7 +33,7 @@ class Backbone:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.size = config.hidden_size // self.heads
         self.frequencies = model.rotary_emb.inv_freq
-        if self.frequencies.dtype != torch.float32:  # rounded ones would turn late positions by radians
+        if self.frequencies.dtype != torch.float32:  # rounding would turn late positions by radians
             raise TypeError(f"rotary frequencies in {self.frequencies.dtype}: convert a module's parameters only")
         self.rows = rows_on(self.frequencies.device)
         self.layers = [_Layer(layer, self.heads + self.kv_heads, self.kv_heads, self.size) for layer in model.layers]
@@ -47,13 +47,13 @@ class Backbone:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """One position by itself: on a GPU, kernels are compiled at the first, in seconds."""
+        """Compute a single position: on a GPU, the first call compiles kernels, which takes seconds."""
         like = self.embed_tokens.weight
         self(like.new_zeros(1, like.shape[1]), torch.zeros(1, dtype=torch.long, device=like.device), NoCache())
 
 
 class NoCache:
-    """Lets each token see nothing but its own query: a backbone without sessions, to be compiled."""
+    """Attention of each token to itself only: for compiling a backbone without sessions."""
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return query.flatten(1)
@@ -73,7 +73,7 @@ class _Layer:
     def __call__(
         self, index: int, x: torch.Tensor, delta: torch.Tensor | None, angles: tuple, kv: KVCache, rows: ModuleType
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x + delta [tokens, hidden] is its input, and so is its output, which the next layer adds with its norm."""
+        """Input x + delta [tokens, hidden]; the output has the same form, to be added in the next layer's norm."""
         x, normed = rows.add_norm(x, delta, self.norm.weight, self.norm.variance_epsilon)
         made = functional.linear(normed, self.qkv, self.qkv_bias).view(len(x), -1, self.size)
         turned, value = rows.turn(made, angles, self.turned_heads), made[:, self.turned_heads :]

@@ -1,8 +1,8 @@
-"""The model's configuration: its sizes by preset, of a file of sizes, or as a checkpoint's config.json has them.
+"""The model's configuration: its sizes by preset, from a file of sizes, or from a checkpoint's config.json.
 
 Names, defaults and values are those of transformers' ``VibeVoiceConfig``, whose import takes longer than torch's;
-tests/vibevoice/test_configuration.py holds the two equal. Neither is imported here: the entry and the command line
-need sizes alone.
+tests/vibevoice/test_configuration.py checks that they agree. Neither is imported here: the entry and the command line
+need only the sizes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TypeVar
 from harness.errors import InputError
 
 MODEL_TYPE = "vibevoice"
-_DEFAULT_ROPE_THETA = 10_000.0  # of positions whose base config.json does not name
+_DEFAULT_ROPE_THETA = 10_000.0  # if config.json has no rotary base
 
 
 def _rope() -> dict:
@@ -94,7 +94,7 @@ class ModelConfig:
     audio_token_id: int = 151_654
 
     def __post_init__(self):
-        """The diffusion head is as wide as the backbone that it hears, and denoises latents of the tokenizer's size."""
+        """Derive sizes: the diffusion head is as wide as the backbone, and its latents have the tokenizer's size."""
         sizes = {"hidden_size": self.text_config.hidden_size, "latent_size": self.audio_config.hidden_size}
         object.__setattr__(self, "diffusion_head_config", replace(self.diffusion_head_config, **sizes))
 
@@ -179,17 +179,17 @@ _OWN_SHAPE = ("base", *_TEXT_SIZES, "num_filters", "depths", "head_layers", "hea
 
 
 def config_of(preset: str, checkpoint: str = "") -> ModelConfig:
-    """The configuration of a checkpoint folder, or, without one, of a preset. Raises InputError."""
+    """The configuration of a checkpoint folder or, without one, of a preset. Raises InputError."""
     return checkpoint_config(Path(checkpoint)) if checkpoint else preset_config(preset)
 
 
 def preset_config(preset: str) -> ModelConfig:
     """The configuration of a preset: ``tiny``, ``1.5b``, ``7b``, or a JSON file with sizes that differ from one.
 
-    Such a file names its ``base`` (tiny if left out) and any of hidden_size, num_hidden_layers, num_attention_heads,
+    Such a file names its ``base`` (default tiny) and any of hidden_size, num_hidden_layers, num_attention_heads,
     num_key_value_heads, intermediate_size, vocab_size, max_position_embeddings (the backbone's), num_filters, depths
     (of the convolution towers), head_layers, head_intermediate_size (of the diffusion head).
-    Raises InputError for another name and for sizes that do not fit together.
+    Raises InputError for an unknown name and for sizes that do not fit together.
     """
     if preset in PRESETS:
         return PRESETS[preset]()
@@ -205,9 +205,9 @@ def _own_shape(path: Path) -> ModelConfig:
         raise InputError(f"preset {path} cannot be read as JSON: {error}") from error
     unknown = [key for key in sizes if key not in _OWN_SHAPE] if isinstance(sizes, dict) else ["(not an object)"]
     if unknown:
-        raise InputError(f"preset {path} holds {', '.join(unknown)}: known are {', '.join(_OWN_SHAPE)}")
+        raise InputError(f"preset {path} has unknown keys {', '.join(unknown)}: use {', '.join(_OWN_SHAPE)}")
     base = sizes.get("base", "tiny")
-    if base not in list(PRESETS):  # the file may hold what cannot be hashed
+    if base not in list(PRESETS):  # its value may be unhashable
         raise InputError(f"preset {path} has base {base!r}: use one of {', '.join(PRESETS)}")
     return _resized(PRESETS[base](), sizes, path)
 
@@ -223,14 +223,14 @@ def _resized(base: ModelConfig, sizes: dict, path: Path) -> ModelConfig:
     filters = sizes.get("num_filters", base.audio_config.num_filters)
     for fits, rule in _rules(base, text, [*head_sizes.values(), filters], depths):
         if not fits:
-            raise InputError(f"preset {path} has sizes that do not fit: {rule}")
+            raise InputError(f"preset {path} has sizes that do not fit together; required: {rule}")
     text["tie_word_embeddings"] = base.text_config.tie_word_embeddings
     tokens = {name: getattr(base, name) for name in _TOKENS}
     return _config(text, head_sizes, filters, tuple(depths), tokens)
 
 
 def _rules(base: ModelConfig, text: dict, others: list, depths) -> Iterator[tuple[bool, str]]:
-    """Whether sizes fit, rule by rule; a rule may rely on those before it."""
+    """Whether sizes fit together, rule by rule; a rule may rely on earlier ones."""
     counts = len(base.audio_config.depths)
     yield isinstance(depths, list) and len(depths) == counts, f"depths has {counts} numbers"
     whole = all(type(size) is int for size in (*text.values(), *others, *depths))
@@ -241,7 +241,7 @@ def _rules(base: ModelConfig, text: dict, others: list, depths) -> Iterator[tupl
 
 
 def checkpoint_config(folder: Path) -> ModelConfig:
-    """Raises InputError for a folder of another model, and for values of another type than the model's."""
+    """The configuration in a folder. Raises InputError for another model's, and for values of a wrong type."""
     try:
         held = json.loads((folder / "config.json").read_text())
         model_type = held["model_type"]
@@ -263,7 +263,7 @@ def _model_of(held: dict) -> ModelConfig:
         "audio_config": _part(held, "audio_config", default.audio_config),
         "semantic_model_config": _part(held, "semantic_model_config", TowerConfig()),
     }
-    # The 128 features that transformers assumes are of a part that is left out as a whole.
+    # transformers' default of 128 features belongs to a part that is left out
     if held.get("semantic_model_config") is None:
         parts["semantic_model_config"] = default.semantic_model_config
     tokens = {name: held.get(name, getattr(default, name)) for name in _TOKENS}
@@ -274,7 +274,7 @@ _Part = TypeVar("_Part", TextConfig, HeadConfig, TowerConfig)
 
 
 def _part(held: dict, name: str, default: _Part, derived: Callable[[dict], dict] = lambda given: {}) -> _Part:
-    """The part as config.json has it: defaults for what it does not name, without what no stage needs."""
+    """A part of config.json with defaults filled in, without what no stage needs."""
     given = {} if held.get(name) is None else held[name]
     if not isinstance(given, dict):
         raise InputError(f"{name} is {given!r}: it must be an object")
@@ -284,7 +284,7 @@ def _part(held: dict, name: str, default: _Part, derived: Callable[[dict], dict]
 
 
 def _text_of(given: dict) -> dict:
-    """What transformers derives: KV heads that are null are as many as heads, positions may be said in older keys."""
+    """The backbone's part with derived values: null KV heads equal the heads, positions may be under older keys."""
     found = {"rope_parameters": _rope_of(given)}
     if "num_key_value_heads" in given and given["num_key_value_heads"] is None:
         found["num_key_value_heads"] = given.get("num_attention_heads", TextConfig.num_attention_heads)
@@ -305,7 +305,7 @@ _JSON_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "tru
 
 
 def _typed(name: str, value, like):
-    """``value`` in the type of ``like``. Raises InputError where it has another."""
+    """``value`` if it has the type of ``like``. Raises InputError where it has not."""
     if isinstance(like, tuple):
         if isinstance(value, list):
             return tuple(_typed(name, each, like[0]) for each in value)

@@ -1,4 +1,4 @@
-"""The diffusion decoder: noise and the two conditions of a frame become its acoustic latent."""
+"""The diffusion decoder: noise and a frame's two conditions become its acoustic latent."""
 
 from __future__ import annotations
 
@@ -41,8 +41,11 @@ class DiffusionStage:
     def denoise(
         self, condition: torch.Tensor, noise: torch.Tensor, guidance: torch.Tensor, steps: list[int]
     ) -> torch.Tensor:
-        """condition [N, 2, hidden] (with, without the prompt), noise [N, 64], guidance [N, 1] and the number of steps
-        of each row -> latent [N, 64]; rows of one number are one batch."""
+        """Denoise frames -> latent [N, 64]; rows with the same number of steps form one batch.
+
+        condition [N, 2, hidden] (with, without the prompt), noise [N, 64], guidance [N, 1] and the number of steps per
+        row.
+        """
         counts = sorted(set(steps))
         if len(counts) == 1:
             return self._denoise(condition, noise, guidance, counts[0])
@@ -66,7 +69,7 @@ class DiffusionStage:
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
-        """Compile the kernels, in seconds, so that no frame has to wait for it. Raises as ``ragged.compiling``."""
+        """Compile the kernels, in seconds, so that no frame waits for it. Raises as ``ragged.compiling``."""
         from harness.vibevoice.kernels.ragged import compiling
 
         with compiling(self.device):
@@ -77,14 +80,14 @@ class DiffusionStage:
         return Input((2, self.head.conditions)), Input((wire.LATENT_SIZE,)), Input((1,))
 
     def _graphed(self, condition, noise, guidance, steps: int) -> tuple[torch.Tensor]:
-        """``denoise`` on the device, for rows of one number of steps."""
+        """``denoise`` on the device, for rows with one number of steps."""
         both = condition.to(self.dtype).transpose(0, 1).reshape(2 * len(noise), -1)
         return (self.compute(both, noise, guidance, steps),)
 
     def compute(self, condition: torch.Tensor, noise: torch.Tensor, guidance: torch.Tensor, steps: int) -> torch.Tensor:
         """``denoise`` on the device alone: condition [2N, hidden], noise [N, 64] and guidance [N, 1] in float32.
 
-        The solver runs in float32 whatever the head computes in: it adds many small updates to one state.
+        The solver runs in float32 whatever the head's dtype: it adds many small updates to one state.
         """
         timesteps, updates = solver_updates(steps)
         x, rounded, before = noise, noise.to(self.dtype), None
@@ -96,7 +99,7 @@ class DiffusionStage:
 
 
 class Head:
-    """The released diffusion head, with what does not depend on x computed once for all steps of a frame."""
+    """The released diffusion head; what does not depend on x is computed once for all steps of a frame."""
 
     def __init__(self, head: nn.Module):
         self.head, self.hidden = head, head.cond_proj.out_features
@@ -110,7 +113,7 @@ class Head:
         self.rows = rows_on(self.modulation.device)
 
     def modulations(self, condition: torch.Tensor, timesteps: list[float]) -> list[tuple[torch.Tensor, ...]]:
-        """condition [rows, hidden] -> for each step, what its layers are shifted, scaled (1 added) and gated by."""
+        """condition [rows, hidden] -> for each step, the shift, scale (1 added) and gate of its layers."""
         steps, layers = len(timesteps), len(self.head.layers)
         mixed = functional.silu(self.head.cond_proj(condition) + self.times_of(timesteps))
         parts = functional.linear(mixed, self.modulation, self.added)
@@ -134,7 +137,7 @@ class Head:
         steps = len(timesteps)
         if steps not in self.times:
             like = self.modulation
-            given = torch.tensor(timesteps, device=like.device, dtype=torch.float32)  # 999 is no bfloat16
+            given = torch.tensor(timesteps, device=like.device, dtype=torch.float32)  # bfloat16 cannot represent 999
             embedded = self.head.timestep_embedding(given).to(like.dtype)
             self.times[steps] = self.head.timestep_proj(embedded)[:, None]
         return self.times[steps]
@@ -151,7 +154,7 @@ def solver_updates(steps: int) -> tuple[list[float], list[tuple[float, ...]]]:
     for i in range(steps):
         a = sigma[i + 1] / sigma[i]
         gain = -alpha[i + 1] * torch.expm1(-(lam[i + 1] - lam[i]))
-        second_order = 0 < i < steps - 1  # the last one ends at sigma 0, where only the first order is defined
+        second_order = 0 < i < steps - 1  # the last step ends at sigma 0, where only the first order is defined
         r = (lam[i] - lam[i - 1]) / (lam[i + 1] - lam[i]) if second_order else torch.tensor(torch.inf)
         b, c = gain * (1 + 0.5 / r), -gain * 0.5 / r
         updates.append(tuple(float(value) for value in (alpha[i], sigma[i], a, b, c)))
@@ -161,7 +164,7 @@ def solver_updates(steps: int) -> tuple[list[float], list[tuple[float, ...]]]:
 def _schedule(steps: int) -> tuple[list[float], torch.Tensor]:
     """Timesteps and sigmas [steps + 1] of diffusers' DPMSolverMultistepScheduler("squaredcos_cap_v2"), v-prediction.
 
-    Nichol and Dhariwal, arXiv 2102.09672, equation 17. Written out: diffusers takes seconds to import.
+    Nichol and Dhariwal, arXiv 2102.09672, equation 17. Reimplemented because importing diffusers takes seconds.
     """
     share = np.cos((np.arange(_TRAINED_STEPS + 1) / _TRAINED_STEPS + 0.008) / 1.008 * np.pi / 2) ** 2
     betas = np.minimum(1 - share[1:] / share[:-1], 0.999).astype(np.float32)

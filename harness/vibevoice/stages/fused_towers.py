@@ -1,16 +1,17 @@
-"""The convolution towers of towers.py on a GPU, with channels last: a few Triton kernels beside the matrix products.
+"""The convolution towers of towers.py on a GPU, channels last: a few Triton kernels beside the matrix products.
 
-The states of all sessions lie in one table, and each row of it is laid out as towers.Tower lays out the state of one
-session. A step reads one row of a session and writes another one, so that no kernel has to wait for another session.
+The states of all sessions are rows of one table, each laid out like the state of one session in towers.Tower. A step
+reads one row of a session and writes another one, so that no kernel waits for another session.
 
-- a block of few channels is one kernel, whose hidden values never leave the multiprocessor: it moves the activations
-  once in and once out, where separate operations would move them twenty times;
-- a block of many channels has few positions, and its time is that of reading its weights: one kernel for convolution
+- a block with few channels is one kernel whose hidden values never leave the multiprocessor: it reads and writes the
+  activations once, where separate operations would move them twenty times;
+- a block with many channels has few positions, and its time is that of reading its weights: one kernel for convolution
   and norms, then two products of torch's libraries;
-- a strided or transposed convolution is one product over windows that a kernel lays out; a convolution from or to a
+- a strided or transposed convolution is one product over windows that a kernel gathers; a convolution from or to a
   single channel is a kernel.
 
-Everything happens on the device, with shapes that follow from those of the inputs alone: a CUDA graph can record it.
+Everything happens on the device, with shapes that depend on the inputs' shapes alone, so that a CUDA graph can record
+it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from torch.nn import functional
 from harness.vibevoice.kernels.ragged import on_device
 from harness.vibevoice.stages.towers import StreamingBlock, StreamingConvolution, StreamingUpsampling, Tower
 
-# The largest number of channels of a block that is one kernel: on an H100, three of 128 took 0.48 ms for 64 sessions,
-# and three of 256, with as many operations in two products, 0.22. In float32 there are no tensor cores to use.
+# Largest number of channels of a block that is one kernel: on an H100, three blocks of 128 took 0.48 ms for 64
+# sessions; three of 256, with as many operations, took 0.22 ms as two products. In float32 there are no tensor cores to
+# use.
 FUSED_CHANNELS = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 0}
-# Types in which a product's own gelu, by tanh, is as exact as erf: the two differ by less than a rounding.
+# Types in which the product's built-in tanh approximation of gelu is as exact as erf: they differ by less than
+# rounding.
 PRODUCT_GELU = {torch.bfloat16}
-# Of such a block, by the power of two that holds its channels: positions, hidden values of a pass, warps, stages of the
-# products, and taps whose samples are on their way at once.
+# Settings of such a block by its channels, rounded up to a power of two: positions, hidden values per pass, warps,
+# pipeline stages of the products, and taps prefetched at once.
 BLOCK_TILES = {
     16: (64, 64, 4, 2, 1),
     32: (64, 64, 4, 2, 7),
@@ -40,12 +43,12 @@ BLOCK_TILES = {
     128: (64, 32, 8, 2, 1),
     256: (32, 32, 8, 2, 1),
 }
-# Types in which such a block takes a polynomial for gelu, off by less than 6e-5: the exact one takes longer than the
-# products. In bfloat16 the rounding of any value above 0.03 is more than that.
+# Types in which such a block approximates gelu by a polynomial, with an error below 6e-5: the exact one takes longer
+# than the products. In bfloat16 the rounding of any value above 0.03 is larger.
 POLYNOMIAL_GELU = {torch.bfloat16}
-MIX_VALUES, MIX_WARPS = 2048, 4  # of a program that mixes the positions of a block of many channels
-WINDOW_VALUES, WINDOW_WARPS = 2048, 4  # of a program that lays out windows
-NARROW_VALUES, NARROW_WARPS = 4096, 4  # of a program that convolves from or to a single channel
+MIX_VALUES, MIX_WARPS = 2048, 4  # per program that mixes the positions of a block with many channels
+WINDOW_VALUES, WINDOW_WARPS = 2048, 4  # per program that gathers windows
+NARROW_VALUES, NARROW_WARPS = 4096, 4  # per program that convolves from or to a single channel
 _FEWEST_SIDE = 16  # of a matrix product on tensor cores
 _GELU, _SILU, _POLYNOMIAL_GELU = 0, 1, 2
 _ACTIVATIONS = {functional.gelu: _GELU, functional.silu: _SILU}
@@ -54,7 +57,7 @@ _IN_PLACE = {functional.gelu: torch.ops.aten.gelu_, functional.silu: torch.ops.a
 
 @dataclass(frozen=True)
 class _States:
-    """Where a layer finds its part of each session's state, and where it leaves the one after it."""
+    """Where a layer reads its part of each session's state, and where it writes the next one."""
 
     table: torch.Tensor
     read: torch.Tensor
@@ -65,10 +68,10 @@ class FusedTower:
     """``tower(x, states, read, write) -> y``: one step of many sessions of a ``towers.Tower``, on its device.
 
     x [sessions, time, channels] in the tower's dtype, y likewise. ``states`` [rows, total] holds the tower's part of a
-    row in the columns from ``offset`` to ``offset + state_size``. Session i continues from row ``read[i]`` and leaves
-    its state in row ``write[i]`` (int64, on the device), which no session of the step reads. Sessions may share a row
-    that they write: its contents are then undefined. No other row is written.
-    Raises NotImplementedError for a layer or an activation that the kernels do not know.
+    row in the columns from ``offset`` to ``offset + state_size``. Session i reads its state from row ``read[i]`` and
+    writes the next one to row ``write[i]`` (int64, on the device), which no session of the step may read. Sessions may
+    share a row that they write: its contents are then undefined. No other row is written. Raises NotImplementedError
+    for a layer or an activation without kernels.
     """
 
     def __init__(self, plain: Tower, offset: int = 0):
@@ -78,7 +81,9 @@ class FusedTower:
 
     def __call__(self, x: torch.Tensor, states: torch.Tensor, read: torch.Tensor, write: torch.Tensor) -> torch.Tensor:
         if not (read.is_contiguous() and write.is_contiguous()):
-            raise ValueError(f"rows to read and write lie apart by {read.stride()} and {write.stride()}: pass copies")
+            raise ValueError(
+                f"read and write are not contiguous (strides {read.stride()} and {write.stride()}): pass copies"
+            )
         x, around = x.contiguous(), _States(states, read, write)
         with on_device(x.device):
             for layer in self.layers:
@@ -94,7 +99,7 @@ def _fused(layer, place: int):
     if isinstance(layer, StreamingUpsampling):
         return _Windowed(place, layer.weight, layer.bias, layer.channels, 2, 1, layer.ratio)
     if not isinstance(layer, StreamingConvolution):
-        raise NotImplementedError(f"the kernels know no layer of type {type(layer).__name__}")
+        raise NotImplementedError(f"there is no kernel for a layer of type {type(layer).__name__}")
     outputs = len(layer.weight)
     if layer.stride == 1 and 1 in (outputs, layer.channels):
         return _Narrow(layer, place)
@@ -103,7 +108,7 @@ def _fused(layer, place: int):
 
 
 class _Mixer:
-    """What both kinds of blocks share: the depthwise convolution's weights, and the feed-forward network's."""
+    """The weights of the depthwise convolution and the feed-forward network, common to both kinds of blocks."""
 
     def __init__(self, plain: StreamingBlock, place: int):
         self.place, self.channels, self.width = place, plain.channels, plain.past + 1
@@ -112,7 +117,7 @@ class _Mixer:
         self.bias, self.up_bias, self.down_bias = (each[:, 0] for each in (plain.bias, plain.up_bias, plain.down_bias))
         self.up, self.down, self.activation = plain.up, plain.down, plain.activation
         if self.activation not in _ACTIVATIONS:
-            raise NotImplementedError(f"the kernels know no activation {self.activation}")
+            raise NotImplementedError(f"there is no kernel for the activation {self.activation}")
         self.room = max(_FEWEST_SIDE, triton.next_power_of_2(self.channels))
 
 
@@ -156,13 +161,13 @@ class _WideBlock(_Mixer):
         if self.activation is functional.gelu and normed.is_cuda and normed.dtype in PRODUCT_GELU:
             return torch._addmm_activation(self.up_bias, normed, self.up.t(), use_gelu=True)
         inner = torch.addmm(self.up_bias, normed, self.up.t())
-        return _IN_PLACE[self.activation](inner)  # two copies of it would not lie in an H100's L2 cache
+        return _IN_PLACE[self.activation](inner)  # in place: two copies would not fit in an H100's L2 cache
 
 
 class _Windowed:
     """A convolution as one product: ``weight`` [ratio x outputs, width x channels] over windows of ``width`` samples.
 
-    A transposed one leaves ``ratio`` samples for each window, side by side.
+    A transposed one produces ``ratio`` samples per window, interleaved.
     """
 
     def __init__(self, place: int, weight, bias, channels: int, width: int, stride: int, ratio: int):
@@ -209,7 +214,7 @@ class _Narrow:
 
 @triton.jit
 def _load(pointers, mask, whole: tl.constexpr):
-    """``whole``: nothing is masked, and the mask is not computed."""
+    """Load values; with ``whole`` nothing is masked and the mask is not computed."""
     if whole:
         return tl.load(pointers)
     else:
@@ -218,7 +223,7 @@ def _load(pointers, mask, whole: tl.constexpr):
 
 @triton.jit
 def _rooted(x, channels: tl.constexpr, epsilon):
-    """x [block, room], whose values beyond the channels are zeros, / its root mean square over channels."""
+    """x [block, room] / its root mean square over channels; x must be 0 beyond the channels."""
     return x * tl.rsqrt(tl.sum(x * x, axis=1) / channels + epsilon)[:, None]
 
 
@@ -231,7 +236,7 @@ def _convolved(
     """``total`` [block, breadth] + a causal convolution of the positions from ``start`` on, tap by tap.
 
     x [count, channels] holds sessions of ``time`` positions each, one after another; taps [width, weights].
-    ``normed``: each position is normed first, as those in the state are already.
+    ``normed``: apply the norm to each position first (those in the state are normed already).
     """
     past: tl.constexpr = width - 1
     row = start.to(tl.int32) + tl.arange(0, block)
@@ -263,7 +268,7 @@ def _keep(
     x, states, read, write, session, epsilon, place, row_size, time,
     channels: tl.constexpr, room: tl.constexpr, past: tl.constexpr, normed: tl.constexpr,
 ):  # fmt: skip
-    """The state of one session after the step: its last ``past`` positions, those of the state before it included."""
+    """Write the state of one session after the step: its last ``past`` positions, including those of the old state."""
     column = tl.arange(0, room)[None, :]
     old = states + tl.load(read + session) * row_size + place + column * past
     new = states + tl.load(write + session) * row_size + place + column * past
@@ -282,7 +287,7 @@ def _mixed(
     x, states, read, taps, bias, start, epsilon, place, row_size, count, time,
     channels: tl.constexpr, room: tl.constexpr, width: tl.constexpr, block: tl.constexpr, unrolled: tl.constexpr,
 ):  # fmt: skip
-    """x + the depthwise convolution of its norm [block, room], rounded as the activations are."""
+    """x + the depthwise convolution of its norm [block, room], rounded to the activations' type."""
     row = start + tl.arange(0, block)
     column = tl.arange(0, room)[None, :]
     there = (row < count)[:, None]
@@ -302,7 +307,7 @@ def _mix(
     x, mixed, normed, states, read, write, taps, bias, down_bias, epsilon, feed_epsilon, place, row_size, count, time,
     channels: tl.constexpr, room: tl.constexpr, width: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """The first half of a block: what the feed-forward network is added to, its last bias included, and its input.
+    """First half of a block: the residual (with the network's last bias), and the feed-forward network's input.
 
     A program each for ``block`` positions, then one for the state of each session.
     """
@@ -331,9 +336,9 @@ def _block(
     channels: tl.constexpr, room: tl.constexpr, hidden: tl.constexpr, width: tl.constexpr, block: tl.constexpr,
     chunk: tl.constexpr, activation: tl.constexpr, taps_at_once: tl.constexpr,
 ):  # fmt: skip
-    """A whole block: its hidden values are made and used up ``chunk`` at a time.
+    """A whole block; its hidden values are computed and consumed ``chunk`` at a time.
 
-    A program each for ``block`` positions, then one for the state of each session.
+    One program per ``block`` positions, then one per session's state.
     """
     start = tl.program_id(0).to(tl.int64) * block
     if start >= count:
@@ -382,7 +387,7 @@ def _activated(x, activation: tl.constexpr):
         return x * tl.sigmoid(x)
     else:
         # x (1/2 + u q(u^2)), where u q(u^2) is the odd polynomial of degree 17 for erf(u / sqrt 2) / 2 on [-4.4, 4.4]
-        # whose largest error times u is least, and which is 1/2 at the end.
+        # that minimises the largest error times u, and is 1/2 at the end.
         u = tl.minimum(tl.maximum(x, -4.4), 4.4)
         z = u * u
         q = 3.5701611805771805e-11 * z - 3.754663691069027e-09
@@ -401,9 +406,9 @@ def _narrow(
     x, y, states, read, write, taps, bias, place, row_size, count, time,
     channels: tl.constexpr, outputs: tl.constexpr, room: tl.constexpr, width: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """A convolution between one channel and ``room``, either way.
+    """A convolution from one channel to ``room`` channels, or the reverse.
 
-    A program each for ``block`` positions, then one for the state of each session.
+    One program per ``block`` positions, then one per session's state.
     """
     start = tl.program_id(0).to(tl.int64) * block
     seen: tl.constexpr = room if outputs == 1 else 1
@@ -430,7 +435,7 @@ def _windows(
     x, windows, states, read, write, place, row_size, count, time,
     channels: tl.constexpr, width: tl.constexpr, stride: tl.constexpr, block: tl.constexpr, wide: tl.constexpr,
 ):  # fmt: skip
-    """Windows [count, width x channels] over x, ``time`` of each session; the last one's end is the new state."""
+    """Windows [count, width x channels] over x, ``time`` per session; the end of the last one is the new state."""
     past: tl.constexpr = width - stride
     start = tl.program_id(0).to(tl.int64) * block
     row = start.to(tl.int32) + tl.arange(0, block)

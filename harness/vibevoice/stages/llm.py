@@ -18,7 +18,7 @@ from harness.vibevoice.stages.backbone import Backbone
 from harness.vibevoice.stages.presets import Weights
 
 KV_LIMIT_BYTES = 8 << 30
-_QUERY_BLOCK = 256  # positions of a later prompt part that attend together: the mask holds a row for each
+_QUERY_BLOCK = 256  # positions of a later prompt part per attention call: the mask has a row for each
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Branch:
         return self.kv.shape[3]
 
     def fill(self, count: int) -> None:
-        """Take so many positions without contents."""
+        """Count ``count`` positions as filled without writing them."""
         self.kv[:, :, :, self.length : self.length + count] = 0
         self.length += count
 
@@ -43,8 +43,8 @@ class _Session:
     with_prompt: Branch
     without_prompt: Branch
     forced: bool
-    say: deque[int]  # wire.TOKEN_* still to be said before the model is heard
-    pending_token: int | None  # fed in the next step instead of the feedback of a frame
+    say: deque[int]  # wire.TOKEN_* still forced before the model chooses
+    pending_token: int | None  # fed in the next step instead of a frame's feedback
 
     @property
     def lengths(self) -> list[int]:
@@ -54,9 +54,9 @@ class _Session:
 class LLMStage:
     """Sessions of the backbone: open, prefill in parts, step together, close.
 
-    The room of a session is taken once, when it opens, for all the steps that it may take; nothing is copied as
-    it grows. Bytes of a session: (prompt + 1 + frames + others + 1 + frames) x kv_bytes_per_token, where others are
-    steps that say something else than a frame: as many as it is made to say, and some to spare if it ends by itself.
+    The room of a session is allocated when it opens, for all the steps that it may take; nothing is copied as it grows.
+    Bytes of a session: (prompt + 1 + frames + others + 1 + frames) x kv_bytes_per_token, where others are the steps
+    with other tokens: as many as are forced, and some spare ones if the session ends by itself.
     """
 
     def __init__(self, weights: Weights, kv_limit_bytes: int = KV_LIMIT_BYTES):
@@ -73,7 +73,7 @@ class LLMStage:
             wire.TOKEN_SPEECH_END: self.config.audio_eos_token_id,
             wire.TOKEN_END_OF_TEXT: self.config.eos_token_id,
         }
-        # In float32: among four logits, rounded ones are often equal.
+        # in float32: rounded logits of the four tokens are often equal
         self.legal_rows = weights.head_rows([self.special[t] for t in sorted(self.special)]).float()
         head_size = text.hidden_size // text.num_attention_heads
         self._kv_shape = (text.num_hidden_layers, 2, text.num_key_value_heads, head_size)
@@ -83,7 +83,7 @@ class LLMStage:
         self._nobodys: torch.Tensor | None = None
         self.kv_limit_bytes = kv_limit_bytes
         if self.device.type == "cuda":
-            from harness.vibevoice.kernels.ragged import prepare  # compiled here, not in the middle of traffic
+            from harness.vibevoice.kernels.ragged import prepare  # compiles here, not while serving
 
             prepare(self.backbone.heads, self.backbone.kv_heads, self.backbone.size, self.dtype, self.device)
             self.backbone.warm_up()
@@ -104,15 +104,15 @@ class LLMStage:
         forced: bool = True,
         say: Sequence[int] = (),
     ) -> None:
-        """Take room for a session; ``frames`` counts all that it may hold, ``start_frame`` of them as if spoken.
+        """Open a session with room for ``frames`` frames, of which ``start_frame`` count as already spoken.
 
-        A session that has spoken has read its prompt: both are then positions without contents, and none is prefilled.
-        It says the tokens of ``say`` (wire.TOKEN_*) first, then frames if it is forced, else what the model says.
-        Raises RequestError, beginning with wire.BUSY where there is no room now but might be later.
+        If any do, the prompt counts as read too: both are positions without contents, and nothing is prefilled. The
+        tokens of ``say`` (wire.TOKEN_*) are forced first; then only frames if ``forced``, otherwise what the model
+        chooses. Raises RequestError; the message begins with wire.BUSY if there may be room later.
         """
         check_numbers(prompt_tokens, frames, start_frame)
-        if not self.special.keys() >= set(say):  # in the middle of a step it would strike the others of its batch
-            raise RequestError(f"{wire.SAY} holds what is no token: {sorted(set(say) - self.special.keys())}")
+        if not self.special.keys() >= set(say):  # in the middle of a step it would fail the whole batch
+            raise RequestError(f"{wire.SAY} has unknown tokens: {sorted(set(say) - self.special.keys())}")
         with_rows = prompt_tokens + 1 + frames + len(say) + (0 if forced else SPARE_STEPS)
         with_prompt, without_prompt = self._room(with_rows, 1 + frames)
         if start_frame:
@@ -137,7 +137,7 @@ class LLMStage:
 
     @torch.inference_mode()
     def prefill(self, session_id: int, token_ids: torch.Tensor, voice_frames: torch.Tensor) -> None:
-        """Add token_ids [T] to the prompt; voice_frames [V, 64] fill the places of the audio tokens among them."""
+        """Add token_ids [T] to the prompt; voice_frames [V, 64] replace the audio tokens among them."""
         places = (token_ids == self.config.audio_token_id).nonzero().flatten()  # on the host: no wait for a GPU
         branch = self.takes(session_id, token_ids, len(places), len(voice_frames))
         embeds = self.backbone.embed_tokens(token_ids.to(self.device, torch.long))
@@ -147,27 +147,30 @@ class LLMStage:
         self.has_read(session_id, len(token_ids))
 
     def takes(self, session_id: int, token_ids: torch.Tensor, places: int, voice_frames: int) -> Branch:
-        """The branch that takes these tokens of a prompt, ``places`` of them for voice frames. Raises RequestError."""
+        """The branch for these prompt tokens, ``places`` of which are audio tokens. Raises RequestError."""
         branch = self.sessions.get(session_id).with_prompt
         self._check_ids(token_ids)
         if places != voice_frames:
-            raise RequestError(f"a prompt part has {places} places for {voice_frames} voice frames")
+            raise RequestError(f"a prompt part has {places} audio tokens for {voice_frames} voice frames")
         if branch.length + len(token_ids) > branch.capacity:
             raise room_used_up(branch.capacity)
         return branch
 
     def has_read(self, session_id: int, count: int) -> None:
-        """Note that the cache of a session holds ``count`` more tokens of its prompt."""
+        """Note that a session's cache holds ``count`` more tokens of its prompt."""
         self.sessions.get(session_id).with_prompt.length += count
 
     @torch.inference_mode()
     def replay(self, session_id: int, tokens: Sequence[int], latent: torch.Tensor, semantic: torch.Tensor) -> None:
-        """Take steps whose answers are known: step i had the inputs latent[i] [64] and semantic[i] [128] and said
-        tokens[i]. Both branches then hold what stepping would have left there, after one pass each.
+        """Take steps whose results are known: step i was fed latent[i] [64] and semantic[i] [128] and chose tokens[i].
+
+        Both branches then hold what stepping would have written, after one pass each.
         """
         session = self.sessions.get(session_id)
         if not tokens or not self.special.keys() >= set(tokens) or not len(tokens) == len(latent) == len(semantic):
-            raise RequestError(f"a past of {len(tokens)} steps holds what is none, or other inputs than its steps had")
+            raise RequestError(
+                f"a past of {len(tokens)} steps has unknown tokens, or inputs that do not match its steps"
+            )
         embeds = self._fed(latent, semantic, [session.pending_token, *map(self._follows, tokens[:-1])])
         self._extend(session.with_prompt, embeds)
         reset = max((i for i, token in enumerate(tokens) if token == wire.TOKEN_SPEECH_BEGIN), default=-1)
@@ -179,7 +182,7 @@ class LLMStage:
         session.pending_token = self._follows(tokens[-1])
 
     def check_step(self, session_id: int) -> None:
-        """Raise RequestError where a session is not there, or has no room for another step."""
+        """Raise RequestError where a session is unknown, or has no room for another step."""
         session = self.sessions.get(session_id)
         self._check_room([session.with_prompt, session.without_prompt])
 
@@ -187,7 +190,7 @@ class LLMStage:
     def step(
         self, session_ids: list[int], latent: torch.Tensor, semantic: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One frame for each session: latent [N, 64] and semantic [N, 128] of its frame before.
+        """One frame for each session: latent [N, 64] and semantic [N, 128] of its previous frame.
 
         Returns condition [N, 2, hidden] (with, without the prompt) and token [N] (wire.TOKEN_*).
         """
@@ -195,7 +198,7 @@ class LLMStage:
         branches = [s.with_prompt for s in sessions] + [s.without_prompt for s in sessions]
         self._check_room(branches)
         condition, said = self._computed(sessions, branches, latent, semantic)
-        # Before anything of a session moves: where this fails, each session is stepped again by itself.
+        # before any session changes: where this fails, each session is stepped again separately
         condition = condition.cpu()
         tokens = self._tokens(sessions, said)
         self.advance(sessions, tokens)
@@ -218,7 +221,7 @@ class LLMStage:
         return self.graphs(latent, semantic, _ids(pending), by_session, variant=ragged.parts_of(lengths))
 
     def graph_inputs(self) -> tuple[Input, ...]:
-        """The inputs of ``compute``. Rows that fill a batch up write their position into a cache that nobody reads."""
+        """The inputs of ``compute``. Padding rows write their position into a cache that nobody reads."""
         if self._nobodys is None:
             layers, two, heads, size = self._kv_shape
             self._nobodys = torch.zeros(layers, two, heads, 1, size, device=self.device, dtype=self.dtype)
@@ -227,8 +230,11 @@ class LLMStage:
         return Input((wire.LATENT_SIZE,)), Input((wire.SEMANTIC_SIZE,)), ids, facts
 
     def compute(self, latent, semantic, ids, facts, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A step on the device alone: latent [N, 64], semantic [N, 128], ids [N] as ``feedback`` takes them, and for
-        both branches of each session what ``ragged.RaggedStep`` takes, facts [N, 2, 3] -> as ``_computed``."""
+        """A step on the device alone; returns as ``_computed``.
+
+        latent [N, 64], semantic [N, 128], ids [N] as ``feedback`` takes them, and facts [N, 2, 3]: those of
+        ``ragged.RaggedStep`` for both branches of each session.
+        """
         from harness.vibevoice.kernels.ragged import RaggedStep
 
         facts = facts.transpose(0, 1).reshape(-1, 3)
@@ -241,14 +247,14 @@ class LLMStage:
         return torch.stack((with_prompt, without_prompt), 1), (with_prompt @ self.legal_rows.T).argmax(dim=-1)
 
     def _hidden(self, embeds: torch.Tensor, branches: list[Branch]) -> torch.Tensor:
-        """The backbone's answer to one new position of each branch [branches, hidden]."""
+        """The backbone's output for one new position of each branch [branches, hidden]."""
         lengths = [branch.length for branch in branches]
         if self.compiled:
             return self.compiled(embeds, [branch.kv for branch in branches], lengths)
         return self.backbone(embeds, torch.tensor(lengths, device=self.device), self._step_kv(branches))
 
     def _check_ids(self, token_ids: torch.Tensor) -> None:
-        """A GPU that looks up an embedding which is not there is lost to all sessions of the process."""
+        """Raise RequestError for unknown token ids: looking them up makes a GPU unusable to the whole process."""
         most = len(self.backbone.embed_tokens.weight)
         if len(token_ids) and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < most:
             raise RequestError(f"{wire.TOKEN_IDS} lie outside 0 to {most - 1}")
@@ -256,25 +262,25 @@ class LLMStage:
     def _step_kv(self, branches: list[Branch]):
         if self.device.type != "cuda":
             return _StepKV(branches)
-        from harness.vibevoice.kernels.ragged import RaggedStep  # its kernels are compiled for a GPU
+        from harness.vibevoice.kernels.ragged import RaggedStep  # needs a GPU to compile
 
         return RaggedStep.of([branch.kv for branch in branches], [branch.length for branch in branches])
 
     def _extend(self, branch: Branch, embeds: torch.Tensor) -> None:
-        """Add positions with these inputs [T, hidden] to one branch."""
+        """Append positions with these inputs [T, hidden] to one branch."""
         if branch.length + len(embeds) > branch.capacity:
             raise room_used_up(branch.capacity)
         self._attended(branch, embeds)
         branch.length += len(embeds)
 
     def _attended(self, branch: Branch, embeds: torch.Tensor) -> None:
-        """Write positions with these inputs [T, hidden] behind those of a branch, which does not count them yet."""
+        """Write positions with these inputs [T, hidden] after those of a branch, without counting them yet."""
         if len(embeds):
             positions = torch.arange(branch.length, branch.length + len(embeds), device=self.device)
             self.backbone(embeds, positions, _PrefillKV(branch, self.flash))
 
     def _fed(self, latent: torch.Tensor, semantic: torch.Tensor, pending: Sequence[int | None]) -> torch.Tensor:
-        """The backbone's inputs [N, hidden]: a token that is pending, else the feedback of the frame before."""
+        """The backbone's inputs [N, hidden]: a pending token, otherwise the previous frame's feedback."""
         latent, semantic = latent.to(self.device, self.dtype), semantic.to(self.device, self.dtype)
         if all(token is None for token in pending):
             return self.feedback(latent, semantic)
@@ -283,7 +289,7 @@ class LLMStage:
     def feedback(self, latent: torch.Tensor, semantic: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         """Latents [N, 64] and features [N, 128] as inputs of the backbone [N, hidden], on the device alone.
 
-        A row whose number in ``ids`` [N] is not -1 is that token's embedding.
+        A row whose entry in ``ids`` [N] is not -1 is that token's embedding instead.
         """
         embeds = self.acoustic(latent) + self.semantic(semantic)
         if ids is None:
@@ -291,23 +297,23 @@ class LLMStage:
         return torch.where((ids >= 0)[:, None], self.backbone.embed_tokens(ids.clamp(0)), embeds)
 
     def _follows(self, token: int) -> int | None:
-        """The token id to feed after a token was said; none after a frame, whose own feedback is fed."""
+        """The token id to feed after a token; None after a frame, whose own feedback is fed."""
         return None if token == wire.TOKEN_SPEECH_FRAME else self.special[token]
 
     def told(self, session: _Session) -> int | None:
-        """What a session is made to say next (wire.TOKEN_*); None where the model says it."""
+        """The next forced token of a session (wire.TOKEN_*); None where the model chooses."""
         if session.say:
             return session.say[0]
         return wire.TOKEN_SPEECH_FRAME if session.forced else None
 
     def _tokens(self, sessions: list[_Session], likely: torch.Tensor) -> list[int]:
         told = [self.told(session) for session in sessions]
-        if None not in told:  # then nobody waits for what the model would say
+        if None not in told:  # then the model's choice is not needed
             return told
         return [said if mine is None else mine for mine, said in zip(told, likely.tolist(), strict=True)]
 
     def advance(self, sessions: list[_Session], tokens: list[int]) -> None:
-        """Go on to the next step: a frame alone advances the branch without the prompt, "speech begin" empties it."""
+        """Go on to the next step: only a frame advances the branch without the prompt, "speech begin" clears it."""
         for session, token in zip(sessions, tokens, strict=True):
             if session.say:
                 session.say.popleft()
@@ -319,7 +325,7 @@ class LLMStage:
                 session.without_prompt.length = 0
 
     def _room(self, *rows: int) -> list[Branch]:
-        """Empty branches of so many rows each, if there is room for all of them."""
+        """Empty branches with these capacities, if there is room for all of them."""
         self.sessions.drop_idle()
         check_room(sum(rows), self.kv_bytes_per_token, self.kv_bytes, self.kv_limit_bytes)
         layers, two, heads, size = self._kv_shape
@@ -328,7 +334,7 @@ class LLMStage:
                 Branch(torch.empty(layers, two, heads, count, size, device=self.device, dtype=self.dtype))
                 for count in rows
             ]
-        except RuntimeError as error:  # torch.OutOfMemoryError of a GPU is one; a host's allocator raises it as it is
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; a host's allocator raises it directly
             if isinstance(error, DEVICE_ERRORS):
                 raise
             raise NoRoom(
@@ -342,21 +348,21 @@ class LLMStage:
 
 
 def _ids(pending: Sequence[int | None]) -> torch.Tensor:
-    """Pending tokens as ``LLMStage.feedback`` takes them: -1 where there is none."""
+    """Pending tokens in the form of ``LLMStage.feedback``: -1 where there is none."""
     return torch.tensor([-1 if token is None else token for token in pending])
 
 
 def _has_flash(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch's flash attention can be called: it takes 16 bits, from Ampere on (sm_80)."""
+    """Whether torch's flash attention is available: it needs a 16-bit type and at least Ampere (sm_80)."""
     if device.type != "cuda" or dtype == torch.float32 or not torch.backends.cuda.is_flash_attention_available():
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class _StepKV:
-    """Writes one new position per branch and lets it attend to all of its own past, row by row.
+    """Writes one new position per branch and attends from it to the branch's past, row by row.
 
-    Rows differ in length, so each pays for its own context only.
+    Rows differ in length, so each row costs its own context only.
     """
 
     def __init__(self, branches: list[Branch]):
@@ -390,7 +396,7 @@ class _PrefillKV:
         kv[1, 0, :, start : start + count] = value.transpose(0, 1)
         query = query.transpose(0, 1)[None]
         keys, values = kv[:, :, :, : start + count]
-        if self.flash:  # "causal" means for this operator that the last query sees all keys, at any start
+        if self.flash:  # "causal" here: the last query sees all keys, at any start
             output = torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values, 0.0, True)[0]
             return output[0].transpose(0, 1).reshape(count, -1)
         if start == 0:

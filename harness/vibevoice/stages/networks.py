@@ -1,8 +1,8 @@
-"""The networks of VibeVoice as the stages need them: parameters under the names of a checkpoint, without values.
+"""The networks of VibeVoice as the stages need them: parameters under a checkpoint's names, without values.
 
-The names are those of transformers' modules, whose import takes as long as all else that a stage does before it
-serves; tests/vibevoice/test_networks.py holds names, shapes and buffers against them. What is computed with the
-parameters is in backbone.py, diffusion.py and towers.py.
+The names are those of transformers' modules, whose import takes as long as the rest of a stage's start;
+tests/vibevoice/test_networks.py compares names, shapes and buffers with them. The computation is in backbone.py,
+diffusion.py and towers.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ACTIVATIONS = {"silu": functional.silu, "gelu": functional.gelu}
 
 
 class _Unfilled:
-    """Takes no first values: they come from a checkpoint or a seed."""
+    """Skips initialisation: the values come from a checkpoint or a seed."""
 
     def reset_parameters(self) -> None:
         pass
@@ -42,7 +42,7 @@ class Transposed(_Unfilled, nn.ConvTranspose1d):
 
 
 class Norm(nn.Module):
-    """Root mean square norm over the last axis; the weight multiplies what is normed."""
+    """Root mean square norm over the last axis, multiplied by the weight."""
 
     def __init__(self, size: int, epsilon: float):
         super().__init__()
@@ -63,21 +63,21 @@ class GatedNetwork(nn.Module):
 
 
 def activation(config):
-    """Raises InputError for one that no released model has."""
+    """The activation function. Raises InputError for one that no released model uses."""
     try:
         return _ACTIVATIONS[config.hidden_act]
     except KeyError:
         known = ", ".join(_ACTIVATIONS)
-        raise InputError(f"the activation {config.hidden_act!r} of config.json is none of {known}") from None
+        raise InputError(f"the activation {config.hidden_act!r} in config.json is not one of {known}") from None
 
 
 # The LLM stage: Qwen2, and the connectors that feed a frame back
 
 
 class Qwen2(nn.Module):
-    """The backbone of ``config.text_config``; ``rotary_emb.inv_freq`` [head size / 2] is in float32 in any dtype.
+    """The backbone of ``config.text_config``; ``rotary_emb.inv_freq`` [head size / 2] is float32 in any dtype.
 
-    Raises InputError for other position embeddings than the released models have.
+    Raises InputError for position embeddings other than those of the released models.
     """
 
     def __init__(self, config):
@@ -111,14 +111,16 @@ class Rotation(nn.Module):
         super().__init__()
         given = config.rope_parameters
         if given.get("rope_type", "default") != "default":
-            raise InputError(f"the backbone's positions are of type {given['rope_type']!r}: only 'default' is known")
+            raise InputError(
+                f"the backbone's positions are of type {given['rope_type']!r}: only 'default' is supported"
+            )
         size = config.hidden_size // config.num_attention_heads
         powers = torch.arange(0, size, 2, dtype=torch.int64).float() / size
         self.register_buffer("inv_freq", 1.0 / given["rope_theta"] ** powers, persistent=False)
 
 
 class Connector(nn.Module):
-    """Latents or features of a frame as inputs of the backbone."""
+    """Maps latents or features of a frame to inputs of the backbone."""
 
     def __init__(self, inputs: int, hidden: int):
         super().__init__()
@@ -132,7 +134,7 @@ class Connector(nn.Module):
 
 
 class DiffusionHead(nn.Module):
-    """Of ``config.diffusion_head_config``."""
+    """The head of ``config.diffusion_head_config``."""
 
     def __init__(self, config):
         super().__init__()
@@ -189,7 +191,7 @@ class LastHeadLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Samples to latents or features: of an ``encoder_config`` or the ``semantic_model_config``."""
+    """Samples to latents or features, by an ``encoder_config`` or the ``semantic_model_config``."""
 
     def __init__(self, config):
         super().__init__()
@@ -201,7 +203,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to samples: of a ``decoder_config``."""
+    """Latents to samples, by a ``decoder_config``."""
 
     def __init__(self, config):
         super().__init__()
@@ -234,7 +236,7 @@ class Upsampling(nn.Module):
 
 
 class Causal(nn.Module):
-    """A convolution; ``left_pad``: the samples before the present ones that it sees."""
+    """A causal convolution; ``left_pad``: the number of past samples that it sees."""
 
     def __init__(self, inputs: int, outputs: int, width: int, stride: int = 1, groups: int = 1):
         super().__init__()

@@ -1,7 +1,7 @@
 """The model's parts with random or released weights.
 
-Every parameter is filled by a generator seeded with its own full name, so a stage that builds one part alone
-gets the same numbers as whoever builds the whole model with the same seed.
+Every parameter is filled by a generator seeded with its own full name, so that a stage which builds one part alone
+gets the same numbers as one that builds the whole model with the same seed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AUTO = "auto"
 
 
 def dtype_on(device: torch.device, dtype: str) -> torch.dtype:
-    """The type that stages compute in; ``auto`` is float32 on a CPU and bfloat16 elsewhere. Raises InputError."""
+    """The dtype of a stage; ``auto`` is float32 on a CPU and bfloat16 elsewhere. Raises InputError."""
     if dtype == AUTO:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if dtype not in DTYPES:
@@ -40,13 +40,12 @@ def dtype_on(device: torch.device, dtype: str) -> torch.dtype:
 class Weights:
     """Builds the model's parts one by one, from a checkpoint folder or at random by seed.
 
-    ``checkpoint`` is a folder in the layout of ``vibevoice/VibeVoice-1.5B-hf``: config.json and safetensors.
-    ``plain`` keeps the networks to torch's own operations, one by one, where compiled ones or CUDA graphs would be
-    taken: see ``compiled`` and ``graphs.Graphs`` (on a GPU, ragged.py and fused_rows.py are always taken).
-    ``graph_batch``: the largest batch that becomes a graph on a GPU.
-    ``dtype`` is a name of ``DTYPES``, or ``auto``: see ``dtype_on``. Random numbers are drawn in float32 on
-    ``drawn_on`` (the device itself, unless given): generators of different devices give different numbers.
-    Device ``meta`` builds shapes without contents.
+    ``checkpoint`` is a folder in the layout of ``vibevoice/VibeVoice-1.5B-hf``: config.json and safetensors. ``plain``
+    disables compiled networks and CUDA graphs: see ``compiled`` and ``graphs.Graphs`` (on a GPU, ragged.py and
+    fused_rows.py are always used). ``graph_batch``: the largest batch that becomes a graph on a GPU. ``dtype`` is a
+    name of ``DTYPES``, or ``auto``: see ``dtype_on``. Random numbers are drawn in float32 on ``drawn_on`` (default: the
+    device itself): generators of different devices give different numbers. Device ``meta`` builds shapes without
+    contents.
     """
 
     def __init__(
@@ -69,22 +68,22 @@ class Weights:
         self.graph_batch = 0 if no_graphs else BATCHES[-1] if graph_batch is None else graph_batch
 
     def compiled(self, network: str, plain):
-        """A plain network as ``vibevoice.compiled`` has it ("towers.CompiledTower"), None where that is not taken.
+        """The compiled version of a network ("towers.CompiledTower"); None where it is not used or cannot be compiled.
 
-        It is on a CPU, for models that stay in its cache: those of a larger one wait for memory or for torch's large
-        products, which are as fast, and its weights would lie in memory twice. Nor where nothing can be compiled.
+        It is used on a CPU, for models that fit in its cache. A larger model waits for memory or for torch's large
+        products, which are as fast, and its weights would be in memory twice.
         """
         text = self.config.text_config
         small = text.hidden_size <= COMPILED_HIDDEN_SIZE
-        whole = text.hidden_size // text.num_attention_heads % 8 == 0  # heads that fill vectors
+        whole = text.hidden_size // text.num_attention_heads % 8 == 0  # heads that fill whole vectors
         taken = self.device.type == "cpu" and self.dtype == torch.float32 and not self.plain
         if not (taken and small and whole):
             return None
         module, _, name = network.partition(".")
         try:
             return getattr(import_module(f"harness.vibevoice.compiled.{module}"), name)(plain)
-        except Exception as error:  # numba or its LLVM does not go with this machine or its packages
-            print(f"{network} stays plain, and slower, for it cannot be compiled: {error!r}", flush=True)
+        except Exception as error:  # numba or its LLVM does not support this machine or its packages
+            print(f"{network} is not compiled, and slower, because compilation failed: {error!r}", flush=True)
             return None
 
     def backbone(self) -> nn.Module:
@@ -128,7 +127,7 @@ class Weights:
         return tuple(float(self._tensor(f"model.latent_{name}_factor")) for name in ("scaling", "bias"))
 
     def parameters(self) -> dict[str, int]:
-        """Numbers that the parts of each stage hold: of the LLM, the diffusion head, the vocoder, the voice encoder."""
+        """Number of parameters per stage: of the LLM, the diffusion head, the vocoder, the voice encoder."""
         shapes = copy(self)
         shapes.device, shapes.checkpoint = torch.device("meta"), None
         parts = {
@@ -141,8 +140,9 @@ class Weights:
         return {stage: sum(map(count, modules)) for stage, modules in parts.items()}
 
     def _ready(self, build, prefix: str) -> nn.Module:
-        """The module with its parameters in this dtype. Its buffers keep theirs: rounding the frequencies of a position
-        or a timestep to bfloat16 turns the angles by radians.
+        """The module with its parameters in this dtype; its buffers keep theirs.
+
+        Rounding the frequencies of a position or a timestep to bfloat16 would turn the angles by radians.
         """
         with torch.device(self.device), _default_dtype(self.dtype):
             module = build()
@@ -153,11 +153,11 @@ class Weights:
                     f"{self.checkpoint} has other sizes than its config.json: {prefix}{name} is {tuple(values.shape)}, "
                     f"not {tuple(parameter.shape)}"
                 )
-            parameter.data = values.to(self.dtype)  # one by one: never two copies of a large model at once
+            parameter.data = values.to(self.dtype)  # one by one: a large model is never in memory twice
         return module.eval().requires_grad_(False)
 
     def _values(self, name: str, shape) -> torch.Tensor:
-        """A parameter by its full name, on this device: as the checkpoint has it, or random in float32."""
+        """A parameter by its full name, on this device: from the checkpoint, or random in float32."""
         if self.checkpoint:
             return self._tensor(name)
         if self.device.type == "meta":

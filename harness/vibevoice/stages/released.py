@@ -1,4 +1,4 @@
-"""The configuration as transformers has it: for its own modules, with which ours are compared and counted."""
+"""The configuration as transformers' own class, for comparing and counting with its modules."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""The streaming convolution towers of the vocoder, many sessions in one pass and few operations per layer.
+"""The streaming convolution towers of the vocoder: many sessions in one pass, few operations per layer.
 
-The arithmetic is that of transformers' ``VibeVoiceAcousticTokenizer`` modules, whose weights these are built from:
+The arithmetic is that of transformers' ``VibeVoiceAcousticTokenizer`` modules, whose weights it takes:
 
 - activations are [channels, time, sessions], so that every layer is one matrix product over all sessions;
-- gains and norm weights are folded into the weights beside them (they are constants at inference);
+- gains and norm weights are folded into adjacent weights (they are constants at inference);
 - a transposed convolution of kernel 2r and stride r is one product with the present and the previous sample.
 
-Each layer keeps the last samples that it saw, per session: its part of a state [values, sessions].
+Each layer keeps the last samples that it saw of each session: its part of a state [values, sessions].
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 
 class Tower:
-    """A decoder or an encoder: ``tower(x, past) -> (y, state after it)``; x is [channels, time, sessions]."""
+    """A decoder or an encoder: ``tower(x, past) -> (y, next state)``; x is [channels, time, sessions]."""
 
     def __init__(self, network: nn.Module):
         self.layers = list(_layers(network))
@@ -34,10 +34,10 @@ class Tower:
 
 
 class TableTower:
-    """A tower whose sessions have their states in rows of a table, of which it owns the columns from ``offset`` on.
+    """A tower whose sessions' states are rows of a table, of which it uses the columns from ``offset`` on.
 
     ``tower(x [sessions, time, channels], table, read [sessions], write [sessions]) -> y [sessions, time, channels]``:
-    a session's state before the step is row ``read``, its state after it goes to row ``write``.
+    a session's state is read from row ``read``, and the next one written to row ``write``.
     """
 
     def __init__(self, plain: Tower, offset: int = 0):
@@ -60,7 +60,7 @@ def _layers(network: nn.Module):
 
 
 def _with_past(x: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """x [channels, time, sessions] with the samples of ``before`` in front; its last ones go to ``after``."""
+    """x [channels, time, sessions] with ``before`` in front; its last samples are written to ``after``."""
     channels, time, sessions = x.shape
     past = before.view(channels, -1, sessions)
     padded = torch.cat([past, x], 1)
@@ -69,7 +69,7 @@ def _with_past(x: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> to
 
 
 def _product(*factors: torch.Tensor) -> torch.Tensor:
-    """Constants folded into one: multiplied in float32 and rounded once, to the type of the first."""
+    """The product of constants, multiplied in float32 and rounded once, to the type of the first."""
     return math.prod(factor.float() for factor in factors).to(factors[0].dtype)
 
 

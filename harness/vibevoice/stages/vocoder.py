@@ -1,4 +1,4 @@
-"""The neural vocoder: a frame's latent becomes 3,200 samples, and the semantic features that feed the next frame."""
+"""The neural vocoder: turns a frame's latent into 3,200 samples, and semantic features that feed the next frame."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class VocoderStage:
 
     @property
     def state_size(self) -> int:
-        """Values of convolution state that a session holds."""
+        """Number of values of a session's convolution state."""
         return sum(self.sizes)
 
     def open(self, session_id: int, state: torch.Tensor | None = None) -> None:
-        """Start a session from silence, or from the ``state`` [state_size] in which another one ended.
+        """Start a session from silence, or from the final ``state`` [state_size] of another one.
 
         Raises RequestError for a state of another size.
         """
@@ -43,7 +43,7 @@ class VocoderStage:
         self.sessions.open(session_id, state.to(self.device, self.dtype, copy=True))
 
     def close(self, session_id: int) -> torch.Tensor:
-        """End a session; returns its state [state_size] in float32, empty for a session that is not there."""
+        """End a session; returns its state [state_size] in float32, empty for an unknown session."""
         state = self.sessions.close(session_id)
         return torch.empty(0) if state is None else state.float().cpu()
 
@@ -76,7 +76,7 @@ class VocoderStage:
         answer = self.graphs(*given) if self.graphs else None
         audio, semantic, after = answer or self._graphed(latent.to(self.device), given[1], 0)
         answer = audio.cpu(), semantic.cpu()
-        # Last: where anything before fails, each session is stepped again by itself.
+        # last: where anything before fails, each session is stepped again separately
         torch._foreach_copy_(states, after.unbind())
         return answer
 
@@ -85,18 +85,20 @@ class VocoderStage:
         return Input((wire.LATENT_SIZE,)), Input((self.state_size,), self.dtype, on_device=True)
 
     def _graphed(self, latent, states, _) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``compute`` with all of a session in one row: states [N, state_size]."""
+        """``compute`` with one row per session: states [N, state_size]."""
         audio, semantic, after = self.compute(latent, states.t().contiguous())
         return audio.contiguous(), semantic.contiguous(), after.t().contiguous()
 
     def compute(self, latent: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A frame on the device alone: latent [N, 64] in float32, state [state_size, N] -> audio [N, 3200] and
-        semantic [N, 128] in float32, and the state after it."""
+        """A frame on the device alone -> audio [N, 3200], semantic [N, 128] in float32, and the next state.
+
+        latent [N, 64] in float32, state [state_size, N].
+        """
         decoder, encoder = state.split(self.sizes)
         audio, decoder = self.decoder(self._scaled(latent), decoder)
         semantic, encoder = self.encoder(audio, encoder)
         return audio[0].t().float(), semantic[:, 0].t().float(), torch.cat([decoder, encoder])
 
     def _scaled(self, latent: torch.Tensor) -> torch.Tensor:
-        """Latents [N, 64] as the decoder knows them: [64, 1, N]."""
+        """Latents [N, 64] in the decoder's scale and layout: [64, 1, N]."""
         return (latent / self.scale - self.bias).to(self.dtype).t().unsqueeze(1)

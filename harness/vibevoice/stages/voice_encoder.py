@@ -1,4 +1,4 @@
-"""The voice encoder: a voice sample becomes the acoustic frames that stand for it in the prompt."""
+"""The voice encoder: turns a voice sample into the acoustic frames that represent it in the prompt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.vibevoice.stages.towers import Tower
 
 
 class VoiceStage:
-    """Waveforms to acoustic frames, scaled as the diffusion head knows them."""
+    """Waveforms to acoustic frames, in the diffusion head's scale."""
 
     def __init__(self, weights: Weights):
         self.encoder = Tower(weights.acoustic_encoder())
