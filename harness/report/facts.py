@@ -312,7 +312,7 @@ def load_words(trial: Trial) -> str:
     elif load.rate_per_s is not None:
         said = f"{words.figure(load.rate_per_s)} requests/s, {load.arrivals}"
     else:
-        said = load.arrivals or "as many users as were asked for"
+        said = load.arrivals or "the given number of users"
     return said if load.seconds is None else f"{said}; {words.figure(load.seconds)} s{each}"
 
 

@@ -158,7 +158,7 @@ def first_audio(swept: Sequence[SweptDeployment], slos: Sequence[Slo]) -> go.Fig
 
 
 def _known_s(seconds: float | None) -> float:
-    """A quantile of requests that were heard; NaN, which no figure draws, without one."""
+    """A quantile of TTFA; NaN, which figures leave out, where there is none."""
     return math.nan if seconds is None else seconds
 
 

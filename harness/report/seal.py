@@ -140,7 +140,7 @@ def _expiry(manifest: RunManifest) -> str:
     """When the answer of a finished run expires (ISO 8601)."""
     when = expires_at(manifest)
     if when is None:
-        raise ValueError("its manifest says no finished_at")
+        raise ValueError("its manifest has no finished_at")
     return when.isoformat(timespec="seconds")
 
 

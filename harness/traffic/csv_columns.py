@@ -128,7 +128,7 @@ class Column:
         """The time in whole seconds, and the fraction of a second, of any number of digits."""
         found = _MOMENT.fullmatch(text)
         if found is None:
-            raise self._error(line, f"{_short(text)} is no time of day")
+            raise self._error(line, f"{_short(text)} is not a date and time")
         day, clock, fraction, offset = found.groups()
         try:
             moment = datetime.fromisoformat(f"{day}T{clock or '00:00'}")
