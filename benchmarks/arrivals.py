@@ -141,7 +141,7 @@ def live(case: Case, workers: int, seconds: int, seed: int, url: str, folder: Pa
         kept = read_records(records)
     except HarnessError as error:
         raise HarnessError(f"{error}\n{done.stdout[-500:]}{done.stderr[-1500:]}") from None
-    sent_s = np.sort([(each.sent_ns - kept.end["origin_ns"]) / 1e9 for each in kept.results if each.sent_ns])
+    sent_s = np.sort([(each.sent_ns - kept.end.origin_ns) / 1e9 for each in kept.results if each.sent_ns])
     settings = LoadSettings(MIXES["quick"], Load(arrivals=case.arrivals, seed=seed))
     return fit(case.arrivals, sent_s, list(itertools.islice(arrival_times(settings), len(sent_s))), LATE_SEND_S)
 

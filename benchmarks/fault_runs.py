@@ -19,7 +19,7 @@ from testbed import Network, TimetableServer
 from harness.drive.readers.pool import PROCESS
 from harness.errors import HarnessError, StoreError
 from harness.records.load_log import Records, read_records
-from harness.records.schema import Outcome
+from harness.records.schema import Outcome, Result
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = 20
@@ -39,11 +39,11 @@ class Run:
     process: subprocess.Popen
     folder: Path
 
-    def records(self) -> Records:
+    def results(self) -> list[Result]:
         try:
-            return read_records(self.folder)
+            return read_records(self.folder).results
         except StoreError:  # not started yet
-            return Records({})
+            return []
 
     def wait_for(self, outcome: Outcome, more: int = COUNT) -> None:
         """Wait until this many more requests have ended so, or the run has."""
@@ -51,7 +51,7 @@ class Run:
         wait_for(lambda: self.count(outcome) >= count or self.process.poll() is not None, f"{count} to be {outcome}")
 
     def count(self, outcome: Outcome) -> int:
-        return sum(result.outcome is outcome for result in self.records().results)
+        return sum(result.outcome is outcome for result in self.results())
 
     def reader(self) -> psutil.Process:
         children = psutil.Process(self.process.pid).children()
@@ -155,7 +155,7 @@ def struck(server: TimetableServer, fault: RunFault) -> Struck:
                 interrupt(run)  # the fault is over: end the run
             said = "".join(process.communicate(timeout=PATIENCE_S))
         taken = server.taken() - taken_before if fault.lives else None
-        return Struck(said, run.records(), taken, at_ns)
+        return Struck(said, read_records(run.folder), taken, at_ns)
 
 
 @contextlib.contextmanager

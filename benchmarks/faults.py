@@ -206,7 +206,8 @@ def run(server: TimetableServer, fault: RunFault) -> Row:
 
 def judged_run(fault: RunFault, left: Struck) -> Row:
     seen = Counter(str(result.outcome) for result in left.records.results)
-    sent = left.records.end.get("submitted", 0) - left.records.end.get("never_sent", 0)
+    end = left.records.end
+    sent = end.submitted - end.never_sent if end else 0
     wrong = [*sum_faults(sent, seen, left.taken, sent)]
     if ", ".join(f"{seen[outcome]} {outcome}" for outcome in OUTCOMES) not in left.said:
         wrong.append("Locust printed other counts")

@@ -41,7 +41,6 @@ from harness.capacity.fitting.rate_search import Limits, steady_limit
 from harness.capacity.models import memory
 from harness.capacity.models.device import Device
 from harness.capacity.planning.device_types import DeviceType
-from harness.capacity.planning.prediction import flaw_of, sealed
 from harness.capacity.planning.staged import Topology, rounds, staged_step_time
 from harness.capacity.simulator.sessions import simulate
 from harness.deploy.config import Deployment
@@ -52,6 +51,7 @@ from harness.errors import InputError
 from harness.host.places import ROOT
 from harness.host.provenance import commit, host_facts, versions
 from harness.planfile import PlanSpec, load_plan
+from harness.records.prediction import hash_of
 from harness.records.schema import RunManifest, Trial
 from harness.records.store import Run
 from harness.sweep.optimizer.surrogate import Surrogate
@@ -266,8 +266,10 @@ def predictions(bench: Bench) -> list[dict]:
         return [json.loads(line) for line in path.read_text().splitlines()]
     model = Model.of(bench)
     for number, case in enumerate(CASES):
-        predicted = sealed(_predict(bench, model, case, 100 * (number + 1)), datetime.now(UTC).isoformat())
-        bench.run.append_prediction(case.name.replace(" ", "-").replace(",", ""), predicted)
+        predicted = _predict(bench, model, case, 100 * (number + 1)) | {"made_at": datetime.now(UTC).isoformat()}
+        line = {"trial_id": case.name.replace(" ", "-").replace(",", ""), **predicted, "sha256": hash_of(predicted)}
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
     return predictions(bench)
 
 
@@ -345,9 +347,9 @@ def held_out_loads(bench: Bench, predicted: Sequence[dict]) -> list[tuple[int, s
 def measured_rate(bench: Bench, case: Case, trial: Trial) -> float:
     """Requests/s where RTF p95 meets its SLO; NaN where no two rungs enclose that."""
     limit = SLOS["short"]["rtf_p95"]
-    heard = [rung for rung in trial.rungs if (rung.summary["short.rtf_p95"] or math.nan) > 0]
+    heard = [rung for rung in trial.rungs if rung.summary.figure("short.rtf_p95") > 0]
     rungs = sorted(heard, key=lambda rung: rung.sessions)
-    rtf, frames = [rung.summary["short.rtf_p95"] for rung in rungs], [rung.frames_per_s for rung in rungs]
+    rtf, frames = [rung.summary.figure("short.rtf_p95") for rung in rungs], [rung.frames_per_s for rung in rungs]
     if not rtf or not min(rtf) <= limit <= max(rtf):
         return math.nan
     return (
@@ -370,15 +372,21 @@ class Score:
         return self.predicted / self.measured - 1
 
 
+def _flaw(said: dict, trial: Trial) -> str:
+    """Why what was said does not count for a trial, or ""."""
+    if hash_of({name: value for name, value in said.items() if name != "trial_id"}) != said["sha256"]:
+        return "its prediction is not the one that was made: its hash differs"
+    return "its prediction was made after it had started" if said["made_at"] > trial.started_at else ""
+
+
 def score(bench: Bench, predicted: Sequence[dict]) -> list[Score]:
     scores, work = [], iter(held_out_loads(bench, predicted))
     for case, said in zip(CASES, predicted, strict=True):
         trials = [bench.known(knobs, load) for _, _, knobs, load in (next(work) for _ in range(1 + len(SHARES)))]
-        prediction = {name: value for name, value in said.items() if name != "trial_id"}
-        flaws = {flaw_of(prediction, trial.started_at) for trial in trials} - {""}
+        flaws = {_flaw(said, trial) for trial in trials} - {""}
         flaws |= {"INVALID: " + "; ".join(trial.reasons) for trial in trials if not trial.valid}
         ttfa = [
-            (run["rate_per_s"], run["ttfa_p95_s"], trial.rungs[0].summary["ttfa_p95_s"])
+            (run["rate_per_s"], run["ttfa_p95_s"], trial.rungs[0].summary.ttfa_p95_s)
             for run, trial in zip(said["open"], trials[1:], strict=True)
         ]
         rate = measured_rate(bench, case, trials[0])

@@ -19,6 +19,7 @@ from harness import wire
 from harness.capacity.models.steps import StepTime
 from harness.records.fit import Fit, FittedStage
 from harness.records.schema import BatchStatistics, Rung, StageStatistics
+from harness.records.summary import Summary
 from harness.sweep.optimizer.objective import Value
 from harness.sweep.optimizer.physics import Taught
 from harness.sweep.optimizer.space import Space
@@ -113,7 +114,7 @@ class Emulated:
         step_s = float(np.mean([each.step_s for each in seen]))
         executions, busy_s = sum(each.executions for each in seen), sum(each.busy_s for each in seen)
         stages = tuple(_counted(name, executions[row], busy_s[row]) for row, name in enumerate(wire.STAGES, start=1))
-        return Rung(sessions, sessions / step_s, 0, 1, {"step_s": step_s}, stages)
+        return Rung(sessions, sessions / step_s, 0, 1, Summary(step_s=step_s), stages)
 
 
 def spaces(quick: bool = False) -> list[Emulated]:

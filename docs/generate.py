@@ -21,8 +21,8 @@ from harness.cli import main as cli
 from harness.client.target import OPTIONS
 from harness.deploy.config import Deployment
 from harness.drive import options as load_options
-from harness.records.metrics import METRICS
 from harness.records.slo import METRIC_OF_KEY
+from harness.records.summary import METRICS
 from harness.topology import has_knob
 
 ROOT = Path(__file__).resolve().parents[1]

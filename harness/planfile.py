@@ -28,8 +28,8 @@ from pydantic import (
 from harness import wire
 from harness.errors import InputError, PlanError
 from harness.host.places import bare_name
-from harness.records.metrics import METRICS
 from harness.records.slo import Slo
+from harness.records.summary import METRICS
 from harness.topology import ENGINE, KEY, TOPOLOGY, applicable, has_knob
 from harness.traffic.mix import MIXES, Lengths, Mix, ScriptSource, TrafficClass
 

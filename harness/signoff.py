@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Literal, overload
 
 from harness.capacity.ready import compiled_beside
 from harness.deploy.external import RemoteTriton
@@ -76,6 +77,14 @@ class SignOff:
                 f"{self.plan_path}: mix.voices: {', '.join(map(str, unknown))}: the server has voices 1 to {count}; "
                 "use these, or deploy a folder with more"
             )
+
+    @overload
+    def execute(
+        self, watcher: Watcher | None = None, *, ladders_only: Literal[False] = False, go_on: bool = False
+    ) -> Plan: ...
+
+    @overload
+    def execute(self, watcher: Watcher | None = None, *, ladders_only: Literal[True], go_on: bool = False) -> None: ...
 
     def execute(
         self, watcher: Watcher | None = None, *, ladders_only: bool = False, go_on: bool = False
@@ -144,7 +153,7 @@ class SignOff:
     def _scratch(self) -> Path:
         return self.run.path / ".work"
 
-    def _hosts(self) -> list[Host]:
+    def _hosts(self) -> Sequence[Host]:
         """Where trials run: a Triton that is started here, external ones, or the hosts of a cluster."""
         if self.ray:
             return ray_hosts(self.ray, self.plan_path, self.base)

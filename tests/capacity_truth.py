@@ -18,6 +18,7 @@ from harness.capacity.planning.prediction import predict_open_run
 from harness.capacity.simulator.sessions import Activity, poisson_arrivals, simulate
 from harness.records import metrics
 from harness.records.fit import Fit, FittedDeployment, FittedStage, ServicePoint, Unfitted
+from harness.records.load import TrialLoad
 from harness.records.plan import Plan
 from harness.records.schema import BatchStatistics, Chunks, Outcome, Result, Rung, StageStatistics, Trial
 from harness.records.slo import Slo
@@ -92,9 +93,10 @@ def ladder(
             results += _one_user(truth, f"{name}-{n}-{user}", step_s, start_s, end_s, rng)
         window = int((start_s + 2) * 1e9), int(end_s * 1e9)
         summary = metrics.summarise(results, *window)
-        rungs.append(Rung(summary["sessions"], summary["frames_per_s"], *window, summary, stages()))
+        rungs.append(Rung(summary.sessions, summary.frames_per_s, *window, summary, stages()))
         start_s = end_s + 1
-    trial = Trial(name, "ladder", {"delay_us": 0}, {"concurrency": list(sessions)}, "", 1.0, True, (), tuple(rungs))
+    load = TrialLoad(loop="closed", sessions=tuple(sessions), seconds=seconds, seed=1)
+    trial = Trial(name, "ladder", {"delay_us": 0}, load, "", 1.0, True, (), tuple(rungs))
     return replace(trial, **changes), _rows(results, name)
 
 
@@ -133,8 +135,8 @@ def open_run(
         results.append(result(f"{name}-{i}", draw.traffic_class, draw.frames, times_s, float(sent_s), end_s))
     window = int((start_s + warm_up_s) * 1e9), int(end_s * 1e9)
     summary = metrics.summarise(results, *window)
-    rung = Rung(summary["sessions"], summary["frames_per_s"], *window, summary)
-    load = {"rate_per_s": rate_per_s, "arrivals": "poisson", "seconds": seconds}
+    rung = Rung(summary.sessions, summary.frames_per_s, *window, summary)
+    load = TrialLoad(loop="open", arrivals="poisson", rate_per_s=rate_per_s, seconds=seconds, seed=1)
     trial = Trial(name, "open", {"delay_us": 0}, load, "", 1.0, True, (), (rung,))
     return replace(trial, **changes), _rows(results, name)
 
@@ -215,5 +217,5 @@ def confirmed(fit: Fit, truth: Truth, share: float, rng: np.random.Generator, **
     """An open-loop run at a share of the highest rate, with its prediction."""
     best = fit.best_deployment
     rate = share * best.rate()
-    prediction = json.loads(json.dumps(predict_open_run(best, MIX, rate, 30, rng), allow_nan=False))
+    prediction = predict_open_run(best, MIX, rate, 30, rng)
     return open_run(truth, rate, rng, name=f"open-{share}", prediction=prediction, **changes)

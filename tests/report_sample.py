@@ -11,7 +11,9 @@ import numpy as np
 from harness import wire
 from harness.records import metrics
 from harness.records.fit import Fit
+from harness.records.load import TrialLoad
 from harness.records.plan import Plan
+from harness.records.prediction import Prediction
 from harness.records.schema import (
     BatchStatistics,
     Chunks,
@@ -24,6 +26,7 @@ from harness.records.schema import (
     Trial,
 )
 from harness.records.store import Run
+from harness.records.summary import Summary
 
 SESSIONS = (1, 2, 4, 8, 16)
 SERVICE_S = {wire.LLM: (0.0011, 0.0036), wire.DIFFUSION: (0.0016, 0.0052), wire.VOCODER: (0.0013, 0.0029)}
@@ -105,7 +108,7 @@ def rung_of(deployment: dict, sessions: float, start_ns: int, end_ns: int, rng: 
     step_s = step_seconds(deployment, sessions) * rng.lognormal(0, 0.015)
     frames_per_s = sessions / step_s
     frames = round(frames_per_s * (end_ns - start_ns) / 1e9)
-    return Rung(sessions, frames_per_s, start_ns, end_ns, {}, stage_statistics(deployment, sessions, frames))
+    return Rung(sessions, frames_per_s, start_ns, end_ns, Summary(), stage_statistics(deployment, sessions, frames))
 
 
 def _summarised(rung: Rung, results: list[Result]) -> Rung:
@@ -140,7 +143,7 @@ def ladder_trial(index: int, deployment: dict, rng: np.random.Generator):
         trial_id=f"ladder-{index + 1:02d}",
         kind="ladder",
         deployment=deployment,
-        load={"concurrency": list(SESSIONS), "seconds": 6, "seed": 1 + index},
+        load=TrialLoad(loop="closed", sessions=SESSIONS, seconds=6, seed=1 + index),
         started_at=f"2025-01-31T09:{10 + index:02d}:05+00:00",
         wall_s=38.4,
         valid=True,
@@ -148,6 +151,9 @@ def ladder_trial(index: int, deployment: dict, rng: np.random.Generator):
         rungs=tuple(rungs),
     )
     return trial, results, samples_between(start_ns, start_ns + 34 * SECOND_NS, 0.88, rng)
+
+
+PREDICTION = Prediction(rate_per_s=0.8, seconds=30, sessions=5.8, frames_per_s=90.0, step_s=5.8 / 90.0)
 
 
 def open_trial(index: int, deployment: dict, rate_per_s: float, valid: bool, rng: np.random.Generator):
@@ -166,13 +172,13 @@ def open_trial(index: int, deployment: dict, rate_per_s: float, valid: bool, rng
         trial_id=f"open-{index + 1:02d}",
         kind="open",
         deployment=deployment,
-        load={"rate_per_s": rate_per_s, "arrivals": "poisson", "seconds": 30, "seed": 11 + index},
+        load=TrialLoad(loop="open", arrivals="poisson", rate_per_s=rate_per_s, seconds=30, seed=11 + index),
         started_at=f"2025-01-31T09:{16 + index:02d}:30+00:00",
         wall_s=32.1,
         valid=valid,
         reasons=() if valid else ("3.1% of sends were later than 5 ms (limit 1%)",),
         rungs=(rung,),
-        prediction={"rtf_p95": 0.41, "ttfa_p95_s": 0.22},
+        prediction=PREDICTION,
         reader_lag_p99_s=0.0021,
     )
     return trial, results, samples_between(start_ns, end_ns, 0.75, rng)

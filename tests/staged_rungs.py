@@ -6,6 +6,7 @@ import numpy as np
 
 from harness import wire
 from harness.records.schema import BatchStatistics, Rung, StageStatistics
+from harness.records.summary import Summary
 from harness.sweep.optimizer.closed_queue import HOST, Round, Station, turns
 
 SESSIONS = 1, 4, 8, 16, 32
@@ -29,7 +30,7 @@ def rung(round_, sessions):
         batches = tuple(BatchStatistics(int(b), int(executions[b]), round(1e9 * busy_s[b])) for b in sizes)
         counts = int(sizes @ executions[sizes]), int(executions.sum()), 0, round(1e9 * busy_s.sum())
         stages.append(StageStatistics(name, *counts, batches))
-    summary = {"frames_per_s": sessions / shown.step_s, "ttfa_p95_s": 5 * shown.step_s, "sessions": sessions}
+    summary = Summary(frames_per_s=sessions / shown.step_s, ttfa_p95_s=5 * shown.step_s, sessions=sessions)
     return Rung(sessions, sessions / shown.step_s, 0, 1, summary, tuple(stages))
 
 

@@ -27,8 +27,10 @@ from harness.identity import StageIdentity
 from harness.planfile import load_plan
 from harness.records import store
 from harness.records.plan import Plan
+from harness.records.prediction import Prediction
 from harness.records.schema import Rung, Trial
 from harness.records.store import Run
+from harness.records.summary import Summary
 from harness.report.seal import check_seal, sign
 from harness.runs import analysis, opening, points, stages
 from harness.runs.analysis import plan_of
@@ -131,7 +133,7 @@ def test_an_interrupted_sweep_goes_on_without_repeating_a_trial(plan, tmp_path, 
         ({"diffusion_decoder.delay_us: [0, 1000, 2000]": "preferred_batch: [0, 64]"}, "preferred_batch 64 .* is 32"),
         (
             {"seed: 3": "seed: 3\nparameters: {vibevoice_full_pipeline.voices: none}"},
-            "voices folder none: there is no such folder",
+            "voices folder none: no such folder",
         ),
         ({"seed: 3": "seed: 3\nparameters: {vibevoice_llm_encoder.kv_limit_bytes: 8G}"}, "kv_limit_bytes is 8G"),
     ],
@@ -368,6 +370,10 @@ def test_a_report_that_a_kill_kept_from_being_written_is_written_at_the_next_sta
     assert (work.run.path / "signoff.html").exists()
 
 
+def predicted_at(rate_per_s):
+    return Prediction(rate_per_s=rate_per_s, seconds=30.0, sessions=2.0, frames_per_s=20.0, step_s=0.1)
+
+
 @pytest.fixture
 def fitted(fakes, monkeypatch):
     """Fits without physics: who looks best, and at what rate, after so many ladders of a second look."""
@@ -375,14 +381,13 @@ def fitted(fakes, monkeypatch):
     def arrange(best_of, rate_of=lambda looks: 1.0):
         def fit(run):
             ladders = [trial for trial in run.trials() if trial.kind == "ladder"]
-            looks = sum(trial.load["seed"] > 1000 for trial in ladders)
+            looks = sum(trial.load.seed > 1000 for trial in ladders)
             points = list({str(trial.deployment): trial.deployment for trial in ladders}.values())
             fits = (bare_fit(deployment=point, max_rate_per_s=rate_of(looks)) for point in points)
             return fit_with(*fits, best=best_of(looks))
 
         monkeypatch.setattr(campaign, "fit_of", fit)
-        predicted = {"sessions": 2.0}
-        monkeypatch.setattr(campaign, "predict_open_run", lambda best, mix, rate, *_: predicted | {"rate_per_s": rate})
+        monkeypatch.setattr(campaign, "predict_open_run", lambda best, mix, rate, *_: predicted_at(rate))
         monkeypatch.setattr(job.SignOff, "_conclude", lambda self, watcher: {})
 
     return arrange
@@ -392,7 +397,7 @@ def test_whoever_is_best_is_looked_at_twice_before_the_open_runs(plan, tmp_path,
     fitted(best_of=lambda looks: min(looks, 1))
     work = job.SignOff(plan, tmp_path)
     work.execute()
-    loads = [(trial.kind, trial.load["seed"] > 1000, trial.deployment) for trial in work.run.trials()[3:]]
+    loads = [(trial.kind, trial.load.seed > 1000, trial.deployment) for trial in work.run.trials()[3:]]
     first, second = (trial.deployment for trial in work.run.trials()[:2])
     assert loads == [("ladder", True, first), ("ladder", True, second), ("open", False, second)]
     before = len(fakes.measured)
@@ -411,7 +416,7 @@ def test_an_open_run_that_was_foretold_keeps_its_rate_whatever_a_later_fit_says(
         work = job.SignOff(plan, tmp_path)
         work.execute()
         (confirmed,) = [trial for trial in work.run.trials() if trial.kind == "open"]
-        assert confirmed.load["rate_per_s"] == 0.5 and confirmed.trial_id in work.run.predictions()
+        assert confirmed.load.rate_per_s == 0.5 and confirmed.trial_id in work.run.predictions()
 
 
 WRONG_PROFILES = {"": "cannot be read", "{": "damaged", '{"schema": 1}': "it has no 'model'", "[]": "damaged"}
@@ -649,12 +654,12 @@ def test_a_repeat_draws_other_requests_and_keeps_the_name_of_its_load(kind):
     load = Load.ladder(10.0, 7, (1, 2)) if kind == "ladder" else Load.poisson(10.0, 7, rate_per_s=2.0)
     again = drawn(load, 1)
     assert drawn(load, 0) == load and again.seed != load.seed and dataclasses.replace(again, seed=7) == load
-    assert broken_trial({}, load, 1, "it broke").load["seed"] == again.seed
+    assert broken_trial({}, load, 1, "it broke").load.seed == again.seed
     assert broken_trial({}, load, 1, "it broke").trial_id == trial_id({}, load, 1)
 
 
 def ladder(wall_s, held_s, sessions=(1, 2, 4), seconds=8.0):
-    window = [Rung(1.0, 1.0, int(start * 1e9), int((start + 6) * 1e9), {}) for start in (2.0, held_s - 6)]
+    window = [Rung(1.0, 1.0, int(start * 1e9), int((start + 6) * 1e9), Summary()) for start in (2.0, held_s - 6)]
     load = Load.ladder(seconds, 1, sessions)
     return Trial("l", "ladder", {}, load.record(), "2026-01-01T00:00:00", wall_s, True, (), tuple(window))
 
@@ -674,7 +679,7 @@ def test_the_highest_share_is_confirmed_first(plan, tmp_path, fakes, fitted):
     fitted(best_of=lambda looks: 0)
     work = job.SignOff(plan, tmp_path)
     work.execute()
-    assert [trial.load["rate_per_s"] for trial in work.run.trials() if trial.kind == "open"] == [0.9, 0.7, 0.5]
+    assert [trial.load.rate_per_s for trial in work.run.trials() if trial.kind == "open"] == [0.9, 0.7, 0.5]
 
 
 @pytest.mark.parametrize(

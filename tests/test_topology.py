@@ -28,6 +28,7 @@ from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested
 from harness.planfile import deployed_as, load_plan
 from harness.records.schema import BatchStatistics, Rung, StageStatistics
 from harness.records.store import Run
+from harness.records.summary import Summary
 from harness.report import sweep_facts, winner, words
 from harness.report.page import render
 from harness.report.sweep_page import write_sweep_report
@@ -102,7 +103,7 @@ def test_the_loop_of_the_engine_takes_all_sessions_in_every_step():
 
 def test_a_search_learns_each_topology_by_its_own_stages():
     times = {n: 0.004 + 0.0003 * n for n in (1, 4, 16)}
-    rungs = tuple(Rung(n, n / step_s, 0, 1, {}, engine(n, 0.0003, 0.003)) for n, step_s in times.items())
+    rungs = tuple(Rung(n, n / step_s, 0, 1, Summary(), engine(n, 0.0003, 0.003)) for n, step_s in times.items())
     defaults = {"engine.max_batch": 64, "engine.instances": 1}
     physics = learn([Taught(FUSED, rungs)], defaults)
     assert physics.path == (wire.ENGINE,)

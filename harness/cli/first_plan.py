@@ -160,7 +160,7 @@ def _classes(mix: str | float) -> dict[str, str]:
         return {"long": _LONG % 1}
     if mix == "mixed":
         return {"short": _SHORT % (0.95, 10), "long": _LONG % 0.05}
-    return {"own": _SHORT % (1, _plain(mix))}
+    return {"own": _SHORT % (1, _plain(float(mix)))}
 
 
 def _price(answers: Answers) -> list[str]:

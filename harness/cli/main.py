@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -24,7 +24,7 @@ from harness.errors import HarnessError, InputError, ServerError
 from harness.host.places import scenario_files
 
 COMMANDS = measuring, results, serving  # importing each adds its commands to the app
-UsageError = typer.BadParameter.__base__  # typer carries a click of its own and does not export this one
+UsageError: Any = typer.BadParameter.__base__  # typer carries a click of its own and does not export this one
 
 
 @app.command(epilog="Example: `locust -f $(harness scenarios podcast) --headless -u 4 -t 20s`")

@@ -9,7 +9,7 @@ import typer
 
 from harness import exit_codes
 from harness.cli.app import SERVERS_HELP, PlanTopology, Ray, Results, app, out, say_aside
-from harness.cli.server_options import ONE_AT_A_TIME, Servers, with_servers
+from harness.cli.server_options import NO_SERVERS, ONE_AT_A_TIME, Servers, with_servers
 from harness.errors import InputError
 from harness.host.places import plan_file
 
@@ -100,7 +100,7 @@ def signoff(
     trust: Annotated[
         Path | None, typer.Option("--trust", metavar="KEY.pub", help="With --check: the key that must have signed it.")
     ] = None,
-    servers: Servers | None = None,
+    servers: Servers = NO_SERVERS,
 ) -> None:
     """Deploy, drive, sweep, fit, plan and report. Resumes an interrupted run of the plan.
 
@@ -114,12 +114,12 @@ def signoff(
     from harness.report.signature import check_private_key, sign_seal
     from harness.signoff import SignOff
 
-    if (plan is None) == (check is None):
-        raise InputError("give either a PLAN.yaml to sign off, or --check DIR to verify a signed run")
-    if trust is not None and check is None:
-        raise InputError("--trust KEY.pub is for --check DIR: give both")
-    if check is not None:
+    if check is not None and plan is None:
         raise typer.Exit(check_signed(check, trust))
+    if plan is None or check is not None:
+        raise InputError("give either a PLAN.yaml to sign off, or --check DIR to verify a signed run")
+    if trust is not None:
+        raise InputError("--trust KEY.pub is for --check DIR: give both")
     if sign is not None:
         check_private_key(sign)  # before half an hour of measurements
     plan, url = plan_file(plan), _measured(servers, ray)
@@ -144,7 +144,7 @@ def sweep(
     results: Results = Path("results"),
     ray: Ray = "",
     topology: PlanTopology = "",
-    servers: Servers | None = None,
+    servers: Servers = NO_SERVERS,
 ) -> None:
     """Measure only the ladders of the plan's space: which deployment is best, which knob matters. `signoff` resumes it.
 

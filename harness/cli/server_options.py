@@ -7,7 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,6 +62,9 @@ class Servers:
         return ",".join(urls)
 
 
+NO_SERVERS = Servers((), {}, {})
+
+
 def with_servers(command: Callable | None = None, *, without: tuple[str, ...] = (), url_help: str = "") -> Callable:
     """Wrap a command with a parameter ``servers: Servers`` as one with ``--url`` and OPTIONS, except some of them."""
     if command is None:
@@ -73,19 +76,19 @@ def with_servers(command: Callable | None = None, *, without: tuple[str, ...] = 
         if name not in without:
             options[_name(name)] = _option(name, about["help"], about["metavar"], about.get("action") == "append")
 
-    @functools.wraps(command)
     def with_options(**values):
         given = {name: value for name in options if (value := values.pop(name))}
         return command(**values, servers=_servers(given))
 
+    wrapped: Any = functools.wraps(command)(with_options)
     kept = [parameter for parameter in parameters if parameter.name != "servers"]
     added = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         for name, annotation in options.items()
     ]
-    with_options.__signature__ = inspect.Signature([*kept, *added])
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in (*kept, *added)}
-    return with_options
+    wrapped.__signature__ = inspect.Signature([*kept, *added])
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in (*kept, *added)}
+    return wrapped
 
 
 def _servers(given: dict[str, str | list[str]]) -> Servers:
@@ -95,8 +98,8 @@ def _servers(given: dict[str, str | list[str]]) -> Servers:
 
 
 def _option(flag: str, words: str, metavar: str = "URL", several: bool = False):
-    kind = list[str] if several else str
-    return Annotated[kind | None, typer.Option(flag, help=words, metavar=metavar, rich_help_panel=_PANEL)]
+    option = typer.Option(flag, help=words, metavar=metavar, rich_help_panel=_PANEL)
+    return Annotated[list[str] | None, option] if several else Annotated[str | None, option]
 
 
 def _name(flag: str) -> str:

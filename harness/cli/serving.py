@@ -12,7 +12,7 @@ from rich.table import Table
 
 from harness import wire
 from harness.cli.app import TOPOLOGY_HELP, Preset, app, out, say_aside, shown
-from harness.cli.server_options import Servers, with_servers
+from harness.cli.server_options import NO_SERVERS, Servers, with_servers
 from harness.client.target import URL_VARIABLE
 from harness.errors import InputError, ServerError
 from harness.host.places import ROOT, SCENARIOS
@@ -111,7 +111,7 @@ def speak(
     resume: Annotated[
         Path | None, typer.Option(help="Resume a session that --keep wrote, with the same script.")
     ] = None,
-    servers: Servers | None = None,
+    servers: Servers = NO_SERVERS,
 ) -> None:
     """Send one script to a server and print the result."""
     from harness.cli.speak import Manner, speak_file
@@ -170,7 +170,7 @@ def profile(
 
 @app.command(epilog="Example: `harness doctor --url grpcs://gpu7:8001,gpu8:8001 --tls-ca ca.pem`")
 @with_servers
-def doctor(servers: Servers | None = None) -> None:
+def doctor(servers: Servers = NO_SERVERS) -> None:
     """What this machine can and cannot do, and how to fix it; with --url, whether servers are reachable."""
     from harness.cli.doctor import examine
 

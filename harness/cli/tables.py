@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 from rich import box
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from harness import signoff as job
-from harness.records.fit import Fit, FittedModel, FittedStep, Unfitted, fitted
+from harness.records.fit import Fit, FittedStep, Unfitted, fitted
 from harness.records.plan import Plan
+from harness.records.prediction import Prediction
 from harness.report import words
 from harness.report.screen import Screen
 
@@ -29,7 +30,7 @@ class Show(job.Watcher):
             TextColumn("{task.description}"),
         )  # fmt: skip
         self.bar = Progress(*columns, console=out, transient=True) if out.is_terminal else None
-        self.task = None
+        self.task: TaskID | None = None
         self.spent = self.total = self.current = 0.0
         self.began = time.monotonic()
 
@@ -51,7 +52,7 @@ class Show(job.Watcher):
     def step(self, what: str, estimated_s: float) -> None:
         self.what, self.current, self.step_began = what, estimated_s, time.monotonic()
         left = self._left()
-        if self.bar:
+        if self.bar and self.task is not None:
             self.bar.update(self.task, description=what, completed=self.spent, left=left)
         else:
             out.print(f"[{self._clock()}] {what} … ({left})", markup=False, soft_wrap=True)
@@ -62,7 +63,7 @@ class Show(job.Watcher):
     def finish(self, what: str, estimated_s: float, took_s: float, note: str) -> None:
         self.spent = min(self.spent + estimated_s, self.total)
         out.print(f"[{self._clock()}] {what}: {took_s:.0f} s {note}", markup=False, soft_wrap=True)
-        if self.bar:
+        if self.bar and self.task is not None:
             self.bar.update(self.task, completed=self.spent, left=self._left())
 
     def say(self, note: str) -> None:
@@ -230,23 +231,24 @@ def _step_words(step: FittedStep | Unfitted) -> tuple[str, str]:
     return f"{1e3 * step.intercept_s:.1f} ms + {1e3 * step.slope_s:.2f} ms x sessions", f"{step.r_squared:.3f}"
 
 
-def print_prediction(content: dict, unit: str) -> None:
+def print_prediction(prediction: Prediction, unit: str) -> None:
     """Print a simulated steady state: the load, the quantiles of each class, and whether that load was measured."""
     out.print(
-        f"Simulated at {content['rate_per_s']:g} requests/s on {unit}: {content['sessions']:.1f} sessions at once, "
-        f"{1e3 * content['step_s']:.1f} ms a frame, {content['frames_per_s'] / 7.5:.1f} audio seconds per second",
+        f"Simulated at {prediction.rate_per_s:g} requests/s on {unit}: {prediction.sessions:.1f} sessions at once, "
+        f"{1e3 * prediction.step_s:.1f} ms a frame, {prediction.frames_per_s / 7.5:.1f} audio seconds per second",
         highlight=False,
     )
-    most, measured = content["sessions_p95"], fitted(FittedModel.of(content["model"]).step_time).max_sessions
-    if most > round(measured):
+    most, model = prediction.sessions_p95, prediction.model
+    measured = fitted(model.step_time).max_sessions if model else None
+    if most is not None and measured is not None and most > round(measured):
         out.print(
             f"extrapolated: up to {most:.0f} sessions at once (95th percentile), and {measured:.0f} were measured",
             style="yellow",
         )
     table = _table("", "class", "first audio p50", "first audio p95", "RTF p50", "RTF p95", left=("class",))
-    for name in dict.fromkeys(key.partition(".")[0] for key in content if "." in key):
-        audio = [words.milliseconds(content[f"{name}.{key}"]) for key in ("ttfa_p50_s", "ttfa_p95_s")]
-        table.add_row(name, *audio, *(words.figure(content[f"{name}.{key}"]) for key in ("rtf_p50", "rtf_p95")))
+    for name, own in prediction.classes.items():
+        audio = map(words.milliseconds, (own.ttfa_p50_s, own.ttfa_p95_s))
+        table.add_row(name, *audio, *map(words.figure, (own.rtf_p50, own.rtf_p95)))
     table.caption = "RTF (real-time factor): seconds of making per second of audio; above 1 a stream falls behind"
     out.print(table)
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from harness.drive.generator import LoadSettings, arrival_times
@@ -14,6 +14,7 @@ from harness.drive.observed import Observed
 from harness.drive.validity import MAX_LATENESS_P99_S, Certificate, Due, Gate, certify
 from harness.records import metrics
 from harness.records.load_log import mixture
+from harness.records.summary import Summary
 
 ERRORS_SHOWN = 3  # kinds of error; requests.csv lists all of them
 _NS = 1e9
@@ -31,11 +32,11 @@ def window_start_ns(observed: Observed) -> int:
     return metrics.settled_ns(observed.results, observed.start_ns, observed.end_ns)
 
 
-def certificate_of(observed: Observed, summary: Mapping[str, float], start_ns: int) -> Certificate:
+def certificate_of(observed: Observed, summary: Summary, start_ns: int) -> Certificate:
     """Judge the window [start_ns, end_ns), whose ``metrics.summarise`` is ``summary``."""
-    lateness_s, notes = _lateness_s(observed, summary["lateness_p99_s"])
+    lateness_s, notes = _lateness_s(observed, summary.lateness_p99_s)
     certificate = certify(
-        {**summary, "lateness_p99_s": lateness_s},
+        replace(summary, lateness_p99_s=lateness_s),
         submitted=observed.readers.submitted,
         recorded=observed.recorded,
         due=_due(observed, start_ns),
@@ -66,16 +67,16 @@ def _errors(observed: Observed) -> Iterator[str]:
 def _servers(observed: Observed) -> Iterator[str]:
     servers = observed.by_server()
     if len(servers) > 1:
-        shares = ", ".join(f"{each['address']} {each['requests']}" for each in servers)
+        shares = ", ".join(f"{each.address} {each.requests}" for each in servers)
         yield f"requests to each of {len(servers)} servers, {observed.target.balance}: {shares}"
     for each in servers:
-        if each["reconnects"]:
-            yield f"connections to {each['address']} that were lost and re-established: {each['reconnects']}"
-        if each["passed_over"]:
-            yield f"requests that skipped {each['address']} because it was down: {each['passed_over']}"
-        if each["forgotten"]:
+        if each.reconnects:
+            yield f"connections to {each.address} that were lost and re-established: {each.reconnects}"
+        if each.passed_over:
+            yield f"requests that skipped {each.address} because it was down: {each.passed_over}"
+        if each.forgotten:
             yield (
-                f"{each['address']} reports at least {each['forgotten']} fewer requests than were sent: "
+                f"{each.address} reports at least {each.forgotten} fewer requests than were sent: "
                 "the server, or its entry model, was restarted (or several servers answer at this address)"
             )
 

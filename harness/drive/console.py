@@ -13,10 +13,11 @@ from harness.drive.generator import LoadSettings
 from harness.drive.load_report import Drift, LoadReport
 from harness.drive.observed import Observed
 from harness.drive.readers.live_stats import Progress
+from harness.records.load_test import HostSummary
 from harness.records.metrics import per_request, rising_p_value
 from harness.records.schema import Outcome, Result
+from harness.records.summary import ClassSummary, Summary
 
-_COLUMNS = ("ttfa_p50_s", "ttfa_p95_s", "rtf_p50", "rtf_p95", "stall_p95_s", "c100")
 DRIFT_P_VALUE = 0.01  # below it a drift is called rising; it judges nothing
 _MARKS = {True: "ok", False: "NO", None: "--"}
 
@@ -105,17 +106,15 @@ def end_lines(observed: Observed, report: LoadReport) -> Iterator[str]:
 def _window_lines(report: LoadReport) -> Iterator[str]:
     if report.warm_up_s:
         yield (
-            f"  window       {report.summary['seconds']:.1f} s, after {report.warm_up_s:.1f} s of warm-up that MSER-5 "
+            f"  window       {report.summary.seconds:.1f} s, after {report.warm_up_s:.1f} s of warm-up that MSER-5 "
             "derives from the number of sessions; --steady starts without one"
         )
 
 
 def _load_lines(settings: LoadSettings, report: LoadReport) -> Iterator[str]:
     summary = report.summary
-    offered = (
-        f"{summary['offered_rate_per_s']:.4g} requests/s, {summary['offered_audio_s_per_s']:.4g} audio s/s offered"
-    )
-    yield f"  load         {offered}, {summary['delivered_audio_s_per_s']:.4g} delivered"
+    offered = f"{summary.offered_rate_per_s:.4g} requests/s, {summary.offered_audio_s_per_s:.4g} audio s/s offered"
+    yield f"  load         {offered}, {summary.delivered_audio_s_per_s:.4g} delivered"
     if settings.load.arrivals is not None and settings.load.arrivals.ends_s < (report.end_ns - report.start_ns) / 1e9:
         yield f"               {settings.load.arrivals.kind} arrivals ended after {settings.load.arrivals.ends_s:.0f} s"
 
@@ -132,15 +131,14 @@ def _audio_lines(results: Sequence[Result]) -> Iterator[str]:
     yield f"  stalls       {rows['stalls'].sum():.0f}, {rows['stall_total_s'].sum():.2f} s in all (no start buffer)"
 
 
-def _class_table(results: Sequence[Result], summary: dict[str, float]) -> Iterator[str]:
+def _class_table(results: Sequence[Result], summary: Summary) -> Iterator[str]:
     yield f"  {'':<12} {'TTFA p50':>9} {'p95':>7} {'RTF p50':>9} {'p95':>7} {'stall p95':>10} {'C100':>7}"
     for name in ("all", *sorted({result.traffic_class for result in results})):
-        prefix = "" if name == "all" else f"{name}."
-        values = (summary.get(prefix + key, math.nan) for key in _COLUMNS)
-        ttfa50, ttfa95, rtf50, rtf95, stall95, c100 = values
+        own = summary if name == "all" else summary.classes.get(name, ClassSummary())
         yield (
-            f"  {name:<12} {_figure(ttfa50, 's'):>9} {_figure(ttfa95, 's'):>7} {_figure(rtf50):>9} {_figure(rtf95):>7}"
-            f" {_figure(stall95, 's'):>10} {_figure(100 * c100, '%', 1):>7}"
+            f"  {name:<12} {_figure(own.ttfa_p50_s, 's'):>9} {_figure(own.ttfa_p95_s, 's'):>7} "
+            f"{_figure(own.rtf_p50):>9} {_figure(own.rtf_p95):>7} "
+            f"{_figure(own.stall_p95_s, 's'):>10} {_figure(100 * own.c100, '%', 1):>7}"
         )
 
 
@@ -148,16 +146,16 @@ def _slo_lines(report: LoadReport) -> Iterator[str]:
     for title, each in zip(("SLOs", *[""] * len(report.slos)), report.slos, strict=False):
         yield f"  {title:<12} {_figure(each.verdict.value):>6}  {each.verdict.reason}"
     if report.slos:
-        good, whole = report.summary["goodput_per_s"], report.summary["completed_rate_per_s"]
+        good, whole = report.summary.goodput_per_s, report.summary.completed_rate_per_s
         yield f"  goodput      {good:.4g} requests/s met every SLO of their class, of {whole:.4g} completed"
 
 
-def _machine_lines(machine: dict) -> Iterator[str]:
-    if machine.get("looks"):
+def _machine_lines(machine: HostSummary | None) -> Iterator[str]:
+    if machine and machine.looks:
         yield (
-            f"  machine      {machine['busy_share']:.0%} of {machine['cores']} cores busy, "
-            f"{machine['other_share']:.0%} by others (at most {machine['other_share_max']:.0%}), "
-            f"{machine['stolen_share']:.1%} stolen (at most {machine['stolen_share_max']:.1%})"
+            f"  machine      {machine.busy_share:.0%} of {machine.cores} cores busy, "
+            f"{machine.other_share:.0%} by others (at most {machine.other_share_max:.0%}), "
+            f"{machine.stolen_share:.1%} stolen (at most {machine.stolen_share_max:.1%})"
         )
 
 

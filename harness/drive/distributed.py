@@ -22,6 +22,7 @@ from harness.drive.readers.live_stats import PROGRESS_EVERY_S, Progress
 from harness.drive.runners import FINISH_S, FindUsers, SpeechTest
 from harness.errors import HarnessError
 from harness.records.load_log import result_from_plain, result_to_plain
+from harness.records.load_test import AskedLoad
 from harness.records.schema import Result
 
 WORKER_REPORT_S = 1.0
@@ -32,7 +33,7 @@ SAME_CLOCK_NS = 100_000_000  # monotonic clocks of one host differ by less, thos
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """What a worker tells its master each second. ``results``: those since the last report, as plain values.
+    """What a worker tells its master each second. ``results``: those since the last report.
 
     ``wall_ns``: see ``wall_ns()``. ``record``: the worker's ``LoadSettings.record``. ``done``: this is the last report.
     ``failed``: why the worker could not send, or "".
@@ -40,7 +41,7 @@ class WorkerReport:
 
     KIND = "speech"  # of Locust's messages
 
-    results: list[dict]
+    results: tuple[Result, ...]
     progress: Progress
     submitted: int
     lost: int
@@ -48,17 +49,24 @@ class WorkerReport:
     connections: ConnectionStatistics
     wall_ns: int
     shares_servers_clock: bool
-    record: dict
+    record: AskedLoad
     done: bool
     failed: str
 
     def to_plain(self) -> dict:
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {**plain, "progress": self.progress.to_plain(), "connections": self.connections.to_plain()}
+        return plain | {
+            "results": list(map(result_to_plain, self.results)),
+            "progress": self.progress.to_plain(),
+            "connections": self.connections.to_plain(),
+            "record": self.record.to_dict(),
+        }
 
     @classmethod
     def from_plain(cls, plain: dict) -> WorkerReport:
         parts = {
+            "results": tuple(map(result_from_plain, plain["results"])),
+            "record": AskedLoad.of(plain["record"]),
             "progress": Progress.from_plain(plain["progress"]),
             "connections": ConnectionStatistics.from_plain(plain["connections"]),
         }
@@ -125,9 +133,9 @@ class MasterTest(SpeechTest):
             return
         report = WorkerReport.from_plain(msg.data)
         self._shift_ns[msg.node_id] = _shift_ns(report.wall_ns, self._wall_ns)
-        for plain in report.results:
-            self._record(_shifted(result_from_plain(plain), self._shift_ns[msg.node_id]))
-        self._reports[msg.node_id] = replace(report, results=[])
+        for result in report.results:
+            self._record(_shifted(result, self._shift_ns[msg.node_id]))
+        self._reports[msg.node_id] = replace(report, results=())
         self._begin_when_all_are_ready()
 
     def _begin_when_all_are_ready(self) -> None:
@@ -165,11 +173,12 @@ class MasterTest(SpeechTest):
         return {each for each in self._expected if each not in self._reports or not self._reports[each].done}
 
     def _faults(self) -> list[str]:
-        own = self.settings.record()
+        own = self.settings.record().to_dict()
         faults = [f"worker {worker} never reported its last results" for worker in sorted(self._silent())]
         faults += sorted({report.failed for report in self._reports.values() if report.failed})
         for worker, report in sorted(self._reports.items()):
-            other = [key for key, value in report.record.items() if value != own[key]]
+            theirs = report.record.to_dict()
+            other = [key for key in own | theirs if theirs.get(key) != own.get(key)]
             if other:
                 faults.append(
                     f"worker {worker} has a different {', '.join(other)}: give all workers the same options and files"
@@ -191,7 +200,7 @@ class WorkerTest(SpeechTest):
 
     def __init__(self, environment, find_users: FindUsers):
         super().__init__(environment, find_users)
-        self._outbox: list[dict] = []
+        self._outbox: list[Result] = []
         environment.runner.register_message(Begin.KIND, self._begin_on_order, concurrent=True)
         environment.runner.register_message(End.KIND, self._end_on_order, concurrent=True)
 
@@ -218,7 +227,7 @@ class WorkerTest(SpeechTest):
         threading.Thread(target=self._keep_reporting, args=(self.share,), daemon=True).start()
 
     def _take(self, result: Result) -> None:
-        self._outbox.append(result_to_plain(result))
+        self._outbox.append(result)
         self._fire(result)
 
     def _conclude(self, end_ns: int, readers: ReaderTotals) -> None:
@@ -241,7 +250,7 @@ class WorkerTest(SpeechTest):
         results, self._outbox = self._outbox, []
         share = self.share
         report = WorkerReport(
-            results=results,
+            results=tuple(results),
             progress=share.pool.progress() if share and not done else Progress(),
             submitted=share.pool.submitted if share else 0,
             lost=share.pool.lost if share else 0,

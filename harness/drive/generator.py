@@ -19,6 +19,7 @@ from harness.drive.load import Load
 from harness.drive.readers.pool import ReaderPool
 from harness.drive.stop_rule import Patience, slowest_rtf
 from harness.errors import HarnessError, InputError
+from harness.records.load_test import AskedLoad, UserRecord
 from harness.records.schema import Request, Result
 from harness.traffic.mix import Mix, ScriptSource, requests
 
@@ -79,31 +80,31 @@ class LoadSettings:
         slowest = slowest_rtf(self.mix.slos) if self.load.until_saturated else None
         return Patience(self.load.rung_s, self.load.precision, slowest)
 
-    def record(self) -> dict:
-        """The settings as plain values. Processes with equal records send shares of the same load."""
-        load = self.load
-        process = load.arrivals.record() if load.arrivals else {"arrivals": None, "rate_per_s": None}
-        return {
-            "loop": load.loop,
-            **process,
-            "mix": self.mix.name,
-            "users": {
-                each.name: {"mix": each.mix.name, "weight": each.weight, "fixed_count": each.fixed_count}
-                for each in self.users
-            },
-            "classes": self.mix.record(),
-            "mean_audio_s": self.mix.mean_audio_s(),
-            "chunk_frames": self.mix.chunk_frames,
-            "diffusion_steps": self.mix.diffusion_steps,
-            "seed": load.seed,
-            "steady": load.steady,
-            "iterations": load.iterations,
-            "readers": self.readers,
-            "ladder": list(load.sessions),
-            "rung_s": load.rung_s,
-            "precision": load.precision,
-            "until_saturated": load.until_saturated,
-        }
+    def record(self) -> AskedLoad:
+        """The settings. Processes with equal records send shares of the same load."""
+        load, sent, mix = self.load, self.load.record(), self.mix
+        return AskedLoad(
+            loop=sent.loop,
+            arrivals=sent.arrivals or None,
+            rate_per_s=sent.rate_per_s,
+            burstiness=sent.burstiness,
+            stages=sent.stages,
+            trace=sent.trace,
+            mix=mix.name,
+            users={u.name: UserRecord(mix=u.mix.name, weight=u.weight, fixed_count=u.fixed_count) for u in self.users},
+            classes=mix.record(),
+            mean_audio_s=mix.mean_audio_s(),
+            chunk_frames=mix.chunk_frames,
+            diffusion_steps=mix.diffusion_steps,
+            seed=load.seed,
+            steady=load.steady,
+            iterations=load.iterations,
+            readers=self.readers,
+            sessions=load.sessions,
+            rung_s=load.rung_s,
+            precision=load.precision,
+            until_saturated=load.until_saturated,
+        )
 
 
 class Share:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from harness.records.load_test import HostSummary
+
 INTERVAL_S = 5.0
 
 
@@ -36,20 +38,20 @@ class HostRecord:
     samples: tuple[HostSample, ...] = ()
     events: tuple[str, ...] = ()
 
-    def summary(self, start_ns: int, end_ns: int) -> dict[str, float | int | list[str] | None]:
+    def summary(self, start_ns: int, end_ns: int) -> HostSummary:
         """Means and maxima of the samples in [start_ns, end_ns], as shares of the host's cores, and all events."""
         inside = [each for each in self.samples if start_ns <= each.at_ns <= end_ns and not math.isnan(each.busy_share)]
-        return {
-            "looks": len(inside),
-            "cores": os.cpu_count(),
-            "stolen_share": _mean(each.stolen_share for each in inside),
-            "stolen_share_max": max((each.stolen_share for each in inside), default=None),
-            "busy_share": _mean(each.busy_share for each in inside),
-            "other_share": _mean(each.other_share for each in inside),
-            "other_share_max": max((each.other_share for each in inside), default=None),
-            "server_memory_bytes": inside[-1].server_memory_bytes if inside else 0,
-            "server_events": list(self.events),
-        }
+        return HostSummary(
+            looks=len(inside),
+            cores=os.cpu_count(),
+            stolen_share=_mean(each.stolen_share for each in inside),
+            stolen_share_max=max((each.stolen_share for each in inside), default=None),
+            busy_share=_mean(each.busy_share for each in inside),
+            other_share=_mean(each.other_share for each in inside),
+            other_share_max=max((each.other_share for each in inside), default=None),
+            server_memory_bytes=inside[-1].server_memory_bytes if inside else 0,
+            server_events=self.events,
+        )
 
 
 class HostMonitor:

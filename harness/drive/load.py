@@ -6,11 +6,13 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from harness import wire
 from harness.errors import InputError
+from harness.records.load import TrialLoad
 from harness.traffic.arrivals import Arrivals, RateStage
 
 RUNG_S = 10.0  # by default
@@ -115,13 +117,21 @@ class Load:
         """The longest time that the load can last, in seconds; infinite without a limit."""
         return (math.inf if self.seconds is None else self.seconds) * max(1, len(self.sessions))
 
-    def record(self) -> dict:
+    def record(self) -> TrialLoad:
         """The load as stored with its trial. Trial ids are derived from it."""
-        common = {"seconds": self.seconds, "seed": self.seed, **self.asks}
-        if self.arrivals:
-            return {"loop": "open", **self.arrivals.record(), **common}
-        early = {"precision": self.precision} if self.precision else {}
-        return {"loop": "closed", "concurrency": list(self.sessions), **early, **common}
+        common: dict[str, Any] = {"seconds": self.seconds, "seed": self.seed, **self.asks}
+        if self.arrivals is None:
+            return TrialLoad(loop="closed", sessions=self.sessions, precision=self.precision or None, **common)
+        process = self.arrivals
+        return TrialLoad(
+            loop="open",
+            arrivals=process.kind,
+            rate_per_s=process.rate_per_s,
+            burstiness=process.burstiness if process.kind == "gamma" else None,
+            stages=process.stages,
+            trace=process.trace.record(process.repeat) if process.trace else None,
+            **common,
+        )
 
     def options(self) -> list[str]:
         """The load as options of Locust's command line; ``options.load_of`` turns them back into the same load.

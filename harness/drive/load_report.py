@@ -13,8 +13,10 @@ from harness.drive.host_monitor import HostSample
 from harness.drive.observed import Observed
 from harness.drive.validity import Certificate, Gate
 from harness.records import metrics
+from harness.records.load_test import DriftRecord, HostSummary
 from harness.records.schema import Outcome, Result
 from harness.records.slo import Slo, Verdict, judge
+from harness.records.summary import Summary
 
 _NS = 1e9
 
@@ -43,8 +45,10 @@ class Drift:
         slope = theilslopes(values[parts], parts).slope if len(parts) > 1 else math.nan
         return float(slope) * 3600 / self.part_s
 
-    def to_plain(self) -> dict:
-        return {"part_s": self.part_s, "step_s": self.step_s.tolist(), "memory_mib": self.memory_mib.tolist()}
+    def record(self) -> DriftRecord:
+        return DriftRecord(
+            part_s=self.part_s, step_s=tuple(self.step_s.tolist()), memory_mib=tuple(self.memory_mib.tolist())
+        )
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,10 @@ class LoadReport:
     start_ns: int
     end_ns: int
     warm_up_s: float  # cut before the window
-    summary: dict[str, float]
+    summary: Summary
     certificate: Certificate
     slos: tuple[SloResult, ...]
-    machine: dict
+    machine: HostSummary | None
     drift: Drift | None
 
     @property
@@ -86,7 +90,7 @@ def report_of(observed: Observed) -> LoadReport:
         summary,
         certificate_of(observed, summary, start_ns),
         judge_slos(slos, observed.results, start_ns, end_ns),
-        observed.host.summary(start_ns, end_ns) if observed.host.samples else {},
+        observed.host.summary(start_ns, end_ns) if observed.host.samples else None,
         _drift(observed, start_ns, end_ns),
     )
 

@@ -11,6 +11,7 @@ from harness.client.replicas import ConnectionStatistics
 from harness.client.target import Target
 from harness.drive.generator import LoadSettings
 from harness.drive.host_monitor import HostRecord
+from harness.records.load_test import ServerRequests
 from harness.records.schema import Outcome, Result
 
 
@@ -60,11 +61,16 @@ class Observed:
     def failed(self) -> list[Result]:
         return [result for result in self.results if result.outcome is Outcome.ERROR]
 
-    def by_server(self) -> list[dict[str, str | int]]:
+    def by_server(self) -> list[ServerRequests]:
         """Requests to each server, and statistics of the connections to it."""
         requests, connections = Counter(result.target for result in self.results), self.readers.connections
-        counts = {name: getattr(connections, name) for name in ("reconnects", "passed_over", "forgotten")}
         return [
-            {"address": each, "requests": requests[each], **{name: count[each] for name, count in counts.items()}}
+            ServerRequests(
+                address=each,
+                requests=requests[each],
+                reconnects=connections.reconnects[each],
+                passed_over=connections.passed_over[each],
+                forgotten=connections.forgotten[each],
+            )
             for each in self.target.addresses
         ]

@@ -17,6 +17,7 @@ from harness.errors import StoreError
 from harness.host.provenance import commit, host_facts, versions
 from harness.records import metrics
 from harness.records.load_log import RecordsWriter
+from harness.records.load_test import HeldRung, TestEnd, TestRun
 from harness.records.schema import Outcome, Result
 from harness.records.store import LOAD_TEST, replace_text, write_json
 
@@ -37,9 +38,9 @@ class Recorder:
         self._faults: list[str] = []
         self._ladder_ended = ""
         self._rungs = 0  # held so far
-        options = {"url": self.target.url, "target": self.target.record(), "run_s": settings.load.time_limit_s}
-        options |= settings.record()
-        self._writer, self._manifest = _opened(folder, options) if folder else (None, None)
+        url, run_s = self.target.url, settings.load.time_limit_s
+        run = TestRun(url=url, target=self.target.record(), run_s=run_s, asked=settings.record())
+        self._writer, self._manifest = _opened(folder, run) if folder else (None, None)
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -68,7 +69,7 @@ class Recorder:
         """Note that a rung of the ladder was held over [start_ns, end_ns)."""
         self._rungs += 1
         if self._writer:
-            self._write(self._writer.rung, {"users": users, "start_ns": start_ns, "end_ns": end_ns})
+            self._write(self._writer.rung, HeldRung(users=users, start_ns=start_ns, end_ns=end_ns))
 
     def end_ladder(self, why: str) -> None:
         """Note why the ladder ended before its last rung."""
@@ -119,34 +120,34 @@ class Recorder:
             self.unwritten += 1
 
 
-def _end_record(observed: Observed, report: LoadReport) -> dict:
+def _end_record(observed: Observed, report: LoadReport) -> TestEnd:
     """The last record of a test, as stored."""
-    return {
-        "origin_ns": observed.start_ns,
-        "start_ns": report.start_ns,
-        "end_ns": report.end_ns,
-        "warm_up_s": report.warm_up_s,
-        "ladder_ended": observed.ladder_ended,
-        "submitted": observed.readers.submitted,
-        "never_sent": observed.never_sent,
-        "lost": observed.readers.lost,
-        "lag_p99_s": observed.readers.lag_p99_s,
-        "replicas": observed.by_server(),
-        "valid": report.valid,
-        "verdict": report.certificate.verdict,
-        "reasons": list(report.reasons),
-        "gates": [[gate.name, gate.passed, gate.says] for gate in report.certificate.gates],
-        "promises": [[str(each.slo), each.verdict.met, each.verdict.value] for each in report.slos],
-        "machine": report.machine,
-        "drift": report.drift.to_plain() if report.drift else None,
-        "summary": report.summary,
-    }
+    return TestEnd(
+        origin_ns=observed.start_ns,
+        start_ns=report.start_ns,
+        end_ns=report.end_ns,
+        warm_up_s=report.warm_up_s,
+        ladder_ended=observed.ladder_ended,
+        submitted=observed.readers.submitted,
+        never_sent=observed.never_sent,
+        lost=observed.readers.lost,
+        lag_p99_s=observed.readers.lag_p99_s,
+        replicas=tuple(observed.by_server()),
+        valid=report.valid,
+        verdict=report.certificate.verdict,
+        reasons=report.reasons,
+        gates=tuple((gate.name, gate.passed, gate.says) for gate in report.certificate.gates),
+        slos=tuple((str(each.slo), each.verdict.met, each.verdict.value) for each in report.slos),
+        machine=report.machine,
+        drift=report.drift.record() if report.drift else None,
+        summary=report.summary,
+    )
 
 
 class _Manifest:
     """The settings and the outcome of a test as JSON beside the records of every chunk."""
 
-    def __init__(self, folder: Path, options: dict):
+    def __init__(self, folder: Path, run: TestRun):
         self._folder = folder
         self._content = {
             "kind": LOAD_TEST,
@@ -155,28 +156,28 @@ class _Manifest:
             "commit": commit(),
             "versions": versions(),
             "host": host_facts(),
-            "load": options,
+            "load": run.to_dict(),
         }
         write_json(folder / MANIFEST, self._content)
 
-    def conclude(self, end: dict, results: Sequence[Result]) -> None:
-        counts = Counter(result.outcome for result in results)
+    def conclude(self, end: TestEnd, results: Sequence[Result]) -> None:
+        counts, content = Counter(result.outcome for result in results), end.to_dict()
         judged = ("valid", "verdict", "reasons", "gates")
         went = {
             "finished_at": _now(),
             "requests": {str(outcome): counts[outcome] for outcome in Outcome},
-            "certificate": {name: end[name] for name in judged},
-            "measured": {name: value for name, value in end.items() if name not in judged},
+            "certificate": {name: content[name] for name in judged},
+            "measured": {name: value for name, value in content.items() if name not in judged},
         }
         replace_text(self._folder / REQUESTS, metrics.per_request(results).to_csv(index=False))
         write_json(self._folder / MANIFEST, self._content | went)
 
 
-def _opened(folder: Path, options: dict) -> tuple[RecordsWriter, _Manifest]:
+def _opened(folder: Path, run: TestRun) -> tuple[RecordsWriter, _Manifest]:
     """Open the records and their manifest; both or neither."""
-    writer = RecordsWriter(folder, options)
+    writer = RecordsWriter(folder, run)
     try:
-        return writer, _Manifest(folder, options)
+        return writer, _Manifest(folder, run)
     except StoreError:
         writer.discard()
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from scipy.special import ndtri
@@ -11,6 +11,7 @@ from scipy.special import ndtri
 from harness.records.metrics import LATE_SEND_S
 from harness.records.slo import Slo
 from harness.records.steadiness import MIN_PARTS, slowest_memory_s
+from harness.records.summary import Summary
 from harness.traffic.arrivals import Arrivals
 
 MAX_RATE_ERROR = 0.01
@@ -29,7 +30,6 @@ MIN_LENGTHS_CV2 = 0.25  # floor: a server of equal requests does not run like cl
 MIN_ARRIVALS = 20  # fewer are not tested for their number
 MIN_ARRIVALS_OF_TREND = 25_000  # of a random process: fewer cannot tell a rise of 10% from chance
 FARTHEST_DUE_S = 0.1
-_OF_CLASS = ".ttfa_rise_s"
 _SIGMAS = 4  # tolerance of the number of arrivals: one run in 16,000 is beyond
 
 
@@ -136,7 +136,7 @@ class Trend:
 
 
 def certify(
-    summary: Mapping[str, float],
+    summary: Summary,
     *,
     submitted: int,
     recorded: int,
@@ -159,14 +159,14 @@ def certify(
     return Certificate((*gates, *steadiness), notes, failures)
 
 
-def _schedule(summary: Mapping[str, float], due: Due) -> Iterator[Gate]:
+def _schedule(summary: Summary, due: Due) -> Iterator[Gate]:
     """Requests sent against those due, and those due against the process: exactly, and statistically."""
-    offered, sent = summary["offered_rate_per_s"], summary["achieved_rate_per_s"]
+    offered, sent = summary.offered_rate_per_s, summary.achieved_rate_per_s
     says = f"{sent:.4g} requests/s were sent of {offered:.4g} due"
     apart = abs(sent - offered) > MAX_RATE_ERROR * offered
     yield Gate("sends", not apart, says + (f": more than {MAX_RATE_ERROR:.0%} apart" if apart else ""))
-    yield _punctuality(summary["late_sends_share"], round(sent * summary["seconds"]))
-    requests = int(summary["requests"])
+    yield _punctuality(summary.late_sends_share, round(sent * summary.seconds))
+    requests = int(summary.requests)
     yield _arrivals(requests, due)
     if due.arrivals.kind != "trace" and not math.isnan(due.expected):
         yield _rate(requests, due)
@@ -200,23 +200,23 @@ def _rate(requests: int, due: Due) -> Gate:
     return Gate("rate", abs(requests - due.expected) <= allowed, says)
 
 
-def _recorder(summary: Mapping[str, float], submitted: int, recorded: int) -> Gate:
+def _recorder(summary: Summary, submitted: int, recorded: int) -> Gate:
     says = f"{recorded} requests were recorded of {submitted} submitted"
     if submitted != recorded:
         return Gate("records", False, f"{says}: they must be equal")
-    impossible = int(summary["impossible"])
+    impossible = int(summary.impossible)
     says += f", {impossible} of them ended or received audio before they were sent" if impossible else ""
     return Gate("records", not impossible, says)
 
 
-def _audio(summary: Mapping[str, float]) -> Gate:
-    frames = summary["frames_per_s"] * summary["seconds"]
+def _audio(summary: Summary) -> Gate:
+    frames = summary.frames_per_s * summary.seconds
     says = f"{frames:.0f} frames were received in the window"
     return Gate("audio", frames > 0, says + ("" if frames > 0 else ": at least 1 is needed"))
 
 
-def _timestamps(summary: Mapping[str, float]) -> Gate:
-    lateness_s = summary["lateness_p99_s"]
+def _timestamps(summary: Summary) -> Gate:
+    lateness_s = summary.lateness_p99_s
     if math.isnan(lateness_s):
         return Gate("timestamps", None, "not testable: no chunk came whose time at the server is known")
     late = lateness_s > MAX_LATENESS_P99_S
@@ -224,68 +224,68 @@ def _timestamps(summary: Mapping[str, float]) -> Gate:
     return Gate("timestamps", not late, _against(says, late, f"{MAX_LATENESS_P99_S * 1e3:g} ms"))
 
 
-def _steadiness(summary: Mapping[str, float], due: Due | None, slos: Sequence[Slo]) -> Iterator[Gate]:
+def _steadiness(summary: Summary, due: Due | None, slos: Sequence[Slo]) -> Iterator[Gate]:
     trends = [_little(summary, due), _sessions(summary, due), _step(summary)]
-    if due is not None and 0 < due.burstiness * MIN_ARRIVALS_OF_TREND <= summary["requests"]:
+    if due is not None and 0 < due.burstiness * MIN_ARRIVALS_OF_TREND <= summary.requests:
         trends.append(_load(summary, due))
-    classes = sorted(key.removesuffix(_OF_CLASS) for key in summary if key.endswith(_OF_CLASS))
+    classes = sorted(summary.classes)
     sigmas = -float(ndtri(FALSE_ALARMS / (len(trends) + len(classes))))
     for trend in trends:
-        yield trend.judged(summary["seconds"], sigmas)
+        yield trend.judged(summary.seconds, sigmas)
     for name in classes:
         yield _first_audio(summary, name, slos, sigmas)
 
 
-def _little(summary: Mapping[str, float], due: Due | None) -> Trend:
+def _little(summary: Summary, due: Due | None) -> Trend:
     """Little's law, N = X R, with a correction for sessions that the window's ends cut.
 
     For completed requests, X R differs from N by the ages of the sessions open at both ends, and by nothing else. Where
     sessions do not end, their ages grow. Sessions of one burst have equal ages, and users of a closed loop may run in
     step, so their ages together are no more certain than the age of one.
     """
-    needed_s = MIN_MEMORIES * summary["memory_s"]
-    alike = max(due.burstiness, 1.0) if due else max(summary["sessions"], 1.0)
-    error = summary["littles_error"] * math.sqrt(alike) if summary["seconds"] >= needed_s else math.nan
-    return Trend("Little's law", summary["littles_residual"], error, MAX_LITTLE_RESIDUAL, "N", needed_s, 1.0, "is off")
+    needed_s = MIN_MEMORIES * summary.memory_s
+    alike = max(due.burstiness, 1.0) if due else max(summary.sessions, 1.0)
+    error = summary.littles_error * math.sqrt(alike) if summary.seconds >= needed_s else math.nan
+    return Trend("Little's law", summary.littles_residual, error, MAX_LITTLE_RESIDUAL, "N", needed_s, 1.0, "is off")
 
 
-def _sessions(summary: Mapping[str, float], due: Due | None) -> Trend:
+def _sessions(summary: Summary, due: Due | None) -> Trend:
     """Whether the number of sessions rose.
 
     A queue in steady state keeps its spread; in a window of few relaxation times it may drift like a random walk. Then
     its variance grows by (that of arrivals + that of ends) per second, and the variance of a fitted line's rise is 6/5
     of the total. A busy server completes requests with the dispersion of their lengths.
     """
-    seconds, burstiness = summary["sessions_rise_seconds"], due.burstiness if due else 1.0
-    memory_s, mean = slowest_memory_s(summary, burstiness), summary["sessions"]
-    variance = 12 * summary["sessions_variance"] * memory_s / seconds
+    seconds, burstiness = summary.sessions_rise_seconds, due.burstiness if due else 1.0
+    memory_s, mean = slowest_memory_s(summary, burstiness), summary.sessions
+    variance = 12 * summary.sessions_variance * memory_s / seconds
     if seconds < MIN_MEMORIES * memory_s:
-        dispersion = burstiness + max(summary["lengths_cv2"], MIN_LENGTHS_CV2)
-        variance = 1.2 * dispersion * summary["requests"] / summary["seconds"] * seconds
-    rise, error = (each / mean if mean else math.nan for each in (summary["sessions_rise"], math.sqrt(variance)))
+        dispersion = burstiness + max(summary.lengths_cv2, MIN_LENGTHS_CV2)
+        variance = 1.2 * dispersion * summary.requests / summary.seconds * seconds
+    rise, error = (each / mean if mean else math.nan for each in (summary.sessions_rise, math.sqrt(variance)))
     return Trend("sessions", rise, error, MAX_SESSIONS_RISE, "their mean", MIN_MEMORIES * memory_s)
 
 
-def _step(summary: Mapping[str, float]) -> Trend:
-    return Trend("step time", summary["step_rise"], summary["step_rise_error"], MAX_STEP_RISE, "its mean")
+def _step(summary: Summary) -> Trend:
+    return Trend("step time", summary.step_rise, summary.step_rise_error, MAX_STEP_RISE, "its mean")
 
 
-def _load(summary: Mapping[str, float], due: Due) -> Trend:
-    error = math.sqrt(12 * due.burstiness / summary["requests"]) if summary["requests"] else math.nan
-    return Trend("rate of arrivals", summary["load_rise"], error, MAX_LOAD_RISE, "its mean")
+def _load(summary: Summary, due: Due) -> Trend:
+    error = math.sqrt(12 * due.burstiness / summary.requests) if summary.requests else math.nan
+    return Trend("rate of arrivals", summary.load_rise, error, MAX_LOAD_RISE, "its mean")
 
 
-def _first_audio(summary: Mapping[str, float], name: str, slos: Sequence[Slo], sigmas: float) -> Gate:
+def _first_audio(summary: Summary, name: str, slos: Sequence[Slo], sigmas: float) -> Gate:
     limits = [each.limit for each in slos if each.traffic_class == name and each.metric == "ttfa_s"]
-    scale_s = max(min(limits), 1e-9) if limits else summary[f"{name}.ttfa_mean_s"]
+    own, what = summary.classes[name], f"first audio of {name}"
+    scale_s = max(min(limits), 1e-9) if limits else own.ttfa_mean_s
     limit, scale = (MAX_TTFA_RISE, "its SLO") if limits else (MAX_TTFA_RISE_OF_MEAN, "its mean")
-    what, span_s = f"first audio of {name}", summary[f"{name}.ttfa_span_s"]
-    if span_s <= limit * scale_s:
-        return Gate(what, True, f"{what} stayed within {span_s:.3g} s (limit {limit:.0%} of {scale}, {scale_s:.3g} s)")
-    shares = (
-        summary[f"{name}.{key}"] / scale_s if scale_s else math.nan for key in ("ttfa_rise_s", "ttfa_rise_error_s")
-    )
-    return Trend(what, *shares, limit, scale, MIN_PARTS * slowest_memory_s(summary)).judged(summary["seconds"], sigmas)
+    if own.ttfa_span_s <= limit * scale_s:
+        says = f"{what} stayed within {own.ttfa_span_s:.3g} s (limit {limit:.0%} of {scale}, {scale_s:.3g} s)"
+        return Gate(what, True, says)
+    rise, error = (each / scale_s if scale_s else math.nan for each in (own.ttfa_rise_s, own.ttfa_rise_error_s))
+    needed_s = MIN_PARTS * slowest_memory_s(summary)
+    return Trend(what, rise, error, limit, scale, needed_s).judged(summary.seconds, sigmas)
 
 
 def _too_short(seconds: float, needed_s: float, what: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -42,10 +43,10 @@ def _installed_requirements() -> list[str]:
 
 def find(name: str, search: Iterable[str] | None = None) -> Found | None:
     """The package that an import would find in these folders; None = this interpreter's own search path."""
-    given = {} if search is None else {"path": list(search)}
+    given: dict[str, Any] = {} if search is None else {"path": list(search)}
     for found in metadata.Distribution.discover(name=name, **given):
         if found.version:  # a folder left by a failed removal has none
-            return Found(found.version, Path(found.locate_file("")))
+            return Found(found.version, Path(str(found.locate_file(""))))
     return None
 
 

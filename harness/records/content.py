@@ -17,9 +17,9 @@ Figure = Annotated[float, BeforeValidator(lambda value: math.nan if value is Non
 """A number that is NaN where unknown, stored as null in JSON."""
 
 
-def absent(default: Any) -> Any:
-    """A field that is left out of the content while it has its default value."""
-    return dataclasses.field(default=default, metadata={_ABSENT: True})
+def absent(default: Any, key: str | None = None) -> Any:
+    """A field that is left out of the content while it has its default value; ``key``: as for ``stored_as``."""
+    return dataclasses.field(default=default, metadata={_ABSENT: True} | ({_KEY: key} if key else {}))
 
 
 def stored_as(key: str, default: Any = dataclasses.MISSING) -> Any:
@@ -46,7 +46,7 @@ def _is_left_out(field: dataclasses.Field[Any], value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return content_of(value)
+        return value.to_dict() if hasattr(value, "to_dict") else content_of(value)
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
     return [_plain(each) for each in value] if isinstance(value, tuple | list) else value

@@ -18,6 +18,7 @@ import msgpack
 import numpy as np
 
 from harness.errors import StoreError
+from harness.records.load_test import HeldRung, TestEnd, TestRun
 from harness.records.schema import Chunks, Outcome, Request, Result
 
 SCHEMA = 1
@@ -60,15 +61,12 @@ def mixture(results: Sequence[Result]) -> tuple[str, ...]:
 
 @dataclass
 class Records:
-    """One load test as read back. ``run``: its settings; ``end``: its outcome ({} if it was killed).
+    """One load test as read back. ``run``: its settings; ``end``: its outcome (None if it was killed)."""
 
-    ``rungs``: ``{"users", "start_ns", "end_ns"}`` of each rung of a ladder, in order.
-    """
-
-    run: dict
+    run: TestRun
     results: list[Result] = field(default_factory=list)
-    rungs: list[dict] = field(default_factory=list)
-    end: dict = field(default_factory=dict)
+    rungs: list[HeldRung] = field(default_factory=list)
+    end: TestEnd | None = None
 
 
 def check_folder(folder: Path) -> None:
@@ -90,7 +88,7 @@ class RecordsWriter:
     A pair that cannot be written raises StoreError and leaves the file unchanged.
     """
 
-    def __init__(self, folder: Path, run: dict):
+    def __init__(self, folder: Path, run: TestRun):
         self.path = Path(folder) / FILE_NAME
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +98,7 @@ class RecordsWriter:
         except OSError as error:
             raise StoreError(f"cannot write records to {folder}: {error.strerror}") from error
         try:
-            self._append("run", {"schema": SCHEMA, **run})
+            self._append("run", {"schema": SCHEMA, **run.to_dict()})
         except StoreError:
             self.discard()
             raise
@@ -115,11 +113,11 @@ class RecordsWriter:
     def result(self, result: Result) -> None:
         self._append("result", result_to_plain(result))
 
-    def rung(self, rung: dict) -> None:
-        self._append("rung", rung)
+    def rung(self, rung: HeldRung) -> None:
+        self._append("rung", rung.to_dict())
 
-    def end(self, end: dict) -> None:
-        self._append("end", end)
+    def end(self, end: TestEnd) -> None:
+        self._append("end", end.to_dict())
         self._file.close()
 
     def _append(self, kind: str, value: dict) -> None:
@@ -157,13 +155,13 @@ def _collect(pairs, path: Path) -> Records:
         if records is None:
             if kind != "run" or value["schema"] > SCHEMA:
                 raise StoreError(f"{path} was written by a newer version of the harness, or is not a records file")
-            records = Records(run=value)
+            records = Records(run=TestRun.of(value))
         elif kind == "result":
             records.results.append(result_from_plain(value))
         elif kind == "rung":
-            records.rungs.append(value)
+            records.rungs.append(HeldRung.of(value))
         elif kind == "end":
-            records.end = value
+            records.end = TestEnd.of(value)
     if records is None:
         raise StoreError(f"{path} is empty: the test was killed before it began")
     return records

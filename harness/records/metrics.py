@@ -1,11 +1,11 @@
-"""From Results to numbers: every metric a subtraction of named timestamps, listed once in METRICS."""
+"""From Results to numbers: every metric a subtraction of named timestamps, listed once in ``summary``."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from harness.records import steadiness
 from harness.records.schema import Outcome, Result
 from harness.records.slo import Slo, goodput_per_s, sample_quantile
 from harness.records.steadiness import MIN_PARTS
+from harness.records.summary import ClassSummary, Summary
 
 NS_PER_S = 1e9
 START_BUFFERS_S = {"": 0.0, "_500ms": 0.5, "_2s": 2.0}
@@ -28,90 +29,6 @@ _SCALARS = tuple(each.name for each in dataclasses.fields(Result) if each.name !
 _THIRDS_PER_SAMPLE = 3 * 1_000_000_000 // wire.SAMPLE_RATE_HZ
 _THIRDS_PER_S = 3 * NS_PER_S
 _ALWAYS = (np.iinfo(np.int64).min, np.iinfo(np.int64).max)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One key of a summary. With ``per_class``, there is also ``<class>.<name>`` for every class."""
-
-    name: str
-    formula: str
-    unit: str
-    note: str
-    per_class: bool = False
-
-
-def _quantile_metrics() -> Iterator[Metric]:
-    for prefix, suffix, formula, unit, note in (
-        (
-            "ttfa",
-            "_s",
-            "first chunk received - due",
-            "s",
-            "requests due in the window; no audio counts as infinitely late",
-        ),
-        ("rtf", "", "(last - first chunk) / audio after the first", "1", "chunks in the window; below 1 = in time"),
-        ("stall", "_s", "longest wait of playback for audio", "s", "no start buffer; no audio = longer than any"),
-    ):
-        for quantile in QUANTILES:
-            yield Metric(f"{prefix}_p{quantile * 100:.0f}{suffix}", formula, unit, note, per_class=True)
-
-
-METRICS = (
-    Metric("seconds", "window end - window start", "s", ""),
-    Metric("requests", "count of requests due in the window", "1", "", per_class=True),
-    Metric("done", "count of them that completed", "1", "by the end of the window", per_class=True),
-    Metric("errors", "count of them that failed", "1", "", per_class=True),
-    Metric("cancelled", "count of them that the client cancelled", "1", "", per_class=True),
-    Metric("unfinished", "count of them still running at the end of the window", "1", "censored", per_class=True),
-    Metric("offered_rate_per_s", "requests due in the window / seconds", "1/s", ""),
-    Metric("achieved_rate_per_s", "those of them that were sent / seconds", "1/s", ""),
-    Metric("completed_rate_per_s", "requests done in the window / seconds", "1/s", ""),
-    Metric("goodput_per_s", "completed requests that met every SLO of their class / seconds", "1/s", ""),
-    Metric(
-        "offered_audio_s_per_s", "audio seconds requested by requests due in the window / seconds", "1", "offered load"
-    ),
-    Metric("delivered_audio_s_per_s", "audio seconds received in the window / seconds", "1", "audio throughput"),
-    *_quantile_metrics(),
-    Metric("ttfa_span_s", "largest - smallest TTFA", "s", "no audio yet = as long as it waited", per_class=True),
-    Metric("ttfa_mean_s", "mean TTFA", "s", "of the same", per_class=True),
-    Metric(
-        "ttfa_rise_s", "rise of a line fitted to TTFA by due", "s", "over the window, in 8 to 50 parts", per_class=True
-    ),
-    Metric("ttfa_rise_error_s", "standard error of ttfa_rise_s", "s", "parts longer than the memory", per_class=True),
-    Metric(
-        "c50",
-        "share of streams whose longest stall is under 50 ms",
-        "1",
-        "without audio counts as not continuous",
-        True,
-    ),
-    Metric("c100", "share of streams whose longest stall is under 100 ms", "1", "", True),
-    Metric("c200", "share of streams whose longest stall is under 200 ms", "1", "", True),
-    Metric("c100_500ms", "share of streams with stalls under 100 ms", "1", "start buffer of 0.5 s", True),
-    Metric("c100_2s", "share of streams with stalls under 100 ms", "1", "start buffer of 2 s", True),
-    Metric("schedule_delay_p99_s", "p99 of sent - due", "s", "an error of the client; requests due in the window"),
-    Metric("late_sends_share", "share of sends later than 5 ms", "1", "requests due in the window"),
-    Metric("lateness_p99_s", "p99 of chunk received - server's sent_at", "s", "all chunks of the window; same host"),
-    Metric("sessions", "mean number of requests between sent and ended", "1", ""),
-    Metric("frames_per_s", "frames received in the window / seconds", "1/s", ""),
-    Metric("step_s", "sessions / frames per second", "s", "mean time per frame and stream"),
-    Metric("residence_s", "mean of ended - sent", "s", "requests that ended in the window"),
-    Metric("memory_s", "E[R^2] / E[R] of the residence R", "s", "correlation time of the number of sessions"),
-    Metric("littles_residual", "(ages of sessions open at the end - mean) / (N x seconds)", "1", "0 in steady state"),
-    Metric("littles_error", "its standard deviation in steady state", "1", ""),
-    Metric("sessions_rise", "rise of a line fitted to the number of sessions", "1", "over its seconds"),
-    Metric("sessions_rise_seconds", "time that the line is fitted to", "s", "half of a window that begins empty"),
-    Metric("sessions_variance", "variance of the number of sessions about that line", "1", ""),
-    Metric("lengths_cv2", "variance / mean^2 of the frames requested", "1", ""),
-    Metric("load_rise", "12 x (mean of due / window - 1/2)", "1", "share by which the rate of arrivals rose"),
-    Metric("step_rise", "rise of the time from chunk to chunk / its mean", "1", "at an equal number of streams"),
-    Metric("step_rise_error", "standard error of step_rise", "1", "includes correlation of neighbours"),
-    Metric(
-        "impossible", "count of requests that ended, or received audio, before they were sent", "1", "0 in true records"
-    ),
-)
-"""Every key of ``summarise``, with its formula and unit."""
 
 
 def per_request(results: Sequence[Result], start_ns: int = _ALWAYS[0], end_ns: int = _ALWAYS[1]) -> pd.DataFrame:
@@ -205,8 +122,8 @@ def sessions_in_window(results: Sequence[Result], start_ns: int, end_ns: int) ->
     return float(sessions_in_parts(results, start_ns, end_ns, parts=1)[0])
 
 
-def summarise(results: Sequence[Result], start_ns: int, end_ns: int, slos: Sequence[Slo] = ()) -> dict[str, float]:
-    """Every metric of METRICS over [start_ns, end_ns), as plain floats; NaN where undefined.
+def summarise(results: Sequence[Result], start_ns: int, end_ns: int, slos: Sequence[Slo] = ()) -> Summary:
+    """Every metric of [start_ns, end_ns), as plain floats; NaN where undefined.
 
     Requests *due* in the window count for rates, outcomes and TTFA; streams *served* in it, whenever they started, for
     RTF and continuity; chunks *received* in it for throughput and lateness.
@@ -215,17 +132,21 @@ def summarise(results: Sequence[Result], start_ns: int, end_ns: int, slos: Seque
     served = [result for result in results if _is_of_window(result, start_ns, end_ns)]
     frame = per_request(served, start_ns, end_ns)
     due = frame[(frame["due_ns"] >= start_ns) & (frame["due_ns"] < end_ns)]
-    summary = {"seconds": seconds, **_requests_summary(due, frame)}
-    summary |= _rates(due, seconds) | _service(served, start_ns, end_ns)
-    summary["goodput_per_s"] = _goodput_per_s(served, start_ns, end_ns, slos)
-    summary |= _steadiness(served, due, start_ns, end_ns)
+    figures = {"seconds": seconds, **_requests_summary(due, frame)}
+    figures |= _rates(due, seconds) | _service(served, start_ns, end_ns)
+    figures["goodput_per_s"] = _goodput_per_s(served, start_ns, end_ns, slos)
+    summary = Summary(**_floats(figures | _steadiness(served, due, start_ns, end_ns)))
     memory_s = steadiness.slowest_memory_s(summary)
-    summary |= _first_audio(due, start_ns, end_ns, memory_s)
+    classes = {}
     for name in sorted(set(frame["traffic_class"])):
         own_due, own = due[due["traffic_class"] == name], frame[frame["traffic_class"] == name]
-        figures = _requests_summary(own_due, own) | _first_audio(own_due, start_ns, end_ns, memory_s)
-        summary |= {f"{name}.{key}": value for key, value in figures.items()}
-    return {key: float(value) for key, value in summary.items()}
+        own_figures = _requests_summary(own_due, own) | _first_audio(own_due, start_ns, end_ns, memory_s)
+        classes[name] = ClassSummary(**_floats(own_figures))
+    return dataclasses.replace(summary, **_floats(_first_audio(due, start_ns, end_ns, memory_s)), classes=classes)
+
+
+def _floats(figures: dict[str, float]) -> dict[str, Any]:
+    return {key: float(value) for key, value in figures.items()}
 
 
 def _is_of_window(result: Result, start_ns: int, end_ns: int) -> bool:

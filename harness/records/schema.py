@@ -5,12 +5,21 @@ All times are CLOCK_MONOTONIC nanoseconds (``time.monotonic_ns``), comparable ac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from harness import wire
+from harness.identity import StageIdentity
+from harness.records.content import content_of, read
+from harness.records.load import TrialLoad
+from harness.records.prediction import Prediction
+from harness.records.summary import Summary
+from harness.topology import TOPOLOGY
 
 
 class Outcome(StrEnum):
@@ -133,8 +142,12 @@ class Rung:
     frames_per_s: float  # frames delivered in the window / its seconds
     start_ns: int
     end_ns: int
-    summary: dict  # metrics.summarise(...) of the window, as plain values
+    summary: Annotated[Summary, BeforeValidator(Summary.of)]
     stages: tuple[StageStatistics, ...] = ()
+
+
+def _prediction_of(content: Mapping[str, Any] | None) -> Prediction | None:
+    return Prediction.of(content) if content else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +157,43 @@ class Trial:
     trial_id: str
     kind: str  # "ladder" or "open"
     deployment: dict  # knob path -> value, e.g. {"diffusion_decoder.delay_us": 2000}
-    load: dict  # {"concurrency": [1, 2, 4]} or {"rate_per_s": 0.8, "arrivals": "poisson"}; "seconds"; "seed"
+    load: TrialLoad
     started_at: str  # ISO 8601, UTC
     wall_s: float
     valid: bool
     reasons: tuple[str, ...]  # why it is INVALID, or what a reader should know
     rungs: tuple[Rung, ...]
-    prediction: dict | None = None  # written before an open-loop run starts: the fit's prediction of it
+    # written before an open-loop run starts: the fit's prediction of it
+    prediction: Annotated[Prediction | None, BeforeValidator(_prediction_of)] = None
     over_saturated: bool = False
     reader_lag_p99_s: float | None = None  # how late the stream readers' own timers ran
     target: str = ""  # host:port that it ran on, if a plan is measured on several servers
     topology: str = wire.STAGED  # how the frame path was deployed
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Trial:
+        """Read its content, a line of trials.jsonl. Raises ValueError."""
+        return read(cls, content)
+
+    def to_dict(self) -> dict[str, Any]:
+        return content_of(self)
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """What one process of a ``server`` reported of itself and its topology; the content is flat."""
+
+    server: str
+    topology: str
+    identity: StageIdentity
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> StageRecord:
+        """Read its content. Raises KeyError or TypeError."""
+        return cls(content["server"], content.get(TOPOLOGY, wire.STAGED), StageIdentity.of(dict(content)))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"server": self.server, TOPOLOGY: self.topology, **self.identity.content()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,5 +216,15 @@ class RunManifest:
     notes: tuple[str, ...] = ()
     sealed: bool = False  # its answer was signed: signoff.json must exist
     profiles: dict = field(default_factory=dict)  # of other types of device, by type, as they were at the start
-    stages: tuple[dict, ...] = ()  # what the server processes reported: identity.StageIdentity
+    stages: tuple[StageRecord, ...] = ()  # what the server processes reported
     topologies: tuple[str, ...] = (wire.STAGED,)  # that the plan deploys
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> RunManifest:
+        """Read its content. Raises TypeError, ValueError or KeyError."""
+        known: dict[str, Any] = {**content, "stages": tuple(map(StageRecord.of, content.get("stages", ())))}
+        known |= {name: tuple(known[name]) for name in ("notes", "topologies") if name in known}
+        return cls(**known)
+
+    def to_dict(self) -> dict[str, Any]:
+        return content_of(self)

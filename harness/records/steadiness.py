@@ -7,13 +7,14 @@ including the correlation of the values: a queue stays high or low for long, and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from harness import wire
 from harness.records.schema import Outcome, Result
+from harness.records.summary import Summary
 
 MIN_PARTS = 8  # of a window that is tested for a trend
 MAX_PARTS = 50
@@ -46,7 +47,7 @@ class OpenSessions:
         self.mean = float(self._inside_s.sum()) / self.seconds
 
     def figures(self) -> dict[str, float]:
-        """The figures by their names in ``metrics.METRICS``."""
+        """The figures by their names in a summary."""
         rise, variance = self._line()
         age_s, expected_s, error_s = self._open_ages()
         whole_s = self.mean * self.seconds
@@ -118,16 +119,16 @@ def _pace_s(own: Sequence[Result], residence_s: np.ndarray, whole: np.ndarray, e
     return open_s / (sum(heard) / wire.SAMPLES_PER_FRAME) if sum(heard) else 0.0
 
 
-def slowest_memory_s(figures: Mapping[str, float], burstiness: float = 1.0) -> float:
+def slowest_memory_s(summary: Summary, burstiness: float = 1.0) -> float:
     """The longer of two correlation times, in seconds: of the residences, and of a queue with this spread of sessions.
 
     Sessions that arrive and leave at random increase the variance by (1 + burstiness) x rate per second; for the
     measured variance the restoring time constant must be 2 x variance / that, and the integral of the autocorrelation
     is twice that. At high utilisation it is far longer than any residence: 1 / (1 - utilisation) times.
     """
-    comings_per_s = (1 + burstiness) * figures["requests"] / figures["seconds"]
-    queue_s = 4 * figures["sessions_variance"] / comings_per_s if comings_per_s else math.inf
-    return max(figures["memory_s"], queue_s)
+    comings_per_s = (1 + burstiness) * summary.requests / summary.seconds
+    queue_s = 4 * summary.sessions_variance / comings_per_s if comings_per_s else math.inf
+    return max(summary.memory_s, queue_s)
 
 
 def load_rise(due_s: np.ndarray, seconds: float) -> float:

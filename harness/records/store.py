@@ -33,13 +33,13 @@ from harness.records.content import Record
 from harness.records.fit import Fit
 from harness.records.metrics import per_request
 from harness.records.plan import Plan
+from harness.records.prediction import Prediction
 from harness.records.schema import (
     BatchStatistics,
     Chunks,
     GpuSample,
     Outcome,
     Result,
-    Rung,
     RunManifest,
     ServerSample,
     StageStatistics,
@@ -110,9 +110,7 @@ class Run:
             raise StoreError(f"{path} holds the records of a load test (locust --records), not a run of a plan")
         del content["schema"]
         with _damage(path / "manifest.json"):
-            names = [name for name in ("notes", "stages", "topologies") if name in content]
-            listed = {name: tuple(content[name]) for name in names}
-            return cls(path, RunManifest(**_changed(content, **listed)))
+            return cls(path, RunManifest.of(content))
 
     @staticmethod
     def is_run(path: Path | str) -> bool:
@@ -121,7 +119,7 @@ class Run:
     def update_manifest(self, **changes: Any) -> None:
         """Replaces fields of the manifest, here and on disk."""
         self.manifest = dataclasses.replace(self.manifest, **changes)
-        write_json(self.path / "manifest.json", dataclasses.asdict(self.manifest))
+        write_json(self.path / "manifest.json", self.manifest.to_dict())
 
     def trials(self) -> list[Trial]:
         """Every finished trial, in the order they were appended."""
@@ -135,7 +133,7 @@ class Run:
         name = _checked_name(trial.trial_id, "trial id")
         if any(known.trial_id == name for known in self.trials()):
             raise StoreError(f"{self.path}: trial {name} is stored already; records are append-only")
-        line = json.dumps(_plain(dataclasses.asdict(trial)), allow_nan=False)
+        line = json.dumps(_plain(trial.to_dict()), allow_nan=False)
         parts = [self.path / folder / f"{name}.parquet" for folder in _PART_FOLDERS]
         try:
             for part, table in zip(parts, (_result_table(name, results), _sample_table(name, samples)), strict=True):
@@ -146,17 +144,17 @@ class Run:
                 part.unlink(missing_ok=True)
             raise
 
-    def append_prediction(self, trial_id: str, prediction: dict) -> None:
+    def append_prediction(self, trial_id: str, prediction: Prediction) -> None:
         """Write down what a trial that has not started will show; the line is on disk when this returns."""
-        line = json.dumps({"trial_id": trial_id, **_plain(prediction)}, allow_nan=False)
+        line = json.dumps({"trial_id": trial_id, **prediction.to_dict()}, allow_nan=False)
         _append_line(self.path / "predictions.jsonl", line)
 
-    def predictions(self) -> dict[str, dict]:
+    def predictions(self) -> dict[str, Prediction]:
         """What was written down before trials started, by trial; the last line of a trial counts."""
         path = self.path / "predictions.jsonl"
         with _damage(path):
             lines = [json.loads(line) for line in _whole_lines(path)]
-            return {line.pop("trial_id"): line for line in lines}
+            return {line.pop("trial_id"): Prediction.of(line) for line in lines}
 
     def must_have_room(self) -> None:
         """Raise StoreError, before anything is measured, where the disk has no room for a trial."""
@@ -210,7 +208,7 @@ class Run:
 
     def _trial(self, number: int, line: str) -> Trial:
         with _damage(self.path / "trials.jsonl", f"line {number}"):
-            return _trial_of(json.loads(line))
+            return Trial.of(json.loads(line))
 
     def _part(self, folder: str, trial_id: str, read: Callable[[pa.Table], list]) -> list:
         if all(trial.trial_id != trial_id for trial in self.trials()):
@@ -307,15 +305,6 @@ def _sample_of(row: dict) -> ServerSample:
     return ServerSample(**_changed(known, stages=_stages_of(row["stages"]), gpus=gpus, metrics=metrics))
 
 
-def _trial_of(content: dict) -> Trial:
-    rungs = tuple(map(_rung_of, content["rungs"]))
-    return Trial(**_changed(content, reasons=tuple(content["reasons"]), rungs=rungs))
-
-
-def _rung_of(content: dict) -> Rung:
-    return Rung(**_changed(content, summary=_with_nan(content["summary"]), stages=_stages_of(content["stages"])))
-
-
 def _stages_of(rows: Sequence[dict]) -> tuple[StageStatistics, ...]:
     batches = (tuple(BatchStatistics(**batch) for batch in row["batches"]) for row in rows)
     return tuple(StageStatistics(**_changed(row, batches=each)) for row, each in zip(rows, batches, strict=True))
@@ -324,10 +313,6 @@ def _stages_of(rows: Sequence[dict]) -> tuple[StageStatistics, ...]:
 def _changed(content: dict, **changes: Any) -> dict[str, Any]:
     """Content with some fields as records hold them, which JSON cannot."""
     return {**content, **changes}
-
-
-def _with_nan(summary: dict) -> dict:
-    return {key: math.nan if value is None else value for key, value in summary.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -95,7 +95,7 @@ def measured(swept: Sequence[SweptDeployment], trials: Sequence[Trial], requests
             f"up to {words.plural(most, 'session')} at once."
         )
     if opened:
-        rates = ", ".join(words.figure(trial.load.get("rate_per_s")) for trial in opened)
+        rates = ", ".join(words.figure(trial.load.rate_per_s) for trial in opened)
         predicted = sum(trial.prediction is not None for trial in opened)
         said.append(
             f"{words.plural(len(opened), 'open-loop trial')} at {rates} requests/s, arrivals independent of responses; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from harness.capacity.planning.prediction import flaw_of
 from harness.records.fit import Fit, FittedDeployment
 from harness.records.metrics import begun
 from harness.records.plan import Plan
+from harness.records.prediction import Prediction
 from harness.records.schema import Outcome, Rung, RunManifest, ServerSample, Trial
 from harness.records.slo import Slo
 from harness.records.store import Run
@@ -164,19 +165,18 @@ def predictions(run: Run, trials: Sequence[Trial]) -> list[StoredPrediction]:
     """One for each trial with a prediction; older runs have none, since their predictions lack time and hash."""
     written = run.predictions()
     return [
-        _stored_prediction(trial, written.get(trial.trial_id, {}) if written else None)
+        _stored_prediction(trial, trial.prediction, written)
         for trial in trials
-        if trial.prediction and (written or "sha256" in trial.prediction)
+        if trial.prediction and (written or trial.prediction.sha256)
     ]
 
 
-def _stored_prediction(trial: Trial, written: dict | None) -> StoredPrediction:
-    made_at, sha256 = (trial.prediction.get(name) or (written or {}).get(name, "") for name in ("made_at", "sha256"))
+def _stored_prediction(trial: Trial, prediction: Prediction, written: Mapping[str, Prediction]) -> StoredPrediction:
+    before = written.get(trial.trial_id, prediction)
+    made_at, sha256 = prediction.made_at or before.made_at, prediction.sha256 or before.sha256
     began = datetime.fromisoformat(trial.started_at)
     before_s = (began - datetime.fromisoformat(made_at)).total_seconds() if made_at else math.nan
-    return StoredPrediction(
-        trial.trial_id, made_at, before_s, sha256, flaw_of(trial.prediction, trial.started_at, written)
-    )
+    return StoredPrediction(trial.trial_id, made_at, before_s, sha256, flaw_of(prediction, trial, written))
 
 
 def key(knobs: dict) -> str:
@@ -300,21 +300,20 @@ def _trial_row(trial: Trial, letter: str, requests: pd.DataFrame, samples: list[
 
 def _worst(trial: Trial, name: str) -> float | None:
     """The highest value of a summary's figure over the windows of a trial."""
-    values = [rung.summary.get(name) for rung in trial.rungs]
+    values = [rung.summary.figure(name) for rung in trial.rungs]
     return max((value for value in values if words.known(value)), default=None)
 
 
 def load_words(trial: Trial) -> str:
     """The load of a trial as text: a ladder's rungs, or a rate and its arrival process."""
-    load = trial.load
-    if "concurrency" in load:
-        said = f"{', '.join(words.figure(n) for n in load['concurrency'])} sessions"
-    elif "rate_per_s" in load:
-        said = f"{words.figure(load['rate_per_s'])} requests/s, {load.get('arrivals', 'open loop')}"
+    load, each = trial.load, ""
+    if load.sessions:
+        said, each = f"{', '.join(map(words.figure, load.sessions))} sessions", " each"
+    elif load.rate_per_s is not None:
+        said = f"{words.figure(load.rate_per_s)} requests/s, {load.arrivals}"
     else:
-        said = ", ".join(f"{name} {value}" for name, value in load.items() if name not in ("seconds", "seed"))
-    each = " each" if "concurrency" in load else ""
-    return f"{said}; {words.figure(load['seconds'])} s{each}" if "seconds" in load else said
+        said = load.arrivals or "the given number of users"
+    return said if load.seconds is None else f"{said}; {words.figure(load.seconds)} s{each}"
 
 
 def slos(manifest: RunManifest, plan: Plan | None) -> list[Slo]:

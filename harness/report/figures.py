@@ -83,7 +83,7 @@ def stage_time(entry: SweptDeployment, top_ms: float) -> go.Figure:
             )
     figure.add_bar(
         x=places,
-        y=[1000 * point.hop_s for point in points],
+        y=[1000 * (point.hop_s or 0.0) for point in points],
         name="hop",
         marker=bar_marker(REST_COLOUR),
         hovertemplate="hop (the rest): %{y:.2f} ms<extra></extra>",
@@ -144,7 +144,7 @@ def first_audio(swept: Sequence[SweptDeployment], slos: Sequence[Slo]) -> go.Fig
     highest_s = [limit_s for limit_s, _ in limits]
     for entry in _best_last(swept):
         heard = [point for point in entry.points if point.first_audio_count]
-        highest_s += [point.first_audio_p95_s if entry.best else point.first_audio_p50_s for point in heard]
+        highest_s += [_known_s(each.first_audio_p95_s if entry.best else each.first_audio_p50_s) for each in heard]
         for repeat, points in enumerate(_ladders(heard)):
             marks = [_heard_mark(point) for point in points]
             _line(figure, entry, look[entry.letter], marks, repeat)
@@ -157,9 +157,14 @@ def first_audio(swept: Sequence[SweptDeployment], slos: Sequence[Slo]) -> go.Fig
     return figure
 
 
+def _known_s(seconds: float | None) -> float:
+    """A quantile of TTFA; NaN, which figures leave out, where there is none."""
+    return math.nan if seconds is None else seconds
+
+
 def _heard_mark(point: Point) -> Mark:
     counted = words.plural(point.first_audio_count, "request")
-    return Mark(point.valid, point.sessions, 1000 * point.first_audio_p50_s, f"median of {counted}")
+    return Mark(point.valid, point.sessions, 1000 * _known_s(point.first_audio_p50_s), f"median of {counted}")
 
 
 def _ladders(points: Sequence[Point]) -> list[list[Point]]:
@@ -170,7 +175,7 @@ def _ladders(points: Sequence[Point]) -> list[list[Point]]:
 def _p95_line(figure: go.Figure, entry: SweptDeployment, heard: list[Point], repeat: int) -> None:
     figure.add_scatter(
         x=[point.sessions for point in heard],
-        y=[1000 * point.first_audio_p95_s for point in heard],
+        y=[1000 * _known_s(point.first_audio_p95_s) for point in heard],
         name=f"{entry.letter}, 95th percentile",
         mode="lines",
         line={"color": BEST_COLOUR, "width": 1.2 if repeat else 2, "dash": "dash"},
@@ -196,7 +201,7 @@ def prediction(validation: Sequence[ValidationRow]) -> go.Figure:
             customdata=[f"{words.figure(row.rate_per_s)} requests/s" for _, row in shown],
             hovertemplate=f"%{{customdata}}: %{{x:+.1f}}%, {said}<extra></extra>",
         )
-    reach = 112 * max([row.limit for row in rows] + [abs(row.relative_error) for row in rows])
+    reach = 112 * max([row.limit for row in rows] + [abs(signed_error(row)) for row in rows])
     figure.update_xaxes(range=[-reach, reach], ticksuffix="%", zeroline=True)
     figure.update_yaxes(tickvals=list(ticks.values()), ticktext=[safe(name) for name in ticks], showgrid=False)
     figure.update_yaxes(range=[max(lanes) + 1, -1])
@@ -253,6 +258,8 @@ def _band(figure: go.Figure, lane: float, limit: float) -> None:
 
 def signed_error(row: ValidationRow) -> float:
     """The stored relative error; positive where the prediction exceeds the measurement."""
+    if row.relative_error is None or row.predicted is None or row.measured is None:
+        return math.nan
     return math.copysign(abs(row.relative_error), row.predicted - row.measured)
 
 

@@ -180,21 +180,21 @@ def slos_by_rate(loads: Sequence[SimulatedLoad]) -> go.Figure:
 
 def devices(plan: Plan, rates_per_s: Sequence[float] = (), counts: Sequence[int] = ()) -> go.Figure:
     """Devices for each target rate with their interval; ``counts`` at ``rates_per_s`` as a line between them."""
-    known = [target for target in plan.targets if words.known(target.devices)]
-    counted, bounds = [target.devices for target in known], [target.interval for target in known]
+    known = [(each.qps, each.devices, each.interval) for each in plan.targets if each.devices is not None]
+    counted = [count for _, count, _ in known]
     figure = _figure("requests per second", "devices", rangemode="tozero")
     if len(rates_per_s):
         line = {"color": REST_COLOUR, "shape": "vh"}
         figure.add_scatter(x=rates_per_s, y=counts, name="fewest devices (simulated)", mode="lines", line=line)
     figure.add_scatter(
-        x=[target.qps for target in known],
+        x=[qps for qps, _, _ in known],
         y=counted,
         name=f"planned, with {words.level(plan.confidence)} interval",
         mode="markers",
         marker={"color": BEST_COLOUR, "size": 11},
         error_y={
-            "array": [(high or count) - count for count, (_, high) in zip(counted, bounds, strict=True)],
-            "arrayminus": [count - low for count, (low, _) in zip(counted, bounds, strict=True)],
+            "array": [(high or count) - count for _, count, (_, high) in known],
+            "arrayminus": [count - (low or count) for _, count, (low, _) in known],
         },
     )
     return stand_alone(figure, f"Devices for each rate. One device is {plan.unit}")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 import yaml
@@ -149,7 +150,7 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {
+    shared: dict[str, Any] = {
         "words": words,
         "stage_colours": figures.STAGE_COLOURS,
         "rest_colour": figures.REST_COLOUR,
@@ -160,6 +161,7 @@ def template(name: str) -> Template:
         "script": Markup(_resource("plots.js")),
         "packed_plotly": packed_plotly(),
     }
+    environment.globals.update(shared)
     return environment.get_template(name)
 
 

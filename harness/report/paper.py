@@ -81,4 +81,5 @@ def _end(process: subprocess.Popen) -> None:
     except ProcessLookupError:
         pass
     process.wait()
-    process.stderr.close()
+    if process.stderr:
+        process.stderr.close()

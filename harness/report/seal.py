@@ -15,6 +15,7 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.records.plan import Plan
+from harness.records.schema import RunManifest
 from harness.records.store import Run, replace_text
 from harness.report.facts import REPORT_NAME, SEAL_NAME, SIGNATURE_NAME, evidence, expires_at, file_sha256, is_signed
 from harness.report.page import write_report
@@ -124,7 +125,7 @@ def _said(run: Run) -> dict:
         "verdict": plan.verdict,
         "answer": _answer(plan),
         "signed_at": manifest.finished_at,
-        "expires_at": expires_at(manifest).isoformat(timespec="seconds"),
+        "expires_at": _expiry(manifest),
         "expires_with": {
             "plan_sha256": manifest.plan_sha256,
             "preset": manifest.preset,
@@ -133,6 +134,14 @@ def _said(run: Run) -> dict:
         },
         "emulated": manifest.emulated,
     }
+
+
+def _expiry(manifest: RunManifest) -> str:
+    """When the answer of a finished run expires (ISO 8601)."""
+    when = expires_at(manifest)
+    if when is None:
+        raise ValueError("its manifest has no finished_at")
+    return when.isoformat(timespec="seconds")
 
 
 def _answer(plan: Plan) -> dict:
@@ -148,7 +157,7 @@ def check_seal(folder: Path, now: datetime | None = None) -> Checked:
     Raises InputError where nothing is signed, or the seal cannot be read.
     """
     if Run.is_run(folder) and not is_signed(run := Run.open(folder)) and run.manifest.finished_at:
-        return Checked("inconclusive", expires_at(run.manifest).isoformat(timespec="seconds"), 0, (_LOST,))
+        return Checked("inconclusive", _expiry(run.manifest), 0, (_LOST,))
     with _readable(Path(folder)):
         content = json.loads((Path(folder) / SEAL_NAME).read_text())
         own = content.pop("sha256")

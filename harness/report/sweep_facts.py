@@ -35,8 +35,7 @@ class Answer:
 
     @property
     def order(self) -> tuple[float, float]:
-        known = words.known(self.rate_per_s)
-        return (self.rate_per_s if known else -1.0, self.audio_s_per_s)
+        return (self.rate_per_s if words.known(self.rate_per_s) else -1.0, self.audio_s_per_s)
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ def nearest(entry: SweptDeployment, sessions: float) -> Point | None:
 
 
 def _bar(delay_s: float, point: Point) -> DelayBar:
-    return DelayBar(delay_s, point.stages, point.hop_s, point.sessions, False)
+    return DelayBar(delay_s, point.stages, point.hop_s or 0.0, point.sessions, False)
 
 
 def _waiting(least: DelayBar, delay_s: float) -> DelayBar:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from numbers import Real
+from typing import TypeGuard
 
 from harness import wire
 from harness.records.plan import JudgedSlo, Plan, PlannedTarget
@@ -42,7 +43,7 @@ _METRIC = re.compile(
 )
 
 
-def known(value) -> bool:
+def known(value: object) -> TypeGuard[float]:
     """Whether a stored figure exists: a number that is not NaN."""
     return isinstance(value, Real) and not math.isnan(value)
 

@@ -16,6 +16,7 @@ from harness.errors import InconclusiveError, InputError
 from harness.planfile import PlanSpec
 from harness.records.fit import Fit, FittedDeployment
 from harness.records.plan import Behaviour, Plan
+from harness.records.prediction import Prediction
 from harness.records.schema import RunManifest
 from harness.records.store import Run
 from harness.runs.opening import spec_of, unit_of
@@ -66,7 +67,7 @@ def behaviour_of(spec: PlanSpec, fit: Fit, plan: Plan) -> Behaviour | None:
     return behaviour(pools, mix, target, np.random.default_rng(spec.seed))
 
 
-def simulation_of(run: Run, rate_per_s: float) -> dict:
+def simulation_of(run: Run, rate_per_s: float) -> Prediction:
     """Predict an open-loop run at a rate (requests/s) on the best deployment, from the run's stored fit.
 
     Raises InputError at a rate that one device cannot sustain with as many sessions as were measured, whatever its

@@ -53,7 +53,7 @@ def profiles_of(spec: PlanSpec) -> dict[str, dict]:
 
 def _of_card(name: str, profile: dict, asked: ProfileSpec) -> dict:
     """The profile, scaled to the card that the plan names, if it names one."""
-    if asked.bandwidth_gb_s is None:
+    if asked.bandwidth_gb_s is None or asked.tflop_s is None:
         return profile
     room_bytes = None if asked.kv_room_gb is None else asked.kv_room_gb * 1e9
     return scaled(profile, name, asked.bandwidth_gb_s, asked.tflop_s, room_bytes)
@@ -66,8 +66,8 @@ def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None 
         digest.update(spec.topology.encode())
     for path in sorted({path for folder, pattern in _CODE for path in folder.glob(pattern)}):
         digest.update(path.read_bytes())
-    if spec.emulate:
-        digest.update(spec.profile_path().read_bytes())
+    if emulated := spec.profile_path():
+        digest.update(emulated.read_bytes())
     if spec.profiles:
         digest.update(json.dumps(profiles_of(spec), sort_keys=True).encode())
     digest.update((url or (f"ray {ray}" if ray else "")).encode())
@@ -110,10 +110,11 @@ def _device(spec: PlanSpec, url: str | None, ray: str | None, host: dict) -> str
     """Name of the serving device: an external Triton, a cluster's host, emulated GPUs, this host's GPU or its CPU."""
     if url:
         return f"the Triton at {url}" if "," not in url else f"Triton of {url}"  # must match _ELSEWHERE
-    if ray and not spec.emulate:
+    emulated = spec.profile_path()
+    if ray and not emulated:
         return f"{_CLUSTER}{ray}"
-    if spec.emulate:
-        name = f"emulated {read_profile(spec.profile_path())['device']}"
+    if emulated:
+        name = f"emulated {read_profile(emulated)['device']}"
         return name if spec.gpus == 1 else f"{spec.gpus} {name}"
     return "cpu" if host["gpu"] == "none" else host["gpu"].split(",")[0]
 

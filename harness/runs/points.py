@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from harness import wire
 from harness.deploy.config import Deployment
 from harness.errors import InputError
@@ -18,14 +20,14 @@ def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
     if url and (spec.emulate or parameters):
         raise InputError("emulate and parameters need a server that the harness starts: leave out these keys or --url")
     profile = str(spec.profile_path() or "")
-    where = {"emulate": profile, "gpus": spec.gpus, "device": spec.device, "dtype": spec.dtype}
+    where: dict[str, Any] = {"emulate": profile, "gpus": spec.gpus, "device": spec.device, "dtype": spec.dtype}
     where["topology"] = spec.topologies[0]
     return Deployment(preset=spec.preset, parameters=parameters, **{**where, **more})
 
 
 def base_of(run: Run) -> Deployment:
     """The run's deployment before any knob was set, on the kind of device that it ran on."""
-    kinds = {stage["kind"] for stage in run.manifest.stages if stage["preset"]}
+    kinds = {each.identity.kind for each in run.manifest.stages if each.identity.preset}
     return deployment_of(spec_of(run), None, device=GPU if kinds == {GPU} else AUTO)
 
 

@@ -11,10 +11,10 @@ from harness.errors import InputError
 from harness.identity import AUTO, CPU, GPU, StageIdentity, computes_frames
 from harness.identity import topology_of as topology_told
 from harness.planfile import PlanSpec
-from harness.records.schema import RunManifest
+from harness.records.schema import RunManifest, StageRecord
 from harness.records.store import Run
 from harness.runs.opening import _CLUSTER, _ELSEWHERE
-from harness.topology import KV_MODELS, TOPOLOGY
+from harness.topology import KV_MODELS
 
 _KV_LIMIT_BYTES = 8 << 30  # for runs whose manifests list no stages
 
@@ -35,9 +35,8 @@ def record_stages(run: Run, servers: Mapping[str, Sequence[StageIdentity]]) -> N
         )
     if run.manifest.finished_at:
         return  # the manifest may be signed already
-    others = tuple(each for each in run.manifest.stages if _topology_of(each) != topology)
-    mark = {TOPOLOGY: topology}
-    told = tuple({"server": server, **mark, **each.content()} for server, found in servers.items() for each in found)
+    others = tuple(each for each in run.manifest.stages if each.topology != topology)
+    told = tuple(StageRecord(server, topology, each) for server, found in servers.items() for each in found)
     run.update_manifest(stages=(*others, *told), device=_device_by(first, run.manifest))
 
 
@@ -46,14 +45,12 @@ def stages_by_server(manifest: RunManifest, topology: str | None = None) -> dict
 
     Empty for a run of an older harness.
     """
-    topology, servers = topology or manifest.topologies[0], {}
-    for content in [each for each in manifest.stages if _topology_of(each) == topology]:
-        servers.setdefault(content["server"], []).append(StageIdentity.of(content))
+    topology = topology or manifest.topologies[0]
+    servers: dict[str, list[StageIdentity]] = {}
+    for each in manifest.stages:
+        if each.topology == topology:
+            servers.setdefault(each.server, []).append(each.identity)
     return servers
-
-
-def _topology_of(content: Mapping) -> str:
-    return content.get(TOPOLOGY, wire.STAGED)
 
 
 def _computing(stages: Iterable[StageIdentity]) -> set[tuple[str, ...]]:

@@ -38,7 +38,7 @@ def estimated_s(load: Load, trials: Sequence[Trial] = ()) -> float:
     """
     ladders = [trial for trial in trials if trial.kind == "ladder" and trial.rungs]
     beside_s = median([trial.wall_s - _held_s(trial) for trial in ladders]) if ladders else START_S
-    alike = [_held_s(trial) for trial in ladders if _rungs_of(trial) == (list(load.sessions), load.seconds)]
+    alike = [_held_s(trial) for trial in ladders if _rungs_of(trial) == (load.sessions, load.seconds)]
     return max(alike, default=load.total_s) + max(beside_s, 0.0)
 
 
@@ -59,11 +59,11 @@ def decidable_s(spec: PlanSpec, mix: Mix, rate_per_s: float) -> float:
 
 def _held_s(trial: Trial) -> float:
     """Seconds for which a ladder held its load."""
-    return (trial.rungs[-1].end_ns - trial.rungs[0].start_ns) / 1e9 + settle_s(trial.load["seconds"])
+    return (trial.rungs[-1].end_ns - trial.rungs[0].start_ns) / 1e9 + settle_s(trial.load.seconds or 0.0)
 
 
-def _rungs_of(trial: Trial) -> tuple[list[int], float]:
-    return list(trial.load["concurrency"]), trial.load["seconds"]
+def _rungs_of(trial: Trial) -> tuple[tuple[int, ...], float | None]:
+    return trial.load.sessions, trial.load.seconds
 
 
 def minutes_needed(budget: Budget, left_out: Sequence[LeftOut]) -> int:

@@ -16,6 +16,7 @@ from harness.drive.load import Load
 from harness.planfile import PlanSpec
 from harness.records.fit import Fit, FittedDeployment
 from harness.records.plan import LeftOut
+from harness.records.prediction import Prediction
 from harness.records.schema import Trial
 from harness.records.store import Run
 from harness.runs.analysis import fit_of
@@ -42,7 +43,7 @@ class TrialRequest:
     point: dict
     load: Load
     later_s: float
-    prediction: dict | None = None
+    prediction: Prediction | None = None
     decisive: bool = True
 
 
@@ -126,7 +127,7 @@ class Campaign:
         shares = sorted(enumerate(self.spec.confirm.load_share), key=lambda each: each[1], reverse=True)
         for index, share in shares:  # the highest first: an answer needs it
             load, prediction = self._open_load(best, share, index)
-            what = f"open loop at {prediction['rate_per_s']:.2f} requests/s ({share:.0%} of the highest)"
+            what = f"open loop at {prediction.rate_per_s:.2f} requests/s ({share:.0%} of the highest)"
             decisive = share == shares[0][1]
             self._measure_or_leave_out(
                 host, TrialRequest(what, best.deployment, load, FIT_S, prediction, decisive=decisive)
@@ -222,20 +223,20 @@ class Campaign:
         ladder = self.spec.ladder
         return Load.ladder(ladder.seconds, seed, ladder.sessions, asks=asked(point), precision=ladder.precision)
 
-    def _open_load(self, best: FittedDeployment, share: float, index: int) -> tuple[Load, dict]:
+    def _open_load(self, best: FittedDeployment, share: float, index: int) -> tuple[Load, Prediction]:
         """The load of a confirmation and what the fit predicts for it."""
         seed = self.spec.seed + 1 + index  # each run draws its own requests
         rate = self._predicted_rate(best.deployment, seed) or round(best.rate() * share, 4)
         seconds = decidable_s(self.spec, self.mix, rate)
         predicted = predict_open_run(best, self.mix, rate, seconds, np.random.default_rng(seed))
         prediction = sealed(predicted, datetime.now(UTC).isoformat(timespec="seconds"))
-        steady = max(1, round(prediction["sessions"]))
+        steady = max(1, round(prediction.sessions))
         return Load.poisson(seconds, seed, rate, steady, asked(best.deployment)), prediction
 
     def _predicted_rate(self, point: dict, seed: int) -> float | None:
         """The rate of a confirmation predicted before a restart: it is measured or repeated at exactly that rate."""
         for name, prediction in reversed(self.run.predictions().items()):
-            rate = prediction["rate_per_s"]
+            rate = prediction.rate_per_s
             load = Load.poisson(decidable_s(self.spec, self.mix, rate), seed, rate, asks=asked(point))
             if name in (trial_id(point, load, repeat) for repeat in range(TRIES)):
                 return rate

@@ -14,6 +14,7 @@ from harness.drive.load import Load
 from harness.errors import InputError
 from harness.identity import StageIdentity
 from harness.planfile import load_plan
+from harness.records.prediction import Prediction
 from harness.sweep.trial import Driver, Measured
 from harness.sweep.workers import Host, HostGone, TrialCut
 
@@ -85,7 +86,7 @@ class RayHost(Host):
     def stages(self) -> tuple[StageIdentity, ...]:
         return self._ask(self._actor.stages.remote())
 
-    def run(self, point: dict, load: Load, prediction: dict | None = None, repeat: int = 0) -> Measured:
+    def run(self, point: dict, load: Load, prediction: Prediction | None = None, repeat: int = 0) -> Measured:
         measured = self._ask(self._actor.run.remote(point, load, prediction, repeat))
         if self._cut:
             raise TrialCut(f"a trial on {self.name} was aborted")
@@ -133,7 +134,7 @@ class Worker:
     def stages(self) -> tuple[StageIdentity, ...]:
         return self._host.stages
 
-    def run(self, point: dict, load: Load, prediction: dict | None, repeat: int) -> Measured:
+    def run(self, point: dict, load: Load, prediction: Prediction | None, repeat: int) -> Measured:
         return self._host.run(point, load, prediction, repeat)
 
     def recover(self) -> str:

@@ -146,7 +146,7 @@ class Walk:
 
     def _counts(self, trial: Trial) -> bool:
         """Whether a trial counts for the search; a second ladder of the best point, known by its seed, does not."""
-        first = trial.load["seed"] < self.spec.seed + SECOND_SAMPLE_SEED
+        first = trial.load.seed < self.spec.seed + SECOND_SAMPLE_SEED
         return trial.kind == "ladder" and trial.valid and first
 
     def _number(self, point: dict) -> int | None:

@@ -31,6 +31,8 @@ from harness.host.process_group import end_group, spawn
 from harness.planfile import PlanSpec
 from harness.records import metrics
 from harness.records.load_log import Records, read_records
+from harness.records.load_test import TestEnd
+from harness.records.prediction import Prediction
 from harness.records.schema import Outcome, Result, Rung, ServerSample, StageStatistics, Trial
 from harness.records.slo import Slo
 from harness.topology import TOPOLOGY, topology_of
@@ -54,7 +56,7 @@ def deployed(base: Deployment, point: dict) -> Deployment:
 
 def trial_id(point: dict, load: Load, repeat: int = 0) -> str:
     """An id that is always the same for the same point and load, so that nothing is measured twice."""
-    content = json.dumps([sorted(point.items()), load.record(), repeat], sort_keys=True)
+    content = json.dumps([sorted(point.items()), load.record().to_dict(), repeat], sort_keys=True)
     return f"{load.kind}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
 
 
@@ -108,7 +110,7 @@ class Driver:
         """Deploy a point of the space on the server; returns the stages that were reloaded."""
         return self.server.reload(deployed(self.base, point))
 
-    def run(self, point: dict, load: Load, prediction: dict | None = None, repeat: int = 0) -> Measured:
+    def run(self, point: dict, load: Load, prediction: Prediction | None = None, repeat: int = 0) -> Measured:
         """Deploy a point, drive the load and return the record of one trial.
 
         Raises TrialBroken where the server or Locust failed during it, and InputError where the server permanently
@@ -126,9 +128,9 @@ class Driver:
             exit_code, output = self._locust(folder, load)
         if not self.server.alive():
             raise TrialBroken(f"the server ended during {name}")
-        records = _records(folder, exit_code, output)
-        rungs = _rungs(records, probe.samples, self.plan.slo_list())
-        failures, ended = _failures(records.results), records.end.get("ladder_ended", "")
+        records, end = _records(folder, exit_code, output)
+        rungs = _rungs(records, end, probe.samples, self.plan.slo_list())
+        failures = _failures(records.results)
         if failures and not self.server.responds():
             raise TrialBroken(f"the server hung during {name}: {failures[0]}")
         shutil.rmtree(folder, ignore_errors=True)
@@ -139,12 +141,12 @@ class Driver:
             load=load.record(),
             started_at=started_at,
             wall_s=round(time.monotonic() - began, 3),
-            valid=records.end["valid"] and not failures,
-            reasons=(*failures, *records.end["reasons"], *filter(None, [ended])),
+            valid=end.valid and not failures,
+            reasons=(*failures, *end.reasons, *filter(None, [end.ladder_ended])),
             rungs=rungs,
             prediction=prediction,
-            over_saturated=ended.startswith(OVER_SATURATED),
-            reader_lag_p99_s=records.end.get("lag_p99_s"),
+            over_saturated=end.ladder_ended.startswith(OVER_SATURATED),
+            reader_lag_p99_s=end.lag_p99_s,
             topology=topology_of(point),
         )
         return Measured(trial, records.results, probe.samples)
@@ -175,8 +177,8 @@ class Driver:
             end_group(self._process, grace_s=5)
 
 
-def _records(folder: Path, exit_code: int, output: str) -> Records:
-    """Read Locust's records. Raises TrialBroken where they are not those of a complete test."""
+def _records(folder: Path, exit_code: int, output: str) -> tuple[Records, TestEnd]:
+    """Read Locust's records and its last one. Raises TrialBroken where they are not those of a complete test."""
     try:
         records = read_records(folder)
     except HarnessError as error:
@@ -185,9 +187,9 @@ def _records(folder: Path, exit_code: int, output: str) -> Records:
     if refused:
         words = refused[0].removeprefix(wire.REFUSED)
         raise InputError(f"the server rejects what the plan asks for, and no retry helps: {words}; change the plan")
-    if exit_code not in (0, 1, exit_codes.INVALID) or not records.end:
+    if exit_code not in (0, 1, exit_codes.INVALID) or records.end is None:
         raise TrialBroken(f"Locust was aborted (exit code {exit_code}): {output[-500:].strip()}")
-    return records
+    return records, records.end
 
 
 def _failures(results: Sequence[Result]) -> tuple[str, ...]:
@@ -196,14 +198,14 @@ def _failures(results: Sequence[Result]) -> tuple[str, ...]:
     return (f"{len(errors)} of {len(results)} requests failed, the first with: {errors[0]}",) if errors else ()
 
 
-def _rungs(records: Records, samples: Sequence[ServerSample], slos: Sequence[Slo]) -> tuple[Rung, ...]:
+def _rungs(records: Records, end: TestEnd, samples: Sequence[ServerSample], slos: Sequence[Slo]) -> tuple[Rung, ...]:
     """The windows of a trial in which the load was held, without the time that sessions take to open."""
-    windows = [(rung["start_ns"], rung["end_ns"]) for rung in records.rungs]
-    if records.run["ladder"]:
-        settling_ns = int(settle_s(records.run["rung_s"]) * 1e9)
-        windows = [(start + settling_ns, end) for start, end in windows if end - start > settling_ns]
+    windows = [(rung.start_ns, rung.end_ns) for rung in records.rungs]
+    if records.run.asked.sessions:
+        settling_ns = int(settle_s(records.run.asked.rung_s) * 1e9)
+        windows = [(start + settling_ns, stop) for start, stop in windows if stop - start > settling_ns]
     else:
-        windows = [(records.end["start_ns"], records.end["end_ns"])]
+        windows = [(end.start_ns, end.end_ns)]
     return tuple(_rung(records.results, samples, *window, slos) for window in windows)
 
 
@@ -212,8 +214,8 @@ def _rung(
 ) -> Rung:
     summary = metrics.summarise(results, start, end, slos)
     return Rung(
-        sessions=summary["sessions"],
-        frames_per_s=summary["frames_per_s"],
+        sessions=summary.sessions,
+        frames_per_s=summary.frames_per_s,
         start_ns=start,
         end_ns=end,
         summary=summary,

@@ -90,5 +90,5 @@ def note_of(trial: Trial) -> str:
     if trial.kind == "ladder":
         best = max((rung.frames_per_s for rung in trial.rungs), default=0.0)
         return f"{verdict}, up to {best * wire.SECONDS_PER_FRAME:.1f} audio s/s"
-    p95 = trial.rungs[0].summary["ttfa_p95_s"] if trial.rungs else float("nan")
+    p95 = trial.rungs[0].summary.ttfa_p95_s if trial.rungs else float("nan")
     return f"{verdict}, time to first audio p95 {p95:.2f} s"

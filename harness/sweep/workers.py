@@ -11,6 +11,7 @@ from dataclasses import replace
 from harness.drive.load import Load
 from harness.errors import HarnessError, ServerError
 from harness.identity import StageIdentity
+from harness.records.prediction import Prediction
 from harness.sweep.trial import Driver, Measured, TrialBroken
 
 
@@ -58,7 +59,7 @@ class Host:
         """What the processes of its server report that they run on."""
         return self._driver.server.stages
 
-    def run(self, point: dict, load: Load, prediction: dict | None = None, repeat: int = 0) -> Measured:
+    def run(self, point: dict, load: Load, prediction: Prediction | None = None, repeat: int = 0) -> Measured:
         """Run one trial. Raises TrialBroken, or TrialCut after ``abort``."""
         try:
             return self._driver.run(point, load, prediction, repeat)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.errors import InputError
+from harness.records.load import TraceRecord
 from harness.traffic.csv_columns import read_bytes, read_column
 
 MAX_RATE_PER_S = 100_000
@@ -72,6 +73,11 @@ class Trace:
             raise InputError(f"{self.name}: all arrivals have the same time, so there is no rate")
         return (len(self.times_s) - 1) / float(self.times_s[-1])
 
+    def record(self, repeat: bool) -> TraceRecord:
+        """The figures that identify the file of the trace."""
+        count, seconds = len(self.times_s), float(self.times_s[-1])
+        return TraceRecord(file=self.name, sha256=self.sha256, arrivals=count, seconds=seconds, repeat=repeat)
+
 
 @dataclass(frozen=True)
 class Arrivals:
@@ -96,13 +102,13 @@ class Arrivals:
         """Seconds of every arrival since the start, in order."""
         match self.kind:
             case "constant":
-                return constant(self.rate_per_s)
+                return constant(_checked_rate(self.rate_per_s))
             case "stages":
                 return stages(self.stages, rng)
             case "trace":
-                return _replay(self.trace, self.rate_per_s, self.repeat)
+                return self._replayed()
             case _:
-                return gamma(self.rate_per_s, self.burstiness, rng)
+                return gamma(_checked_rate(self.rate_per_s), self.burstiness, rng)
 
     @property
     def is_steady(self) -> bool:
@@ -113,7 +119,7 @@ class Arrivals:
     def ends_s(self) -> float:
         """Time of its end, in seconds: infinite except for a trace without repeat, and stages that end at 0."""
         if self.kind == "trace" and not self.repeat:
-            return float(self.trace.times_s[-1]) * self._stretch
+            return float(self._source.times_s[-1]) * self._stretch
         if self.kind == "stages" and not self.stages[-1].end_rate_per_s:
             return sum(stage.seconds for stage in self.stages)
         return math.inf
@@ -123,20 +129,8 @@ class Arrivals:
         if self.kind == "stages":
             return float(_work_by(self.stages, seconds))
         if self.kind == "trace":
-            return float(sum(1 for _ in itertools.takewhile(lambda time: time < seconds, self.times(None))))
-        return self.rate_per_s * seconds
-
-    def record(self) -> dict:
-        """The parameters that reproduce the same process, as plain values."""
-        content = {"arrivals": self.kind, "rate_per_s": self.rate_per_s}
-        if self.kind == "gamma":
-            content["burstiness"] = self.burstiness
-        if self.kind == "stages":
-            content["stages"] = [list(stage) for stage in self.stages]
-        if self.trace:
-            size = {"arrivals": len(self.trace.times_s), "seconds": float(self.trace.times_s[-1])}
-            content["trace"] = {"file": self.trace.name, "sha256": self.trace.sha256, **size, "repeat": self.repeat}
-        return content
+            return float(sum(1 for _ in itertools.takewhile(lambda time: time < seconds, self._replayed())))
+        return _checked_rate(self.rate_per_s) * seconds
 
     def __str__(self) -> str:
         rate = "" if self.rate_per_s is None else f" at {self.rate_per_s:g} requests/s"
@@ -147,16 +141,26 @@ class Arrivals:
                 low, high = min(map(_lowest, self.stages)), max(map(_highest, self.stages))
                 return f"{len(self.stages)} stages of {low:g} to {high:g} requests/s"
             case "trace":
-                count, span_s = len(self.trace.times_s), float(self.trace.times_s[-1]) * self._stretch
+                source = self._source
+                count, span_s = len(source.times_s), float(source.times_s[-1]) * self._stretch
                 stretched = ", stretched" if self.rate_per_s else ""
                 again = ", again and again" if self.repeat else ""
-                form = f", read as {self.trace.form}" if self.trace.form.startswith("epoch") else ""
-                return f"trace {self.trace.name} ({count} arrivals in {span_s:.0f} s{form}{stretched}{again})"
+                form = f", read as {source.form}" if source.form.startswith("epoch") else ""
+                return f"trace {source.name} ({count} arrivals in {span_s:.0f} s{form}{stretched}{again})"
         return f"{self.kind}{rate}"
 
     @property
     def _stretch(self) -> float:
-        return 1.0 if self.rate_per_s is None else self.trace.rate_per_s / self.rate_per_s
+        return 1.0 if self.rate_per_s is None else self._source.rate_per_s / self.rate_per_s
+
+    @property
+    def _source(self) -> Trace:
+        if self.trace is None:
+            raise InputError("arrivals trace have no trace: give one with --trace")
+        return self.trace
+
+    def _replayed(self) -> Iterator[float]:
+        return _replay(self._source, self.rate_per_s, self.repeat)
 
 
 def chosen(
@@ -284,9 +288,8 @@ def _highest(stage: RateStage) -> float:
     return max(stage[1:])
 
 
-def _checked_rate(rate_per_s: float) -> float:
-    is_number = isinstance(rate_per_s, int | float) and not isinstance(rate_per_s, bool)
-    if not is_number or not 0 < rate_per_s <= MAX_RATE_PER_S:
+def _checked_rate(rate_per_s: float | None) -> float:
+    if not isinstance(rate_per_s, int | float) or isinstance(rate_per_s, bool) or not 0 < rate_per_s <= MAX_RATE_PER_S:
         raise InputError(f"rate {rate_per_s!r} must be above 0 and at most {MAX_RATE_PER_S:,} requests per second")
     if rate_per_s < MIN_RATE_PER_S:
         raise InputError(f"rate {rate_per_s!r} is below {MIN_RATE_PER_S:g} requests per second: write 0 for none")
@@ -297,7 +300,8 @@ def _running_sum(rng: np.random.Generator, shape: float, scale: float) -> Iterat
     start = 0.0
     while True:
         times = start + np.cumsum(rng.gamma(shape, scale, size=_BLOCK))
-        yield from times.tolist()
+        block: list[float] = times.tolist()
+        yield from block
         start = float(times[-1])
 
 

@@ -126,7 +126,10 @@ class Column:
 
     def _moment(self, line: int, text: str) -> tuple[datetime, float]:
         """The time in whole seconds, and the fraction of a second, of any number of digits."""
-        day, clock, fraction, offset = _MOMENT.fullmatch(text).groups()
+        found = _MOMENT.fullmatch(text)
+        if found is None:
+            raise self._error(line, f"{_short(text)} is not a date and time")
+        day, clock, fraction, offset = found.groups()
         try:
             moment = datetime.fromisoformat(f"{day}T{clock or '00:00'}")
             if offset:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from scipy.special import ndtr, ndtri
 
 from harness import wire
 from harness.errors import InputError, ScriptError
+from harness.records.load_test import ClassRecord
 from harness.records.schema import Request
 from harness.records.slo import Slo
 from harness.traffic.csv_columns import read_bytes, read_column
@@ -35,7 +37,6 @@ _TICKS_PER_WORD = TICKS_PER_S * wire.SECONDS_PER_FRAME / WORDS_PER_FRAME
 FROM_SCRIPT = "from_script"  # length of a class whose scripts are spoken whole
 MAX_SECONDS = wire.MAX_FRAMES * wire.SECONDS_PER_FRAME
 _QUANTILES = 1 << 14
-_ASKS = ("chunk_frames", "diffusion_steps")  # set in every request
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,12 @@ class Lengths:
 
     def mean_frames(self) -> float:
         return float(self._known().mean())
+
+    @overload
+    def sample(self, rng: np.random.Generator, n: None = None) -> int: ...
+
+    @overload
+    def sample(self, rng: np.random.Generator, n: int) -> np.ndarray: ...
 
     def sample(self, rng: np.random.Generator, n: int | None = None) -> int | np.ndarray:
         """One length in frames, or an int64 array of ``n``."""
@@ -202,16 +209,17 @@ class Mix:
             classes=tuple(replace(each, length=lengths) if each.length.from_script else each for each in self.classes),
         )
 
-    def record(self) -> dict:
-        """Its definition as plain values."""
+    def record(self) -> dict[str, ClassRecord]:
+        """Its definition, by class."""
         return {
-            each.name: {
-                "share": round(float(share), 6),
-                "mean_audio_s": round(each.length.mean_frames() * wire.SECONDS_PER_FRAME, 3),
-                "speakers": list(each.speakers),
-                "promises": dict(each.slos),
-                **{name: value for name in _ASKS if (value := getattr(each, name)) is not None},
-            }
+            each.name: ClassRecord(
+                share=round(float(share), 6),
+                mean_audio_s=round(each.length.mean_frames() * wire.SECONDS_PER_FRAME, 3),
+                speakers=each.speakers,
+                slos=dict(each.slos),
+                chunk_frames=each.chunk_frames,
+                diffusion_steps=each.diffusion_steps,
+            )
             for each, share in zip(self.classes, self._shares, strict=True)
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +32,7 @@ from harness.capacity.planning import confirmation
 from harness.capacity.planning.plan import Terms, make_plan, not_told_apart
 from harness.capacity.planning.prediction import predict_open_run, sealed
 from harness.capacity.planning.validation import ComparedFigure, _row, validate
+from harness.records.prediction import Prediction
 from harness.records.slo import Slo
 
 
@@ -60,10 +62,10 @@ def plan(fit, measured, runs):
 def test_a_prediction_names_its_figures_as_a_summary_does(fit, runs):
     trial, _ = runs[0]
     for key in ("sessions", "frames_per_s", "step_s", "short.ttfa_p95_s", "long.rtf_p50", "short.stall_p95_s"):
-        assert key in trial.prediction
-        assert key in trial.rungs[0].summary
-    assert trial.prediction["frames_per_s"] == pytest.approx(trial.load["rate_per_s"] * MIX.mean_frames(), rel=0.03)
-    assert trial.prediction["step_s"] == pytest.approx(trial.prediction["sessions"] / trial.prediction["frames_per_s"])
+        assert trial.prediction.figure(key) is not None
+        assert key in trial.rungs[0].summary.to_dict()
+    assert trial.prediction.frames_per_s == pytest.approx(trial.load.rate_per_s * MIX.mean_frames(), rel=0.03)
+    assert trial.prediction.step_s == pytest.approx(trial.prediction.sessions / trial.prediction.frames_per_s)
 
 
 def test_validation_compares_what_the_window_shows(plan):
@@ -83,20 +85,22 @@ def test_validation_tells_what_was_said_before_from_what_the_arrivals_make_of_it
     rows = {row.metric: row for row in plan.validation if row.trial_id == trial.trial_id}
     keys = {"sessions": "sessions", "step_s": "step_s", "rtf p50 of class short": "short.rtf_p50"}
     for metric, key in keys.items():
-        assert rows[metric].said_before == trial.prediction[key] != rows[metric].predicted
+        assert rows[metric].said_before == trial.prediction.figure(key) != rows[metric].predicted
 
 
 def test_a_figure_that_the_prediction_does_not_name_has_nothing_said_before(fit, measured, runs):
     trial, rows = runs[1]
-    silent = replace(trial, prediction={"model": trial.prediction["model"]})
-    assert {row.said_before for row in plan_of(fit, measured, (silent, rows)).validation} == {None}
+    silent = replace(trial, prediction=replace(trial.prediction, classes={}))
+    said = {row.metric: row.said_before for row in plan_of(fit, measured, (silent, rows)).validation}
+    assert {name for name, value in said.items() if value is not None} == {"sessions", "frames_per_s", "step_s"}
+    assert len(said) > 3
 
 
 def test_each_open_run_gives_the_audio_that_it_was_offered_beside_the_nominal(plan, runs):
     for run, (trial, _) in zip(plan.open_runs, runs, strict=True):
         assert run.trial_id == trial.trial_id
-        assert run.offered_audio_s_per_s == trial.rungs[0].summary["offered_audio_s_per_s"]
-        assert run.nominal_audio_s_per_s == pytest.approx(trial.load["rate_per_s"] * MIX.mean_frames() / 7.5)
+        assert run.offered_audio_s_per_s == trial.rungs[0].summary.offered_audio_s_per_s
+        assert run.nominal_audio_s_per_s == pytest.approx(trial.load.rate_per_s * MIX.mean_frames() / 7.5)
         assert run.passed and run.own and len(run.slos) == len(SLOS)
 
 
@@ -117,10 +121,10 @@ def test_a_prediction_counts_as_it_was_made_before_the_run(fit, measured, runs):
     started = replace(trial, started_at="2026-01-01T10:00:00+00:00")
     early = sealed(trial.prediction, "2026-01-01T09:59:59+00:00")
     first = plan_of(fit, measured, (replace(started, prediction=early), rows)).validation[0]
-    assert (first.said_at, first.prediction_sha256) == (early["made_at"], early["sha256"])
+    assert (first.said_at, first.prediction_sha256) == (early.made_at, early.sha256)
 
     late = sealed(trial.prediction, "2026-01-01T10:00:01+00:00")
-    changed = early | {"sessions": 1.01 * early["sessions"]}
+    changed = Prediction.of(early.to_dict() | {"sessions": 1.01 * early.sessions})
     for prediction, why in ((late, "after it had started"), (changed, "its hash differs")):
         plan = plan_of(fit, measured, (replace(started, prediction=prediction), rows))
         assert plan.verdict == "inconclusive" and plan.validation == ()
@@ -179,7 +183,7 @@ def test_hundreds_of_devices_are_planned_without_simulating_them_all(fit, measur
 
 
 def test_measured_is_one_device_at_a_rate_that_a_run_confirmed(fit, measured, runs):
-    rate = runs[1][0].load["rate_per_s"]
+    rate = runs[1][0].load.rate_per_s
     targets = (0.99 * rate, 1.01 * rate, 5)
 
     def bases(*more):
@@ -289,9 +293,10 @@ def test_a_run_that_breaks_a_slo_is_not_signed(fit, measured, runs):
 
 def test_requests_that_got_no_audio_fail_the_run_and_are_not_left_out(fit, measured, runs):
     trial, rows = runs[1]
-    key = "short.ttfa_p95_s"
     window = trial.rungs[0]
-    rung = replace(window, summary=window.summary | {key: None})
+    own = window.summary.classes
+    silenced = own | {"short": replace(own["short"], ttfa_p95_s=math.nan)}
+    rung = replace(window, summary=replace(window.summary, classes=silenced))
     due = rows.index[(rows["traffic_class"] == "short") & (rows["due_ns"] >= window.start_ns)]
     silent = rows.assign(ttfa_s=rows["ttfa_s"].mask(rows.index.isin(due[:4])))
     plan = plan_of(fit, measured, (replace(trial, rungs=(rung,)), silent))

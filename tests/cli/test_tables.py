@@ -15,6 +15,7 @@ from harness.deploy import profiling
 from harness.errors import InputError
 from harness.records.fit import Fit
 from harness.records.plan import Plan
+from harness.records.prediction import Prediction
 from harness.records.store import Run
 from harness.report import words
 from harness.report.screen import Screen
@@ -97,10 +98,11 @@ def everything_printed() -> None:
     tables.print_plan(Run.open(SAMPLE).plan())
     tables.print_fit(Fit.of(long_fit()))
     tables.print_fit(Fit.of(sample.fit_record(sample.np.random.default_rng(1))))
-    content = {"rate_per_s": 2.2, "sessions": 34.3, "step_s": 0.1, "frames_per_s": 300.0, "sessions_p95": 99.0}
+    content = {"rate_per_s": 2.2, "seconds": 60, "sessions": 34.3, "step_s": 0.1, "frames_per_s": 300.0}
+    content["sessions_p95"] = 99.0
     name = "conversation_with_long_answers"
     content |= {f"{name}.{key}": 123.456 for key in ("ttfa_p50_s", "ttfa_p95_s", "rtf_p50", "rtf_p95")}
-    tables.print_prediction(content | {"model": model_of(48.0)}, "one GPU")
+    tables.print_prediction(Prediction.of(content | {"model": model_of(48.0)}), "one GPU")
     for table in profiling.tables(measured_profile()):
         tables.out.print(table)
     tables.out.print(doctor_like())
@@ -177,9 +179,10 @@ def test_growth_says_which_figures_are_months_and_which_are_devices(printed):
 
 
 def test_a_simulation_names_the_unit_of_each_figure(printed):
-    content = {"rate_per_s": 0.8, "sessions": 2.7, "step_s": 0.02, "frames_per_s": 114.0, "sessions_p95": 4.0}
+    content = {"rate_per_s": 0.8, "seconds": 60, "sessions": 2.7, "step_s": 0.02, "frames_per_s": 114.0}
+    content["sessions_p95"] = 4.0
     content |= {"short.ttfa_p50_s": 0.065, "short.ttfa_p95_s": 0.0882, "short.rtf_p50": 0.172, "short.rtf_p95": None}
-    tables.print_prediction(content | {"model": model_of(48.0)}, "one GPU")
+    tables.print_prediction(Prediction.of(content | {"model": model_of(48.0)}), "one GPU")
     text = " ".join(printed.getvalue().split())
     assert "short 65 ms 88.2 ms 0.172 –" in text and "RTF (real-time factor)" in text
 
@@ -203,15 +206,16 @@ def test_the_error_of_the_model_stands_below_the_changes_that_rest_on_it(printed
 
 @pytest.mark.parametrize("most, said", [(48.0, False), (59.0, True)])
 def test_a_simulation_beyond_what_was_measured_says_so(printed, most, said):
-    content = {"rate_per_s": 2.2, "sessions": 34.3, "step_s": 0.1, "frames_per_s": 300.0, "sessions_p95": most}
+    content = {"rate_per_s": 2.2, "seconds": 60, "sessions": 34.3, "step_s": 0.1, "frames_per_s": 300.0}
+    content["sessions_p95"] = most
     content |= {"short.ttfa_p50_s": 0.1, "short.ttfa_p95_s": 0.2, "short.rtf_p50": 0.5, "short.rtf_p95": None}
-    tables.print_prediction(content | {"model": model_of(48.0)}, "one GPU")
+    tables.print_prediction(Prediction.of(content | {"model": model_of(48.0)}), "one GPU")
     assert ("extrapolated: up to 59 sessions" in printed.getvalue()) is said
 
 
 def test_a_rate_without_a_steady_state_is_refused_and_one_just_below_is_shown():
     stored = Run.open(SAMPLE)
     carried = analysis.fleet_of(stored).without_slos().steady_rate()
-    assert analysis.simulation_of(stored, 0.98 * carried)["sessions"] > 0
+    assert analysis.simulation_of(stored, 0.98 * carried).sessions > 0
     with pytest.raises(InputError, match="no steady state on one device.*harness plan"):
         analysis.simulation_of(stored, 1.01 * carried)

@@ -17,6 +17,7 @@ from harness.deploy.server import TritonServer
 from harness.drive.load import Load
 from harness.errors import InputError
 from harness.planfile import load_plan
+from harness.records.load import TrialLoad
 from harness.records.schema import Outcome, Trial
 from harness.records.store import Run
 from harness.runs import opening, points
@@ -85,7 +86,8 @@ def test_a_run_whose_server_turns_out_to_emulate_says_so(tmp_path):
     work = job.SignOff(plan, tmp_path / "results", url="127.0.0.1:1")
     assert not work.run.manifest.emulated
     answer = make_result(emulated=True)
-    trial = Trial("t", "open", {}, {}, "2026-01-01T00:00:00", 1.0, True, (), ())
+    load = TrialLoad(loop="open", arrivals="poisson", rate_per_s=1.0, seconds=5, seed=1)
+    trial = Trial("t", "open", {}, load, "2026-01-01T00:00:00", 1.0, True, (), ())
     driver = type("Driver", (), {"name": "", "run": lambda *_: Measured(trial, [make_result(), answer], ())})()
     work.campaign._trial(driver, TrialRequest("ladder", {}, Load.ladder(5.0, 1, (1,)), later_s=0.0))
     assert Run.open(work.run.path).manifest.emulated

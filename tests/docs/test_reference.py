@@ -8,7 +8,7 @@ import pytest
 
 from harness.drive import options
 from harness.exit_codes import OF_COMMANDS, OF_LOAD_TESTS, OF_VERDICT
-from harness.records.metrics import METRICS
+from harness.records.summary import METRICS
 
 spec = importlib.util.spec_from_file_location("generate", pages.ROOT / "docs" / "generate.py")
 generate = importlib.util.module_from_spec(spec)

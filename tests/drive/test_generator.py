@@ -27,6 +27,7 @@ from harness.drive.options import EVERY_USER, defaults_of, give_way, load_of, se
 from harness.drive.readers.live_stats import Progress
 from harness.drive.recorder import Recorder
 from harness.errors import HarnessError, InputError, StoreError
+from harness.records.load import TraceRecord
 from harness.records.load_log import read_records
 from harness.records.schema import Chunks, Outcome
 from harness.records.store import Run
@@ -178,11 +179,11 @@ def test_a_trace_comes_with_its_name_and_digest_into_the_record(tmp_path):
     values = {"trace": str(tmp_path / "day.csv"), "rate_per_s": "0.25", "trace_repeat": "true"}
     record = settings_of(values, QUICK).record()
     sha256 = "05b84ee88ee03ab0be5b59bdf26573de5d37d4f8dca44e3d1b6ba1e9a1a8d6f6"
-    assert (record["loop"], record["arrivals"], record["rate_per_s"]) == ("open", "trace", 0.25)
-    assert record["trace"] | {"sha256": sha256} == {
-        "file": "day.csv", "sha256": sha256, "arrivals": 2, "seconds": 2.0, "repeat": True,
-    }  # fmt: skip
-    assert len(record["trace"]["sha256"]) == 64
+    assert (record.loop, record.arrivals, record.rate_per_s) == ("open", "trace", 0.25)
+    assert replace(record.trace, sha256=sha256) == TraceRecord(
+        file="day.csv", sha256=sha256, arrivals=2, seconds=2.0, repeat=True
+    )
+    assert len(record.trace.sha256) == 64
 
 
 def test_tags_leave_classes_of_the_mix():
@@ -273,8 +274,8 @@ def test_the_recorder_keeps_apart_what_was_never_sent(tmp_path):
     )
     _, report, text = closed(recorded(results, tmp_path / "records"), 100, submitted=3)
     records = read_records(tmp_path / "records")
-    assert report.valid and records.end["valid"] and records.end["never_sent"] == 1
-    assert ["records", True, "3 requests were recorded of 3 submitted"] in records.end["gates"]
+    assert report.valid and records.end.valid and records.end.never_sent == 1
+    assert ("records", True, "3 requests were recorded of 3 submitted") in records.end.gates
     assert [each.request_id for each in records.results] == ["r", "cut"]
     assert "1 done, 0 error, 0 cancelled, 1 unfinished" in text
     assert "0.3 s asked for by completed requests, 0.3 s delivered: equal" in text
@@ -382,8 +383,8 @@ def test_an_open_loop_that_began_empty_is_judged_after_its_warm_up():
     late = [replace(each, ended_ns=each.due_ns + 4 * SECOND) for each in open_results(due)]
     report, text = folded(late, 60 * SECOND, arrivals=process)
     assert 3 < report.warm_up_s < 6 and report.start_ns == round(report.warm_up_s * SECOND)
-    assert "of warm-up that MSER-5 derives" in text and report.summary["seconds"] < 57
-    assert report.summary["sessions"] == pytest.approx(20, rel=0.02)
+    assert "of warm-up that MSER-5 derives" in text and report.summary.seconds < 57
+    assert report.summary.sessions == pytest.approx(20, rel=0.02)
     assert folded(late, 60 * SECOND, arrivals=process, steady=20)[0].warm_up_s == 0
     assert folded(late, 60 * SECOND)[0].warm_up_s == 0  # a closed loop
 
@@ -398,7 +399,7 @@ def test_slos_lead_to_goodput_and_a_verdict_each():
     met, missed = report.slos
     assert (met.verdict.met, missed.verdict.met) == (True, False)
     assert " 0.200  ttfa_s p95 of class short <= 0.25: met at 95% confidence" in text
-    assert report.summary["goodput_per_s"] == 0 < report.summary["completed_rate_per_s"]
+    assert report.summary.goodput_per_s == 0 < report.summary.completed_rate_per_s
     assert "goodput      0 requests/s met every SLO of their class" in text
 
 
@@ -481,7 +482,7 @@ def test_a_ladder_is_judged_from_its_first_rung():
     recorder.add_rung(1, 10**9, 2 * 10**9)
     recorder.all_users_run(3 * 10**9)
     _, report, _ = closed(recorder, 4 * 10**9, submitted=1, lag_p99_s=0.02)
-    assert report.summary["requests"] == 1 and report.reasons[0].startswith("chunks were stamped up to 100.0 ms late")
+    assert report.summary.requests == 1 and report.reasons[0].startswith("chunks were stamped up to 100.0 ms late")
     assert report.certificate.gates[-1].says == "not required: the load of a ladder rises by design"
     recorder = recorded()
     for now_ns in (1, 2):  # no ladder: the number of users was changed on the page

@@ -40,9 +40,9 @@ def test_a_stage_process_that_died_and_came_back_is_listed():
         server.stdin.close()
         server.wait(10)
     account = record.summary(0, time.monotonic_ns())
-    assert [f"process {again} " in event and "started" in event for event in account["server_events"]][-1]
-    assert account["server_memory_bytes"] > 10**6 and 0 <= account["stolen_share"] <= account["stolen_share_max"] <= 1
-    assert 0 <= account["other_share"] <= account["busy_share"] <= 1 + 1e-6 and account["cores"] == os.cpu_count()
+    assert [f"process {again} " in event and "started" in event for event in account.server_events][-1]
+    assert account.server_memory_bytes > 10**6 and 0 <= account.stolen_share <= account.stolen_share_max <= 1
+    assert 0 <= account.other_share <= account.busy_share <= 1 + 1e-6 and account.cores == os.cpu_count()
 
 
 def test_without_a_server_here_only_the_host_is_looked_at():
@@ -52,4 +52,4 @@ def test_without_a_server_here_only_the_host_is_looked_at():
             time.sleep(0.01)
         record = monitor.close()
     account = record.summary(0, time.monotonic_ns())
-    assert account["looks"] >= 2 and account["server_memory_bytes"] == 0 and account["server_events"] == []
+    assert account.looks >= 2 and account.server_memory_bytes == 0 and account.server_events == ()

@@ -117,21 +117,21 @@ def test_continuity_is_the_share_of_streams_below_each_limit(results):
     four = [results[f"wait of {wait_ms} ms"] for wait_ms in (0, 75, 150, 400)]
     start_ns, end_ns = min(each.due_ns for each in four), max(each.ended_ns for each in four) + 1
     seen = summarise(four, start_ns, end_ns)
-    assert [seen[name] for name in ("c50", "c100", "c200", "c100_500ms")] == [0.25, 0.5, 0.75, 1.0]
-    assert seen["stall_p99_s"] == pytest.approx(0.4, abs=0.05)
+    assert [seen.c50, seen.c100, seen.c200, seen.c100_500ms] == [0.25, 0.5, 0.75, 1.0]
+    assert seen.stall_p99_s == pytest.approx(0.4, abs=0.05)
 
 
 def test_throughput_and_sessions_are_those_of_the_timetable(results):
     plain = [results[f"plain{number}"] for number in range(PLAIN)]
     start_ns = plain[0].due_ns + 1_000_000_000
     seen = summarise(plain, start_ns, start_ns + 2_400_000_000)
-    assert seen["frames_per_s"] == pytest.approx(PLAIN / 0.1, rel=0.05)
-    assert seen["delivered_audio_s_per_s"] == pytest.approx(PLAIN / 0.1 / 7.5, rel=0.05)
-    assert seen["sessions"] == PLAIN
-    assert seen["step_s"] == pytest.approx(0.1, rel=0.05)
+    assert seen.frames_per_s == pytest.approx(PLAIN / 0.1, rel=0.05)
+    assert seen.delivered_audio_s_per_s == pytest.approx(PLAIN / 0.1 / 7.5, rel=0.05)
+    assert seen.sessions == PLAIN
+    assert seen.step_s == pytest.approx(0.1, rel=0.05)
     whole = summarise(plain, start_ns - 1_000_000_000, max(each.ended_ns for each in plain) + 1)
-    assert (whole["requests"], whole["done"]) == (PLAIN, PLAIN)
-    assert whole["residence_s"] == pytest.approx(0.3 + FRAMES * 0.1, abs=BUSY_S)
+    assert (whole.requests, whole.done) == (PLAIN, PLAIN)
+    assert whole.residence_s == pytest.approx(0.3 + FRAMES * 0.1, abs=BUSY_S)
 
 
 def test_how_a_stream_goes_wrong_is_what_the_record_says(results):
@@ -157,4 +157,4 @@ def test_lateness_is_the_time_on_the_way(server, delay_s):
     lateness_s = (result.chunks.received_ns - result.chunks.sent_at_ns) / 1e9
     assert lateness_s.min() >= delay_s and np.median(lateness_s) < delay_s + OWN_ERROR_S
     start_ns = int(result.chunks.sent_at_ns[0])
-    assert delay_s <= summarise([result], start_ns, result.ended_ns + 1)["lateness_p99_s"] < delay_s + BUSY_S
+    assert delay_s <= summarise([result], start_ns, result.ended_ns + 1).lateness_p99_s < delay_s + BUSY_S

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from harness.drive.load import REQUEST_KNOBS, Load
 from harness.drive.options import add_arguments, load_of
 from harness.errors import InputError
+from harness.records.load import TrialLoad
 from harness.records.store import Run
 from harness.sweep.trial import REPEAT_SEED, trial_id
 from harness.traffic.arrivals import Arrivals, RateStage, Trace
@@ -69,7 +70,7 @@ def test_a_trace_goes_by_the_path_of_its_file(tmp_path, rate_per_s, repeat):
     (tmp_path / "day.csv").write_text("TIMESTAMP\n1\n3\n")
     load = Load(arrivals=Arrivals("trace", rate_per_s, trace=Trace.read(tmp_path / "day.csv"), repeat=repeat))
     again = load_of(parsed(load.options()))
-    assert again.arrivals.record() == load.arrivals.record() and again.record() == load.record()
+    assert again.arrivals.trace.path == load.arrivals.trace.path and again.record() == load.record()
 
 
 def test_a_trace_without_a_file_has_no_options():
@@ -95,13 +96,12 @@ def test_trials_have_the_names_that_they_had_in_earlier_versions(point, load, re
     assert trial_id(point, load, repeat) == name
 
 
-def load_of_record(record: dict, repeat: int) -> Load:
-    seed = max(record["seed"] - repeat * REPEAT_SEED, 0)
-    asks = {knob: record[knob] for knob in REQUEST_KNOBS if knob in record}
-    if record["loop"] == "open":
-        return Load.poisson(record["seconds"], seed, record["rate_per_s"], asks=asks)
-    sessions = tuple(record["concurrency"])
-    return Load.ladder(record["seconds"], seed, sessions, asks=asks, precision=record.get("precision"))
+def load_of_record(record: TrialLoad, repeat: int) -> Load:
+    seed = max(record.seed - repeat * REPEAT_SEED, 0)
+    asks = {knob: getattr(record, knob) for knob in REQUEST_KNOBS if getattr(record, knob) is not None}
+    if record.loop == "open":
+        return Load.poisson(record.seconds, seed, record.rate_per_s, asks=asks)
+    return Load.ladder(record.seconds, seed, record.sessions, asks=asks, precision=record.precision)
 
 
 @pytest.mark.parametrize("run", ["sample-quick", "sample-sweep"])

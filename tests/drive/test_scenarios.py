@@ -44,8 +44,8 @@ def processes(count: int) -> tuple[str, ...]:
 
 def due_s(records) -> np.ndarray:
     """When requests of the window were due, in seconds from the start of the arrivals."""
-    inside = (each.due_ns for each in records.results if each.due_ns < records.end["end_ns"])
-    return np.sort([(due_ns - records.end["origin_ns"]) / 1e9 for due_ns in inside])
+    inside = (each.due_ns for each in records.results if each.due_ns < records.end.end_ns)
+    return np.sort([(due_ns - records.end.origin_ns) / 1e9 for due_ns in inside])
 
 
 @pytest.mark.parametrize("scenario", [path.stem for path in SCENARIOS])
@@ -89,7 +89,7 @@ def test_a_trace_over_workers_is_one_replay_and_the_record_says_which(tmp_path):
     options = ("--trace", str(tmp_path / "day.csv"), "--rate", "12", *processes(2), "-t", "6s")
     done = run("shorts", *options, "--records", str(tmp_path / "records"))
     records, trace = read_records(tmp_path / "records"), Trace.read(tmp_path / "day.csv")
-    assert (records.run["arrivals"], records.run["trace"]["sha256"]) == ("trace", trace.sha256)
+    assert (records.run.asked.arrivals, records.run.asked.trace.sha256) == ("trace", trace.sha256)
     load = LoadSettings(MIXES["shorts"], Load(arrivals=Arrivals("trace", 12.0, trace=trace)))
     came = due_s(records)
     assert len(came) > 10 and len({each.request_id.split("-")[0] for each in records.results}) == 2
@@ -155,6 +155,6 @@ def test_a_server_that_dies_in_mid_test_is_counted_and_the_test_ends(tmp_path):
         output, _ = process.communicate(timeout=60)
     records = read_records(tmp_path / "records")
     outcomes = [str(each.outcome) for each in records.results]
-    assert records.end["submitted"] == len(outcomes) + records.end["never_sent"] and outcomes.count("error") >= 4
+    assert records.end.submitted == len(outcomes) + records.end.never_sent and outcomes.count("error") >= 4
     assert f"{outcomes.count('done')} done, {outcomes.count('error')} error" in output and process.returncode == 1
     assert not Path("/proc", str(process.pid)).exists()

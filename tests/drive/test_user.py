@@ -27,6 +27,7 @@ from harness.drive.runners import SpeechTest
 from harness.drive.web_ui import LiveTable, records_csv
 from harness.errors import StoreError
 from harness.records.load_log import read_records
+from harness.records.load_test import HeldRung, ServerRequests
 from harness.records.schema import Chunks, Outcome, Result
 from harness.traffic.mix import MIXES
 
@@ -101,7 +102,7 @@ def test_a_closed_loop_ends_well(tmp_path):
     assert done.returncode == code_of(done), done.stdout + done.stderr
     records = read_records(tmp_path / "records")
     counts = [sum(each.outcome is outcome for each in records.results) for outcome in Outcome]
-    assert counts[0] > 0 and counts[1:3] == [0, 0] and sum(counts) == records.end["submitted"]
+    assert counts[0] > 0 and counts[1:3] == [0, 0] and sum(counts) == records.end.submitted
     assert f"{counts[0]} done, 0 error, 0 cancelled, {counts[3]} unfinished" in done.stdout
     assert re.search(r"s delivered: equal\n", done.stdout)
     assert {each.loop for each in records.results} == {"closed"}
@@ -112,11 +113,11 @@ def test_an_open_loop_sends_by_its_schedule_whatever_the_answers(tmp_path):
         options = ("--rate", "10", "--arrivals", "constant", "--steady", "2", "-t", "3s")
         done = run(fake.url, *options, "--records", str(tmp_path / "records"))
     records = read_records(tmp_path / "records")
-    due_ns = np.array(sorted(each.due_ns for each in records.results)) - records.end["start_ns"]
+    due_ns = np.array(sorted(each.due_ns for each in records.results)) - records.end.start_ns
     assert due_ns[:2].tolist() == [-1_000_000_000, -500_000_000]
     assert np.diff(due_ns[2:]).tolist() == [100_000_000] * (len(due_ns) - 3) and len(due_ns) > 8
     assert all(each.outcome is Outcome.UNFINISHED and len(each.chunks) == 1 for each in records.results)
-    assert "0 done, 0 error" in done.stdout and records.run["rate_per_s"] == 10
+    assert "0 done, 0 error" in done.stdout and records.run.asked.rate_per_s == 10
 
 
 def test_failures_are_locusts_own_and_counted_exactly(tmp_path):
@@ -157,10 +158,10 @@ def test_a_ladder_says_when_each_rung_began(tmp_path):
     assert done.returncode == code_of(done), done.stdout + done.stderr
     records = read_records(tmp_path / "records")
     first, second = records.rungs
-    assert (first["users"], second["users"]) == (1, 3)
-    assert first["end_ns"] - first["start_ns"] >= 10**9 and second["start_ns"] >= first["end_ns"]
+    assert (first.users, second.users) == (1, 3)
+    assert first.end_ns - first.start_ns >= 10**9 and second.start_ns >= first.end_ns
     assert [most_at_once(records.results, rung) for rung in records.rungs] == [1, 3]
-    assert records.end["start_ns"] <= first["start_ns"]
+    assert records.end.start_ns <= first.start_ns
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -183,9 +184,7 @@ def test_a_ladder_that_is_interrupted_ends_at_once_and_whole(tmp_path, signum):
         output, _ = process.communicate(timeout=60)
     records = read_records(tmp_path / "r")
     assert (
-        [str(each.outcome) for each in records.results]
-        == ["unfinished"] * 2
-        == ["unfinished"] * records.end["submitted"]
+        [str(each.outcome) for each in records.results] == ["unfinished"] * 2 == ["unfinished"] * records.end.submitted
     )
     assert b"0 done, 0 error, 0 cancelled, 2 unfinished" in output
 
@@ -198,20 +197,20 @@ def ladder_records(folder, timetable: Timetable, *options: str):
 
 def test_a_ladder_goes_on_while_more_sessions_make_more_audio_however_slow(tmp_path):
     records = ladder_records(tmp_path / "records", Timetable(interval_s=0.27), "--rung-seconds", "3")
-    assert [rung["users"] for rung in records.rungs] == [1, 2, 3, 4, 5]
-    assert records.end["ladder_ended"] == ""
+    assert [rung.users for rung in records.rungs] == [1, 2, 3, 4, 5]
+    assert records.end.ladder_ended == ""
 
 
 def test_a_ladder_ends_where_a_request_fails(tmp_path):
     records = ladder_records(tmp_path / "records", Timetable(fail_after=2, interval_s=0.01, error="slot 7 is gone"))
-    assert [rung["users"] for rung in records.rungs] == [1]
-    assert records.end["ladder_ended"] == "broken: a request failed: slot 7 is gone"
+    assert [rung.users for rung in records.rungs] == [1]
+    assert records.end.ladder_ended == "broken: a request failed: slot 7 is gone"
 
 
-def most_at_once(results, rung: dict) -> int:
+def most_at_once(results, rung: HeldRung) -> int:
     """The most requests under way at any time of a rung; between two requests of a user there are fewer."""
-    inside = [each for each in results if each.sent_ns < rung["end_ns"] and each.ended_ns > rung["start_ns"]]
-    times = [max(each.sent_ns, rung["start_ns"]) for each in inside]
+    inside = [each for each in results if each.sent_ns < rung.end_ns and each.ended_ns > rung.start_ns]
+    times = [max(each.sent_ns, rung.start_ns) for each in inside]
     return max(sum(each.sent_ns <= now < each.ended_ns for each in inside) for now in times)
 
 
@@ -225,12 +224,12 @@ def test_workers_share_the_load_and_the_master_has_every_result(tmp_path):
         rate = ("--rate", "20", "--arrivals", "constant", "-t", "2s")
         done = run(fake.url, *two_workers(), *rate, "--records", str(tmp_path / "records"))
     records = read_records(tmp_path / "records")
-    assert len(records.results) + records.end["never_sent"] == records.end["submitted"] > 1
+    assert len(records.results) + records.end.never_sent == records.end.submitted > 1
     assert len({each.request_id.split("-")[0] for each in records.results}) == 2, done.stdout
     assert "never reported" not in done.stdout
     # The time runs from when all can send: a busy host's workers need seconds until they do.
-    assert records.end["end_ns"] - records.end["start_ns"] >= 2e9
-    assert len(records.results) >= 39 and records.run["run_s"] == 2
+    assert records.end.end_ns - records.end.start_ns >= 2e9
+    assert len(records.results) >= 39 and records.run.run_s == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -243,7 +242,7 @@ def test_a_test_in_which_nothing_was_due_is_an_error_that_names_the_fix(tmp_path
     assert done.returncode == EXIT_INVALID and "TTFA" not in done.stdout
     assert "no request was sent" in done.stderr
     assert "the first is due 10.0 s after the start; give at least -t 11s, or a higher --rate" in done.stderr
-    assert not read_records(tmp_path / "records").end["valid"]
+    assert not read_records(tmp_path / "records").end.valid
 
 
 def test_the_time_limit_of_a_closed_loop_counts_from_when_it_can_send_too(tmp_path):
@@ -261,11 +260,11 @@ def test_several_servers_share_the_load_and_nobody_is_told_the_secret(tmp_path):
         files = ("--records", str(tmp_path / "records"), "--html", str(tmp_path / "page.html"))
         done = run("", "--readers", "2", "-i", "12", "-u", "1", *servers, *files)
     records = read_records(tmp_path / "records")
-    assert records.end["replicas"] == [
-        {"address": each.url, "requests": 6, "reconnects": 0, "passed_over": 0, "forgotten": 0} for each in (one, other)
-    ]
+    assert records.end.replicas == tuple(
+        ServerRequests(address=each.url, requests=6, reconnects=0, passed_over=0, forgotten=0) for each in (one, other)
+    )
     assert f"requests to each of 2 servers, round-robin: {one.url} 6, {other.url} 6" in done.stdout
-    assert records.run["url"] == f"{one.url},{other.url}" and records.run["target"]["headers"] == [
+    assert records.run.url == f"{one.url},{other.url}" and records.run.target["headers"] == [
         "authorization",
         "x-key",
     ]

@@ -23,6 +23,7 @@ from harness.drive.generator import Share, UserClass
 from harness.drive.options import merged, settings_for
 from harness.errors import InputError
 from harness.records.load_log import read_records
+from harness.records.load_test import UserRecord
 from harness.traffic.mix import MIXES, Lengths, Mix, TrafficClass
 
 QUICK = Timetable(interval_s=0.0005)
@@ -79,10 +80,10 @@ def test_a_closed_loop_has_locusts_own_distribution_and_records_name_the_class(l
     assert '{"Batch": 1, "Prober": 1, "Reader": 3} (5 total users)' in done.stderr
     records = read_records(tmp_path / "r")
     assert set(sent(tmp_path / "r")) == {"Batch", "Prober", "Reader"}
-    assert records.run["users"] == {
-        "Batch": {"mix": "batches", "weight": 1, "fixed_count": 0},
-        "Prober": {"mix": "probe", "weight": 1, "fixed_count": 1},
-        "Reader": {"mix": "reading", "weight": 3, "fixed_count": 0},
+    assert records.run.asked.users == {
+        "Batch": UserRecord(mix="batches", weight=1, fixed_count=0),
+        "Prober": UserRecord(mix="probe", weight=1, fixed_count=1),
+        "Reader": UserRecord(mix="reading", weight=3, fixed_count=0),
     }
     assert {each.chunk_frames for each in records.results if each.traffic_class.startswith("Batch/")} == {2}
     assert {each.chunk_frames for each in records.results if each.traffic_class.startswith("Reader/")} == {1}
@@ -120,7 +121,7 @@ def test_an_open_loop_refuses_a_class_of_fixed_count_beside_others(locustfile):
 def test_names_and_tags_choose_classes(locustfile, tmp_path, options, names):
     done = run(locustfile, *options, "-u", "4", "-r", "4", "-i", "24", "--records", str(tmp_path / "r"))
     assert "Traceback" not in done.stderr
-    assert set(read_records(tmp_path / "r").run["classes"]) == names
+    assert set(read_records(tmp_path / "r").run.asked.classes) == names
     seen = {each.traffic_class for each in read_records(tmp_path / "r").results}
     assert seen <= names and {name.split("/")[0] for name in seen if "/" in name} == {
         name.split("/")[0] for name in names if "/" in name

@@ -6,6 +6,7 @@ import pytest
 
 from harness.drive.validity import Due, Trend, certify
 from harness.records.slo import Slo
+from harness.records.summary import Summary
 from harness.traffic.arrivals import Arrivals
 
 GOOD = {
@@ -43,7 +44,7 @@ NOTHING = math.nan
 
 def judged(arrivals=POISSON, count=3600, expected=3600.0, recorded=9, closed=False, farthest_s=0.0, **changes):
     words = {name: changes.pop(name, "") for name in ("unsteady", "failures")}
-    due, summary = None if closed else Due(arrivals, count, expected, farthest_s), {**GOOD, **changes}
+    due, summary = None if closed else Due(arrivals, count, expected, farthest_s), Summary.of(GOOD | changes)
     return certify(summary, submitted=9, recorded=recorded, due=due, slos=(SLO,), **words)
 
 
@@ -203,7 +204,7 @@ def test_first_audio_that_rises_far_below_its_slo_is_no_fault_and_needs_no_long_
 
 def test_without_an_slo_first_audio_is_judged_by_its_own_mean():
     rising = {"short.ttfa_rise_s": 0.03, "short.ttfa_span_s": 0.05}
-    certificate = certify(GOOD | rising, submitted=9, recorded=9, due=Due(POISSON, 3600, 3600.0))
+    certificate = certify(Summary.of(GOOD | rising), submitted=9, recorded=9, due=Due(POISSON, 3600, 3600.0))
     assert failed(certificate)[0].startswith("first audio of short rose by 30.0% of its mean")
 
 

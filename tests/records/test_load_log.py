@@ -1,5 +1,7 @@
 """Results travel whole, and a records file survives a kill."""
 
+from pathlib import Path
+
 import msgpack
 import numpy as np
 import pytest
@@ -18,10 +20,62 @@ from harness.records.load_log import (
     result_from_plain,
     result_to_plain,
 )
+from harness.records.load_test import (
+    AskedLoad,
+    ClassRecord,
+    HeldRung,
+    ServerRequests,
+    TestEnd,
+    TestRun,
+    UserRecord,
+)
 from harness.records.schema import Chunks, Outcome, Request, Result
+from harness.records.summary import METRICS, Summary
 
 int64s = st.integers(0, 2**63 - 1)
 columns = st.integers(0, 5).flatmap(lambda n: st.tuples(*[st.lists(int64s, min_size=n, max_size=n)] * 3))
+
+
+ASKED = AskedLoad(
+    loop="open",
+    arrivals="poisson",
+    rate_per_s=2,
+    mix="quick",
+    users={"Reader": UserRecord(mix="quick", weight=1, fixed_count=0)},
+    classes={"short": ClassRecord(share=1.0, mean_audio_s=2.5, speakers=(1, 2), slos={"rtf_p95": 0.9})},
+    mean_audio_s=2.5,
+    chunk_frames=1,
+    diffusion_steps=10,
+    seed=1,
+    steady=None,
+    iterations=None,
+    readers=1,
+    sessions=(),
+    rung_s=10.0,
+    precision=None,
+    until_saturated=False,
+)
+RUN = TestRun(url="a:1", target={"addresses": ["a:1"]}, run_s=60, asked=ASKED)
+END = TestEnd(
+    origin_ns=1,
+    start_ns=2,
+    end_ns=9,
+    warm_up_s=0.5,
+    ladder_ended="",
+    submitted=2,
+    never_sent=0,
+    lost=0,
+    lag_p99_s=0.002,
+    replicas=(ServerRequests(address="a:1", requests=2, reconnects=0, passed_over=0, forgotten=0),),
+    valid=True,
+    verdict="VALID",
+    reasons=(),
+    gates=(("audio", True, "3 frames"), ("steady state", None, "not asked for")),
+    slos=(("rtf p95 of class short <= 0.9", None, 0.4),),
+    machine=None,
+    drift=None,
+    summary=Summary(**dict.fromkeys((metric.name for metric in METRICS), 1.0)),
+)
 
 
 def result(chunks=((), (), ()), **changes) -> Result:
@@ -70,19 +124,20 @@ def test_a_request_comes_back_as_it_went(script, speaker_ids, due_ns, say, carry
 
 
 def test_a_file_is_read_back_in_order(tmp_path):
-    writer = RecordsWriter(tmp_path / "new" / "folder", {"loop": "open", "mix": "quick"})
+    writer = RecordsWriter(tmp_path / "new" / "folder", RUN)
     writer.result(result(request_id="a"))
-    writer.rung({"users": 1, "start_ns": 5, "end_ns": 8})
+    writer.rung(HeldRung(users=1, start_ns=5, end_ns=8))
     writer.result(result(request_id="b"))
-    writer.end({"valid": True})
+    writer.end(END)
     records = read_records(tmp_path / "new" / "folder")
-    assert records.run == {"schema": 1, "loop": "open", "mix": "quick"}
+    assert records.run == RUN
     assert [each.request_id for each in records.results] == ["a", "b"]
-    assert records.rungs == [{"users": 1, "start_ns": 5, "end_ns": 8}] and records.end == {"valid": True}
+    assert records.rungs == [HeldRung(users=1, start_ns=5, end_ns=8)]
+    assert records.end == END
 
 
 def test_a_kill_at_any_byte_loses_at_most_the_last_pair(tmp_path):
-    writer = RecordsWriter(tmp_path, {})
+    writer = RecordsWriter(tmp_path, RUN)
     writer.result(result(request_id="a"))
     whole = writer.path.stat().st_size
     writer.result(result(request_id="b"))
@@ -90,13 +145,13 @@ def test_a_kill_at_any_byte_loses_at_most_the_last_pair(tmp_path):
     for size in range(whole, len(data)):
         writer.path.write_bytes(data[:size])
         records = read_records(tmp_path)
-        assert [each.request_id for each in records.results] == ["a"] and records.end == {}
+        assert [each.request_id for each in records.results] == ["a"] and records.end is None
 
 
 def test_earlier_records_are_never_overwritten(tmp_path):
-    RecordsWriter(tmp_path, {})
+    RecordsWriter(tmp_path, RUN)
     with pytest.raises(StoreError, match="new folder"):
-        RecordsWriter(tmp_path, {})
+        RecordsWriter(tmp_path, RUN)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -109,7 +164,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 def test_no_folder_can_be_made_below_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot write"):
-        RecordsWriter(tmp_path / "file" / "records", {})
+        RecordsWriter(tmp_path / "file" / "records", RUN)
 
 
 @pytest.mark.parametrize(
@@ -127,4 +182,34 @@ def test_what_is_no_records_file(tmp_path, content, words):
     if content is not None:
         (tmp_path / FILE_NAME).write_bytes(content)
     with pytest.raises(StoreError, match=words):
+        read_records(tmp_path)
+
+
+SAMPLE = Path(__file__).resolve().parents[2] / "results" / "sample-load"
+NEWER = {"users": {}, "verdict": ""}  # fields that the sample is older than
+
+
+def test_the_stored_sample_is_read_whole_and_would_be_written_as_it_is():
+    records = read_records(SAMPLE)
+    stored = dict(
+        pair
+        for pair in msgpack.Unpacker((SAMPLE / FILE_NAME).open("rb"), max_buffer_size=0)
+        if pair[0] in ("run", "end")
+    )
+    for record, kind in ((records.run, "run"), (records.end, "end")):
+        content = {"schema": 1, **record.to_dict()}
+        figures, before = content.pop("summary", {}), stored[kind].pop("summary", {})
+        known = {name: value for name, value in before.items() if value == value}
+        assert {name: figures[name] for name in known} == known
+        expected = {name: NEWER[name] for name in NEWER if name in content} | {"schema": 1} | stored[kind]
+        assert repr(sorted(content.items())) == repr(sorted(expected.items()))
+    assert records.end.valid and records.run.asked.trace.arrivals == 19366
+
+
+@pytest.mark.parametrize("end", [{"valid": True}, {**END.to_dict(), "submitted": "many"}])
+def test_a_damaged_end_is_named(tmp_path, end):
+    writer = RecordsWriter(tmp_path, RUN)
+    with writer.path.open("ab") as file:
+        file.write(msgpack.packb(["end", end]))
+    with pytest.raises(StoreError, match="(?s)damaged at byte.*submitted"):
         read_records(tmp_path)

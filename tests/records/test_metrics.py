@@ -12,6 +12,7 @@ from harness.drive.readers.live_stats import LiveStats
 from harness.records import metrics
 from harness.records.schema import Chunks, Outcome, Request, Result
 from harness.records.slo import Slo
+from harness.records.summary import METRICS
 
 MS = 1_000_000
 SECOND = 1_000_000_000
@@ -177,39 +178,39 @@ def test_a_steady_timetable_comes_out_at_its_known_values():
         "short.requests": 270,
         "long.rtf_p50": 0.3,
     }
-    assert {name: summary[name] for name in known} == pytest.approx(known, rel=1e-9, abs=1e-9)
-    assert summary["littles_residual"] < 0.01
-    assert summary["done"] + summary["unfinished"] == 360
+    assert {name: summary.figure(name) for name in known} == pytest.approx(known, rel=1e-9, abs=1e-9)
+    assert summary.littles_residual < 0.01
+    assert summary.done + summary.unfinished == 360
 
 
 def test_the_metrics_table_is_exactly_what_a_summary_holds():
     summary = metrics.summarise(list(steady_load(20)), *window(0, 1000))
-    names = [metric.name for metric in metrics.METRICS]
-    own = [metric.name for metric in metrics.METRICS if metric.per_class]
+    names = [metric.name for metric in METRICS]
+    own = [metric.name for metric in METRICS if metric.per_class]
     expected = {*names, *(f"{name}.{key}" for name in ("short", "long") for key in own)}
-    assert set(summary) == expected and len(names) == len(set(names))
-    assert all(type(value) is float for value in summary.values())
-    assert all(metric.formula and metric.unit for metric in metrics.METRICS)
-    assert set(metrics.summarise([], *window(0, 1000))) == set(names)
+    assert set(summary.to_dict()) == expected and len(names) == len(set(names))
+    assert all(type(value) is float for value in summary.to_dict().values())
+    assert all(metric.formula and metric.unit for metric in METRICS)
+    assert set(metrics.summarise([], *window(0, 1000)).to_dict()) == set(names)
 
 
 def test_requests_without_audio_cannot_improve_a_quantile():
     served = [stream([10], due_ms=0)] * 9
     failed = stream([], outcome=Outcome.ERROR, frames=4, ended_ms=50)
     summary = metrics.summarise([*served, failed], *window(0, 1000))
-    assert summary["ttfa_p50_s"] == pytest.approx(0.01) and math.isnan(summary["ttfa_p95_s"])
-    assert summary["c200"] == pytest.approx(0.9) and summary["errors"] == 1
+    assert summary.ttfa_p50_s == pytest.approx(0.01) and math.isnan(summary.ttfa_p95_s)
+    assert summary.c200 == pytest.approx(0.9) and summary.errors == 1
 
 
-def summary_of(results, **changes):
-    return {**metrics.summarise(results, *window(1000, 19_000)), **changes}
+def summary_of(results):
+    return metrics.summarise(results, *window(1000, 19_000))
 
 
 def test_a_server_that_falls_behind_is_seen_as_a_rise():
     summary = summary_of(list(steady_load(drift_ms=2.0)))
-    assert summary["ttfa_rise_s"] > 20 * summary["ttfa_rise_error_s"] and summary["sessions_rise"] > 10
+    assert summary.ttfa_rise_s > 20 * summary.ttfa_rise_error_s and summary.sessions_rise > 10
     steady = summary_of(list(steady_load()))
-    assert abs(steady["ttfa_rise_s"]) < 1e-9 and abs(steady["sessions_rise"]) < 0.1
+    assert abs(steady.ttfa_rise_s) < 1e-9 and abs(steady.sessions_rise) < 0.1
 
 
 def test_mser_cuts_the_warm_up_and_nothing_else():
@@ -240,8 +241,8 @@ def test_goodput_counts_what_ended_in_the_window_and_kept_its_slos():
     results = [stream([100, 200], ended_ms=300), stream([900, 950], ended_ms=990), stream([2900], ended_ms=2950)]
     slo = Slo("short", "ttfa_s", 0.95, 0.5)
     summary = metrics.summarise(results, *window(-1000, 1000), (slo,))
-    assert (summary["goodput_per_s"], summary["completed_rate_per_s"]) == (0.5, 1.0)
-    assert metrics.summarise(results, *window(-1000, 1000))["goodput_per_s"] == 1.0
+    assert (summary.goodput_per_s, summary.completed_rate_per_s) == (0.5, 1.0)
+    assert metrics.summarise(results, *window(-1000, 1000)).goodput_per_s == 1.0
 
 
 def test_step_times_in_parts_of_a_window():

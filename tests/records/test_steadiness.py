@@ -11,6 +11,7 @@ from harness.records import steadiness
 from harness.records.metrics import summarise
 from harness.records.schema import Outcome
 from harness.records.steadiness import OpenSessions, fitted_rise
+from harness.records.summary import Summary
 
 
 def spans(rng, rate_per_s, seconds, residence_s, before_s=0.0):
@@ -87,10 +88,10 @@ def test_a_session_found_in_progress_is_as_old_as_what_it_has_spoken():
 
 
 def test_a_queue_at_high_utilisation_remembers_longer_than_any_residence():
-    figures = {"requests": 200.0, "seconds": 100.0, "memory_s": 5.0, "sessions_variance": 3.0}
-    assert steadiness.slowest_memory_s(figures) == 5
-    assert steadiness.slowest_memory_s({**figures, "sessions_variance": 90.0}) == pytest.approx(90)
-    assert steadiness.slowest_memory_s({**figures, "requests": 0.0}) == math.inf
+    summary = Summary(requests=200.0, seconds=100.0, memory_s=5.0, sessions_variance=3.0)
+    assert steadiness.slowest_memory_s(summary) == 5
+    assert steadiness.slowest_memory_s(replace(summary, sessions_variance=90.0)) == pytest.approx(90)
+    assert steadiness.slowest_memory_s(replace(summary, requests=0.0)) == math.inf
 
 
 def test_arrivals_that_rise_by_a_tenth():
@@ -122,20 +123,20 @@ def test_a_slower_server_is_told_from_more_streams(slower):
 
 def test_first_audio_that_rises_and_that_does_not():
     rising = summarise(list(steady_load(drift_ms=2.0)), *window(1000, 19_000))
-    assert rising["ttfa_rise_s"] == pytest.approx(0.72, rel=0.02) and rising["ttfa_rise_error_s"] < 0.05
-    assert rising["ttfa_span_s"] == pytest.approx(0.72, rel=0.02)
+    assert rising.ttfa_rise_s == pytest.approx(0.72, rel=0.02) and rising.ttfa_rise_error_s < 0.05
+    assert rising.ttfa_span_s == pytest.approx(0.72, rel=0.02)
     steady = summarise(list(steady_load()), *window(1000, 19_000))
-    assert steady["ttfa_rise_s"] == pytest.approx(0, abs=1e-9) and steady["ttfa_span_s"] == pytest.approx(0, abs=1e-9)
+    assert steady.ttfa_rise_s == pytest.approx(0, abs=1e-9) and steady.ttfa_span_s == pytest.approx(0, abs=1e-9)
 
 
 def test_a_request_that_still_waits_has_waited_so_long_at_least():
     waits = stream([], due_ms=500, sent_ms=500, ended_ms=5000, outcome=Outcome.UNFINISHED, frames=9)
     summary = summarise([stream([100], due_ms=0), waits], *window(0, 2000))
-    assert summary["ttfa_span_s"] == pytest.approx(1.4)
-    assert math.isnan(summary["ttfa_rise_s"])
+    assert summary.ttfa_span_s == pytest.approx(1.4)
+    assert math.isnan(summary.ttfa_rise_s)
 
 
 def test_records_that_cannot_be_are_counted():
     true = stream([100], due_ms=0, sent_ms=1)
     false = [replace(true, ended_ns=true.sent_ns - 1), replace(true, sent_ns=true.sent_ns + SECOND)]
-    assert summarise([true, *false, never_sent(5)], *window(0, 2000))["impossible"] == 2
+    assert summarise([true, *false, never_sent(5)], *window(0, 2000)).impossible == 2

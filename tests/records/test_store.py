@@ -15,8 +15,10 @@ import pytest
 from harness.capacity.planning.prediction import flaw_of, sealed
 from harness.errors import StoreError
 from harness.records.fit import Fit
+from harness.records.load import TrialLoad
 from harness.records.metrics import per_request
 from harness.records.plan import Plan, PlannedRate
+from harness.records.prediction import ClassPrediction, Prediction
 from harness.records.schema import (
     BatchStatistics,
     Chunks,
@@ -30,6 +32,7 @@ from harness.records.schema import (
     Trial,
 )
 from harness.records.store import Run, read_profile, write_profile
+from harness.records.summary import Summary
 
 MANIFEST = RunManifest(
     run_id="sample-1",
@@ -46,6 +49,14 @@ MANIFEST = RunManifest(
     notes=("quiet host",),
 )
 STAGES = (StageStatistics("diffusion_decoder", 9, 4, 100, 200, (BatchStatistics(1, 1, 20), BatchStatistics(4, 2, 90))),)
+PREDICTION = Prediction(
+    rate_per_s=2,
+    seconds=30,
+    sessions=1 / 3,
+    frames_per_s=15.0,
+    step_s=1 / 45,
+    classes={"short": ClassPrediction(rtf_p50=0.4, rtf_p95=math.nan)},
+)
 SAMPLES = [
     ServerSample(5, STAGES, 12.5, 1 << 40, metrics={"nv_cpu_utilization": 0.5}),
     ServerSample(6, (), gpus=(GpuSample("GPU-a", 3.0, 7, 70.5), GpuSample("GPU-b"))),
@@ -58,8 +69,9 @@ def run(tmp_path):
 
 
 def trial(trial_id="t1", **changes):
-    rung = Rung(2.0, 15.0, 0, 10**9, {"ttfa_p95_s": math.nan, "requests": 3.0}, STAGES)
-    whole = Trial(trial_id, "ladder", {"a.b": 1}, {"seconds": 6}, "now", 1.5, True, ("note",), (rung,))
+    rung = Rung(2.0, 15.0, 0, 10**9, Summary(requests=3.0), STAGES)
+    load = TrialLoad(loop="closed", sessions=(1, 4), seconds=6, seed=1)
+    whole = Trial(trial_id, "ladder", {"a.b": 1}, load, "now", 1.5, True, ("note",), (rung,))
     return dataclasses.replace(whole, **changes)
 
 
@@ -85,7 +97,7 @@ def files_of(run):
 def test_everything_comes_back_as_it_was_appended(run):
     results = [result(), result("r2", 0, outcome=Outcome.ERROR, error="kaputt"), result("r3", 400)]
     run.append_trial(trial(), results, SAMPLES)
-    run.append_trial(trial("t2", valid=False, prediction={"rate": 1.5}, over_saturated=True), [], [])
+    run.append_trial(trial("t2", valid=False, prediction=PREDICTION, over_saturated=True), [], [])
     again = Run.open(run.path)
     assert again.manifest == MANIFEST
     read = again.results("t1")
@@ -93,9 +105,9 @@ def test_everything_comes_back_as_it_was_appended(run):
     assert read[0].chunks.received_ns.dtype == np.int64
     assert again.samples("t1") == SAMPLES and again.results("t2") == again.samples("t2") == []
     first, second = again.trials()
-    assert math.isnan(first.rungs[0].summary["ttfa_p95_s"])
+    assert math.isnan(first.rungs[0].summary.ttfa_p95_s)
     assert dataclasses.replace(first, rungs=()) == trial(rungs=())
-    assert (first.rungs[0].stages, second.prediction, second.over_saturated) == (STAGES, {"rate": 1.5}, True)
+    assert (first.rungs[0].stages, second.prediction, second.over_saturated) == (STAGES, PREDICTION, True)
 
 
 def test_emulated_results_stay_emulated(run):
@@ -140,24 +152,38 @@ def test_trials_that_were_read_are_not_parsed_again(run):
 
 
 def test_a_prediction_is_on_disk_as_it_was_sealed(run):
-    prediction = sealed({"sessions": 1 / 3, "model": {"draws": [[0.1, 2e-7]]}, "short.rtf_p95": None}, "2026-01-01")
+    prediction = sealed(PREDICTION, "2026-01-01")
     run.append_prediction("t1", prediction)
     line = json.loads((run.path / "predictions.jsonl").read_text())
-    assert line == {"trial_id": "t1", **prediction}
-    assert run.predictions() == {"t1": prediction}
+    assert line == {"trial_id": "t1", **prediction.to_dict()} and line["short.rtf_p95"] is None
+    assert "short.ttfa_p50_s" not in line  # was not predicted, which is not the same as not known
+    assert run.predictions()["t1"].to_dict() == prediction.to_dict()
     run.append_trial(trial(prediction=prediction), [], [])
     (stored,) = Run.open(run.path).trials()
-    written = run.predictions()["t1"]
-    assert flaw_of(stored.prediction, "2026-01-02", written) == ""
-    assert "after it had started" in flaw_of(stored.prediction, "2025-12-31", written)
+    written = run.predictions()
+    for started_at, flaw in (("2026-01-02", ""), ("2025-12-31", "after it had started")):
+        found = flaw_of(stored.prediction, dataclasses.replace(stored, started_at=started_at), written)
+        assert flaw in found and bool(flaw) == bool(found)
 
 
-def test_a_prediction_without_its_hash_or_its_line_counts_only_in_an_older_run(run):
-    prediction = sealed({"sessions": 2.0}, "2026-01-01")
-    bare = {name: value for name, value in prediction.items() if name != "sha256"}
-    assert flaw_of(bare, "2026-01-02") == ""
-    for given, written in ((bare, prediction), (prediction, {}), (bare, {}), (bare, bare)):
-        assert flaw_of(given, "2026-01-02", written) != ""
+def test_a_prediction_without_its_hash_or_its_line_counts_only_in_an_older_run():
+    prediction, bare = sealed(PREDICTION, "2026-01-01"), dataclasses.replace(PREDICTION, made_at="2026-01-01")
+    assert flaw_of(bare, trial(started_at="2026-01-02"), {}) == ""
+    for given, written in ((bare, {"t1": prediction}), (prediction, {"t2": prediction}), (bare, {"t1": bare})):
+        assert flaw_of(given, trial(started_at="2026-01-02"), written) != ""
+
+
+@pytest.mark.parametrize("change", [{"sessions": 0.34}, {"short.rtf_p95": 0.9}, {"note": "mine"}, {"made_at": "2025"}])
+def test_a_prediction_that_was_changed_on_disk_is_told_by_its_hash(run, change):
+    prediction = Prediction.of(sealed(PREDICTION, "2026-01-01").to_dict() | change)
+    assert "its hash differs" in flaw_of(prediction, trial(), {"t1": prediction})
+
+
+@pytest.mark.parametrize("number", [2, 2.0, 0.1 + 0.2])
+def test_whole_numbers_are_hashed_as_they_will_be_read(number):
+    prediction = sealed(dataclasses.replace(PREDICTION, sessions=number, seconds=number), "2026-01-01")
+    again = Prediction.of(json.loads(json.dumps(prediction.to_dict())))
+    assert flaw_of(again, trial(started_at="2026-01-02"), {"t1": again}) == "" and again.sha256 == prediction.sha256
 
 
 def fit() -> Fit:

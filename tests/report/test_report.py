@@ -14,8 +14,10 @@ from report_page import Page, read, squeeze, table_with
 from harness import wire
 from harness.capacity.planning.prediction import sealed
 from harness.records.plan import Plan, ValidationRow
+from harness.records.prediction import Prediction
 from harness.records.schema import Rung, StageStatistics
 from harness.records.slo import Slo
+from harness.records.summary import Summary
 from harness.report import decision, facts, figures, page, words
 from harness.report.page import write_report
 
@@ -121,7 +123,7 @@ def test_a_figure_that_chance_can_move_is_shown_as_not_decidable(tmp_path):
 def test_the_clients_own_error_is_its_timers_and_delivery_is_told_apart(tmp_path):
     run = sample.make_run(tmp_path)
     trial, results, samples = sample.open_trial(9, sample.space()[0], 0.8, True, np.random.default_rng(3))
-    rung = replace(trial.rungs[0], summary=trial.rungs[0].summary | {"lateness_p99_s": 0.072})
+    rung = replace(trial.rungs[0], summary=replace(trial.rungs[0].summary, lateness_p99_s=0.072))
     run.append_trial(replace(trial, trial_id="late", rungs=(rung,)), results, samples)
     ladder, *_, late = table_with(read(run), "Delivery delay")
     assert late["Trial"].startswith("late") and late["Delivery delay"] == "72 ms"
@@ -284,11 +286,11 @@ def test_every_figure_says_how_it_is_known(outlook):
 def test_when_a_prediction_was_made_is_shown_with_its_hash_and_a_changed_one_is_named(tmp_path):
     run = sample.make_run(tmp_path)
     trial, results, samples = sample.open_trial(9, sample.space()[0], 0.8, True, np.random.default_rng(3))
-    early, late = (sealed({"rtf_p95": 0.4}, f"2025-01-31T{time}+00:00") for time in ("09:25:20", "09:26:30"))
+    early, late = (sealed(sample.PREDICTION, f"2025-01-31T{time}+00:00") for time in ("09:25:20", "09:26:30"))
     for name, prediction, written in (
         ("fine", early, early),
         ("late", late, late),
-        ("turned", early | {"rtf_p95": 0.5}, early),
+        ("turned", Prediction.of(early.to_dict() | {"sessions": 5.7}), early),
         ("unwritten", early, None),
     ):
         if written:
@@ -296,7 +298,7 @@ def test_when_a_prediction_was_made_is_shown_with_its_hash_and_a_changed_one_is_
         run.append_trial(replace(trial, trial_id=name, prediction=prediction), results, samples)
     *bare, fine, too_late, turned, unwritten = table_with(read(run), "Unchanged since")
     assert (fine["Unchanged since"], fine["Before the trial"]) == ("✓ yes", "10 s")
-    assert fine["sha256"] == early["sha256"] and fine["Made"] == "2025-01-31 09:25:20 UTC"
+    assert fine["sha256"] == early.sha256 and fine["Made"] == "2025-01-31 09:25:20 UTC"
     assert "after it had started" in too_late["Unchanged since"]
     assert "its hash differs" in turned["Unchanged since"]
     assert len(bare) == 3  # of the run as it was made: without a hash
@@ -425,7 +427,7 @@ def test_hop_time_is_the_step_less_the_stages():
         StageStatistics(wire.VOICE, requests=1, executions=1, queue_ns=0, compute_ns=int(9e9)),  # not in the frame path
         StageStatistics(wire.DIFFUSION, requests=0, executions=0, queue_ns=0, compute_ns=0),
     )
-    rung = Rung(4.0, 200.0, 0, int(1e9), {}, stages)
+    rung = Rung(4.0, 200.0, 0, int(1e9), Summary(), stages)
     shares = facts.stage_shares(rung)
     assert shares == (facts.StageShare(wire.LLM, 0.001, 0.005), facts.StageShare(wire.VOCODER, 0.0, 0.004))
     point = facts.Point("t", True, 4.0, 200.0, 0.020, shares, None, None, 0)

@@ -10,6 +10,7 @@ from tritonclient.grpc import model_config_pb2
 
 from harness import wire
 from harness.deploy.config import Deployment as Deployed
+from harness.records.load import TrialLoad
 from harness.records.schema import Trial
 from harness.report import facts, sweep_facts
 from harness.report.facts import Point, StageShare, SweptDeployment
@@ -55,7 +56,8 @@ def test_no_window_beats_one_of_the_front_in_both():
 
 def test_answers_come_best_first_and_say_why_there_is_none():
     swept = [entry("A", 0, point(), rate=1.5), entry("B", 9, point(), rate=2.5), entry("C", 99, point())]
-    broken = Trial("t", "ladder", swept[2].knobs, {}, "", 1.0, False, ("broke: no stage loads this",), ())
+    load = TrialLoad(loop="closed", sessions=(1, 2), seconds=5, seed=1)
+    broken = Trial("t", "ladder", swept[2].knobs, load, "", 1.0, False, ("broke: no stage loads this",), ())
     found = sweep_facts.answers(swept, [broken])
     assert [answer.entry.letter for answer in found] == ["B", "A", "C"]
     assert found[2].note == "broke: no stage loads this"

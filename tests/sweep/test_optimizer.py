@@ -13,7 +13,9 @@ from harness import wire
 from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.staged import StageModel, Topology, rounds
 from harness.errors import InputError
+from harness.records.load import TrialLoad
 from harness.records.schema import Rung, Trial
+from harness.records.summary import Summary
 from harness.sweep.optimizer.closed_queue import DEVICE, HOST, Round, Station, turns
 from harness.sweep.optimizer.decide import Aim, Seen, decide
 from harness.sweep.optimizer.guide import Guide, MeasuredPoint
@@ -133,7 +135,7 @@ def test_chunks_and_entries_that_were_not_tried_are_foretold():
 
 def test_stages_that_were_not_counted_teach_nothing():
     assert learn([], {}) is None
-    assert learn([Taught(point(), (Rung(1, 10.0, 0, 1, {}),))], {}) is None
+    assert learn([Taught(point(), (Rung(1, 10.0, 0, 1, Summary()),))], {}) is None
 
 
 def test_fewer_diffusion_steps_take_less_time():
@@ -166,12 +168,12 @@ def test_what_was_foretold_badly_is_doubted_more():
 
 def test_a_value_that_hangs_on_a_slo_just_kept_is_doubted():
     rungs = server()
-    last_s = rungs[-1].summary["ttfa_p95_s"]
+    last_s = rungs[-1].summary.ttfa_p95_s
 
     def error(limit_s):
         objective = BestRung("frames_per_s", at_most={"ttfa_p95_s": limit_s}, at_least={"sessions": 32})
         guide = Guide(GRID, objective, "model", Aim(), 1, SESSIONS, {})
-        one = MeasuredPoint(0, Value(objective.value([each.summary for each in rungs])), rungs)
+        one = MeasuredPoint(0, Value(objective.value([each.summary.figure for each in rungs])), rungs)
         return guide._error(one, guide._known([one])[1])
 
     assert error(2 * last_s) < 0.05 < 1 < error(1.01 * last_s)
@@ -258,9 +260,12 @@ def test_a_study_holds_the_history_for_optunas_own_tools():
     assert study.best_params == GRID.levels(3)
 
 
+LOAD = TrialLoad(loop="closed", sessions=(1, 2, 3), seconds=5, seed=1)
+
+
 def test_a_metric_is_best_at_a_rung_that_keeps_the_limits():
-    summaries = [{"frames_per_s": 10.0 * n, "ttfa_p95_s": 0.1 * n, "sessions": n} for n in (1, 2, 3)]
-    trial = Trial("t", "ladder", {}, {}, "", 0.0, True, (), tuple(Rung(1, 1.0, 0, 1, each) for each in summaries))
+    summaries = [Summary(frames_per_s=10.0 * n, ttfa_p95_s=0.1 * n, sessions=n) for n in (1, 2, 3)]
+    trial = Trial("t", "ladder", {}, LOAD, "", 0.0, True, (), tuple(Rung(1, 1.0, 0, 1, each) for each in summaries))
     assert BestRung("frames_per_s", at_most={"ttfa_p95_s": 0.2}).measured([trial]).value == 20
     lowest = BestRung("ttfa_p95_s", -1, at_least={"sessions": 2}).measured([trial])
     assert lowest.value == pytest.approx(5) and lowest.says == "ttfa_p95_s 0.2"
@@ -268,12 +273,13 @@ def test_a_metric_is_best_at_a_rung_that_keeps_the_limits():
 
 
 def test_a_minimised_metric_of_zero_is_best_of_all():
-    summaries = [{"late_sends_share": share, "sessions": n} for n, share in ((1, 0.0), (2, 0.2), (3, math.nan))]
-    trial = Trial("t", "ladder", {}, {}, "", 0.0, True, (), tuple(Rung(1, 1.0, 0, 1, each) for each in summaries))
+    summaries = [Summary(late_sends_share=share, sessions=n) for n, share in ((1, 0.0), (2, 0.2), (3, math.nan))]
+    trial = Trial("t", "ladder", {}, LOAD, "", 0.0, True, (), tuple(Rung(1, 1.0, 0, 1, each) for each in summaries))
     lowest = BestRung("late_sends_share", -1)
     found = lowest.measured([trial])
     assert found.says == "late_sends_share 0" and math.isfinite(found.value)
-    assert found.value > lowest.value([{"late_sends_share": 0.001}]) > lowest.value(summaries[1:])
+    little, more = [Summary(late_sends_share=0.001).figure], [each.figure for each in summaries[1:]]
+    assert found.value > lowest.value(little) > lowest.value(more)
     assert BestRung("late_sends_share").measured([trial]).says == "late_sends_share 0.2"
     assert lowest.measured([replace(trial, rungs=trial.rungs[2:])]).says == "no rung meets the limits"
 
@@ -284,5 +290,5 @@ def test_metrics_of_an_untried_point_follow_its_step_time():
     steps = tuple(each.sessions / each.frames_per_s for each in rungs)
     same = value_of(StepTime("piecewise", steps, SESSIONS), point())
     slower = value_of(StepTime("piecewise", tuple(2 * each for each in steps), SESSIONS), point())
-    assert same == pytest.approx(max(r.frames_per_s for r in rungs if r.summary["ttfa_p95_s"] <= 1))
+    assert same == pytest.approx(max(r.frames_per_s for r in rungs if r.summary.ttfa_p95_s <= 1))
     assert 0 < slower < same

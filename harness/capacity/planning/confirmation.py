@@ -14,6 +14,7 @@ from harness.capacity.models.device import slo_name
 from harness.capacity.planning.validation import OF_THE_DEVICE, validate
 from harness.errors import InconclusiveError
 from harness.records.plan import JudgedSlo, OpenRun, ValidationRow
+from harness.records.prediction import Prediction
 from harness.records.schema import Outcome, Rung, Trial
 from harness.records.slo import Slo, judge
 from harness.traffic.mix import Mix
@@ -42,7 +43,7 @@ def confirm(
     *,
     confidence: float,
     max_error: float,
-    predictions: Mapping[str, dict] | None = None,
+    predictions: Mapping[str, Prediction] | None = None,
 ) -> Confirmation:
     """Judge every VALID open-loop trial; those on ``deployment`` (``own``) decide. ``requests``: as for make_plan.
 
@@ -68,16 +69,16 @@ def confirm(
 
 def _run_record(trial: Trial, own: bool, mix: Mix) -> OpenRun:
     """One entry of plan.json's ``open_runs``, not judged yet; nominal audio is the mean of the mix x the rate."""
-    rate = trial.load.get("rate_per_s") or 0.0
-    offered = trial.rungs[0].summary.get("offered_audio_s_per_s") if trial.rungs else None
+    rate = trial.load.rate_per_s or 0.0
+    offered = trial.rungs[0].summary.offered_audio_s_per_s if trial.rungs else math.nan
     return OpenRun(
         trial_id=trial.trial_id,
         own=own,
         valid=trial.valid,
         rate_per_s=rate,
-        seconds=trial.load.get("seconds"),
+        seconds=trial.load.seconds,
         nominal_audio_s_per_s=rate * mix.mean_frames() * wire.SECONDS_PER_FRAME,
-        offered_audio_s_per_s=offered,
+        offered_audio_s_per_s=offered if math.isfinite(offered) else None,
         passed=None,
         note="" if trial.valid else f"INVALID: {'; '.join(trial.reasons)}",
     )

@@ -23,6 +23,7 @@ from harness.capacity.planning.sensitivity import sensitivity
 from harness.capacity.simulator.sessions import simulate
 from harness.records.fit import Fit, FittedDeployment, fitted
 from harness.records.plan import Drain, Forecast, KvMemory, Plan, PlannedLoss, PlannedRate, PlannedTarget, Price
+from harness.records.prediction import Prediction
 from harness.records.schema import Trial
 from harness.records.slo import Slo
 from harness.traffic.mix import Mix
@@ -53,7 +54,7 @@ class Terms:
     growth_per_month: float | None = None
     fleet: int | None = None
     profiles: Mapping[str, Mapping] = field(default_factory=dict)
-    predictions: Mapping[str, dict] = field(default_factory=dict)
+    predictions: Mapping[str, Prediction] = field(default_factory=dict)
 
 
 def make_plan(

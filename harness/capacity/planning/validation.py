@@ -14,13 +14,14 @@ from harness.capacity.fitting.observations import activity_of, frame_rate, secon
 from harness.capacity.models.device import Device, slo_name
 from harness.capacity.models.spreads import StallTable
 from harness.capacity.models.steps import StepTime
-from harness.capacity.planning.prediction import SUMMARY_KEYS, flaw_of
+from harness.capacity.planning.prediction import flaw_of
 from harness.capacity.simulator.sessions import Activity, simulate
 from harness.errors import InconclusiveError
-from harness.records.fit import FittedModel
 from harness.records.plan import ValidationRow
+from harness.records.prediction import Prediction
 from harness.records.schema import Rung, Trial
 from harness.records.slo import Slo
+from harness.records.summary import quantile_field
 
 OF_THE_DEVICE = ("step_s", "sessions", "frames_per_s")  # metrics of rows without an SLO
 _ALTERNATIVES = 40
@@ -53,7 +54,7 @@ def validate(
     *,
     confidence: float,
     max_error: float,
-    predictions: Mapping[str, dict] | None = None,
+    predictions: Mapping[str, Prediction] | None = None,
 ) -> list[ValidationRow]:
     """Rows of plan.json's ``validation`` for one open-loop trial.
 
@@ -71,8 +72,8 @@ def validate(
     A quantile that is missing because too many requests got no audio is a failed row, with ``measured`` None.
     Raises InconclusiveError for a trial that cannot be compared.
     """
-    written = predictions.get(trial.trial_id, {}) if predictions else None
-    device, rung = _model_of(trial, written), _window_of(trial)
+    said, device = _prediction_of(trial, predictions or {})
+    rung = _window_of(trial)
     replay = _Replay.of(requests[requests["trial_id"] == trial.trial_id], rung, trial.trial_id)
     figures = _figures(rung, slos, replay)
     fitted = replay.play(device, figures, rng, 4 * _LUCKS)
@@ -90,8 +91,7 @@ def validate(
             likely = np.concatenate([play[figure.name] for play in plays])
             rows.append(_row(trial, figure, predicted, likely, level, max_error))
     keys = {"step_s": "step_s"} | {figure.name: figure.key for figure in figures}
-    said = trial.prediction or {}
-    return [replace(row, said_before=said.get(keys[row.metric])) for row in rows]
+    return [replace(row, said_before=said.figure(keys[row.metric])) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -197,12 +197,13 @@ def _steps_inside(
         return np.where((high_s > low_s) & (frames >= _MIN_FRAMES), (high_s - low_s) / frames, np.nan)
 
 
-def _model_of(trial: Trial, written: dict | None) -> Device:
-    if not trial.prediction or "model" not in trial.prediction:
+def _prediction_of(trial: Trial, written: Mapping[str, Prediction]) -> tuple[Prediction, Device]:
+    prediction = trial.prediction
+    if prediction is None or prediction.model is None:
         raise InconclusiveError(f"{trial.trial_id}: it ran without a prediction, so it confirms nothing")
-    if flaw := flaw_of(trial.prediction, trial.started_at, written):
+    if flaw := flaw_of(prediction, trial, written):
         raise InconclusiveError(f"{trial.trial_id}: {flaw}, so it confirms nothing")
-    return Device.from_fit(FittedModel.of(trial.prediction["model"]))
+    return prediction, Device.from_fit(prediction.model)
 
 
 def _window_of(trial: Trial) -> Rung:
@@ -226,13 +227,13 @@ def _figures(rung: Rung, slos: Sequence[Slo], replay: _Replay) -> list[ComparedF
     for slo in slos:
         count = int(np.sum(replay.due_inside(slo.traffic_class)))
         for quantile in (0.5, slo.quantile):
-            key = f"{slo.traffic_class}.{SUMMARY_KEYS[slo.metric].format(f'{quantile * 100:g}')}"
-            measured = rung.summary.get(key)
-            known = measured is not None and math.isfinite(measured)
+            key = f"{slo.traffic_class}.{quantile_field(slo.metric, quantile)}"
+            measured = rung.summary.quantile(slo.traffic_class, slo.metric, quantile)
+            known = math.isfinite(measured)
             enough = count >= _MIN_REQUESTS and count * (1 - quantile) >= 1 - 1e-9
             name = slo_name(slo.traffic_class, slo.metric, quantile)
             if known and enough:
-                figures.append(ComparedFigure(name, key, float(measured), slo, quantile))
+                figures.append(ComparedFigure(name, key, measured, slo, quantile))
             elif not known and (unheard := replay.unheard(slo, quantile)):
                 figures.append(ComparedFigure(name, key, math.nan, slo, quantile, unheard))
     return list({figure.name: figure for figure in figures}.values())
@@ -267,12 +268,12 @@ def _record(
 ) -> ValidationRow:
     error = (predicted - measured) / measured if measured else (0.0 if predicted == measured else math.inf)
     known = math.isfinite(error)
-    (low, high), said = map(_finite, interval), trial.prediction or {}
+    (low, high), said = map(_finite, interval), trial.prediction
     return ValidationRow(
         trial_id=trial.trial_id,
-        rate_per_s=trial.load.get("rate_per_s"),
-        said_at=said.get("made_at"),
-        prediction_sha256=said.get("sha256"),
+        rate_per_s=trial.load.rate_per_s,
+        said_at=said.made_at or None if said else None,
+        prediction_sha256=said.sha256 or None if said else None,
         metric=name,
         predicted=_finite(predicted),
         predicted_interval=(low, high),

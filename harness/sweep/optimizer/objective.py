@@ -28,6 +28,7 @@ from harness.topology import kv_instances
 from harness.traffic.mix import Mix
 
 Expecting = Callable[[StepTime, Mapping[str, Any]], float]  # the value of a point, given its step time
+Figures = Callable[[str], float]  # of a rung, by the names that plans use
 _NORMAL_95 = 1.96
 _LEAST = 1e-4
 
@@ -115,20 +116,20 @@ class BestRung:
         return f"{'highest' if self.sign > 0 else 'lowest'} {self.metric}"
 
     def measured(self, trials: Sequence[Trial], requests: pd.DataFrame | None = None) -> Value:
-        summaries = [rung.summary for trial in trials for rung in trial.rungs]
+        summaries = [rung.summary.figure for trial in trials for rung in trial.rungs]
         if not summaries:
             return Value(None, says="its ladders have no rung")
         best = self._best(summaries)
         says = "no rung meets the limits" if best is None else f"{self.metric} {best:.4g}"
         return Value(self._worth(best), says=says)
 
-    def value(self, summaries: Sequence[Mapping[str, float]]) -> float:
+    def value(self, summaries: Sequence[Figures]) -> float:
         """The metric of the best rung; 0 where none meets the limits."""
         return self._worth(self._best(summaries))
 
-    def _best(self, summaries: Sequence[Mapping[str, float]]) -> float | None:
+    def _best(self, summaries: Sequence[Figures]) -> float | None:
         """The metric where it is best; None where no rung meets the limits and has it."""
-        kept = [each.get(self.metric, math.nan) for each in summaries if self._keeps(each)]
+        kept = [each(self.metric) for each in summaries if self._keeps(each)]
         return max((each for each in kept if each >= 0), key=lambda each: self.sign * each, default=None)
 
     def _worth(self, metric: float | None) -> float:
@@ -144,11 +145,11 @@ class BestRung:
         names = {self.metric, *self.at_most, *self.at_least}
         at = {round(rung.sessions): _scales([r for r in rungs if round(r.sessions) == round(rung.sessions)], names)
               for rung in rungs}  # fmt: skip
-        return lambda step, point: self.value([_summary(scales, n, float(step(n))) for n, scales in at.items()])
+        return lambda step, point: self.value([_predicted(scales, n, float(step(n))) for n, scales in at.items()])
 
-    def _keeps(self, summary: Mapping[str, float]) -> bool:
-        return all(summary.get(name, math.nan) <= limit for name, limit in self.at_most.items()) and all(
-            summary.get(name, math.nan) >= limit for name, limit in self.at_least.items()
+    def _keeps(self, figures: Figures) -> bool:
+        return all(figures(name) <= limit for name, limit in self.at_most.items()) and all(
+            figures(name) >= limit for name, limit in self.at_least.items()
         )
 
 
@@ -163,10 +164,10 @@ def _scales(rungs: Sequence[Rung], names: Collection[str]) -> dict[str, float]:
     """Median over the rungs of each metric / (step time to the power of its exponent)."""
     steps = np.array([rung.sessions / rung.frames_per_s for rung in rungs])
     return {
-        name: float(np.median([rung.summary.get(name, math.nan) for rung in rungs] / steps ** _power(name)))
-        for name in names
+        name: float(np.median([rung.summary.figure(name) for rung in rungs] / steps ** _power(name))) for name in names
     }
 
 
-def _summary(scales: Mapping[str, float], sessions: float, step_s: float) -> dict[str, float]:
-    return {name: scale * step_s ** _power(name) for name, scale in scales.items()} | {"sessions": sessions}
+def _predicted(scales: Mapping[str, float], sessions: float, step_s: float) -> Figures:
+    figures = {name: scale * step_s ** _power(name) for name, scale in scales.items()} | {"sessions": sessions}
+    return lambda name: figures.get(name, math.nan)
