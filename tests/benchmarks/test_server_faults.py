@@ -67,7 +67,8 @@ def test_an_error_that_names_another_or_guesses_is_untrue(process, error):
 
 
 def test_a_process_that_took_triton_along_is_told_as_the_servers_end():
-    gone, words = "the server at x ended the connection", "tritonserver ended by signal 6; its last line: …; it is restarted"
+    gone = "the server at x ended the connection"
+    words = "tritonserver ended by signal 6; its last line: …; restarting it"
     assert judged(wire.LLM, gone, said=words) == [] and judged(wire.LLM, gone) != []
 
 
