@@ -17,3 +17,11 @@ def widen_products(monkeypatch):
     monkeypatch.setattr(
         InterpreterBuilder, "create_dot", lambda self, a, b, *more: product(self, widened(a), widened(b), *more)
     )
+
+
+def widen_tiles(monkeypatch):
+    """Larger tiles of the towers' kernels, for a program takes the interpreter about the same time at any size."""
+    from harness.vibevoice.stages import fused_towers
+
+    for name in ("MIX_VALUES", "WINDOW_VALUES", "NARROW_VALUES"):
+        monkeypatch.setattr(fused_towers, name, 1 << 14)

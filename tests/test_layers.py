@@ -1,6 +1,7 @@
 """Imports point one way: a package imports only what stands below it, and no modules import each other in a circle."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,9 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-IMPORTS = {module: imported(path) for module, path in FILES.items()}
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    return {module: imported(path) for module, path in FILES.items()}
 
 
 def test_every_module_has_its_place():
@@ -77,14 +80,14 @@ def test_every_module_has_its_place():
 
 def test_only_modules_are_imported():
     """A package hands nothing on: its __init__.py is empty."""
-    assert {name for names in IMPORTS.values() for name in names} <= FILES.keys()
+    assert {name for names in imports().values() for name in names} <= FILES.keys()
     assert [path for path in (ROOT / "harness").rglob("__init__.py") if path.read_text()] == []
 
 
 @pytest.mark.parametrize("module", FILES)
 def test_a_module_imports_only_what_stands_below(module):
     rank, server = RANKS[place_of(module)], module.startswith(SERVER)
-    for other in IMPORTS[module]:
+    for other in imports()[module]:
         if server and not other.startswith(SERVER):
             assert other.startswith(SERVER_MAY_IMPORT), other
         else:
@@ -93,7 +96,7 @@ def test_a_module_imports_only_what_stands_below(module):
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    below = {module: set(others) - {module} for module, others in IMPORTS.items()}
+    below = {module: set(others) - {module} for module, others in imports().items()}
     while leaves := {module for module, others in below.items() if not others}:
         below = {module: others - leaves for module, others in below.items() if module not in leaves}
     assert not below

@@ -1,5 +1,6 @@
 """benchmarks/gpu/rows.py on a CPU: its help, mistakes, and a run through by Triton's interpreter."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,14 +13,41 @@ pytest.importorskip("triton", reason="the package triton is not installed (CPU b
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "benchmarks/gpu/rows.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170)
+SCRIPT = ROOT / "benchmarks" / "gpu" / "rows.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module; it finds device.py beside it, as it does when it runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        patch.setenv("TRITON_INTERPRET", "")  # the script sets it: put back afterwards
+        spec = importlib.util.spec_from_file_location("gpu_rows", SCRIPT)
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, spec.name, module)  # dataclasses look there
+        spec.loader.exec_module(module)
+        del sys.modules["device"]
+    return module
+
+
+@pytest.fixture
+def run(script, monkeypatch):
+    """Run the script with these arguments in this process: its exit code."""
+
+    def of(*arguments):
+        monkeypatch.setattr(sys, "argv", [SCRIPT.name, *arguments])
+        try:
+            return script.run()
+        except SystemExit as end:  # of its parser
+            return end.code
+
+    return of
 
 
 def test_steps_answer_alike_with_the_kernels_and_without():
-    answer = run("--quick")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "benchmarks/gpu/rows.py", "--quick"]
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170)
     assert answer.returncode == 0, answer.stderr
     *shown, last = answer.stdout.splitlines()
     content = json.loads(last)
@@ -38,10 +66,12 @@ def test_steps_answer_alike_with_the_kernels_and_without():
         (["--x"], "see --help"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, message):
-    answer = run(*arguments)
-    assert answer.returncode == 64 and message in answer.stderr and answer.stderr.count("\n") == 1
+def test_a_mistake_is_one_line(run, capsys, arguments, message):
+    assert run(*arguments) == 64
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
 
 
-def test_help_ends_with_an_example():
-    assert "Example:\n  python benchmarks/gpu/rows.py --preset" in run("--help").stdout
+def test_help_ends_with_an_example(run, capsys):
+    assert not run("--help")
+    assert "Example:\n  python benchmarks/gpu/rows.py --preset" in capsys.readouterr().out

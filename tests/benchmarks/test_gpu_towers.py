@@ -1,5 +1,6 @@
 """benchmarks/gpu/towers.py: a run on a CPU, by Triton's interpreter, and what it refuses."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,14 +14,24 @@ pytest.importorskip("triton", reason="the package triton is not installed (CPU b
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "benchmarks/gpu/towers.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
+SCRIPT = ROOT / "benchmarks" / "gpu" / "towers.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "")  # the script sets it: put back afterwards
+        spec = importlib.util.spec_from_file_location("gpu_towers", SCRIPT)
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+    return module
 
 
 def test_a_quick_run_finds_both_towers_right_and_times_every_layer():
-    done = run("--quick")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "benchmarks/gpu/towers.py", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
     figures = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0 and figures["preset"] == "tiny"
     assert [(row["tower"], row["sessions"]) for row in figures["towers"]] == [("decoder", 1), ("encoder", 1)]
@@ -32,7 +43,11 @@ def test_a_quick_run_finds_both_towers_right_and_times_every_layer():
 
 
 @pytest.mark.skipif(HAS_GPU, reason="a GPU gives figures")
-def test_figures_are_refused_without_a_gpu():
-    done = run("--preset", "1.5b")
-    assert done.returncode == 64 and "no CUDA device" in done.stderr and "--quick" in done.stderr
-    assert run("--sessions", "0").returncode == 64
+def test_figures_are_refused_without_a_gpu(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name, "--preset", "1.5b"])
+    assert script.run() == 64
+    said = capsys.readouterr().err
+    assert "no CUDA device" in said and "--quick" in said
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name, "--sessions", "0"])
+    with pytest.raises(SystemExit, match="64"):
+        script.run()

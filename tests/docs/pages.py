@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def blocks(language: str) -> list[tuple[str, str]]:
     ]
 
 
+@functools.cache
 def commands() -> list[tuple[str, str]]:
     """Every command of ours that a page names: in ``sh`` blocks, on indented lines, and in the text."""
     found = dict.fromkeys((page, line) for page, block in blocks("sh") for line in _commands_of(block))

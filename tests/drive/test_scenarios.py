@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import locusts
 import numpy as np
 import pytest
 from fake_triton import Timetable, serving
@@ -23,18 +24,18 @@ SCENARIOS = sorted((ROOT / "scenarios").glob("*.py"))
 QUICK = Timetable(interval_s=0.001)
 
 
-def command(scenario: str, url: str, *options: str) -> list[str]:
+def asked(scenario: str, url: str, *options: str) -> list[str]:
     file = str(ROOT / "scenarios" / f"{scenario}.py")
-    return [
-        *(sys.executable, "-m", "locust", "-f", file, "--headless", "--only-summary", "--host", url),
-        *("--stop-timeout", "1", *options),
-    ]
+    return ["-f", file, "--headless", "--only-summary", "--host", url, "--stop-timeout", "1", *options]
+
+
+def command(scenario: str, url: str, *options: str) -> list[str]:
+    return [sys.executable, "-m", "locust", *asked(scenario, url, *options)]
 
 
 def run(scenario: str, *options: str, timetable: Timetable = QUICK, **more) -> subprocess.CompletedProcess:
     with serving(timetable) as fake:
-        told = command(scenario, fake.url, *options)
-        return subprocess.run(told, cwd=ROOT, capture_output=True, text=True, timeout=120, **more)
+        return locusts.run(*asked(scenario, fake.url, *options), **more)
 
 
 def processes(count: int) -> tuple[str, ...]:
@@ -58,12 +59,17 @@ def test_a_scenario_runs_as_it_stands(scenario):
     assert ("goodput" in done.stdout) == (scenario != "soak")
 
 
-def test_a_scenarios_file_names_every_command_with_known_options():
+@pytest.fixture(scope="module")
+def speech_help():
+    return locusts.run("-f", str(SCENARIOS[0]), "--help-speech").stdout
+
+
+def test_a_scenarios_file_names_every_command_with_known_options(speech_help):
     for path in SCENARIOS:
         text = path.read_text()
         assert f"locust -f scenarios/{path.name}" in text and len(text.splitlines()) < 40
         for option in re.findall(r" (--[a-z][a-z-]+)", text):
-            assert option in HELP, f"{path.name}: {option}"
+            assert option in speech_help, f"{path.name}: {option}"
 
 
 def test_a_locustfile_needs_one_import_of_the_harness():
@@ -71,14 +77,8 @@ def test_a_locustfile_needs_one_import_of_the_harness():
         assert set(re.findall(r"^(?:from|import) (\S+)", path.read_text(), re.MULTILINE)) == {"harness.scenario"}
 
 
-HELP = subprocess.run(
-    [sys.executable, "-m", "locust", "-f", str(SCENARIOS[0]), "--help-speech"],
-    capture_output=True, text=True, cwd=ROOT, check=True,
-).stdout  # fmt: skip
-
-
-def test_help_says_what_every_exit_code_means():
-    words = " ".join(HELP.split())
+def test_help_says_what_every_exit_code_means(speech_help):
+    words = " ".join(speech_help.split())
     for code, meaning in enumerate(("success", "requests failed", "cannot be used", "the measurement is INVALID")):
         assert re.search(rf"\b{code} [^,]*{meaning}", words), code
 

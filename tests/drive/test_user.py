@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import locusts
 import numpy as np
 import psutil
 import pytest
@@ -36,14 +37,15 @@ QUICK = MIXES["quick"]
 EXIT_FAILURES, EXIT_UNUSABLE, EXIT_INVALID = 1, 2, 3
 
 
+FILE = "-f", str(ROOT / "scenarios" / "podcast.py"), "--only-summary"
+
+
 def locust(*options: str) -> list[str]:
-    file = str(ROOT / "scenarios" / "podcast.py")
-    return [sys.executable, "-m", "locust", "-f", file, "--only-summary", *options]
+    return [sys.executable, "-m", "locust", *FILE, *options]
 
 
 def run(url: str, *options: str) -> subprocess.CompletedProcess:
-    command = locust("--headless", *(("--host", url) if url else ()), "--stop-timeout", "1", *options)
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return locusts.run(*FILE, "--headless", *(("--host", url) if url else ()), "--stop-timeout", "1", *options)
 
 
 def code_of(done: subprocess.CompletedProcess) -> int:
@@ -295,8 +297,7 @@ def test_what_cannot_be_used_is_one_line(tmp_path, options, words):
     for name in ("empty", "used"):
         (tmp_path / name).mkdir()
     (tmp_path / "used" / "records.msgpack").touch()
-    command = locust("--headless", *(option.format(tmp_path) for option in options))
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = locusts.run(*FILE, "--headless", *(option.format(tmp_path) for option in options), timeout=60)
     errors = [line for line in done.stderr.splitlines() if "INFO" not in line]
     assert done.returncode == EXIT_UNUSABLE and len(errors) == 1
     assert errors[0].startswith("locust: error: ") and words in errors[0]

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
+import locusts
 import numpy as np
 import pytest
 from fake_triton import Timetable, serving
@@ -55,14 +56,13 @@ def locustfile(tmp_path):
     return tmp_path / "several.py"
 
 
-def command(locustfile, url: str, *options: str) -> list[str]:
-    return [sys.executable, "-m", "locust", "-f", str(locustfile), "--host", url, "--stop-timeout", "1", *options]
+def asked(locustfile, url: str, *options: str) -> list[str]:
+    return ["-f", str(locustfile), "--host", url, "--stop-timeout", "1", *options]
 
 
 def run(locustfile, *options: str) -> subprocess.CompletedProcess:
     with serving(QUICK) as fake:
-        asked = command(locustfile, fake.url, "--headless", "--only-summary", *options)
-        return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        return locusts.run(*asked(locustfile, fake.url, "--headless", "--only-summary", *options))
 
 
 def sent(folder) -> Counter:
@@ -241,7 +241,8 @@ def test_the_page_runs_the_classes_that_are_picked(locustfile):
     with serving(QUICK) as fake:
         port = free_ports(1)[0]
         options = ("--class-picker", "--web-host", "127.0.0.1", "--web-port", str(port))
-        process = subprocess.Popen(command(locustfile, fake.url, *options), cwd=ROOT, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "locust", *asked(locustfile, fake.url, *options)]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         try:
             address = f"http://127.0.0.1:{port}"
             fetch(f"{address}/speech/live.json", lambda text: json.loads(text)["state"] == "ready")

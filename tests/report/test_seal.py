@@ -20,14 +20,22 @@ from harness.runs.analysis import fit_of
 SAMPLE = Path(__file__).resolve().parents[2] / "results" / "sample-quick"
 
 
-@pytest.fixture
-def signed(tmp_path):
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def signed_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("signed") / "run"
     shutil.copytree(SAMPLE, folder)
     run = Run.open(folder)
     run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
     sign(run)
-    return folder
+    return shutil.copytree(folder, folder.with_name("as signed"))
+
+
+@pytest.fixture
+def signed(signed_once):
+    """The run as it was signed, where it was signed: its page names the folder."""
+    folder = signed_once.with_name("run")
+    shutil.rmtree(folder)
+    return shutil.copytree(signed_once, folder)
 
 
 def test_a_signed_run_is_intact_and_signing_it_twice_gives_the_same_bytes(signed):
