@@ -79,7 +79,7 @@ def test_a_locustfile_needs_one_import_of_the_harness():
 
 def test_help_says_what_every_exit_code_means(speech_help):
     words = " ".join(speech_help.split())
-    for code, meaning in enumerate(("success", "requests failed", "cannot be used", "the measurement is INVALID")):
+    for code, meaning in enumerate(("all is well", "requests failed", "cannot be used", "the measurement is INVALID")):
         assert re.search(rf"\b{code} [^,]*{meaning}", words), code
 
 
