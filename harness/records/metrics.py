@@ -1,4 +1,4 @@
-"""From Results to numbers: every metric a subtraction of named timestamps, listed once in METRICS."""
+"""From Results to numbers: every metric, from named timestamps and counts, listed once in METRICS."""
 
 from __future__ import annotations
 
