@@ -94,7 +94,7 @@ def test_a_prediction_shows_what_was_said_before_and_what_is_held_against_the_li
         assert cells["Predicted from actual arrivals"] == words.figure(row.predicted)
     text = squeeze(Page(pages["met"]).text)
     assert "predicted before it was run" not in text
-    assert "these trials were offered 80% to 100% of the audio that it asks for" in text
+    assert "these got 80% to 100% of its audio" in text
 
 
 def test_each_open_run_shows_its_offered_audio_its_slos_and_its_result(pages):
