@@ -15,8 +15,9 @@ unexport PYTHONDONTWRITEBYTECODE
 
 install: $(VENV)/installed
 
-# pip first: the one that comes with Python 3.11 takes three times the CPU. torch by number: a range would pull a CUDA build
-# of several gigabytes onto a machine without a GPU.
+# pip first: the one that comes with Python 3.11 takes three times the CPU. torch by number: a range takes the newest build,
+# which may be for CUDA (several gigabytes). PyPI's build of this number is for CUDA, too: for one for CPUs set
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=24.1'

@@ -185,7 +185,7 @@ def gpus(host: HostFacts) -> Iterator[Check]:
 def _torch_on_gpu(host: HostFacts) -> Check:
     if host.torch_cuda:
         return Check("torch on the GPU", True, f"built for CUDA {host.torch_cuda}")
-    found = "a CPU build of torch on a GPU host: stages would run on the CPU"
+    found = "a CPU build of torch on a GPU host: stages would refuse to start"
     return Check("torch on the GPU", False, found, "install a CUDA build: make install TORCH='torch>=2.11,<=2.13'")
 
 

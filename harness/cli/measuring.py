@@ -89,7 +89,12 @@ def signoff(
     topology: PlanTopology = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again; an earlier run is renamed.")] = False,
     go_on: Annotated[
-        bool, typer.Option("--go-on", help="Measure what the budget of a finished run left out; seal it again.")
+        bool,
+        typer.Option(
+            "--go-on",
+            help="Continue a finished run with the measurements that its budget did not allow, then write its hashes "
+            "again.",
+        ),
     ] = False,
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="Sign the answer: an OpenSSH Ed25519 private key.")
@@ -105,7 +110,7 @@ def signoff(
     """Deploy, drive, sweep, fit, plan and report. Resumes an interrupted run of the plan.
 
     With --check, nothing is measured: verify hashes and expiry, and recompute the answer from the run's records.
-    Without a key's signature an answer is sealed, not signed: the hashes detect changes, but do not show who made it.
+    Without --sign, signoff.json holds hashes only: they show that a file changed, but not who produced the answer.
     Exit codes: 0 met, 1 missed, 2 inconclusive (for --check also: changed, forged or expired), 64 usage error, 69 a
     server that cannot be used or that ended, 70 internal error, 130 interrupted.
     """

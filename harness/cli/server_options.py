@@ -22,7 +22,7 @@ from harness.client.target import (
 from harness.errors import InputError
 
 _PANEL = "The server (each option also as LOCUST_NAME in the environment)"
-ONE_AT_A_TIME = ("--balance",)  # of OPTIONS: meaningless where each request goes to the one server that is measured
+ONE_AT_A_TIME = ("--balance",)  # of OPTIONS: meaningless where each server is measured or checked by itself
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from harness import wire
 from harness.cli.app import TOPOLOGY_HELP, Preset, app, out, say_aside, shown
-from harness.cli.server_options import NO_SERVERS, Servers, with_servers
+from harness.cli.server_options import NO_SERVERS, ONE_AT_A_TIME, Servers, with_servers
 from harness.client.target import URL_VARIABLE
 from harness.errors import InputError, ServerError
 from harness.host.places import ROOT, SCENARIOS
@@ -35,10 +35,10 @@ def serve(
     topology: Annotated[str, typer.Option(help=f"{TOPOLOGY_HELP[0].upper()}{TOPOLOGY_HELP[1:]}.")] = wire.STAGED,
     knob: Annotated[
         list[str],
-        typer.Option("--knob", help="<stage>.<knob>=<value>, of the fused topology engine.<knob>; may be repeated."),
+        typer.Option("--knob", help="STAGE.KNOB=VALUE (staged) or engine.KNOB=VALUE (fused); repeatable."),
     ] = [],  # noqa: B006
     parameter: Annotated[
-        list[str], typer.Option("--parameter", help="<model>.<parameter>=<value> of a config.pbtxt; may be repeated.")
+        list[str], typer.Option("--parameter", help="MODEL.PARAMETER=VALUE of a config.pbtxt; repeatable.")
     ] = [],  # noqa: B006
     emulate: Annotated[
         str, typer.Option(help="A profile: the stages take its times instead of computing; the audio is silent.")
@@ -144,7 +144,7 @@ def profile(
     ),
     budget_seconds: Annotated[
         float | None,
-        typer.Option(help="For measuring; a slow stage may add a quarter. Default: 60 for tiny, otherwise 420."),
+        typer.Option(help="Seconds for measuring; may be exceeded by up to 25%. Default: 60 for tiny, otherwise 420."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few points only.")] = False,
     checkpoint: Annotated[str, typer.Option(help="A released checkpoint folder; default: random weights.")] = "",
@@ -169,7 +169,7 @@ def profile(
 
 
 @app.command(epilog="Example: `harness doctor --url grpcs://gpu7:8001,gpu8:8001 --tls-ca ca.pem`")
-@with_servers
+@with_servers(without=ONE_AT_A_TIME)
 def doctor(servers: Servers = NO_SERVERS) -> None:
     """What this machine can and cannot do, and how to fix it; with --url, whether servers are reachable."""
     from harness.cli.doctor import examine

@@ -111,7 +111,7 @@ def _in_a_line(content: Plan) -> Iterator[str]:
     """The drain and the memory of a device, if known."""
     if drain := content.drain:
         yield (
-            f"Drained with {drain.sessions} sessions aboard, a device is empty after {drain.p50_s:.0f} s (p95 "
+            f"A draining device with {drain.sessions} sessions is empty after {drain.p50_s:.0f} s (p95 "
             f"{drain.p95_s:.0f} s; {drain.longest_s:.0f} s if the longest has just begun; simulated)"
         )
     if memory := content.memory:

@@ -26,8 +26,8 @@ OWN_HEADERS = ("connection", "content-type", "host", "te", "user-agent")  # set 
 OPTIONS = {
     "--balance": {
         "metavar": "CHOICE",
-        "help": f"how requests are spread over several servers: {ROUND_ROBIN} (default), or {LEAST_LOADED}, "
-        "the one with the fewest streams of the process that reads",
+        "help": f"how requests are spread over several servers: {ROUND_ROBIN} (default), or {LEAST_LOADED}: "
+        "the server with the fewest open streams from this client process",
     },
     CA: {"metavar": "FILE.pem", "help": "trust only servers with certificates of these authorities"},
     CERT: {"metavar": "FILE.pem", "help": "client certificate, for servers that require one"},

@@ -84,8 +84,8 @@ class Patience:
         most = max(rung.audio_s_per_s for rung in rungs[:-1])
         if min(before.pace, last.pace) <= self.slowest_rtf or last.audio_s_per_s >= GROWTH * most > 0:
             return ""
-        slow = f"{before.users} sessions took {before.pace:.2f} s for a second of audio, {last.users} {last.pace:.2f} s"
-        return f"{OVER_SATURATED}: {slow}"
+        slow = f"at {before.users} sessions one second of audio took {before.pace:.2f} s"
+        return f"{OVER_SATURATED}: {slow}, at {last.users} sessions {last.pace:.2f} s"
 
 
 def settle_s(rung_s: float) -> float:

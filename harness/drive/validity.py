@@ -115,7 +115,7 @@ class Trend:
         if not math.isnan(self.error) and self.rise > max(self.limit, sigmas * self.error):
             return Gate(self.name, False, f"{self._says}: above {self.limit:.0%}")
         if math.isnan(self.rise) or math.isnan(self.error) or found > 2 * self.limit:
-            return Gate(self.name, None, self._untestable(seconds, found))
+            return Gate(self.name, None, self._untestable(seconds, self.window_s(seconds, sigmas)))
         return Gate(self.name, True, f"{self._says} (limit {self.limit:.0%})")
 
     def _found(self, sigmas: float) -> float:
@@ -123,16 +123,26 @@ class Trend:
         power = ndtri(POWER) * self.error
         return max(sigmas * self.error, self.limit) + power
 
+    def window_s(self, seconds: float, sigmas: float) -> float:
+        """The shortest window in which a rise of twice the limit is found with probability POWER."""
+        found = self._found(sigmas)
+        if math.isnan(found):
+            return self.needed_s
+        return max(self.needed_s, seconds * (found / (2 * self.limit)) ** (1 / self.shrinks))
+
     @property
     def _says(self) -> str:
         rose = f"{self.name} {self.verb} by {self.rise:.1%} of {self.scale} over the window"
         return f"{rose} (standard error {self.error:.1%})"
 
-    def _untestable(self, seconds: float, found: float) -> str:
-        needed_s = self.needed_s
-        if not math.isnan(found):
-            needed_s = max(needed_s, seconds * (found / (2 * self.limit)) ** (1 / self.shrinks))
-        return _too_short(seconds, needed_s, f" to find a rise of {2 * self.limit:.0%} of {self.scale}")
+    def _untestable(self, seconds: float, window_s: float) -> str:
+        if window_s <= seconds:
+            return f"not testable: too few requests in this window of {_duration(seconds)}"
+        rise = f"a rise of {2 * self.limit:.0%} of {self.scale}"
+        return (
+            f"not testable: this window of {_duration(seconds)} is too short; "
+            f"finding {rise} reliably would take about {_duration(window_s)}"
+        )
 
 
 def certify(
@@ -288,9 +298,10 @@ def _first_audio(summary: Summary, name: str, slos: Sequence[Slo], sigmas: float
     return Trend(what, rise, error, limit, scale, needed_s).judged(summary.seconds, sigmas)
 
 
-def _too_short(seconds: float, needed_s: float, what: str) -> str:
-    needed = f", it needs {needed_s:.0f} s{what}" if needed_s > seconds else ", too few requests in it"
-    return f"not testable: window too short ({seconds:.0f} s{needed})"
+def _duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
 
 
 def _against(says: str, broken: bool, limit: str) -> str:

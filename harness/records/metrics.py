@@ -1,4 +1,4 @@
-"""From Results to numbers: every metric a subtraction of named timestamps, listed once in ``summary``."""
+"""From Results to numbers: every metric, from named timestamps and counts, listed once in ``summary``."""
 
 from __future__ import annotations
 

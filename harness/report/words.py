@@ -25,7 +25,7 @@ STAGE_NAMES = {
     wire.ENGINE: "fused engine",
     ENGINE: "fused engine",
 }
-METRIC_NAMES = {
+_FULL_NAMES = {
     "ttfa": "time to first audio",
     "rtf": "real-time factor",
     "stall": "longest stall",
@@ -165,7 +165,7 @@ def _metric_words(match: re.Match) -> str:
     name, quantile, traffic_class = match.groups()
     of_class = f" of {traffic_class} requests" if traffic_class else ""
     which = "median" if quantile == "50" else f"{ordinal(quantile)} percentile"
-    return f"{METRIC_NAMES[name]}{of_class} ({which})"
+    return f"{_FULL_NAMES[name]}{of_class} ({which})"
 
 
 def metric_briefly(text: str) -> str:
@@ -211,10 +211,10 @@ def utilisation(plan: Plan) -> str:
     if rate is None:
         return ""
     cap = plan.utilisation_cap
-    limit = f"; planned up to {percent(cap)}, {figure(cap * rate)}" if known(cap) else ""
+    limit = f"; the plan uses at most {percent(cap)} of it, {figure(cap * rate)}" if known(cap) else ""
     return (
-        f"Utilisation = requests/s / (devices x {figure(rate)}): {figure(rate)} requests/s is what one device would "
-        f"carry if its number of sessions never varied{limit}"
+        f"Utilisation = requests/s / (devices x {figure(rate)}). {figure(rate)} requests/s is the limit of one device "
+        f"under perfectly even load (real arrivals reach less){limit}"
     )
 
 

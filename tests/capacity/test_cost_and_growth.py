@@ -349,7 +349,7 @@ def test_a_fit_with_a_stage_too_fast_for_the_model_still_has_a_faster_device(poo
     chosen = bare_fit(stages=tuple(fitted_stage(name, alpha_s=0.0, tau0_s=0.0) for name in wire.STAGES))
     found = {change.name: change for change in changes(fit_with(), chosen, pools)}
     (faster,) = [change for name, change in found.items() if name.startswith("a device that computes")]
-    assert faster.pools is not None and "taken to shrink too" in faster.note
+    assert faster.pools is not None and "delays and hops shrink too" in faster.note
 
 
 def test_a_change_that_cannot_be_made_says_why(pools):

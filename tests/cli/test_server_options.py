@@ -39,7 +39,7 @@ def script(tmp_path):
 @pytest.mark.parametrize("command", ["speak", "doctor", "signoff", "sweep"])
 def test_help_shows_the_options_of_a_target_beside_those_of_the_command(command):
     shown = harness(command, "--help").output
-    without = ONE_AT_A_TIME if command in ("signoff", "sweep") else ()
+    without = () if command == "speak" else ONE_AT_A_TIME
     assert all((option in shown) == (option not in without) for option in ("--url", *OPTIONS))
     assert command != "speak" or "Write the audio to this WAV file." in shown
 

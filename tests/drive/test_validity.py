@@ -148,9 +148,9 @@ def test_what_the_window_is_too_short_for_is_said_with_the_window_that_it_needs(
     )
     assert certificate.valid
     untested = {gate.name: gate.says for gate in certificate.gates if gate.passed is None}
-    assert "(180 s, it needs 300 s to find a rise of 10% of N)" in untested["Little's law"]
-    assert "it needs 240 s to find a rise of 20% of its SLO" in untested["first audio of short"]
-    assert "to find a rise of 20% of its mean" in untested["step time"] and "sessions" in untested
+    assert "180 s is too short; finding a rise of 10% of N reliably would take about 300 s" in untested["Little's law"]
+    assert "a rise of 20% of its SLO reliably would take about 240 s" in untested["first audio of short"]
+    assert "a rise of 20% of its mean" in untested["step time"] and "sessions" in untested
 
 
 def test_a_window_in_which_nothing_came_has_a_certificate():
@@ -185,10 +185,18 @@ def test_a_rise_counts_where_it_is_certain_and_matters(rise, error, passed):
     assert ("10%" in gate.says) if passed is not None else gate.says.startswith("not testable")
 
 
+@pytest.mark.parametrize(
+    ("memory_s", "said"), [(3.0, "of 5 s is"), (61.0, "about 10 min"), (2181.1, "about 6 h"), (1e6, "about 2,778 h")]
+)
+def test_a_window_of_more_than_ten_minutes_is_said_in_minutes_or_hours(memory_s, said):
+    trend = Trend("sessions", 0.0, NOTHING, 0.25, "their mean", needed_s=10 * memory_s)
+    assert said in trend.judged(5.0, sigmas=2.7).says
+
+
 @pytest.mark.parametrize(("error", "shrinks"), [(0.06, 0.5), (0.2, 0.5), (0.2, 1.0)])
 def test_the_window_that_it_would_need_is_testable(error, shrinks):
-    gate = Trend("x", 0.0, error, 0.1, "its mean", shrinks=shrinks).judged(60.0, sigmas=2.7)
-    needed_s = float(gate.says.partition("needs ")[2].partition(" s")[0]) + 1
+    trend = Trend("x", 0.0, error, 0.1, "its mean", shrinks=shrinks)
+    gate, needed_s = trend.judged(60.0, sigmas=2.7), trend.window_s(60.0, sigmas=2.7) + 1
     later = Trend("x", 0.0, error * (60 / needed_s) ** shrinks, 0.1, "its mean", shrinks=shrinks)
     assert gate.passed is None and later.judged(needed_s, sigmas=2.7).passed
 

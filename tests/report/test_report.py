@@ -96,7 +96,7 @@ def test_a_prediction_shows_what_was_said_before_and_what_is_held_against_the_li
         assert cells["Predicted from actual arrivals"] == words.figure(row.predicted)
     text = squeeze(Page(pages["met"]).text)
     assert "predicted before it was run" not in text
-    assert "these trials were offered 80% to 100% of the audio that it asks for" in text
+    assert "these got 80% to 100% of its audio" in text
 
 
 def test_each_open_run_shows_its_offered_audio_its_slos_and_its_result(pages):
@@ -246,7 +246,7 @@ def test_costs_losses_drain_and_changes_are_said_with_their_basis(outlook):
     assert (loss["SLOs afterwards"], loss["Of the limit"]) == ("✕ violated extrapolated", "172%")
     assert (loss["In the first 10 min"], loss["Judged over"]) == ("over ten times", "16 min")
     assert "at the latest after 5.2 min, where its longest session has just begun" in text
-    assert "With 36 sessions of 90 minutes aboard" in text and "2.5 h if all have just begun. simulated" in text
+    assert "A device with 36 sessions of 90 minutes, each" in text and "2.5 h if all have just begun. simulated" in text
     planned, longer, unknown = table_with(outlook, "One device carries")
     assert (longer["at 5 req/s"], longer["Basis"]) == ("7", "simulated")
     assert (unknown["at 5 req/s"], unknown["Basis"]) == ("–", "not known")
@@ -267,7 +267,7 @@ def test_spares_and_costs_are_known_no_better_than_what_they_rest_on(tmp_path, a
         target |= {"basis": answer, "devices_n_plus_1": count, "losses": kept}
     run = sample.make_run(tmp_path, plan=plan)
     text = squeeze(Page(read(run)).text)
-    assert f"To survive the loss of a device {shown}" in text
+    assert f"Devices needed if one fails {shown}" in text
     assert f"An hour of audio costs {answer}" in text
 
 

@@ -137,9 +137,10 @@ def _faster(chosen: FittedDeployment, pools: Pools) -> Change:
         stages = tuple(replace(each, alpha_s=each.alpha_s / FASTER, tau0_s=each.tau0_s / FASTER) for each in now.stages)
     except (InconclusiveError, InputError):
         shorter = _scaled(pools.device, lambda n: np.full(len(n), 1 / FASTER))
-        return Change(name, pools.changed(device=shorter), "extrapolated", "delays and hops taken to shrink too")
+        return Change(name, pools.changed(device=shorter), "extrapolated", "assumes that delays and hops shrink too")
     change = _staged(name, pools, now, replace(now, stages=stages))
-    return replace(change, note=f"{change.note}; the host's time in the stages taken to shrink with the GPU's")
+    assumed = "assumes that the host's share of stage time shrinks as much as the GPU's"
+    return replace(change, note=f"{change.note}; {assumed}")
 
 
 def _staged(name: str, pools: Pools, now: Topology, then: Topology) -> Change:
@@ -149,7 +150,7 @@ def _staged(name: str, pools: Pools, now: Topology, then: Topology) -> Change:
     between = {"hop_s": whole.hop_s, "host_s": whole.host_s}
     before, after = (staged_step_time(replace(each, **between), most, np.random.default_rng(0)) for each in (now, then))
     off = np.abs(before(np.arange(1, most + 1)) / pools.device.step_time(np.arange(1, most + 1)) - 1)
-    note = f"by the model of the stages, which is off by {np.median(off):.0%} in the median on the deployment as it is"
+    note = f"predicted by the stage model (median error {np.median(off):.0%} on the measured deployment)"
     changed = _scaled(pools.device, lambda n: after(n) / before(n))
     return Change(name, pools.changed(device=changed), "extrapolated", note)
 
