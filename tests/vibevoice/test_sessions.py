@@ -324,7 +324,7 @@ def test_a_prompt_part_of_other_tokens_than_the_models_is_refused(stages, ids):
 
 def test_a_prompt_part_with_other_voice_frames_than_places_is_refused(stages):
     stages.llm.open(1, 5, 3)
-    with pytest.raises(RequestError, match="1 places for 2 voice frames"):
+    with pytest.raises(RequestError, match="1 audio tokens for 2 voice frames"):
         stages.llm.prefill(1, torch.tensor([stages.llm.config.audio_token_id]), torch.zeros(2, 64))
 
 
