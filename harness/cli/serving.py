@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,7 @@ from harness.client.target import URL_VARIABLE
 from harness.errors import InputError, ServerError
 from harness.host.places import ROOT, SCENARIOS
 
-_MOST_ENDS, _ENDS_WITHIN_S = 4, 120  # ends of tritonserver, at which `harness serve` gives up
+_MOST_SHORT, _SHORT_S = 4, 30  # runs of tritonserver this short in a row, before `harness serve` gives up
 
 
 @app.command(
@@ -79,19 +78,25 @@ def _attend(server) -> None:
 
     A model process that dies while it holds a lock crashes Triton (2.51).
     """
-    ends: deque[float] = deque(maxlen=_MOST_ENDS)
+    short = 0  # times in a row that it ended soon after its start
     while True:
+        began_s = time.monotonic()
         while server.alive():
-            for line in server.restarts():
-                out.print(line, soft_wrap=True, markup=False)
+            _say_restarts(server)
             time.sleep(0.5)
-        ends.append(time.monotonic())
+        _say_restarts(server)
+        short = short + 1 if time.monotonic() - began_s < _SHORT_S else 0
         told = server.last_words()
-        if len(ends) == _MOST_ENDS and ends[-1] - ends[0] < _ENDS_WITHIN_S:
-            raise ServerError(f"{told}; it ended {_MOST_ENDS} times within {_ENDS_WITHIN_S} s and is not restarted")
+        if short == _MOST_SHORT:
+            raise ServerError(f"{told}; it ended {short} times in a row within {_SHORT_S} s, and is not restarted")
         out.print(f"{told}; restarting it", soft_wrap=True, markup=False)
         server.restart()
         out.print(f"tritonserver was restarted at {server.url}", soft_wrap=True, markup=False)
+
+
+def _say_restarts(server) -> None:
+    for line in server.restarts():
+        out.print(line, soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example: `harness speak script.txt --frames 75 --wav speech.wav --keep talk.npz`")

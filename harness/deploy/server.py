@@ -137,6 +137,7 @@ class TritonServer:
         except ServerError:
             if not self._aborted():
                 raise
+            self.stages = ()  # its end is explained, and its log need not be kept
             return self._start_as(deployment)
 
     def _load(self, deployment: Deployment) -> list[str]:
@@ -216,7 +217,7 @@ class TritonServer:
 
     def _aborted(self) -> bool:
         """Whether it crashed on a lock shared with a stage, as Triton (2.51) sometimes does at a start or a reload."""
-        if "boost::interprocess::lock_exception" not in self.log.read_text(errors="replace"):
+        if not self.log.exists() or "boost::interprocess::lock_exception" not in self.log.read_text(errors="replace"):
             return False
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_ABORT_S)

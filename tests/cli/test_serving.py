@@ -38,13 +38,31 @@ def test_a_server_that_ends_is_started_again_and_its_user_is_told(capsys):
 
 def test_a_server_that_ends_again_and_again_is_given_up():
     server = Ended()
-    with pytest.raises(ServerError, match="ended 4 times within 120 s"):
+    with pytest.raises(ServerError, match="ended 4 times in a row within 30 s"):
         serving._attend(server)
     assert server.restarted == 3
 
 
-def test_a_server_that_ends_once_in_a_while_is_not_given_up(monkeypatch):
-    clock = iter(range(0, 10_000, 50))
+def test_a_server_that_serves_for_a_while_between_its_ends_is_not_given_up(monkeypatch):
+    clock = iter(range(0, 10_000, 40))
     monkeypatch.setattr(serving.time, "monotonic", lambda: next(clock))
     with pytest.raises(KeyboardInterrupt):
         serving._attend(Ended(until=9))
+
+
+def test_a_server_whose_restarts_take_long_is_given_up_all_the_same(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(serving.time, "monotonic", lambda: clock[0])
+    server = Ended()
+    start = server.restart
+    server.restart = lambda: (start(), clock.__setitem__(0, clock[0] + 300))
+    with pytest.raises(ServerError, match="4 times in a row"):
+        serving._attend(server)
+
+
+def test_what_ended_just_before_the_server_is_said(capsys):
+    server = Ended(until=1)
+    server.restarts = lambda: ["diffusion_decoder ended and was loaded again"]
+    with pytest.raises(KeyboardInterrupt):
+        serving._attend(server)
+    assert "diffusion_decoder ended" in capsys.readouterr().out

@@ -149,13 +149,21 @@ def test_a_reload_that_ends_triton_by_a_lock_starts_it_with_the_new_deployment(t
     one.folder.mkdir(parents=True)
     one.log.write_text(f"terminate called\n  what():  {said}\n")
     one._process = subprocess.Popen([sys.executable, "-c", "import os, time; time.sleep(0.3); os.abort()"])
-    one.url, one.target = "127.0.0.1:1", server.Target.of("127.0.0.1:1")
+    one.url, one.target, one.stages = "127.0.0.1:1", server.Target.of("127.0.0.1:1"), (None,)
     monkeypatch.setattr(server.TritonServer, "start", lambda self: started.append(self.deployment))
     wanted = config.Deployment(knobs={"neural_vocoder.delay_us": 7})
     with contextlib.nullcontext() if starts else pytest.raises(ServerError):
         assert one.reload(wanted) == list(wanted.models)
     assert started == starts * [wanted]
     one.stop()
+    assert not list((tmp_path / ".harness").glob("*.log"))  # an end that is handled leaves none behind
+
+
+def test_a_reload_of_a_server_that_is_stopped_is_a_servers_error(tmp_path):
+    one = server.TritonServer(config.Deployment(), root=tmp_path)
+    one.url, one.target = "127.0.0.1:1", server.Target.of("127.0.0.1:1")
+    with pytest.raises(ServerError):
+        one.reload(config.Deployment(knobs={"neural_vocoder.delay_us": 7}))
 
 
 @pytest.fixture
