@@ -33,7 +33,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ty check
 	$(BIN)/python -m pytest -m 'not server' $(SPREAD)
-	$(BIN)/python -m pytest -m server $(SPREAD)
+	$(BIN)/python -m pytest -m server
 
 # The fast tests with every direct dependency at the lowest version that pyproject.toml takes, but torch: the lowest ones
 # are to be had for CPUs from PyTorch's own index only.

@@ -52,6 +52,14 @@ def triton(tmp_path_factory):
         yield server
 
 
+@pytest.fixture(autouse=True)
+def a_server_that_lives(request):
+    """Triton (2.51) may end after a reload, of a lock that the old process of a model held: it is started again."""
+    server = request.getfixturevalue("triton") if "triton" in request.fixturenames else None
+    if server is not None and not server.alive() and "lock_exception" in server.log.read_text(errors="replace"):
+        server.restart()
+
+
 @pytest.fixture
 def speak(triton):
     """``speak(*requests, on_audio=None) -> [Result]``: all requests at once on the shared server."""
