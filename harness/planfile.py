@@ -277,6 +277,7 @@ class PlanSpec(_WithSlos):
     confirm: ConfirmSpec = ConfirmSpec()
     budget_minutes: Positive = 60.0
     utilisation_cap: Share = 0.85
+    routing: Literal["least_loaded", "round_robin", "random"] = "least_loaded"  # how sessions are given to devices
     confidence: Annotated[float, Field(strict=True, ge=0.5, le=0.99)] = 0.95  # limited: 200 draws resolve no more
     max_error: Share = 0.25
     prices: dict[str, Positive] = Field(default_factory=dict)  # per hour of a device, by type (part of its name)

@@ -53,7 +53,11 @@ class PlannedLoss:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedTarget:
-    """The devices that a rate needs; None if no count is known. Costs are present where a price is."""
+    """The devices that a rate needs; None if no count is known. Costs are present where a price is.
+
+    ``devices_by_routing``: the count under each routing; None where half as many again do not suffice.
+    ``devices_that_recover``: the count that also recovers from total overload without rejecting anything.
+    """
 
     qps: float
     devices: int | None = None
@@ -65,6 +69,8 @@ class PlannedTarget:
     devices_n_plus_2: int | None = None
     losses: tuple[PlannedLoss, ...] = ()
     sessions_per_device_p95: float | None = None
+    devices_by_routing: dict[str, int | None] | None = absent(None)
+    devices_that_recover: int | None = absent(None)
     basis: str = ""
     note: str = ""
     cost_per_hour: float | None = absent(None)
@@ -298,6 +304,7 @@ class Plan:
     emulated: bool = False
     confidence: float
     utilisation_cap: float | None = None
+    routing: str = absent("least_loaded")
     deployment: dict[str, Any] | None
     slos: Annotated[tuple[Slo, ...], Field(validation_alias="promises")] = stored_as("promises")
     rate_per_device: PlannedRate

@@ -1,4 +1,4 @@
-"""The measurements of a run: the ladders of its search, a second ladder of the best point, and its confirmations.
+"""The measurements of a run: the ladders of its search, further ladders of the best point, and its confirmations.
 
 Each is measured only if it is missing and the budget has time for it, so that an interrupted run resumes.
 """
@@ -30,6 +30,7 @@ from harness.sweep.trial_log import TRIES, TrialLog, note_of
 from harness.sweep.workers import Fleet, Host, HostGone, on
 
 FIT_S = 20.0  # a fit and the computations around it
+FURTHER = ("second", "third")  # ladders of the best point: how far whole ladders differ shows in repeats only
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Campaign:
             self._in_flight.append(step.point)
         try:
             load = self._ladder_load(step.point, self.spec.seed)
-            later_s = self.second_ladder_s() + self.confirm_s() + 2 * FIT_S
+            later_s = self.further_ladders_s() + self.confirm_s() + 2 * FIT_S
             measured = self._measure(host, TrialRequest(step.says, step.point, load, later_s), watcher)
         finally:
             with self._turn:
@@ -123,7 +124,7 @@ class Campaign:
         if fit.best_deployment is None:
             self.watcher.say("no deployment meets the SLOs at any rate: nothing to confirm")
             return
-        best = self._second_ladder(host, fit.best_deployment)
+        best = self._further_ladders(host, fit.best_deployment)
         shares = sorted(enumerate(self.spec.confirm.load_share), key=lambda each: each[1], reverse=True)
         for index, share in shares:  # the highest first: an answer needs it
             load, prediction = self._open_load(best, share, index)
@@ -133,17 +134,24 @@ class Campaign:
                 host, TrialRequest(what, best.deployment, load, FIT_S, prediction, decisive=decisive)
             )
 
-    def _second_ladder(self, host: Host, best: FittedDeployment) -> FittedDeployment:
-        """The best deployment after a second ladder with other requests, since the first may have been lucky.
+    def _further_ladders(self, host: Host, best: FittedDeployment) -> FittedDeployment:
+        """The best deployment after further ladders with other requests, since the first may have been lucky.
 
-        It stays the best (``fit.best_of``), unless the second ladder shows that it meets no SLO at any rate.
+        It stays the best (``fit.best_of``), unless a further ladder shows that it meets no SLO at any rate.
         """
+        for number, which in enumerate(FURTHER, start=1):
+            best = self._further_ladder(host, best, number, which)
+        return best
+
+    def _further_ladder(self, host: Host, best: FittedDeployment, number: int, which: str) -> FittedDeployment:
+        """The best deployment once it has this ladder, or there was no time for it."""
         while True:
-            load = self._ladder_load(best.deployment, self.spec.seed + SECOND_SAMPLE_SEED)
-            what = f"second ladder of the best point: {describe_point(best.deployment)}"
+            load = self._ladder_load(best.deployment, self.spec.seed + number * SECOND_SAMPLE_SEED)
             if self.log.settled(best.deployment, load):
                 return best
-            request = TrialRequest(what, best.deployment, load, self.confirm_s() + FIT_S)
+            what = f"{which} ladder of the best point: {describe_point(best.deployment)}"
+            later_s = self.confirm_s() + FIT_S * len(self.spec.confirm.load_share)
+            request = TrialRequest(what, best.deployment, load, later_s, decisive=number == 1)
             if not self._measure_or_leave_out(host, request):
                 return best
             anew = self.fit().best_deployment
@@ -254,11 +262,12 @@ class Campaign:
         seconds = decidable_s(self.spec, self.mix, share * carried) if carried else self.spec.confirm.seconds
         return TRIES * self._estimated_s(Load(seconds, 0))
 
-    def second_ladder_s(self) -> float:
-        return self._estimated_s(self._ladder_load({}, 0)) + FIT_S
+    def further_ladders_s(self) -> float:
+        """Seconds for the further ladders of the best point."""
+        return len(FURTHER) * (self._estimated_s(self._ladder_load({}, 0)) + FIT_S)
 
     def whole_s(self) -> float:
         """Seconds for all that is still to be measured, if every ladder takes as long as those so far."""
         ladders = self.walk.left(len(self.settled_points())) * self._estimated_s(self._ladder_load({}, 0))
         confirm_s = len(self.spec.confirm.load_share) * self._estimated_s(Load(self.spec.confirm.seconds, 0))
-        return ladders + self.second_ladder_s() + confirm_s + 2 * FIT_S
+        return ladders + self.further_ladders_s() + confirm_s + 2 * FIT_S

@@ -141,8 +141,11 @@ class Walk:
     def _value(self, run: Run, own: Sequence[Trial]) -> Value:
         if not own:
             return Value(None, says="none of its ladders is VALID")
-        requests = [run.requests(trial.trial_id) for trial in own]
-        return self.guide.objective.measured(own, pd.concat(requests, ignore_index=True))
+        requests, in_rungs = (
+            pd.concat([read(trial.trial_id) for trial in own], ignore_index=True)
+            for read in (run.requests, run.requests_in_rungs)
+        )
+        return self.guide.objective.measured(own, requests, in_rungs)
 
     def _counts(self, trial: Trial) -> bool:
         """Whether a trial counts for the search; a second ladder of the best point, known by its seed, does not."""

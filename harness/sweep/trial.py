@@ -38,7 +38,7 @@ from harness.records.slo import Slo
 from harness.topology import TOPOLOGY, topology_of
 
 SCENARIO = SCENARIOS / "podcast.py"
-REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for a second ladder
+REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for each further ladder of the best
 SILENCE_VARIABLE = "LOCUST_SILENCE_TIMEOUT"
 _SILENCE_S = 30  # a live server sends something every few seconds, so that this detects one that hangs
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from harness.capacity.fitting.observations import fit_first_audio, fit_rtf, fit_stalls, observe
+from harness.capacity.fitting.observations import Seen, fit_first_audio, fit_rtf, fit_stalls, observe
 from harness.capacity.fitting.rate_search import (
     Limits,
     Traffic,
@@ -19,6 +19,9 @@ from harness.capacity.fitting.rate_search import (
     steady_draws,
     steady_limit,
 )
+from harness.capacity.fitting.slow_rungs import SlowRung, slow_rungs, without
+from harness.capacity.fitting.winner import luck_of_the_best
+from harness.capacity.models.between_ladders import ASSUMED, Between
 from harness.capacity.models.device import Device
 from harness.capacity.models.memory import KvRoom
 from harness.capacity.models.scaling import fit_scaling
@@ -28,6 +31,7 @@ from harness.errors import InconclusiveError
 from harness.records.fit import (
     ExcludedTrial,
     Fit,
+    FittedBetween,
     FittedDeployment,
     FittedKv,
     FittedScaling,
@@ -48,6 +52,14 @@ from harness.traffic.mix import Mix
 CONFIDENCE = 0.95
 
 
+@dataclass(frozen=True)
+class Level:
+    """What determines the level of a step time. ``chosen``: its first ladder was the best of several deployments'."""
+
+    between: Between
+    chosen: bool
+
+
 def fit_run(
     trials: Sequence[Trial],
     requests: pd.DataFrame,
@@ -56,21 +68,27 @@ def fit_run(
     rng: np.random.Generator,
     unit: str,
     *,
+    in_rungs: pd.DataFrame | None = None,
     session_limit: int | None = None,
     kv: KvRoom | Mapping[str, KvRoom | None] | None = None,
     extrapolation: float = 1.0,
     confidence: float = CONFIDENCE,
+    between: Between = ASSUMED,
     progress: Callable[[str], None] | None = None,
 ) -> Fit:
     """fit.json of a run, from its VALID ladder trials; open-loop trials are kept for validation.
 
-    ``requests``: metrics.per_request with a column trial_id. ``session_limit``: most sessions that a device admits.
+    ``requests``: metrics.per_request with a column trial_id. ``in_rungs``: of those that lasted through whole rungs,
+    metrics.through_windows with a column trial_id; without them, a request has one RTF and one longest stall.
+    ``session_limit``: most sessions that a device admits.
     ``kv``: room for KV caches, or that of each topology; None where unknown, which counts as unlimited.
     ``extrapolation``: the search for the highest rate goes up to this multiple of the most sessions measured on a
     device; above 1 a plan may come out *extrapolated*. A deployment that cannot be fitted has the reason in
     ``inconclusive``; one that violates an SLO at any rate has ``max_rate_per_s`` 0. Excluded trials and rungs are
     listed with their reasons. ``confidence``: of the intervals of rates (those of the physics have CONFIDENCE).
-    ``best``: see ``best_of``. ``traffic_seed`` lets a plan simulate the same sessions again.
+    ``between``: how far ladders of one deployment are taken to differ, before any was repeated.
+    ``best``: see ``best_of``; its first ladder, the highest of many, does not count for its level.
+    ``traffic_seed`` lets a plan simulate the same sessions again.
     """
     groups, excluded = _group(trials)
     traffic_seed = int(rng.integers(1 << 31))
@@ -79,10 +97,17 @@ def fit_run(
     for number, (deployment, ladders) in enumerate(groups, start=1):
         if progress:
             progress(f"fitting deployment {number} of {len(groups)}")
-        physics = _fit_physics(deployment, ladders, requests, rng)
+        level = Level(between, chosen=len(groups) > 1 and len(ladders) > 1)
+        seen = Seen(requests, in_rungs)
+        physics, slow = _fit_physics(deployment, ladders, seen, rng, level)
+        excluded += slow
         own = kv.get(topology_of(deployment)) if isinstance(kv, Mapping) else kv
         physics = replace(physics, kv=_kv_record(own, deployment))
         deployments.append(_fit_rate(physics, traffic, slos, rng, session_limit, extrapolation, confidence))
+    best = best_of(deployments)
+    if best is not None and (luck := luck_of_the_best(deployments, best, between, rng)) > 1:
+        slower = slowed(deployments[best], luck)
+        deployments[best] = _fit_rate(slower, traffic, slos, rng, session_limit, extrapolation, confidence)
     return Fit(
         unit=unit,
         session_limit=session_limit,
@@ -90,7 +115,7 @@ def fit_run(
         confidence=confidence,
         traffic_seed=traffic_seed,
         deployments=tuple(deployments),
-        best=best_of(deployments),
+        best=best,
         excluded=tuple(excluded),
     )
 
@@ -163,9 +188,9 @@ def _group(trials: Sequence[Trial]) -> tuple[list[tuple[dict, list[Trial]]], lis
 
 
 def _fit_physics(
-    deployment: dict, ladders: list[Trial], requests: pd.DataFrame, rng: np.random.Generator
-) -> FittedDeployment:
-    """All of a deployment but its rate, and its room for KV caches."""
+    deployment: dict, ladders: list[Trial], seen: Seen, rng: np.random.Generator, level: Level
+) -> tuple[FittedDeployment, list[ExcludedTrial]]:
+    """All of a deployment but its rate and its room for KV caches; and the rungs that were left out as too slow."""
     no_step = Unfitted(inconclusive="the step time is not known")
     physics = FittedDeployment(
         deployment=deployment,
@@ -181,18 +206,33 @@ def _fit_physics(
         binding="",
         inconclusive="",
     )
+    every, held = _rungs(ladders)
+    slow = slow_rungs(every) if len(every.sessions) else []
+    rungs = without(every, slow)
     try:
-        step = fit_step_time(_rungs(ladders), rng)
+        not_of_the_level = 0 if level.chosen else None
+        step = fit_step_time(rungs, rng, prior=level.between, not_of_the_level=not_of_the_level)
     except InconclusiveError as error:
-        return replace(physics, step_time=Unfitted(inconclusive=str(error)))
-    observed = observe(ladders, requests, step.step_time)
-    return replace(
+        return replace(physics, step_time=Unfitted(inconclusive=str(error))), []
+    left_out = [(int(every.trial[each.at]), held[each.at]) for each in slow]
+    observed = observe(ladders, seen, step.step_time, left_out)
+    physics = replace(
         physics,
-        step_time=_step_time_record(step, _rungs(ladders)),
+        step_time=_step_time_record(step, rungs),
         first_audio=_or_unfitted(fit_first_audio, observed),
         rtf=_or_unfitted(fit_rtf, observed),
         stalls=fit_stalls(observed),
     )
+    return physics, [_left_out(ladders[trial], rung, each) for (trial, rung), each in zip(left_out, slow, strict=True)]
+
+
+def _left_out(ladder: Trial, rung: Rung, slow: SlowRung) -> ExcludedTrial:
+    number = ladder.rungs.index(rung) + 1
+    reason = (
+        f"rung {number}, with {rung.sessions:.3g} sessions: a frame step took {slow.times:.2f} times as long as the "
+        "other rungs show, so something disturbed the host: measure the ladder again"
+    )
+    return ExcludedTrial(trial_id=ladder.trial_id, reasons=(reason,))
 
 
 def _or_unfitted(fit: Callable[[pd.DataFrame], Part], observed: pd.DataFrame) -> Part | Unfitted:
@@ -233,11 +273,26 @@ def _fit_rate(
     return replace(physics, max_rate_per_s=rate, max_rate_interval=(low, high), binding=binding)
 
 
-def _rungs(ladders: list[Trial]) -> Rungs:
+def slowed(fit: FittedDeployment, times: float) -> FittedDeployment:
+    """The deployment with frame steps ``times`` as long."""
+    step = fitted(fit.step_time)
+    longer = replace(
+        step,
+        intercept_s=step.intercept_s * times,
+        slope_s=step.slope_s * times,
+        values=tuple(value * times for value in step.values),
+        draws=tuple(tuple(value * times for value in draw) for draw in step.draws),
+    )
+    return replace(fit, step_time=longer)
+
+
+def _rungs(ladders: list[Trial]) -> tuple[Rungs, list[Rung]]:
+    """The usable rungs as arrays, the trial of each being the number of its ladder; and the rungs themselves."""
     usable = [(number, rung) for number, trial in enumerate(ladders) for rung in usable_rungs(trial)[0]]
     sessions = np.array([rung.sessions for _, rung in usable], dtype=float)
     frames_per_s = np.array([rung.frames_per_s for _, rung in usable], dtype=float)
-    return Rungs(sessions, sessions / frames_per_s, np.array([number for number, _ in usable], dtype=int))
+    numbers = np.array([number for number, _ in usable], dtype=int)
+    return Rungs(sessions, sessions / frames_per_s, numbers), [rung for _, rung in usable]
 
 
 def _step_time_record(fit: StepFit, rungs: Rungs) -> FittedStep:
@@ -253,9 +308,15 @@ def _step_time_record(fit: StepFit, rungs: Rungs) -> FittedStep:
         knots=fit.step_time.knots,
         r_squared=fit.r_squared,
         noise=fit.noise,
+        between=FittedBetween(
+            deviation=fit.between.deviation,
+            degrees=fit.between.degrees if math.isfinite(fit.between.degrees) else None,
+            ladders=fit.ladders,
+        ),
         max_sessions=fit.max_sessions,
         points=tuple(StepPoint(sessions=n, step_s=s, low_s=low, high_s=high) for n, s, low, high in points),
         draws=tuple(tuple(float(f"{value:.6g}") for value in draw) for draw in fit.draws),
+        levels=tuple(float(f"{value:.6g}") for value in fit.levels),
     )
 
 
