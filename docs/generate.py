@@ -49,6 +49,7 @@ PLAN_KEYS = {
     "confirm": "The [open-loop runs](#confirm) that confirm the best point",
     "budget_minutes": "Time for all measurements",
     "utilisation_cap": "Highest share of a device's steady rate that is planned",
+    "routing": "How sessions are given to devices; the answer has the counts for the other ways beside it",
     "confidence": "Confidence level of intervals and of SLO verdicts",
     "max_error": "Largest relative error of a prediction against its open-loop run",
     "prices": "Price of a device hour by device type (part of the device's name is enough)",

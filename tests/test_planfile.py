@@ -35,7 +35,7 @@ def test_every_shipped_plan_loads(path):
 def test_the_quick_plan_says_what_it_says(tmp_path):
     plan = load_plan(ROOT / "scenarios" / "quick.yaml")
     assert plan.slo_list()[0] == Slo("short", "ttfa_s", 0.95, 1.0)
-    assert len(plan.points()) == 6
+    assert len(plan.points()) == 4
     assert plan.points()[3] == {
         **{f"{stage}.delay_us": 5000 for stage in wire.STAGES},
         "diffusion_decoder.instances": 2,

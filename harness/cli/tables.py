@@ -99,12 +99,12 @@ def print_plan(content: Plan) -> None:
 
 
 def _bounds(content: Plan) -> Iterator[str]:
-    """What bounds each count, and what utilisation is a share of."""
+    """What bounds each count, what utilisation is a share of, and what the counts assume."""
     rates: dict[str, list[str]] = {}
     for row in content.targets:
         rates.setdefault(words.bound(row), []).append(f"{row.qps:g}")
     yield from (f"Bound at {', '.join(alike)} req/s by: {said}" for said, alike in rates.items())
-    yield from filter(None, [words.utilisation(content)])
+    yield from filter(None, [words.utilisation(content), words.routing(content), words.ladders(content)])
 
 
 def _in_a_line(content: Plan) -> Iterator[str]:

@@ -24,12 +24,17 @@ Counts = tuple[int | None, int | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedRate:
-    """Requests/s of one device with every SLO met; ``value`` None if unknown."""
+    """Requests/s of one device with every SLO met; ``value`` None if unknown.
+
+    ``ladders`` determine it; ``between_ladders``: relative standard deviation of whole ladders, held by its interval.
+    """
 
     value: float | None = None
     interval: Bounds = (None, None)
     binding: str = ""
     max_sessions_measured: float | None = None
+    ladders: int | None = absent(None)
+    between_ladders: float | None = absent(None)
     basis: str = ""
 
 

@@ -278,11 +278,14 @@ def _by_words(fits: Sequence[FittedDeployment], words_of: Callable[[FittedDeploy
 def _rate_record(chosen: FittedDeployment | None) -> PlannedRate:
     if chosen is None:
         return PlannedRate()
+    step = fitted(chosen.step_time)
     return PlannedRate(
         value=chosen.max_rate_per_s,
         interval=chosen.max_rate_interval,
         binding=chosen.binding,
-        max_sessions_measured=fitted(chosen.step_time).max_sessions,
+        max_sessions_measured=step.max_sessions,
+        ladders=step.between.ladders if step.between else None,
+        between_ladders=step.between.deviation if step.between else None,
         basis="simulated",
     )
 
