@@ -66,7 +66,9 @@ class FittedStep:
     """Seconds of a frame step: see ``capacity.models.steps``. The line is fitted also if ``kind`` is piecewise.
 
     ``draws`` [d][values]: equally likely alternatives, by the noise of rungs; ``levels`` [d]: the factor of each, by
-    the variation between ladders (none in older files). A prediction stores no ``points``.
+    the variation between ladders (none in older files). ``context_frame_s``: what a step takes longer per frame
+    of context of all its sessions, None where none shows; the step time is at the contexts of steady state. A
+    prediction stores no ``points``.
     """
 
     intercept_s: float
@@ -78,6 +80,7 @@ class FittedStep:
     noise: Figure
     max_sessions: float
     between: FittedBetween | None = absent(None)
+    context_frame_s: float | None = absent(None)
     points: tuple[StepPoint, ...] = absent(())
     draws: tuple[tuple[float, ...], ...]
     levels: tuple[float, ...] = absent(())

@@ -19,14 +19,14 @@ from harness.capacity.fitting.rate_search import (
     steady_draws,
     steady_limit,
 )
-from harness.capacity.fitting.slow_rungs import SlowRung, slow_rungs, without
+from harness.capacity.fitting.rungs import LadderRungs, prepare, usable_rungs
 from harness.capacity.fitting.winner import luck_of_the_best
 from harness.capacity.models.between_ladders import ASSUMED, Between
 from harness.capacity.models.device import Device
 from harness.capacity.models.memory import KvRoom
 from harness.capacity.models.scaling import fit_scaling
 from harness.capacity.models.service import BatchTimes, fit_service_time
-from harness.capacity.models.steps import Rungs, StepFit, band, fit_step_time
+from harness.capacity.models.steps import StepFit, band, fit_step_time
 from harness.errors import InconclusiveError
 from harness.records.fit import (
     ExcludedTrial,
@@ -44,7 +44,7 @@ from harness.records.fit import (
     UnfittedStage,
     fitted,
 )
-from harness.records.schema import Rung, Trial
+from harness.records.schema import Trial
 from harness.records.slo import Slo
 from harness.topology import kv_instances, topology_of
 from harness.traffic.mix import Mix
@@ -54,10 +54,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Level:
-    """What determines the level of a step time. ``chosen``: its first ladder was the best of several deployments'."""
+    """What determines the level of a step time. ``chosen``: its first ladder was the best of several deployments'.
+
+    ``steady_context``: mean frames that a session found in progress has spoken, in steady state.
+    """
 
     between: Between
     chosen: bool
+    steady_context: float
 
 
 def fit_run(
@@ -97,7 +101,7 @@ def fit_run(
     for number, (deployment, ladders) in enumerate(groups, start=1):
         if progress:
             progress(f"fitting deployment {number} of {len(groups)}")
-        level = Level(between, chosen=len(groups) > 1 and len(ladders) > 1)
+        level = Level(between, len(groups) > 1 and len(ladders) > 1, traffic.mean_context)
         seen = Seen(requests, in_rungs)
         physics, slow = _fit_physics(deployment, ladders, seen, rng, level)
         excluded += slow
@@ -154,21 +158,6 @@ def _kv_record(kv: KvRoom | None, deployment: dict) -> FittedKv | None:
     return None if kv is None else kv.record(deployment.get(kv_instances(deployment), kv.instances))
 
 
-def usable_rungs(trial: Trial) -> tuple[list[Rung], list[str]]:
-    """Rungs with enough sessions and frames, and a reason for each of the others."""
-    usable, reasons = [], []
-    for number, rung in enumerate(trial.rungs, start=1):
-        if (
-            math.isfinite(rung.sessions)
-            and math.isfinite(rung.frames_per_s)
-            and min(rung.sessions, rung.frames_per_s) > 0
-        ):
-            usable.append(rung)
-        else:
-            reasons.append(f"rung {number}: {rung.sessions:g} sessions made {rung.frames_per_s:g} frames a second")
-    return usable, reasons
-
-
 def _group(trials: Sequence[Trial]) -> tuple[list[tuple[dict, list[Trial]]], list[ExcludedTrial]]:
     """Deployments in order of their first ladder, with their VALID ladders; and the excluded trials with reasons."""
     groups: dict[str, tuple[dict, list[Trial]]] = {}
@@ -206,33 +195,22 @@ def _fit_physics(
         binding="",
         inconclusive="",
     )
-    every, held = _rungs(ladders)
-    slow = slow_rungs(every) if len(every.sessions) else []
-    rungs = without(every, slow)
+    held = prepare(ladders, seen, level.steady_context)
     try:
         not_of_the_level = 0 if level.chosen else None
-        step = fit_step_time(rungs, rng, prior=level.between, not_of_the_level=not_of_the_level)
+        step = fit_step_time(held.rungs, rng, prior=level.between, not_of_the_level=not_of_the_level)
     except InconclusiveError as error:
         return replace(physics, step_time=Unfitted(inconclusive=str(error))), []
-    left_out = [(int(every.trial[each.at]), held[each.at]) for each in slow]
-    observed = observe(ladders, seen, step.step_time, left_out)
+    step = with_context(step, held, rng)
+    observed = observe(ladders, seen, step.step_time, [each for each, _ in held.slow], held.found)
     physics = replace(
         physics,
-        step_time=_step_time_record(step, rungs),
+        step_time=_step_time_record(step, held),
         first_audio=_or_unfitted(fit_first_audio, observed),
         rtf=_or_unfitted(fit_rtf, observed),
         stalls=fit_stalls(observed),
     )
-    return physics, [_left_out(ladders[trial], rung, each) for (trial, rung), each in zip(left_out, slow, strict=True)]
-
-
-def _left_out(ladder: Trial, rung: Rung, slow: SlowRung) -> ExcludedTrial:
-    number = ladder.rungs.index(rung) + 1
-    reason = (
-        f"rung {number}, with {rung.sessions:.3g} sessions: a frame step took {slow.times:.2f} times as long as the "
-        "other rungs show, so something disturbed the host: measure the ladder again"
-    )
-    return ExcludedTrial(trial_id=ladder.trial_id, reasons=(reason,))
+    return physics, held.excluded(ladders)
 
 
 def _or_unfitted(fit: Callable[[pd.DataFrame], Part], observed: pd.DataFrame) -> Part | Unfitted:
@@ -286,16 +264,18 @@ def slowed(fit: FittedDeployment, times: float) -> FittedDeployment:
     return replace(fit, step_time=longer)
 
 
-def _rungs(ladders: list[Trial]) -> tuple[Rungs, list[Rung]]:
-    """The usable rungs as arrays, the trial of each being the number of its ladder; and the rungs themselves."""
-    usable = [(number, rung) for number, trial in enumerate(ladders) for rung in usable_rungs(trial)[0]]
-    sessions = np.array([rung.sessions for _, rung in usable], dtype=float)
-    frames_per_s = np.array([rung.frames_per_s for _, rung in usable], dtype=float)
-    numbers = np.array([number for number, _ in usable], dtype=int)
-    return Rungs(sessions, sessions / frames_per_s, numbers), [rung for _, rung in usable]
+def with_context(step: StepFit, held: LadderRungs, rng: np.random.Generator) -> StepFit:
+    """The fit with the uncertainty of what context costs in its draws: by Student's t, with the contexts not found."""
+    if held.cost is None:
+        return step
+    off_s = held.cost.error_s * rng.standard_t(held.cost.degrees, len(step.draws)) * held.context_short
+    at = np.array(step.step_time.knots) if step.step_time.kind == "piecewise" else np.array([0.0, 1.0])
+    draws = step.draws + off_s[:, None] * at
+    return replace(step, draws=np.maximum(draws, 0.2 * step.draws))
 
 
-def _step_time_record(fit: StepFit, rungs: Rungs) -> FittedStep:
+def _step_time_record(fit: StepFit, held: LadderRungs) -> FittedStep:
+    rungs = held.rungs
     order = np.argsort(rungs.sessions, kind="stable")
     low_s, high_s = band(fit, rungs.step_s)
     columns = (each[order].tolist() for each in (rungs.sessions, rungs.step_s, low_s, high_s))
@@ -315,6 +295,7 @@ def _step_time_record(fit: StepFit, rungs: Rungs) -> FittedStep:
         ),
         max_sessions=fit.max_sessions,
         points=tuple(StepPoint(sessions=n, step_s=s, low_s=low, high_s=high) for n, s, low, high in points),
+        context_frame_s=held.cost.frame_s if held.cost else None,
         draws=tuple(tuple(float(f"{value:.6g}") for value in draw) for draw in fit.draws),
         levels=tuple(float(f"{value:.6g}") for value in fit.levels),
     )

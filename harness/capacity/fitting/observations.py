@@ -37,6 +37,15 @@ def frame_rate(step_time: StepTime) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @dataclass(frozen=True)
+class RungOfLadder:
+    """A rung: the number of its ladder, its place in that ladder's trial, and itself."""
+
+    ladder: int
+    place: int
+    rung: Rung
+
+
+@dataclass(frozen=True)
 class Seen:
     """Rows of requests: whole, and of those that lasted through whole rungs, once per rung (see ``fit_run``)."""
 
@@ -54,25 +63,33 @@ def _sent_in(trial: Trial, rows: pd.DataFrame | None) -> pd.DataFrame | None:
 
 
 def observe(
-    trials: Sequence[Trial], seen: Seen, step_time: StepTime, left_out: Sequence[tuple[int, Rung]] = ()
+    trials: Sequence[Trial],
+    seen: Seen,
+    step_time: StepTime,
+    left_out: Sequence[RungOfLadder] = (),
+    found: Sequence[np.ndarray] = (),
 ) -> pd.DataFrame:
     """One row per request of the trials: traffic_class, ttfa_s, rtf, stall_longest_s, and the fit's values for it.
 
     ``sessions`` when it was sent (including itself), ``start_step_s`` at that number, ``mean_step_s`` from its first to
     its last chunk by the frame clock, ``rung``: the last that had started when it was sent, ``in_rung``: inside its
     window, ``served``: with an RTF and stalls that count. Requests that were in progress in a rung that is ``left_out``
-    (with the number of its trial) are not seen.
+    are not seen. ``found`` [trials][rungs]: the step as each rung found it / by ``step_time``.
     """
     parts = []
     for number, trial in enumerate(trials):
         if trial.rungs:
-            part = _observe_trial(trial, seen.of(trial), step_time, [rung for at, rung in left_out if at == number])
+            part = _observe_trial(trial, seen.of(trial), step_time, [e.place for e in left_out if e.ladder == number])
+            if found and len(part):
+                at_its_rung = np.concatenate([found[number][:1], found[number]])[part["rung"]]
+                part["mean_step_s"] *= at_its_rung
+                part["start_step_s"] *= at_its_rung
             part["rung"] += 1000 * len(parts)
             parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
 
-def _observe_trial(trial: Trial, seen: Seen, step_time: StepTime, left_out: Sequence[Rung]) -> pd.DataFrame:
+def _observe_trial(trial: Trial, seen: Seen, step_time: StepTime, slow: Sequence[int]) -> pd.DataFrame:
     sent = seen.requests
     if not len(sent):
         return pd.DataFrame(columns=_COLUMNS)
@@ -87,14 +104,14 @@ def _observe_trial(trial: Trial, seen: Seen, step_time: StepTime, left_out: Sequ
     frame["rung"] = np.searchsorted(windows[:, 0], sent_s, side="right")
     frame["in_rung"] = np.any((sent_s >= windows[:, :1]) & (sent_s < windows[:, 1:]), axis=0)
     frame["served"] = (sent["audio_s"] >= MIN_AUDIO_S) & (seconds(sent["ended_ns"]) >= windows[0, 0])
-    disturbed = [(sent["sent_ns"] < rung.end_ns) & (sent["ended_ns"] >= rung.start_ns) for rung in left_out]
+    rungs = [trial.rungs[place] for place in slow]
+    disturbed = [(sent["sent_ns"] < rung.end_ns) & (sent["ended_ns"] >= rung.start_ns) for rung in rungs]
     inside = seen.in_rungs
     if inside is not None and len(inside):
         frame["served"] &= ~sent["request_id"].isin(set(inside["request_id"]))
     frame = frame[~np.any(disturbed, axis=0)] if disturbed else frame
     if inside is None or not len(inside):
         return frame
-    slow = [trial.rungs.index(rung) for rung in left_out]
     return pd.concat([frame, _observe_rungs(inside[~inside["window"].isin(slow)], activity, step_time)])
 
 

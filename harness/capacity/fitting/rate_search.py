@@ -107,6 +107,11 @@ class Traffic:
             mean_frames=float(shares @ [each.mean() for each in populations]),
         )
 
+    @property
+    def mean_context(self) -> float:
+        """Mean frames that a session found in progress has spoken."""
+        return float(np.mean(self.whole_frames - self.residual_frames))
+
     def again(self, seed: int) -> Traffic:
         """The same sessions and gaps in another order."""
         rng = np.random.default_rng(seed)
