@@ -57,10 +57,10 @@ def test_no_window_beats_one_of_the_front_in_both():
 def test_answers_come_best_first_and_say_why_there_is_none():
     swept = [entry("A", 0, point(), rate=1.5), entry("B", 9, point(), rate=2.5), entry("C", 99, point())]
     load = TrialLoad(loop="closed", sessions=(1, 2), seconds=5, seed=1)
-    broken = Trial("t", "ladder", swept[2].knobs, load, "", 1.0, False, ("broke: no stage loads this",), ())
+    broken = Trial("t", "ladder", swept[2].knobs, load, "", 1.0, False, ("failed: no stage loads this",), ())
     found = sweep_facts.answers(swept, [broken])
     assert [answer.entry.letter for answer in found] == ["B", "A", "C"]
-    assert found[2].note == "broke: no stage loads this"
+    assert found[2].note == "failed: no stage loads this"
     assert sweep_facts.response(found[:2]).unit == "req/s"
     assert sweep_facts.response(found).unit == "audio s/s"  # which all have
 
