@@ -21,7 +21,7 @@ from harness.sweep.optimizer.decide import Aim, Seen, decide
 from harness.sweep.optimizer.guide import Guide, MeasuredPoint
 from harness.sweep.optimizer.objective import BestRung, Value
 from harness.sweep.optimizer.optuna_engine import KINDS, next_point, study_of
-from harness.sweep.optimizer.physics import Taught, learn
+from harness.sweep.optimizer.physics import MeasuredLadder, fit_physics
 from harness.sweep.optimizer.space import Space
 from harness.sweep.optimizer.surrogate import Surrogate
 
@@ -111,8 +111,8 @@ def test_a_full_batch_goes_at_once_and_a_late_one_takes_all():
 
 @pytest.mark.parametrize("room", [(math.inf, HOST), (2, HOST), (1, DEVICE)])
 def test_two_measured_points_foretell_the_step_times_of_others(room):
-    taught = [Taught(point(delay), server(delay, room=room)) for delay in (0, 5000)]
-    physics = learn(taught, {})
+    ladders = [MeasuredLadder(point(delay), server(delay, room=room)) for delay in (0, 5000)]
+    physics = fit_physics(ladders, {})
     for n, times in enumerate(physics.times, start=1):
         assert times[:8] == pytest.approx([n * (3e-3 + 4e-4 * b) for b in range(1, 9)], rel=0.25)
     assert 4 * physics.hop_s + physics.entry_s == pytest.approx(0.0025, rel=0.3)
@@ -126,20 +126,20 @@ def test_chunks_and_entries_that_were_not_tried_are_foretold():
     def shown(chunk, entries):
         return server(chunk_s=4e-3 / chunk, entries=entries)
 
-    taught = [Taught(point() | {"chunk_frames": n, "entry.instances": 1}, shown(n, 1)) for n in (1, 8)]
-    physics = learn(taught, {})
+    ladders = [MeasuredLadder(point() | {"chunk_frames": n, "entry.instances": 1}, shown(n, 1)) for n in (1, 8)]
+    physics = fit_physics(ladders, {})
     for chunk, entries in ((2, 1), (1, 2), (4, 2)):
         predicted = physics.step_s(point() | {"chunk_frames": chunk, "entry.instances": entries}, SESSIONS)
         assert predicted == pytest.approx(steps_of(shown(chunk, entries)), rel=0.2)
 
 
 def test_stages_that_were_not_counted_teach_nothing():
-    assert learn([], {}) is None
-    assert learn([Taught(point(), (Rung(1, 10.0, 0, 1, Summary()),))], {}) is None
+    assert fit_physics([], {}) is None
+    assert fit_physics([MeasuredLadder(point(), (Rung(1, 10.0, 0, 1, Summary()),))], {}) is None
 
 
 def test_fewer_diffusion_steps_take_less_time():
-    physics = learn([Taught(point(), server())], {"diffusion_steps": 10})
+    physics = fit_physics([MeasuredLadder(point(), server())], {"diffusion_steps": 10})
     steps = [physics.step_s(point() | {"diffusion_steps": n}, [8])[0] for n in (5, 10, 20)]
     assert steps == sorted(steps) and steps[2] > 1.3 * steps[0]
 
@@ -286,7 +286,7 @@ def test_a_minimised_metric_of_zero_is_best_of_all():
 
 def test_metrics_of_an_untried_point_follow_its_step_time():
     rungs = server()
-    value_of = BestRung("frames_per_s", at_most={"ttfa_p95_s": 1.0}).expecting([], [Taught(point(), rungs)])
+    value_of = BestRung("frames_per_s", at_most={"ttfa_p95_s": 1.0}).expecting([], [MeasuredLadder(point(), rungs)])
     steps = tuple(each.sessions / each.frames_per_s for each in rungs)
     same = value_of(StepTime("piecewise", steps, SESSIONS), point())
     slower = value_of(StepTime("piecewise", tuple(2 * each for each in steps), SESSIONS), point())

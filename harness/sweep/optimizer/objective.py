@@ -23,7 +23,7 @@ from harness.errors import InconclusiveError
 from harness.records.fit import FittedDeployment
 from harness.records.schema import Rung, Trial
 from harness.records.slo import Slo
-from harness.sweep.optimizer.physics import Taught
+from harness.sweep.optimizer.physics import MeasuredLadder
 from harness.topology import kv_instances
 from harness.traffic.mix import Mix
 
@@ -64,7 +64,7 @@ class HighestRate:
         error = math.log(high / low) / (2 * _NORMAL_95) if low and high else 0.0
         return Value(rate, error, f"{rate:.3g} requests/s", fit)
 
-    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
+    def expecting(self, values: Sequence[Value], ladders: Sequence[MeasuredLadder]) -> Expecting | None:
         """The value of a deployment with another step time, whose requests vary like those of the best one measured."""
         for best in sorted(values, key=lambda each: -(each.value or 0.0)):
             if best.fit is None:
@@ -137,9 +137,9 @@ class BestRung:
             return 0.0
         return metric if self.sign > 0 else 1 / max(metric, _LEAST)
 
-    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
+    def expecting(self, values: Sequence[Value], ladders: Sequence[MeasuredLadder]) -> Expecting | None:
         """Assumes that times grow in proportion to the step time at as many sessions, and rates fall in proportion."""
-        rungs = [rung for each in taught for rung in each.rungs]
+        rungs = [rung for each in ladders for rung in each.rungs]
         if not rungs:
             return None
         names = {self.metric, *self.at_most, *self.at_least}
