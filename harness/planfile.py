@@ -234,12 +234,12 @@ class SearchSpec(_Frozen):
 
 
 class ProfileSpec(_Frozen):
-    """A profile file; with the speed of another card, as reached by copies and matrix products, scaled to that card."""
+    """A profile file; with the speed of another GPU, as reached by copies and matrix products, scaled to that GPU."""
 
     profile: str
     bandwidth_gb_s: Positive | None = None
     tflop_s: Positive | None = None
-    kv_room_gb: Positive | None = None  # for KV caches beside the weights; default: that of the profile's card
+    kv_room_gb: Positive | None = None  # for KV caches beside the weights; default: that of the profile's GPU
 
     @model_validator(mode="before")
     @classmethod
@@ -249,9 +249,9 @@ class ProfileSpec(_Frozen):
     @model_validator(mode="after")
     def _both_speeds(self) -> ProfileSpec:
         if (self.bandwidth_gb_s is None) != (self.tflop_s is None):
-            raise ValueError("another card needs both bandwidth_gb_s and tflop_s: give both")
+            raise ValueError("another GPU needs both bandwidth_gb_s and tflop_s: give both")
         if self.kv_room_gb and not self.bandwidth_gb_s:
-            raise ValueError("kv_room_gb applies to another card: give its bandwidth_gb_s and tflop_s too")
+            raise ValueError("kv_room_gb applies to another GPU: give its bandwidth_gb_s and tflop_s too")
         return self
 
 

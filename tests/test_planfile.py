@@ -163,10 +163,10 @@ def test_a_preferred_batch_may_reach_the_highest_that_it_is_combined_with(tmp_pa
             {"search": {"objective": {"maximise": "sessions", "at_most": {"short.sessions": 1}}}},
             "search.objective: short.sessions: unknown metric of a class",
         ),
-        ({"profiles": {"H200": {"profile": "x", "tflop_s": 9.0}}}, "profiles.H200: another card needs both"),
+        ({"profiles": {"H200": {"profile": "x", "tflop_s": 9.0}}}, "profiles.H200: another GPU needs both"),
         (
             {"profiles": {"H200": {"profile": "x", "kv_room_gb": 9.0}}},
-            "profiles.H200: kv_room_gb applies to another card",
+            "profiles.H200: kv_room_gb applies to another GPU",
         ),
         ({"profiles": {"H200": {"tflop_s": 9.0}}}, "profiles.H200.profile: "),
         ({"profiles": {"H200": 7}}, "profiles.H200: "),

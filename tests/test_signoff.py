@@ -445,7 +445,7 @@ def test_a_run_keeps_the_profiles_that_it_began_with(plan, tmp_path):
     assert analysis.terms_of(again.manifest, opening.spec_of(again)).profiles == {"H200": content}
 
 
-def test_a_plan_can_ask_what_a_card_would_carry_that_nobody_profiled(plan, tmp_path):
+def test_a_plan_can_ask_what_a_gpu_would_carry_that_nobody_profiled(plan, tmp_path):
     shutil.copy(ROOT / "results" / "profiles" / "amd-epyc-tiny.json", tmp_path / "cpu.json")
     plan.write_text(PLAN + "profiles: {twice: {profile: cpu.json, bandwidth_gb_s: 121.4, tflop_s: 0.2074}}\n")
     run = job.SignOff(plan, tmp_path / "results").run

@@ -44,6 +44,16 @@ def test_its_table_is_the_stored_samples():
     assert all(f"| {row.qps:g} | {row.devices or '–'} |" in stored for row in plan.targets)
 
 
+def test_the_minutes_of_a_first_answer_are_the_stored_samples():
+    manifest = Run.open(SAMPLE).manifest
+    taken = datetime.fromisoformat(manifest.finished_at) - datetime.fromisoformat(manifest.created_at)
+    minutes = round(taken.total_seconds() / 60)
+    first, last = re.search(r"\((\d) to (\d) minutes\)", pages.PAGES["docs/tutorial.md"]).groups()
+    assert f"(about {minutes} minutes on two cores)" in pages.PAGES["docs/tutorial.md"]
+    whole = f"{minutes + int(first)} to {minutes + int(last)} minutes on two cores"
+    assert whole in README and whole in pages.PAGES["docs/index.md"]
+
+
 def test_a_sample_is_taken_from_a_finished_run_only_as_it_was_signed(tmp_path):
     source, sample = tmp_path / "quick-1a2b3c4d", tmp_path / "sample"
     shutil.copytree(SAMPLE, source)

@@ -278,7 +278,7 @@ def test_the_recorder_keeps_apart_what_was_never_sent(tmp_path):
     assert ("records", True, "3 requests were recorded of 3 submitted") in records.end.gates
     assert [each.request_id for each in records.results] == ["r", "cut"]
     assert "1 done, 0 error, 0 cancelled, 1 unfinished" in text
-    assert "0.3 s asked for by completed requests, 0.3 s delivered: equal" in text
+    assert "0.3 s requested by completed requests, 0.3 s delivered: equal" in text
     assert "0.3 s delivered to unfinished requests" in text
 
 
