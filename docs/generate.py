@@ -16,11 +16,12 @@ from pathlib import Path
 import typer
 
 from harness import exit_codes as codes
-from harness import planfile, wire
+from harness import wire
 from harness.cli import main as cli
 from harness.client.target import OPTIONS
 from harness.deploy.config import Deployment
 from harness.drive import options as load_options
+from harness.planfile import plan as planfile
 from harness.records.slo import METRIC_OF_KEY
 from harness.records.summary import METRICS
 from harness.topology import has_knob

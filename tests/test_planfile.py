@@ -7,7 +7,7 @@ import yaml
 
 from harness import wire
 from harness.errors import PlanError
-from harness.planfile import load_plan
+from harness.planfile.plan import load_plan
 from harness.records.slo import Slo
 
 ROOT = Path(__file__).parents[1]

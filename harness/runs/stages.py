@@ -10,7 +10,7 @@ from harness.capacity.models.memory import KV_BYTES_PER_TOKEN, KvRoom
 from harness.errors import InputError
 from harness.identity import AUTO, CPU, GPU, StageIdentity, computes_frames
 from harness.identity import topology_of as topology_told
-from harness.planfile import PlanSpec
+from harness.planfile.plan import PlanSpec
 from harness.records.schema import RunManifest, StageRecord
 from harness.records.store import Run
 from harness.runs.opening import _CLUSTER, _ELSEWHERE

@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.capacity.planning.prediction import predict_open_run, sealed
 from harness.drive.load import Load
-from harness.planfile import PlanSpec
+from harness.planfile.plan import PlanSpec
 from harness.records.fit import Fit, FittedDeployment
 from harness.records.plan import LeftOut
 from harness.records.prediction import Prediction

@@ -28,7 +28,7 @@ from harness.drive.stop_rule import OVER_SATURATED, settle_s
 from harness.errors import HarnessError, InputError, ServerError
 from harness.host.places import SCENARIOS
 from harness.host.process_group import end_group, spawn
-from harness.planfile import PlanSpec
+from harness.planfile.plan import PlanSpec
 from harness.records import metrics
 from harness.records.load_log import Records, read_records
 from harness.records.load_test import TestEnd
