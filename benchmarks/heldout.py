@@ -50,7 +50,8 @@ from harness.drive.load import Load
 from harness.errors import InputError
 from harness.host.places import ROOT
 from harness.host.provenance import commit, host_facts, versions
-from harness.planfile.plan import PlanSpec, load_plan
+from harness.planfile.plan import PlanSpec
+from harness.planfile.reading import load_plan
 from harness.records.prediction import hash_of
 from harness.records.schema import RunManifest, Trial
 from harness.records.store import Run

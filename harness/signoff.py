@@ -19,7 +19,7 @@ from harness.deploy.server import TritonServer
 from harness.errors import InputError, ServerError, StoreError
 from harness.host.places import ROOT
 from harness.identity import Requested
-from harness.planfile.plan import deployed_as, load_plan
+from harness.planfile.reading import deployed_as, load_plan
 from harness.records.plan import Plan
 from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report

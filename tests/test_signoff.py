@@ -24,7 +24,7 @@ from harness.drive.load import Load
 from harness.errors import InputError, ServerError, StoreError
 from harness.exit_codes import OF_VERDICT
 from harness.identity import StageIdentity
-from harness.planfile.plan import load_plan
+from harness.planfile.reading import load_plan
 from harness.records import store
 from harness.records.plan import Plan
 from harness.records.prediction import Prediction

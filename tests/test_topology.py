@@ -25,7 +25,7 @@ from harness.cli.main import app
 from harness.deploy.config import Deployment
 from harness.errors import HarnessError, InputError, ServerError
 from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested, topology_of
-from harness.planfile.plan import deployed_as, load_plan
+from harness.planfile.reading import deployed_as, load_plan
 from harness.records.schema import BatchStatistics, Rung, StageStatistics
 from harness.records.store import Run
 from harness.records.summary import Summary

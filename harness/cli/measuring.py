@@ -175,7 +175,7 @@ def _measured(servers: Servers, ray: str) -> str:
 
 
 def _set_aside(plan_path: Path, results: Path, url: str, ray: str, topology: str) -> None:
-    from harness.planfile.plan import deployed_as, load_plan
+    from harness.planfile.reading import deployed_as, load_plan
     from harness.records.store import Run
     from harness.runs import opening
 

@@ -14,7 +14,7 @@ from harness.client.target import OPTIONS
 from harness.drive.generator import LoadSettings, UserClass
 from harness.drive.load import REQUEST_KNOBS, Load
 from harness.errors import InputError
-from harness.planfile.plan import load_mix, load_plan
+from harness.planfile.reading import load_mix, load_plan
 from harness.records.load_log import FILE_NAME
 from harness.traffic import arrivals
 from harness.traffic.mix import MIXES, Mix, ScriptSource

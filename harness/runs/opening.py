@@ -15,7 +15,8 @@ from harness.capacity.planning.scaled_profile import scaled
 from harness.errors import HarnessError, InconclusiveError, InputError
 from harness.host.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
 from harness.host.provenance import commit, host_facts, versions
-from harness.planfile.plan import PlanSpec, ProfileSpec
+from harness.planfile.plan import PlanSpec
+from harness.planfile.sections import ProfileSpec
 from harness.records.schema import RunManifest
 from harness.records.store import Run, read_profile
 

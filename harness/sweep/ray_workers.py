@@ -13,7 +13,7 @@ from harness.deploy.server import TritonServer
 from harness.drive.load import Load
 from harness.errors import InputError
 from harness.identity import StageIdentity
-from harness.planfile.plan import load_plan
+from harness.planfile.reading import load_plan
 from harness.records.prediction import Prediction
 from harness.sweep.trial import Driver, Measured
 from harness.sweep.workers import Host, HostLost, TrialAborted

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from harness.deploy.config import Deployment
-from harness.planfile.plan import ObjectiveSpec, PlanSpec
+from harness.planfile.plan import PlanSpec
+from harness.planfile.sections import ObjectiveSpec
 from harness.records.schema import Trial
 from harness.records.store import Run
 from harness.runs.points import describe_point

@@ -16,7 +16,7 @@ import yaml
 
 from harness.deploy.config import Deployment, read_config
 from harness.errors import InputError
-from harness.planfile.plan import load_plan
+from harness.planfile.reading import load_plan
 from harness.records.store import Run
 from harness.report.seal import check_seal, sign
 

@@ -11,7 +11,8 @@ from harness import signoff as job
 from harness import wire
 from harness.deploy.config import Deployment
 from harness.errors import PlanError
-from harness.planfile.plan import SearchSpec, load_plan
+from harness.planfile.reading import load_plan
+from harness.planfile.sections import SearchSpec
 from harness.records.store import Run
 from harness.runs import opening, points
 from harness.sweep.progress import Watcher

@@ -7,10 +7,10 @@ import yaml
 
 from harness import wire
 from harness.errors import PlanError
-from harness.planfile.plan import load_plan
+from harness.planfile.reading import load_plan
 from harness.records.slo import Slo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHORT = {"short": {"rtf_p95": 0.9}}
 QUICK = yaml.safe_load((ROOT / "scenarios" / "quick.yaml").read_text(encoding="utf-8"))
 
