@@ -204,14 +204,6 @@ def _default(name: str, value: object) -> str | list[str]:
     return _OwnList([value] if isinstance(value, str) else [str(each) for each in value])
 
 
-def settings_of(values: Mapping, mix: Mix | str) -> LoadSettings:
-    """Settings from options as a command line or a form gives them; ``mix`` is used where they name none.
-
-    Raises InputError naming the option.
-    """
-    return settings_for(values, [UserClass("user", mix)])
-
-
 def settings_for(values: Mapping, users: Sequence[UserClass]) -> LoadSettings:
     """Settings of a test of these user classes. Raises InputError naming the option."""
     users, scripts = _traffic(values, users)

@@ -14,6 +14,7 @@ from capacity_truth import (
     TRUTH,
     Truth,
     bare_fit,
+    fastest_s,
     fit_of,
     fit_with,
     fitted_stage,
@@ -252,7 +253,7 @@ def test_a_gpu_is_held_for_the_gpus_part_of_a_step_and_its_host_is_busy_beside()
     assert device_type.host_s == pytest.approx(dict.fromkeys(wire.STAGES, 0.0015))
     one, all_of_it = (each.topology({}, 400.0) for each in (device_type, whole))
     assert one.alone_s() == pytest.approx(all_of_it.alone_s())
-    assert one.fastest_s(16) < all_of_it.fastest_s(16)
+    assert fastest_s(one, 16) < fastest_s(all_of_it, 16)
     assert "overlaps" in device_type.note and "does not separate" in whole.note
 
 
