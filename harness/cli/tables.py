@@ -157,7 +157,7 @@ def _losses_table(content: Plan) -> Table:
     for row, loss in lost:
         share = loss.worst_share
         table.add_row(
-            f"{row.qps:g}", f"{loss.lost} of {loss.devices}", "met" if loss.kept else "violated",
+            f"{row.qps:g}", f"{loss.lost} of {loss.devices}", "met" if loss.met else "violated",
             words.metric_briefly(loss.worst), "over 10x" if share is None or share > 10 else _percent(share),
             str(loss.interrupted), loss.basis,
         )  # fmt: skip

@@ -42,7 +42,7 @@ class HostRecord:
         """Means and maxima of the samples in [start_ns, end_ns], as shares of the host's cores, and all events."""
         inside = [each for each in self.samples if start_ns <= each.at_ns <= end_ns and not math.isnan(each.busy_share)]
         return HostSummary(
-            looks=len(inside),
+            samples=len(inside),
             cores=os.cpu_count(),
             stolen_share=_mean(each.stolen_share for each in inside),
             stolen_share_max=max((each.stolen_share for each in inside), default=None),

@@ -53,7 +53,7 @@ class Ladder(LoadTestShape):
 
     def _failure(self) -> str:
         error = self._test.recorder.first_error() if self._test.settings.load.until_saturated else ""
-        return f"broken: a request failed: {error}" if error else ""
+        return f"a request failed: {error}" if error else ""
 
     def _end_rung(self, users: int, patience: Patience) -> None:
         self._test.recorder.add_rung(users, self._began_ns, time.monotonic_ns())

@@ -123,12 +123,6 @@ def _stalls(result: Result, inside: slice, end_ns: int) -> dict:
     return row
 
 
-def frames_in_window(results: Sequence[Result], start_ns: int, end_ns: int) -> int:
-    """Frames received in [start_ns, end_ns)."""
-    columns = _chunk_columns(results, start_ns, end_ns)
-    return int(columns["samples"].sum()) // wire.SAMPLES_PER_FRAME
-
-
 def sessions_in_window(results: Sequence[Result], start_ns: int, end_ns: int) -> float:
     """Mean number of requests between sent and ended in [start_ns, end_ns)."""
     return float(sessions_in_parts(results, start_ns, end_ns, parts=1)[0])

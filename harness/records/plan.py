@@ -47,7 +47,7 @@ class PlannedLoss:
 
     lost: int
     devices: int
-    kept: bool
+    met: Annotated[bool, Field(validation_alias="kept")] = stored_as("kept")
     worst: str
     worst_share: float | None = None
     early_share: float | None = None

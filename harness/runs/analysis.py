@@ -13,7 +13,7 @@ from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.prediction import predict_open_run
 from harness.capacity.planning.surges import behaviour
 from harness.errors import InconclusiveError, InputError
-from harness.planfile import PlanSpec
+from harness.planfile.plan import PlanSpec
 from harness.records.fit import Fit, FittedDeployment
 from harness.records.plan import Behaviour, Plan
 from harness.records.prediction import Prediction

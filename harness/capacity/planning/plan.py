@@ -164,7 +164,7 @@ def pools_of(
     return Pools(Device.from_fit(chosen), traffic, limits, utilisation_cap)
 
 
-_TOO_NEAR = "One session alone is so near to violating an SLO that no number of devices is sure to keep it."
+_TOO_NEAR = "One session alone is so near to violating an SLO that no number of devices is certain to meet it."
 
 
 def _target(pools: Pools, qps: float, counts: np.ndarray, confidence: float, confirmed_rate: float) -> PlannedTarget:
@@ -187,8 +187,8 @@ def _target(pools: Pools, qps: float, counts: np.ndarray, confidence: float, con
         binding=pools.binding(devices),
         utilisation=qps / (devices * pools.steady_rate()),
         headroom_qps=max(carried - qps, 0.0),
-        devices_n_plus_1=spared[0].devices if spared[0].kept else None,
-        devices_n_plus_2=spared[1].devices if spared[1].kept else None,
+        devices_n_plus_1=spared[0].devices if spared[0].met else None,
+        devices_n_plus_2=spared[1].devices if spared[1].met else None,
         losses=tuple(_loss_record(each) for each in (*_without_spares(pools, qps, devices), *spared)),
         sessions_per_device_p95=load.sessions_p95,
         devices_by_routing=counts_by_routing(pools, qps, devices),

@@ -77,11 +77,6 @@ class Activity:
         return float((high - low) / (end_s - start_s))
 
 
-def poisson_arrivals(rate_per_s: float, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Times in seconds of the first ``n`` arrivals of a Poisson process."""
-    return np.cumsum(rng.exponential(1 / rate_per_s, n))
-
-
 def simulate(
     arrival_s: np.ndarray,
     frames: np.ndarray,

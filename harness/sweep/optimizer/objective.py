@@ -24,7 +24,7 @@ from harness.errors import InconclusiveError
 from harness.records.fit import FittedDeployment
 from harness.records.schema import Rung, Trial
 from harness.records.slo import Slo
-from harness.sweep.optimizer.physics import Taught
+from harness.sweep.optimizer.physics import MeasuredLadder
 from harness.topology import kv_instances
 from harness.traffic.mix import Mix
 
@@ -65,7 +65,7 @@ class HighestRate:
         fit = fit_run(trials, requests, self.mix, self.slos, rng, "", in_rungs=in_rungs, between=ALIKE, **room)
         return _value_of(fit.deployments[0])
 
-    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
+    def expecting(self, values: Sequence[Value], ladders: Sequence[MeasuredLadder]) -> Expecting | None:
         """The value of a deployment with another step time, whose requests vary like those of the best one measured."""
         for best in sorted(values, key=lambda each: -(each.value or 0.0)):
             if best.fit is None:
@@ -148,9 +148,9 @@ class BestRung:
             return 0.0
         return metric if self.sign > 0 else 1 / max(metric, _LEAST)
 
-    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
+    def expecting(self, values: Sequence[Value], ladders: Sequence[MeasuredLadder]) -> Expecting | None:
         """Assumes that times grow in proportion to the step time at as many sessions, and rates fall in proportion."""
-        rungs = [rung for each in taught for rung in each.rungs]
+        rungs = [rung for each in ladders for rung in each.rungs]
         if not rungs:
             return None
         names = {self.metric, *self.at_most, *self.at_least}
