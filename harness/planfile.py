@@ -61,6 +61,7 @@ Rate = Annotated[float, Field(strict=True, gt=0, le=1e6)]
 Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
 Value = Scalar | list[Scalar]
 DAY_S = 86_400
+MAX_OTHERS = 0.05
 FEW_POINTS = 24  # at most so many points are all measured if a plan sets no search
 LEAST_TRIALS = 6  # minimum of a search, however few points its share allows
 _METRIC_NAMES = [metric.name for metric in METRICS]
@@ -279,6 +280,7 @@ class PlanSpec(_WithSlos):
     utilisation_cap: Share = 0.85
     confidence: Annotated[float, Field(strict=True, ge=0.5, le=0.99)] = 0.95  # limited: 200 draws resolve no more
     max_error: Share = 0.25
+    max_others: Positive = MAX_OTHERS  # CPU of others and stolen CPU, as a share of the cores that a run needs
     prices: dict[str, Positive] = Field(default_factory=dict)  # per hour of a device, by type (part of its name)
     currency: str = Field("USD", min_length=1, max_length=8)
     growth_per_month: Annotated[float, Field(strict=True)] | None = None  # of the rates; 0.1 = 10% more

@@ -13,11 +13,12 @@ from harness.capacity.models.steps import StepTime
 from harness.capacity.simulator.sessions import Activity
 from harness.errors import InconclusiveError
 from harness.records.fit import FittedFirstAudio, FittedRtf, FittedStalls, StartPoint
-from harness.records.schema import Trial
+from harness.records.schema import Rung, Trial
 
 MIN_STARTS = 8
 INSIDE, EVERY, IN_PROGRESS = "inside the rungs", "all", "in progress"  # requests from which TTFA is fitted
 MIN_AUDIO_S = 1.0  # with less audio an RTF is meaningless
+MAX_DISTURBED = 0.1  # of a request's time: more, and it says nothing about an undisturbed device
 _NS_PER_S = 1e9
 
 
@@ -40,7 +41,7 @@ def observe(trials: Sequence[Trial], requests: pd.DataFrame, step_time: StepTime
 
     ``sessions`` when it was sent (including itself), ``start_step_s`` at that number, ``mean_step_s`` from its first to
     its last chunk by the frame clock, ``rung``: the last that had started when it was sent, ``in_rung``: inside its
-    window.
+    window. Requests that spent more than MAX_DISTURBED of their time in disturbed rungs are left out.
     """
     measured = [trial for trial in trials if trial.rungs]
     parts = [_observe_trial(trial, requests[requests["trial_id"] == trial.trial_id], step_time) for trial in measured]
@@ -64,7 +65,16 @@ def _observe_trial(trial: Trial, requests: pd.DataFrame, step_time: StepTime) ->
     frame["rung"] = np.searchsorted(windows[:, 0], sent_s, side="right")
     frame["in_rung"] = np.any((sent_s >= windows[:, :1]) & (sent_s < windows[:, 1:]), axis=0)
     frame["served"] = (sent["audio_s"] >= MIN_AUDIO_S) & (seconds(sent["ended_ns"]) >= windows[0, 0])
-    return frame
+    return frame[_disturbed_share(sent, trial.disturbed) <= MAX_DISTURBED]
+
+
+def _disturbed_share(requests: pd.DataFrame, disturbed: Sequence[Rung]) -> np.ndarray:
+    """The share of each request's time, from sent to ended, that lies in disturbed rungs."""
+    sent_s, ended_s = seconds(requests["sent_ns"]), seconds(requests["ended_ns"])
+    inside_s = np.zeros(len(requests))
+    for start_s, end_s in ((rung.start_ns / _NS_PER_S, rung.end_ns / _NS_PER_S) for rung in disturbed):
+        inside_s += np.maximum(np.minimum(ended_s, end_s) - np.maximum(sent_s, start_s), 0.0)
+    return inside_s / np.maximum(ended_s - sent_s, 1e-9)
 
 
 _COLUMNS = (
