@@ -56,6 +56,8 @@ PLAN_KEYS = {
     "routing": "How sessions are given to devices; the answer has the counts for the other ways beside it",
     "confidence": "Confidence level of intervals and of SLO verdicts",
     "max_error": "Largest relative error of a prediction against its open-loop run",
+    "max_others": "CPU that other processes and the hypervisor may take, as a share of the cores that a run needs: "
+    "[VALID and INVALID](../concepts/validity.md#others-on-the-host)",
     "prices": "Price of a device hour by device type (part of the device's name is enough)",
     "currency": "Currency of the prices",
     "growth_per_month": "Growth of the target rates, 0 to 1; 0.1 is 10% a month",

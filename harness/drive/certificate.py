@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from harness.drive.generator import LoadSettings, arrival_times
 from harness.drive.observed import Observed
-from harness.drive.validity import MAX_LATENESS_P99_S, Certificate, Due, Gate, certify
+from harness.drive.validity import MAX_LATENESS_P99_S, Certificate, Due, Gate, certify, undisturbed, undisturbed_rungs
 from harness.records import metrics
 from harness.records.load_log import mixture
 from harness.records.summary import Summary
@@ -43,8 +43,16 @@ def certificate_of(observed: Observed, summary: Summary, start_ns: int) -> Certi
         slos=observed.settings.mix.slos,
         unsteady=_unsteady(observed.settings),
         failures=_failures(observed),
-        notes=(*_errors(observed), *observed.readers.notes, *_servers(observed), *notes, *observed.host.events),
+        notes=(
+            *_errors(observed),
+            *observed.readers.notes,
+            *_servers(observed),
+            *notes,
+            *observed.host.events,
+            *_repeats(observed),
+        ),
     )
+    certificate = replace(certificate, gates=(*certificate.gates, *_disturbance(observed, start_ns)))
     faults = (*observed.faults, *observed.readers.faults, *mixture(observed.results))
     return replace(certificate, gates=(*(Gate("load", False, fault) for fault in faults), *certificate.gates))
 
@@ -89,6 +97,25 @@ def _unsteady(settings: LoadSettings) -> str:
     if arrivals is not None and not arrivals.is_steady:
         return f"not required: the rate of {arrivals.kind} arrivals changes by design"
     return ""
+
+
+def _disturbance(observed: Observed, start_ns: int) -> Iterator[Gate]:
+    """Whether others took CPU that the test needed: over its window, or in too many rungs of a ladder."""
+    if not observed.host.samples:
+        return
+    if observed.settings.load.sessions:
+        yield undisturbed_rungs(observed.rungs)
+    else:
+        yield undisturbed(observed.host.load(start_ns, observed.end_ns), observed.settings.max_others)
+
+
+def _repeats(observed: Observed) -> Iterator[str]:
+    """The disturbed rungs of a ladder, and what became of them."""
+    for rung in observed.rungs:
+        if rung.disturbed:
+            again = any(other.users == rung.users and other.start_ns > rung.start_ns for other in observed.rungs)
+            ending = "measured again" if again else "left out"
+            yield f"the rung of {rung.users} sessions was {ending}: {rung.disturbed}"
 
 
 def _due(observed: Observed, start_ns: int) -> Due | None:

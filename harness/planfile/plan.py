@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from harness import wire
 from harness.errors import PlanError
 from harness.planfile.sections import (
+    MAX_OTHERS,
     ConfirmSpec,
     LadderSpec,
     MixSpec,
@@ -57,6 +58,7 @@ class PlanSpec(WithSlos):
     routing: Literal["least_loaded", "round_robin", "random"] = "least_loaded"  # how sessions are given to devices
     confidence: Annotated[float, Field(strict=True, ge=0.5, le=0.99)] = 0.95  # limited: 200 draws resolve no more
     max_error: Share = 0.25
+    max_others: Positive = MAX_OTHERS  # CPU of others and stolen CPU, as a share of the cores that a run needs
     prices: dict[str, Positive] = Field(default_factory=dict)  # per hour of a device, by type (part of its name)
     currency: str = Field("USD", min_length=1, max_length=8)
     growth_per_month: Annotated[float, Field(strict=True)] | None = None  # of the rates; 0.1 = 10% more

@@ -32,6 +32,7 @@ Rate = Annotated[float, Field(strict=True, gt=0, le=1e6)]
 Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
 Value = Scalar | list[Scalar]
 DAY_S = 86_400
+MAX_OTHERS = 0.05
 LEAST_TRIALS = 6  # minimum of a search, however few points its share allows
 _METRIC_NAMES = [metric.name for metric in METRICS]
 _CLASS_METRIC_NAMES = [metric.name for metric in METRICS if metric.per_class]

@@ -97,11 +97,18 @@ class TestRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldRung:
-    """A rung of a ladder, held by ``users`` over [start_ns, end_ns)."""
+    """A rung of a ladder, held by ``users`` over [start_ns, end_ns).
+
+    ``others_share`` and ``stolen_share``: of the cores of the load generator's host, what processes other than harness
+    and server used, and what the hypervisor took; None where unknown. ``disturbed``: why that spoils the rung, or "".
+    """
 
     users: int
     start_ns: int
     end_ns: int
+    others_share: float | None = absent(None)
+    stolen_share: float | None = absent(None)
+    disturbed: str = absent("")
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> HeldRung:

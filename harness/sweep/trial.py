@@ -23,6 +23,7 @@ from harness import exit_codes, wire
 from harness.deploy.config import Deployment
 from harness.deploy.sampler import Probe
 from harness.deploy.statistics import difference
+from harness.drive.host_monitor import LEADER_VARIABLE
 from harness.drive.load import REQUEST_KNOBS, Load
 from harness.drive.stop_rule import OVER_SATURATED, settle_s
 from harness.errors import HarnessError, InputError, ServerError
@@ -129,7 +130,7 @@ class Driver:
         if not self.server.alive():
             raise TrialFailed(f"the server ended during {name}")
         records, end = _records(folder, exit_code, output)
-        rungs = _rungs(records, end, probe.samples, self.plan.slo_list())
+        rungs, disturbed = _rungs(records, end, probe.samples, self.plan.slo_list())
         failures = _failures(records.results)
         if failures and not self.server.responds():
             raise TrialFailed(f"the server hung during {name}: {failures[0]}")
@@ -148,6 +149,7 @@ class Driver:
             over_saturated=end.ladder_ended.startswith(OVER_SATURATED),
             reader_lag_p99_s=end.lag_p99_s,
             topology=topology_of(point),
+            disturbed=disturbed,
         )
         return Measured(trial, records.results, probe.samples)
 
@@ -159,9 +161,10 @@ class Driver:
             command += ["--silence-timeout", str(_SILENCE_S)]
         log = self.scratch / "locust.log"
         self.scratch.mkdir(parents=True, exist_ok=True)
-        self._process, self._aborted = spawn(command, log), False
+        environment = {**os.environ, LEADER_VARIABLE: str(os.getpid())}
+        self._process, self._aborted = spawn(command, log, environment=environment), False
         try:
-            code = self._process.wait(timeout=load.total_s + 120)
+            code = self._process.wait(timeout=2 * load.total_s + 120)  # a ladder may repeat as much as it measures
         except subprocess.TimeoutExpired:
             code = -signal.SIGKILL
         finally:
@@ -198,15 +201,33 @@ def _failures(results: Sequence[Result]) -> tuple[str, ...]:
     return (f"{len(errors)} of {len(results)} requests failed, the first with: {errors[0]}",) if errors else ()
 
 
-def _rungs(records: Records, end: TestEnd, samples: Sequence[ServerSample], slos: Sequence[Slo]) -> tuple[Rung, ...]:
-    """The windows of a trial in which the load was held, without the time that sessions take to open."""
-    windows = [(rung.start_ns, rung.end_ns) for rung in records.rungs]
-    if records.run.asked.sessions:
-        settling_ns = int(settle_s(records.run.asked.rung_s) * 1e9)
-        windows = [(start + settling_ns, stop) for start, stop in windows if stop - start > settling_ns]
-    else:
-        windows = [(end.start_ns, end.end_ns)]
-    return tuple(_rung(records.results, samples, *window, slos) for window in windows)
+def _rungs(
+    records: Records, end: TestEnd, samples: Sequence[ServerSample], slos: Sequence[Slo]
+) -> tuple[tuple[Rung, ...], tuple[Rung, ...]]:
+    """The windows of a trial in which the load was held, without the time that sessions take to open.
+
+    Those during which others took CPU are apart from the others.
+    """
+    asked = records.run.asked
+    if not asked.sessions:
+        rung = _rung(records.results, samples, end.start_ns, end.end_ns, slos)
+        machine = end.machine
+        shares = (machine.other_share, machine.stolen_share) if machine else (None, None)
+        return (replace(rung, others_share=shares[0], stolen_share=shares[1]),), ()
+    settling_ns = int(settle_s(asked.rung_s) * 1e9)
+    held = [rung for rung in records.rungs if rung.end_ns - rung.start_ns > settling_ns]
+    last = {rung.users: rung for rung in held}
+    rungs = [
+        replace(
+            _rung(records.results, samples, each.start_ns + settling_ns, each.end_ns, slos),
+            others_share=each.others_share,
+            stolen_share=each.stolen_share,
+            disturbed=each.disturbed,
+            repeated=each is not last[each.users],
+        )
+        for each in held
+    ]
+    return tuple(each for each in rungs if not each.disturbed), tuple(each for each in rungs if each.disturbed)
 
 
 def _rung(

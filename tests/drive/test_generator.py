@@ -29,6 +29,7 @@ from harness.drive.recorder import Recorder
 from harness.errors import HarnessError, InputError, StoreError
 from harness.records.load import TraceRecord
 from harness.records.load_log import read_records
+from harness.records.load_test import HeldRung
 from harness.records.schema import Chunks, Outcome
 from harness.records.store import Run
 from harness.traffic.arrivals import Arrivals, RateStage, Trace
@@ -483,7 +484,7 @@ def test_a_ladder_is_judged_from_its_first_rung():
     recorder.all_users_run(10**9)
     late = result(due_ns=10**9, sent_ns=10**9, received=(10**9 + 1, 10**9 + 2), ended_ns=10**9 + 3)
     recorder.take(replace(late, chunks=replace(late.chunks, sent_at_ns=late.chunks.received_ns - 10**8)))
-    recorder.add_rung(1, 10**9, 2 * 10**9)
+    recorder.add_rung(HeldRung(users=1, start_ns=10**9, end_ns=2 * 10**9))
     recorder.all_users_run(3 * 10**9)
     _, report, _ = closed(recorder, 4 * 10**9, submitted=1, lag_p99_s=0.02)
     assert report.summary.requests == 1 and report.reasons[0].startswith("chunks were stamped up to 100.0 ms late")

@@ -19,6 +19,7 @@ from harness.records.schema import Rung, Trial
 MIN_STARTS = 8
 INSIDE, EVERY, IN_PROGRESS = "inside the rungs", "all", "in progress"  # requests from which TTFA is fitted
 MIN_AUDIO_S = 1.0  # with less audio an RTF is meaningless
+MAX_DISTURBED = 0.1  # of a request's time: more, and it says nothing about an undisturbed device
 _NS_PER_S = 1e9
 
 
@@ -73,8 +74,9 @@ def observe(
 
     ``sessions`` when it was sent (including itself), ``start_step_s`` at that number, ``mean_step_s`` from its first to
     its last chunk by the frame clock, ``rung``: the last that had started when it was sent, ``in_rung``: inside its
-    window, ``served``: with an RTF and stalls that count. Requests that were in progress in a rung that is ``left_out``
-    are not seen. ``found`` [trials][rungs]: the step as each rung found it / by ``step_time``.
+    window, ``served``: with an RTF and stalls that count. Requests that spent more than MAX_DISTURBED of their time in
+    disturbed rungs, or in those ``left_out``, are not seen. ``found`` [trials][rungs]: the step as each rung found it /
+    by ``step_time``.
     """
     parts = []
     for number, trial in enumerate(trials):
@@ -104,12 +106,11 @@ def _observe_trial(trial: Trial, seen: Seen, step_time: StepTime, slow: Sequence
     frame["rung"] = np.searchsorted(windows[:, 0], sent_s, side="right")
     frame["in_rung"] = np.any((sent_s >= windows[:, :1]) & (sent_s < windows[:, 1:]), axis=0)
     frame["served"] = (sent["audio_s"] >= MIN_AUDIO_S) & (seconds(sent["ended_ns"]) >= windows[0, 0])
-    rungs = [trial.rungs[place] for place in slow]
-    disturbed = [(sent["sent_ns"] < rung.end_ns) & (sent["ended_ns"] >= rung.start_ns) for rung in rungs]
     inside = seen.in_rungs
     if inside is not None and len(inside):
         frame["served"] &= ~sent["request_id"].isin(set(inside["request_id"]))
-    frame = frame[~np.any(disturbed, axis=0)] if disturbed else frame
+    disturbed = [*trial.disturbed, *(trial.rungs[place] for place in slow)]
+    frame = frame[_disturbed_share(sent, disturbed) <= MAX_DISTURBED]
     if inside is None or not len(inside):
         return frame
     return pd.concat([frame, _observe_rungs(inside[~inside["window"].isin(slow)], activity, step_time)])
@@ -124,6 +125,15 @@ def _observe_rungs(inside: pd.DataFrame, activity: Activity, step_time: StepTime
     frame["rung"] = inside["window"] + 1
     frame["served"] = inside["audio_s"] >= MIN_AUDIO_S
     return frame
+
+
+def _disturbed_share(requests: pd.DataFrame, disturbed: Sequence[Rung]) -> np.ndarray:
+    """The share of each request's time, from sent to ended, that lies in disturbed rungs."""
+    sent_s, ended_s = seconds(requests["sent_ns"]), seconds(requests["ended_ns"])
+    inside_s = np.zeros(len(requests))
+    for start_s, end_s in ((rung.start_ns / _NS_PER_S, rung.end_ns / _NS_PER_S) for rung in disturbed):
+        inside_s += np.maximum(np.minimum(ended_s, end_s) - np.maximum(sent_s, start_s), 0.0)
+    return inside_s / np.maximum(ended_s - sent_s, 1e-9)
 
 
 _COLUMNS = (

@@ -69,6 +69,8 @@ def usable_rungs(trial: Trial) -> tuple[list[Rung], list[str]]:
             usable.append(rung)
         else:
             reasons.append(f"rung {number}: {rung.sessions:g} sessions made {rung.frames_per_s:g} frames a second")
+    left_out = [rung for rung in trial.disturbed if not rung.repeated]
+    reasons += [f"the rung of {rung.sessions:.3g} sessions: {rung.disturbed}" for rung in left_out]
     return usable, reasons
 
 
