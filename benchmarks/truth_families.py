@@ -84,11 +84,11 @@ class Family:
     """A device and how it is measured. The standard one: a linear step, one ladder, 1% of noise of a rung.
 
     ``context_s``: seconds of a step more per frame spoken by all its sessions. ``host_sd``: relative standard deviation
-    between ladders; ``rung_sd``: of a rung within its ladder. ``devices``: about the fewest and the most that a target
-    needs. ``ratios``: RTF of a class / that of the frame clock. ``unseen``: classes that no ladder has. ``names``: what
-    must be said where the answer is not a sure one, as a pattern; a refusal, too, is right then. ``routing``: of
-    the fleet. ``first_audio_s``: limit of the p95 of the time to first audio of class short, which comes after a step.
-    ``barred``: whether its coverage counts for the smallest.
+    between ladders; ``rung_sd``: of a rung within its ladder. ``devices``: range of the target rates, as multiples of
+    the rate of one device alone. ``ratios``: RTF of a class / that of the frame clock. ``unseen``: classes that no
+    ladder has. ``names``: what must be said where the answer is not a sure one, as a pattern; a refusal, too, is right
+    then. ``routing``: of the fleet. ``first_audio_s``: limit of the p95 of the time to first audio of class short,
+    which comes after a step. ``barred``: whether its coverage counts for the smallest.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Family:
     sessions: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32)
     seconds: float = 12.0
     cap: float = 1.0
-    devices: tuple[int, int] = (6, 40)
+    devices: tuple[float, float] = (6, 40)
     ratios: Mapping[str, float] = field(default_factory=dict)
     unseen: tuple[str, ...] = ()
     names: str = ""
@@ -224,7 +224,7 @@ FAMILIES = {
         *_host_factors(),
         Family("host-20-3", host_sd=0.20, ladders=3, barred=False),
         Winner("winner", host_sd=0.10),
-        Family("knee", knee, judged_sessions=_LONG_RUNS, sessions=(1, 2, 4, 8, 12, 16, 20, 24, 28)),
+        Family("knee", knee, judged_sessions=_LONG_RUNS, devices=(12, 90), sessions=(1, 2, 4, 8, 12, 16, 20, 24, 28)),
         Family("stairs", stairs, judged_sessions=_LONG_RUNS, sessions=(1, 4, 8, 12, 16, 20, 24, 32, 40, 48)),
         OneRung("last-rung"),
         OneRung("last-rung-repeated", ladders=3),
@@ -232,7 +232,7 @@ FAMILIES = {
         Family("context", **_context()),
         Family("context-stratified", found=truth_ladders.stratified, **_context()),
         OneRung("rung-100x", times=100.0, rung=None, names=_OUTLIER),
-        Family("class-unseen", mix=WITH_RARE, unseen=("rare",), ratios={"rare": 1.3}, names="pooled"),
+        Family("class-unseen", mix=WITH_RARE, unseen=("rare",), ratios={"rare": 1.6}, names="pooled"),
         Family("round-robin", routing=truth_judge.ROUND_ROBIN),
         Family("random-routing", routing=truth_judge.RANDOM),
         Disturbed("disturbed-1"),
@@ -243,9 +243,9 @@ FAMILIES = {
         Drift("drift", ladders=3),
         Family("root", root),
         Family("cache", cache),
-        Family("small-pools", host_sd=0.05, ladders=3, devices=(1, 3)),
+        Family("small-pools", host_sd=0.05, ladders=3, devices=(0.7, 3)),
         Family("ninety-minutes", mix=NINETY, devices=(4, 15)),
-        Family("steep-tail", steep, judged_sessions=_LONG_RUNS),
+        Family("steep-tail", steep, judged_sessions=_LONG_RUNS, devices=(8, 60)),
         Family("noisy-rungs", rung_sd=0.05),
         Family("first-audio", first_audio_s=0.1),
         Family("short-rungs", seconds=4.0, rung_sd=0.02, ladders=2),
