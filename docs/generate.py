@@ -146,7 +146,7 @@ BENCHMARKS = {
               "topologies", "fuzz", "server_faults"),
     "Load": ("arrivals", "instrument", "faults", "gates"),
     "Sweep": ("search", "sweep_cost", "sweep_faults", "first_run"),
-    "Capacity": ("simulator", "coverage", "heldout"),
+    "Capacity": ("simulator", "coverage", "truths", "heldout"),
     "GPU": ("gpu/environment", "gpu/device", "gpu/fused", "gpu/rows", "gpu/towers", "gpu/streams", "gpu/kit"),
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.capacity.fitting.contexts import ContextCost, context_cost, context_of, in_steady_state
-from harness.capacity.fitting.observations import RungOfLadder, MeasuredRequests
+from harness.capacity.fitting.observations import MeasuredRequests, RungOfLadder
 from harness.capacity.fitting.slow_rungs import SlowRung, slow_rungs, without
 from harness.capacity.models.steps import Rungs
 from harness.records.fit import ExcludedTrial
