@@ -93,7 +93,7 @@ class Climb:
 
     def _failure(self) -> str:
         error = self._test.recorder.first_error() if self._test.settings.load.until_saturated else ""
-        return f"broken: a request failed: {error}" if error else ""
+        return f"a request failed: {error}" if error else ""
 
     def _end(self, rung: _Rung, now_ns: int) -> None:
         load = self._test.host_monitor.load(self._window_ns(rung), now_ns)

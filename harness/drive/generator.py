@@ -19,7 +19,7 @@ from harness.drive.load import Load
 from harness.drive.readers.pool import ReaderPool
 from harness.drive.stop_rule import Patience, slowest_rtf
 from harness.errors import HarnessError, InputError
-from harness.planfile import MAX_OTHERS
+from harness.planfile.sections import MAX_OTHERS
 from harness.records.load_test import AskedLoad, UserRecord
 from harness.records.schema import Request, Result
 from harness.traffic.mix import Mix, ScriptSource, requests

@@ -47,7 +47,7 @@ class HostRecord:
         known = [each for each in inside if not math.isnan(each.other_share)]
         other_share = _mean(each.other_share for each in known)
         return HostSummary(
-            looks=len(inside),
+            samples=len(inside),
             cores=self.cores,
             stolen_share=_mean(each.stolen_share for each in inside),
             stolen_share_max=max((each.stolen_share for each in inside), default=None),

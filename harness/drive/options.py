@@ -14,7 +14,8 @@ from harness.client.target import OPTIONS
 from harness.drive.generator import LoadSettings, UserClass
 from harness.drive.load import REQUEST_KNOBS, Load
 from harness.errors import InputError
-from harness.planfile import MAX_OTHERS, load_mix, load_plan
+from harness.planfile.reading import load_mix, load_plan
+from harness.planfile.sections import MAX_OTHERS
 from harness.records.load_log import FILE_NAME
 from harness.traffic import arrivals
 from harness.traffic.mix import MIXES, Mix, ScriptSource
@@ -208,14 +209,6 @@ def _default(name: str, value: object) -> str | list[str]:
     if not several:
         return Own(str(value).lower() if isinstance(value, bool) else value)
     return _OwnList([value] if isinstance(value, str) else [str(each) for each in value])
-
-
-def settings_of(values: Mapping, mix: Mix | str) -> LoadSettings:
-    """Settings from options as a command line or a form gives them; ``mix`` is used where they name none.
-
-    Raises InputError naming the option.
-    """
-    return settings_for(values, [UserClass("user", mix)])
 
 
 def settings_for(values: Mapping, users: Sequence[UserClass]) -> LoadSettings:

@@ -132,9 +132,9 @@ class ServerRequests:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostSummary:
-    """The host over the window: means and maxima of ``looks`` samples, as shares of its cores; None without one."""
+    """The host over the window: means and maxima of its ``samples``, as shares of its cores; None without one."""
 
-    looks: int
+    samples: Annotated[int, Field(validation_alias="looks")] = stored_as("looks")
     cores: int | None
     stolen_share: float | None
     stolen_share_max: float | None

@@ -15,7 +15,8 @@ from harness.capacity.planning.scaled_profile import scaled
 from harness.errors import HarnessError, InconclusiveError, InputError
 from harness.host.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
 from harness.host.provenance import commit, host_facts, versions
-from harness.planfile import PlanSpec, ProfileSpec
+from harness.planfile.plan import PlanSpec
+from harness.planfile.sections import ProfileSpec
 from harness.records.schema import RunManifest
 from harness.records.store import Run, read_profile
 
@@ -41,7 +42,7 @@ def profiles_of(spec: PlanSpec) -> dict[str, dict]:
     found = {}
     for name, path in spec.profile_paths().items():
         try:
-            found[name] = _of_card(name, read_profile(path), spec.profiles[name])
+            found[name] = _of_gpu(name, read_profile(path), spec.profiles[name])
             DeviceType.of_profile(found[name])
         except InconclusiveError:
             pass  # too few points of a stage: the plan reports it beside its type
@@ -51,8 +52,8 @@ def profiles_of(spec: PlanSpec) -> dict[str, dict]:
     return found
 
 
-def _of_card(name: str, profile: dict, asked: ProfileSpec) -> dict:
-    """The profile, scaled to the card that the plan names, if it names one."""
+def _of_gpu(name: str, profile: dict, asked: ProfileSpec) -> dict:
+    """The profile, scaled to the GPU that the plan names, if it names one."""
     if asked.bandwidth_gb_s is None or asked.tflop_s is None:
         return profile
     room_bytes = None if asked.kv_room_gb is None else asked.kv_room_gb * 1e9

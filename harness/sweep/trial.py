@@ -29,7 +29,7 @@ from harness.drive.stop_rule import OVER_SATURATED, settle_s
 from harness.errors import HarnessError, InputError, ServerError
 from harness.host.places import SCENARIOS
 from harness.host.process_group import end_group, spawn
-from harness.planfile import PlanSpec
+from harness.planfile.plan import PlanSpec
 from harness.records import metrics
 from harness.records.load_log import Records, read_records
 from harness.records.load_test import TestEnd
@@ -39,7 +39,7 @@ from harness.records.slo import Slo
 from harness.topology import TOPOLOGY, topology_of
 
 SCENARIO = SCENARIOS / "podcast.py"
-REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for a second ladder
+REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for each further ladder of the best
 SILENCE_VARIABLE = "LOCUST_SILENCE_TIMEOUT"
 _SILENCE_S = 30  # a live server sends something every few seconds, so that this detects one that hangs
 
@@ -66,11 +66,11 @@ def drawn(load: Load, repeat: int) -> Load:
     return replace(load, seed=load.seed + repeat * REPEAT_SEED)
 
 
-class TrialBroken(ServerError):
+class TrialFailed(ServerError):
     """A point could not be deployed, or the server or the load generator failed during its trial."""
 
 
-def broken_trial(point: dict, load: Load, repeat: int, error: str) -> Trial:
+def failed_trial(point: dict, load: Load, repeat: int, error: str) -> Trial:
     """The record of a failed trial: INVALID, with its reason and no rungs."""
     return Trial(
         trial_id=trial_id(point, load, repeat),
@@ -80,7 +80,7 @@ def broken_trial(point: dict, load: Load, repeat: int, error: str) -> Trial:
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         wall_s=0.0,
         valid=False,
-        reasons=(f"broke: {error}",),
+        reasons=(f"failed: {error}",),
         rungs=(),
         topology=topology_of(point),
     )
@@ -114,7 +114,7 @@ class Driver:
     def run(self, point: dict, load: Load, prediction: Prediction | None = None, repeat: int = 0) -> Measured:
         """Deploy a point, drive the load and return the record of one trial.
 
-        Raises TrialBroken where the server or Locust failed during it, and InputError where the server permanently
+        Raises TrialFailed where the server or Locust failed during it, and InputError where the server permanently
         rejects what the plan asks for.
         """
         started_at, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
@@ -122,18 +122,18 @@ class Driver:
         try:
             self.deploy(point)
         except ServerError as error:
-            raise TrialBroken(f"{name} cannot be deployed: {error}") from error
+            raise TrialFailed(f"{name} cannot be deployed: {error}") from error
         folder = self.scratch / name
         shutil.rmtree(folder, ignore_errors=True)
         with Probe(self.server.target, self.server.pid, metrics_url=self.server.metrics_url) as probe:
             exit_code, output = self._locust(folder, load)
         if not self.server.alive():
-            raise TrialBroken(f"the server ended during {name}")
+            raise TrialFailed(f"the server ended during {name}")
         records, end = _records(folder, exit_code, output)
         rungs, disturbed = _rungs(records, end, probe.samples, self.plan.slo_list())
         failures = _failures(records.results)
         if failures and not self.server.responds():
-            raise TrialBroken(f"the server hung during {name}: {failures[0]}")
+            raise TrialFailed(f"the server hung during {name}: {failures[0]}")
         shutil.rmtree(folder, ignore_errors=True)
         trial = Trial(
             trial_id=name,
@@ -174,24 +174,24 @@ class Driver:
         return code, log.read_text(errors="replace")
 
     def abort(self) -> None:
-        """Abort the running trial from another thread: ``run`` then raises TrialBroken."""
+        """Abort the running trial from another thread: ``run`` then raises TrialFailed."""
         if self._process is not None:
             self._aborted = True
             end_group(self._process, grace_s=5)
 
 
 def _records(folder: Path, exit_code: int, output: str) -> tuple[Records, TestEnd]:
-    """Read Locust's records and its last one. Raises TrialBroken where they are not those of a complete test."""
+    """Read Locust's records and its last one. Raises TrialFailed where they are not those of a complete test."""
     try:
         records = read_records(folder)
     except HarnessError as error:
-        raise TrialBroken(f"Locust gave no records (exit code {exit_code}): {error}\n{output[-1500:]}") from error
+        raise TrialFailed(f"Locust gave no records (exit code {exit_code}): {error}\n{output[-1500:]}") from error
     refused = [result.error for result in records.results if result.error.startswith(wire.REFUSED)]
     if refused:
         words = refused[0].removeprefix(wire.REFUSED)
         raise InputError(f"the server rejects what the plan asks for, and no retry helps: {words}; change the plan")
     if exit_code not in (0, 1, exit_codes.INVALID) or records.end is None:
-        raise TrialBroken(f"Locust was aborted (exit code {exit_code}): {output[-500:].strip()}")
+        raise TrialFailed(f"Locust was aborted (exit code {exit_code}): {output[-500:].strip()}")
     return records, records.end
 
 

@@ -10,10 +10,10 @@ from harness.errors import ServerError
 from harness.records.schema import Rung, Trial
 from harness.records.store import Run
 from harness.runs.points import describe_point
-from harness.sweep.trial import Measured, broken_trial, trial_id
+from harness.sweep.trial import Measured, failed_trial, trial_id
 
 TRIES = 2  # a trial that failed or was INVALID is measured once more
-BROKEN_IN_A_ROW = 2 * TRIES  # two points: then the point is not the cause
+FAILED_IN_A_ROW = 2 * TRIES  # two points: then the point is not the cause
 
 
 class TrialLog:
@@ -53,19 +53,19 @@ class TrialLog:
 
     def keep(self, measured: Measured) -> None:
         """Store a trial, and before it those that were in doubt."""
-        self.keep_broken()
+        self.keep_failed()
         self.run.append_trial(measured.trial, measured.results, measured.samples)
 
-    def keep_broken(self) -> None:
+    def keep_failed(self) -> None:
         while self.in_doubt:
             self.run.append_trial(self.in_doubt[0], (), ())
             self.in_doubt.pop(0)
 
     def doubt(self, point: dict, load: Load, repeat: int, error: Exception) -> Trial:
         """Note a failed trial. Raises ServerError where so many failed in a row that the point is not the cause."""
-        trial = broken_trial(point, load, repeat, str(error))
+        trial = failed_trial(point, load, repeat, str(error))
         self.in_doubt.append(trial)
-        if len(self.in_doubt) >= BROKEN_IN_A_ROW:
+        if len(self.in_doubt) >= FAILED_IN_A_ROW:
             count = len(self.in_doubt)
             raise ServerError(f"{count} trials failed in a row; none of them is stored. The last: {error}")
         return trial

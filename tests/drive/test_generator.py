@@ -19,11 +19,11 @@ from harness.client.replicas import ConnectionStatistics
 from harness.client.target import is_this_host
 from harness.drive.console import end_lines, progress_line, start_line
 from harness.drive.distributed import SAME_CLOCK_NS, _shift_ns, _shifted
-from harness.drive.generator import LoadSettings, arrival_times, lead_in
+from harness.drive.generator import LoadSettings, UserClass, arrival_times, lead_in
 from harness.drive.load import Load
 from harness.drive.load_report import report_of
 from harness.drive.observed import ReaderTotals
-from harness.drive.options import EVERY_USER, defaults_of, give_way, load_of, settings_of
+from harness.drive.options import EVERY_USER, defaults_of, give_way, load_of, settings_for
 from harness.drive.readers.live_stats import Progress
 from harness.drive.recorder import Recorder
 from harness.errors import HarnessError, InputError, StoreError
@@ -84,6 +84,10 @@ def closed(recorder: Recorder, end_ns: int, submitted: int, **readers):
     observed = recorder.observed(end_ns, ReaderTotals(submitted, **{"lag_p99_s": 0.001, **readers}))
     report = recorder.store(observed, report_of(observed))
     return observed, report, "\n".join(end_lines(observed, report))
+
+
+def settings_of(values, mix):
+    return settings_for(values, [UserClass("user", mix)])
 
 
 def test_settings_come_from_options_as_text():
@@ -279,7 +283,7 @@ def test_the_recorder_keeps_apart_what_was_never_sent(tmp_path):
     assert ("records", True, "3 requests were recorded of 3 submitted") in records.end.gates
     assert [each.request_id for each in records.results] == ["r", "cut"]
     assert "1 done, 0 error, 0 cancelled, 1 unfinished" in text
-    assert "0.3 s asked for by completed requests, 0.3 s delivered: equal" in text
+    assert "0.3 s requested by completed requests, 0.3 s delivered: equal" in text
     assert "0.3 s delivered to unfinished requests" in text
 
 

@@ -93,4 +93,4 @@ def test_without_a_server_here_only_the_host_is_looked_at():
             time.sleep(0.01)
         record = monitor.close()
     account = record.summary(0, time.monotonic_ns())
-    assert account.looks >= 2 and account.server_memory_bytes == 0 and account.server_events == ()
+    assert account.samples >= 2 and account.server_memory_bytes == 0 and account.server_events == ()

@@ -23,6 +23,7 @@ _BISECTIONS = 8
 _POPULATION = 100_000
 _SESSIONS_QUANTILE = 0.95
 KV_MEMORY = "KV memory"
+LEAST_LOADED = "shared"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Limits:
 
     ``most_sessions``: limit of the 95th percentile of sessions on a device, as arrivals find it. ``slots``: most
     sessions that it admits, or None; ``kv``: room for their KV caches, or None for unlimited; ``kv_slots``: sessions of
-    average size that fill it.
+    average size that fill it. ``routing``: see ``simulator.pool.Pool``; "shared" is one queue in front of the pool.
     """
 
     slos: Sequence
@@ -39,6 +40,12 @@ class Limits:
     slots: int | None = None
     kv: KvRoom | None = None
     kv_slots: float = math.inf
+    routing: str = LEAST_LOADED
+
+    @property
+    def room_name(self) -> str:
+        """What limits the number of sessions that fit."""
+        return KV_MEMORY if self.kv_slots <= (self.slots or math.inf) else f"at most {self.slots} sessions per device"
 
     @property
     def room(self) -> float:
@@ -100,6 +107,18 @@ class Traffic:
             mean_frames=float(shares @ [each.mean() for each in populations]),
         )
 
+    @property
+    def mean_context(self) -> float:
+        """Mean frames that a session found in progress has spoken."""
+        return float(np.mean(self.whole_frames - self.residual_frames))
+
+    def again(self, seed: int) -> Traffic:
+        """The same sessions and gaps in another order."""
+        rng = np.random.default_rng(seed)
+        order, gaps = rng.permutation(len(self.frames)), rng.permutation(self.gaps)
+        luck = {metric: values[order] for metric, values in self.luck.items()}
+        return replace(self, gaps=gaps, frames=self.frames[order], class_index=self.class_index[order], luck=luck)
+
     def part(self, sessions: int) -> Traffic:
         """The first ``sessions`` of its sessions, repeated if there are fewer, at the same mean rate and mean work."""
         gaps, frames, index = (np.resize(each, sessions) for each in (self.gaps, self.frames, self.class_index))
@@ -159,6 +178,7 @@ def simulate_load(
         session_limit=limits.slots,
         bytes_=kv.bytes_of(np.concatenate([whole, traffic.frames])) if kv else 0,
         memory_bytes=kv.room_bytes if kv else math.inf,
+        routing=limits.routing,
         first_audio=device.first_audio,
         class_index=np.concatenate([np.full(len(found), -1), traffic.class_index]),
         planned=[Planned(lost_at_s, "fail", number) for number in range(lost)],
@@ -245,11 +265,11 @@ def steady_sessions(device: Device, limits: Limits) -> float:
 def _steady(device: Device, limits: Limits, probabilities: Sequence[float] | None) -> tuple[np.ndarray, str]:
     """Numbers of sessions from 1 up to the most that meet every limit; and what binds there."""
     if limits.room < 1:
-        return np.zeros(0), KV_MEMORY
+        return np.zeros(0), limits.room_name
     most = min(limits.most_sessions, limits.room)
     sessions = np.linspace(1, max(most, 1), 512)
     step_s = device.step_time(sessions)
-    reach, binding = len(sessions), KV_MEMORY if limits.room == most else range_name(limits)
+    reach, binding = len(sessions), limits.room_name if limits.room == most else range_name(limits)
     for row, slo in enumerate(limits.slos):
         probability = probabilities[row] if probabilities is not None else slo.quantile
         values = device.at_constant_step(slo.traffic_class, slo.metric, probability, step_s)
@@ -342,14 +362,25 @@ def _found_in_progress(
 
     Processor sharing with a rate that depends on the number of sessions is insensitive to their lengths:
     P(n) ~ (rate x mean frames)^n x S(1) S(2) .. S(n) / n! (Kelly, Reversibility and Stochastic Networks, 3.3).
+    Where throughput falls with more sessions, P has a second mode in collapse: the start is in the lower one.
     """
     n = np.arange(1, math.ceil(4 * device.max_sessions) + 2, dtype=float)
     offered = rate_per_s / devices * traffic.mean_frames
-    weights = np.concatenate([[0.0], np.cumsum(np.log(offered * device.step_time(n) / n))])
+    rises = np.log(offered * device.step_time(n) / n)
+    weights = np.concatenate([[0.0], np.cumsum(rises)])[: _end_of_the_lower_mode(rises)]
     chances = np.exp(weights - weights.max())
-    mean = float(chances @ np.arange(len(n) + 1) / chances.sum())
+    mean = float(chances @ np.arange(len(chances)) / chances.sum())
     count = round(devices * min(mean, room))
     return np.resize(traffic.residual_frames, count), np.resize(traffic.whole_frames, count)
+
+
+def _end_of_the_lower_mode(rises: np.ndarray) -> int:
+    """The number of sessions at which chances, by their logarithmic ``rises``, rise again after they fell."""
+    falling = np.flatnonzero(rises <= 0)
+    if not len(falling):
+        return len(rises) + 1
+    again = np.flatnonzero(rises[falling[0] :] > 0)
+    return int(falling[0] + again[0] + 1) if len(again) else len(rises) + 1
 
 
 def _mean_sessions(simulated: Simulated, counted: np.ndarray) -> float:
