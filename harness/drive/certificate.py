@@ -11,9 +11,19 @@ from dataclasses import replace
 
 from harness.drive.generator import LoadSettings, arrival_times
 from harness.drive.observed import Observed
-from harness.drive.validity import MAX_LATENESS_P99_S, Certificate, Due, Gate, certify, undisturbed, undisturbed_rungs
+from harness.drive.validity import (
+    MAX_LATENESS_P99_S,
+    Certificate,
+    Due,
+    Gate,
+    certify,
+    undisturbed,
+    undisturbed_rungs,
+    worst_of,
+)
 from harness.records import metrics
 from harness.records.load_log import mixture
+from harness.records.load_test import HeldRung
 from harness.records.summary import Summary
 
 ERRORS_SHOWN = 3  # kinds of error; requests.csv lists all of them
@@ -49,7 +59,7 @@ def certificate_of(observed: Observed, summary: Summary, start_ns: int) -> Certi
             *_servers(observed),
             *notes,
             *observed.host.events,
-            *_repeats(observed),
+            *_repeats(observed.rungs),
         ),
     )
     certificate = replace(certificate, gates=(*certificate.gates, *_disturbance(observed, start_ns)))
@@ -109,13 +119,16 @@ def _disturbance(observed: Observed, start_ns: int) -> Iterator[Gate]:
         yield undisturbed(observed.host.load(start_ns, observed.end_ns), observed.settings.max_others)
 
 
-def _repeats(observed: Observed) -> Iterator[str]:
-    """The disturbed rungs of a ladder, and what became of them."""
-    for rung in observed.rungs:
-        if rung.disturbed:
-            again = any(other.users == rung.users and other.start_ns > rung.start_ns for other in observed.rungs)
-            ending = "measured again" if again else "left out"
-            yield f"the rung of {rung.users} sessions was {ending}: {rung.disturbed}"
+def _repeats(rungs: Sequence[HeldRung]) -> Iterator[str]:
+    """The disturbed rungs of a ladder: what became of them, and what others took at most."""
+    disturbed = [each for each in rungs if each.disturbed]
+    if disturbed:
+        last = {each.users: each for each in rungs}
+        again = [each.users for each in disturbed if each is not last[each.users]]
+        left_out = [each.users for each in disturbed if each is last[each.users]]
+        counts = (("measured again", again), ("left out", left_out))
+        words = "; ".join(f"{what}: rungs of {', '.join(map(str, users))} sessions" for what, users in counts if users)
+        yield f"disturbed and {words}; {worst_of(disturbed).disturbed}"
 
 
 def _due(observed: Observed, start_ns: int) -> Due | None:

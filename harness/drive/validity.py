@@ -163,12 +163,16 @@ def undisturbed_rungs(rungs: Sequence[HeldRung]) -> Gate:
     usable, disturbed = [each for each in rungs if not each.disturbed], [each for each in rungs if each.disturbed]
     says = f"{len(usable)} rungs were measured undisturbed"
     if disturbed and len(usable) < MIN_RUNGS:
-        worst = max(disturbed, key=lambda each: each.others_share or 0.0)
         fix = f"at least {MIN_RUNGS} are needed: stop what else runs here, or raise max_others"
-        return Gate("other load", False, f"only {says}, since {worst.disturbed}; {fix}")
+        return Gate("other load", False, f"only {says}, since {worst_of(disturbed).disturbed}; {fix}")
     if all(each.others_share is None for each in rungs):
         return undisturbed(None, 0.0)
     return Gate("other load", True, says)
+
+
+def worst_of(rungs: Sequence[HeldRung]) -> HeldRung:
+    """The rung during which others took most."""
+    return max(rungs, key=lambda each: (each.others_share or 0.0) + (each.stolen_share or 0.0))
 
 
 def certify(

@@ -86,19 +86,17 @@ class TrialLog:
 
 def note_of(trial: Trial) -> str:
     """A short description of a finished trial."""
-    verdict = "VALID" if trial.valid else f"INVALID ({'; '.join(trial.reasons)})"
+    verdict = f"VALID{_disturbed(trial)}" if trial.valid else f"INVALID ({'; '.join(trial.reasons)})"
     if trial.kind == "ladder":
         best = max((rung.frames_per_s for rung in trial.rungs), default=0.0)
-        return f"{verdict}, up to {best * wire.SECONDS_PER_FRAME:.1f} audio s/s{_disturbed(trial)}"
+        return f"{verdict}, up to {best * wire.SECONDS_PER_FRAME:.1f} audio s/s"
     p95 = trial.rungs[0].summary.ttfa_p95_s if trial.rungs else float("nan")
     return f"{verdict}, time to first audio p95 {p95:.2f} s"
 
 
 def _disturbed(trial: Trial) -> str:
-    """How many rungs were measured again or left out, and why; "" if others took no CPU that they needed."""
-    if not trial.disturbed:
-        return ""
-    left_out = sum(not rung.repeated for rung in trial.disturbed)
-    again = len(trial.disturbed) - left_out
+    """How many rungs of a ladder were measured again or left out, and why; "" for an undisturbed ladder."""
+    again = sum(rung.repeated for rung in trial.disturbed)
+    left_out = len(trial.disturbed) - again
     counts = [f"{again} measured again"] * bool(again) + [f"{left_out} left out"] * bool(left_out)
-    return f"; disturbed rungs: {', '.join(counts)}, since {trial.disturbed[0].disturbed}"
+    return f" (disturbed rungs: {', '.join(counts)}; {trial.disturbed[0].disturbed})" if counts else ""

@@ -26,6 +26,7 @@ from capacity_truth import (
 )
 
 from harness.capacity.fitting.fit import fit_run
+from harness.capacity.fitting.observations import observe
 from harness.capacity.fitting.rate_search import Limits, Traffic, judge_load, steady_limit
 from harness.capacity.models.device import Device
 from harness.capacity.planning import confirmation
@@ -228,6 +229,24 @@ def test_a_broken_rung_is_left_out_and_named(measured):
     fit = fit_of((replace(trial, rungs=(*trial.rungs[:2], dead, *trial.rungs[3:])), rows))
     assert fit.deployments[0].max_rate_per_s > 0
     assert "rung 3" in fit.excluded[0].reasons[0]
+
+
+def test_a_disturbed_rung_and_its_requests_are_left_out_and_named(measured):
+    trial, rows = measured
+    why = "others took 0.60 of 2 cores, 32% of the 1.90 that the run used (backup, process 7, took 0.60)"
+    spoilt = replace(trial.rungs[2], disturbed=why, frames_per_s=trial.rungs[2].frames_per_s / 2)
+    left = (*trial.rungs[:2], *trial.rungs[3:])
+    disturbed = replace(trial, rungs=left, disturbed=(spoilt,))
+    fit = fit_of((disturbed, rows))
+    assert [point.sessions for point in fit.deployments[0].step_time.points] == [rung.sessions for rung in left]
+    assert fit.excluded[0].reasons == (f"the rung of {spoilt.sessions:.3g} sessions: {why}",)
+    repeated = replace(trial, disturbed=(replace(spoilt, repeated=True),))
+    assert fit_of((repeated, rows)).excluded == ()
+    step_time = lambda n: 0.012 + 0.006 * np.asarray(n, dtype=float)  # noqa: E731
+    every, clean = (observe([each], rows, step_time) for each in (trial, disturbed))
+    inside = rows[(rows["sent_ns"] >= spoilt.start_ns) & (rows["ended_ns"] <= spoilt.end_ns)]
+    assert len(inside) and len(clean) <= len(every) - len(inside)
+    assert not set(inside["ttfa_s"].dropna()) & set(clean["ttfa_s"].dropna())
 
 
 def test_a_slo_that_one_session_breaks_is_missed(measured):
