@@ -1,4 +1,4 @@
-"""benchmarks/truths.py: its judge against closed forms and the simulator that plans; ladders, families and sums."""
+"""benchmarks/capacity/truths.py: its judge against closed forms and the planning simulator; ladders, families, sums."""
 
 import importlib
 import math
