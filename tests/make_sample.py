@@ -1,7 +1,7 @@
 """Makes a stored sample run, and the README's tables, from a finished run: ``make sample RUN=results/quick-1a2b3c4d``.
 
-A run of the plan ``quick`` replaces ``results/sample-quick``, one of ``mixed`` replaces ``results/sample-mixed``. Without
-a run it makes the README's tables anew from the samples as they are.
+A run of the plan ``quick`` replaces ``results/sample-quick``, one of ``mixed`` ``results/sample-mixed``. Without a run
+it makes the README's tables anew from the samples as they are.
 """
 
 from __future__ import annotations
