@@ -145,7 +145,7 @@ BENCHMARKS = {
     "Model": ("oracle", "precision", "stage_speed", "kernels", "ninety_minutes", "hops", "sessions", "fairness",
               "topologies", "fuzz", "server_faults"),
     "Load": ("arrivals", "instrument", "faults", "gates"),
-    "Sweep": ("search", "sweep_cost", "sweep_faults", "first_run"),
+    "Sweep": ("search", "sweep_cost", "sweep_faults", "first_run", "disturbed"),
     "Capacity": ("simulator", "coverage", "heldout"),
     "GPU": ("gpu/environment", "gpu/device", "gpu/fused", "gpu/rows", "gpu/towers", "gpu/streams", "gpu/kit"),
 }  # fmt: skip
