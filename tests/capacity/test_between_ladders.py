@@ -12,7 +12,7 @@ from capacity_truth import LADDER, TRUTH, bare_fit, fit_of, ladder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.capacity.fitting.observations import Seen, observe
+from harness.capacity.fitting.observations import MeasuredRequests, observe
 from harness.capacity.fitting.slow_rungs import slow_rungs, without
 from harness.capacity.fitting.winner import luck_of_the_best
 from harness.capacity.models.between_ladders import ALIKE, ASSUMED, Between
@@ -199,7 +199,7 @@ def test_a_session_that_lasts_through_rungs_is_seen_in_each_of_them():
     ]
     rows = pd.concat([rows, podcast], ignore_index=True)
     step = fit_of((trial, rows)).deployments[0].step_time
-    seen = Seen(rows, pd.concat(windows, ignore_index=True))
+    seen = MeasuredRequests(rows, pd.concat(windows, ignore_index=True))
     observed = observe([trial], seen, StepTime.of_record(step))
     of_podcast = observed[(observed["traffic_class"] == "long") & observed["served"] & observed["sessions"].isna()]
     assert of_podcast["rung"].tolist() == [1, 2, 3, 4, 5, 6]

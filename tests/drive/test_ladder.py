@@ -104,7 +104,7 @@ def test_a_ladder_whose_others_are_never_quiet_ends_in_bounded_time_and_measures
 def test_a_ladder_that_broke_is_not_held_again(monkeypatch):
     recorder, seconds = climbed(monkeypatch, lambda at_s: 1.0, error="slot 7 is gone")
     assert len(ladder_rungs(recorder)) == 1 and seconds < RUNG_S
-    assert recorder.observed(1, None).ladder_ended == "broken: a request failed: slot 7 is gone"
+    assert recorder.observed(1, None).ladder_ended == "a request failed: slot 7 is gone"
 
 
 def test_the_time_for_repeats_is_bounded_for_each_rung_and_for_the_ladder():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from harness.capacity.fitting.observations import Seen, fit_first_audio, fit_rtf, fit_stalls, observe
+from harness.capacity.fitting.observations import MeasuredRequests, fit_first_audio, fit_rtf, fit_stalls, observe
 from harness.capacity.fitting.rate_search import (
     Limits,
     Traffic,
@@ -102,7 +102,7 @@ def fit_run(
         if progress:
             progress(f"fitting deployment {number} of {len(groups)}")
         level = Level(between, len(groups) > 1 and len(ladders) > 1, traffic.mean_context)
-        seen = Seen(requests, in_rungs)
+        seen = MeasuredRequests(requests, in_rungs)
         physics, slow = _fit_physics(deployment, ladders, seen, rng, level)
         excluded += slow
         own = kv.get(topology_of(deployment)) if isinstance(kv, Mapping) else kv
@@ -177,7 +177,7 @@ def _group(trials: Sequence[Trial]) -> tuple[list[tuple[dict, list[Trial]]], lis
 
 
 def _fit_physics(
-    deployment: dict, ladders: list[Trial], seen: Seen, rng: np.random.Generator, level: Level
+    deployment: dict, ladders: list[Trial], seen: MeasuredRequests, rng: np.random.Generator, level: Level
 ) -> tuple[FittedDeployment, list[ExcludedTrial]]:
     """All of a deployment but its rate and its room for KV caches; and the rungs that were left out as too slow."""
     no_step = Unfitted(inconclusive="the step time is not known")

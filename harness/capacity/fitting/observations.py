@@ -47,16 +47,16 @@ class RungOfLadder:
 
 
 @dataclass(frozen=True)
-class Seen:
+class MeasuredRequests:
     """Rows of requests: whole, and of those that lasted through whole rungs, once per rung (see ``fit_run``)."""
 
     requests: pd.DataFrame
     in_rungs: pd.DataFrame | None = None
 
-    def of(self, trial: Trial) -> Seen:
+    def of(self, trial: Trial) -> MeasuredRequests:
         """Those of one trial that were sent."""
         requests, in_rungs = (_sent_in(trial, rows) for rows in (self.requests, self.in_rungs))
-        return Seen(self.requests[:0] if requests is None else requests, in_rungs)
+        return MeasuredRequests(self.requests[:0] if requests is None else requests, in_rungs)
 
 
 def _sent_in(trial: Trial, rows: pd.DataFrame | None) -> pd.DataFrame | None:
@@ -65,7 +65,7 @@ def _sent_in(trial: Trial, rows: pd.DataFrame | None) -> pd.DataFrame | None:
 
 def observe(
     trials: Sequence[Trial],
-    seen: Seen,
+    seen: MeasuredRequests,
     step_time: StepTime,
     left_out: Sequence[RungOfLadder] = (),
     found: Sequence[np.ndarray] = (),
@@ -91,7 +91,7 @@ def observe(
     return pd.concat(parts, ignore_index=True)
 
 
-def _observe_trial(trial: Trial, seen: Seen, step_time: StepTime, slow: Sequence[int]) -> pd.DataFrame:
+def _observe_trial(trial: Trial, seen: MeasuredRequests, step_time: StepTime, slow: Sequence[int]) -> pd.DataFrame:
     sent = seen.requests
     if not len(sent):
         return pd.DataFrame(columns=_COLUMNS)

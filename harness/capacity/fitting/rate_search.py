@@ -20,6 +20,8 @@ SIMULATION_NOISE = 0.015  # relative standard deviation of a rate between draws 
 WARM_UP_SHARE = 0.2
 LARGEST_POOL = 64
 _BISECTIONS = 8
+_FAR = 8  # times the most sessions measured: beyond it throughput hardly changes
+_OTHER_RUNS = 8
 _POPULATION = 100_000
 _SESSIONS_QUANTILE = 0.95
 KV_MEMORY = "KV memory"
@@ -294,6 +296,28 @@ def steady_draws(device: Device, limits: Limits, rng: np.random.Generator) -> np
     return np.array(limits_of_draws)
 
 
+def least_throughput(device: Device, limits: Limits) -> float:
+    """Frames/s, n / S(n), of a device: the least from the most sessions that meet its SLOs to all that it admits.
+
+    A device recovers from any overload at a rate below it.
+    """
+    fewest = max(steady_sessions(device, limits), 1.0)
+    most = min(limits.room, _FAR * device.max_sessions)
+    sessions = np.geomspace(fewest, max(most, fewest), 256)
+    return float(np.min(device.step_time.frames_per_s(sessions)))
+
+
+def lasts(device: Device, traffic: Traffic, limits: Limits, rate_per_s: float, devices: int) -> bool:
+    """Whether a pool that meets every limit in one run also does in several others.
+
+    Asked only where it could collapse (metastability): a pool may serve a rate until chance fills one device.
+    """
+    if rate_per_s / devices * traffic.mean_frames <= least_throughput(device, limits):
+        return True
+    others = (traffic.again(seed) for seed in range(_OTHER_RUNS))
+    return all(judge_load(device, each, limits, rate_per_s, devices).kept for each in others)
+
+
 def simulation_noise(draws: int, rng: np.random.Generator) -> np.ndarray:
     """Factors [draws] by which a simulated rate differs from that of another draw of the traffic."""
     return np.exp(SIMULATION_NOISE * rng.standard_normal(draws))
@@ -314,10 +338,12 @@ def highest_rate(
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         load = judge_load(device, traffic, limits, middle, devices)
-        if load.kept:
+        if not load.kept:
+            high, binding = middle, load.binding
+        elif lasts(device, traffic, limits, middle, devices):
             low = middle
         else:
-            high, binding = middle, load.binding
+            high = middle
     return low, binding
 
 

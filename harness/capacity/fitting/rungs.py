@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.capacity.fitting.contexts import ContextCost, context_cost, context_of, in_steady_state
-from harness.capacity.fitting.observations import RungOfLadder, Seen
+from harness.capacity.fitting.observations import MeasuredRequests, RungOfLadder
 from harness.capacity.fitting.slow_rungs import SlowRung, slow_rungs, without
 from harness.capacity.models.steps import Rungs
 from harness.records.fit import ExcludedTrial
@@ -35,7 +35,7 @@ class LadderRungs:
         return [_excluded(ladders[held.ladder], held, slow) for held, slow in self.slow]
 
 
-def prepare(ladders: Sequence[Trial], seen: Seen, steady_context: float) -> LadderRungs:
+def prepare(ladders: Sequence[Trial], seen: MeasuredRequests, steady_context: float) -> LadderRungs:
     """``steady_context``: mean frames that a session found in progress has spoken, in steady state."""
     held = [
         RungOfLadder(number, trial.rungs.index(rung), rung)
@@ -80,7 +80,7 @@ def _arrays(held: Sequence[RungOfLadder]) -> Rungs:
     return Rungs(sessions, sessions / frames_per_s, np.array([each.ladder for each in held], dtype=int))
 
 
-def _contexts(ladders: Sequence[Trial], held: Sequence[RungOfLadder], seen: Seen) -> np.ndarray:
+def _contexts(ladders: Sequence[Trial], held: Sequence[RungOfLadder], seen: MeasuredRequests) -> np.ndarray:
     parts = [
         context_of([each.rung for each in held if each.ladder == number], seen.of(trial).requests)
         for number, trial in enumerate(ladders)

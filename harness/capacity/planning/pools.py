@@ -15,16 +15,15 @@ from harness.capacity.fitting.rate_search import (
     Traffic,
     highest_rate,
     judge_load,
+    lasts,
+    least_throughput,
     simulation_noise,
     steady_limit,
-    steady_sessions,
 )
 from harness.capacity.models.device import Device
 from harness.capacity.simulator.sessions import simulate
 
 _LEAST_SHARE = 0.05
-_FAR = 8  # times the most sessions measured: beyond it throughput hardly changes
-_LONG_RUNS = 3  # that a pool has to last where it may collapse
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, LARGEST_POOL)
 
 
@@ -115,18 +114,8 @@ class Pools:
         Where throughput falls as sessions grow, a device that once holds many may deliver less than arrives, and holds
         ever more (metastability). Analytic, see ``least_throughput``; beyond the rungs extrapolated.
         """
-        rate = self.least_throughput() / self.traffic.mean_frames
+        rate = least_throughput(self.device, self.limits) / self.traffic.mean_frames
         return max(devices, math.ceil(qps / rate - 1e-9)) if rate > 0 else None
-
-    def least_throughput(self) -> float:
-        """Frames/s, n / S(n), of a device: the least from the most sessions that meet its SLOs to all that it admits.
-
-        A device recovers from any overload at a rate below it.
-        """
-        fewest = max(steady_sessions(self.device, self.limits), 1.0)
-        most = min(self.limits.room, _FAR * self.device.max_sessions)
-        sessions = np.geomspace(fewest, max(most, fewest), 256)
-        return float(np.min(self.device.step_time.frames_per_s(sessions)))
 
     def fewest(self, qps: float) -> SimulatedLoad | None:
         """The smallest pool that meets every limit at ``qps``, as simulated; None if none does.
@@ -139,10 +128,9 @@ class Pools:
         return next((load for load in loads if load.kept and self._lasts(qps, load.devices)), None)
 
     def _lasts(self, qps: float, devices: int) -> bool:
-        if qps / devices * self.traffic.mean_frames <= self.least_throughput():
-            return True
-        runs = (self.changed(traffic=self.traffic.again(seed)) for seed in range(_LONG_RUNS))
-        return all(pools.judge(qps, devices).kept for pools in runs)
+        simulated = min(devices, LARGEST_POOL)
+        traffic, rate = self.traffic_for(simulated), qps * simulated / devices
+        return lasts(self.device, traffic, self.limits, rate, simulated)
 
     def judge(self, qps: float, devices: int) -> SimulatedLoad:
         """Simulate the pool at ``qps``; above 64 devices, 64 of them with their part of it."""
