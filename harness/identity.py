@@ -1,4 +1,4 @@
-"""What the stages of a server report about themselves, and its differences from what was requested."""
+"""What a host and the stages of a server report about themselves, and the differences from what was requested."""
 
 from __future__ import annotations
 
@@ -7,10 +7,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 from harness import wire
+from harness.content import absent, content_of
 from harness.errors import ServerError
 
 CPU, GPU, EMULATED = "cpu", "gpu", "emulated"
 AUTO = wire.AUTO
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """The host that figures were measured on; what an older record does not say is left out."""
+
+    cpu: str = absent("")  # the processor's model
+    cores: int | None = absent(None)  # that this process may use
+    memory_gib: float | None = absent(None)
+    system: str = absent("")  # kernel and its release
+    python: str = absent("")
+    gpu: str = absent("")  # one line a GPU, with driver and memory; "none" without one
+
+    def to_dict(self) -> dict:
+        return content_of(self)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from harness import wire
+from harness.content import content_of, read
+from harness.device_profile import Profile
 from harness.identity import StageIdentity
-from harness.records.content import content_of, read
 from harness.records.load import TrialLoad
 from harness.records.prediction import Prediction
 from harness.records.summary import Summary
@@ -215,7 +216,7 @@ class RunManifest:
     finished_at: str = ""
     notes: tuple[str, ...] = ()
     sealed: bool = False  # its answer was signed: signoff.json must exist
-    profiles: dict = field(default_factory=dict)  # of other types of device, by type, as they were at the start
+    profiles: dict[str, Profile] = field(default_factory=dict)  # of other types of device, as they were at the start
     stages: tuple[StageRecord, ...] = ()  # what the server processes reported
     topologies: tuple[str, ...] = (wire.STAGED,)  # that the plan deploys
 
@@ -224,6 +225,7 @@ class RunManifest:
         """Read its content. Raises TypeError, ValueError or KeyError."""
         known: dict[str, Any] = {**content, "stages": tuple(map(StageRecord.of, content.get("stages", ())))}
         known |= {name: tuple(known[name]) for name in ("notes", "topologies") if name in known}
+        known["profiles"] = {name: Profile.of(each) for name, each in content.get("profiles", {}).items()}
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from harness import wire
 from harness.capacity.planning.device_types import DeviceType
 from harness.capacity.planning.scaled_profile import scaled
-from harness.errors import HarnessError, InconclusiveError, InputError
+from harness.device_profile import Profile
+from harness.errors import HarnessError, InconclusiveError, InputError, StoreError
 from harness.host.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
 from harness.host.provenance import commit, host_facts, versions
 from harness.planfile import PlanSpec, ProfileSpec
@@ -36,7 +37,7 @@ def spec_of(run: Run) -> PlanSpec:
         raise InputError(f"{run.path}: {words}; use the harness that wrote it") from None
 
 
-def profiles_of(spec: PlanSpec) -> dict[str, dict]:
+def profiles_of(spec: PlanSpec) -> dict[str, Profile]:
     """The profiles of other types of device, by type. Raises InputError for one that is missing or not a profile."""
     found = {}
     for name, path in spec.profile_paths().items():
@@ -45,13 +46,15 @@ def profiles_of(spec: PlanSpec) -> dict[str, dict]:
             DeviceType.of_profile(found[name])
         except InconclusiveError:
             pass  # too few points of a stage: the plan reports it beside its type
+        except StoreError as error:
+            raise InputError(f"profiles.{name}: {error}") from None
         except HarnessError as error:
             words = f"profiles.{name}: {path}: {error}; make one with `harness profile`"
             raise InputError(words) from None
     return found
 
 
-def _of_card(name: str, profile: dict, asked: ProfileSpec) -> dict:
+def _of_card(name: str, profile: Profile, asked: ProfileSpec) -> Profile:
     """The profile, scaled to the card that the plan names, if it names one."""
     if asked.bandwidth_gb_s is None or asked.tflop_s is None:
         return profile
@@ -69,7 +72,8 @@ def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None 
     if emulated := spec.profile_path():
         digest.update(emulated.read_bytes())
     if spec.profiles:
-        digest.update(json.dumps(profiles_of(spec), sort_keys=True).encode())
+        profiles = {name: profile.to_dict() for name, profile in profiles_of(spec).items()}
+        digest.update(json.dumps(profiles, sort_keys=True).encode())
     digest.update((url or (f"ray {ray}" if ray else "")).encode())
     return f"{spec.name}-{digest.hexdigest()[:8]}"
 
@@ -114,7 +118,7 @@ def _device(spec: PlanSpec, url: str | None, ray: str | None, host: dict) -> str
     if ray and not emulated:
         return f"{_CLUSTER}{ray}"
     if emulated:
-        name = f"emulated {read_profile(emulated)['device']}"
+        name = f"emulated {read_profile(emulated).device}"
         return name if spec.gpus == 1 else f"{spec.gpus} {name}"
     return "cpu" if host["gpu"] == "none" else host["gpu"].split(",")[0]
 

@@ -21,6 +21,7 @@ from harness.capacity.planning.device_types import device_types
 from harness.capacity.planning.pools import Pools, drain_times_s
 from harness.capacity.planning.sensitivity import sensitivity
 from harness.capacity.simulator.sessions import simulate
+from harness.device_profile import Profile
 from harness.records.fit import Fit, FittedDeployment, fitted
 from harness.records.plan import Drain, Forecast, KvMemory, Plan, PlannedLoss, PlannedRate, PlannedTarget, Price
 from harness.records.prediction import Prediction
@@ -53,7 +54,7 @@ class Terms:
     currency: str = "USD"
     growth_per_month: float | None = None
     fleet: int | None = None
-    profiles: Mapping[str, Mapping] = field(default_factory=dict)
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
 
 
