@@ -53,7 +53,8 @@ def _in_words(error: ValidationError) -> str:
     """What is wrong, field by field, in one line: ``it has no 'device'; stages.prefill.0.ms: …``."""
     found = [(".".join(map(str, each["loc"])), each) for each in error.errors(include_url=False)]
     missing = [repr(place) for place, each in found if each["type"] == "missing"]
-    wrong = [f"{place}: {each['msg']}".removeprefix(": ") for place, each in found if each["type"] != "missing"]
+    others = [(place, each["msg"].removeprefix("Value error, ")) for place, each in found if each["type"] != "missing"]
+    wrong = [f"{place}: {said}" if place else said for place, said in others]
     return "; ".join([f"it has no {', '.join(missing)}", *wrong] if missing else wrong)
 
 

@@ -45,7 +45,7 @@ class GridPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftOut(GridPoint):
+class SkippedPoint(GridPoint):
     """A point that was not measured, and why."""
 
     left_out: str
@@ -86,12 +86,12 @@ class StagePoint(GridPoint):
 
 
 def _kind_of(point: Any) -> str:
-    left_out = "left_out" in point if isinstance(point, Mapping) else isinstance(point, LeftOut)
+    left_out = "left_out" in point if isinstance(point, Mapping) else isinstance(point, SkippedPoint)
     return "left_out" if left_out else "measured"
 
 
-Point = Annotated[
-    Annotated[StagePoint, Tag("measured")] | Annotated[LeftOut, Tag("left_out")],
+ProfilePoint = Annotated[
+    Annotated[StagePoint, Tag("measured")] | Annotated[SkippedPoint, Tag("left_out")],
     Discriminator(_kind_of),
 ]
 
@@ -138,7 +138,7 @@ class Profile:
     model: ModelSizes
     bandwidth_gb_s: float | None = absent(None)
     tflop_s: float | None = absent(None)
-    stages: dict[str, tuple[Point, ...]]
+    stages: dict[str, tuple[ProfilePoint, ...]]
     basis: str = absent("")
     note: str = absent("")
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from harness import wire
 from harness.deploy.config import checked_preset
-from harness.device_profile import EVENTS, PREFILL, GridPoint, LeftOut, Profile, StagePoint
+from harness.device_profile import EVENTS, PREFILL, GridPoint, Profile, SkippedPoint, StagePoint
 from harness.errors import HarnessError, InputError
 from harness.host.places import preset_name
 from harness.host.process_group import end_group, spawn
@@ -167,7 +167,7 @@ def _profile(job: ProfileJob, findings: Findings, took_s: float) -> Profile:
     said, host = findings.device, host_facts()
     on_cpu = said["device"] == "cpu"
     content = {
-        "device": host["cpu"] if on_cpu else said["device"],
+        "device": host.cpu if on_cpu else said["device"],
         "preset": preset_name(job.preset),
         "dtype": said["dtype"],
         "manifest": {
@@ -215,7 +215,7 @@ def tables(profile: Profile) -> list[Table]:
     return [_table(stage, profile.stages[stage]) for stage in _TITLES if stage in profile.stages]
 
 
-def _table(stage: str, points: Sequence[StagePoint | LeftOut]) -> Table:
+def _table(stage: str, points: Sequence[StagePoint | SkippedPoint]) -> Table:
     title, row_name, column_name = _TITLES[stage]
     row_key, column_key = _COORDINATES[stage]
     columns = sorted({_at(point, column_key) for point in points})
@@ -233,7 +233,7 @@ def _at(point: GridPoint, name: str) -> int:
     return point.at(name) if name else 0
 
 
-def _caption(points: Sequence[StagePoint | LeftOut]) -> str | None:
+def _caption(points: Sequence[StagePoint | SkippedPoint]) -> str | None:
     separated = [point for point in points if isinstance(point, StagePoint) and point.is_separated]
     if not separated:
         return None
@@ -242,8 +242,8 @@ def _caption(points: Sequence[StagePoint | LeftOut]) -> str | None:
     return words + ("; (*) from CUDA events, including the gaps between kernels" if gaps else "")
 
 
-def _cell(point: StagePoint | LeftOut) -> str:
-    if isinstance(point, LeftOut):
+def _cell(point: StagePoint | SkippedPoint) -> str:
+    if isinstance(point, SkippedPoint):
         return point.left_out
     bound = "" if point.roofline_ms is None else f" ({_three_digits(point.roofline_ms)})"
     cell = f"{_three_digits(point.ms)}{bound}"

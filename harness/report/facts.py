@@ -152,7 +152,7 @@ def expires_at(manifest: RunManifest) -> datetime | None:
     """When the answer of a finished run expires."""
     if not manifest.finished_at:
         return None
-    days = manifest.plan.get("valid_days", VALID_DAYS)
+    days = VALID_DAYS if manifest.valid_days is None else manifest.valid_days
     return datetime.fromisoformat(manifest.finished_at) + timedelta(days=days)
 
 
@@ -318,13 +318,7 @@ def load_words(trial: Trial) -> str:
 
 def slos(manifest: RunManifest, plan: Plan | None) -> list[Slo]:
     """The SLOs in plan.json; without one, those of the plan file stored in the manifest."""
-    if plan and plan.slos:
-        return list(plan.slos)
-    return [
-        Slo.parse(traffic_class, name, limit)
-        for traffic_class, limits in (manifest.plan.get("slos") or manifest.plan.get("promises") or {}).items()
-        for name, limit in limits.items()
-    ]
+    return list(plan.slos) if plan and plan.slos else manifest.slos
 
 
 def audio_shares(plan: Plan | None) -> str:

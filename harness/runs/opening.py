@@ -16,6 +16,7 @@ from harness.device_profile import Profile
 from harness.errors import HarnessError, InconclusiveError, InputError, StoreError
 from harness.host.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
 from harness.host.provenance import commit, host_facts, versions
+from harness.identity import HostFacts
 from harness.planfile import PlanSpec, ProfileSpec
 from harness.records.schema import RunManifest
 from harness.records.store import Run, read_profile
@@ -110,7 +111,7 @@ def _notes(url: str | None, ray: str | None) -> tuple[str, ...]:
     return (f"Triton and its load ran on the hosts of the Ray cluster {ray}; the host named here led",) if ray else ()
 
 
-def _device(spec: PlanSpec, url: str | None, ray: str | None, host: dict) -> str:
+def _device(spec: PlanSpec, url: str | None, ray: str | None, host: HostFacts) -> str:
     """Name of the serving device: an external Triton, a cluster's host, emulated GPUs, this host's GPU or its CPU."""
     if url:
         return f"the Triton at {url}" if "," not in url else f"Triton of {url}"  # must match _ELSEWHERE
@@ -120,13 +121,13 @@ def _device(spec: PlanSpec, url: str | None, ray: str | None, host: dict) -> str
     if emulated:
         name = f"emulated {read_profile(emulated).device}"
         return name if spec.gpus == 1 else f"{spec.gpus} {name}"
-    return "cpu" if host["gpu"] == "none" else host["gpu"].split(",")[0]
+    return "cpu" if host.gpu == "none" else host.gpu.split(",")[0]
 
 
 def unit_of(manifest: RunManifest) -> str:
     """What one "device" of the plan is, as text."""
     if manifest.device == "cpu":
-        return f"this host ({manifest.host['cores']} CPU cores) at preset {manifest.preset}"
+        return f"this host ({manifest.host.cores} CPU cores) at preset {manifest.preset}"
     counted = manifest.device.startswith("the Triton") or manifest.device.split(" ")[0].isdigit()
     one = "" if counted else "one "
     return f"{one}{manifest.device} at preset {manifest.preset}"

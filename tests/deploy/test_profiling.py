@@ -20,7 +20,7 @@ from rich.console import Console
 
 from harness import wire
 from harness.deploy.profiling import PREFILL, ProfileJob, measure, tables
-from harness.device_profile import LeftOut, Profile, StagePoint
+from harness.device_profile import Profile, SkippedPoint, StagePoint
 from harness.errors import HarnessError, InputError, RequestError
 from harness.records.store import read_profile, write_profile
 from harness.vibevoice.profiling import profiler as child
@@ -306,7 +306,7 @@ def test_a_profile_holds_every_stage_beside_its_roofline_and_how_it_came_to_be(m
 
 def test_the_table_shows_milliseconds_and_roofline_of_every_point(measured):
     profile = read_profile(measured[0])
-    more = (*profile.stages[wire.VOCODER], LeftOut(batch=64, left_out="out of memory"))
+    more = (*profile.stages[wire.VOCODER], SkippedPoint(batch=64, left_out="out of memory"))
     profile = replace(profile, stages=profile.stages | {wire.VOCODER: more})
     console = Console(width=100, record=True, file=open("/dev/null", "w"))
     for table in tables(profile):
@@ -314,7 +314,7 @@ def test_the_table_shows_milliseconds_and_roofline_of_every_point(measured):
     shown = console.export_text()
     for points in profile.stages.values():
         for point in points:
-            assert (point.left_out if isinstance(point, LeftOut) else f"{point.ms:.3g} (") in shown
+            assert (point.left_out if isinstance(point, SkippedPoint) else f"{point.ms:.3g} (") in shown
     assert all(title in shown for title in ("LLM step", "prompt part", "diffusion", "vocoder", "voice encoder"))
 
 

@@ -16,6 +16,7 @@ import pytest
 from harness.capacity.planning.prediction import flaw_of, sealed
 from harness.device_profile import ModelSizes, Profile, StagePoint
 from harness.errors import StoreError
+from harness.identity import HostFacts
 from harness.records.fit import Fit
 from harness.records.load import TrialLoad
 from harness.records.metrics import per_request
@@ -44,7 +45,7 @@ MANIFEST = RunManifest(
     plan={"space": {"delay_us": [0, 5]}},
     commit="abc",
     versions={"numpy": "1"},
-    host={"cores": 2},
+    host=HostFacts(cores=2),
     preset="tiny",
     device="cpu",
     seed=1,

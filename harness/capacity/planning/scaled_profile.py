@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.device_profile import LeftOut, Profile, StagePoint
+from harness.device_profile import Profile, SkippedPoint, StagePoint
 from harness.errors import InputError
 
 _NOT_SEPARATED = " (its profile does not separate them: the host's time is scaled too)"
@@ -58,9 +58,9 @@ def _speeds_of(profile: Profile) -> tuple[float, float]:
 
 
 def _scaled_point(
-    point: StagePoint | LeftOut, measured: tuple[float, float], speeds: tuple[float, float]
-) -> StagePoint | LeftOut:
-    if isinstance(point, LeftOut):
+    point: StagePoint | SkippedPoint, measured: tuple[float, float], speeds: tuple[float, float]
+) -> StagePoint | SkippedPoint:
+    if isinstance(point, SkippedPoint):
         return point
     after_ms = _floor_ms(point, *speeds)
     host_ms, scaled_ms = point.ms - point.turn_ms, point.turn_ms * after_ms / _floor_ms(point, *measured)
