@@ -21,6 +21,7 @@ from harness.records.metrics import begun
 from harness.records.plan import Plan
 from harness.records.prediction import Prediction
 from harness.records.schema import Outcome, Rung, RunManifest, ServerSample, Trial
+from harness.records.seal import Evidence
 from harness.records.slo import Slo
 from harness.records.store import Run
 from harness.report import words
@@ -113,20 +114,6 @@ class ClassRow:
     share: float
     mean_asked_s: float
     speakers: str
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """A file of the run folder, with its SHA-256."""
-
-    name: str
-    size_bytes: int
-    sha256: str
-
-    @property
-    def is_part(self) -> bool:
-        """Whether it holds raw records of one trial."""
-        return "/" in self.name
 
 
 @dataclass(frozen=True)
