@@ -15,15 +15,15 @@ pytest.importorskip("triton", reason="the package triton is not installed (CPU b
 ROOT = Path(__file__).resolve().parents[2]
 ATTENTION = "_attend_part", "_combine"
 VARIANTS = dict.fromkeys((*ATTENTION, "_add_norm", "_angles", "_turn", "_solve"), 1) | {"_gate": 2, "_modulate": 3}
-# The bodies are the same, and a compilation takes half a minute: the card that is asked for most, and the smallest.
+# The bodies are the same, and a compilation takes half a minute: the GPU that is asked for most, and the smallest.
 ARCHITECTURE_OF = {"bfloat16": "sm_90", "float16": "sm_89"}
 SHARED_OF_SM_89 = 99 << 10  # bytes of a block, the least of all architectures that are compiled for
 
 
 def compiled(*arguments: str) -> dict:
-    """Figures of benchmarks/kernels.py: in a process of its own, for test_ragged.py interprets the kernels."""
+    """Figures of benchmarks/model/kernels.py: in a process of its own, for test_ragged.py interprets the kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "benchmarks/kernels.py", *arguments]
+    command = [sys.executable, "benchmarks/model/kernels.py", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
     assert done.stdout, done.stderr
     return json.loads(done.stdout.splitlines()[-1]) | {"exit": done.returncode}
@@ -82,7 +82,7 @@ def test_the_towers_kernels_fit_the_architectures(dtype):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "model"))
     return importlib.import_module("kernels")
 
 
