@@ -1,5 +1,7 @@
 """How often 95% intervals on device counts contain the true count, on synthetic truth.
 
+Whole ladders do not differ here, and the fit is told so: ``truths.py`` judges the part of an interval that holds that.
+
 A device with known physics produces a ladder, with noise on every rung and variation of every request. From that alone
 the fit and the plan give the devices for a rate, with an interval. The truth is a plan made from the known physics. The
 rate of each repetition is drawn for 10 to 1,000 devices (uniformly in its logarithm).
@@ -34,6 +36,7 @@ from testbed import capacity_truth as truth
 
 from harness.capacity.fitting.fit import fit_run, limits_of
 from harness.capacity.fitting.rate_search import Limits, Traffic, steady_draws, steady_limit
+from harness.capacity.models.between_ladders import ALIKE
 from harness.capacity.models.device import Device
 from harness.capacity.planning.pools import Pools
 from harness.errors import InconclusiveError
@@ -80,7 +83,7 @@ def repeat(seed: int) -> Repetition | None:
     qps = math.exp(rng.uniform(*np.log(DEVICES))) * CAP * pools.steady_rate()
     devices = pools.fewest(qps).devices
     trial, rows = truth.ladder(truth.TRUTH, rng, truth.LADDER)
-    fit = fit_run([trial], pd.DataFrame(rows), truth.MIX, truth.SLOS, rng, truth.UNIT)
+    fit = fit_run([trial], pd.DataFrame(rows), truth.MIX, truth.SLOS, rng, truth.UNIT, between=ALIKE)
     try:
         device = Device.from_fit(fit.deployments[0])
     except InconclusiveError:

@@ -14,14 +14,12 @@ with at most 10% between ladders. With few runs the smallest of many shares is l
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import multiprocessing
 import os
 import re
 import sys
 import time
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -157,20 +155,8 @@ def _words(content) -> Iterator[str]:
 
 
 def terms_of(family: Family) -> Terms:
-    """The terms of a family's plan, with its routing if plans know of routing."""
-    terms = Terms(family.cap, CONFIDENCE, 0.25, UNIT, "tiny", "cpu")
-    if family.routing == truth_judge.LEAST_LOADED:
-        return terms
-    return replace(terms, **{"routing": routing_value(family.routing)})
-
-
-def routing_value(routing: str) -> str | None:
-    """What ``Terms.routing`` calls this routing; None where plans know only the least loaded."""
-    if "routing" not in {each.name for each in dataclasses.fields(Terms)}:
-        return None
-    known = typing.get_args(typing.get_type_hints(Terms)["routing"]) or (routing,)
-    word = routing.split()[0]
-    return next((each for each in known if str(each).lower().startswith(word)), None)
+    """The terms of a family's plan."""
+    return Terms(family.cap, CONFIDENCE, 0.25, UNIT, "tiny", "cpu", routing=family.routing)
 
 
 @dataclass(frozen=True)
@@ -345,12 +331,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     began = time.monotonic()
     os.environ["OMP_NUM_THREADS"] = "1"
-    wanted = options.family or (["host-10-3", "knee", "winner"] if options.quick else list(FAMILIES))
-    names = [
-        name for name in wanted if routing_value(FAMILIES[name].routing) or FAMILIES[name].routing == "least loaded"
-    ]
-    for name in set(wanted) - set(names):
-        common.say(f"{name} is left out: plans know only least-loaded routing")
+    names = options.family or (["host-10-3", "knee", "winner"] if options.quick else list(FAMILIES))
     judged = judge(names, 2 if options.quick else options.runs, options.seed)
     figures = summary(judged)
     seconds = time.monotonic() - began
