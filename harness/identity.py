@@ -1,16 +1,33 @@
-"""What the stages of a server report about themselves, and its differences from what was requested."""
+"""What a host and the stages of a server report about themselves, and the differences from what was requested."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from harness import wire
+from harness.content import absent, content_of, read
 from harness.errors import ServerError
 
 CPU, GPU, EMULATED = "cpu", "gpu", "emulated"
 AUTO = wire.AUTO
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """The host that figures were measured on; what an older record does not say is left out."""
+
+    cpu: str = absent("")  # the processor's model
+    cores: int | None = absent(None)  # that this process may use
+    memory_gib: float | None = absent(None)
+    system: str = absent("")  # kernel and its release
+    python: str = absent("")
+    gpu: str = absent("")  # one line a GPU, with driver and memory; "none" without one
+
+    def to_dict(self) -> dict[str, Any]:
+        return content_of(self)
 
 
 @dataclass(frozen=True)
@@ -36,10 +53,9 @@ class StageIdentity:
     versions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, content: dict) -> StageIdentity:
-        """From the report of a server of this or another version of the harness."""
-        known = {each.name for each in fields(cls)}
-        return cls(**{name: value for name, value in content.items() if name in known})
+    def of(cls, content: Mapping[str, Any]) -> StageIdentity:
+        """From the report of a server of this or another version of the harness. Raises ValueError."""
+        return read(cls, content)
 
     def content(self) -> dict:
         return asdict(self)
@@ -57,7 +73,7 @@ class Requested:
 
 
 def from_json(text: str) -> tuple[StageIdentity, ...]:
-    """Parse a report. Raises ValueError, TypeError or KeyError for any other text."""
+    """Parse a report. Raises ValueError or TypeError for any other text."""
     return tuple(StageIdentity.of(each) for each in json.loads(text))
 
 

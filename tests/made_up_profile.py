@@ -32,5 +32,6 @@ STAGES = {
 
 
 def write(path, stages=STAGES, preset="1.5b", model=MODEL, device="NVIDIA H200"):
-    path.write_text(json.dumps({"schema": 1, "device": device, "preset": preset, "model": model, "stages": stages}))
+    about = {"schema": 1, "device": device, "preset": preset, "dtype": "bfloat16"}
+    path.write_text(json.dumps(about | {"model": model, "stages": stages}))
     return path

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from harness import wire
+from harness.identity import HostFacts
 from harness.records import metrics
 from harness.records.fit import Fit
 from harness.records.load import TrialLoad
@@ -456,7 +457,7 @@ def manifest(**changes) -> RunManifest:
         },
         commit="0123456789abcdef0123456789abcdef01234567",
         versions={"python": "3.11.2", "tritonserver": "2.51.0", "torch": "2.11.0", "harness": "0.1.0"},
-        host={"cpu": "AMD EPYC 7B13", "cores": 2, "memory_gib": 7.8, "gpu": "none"},
+        host=HostFacts(cpu="AMD EPYC 7B13", cores=2, memory_gib=7.8, gpu="none"),
         preset="tiny",
         device="cpu",
         seed=1,

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # From the ground up, as ARCHITECTURE.md has it; what stands on one line may be imported by what stands on it or above.
 ORDER = (
-    ("errors", "exit_codes", "wire"),
-    ("topology", "identity", "jit"),
+    ("errors", "exit_codes", "wire", "content"),
+    ("topology", "identity", "device_profile", "jit"),
     ("records",),
     ("host", "traffic"),
     ("capacity.models",),
@@ -36,7 +36,9 @@ ORDER = (
 )
 # What runs inside Triton: torch and the model. It stands apart, and only model_repository/ imports it.
 SERVER = "vibevoice"
-SERVER_MAY_IMPORT = ("errors", "wire", "identity", "jit", "host", "traffic.script", "traffic.voice_folder")
+SERVER_MAY_IMPORT = (
+    "errors", "wire", "content", "identity", "device_profile", "jit", "host", "traffic.script", "traffic.voice_folder",
+)  # fmt: skip
 SERVER_ORDER = (
     ("vibevoice.process", "vibevoice.kernels", "vibevoice.sessions"),
     ("vibevoice.stages",),

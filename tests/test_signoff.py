@@ -424,7 +424,8 @@ def test_an_open_run_that_was_foretold_keeps_its_rate_whatever_a_later_fit_says(
         assert confirmed.load.rate_per_s == 0.5 and confirmed.trial_id in work.run.predictions()
 
 
-WRONG_PROFILES = {"": "cannot be read", "{": "damaged", '{"schema": 1}': "it has no 'model'", "[]": "damaged"}
+NO_PROFILE = '{"schema": 1}'
+WRONG_PROFILES = {"": "cannot be read", "{": "damaged", NO_PROFILE: "it has no 'device', 'preset', ", "[]": "damaged"}
 
 
 @pytest.mark.parametrize("content", WRONG_PROFILES)
@@ -455,9 +456,9 @@ def test_a_plan_can_ask_what_a_gpu_would_carry_that_nobody_profiled(plan, tmp_pa
     plan.write_text(PLAN + "profiles: {twice: {profile: cpu.json, bandwidth_gb_s: 121.4, tflop_s: 0.2074}}\n")
     run = job.SignOff(plan, tmp_path / "results").run
     content = analysis.terms_of(run.manifest, opening.spec_of(run)).profiles["twice"]
-    (first, *_) = content["stages"][wire.LLM]
-    assert content["device"] == "twice" and "scaled from the profile of AMD EPYC" in content["note"]
-    assert first["ms"] == pytest.approx(0.29424 / 2, rel=1e-3)  # all of it, as older profiles do not separate it
+    (first, *_) = content.timed(wire.LLM)
+    assert content.device == "twice" and "scaled from the profile of AMD EPYC" in content.note
+    assert first.ms == pytest.approx(0.29424 / 2, rel=1e-3)  # all of it, as older profiles do not separate it
     plan.write_text(PLAN + "profiles: {twice: {profile: cpu.json, bandwidth_gb_s: 121.4}}\n")
     with pytest.raises(InputError, match="profiles.twice.*both bandwidth_gb_s and tflop_s"):
         job.SignOff(plan, tmp_path / "results")

@@ -23,6 +23,7 @@ from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.staged import Topology, rounds
 from harness.cli.main import app
 from harness.deploy.config import Deployment
+from harness.device_profile import ModelSizes, Profile
 from harness.errors import HarnessError, InputError, ServerError
 from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested, topology_of
 from harness.planfile.reading import deployed_as, load_plan
@@ -82,7 +83,8 @@ def test_a_fused_ladder_is_fitted_with_one_stage_and_planned():
 
 
 def test_a_profile_of_stages_predicts_no_fused_device():
-    profile = {"device": "H200", "preset": "tiny"}
+    sizes = ModelSizes(hidden_size=8, kv_bytes_per_token=8, state_values=8)
+    profile = Profile(device="H200", preset="tiny", model=sizes, stages={})
     measured = fused_ladder()
     (row,) = plan_of(fit_of(measured), measured, profiles={"H200": profile}).device_types
     assert row.rate_per_device is None and "the chosen deployment is the fused engine" in row.note

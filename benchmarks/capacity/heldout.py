@@ -47,6 +47,7 @@ from harness.capacity.planning.staged import Topology, rounds, staged_step_time
 from harness.capacity.simulator.sessions import simulate
 from harness.deploy.config import Deployment
 from harness.deploy.server import TritonServer
+from harness.device_profile import Profile
 from harness.drive.generator import LoadSettings, arrival_times, lead_in
 from harness.drive.load import Load
 from harness.errors import InputError
@@ -83,7 +84,7 @@ CAP = 0.85  # of the highest rate, for counts of GPUs
 AROUND = (0.8, 1.0, 1.2)  # of the predicted limit in sessions: rungs of a held-out ladder
 BETWEEN_MS = {"hop_s": (0.8, 1.2, 1.6), "host_s": (0.0, 0.5, 1.0), "host_each_s": (0.0, 0.2, 0.4, 0.6)}  # values tried
 MOST = 48  # sessions of a GPU that are modelled
-GPU_TYPE = DeviceType.of_profile(stand_in.profile())
+GPU_TYPE = DeviceType.of_profile(Profile.of(stand_in.profile()))
 VOICE_FRAMES = 80  # of a speaker's sample
 
 

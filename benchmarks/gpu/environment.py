@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     checks = examine(ROOT)
     content = {
-        "host": provenance.host_facts(),
+        "host": provenance.host_facts().to_dict(),
         "gpus": [asdict(gpu) for gpu in nvml.present()],
         "commit": provenance.commit(),
         "versions": provenance.versions(),

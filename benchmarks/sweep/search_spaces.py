@@ -24,7 +24,7 @@ from harness.sweep.optimizer.objective import Value
 from harness.sweep.optimizer.physics import MeasuredLadder
 from harness.sweep.optimizer.space import Space
 from harness.vibevoice.profiling.roofline import Roofline
-from harness.vibevoice.profiling.times import Profile
+from harness.vibevoice.profiling.times import ProfiledTimes
 from harness.vibevoice.stages.configuration import preset_config
 
 SESSIONS = 1, 4, 8, 16, 32, 48, 64
@@ -139,7 +139,7 @@ def _host() -> Emulated:
 
 def _profile() -> Emulated:
     """Measured batch times with all their steps, a separate delay for each stage, preferred batches."""
-    profile = Profile(PROFILE)
+    profile = ProfiledTimes(PROFILE)
     batch_s = [
         _table(lambda b: 4e-3 * profile.step_ms([7600] * b)), _table(lambda b: 4e-3 * profile.denoise_ms([10] * b)),
         _table(lambda b: 2e-3 * profile.vocode_ms(b)),
@@ -183,7 +183,7 @@ def _roofline(preset: str, tile: int) -> tuple[list[np.ndarray], str]:
 
 def _chunks() -> Emulated:
     """A tight SLO on first audio: large chunks save sends but start late; the best is inside the space."""
-    profile = Profile(PROFILE)
+    profile = ProfiledTimes(PROFILE)
     batch_s = [
         _table(lambda b: 3e-3 * profile.step_ms([7600] * b)), _table(lambda b: 3e-3 * profile.denoise_ms([10] * b)),
         _table(lambda b: 1.5e-3 * profile.vocode_ms(b)),

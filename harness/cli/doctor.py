@@ -57,8 +57,8 @@ class GpuFacts:
 
 
 @dataclass(frozen=True)
-class HostFacts:
-    """Facts of a machine; sizes in bytes. ``gpu_device``: an NVIDIA kernel driver is loaded, which may not answer."""
+class HostResources:
+    """What a machine has; sizes in bytes. ``gpu_device``: an NVIDIA kernel driver is loaded, which may not answer."""
 
     cores: int
     memory_free: int
@@ -82,8 +82,8 @@ def examine(root: Path, target: Target | None = None) -> list[Check]:
     return [*software(search), *_triton(), *machine(host), _ports(), *gpus(host), *servers]
 
 
-def this_host(root: Path, search: tuple[str, ...]) -> HostFacts:
-    return HostFacts(
+def this_host(root: Path, search: tuple[str, ...]) -> HostResources:
+    return HostResources(
         cores=len(os.sched_getaffinity(0)),
         memory_free=psutil.virtual_memory().available,
         disk_free=shutil.disk_usage(root).free,
@@ -134,7 +134,7 @@ def _triton() -> Iterator[Check]:
         yield Check("model repository", False, str(REPOSITORY), str(error))
 
 
-def machine(host: HostFacts) -> Iterator[Check]:
+def machine(host: HostResources) -> Iterator[Check]:
     """Cores, memory, shared memory and disk."""
     enough = host.cores >= 2 or None
     yield Check(
@@ -166,7 +166,7 @@ def _ports() -> Check:
         return Check("loopback ports", False, str(error), "allow binding to 127.0.0.1")
 
 
-def gpus(host: HostFacts) -> Iterator[Check]:
+def gpus(host: HostResources) -> Iterator[Check]:
     """The driver, torch's CUDA version, and each GPU with its memory."""
     if not host.gpu_device and not host.gpus:
         yield Check("GPU", None, "none: figures are of this host's CPU", "for GPU figures, run on a GPU host")
@@ -182,14 +182,14 @@ def gpus(host: HostFacts) -> Iterator[Check]:
         yield _gpu(index, gpu)
 
 
-def _torch_on_gpu(host: HostFacts) -> Check:
+def _torch_on_gpu(host: HostResources) -> Check:
     if host.torch_cuda:
         return Check("torch on the GPU", True, f"built for CUDA {host.torch_cuda}")
     found = "a CPU build of torch on a GPU host: stages would refuse to start"
     return Check("torch on the GPU", False, found, "install a CUDA build: make install TORCH='torch>=2.11,<=2.13'")
 
 
-def _build_tools(host: HostFacts) -> Iterator[Check]:
+def _build_tools(host: HostResources) -> Iterator[Check]:
     """What the attention kernels' compiler needs: Triton (the language) compiles a C launcher at first start."""
     needed = "the first kernel that a stage launches is compiled with it"
     fix = f"install one (Debian: apt install gcc), or name it in CC: {needed}"

@@ -166,10 +166,10 @@ def profile(
     content = read_profile(path)
     for table in tables(content):
         out.print(table)
-    room = content["model"]["kv_room_bytes"]
-    out.print(
-        f"Room for KV caches: {room / 2**30:.1f} GiB; --parameter {wire.LLM}.kv_limit_bytes={room} uses all of it"
-    )
+    if room := content.model.kv_room_bytes:
+        out.print(
+            f"Room for KV caches: {room / 2**30:.1f} GiB; --parameter {wire.LLM}.kv_limit_bytes={room} uses all of it"
+        )
     out.print(f"Profile: [bold]{path}[/]", soft_wrap=True)
 
 

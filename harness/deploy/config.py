@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +13,11 @@ from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2
 
 from harness import wire
-from harness.errors import InputError, ServerError
+from harness.errors import InputError, ServerError, StoreError
 from harness.host import nvml
 from harness.host.places import REPOSITORY, preset_name
 from harness.identity import CPU, EMULATED, GPU
+from harness.records.store import read_profile
 from harness.topology import ENGINE, ENGINE_KNOBS, KEY, has_knob
 from harness.traffic.voice_folder import count_voices, voice_files
 
@@ -293,11 +293,9 @@ def from_json(text: str) -> model_config_pb2.ModelConfig:
 
 def _checked_profile(path: str, preset: str) -> str:
     try:
-        measured = json.loads(Path(path).read_text())["preset"]
-    except OSError as error:
-        raise InputError(f"cannot read the profile {path}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"{path} is not a profile: make one with `harness profile`") from None
+        measured = read_profile(path).preset
+    except StoreError as error:
+        raise InputError(f"cannot read the profile: {error}") from None
     if measured != preset_name(preset):
         raise InputError(f"{path} was measured at preset {measured}, not {preset}: profile it, or change the preset")
     return str(Path(path).resolve())

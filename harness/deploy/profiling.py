@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from harness import wire
 from harness.deploy.config import checked_preset
+from harness.device_profile import EVENTS, PREFILL, GridPoint, Profile, SkippedPoint, StagePoint
 from harness.errors import HarnessError, InputError
 from harness.host.places import preset_name
 from harness.host.process_group import end_group, spawn
@@ -27,8 +28,6 @@ from harness.host.provenance import commit, host_facts, versions
 from harness.records.store import write_profile
 
 DEVICES = ("auto", "cpu", "cuda")
-PREFILL = "prefill"
-PROFILER, EVENTS = "profiler", "events"  # sources of the device's part of a time, measured apart from the host's
 BUDGET_S, TINY_BUDGET_S = 420.0, 60.0
 _TITLES = {
     wire.LLM: ("LLM step", "sessions", "context"),
@@ -118,7 +117,7 @@ def measure(job: ProfileJob, folder: Path, say: Callable[[str], None]) -> Path:
         if not findings.model:
             raise HarnessError(f"the measurement broke off{_why(process.wait(), log)}")
     profile = _profile(job, findings, time.monotonic() - began)
-    path = Path(folder) / f"{_file_name(profile['device'])}-{profile['preset']}.json"
+    path = Path(folder) / f"{_file_name(profile.device)}-{profile.preset}.json"
     write_profile(path, profile)
     return path
 
@@ -164,11 +163,11 @@ def _why(code: int, log: Path) -> str:
     return f" (exit code {code}):\n" + "\n".join(lines[-5:])[-2000:]
 
 
-def _profile(job: ProfileJob, findings: Findings, took_s: float) -> dict:
+def _profile(job: ProfileJob, findings: Findings, took_s: float) -> Profile:
     said, host = findings.device, host_facts()
     on_cpu = said["device"] == "cpu"
-    return {
-        "device": host["cpu"] if on_cpu else said["device"],
+    content = {
+        "device": host.cpu if on_cpu else said["device"],
         "preset": preset_name(job.preset),
         "dtype": said["dtype"],
         "manifest": {
@@ -188,6 +187,7 @@ def _profile(job: ProfileJob, findings: Findings, took_s: float) -> dict:
         "tflop_s": said["tflop_s"],
         "stages": findings.stages,
     }
+    return Profile.of(content)
 
 
 def _device_ms_from(stages: dict[str, list[dict]]) -> dict[str, int]:
@@ -206,51 +206,52 @@ def describe(event: dict) -> str:
     return f"{title}, {where}: " + (point.get("left_out") or f"{point['ms']:.3g} ms")
 
 
-def tables(profile: dict) -> list[Table]:
+def tables(profile: Profile) -> list[Table]:
     """Milliseconds of every stage, each with its roofline in parentheses, as tables for a terminal.
 
     Where the device's time was measured separately, the line below shows the share of time in which the device was
     busy.
     """
-    return [_table(stage, profile["stages"][stage]) for stage in _TITLES if stage in profile["stages"]]
+    return [_table(stage, profile.stages[stage]) for stage in _TITLES if stage in profile.stages]
 
 
-def _table(stage: str, points: list[dict]) -> Table:
+def _table(stage: str, points: Sequence[StagePoint | SkippedPoint]) -> Table:
     title, row_name, column_name = _TITLES[stage]
     row_key, column_key = _COORDINATES[stage]
-    columns = sorted({point.get(column_key, 0) for point in points})
+    columns = sorted({_at(point, column_key) for point in points})
     table = Table(title=title, title_justify="left", caption=_caption(points), caption_justify="left", pad_edge=False)
     table.add_column(row_name, justify="right")
     for column in columns:
         table.add_column(f"{column_name}\n{column}" if column_name else "ms", justify="right")
-    cells = {(point[row_key], point.get(column_key, 0)): _cell(point) for point in points}
-    for row in sorted({point[row_key] for point in points}):
+    cells = {(_at(point, row_key), _at(point, column_key)): _cell(point) for point in points}
+    for row in sorted({_at(point, row_key) for point in points}):
         table.add_row(str(row), *(cells.get((row, column), "") for column in columns))
     return table
 
 
-def _caption(points: list[dict]) -> str | None:
-    if not any(_is_split(point) for point in points):
+def _at(point: GridPoint, name: str) -> int:
+    return point.at(name) if name else 0
+
+
+def _caption(points: Sequence[StagePoint | SkippedPoint]) -> str | None:
+    separated = [point for point in points if isinstance(point, StagePoint) and point.is_separated]
+    if not separated:
         return None
-    gaps = any(point.get("device_ms_from") == EVENTS for point in points)
+    gaps = any(point.device_ms_from == EVENTS for point in separated)
     words = "%: share of the time in which the device was busy; the rest is host time"
     return words + ("; (*) from CUDA events, including the gaps between kernels" if gaps else "")
 
 
-def _cell(point: dict) -> str:
-    if "left_out" in point:
-        return point["left_out"]
-    cell = f"{_three_digits(point['ms'])} ({_three_digits(point['roofline_ms'])})"
-    return f"{cell}\n{_share(point)}" if _is_split(point) else cell
+def _cell(point: StagePoint | SkippedPoint) -> str:
+    if isinstance(point, SkippedPoint):
+        return point.left_out
+    bound = "" if point.roofline_ms is None else f" ({_three_digits(point.roofline_ms)})"
+    cell = f"{_three_digits(point.ms)}{bound}"
+    return f"{cell}\n{_share(point)}" if point.is_separated else cell
 
 
-def _is_split(point: dict) -> bool:
-    return point.get("device_ms_from") in (PROFILER, EVENTS)
-
-
-def _share(point: dict) -> str:
-    star = "*" if point["device_ms_from"] == EVENTS else ""
-    return f"{point['device_ms'] / point['ms']:.0%}{star}"
+def _share(point: StagePoint) -> str:
+    return f"{point.turn_ms / point.ms:.0%}{'*' if point.device_ms_from == EVENTS else ''}"
 
 
 def _three_digits(value: float) -> str:

@@ -156,7 +156,7 @@ class _Manifest:
             "finished_at": None,  # stays None if the test is killed
             "commit": commit(),
             "versions": versions(),
-            "host": host_facts(),
+            "host": host_facts().to_dict(),
             "load": run.to_dict(),
         }
         write_json(folder / MANIFEST, self._content)

@@ -14,22 +14,23 @@ import psutil
 
 from harness.host import nvml, packages
 from harness.host.places import CHECKOUT, PACKAGE
+from harness.identity import HostFacts
 
 _SERVER_PACKAGES = ("torch", "transformers", "triton", "nvidia-pytriton", "numpy")
 _PACKAGES = (*_SERVER_PACKAGES, "tritonclient", "locust", "pandas", "scipy", "grpcio")
 
 
-def host_facts() -> dict:
+def host_facts() -> HostFacts:
     """Facts of the host: processor, cores, memory, kernel; GPUs with driver and memory, one line each."""
     gpus = (f"{gpu.name}, driver {gpu.driver}, {gpu.memory_bytes >> 20} MiB" for gpu in nvml.present())
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "gpu": "\n".join(gpus) or "none",
-    }
+    return HostFacts(
+        cpu=_cpu_model(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        gpu="\n".join(gpus) or "none",
+    )
 
 
 def versions() -> dict[str, str]:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field
 
+from harness.content import Figure, absent, content_of, read
 from harness.errors import InconclusiveError
-from harness.records.content import Figure, absent, content_of, read
 
 SCHEMA = 1
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.records.content import absent, content_of, read
+from harness.content import absent, content_of, read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from harness.records.content import Figure, absent, content_of, read, stored_as
+from harness.content import Figure, absent, content_of, read, stored_as
 from harness.records.load import TraceRecord
 from harness.records.summary import Summary
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from harness.records.content import Figure, absent, content_of, read, stored_as
+from harness.content import Figure, absent, content_of, read, stored_as
 from harness.records.slo import Slo
 
 SCHEMA = 1

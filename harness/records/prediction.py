@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.records.content import absent, content_of, read
+from harness.content import absent, content_of, read
 from harness.records.fit import FittedModel
 
 _SHA256 = "sha256"

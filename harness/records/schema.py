@@ -14,10 +14,12 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from harness import wire
-from harness.identity import StageIdentity
-from harness.records.content import absent, content_of, read
+from harness.content import absent, content_of, read
+from harness.device_profile import Profile
+from harness.identity import HostFacts, StageIdentity
 from harness.records.load import TrialLoad
 from harness.records.prediction import Prediction
+from harness.records.slo import Slo
 from harness.records.summary import Summary
 from harness.topology import TOPOLOGY
 
@@ -199,11 +201,19 @@ class StageRecord:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> StageRecord:
-        """Read its content. Raises KeyError or TypeError."""
-        return cls(content["server"], content.get(TOPOLOGY, wire.STAGED), StageIdentity.of(dict(content)))
+        """Read its content. Raises ValueError."""
+        nested = {TOPOLOGY: wire.STAGED, **content, "identity": content}
+        return read(cls, nested)
 
     def to_dict(self) -> dict[str, Any]:
         return {"server": self.server, TOPOLOGY: self.topology, **self.identity.content()}
+
+
+def _stage_record(content: Any) -> StageRecord:
+    return content if isinstance(content, StageRecord) else StageRecord.of(content)
+
+
+_StageRecord = Annotated[StageRecord, BeforeValidator(_stage_record)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +224,10 @@ class RunManifest:
     created_at: str
     plan_path: str
     plan_sha256: str
-    plan: dict
+    plan: dict[str, Any]  # the plan file, as the version of the harness that made the run read it
     commit: str
-    versions: dict
-    host: dict  # CPU model, cores, memory, GPU
+    versions: dict[str, str]  # of the packages that affect figures
+    host: HostFacts
     preset: str
     device: str  # "cpu" or the GPU's name
     seed: int
@@ -225,16 +235,41 @@ class RunManifest:
     finished_at: str = ""
     notes: tuple[str, ...] = ()
     sealed: bool = False  # its answer was signed: signoff.json must exist
-    profiles: dict = field(default_factory=dict)  # of other types of device, by type, as they were at the start
-    stages: tuple[StageRecord, ...] = ()  # what the server processes reported
+    profiles: dict[str, Profile] = field(default_factory=dict)  # of other types of device, as they were at the start
+    stages: tuple[_StageRecord, ...] = ()  # what the server processes reported
     topologies: tuple[str, ...] = (wire.STAGED,)  # that the plan deploys
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> RunManifest:
-        """Read its content. Raises TypeError, ValueError or KeyError."""
-        known: dict[str, Any] = {**content, "stages": tuple(map(StageRecord.of, content.get("stages", ())))}
-        known |= {name: tuple(known[name]) for name in ("notes", "topologies") if name in known}
-        return cls(**known)
+        """Read its content. Raises ValueError."""
+        return read(cls, content)
 
     def to_dict(self) -> dict[str, Any]:
         return content_of(self)
+
+    @property
+    def title(self) -> str:
+        """The name of the plan, otherwise that of the run."""
+        return self.plan.get("name") or self.run_id
+
+    @property
+    def mix_name(self) -> str:
+        """The name of the plan's traffic mix; "" if it has none."""
+        mix = self.plan.get("mix") or ""
+        return mix if isinstance(mix, str) else mix.get("name") or ""
+
+    @property
+    def topology(self) -> str:
+        """The topology that the plan names."""
+        return self.plan.get(TOPOLOGY) or wire.STAGED
+
+    @property
+    def valid_days(self) -> int | None:
+        """Days until the answer expires, if the plan says so."""
+        return self.plan.get("valid_days")
+
+    @property
+    def slos(self) -> list[Slo]:
+        """The SLOs of the plan."""
+        limits = self.plan.get("slos") or self.plan.get("promises") or {}
+        return [Slo.parse(name, key, limit) for name, each in limits.items() for key, limit in each.items()]

@@ -28,8 +28,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from harness.content import SCHEMA, OtherSchema, Record, parsed
+from harness.device_profile import Profile
 from harness.errors import StoreError
-from harness.records.content import Record
 from harness.records.fit import Fit
 from harness.records.metrics import per_request, through_windows
 from harness.records.plan import Plan
@@ -46,9 +47,9 @@ from harness.records.schema import (
     Trial,
 )
 
-SCHEMA = 1
 LOAD_TEST = "load test"  # the kind of a manifest.json that Locust's tests write
 _PART_FOLDERS = ("requests.parquet", "server.parquet")
+_FIX = "restore it, or leave the run out"  # of a damaged file
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _CHUNK_COLUMNS = tuple(each.name for each in dataclasses.fields(Chunks))
 _ARROW = {"str": pa.string(), "int": pa.int64(), "bool": pa.bool_(), "Outcome": pa.string()}
@@ -234,17 +235,17 @@ def replace_text(path: Path, text: str) -> None:
     _replace(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def write_profile(path: Path | str, profile: dict) -> None:
+def write_profile(path: Path | str, profile: Profile) -> None:
     """Writes a profile whole, over an older one of its name."""
     path = Path(path)
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, profile)
+    write_json(path, profile.to_dict())
 
 
-def read_profile(path: Path | str) -> dict:
-    """The profile in a file. Raises StoreError where it is damaged or of another schema."""
-    return _read_json(Path(path))
+def read_profile(path: Path | str) -> Profile:
+    """The profile in a file. Raises StoreError where it is missing, damaged or of another schema."""
+    return _read_record(Path(path), Profile.of, "make one with `harness profile`")
 
 
 def _whole_lines(path: Path) -> list[str]:
@@ -400,30 +401,31 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _read_record_if_there(path: Path, of: Callable[[dict], Record]) -> Record | None:
-    if not path.exists():
-        return None
-    content = _read_json(path)
-    with _damage(path):
+    return _read_record(path, of) if path.exists() else None
+
+
+def _read_record(path: Path, of: Callable[[dict], Record], fix: str = _FIX) -> Record:
+    content = _read_json(path, fix)
+    with _damage(path, fix=fix):
         return of(content)
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path, fix: str = _FIX) -> dict:
     """The content of a JSON file, whose schema number must be that of this harness."""
-    with _damage(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        schema = content["schema"]
-    if schema != SCHEMA:
-        raise StoreError(f"{path} has schema {schema}, this harness reads {SCHEMA}; use the harness that wrote it")
-    return content
+    with _damage(path, fix=fix):
+        try:
+            return parsed(path.read_text(encoding="utf-8"))
+        except OtherSchema as error:
+            raise StoreError(f"{path} has {error}") from None
 
 
 @contextmanager
-def _damage(path: Path, where: str = "") -> Iterator[None]:
+def _damage(path: Path, where: str = "", fix: str = _FIX) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:
         place = f"{path} {where}".rstrip()
-        raise StoreError(f"{place} is damaged or cannot be read ({error}); restore it, or leave the run out") from error
+        raise StoreError(f"{place} is damaged or cannot be read ({error}); {fix}") from error
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.records.content import Figure, read
+from harness.content import Figure, read
 
 _FORMULA, _UNIT, _NOTE = "formula", "unit", "note"
 _TTFA = "first chunk received - due", "s", "requests due in the window; no audio counts as infinitely late"

@@ -39,7 +39,7 @@ def unit(manifest: RunManifest, plan: Plan | None) -> str:
     if plan and plan.unit:
         return plan.unit
     if manifest.device == "cpu":
-        cores = manifest.host.get("cores")
+        cores = manifest.host.cores
         return f"this host{f' ({cores} CPU cores)' if cores else ''} at preset {manifest.preset}"
     return f"one {manifest.device} at preset {manifest.preset}"
 

@@ -21,6 +21,7 @@ from harness.records.metrics import begun
 from harness.records.plan import Plan
 from harness.records.prediction import Prediction
 from harness.records.schema import Outcome, Rung, RunManifest, ServerSample, Trial
+from harness.records.seal import Evidence
 from harness.records.slo import Slo
 from harness.records.store import Run
 from harness.report import words
@@ -116,20 +117,6 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """A file of the run folder, with its SHA-256."""
-
-    name: str
-    size_bytes: int
-    sha256: str
-
-    @property
-    def is_part(self) -> bool:
-        """Whether it holds raw records of one trial."""
-        return "/" in self.name
-
-
-@dataclass(frozen=True)
 class StoredPrediction:
     """When the prediction of an open-loop trial was made, how long before the trial, and its SHA-256.
 
@@ -152,7 +139,7 @@ def expires_at(manifest: RunManifest) -> datetime | None:
     """When the answer of a finished run expires."""
     if not manifest.finished_at:
         return None
-    days = manifest.plan.get("valid_days", VALID_DAYS)
+    days = VALID_DAYS if manifest.valid_days is None else manifest.valid_days
     return datetime.fromisoformat(manifest.finished_at) + timedelta(days=days)
 
 
@@ -318,13 +305,7 @@ def load_words(trial: Trial) -> str:
 
 def slos(manifest: RunManifest, plan: Plan | None) -> list[Slo]:
     """The SLOs in plan.json; without one, those of the plan file stored in the manifest."""
-    if plan and plan.slos:
-        return list(plan.slos)
-    return [
-        Slo.parse(traffic_class, name, limit)
-        for traffic_class, limits in (manifest.plan.get("slos") or manifest.plan.get("promises") or {}).items()
-        for name, limit in limits.items()
-    ]
+    return list(plan.slos) if plan and plan.slos else manifest.slos
 
 
 def audio_shares(plan: Plan | None) -> str:

@@ -5,27 +5,22 @@ The hashes detect evidence that was changed, lost or added after the answer; the
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.errors import InputError
-from harness.records.plan import Plan
 from harness.records.schema import RunManifest
+from harness.records.seal import Evidence, Seal, SealedAnswer, SealedConditions, read_seal
 from harness.records.store import Run, replace_text
 from harness.report.facts import REPORT_NAME, SEAL_NAME, SIGNATURE_NAME, evidence, expires_at, file_sha256, is_signed
 from harness.report.page import write_report
 
-SCHEMA = 1
-VERDICTS = ("met", "missed", "inconclusive")
 _PENDING = ".signing"
 _ANEW = "measure again with `harness signoff PLAN --fresh`"
 _LOST = f"the answer was signed, and its {SEAL_NAME} is missing: restore that file, or {_ANEW}"
-_OF_A_TARGET = ("qps", "devices", "interval", "binding", "basis", "devices_n_plus_1", "devices_n_plus_2")
 
 
 @dataclass(frozen=True)
@@ -47,13 +42,7 @@ def sign(run: Run) -> Path:
     replace_text(pending, "")
     run.update_manifest(sealed=True)  # before the page, which contains the manifest's hash
     write_report(run)
-    content = {
-        "schema": SCHEMA,
-        **_said(run),
-        "evidence": [asdict(file) for file in evidence(run.path)],
-        "report_sha256": file_sha256(run.path / REPORT_NAME),
-    }
-    path = _write(run.path, content)
+    path = _write(run.path, _seal_for(run, evidence(run.path), file_sha256(run.path / REPORT_NAME)))
     pending.unlink()
     return path
 
@@ -100,40 +89,37 @@ def report_again(run: Run) -> Path:
             raise InputError(f"{run.path}: {_LOST}")
         return write_report(run)
     with _readable(run.path):
-        content = json.loads((run.path / SEAL_NAME).read_text())
-        if broken := list(_broken(run.path, content, content.pop("sha256"))):
+        seal, stated = read_seal((run.path / SEAL_NAME).read_text())
+        if broken := list(_broken(run.path, seal, stated)):
             words = "; ".join(broken)
             raise InputError(f"{run.path}: {words}: nothing is written; restore it, or {_ANEW}")
     path = write_report(run)
-    _write(run.path, content | {"report_sha256": file_sha256(path)})
+    _write(run.path, replace(seal, report_sha256=file_sha256(path)))
     return path
 
 
-def _write(folder: Path, content: Mapping) -> Path:
+def _write(folder: Path, seal: Seal) -> Path:
     path = folder / SEAL_NAME
-    replace_text(path, json.dumps({**content, "sha256": _own_sha256(content)}, indent=1) + "\n")
+    replace_text(path, seal.text())
     return path
 
 
-def _said(run: Run) -> dict:
-    """What the seal states, from the manifest and the plan of a run."""
+def _seal_for(run: Run, files: Sequence[Evidence], report_sha256: str) -> Seal:
+    """The seal of a run, from its manifest and plan. Raises ValueError where it is not finished."""
     manifest, plan = run.manifest, run.plan()
     if plan is None:
         raise ValueError("it holds no plan.json")
-    return {
-        "run_id": manifest.run_id,
-        "verdict": plan.verdict,
-        "answer": _answer(plan),
-        "signed_at": manifest.finished_at,
-        "expires_at": _expiry(manifest),
-        "expires_with": {
-            "plan_sha256": manifest.plan_sha256,
-            "preset": manifest.preset,
-            "device": manifest.device,
-            "versions": manifest.versions,
-        },
-        "emulated": manifest.emulated,
-    }
+    return Seal(
+        run_id=manifest.run_id,
+        verdict=plan.verdict,
+        answer=SealedAnswer.of_plan(plan),
+        signed_at=manifest.finished_at,
+        expires_at=_expiry(manifest),
+        expires_with=SealedConditions(manifest.plan_sha256, manifest.preset, manifest.device, manifest.versions),
+        emulated=manifest.emulated,
+        evidence=tuple(files),
+        report_sha256=report_sha256,
+    )
 
 
 def _expiry(manifest: RunManifest) -> str:
@@ -144,13 +130,6 @@ def _expiry(manifest: RunManifest) -> str:
     return when.isoformat(timespec="seconds")
 
 
-def _answer(plan: Plan) -> dict:
-    """The decision for a pipeline: what one device is, and how many each target needs."""
-    content = plan.to_dict()
-    targets = [{name: target[name] for name in _OF_A_TARGET} for target in content["targets"]]
-    return {name: content[name] for name in ("unit", "confidence", "deployment", "reasons")} | {"targets": targets}
-
-
 def check_seal(folder: Path, now: datetime | None = None) -> Checked:
     """Check a signed run against its hashes, its own records and its expiry.
 
@@ -159,12 +138,9 @@ def check_seal(folder: Path, now: datetime | None = None) -> Checked:
     if Run.is_run(folder) and not is_signed(run := Run.open(folder)) and run.manifest.finished_at:
         return Checked("inconclusive", _expiry(run.manifest), 0, (_LOST,))
     with _readable(Path(folder)):
-        content = json.loads((Path(folder) / SEAL_NAME).read_text())
-        own = content.pop("sha256")
-        if content["verdict"] not in VERDICTS:
-            raise ValueError(content["verdict"])
-        problems = tuple(_problems(Path(folder), content, own, now or datetime.now(UTC)))
-        return Checked(content["verdict"], content["expires_at"], len(content["evidence"]), problems)
+        seal, stated = read_seal((Path(folder) / SEAL_NAME).read_text())
+        problems = tuple(_problems(Path(folder), seal, stated, now or datetime.now(UTC)))
+        return Checked(seal.verdict, seal.expires_at, len(seal.evidence), problems)
 
 
 @contextmanager
@@ -179,33 +155,33 @@ def _readable(folder: Path) -> Iterator[None]:
         raise InputError(f"{path} is damaged: restore it, or delete it and run the sign-off again") from None
 
 
-def _problems(folder: Path, content: Mapping, own: str, now: datetime) -> Iterator[str]:
-    yield from _broken(folder, content, own)
+def _problems(folder: Path, seal: Seal, stated: str, now: datetime) -> Iterator[str]:
+    yield from _broken(folder, seal, stated)
     report = folder / REPORT_NAME
     if not report.is_file():
         yield f"{REPORT_NAME} is missing: write it again with `harness report --run {folder}`"
-    elif file_sha256(report) != content["report_sha256"]:
+    elif file_sha256(report) != seal.report_sha256:
         yield f"{REPORT_NAME} was changed after it was signed: write it again with `harness report --run {folder}`"
-    if now > datetime.fromisoformat(content["expires_at"]):
-        yield f"it expired at {content['expires_at']}: {_ANEW}"
-    if now < datetime.fromisoformat(content["signed_at"]):
-        yield f"it was signed at {content['signed_at']}, which is in the future: correct this machine's clock"
+    if now > datetime.fromisoformat(seal.expires_at):
+        yield f"it expired at {seal.expires_at}: {_ANEW}"
+    if now < datetime.fromisoformat(seal.signed_at):
+        yield f"it was signed at {seal.signed_at}, which is in the future: correct this machine's clock"
 
 
-def _broken(folder: Path, content: Mapping, own: str) -> Iterator[str]:
+def _broken(folder: Path, seal: Seal, stated: str) -> Iterator[str]:
     """What differs from what was signed: in the seal, the run's records and the files of its evidence."""
-    changed = list(_changed(folder, content["evidence"]))
-    if _own_sha256(content) != own:
+    changed = list(_changed(folder, seal.evidence))
+    if seal.sha256 != stated:
         yield f"{SEAL_NAME} was changed after it was signed"
     elif not changed:
-        said = _said(Run.open(folder))
-        yield from (f"{SEAL_NAME} differs from the run in {name}" for name in said if content[name] != said[name])
+        differences = seal.differences(_seal_for(Run.open(folder), seal.evidence, seal.report_sha256))
+        yield from (f"{SEAL_NAME} differs from the run in {name}" for name in differences)
     yield from changed
 
 
-def _changed(folder: Path, signed: list[dict]) -> Iterator[str]:
+def _changed(folder: Path, signed: Sequence[Evidence]) -> Iterator[str]:
     now = {file.name: file.sha256 for file in evidence(folder)}
-    before = {file["name"]: file["sha256"] for file in signed}
+    before = {file.name: file.sha256 for file in signed}
     for name in sorted(before.keys() | now.keys()):
         if name not in now:
             yield f"{name} is missing"
@@ -213,7 +189,3 @@ def _changed(folder: Path, signed: list[dict]) -> Iterator[str]:
             yield f"{name} was added after the answer was signed"
         elif now[name] != before[name]:
             yield f"{name} was changed after the answer was signed"
-
-
-def _own_sha256(content: Mapping) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -24,7 +24,7 @@ def swept(run: Run) -> list[SweptDeployment]:
 
 def about(manifest: RunManifest) -> pd.DataFrame:
     """What was run, on what, and when: one row per fact."""
-    host = [words.host_fact(name, value) for name, value in manifest.host.items()]
+    host = [words.host_fact(name, value) for name, value in manifest.host.to_dict().items()]
     known = {
         "run": manifest.run_id,
         "plan": manifest.plan_path,

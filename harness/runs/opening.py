@@ -12,9 +12,11 @@ from pydantic import ValidationError
 from harness import wire
 from harness.capacity.planning.device_types import DeviceType
 from harness.capacity.planning.scaled_profile import scaled
-from harness.errors import HarnessError, InconclusiveError, InputError
+from harness.device_profile import Profile
+from harness.errors import HarnessError, InconclusiveError, InputError, StoreError
 from harness.host.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
 from harness.host.provenance import commit, host_facts, versions
+from harness.identity import HostFacts
 from harness.planfile.plan import PlanSpec
 from harness.planfile.sections import ProfileSpec
 from harness.records.schema import RunManifest
@@ -37,7 +39,7 @@ def spec_of(run: Run) -> PlanSpec:
         raise InputError(f"{run.path}: {words}; use the harness that wrote it") from None
 
 
-def profiles_of(spec: PlanSpec) -> dict[str, dict]:
+def profiles_of(spec: PlanSpec) -> dict[str, Profile]:
     """The profiles of other types of device, by type. Raises InputError for one that is missing or not a profile."""
     found = {}
     for name, path in spec.profile_paths().items():
@@ -46,13 +48,15 @@ def profiles_of(spec: PlanSpec) -> dict[str, dict]:
             DeviceType.of_profile(found[name])
         except InconclusiveError:
             pass  # too few points of a stage: the plan reports it beside its type
+        except StoreError as error:
+            raise InputError(f"profiles.{name}: {error}") from None
         except HarnessError as error:
             words = f"profiles.{name}: {path}: {error}; make one with `harness profile`"
             raise InputError(words) from None
     return found
 
 
-def _of_gpu(name: str, profile: dict, asked: ProfileSpec) -> dict:
+def _of_gpu(name: str, profile: Profile, asked: ProfileSpec) -> Profile:
     """The profile, scaled to the GPU that the plan names, if it names one."""
     if asked.bandwidth_gb_s is None or asked.tflop_s is None:
         return profile
@@ -70,7 +74,8 @@ def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None 
     if emulated := spec.profile_path():
         digest.update(emulated.read_bytes())
     if spec.profiles:
-        digest.update(json.dumps(profiles_of(spec), sort_keys=True).encode())
+        profiles = {name: profile.to_dict() for name, profile in profiles_of(spec).items()}
+        digest.update(json.dumps(profiles, sort_keys=True).encode())
     digest.update((url or (f"ray {ray}" if ray else "")).encode())
     return f"{spec.name}-{digest.hexdigest()[:8]}"
 
@@ -107,7 +112,7 @@ def _notes(url: str | None, ray: str | None) -> tuple[str, ...]:
     return (f"Triton and its load ran on the hosts of the Ray cluster {ray}; the host named here led",) if ray else ()
 
 
-def _device(spec: PlanSpec, url: str | None, ray: str | None, host: dict) -> str:
+def _device(spec: PlanSpec, url: str | None, ray: str | None, host: HostFacts) -> str:
     """Name of the serving device: an external Triton, a cluster's host, emulated GPUs, this host's GPU or its CPU."""
     if url:
         return f"the Triton at {url}" if "," not in url else f"Triton of {url}"  # must match _ELSEWHERE
@@ -115,15 +120,15 @@ def _device(spec: PlanSpec, url: str | None, ray: str | None, host: dict) -> str
     if ray and not emulated:
         return f"{_CLUSTER}{ray}"
     if emulated:
-        name = f"emulated {read_profile(emulated)['device']}"
+        name = f"emulated {read_profile(emulated).device}"
         return name if spec.gpus == 1 else f"{spec.gpus} {name}"
-    return "cpu" if host["gpu"] == "none" else host["gpu"].split(",")[0]
+    return "cpu" if host.gpu == "none" else host.gpu.split(",")[0]
 
 
 def unit_of(manifest: RunManifest) -> str:
     """What one "device" of the plan is, as text."""
     if manifest.device == "cpu":
-        return f"this host ({manifest.host['cores']} CPU cores) at preset {manifest.preset}"
+        return f"this host ({manifest.host.cores} CPU cores) at preset {manifest.preset}"
     counted = manifest.device.startswith("the Triton") or manifest.device.split(" ")[0].isdigit()
     one = "" if counted else "one "
     return f"{one}{manifest.device} at preset {manifest.preset}"

@@ -77,7 +77,7 @@ def _build(args: dict):
     given, model = parameters(args), args["model_name"]
     module, name, emulated = STAGES[model]
     if given.get("emulate"):
-        profile = emulation.Profile(given["emulate"])
+        profile = emulation.ProfiledTimes(given["emulate"])
         room = (_emulated_kv_room(args, profile),) if model == wire.LLM else ()
         return emulated(profile, _emulated_gpu(args, int(given["gpus"])), *room)
     of_stage = weights(args)
@@ -142,13 +142,13 @@ def kv_room(args: dict, of_stage, tables_bytes: int = 0) -> int:
     return kv_limits.gpu_room(total, taken, instances, of_stage.graph_batch, processes)
 
 
-def _emulated_kv_room(args: dict, profile: emulation.Profile) -> int:
+def _emulated_kv_room(args: dict, profile: emulation.ProfiledTimes) -> int:
     """As configured, otherwise what the profile says the GPU had left, shared by the instances on one emulated GPU."""
     given = parameters(args)
     if (limit := kv_limits.given_limit(given)) is not None:
         return limit
     on_a_gpu = -(-kv_limits.instances_on_a_gpu(args["model_config"]) // int(given["gpus"]))
-    return int(profile.model.get("kv_room_bytes", kv_limits.HOST_BYTES)) // on_a_gpu
+    return (profile.sizes.kv_room_bytes or kv_limits.HOST_BYTES) // on_a_gpu
 
 
 def identity_of(args: dict, built=None) -> StageIdentity:
@@ -176,7 +176,7 @@ def identity_of(args: dict, built=None) -> StageIdentity:
 
 def _computes_on(built) -> dict:
     if profile := getattr(built, "profile", None):
-        name = f"emulated {profile.device}"
+        name = f"emulated {profile.device_name}"
         return {"kind": identity.EMULATED, "device": name, "dtype": profile.dtype}
     on, dtype = built.device, str(built.dtype).removeprefix("torch.")
     if on.type != "cuda":

@@ -37,6 +37,7 @@ from harness.capacity.planning.scaled_profile import scaled
 from harness.capacity.planning.sensitivity import changes, lengthened, sensitivity
 from harness.capacity.simulator.pool import Planned
 from harness.capacity.simulator.sessions import simulate
+from harness.device_profile import Profile
 from harness.errors import InconclusiveError, InputError
 from harness.records.plan import PlannedTarget, Price
 
@@ -201,12 +202,16 @@ def profile(token_ms=1e-4, **changes):
         + [{"batch": 1, "steps": 20, "ms": 99}],
         wire.VOCODER: [{"batch": b, "ms": 2 + 0.3 * b} for b in batches] + [{"batch": 64, "left_out": "no memory"}],
     }
-    model = {"kv_room_bytes": 10**9, "kv_bytes_per_token": 1000}
+    model = {"hidden_size": 8, "kv_bytes_per_token": 1000, "kv_room_bytes": 10**9, "state_values": 8}
     return {"device": "NVIDIA H200", "preset": "1.5b", "model": model, "stages": stages | changes}
 
 
+def device_type_of(content):
+    return DeviceType.of_profile(Profile.of(content))
+
+
 def test_a_profile_is_read_as_lines_over_batch_and_context():
-    device_type = DeviceType.of_profile(profile())
+    device_type = device_type_of(profile())
     assert device_type.worst_residual < 1e-6 and device_type.most_sessions == 16
     assert device_type.tau0_s == pytest.approx({wire.LLM: 0.004, wire.DIFFUSION: 0.010, wire.VOCODER: 0.002})
     assert device_type.alpha_s == pytest.approx({wire.LLM: 0.0005, wire.DIFFUSION: 0.0002, wire.VOCODER: 0.0003})
@@ -215,7 +220,7 @@ def test_a_profile_is_read_as_lines_over_batch_and_context():
 
 def test_context_makes_the_steps_of_a_gpu_longer():
     """One session alone: 17 ms, and 6.2 ms for 62,000 tokens; then a hop before each stage."""
-    device_type = DeviceType.of_profile(profile())
+    device_type = device_type_of(profile())
 
     def alone_s(context, **between):
         return device_type.topology({}, context, **between).alone_s()
@@ -227,7 +232,7 @@ def test_context_makes_the_steps_of_a_gpu_longer():
 
 
 def test_a_plan_says_what_other_devices_would_carry(measured):
-    terms = {"profiles": {"H200": profile()}, "prices": {"H200": 4.0}}
+    terms = {"profiles": {"H200": Profile.of(profile())}, "prices": {"H200": 4.0}}
     (row,) = plan_of(fit_of(measured), measured, targets=(0.5, 3.0), **terms).device_types
     assert (row.type, row.device, row.basis) == ("H200", "NVIDIA H200", "extrapolated")
     assert row.rate_per_device > 0
@@ -247,7 +252,7 @@ def split(content, host_ms=1.5):
 
 
 def test_a_gpu_is_held_for_the_gpus_part_of_a_step_and_its_host_is_busy_beside():
-    device_type, whole = DeviceType.of_profile(split(profile())), DeviceType.of_profile(profile())
+    device_type, whole = device_type_of(split(profile())), device_type_of(profile())
     assert device_type.worst_residual < 1e-6
     assert device_type.tau0_s == pytest.approx({wire.LLM: 0.0025, wire.DIFFUSION: 0.0085, wire.VOCODER: 0.0005})
     assert device_type.host_s == pytest.approx(dict.fromkeys(wire.STAGES, 0.0015))
@@ -260,8 +265,8 @@ def test_a_gpu_is_held_for_the_gpus_part_of_a_step_and_its_host_is_busy_beside()
 def test_a_devices_part_beyond_its_time_is_refused():
     for part in (0.0, -1.0, 99.0, None, math.nan):
         rows = [{"batch": b, "ms": 2.0, "device_ms": part} for b in (1, 4, 16)]
-        with pytest.raises(InputError, match="not a profile"):
-            DeviceType.of_profile(profile(**{wire.VOCODER: rows}))
+        with pytest.raises(ValueError, match="device_ms|a number is missing"):
+            Profile.of(profile(**{wire.VOCODER: rows}))
 
 
 # --- a GPU that was not measured
@@ -276,8 +281,8 @@ def launch_bound(host_ms=12.0, gpu_ms=2.0, **more):
 
 
 def test_twice_the_bandwidth_halves_the_gpus_part_and_leaves_python_as_it_is():
-    (row, *_) = scaled(launch_bound(), "twice", 6000.0, 700.0)["stages"][wire.LLM]
-    assert (row["ms"], row["device_ms"], row["host_ms"]) == pytest.approx((13.0, 1.0, 12.0))
+    (row, *_) = scaled(Profile.of(launch_bound()), "twice", 6000.0, 700.0).timed(wire.LLM)
+    assert (row.ms, row.device_ms, row.host_ms) == pytest.approx((13.0, 1.0, 12.0))
 
 
 def test_the_floor_turns_from_memory_to_arithmetic():
@@ -285,64 +290,69 @@ def test_the_floor_turns_from_memory_to_arithmetic():
     content = launch_bound()
     for row in content["stages"][wire.LLM]:
         row["gflop"] = 400.0
-    (row, *_) = scaled(content, "twice", 6000.0, 700.0)["stages"][wire.LLM]
-    assert row["device_ms"] == pytest.approx(2.0 * (400 / 700) / (2 / 3))
+    (row, *_) = scaled(Profile.of(content), "twice", 6000.0, 700.0).timed(wire.LLM)
+    assert row.device_ms == pytest.approx(2.0 * (400 / 700) / (2 / 3))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(0, 50), st.floats(0.1, 50), st.floats(0.2, 5))
 def test_the_same_gpu_is_itself_and_speed_only_moves_the_gpus_part(host_ms, gpu_ms, speed):
-    content = launch_bound(host_ms, gpu_ms)
+    content = Profile.of(launch_bound(host_ms, gpu_ms))
     for factor in (1.0, speed):
-        for row in scaled(content, "x", 3000.0 * factor, 700.0 * factor)["stages"][wire.DIFFUSION]:
-            assert row["ms"] == pytest.approx(host_ms + gpu_ms / factor)
+        for row in scaled(content, "x", 3000.0 * factor, 700.0 * factor).timed(wire.DIFFUSION):
+            assert row.ms == pytest.approx(host_ms + gpu_ms / factor)
 
 
 def test_what_was_scaled_says_so_in_the_plan(measured):
-    content = scaled(launch_bound(), "B200", 6000.0, 1400.0)
-    assert (content["device"], content["basis"]) == ("B200", "extrapolated")
-    assert content["model"] == launch_bound()["model"]
-    assert scaled(launch_bound(), "B200", 6000.0, 1400.0, 5e10)["model"]["kv_room_bytes"] == 5 * 10**10
+    measured_gpu = Profile.of(launch_bound())
+    content = scaled(measured_gpu, "B200", 6000.0, 1400.0)
+    assert (content.device, content.basis) == ("B200", "extrapolated")
+    assert content.model == measured_gpu.model and Profile.of(content.to_dict()) == content
+    assert scaled(measured_gpu, "B200", 6000.0, 1400.0, 5e10).model.kv_room_bytes == 5 * 10**10
     (row,) = plan_of(fit_of(measured), measured, profiles={"B200": content}).device_types
     assert "scaled from the profile of NVIDIA H200" in row.note and "the host's time as it is" in row.note
     whole = launch_bound()
     for row in whole["stages"][wire.LLM]:
         del row["device_ms"], row["device_ms_from"]
-    assert "the host's time is scaled too" in scaled(whole, "B200", 6000.0, 1400.0)["note"]
+    assert "the host's time is scaled too" in scaled(Profile.of(whole), "B200", 6000.0, 1400.0).note
 
 
 def test_a_profile_without_bytes_and_operations_cannot_be_scaled():
     for content in (profile(), launch_bound(bandwidth_gb_s=None), launch_bound(tflop_s=0.0)):
         with pytest.raises(InputError, match="cannot be scaled to another GPU: .*harness profile"):
-            scaled(content, "B200", 6000.0, 1400.0)
+            scaled(Profile.of(content), "B200", 6000.0, 1400.0)
     with pytest.raises(InputError, match="0 GB/s"):
-        scaled(launch_bound(), "B200", 0.0, 1400.0)
+        scaled(Profile.of(launch_bound()), "B200", 0.0, 1400.0)
 
 
 def test_a_profile_with_too_few_points_is_refused(measured):
     few = profile(**{wire.VOCODER: [{"batch": 1, "ms": 2.0}]})
     with pytest.raises(InconclusiveError, match="fewer than 3 points of neural_vocoder"):
-        DeviceType.of_profile(few)
-    (row,) = plan_of(fit_of(measured), measured, profiles={"H200": few}).device_types
+        device_type_of(few)
+    (row,) = plan_of(fit_of(measured), measured, profiles={"H200": Profile.of(few)}).device_types
     assert row.rate_per_device is None and "fewer than 3 points" in row.note
 
 
 def test_what_is_no_profile_is_refused():
     for part in ("stages", "model", "device"):
-        with pytest.raises(InputError, match=f"not a profile: it has no '{part}'"):
-            DeviceType.of_profile({name: value for name, value in profile().items() if name != part})
+        with pytest.raises(ValueError, match=f"it has no '{part}'"):
+            device_type_of({name: value for name, value in profile().items() if name != part})
     without = profile()
     del without["model"]["kv_room_bytes"]
     with pytest.raises(InputError, match="kv_room_bytes"):
-        DeviceType.of_profile(without)
-    for row in ({"ms": 1.0}, {"batch": "many", "ms": 1.0}, {"batch": 1, "ms": None}):
-        with pytest.raises(InputError, match="not a profile"):
-            DeviceType.of_profile(profile(**{wire.VOCODER: [row | {"context": tokens} for tokens in range(4)]}))
+        device_type_of(without)
+    for row, words in (
+        ({"ms": 1.0}, "a point has no batch"),
+        ({"batch": "many", "ms": 1.0}, "batch: Input should be a valid integer"),
+        ({"batch": 1, "ms": None}, "ms: Input should be a valid number"),
+    ):
+        with pytest.raises((InputError, ValueError), match=words):
+            device_type_of(profile(**{wire.VOCODER: [row | {"context": tokens} for tokens in range(4)]}))
 
 
 def test_a_stage_that_no_model_can_take_costs_its_row_and_not_the_plan(measured):
     slow = profile(**{wire.VOCODER: [{"batch": b, "ms": 1e9 * b} for b in (1, 4, 16)]})
-    (row,) = plan_of(fit_of(measured), measured, profiles={"H200": slow}).device_types
+    (row,) = plan_of(fit_of(measured), measured, profiles={"H200": Profile.of(slow)}).device_types
     assert row.rate_per_device is None and "times must be 0 to" in row.note
 
 

@@ -27,7 +27,7 @@ from harness.capacity.planning.surges import (
     behaviour,
     ninety_minutes,
 )
-from harness.records.content import content_of
+from harness.content import content_of
 from harness.records.plan import PlannedTarget
 from harness.records.slo import Slo
 

@@ -7,7 +7,7 @@ import pytest
 
 from harness import wire
 from harness.cli import doctor
-from harness.cli.doctor import GpuFacts, HostFacts
+from harness.cli.doctor import GpuFacts, HostResources
 from harness.client.target import Target
 from harness.deploy.config import Deployment
 from harness.deploy.flags import shared_memory_needed
@@ -16,14 +16,14 @@ from harness.identity import StageIdentity
 
 GIB, MIB = 1 << 30, 1 << 20
 H100 = GpuFacts("NVIDIA H100 80GB HBM3", "580.159.04", 80 * GIB, 79 * GIB)
-FINE = HostFacts(
+FINE = HostResources(
     cores=16, memory_free=100 * GIB, disk_free=60 * GIB, shared_free=GIB, gpu_device=True, gpus=(H100,),
     torch_cuda="13.0", compiler="/usr/bin/gcc", python_header=Path(__file__),
 )  # fmt: skip
 
 
-def host(**other) -> HostFacts:
-    return HostFacts(**{**vars(FINE), **other})
+def host(**other) -> HostResources:
+    return HostResources(**{**vars(FINE), **other})
 
 
 def lines(checks) -> dict[str, doctor.Check]:

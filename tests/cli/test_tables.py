@@ -12,6 +12,7 @@ from rich.table import Table
 
 from harness.cli import tables
 from harness.deploy import profiling
+from harness.device_profile import Profile
 from harness.errors import InputError
 from harness.records.fit import Fit
 from harness.records.plan import Plan
@@ -75,11 +76,13 @@ def model_of(max_sessions: float) -> dict:
     return {"step_time": step, "first_audio": no, "rtf": no, "stalls": {}}
 
 
-def measured_profile() -> dict:
+def measured_profile() -> Profile:
     figures = {"ms": 1234.5, "roofline_ms": 1111.1, "device_ms": 1000.0, "device_ms_from": "profiler"}
     sizes = (16, 256, 1024, 4096, 16_384, 65_536, 131_072)
     names = profiling._COORDINATES.items()
-    return {"stages": {stage: [figures | {r: n, c: m} for n in (1, 64) for m in sizes] for stage, (r, c) in names}}
+    stages = {stage: [figures | {r: n, c: m} for n in (1, 64) for m in sizes] for stage, (r, c) in names}
+    model = {"hidden_size": 8, "kv_bytes_per_token": 8, "state_values": 8}
+    return Profile.of({"device": "H200", "preset": "tiny", "model": model, "stages": stages})
 
 
 def doctor_like() -> Table:

@@ -1,11 +1,11 @@
 """Profiles: costs as the published shapes have them, times that are sure, and a file that is whole or not there."""
 
 import itertools
-import json
 import math
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,17 +20,19 @@ from rich.console import Console
 
 from harness import wire
 from harness.deploy.profiling import PREFILL, ProfileJob, measure, tables
+from harness.device_profile import Profile, SkippedPoint, StagePoint
 from harness.errors import HarnessError, InputError, RequestError
-from harness.records.store import read_profile
+from harness.records.store import read_profile, write_profile
 from harness.vibevoice.profiling import profiler as child
-from harness.vibevoice.profiling.emulation import Profile
 from harness.vibevoice.profiling.roofline import Cost, Roofline
 from harness.vibevoice.profiling.sampling import Sampler, spread
+from harness.vibevoice.profiling.times import ProfiledTimes
 from harness.vibevoice.sessions.table import NoRoom
 from harness.vibevoice.stages.configuration import preset_config
 from harness.vibevoice.stages.presets import Weights
 
 ROOT = Path(__file__).resolve().parents[2]
+STORED = [path for path in (ROOT / "results").rglob("*.json") if path.name.endswith(("-tiny.json", "-1.5b.json"))]
 FRAME_HEAD_STEPS = 2 * wire.DEFAULT_DIFFUSION_STEPS  # both branches, every denoising step
 
 
@@ -286,31 +288,33 @@ def test_a_profile_holds_every_stage_beside_its_roofline_and_how_it_came_to_be(m
     path, heard = measured
     profile = read_profile(path)
     assert path.name.endswith("-tiny.json") and path.parent.joinpath(path.name) == path
-    assert (profile["preset"], profile["dtype"], profile["schema"]) == ("tiny", "float32", 1)
-    assert profile["model"]["hidden_size"] == 64 and profile["model"]["kv_bytes_per_token"] == 512
-    points = [point for stage in profile["stages"].values() for point in stage]
+    assert (profile.preset, profile.dtype, profile.schema) == ("tiny", "float32", 1)
+    assert profile.model.hidden_size == 64 and profile.model.kv_bytes_per_token == 512
+    points = [point for stage in profile.stages.values() for point in stage]
     assert len(points) == len(heard) == 16
-    timed = [point for point in points if "ms" in point]
-    assert all(point["ms"] > 0 and point["roofline_ms"] > 0 and point["samples"] >= 1 for point in timed)
-    assert all(point in timed or point["left_out"] == "no time left" for point in points)  # on a very busy machine
-    assert all("ms" in stage[0] for stage in profile["stages"].values())
-    assert all((point["device_ms"], point["host_ms"]) == (point["ms"], 0) for point in timed)  # a CPU is its own device
-    assert {point["device_ms_from"] for point in timed} == {"cpu"}
-    assert profile["manifest"]["device_ms_from"] == {"cpu": len(timed)}
-    assert {"commit", "versions", "host", "command", "created_at", "weights", "self_noise"} <= set(profile["manifest"])
-    assert profile["manifest"]["command"].startswith("harness profile --preset tiny --device cpu")
+    timed = [point for point in points if isinstance(point, StagePoint)]
+    assert all(point.ms > 0 and point.roofline_ms > 0 and point.samples >= 1 for point in timed)
+    assert all(point in timed or point.left_out == "no time left" for point in points)  # on a very busy machine
+    assert all(isinstance(stage[0], StagePoint) for stage in profile.stages.values())
+    assert all((point.device_ms, point.host_ms) == (point.ms, 0) for point in timed)  # a CPU is its own device
+    assert {point.device_ms_from for point in timed} == {"cpu"}
+    told = profile.manifest
+    assert told.device_ms_from == {"cpu": len(timed)} and told.host.cores and told.versions["torch"]
+    assert told.commit and told.created_at and told.weights and told.self_noise
+    assert told.command.startswith("harness profile --preset tiny --device cpu")
 
 
 def test_the_table_shows_milliseconds_and_roofline_of_every_point(measured):
     profile = read_profile(measured[0])
-    profile["stages"][wire.VOCODER].append({"batch": 64, "left_out": "out of memory"})
+    more = (*profile.stages[wire.VOCODER], SkippedPoint(batch=64, left_out="out of memory"))
+    profile = replace(profile, stages=profile.stages | {wire.VOCODER: more})
     console = Console(width=100, record=True, file=open("/dev/null", "w"))
     for table in tables(profile):
         console.print(table)
     shown = console.export_text()
-    for points in profile["stages"].values():
+    for points in profile.stages.values():
         for point in points:
-            assert (point.get("left_out") or f"{point['ms']:.3g} (") in shown
+            assert (point.left_out if isinstance(point, SkippedPoint) else f"{point.ms:.3g} (") in shown
     assert all(title in shown for title in ("LLM step", "prompt part", "diffusion", "vocoder", "voice encoder"))
 
 
@@ -319,7 +323,9 @@ def test_the_table_shows_the_devices_share_where_it_was_measured_within_80_colum
     point = {"ms": 1214.2, "roofline_ms": 2.2234, "device_ms": 206.4, "device_ms_from": source}
     cells = [{"batch": b, "context": c, **point} for b in (1, 64) for c in child.Grid().contexts]
     console = Console(width=80, record=True, file=open("/dev/null", "w"))
-    (table,) = tables({"stages": {wire.LLM: cells}})
+    sizes = {"hidden_size": 8, "kv_bytes_per_token": 8, "state_values": 8}
+    profile = Profile.of({"device": "H200", "preset": "tiny", "model": sizes, "stages": {wire.LLM: cells}})
+    (table,) = tables(profile)
     console.print(table)
     shown = console.export_text()
     assert shown.count("1214 (2.22)") == len(cells) and "…" not in shown
@@ -329,7 +335,7 @@ def test_the_table_shows_the_devices_share_where_it_was_measured_within_80_colum
 
 
 def test_a_profile_can_be_emulated_as_it_is(measured):
-    profile = Profile(measured[0])
+    profile = ProfiledTimes(measured[0])
     assert profile.step_ms([100, 100]) > 0 and profile.prefill_ms(64, 0) > 0 and profile.encode_ms(3) > 0
     assert profile.denoise_ms([10] * 4) > 0 and profile.vocode_ms(4) > 0
 
@@ -371,5 +377,11 @@ def test_ctrl_c_ends_the_child_and_leaves_nothing(tmp_path):
 
 def test_committed_profiles_can_be_read():
     for path in (ROOT / "results" / "profiles").glob("*.json"):
-        assert read_profile(path)["manifest"]["command"].startswith("harness profile")
-        assert json.loads(path.read_text())["stages"] and Profile(path).step_ms([400]) > 0
+        assert read_profile(path).manifest.command.startswith("harness profile")
+        assert ProfiledTimes(path).step_ms([400]) > 0
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.parent.name)
+def test_a_stored_profile_would_be_written_as_it_is(path, tmp_path):
+    write_profile(tmp_path / "again.json", read_profile(path))
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()

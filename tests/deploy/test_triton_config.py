@@ -11,8 +11,10 @@ from tritonclient.grpc import model_config_pb2
 from harness import wire
 from harness.deploy.config import REPOSITORY, Deployment, as_json, read_config, write_repository
 from harness.deploy.statistics import difference
+from harness.device_profile import ModelSizes, Profile
 from harness.errors import InputError, ServerError
 from harness.host import nvml
+from harness.records import store
 from harness.records.schema import BatchStatistics, StageStatistics
 from harness.vibevoice.process.parameters import number
 
@@ -126,7 +128,8 @@ def values(config):
 
 
 def write_profile(path, preset="tiny"):
-    path.write_text(json.dumps({"schema": 1, "preset": preset, "stages": {}}))
+    sizes = ModelSizes(hidden_size=8, kv_bytes_per_token=8, state_values=8)
+    store.write_profile(path, Profile(device="H200", preset=preset, model=sizes, stages={}))
     return str(path)
 
 

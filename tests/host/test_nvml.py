@@ -54,7 +54,7 @@ def test_every_gpu_is_told_and_sampled(driver):
     assert [gpu.index for gpu in found] == [0, 1, 2, 3] and len({gpu.uuid for gpu in found}) == 4
     assert (found[3].name, found[3].memory_bytes, found[3].free_bytes) == ("NVIDIA H100", 80 * GIB, 79 * GIB)
     assert nvml.load() == tuple(GpuSample(f"GPU-{i}a", 90.0, GIB, 412.5) for i in range(4))
-    assert provenance.host_facts()["gpu"].splitlines() == ["NVIDIA H100, driver 580.1, 81920 MiB"] * 4
+    assert provenance.host_facts().gpu.splitlines() == ["NVIDIA H100, driver 580.1, 81920 MiB"] * 4
 
 
 @pytest.mark.parametrize("untold", ["DeviceGetMemoryInfo", "DeviceGetUtilizationRates", "DeviceGetPowerUsage"])
@@ -68,7 +68,7 @@ def test_a_gpu_that_does_not_tell_all_is_no_error(driver, untold):
 def test_a_host_without_a_driver_has_no_gpu_and_one_whose_driver_fails_says_so(driver, monkeypatch, tmp_path):
     driver(0, error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
     monkeypatch.setattr(nvml, "CONTROL_FILE", str(tmp_path / "nvidiactl"))
-    assert nvml.gpus() == nvml.load() == () and provenance.host_facts()["gpu"] == "none"
+    assert nvml.gpus() == nvml.load() == () and provenance.host_facts().gpu == "none"
     (tmp_path / "nvidiactl").touch()
     driver(0, error=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
     with pytest.raises(nvml.DriverError, match="mismatch"):

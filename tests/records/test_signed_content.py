@@ -1,4 +1,4 @@
-"""fit.json and plan.json as records: what is stored is read whole, and would be written byte for byte as it is."""
+"""fit.json, plan.json and signoff.json as records: read whole, and written byte for byte as they are stored."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import pytest
 from harness.errors import InconclusiveError
 from harness.records.fit import Fit, FittedModel, FittedStep, Unfitted, fitted
 from harness.records.plan import Plan, PlannedTarget
+from harness.records.seal import SealedAnswer, read_seal
 from harness.records.store import Run
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 FITS, PLANS = sorted(RESULTS.rglob("fit.json")), sorted(RESULTS.rglob("plan.json"))
+SEALS = sorted(RESULTS.rglob("signoff.json"))
 SAMPLE = RESULTS / "sample-quick"
 NEWER = {"confidence", "kv"}  # fields that some stored files are older than
 
@@ -37,8 +39,16 @@ def test_what_is_stored_is_read_whole_and_would_be_written_as_it_is(path, kind):
     assert json.dumps(without_newer(kind.of(content).to_dict(), content), indent=1) == text
 
 
+@pytest.mark.parametrize("path", SEALS, ids=str)
+def test_a_stored_seal_is_read_whole_and_would_be_written_byte_for_byte(path):
+    seal, stated = read_seal(path.read_text())
+    assert seal.text() == path.read_text() and seal.sha256 == stated
+    run = Run.open(path.parent)
+    assert (seal.run_id, seal.answer) == (run.manifest.run_id, SealedAnswer.of_plan(run.plan()))
+
+
 def test_every_kind_of_stored_file_is_among_them():
-    assert len(FITS) >= 3 and len(PLANS) >= 2
+    assert len(FITS) >= 3 and len(PLANS) >= 2 and len(SEALS) >= 2
 
 
 def test_the_model_of_every_stored_prediction_is_read_whole():

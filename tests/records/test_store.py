@@ -7,13 +7,16 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from harness.capacity.planning.prediction import flaw_of, sealed
+from harness.device_profile import ModelSizes, Profile, StagePoint
 from harness.errors import StoreError
+from harness.identity import HostFacts
 from harness.records.fit import Fit
 from harness.records.load import TrialLoad
 from harness.records.metrics import per_request
@@ -42,7 +45,7 @@ MANIFEST = RunManifest(
     plan={"space": {"delay_us": [0, 5]}},
     commit="abc",
     versions={"numpy": "1"},
-    host={"cores": 2},
+    host=HostFacts(cores=2),
     preset="tiny",
     device="cpu",
     seed=1,
@@ -135,9 +138,12 @@ def test_a_file_from_before_emulation_reads_as_computed(run):
 
 def test_profiles_are_replaced_whole_and_read_back(tmp_path):
     path = tmp_path / "profiles" / "gpu-tiny.json"
-    write_profile(path, {"device": "old"})
-    write_profile(path, {"device": "gpu", "spread": math.nan})
-    assert read_profile(path) == {"schema": 1, "device": "gpu", "spread": None}
+    sizes, point = ModelSizes(hidden_size=8, kv_bytes_per_token=8, state_values=8), StagePoint(batch=1, ms=2.0)
+    profile = Profile(device="gpu", preset="tiny", model=sizes, stages={"neural_vocoder": (point,)})
+    write_profile(path, replace(profile, device="old"))
+    write_profile(path, replace(profile, stages={"neural_vocoder": (replace(point, spread=math.nan),)}))
+    assert read_profile(path) == profile  # a spread that is not known
+    assert json.loads(path.read_text())["schema"] == 1
     assert [each.name for each in path.parent.iterdir()] == [path.name]
     path.write_text(path.read_text()[:-5])
     with pytest.raises(StoreError, match="damaged"):

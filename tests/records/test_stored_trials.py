@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,38 @@ def test_a_damaged_line_is_named_with_its_field(tmp_path, change, where):
     (tmp_path / "trials.jsonl").write_text(json.dumps(lines_of(sample)[0] | change) + "\n")
     with pytest.raises(StoreError, match=f"(?s)trials.jsonl line 1 is damaged.*{where}"):
         Run.open(tmp_path).trials()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": "x"}, "seed: Input should be a valid integer"),
+        ({"host": {"cores": "two"}}, "host.cores: Input should be a valid integer"),
+        ({"versions": ["torch"]}, "versions: Input should be a valid dictionary"),
+        ({"plan": "quick.yaml"}, "plan: Input should be a valid dictionary"),
+        ({"stages": [{"server": "gpu7:8001"}]}, "stages.0: it has no 'identity.model', 'identity.instance', "),
+        ({"profiles": {"H200": {"preset": "tiny"}}}, "it has no 'profiles.H200.device', "),
+    ],
+)
+def test_a_manifest_with_a_wrong_field_is_refused_by_its_name(tmp_path, change, words):
+    content = json.loads((RUNS[0] / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(content | change))
+    with pytest.raises(StoreError, match=f"manifest.json is damaged or cannot be read .*{words}"):
+        Run.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("plan", "mix", "slos"),
+    [
+        ({}, "", []),
+        ({"mix": "quick", "promises": {"short": {"ttfa_p95_s": 1.0}}}, "quick", ["ttfa_s p95 of class short <= 1"]),
+        ({"mix": {"name": "own"}, "slos": {"short": {"rtf_p90": 0.9}}}, "own", ["rtf p90 of class short <= 0.9"]),
+    ],
+)
+def test_the_plan_of_an_older_run_says_its_mix_and_slos(plan, mix, slos):
+    manifest = replace(Run.open(RUNS[0]).manifest, plan=plan)
+    assert (manifest.mix_name, list(map(str, manifest.slos)), manifest.valid_days) == (mix, slos, None)
+    assert (manifest.title, manifest.topology) == (manifest.run_id, "staged")
 
 
 def test_a_figure_that_no_window_has_is_not_known():

@@ -1,7 +1,9 @@
 """A signed answer is held against its evidence: whatever changes after it was signed is named."""
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,9 +13,10 @@ from typer.testing import CliRunner
 from harness.cli.main import app
 from harness.errors import InputError
 from harness.exit_codes import OF_VERDICT
+from harness.records.seal import read_seal
 from harness.records.store import Run
 from harness.report.facts import REPORT_NAME, SEAL_NAME
-from harness.report.seal import _own_sha256, check_seal, must_be_signed, sign
+from harness.report.seal import check_seal, must_be_signed, sign
 from harness.report.sweep_page import describe_best
 from harness.runs.analysis import fit_of
 
@@ -101,9 +104,8 @@ def test_an_answer_expires(signed):
 
 def forge(signed, **changes):
     """The seal with other words and a hash of its own that fits them."""
-    content = json.loads((signed / SEAL_NAME).read_text()) | changes
-    del content["sha256"]
-    (signed / SEAL_NAME).write_text(json.dumps({**content, "sha256": _own_sha256(content)}))
+    seal, _ = read_seal((signed / SEAL_NAME).read_text())
+    (signed / SEAL_NAME).write_text(replace(seal, **changes).text())
 
 
 def test_a_seal_forged_with_its_hash_says_another_thing_than_the_run(signed):
@@ -126,11 +128,23 @@ def test_a_damaged_seal_is_said_to_be(signed, content):
     assert isinstance(answer.exception, InputError) or "not signed again" in answer.output
 
 
-def test_an_unknown_verdict_or_a_time_without_a_zone_is_damage(signed):
-    for changes in ({"verdict": "splendid"}, {"expires_at": "2999-01-01T00:00:00"}):
-        forge(signed, **changes)
-        with pytest.raises(InputError, match="is damaged"):
-            check_seal(signed)
+@pytest.mark.parametrize("changes", [{"verdict": "splendid"}, {"expires_at": "2999-01-01T00:00:00"}])
+def test_an_unknown_verdict_or_a_time_without_a_zone_is_damage(signed, changes):
+    forge(signed, **changes)
+    with pytest.raises(InputError, match="is damaged"):
+        check_seal(signed)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"more": 1}, {"answer": {"unit": "one GPU"}}, {"evidence": [{"name": "fit.json"}]}, {"emulated": "so"}]
+)
+def test_fields_that_a_seal_does_not_have_or_lacks_are_damage_whatever_its_hash(signed, changes):
+    content = json.loads((signed / SEAL_NAME).read_text()) | changes
+    del content["sha256"]
+    own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (signed / SEAL_NAME).write_text(json.dumps({**content, "sha256": own}))
+    with pytest.raises(InputError, match="is damaged"):
+        check_seal(signed)
 
 
 def test_a_run_that_is_not_signed_has_nothing_to_check(tmp_path):

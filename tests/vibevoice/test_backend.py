@@ -7,12 +7,15 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from made_up_profile import write
 
 from harness import wire
 from harness.errors import InputError
 from harness.host import places
 from harness.identity import CPU, EMULATED, GPU
 from harness.vibevoice.process import kv_limits
+from harness.vibevoice.profiling.emulation import EmulatedGPU, EmulatedVocoder
+from harness.vibevoice.profiling.times import ProfiledTimes
 from harness.vibevoice.stages.llm import LLMStage
 from harness.vibevoice.stages.presets import Weights
 
@@ -119,7 +122,7 @@ def test_room_for_kv_caches_is_what_the_gpu_has_beside_all_weights(backend, cuda
         backend.kv_room(args(), shapes)
 
 
-def test_a_stage_says_what_it_computes_with(backend, cuda):
+def test_a_stage_says_what_it_computes_with(backend, cuda, tmp_path):
     cuda(2)
     said = backend.identity_of(args(kind="CPU"), LLMStage(Weights("tiny"), 1 << 20))
     assert (said.kind, said.device, said.dtype, said.preset, said.weights) == (
@@ -136,14 +139,14 @@ def test_a_stage_says_what_it_computes_with(backend, cuda):
     assert (said.kind, said.device, said.dtype) == (GPU, "cuda:1", "bfloat16")
     assert (said.gpu, said.gpu_uuid, said.gpu_memory_bytes) == ("NVIDIA H100", "GPU-abc", 80 * GIB)
     assert said.instance == f"{wire.VOCODER}_0_0@1"
-    emulated = SimpleNamespace(profile=SimpleNamespace(device="NVIDIA H200", dtype="bfloat16"))
+    emulated = EmulatedVocoder(ProfiledTimes(write(tmp_path / "h200.json")), EmulatedGPU(tmp_path / "gpu"))
     said = backend.identity_of(args(), emulated)
     assert (said.kind, said.device, said.dtype) == (EMULATED, "emulated NVIDIA H200", "bfloat16")
     assert backend.identity_of(args(wire.ENTRY)).preset == ""
 
 
 def test_an_emulated_gpu_has_the_room_that_the_measured_one_had(backend):
-    profile = SimpleNamespace(model={"kv_room_bytes": 100 * GIB})
+    profile = SimpleNamespace(sizes=SimpleNamespace(kv_room_bytes=100 * GIB))
     room = lambda count, gpus, **more: backend._emulated_kv_room(args(count=count, gpus=gpus, **more), profile)  # noqa: E731
     assert room(1, "1") == room(4, "4") == 100 * GIB
     assert room(8, "4") == 50 * GIB

@@ -24,7 +24,7 @@ from harness.vibevoice.profiling.emulation import (
     EmulatedVoice,
     wait_until,
 )
-from harness.vibevoice.profiling.times import Curve, Profile, Surface
+from harness.vibevoice.profiling.times import Curve, ProfiledTimes, Surface
 from harness.vibevoice.stages.llm import LLMStage
 from harness.vibevoice.stages.presets import Weights
 from harness.vibevoice.stages.vocoder import VocoderStage
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def profile(tmp_path):
-    return Profile(write(tmp_path / "h200-1.5b.json"))
+    return ProfiledTimes(write(tmp_path / "h200-1.5b.json"))
 
 
 class Clock:
@@ -106,7 +106,7 @@ def test_a_grid_covers_what_lies_between_its_points(batch, context):
 
 def test_diffusion_steps_cost_in_proportion_where_only_the_usual_number_was_measured(tmp_path):
     stages = {**STAGES, wire.DIFFUSION: STAGES[wire.DIFFUSION][:2]}
-    profile = Profile(write(tmp_path / "p.json", stages))
+    profile = ProfiledTimes(write(tmp_path / "p.json", stages))
     assert [profile.denoise_ms([count]) for count in (5, 10, 30)] == [3.0, 6.0, 18.0]
 
 
@@ -117,7 +117,7 @@ def test_diffusion_steps_cost_in_proportion_where_only_the_usual_number_was_meas
 def test_what_is_no_profile_is_named(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(InputError, match=r"x\.json is not a profile"):
-        Profile(tmp_path / "x.json")
+        ProfiledTimes(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_spoiled_profile_is_refused_before_it_gives_times(tmp_path, spoil):
     spoil(content)
     file.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"x\.json is not a profile"):
-        Profile(file)
+        ProfiledTimes(file)
 
 
 # The device's part of a time
@@ -174,33 +174,33 @@ TIMES = st.sampled_from(
 
 @given(TIMES, st.floats(0, 3.5))
 def test_the_parts_of_a_call_are_its_wall_time_at_the_points_between_and_beyond(tmp_path_factory, time_of, host_ms):
-    profile = Profile(write(tmp_path_factory.mktemp("p") / "split.json", split(host_ms)))
+    profile = ProfiledTimes(write(tmp_path_factory.mktemp("p") / "split.json", split(host_ms)))
     host, device = profile.parts_ms(time_of)
     assert host + device == pytest.approx(time_of(profile)) and device > 0
     assert host == pytest.approx(host_ms, abs=1e-9)
 
 
 def test_other_numbers_of_steps_split_the_time_as_the_usual_number_does(tmp_path):
-    profile = Profile(write(tmp_path / "split.json", split(2.0)))
+    profile = ProfiledTimes(write(tmp_path / "split.json", split(2.0)))
     host, device = profile.parts_ms(lambda times: times.denoise_ms([5]))
     assert (host, device) == (pytest.approx(1.0), pytest.approx(2.0))
 
 
 def test_device_times_that_fall_faster_than_wall_times_never_leave_less_than_none_to_the_host(tmp_path):
     points = [{"batch": b, "ms": 10.0, "device_ms": d} for b, d in ((1, 1.0), (8, 9.0))]
-    profile = Profile(write(tmp_path / "p.json", STAGES | {wire.VOCODER: points}))
+    profile = ProfiledTimes(write(tmp_path / "p.json", STAGES | {wire.VOCODER: points}))
     assert profile.parts_ms(lambda times: times.vocode_ms(64)) == (0.0, 10.0)
 
 
 def test_a_profile_says_where_its_device_times_are_from(tmp_path, profile):
     assert profile.parts_ms(lambda times: times.vocode_ms(1)) == (0.0, VOCODER_MS)
     assert "not separated" in profile.basis
-    separated = Profile(write(tmp_path / "split.json", split(1.0)))
+    separated = ProfiledTimes(write(tmp_path / "split.json", split(1.0)))
     assert separated.basis == "device times from: profiler"
 
 
 def test_every_stage_holds_the_gpu_for_the_devices_part_alone(tmp_path):
-    profile, clock = Profile(write(tmp_path / "split.json", split(3.0))), Clock()
+    profile, clock = ProfiledTimes(write(tmp_path / "split.json", split(3.0))), Clock()
     llm = EmulatedLLM(profile, clock, 1 << 40)
     llm.open(1, 64, 5)
     llm.prefill(1, np.zeros(64, np.int32))
@@ -314,7 +314,7 @@ def weights():
 def llm_pair(weights, tmp_path, limit=1 << 20):
     real = LLMStage(weights, limit)
     model = {"hidden_size": 64, "kv_bytes_per_token": real.kv_bytes_per_token, "state_values": 1}
-    emulated = EmulatedLLM(Profile(write(tmp_path / "tiny.json", model=model)), Clock(), limit)
+    emulated = EmulatedLLM(ProfiledTimes(write(tmp_path / "tiny.json", model=model)), Clock(), limit)
     return real, emulated
 
 

@@ -15,6 +15,7 @@ from harness.capacity.models.memory import KvRoom
 from harness.capacity.planning.cost_and_growth import cost_per_audio_hour, price_of
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.staged import StageModel, Topology, hop_of, staged_step_time
+from harness.device_profile import Profile, StagePoint
 from harness.errors import InconclusiveError, InputError
 from harness.records.fit import FittedDeployment
 from harness.records.plan import CostedCount, DeviceTypeRow
@@ -29,7 +30,6 @@ _FUSED = (
     "not predicted: the chosen deployment is the fused engine, and a profile has the times of separate stages; run a "
     "sign-off on such a device, or plan with topology: staged"
 )
-_MEASURED = "profiler", "events"  # sources of a device_ms that is separate from wall time
 _SEPARATED = "its host time overlaps with the turns of its GPU"
 _NOT_SEPARATED = "its profile does not separate host time from GPU time, so all of it counts as GPU turns"
 
@@ -56,33 +56,32 @@ class DeviceType:
     note: str
 
     @classmethod
-    def of_profile(cls, profile: Mapping) -> DeviceType:
+    def of_profile(cls, profile: Profile) -> DeviceType:
         """From a profile written by ``harness profile``.
 
-        Raises InputError for what is not a profile, InconclusiveError for a stage with fewer than three points.
+        Raises InputError for one that lacks a stage or the room for KV caches, InconclusiveError for a stage with
+        fewer than three points.
         """
         try:
             return cls._read(profile)
-        except KeyError as error:
-            raise InputError(f"it is not a profile: it has no {error}") from None
-        except (TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"it is not a profile: {error}") from None
+        except ValueError as error:
+            raise InputError(f"it is not a profile of a device to plan for: {error}") from None
 
     @classmethod
-    def _read(cls, profile: Mapping) -> DeviceType:
-        model = profile["model"]
-        kv = KvRoom(model["kv_room_bytes"], model["kv_bytes_per_token"])
+    def _read(cls, profile: Profile) -> DeviceType:
+        if profile.model.kv_room_bytes is None:
+            raise ValueError("its model has no kv_room_bytes")
+        kv = KvRoom(profile.model.kv_room_bytes, profile.model.kv_bytes_per_token)
         tau0_s, alpha_s, token_s, host_s, host_each_s, off, batches = {}, {}, 0.0, {}, {}, 0.0, []
         for stage in wire.STAGES:
-            rows = [row for row in profile["stages"][stage] if "ms" in row]
-            rows = [row for row in rows if row.get("steps", _DEFAULT_STEPS) == _DEFAULT_STEPS]
+            rows = [row for row in profile.timed(stage) if row.steps in (None, _DEFAULT_STEPS)]
             (tau0_s[stage], alpha_s[stage], per_token), (host_s[stage], host_each_s[stage]), residual = _planes(
                 stage, rows
             )
             token_s, off = token_s + per_token, max(off, residual)
-            batches.append(max(row["batch"] for row in rows))
+            batches.append(max(row.at("batch") for row in rows))
         lines = tau0_s, alpha_s, token_s, host_s, host_each_s, off
-        return cls(profile["device"], profile["preset"], *lines, min(batches), kv, _words(profile))
+        return cls(profile.device, profile.preset, *lines, min(batches), kv, _words(profile))
 
     def topology(self, knobs: Mapping[str, int], context: float, **between: float) -> Topology:
         """The deployment with these knobs on one such device, for sessions with ``context`` tokens on average.
@@ -104,7 +103,7 @@ class DeviceType:
 def device_types(
     chosen: FittedDeployment,
     pools: Pools,
-    profiles: Mapping[str, Mapping],
+    profiles: Mapping[str, Profile],
     targets_qps: Sequence[float],
     prices: Mapping[str, float],
 ) -> tuple[DeviceTypeRow, ...]:
@@ -117,7 +116,7 @@ def device_types(
 
 def _record(
     name: str,
-    profile: Mapping,
+    profile: Profile,
     chosen: FittedDeployment,
     pools: Pools,
     targets_qps: Sequence[float],
@@ -125,8 +124,8 @@ def _record(
 ) -> DeviceTypeRow:
     named: dict[str, Any] = {
         "type": name,
-        "device": profile["device"],
-        "preset": profile["preset"],
+        "device": profile.device,
+        "preset": profile.preset,
         "basis": "extrapolated",
     }
     try:
@@ -136,7 +135,7 @@ def _record(
         typed = _pools_of(device_type, pools, chosen)
     except (InconclusiveError, InputError) as error:
         return DeviceTypeRow(**named, rate_per_device=None, kv_sessions=None, targets=(), note=str(error))
-    priced = price_of(prices, name) or price_of(prices, profile["device"])
+    priced = price_of(prices, name) or price_of(prices, profile.device)
     rows = tuple(_counts(typed, qps, priced[1] if priced else None) for qps in targets_qps)
     off = f"lines through the profile are off by {device_type.worst_residual:.0%} at the most"
     note = f"{_NOTE}; {device_type.note}; {off}"
@@ -167,16 +166,16 @@ def _counts(pools: Pools, qps: float, price: float | None) -> CostedCount:
     return CostedCount(qps=qps, devices=devices, cost_per_audio_hour=cost)
 
 
-def _planes(stage: str, rows: Sequence[Mapping]) -> tuple[tuple[float, float, float], tuple[float, float], float]:
+def _planes(stage: str, rows: Sequence[StagePoint]) -> tuple[tuple[float, float, float], tuple[float, float], float]:
     """tau0, alpha and seconds per token of the GPU; constant and seconds per session of the host; the worst residual.
 
     Least squares relative to the GPU's time and to the sum of both; no coefficient is below 0.
     """
-    if len({(row["batch"], row.get("context", 0)) for row in rows}) < 3:
+    if len({(row.at("batch"), row.context or 0) for row in rows}) < 3:
         raise InconclusiveError(f"the profile has fewer than 3 points of {stage}: profile it again, in full")
-    batch, wall_s = (np.array([row[name] for row in rows], dtype=float) for name in ("batch", "ms"))
-    wall_s, context = wall_s / 1e3, np.array([row.get("context", 0) for row in rows], dtype=float)
-    gpu_s = np.array([device_ms(row) for row in rows], dtype=float) / 1e3
+    batch = np.array([row.at("batch") for row in rows], dtype=float)
+    context = np.array([row.context or 0 for row in rows], dtype=float)
+    wall_s, gpu_s = np.array([(row.ms, row.turn_ms) for row in rows], dtype=float).T / 1e3
     columns = np.column_stack([np.ones(len(rows)), batch, batch * context / 1e6])
     gpu, _ = optimize.nnls(columns / gpu_s[:, None], np.ones(len(rows)))
     host, _ = optimize.nnls(columns[:, :2] / wall_s[:, None], (wall_s - gpu_s) / wall_s)
@@ -184,20 +183,6 @@ def _planes(stage: str, rows: Sequence[Mapping]) -> tuple[tuple[float, float, fl
     return (float(gpu[0]), float(gpu[1]), float(gpu[2]) / 1e6), (float(host[0]), float(host[1])), residual
 
 
-def device_ms(row: Mapping) -> float:
-    """GPU time of a point, in ms; all of its time where the profile does not separate it. Raises ValueError."""
-    part = row.get("device_ms", row["ms"])
-    if not 0 < part <= row["ms"]:
-        raise ValueError(f"device_ms is {part} of {row['ms']} ms")
-    return part
-
-
-def separates(profile: Mapping) -> bool:
-    """Whether the profile separates GPU time from host time at every point."""
-    points = [row for rows in profile["stages"].values() for row in rows if "ms" in row]
-    return all(row.get("device_ms_from") in _MEASURED for row in points)
-
-
-def _words(profile: Mapping) -> str:
-    words = _SEPARATED if separates(profile) else _NOT_SEPARATED
-    return f"{words}; {profile['note']}" if profile.get("note") else words
+def _words(profile: Profile) -> str:
+    words = _SEPARATED if profile.is_separated else _NOT_SEPARATED
+    return f"{words}; {profile.note}" if profile.note else words

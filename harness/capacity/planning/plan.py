@@ -22,6 +22,7 @@ from harness.capacity.planning.remarks import remarks_on, without_price, without
 from harness.capacity.planning.routing import LEAST_LOADED, ROUTINGS, counts_by_routing
 from harness.capacity.planning.sensitivity import sensitivity
 from harness.capacity.simulator.sessions import simulate
+from harness.device_profile import Profile
 from harness.records.fit import Fit, FittedDeployment, fitted
 from harness.records.plan import Drain, Forecast, KvMemory, Plan, PlannedLoss, PlannedRate, PlannedTarget, Price
 from harness.records.prediction import Prediction
@@ -55,7 +56,7 @@ class Terms:
     currency: str = "USD"
     growth_per_month: float | None = None
     fleet: int | None = None
-    profiles: Mapping[str, Mapping] = field(default_factory=dict)
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
     routing: str = LEAST_LOADED
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
 

@@ -9,17 +9,17 @@ with floor = max(bytes / bandwidth, operations / throughput) of either GPU (roof
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 
-from harness.capacity.planning.device_types import device_ms, separates
+from harness.device_profile import Profile, SkippedPoint, StagePoint
 from harness.errors import InputError
 
 _NOT_SEPARATED = " (its profile does not separate them: the host's time is scaled too)"
 
 
 def scaled(
-    profile: Mapping, name: str, bandwidth_gb_s: float, tflop_s: float, kv_room_bytes: float | None = None
-) -> dict:
+    profile: Profile, name: str, bandwidth_gb_s: float, tflop_s: float, kv_room_bytes: float | None = None
+) -> Profile:
     """The profile scaled to a GPU of this bandwidth and throughput.
 
     Both are as ``harness profile`` measures them, by copies and matrix products: figures of data sheets are higher.
@@ -33,38 +33,50 @@ def scaled(
         )
     speeds = (bandwidth_gb_s, tflop_s)
     try:
-        measured = profile["bandwidth_gb_s"], profile["tflop_s"]
-        stages = {stage: [_point(row, measured, speeds) for row in rows] for stage, rows in profile["stages"].items()}
-        room = profile["model"]["kv_room_bytes"] if kv_room_bytes is None else int(kv_room_bytes)
-        note = _note(profile, speeds, kv_room_bytes is not None)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        measured = _speeds_of(profile)
+        stages = {
+            stage: tuple(_scaled_point(point, measured, speeds) for point in points)
+            for stage, points in profile.stages.items()
+        }
+    except (ValueError, ZeroDivisionError) as error:
         raise InputError(
-            f"it cannot be scaled to another GPU: {error!r}; repeat it with `harness profile`, which stores the "
+            f"it cannot be scaled to another GPU: {error}; repeat it with `harness profile`, which stores the "
             "bytes and operations of every point"
         ) from None
-    speed = {"bandwidth_gb_s": bandwidth_gb_s, "tflop_s": tflop_s}
-    model = profile["model"] | {"kv_room_bytes": room}
-    return {**profile, "device": name, "model": model, **speed, "stages": stages, "basis": "extrapolated", "note": note}
+    room = profile.model.kv_room_bytes if kv_room_bytes is None else int(kv_room_bytes)
+    return replace(
+        profile, device=name, model=replace(profile.model, kv_room_bytes=room), stages=stages,
+        bandwidth_gb_s=bandwidth_gb_s, tflop_s=tflop_s, basis="extrapolated",
+        note=_note(profile, speeds, kv_room_bytes is not None),
+    )  # fmt: skip
 
 
-def _point(row: Mapping, measured: tuple[float, float], speeds: tuple[float, float]) -> dict:
-    if "ms" not in row:
-        return dict(row)
-    before_ms, gpu_ms = _floor_ms(row, *measured), device_ms(row)
-    after_ms = _floor_ms(row, *speeds)
-    host_ms, scaled_ms = row["ms"] - gpu_ms, gpu_ms * after_ms / before_ms
-    times = {"ms": host_ms + scaled_ms, "device_ms": scaled_ms, "host_ms": host_ms, "roofline_ms": after_ms}
-    return {**row, **times}
+def _speeds_of(profile: Profile) -> tuple[float, float]:
+    if profile.bandwidth_gb_s is None or profile.tflop_s is None:
+        raise ValueError("it has no bandwidth_gb_s or no tflop_s")
+    return profile.bandwidth_gb_s, profile.tflop_s
 
 
-def _floor_ms(row: Mapping, bandwidth_gb_s: float, tflop_s: float) -> float:
-    return max(row["bytes"] / bandwidth_gb_s / 1e6, row["gflop"] / tflop_s)
+def _scaled_point(
+    point: StagePoint | SkippedPoint, measured: tuple[float, float], speeds: tuple[float, float]
+) -> StagePoint | SkippedPoint:
+    if isinstance(point, SkippedPoint):
+        return point
+    after_ms = _floor_ms(point, *speeds)
+    host_ms, scaled_ms = point.ms - point.turn_ms, point.turn_ms * after_ms / _floor_ms(point, *measured)
+    return replace(point, ms=host_ms + scaled_ms, device_ms=scaled_ms, host_ms=host_ms, roofline_ms=after_ms)
 
 
-def _note(profile: Mapping, speeds: tuple[float, float], own_room: bool) -> str:
-    room = "" if own_room else f", room for KV caches as on the {profile['device']}"
+def _floor_ms(point: StagePoint, bandwidth_gb_s: float, tflop_s: float) -> float:
+    if point.bytes is None or point.gflop is None:
+        raise ValueError("a point has no bytes or no gflop")
+    return max(point.bytes / bandwidth_gb_s / 1e6, point.gflop / tflop_s)
+
+
+def _note(profile: Profile, speeds: tuple[float, float], own_room: bool) -> str:
+    room = "" if own_room else f", room for KV caches as on the {profile.device}"
     return (
-        f"scaled from the profile of {profile['device']}: the GPU's time by its floor at {speeds[0]:g} GB/s and "
+        f"scaled from the profile of {profile.device}: the GPU's time by its floor at {speeds[0]:g} GB/s and "
         f"{speeds[1]:g} TFLOP/s, at the efficiency measured there; the host's time as it is"
-        f"{'' if separates(profile) else _NOT_SEPARATED}{room}"
+        f"{'' if profile.is_separated else _NOT_SEPARATED}{room}"
     )

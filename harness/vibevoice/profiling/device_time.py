@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch.autograd import DeviceType
 
-CPU, PROFILER, EVENTS, WALL = "cpu", "profiler", "events", "wall"
+from harness.device_profile import CPU, EVENTS, PROFILER, WALL
+
 _CALLS = 3  # per point, measured one by one
 _FAILURES = 3  # in a row, after which a method is not tried again
 _COPIES = ("memcpy", "memset")

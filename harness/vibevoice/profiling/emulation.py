@@ -27,7 +27,7 @@ import numpy as np
 
 from harness import wire
 from harness.errors import RequestError
-from harness.vibevoice.profiling.times import Profile, Times
+from harness.vibevoice.profiling.times import ProfiledTimes, Times
 from harness.vibevoice.sessions.table import SPARE_STEPS, Sessions, check_numbers, check_room, room_used_up
 
 _SPIN_NS = 100_000  # a sleep may end this late; the rest of the time is spent spinning
@@ -95,10 +95,10 @@ class EmulatedLLM:
     A session whose tokens are not forced generates frames: there is no model to choose.
     """
 
-    def __init__(self, profile: Profile, gpu: EmulatedGPU, kv_limit_bytes: int):
+    def __init__(self, profile: ProfiledTimes, gpu: EmulatedGPU, kv_limit_bytes: int):
         self.profile, self.gpu = profile, gpu
-        self.hidden_size = profile.model["hidden_size"]
-        self.kv_bytes_per_token = profile.model["kv_bytes_per_token"]
+        self.hidden_size = profile.sizes.hidden_size
+        self.kv_bytes_per_token = profile.sizes.kv_bytes_per_token
         self.kv_limit_bytes = kv_limit_bytes
         self.sessions: Sessions[_EmulatedSession] = Sessions(wire.LLM)
 
@@ -176,7 +176,7 @@ def _say(session: _EmulatedSession) -> int:
 class EmulatedDiffusion:
     """``DiffusionStage`` without tensors."""
 
-    def __init__(self, profile: Profile, gpu: EmulatedGPU):
+    def __init__(self, profile: ProfiledTimes, gpu: EmulatedGPU):
         self.profile, self.gpu = profile, gpu
 
     def denoise(self, condition: object, noise: object, guidance: object, steps: Sequence[int]) -> np.ndarray:
@@ -188,9 +188,9 @@ class EmulatedDiffusion:
 class EmulatedVocoder:
     """``VocoderStage`` without tensors; a convolution state is zeros of the real size."""
 
-    def __init__(self, profile: Profile, gpu: EmulatedGPU):
+    def __init__(self, profile: ProfiledTimes, gpu: EmulatedGPU):
         self.profile, self.gpu = profile, gpu
-        self.state_size = profile.model["state_values"]
+        self.state_size = profile.sizes.state_values
         self.sessions: Sessions[bool] = Sessions(wire.VOCODER)
 
     def open(self, session_id: int, state: Sequence[float] | None = None) -> None:
@@ -217,7 +217,7 @@ class EmulatedVocoder:
 class EmulatedVoice:
     """``VoiceStage`` without tensors."""
 
-    def __init__(self, profile: Profile, gpu: EmulatedGPU):
+    def __init__(self, profile: ProfiledTimes, gpu: EmulatedGPU):
         self.profile, self.gpu = profile, gpu
 
     def encode(self, waveform: Sequence[float]) -> np.ndarray:

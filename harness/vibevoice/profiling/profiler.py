@@ -21,6 +21,7 @@ import psutil
 import torch
 
 from harness import wire
+from harness.device_profile import PREFILL
 from harness.errors import HarnessError, InputError
 from harness.vibevoice.process import kv_limits
 from harness.vibevoice.process.setup import prepare
@@ -34,7 +35,6 @@ from harness.vibevoice.stages.presets import Weights
 from harness.vibevoice.stages.vocoder import VocoderStage
 from harness.vibevoice.stages.voice_encoder import VoiceStage
 
-PREFILL = "prefill"
 STEPS_AT_ONCE = 32  # of sessions opened for one point: contexts grow meanwhile, so they start lower
 MEMORY_SHARE = 0.85  # of what is free after the weights, for KV caches
 TIMED_SHARE = 0.75  # of a point's seconds; the rest is for separating device time from host time

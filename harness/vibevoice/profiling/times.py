@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from harness import wire
+from harness.content import parsed
+from harness.device_profile import PREFILL, Profile, StagePoint
 from harness.errors import InputError
 
-PREFILL = "prefill"
-_SIZES = ("hidden_size", "kv_bytes_per_token", "state_values")  # of the model
 NOT_SEPARATED = "wall time, not separated from the host's"
-_COORDINATES = ("batch", "context", "tokens", "steps", "seconds")
+Points = Mapping[str, Sequence[StagePoint]]  # by stage
 
 
 class Curve:
@@ -56,17 +54,17 @@ class Surface:
 
 
 class Times:
-    """Milliseconds of every stage over its points; ``name`` selects ``ms`` or ``device_ms``."""
+    """Milliseconds of every stage over its points; ``ms_of`` selects the wall time of a point or the device's part."""
 
-    def __init__(self, points: dict[str, list[dict]], name: str):
-        usual = [p for p in points[wire.DIFFUSION] if p["steps"] == wire.DEFAULT_DIFFUSION_STEPS]
-        self._step = Surface((p["batch"], p["context"], p[name]) for p in points[wire.LLM])
-        self._prefill = Surface((p["tokens"], p["context"], p[name]) for p in points[PREFILL])
-        self._denoise = Curve((p["batch"], p[name]) for p in usual)
-        shares = [(p["steps"], p[name] / self._denoise.at(p["batch"])) for p in points[wire.DIFFUSION]]
+    def __init__(self, points: Points, ms_of: Callable[[StagePoint], float]):
+        usual = [p for p in points[wire.DIFFUSION] if p.steps == wire.DEFAULT_DIFFUSION_STEPS]
+        self._step = Surface((p.at("batch"), p.at("context"), ms_of(p)) for p in points[wire.LLM])
+        self._prefill = Surface((p.at("tokens"), p.at("context"), ms_of(p)) for p in points[PREFILL])
+        self._denoise = Curve((p.at("batch"), ms_of(p)) for p in usual)
+        shares = [(p.at("steps"), ms_of(p) / self._denoise.at(p.at("batch"))) for p in points[wire.DIFFUSION]]
         self._steps = Curve([(0, 0.0), *shares])  # relative to the time of the default number of steps
-        self._vocode = Curve((p["batch"], p[name]) for p in points[wire.VOCODER])
-        self._encode = Curve((p["seconds"], p[name]) for p in points[wire.VOICE])
+        self._vocode = Curve((p.at("batch"), ms_of(p)) for p in points[wire.VOCODER])
+        self._encode = Curve((p.at("seconds"), ms_of(p)) for p in points[wire.VOICE])
 
     def step_ms(self, contexts: Sequence[int]) -> float:
         """A frame step of the LLM for sessions of these contexts (positions of both branches)."""
@@ -100,29 +98,27 @@ class Times:
         """Called with every requested time, and whether it lies within the points."""
 
 
-class Profile(Times):
-    """The wall times of every stage as written by ``harness profile``; ``device``: the device's part of them.
+class ProfiledTimes(Times):
+    """The wall times of every stage in a profile's file; ``device``: the device's part of them.
 
     A profile without ``device_ms`` (an older one) does not separate the parts: all of its time counts as device time,
-    and ``basis`` says so. Raises InputError for a file that is not a profile.
+    and ``basis`` says so. ``sizes``: of the model that was measured; ``device_name``, ``dtype``: on what, and in which
+    type. Raises InputError for a file that is not a profile.
     """
 
     def __init__(self, path: Path | str):
         self.path = path
         self._told: set[str] = set()
         try:
-            content = json.loads(Path(path).read_text())
-            self.model = {name: _checked(int(content["model"][name])) for name in _SIZES}
-            if room := content["model"].get("kv_room_bytes"):
-                self.model["kv_room_bytes"] = _checked(int(room))
-            self.device, self.dtype = str(content.get("device", "device")), str(content.get("dtype", ""))
-            points = _points(content["stages"])
-            super().__init__(points, "ms")
-            self.device = Times(points, "device_ms")
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            profile = Profile.of(parsed(Path(path).read_text()))
+            points = {stage: profile.timed(stage) for stage in (*wire.STAGES, wire.VOICE, PREFILL)}
+            super().__init__(points, lambda point: point.ms)
+            self.device = Times(points, lambda point: point.turn_ms)
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise InputError(
-                f"{path} is not a profile that can be emulated: {error!r}; make one with `harness profile`"
+                f"{path} is not a profile that can be emulated: {error}; make one with `harness profile`"
             ) from None
+        self.sizes, self.device_name, self.dtype = profile.model, profile.device, profile.dtype
         self.basis = _basis(points)
 
     def parts_ms(self, time_of: Callable[[Times], float]) -> tuple[float, float]:
@@ -139,32 +135,6 @@ class Profile(Times):
             print(f"{self.path}: {what} at ({place}) lies beyond what was measured: extrapolated", flush=True)
 
 
-def _points(stages: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """The points that have a time, by stage, each with a ``device_ms``."""
-    points = {stage: [_checked_point(p) for p in rows if "ms" in p] for stage, rows in stages.items()}
-    for stage in (*wire.STAGES, wire.VOICE, PREFILL):
-        if not points[stage]:
-            raise ValueError(f"it has no time of {stage}")
-    return points
-
-
-def _basis(points: dict[str, list[dict]]) -> str:
-    sources = sorted({p.get("device_ms_from", NOT_SEPARATED) for rows in points.values() for p in rows})
+def _basis(points: Points) -> str:
+    sources = sorted({point.device_ms_from or NOT_SEPARATED for rows in points.values() for point in rows})
     return f"device times from: {', '.join(sources)}"
-
-
-def _checked_point(point: dict) -> dict:
-    _checked(point["ms"])
-    device_ms = point.get("device_ms", point["ms"])
-    if not 0 < device_ms <= point["ms"]:
-        raise ValueError(f"device_ms is {device_ms} of {point['ms']} ms")
-    for name in _COORDINATES:
-        if not 0 <= point.get(name, 0) < math.inf:
-            raise ValueError(f"{name} is {point[name]}")
-    return point | {"device_ms": device_ms}
-
-
-def _checked(number: float) -> float:
-    if not 0 < number < math.inf:
-        raise ValueError(f"{number} is neither a time nor a size")
-    return number

@@ -1,16 +1,18 @@
-"""Records as JSON content: frozen dataclasses from dicts, checked, and back."""
+"""Records as JSON content: frozen dataclasses from dicts, checked, and back; and the schema of stored files."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 Record = TypeVar("Record")
+SCHEMA = 1  # of every stored JSON file
 _ABSENT, _KEY = "absent", "key"
 
 Figure = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -27,9 +29,33 @@ def stored_as(key: str, default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={_KEY: key})
 
 
+class OtherSchema(ValueError):
+    """A stored file is of another version of the harness."""
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The content of a stored JSON text. Raises OtherSchema, or ValueError, TypeError or KeyError for other texts."""
+    content = json.loads(text)
+    if content["schema"] != SCHEMA:
+        raise OtherSchema(f"schema {content['schema']}, this harness reads {SCHEMA}; use the harness that wrote it")
+    return content
+
+
 def read(kind: type[Record], content: Mapping[str, Any]) -> Record:
     """Build a record from its content. Raises ValueError, naming each field that is missing or of a wrong type."""
-    return _adapter(kind).validate_python(content)
+    try:
+        return _adapter(kind).validate_python(content)
+    except ValidationError as error:
+        raise ValueError(_described(error)) from None
+
+
+def _described(error: ValidationError) -> str:
+    """What is wrong, field by field, in one line: ``it has no 'device'; stages.prefill.0.ms: …``."""
+    found = [(".".join(map(str, each["loc"])), each) for each in error.errors(include_url=False)]
+    missing = [repr(place) for place, each in found if each["type"] == "missing"]
+    others = [(place, each["msg"].removeprefix("Value error, ")) for place, each in found if each["type"] != "missing"]
+    wrong = [f"{place}: {said}" if place else said for place, said in others]
+    return "; ".join([f"it has no {', '.join(missing)}", *wrong] if missing else wrong)
 
 
 def content_of(record: Any) -> dict[str, Any]:
