@@ -206,3 +206,13 @@ def test_a_session_that_lasts_through_rungs_is_seen_in_each_of_them():
     assert of_podcast["stall_longest_s"].tolist() == [0, 0, 0, 0, 0, 2.0]
     assert of_podcast["mean_step_s"].is_monotonic_increasing
     assert not ((observed["stall_longest_s"] == 2.0) & observed["served"] & observed["sessions"].notna()).any()
+
+
+def test_a_ladder_that_is_slow_in_most_rungs_is_a_slow_ladder_and_counts():
+    """Seen: a ladder 25% slower at every load but the lowest, where the host had cores to spare."""
+    rungs = rungs_of(1.0, 1.0, 1.0, noise=0.01)
+    for row in range(15, 21):
+        rungs = slower(rungs, row, 1.25)
+    assert slow_rungs(rungs) == []
+    low, high = interval(fit_step_time(rungs, np.random.default_rng(0)))
+    assert low < line(24) and high > 1.15 * line(24)

@@ -12,7 +12,7 @@ MOST_OVER_REPEATS = 1.15  # times the median of two or more others with as many 
 MOST_OVER_NEXT = 1.25  # times the step with more sessions, which takes at least as long
 MOST_OVER_LINE = 1.12  # times the line through all others, if they lie on one
 _ON_A_LINE = 0.05
-_MOST_SHARE = 0.25  # of the rungs; with more of them slow, no rung says what is usual
+_MOST_SHARE = 0.3  # of the rungs of a ladder; with more of them slow, the whole ladder is, and it counts as it is
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,12 @@ def slow_rungs(rungs: Rungs) -> list[SlowRung]:
     A rung counts as slow by repeats of it; without two, by the next rung above it or by the line through all others.
     Those with the fewest sessions are never slow: the first session may take longer for reasons of its own. A real rise
     at the last rung of a single ladder is taken for one, which ends what is known one rung earlier; a second ladder
-    with the same rise shows that it is real.
+    with the same rise shows that it is real. A ladder that is slow in many rungs is a slow ladder, and none of its
+    rungs is left out: that ladders differ belongs into the interval.
     """
     found: list[SlowRung] = []
     left = np.arange(len(rungs.sessions))
-    while len(found) < _MOST_SHARE * len(rungs.sessions):
+    while len(found) < len(rungs.sessions) / 2:
         over = _over(_only(rungs, left))
         worst = int(np.argmax(over))
         remaining = np.delete(left, worst)
@@ -41,7 +42,10 @@ def slow_rungs(rungs: Rungs) -> list[SlowRung]:
             break
         found.append(SlowRung(int(left[worst]), float(_times(_only(rungs, left), worst)[0])))
         left = remaining
-    return found
+    number, count = np.unique([rungs.trial[each.at] for each in found], return_counts=True)
+    held = dict(zip(*np.unique(rungs.trial, return_counts=True), strict=True))
+    whole = {ladder for ladder, slow in zip(number, count, strict=True) if slow > max(_MOST_SHARE * held[ladder], 1)}
+    return [each for each in found if rungs.trial[each.at] not in whole]
 
 
 def without(rungs: Rungs, slow: list[SlowRung]) -> Rungs:
