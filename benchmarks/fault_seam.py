@@ -26,7 +26,7 @@ from harness.errors import HarnessError  # noqa: E402
 from harness.records import store  # noqa: E402
 from harness.records.store import Run  # noqa: E402
 from harness.runs.analysis import fit_of  # noqa: E402
-from harness.sweep.trial import Measured, TrialBroken, trial_id  # noqa: E402
+from harness.sweep.trial import Measured, TrialFailed, trial_id  # noqa: E402
 
 TRIAL_S = 0.4  # duration of a synthetic trial
 CRASH, ALWAYS = "crash", "always"  # the third trial fails once; one point always fails
@@ -55,7 +55,7 @@ class MadeDriver:
         self._note("begun", name)
         time.sleep(TRIAL_S)
         if (self.fault == CRASH and self.begun == 3) or (self.fault == ALWAYS and point == _worst()):
-            raise TrialBroken("the server ended")
+            raise TrialFailed("the server ended")
         measured = made_trial(point, load, name)
         self._note("ended", name)
         return measured

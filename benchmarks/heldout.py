@@ -1,11 +1,11 @@
-"""Predictions recorded before their runs start, compared with those runs: the real Triton with emulated cards.
+"""Predictions recorded before their runs start, compared with those runs: the real Triton with emulated GPUs.
 
 Four deployments are fitted: ladders without delay, at 25 ms, with two instances of a stage and with a delay in one
-stage only; one card, one mix. What the stages do not explain of them is modelled by a Gaussian process
+stage only; one GPU, one mix. What the stages do not explain of them is modelled by a Gaussian process
 (`harness.sweep.optimizer.surrogate`).
 
-Held out are other delays, batch limits, instances and mixes (90-minute sessions in steady state among them), two cards,
-and all open-loop runs. Stage computation is emulated with the times of a stand-in card (benchmarks/stand_in.py);
+Held out are other delays, batch limits, instances and mixes (90-minute sessions in steady state among them), two GPUs,
+and all open-loop runs. Stage computation is emulated with the times of a stand-in GPU (benchmarks/stand_in.py);
 queues, batches, hops, streams and load are real. On two shared cores that is steadier than computing, and closer to a
 GPU's scale.
 
@@ -51,7 +51,8 @@ from harness.drive.load import Load
 from harness.errors import InputError
 from harness.host.places import ROOT
 from harness.host.provenance import commit, host_facts, versions
-from harness.planfile import PlanSpec, load_plan
+from harness.planfile.plan import PlanSpec
+from harness.planfile.reading import load_plan
 from harness.records.prediction import hash_of
 from harness.records.schema import RunManifest, Trial
 from harness.records.store import Run
@@ -77,11 +78,11 @@ MIXES = {
     },
 }
 SHARES = (0.6, 0.85)
-CAP = 0.85  # of the highest rate, for counts of cards
+CAP = 0.85  # of the highest rate, for counts of GPUs
 AROUND = (0.8, 1.0, 1.2)  # of the predicted limit in sessions: rungs of a held-out ladder
 BETWEEN_MS = {"hop_s": (0.8, 1.2, 1.6), "host_s": (0.0, 0.5, 1.0), "host_each_s": (0.0, 0.2, 0.4, 0.6)}  # values tried
-MOST = 48  # sessions of a card that are modelled
-CARD = DeviceType.of_profile(Profile.of(stand_in.profile()))
+MOST = 48  # sessions of a GPU that are modelled
+GPU_TYPE = DeviceType.of_profile(Profile.of(stand_in.profile()))
 VOICE_FRAMES = 80  # of a speaker's sample
 
 
@@ -96,7 +97,7 @@ class Case:
     name: str
     knobs: dict
     mix: str = "fitted"
-    cards: int = 1
+    gpus: int = 1
     patience: int = 1
 
 
@@ -112,7 +113,7 @@ CASES = (
     Case("batches up to 8", {**delays(5), **{f"{stage}.max_batch": 8 for stage in wire.STAGES}}),
     Case("2 diffusion instances, 5 ms delay", {**delays(5), f"{wire.DIFFUSION}.instances": 2}),
     Case("90-minute sessions", delays(10), "ninety", patience=5),
-    Case("2 cards", delays(10), "fitted", 2),
+    Case("2 GPUs", delays(10), "fitted", 2),
 )
 
 
@@ -132,7 +133,7 @@ class Bench:
     specs: dict[str, PlanSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        (self.folder / "card.json").write_text(json.dumps(stand_in.profile()))
+        (self.folder / "gpu.json").write_text(json.dumps(stand_in.profile()))
         for name, classes in MIXES.items():
             plan = {
                 "name": name,
@@ -147,8 +148,8 @@ class Bench:
     def driver(self, server: TritonServer, base: Deployment, mix: str) -> Driver:
         return Driver(server, self.folder / f"{mix}.yaml", self.specs[mix], self.folder / "work", base)
 
-    def base(self, cards: int) -> Deployment:
-        return Deployment("tiny", emulate=str(self.folder / "card.json"), gpus=cards)
+    def base(self, gpus: int) -> Deployment:
+        return Deployment("tiny", emulate=str(self.folder / "gpu.json"), gpus=gpus)
 
     def known(self, knobs: dict, load: Load) -> Trial | None:
         """Its VALID trial, or the INVALID one of a second try."""
@@ -157,17 +158,17 @@ class Bench:
         return next((trial for trial in both if trial and trial.valid), both[1])
 
     def measure(self, work: Sequence[tuple[int, str, dict, Load]]) -> bool:
-        """Measure what is missing of (cards, mix, knobs, load); False if the time is up before that."""
-        for cards in sorted({each[0] for each in work}):
-            missing = [each for each in work if each[0] == cards and self.known(*each[2:]) is None]
+        """Measure what is missing of (gpus, mix, knobs, load); False if the time is up before that."""
+        for gpus in sorted({each[0] for each in work}):
+            missing = [each for each in work if each[0] == gpus and self.known(*each[2:]) is None]
             if missing and time.monotonic() > self.deadline_s:
                 return False
-            if missing and not self._measure_on(cards, missing):
+            if missing and not self._measure_on(gpus, missing):
                 return False
         return True
 
-    def _measure_on(self, cards: int, missing: Sequence[tuple]) -> bool:
-        base = self.base(cards)
+    def _measure_on(self, gpus: int, missing: Sequence[tuple]) -> bool:
+        base = self.base(gpus)
         with TritonServer(base) as server:
             for _, mix, knobs, load in missing:
                 driver = self.driver(server, base, mix)
@@ -175,7 +176,7 @@ class Bench:
                     if time.monotonic() + load.total_s + 15 > self.deadline_s:
                         return False
                     repeat = int(any(t.trial_id == trial_id(knobs, load) for t in self.run.trials()))
-                    common.say(f"{cards} x, {mix}, {load.kind}, {_short(knobs)} {load.rate_per_s or load.sessions} …")
+                    common.say(f"{gpus} x, {mix}, {load.kind}, {_short(knobs)} {load.rate_per_s or load.sessions} …")
                     measured = driver.run(knobs, load, None, repeat)
                     self.run.append_trial(measured.trial, measured.results, ())
                     if not measured.trial.valid:
@@ -194,7 +195,7 @@ def fit_loads(bench: Bench) -> list[tuple[int, str, dict, Load]]:
 
 @dataclass(frozen=True)
 class Model:
-    """What the ladders said: devices as fitted; what the host adds to the card, the ``between`` of its topology; and
+    """What the ladders said: devices as fitted; what the host adds to the GPU, the ``between`` of its topology; and
     what is left of the step time, over the knobs and the sessions.
     """
 
@@ -213,7 +214,7 @@ class Model:
         found, measured = [], np.log(np.concatenate([_steps(trial) for trial in trials]))
         for values in itertools.product(*(np.array(each) / 1e3 for each in BETWEEN_MS.values())):
             between = dict(zip(BETWEEN_MS, map(float, values), strict=True))
-            steps = [_modelled(trial, CARD.topology(trial.deployment, context, **between)) for trial in trials]
+            steps = [_modelled(trial, GPU_TYPE.topology(trial.deployment, context, **between)) for trial in trials]
             modelled = np.log(np.concatenate(steps))
             found.append((float(np.sqrt(np.mean(np.square(modelled - measured)))), between, modelled))
         off, between, modelled = min(found, key=lambda each: each[0])
@@ -223,8 +224,8 @@ class Model:
         return cls(devices, between, rest, off)
 
     def device(self, bench: Bench, case: Case) -> Device:
-        """One card of a held-out case, with the variation of the fitted deployment with the nearest delay."""
-        topology = CARD.topology(case.knobs, context_of(bench.specs[case.mix]), **self.between)
+        """One GPU of a held-out case, with the variation of the fitted deployment with the nearest delay."""
+        topology = GPU_TYPE.topology(case.knobs, context_of(bench.specs[case.mix]), **self.between)
         step_time = staged_step_time(topology, MOST, np.random.default_rng(0), starts=8)
         places = np.array([_place(case.knobs, sessions) for sessions in step_time.knots])
         logarithms, _ = self.rest.moments(places, np.log(step_time.values))
@@ -280,14 +281,14 @@ def _predict(bench: Bench, model: Model, case: Case, seed: int) -> dict:
     frames_per_s, binding = steady_limit(device, Limits(slos, MOST))
     sessions = np.linspace(1, MOST, 2000)
     most = float(sessions[np.argmin(np.abs(device.step_time.frames_per_s(sessions) - frames_per_s))])
-    rate = case.cards * frames_per_s / mix.mean_frames()
+    rate = case.gpus * frames_per_s / mix.mean_frames()
     runs = [_predict_open(bench, case, device, round(share * rate, 3), seed + i) for i, share in enumerate(SHARES)]
     return {
         "case": case.name,
         "max_rate_per_s": rate,
         "binding": binding,
-        "max_sessions": case.cards * most,
-        "rungs": sorted({max(round(share * case.cards * most), 1) for share in AROUND}),
+        "max_sessions": case.gpus * most,
+        "rungs": sorted({max(round(share * case.gpus * most), 1) for share in AROUND}),
         "ladder_seed": seed + 50,
         "open": runs,
     }
@@ -296,12 +297,10 @@ def _predict(bench: Bench, model: Model, case: Case, seed: int) -> dict:
 def _predict_open(bench: Bench, case: Case, device: Device, rate: float, seed: int) -> dict:
     """Predicted TTFA p95 of the requests that a seed will send: times, lengths and concurrency are known ahead."""
     spec = bench.specs[case.mix]
-    steady = max(1, round(_sessions(device, spec, rate / case.cards) * case.cards))
+    steady = max(1, round(_sessions(device, spec, rate / case.gpus) * case.gpus))
     seconds = float(math.ceil(max(bench.seconds, bench.due / rate)))
     due_s, frames, names = offered(spec, rate, seed, steady, seconds)
-    shown = simulate(
-        due_s, frames, device.step_time, devices=case.cards, first_audio=device.first_audio, stop_s=seconds
-    )
+    shown = simulate(due_s, frames, device.step_time, devices=case.gpus, first_audio=device.first_audio, stop_s=seconds)
     own, rng = due_s >= 0, np.random.default_rng(seed)
     ttfa_s = np.nan_to_num(shown.ttfa_s[own], nan=np.inf)
     ratios = [device.ttfa.of(name).at(rng.random(200)) for name in names[own]]
@@ -341,7 +340,7 @@ def held_out_loads(bench: Bench, predicted: Sequence[dict]) -> list[tuple[int, s
     for case, said in zip(CASES, predicted, strict=True):
         loads = [Load.ladder(case.patience * bench.rung_s - 1, said["ladder_seed"], tuple(said["rungs"]))]
         loads += [Load.poisson(r["seconds"], r["seed"], r["rate_per_s"], r["steady"]) for r in said["open"]]
-        work += [(case.cards, case.mix, case.knobs, load) for load in loads]
+        work += [(case.gpus, case.mix, case.knobs, load) for load in loads]
     return work
 
 
@@ -396,15 +395,15 @@ def score(bench: Bench, predicted: Sequence[dict]) -> list[Score]:
 
 
 def counts(scores: Sequence[Score]) -> tuple[list[int], int]:
-    """Cards predicted minus cards needed, for rates in the range of one and two cards; and the number of rates."""
-    one = next(each for each in scores if each.case.knobs == CASES[0].knobs and each.case.cards == 1)
-    two = next(each for each in scores if each.case.cards == 2)
+    """GPUs predicted minus GPUs needed, for rates in the range of one and two GPUs; and the number of rates."""
+    one = next(each for each in scores if each.case.knobs == CASES[0].knobs and each.case.gpus == 1)
+    two = next(each for each in scores if each.case.gpus == 2)
     rates = np.linspace(0.2, 0.95, 16) * CAP * min(two.predicted, two.measured)
 
-    def cards(single: float, pair: float) -> np.ndarray:
+    def gpus(single: float, pair: float) -> np.ndarray:
         return np.where(rates <= CAP * single, 1, np.where(rates <= CAP * pair, 2, 3))
 
-    return (cards(one.predicted, two.predicted) - cards(one.measured, two.measured)).tolist(), len(rates)
+    return (gpus(one.predicted, two.predicted) - gpus(one.measured, two.measured)).tolist(), len(rates)
 
 
 def show(scores: Sequence[Score]) -> list:

@@ -21,7 +21,7 @@ from harness.records.fit import Fit, FittedStage
 from harness.records.schema import BatchStatistics, Rung, StageStatistics
 from harness.records.summary import Summary
 from harness.sweep.optimizer.objective import Value
-from harness.sweep.optimizer.physics import Taught
+from harness.sweep.optimizer.physics import MeasuredLadder
 from harness.sweep.optimizer.space import Space
 from harness.vibevoice.profiling.roofline import Roofline
 from harness.vibevoice.profiling.times import ProfiledTimes
@@ -57,7 +57,9 @@ class SpeechSlos:
         reach = len(kept) if kept.all() else int(np.argmin(kept))
         return float(np.max(sessions[:reach] / taken_s[:reach], initial=0.0))
 
-    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Callable[[StepTime, Mapping], float]:
+    def expecting(
+        self, values: Sequence[Value], ladders: Sequence[MeasuredLadder]
+    ) -> Callable[[StepTime, Mapping], float]:
         return lambda step, point: self.of(step, point.get("chunk_frames", 1))
 
 

@@ -1,14 +1,14 @@
-"""A synthetic profile of a card that nobody has measured.
+"""A synthetic profile of a GPU that nobody has measured.
 
 Its times are lines over batch, context and prompt. They were chosen above what hops take on a small host: some 25
-sessions of a few minutes saturate the card.
+sessions of a few minutes saturate the GPU.
 """
 
 from __future__ import annotations
 
 from harness import wire
 
-NAME = "stand-in card"
+NAME = "stand-in GPU"
 # milliseconds: per batch, per session in it; and per token of context of a session
 TIMES_MS = {wire.LLM: (3.0, 1.0), wire.DIFFUSION: (5.0, 0.8), wire.VOCODER: (3.0, 1.2)}
 TOKEN_MS = 0.00008
@@ -23,7 +23,7 @@ def profile() -> dict:
         "device": NAME,
         "preset": "tiny",
         "dtype": "none",
-        "manifest": {"command": "benchmarks/stand_in.py", "notes": "lines that were made up: no card was measured"},
+        "manifest": {"command": "benchmarks/stand_in.py", "notes": "lines that were made up: no GPU was measured"},
         "model": {"hidden_size": 64, "kv_bytes_per_token": 512, "kv_room_bytes": 8 << 30, "state_values": 5266},
         "stages": {
             wire.LLM: [

@@ -24,7 +24,7 @@ from harness.deploy.server import TritonServer
 from harness.drive.load import Load
 from harness.errors import ServerError
 from harness.host.places import ROOT
-from harness.planfile import load_plan
+from harness.planfile.reading import load_plan
 from harness.records.schema import Outcome
 from harness.records.store import Run
 from harness.sweep.trial import Driver

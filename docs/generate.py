@@ -16,14 +16,18 @@ from pathlib import Path
 import typer
 
 from harness import exit_codes as codes
-from harness import planfile, wire
+from harness import wire
 from harness.cli import main as cli
 from harness.client.target import OPTIONS
 from harness.deploy.config import Deployment
 from harness.drive import options as load_options
+from harness.planfile.plan import FEW_POINTS, PlanSpec
+from harness.planfile.sections import DAY_S, LEAST_TRIALS
+from harness.planfile.space import KNOBS, STAGE_KNOBS
 from harness.records.slo import METRIC_OF_KEY
 from harness.records.summary import METRICS
 from harness.topology import has_knob
+from harness.traffic.mix import MIXES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((Path(__file__).resolve().parent / "reference").glob("*.md"))
@@ -44,13 +48,16 @@ PLAN_KEYS = {
     "slos": "The SLOs of each traffic class, see [SLOs](#slos)",
     "targets_qps": "Target rates, requests per second",
     "space": "Search space: knob to values, see [knobs](knobs.md); every combination is a point",
-    "search": f"[How the space is searched](#search); left out: `grid` up to {planfile.FEW_POINTS} points",
+    "search": f"[How the space is searched](#search); left out: `grid` up to {FEW_POINTS} points",
     "ladder": "The [closed-loop concurrency ladder](#ladder) that measures a point",
     "confirm": "The [open-loop runs](#confirm) that confirm the best point",
     "budget_minutes": "Time for all measurements",
     "utilisation_cap": "Highest share of a device's steady rate that is planned",
+    "routing": "How sessions are given to devices; the answer has the counts for the other ways beside it",
     "confidence": "Confidence level of intervals and of SLO verdicts",
     "max_error": "Largest relative error of a prediction against its open-loop run",
+    "max_others": "CPU that other processes and the hypervisor may take, as a share of the cores that a run needs: "
+    "[VALID and INVALID](../concepts/validity.md#others-on-the-host)",
     "prices": "Price of a device hour by device type (part of the device's name is enough)",
     "currency": "Currency of the prices",
     "growth_per_month": "Growth of the target rates, 0 to 1; 0.1 is 10% a month",
@@ -59,7 +66,7 @@ PLAN_KEYS = {
     "valid_days": "Days until the answer expires",
 }
 MIX_KEYS = {
-    "name": f"Name of a built-in mix ({', '.join(planfile.MIXES)}), or of the one written out",
+    "name": f"Name of a built-in mix ({', '.join(MIXES)}), or of the one written out",
     "classes": "[Traffic classes](#classes) by name",
     "chunk_frames": "Frames of 133 ms in one response",
     "diffusion_steps": "Denoising steps of every frame",
@@ -73,19 +80,19 @@ CLASS_KEYS = {
 }
 LADDER_KEYS = {
     "sessions": "Concurrent sessions of each step (rung), ascending",
-    "seconds": f"Longest time that a rung is held, 2 to {planfile.DAY_S}",
+    "seconds": f"Longest time that a rung is held, 2 to {DAY_S}",
     "precision": "A rung ends early when its rate is steady and known to this share",
 }
 CONFIRM_KEYS = {
     "load_share": "Shares of the predicted highest rate",
-    "seconds": f"Whole seconds of each run, 5 to {planfile.DAY_S}; a run that would be too short to judge is longer",
+    "seconds": f"Whole seconds of each run, 5 to {DAY_S}; a run that would be too short to judge is longer",
 }
 SEARCH_KEYS = {
     "kind": "`grid`: every point. `model`: Bayesian optimisation over a physical model of the stages. "
     "`tpe`, `random`: Optuna's samplers",
     "margin": "Tolerance: the search ends when no untried point is likely to be better by more than this share",
     "sure": "Confidence with which it ends so",
-    "share": f"Point budget: it also ends after this share of the points (at least {planfile.LEAST_TRIALS})",
+    "share": f"Point budget: it also ends after this share of the points (at least {LEAST_TRIALS})",
     "trials": "Point budget as a number; the smaller one of the two applies",
     "objective": "[Another goal](#objective) than the highest rate that meets every SLO",
 }
@@ -139,7 +146,7 @@ BENCHMARKS = {
               "topologies", "fuzz", "server_faults"),
     "Load": ("arrivals", "instrument", "faults", "gates"),
     "Sweep": ("search", "sweep_cost", "sweep_faults", "first_run"),
-    "Capacity": ("simulator", "coverage", "heldout"),
+    "Capacity": ("simulator", "coverage", "truths", "heldout"),
     "GPU": ("gpu/environment", "gpu/device", "gpu/fused", "gpu/rows", "gpu/towers", "gpu/streams", "gpu/kit"),
 }  # fmt: skip
 
@@ -166,7 +173,7 @@ def _cell(text: str) -> str:
 
 def keys(name: str, meanings: dict[str, str]) -> str:
     """The keys of a model of the plan file: type, limits and default of each."""
-    schema = planfile.PlanSpec.model_json_schema()
+    schema = PlanSpec.model_json_schema()
     model = schema if name == "PlanSpec" else schema["$defs"][name]
     properties, required = model["properties"], model.get("required", ())
     if extra := meanings.keys() - properties.keys():
@@ -218,11 +225,11 @@ def knobs() -> str:
     for topology in wire.TOPOLOGIES:
         defaults |= Deployment(device="cpu", topology=topology).defaults()
     rows = []
-    for knob, (low, high) in planfile.KNOBS.items():
+    for knob, (low, high) in KNOBS.items():
         owner, _, name = knob.rpartition(".")
         if owner in wire.STAGES:  # as the bare knob
             continue
-        one = f"{wire.LLM}.{knob}" if knob in planfile.STAGE_KNOBS else knob
+        one = f"{wire.LLM}.{knob}" if knob in STAGE_KNOBS else knob
         topologies = ", ".join(topology for topology in wire.TOPOLOGIES if has_knob(topology, one))
         meaning = KNOB_MEANING.get(knob) or KNOB_MEANING[name]
         rows.append((f"`{knob}`", f"{low} to {high:,}", str(defaults[one]), topologies, meaning))

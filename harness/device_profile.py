@@ -98,7 +98,7 @@ ProfilePoint = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSizes:
-    """Sizes of the model that was measured, and bytes for KV caches that its card has beside the weights."""
+    """Sizes of the model that was measured, and bytes for KV caches that its GPU has beside the weights."""
 
     hidden_size: Size
     kv_bytes_per_token: Size

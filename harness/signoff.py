@@ -19,7 +19,7 @@ from harness.deploy.server import TritonServer
 from harness.errors import InputError, ServerError, StoreError
 from harness.host.places import ROOT
 from harness.identity import Requested
-from harness.planfile import deployed_as, load_plan
+from harness.planfile.reading import deployed_as, load_plan
 from harness.records.plan import Plan
 from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
@@ -33,7 +33,7 @@ from harness.sweep.budget import minutes_needed
 from harness.sweep.campaign import FIT_S, Campaign
 from harness.sweep.progress import Watcher
 from harness.sweep.ray_workers import ray_hosts
-from harness.sweep.search import Walk
+from harness.sweep.search import Search
 from harness.sweep.trial import Driver, deployed
 from harness.sweep.workers import Fleet, Host
 
@@ -61,15 +61,15 @@ class SignOff:
         self.spec = deployed_as(load_plan(self.plan_path), topology)
         self.url, self.ray = url, ray
         self.base = deployment_of(self.spec, url, **(deployment or {}))
-        self.walk = Walk(self.spec, self.base)
+        self.search = Search(self.spec, self.base)
         if not url:
             self._check_deployable()
         self.run = open_run(self.plan_path, self.spec, results, url, ray)
-        self.campaign = Campaign(self.spec, self.walk, self.run)
+        self.campaign = Campaign(self.spec, self.search, self.run)
 
     def _check_deployable(self) -> None:
         """Raise InputError for what no server that is started here can do, before one is started."""
-        for point in self.walk.every_value():
+        for point in self.search.every_value():
             deployed(self.base, point).check()
         count = self.base.voice_count()
         if unknown := [voice for voice in self.spec.mix.voices if voice > count]:
@@ -172,13 +172,13 @@ class SignOff:
         return Driver(server, self.plan_path, self.spec, self._scratch / str(number), self.base)
 
     def _report_sweep(self) -> None:
-        self.campaign.log.keep_broken()
+        self.campaign.log.keep_failed()
         if not self.run.manifest.finished_at:  # signed files are not changed
             self.campaign.fit()
         write_sweep_report(self.run)
 
     def _conclude(self, watcher: Watcher) -> Plan:
-        self.campaign.log.keep_broken()
+        self.campaign.log.keep_failed()
         fit = self.campaign.fit()
         watcher.step("planning", FIT_S / 2)
         plan = plan_of(self.run, self.spec, fit, self.spec.targets_qps)
@@ -221,8 +221,8 @@ class SignOff:
 
     def _untried(self, plan: Plan) -> list[str]:
         """For missed: the points that a search did not try."""
-        size = self.walk.size
-        untried = size - len(self.campaign.settled_points()) if self.walk.search.kind != "grid" else 0
+        size = self.search.size
+        untried = size - len(self.campaign.settled_points()) if self.search.settings.kind != "grid" else 0
         if plan.verdict != "missed" or untried <= 0:
             return []
         return [

@@ -15,7 +15,8 @@ from harness.capacity.models.spreads import Sample, Spread
 from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.plan import Terms, make_plan
 from harness.capacity.planning.prediction import predict_open_run
-from harness.capacity.simulator.sessions import Activity, poisson_arrivals, simulate
+from harness.capacity.planning.staged import Topology
+from harness.capacity.simulator.sessions import Activity, simulate
 from harness.records import metrics
 from harness.records.fit import Fit, FittedDeployment, FittedStage, ServicePoint, Unfitted
 from harness.records.load import TrialLoad
@@ -111,6 +112,22 @@ def _one_user(truth: Truth, name: str, step_s: float, start_s: float, end_s: flo
         results.append(result(f"{name}-{len(results)}", draw.traffic_class, frames, times_s, now_s, end_s))
         now_s = float(times_s[-1]) + 0.001
     return results
+
+
+def poisson_arrivals(rate_per_s: float, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Times in seconds of the first ``n`` arrivals of a Poisson process."""
+    return np.cumsum(rng.exponential(1 / rate_per_s, n))
+
+
+def fastest_s(topology: Topology, sessions: int) -> float:
+    """Lower bound of a round of ``sessions`` sessions (without noise): what the busiest stage or the GPU needs."""
+    busy = [
+        sessions / min(sessions, each.max_batch) * each.time_s(min(sessions, each.max_batch))
+        for each in topology.stages
+    ]
+    by_stage = (b / each.instances for b, each in zip(busy, topology.stages, strict=True))
+    shared = sum(busy) if topology.one_gpu else max(by_stage)
+    return max(shared, sum(each.alone_s() + topology.hop_s for each in topology.stages))
 
 
 def open_run(

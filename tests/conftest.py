@@ -29,6 +29,8 @@ with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
     # transformers in many tests. Set for the import only: processes that tests start are to compile.
     patch.setenv("TRITON_INTERPRET", "" if HAS_GPU else "1")
     importlib.import_module("triton")
+# Tests that run side by side disturb each other; those of the limit set it themselves.
+os.environ.setdefault("LOCUST_MAX_OTHERS", "1e9")
 os.environ.pop("COLUMNS", None)  # set to 80 in pytest-xdist's workers; a console keeps what it finds when it is made
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from harness.deploy import stub
 from harness.host import places
-from harness.planfile import load_mix
+from harness.planfile.reading import load_mix
 from harness.records.store import Run
 from harness.runs.opening import spec_of
 
@@ -160,7 +160,7 @@ def test_scenarios_are_copied_and_never_over_others(installed, empty):
 PLANNED = """
 from pathlib import Path
 from harness.host.places import plan_file
-from harness.planfile import load_plan
+from harness.planfile.reading import load_plan
 from harness.runs.opening import open_run
 plan = plan_file(Path("quick"))
 run = open_run(plan, load_plan(plan), Path("results"), None)

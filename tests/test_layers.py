@@ -1,6 +1,7 @@
-"""Imports point one way: a package imports only what stands below it, and no modules import each other in a circle."""
+"""Imports point one way, without circles; files and functions are short, and no two classes have one name."""
 
 import ast
+import collections
 import functools
 from pathlib import Path
 
@@ -18,7 +19,10 @@ ORDER = (
     ("capacity.fitting",),
     ("capacity.planning",),
     ("capacity.ready",),
-    ("planfile",),
+    ("planfile.sections",),
+    ("planfile.space",),
+    ("planfile.plan",),
+    ("planfile.reading",),
     ("client",),
     ("deploy",),
     ("drive.readers",),
@@ -50,6 +54,7 @@ FILES = {
     for path in sorted((ROOT / "harness").rglob("*.py"))
     if path.name != "__init__.py"
 }
+MOST_LINES_OF_A_FUNCTION, MOST_LINES_OF_A_FILE = 60, 500
 
 
 def place_of(module: str) -> str | None:
@@ -59,10 +64,15 @@ def place_of(module: str) -> str | None:
     return next((prefix for prefix in prefixes if prefix in RANKS), None)
 
 
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imported(path: Path) -> set[str]:
     """The modules of harness that a file imports, at its top or in a function."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "harness":
             names = {f"{node.module}.{alias.name}".removeprefix("harness.") for alias in node.names}
             found |= {name if name in FILES else node.module.removeprefix("harness.") for name in names}
@@ -102,3 +112,25 @@ def test_no_modules_import_each_other_in_a_circle():
     while leaves := {module for module, others in below.items() if not others}:
         below = {module: others - leaves for module, others in below.items() if module not in leaves}
     assert not below
+
+
+def nodes(kind) -> list[tuple[str, ast.AST]]:
+    """Every node of a kind in harness/, with its module."""
+    return [(module, node) for module, path in FILES.items() for node in ast.walk(tree(path)) if isinstance(node, kind)]
+
+
+def test_no_two_classes_have_one_name():
+    places = collections.defaultdict(list)
+    for module, node in nodes(ast.ClassDef):
+        places[node.name].append(module)
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
+def test_functions_and_files_are_short():
+    functions = {
+        f"{module}: {node.name}": node.end_lineno - node.lineno + 1
+        for module, node in nodes((ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    files = {module: len(path.read_text().splitlines()) for module, path in FILES.items()}
+    assert {name: lines for name, lines in functions.items() if lines > MOST_LINES_OF_A_FUNCTION} == {}
+    assert {name: lines for name, lines in files.items() if lines > MOST_LINES_OF_A_FILE} == {}

@@ -24,7 +24,7 @@ from harness.drive.load import Load
 from harness.errors import InputError, ServerError, StoreError
 from harness.exit_codes import OF_VERDICT
 from harness.identity import StageIdentity
-from harness.planfile import load_plan
+from harness.planfile.reading import load_plan
 from harness.records import store
 from harness.records.plan import Plan
 from harness.records.prediction import Prediction
@@ -37,8 +37,8 @@ from harness.runs.analysis import plan_of
 from harness.sweep import campaign
 from harness.sweep.budget import Budget, decidable_s, estimated_s
 from harness.sweep.progress import Watcher
-from harness.sweep.trial import Driver, Measured, TrialBroken, asked, broken_trial, deployed, drawn, trial_id
-from harness.sweep.trial_log import BROKEN_IN_A_ROW, TRIES
+from harness.sweep.trial import Driver, Measured, TrialFailed, asked, deployed, drawn, failed_trial, trial_id
+from harness.sweep.trial_log import FAILED_IN_A_ROW, TRIES
 from harness.topology import topology_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -262,7 +262,7 @@ def test_an_invalid_trial_that_an_answer_needs_and_no_time_for_its_repeat_is_no_
 ):
     """Neither a loop without an end, nor a sealed answer that no later start could better."""
     fitted(best_of=lambda looks: 0)
-    after = {"ladder": 4, "open": 5}[kind]  # trials: three ladders, the second one of the best, an open run
+    after = {"ladder": 4, "open": 6}[kind]  # trials: three ladders, two more of the best, an open run
     monkeypatch.setattr(Budget, "left_s", lambda budget: 1e6 if len(fakes.measured) < after else 0.0)
     run = fakes.run
 
@@ -273,7 +273,7 @@ def test_an_invalid_trial_that_an_answer_needs_and_no_time_for_its_repeat_is_no_
     monkeypatch.setattr(fakes, "run", invalid_at_last)
     work = job.SignOff(plan, tmp_path)
     work.execute()
-    assert [each.decisive for each in work.campaign.left_out] in ([True], [True, True])
+    assert {"ladder": [True, False, True], "open": [True]}[kind] == [each.decisive for each in work.campaign.left_out]
     told = work._with_what_was_left_out(Plan.of(plan_record("met")))
     assert told.verdict == "inconclusive" and "start the sign-off again" in told.doubts[0]
 
@@ -393,13 +393,18 @@ def fitted(fakes, monkeypatch):
     return arrange
 
 
-def test_whoever_is_best_is_looked_at_twice_before_the_open_runs(plan, tmp_path, fakes, fitted):
+def test_whoever_is_best_is_measured_three_times_before_the_open_runs(plan, tmp_path, fakes, fitted):
     fitted(best_of=lambda looks: min(looks, 1))
     work = job.SignOff(plan, tmp_path)
     work.execute()
     loads = [(trial.kind, trial.load.seed > 1000, trial.deployment) for trial in work.run.trials()[3:]]
     first, second = (trial.deployment for trial in work.run.trials()[:2])
-    assert loads == [("ladder", True, first), ("ladder", True, second), ("open", False, second)]
+    assert loads == [
+        ("ladder", True, first),  # the best of the first ladders
+        ("ladder", True, second),  # its second ladder was lower than the first one of this
+        ("ladder", True, second),
+        ("open", False, second),
+    ]
     before = len(fakes.measured)
     job.SignOff(plan, tmp_path).execute()
     assert len(fakes.measured) == before
@@ -407,7 +412,7 @@ def test_whoever_is_best_is_looked_at_twice_before_the_open_runs(plan, tmp_path,
 
 def test_an_open_run_that_was_foretold_keeps_its_rate_whatever_a_later_fit_says(plan, tmp_path, fakes, fitted):
     fitted(best_of=lambda looks: 0)
-    fakes.break_after = 4
+    fakes.break_after = 5
     with pytest.raises(KeyboardInterrupt):
         job.SignOff(plan, tmp_path).execute()
     fakes.break_after = None
@@ -446,7 +451,7 @@ def test_a_run_keeps_the_profiles_that_it_began_with(plan, tmp_path):
     assert analysis.terms_of(again.manifest, opening.spec_of(again)).profiles == {"H200": content}
 
 
-def test_a_plan_can_ask_what_a_card_would_carry_that_nobody_profiled(plan, tmp_path):
+def test_a_plan_can_ask_what_a_gpu_would_carry_that_nobody_profiled(plan, tmp_path):
     shutil.copy(ROOT / "results" / "profiles" / "amd-epyc-tiny.json", tmp_path / "cpu.json")
     plan.write_text(PLAN + "profiles: {twice: {profile: cpu.json, bandwidth_gb_s: 121.4, tflop_s: 0.2074}}\n")
     run = job.SignOff(plan, tmp_path / "results").run
@@ -468,51 +473,51 @@ def test_one_measurement_at_a_time_on_a_host(tmp_path):
 
 
 @pytest.fixture
-def breaking(fakes, monkeypatch):
-    """Trials that break: give it how many, or the point that always does."""
+def failing(fakes, monkeypatch):
+    """Trials that fail: give it how many, or the point that always does."""
     run = fakes.run
 
     def arrange(times=0, point=None):
-        left = [TrialBroken("the server ended")] * times
+        left = [TrialFailed("the server ended")] * times
 
-        def broken(self, at, *args, **kw):
+        def failed(self, at, *args, **kw):
             if left or at == point:
-                raise left.pop() if left else TrialBroken("no stage loads this")
+                raise left.pop() if left else TrialFailed("no stage loads this")
             return run(self, at, *args, **kw)
 
-        monkeypatch.setattr(fakes, "run", broken)
+        monkeypatch.setattr(fakes, "run", failed)
 
     return arrange
 
 
-def test_a_trial_that_broke_is_stored_with_its_reason_and_measured_once_more(plan, tmp_path, fakes, breaking):
-    breaking(times=1)
+def test_a_failed_trial_is_stored_with_its_reason_and_measured_once_more(plan, tmp_path, fakes, failing):
+    failing(times=1)
     work = job.SignOff(plan, tmp_path)
     work.execute(ladders_only=True)
-    broken, *measured = work.run.trials()
-    assert broken.reasons == ("broke: the server ended",) and not broken.valid and not broken.rungs
+    failed, *measured = work.run.trials()
+    assert failed.reasons == ("failed: the server ended",) and not failed.valid and not failed.rungs
     assert [trial.valid for trial in measured] == [True] * 3
-    assert broken.deployment == measured[0].deployment and broken.trial_id != measured[0].trial_id
+    assert failed.deployment == measured[0].deployment and failed.trial_id != measured[0].trial_id
 
 
-def test_a_point_that_always_breaks_is_left_out_with_its_reason(plan, tmp_path, fakes, breaking):
+def test_a_point_that_always_fails_is_left_out_with_its_reason(plan, tmp_path, fakes, failing):
     point = job.SignOff(plan, tmp_path).spec.points()[1]
-    breaking(point=point)
+    failing(point=point)
     work = job.SignOff(plan, tmp_path)
     content = work.execute()
-    broken = [trial for trial in work.run.trials() if not trial.valid]
-    assert [trial.deployment for trial in broken] == [point] * TRIES
+    failed = [trial for trial in work.run.trials() if not trial.valid]
+    assert [trial.deployment for trial in failed] == [point] * TRIES
     assert content.verdict in OF_VERDICT
-    breaking()
+    failing()
     assert job.SignOff(plan, tmp_path).execute(ladders_only=True) is None
-    assert len(work.run.trials()) == len(broken) + len(fakes.measured)  # nothing is measured twice
+    assert len(work.run.trials()) == len(failed) + len(fakes.measured)  # nothing is measured twice
 
 
-def test_when_every_trial_breaks_the_job_stops_and_the_next_start_measures_them(plan, tmp_path, breaking):
-    breaking(times=BROKEN_IN_A_ROW)
+def test_when_every_trial_breaks_the_job_stops_and_the_next_start_measures_them(plan, tmp_path, failing):
+    failing(times=FAILED_IN_A_ROW)
     with pytest.raises(ServerError, match="4 trials failed in a row; none of them is stored"):
         job.SignOff(plan, tmp_path).execute(ladders_only=True)
-    breaking()
+    failing()
     work = job.SignOff(plan, tmp_path)
     work.execute(ladders_only=True)
     assert [trial.valid for trial in work.run.trials()] == [True] * 3
@@ -637,7 +642,7 @@ def test_a_server_that_is_gone_gives_its_point_to_the_others(plan, tmp_path, fak
 
     def on_b(self, *args, **kw):
         if isinstance(self.server, Gone):
-            raise TrialBroken("no answer")
+            raise TrialFailed("no answer")
         return run(self, *args, **kw)
 
     monkeypatch.setattr(fakes, "run", on_b)
@@ -655,8 +660,8 @@ def test_a_repeat_draws_other_requests_and_keeps_the_name_of_its_load(kind):
     load = Load.ladder(10.0, 7, (1, 2)) if kind == "ladder" else Load.poisson(10.0, 7, rate_per_s=2.0)
     again = drawn(load, 1)
     assert drawn(load, 0) == load and again.seed != load.seed and dataclasses.replace(again, seed=7) == load
-    assert broken_trial({}, load, 1, "it broke").load.seed == again.seed
-    assert broken_trial({}, load, 1, "it broke").trial_id == trial_id({}, load, 1)
+    assert failed_trial({}, load, 1, "it failed").load.seed == again.seed
+    assert failed_trial({}, load, 1, "it failed").trial_id == trial_id({}, load, 1)
 
 
 def ladder(wall_s, held_s, sessions=(1, 2, 4), seconds=8.0):

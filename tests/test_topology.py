@@ -26,7 +26,7 @@ from harness.deploy.config import Deployment
 from harness.device_profile import ModelSizes, Profile
 from harness.errors import HarnessError, InputError, ServerError
 from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested, topology_of
-from harness.planfile import deployed_as, load_plan
+from harness.planfile.reading import deployed_as, load_plan
 from harness.records.schema import BatchStatistics, Rung, StageStatistics
 from harness.records.store import Run
 from harness.records.summary import Summary
@@ -35,7 +35,7 @@ from harness.report.page import render
 from harness.report.sweep_page import write_sweep_report
 from harness.runs import opening, points
 from harness.runs.stages import kv_rooms, record_stages, stages_by_server
-from harness.sweep.optimizer.physics import Taught, learn
+from harness.sweep.optimizer.physics import MeasuredLadder, fit_physics
 from harness.topology import applicable, has_knob
 
 FUSED = {"topology": "fused", "engine.max_batch": 64}
@@ -107,13 +107,13 @@ def test_a_search_learns_each_topology_by_its_own_stages():
     times = {n: 0.004 + 0.0003 * n for n in (1, 4, 16)}
     rungs = tuple(Rung(n, n / step_s, 0, 1, Summary(), engine(n, 0.0003, 0.003)) for n, step_s in times.items())
     defaults = {"engine.max_batch": 64, "engine.instances": 1}
-    physics = learn([Taught(FUSED, rungs)], defaults)
+    physics = fit_physics([MeasuredLadder(FUSED, rungs)], defaults)
     assert physics.path == (wire.ENGINE,)
     assert physics.step_s(FUSED, list(times)) == pytest.approx(list(times.values()), rel=0.15)
     halved = physics.step_s(FUSED | {"engine.max_batch": 8}, [16])[0]  # sixteen take turns
     assert halved == pytest.approx(2 * physics.step_s(FUSED, [8])[0])
-    assert learn([Taught({}, staged_rungs())], {}).path == wire.STAGES
-    assert learn([Taught({}, rungs)], defaults) is None  # a staged point whose stages were not counted
+    assert fit_physics([MeasuredLadder({}, staged_rungs())], {}).path == wire.STAGES
+    assert fit_physics([MeasuredLadder({}, rungs)], defaults) is None  # a staged point whose stages were not counted
 
 
 @pytest.mark.parametrize(

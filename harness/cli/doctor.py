@@ -65,7 +65,7 @@ class HostResources:
     disk_free: int
     shared_free: int
     gpu_device: bool
-    cards: tuple[GpuFacts, ...]
+    gpus: tuple[GpuFacts, ...]
     torch_cuda: str  # CUDA version of the torch that stages import; "" = a CPU build
     compiler: str  # path of the C compiler; "" = none
     python_header: Path  # Python.h of the Python that runs the stages, whether it exists or not
@@ -89,7 +89,7 @@ def this_host(root: Path, search: tuple[str, ...]) -> HostResources:
         disk_free=shutil.disk_usage(root).free,
         shared_free=shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0,
         gpu_device=os.path.exists("/dev/nvidiactl"),
-        cards=_cards(),
+        gpus=_gpus_found(),
         torch_cuda=_cuda_of(packages.find("torch", search)),
         compiler=_compiler(),
         python_header=_python_header(),
@@ -144,7 +144,7 @@ def machine(host: HostResources) -> Iterator[Check]:
         "" if enough else "with one core the load generator disturbs the server: use two",
     )
     yield _room("memory", host.memory_free, _MEMORY_NEEDED, "close other programs")
-    needed = shared_memory_needed(Deployment().configs(), max(1, len(host.cards)))
+    needed = shared_memory_needed(Deployment().configs(), max(1, len(host.gpus)))
     yield _room("shared memory", host.shared_free, needed, "start the container with --shm-size=1g")
     yield _room("disk", host.disk_free, _DISK_NEEDED, "free some space, or give --results on another disk")
 
@@ -168,18 +168,18 @@ def _ports() -> Check:
 
 def gpus(host: HostResources) -> Iterator[Check]:
     """The driver, torch's CUDA version, and each GPU with its memory."""
-    if not host.gpu_device and not host.cards:
+    if not host.gpu_device and not host.gpus:
         yield Check("GPU", None, "none: figures are of this host's CPU", "for GPU figures, run on a GPU host")
         return
-    if not host.cards:
+    if not host.gpus:
         fix = "check nvidia-smi: a driver of another version than its kernel module needs a reboot"
         yield Check("GPU driver", False, "/dev/nvidiactl exists, but the driver reports no GPU", fix)
         return
-    yield Check("GPU driver", True, host.cards[0].driver)
+    yield Check("GPU driver", True, host.gpus[0].driver)
     yield _torch_on_gpu(host)
     yield from _build_tools(host)
-    for index, card in enumerate(host.cards):
-        yield _card(index, card)
+    for index, gpu in enumerate(host.gpus):
+        yield _gpu(index, gpu)
 
 
 def _torch_on_gpu(host: HostResources) -> Check:
@@ -213,15 +213,15 @@ def _python_header() -> Path:
     return Path(sysconfig.get_paths(scheme=scheme)["include"], "Python.h")
 
 
-def _card(index: int, card: GpuFacts) -> Check:
-    found = f"{card.name}, {_size(card.total)}, {_size(card.free)} free"
-    if card.free >= _GPU_NEEDED:
+def _gpu(index: int, gpu: GpuFacts) -> Check:
+    found = f"{gpu.name}, {_size(gpu.total)}, {_size(gpu.free)} free"
+    if gpu.free >= _GPU_NEEDED:
         return Check(f"GPU {index}", True, found)
     fix = f"preset 1.5b needs about {_size(_GPU_NEEDED)}: free some (nvidia-smi lists who holds it), or use preset tiny"
     return Check(f"GPU {index}", None, found, fix)
 
 
-def _cards() -> tuple[GpuFacts, ...]:
+def _gpus_found() -> tuple[GpuFacts, ...]:
     """Each GPU that the driver reports; none where it does not answer."""
     return tuple(GpuFacts(gpu.name, gpu.driver, gpu.memory_bytes, gpu.free_bytes) for gpu in nvml.present())
 
@@ -274,7 +274,7 @@ def _stages_of(target: Target, address: str) -> Check:
         with target.channel(address) as channel:
             stages = [each for each in stages_of(channel, address, target.headers) if each.preset]
     except ServerError as error:
-        return Check(what, None, "not told", str(error))
+        return Check(what, None, "unknown", str(error))
     topology = wire.STAGED if any(each.model in wire.STAGES for each in stages) else wire.FUSED
     found = sorted({f"{topology}, {each.gpu or each.device}, {each.dtype}, preset {each.preset}" for each in stages})
     fix = "give all stages one device, dtype and preset: nothing is measured on a mixed server"

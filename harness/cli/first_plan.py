@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.errors import HarnessError, InputError
-from harness.planfile import load_plan
+from harness.planfile.reading import load_plan
 from harness.wire import FRAMES_PER_SECOND, MAX_FRAMES
 
 PRESETS = ("tiny", "1.5b", "7b")

@@ -157,14 +157,14 @@ def sweep(
     """
     from harness.cli.tables import Show
     from harness.report.facts import SWEEP_NAME
-    from harness.report.sweep_page import best_in_words
+    from harness.report.sweep_page import describe_best
     from harness.signoff import SignOff
 
     work = SignOff(plan_file(plan), results, url=_measured(servers, ray) or None, ray=ray or None, topology=topology)
     with Show() as show:
         work.execute(show, ladders_only=True)
     path = work.run.path / SWEEP_NAME
-    out.print(best_in_words(work.run), soft_wrap=True, highlight=False)
+    out.print(describe_best(work.run), soft_wrap=True, highlight=False)
     out.print(f"{len(work.run.trials())} trials; report: [bold]{path}[/]", soft_wrap=True)
 
 
@@ -175,7 +175,7 @@ def _measured(servers: Servers, ray: str) -> str:
 
 
 def _set_aside(plan_path: Path, results: Path, url: str, ray: str, topology: str) -> None:
-    from harness.planfile import deployed_as, load_plan
+    from harness.planfile.reading import deployed_as, load_plan
     from harness.records.store import Run
     from harness.runs import opening
 

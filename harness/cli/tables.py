@@ -99,12 +99,12 @@ def print_plan(content: Plan) -> None:
 
 
 def _bounds(content: Plan) -> Iterator[str]:
-    """What bounds each count, and what utilisation is a share of."""
+    """What bounds each count, what utilisation is a share of, and what the counts assume."""
     rates: dict[str, list[str]] = {}
     for row in content.targets:
         rates.setdefault(words.bound(row), []).append(f"{row.qps:g}")
     yield from (f"Bound at {', '.join(alike)} req/s by: {said}" for said, alike in rates.items())
-    yield from filter(None, [words.utilisation(content)])
+    yield from filter(None, [words.utilisation(content), words.routing(content), words.ladders(content)])
 
 
 def _in_a_line(content: Plan) -> Iterator[str]:
@@ -157,7 +157,7 @@ def _losses_table(content: Plan) -> Table:
     for row, loss in lost:
         share = loss.worst_share
         table.add_row(
-            f"{row.qps:g}", f"{loss.lost} of {loss.devices}", "met" if loss.kept else "violated",
+            f"{row.qps:g}", f"{loss.lost} of {loss.devices}", "met" if loss.met else "violated",
             words.metric_briefly(loss.worst), "over 10x" if share is None or share > 10 else _percent(share),
             str(loss.interrupted), loss.basis,
         )  # fmt: skip

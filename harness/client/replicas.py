@@ -108,7 +108,7 @@ class Replica:
             server = await self.stub.ServerReady(pb.ServerReadyRequest(), **manner)
             model = await self.stub.ModelReady(pb.ModelReadyRequest(name=wire.ENTRY), **manner)
         except grpc.aio.AioRpcError as error:
-            raise ServerError(self.in_words(error)) from error
+            raise ServerError(self.described(error)) from error
         if not server.ready:
             raise ServerError(f"Triton at {self.address} is up but not ready: wait until its models are loaded")
         if not model.ready:
@@ -139,9 +139,9 @@ class Replica:
             return None
         return sum(int(model.inference_count) for model in answer.model_stats)
 
-    def in_words(self, error: grpc.RpcError) -> str:
+    def described(self, error: grpc.RpcError) -> str:
         """Turn a gRPC status into a message that says how to fix it, with the server's own message unchanged."""
-        return in_words(error, self.address, self.target.tls)
+        return described(error, self.address, self.target.tls)
 
     async def _watch(self) -> None:
         """Keep the connection up and count losses: a ready state that was left and reached again."""
@@ -218,7 +218,7 @@ class Replicas:
         )
 
 
-def in_words(error: grpc.RpcError, address: str, tls: Tls | None) -> str:
+def described(error: grpc.RpcError, address: str, tls: Tls | None) -> str:
     """Turn a gRPC status into a message that says how to fix it, with the server's own message unchanged."""
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE:

@@ -172,7 +172,7 @@ class Stream:
         try:
             await self._exchange()
         except grpc.aio.AioRpcError as error:
-            self._fail(self._in_words(error))
+            self._fail(self._described(error))
         except asyncio.CancelledError:
             self._call.cancel()
             if self._stopped is not None or self._error:
@@ -329,7 +329,7 @@ class Stream:
         samples, asked = sum(self._samples), self.request.frames * wire.SAMPLES_PER_FRAME
         return f"with {samples} samples of audio" + (f" where {asked} were requested" if asked else "")
 
-    def _in_words(self, error: grpc.aio.AioRpcError) -> str:
+    def _described(self, error: grpc.aio.AioRpcError) -> str:
         code, details, address = error.code(), error.details() or "", self._replica.address
         limit_s = self._replicas.target.request_s
         if code is grpc.StatusCode.DEADLINE_EXCEEDED and limit_s is not None:
@@ -337,7 +337,7 @@ class Stream:
         was_there = self._received or CONNECTION_LOST in details
         if code is grpc.StatusCode.UNAVAILABLE and was_there and PING_TIMEOUT not in details:
             return f"the server at {address} ended the connection, {self._progress()}: {details}"
-        return self._replica.in_words(error)
+        return self._replica.described(error)
 
 
 def _without_its_process(message: str) -> str:

@@ -11,7 +11,7 @@ import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from harness import wire
-from harness.client.replicas import in_words
+from harness.client.replicas import described
 from harness.client.target import Target
 from harness.deploy.config import Configs, Deployment, as_json, from_json, topology_of
 from harness.deploy.control import config_of, is_ready, load_changes
@@ -122,7 +122,7 @@ class RemoteTriton:
         try:
             stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=self.target.ready_s)
         except grpc.RpcError as error:
-            raise ServerError(in_words(error, self.url, self.target.tls)) from error
+            raise ServerError(described(error, self.url, self.target.tls)) from error
 
     def _load(self, configs: Configs) -> list[str]:
         with self._channel() as channel:

@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from harness import wire
-from harness.client.replicas import in_words
+from harness.client.replicas import described
 from harness.client.target import Target
 from harness.errors import ServerError
 from harness.records.schema import BatchStatistics, StageStatistics
@@ -43,7 +43,7 @@ class StatisticsReader:
         try:
             answer = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=TIMEOUT_S)
         except grpc.RpcError as error:
-            raise ServerError(f"no statistics: {in_words(error, address, self._target.tls)}") from error
+            raise ServerError(f"no statistics: {described(error, address, self._target.tls)}") from error
         return tuple(_stage(model) for model in answer.model_stats if model.name in COUNTED)
 
     def close(self) -> None:

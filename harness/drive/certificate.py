@@ -11,9 +11,19 @@ from dataclasses import replace
 
 from harness.drive.generator import LoadSettings, arrival_times
 from harness.drive.observed import Observed
-from harness.drive.validity import MAX_LATENESS_P99_S, Certificate, Due, Gate, certify
+from harness.drive.validity import (
+    MAX_LATENESS_P99_S,
+    Certificate,
+    Due,
+    Gate,
+    certify,
+    undisturbed,
+    undisturbed_rungs,
+    worst_of,
+)
 from harness.records import metrics
 from harness.records.load_log import mixture
+from harness.records.load_test import HeldRung
 from harness.records.summary import Summary
 
 ERRORS_SHOWN = 3  # kinds of error; requests.csv lists all of them
@@ -43,8 +53,16 @@ def certificate_of(observed: Observed, summary: Summary, start_ns: int) -> Certi
         slos=observed.settings.mix.slos,
         unsteady=_unsteady(observed.settings),
         failures=_failures(observed),
-        notes=(*_errors(observed), *observed.readers.notes, *_servers(observed), *notes, *observed.host.events),
+        notes=(
+            *_errors(observed),
+            *observed.readers.notes,
+            *_servers(observed),
+            *notes,
+            *observed.host.events,
+            *_repeats(observed.rungs),
+        ),
     )
+    certificate = replace(certificate, gates=(*certificate.gates, *_disturbance(observed, start_ns)))
     faults = (*observed.faults, *observed.readers.faults, *mixture(observed.results))
     return replace(certificate, gates=(*(Gate("load", False, fault) for fault in faults), *certificate.gates))
 
@@ -89,6 +107,28 @@ def _unsteady(settings: LoadSettings) -> str:
     if arrivals is not None and not arrivals.is_steady:
         return f"not required: the rate of {arrivals.kind} arrivals changes by design"
     return ""
+
+
+def _disturbance(observed: Observed, start_ns: int) -> Iterator[Gate]:
+    """Whether others took CPU that the test needed: over its window, or in too many rungs of a ladder."""
+    if not observed.host.samples:
+        return
+    if observed.settings.load.sessions:
+        yield undisturbed_rungs(observed.rungs)
+    else:
+        yield undisturbed(observed.host.load(start_ns, observed.end_ns), observed.settings.max_others)
+
+
+def _repeats(rungs: Sequence[HeldRung]) -> Iterator[str]:
+    """The disturbed rungs of a ladder: what became of them, and what others took at most."""
+    disturbed = [each for each in rungs if each.disturbed]
+    if disturbed:
+        last = {each.users: each for each in rungs}
+        again = [each.users for each in disturbed if each is not last[each.users]]
+        left_out = [each.users for each in disturbed if each is last[each.users]]
+        counts = (("measured again", again), ("left out", left_out))
+        words = "; ".join(f"{what}: rungs of {', '.join(map(str, users))} sessions" for what, users in counts if users)
+        yield f"disturbed and {words}; {worst_of(disturbed).disturbed}"
 
 
 def _due(observed: Observed, start_ns: int) -> Due | None:

@@ -126,7 +126,7 @@ def _audio_lines(results: Sequence[Result]) -> Iterator[str]:
     wanted, got = (done["frames"] * wire.SAMPLES_PER_FRAME).sum(), done["samples"].sum()
     equal = "equal" if wanted == got else "NOT EQUAL"
     rate = wire.SAMPLE_RATE_HZ
-    yield f"  audio        {wanted / rate:.1f} s asked for by completed requests, {got / rate:.1f} s delivered: {equal}"
+    yield f"  audio        {wanted / rate:.1f} s requested by completed requests, {got / rate:.1f} s delivered: {equal}"
     yield f"               {cut['audio_s'].sum():.1f} s delivered to unfinished requests"
     yield f"  stalls       {rows['stalls'].sum():.0f}, {rows['stall_total_s'].sum():.2f} s in all (no start buffer)"
 
@@ -151,7 +151,7 @@ def _slo_lines(report: LoadReport) -> Iterator[str]:
 
 
 def _machine_lines(machine: HostSummary | None) -> Iterator[str]:
-    if machine and machine.looks:
+    if machine and machine.samples:
         yield (
             f"  machine      {machine.busy_share:.0%} of {machine.cores} cores busy, "
             f"{machine.other_share:.0%} by others (at most {machine.other_share_max:.0%}), "

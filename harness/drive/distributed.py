@@ -7,6 +7,7 @@ send, so that the shares of an open loop together form one arrival process.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class WorkerReport:
     """What a worker tells its master each second. ``results``: those since the last report.
 
     ``wall_ns``: see ``wall_ns()``. ``record``: the worker's ``LoadSettings.record``. ``done``: this is the last report.
-    ``failed``: why the worker could not send, or "".
+    ``failed``: why the worker could not send, or "". ``pid``: of the worker.
     """
 
     KIND = "speech"  # of Locust's messages
@@ -52,6 +53,7 @@ class WorkerReport:
     record: AskedLoad
     done: bool
     failed: str
+    pid: int
 
     def to_plain(self) -> dict:
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -133,6 +135,8 @@ class MasterTest(SpeechTest):
             return
         report = WorkerReport.from_plain(msg.data)
         self._shift_ns[msg.node_id] = _shift_ns(report.wall_ns, self._wall_ns)
+        if not self._shift_ns[msg.node_id]:  # a worker of this host is no disturbance, whoever started it
+            self.host_monitor.count_as_own(report.pid)
         for result in report.results:
             self._record(_shifted(result, self._shift_ns[msg.node_id]))
         self._reports[msg.node_id] = replace(report, results=())
@@ -261,6 +265,7 @@ class WorkerTest(SpeechTest):
             record=self.settings.record(),
             done=done,
             failed=failed,
+            pid=os.getpid(),
         )
         self._runner.send_message(WorkerReport.KIND, report.to_plain())
 

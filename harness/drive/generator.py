@@ -19,6 +19,7 @@ from harness.drive.load import Load
 from harness.drive.readers.pool import ReaderPool
 from harness.drive.stop_rule import Patience, slowest_rtf
 from harness.errors import HarnessError, InputError
+from harness.planfile.sections import MAX_OTHERS
 from harness.records.load_test import AskedLoad, UserRecord
 from harness.records.schema import Request, Result
 from harness.traffic.mix import Mix, ScriptSource, requests
@@ -50,7 +51,7 @@ class LoadSettings:
 
     ``users``: the user classes of the test. With several, ``mix`` is ``Mix.combined`` of theirs, by weight.
     ``readers``: number of stream-reader processes. ``records``: the folder of the records. ``every_s``: seconds between
-    two progress lines.
+    two progress lines. ``max_others``: the CPU that others may take, as a share of the cores that the test needs.
     """
 
     mix: Mix
@@ -60,12 +61,15 @@ class LoadSettings:
     records: Path | None = None
     every_s: float | None = None
     users: tuple[UserClass, ...] = ()
+    max_others: float = MAX_OTHERS
 
     def __post_init__(self) -> None:
         if self.readers < 1:
             raise InputError(f"--readers {self.readers} must be 1 or more")
         if self.every_s is not None and not 0 < self.every_s < math.inf:
             raise InputError(f"--every {self.every_s:g} must be above 0")
+        if not 0 < self.max_others < math.inf:
+            raise InputError(f"--max-others {self.max_others:g} must be above 0")
 
     def mix_of(self, user: str) -> Mix | None:
         """The traffic mix of one user class; None for a class that is not part of the test."""

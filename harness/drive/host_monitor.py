@@ -6,29 +6,27 @@ A sample reads /proc in a thread of the load generator and takes some millisecon
 from __future__ import annotations
 
 import contextlib
+import heapq
 import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import psutil
 
+from harness.drive.disturbance import HostLoad, HostSample, load_between
+from harness.host.cpu_time import HostTime, ProcessTime, descendants, processes, used_by, used_s
 from harness.records.load_test import HostSummary
 
-INTERVAL_S = 5.0
-
-
-@dataclass(frozen=True)
-class HostSample:
-    """The host at one moment. Shares are of all cores since the previous sample; NaN in the first sample."""
-
-    at_ns: int
-    stolen_share: float  # by the hypervisor
-    busy_share: float
-    other_share: float  # busy with neither the harness nor the server
-    server_memory_bytes: int  # of the server and its children; 0 if it runs on another host
+INTERVAL_S = 1.0
+LEADER_VARIABLE = "HARNESS_LEADER"  # pid of the process that started the load generator for a trial
+_LOOK_AGAIN_S = 5.0  # for the owner of a port, where it is not found: that search is expensive
+_FRESH_S = 0.2  # a sample over a shorter time would be coarse: the clocks tick in 10 ms
+_NAMED = 5  # of the other processes of a sample
+# They listen in place of a server whose processes are in a container, hidden from this host's view.
+_FORWARDERS = ("docker-proxy", "rootlessport", "rootlesskit", "slirp4netns", "pasta")
 
 
 @dataclass(frozen=True)
@@ -37,18 +35,25 @@ class HostRecord:
 
     samples: tuple[HostSample, ...] = ()
     events: tuple[str, ...] = ()
+    cores: int = os.cpu_count() or 1
+
+    def load(self, start_ns: int, end_ns: int) -> HostLoad | None:
+        """Who used the CPU over [start_ns, end_ns); None where it is not known."""
+        return load_between(self.samples, self.cores, start_ns, end_ns)
 
     def summary(self, start_ns: int, end_ns: int) -> HostSummary:
         """Means and maxima of the samples in [start_ns, end_ns], as shares of the host's cores, and all events."""
         inside = [each for each in self.samples if start_ns <= each.at_ns <= end_ns and not math.isnan(each.busy_share)]
+        known = [each for each in inside if not math.isnan(each.other_share)]
+        other_share = _mean(each.other_share for each in known)
         return HostSummary(
-            looks=len(inside),
-            cores=os.cpu_count(),
+            samples=len(inside),
+            cores=self.cores,
             stolen_share=_mean(each.stolen_share for each in inside),
             stolen_share_max=max((each.stolen_share for each in inside), default=None),
             busy_share=_mean(each.busy_share for each in inside),
-            other_share=_mean(each.other_share for each in inside),
-            other_share_max=max((each.other_share for each in inside), default=None),
+            other_share=None if other_share is None else max(other_share, 0.0),
+            other_share_max=max((max(each.other_share, 0.0) for each in known), default=None),
             server_memory_bytes=inside[-1].server_memory_bytes if inside else 0,
             server_events=self.events,
         )
@@ -62,10 +67,13 @@ class HostMonitor:
         self.events: list[str] = []
         self._ports = ports
         self._began_ns = time.monotonic_ns()
-        self._host: tuple[float, float, float] | None = None
-        self._used: dict[psutil.Process, float] = {}
+        self._roots = {os.getpid(), *_leader()}
+        self._host: HostTime | None = None
+        self._cores = os.cpu_count() or 1
+        self._processes: dict[int, ProcessTime] = {}
         self._main: dict[int, psutil.Process | None] = {}  # by port
-        self._server: dict[psutil.Process, str] = {}
+        self._looked_s = -math.inf  # when the owner of a port was last looked for
+        self._server: dict[tuple[int, int], str] = {}
         self._sampling, self._closed = threading.Lock(), threading.Event()
         threading.Thread(target=self._run, args=(interval_s,), daemon=True).start()
 
@@ -74,12 +82,25 @@ class HostMonitor:
         """The server's memory at the last sample; 0 before the first."""
         return self.samples[-1].server_memory_bytes if self.samples else 0
 
+    def count_as_own(self, pid: int) -> None:
+        """Count another process of this host, and its children, as part of the harness: a worker of the load test."""
+        self._roots.add(pid)
+
+    def load(self, start_ns: int, end_ns: int) -> HostLoad | None:
+        """Who used the CPU over [start_ns, end_ns), until now at most; None where it is not known."""
+        if not self._closed.is_set():
+            self._sample()
+        return self.record().load(start_ns, end_ns)
+
+    def record(self) -> HostRecord:
+        return HostRecord(tuple(self.samples), tuple(self.events), self._cores)
+
     def close(self) -> HostRecord:
         """Take a last sample and stop."""
         if not self._closed.is_set():
             self._closed.set()
             self._sample()
-        return HostRecord(tuple(self.samples), tuple(self.events))
+        return self.record()
 
     def _run(self, interval_s: float) -> None:
         while not self._closed.is_set():
@@ -88,80 +109,95 @@ class HostMonitor:
 
     def _sample(self) -> None:
         with self._sampling:
-            own, server = _tree(psutil.Process()), self._server_tree()
-            if psutil.Process() in server:  # the harness may be a child of its server, as the server may be of it
-                server = {process: name for process, name in server.items() if process not in own}
-            self._note_changes(server)
-            stolen, busy, other = self._shares({process: _cpu_s(process) for process in {*own, *server}})
+            if self._host and time.monotonic() - self._host.at_s < _FRESH_S and not self._closed.is_set():
+                return
+            host, found = HostTime.read(), processes()
+            server = self._server_pids(found)
+            self._note_changes({pid: found[pid] for pid in server})
+            members = descendants(found, self._roots) | server
+            before, self._host, self._cores = self._host, host, host.cores
+            used, self._processes = used_s(self._processes, found), found
             memory = sum(map(_resident_bytes, server))
-            self.samples.append(HostSample(time.monotonic_ns(), stolen, busy, other, memory))
+            known = all(self._main.get(port) for port in self._ports)
+            sample = _sampled(before, host, used_by(used, members) if known else math.nan, memory)
+            others = _largest(used, found, members, sample.seconds) if known else ()
+            self.samples.append(replace(sample, others=others))
 
-    def _server_tree(self) -> dict[psutil.Process, str]:
-        tree = {}
-        for port in self._ports:
-            main = self._main.get(port)
-            if not (main and main.is_running()):
-                main = self._main[port] = _listener(port)
-            tree |= _tree(main)
-        return tree
+    def _server_pids(self, found: Mapping[int, ProcessTime]) -> set[int]:
+        gone = [port for port in self._ports if not (main := self._main.get(port)) or not main.is_running()]
+        if gone and time.monotonic() - self._looked_s >= _LOOK_AGAIN_S:
+            self._looked_s = time.monotonic()
+            self._main |= {port: _listener(port) for port in gone}
+        server = descendants(found, [main.pid for main in self._main.values() if main and main.is_running()])
+        # The harness may be a child of its server, as the server may be of it.
+        return server - descendants(found, [os.getpid()]) if os.getpid() in server else server
 
-    def _shares(self, used: dict[psutil.Process, float]) -> tuple[float, float, float]:
-        times = psutil.cpu_times()
-        idle = times.idle + times.iowait
-        busy = times.user + times.nice + times.system + times.irq + times.softirq
-        before, self._host = self._host, (times.steal, busy, idle + busy + times.steal)
-        ours = sum(seconds - self._used.get(process, seconds) for process, seconds in used.items())
-        self._used = used
-        if before is None or self._host[2] <= before[2]:
-            return math.nan, math.nan, math.nan
-        stolen, busy, total = (now - then for now, then in zip(self._host, before, strict=True))
-        return stolen / total, busy / total, max(busy - ours, 0.0) / total
-
-    def _note_changes(self, server: dict[psutil.Process, str]) -> None:
+    def _note_changes(self, server: Mapping[int, ProcessTime]) -> None:
+        named = {(each.pid, each.started): each for each in server.values()}
+        labels = {key: self._server.get(key) or _label(each) for key, each in named.items()}
         if self.samples:
             at = f"{(time.monotonic_ns() - self._began_ns) / 1e9:.0f} s"
-            gone = [self._server[each] for each in self._server.keys() - server.keys()]
-            came = [server[each] for each in server.keys() - self._server.keys()]
+            gone = [self._server[each] for each in self._server.keys() - labels.keys()]
+            came = [labels[each] for each in labels.keys() - self._server.keys()]
             self.events += [f"{name} of the server ended by {at}" for name in sorted(gone)]
             self.events += [f"{name} of the server started by {at}" for name in sorted(came)]
-        self._server = server
+        self._server = labels
+
+
+def _leader() -> list[int]:
+    """The process that started this one for a trial, such as a sign-off: it and its children are the harness too."""
+    pid = os.environ.get(LEADER_VARIABLE, "")
+    return [int(pid)] if pid.isdigit() else []
+
+
+def _sampled(before: HostTime | None, now: HostTime, own_s: float, memory_bytes: int) -> HostSample:
+    """A sample from two readings; its shares are NaN for the first, and where the host does not count its idle time."""
+    at_ns, nan = round(now.at_s * 1e9), math.nan
+    seconds = now.at_s - before.at_s if before else 0.0
+    whole_s = seconds * now.cores
+    if before is None or not 0.5 < (now.counted_s - before.counted_s) / max(whole_s, 1e-9) < 1.5:
+        return HostSample(at_ns, seconds, nan, nan, nan, nan, memory_bytes)
+    stolen_s, interrupts_s = now.stolen_s - before.stolen_s, now.interrupts_s - before.interrupts_s
+    busy_s = min(max(whole_s - (now.idle_s - before.idle_s) - stolen_s, 0.0), whole_s)
+    other_s = busy_s - interrupts_s - own_s
+    return HostSample(
+        at_ns, seconds, stolen_s / whole_s, busy_s / whole_s, own_s / whole_s, other_s / whole_s, memory_bytes
+    )
+
+
+def _largest(
+    used: Mapping[int, float], found: Mapping[int, ProcessTime], members: set[int], seconds: float
+) -> tuple[tuple[str, int, float], ...]:
+    """Name, pid and cores of the other processes that used most."""
+    if seconds <= 0:
+        return ()
+    others = {pid: each / seconds for pid, each in used.items() if pid not in members and each > 0}
+    return tuple((found[pid].name, pid, others[pid]) for pid in heapq.nlargest(_NAMED, others, key=lambda p: others[p]))
 
 
 def _listener(port: int) -> psutil.Process | None:
-    """The process that listens on a port of this host; None if its owner is hidden from us."""
+    """The process that listens on a port of this host; None if its owner is hidden from us, or only forwards."""
     with contextlib.suppress(psutil.Error, OSError):
         for each in psutil.net_connections("tcp"):
             if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
-                return psutil.Process(each.pid)
+                process = psutil.Process(each.pid)
+                return None if process.name() in _FORWARDERS else process
     return None
 
 
-def _tree(root: psutil.Process | None) -> dict[psutil.Process, str]:
-    """A process and its descendants, each with a label for the report."""
-    tree = {}
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for each in [root, *root.children(recursive=True)] if root else ():
-            with contextlib.suppress(psutil.Error):
-                tree[each] = _label(each)
-    return tree
-
-
-def _label(process: psutil.Process) -> str:
+def _label(process: ProcessTime) -> str:
     """``process 123 (tritonserver)``; a stage process is labelled with its model, taken from its command line."""
-    models = [part for word in process.cmdline() if word.endswith("model.py") for part in word.split("/")[-3:-2]]
-    return f"process {process.pid} ({models[0] if models else process.name()})"
-
-
-def _cpu_s(process: psutil.Process) -> float:
+    words: list[str] = []
     with contextlib.suppress(psutil.Error):
-        return sum(process.cpu_times()[:2])
-    return 0.0
+        words = psutil.Process(process.pid).cmdline()
+    models = [part for word in words if word.endswith("model.py") for part in word.split("/")[-3:-2]]
+    return f"process {process.pid} ({models[0] if models else process.name})"
 
 
-def _resident_bytes(process: psutil.Process) -> int:
+def _resident_bytes(pid: int) -> int:
     """Memory that belongs to this process alone; shared pages would be counted once per process."""
     with contextlib.suppress(psutil.Error):
-        memory = process.memory_info()
+        memory = psutil.Process(pid).memory_info()
         return memory.rss - memory.shared
     return 0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.drive.certificate import certificate_of, window_start_ns
-from harness.drive.host_monitor import HostSample
+from harness.drive.disturbance import HostSample
 from harness.drive.observed import Observed
 from harness.drive.validity import Certificate, Gate
 from harness.records import metrics

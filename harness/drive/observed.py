@@ -11,7 +11,7 @@ from harness.client.replicas import ConnectionStatistics
 from harness.client.target import Target
 from harness.drive.generator import LoadSettings
 from harness.drive.host_monitor import HostRecord
-from harness.records.load_test import ServerRequests
+from harness.records.load_test import HeldRung, ServerRequests
 from harness.records.schema import Outcome, Result
 
 
@@ -38,7 +38,7 @@ class Observed:
 
     ``results``: requests that were sent; ``never_sent`` counts those cut off before they were due. ``unwritten``:
     records that could not be written. ``faults``: each makes the test INVALID. ``ladder_ended``: why a ladder ended
-    before its last rung, or "".
+    before its last rung, or "". ``rungs``: those of a ladder, each as often as it was held.
     """
 
     settings: LoadSettings
@@ -50,6 +50,7 @@ class Observed:
     unwritten: int = 0
     faults: tuple[str, ...] = ()
     ladder_ended: str = ""
+    rungs: tuple[HeldRung, ...] = ()
     readers: ReaderTotals = ReaderTotals()
     host: HostRecord = HostRecord()
 

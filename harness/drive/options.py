@@ -14,7 +14,8 @@ from harness.client.target import OPTIONS
 from harness.drive.generator import LoadSettings, UserClass
 from harness.drive.load import REQUEST_KNOBS, Load
 from harness.errors import InputError
-from harness.planfile import load_mix, load_plan
+from harness.planfile.reading import load_mix, load_plan
+from harness.planfile.sections import MAX_OTHERS
 from harness.records.load_log import FILE_NAME
 from harness.traffic import arrivals
 from harness.traffic.mix import MIXES, Mix, ScriptSource
@@ -106,6 +107,11 @@ ARGUMENTS = {
         "action": "store_true",
         "help": "end the ladder at over-saturation (two rungs in a row slower than the SLOs), or where a request fails",
     },
+    "--max-others": {
+        "metavar": "SHARE",
+        "help": "CPU that other processes and the hypervisor may take, as a share of the cores that the test needs; "
+        f"beyond it a rung is measured again, and another test is INVALID (default: the plan's, else {MAX_OTHERS:g})",
+    },
 }
 """Each is also read as ``LOCUST_NAME`` from the environment, and as ``name = value`` from a Locust config file."""
 
@@ -122,6 +128,7 @@ _NUMBERS = {
     "rung_s": float,
     "every_s": float,
     "precision": float,
+    "max_others": float,
 }
 _OF_A_RATE, _INSTEAD_OF_A_RATE = ("rate_per_s", "arrivals", "burstiness"), ("trace", "stages", "ladder")
 _BARE_NAMES = [name.removeprefix("--") for name in ARGUMENTS]
@@ -204,14 +211,6 @@ def _default(name: str, value: object) -> str | list[str]:
     return _OwnList([value] if isinstance(value, str) else [str(each) for each in value])
 
 
-def settings_of(values: Mapping, mix: Mix | str) -> LoadSettings:
-    """Settings from options as a command line or a form gives them; ``mix`` is used where they name none.
-
-    Raises InputError naming the option.
-    """
-    return settings_for(values, [UserClass("user", mix)])
-
-
 def settings_for(values: Mapping, users: Sequence[UserClass]) -> LoadSettings:
     """Settings of a test of these user classes. Raises InputError naming the option."""
     users, scripts = _traffic(values, users)
@@ -222,7 +221,10 @@ def settings_for(values: Mapping, users: Sequence[UserClass]) -> LoadSettings:
     load = load_of(values, mix)
     if load.loop == "open":
         _check_split(users)
-    given = {name: value for name in ("readers", "every_s") if (value := _number(values, name)) is not None}
+    numbers = {name: _number(values, name) for name in ("readers", "every_s", "max_others")}
+    if values.get("plan") and numbers["max_others"] is None:
+        numbers["max_others"] = load_plan(values["plan"]).max_others
+    given = {name: value for name, value in numbers.items() if value is not None}
     return LoadSettings(
         mix=mix,
         load=load,

@@ -37,7 +37,7 @@ class Recorder:
         self.start_ns = time.monotonic_ns()
         self._faults: list[str] = []
         self._ladder_ended = ""
-        self._rungs = 0  # held so far
+        self._rungs: list[HeldRung] = []
         url, run_s = self.target.url, settings.load.time_limit_s
         run = TestRun(url=url, target=self.target.record(), run_s=run_s, asked=settings.record())
         self._writer, self._manifest = _opened(folder, run) if folder else (None, None)
@@ -65,11 +65,11 @@ class Recorder:
         if self._writer:
             self._write(self._writer.result, result)
 
-    def add_rung(self, users: int, start_ns: int, end_ns: int) -> None:
-        """Note that a rung of the ladder was held over [start_ns, end_ns)."""
-        self._rungs += 1
+    def add_rung(self, rung: HeldRung) -> None:
+        """Note that a rung of the ladder was held."""
+        self._rungs.append(rung)
         if self._writer:
-            self._write(self._writer.rung, HeldRung(users=users, start_ns=start_ns, end_ns=end_ns))
+            self._write(self._writer.rung, rung)
 
     def end_ladder(self, why: str) -> None:
         """Note why the ladder ended before its last rung."""
@@ -95,6 +95,7 @@ class Recorder:
             unwritten=self.unwritten,
             faults=self.faults,
             ladder_ended=self._ladder_ended,
+            rungs=tuple(self._rungs),
             readers=readers,
             host=host or HostRecord(),
         )

@@ -199,7 +199,7 @@ class SpeechTest:
         self._fire(result)
 
     def _record(self, result: Result) -> None:
-        """Record a Result; end the test after the last iteration, or if the server rejects requests for good."""
+        """Record a Result; end the test after the last iteration, or if the server permanently rejects requests."""
         recorder = self.recorder
         wrote_all = not recorder.unwritten
         recorder.take(result)
@@ -207,7 +207,7 @@ class SpeechTest:
             self.end()
         if result.error.startswith(wire.REFUSED) and not self._refused:
             self._refused = result.error.removeprefix(wire.REFUSED)
-            recorder.add_fault(f"ended at the first request that the server refuses for good: {self._refused}")
+            recorder.add_fault(f"ended at the first request that the server rejects permanently: {self._refused}")
             self.end()
         if self.settings.load.iterations and not self._finishing:
             lead_in = self.settings.load.steady or 0 if self.settings.load.loop == "open" else 0

@@ -14,6 +14,7 @@ MIN_READINGS = 5  # one per second, after settling
 MIN_RUNGS = 3  # a step time is fitted from this many
 GROWTH = 1.05  # of the audio rate over the highest before; less is noise
 OVER_SATURATED = "over-saturated"
+REPEATS = 2  # a disturbed rung is measured again for as long as this many rungs take
 _CONFIDENCE = 0.95
 
 
@@ -86,6 +87,29 @@ class Patience:
             return ""
         slow = f"at {before.users} sessions one second of audio took {before.pace:.2f} s"
         return f"{OVER_SATURATED}: {slow}, at {last.users} sessions {last.pace:.2f} s"
+
+
+@dataclass
+class Repeats:
+    """The time in which disturbed rungs are measured again: bounded for each, and by ``most_s`` for all of a ladder."""
+
+    rung_s: float
+    rungs: int
+    spent_s: float = 0.0
+
+    @property
+    def most_s(self) -> float:
+        """As long as the ladder itself takes."""
+        return self.rung_s * self.rungs
+
+    def has_time(self, held_s: float) -> bool:
+        """Whether a rung that has been held for ``held_s``, all attempts together, may be measured once more."""
+        extra_s = held_s - settle_s(self.rung_s)
+        return extra_s <= REPEATS * self.rung_s and self.spent_s + extra_s <= self.most_s
+
+    def note(self, held_s: float) -> None:
+        """Note that a rung has ended that was held for ``held_s``, all attempts together."""
+        self.spent_s += max(held_s - self.rung_s, 0.0)
 
 
 def settle_s(rung_s: float) -> float:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from scipy.special import ndtri
 
+from harness.drive.disturbance import HostLoad
+from harness.drive.stop_rule import MIN_RUNGS
+from harness.records.load_test import HeldRung
 from harness.records.metrics import LATE_SEND_S
 from harness.records.slo import Slo
 from harness.records.steadiness import MIN_PARTS, slowest_memory_s
@@ -143,6 +146,33 @@ class Trend:
             f"not testable: this window of {_duration(seconds)} is too short; "
             f"finding {rise} reliably would take about {_duration(window_s)}"
         )
+
+
+def undisturbed(load: HostLoad | None, max_others: float) -> Gate:
+    """Judge the CPU that others took during a test. ``load`` None: it is not known."""
+    if load is None:
+        return Gate("other load", None, "not testable: who used this host's CPU is not known")
+    if disturbed := load.disturbed(max_others):
+        fix = f"stop what else runs here, or raise max_others ({max_others:.0%})"
+        return Gate("other load", False, f"{disturbed}: {fix}")
+    return Gate("other load", True, f"{load.says()} (limit {max_others:.0%} of those that the run needs)")
+
+
+def undisturbed_rungs(rungs: Sequence[HeldRung]) -> Gate:
+    """Judge a ladder by its rungs: disturbed ones are left out, and MIN_RUNGS must remain."""
+    usable, disturbed = [each for each in rungs if not each.disturbed], [each for each in rungs if each.disturbed]
+    says = f"{len(usable)} rungs were measured undisturbed"
+    if disturbed and len(usable) < MIN_RUNGS:
+        fix = f"at least {MIN_RUNGS} are needed: stop what else runs here, or raise max_others"
+        return Gate("other load", False, f"only {says}, since {worst_of(disturbed).disturbed}; {fix}")
+    if all(each.others_share is None for each in rungs):
+        return undisturbed(None, 0.0)
+    return Gate("other load", True, says)
+
+
+def worst_of(rungs: Sequence[HeldRung]) -> HeldRung:
+    """The rung during which others took most."""
+    return max(rungs, key=lambda each: (each.others_share or 0.0) + (each.stolen_share or 0.0))
 
 
 def certify(

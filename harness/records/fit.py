@@ -50,10 +50,25 @@ class StepPoint:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FittedBetween:
+    """Relative standard deviation between whole ladders, known from ``degrees`` (None: exactly).
+
+    ``ladders``: how many determine the level of the step time.
+    """
+
+    deviation: float
+    degrees: float | None
+    ladders: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FittedStep:
     """Seconds of a frame step: see ``capacity.models.steps``. The line is fitted also if ``kind`` is piecewise.
 
-    ``draws`` [d][values]: equally likely alternatives. A prediction stores no ``points``.
+    ``draws`` [d][values]: equally likely alternatives, by the noise of rungs; ``levels`` [d]: the factor of each, by
+    the variation between ladders (none in older files). ``context_frame_s``: what a step takes longer per frame
+    of context of all its sessions, None where none shows; the step time is at the contexts of steady state. A
+    prediction stores no ``points``.
     """
 
     intercept_s: float
@@ -64,8 +79,11 @@ class FittedStep:
     r_squared: Figure
     noise: Figure
     max_sessions: float
+    between: FittedBetween | None = absent(None)
+    context_frame_s: float | None = absent(None)
     points: tuple[StepPoint, ...] = absent(())
     draws: tuple[tuple[float, ...], ...]
+    levels: tuple[float, ...] = absent(())
     inconclusive: str = ""
 
 

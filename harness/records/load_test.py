@@ -97,11 +97,18 @@ class TestRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldRung:
-    """A rung of a ladder, held by ``users`` over [start_ns, end_ns)."""
+    """A rung of a ladder, held by ``users`` over [start_ns, end_ns).
+
+    ``others_share`` and ``stolen_share``: of the cores of the load generator's host, what processes other than harness
+    and server used, and what the hypervisor took; None where unknown. ``disturbed``: why that spoils the rung, or "".
+    """
 
     users: int
     start_ns: int
     end_ns: int
+    others_share: float | None = absent(None)
+    stolen_share: float | None = absent(None)
+    disturbed: str = absent("")
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> HeldRung:
@@ -125,9 +132,9 @@ class ServerRequests:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostSummary:
-    """The host over the window: means and maxima of ``looks`` samples, as shares of its cores; None without one."""
+    """The host over the window: means and maxima of its ``samples``, as shares of its cores; None without one."""
 
-    looks: int
+    samples: Annotated[int, Field(validation_alias="looks")] = stored_as("looks")
     cores: int | None
     stolen_share: float | None
     stolen_share_max: float | None

@@ -48,6 +48,18 @@ def per_request(results: Sequence[Result], start_ns: int = _ALWAYS[0], end_ns: i
     return frame
 
 
+def through_windows(results: Sequence[Result], windows: Sequence[tuple[int, int]]) -> pd.DataFrame:
+    """Requests that lasted through whole windows: a row of ``per_request`` for each, with the number ``window`` from 0.
+
+    Their stalls and RTF differ from window to window, where one figure for the whole request is of none of them.
+    """
+    parts = []
+    for number, (start_ns, end_ns) in enumerate(windows):
+        through = [each for each in results if 0 < each.sent_ns <= start_ns and each.ended_ns >= end_ns]
+        parts.append(per_request(through, start_ns, end_ns).assign(window=number))
+    return pd.concat(parts, ignore_index=True) if parts else per_request([]).assign(window=0)
+
+
 _STALLS = [f"{what}{buffer}" for buffer in START_BUFFERS_S for what in ("stall_longest_s", "stall_total_s", "stalls")]
 _MEASURES = (
     ["chunks", "samples", "audio_s", "asked_s", "ttfa_s", "schedule_delay_s", "rtf"]
@@ -109,12 +121,6 @@ def _stalls(result: Result, inside: slice, end_ns: int) -> dict:
         if not buffer_s:
             row["audible_stalls"] = int(np.count_nonzero(waits > AUDIBLE_STALL_S * _THIRDS_PER_S))
     return row
-
-
-def frames_in_window(results: Sequence[Result], start_ns: int, end_ns: int) -> int:
-    """Frames received in [start_ns, end_ns)."""
-    columns = _chunk_columns(results, start_ns, end_ns)
-    return int(columns["samples"].sum()) // wire.SAMPLES_PER_FRAME
 
 
 def sessions_in_window(results: Sequence[Result], start_ns: int, end_ns: int) -> float:

@@ -24,12 +24,17 @@ Counts = tuple[int | None, int | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedRate:
-    """Requests/s of one device with every SLO met; ``value`` None if unknown."""
+    """Requests/s of one device with every SLO met; ``value`` None if unknown.
+
+    ``ladders`` determine it; ``between_ladders``: relative standard deviation of whole ladders, held by its interval.
+    """
 
     value: float | None = None
     interval: Bounds = (None, None)
     binding: str = ""
     max_sessions_measured: float | None = None
+    ladders: int | None = absent(None)
+    between_ladders: float | None = absent(None)
     basis: str = ""
 
 
@@ -42,7 +47,7 @@ class PlannedLoss:
 
     lost: int
     devices: int
-    kept: bool
+    met: Annotated[bool, Field(validation_alias="kept")] = stored_as("kept")
     worst: str
     worst_share: float | None = None
     early_share: float | None = None
@@ -53,7 +58,11 @@ class PlannedLoss:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedTarget:
-    """The devices that a rate needs; None if no count is known. Costs are present where a price is."""
+    """The devices that a rate needs; None if no count is known. Costs are present where a price is.
+
+    ``devices_by_routing``: the count under each routing; None where half as many again do not suffice.
+    ``devices_that_recover``: the count that also recovers from total overload without rejecting anything.
+    """
 
     qps: float
     devices: int | None = None
@@ -65,6 +74,8 @@ class PlannedTarget:
     devices_n_plus_2: int | None = None
     losses: tuple[PlannedLoss, ...] = ()
     sessions_per_device_p95: float | None = None
+    devices_by_routing: dict[str, int | None] | None = absent(None)
+    devices_that_recover: int | None = absent(None)
     basis: str = ""
     note: str = ""
     cost_per_hour: float | None = absent(None)
@@ -298,6 +309,7 @@ class Plan:
     emulated: bool = False
     confidence: float
     utilisation_cap: float | None = None
+    routing: str = absent("least_loaded")
     deployment: dict[str, Any] | None
     slos: Annotated[tuple[Slo, ...], Field(validation_alias="promises")] = stored_as("promises")
     rate_per_device: PlannedRate

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from harness import wire
-from harness.content import content_of, read
+from harness.content import absent, content_of, read
 from harness.device_profile import Profile
 from harness.identity import HostFacts, StageIdentity
 from harness.records.load import TrialLoad
@@ -138,7 +138,12 @@ class ServerSample:
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """A window of a trial in which the load was held: one rung of a ladder, or the whole of an open-loop run."""
+    """A window of a trial in which the load was held: one rung of a ladder, or the whole of an open-loop run.
+
+    ``others_share`` and ``stolen_share``: of the cores of the load generator's host, what processes other than harness
+    and server used, and what the hypervisor took; None where unknown. ``disturbed``: why that spoils the rung, or "".
+    ``repeated``: it was measured again.
+    """
 
     sessions: float  # mean sessions being served in the window
     frames_per_s: float  # frames delivered in the window / its seconds
@@ -146,6 +151,10 @@ class Rung:
     end_ns: int
     summary: Annotated[Summary, BeforeValidator(Summary.of)]
     stages: tuple[StageStatistics, ...] = ()
+    others_share: float | None = absent(None)
+    stolen_share: float | None = absent(None)
+    disturbed: str = absent("")
+    repeated: bool = absent(False)
 
 
 def _prediction_of(content: Mapping[str, Any] | None) -> Prediction | None:
@@ -171,6 +180,7 @@ class Trial:
     reader_lag_p99_s: float | None = None  # how late the stream readers' own timers ran
     target: str = ""  # host:port that it ran on, if a plan is measured on several servers
     topology: str = wire.STAGED  # how the frame path was deployed
+    disturbed: tuple[Rung, ...] = ()  # rungs of the ladder during which others took CPU: nothing is fitted
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Trial:

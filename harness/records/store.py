@@ -32,7 +32,7 @@ from harness.content import SCHEMA, OtherSchema, Record, parsed
 from harness.device_profile import Profile
 from harness.errors import StoreError
 from harness.records.fit import Fit
-from harness.records.metrics import per_request
+from harness.records.metrics import per_request, through_windows
 from harness.records.plan import Plan
 from harness.records.prediction import Prediction
 from harness.records.schema import (
@@ -184,6 +184,15 @@ class Run:
             frame.insert(0, "trial_id", name)
             frames.append(frame)
         return pd.concat(frames, ignore_index=True) if frames else per_request([]).assign(trial_id="")
+
+    def requests_in_rungs(self, trial_id: str | None = None) -> pd.DataFrame:
+        """``metrics.through_windows`` of the rungs of one ladder, or of all, with a first column ``trial_id``."""
+        frames = [through_windows([], []).assign(trial_id="")]
+        for trial in self.trials():
+            if trial.kind == "ladder" and trial_id in (None, trial.trial_id):
+                windows = [(rung.start_ns, rung.end_ns) for rung in trial.rungs]
+                frames.append(through_windows(self.results(trial.trial_id), windows).assign(trial_id=trial.trial_id))
+        return pd.concat(frames, ignore_index=True)
 
     def write_fit(self, fit: Fit) -> None:
         write_json(self.path / "fit.json", fit.to_dict())

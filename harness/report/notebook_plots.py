@@ -100,10 +100,10 @@ def sessions(run: Run, trial_ids: Iterable[str]) -> go.Figure:
     return stand_alone(figure, "How many requests were in progress")
 
 
-def host(looks: pd.DataFrame) -> go.Figure:
-    """CPU use of the host over a trial; ``looks`` as ``tables.samples`` returns them."""
+def host(samples: pd.DataFrame) -> go.Figure:
+    """CPU use of the host over a trial; ``samples`` as ``tables.samples`` returns them."""
     figure = _figure("seconds", "CPU of the host, %")
-    figure.add_scatter(x=looks["at_s"], y=looks["cpu_percent"], name="CPU", line={"color": BEST_COLOUR})
+    figure.add_scatter(x=samples["at_s"], y=samples["cpu_percent"], name="CPU", line={"color": BEST_COLOUR})
     figure.update_yaxes(range=[0, 105])
     return stand_alone(figure, "How busy the host was")
 

@@ -91,7 +91,7 @@ def _notes(targets: Sequence[PlannedTarget]) -> list[str]:
 
 def _spares_basis(target: PlannedTarget) -> str:
     """Basis of a target's counts with spares: that of the losses they cover, but no better than its own count's."""
-    spared = [loss for loss in target.losses if loss.kept and loss.devices > (target.devices or 0)]
+    spared = [loss for loss in target.losses if loss.met and loss.devices > (target.devices or 0)]
     known = {target.basis, *(loss.basis for loss in spared)}
     return "extrapolated" if "extrapolated" in known else "simulated"
 

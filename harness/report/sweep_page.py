@@ -111,7 +111,7 @@ def _fewest(swept: list[SweptDeployment]) -> float:
     return min((point.sessions for entry in swept for point in entry.points), default=1.0)
 
 
-def best_in_words(run: Run) -> str:
+def describe_best(run: Run) -> str:
     """The winner of a sweep in one line, for the terminal."""
     fit = run.fit()
     best = fit.best_deployment if fit else None

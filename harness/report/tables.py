@@ -97,17 +97,17 @@ def points(entries: Sequence[SweptDeployment]) -> pd.DataFrame:
 
 def samples(run: Run, trial_id: str) -> pd.DataFrame:
     """One row per sample of the server during a trial: seconds since the first, CPU of the host, memory."""
-    looks = run.samples(trial_id)
+    own = run.samples(trial_id)
     return pd.DataFrame(
         {
-            "at_s": (look.at_ns - looks[0].at_ns) / 1e9,
-            "cpu_percent": look.cpu_percent,
-            "memory_gib": look.memory_bytes / 2**30,
-            "gpu_percent": _mean(gpu.percent for gpu in look.gpus),
-            "gpu_memory_gib": _total(gpu.memory_bytes for gpu in look.gpus) / 2**30,
-            "gpu_power_w": _total(gpu.power_w for gpu in look.gpus),
+            "at_s": (sample.at_ns - own[0].at_ns) / 1e9,
+            "cpu_percent": sample.cpu_percent,
+            "memory_gib": sample.memory_bytes / 2**30,
+            "gpu_percent": _mean(gpu.percent for gpu in sample.gpus),
+            "gpu_memory_gib": _total(gpu.memory_bytes for gpu in sample.gpus) / 2**30,
+            "gpu_power_w": _total(gpu.power_w for gpu in sample.gpus),
         }
-        for look in looks
+        for sample in own
     )
 
 

@@ -218,6 +218,33 @@ def utilisation(plan: Plan) -> str:
     )
 
 
+_ROUTINGS = {"least_loaded": "least loaded", "round_robin": "round robin", "random": "random"}
+
+
+def routing(plan: Plan) -> str:
+    """How sessions are given to devices in plan.json, with the counts of other ways; "" in older files."""
+    several = [each for each in plan.targets if each.devices_by_routing and (each.devices or 0) > 1]
+    if not several:
+        return ""
+    target = several[-1]
+    counts = {name: count for name, count in (target.devices_by_routing or {}).items() if name != plan.routing}
+    others = " and ".join(f"{_ROUTINGS[name]} {count or 'over half as many again'}" for name, count in counts.items())
+    needs = plural(target.devices, "device")
+    return f"Routing: {_ROUTINGS[plan.routing]}. At {target.qps:g} requests/s it needs {needs}; {others} (simulated)"
+
+
+def ladders(plan: Plan) -> str:
+    """What the interval of the rate in plan.json holds; "" in older files."""
+    rate = plan.rate_per_device
+    if not rate.ladders or rate.between_ladders is None:
+        return ""
+    determine = "1 ladder determines" if rate.ladders == 1 else f"{rate.ladders} ladders determine"
+    return (
+        f"{determine} the rate of a device; its interval assumes that whole ladders of one deployment differ by "
+        f"{percent(rate.between_ladders)} (standard deviation, from repeats and a prior of 10%)"
+    )
+
+
 def slo(record: Slo) -> str:
     """An SLO of plan.json as one sentence with its unit."""
     share, limit, name = f"{100 * record.quantile:g}%", figure(record.limit), record.metric

@@ -13,7 +13,7 @@ from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.prediction import predict_open_run
 from harness.capacity.planning.surges import behaviour
 from harness.errors import InconclusiveError, InputError
-from harness.planfile import PlanSpec
+from harness.planfile.plan import PlanSpec
 from harness.records.fit import Fit, FittedDeployment
 from harness.records.plan import Behaviour, Plan
 from harness.records.prediction import Prediction
@@ -28,7 +28,8 @@ def fit_of(run: Run) -> Fit:
     spec = spec_of(run)
     mix, slos, rng = spec.traffic_mix(), spec.slo_list(), np.random.default_rng(spec.seed)
     unit, kv = unit_of(run.manifest), kv_rooms(run.manifest, spec)
-    return fit_run(run.trials(), run.requests(), mix, slos, rng, unit, kv=kv, confidence=spec.confidence)
+    requests, in_rungs = run.requests(), run.requests_in_rungs()
+    return fit_run(run.trials(), requests, mix, slos, rng, unit, in_rungs=in_rungs, kv=kv, confidence=spec.confidence)
 
 
 def plan_of(run: Run, spec: PlanSpec, fit: Fit, targets_qps: Sequence[float]) -> Plan:
@@ -54,6 +55,7 @@ def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
         growth_per_month=spec.growth_per_month,
         fleet=spec.fleet,
         profiles=manifest.profiles,
+        routing=spec.routing,
     )
 
 
@@ -63,7 +65,7 @@ def behaviour_of(spec: PlanSpec, fit: Fit, plan: Plan) -> Behaviour | None:
     if target is None or best is None:
         return None
     mix = spec.traffic_mix()
-    pools = pools_of(fit, best, mix, spec.slo_list(), spec.utilisation_cap)
+    pools = pools_of(fit, best, mix, spec.slo_list(), spec.utilisation_cap, spec.routing)
     return behaviour(pools, mix, target, np.random.default_rng(spec.seed))
 
 
@@ -87,7 +89,7 @@ def simulation_of(run: Run, rate_per_s: float) -> Prediction:
 def fleet_of(run: Run) -> Pools:
     """Pools of the best deployment, from the run's stored fit; they simulate any number of devices at any rate."""
     spec, (fit, best) = spec_of(run), _fit_and_best_of(run)
-    return pools_of(fit, best, spec.traffic_mix(), spec.slo_list(), spec.utilisation_cap)
+    return pools_of(fit, best, spec.traffic_mix(), spec.slo_list(), spec.utilisation_cap, spec.routing)
 
 
 def best_of(run: Run) -> FittedDeployment:

@@ -17,7 +17,8 @@ from harness.errors import HarnessError, InconclusiveError, InputError, StoreErr
 from harness.host.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
 from harness.host.provenance import commit, host_facts, versions
 from harness.identity import HostFacts
-from harness.planfile import PlanSpec, ProfileSpec
+from harness.planfile.plan import PlanSpec
+from harness.planfile.sections import ProfileSpec
 from harness.records.schema import RunManifest
 from harness.records.store import Run, read_profile
 
@@ -43,7 +44,7 @@ def profiles_of(spec: PlanSpec) -> dict[str, Profile]:
     found = {}
     for name, path in spec.profile_paths().items():
         try:
-            found[name] = _of_card(name, read_profile(path), spec.profiles[name])
+            found[name] = _of_gpu(name, read_profile(path), spec.profiles[name])
             DeviceType.of_profile(found[name])
         except InconclusiveError:
             pass  # too few points of a stage: the plan reports it beside its type
@@ -55,8 +56,8 @@ def profiles_of(spec: PlanSpec) -> dict[str, Profile]:
     return found
 
 
-def _of_card(name: str, profile: Profile, asked: ProfileSpec) -> Profile:
-    """The profile, scaled to the card that the plan names, if it names one."""
+def _of_gpu(name: str, profile: Profile, asked: ProfileSpec) -> Profile:
+    """The profile, scaled to the GPU that the plan names, if it names one."""
     if asked.bandwidth_gb_s is None or asked.tflop_s is None:
         return profile
     room_bytes = None if asked.kv_room_gb is None else asked.kv_room_gb * 1e9

@@ -8,7 +8,7 @@ from harness import wire
 from harness.deploy.config import Deployment
 from harness.errors import InputError
 from harness.identity import AUTO, GPU
-from harness.planfile import PlanSpec
+from harness.planfile.plan import PlanSpec
 from harness.records.store import Run
 from harness.runs.opening import spec_of
 from harness.topology import TOPOLOGY

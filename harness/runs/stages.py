@@ -10,7 +10,7 @@ from harness.capacity.models.memory import KV_BYTES_PER_TOKEN, KvRoom
 from harness.errors import InputError
 from harness.identity import AUTO, CPU, GPU, StageIdentity, computes_frames
 from harness.identity import topology_of as topology_told
-from harness.planfile import PlanSpec
+from harness.planfile.plan import PlanSpec
 from harness.records.schema import RunManifest, StageRecord
 from harness.records.store import Run
 from harness.runs.opening import _CLUSTER, _ELSEWHERE
@@ -27,8 +27,8 @@ def record_stages(run: Run, servers: Mapping[str, Sequence[StageIdentity]]) -> N
     """
     topology = topology_told(next(iter(servers.values())))
     first, *rest = (*servers.values(), *stages_by_server(run.manifest, topology).values())
-    alike = _computing(first), len(_cards(first))
-    if others := [told for told in rest if (_computing(told), len(_cards(told))) != alike]:
+    alike = _computing(first), len(_gpus(first))
+    if others := [told for told in rest if (_computing(told), len(_gpus(told))) != alike]:
         raise InputError(
             f"{run.path}: its trials would mix different devices ({_told(first)} and {_told(others[0])}), and the "
             "answer would hold for neither; measure again with --fresh, or give another --results"
@@ -57,22 +57,22 @@ def _computing(stages: Iterable[StageIdentity]) -> set[tuple[str, ...]]:
     return {(e.model, e.gpu or e.device, e.dtype, e.preset, e.weights, e.code_digest) for e in stages if e.preset}
 
 
-def _cards(stages: Iterable[StageIdentity]) -> dict[str, str]:
+def _gpus(stages: Iterable[StageIdentity]) -> dict[str, str]:
     """The GPUs that the stages of the frame path run on: names by UUID."""
     return {each.gpu_uuid: each.gpu for each in stages if each.kind == GPU and computes_frames(each.model)}
 
 
 def _told(stages: Sequence[StageIdentity]) -> str:
     found = "; ".join(sorted({", ".join(filter(None, each[1:])) for each in _computing(stages)}))
-    return f"{len(_cards(stages))} x {found}" if len(_cards(stages)) > 1 else found
+    return f"{len(_gpus(stages))} x {found}" if len(_gpus(stages)) > 1 else found
 
 
 def _device_by(stages: Sequence[StageIdentity], manifest: RunManifest) -> str:
     """The device's name from its stages; for external servers, added to their address."""
-    cards = _cards(stages)
-    if not cards:
+    gpus = _gpus(stages)
+    if not gpus:
         return manifest.device if manifest.emulated or not _is_here(manifest) else CPU
-    names = Counter(cards.values())
+    names = Counter(gpus.values())
     told = " and ".join(name if count == 1 else f"{count} {name}" for name, count in sorted(names.items()))
     return told if _is_here(manifest) else f"{manifest.device.partition(' (')[0]} ({told})"
 
@@ -106,4 +106,4 @@ def kv_room(manifest: RunManifest, spec: PlanSpec, topology: str | None = None) 
 
 def gpus_of(manifest: RunManifest, spec: PlanSpec) -> int:
     """GPUs per device of the plan: those that a server's stages run on, otherwise (emulated, CPU) the plan's number."""
-    return len(_cards(next(iter(stages_by_server(manifest).values()), ()))) or spec.gpus
+    return len(_gpus(next(iter(stages_by_server(manifest).values()), ()))) or spec.gpus

@@ -10,7 +10,7 @@ from statistics import median
 
 from harness.drive.load import Load
 from harness.drive.stop_rule import settle_s
-from harness.planfile import PlanSpec
+from harness.planfile.plan import PlanSpec
 from harness.records.plan import LeftOut
 from harness.records.schema import Trial
 from harness.records.slo import clean_requests_needed

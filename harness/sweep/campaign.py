@@ -1,4 +1,4 @@
-"""The measurements of a run: the ladders of its search, a second ladder of the best point, and its confirmations.
+"""The measurements of a run: the ladders of its search, further ladders of the best point, and its confirmations.
 
 Each is measured only if it is missing and the budget has time for it, so that an interrupted run resumes.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.capacity.planning.prediction import predict_open_run, sealed
 from harness.drive.load import Load
-from harness.planfile import PlanSpec
+from harness.planfile.plan import PlanSpec
 from harness.records.fit import Fit, FittedDeployment
 from harness.records.plan import LeftOut
 from harness.records.prediction import Prediction
@@ -24,12 +24,13 @@ from harness.runs.points import describe_point
 from harness.runs.stages import record_stages, stages_by_server
 from harness.sweep.budget import Budget, decidable_s, estimated_s
 from harness.sweep.progress import Lane, Watcher
-from harness.sweep.search import Step, Walk
-from harness.sweep.trial import SECOND_SAMPLE_SEED, TrialBroken, asked, trial_id
+from harness.sweep.search import Search, Step
+from harness.sweep.trial import SECOND_SAMPLE_SEED, TrialFailed, asked, trial_id
 from harness.sweep.trial_log import TRIES, TrialLog, note_of
-from harness.sweep.workers import Fleet, Host, HostGone, on
+from harness.sweep.workers import Fleet, Host, HostLost, on
 
 FIT_S = 20.0  # a fit and the computations around it
+FURTHER = ("second", "third")  # ladders of the best point: how far whole ladders differ shows in repeats only
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class TrialRequest:
 class Campaign:
     """The measurements of one run."""
 
-    def __init__(self, spec: PlanSpec, walk: Walk, run: Run):
-        self.spec, self.walk, self.run = spec, walk, run
+    def __init__(self, spec: PlanSpec, search: Search, run: Run):
+        self.spec, self.search, self.run = spec, search, run
         self.mix = spec.traffic_mix()
         self.log = TrialLog(run)
         self.watcher = Watcher()
@@ -66,7 +67,7 @@ class Campaign:
         self.watcher, self.budget = watcher, Budget(self.spec.budget_minutes)
 
     def next_ladder(self) -> Step:
-        return self.walk.next(self.run, self.settled_points(), self._in_flight)
+        return self.search.next(self.run, self.settled_points(), self._in_flight)
 
     def settled_points(self) -> list[dict]:
         """Points whose ladders need no more trials, in the order of their first trials."""
@@ -79,8 +80,8 @@ class Campaign:
         lanes = {host.name: Lane(self.watcher, host.name, self._turn) for host in fleet.hosts if len(fleet.hosts) > 1}
         while (step := self.next_ladder()).point is not None and not self._out_of_time:
             fleet.each(lambda host: self._ladder(host, lanes.get(host.name, self.watcher)))
-            for gone in fleet.take_lost():
-                self.watcher.say(f"{gone}; its points go to the others")
+            for lost in fleet.take_lost():
+                self.watcher.say(f"{lost}; its points go to the others")
         if step.point is None:
             self.watcher.say(step.says)
         else:
@@ -95,20 +96,20 @@ class Campaign:
             self._in_flight.append(step.point)
         try:
             load = self._ladder_load(step.point, self.spec.seed)
-            later_s = self.second_ladder_s() + self.confirm_s() + 2 * FIT_S
+            later_s = self.further_ladders_s() + self.confirm_s() + 2 * FIT_S
             measured = self._measure(host, TrialRequest(step.says, step.point, load, later_s), watcher)
         finally:
             with self._turn:
                 self._in_flight.remove(step.point)
-        if said := self.log.best_so_far() if self.walk.search.kind == "grid" else self.walk.said:
+        if said := self.log.best_so_far() if self.search.settings.kind == "grid" else self.search.said:
             watcher.say(said)
         return measured and not self._out_of_time
 
     def _leave_out_points(self, first: dict, says: str) -> None:
         ended = len(self.settled_points())
-        count = self.walk.left(ended)
+        count = self.search.left(ended)
         seconds = count * self._estimated_s(self._ladder_load(first, self.spec.seed))
-        what = f"{count} of {self.walk.most_points()} points, from {says}"
+        what = f"{count} of {self.search.most_points()} points, from {says}"
         self._leave_out(LeftOut(what, seconds, decisive=not ended))
 
     def _leave_out(self, left_out: LeftOut) -> None:
@@ -123,7 +124,7 @@ class Campaign:
         if fit.best_deployment is None:
             self.watcher.say("no deployment meets the SLOs at any rate: nothing to confirm")
             return
-        best = self._second_ladder(host, fit.best_deployment)
+        best = self._further_ladders(host, fit.best_deployment)
         shares = sorted(enumerate(self.spec.confirm.load_share), key=lambda each: each[1], reverse=True)
         for index, share in shares:  # the highest first: an answer needs it
             load, prediction = self._open_load(best, share, index)
@@ -133,17 +134,24 @@ class Campaign:
                 host, TrialRequest(what, best.deployment, load, FIT_S, prediction, decisive=decisive)
             )
 
-    def _second_ladder(self, host: Host, best: FittedDeployment) -> FittedDeployment:
-        """The best deployment after a second ladder with other requests, since the first may have been lucky.
+    def _further_ladders(self, host: Host, best: FittedDeployment) -> FittedDeployment:
+        """The best deployment after further ladders with other requests, since the first may have been lucky.
 
-        It stays the best (``fit.best_of``), unless the second ladder shows that it meets no SLO at any rate.
+        It stays the best (``fit.best_of``), unless a further ladder shows that it meets no SLO at any rate.
         """
+        for number, which in enumerate(FURTHER, start=1):
+            best = self._further_ladder(host, best, number, which)
+        return best
+
+    def _further_ladder(self, host: Host, best: FittedDeployment, number: int, which: str) -> FittedDeployment:
+        """The best deployment once it has this ladder, or there was no time for it."""
         while True:
-            load = self._ladder_load(best.deployment, self.spec.seed + SECOND_SAMPLE_SEED)
-            what = f"second ladder of the best point: {describe_point(best.deployment)}"
+            load = self._ladder_load(best.deployment, self.spec.seed + number * SECOND_SAMPLE_SEED)
             if self.log.settled(best.deployment, load):
                 return best
-            request = TrialRequest(what, best.deployment, load, self.confirm_s() + FIT_S)
+            what = f"{which} ladder of the best point: {describe_point(best.deployment)}"
+            later_s = self.confirm_s() + FIT_S * len(self.spec.confirm.load_share)
+            request = TrialRequest(what, best.deployment, load, later_s, decisive=number == 1)
             if not self._measure_or_leave_out(host, request):
                 return best
             anew = self.fit().best_deployment
@@ -191,8 +199,8 @@ class Campaign:
                 self.run.append_prediction(trial_id(point, load, repeat), prediction)
         try:
             measured = on(host, host.run(point, load, prediction, repeat))
-        except TrialBroken as error:
-            return self._broken(host, request, repeat, error)
+        except TrialFailed as error:
+            return self._failed(host, request, repeat, error)
         with self._turn:
             if not self.run.manifest.emulated and any(result.emulated for result in measured.results):
                 self.run.update_manifest(emulated=True)  # an external server may emulate
@@ -205,15 +213,15 @@ class Campaign:
         if len(self.spec.topologies) > 1 and not stages_by_server(self.run.manifest, topology):
             record_stages(self.run, {host.url: host.stages})
 
-    def _broken(self, host: Host, request: TrialRequest, repeat: int, error: Exception) -> Trial:
+    def _failed(self, host: Host, request: TrialRequest, repeat: int, error: Exception) -> Trial:
         """Note a failed trial, and restart our server. Raises ServerError if the cause seems to be more than the point.
 
-        Raises HostGone where the server is external.
+        Raises HostLost where the server is external.
         """
         try:
             host.recover()
-        except HostGone as gone:
-            raise HostGone(f"{gone}: {error}") from error
+        except HostLost as lost:
+            raise HostLost(f"{lost}: {error}") from error
         with self._turn:
             return self.log.doubt(request.point, request.load, repeat, error)
 
@@ -254,11 +262,12 @@ class Campaign:
         seconds = decidable_s(self.spec, self.mix, share * carried) if carried else self.spec.confirm.seconds
         return TRIES * self._estimated_s(Load(seconds, 0))
 
-    def second_ladder_s(self) -> float:
-        return self._estimated_s(self._ladder_load({}, 0)) + FIT_S
+    def further_ladders_s(self) -> float:
+        """Seconds for the further ladders of the best point."""
+        return len(FURTHER) * (self._estimated_s(self._ladder_load({}, 0)) + FIT_S)
 
     def whole_s(self) -> float:
         """Seconds for all that is still to be measured, if every ladder takes as long as those so far."""
-        ladders = self.walk.left(len(self.settled_points())) * self._estimated_s(self._ladder_load({}, 0))
+        ladders = self.search.left(len(self.settled_points())) * self._estimated_s(self._ladder_load({}, 0))
         confirm_s = len(self.spec.confirm.load_share) * self._estimated_s(Load(self.spec.confirm.seconds, 0))
-        return ladders + self.second_ladder_s() + confirm_s + 2 * FIT_S
+        return ladders + self.further_ladders_s() + confirm_s + 2 * FIT_S

@@ -13,10 +13,10 @@ from harness.deploy.server import TritonServer
 from harness.drive.load import Load
 from harness.errors import InputError
 from harness.identity import StageIdentity
-from harness.planfile import load_plan
+from harness.planfile.reading import load_plan
 from harness.records.prediction import Prediction
 from harness.sweep.trial import Driver, Measured
-from harness.sweep.workers import Host, HostGone, TrialCut
+from harness.sweep.workers import Host, HostLost, TrialAborted
 
 START_S = 300.0  # for a server of a large model
 STOP_S = 30.0
@@ -58,7 +58,7 @@ class RayHost(Host):
     def __init__(self, ray, node: dict, plan_path: Path, base: Deployment):
         self._ray, self._node, self._plan_path, self._base = ray, node, plan_path, base
         self.name, self.ours = f"ray:{node['NodeManagerAddress']}:{node['NodeID'][:6]}", True
-        self._cut = False
+        self._aborted = False
 
     def __enter__(self) -> RayHost:
         strategies = self._ray.util.scheduling_strategies
@@ -73,7 +73,7 @@ class RayHost(Host):
     def __exit__(self, *_) -> None:
         try:
             self._ask(self._actor.close.remote(), STOP_S)
-        except HostGone:
+        except HostLost:
             pass  # its server ended with it
         finally:
             self._ray.kill(self._actor)
@@ -88,26 +88,26 @@ class RayHost(Host):
 
     def run(self, point: dict, load: Load, prediction: Prediction | None = None, repeat: int = 0) -> Measured:
         measured = self._ask(self._actor.run.remote(point, load, prediction, repeat))
-        if self._cut:
-            raise TrialCut(f"a trial on {self.name} was aborted")
+        if self._aborted:
+            raise TrialAborted(f"a trial on {self.name} was aborted")
         return measured
 
     def recover(self) -> None:
         self._url = self._ask(self._actor.recover.remote(), START_S)
 
     def abort(self) -> None:
-        self._cut = True
+        self._aborted = True
         self._actor.abort.remote()
 
     def _ask(self, answer, timeout_s: float | None = None):
-        """The answer of the actor. Raises its error, or HostGone where the node is lost."""
+        """The answer of the actor. Raises its error, or HostLost where the node is lost."""
         errors = self._ray.exceptions
         try:
             return self._ray.get(answer, timeout=timeout_s)
         except errors.RayTaskError as error:
             raise error.cause from None
         except (errors.RayActorError, errors.GetTimeoutError) as error:
-            raise HostGone(f"{self.name} is lost: {str(error).splitlines()[0]}") from error
+            raise HostLost(f"{self.name} is lost: {str(error).splitlines()[0]}") from error
 
 
 class Worker:

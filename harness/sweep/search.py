@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from harness.deploy.config import Deployment
-from harness.planfile import ObjectiveSpec, PlanSpec
+from harness.planfile.plan import PlanSpec
+from harness.planfile.sections import ObjectiveSpec
 from harness.records.schema import Trial
 from harness.records.store import Run
 from harness.runs.points import describe_point
@@ -33,15 +34,15 @@ class Step:
     says: str
 
 
-class Walk:
+class Search:
     """The search of one plan. All its state can be rebuilt from the run's trials."""
 
     def __init__(self, spec: PlanSpec, base: Deployment):
-        self.spec, self.base, self.search = spec, base, spec.searched()
+        self.spec, self.base, self.settings = spec, base, spec.searched()
         self.space = Space(spec.columns())
         self.size = spec.size()
-        self.most = self.search.most(self.size)
-        self._points = spec.points() if self.search.kind == "grid" else []
+        self.most = self.settings.most(self.size)
+        self._points = spec.points() if self.settings.kind == "grid" else []
         self._keys: dict[str, str] = {}
         self._values: dict[tuple[str, ...], Value] = {}
         self.guide = self._guide()
@@ -51,7 +52,7 @@ class Walk:
 
     def next(self, run: Run, ended: Sequence[dict], in_flight: Collection[dict] = ()) -> Step:
         """The next point. ``ended``: points that need no more trials, in order; ``in_flight``: being measured."""
-        if self.search.kind == "grid":
+        if self.settings.kind == "grid":
             return self._next_of_grid([*ended, *in_flight])
         self._look_at_memory(run)
         trials = run.trials()
@@ -121,7 +122,7 @@ class Walk:
         words = f"best so far: {best.value.says} with {describe_point(self.space.point(best.number))}"
         if decision.confidence != decision.confidence:  # NaN: the sampler estimates no confidence
             return words
-        within = f"within {self.search.margin:.1%} of the best: {decision.confidence:.0%}"
+        within = f"within {self.settings.margin:.1%} of the best: {decision.confidence:.0%}"
         return f"{words}; estimated probability that it is {within}"
 
     def _look_at_memory(self, run: Run) -> None:
@@ -141,8 +142,11 @@ class Walk:
     def _value(self, run: Run, own: Sequence[Trial]) -> Value:
         if not own:
             return Value(None, says="none of its ladders is VALID")
-        requests = [run.requests(trial.trial_id) for trial in own]
-        return self.guide.objective.measured(own, pd.concat(requests, ignore_index=True))
+        requests, in_rungs = (
+            pd.concat([read(trial.trial_id) for trial in own], ignore_index=True)
+            for read in (run.requests, run.requests_in_rungs)
+        )
+        return self.guide.objective.measured(own, requests, in_rungs)
 
     def _counts(self, trial: Trial) -> bool:
         """Whether a trial counts for the search; a second ladder of the best point, known by its seed, does not."""
@@ -153,10 +157,10 @@ class Walk:
         return self.space.number(point)
 
     def _guide(self) -> Guide:
-        aim = Aim(self.search.margin, self.search.sure, self.most)
-        objective = _objective(self.search.objective, self.spec)
+        aim = Aim(self.settings.margin, self.settings.sure, self.most)
+        objective = _objective(self.settings.objective, self.spec)
         defaults = _defaults(self.base, self.spec)
-        kind, sessions = self.search.kind, self.spec.ladder.sessions
+        kind, sessions = self.settings.kind, self.spec.ladder.sessions
         return Guide(self.space, objective, kind, aim, self.spec.seed, sessions, defaults)
 
     def every_value(self) -> Iterator[dict]:

@@ -23,12 +23,13 @@ from harness import exit_codes, wire
 from harness.deploy.config import Deployment
 from harness.deploy.sampler import Probe
 from harness.deploy.statistics import difference
+from harness.drive.host_monitor import LEADER_VARIABLE
 from harness.drive.load import REQUEST_KNOBS, Load
 from harness.drive.stop_rule import OVER_SATURATED, settle_s
 from harness.errors import HarnessError, InputError, ServerError
 from harness.host.places import SCENARIOS
 from harness.host.process_group import end_group, spawn
-from harness.planfile import PlanSpec
+from harness.planfile.plan import PlanSpec
 from harness.records import metrics
 from harness.records.load_log import Records, read_records
 from harness.records.load_test import TestEnd
@@ -38,7 +39,7 @@ from harness.records.slo import Slo
 from harness.topology import TOPOLOGY, topology_of
 
 SCENARIO = SCENARIOS / "podcast.py"
-REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for a second ladder
+REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for each further ladder of the best
 SILENCE_VARIABLE = "LOCUST_SILENCE_TIMEOUT"
 _SILENCE_S = 30  # a live server sends something every few seconds, so that this detects one that hangs
 
@@ -65,11 +66,11 @@ def drawn(load: Load, repeat: int) -> Load:
     return replace(load, seed=load.seed + repeat * REPEAT_SEED)
 
 
-class TrialBroken(ServerError):
+class TrialFailed(ServerError):
     """A point could not be deployed, or the server or the load generator failed during its trial."""
 
 
-def broken_trial(point: dict, load: Load, repeat: int, error: str) -> Trial:
+def failed_trial(point: dict, load: Load, repeat: int, error: str) -> Trial:
     """The record of a failed trial: INVALID, with its reason and no rungs."""
     return Trial(
         trial_id=trial_id(point, load, repeat),
@@ -79,7 +80,7 @@ def broken_trial(point: dict, load: Load, repeat: int, error: str) -> Trial:
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         wall_s=0.0,
         valid=False,
-        reasons=(f"broke: {error}",),
+        reasons=(f"failed: {error}",),
         rungs=(),
         topology=topology_of(point),
     )
@@ -113,7 +114,7 @@ class Driver:
     def run(self, point: dict, load: Load, prediction: Prediction | None = None, repeat: int = 0) -> Measured:
         """Deploy a point, drive the load and return the record of one trial.
 
-        Raises TrialBroken where the server or Locust failed during it, and InputError where the server permanently
+        Raises TrialFailed where the server or Locust failed during it, and InputError where the server permanently
         rejects what the plan asks for.
         """
         started_at, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
@@ -121,18 +122,18 @@ class Driver:
         try:
             self.deploy(point)
         except ServerError as error:
-            raise TrialBroken(f"{name} cannot be deployed: {error}") from error
+            raise TrialFailed(f"{name} cannot be deployed: {error}") from error
         folder = self.scratch / name
         shutil.rmtree(folder, ignore_errors=True)
         with Probe(self.server.target, self.server.pid, metrics_url=self.server.metrics_url) as probe:
             exit_code, output = self._locust(folder, load)
         if not self.server.alive():
-            raise TrialBroken(f"the server ended during {name}")
+            raise TrialFailed(f"the server ended during {name}")
         records, end = _records(folder, exit_code, output)
-        rungs = _rungs(records, end, probe.samples, self.plan.slo_list())
+        rungs, disturbed = _rungs(records, end, probe.samples, self.plan.slo_list())
         failures = _failures(records.results)
         if failures and not self.server.responds():
-            raise TrialBroken(f"the server hung during {name}: {failures[0]}")
+            raise TrialFailed(f"the server hung during {name}: {failures[0]}")
         shutil.rmtree(folder, ignore_errors=True)
         trial = Trial(
             trial_id=name,
@@ -148,6 +149,7 @@ class Driver:
             over_saturated=end.ladder_ended.startswith(OVER_SATURATED),
             reader_lag_p99_s=end.lag_p99_s,
             topology=topology_of(point),
+            disturbed=disturbed,
         )
         return Measured(trial, records.results, probe.samples)
 
@@ -159,9 +161,10 @@ class Driver:
             command += ["--silence-timeout", str(_SILENCE_S)]
         log = self.scratch / "locust.log"
         self.scratch.mkdir(parents=True, exist_ok=True)
-        self._process, self._aborted = spawn(command, log), False
+        environment = {**os.environ, LEADER_VARIABLE: str(os.getpid())}
+        self._process, self._aborted = spawn(command, log, environment=environment), False
         try:
-            code = self._process.wait(timeout=load.total_s + 120)
+            code = self._process.wait(timeout=2 * load.total_s + 120)  # a ladder may repeat as much as it measures
         except subprocess.TimeoutExpired:
             code = -signal.SIGKILL
         finally:
@@ -171,24 +174,24 @@ class Driver:
         return code, log.read_text(errors="replace")
 
     def abort(self) -> None:
-        """Abort the running trial from another thread: ``run`` then raises TrialBroken."""
+        """Abort the running trial from another thread: ``run`` then raises TrialFailed."""
         if self._process is not None:
             self._aborted = True
             end_group(self._process, grace_s=5)
 
 
 def _records(folder: Path, exit_code: int, output: str) -> tuple[Records, TestEnd]:
-    """Read Locust's records and its last one. Raises TrialBroken where they are not those of a complete test."""
+    """Read Locust's records and its last one. Raises TrialFailed where they are not those of a complete test."""
     try:
         records = read_records(folder)
     except HarnessError as error:
-        raise TrialBroken(f"Locust gave no records (exit code {exit_code}): {error}\n{output[-1500:]}") from error
+        raise TrialFailed(f"Locust gave no records (exit code {exit_code}): {error}\n{output[-1500:]}") from error
     refused = [result.error for result in records.results if result.error.startswith(wire.REFUSED)]
     if refused:
         words = refused[0].removeprefix(wire.REFUSED)
         raise InputError(f"the server rejects what the plan asks for, and no retry helps: {words}; change the plan")
     if exit_code not in (0, 1, exit_codes.INVALID) or records.end is None:
-        raise TrialBroken(f"Locust was aborted (exit code {exit_code}): {output[-500:].strip()}")
+        raise TrialFailed(f"Locust was aborted (exit code {exit_code}): {output[-500:].strip()}")
     return records, records.end
 
 
@@ -198,15 +201,33 @@ def _failures(results: Sequence[Result]) -> tuple[str, ...]:
     return (f"{len(errors)} of {len(results)} requests failed, the first with: {errors[0]}",) if errors else ()
 
 
-def _rungs(records: Records, end: TestEnd, samples: Sequence[ServerSample], slos: Sequence[Slo]) -> tuple[Rung, ...]:
-    """The windows of a trial in which the load was held, without the time that sessions take to open."""
-    windows = [(rung.start_ns, rung.end_ns) for rung in records.rungs]
-    if records.run.asked.sessions:
-        settling_ns = int(settle_s(records.run.asked.rung_s) * 1e9)
-        windows = [(start + settling_ns, stop) for start, stop in windows if stop - start > settling_ns]
-    else:
-        windows = [(end.start_ns, end.end_ns)]
-    return tuple(_rung(records.results, samples, *window, slos) for window in windows)
+def _rungs(
+    records: Records, end: TestEnd, samples: Sequence[ServerSample], slos: Sequence[Slo]
+) -> tuple[tuple[Rung, ...], tuple[Rung, ...]]:
+    """The windows of a trial in which the load was held, without the time that sessions take to open.
+
+    Those during which others took CPU are apart from the others.
+    """
+    asked = records.run.asked
+    if not asked.sessions:
+        rung = _rung(records.results, samples, end.start_ns, end.end_ns, slos)
+        machine = end.machine
+        shares = (machine.other_share, machine.stolen_share) if machine else (None, None)
+        return (replace(rung, others_share=shares[0], stolen_share=shares[1]),), ()
+    settling_ns = int(settle_s(asked.rung_s) * 1e9)
+    held = [rung for rung in records.rungs if rung.end_ns - rung.start_ns > settling_ns]
+    last = {rung.users: rung for rung in held}
+    rungs = [
+        replace(
+            _rung(records.results, samples, each.start_ns + settling_ns, each.end_ns, slos),
+            others_share=each.others_share,
+            stolen_share=each.stolen_share,
+            disturbed=each.disturbed,
+            repeated=each is not last[each.users],
+        )
+        for each in held
+    ]
+    return tuple(each for each in rungs if not each.disturbed), tuple(each for each in rungs if each.disturbed)
 
 
 def _rung(

@@ -10,10 +10,10 @@ from harness.errors import ServerError
 from harness.records.schema import Rung, Trial
 from harness.records.store import Run
 from harness.runs.points import describe_point
-from harness.sweep.trial import Measured, broken_trial, trial_id
+from harness.sweep.trial import Measured, failed_trial, trial_id
 
 TRIES = 2  # a trial that failed or was INVALID is measured once more
-BROKEN_IN_A_ROW = 2 * TRIES  # two points: then the point is not the cause
+FAILED_IN_A_ROW = 2 * TRIES  # two points: then the point is not the cause
 
 
 class TrialLog:
@@ -53,19 +53,19 @@ class TrialLog:
 
     def keep(self, measured: Measured) -> None:
         """Store a trial, and before it those that were in doubt."""
-        self.keep_broken()
+        self.keep_failed()
         self.run.append_trial(measured.trial, measured.results, measured.samples)
 
-    def keep_broken(self) -> None:
+    def keep_failed(self) -> None:
         while self.in_doubt:
             self.run.append_trial(self.in_doubt[0], (), ())
             self.in_doubt.pop(0)
 
     def doubt(self, point: dict, load: Load, repeat: int, error: Exception) -> Trial:
         """Note a failed trial. Raises ServerError where so many failed in a row that the point is not the cause."""
-        trial = broken_trial(point, load, repeat, str(error))
+        trial = failed_trial(point, load, repeat, str(error))
         self.in_doubt.append(trial)
-        if len(self.in_doubt) >= BROKEN_IN_A_ROW:
+        if len(self.in_doubt) >= FAILED_IN_A_ROW:
             count = len(self.in_doubt)
             raise ServerError(f"{count} trials failed in a row; none of them is stored. The last: {error}")
         return trial
@@ -86,9 +86,17 @@ class TrialLog:
 
 def note_of(trial: Trial) -> str:
     """A short description of a finished trial."""
-    verdict = "VALID" if trial.valid else f"INVALID ({'; '.join(trial.reasons)})"
+    verdict = f"VALID{_disturbed(trial)}" if trial.valid else f"INVALID ({'; '.join(trial.reasons)})"
     if trial.kind == "ladder":
         best = max((rung.frames_per_s for rung in trial.rungs), default=0.0)
         return f"{verdict}, up to {best * wire.SECONDS_PER_FRAME:.1f} audio s/s"
     p95 = trial.rungs[0].summary.ttfa_p95_s if trial.rungs else float("nan")
     return f"{verdict}, time to first audio p95 {p95:.2f} s"
+
+
+def _disturbed(trial: Trial) -> str:
+    """How many rungs of a ladder were measured again or left out, and why; "" for an undisturbed ladder."""
+    again = sum(rung.repeated for rung in trial.disturbed)
+    left_out = len(trial.disturbed) - again
+    counts = [f"{again} measured again"] * bool(again) + [f"{left_out} left out"] * bool(left_out)
+    return f" (disturbed rungs: {', '.join(counts)}; {trial.disturbed[0].disturbed})" if counts else ""

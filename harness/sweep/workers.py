@@ -12,14 +12,14 @@ from harness.drive.load import Load
 from harness.errors import HarnessError, ServerError
 from harness.identity import StageIdentity
 from harness.records.prediction import Prediction
-from harness.sweep.trial import Driver, Measured, TrialBroken
+from harness.sweep.trial import Driver, Measured, TrialFailed
 
 
-class HostGone(ServerError):
+class HostLost(ServerError):
     """A host that takes no more trials: its server does not answer, and is external."""
 
 
-class TrialCut(HarnessError):
+class TrialAborted(HarnessError):
     """A trial that we aborted: it is not recorded."""
 
 
@@ -40,7 +40,7 @@ class Host:
     ):
         self.name, self.ours = name, ours
         self._open_server, self._open_driver = open_server, open_driver
-        self._cut = False
+        self._aborted = False
 
     def __enter__(self) -> Host:
         self._stack = ExitStack()
@@ -60,25 +60,25 @@ class Host:
         return self._driver.server.stages
 
     def run(self, point: dict, load: Load, prediction: Prediction | None = None, repeat: int = 0) -> Measured:
-        """Run one trial. Raises TrialBroken, or TrialCut after ``abort``."""
+        """Run one trial. Raises TrialFailed, or TrialAborted after ``abort``."""
         try:
             return self._driver.run(point, load, prediction, repeat)
-        except TrialBroken:
-            if self._cut:
-                raise TrialCut(f"a trial on {self.name} was aborted") from None
+        except TrialFailed:
+            if self._aborted:
+                raise TrialAborted(f"a trial on {self.name} was aborted") from None
             raise
 
     def recover(self) -> None:
-        """After a failed trial: restart our server. Raises HostGone where an external one does not answer."""
+        """After a failed trial: restart our server. Raises HostLost where an external one does not answer."""
         if self.ours:
             self._driver.server.stop()
             self._driver.server = self._stack.enter_context(self._open_server())
         elif not self._driver.server.alive():
-            raise HostGone(f"{self.name} no longer answers")
+            raise HostLost(f"{self.name} no longer answers")
 
     def abort(self) -> None:
         """Abort the running trial, from another thread."""
-        self._cut = True
+        self._aborted = True
         self._driver.abort()
 
 
@@ -105,7 +105,7 @@ class Fleet:
     def each(self, work: Callable[[Host], bool]) -> None:
         """Call ``work(host)`` on every host concurrently, again and again while it returns True.
 
-        A host whose work raises HostGone gets no more work; when all are lost, the last reason is raised. Any other
+        A host whose work raises HostLost gets no more work; when all are lost, the last reason is raised. Any other
         error ends the work of all, after the running trials, and is raised. An interrupt aborts those trials.
         """
         self._stopping.clear()
@@ -114,7 +114,7 @@ class Fleet:
         else:
             self._side_by_side(work)
         if not self.hosts:
-            raise HostGone(self.lost[-1])
+            raise HostLost(self.lost[-1])
 
     def _side_by_side(self, work: Callable[[Host], bool]) -> None:
         with ThreadPoolExecutor(len(self.hosts), thread_name_prefix="host") as pool:
@@ -137,7 +137,7 @@ class Fleet:
         try:
             while not self._stopping.is_set() and work(host):
                 pass
-        except HostGone as error:
+        except HostLost as error:
             self.lost.append(str(error))
             self.hosts.remove(host)
 

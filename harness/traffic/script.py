@@ -140,11 +140,6 @@ def count_speakers(turns: Iterable[Turn]) -> int:
     return len(speakers_of(turns))
 
 
-def count_words(turns: Iterable[Turn]) -> int:
-    """Words spoken, separated by spaces; markers do not count."""
-    return sum(len(turn.text.split()) for turn in turns)
-
-
 def speech_s(turns: Iterable[Turn]) -> float:
     """Estimated duration of the turns in seconds of audio; see ``speech_ticks``."""
     return sum(speech_ticks(turn.text) for turn in turns) / TICKS_PER_S

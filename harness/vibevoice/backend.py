@@ -127,28 +127,28 @@ def device_of(args: dict) -> str:
 
 
 def kv_room(args: dict, of_stage, tables_bytes: int = 0) -> int:
-    """Bytes for the KV caches of this instance: as configured, otherwise what its card has left beside the weights."""
+    """Bytes for the KV caches of this instance: as configured, otherwise what its GPU has left beside the weights."""
     if (given := kv_limits.given_limit(parameters(args))) is not None:
         return given
     if of_stage.device.type != "cuda":
         return kv_limits.HOST_BYTES
-    instances, counts = kv_limits.instances_on_a_card(args["model_config"]), of_stage.parameters()
+    instances, counts = kv_limits.instances_on_a_gpu(args["model_config"]), of_stage.parameters()
     fused = args["model_name"] == wire.ENTRY
     own = sum(counts.values()) - counts["voice"] if fused else counts["llm"]
     numbers = sum(counts.values()) + (instances - 1) * own
     total = import_module("torch").cuda.mem_get_info(of_stage.device)[1]
     processes = kv_limits.FUSED_PROCESSES if fused else kv_limits.STAGED_PROCESSES
     taken = numbers * of_stage.dtype.itemsize + instances * tables_bytes
-    return kv_limits.card_room(total, taken, instances, of_stage.graph_batch, processes)
+    return kv_limits.gpu_room(total, taken, instances, of_stage.graph_batch, processes)
 
 
 def _emulated_kv_room(args: dict, profile: emulation.ProfiledTimes) -> int:
-    """As configured, otherwise what the profile says the card had left, shared by the instances on one emulated GPU."""
+    """As configured, otherwise what the profile says the GPU had left, shared by the instances on one emulated GPU."""
     given = parameters(args)
     if (limit := kv_limits.given_limit(given)) is not None:
         return limit
-    on_a_card = -(-kv_limits.instances_on_a_card(args["model_config"]) // int(given["gpus"]))
-    return (profile.sizes.kv_room_bytes or kv_limits.HOST_BYTES) // on_a_card
+    on_a_gpu = -(-kv_limits.instances_on_a_gpu(args["model_config"]) // int(given["gpus"]))
+    return (profile.sizes.kv_room_bytes or kv_limits.HOST_BYTES) // on_a_gpu
 
 
 def identity_of(args: dict, built=None) -> StageIdentity:
@@ -176,18 +176,18 @@ def identity_of(args: dict, built=None) -> StageIdentity:
 
 def _computes_on(built) -> dict:
     if profile := getattr(built, "profile", None):
-        name = f"emulated {profile.card}"
+        name = f"emulated {profile.device_name}"
         return {"kind": identity.EMULATED, "device": name, "dtype": profile.dtype}
     on, dtype = built.device, str(built.dtype).removeprefix("torch.")
     if on.type != "cuda":
         return {"kind": identity.CPU, "device": "cpu", "dtype": dtype}
-    card = import_module("torch").cuda.get_device_properties(on)
+    gpu = import_module("torch").cuda.get_device_properties(on)
     return {
         "kind": identity.GPU,
         "device": str(on),
-        "gpu": card.name,
-        "gpu_uuid": f"GPU-{card.uuid}",
-        "gpu_memory_bytes": card.total_memory,
+        "gpu": gpu.name,
+        "gpu_uuid": f"GPU-{gpu.uuid}",
+        "gpu_memory_bytes": gpu.total_memory,
         "dtype": dtype,
     }
 

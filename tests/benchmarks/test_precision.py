@@ -168,7 +168,7 @@ def test_models_that_do_not_fit_together_are_in_memory_one_at_a_time(script, mon
     assert max(most) == (2 if together else 0)
 
 
-def test_three_models_of_1_5b_fit_an_80_gb_card_and_those_of_7b_do_not(script):
+def test_three_models_of_1_5b_fit_an_80_gb_gpu_and_those_of_7b_do_not(script):
     sizes = {preset: script.fit_together(preset, "", ["bfloat16", "float16"], 79 << 30) for preset in ("1.5b", "7b")}
     assert sizes == {"1.5b": True, "7b": False}
     assert not script.fit_together("tiny", "some/folder", ["bfloat16"], 79 << 30)

@@ -14,6 +14,7 @@ from capacity_truth import (
     TRUTH,
     Truth,
     bare_fit,
+    fastest_s,
     fit_of,
     fit_with,
     fitted_stage,
@@ -74,30 +75,30 @@ def test_a_pool_that_lost_a_device_is_like_one_that_never_had_it(pools):
     loss = lose(pools, qps, 4, 1)
     fewer = judge_load(pools.device, pools.traffic, pools.limits, qps, 3)
     assert loss.worst_share == pytest.approx(fewer.shares[fewer.worst], rel=0.05)
-    assert loss.kept == fewer.kept
+    assert loss.met == fewer.kept
     assert loss.interrupted > 0
 
 
 def test_spares_make_up_for_what_is_lost(pools):
     qps = 0.8 * 4 * pools.steady_rate()
-    assert not lose(pools, qps, 4, 2).kept
+    assert not lose(pools, qps, 4, 2).met
     spared = with_spares(pools, qps, 4, 2)
-    assert spared.kept and spared.devices >= 6
+    assert spared.met and spared.devices >= 6
 
 
 def test_losses_of_a_large_pool_are_simulated_in_part(pools):
     loss = lose(pools, 0.6 * 500 * pools.steady_rate(), 501, 1)
-    assert loss.kept and loss.devices == 501
+    assert loss.met and loss.devices == 501
     assert loss.judged_s >= EARLY_S and loss.basis == "simulated"
 
 
 @pytest.mark.parametrize(
-    "utilisation, kept, basis", [(0.8, True, "simulated"), (1.01, False, "simulated"), (1.6, False, "extrapolated")]
+    "utilisation, met, basis", [(0.8, True, "simulated"), (1.01, False, "simulated"), (1.6, False, "extrapolated")]
 )
-def test_more_than_the_devices_left_carry_breaks_a_slo_however_slowly(pools, utilisation, kept, basis):
+def test_more_than_the_devices_left_carry_breaks_a_slo_however_slowly(pools, utilisation, met, basis):
     loss = lose(pools, utilisation * 9 * pools.steady_rate(), 11, 2)
-    assert loss.kept is kept
-    assert (loss.worst_share >= 1) is not kept
+    assert loss.met is met
+    assert (loss.worst_share >= 1) is not met
     assert loss.basis == basis
 
 
@@ -105,7 +106,7 @@ def test_slos_that_hold_for_all_that_was_simulated_are_not_kept_beyond_the_stead
     """Without an SLO that can break, only the arithmetic says that the line grows for ever."""
     free = pools.changed(limits=Limits((), 10**6), device=replace(pools.device, max_sessions=24.0))
     loss = lose(free, 1.01 * 3 * free.steady_rate(), 4, 1)
-    assert not loss.kept and loss.worst == OVERLOAD and loss.worst_share == pytest.approx(1.01)
+    assert not loss.met and loss.worst == OVERLOAD and loss.worst_share == pytest.approx(1.01)
 
 
 def test_a_loss_is_judged_for_ten_minutes_and_several_residences_at_any_rate(pools):
@@ -205,24 +206,24 @@ def profile(token_ms=1e-4, **changes):
     return {"device": "NVIDIA H200", "preset": "1.5b", "model": model, "stages": stages | changes}
 
 
-def card_of(content):
+def type_of(content):
     return DeviceType.of_profile(Profile.of(content))
 
 
 def test_a_profile_is_read_as_lines_over_batch_and_context():
-    card = card_of(profile())
-    assert card.worst_residual < 1e-6 and card.most_sessions == 16
-    assert card.tau0_s == pytest.approx({wire.LLM: 0.004, wire.DIFFUSION: 0.010, wire.VOCODER: 0.002})
-    assert card.alpha_s == pytest.approx({wire.LLM: 0.0005, wire.DIFFUSION: 0.0002, wire.VOCODER: 0.0003})
-    assert card.token_s == pytest.approx(1e-7)
+    device_type = type_of(profile())
+    assert device_type.worst_residual < 1e-6 and device_type.most_sessions == 16
+    assert device_type.tau0_s == pytest.approx({wire.LLM: 0.004, wire.DIFFUSION: 0.010, wire.VOCODER: 0.002})
+    assert device_type.alpha_s == pytest.approx({wire.LLM: 0.0005, wire.DIFFUSION: 0.0002, wire.VOCODER: 0.0003})
+    assert device_type.token_s == pytest.approx(1e-7)
 
 
-def test_context_makes_the_steps_of_a_card_longer():
+def test_context_makes_the_steps_of_a_gpu_longer():
     """One session alone: 17 ms, and 6.2 ms for 62,000 tokens; then a hop before each stage."""
-    card = card_of(profile())
+    device_type = type_of(profile())
 
     def alone_s(context, **between):
-        return card.topology({}, context, **between).alone_s()
+        return device_type.topology({}, context, **between).alone_s()
 
     short, long = alone_s(0), alone_s(62_000)
     assert short == pytest.approx(0.017)
@@ -250,15 +251,15 @@ def split(content, host_ms=1.5):
     return content | {"stages": rows}
 
 
-def test_a_card_is_held_for_the_gpus_part_of_a_step_and_its_host_is_busy_beside():
-    card, whole = card_of(split(profile())), card_of(profile())
-    assert card.worst_residual < 1e-6
-    assert card.tau0_s == pytest.approx({wire.LLM: 0.0025, wire.DIFFUSION: 0.0085, wire.VOCODER: 0.0005})
-    assert card.host_s == pytest.approx(dict.fromkeys(wire.STAGES, 0.0015))
-    one, all_of_it = (each.topology({}, 400.0) for each in (card, whole))
+def test_a_gpu_is_held_for_the_gpus_part_of_a_step_and_its_host_is_busy_beside():
+    device_type, whole = type_of(split(profile())), type_of(profile())
+    assert device_type.worst_residual < 1e-6
+    assert device_type.tau0_s == pytest.approx({wire.LLM: 0.0025, wire.DIFFUSION: 0.0085, wire.VOCODER: 0.0005})
+    assert device_type.host_s == pytest.approx(dict.fromkeys(wire.STAGES, 0.0015))
+    one, all_of_it = (each.topology({}, 400.0) for each in (device_type, whole))
     assert one.alone_s() == pytest.approx(all_of_it.alone_s())
-    assert one.fastest_s(16) < all_of_it.fastest_s(16)
-    assert "overlaps" in card.note and "does not separate" in whole.note
+    assert fastest_s(one, 16) < fastest_s(all_of_it, 16)
+    assert "overlaps" in device_type.note and "does not separate" in whole.note
 
 
 def test_a_devices_part_beyond_its_time_is_refused():
@@ -268,11 +269,11 @@ def test_a_devices_part_beyond_its_time_is_refused():
             Profile.of(profile(**{wire.VOCODER: rows}))
 
 
-# --- a card that was not measured
+# --- a GPU that was not measured
 
 
 def launch_bound(host_ms=12.0, gpu_ms=2.0, **more):
-    """A profile of a card of 3,000 GB/s and 700 TFLOP/s, bound by memory: 2 GB move in what is ideally 0.67 ms."""
+    """A profile of a GPU of 3,000 GB/s and 700 TFLOP/s, bound by memory: 2 GB move in what is ideally 0.67 ms."""
     row = {"ms": host_ms + gpu_ms, "device_ms": gpu_ms, "bytes": 2_000_000_000, "gflop": 1.0}
     rows = [row | {"batch": b, "device_ms_from": "profiler"} for b in (1, 4, 16)]
     content = profile(**{stage: rows for stage in wire.STAGES})
@@ -295,7 +296,7 @@ def test_the_floor_turns_from_memory_to_arithmetic():
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(0, 50), st.floats(0.1, 50), st.floats(0.2, 5))
-def test_the_same_card_is_itself_and_speed_only_moves_the_gpus_part(host_ms, gpu_ms, speed):
+def test_the_same_gpu_is_itself_and_speed_only_moves_the_gpus_part(host_ms, gpu_ms, speed):
     content = Profile.of(launch_bound(host_ms, gpu_ms))
     for factor in (1.0, speed):
         for row in scaled(content, "x", 3000.0 * factor, 700.0 * factor).timed(wire.DIFFUSION):
@@ -303,11 +304,11 @@ def test_the_same_card_is_itself_and_speed_only_moves_the_gpus_part(host_ms, gpu
 
 
 def test_what_was_scaled_says_so_in_the_plan(measured):
-    measured_card = Profile.of(launch_bound())
-    content = scaled(measured_card, "B200", 6000.0, 1400.0)
+    measured_type = Profile.of(launch_bound())
+    content = scaled(measured_type, "B200", 6000.0, 1400.0)
     assert (content.device, content.basis) == ("B200", "extrapolated")
-    assert content.model == measured_card.model and Profile.of(content.to_dict()) == content
-    assert scaled(measured_card, "B200", 6000.0, 1400.0, 5e10).model.kv_room_bytes == 5 * 10**10
+    assert content.model == measured_type.model and Profile.of(content.to_dict()) == content
+    assert scaled(measured_type, "B200", 6000.0, 1400.0, 5e10).model.kv_room_bytes == 5 * 10**10
     (row,) = plan_of(fit_of(measured), measured, profiles={"B200": content}).device_types
     assert "scaled from the profile of NVIDIA H200" in row.note and "the host's time as it is" in row.note
     whole = launch_bound()
@@ -318,7 +319,7 @@ def test_what_was_scaled_says_so_in_the_plan(measured):
 
 def test_a_profile_without_bytes_and_operations_cannot_be_scaled():
     for content in (profile(), launch_bound(bandwidth_gb_s=None), launch_bound(tflop_s=0.0)):
-        with pytest.raises(InputError, match="cannot be scaled to another card: .*harness profile"):
+        with pytest.raises(InputError, match="cannot be scaled to another GPU: .*harness profile"):
             scaled(Profile.of(content), "B200", 6000.0, 1400.0)
     with pytest.raises(InputError, match="0 GB/s"):
         scaled(Profile.of(launch_bound()), "B200", 0.0, 1400.0)
@@ -327,7 +328,7 @@ def test_a_profile_without_bytes_and_operations_cannot_be_scaled():
 def test_a_profile_with_too_few_points_is_refused(measured):
     few = profile(**{wire.VOCODER: [{"batch": 1, "ms": 2.0}]})
     with pytest.raises(InconclusiveError, match="fewer than 3 points of neural_vocoder"):
-        card_of(few)
+        type_of(few)
     (row,) = plan_of(fit_of(measured), measured, profiles={"H200": Profile.of(few)}).device_types
     assert row.rate_per_device is None and "fewer than 3 points" in row.note
 
@@ -335,18 +336,18 @@ def test_a_profile_with_too_few_points_is_refused(measured):
 def test_what_is_no_profile_is_refused():
     for part in ("stages", "model", "device"):
         with pytest.raises(ValueError, match=f"it has no '{part}'"):
-            card_of({name: value for name, value in profile().items() if name != part})
+            type_of({name: value for name, value in profile().items() if name != part})
     without = profile()
     del without["model"]["kv_room_bytes"]
     with pytest.raises(InputError, match="kv_room_bytes"):
-        card_of(without)
+        type_of(without)
     for row, words in (
         ({"ms": 1.0}, "a point has no batch"),
         ({"batch": "many", "ms": 1.0}, "batch: Input should be a valid integer"),
         ({"batch": 1, "ms": None}, "ms: Input should be a valid number"),
     ):
         with pytest.raises((InputError, ValueError), match=words):
-            card_of(profile(**{wire.VOCODER: [row | {"context": tokens} for tokens in range(4)]}))
+            type_of(profile(**{wire.VOCODER: [row | {"context": tokens} for tokens in range(4)]}))
 
 
 def test_a_stage_that_no_model_can_take_costs_its_row_and_not_the_plan(measured):

@@ -26,11 +26,13 @@ from capacity_truth import (
 )
 
 from harness.capacity.fitting.fit import fit_run
+from harness.capacity.fitting.observations import observe
 from harness.capacity.fitting.rate_search import Limits, Traffic, judge_load, steady_limit
 from harness.capacity.models.device import Device
 from harness.capacity.planning import confirmation
-from harness.capacity.planning.plan import Terms, make_plan, not_told_apart
+from harness.capacity.planning.plan import Terms, make_plan
 from harness.capacity.planning.prediction import predict_open_run, sealed
+from harness.capacity.planning.remarks import not_told_apart
 from harness.capacity.planning.validation import ComparedFigure, _row, validate
 from harness.records.prediction import Prediction
 from harness.records.slo import Slo
@@ -136,7 +138,7 @@ def test_a_prediction_counts_as_it_was_made_before_the_run(fit, measured, runs):
 
 def test_the_plan_is_met_and_its_counts_are_those_of_the_truth(plan):
     assert plan.verdict == "met"
-    assert plan.reasons == ()
+    assert all(reason.startswith("Pooled: fewer than 20 requests of class") for reason in plan.reasons)
     truth, limits = true_device(), Limits(SLOS, 24)
     traffic = Traffic.draw(MIX, np.random.default_rng(77), 8000)
     steady = steady_limit(truth, limits)[0] / traffic.mean_frames
@@ -229,6 +231,24 @@ def test_a_broken_rung_is_left_out_and_named(measured):
     assert "rung 3" in fit.excluded[0].reasons[0]
 
 
+def test_a_disturbed_rung_and_its_requests_are_left_out_and_named(measured):
+    trial, rows = measured
+    why = "others took 0.60 of 2 cores, 32% of the 1.90 that the run used (backup, process 7, took 0.60)"
+    spoilt = replace(trial.rungs[2], disturbed=why, frames_per_s=trial.rungs[2].frames_per_s / 2)
+    left = (*trial.rungs[:2], *trial.rungs[3:])
+    disturbed = replace(trial, rungs=left, disturbed=(spoilt,))
+    fit = fit_of((disturbed, rows))
+    assert [point.sessions for point in fit.deployments[0].step_time.points] == [rung.sessions for rung in left]
+    assert fit.excluded[0].reasons == (f"the rung of {spoilt.sessions:.3g} sessions: {why}",)
+    repeated = replace(trial, disturbed=(replace(spoilt, repeated=True),))
+    assert fit_of((repeated, rows)).excluded == ()
+    step_time = lambda n: 0.012 + 0.006 * np.asarray(n, dtype=float)  # noqa: E731
+    every, clean = (observe([each], rows, step_time) for each in (trial, disturbed))
+    inside = rows[(rows["sent_ns"] >= spoilt.start_ns) & (rows["ended_ns"] <= spoilt.end_ns)]
+    assert len(inside) and len(clean) <= len(every) - len(inside)
+    assert not set(inside["ttfa_s"].dropna()) & set(clean["ttfa_s"].dropna())
+
+
 def test_a_slo_that_one_session_breaks_is_missed(measured):
     slos = (*SLOS, Slo("short", "rtf", 0.95, 0.05))
     fit = fit_of(measured, slos=slos)
@@ -277,6 +297,10 @@ def test_without_a_confirmation_a_plan_is_inconclusive(fit, measured, runs):
     assert any("without a prediction" in reason for reason in plan_of(fit, measured, (blind, runs[0][1])).reasons)
 
 
+def doubts_of(plan):
+    return [reason for reason in plan.reasons if not reason.startswith("Pooled")]
+
+
 def test_a_run_that_breaks_a_slo_is_not_signed(fit, measured, runs):
     trial, rows = runs[0]
     short = rows["traffic_class"] == "short"
@@ -284,7 +308,7 @@ def test_a_run_that_breaks_a_slo_is_not_signed(fit, measured, runs):
     plan = plan_of(fit, measured, (trial, slow), runs[1])
     assert all(row.passed is not False for row in plan.validation)
     assert plan.verdict == "inconclusive"
-    (reason,) = plan.reasons
+    (reason,) = doubts_of(plan)
     assert "open-0.6" in reason and "rtf p95 of class short was 1.3, the limit is 0.9" in reason
     assert [run.passed for run in plan.open_runs] == [False, True]
     blind = replace(trial, prediction=None)
@@ -337,7 +361,7 @@ def test_the_highest_rate_must_pass_and_a_valid_repeat_counts_for_an_invalid_run
     first = (invalid, rows.assign(trial_id="first"))
     plan = plan_of(fit, measured, runs[0], first)
     assert plan.verdict == "inconclusive"
-    (reason,) = plan.reasons
+    (reason,) = doubts_of(plan)
     assert "first at" in reason and "3% of sends were late" in reason and "repeat that rate" in reason
     assert plan_of(fit, measured, runs[0], first, runs[1]).verdict == "met"
 
@@ -382,6 +406,6 @@ def test_deployments_that_cannot_be_told_apart_from_the_best_are_named():
     best, higher, lower = (
         bare_fit(max_rate_per_s=rate, trial_ids=("ladder",) * count) for rate, count in ((2.0, 2), (2.1, 1), (1.5, 1))
     )
-    (remark,) = not_told_apart(fit_with(best, higher, lower), best)
-    assert "carries 2 requests/s by its 2 ladders, and 1 of 3 up to 2.1 by fewer" in remark
-    assert not_told_apart(fit_with(best, replace(higher, max_rate_per_s=None), lower), best) == []
+    (remark,) = not_told_apart(fit_with(best, higher, lower), best, 0.95)
+    assert "sustains 2 requests/s by its 2 ladders; 1 of the 2 others, with 2.1, cannot be told apart" in remark
+    assert not_told_apart(fit_with(best, replace(higher, max_rate_per_s=None), lower), best, 0.95) == []

@@ -103,16 +103,7 @@ def test_staffing_refuses_certainties(chance):
         queueing.square_root_staffing(10, chance)
 
 
-def test_ninety_minutes_take_three_gigabytes_and_an_h200_holds_about_45():
+def test_ninety_minutes_take_three_gigabytes():
     prompt_tokens, frames = 65_536 - 40_500, 40_500
     per_session = memory.session_bytes(prompt_tokens, frames, memory.KV_BYTES_PER_TOKEN["1.5b"])
     assert per_session == pytest.approx(3.04e9, rel=0.01)
-    slots = memory.slots_per_device(141e9, per_session, weight_bytes=5.4e9)
-    assert slots == pytest.approx(45, abs=1)
-
-
-def test_weights_are_charged_per_instance():
-    assert memory.slots_per_device(100, 10, weight_bytes=30, instances=2) == 4
-    assert memory.slots_per_device(100, 50, weight_bytes=30, instances=2) == 0
-    with pytest.raises(InputError, match="deploy fewer instances"):
-        memory.slots_per_device(100, 10, weight_bytes=60, instances=2)

@@ -26,10 +26,9 @@ def test_published_coefficients_within_two_hundredths_of_a_percent():
     assert fit.throughput_at_concurrency(35) == pytest.approx(12341, rel=2e-4)
 
 
-def test_what_was_measured_and_what_is_extrapolated():
+def test_what_was_measured_and_how_well_it_is_known():
     fit = fit_scaling(np.arange(1, 33), CISCO)
-    assert not fit.is_extrapolated(32)
-    assert fit.is_extrapolated(33)
+    assert fit.largest_measured == 32
     assert fit.sigma_interval[0] < fit.sigma < fit.sigma_interval[1]
     assert fit.r_squared > 0.99
 

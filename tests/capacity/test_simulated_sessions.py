@@ -3,11 +3,12 @@ import heapq
 import numpy as np
 import pytest
 import queueing
+from capacity_truth import poisson_arrivals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import wire
-from harness.capacity.simulator.sessions import Activity, poisson_arrivals, simulate
+from harness.capacity.simulator.sessions import Activity, simulate
 from harness.errors import InputError
 
 

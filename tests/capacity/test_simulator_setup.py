@@ -44,11 +44,11 @@ def test_a_pool_that_makes_no_sense_is_refused(changes, message):
     ("make", "message"),
     [
         (lambda: Planned(0.0, "explode", 0), "a device can fail, repair, drain, raise"),
-        (lambda: Autoscaler(2, 1, 1, 1, 0), "not the fewer"),
+        (lambda: Autoscaler(2, 1, 1, 1, 0), "maximum not below it"),
         (lambda: Autoscaler(1, 2, 1, 0.5, 0), "must be in order"),
         (lambda: Autoscaler(1, 2, 1, 1, 0, every_s=0), "above 0"),
         (lambda: Counting(("one",), 0.0), "more than 0 seconds"),
-        (lambda: Counting(("one",), 1.0, windows=5, batches=2), "no whole number"),
+        (lambda: Counting(("one",), 1.0, windows=5, batches=2), "cannot be divided evenly"),
         (lambda: Counting(("one",), 1.0, limits={"two": {}}), "a limit is one on ttfa_s, rtf, stall_s of one"),
         (lambda: Counting(("one",), 1.0, limits={"one": {"joy": 1}}), "not {'joy': 1} of one"),
         (lambda: random_failures(1, 10, 0, 1, np.random.default_rng()), "between failures"),

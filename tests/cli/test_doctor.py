@@ -17,7 +17,7 @@ from harness.identity import StageIdentity
 GIB, MIB = 1 << 30, 1 << 20
 H100 = GpuFacts("NVIDIA H100 80GB HBM3", "580.159.04", 80 * GIB, 79 * GIB)
 FINE = HostResources(
-    cores=16, memory_free=100 * GIB, disk_free=60 * GIB, shared_free=GIB, gpu_device=True, cards=(H100,),
+    cores=16, memory_free=100 * GIB, disk_free=60 * GIB, shared_free=GIB, gpu_device=True, gpus=(H100,),
     torch_cuda="13.0", compiler="/usr/bin/gcc", python_header=Path(__file__),
 )  # fmt: skip
 
@@ -39,12 +39,12 @@ def test_nothing_is_wrong_with_a_fine_host():
 
 
 def test_a_host_without_a_gpu_is_said_and_is_no_fault():
-    found = lines(doctor.gpus(host(gpu_device=False, cards=(), torch_cuda="")))
+    found = lines(doctor.gpus(host(gpu_device=False, gpus=(), torch_cuda="")))
     assert list(found) == ["GPU"] and found["GPU"].fine is None
 
 
 def test_a_driver_that_does_not_answer_is_a_fault():
-    found = lines(doctor.gpus(host(cards=())))
+    found = lines(doctor.gpus(host(gpus=())))
     assert list(found) == ["GPU driver"] and found["GPU driver"].fine is False
 
 
@@ -63,7 +63,7 @@ def test_a_cpu_build_of_torch_beside_a_gpu_is_a_fault():
 def test_a_gpu_host_needs_what_builds_a_kernels_launcher(short, what, fix):
     found = lines(doctor.gpus(host(**short)))
     assert {name for name, check in found.items() if not check.fine} == {what} and fix in found[what].fix
-    assert what not in lines(doctor.gpus(host(gpu_device=False, cards=(), torch_cuda="", **short)))
+    assert what not in lines(doctor.gpus(host(gpu_device=False, gpus=(), torch_cuda="", **short)))
 
 
 def test_the_compiler_is_the_one_that_triton_takes(tmp_path, monkeypatch):
@@ -94,14 +94,14 @@ def test_two_servers_on_this_host_are_listed_by_the_doctor(monkeypatch):
 
 def test_each_gpu_has_its_line_and_a_full_one_is_warned_of():
     full = GpuFacts("NVIDIA L4", "580.1", 23 * GIB, 2 * GIB)
-    found = lines(doctor.gpus(host(cards=(H100, full))))
+    found = lines(doctor.gpus(host(gpus=(H100, full))))
     assert found["GPU 0"].fine is True and found["GPU 1"].fine is None
     assert "2.0 GiB free" in found["GPU 1"].found and "12.0 GiB" in found["GPU 1"].fix
 
 
 @pytest.mark.parametrize(("free_mib", "gpus", "fine"), [(64, 1, False), (96, 1, True), (96, 2, False), (1024, 8, True)])
 def test_shared_memory_is_held_against_what_the_stage_processes_take(free_mib, gpus, fine):
-    found = lines(doctor.machine(host(shared_free=free_mib * MIB, cards=(H100,) * gpus)))["shared memory"]
+    found = lines(doctor.machine(host(shared_free=free_mib * MIB, gpus=(H100,) * gpus)))["shared memory"]
     assert found.fine is fine and f"{16 * (5 * gpus + 1)} MiB needed" in found.found
     assert fine or "--shm-size=1g" in found.fix
 
@@ -160,12 +160,12 @@ def test_gpus_are_read_from_the_driver(monkeypatch):
     first = nvml.Gpu(0, "NVIDIA A", "GPU-a", 81559 * MIB, 81000 * MIB, "580.1")
     told = first, nvml.Gpu(1, "NVIDIA B", "GPU-b", 0, 5 * MIB, "580.1")
     monkeypatch.setattr(nvml, "gpus", lambda: told)
-    assert doctor._cards() == (
+    assert doctor._gpus_found() == (
         GpuFacts("NVIDIA A", "580.1", 81559 * MIB, 81000 * MIB),
         GpuFacts("NVIDIA B", "580.1", 0, 5 * MIB),
     )
     monkeypatch.setattr(nvml, "gpus", lambda: ())
-    assert doctor._cards() == ()
+    assert doctor._gpus_found() == ()
 
 
 @pytest.mark.parametrize("is_open", [True, False])

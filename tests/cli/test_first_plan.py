@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from harness.cli.first_plan import MIXES, PRESETS, Answers, gpus_of, mix_of, name_of, rates_of, slos_of, write_plan
 from harness.cli.main import app
 from harness.errors import InputError
-from harness.planfile import load_plan
+from harness.planfile.reading import load_plan
 
 
 def init(*options, answers: str | None = None):

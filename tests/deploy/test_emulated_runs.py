@@ -16,7 +16,7 @@ from harness.deploy.config import Deployment
 from harness.deploy.server import TritonServer
 from harness.drive.load import Load
 from harness.errors import InputError
-from harness.planfile import load_plan
+from harness.planfile.reading import load_plan
 from harness.records.load import TrialLoad
 from harness.records.schema import Outcome, Trial
 from harness.records.store import Run

@@ -41,14 +41,14 @@ def test_shared_memory_in_the_gpu_page_is_what_a_server_takes():
 
 def test_the_kv_room_in_the_gpu_page_is_what_the_stage_computes():
     assert f"On a CPU it is {kv_limits.HOST_BYTES >> 30} GiB" in GPU_HOST
-    share = float(re.search(r"\(([\d.]+) x the card's memory", GPU_HOST)[1])
+    share = float(re.search(r"\(([\d.]+) x the GPU's memory", GPU_HOST)[1])
     terms = [(int(n), float(gib)) for n, gib in re.findall(r"\((\d+) \+ LLM instances\) x ([\d.]+) GiB", GPU_HOST)]
     assert len(terms) == 2
     for instances in (1, 2, 3):
         by_the_page = (
             share * (80 << 30) - (6 << 30) - sum((n + instances) * gib * 2**30 for n, gib in terms)
         ) / instances
-        assert kv_limits.card_room(80 << 30, 6 << 30, instances, 128) == int(by_the_page)
+        assert kv_limits.gpu_room(80 << 30, 6 << 30, instances, 128) == int(by_the_page)
 
 
 def test_limits_in_the_gpu_page_are_those_of_a_gpu_deployment():

@@ -13,7 +13,7 @@ import yaml
 
 from harness.cli.main import app
 from harness.drive.options import ARGUMENTS
-from harness.planfile import load_plan
+from harness.planfile.reading import load_plan
 
 ROOT = pages.ROOT
 MAKE_FILE = (ROOT / "Makefile").read_text()

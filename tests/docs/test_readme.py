@@ -16,7 +16,7 @@ import yaml
 
 from harness.deploy.config import Deployment, read_config
 from harness.errors import InputError
-from harness.planfile import load_plan
+from harness.planfile.reading import load_plan
 from harness.records.store import Run
 from harness.report.seal import check_seal, sign
 
@@ -42,6 +42,16 @@ def test_its_table_is_the_stored_samples():
     stored = make_sample.table(plan)
     assert f"<!-- sample table -->\n{stored}<!-- end of sample table -->" in README, "run `make sample`"
     assert all(f"| {row.qps:g} | {row.devices or '–'} |" in stored for row in plan.targets)
+
+
+def test_the_minutes_of_a_first_answer_are_the_stored_samples():
+    manifest = Run.open(SAMPLE).manifest
+    taken = datetime.fromisoformat(manifest.finished_at) - datetime.fromisoformat(manifest.created_at)
+    minutes = round(taken.total_seconds() / 60)
+    first, last = re.search(r"\((\d) to (\d) minutes\)", pages.PAGES["docs/tutorial.md"]).groups()
+    assert f"(about {minutes} minutes on two cores)" in pages.PAGES["docs/tutorial.md"]
+    whole = f"{minutes + int(first)} to {minutes + int(last)} minutes on two cores"
+    assert whole in README and whole in pages.PAGES["docs/index.md"]
 
 
 def test_a_sample_is_taken_from_a_finished_run_only_as_it_was_signed(tmp_path):

@@ -19,16 +19,17 @@ from harness.client.replicas import ConnectionStatistics
 from harness.client.target import is_this_host
 from harness.drive.console import end_lines, progress_line, start_line
 from harness.drive.distributed import SAME_CLOCK_NS, _shift_ns, _shifted
-from harness.drive.generator import LoadSettings, arrival_times, lead_in
+from harness.drive.generator import LoadSettings, UserClass, arrival_times, lead_in
 from harness.drive.load import Load
 from harness.drive.load_report import report_of
 from harness.drive.observed import ReaderTotals
-from harness.drive.options import EVERY_USER, defaults_of, give_way, load_of, settings_of
+from harness.drive.options import EVERY_USER, defaults_of, give_way, load_of, settings_for
 from harness.drive.readers.live_stats import Progress
 from harness.drive.recorder import Recorder
 from harness.errors import HarnessError, InputError, StoreError
 from harness.records.load import TraceRecord
 from harness.records.load_log import read_records
+from harness.records.load_test import HeldRung
 from harness.records.schema import Chunks, Outcome
 from harness.records.store import Run
 from harness.traffic.arrivals import Arrivals, RateStage, Trace
@@ -83,6 +84,10 @@ def closed(recorder: Recorder, end_ns: int, submitted: int, **readers):
     observed = recorder.observed(end_ns, ReaderTotals(submitted, **{"lag_p99_s": 0.001, **readers}))
     report = recorder.store(observed, report_of(observed))
     return observed, report, "\n".join(end_lines(observed, report))
+
+
+def settings_of(values, mix):
+    return settings_for(values, [UserClass("user", mix)])
 
 
 def test_settings_come_from_options_as_text():
@@ -278,7 +283,7 @@ def test_the_recorder_keeps_apart_what_was_never_sent(tmp_path):
     assert ("records", True, "3 requests were recorded of 3 submitted") in records.end.gates
     assert [each.request_id for each in records.results] == ["r", "cut"]
     assert "1 done, 0 error, 0 cancelled, 1 unfinished" in text
-    assert "0.3 s asked for by completed requests, 0.3 s delivered: equal" in text
+    assert "0.3 s requested by completed requests, 0.3 s delivered: equal" in text
     assert "0.3 s delivered to unfinished requests" in text
 
 
@@ -479,7 +484,7 @@ def test_a_ladder_is_judged_from_its_first_rung():
     recorder.all_users_run(10**9)
     late = result(due_ns=10**9, sent_ns=10**9, received=(10**9 + 1, 10**9 + 2), ended_ns=10**9 + 3)
     recorder.take(replace(late, chunks=replace(late.chunks, sent_at_ns=late.chunks.received_ns - 10**8)))
-    recorder.add_rung(1, 10**9, 2 * 10**9)
+    recorder.add_rung(HeldRung(users=1, start_ns=10**9, end_ns=2 * 10**9))
     recorder.all_users_run(3 * 10**9)
     _, report, _ = closed(recorder, 4 * 10**9, submitted=1, lag_p99_s=0.02)
     assert report.summary.requests == 1 and report.reasons[0].startswith("chunks were stamped up to 100.0 ms late")

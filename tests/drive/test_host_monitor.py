@@ -8,7 +8,8 @@ import time
 
 import psutil
 
-from harness.drive.host_monitor import HostMonitor
+import harness.drive.host_monitor
+from harness.drive.host_monitor import LEADER_VARIABLE, HostMonitor
 
 SERVER = """
 import socket, subprocess, sys
@@ -45,6 +46,46 @@ def test_a_stage_process_that_died_and_came_back_is_listed():
     assert 0 <= account.other_share <= account.busy_share <= 1 + 1e-6 and account.cores == os.cpu_count()
 
 
+SPINS = "import time\nend = time.monotonic() + 30\nwhile time.monotonic() < end: pass"
+
+
+def spinning() -> psutil.Process:
+    """A process that is no child of ours."""
+    command = f"{sys.executable} -c '{SPINS}' >/dev/null 2>&1 & echo $!"
+    return psutil.Process(int(subprocess.run(["sh", "-c", command], capture_output=True, text=True).stdout))
+
+
+def watched(seconds: float, **monitor):
+    monitor = HostMonitor([], interval_s=0.3, **monitor)
+    time.sleep(seconds)
+    return monitor.close()
+
+
+def test_another_process_is_named_and_the_one_that_leads_the_trial_is_not(monkeypatch):
+    other = spinning()
+    try:
+        named = {pid for each in watched(1.5).samples for _, pid, _ in each.others}
+        monkeypatch.setenv(LEADER_VARIABLE, str(other.pid))
+        led = watched(1.5).samples
+    finally:
+        other.kill()
+    assert other.pid in named and other.pid not in {pid for each in led for _, pid, _ in each.others}
+    assert sum(each.own_share * each.seconds for each in led[1:]) > 0.05 / (os.cpu_count() or 1)
+
+
+def test_who_used_the_cpu_is_not_known_where_the_server_is_hidden(monkeypatch):
+    """Behind a port that only forwards, such as that of a container, the server would count as others."""
+    with socket.create_server(("127.0.0.1", 0)) as forwarder:
+        port = forwarder.getsockname()[1]
+        monkeypatch.setattr(harness.drive.host_monitor, "_FORWARDERS", (psutil.Process().name(),))
+        monitor = HostMonitor([port], interval_s=0.3)
+        time.sleep(1)
+        record = monitor.close()
+    assert record.load(0, time.monotonic_ns()) is None
+    summary = record.summary(0, time.monotonic_ns())
+    assert summary.other_share is None and summary.busy_share > 0 and summary.looks > 1
+
+
 def test_without_a_server_here_only_the_host_is_looked_at():
     with socket.create_server(("127.0.0.1", 0)):
         monitor = HostMonitor([], interval_s=0.05)
@@ -52,4 +93,4 @@ def test_without_a_server_here_only_the_host_is_looked_at():
             time.sleep(0.01)
         record = monitor.close()
     account = record.summary(0, time.monotonic_ns())
-    assert account.looks >= 2 and account.server_memory_bytes == 0 and account.server_events == ()
+    assert account.samples >= 2 and account.server_memory_bytes == 0 and account.server_events == ()

@@ -137,7 +137,7 @@ def test_a_test_ends_at_the_first_request_that_is_refused_for_good(tmp_path):
         done = run(fake.url, "-u", "2", "-r", "2", "-t", "60s", "--records", str(tmp_path / "records"))
         assert len(fake.requests) < 20
     assert done.returncode == EXIT_UNUSABLE
-    assert "ended at the first request that the server refuses for good: unknown voice id 99" in done.stdout
+    assert "ended at the first request that the server rejects permanently: unknown voice id 99" in done.stdout
 
 
 def test_a_measurement_of_nothing_is_invalid():
@@ -206,11 +206,11 @@ def test_a_ladder_goes_on_while_more_sessions_make_more_audio_however_slow(tmp_p
 def test_a_ladder_ends_where_a_request_fails(tmp_path):
     records = ladder_records(tmp_path / "records", Timetable(fail_after=2, interval_s=0.01, error="slot 7 is gone"))
     assert [rung.users for rung in records.rungs] == [1]
-    assert records.end.ladder_ended == "broken: a request failed: slot 7 is gone"
+    assert records.end.ladder_ended == "a request failed: slot 7 is gone"
 
 
 def most_at_once(results, rung: HeldRung) -> int:
-    """The most requests under way at any time of a rung; between two requests of a user there are fewer."""
+    """The most requests in progress at any time of a rung; between two requests of a user there are fewer."""
     inside = [each for each in results if each.sent_ns < rung.end_ns and each.ended_ns > rung.start_ns]
     times = [max(each.sent_ns, rung.start_ns) for each in inside]
     return max(sum(each.sent_ns <= now < each.ended_ns for each in inside) for now in times)

@@ -113,6 +113,17 @@ def test_everything_comes_back_as_it_was_appended(run):
     assert (first.rungs[0].stages, second.prediction, second.over_saturated) == (STAGES, PREDICTION, True)
 
 
+def test_who_took_cpu_comes_back_with_each_rung_and_the_disturbed_ones(run):
+    whole = trial()
+    rung = dataclasses.replace(whole.rungs[0], others_share=0.015, stolen_share=0.0)
+    spoilt = dataclasses.replace(rung, others_share=0.4, disturbed="others took 0.80 of 2 cores", repeated=True)
+    run.append_trial(dataclasses.replace(whole, rungs=(rung,), disturbed=(spoilt,)), [], [])
+    (read,) = Run.open(run.path).trials()
+    for stored, appended in ((read.rungs[0], rung), (read.disturbed[0], spoilt)):
+        assert dataclasses.replace(stored, summary=appended.summary) == appended
+    assert (whole.rungs[0].others_share, whole.rungs[0].disturbed, whole.disturbed) == (None, "", ())
+
+
 def test_emulated_results_stay_emulated(run):
     run.append_trial(trial(), [result(emulated=True), result("r2")], [])
     assert [each.emulated for each in run.results("t1")] == [True, False]

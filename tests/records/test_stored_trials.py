@@ -18,7 +18,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 RUNS = sorted(path.parent for path in RESULTS.rglob("trials.jsonl"))
 GONE = {"sessions_trend_p", "ttfa_trend_p"}  # figures of earlier versions
 NEWER_OF_RUNS = {"sealed": False, "profiles": {}, "topologies": ["staged"]}
-NEWER = {"topology": "staged"}  # fields that some trials are older than, and what those mean
+NEWER = {"topology": "staged", "disturbed": []}  # fields that some trials are older than, and what those mean
 
 
 def lines_of(run: Path) -> list[dict]:

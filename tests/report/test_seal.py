@@ -17,7 +17,7 @@ from harness.records.seal import read_seal
 from harness.records.store import Run
 from harness.report.facts import REPORT_NAME, SEAL_NAME
 from harness.report.seal import check_seal, must_be_signed, sign
-from harness.report.sweep_page import best_in_words
+from harness.report.sweep_page import describe_best
 from harness.runs.analysis import fit_of
 
 SAMPLE = Path(__file__).resolve().parents[2] / "results" / "sample-quick"
@@ -230,5 +230,5 @@ def test_intervals_of_rates_are_of_the_plans_confidence_and_say_so(signed):
     narrow = fit.best_deployment.max_rate_interval
     assert fit.confidence == 0.5 and narrow[1] - narrow[0] < 0.7 * (wide[1] - wide[0])
     run.write_fit(fit)
-    assert "50% interval" in best_in_words(run)
-    assert "95% interval" in best_in_words(Run.open(SAMPLE))  # an older fit does not say its level
+    assert "50% interval" in describe_best(run)
+    assert "95% interval" in describe_best(Run.open(SAMPLE))  # an older fit does not say its level

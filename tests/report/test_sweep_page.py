@@ -14,7 +14,7 @@ from harness.records.load import TrialLoad
 from harness.records.schema import Trial
 from harness.report import facts, sweep_facts
 from harness.report.facts import Point, StageShare, SweptDeployment
-from harness.report.sweep_page import best_in_words, render, write_sweep_report
+from harness.report.sweep_page import describe_best, render, write_sweep_report
 
 
 def point(sessions=1.0, frames_per_s=50.0, queue_s=0.001, valid=True) -> Point:
@@ -57,10 +57,10 @@ def test_no_window_beats_one_of_the_front_in_both():
 def test_answers_come_best_first_and_say_why_there_is_none():
     swept = [entry("A", 0, point(), rate=1.5), entry("B", 9, point(), rate=2.5), entry("C", 99, point())]
     load = TrialLoad(loop="closed", sessions=(1, 2), seconds=5, seed=1)
-    broken = Trial("t", "ladder", swept[2].knobs, load, "", 1.0, False, ("broke: no stage loads this",), ())
+    broken = Trial("t", "ladder", swept[2].knobs, load, "", 1.0, False, ("failed: no stage loads this",), ())
     found = sweep_facts.answers(swept, [broken])
     assert [answer.entry.letter for answer in found] == ["B", "A", "C"]
-    assert found[2].note == "broke: no stage loads this"
+    assert found[2].note == "failed: no stage loads this"
     assert sweep_facts.response(found[:2]).unit == "req/s"
     assert sweep_facts.response(found).unit == "audio s/s"  # which all have
 
@@ -71,7 +71,7 @@ def test_the_page_names_the_best_its_files_and_every_trial(tmp_path):
     best = run.fit().best_deployment
     assert "never keep up" in page.text and "133 ms" in page.text
     assert all(trial.trial_id in page.text for trial in run.trials())
-    assert "winner/" in page.text and best_in_words(run).startswith("best: ")
+    assert "winner/" in page.text and describe_best(run).startswith("best: ")
     configs = Deployed(knobs=best.deployment).configs()
     for model in wire.MODELS:
         written = (run.path / "winner" / model / "config.pbtxt").read_text()
@@ -93,4 +93,4 @@ def test_a_run_without_a_fit_is_said_in_words(tmp_path):
     (run.path / "fit.json").unlink()
     page = Page(render(run))
     assert "No best deployment" in page.text and "nothing to deploy" in page.text
-    assert "meets the SLOs" in best_in_words(run)
+    assert "meets the SLOs" in describe_best(run)

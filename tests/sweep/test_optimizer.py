@@ -21,7 +21,7 @@ from harness.sweep.optimizer.decide import Aim, Seen, decide
 from harness.sweep.optimizer.guide import Guide, MeasuredPoint
 from harness.sweep.optimizer.objective import BestRung, Value
 from harness.sweep.optimizer.optuna_engine import KINDS, next_point, study_of
-from harness.sweep.optimizer.physics import Taught, learn
+from harness.sweep.optimizer.physics import MeasuredLadder, fit_physics
 from harness.sweep.optimizer.space import Space
 from harness.sweep.optimizer.surrogate import Surrogate
 
@@ -111,8 +111,8 @@ def test_a_full_batch_goes_at_once_and_a_late_one_takes_all():
 
 @pytest.mark.parametrize("room", [(math.inf, HOST), (2, HOST), (1, DEVICE)])
 def test_two_measured_points_foretell_the_step_times_of_others(room):
-    taught = [Taught(point(delay), server(delay, room=room)) for delay in (0, 5000)]
-    physics = learn(taught, {})
+    ladders = [MeasuredLadder(point(delay), server(delay, room=room)) for delay in (0, 5000)]
+    physics = fit_physics(ladders, {})
     for n, times in enumerate(physics.times, start=1):
         assert times[:8] == pytest.approx([n * (3e-3 + 4e-4 * b) for b in range(1, 9)], rel=0.25)
     assert 4 * physics.hop_s + physics.entry_s == pytest.approx(0.0025, rel=0.3)
@@ -126,20 +126,20 @@ def test_chunks_and_entries_that_were_not_tried_are_foretold():
     def shown(chunk, entries):
         return server(chunk_s=4e-3 / chunk, entries=entries)
 
-    taught = [Taught(point() | {"chunk_frames": n, "entry.instances": 1}, shown(n, 1)) for n in (1, 8)]
-    physics = learn(taught, {})
+    ladders = [MeasuredLadder(point() | {"chunk_frames": n, "entry.instances": 1}, shown(n, 1)) for n in (1, 8)]
+    physics = fit_physics(ladders, {})
     for chunk, entries in ((2, 1), (1, 2), (4, 2)):
         predicted = physics.step_s(point() | {"chunk_frames": chunk, "entry.instances": entries}, SESSIONS)
         assert predicted == pytest.approx(steps_of(shown(chunk, entries)), rel=0.2)
 
 
 def test_stages_that_were_not_counted_teach_nothing():
-    assert learn([], {}) is None
-    assert learn([Taught(point(), (Rung(1, 10.0, 0, 1, Summary()),))], {}) is None
+    assert fit_physics([], {}) is None
+    assert fit_physics([MeasuredLadder(point(), (Rung(1, 10.0, 0, 1, Summary()),))], {}) is None
 
 
 def test_fewer_diffusion_steps_take_less_time():
-    physics = learn([Taught(point(), server())], {"diffusion_steps": 10})
+    physics = fit_physics([MeasuredLadder(point(), server())], {"diffusion_steps": 10})
     steps = [physics.step_s(point() | {"diffusion_steps": n}, [8])[0] for n in (5, 10, 20)]
     assert steps == sorted(steps) and steps[2] > 1.3 * steps[0]
 
@@ -182,7 +182,7 @@ def test_a_value_that_hangs_on_a_slo_just_kept_is_doubted():
 ANYTHING = Aim()
 
 
-def walk(truth, seed=1, aim=ANYTHING, expected=None, noise=0.0, kind="model", space=GRID):
+def searched(truth, seed=1, aim=ANYTHING, expected=None, noise=0.0, kind="model", space=GRID):
     """A search to its end: its points in order, and the last decision."""
     rng, seen = np.random.default_rng(seed), []
     while (decision := next_point(space, seen, (), kind, expected, aim, seed)).number is not None:
@@ -200,14 +200,14 @@ def bowl(space, best):
 @given(st.integers(0, GRID.size - 1), st.integers(0, 1000))
 def test_a_search_ends_near_the_best_with_a_tenth_of_the_points(best, seed):
     truth = bowl(GRID, best)
-    points, decision = walk(truth, seed, Aim(most=12))
+    points, decision = searched(truth, seed, Aim(most=12))
     assert len(points) == len(set(points)) <= 12
     assert truth[decision.best] >= 0.9 * truth.max()
 
 
 def test_what_the_physics_knows_needs_few_trials_and_it_says_how_sure_it_is():
     truth = bowl(GRID, 77)
-    points, decision = walk(truth, expected=lambda numbers: truth[numbers] * 1.3, aim=Aim(margin=0.05, sure=0.9))
+    points, decision = searched(truth, expected=lambda numbers: truth[numbers] * 1.3, aim=Aim(margin=0.05, sure=0.9))
     assert len(points) <= 8 and decision.best in np.flatnonzero(truth >= 0.95 * truth.max())
     assert decision.confidence >= 0.85 and "untried" in decision.reason
 
@@ -215,7 +215,7 @@ def test_what_the_physics_knows_needs_few_trials_and_it_says_how_sure_it_is():
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_search_decides_alike_on_one_history(kind):
     truth = bowl(GRID, 31)
-    first, second = (walk(truth, 5, Aim(most=9), kind=kind)[0] for _ in range(2))
+    first, second = (searched(truth, 5, Aim(most=9), kind=kind)[0] for _ in range(2))
     assert first == second and len(set(first)) == 9
     seen = [Seen(number, truth[number]) for number in first[:4]]  # as after a kill
     assert next_point(GRID, seen, (), kind, None, Aim(most=9), 5).number == first[4]
@@ -234,18 +234,18 @@ def test_points_that_cannot_be_measured_or_are_of_no_use_are_passed_over():
     truth = list(bowl(GRID, 5))
     for number in range(60, 120):
         truth[number] = None if number % 2 else 0.0
-    points, decision = walk(truth, aim=Aim(most=20))
+    points, decision = searched(truth, aim=Aim(most=20))
     assert decision.best < 60 and len(set(points)) == len(points)
 
 
 def test_a_small_space_is_tried_whole_where_nothing_is_known():
     small = space_of((1, 2), (1, 2))
-    points, decision = walk([0.0] * 4, space=small)
+    points, decision = searched([0.0] * 4, space=small)
     assert sorted(points) == [0, 1, 2, 3] and "all 4 points" in decision.reason
 
 
 def test_the_same_values_everywhere_end_a_search_soon():
-    points, decision = walk(np.full(GRID.size, 3.0), noise=0.002, aim=Aim(margin=0.2))
+    points, decision = searched(np.full(GRID.size, 3.0), noise=0.002, aim=Aim(margin=0.2))
     assert len(points) < 40 and decision.confidence > 0.85
 
 
@@ -286,7 +286,7 @@ def test_a_minimised_metric_of_zero_is_best_of_all():
 
 def test_metrics_of_an_untried_point_follow_its_step_time():
     rungs = server()
-    value_of = BestRung("frames_per_s", at_most={"ttfa_p95_s": 1.0}).expecting([], [Taught(point(), rungs)])
+    value_of = BestRung("frames_per_s", at_most={"ttfa_p95_s": 1.0}).expecting([], [MeasuredLadder(point(), rungs)])
     steps = tuple(each.sessions / each.frames_per_s for each in rungs)
     same = value_of(StepTime("piecewise", steps, SESSIONS), point())
     slower = value_of(StepTime("piecewise", tuple(2 * each for each in steps), SESSIONS), point())

@@ -10,8 +10,8 @@ from harness.drive.load import Load
 from harness.errors import InputError
 from harness.records.store import Run
 from harness.sweep import ray_workers as subject
-from harness.sweep.trial import TrialBroken
-from harness.sweep.workers import Fleet, HostGone
+from harness.sweep.trial import TrialFailed
+from harness.sweep.workers import Fleet, HostLost
 
 PLAN = """
 name: ray
@@ -52,7 +52,7 @@ def test_a_cluster_and_servers_are_not_given_together(plan, tmp_path):
         job.SignOff(plan, tmp_path, url="A:8001", ray="auto")
 
 
-def test_a_trial_that_broke_is_told_as_such_and_a_lost_actor_is_a_host_that_is_gone(ray, plan, monkeypatch):
+def test_a_failed_trial_is_told_as_such_and_a_lost_actor_is_a_lost_host(ray, plan, monkeypatch):
     class Made:
         def __init__(self, plan_path, plan, base):
             assert "name: ray" in plan
@@ -64,7 +64,7 @@ def test_a_trial_that_broke_is_told_as_such_and_a_lost_actor_is_a_host_that_is_g
             if point == "die":
                 os._exit(1)
             if point == "break":
-                raise TrialBroken("the server ended")
+                raise TrialFailed("the server ended")
             return point
 
         def recover(self):
@@ -79,11 +79,11 @@ def test_a_trial_that_broke_is_told_as_such_and_a_lost_actor_is_a_host_that_is_g
         (host,) = fleet.hosts
         assert host.name.startswith("ray:") and host.url == "127.0.0.1:1"
         assert host.run("point", LOAD) == "point"
-        with pytest.raises(TrialBroken, match="the server ended"):
+        with pytest.raises(TrialFailed, match="the server ended"):
             host.run("break", LOAD)
         host.recover()
         assert host.url == "127.0.0.1:2"
-        with pytest.raises(HostGone, match="is lost"):
+        with pytest.raises(HostLost, match="is lost"):
             host.run("die", LOAD)
 
 

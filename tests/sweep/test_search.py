@@ -1,4 +1,4 @@
-"""The walk through a plan's space: grid or search, no configuration twice, the same again after a kill."""
+"""The search through a plan's space: grid or search, no configuration twice, the same again after a kill."""
 
 import dataclasses
 
@@ -11,11 +11,12 @@ from harness import signoff as job
 from harness import wire
 from harness.deploy.config import Deployment
 from harness.errors import PlanError
-from harness.planfile import SearchSpec, load_plan
+from harness.planfile.reading import load_plan
+from harness.planfile.sections import SearchSpec
 from harness.records.store import Run
 from harness.runs import opening, points
 from harness.sweep.progress import Watcher
-from harness.sweep.search import Walk
+from harness.sweep.search import Search
 from harness.sweep.trial import Measured
 
 SEARCH = PLAN.replace(
@@ -110,20 +111,20 @@ def test_a_search_tries_every_topology_first(tmp_path, fakes):  # noqa: F811
 
 
 def test_numbers_of_one_point_have_one_that_stands_for_them(tmp_path):
-    walk = Walk(load_plan(plan_of(tmp_path, TOPOLOGIES + "search: model")), Deployment())
-    space, points = walk.space, walk.spec.points()
+    search = Search(load_plan(plan_of(tmp_path, TOPOLOGIES + "search: model")), Deployment())
+    space, points = search.space, search.spec.points()
     own = {space.lowest(number) for number in range(space.size)}
     assert sorted(str(space.point(number)) for number in own) == sorted(map(str, points)) and space.size == 12
     assert {space.number(point) for point in points} == own
     assert all(set(space.neighbours(number)) <= own - {number} for number in own)
-    assert walk.size == len(points) == 5
+    assert search.size == len(points) == 5
 
 
 def test_what_requests_ask_for_by_default_is_no_other_configuration(tmp_path):
     spec = load_plan(plan_of(tmp_path, PLAN))
-    walk = Walk(spec, Deployment())
+    search = Search(spec, Deployment())
     asks = {"diffusion_steps": spec.mix.diffusion_steps}
-    assert walk.key({}) == walk.key(asks) != walk.key({"diffusion_steps": spec.mix.diffusion_steps + 1})
+    assert search.key({}) == search.key(asks) != search.key({"diffusion_steps": spec.mix.diffusion_steps + 1})
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_mistakes_in_a_search_are_named(tmp_path, search, says):
 
 def test_points_of_a_deployment_that_the_physics_knows(tmp_path):
     spec = load_plan(plan_of(tmp_path, SEARCH))
-    defaults = Walk(spec, Deployment()).guide.defaults
+    defaults = Search(spec, Deployment()).guide.defaults
     assert set(explored()) <= set(defaults) and all(defaults[f"{stage}.max_batch"] >= 1 for stage in wire.STAGES)
 
 
@@ -169,10 +170,10 @@ def test_a_sweep_measured_on_the_real_server_is_searched_again_with_half_of_its_
     run = Run.open(ROOT / "results" / "sample-sweep")
     whole = opening.spec_of(run)
     spec = whole.model_copy(update={"search": SearchSpec(margin=0.05, share=1.0)})
-    walk, ended = Walk(spec, points.deployment_of(spec, None)), []
-    while (step := walk.next(run, ended)).point is not None:
+    search, ended = Search(spec, points.deployment_of(spec, None)), []
+    while (step := search.next(run, ended)).point is not None:
         ended.append(step.point)
     rates = {str(each.deployment): each.max_rate_per_s or 0.0 for each in run.fit().deployments}
     assert len(ended) <= whole.size() / 2
     assert max(rates[str(point)] for point in ended) >= 0.95 * max(rates.values())
-    assert "estimated probability" in walk.said and "untried" in step.says
+    assert "estimated probability" in search.said and "untried" in step.says

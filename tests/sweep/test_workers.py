@@ -1,4 +1,4 @@
-"""Hosts side by side: points are shared out, a host that is gone loses no trial, an interrupt cuts trials off."""
+"""Hosts side by side: points are shared out, a lost host loses no trial, an interrupt aborts trials."""
 
 import contextlib
 import signal
@@ -10,8 +10,8 @@ import pytest
 from harness.drive.load import Load
 from harness.errors import StoreError
 from harness.sweep import trial
-from harness.sweep.trial import TrialBroken
-from harness.sweep.workers import Fleet, Host, HostGone, TrialCut
+from harness.sweep.trial import TrialFailed
+from harness.sweep.workers import Fleet, Host, HostLost, TrialAborted
 
 LOAD = Load.ladder(2.0, 1, (1, 2))
 POLITE = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up', flush=True)"
@@ -41,9 +41,9 @@ class Driver:
         self.begun.set()
         if self.waits:
             assert self.aborted.wait(30)
-            raise TrialBroken("Locust was aborted")
+            raise TrialFailed("Locust was aborted")
         if self.breaks and self.breaks.pop(0):
-            raise TrialBroken("the server ended")
+            raise TrialFailed("the server ended")
         return point
 
     def abort(self):
@@ -85,14 +85,14 @@ def test_points_are_shared_out_and_each_is_measured_once():
 
 def test_our_server_is_started_anew_and_somebody_elses_is_given_up():
     with host(breaks=[True]) as ours:
-        with pytest.raises(TrialBroken):
+        with pytest.raises(TrialFailed):
             ours.run({}, LOAD)
         ours.recover()
         assert [server.stopped for server in ours.servers] == [1, 0] and ours.run(3, LOAD) == 3
     with host(ours=False) as theirs:
         theirs.recover()
         theirs.servers[0].answers = False
-        with pytest.raises(HostGone, match="A no longer answers"):
+        with pytest.raises(HostLost, match="A no longer answers"):
             theirs.recover()
         assert theirs.servers[0].stopped == 0
 
@@ -102,7 +102,7 @@ def test_a_host_that_is_gone_takes_no_more_and_the_others_go_on():
 
     def work(at: Host) -> bool:
         if at.name == "B":
-            raise HostGone("B does not answer any more")
+            raise HostLost("B does not answer any more")
         done.append(at.name)
         return len(done) < 5
 
@@ -112,12 +112,12 @@ def test_a_host_that_is_gone_takes_no_more_and_the_others_go_on():
         assert [left.name for left in fleet.hosts] == ["A"]
 
 
-def test_when_all_hosts_are_gone_the_last_reason_is_said():
-    def gone(at: Host) -> bool:
-        raise HostGone(f"{at.name} is lost")
+def test_when_all_hosts_are_lost_the_last_reason_is_said():
+    def lost(at: Host) -> bool:
+        raise HostLost(f"{at.name} is lost")
 
-    with Fleet([host("A"), host("B")]) as fleet, pytest.raises(HostGone, match="is lost"):
-        fleet.each(gone)
+    with Fleet([host("A"), host("B")]) as fleet, pytest.raises(HostLost, match="is lost"):
+        fleet.each(lost)
 
 
 def test_another_error_ends_the_work_of_all():
@@ -136,7 +136,7 @@ def test_an_interrupt_cuts_off_the_trials_under_way(monkeypatch):
     def work(at: Host) -> bool:
         try:
             at.run({}, LOAD)
-        except TrialCut:
+        except TrialAborted:
             cut.append(at.name)
             raise
         return True

@@ -10,7 +10,7 @@ from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice.sessions import admission
 from harness.vibevoice.sessions.admission import AdmissionQueue, Busy
-from harness.vibevoice.sessions.failures import StageEnded, StageError, at_instance, in_words
+from harness.vibevoice.sessions.failures import StageEnded, StageError, at_instance, described
 
 
 class Left(Exception):
@@ -236,7 +236,7 @@ def test_no_room_is_lost_and_none_is_taken_twice(places, units, requests):
     ],
 )
 def test_what_a_stage_says_in_the_words_of_a_client(message, kind, words):
-    error = in_words(message)
+    error = described(message)
     assert type(error) is kind
     with pytest.raises(kind, match=words):
         raise error
@@ -245,9 +245,9 @@ def test_what_a_stage_says_in_the_words_of_a_client(message, kind, words):
 def test_one_of_several_instances_says_which_it_is():
     full = RequestError(f"{wire.BUSY}no room")
     assert at_instance(full, 1, 1) is full
-    told = in_words(str(at_instance(full, 2, 3)))
+    told = described(str(at_instance(full, 2, 3)))
     assert (type(told), told.place, told.places) == (Busy, 2, 3)
-    assert (in_words(str(full)).place, in_words(str(full)).places) == (1, 1)
+    assert (described(str(full)).place, described(str(full)).places) == (1, 1)
     other = RequestError("it can never fit")
     assert at_instance(other, 2, 3) is other
 
@@ -260,5 +260,5 @@ def test_one_of_several_instances_says_which_it_is():
     ],
 )
 def test_what_triton_says_as_it_stops_is_told_as_what_it_is(message):
-    error = in_words(message)
+    error = described(message)
     assert type(error) is StageError and "the server is stopping" in str(error) and "retry" in str(error)

@@ -38,11 +38,11 @@ def cuda(monkeypatch):
     made_current = []
 
     def install(count, total=80 * GIB):
-        card = SimpleNamespace(name="NVIDIA H100", uuid="abc", total_memory=total)
+        gpu = SimpleNamespace(name="NVIDIA H100", uuid="abc", total_memory=total)
         for name, answer in {
             "is_available": count > 0,
             "device_count": count,
-            "get_device_properties": card,
+            "get_device_properties": gpu,
             "mem_get_info": (total, total),
         }.items():
             monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
@@ -103,7 +103,7 @@ def test_a_stage_that_is_not_where_it_was_asked_to_be_refuses(backend, cuda):
             backend.device_of(given | {"model_config": json.dumps(content)})
 
 
-def test_room_for_kv_caches_is_what_the_card_has_beside_all_weights(backend, cuda):
+def test_room_for_kv_caches_is_what_the_gpu_has_beside_all_weights(backend, cuda):
     cuda(1)
     shapes = Weights("1.5b", device="meta")
     shapes.device, shapes.graph_batch = torch.device("cuda:0"), 128
@@ -145,7 +145,7 @@ def test_a_stage_says_what_it_computes_with(backend, cuda, tmp_path):
     assert backend.identity_of(args(wire.ENTRY)).preset == ""
 
 
-def test_an_emulated_card_has_the_room_that_the_measured_one_had(backend):
+def test_an_emulated_gpu_has_the_room_that_the_measured_one_had(backend):
     profile = SimpleNamespace(sizes=SimpleNamespace(kv_room_bytes=100 * GIB))
     room = lambda count, gpus, **more: backend._emulated_kv_room(args(count=count, gpus=gpus, **more), profile)  # noqa: E731
     assert room(1, "1") == room(4, "4") == 100 * GIB

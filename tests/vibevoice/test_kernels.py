@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="the package triton is not installed (CPU b
 ROOT = Path(__file__).resolve().parents[2]
 ATTENTION = "_attend_part", "_combine"
 VARIANTS = dict.fromkeys((*ATTENTION, "_add_norm", "_angles", "_turn", "_solve"), 1) | {"_gate": 2, "_modulate": 3}
-# The bodies are the same, and a compilation takes half a minute: the card that is asked for most, and the smallest.
+# The bodies are the same, and a compilation takes half a minute: the GPU that is asked for most, and the smallest.
 ARCHITECTURE_OF = {"bfloat16": "sm_90", "float16": "sm_89"}
 SHARED_OF_SM_89 = 99 << 10  # bytes of a block, the least of all architectures that are compiled for
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from harness.capacity.fitting.observations import fit_first_audio, fit_rtf, fit_stalls, observe
+from harness.capacity.fitting.observations import MeasuredRequests, fit_first_audio, fit_rtf, fit_stalls, observe
 from harness.capacity.fitting.rate_search import (
     Limits,
     Traffic,
@@ -19,15 +19,19 @@ from harness.capacity.fitting.rate_search import (
     steady_draws,
     steady_limit,
 )
+from harness.capacity.fitting.rungs import LadderRungs, prepare, usable_rungs
+from harness.capacity.fitting.winner import luck_of_the_best
+from harness.capacity.models.between_ladders import ASSUMED, Between
 from harness.capacity.models.device import Device
 from harness.capacity.models.memory import KvRoom
 from harness.capacity.models.scaling import fit_scaling
 from harness.capacity.models.service import BatchTimes, fit_service_time
-from harness.capacity.models.steps import Rungs, StepFit, band, fit_step_time
+from harness.capacity.models.steps import StepFit, band, fit_step_time
 from harness.errors import InconclusiveError
 from harness.records.fit import (
     ExcludedTrial,
     Fit,
+    FittedBetween,
     FittedDeployment,
     FittedKv,
     FittedScaling,
@@ -40,12 +44,24 @@ from harness.records.fit import (
     UnfittedStage,
     fitted,
 )
-from harness.records.schema import Rung, Trial
+from harness.records.schema import Trial
 from harness.records.slo import Slo
 from harness.topology import kv_instances, topology_of
 from harness.traffic.mix import Mix
 
 CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Level:
+    """What determines the level of a step time. ``chosen``: its first ladder was the best of several deployments'.
+
+    ``steady_context``: mean frames that a session found in progress has spoken, in steady state.
+    """
+
+    between: Between
+    chosen: bool
+    steady_context: float
 
 
 def fit_run(
@@ -56,21 +72,27 @@ def fit_run(
     rng: np.random.Generator,
     unit: str,
     *,
+    in_rungs: pd.DataFrame | None = None,
     session_limit: int | None = None,
     kv: KvRoom | Mapping[str, KvRoom | None] | None = None,
     extrapolation: float = 1.0,
     confidence: float = CONFIDENCE,
+    between: Between = ASSUMED,
     progress: Callable[[str], None] | None = None,
 ) -> Fit:
     """fit.json of a run, from its VALID ladder trials; open-loop trials are kept for validation.
 
-    ``requests``: metrics.per_request with a column trial_id. ``session_limit``: most sessions that a device admits.
+    ``requests``: metrics.per_request with a column trial_id. ``in_rungs``: of those that lasted through whole rungs,
+    metrics.through_windows with a column trial_id; without them, a request has one RTF and one longest stall.
+    ``session_limit``: most sessions that a device admits.
     ``kv``: room for KV caches, or that of each topology; None where unknown, which counts as unlimited.
     ``extrapolation``: the search for the highest rate goes up to this multiple of the most sessions measured on a
     device; above 1 a plan may come out *extrapolated*. A deployment that cannot be fitted has the reason in
     ``inconclusive``; one that violates an SLO at any rate has ``max_rate_per_s`` 0. Excluded trials and rungs are
     listed with their reasons. ``confidence``: of the intervals of rates (those of the physics have CONFIDENCE).
-    ``best``: see ``best_of``. ``traffic_seed`` lets a plan simulate the same sessions again.
+    ``between``: how far ladders of one deployment are taken to differ, before any was repeated.
+    ``best``: see ``best_of``; its first ladder, the highest of many, does not count for its level.
+    ``traffic_seed`` lets a plan simulate the same sessions again.
     """
     groups, excluded = _group(trials)
     traffic_seed = int(rng.integers(1 << 31))
@@ -79,10 +101,17 @@ def fit_run(
     for number, (deployment, ladders) in enumerate(groups, start=1):
         if progress:
             progress(f"fitting deployment {number} of {len(groups)}")
-        physics = _fit_physics(deployment, ladders, requests, rng)
+        level = Level(between, len(groups) > 1 and len(ladders) > 1, traffic.mean_context)
+        seen = MeasuredRequests(requests, in_rungs)
+        physics, slow = _fit_physics(deployment, ladders, seen, rng, level)
+        excluded += slow
         own = kv.get(topology_of(deployment)) if isinstance(kv, Mapping) else kv
         physics = replace(physics, kv=_kv_record(own, deployment))
         deployments.append(_fit_rate(physics, traffic, slos, rng, session_limit, extrapolation, confidence))
+    best = best_of(deployments)
+    if best is not None and (luck := luck_of_the_best(deployments, best, between, rng)) > 1:
+        slower = slowed(deployments[best], luck)
+        deployments[best] = _fit_rate(slower, traffic, slos, rng, session_limit, extrapolation, confidence)
     return Fit(
         unit=unit,
         session_limit=session_limit,
@@ -90,7 +119,7 @@ def fit_run(
         confidence=confidence,
         traffic_seed=traffic_seed,
         deployments=tuple(deployments),
-        best=best_of(deployments),
+        best=best,
         excluded=tuple(excluded),
     )
 
@@ -129,21 +158,6 @@ def _kv_record(kv: KvRoom | None, deployment: dict) -> FittedKv | None:
     return None if kv is None else kv.record(deployment.get(kv_instances(deployment), kv.instances))
 
 
-def usable_rungs(trial: Trial) -> tuple[list[Rung], list[str]]:
-    """Rungs with enough sessions and frames, and a reason for each of the others."""
-    usable, reasons = [], []
-    for number, rung in enumerate(trial.rungs, start=1):
-        if (
-            math.isfinite(rung.sessions)
-            and math.isfinite(rung.frames_per_s)
-            and min(rung.sessions, rung.frames_per_s) > 0
-        ):
-            usable.append(rung)
-        else:
-            reasons.append(f"rung {number}: {rung.sessions:g} sessions made {rung.frames_per_s:g} frames a second")
-    return usable, reasons
-
-
 def _group(trials: Sequence[Trial]) -> tuple[list[tuple[dict, list[Trial]]], list[ExcludedTrial]]:
     """Deployments in order of their first ladder, with their VALID ladders; and the excluded trials with reasons."""
     groups: dict[str, tuple[dict, list[Trial]]] = {}
@@ -163,9 +177,9 @@ def _group(trials: Sequence[Trial]) -> tuple[list[tuple[dict, list[Trial]]], lis
 
 
 def _fit_physics(
-    deployment: dict, ladders: list[Trial], requests: pd.DataFrame, rng: np.random.Generator
-) -> FittedDeployment:
-    """All of a deployment but its rate, and its room for KV caches."""
+    deployment: dict, ladders: list[Trial], seen: MeasuredRequests, rng: np.random.Generator, level: Level
+) -> tuple[FittedDeployment, list[ExcludedTrial]]:
+    """All of a deployment but its rate and its room for KV caches; and the rungs that were left out as too slow."""
     no_step = Unfitted(inconclusive="the step time is not known")
     physics = FittedDeployment(
         deployment=deployment,
@@ -181,18 +195,22 @@ def _fit_physics(
         binding="",
         inconclusive="",
     )
+    held = prepare(ladders, seen, level.steady_context)
     try:
-        step = fit_step_time(_rungs(ladders), rng)
+        not_of_the_level = 0 if level.chosen else None
+        step = fit_step_time(held.rungs, rng, prior=level.between, not_of_the_level=not_of_the_level)
     except InconclusiveError as error:
-        return replace(physics, step_time=Unfitted(inconclusive=str(error)))
-    observed = observe(ladders, requests, step.step_time)
-    return replace(
+        return replace(physics, step_time=Unfitted(inconclusive=str(error))), []
+    step = with_context(step, held, rng)
+    observed = observe(ladders, seen, step.step_time, [each for each, _ in held.slow], held.found)
+    physics = replace(
         physics,
-        step_time=_step_time_record(step, _rungs(ladders)),
+        step_time=_step_time_record(step, held),
         first_audio=_or_unfitted(fit_first_audio, observed),
         rtf=_or_unfitted(fit_rtf, observed),
         stalls=fit_stalls(observed),
     )
+    return physics, held.excluded(ladders)
 
 
 def _or_unfitted(fit: Callable[[pd.DataFrame], Part], observed: pd.DataFrame) -> Part | Unfitted:
@@ -233,14 +251,31 @@ def _fit_rate(
     return replace(physics, max_rate_per_s=rate, max_rate_interval=(low, high), binding=binding)
 
 
-def _rungs(ladders: list[Trial]) -> Rungs:
-    usable = [(number, rung) for number, trial in enumerate(ladders) for rung in usable_rungs(trial)[0]]
-    sessions = np.array([rung.sessions for _, rung in usable], dtype=float)
-    frames_per_s = np.array([rung.frames_per_s for _, rung in usable], dtype=float)
-    return Rungs(sessions, sessions / frames_per_s, np.array([number for number, _ in usable], dtype=int))
+def slowed(fit: FittedDeployment, times: float) -> FittedDeployment:
+    """The deployment with frame steps ``times`` as long."""
+    step = fitted(fit.step_time)
+    longer = replace(
+        step,
+        intercept_s=step.intercept_s * times,
+        slope_s=step.slope_s * times,
+        values=tuple(value * times for value in step.values),
+        draws=tuple(tuple(value * times for value in draw) for draw in step.draws),
+    )
+    return replace(fit, step_time=longer)
 
 
-def _step_time_record(fit: StepFit, rungs: Rungs) -> FittedStep:
+def with_context(step: StepFit, held: LadderRungs, rng: np.random.Generator) -> StepFit:
+    """The fit with the uncertainty of what context costs in its draws: by Student's t, with the contexts not found."""
+    if held.cost is None:
+        return step
+    off_s = held.cost.error_s * rng.standard_t(held.cost.degrees, len(step.draws)) * held.context_short
+    at = np.array(step.step_time.knots) if step.step_time.kind == "piecewise" else np.array([0.0, 1.0])
+    draws = step.draws + off_s[:, None] * at
+    return replace(step, draws=np.maximum(draws, 0.2 * step.draws))
+
+
+def _step_time_record(fit: StepFit, held: LadderRungs) -> FittedStep:
+    rungs = held.rungs
     order = np.argsort(rungs.sessions, kind="stable")
     low_s, high_s = band(fit, rungs.step_s)
     columns = (each[order].tolist() for each in (rungs.sessions, rungs.step_s, low_s, high_s))
@@ -253,9 +288,16 @@ def _step_time_record(fit: StepFit, rungs: Rungs) -> FittedStep:
         knots=fit.step_time.knots,
         r_squared=fit.r_squared,
         noise=fit.noise,
+        between=FittedBetween(
+            deviation=fit.between.deviation,
+            degrees=fit.between.degrees if math.isfinite(fit.between.degrees) else None,
+            ladders=fit.ladders,
+        ),
         max_sessions=fit.max_sessions,
         points=tuple(StepPoint(sessions=n, step_s=s, low_s=low, high_s=high) for n, s, low, high in points),
+        context_frame_s=held.cost.frame_s if held.cost else None,
         draws=tuple(tuple(float(f"{value:.6g}") for value in draw) for draw in fit.draws),
+        levels=tuple(float(f"{value:.6g}") for value in fit.levels),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,12 @@ from harness.capacity.models.steps import StepTime
 from harness.capacity.simulator.sessions import Activity
 from harness.errors import InconclusiveError
 from harness.records.fit import FittedFirstAudio, FittedRtf, FittedStalls, StartPoint
-from harness.records.schema import Trial
+from harness.records.schema import Rung, Trial
 
 MIN_STARTS = 8
 INSIDE, EVERY, IN_PROGRESS = "inside the rungs", "all", "in progress"  # requests from which TTFA is fitted
 MIN_AUDIO_S = 1.0  # with less audio an RTF is meaningless
+MAX_DISTURBED = 0.1  # of a request's time: more, and it says nothing about an undisturbed device
 _NS_PER_S = 1e9
 
 
@@ -35,22 +37,62 @@ def frame_rate(step_time: StepTime) -> Callable[[np.ndarray], np.ndarray]:
     return lambda n: np.where(n > 0, 1 / step_time(np.maximum(n, 1)), 0.0)
 
 
-def observe(trials: Sequence[Trial], requests: pd.DataFrame, step_time: StepTime) -> pd.DataFrame:
+@dataclass(frozen=True)
+class RungOfLadder:
+    """A rung: the number of its ladder, its place in that ladder's trial, and itself."""
+
+    ladder: int
+    place: int
+    rung: Rung
+
+
+@dataclass(frozen=True)
+class MeasuredRequests:
+    """Rows of requests: whole, and of those that lasted through whole rungs, once per rung (see ``fit_run``)."""
+
+    requests: pd.DataFrame
+    in_rungs: pd.DataFrame | None = None
+
+    def of(self, trial: Trial) -> MeasuredRequests:
+        """Those of one trial that were sent."""
+        requests, in_rungs = (_sent_in(trial, rows) for rows in (self.requests, self.in_rungs))
+        return MeasuredRequests(self.requests[:0] if requests is None else requests, in_rungs)
+
+
+def _sent_in(trial: Trial, rows: pd.DataFrame | None) -> pd.DataFrame | None:
+    return None if rows is None else rows[(rows["trial_id"] == trial.trial_id) & (rows["sent_ns"] > 0)]
+
+
+def observe(
+    trials: Sequence[Trial],
+    seen: MeasuredRequests,
+    step_time: StepTime,
+    left_out: Sequence[RungOfLadder] = (),
+    found: Sequence[np.ndarray] = (),
+) -> pd.DataFrame:
     """One row per request of the trials: traffic_class, ttfa_s, rtf, stall_longest_s, and the fit's values for it.
 
     ``sessions`` when it was sent (including itself), ``start_step_s`` at that number, ``mean_step_s`` from its first to
     its last chunk by the frame clock, ``rung``: the last that had started when it was sent, ``in_rung``: inside its
-    window.
+    window, ``served``: with an RTF and stalls that count. Requests that spent more than MAX_DISTURBED of their time in
+    disturbed rungs, or in those ``left_out``, are not seen. ``found`` [trials][rungs]: the step as each rung found it /
+    by ``step_time``.
     """
-    measured = [trial for trial in trials if trial.rungs]
-    parts = [_observe_trial(trial, requests[requests["trial_id"] == trial.trial_id], step_time) for trial in measured]
-    for number, part in enumerate(parts):
-        part["rung"] += 1000 * number
+    parts = []
+    for number, trial in enumerate(trials):
+        if trial.rungs:
+            part = _observe_trial(trial, seen.of(trial), step_time, [e.place for e in left_out if e.ladder == number])
+            if found and len(part):
+                at_its_rung = np.concatenate([found[number][:1], found[number]])[part["rung"]]
+                part["mean_step_s"] *= at_its_rung
+                part["start_step_s"] *= at_its_rung
+            part["rung"] += 1000 * len(parts)
+            parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
 
-def _observe_trial(trial: Trial, requests: pd.DataFrame, step_time: StepTime) -> pd.DataFrame:
-    sent = requests[requests["sent_ns"] > 0]
+def _observe_trial(trial: Trial, seen: MeasuredRequests, step_time: StepTime, slow: Sequence[int]) -> pd.DataFrame:
+    sent = seen.requests
     if not len(sent):
         return pd.DataFrame(columns=_COLUMNS)
     activity = activity_of(sent)
@@ -64,7 +106,34 @@ def _observe_trial(trial: Trial, requests: pd.DataFrame, step_time: StepTime) ->
     frame["rung"] = np.searchsorted(windows[:, 0], sent_s, side="right")
     frame["in_rung"] = np.any((sent_s >= windows[:, :1]) & (sent_s < windows[:, 1:]), axis=0)
     frame["served"] = (sent["audio_s"] >= MIN_AUDIO_S) & (seconds(sent["ended_ns"]) >= windows[0, 0])
+    inside = seen.in_rungs
+    if inside is not None and len(inside):
+        frame["served"] &= ~sent["request_id"].isin(set(inside["request_id"]))
+    disturbed = [*trial.disturbed, *(trial.rungs[place] for place in slow)]
+    frame = frame[_disturbed_share(sent, disturbed) <= MAX_DISTURBED]
+    if inside is None or not len(inside):
+        return frame
+    return pd.concat([frame, _observe_rungs(inside[~inside["window"].isin(slow)], activity, step_time)])
+
+
+def _observe_rungs(inside: pd.DataFrame, activity: Activity, step_time: StepTime) -> pd.DataFrame:
+    """Rows of ``observe`` for requests in each rung that they lasted through; their first audio is known elsewhere."""
+    frame = inside[["traffic_class", "rtf", "stall_longest_s"]].copy()
+    frame["ttfa_s"], frame["begun"], frame["in_rung"] = np.nan, False, True
+    frame["sessions"] = frame["start_step_s"] = np.nan
+    frame["mean_step_s"] = _mean_steps(inside, activity, step_time)
+    frame["rung"] = inside["window"] + 1
+    frame["served"] = inside["audio_s"] >= MIN_AUDIO_S
     return frame
+
+
+def _disturbed_share(requests: pd.DataFrame, disturbed: Sequence[Rung]) -> np.ndarray:
+    """The share of each request's time, from sent to ended, that lies in disturbed rungs."""
+    sent_s, ended_s = seconds(requests["sent_ns"]), seconds(requests["ended_ns"])
+    inside_s = np.zeros(len(requests))
+    for start_s, end_s in ((rung.start_ns / _NS_PER_S, rung.end_ns / _NS_PER_S) for rung in disturbed):
+        inside_s += np.maximum(np.minimum(ended_s, end_s) - np.maximum(sent_s, start_s), 0.0)
+    return inside_s / np.maximum(ended_s - sent_s, 1e-9)
 
 
 _COLUMNS = (

@@ -20,9 +20,12 @@ SIMULATION_NOISE = 0.015  # relative standard deviation of a rate between draws 
 WARM_UP_SHARE = 0.2
 LARGEST_POOL = 64
 _BISECTIONS = 8
+_FAR = 8  # times the most sessions measured: beyond it throughput hardly changes
+_OTHER_RUNS = 8
 _POPULATION = 100_000
 _SESSIONS_QUANTILE = 0.95
 KV_MEMORY = "KV memory"
+LEAST_LOADED = "shared"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Limits:
 
     ``most_sessions``: limit of the 95th percentile of sessions on a device, as arrivals find it. ``slots``: most
     sessions that it admits, or None; ``kv``: room for their KV caches, or None for unlimited; ``kv_slots``: sessions of
-    average size that fill it.
+    average size that fill it. ``routing``: see ``simulator.pool.Pool``; "shared" is one queue in front of the pool.
     """
 
     slos: Sequence
@@ -39,6 +42,12 @@ class Limits:
     slots: int | None = None
     kv: KvRoom | None = None
     kv_slots: float = math.inf
+    routing: str = LEAST_LOADED
+
+    @property
+    def room_name(self) -> str:
+        """What limits the number of sessions that fit."""
+        return KV_MEMORY if self.kv_slots <= (self.slots or math.inf) else f"at most {self.slots} sessions per device"
 
     @property
     def room(self) -> float:
@@ -100,6 +109,18 @@ class Traffic:
             mean_frames=float(shares @ [each.mean() for each in populations]),
         )
 
+    @property
+    def mean_context(self) -> float:
+        """Mean frames that a session found in progress has spoken."""
+        return float(np.mean(self.whole_frames - self.residual_frames))
+
+    def again(self, seed: int) -> Traffic:
+        """The same sessions and gaps in another order."""
+        rng = np.random.default_rng(seed)
+        order, gaps = rng.permutation(len(self.frames)), rng.permutation(self.gaps)
+        luck = {metric: values[order] for metric, values in self.luck.items()}
+        return replace(self, gaps=gaps, frames=self.frames[order], class_index=self.class_index[order], luck=luck)
+
     def part(self, sessions: int) -> Traffic:
         """The first ``sessions`` of its sessions, repeated if there are fewer, at the same mean rate and mean work."""
         gaps, frames, index = (np.resize(each, sessions) for each in (self.gaps, self.frames, self.class_index))
@@ -159,6 +180,7 @@ def simulate_load(
         session_limit=limits.slots,
         bytes_=kv.bytes_of(np.concatenate([whole, traffic.frames])) if kv else 0,
         memory_bytes=kv.room_bytes if kv else math.inf,
+        routing=limits.routing,
         first_audio=device.first_audio,
         class_index=np.concatenate([np.full(len(found), -1), traffic.class_index]),
         planned=[Planned(lost_at_s, "fail", number) for number in range(lost)],
@@ -245,11 +267,11 @@ def steady_sessions(device: Device, limits: Limits) -> float:
 def _steady(device: Device, limits: Limits, probabilities: Sequence[float] | None) -> tuple[np.ndarray, str]:
     """Numbers of sessions from 1 up to the most that meet every limit; and what binds there."""
     if limits.room < 1:
-        return np.zeros(0), KV_MEMORY
+        return np.zeros(0), limits.room_name
     most = min(limits.most_sessions, limits.room)
     sessions = np.linspace(1, max(most, 1), 512)
     step_s = device.step_time(sessions)
-    reach, binding = len(sessions), KV_MEMORY if limits.room == most else range_name(limits)
+    reach, binding = len(sessions), limits.room_name if limits.room == most else range_name(limits)
     for row, slo in enumerate(limits.slos):
         probability = probabilities[row] if probabilities is not None else slo.quantile
         values = device.at_constant_step(slo.traffic_class, slo.metric, probability, step_s)
@@ -274,6 +296,28 @@ def steady_draws(device: Device, limits: Limits, rng: np.random.Generator) -> np
     return np.array(limits_of_draws)
 
 
+def least_throughput(device: Device, limits: Limits) -> float:
+    """Frames/s, n / S(n), of a device: the least from the most sessions that meet its SLOs to all that it admits.
+
+    A device recovers from any overload at a rate below it.
+    """
+    fewest = max(steady_sessions(device, limits), 1.0)
+    most = min(limits.room, _FAR * device.max_sessions)
+    sessions = np.geomspace(fewest, max(most, fewest), 256)
+    return float(np.min(device.step_time.frames_per_s(sessions)))
+
+
+def lasts(device: Device, traffic: Traffic, limits: Limits, rate_per_s: float, devices: int) -> bool:
+    """Whether a pool that meets every limit in one run also does in several others.
+
+    Asked only where it could collapse (metastability): a pool may serve a rate until chance fills one device.
+    """
+    if rate_per_s / devices * traffic.mean_frames <= least_throughput(device, limits):
+        return True
+    others = (traffic.again(seed) for seed in range(_OTHER_RUNS))
+    return all(judge_load(device, each, limits, rate_per_s, devices).kept for each in others)
+
+
 def simulation_noise(draws: int, rng: np.random.Generator) -> np.ndarray:
     """Factors [draws] by which a simulated rate differs from that of another draw of the traffic."""
     return np.exp(SIMULATION_NOISE * rng.standard_normal(draws))
@@ -294,10 +338,12 @@ def highest_rate(
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         load = judge_load(device, traffic, limits, middle, devices)
-        if load.kept:
+        if not load.kept:
+            high, binding = middle, load.binding
+        elif lasts(device, traffic, limits, middle, devices):
             low = middle
         else:
-            high, binding = middle, load.binding
+            high = middle
     return low, binding
 
 
@@ -342,14 +388,25 @@ def _found_in_progress(
 
     Processor sharing with a rate that depends on the number of sessions is insensitive to their lengths:
     P(n) ~ (rate x mean frames)^n x S(1) S(2) .. S(n) / n! (Kelly, Reversibility and Stochastic Networks, 3.3).
+    Where throughput falls with more sessions, P has a second mode in collapse: the start is in the lower one.
     """
     n = np.arange(1, math.ceil(4 * device.max_sessions) + 2, dtype=float)
     offered = rate_per_s / devices * traffic.mean_frames
-    weights = np.concatenate([[0.0], np.cumsum(np.log(offered * device.step_time(n) / n))])
+    rises = np.log(offered * device.step_time(n) / n)
+    weights = np.concatenate([[0.0], np.cumsum(rises)])[: _end_of_the_lower_mode(rises)]
     chances = np.exp(weights - weights.max())
-    mean = float(chances @ np.arange(len(n) + 1) / chances.sum())
+    mean = float(chances @ np.arange(len(chances)) / chances.sum())
     count = round(devices * min(mean, room))
     return np.resize(traffic.residual_frames, count), np.resize(traffic.whole_frames, count)
+
+
+def _end_of_the_lower_mode(rises: np.ndarray) -> int:
+    """The number of sessions at which chances, by their logarithmic ``rises``, rise again after they fell."""
+    falling = np.flatnonzero(rises <= 0)
+    if not len(falling):
+        return len(rises) + 1
+    again = np.flatnonzero(rises[falling[0] :] > 0)
+    return int(falling[0] + again[0] + 1) if len(again) else len(rises) + 1
 
 
 def _mean_sessions(simulated: Simulated, counted: np.ndarray) -> float:

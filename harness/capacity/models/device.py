@@ -21,7 +21,8 @@ class Device:
     """Time to first audio = (base_s + first_steps x step time at the start) x a ratio drawn from ``ttfa``.
 
     RTF = mean step time of the session / seconds of a frame x a ratio drawn from ``rtf``; longest stall from
-    ``stalls`` by class ("" = all classes) at the mean step time. ``draws`` [d, values]: alternatives of the step time.
+    ``stalls`` by class ("" = all classes) at the mean step time. ``draws`` [d, values]: alternatives of the step time
+    by the noise of rungs; ``levels`` [d]: their factors, by the variation between ladders; empty where that is unknown.
     """
 
     step_time: StepTime
@@ -32,6 +33,7 @@ class Device:
     stalls: dict[str, StallTable]
     max_sessions: float
     draws: tuple[tuple[float, ...], ...]
+    levels: tuple[float, ...] = ()
 
     @classmethod
     def from_fit(cls, fit: FittedDeployment | FittedModel) -> Device:
@@ -46,11 +48,17 @@ class Device:
             {name: StallTable.of_record(table) for name, table in fit.stalls.items()},
             step.max_sessions,
             step.draws,
+            step.levels,
         )
 
     def alternatives(self) -> Iterator[Device]:
-        """This device with each of the drawn step times."""
-        return (replace(self, step_time=replace(self.step_time, values=draw)) for draw in self.draws)
+        """This device with each of the drawn step times, each at its drawn level."""
+        for draw, level in zip(self.draws, self.levels or (1.0,) * len(self.draws), strict=True):
+            yield replace(self, step_time=replace(self.step_time, values=tuple(level * value for value in draw)))
+
+    def same_level(self) -> Device:
+        """This device without the variation between ladders."""
+        return replace(self, levels=())
 
     @property
     def first_audio(self) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,30 +34,6 @@ def session_bytes(
     if min(np.min(prompt_tokens), np.min(frames), kv_bytes_per_token, state_bytes) < 0:
         raise InputError("tokens, frames and bytes of a session must be 0 or more")
     return (prompt_tokens + 2 * frames) * kv_bytes_per_token + state_bytes
-
-
-def slots_per_device(
-    memory_bytes: float,
-    per_session_bytes: float,
-    *,
-    weight_bytes: float = 0,
-    instances: int = 1,
-    workspace_bytes: float = 0,
-) -> int:
-    """Sessions that fit: (memory - weights x instances - workspace) / bytes of a session, rounded down.
-
-    Weights count per instance, since each is a process. Raises InputError where not even the weights fit; 0 means that
-    they do, without room for a session.
-    """
-    if not per_session_bytes > 0 or instances < 1:
-        raise InputError("bytes of a session must be above 0, and instances 1 or more")
-    room = memory_bytes - weight_bytes * instances - workspace_bytes
-    if room < 0:
-        raise InputError(
-            f"{instances} x {weight_bytes / 1e9:.1f} GB of weights and {workspace_bytes / 1e9:.1f} GB of workspace "
-            f"do not fit in {memory_bytes / 1e9:.1f} GB: deploy fewer instances"
-        )
-    return math.floor(room / per_session_bytes)
 
 
 @dataclass(frozen=True)

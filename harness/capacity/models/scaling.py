@@ -45,9 +45,6 @@ class Scaling:
         """N at which throughput is greatest, sqrt((1 - sigma) / kappa); infinite without coherency cost."""
         return math.sqrt(max(1 - self.sigma, 0) / self.kappa) if self.kappa > 0 else math.inf
 
-    def is_extrapolated(self, n: float) -> bool:
-        return n > self.largest_measured
-
 
 def fit_scaling(concurrency: np.ndarray, throughput: np.ndarray, confidence: float = 0.95) -> Scaling:
     """Least squares with all three coefficients at or above zero.

@@ -8,13 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize, stats
 
+from harness.capacity.models.between_ladders import ASSUMED, Between
 from harness.capacity.models.service import weighted_r_squared
 from harness.errors import InconclusiveError
 from harness.records.fit import FittedStep
 
 MIN_RUNGS = 3
 WORST_RESIDUAL_OF_A_LINE = 0.10
+MOST_NOISE = 0.25  # relative standard deviation of a rung; with more, nothing is fitted
 _SAME_LOAD = 1.05  # rungs whose sessions differ by less than 5% are one knot
+_LAST_KNOTS = 3  # that the slope beyond the last one rests on
+_ALIGNMENTS = 5
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class StepTime:
     """Seconds of a frame step at n sessions: ``kind`` "linear" is values[0] + values[1] n.
 
     ``kind`` "piecewise" is linear between knots (``values`` are the seconds at ``knots``), constant before the first,
-    and after the last has the slope of its last part or of the whole, whichever is steeper.
+    and after the last has the slope of its last three knots or of the whole, whichever is steeper.
     """
 
     kind: str
@@ -46,8 +50,9 @@ class StepTime:
         return n / self(np.maximum(n, 1e-9))
 
     def _last_slope(self) -> float:
-        x, y = self.knots, self.values
-        return max((y[-1] - y[-2]) / (x[-1] - x[-2]), (y[-1] - y[0]) / (x[-1] - x[0]), 0.0)
+        x, y = np.array(self.knots), np.array(self.values)
+        last_x, last_y = x[-_LAST_KNOTS:] - x[-_LAST_KNOTS:].mean(), y[-_LAST_KNOTS:]
+        return max(float(last_x @ last_y / (last_x @ last_x)), float((y[-1] - y[0]) / (x[-1] - x[0])), 0.0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,9 @@ class Rungs:
 class StepFit:
     """A fitted step time. ``line``: (intercept, slope) of the best line, also where the fit is piecewise.
 
-    ``noise``: relative standard deviation of a rung. ``draws`` [d, values]: equally likely alternatives.
+    ``noise``: relative standard deviation of a rung within its ladder. ``between``: how far whole ladders differ, and
+    ``ladders``, how many determine the level. ``draws`` [d, values]: equally likely alternatives at this level, and
+    ``levels`` [d], by which the level of each may differ.
     """
 
     step_time: StepTime
@@ -73,18 +80,31 @@ class StepFit:
     degrees: int
     max_sessions: float
     draws: np.ndarray
+    levels: np.ndarray
+    between: Between
+    ladders: int
 
     def alternatives(self) -> list[StepTime]:
-        return [replace(self.step_time, values=tuple(draw)) for draw in self.draws]
+        return [replace(self.step_time, values=tuple(draw)) for draw in self.draws * self.levels[:, None]]
 
 
-def fit_step_time(rungs: Rungs, rng: np.random.Generator, draws: int = 200) -> StepFit:
+def fit_step_time(
+    rungs: Rungs,
+    rng: np.random.Generator,
+    draws: int = 200,
+    *,
+    prior: Between = ASSUMED,
+    not_of_the_level: int | None = None,
+) -> StepFit:
     """Least squares of relative errors, with both coefficients of the line at or above zero.
 
-    Where the line is off by more than 10% at some rung, the rungs themselves are joined (kind "piecewise").
+    Where the line is off by more than 10% at some rung, the rungs themselves are joined (kind "piecewise"). Each ladder
+    has a factor of its own, of which ``prior`` says how far it may differ; the fit has the mean factor. The ladder of
+    trial ``not_of_the_level`` counts for the shape but not for that mean: it was the highest of many.
+
     A draw refits values to which the noise of a rung was added, its variance drawn from a scaled inverse chi-square
-    (which gives Student-t intervals); with two trials or more, whole trials are resampled too. Raises
-    InconclusiveError below three rungs at different numbers of sessions.
+    (which gives Student-t intervals). Its level is drawn for itself. Raises InconclusiveError below three rungs
+    at different numbers of sessions, or where rungs scatter by more than 25%.
     """
     levels = count_levels(rungs.sessions)
     if levels < MIN_RUNGS:
@@ -92,29 +112,63 @@ def fit_step_time(rungs: Rungs, rng: np.random.Generator, draws: int = 200) -> S
             f"the step time needs {MIN_RUNGS} rungs at different numbers of sessions, not {levels}: "
             "measure a longer ladder"
         )
-    line = _line(rungs.sessions, rungs.step_s)
-    off = rungs.step_s / _on(line, rungs.sessions) - 1
+    aligned, factors = align(rungs, not_of_the_level)
+    line = line_of(aligned.sessions, aligned.step_s)
+    off = aligned.step_s / _on(line, aligned.sessions) - 1
     if np.max(np.abs(off)) <= WORST_RESIDUAL_OF_A_LINE:
         step_time = StepTime("linear", line)
-        degrees = len(off) - 2
+        degrees = max(len(off) - 1 - len(factors), 1)
         noise = math.sqrt(float(off @ off) / degrees)
     else:
-        knots, values = _merge(rungs)
+        knots, values = _merge(aligned)
         step_time = StepTime("piecewise", tuple(values.tolist()), tuple(knots.tolist()))
-        noise, degrees = _noise_between(rungs, step_time)
-    fitted = _on(line, rungs.sessions)
-    r_squared = weighted_r_squared(rungs.step_s, fitted, np.ones(len(fitted)))
-    drawn = np.array([_draw(rungs, step_time, noise, degrees, rng) for _ in range(draws)])
-    return StepFit(step_time, line, r_squared, noise, degrees, float(rungs.sessions.max()), drawn)
+        noise, degrees = _noise_between(aligned, step_time, len(factors))
+    _refuse_noise(aligned, len(factors))
+    r_squared = weighted_r_squared(aligned.step_s, _on(line, aligned.sessions), np.ones(len(off)))
+    between = prior.with_ladders(np.log(factors))
+    ladders = max(len(factors) - (not_of_the_level is not None), 1)
+    shapes = np.array([_draw(aligned, step_time, noise, degrees, rng) for _ in range(draws)])
+    largest, drawn = float(rungs.sessions.max()), between.draw(ladders, rng, draws)
+    return StepFit(step_time, line, r_squared, noise, degrees, largest, shapes, drawn, between, ladders)
+
+
+def align(rungs: Rungs, not_of_the_level: int | None = None) -> tuple[Rungs, np.ndarray]:
+    """The rungs with every ladder at the mean level, and the factor [trials] by which each was above it.
+
+    Ladders may have different rungs: knots and factors are fitted in turn. The mean leaves out the trial
+    ``not_of_the_level``, if there is another.
+    """
+    trials, of_trial = np.unique(rungs.trial, return_inverse=True)
+    of_knot, logs = groups(rungs.sessions), np.log(rungs.step_s)
+    factors, counts = np.zeros(len(trials)), np.bincount(of_trial)
+    for _ in range(_ALIGNMENTS if len(trials) > 1 else 0):
+        knots = np.bincount(of_knot, logs - factors[of_trial]) / np.bincount(of_knot)
+        factors = np.bincount(of_trial, logs - knots[of_knot]) / counts
+    level = trials != not_of_the_level
+    factors -= np.mean(factors[level]) if level.any() else np.mean(factors)
+    return replace(rungs, step_s=np.exp(logs - factors[of_trial])), np.exp(factors)
 
 
 def band(fit: StepFit, step_s: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of the true step times of measured rungs: low and high, in seconds, by Student's t."""
+    """Interval of measured rungs' true step times, within their ladder: low and high, in seconds (Student's t)."""
     reach = np.exp(min(fit.noise * stats.t.ppf((1 + confidence) / 2, fit.degrees), math.log(10)))
     return step_s / reach, step_s * reach
 
 
-def _line(sessions: np.ndarray, step_s: np.ndarray) -> tuple[float, float]:
+def _refuse_noise(rungs: Rungs, ladders: int) -> None:
+    """Raise InconclusiveError where repeats of a rung differ too much, or steps fall far as sessions grow."""
+    knots = np.log(_merge(rungs)[1])
+    falls = knots - optimize.isotonic_regression(knots).x
+    repeated = _noise_of_repeats(rungs, ladders)
+    scatter = max(repeated[0] if repeated else 0.0, math.sqrt(float(falls @ falls) / len(knots)))
+    if scatter > MOST_NOISE:
+        raise InconclusiveError(
+            f"the rungs of its ladders scatter by {scatter:.0%} around any step time (limit {MOST_NOISE:.0%}): measure "
+            "the ladder again, on a host that nothing else uses, with longer rungs"
+        )
+
+
+def line_of(sessions: np.ndarray, step_s: np.ndarray) -> tuple[float, float]:
     """Intercept and slope >= 0 that minimise the sum of squared relative errors."""
     rows = np.column_stack([1 / step_s, sessions / step_s])
     solution, _ = optimize.nnls(rows, np.ones(len(step_s)))
@@ -127,17 +181,17 @@ def _on(line: tuple[float, float], sessions: np.ndarray) -> np.ndarray:
 
 def _merge(rungs: Rungs) -> tuple[np.ndarray, np.ndarray]:
     """Merge rungs with nearly equal numbers of sessions into one knot: their mean sessions and mean step time."""
-    group = _groups(rungs.sessions)
+    group = groups(rungs.sessions)
     count = np.bincount(group)
     return np.bincount(group, rungs.sessions) / count, np.bincount(group, rungs.step_s) / count
 
 
 def count_levels(sessions: np.ndarray) -> int:
     """Number of different session counts; those within 5% of each other count as one."""
-    return len(np.unique(_groups(sessions)))
+    return len(np.unique(groups(sessions)))
 
 
-def _groups(sessions: np.ndarray) -> np.ndarray:
+def groups(sessions: np.ndarray) -> np.ndarray:
     """Number of the knot of each rung, in order of sessions."""
     order = np.argsort(sessions, kind="stable")
     ordered = sessions[order]
@@ -146,33 +200,34 @@ def _groups(sessions: np.ndarray) -> np.ndarray:
     return group
 
 
-def _noise_between(rungs: Rungs, step_time: StepTime) -> tuple[float, int]:
+def _noise_between(rungs: Rungs, step_time: StepTime, ladders: int) -> tuple[float, int]:
     """Noise of a rung from repeated rungs; without them, from each knot's distance to its neighbours' chord.
 
     The second treats curvature as noise, so it is too wide rather than too narrow.
     """
-    group = _groups(rungs.sessions)
-    repeats = len(group) - len(np.unique(group))
-    if repeats >= 2:
-        off = rungs.step_s / np.array(step_time.values)[group] - 1
-        return math.sqrt(float(off @ off) / repeats), repeats
+    if repeated := _noise_of_repeats(rungs, ladders):
+        return repeated
     x, y = np.array(step_time.knots), np.array(step_time.values)
     share = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
     off = y[1:-1] / (y[:-2] + share * (y[2:] - y[:-2])) - 1
     return math.sqrt(float(off @ off) / len(off) / 1.5), len(off)
 
 
-def _draw(rungs: Rungs, step_time: StepTime, noise: float, degrees: int, rng: np.random.Generator) -> tuple[float, ...]:
+def _noise_of_repeats(rungs: Rungs, ladders: int) -> tuple[float, int] | None:
+    """Noise and its degrees of freedom from rungs measured in several ladders; None with fewer than two degrees."""
+    group = groups(rungs.sessions)
+    degrees = len(group) - len(np.unique(group)) - (ladders - 1)
+    if degrees < 2:
+        return None
+    off = rungs.step_s / _merge(rungs)[1][group] - 1
+    return math.sqrt(float(off @ off) / degrees), degrees
+
+
+def _draw(rungs: Rungs, step_time: StepTime, noise: float, degrees: int, rng: np.random.Generator) -> np.ndarray:
     deviation = noise * math.sqrt(degrees / max(rng.chisquare(degrees), 1e-3))
     if step_time.kind == "piecewise":
-        return tuple(np.array(step_time.values) * _factors(deviation, len(step_time.values), rng))
-    trials = np.unique(rungs.trial)
-    if len(trials) == 1:
-        sessions, centre = rungs.sessions, step_time(rungs.sessions)
-    else:
-        rows = np.concatenate([np.flatnonzero(rungs.trial == t) for t in rng.choice(trials, len(trials))])
-        sessions, centre = rungs.sessions[rows], rungs.step_s[rows]
-    return _line(sessions, centre * _factors(deviation, len(sessions), rng))
+        return np.array(step_time.values) * _factors(deviation, len(step_time.values), rng)
+    return np.array(line_of(rungs.sessions, step_time(rungs.sessions) * _factors(deviation, len(rungs.sessions), rng)))
 
 
 def _factors(deviation: float, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -20,7 +20,7 @@ from harness.capacity.planning.pools import Pools
 from harness.errors import InputError
 
 EARLY_S = 600.0
-OVERLOAD = "what the devices left carry for good"
+OVERLOAD = "sustained rate of the remaining devices"
 _RESIDENCES = 5  # simulated after a loss, in addition to the first ten minutes
 _MOST_SESSIONS = 400_000  # largest simulated traffic
 _MORE_SPARES = 3  # most spares that are tried, in addition to the devices lost
@@ -32,14 +32,14 @@ class Loss:
 
     ``worst``: the limit nearest to violation, or violated, by the sessions that arrive in the ``judged_s`` seconds
     afterwards, and ``worst_share`` = value / limit; ``early_share``: the same for the first ten minutes, NaN where less
-    was judged. Never ``kept`` at a rate that the remaining devices cannot sustain, however slowly an SLO comes to be
+    was judged. Never ``met`` at a rate that the remaining devices cannot sustain, however slowly an SLO comes to be
     violated. ``interrupted``: sessions on the lost devices. ``basis``: simulated, or extrapolated where a device holds
     more sessions (95th percentile) than were measured.
     """
 
     lost: int
     devices: int
-    kept: bool
+    met: bool
     worst: str
     worst_share: float
     early_share: float
@@ -70,7 +70,7 @@ def lose(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
     return Loss(
         lost,
         devices,
-        kept=later.kept and OVERLOAD not in shares,
+        met=later.kept and OVERLOAD not in shares,
         worst=worst,
         worst_share=shares[worst],
         early_share=early.shares[early.worst] if end_s - lost_at_s >= EARLY_S else math.nan,
@@ -100,6 +100,6 @@ def _basis(pools: Pools, load: SimulatedLoad) -> str:
 def with_spares(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
     """The loss from the smallest pool that meets every SLO in spite of it; ``devices`` suffice without a loss."""
     tried = [lose(pools, qps, devices + lost, lost)]
-    while not tried[-1].kept and len(tried) <= _MORE_SPARES:
+    while not tried[-1].met and len(tried) <= _MORE_SPARES:
         tried.append(lose(pools, qps, tried[-1].devices + 1, lost))
     return tried[-1]

@@ -131,29 +131,31 @@ def _record(
     try:
         if topology_of(chosen.deployment) == wire.FUSED:
             raise InconclusiveError(_FUSED)
-        card = DeviceType.of_profile(profile)
-        typed = _pools_of(card, pools, chosen)
+        device_type = DeviceType.of_profile(profile)
+        typed = _pools_of(device_type, pools, chosen)
     except (InconclusiveError, InputError) as error:
         return DeviceTypeRow(**named, rate_per_device=None, kv_sessions=None, targets=(), note=str(error))
     priced = price_of(prices, name) or price_of(prices, profile.device)
     rows = tuple(_counts(typed, qps, priced[1] if priced else None) for qps in targets_qps)
-    note = f"{_NOTE}; {card.note}; lines through the profile are off by {card.worst_residual:.0%} at the most"
+    off = f"lines through the profile are off by {device_type.worst_residual:.0%} at the most"
+    note = f"{_NOTE}; {device_type.note}; {off}"
     rate, binding = typed.rate(1)
     known = {"rate_per_device": rate, "kv_sessions": typed.limits.kv_slots}
     return DeviceTypeRow(**named, **known, binding=binding, targets=rows, note=note)
 
 
-def _pools_of(card: DeviceType, pools: Pools, chosen: FittedDeployment) -> Pools:
+def _pools_of(device_type: DeviceType, pools: Pools, chosen: FittedDeployment) -> Pools:
     frames = pools.traffic.whole_frames
-    context = float(np.mean(card.kv.bytes_of(frames))) / card.kv.bytes_per_token - float(np.mean(frames))  # half spoken
+    kv = device_type.kv
+    context = float(np.mean(kv.bytes_of(frames))) / kv.bytes_per_token - float(np.mean(frames))  # half spoken
     try:
         hop_s = hop_of(pools.device.step_time, Topology.of_fit(chosen))
     except (InconclusiveError, InputError):
         hop_s = 0.0
-    topology = card.topology(chosen.deployment, context, hop_s=hop_s)
-    step_time = staged_step_time(topology, card.most_sessions, np.random.default_rng(0))
-    device = replace(pools.device, step_time=step_time, max_sessions=float(card.most_sessions), draws=())
-    limits = Limits(pools.limits.slos, card.most_sessions, None, card.kv, card.kv.slots(frames))
+    topology = device_type.topology(chosen.deployment, context, hop_s=hop_s)
+    step_time = staged_step_time(topology, device_type.most_sessions, np.random.default_rng(0))
+    device = replace(pools.device, step_time=step_time, max_sessions=float(device_type.most_sessions), draws=())
+    limits = Limits(pools.limits.slos, device_type.most_sessions, None, kv, kv.slots(frames))
     return pools.changed(device=device, limits=limits)
 
 

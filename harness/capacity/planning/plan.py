@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 
 from harness.capacity.fitting.fit import finite, limits_of
-from harness.capacity.fitting.observations import IN_PROGRESS
-from harness.capacity.fitting.rate_search import Traffic, range_name, steady_draws, steady_limit
+from harness.capacity.fitting.rate_search import Traffic, steady_draws, steady_limit
 from harness.capacity.models.device import Device
 from harness.capacity.planning.confirmation import confirm
 from harness.capacity.planning.cost_and_growth import forecast, price_of, with_costs
 from harness.capacity.planning.device_losses import Loss, lose, with_spares
 from harness.capacity.planning.device_types import device_types
 from harness.capacity.planning.pools import Pools, drain_times_s
+from harness.capacity.planning.remarks import remarks_on, without_price, without_recovery
+from harness.capacity.planning.routing import LEAST_LOADED, ROUTINGS, counts_by_routing
 from harness.capacity.planning.sensitivity import sensitivity
 from harness.capacity.simulator.sessions import simulate
 from harness.device_profile import Profile
@@ -38,7 +39,8 @@ class Terms:
 
     ``unit``, ``preset``, ``device``: what one device is; it has ``gpus`` GPUs. ``prices``: per hour of a device,
     by type, in ``currency``. ``growth_per_month`` (a share of the rate) and ``fleet`` (existing devices) are for
-    a forecast; ``profiles``, by type of device, for counts of devices that were not deployed. ``predictions``: those
+    a forecast; ``profiles``, by type of device, for counts of devices that were not deployed. ``routing``: how sessions
+    are given to devices, a key of ``planning.routing.ROUTINGS``. ``predictions``: those
     recorded before open-loop runs started, by trial; empty for an older run.
     """
 
@@ -55,6 +57,7 @@ class Terms:
     growth_per_month: float | None = None
     fleet: int | None = None
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    routing: str = LEAST_LOADED
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
 
 
@@ -82,7 +85,7 @@ def make_plan(
         return _without_rate(plan, fit)
     judging = {"confidence": terms.confidence, "max_error": terms.max_error}
     confirmed = confirm(chosen.deployment, trials, requests, mix, slos, rng, **judging, predictions=terms.predictions)
-    pools = pools_of(fit, chosen, mix, slos, terms.utilisation_cap)
+    pools = pools_of(fit, chosen, mix, slos, terms.utilisation_cap, terms.routing)
     shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]
     targets = []
     for qps in targets_qps:
@@ -107,7 +110,7 @@ def make_plan(
         memory=_memory(pools),
         forecast=_growth(plan.targets, pools, terms),
     )
-    remarks = [*_remarks(fit, chosen, pools), *_without_price(plan, terms)]
+    remarks = (*remarks_on(fit, chosen, pools), *without_recovery(targets), *without_price(plan, terms.prices))
     return replace(plan, verdict="inconclusive" if doubts else "met", reasons=(*doubts, *remarks))
 
 
@@ -125,6 +128,7 @@ def _nothing_known(
         emulated=terms.emulated,
         confidence=terms.confidence,
         utilisation_cap=terms.utilisation_cap,
+        routing=terms.routing,
         deployment=chosen.deployment if chosen else None,
         slos=tuple(slos),
         rate_per_device=_rate_record(chosen),
@@ -146,14 +150,22 @@ def _growth(targets: Sequence[PlannedTarget], pools: Pools, terms: Terms) -> For
     return None if terms.growth_per_month is None else forecast(pools, targets, terms.growth_per_month, terms.fleet)
 
 
-def pools_of(fit: Fit, chosen: FittedDeployment, mix: Mix, slos: Sequence[Slo], utilisation_cap: float) -> Pools:
+def pools_of(
+    fit: Fit,
+    chosen: FittedDeployment,
+    mix: Mix,
+    slos: Sequence[Slo],
+    utilisation_cap: float,
+    routing: str = LEAST_LOADED,
+) -> Pools:
     """Pools of a fitted deployment under exactly the traffic of the fit."""
     traffic = Traffic.draw(mix, np.random.default_rng(fit.traffic_seed))
     limits = limits_of(chosen, slos, fit.session_limit, fit.extrapolation, traffic)
+    limits = replace(limits, routing=ROUTINGS[routing])
     return Pools(Device.from_fit(chosen), traffic, limits, utilisation_cap)
 
 
-_TOO_NEAR = "One session alone is so near to violating an SLO that no number of devices is sure to keep it."
+_TOO_NEAR = "One session alone is so near to violating an SLO that no number of devices is certain to meet it."
 
 
 def _target(pools: Pools, qps: float, counts: np.ndarray, confidence: float, confirmed_rate: float) -> PlannedTarget:
@@ -176,10 +188,12 @@ def _target(pools: Pools, qps: float, counts: np.ndarray, confidence: float, con
         binding=pools.binding(devices),
         utilisation=qps / (devices * pools.steady_rate()),
         headroom_qps=max(carried - qps, 0.0),
-        devices_n_plus_1=spared[0].devices if spared[0].kept else None,
-        devices_n_plus_2=spared[1].devices if spared[1].kept else None,
+        devices_n_plus_1=spared[0].devices if spared[0].met else None,
+        devices_n_plus_2=spared[1].devices if spared[1].met else None,
         losses=tuple(_loss_record(each) for each in (*_without_spares(pools, qps, devices), *spared)),
         sessions_per_device_p95=load.sessions_p95,
+        devices_by_routing=counts_by_routing(pools, qps, devices),
+        devices_that_recover=pools.that_recover(qps, devices),
         basis=_basis(pools.has_seen(load.sessions_p95), devices == 1 and qps <= confirmed_rate),
         note="One device was measured; several are taken not to slow each other down." if devices > 1 else "",
     )
@@ -224,54 +238,6 @@ def _doubts_about(targets: Sequence[PlannedTarget], max_sessions: float) -> list
     ]
 
 
-def _remarks(fit: Fit, chosen: FittedDeployment, pools: Pools) -> list[str]:
-    """Remarks for the reader that do not change the verdict."""
-    remarks = [*_left_out(fit), *not_told_apart(fit, chosen)]
-    if chosen.binding == range_name(pools.limits):
-        most = pools.limits.most_sessions
-        remarks.append(
-            f"No SLO binds up to {most} sessions on a device, the most that were measured: the counts are on the "
-            f"safe side, and a ladder beyond {most} sessions may show that fewer devices do."
-        )
-    of_first_audio = any(slo.metric == "ttfa_s" for slo in pools.limits.slos)
-    if of_first_audio and fitted(chosen.first_audio).starts == IN_PROGRESS:
-        remarks.append(
-            "Too few sessions began in the ladders: the time to first audio was fitted from sessions found in "
-            "progress, which read no prompt, so it is later than predicted; judge it by the open-loop runs, or "
-            "lengthen the rungs."
-        )
-    return remarks
-
-
-def not_told_apart(fit: Fit, chosen: FittedDeployment) -> list[str]:
-    """A remark if fewer ladders of another deployment show a higher rate than the best one's ladders together."""
-    ladders, rate = len(chosen.trial_ids), chosen.rate()
-    others = [each.rate() for each in fit.deployments if len(each.trial_ids) < ladders]
-    higher = [other for other in others if other > rate]
-    if not higher:
-        return []
-    return [
-        f"The best deployment carries {rate:.3g} requests/s by its {ladders} ladders, and {len(higher)} of "
-        f"{len(fit.deployments)} up to {max(higher):.3g} by fewer: differences are within run-to-run variation; "
-        "the deployment with most measurements is reported."
-    ]
-
-
-def _without_price(plan: Plan, terms: Terms) -> list[str]:
-    """A remark if prices were given, but none for what was planned."""
-    priced = plan.costs or any(price_of(terms.prices, each.type) for each in plan.device_types)
-    if priced or not terms.prices:
-        return []
-    types = ", ".join(terms.prices)
-    return [
-        f"No cost is given: of the types that have a price ({types}), none is in this device's name, {terms.device}."
-    ]
-
-
-def _left_out(fit: Fit) -> list[str]:
-    return [f"{each.trial_id} was left out: {'; '.join(each.reasons)}." for each in fit.excluded]
-
-
 def _without_rate(plan: Plan, fit: Fit) -> Plan:
     """The plan if no deployment has a rate: missed only if all were fitted, and all violate an SLO at any rate."""
     fits = fit.deployments
@@ -313,11 +279,14 @@ def _by_words(fits: Sequence[FittedDeployment], words_of: Callable[[FittedDeploy
 def _rate_record(chosen: FittedDeployment | None) -> PlannedRate:
     if chosen is None:
         return PlannedRate()
+    step = fitted(chosen.step_time)
     return PlannedRate(
         value=chosen.max_rate_per_s,
         interval=chosen.max_rate_interval,
         binding=chosen.binding,
-        max_sessions_measured=fitted(chosen.step_time).max_sessions,
+        max_sessions_measured=step.max_sessions,
+        ladders=step.between.ladders if step.between else None,
+        between_ladders=step.between.deviation if step.between else None,
         basis="simulated",
     )
 

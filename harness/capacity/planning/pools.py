@@ -15,6 +15,8 @@ from harness.capacity.fitting.rate_search import (
     Traffic,
     highest_rate,
     judge_load,
+    lasts,
+    least_throughput,
     simulation_noise,
     steady_limit,
 )
@@ -106,12 +108,29 @@ class Pools:
             return self.devices_for(qps, shares)
         return self.devices_for(qps, shares * simulation_noise(len(shares), rng))
 
+    def that_recover(self, qps: float, devices: int) -> int | None:
+        """At least ``devices``, and enough to empty again from any number of sessions; None if none are.
+
+        Where throughput falls as sessions grow, a device that once holds many may deliver less than arrives, and holds
+        ever more (metastability). Analytic, see ``least_throughput``; beyond the rungs extrapolated.
+        """
+        rate = least_throughput(self.device, self.limits) / self.traffic.mean_frames
+        return max(devices, math.ceil(qps / rate - 1e-9)) if rate > 0 else None
+
     def fewest(self, qps: float) -> SimulatedLoad | None:
-        """The smallest pool that meets every limit at ``qps``, as simulated; None if none does."""
+        """The smallest pool that meets every limit at ``qps``, as simulated; None if none does.
+
+        Where it could collapse, it also has to last in several other runs.
+        """
         expected = int(self.devices_for(qps, np.ones(1))[0])
         # the interpolation between simulated sizes may be one device too small
         loads = (self.judge(qps, devices) for devices in range(expected, expected + 3 + expected // 20))
-        return next((load for load in loads if load.kept), None)
+        return next((load for load in loads if load.kept and self._lasts(qps, load.devices)), None)
+
+    def _lasts(self, qps: float, devices: int) -> bool:
+        simulated = min(devices, LARGEST_POOL)
+        traffic, rate = self.traffic_for(simulated), qps * simulated / devices
+        return lasts(self.device, traffic, self.limits, rate, simulated)
 
     def judge(self, qps: float, devices: int) -> SimulatedLoad:
         """Simulate the pool at ``qps``; above 64 devices, 64 of them with their part of it."""

@@ -1,10 +1,10 @@
-"""The profile of a card that was not measured, scaled from the profile of one that was: only GPU time scales.
+"""The profile of a GPU that was not measured, scaled from the profile of one that was: only GPU time scales.
 
-Python and the launching of kernels are assumed to take as long with any card. So, for each point of the profile,
+Python and the launching of kernels are assumed to take as long with any GPU. So, for each point of the profile,
 
-    t' = host_ms + floor' / efficiency,   efficiency = floor / device_ms on the card that was measured,
+    t' = host_ms + floor' / efficiency,   efficiency = floor / device_ms on the GPU that was measured,
 
-with floor = max(bytes / bandwidth, operations / throughput) of either card (roofline; see vibevoice/roofline.py).
+with floor = max(bytes / bandwidth, operations / throughput) of either GPU (roofline: vibevoice/profiling/roofline.py).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _NOT_SEPARATED = " (its profile does not separate them: the host's time is scale
 def scaled(
     profile: Profile, name: str, bandwidth_gb_s: float, tflop_s: float, kv_room_bytes: float | None = None
 ) -> Profile:
-    """The profile scaled to a card of this bandwidth and throughput.
+    """The profile scaled to a GPU of this bandwidth and throughput.
 
     Both are as ``harness profile`` measures them, by copies and matrix products: figures of data sheets are higher.
-    Host time hidden by the measured card's own work is unknown, though a faster card would wait for it. Without
-    ``kv_room_bytes`` the room for KV caches is that of the measured card. Raises InputError for a profile
+    Host time hidden by the measured GPU's own work is unknown, though a faster GPU would wait for it. Without
+    ``kv_room_bytes`` the room for KV caches is that of the measured GPU. Raises InputError for a profile
     without the data that the floor needs.
     """
     if not (bandwidth_gb_s > 0 and tflop_s > 0):
@@ -40,7 +40,7 @@ def scaled(
         }
     except (ValueError, ZeroDivisionError) as error:
         raise InputError(
-            f"it cannot be scaled to another card: {error}; repeat it with `harness profile`, which stores the "
+            f"it cannot be scaled to another GPU: {error}; repeat it with `harness profile`, which stores the "
             "bytes and operations of every point"
         ) from None
     room = profile.model.kv_room_bytes if kv_room_bytes is None else int(kv_room_bytes)

@@ -141,17 +141,6 @@ class Topology:
         between_s = self.hop_s + self.host_s + self.host_each_s
         return sum(each.alone_s() + between_s + each.delay_s * (each.max_batch > 1) for each in self.stages)
 
-    def fastest_s(self, sessions: int) -> float:
-        """Lower bound of a round of ``sessions`` sessions (without noise): what the busiest stage or the GPU needs."""
-        busy = [
-            sessions / min(sessions, each.max_batch) * each.time_s(min(sessions, each.max_batch))
-            for each in self.stages
-        ]
-        shared = (
-            sum(busy) if self.one_gpu else max(b / each.instances for b, each in zip(busy, self.stages, strict=True))
-        )
-        return max(shared, sum(each.alone_s() + self.hop_s for each in self.stages))
-
 
 def hop_of(step_time: StepTime, topology: Topology) -> float:
     """Seconds of a hop: the rest of a measured single-session step beyond its stages and delays, per hop."""
@@ -168,10 +157,6 @@ class Rounds:
     @property
     def step_s(self) -> float:
         return float(self.gaps_s.mean())
-
-    def late_share(self) -> float:
-        """The share of frames that arrive later after the previous one than the previous one lasts."""
-        return float(np.mean(self.gaps_s > wire.SECONDS_PER_FRAME))
 
 
 class _Arrays(NamedTuple):

@@ -65,7 +65,8 @@ def validate(
     because chance in the traffic is no error of the model; it is the median of its replays. ``relative_error`` =
     (predicted - measured) / measured. ``limit`` is ``max_error``, or what the variation of single requests and the
     uncertainty of the stored fit explain (all rows of the trial together with ``confidence``), whichever is larger; the
-    step time at the measured sessions gets no such allowance.
+    step time at the measured sessions gets no such allowance. That whole ladders differ excuses nothing: this is what
+    the run is to show.
 
     ``passed``: False beyond the limit; None (not decidable) within a limit above ``max_error``; else True. A row also
     passes if predicted and measured both stay below half of the SLO: the difference cannot change the answer.
@@ -77,7 +78,7 @@ def validate(
     replay = _Replay.of(requests[requests["trial_id"] == trial.trial_id], rung, trial.trial_id)
     figures = _figures(rung, slos, replay)
     fitted = replay.play(device, figures, rng, 4 * _LUCKS)
-    others = list(device.alternatives())[:_ALTERNATIVES]
+    others = list(device.same_level().alternatives())[:_ALTERNATIVES]
     plays = [replay.play(other, figures, rng, _LUCKS) for other in others] or [fitted]
     level = 1 - (1 - confidence) / len(figures)
     rows = [_step_row(trial, replay, device.step_time, rung, max_error)]

@@ -53,7 +53,7 @@ class Counting:
         if not (0 < self.seconds < math.inf and 0 <= self.warm_up_s < math.inf):
             raise InputError("what is counted lasts more than 0 seconds, after a warm-up of 0 or more")
         if self.batches < 1 or self.windows < 1 or self.windows % self.batches:
-            raise InputError(f"{self.windows} windows are no whole number in each of {self.batches} batches")
+            raise InputError(f"{self.windows} windows cannot be divided evenly into {self.batches} batches")
         for name, limits in self.limits.items():
             if name not in self.classes or not set(limits) <= set(LIMITED):
                 known = f"{', '.join(LIMITED)} of {', '.join(self.classes)}"

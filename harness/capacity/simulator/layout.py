@@ -27,11 +27,11 @@ def record(**fields: str) -> np.dtype:
 
 
 ARRIVAL = record(f8="arrival_s frames context first_s ttfa_ratio rtf_ratio pick", i8="bytes class_index")
-"""A session that comes. ``context``: tokens of its prompt, and of the frames taken as spoken, at its start.
+"""An arriving session. ``context``: tokens of its prompt, and of the frames taken as spoken, at its start.
 
 ``first_s``: seconds to its first audio besides those of the pool. ``ttfa_ratio``, ``rtf_ratio``: its scatter, by which
 its time from start to first audio and its RTF are multiplied. ``bytes``: reserved for it. ``pick``: uniform in 0 to 1,
-the luck of random routing. ``class_index`` -1: not counted. In a closed loop ``arrival_s`` is the time that its user
+used by random routing. ``class_index`` -1: not counted. In a closed loop ``arrival_s`` is the time that its user
 thinks before.
 """
 

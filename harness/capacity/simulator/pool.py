@@ -54,13 +54,13 @@ class Autoscaler:
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
-            raise InputError(f"an autoscaler keeps {self.least} to {self.most} devices: at least 1, and not the fewer")
+            raise InputError(f"an autoscaler for {self.least} to {self.most} devices: minimum 1, maximum not below it")
         if not 0 <= self.low < self.target <= self.high < math.inf:
             raise InputError(
                 f"low {self.low:g}, target {self.target:g} and high {self.high:g} sessions a device must be in order"
             )
         if not (0 < self.every_s < math.inf and 0 <= self.lag_s < math.inf and 0 <= self.hold_s < math.inf):
-            raise InputError("an autoscaler looks every so many seconds, above 0; its lag and hold are 0 or more")
+            raise InputError("an autoscaler's every_s must be above 0; its lag_s and hold_s must be 0 or more")
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,6 @@ class MetricBins:
         """
         return _quantile(self.bins.sum(axis=0), probability)
 
-    def quantile_with_interval(self, probability: float, confidence: float = 0.95) -> Estimate:
-        """The quantile of all values, with an interval from the quantiles of the batches."""
-        parts = [_quantile(batch, probability) for batch in self.bins if batch.any()]
-        return Estimate.of(self.quantile(probability), parts, confidence)
-
     def _finite(self) -> np.ndarray:
         return self.bins[:, :-1].sum(axis=1)
 

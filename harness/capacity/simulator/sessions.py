@@ -16,6 +16,8 @@ from harness.capacity.simulator.engine import SimulationEngine, arrivals_of
 from harness.capacity.simulator.pool import Planned, Pool, StepTime
 from harness.errors import InputError
 
+_PICKS_SEED = 0  # random routing sends equal traffic to the same devices
+
 
 @dataclass(frozen=True)
 class Simulated:
@@ -75,11 +77,6 @@ class Activity:
         return float((high - low) / (end_s - start_s))
 
 
-def poisson_arrivals(rate_per_s: float, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Times in seconds of the first ``n`` arrivals of a Poisson process."""
-    return np.cumsum(rng.exponential(1 / rate_per_s, n))
-
-
 def simulate(
     arrival_s: np.ndarray,
     frames: np.ndarray,
@@ -89,12 +86,13 @@ def simulate(
     session_limit: int | None = None,
     bytes_: np.ndarray | int = 0,
     memory_bytes: float = math.inf,
+    routing: str = "shared",
     first_audio: tuple[float, float] = (0.0, 1.0),
     class_index: np.ndarray | None = None,
     planned: Sequence[Planned] = (),
     stop_s: float = math.inf,
 ) -> Simulated:
-    """Run sessions on ``devices`` equal devices; each arrival goes to the one with the fewest sessions.
+    """Run sessions on ``devices`` equal devices; each arrival goes to one of them by ``routing`` (see ``Pool``).
 
     ``arrival_s`` [n], ascending; ``frames`` [n], above 0, need not be whole; ``step_time(sessions)``: seconds of a
     frame step, for an array of session counts. All sessions of a device advance one frame per step, so one ends when
@@ -104,7 +102,8 @@ def simulate(
     resume elsewhere from the frame that they had reached. Nothing happens after ``stop_s``. Raises InputError for
     invalid arrivals or frames.
     """
-    block = arrivals_of(arrival_s, frames, bytes_=bytes_)
+    picks = np.random.default_rng(_PICKS_SEED).random(len(arrival_s)) if routing == "random" else 0.0
+    block = arrivals_of(arrival_s, frames, bytes_=bytes_, pick=picks)
     if np.any(np.diff(block["arrival_s"]) < 0):
         raise InputError("arrivals are in order of time")
     pool = Pool(
@@ -112,6 +111,7 @@ def simulate(
         step_time,
         session_limit=session_limit,
         memory_bytes=memory_bytes,
+        routing=routing,
         first_audio=first_audio,
         on_failure="resume",
         planned=tuple(planned),

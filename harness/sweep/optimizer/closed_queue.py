@@ -57,7 +57,7 @@ class Round:
 
 
 @dataclass(frozen=True, eq=False)
-class Turned:
+class StepTimes:
     """Mean seconds of a frame step; by station and batch size [stations, batch] executions and their seconds."""
 
     step_s: float
@@ -89,11 +89,11 @@ class _World(NamedTuple):
     drag: float
 
 
-def turns(round_: Round, sessions: int, rng: np.random.Generator, *, frames: int = 32, warm_up: int = 12) -> Turned:
+def turns(round_: Round, sessions: int, rng: np.random.Generator, *, frames: int = 32, warm_up: int = 12) -> StepTimes:
     """Simulate ``sessions`` sessions with random starts, for ``frames`` frames each on average after the warm-up."""
     world = _world(round_, sessions, rng)
     step_s = _run(world, frames, warm_up)
-    return Turned(step_s, world.executions, world.busy_s)
+    return StepTimes(step_s, world.executions, world.busy_s)
 
 
 def _world(round_: Round, sessions: int, rng: np.random.Generator) -> _World:

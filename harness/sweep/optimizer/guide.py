@@ -14,11 +14,11 @@ from harness.records.schema import Rung
 from harness.sweep.optimizer.decide import FLOOR, Aim, Decision, Expected, Seen
 from harness.sweep.optimizer.objective import BestRung, Expecting, HighestRate, Value
 from harness.sweep.optimizer.optuna_engine import next_point
-from harness.sweep.optimizer.physics import Physics, Taught, learn
+from harness.sweep.optimizer.physics import MeasuredLadder, Physics, fit_physics
 from harness.sweep.optimizer.space import Space
 from harness.topology import topology_of
 
-_LESSONS = 1, 3, 6, 12  # numbers of trials after which the physics is refitted; the surrogate uses all trials
+_REFIT_AFTER = 1, 3, 6, 12  # numbers of trials after which the physics is refitted; the surrogate uses all trials
 _AGAIN = 0.03  # relative difference of the step times of two trials of one deployment
 _QUANTILES = -1.28, -0.52, 0.0, 0.52, 1.28  # of a normal distribution, equally likely
 
@@ -59,27 +59,29 @@ class Guide:
     def expected(self, measured: Sequence[MeasuredPoint]) -> Expected | None:
         """What the physics predicts for points, or None if the measured ones do not suffice."""
         known, value_of = self._known(measured)
-        taught: dict[str, list[Taught]] = {}
-        for each in known[: _lesson(len(known))]:
-            taught.setdefault(topology_of(each.point), []).append(each)
-        learnt = {topology: physics for topology, own in taught.items() if (physics := learn(own, self.defaults))}
-        if not learnt or value_of is None:
+        ladders: dict[str, list[MeasuredLadder]] = {}
+        for each in known[: _trials_fitted(len(known))]:
+            ladders.setdefault(topology_of(each.point), []).append(each)
+        fitted = {
+            topology: physics for topology, own in ladders.items() if (physics := fit_physics(own, self.defaults))
+        }
+        if not fitted or value_of is None:
             return None
         values = [each.value.value for each in measured if each.value.value]
         unknown = float(np.exp(np.mean(np.log(values)))) if values else 0.0
 
         def value(number: int) -> float:
             """The predicted value of a point; for a topology without data, the mean measured value."""
-            physics = learnt.get(topology_of(self.space.point(number)))
+            physics = fitted.get(topology_of(self.space.point(number)))
             return unknown if physics is None else self._value(physics, value_of, number)
 
         return lambda numbers: np.array([value(int(number)) for number in numbers])
 
-    def _known(self, measured: Sequence[MeasuredPoint]) -> tuple[list[Taught], Expecting | None]:
+    def _known(self, measured: Sequence[MeasuredPoint]) -> tuple[list[MeasuredLadder], Expecting | None]:
         """The points with a value and rungs, and the objective's value as a function of the step time."""
         known = [each for each in measured if each.value.value is not None and each.rungs]
-        taught = [Taught(self.space.point(each.number), each.rungs) for each in known]
-        return taught, self.objective.expecting([each.value for each in known], taught[: _lesson(len(known))])
+        ladders = [MeasuredLadder(self.space.point(each.number), each.rungs) for each in known]
+        return ladders, self.objective.expecting([each.value for each in known], ladders[: _trials_fitted(len(known))])
 
     def _value(self, physics: Physics, value_of: Expecting, number: int) -> float:
         """The mean over hypothetical trials of the point, whose values scatter widely near an SLO's limit."""
@@ -110,5 +112,5 @@ def _step_time(step_s: np.ndarray, sessions: Sequence[float]) -> StepTime:
     return StepTime("piecewise", values, tuple(map(float, sessions)))
 
 
-def _lesson(trials: int) -> int:
-    return max((each for each in _LESSONS if each <= trials), default=0)
+def _trials_fitted(trials: int) -> int:
+    return max((each for each in _REFIT_AFTER if each <= trials), default=0)

@@ -16,6 +16,7 @@ import pandas as pd
 
 from harness.capacity.fitting.fit import fit_run, limits_of
 from harness.capacity.fitting.rate_search import Limits, Traffic, steady_limit
+from harness.capacity.models.between_ladders import ALIKE
 from harness.capacity.models.device import Device
 from harness.capacity.models.memory import KvRoom
 from harness.capacity.models.steps import StepTime
@@ -23,7 +24,7 @@ from harness.errors import InconclusiveError
 from harness.records.fit import FittedDeployment
 from harness.records.schema import Rung, Trial
 from harness.records.slo import Slo
-from harness.sweep.optimizer.physics import Taught
+from harness.sweep.optimizer.physics import MeasuredLadder
 from harness.topology import kv_instances
 from harness.traffic.mix import Mix
 
@@ -54,17 +55,17 @@ class HighestRate:
     session_limit: int | None = None
     name = "highest rate under the SLOs"
 
-    def measured(self, trials: Sequence[Trial], requests: pd.DataFrame) -> Value:
-        """The value from the VALID ladders of one deployment and their requests."""
-        rng = np.random.default_rng(self.seed)
-        fit = fit_run(trials, requests, self.mix, self.slos, rng, "", **self._room()).deployments[0]
-        rate, (low, high) = fit.max_rate_per_s, fit.max_rate_interval
-        if rate is None:
-            return Value(None, says=fit.inconclusive, fit=fit)
-        error = math.log(high / low) / (2 * _NORMAL_95) if low and high else 0.0
-        return Value(rate, error, f"{rate:.3g} requests/s", fit)
+    def measured(self, trials: Sequence[Trial], requests: pd.DataFrame, in_rungs: pd.DataFrame | None = None) -> Value:
+        """The value from the VALID ladders of one deployment and their requests; see ``fit_run``.
 
-    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
+        Its error is that of the rungs: how far whole ladders differ is ``guide._AGAIN``.
+        """
+        rng = np.random.default_rng(self.seed)
+        room = self._room()
+        fit = fit_run(trials, requests, self.mix, self.slos, rng, "", in_rungs=in_rungs, between=ALIKE, **room)
+        return _value_of(fit.deployments[0])
+
+    def expecting(self, values: Sequence[Value], ladders: Sequence[MeasuredLadder]) -> Expecting | None:
         """The value of a deployment with another step time, whose requests vary like those of the best one measured."""
         for best in sorted(values, key=lambda each: -(each.value or 0.0)):
             if best.fit is None:
@@ -98,6 +99,14 @@ class HighestRate:
         return {"kv": self.kv, "session_limit": self.session_limit}
 
 
+def _value_of(fit: FittedDeployment) -> Value:
+    rate, (low, high) = fit.max_rate_per_s, fit.max_rate_interval
+    if rate is None:
+        return Value(None, says=fit.inconclusive, fit=fit)
+    error = math.log(high / low) / (2 * _NORMAL_95) if low and high else 0.0
+    return Value(rate, error, f"{rate:.3g} requests/s", fit)
+
+
 @dataclass(frozen=True)
 class BestRung:
     """A metric of a rung's summary, at the rung where it is best among those that meet the limits on other metrics.
@@ -115,7 +124,9 @@ class BestRung:
     def name(self) -> str:
         return f"{'highest' if self.sign > 0 else 'lowest'} {self.metric}"
 
-    def measured(self, trials: Sequence[Trial], requests: pd.DataFrame | None = None) -> Value:
+    def measured(
+        self, trials: Sequence[Trial], requests: pd.DataFrame | None = None, in_rungs: pd.DataFrame | None = None
+    ) -> Value:
         summaries = [rung.summary.figure for trial in trials for rung in trial.rungs]
         if not summaries:
             return Value(None, says="its ladders have no rung")
@@ -137,9 +148,9 @@ class BestRung:
             return 0.0
         return metric if self.sign > 0 else 1 / max(metric, _LEAST)
 
-    def expecting(self, values: Sequence[Value], taught: Sequence[Taught]) -> Expecting | None:
+    def expecting(self, values: Sequence[Value], ladders: Sequence[MeasuredLadder]) -> Expecting | None:
         """Assumes that times grow in proportion to the step time at as many sessions, and rates fall in proportion."""
-        rungs = [rung for each in taught for rung in each.rungs]
+        rungs = [rung for each in ladders for rung in each.rungs]
         if not rungs:
             return None
         names = {self.metric, *self.at_most, *self.at_least}

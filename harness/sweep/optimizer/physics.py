@@ -13,7 +13,7 @@ from scipy import optimize
 
 from harness import wire
 from harness.records.schema import BatchStatistics, Rung, StageStatistics
-from harness.sweep.optimizer.closed_queue import DEVICE, HOST, Round, Station, Turned, turns
+from harness.sweep.optimizer.closed_queue import DEVICE, HOST, Round, Station, StepTimes, turns
 from harness.topology import frame_path, owner_of
 
 # Tasks at full speed, and where: (cores, HOST) are shared by stages, hops and the entry, (executions, DEVICE) by stages
@@ -29,7 +29,7 @@ _DOUBT = 0.1  # of a rung's executions: a batch size seen this often gets half t
 
 
 @dataclass(frozen=True)
-class Taught:
+class MeasuredLadder:
     """A measured point: its rungs give the frame-step time and, by stage, the time of batches."""
 
     point: Mapping[str, Any]
@@ -88,7 +88,7 @@ class Physics:
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class Observation:
     """A rung of a measured point, with equal total weight for every point.
 
     ``rows`` by stage: batch sizes, mean seconds (at the default number of diffusion steps) and weights.
@@ -111,33 +111,33 @@ class _Lesson:
         return self.step_s - taken_s
 
 
-def learn(taught: Sequence[Taught], defaults: Mapping[str, Any]) -> Physics | None:
+def fit_physics(ladders: Sequence[MeasuredLadder], defaults: Mapping[str, Any]) -> Physics | None:
     """Fit the physics to measured points of one topology; None where no point has counts of its stages.
 
     For each room, drag and entry share, the times of batches running alone are chosen so that, slowed by each other,
     they match the measured times. The physics with the best step times is kept, one parameter after the other.
     """
-    lessons = [lesson for each in taught for lesson in _lessons(each, defaults)]
-    if not lessons:
+    observations = [observation for each in ladders for observation in _observations(each, defaults)]
+    if not observations:
         return None
-    frame_s, chunk_s = _outside(lessons, defaults)
-    path = frame_path(lessons[0].point)
-    times = _alone(lessons, np.ones((len(path), len(lessons))))
+    frame_s, chunk_s = _outside(observations, defaults)
+    path = frame_path(observations[0].point)
+    times = _alone(observations, np.ones((len(path), len(observations))))
     bare = Physics(times, 0.0, 0.0, chunk_s, ROOMS[0], 0.0, defaults, path=path)
     if path == (wire.ENGINE,):
-        return _of_a_loop(replace(bare, entry_s=frame_s), lessons)
+        return _of_a_loop(replace(bare, entry_s=frame_s), observations)
     start = _shared_out(bare, frame_s, ENTRY_SHARES[1])
-    some = lessons[::2]
+    some = observations[::2]
     rooms = sorted((_fitted(replace(start, room=room), some) for room in ROOMS), key=_offness)[:2]
     found = min((_fitted(replace(start, room=e.room, drag=drag), some) for e in rooms for drag in DRAGS), key=_offness)
     start = replace(start, room=found.room, drag=found.drag)
-    return min((_fitted(_shared_out(start, frame_s, share), lessons) for share in ENTRY_SHARES), key=_offness)
+    return min((_fitted(_shared_out(start, frame_s, share), observations) for share in ENTRY_SHARES), key=_offness)
 
 
-def _of_a_loop(physics: Physics, lessons: Sequence[_Lesson]) -> Physics:
+def _of_a_loop(physics: Physics, observations: Sequence[Observation]) -> Physics:
     """The error of a fused engine's steps; it has no shared or waiting resources to fit."""
-    shown = [physics.step_s(each.point, [each.sessions])[0] for each in lessons]
-    return replace(physics, off=_off([each.step_s for each in lessons], shown))
+    shown = [physics.step_s(each.point, [each.sessions])[0] for each in observations]
+    return replace(physics, off=_off([each.step_s for each in observations], shown))
 
 
 def _off(measured_s: Sequence[float], shown_s: Sequence[float]) -> float:
@@ -154,7 +154,7 @@ def _offness(physics: Physics) -> float:
     return physics.off
 
 
-def _lessons(each: Taught, defaults: Mapping[str, Any]) -> Iterator[_Lesson]:
+def _observations(each: MeasuredLadder, defaults: Mapping[str, Any]) -> Iterator[Observation]:
     steps, path = _steps(each.point, defaults), frame_path(each.point)
     for at, rung in enumerate(each.rungs):
         counted = {window.stage: _counted(window) for window in rung.stages}
@@ -162,7 +162,7 @@ def _lessons(each: Taught, defaults: Mapping[str, Any]) -> Iterator[_Lesson]:
             continue
         rows = tuple(_rows(counted[name], steps if name == wire.DIFFUSION else 1.0) for name in path)
         sessions = max(1, round(rung.sessions))
-        yield _Lesson(each.point, sessions, rung.sessions / rung.frames_per_s, rows, at == 0)
+        yield Observation(each.point, sessions, rung.sessions / rung.frames_per_s, rows, at == 0)
 
 
 def _counted(window: StageStatistics) -> list[BatchStatistics]:
@@ -176,9 +176,9 @@ def _rows(batches: Sequence[BatchStatistics], steps: float) -> np.ndarray:
     return rows
 
 
-def _outside(lessons: Sequence[_Lesson], defaults: Mapping[str, Any]) -> tuple[float, float]:
+def _outside(observations: Sequence[Observation], defaults: Mapping[str, Any]) -> tuple[float, float]:
     """Seconds of a frame outside its stages with one session (or the fewest measured), and seconds per chunk sent."""
-    first = [each for each in lessons if each.first] or lessons
+    first = [each for each in observations if each.first] or observations
     scale = 1 / np.array([each.step_s for each in first])
     spare = np.array([each.spare_s(defaults) for each in first]) * scale
     parts = np.array([1 / _chunk(each.point, defaults) for each in first])
@@ -187,10 +187,10 @@ def _outside(lessons: Sequence[_Lesson], defaults: Mapping[str, Any]) -> tuple[f
     return float(found[0]), float(found[1]) if len(found) > 1 else 0.0
 
 
-def _alone(lessons: Sequence[_Lesson], slowed: Iterable[np.ndarray]) -> tuple[tuple[float, ...], ...]:
-    """Seconds of batches of 1, 2, ... running alone, by stage: the measured ones / ``slowed`` [stages][lessons]."""
+def _alone(observations: Sequence[Observation], slowed: Iterable[np.ndarray]) -> tuple[tuple[float, ...], ...]:
+    """Seconds of batches of 1, 2, ... running alone, by stage: the measured times / ``slowed`` [stages]."""
     times = []
-    for by, column in zip(slowed, zip(*(each.rows for each in lessons), strict=True), strict=True):
+    for by, column in zip(slowed, zip(*(each.rows for each in observations), strict=True), strict=True):
         sizes = np.concatenate([rows[0] for rows in column])
         seconds = np.concatenate([rows[1] / one for rows, one in zip(column, by, strict=True)])
         weights = np.concatenate([rows[2] for rows in column])
@@ -211,16 +211,18 @@ def _curve(sizes: np.ndarray, seconds: np.ndarray, weights: np.ndarray) -> tuple
     return tuple(optimize.isotonic_regression(line * np.exp(off), weights=held + 1e-3).x.tolist())
 
 
-def _fitted(physics: Physics, lessons: Sequence[_Lesson]) -> Physics:
+def _fitted(physics: Physics, observations: Sequence[Observation]) -> Physics:
     for _ in range(_PASSES):
-        shown = [_turned(physics.round(each.point), each.sessions) for each in lessons]
-        slowed = np.array([_slowed(physics.round(each.point), one) for each, one in zip(lessons, shown, strict=True)])
-        physics = replace(physics, times=_alone(lessons, slowed.T))
-    shown = [_turned(physics.round(each.point), each.sessions).step_s for each in lessons]
-    return replace(physics, off=_off([each.step_s for each in lessons], shown))
+        shown = [_step_times(physics.round(each.point), each.sessions) for each in observations]
+        slowed = np.array(
+            [_slowed(physics.round(each.point), one) for each, one in zip(observations, shown, strict=True)]
+        )
+        physics = replace(physics, times=_alone(observations, slowed.T))
+    shown = [_step_times(physics.round(each.point), each.sessions).step_s for each in observations]
+    return replace(physics, off=_off([each.step_s for each in observations], shown))
 
 
-def _slowed(round_: Round, shown: Turned) -> list[float]:
+def _slowed(round_: Round, shown: StepTimes) -> list[float]:
     """By stage: seconds of its executions / seconds when running alone."""
     found = []
     for each, executions, busy_s in zip(round_.stations[1:], shown.executions[1:], shown.busy_s[1:], strict=True):
@@ -231,10 +233,10 @@ def _slowed(round_: Round, shown: Turned) -> list[float]:
 
 @lru_cache(maxsize=1 << 15)
 def _step_s(round_: Round, sessions: int) -> float:
-    return _turned(round_, sessions).step_s
+    return _step_times(round_, sessions).step_s
 
 
-def _turned(round_: Round, sessions: int) -> Turned:
+def _step_times(round_: Round, sessions: int) -> StepTimes:
     return turns(round_, sessions, np.random.default_rng(sessions))
 
 

@@ -16,7 +16,7 @@ from harness.vibevoice.engine.frame_step import Opening
 from harness.vibevoice.engine.loop import Engine, PromptToRead, Speech, noise_rows
 from harness.vibevoice.entry.prompt import SpeechRequest
 from harness.vibevoice.entry.talk import Channel, past_of
-from harness.vibevoice.sessions.failures import in_words
+from harness.vibevoice.sessions.failures import described
 
 # How often a session checks that its client is still connected: with few sessions, within a frame (0.13 s). Each check
 # is a call to the server's process, and one thread makes all of them.
@@ -41,7 +41,7 @@ class EngineTalk:
         try:
             await self._called(self.engine.step.open, self.number, opening)
         except RequestError as error:
-            raise in_words(str(error)) if str(error).startswith(wire.BUSY) else error from None
+            raise described(str(error)) if str(error).startswith(wire.BUSY) else error from None
         prompt = PromptToRead(self.number, (), np.empty((0, wire.LATENT_SIZE), np.float32), -1)  # see ``prefill``
         noise = noise_rows(request.seed, past.frames if past else 0)
         self.speech = Speech(

@@ -10,14 +10,14 @@ import triton_python_backend_utils as pb
 
 from harness import wire
 from harness.vibevoice import backend
-from harness.vibevoice.process import door
-from harness.vibevoice.sessions.failures import in_words
+from harness.vibevoice.process import access_control
+from harness.vibevoice.sessions.failures import described
 
 NO_LATENT = np.zeros((1, wire.LATENT_SIZE), np.float32)
 NO_SEMANTIC = np.zeros((1, wire.SEMANTIC_SIZE), np.float32)
 _NOT_A_FRAME = np.full((1, 1), wire.TOKEN_SPEECH_BEGIN, np.int32)
 _NO_TOKENS = np.zeros((1, 1), np.int32)
-_PARAMETERS = door.as_parameters(door.server_key())
+_PARAMETERS = access_control.as_parameters(access_control.server_key())
 
 
 async def call(model: str, inputs: dict[str, np.ndarray], outputs: list[str], session: int = 0, flags: int = 0):
@@ -25,7 +25,7 @@ async def call(model: str, inputs: dict[str, np.ndarray], outputs: list[str], se
     try:
         answer = await _request(model, inputs, outputs, session, flags).async_exec()
     except pb.TritonModelException as error:
-        raise in_words(_without_id(str(error), session)) from None
+        raise described(_without_id(str(error), session)) from None
     return _outputs(answer, outputs, session)
 
 
@@ -34,7 +34,7 @@ def call_here(model: str, inputs: dict[str, np.ndarray], outputs: list[str], ses
     try:
         answer = _request(model, inputs, outputs, session).exec()
     except pb.TritonModelException as error:
-        raise in_words(_without_id(str(error), session)) from None
+        raise described(_without_id(str(error), session)) from None
     return _outputs(answer, outputs, session)
 
 
@@ -56,7 +56,7 @@ def _without_id(message: str, session: int) -> str:
 
 def _outputs(answer, names: list[str], session: int) -> list[np.ndarray]:
     if answer.has_error():
-        raise in_words(_without_id(answer.error().message(), session))
+        raise described(_without_id(answer.error().message(), session))
     return [pb.get_output_tensor_by_name(answer, name).as_numpy() for name in names]
 
 

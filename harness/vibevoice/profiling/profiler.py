@@ -316,12 +316,12 @@ def settle() -> None:
 
 
 def served_room(weights: Weights, room_bytes: int) -> int:
-    """Bytes of KV cache that a server of all stages grants on this device; without a card: what a profile may use."""
+    """Bytes of KV cache that a server of all stages grants on this device; without a GPU: what a profile may use."""
     if weights.device.type != "cuda":
         return room_bytes
     total = torch.cuda.mem_get_info(weights.device)[1]
     numbers = sum(weights.parameters().values())
-    return kv_limits.card_room(total, numbers * weights.dtype.itemsize, 1, weights.graph_batch)
+    return kv_limits.gpu_room(total, numbers * weights.dtype.itemsize, 1, weights.graph_batch)
 
 
 def free(device: torch.device) -> None:

@@ -102,8 +102,8 @@ class ProfiledTimes(Times):
     """The wall times of every stage in a profile's file; ``device``: the device's part of them.
 
     A profile without ``device_ms`` (an older one) does not separate the parts: all of its time counts as device time,
-    and ``basis`` says so. ``sizes``: of the model that was measured; ``card``, ``dtype``: on what, and in which type.
-    Raises InputError for a file that is not a profile.
+    and ``basis`` says so. ``sizes``: of the model that was measured; ``device_name`` and ``dtype``: on what, and in
+    which type. Raises InputError for a file that is not a profile.
     """
 
     def __init__(self, path: Path | str):
@@ -118,7 +118,7 @@ class ProfiledTimes(Times):
             raise InputError(
                 f"{path} is not a profile that can be emulated: {error}; make one with `harness profile`"
             ) from None
-        self.sizes, self.card, self.dtype = profile.model, profile.device, profile.dtype
+        self.sizes, self.device_name, self.dtype = profile.model, profile.device, profile.dtype
         self.basis = _basis(points)
 
     def parts_ms(self, time_of: Callable[[Times], float]) -> tuple[float, float]:

@@ -33,7 +33,7 @@ def at_instance(error: RequestError, place: int, places: int) -> RequestError:
     return RequestError(f"{error} at instance {place} of {places}")
 
 
-def in_words(message: str) -> HarnessError:
+def described(message: str) -> HarnessError:
     """The error to raise for a message of a stage or of Triton: Busy, StageEnded or StageError."""
     busy = message.find(wire.BUSY)
     if busy >= 0:

@@ -3,16 +3,16 @@
 from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice import backend
-from harness.vibevoice.process.door import Door
+from harness.vibevoice.process.access_control import AccessControl
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.door = Door(args["model_name"])
+        self.access = AccessControl(args["model_name"])
         self.stage = backend.stage(args)
 
     def execute(self, requests):
-        return self.door.answer(requests, lambda ours: backend.answer_together(ours, self._denoise))
+        return self.access.answer(requests, lambda ours: backend.answer_together(ours, self._denoise))
 
     def _denoise(self, requests):
         condition, noise = backend.rows(requests, wire.CONDITION), backend.rows(requests, wire.NOISE)

@@ -4,12 +4,12 @@ import numpy as np
 
 from harness import wire
 from harness.vibevoice import backend
-from harness.vibevoice.process.door import Door
+from harness.vibevoice.process.access_control import AccessControl
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.door = Door(args["model_name"])
+        self.access = AccessControl(args["model_name"])
         self.stage = backend.stage(args)
         self.nothing = {
             wire.AUDIO: np.zeros((1, wire.SAMPLES_PER_FRAME), np.float32),
@@ -17,7 +17,7 @@ class TritonPythonModel:
         }
 
     def execute(self, requests):
-        return self.door.answer(requests, self._serve)
+        return self.access.answer(requests, self._serve)
 
     def _serve(self, requests):
         managing = {i for i, request in enumerate(requests) if request.flags() & (backend.START | backend.END)}

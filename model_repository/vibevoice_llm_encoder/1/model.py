@@ -5,14 +5,14 @@ import numpy as np
 from harness import wire
 from harness.errors import RequestError
 from harness.vibevoice import backend
-from harness.vibevoice.process.door import Door
+from harness.vibevoice.process.access_control import AccessControl
 from harness.vibevoice.process.instances import place_of
 from harness.vibevoice.sessions.failures import at_instance
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.door = Door(args["model_name"])
+        self.access = AccessControl(args["model_name"])
         self.stage = backend.stage(args)
         self.place = place_of(args)
         hidden = self.stage.hidden_size
@@ -22,7 +22,7 @@ class TritonPythonModel:
         }
 
     def execute(self, requests):
-        return self.door.answer(requests, self._serve)
+        return self.access.answer(requests, self._serve)
 
     def _serve(self, requests):
         steps = [i for i, request in enumerate(requests) if self._is_step(request)]

@@ -2,16 +2,16 @@
 
 from harness import wire
 from harness.vibevoice import backend
-from harness.vibevoice.process.door import Door
+from harness.vibevoice.process.access_control import AccessControl
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.door = Door(args["model_name"])
+        self.access = AccessControl(args["model_name"])
         self.stage = backend.stage(args)
 
     def execute(self, requests):
-        return self.door.answer(requests, lambda ours: backend.answer_each(ours, self._encode))
+        return self.access.answer(requests, lambda ours: backend.answer_each(ours, self._encode))
 
     def _encode(self, request):
         waveform = backend.tensor(backend.given(request, wire.WAVEFORM)[0])

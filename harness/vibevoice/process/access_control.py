@@ -40,13 +40,13 @@ def as_parameters(key: str) -> dict[str, str]:
     return {keys.STAGE_PARAMETER: key}
 
 
-class Door:
-    """Answers the calls of others in place of the stage."""
+class AccessControl:
+    """Passes the calls of the entry to the stage, and rejects all others."""
 
     def __init__(self, model: str):
         self.model, self.key = model, server_key()
         self._usual = json.dumps(as_parameters(self.key), separators=(",", ":")).encode()
-        self._ending = ThreadPoolExecutor(1, thread_name_prefix="door")
+        self._ending = ThreadPoolExecutor(1, thread_name_prefix="access_control")
 
     def answer(self, requests: list, serve: Callable[[list], list]) -> list:
         """The responses of ``serve`` to the entry's requests, and rejections of all others, in order."""

@@ -1,0 +1,25 @@
+"""The best of many single ladders was lucky: how much, before it is measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from harness.capacity.models.between_ladders import Between
+from harness.records.fit import FittedDeployment
+
+_DRAWS = 2000
+
+
+def luck_of_the_best(fits: Sequence[FittedDeployment], best: int, between: Between, rng: np.random.Generator) -> float:
+    """By how many times the best of single ladders is too high, on average; 1 where it was measured again.
+
+    A parametric bootstrap: rates as measured, each with the factor of another ladder; the mean factor of the highest.
+    """
+    rates = np.array([each.rate() for each in fits if each.rate() > 0])
+    if len(rates) < 2 or len(fits[best].trial_ids) > 1:
+        return 1.0
+    factors = np.array([between.draw(1, rng, _DRAWS) for _ in rates])
+    highest = np.argmax(rates[:, None] * factors, axis=0)
+    return max(float(np.mean(factors[highest, np.arange(_DRAWS)])), 1.0)
