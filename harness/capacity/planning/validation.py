@@ -141,7 +141,9 @@ class _Replay:
         count, silent = int(in_time.sum()), int(np.isnan(self.ttfa_s[in_time]).sum())
         return f"{silent} of {count} requests got no audio" if silent > count * (1 - quantile) + 1e-9 else ""
 
-    def play(self, device: Device, figures: Sequence[ComparedFigure], rng: np.random.Generator, lucks: int) -> dict:
+    def play(
+        self, device: Device, figures: Sequence[ComparedFigure], rng: np.random.Generator, lucks: int
+    ) -> dict[str, np.ndarray]:
         """Each figure [lucks] as the device would produce it, by name."""
         run = simulate(self.due_s, self.frames, device.step_time, first_audio=device.first_audio, stop_s=self.window[1])
         started = ~np.isnan(run.start_s)
