@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 
 from harness.content import Figure, absent, content_of, read
 from harness.errors import InconclusiveError
+from harness.topology import Knobs
 
 SCHEMA = 1
 
@@ -251,7 +252,7 @@ class FittedDeployment:
     ``stalls``: by class, "" for all together. ``kv``: None if the room for KV caches is unknown.
     """
 
-    deployment: dict[str, Any]
+    deployment: Knobs
     trial_ids: tuple[str, ...]
     stages: tuple[Annotated[FittedStage | UnfittedStage, _IN_ORDER], ...]
     step_time: Annotated[FittedStep | Unfitted, _IN_ORDER]

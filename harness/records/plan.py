@@ -14,6 +14,7 @@ from pydantic import Field
 
 from harness.content import Figure, absent, content_of, read, stored_as
 from harness.records.slo import Slo
+from harness.topology import Knobs
 
 SCHEMA = 1
 
@@ -312,7 +313,7 @@ class Plan:
     confidence: float
     utilisation_cap: float | None = None
     routing: str = absent("least_loaded")
-    deployment: dict[str, Any] | None
+    deployment: Knobs | None
     slos: Annotated[tuple[Slo, ...], Field(validation_alias="promises")] = stored_as("promises")
     rate_per_device: PlannedRate
     targets: tuple[PlannedTarget, ...]

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from harness.content import content_of, read
 from harness.records.plan import Counts, Plan, PlannedTarget
+from harness.topology import Knobs
 
 SCHEMA = 1
 _HASH = "sha256"  # of everything else in the file
@@ -54,7 +55,7 @@ class SealedAnswer:
 
     unit: str
     confidence: float
-    deployment: dict[str, Any] | None
+    deployment: Knobs | None
     reasons: tuple[str, ...]
     targets: tuple[SealedTarget, ...]
 

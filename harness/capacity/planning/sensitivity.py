@@ -18,7 +18,7 @@ from harness.capacity.planning.staged import Topology, staged_step_time, step_kn
 from harness.errors import InconclusiveError, InputError
 from harness.records.fit import Fit, FittedDeployment, FittedStage
 from harness.records.plan import CountAtRate, SensitivityRow
-from harness.topology import frame_path, kv_instances, owner_of
+from harness.topology import Knobs, frame_path, kv_instances, owner_of
 
 LONGER = 1.2
 FASTER = 1.5
@@ -78,7 +78,7 @@ def changes(fit: Fit, chosen: FittedDeployment, pools: Pools) -> Iterator[Change
     yield _faster(chosen, pools)
 
 
-def _is_measured(fit: Fit, deployment: dict) -> bool:
+def _is_measured(fit: Fit, deployment: Knobs) -> bool:
     return any(each.deployment == deployment and not each.inconclusive for each in fit.deployments)
 
 
@@ -102,7 +102,7 @@ def lengthened(traffic: Traffic, factor: float) -> Traffic:
     )
 
 
-def _turned(name: str, fit: Fit, chosen: FittedDeployment, pools: Pools, knobs: dict) -> Change:
+def _turned(name: str, fit: Fit, chosen: FittedDeployment, pools: Pools, knobs: Knobs) -> Change:
     """Other knobs: a measured deployment with exactly these, otherwise a prediction from the stages' service times."""
     wanted = chosen.deployment | knobs
     for other in fit.deployments:
