@@ -146,7 +146,7 @@ BENCHMARKS = {
               "model/hops", "model/sessions", "model/fairness", "model/topologies", "model/fuzz",
               "model/server_faults"),
     "Load": ("load/arrivals", "load/instrument", "load/faults", "load/gates"),
-    "Sweep": ("sweep/search", "sweep/sweep_cost", "sweep/sweep_faults", "sweep/first_run"),
+    "Sweep": ("sweep/search", "sweep/sweep_cost", "sweep/sweep_faults", "sweep/first_run", "sweep/disturbed"),
     "Capacity": ("capacity/simulator", "capacity/coverage", "capacity/truths", "capacity/heldout"),
     "GPU": ("gpu/environment", "gpu/device", "gpu/fused", "gpu/rows", "gpu/towers", "gpu/streams", "gpu/kit"),
 }  # fmt: skip
