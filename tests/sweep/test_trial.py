@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from harness.client.target import Target
 from harness.drive.load import Load
 from harness.drive.options import settings_of
 from harness.drive.stop_rule import settle_s
@@ -29,7 +30,7 @@ def heard(start_s: float, end_s: float) -> Result:
 
 def records_of(load_values: dict, rungs=()) -> Records:
     asked = settings_of(load_values, MIXES["quick"]).record()
-    run = TestRun(url="a:1", target={}, run_s=None, asked=asked)
+    run = TestRun(url="a:1", target=Target.of("a:1").record(), run_s=None, asked=asked)
     return Records(run=run, results=[heard(0.5, 20)], rungs=list(rungs))
 
 
