@@ -58,7 +58,7 @@ gpu-kit: install
 gpu: install
 	PYTHON=$(BIN)/python benchmarks/gpu/one.sh $(GPU_OPTIONS)
 
-# The stored sample run and the README's table of it: make sample RUN=results/quick-1a2b3c4d, of a finished run.
+# The stored sample run and the README's table of it: make sample RUN=results/quick-1a2b3c4d, of a finished run of quick or mixed.
 sample: install
 	$(BIN)/python tests/make_sample.py $(RUN)
 

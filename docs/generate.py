@@ -142,11 +142,12 @@ PARAMETER_MEANING = {
     "in_hand_seconds": "Prompts take at most half a step while a listener has fewer seconds of audio buffered",
 }
 BENCHMARKS = {
-    "Model": ("oracle", "precision", "stage_speed", "kernels", "ninety_minutes", "hops", "sessions", "fairness",
-              "topologies", "fuzz", "server_faults"),
-    "Load": ("arrivals", "instrument", "faults", "gates"),
-    "Sweep": ("search", "sweep_cost", "sweep_faults", "first_run"),
-    "Capacity": ("simulator", "coverage", "truths", "heldout"),
+    "Model": ("model/oracle", "model/precision", "model/stage_speed", "model/kernels", "model/ninety_minutes",
+              "model/hops", "model/sessions", "model/fairness", "model/topologies", "model/fuzz",
+              "model/server_faults"),
+    "Load": ("load/arrivals", "load/instrument", "load/faults", "load/gates"),
+    "Sweep": ("sweep/search", "sweep/sweep_cost", "sweep/sweep_faults", "sweep/first_run", "sweep/disturbed"),
+    "Capacity": ("capacity/simulator", "capacity/coverage", "capacity/truths", "capacity/heldout"),
     "GPU": ("gpu/environment", "gpu/device", "gpu/fused", "gpu/rows", "gpu/towers", "gpu/streams", "gpu/kit"),
 }  # fmt: skip
 

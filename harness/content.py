@@ -56,10 +56,10 @@ def read(kind: type[Record], content: Mapping[str, Any]) -> Record:
     try:
         return _adapter(kind).validate_python(content)
     except ValidationError as error:
-        raise ValueError(_in_words(error)) from None
+        raise ValueError(_described(error)) from None
 
 
-def _in_words(error: ValidationError) -> str:
+def _described(error: ValidationError) -> str:
     """What is wrong, field by field, in one line: ``it has no 'device'; stages.prefill.0.ms: …``."""
     found = [(".".join(map(str, each["loc"])), each) for each in error.errors(include_url=False)]
     missing = [repr(place) for place, each in found if each["type"] == "missing"]

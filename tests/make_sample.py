@@ -1,6 +1,7 @@
-"""Makes the stored sample run, and the README's table, from a finished run: ``make sample RUN=results/quick-1a2b3c4d``.
+"""Makes a stored sample run, and the README's tables, from a finished run: ``make sample RUN=results/quick-1a2b3c4d``.
 
-Without a run it makes the README's table anew from the sample as it is.
+A run of the plan ``quick`` replaces ``results/sample-quick``, one of ``mixed`` ``results/sample-mixed``. Without a run
+it makes the README's tables anew from the samples as they are.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from harness.report.facts import SWEEP_NAME
 from harness.report.seal import check_seal, report_again
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLE = ROOT / "results" / "sample-quick"
+SAMPLES = {name: ROOT / "results" / f"sample-{name}" for name in ("quick", "mixed")}
 README = ROOT / "README.md"
-_TABLE = re.compile(r"(?<=<!-- sample table -->\n).*?(?=<!-- end of sample table -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table of (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def table(plan: Plan) -> str:
@@ -51,11 +52,21 @@ def take(source: Path, sample: Path) -> None:
     (sample / SWEEP_NAME).unlink(missing_ok=True)  # not signed, large, and made again by harness report
 
 
+def with_tables(page: str) -> str:
+    """The README with the tables of the stored samples."""
+    return _TABLE.sub(lambda found: found[1] + table(Run.open(SAMPLES[found[2]]).plan()) + found[3], page)
+
+
 def main(arguments: list[str]) -> None:
     if arguments:
-        take(Path(arguments[0]), SAMPLE)
-    README.write_text(_TABLE.sub(lambda _: table(Run.open(SAMPLE).plan()), README.read_text()))
-    print(f"{SAMPLE.relative_to(ROOT)} and the table of README.md are of run {Run.open(SAMPLE).manifest.run_id}")
+        source = Path(arguments[0])
+        name = Run.open(source).manifest.plan["name"]
+        if name not in SAMPLES:
+            raise InputError(f"{source} is a run of the plan {name}: only those of {', '.join(SAMPLES)} are samples")
+        take(source, SAMPLES[name])
+    README.write_text(with_tables(README.read_text()))
+    for sample in SAMPLES.values():
+        print(f"{sample.relative_to(ROOT)} and its table in README.md are of run {Run.open(sample).manifest.run_id}")
 
 
 if __name__ == "__main__":

@@ -45,11 +45,11 @@ positions=1500,8000,63000
 fused="--sessions 1,16,64,128 --check tiny:float32,$preset:bfloat16"
 [ -n "$quick" ] && fused="--sessions 1,2 --contexts 20 --steps 2 --prompts 8 --check ''" # eager, in Triton's interpreter
 step environment 60 "$python" benchmarks/gpu/environment.py --out "$out"
-step kernels 90 "$python" benchmarks/kernels.py $quick
+step kernels 90 "$python" benchmarks/model/kernels.py $quick
 if "$python" -c 'import pytest' 2>/dev/null; then # on a GPU, compiled kernels and graphs against plain steps
   step values 60 "$python" -m pytest -q -p no:cacheprovider tests/vibevoice/test_ragged.py tests/vibevoice/test_fused_rows.py tests/vibevoice/test_cuda_graphs.py
 fi
-step check 150 "$python" benchmarks/precision.py --preset "$preset" --device "$device" --positions $positions --frames 8 --out "$out/check.json"
+step check 150 "$python" benchmarks/model/precision.py --preset "$preset" --device "$device" --positions $positions --frames 8 --out "$out/check.json"
 step profile 200 "$python" -m harness profile --preset "$preset" --device "$device" --out "$out" --budget-seconds "$([ -n "$quick" ] && echo 20 || echo 130)" $quick
 step device 100 "$python" benchmarks/gpu/device.py --preset "$preset" --device "$device" --out "$out" $quick
 step fused 120 "$python" benchmarks/gpu/fused.py --preset "$preset" --device "$device" --out "$out" $fused

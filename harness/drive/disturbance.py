@@ -30,9 +30,12 @@ class HostSample:
 
     @property
     def felt_share(self) -> float:
-        """What of ``other_share`` the run could have used: nothing where as much as it used was idle besides."""
-        idle_share = 1 - self.busy_share - self.stolen_share
-        return self.other_share if idle_share < self.own_share else 0.0
+        """What of ``other_share`` the run could have used: all where no core was idle, less the more were.
+
+        Nothing where as much as the run used was idle besides: others find a free core, and so does the run.
+        """
+        idle_share = max(1 - self.busy_share - self.stolen_share, 0.0)
+        return self.other_share * max(1 - idle_share / self.own_share, 0.0) if self.own_share > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,20 @@ from harness.records.plan import LeftOut, Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
-SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text())
+GROUPS = [folder for folder in (FOLDER, *sorted(FOLDER.glob("*/"))) if folder.name != "gpu"]
+PATHS = {path.stem: path for folder in GROUPS for path in folder.glob("*.py")}
+SCRIPTS = sorted(name for name, path in PATHS.items() if "__main__" in path.read_text())
 
 
 @pytest.fixture
 def load(monkeypatch):
     """``load(name)``: a script as a module, found as it is when it runs."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module
+
+    def load(name):
+        monkeypatch.syspath_prepend(str(PATHS[name].parent))
+        return importlib.import_module(name)
+
+    return load
 
 
 def test_every_script_that_must_be_shown_is_there():
@@ -35,7 +41,7 @@ def test_its_help_ends_with_an_example_of_options_that_it_has(script, load, caps
     with pytest.raises(SystemExit, match="0"):
         load(script).main(["--help"])
     explained, _, example = capsys.readouterr().out.partition("Example:\n")
-    assert example.startswith(f"  python benchmarks/{script}.py") and example.count("\n") == 1
+    assert example.startswith(f"  python {PATHS[script].relative_to(ROOT)}") and example.count("\n") == 1
     assert "--quick" in explained
     assert all(f"{option} " in explained for option in re.findall(r"--[a-z-]+", example))
 
@@ -97,14 +103,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_a_mistake_ends_the_script_with_its_reason_alone():
-    answer = run("benchmarks/ninety_minutes.py", "--script", "/nowhere.txt")
+    answer = run("benchmarks/model/ninety_minutes.py", "--script", "/nowhere.txt")
     assert answer.returncode == 64 and answer.stdout == ""
     assert "/nowhere.txt" in answer.stderr and "Traceback" not in answer.stderr
 
 
 @pytest.mark.server
 def test_the_oracle_finds_no_difference_between_triton_and_generate():
-    answer = run("benchmarks/oracle.py", "--quick")
+    answer = run("benchmarks/model/oracle.py", "--quick")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     figures = json.loads(answer.stdout.splitlines()[-1])
     assert figures["max_abs_difference"] <= 1e-4

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from timetable_server import TimetableServer
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "load"))
 
 import faults  # noqa: E402
 

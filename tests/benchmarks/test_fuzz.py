@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fake_triton import Timetable, serving
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "model"))
 
 import fuzz  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""Gates on the simulated runs of benchmarks/gates.py: steady ones are VALID, each fault is found by its own gate."""
+"""The simulated runs of benchmarks/load/gates.py: steady ones are VALID, each fault is found by its own gate."""
 
 import importlib
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="module")
 def gates():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks" / "load"))
         yield importlib.import_module("gates")
 
 

@@ -129,7 +129,7 @@ def test_only_float32_on_a_cpu_is_compiled_and_types_without_a_name_are_refused(
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks" / "model"))
     import precision
 
     return precision

@@ -1,4 +1,4 @@
-"""benchmarks/truths.py: its judge against closed forms and the simulator that plans; ladders, families and sums."""
+"""benchmarks/capacity/truths.py: its judge against closed forms and the planning simulator; ladders, families, sums."""
 
 import importlib
 import math
@@ -20,7 +20,9 @@ SHORT = Mix("short", (TrafficClass("short", 1.0, Lengths.parse({"uniform": [4, 1
 @pytest.fixture(scope="module")
 def load():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+        benchmarks = Path(__file__).resolve().parents[2] / "benchmarks"
+        for folder in (benchmarks, benchmarks / "capacity"):
+            patch.syspath_prepend(str(folder))
         yield importlib.import_module
 
 

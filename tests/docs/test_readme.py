@@ -37,10 +37,11 @@ def test_the_readme_starts_with_the_two_commands_and_ci_runs_the_second():
     assert "harness signoff scenarios/quick.yaml" in dry.stdout
 
 
-def test_its_table_is_the_stored_samples():
-    plan = Run.open(SAMPLE).plan()
+@pytest.mark.parametrize("name", make_sample.SAMPLES)
+def test_its_tables_are_the_stored_samples(name):
+    plan = Run.open(make_sample.SAMPLES[name]).plan()
     stored = make_sample.table(plan)
-    assert f"<!-- sample table -->\n{stored}<!-- end of sample table -->" in README, "run `make sample`"
+    assert f"<!-- table of {name} -->\n{stored}<!-- end of table -->" in README, "run `make sample`"
     assert all(f"| {row.qps:g} | {row.devices or '–'} |" in stored for row in plan.targets)
 
 

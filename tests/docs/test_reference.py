@@ -36,7 +36,7 @@ def test_a_key_without_a_line_is_refused(monkeypatch):
         generate.keys("PlanSpec", {key: line for key, line in generate.PLAN_KEYS.items() if key != "seed"})
     with pytest.raises(KeyError, match="sead"):
         generate.keys("PlanSpec", generate.PLAN_KEYS | {"sead": ""})
-    monkeypatch.setattr(generate, "BENCHMARKS", {"Load": ("arrivals",)})
+    monkeypatch.setattr(generate, "BENCHMARKS", {"Load": ("load/arrivals",)})
     with pytest.raises(KeyError, match="hops"):
         generate.benchmarks()
 

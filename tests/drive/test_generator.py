@@ -27,6 +27,8 @@ from harness.drive.options import EVERY_USER, defaults_of, give_way, load_of, se
 from harness.drive.readers.live_stats import Progress
 from harness.drive.recorder import Recorder
 from harness.errors import HarnessError, InputError, StoreError
+from harness.host.places import SCENARIOS
+from harness.planfile.sections import MAX_OTHERS
 from harness.records.load import TraceRecord
 from harness.records.load_log import read_records
 from harness.records.load_test import HeldRung
@@ -101,6 +103,14 @@ def test_settings_come_from_options_as_text():
     assert settings_of({"steady": EVERY_USER}, QUICK).load.steady == 0
 
 
+def test_what_others_may_take_comes_from_the_option_or_the_plan(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text((SCENARIOS / "quick.yaml").read_text() + "max_others: 0.2\n")
+    assert settings_of({}, QUICK).max_others == MAX_OTHERS == 0.05
+    assert settings_of({"plan": str(plan)}, QUICK).max_others == 0.2
+    assert settings_of({"plan": str(plan), "max_others": "0.5"}, QUICK).max_others == 0.5
+
+
 @pytest.mark.parametrize(
     "values, words",
     [
@@ -114,6 +124,7 @@ def test_settings_come_from_options_as_text():
         ({"iterations": "0"}, "--iterations 0"),
         ({"steady": "-3", "rate_per_s": "1"}, "--steady must be 0 or more"),
         ({"every_s": "0"}, "--every 0"),
+        ({"max_others": "0"}, "--max-others 0 must be above 0"),
         ({"arrivals": "constant"}, "--arrivals constant needs --rate"),
         ({"arrivals": "gamma", "rate_per_s": "1"}, "--arrivals gamma needs --burstiness"),
         ({"burstiness": "4"}, "--arrivals gamma needs --rate"),

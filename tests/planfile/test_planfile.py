@@ -173,6 +173,7 @@ def test_a_preferred_batch_may_reach_the_highest_that_it_is_combined_with(tmp_pa
         ({"fleet": 0}, "fleet: must be greater than or equal to 1"),
         ({"confidence": 1.0}, "confidence: must be less than or equal to 0.99"),
         ({"max_error": "0.25"}, "max_error: must be a valid number"),
+        ({"max_others": 0}, "max_others: must be greater than 0, not 0"),
         ({"max_error": 1e9}, "max_error: must be less than or equal to 1"),
         ({"scripts": "nowhere"}, "nowhere: no .txt file"),
         (

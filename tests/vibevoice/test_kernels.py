@@ -21,9 +21,9 @@ SHARED_OF_SM_89 = 99 << 10  # bytes of a block, the least of all architectures t
 
 
 def compiled(*arguments: str) -> dict:
-    """Figures of benchmarks/kernels.py: in a process of its own, for test_ragged.py interprets the kernels."""
+    """Figures of benchmarks/model/kernels.py: in a process of its own, for test_ragged.py interprets the kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "benchmarks/kernels.py", *arguments]
+    command = [sys.executable, "benchmarks/model/kernels.py", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
     assert done.stdout, done.stderr
     return json.loads(done.stdout.splitlines()[-1]) | {"exit": done.returncode}
@@ -82,7 +82,7 @@ def test_the_towers_kernels_fit_the_architectures(dtype):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "model"))
     return importlib.import_module("kernels")
 
 

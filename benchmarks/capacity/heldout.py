@@ -1,0 +1,498 @@
+"""Predictions recorded before their runs start, compared with those runs: the real Triton with emulated GPUs.
+
+Four deployments are fitted: ladders without delay, at 25 ms, with two instances of a stage and with a delay in one
+stage only; one GPU, one mix. What the stages do not explain of them is modelled by a Gaussian process
+(`harness.sweep.optimizer.surrogate`).
+
+Held out are other delays, batch limits, instances and mixes (90-minute sessions in steady state among them), two GPUs,
+and all open-loop runs. Stage computation is emulated with the times of a stand-in GPU (stand_in.py); queues, batches,
+hops, streams and load are real. On two shared cores that is steadier than computing, and closer to a GPU's scale.
+
+fit      the ladders; then every prediction is sealed (hash, time) in predictions.jsonl of the run's folder
+measure  of each held-out deployment a ladder around its predicted limit, and open-loop runs at shares of its rate
+score    highest sustainable rate = frames/s at the sessions where RTF p95 meets its SLO, interpolated between
+         the rungs on both sides, over the mean frames of the mix; TTFA p95 of exactly the requests that were predicted
+
+An interrupted run resumes; it stops between trials after --minutes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import common
+import numpy as np
+import stand_in
+import yaml
+
+from harness import wire
+from harness.capacity.fitting.fit import fit_run
+from harness.capacity.fitting.rate_search import Limits, steady_limit
+from harness.capacity.models import memory
+from harness.capacity.models.device import Device
+from harness.capacity.planning.device_types import DeviceType
+from harness.capacity.planning.staged import Topology, rounds, staged_step_time
+from harness.capacity.simulator.sessions import simulate
+from harness.deploy.config import Deployment
+from harness.deploy.server import TritonServer
+from harness.device_profile import Profile
+from harness.drive.generator import LoadSettings, arrival_times, lead_in
+from harness.drive.load import Load
+from harness.errors import InputError
+from harness.host.places import ROOT
+from harness.host.provenance import commit, host_facts, versions
+from harness.planfile.plan import PlanSpec
+from harness.planfile.reading import load_plan
+from harness.records.prediction import hash_of
+from harness.records.schema import RunManifest, Trial
+from harness.records.store import Run
+from harness.sweep.optimizer.surrogate import Surrogate
+from harness.sweep.trial import Driver, TrialRequest, trial_id
+from harness.traffic.mix import ScriptSource, requests
+
+RUN_ID = "heldout-emulated"
+LIMITS = {"max_rate_error_median": 0.05, "max_rate_error_worst": 0.15, "ttfa_p95_error_median": 0.10}
+SLOS = {"short": {"ttfa_p95_s": 1.5, "rtf_p95": 0.9}}
+MIXES = {
+    "fitted": {
+        "short": {"weight": 0.7, "length": {"uniform": [4, 12]}, "speakers": [1, 2]},
+        "long": {"weight": 0.3, "length": {"uniform": [20, 60]}, "speakers": [2, 4]},
+    },
+    "longer": {
+        "short": {"weight": 0.5, "length": {"uniform": [6, 18]}, "speakers": [1, 1]},
+        "long": {"weight": 0.5, "length": {"lognormal": {"median": 30, "sigma": 0.5, "max": 120}}, "speakers": [1, 4]},
+    },
+    "ninety": {  # half of the sessions in progress last 90 minutes
+        "short": {"weight": 0.998, "length": {"uniform": [6, 16]}, "speakers": [1, 2]},
+        "ninety": {"weight": 0.002, "length": {"fixed": 5400}, "speakers": [4, 4]},
+    },
+}
+SHARES = (0.6, 0.85)
+CAP = 0.85  # of the highest rate, for counts of GPUs
+AROUND = (0.8, 1.0, 1.2)  # of the predicted limit in sessions: rungs of a held-out ladder
+BETWEEN_MS = {"hop_s": (0.8, 1.2, 1.6), "host_s": (0.0, 0.5, 1.0), "host_each_s": (0.0, 0.2, 0.4, 0.6)}  # values tried
+MOST = 48  # sessions of a GPU that are modelled
+GPU_TYPE = DeviceType.of_profile(Profile.of(stand_in.profile()))
+VOICE_FRAMES = 80  # of a speaker's sample
+
+
+def delays(ms: float) -> dict:
+    return {f"{stage}.delay_us": round(1000 * ms) for stage in wire.STAGES}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A held-out deployment under a mix. ``patience``: factor of rung durations; 90-minute sessions open slowly."""
+
+    name: str
+    knobs: dict
+    mix: str = "fitted"
+    gpus: int = 1
+    patience: int = 1
+
+
+FITTED = (
+    delays(0),
+    delays(25),
+    {**delays(0), f"{wire.DIFFUSION}.instances": 2},
+    {**delays(0), f"{wire.VOCODER}.delay_us": 20_000},
+)
+CASES = (
+    Case("10 ms delay", delays(10)),
+    Case("delay of one stage, longer mix", {**delays(0), f"{wire.DIFFUSION}.delay_us": 15_000}, "longer"),
+    Case("batches up to 8", {**delays(5), **{f"{stage}.max_batch": 8 for stage in wire.STAGES}}),
+    Case("2 diffusion instances, 5 ms delay", {**delays(5), f"{wire.DIFFUSION}.instances": 2}),
+    Case("90-minute sessions", delays(10), "ninety", patience=5),
+    Case("2 GPUs", delays(10), "fitted", 2),
+)
+
+
+@dataclass
+class Bench:
+    """The run's folder, the plan of each mix, and the durations of loads.
+
+    An open-loop run lasts ``seconds``, or until about ``due`` requests are due, whichever is longer; a rung ``rung_s``.
+    """
+
+    run: Run
+    folder: Path
+    seconds: float
+    due: int
+    rung_s: float
+    deadline_s: float = math.inf
+    specs: dict[str, PlanSpec] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        (self.folder / "gpu.json").write_text(json.dumps(stand_in.profile()))
+        for name, classes in MIXES.items():
+            plan = {
+                "name": name,
+                "preset": "tiny",
+                "mix": {"classes": classes},
+                "promises": SLOS,
+                "targets_qps": [1],
+            }
+            (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(plan))
+            self.specs[name] = load_plan(self.folder / f"{name}.yaml")
+
+    def driver(self, server: TritonServer, base: Deployment, mix: str) -> Driver:
+        return Driver(server, self.folder / f"{mix}.yaml", self.specs[mix], self.folder / "work", base)
+
+    def base(self, gpus: int) -> Deployment:
+        return Deployment("tiny", emulate=str(self.folder / "gpu.json"), gpus=gpus)
+
+    def known(self, knobs: dict, load: Load) -> Trial | None:
+        """Its VALID trial, or the INVALID one of a second try."""
+        tries = {trial.trial_id: trial for trial in self.run.trials()}
+        both = [tries.get(trial_id(knobs, load, repeat)) for repeat in range(2)]
+        return next((trial for trial in both if trial and trial.valid), both[1])
+
+    def measure(self, work: Sequence[tuple[int, str, dict, Load]]) -> bool:
+        """Measure what is missing of (gpus, mix, knobs, load); False if the time is up before that."""
+        for gpus in sorted({each[0] for each in work}):
+            missing = [each for each in work if each[0] == gpus and self.known(*each[2:]) is None]
+            if missing and time.monotonic() > self.deadline_s:
+                return False
+            if missing and not self._measure_on(gpus, missing):
+                return False
+        return True
+
+    def _measure_on(self, gpus: int, missing: Sequence[tuple]) -> bool:
+        base = self.base(gpus)
+        with TritonServer(base) as server:
+            for _, mix, knobs, load in missing:
+                driver = self.driver(server, base, mix)
+                while self.known(knobs, load) is None:
+                    if time.monotonic() + load.total_s + 15 > self.deadline_s:
+                        return False
+                    repeat = int(any(t.trial_id == trial_id(knobs, load) for t in self.run.trials()))
+                    common.say(f"{gpus} x, {mix}, {load.kind}, {_short(knobs)} {load.rate_per_s or load.sessions} …")
+                    measured = driver.run(TrialRequest(knobs, load, repeat=repeat))
+                    self.run.append_trial(measured.trial, measured.results, ())
+                    if not measured.trial.valid:
+                        common.say(f"  INVALID: {'; '.join(measured.trial.reasons)}")
+        return True
+
+
+def _short(knobs: dict) -> str:
+    return " ".join(f"{knob.partition('.')[0][:4]}.{knob.partition('.')[2]}={value}" for knob, value in knobs.items())
+
+
+def fit_loads(bench: Bench) -> list[tuple[int, str, dict, Load]]:
+    load = Load.ladder(bench.rung_s, 11, (1, 2, 4, 8, 14, 20, 28))
+    return [(1, "fitted", knobs, load) for knobs in FITTED]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the ladders said: devices as fitted; what the host adds to the GPU, the ``between`` of its topology; and
+    what is left of the step time, over the knobs and the sessions.
+    """
+
+    devices: tuple[Device, ...]
+    between: dict[str, float]
+    rest: Surrogate
+    off: float  # root mean square of log(modelled / measured step) over the rungs of the fit
+
+    @classmethod
+    def of(cls, bench: Bench) -> Model:
+        trials = [bench.known(knobs, load) for _, _, knobs, load in fit_loads(bench)]
+        mix, slos = bench.specs["fitted"].traffic_mix(), bench.specs["fitted"].slo_list()
+        fit = fit_run(trials, bench.run.requests(), mix, slos, np.random.default_rng(1), stand_in.NAME)
+        devices = tuple(Device.from_fit(each) for each in fit.deployments)
+        context = context_of(bench.specs["fitted"])
+        found, measured = [], np.log(np.concatenate([_steps(trial) for trial in trials]))
+        for values in itertools.product(*(np.array(each) / 1e3 for each in BETWEEN_MS.values())):
+            between = dict(zip(BETWEEN_MS, map(float, values), strict=True))
+            steps = [_modelled(trial, GPU_TYPE.topology(trial.deployment, context, **between)) for trial in trials]
+            modelled = np.log(np.concatenate(steps))
+            found.append((float(np.sqrt(np.mean(np.square(modelled - measured)))), between, modelled))
+        off, between, modelled = min(found, key=lambda each: each[0])
+        places = np.array([_place(trial.deployment, rung.sessions) for trial in trials for rung in trial.rungs])
+        rest = Surrogate.fit(places, modelled, measured, np.zeros(len(measured)), np.random.default_rng(2))
+        common.say(f"fitted: {between}, off by {off:.1%}")
+        return cls(devices, between, rest, off)
+
+    def device(self, bench: Bench, case: Case) -> Device:
+        """One GPU of a held-out case, with the variation of the fitted deployment with the nearest delay."""
+        topology = GPU_TYPE.topology(case.knobs, context_of(bench.specs[case.mix]), **self.between)
+        step_time = staged_step_time(topology, MOST, np.random.default_rng(0), starts=8)
+        places = np.array([_place(case.knobs, sessions) for sessions in step_time.knots])
+        logarithms, _ = self.rest.moments(places, np.log(step_time.values))
+        step_time = replace(step_time, values=tuple(np.exp(logarithms).tolist()))
+        delay = np.mean([case.knobs.get(f"{stage}.delay_us", 0) for stage in wire.STAGES])
+        fitted = [np.mean([knobs.get(f"{stage}.delay_us", 0) for stage in wire.STAGES]) for knobs in FITTED]
+        near = self.devices[int(np.argmin(np.abs(np.array(fitted) - delay)))]
+        return replace(near, step_time=step_time, draws=(), max_sessions=float(MOST))
+
+
+def _steps(trial: Trial) -> np.ndarray:
+    """Seconds of a frame step at each rung."""
+    return np.array([rung.sessions / rung.frames_per_s for rung in trial.rungs])
+
+
+def _modelled(trial: Trial, topology: Topology) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.array([np.mean([rounds(topology, round(r.sessions), rng).step_s for _ in range(4)]) for r in trial.rungs])
+
+
+def _place(knobs: dict, sessions: float) -> list[float]:
+    """Coordinates of a rung for the Gaussian process: delays, instances and batch limits by stage; sessions."""
+    delay = [knobs.get(f"{stage}.delay_us", 0) / 25_000 for stage in wire.STAGES]
+    instances = [math.log2(knobs.get(f"{stage}.instances", 1)) for stage in wire.STAGES]
+    batch = [math.log2(knobs.get(f"{stage}.max_batch", 32) / 32) / 5 for stage in wire.STAGES]
+    return [*delay, *instances, *batch, math.log2(sessions) / 5]
+
+
+def context_of(spec: PlanSpec) -> float:
+    """Mean context, in tokens, of a session found in progress: its prompt, and two per frame spoken so far."""
+    rng, mix = np.random.default_rng(5), spec.traffic_mix()
+    draws = [mix.sample_in_progress(rng) for _ in range(4000)]
+    return float(np.mean([memory.prompt_tokens(d.frames, VOICE_FRAMES * 2) + 2 * d.phase for d in draws]))
+
+
+def predictions(bench: Bench) -> list[dict]:
+    """The predictions, sealed on disk: made once, from the fit alone, before any held-out run."""
+    path = bench.run.path / "predictions.jsonl"
+    if path.exists():
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    model = Model.of(bench)
+    for number, case in enumerate(CASES):
+        predicted = _predict(bench, model, case, 100 * (number + 1)) | {"made_at": datetime.now(UTC).isoformat()}
+        line = {"trial_id": case.name.replace(" ", "-").replace(",", ""), **predicted, "sha256": hash_of(predicted)}
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    return predictions(bench)
+
+
+def _predict(bench: Bench, model: Model, case: Case, seed: int) -> dict:
+    spec, device = bench.specs[case.mix], model.device(bench, case)
+    mix, slos = spec.traffic_mix(), spec.slo_list()
+    frames_per_s, binding = steady_limit(device, Limits(slos, MOST))
+    sessions = np.linspace(1, MOST, 2000)
+    most = float(sessions[np.argmin(np.abs(device.step_time.frames_per_s(sessions) - frames_per_s))])
+    rate = case.gpus * frames_per_s / mix.mean_frames()
+    runs = [_predict_open(bench, case, device, round(share * rate, 3), seed + i) for i, share in enumerate(SHARES)]
+    return {
+        "case": case.name,
+        "max_rate_per_s": rate,
+        "binding": binding,
+        "max_sessions": case.gpus * most,
+        "rungs": sorted({max(round(share * case.gpus * most), 1) for share in AROUND}),
+        "ladder_seed": seed + 50,
+        "open": runs,
+    }
+
+
+def _predict_open(bench: Bench, case: Case, device: Device, rate: float, seed: int) -> dict:
+    """Predicted TTFA p95 of the requests that a seed will send: times, lengths and concurrency are known ahead."""
+    spec = bench.specs[case.mix]
+    steady = max(1, round(_sessions(device, spec, rate / case.gpus) * case.gpus))
+    seconds = float(math.ceil(max(bench.seconds, bench.due / rate)))
+    due_s, frames, names = offered(spec, rate, seed, steady, seconds)
+    shown = simulate(due_s, frames, device.step_time, devices=case.gpus, first_audio=device.first_audio, stop_s=seconds)
+    own, rng = due_s >= 0, np.random.default_rng(seed)
+    ttfa_s = np.nan_to_num(shown.ttfa_s[own], nan=np.inf)
+    ratios = [device.ttfa.of(name).at(rng.random(200)) for name in names[own]]
+    scattered = ttfa_s * np.transpose(ratios)
+    p95_s = float(np.median(np.quantile(scattered, 0.95, axis=1, method="inverted_cdf")))
+    requests_due = {"seconds": seconds, "requests": int(own.sum())}
+    return {"rate_per_s": rate, "seed": seed, "steady": steady, "ttfa_p95_s": p95_s} | requests_due
+
+
+def _sessions(device: Device, spec: PlanSpec, rate: float) -> float:
+    """Mean sessions of a device at a rate: where its throughput equals the offered load."""
+    sessions = np.linspace(0.5, MOST, 2000)
+    offered_frames = rate * spec.traffic_mix().mean_frames()
+    return float(sessions[np.argmax(device.step_time.frames_per_s(sessions) >= offered_frames)])
+
+
+def offered(spec: PlanSpec, rate: float, seed: int, steady: int, seconds: float):
+    """Due times in seconds, frames and classes of the requests that Locust will send with a seed, in order."""
+    mix = spec.traffic_mix()
+    settings = LoadSettings(mix, Load.poisson(seconds, seed, rate, steady))
+    new, found = np.random.default_rng([seed, 0]).spawn(2)
+
+    def sent() -> Iterator[tuple[float, int, str]]:
+        sources = (found, True, lead_in(settings)), (new, False, arrival_times(settings))
+        for rng, in_progress, due in sources:
+            for due_s, request in zip(due, requests(mix, rng, ScriptSource(), steady=in_progress), strict=False):
+                if due_s > seconds:
+                    return
+                yield due_s, request.frames, request.traffic_class
+
+    due_s, frames, names = zip(*sent(), strict=True)
+    return np.array(due_s), np.array(frames, dtype=float), np.array(names)
+
+
+def held_out_loads(bench: Bench, predicted: Sequence[dict]) -> list[tuple[int, str, dict, Load]]:
+    work = []
+    for case, said in zip(CASES, predicted, strict=True):
+        loads = [Load.ladder(case.patience * bench.rung_s - 1, said["ladder_seed"], tuple(said["rungs"]))]
+        loads += [Load.poisson(r["seconds"], r["seed"], r["rate_per_s"], r["steady"]) for r in said["open"]]
+        work += [(case.gpus, case.mix, case.knobs, load) for load in loads]
+    return work
+
+
+def measured_rate(bench: Bench, case: Case, trial: Trial) -> float:
+    """Requests/s where RTF p95 meets its SLO; NaN where no two rungs enclose that."""
+    limit = SLOS["short"]["rtf_p95"]
+    heard = [rung for rung in trial.rungs if rung.summary.figure("short.rtf_p95") > 0]
+    rungs = sorted(heard, key=lambda rung: rung.sessions)
+    rtf, frames = [rung.summary.figure("short.rtf_p95") for rung in rungs], [rung.frames_per_s for rung in rungs]
+    if not rtf or not min(rtf) <= limit <= max(rtf):
+        return math.nan
+    return (
+        float(np.interp(limit, np.maximum.accumulate(rtf), frames)) / bench.specs[case.mix].traffic_mix().mean_frames()
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """A held-out case: its highest rate as predicted and measured; TTFA p95 and its SLOs of each open-loop run."""
+
+    case: Case
+    predicted: float
+    measured: float
+    ttfa: list[tuple[float, float, float]]  # rate, predicted, measured
+    flaw: str
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.measured - 1
+
+
+def _flaw(said: dict, trial: Trial) -> str:
+    """Why what was said does not count for a trial, or ""."""
+    if hash_of({name: value for name, value in said.items() if name != "trial_id"}) != said["sha256"]:
+        return "its prediction is not the one that was made: its hash differs"
+    return "its prediction was made after it had started" if said["made_at"] > trial.started_at else ""
+
+
+def score(bench: Bench, predicted: Sequence[dict]) -> list[Score]:
+    scores, work = [], iter(held_out_loads(bench, predicted))
+    for case, said in zip(CASES, predicted, strict=True):
+        trials = [bench.known(knobs, load) for _, _, knobs, load in (next(work) for _ in range(1 + len(SHARES)))]
+        flaws = {_flaw(said, trial) for trial in trials} - {""}
+        flaws |= {"INVALID: " + "; ".join(trial.reasons) for trial in trials if not trial.valid}
+        ttfa = [
+            (run["rate_per_s"], run["ttfa_p95_s"], trial.rungs[0].summary.ttfa_p95_s)
+            for run, trial in zip(said["open"], trials[1:], strict=True)
+        ]
+        rate = measured_rate(bench, case, trials[0])
+        scores.append(Score(case, said["max_rate_per_s"], rate, ttfa, "; ".join(sorted(flaws))))
+    return scores
+
+
+def counts(scores: Sequence[Score]) -> tuple[list[int], int]:
+    """GPUs predicted minus GPUs needed, for rates in the range of one and two GPUs; and the number of rates."""
+    one = next(each for each in scores if each.case.knobs == CASES[0].knobs and each.case.gpus == 1)
+    two = next(each for each in scores if each.case.gpus == 2)
+    rates = np.linspace(0.2, 0.95, 16) * CAP * min(two.predicted, two.measured)
+
+    def gpus(single: float, pair: float) -> np.ndarray:
+        return np.where(rates <= CAP * single, 1, np.where(rates <= CAP * pair, 2, 3))
+
+    return (gpus(one.predicted, two.predicted) - gpus(one.measured, two.measured)).tolist(), len(rates)
+
+
+def show(scores: Sequence[Score]) -> list:
+    rates = common.table(
+        "Highest sustainable rate, requests a second", "held out", "predicted", "measured", "error", ""
+    )
+    for each in scores:
+        row = f"{each.predicted:.3f}", f"{each.measured:.3f}", f"{each.error:+.1%}", each.flaw
+        rates.add_row(each.case.name, *row)
+    ttfa = common.table("Time to first audio p95, s, open loop", "held out", "rate", "predicted", "measured", "error")
+    for each in scores:
+        for rate, said, seen in each.ttfa:
+            ttfa.add_row(each.case.name, f"{rate:.3f}", f"{said:.4f}", f"{seen:.4f}", f"{said / seen - 1:+.1%}")
+    return [rates, ttfa]
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = common.Parser(
+        __doc__, "python benchmarks/capacity/heldout.py --minutes 9    # again and again, until it says all"
+    )
+    parser.add_argument(
+        "--minutes", type=common.real(0.5, 600), default=600.0, help="stop after this long; a later start resumes"
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="where the run is kept")
+    options = parser.parse_args(arguments)
+    deadline_s = time.monotonic() + 60 * options.minutes
+    with tempfile.TemporaryDirectory() as scratch:
+        results = Path(scratch) / "results" if options.quick else options.results
+        lengths = (12.0, 0, 3.0) if options.quick else (20.0, 45, 8.0)
+        bench = Bench(open_run(results), Path(scratch), *lengths, deadline_s)
+        if not bench.measure(fit_loads(bench)):
+            return unfinished()
+        predicted = predictions(bench)
+        if not bench.measure(held_out_loads(bench, predicted)):
+            return unfinished()
+        return report(score(bench, predicted), options.quick)
+
+
+def open_run(results: Path) -> Run:
+    if Run.is_run(results / RUN_ID):
+        return Run.open(results / RUN_ID)
+    content = json.dumps([MIXES, SLOS, [vars(case) for case in CASES], stand_in.profile()], sort_keys=True)
+    manifest = RunManifest(
+        run_id=RUN_ID,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        plan_path="benchmarks/capacity/heldout.py",
+        plan_sha256=hashlib.sha256(content.encode()).hexdigest(),
+        plan={"mixes": MIXES, "promises": SLOS},
+        commit=commit(),
+        versions=versions(),
+        host=host_facts(),
+        preset="tiny",
+        device=f"emulated {stand_in.NAME}",
+        seed=11,
+        emulated=True,
+    )
+    return Run.create(results, manifest)
+
+
+def unfinished() -> int:
+    common.say("the time is up: start it again to resume")
+    return common.EXIT_FAILED
+
+
+def report(scores: Sequence[Score], quick: bool) -> int:
+    errors = [abs(each.error) for each in scores if math.isfinite(each.error)]
+    if not errors:
+        raise InputError("no held-out ladder met its SLO between two rungs: nothing to compare")
+    ttfa = [abs(said / seen - 1) for each in scores for _, said, seen in each.ttfa]
+    off, rates = counts(scores)
+    figures = {
+        "max_rate_error_median": float(np.median(errors)),
+        "max_rate_error_worst": max(errors),
+        "max_rates": len(errors),
+        "ttfa_p95_error_median": float(np.median(ttfa)),
+        "ttfa_p95_error_worst": max(ttfa),
+        "open_loop_runs": len(ttfa),
+        "counts_exact_share": off.count(0) / rates,
+        "counts_off_least": min(off),
+        "counts_off_most": max(off),
+        "flaws": sum(bool(each.flaw) for each in scores),
+    }
+    common.finish(show(scores), figures)
+    good = all(figures[name] <= limit for name, limit in LIMITS.items()) and 0 <= min(off) and max(off) <= 1
+    whole = len(errors) == len(CASES) and not figures["flaws"]
+    return 0 if quick or (good and whole) else common.EXIT_FAILED
+
+
+if __name__ == "__main__":
+    common.run(main)

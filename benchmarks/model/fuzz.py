@@ -1,0 +1,624 @@
+"""Attacks a server with seeded, malformed and oversized requests, and watches one honest stream beside them.
+
+Requests go to the entry, to the stages behind it, to calls that change a server, and as raw bytes. Then each case that
+once delayed other clients, or ended a process, runs separately.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import struct
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import common
+import grpc
+import model
+import numpy as np
+import psutil
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from harness import wire
+from harness.client.stream import infer_message
+from harness.deploy.control import CONTROL_HEADER
+from harness.deploy.server import TritonServer
+from harness.records.schema import Request
+from harness.vibevoice.sessions.table import is_alive
+
+EXAMPLE = "python benchmarks/model/fuzz.py --requests 5000 --seed 1"
+CLIENTS = 4
+SERVICE = "/inference.GRPCInferenceService/"
+EXTREMES = (0, 1, -1, 2, 7, 40_000, 2**31 - 1, -(2**31), 2**40, 2**61, 2**62, 2**62 + 1, -(2**62), 2**63 - 1, -(2**63))
+SIZES = {"INT32": 4, "FP32": 4, "INT64": 8, "UINT8": 1, "BOOL": 1, "BYTES": 1}
+STAGES = (wire.FRAME, *wire.STAGES, wire.VOICE)
+UNCLEAR = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|\.py\(\d+\)")
+SCRIPT = "Speaker 1: Good morning, and welcome.\nSpeaker 2: Thank you. It is early."
+VICTIM_FRAMES = 150
+GROWTH_BYTES = 48 << 20  # of all processes after warm-up; allocators grow in steps
+GAP_MS = 1_000
+PATIENCE_S = 5  # for the first response to a request
+HANGS_S = 60  # a victim's stream that continues this long after the attack hangs
+HONEST = ("entry", "bytes", "dropped")  # kinds of requests that may be served
+DENIED = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
+
+def request(name: str, script: str = SCRIPT, frames: int = 4, speakers=(0, 0), **more) -> Request:
+    return Request(name, "short", script, tuple(speakers), frames, due_ns=time.monotonic_ns(), **more)
+
+
+@dataclass
+class Tally:
+    """Outcomes of the requests, counted by several threads."""
+
+    answers: Counter = field(default_factory=Counter)
+    hijacks: list[str] = field(default_factory=list)
+    unclear: Counter = field(default_factory=Counter)
+    crashed: list[str] = field(default_factory=list)
+
+    def judge(self, kind: str, error: str | None) -> None:
+        """The outcome of one request: an error's text, "" for one that was served, None for no response in time."""
+        self.answers[(kind, "no answer" if error is None else "refused" if error else "served")] += 1
+        if error and UNCLEAR.search(error):
+            self.unclear[f"{kind}: {error[:160]}"] += 1
+        if error == "" and kind not in HONEST:
+            self.hijacks.append(kind)
+
+
+class Victim:
+    """An honest client, one stream after another; its audio must be the same as before the attack."""
+
+    def __init__(self, url: str):
+        self.url, self.gaps_ms, self.failures, self.streams = url, [], [], 0
+        self.expected: np.ndarray | None = None
+        self._waits_since: float | None = None  # for the server's next message, while a stream is open
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Victim:
+        self._speak()  # alone, for comparison
+        self.gaps_ms.clear()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self._thread.join(HANGS_S)
+        if self._thread.is_alive():
+            self.failures.append(f"its stream has not ended {HANGS_S} s after the attack")
+
+    def largest_gap_ms(self, at_least: int = 0) -> float:
+        """The longest wait for a chunk since the last call, including first chunks and a wait in progress.
+
+        Waits for ``at_least`` gaps, 30 s at most.
+        """
+        deadline = time.monotonic() + 30
+        while len(self.gaps_ms) < at_least and time.monotonic() < deadline:
+            time.sleep(0.05)
+        gaps, self.gaps_ms, since = self.gaps_ms, [], self._waits_since
+        return max([*gaps, 0.0 if since is None else 1e3 * (time.monotonic() - since)])
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._speak()
+
+    def _speak(self) -> None:
+        pieces, error = [], "no final answer"
+        with grpc.insecure_channel(self.url) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            message = infer_message(request("victim", frames=VICTIM_FRAMES, seed=3))
+            self._waits_since = time.monotonic()
+            try:
+                for answer in stub.ModelStreamInfer(iter([message]), timeout=120):
+                    now = time.monotonic()
+                    if answer.error_message:
+                        error = answer.error_message
+                        break
+                    if answer.infer_response.parameters["triton_final_response"].bool_param:
+                        error = ""
+                        break
+                    outputs = [output.name for output in answer.infer_response.outputs]
+                    if wire.AUDIO_OUTPUT in outputs:
+                        self.gaps_ms.append(1e3 * (now - self._waits_since))
+                        self._waits_since = now
+                        pieces.append(answer.infer_response.raw_output_contents[outputs.index(wire.AUDIO_OUTPUT)])
+            except grpc.RpcError as failed:
+                error = f"{failed.code().name}: {failed.details()}"
+            finally:
+                self._waits_since = None
+        self._judge(np.frombuffer(b"".join(pieces), "<f4"), error)
+
+    def _judge(self, audio: np.ndarray, error: str) -> None:
+        self.streams += 1
+        if self.expected is None and not error:
+            self.expected = audio
+        if error or audio.shape != self.expected.shape:
+            self.failures.append(error or f"{len(audio)} samples where {len(self.expected)} were requested")
+        elif not np.allclose(audio, self.expected, atol=1e-3):
+            self.failures.append("not the audio that it requested")
+
+
+class Watch:
+    """The processes of a server: which ended, and what they hold."""
+
+    def __init__(self, server: TritonServer, tally: Tally):
+        self.server, self.tally = server, tally
+        self.known = self._children()
+        self.zombies: set[int] = set()
+
+    def _tree(self) -> list[psutil.Process]:
+        main = psutil.Process(self.server.pid)
+        return [main, *main.children(recursive=True)]
+
+    def _children(self) -> dict[int, str]:
+        """By pid, the command of each process: "" for a zombie."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return {process.pid: " ".join(asked(process.cmdline, [])[1:2]) for process in self._tree()[1:]}
+        return {}
+
+    def look(self, after: str) -> None:
+        now = self._children() if self.server.alive() else {}
+        for pid in self.known.keys() - now.keys():
+            self.tally.crashed.append(f"{self.known[pid]} ended; last: {after}")
+        for pid in now:
+            if pid in self.known and pid not in self.zombies and not is_alive(pid):
+                self.zombies.add(pid)
+                self.tally.crashed.append(f"{self.known[pid]} is a zombie; last: {after}")
+        self.known = {pid: self.known.get(pid, name) for pid, name in now.items()}
+
+    def holds(self) -> dict[str, float]:
+        """Processes, threads, shared-memory files, bytes of memory, and free KV cache in MiB."""
+        tree = self._tree()
+        return {
+            "processes": len(tree),
+            "threads": sum(asked(process.num_threads, 0) for process in tree),
+            "regions": len(list(Path("/dev/shm").glob(f"{self.server.shm_prefix}*"))),
+            "memory": sum(asked(lambda each=process: each.memory_full_info().uss, 0) for process in tree),
+            **({"free_kv_mib": model.free_mib(self.server)} if wire.LLM in self.server.deployment.models else {}),
+        }
+
+
+def asked(fact: Callable, otherwise):
+    """A fact of a process; ``otherwise`` if it has ended meanwhile or is a zombie (ZombieProcess)."""
+    try:
+        return fact()
+    except psutil.NoSuchProcess:
+        return otherwise
+
+
+def shape_of(numbers: np.random.Generator, honest: Sequence[int]) -> list[int]:
+    kind = numbers.integers(5)
+    if kind == 0:
+        return [int(EXTREMES[numbers.integers(len(EXTREMES))]) for _ in honest]
+    if kind == 1:
+        return [*honest, int(EXTREMES[numbers.integers(len(EXTREMES))])]
+    if kind == 2:
+        return []
+    if kind == 3:
+        shape = list(honest) or [1]
+        shape[int(numbers.integers(len(shape)))] = int(EXTREMES[numbers.integers(len(EXTREMES))])
+        return shape
+    return list(honest)
+
+
+def text_of(numbers: np.random.Generator) -> bytes:
+    kinds = (
+        b"", b"\n" * 4_000, b"Speaker 9: x", b"Speaker 1:", b"\xff\xfe\x00", b"[Speaker 1] " * 300, b"a" * 9_000,
+        "Speaker 1: \u202e\u0000\x1b[31mred".encode(), b"Speaker 1: =1+1", numbers.bytes(200), SCRIPT.encode(),
+    )  # fmt: skip
+    return kinds[int(numbers.integers(len(kinds)))]
+
+
+def broken_input(numbers: np.random.Generator, message: pb.ModelInferRequest) -> None:
+    """Damage one input of a message: its shape, content, type or name, or omit or duplicate it."""
+    place = int(numbers.integers(len(message.inputs)))
+    given, kind = message.inputs[place], numbers.integers(8)
+    if kind <= 2:
+        shape = shape_of(numbers, given.shape)
+        given.shape[:] = shape
+        if kind == 2:
+            count = max(0, int(np.prod([min(abs(size), 64) for size in shape] or [1])))
+            message.raw_input_contents[place] = numbers.bytes(min(count * SIZES.get(given.datatype, 1), 1 << 16))
+    elif kind == 3:
+        extreme = EXTREMES[int(numbers.integers(len(EXTREMES)))]
+        size = SIZES.get(given.datatype, 8)
+        message.raw_input_contents[place] = struct.pack("<q", extreme if -(2**63) <= extreme < 2**63 else 0)[:size]
+    elif kind == 4:
+        given.datatype = ("INT32", "FP32", "BYTES", "UINT8", "INT64", "FP64", "BF16", "", "X")[int(numbers.integers(9))]
+    elif kind == 5:
+        del message.inputs[place], message.raw_input_contents[place]
+    elif kind == 6:
+        message.inputs.add().CopyFrom(given)
+        message.raw_input_contents.append(message.raw_input_contents[place])
+    else:
+        message.raw_input_contents[place] = numbers.bytes(int(numbers.integers(64)))
+
+
+def entry_message(numbers: np.random.Generator) -> pb.ModelInferRequest:
+    """A request for speech with up to three faults in it."""
+    message = infer_message(
+        request(
+            f"r{numbers.integers(9)}", say=(0, 2), keep=bool(numbers.integers(2)), until_end=bool(numbers.integers(2))
+        )
+    )
+    if numbers.integers(3) == 0:
+        text = text_of(numbers)
+        message.raw_input_contents[0] = struct.pack("<I", len(text)) + text
+    if numbers.integers(6) == 0:
+        message.inputs.add(name=wire.CARRY, datatype="UINT8", shape=[64])
+        message.raw_input_contents.append(numbers.bytes(64))
+    for _ in range(int(numbers.integers(1, 4))):
+        if message.inputs:
+            broken_input(numbers, message)
+    odd_parameters(numbers, message)
+    if numbers.integers(8) == 0:
+        message.outputs.add(name=("audio_output", "nothing", "")[int(numbers.integers(3))])
+    if numbers.integers(16) == 0:
+        message.model_version = ("1", "2", "-1", "x" * 300)[int(numbers.integers(4))]
+    if numbers.integers(16) == 0:
+        message.id = ("\x1b[2J", "x" * 10_000, "\u202e")[int(numbers.integers(3))]
+    return message
+
+
+def odd_parameters(numbers: np.random.Generator, message) -> None:
+    names = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "entry_key", "x", "binary_data")
+    for name in names:
+        if numbers.integers(10):
+            continue
+        value, parameter = EXTREMES[int(numbers.integers(len(EXTREMES)))], message.parameters[name]
+        kind = numbers.integers(4)
+        if kind == 0:
+            parameter.bool_param = bool(value % 2)
+        elif kind == 1:
+            parameter.int64_param = value
+        elif kind == 2:
+            parameter.string_param = str(value)
+        else:
+            parameter.double_param = float(value)
+
+
+STAGE_INPUTS = {
+    wire.LLM: {wire.SESSION: ("INT32", [1, 4], struct.pack("<4i", 3, 10, 0, 1))},
+    wire.VOCODER: {wire.LATENT: ("FP32", [1, 64], bytes(256)), wire.TOKEN: ("INT32", [1, 1], bytes(4))},
+    wire.VOICE: {wire.WAVEFORM: ("FP32", [1, 3200], bytes(12_800))},
+    wire.DIFFUSION: {
+        wire.CONDITION: ("FP32", [1, 2, 64], bytes(512)),
+        wire.NOISE: ("FP32", [1, 64], bytes(256)),
+        wire.GUIDANCE: ("FP32", [1, 1], bytes(4)),
+        wire.STEPS: ("INT32", [1, 1], struct.pack("<i", 3)),
+    },
+    wire.FRAME: {
+        wire.PREVIOUS_LATENT: ("FP32", [1, 64], bytes(256)),
+        wire.PREVIOUS_SEMANTIC: ("FP32", [1, 128], bytes(512)),
+        wire.NOISE: ("FP32", [1, 64], bytes(256)),
+        wire.GUIDANCE: ("FP32", [1, 1], bytes(4)),
+        wire.STEPS: ("INT32", [1, 1], struct.pack("<i", 3)),
+    },
+}
+OPTIONAL = {
+    wire.LLM: {
+        wire.TOKEN_IDS: ("INT32", [1, 3], bytes(12)), wire.VOICE_FRAMES: ("FP32", [1, 64], bytes(256)),
+        wire.SAY: ("INT32", [1, 1], bytes(4)), wire.PAST_TOKEN: ("INT32", [1, 1], bytes(4)),
+        wire.PAST_LATENT: ("FP32", [1, 64], bytes(256)), wire.PAST_SEMANTIC: ("FP32", [1, 128], bytes(512)),
+        wire.LATENT: ("FP32", [1, 64], bytes(256)), wire.SEMANTIC: ("FP32", [1, 128], bytes(512)),
+    },
+    wire.VOCODER: {wire.STATE: ("FP32", [1, 9], bytes(36))},
+}  # fmt: skip
+
+
+def stage_message(numbers: np.random.Generator, stage: str, session: int | None = None) -> pb.ModelInferRequest:
+    """A call of a stage behind the entry, valid or with a fault in it."""
+    message = pb.ModelInferRequest(model_name=stage)
+    inputs = dict(STAGE_INPUTS[stage])
+    inputs |= {name: one for name, one in OPTIONAL.get(stage, {}).items() if numbers.integers(3) == 0}
+    for name, (kind, shape, content) in inputs.items():
+        message.inputs.add(name=name, datatype=kind, shape=shape)
+        message.raw_input_contents.append(content)
+    if numbers.integers(2):
+        broken_input(numbers, message)
+    odd_parameters(numbers, message)
+    if stage in (wire.LLM, wire.VOCODER, wire.FRAME):
+        message.parameters["sequence_id"].int64_param = (
+            int(numbers.integers(1, 1 << 62)) if session is None else session
+        )
+        message.parameters["sequence_start"].bool_param = bool(numbers.integers(2))
+        message.parameters["sequence_end"].bool_param = bool(numbers.integers(4) == 0)
+    return message
+
+
+def control_call(numbers: np.random.Generator) -> tuple[str, object]:
+    load = pb.RepositoryModelLoadRequest(model_name=("mine", wire.ENTRY, "../x")[int(numbers.integers(3))])
+    load.parameters["config"].string_param = '{"backend": "python"}'
+    load.parameters["file:1/model.py"].bytes_param = b"raise SystemExit"
+    calls = (
+        ("RepositoryModelLoad", load),
+        ("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=wire.ENTRY)),
+        ("RepositoryIndex", pb.RepositoryIndexRequest()),
+        ("SystemSharedMemoryRegister", pb.SystemSharedMemoryRegisterRequest(name="x", key="/x", byte_size=2**62)),
+        ("CudaSharedMemoryRegister", pb.CudaSharedMemoryRegisterRequest(name="x", raw_handle=b"x", byte_size=2**62)),
+        ("TraceSetting", pb.TraceSettingRequest()),
+        ("LogSettings", pb.LogSettingsRequest()),
+    )
+    return calls[int(numbers.integers(len(calls)))]
+
+
+class Attacker:
+    """One connection that sends its share of the requests."""
+
+    def __init__(self, url: str, seed: int, tally: Tally, victim_pids: Sequence[int], stages: Sequence[str] = STAGES):
+        self.stages = stages
+        self.numbers = np.random.default_rng(seed)
+        self.channel, self.tally, self.pids = grpc.insecure_channel(url), tally, victim_pids
+        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+        self.last = ""
+
+    def attack(self, count: int) -> None:
+        kinds = (
+            self._entry,
+            self._entry,
+            self._entry,
+            self._stage,
+            self._stage,
+            self._bytes,
+            self._control,
+            self._drop,
+        )
+        with self.channel:
+            for _ in range(count):
+                kinds[int(self.numbers.integers(len(kinds)))]()
+
+    def _entry(self) -> None:
+        self._send("entry", entry_message(self.numbers))
+
+    def _stage(self) -> None:
+        stage, guess = self.stages[int(self.numbers.integers(len(self.stages)))], None
+        if self.numbers.integers(3) == 0:  # an id that an entry may have given
+            pid = int(self.pids[int(self.numbers.integers(len(self.pids)))])
+            guess = (pid << int(self.numbers.choice([32, 42]))) + int(self.numbers.integers(200))
+        self._send("stage", stage_message(self.numbers, stage, guess))
+
+    def _any_stage(self) -> pb.ModelInferRequest:
+        return stage_message(self.numbers, self.stages[int(self.numbers.integers(len(self.stages)))])
+
+    def _send(self, kind: str, message: pb.ModelInferRequest) -> None:
+        self.last = f"{kind} {message.model_name} {[(i.name, list(i.shape)) for i in message.inputs]}"[:300]
+        self.tally.judge(kind, self._answer(message))
+
+    def _answer(self, message) -> str | None:
+        stream = self.stub.ModelStreamInfer(iter([message]), timeout=PATIENCE_S)
+        try:
+            answer = next(stream, None)
+            return None if answer is None else answer.error_message
+        except grpc.RpcError as error:
+            return None if error.code() in DENIED else f"{error.code().name}: {error.details()}"
+        finally:
+            stream.cancel()
+
+    def _bytes(self) -> None:
+        """A message with bytes changed, removed or inserted, bypassing protobuf libraries."""
+        message = entry_message(self.numbers) if self.numbers.integers(2) else self._any_stage()
+        whole = bytearray(message.SerializeToString())
+        for _ in range(int(self.numbers.integers(1, 6))):
+            if whole:
+                whole[int(self.numbers.integers(len(whole)))] = int(self.numbers.integers(256))
+        data = bytes(whole[: int(self.numbers.integers(len(whole) + 1))] if self.numbers.integers(4) == 0 else whole)
+        method = ("ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics", "ModelReady")[
+            int(self.numbers.integers(5))
+        ]
+        # This call never succeeds: the entry responds only in streams, and stages accept only calls of the entry.
+        kind = "bytes, infer" if method == "ModelInfer" else "bytes"
+        self.last = f"bytes {method}"
+        try:
+            self.channel.unary_unary(SERVICE + method)(data, timeout=PATIENCE_S)
+            self.tally.judge(kind, "")
+        except grpc.RpcError as error:
+            self.tally.judge(kind, None if error.code() in DENIED else f"{error.code().name}: {error.details()}")
+
+    def _control(self) -> None:
+        method, message = control_call(self.numbers)
+        key = (None, ((CONTROL_HEADER, "0" * 64),), ((CONTROL_HEADER, ""),))[int(self.numbers.integers(3))]
+        self.last = f"control {method}"
+        try:
+            getattr(self.stub, method)(message, timeout=PATIENCE_S, metadata=key)
+            self.tally.judge(f"control {method}", "")
+        except grpc.RpcError as error:
+            self.tally.judge("control", f"{error.code().name}: {error.details()}")
+
+    def _drop(self) -> None:
+        """A client that leaves its stream before its end."""
+        stream = self.stub.ModelStreamInfer(iter([infer_message(request("dropped", frames=400))]), timeout=PATIENCE_S)
+        try:
+            for _ in itertools.islice(stream, int(self.numbers.integers(3))):
+                pass
+            self.tally.judge("dropped", "")
+        except grpc.RpcError as error:
+            self.tally.judge("dropped", f"{error.code().name}: {error.details()}")
+        finally:
+            stream.cancel()
+
+
+def attack(url: str, count: int, seed: int, tally: Tally, watch: Watch) -> None:
+    """Send ``count`` requests over CLIENTS connections, checking the processes meanwhile."""
+    stages = [stage for stage in STAGES if stage in watch.server.deployment.models]
+    attackers = [Attacker(url, seed * 1_000 + i, tally, list(watch.known), stages) for i in range(CLIENTS)]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        futures = [pool.submit(a.attack, count // CLIENTS) for a in attackers]
+        while not all(future.done() for future in futures):
+            time.sleep(0.2)
+            watch.look("; ".join(a.last for a in attackers))
+        for future in futures:
+            future.result()
+
+
+# ── Cases that delayed others
+# ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def blocking_cases() -> dict[str, Callable[[], list[pb.ModelInferRequest]]]:
+    """By name, messages that are sent at once."""
+    numbers = np.random.default_rng(0)
+
+    def starts():
+        messages = []
+        for i in range(512):
+            message = pb.ModelInferRequest(model_name=wire.LLM)
+            kind, shape, content = STAGE_INPUTS[wire.LLM][wire.SESSION]
+            message.inputs.add(name=wire.SESSION, datatype=kind, shape=shape)
+            message.raw_input_contents.append(content)
+            message.parameters["sequence_id"].int64_param = 10_000 + i + int(numbers.integers(1 << 40))
+            message.parameters["sequence_start"].bool_param = True
+            messages.append(message)
+        return messages
+
+    def six(script: str, **more):
+        return [infer_message(request(f"greedy {i}", script, **more)) for i in range(6)]
+
+    words = "It is early, and the market has not opened yet. " * 10_000
+    return {
+        "512 STARTs at the LLM stage": starts,
+        "6 scripts of 500,000 newlines": lambda: six("Speaker 1: a" + "\n" * 500_000),
+        "6 scripts of 500,000 line ends with spaces": lambda: six("Speaker 1: a" + "\n \n" * 166_000),
+        "6 scripts of 480,000 letters in words": lambda: six(f"Speaker 1: {words}"),
+        "6 scripts of 480,000 letters in one word": lambda: six("Speaker 1: " + "a" * 480_000),
+        "6 scripts of 30,000 turns": lambda: six("Speaker 1: a\n" * 30_000),
+        "6 scripts of 200,000 letters in words": lambda: six(f"Speaker 1: {words[:200_000]}"),
+        "6 requests with start_frame 40,000": lambda: six(SCRIPT, start_frame=40_000, frames=20),
+    }
+
+
+def hold_up(url: str, messages: list[pb.ModelInferRequest]) -> None:
+    """Send all messages at once, and wait until each has ended."""
+    with grpc.insecure_channel(url, options=[("grpc.max_send_message_length", -1)]) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+        def one(message) -> None:
+            try:
+                for answer in stub.ModelStreamInfer(iter([message]), timeout=60):
+                    if answer.error_message or answer.infer_response.parameters["triton_final_response"].bool_param:
+                        return
+            except grpc.RpcError:
+                return
+
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(one, messages))
+
+
+def leaks(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """What grew from warm-up to the end, in a phrase each."""
+    allowed = {"processes": 0, "threads": 32, "regions": 0, "memory": GROWTH_BYTES}
+    grown = [
+        f"{name}: {before[name]:,.0f} to {after[name]:,.0f}"
+        for name, more in allowed.items()
+        if after[name] - before[name] > more
+    ]
+    if after.get("free_kv_mib", 0) < before.get("free_kv_mib", 0):
+        grown.append(f"KV cache held: {before['free_kv_mib'] - after['free_kv_mib']:.3g} MiB")
+    return grown
+
+
+def settled(watch: Watch, seconds: float) -> dict[str, float]:
+    """What a server holds once its last sessions have ended."""
+    deadline = time.monotonic() + seconds
+    holds = watch.holds()
+    while time.monotonic() < deadline:
+        time.sleep(1.0)
+        holds = watch.holds()
+    return holds
+
+
+def parts_of(requests: int) -> Iterator[int]:
+    """The warm-up, after which nothing may grow, and the rest."""
+    warm_up = max(CLIENTS, requests // 4)
+    yield warm_up
+    yield requests - warm_up
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = common.Parser(__doc__, EXAMPLE)
+    parser.add_argument(
+        "--requests", type=common.whole(8, 10**8), default=100_000, help="requests; 100000 unless given"
+    )
+    parser.add_argument(
+        "--seed", type=common.whole(0, 2**31), default=0, help="seed of all random choices (default: 0)"
+    )
+    parser.add_argument(
+        "--topology",
+        choices=tuple(wire.TOPOLOGIES),
+        default=wire.STAGED,
+        help="how it is deployed; free KV cache is told by the staged one alone",
+    )
+    given = parser.parse_args(arguments)
+    count = min(given.requests, 400) if given.quick else given.requests
+    with common.served(topology=given.topology) as server:
+        return report(*fuzz(server, count, given.seed))
+
+
+def fuzz(server: TritonServer, count: int, seed: int):
+    tally, gaps_ms = Tally(), {}
+    watch = Watch(server, tally)
+    with Victim(server.url) as victim:
+        warm_up, rest = parts_of(count)
+        attack(server.url, warm_up, seed, tally, watch)
+    before, mib = settled(watch, 3), common.memory_mib(server)
+    with victim_again(victim) as victim:
+        common.say(f"{sum(tally.answers.values()):,} requests sent, {count:,} in all …")
+        attack(server.url, rest, seed + 1, tally, watch)
+        gaps_ms[f"{count:,} malformed requests"] = victim.largest_gap_ms()
+    grown = leaks(before, settled(watch, 5))
+    for name, now in common.memory_mib(server).items():
+        common.say(f"memory of {name}: {mib.get(name, 0):.0f} to {now:.0f} MiB")
+    with victim_again(victim) as victim:
+        for name, messages in blocking_cases().items():
+            common.say(f"{name} …")
+            victim.largest_gap_ms()
+            hold_up(server.url, messages())
+            watch.look(name)
+            gaps_ms[name] = victim.largest_gap_ms(at_least=20)
+    # sessions of 40,000 frames are legitimate: the allocator keeps their memory for later ones
+    after = settled(watch, 5)
+    return tally, victim, gaps_ms, [*grown, *leaks(before, after | {"memory": before["memory"]})]
+
+
+def victim_again(before: Victim) -> Victim:
+    """The same client from here on, with its counts so far."""
+    victim = Victim(before.url)
+    victim.expected, victim.failures, victim.streams = before.expected, before.failures, before.streams
+    return victim
+
+
+def report(tally: Tally, victim: Victim, gaps_ms: dict[str, float], grown: list[str]) -> int:
+    answers = common.table(f"Answers, beside {victim.streams} streams of an honest client", "to", "answer", "requests")
+    for (kind, answer), count in sorted(tally.answers.items()):
+        answers.add_row(kind, answer, f"{count:,}")
+    gaps = common.table("Slowest gap between two chunks of the honest client", "meanwhile", "ms")
+    for name, gap in gaps_ms.items():
+        gaps.add_row(name, f"{gap:.0f}")
+    unclear = [f"{n} x {text}" for text, n in tally.unclear.most_common(20)]
+    for line in (*tally.crashed, *tally.hijacks, *victim.failures, *grown, *unclear)[:60]:
+        common.say(f"! {line}")
+    figures = {
+        "requests": sum(tally.answers.values()),
+        "crashes": len(tally.crashed),
+        "hijacks": len(tally.hijacks),
+        "victim_failed": len(victim.failures),
+        "leaks": len(grown),
+        "unclear": sum(tally.unclear.values()),
+        "victim_gap_ms_max": round(max(gaps_ms.values()), 1),
+    }
+    common.finish([answers, gaps], figures)
+    wrong = any(figures[name] for name in ("crashes", "hijacks", "victim_failed", "leaks", "unclear"))
+    return common.EXIT_FAILED if wrong or figures["victim_gap_ms_max"] > GAP_MS else 0
+
+
+if __name__ == "__main__":
+    common.run(main)

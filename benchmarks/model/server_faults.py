@@ -1,0 +1,583 @@
+"""Kills and stops each process of `harness serve` in each phase, and judges what clients and the user are told.
+
+After each fault: is every message true, does the server respond again within 15 s, and what is left behind (processes,
+shared memory, keys, state files, ports, temporary folders)? "stop" is SIGSTOP for 6 s, then SIGCONT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import common
+import psutil
+
+from harness import wire
+from harness.client.stream import SpeechClient
+from harness.client.target import Target
+from harness.deploy.config import Deployment
+from harness.deploy.control import load_changes
+from harness.deploy.leftovers import remove_stale, shm_prefix_of
+from harness.errors import HarnessError
+from harness.host.keys import control_headers
+from harness.host.places import ROOT
+from harness.records.schema import Outcome, Result
+from harness.vibevoice.sessions.table import is_alive
+
+EXAMPLE = "python benchmarks/model/server_faults.py --topology fused --only 'kill vibevoice_full_pipeline'"
+TRITON, SERVE = "tritonserver", "harness serve"
+START, PREFILL, SPEECH, RELOAD, STOP = "start", "prefill", "speech", "reload", "stop"
+KILL, PAUSE = "kill", "stop"
+PAUSE_S = 6.0  # longer than the 3 s after which a stage's process is killed, shorter than a client's silence limit
+BACK_S, PATIENCE_S = 15.0, 90.0
+UNCLEAR = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|\.py\b|perhaps|probably|may have|, or the way")
+GONE = r"ended the connection|no Triton answers|the server is stopping"
+SHARED, TEMPORARY = Path("/dev/shm"), Path("/tmp")
+LONG = "Speaker 1: " + "It is early, and the market has not opened yet. " * 2_000
+SHORT = "Speaker 1: It is early."
+VALUES = itertools.cycle((7, 8))  # of a knob, so that each reload changes it
+KNOBS = {wire.STAGED: f"{wire.LLM}.delay_us", wire.FUSED: "engine.max_batch"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One process, the fault, and its phase."""
+
+    topology: str
+    blow: str
+    process: str
+    phase: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.blow} {self.process}"
+
+    @property
+    def ends_server(self) -> bool:
+        return self.phase == STOP or (self.blow == KILL and self.process == SERVE)
+
+
+@dataclass
+class Seen:
+    """The outcome of a fault. ``untrue`` and ``left`` have a phrase for each violation."""
+
+    kind: Kind
+    told: str = ""  # to the client
+    said: str = ""  # by `harness serve`
+    back_s: float | None = None
+    heard_s: float | None = None  # from the fault until the client got an error
+    untrue: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def kinds_of(topology: str) -> list[Kind]:
+    """The kinds of faults, those that a server survives first: they share one server."""
+    stages = [model for model in wire.TOPOLOGIES[topology] if model not in (wire.ENTRY, wire.FRAME)]
+    models = [wire.ENTRY, *stages]
+    frame_path = [model for model in models if model != wire.VOICE]
+    pairs = [
+        *((KILL, model, PREFILL) for model in models),
+        *((KILL, model, SPEECH) for model in models),
+        *((PAUSE, model, SPEECH) for model in frame_path),
+        (PAUSE, wire.ENTRY, PREFILL),
+        (PAUSE, TRITON, SPEECH),
+        (PAUSE, SERVE, SPEECH),
+        *((KILL, model, RELOAD) for model in frame_path[:2]),
+        (PAUSE, frame_path[-1], RELOAD),
+        *((KILL, process, phase) for phase in (SPEECH, RELOAD, STOP) for process in (TRITON, SERVE)),
+        *((KILL, model, STOP) for model in frame_path[:2]),
+        *((PAUSE, process, STOP) for process in (TRITON, wire.ENTRY, SERVE)),
+        *((KILL, process, START) for process in (TRITON, SERVE, *frame_path[:2])),
+        *((PAUSE, process, START) for process in (TRITON, frame_path[-1])),
+    ]
+    return [Kind(topology, *pair) for pair in pairs]
+
+
+class Serve:
+    """`harness serve` as a user starts it, its output, and everything that belongs to it."""
+
+    def __init__(self, topology: str):
+        self.topology, self.began_s = topology, time.time()
+        self.output = Path(tempfile.mkstemp(prefix="server-faults-")[1])
+        command = [sys.executable, "-m", "harness", "serve", "--topology", topology]
+        with open(self.output, "wb") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, start_new_session=True)
+        self.family: dict[int, psutil.Process] = {}
+        self.ready_s = 0.0
+        self.judged = 0  # characters of its output
+        self.marks: set[str] = set()
+        self.ports: list[int] = []
+
+    def said(self) -> str:
+        """Its output since the last fault."""
+        return " ".join(self.output.read_text(errors="replace").split())[self.judged :]
+
+    def next_fault(self) -> None:
+        self.judged += len(self.said())
+
+    def look(self) -> list[psutil.Process]:
+        """Its processes now; all that ever existed are remembered."""
+        with contextlib.suppress(psutil.Error):
+            self.family |= {p.pid: p for p in psutil.Process(self.process.pid).children(recursive=True)}
+        return [p for p in self.family.values() if is_alive(p.pid)]
+
+    def find(self, name: str) -> psutil.Process | None:
+        if name == SERVE:
+            return psutil.Process(self.process.pid)
+        found = []
+        for one in self.look():
+            with contextlib.suppress(psutil.Error, IndexError):
+                command = one.cmdline()
+                if name == TRITON and Path(command[0]).name == TRITON:
+                    self.marks.add(f"{one.pid}-")
+                    return one
+                if any(f"/{name}/" in word for word in command) and "stub" in command[0]:
+                    found.append((one.create_time(), one))
+        return max(found, key=lambda each: each[0])[1] if found else None  # an older one is being unloaded
+
+    def ready(self) -> bool:
+        """Whether it serves; waits until it does, or ends."""
+        deadline = time.monotonic() + 2 * PATIENCE_S
+        while self.process.poll() is None and time.monotonic() < deadline:
+            if found := re.search(r"at (127\.0\.0\.1:(\d+)) \(gRPC\), metrics at \S+?:(\d+)/", self.said()):
+                self.url, self.ports = found[1], [int(found[2]), int(found[3])]
+                self.find(TRITON)
+                self.ready_s = time.time()
+                return True
+            self.look()
+            time.sleep(0.05)
+        self.ready_s = time.time()
+        return False
+
+    @property
+    def prefixes(self) -> list[str]:
+        return [shm_prefix_of(folder) for folder in self.folders] or [f"harness_{self.process.pid}_"]
+
+    @property
+    def folders(self) -> list[Path]:
+        return list((ROOT / ".harness").glob(f"triton-{self.process.pid}-*/"))
+
+    def shared(self) -> list[Path]:
+        mine = SHARED.glob(f"harness_{self.process.pid}_*")
+        keys = (path for path in SHARED.glob("harness-*") if any(f"-{mark}" in path.name for mark in self.marks))
+        return [*mine, *keys]
+
+    def wait(self, seconds: float) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(seconds)
+        return None
+
+    def end(self) -> None:
+        """End everything that still runs of it."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.wait(20)
+        for one in [psutil.Process(os.getpid()), *self.look()][1:]:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        self.output.unlink(missing_ok=True)
+        for log in (ROOT / ".harness").glob(f"triton-{self.process.pid}-*.log"):
+            log.unlink()  # kept for the user on purpose
+
+
+@functools.cache
+def loop() -> asyncio.AbstractEventLoop:
+    """The event loop of all streams: gRPC supports one per process."""
+    made = asyncio.new_event_loop()
+    threading.Thread(target=made.run_forever, daemon=True).start()
+    return made
+
+
+class Client:
+    """One stream in a background thread."""
+
+    def __init__(self, url: str, script: str, frames: int = 30_000, **more):
+        self.url, self.heard, self.ended_s, self.result = url, 0, 0.0, None
+        self.request = common.request("client", frames, script, **more)
+        self._stream = None
+        self._task = asyncio.run_coroutine_threadsafe(self._run(), loop())
+
+    async def _run(self) -> None:
+        async with SpeechClient(self.url) as client:
+            self._stream = client.open(self.request, "closed", on_chunk=self._count)
+            self.result = await self._stream.run()
+            self.ended_s = time.monotonic()
+
+    def _count(self, *_) -> None:
+        self.heard += 1
+
+    def wait_for_speech(self, chunks: int = 5) -> None:
+        wait_for(lambda: self.heard >= chunks or self.result, "speech")
+
+    def finish(self, seconds: float) -> Result | None:
+        """Its result; abandoned if it still speaks after ``seconds``."""
+        concurrent.futures.wait([self._task], seconds)
+        if self.result is None and self._stream is not None:
+            loop().call_soon_threadsafe(self._stream.stop, Outcome.CANCELLED)
+            concurrent.futures.wait([self._task], 10)
+        return self.result
+
+
+def wait_for(holds, what: str, seconds: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise HarnessError(f"waited {seconds:.0f} s in vain for {what}")
+        time.sleep(0.02)
+
+
+def strike(kind: Kind, victim: psutil.Process) -> None:
+    """Kill the process, or stop it for a while."""
+    if kind.blow == KILL:
+        victim.kill()
+        return
+    victim.send_signal(signal.SIGSTOP)
+    time.sleep(PAUSE_S)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        victim.send_signal(signal.SIGCONT)
+
+
+# ── Phases ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def while_starting(kind: Kind, serve: Serve, seen: Seen) -> None:
+    found: list[psutil.Process] = []
+    early = TRITON if kind.process == SERVE else kind.process
+    wait_for(lambda: found.append(serve.find(early)) or found[-1] or serve.process.poll() is not None, early)
+    time.sleep(0.3)
+    serve.look()
+    strike(kind, serve.find(kind.process) or found[-1])
+    served = serve.ready()
+    if kind.process == SERVE and kind.blow == KILL:
+        return
+    if served:
+        seen.back_s = 0.0
+        expect(seen, speaks(serve.url), "it says that it serves, and does not speak")
+        return
+    code = serve.wait(20)
+    expect(seen, code not in (None, 0), f"it ended with {code}")
+    expect(seen, kind.process in serve.said() or "Triton ended" in serve.said(), "it does not say what ended")
+
+
+def while_serving(kind: Kind, serve: Serve, seen: Seen) -> None:
+    serve.next_fault()
+    victim = serve.find(kind.process)
+    before = holdings(serve)
+    client = Client(serve.url, *((LONG, 5_000) if kind.phase == PREFILL else (SHORT, 30_000)))
+    loading = None
+    if kind.phase == PREFILL:
+        time.sleep(0.4)
+        expect(seen, not client.heard, "prefill was over before the fault")
+    else:
+        client.wait_for_speech()
+    if kind.phase == RELOAD:
+        loading = Loading(serve)
+        time.sleep(0.3)
+    struck_s = time.monotonic()
+    strike(kind, victim)
+    if not kind.ends_server:
+        judge_back(kind, serve, seen, struck_s)
+    result = client.finish(PATIENCE_S if kind.ends_server else 4)
+    judge_client(kind, serve, result, seen)
+    if result is not None and result.outcome is Outcome.ERROR:
+        seen.heard_s = client.ended_s - struck_s
+    if loading:
+        judge_loading(kind, loading.finish(), seen)
+    if not kind.ends_server:
+        judge_serve(kind, serve, seen)
+        judge_holdings(before, serve, seen)
+
+
+def while_stopping(kind: Kind, serve: Serve, seen: Seen) -> None:
+    client = Client(serve.url, SHORT)
+    client.wait_for_speech()
+    victim = serve.find(kind.process)
+    serve.process.send_signal(signal.SIGINT)
+    time.sleep(0.15)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        strike(kind, victim)
+    code = serve.wait(30)
+    if kind.process != SERVE or kind.blow != KILL:
+        expect(seen, code == 130, f"Ctrl-C ended it with {code}")
+    result = client.finish(30)
+    told = result.error if result else "nothing"
+    seen.told = told
+    expect(seen, bool(re.search(f"{GONE}|{kind.process} ended", told)), f"client told {told!r}")
+    expect(seen, not UNCLEAR.search(told), f"unclear: {told!r}")
+
+
+class Loading:
+    """A change of one model's configuration, in a thread."""
+
+    def __init__(self, serve: Serve):
+        self.error: str | None = None
+        self.url, self.topology = serve.url, serve.topology
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        before = Deployment(topology=self.topology)
+        after = Deployment(topology=self.topology, knobs={KNOBS[self.topology]: next(VALUES)})
+        try:
+            with Target.of(self.url).channel(self.url) as channel:
+                load_changes(channel, before.configs(), after.configs(), control_headers(self.url))
+            self.error = ""
+        except HarnessError as error:
+            self.error = str(error)
+
+    def finish(self) -> str | None:
+        self._thread.join(60)
+        return self.error
+
+
+# ── Judgement ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def expect(seen: Seen, holds: bool, otherwise: str) -> None:
+    if not holds:
+        seen.untrue.append(otherwise)
+
+
+def died_with(kind: Kind, serve: Serve) -> bool:
+    """Whether Triton crashed because one of its processes was killed while it held a shared lock."""
+    return kind.process not in (TRITON, SERVE) and "tritonserver ended by signal 6" in serve.said()
+
+
+def judge_client(kind: Kind, serve: Serve, result: Result | None, seen: Seen) -> None:
+    """The client's message must name the failed process, without guessing; otherwise its stream must continue."""
+    if result is None:
+        seen.untrue.append("the client was told nothing")
+        return
+    seen.told = result.error or str(result.outcome)
+    if result.outcome is not Outcome.ERROR:
+        return
+    named = GONE if kind.process in (TRITON, SERVE) or died_with(kind, serve) else f"{kind.process} ended"
+    if kind.phase == RELOAD:  # a reload also ends the model's old processes
+        named = f"{named}|{wire.LLM} ended|{wire.ENTRY} ended"
+    expect(seen, bool(re.search(named, result.error)), f"client told {result.error!r}")
+    expect(seen, not UNCLEAR.search(result.error), f"unclear: {result.error!r}")
+
+
+def judge_loading(kind: Kind, error: str | None, seen: Seen) -> None:
+    expect(seen, error is not None, "the reload has not ended after 60 s")
+    if error:
+        expect(seen, not re.search(r"Traceback|\.py\b", error), f"reload told {error!r}")
+        expect(seen, "Triton refused the new configuration" not in error or not kind.ends_server, f"reload: {error!r}")
+
+
+def judge_serve(kind: Kind, serve: Serve, seen: Seen) -> None:
+    """A user who looks at `harness serve` learns of a process that was restarted."""
+    expect(seen, serve.process.poll() is None, "it ended")
+    if kind.process == SERVE or (kind.process, kind.blow) == (TRITON, PAUSE):
+        return
+    if kind.process == TRITON or died_with(kind, serve):
+        expect(seen, "tritonserver was restarted" in serve.said(), "it does not say that it restarted Triton")
+        expect(seen, kind.process != TRITON or "signal 9" in serve.said(), "it does not say how Triton ended")
+        return
+    if kind.phase == RELOAD:  # the process that was struck is replaced anyway
+        return
+    wait_s = time.monotonic() + 3
+    while f"{kind.process} ended" not in serve.said() and time.monotonic() < wait_s:
+        time.sleep(0.1)
+    expect(seen, f"{kind.process} ended" in serve.said(), f"it does not say that {kind.process} was restarted")
+
+
+def judge_end(kind: Kind, serve: Serve, seen: Seen) -> None:
+    """Judge what the user reads when a fault ended the server."""
+    seen.said = serve.said()
+    expect(seen, "Traceback" not in seen.said, "a stack trace")
+
+
+def judge_back(kind: Kind, serve: Serve, seen: Seen, struck_s: float) -> None:
+    deadline = struck_s + PATIENCE_S
+    time.sleep(0.5)
+    while time.monotonic() < deadline and serve.process.poll() is None:
+        if speaks(serve.url):
+            seen.back_s = time.monotonic() - struck_s
+            break
+        time.sleep(0.2)
+    expect(seen, seen.back_s is not None and seen.back_s <= BACK_S, f"back after {seen.back_s} s")
+
+
+def speaks(url: str) -> bool:
+    client = Client(url, SHORT, 3)
+    result = client.finish(20)
+    return result is not None and result.outcome is Outcome.DONE
+
+
+def holdings(serve: Serve) -> dict[str, int]:
+    """Shared-memory files and dead processes of a server that runs."""
+    triton = serve.find(TRITON)
+    dead = sum(not is_alive(child.pid) for child in triton.children(recursive=True)) if triton else 0
+    files = serve.shared()
+    notes = sum(path.suffix == ".model" for path in files)
+    return {"regions": len(files) - notes, "notes of processes": notes, "zombies": dead}
+
+
+def judge_holdings(before: dict[str, int], serve: Serve, seen: Seen) -> None:
+    """No more is held than before, within the time limit for recovery."""
+    deadline = time.monotonic() + BACK_S
+    while any(now > before[what] for what, now in holdings(serve).items()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    seen.left += [f"{what}: {before[what]} to {now}" for what, now in holdings(serve).items() if now > before[what]]
+
+
+def judge_left(kind: Kind, serve: Serve, seen: Seen) -> None:
+    """Judge what a server left. Files that only the next start can remove are checked after that start."""
+    deadline = time.monotonic() + BACK_S
+    while (serve.look() or serve.shared() or serve.folders) and time.monotonic() < deadline:
+        if not serve.look() and kind.process == SERVE and kind.blow == KILL:
+            break
+        time.sleep(0.1)
+    seen.left += [f"process {' '.join(one.cmdline()[:2])}" for one in serve.look()]
+    if kind.process == SERVE and kind.blow == KILL:
+        remove_stale(ROOT)
+    seen.left += [str(path) for path in (*serve.shared(), *serve.folders, *environments(serve))]
+    for port in serve.ports:
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", port)):
+                seen.left.append(f"port {port}")
+
+
+def environments(serve: Serve) -> list[Path]:
+    """Folders created by Triton while this server started; those of another starting server get time to disappear."""
+
+    def made() -> list[Path]:
+        found = []
+        for path in TEMPORARY.glob("python_env_*"):
+            with contextlib.suppress(OSError):
+                if serve.began_s <= path.stat().st_ctime <= serve.ready_s + 1:
+                    found.append(path)
+        return found
+
+    deadline = time.monotonic() + 20
+    while made() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return made()
+
+
+PHASES = {START: while_starting, STOP: while_stopping}
+
+
+def suffer(kinds: Sequence[Kind]) -> Iterator[Seen]:
+    """Every kind in turn; kinds that a server survives share it with the previous one."""
+    serve = None
+    try:
+        for kind in kinds:
+            common.say(f"{kind.topology}: {kind.name} at {kind.phase} …")
+            seen = Seen(kind)
+            if serve is not None and (kind.phase == START or serve.process.poll() is not None):
+                serve.end()
+                serve = None
+            if serve is None:
+                serve = Serve(kind.topology)
+                if kind.phase != START and not serve.ready():
+                    raise HarnessError(f"`harness serve` does not start: {serve.said()}")
+            try:
+                PHASES.get(kind.phase, while_serving)(kind, serve, seen)
+            except (HarnessError, psutil.Error) as error:
+                seen.untrue.append(f"{type(error).__name__}: {error}")
+            if kind.phase == START or kind.ends_server or serve.process.poll() is not None or kind == kinds[-1]:
+                finish(kind, serve, seen)
+                serve = None
+            common.say(f"    {'; '.join((*seen.untrue, *seen.left)) or 'right'}")
+            yield seen
+    finally:
+        if serve is not None:
+            serve.end()
+            remove_stale(ROOT)
+
+
+def finish(kind: Kind, serve: Serve, seen: Seen) -> None:
+    """End a server as its user would, or let it end by itself; judge its last messages and what it leaves."""
+    if serve.process.poll() is None:
+        if not kind.ends_server:
+            serve.process.send_signal(signal.SIGINT)
+        expect(seen, serve.wait(30) is not None, "it did not end within 30 s")
+    judge_end(kind, serve, seen)
+    judge_left(kind, serve, seen)
+    serve.end()
+    remove_stale(ROOT)
+
+
+def report(rows: Sequence[Seen]) -> int:
+    table = common.table("Faults of a server", "topology", "phase", "fault")
+    for column in ("client told after (s)", "back after (s)"):
+        table.add_column(column, justify="right")
+    for column in ("client told", "wrong"):
+        table.add_column(column, overflow="fold")
+    for seen in rows:
+        wrong = "; ".join((*seen.untrue, *(f"left: {each}" for each in seen.left))) or "-"
+        table.add_row(
+            seen.kind.topology, seen.kind.phase, seen.kind.name, seconds(seen.heard_s), seconds(seen.back_s),
+            seen.told[:110], wrong[:400],
+        )  # fmt: skip
+    figures = {
+        "kinds": len(rows),
+        "untrue": sum(bool(seen.untrue) for seen in rows),
+        "left_behind": sum(bool(seen.left) for seen in rows),
+        "back_s_max": most(seen.back_s for seen in rows),
+        "told_s_max": most(seen.heard_s for seen in rows),
+        "load_per_core": os.getloadavg()[1] / (os.cpu_count() or 1),  # on a busy host no start takes less than 15 s
+        "rows": [dataclasses.asdict(seen) for seen in rows],
+    }
+    common.finish(table, figures)
+    return common.EXIT_FAILED if figures["untrue"] or figures["left_behind"] else 0
+
+
+def seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def most(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = common.Parser(__doc__, EXAMPLE)
+    parser.add_argument("--topology", choices=tuple(wire.TOPOLOGIES), help="of the server; both unless given")
+    parser.add_argument(
+        "--only", type=common.several(str), default=[""], help="kinds whose fault and phase hold one of these texts"
+    )
+    given = parser.parse_args(arguments)
+    topologies = (given.topology,) if given.topology else tuple(wire.TOPOLOGIES)
+    kinds = [kind for topology in topologies for kind in kinds_of(topology)]
+    chosen = [kind for kind in kinds if any(text in f"{kind.name} at {kind.phase}" for text in given.only)]
+    if not chosen:
+        parser.error(f"no kind holds {' or '.join(map(repr, given.only))}")
+    rows = []
+    try:
+        for topology in topologies:
+            some = [kind for kind in chosen if kind.topology == topology]
+            for seen in suffer(some[:: max(1, len(some) // 3)][:3] if given.quick else some):
+                rows.append(seen)
+    except KeyboardInterrupt:
+        common.say("interrupted: these are the kinds until then")
+        report(rows)
+        raise
+    return report(rows)
+
+
+if __name__ == "__main__":
+    common.run(main)
