@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from harness import wire
+from harness.errors import InputError
 
 KnobScalar = int | float | bool | str
 KnobValue = KnobScalar | Sequence[KnobScalar]
@@ -23,6 +24,14 @@ KV_MODELS = {wire.STAGED: wire.LLM, wire.FUSED: wire.ENTRY}  # which processes h
 def topology_of(point: Knobs) -> str:
     """The topology of a point; staged for one stored before there were two."""
     return str(point.get(TOPOLOGY, wire.STAGED))
+
+
+def number_of(knobs: Knobs, knob: str, default: int) -> int:
+    """The value of a knob that is a whole number; ``default`` where it is not set. Raises InputError for any other."""
+    value = knobs.get(knob, default)
+    if not isinstance(value, int | float):
+        raise InputError(f"{knob} is {value!r}: it must be a whole number")
+    return int(value)
 
 
 def frame_path(point: Knobs) -> tuple[str, ...]:

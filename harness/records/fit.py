@@ -12,11 +12,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field
 
-from harness.content import Figure, absent, content_of, read
+from harness.content import SCHEMA, Figure, absent, content_of, read
 from harness.errors import InconclusiveError
 from harness.topology import Knobs
-
-SCHEMA = 1
 
 Part = TypeVar("Part")
 Interval = tuple[float | None, float | None]

@@ -17,11 +17,11 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from harness.content import SCHEMA
 from harness.errors import StoreError
 from harness.records.load_test import HeldRung, TestEnd, TestRun
 from harness.records.schema import Chunks, Outcome, Request, Result
 
-SCHEMA = 1
 FILE_NAME = "records.msgpack"
 _REQUEST_FIELDS = tuple(f.name for f in dataclasses.fields(Request))
 _RESULT_FIELDS = tuple(f.name for f in dataclasses.fields(Result) if f.name != "chunks")

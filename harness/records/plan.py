@@ -12,11 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from harness.content import Figure, absent, content_of, read, stored_as
+from harness.content import SCHEMA, Figure, absent, content_of, read, stored_as
 from harness.records.slo import Slo
 from harness.topology import Knobs
-
-SCHEMA = 1
 
 Bounds = tuple[float | None, float | None]
 Counts = tuple[int | None, int | None]

@@ -32,6 +32,7 @@ from harness.content import SCHEMA, OtherSchema, Record, parsed
 from harness.device_profile import Profile
 from harness.errors import StoreError
 from harness.records.fit import Fit
+from harness.records.load_test import LOAD_TEST, TestManifest
 from harness.records.metrics import per_request, through_windows
 from harness.records.plan import Plan
 from harness.records.prediction import Prediction
@@ -48,7 +49,6 @@ from harness.records.schema import (
 )
 
 Row = TypeVar("Row")
-LOAD_TEST = "load test"  # the kind of a manifest.json that Locust's tests write
 _PART_FOLDERS = ("requests.parquet", "server.parquet")
 _FIX = "restore it, or leave the run out"  # of a damaged file
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -234,6 +234,16 @@ def replace_text(path: Path, text: str) -> None:
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_load_test(path: Path, manifest: TestManifest) -> None:
+    """Writes the manifest of a load test whole, over an older one. Raises StoreError."""
+    write_json(path, manifest.to_dict())
+
+
+def read_load_test(path: Path) -> TestManifest:
+    """The manifest of a load test. Raises StoreError where it is missing, damaged or of another schema."""
+    return _read_record(path, TestManifest.of)
 
 
 def write_profile(path: Path | str, profile: Profile) -> None:

@@ -11,7 +11,7 @@ from harness.errors import InconclusiveError
 from harness.records.schema import Trial
 from harness.report import words
 from harness.report.facts import Point, StageShare, SweptDeployment
-from harness.topology import Knobs, has_knob, topology_of
+from harness.topology import Knobs, has_knob, number_of, topology_of
 
 FRAME_S = wire.SECONDS_PER_FRAME
 _DELAY = "delay_us"
@@ -182,7 +182,7 @@ def common_delay_s(knobs: Knobs) -> float | None:
     """
     if topology_of(knobs) == wire.FUSED:
         return None
-    delays = {knobs.get(f"{stage}.{_DELAY}", 0) for stage in wire.STAGES}
+    delays = {number_of(knobs, f"{stage}.{_DELAY}", 0) for stage in wire.STAGES}
     return delays.pop() / 1e6 if len(delays) == 1 else None
 
 

@@ -36,7 +36,7 @@ from harness.records.load_test import TestEnd
 from harness.records.prediction import Prediction
 from harness.records.schema import Outcome, Result, Rung, ServerSample, StageStatistics, Trial
 from harness.records.slo import Slo
-from harness.topology import TOPOLOGY, Knobs, topology_of
+from harness.topology import TOPOLOGY, Knobs, number_of, topology_of
 
 SCENARIO = SCENARIOS / "podcast.py"
 REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for each further ladder of the best
@@ -46,7 +46,7 @@ _SILENCE_S = 30  # a live server sends something every few seconds, so that this
 
 def asked(point: Knobs) -> dict[str, int]:
     """The values that requests set at a point of the space."""
-    return {knob: value for knob, value in point.items() if knob in REQUEST_KNOBS}
+    return {knob: number_of(point, knob, 0) for knob in point if knob in REQUEST_KNOBS}
 
 
 def deployed(base: Deployment, point: Knobs) -> Deployment:

@@ -206,12 +206,12 @@ def profile(token_ms=1e-4, **changes):
     return {"device": "NVIDIA H200", "preset": "1.5b", "model": model, "stages": stages | changes}
 
 
-def type_of(content):
+def device_type_of(content):
     return DeviceType.of_profile(Profile.of(content))
 
 
 def test_a_profile_is_read_as_lines_over_batch_and_context():
-    device_type = type_of(profile())
+    device_type = device_type_of(profile())
     assert device_type.worst_residual < 1e-6 and device_type.most_sessions == 16
     assert device_type.tau0_s == pytest.approx({wire.LLM: 0.004, wire.DIFFUSION: 0.010, wire.VOCODER: 0.002})
     assert device_type.alpha_s == pytest.approx({wire.LLM: 0.0005, wire.DIFFUSION: 0.0002, wire.VOCODER: 0.0003})
@@ -220,7 +220,7 @@ def test_a_profile_is_read_as_lines_over_batch_and_context():
 
 def test_context_makes_the_steps_of_a_gpu_longer():
     """One session alone: 17 ms, and 6.2 ms for 62,000 tokens; then a hop before each stage."""
-    device_type = type_of(profile())
+    device_type = device_type_of(profile())
 
     def alone_s(context, **between):
         return device_type.topology({}, context, **between).alone_s()
@@ -252,7 +252,7 @@ def split(content, host_ms=1.5):
 
 
 def test_a_gpu_is_held_for_the_gpus_part_of_a_step_and_its_host_is_busy_beside():
-    device_type, whole = type_of(split(profile())), type_of(profile())
+    device_type, whole = device_type_of(split(profile())), device_type_of(profile())
     assert device_type.worst_residual < 1e-6
     assert device_type.tau0_s == pytest.approx({wire.LLM: 0.0025, wire.DIFFUSION: 0.0085, wire.VOCODER: 0.0005})
     assert device_type.host_s == pytest.approx(dict.fromkeys(wire.STAGES, 0.0015))
@@ -304,11 +304,11 @@ def test_the_same_gpu_is_itself_and_speed_only_moves_the_gpus_part(host_ms, gpu_
 
 
 def test_what_was_scaled_says_so_in_the_plan(measured):
-    measured_type = Profile.of(launch_bound())
-    content = scaled(measured_type, "B200", 6000.0, 1400.0)
+    measured_gpu = Profile.of(launch_bound())
+    content = scaled(measured_gpu, "B200", 6000.0, 1400.0)
     assert (content.device, content.basis) == ("B200", "extrapolated")
-    assert content.model == measured_type.model and Profile.of(content.to_dict()) == content
-    assert scaled(measured_type, "B200", 6000.0, 1400.0, 5e10).model.kv_room_bytes == 5 * 10**10
+    assert content.model == measured_gpu.model and Profile.of(content.to_dict()) == content
+    assert scaled(measured_gpu, "B200", 6000.0, 1400.0, 5e10).model.kv_room_bytes == 5 * 10**10
     (row,) = plan_of(fit_of(measured), measured, profiles={"B200": content}).device_types
     assert "scaled from the profile of NVIDIA H200" in row.note and "the host's time as it is" in row.note
     whole = launch_bound()
@@ -328,7 +328,7 @@ def test_a_profile_without_bytes_and_operations_cannot_be_scaled():
 def test_a_profile_with_too_few_points_is_refused(measured):
     few = profile(**{wire.VOCODER: [{"batch": 1, "ms": 2.0}]})
     with pytest.raises(InconclusiveError, match="fewer than 3 points of neural_vocoder"):
-        type_of(few)
+        device_type_of(few)
     (row,) = plan_of(fit_of(measured), measured, profiles={"H200": Profile.of(few)}).device_types
     assert row.rate_per_device is None and "fewer than 3 points" in row.note
 
@@ -336,18 +336,18 @@ def test_a_profile_with_too_few_points_is_refused(measured):
 def test_what_is_no_profile_is_refused():
     for part in ("stages", "model", "device"):
         with pytest.raises(ValueError, match=f"it has no '{part}'"):
-            type_of({name: value for name, value in profile().items() if name != part})
+            device_type_of({name: value for name, value in profile().items() if name != part})
     without = profile()
     del without["model"]["kv_room_bytes"]
     with pytest.raises(InputError, match="kv_room_bytes"):
-        type_of(without)
+        device_type_of(without)
     for row, words in (
         ({"ms": 1.0}, "a point has no batch"),
         ({"batch": "many", "ms": 1.0}, "batch: Input should be a valid integer"),
         ({"batch": 1, "ms": None}, "ms: Input should be a valid number"),
     ):
         with pytest.raises((InputError, ValueError), match=words):
-            type_of(profile(**{wire.VOCODER: [row | {"context": tokens} for tokens in range(4)]}))
+            device_type_of(profile(**{wire.VOCODER: [row | {"context": tokens} for tokens in range(4)]}))
 
 
 def test_a_stage_that_no_model_can_take_costs_its_row_and_not_the_plan(measured):

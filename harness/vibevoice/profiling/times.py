@@ -102,8 +102,8 @@ class ProfiledTimes(Times):
     """The wall times of every stage in a profile's file; ``device``: the device's part of them.
 
     A profile without ``device_ms`` (an older one) does not separate the parts: all of its time counts as device time,
-    and ``basis`` says so. ``sizes``: of the model that was measured; ``device_name`` and ``dtype``: on what, and in
-    which type. Raises InputError for a file that is not a profile.
+    and ``basis`` says so. ``sizes``: of the model that was measured; ``device_name``, ``dtype``: on what, and in which
+    type. Raises InputError for a file that is not a profile.
     """
 
     def __init__(self, path: Path | str):
