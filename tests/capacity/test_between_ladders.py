@@ -177,7 +177,7 @@ def test_a_left_out_rung_is_named_and_its_requests_do_not_count():
     fit, quiet = fit_of((replace(trial, rungs=rungs), slow_rows)), fit_of((trial, rows))
     (excluded,) = fit.excluded
     assert excluded.trial_id == trial.trial_id
-    assert "rung 4" in excluded.reasons[0] and "times as long as the other rungs" in excluded.reasons[0]
+    assert "rung 4 (" in excluded.reasons[0] and "times as long as the other rungs" in excluded.reasons[0]
     assert fit.deployments[0].max_rate_per_s == pytest.approx(quiet.deployments[0].max_rate_per_s, rel=0.12)
 
 

@@ -32,7 +32,14 @@ class LadderRungs:
 
     def excluded(self, ladders: Sequence[Trial]) -> list[ExcludedTrial]:
         """The rungs that were left out, with the reason for each."""
-        return [_excluded(ladders[held.ladder], held, slow) for held, slow in self.slow]
+        by_ladder: dict[int, list[str]] = {}
+        for held, slow in self.slow:
+            reason = f"rung {held.place + 1} ({held.rung.sessions:.3g} sessions), a frame step {slow.times:.2f} times"
+            by_ladder.setdefault(held.ladder, []).append(f"{reason} as long as the other rungs show")
+        return [
+            ExcludedTrial(trial_id=ladders[number].trial_id, reasons=tuple(reasons))
+            for number, reasons in by_ladder.items()
+        ]
 
 
 def prepare(ladders: Sequence[Trial], seen: MeasuredRequests, steady_context: float) -> LadderRungs:
@@ -91,11 +98,3 @@ def _contexts(ladders: Sequence[Trial], held: Sequence[RungOfLadder], seen: Meas
 def _at_steady_contexts(rungs: Rungs, context: np.ndarray, steady: float) -> tuple[Rungs, ContextCost | None]:
     cost = context_cost(rungs, context)
     return (in_steady_state(rungs, context, steady, cost), cost) if cost else (rungs, None)
-
-
-def _excluded(ladder: Trial, held: RungOfLadder, slow: SlowRung) -> ExcludedTrial:
-    reason = (
-        f"rung {held.place + 1}, with {held.rung.sessions:.3g} sessions: a frame step took {slow.times:.2f} times as "
-        "long as the other rungs show, so something disturbed the host: measure the ladder again"
-    )
-    return ExcludedTrial(trial_id=ladder.trial_id, reasons=(reason,))

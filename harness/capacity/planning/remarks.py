@@ -12,20 +12,25 @@ from harness.capacity.models.device import METRIC_NAMES
 from harness.capacity.models.spreads import MIN_OF_A_CLASS
 from harness.capacity.planning.cost_and_growth import price_of
 from harness.capacity.planning.pools import Pools
-from harness.records.fit import Fit, FittedDeployment, FittedStep, fitted
+from harness.records.fit import ExcludedTrial, Fit, FittedDeployment, FittedStep, fitted
 from harness.records.plan import Plan, PlannedTarget
 
 
 def remarks_on(fit: Fit, chosen: FittedDeployment, pools: Pools) -> list[str]:
     """What a reader of the plan should know of the fit behind it."""
-    left_out = [f"{each.trial_id} was left out: {'; '.join(each.reasons)}." for each in fit.excluded]
+    used = {name for each in fit.deployments for name in each.trial_ids}
     return [
-        *left_out,
+        *(_left_out(each, in_part=each.trial_id in used) for each in fit.excluded),
         *not_told_apart(fit, chosen, fit.confidence),
         *_pooled(pools),
         *_no_slo_binds(chosen, pools),
         *_first_audio_in_progress(chosen, pools),
     ]
+
+
+def _left_out(excluded: ExcludedTrial, in_part: bool) -> str:
+    what = f"Part of {excluded.trial_id}" if in_part else excluded.trial_id
+    return f"{what} was left out: {'; '.join(excluded.reasons)}."
 
 
 def not_told_apart(fit: Fit, chosen: FittedDeployment, confidence: float) -> list[str]:
