@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 Record = TypeVar("Record")
-SCHEMA = 1  # of every stored JSON file
+SCHEMA = 1  # of every stored file
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""By an older schema: the content of a file of it in the next schema. A file with a seal is never migrated."""
 _ABSENT, _KEY = "absent", "key"
 
 Figure = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -34,10 +36,18 @@ class OtherSchema(ValueError):
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """The content of a stored JSON text. Raises OtherSchema, or ValueError, TypeError or KeyError for other texts."""
-    content = json.loads(text)
-    if content["schema"] != SCHEMA:
-        raise OtherSchema(f"schema {content['schema']}, this harness reads {SCHEMA}; use the harness that wrote it")
+    """The content of a stored JSON text, migrated. Raises OtherSchema, ValueError, TypeError or KeyError."""
+    return current(json.loads(text))
+
+
+def current(content: dict[str, Any]) -> dict[str, Any]:
+    """Stored content in the schema of this harness. Raises OtherSchema for one that it cannot migrate."""
+    stored = content["schema"]
+    while content["schema"] != SCHEMA:
+        migrate = MIGRATIONS.get(content["schema"])
+        if migrate is None:
+            raise OtherSchema(f"schema {stored}, this harness reads {SCHEMA}; use the harness that wrote it")
+        content = {**migrate(content), "schema": content["schema"] + 1}
     return content
 
 

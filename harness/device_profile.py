@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -162,3 +163,61 @@ class Profile:
         """Whether every time separates the device's part from the host's."""
         points = (point for points in self.stages.values() for point in points)
         return all(point.is_separated for point in points if isinstance(point, StagePoint))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceEvent:
+    """The profiler has measured what its device can do: see ``Profile``; ``self_noise``: of the measurement itself."""
+
+    device: str
+    dtype: str
+    bandwidth_gb_s: float
+    tflop_s: float
+    self_noise: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointEvent:
+    """The profiler has measured a point, number ``done`` of ``of``, or has left it out."""
+
+    stage: str
+    point: ProfilePoint
+    done: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndEvent:
+    """The profiler has measured everything."""
+
+    model: ModelSizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorEvent:
+    """The profiler cannot measure what it was asked to; ``message`` is for the user."""
+
+    message: str
+
+
+ProfilerEvent = DeviceEvent | PointEvent | EndEvent | ErrorEvent
+_EVENTS: dict[str, type[ProfilerEvent]] = {
+    "device": DeviceEvent, "point": PointEvent, "end": EndEvent, "error": ErrorEvent,
+}  # fmt: skip
+_NAMES = {kind: name for name, kind in _EVENTS.items()}
+_EVENT_PREFIX = '{"event"'  # other lines of the profiler are warnings of libraries
+
+
+def event_line(event: ProfilerEvent) -> str:
+    """The event as a line of JSON."""
+    return json.dumps({"event": _NAMES[type(event)], **content_of(event)})
+
+
+def is_event(line: str) -> bool:
+    return line.startswith(_EVENT_PREFIX)
+
+
+def event_of(line: str) -> ProfilerEvent:
+    """Read a line of ``event_line``. Raises ValueError or KeyError."""
+    content = json.loads(line)
+    return read(_EVENTS[content["event"]], content)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from harness import wire
+from harness.errors import InputError
+
+KnobScalar = int | float | bool | str
+KnobValue = KnobScalar | Sequence[KnobScalar]
+Knobs = Mapping[str, KnobValue]
+"""A deployment, or a point of a search space: by knob, e.g. ``{"diffusion_decoder.delay_us": 2000}``."""
 
 TOPOLOGY = "topology"  # the knob of a point that says how it is deployed; default: staged
 ENGINE = "engine"  # prefix of the fused engine's knobs
@@ -16,12 +21,20 @@ EVERY_STAGE = (*wire.STAGES, wire.ENGINE)  # of the frame path, in any topology
 KV_MODELS = {wire.STAGED: wire.LLM, wire.FUSED: wire.ENTRY}  # which processes hold the KV caches
 
 
-def topology_of(point: Mapping[str, Any]) -> str:
+def topology_of(point: Knobs) -> str:
     """The topology of a point; staged for one stored before there were two."""
-    return point.get(TOPOLOGY, wire.STAGED)
+    return str(point.get(TOPOLOGY, wire.STAGED))
 
 
-def frame_path(point: Mapping[str, Any]) -> tuple[str, ...]:
+def number_of(knobs: Knobs, knob: str, default: int) -> int:
+    """The value of a knob that is a whole number; ``default`` where it is not set. Raises InputError for any other."""
+    value = knobs.get(knob, default)
+    if not isinstance(value, int | float):
+        raise InputError(f"{knob} is {value!r}: it must be a whole number")
+    return int(value)
+
+
+def frame_path(point: Knobs) -> tuple[str, ...]:
     """The stages that a frame passes at a point, in order."""
     return FRAME_PATHS[topology_of(point)]
 
@@ -31,7 +44,7 @@ def owner_of(stage: str) -> str:
     return ENGINE if stage == wire.ENGINE else stage
 
 
-def kv_instances(point: Mapping[str, Any]) -> str:
+def kv_instances(point: Knobs) -> str:
     """The knob that counts the processes with their own KV caches."""
     return f"{owner_of(wire.ENGINE if topology_of(point) == wire.FUSED else wire.LLM)}.instances"
 
@@ -47,7 +60,7 @@ def has_knob(topology: str, knob: str) -> bool:
     return topology == wire.STAGED or owner not in ("entry", *wire.STAGES)
 
 
-def applicable(point: Mapping[str, Any]) -> dict[str, Any]:
+def applicable(point: Knobs) -> Knobs:
     """The point without the knobs that its topology lacks: the deployment is the same."""
     topology = topology_of(point)
     return {knob: value for knob, value in point.items() if has_knob(topology, knob)}

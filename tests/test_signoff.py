@@ -37,7 +37,7 @@ from harness.runs.analysis import plan_of
 from harness.sweep import campaign
 from harness.sweep.budget import Budget, decidable_s, estimated_s
 from harness.sweep.progress import Watcher
-from harness.sweep.trial import Driver, Measured, TrialFailed, asked, deployed, drawn, failed_trial, trial_id
+from harness.sweep.trial import Driver, Measured, TrialFailed, TrialRequest, asked, deployed, failed_trial, trial_id
 from harness.sweep.trial_log import FAILED_IN_A_ROW, TRIES
 from harness.topology import topology_of
 
@@ -94,12 +94,13 @@ class FakeDriver:
     def __init__(self, server, plan_path, plan, scratch, base):
         self.server, self.scratch = server, scratch
 
-    def run(self, point, load, prediction=None, repeat=0):
+    def run(self, request):
         if self.break_after is not None and len(self.measured) >= self.break_after:
             raise KeyboardInterrupt
-        name = trial_id(point, load, repeat)
-        self.measured.append(name)
-        trial = Trial(name, load.kind, point, load.record(), "2026-01-01T00:00:00", 1.0, self.valid, (), (), prediction)
+        point, load = request.point, request.load
+        self.measured.append(request.trial_id)
+        about = "2026-01-01T00:00:00", 1.0, self.valid, (), (), request.prediction
+        trial = Trial(request.trial_id, load.kind, point, load.record(), *about)
         trial = dataclasses.replace(trial, topology=topology_of(point))
         return Measured(trial, (), ())
 
@@ -163,7 +164,7 @@ def test_what_a_server_refuses_for_good_ends_the_job_as_a_mistake_in_the_plan(pl
         server.reload = lambda deployment: []
         driver = Driver(server, plan, load_plan(plan), tmp_path, Deployment())
         with pytest.raises(InputError, match="^the server rejects what the plan asks for.*: unknown voice id 99"):
-            driver.run({}, Load.ladder(30, seed=1, sessions=(1, 2)))
+            driver.run(TrialRequest({}, Load.ladder(30, seed=1, sessions=(1, 2))))
 
 
 def test_a_finished_sweep_starts_no_server(plan, tmp_path, fakes, monkeypatch):
@@ -658,10 +659,12 @@ def test_a_server_that_is_gone_gives_its_point_to_the_others(plan, tmp_path, fak
 @pytest.mark.parametrize("kind", ["ladder", "open"])
 def test_a_repeat_draws_other_requests_and_keeps_the_name_of_its_load(kind):
     load = Load.ladder(10.0, 7, (1, 2)) if kind == "ladder" else Load.poisson(10.0, 7, rate_per_s=2.0)
-    again = drawn(load, 1)
-    assert drawn(load, 0) == load and again.seed != load.seed and dataclasses.replace(again, seed=7) == load
-    assert failed_trial({}, load, 1, "it failed").load.seed == again.seed
-    assert failed_trial({}, load, 1, "it failed").trial_id == trial_id({}, load, 1)
+    repeat = TrialRequest({}, load, repeat=1)
+    again = repeat.drawn_load
+    assert TrialRequest({}, load).drawn_load == load
+    assert again.seed != load.seed and dataclasses.replace(again, seed=7) == load
+    failed = failed_trial(repeat, "it failed")
+    assert (failed.load.seed, failed.trial_id) == (again.seed, trial_id({}, load, 1))
 
 
 def ladder(wall_s, held_s, sessions=(1, 2, 4), seconds=8.0):

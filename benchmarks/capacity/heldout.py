@@ -59,7 +59,7 @@ from harness.records.prediction import hash_of
 from harness.records.schema import RunManifest, Trial
 from harness.records.store import Run
 from harness.sweep.optimizer.surrogate import Surrogate
-from harness.sweep.trial import Driver, trial_id
+from harness.sweep.trial import Driver, TrialRequest, trial_id
 from harness.traffic.mix import ScriptSource, requests
 
 RUN_ID = "heldout-emulated"
@@ -179,7 +179,7 @@ class Bench:
                         return False
                     repeat = int(any(t.trial_id == trial_id(knobs, load) for t in self.run.trials()))
                     common.say(f"{gpus} x, {mix}, {load.kind}, {_short(knobs)} {load.rate_per_s or load.sessions} …")
-                    measured = driver.run(knobs, load, None, repeat)
+                    measured = driver.run(TrialRequest(knobs, load, repeat=repeat))
                     self.run.append_trial(measured.trial, measured.results, ())
                     if not measured.trial.valid:
                         common.say(f"  INVALID: {'; '.join(measured.trial.reasons)}")

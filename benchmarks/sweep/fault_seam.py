@@ -26,7 +26,7 @@ from harness.errors import HarnessError  # noqa: E402
 from harness.records import store  # noqa: E402
 from harness.records.store import Run  # noqa: E402
 from harness.runs.analysis import fit_of  # noqa: E402
-from harness.sweep.trial import Measured, TrialFailed, trial_id  # noqa: E402
+from harness.sweep.trial import Measured, TrialFailed, TrialRequest  # noqa: E402
 
 TRIAL_S = 0.4  # duration of a synthetic trial
 CRASH, ALWAYS = "crash", "always"  # the third trial fails once; one point always fails
@@ -50,13 +50,13 @@ class MadeDriver:
     def __init__(self, server, plan_path, plan, scratch, base):
         self.server, self.scratch, self.begun = server, scratch, 0
 
-    def run(self, point: dict, load: Load, prediction=None, repeat: int = 0) -> Measured:
-        name, self.begun = trial_id(point, load, repeat), self.begun + 1
+    def run(self, request: TrialRequest) -> Measured:
+        point, name, self.begun = request.point, request.trial_id, self.begun + 1
         self._note("begun", name)
         time.sleep(TRIAL_S)
         if (self.fault == CRASH and self.begun == 3) or (self.fault == ALWAYS and point == _worst()):
             raise TrialFailed("the server ended")
-        measured = made_trial(point, load, name)
+        measured = made_trial(point, request.load, name)
         self._note("ended", name)
         return measured
 

@@ -30,7 +30,7 @@ from harness.host.places import ROOT
 from harness.planfile.reading import load_plan
 from harness.records.schema import Outcome
 from harness.records.store import Run
-from harness.sweep.trial import Driver
+from harness.sweep.trial import Driver, TrialRequest
 
 PLAN = ROOT / "scenarios" / "quick.yaml"
 SAMPLE = ROOT / "results" / "sample-quick"
@@ -95,7 +95,7 @@ def overhead_s(driver: Driver, repeat: int, quick: bool) -> float:
     load = Load.ladder(2.0 if quick else 4.0, seed=repeat + 1, sessions=(1, 4))
     common.say(f"a trial of {load.total_s:g} s …")
     driver.deploy(BASE)
-    return driver.run(BASE, load).trial.wall_s - load.total_s
+    return driver.run(TrialRequest(BASE, load)).trial.wall_s - load.total_s
 
 
 def answer_of(run: Run) -> dict[str, float]:

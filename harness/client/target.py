@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import InputError
+from harness.records.load_test import TargetRecord, TlsRecord
 
 if TYPE_CHECKING:
     import grpc
@@ -159,10 +160,17 @@ class Target:
         """Plain values for another of our processes. They include secrets."""
         return dataclasses.asdict(self)
 
-    def record(self) -> dict:
-        """The target without secrets, for records: headers by name only."""
-        plain = {**self.to_plain(), "headers": sorted({name for name, _ in self.headers})}
-        return {**plain, "addresses": list(self.addresses)}
+    def record(self) -> TargetRecord:
+        """The target without secrets, for records."""
+        return TargetRecord(
+            addresses=self.addresses,
+            tls=TlsRecord(**dataclasses.asdict(self.tls)) if self.tls else None,
+            headers=tuple(sorted({name for name, _ in self.headers})),
+            balance=self.balance,
+            ready_s=self.ready_s,
+            silence_s=self.silence_s,
+            request_s=self.request_s,
+        )
 
     @property
     def url(self) -> str:

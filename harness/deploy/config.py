@@ -18,7 +18,7 @@ from harness.host import nvml
 from harness.host.places import REPOSITORY, preset_name
 from harness.identity import CPU, EMULATED, GPU
 from harness.records.store import read_profile
-from harness.topology import ENGINE, ENGINE_KNOBS, KEY, has_knob
+from harness.topology import ENGINE, ENGINE_KNOBS, KEY, Knobs, KnobValue, has_knob
 from harness.traffic.voice_folder import count_voices, voice_files
 
 KNOBS = ("delay_us", "max_batch", "preferred_batch", "instances")
@@ -36,7 +36,6 @@ _OWNERS = {"entry": wire.ENTRY, **{stage: stage for stage in wire.STAGES}, wire.
 
 
 Configs = dict[str, model_config_pb2.ModelConfig]  # by model
-Value = int | float | bool | str | Sequence[int | float | bool | str]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Deployment:
     checkpoint: str = ""
     voices: str = ""
     weights_seed: int = 0
-    knobs: Mapping[str, Value] = field(default_factory=dict)
+    knobs: Knobs = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
     emulate: str = ""
     gpus: int = 1
@@ -315,7 +314,7 @@ def _set_parameter(configs: Configs, name: str, value: str) -> None:
     configs[model].parameters[parameter].string_value = _as_parameter(name, parameter, value)
 
 
-def _as_parameter(where: str, name: str, value: Value) -> str:
+def _as_parameter(where: str, name: str, value: KnobValue) -> str:
     """A parameter's value as its model reads it; 1.5e9 counts as a whole number. Raises InputError for other text."""
     if name not in wire.NUMBERS or (name in wire.AUTO_PARAMETERS and value == wire.AUTO):
         return str(value)
@@ -371,7 +370,7 @@ def _check_folders(config: model_config_pb2.ModelConfig) -> None:
             raise InputError(f"{checkpoint} is not a checkpoint folder: it holds no config.json")
 
 
-def set_key(configs: Configs, knob: str, value: Value) -> None:
+def set_key(configs: Configs, knob: str, value: KnobValue) -> None:
     """Set ``<model>:<path>`` in these configurations. A path names fields, indices and map keys, with dots between.
 
     A list of numbers or words replaces a repeated field. A parameter is ``<model>:parameters.<name>``. Raises
@@ -414,7 +413,7 @@ def _member(holder, part: str, knob: str):
     raise InputError(f"{knob}: {_no_such_key(holder, part)}")
 
 
-def _set_member(holder, name: str, value: Value, knob: str) -> None:
+def _set_member(holder, name: str, value: KnobValue, knob: str) -> None:
     if isinstance(holder, Mapping):
         if name not in holder:  # a protobuf map would create it
             raise KeyError(name)
@@ -433,7 +432,7 @@ def _no_such_key(holder, name: str) -> str:
     return f"no key {name!r} here; there are {', '.join(map(str, known)) or 'none'}"
 
 
-def _check_knob(knob: str, value: Value) -> None:
+def _check_knob(knob: str, value: KnobValue) -> None:
     if KEY in knob:
         return
     owner, _, name = knob.rpartition(".")

@@ -13,6 +13,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from harness import wire
 from harness.client.replicas import described
 from harness.client.target import Target
+from harness.content import SCHEMA, current
 from harness.deploy.config import Configs, Deployment, as_json, from_json, topology_of
 from harness.deploy.control import config_of, is_ready, load_changes
 from harness.deploy.stage_identity import stages_of
@@ -80,17 +81,19 @@ class RemoteTriton:
         if self._keep is None:
             return
         try:
-            self._keep.write_text(json.dumps({model: as_json(config) for model, config in self.found.items()}))
+            configs = {model: as_json(config) for model, config in self.found.items()}
+            self._keep.write_text(json.dumps({"schema": SCHEMA, "configs": configs}))
         except OSError as error:
             raise ServerError(f"{self._keep} cannot be written: {error.strerror}; free or repair the disk") from error
 
     def _kept(self) -> Configs | None:
         """The server's original configurations, where a killed sweep left changed ones in it."""
         try:
-            kept = json.loads(self._keep.read_text()) if self._keep else None
+            kept = json.loads(self._keep.read_text()) if self._keep else {}
+            configs = current(kept)["configs"] if "schema" in kept else kept  # of an older harness
         except (OSError, ValueError):
             return None
-        return {model: from_json(text) for model, text in kept.items()} if kept else None
+        return {model: from_json(text) for model, text in configs.items()} or None
 
     def reload(self, deployment: Deployment) -> list[str]:
         """Set the knobs of a deployment; loads the models whose configuration changes, and returns their names."""

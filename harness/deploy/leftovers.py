@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.deploy.running import STATE, is_alive, states
+from harness.deploy.running import STATE, STATE_NAME, is_alive, states
 from harness.host.keys import remove_keys, remove_orphaned_files
 from harness.host.places import ROOT
 
@@ -20,18 +20,18 @@ _LONGEST_START_S = 600.0
 
 def remove_stale(root: Path = ROOT) -> None:
     """Remove what servers left behind whose owner was killed: processes, shared memory, folders."""
-    for state in states(root):
-        if is_alive(state["owner"]):
+    for folder, state in states(root).items():
+        if is_alive(state.owner):
             continue
-        if is_alive(state["server"]):
-            _kill_tree(psutil.Process(state["server"][0]))
-        _end_orphans(state["shm_prefix"])
-        remove_keys(state.get("mark", ""))
-        remove_shared_memory(state["shm_prefix"])
-        _remove_folder(state["folder"])
+        if is_alive(state.server):
+            _kill_tree(psutil.Process(state.server[0]))
+        _end_orphans(state.shm_prefix)
+        remove_keys(state.mark)
+        remove_shared_memory(state.shm_prefix)
+        _remove_folder(folder)
     for folder in (root / STATE).glob("triton-*/"):
         with contextlib.suppress(OSError, ValueError):  # another user's, or not a server's folder
-            if not (folder / "state.json").exists() and not psutil.pid_exists(int(folder.name.split("-")[1])):
+            if not (folder / STATE_NAME).exists() and not psutil.pid_exists(int(folder.name.split("-")[1])):
                 _end_orphans(shm_prefix_of(folder))  # killed before it wrote its state
                 remove_shared_memory(shm_prefix_of(folder))
                 _remove_folder(folder)

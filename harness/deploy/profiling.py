@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +19,23 @@ from rich.table import Table
 
 from harness import wire
 from harness.deploy.config import checked_preset
-from harness.device_profile import EVENTS, PREFILL, GridPoint, Profile, SkippedPoint, StagePoint
+from harness.device_profile import (
+    EVENTS,
+    PREFILL,
+    DeviceEvent,
+    EndEvent,
+    ErrorEvent,
+    GridPoint,
+    ModelSizes,
+    PointEvent,
+    Profile,
+    ProfileManifest,
+    ProfilerEvent,
+    SkippedPoint,
+    StagePoint,
+    event_of,
+    is_event,
+)
 from harness.errors import HarnessError, InputError
 from harness.host.places import preset_name
 from harness.host.process_group import end_group, spawn
@@ -28,6 +43,7 @@ from harness.host.provenance import commit, host_facts, versions
 from harness.records.store import write_profile
 
 DEVICES = ("auto", "cpu", "cuda")
+Points = Mapping[str, Sequence[StagePoint | SkippedPoint]]  # by stage
 BUDGET_S, TINY_BUDGET_S = 420.0, 60.0
 _TITLES = {
     wire.LLM: ("LLM step", "sessions", "context"),
@@ -84,20 +100,20 @@ class ProfileJob:
 class Findings:
     """What the child has reported so far."""
 
-    device: dict = field(default_factory=dict)
-    stages: dict[str, list[dict]] = field(default_factory=dict)
-    model: dict = field(default_factory=dict)  # sizes; reported last, so empty if the measurement broke off
+    device: DeviceEvent | None = None
+    stages: dict[str, list[StagePoint | SkippedPoint]] = field(default_factory=dict)
+    model: ModelSizes | None = None  # reported last, so None if the measurement broke off
 
-    def take(self, event: dict) -> None:
-        match event["event"]:
-            case "device":
+    def take(self, event: ProfilerEvent) -> None:
+        match event:
+            case DeviceEvent():
                 self.device = event
-            case "point":
-                self.stages.setdefault(event["stage"], []).append(event["point"])
-            case "error":
-                raise InputError(event["message"])
-            case "end":
-                self.model = event["model"]
+            case PointEvent():
+                self.stages.setdefault(event.stage, []).append(event.point)
+            case ErrorEvent():
+                raise InputError(event.message)
+            case EndEvent():
+                self.model = event.model
 
 
 def measure(job: ProfileJob, folder: Path, say: Callable[[str], None]) -> Path:
@@ -112,11 +128,11 @@ def measure(job: ProfileJob, folder: Path, say: Callable[[str], None]) -> Path:
     with _child(job) as (process, log):
         for event in _events(process, log):
             findings.take(event)
-            if event["event"] == "point":
-                say(f"[{time.monotonic() - began:3.0f} s, {event['done']}/{event['of']}] {describe(event)}")
-        if not findings.model:
+            if isinstance(event, PointEvent):
+                say(f"[{time.monotonic() - began:3.0f} s, {event.done}/{event.of}] {describe(event)}")
+        if findings.device is None or findings.model is None:
             raise HarnessError(f"the measurement broke off{_why(process.wait(), log)}")
-    profile = _profile(job, findings, time.monotonic() - began)
+        profile = _profile(job, findings.device, findings.model, findings.stages, time.monotonic() - began)
     path = Path(folder) / f"{_file_name(profile.device)}-{profile.preset}.json"
     write_profile(path, profile)
     return path
@@ -143,14 +159,14 @@ def _child(job: ProfileJob) -> Iterator[tuple[subprocess.Popen, Path]]:
             end_group(process, grace_s=2)
 
 
-def _events(process: subprocess.Popen, log: Path) -> Iterator[dict]:
+def _events(process: subprocess.Popen, log: Path) -> Iterator[ProfilerEvent]:
     """The child's events until it has ended; other lines of its log are warnings of libraries."""
     rest = ""
     with open(log, errors="replace") as lines:
         while True:
             ended = process.poll() is not None  # checked before reading, so that its last lines are read too
             *whole, rest = (rest + lines.read()).split("\n")
-            yield from (json.loads(line) for line in whole if line.startswith('{"event"'))
+            yield from (event_of(line) for line in whole if is_event(line))
             if ended:
                 return
             time.sleep(0.1)
@@ -159,51 +175,50 @@ def _events(process: subprocess.Popen, log: Path) -> Iterator[dict]:
 def _why(code: int, log: Path) -> str:
     if code == -9:
         return ": it was killed, most likely because memory ran out; give a smaller --preset"
-    lines = [line for line in log.read_text(errors="replace").splitlines() if not line.startswith('{"event"')]
+    lines = [line for line in log.read_text(errors="replace").splitlines() if not is_event(line)]
     return f" (exit code {code}):\n" + "\n".join(lines[-5:])[-2000:]
 
 
-def _profile(job: ProfileJob, findings: Findings, took_s: float) -> Profile:
-    said, host = findings.device, host_facts()
-    on_cpu = said["device"] == "cpu"
-    content = {
-        "device": host.cpu if on_cpu else said["device"],
-        "preset": preset_name(job.preset),
-        "dtype": said["dtype"],
-        "manifest": {
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["harness", "profile", *job.options()]),
-            "commit": commit(),
-            "versions": versions(),
-            "host": host,
-            "threads": 1 if on_cpu else None,
-            "weights": job.checkpoint or f"random, seed {job.weights_seed}",
-            "seconds": round(took_s, 1),
-            "self_noise": said["self_noise"],
-            "device_ms_from": _device_ms_from(findings.stages),
-        },
-        "model": findings.model,
-        "bandwidth_gb_s": said["bandwidth_gb_s"],
-        "tflop_s": said["tflop_s"],
-        "stages": findings.stages,
-    }
-    return Profile.of(content)
+def _profile(job: ProfileJob, said: DeviceEvent, model: ModelSizes, stages: Points, took_s: float) -> Profile:
+    host, on_cpu = host_facts(), said.device == "cpu"
+    return Profile(
+        device=host.cpu if on_cpu else said.device,
+        preset=preset_name(job.preset),
+        dtype=said.dtype,
+        manifest=ProfileManifest(
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=shlex.join(["harness", "profile", *job.options()]),
+            commit=commit(),
+            versions=versions(),
+            host=host,
+            threads=1 if on_cpu else None,
+            weights=job.checkpoint or f"random, seed {job.weights_seed}",
+            seconds=round(took_s, 1),
+            self_noise=said.self_noise,
+            device_ms_from=_device_ms_from(stages),
+        ),
+        model=model,
+        bandwidth_gb_s=said.bandwidth_gb_s,
+        tflop_s=said.tflop_s,
+        stages={stage: tuple(points) for stage, points in stages.items()},
+    )
 
 
-def _device_ms_from(stages: dict[str, list[dict]]) -> dict[str, int]:
+def _device_ms_from(stages: Points) -> dict[str, int]:
     """Counts of points whose ``device_ms`` came from the profiler, from CUDA events, from a CPU or from wall time."""
-    return dict(Counter(p["device_ms_from"] for points in stages.values() for p in points if "device_ms_from" in p))
+    points = (point for points in stages.values() for point in points)
+    return dict(Counter(point.device_ms_from for point in points if isinstance(point, StagePoint)))
 
 
 def _file_name(device: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", device.lower()).strip("-")
 
 
-def describe(event: dict) -> str:
+def describe(event: PointEvent) -> str:
     """Describe a point briefly."""
-    point, (title, *_) = event["point"], _TITLES[event["stage"]]
-    where = ", ".join(f"{name} {point[name]}" for name in _COORDINATES[event["stage"]] if name)
-    return f"{title}, {where}: " + (point.get("left_out") or f"{point['ms']:.3g} ms")
+    point, (title, *_) = event.point, _TITLES[event.stage]
+    where = ", ".join(f"{name} {point.at(name)}" for name in _COORDINATES[event.stage] if name)
+    return f"{title}, {where}: " + (point.left_out if isinstance(point, SkippedPoint) else f"{point.ms:.3g} ms")
 
 
 def tables(profile: Profile) -> list[Table]:

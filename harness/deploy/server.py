@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -24,7 +23,7 @@ from harness.deploy.distribution import Distribution, find_distribution, server_
 from harness.deploy.flags import BACKEND_THREADS, EXIT_TIMEOUT_S, GPU_BACKEND_THREADS, server_flags
 from harness.deploy.leftovers import remove_environments, remove_shared_memory, remove_stale, shm_prefix_of
 from harness.deploy.ports import free_ports, must_be_free
-from harness.deploy.running import STATE, process_mark
+from harness.deploy.running import STATE, STATE_NAME, ServerState, process_mark
 from harness.deploy.stage_identity import stages_of
 from harness.errors import ServerError
 from harness.host.keys import remove_keys, server_mark, write_control_key, write_private
@@ -259,18 +258,18 @@ class TritonServer:
         self._mark = server_mark(self.pid)
 
     def _write_state(self) -> None:
-        state = {
-            "owner": process_mark(os.getpid()),
-            "server": process_mark(self.pid),
-            "mark": self._mark,
-            "url": self.url,
-            "metrics_url": self.metrics_url,
-            "shm_prefix": self.shm_prefix,
-            "preset": self.deployment.preset,
-            "public": self.public,
-        }
-        (self.folder / "state.json").unlink(missing_ok=True)
-        write_private(self.folder / "state.json", json.dumps(state))
+        state = ServerState(
+            owner=process_mark(os.getpid()),
+            server=process_mark(self.pid),
+            mark=self._mark,
+            url=self.url,
+            metrics_url=self.metrics_url,
+            shm_prefix=self.shm_prefix,
+            preset=self.deployment.preset,
+            public=self.public,
+        )
+        (self.folder / STATE_NAME).unlink(missing_ok=True)
+        write_private(self.folder / STATE_NAME, state.text())
         write_control_key(self.pid, self.url, *self.control_headers[0])
 
     def _wait_ready(self, timeout_s: float, interrupted: Callable[[], bool]) -> None:

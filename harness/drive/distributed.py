@@ -10,13 +10,16 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import gevent
+from pydantic import InstanceOf
 
 from harness.client.replicas import ConnectionStatistics
 from harness.client.target import Target, is_this_host
+from harness.content import read
 from harness.drive.generator import Share, lead_s
 from harness.drive.observed import ReaderTotals
 from harness.drive.readers.live_stats import PROGRESS_EVERY_S, Progress
@@ -42,20 +45,20 @@ class WorkerReport:
 
     KIND = "speech"  # of Locust's messages
 
-    results: tuple[Result, ...]
-    progress: Progress
+    results: tuple[InstanceOf[Result], ...]
+    progress: InstanceOf[Progress]
     submitted: int
     lost: int
     lag_p99_s: float
-    connections: ConnectionStatistics
+    connections: InstanceOf[ConnectionStatistics]
     wall_ns: int
     shares_servers_clock: bool
-    record: AskedLoad
+    record: InstanceOf[AskedLoad]
     done: bool
     failed: str
     pid: int
 
-    def to_plain(self) -> dict:
+    def to_plain(self) -> dict[str, Any]:
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return plain | {
             "results": list(map(result_to_plain, self.results)),
@@ -65,14 +68,15 @@ class WorkerReport:
         }
 
     @classmethod
-    def from_plain(cls, plain: dict) -> WorkerReport:
+    def from_plain(cls, plain: Mapping[str, Any]) -> WorkerReport:
+        """Read a message. Raises ValueError, TypeError, KeyError or AttributeError for any other."""
         parts = {
             "results": tuple(map(result_from_plain, plain["results"])),
             "record": AskedLoad.of(plain["record"]),
             "progress": Progress.from_plain(plain["progress"]),
             "connections": ConnectionStatistics.from_plain(plain["connections"]),
         }
-        return cls(**{**plain, **parts})
+        return read(cls, {**plain, **parts})
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class MasterTest(SpeechTest):
         super().__init__(environment, find_users)
         self._reports: dict[str, WorkerReport] = {}  # the last report of each worker
         self._shift_ns: dict[str, int] = {}  # from each worker's clock to ours
+        self._unreadable: set[str] = set()  # workers
         self._begun = False
         environment.parsed_options.speech_workers = 1
         environment.runner.register_message(WorkerReport.KIND, self._hear)
@@ -112,6 +117,7 @@ class MasterTest(SpeechTest):
 
     def _open(self, target: Target) -> None:
         self._reports.clear()
+        self._unreadable.clear()
         self._begun = False
         self._wall_ns = wall_ns()
         self._expected = {client.id for client in self._runner.clients.all}
@@ -133,7 +139,11 @@ class MasterTest(SpeechTest):
     def _hear(self, environment, msg) -> None:
         if not self._running:
             return
-        report = WorkerReport.from_plain(msg.data)
+        try:
+            report = WorkerReport.from_plain(msg.data)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self._take_for_lost(msg.node_id, error)
+            return
         self._shift_ns[msg.node_id] = _shift_ns(report.wall_ns, self._wall_ns)
         if not self._shift_ns[msg.node_id]:  # a worker of this host is no disturbance, whoever started it
             self.host_monitor.count_as_own(report.pid)
@@ -141,6 +151,12 @@ class MasterTest(SpeechTest):
             self._record(_shifted(result, self._shift_ns[msg.node_id]))
         self._reports[msg.node_id] = replace(report, results=())
         self._begin_when_all_are_ready()
+
+    def _take_for_lost(self, worker: str, error: Exception) -> None:
+        """Make the test INVALID, once per worker: its requests are missing."""
+        if worker not in self._unreadable:
+            self._unreadable.add(worker)
+            self.recorder.add_fault(f"worker {worker} sent a message that cannot be read: {error}")
 
     def _begin_when_all_are_ready(self) -> None:
         here = self._expected & set(self._runner.clients)
@@ -238,12 +254,12 @@ class WorkerTest(SpeechTest):
         self._report(done=True)
 
     def _begin_on_order(self, environment, msg) -> None:
-        order = Begin(**msg.data)
+        order = read(Begin, msg.data)
         if self.share and not self.share.stopping:
             self.share.begin(order.start_ns - _shift_ns(self._wall_ns, order.wall_ns))
 
     def _end_on_order(self, environment, msg) -> None:
-        self.finish(End(**msg.data).grace_s)
+        self.finish(read(End, msg.data).grace_s)
 
     def _keep_reporting(self, share: Share) -> None:
         while not share.stopping:

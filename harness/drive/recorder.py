@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from harness.errors import StoreError
 from harness.host.provenance import commit, host_facts, versions
 from harness.records import metrics
 from harness.records.load_log import RecordsWriter
-from harness.records.load_test import HeldRung, TestEnd, TestRun
+from harness.records.load_test import HeldRung, TestEnd, TestManifest, TestRun
 from harness.records.schema import Outcome, Result
-from harness.records.store import LOAD_TEST, replace_text, write_json
+from harness.records.store import replace_text, write_load_test
 
 MANIFEST, REQUESTS = "manifest.json", "requests.csv"  # beside the records
 
@@ -150,28 +151,17 @@ class _Manifest:
 
     def __init__(self, folder: Path, run: TestRun):
         self._folder = folder
-        self._content = {
-            "kind": LOAD_TEST,
-            "created_at": _now(),
-            "finished_at": None,  # stays None if the test is killed
-            "commit": commit(),
-            "versions": versions(),
-            "host": host_facts().to_dict(),
-            "load": run.to_dict(),
-        }
-        write_json(folder / MANIFEST, self._content)
+        self._started = TestManifest(
+            created_at=_now(), commit=commit(), versions=versions(), host=host_facts(), run=run
+        )
+        write_load_test(folder / MANIFEST, self._started)
 
     def conclude(self, end: TestEnd, results: Sequence[Result]) -> None:
-        counts, content = Counter(result.outcome for result in results), end.to_dict()
-        judged = ("valid", "verdict", "reasons", "gates")
-        went = {
-            "finished_at": _now(),
-            "requests": {str(outcome): counts[outcome] for outcome in Outcome},
-            "certificate": {name: content[name] for name in judged},
-            "measured": {name: value for name, value in content.items() if name not in judged},
-        }
+        counts = Counter(result.outcome for result in results)
+        requests = {str(outcome): counts[outcome] for outcome in Outcome}
         replace_text(self._folder / REQUESTS, metrics.per_request(results).to_csv(index=False))
-        write_json(self._folder / MANIFEST, self._content | went)
+        ended = replace(self._started, finished_at=_now(), requests=requests, end=end)
+        write_load_test(self._folder / MANIFEST, ended)
 
 
 def _opened(folder: Path, run: TestRun) -> tuple[RecordsWriter, _Manifest]:

@@ -27,7 +27,7 @@ from harness.planfile.sections import (
 )
 from harness.planfile.space import Column, check_knob, columns_of, is_knob_of, points_of, size_of, values_of
 from harness.records.slo import Slo
-from harness.topology import TOPOLOGY
+from harness.topology import TOPOLOGY, Knobs
 from harness.traffic.mix import MIXES, Mix, ScriptSource
 
 FEW_POINTS = 24  # at most so many points are all measured if a plan sets no search
@@ -168,7 +168,7 @@ class PlanSpec(WithSlos):
         each = ((name, key, limit) for name, limits in self.slos.items() for key, limit in limits.items())
         return tuple(Slo.parse(*slo) for slo in each)
 
-    def points(self) -> list[dict[str, Value]]:
+    def points(self) -> list[Knobs]:
         """The points of the space: every combination, as ``{"<stage>.<knob>": value}``, without repetition.
 
         A bare stage knob is expanded to each stage of the frame path; one that names its stage takes precedence.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from harness import wire
 from harness.planfile.sections import Value, hint
-from harness.topology import ENGINE, KEY, TOPOLOGY, applicable, has_knob
+from harness.topology import ENGINE, KEY, TOPOLOGY, Knobs, applicable, has_knob
 
 STAGE_KNOBS = {
     "delay_us": (0, 10_000_000),
@@ -80,7 +80,7 @@ def values_of(knob: str, columns: Sequence[Column]) -> list[Value]:
     return next((values for values in reversed(own) if values), [])
 
 
-def points_of(columns: Sequence[Column]) -> list[dict[str, Value]]:
+def points_of(columns: Sequence[Column]) -> list[Knobs]:
     """Every combination of the columns, as ``{"<stage>.<knob>": value}``; one empty point where nothing is swept.
 
     A point has only the knobs of its topology: combinations that differ only in others are one point.

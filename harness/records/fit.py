@@ -12,10 +12,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field
 
-from harness.content import Figure, absent, content_of, read
+from harness.content import SCHEMA, Figure, absent, content_of, read
 from harness.errors import InconclusiveError
-
-SCHEMA = 1
+from harness.topology import Knobs
 
 Part = TypeVar("Part")
 Interval = tuple[float | None, float | None]
@@ -251,7 +250,7 @@ class FittedDeployment:
     ``stalls``: by class, "" for all together. ``kv``: None if the room for KV caches is unknown.
     """
 
-    deployment: dict[str, Any]
+    deployment: Knobs
     trial_ids: tuple[str, ...]
     stages: tuple[Annotated[FittedStage | UnfittedStage, _IN_ORDER], ...]
     step_time: Annotated[FittedStep | Unfitted, _IN_ORDER]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,27 +17,27 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from harness.content import SCHEMA
 from harness.errors import StoreError
 from harness.records.load_test import HeldRung, TestEnd, TestRun
 from harness.records.schema import Chunks, Outcome, Request, Result
 
-SCHEMA = 1
 FILE_NAME = "records.msgpack"
 _REQUEST_FIELDS = tuple(f.name for f in dataclasses.fields(Request))
 _RESULT_FIELDS = tuple(f.name for f in dataclasses.fields(Result) if f.name != "chunks")
 _CHUNK_FIELDS = tuple(f.name for f in dataclasses.fields(Chunks))
 
 
-def request_to_plain(request: Request) -> dict:
+def request_to_plain(request: Request) -> dict[str, Any]:
     return {name: getattr(request, name) for name in _REQUEST_FIELDS}
 
 
-def request_from_plain(plain: dict) -> Request:
+def request_from_plain(plain: Mapping[str, Any]) -> Request:
     fields: dict[str, Any] = {**plain, "speaker_ids": tuple(plain["speaker_ids"]), "say": tuple(plain["say"])}
     return Request(**fields)
 
 
-def result_to_plain(result: Result) -> dict:
+def result_to_plain(result: Result) -> dict[str, Any]:
     """The Result in types that msgpack supports: each column of its chunks is the bytes of little-endian int64."""
     plain = {name: getattr(result, name) for name in _RESULT_FIELDS}
     plain["outcome"] = str(result.outcome)
@@ -45,7 +45,7 @@ def result_to_plain(result: Result) -> dict:
     return plain
 
 
-def result_from_plain(plain: dict) -> Result:
+def result_from_plain(plain: Mapping[str, Any]) -> Result:
     columns = (np.frombuffer(column, "<i8").astype(np.int64) for column in plain["chunks"])
     fields: dict[str, Any] = {**plain, "outcome": Outcome(plain["outcome"]), "chunks": Chunks(*columns)}
     return Result(**fields)
@@ -120,7 +120,7 @@ class RecordsWriter:
         self._append("end", end.to_dict())
         self._file.close()
 
-    def _append(self, kind: str, value: dict) -> None:
+    def _append(self, kind: str, value: dict[str, Any]) -> None:
         begin, rest = self._file.tell(), memoryview(msgpack.packb([kind, value]))
         try:
             while rest:  # a disk that fills up accepts a part

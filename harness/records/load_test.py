@@ -12,8 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from harness.content import Figure, absent, content_of, read, stored_as
+from harness.identity import HostFacts
 from harness.records.load import TraceRecord
 from harness.records.summary import Summary
+
+LOAD_TEST = "load test"  # the kind of a manifest.json that Locust's tests write
+_JUDGED = ("valid", "verdict", "reasons", "gates")  # fields of a TestEnd that its manifest holds as ``certificate``
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,13 +80,36 @@ class AskedLoad:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TlsRecord:
+    """The PEM files of encrypted connections; "" for those not given."""
+
+    ca: str
+    cert: str
+    key: str
+    server_name: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetRecord:
+    """A target without its secrets: ``headers`` by name only. ``tls`` None is plain text; times in seconds."""
+
+    addresses: tuple[str, ...]
+    tls: TlsRecord | None
+    headers: tuple[str, ...]
+    balance: str
+    ready_s: float
+    silence_s: float
+    request_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TestRun:
-    """A test and its target. ``target``: from ``Target.record``; ``run_s``: the time limit, None without one."""
+    """A test and its target. ``run_s``: the time limit, None without one."""
 
     __test__ = False  # not a test of pytest
 
     url: str
-    target: dict[str, Any]
+    target: TargetRecord
     run_s: int | float | None
     asked: AskedLoad
 
@@ -92,7 +119,7 @@ class TestRun:
         return read(cls, {**content, "asked": AskedLoad.of(content)})
 
     def to_dict(self) -> dict[str, Any]:
-        return {"url": self.url, "target": self.target, "run_s": self.run_s, **self.asked.to_dict()}
+        return {"url": self.url, "target": content_of(self.target), "run_s": self.run_s, **self.asked.to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,3 +220,47 @@ class TestEnd:
     def to_dict(self) -> dict[str, Any]:
         content = content_of(self)
         return content | {"machine": content["machine"] or {}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TestManifest:
+    """manifest.json of a load test. ``requests``: by outcome; it and ``end`` are None while the test runs or if it was
+    killed. Times are ISO 8601, UTC.
+    """
+
+    __test__ = False
+
+    created_at: str
+    finished_at: str | None = None
+    commit: str
+    versions: dict[str, str]
+    host: HostFacts
+    run: TestRun
+    requests: dict[str, int] | None = None
+    end: TestEnd | None = None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> TestManifest:
+        """Read its content. Raises ValueError or KeyError."""
+        end = TestEnd.of({**content["certificate"], **content["measured"]}) if "measured" in content else None
+        return read(cls, {**content, "run": TestRun.of(content["load"]), "end": end})
+
+    def to_dict(self) -> dict[str, Any]:
+        started = {
+            "kind": LOAD_TEST,
+            "created_at": self.created_at,
+            "finished_at": self.finished_at,
+            "commit": self.commit,
+            "versions": self.versions,
+            "host": self.host.to_dict(),
+            "load": self.run.to_dict(),
+        }
+        if self.end is None:
+            return started
+        end = self.end.to_dict()
+        ended = {
+            "requests": self.requests,
+            "certificate": {name: end[name] for name in _JUDGED},
+            "measured": {name: value for name, value in end.items() if name not in _JUDGED},
+        }
+        return started | ended

@@ -69,11 +69,11 @@ _MEASURES = (
 )
 
 
-def _row(result: Result, start_ns: int, end_ns: int) -> dict:
+def _row(result: Result, start_ns: int, end_ns: int) -> dict[str, Any]:
     received = result.chunks.received_ns
     inside = slice(*np.searchsorted(received, [start_ns, end_ns]))
     samples = result.chunks.samples[inside]
-    row = {name: getattr(result, name) for name in _SCALARS}
+    row: dict[str, Any] = {name: getattr(result, name) for name in _SCALARS}
     row["outcome"] = str(result.outcome if result.ended_ns < end_ns else Outcome.UNFINISHED)
     row |= {"chunks": len(samples), "samples": int(samples.sum()), "ttfa_s": math.nan}
     row["audio_s"] = row["samples"] / wire.SAMPLE_RATE_HZ
@@ -94,7 +94,7 @@ def _rtf(received_ns: np.ndarray, samples: np.ndarray) -> float:
     return spread_s / (later_samples / wire.SAMPLE_RATE_HZ) if later_samples else math.nan
 
 
-def _stalls(result: Result, inside: slice, end_ns: int) -> dict:
+def _stalls(result: Result, inside: slice, end_ns: int) -> dict[str, float | int]:
     """Longest, total and number of stalls within the window, for each start buffer; without one, those above 50 ms.
 
     A chunk's lead is its arrival minus the duration of the audio before it. Playback is late by the running maximum of
@@ -112,7 +112,7 @@ def _stalls(result: Result, inside: slice, end_ns: int) -> dict:
             samples = np.append(samples, 0)
     heard = np.cumsum(samples) - samples
     late = np.maximum.accumulate(arrivals * 3 - heard * _THIRDS_PER_SAMPLE)
-    row = {}
+    row: dict[str, float | int] = {}
     for name, buffer_s in START_BUFFERS_S.items():
         waits = np.diff(np.maximum(late, int(buffer_s * _THIRDS_PER_S)))[max(inside.start - 1, 0) :]
         row[f"stall_longest_s{name}"] = float(waits.max(initial=0)) / _THIRDS_PER_S

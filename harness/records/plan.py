@@ -12,10 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from harness.content import Figure, absent, content_of, read, stored_as
+from harness.content import SCHEMA, Figure, absent, content_of, read, stored_as
 from harness.records.slo import Slo
-
-SCHEMA = 1
+from harness.topology import Knobs
 
 Bounds = tuple[float | None, float | None]
 Counts = tuple[int | None, int | None]
@@ -312,7 +311,7 @@ class Plan:
     confidence: float
     utilisation_cap: float | None = None
     routing: str = absent("least_loaded")
-    deployment: dict[str, Any] | None
+    deployment: Knobs | None
     slos: Annotated[tuple[Slo, ...], Field(validation_alias="promises")] = stored_as("promises")
     rate_per_device: PlannedRate
     targets: tuple[PlannedTarget, ...]

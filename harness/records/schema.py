@@ -21,7 +21,7 @@ from harness.records.load import TrialLoad
 from harness.records.prediction import Prediction
 from harness.records.slo import Slo
 from harness.records.summary import Summary
-from harness.topology import TOPOLOGY
+from harness.topology import TOPOLOGY, Knobs
 
 
 class Outcome(StrEnum):
@@ -167,7 +167,7 @@ class Trial:
 
     trial_id: str
     kind: str  # "ladder" or "open"
-    deployment: dict  # knob path -> value, e.g. {"diffusion_decoder.delay_us": 2000}
+    deployment: Knobs  # knob path -> value, e.g. {"diffusion_decoder.delay_us": 2000}
     load: TrialLoad
     started_at: str  # ISO 8601, UTC
     wall_s: float

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from harness.content import content_of, read
+from harness.content import SCHEMA, OtherSchema, content_of, read
 from harness.records.plan import Counts, Plan, PlannedTarget
+from harness.topology import Knobs
 
-SCHEMA = 1
 _HASH = "sha256"  # of everything else in the file
 
 
@@ -54,7 +54,7 @@ class SealedAnswer:
 
     unit: str
     confidence: float
-    deployment: dict[str, Any] | None
+    deployment: Knobs | None
     reasons: tuple[str, ...]
     targets: tuple[SealedTarget, ...]
 
@@ -115,7 +115,12 @@ class Seal:
 
 
 def read_seal(text: str) -> tuple[Seal, str]:
-    """A seal and the hash that its file states for it. Raises ValueError, TypeError, KeyError or AttributeError."""
+    """A seal and the hash that its file states for it. Raises OtherSchema, ValueError, TypeError or KeyError.
+
+    The content must be as it was hashed, so one of another schema is not migrated.
+    """
     content = json.loads(text)
+    if content["schema"] != SCHEMA:
+        raise OtherSchema(f"schema {content['schema']}, this harness checks {SCHEMA}; use the harness that wrote it")
     stated = content.pop(_HASH)
     return Seal.of(content), stated

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,7 @@ from harness.content import SCHEMA, OtherSchema, Record, parsed
 from harness.device_profile import Profile
 from harness.errors import StoreError
 from harness.records.fit import Fit
+from harness.records.load_test import LOAD_TEST, TestManifest
 from harness.records.metrics import per_request, through_windows
 from harness.records.plan import Plan
 from harness.records.prediction import Prediction
@@ -47,7 +48,7 @@ from harness.records.schema import (
     Trial,
 )
 
-LOAD_TEST = "load test"  # the kind of a manifest.json that Locust's tests write
+Row = TypeVar("Row")
 _PART_FOLDERS = ("requests.parquet", "server.parquet")
 _FIX = "restore it, or leave the run out"  # of a damaged file
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -220,7 +221,7 @@ class Run:
         with _damage(self.path / "trials.jsonl", f"line {number}"):
             return Trial.of(json.loads(line))
 
-    def _part(self, folder: str, trial_id: str, read: Callable[[pa.Table], list]) -> list:
+    def _part(self, folder: str, trial_id: str, read: Callable[[pa.Table], list[Row]]) -> list[Row]:
         if all(trial.trial_id != trial_id for trial in self.trials()):
             raise StoreError(f"{self.path}: holds no trial {trial_id!r}")
         path = self.path / folder / f"{trial_id}.parquet"
@@ -233,6 +234,16 @@ def replace_text(path: Path, text: str) -> None:
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_load_test(path: Path, manifest: TestManifest) -> None:
+    """Writes the manifest of a load test whole, over an older one. Raises StoreError."""
+    write_json(path, manifest.to_dict())
+
+
+def read_load_test(path: Path) -> TestManifest:
+    """The manifest of a load test. Raises StoreError where it is missing, damaged or of another schema."""
+    return _read_record(path, TestManifest.of)
 
 
 def write_profile(path: Path | str, profile: Profile) -> None:
@@ -308,19 +319,19 @@ def _samples_of(table: pa.Table) -> list[ServerSample]:
     return [_sample_of(row) for row in rows]
 
 
-def _sample_of(row: dict) -> ServerSample:
+def _sample_of(row: dict[str, Any]) -> ServerSample:
     metrics = dict(row.get("metrics") or ())  # older runs have none
     gpus = tuple(GpuSample(**gpu) for gpu in row.get("gpus") or ())
     known = {name: value for name, value in row.items() if name not in _OLD_SAMPLE_COLUMNS}
     return ServerSample(**_changed(known, stages=_stages_of(row["stages"]), gpus=gpus, metrics=metrics))
 
 
-def _stages_of(rows: Sequence[dict]) -> tuple[StageStatistics, ...]:
+def _stages_of(rows: Sequence[dict[str, Any]]) -> tuple[StageStatistics, ...]:
     batches = (tuple(BatchStatistics(**batch) for batch in row["batches"]) for row in rows)
     return tuple(StageStatistics(**_changed(row, batches=each)) for row, each in zip(rows, batches, strict=True))
 
 
-def _changed(content: dict, **changes: Any) -> dict[str, Any]:
+def _changed(content: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """Content with some fields as records hold them, which JSON cannot."""
     return {**content, **changes}
 
@@ -350,7 +361,7 @@ def _write_part(path: Path, table: pa.Table) -> None:
     _replace(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file whole, over an older one of its name; a NaN becomes null. Raises StoreError."""
     text = json.dumps({"schema": SCHEMA, **_plain(content)}, indent=1, allow_nan=False)
     _replace(path, lambda file: file.write(text.encode("utf-8")))
@@ -400,17 +411,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _read_record_if_there(path: Path, of: Callable[[dict], Record]) -> Record | None:
+def _read_record_if_there(path: Path, of: Callable[[dict[str, Any]], Record]) -> Record | None:
     return _read_record(path, of) if path.exists() else None
 
 
-def _read_record(path: Path, of: Callable[[dict], Record], fix: str = _FIX) -> Record:
+def _read_record(path: Path, of: Callable[[dict[str, Any]], Record], fix: str = _FIX) -> Record:
     content = _read_json(path, fix)
     with _damage(path, fix=fix):
         return of(content)
 
 
-def _read_json(path: Path, fix: str = _FIX) -> dict:
+def _read_json(path: Path, fix: str = _FIX) -> dict[str, Any]:
     """The content of a JSON file, whose schema number must be that of this harness."""
     with _damage(path, fix=fix):
         try:

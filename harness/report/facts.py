@@ -25,7 +25,7 @@ from harness.records.seal import Evidence
 from harness.records.slo import Slo
 from harness.records.store import Run
 from harness.report import words
-from harness.topology import EVERY_STAGE
+from harness.topology import EVERY_STAGE, Knobs
 
 REPORT_NAME = "signoff.html"
 SEAL_NAME = "signoff.json"
@@ -79,7 +79,7 @@ class SweptDeployment:
 
     letter: str
     name: str
-    knobs: dict
+    knobs: Knobs
     points: tuple[Point, ...]
     best: bool
     fit: FittedDeployment | None
@@ -166,7 +166,7 @@ def _stored_prediction(trial: Trial, prediction: Prediction, written: Mapping[st
     return StoredPrediction(trial.trial_id, made_at, before_s, sha256, flaw_of(prediction, trial, written))
 
 
-def key(knobs: dict) -> str:
+def key(knobs: Knobs) -> str:
     return json.dumps(knobs, sort_keys=True)
 
 
@@ -193,7 +193,7 @@ def deployments(
     ]
 
 
-def _best(fit: Fit | None, plan: Plan | None) -> dict | None:
+def _best(fit: Fit | None, plan: Plan | None) -> Knobs | None:
     if fit and fit.best_deployment:
         return fit.best_deployment.deployment
     return plan.deployment if plan else None

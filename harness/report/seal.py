@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from harness.content import OtherSchema
 from harness.errors import InputError
 from harness.records.schema import RunManifest
 from harness.records.seal import Evidence, Seal, SealedAnswer, SealedConditions, read_seal
@@ -151,6 +152,8 @@ def _readable(folder: Path) -> Iterator[None]:
     except OSError as error:
         words = f"{folder} holds no signed answer ({SEAL_NAME}: {error.strerror}): give the folder of a finished run"
         raise InputError(words) from None
+    except OtherSchema as error:
+        raise InputError(f"{path} has {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(f"{path} is damaged: restore it, or delete it and run the sign-off again") from None
 

@@ -11,7 +11,7 @@ from harness.errors import InconclusiveError
 from harness.records.schema import Trial
 from harness.report import words
 from harness.report.facts import Point, StageShare, SweptDeployment
-from harness.topology import has_knob, topology_of
+from harness.topology import Knobs, has_knob, number_of, topology_of
 
 FRAME_S = wire.SECONDS_PER_FRAME
 _DELAY = "delay_us"
@@ -138,7 +138,7 @@ def _kind(knob: str) -> str:
     return knob.removesuffix("_us").replace("_", " ")
 
 
-def level_name(level: dict) -> str:
+def level_name(level: Knobs) -> str:
     """A level of a factor as text, without the name of its knob where that is clear."""
     knob, value = next(iter(level.items()))
     if knob.endswith(_DELAY) and words.known(value):
@@ -175,14 +175,14 @@ def delay_bars(swept: Sequence[SweptDeployment], sessions: float) -> list[DelayB
     return bars
 
 
-def common_delay_s(knobs: dict) -> float | None:
+def common_delay_s(knobs: Knobs) -> float | None:
     """The delay of all stages if they share one, else None; a stage without the knob has the repository's, 0.
 
     None for the fused engine too, whose sessions never wait for each other.
     """
     if topology_of(knobs) == wire.FUSED:
         return None
-    delays = {knobs.get(f"{stage}.{_DELAY}", 0) for stage in wire.STAGES}
+    delays = {number_of(knobs, f"{stage}.{_DELAY}", 0) for stage in wire.STAGES}
     return delays.pop() / 1e6 if len(delays) == 1 else None
 
 

@@ -12,7 +12,7 @@ from harness.report import decision, facts, figures, sweep_facts, sweep_figures,
 from harness.report.facts import Point, SweptDeployment
 from harness.report.page import script_json, template
 from harness.report.sweep_facts import Answer
-from harness.topology import EVERY_STAGE, topology_of
+from harness.topology import EVERY_STAGE, Knobs, topology_of
 
 SHOWN_LEVELS = 6  # factors whose levels are drawn
 
@@ -31,7 +31,7 @@ def write_sweep_report(run: Run) -> Path:
     return path
 
 
-def winning_point(run: Run) -> dict | None:
+def winning_point(run: Run) -> Knobs | None:
     """The best deployment in the stored fit; None without one."""
     fit = run.fit()
     return fit.best_deployment.deployment if fit and fit.best_deployment else None

@@ -16,13 +16,13 @@ from harness.errors import InputError
 from harness.records.store import Run, replace_text
 from harness.runs.points import base_of
 from harness.sweep.trial import asked, deployed
-from harness.topology import topology_of
+from harness.topology import Knobs, topology_of
 
 FOLDER = "winner"
 DIFF, REQUESTS = "changes.diff", "requests.yaml"
 
 
-def write_winner(run: Run, point: dict) -> Path:
+def write_winner(run: Run, point: Knobs) -> Path:
     """Write ``winner/<model>/config.pbtxt`` for every model, and ``changes.diff``.
 
     Values that requests must set are in ``requests.yaml``. The files replace those of an earlier call. Raises
@@ -44,12 +44,12 @@ def write_winner(run: Run, point: dict) -> Path:
     return folder
 
 
-def winning_configs(run: Run, point: dict) -> Configs:
+def winning_configs(run: Run, point: Knobs) -> Configs:
     """The configuration of every model at a point. Raises InputError for a point that this repository cannot have."""
     return deployed(base_of(run), point).configs()
 
 
-def changes(run: Run, point: dict) -> str:
+def changes(run: Run, point: Knobs) -> str:
     """A unified diff from the repository's own configurations to those of a point; "" where there is none."""
     topology = topology_of(point)
     before, after = texts(read_repository(topology=topology)), texts(winning_configs(run, point))
@@ -57,7 +57,7 @@ def changes(run: Run, point: dict) -> str:
     return "".join(_diff(names[model], model, before[model], after[model]) for model in before)
 
 
-def changes_or_reason(run: Run, point: dict) -> str:
+def changes_or_reason(run: Run, point: Knobs) -> str:
     """``changes``, or why there are none: an old run may have set a knob that the repository no longer has."""
     try:
         return changes(run, point)

@@ -11,7 +11,7 @@ from typing import TypeGuard
 from harness import wire
 from harness.records.plan import JudgedSlo, Plan, PlannedTarget
 from harness.records.slo import Slo
-from harness.topology import ENGINE, TOPOLOGY, has_knob, topology_of
+from harness.topology import ENGINE, TOPOLOGY, Knobs, has_knob, topology_of
 
 ABSENT = "–"
 STAGE_NAMES = {
@@ -293,7 +293,7 @@ def _knob(path: str, value) -> str:
     return f"{prefix}{knob} {value}"
 
 
-def deployment(knobs: dict) -> str:
+def deployment(knobs: Knobs) -> str:
     """The knobs of a deployment as text; a knob with one value in all frame stages is named once."""
     left, said = dict(knobs), []
     for knob in sorted({path.rpartition(".")[2] for path in left}):
@@ -305,7 +305,7 @@ def deployment(knobs: dict) -> str:
     return " · ".join(said + [_knob(path, value) for path, value in left.items()]) or "the defaults"
 
 
-def name_deployments(deployments: Sequence[dict]) -> list[str]:
+def name_deployments(deployments: Sequence[Knobs]) -> list[str]:
     """A short name for each: only the knobs in which they differ, or all knobs if there is only one."""
     paths = list(dict.fromkeys(path for knobs in deployments for path in knobs))
     varied = [path for path in paths if len({repr(knobs.get(path)) for knobs in deployments}) > 1] or paths

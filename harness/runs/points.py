@@ -11,7 +11,7 @@ from harness.identity import AUTO, GPU
 from harness.planfile.plan import PlanSpec
 from harness.records.store import Run
 from harness.runs.opening import spec_of
-from harness.topology import TOPOLOGY
+from harness.topology import TOPOLOGY, Knobs
 
 
 def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
@@ -31,7 +31,7 @@ def base_of(run: Run) -> Deployment:
     return deployment_of(spec_of(run), None, device=GPU if kinds == {GPU} else AUTO)
 
 
-def describe_point(point: dict) -> str:
+def describe_point(point: Knobs) -> str:
     """A short description of a point: a knob with one value in all three stages is named once."""
     words = []
     for knob in dict.fromkeys(name.rpartition(".")[2] for name in point):

@@ -6,7 +6,7 @@ Each is measured only if it is missing and the budget has time for it, so that a
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -25,26 +25,24 @@ from harness.runs.stages import record_stages, stages_by_server
 from harness.sweep.budget import Budget, decidable_s, estimated_s
 from harness.sweep.progress import Lane, Watcher
 from harness.sweep.search import Search, Step
-from harness.sweep.trial import SECOND_SAMPLE_SEED, TrialFailed, asked, trial_id
+from harness.sweep.trial import SECOND_SAMPLE_SEED, TrialFailed, TrialRequest, asked, trial_id
 from harness.sweep.trial_log import TRIES, TrialLog, note_of
 from harness.sweep.workers import Fleet, Host, HostLost, on
+from harness.topology import Knobs
 
 FIT_S = 20.0  # a fit and the computations around it
 FURTHER = ("second", "third")  # ladders of the best point: how far whole ladders differ shows in repeats only
 
 
-@dataclass(frozen=True)
-class TrialRequest:
+@dataclass(frozen=True, kw_only=True)
+class BudgetedTrial(TrialRequest):
     """A trial to be measured. ``later_s``: seconds of the budget to reserve for what follows it.
 
     ``decisive``: without this trial there is no answer.
     """
 
     what: str
-    point: dict
-    load: Load
     later_s: float
-    prediction: Prediction | None = None
     decisive: bool = True
 
 
@@ -59,7 +57,7 @@ class Campaign:
         self.budget = Budget(spec.budget_minutes)
         self.left_out: list[LeftOut] = []  # what the budget had no time for
         self._out_of_time = False  # set once it was too late for a ladder
-        self._in_flight: list[dict] = []  # points being measured, one per host
+        self._in_flight: list[Knobs] = []  # points being measured, one per host
         self._turn = threading.RLock()  # held by the host that reads or writes any of these
 
     def begin(self, watcher: Watcher) -> None:
@@ -69,7 +67,7 @@ class Campaign:
     def next_ladder(self) -> Step:
         return self.search.next(self.run, self.settled_points(), self._in_flight)
 
-    def settled_points(self) -> list[dict]:
+    def settled_points(self) -> list[Knobs]:
         """Points whose ladders need no more trials, in the order of their first trials."""
         return self.log.settled_points(lambda point: self._ladder_load(point, self.spec.seed))
 
@@ -97,7 +95,7 @@ class Campaign:
         try:
             load = self._ladder_load(step.point, self.spec.seed)
             later_s = self.further_ladders_s() + self.confirm_s() + 2 * FIT_S
-            measured = self._measure(host, TrialRequest(step.says, step.point, load, later_s), watcher)
+            measured = self._measure(host, BudgetedTrial(step.point, load, what=step.says, later_s=later_s), watcher)
         finally:
             with self._turn:
                 self._in_flight.remove(step.point)
@@ -105,7 +103,7 @@ class Campaign:
             watcher.say(said)
         return measured and not self._out_of_time
 
-    def _leave_out_points(self, first: dict, says: str) -> None:
+    def _leave_out_points(self, first: Knobs, says: str) -> None:
         ended = len(self.settled_points())
         count = self.search.left(ended)
         seconds = count * self._estimated_s(self._ladder_load(first, self.spec.seed))
@@ -131,7 +129,7 @@ class Campaign:
             what = f"open loop at {prediction.rate_per_s:.2f} requests/s ({share:.0%} of the highest)"
             decisive = share == shares[0][1]
             self._measure_or_leave_out(
-                host, TrialRequest(what, best.deployment, load, FIT_S, prediction, decisive=decisive)
+                host, BudgetedTrial(best.deployment, load, prediction, what=what, later_s=FIT_S, decisive=decisive)
             )
 
     def _further_ladders(self, host: Host, best: FittedDeployment) -> FittedDeployment:
@@ -151,7 +149,7 @@ class Campaign:
                 return best
             what = f"{which} ladder of the best point: {describe_point(best.deployment)}"
             later_s = self.confirm_s() + FIT_S * len(self.spec.confirm.load_share)
-            request = TrialRequest(what, best.deployment, load, later_s, decisive=number == 1)
+            request = BudgetedTrial(best.deployment, load, what=what, later_s=later_s, decisive=number == 1)
             if not self._measure_or_leave_out(host, request):
                 return best
             anew = self.fit().best_deployment
@@ -169,7 +167,7 @@ class Campaign:
 
     # One trial
 
-    def _measure_or_leave_out(self, host: Host, request: TrialRequest) -> bool:
+    def _measure_or_leave_out(self, host: Host, request: BudgetedTrial) -> bool:
         """Measure a trial, and repeat it once if INVALID; False, and recorded, if the budget had no time for it."""
         self._measure(host, request, self.watcher)
         settled = self.log.settled(request.point, request.load)
@@ -177,7 +175,7 @@ class Campaign:
             self._leave_out(LeftOut(request.what, self._estimated_s(request.load), request.decisive))
         return settled
 
-    def _measure(self, host: Host, request: TrialRequest, watcher: Watcher) -> bool:
+    def _measure(self, host: Host, request: BudgetedTrial, watcher: Watcher) -> bool:
         """Measure a trial, and repeat it once if INVALID; False if the budget had no time to measure it at all."""
         point, load = request.point, request.load
         while not self.log.settled(point, load):
@@ -191,16 +189,15 @@ class Campaign:
 
     def _trial(self, host: Host, request: TrialRequest) -> Trial:
         """Measure a point; if the server or Locust failed, the trial has a reason and no rungs."""
-        point, load, prediction = request.point, request.load, request.prediction
         with self._turn:
-            repeat = self.log.repeats(point, load)
+            request = replace(request, repeat=self.log.repeats(request.point, request.load))
             self.run.must_have_room()
-            if prediction:
-                self.run.append_prediction(trial_id(point, load, repeat), prediction)
+            if request.prediction:
+                self.run.append_prediction(request.trial_id, request.prediction)
         try:
-            measured = on(host, host.run(point, load, prediction, repeat))
+            measured = on(host, host.run(request))
         except TrialFailed as error:
-            return self._failed(host, request, repeat, error)
+            return self._failed(host, request, error)
         with self._turn:
             if not self.run.manifest.emulated and any(result.emulated for result in measured.results):
                 self.run.update_manifest(emulated=True)  # an external server may emulate
@@ -213,7 +210,7 @@ class Campaign:
         if len(self.spec.topologies) > 1 and not stages_by_server(self.run.manifest, topology):
             record_stages(self.run, {host.url: host.stages})
 
-    def _failed(self, host: Host, request: TrialRequest, repeat: int, error: Exception) -> Trial:
+    def _failed(self, host: Host, request: TrialRequest, error: Exception) -> Trial:
         """Note a failed trial, and restart our server. Raises ServerError if the cause seems to be more than the point.
 
         Raises HostLost where the server is external.
@@ -223,11 +220,11 @@ class Campaign:
         except HostLost as lost:
             raise HostLost(f"{lost}: {error}") from error
         with self._turn:
-            return self.log.doubt(request.point, request.load, repeat, error)
+            return self.log.doubt(request, error)
 
     # Loads
 
-    def _ladder_load(self, point: dict, seed: int) -> Load:
+    def _ladder_load(self, point: Knobs, seed: int) -> Load:
         ladder = self.spec.ladder
         return Load.ladder(ladder.seconds, seed, ladder.sessions, asks=asked(point), precision=ladder.precision)
 
@@ -241,7 +238,7 @@ class Campaign:
         steady = max(1, round(prediction.sessions))
         return Load.poisson(seconds, seed, rate, steady, asked(best.deployment)), prediction
 
-    def _predicted_rate(self, point: dict, seed: int) -> float | None:
+    def _predicted_rate(self, point: Knobs, seed: int) -> float | None:
         """The rate of a confirmation predicted before a restart: it is measured or repeated at exactly that rate."""
         for name, prediction in reversed(self.run.predictions().items()):
             rate = prediction.rate_per_s

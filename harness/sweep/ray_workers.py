@@ -6,16 +6,16 @@ Every host needs this package installed at the same version; the plan is sent to
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from harness.deploy.config import Deployment
 from harness.deploy.server import TritonServer
-from harness.drive.load import Load
 from harness.errors import InputError
 from harness.identity import StageIdentity
 from harness.planfile.reading import load_plan
-from harness.records.prediction import Prediction
-from harness.sweep.trial import Driver, Measured
+from harness.sweep.trial import Driver, Measured, TrialRequest
 from harness.sweep.workers import Host, HostLost, TrialAborted
 
 START_S = 300.0  # for a server of a large model
@@ -55,7 +55,7 @@ def _ray():
 class RayHost(Host):
     """A host whose server and load generator run in an actor on one node."""
 
-    def __init__(self, ray, node: dict, plan_path: Path, base: Deployment):
+    def __init__(self, ray, node: Mapping[str, Any], plan_path: Path, base: Deployment):
         self._ray, self._node, self._plan_path, self._base = ray, node, plan_path, base
         self.name, self.ours = f"ray:{node['NodeManagerAddress']}:{node['NodeID'][:6]}", True
         self._aborted = False
@@ -86,8 +86,8 @@ class RayHost(Host):
     def stages(self) -> tuple[StageIdentity, ...]:
         return self._ask(self._actor.stages.remote())
 
-    def run(self, point: dict, load: Load, prediction: Prediction | None = None, repeat: int = 0) -> Measured:
-        measured = self._ask(self._actor.run.remote(point, load, prediction, repeat))
+    def run(self, request: TrialRequest) -> Measured:
+        measured = self._ask(self._actor.run.remote(request))
         if self._aborted:
             raise TrialAborted(f"a trial on {self.name} was aborted")
         return measured
@@ -134,8 +134,8 @@ class Worker:
     def stages(self) -> tuple[StageIdentity, ...]:
         return self._host.stages
 
-    def run(self, point: dict, load: Load, prediction: Prediction | None, repeat: int) -> Measured:
-        return self._host.run(point, load, prediction, repeat)
+    def run(self, request: TrialRequest) -> Measured:
+        return self._host.run(request)
 
     def recover(self) -> str:
         self._host.recover()

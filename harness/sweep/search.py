@@ -23,14 +23,14 @@ from harness.sweep.optimizer.guide import Guide, MeasuredPoint
 from harness.sweep.optimizer.objective import BestRung, HighestRate, Value
 from harness.sweep.optimizer.space import Space
 from harness.sweep.trial import SECOND_SAMPLE_SEED, asked, deployed
-from harness.topology import TOPOLOGY, applicable, topology_of
+from harness.topology import TOPOLOGY, Knobs, applicable, topology_of
 
 
 @dataclass(frozen=True)
 class Step:
     """The next point of a search and its name on the terminal, or no point and the reason to stop."""
 
-    point: dict | None
+    point: Knobs | None
     says: str
 
 
@@ -50,7 +50,7 @@ class Search:
         for point in self.every_value():
             deployed(base, point)  # refuses an impossible point before anything is measured
 
-    def next(self, run: Run, ended: Sequence[dict], in_flight: Collection[dict] = ()) -> Step:
+    def next(self, run: Run, ended: Sequence[Knobs], in_flight: Collection[Knobs] = ()) -> Step:
         """The next point. ``ended``: points that need no more trials, in order; ``in_flight``: being measured."""
         if self.settings.kind == "grid":
             return self._next_of_grid([*ended, *in_flight])
@@ -74,7 +74,7 @@ class Search:
         """The largest number of points that the search measures."""
         return len(self._points) or self.most
 
-    def key(self, point: dict) -> str:
+    def key(self, point: Knobs) -> str:
         """The same key for all points that deploy and request the same, however they are written."""
         name = json.dumps(point, sort_keys=True)
         if name not in self._keys:
@@ -85,7 +85,7 @@ class Search:
             self._keys[name] = hashlib.sha256(b"\0".join(content)).hexdigest()
         return self._keys[name]
 
-    def _next_of_grid(self, taken: Sequence[dict]) -> Step:
+    def _next_of_grid(self, taken: Sequence[Knobs]) -> Step:
         known = {self.key(point) for point in taken}
         for number, point in enumerate(self._points, start=1):
             if point not in taken and self.key(point) not in known:
@@ -132,7 +132,7 @@ class Search:
             self.guide = replace(self.guide, objective=replace(objective, kv=kv))
             self._values.clear()
 
-    def _measured(self, run: Run, trials: Sequence[Trial], number: int, point: dict) -> MeasuredPoint:
+    def _measured(self, run: Run, trials: Sequence[Trial], number: int, point: Knobs) -> MeasuredPoint:
         own = [each for each in trials if each.deployment == point and self._counts(each)]
         names = tuple(trial.trial_id for trial in own)
         if names not in self._values:
@@ -153,7 +153,7 @@ class Search:
         first = trial.load.seed < self.spec.seed + SECOND_SAMPLE_SEED
         return trial.kind == "ladder" and trial.valid and first
 
-    def _number(self, point: dict) -> int | None:
+    def _number(self, point: Knobs) -> int | None:
         return self.space.number(point)
 
     def _guide(self) -> Guide:
@@ -163,7 +163,7 @@ class Search:
         kind, sessions = self.settings.kind, self.spec.ladder.sessions
         return Guide(self.space, objective, kind, aim, self.spec.seed, sessions, defaults)
 
-    def every_value(self) -> Iterator[dict]:
+    def every_value(self) -> Iterator[Knobs]:
         """Points that together contain every value of every knob, in each topology that has it."""
         longest = max(map(len, self.space.columns), default=1)
         for topology, at in itertools.product(self.spec.topologies, range(longest)):

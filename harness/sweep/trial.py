@@ -36,7 +36,7 @@ from harness.records.load_test import TestEnd
 from harness.records.prediction import Prediction
 from harness.records.schema import Outcome, Result, Rung, ServerSample, StageStatistics, Trial
 from harness.records.slo import Slo
-from harness.topology import TOPOLOGY, topology_of
+from harness.topology import TOPOLOGY, Knobs, number_of, topology_of
 
 SCENARIO = SCENARIOS / "podcast.py"
 REPEAT_SEED, SECOND_SAMPLE_SEED = 400, 1000  # added to a plan's seed: for a repeat, for each further ladder of the best
@@ -44,45 +44,62 @@ SILENCE_VARIABLE = "LOCUST_SILENCE_TIMEOUT"
 _SILENCE_S = 30  # a live server sends something every few seconds, so that this detects one that hangs
 
 
-def asked(point: dict) -> dict[str, int]:
+def asked(point: Knobs) -> dict[str, int]:
     """The values that requests set at a point of the space."""
-    return {knob: value for knob, value in point.items() if knob in REQUEST_KNOBS}
+    return {knob: number_of(point, knob, 0) for knob in point if knob in REQUEST_KNOBS}
 
 
-def deployed(base: Deployment, point: dict) -> Deployment:
+def deployed(base: Deployment, point: Knobs) -> Deployment:
     """The deployment at a point of the space. Raises InputError for a key that no model has."""
     knobs = {knob: value for knob, value in point.items() if knob not in (*REQUEST_KNOBS, TOPOLOGY)}
     return replace(base, topology=topology_of(point), knobs=knobs)
 
 
-def trial_id(point: dict, load: Load, repeat: int = 0) -> str:
+def trial_id(point: Knobs, load: Load, repeat: int = 0) -> str:
     """An id that is always the same for the same point and load, so that nothing is measured twice."""
     content = json.dumps([sorted(point.items()), load.record().to_dict(), repeat], sort_keys=True)
     return f"{load.kind}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
 
 
-def drawn(load: Load, repeat: int) -> Load:
-    """The load of a repeat, with other requests and arrivals: the same ones might fail in the same way."""
-    return replace(load, seed=load.seed + repeat * REPEAT_SEED)
+@dataclass(frozen=True)
+class TrialRequest:
+    """A trial to be run: the point to deploy, the load to drive it with, and what was predicted for it.
+
+    ``repeat``: how often the same point and load were measured before.
+    """
+
+    point: Knobs
+    load: Load
+    prediction: Prediction | None = None
+    repeat: int = 0
+
+    @property
+    def trial_id(self) -> str:
+        return trial_id(self.point, self.load, self.repeat)
+
+    @property
+    def drawn_load(self) -> Load:
+        """The load; that of a repeat has other requests and arrivals, as the same ones might fail in the same way."""
+        return replace(self.load, seed=self.load.seed + self.repeat * REPEAT_SEED)
 
 
 class TrialFailed(ServerError):
     """A point could not be deployed, or the server or the load generator failed during its trial."""
 
 
-def failed_trial(point: dict, load: Load, repeat: int, error: str) -> Trial:
+def failed_trial(request: TrialRequest, error: str) -> Trial:
     """The record of a failed trial: INVALID, with its reason and no rungs."""
     return Trial(
-        trial_id=trial_id(point, load, repeat),
-        kind=load.kind,
-        deployment=point,
-        load=drawn(load, repeat).record(),
+        trial_id=request.trial_id,
+        kind=request.load.kind,
+        deployment=request.point,
+        load=request.drawn_load.record(),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         wall_s=0.0,
         valid=False,
         reasons=(f"failed: {error}",),
         rungs=(),
-        topology=topology_of(point),
+        topology=topology_of(request.point),
     )
 
 
@@ -107,20 +124,20 @@ class Driver:
         self._process: subprocess.Popen | None = None  # Locust, while a trial runs
         self._aborted = False
 
-    def deploy(self, point: dict) -> list[str]:
+    def deploy(self, point: Knobs) -> list[str]:
         """Deploy a point of the space on the server; returns the stages that were reloaded."""
         return self.server.reload(deployed(self.base, point))
 
-    def run(self, point: dict, load: Load, prediction: Prediction | None = None, repeat: int = 0) -> Measured:
+    def run(self, request: TrialRequest) -> Measured:
         """Deploy a point, drive the load and return the record of one trial.
 
         Raises TrialFailed where the server or Locust failed during it, and InputError where the server permanently
         rejects what the plan asks for.
         """
         started_at, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-        name, load = trial_id(point, load, repeat), drawn(load, repeat)
+        name, load = request.trial_id, request.drawn_load
         try:
-            self.deploy(point)
+            self.deploy(request.point)
         except ServerError as error:
             raise TrialFailed(f"{name} cannot be deployed: {error}") from error
         folder = self.scratch / name
@@ -138,17 +155,17 @@ class Driver:
         trial = Trial(
             trial_id=name,
             kind=load.kind,
-            deployment=point,
+            deployment=request.point,
             load=load.record(),
             started_at=started_at,
             wall_s=round(time.monotonic() - began, 3),
             valid=end.valid and not failures,
             reasons=(*failures, *end.reasons, *filter(None, [end.ladder_ended])),
             rungs=rungs,
-            prediction=prediction,
+            prediction=request.prediction,
             over_saturated=end.ladder_ended.startswith(OVER_SATURATED),
             reader_lag_p99_s=end.lag_p99_s,
-            topology=topology_of(point),
+            topology=topology_of(request.point),
             disturbed=disturbed,
         )
         return Measured(trial, records.results, probe.samples)

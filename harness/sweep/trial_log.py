@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from harness import wire
 from harness.drive.load import Load
@@ -10,7 +11,8 @@ from harness.errors import ServerError
 from harness.records.schema import Rung, Trial
 from harness.records.store import Run
 from harness.runs.points import describe_point
-from harness.sweep.trial import Measured, failed_trial, trial_id
+from harness.sweep.trial import Measured, TrialRequest, failed_trial, trial_id
+from harness.topology import Knobs
 
 TRIES = 2  # a trial that failed or was INVALID is measured once more
 FAILED_IN_A_ROW = 2 * TRIES  # two points: then the point is not the cause
@@ -32,22 +34,22 @@ class TrialLog:
     def known(self, name: str) -> Trial | None:
         return next((trial for trial in self.all() if trial.trial_id == name), None)
 
-    def repeats(self, point: dict, load: Load) -> int:
+    def repeats(self, point: Knobs, load: Load) -> int:
         """How often this trial was measured already."""
         return sum(self.known(trial_id(point, load, number)) is not None for number in range(TRIES))
 
-    def settled(self, point: dict, load: Load) -> bool:
+    def settled(self, point: Knobs, load: Load) -> bool:
         """Whether the trial is VALID, or was measured as often as is useful."""
         return self._settled(point, load, {each.trial_id: each for each in self.all()})
 
-    def settled_points(self, load_of) -> list[dict]:
+    def settled_points(self, load_of: Callable[[Knobs], Load]) -> list[Knobs]:
         """Points whose ladders need no more trials, in the order of their first trials. ``load_of(point)`` -> Load."""
         trials = {each.trial_id: each for each in self.all()}
         points = {json.dumps(each.deployment, sort_keys=True): each.deployment for each in trials.values()}
         return [each for each in points.values() if self._settled(each, load_of(each), trials)]
 
     @staticmethod
-    def _settled(point: dict, load: Load, trials: dict[str, Trial]) -> bool:
+    def _settled(point: Knobs, load: Load, trials: dict[str, Trial]) -> bool:
         tries = [trials.get(trial_id(point, load, repeat)) for repeat in range(TRIES)]
         return any(trial is not None and trial.valid for trial in tries) or None not in tries
 
@@ -61,9 +63,9 @@ class TrialLog:
             self.run.append_trial(self.in_doubt[0], (), ())
             self.in_doubt.pop(0)
 
-    def doubt(self, point: dict, load: Load, repeat: int, error: Exception) -> Trial:
+    def doubt(self, request: TrialRequest, error: Exception) -> Trial:
         """Note a failed trial. Raises ServerError where so many failed in a row that the point is not the cause."""
-        trial = failed_trial(point, load, repeat, str(error))
+        trial = failed_trial(request, str(error))
         self.in_doubt.append(trial)
         if len(self.in_doubt) >= FAILED_IN_A_ROW:
             count = len(self.in_doubt)

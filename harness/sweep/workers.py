@@ -8,11 +8,9 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 
-from harness.drive.load import Load
 from harness.errors import HarnessError, ServerError
 from harness.identity import StageIdentity
-from harness.records.prediction import Prediction
-from harness.sweep.trial import Driver, Measured, TrialFailed
+from harness.sweep.trial import Driver, Measured, TrialFailed, TrialRequest
 
 
 class HostLost(ServerError):
@@ -59,10 +57,10 @@ class Host:
         """What the processes of its server report that they run on."""
         return self._driver.server.stages
 
-    def run(self, point: dict, load: Load, prediction: Prediction | None = None, repeat: int = 0) -> Measured:
+    def run(self, request: TrialRequest) -> Measured:
         """Run one trial. Raises TrialFailed, or TrialAborted after ``abort``."""
         try:
-            return self._driver.run(point, load, prediction, repeat)
+            return self._driver.run(request)
         except TrialFailed:
             if self._aborted:
                 raise TrialAborted(f"a trial on {self.name} was aborted") from None

@@ -21,8 +21,7 @@ from harness.records.load import TrialLoad
 from harness.records.schema import Outcome, Trial
 from harness.records.store import Run
 from harness.runs import opening, points
-from harness.sweep.campaign import TrialRequest
-from harness.sweep.trial import Measured
+from harness.sweep.trial import Measured, TrialRequest
 
 PLAN = """
 name: emulated
@@ -89,7 +88,7 @@ def test_a_run_whose_server_turns_out_to_emulate_says_so(tmp_path):
     load = TrialLoad(loop="open", arrivals="poisson", rate_per_s=1.0, seconds=5, seed=1)
     trial = Trial("t", "open", {}, load, "2026-01-01T00:00:00", 1.0, True, (), ())
     driver = type("Driver", (), {"name": "", "run": lambda *_: Measured(trial, [make_result(), answer], ())})()
-    work.campaign._trial(driver, TrialRequest("ladder", {}, Load.ladder(5.0, 1, (1,)), later_s=0.0))
+    work.campaign._trial(driver, TrialRequest({}, Load.ladder(5.0, 1, (1,))))
     assert Run.open(work.run.path).manifest.emulated
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from harness import wire
 from harness.deploy.profiling import PREFILL, ProfileJob, measure, tables
-from harness.device_profile import Profile, SkippedPoint, StagePoint
+from harness.device_profile import DeviceEvent, PointEvent, Profile, SkippedPoint, StagePoint, event_line, event_of
 from harness.errors import HarnessError, InputError, RequestError
 from harness.records.store import read_profile, write_profile
 from harness.vibevoice.profiling import profiler as child
@@ -163,8 +163,9 @@ def test_no_stage_is_left_without_its_points_because_another_is_slow(monkeypatch
     clock, said = Clock(), []
     profiler = _with_a_clock(monkeypatch, clock, said.append, **SLOW[slow])
     profiler.run()
-    points = {stage: [e["point"] for e in said if e.get("stage") == stage] for stage in profiler.points}
-    measured = {stage: sum("ms" in point for point in of) for stage, of in points.items()}
+    events = [event for event in said if isinstance(event, PointEvent)]
+    points = {stage: [event.point for event in events if event.stage == stage] for stage in profiler.points}
+    measured = {stage: sum(isinstance(point, StagePoint) for point in of) for stage, of in points.items()}
     slow_stages = {*SLOW[slow].get("prepare_s", ()), *SLOW[slow].get("call_s", ())}
     for stage, of in points.items():
         assert measured[stage] >= (1 if stage in slow_stages else len(of)), (stage, measured)
@@ -254,8 +255,10 @@ def test_a_point_without_room_is_left_out_and_the_next_one_measured(error):
     def fine(bench, batch):
         return iter([lambda: None] * 3), Cost(1e6, 1e6)
 
-    assert profiler._measured(failing, SimpleNamespace(), {"batch": 1}) == {"left_out": "out of memory"}
-    assert profiler._measured(fine, SimpleNamespace(), {"batch": 1})["roofline_ms"] == 1.0
+    assert profiler._measured(failing, SimpleNamespace(), {"batch": 1}) == SkippedPoint(
+        batch=1, left_out="out of memory"
+    )
+    assert profiler._measured(fine, SimpleNamespace(), {"batch": 1}).roofline_ms == 1.0
 
 
 def test_a_context_that_no_room_holds_is_left_out_too(monkeypatch):
@@ -264,7 +267,7 @@ def test_a_context_that_no_room_holds_is_left_out_too(monkeypatch):
     profiler.speed = {"bandwidth_gb_s": 1.0, "tflop_s": 1.0}
     bench = child.LLMBench(profiler.weights, profiler.roofline)
     at = {"batch": 1, "context": 7_600}  # 3.9 MB of KV cache
-    assert profiler._measured(child.LLMBench.step, bench, at) == {"left_out": "out of memory"}
+    assert profiler._measured(child.LLMBench.step, bench, at) == SkippedPoint(**at, left_out="out of memory")
 
 
 def test_an_error_of_another_kind_is_not_taken_for_a_lack_of_room():
@@ -347,6 +350,16 @@ def test_a_device_that_is_not_there_is_said_in_a_sentence(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "point", [StagePoint(batch=1, context=0, ms=2.0, spread=0.1), SkippedPoint(seconds=3, left_out="no time left")]
+)
+def test_an_event_of_the_profiler_is_heard_as_it_was_said(point):
+    event = PointEvent(stage=wire.LLM, point=point, done=1, of=2)
+    assert event_of(event_line(event)) == event
+    with pytest.raises(ValueError, match="it has no 'done', 'of'"):
+        event_of('{"event": "point", "stage": "x", "point": {"left_out": ""}}')
+
+
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(ProfileJob, "command", lambda self: pytest.fail("it was started"))
     (tmp_path / "file").write_text("")
@@ -356,7 +369,8 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp
 
 
 def test_a_child_that_breaks_off_stores_nothing_and_its_words_are_told(tmp_path, monkeypatch):
-    code = "print('{\"event\": \"device\"}'); print('no such drive'); raise SystemExit(3)"
+    event = event_line(DeviceEvent(device="cpu", dtype="float32", bandwidth_gb_s=1.0, tflop_s=1.0, self_noise={}))
+    code = f"print({event!r}); print('no such drive'); raise SystemExit(3)"
     monkeypatch.setattr(ProfileJob, "command", lambda self: [sys.executable, "-c", code])
     with pytest.raises(HarnessError, match=r"exit code 3\):\nno such drive"):
         measure(ProfileJob(), tmp_path, print)

@@ -1,5 +1,7 @@
 """Results travel whole, and a records file survives a kill."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.client.target import Target
 from harness.errors import StoreError
 from harness.records.load_log import (
     FILE_NAME,
@@ -30,6 +33,7 @@ from harness.records.load_test import (
     UserRecord,
 )
 from harness.records.schema import Chunks, Outcome, Request, Result
+from harness.records.store import read_load_test
 from harness.records.summary import METRICS, Summary
 
 int64s = st.integers(0, 2**63 - 1)
@@ -55,7 +59,7 @@ ASKED = AskedLoad(
     precision=None,
     until_saturated=False,
 )
-RUN = TestRun(url="a:1", target={"addresses": ["a:1"]}, run_s=60, asked=ASKED)
+RUN = TestRun(url="a:1", target=Target.of("a:1").record(), run_s=60, asked=ASKED)
 END = TestEnd(
     origin_ns=1,
     start_ns=2,
@@ -204,6 +208,18 @@ def test_the_stored_sample_is_read_whole_and_would_be_written_as_it_is():
         expected = {name: NEWER[name] for name in NEWER if name in content} | {"schema": 1} | stored[kind]
         assert repr(sorted(content.items())) == repr(sorted(expected.items()))
     assert records.end.valid and records.run.asked.trace.arrivals == 19366
+
+
+def test_the_stored_manifest_is_read_whole_and_would_be_written_as_it_is():
+    content, manifest = json.loads((SAMPLE / "manifest.json").read_text()), read_load_test(SAMPLE / "manifest.json")
+    written = json.loads(json.dumps({"schema": 1, **manifest.to_dict()}).replace("NaN", "null"))
+    summary, stored = written["measured"].pop("summary"), content["measured"].pop("summary")
+    assert {name: summary[name] for name in stored if stored[name] is not None} == {
+        name: value for name, value in stored.items() if value is not None
+    }
+    assert (written["load"].pop("users"), written["certificate"].pop("verdict")) == ({}, "")  # newer than the sample
+    assert written == content and list(written) == list(content)
+    assert replace(manifest, end=None, requests=None).to_dict()["finished_at"] == content["finished_at"]
 
 
 @pytest.mark.parametrize("end", [{"valid": True}, {**END.to_dict(), "submitted": "many"}])

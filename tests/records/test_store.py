@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from harness import content
 from harness.capacity.planning.prediction import flaw_of, sealed
 from harness.device_profile import ModelSizes, Profile, StagePoint
 from harness.errors import StoreError
@@ -134,6 +136,23 @@ def test_a_file_from_before_emulation_reads_as_computed(run):
     path = run.path / "requests.parquet" / "t1.parquet"
     pq.write_table(pq.read_table(path).drop_columns("emulated"), path)
     assert same(run.results("t1")[0], result())
+
+
+def test_a_file_of_an_older_schema_is_migrated_step_by_step_and_written_in_the_newest(tmp_path, monkeypatch):
+    """Files that never were: schema -1 calls the verdict "outcome", and schema 0 says nothing of doubts."""
+    sample = Path(__file__).resolve().parents[2] / "results" / "sample-quick"
+    run, path = Run.create(tmp_path, MANIFEST), tmp_path / "sample-1" / "plan.json"
+    newest = json.loads((sample / "plan.json").read_text())
+    older = {"outcome" if name == "verdict" else name: value for name, value in newest.items()} | {"schema": -1}
+    path.write_text(json.dumps(older))
+    with pytest.raises(StoreError, match="plan.json has schema -1, this harness reads 1"):
+        run.plan()
+    monkeypatch.setitem(content.MIGRATIONS, -1, lambda stored: stored | {"verdict": stored["outcome"]})
+    monkeypatch.setitem(content.MIGRATIONS, 0, lambda stored: stored | {"doubts": ["it is old"]})
+    plan = run.plan()
+    assert (plan.schema, plan.verdict, plan.doubts) == (1, newest["verdict"], ("it is old",))
+    run.write_plan(plan)
+    assert json.loads(path.read_text()) == newest | {"doubts": ["it is old"]}
 
 
 def test_profiles_are_replaced_whole_and_read_back(tmp_path):

@@ -147,6 +147,13 @@ def test_fields_that_a_seal_does_not_have_or_lacks_are_damage_whatever_its_hash(
         check_seal(signed)
 
 
+def test_a_seal_of_another_schema_is_said_to_be_of_another_harness(signed):
+    seal, _ = read_seal((signed / SEAL_NAME).read_text())
+    (signed / SEAL_NAME).write_text(replace(seal, schema=2).text())
+    with pytest.raises(InputError, match="signoff.json has schema 2.*use the harness that wrote it"):
+        check_seal(signed)
+
+
 def test_a_run_that_is_not_signed_has_nothing_to_check(tmp_path):
     with pytest.raises(InputError, match="holds no signed answer"):
         check_seal(tmp_path)

@@ -10,7 +10,7 @@ from harness.drive.load import Load
 from harness.errors import InputError
 from harness.records.store import Run
 from harness.sweep import ray_workers as subject
-from harness.sweep.trial import TrialFailed
+from harness.sweep.trial import TrialFailed, TrialRequest
 from harness.sweep.workers import Fleet, HostLost
 
 PLAN = """
@@ -24,6 +24,7 @@ ladder: {sessions: [1, 2], seconds: 2}
 budget_minutes: 10
 """
 LOAD = Load.ladder(2.0, 1, (1, 2))
+BREAK, DIE = {"delay_us": 1}, {"delay_us": 2}  # points
 
 
 @pytest.fixture
@@ -60,12 +61,12 @@ def test_a_failed_trial_is_told_as_such_and_a_lost_actor_is_a_lost_host(ray, pla
         def start(self):
             return "127.0.0.1:1"
 
-        def run(self, point, load, prediction, repeat):
-            if point == "die":
+        def run(self, request):
+            if request.point == DIE:
                 os._exit(1)
-            if point == "break":
+            if request.point == BREAK:
                 raise TrialFailed("the server ended")
-            return point
+            return request
 
         def recover(self):
             return "127.0.0.1:2"
@@ -78,13 +79,13 @@ def test_a_failed_trial_is_told_as_such_and_a_lost_actor_is_a_lost_host(ray, pla
     with Fleet(subject.ray_hosts("local", plan, Deployment())) as fleet:
         (host,) = fleet.hosts
         assert host.name.startswith("ray:") and host.url == "127.0.0.1:1"
-        assert host.run("point", LOAD) == "point"
+        assert host.run(TrialRequest({}, LOAD, repeat=1)) == TrialRequest({}, LOAD, repeat=1)
         with pytest.raises(TrialFailed, match="the server ended"):
-            host.run("break", LOAD)
+            host.run(TrialRequest(BREAK, LOAD))
         host.recover()
         assert host.url == "127.0.0.1:2"
         with pytest.raises(HostLost, match="is lost"):
-            host.run("die", LOAD)
+            host.run(TrialRequest(DIE, LOAD))
 
 
 @pytest.mark.server

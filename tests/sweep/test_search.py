@@ -35,8 +35,8 @@ def plan_of(tmp_path, text):
 class StagedDriver(FakeDriver):
     """Trials with the rungs of a staged server."""
 
-    def run(self, point, load, prediction=None, repeat=0):
-        trial = super().run(point, load, prediction, repeat).trial
+    def run(self, request):
+        trial, point = super().run(request).trial, request.point
         rungs = server(point[f"{wire.LLM}.delay_us"], point[f"{wire.LLM}.instances"])
         return Measured(dataclasses.replace(trial, rungs=rungs), (), ())
 

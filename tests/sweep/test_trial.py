@@ -5,13 +5,15 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from harness.client.target import Target
+from harness.drive.generator import UserClass
 from harness.drive.load import Load
-from harness.drive.options import settings_of
+from harness.drive.options import settings_for
 from harness.drive.stop_rule import settle_s
 from harness.records.load_log import Records
 from harness.records.load_test import HeldRung, HostSummary, TestRun
 from harness.records.schema import Chunks, Outcome, Result
-from harness.sweep.trial import _rungs, broken_trial
+from harness.sweep.trial import TrialRequest, _rungs, failed_trial
 from harness.sweep.trial_log import note_of
 from harness.traffic.mix import MIXES
 
@@ -28,8 +30,8 @@ def heard(start_s: float, end_s: float) -> Result:
 
 
 def records_of(load_values: dict, rungs=()) -> Records:
-    asked = settings_of(load_values, MIXES["quick"]).record()
-    run = TestRun(url="a:1", target={}, run_s=None, asked=asked)
+    asked = settings_for(load_values, [UserClass("user", MIXES["quick"])]).record()
+    run = TestRun(url="a:1", target=Target.of("a:1").record(), run_s=None, asked=asked)
     return Records(run=run, results=[heard(0.5, 20)], rungs=list(rungs))
 
 
@@ -80,7 +82,8 @@ def test_the_note_of_a_ladder_says_what_was_measured_again_and_why():
     (rung,), (spoilt,) = _rungs(
         records_of({"ladder": "1,2", "rung_s": str(RUNG_S)}, [held(1, 0), held(2, 4, WHY, 0.3)]), None, (), ()
     )
-    trial = replace(broken_trial({}, Load.ladder(RUNG_S, 1, (1, 2)), 0, ""), valid=True, rungs=(rung,))
+    failed = failed_trial(TrialRequest({}, Load.ladder(RUNG_S, 1, (1, 2))), "")
+    trial = replace(failed, valid=True, rungs=(rung,))
     assert note_of(trial).startswith("VALID, up to ")
     repeated = replace(spoilt, repeated=True)
     note = note_of(replace(trial, disturbed=(repeated, repeated, spoilt)))

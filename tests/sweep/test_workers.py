@@ -10,7 +10,7 @@ import pytest
 from harness.drive.load import Load
 from harness.errors import StoreError
 from harness.sweep import trial
-from harness.sweep.trial import TrialFailed
+from harness.sweep.trial import TrialFailed, TrialRequest
 from harness.sweep.workers import Fleet, Host, HostLost, TrialAborted
 
 LOAD = Load.ladder(2.0, 1, (1, 2))
@@ -37,14 +37,14 @@ class Driver:
         self.server, self.breaks, self.waits = server, list(breaks), waits
         self.aborted, self.begun = threading.Event(), threading.Event()
 
-    def run(self, point, load, prediction=None, repeat=0):
+    def run(self, request):
         self.begun.set()
         if self.waits:
             assert self.aborted.wait(30)
             raise TrialFailed("Locust was aborted")
         if self.breaks and self.breaks.pop(0):
             raise TrialFailed("the server ended")
-        return point
+        return request.point
 
     def abort(self):
         self.aborted.set()
@@ -75,20 +75,20 @@ def test_points_are_shared_out_and_each_is_measured_once():
             if not points:
                 return False
             point = points.pop()
-        done.append((at.run(point, LOAD), at.name))
+        done.append((at.run(TrialRequest({"delay_us": point}, LOAD)), at.name))
         return True
 
     with Fleet([host("A"), host("B"), host("C")]) as fleet:
         fleet.each(work)
-    assert sorted(point for point, _ in done) == list(range(20))
+    assert sorted(point["delay_us"] for point, _ in done) == list(range(20))
 
 
 def test_our_server_is_started_anew_and_somebody_elses_is_given_up():
     with host(breaks=[True]) as ours:
         with pytest.raises(TrialFailed):
-            ours.run({}, LOAD)
+            ours.run(TrialRequest({}, LOAD))
         ours.recover()
-        assert [server.stopped for server in ours.servers] == [1, 0] and ours.run(3, LOAD) == 3
+        assert [server.stopped for server in ours.servers] == [1, 0] and ours.run(TrialRequest({}, LOAD)) == {}
     with host(ours=False) as theirs:
         theirs.recover()
         theirs.servers[0].answers = False
@@ -135,7 +135,7 @@ def test_an_interrupt_cuts_off_the_trials_under_way(monkeypatch):
 
     def work(at: Host) -> bool:
         try:
-            at.run({}, LOAD)
+            at.run(TrialRequest({}, LOAD))
         except TrialAborted:
             cut.append(at.name)
             raise

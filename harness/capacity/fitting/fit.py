@@ -46,7 +46,7 @@ from harness.records.fit import (
 )
 from harness.records.schema import Trial
 from harness.records.slo import Slo
-from harness.topology import kv_instances, topology_of
+from harness.topology import Knobs, kv_instances, topology_of
 from harness.traffic.mix import Mix
 
 CONFIDENCE = 0.95
@@ -153,14 +153,14 @@ def limits_of(
     return Limits(tuple(slos), most, session_limit, kv, kv.slots(traffic.whole_frames))
 
 
-def _kv_record(kv: KvRoom | None, deployment: dict) -> FittedKv | None:
+def _kv_record(kv: KvRoom | None, deployment: Knobs) -> FittedKv | None:
     """The KV room of a deployment, with its own number of instances."""
     return None if kv is None else kv.record(deployment.get(kv_instances(deployment), kv.instances))
 
 
-def _group(trials: Sequence[Trial]) -> tuple[list[tuple[dict, list[Trial]]], list[ExcludedTrial]]:
+def _group(trials: Sequence[Trial]) -> tuple[list[tuple[Knobs, list[Trial]]], list[ExcludedTrial]]:
     """Deployments in order of their first ladder, with their VALID ladders; and the excluded trials with reasons."""
-    groups: dict[str, tuple[dict, list[Trial]]] = {}
+    groups: dict[str, tuple[Knobs, list[Trial]]] = {}
     excluded = []
     for trial in trials:
         ladders = None
@@ -177,7 +177,7 @@ def _group(trials: Sequence[Trial]) -> tuple[list[tuple[dict, list[Trial]]], lis
 
 
 def _fit_physics(
-    deployment: dict, ladders: list[Trial], seen: MeasuredRequests, rng: np.random.Generator, level: Level
+    deployment: Knobs, ladders: list[Trial], seen: MeasuredRequests, rng: np.random.Generator, level: Level
 ) -> tuple[FittedDeployment, list[ExcludedTrial]]:
     """All of a deployment but its rate and its room for KV caches; and the rungs that were left out as too slow."""
     no_step = Unfitted(inconclusive="the step time is not known")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.errors import InconclusiveError
+from harness.topology import Knobs, KnobValue
 
 MAX_CELLS = 200_000
 MIN_POINTS = 4
@@ -22,7 +23,7 @@ class Factor:
     """Knobs that always changed together, and their values: one dict of knob to value per level."""
 
     knobs: tuple[str, ...]
-    levels: tuple[dict, ...]
+    levels: tuple[Mapping[str, KnobValue | None], ...]
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class Effects:
         return self.main[factor] + sum(share for pair, share in self.pairs.items() if factor in pair)
 
 
-def find_factors(points: Sequence[Mapping]) -> tuple[Factor, ...]:
+def find_factors(points: Sequence[Knobs]) -> tuple[Factor, ...]:
     """The factors of a set of points, in the order of their knobs; knobs with one value are excluded."""
-    groups: dict[tuple, list[str]] = {}
+    groups: dict[tuple[int, ...], list[str]] = {}
     for knob in dict.fromkeys(knob for point in points for knob in point):
         column = [repr(point.get(knob)) for point in points]
         partition = tuple(column.index(value) for value in column)
@@ -60,17 +61,17 @@ def find_factors(points: Sequence[Mapping]) -> tuple[Factor, ...]:
     return tuple(_factor(points, knobs, partition) for partition, knobs in groups.items())
 
 
-def _factor(points: Sequence[Mapping], knobs: Sequence[str], partition: Sequence[int]) -> Factor:
+def _factor(points: Sequence[Knobs], knobs: Sequence[str], partition: Sequence[int]) -> Factor:
     levels = [{knob: points[first].get(knob) for knob in knobs} for first in dict.fromkeys(partition)]
     return Factor(tuple(knobs), tuple(sorted(levels, key=lambda level: _order(level[knobs[0]]))))
 
 
-def _order(value) -> tuple:
-    number = isinstance(value, int | float)
-    return (not number, value if number else 0, repr(value))
+def _order(value: KnobValue | None) -> tuple[bool, float, str]:
+    number = value if isinstance(value, int | float) else None
+    return (number is None, number or 0, repr(value))
 
 
-def decompose(points: Sequence[Mapping], answers: Sequence[float]) -> Effects:
+def decompose(points: Sequence[Knobs], answers: Sequence[float]) -> Effects:
     """The functional ANOVA (Hoeffding-Sobol) decomposition of the answers over the full grid of levels.
 
     With f the answer: main effect f_i(x_i) = E[f | x_i] - E f, pair f_ij = E[f | x_i, x_j] - f_i - f_j - E f, share
@@ -92,7 +93,7 @@ def decompose(points: Sequence[Mapping], answers: Sequence[float]) -> Effects:
     return _split(factors, grid, filled)
 
 
-def _level(factor: Factor, point: Mapping) -> int:
+def _level(factor: Factor, point: Knobs) -> int:
     own = {knob: point.get(knob) for knob in factor.knobs}
     return factor.levels.index(own)
 

@@ -14,6 +14,7 @@ from harness.capacity.models.spreads import StallTable
 from harness.capacity.simulator.pool import Planned
 from harness.capacity.simulator.sessions import Activity, Simulated, simulate
 from harness.errors import InconclusiveError
+from harness.records.slo import Slo
 
 SESSIONS = 24_000
 SIMULATION_NOISE = 0.015  # relative standard deviation of a rate between draws of so many sessions, as found
@@ -37,7 +38,7 @@ class Limits:
     average size that fill it. ``routing``: see ``simulator.pool.Pool``; "shared" is one queue in front of the pool.
     """
 
-    slos: Sequence
+    slos: Sequence[Slo]
     most_sessions: int
     slots: int | None = None
     kv: KvRoom | None = None

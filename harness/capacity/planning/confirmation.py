@@ -17,6 +17,7 @@ from harness.records.plan import JudgedSlo, OpenRun, ValidationRow
 from harness.records.prediction import Prediction
 from harness.records.schema import Outcome, Rung, Trial
 from harness.records.slo import Slo, judge
+from harness.topology import Knobs
 from harness.traffic.mix import Mix
 
 
@@ -34,7 +35,7 @@ class Confirmation:
 
 
 def confirm(
-    deployment: dict,
+    deployment: Knobs,
     trials: Sequence[Trial],
     requests: pd.DataFrame,
     mix: Mix,

@@ -19,7 +19,7 @@ from harness.device_profile import Profile, StagePoint
 from harness.errors import InconclusiveError, InputError
 from harness.records.fit import FittedDeployment
 from harness.records.plan import CostedCount, DeviceTypeRow
-from harness.topology import topology_of
+from harness.topology import Knobs, number_of, topology_of
 
 _DEFAULT_STEPS = wire.DEFAULT_DIFFUSION_STEPS
 _NOTE = (
@@ -83,7 +83,7 @@ class DeviceType:
         lines = tau0_s, alpha_s, token_s, host_s, host_each_s, off
         return cls(profile.device, profile.preset, *lines, min(batches), kv, _words(profile))
 
-    def topology(self, knobs: Mapping[str, int], context: float, **between: float) -> Topology:
+    def topology(self, knobs: Knobs, context: float, **between: float) -> Topology:
         """The deployment with these knobs on one such device, for sessions with ``context`` tokens on average.
 
         ``between``: hop_s, host_s and host_each_s of the topology.
@@ -91,10 +91,12 @@ class DeviceType:
         stages = []
         for stage in wire.STAGES:
             given: dict[str, Any] = {
-                knob: knobs[f"{stage}.{knob}"] for knob in ("max_batch", "instances") if f"{stage}.{knob}" in knobs
+                knob: number_of(knobs, f"{stage}.{knob}", 0)
+                for knob in ("max_batch", "instances")
+                if f"{stage}.{knob}" in knobs
             }
             alpha_s = self.alpha_s[stage] + (self.token_s * context if stage == wire.LLM else 0.0)
-            delay_s = knobs.get(f"{stage}.delay_us", 0) / 1e6
+            delay_s = number_of(knobs, f"{stage}.delay_us", 0) / 1e6
             given |= {"host_s": self.host_s[stage], "host_each_s": self.host_each_s[stage]}
             stages.append(StageModel(stage, alpha_s, self.tau0_s[stage], delay_s, **given))
         return Topology(tuple(stages), one_gpu=True, prefetch=True, **between)

@@ -28,6 +28,7 @@ from harness.records.plan import Drain, Forecast, KvMemory, Plan, PlannedLoss, P
 from harness.records.prediction import Prediction
 from harness.records.schema import Trial
 from harness.records.slo import Slo
+from harness.topology import Knobs
 from harness.traffic.mix import Mix
 
 LOST = (1, 2)  # devices lost at peak load: N+1 and N+2
@@ -337,5 +338,5 @@ def _memory(pools: Pools) -> KvMemory | None:
     )
 
 
-def _knobs(deployment: dict) -> str:
+def _knobs(deployment: Knobs) -> str:
     return ", ".join(f"{knob} {value}" for knob, value in deployment.items()) or "the deployment"

@@ -18,7 +18,7 @@ from harness.capacity.planning.staged import Topology, staged_step_time, step_kn
 from harness.errors import InconclusiveError, InputError
 from harness.records.fit import Fit, FittedDeployment, FittedStage
 from harness.records.plan import CountAtRate, SensitivityRow
-from harness.topology import frame_path, kv_instances, owner_of
+from harness.topology import Knobs, frame_path, kv_instances, number_of, owner_of
 
 LONGER = 1.2
 FASTER = 1.5
@@ -52,14 +52,14 @@ def sensitivity(
 def _with_defaults(fit: FittedDeployment, gpus: int) -> FittedDeployment:
     """The fit of a deployment, with the default instances of every stage added to its knobs."""
     instances = {f"{owner_of(stage)}.instances": gpus for stage in frame_path(fit.deployment)}
-    return replace(fit, deployment=instances | fit.deployment)
+    return replace(fit, deployment={**instances, **fit.deployment})
 
 
 def changes(fit: Fit, chosen: FittedDeployment, pools: Pools) -> Iterator[Change]:
     """No change, to compare; longer sessions, half the delay, one more instance of the busiest stage, a fast device."""
     yield Change("as planned", pools, "simulated")
     yield Change(f"sessions {LONGER - 1:.0%} longer", _longer(pools), "simulated")
-    delays = {knob: chosen.deployment.get(knob, 0) for knob in _DELAYS}
+    delays = {knob: number_of(chosen.deployment, knob, 0) for knob in _DELAYS}
     if any(delays.values()):
         yield _turned("half the delay", fit, chosen, pools, {knob: value // 2 for knob, value in delays.items()})
     else:
@@ -69,8 +69,8 @@ def changes(fit: Fit, chosen: FittedDeployment, pools: Pools) -> Iterator[Change
         yield Change("one more instance", None, "", "the service time of no stage is known")
     else:
         knob = f"{owner_of(stage)}.instances"
-        turned = {knob: chosen.deployment.get(knob, 1) + 1}
-        if stage == wire.ENGINE and not _is_measured(fit, chosen.deployment | turned):
+        turned = {knob: number_of(chosen.deployment, knob, 1) + 1}
+        if stage == wire.ENGINE and not _is_measured(fit, {**chosen.deployment, **turned}):
             note = "a second engine shares the GPU and its memory with the first: measure engine.instances"
             yield Change(f"one more instance of {stage}", None, "", note)
         else:
@@ -78,7 +78,7 @@ def changes(fit: Fit, chosen: FittedDeployment, pools: Pools) -> Iterator[Change
     yield _faster(chosen, pools)
 
 
-def _is_measured(fit: Fit, deployment: dict) -> bool:
+def _is_measured(fit: Fit, deployment: Knobs) -> bool:
     return any(each.deployment == deployment and not each.inconclusive for each in fit.deployments)
 
 
@@ -102,9 +102,9 @@ def lengthened(traffic: Traffic, factor: float) -> Traffic:
     )
 
 
-def _turned(name: str, fit: Fit, chosen: FittedDeployment, pools: Pools, knobs: dict) -> Change:
+def _turned(name: str, fit: Fit, chosen: FittedDeployment, pools: Pools, knobs: Knobs) -> Change:
     """Other knobs: a measured deployment with exactly these, otherwise a prediction from the stages' service times."""
-    wanted = chosen.deployment | knobs
+    wanted = {**chosen.deployment, **knobs}
     for other in fit.deployments:
         if other.deployment == wanted and not other.inconclusive:
             device = Device.from_fit(other)
@@ -115,8 +115,8 @@ def _turned(name: str, fit: Fit, chosen: FittedDeployment, pools: Pools, knobs: 
     try:
         now = Topology.of_fit(chosen)
         counted = kv_instances(chosen.deployment)
-        before = chosen.deployment.get(counted, 1)
-        roomy = _with_instances(pools, knobs.get(counted, before) - before)
+        before = number_of(chosen.deployment, counted, 1)
+        roomy = _with_instances(pools, number_of(knobs, counted, before) - before)
         return _staged(name, roomy, now, Topology.of_fit(chosen, knobs))
     except (InconclusiveError, InputError) as error:
         return Change(name, None, "", str(error))
@@ -170,7 +170,8 @@ def _busiest(chosen: FittedDeployment) -> str | None:
 
     def busy_s(fit: FittedStage) -> float:
         largest = max(point.batch_size for point in fit.points)
-        return (fit.alpha_s * largest + fit.tau0_s) / chosen.deployment.get(f"{owner_of(fit.stage)}.instances", 1)
+        instances = number_of(chosen.deployment, f"{owner_of(fit.stage)}.instances", 1)
+        return (fit.alpha_s * largest + fit.tau0_s) / instances
 
     return max(known, key=busy_s).stage if known else None
 

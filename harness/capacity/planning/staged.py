@@ -7,7 +7,7 @@ at n sessions is the step time of a device, used to simulate sessions (``simulat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from harness.capacity.simulator.layout import record, sources
 from harness.capacity.simulator.pool import LONGEST_S, SHORTEST_S
 from harness.errors import InconclusiveError, InputError
 from harness.records.fit import FittedDeployment, FittedStage
-from harness.topology import frame_path, owner_of, topology_of
+from harness.topology import Knobs, frame_path, number_of, owner_of, topology_of
 
 _STAGE = record(f8="alpha_s tau0_s delay_s host_s host_each_s", i8="max_batch free waiting head tail executions served")
 _SESSION = record(f8="came_s made_s", i8="stage next frames")
@@ -104,14 +104,14 @@ class Topology:
             raise InputError("a topology needs 1 stage or more, hops of 0 seconds or more, and noise of 0 to 1")
 
     @classmethod
-    def of_fit(cls, fit: FittedDeployment, knobs: Mapping[str, int] | None = None, **more) -> Topology:
+    def of_fit(cls, fit: FittedDeployment, knobs: Knobs | None = None, **more) -> Topology:
         """The stages of a deployment of fit.json, with its knobs or, where given, those of ``knobs``.
 
         The fused engine is one stage, which has no batching delay: it batches all ready sessions immediately.
 
         Raises InconclusiveError where the service time of a stage is unknown.
         """
-        services, turned = {each.stage: each for each in fit.stages}, fit.deployment | dict(knobs or {})
+        services, turned = {each.stage: each for each in fit.stages}, {**fit.deployment, **(knobs or {})}
         stages = []
         for name in frame_path(turned):
             service = services.get(name)
@@ -119,7 +119,7 @@ class Topology:
                 reason = service.inconclusive if service else "no execution of it was counted"
                 raise InconclusiveError(f"{name}: {reason}")
             owner = owner_of(name)
-            own = {knob: turned[f"{owner}.{knob}"] for knob in _KNOBS if f"{owner}.{knob}" in turned}
+            own = {knob: number_of(turned, f"{owner}.{knob}", 0) for knob in _KNOBS if f"{owner}.{knob}" in turned}
             if name == wire.ENGINE:
                 largest = max((point.batch_size for point in service.points), default=0)
                 own.setdefault("max_batch", max(ENGINE_BATCH, largest))  # on a GPU the limit is higher

@@ -143,7 +143,7 @@ class _Replay:
 
     def play(
         self, device: Device, figures: Sequence[ComparedFigure], rng: np.random.Generator, replications: int
-    ) -> dict:
+    ) -> dict[str, np.ndarray]:
         """Each figure [replications] as the device would produce it, by name."""
         run = simulate(self.due_s, self.frames, device.step_time, first_audio=device.first_audio, stop_s=self.window[1])
         started = ~np.isnan(run.start_s)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from harness.sweep.optimizer.objective import BestRung, Expecting, HighestRate, 
 from harness.sweep.optimizer.optuna_engine import next_point
 from harness.sweep.optimizer.physics import MeasuredLadder, Physics, fit_physics
 from harness.sweep.optimizer.space import Space
-from harness.topology import topology_of
+from harness.topology import Knobs, topology_of
 
 _REFIT_AFTER = 1, 3, 6, 12  # numbers of trials after which the physics is refitted; the surrogate uses all trials
 _AGAIN = 0.03  # relative difference of the step times of two trials of one deployment
@@ -45,7 +44,7 @@ class Guide:
     aim: Aim
     seed: int
     sessions: tuple[int, ...]
-    defaults: Mapping[str, Any]
+    defaults: Knobs
 
     def next(self, measured: Sequence[MeasuredPoint], in_flight: Collection[int] = ()) -> Decision:
         """The next point while some are being measured, or the reason to stop."""
@@ -100,7 +99,7 @@ class Guide:
         return math.hypot(each.value.error, scatter)
 
 
-def _again(value_of: Expecting, step_s: np.ndarray, sessions: Sequence[float], point: Mapping[str, Any]) -> list[float]:
+def _again(value_of: Expecting, step_s: np.ndarray, sessions: Sequence[float], point: Knobs) -> list[float]:
     """Values of hypothetical trials whose step times are all a little shorter or longer."""
     return [value_of(_step_time(step_s * math.exp(_AGAIN * each), sessions), point) for each in _QUANTILES]
 

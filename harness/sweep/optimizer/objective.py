@@ -25,10 +25,10 @@ from harness.records.fit import FittedDeployment
 from harness.records.schema import Rung, Trial
 from harness.records.slo import Slo
 from harness.sweep.optimizer.physics import MeasuredLadder
-from harness.topology import kv_instances
+from harness.topology import Knobs, kv_instances, number_of
 from harness.traffic.mix import Mix
 
-Expecting = Callable[[StepTime, Mapping[str, Any]], float]  # the value of a point, given its step time
+Expecting = Callable[[StepTime, Knobs], float]  # the value of a point, given its step time
 Figures = Callable[[str], float]  # of a rung, by the names that plans use
 _NORMAL_95 = 1.96
 _LEAST = 1e-4
@@ -78,15 +78,15 @@ class HighestRate:
             return lambda step, point, fit=best.fit, device=device: self._expected(fit, device, step, point)
         return None
 
-    def _expected(self, fit: FittedDeployment, device: Device, step: StepTime, point: Mapping[str, Any]) -> float:
+    def _expected(self, fit: FittedDeployment, device: Device, step: StepTime, point: Knobs) -> float:
         """The device with another step time, a first chunk of the point's length, and the KV room of its instances."""
-        chunk = fit.deployment.get("chunk_frames", self.mix.chunk_frames)
-        steps = max(device.first_steps + point.get("chunk_frames", chunk) - chunk, 0.0)
+        chunk = number_of(fit.deployment, "chunk_frames", self.mix.chunk_frames)
+        steps = max(device.first_steps + number_of(point, "chunk_frames", chunk) - chunk, 0.0)
         other = replace(device, step_time=step, first_steps=steps, draws=())
         return steady_limit(other, self._limits(fit, point))[0] / self.mix.mean_frames()
 
-    def _limits(self, fit: FittedDeployment, point: Mapping[str, Any]) -> Limits:
-        instances = point.get(kv_instances(point))
+    def _limits(self, fit: FittedDeployment, point: Knobs) -> Limits:
+        instances = number_of(point, kv_instances(point), 0)
         if fit.kv is not None and instances:
             fit = replace(fit, kv=replace(fit.kv, instances=instances))
         return limits_of(fit, self.slos, self.session_limit, 1.0, self._traffic)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,7 +14,7 @@ from scipy import optimize
 from harness import wire
 from harness.records.schema import BatchStatistics, Rung, StageStatistics
 from harness.sweep.optimizer.closed_queue import DEVICE, HOST, Round, Station, StepTimes, turns
-from harness.topology import frame_path, owner_of
+from harness.topology import Knobs, frame_path, number_of, owner_of
 
 # Tasks at full speed, and where: (cores, HOST) are shared by stages, hops and the entry, (executions, DEVICE) by stages
 # alone.
@@ -32,7 +32,7 @@ _DOUBT = 0.1  # of a rung's executions: a batch size seen this often gets half t
 class MeasuredLadder:
     """A measured point: its rungs give the frame-step time and, by stage, the time of batches."""
 
-    point: Mapping[str, Any]
+    point: Knobs
     rungs: tuple[Rung, ...]
 
 
@@ -51,18 +51,18 @@ class Physics:
     chunk_s: float
     room: tuple[float, int]
     drag: float
-    defaults: Mapping[str, Any]
+    defaults: Knobs
     off: float = math.inf
     path: tuple[str, ...] = wire.STAGES
 
-    def step_s(self, point: Mapping[str, Any], sessions: Sequence[float]) -> np.ndarray:
+    def step_s(self, point: Knobs, sessions: Sequence[float]) -> np.ndarray:
         """Seconds of a frame step at each of these numbers of sessions: float [sessions]."""
         if self.path == (wire.ENGINE,):
             return np.array([self._loop_s(point, max(1, round(n))) for n in sessions])
         round_ = self.round(point)
         return np.array([_step_s(round_, max(1, round(n))) for n in sessions])
 
-    def round(self, point: Mapping[str, Any]) -> Round:
+    def round(self, point: Knobs) -> Round:
         """The entry and the stages with the knobs of a point."""
         entry_s = self.entry_s + self.chunk_s / _chunk(point, self.defaults)
         instances = _knob(point, self.defaults, "entry", "instances")
@@ -74,7 +74,7 @@ class Physics:
             stations.append(Station(own, on=on, **_batching(point, self.defaults, name)))
         return Round(tuple(stations), self.hop_s, (room, math.inf) if on == HOST else (math.inf, room), self.drag)
 
-    def _loop_s(self, point: Mapping[str, Any], sessions: int) -> float:
+    def _loop_s(self, point: Knobs, sessions: int) -> float:
         """Step time of the fused engine, in seconds, at each number of sessions.
 
         All sessions of a process step together, in several batches if there are too many; a frame's time outside its
@@ -94,13 +94,13 @@ class Observation:
     ``rows`` by stage: batch sizes, mean seconds (at the default number of diffusion steps) and weights.
     """
 
-    point: Mapping[str, Any]
+    point: Knobs
     sessions: int
     step_s: float
     rows: tuple[np.ndarray, ...]
     first: bool
 
-    def spare_s(self, defaults: Mapping[str, Any]) -> float:
+    def spare_s(self, defaults: Knobs) -> float:
         """Seconds of the step beyond its stages and their delays."""
         taken_s = 0.0
         for name, (_, seconds, weights) in zip(frame_path(self.point), self.rows, strict=True):
@@ -111,7 +111,7 @@ class Observation:
         return self.step_s - taken_s
 
 
-def fit_physics(ladders: Sequence[MeasuredLadder], defaults: Mapping[str, Any]) -> Physics | None:
+def fit_physics(ladders: Sequence[MeasuredLadder], defaults: Knobs) -> Physics | None:
     """Fit the physics to measured points of one topology; None where no point has counts of its stages.
 
     For each room, drag and entry share, the times of batches running alone are chosen so that, slowed by each other,
@@ -154,7 +154,7 @@ def _offness(physics: Physics) -> float:
     return physics.off
 
 
-def _observations(each: MeasuredLadder, defaults: Mapping[str, Any]) -> Iterator[Observation]:
+def _observations(each: MeasuredLadder, defaults: Knobs) -> Iterator[Observation]:
     steps, path = _steps(each.point, defaults), frame_path(each.point)
     for at, rung in enumerate(each.rungs):
         counted = {window.stage: _counted(window) for window in rung.stages}
@@ -176,7 +176,7 @@ def _rows(batches: Sequence[BatchStatistics], steps: float) -> np.ndarray:
     return rows
 
 
-def _outside(observations: Sequence[Observation], defaults: Mapping[str, Any]) -> tuple[float, float]:
+def _outside(observations: Sequence[Observation], defaults: Knobs) -> tuple[float, float]:
     """Seconds of a frame outside its stages with one session (or the fewest measured), and seconds per chunk sent."""
     first = [each for each in observations if each.first] or observations
     scale = 1 / np.array([each.step_s for each in first])
@@ -240,7 +240,7 @@ def _step_times(round_: Round, sessions: int) -> StepTimes:
     return turns(round_, sessions, np.random.default_rng(sessions))
 
 
-def _batching(point: Mapping[str, Any], defaults: Mapping[str, Any], stage: str) -> dict[str, Any]:
+def _batching(point: Knobs, defaults: Knobs, stage: str) -> dict[str, Any]:
     """Batching settings of a station. With a preferred batch and a delay, a batch of that size starts at once."""
     knobs = {knob: _knob(point, defaults, stage, knob) for knob in _DEFAULTS}
     full = min(knobs["preferred_batch"] or knobs["max_batch"], knobs["max_batch"])
@@ -249,16 +249,16 @@ def _batching(point: Mapping[str, Any], defaults: Mapping[str, Any], stage: str)
     }  # fmt: skip
 
 
-def _knob(point: Mapping[str, Any], defaults: Mapping[str, Any], stage: str, knob: str) -> int:
+def _knob(point: Knobs, defaults: Knobs, stage: str, knob: str) -> int:
     name = f"{owner_of(stage)}.{knob}"
-    return int(point.get(name, defaults.get(name, _DEFAULTS[knob])))
+    return number_of(point, name, number_of(defaults, name, _DEFAULTS[knob]))
 
 
-def _steps(point: Mapping[str, Any], defaults: Mapping[str, Any]) -> float:
+def _steps(point: Knobs, defaults: Knobs) -> float:
     """Diffusion steps relative to the default number."""
-    steps = point.get("diffusion_steps", defaults.get("diffusion_steps", wire.DEFAULT_DIFFUSION_STEPS))
-    return steps / wire.DEFAULT_DIFFUSION_STEPS
+    usual = number_of(defaults, "diffusion_steps", wire.DEFAULT_DIFFUSION_STEPS)
+    return number_of(point, "diffusion_steps", usual) / wire.DEFAULT_DIFFUSION_STEPS
 
 
-def _chunk(point: Mapping[str, Any], defaults: Mapping[str, Any]) -> int:
-    return point.get("chunk_frames", defaults.get("chunk_frames", 1))
+def _chunk(point: Knobs, defaults: Knobs) -> int:
+    return number_of(point, "chunk_frames", number_of(defaults, "chunk_frames", 1))

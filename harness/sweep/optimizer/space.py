@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from harness.errors import InputError
-from harness.topology import applicable
+from harness.topology import Knobs, applicable
 
 MOST_CANDIDATES = 2048  # points compared with each other at one time
-Part = Mapping[str, Any]  # what a value of a column sets, e.g. one delay of three stages
+Part = Knobs  # what a value of a column sets, e.g. one delay of three stages
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Space:
     def size(self) -> int:
         return math.prod(map(len, self.columns))
 
-    def point(self, number: int) -> dict[str, Any]:
+    def point(self, number: int) -> Knobs:
         """The point of a number."""
         return applicable(self._all_knobs(self._levels(number)))
 
@@ -59,11 +59,11 @@ class Space:
         ]
         return self._number(level if turns else 0 for level, turns in zip(levels, turned, strict=True))
 
-    def _all_knobs(self, levels: Sequence[int]) -> dict[str, Any]:
+    def _all_knobs(self, levels: Sequence[int]) -> Knobs:
         parts = (column[level] for column, level in zip(self.columns, levels, strict=True))
         return {knob: value for part in parts for knob, value in part.items()}
 
-    def number(self, point: Mapping[str, Any]) -> int | None:
+    def number(self, point: Knobs) -> int | None:
         """The lowest number of a point, or None for one outside this space."""
         fitting = [
             [level for level, part in enumerate(column) if self._may_be(index, part, point)]
@@ -130,7 +130,7 @@ class Space:
             number = number * len(column) + level
         return number
 
-    def _may_be(self, index: int, part: Part, point: Mapping[str, Any]) -> bool:
+    def _may_be(self, index: int, part: Part, point: Knobs) -> bool:
         """Whether the point has the part's knobs, except for those that a later column overrides."""
         later = {knob for column in self.columns[index + 1 :] for knob in column[0]}
         has = applicable({**part, **point})

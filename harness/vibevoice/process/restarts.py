@@ -16,10 +16,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness import wire
+from harness.content import content_of, read
 from harness.host.keys import NOTE_SUFFIX, SHARED_FOLDER, read_private, server_mark, write_private
 from harness.identity import StageIdentity
 from harness.vibevoice.process.instances import instance_name
@@ -44,7 +46,7 @@ class Note:
     model: str
     config: str  # JSON, as Triton gave it
     since_ns: int  # of CLOCK_MONOTONIC; an unloaded process may for a while coexist with its successor
-    identity: dict = field(default_factory=dict)  # what it computes with: ``harness.identity.StageIdentity``
+    identity: StageIdentity | None = None  # what it computes with
 
     @property
     def living(self) -> bool:
@@ -61,7 +63,7 @@ class Registry:
         path = self.folder / f"{name}{NOTE_SUFFIX}"
         draft = path.with_suffix(".draft")
         draft.unlink(missing_ok=True)
-        write_private(draft, json.dumps(asdict(note)))
+        write_private(draft, json.dumps(content_of(note)))
         draft.rename(path)
         return path
 
@@ -75,7 +77,7 @@ class Registry:
         for path in self.folder.glob(f"*{NOTE_SUFFIX}"):
             with contextlib.suppress(OSError, ValueError, TypeError):  # removed meanwhile, or not ours
                 # Anybody may write here, and the configuration in a note gets loaded.
-                note = Note(**json.loads(read_private(path)))
+                note = read(Note, json.loads(read_private(path)))
                 if note.server == self.server:
                     found[path] = note
         return found
@@ -144,7 +146,7 @@ def one_more_restart(config: str) -> str:
     return json.dumps(content)
 
 
-def identities() -> list[dict]:
+def identities() -> list[dict[str, Any]]:
     """The identity of every live process of this process's server, one per instance of each model.
 
     It includes the seconds for which the instance has been served without interruption (wire.AGE_S).
@@ -155,7 +157,7 @@ def identities() -> list[dict]:
     newest = {note.instance: note for note in living}
     now_ns = time.monotonic_ns()
     told = [(note.identity, now_ns - oldest[note.instance]) for note in newest.values() if note.identity]
-    return [{**identity, wire.AGE_S: age_ns / 1e9} for identity, age_ns in told]
+    return [{**identity.content(), wire.AGE_S: age_ns / 1e9} for identity, age_ns in told]
 
 
 def attend(args: dict, load: Callable[[str, str], None], identity: StageIdentity) -> None:
@@ -165,7 +167,7 @@ def attend(args: dict, load: Callable[[str, str], None], identity: StageIdentity
     registry = Registry(mark)
     note = Note(
         mark, pid, instance_name(args), args["model_name"], args["model_config"], time.monotonic_ns(),
-        identity.content(),
+        identity,
     )  # fmt: skip
     region = Path("/proc/self/cmdline").read_bytes().split(b"\0")[2].decode()
     with contextlib.suppress(OSError):

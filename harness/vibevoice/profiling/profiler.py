@@ -1,7 +1,7 @@
 """Measures every stage over batch and context, and prints the results as JSON lines; run as a module by a parent.
 
-Events, in order: ``{"event": "device", …}``, one ``{"event": "point", "stage", "point", "done", "of"}`` for each point,
-``{"event": "end", "model": …}``; or, at any time, ``{"event": "error", "message"}``.
+Events, in order: a DeviceEvent, a PointEvent for each point, an EndEvent; or, at any time, an ErrorEvent. See
+``harness.device_profile``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import json
 import math
 import os
 import sys
@@ -21,7 +20,18 @@ import psutil
 import torch
 
 from harness import wire
-from harness.device_profile import PREFILL
+from harness.device_profile import (
+    PREFILL,
+    DeviceEvent,
+    EndEvent,
+    ErrorEvent,
+    ModelSizes,
+    PointEvent,
+    ProfilerEvent,
+    SkippedPoint,
+    StagePoint,
+    event_line,
+)
 from harness.errors import HarnessError, InputError
 from harness.vibevoice.process import kv_limits
 from harness.vibevoice.process.setup import prepare
@@ -182,7 +192,7 @@ BENCHES = {
 class Profiler:
     """Measures all stages of one model on one device; ``say`` receives every event."""
 
-    def __init__(self, weights: Weights, budget_s: float, quick: bool, say: Callable[[dict], None]):
+    def __init__(self, weights: Weights, budget_s: float, quick: bool, say: Callable[[ProfilerEvent], None]):
         self.weights, self.say = weights, say
         self.roofline = Roofline(weights.config, weights.dtype.itemsize)
         self.points = Grid.of(weights.device, quick).points(weights.config.text_config.max_position_embeddings)
@@ -194,10 +204,7 @@ class Profiler:
 
     def run(self) -> None:
         """Report what the device can do, then every point, then the sizes that an emulation needs."""
-        model = {
-            "hidden_size": self.weights.config.text_config.hidden_size,
-            "kv_bytes_per_token": self.roofline.kv_bytes_per_token,
-        }
+        sizes: dict[str, int] = {}
         self.speed = self._measured_speed()
         done = itertools.count(1)
         for bench_type, methods in BENCHES.items():
@@ -208,17 +215,21 @@ class Profiler:
                 for number, at in enumerate(self.points[stage]):
                     # every stage gets a time; what is left out for lack of time can be extrapolated from the first
                     # point
-                    point = at | self._measured(method, bench, at, needed=not number)
-                    self.say({"event": "point", "stage": stage, "point": point, "done": next(done), "of": self.count})
+                    point = self._measured(method, bench, at, needed=not number)
+                    self.say(PointEvent(stage=stage, point=point, done=next(done), of=self.count))
             if bench_type is LLMBench:
-                model["kv_room_bytes"] = served_room(self.weights, bench.room_bytes)
+                sizes["kv_room_bytes"] = served_room(self.weights, bench.room_bytes)
             if bench_type is VocoderBench:
-                model["state_values"] = bench.stage.state_size
+                sizes["state_values"] = bench.stage.state_size
             del bench  # frees its weights for the next bench
             free(self.weights.device)
-        self.say({"event": "end", "model": model})
+        hidden_size = self.weights.config.text_config.hidden_size
+        model = ModelSizes(hidden_size=hidden_size, kv_bytes_per_token=self.roofline.kv_bytes_per_token, **sizes)
+        self.say(EndEvent(model=model))
 
-    def _measured(self, method: Callable, bench: object, at: dict, needed: bool = False) -> dict:
+    def _measured(
+        self, method: Callable, bench: object, at: dict[str, int], needed: bool = False
+    ) -> StagePoint | SkippedPoint:
         try:
             calls, cost = method(bench, **at)
             calls = iter(calls)
@@ -226,16 +237,16 @@ class Profiler:
             taken = self.sampler.sample(calls, needed, floor_ms * self.pace if math.isfinite(self.pace) else 0.0)
             parts = {} if taken is None else self._parts(calls, float(np.median(taken)), needed)
         except (torch.OutOfMemoryError, MemoryError, NoRoom):
-            return {"left_out": "out of memory"}
+            return SkippedPoint(**at, left_out="out of memory")
         finally:
             calls = None  # closes what the point opened
             free(self.weights.device)
         if taken is None:
-            return {"left_out": "no time left"}
+            return SkippedPoint(**at, left_out="no time left")
         times = {"ms": float(np.median(taken)), "spread": spread(taken), "roofline_ms": floor_ms}
         self.pace = min(self.pace, times["ms"] / floor_ms)
         counts = {"samples": len(taken), "bytes": int(cost.bytes), "gflop": cost.operations / 1e9}
-        return {name: _rounded(value) for name, value in times.items()} | parts | counts
+        return StagePoint(**at, **{name: _rounded(value) for name, value in times.items()}, **parts, **counts)
 
     def _parts(self, calls: Iterator[Call], ms: float, needed: bool) -> dict:
         seconds = max(self.sampler.seconds_beside(), LEAST_SECONDS if needed else 0.0)
@@ -245,7 +256,7 @@ class Profiler:
     def _measured_speed(self) -> dict[str, float]:
         self.sampler.stage(SPEED_POINTS)
         speed, noise = device_speed(self.weights, self.sampler)
-        self.say({"event": "device", **_device_facts(self.weights), **speed, "self_noise": noise})
+        self.say(DeviceEvent(**_device_facts(self.weights), **speed, self_noise=noise))
         return speed
 
 
@@ -337,8 +348,8 @@ def chosen_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def _say(event: dict) -> None:
-    print(json.dumps(event), flush=True)
+def _say(event: ProfilerEvent) -> None:
+    print(event_line(event), flush=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -357,7 +368,7 @@ def main(arguments: list[str]) -> int:
         settle()
         profiler.run()
     except HarnessError as error:
-        _say({"event": "error", "message": str(error)})
+        _say(ErrorEvent(message=str(error)))
         return 1
     return 0
 
