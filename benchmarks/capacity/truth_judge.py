@@ -19,7 +19,7 @@ import numba_first  # noqa: F401
 import numba
 import numpy as np
 
-LEAST_LOADED, ROUND_ROBIN, RANDOM = "least loaded", "round robin", "random"
+LEAST_LOADED, ROUND_ROBIN, RANDOM = "least_loaded", "round_robin", "random"
 ROUTINGS = LEAST_LOADED, ROUND_ROBIN, RANDOM
 FRAME_S = 3200 / 24_000
 ROOM = 400  # sessions on one device, above which it has collapsed

@@ -14,14 +14,12 @@ with at most 10% between ladders. With few runs the smallest of many shares is l
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import multiprocessing
 import os
 import re
 import sys
 import time
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +33,6 @@ import truth_judge
 from scipy import stats
 from truth_families import FAMILIES, TARGETS, UNIT, Family
 
-from harness.capacity.fitting.fit import fit_run
 from harness.capacity.planning import plan as planning
 from harness.capacity.planning.plan import Terms, make_plan
 from harness.errors import HarnessError
@@ -106,8 +103,8 @@ def repeat(task: tuple[str, Truth, int]) -> Run:
     chosen = range(seed % (TARGETS // PER_RUN), TARGETS, TARGETS // PER_RUN)
     targets = [truth.targets[place] for place in chosen]
     try:
-        fit = fit_run(measured.trials, measured.requests, family.mix, family.slos, rng, UNIT, confidence=CONFIDENCE)
-        terms = terms_of(family)
+        fit = family.fit(measured, rng, confidence=CONFIDENCE)
+        terms = Terms(family.cap, CONFIDENCE, 0.25, UNIT, "tiny", "cpu", routing=family.routing)
         plan = make_plan(fit, measured.trials, measured.requests, family.mix, family.slos, targets, rng, terms)
     except HarnessError as error:
         return Run(name, None, (), (str(error),), False, time.monotonic() - began)
@@ -154,23 +151,6 @@ def _words(content) -> Iterator[str]:
     elif isinstance(content, list | tuple):
         for value in content:
             yield from _words(value)
-
-
-def terms_of(family: Family) -> Terms:
-    """The terms of a family's plan, with its routing if plans know of routing."""
-    terms = Terms(family.cap, CONFIDENCE, 0.25, UNIT, "tiny", "cpu")
-    if family.routing == truth_judge.LEAST_LOADED:
-        return terms
-    return replace(terms, **{"routing": routing_value(family.routing)})
-
-
-def routing_value(routing: str) -> str | None:
-    """What ``Terms.routing`` calls this routing; None where plans know only the least loaded."""
-    if "routing" not in {each.name for each in dataclasses.fields(Terms)}:
-        return None
-    known = typing.get_args(typing.get_type_hints(Terms)["routing"]) or (routing,)
-    word = routing.split()[0]
-    return next((each for each in known if str(each).lower().startswith(word)), None)
 
 
 @dataclass(frozen=True)
@@ -345,12 +325,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     began = time.monotonic()
     os.environ["OMP_NUM_THREADS"] = "1"
-    wanted = options.family or (["host-10-3", "knee", "winner"] if options.quick else list(FAMILIES))
-    names = [
-        name for name in wanted if routing_value(FAMILIES[name].routing) or FAMILIES[name].routing == "least loaded"
-    ]
-    for name in set(wanted) - set(names):
-        common.say(f"{name} is left out: plans know only least-loaded routing")
+    names = options.family or (["host-10-3", "knee", "winner"] if options.quick else list(FAMILIES))
     judged = judge(names, 2 if options.quick else options.runs, options.seed)
     figures = summary(judged)
     seconds = time.monotonic() - began
