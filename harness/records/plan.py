@@ -92,7 +92,9 @@ class ValidationRow:
     said_at: str | None = None
     prediction_sha256: str | None = None
     metric: str
-    said_before: float | None = None
+    predicted_in_advance: Annotated[float | None, Field(validation_alias="said_before")] = stored_as(
+        "said_before", None
+    )
     predicted: float | None
     predicted_interval: Bounds
     measured: float | None

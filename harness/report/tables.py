@@ -146,7 +146,7 @@ def validation(plan: Plan) -> pd.DataFrame:
             "trial": row.trial_id,
             "requests per s": row.rate_per_s,
             "metric": words.metric(row.metric),
-            "predicted in advance": row.said_before,
+            "predicted in advance": row.predicted_in_advance,
             "predicted from actual arrivals": row.predicted,
             "measured": row.measured,
             "error": words.signed_percent(figures.signed_error(row)) if words.known(row.relative_error) else "",

@@ -135,7 +135,7 @@ class Campaign:
             )
 
     def _further_ladders(self, host: Host, best: FittedDeployment) -> FittedDeployment:
-        """The best deployment after further ladders with other requests, since the first may have been lucky.
+        """The best deployment after further ladders with other requests, since the first is biased by its selection.
 
         It stays the best (``fit.best_of``), unless a further ladder shows that it meets no SLO at any rate.
         """

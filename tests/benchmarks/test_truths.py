@@ -26,9 +26,9 @@ def found_at_1000(mix, n, rng):
 @pytest.fixture(scope="module")
 def load():
     with pytest.MonkeyPatch.context() as patch:
-        folder = Path(__file__).resolve().parents[2] / "benchmarks"
-        patch.syspath_prepend(str(folder))  # the folder of what benchmarks share
-        patch.syspath_prepend(str(folder / "capacity"))
+        benchmarks = Path(__file__).resolve().parents[2] / "benchmarks"
+        for folder in (benchmarks, benchmarks / "capacity"):
+            patch.syspath_prepend(str(folder))
         yield importlib.import_module
 
 

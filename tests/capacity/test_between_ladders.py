@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from harness.capacity.fitting.observations import MeasuredRequests, observe
 from harness.capacity.fitting.slow_rungs import slow_rungs, without
-from harness.capacity.fitting.winner import luck_of_the_best
+from harness.capacity.fitting.winner import selection_bias
 from harness.capacity.models.between_ladders import ALIKE, ASSUMED, Between
 from harness.capacity.models.steps import Rungs, StepTime, align, fit_step_time
 from harness.errors import InconclusiveError
@@ -112,12 +112,12 @@ def test_the_best_of_equal_deployments_is_not_faster_than_they_are():
     for _ in range(60):
         rates = np.exp(0.1 * rng.standard_normal(6))
         fits = [bare_fit(max_rate_per_s=rate, trial_ids=("ladder",)) for rate in rates]
-        over.append(rates.max() / luck_of_the_best(fits, int(np.argmax(rates)), ASSUMED, rng))
+        over.append(rates.max() / selection_bias(fits, int(np.argmax(rates)), ASSUMED, rng))
     assert np.mean(over) == pytest.approx(1.0, abs=0.05)
     again = [bare_fit(max_rate_per_s=2.0, trial_ids=("a", "b")), bare_fit(max_rate_per_s=1.9, trial_ids=("c",))]
-    assert luck_of_the_best(again, 0, ASSUMED, rng) == 1
+    assert selection_bias(again, 0, ASSUMED, rng) == 1
     apart = [bare_fit(max_rate_per_s=2.0, trial_ids=("a",)), bare_fit(max_rate_per_s=0.5, trial_ids=("c",))]
-    assert luck_of_the_best(apart, 0, ASSUMED, rng) == pytest.approx(1, abs=0.02)
+    assert selection_bias(apart, 0, ASSUMED, rng) == pytest.approx(1, abs=0.02)
 
 
 # --- slow rungs

@@ -74,7 +74,7 @@ def test_a_pool_that_lost_a_device_is_like_one_that_never_had_it(pools):
     loss = lose(pools, qps, 4, 1)
     fewer = judge_load(pools.device, pools.traffic, pools.limits, qps, 3)
     assert loss.worst_share == pytest.approx(fewer.shares[fewer.worst], rel=0.05)
-    assert loss.met == fewer.kept
+    assert loss.met == fewer.met
     assert loss.interrupted > 0
 
 

@@ -125,8 +125,8 @@ def test_just_above_the_highest_rate_a_slo_breaks(fit):
     found = fit.deployments[0]
     traffic = Traffic.draw(MIX, np.random.default_rng(fit.traffic_seed))
     device, limits = Device.from_fit(found), limits_of(found, SLOS, None, 1.0, traffic)
-    assert judge_load(device, traffic, limits, found.max_rate_per_s, 1).kept
-    assert not judge_load(device, traffic, limits, found.max_rate_per_s * 1.03, 1).kept
+    assert judge_load(device, traffic, limits, found.max_rate_per_s, 1).met
+    assert not judge_load(device, traffic, limits, found.max_rate_per_s * 1.03, 1).met
 
 
 def test_a_large_pool_comes_near_the_steady_limit():

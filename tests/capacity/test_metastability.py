@@ -88,7 +88,7 @@ def test_each_routing_has_its_count_and_none_is_below_the_least_loaded():
     assert devices <= counts["round_robin"] <= counts["random"] <= 1.5 * devices + 1
     assert counts["random"] > devices
     under_random = pools.changed(limits=replace(pools.limits, routing="random"))
-    assert not under_random.judge(RATE, devices).kept and under_random.judge(RATE, counts["random"]).kept
+    assert not under_random.judge(RATE, devices).met and under_random.judge(RATE, counts["random"]).met
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05])

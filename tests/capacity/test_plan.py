@@ -82,18 +82,18 @@ def test_validation_compares_what_the_window_shows(plan):
     assert all(abs(row.relative_error) < 0.05 and row.limit == 0.25 for row in steps)
 
 
-def test_validation_tells_what_was_said_before_from_what_the_arrivals_make_of_it(plan, runs):
+def test_validation_tells_what_was_predicted_in_advance_from_what_the_arrivals_make_of_it(plan, runs):
     trial, _ = runs[1]
     rows = {row.metric: row for row in plan.validation if row.trial_id == trial.trial_id}
     keys = {"sessions": "sessions", "step_s": "step_s", "rtf p50 of class short": "short.rtf_p50"}
     for metric, key in keys.items():
-        assert rows[metric].said_before == trial.prediction.figure(key) != rows[metric].predicted
+        assert rows[metric].predicted_in_advance == trial.prediction.figure(key) != rows[metric].predicted
 
 
-def test_a_figure_that_the_prediction_does_not_name_has_nothing_said_before(fit, measured, runs):
+def test_a_figure_that_the_prediction_does_not_name_has_nothing_predicted_in_advance(fit, measured, runs):
     trial, rows = runs[1]
     silent = replace(trial, prediction=replace(trial.prediction, classes={}))
-    said = {row.metric: row.said_before for row in plan_of(fit, measured, (silent, rows)).validation}
+    said = {row.metric: row.predicted_in_advance for row in plan_of(fit, measured, (silent, rows)).validation}
     assert {name for name, value in said.items() if value is not None} == {"sessions", "frames_per_s", "step_s"}
     assert len(said) > 3
 
@@ -147,7 +147,7 @@ def test_the_plan_is_met_and_its_counts_are_those_of_the_truth(plan):
         fewest = next(
             n
             for n in range(int(qps / steady) + 1, 100)
-            if qps <= 0.85 * n * steady and judge_load(truth, traffic, limits, qps, n).kept
+            if qps <= 0.85 * n * steady and judge_load(truth, traffic, limits, qps, n).met
         )
         assert target.interval[0] <= fewest <= target.interval[1], target
         assert abs(target.devices - fewest) <= max(1, 0.05 * fewest)

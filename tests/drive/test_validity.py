@@ -102,7 +102,7 @@ def test_each_gate_invalidates_with_a_figure_and_its_limit(changes, reason):
 @pytest.mark.parametrize(
     ("arrivals", "count", "expected", "passed"),
     [
-        (Arrivals("constant", 20.0), 356, 360.0, False),  # a clock has no luck
+        (Arrivals("constant", 20.0), 356, 360.0, False),  # a clock is not random
         (Arrivals("constant", 20.0), 357, 360.0, True),
         (POISSON, 290, 360.0, True),
         (Arrivals("gamma", 20.0, 4.0), 240, 360.0, True),  # twice the spread of Poisson

@@ -87,12 +87,12 @@ def test_inconclusive_gives_the_reason_and_does_not_sign(pages):
     assert "3.1% of sends were later than 5 ms (limit 1%)" in text
 
 
-def test_a_prediction_shows_what_was_said_before_and_what_is_held_against_the_limit(runs, pages):
+def test_a_prediction_shows_what_was_predicted_in_advance_and_what_is_held_against_the_limit(runs, pages):
     shown = table_with(pages["met"], "Predicted in advance")
     stored = runs["met"].plan().validation
     assert len(shown) == len(stored) == 6
     for cells, row in zip(shown, stored, strict=True):
-        assert cells["Predicted in advance"] == words.figure(row.said_before)
+        assert cells["Predicted in advance"] == words.figure(row.predicted_in_advance)
         assert cells["Predicted from actual arrivals"] == words.figure(row.predicted)
     text = squeeze(Page(pages["met"]).text)
     assert "predicted before it was run" not in text

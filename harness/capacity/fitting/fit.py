@@ -20,7 +20,7 @@ from harness.capacity.fitting.rate_search import (
     steady_limit,
 )
 from harness.capacity.fitting.rungs import LadderRungs, prepare, usable_rungs
-from harness.capacity.fitting.winner import luck_of_the_best
+from harness.capacity.fitting.winner import selection_bias
 from harness.capacity.models.between_ladders import ASSUMED, Between
 from harness.capacity.models.device import Device
 from harness.capacity.models.memory import KvRoom
@@ -109,8 +109,8 @@ def fit_run(
         physics = replace(physics, kv=_kv_record(own, deployment))
         deployments.append(_fit_rate(physics, traffic, slos, rng, session_limit, extrapolation, confidence))
     best = best_of(deployments)
-    if best is not None and (luck := luck_of_the_best(deployments, best, between, rng)) > 1:
-        slower = slowed(deployments[best], luck)
+    if best is not None and (bias := selection_bias(deployments, best, between, rng)) > 1:
+        slower = slowed(deployments[best], bias)
         deployments[best] = _fit_rate(slower, traffic, slos, rng, session_limit, extrapolation, confidence)
     return Fit(
         unit=unit,
@@ -241,7 +241,7 @@ def _fit_rate(
     (steady, binding), draws = steady_limit(device, limits), steady_draws(device, limits, rng)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     if steady <= 0 and np.quantile(draws, tails[1]) > 0:
-        why = f"one session alone breaks {binding}, but too narrowly to be sure: repeat the ladder"
+        why = f"one session alone violates {binding}, but too narrowly to be sure: repeat the ladder"
         return replace(physics, binding=binding, inconclusive=why)
     if steady <= 0:
         return replace(physics, max_rate_per_s=0.0, max_rate_interval=(0.0, 0.0), binding=binding)

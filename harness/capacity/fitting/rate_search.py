@@ -73,16 +73,17 @@ class Limits:
 class Traffic:
     """Sessions of a mix at rate 1, reused for every rate and pool so that a bisection compares like with like.
 
-    Arrays [n]: gaps (mean exactly 1), class index, frames, and the luck of each session (uniform numbers, one row per
-    metric). Lengths and luck are stratified, so that the sample has the means of the mix. ``residual_frames``:
-    remaining frames of sessions found in progress, ``whole_frames``: their total. ``mean_frames``: of the mix.
+    Arrays [n]: gaps (mean exactly 1), class index, frames, and the quantile draws of each session (uniform numbers,
+    one row per metric). Lengths and draws are stratified, so that the sample has the means of the mix.
+    ``residual_frames``: remaining frames of sessions found in progress, ``whole_frames``: their total.
+    ``mean_frames``: of the mix.
     """
 
     class_names: tuple[str, ...]
     gaps: np.ndarray
     class_index: np.ndarray
     frames: np.ndarray
-    luck: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray]
     residual_frames: np.ndarray
     whole_frames: np.ndarray
     mean_frames: float
@@ -103,7 +104,7 @@ class Traffic:
             gaps=gaps / gaps.mean(),
             class_index=index,
             frames=frames,
-            luck={metric: _even_luck(rng.random(sessions), index) for metric in METRIC_NAMES},
+            draws={metric: _stratified(rng.random(sessions), index) for metric in METRIC_NAMES},
             residual_frames=residual_frames,
             whole_frames=whole_frames,
             mean_frames=float(shares @ [each.mean() for each in populations]),
@@ -118,15 +119,15 @@ class Traffic:
         """The same sessions and gaps in another order."""
         rng = np.random.default_rng(seed)
         order, gaps = rng.permutation(len(self.frames)), rng.permutation(self.gaps)
-        luck = {metric: values[order] for metric, values in self.luck.items()}
-        return replace(self, gaps=gaps, frames=self.frames[order], class_index=self.class_index[order], luck=luck)
+        draws = {metric: values[order] for metric, values in self.draws.items()}
+        return replace(self, gaps=gaps, frames=self.frames[order], class_index=self.class_index[order], draws=draws)
 
     def part(self, sessions: int) -> Traffic:
         """The first ``sessions`` of its sessions, repeated if there are fewer, at the same mean rate and mean work."""
         gaps, frames, index = (np.resize(each, sessions) for each in (self.gaps, self.frames, self.class_index))
-        luck = {metric: _even_luck(np.resize(values, sessions), index) for metric, values in self.luck.items()}
+        draws = {metric: _stratified(np.resize(values, sessions), index) for metric, values in self.draws.items()}
         scale = self.frames.mean() / frames.mean()
-        return replace(self, gaps=gaps / gaps.mean(), class_index=index, frames=frames * scale, luck=luck)
+        return replace(self, gaps=gaps / gaps.mean(), class_index=index, frames=frames * scale, draws=draws)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class SimulatedLoad:
     queued: frozenset[str] = frozenset()
 
     @property
-    def kept(self) -> bool:
+    def met(self) -> bool:
         return all(share <= 1 for share in self.shares.values())
 
     @property
@@ -163,7 +164,7 @@ def simulate_load(
 ) -> tuple[Simulated, np.ndarray]:
     """Simulate a pool at a Poisson rate, started near its steady state. Also returns which sessions count [n].
 
-    When the first of these arrives, ``lost`` of the devices fail for good; their sessions continue elsewhere.
+    When the first of these arrives, ``lost`` of the devices fail permanently; their sessions continue elsewhere.
     """
     gaps_s = traffic.gaps / rate_per_s
     limits = limits or Limits((), 1)
@@ -199,14 +200,14 @@ def values_of(
     picked = chosen & (simulated.class_index == class_index)
     if metric != "ttfa_s":
         picked &= ~np.isnan(simulated.rtf)
-    luck = traffic.luck[metric][np.flatnonzero(picked) - (len(simulated.start_s) - len(traffic.gaps))]
+    draws = traffic.draws[metric][np.flatnonzero(picked) - (len(simulated.start_s) - len(traffic.gaps))]
     scatter = device.ratios(traffic.class_names[class_index], metric)
     if isinstance(scatter, StallTable):
-        return scatter.at(simulated.step_s()[picked], luck)
+        return scatter.at(simulated.step_s()[picked], draws)
     if metric == "rtf":
-        return simulated.rtf[picked] * scatter.at(luck)
+        return simulated.rtf[picked] * scatter.at(draws)
     start_s = simulated.start_s[picked]
-    heard_s = start_s + (simulated.first_audio_s[picked] - start_s) * scatter.at(luck)
+    heard_s = start_s + (simulated.first_audio_s[picked] - start_s) * scatter.at(draws)
     return np.nan_to_num(heard_s - simulated.arrival_s[picked], nan=np.inf)
 
 
@@ -315,7 +316,7 @@ def lasts(device: Device, traffic: Traffic, limits: Limits, rate_per_s: float, d
     if rate_per_s / devices * traffic.mean_frames <= least_throughput(device, limits):
         return True
     others = (traffic.again(seed) for seed in range(_OTHER_RUNS))
-    return all(judge_load(device, each, limits, rate_per_s, devices).kept for each in others)
+    return all(judge_load(device, each, limits, rate_per_s, devices).met for each in others)
 
 
 def simulation_noise(draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -338,7 +339,7 @@ def highest_rate(
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         load = judge_load(device, traffic, limits, middle, devices)
-        if not load.kept:
+        if not load.met:
             high, binding = middle, load.binding
         elif lasts(device, traffic, limits, middle, devices):
             low = middle
@@ -355,12 +356,12 @@ def _apportion(shares: np.ndarray, sessions: int) -> np.ndarray:
     return counts
 
 
-def _even_luck(luck: np.ndarray, class_index: np.ndarray) -> np.ndarray:
+def _stratified(draws: np.ndarray, class_index: np.ndarray) -> np.ndarray:
     """Uniform numbers in the same order within each class, evenly spaced: each class has its exact quantiles."""
-    even = np.empty(len(luck))
+    even = np.empty(len(draws))
     for index in np.unique(class_index):
         own = class_index == index
-        even[own] = (np.argsort(np.argsort(luck[own])) + 0.5) / np.sum(own)
+        even[own] = (np.argsort(np.argsort(draws[own])) + 0.5) / np.sum(own)
     return even
 
 

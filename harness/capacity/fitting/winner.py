@@ -1,4 +1,4 @@
-"""The best of many single ladders was lucky: how much, before it is measured again."""
+"""The selection bias of the best of many single ladders: by how much it is too high before it is measured again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.records.fit import FittedDeployment
 _DRAWS = 2000
 
 
-def luck_of_the_best(fits: Sequence[FittedDeployment], best: int, between: Between, rng: np.random.Generator) -> float:
+def selection_bias(fits: Sequence[FittedDeployment], best: int, between: Between, rng: np.random.Generator) -> float:
     """By how many times the best of single ladders is too high, on average; 1 where it was measured again.
 
     A parametric bootstrap: rates as measured, each with the factor of another ladder; the mean factor of the highest.

@@ -1,4 +1,4 @@
-"""How far whole ladders of one deployment differ: by host, hour and luck. The noise of their rungs does not show it."""
+"""How far whole ladders of one deployment differ, by host, hour and at random: more than the noise of their rungs."""
 
 from __future__ import annotations
 

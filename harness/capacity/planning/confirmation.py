@@ -57,9 +57,9 @@ def confirm(
         if trial.valid:
             terms = {"confidence": confidence, "max_error": max_error, "predictions": predictions}
             found, problem = _validated(trial, requests, slos, rng, **terms)
-            kept = _judged(trial, requests, slos, confidence)
-            passed, note = _outcome(found, kept, problem)
-            run = replace(run, slos=kept, passed=passed, note=note)
+            judged = _judged(trial, requests, slos, confidence)
+            passed, note = _outcome(found, judged, problem)
+            run = replace(run, slos=judged, passed=passed, note=note)
             rows += found
         runs.append(run)
     own = [run for run in runs if run.own]

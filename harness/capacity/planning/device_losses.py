@@ -70,7 +70,7 @@ def lose(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
     return Loss(
         lost,
         devices,
-        met=later.kept and OVERLOAD not in shares,
+        met=later.met and OVERLOAD not in shares,
         worst=worst,
         worst_share=shares[worst],
         early_share=early.shares[early.worst] if end_s - lost_at_s >= EARLY_S else math.nan,

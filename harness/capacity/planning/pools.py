@@ -64,8 +64,8 @@ class Pools:
         if devices not in self._known:
             cap = self.utilisation_cap * devices * self.steady_rate()
             capped = cap, self._cap_name
-            kept = judge_load(self.device, self.traffic_for(devices), self.limits, cap, devices).kept if cap else False
-            self._known[devices] = capped if kept else self._search(devices, cap)
+            met = judge_load(self.device, self.traffic_for(devices), self.limits, cap, devices).met if cap else False
+            self._known[devices] = capped if met else self._search(devices, cap)
         return self._known[devices]
 
     def rates(self, devices: np.ndarray, reach_qps: float) -> np.ndarray:
@@ -125,7 +125,7 @@ class Pools:
         expected = int(self.devices_for(qps, np.ones(1))[0])
         # the interpolation between simulated sizes may be one device too small
         loads = (self.judge(qps, devices) for devices in range(expected, expected + 3 + expected // 20))
-        return next((load for load in loads if load.kept and self._lasts(qps, load.devices)), None)
+        return next((load for load in loads if load.met and self._lasts(qps, load.devices)), None)
 
     def _lasts(self, qps: float, devices: int) -> bool:
         simulated = min(devices, LARGEST_POOL)

@@ -60,7 +60,7 @@ def validate(
 
     ``predictions``: those recorded before each trial started, by trial; None or empty for an older run.
 
-    ``said_before`` is the stored prediction, of nominal Poisson traffic (None if it lacks the figure), made at
+    ``predicted_in_advance`` is the stored prediction, of nominal Poisson traffic (None if it lacks the figure), made at
     ``said_at``, with its hash. ``predicted`` is compared with the limit: the stored model is given the actual arrivals,
     because chance in the traffic is no error of the model; it is the median of its replays. ``relative_error`` =
     (predicted - measured) / measured. ``limit`` is ``max_error``, or what the variation of single requests and the
@@ -92,7 +92,7 @@ def validate(
             likely = np.concatenate([play[figure.name] for play in plays])
             rows.append(_row(trial, figure, predicted, likely, level, max_error))
     keys = {"step_s": "step_s"} | {figure.name: figure.key for figure in figures}
-    return [replace(row, said_before=said.figure(keys[row.metric])) for row in rows]
+    return [replace(row, predicted_in_advance=said.figure(keys[row.metric])) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,10 @@ class _Replay:
         count, silent = int(in_time.sum()), int(np.isnan(self.ttfa_s[in_time]).sum())
         return f"{silent} of {count} requests got no audio" if silent > count * (1 - quantile) + 1e-9 else ""
 
-    def play(self, device: Device, figures: Sequence[ComparedFigure], rng: np.random.Generator, lucks: int) -> dict:
-        """Each figure [lucks] as the device would produce it, by name."""
+    def play(
+        self, device: Device, figures: Sequence[ComparedFigure], rng: np.random.Generator, replications: int
+    ) -> dict:
+        """Each figure [replications] as the device would produce it, by name."""
         run = simulate(self.due_s, self.frames, device.step_time, first_audio=device.first_audio, stop_s=self.window[1])
         started = ~np.isnan(run.start_s)
         ends_s = np.nan_to_num(run.end_s[started], nan=self.window[1])
@@ -157,9 +159,9 @@ class _Replay:
         shown = {}
         for figure in figures:
             if figure.slo is None:
-                shown[figure.name] = np.full(lucks, means[figure.name])
+                shown[figure.name] = np.full(replications, means[figure.name])
             else:
-                shown[figure.name] = self._quantiles(device, figure, figure.slo, run.ttfa_s, steps_s, rng, lucks)
+                shown[figure.name] = self._quantiles(device, figure, figure.slo, run.ttfa_s, steps_s, rng, replications)
         return shown
 
     def _quantiles(
@@ -170,7 +172,7 @@ class _Replay:
         ttfa_s: np.ndarray,
         steps_s: np.ndarray,
         rng: np.random.Generator,
-        lucks: int,
+        replications: int,
     ) -> np.ndarray:
         traffic_class, metric = slo.traffic_class, slo.metric
         scatter = device.ratios(traffic_class, metric)
@@ -178,13 +180,13 @@ class _Replay:
             means = ttfa_s[self.due_inside(traffic_class)]
         else:
             means = steps_s[(self.traffic_class == traffic_class) & ~np.isnan(steps_s)]
-        luck = rng.random((lucks, len(means)))
+        draws = rng.random((replications, len(means)))
         if not len(means):
-            return np.full(lucks, np.nan)
+            return np.full(replications, np.nan)
         if isinstance(scatter, StallTable):
-            values = np.array([scatter.at(means, row) for row in luck])
+            values = np.array([scatter.at(means, row) for row in draws])
         else:
-            values = means * scatter.at(luck) / (wire.SECONDS_PER_FRAME if metric == "rtf" else 1)
+            values = means * scatter.at(draws) / (wire.SECONDS_PER_FRAME if metric == "rtf" else 1)
         return np.quantile(values, figure.quantile, axis=1, method="inverted_cdf")
 
 
