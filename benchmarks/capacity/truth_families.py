@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 import truth_judge
 import truth_ladders
+from truth_ladders import Measured
 
 from harness.capacity.fitting.fit import fit_run
-from harness.records.schema import Trial
+from harness.records.fit import Fit
 from harness.records.slo import Slo
 from harness.traffic.mix import Draw, Lengths, Mix, TrafficClass
 
@@ -69,14 +69,6 @@ NINETY = mix_of(short=(0.99, {"uniform": [4, 16]}), long=(0.01, {"fixed": 5400})
 HEAVY = mix_of(short=(0.9, {"lognormal": {"median": 8, "sigma": 1.0, "max": 120}}),
                long=(0.1, {"lognormal": {"median": 60, "sigma": 1.2, "max": 1800}}))  # fmt: skip
 WITH_RARE = mix_of(short=SHORT, long=LONG, rare=(0.1, {"uniform": [8, 20]}))
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a run stored: its trials and their rows per request."""
-
-    trials: list[Trial]
-    requests: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -137,19 +129,24 @@ class Family:
         """What each rung's step takes longer, in a ladder of this number (from 0)."""
         return rng.lognormal(0, self.host_sd) * rng.lognormal(0, self.rung_sd, len(self.sessions))
 
+    def seen(self, rng: np.random.Generator) -> np.ndarray:
+        """How much longer each rung's step took while others were seen to disturb it, before it was measured again."""
+        return np.ones(len(self.sessions))
+
     def measure(self, rng: np.random.Generator) -> Measured:
-        return together([self.ladder(number, rng) for number in range(self.ladders)])
+        return Measured.together([self.ladder(number, rng) for number in range(self.ladders)])
 
-    def ladder(self, number: int, rng: np.random.Generator, deployment: int = 0) -> tuple[Trial, pd.DataFrame]:
+    def ladder(self, number: int, rng: np.random.Generator, deployment: int = 0) -> Measured:
         own = self.mix.only(lambda name: name not in self.unseen)
-        found = {"context_s": self.context_s, "jitter": _JITTER, "found": self.found}
-        ladder = truth_ladders.Ladder(self.step, own, self.sessions, self.seconds, **found)
+        more = {"context_s": self.context_s, "jitter": _JITTER, "found": self.found}
+        ladder = truth_ladders.Ladder(self.step, own, self.sessions, self.seconds, **more)
         name, factors = f"ladder-{deployment}-{number}", self.factors(number, rng)
-        return ladder.measure(name, {"delay_us": 500 * deployment}, factors, rng)
+        return ladder.measure(name, {"delay_us": 500 * deployment}, factors, rng, self.seen(rng))
 
-
-def together(ladders: list[tuple[Trial, pd.DataFrame]]) -> Measured:
-    return Measured([trial for trial, _ in ladders], pd.concat([rows for _, rows in ladders], ignore_index=True))
+    def fit(self, measured: Measured, rng: np.random.Generator, **options) -> Fit:
+        """The fit of what was measured, as a run is fitted."""
+        options["in_rungs"] = measured.in_rungs
+        return fit_run(measured.trials, measured.requests, self.mix, self.slos, rng, UNIT, **options)
 
 
 @dataclass(frozen=True)
@@ -160,9 +157,8 @@ class Winner(Family):
 
     def measure(self, rng: np.random.Generator) -> Measured:
         first = [self.ladder(0, rng, number) for number in range(self.deployments)]
-        known = together(first)
-        best = fit_run(known.trials, known.requests, self.mix, self.slos, rng, UNIT).best or 0
-        return together([*first, *(self.ladder(number, rng, best) for number in (1, 2))])
+        best = self.fit(Measured.together(first), rng).best or 0
+        return Measured.together([*first, *(self.ladder(number, rng, best) for number in (1, 2))])
 
 
 @dataclass(frozen=True)
@@ -181,14 +177,21 @@ class OneRung(Family):
 
 @dataclass(frozen=True)
 class Disturbed(Family):
-    """Bursts of other load slow each rung with a chance of ``share``, by 10 to 30%."""
+    """Bursts of other load slow each rung with a chance of ``share``, by 10 to 30%; ``witnessed``: it is seen."""
 
     share: float = 0.25
+    witnessed: bool = False
 
     def factors(self, ladder: int, rng: np.random.Generator) -> np.ndarray:
         factors = super().factors(ladder, rng)
-        slow = 1 + rng.uniform(0.1, 0.3, len(factors))
-        return factors * np.where(rng.random(len(factors)) < self.share, slow, 1.0)
+        return factors if self.witnessed else factors * self._bursts(rng)
+
+    def seen(self, rng: np.random.Generator) -> np.ndarray:
+        return self._bursts(rng) if self.witnessed else super().seen(rng)
+
+    def _bursts(self, rng: np.random.Generator) -> np.ndarray:
+        slow = 1 + rng.uniform(0.1, 0.3, len(self.sessions))
+        return np.where(rng.random(len(self.sessions)) < self.share, slow, 1.0)
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ def _host_factors() -> list[Family]:
 
 
 _LONG_RUNS = 400_000  # sessions of a run where a device may collapse
-_OUTLIER = "outlier|outlying|left out|disturbed|slower than"
+_OUTLIER = "disturbed the host|made 0 frames|outlier"
 FAMILIES = {
     each.name: each
     for each in (
@@ -237,6 +240,7 @@ FAMILIES = {
         Family("random-routing", routing=truth_judge.RANDOM),
         Disturbed("disturbed-1"),
         Disturbed("disturbed-3", ladders=3),
+        Disturbed("disturbed-seen", share=0.5, witnessed=True),
         # the benchmark's own
         Family("retrograde", retrograde, judged_sessions=_LONG_RUNS),
         Family("heavy-tail", mix=HEAVY, ladders=2),

@@ -1,13 +1,13 @@
 """Closed-loop ladders of a device whose step time is known: trials and rows per request, as a sweep would store them.
 
-All sessions of a rung get a frame at the end of each step; a user whose session has ended asks again at once. Rungs
-begin with sessions found in progress, at their contexts.
+All sessions get a frame at the end of each step; a user whose session has ended asks again at once. Each rung has more
+users than the last; each begins with a session found in progress, at its context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -20,14 +20,29 @@ from harness.records.schema import Chunks, Outcome, Result, Rung, Trial
 from harness.traffic.mix import Draw, Mix
 
 SETTLE_S = 2.0  # from the start of a rung to its window
-PAUSE_S = 1.0
 FIRST_S = 1000.0
 _LATE_NS = 1000  # from the last frame of a session to its end, and to the next request
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a run stored: its trials, rows per request, and rows of requests that lasted through whole rungs."""
+
+    trials: list[Trial]
+    requests: pd.DataFrame
+    in_rungs: pd.DataFrame
+
+    @classmethod
+    def together(cls, parts: Sequence[Measured]) -> Measured:
+        rows = (
+            pd.concat(each, ignore_index=True) for each in zip(*((p.requests, p.in_rungs) for p in parts), strict=True)
+        )
+        return cls([trial for part in parts for trial in part.trials], *rows)
+
+
+@dataclass(frozen=True)
 class Ladder:
-    """How a ladder is measured. ``found``: (mix, sessions, rng) to the sessions in progress at the start of a rung.
+    """How a ladder is measured. ``found``: (mix, sessions, rng) to the sessions in progress with which users begin.
 
     ``step``: seconds of a step at n sessions; ``context_s``: more per frame spoken by all; ``jitter``: relative
     standard deviation of single steps.
@@ -42,66 +57,99 @@ class Ladder:
     found: Callable[[Mix, int, np.random.Generator], list[Draw]] | None = None
 
     def measure(
-        self, name: str, deployment: dict, factors: Sequence[float], rng: np.random.Generator
-    ) -> tuple[Trial, pd.DataFrame]:
-        """A VALID ladder whose rungs' steps take ``factors`` times as long as they should; and its rows per request."""
-        results, rungs, start_s = [], [], FIRST_S
-        for n, factor in zip(self.sessions, factors, strict=True):
-            end_s = start_s + SETTLE_S + self.seconds
-            own = self._rung(f"{name}-{n}", n, factor, start_s, end_s, rng)
-            window = round((start_s + SETTLE_S) * 1e9), round(end_s * 1e9)
-            summary = metrics.summarise(own, *window)
-            rungs.append(Rung(summary.sessions, summary.frames_per_s, *window, summary, capacity_truth.stages()))
-            results += own
-            start_s = end_s + PAUSE_S
-        load = TrialLoad(loop="closed", sessions=self.sessions, seconds=self.seconds, seed=1)
-        trial = Trial(name, "ladder", deployment, load, "", start_s - FIRST_S, True, (), tuple(rungs))
-        return trial, metrics.per_request(results).assign(trial_id=name)
+        self,
+        name: str,
+        deployment: dict,
+        factors: Sequence[float],
+        rng: np.random.Generator,
+        seen: Sequence[float] | None = None,
+    ) -> Measured:
+        """A VALID ladder whose rungs' steps take ``factors`` [rungs] times as long as they should.
 
-    def _rung(self, name: str, n: int, factor: float, start_s: float, end_s: float, rng) -> list[Result]:
-        found = (self.found or found_in_progress)(self.mix, n, rng)
-        users = [_User(f"{name}-{number}", draw) for number, draw in enumerate(found)]
-        context = np.array([float(draw.phase) for draw in found])
-        base_s, ticks = float(self.step(np.array([float(n)]))[0]), [start_s]
-        while ticks[-1] < end_s:
-            step_s = (base_s + self.context_s * context.sum()) * factor * rng.lognormal(0, self.jitter)
-            ticks.append(ticks[-1] + step_s)
+        ``seen`` [rungs]: above 1, others were seen to slow a rung by this factor, and it was measured again.
+        """
+        climb = _Climb(self, name, rng)
+        seen = np.ones(len(factors)) if seen is None else seen
+        held = []
+        for n, factor, slowed in zip(self.sessions, factors, seen, strict=True):
+            if slowed > 1:
+                held.append((*climb.hold(n, factor * slowed), "others took 1.00 of 2 cores"))
+            held.append((*climb.hold(n, factor), ""))
+        results = climb.results()
+        rungs = [_rung(results, start_ns, end_ns, disturbed) for start_ns, end_ns, disturbed in held]
+        kept = tuple(rung for rung in rungs if not rung.disturbed)
+        load = TrialLoad(loop="closed", sessions=self.sessions, seconds=self.seconds, seed=1)
+        trial = Trial(name, "ladder", deployment, load, "", climb.now_s - FIRST_S, True, (), kept)
+        trial = replace(trial, disturbed=tuple(rung for rung in rungs if rung.disturbed))
+        through = metrics.through_windows(results, [(rung.start_ns, rung.end_ns) for rung in kept])
+        return Measured([trial], *(each.assign(trial_id=name) for each in (metrics.per_request(results), through)))
+
+
+class _Climb:
+    """The users of a ladder: more with each rung, each asking again at once."""
+
+    def __init__(self, ladder: Ladder, name: str, rng: np.random.Generator):
+        self.ladder, self.name, self.rng = ladder, name, rng
+        self.ticks = [FIRST_S]  # the start, then the end of each step
+        self.users: list[_User] = []
+
+    @property
+    def now_s(self) -> float:
+        return self.ticks[-1]
+
+    def hold(self, n: int, factor: float) -> tuple[int, int]:
+        """Hold ``n`` users; the window of the rung, in ns."""
+        ladder, rng = self.ladder, self.rng
+        more = (ladder.found or found_in_progress)(ladder.mix, n - len(self.users), rng)
+        self.users += [
+            _User(f"{self.name}-{len(self.users) + k}", draw, len(self.ticks)) for k, draw in enumerate(more)
+        ]
+        start_s, end_s = self.now_s + SETTLE_S, self.now_s + SETTLE_S + ladder.seconds
+        base_s = float(ladder.step(np.array([float(n)]))[0])
+        context = np.array([user.spoken(len(self.ticks)) for user in self.users], dtype=float)
+        whole = np.array([user.whole for user in self.users])
+        while self.now_s < end_s:
+            step_s = (base_s + ladder.context_s * context.sum()) * factor * rng.lognormal(0, ladder.jitter)
+            self.ticks.append(self.now_s + step_s)
             context += 1
-            for place in np.flatnonzero(context >= [user.whole for user in users]):
-                users[place].next(self.mix.sample(rng), len(ticks))
-                context[place] = 0
-        times_ns = np.round(np.array(ticks) * 1e9).astype(np.int64)
-        return [result for user in users for result in user.results(times_ns, round(end_s * 1e9))]
+            for place in np.flatnonzero(context >= whole):
+                self.users[place].ask(ladder.mix.sample(rng), len(self.ticks))
+                context[place], whole[place] = 0, self.users[place].whole
+        return round(start_s * 1e9), round(end_s * 1e9)
+
+    def results(self) -> list[Result]:
+        times_ns = np.round(np.array(self.ticks) * 1e9).astype(np.int64)
+        return [result for user in self.users for result in user.results(times_ns)]
 
 
 class _User:
-    """One user of a rung: the sessions that it asked for, each from the tick after which it began."""
+    """One user: the sessions that it asked for, each with the place of the tick at which its first frame comes."""
 
-    def __init__(self, name: str, first: Draw):
-        self.name, self.asked = name, [(first, 0)]
+    def __init__(self, name: str, first: Draw, tick: int):
+        self.name, self.asked = name, [(first, tick)]
 
     @property
     def whole(self) -> int:
         return self.asked[-1][0].frames
 
-    def next(self, draw: Draw, ticks: int) -> None:
-        self.asked.append((draw, ticks - 1))
+    def spoken(self, ticks: int) -> int:
+        """Frames of its present session after so many ticks."""
+        draw, first = self.asked[-1]
+        return draw.phase + ticks - first
 
-    def results(self, times_ns: np.ndarray, end_ns: int) -> list[Result]:
-        """``times_ns`` [ticks]: the start of the rung, then the end of each step."""
-        return [
-            _result(f"{self.name}-{number}", draw, times_ns[tick], times_ns[tick + 1 :], end_ns, late=tick > 0)
-            for number, (draw, tick) in enumerate(self.asked)
-            if times_ns[tick] + _LATE_NS * (tick > 0) < end_ns
-        ]
+    def ask(self, draw: Draw, tick: int) -> None:
+        self.asked.append((draw, tick))
+
+    def results(self, times_ns: np.ndarray) -> list[Result]:
+        known = [(draw, tick) for draw, tick in self.asked if tick < len(times_ns)]
+        return [_result(f"{self.name}-{k}", draw, times_ns, tick) for k, (draw, tick) in enumerate(known)]
 
 
-def _result(name: str, draw: Draw, asked_ns: int, times_ns: np.ndarray, end_ns: int, late: bool) -> Result:
-    """A session that was sent with the frame before its first; looked at until ``end_ns``."""
-    received_ns = times_ns[: draw.frames - draw.phase]
-    received_ns = received_ns[received_ns < end_ns]
+def _result(name: str, draw: Draw, times_ns: np.ndarray, tick: int) -> Result:
+    """A session that was sent with the frame before its first; looked at until the end of the ladder."""
+    received_ns = times_ns[tick : tick + draw.frames - draw.phase]
     whole = len(received_ns) == draw.frames - draw.phase
-    sent_ns = int(asked_ns) + 2 * _LATE_NS * late
+    sent_ns = int(times_ns[tick - 1]) + 2 * _LATE_NS
     return Result(
         request_id=name,
         traffic_class=draw.traffic_class,
@@ -113,10 +161,17 @@ def _result(name: str, draw: Draw, asked_ns: int, times_ns: np.ndarray, end_ns: 
         loop="closed",
         due_ns=sent_ns,
         sent_ns=sent_ns,
-        ended_ns=int(received_ns[-1]) + _LATE_NS if whole else end_ns,
+        ended_ns=int(received_ns[-1]) + _LATE_NS,
         outcome=Outcome.DONE if whole else Outcome.UNFINISHED,
         chunks=Chunks(received_ns, received_ns, np.full(len(received_ns), wire.SAMPLES_PER_FRAME)),
     )
+
+
+def _rung(results: Sequence[Result], start_ns: int, end_ns: int, disturbed: str) -> Rung:
+    own = [each for each in results if each.sent_ns < end_ns and each.ended_ns >= start_ns]
+    summary = metrics.summarise(own, start_ns, end_ns)
+    rung = Rung(summary.sessions, summary.frames_per_s, start_ns, end_ns, summary, capacity_truth.stages())
+    return replace(rung, disturbed=disturbed, repeated=bool(disturbed))
 
 
 def found_in_progress(mix: Mix, n: int, rng: np.random.Generator) -> list[Draw]:

@@ -33,7 +33,6 @@ import truth_judge
 from scipy import stats
 from truth_families import FAMILIES, TARGETS, UNIT, Family
 
-from harness.capacity.fitting.fit import fit_run
 from harness.capacity.planning import plan as planning
 from harness.capacity.planning.plan import Terms, make_plan
 from harness.errors import HarnessError
@@ -104,8 +103,8 @@ def repeat(task: tuple[str, Truth, int]) -> Run:
     chosen = range(seed % (TARGETS // PER_RUN), TARGETS, TARGETS // PER_RUN)
     targets = [truth.targets[place] for place in chosen]
     try:
-        fit = fit_run(measured.trials, measured.requests, family.mix, family.slos, rng, UNIT, confidence=CONFIDENCE)
-        terms = terms_of(family)
+        fit = family.fit(measured, rng, confidence=CONFIDENCE)
+        terms = Terms(family.cap, CONFIDENCE, 0.25, UNIT, "tiny", "cpu", routing=family.routing)
         plan = make_plan(fit, measured.trials, measured.requests, family.mix, family.slos, targets, rng, terms)
     except HarnessError as error:
         return Run(name, None, (), (str(error),), False, time.monotonic() - began)
@@ -152,11 +151,6 @@ def _words(content) -> Iterator[str]:
     elif isinstance(content, list | tuple):
         for value in content:
             yield from _words(value)
-
-
-def terms_of(family: Family) -> Terms:
-    """The terms of a family's plan."""
-    return Terms(family.cap, CONFIDENCE, 0.25, UNIT, "tiny", "cpu", routing=family.routing)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,16 @@ import pytest
 from harness.capacity.simulator.sessions import simulate
 from harness.errors import InconclusiveError
 from harness.records.plan import PlannedTarget
-from harness.traffic.mix import Lengths, Mix, TrafficClass
+from harness.traffic.mix import Draw, Lengths, Mix, TrafficClass
 
 FRAME_S = 3200 / 24_000
 SHORT = Mix("short", (TrafficClass("short", 1.0, Lengths.parse({"uniform": [4, 16]})),))
+
+LONG = Mix("long", (TrafficClass("long", 1.0, Lengths.parse({"fixed": 600})),))  # 4500 frames
+
+
+def found_at_1000(mix, n, rng):
+    return [Draw("long", 4500, 1, phase=1000)] * n
 
 
 @pytest.fixture(scope="module")
@@ -114,32 +120,50 @@ def test_more_sessions_begin_with_the_same_ones(truth_judge):
 def test_a_rung_of_a_ladder_shows_the_step_times_its_factor(load):
     family = load("truth_families").Family("plain", sessions=(1, 4, 16), seconds=8.0)
     ladder = load("truth_ladders").Ladder(family.step, family.mix, family.sessions, family.seconds)
-    trial, rows = ladder.measure("one", {"delay_us": 0}, (1.0, 1.5, 2.0), np.random.default_rng(1))
+    measured = ladder.measure("one", {"delay_us": 0}, (1.0, 1.5, 2.0), np.random.default_rng(1))
+    (trial,), rows = measured.trials, measured.requests
     for rung, n, factor in zip(trial.rungs, family.sessions, (1.0, 1.5, 2.0), strict=True):
         assert rung.sessions == pytest.approx(n, rel=1e-3)
         expected_s = float(family.step(np.array([float(n)]))[0]) * factor
         assert rung.sessions / rung.frames_per_s == pytest.approx(expected_s, rel=0.02)
     assert set(rows["trial_id"]) == {"one"} and (rows["sent_ns"] < rows["ended_ns"]).all()
-    assert rows["request_id"].is_unique and trial.valid
+    assert rows["request_id"].is_unique and trial.valid and not trial.disturbed
+
+
+def test_sessions_go_on_through_rungs_and_are_seen_in_each_that_they_last_through(load):
+    ladders = load("truth_ladders")
+    ladder = ladders.Ladder(lambda n: 0.05 * n, LONG, (1, 2, 4), 5.0, found=found_at_1000)
+    measured = ladder.measure("one", {}, (1.0, 1.0, 1.0), np.random.default_rng(1))
+    assert len(measured.requests) == 4 and measured.in_rungs["window"].value_counts().to_dict() == {0: 1, 1: 2, 2: 4}
+    first = measured.in_rungs[measured.in_rungs["request_id"] == "one-0-0"]
+    assert first["rtf"].tolist() == pytest.approx([0.05 * n / FRAME_S for n in (1, 2, 4)])
+
+
+def test_a_rung_that_others_were_seen_to_disturb_is_measured_again(load):
+    family = load("truth_families").Family("plain", sessions=(1, 4, 16), seconds=8.0)
+    ladder = load("truth_ladders").Ladder(family.step, family.mix, family.sessions, family.seconds)
+    (trial,) = ladder.measure("one", {}, (1.0,) * 3, np.random.default_rng(1), seen=(1.0, 1.5, 1.0)).trials
+    steps = [rung.sessions / rung.frames_per_s for rung in (*trial.rungs, *trial.disturbed)]
+    assert steps == pytest.approx([0.025, 0.04, 0.1, 0.06], rel=0.02)
+    assert trial.disturbed[0].repeated and trial.disturbed[0].end_ns < trial.rungs[1].start_ns
 
 
 def test_contexts_slow_a_rung_and_grow_with_its_frames(load):
     ladders = load("truth_ladders")
-    mix = Mix("fixed", (TrafficClass("long", 1.0, Lengths.parse({"fixed": 600})),))
-
-    def found(mix, n, rng):
-        return [load("harness.traffic.mix").Draw("long", 4500, 1, phase=1000)] * n
-
-    ladder = ladders.Ladder(lambda n: 0.05 + 0 * n, mix, (2, 3, 4), 5.0, context_s=1e-5, found=found)
-    trial, rows = ladder.measure("one", {}, (1.0, 1.0, 1.0), np.random.default_rng(1))
-    steps = [rung.sessions / rung.frames_per_s for rung in trial.rungs]
-    assert steps == pytest.approx([0.05 + 1e-5 * n * 1065 for n in (2, 3, 4)], rel=0.02)
-    assert set(rows["start_frame"]) == {1000}
+    ladder = ladders.Ladder(lambda n: 0.05 + 0 * n, LONG, (2, 3, 4), 5.0, context_s=1e-5, found=found_at_1000)
+    measured = ladder.measure("one", {}, (1.0, 1.0, 1.0), np.random.default_rng(1))
+    steps = [rung.sessions / rung.frames_per_s for rung in measured.trials[0].rungs]
+    expected, spoken = [], [0.0, 0.0, 0.0, 0.0]
+    for n in (2, 3, 4):  # 7 s a rung, of which the first 2 settle
+        frames, began = 7 / (0.05 + 1e-5 * n * 1050), sum(spoken[:n]) / n
+        expected.append(0.05 + 1e-5 * n * (1000 + began + frames * 4.5 / 7))
+        spoken = [each + frames * (k < n) for k, each in enumerate(spoken)]
+    assert steps == pytest.approx(expected, rel=0.02)
+    assert set(measured.requests["start_frame"]) == {1000}
 
 
 def test_stratified_contexts_cover_the_sessions(load):
-    mix = Mix("fixed", (TrafficClass("long", 1.0, Lengths.parse({"fixed": 600})),))
-    drawn = load("truth_ladders").stratified(mix, 8, np.random.default_rng(2))
+    drawn = load("truth_ladders").stratified(LONG, 8, np.random.default_rng(2))
     assert sorted(each.phase * 8 // each.frames for each in drawn) == list(range(8))
 
 
@@ -233,7 +257,7 @@ def test_a_fit_that_refuses_is_a_run(load, monkeypatch):
     def refuse(*_, **__):
         raise InconclusiveError("noise of 40%")
 
-    monkeypatch.setattr(truths, "fit_run", refuse)
+    monkeypatch.setattr(load("truth_families"), "fit_run", refuse)
     truth = truths.Truth(1.0, tuple(range(6)), tuple(range(6)))
     run = truths.repeat(("host-0-1", truth, 1))
     assert run.rate is None and run.refused == ("noise of 40%",)
