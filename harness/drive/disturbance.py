@@ -30,19 +30,22 @@ class HostSample:
 
     @property
     def felt_share(self) -> float:
-        """What of ``other_share`` the run could have used: all where no core was idle, less the more were.
+        """What of ``other_share`` was missing to the run.
 
-        Nothing where as much as the run used was idle besides: others find a free core, and so does the run.
+        All where nothing was idle, nothing where as much was idle as the run used, and in proportion in between: the
+        scheduler finds an idle core most of the time, but not always, and two cores may be two threads of one.
         """
         idle_share = max(1 - self.busy_share - self.stolen_share, 0.0)
-        return self.other_share * max(1 - idle_share / self.own_share, 0.0) if self.own_share > 0 else 0.0
+        if self.own_share <= 0:
+            return 0.0 if idle_share else self.other_share
+        return self.other_share * max(1 - idle_share / self.own_share, 0.0)
 
 
 @dataclass(frozen=True)
 class HostLoad:
     """A window: mean cores (of ``cores``) that the run used, that others used, and that the hypervisor took.
 
-    ``felt``: of the last two, what the run could have used. ``most``: who used most of the others' time.
+    ``felt``: of the last two, what was missing to the run. ``most``: who used most of the others' time.
     """
 
     cores: int
@@ -54,7 +57,7 @@ class HostLoad:
 
     @property
     def felt_share(self) -> float:
-        """What others and the hypervisor took, as a share of the cores that the run needs."""
+        """What was missing to the run, as a share of the cores that it needs."""
         return self.felt / max(self.own, LEAST_NEEDED)
 
     @property
@@ -73,11 +76,12 @@ class HostLoad:
         return f"others took {self.others:.2f} of {self.cores} cores{stolen}"
 
     def disturbed(self, max_others: float) -> str:
-        """Why the window is disturbed: more than ``max_others`` of the cores that the run needs was taken; else ""."""
+        """Why the window is disturbed: more than ``max_others`` of the cores that the run needs was missing; or ""."""
         if self.felt_share <= max_others:
             return ""
         most = f" ({self.most})" if self.most else ""
-        return f"{self.says()}, {self.felt_share:.0%} of the {self.own:.2f} that the run used{most}"
+        of = f"{self.felt_share:.0%} of the {self.own:.2f} that it used"
+        return f"{self.says()}: about {self.felt:.2f} were missing to the run, {of}{most}"
 
 
 def load_between(samples: Sequence[HostSample], cores: int, start_ns: int, end_ns: int) -> HostLoad | None:

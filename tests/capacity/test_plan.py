@@ -233,7 +233,7 @@ def test_a_broken_rung_is_left_out_and_named(measured):
 
 def test_a_disturbed_rung_and_its_requests_are_left_out_and_named(measured):
     trial, rows = measured
-    why = "others took 0.60 of 2 cores, 32% of the 1.90 that the run used (backup, process 7, took 0.60)"
+    why = "others took 0.60 of 2 cores: about 0.56 were missing (backup, process 7, took 0.60)"
     spoilt = replace(trial.rungs[2], disturbed=why, frames_per_s=trial.rungs[2].frames_per_s / 2)
     left = (*trial.rungs[:2], *trial.rungs[3:])
     disturbed = replace(trial, rungs=left, disturbed=(spoilt,))

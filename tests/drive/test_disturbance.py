@@ -44,6 +44,8 @@ def steady(own, others, stolen=0.0, cores=2):
         (1.0, 0.04, 0.0, 2, False),
         (1.0, 1.0, 0.0, 2, True),  # half of the rate in issue: others took about one core
         (1.4, 0.5, 0.0, 2, True),
+        (1.17, 0.07, 0.0, 2, False),  # one session of a ladder, beside what a host always does
+        (1.17, 0.25, 0.0, 2, True),
         (1.0, 0.5, 0.0, 2, True),  # two cores may be two threads of one
         (6.0, 0.5, 0.0, 64, False),  # 8% of what the run needs, but 57 cores idle
         (6.0, 20.0, 0.0, 64, False),
@@ -71,10 +73,13 @@ def test_bursts_count_though_half_of_the_time_a_core_is_idle():
 def test_the_process_that_took_most_is_named_and_many_of_one_name_are_one():
     build = [sample(at, 1.0, 0.9, named=[("cc1", 100 + at, 0.6), ("backup", 7, 0.3)]) for at in range(1, 5)]
     says = load(*build).disturbed(LIMIT)
-    assert says == ("others took 0.90 of 2 cores, 81% of the 1.00 that the run used (cc1, 4 processes, took 0.60)")
+    assert says == (
+        "others took 0.90 of 2 cores: about 0.81 were missing to the run, 81% of the 1.00 that it used "
+        "(cc1, 4 processes, took 0.60)"
+    )
     one = load(*(replace(each, others=(("python3", 123, 0.9),)) for each in build)).disturbed(LIMIT)
     assert one.endswith("(python3, process 123, took 0.90)")
-    assert load(*(sample(at, 1.0, 0.9) for at in range(1, 5))).disturbed(LIMIT).endswith("that the run used")
+    assert load(*(sample(at, 1.0, 0.9) for at in range(1, 5))).disturbed(LIMIT).endswith("that it used")
 
 
 def test_a_sample_counts_by_its_overlap_with_the_window():
@@ -139,7 +144,7 @@ def rung(users, disturbed="", start_s=0):
 
 
 def test_a_ladder_needs_three_rungs_that_nobody_disturbed():
-    says = "others took 0.60 of 2 cores, 32% of the 1.90 that the run used (cc1, process 5, took 0.6)"
+    says = "others took 0.60 of 2 cores: about 0.56 were missing (cc1, process 5, took 0.6)"
     spoilt = [rung(4, says), rung(8, says)]
     gate = undisturbed_rungs([rung(1), rung(2), *spoilt])
     assert gate.passed is False and gate.says.startswith(f"only 2 rungs were measured undisturbed, since {says}")
