@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness import wire
@@ -11,7 +11,7 @@ from harness.errors import InconclusiveError
 from harness.records.schema import Trial
 from harness.report import words
 from harness.report.facts import Point, StageShare, SweptDeployment
-from harness.topology import Knobs, has_knob, number_of, topology_of
+from harness.topology import Knobs, KnobValue, has_knob, number_of, topology_of
 
 FRAME_S = wire.SECONDS_PER_FRAME
 _DELAY = "delay_us"
@@ -114,7 +114,7 @@ def _cells(answer: Answer, found: Sequence[Answer]) -> list[dict]:
         for each in found
     ]
     different = {repr(sorted(each.items())): each for each in others if each}
-    return [each | own for each in different.values() or [{}]]
+    return [{**each, **own} for each in different.values() or [{}]]
 
 
 def factor_names(told: Effects) -> list[str]:
@@ -138,7 +138,7 @@ def _kind(knob: str) -> str:
     return knob.removesuffix("_us").replace("_", " ")
 
 
-def level_name(level: Knobs) -> str:
+def level_name(level: Mapping[str, KnobValue | None]) -> str:
     """A level of a factor as text, without the name of its knob where that is clear."""
     knob, value = next(iter(level.items()))
     if knob.endswith(_DELAY) and words.known(value):

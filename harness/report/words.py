@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TypeGuard
 
 from harness import wire
 from harness.records.plan import JudgedSlo, Plan, PlannedTarget
 from harness.records.slo import Slo
-from harness.topology import ENGINE, TOPOLOGY, Knobs, has_knob, topology_of
+from harness.topology import ENGINE, TOPOLOGY, Knobs, KnobValue, has_knob, topology_of
 
 ABSENT = "–"
 STAGE_NAMES = {
@@ -293,7 +293,7 @@ def _knob(path: str, value) -> str:
     return f"{prefix}{knob} {value}"
 
 
-def deployment(knobs: Knobs) -> str:
+def deployment(knobs: Mapping[str, KnobValue | None]) -> str:
     """The knobs of a deployment as text; a knob with one value in all frame stages is named once."""
     left, said = dict(knobs), []
     for knob in sorted({path.rpartition(".")[2] for path in left}):

@@ -46,7 +46,7 @@ from harness.records.fit import (
 )
 from harness.records.schema import Trial
 from harness.records.slo import Slo
-from harness.topology import Knobs, kv_instances, topology_of
+from harness.topology import Knobs, kv_instances, number_of, topology_of
 from harness.traffic.mix import Mix
 
 CONFIDENCE = 0.95
@@ -155,7 +155,7 @@ def limits_of(
 
 def _kv_record(kv: KvRoom | None, deployment: Knobs) -> FittedKv | None:
     """The KV room of a deployment, with its own number of instances."""
-    return None if kv is None else kv.record(deployment.get(kv_instances(deployment), kv.instances))
+    return None if kv is None else kv.record(number_of(deployment, kv_instances(deployment), kv.instances))
 
 
 def _group(trials: Sequence[Trial]) -> tuple[list[tuple[Knobs, list[Trial]]], list[ExcludedTrial]]:
