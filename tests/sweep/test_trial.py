@@ -67,8 +67,8 @@ def test_a_rung_of_older_records_knows_nothing_of_others():
 
 def test_an_open_loop_is_one_rung_with_what_others_took():
     machine = HostSummary(
-        samples=9, cores=2, stolen_share=0.01, stolen_share_max=0.1, busy_share=0.8, other_share=0.2, other_share_max=0.5,
-        server_memory_bytes=1, server_events=(),
+        samples=9, cores=2, stolen_share=0.01, stolen_share_max=0.1, busy_share=0.8, other_share=0.2,
+        other_share_max=0.5, server_memory_bytes=1, server_events=(),
     )  # fmt: skip
     records = records_of({"rate_per_s": "1"})
     end = SimpleNamespace(start_ns=SECOND, end_ns=10 * SECOND, machine=machine)
