@@ -26,7 +26,7 @@ from capacity_truth import (
 )
 
 from harness.capacity.fitting.fit import fit_run
-from harness.capacity.fitting.observations import observe
+from harness.capacity.fitting.observations import MeasuredRequests, observe
 from harness.capacity.fitting.rate_search import Limits, Traffic, judge_load, steady_limit
 from harness.capacity.models.device import Device
 from harness.capacity.planning import confirmation
@@ -243,7 +243,7 @@ def test_a_disturbed_rung_and_its_requests_are_left_out_and_named(measured):
     repeated = replace(trial, disturbed=(replace(spoilt, repeated=True),))
     assert fit_of((repeated, rows)).excluded == ()
     step_time = lambda n: 0.012 + 0.006 * np.asarray(n, dtype=float)  # noqa: E731
-    every, clean = (observe([each], rows, step_time) for each in (trial, disturbed))
+    every, clean = (observe([each], MeasuredRequests(rows), step_time) for each in (trial, disturbed))
     inside = rows[(rows["sent_ns"] >= spoilt.start_ns) & (rows["ended_ns"] <= spoilt.end_ns)]
     assert len(inside) and len(clean) <= len(every) - len(inside)
     assert not set(inside["ttfa_s"].dropna()) & set(clean["ttfa_s"].dropna())
