@@ -56,7 +56,7 @@ class FittedBetween:
     """
 
     deviation: float
-    degrees: float | None
+    degrees: int | float | None
     ladders: int
 
 

@@ -83,7 +83,7 @@ def test_who_used_the_cpu_is_not_known_where_the_server_is_hidden(monkeypatch):
         record = monitor.close()
     assert record.load(0, time.monotonic_ns()) is None
     summary = record.summary(0, time.monotonic_ns())
-    assert summary.other_share is None and summary.busy_share > 0 and summary.looks > 1
+    assert summary.other_share is None and summary.busy_share > 0 and summary.samples > 1
 
 
 def test_without_a_server_here_only_the_host_is_looked_at():
