@@ -481,10 +481,10 @@ def failing(fakes, monkeypatch):
     def arrange(times=0, point=None):
         left = [TrialFailed("the server ended")] * times
 
-        def failed(self, at, *args, **kw):
-            if left or at == point:
+        def failed(self, request):
+            if left or request.point == point:
                 raise left.pop() if left else TrialFailed("no stage loads this")
-            return run(self, at, *args, **kw)
+            return run(self, request)
 
         monkeypatch.setattr(fakes, "run", failed)
 

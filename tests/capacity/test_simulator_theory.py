@@ -14,7 +14,7 @@ from scipy import integrate
 
 from harness.errors import InputError
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "capacity"
 
 
 def closed_forms():

@@ -166,7 +166,7 @@ def test_the_last_host_goes_on_with_what_is_left_after_another_was_lost():
 def test_a_trial_that_is_cut_off_is_none_though_locust_ends_well(tmp_path, monkeypatch):
     spawned = trial.spawn
     monkeypatch.setattr(
-        trial, "spawn", lambda _, log: spawned([sys.executable, "-c", f"{POLITE}; time.sleep(60)"], log)
+        trial, "spawn", lambda _, log, **how: spawned([sys.executable, "-c", f"{POLITE}; time.sleep(60)"], log)
     )
     driver = trial.Driver(Server(), tmp_path / "plan.yaml", None, tmp_path, None)
     codes = []

@@ -143,8 +143,8 @@ def test_a_failing_profiler_loses_no_point_of_a_profile():
     profiler.device_timer = timer(profiler=failing("CUPTI is missing"))
     profiler.sampler = child.Sampler(60, 3, lambda: None, timed_share=0.5)
     point = profiler._measured(lambda bench: (itertools.repeat(lambda: None), Cost(1e6, 1e6)), None, {})
-    assert point["ms"] == point["device_ms"] and point["roofline_ms"] == 1.0
-    assert "CUPTI is missing" in point["device_ms_note"]
+    assert point.ms == point.device_ms and point.roofline_ms == 1.0
+    assert "CUPTI is missing" in point.device_ms_note
 
 
 def test_passes_beside_the_timed_calls_come_out_of_the_points_own_seconds():
