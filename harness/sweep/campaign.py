@@ -137,25 +137,24 @@ class Campaign:
 
         It stays the best (``fit.best_of``), unless a further ladder shows that it meets no SLO at any rate.
         """
-        for number, which in enumerate(FURTHER, start=1):
-            best = self._further_ladder(host, best, number, which)
+        number = 1
+        while number <= len(FURTHER):
+            measured = self._further_ladder(host, best, number, FURTHER[number - 1])
+            number = number + 1 if measured.deployment == best.deployment else 1
+            best = measured
         return best
 
     def _further_ladder(self, host: Host, best: FittedDeployment, number: int, which: str) -> FittedDeployment:
-        """The best deployment once it has this ladder, or there was no time for it."""
-        while True:
-            load = self._ladder_load(best.deployment, self.spec.seed + number * SECOND_SAMPLE_SEED)
-            if self.log.settled(best.deployment, load):
-                return best
-            what = f"{which} ladder of the best point: {describe_point(best.deployment)}"
-            later_s = self.confirm_s() + FIT_S * len(self.spec.confirm.load_share)
-            request = BudgetedTrial(best.deployment, load, what=what, later_s=later_s, decisive=number == 1)
-            if not self._measure_or_leave_out(host, request):
-                return best
-            anew = self.fit().best_deployment
-            if anew is None:
-                return best
-            best = anew
+        """The best deployment once this one has the ladder, or there was no time for it."""
+        load = self._ladder_load(best.deployment, self.spec.seed + number * SECOND_SAMPLE_SEED)
+        if self.log.settled(best.deployment, load):
+            return best
+        what = f"{which} ladder of the best point: {describe_point(best.deployment)}"
+        later_s = self.confirm_s() + FIT_S * len(self.spec.confirm.load_share)
+        request = BudgetedTrial(best.deployment, load, what=what, later_s=later_s, decisive=number == 1)
+        if not self._measure_or_leave_out(host, request):
+            return best
+        return self.fit().best_deployment or best
 
     def fit(self) -> Fit:
         """Fit the stored trials, and store the fit."""

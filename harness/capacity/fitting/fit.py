@@ -112,6 +112,7 @@ def fit_run(
     if best is not None and (bias := selection_bias(deployments, best, between, rng)) > 1:
         slower = slowed(deployments[best], bias)
         deployments[best] = _fit_rate(slower, traffic, slos, rng, session_limit, extrapolation, confidence)
+        best = best if deployments[best].rate() > 0 else None
     return Fit(
         unit=unit,
         session_limit=session_limit,
@@ -252,7 +253,7 @@ def _fit_rate(
 
 
 def slowed(fit: FittedDeployment, times: float) -> FittedDeployment:
-    """The deployment with frame steps ``times`` as long."""
+    """The deployment with frame steps ``times`` as long; its rate is not known yet."""
     step = fitted(fit.step_time)
     longer = replace(
         step,
@@ -261,7 +262,8 @@ def slowed(fit: FittedDeployment, times: float) -> FittedDeployment:
         values=tuple(value * times for value in step.values),
         draws=tuple(tuple(value * times for value in draw) for draw in step.draws),
     )
-    return replace(fit, step_time=longer)
+    unknown = {"max_rate_per_s": None, "max_rate_interval": (None, None), "binding": "", "inconclusive": ""}
+    return replace(fit, step_time=longer, **unknown)
 
 
 def with_context(step: StepFit, held: LadderRungs, rng: np.random.Generator) -> StepFit:

@@ -26,6 +26,7 @@ _OTHER_RUNS = 8
 _POPULATION = 100_000
 _SESSIONS_QUANTILE = 0.95
 KV_MEMORY = "KV memory"
+COLLAPSE = "collapse under load: throughput falls as sessions grow"
 LEAST_LOADED = "shared"
 
 
@@ -345,7 +346,7 @@ def highest_rate(
         elif lasts(device, traffic, limits, middle, devices):
             low = middle
         else:
-            high = middle
+            high, binding = middle, COLLAPSE
     return low, binding
 
 

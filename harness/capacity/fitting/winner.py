@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,10 +17,11 @@ def selection_bias(fits: Sequence[FittedDeployment], best: int, between: Between
     """By how many times the best of single ladders is too high, on average; 1 where it was measured again.
 
     A parametric bootstrap: rates as measured, each with the factor of another ladder; the mean factor of the highest.
+    How far ladders differ is not known, but it is one figure for all of them.
     """
     rates = np.array([each.rate() for each in fits if each.rate() > 0])
     if len(rates) < 2 or len(fits[best].trial_ids) > 1:
         return 1.0
-    factors = np.array([between.draw(1, rng, _DRAWS) for _ in rates])
-    highest = np.argmax(rates[:, None] * factors, axis=0)
-    return max(float(np.mean(factors[highest, np.arange(_DRAWS)])), 1.0)
+    logs = np.log(between.draw(1, rng, _DRAWS, of=len(rates)))
+    highest = np.argmax(np.log(rates)[:, None] + logs, axis=0)
+    return max(math.exp(float(np.mean(logs[highest, np.arange(_DRAWS)]))), 1.0)

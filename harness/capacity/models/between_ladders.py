@@ -29,11 +29,15 @@ class Between:
         squares = self.degrees * self.deviation**2 + float(np.sum((levels - np.mean(levels)) ** 2))
         return Between(math.sqrt(squares / degrees), degrees)
 
-    def draw(self, ladders: int, rng: np.random.Generator, draws: int) -> np.ndarray:
-        """Factors [draws] by which the true level may differ from the mean of this many ladders: Student's t."""
+    def draw(self, ladders: int, rng: np.random.Generator, draws: int, of: int | None = None) -> np.ndarray:
+        """Factors [draws] by which the true level may differ from the mean of this many ladders: Student's t.
+
+        ``of``: of so many deployments, [of, draws], which share the deviation of each draw.
+        """
         known = math.isinf(self.degrees)
         spread = 1.0 if known else np.sqrt(self.degrees / np.maximum(rng.chisquare(self.degrees, draws), 1e-3))
-        return np.exp(np.clip(self.error(ladders) * spread * rng.standard_normal(draws), -_MOST, _MOST))
+        normal = rng.standard_normal(draws if of is None else (of, draws))
+        return np.exp(np.clip(self.error(ladders) * spread * normal, -_MOST, _MOST))
 
     def error(self, ladders: int) -> float:
         """Relative standard error of the mean of this many ladders."""

@@ -18,7 +18,7 @@ WORST_RESIDUAL_OF_A_LINE = 0.10
 MOST_NOISE = 0.25  # relative standard deviation of a rung; with more, nothing is fitted
 _SAME_LOAD = 1.05  # rungs whose sessions differ by less than 5% are one knot
 _LAST_KNOTS = 3  # that the slope beyond the last one rests on
-_ALIGNMENTS = 5
+_ALIGNMENTS = 50  # ladders with few rungs in common are aligned slowly
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def fit_step_time(
     _refuse_noise(aligned, len(factors))
     r_squared = weighted_r_squared(aligned.step_s, _on(line, aligned.sessions), np.ones(len(off)))
     between = prior.with_ladders(np.log(factors))
-    ladders = max(len(factors) - (not_of_the_level is not None), 1)
+    ladders = max(len(factors) - (not_of_the_level in rungs.trial), 1)
     shapes = np.array([_draw(aligned, step_time, noise, degrees, rng) for _ in range(draws)])
     largest, drawn = float(rungs.sessions.max()), between.draw(ladders, rng, draws)
     return StepFit(step_time, line, r_squared, noise, degrees, largest, shapes, drawn, between, ladders)

@@ -156,7 +156,9 @@ def _pools_of(device_type: DeviceType, pools: Pools, chosen: FittedDeployment) -
         hop_s = 0.0
     topology = device_type.topology(chosen.deployment, context, hop_s=hop_s)
     step_time = staged_step_time(topology, device_type.most_sessions, np.random.default_rng(0))
-    device = replace(pools.device, step_time=step_time, max_sessions=float(device_type.most_sessions), draws=())
+    device = replace(
+        pools.device, step_time=step_time, max_sessions=float(device_type.most_sessions), draws=(), levels=()
+    )
     limits = Limits(pools.limits.slos, device_type.most_sessions, None, kv, kv.slots(frames))
     return pools.changed(device=device, limits=limits)
 

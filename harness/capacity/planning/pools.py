@@ -29,7 +29,7 @@ _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, LARGEST_POOL)
 
 @dataclass(frozen=True)
 class Pools:
-    """Rates of pools of ``device`` with least-loaded routing, simulated for a few sizes and interpolated between.
+    """Rates of pools of ``device`` with the routing of its limits, simulated for a few sizes and interpolated between.
 
     A pool's rate is the highest that meets every limit, and at most ``utilisation_cap`` of the steady limit: the rate
     of devices with constant numbers of sessions. Above 64 devices the rate per device is held at that of 64, which is
@@ -64,7 +64,7 @@ class Pools:
         if devices not in self._known:
             cap = self.utilisation_cap * devices * self.steady_rate()
             capped = cap, self._cap_name
-            met = judge_load(self.device, self.traffic_for(devices), self.limits, cap, devices).met if cap else False
+            met = cap > 0 and self.serves(cap, devices)
             self._known[devices] = capped if met else self._search(devices, cap)
         return self._known[devices]
 
@@ -122,10 +122,16 @@ class Pools:
 
         Where it could collapse, it also has to last in several other runs.
         """
+        if self.rate(1)[0] <= 0:
+            return None
         expected = int(self.devices_for(qps, np.ones(1))[0])
         # the interpolation between simulated sizes may be one device too small
         loads = (self.judge(qps, devices) for devices in range(expected, expected + 3 + expected // 20))
         return next((load for load in loads if load.met and self._lasts(qps, load.devices)), None)
+
+    def serves(self, qps: float, devices: int) -> bool:
+        """Whether the pool meets every limit at ``qps``, and goes on to do so where it could collapse."""
+        return self.judge(qps, devices).met and self._lasts(qps, devices)
 
     def _lasts(self, qps: float, devices: int) -> bool:
         simulated = min(devices, LARGEST_POOL)

@@ -26,9 +26,9 @@ def counts_by_routing(pools: Pools, qps: float, devices: int) -> dict[str, int |
 def _fewest(pools: Pools, qps: float, devices: int) -> int | None:
     """By bisection: more devices serve a rate at least as well."""
     low, high = devices - 1, int(_MOST_SHARE * devices) + 1
-    if not pools.judge(qps, high).met:
+    if not pools.serves(qps, high):
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if pools.judge(qps, middle).met else (middle, high)
+        low, high = (low, middle) if pools.serves(qps, middle) else (middle, high)
     return high

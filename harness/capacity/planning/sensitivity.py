@@ -160,7 +160,9 @@ def _scaled(device: Device, factor: Callable[[np.ndarray], np.ndarray]) -> Devic
     step = device.step_time
     knots = np.array(step.knots or step_knots(math.ceil(device.max_sessions), ()), dtype=float)
     values = step(knots) * factor(knots)
-    return replace(device, step_time=StepTime("piecewise", tuple(values.tolist()), tuple(knots.tolist())), draws=())
+    return replace(
+        device, step_time=StepTime("piecewise", tuple(values.tolist()), tuple(knots.tolist())), draws=(), levels=()
+    )
 
 
 def _busiest(chosen: FittedDeployment) -> str | None:

@@ -82,7 +82,7 @@ class HighestRate:
         """The device with another step time, a first chunk of the point's length, and the KV room of its instances."""
         chunk = number_of(fit.deployment, "chunk_frames", self.mix.chunk_frames)
         steps = max(device.first_steps + number_of(point, "chunk_frames", chunk) - chunk, 0.0)
-        other = replace(device, step_time=step, first_steps=steps, draws=())
+        other = replace(device, step_time=step, first_steps=steps, draws=(), levels=())
         return steady_limit(other, self._limits(fit, point))[0] / self.mix.mean_frames()
 
     def _limits(self, fit: FittedDeployment, point: Knobs) -> Limits:
