@@ -220,7 +220,7 @@ def _host_factors() -> list[Family]:
 
 
 _LONG_RUNS = 400_000  # sessions of a run where a device may collapse
-_OUTLIER = "disturbed the host|made 0 frames|outlier"
+_OUTLIER = "as long as the other rungs show|made 0 frames"
 FAMILIES = {
     each.name: each
     for each in (
