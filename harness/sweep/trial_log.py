@@ -67,7 +67,8 @@ class TrialLog:
         """Note a failed trial. Raises ServerError where so many failed in a row that the point is not the cause."""
         trial = failed_trial(request, str(error))
         self.in_doubt.append(trial)
-        if len(self.in_doubt) >= FAILED_IN_A_ROW:
+        points = {json.dumps(each.deployment, sort_keys=True) for each in self.in_doubt}
+        if len(self.in_doubt) >= FAILED_IN_A_ROW and len(points) > 1:
             count = len(self.in_doubt)
             raise ServerError(f"{count} trials failed in a row; none of them is stored. The last: {error}")
         return trial

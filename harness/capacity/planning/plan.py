@@ -18,7 +18,7 @@ from harness.capacity.planning.cost_and_growth import forecast, price_of, with_c
 from harness.capacity.planning.device_losses import Loss, lose, with_spares
 from harness.capacity.planning.device_types import device_types
 from harness.capacity.planning.pools import Pools, drain_times_s
-from harness.capacity.planning.remarks import remarks_on, without_price, without_recovery
+from harness.capacity.planning.remarks import left_out, remarks_on, without_price, without_recovery
 from harness.capacity.planning.routing import LEAST_LOADED, ROUTINGS, counts_by_routing
 from harness.capacity.planning.sensitivity import sensitivity
 from harness.capacity.simulator.sessions import simulate
@@ -254,7 +254,7 @@ def _without_rate(plan: Plan, fit: Fit) -> Plan:
     broken = [each for each in fits if not each.inconclusive]
     missed = bool(fits) and not unknown
     binding = broken[0].binding if broken else ""
-    excluded = (f"{each.trial_id} was not fitted: {'; '.join(each.reasons)}." for each in fit.excluded)
+    excluded = left_out(fit)
     return replace(
         plan,
         verdict="missed" if missed else "inconclusive",

@@ -12,15 +12,14 @@ from harness.capacity.models.device import METRIC_NAMES
 from harness.capacity.models.spreads import MIN_OF_A_CLASS
 from harness.capacity.planning.cost_and_growth import price_of
 from harness.capacity.planning.pools import Pools
-from harness.records.fit import ExcludedTrial, Fit, FittedDeployment, FittedStep, fitted
+from harness.records.fit import Fit, FittedDeployment, FittedStep, fitted
 from harness.records.plan import Plan, PlannedTarget
 
 
 def remarks_on(fit: Fit, chosen: FittedDeployment, pools: Pools) -> list[str]:
     """What a reader of the plan should know of the fit behind it."""
-    used = {name for each in fit.deployments for name in each.trial_ids}
     return [
-        *(_left_out(each, in_part=each.trial_id in used) for each in fit.excluded),
+        *left_out(fit),
         *not_told_apart(fit, chosen, fit.confidence),
         *_pooled(pools),
         *_no_slo_binds(chosen, pools),
@@ -28,9 +27,11 @@ def remarks_on(fit: Fit, chosen: FittedDeployment, pools: Pools) -> list[str]:
     ]
 
 
-def _left_out(excluded: ExcludedTrial, in_part: bool) -> str:
-    what = f"Part of {excluded.trial_id}" if in_part else excluded.trial_id
-    return f"{what} was left out: {'; '.join(excluded.reasons)}."
+def left_out(fit: Fit) -> list[str]:
+    """A remark for each trial that was left out, in whole or in part."""
+    used = {name for each in fit.deployments for name in each.trial_ids}
+    names = ((each, f"Part of {each.trial_id}" if each.trial_id in used else each.trial_id) for each in fit.excluded)
+    return [f"{name} was left out: {'; '.join(each.reasons)}." for each, name in names]
 
 
 def not_told_apart(fit: Fit, chosen: FittedDeployment, confidence: float) -> list[str]:
