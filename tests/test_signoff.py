@@ -257,6 +257,18 @@ def test_going_on_without_a_server_leaves_the_seal(short_of_time, plan, tmp_path
     assert not check_seal(work.run.path).problems and work.run.manifest.finished_at
 
 
+def test_while_no_ladder_is_valid_less_of_the_budget_is_reserved(plan, tmp_path, fakes):
+    work = job.SignOff(plan, tmp_path)
+    fakes.valid = False
+    first = work.campaign.later_s()
+    work.execute(ladders_only=True)
+    assert len(fakes.measured) == 6 and work.campaign.later_s() == pytest.approx(first, rel=0.3)
+    again = job.SignOff(plan, tmp_path / "valid")
+    fakes.valid = True
+    again.execute(ladders_only=True)
+    assert again.campaign.later_s() > work.campaign.later_s()
+
+
 @pytest.mark.parametrize("kind", ["ladder", "open"])
 def test_an_invalid_trial_that_an_answer_needs_and_no_time_for_its_repeat_is_no_end(
     plan, tmp_path, fakes, fitted, monkeypatch, kind
@@ -388,6 +400,7 @@ def fitted(fakes, monkeypatch):
             return fit_with(*fits, best=best_of(looks))
 
         monkeypatch.setattr(campaign, "fit_of", fit)
+        monkeypatch.setattr(campaign.Campaign, "_further_rungs", lambda self, best: self.spec.ladder.sessions)
         monkeypatch.setattr(campaign, "predict_open_run", lambda best, mix, rate, *_: predicted_at(rate))
         monkeypatch.setattr(job.SignOff, "_conclude", lambda self, watcher: {})
 
@@ -678,6 +691,8 @@ def test_a_trial_is_taken_to_last_as_long_as_those_before_it():
     assert estimated_s(load) == 24 + 12
     assert estimated_s(load, [ladder(wall_s=31, held_s=24)]) == 24 + 7
     assert estimated_s(load, [ladder(wall_s=21, held_s=16), ladder(wall_s=25, held_s=16)]) == 16 + 7  # they end early
+    with_two_more = Load.ladder(8.0, 1, (1, 2, 3, 4, 6))
+    assert estimated_s(with_two_more, [ladder(wall_s=21, held_s=16)]) == 16 + 5 + 2 * 8
     another = Load.ladder(8.0, 1, (1, 2))
     assert estimated_s(another, [ladder(wall_s=21, held_s=16)]) == 16 + 5  # its full time
     assert estimated_s(Load.poisson(40.0, 1, rate_per_s=1.0), [ladder(wall_s=21, held_s=16)]) == 40 + 5

@@ -67,10 +67,11 @@ class Certificate:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why the run is INVALID, then what could not be tested, then the notes."""
-        failed = (gate.says for gate in self.gates if gate.passed is False)
-        untested = (f"{gate.name}: {gate.says}" for gate in self.gates if gate.passed is None and gate.asked)
-        return (*failed, *untested, *filter(None, [self.failures]), *self.notes)
+        """Why the run is INVALID or, where it is VALID, what could not be tested; then the notes."""
+        found = [gate.says for gate in self.gates if gate.passed is False]
+        if self.valid:
+            found = [f"{gate.name}: {gate.says}" for gate in self.gates if gate.passed is None and gate.asked]
+        return (*found, *filter(None, [self.failures]), *self.notes)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ class MixFileSpec(MixSpec):
 class LadderSpec(Frozen):
     """The closed-loop ladder of a trial: numbers of sessions, and the longest time that each is held, in seconds.
 
-    With ``precision`` a rung ends early, once its rate is steady and known to that share.
+    With ``precision`` a rung ends early, once its rate is steady and known to that share. Further ladders of the best
+    deployment have one more rung, near the limit of the SLOs, or go on where no SLO was violated.
     """
 
     sessions: tuple[Whole, ...] = Field((1, 2, 4, 8, 16), min_length=1)

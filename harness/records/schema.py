@@ -216,6 +216,15 @@ def _stage_record(content: Any) -> StageRecord:
 _StageRecord = Annotated[StageRecord, BeforeValidator(_stage_record)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class BetweenLadders:
+    """How far ladders differ on such a host: relative standard deviation, its degrees of freedom, from which runs."""
+
+    deviation: float
+    degrees: float
+    runs: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class RunManifest:
     """What a results folder holds and how it came to be."""
@@ -238,6 +247,7 @@ class RunManifest:
     profiles: dict[str, Profile] = field(default_factory=dict)  # of other types of device, as they were at the start
     stages: tuple[_StageRecord, ...] = ()  # what the server processes reported
     topologies: tuple[str, ...] = (wire.STAGED,)  # that the plan deploys
+    between_ladders: BetweenLadders | None = absent(None)
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> RunManifest:

@@ -19,6 +19,7 @@ from harness.records.plan import Behaviour, Plan
 from harness.records.prediction import Prediction
 from harness.records.schema import RunManifest
 from harness.records.store import Run
+from harness.runs.earlier import prior_of
 from harness.runs.opening import spec_of, unit_of
 from harness.runs.stages import gpus_of, kv_rooms
 
@@ -27,9 +28,18 @@ def fit_of(run: Run) -> Fit:
     """Build fit.json from a run's stored trials."""
     spec = spec_of(run)
     mix, slos, rng = spec.traffic_mix(), spec.slo_list(), np.random.default_rng(spec.seed)
-    unit, kv = unit_of(run.manifest), kv_rooms(run.manifest, spec)
-    requests, in_rungs = run.requests(), run.requests_in_rungs()
-    return fit_run(run.trials(), requests, mix, slos, rng, unit, in_rungs=in_rungs, kv=kv, confidence=spec.confidence)
+    return fit_run(
+        run.trials(),
+        run.requests(),
+        mix,
+        slos,
+        rng,
+        unit_of(run.manifest),
+        in_rungs=run.requests_in_rungs(),
+        kv=kv_rooms(run.manifest, spec),
+        confidence=spec.confidence,
+        between=prior_of(run.manifest),
+    )
 
 
 def plan_of(run: Run, spec: PlanSpec, fit: Fit, targets_qps: Sequence[float]) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from harness.host.provenance import commit, host_facts, versions
 from harness.identity import HostFacts
 from harness.planfile.plan import PlanSpec
 from harness.planfile.sections import ProfileSpec
-from harness.records.schema import RunManifest
+from harness.records.schema import BetweenLadders, RunManifest
 from harness.records.store import Run, read_profile
+from harness.runs.earlier import between_of_earlier_runs
 
 _ELSEWHERE = "the Triton at ", "Triton of "  # names of devices that the harness did not deploy
 _CLUSTER = "host of the Ray cluster "
@@ -103,7 +105,16 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None, ra
         profiles=profiles_of(spec),
         topologies=spec.topologies,
     )
-    return Run.create(results, manifest)
+    learnt = between_of_earlier_runs(Path(results), manifest)
+    notes = (*manifest.notes, *filter(None, [learnt and _says(learnt)]))
+    return Run.create(results, replace(manifest, between_ladders=learnt, notes=notes))
+
+
+def _says(learnt: BetweenLadders) -> str:
+    return (
+        f"before any was repeated, ladders were taken to differ by {learnt.deviation:.0%}, as they did on such a host "
+        f"in {', '.join(learnt.runs)}"
+    )
 
 
 def _notes(url: str | None, ray: str | None) -> tuple[str, ...]:

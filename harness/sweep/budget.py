@@ -34,11 +34,12 @@ class Budget:
 def estimated_s(load: Load, trials: Sequence[Trial] = ()) -> float:
     """Estimated seconds of a trial, including the reload of its stages, from the ``trials`` of the run.
 
-    A ladder may end before its last rung: the estimate assumes the longest duration of an equal ladder so far.
+    A ladder may end before its last rung: the estimate assumes the longest duration so far of a ladder with the same
+    rungs, or with all but a few of them, and the whole time of those.
     """
     ladders = [trial for trial in trials if trial.kind == "ladder" and trial.rungs]
     beside_s = median([trial.wall_s - _held_s(trial) for trial in ladders]) if ladders else START_S
-    alike = [_held_s(trial) for trial in ladders if _rungs_of(trial) == (load.sessions, load.seconds)]
+    alike = [_held_s(trial) + _others_s(load, trial) for trial in ladders if _is_part_of(trial, load)]
     return max(alike, default=load.total_s) + max(beside_s, 0.0)
 
 
@@ -62,8 +63,14 @@ def _held_s(trial: Trial) -> float:
     return (trial.rungs[-1].end_ns - trial.rungs[0].start_ns) / 1e9 + settle_s(trial.load.seconds or 0.0)
 
 
-def _rungs_of(trial: Trial) -> tuple[tuple[int, ...], float | None]:
-    return trial.load.sessions, trial.load.seconds
+def _is_part_of(trial: Trial, load: Load) -> bool:
+    """Whether the trial's ladder has no rung that is not in the load, held as long."""
+    return trial.load.seconds == load.seconds and set(trial.load.sessions) <= set(load.sessions)
+
+
+def _others_s(load: Load, trial: Trial) -> float:
+    """Seconds of the rungs that the trial's ladder does not have."""
+    return load.total_s * (1 - len(trial.load.sessions) / len(load.sessions)) if load.sessions else 0.0
 
 
 def minutes_needed(budget: Budget, left_out: Sequence[LeftOut]) -> int:

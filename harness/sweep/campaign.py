@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from harness.capacity.fitting.rate_search import range_name, steady_sessions
 from harness.capacity.planning.prediction import predict_open_run, sealed
 from harness.drive.load import Load
 from harness.planfile.plan import PlanSpec
@@ -19,13 +20,14 @@ from harness.records.plan import LeftOut
 from harness.records.prediction import Prediction
 from harness.records.schema import Trial
 from harness.records.store import Run
-from harness.runs.analysis import fit_of
+from harness.runs.analysis import fit_of, fleet_of
 from harness.runs.points import describe_point
 from harness.runs.stages import record_stages, stages_by_server
 from harness.sweep.budget import Budget, decidable_s, estimated_s
+from harness.sweep.near_limit import rungs_near_limit
 from harness.sweep.progress import Lane, Watcher
 from harness.sweep.search import Search, Step
-from harness.sweep.trial import SECOND_SAMPLE_SEED, TrialFailed, TrialRequest, asked, trial_id
+from harness.sweep.trial import REPEAT_SEED, SECOND_SAMPLE_SEED, TrialFailed, TrialRequest, asked, trial_id
 from harness.sweep.trial_log import TRIES, TrialLog, note_of
 from harness.sweep.workers import Fleet, Host, HostLost, on
 from harness.topology import Knobs
@@ -94,8 +96,8 @@ class Campaign:
             self._in_flight.append(step.point)
         try:
             load = self._ladder_load(step.point, self.spec.seed)
-            later_s = self.further_ladders_s() + self.confirm_s() + 2 * FIT_S
-            measured = self._measure(host, BudgetedTrial(step.point, load, what=step.says, later_s=later_s), watcher)
+            request = BudgetedTrial(step.point, load, what=step.says, later_s=self.later_s())
+            measured = self._measure(host, request, watcher)
         finally:
             with self._turn:
                 self._in_flight.remove(step.point)
@@ -146,7 +148,7 @@ class Campaign:
 
     def _further_ladder(self, host: Host, best: FittedDeployment, number: int, which: str) -> FittedDeployment:
         """The best deployment once this one has the ladder, or there was no time for it."""
-        load = self._ladder_load(best.deployment, self.spec.seed + number * SECOND_SAMPLE_SEED)
+        load = self._further_load(best, self.spec.seed + number * SECOND_SAMPLE_SEED)
         if self.log.settled(best.deployment, load):
             return best
         what = f"{which} ladder of the best point: {describe_point(best.deployment)}"
@@ -223,9 +225,23 @@ class Campaign:
 
     # Loads
 
-    def _ladder_load(self, point: Knobs, seed: int) -> Load:
+    def _ladder_load(self, point: Knobs, seed: int, sessions: tuple[int, ...] | None = None) -> Load:
+        """``sessions``: other rungs than those of the plan."""
         ladder = self.spec.ladder
-        return Load.ladder(ladder.seconds, seed, ladder.sessions, asks=asked(point), precision=ladder.precision)
+        rungs = sessions or ladder.sessions
+        return Load.ladder(ladder.seconds, seed, rungs, asks=asked(point), precision=ladder.precision)
+
+    def _further_load(self, best: FittedDeployment, seed: int) -> Load:
+        """A further ladder of the best deployment, with a rung near its limit; the same one again after a restart."""
+        seeds = (seed, seed + REPEAT_SEED)
+        begun = (each.load for each in self.log.all() if each.deployment == best.deployment)
+        known = next((load.sessions for load in begun if load.sessions and load.seed in seeds), None)
+        return self._ladder_load(best.deployment, seed, known or self._further_rungs(best))
+
+    def _further_rungs(self, best: FittedDeployment) -> tuple[int, ...]:
+        pools = fleet_of(self.run)
+        most, reached = steady_sessions(pools.device, pools.limits), best.binding != range_name(pools.limits)
+        return rungs_near_limit(self.spec.ladder.sessions, most, reached=reached, room=pools.limits.room)
 
     def _open_load(self, best: FittedDeployment, share: float, index: int) -> tuple[Load, Prediction]:
         """The load of a confirmation and what the fit predicts for it."""
@@ -258,9 +274,20 @@ class Campaign:
         seconds = decidable_s(self.spec, self.mix, share * carried) if carried else self.spec.confirm.seconds
         return TRIES * self._estimated_s(Load(seconds, 0))
 
+    def later_s(self) -> float:
+        """Seconds to reserve, while points are measured, for what follows them.
+
+        While no ladder is VALID, for what an answer needs alone: there is none without another point.
+        """
+        any_valid = any(trial.valid and trial.kind == "ladder" for trial in self.log.all())
+        further_s = self.further_ladders_s() if any_valid else self.further_ladders_s() / len(FURTHER)
+        return further_s + self.confirm_s() + 2 * FIT_S
+
     def further_ladders_s(self) -> float:
         """Seconds for the further ladders of the best point."""
-        return len(FURTHER) * (self._estimated_s(self._ladder_load({}, 0)) + FIT_S)
+        rungs = self.spec.ladder.sessions
+        with_one_more = self._ladder_load({}, 0, (*rungs, 2 * rungs[-1]))
+        return len(FURTHER) * (self._estimated_s(with_one_more) + FIT_S)
 
     def whole_s(self) -> float:
         """Seconds for all that is still to be measured, if every ladder takes as long as those so far."""

@@ -16,7 +16,7 @@ from harness.capacity.fitting.observations import MeasuredRequests, observe
 from harness.capacity.fitting.slow_rungs import slow_rungs, without
 from harness.capacity.fitting.winner import selection_bias
 from harness.capacity.models.between_ladders import ALIKE, ASSUMED, Between
-from harness.capacity.models.steps import Rungs, StepTime, align, fit_step_time
+from harness.capacity.models.steps import Rungs, StepTime, align, comparable, fit_step_time
 from harness.errors import InconclusiveError
 
 SESSIONS = np.array([1, 4, 8, 16, 24, 36, 48.0])
@@ -97,6 +97,20 @@ def test_what_ladders_differ_by_is_learnt_from_those_that_were_repeated():
     assert many.deviation == pytest.approx(0.02, rel=0.15)
     assert ASSUMED.reach(1, 0.95) == pytest.approx(2.776 * 0.1, rel=1e-3)
     assert ASSUMED.reach(3, 0.95) == pytest.approx(2.776 * 0.1 / math.sqrt(3), rel=1e-3)
+
+
+def test_ladders_without_a_common_rung_do_not_show_that_they_are_alike():
+    first, second = rungs_of(1.0, sessions=np.array([1.0, 8, 24])), rungs_of(1.0, sessions=np.array([4.0, 16, 48]))
+    apart = Rungs(*(np.concatenate(both) for both in zip(
+        (first.sessions, first.step_s, first.trial), (second.sessions, second.step_s, second.trial + 1), strict=True
+    )))  # fmt: skip
+    assert len(set(comparable(apart))) == 2
+    assert fit_step_time(apart, np.random.default_rng(0)).between == ASSUMED
+    linked = Rungs(*(np.append(*each) for each in (
+        (apart.sessions, [1.0, 4.0]), (apart.step_s, line(np.array([1.0, 4.0]))), (apart.trial, [2, 2])
+    )))  # fmt: skip
+    assert len(set(comparable(linked))) == 1
+    assert fit_step_time(linked, np.random.default_rng(0)).between.degrees == ASSUMED.degrees + 2
 
 
 def test_the_ladder_that_chose_the_best_says_nothing_of_its_level():

@@ -130,6 +130,13 @@ def test_punctuality_of_nothing_is_not_known():
     assert [gate.passed for gate in certificate.gates if gate.name == "punctuality"] == [None]
 
 
+def test_an_invalid_run_says_what_is_wrong_and_a_valid_one_what_could_not_be_tested():
+    untested = judged(late_sends_share=math.nan)
+    assert untested.valid and untested.reasons == ("punctuality: not testable: nothing was sent",)
+    wrong = judged(late_sends_share=math.nan, **{"short.ttfa_rise_s": 0.2})
+    assert wrong.reasons == tuple(failed(wrong)) and "first audio" in wrong.reasons[0]
+
+
 def test_a_closed_loop_has_no_schedule_and_errors_are_listed_not_judged():
     failures = "3 of 360 requests failed (0.833%)"
     certificate = judged(closed=True, late_sends_share=0.5, achieved_rate_per_s=1.0, failures=failures)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from harness.capacity.fitting.observations import MeasuredRequests, fit_first_audio, fit_rtf, fit_stalls, observe
+from harness.capacity.fitting.open_runs import error_of_open_runs, slowed, with_open_runs
 from harness.capacity.fitting.rate_search import (
     Limits,
     Traffic,
@@ -80,7 +81,7 @@ def fit_run(
     between: Between = ASSUMED,
     progress: Callable[[str], None] | None = None,
 ) -> Fit:
-    """fit.json of a run, from its VALID ladder trials; open-loop trials are kept for validation.
+    """fit.json of a run, from its VALID ladder trials; an open-loop trial says how true they are (``open_runs``).
 
     ``requests``: metrics.per_request with a column trial_id. ``in_rungs``: of those that lasted through whole rungs,
     metrics.through_windows with a column trial_id; without them, a request has one RTF and one longest stall.
@@ -107,6 +108,7 @@ def fit_run(
         excluded += slow
         own = kv.get(topology_of(deployment)) if isinstance(kv, Mapping) else kv
         physics = replace(physics, kv=_kv_record(own, deployment))
+        physics = with_open_runs(physics, error_of_open_runs(deployment, trials, requests, physics.step_time), rng)
         deployments.append(_fit_rate(physics, traffic, slos, rng, session_limit, extrapolation, confidence))
     best = best_of(deployments)
     if best is not None and (bias := selection_bias(deployments, best, between, rng)) > 1:
@@ -250,20 +252,6 @@ def _fit_rate(
     draws = draws * simulation_noise(len(draws), rng)
     low, high = (rate * np.quantile(draws / steady, tails)).tolist()
     return replace(physics, max_rate_per_s=rate, max_rate_interval=(low, high), binding=binding)
-
-
-def slowed(fit: FittedDeployment, times: float) -> FittedDeployment:
-    """The deployment with frame steps ``times`` as long; its rate is not known yet."""
-    step = fitted(fit.step_time)
-    longer = replace(
-        step,
-        intercept_s=step.intercept_s * times,
-        slope_s=step.slope_s * times,
-        values=tuple(value * times for value in step.values),
-        draws=tuple(tuple(value * times for value in draw) for draw in step.draws),
-    )
-    unknown = {"max_rate_per_s": None, "max_rate_interval": (None, None), "binding": "", "inconclusive": ""}
-    return replace(fit, step_time=longer, **unknown)
 
 
 def with_context(step: StepFit, held: LadderRungs, rng: np.random.Generator) -> StepFit:

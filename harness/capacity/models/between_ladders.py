@@ -21,12 +21,26 @@ class Between:
     deviation: float
     degrees: float
 
-    def with_ladders(self, levels: np.ndarray) -> Between:
-        """This as a prior, and the logarithms [k] of the factors of k ladders: a scaled inverse chi-square, updated."""
-        if math.isinf(self.degrees) or len(levels) < 2:
+    def with_ladders(self, levels: np.ndarray, compared: np.ndarray | None = None) -> Between:
+        """This as a prior, and the logarithms [k] of the factors of k ladders: a scaled inverse chi-square, updated.
+
+        ``compared`` [k]: ladders with the same number were compared with each other (default: all were).
+        """
+        if math.isinf(self.degrees):
             return self
-        degrees = self.degrees + len(levels) - 1
-        squares = self.degrees * self.deviation**2 + float(np.sum((levels - np.mean(levels)) ** 2))
+        _, of = np.unique(np.zeros(len(levels)) if compared is None else compared, return_inverse=True)
+        counts = np.bincount(of)
+        off = levels - (np.bincount(of, levels) / counts)[of]
+        degrees = self.degrees + len(levels) - len(counts)
+        squares = self.degrees * self.deviation**2 + float(off @ off)
+        return Between(math.sqrt(squares / degrees), degrees)
+
+    def with_another(self, off: float, ladders: int) -> Between:
+        """Updated by the logarithm by which one more measurement was off the mean of ``ladders`` others."""
+        if math.isinf(self.degrees):
+            return self
+        degrees = self.degrees + 1
+        squares = self.degrees * self.deviation**2 + off**2 * ladders / (ladders + 1)
         return Between(math.sqrt(squares / degrees), degrees)
 
     def draw(self, ladders: int, rng: np.random.Generator, draws: int, of: int | None = None) -> np.ndarray:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize, stats
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from harness.capacity.models.between_ladders import ASSUMED, Between
 from harness.capacity.models.service import weighted_r_squared
@@ -125,7 +127,7 @@ def fit_step_time(
         noise, degrees = _noise_between(aligned, step_time, len(factors))
     _refuse_noise(aligned, len(factors))
     r_squared = weighted_r_squared(aligned.step_s, _on(line, aligned.sessions), np.ones(len(off)))
-    between = prior.with_ladders(np.log(factors))
+    between = prior.with_ladders(np.log(factors), comparable(rungs))
     ladders = max(len(factors) - (not_of_the_level in rungs.trial), 1)
     shapes = np.array([_draw(aligned, step_time, noise, degrees, rng) for _ in range(draws)])
     largest, drawn = float(rungs.sessions.max()), between.draw(ladders, rng, draws)
@@ -147,6 +149,15 @@ def align(rungs: Rungs, not_of_the_level: int | None = None) -> tuple[Rungs, np.
     level = trials != not_of_the_level
     factors -= np.mean(factors[level]) if level.any() else np.mean(factors)
     return replace(rungs, step_s=np.exp(logs - factors[of_trial])), np.exp(factors)
+
+
+def comparable(rungs: Rungs) -> np.ndarray:
+    """A number for each trial [trials]; trials with the same one share rungs, directly or through others."""
+    trials, of_trial = np.unique(rungs.trial, return_inverse=True)
+    of_knot = groups(rungs.sessions)
+    size = len(trials) + int(of_knot.max()) + 1
+    links = coo_array((np.ones(len(of_knot)), (of_trial, len(trials) + of_knot)), shape=(size, size))
+    return connected_components(links, directed=False)[1][: len(trials)]
 
 
 def band(fit: StepFit, step_s: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,7 @@ EARLY_S = 600.0
 OVERLOAD = "sustained rate of the remaining devices"
 _RESIDENCES = 5  # simulated after a loss, in addition to the first ten minutes
 _MOST_SESSIONS = 400_000  # largest simulated traffic
+_EARLY_DRAWS = 5
 _MORE_SPARES = 3  # most spares that are tried, in addition to the devices lost
 
 
@@ -31,10 +32,10 @@ class Loss:
     """``lost`` of ``devices`` fail at once, at a rate; their sessions resume elsewhere from the frame they had reached.
 
     ``worst``: the limit nearest to violation, or violated, by the sessions that arrive in the ``judged_s`` seconds
-    afterwards, and ``worst_share`` = value / limit; ``early_share``: the same for the first ten minutes, NaN where less
-    was judged. Never ``met`` at a rate that the remaining devices cannot sustain, however slowly an SLO comes to be
-    violated. ``interrupted``: sessions on the lost devices. ``basis``: simulated, or extrapolated where a device holds
-    more sessions (95th percentile) than were measured.
+    afterwards, and ``worst_share`` = value / limit. ``early_share``: the same for the first ten minutes, the largest of
+    several draws of the traffic; NaN where less was judged. Never ``met`` at a rate that the remaining devices cannot
+    sustain, however slowly an SLO comes to be violated. ``interrupted``: sessions on the lost devices. ``basis``:
+    simulated, or extrapolated where a device holds more sessions (95th percentile) than were measured.
     """
 
     lost: int
@@ -64,7 +65,7 @@ def lose(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
     lost_at_s, end_s = simulated.arrival_s[counted][0], simulated.arrival_s[-1]
     aboard = (simulated.start_s < lost_at_s) & ~(simulated.end_s <= lost_at_s) & (simulated.device < lost)
     judged = pools.device, traffic, pools.limits, rate, size, simulated
-    later, early = load_of(*judged, counted), load_of(*judged, counted & (simulated.arrival_s < lost_at_s + EARLY_S))
+    later = load_of(*judged, counted)
     shares = later.shares | _overload(qps / (left * pools.steady_rate()))
     worst = max(shares, key=lambda name: shares[name])
     return Loss(
@@ -73,11 +74,27 @@ def lose(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
         met=later.met and OVERLOAD not in shares,
         worst=worst,
         worst_share=shares[worst],
-        early_share=early.shares[early.worst] if end_s - lost_at_s >= EARLY_S else math.nan,
+        early_share=_early_share(pools, rate, size, lost) if end_s - lost_at_s >= EARLY_S else math.nan,
         judged_s=float(end_s - lost_at_s),
         interrupted=int(np.sum(aboard)),
         basis=_basis(pools, later),
     )
+
+
+def _early_share(pools: Pools, rate_per_s: float, devices: int, lost: int) -> float:
+    """The largest value / limit of the sessions that arrive in the ten minutes after the loss, of several draws.
+
+    So few sessions differ much from draw to draw.
+    """
+    needed = min(math.ceil(rate_per_s * EARLY_S / (1 - WARM_UP_SHARE) * 1.05), _MOST_SESSIONS)
+    shares = []
+    for seed in range(_EARLY_DRAWS):
+        traffic = pools.traffic.again(seed).part(needed)
+        simulated, counted = simulate_load(pools.device, traffic, rate_per_s, devices, pools.limits, lost)
+        early = counted & (simulated.arrival_s < simulated.arrival_s[counted][0] + EARLY_S)
+        load = load_of(pools.device, traffic, pools.limits, rate_per_s, devices, simulated, early)
+        shares.append(load.shares[load.worst])
+    return max(shares)
 
 
 def _lasting(pools: Pools, rate_per_s: float) -> Traffic:

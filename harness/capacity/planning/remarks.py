@@ -15,12 +15,15 @@ from harness.capacity.planning.pools import Pools
 from harness.records.fit import Fit, FittedDeployment, FittedStep, fitted
 from harness.records.plan import Plan, PlannedTarget
 
+_CLEARLY_SLOWER = 1.05  # times as long, in an open-loop run
+
 
 def remarks_on(fit: Fit, chosen: FittedDeployment, pools: Pools) -> list[str]:
     """What a reader of the plan should know of the fit behind it."""
     return [
         *left_out(fit),
         *not_told_apart(fit, chosen, fit.confidence),
+        *_slower_in_open_loop(chosen),
         *_pooled(pools),
         *_no_slo_binds(chosen, pools),
         *_first_audio_in_progress(chosen, pools),
@@ -90,7 +93,20 @@ def _may_differ_by(first: FittedDeployment, second: FittedDeployment, confidence
         return 1.0
     best = max(known, key=lambda each: each.degrees or math.inf)
     between = Between(best.deviation, best.degrees or math.inf)
-    return math.exp(math.hypot(*(between.reach(each.ladders, confidence) for each in known)))
+    return math.exp(math.hypot(*(between.reach(each.measurements, confidence) for each in known)))
+
+
+def _slower_in_open_loop(chosen: FittedDeployment) -> list[str]:
+    """A remark where steps were clearly longer as requests arrive than in the ladders."""
+    step = chosen.step_time
+    between = step.between if isinstance(step, FittedStep) else None
+    if between is None or between.open_run is None or between.open_run < _CLEARLY_SLOWER:
+        return []
+    return [
+        f"In the open-loop run with the highest rate, a frame step took {between.open_run:.2f} times as long as by "
+        f"its {_ladders(chosen)}. It counts like one more ladder: the rate is lower, and its "
+        "interval wider, than by the ladders alone."
+    ]
 
 
 def _pooled(pools: Pools) -> list[str]:

@@ -1,4 +1,4 @@
-"""Compares open-loop runs, which no fit has used, with the model that was stored before they ran."""
+"""Compares open-loop runs with the model that was stored before they ran."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from harness import wire
-from harness.capacity.fitting.observations import activity_of, frame_rate, seconds
+from harness.capacity.fitting.observations import frame_rate, seconds
+from harness.capacity.fitting.open_runs import step_times
 from harness.capacity.models.device import Device, slo_name
 from harness.capacity.models.spreads import StallTable
 from harness.capacity.models.steps import StepTime
@@ -75,13 +76,14 @@ def validate(
     """
     said, device = _prediction_of(trial, predictions or {})
     rung = _window_of(trial)
-    replay = _Replay.of(requests[requests["trial_id"] == trial.trial_id], rung, trial.trial_id)
+    sent = _sent_in(trial, requests)
+    replay = _Replay.of(sent, rung)
     figures = _figures(rung, slos, replay)
     fitted = replay.play(device, figures, rng, 4 * _LUCKS)
     others = list(device.same_level().alternatives())[:_ALTERNATIVES]
     plays = [replay.play(other, figures, rng, _LUCKS) for other in others] or [fitted]
     level = 1 - (1 - confidence) / len(figures)
-    rows = [_step_row(trial, replay, device.step_time, rung, max_error)]
+    rows = [_step_row(trial, sent, device.step_time, max_error)]
     for figure in figures:
         known = not np.all(np.isnan(fitted[figure.name]))
         predicted = float(np.median(fitted[figure.name])) if known else math.nan
@@ -97,7 +99,7 @@ def validate(
 
 @dataclass(frozen=True)
 class _Replay:
-    """The arrivals of a trial, in seconds: arrays [n] in order of their due times; ``measured`` is its real activity.
+    """The arrivals of a trial, in seconds: arrays [n] in order of their due times.
 
     ``ttfa_s``: as measured, NaN for a request that got no audio.
     """
@@ -107,13 +109,9 @@ class _Replay:
     frames: np.ndarray
     traffic_class: np.ndarray
     window: tuple[float, float]
-    measured: Activity
 
     @classmethod
-    def of(cls, requests: pd.DataFrame, rung: Rung, trial_id: str) -> _Replay:
-        sent = requests[requests["sent_ns"] > 0].sort_values("due_ns")
-        if not len(sent):
-            raise InconclusiveError(f"{trial_id}: no request of it is stored: measure it again")
+    def of(cls, sent: pd.DataFrame, rung: Rung) -> _Replay:
         broken = sent["outcome"].isin(("error", "cancelled")).to_numpy()
         delivered = np.maximum(sent["audio_s"].to_numpy(float) * wire.FRAMES_PER_SECOND, 1)
         return cls(
@@ -122,7 +120,6 @@ class _Replay:
             np.where(broken, delivered, sent["frames"].to_numpy(float)),
             sent["traffic_class"].to_numpy(str),
             (rung.start_ns / 1e9, rung.end_ns / 1e9),
-            activity_of(sent),
         )
 
     def due_inside(self, traffic_class: str) -> np.ndarray:
@@ -221,6 +218,13 @@ def _window_of(trial: Trial) -> Rung:
     return rung
 
 
+def _sent_in(trial: Trial, requests: pd.DataFrame) -> pd.DataFrame:
+    sent = requests[(requests["trial_id"] == trial.trial_id) & (requests["sent_ns"] > 0)].sort_values("due_ns")
+    if not len(sent):
+        raise InconclusiveError(f"{trial.trial_id}: no request of it is stored: measure it again")
+    return sent
+
+
 def _figures(rung: Rung, slos: Sequence[Slo], replay: _Replay) -> list[ComparedFigure]:
     """Sessions, throughput, and the median and the SLO's quantile of each SLO that the window supports."""
     figures = [
@@ -242,12 +246,10 @@ def _figures(rung: Rung, slos: Sequence[Slo], replay: _Replay) -> list[ComparedF
     return list({figure.name: figure for figure in figures}.values())
 
 
-def _step_row(trial: Trial, replay: _Replay, step_time: StepTime, rung: Rung, max_error: float) -> ValidationRow:
+def _step_row(trial: Trial, sent: pd.DataFrame, step_time: StepTime, max_error: float) -> ValidationRow:
     """Step time at the sessions that were really in progress: the physics alone, without queueing feedback."""
-    clock = frame_rate(step_time)
-    sessions = replay.measured.mean(lambda n: n, *replay.window)
-    predicted = sessions / replay.measured.mean(lambda n: n * clock(n), *replay.window)
-    return _record(trial, "step_s", predicted, rung.sessions / rung.frames_per_s, (predicted, predicted), max_error)
+    predicted_s, measured_s = step_times(trial, sent, step_time)
+    return _record(trial, "step_s", predicted_s, measured_s, (predicted_s, predicted_s), max_error)
 
 
 def _row(

@@ -1,0 +1,100 @@
+"""What earlier runs in a results folder say of how far ladders differ on this host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from capacity_truth import TRUTH, bare_fit, fit_of, fit_with, ladder
+
+from harness.capacity.models.between_ladders import ASSUMED
+from harness.identity import HostFacts
+from harness.records.schema import RunManifest
+from harness.records.store import Run
+from harness.runs.earlier import between_of_earlier_runs, prior_of
+
+MANIFEST = RunManifest(
+    run_id="new",
+    created_at="2026-01-01T00:00:00",
+    plan_path="plan.yaml",
+    plan_sha256="",
+    plan={},
+    commit="",
+    versions={},
+    host=HostFacts(cpu="EPYC", cores=2, memory_gib=24.0, gpu="none"),
+    preset="tiny",
+    device="cpu",
+    seed=1,
+)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """A deployment with three ladders on a host that does not vary."""
+    rng = np.random.default_rng(5)
+    return fit_of(*(ladder(TRUTH, rng, name=f"ladder-{number}") for number in range(3)))
+
+
+def run_of(results, name, fit, **changes):
+    run = Run.create(results, replace(MANIFEST, run_id=name, **({"finished_at": "2026-01-02"} | changes)))
+    if fit:
+        run.write_fit(fit)
+    return run
+
+
+def test_a_host_on_which_ladders_agreed_is_taken_to_be_steadier(tmp_path, fitted):
+    run_of(tmp_path, "first", fitted)
+    learnt = between_of_earlier_runs(tmp_path, MANIFEST)
+    found = fitted.best_deployment.step_time.between
+    assert (learnt.deviation, learnt.degrees) == pytest.approx((found.deviation, found.degrees))
+    assert learnt.runs == ("first",) and learnt.deviation < ASSUMED.deviation
+    run_of(tmp_path, "second", fitted)
+    both = between_of_earlier_runs(tmp_path, MANIFEST)
+    assert both.degrees == ASSUMED.degrees + 4 and both.deviation < learnt.deviation
+
+
+def test_many_runs_count_no_more_than_a_few(tmp_path, fitted):
+    for number in range(12):
+        run_of(tmp_path, f"run-{number}", fitted)
+    assert between_of_earlier_runs(tmp_path, MANIFEST).degrees == 12
+
+
+def test_what_a_run_had_learnt_from_others_does_not_count_twice(tmp_path, fitted):
+    run_of(tmp_path, "first", fitted)
+    learnt = between_of_earlier_runs(tmp_path, MANIFEST)
+    again = fit_with(bare_fit(step_time=fitted.best_deployment.step_time, max_rate_per_s=1.0), best=0)
+    run_of(tmp_path, "second", again, between_ladders=learnt)  # as if it had found nothing beyond it
+    assert between_of_earlier_runs(tmp_path, MANIFEST) == learnt
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"finished_at": ""},
+        {"preset": "1.5b"},
+        {"device": "the Triton at 10.0.0.1:8001"},
+        {"emulated": True},
+        {"host": HostFacts(cpu="EPYC", cores=4, memory_gib=24.0, gpu="none")},
+    ],
+)
+def test_runs_elsewhere_or_without_an_end_say_nothing(tmp_path, fitted, changes):
+    run_of(tmp_path, "other", fitted, **changes)
+    assert between_of_earlier_runs(tmp_path, MANIFEST) is None
+
+
+def test_runs_without_an_answer_and_damaged_ones_say_nothing(tmp_path, fitted):
+    assert between_of_earlier_runs(tmp_path / "none", MANIFEST) is None
+    run_of(tmp_path, "unfitted", None)
+    run_of(tmp_path, "no-best", fit_with(bare_fit()))
+    damaged = run_of(tmp_path, "damaged", fitted)
+    (damaged.path / "fit.json").write_text("{")
+    assert between_of_earlier_runs(tmp_path, MANIFEST) is None
+
+
+def test_a_run_keeps_what_it_began_with(tmp_path, fitted):
+    run_of(tmp_path, "first", fitted)
+    learnt = between_of_earlier_runs(tmp_path, MANIFEST)
+    stored = Run.open(run_of(tmp_path, "second", None, between_ladders=learnt).path).manifest
+    assert stored.between_ladders == learnt and prior_of(stored).deviation == learnt.deviation
+    assert prior_of(MANIFEST) == ASSUMED
