@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import grpc
+import grpc.aio
 
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -25,7 +25,8 @@ CHANNEL_OPTIONS = (
 class Encryption(Protocol):
     """What a connection needs of ``target.Tls``."""
 
-    server_name: str
+    @property
+    def server_name(self) -> str: ...
 
     def pems(self) -> tuple[bytes | None, bytes | None, bytes | None]: ...
 
@@ -33,9 +34,14 @@ class Encryption(Protocol):
 class Service(Protocol):
     """What a connection needs of ``target.Target``."""
 
-    tls: Encryption | None
-    headers: Sequence[tuple[str, str]]
-    ready_s: float
+    @property
+    def tls(self) -> Encryption | None: ...
+
+    @property
+    def headers(self) -> Sequence[tuple[str, str]]: ...
+
+    @property
+    def ready_s(self) -> float: ...
 
 
 def blocking(service: Service, address: str) -> grpc.Channel:
@@ -47,6 +53,13 @@ def blocking(service: Service, address: str) -> grpc.Channel:
 def aio(service: Service, address: str) -> grpc.aio.Channel:
     """A connection for asyncio; every call must pass the headers as its ``metadata``."""
     return _open(grpc.aio, service, address)
+
+
+def status_of(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    """The status of a failed call, and the server's own message ("" where it gave none)."""
+    if isinstance(error, (grpc.Call, grpc.aio.AioRpcError)):
+        return error.code(), error.details() or ""
+    return grpc.StatusCode.UNKNOWN, str(error)
 
 
 def _open(api, service: Service, address: str):

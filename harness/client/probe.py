@@ -10,7 +10,7 @@ import json
 import struct
 import time
 
-import grpc
+import grpc.aio
 from tritonclient.grpc import service_pb2 as pb
 
 from harness import wire

@@ -8,11 +8,12 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import grpc
+import grpc.aio
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from harness import wire
+from harness.client.channels import status_of
 from harness.client.target import CA, CERT, DEFAULT_PORT, KEY, LEAST_LOADED, Target, Tls
 from harness.errors import ServerError
 
@@ -208,19 +209,18 @@ class Replicas:
     async def connection_statistics(self) -> ConnectionStatistics:
         """Statistics at the end of a test, after asking every server for its count."""
         last = await asyncio.gather(*(replica.remembered(alone=self._of == 1) for replica in self._ring))
-        answered = [(each, now) for each, now in zip(self._ring, last, strict=True) if None not in (each.counted, now)]
-        return ConnectionStatistics(
-            self.reconnects,
-            self.passed_over,
-            counted={each.address: each.counted for each, _ in answered},
-            served=Counter({each.address: each.served for each, _ in answered}),
-            remembered={each.address: now for each, now in answered},
-        )
+        counted: dict[str, int] = {}
+        served: Counter[str] = Counter()
+        remembered: dict[str, int] = {}
+        for each, now in zip(self._ring, last, strict=True):
+            if each.counted is not None and now is not None:
+                counted[each.address], served[each.address], remembered[each.address] = each.counted, each.served, now
+        return ConnectionStatistics(self.reconnects, self.passed_over, counted, served, remembered)
 
 
 def described(error: grpc.RpcError, address: str, tls: Tls | None) -> str:
     """Turn a gRPC status into a message that says how to fix it, with the server's own message unchanged."""
-    code, details = error.code(), error.details() or ""
+    code, details = status_of(error)
     if code is grpc.StatusCode.UNAVAILABLE:
         return _unavailable(details, address, tls)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:

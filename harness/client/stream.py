@@ -9,7 +9,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 
-import grpc
+import grpc.aio
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
@@ -140,10 +140,10 @@ class Stream:
     ):
         self.request = request
         self._replicas, self._loop = replicas, loop
-        self._replica: Replica | None = None  # chosen when the request is sent
+        self._address = ""  # of the server, chosen when the request is sent
         self._message = infer_message(request).SerializeToString()  # built before the due time
         self._on_audio, self._on_chunk, self._on_carry = on_audio, on_chunk, on_carry
-        self._call = None
+        self._call: grpc.aio.UnaryStreamCall | None = None
         self._task: asyncio.Task | None = None
         self._stopped: Outcome | None = None
         self._silence: asyncio.TimerHandle | None = None
@@ -159,6 +159,9 @@ class Stream:
     def stop(self, outcome: Outcome) -> None:
         """End the request now; ``run()`` returns a Result with this outcome and the chunks so far."""
         self._stopped = outcome
+        self._cancel()
+
+    def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()  # not the call: one cancelled before its headers were sent never returns
 
@@ -166,25 +169,26 @@ class Stream:
         """Send the request now and read its stream to the end. A failure of the server becomes a Result."""
         if self._stopped is not None:
             return self._result()
-        self._task = asyncio.current_task()
-        self._replica = self._replicas.choose()
-        self._replica.streams += 1
+        task = self._task = asyncio.current_task()
+        replica = self._replicas.choose()
+        self._address = replica.address
+        replica.streams += 1
         try:
-            await self._exchange()
+            await self._exchange(replica)
         except grpc.aio.AioRpcError as error:
-            self._fail(self._described(error))
+            self._fail(self._described(replica, error))
         except asyncio.CancelledError:
-            self._call.cancel()
-            if self._stopped is not None or self._error:
-                self._task.uncancel()
+            self._hang_up()
+            if task is not None and (self._stopped is not None or self._error):
+                task.uncancel()
             elif not self._final_ns:  # the caller was cancelled
                 raise
         finally:
-            self._silence.cancel()
+            self._stop_timer()
             if self._asking is not None:
                 self._asking.cancel()
-            self._replica.streams -= 1
-            self._replica.served += bool(self._final_ns and not self._error)
+            replica.streams -= 1
+            replica.served += bool(self._final_ns and not self._error)
             self._task = None
         return self._result()
 
@@ -192,55 +196,63 @@ class Stream:
         if self._stopped is None and not self._final_ns:
             self._error = error
 
-    def _listen(self) -> None:
+    def _hang_up(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+
+    def _stop_timer(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+
+    def _listen(self, replica: Replica) -> None:
         """End the stream after too long a silence; otherwise check again when that limit could be reached."""
         if self._final_ns:
             return
-        limit_s, silent_s = self._replica.silence_s, self._silent_s()
+        limit_s, silent_s = replica.silence_s, self._silent_s()
         if silent_s < limit_s:
             left_s = limit_s - silent_s
-            if silent_s < self._replica.ask_s:
-                left_s = min(left_s, self._replica.ask_s - silent_s)
+            if silent_s < replica.ask_s:
+                left_s = min(left_s, replica.ask_s - silent_s)
             elif self._asking is None or self._asking.done():
-                self._asking = asyncio.create_task(self._ask())
-            self._silence = asyncio.get_running_loop().call_later(left_s, self._listen)
+                self._asking = asyncio.create_task(self._ask(replica))
+            self._silence = asyncio.get_running_loop().call_later(left_s, self._listen, replica)
             return
         self._fail(
-            f"the server at {self._replica.address} has sent nothing for {limit_s:g} s: the process that served this "
+            f"the server at {replica.address} has sent nothing for {limit_s:g} s: the process that served this "
             f"request has ended, or the network failed; {self._progress()}; retry"
         )
-        self._task.cancel()
+        self._cancel()
 
     def _silent_s(self) -> float:
         return (time.monotonic_ns() - self._heard_ns) / 1e9
 
-    async def _ask(self) -> None:
+    async def _ask(self, replica: Replica) -> None:
         """Ask, while the stream is silent, whether the process that serves it has ended; if so, end the stream."""
-        while self._silent_s() >= self._replica.ask_s:
+        while self._silent_s() >= replica.ask_s:
             heard_ns = self._heard_ns
-            if await entry_ended(self._replica, self._sent_ns) and self._heard_ns == heard_ns and not self._final_ns:
+            if await entry_ended(replica, self._sent_ns) and self._heard_ns == heard_ns and not self._final_ns:
                 self._fail(
                     f"{wire.ENTRY} ended while it served this request, and is restarting; {self._progress()}; retry"
                 )
-                self._task.cancel()
+                self._cancel()
                 return
-            await asyncio.sleep(self._replica.ask_s)
+            await asyncio.sleep(replica.ask_s)
 
-    def _expect(self, beat_s: float) -> None:
+    def _expect(self, replica: Replica, beat_s: float) -> None:
         """Take over the heartbeat interval that the server announced, here and for later streams."""
-        self._replica.silence_s = min(self._replica.silence_s, BEATS_MISSED * beat_s)
-        self._replica.ask_s = max(LEAST_ASK_S, ASK_BEATS * beat_s)
-        self._silence.cancel()
-        self._listen()
+        replica.silence_s = min(replica.silence_s, BEATS_MISSED * beat_s)
+        replica.ask_s = max(LEAST_ASK_S, ASK_BEATS * beat_s)
+        self._stop_timer()
+        self._listen(replica)
 
-    async def _exchange(self) -> None:
+    async def _exchange(self, replica: Replica) -> None:
         self._sent_ns = self._heard_ns = time.monotonic_ns()
-        self._listen()
+        self._listen(replica)
         target = self._replicas.target
-        self._call = self._replica.stream_infer(self._message, timeout=target.request_s, metadata=target.headers)
+        call = self._call = replica.stream_infer(self._message, timeout=target.request_s, metadata=target.headers)
         self._message = b""
         while True:
-            message = await self._call.read()
+            message = await call.read()
             now_ns = time.monotonic_ns()
             if message is grpc.aio.EOF:
                 return
@@ -251,20 +263,20 @@ class Stream:
                 if self._on_audio is not None:
                     self._on_audio(form.audio(message))
             else:
-                self._take(message, now_ns)
+                self._take(replica, message, now_ns)
 
-    def _take(self, message: bytes, now_ns: int) -> None:
+    def _take(self, replica: Replica, message: bytes, now_ns: int) -> None:
         response = pb.ModelStreamInferResponse.FromString(message)
         if response.error_message:
             self._error, self._final_ns = _without_its_process(response.error_message), now_ns
-            self._call.cancel()
+            self._hang_up()
             return
         infer = response.infer_response
         raw = outputs_of(infer)
         self._take_audio(raw, now_ns)
         self._emulated = self._emulated or any(raw.get(wire.EMULATED, b""))
         if beat := raw.get(wire.BEAT_S):
-            self._expect(*struct.unpack("<f", beat))
+            self._expect(replica, *struct.unpack("<f", beat))
         if carry := raw.get(wire.CARRY):
             self._kept = True
             if self._on_carry is not None:
@@ -302,7 +314,7 @@ class Stream:
             ended_ns=self._final_ns or None,
             chunks=Chunks(*(np.array(column, np.int64) for column in columns)),
             emulated=self._emulated,
-            target=self._replica.address if self._replica else "",
+            target=self._address,
         )
 
     def _ending(self) -> tuple[Outcome, str]:
@@ -329,15 +341,15 @@ class Stream:
         samples, asked = sum(self._samples), self.request.frames * wire.SAMPLES_PER_FRAME
         return f"with {samples} samples of audio" + (f" where {asked} were requested" if asked else "")
 
-    def _described(self, error: grpc.aio.AioRpcError) -> str:
-        code, details, address = error.code(), error.details() or "", self._replica.address
+    def _described(self, replica: Replica, error: grpc.aio.AioRpcError) -> str:
+        code, details = error.code(), error.details() or ""
         limit_s = self._replicas.target.request_s
         if code is grpc.StatusCode.DEADLINE_EXCEEDED and limit_s is not None:
             return f"the request exceeded its time limit of {limit_s:g} s, {self._progress()}"
         was_there = self._received or CONNECTION_LOST in details
         if code is grpc.StatusCode.UNAVAILABLE and was_there and PING_TIMEOUT not in details:
-            return f"the server at {address} ended the connection, {self._progress()}: {details}"
-        return self._replica.described(error)
+            return f"the server at {replica.address} ended the connection, {self._progress()}: {details}"
+        return replica.described(error)
 
 
 def _without_its_process(message: str) -> str:

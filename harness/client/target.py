@@ -12,19 +12,36 @@ import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 from harness.errors import InputError
 from harness.records.load_test import TargetRecord, TlsRecord
 
 if TYPE_CHECKING:
-    import grpc
+    import grpc.aio
 
 DEFAULT_PORT = 8001
 ROUND_ROBIN, LEAST_LOADED = BALANCES = ("round-robin", "least-loaded")
 CA, CERT, KEY = "--tls-ca", "--tls-client-cert", "--tls-client-key"  # --tls-cert belongs to Locust's own page
 OWN_HEADERS = ("connection", "content-type", "host", "te", "user-agent")  # set by gRPC itself
-OPTIONS = {
+
+
+class Argument(TypedDict, total=False):
+    """A command-line option: what argparse takes, ``flags`` (its short names) and ``on_page`` (of Locust's form)."""
+
+    help: Required[str]
+    action: str
+    choices: tuple[str, ...]
+    const: str
+    default: str
+    dest: str
+    flags: tuple[str, ...]
+    metavar: str
+    nargs: str
+    on_page: bool
+
+
+OPTIONS: dict[str, Argument] = {
     "--balance": {
         "metavar": "CHOICE",
         "help": f"how requests are spread over several servers: {ROUND_ROBIN} (default), or {LEAST_LOADED}: "
@@ -82,7 +99,7 @@ class Tls:
     def pems(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """The contents of the authorities, the key and the certificate; None for those not given."""
         files = ((CA, self.ca), (KEY, self.key), (CERT, self.cert))
-        ca, key, cert = (_content(option, path) for option, path in files)
+        ca, key, cert = (_content(option, path) if path else None for option, path in files)
         return ca, key, cert
 
 
@@ -140,7 +157,9 @@ class Target:
         """A target from OPTIONS as on a command line: texts by name, without leading dashes. Raises InputError."""
         texts = {option: values.get(option.strip("-").replace("-", "_")) or "" for option in OPTIONS}
         tls = {name: str(texts[option]) for option, name in _TLS.items() if texts[option]}
-        more = {name: _seconds(option, texts[option]) for option, name in _SECONDS.items() if texts[option]}
+        more: dict[str, float | str] = {
+            name: _seconds(option, texts[option]) for option, name in _SECONDS.items() if texts[option]
+        }
         if texts["--balance"]:
             more["balance"] = texts["--balance"]
         return cls.of(where, Tls(**tls) if tls else None, headers=parse_headers(texts["--header"] or ()), **more)
@@ -151,12 +170,13 @@ class Target:
         return cls.from_options(where, options_in_environment())
 
     @classmethod
-    def from_plain(cls, plain: dict) -> Target:
+    def from_plain(cls, plain: Mapping[str, Any]) -> Target:
         tls = Tls(**plain["tls"]) if plain["tls"] else None
         headers = tuple((name, value) for name, value in plain["headers"])
-        return cls(**{**plain, "addresses": tuple(plain["addresses"]), "tls": tls, "headers": headers})
+        given: dict[str, Any] = {**plain, "addresses": tuple(plain["addresses"]), "tls": tls, "headers": headers}
+        return cls(**given)
 
-    def to_plain(self) -> dict:
+    def to_plain(self) -> dict[str, Any]:
         """Plain values for another of our processes. They include secrets."""
         return dataclasses.asdict(self)
 
@@ -278,6 +298,8 @@ def _several(name: str, text: str) -> list[str]:
 
 
 def _header_lines(path: str) -> Iterable[tuple[int, str]]:
+    if not path:
+        raise InputError("--header @ names no file: write --header @FILE")
     content = _content("--header file", path)
     try:
         lines = content.decode("ascii").splitlines()
@@ -311,9 +333,9 @@ def _seconds(option: str, text) -> float:
         raise InputError(f"{option} {text!r} is not a number of seconds") from None
 
 
-def _content(option: str, path: str) -> bytes | None:
+def _content(option: str, path: str) -> bytes:
     try:
-        return Path(path).read_bytes() if path else None
+        return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: not a possible file name
         raise InputError(f"{option} {path} cannot be read: {getattr(error, 'strerror', error)}") from error
 

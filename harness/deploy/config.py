@@ -18,7 +18,7 @@ from harness.host import nvml
 from harness.host.places import REPOSITORY, preset_name
 from harness.identity import CPU, EMULATED, GPU
 from harness.records.store import read_profile
-from harness.topology import ENGINE, ENGINE_KNOBS, KEY, Knobs, KnobValue, has_knob
+from harness.topology import ENGINE, ENGINE_KNOBS, KEY, Knobs, KnobValue, has_knob, number_of
 from harness.traffic.voice_folder import count_voices, voice_files
 
 KNOBS = ("delay_us", "max_batch", "preferred_batch", "instances")
@@ -183,7 +183,7 @@ class Deployment:
                 set_key(configs, knob, value)
             else:
                 owner, _, name = knob.rpartition(".")
-                _set_knob(configs[_OWNERS[owner]], name, value)
+                _set_knob(configs[_OWNERS[owner]], name, number_of(self.knobs, knob, 0))
         if wire.FRAME in configs:  # an ensemble's batch limit must not exceed that of its smallest step
             configs[wire.FRAME].max_batch_size = min(configs[stage].max_batch_size for stage in wire.STAGES)
         return configs

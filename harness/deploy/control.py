@@ -8,6 +8,7 @@ import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from harness import wire
+from harness.client.channels import status_of
 from harness.deploy.config import Configs, as_json
 from harness.errors import ServerError
 
@@ -61,7 +62,7 @@ def config_of(stub, model: str) -> model_config_pb2.ModelConfig:
     try:
         return stub.ModelConfig(service_pb2.ModelConfigRequest(name=model), timeout=10).config
     except grpc.RpcError as error:
-        raise ServerError(f"Triton did not return the configuration of {model}: {error.details()}") from error
+        raise ServerError(f"Triton did not return the configuration of {model}: {status_of(error)[1]}") from error
 
 
 def _begin_load(stub, model: str, config_json: str, headers: Headers) -> grpc.Future:
@@ -74,6 +75,6 @@ def _end_load(model: str, load: grpc.Future) -> None:
     try:
         load.result()
     except grpc.RpcError as error:
-        told = error.details() or ""
+        _, told = status_of(error)
         fix = f"; give its key with --header @FILE, a line '{CONTROL_HEADER}: KEY'" if "restricted" in told else ""
         raise ServerError(f"Triton refused the new configuration of {model}: {told}{fix}") from error

@@ -31,7 +31,7 @@ def find_distribution() -> Distribution:
 def find_files() -> Distribution:
     """The part of ``find_distribution`` that concerns the wheel alone, without the system's libpython."""
     try:
-        package = Path(metadata.distribution("nvidia-pytriton").locate_file("pytriton"))
+        package = Path(str(metadata.distribution("nvidia-pytriton").locate_file("pytriton")))
     except metadata.PackageNotFoundError:
         raise ServerError("the package nvidia-pytriton is not installed: pip install nvidia-pytriton==0.7.0") from None
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

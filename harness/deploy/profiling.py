@@ -79,10 +79,11 @@ class ProfileJob:
         object.__setattr__(self, "preset", checked_preset(self.preset))
         if self.device not in DEVICES:
             raise InputError(f"unknown device {self.device!r}: use one of {', '.join(DEVICES)}")
-        if self.budget_s is None:
-            object.__setattr__(self, "budget_s", TINY_BUDGET_S if self.preset == "tiny" else BUDGET_S)
-        if not 5 <= self.budget_s <= 86_400:
-            raise InputError(f"a budget of {self.budget_s:g} s is not usable: give 5 to 86400 seconds")
+        usual_s = TINY_BUDGET_S if self.preset == "tiny" else BUDGET_S
+        budget_s = usual_s if self.budget_s is None else self.budget_s
+        object.__setattr__(self, "budget_s", budget_s)
+        if not 5 <= budget_s <= 86_400:
+            raise InputError(f"a budget of {budget_s:g} s is not usable: give 5 to 86400 seconds")
 
     def options(self) -> list[str]:
         """The job as command line options, both of ``harness profile`` and of its child."""

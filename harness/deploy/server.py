@@ -78,6 +78,9 @@ class TritonServer:
 
     @property
     def pid(self) -> int:
+        """Of the tritonserver process. Raises ServerError where none was started."""
+        if self._process is None:
+            raise ServerError("this server is not started, and has no process: start it first")
         return self._process.pid
 
     def start(self, timeout_s: float = 300.0) -> TritonServer:
@@ -218,8 +221,9 @@ class TritonServer:
         """Whether it crashed on a lock shared with a stage, as Triton (2.51) sometimes does at a start or a reload."""
         if not self.log.exists() or "boost::interprocess::lock_exception" not in self.log.read_text(errors="replace"):
             return False
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_ABORT_S)
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_ABORT_S)
         return not self.alive()
 
     def _run(self, found: Distribution, ports: list[str], timeout_s: float, interrupted: Callable[[], bool]) -> None:

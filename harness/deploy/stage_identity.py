@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 from tritonclient.grpc import service_pb2_grpc
 
+from harness.client.channels import status_of
 from harness.client.probe import describe_message, description_in
 from harness.client.response_parser import is_final
 from harness.errors import ServerError
@@ -21,9 +22,8 @@ def stages_of(channel: grpc.Channel, address: str, headers=()) -> tuple[StageIde
         told = _description(stream, address)
         return from_json(told)
     except grpc.RpcError as error:
-        raise ServerError(
-            f"the server at {address} does not report what its stages run on: {error.details()}"
-        ) from error
+        _, told = status_of(error)
+        raise ServerError(f"the server at {address} does not report what its stages run on: {told}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ServerError(f"the server at {address} describes its stages in an unknown form: {error!r}") from error
 

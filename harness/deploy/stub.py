@@ -73,7 +73,7 @@ def problem(name: str, search: Sequence[str]) -> str:
 
 def lay_out(folder: Path, search: Sequence[str]) -> Path:
     """Create an environment with this search path in a folder; returns its ``bin``, to be put first on PATH."""
-    interpreter = Path(sys._base_executable or sys.executable)
+    interpreter = Path(getattr(sys, "_base_executable", None) or sys.executable)  # not a virtual environment's own
     packages = packages_of(folder)
     packages.mkdir(parents=True)
     (packages / "harness.pth").write_text("".join(f"{path}\n" for path in search))

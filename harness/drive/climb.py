@@ -84,7 +84,7 @@ class Climb:
     def _is_spoilt(self, rung: _Rung, now_ns: int) -> bool:
         """Whether others have taken more already than they may in the whole rung."""
         window_s = _s(now_ns - self._window_ns(rung))
-        load = self._test.host_monitor.load(self._window_ns(rung), now_ns) if window_s > 0 else None
+        load = self._test.monitoring.load(self._window_ns(rung), now_ns) if window_s > 0 else None
         limit = self._test.settings.max_others * (self._patience.rung_s - self._patience.settle_s)
         return load is not None and load.felt_share * window_s > limit
 
@@ -92,11 +92,11 @@ class Climb:
         return rung.began_ns + _ns(self._patience.settle_s)
 
     def _failure(self) -> str:
-        error = self._test.recorder.first_error() if self._test.settings.load.until_saturated else ""
+        error = self._test.recording.first_error() if self._test.settings.load.until_saturated else ""
         return f"a request failed: {error}" if error else ""
 
     def _end(self, rung: _Rung, now_ns: int) -> None:
-        load = self._test.host_monitor.load(self._window_ns(rung), now_ns)
+        load = self._test.monitoring.load(self._window_ns(rung), now_ns)
         held = HeldRung(users=rung.users, start_ns=rung.began_ns, end_ns=now_ns)
         if load:
             disturbed = load.disturbed(self._test.settings.max_others)
@@ -105,7 +105,7 @@ class Climb:
             log.warning("the rung of %d sessions is to be measured again: %s", rung.users, held.disturbed)
             rung.spoilt = held
             return
-        self._test.recorder.add_rung(held)
+        self._test.recording.add_rung(held)
         if rates := self._readings.rates:  # a rung with no readings is left out
             self._held.append(Held(rung.users, sum(rates) / len(rates)))
         self._go_on(rung, now_ns, self._failure() or self._patience.over_saturated(self._held))
@@ -113,11 +113,11 @@ class Climb:
     def _begin_again_or_go_on(self, rung: _Rung, spoilt: HeldRung, now_ns: int) -> None:
         """Begin the rung again if others are quiet: its sessions have settled. Leave it out if there is no time."""
         quiet_ns = now_ns - _ns(QUIET_S)
-        load = self._test.host_monitor.load(quiet_ns, now_ns)
+        load = self._test.monitoring.load(quiet_ns, now_ns)
         why, has_time = self._failure(), self._repeats.has_time(_s(now_ns - rung.all_ran_ns))
         if has_time and not why and load and load.disturbed(self._test.settings.max_others):
             return
-        self._test.recorder.add_rung(replace(spoilt, end_ns=max(quiet_ns, spoilt.end_ns)))
+        self._test.recording.add_rung(replace(spoilt, end_ns=max(quiet_ns, spoilt.end_ns)))
         if why or not has_time:
             log.warning("the rung of %d sessions is left out: %s", rung.users, why or "others are not quiet for long")
             self._go_on(rung, now_ns, why)
@@ -129,7 +129,7 @@ class Climb:
         """Go on to the next rung, or end the ladder."""
         self._repeats.note(_s(now_ns - rung.all_ran_ns))
         if why_ended:
-            self._test.recorder.end_ladder(why_ended)
+            self._test.recording.end_ladder(why_ended)
         self._rung = _Rung(self._left.pop(0)) if self._left and not why_ended else None
         self._readings = Readings()
 

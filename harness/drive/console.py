@@ -17,6 +17,8 @@ from harness.records.load_test import HostSummary
 from harness.records.metrics import per_request, rising_p_value
 from harness.records.schema import Outcome, Result
 from harness.records.summary import ClassSummary, Summary
+from harness.traffic.arrivals import Arrivals
+from harness.traffic.mix import Mix
 
 DRIFT_P_VALUE = 0.01  # below it a drift is called rising; it judges nothing
 _MARKS = {True: "ok", False: "NO", None: "--"}
@@ -26,14 +28,15 @@ def start_line(settings: LoadSettings) -> str:
     """The load about to be sent, in requests and in audio seconds per second."""
     run_s = settings.load.time_limit_s
     mix = f"{_traffic(settings)}{_scripts(settings)}"
-    if settings.load.arrivals is None:
+    arrivals = settings.load.arrivals
+    if arrivals is None:
         return f"closed loop, {mix}: each user sends one request after another"
-    words = [f"open loop, {mix}: {settings.load.arrivals}", *_offered(settings, run_s)]
+    words = [f"open loop, {mix}: {arrivals}", *_offered(arrivals, settings.mix, run_s)]
     if settings.load.steady:
         words.append(f"{settings.load.steady} sessions in progress at the start")
-    if run_s and settings.load.arrivals.ends_s < run_s:
-        again = "; --trace-repeat repeats the trace" if settings.load.arrivals.trace else ""
-        words.append(f"they end {run_s - settings.load.arrivals.ends_s:.0f} s before the test does{again}")
+    if run_s and arrivals.ends_s < run_s:
+        again = "; --trace-repeat repeats the trace" if arrivals.trace else ""
+        words.append(f"they end {run_s - arrivals.ends_s:.0f} s before the test does{again}")
     return ", ".join(words)
 
 
@@ -60,13 +63,13 @@ def _scripts(settings: LoadSettings) -> str:
     return f", {len(settings.scripts.files)} scripts of {settings.scripts.folder} {spoken}{but}"
 
 
-def _offered(settings: LoadSettings, run_s: float | None) -> Iterator[str]:
-    rate = settings.load.arrivals.rate_per_s
-    if run_s and not settings.load.arrivals.is_steady:
-        rate = settings.load.arrivals.expected(run_s) / run_s
+def _offered(arrivals: Arrivals, mix: Mix, run_s: float | None) -> Iterator[str]:
+    rate = arrivals.rate_per_s
+    if run_s and not arrivals.is_steady:
+        rate = arrivals.expected(run_s) / run_s
         yield f"{rate:.4g} requests/s for {run_s:.0f} s"
     if rate is not None:
-        yield f"that is, {rate * settings.mix.mean_audio_s():.4g} audio s per second"
+        yield f"that is, {rate * mix.mean_audio_s():.4g} audio s per second"
 
 
 def progress_line(seconds: float, since_s: float, before: Progress, now: Progress, memory_bytes: int) -> str:

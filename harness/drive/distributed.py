@@ -133,7 +133,7 @@ class MasterTest(SpeechTest):
     def _give_up(self, test: int) -> None:
         if self._running and not self._finishing and not self._begun and test == self._tests:
             late = ", ".join(sorted(self._expected - self._reports.keys()))
-            self.recorder.add_fault(f"after {WORKERS_READY_S:.0f} s these workers were not able to send: {late}")
+            self.recording.add_fault(f"after {WORKERS_READY_S:.0f} s these workers were not able to send: {late}")
             self.end()
 
     def _hear(self, environment, msg) -> None:
@@ -146,7 +146,7 @@ class MasterTest(SpeechTest):
             return
         self._shift_ns[msg.node_id] = _shift_ns(report.wall_ns, self._wall_ns)
         if not self._shift_ns[msg.node_id]:  # a worker of this host is no disturbance, whoever started it
-            self.host_monitor.count_as_own(report.pid)
+            self.monitoring.count_as_own(report.pid)
         for result in report.results:
             self._record(_shifted(result, self._shift_ns[msg.node_id]))
         self._reports[msg.node_id] = replace(report, results=())
@@ -156,7 +156,7 @@ class MasterTest(SpeechTest):
         """Make the test INVALID, once per worker: its requests are missing."""
         if worker not in self._unreadable:
             self._unreadable.add(worker)
-            self.recorder.add_fault(f"worker {worker} sent a message that cannot be read: {error}")
+            self.recording.add_fault(f"worker {worker} sent a message that cannot be read: {error}")
 
     def _begin_when_all_are_ready(self) -> None:
         here = self._expected & set(self._runner.clients)
@@ -164,9 +164,9 @@ class MasterTest(SpeechTest):
             return
         self._begun = True
         if self.settings.load.loop == "open":
-            self.recorder.begin(time.monotonic_ns() + round((lead_s(self.settings) + ORDER_S) * 1e9))
-            self._runner.send_message(Begin.KIND, asdict(Begin(self.recorder.start_ns, self._wall_ns)))
-        self._limit_time(max(self.recorder.start_ns, time.monotonic_ns()))
+            self.recording.begin(time.monotonic_ns() + round((lead_s(self.settings) + ORDER_S) * 1e9))
+            self._runner.send_message(Begin.KIND, asdict(Begin(self.recording.start_ns, self._wall_ns)))
+        self._limit_time(max(self.recording.start_ns, time.monotonic_ns()))
 
     def _gather(self, grace_s: float) -> ReaderTotals:
         self._hurry(grace_s)

@@ -39,7 +39,7 @@ class UserClass:
     """
 
     name: str
-    mix: Mix | str
+    mix: Mix
     weight: float = 1
     fixed_count: int = 0
     tags: frozenset[str] = frozenset()
@@ -71,12 +71,10 @@ class LoadSettings:
         if not 0 < self.max_others < math.inf:
             raise InputError(f"--max-others {self.max_others:g} must be above 0")
 
-    def mix_of(self, user: str) -> Mix | None:
-        """The traffic mix of one user class; None for a class that is not part of the test."""
-        if len(self.users) < 2:
-            return self.mix
+    def mix_of(self, user: str) -> Mix:
+        """The traffic mix of one user class of the test."""
         mine = f"{user}/"
-        return self.mix.only(lambda name: name.startswith(mine)) if user in {u.name for u in self.users} else None
+        return self.mix if len(self.users) < 2 else self.mix.only(lambda name: name.startswith(mine))
 
     @property
     def patience(self) -> Patience:
@@ -215,26 +213,24 @@ def _request_streams(settings: LoadSettings, rng: np.random.Generator) -> dict[s
     In an open loop, and with a single class, "" is the only key.
     """
     several = len(settings.users) > 1 and settings.load.loop == "closed"
-    names = [each.name for each in settings.users] if several else [""]
-    rngs = iter(rng.spawn(2 * len(names)))
+    mixes = {each.name: settings.mix_of(each.name) for each in settings.users} if several else {"": settings.mix}
+    rngs = iter(rng.spawn(2 * len(mixes)))
     return {
         name: _Streams(
-            requests(settings.mix_of(name) if name else settings.mix, next(rngs), settings.scripts),
-            requests(settings.mix_of(name) if name else settings.mix, next(rngs), settings.scripts, steady=True),
+            requests(mix, next(rngs), settings.scripts), requests(mix, next(rngs), settings.scripts, steady=True)
         )
-        for name in names
+        for name, mix in mixes.items()
     }
 
 
 def arrival_times(settings: LoadSettings, index: int = 0, of: int = 1) -> Iterator[float]:
-    """One share's arrivals of an open loop, in seconds from its start.
+    """One share's arrivals of an open loop, in seconds from its start; a closed loop has none.
 
     Share i of n has every n-th arrival of the one process that the seed gives, so together they are that process.
     """
     rng = np.random.default_rng([settings.load.seed, _ARRIVALS])
-    return itertools.islice(
-        itertools.islice(settings.load.arrivals.times(rng), settings.load.iterations), index, None, of
-    )
+    times = settings.load.arrivals.times(rng) if settings.load.arrivals else iter(())
+    return itertools.islice(itertools.islice(times, settings.load.iterations), index, None, of)
 
 
 def lead_in(settings: LoadSettings, index: int = 0, of: int = 1) -> Iterator[float]:

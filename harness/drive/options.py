@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from harness import exit_codes
-from harness.client.target import OPTIONS
+from harness.client.target import OPTIONS, Argument
 from harness.drive.generator import LoadSettings, UserClass
 from harness.drive.load import REQUEST_KNOBS, Load
 from harness.errors import InputError
@@ -22,7 +23,7 @@ from harness.traffic.mix import MIXES, Mix, ScriptSource
 
 EVERY_USER = "every user"  # the value of --steady given without a number
 EXIT_CODES = ", ".join(f"{code} {meaning}" for code, meaning in exit_codes.OF_LOAD_TESTS.items())
-ARGUMENTS = {
+ARGUMENTS: dict[str, Argument] = {
     "--help-speech": {"action": "help", "help": "show all options, these included (--help omits locustfile options)"},
     "--rate": {
         "dest": "rate_per_s",
@@ -116,22 +117,9 @@ ARGUMENTS = {
 """Each is also read as ``LOCUST_NAME`` from the environment, and as ``name = value`` from a Locust config file."""
 
 _TIME_LIMIT = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
-_NUMBERS = {
-    "seed": int,
-    "rate_per_s": float,
-    "burstiness": float,
-    "steady": int,
-    "readers": int,
-    "chunk_frames": int,
-    "diffusion_steps": int,
-    "iterations": int,
-    "rung_s": float,
-    "every_s": float,
-    "precision": float,
-    "max_others": float,
-}
 _OF_A_RATE, _INSTEAD_OF_A_RATE = ("rate_per_s", "arrivals", "burstiness"), ("trace", "stages", "ladder")
 _BARE_NAMES = [name.removeprefix("--") for name in ARGUMENTS]
+Number = TypeVar("Number", int, float)
 
 
 class Own(str):
@@ -157,8 +145,8 @@ def add_arguments(parser) -> None:
     """Add ARGUMENTS to Locust's parser."""
     group = parser.add_argument_group("Speech", f"Exit codes: {EXIT_CODES}.")
     for name, about in ARGUMENTS.items():
-        keywords = {key: value for key, value in about.items() if key not in ("on_page", "flags")}
-        keywords["help"] = keywords["help"].replace("%", "%%")  # argparse expands % in help texts
+        keywords: dict[str, Any] = {key: value for key, value in about.items() if key not in ("on_page", "flags")}
+        keywords["help"] = about["help"].replace("%", "%%")  # argparse expands % in help texts
         if about.get("action") != "help":
             keywords["env_var"] = "LOCUST_" + name.strip("-").replace("-", "_").upper()
         action = group.add_argument(*about.get("flags", ()), name, **keywords)
@@ -205,10 +193,11 @@ def merged(options: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
 
 
 def _default(name: str, value: object) -> str | list[str]:
-    several = ARGUMENTS[f"--{name}"].get("action") == "append"
-    if not several:
+    if ARGUMENTS[f"--{name}"].get("action") != "append":
         return Own(str(value).lower() if isinstance(value, bool) else value)
-    return _OwnList([value] if isinstance(value, str) else [str(each) for each in value])
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return _OwnList([str(value)])
+    return _OwnList(str(each) for each in value)
 
 
 def settings_for(values: Mapping, users: Sequence[UserClass]) -> LoadSettings:
@@ -221,17 +210,18 @@ def settings_for(values: Mapping, users: Sequence[UserClass]) -> LoadSettings:
     load = load_of(values, mix)
     if load.loop == "open":
         _check_split(users)
-    numbers = {name: _number(values, name) for name in ("readers", "every_s", "max_others")}
-    if values.get("plan") and numbers["max_others"] is None:
-        numbers["max_others"] = load_plan(values["plan"]).max_others
-    given = {name: value for name, value in numbers.items() if value is not None}
+    readers, max_others = _whole(values, "readers"), _number(values, "max_others")
+    if max_others is None:
+        max_others = load_plan(values["plan"]).max_others if values.get("plan") else MAX_OTHERS
     return LoadSettings(
         mix=mix,
         load=load,
         scripts=scripts,
         records=Path(values["records"]) if values.get("records") else None,
         users=tuple(users),
-        **given,
+        readers=1 if readers is None else readers,
+        every_s=_number(values, "every_s"),
+        max_others=max_others,
     )
 
 
@@ -241,7 +231,7 @@ def _asking(mix: Mix, asks: Mapping[str, int]) -> Mix:
 
 
 def _asks(values: Mapping) -> dict[str, int]:
-    asks = {name: _number(values, name) for name in REQUEST_KNOBS}
+    asks = {name: _whole(values, name) for name in REQUEST_KNOBS}
     return {name: value for name, value in asks.items() if value is not None}
 
 
@@ -268,7 +258,7 @@ def load_of(values: Mapping, mix: Mix | None = None) -> Load:
         repeat=_is_on(values, "trace_repeat"),
         stages=values.get("stages"),
     )
-    sessions, rung_s, seed = _ladder(values.get("ladder") or ""), _rung_s(values), _number(values, "seed")
+    sessions, rung_s, seed = _ladder(values.get("ladder") or ""), _rung_s(values), _whole(values, "seed")
     return Load(
         seconds=rung_s if sessions else _time_limit_s(values),
         seed=1 if seed is None else seed,
@@ -278,7 +268,7 @@ def load_of(values: Mapping, mix: Mix | None = None) -> Load:
         asks=_asks(values),
         precision=_number(values, "precision"),
         until_saturated=_is_on(values, "until_saturated"),
-        iterations=_number(values, "iterations"),
+        iterations=_whole(values, "iterations"),
     )
 
 
@@ -297,14 +287,15 @@ def _traffic(values: Mapping, users: Sequence[UserClass]) -> tuple[list[UserClas
         spec = load_plan(values["plan"])
         users, source = [replace(user, mix=spec.traffic_mix()) for user in users], spec.script_source()
     else:
-        users = [replace(user, mix=_mix(values.get("mix") or user.mix)) for user in users]
+        users = [replace(user, mix=as_mix(values.get("mix") or user.mix)) for user in users]
     if values.get("scripts"):
         source = ScriptSource.from_folder(values["scripts"])
     users = [replace(user, mix=user.mix.of_scripts(source)) for user in users]
     return tagged(users, values.get("speech_tags"), values.get("speech_exclude_tags")), source
 
 
-def _mix(mix: Mix | str) -> Mix:
+def as_mix(mix: Mix | str) -> Mix:
+    """A mix, or the one of this name or file. Raises InputError where there is none."""
     if isinstance(mix, Mix):
         return mix
     if mix in MIXES:
@@ -343,27 +334,36 @@ def _names_left(user: UserClass, wanted: set[str], unwanted: set[str]) -> list[s
 
 def _steady(values: Mapping, process: arrivals.Arrivals | None, mix: Mix | None) -> int | None:
     if values.get("steady") != EVERY_USER:
-        return _number(values, "steady")
+        return _whole(values, "steady")
     if process is None:
         return 0
-    known = mix is not None and process.rate_per_s is not None
-    hint = f" (at a real-time factor of 0.5: {_in_progress(process, mix, 0.5):.0f})" if known else ""
+    hint = ""
+    if mix is not None and process.rate_per_s is not None:
+        hint = f" (at a real-time factor of 0.5: {_in_progress(process.rate_per_s, mix, 0.5):.0f})"
     raise InputError(
         f"--steady in an open loop needs the number of sessions it starts with: rate x mean audio x rtf{hint}"
     )
 
 
-def _in_progress(process: arrivals.Arrivals, mix: Mix, rtf: float) -> float:
+def _in_progress(rate_per_s: float, mix: Mix, rtf: float) -> float:
     """Expected sessions in progress, by Little's law: N = X R, with residence R = audio x real-time factor."""
-    return process.rate_per_s * mix.mean_audio_s() * rtf
+    return rate_per_s * mix.mean_audio_s() * rtf
 
 
 def _is_on(values: Mapping, name: str) -> bool:
     return values.get(name) in (True, "true", "on")
 
 
-def _number(values: Mapping, name: str) -> float | int | None:
-    text, kind = values.get(name), _NUMBERS[name]
+def _number(values: Mapping, name: str) -> float | None:
+    return _parsed(values, name, float)
+
+
+def _whole(values: Mapping, name: str) -> int | None:
+    return _parsed(values, name, int)
+
+
+def _parsed(values: Mapping, name: str, kind: Callable[[Any], Number]) -> Number | None:
+    text = values.get(name)
     if text is None or text == "":
         return None
     try:

@@ -103,7 +103,7 @@ class Recorder:
 
     def store(self, observed: Observed, report: LoadReport) -> LoadReport:
         """Close the records. Return the report, which is INVALID if it could not be stored."""
-        if not self._writer:
+        if not self._writer or not self._manifest:
             return report
         end = _end_record(observed, report)
         try:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import gevent
 
@@ -32,6 +33,7 @@ from harness.records.schema import Outcome, Result
 FINISH_S = 30.0  # the longest that finishing a test takes
 CSV_WAIT_S = 1.2  # Locust writes its tables once a second; waiting this long gets the last results into them
 
+Part = TypeVar("Part")
 FindUsers = Callable[[Sequence[str]], Sequence[UserClass]]  # no names: what Locust would run
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,21 @@ class SpeechTest:
     @property
     def running(self) -> bool:
         return self._running
+
+    @property
+    def recording(self) -> Recorder:
+        """The recorder of the present test, or of the last one. Raises HarnessError before the first."""
+        return _begun(self.recorder)
+
+    @property
+    def monitoring(self) -> HostMonitor:
+        """The monitor of this host in the present test, or in the last one. Raises HarnessError before the first."""
+        return _begun(self.host_monitor)
+
+    @property
+    def sending(self) -> Share:
+        """This process's share of the present test, or of the last one. Raises HarnessError before the first."""
+        return _begun(self.share)
 
     def keep_time(self, run_s: float | None) -> None:
         """Take over the time limit of the next test, since Locust's own clock starts before anything can be sent."""
@@ -128,7 +145,7 @@ class SpeechTest:
 
     def progress(self) -> Progress:
         """The streams in progress in all readers."""
-        return self.share.pool.progress() if self._running else Progress()
+        return self.sending.pool.progress() if self._running else Progress()
 
     def end(self) -> None:
         """End the test from within, as the time limit would."""
@@ -136,13 +153,13 @@ class SpeechTest:
         gevent.spawn(runner.quit if self._environment.parsed_options.headless else runner.stop)
 
     def _open(self, target: Target) -> None:
-        if self.settings.records:  # before any load, but not without a server
-            check_folder(self._folder())
-        self.share = Share(self.settings, target, self._take)
+        if folder := self._folder():  # before any load, but not without a server
+            check_folder(folder)
+        share = self.share = Share(self.settings, target, self._take)
         try:
             self._open_records(target)
         except HarnessError:
-            self.share.finish(0)
+            share.finish(0)
             raise
 
     def _open_records(self, target: Target) -> None:
@@ -152,10 +169,11 @@ class SpeechTest:
 
     def _begin(self) -> None:
         """Start the load: everything can send. The schedule of an open loop and the time limit count from here."""
+        share = self.sending
         if self.settings.load.loop == "open":
-            self.share.begin(time.monotonic_ns() + round(lead_s(self.settings) * 1e9))
-        self.recorder.begin(self.share.start_ns)
-        self._limit_time(self.share.start_ns)
+            share.begin(time.monotonic_ns() + round(lead_s(self.settings) * 1e9))
+        self.recording.begin(share.start_ns)
+        self._limit_time(share.start_ns)
 
     def _limit_time(self, start_ns: int) -> None:
         if limit_s := self.settings.load.time_limit_s:
@@ -184,11 +202,12 @@ class SpeechTest:
         for remark in self.settings.scripts.remarks:
             log.warning(remark)
         log.info(start_line(self.settings))
-        if self.settings.every_s:
-            threading.Thread(target=self._keep_reporting_progress, args=(self.recorder,), daemon=True).start()
+        if every_s := self.settings.every_s:
+            arguments = self.recorder, self.monitoring, every_s
+            threading.Thread(target=self._keep_reporting_progress, args=arguments, daemon=True).start()
 
-    def _keep_reporting_progress(self, recorder: Recorder) -> None:
-        every_s, before, host = self.settings.every_s, Progress(), self.host_monitor
+    def _keep_reporting_progress(self, recorder: Recorder, host: HostMonitor, every_s: float) -> None:
+        before = Progress()
         while not self._finished.wait(every_s) and recorder is self.recorder:
             now, seconds = self.progress(), (time.monotonic_ns() - recorder.start_ns) / 1e9
             print(progress_line(seconds, every_s, before, now, host.server_memory_bytes), flush=True)
@@ -200,7 +219,7 @@ class SpeechTest:
 
     def _record(self, result: Result) -> None:
         """Record a Result; end the test after the last iteration, or if the server permanently rejects requests."""
-        recorder = self.recorder
+        recorder = self.recording
         wrote_all = not recorder.unwritten
         recorder.take(result)
         if wrote_all and recorder.unwritten:
@@ -216,19 +235,19 @@ class SpeechTest:
 
     def _gather(self, grace_s: float) -> ReaderTotals:
         """End the load; every Result is recorded on return."""
-        self.share.finish(grace_s)
-        pool = self.share.pool
+        self.sending.finish(grace_s)
+        pool = self.sending.pool
         return ReaderTotals(pool.submitted, pool.lost, pool.lag_p99_s, pool.connections, is_this_host(pool.target))
 
     def _hurry(self, grace_s: float) -> None:
-        self.share.finish(grace_s)
+        self.sending.finish(grace_s)
 
     def _conclude(self, end_ns: int, readers: ReaderTotals) -> None:
         """Judge the test, store and print its report, and set the exit code."""
         nothing_sent = self._why_nothing_was_sent(end_ns, readers)
         self._add_faults(nothing_sent, readers)
-        observed = self.recorder.observed(end_ns, readers, self.host_monitor.close())
-        report = self.report = self.recorder.store(observed, report_of(observed))
+        observed = self.recording.observed(end_ns, readers, self.monitoring.close())
+        report = self.report = self.recording.store(observed, report_of(observed))
         if nothing_sent:
             log.error("; ".join((*observed.faults, *readers.faults)))
         else:
@@ -238,10 +257,10 @@ class SpeechTest:
         self._set_exit_code(report)
 
     def _add_faults(self, nothing_sent: str, readers: ReaderTotals) -> None:
-        if nothing_sent and not (self.recorder.faults or readers.faults):
-            self.recorder.add_fault(nothing_sent)
+        if nothing_sent and not (self.recording.faults or readers.faults):
+            self.recording.add_fault(nothing_sent)
         elif self.settings.load.loop == "closed" and not self._all_run:
-            self.recorder.add_fault(
+            self.recording.add_fault(
                 "the test ended before all its users had started: give it more time, or a higher -r"
             )
 
@@ -255,15 +274,16 @@ class SpeechTest:
 
     def _why_nothing_was_sent(self, end_ns: int, readers: ReaderTotals) -> str:
         """Why no request was sent and how to fix it; "" if one was sent."""
-        if self.recorder.results or readers.lost:
+        if self.recording.results or readers.lost:
             return ""
-        ran = f"no request was sent in the {(end_ns - self.recorder.start_ns) / 1e9:.1f} s that the test ran"
-        if self.settings.load.loop == "closed":
+        ran = f"no request was sent in the {(end_ns - self.recording.start_ns) / 1e9:.1f} s that the test ran"
+        arrivals = self.settings.load.arrivals
+        if arrivals is None:
             return f"{ran}: no user had started; give more time with -t"
         first_s = next(iter(arrival_times(self.settings)), None)
         if first_s is None:
             return f"{ran}: the schedule holds no arrival; see --stages, --trace or --iterations"
-        fix = "" if self.settings.load.arrivals.rate_per_s is None else ", or a higher --rate"
+        fix = "" if arrivals.rate_per_s is None else ", or a higher --rate"
         return f"{ran}: the first is due {first_s:.1f} s after the start; give at least -t {first_s + 1:.0f}s{fix}"
 
     def _settings(self) -> LoadSettings:
@@ -292,3 +312,9 @@ class SpeechTest:
             exception=ServerError(result.error) if result.outcome is Outcome.ERROR else None,
             context={},
         )
+
+
+def _begun(part: Part | None) -> Part:
+    if part is None:
+        raise HarnessError("no load test has started yet: start one first")
+    return part

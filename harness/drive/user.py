@@ -34,7 +34,7 @@ from harness.drive import web_ui
 from harness.drive.distributed import MasterTest, WorkerTest
 from harness.drive.generator import UserClass
 from harness.drive.ladder import Ladder
-from harness.drive.options import DEFAULTS, add_arguments, defaults_of, dest, give_way, is_own, merged
+from harness.drive.options import DEFAULTS, add_arguments, as_mix, defaults_of, dest, give_way, is_own, merged
 from harness.drive.readers.pool import ReaderPool
 from harness.drive.runners import SpeechTest
 from harness.errors import HarnessError, InputError
@@ -131,7 +131,7 @@ def _all_classes(user: type[SpeechUser]) -> Iterator[type[SpeechUser]]:
 def _prepare(environment, runner, **_) -> None:
     """Prepare the test once Locust has read its options: check everything that a test needs."""
     is_worker = isinstance(runner, WorkerRunner)
-    environment.speech, environment.speech_interrupted = None, False
+    environment.speech_interrupted = False
     environment.speech_dropped = []  # user classes left without traffic by the tags
     if not is_worker:
         _heed_signals(environment)
@@ -230,7 +230,7 @@ def _speech_classes(environment, names: Sequence[str] = ()) -> list[type[SpeechU
 
 def _user_classes(environment, names: Sequence[str]) -> list[UserClass]:
     return [
-        UserClass(user.__name__, user.mix, user.weight, user.fixed_count, _tags_of(user))
+        UserClass(user.__name__, as_mix(user.mix), user.weight, user.fixed_count, _tags_of(user))
         for user in (*_speech_classes(environment, names), *environment.speech_dropped)  # tags name dropped ones too
     ]
 

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib.resources import files
 
 import gevent
@@ -99,7 +99,7 @@ def _row(name: str, done: pd.DataFrame, running: pd.DataFrame) -> dict:
     }
 
 
-def _quantile(values: Iterable[float], quantile: float) -> str:
+def _quantile(values: Sequence[float], quantile: float) -> str:
     value = float(np.quantile(values, quantile)) if values else math.nan
     return "" if math.isnan(value) else f"{value:.3f}"
 

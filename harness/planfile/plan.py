@@ -25,7 +25,7 @@ from harness.planfile.sections import (
     WithSlos,
     hint,
 )
-from harness.planfile.space import Column, check_knob, columns_of, is_knob_of, points_of, size_of, values_of
+from harness.planfile.space import Column, check_knob, columns_of, is_knob_of, numbers_of, points_of, size_of
 from harness.records.slo import Slo
 from harness.topology import TOPOLOGY, Knobs
 from harness.traffic.mix import MIXES, Mix, ScriptSource
@@ -45,7 +45,7 @@ class PlanSpec(WithSlos):
     gpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1  # per server, real or emulated
     device: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU if the server's host has one
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    topology: Literal[wire.STAGED, wire.FUSED] = wire.STAGED  # of the frame path; see harness.topology
+    topology: Literal["staged", "fused"] = "staged"  # of the frame path; see harness.topology
     parameters: dict[str, str | int | float] = Field(default_factory=dict)  # <model>.<parameter> of a config.pbtxt
     slos: dict[str, dict[str, float]] = Field(min_length=1)
     targets_qps: tuple[Rate, ...] = Field(min_length=1)
@@ -113,13 +113,13 @@ class PlanSpec(WithSlos):
     @property
     def topologies(self) -> tuple[str, ...]:
         """The topologies that the plan deploys, in order."""
-        return self.space.get(TOPOLOGY, (self.topology,))
+        return tuple(str(each) for each in self.space.get(TOPOLOGY, (self.topology,)))
 
     @model_validator(mode="after")
     def _batches_that_fit(self) -> PlanSpec:
         columns = self.columns()
         for stage in wire.STAGES:
-            preferred, most = (values_of(f"{stage}.{knob}", columns) for knob in ("preferred_batch", "max_batch"))
+            preferred, most = (numbers_of(f"{stage}.{knob}", columns) for knob in ("preferred_batch", "max_batch"))
             if preferred and most and max(preferred) > min(most):
                 raise ValueError(
                     f"space: {stage}: preferred_batch {max(preferred)} is above max_batch {min(most)}, which it is "
@@ -137,7 +137,7 @@ class PlanSpec(WithSlos):
 
     @model_validator(mode="after")
     def _objective_of_the_mix(self) -> PlanSpec:
-        objective = self.search and self.search.objective
+        objective = self.search.objective if self.search else None
         known = self.mix.classes or [each.name for each in MIXES[self.mix.name].classes]
         for name in objective.names() if objective else ():
             traffic_class, dot, _ = name.rpartition(".")

@@ -122,8 +122,8 @@ def _problem(error: Mapping, model: type[BaseModel]) -> str:
 def _keys_at(location: Iterable[str | int], model: type[BaseModel]) -> Iterable[str]:
     """The keys that the model at a location of the file accepts."""
     class_spec = ClassSpec if model is PlanSpec else ClassWithSlosSpec
-    models = {"mix": MixSpec, "classes": class_spec, "ladder": LadderSpec, "confirm": ConfirmSpec}
-    models |= {"search": SearchSpec, "objective": ObjectiveSpec}
+    models: dict[str, type[BaseModel]] = {"mix": MixSpec, "classes": class_spec, "ladder": LadderSpec}
+    models |= {"confirm": ConfirmSpec, "search": SearchSpec, "objective": ObjectiveSpec}
     for part in location:
         model = models.get(part, model)
     return model.model_fields

@@ -67,7 +67,7 @@ class MixSpec(Frozen):
     """A named mix (only ``name``, in a plan written as ``mix: quick``) or one defined by ``classes``."""
 
     name: str = "custom"
-    classes: dict[str, ClassSpec] = Field(default_factory=dict)
+    classes: Mapping[str, ClassSpec] = Field(default_factory=dict)
     chunk_frames: Annotated[int, Field(strict=True, ge=1, le=wire.MAX_FRAMES)] = 1
     diffusion_steps: Annotated[int, Field(strict=True, ge=1, le=wire.MAX_DIFFUSION_STEPS)] = (
         wire.DEFAULT_DIFFUSION_STEPS
@@ -107,7 +107,7 @@ class ClassWithSlosSpec(WithSlos, ClassSpec):
 class MixFileSpec(MixSpec):
     """A mix in its own file: its classes."""
 
-    classes: dict[str, ClassWithSlosSpec] = Field(min_length=1)
+    classes: Mapping[str, ClassWithSlosSpec] = Field(min_length=1)
 
     def build(self, folder: Path) -> Mix:
         return super().build(folder).with_slos({name: spec.slos for name, spec in self.classes.items()})
@@ -148,7 +148,7 @@ class ConfirmSpec(Frozen):
     @field_validator("seconds")
     @classmethod
     def _long_enough(cls, seconds: float) -> float:
-        if not (5 <= seconds <= DAY_S and seconds.is_integer()):  # Locust runs for whole seconds
+        if not (5 <= seconds <= DAY_S and float(seconds).is_integer()):  # Locust runs for whole seconds
             raise ValueError(f"must be whole seconds from 5 to {DAY_S}, not {seconds:g}")
         return seconds
 
@@ -174,8 +174,8 @@ class ObjectiveSpec(Frozen):
 
     def names(self) -> list[str]:
         """Every metric that it names, the optimised one first; ``<class>.`` before one of a class."""
-        best = self.maximise if self.maximise is not None else self.minimise
-        return [best, *self.at_most, *self.at_least]
+        best = [each for each in (self.maximise, self.minimise) if each is not None]
+        return [*best, *self.at_most, *self.at_least]
 
 
 class SearchSpec(Frozen):

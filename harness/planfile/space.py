@@ -60,7 +60,7 @@ def check_knob(knob: str, values: tuple[Value, ...]) -> None:
 
 def is_knob_of(topology: str, knob: str) -> bool:
     """Whether a topology has a knob, or any of those that a bare stage knob stands for."""
-    return any(has_knob(topology, each) for each in _written_out(knob, None))
+    return any(has_knob(topology, each) for each in _knobs_of(knob))
 
 
 def columns_of(space: Mapping[str, Sequence[Value]], topology: str) -> tuple[Column, ...]:
@@ -74,10 +74,11 @@ def columns_of(space: Mapping[str, Sequence[Value]], topology: str) -> tuple[Col
     return tuple(tuple(_written_out(knob, value) for value in values) for knob, values in in_order)
 
 
-def values_of(knob: str, columns: Sequence[Column]) -> list[Value]:
-    """The values that the points give a knob; the last column takes precedence."""
-    own = [[value[knob] for value in column if knob in value] for column in columns]
-    return next((values for values in reversed(own) if values), [])
+def numbers_of(knob: str, columns: Sequence[Column]) -> list[int]:
+    """The whole numbers that the points give a knob; the last column takes precedence."""
+    own = [[value.get(knob) for value in column] for column in columns]
+    numbers = [[each for each in values if isinstance(each, int)] for values in own]
+    return next((values for values in reversed(numbers) if values), [])
 
 
 def points_of(columns: Sequence[Column]) -> list[Knobs]:
@@ -99,4 +100,9 @@ def size_of(space: Mapping[str, Sequence[Value]], topologies: Sequence[str]) -> 
 
 
 def _written_out(knob: str, value: Value) -> dict[str, Value]:
-    return {f"{stage}.{knob}": value for stage in wire.STAGES} if knob in STAGE_KNOBS else {knob: value}
+    return dict.fromkeys(_knobs_of(knob), value)
+
+
+def _knobs_of(knob: str) -> list[str]:
+    """The knobs that a key of a space sets: a bare stage knob stands for that of each stage."""
+    return [f"{stage}.{knob}" for stage in wire.STAGES] if knob in STAGE_KNOBS else [knob]

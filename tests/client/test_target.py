@@ -116,6 +116,7 @@ def test_several_urls_are_one_target():
         ({"header": ["@{}/headers"]}, "line 3 of --header @.*headers has no colon"),
         ({"header": ["@{}/latin"]}, "not ASCII"),
         ({"header": ["@\0"]}, "cannot be read: embedded null byte"),
+        ({"header": ["@"]}, "--header @ names no file: write --header @FILE"),
     ],
 )
 def test_what_cannot_be_used_is_said_at_once(files, options, words):

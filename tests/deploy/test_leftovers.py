@@ -129,6 +129,11 @@ def test_what_a_log_says_of_restarts_is_told_once_and_nothing_else(tmp_path):
         assert one.restarts() == [f"{wire.ENTRY}{wire.NOT_LOADED}: no memory"] and one.restarts() == []
 
 
+def test_a_server_that_is_not_started_has_no_process(tmp_path):
+    with pytest.raises(ServerError, match="is not started, and has no process: start it first"):
+        _ = server.TritonServer(config.Deployment(), root=tmp_path).pid
+
+
 def test_a_server_that_ended_by_itself_keeps_its_log_and_says_how(tmp_path):
     ended = server.TritonServer(config.Deployment(), root=tmp_path)
     ended.folder.mkdir(parents=True)

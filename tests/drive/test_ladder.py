@@ -46,7 +46,7 @@ def climbed(monkeypatch, others, error: str = "") -> tuple[Recorder, float]:
     recorder = Recorder(settings, "127.0.0.1:1", None)
     monkeypatch.setattr(recorder, "first_error", lambda: error)
     test = SimpleNamespace(
-        settings=settings, recorder=recorder, host_monitor=host, progress_age_s=0, progress=lambda: heard(host.now_s)
+        settings=settings, recording=recorder, monitoring=host, progress_age_s=0, progress=lambda: heard(host.now_s)
     )
     climb, users = Climb(test), None
     while climb.users:

@@ -1,5 +1,6 @@
 """Plans: the shipped one loads, its points are all combinations, and every mistake is named."""
 
+import typing
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 
 from harness import wire
 from harness.errors import PlanError
+from harness.planfile.plan import PlanSpec
 from harness.planfile.reading import load_plan
 from harness.records.slo import Slo
 
@@ -66,6 +68,12 @@ def test_a_point_has_the_knobs_of_its_topology_alone_and_is_there_once(tmp_path)
     points = plan.points()
     assert len(points) == 8 and all(point in points for point in expected) and plan.size() == 8
     assert [point["topology"] for point in points] == ["staged"] * 4 + ["fused"] * 4
+
+
+def test_a_plan_takes_every_topology_and_no_other(tmp_path):
+    assert typing.get_args(PlanSpec.model_fields["topology"].annotation) == tuple(wire.TOPOLOGIES)
+    with pytest.raises(PlanError, match="topology: must be 'staged' or 'fused', not 'split'"):
+        load_plan(write(tmp_path, topology="split"))
 
 
 def test_a_fused_plan_says_so_in_each_of_its_points(tmp_path):

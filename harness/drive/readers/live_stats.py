@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,15 +47,22 @@ class Progress:
     running: tuple[Running, ...] = ()
 
     def __add__(self, other: Progress) -> Progress:
-        names = self.__slots__
-        return Progress(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        return Progress(
+            active=self.active + other.active,
+            waiting=self.waiting + other.waiting,
+            samples=self.samples + other.samples,
+            stalls=self.stalls + other.stalls,
+            audio_s_per_s=self.audio_s_per_s + other.audio_s_per_s,
+            running=self.running + other.running,
+        )
 
-    def to_plain(self) -> dict:
+    def to_plain(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
-    def from_plain(cls, plain: dict) -> Progress:
-        return cls(**{**plain, "running": tuple(Running(*each) for each in plain["running"])})
+    def from_plain(cls, plain: Mapping[str, Any]) -> Progress:
+        given: dict[str, Any] = {**plain, "running": tuple(Running(*each) for each in plain["running"])}
+        return cls(**given)
 
 
 class _Playback:

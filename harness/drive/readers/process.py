@@ -22,6 +22,7 @@ from harness.client.stream import SpeechClient
 from harness.drive.readers.live_stats import PROGRESS_EVERY_S, Lag
 from harness.drive.readers.protocol import (
     Cancel,
+    Connect,
     Finish,
     Inbox,
     Message,
@@ -84,7 +85,7 @@ async def _serve(descriptor: int) -> None:
         writer.write(to_bytes(message))
 
     connect = await anext(messages, None)
-    if connect is None:  # the load generator has ended already
+    if not isinstance(connect, Connect):  # the load generator has ended already
         return
     try:
         async with SpeechClient(connect.target, connect.first, connect.of) as client:
