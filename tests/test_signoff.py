@@ -400,7 +400,7 @@ def fitted(fakes, monkeypatch):
             return fit_with(*fits, best=best_of(looks))
 
         monkeypatch.setattr(campaign, "fit_of", fit)
-        monkeypatch.setattr(campaign.Campaign, "_further_rungs", lambda self, best: self.spec.ladder.sessions)
+        monkeypatch.setattr(campaign.Campaign, "_further_rungs", lambda self, best, ours: self.spec.ladder.sessions)
         monkeypatch.setattr(campaign, "predict_open_run", lambda best, mix, rate, *_: predicted_at(rate))
         monkeypatch.setattr(job.SignOff, "_conclude", lambda self, watcher: {})
 

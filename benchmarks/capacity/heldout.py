@@ -398,8 +398,8 @@ class Score:
         return self.predicted / self.measured - 1
 
     def near_saturation(self) -> list[tuple[float, float, float]]:
-        """The frame steps of runs at 90% or more of the highest rate, as measured."""
-        return [each for each in self.steps if each[0] >= 0.9 * self.measured]
+        """The frame steps of its runs near saturation."""
+        return self.steps[len(SHARES) :]
 
 
 def _flaw(said: dict, trial: Trial) -> str:
@@ -513,6 +513,7 @@ def report(scores: Sequence[Score], quick: bool) -> int:
         raise InputError("no held-out ladder met its SLO between two rungs: nothing to compare")
     ttfa = [abs(said / seen - 1) for each in scores for _, said, seen in each.ttfa]
     near = [abs(said / seen - 1) for each in scores for _, said, seen in each.near_saturation()]
+    near = [error if math.isfinite(error) else math.inf for error in near]
     off, rates = counts(scores)
     figures = {
         "max_rate_error_median": float(np.median(errors)),

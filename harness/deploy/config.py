@@ -161,6 +161,10 @@ class Deployment:
         """Number of voices of its server; their ids are 1 to this number. Raises InputError."""
         return count_voices(self.configs()[wire.ENTRY].parameters["voices"].string_value)
 
+    def sessions_at_once(self) -> int:
+        """The most concurrent sessions that its server admits."""
+        return int(self.configs()[wire.ENTRY].parameters["sessions_at_once"].string_value)
+
     def defaults(self) -> dict[str, int]:
         """The deployed value of every knob of its frame path."""
         configs, found = self.configs(), {}

@@ -52,19 +52,14 @@ class StepPoint:
 class FittedBetween:
     """Relative standard deviation between whole ladders, known from ``degrees`` (None: exactly).
 
-    ``ladders``: how many determine the level of the step time. ``open_run``: how many times as long a step was in the
-    open-loop run that counts like one more, None without one.
+    ``ladders``: how many determine the level of the step time. ``open_run``: how many times as long as by them a step
+    was in the VALID open-loop run with the highest rate, None without one.
     """
 
     deviation: float
     degrees: int | float | None
     ladders: int
     open_run: float | None = absent(None)
-
-    @property
-    def measurements(self) -> int:
-        """How many determine the level: the ladders, and the open-loop run."""
-        return self.ladders + (self.open_run is not None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -241,7 +241,7 @@ def ladders(plan: Plan) -> str:
     determine = "1 ladder determines" if rate.ladders == 1 else f"{rate.ladders} ladders determine"
     return (
         f"{determine} the rate of a device; its interval assumes that whole ladders of one deployment differ by "
-        f"{percent(rate.between_ladders)} (standard deviation, from repeats and a prior of 10%)"
+        f"{percent(rate.between_ladders)} (standard deviation, from its measurements and what was assumed before them)"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,15 +11,16 @@ from harness.errors import HarnessError
 from harness.records.fit import FittedBetween, FittedStep
 from harness.records.schema import BetweenLadders, RunManifest
 from harness.records.store import Run
+from harness.runs.device_names import is_here
 
 _MOST_DEGREES = 12.0  # hosts change: however many runs there were, a run's own ladders count for more than a third
 
 
 def between_of_earlier_runs(results: Path, manifest: RunManifest) -> BetweenLadders | None:
-    """The prior of a new run, from finished runs on such a host, of the same preset and device; None without any.
+    """The prior of a new run, from finished runs on such a host, of the same preset; None where they do not widen it.
 
-    Each run adds the squares and degrees of freedom of the ladders that its best deployment repeated. Runs that cannot
-    be read say nothing.
+    Each run adds the squares and degrees of freedom of what it found beyond its own prior. They may widen what is
+    assumed, not narrow it: within minutes a host varies less than from day to day.
     """
     squares, degrees, names = ASSUMED.degrees * ASSUMED.deviation**2, ASSUMED.degrees, []
     for run in _alike(results, manifest):
@@ -28,11 +30,10 @@ def between_of_earlier_runs(results: Path, manifest: RunManifest) -> BetweenLadd
         squares += max(found.degrees * found.deviation**2 - prior.degrees * prior.deviation**2, 0.0)
         degrees += found.degrees - prior.degrees
         names.append(run.manifest.run_id)
-    if not names:
+    deviation = math.sqrt(squares / degrees)
+    if deviation <= ASSUMED.deviation:
         return None
-    return BetweenLadders(
-        deviation=(squares / degrees) ** 0.5, degrees=min(degrees, _MOST_DEGREES), runs=tuple(sorted(names))
-    )
+    return BetweenLadders(deviation=deviation, degrees=min(degrees, _MOST_DEGREES), runs=tuple(sorted(names)))
 
 
 def prior_of(manifest: RunManifest) -> Between:
@@ -42,19 +43,23 @@ def prior_of(manifest: RunManifest) -> Between:
 
 
 def _alike(results: Path, manifest: RunManifest) -> Iterator[Run]:
+    """Finished runs on such a host; not copies in folders of other names, as samples that came with the harness are."""
     for folder in sorted(results.iterdir()) if results.is_dir() else ():
         if Run.is_run(folder):
             try:
                 run = Run.open(folder)
             except HarnessError:
                 continue
-            if run.manifest.finished_at and _place(run.manifest) == _place(manifest):
+            known = run.manifest
+            if known.finished_at and known.run_id == folder.name and _place(known) == _place(manifest):
                 yield run
 
 
 def _place(manifest: RunManifest) -> tuple:
+    """Where a run was measured. What stages report is added to a device's name in brackets, or replaces a GPU's."""
     host = manifest.host
-    return host.cpu, host.cores, host.memory_gib, host.gpu, manifest.preset, manifest.device, manifest.emulated
+    device = "" if is_here(manifest) and not manifest.emulated else manifest.device.partition(" (")[0]
+    return host.cpu, host.cores, host.memory_gib, host.gpu, manifest.preset, device, manifest.emulated
 
 
 def _found_in(run: Run) -> FittedBetween | None:

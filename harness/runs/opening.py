@@ -22,10 +22,9 @@ from harness.planfile.plan import PlanSpec
 from harness.planfile.sections import ProfileSpec
 from harness.records.schema import BetweenLadders, RunManifest
 from harness.records.store import Run, read_profile
+from harness.runs.device_names import CLUSTER
 from harness.runs.earlier import between_of_earlier_runs
 
-_ELSEWHERE = "the Triton at ", "Triton of "  # names of devices that the harness did not deploy
-_CLUSTER = "host of the Ray cluster "
 _CODE = (PACKAGE, "**/*.py"), (REPOSITORY, "**/*.py"), (REPOSITORY, "**/*.pbtxt"), (SCENARIOS, "*.py")
 
 
@@ -112,8 +111,8 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None, ra
 
 def _says(learnt: BetweenLadders) -> str:
     return (
-        f"before any was repeated, ladders were taken to differ by {learnt.deviation:.0%}, as they did on such a host "
-        f"in {', '.join(learnt.runs)}"
+        f"before any was repeated, ladders were taken to differ by {learnt.deviation:.0%}, as on such a host they "
+        f"differed by more than 10% in {', '.join(learnt.runs)}"
     )
 
 
@@ -126,10 +125,10 @@ def _notes(url: str | None, ray: str | None) -> tuple[str, ...]:
 def _device(spec: PlanSpec, url: str | None, ray: str | None, host: HostFacts) -> str:
     """Name of the serving device: an external Triton, a cluster's host, emulated GPUs, this host's GPU or its CPU."""
     if url:
-        return f"the Triton at {url}" if "," not in url else f"Triton of {url}"  # must match _ELSEWHERE
+        return f"the Triton at {url}" if "," not in url else f"Triton of {url}"  # must match ELSEWHERE
     emulated = spec.profile_path()
     if ray and not emulated:
-        return f"{_CLUSTER}{ray}"
+        return f"{CLUSTER}{ray}"
     if emulated:
         name = f"emulated {read_profile(emulated).device}"
         return name if spec.gpus == 1 else f"{spec.gpus} {name}"

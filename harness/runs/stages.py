@@ -13,7 +13,7 @@ from harness.identity import topology_of as topology_told
 from harness.planfile.plan import PlanSpec
 from harness.records.schema import RunManifest, StageRecord
 from harness.records.store import Run
-from harness.runs.opening import _CLUSTER, _ELSEWHERE
+from harness.runs.device_names import ELSEWHERE, is_here
 from harness.topology import KV_MODELS
 
 _KV_LIMIT_BYTES = 8 << 30  # for runs whose manifests list no stages
@@ -71,14 +71,10 @@ def _device_by(stages: Sequence[StageIdentity], manifest: RunManifest) -> str:
     """The device's name from its stages; for external servers, added to their address."""
     gpus = _gpus(stages)
     if not gpus:
-        return manifest.device if manifest.emulated or not _is_here(manifest) else CPU
+        return manifest.device if manifest.emulated or not is_here(manifest) else CPU
     names = Counter(gpus.values())
     told = " and ".join(name if count == 1 else f"{count} {name}" for name, count in sorted(names.items()))
-    return told if _is_here(manifest) else f"{manifest.device.partition(' (')[0]} ({told})"
-
-
-def _is_here(manifest: RunManifest) -> bool:
-    return not manifest.device.startswith((*_ELSEWHERE, _CLUSTER))
+    return told if is_here(manifest) else f"{manifest.device.partition(' (')[0]} ({told})"
 
 
 def kv_rooms(manifest: RunManifest, spec: PlanSpec) -> dict[str, KvRoom | None]:
@@ -94,7 +90,7 @@ def kv_room(manifest: RunManifest, spec: PlanSpec, topology: str | None = None) 
     if told := [each for each in stages if each.model == holder and each.kv_limit_bytes]:
         smallest = min(each.kv_limit_bytes for each in told)
         return KvRoom(float(smallest), told[0].kv_bytes_per_token, instances=len(told))
-    if manifest.device.startswith(_ELSEWHERE):
+    if manifest.device.startswith(ELSEWHERE):
         return None
     names = (holder, wire.ENGINE) if topology == wire.FUSED else (holder,)
     given = [spec.parameters[f"{name}.kv_limit_bytes"] for name in names if f"{name}.kv_limit_bytes" in spec.parameters]

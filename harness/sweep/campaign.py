@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from harness.capacity.fitting.rate_search import range_name, steady_sessions
+from harness.capacity.fitting.rate_search import is_of_range, steady_sessions
+from harness.capacity.planning.plan import pools_of
 from harness.capacity.planning.prediction import predict_open_run, sealed
 from harness.drive.load import Load
 from harness.planfile.plan import PlanSpec
@@ -20,14 +21,14 @@ from harness.records.plan import LeftOut
 from harness.records.prediction import Prediction
 from harness.records.schema import Trial
 from harness.records.store import Run
-from harness.runs.analysis import fit_of, fleet_of
+from harness.runs.analysis import fit_of
 from harness.runs.points import describe_point
 from harness.runs.stages import record_stages, stages_by_server
 from harness.sweep.budget import Budget, decidable_s, estimated_s
 from harness.sweep.near_limit import rungs_near_limit
 from harness.sweep.progress import Lane, Watcher
 from harness.sweep.search import Search, Step
-from harness.sweep.trial import REPEAT_SEED, SECOND_SAMPLE_SEED, TrialFailed, TrialRequest, asked, trial_id
+from harness.sweep.trial import REPEAT_SEED, SECOND_SAMPLE_SEED, TrialFailed, TrialRequest, asked, deployed, trial_id
 from harness.sweep.trial_log import TRIES, TrialLog, note_of
 from harness.sweep.workers import Fleet, Host, HostLost, on
 from harness.topology import Knobs
@@ -119,7 +120,7 @@ class Campaign:
     # Confirmations
 
     def confirm(self, host: Host) -> None:
-        """Measure open-loop runs that the fit has not used; each prediction is stored before its run starts."""
+        """Measure open-loop runs; the prediction of each is stored before it starts."""
         fit = self.fit()
         if fit.best_deployment is None:
             self.watcher.say("no deployment meets the SLOs at any rate: nothing to confirm")
@@ -148,7 +149,7 @@ class Campaign:
 
     def _further_ladder(self, host: Host, best: FittedDeployment, number: int, which: str) -> FittedDeployment:
         """The best deployment once this one has the ladder, or there was no time for it."""
-        load = self._further_load(best, self.spec.seed + number * SECOND_SAMPLE_SEED)
+        load = self._further_load(best, self.spec.seed + number * SECOND_SAMPLE_SEED, host.ours)
         if self.log.settled(best.deployment, load):
             return best
         what = f"{which} ladder of the best point: {describe_point(best.deployment)}"
@@ -231,17 +232,27 @@ class Campaign:
         rungs = sessions or ladder.sessions
         return Load.ladder(ladder.seconds, seed, rungs, asks=asked(point), precision=ladder.precision)
 
-    def _further_load(self, best: FittedDeployment, seed: int) -> Load:
-        """A further ladder of the best deployment, with a rung near its limit; the same one again after a restart."""
+    def _further_load(self, best: FittedDeployment, seed: int, ours: bool) -> Load:
+        """A further ladder of the best deployment, with a rung near its limit; the same one again after a restart.
+
+        ``ours``: the server is known to admit as many sessions as its configuration says.
+        """
         seeds = (seed, seed + REPEAT_SEED)
         begun = (each.load for each in self.log.all() if each.deployment == best.deployment)
         known = next((load.sessions for load in begun if load.sessions and load.seed in seeds), None)
-        return self._ladder_load(best.deployment, seed, known or self._further_rungs(best))
+        return self._ladder_load(best.deployment, seed, known or self._further_rungs(best, ours))
 
-    def _further_rungs(self, best: FittedDeployment) -> tuple[int, ...]:
-        pools = fleet_of(self.run)
-        most, reached = steady_sessions(pools.device, pools.limits), best.binding != range_name(pools.limits)
-        return rungs_near_limit(self.spec.ladder.sessions, most, reached=reached, room=pools.limits.room)
+    def _further_rungs(self, best: FittedDeployment, ours: bool) -> tuple[int, ...]:
+        """The rungs of the plan where the last fit has no best deployment: a further ladder of it was too noisy."""
+        fit, rungs = self.run.fit(), self.spec.ladder.sessions
+        if fit is None or fit.best_deployment is None:
+            return rungs
+        spec = self.spec
+        pools = pools_of(fit, best, self.mix, spec.slo_list(), spec.utilisation_cap, spec.routing)
+        admitted = deployed(self.search.base, best.deployment).sessions_at_once() if ours else rungs[-1]
+        most = steady_sessions(pools.device, pools.limits)
+        room = min(pools.limits.room, admitted)
+        return rungs_near_limit(rungs, most, reached=not is_of_range(best.binding), room=room)
 
     def _open_load(self, best: FittedDeployment, share: float, index: int) -> tuple[Load, Prediction]:
         """The load of a confirmation and what the fit predicts for it."""
@@ -286,8 +297,8 @@ class Campaign:
     def further_ladders_s(self) -> float:
         """Seconds for the further ladders of the best point."""
         rungs = self.spec.ladder.sessions
-        with_one_more = self._ladder_load({}, 0, (*rungs, 2 * rungs[-1]))
-        return len(FURTHER) * (self._estimated_s(with_one_more) + FIT_S)
+        longest = self._ladder_load({}, 0, rungs_near_limit(rungs, rungs[-1], reached=False))
+        return len(FURTHER) * (self._estimated_s(longest) + FIT_S)
 
     def whole_s(self) -> float:
         """Seconds for all that is still to be measured, if every ladder takes as long as those so far."""

@@ -14,7 +14,7 @@ def rungs_near_limit(sessions: Sequence[int], most: float, *, reached: bool, roo
 
     Each ladder narrows the interval of the limit, as a bisection does: its two neighbours are nearer. Where no SLO was
     violated up to the last rung (not ``reached``), further rungs above it; a ladder ends at over-saturation anyway.
-    ``room``: the most sessions that the server admits.
+    ``room``: the most sessions that the server admits, and that its memory holds.
     """
     if not reached:
         beyond = (min(round(sessions[-1] * times), math.floor(min(room, 1e9))) for times in _BEYOND)

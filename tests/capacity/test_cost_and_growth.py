@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import wire
-from harness.capacity.fitting.rate_search import LARGEST_POOL, Limits, Traffic, judge_load
+from harness.capacity.fitting.rate_search import LARGEST_POOL, Limits, Traffic, judge_load, load_of, simulate_load
 from harness.capacity.models.memory import KvRoom
 from harness.capacity.planning.cost_and_growth import carried, forecast, months_until, price_of, with_costs
 from harness.capacity.planning.device_losses import EARLY_S, OVERLOAD, lose, with_spares
@@ -116,6 +116,20 @@ def test_a_loss_is_judged_for_ten_minutes_and_several_residences_at_any_rate(poo
         assert loss.judged_s > EARLY_S + 4 * longest_s
     short = lose(pools.changed(traffic=pools.traffic.part(400)), 0.6 * pools.steady_rate(), 2, 1)
     assert short.judged_s > EARLY_S and not math.isnan(short.early_share)
+
+
+def test_the_first_minutes_after_a_loss_are_the_worst_of_several_draws(pools):
+    loss = lose(pools, 0.85 * 2 * pools.steady_rate(), 3, 1)
+    rate, draws = 0.85 * 2 * pools.steady_rate(), []
+    for seed in range(5):
+        traffic = pools.traffic.again(seed).part(math.ceil(rate * EARLY_S / 0.8 * 1.05))
+        simulated, counted = simulate_load(pools.device, traffic, rate, 3, pools.limits, 1)
+        early = counted & (simulated.arrival_s < simulated.arrival_s[counted][0] + EARLY_S)
+        load = load_of(pools.device, traffic, pools.limits, rate, 3, simulated, early)
+        draws.append(load.shares[load.worst])
+    assert loss.early_share == pytest.approx(max(draws)) and max(draws) > min(draws)
+    rare = lose(pools, 0.01, 2, 1)  # six sessions in ten minutes
+    assert not math.isinf(rare.early_share)
 
 
 def test_no_device_left_is_refused(pools):

@@ -29,11 +29,17 @@ MANIFEST = RunManifest(
 )
 
 
+def fit_of_ladders(*times):
+    """Of a deployment whose ladders differ by these factors."""
+    rng = np.random.default_rng(5)
+    truths = (replace(TRUTH, intercept_s=TRUTH.intercept_s * each, slope_s=TRUTH.slope_s * each) for each in times)
+    return fit_of(*(ladder(truth, rng, name=f"ladder-{number}") for number, truth in enumerate(truths)))
+
+
 @pytest.fixture(scope="module")
 def fitted():
-    """A deployment with three ladders on a host that does not vary."""
-    rng = np.random.default_rng(5)
-    return fit_of(*(ladder(TRUTH, rng, name=f"ladder-{number}") for number in range(3)))
+    """On a host that varies more than is assumed."""
+    return fit_of_ladders(0.7, 1.0, 1.4)
 
 
 def run_of(results, name, fit, **changes):
@@ -43,15 +49,20 @@ def run_of(results, name, fit, **changes):
     return run
 
 
-def test_a_host_on_which_ladders_agreed_is_taken_to_be_steadier(tmp_path, fitted):
+def test_a_host_on_which_ladders_differed_much_is_taken_to_vary_more(tmp_path, fitted):
     run_of(tmp_path, "first", fitted)
     learnt = between_of_earlier_runs(tmp_path, MANIFEST)
     found = fitted.best_deployment.step_time.between
     assert (learnt.deviation, learnt.degrees) == pytest.approx((found.deviation, found.degrees))
-    assert learnt.runs == ("first",) and learnt.deviation < ASSUMED.deviation
+    assert learnt.runs == ("first",) and learnt.deviation > 1.5 * ASSUMED.deviation
     run_of(tmp_path, "second", fitted)
     both = between_of_earlier_runs(tmp_path, MANIFEST)
-    assert both.degrees == ASSUMED.degrees + 4 and both.deviation < learnt.deviation
+    assert both.degrees == ASSUMED.degrees + 4 and both.deviation > learnt.deviation
+
+
+def test_ladders_that_agreed_within_minutes_do_not_narrow_what_is_assumed(tmp_path):
+    run_of(tmp_path, "first", fit_of_ladders(1.0, 1.0, 1.0))
+    assert between_of_earlier_runs(tmp_path, MANIFEST) is None
 
 
 def test_many_runs_count_no_more_than_a_few(tmp_path, fitted):
@@ -80,6 +91,19 @@ def test_what_a_run_had_learnt_from_others_does_not_count_twice(tmp_path, fitted
 )
 def test_runs_elsewhere_or_without_an_end_say_nothing(tmp_path, fitted, changes):
     run_of(tmp_path, "other", fitted, **changes)
+    assert between_of_earlier_runs(tmp_path, MANIFEST) is None
+
+
+def test_what_stages_reported_of_a_device_does_not_keep_runs_apart(tmp_path, fitted):
+    at = "the Triton at 10.0.0.1:8001"
+    run_of(tmp_path, "first", fitted, device=f"{at} (H100)")
+    assert between_of_earlier_runs(tmp_path, replace(MANIFEST, device=at)).runs == ("first",)
+    run_of(tmp_path / "gpus", "first", fitted, device="2 NVIDIA H100")
+    assert between_of_earlier_runs(tmp_path / "gpus", replace(MANIFEST, device="NVIDIA H100")).runs == ("first",)
+
+
+def test_copies_of_a_run_say_nothing(tmp_path, fitted):
+    run_of(tmp_path, "first", fitted).path.rename(tmp_path / "sample-quick")
     assert between_of_earlier_runs(tmp_path, MANIFEST) is None
 
 

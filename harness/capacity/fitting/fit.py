@@ -92,29 +92,29 @@ def fit_run(
     ``inconclusive``; one that violates an SLO at any rate has ``max_rate_per_s`` 0. Excluded trials and rungs are
     listed with their reasons. ``confidence``: of the intervals of rates (those of the physics have CONFIDENCE).
     ``between``: how far ladders of one deployment are taken to differ, before any was repeated.
-    ``best``: see ``best_of``; its first ladder, the highest of many, does not count for its level.
+    ``best``: see ``best_of``, by the ladders alone; its first one, the highest of many, does not count for its level.
     ``traffic_seed`` lets a plan simulate the same sessions again.
     """
     groups, excluded = _group(trials)
     traffic_seed = int(rng.integers(1 << 31))
     traffic = Traffic.draw(mix, np.random.default_rng(traffic_seed))
-    deployments = []
+    seen, deployments = MeasuredRequests(requests, in_rungs), []
+
+    def rated(physics: FittedDeployment) -> FittedDeployment:
+        return _fit_rate(physics, traffic, slos, rng, session_limit, extrapolation, confidence)
+
     for number, (deployment, ladders) in enumerate(groups, start=1):
         if progress:
             progress(f"fitting deployment {number} of {len(groups)}")
         level = Level(between, len(groups) > 1 and len(ladders) > 1, traffic.mean_context)
-        seen = MeasuredRequests(requests, in_rungs)
         physics, slow = _fit_physics(deployment, ladders, seen, rng, level)
         excluded += slow
-        own = kv.get(topology_of(deployment)) if isinstance(kv, Mapping) else kv
-        physics = replace(physics, kv=_kv_record(own, deployment))
-        physics = with_open_runs(physics, error_of_open_runs(deployment, trials, requests, physics.step_time), rng)
-        deployments.append(_fit_rate(physics, traffic, slos, rng, session_limit, extrapolation, confidence))
+        deployments.append(rated(replace(physics, kv=_kv_record(kv, deployment))))
     best = best_of(deployments)
     if best is not None and (bias := selection_bias(deployments, best, between, rng)) > 1:
-        slower = slowed(deployments[best], bias)
-        deployments[best] = _fit_rate(slower, traffic, slos, rng, session_limit, extrapolation, confidence)
-        best = best if deployments[best].rate() > 0 else None
+        deployments[best] = rated(slowed(deployments[best], bias))
+    deployments = [_by_open_runs(each, trials, requests, rated, rng) for each in deployments]
+    best = best if best is not None and deployments[best].rate() > 0 else None
     return Fit(
         unit=unit,
         session_limit=session_limit,
@@ -125,6 +125,17 @@ def fit_run(
         best=best,
         excluded=tuple(excluded),
     )
+
+
+def _by_open_runs(
+    fit: FittedDeployment,
+    trials: Sequence[Trial],
+    requests: pd.DataFrame,
+    rated: Callable[[FittedDeployment], FittedDeployment],
+    rng: np.random.Generator,
+) -> FittedDeployment:
+    error = error_of_open_runs(fit.deployment, trials, requests, fit.step_time)
+    return fit if error is None else rated(with_open_runs(fit, error, rng))
 
 
 def best_of(deployments: Sequence[FittedDeployment]) -> int | None:
@@ -156,9 +167,10 @@ def limits_of(
     return Limits(tuple(slos), most, session_limit, kv, kv.slots(traffic.whole_frames))
 
 
-def _kv_record(kv: KvRoom | None, deployment: Knobs) -> FittedKv | None:
-    """The KV room of a deployment, with its own number of instances."""
-    return None if kv is None else kv.record(number_of(deployment, kv_instances(deployment), kv.instances))
+def _kv_record(kv: KvRoom | Mapping[str, KvRoom | None] | None, deployment: Knobs) -> FittedKv | None:
+    """The KV room of a deployment, of its topology and with its own number of instances."""
+    own = kv.get(topology_of(deployment)) if isinstance(kv, Mapping) else kv
+    return None if own is None else own.record(number_of(deployment, kv_instances(deployment), own.instances))
 
 
 def _group(trials: Sequence[Trial]) -> tuple[list[tuple[Knobs, list[Trial]]], list[ExcludedTrial]]:

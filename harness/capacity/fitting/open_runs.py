@@ -16,6 +16,8 @@ from harness.records.fit import FittedBetween, FittedDeployment, FittedStep, Unf
 from harness.records.schema import Trial
 from harness.topology import Knobs
 
+_CONFIDENCE = 0.95  # at which the widths of intervals are compared
+
 
 def step_times(trial: Trial, requests: pd.DataFrame, step_time: StepTime) -> tuple[float, float]:
     """Seconds of a frame step in the window of an open-loop run: by ``step_time`` at the sessions that were really in
@@ -34,7 +36,7 @@ def error_of_open_runs(
 ) -> float | None:
     """By how much longer steps were than its ladders show, as a logarithm; None without a VALID open-loop run.
 
-    Of several runs, that with the highest rate counts: it is the nearest to the rate that is planned.
+    Of several VALID runs, that with the highest rate counts: it is the nearest to the rate that is planned.
     """
     runs = [each for each in trials if each.kind == "open" and each.valid and each.deployment == deployment]
     runs = [each for each in runs if len(each.rungs) == 1]
@@ -48,24 +50,25 @@ def error_of_open_runs(
 
 
 def with_open_runs(fit: FittedDeployment, error: float | None, rng: np.random.Generator) -> FittedDeployment:
-    """The deployment with the error of its open-loop run: like that of one more ladder, it widens the interval.
+    """The deployment with the error of its open-loop run; its rate is not known yet.
 
-    Where the run was slower than the ladders, it also moves the step time, by its share of the ladders' mean. A run
-    that was faster does not: nothing is planned above what was confirmed. The rate is not known yet.
+    A slower run moves the step time, by the share that one more ladder would have in the mean; a faster one does not.
+    If the run differs by more than the ladders do among themselves, the interval widens; it never narrows: a run is one
+    window, often far from the highest rate.
     """
     step = fit.step_time
     if error is None or isinstance(step, Unfitted) or step.between is None or step.between.degrees is None:
         return fit
     known, ladders = Between(step.between.deviation, step.between.degrees), step.between.ladders
-    between = known.with_another(error, ladders)
-    levels = between.draw(ladders + 1, rng, len(step.draws))
-    moved = replace(
-        step,
-        between=FittedBetween(
-            deviation=between.deviation, degrees=between.degrees, ladders=ladders, open_run=math.exp(error)
-        ),
-        levels=tuple(float(f"{value:.6g}") for value in levels),
+    between, levels = known.with_another(error, ladders), step.levels
+    if between.reach(ladders, _CONFIDENCE) > known.reach(ladders, _CONFIDENCE):
+        levels = tuple(float(f"{each:.6g}") for each in between.draw(ladders, rng, len(step.draws)))
+    else:
+        between = known
+    told = FittedBetween(
+        deviation=between.deviation, degrees=between.degrees, ladders=ladders, open_run=math.exp(error)
     )
+    moved = replace(step, between=told, levels=levels)
     return slowed(replace(fit, step_time=moved), math.exp(max(error, 0.0) / (ladders + 1)))
 
 

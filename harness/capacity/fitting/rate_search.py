@@ -28,6 +28,7 @@ _SESSIONS_QUANTILE = 0.95
 KV_MEMORY = "KV memory"
 COLLAPSE = "collapse under load: throughput falls as sessions grow"
 LEAST_LOADED = "shared"
+_RANGE = "sessions per device, known up to "
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,12 @@ def load_of(
 
 
 def range_name(limits: Limits) -> str:
-    return f"sessions per device, known up to {limits.most_sessions}"
+    return f"{_RANGE}{limits.most_sessions}"
+
+
+def is_of_range(binding: str) -> bool:
+    """Whether nothing but the most sessions measured binds."""
+    return binding.startswith(_RANGE)
 
 
 def steady_limit(device: Device, limits: Limits, probabilities: Sequence[float] | None = None) -> tuple[float, str]:

@@ -84,7 +84,7 @@ def lose(pools: Pools, qps: float, devices: int, lost: int) -> Loss:
 def _early_share(pools: Pools, rate_per_s: float, devices: int, lost: int) -> float:
     """The largest value / limit of the sessions that arrive in the ten minutes after the loss, of several draws.
 
-    So few sessions differ much from draw to draw.
+    So few sessions differ much from draw to draw. Draws in which a class with an SLO has none say nothing; NaN if all.
     """
     needed = min(math.ceil(rate_per_s * EARLY_S / (1 - WARM_UP_SHARE) * 1.05), _MOST_SESSIONS)
     shares = []
@@ -94,7 +94,7 @@ def _early_share(pools: Pools, rate_per_s: float, devices: int, lost: int) -> fl
         early = counted & (simulated.arrival_s < simulated.arrival_s[counted][0] + EARLY_S)
         load = load_of(pools.device, traffic, pools.limits, rate_per_s, devices, simulated, early)
         shares.append(load.shares[load.worst])
-    return max(shares)
+    return max((each for each in shares if math.isfinite(each)), default=math.nan)
 
 
 def _lasting(pools: Pools, rate_per_s: float) -> Traffic:

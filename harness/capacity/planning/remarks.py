@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from harness.capacity.fitting.observations import IN_PROGRESS
-from harness.capacity.fitting.rate_search import range_name
+from harness.capacity.fitting.rate_search import is_of_range, range_name
 from harness.capacity.models.between_ladders import Between
 from harness.capacity.models.device import METRIC_NAMES
 from harness.capacity.models.spreads import MIN_OF_A_CLASS
@@ -40,10 +40,15 @@ def left_out(fit: Fit) -> list[str]:
 def not_told_apart(fit: Fit, chosen: FittedDeployment, confidence: float) -> list[str]:
     """A remark where other deployments may be as good as the best, and the measurement that would tell.
 
-    Two rates differ by more than ladders of one deployment do where their ratio is beyond the interval of that.
+    Two rates differ by more than ladders of one deployment do where their ratio is beyond the interval of that. A rate
+    that the most sessions measured bound is a lower bound of the true one.
     """
     others = [each for each in fit.deployments if each is not chosen and each.rate() > 0]
-    alike = [each for each in others if chosen.rate() <= each.rate() * _may_differ_by(chosen, each, confidence)]
+    alike = [
+        each
+        for each in others
+        if is_of_range(each.binding) or chosen.rate() <= each.rate() * _may_differ_by(chosen, each, confidence)
+    ]
     if not alike:
         return []
     rates = sorted(each.rate() for each in alike)
@@ -51,7 +56,8 @@ def not_told_apart(fit: Fit, chosen: FittedDeployment, confidence: float) -> lis
     return [
         f"The best deployment sustains {chosen.rate():.3g} requests/s by its {_ladders(chosen)}; {len(alike)} of the "
         f"{len(others)} others, with {between}, cannot be told apart from it, because ladders of one deployment differ "
-        "as much: further ladders of each would tell. The one with most measurements is planned."
+        "as much, or theirs ended below their limits: further ladders of each would tell. The one with most "
+        "measurements is planned."
     ]
 
 
@@ -93,7 +99,7 @@ def _may_differ_by(first: FittedDeployment, second: FittedDeployment, confidence
         return 1.0
     best = max(known, key=lambda each: each.degrees or math.inf)
     between = Between(best.deviation, best.degrees or math.inf)
-    return math.exp(math.hypot(*(between.reach(each.measurements, confidence) for each in known)))
+    return math.exp(math.hypot(*(between.reach(each.ladders, confidence) for each in known)))
 
 
 def _slower_in_open_loop(chosen: FittedDeployment) -> list[str]:
@@ -103,9 +109,9 @@ def _slower_in_open_loop(chosen: FittedDeployment) -> list[str]:
     if between is None or between.open_run is None or between.open_run < _CLEARLY_SLOWER:
         return []
     return [
-        f"In the open-loop run with the highest rate, a frame step took {between.open_run:.2f} times as long as by "
-        f"its {_ladders(chosen)}. It counts like one more ladder: the rate is lower, and its "
-        "interval wider, than by the ladders alone."
+        f"In the VALID open-loop run with the highest rate, a frame step took {between.open_run:.2f} times as long as "
+        "the ladders of its deployment show. It has the weight of one ladder: the rate is lower than by the ladders "
+        "alone."
     ]
 
 
