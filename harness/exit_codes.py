@@ -1,4 +1,4 @@
-"""Every exit code of the harness's commands, written once."""
+"""The exit codes of ``harness`` and of load tests; ``harness doctor`` exits with 1 where a check failed."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ class FirstScreen:
 
 TITLES = {
     "met": ("✓", "Met: every SLO can be met at every target"),
-    "missed": ("✕", "Missed: an SLO cannot be met on this deployment"),
-    "inconclusive": ("?", "Inconclusive: the measurements do not carry a decision yet"),
+    "missed": ("✕", "Missed: no measured deployment meets the SLOs at any rate"),
+    "inconclusive": ("?", "Inconclusive: the measurements do not suffice for a decision yet"),
     "none": ("–", "No decision: this run holds no capacity plan yet"),
 }
 
@@ -106,7 +106,7 @@ def measured(swept: Sequence[SweptDeployment], trials: Sequence[Trial], requests
         said.append(f"{words.plural(len(requests), 'request')} in all, {minutes} minutes of audio delivered.")
     invalid = sum(not trial.valid for trial in trials)
     if invalid:
-        said.append(f"{words.plural(invalid, 'trial')} failed a gate and carried no capacity (listed as INVALID).")
+        said.append(f"{words.plural(invalid, 'trial')} failed a gate and were not used for capacity (listed as INVALID).")
     return said or ["Nothing: this run holds no finished trial."]
 
 

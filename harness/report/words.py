@@ -211,10 +211,10 @@ def utilisation(plan: Plan) -> str:
     if rate is None:
         return ""
     cap = plan.utilisation_cap
-    limit = f"; the plan uses at most {percent(cap)} of it, {figure(cap * rate)}" if known(cap) else ""
+    limit = f"; the plan's utilisation_cap allows {percent(cap)} of it, {figure(cap * rate)}" if known(cap) else ""
     return (
-        f"Utilisation = requests/s / (devices x {figure(rate)}). {figure(rate)} requests/s is the limit of one device "
-        f"under perfectly even load (real arrivals reach less){limit}"
+        f"Utilisation = requests/s / (devices x {figure(rate)}). {figure(rate)} requests/s is what one device "
+        f"sustains with a constant number of sessions within the SLOs; random arrivals reach less{limit}"
     )
 
 

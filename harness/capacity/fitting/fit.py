@@ -81,7 +81,7 @@ def fit_run(
     between: Between = ASSUMED,
     progress: Callable[[str], None] | None = None,
 ) -> Fit:
-    """fit.json of a run, from its VALID ladder trials; an open-loop trial says how true they are (``open_runs``).
+    """fit.json of a run, from its VALID ladder trials; a VALID open-loop trial may lower the rate (``open_runs``).
 
     ``requests``: metrics.per_request with a column trial_id. ``in_rungs``: of those that lasted through whole rungs,
     metrics.through_windows with a column trial_id; without them, a request has one RTF and one longest stall.

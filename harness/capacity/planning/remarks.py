@@ -55,9 +55,9 @@ def not_told_apart(fit: Fit, chosen: FittedDeployment, confidence: float) -> lis
     between = f"{rates[0]:.3g}" if len(rates) == 1 else f"{rates[0]:.3g} to {rates[-1]:.3g}"
     return [
         f"The best deployment sustains {chosen.rate():.3g} requests/s by its {_ladders(chosen)}; {len(alike)} of the "
-        f"{len(others)} others, with {between}, cannot be told apart from it, because ladders of one deployment differ "
-        "as much, or theirs ended below their limits: further ladders of each would tell. The one with most "
-        "measurements is planned."
+        f"{len(others)} others, with {between}, may be as fast: repeated ladders of one deployment differ by "
+        "that much, or theirs ended before an SLO was violated. More ladders of each would decide. The plan uses the "
+        "deployment with the most ladders."
     ]
 
 
@@ -110,8 +110,8 @@ def _slower_in_open_loop(chosen: FittedDeployment) -> list[str]:
         return []
     return [
         f"In the VALID open-loop run with the highest rate, a frame step took {between.open_run:.2f} times as long as "
-        "the ladders of its deployment show. It has the weight of one ladder: the rate is lower than by the ladders "
-        "alone."
+        "the ladders of its deployment show. It counts as one more ladder, so the rate is lower than by the "
+        "ladders alone."
     ]
 
 
