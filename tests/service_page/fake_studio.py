@@ -19,7 +19,11 @@ import numpy as np
 
 RATE = 24_000
 FRAME_BYTES = 6_400
-POLICY = "default-src 'self'; media-src 'self' blob:"
+STRICT = "default-src 'self'"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' blob:; "
+    "connect-src 'self'; worker-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
 TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 PAGE = files("harness") / "service" / "page"
 
@@ -47,9 +51,10 @@ class FakeStudio:
 
     def __init__(self) -> None:
         self.address = ""
-        self.voices = [{"id": f"v{k}", "name": name} for k, name in enumerate(("Alice", "Carter", "Frank", "Maya"), 1)]
+        self.voices = [{"id": k, "name": name} for k, name in enumerate(("Alice", "Carter", "Frank", "Maya"), 1)]
         self.speech: list = [tone(2.0)]
         self.key = ""
+        self.policy = POLICY
         self.refusals: dict[str, tuple[int, object]] = {}
         self.calls: list[str] = []
         self.spoken: list[dict] = []
@@ -82,13 +87,23 @@ class FakeStudio:
             self.tasks[task].update(fields)
             self.changed.notify_all()
 
+    def state(self, task: str) -> str:
+        """A task as JSON; "" if it is gone."""
+        return json.dumps(self.tasks[task]) if task in self.tasks else ""
+
+    def state_after(self, task: str, seen: str) -> str:
+        """The state of a task when it is another one than was seen, or after a second."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.state(task) != seen, timeout=1)
+            return self.state(task)
+
     def run(self, task: str, frames: int, **fields) -> None:
         """So many frames of a task are made; the rest comes at three times the speed of speech."""
         about = self.tasks[task]
         self.audio[task] = tone(about["of_frames"] / 7.5)[: frames * FRAME_BYTES]
         left_s = (about["of_frames"] - frames) / 7.5 / 3
         progress = {"frames": frames, "seconds_of_audio": frames / 7.5, "rtf": 0.333, "eta_s": left_s, "position": None}
-        self.change(task, status="running", started=now(), **{**progress, **fields})
+        self.change(task, **{"status": "running", "started": now(), **progress, **fields})
 
     def finish(self, task: str) -> None:
         self.run(task, self.tasks[task]["of_frames"])
@@ -104,8 +119,7 @@ def serving() -> Iterator[FakeStudio]:
     """A fake service at its ``address``."""
     studio = FakeStudio()
     handler = type("Handler", (_Handler,), {"studio": studio})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -114,6 +128,13 @@ def serving() -> Iterator[FakeStudio]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address) -> None:
+        """A browser that leaves is no error."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -173,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _head(self, status: int, kind: str, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Security-Policy": POLICY, **headers}.items():
+        for name, value in {"Content-Type": kind, "Content-Security-Policy": self.studio.policy, **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
 
@@ -207,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.studio.lost_answers -= 1
             self.close_connection = True
             return
-        self._json(202, task)
+        self._json(202, {"id": task["id"], "status": task["status"], "links": {}, "remarks": []})
 
     def _task(self, task: str, part: str = "") -> None:
         if task not in self.studio.tasks:
@@ -222,9 +243,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _events(self, task: str) -> Iterator[bytes]:
         seen = ""
         while True:
-            with self.studio.changed:
-                self.studio.changed.wait_for(lambda: json.dumps(self.studio.tasks[task]) != seen, timeout=1)
-                state = json.dumps(self.studio.tasks[task])
+            state = self.studio.state_after(task, seen)
+            if not state:
+                return
             yield f"event: task\ndata: {state}\n\n".encode() if state != seen else b": alive\n\n"
             seen = state
             if json.loads(state)["status"] not in ("queued", "running"):
@@ -236,8 +257,8 @@ class _Handler(BaseHTTPRequestHandler):
         if first >= len(audio):
             self._send(416, "audio/wav", b"", Content_Range=f"bytes */{len(audio)}")
         else:
-            place = f"bytes {first}-{last}/{len(audio)}"
-            self._send(206, "audio/wav", audio[first : last + 1], Content_Range=place, Accept_Ranges="bytes")
+            place = {"Content_Range": f"bytes {first}-{last}/{len(audio)}", "Accept_Ranges": "bytes"}
+            self._send(206, "audio/wav", audio[first : last + 1], **place)
 
     def _last(self) -> int:
         end = self.headers.get("Range", "bytes=0-").split("-")[1]
@@ -252,6 +273,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _add_voice(self) -> None:
         named = self.body.split(b'filename="')[1].split(b'"')[0].decode()
-        voice = {"id": f"v{len(self.studio.voices) + 1}", "name": named.removesuffix(".wav")}
+        voice = {"id": len(self.studio.voices) + 1, "name": named.removesuffix(".wav")}
         self.studio.voices.append(voice)
         self._json(201, voice)

@@ -1,17 +1,18 @@
 """The page with a key, on a phone, by keyboard alone, in light and dark, and without a network."""
 
 import pytest
-from fake_studio import tone, wav
+from fake_studio import STRICT, tone, wav
 from studio_tab import fnv1a, until_played, write
 
-pytest_plugins = ["studio_tab"]
+pytest_plugins = ["studio_fixtures"]
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 LONG = "Speaker 1: " + "word " * 40 + "\nSpeaker 9: " + "x" * 300 + "\nHost: a\nHost: b"
 CONTRASTS = """() => {
   const parts = (text) => text.match(/[\\d.]+/g).map(Number);
   const light = (text) => {
-    const [r, g, b] = parts(text).map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+    const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = parts(text).map((v) => linear(v / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const behind = (element) => {
@@ -23,22 +24,24 @@ CONTRASTS = """() => {
   const found = [];
   for (const element of document.querySelectorAll("body *")) {
     const isText = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-    if (!isText || !element.checkVisibility() || element.disabled || element.matches("option, textarea, noscript")) continue;
+    const isLeftOut = element.disabled || element.matches("option, textarea, noscript");
+    if (!isText || isLeftOut || !element.checkVisibility()) continue;
     const [a, b] = [light(getComputedStyle(element).color), light(behind(element))];
     found.push([element.outerHTML.slice(0, 90), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)]);
   }
   return found;
 }"""
-NAMELESS = """() => [...document.querySelectorAll("button, a, input, select, textarea, progress, meter, audio, dialog, section")]
+CONTROLS = "button, a, input, select, textarea, progress, meter, audio, dialog, section"
+NAMELESS = f"""() => [...document.querySelectorAll("{CONTROLS}")]
   .filter((element) => !(element.labels?.length || element.ariaLabel || element.getAttribute("aria-labelledby")
     || element.textContent.trim())).map((element) => element.outerHTML)"""
-FOCUSED = "document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.textContent"
+FOCUSED = "(({ id, ariaLabel, textContent }) => id || ariaLabel || textContent)(document.activeElement)"
 
 
 def everything(tab, studio) -> None:
     """A page that shows all that it can: mistakes, notices, every state of a task, and the player."""
     for status in ("queued", "running", "done", "failed", "cancelled"):
-        task = studio.add({"voices": ["v1"]}, title=f"{status} " + "y" * 120)["id"]
+        task = studio.add({"voices": [1]}, title=f"{status} " + "y" * 120)["id"]
         studio.run(task, 30, status=status, error="It broke " + "z" * 200 if status == "failed" else None)
     tab.reload()
     expect(tab.locator(".task")).to_have_count(5)
@@ -58,7 +61,8 @@ def test_no_width_scrolls_sideways(tab, studio, width):
     tab.set_viewport_size({"width": width, "height": 844})
     everything(tab, studio)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    outside = """() => [...document.querySelectorAll("button, select, .task, .voice")].filter((e) => e.checkVisibility())
+    outside = """() => [...document.querySelectorAll("button, select, .task, .voice")]
+      .filter((e) => e.checkVisibility())
       .filter((e) => e.getBoundingClientRect().right > innerWidth + 0.5).map((e) => e.outerHTML)"""
     assert tab.evaluate(outside) == []
     assert tab.locator(".player button:visible").count() >= 1
@@ -88,7 +92,7 @@ def test_the_whole_way_by_keyboard_alone(tab, studio):
     assert outline == "solid"
     tab.keyboard.press("Enter")
     assert until_played(tab, "ended")["digest"] == fnv1a(sent)
-    assert studio.spoken[0]["voices"] == ["v1", "v4"]
+    assert studio.spoken[0]["voices"] == [1, 4]
     tab_to(tab, "close")
     tab.keyboard.press("Enter")
     assert tab.evaluate("document.activeElement.id") == "speak"
@@ -128,7 +132,7 @@ def test_screen_readers_hear_what_happens(tab, studio):
 
 def test_a_key_is_asked_for_once_kept_for_the_tab_and_sent_with_everything(tab, studio, tmp_path):
     studio.key = "s3cret"
-    studio.finish(studio.add({"voices": ["v1"]}, title="Mine")["id"])
+    studio.finish(studio.add({"voices": [1]}, title="Mine")["id"])
     tab.reload()
     dialog = tab.get_by_role("dialog", name="Access key")
     dialog.get_by_label("Key", exact=True).fill("wrong")
@@ -143,7 +147,7 @@ def test_a_key_is_asked_for_once_kept_for_the_tab_and_sent_with_everything(tab, 
     download.value.save_as(tmp_path / "mine.wav")
     assert (tmp_path / "mine.wav").read_bytes() == wav(b"") + studio.audio["task1"]
     tab.get_by_role("button", name="Play: Mine").click()
-    tab.wait_for_function("document.querySelector('audio')?.currentTime > 0.1")
+    tab.wait_for_function("() => document.querySelector('audio')?.currentTime > 0.1")
     write(tab, "Speaker 1: Hello.")
     tab.locator("#speak").click()
     until_played(tab, "ended")
@@ -154,6 +158,17 @@ def test_a_key_is_asked_for_once_kept_for_the_tab_and_sent_with_everything(tab, 
     tab.get_by_role("button", name="Forget the access key").click()
     tab.reload()
     dialog.wait_for()
+
+
+def test_a_recording_behind_a_key_is_heard_under_the_strictest_policy(tab, studio):
+    studio.key, studio.policy = "s3cret", STRICT
+    studio.finish(studio.add({"voices": [1]}, title="Mine", of_frames=6)["id"])
+    tab.expected.append("'media-src' was not explicitly set")
+    tab.reload()
+    tab.get_by_label("Key", exact=True).fill("s3cret")
+    tab.keyboard.press("Enter")
+    tab.get_by_role("button", name="Play: Mine").click()
+    assert until_played(tab, "ended")["digest"] == fnv1a(studio.audio["task1"])
 
 
 def test_without_a_key_the_page_says_so_and_asks_again_when_it_is_needed(tab, studio):
@@ -183,6 +198,6 @@ def test_the_page_is_whole_without_any_other_place(tab, studio):
 
 def test_motion_is_left_out_where_it_is_not_wanted(tab):
     tab.emulate_media(reduced_motion="reduce")
-    moving = """[...document.querySelectorAll("*")].filter((element) => getComputedStyle(element).transitionDuration !== "0s"
-      || getComputedStyle(element).animationName !== "none").length"""
+    moving = """[...document.querySelectorAll("*")].map((element) => getComputedStyle(element))
+      .filter((style) => style.transitionDuration !== "0s" || style.animationName !== "none").length"""
     assert tab.evaluate(moving) == 0

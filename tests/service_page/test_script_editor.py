@@ -9,7 +9,7 @@ from studio_tab import lines_with, write
 from harness.errors import ScriptError
 from harness.traffic.script import parse_script, read_script, speech_s
 
-pytest_plugins = ["studio_tab"]
+pytest_plugins = ["studio_fixtures"]
 
 READ = """async (texts) => {
   const { readScript } = await import("/script.js");
@@ -24,11 +24,12 @@ MARKERS = (
     "[SPEAKER_B]", "[SPEAKER_Z]", "[Speaker 1]", "(speaker 2)", "**Speaker 1:**", "**Speaker 2**:", "- Speaker 3:",
     "1. Speaker 4:", "[00:01:23] Speaker 1:", "Speaker 2 (1:02):", "Speaker １：", "Speaker ٣:", "Speaker -1:",
     "Speaker 1234567890:", "[speaker_ab]", "Speaker notes:", "Speakers:", "Speaker 1 -", "Host:", "host:", "P3:",
-    "Maria Silva:", "说话人1：", "Speaker 1", "__Speaker 2:__", "**Speaker 1: ", "<Speaker 2>", "00:01 --> 00:05 Speaker 1:",
+    "Maria Silva:", "说话人1：", "Speaker 1", "__Speaker 2:__", "**Speaker 1: ", "<Speaker 2>",
+    "00:01 --> 00:05 Speaker 1:",
 )  # fmt: skip
 TEXTS = (
-    "Hello there.", "", "  ", "**bold**", "我们用 AI 做 podcast。", "ภาษาไทยเขียนติดกัน", "it is ten: no more", "안녕하세요 여러분",
-    "यह एक छोटा वाक्य है", "ends in bold**", "\u200b", "Speaker 2: quoted", "\ttab", "https://x.y", "…",
+    "Hello there.", "", "  ", "**bold**", "我们用 AI 做 podcast。", "ภาษาไทยเขียนติดกัน", "it is ten: no more",
+    "안녕하세요 여러분", "यह एक छोटा वाक्य है", "ends in bold**", "\u200b", "Speaker 2: quoted", "\ttab", "https://x.y",
 )  # fmt: skip
 HOSTILE = "<img src=x onerror='window.hurt = 1'><script>window.hurt = 1</script><b>bold</b>"
 
@@ -69,7 +70,9 @@ def test_a_script_is_read_on_the_page_as_on_the_server(tab):
 
 def test_lines_have_the_colour_of_their_speaker(tab):
     write(tab, "Speaker 1: one\nstill one\nSpeaker 2: two\n[SPEAKER_C] three\nSpeaker 4: four")
-    colours = tab.evaluate("[...document.querySelectorAll('.line')].map((e) => getComputedStyle(e, '::after').backgroundColor)")
+    colours = tab.evaluate(
+        "[...document.querySelectorAll('.line')].map((e) => getComputedStyle(e, '::after').backgroundColor)"
+    )
     assert colours[0] == colours[1] and len(set(colours)) == 4
     markers = tab.locator(".marker").all_inner_texts()
     assert [marker.strip() for marker in markers] == ["Speaker 1:", "Speaker 2:", "[SPEAKER_C]", "Speaker 4:"]
@@ -83,7 +86,9 @@ def test_each_mistake_is_shown_at_its_line_and_leads_to_it(tab):
     problems = tab.get_by_role("list", name="Problems in the script").get_by_role("listitem")
     assert problems.all_inner_texts()[0].startswith("Line 2") and "no speaker 5" in problems.nth(0).inner_text()
     tab.get_by_role("button", name="Line 4").click()
-    assert tab.evaluate("document.querySelector('#script').selectionStart") == len("Speaker 1: a\nSpeaker 5: b\nSpeaker 2: c\n")
+    assert tab.evaluate("document.querySelector('#script').selectionStart") == len(
+        "Speaker 1: a\nSpeaker 5: b\nSpeaker 2: c\n"
+    )
     assert tab.evaluate("document.activeElement.id") == "script"
     assert tab.locator("#script").get_attribute("aria-invalid") == "true"
 
@@ -114,6 +119,7 @@ def test_what_the_server_refuses_is_shown_at_its_line(tab, studio, button):
     tab.get_by_role("button", name="Line 3").wait_for()
     assert lines_with(tab, "error") == [2, 3]
     assert HOSTILE in tab.locator("#problems").inner_text()
+    assert tab.locator("#failure").inner_text().endswith("see the marked lines.")
     tab.locator("#script").press("End")
     tab.keyboard.type(" more")
     assert lines_with(tab, "error") == []  # it was said of another text
@@ -151,13 +157,19 @@ def test_the_colours_lie_under_the_letters(tab, width):
 
 
 def test_an_edit_in_a_long_script_redraws_its_line_only(tab):
-    write(tab, "\n".join(f"Speaker {k % 4 + 1}: line {k}" for k in range(2000)))
-    kept = tab.evaluate("""() => {
-      const lines = [...document.querySelectorAll(".line")], field = document.querySelector("#script");
+    script = "\n".join(f"Speaker {k % 4 + 1}: line {k}" for k in range(2000))
+    kept = tab.evaluate(
+        """(script) => {
+      const field = document.querySelector("#script");
+      field.value = script;
+      field.dispatchEvent(new Event("input"));
+      const lines = [...document.querySelectorAll(".line")];
       field.setRangeText(" more", 12, 12);
       field.dispatchEvent(new Event("input"));
       return [...document.querySelectorAll(".line")].filter((line) => lines.includes(line)).length;
-    }""")
+    }""",
+        script,
+    )
     assert kept == 1999
 
 
@@ -169,6 +181,7 @@ def test_what_people_and_servers_wrote_stays_text(tab, studio):
     tab.get_by_role("heading", name=HOSTILE).wait_for()
     write(tab, f"Speaker 1: {HOSTILE}\n{HOSTILE}: x\n{HOSTILE}: y")
     tab.locator("#speak").click()
+    tab.locator("#failure").get_by_text(HOSTILE).wait_for()
     assert tab.locator("#failure").inner_text() == HOSTILE
     tab.locator("#make").click()
     tab.get_by_role("heading", name=HOSTILE).nth(1).wait_for()

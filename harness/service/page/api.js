@@ -56,7 +56,7 @@ async function errorOf(response) {
   if (Array.isArray(detail)) {
     const lines = detail.filter((each) => Number.isInteger(each?.line));
     const others = detail.filter((each) => !lines.includes(each)).map((each) => String(each?.message ?? each?.msg ?? each));
-    return new ServiceError(status, others.join("; ") || BY_STATUS[422], lines.map(asLine));
+    return new ServiceError(status, others.join("; ") || (lines.length ? "" : BY_STATUS[422]), lines.map(asLine));
   }
   const said = typeof detail === "string" && detail ? detail : (BY_STATUS[status] ?? `The service failed (${status}).`);
   return new ServiceError(status, said + later);

@@ -5,6 +5,7 @@ import { readScript } from "./script.js";
 
 const PATIENCE_MS = 700; // of nothing typed, before new mistakes are shown
 const LISTED = 6; // problems that are listed
+const UNDOABLE = 8_000; // characters: Chromium takes a second for 20,000, and time grows with their square
 const NARROWEST_NOTE = 160; // pixels beside a line that a note needs
 
 /**
@@ -27,11 +28,11 @@ export class Editor {
     return this.textarea.value;
   }
 
-  /** Replaces the text; the browser's undo brings the old one back where it can. */
+  /** Replaces the text; the browser's undo brings the old one back if the new one is short. */
   replace(text) {
     this.textarea.focus();
     this.textarea.select();
-    document.execCommand?.("insertText", false, text);
+    if (text.length < UNDOABLE) document.execCommand?.("insertText", false, text);
     if (this.text !== text) this.textarea.value = text;
     this.textarea.setSelectionRange(0, 0);
     this.layer.parentElement.scrollTop = 0;
@@ -112,7 +113,11 @@ export class Editor {
     this.#fitNotes();
   }
 
+  /** A list that says the same keeps its buttons: one of them may be about to be clicked. */
   #list(problems) {
+    const said = JSON.stringify(problems);
+    if (said === this.listed) return;
+    this.listed = said;
     const shown = problems.slice(0, LISTED).map(({ line, message, kind }) => {
       const place = h("button", { type: "button", class: "link", onclick: () => this.goTo(line) }, `Line ${line}`);
       return h("li", { class: kind }, place, h("span", {}, message));

@@ -55,7 +55,7 @@ function titleOf(text) {
 /** Says what went wrong: at the lines where the service named some, otherwise below the buttons. */
 function showFailure(error) {
   if (error.lines?.length) editor.refuse(error.lines);
-  showText($("failure"), error.lines?.length ? "The service refused the lines marked above." : error.message);
+  showText($("failure"), error.message || "The service does not accept this script: see the marked lines.");
 }
 
 async function speak() {

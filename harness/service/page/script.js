@@ -60,7 +60,7 @@ export function readScript(text) {
     errors,
     remarks: isMarked ? alike.map(remark) : [],
     labels: isMarked ? [] : [...new Set(alike.filter(({ row }) => LABEL.test(head(row.text))).map(({ label }) => label))],
-    seconds: rows.reduce((sum, row) => sum + ticks(row.spoken), 0) / TICKS_PER_S,
+    seconds: rows.reduce((sum, row) => sum + (TEXT.test(row.spoken) ? ticks(row.spoken) : 0), 0) / TICKS_PER_S,
   };
 }
 

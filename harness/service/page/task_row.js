@@ -11,12 +11,13 @@ const STATUS = { queued: "Waiting", running: "Being made", done: "Done", failed:
 const MORE_MS = 1_000; // until more of a recording is asked for
 
 export const isActive = ({ status }) => status === "queued" || status === "running";
+const isBegun = ({ frames, of_frames: all }) => frames > 0 && all > 0;
 
 export class Row {
   constructor(task, { title, format }, { listening, onchange }) {
-    Object.assign(this, { task, listening, onchange });
+    Object.assign(this, { task, listening, onchange, since: performance.now() });
     this.format = task.format ?? format ?? "wav";
-    this.title = task.title ?? title ?? titleOf(task);
+    this.title = title || task.title || titleOf(task);
     this.#build();
     this.update(task);
   }
@@ -32,7 +33,7 @@ export class Row {
     setText(this.badge, STATUS[status] ?? String(status));
     setText(this.detail, detailOf(task, this.format));
     showText(this.error, status === "failed" ? String(task.error || "The service does not say why.") : this.trouble ?? "");
-    this.bar.hidden = status !== "running";
+    this.bar.hidden = !(status === "running" || (status === "queued" && isBegun(task)));
     this.bar.max = Math.max(1, task.of_frames ?? 1);
     this.bar.value = task.frames ?? 0;
     this.hear.hidden = !(isActive(task) && this.format === "wav" && task.seconds_of_audio > 0);
@@ -99,6 +100,7 @@ export class Row {
     } catch {
       this.audio.remove();
       this.audio = null;
+      if (this.format === "wav") return this.#listen();
       throw new Error("This browser cannot play it. Download it to hear it.");
     }
   }
@@ -127,17 +129,22 @@ function detailOf(task, format) {
   return [...parts, created && day(created)].filter(Boolean).join(" · ");
 }
 
-function queuedParts({ position, estimated_start: start }) {
+const percent = ({ frames, of_frames: all }) => `${Math.floor((100 * (frames ?? 0)) / all)}%`;
+
+function queuedParts(task) {
+  const { position, estimated_start: start } = task;
   const wait = secondsUntil(start);
   return [
+    isBegun(task) && `${percent(task)} made, goes on when there is room`,
     Number.isInteger(position) && `Place ${position} in the queue`,
     wait !== null && (wait > 0 ? `starts in about ${roughly(wait)}` : "starts soon"),
   ];
 }
 
-function runningParts({ frames, of_frames: all, eta_s: left, rtf }) {
+function runningParts(task) {
+  const { frames, of_frames: all, eta_s: left, rtf } = task;
   return [
-    all > 0 && `${Math.floor((100 * (frames ?? 0)) / all)}%`,
+    all > 0 && percent(task),
     all > 0 && `${clock((frames ?? 0) / FRAMES_PER_S)} of about ${clock(all / FRAMES_PER_S)}`,
     left != null && `about ${roughly(left)} left`,
     rtf > 0 && `${(1 / rtf).toFixed(1)} times as fast as speech`,

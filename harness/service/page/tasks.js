@@ -10,6 +10,8 @@ const POLL_MS = 4_000; // while something is being made
 const AGAIN_MS = 8_000; // after a failure
 const FOLLOWED = 2; // tasks with a stream of events each: browsers open few connections to one place
 const KEPT = 100; // titles
+const LISTED = 20; // tasks in one list
+const NEW_MS = 3_000; // so long a task may be missing in a list that was asked for before
 
 export class Tasks {
   constructor(listening) {
@@ -26,7 +28,7 @@ export class Tasks {
   add(task, { title, format }) {
     this.about = Object.fromEntries([...Object.entries(this.about), [task.id, { title, format }]].slice(-KEPT));
     remember("tasks", this.about);
-    this.#update(task);
+    this.#update({ created: new Date().toISOString(), ...task });
     this.#arrange();
     this.wake();
   }
@@ -44,7 +46,7 @@ export class Tasks {
   async #refresh() {
     try {
       const tasks = await listTasks();
-      this.#keep(new Set(tasks.map(({ id }) => id)));
+      this.#keep(tasks);
       tasks.forEach((task) => this.#update(task));
       this.#arrange();
       this.#sayError("");
@@ -61,9 +63,12 @@ export class Tasks {
     $("no-tasks").hidden = Boolean(text) || this.rows.size > 0;
   }
 
-  #keep(ids) {
+  /** Takes away what the service no longer has; a full list may have left out a task that is still being made. */
+  #keep(tasks) {
+    const ids = new Set(tasks.map(({ id }) => id));
     for (const [id, row] of this.rows) {
-      if (ids.has(id) || isActive(row.task)) continue;
+      const mayBeLeftOut = isActive(row.task) && (tasks.length >= LISTED || performance.now() - row.since < NEW_MS);
+      if (ids.has(id) || mayBeLeftOut) continue;
       row.element.remove();
       this.rows.delete(id);
     }

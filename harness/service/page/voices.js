@@ -43,7 +43,12 @@ export class Voices {
 
   /** The voice of each speaker, in order; null where the service has no voices. */
   chosen(speakers) {
-    return this.voices.length ? speakers.map((speaker) => this.rows[speaker - 1].select.value) : null;
+    return this.voices.length ? speakers.map((speaker) => this.#of(speaker).id) : null;
+  }
+
+  #of(speaker) {
+    const { value } = this.rows[speaker - 1].select;
+    return this.voices.find(({ id }) => String(id) === value);
   }
 
   #row(speaker) {
@@ -60,9 +65,9 @@ export class Voices {
   #offer(row) {
     const { speaker, select, button } = row;
     select.replaceChildren(...this.voices.map(({ id, name }) => h("option", { value: id }, name)));
-    const known = this.voices.some(({ id }) => id === this.picked[speaker]);
-    const usual = this.voices[(speaker - 1) % Math.max(1, this.voices.length)]?.id;
-    if (this.voices.length) select.value = known ? this.picked[speaker] : usual;
+    const picked = this.voices.find(({ id }) => String(id) === this.picked[speaker]);
+    const voice = picked ?? this.voices[(speaker - 1) % Math.max(1, this.voices.length)];
+    if (voice) select.value = voice.id;
     select.disabled = button.disabled = !this.voices.length;
     this.#label(row);
   }
