@@ -135,6 +135,8 @@ def test_a_key_is_asked_for_once_kept_for_the_tab_and_sent_with_everything(tab, 
     studio.finish(studio.add({"voices": [1]}, title="Mine")["id"])
     tab.reload()
     dialog = tab.get_by_role("dialog", name="Access key")
+    field, button = (dialog.locator(each).bounding_box() for each in ("#key", "button >> nth=0"))
+    assert button["y"] > field["y"] + field["height"] and button["height"] < 60
     dialog.get_by_label("Key", exact=True).fill("wrong")
     tab.keyboard.press("Enter")
     dialog.get_by_role("alert").filter(has_text="did not accept").wait_for()

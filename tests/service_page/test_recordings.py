@@ -1,6 +1,7 @@
 """Long scripts are made in the background: followed to the download, also by a page that was loaded anew."""
 
 import re
+import time
 
 import pytest
 from fake_studio import wav
@@ -116,6 +117,18 @@ def test_an_answer_that_was_lost_makes_no_second_task(tab, studio):
     tab.get_by_role("button", name="Make in the background").click()  # the same script, asked for again
     tab.locator("#made").wait_for()
     assert len(studio.tasks) == 2
+
+
+def test_a_task_that_the_list_had_first_gets_its_title(tab, studio):
+    pending = {"once": "k", "title": "The tide", "body": {"script": SCRIPT, "voices": [1, 2], "format": "wav"}}
+    studio.add(pending["body"], "k")
+    tab.evaluate("pending => localStorage.setItem('studio.pending', JSON.stringify(pending))", pending)
+    tab.route(
+        "**/v1/tasks", lambda route: (time.sleep(0.5), route.continue_())
+    )  # not the list: it has ?limit
+    tab.reload()
+    expect(row(tab)).to_be_visible()
+    expect(tab.locator(".task")).to_have_count(1)
 
 
 def test_a_refused_task_is_not_asked_for_again(tab, studio):

@@ -6,7 +6,7 @@ import { readScript } from "./script.js";
 const PATIENCE_MS = 700; // of nothing typed, before new mistakes are shown
 const LISTED = 6; // problems that are listed
 const UNDOABLE = 8_000; // characters: Chromium takes a second for 20,000, and time grows with their square
-const NARROWEST_NOTE = 160; // pixels beside a line that a note needs
+const NARROWEST_NOTE = 240; // pixels beside a line that a note needs
 
 /**
  * A textarea over a layer that draws the same text in colours. Both wrap alike: they share font, width and padding.

@@ -28,6 +28,7 @@ export class Tasks {
   add(task, { title, format }) {
     this.about = Object.fromEntries([...Object.entries(this.about), [task.id, { title, format }]].slice(-KEPT));
     remember("tasks", this.about);
+    this.#drop(task.id); // the list may have had it before its title was known
     this.#update({ created: new Date().toISOString(), ...task });
     this.#arrange();
     this.wake();
@@ -66,12 +67,16 @@ export class Tasks {
   /** Takes away what the service no longer has; a full list may have left out a task that is still being made. */
   #keep(tasks) {
     const ids = new Set(tasks.map(({ id }) => id));
-    for (const [id, row] of this.rows) {
+    for (const [id, row] of [...this.rows]) {
       const mayBeLeftOut = isActive(row.task) && (tasks.length >= LISTED || performance.now() - row.since < NEW_MS);
       if (ids.has(id) || mayBeLeftOut) continue;
-      row.element.remove();
-      this.rows.delete(id);
+      this.#drop(id);
     }
+  }
+
+  #drop(id) {
+    this.rows.get(id)?.element.remove();
+    this.rows.delete(id);
   }
 
   #update(task) {
