@@ -133,8 +133,8 @@ class Profile:
     """The times of every stage on one device, with its copy bandwidth (GB/s) and matrix throughput (TFLOP/s).
 
     ``basis``: MEASURED (also where an older one leaves it out), SCALED from the profile of another device, or ESTIMATED
-    from a data sheet; ``note`` says how. ``topology``: of an estimate ("": staged). ``ranges``: what an estimate assumes,
-    (low, likely, high) by name.
+    from a data sheet; ``note`` says how. ``topology``: of an estimate ("": staged). ``ranges``: what an estimate
+    assumes, (low, likely, high) by name.
     """
 
     schema: int = SCHEMA

@@ -22,9 +22,9 @@ HOP, SPLIT = "hop between stages", "batches split between stages"
 FIRST_STEPS, PROCESSES = "steps before first audio", "memory of processes"
 
 OF_STAGES = {
-    MEMORY: Range(low=0.45, likely=0.7, high=0.95, source="share of the bandwidth reached; decoding engines report 0.5 to 0.9"),
-    COMPUTE: Range(low=0.25, likely=0.5, high=0.8, source="share of the throughput reached; prompts in engines: 0.3 to 0.7"),
-    ACTIVATIONS: Range(low=0.3, likely=0.8, high=1.2, source="share of the counted bytes that caches do not hold"),
+    MEMORY: Range(low=0.45, likely=0.7, high=0.95, source="of the bandwidth reached; decoding engines: 0.5 to 0.9"),
+    COMPUTE: Range(low=0.25, likely=0.5, high=0.8, source="of the throughput reached; prompts in engines: 0.3 to 0.7"),
+    ACTIVATIONS: Range(low=0.3, likely=0.8, high=1.2, source="of the counted bytes, those that caches do not hold"),
     LAUNCH: Range(low=1.3, likely=2.2, high=4.0, source="µs; NVIDIA on CUDA graphs (2019): 3.4 for a kernel of 2.9"),
 }  # fmt: skip
 COMMON = {
@@ -33,7 +33,7 @@ COMMON = {
 }
 OF_STAGED = {
     HOP: Range(low=0.3, likely=0.8, high=1.6, source="ms between stages in Triton; 0.3 to 0.5 on an idle CPU host"),
-    SPLIT: Range(low=1.0, likely=2.0, high=4.0, source="sessions spread over stages, and processes that take turns on a GPU"),
+    SPLIT: Range(low=1.0, likely=2.0, high=4.0, source="sessions spread over stages; processes in turns on a GPU"),
 }  # fmt: skip
 OF_SERVING = {
     FIRST_STEPS: Range(low=1.5, likely=3.0, high=6.0, source="frame steps between the end of a prompt and first audio"),

@@ -76,8 +76,8 @@ def _check(measured: Profile, costs: ModelCosts) -> None:
         raise InputError("--from: it has no bandwidth_gb_s or tflop_s: profile that GPU again with `harness profile`")
     if not _separated(measured, wire.LLM):
         raise InputError(
-            f"--from: the profile of {measured.device} does not separate the time of its GPU from its host's (a CPU has "
-            "no GPU): give one that `harness profile --device cuda` wrote"
+            f"--from: the profile of {measured.device} does not separate the time of its GPU from its host's (a CPU "
+            "has no GPU): give one that `harness profile --device cuda` wrote"
         )
 
 
@@ -103,8 +103,8 @@ def _columns(stage: str, measured: Profile, costs: ModelCosts, variant: str) -> 
     bandwidth, throughput = measured.bandwidth_gb_s or math.nan, measured.tflop_s or math.nan
     table = np.array(
         [
-            (p.launches, p.bytes / bandwidth / 1e6, _activations(stage, p, counts) / bandwidth / 1e6,
-             p.gflop / throughput, p.turn_ms)
+            (p.launches, (p.bytes or 0) / bandwidth / 1e6, _activations(stage, p, counts) / bandwidth / 1e6,
+             (p.gflop or 0.0) / throughput, p.turn_ms)
             for p in rows
         ],
         dtype=float,
@@ -132,10 +132,17 @@ def _fitted(columns: _Columns, prior: Mapping[str, Range], source: str) -> dict[
         return np.concatenate([off, (logs - middles) / deviations])
 
     found = np.exp(optimize.least_squares(residuals, middles).x)
-    return {
-        name: Range.around(float(value), min(BETWEEN_CARDS[name], math.sqrt(prior[name].width)), source)
-        for name, value in zip(_OF_A_STAGE, found, strict=True)
+    factors = {name: min(BETWEEN_CARDS[name], math.sqrt(prior[name].width)) for name in _OF_A_STAGE}
+    ranges = {
+        name: Range.around(float(value), factors[name], source) for name, value in zip(_OF_A_STAGE, found, strict=True)
     }
+    return ranges | {name: _at_most_one(ranges[name]) for name in (MEMORY, COMPUTE)}
+
+
+def _at_most_one(its: Range) -> Range:
+    """A range of an efficiency: no kernel is faster than copies and large products, but for errors of both."""
+    likely = min(its.likely, 1.0)
+    return replace(its, low=min(its.low, likely), likely=likely, high=min(its.high, max(likely, 1.0)))
 
 
 def _common_launch(ranges: Sequence[Range]) -> Range | None:

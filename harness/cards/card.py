@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from harness.cards.ranges import Range
 from harness.errors import InputError
+from harness.yaml_text import UniqueKeys
 
 FILE = Path(__file__).with_name("cards.yaml")
 BANDWIDTH, THROUGHPUT = "bandwidth reached", "matrix throughput reached"  # unknowns: shares of the data sheet
@@ -82,9 +83,7 @@ class Card(_Strict):
         for name in ("bandwidth_gb_s", "bf16_tflop_s"):
             share = getattr(reached, name) / getattr(self, name)
             if not 0.2 <= share <= 1.02:
-                raise ValueError(
-                    f"reached.{name} is {share:.2f} of {name}: a card reaches 0.2 to 1 of its data sheet"
-                )
+                raise ValueError(f"reached.{name} is {share:.2f} of {name}: a card reaches 0.2 to 1 of its data sheet")
 
     @property
     def memory_bytes(self) -> int:
@@ -107,21 +106,10 @@ class _Cards(_Strict):
     cards: dict[str, Card] = Field(min_length=1)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A YAML loader that refuses a repeated key: the safe loader silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read_cards(path: Path | str) -> dict[str, Card]:
     """The cards of a YAML file by their keys. Raises InputError with a line per mistake: file, card, key, and why."""
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeys)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; give another --cards") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,17 @@ from harness.cards.assumptions import Assumptions
 from harness.cards.card import BANDWIDTH, THROUGHPUT, Card
 from harness.cards.costs import ModelCosts, Work
 from harness.cards.ranges import HIGH, LOW, draws_of
-from harness.cards.times import CardTimes, StepTimes
-from harness.device_profile import ESTIMATE, ESTIMATED, PREFILL, ModelSizes, Profile, ProfileManifest, StagePoint
+from harness.cards.times import CallTimes, CardTimes
+from harness.device_profile import (
+    ESTIMATE,
+    ESTIMATED,
+    PREFILL,
+    ModelSizes,
+    Profile,
+    ProfileManifest,
+    ProfilePoint,
+    StagePoint,
+)
 from harness.errors import InputError
 from harness.host.provenance import commit
 
@@ -28,7 +38,7 @@ PROMPTS, PROMPT_CONTEXTS = (64, 256, 1024, 4096), (0, 7_600, 32_000)
 STEPS, STEPS_BATCH, VOICE_SECONDS = (5, 20), 8, (3, 10, 30)
 _SEED = 0
 
-Timed = Callable[[CardTimes], StepTimes]
+Timed = Callable[[CardTimes], CallTimes]
 
 
 def assumptions_for(card: Card, costs: ModelCosts, topology: str, measured: Profile | None = None) -> Assumptions:
@@ -52,11 +62,12 @@ def estimated_profile(
     budget = memory.budget_of(card, costs, topology)
     if not budget.room_bytes:
         raise InputError(
-            f"preset {costs.preset} does not fit the {card.name}: weights and processes of the {topology} topology take "
-            f"{(budget.total_bytes - budget.free_bytes) / 1e9:.1f} GB of {card.memory_gb:g}; choose a larger card, or --topology fused"
+            f"preset {costs.preset} does not fit the {card.name}: weights and processes of the {topology} topology "
+            f"take {(budget.total_bytes - budget.free_bytes) / 1e9:.1f} GB of {card.memory_gb:g}; choose a larger "
+            "card, or --topology fused"
         )
     estimator = _Estimator(card, costs, topology, assumptions)
-    likely = assumptions.values(wire.LLM, {})
+    reached = assumptions.values(wire.LLM, {})
     return Profile(
         device=f"{card.name} ({assumptions.basis})",
         preset=costs.preset,
@@ -73,13 +84,16 @@ def estimated_profile(
             kv_room_bytes=budget.room_bytes,
             state_values=costs.state_values,
         ),
-        bandwidth_gb_s=_rounded(card.bandwidth_gb_s * likely[BANDWIDTH]),
-        tflop_s=_rounded(card.bf16_tflop_s * likely[THROUGHPUT]),
+        bandwidth_gb_s=_rounded(card.bandwidth_gb_s * reached[BANDWIDTH]),
+        tflop_s=_rounded(card.bf16_tflop_s * reached[THROUGHPUT]),
         stages=estimator.stages(),
         basis=assumptions.basis,
         note=f"{assumptions.basis}, not measured{f': {assumptions.note}' if assumptions.note else ''}",
         topology=topology,
-        ranges={name: tuple(map(_rounded, each)) for name, each in assumptions.ranges().items()},
+        ranges={
+            name: (_rounded(low), _rounded(likely), _rounded(high))
+            for name, (low, likely, high) in assumptions.ranges().items()
+        },
     )
 
 
@@ -90,7 +104,7 @@ class _Estimator:
         self.likely = CardTimes(card, costs, topology, assumptions)
         self.drawn = CardTimes(card, costs, topology, assumptions, draws)
 
-    def stages(self) -> dict[str, tuple[StagePoint, ...]]:
+    def stages(self) -> dict[str, tuple[ProfilePoint, ...]]:
         longest, costs, of = self.costs.most_positions, self.costs, self.topology
         contexts = [context for context in CONTEXTS if context <= 2 * longest]
         prompts = [(t, c) for t, c in itertools.product(PROMPTS, PROMPT_CONTEXTS) if t + c <= longest]
@@ -109,23 +123,21 @@ class _Estimator:
                 self._point(lambda t, b=b, s=s: t.denoise(b, s), costs.denoise(of, b, s), batch=b, steps=s)
                 for b, s in denoised
             ),
-            wire.VOCODER: tuple(
-                self._point(lambda t, b=b: t.vocode(b), costs.vocode(of, b), batch=b) for b in BATCHES
-            ),
+            wire.VOCODER: tuple(self._point(lambda t, b=b: t.vocode(b), costs.vocode(of, b), batch=b) for b in BATCHES),
             wire.VOICE: tuple(
                 self._point(lambda t, s=s: t.encode(s), costs.encode(of, s * wire.FRAMES_PER_SECOND), seconds=s)
                 for s in VOICE_SECONDS
             ),
         }
 
-    def _point(self, timed: Timed, work: Work, **at: int) -> StagePoint:
+    def _point(self, timed: Timed, work: Work, **at: Any) -> StagePoint:
         likely, drawn = timed(self.likely), timed(self.drawn).ms
         low, high = np.quantile(drawn, (LOW, HIGH))
-        point = StagePoint(
-            **at, ms=_rounded(likely.ms), device_ms=_rounded(likely.device_ms), device_ms_from=ESTIMATE,
-            low_ms=_rounded(low), high_ms=_rounded(high), roofline_ms=_rounded(self.likely.floor_ms(work)),
-            launches=round(work.launches), bytes=int(work.bytes), gflop=float(work.operations / 1e9),
-        )  # fmt: skip
+        times = {"ms": likely.ms, "device_ms": likely.device_ms, "low_ms": low, "high_ms": high}
+        times |= {"roofline_ms": self.likely.floor_ms(work)}
+        given: dict[str, Any] = {name: _rounded(value) for name, value in times.items()}
+        given |= {"launches": round(work.launches), "bytes": int(work.bytes), "gflop": float(work.operations / 1e9)}
+        point = StagePoint(**given, **at, device_ms_from=ESTIMATE)
         return replace(point, host_ms=_rounded(point.ms - point.turn_ms))
 
 

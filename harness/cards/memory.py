@@ -82,6 +82,6 @@ def budget_of(card: Card, costs: ModelCosts, topology: str, processes_factor: fl
 
 
 def _table_bytes(costs: ModelCosts) -> int:
-    """Bytes of the fused engine's tables: two rows for each slot and two more, as graph_step.table_bytes counts them."""
+    """Bytes of the fused engine's tables: two rows for each slot and two more, as ``graph_step.table_bytes``."""
     row = costs.state_values * costs.itemsize + 4 * (wire.LATENT_SIZE + wire.SEMANTIC_SIZE)
     return (2 * SESSIONS + 2) * row

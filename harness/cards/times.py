@@ -11,8 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from harness import wire
-from harness.cards.assumptions import ACTIVATIONS, COMPUTE, EAGER, EAGER_HOST_MS, HOST, HOST_MS, LAUNCH, MEMORY
-from harness.cards.assumptions import Assumptions
+from harness.cards.assumptions import (
+    ACTIVATIONS,
+    COMPUTE,
+    EAGER,
+    EAGER_HOST_MS,
+    HOST,
+    HOST_MS,
+    LAUNCH,
+    MEMORY,
+    Assumptions,
+)
 from harness.cards.card import BANDWIDTH, THROUGHPUT, Card
 from harness.cards.costs import ModelCosts, Number, Work
 from harness.cards.ranges import Draw
@@ -21,7 +30,7 @@ from harness.device_profile import PREFILL
 GRAPH_TOKENS, GRAPH_CONTEXT = 256, 4096  # largest prompt part and context that the fused engine runs as a graph
 
 
-class StepTimes(NamedTuple):
+class CallTimes(NamedTuple):
     """Milliseconds of the device and of the host, one after the other."""
 
     device_ms: Number
@@ -35,29 +44,31 @@ class StepTimes(NamedTuple):
 class CardTimes:
     """Times of a model's steps on a card in a topology; the unknowns have the values of a draw (empty: likely)."""
 
-    def __init__(self, card: Card, costs: ModelCosts, topology: str, assumptions: Assumptions, draw: Draw | None = None):
+    def __init__(
+        self, card: Card, costs: ModelCosts, topology: str, assumptions: Assumptions, draw: Draw | None = None
+    ):
         self.card, self.costs, self.topology, self.assumptions = card, costs, topology, assumptions
         self.draw = draw or {}
 
-    def step(self, batch: Number, context: Number) -> StepTimes:
+    def step(self, batch: Number, context: Number) -> CallTimes:
         """A frame step of the LLM."""
         return self._graph(wire.LLM, self.costs.step(self.topology, batch, context), batch)
 
-    def denoise(self, batch: Number, steps: int = wire.DEFAULT_DIFFUSION_STEPS) -> StepTimes:
+    def denoise(self, batch: Number, steps: int = wire.DEFAULT_DIFFUSION_STEPS) -> CallTimes:
         work = self.costs.denoise(self.topology, batch, steps)
         recorded = steps == wire.DEFAULT_DIFFUSION_STEPS
         return self._graph(wire.DIFFUSION, work, batch) if recorded else self._eager(wire.DIFFUSION, work)
 
-    def vocode(self, batch: Number) -> StepTimes:
+    def vocode(self, batch: Number) -> CallTimes:
         return self._graph(wire.VOCODER, self.costs.vocode(self.topology, batch), batch)
 
-    def prefill(self, tokens: int, context: int) -> StepTimes:
+    def prefill(self, tokens: int, context: int) -> CallTimes:
         """A prompt part; short ones of the fused engine are graphs."""
         work = self.costs.prefill(self.topology, tokens, context)
         recorded = self.topology == wire.FUSED and tokens <= GRAPH_TOKENS and context + tokens <= GRAPH_CONTEXT
         return self._graph(PREFILL, work, 1) if recorded else self._eager(PREFILL, work)
 
-    def encode(self, seconds: float) -> StepTimes:
+    def encode(self, seconds: float) -> CallTimes:
         """A voice sample."""
         frames = np.ceil(seconds * wire.FRAMES_PER_SECOND)
         return self._eager(wire.VOICE, self.costs.encode(self.topology, frames))
@@ -90,16 +101,16 @@ class CardTimes:
     def _computed_ms(self, operations: Number, values: dict[str, Number]) -> Number:
         return operations / (self.card.bf16_tflop_s * values[THROUGHPUT] * 1e12) * 1e3
 
-    def _graph(self, stage: str, work: Work, batch: Number) -> StepTimes:
+    def _graph(self, stage: str, work: Work, batch: Number) -> CallTimes:
         device_ms = self.device_ms(stage, work)
         if self.topology == wire.FUSED:
-            return StepTimes(device_ms, 0.0 * device_ms)
+            return CallTimes(device_ms, 0.0 * device_ms)
         fixed, each = HOST_MS[wire.STAGED]
         host = self.assumptions.values(stage, self.draw)[HOST]
-        return StepTimes(device_ms, host * (fixed + each * batch) + 0.0 * device_ms)
+        return CallTimes(device_ms, host * (fixed + each * batch) + 0.0 * device_ms)
 
-    def _eager(self, stage: str, work: Work) -> StepTimes:
+    def _eager(self, stage: str, work: Work) -> CallTimes:
         """Kernels launched one by one: the host is in the way only as far as it is slower than the device."""
         values, device_ms = self.assumptions.values(stage, self.draw), self.device_ms(stage, work)
         launching_ms = work.launches * values[EAGER] / 1e3
-        return StepTimes(device_ms, np.maximum(launching_ms - device_ms, 0.0) + EAGER_HOST_MS * values[HOST])
+        return CallTimes(device_ms, np.maximum(launching_ms - device_ms, 0.0) + EAGER_HOST_MS * values[HOST])

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.content import SCHEMA, content_of, read
-from harness.records.plan import Counts, KvMemory, PlannedRate, PlannedTarget
 from harness.records.load_test import ClassRecord
+from harness.records.plan import Counts, KvMemory, PlannedRate, PlannedTarget
 from harness.records.slo import Slo
 
 VERDICT = "planning estimate"
@@ -62,7 +62,7 @@ class EstimatedCard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
+class PlanningEstimate:
     """estimate.json. ``accepted``: whether the reader has accepted estimates (--accept-estimates)."""
 
     schema: int = SCHEMA
@@ -77,7 +77,7 @@ class Estimate:
     cards: tuple[EstimatedCard, ...]
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Estimate:
+    def of(cls, content: Mapping[str, Any]) -> PlanningEstimate:
         """Build it from the content of an estimate.json. Raises ValueError."""
         return read(cls, content)
 

@@ -238,6 +238,7 @@ class RunManifest:
     profiles: dict[str, Profile] = field(default_factory=dict)  # of other types of device, as they were at the start
     stages: tuple[_StageRecord, ...] = ()  # what the server processes reported
     topologies: tuple[str, ...] = (wire.STAGED,)  # that the plan deploys
+    times_basis: str = absent("")  # of emulated times that nobody measured: estimated or scaled
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> RunManifest:

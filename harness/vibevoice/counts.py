@@ -1,4 +1,4 @@
-"""Counts what a step of each stage would do on a GPU, on torch's meta device: kernels, weights, operations, activations.
+"""Counts what a step of each stage would do on a GPU, on torch's meta device: kernels, operations, activations.
 
 ``python -m harness.vibevoice.counts`` writes the counts of the presets to harness/cards/models.json, from
 which ``harness.cards`` estimates times without torch. Nothing is computed and no GPU is needed.

@@ -42,14 +42,14 @@ class ClassDemand:
 
 
 @dataclass(frozen=True)
-class Demand:
+class MixDemand:
     """A mix as the closed form needs it. ``in_progress``: lengths and weights of sessions found at a random moment."""
 
     classes: tuple[ClassDemand, ...]
     voice_frames: int = 150
 
     @classmethod
-    def of(cls, mix: Mix) -> Demand:
+    def of(cls, mix: Mix) -> MixDemand:
         """From a mix. Raises InputError for lengths that are not known before scripts are read."""
         shares = mix.shares()
         for each in mix.classes:
@@ -85,7 +85,7 @@ class MemoryNeed(NamedTuple):
     longest: float
 
     @classmethod
-    def of(cls, demand: Demand, bytes_per_token: int) -> MemoryNeed:
+    def of(cls, demand: MixDemand, bytes_per_token: int) -> MemoryNeed:
         kv = KvRoom(0.0, bytes_per_token, voice_frames=demand.voice_frames)
         frames, weights = demand.in_progress()
         each = kv.bytes_of(frames).astype(float)
@@ -117,7 +117,7 @@ class ClosedPools:
     """Pools of a device under a demand and SLOs (on time to first audio and real-time factor)."""
 
     device: ClosedDevice
-    demand: Demand
+    demand: MixDemand
     need: MemoryNeed
     slos: Sequence[Slo]
     utilisation_cap: float

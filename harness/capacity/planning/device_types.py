@@ -15,7 +15,7 @@ from harness.capacity.models.memory import KvRoom
 from harness.capacity.planning.cost_and_growth import cost_per_audio_hour, price_of
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.staged import StageModel, Topology, hop_of, staged_step_time
-from harness.device_profile import Profile, StagePoint
+from harness.device_profile import ESTIMATED, Profile, StagePoint
 from harness.errors import InconclusiveError, InputError
 from harness.records.fit import FittedDeployment
 from harness.records.plan import CostedCount, DeviceTypeRow
@@ -128,7 +128,7 @@ def _record(
         "type": name,
         "device": profile.device,
         "preset": profile.preset,
-        "basis": "extrapolated",
+        "basis": ESTIMATED if profile.known_as == ESTIMATED else "extrapolated",
     }
     try:
         if topology_of(chosen.deployment) == wire.FUSED:

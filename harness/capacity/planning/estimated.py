@@ -10,7 +10,7 @@ import numpy as np
 
 from harness import wire
 from harness.capacity.models.memory import prompt_tokens
-from harness.capacity.planning.closed_form import ClosedDevice, ClosedPools, Demand, MemoryNeed
+from harness.capacity.planning.closed_form import ClassDemand, ClosedDevice, ClosedPools, MemoryNeed, MixDemand
 from harness.cards.assumptions import FIRST_STEPS, HOP, MEASUREMENTS, PROCESSES, SPLIT, Assumptions
 from harness.cards.card import Card
 from harness.cards.costs import ModelCosts
@@ -18,7 +18,7 @@ from harness.cards.memory import SESSIONS, budget_of
 from harness.cards.ranges import HIGH, LOW, Draw, Range, draws_of
 from harness.cards.times import GRAPH_CONTEXT, GRAPH_TOKENS, CardTimes
 from harness.errors import InputError
-from harness.records.estimate import Estimate, EstimatedCard, Narrowing, UnknownEffect
+from harness.records.estimate import EstimatedCard, Narrowing, PlanningEstimate, UnknownEffect
 from harness.records.plan import KvMemory, PlannedRate, PlannedTarget
 from harness.records.slo import Slo
 from harness.traffic.mix import Mix
@@ -45,15 +45,15 @@ def estimate(
     slos: Sequence[Slo],
     targets_qps: Sequence[float],
     utilisation_cap: float = UTILISATION_CAP,
-) -> Estimate:
+) -> PlanningEstimate:
     """estimate.json for some cards. Raises InputError for an SLO that cannot be estimated, or without any SLO."""
     for slo in slos:
         if slo.metric not in _METRICS:
             raise InputError(f"SLO {slo}: stalls cannot be estimated; give limits of ttfa_p95_s and rtf_p95 instead")
     if not slos:
         raise InputError(f"mix {mix.name} has no SLOs: give --slo 1.0,0.9 (seconds to first audio, real-time factor)")
-    planner = _Planner(costs, topology, Demand.of(mix), tuple(slos), tuple(sorted(targets_qps)), utilisation_cap)
-    return Estimate(
+    planner = _Planner(costs, topology, MixDemand.of(mix), tuple(slos), tuple(sorted(targets_qps)), utilisation_cap)
+    return PlanningEstimate(
         preset=costs.preset,
         topology=topology,
         mix=mix.record(),
@@ -68,7 +68,7 @@ def estimate(
 class _Planner:
     costs: ModelCosts
     topology: str
-    demand: Demand
+    demand: MixDemand
     slos: tuple[Slo, ...]
     targets_qps: tuple[float, ...]
     utilisation_cap: float
@@ -97,8 +97,8 @@ class _Planner:
     def _problem(self, likely: ClosedPools) -> str:
         if likely.device.room_bytes < likely.need.longest:
             return (
-                f"the longest session of the mix needs {likely.need.longest / 1e9:.2f} GB of KV cache, and the card has "
-                f"{max(likely.device.room_bytes, 0) / 1e9:.2f} GB beside weights and processes"
+                f"the longest session of the mix needs {likely.need.longest / 1e9:.2f} GB of KV cache; the card has "
+                f"{likely.device.room_bytes / 1e9:.2f} GB beside weights and processes"
             )
         rate, binding = likely.steady_rate()
         return "" if rate > 0 else f"{binding} is violated even with one session"
@@ -123,9 +123,7 @@ class _Planner:
         interval = float(min(low, value)), float(max(high, value))
         return PlannedRate(value=value, interval=interval, binding=binding, basis=model.assumptions.basis)
 
-    def _target(
-        self, model: CardModel, likely: ClosedPools, qps: float, counts: Sequence[int | None]
-    ) -> PlannedTarget:
+    def _target(self, model: CardModel, likely: ClosedPools, qps: float, counts: Sequence[int | None]) -> PlannedTarget:
         devices, basis = likely.fewest(qps), model.assumptions.basis
         if devices is None:
             return PlannedTarget(qps=qps, basis=basis, binding=likely.violated(qps, 1), note="No number suffices.")
@@ -188,27 +186,37 @@ class _Planner:
 
     def _built(self, model: CardModel, draws: Draw, count: int) -> list[ClosedPools]:
         times = CardTimes(model.card, self.costs, self.topology, model.assumptions, draws)
-        common = {
-            name: np.broadcast_to(value, count) for name, value in model.assumptions.common_values(draws).items()
-        }
+        common = {name: np.broadcast_to(value, count) for name, value in model.assumptions.common_values(draws).items()}
         opening_ms = {each.name: self._opening_ms(times, float(each.frames.mean())) for each in self.demand.classes}
         mean_opening_ms = sum(each.share * opening_ms[each.name][0] for each in self.demand.classes)
         step_s = self._step_s(times, common, mean_opening_ms)
         need = MemoryNeed.of(self.demand, self.costs.kv_bytes_per_token)
         heard = {each.name: self._opening_ms(times, self._long(each)) for each in self.demand.classes}
+        rows = ({name: float(values[row]) for name, values in common.items()} for row in range(count))
         return [
-            ClosedPools(
-                ClosedDevice(
-                    step_s=step_s[:, row],
-                    audio_base_s={n: ENTRY_S + float(np.broadcast_to(ms, count)[row]) / 1e3 for n, (ms, _) in heard.items()},
-                    first_steps={n: float(common[FIRST_STEPS][row]) + self._between(parts) for n, (_, parts) in heard.items()},
-                    room_bytes=self._room(model, float(common[PROCESSES][row])),
-                    session_limit=SESSIONS,
-                ),
-                self.demand, need, self.slos, self.utilisation_cap,
+            self._one(
+                model, step_s[:, row], need, values, {n: (_at(ms, row, count), p) for n, (ms, p) in heard.items()}
             )
-            for row in range(count)
-        ]  # fmt: skip
+            for row, values in enumerate(rows)
+        ]
+
+    def _one(
+        self,
+        model: CardModel,
+        step_s: np.ndarray,
+        need: MemoryNeed,
+        values: dict[str, float],
+        heard: dict[str, tuple[float, int]],
+    ) -> ClosedPools:
+        """The pools of one draw. ``heard``: by class, milliseconds of reading its prompt, and the prompt's parts."""
+        device = ClosedDevice(
+            step_s=step_s,
+            audio_base_s={name: ENTRY_S + ms / 1e3 for name, (ms, _) in heard.items()},
+            first_steps={name: values[FIRST_STEPS] + self._between(parts) for name, (_, parts) in heard.items()},
+            room_bytes=float(budget_of(model.card, self.costs, self.topology, values[PROCESSES]).room_bytes),
+            session_limit=SESSIONS,
+        )
+        return ClosedPools(device, self.demand, need, self.slos, self.utilisation_cap)
 
     def _step_s(self, times: CardTimes, common: dict[str, np.ndarray], opening_ms: np.ndarray) -> np.ndarray:
         """Seconds of a frame step with 1 to SESSIONS sessions on a device [sessions, draws].
@@ -240,19 +248,20 @@ class _Planner:
         """Frame steps between the parts of a prompt: the staged LLM alternates, the fused engine reads ahead."""
         return float(parts - 1) if self.topology == wire.STAGED else 0.0
 
-    def _long(self, each) -> float:
+    def _long(self, each: ClassDemand) -> float:
         """Frames of a class's session at the strictest quantile of its SLOs on first audio."""
         quantiles = [s.quantile for s in self.slos if s.traffic_class == each.name and s.metric == "ttfa_s"]
         return float(np.quantile(each.frames, max(quantiles, default=0.5), method="higher"))
-
-    def _room(self, model: CardModel, processes: float) -> float:
-        return float(budget_of(model.card, self.costs, self.topology, processes).room_bytes)
 
 
 def _on_a_line(times: CardTimes, first: int, last: int) -> np.ndarray:
     """Milliseconds of the prompt parts from number ``first`` to before ``last``."""
     ends = [times.prefill(GRAPH_TOKENS, number * GRAPH_TOKENS).ms for number in (first, max(last - 1, first))]
     return np.asarray((last - first) * (ends[0] + ends[1]) / 2)
+
+
+def _at(values: np.ndarray, row: int, count: int) -> float:
+    return float(np.broadcast_to(values, count)[row])
 
 
 def _tails() -> tuple[float, float]:
