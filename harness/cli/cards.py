@@ -14,7 +14,6 @@ from harness import wire
 from harness.cli.app import app, out
 from harness.errors import InputError
 from harness.host.places import SCENARIOS
-from harness.traffic.mix import MIXES
 
 if TYPE_CHECKING:
     from harness.cards.card import Card
@@ -151,6 +150,7 @@ def _traffic(mix: str, slo: str) -> Mix:
     """The mix of a name or a file, with its own SLOs, or the given ones for every class. Raises InputError."""
     from harness.cli.first_plan import slos_of
     from harness.planfile.reading import load_mix
+    from harness.traffic.mix import MIXES
 
     if mix in MIXES:
         found = MIXES[mix]
