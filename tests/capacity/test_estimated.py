@@ -14,12 +14,14 @@ from harness.capacity.models.memory import KvRoom
 from harness.capacity.models.spreads import Sample, Spread
 from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.closed_form import ClassDemand, ClosedDevice, ClosedPools, MemoryNeed, MixDemand
+from harness.capacity.planning.device_types import DeviceType
 from harness.capacity.planning.estimated import CardModel, _Planner, estimate
 from harness.capacity.planning.pools import Pools
+from harness.capacity.planning.scaled_profile import scaled
 from harness.cards.assumptions import MEMORY, SPLIT
 from harness.cards.card import card_of
 from harness.cards.costs import costs_of
-from harness.cards.estimate import assumptions_for
+from harness.cards.estimate import assumptions_for, estimated_profile
 from harness.errors import InputError
 from harness.planfile.reading import load_mix
 from harness.records.estimate import PlanningEstimate
@@ -183,6 +185,19 @@ def test_a_session_that_does_not_fit_has_no_count_but_a_reason():
     assert fused.problem == "" and fused.memory.longest_sessions == pytest.approx(3.1, abs=0.2)
     slow = SHORTS.with_slos({"short": {"rtf_p95": 0.001}})
     assert "rtf p95 of class short is violated even with one session" in made("h100", mix=slow).cards[0].problem
+
+
+def test_an_estimated_profile_is_a_type_of_device_to_compare_with_and_says_what_it_is():
+    card = card_of("l40s")
+    staged, fused = (
+        estimated_profile(card, COSTS, each, assumptions_for(card, COSTS, each)) for each in (wire.STAGED, wire.FUSED)
+    )
+    kind = DeviceType.of_profile(staged)
+    assert kind.most_sessions == 128 and "estimated, not measured" in kind.note and kind.name.endswith("(estimated)")
+    again = scaled(staged, "faster", 2 * staged.bandwidth_gb_s, 2 * staged.tflop_s)
+    assert again.basis == "estimated", "a profile scaled from an estimate was taken for one scaled from a measurement"
+    with pytest.raises(InputError, match="estimate the card with --topology staged"):
+        DeviceType.of_profile(fused)
 
 
 def test_slos_that_cannot_be_estimated_are_refused():

@@ -1,6 +1,8 @@
 """Commands about cards: what they print and write, their exit codes, and a usage error is one sentence."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from report_page import Page
@@ -87,3 +89,14 @@ def test_a_fused_profile_is_not_emulated_by_staged_stages(tmp_path):
         Deployment("1.5b", emulate=str(tmp_path / "l40s-1.5b-fused-estimated.json"))
     run("profile", "--estimate", "l40s", "--preset", "1.5b", "--out", tmp_path)
     assert Deployment("1.5b", emulate=str(tmp_path / "l40s-1.5b-staged-estimated.json")).kind == "emulated"
+
+
+def test_a_plan_for_cards_compiles_nothing_and_loads_no_torch():
+    """It answers in seconds on a fresh checkout; compiling the simulator alone takes 15 to 40."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from harness.cli.main import app; "
+        "done = CliRunner().invoke(app, ['plan', '--card', 'h100,l40s,b200', '--qps', '1,10']); "
+        "print(done.exit_code, [name for name in ('numba', 'torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 []"

@@ -71,6 +71,8 @@ class DeviceType:
     def _read(cls, profile: Profile) -> DeviceType:
         if profile.model.kv_room_bytes is None:
             raise ValueError("its model has no kv_room_bytes")
+        if profile.topology == wire.FUSED:
+            raise ValueError("it has the parts of the fused engine's step: estimate the card with --topology staged")
         kv = KvRoom(profile.model.kv_room_bytes, profile.model.kv_bytes_per_token)
         tau0_s, alpha_s, token_s, host_s, host_each_s, off, batches = {}, {}, 0.0, {}, {}, 0.0, []
         for stage in wire.STAGES:
