@@ -44,6 +44,7 @@ setup(
     package_dir=BESIDE,
     package_data={
         "harness": ["commit.txt"],
+        "harness.cards": ["*.yaml", "*.json"],
         "harness.drive": ["*.html"],
         "harness.report": ["*.html.j2", "*.css", "*.js"],
         "harness.service": ["page/*"],

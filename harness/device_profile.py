@@ -14,7 +14,9 @@ from harness.identity import HostFacts
 
 PREFILL = "prefill"  # prompt parts of the LLM stage, beside the stages of the frame path
 PROFILER, EVENTS, CPU, WALL = "profiler", "events", "cpu", "wall"  # sources of a device's part of a time
-SEPARATE = PROFILER, EVENTS  # sources that measure it apart from the host's
+ESTIMATE = "estimate"  # the source where nothing was measured: see harness/cards
+SEPARATE = PROFILER, EVENTS, ESTIMATE  # sources that know it apart from the host's
+MEASURED, SCALED, ESTIMATED = "measured", "scaled", "estimated"  # how the times of a profile are known
 
 Count = Annotated[int, Field(strict=True, ge=0)]
 Size = Annotated[int, Field(strict=True, gt=0)]
@@ -61,6 +63,8 @@ class StagePoint(GridPoint):
 
     ms: Milliseconds
     spread: float | None = None  # half the interval of the median, relative to it; not known from one call
+    low_ms: float | None = absent(None)  # of an estimate: ``ms`` lies in between with 95% of the likely assumptions
+    high_ms: float | None = absent(None)
     roofline_ms: float | None = absent(None)  # the lower bound by memory and arithmetic
     device_ms: Annotated[Milliseconds | None, BeforeValidator(_given)] = absent(None)
     host_ms: float | None = absent(None)
@@ -128,7 +132,9 @@ class ProfileManifest:
 class Profile:
     """The times of every stage on one device, with its copy bandwidth (GB/s) and matrix throughput (TFLOP/s).
 
-    ``basis`` and ``note`` are set where it was scaled to a device that nobody measured.
+    ``basis``: MEASURED (also where an older one leaves it out), SCALED from the profile of another device, or ESTIMATED
+    from a data sheet; ``note`` says how. ``topology``: of an estimate ("": staged). ``ranges``: what an estimate
+    assumes, (low, likely, high) by name.
     """
 
     schema: int = SCHEMA
@@ -142,6 +148,8 @@ class Profile:
     stages: dict[str, tuple[ProfilePoint, ...]]
     basis: str = absent("")
     note: str = absent("")
+    topology: str = absent("")
+    ranges: dict[str, tuple[float, float, float]] | None = absent(None)
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Profile:
@@ -157,6 +165,11 @@ class Profile:
         if not points:
             raise ValueError(f"it has no time of {stage}")
         return points
+
+    @property
+    def known_as(self) -> str:
+        """How its times are known: MEASURED, SCALED or ESTIMATED."""
+        return self.basis or MEASURED
 
     @property
     def is_separated(self) -> bool:

@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # From the ground up, as ARCHITECTURE.md has it; what stands on one line may be imported by what stands on it or above.
 ORDER = (
-    ("errors", "exit_codes", "wire", "content"),
-    ("topology", "identity", "device_profile", "jit"),
+    ("errors", "exit_codes", "wire", "content", "yaml_text"),
+    ("topology", "identity", "device_profile", "gpu_memory", "jit"),
     ("records",),
     ("host", "traffic"),
     ("capacity.models",),
+    ("cards",),
     ("capacity.simulator",),
     ("capacity.fitting",),
     ("capacity.planning",),
@@ -37,7 +38,8 @@ ORDER = (
 # What runs inside Triton: torch and the model. It stands apart, and only model_repository/ imports it.
 SERVER = "vibevoice"
 SERVER_MAY_IMPORT = (
-    "errors", "wire", "content", "identity", "device_profile", "jit", "host", "traffic.script", "traffic.voice_folder",
+    "errors", "wire", "content", "identity", "device_profile", "gpu_memory", "jit", "host", "traffic.script",
+    "traffic.voice_folder",
 )  # fmt: skip
 SERVER_ORDER = (
     ("vibevoice.process", "vibevoice.kernels", "vibevoice.sessions"),
@@ -47,6 +49,7 @@ SERVER_ORDER = (
     ("vibevoice.backend",),
     ("vibevoice.engine",),
     ("vibevoice.entry",),
+    ("vibevoice.counts",),
 )
 RANKS = {name: rank for order in (ORDER, SERVER_ORDER) for rank, line in enumerate(order) for name in line}
 FILES = {

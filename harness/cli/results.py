@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import RunFolder, app, out, rates_of, say_aside
+from harness import wire
+from harness.cli.app import TOPOLOGY_HELP, RunFolder, app, out, rates_of, say_aside
+from harness.cli.cards import CardsFile, plan_for_cards
 from harness.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,12 +50,53 @@ def _opened(folder: Path) -> Run:
     return stored
 
 
-@app.command(epilog="Example: `harness plan --run results/quick-1a2b3c4d --qps 0.5,1,5,20`")
+@app.command(
+    epilog="Examples: `harness plan --run results/quick-1a2b3c4d --qps 0.5,1,5,20`, "
+    "`harness plan --card h100,l40s,b200 --qps 1,10`"
+)
 def plan(
-    run: RunFolder,
+    run: Annotated[Path | None, typer.Option("--run", help="A folder under results/.")] = None,
     qps: Annotated[str, typer.Option("--qps", help="Target rates, comma-separated; default: the plan's own.")] = "",
+    card: Annotated[
+        str, typer.Option("--card", help="Estimate for these cards instead, comma-separated: see `harness cards`.")
+    ] = "",
+    preset: Annotated[str, typer.Option(help="With --card: tiny, 1.5b or 7b.")] = "1.5b",
+    topology: Annotated[str, typer.Option(help=f"With --card: {TOPOLOGY_HELP}.")] = wire.FUSED,
+    mix: Annotated[
+        str, typer.Option(help="With --card: a mix or its file; default: 95% of 10 s and 5% of 90 minutes.")
+    ] = "",
+    slo: Annotated[
+        str, typer.Option(help="With --card: SLOs of every class, p95 of first audio (s) and of RTF: 1.0,0.9")
+    ] = "",
+    measured: Annotated[
+        Path | None, typer.Option("--from", metavar="PROFILE", help="With --card: a measured profile of another card.")
+    ] = None,
+    cards: CardsFile = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="With --card: write estimate.html and estimate.json to this folder.")
+    ] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept-estimates", help="With --card: exit with 0, although nothing was measured.")
+    ] = False,
 ) -> None:
-    """Print the devices for other target rates, from stored results, in seconds."""
+    """Print the devices for other target rates from stored results, or estimate them for cards nobody has measured.
+
+    With --card, nothing needs to have been run: the answer is a planning estimate with a wide interval, what of it is
+    not known, and the measurement that would narrow it most. Exit code 2 then, unless estimates are accepted.
+    """
+    if (run is None) == (not card):
+        raise InputError("give either --run DIR, for stored results, or --card h100,l40s, for an estimate")
+    if card:
+        rates = rates_of(qps) or (0.1, 1.0, 10.0)
+        chosen = {"preset": preset, "topology": topology, "mix": mix, "slo": slo, "measured": measured, "file": cards}
+        raise typer.Exit(plan_for_cards(card, rates, **chosen, folder=folder, accepted=accept))
+    if any((mix, slo, measured, cards, folder, accept)):
+        raise InputError("--mix, --slo, --from, --cards, --out and --accept-estimates are for --card: leave them out")
+    assert run is not None
+    _plan_of_run(run, qps)
+
+
+def _plan_of_run(run: Path, qps: str) -> None:
     from harness.cli.tables import print_plan
     from harness.runs import analysis, opening
 

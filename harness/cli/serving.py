@@ -11,6 +11,7 @@ from rich.table import Table
 
 from harness import wire
 from harness.cli.app import TOPOLOGY_HELP, Preset, app, out, say_aside, shown
+from harness.cli.cards import CardsFile, estimate_profile
 from harness.cli.server_options import NO_SERVERS, ONE_AT_A_TIME, Servers, with_servers
 from harness.client.target import URL_VARIABLE
 from harness.errors import InputError, ServerError
@@ -66,7 +67,12 @@ def serve(
         how = "" if topology == wire.STAGED else f", {topology},"
         out.print(f"serving preset {preset}{how} at [bold]{server.url}[/] (gRPC), metrics at {server.metrics_url}")
         if emulate:
-            out.print(f"[yellow]emulated[/]: {gpus} x the times of {emulate}; the audio is silent", soft_wrap=True)
+            from harness.records.store import read_profile
+
+            known_as = read_profile(emulate).known_as
+            out.print(
+                f"[yellow]emulated[/]: {gpus} x the {known_as} times of {emulate}; the audio is silent", soft_wrap=True
+            )
         out.print(f"drive it with: locust -f {shown(SCENARIOS / 'podcast.py')}; Ctrl-C stops it", soft_wrap=True)
         _attend(server)
     finally:
@@ -140,7 +146,9 @@ def _named_by(servers: Servers) -> str:
     return f", as {URL_VARIABLE} says" if servers.from_environment else ""
 
 
-@app.command(epilog="Example: `harness profile --preset tiny --device cpu`")
+@app.command(
+    epilog="Examples: `harness profile --preset tiny --device cpu`, `harness profile --estimate h100 --preset 1.5b`"
+)
 def profile(
     preset: Preset = "tiny",
     device: Annotated[str, typer.Option(help="auto (cuda where there is one), cuda or cpu.")] = "auto",
@@ -154,8 +162,27 @@ def profile(
     quick: Annotated[bool, typer.Option("--quick", help="A few points only.")] = False,
     checkpoint: Annotated[str, typer.Option(help="A released checkpoint folder; default: random weights.")] = "",
     weights_seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    estimate: Annotated[
+        str,
+        typer.Option("--estimate", metavar="CARD", help="Measure nothing: estimate this card, see `harness cards`."),
+    ] = "",
+    measured: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="PROFILE", help="With --estimate: a measured profile of another card."),
+    ] = None,
+    topology: Annotated[str, typer.Option(help="With --estimate: staged or fused.")] = wire.STAGED,
+    cards: CardsFile = None,
 ) -> None:
-    """Measure every stage over batch and context, beside its roofline; `harness serve --emulate` uses the result."""
+    """Measure every stage over batch and context, beside its roofline; `harness serve --emulate` uses the result.
+
+    With --estimate, write the same from a card's data sheet and the model's shapes, with an interval for every time;
+    with --from, efficiency and host times are those of a measured profile, and the intervals are narrower.
+    """
+    if estimate:
+        estimate_profile(estimate, preset, topology, folder, measured, cards)
+        return
+    if measured or cards or topology != wire.STAGED:
+        raise InputError("--from, --cards and --topology are for --estimate CARD: give it, or leave them out")
     from harness.deploy.profiling import ProfileJob, measure, tables
     from harness.records.store import read_profile
 

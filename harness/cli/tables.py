@@ -188,7 +188,8 @@ def _types_table(content: Plan) -> Table:
         cost = row.targets[-1].cost_per_audio_hour if row.targets else None
         sessions = "-" if row.kv_sessions is None else f"{row.kv_sessions:.0f}"
         price = "-" if cost is None else f"{cost:.3g}"
-        table.add_row(f"{row.type} at {row.preset}", *devices, _rate(row.rate_per_device), sessions, price)
+        kind = f"{row.type} at {row.preset}{f' ({row.basis})' if row.basis != 'extrapolated' else ''}"
+        table.add_row(kind, *devices, _rate(row.rate_per_device), sessions, price)
     return table
 
 

@@ -296,9 +296,14 @@ def from_json(text: str) -> model_config_pb2.ModelConfig:
 
 def _checked_profile(path: str, preset: str) -> str:
     try:
-        measured = read_profile(path).preset
+        profile = read_profile(path)
     except StoreError as error:
         raise InputError(f"cannot read the profile: {error}") from None
+    if profile.topology == wire.FUSED:
+        raise InputError(
+            f"{path} is of the fused topology, which cannot be emulated: estimate the card with --topology staged"
+        )
+    measured = profile.preset
     if measured != preset_name(preset):
         raise InputError(f"{path} was measured at preset {measured}, not {preset}: profile it, or change the preset")
     return str(Path(path).resolve())

@@ -21,6 +21,7 @@ from harness import wire
 from harness.deploy.config import checked_preset
 from harness.device_profile import (
     EVENTS,
+    MEASURED,
     PREFILL,
     DeviceEvent,
     EndEvent,
@@ -202,6 +203,7 @@ def _profile(job: ProfileJob, said: DeviceEvent, model: ModelSizes, stages: Poin
         bandwidth_gb_s=said.bandwidth_gb_s,
         tflop_s=said.tflop_s,
         stages={stage: tuple(points) for stage, points in stages.items()},
+        basis=MEASURED,
     )
 
 
@@ -251,7 +253,7 @@ def _at(point: GridPoint, name: str) -> int:
 
 def _caption(points: Sequence[StagePoint | SkippedPoint]) -> str | None:
     separated = [point for point in points if isinstance(point, StagePoint) and point.is_separated]
-    if not separated:
+    if not separated or any(point.low_ms is not None for point in separated):
         return None
     gaps = any(point.device_ms_from == EVENTS for point in separated)
     words = "%: share of the time in which the device was busy; the rest is host time"
@@ -263,6 +265,8 @@ def _cell(point: StagePoint | SkippedPoint) -> str:
         return point.left_out
     bound = "" if point.roofline_ms is None else f" ({_three_digits(point.roofline_ms)})"
     cell = f"{_three_digits(point.ms)}{bound}"
+    if point.low_ms is not None and point.high_ms is not None:
+        return f"{cell}\n{_three_digits(point.low_ms)} to {_three_digits(point.high_ms)}"
     return f"{cell}\n{_share(point)}" if point.is_separated else cell
 
 

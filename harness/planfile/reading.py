@@ -26,6 +26,7 @@ from harness.planfile.sections import (
 )
 from harness.topology import TOPOLOGY
 from harness.traffic.mix import Mix
+from harness.yaml_text import UniqueKeys
 
 
 def load_plan(path: Path | str) -> PlanSpec:
@@ -79,20 +80,9 @@ def _load(path: Path, model: type[BaseModel], build: Callable[[Path, dict], Any]
         raise PlanError(f"{path}: {error}") from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A YAML loader that refuses a repeated key: the safe loader silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path, model: type[BaseModel]) -> dict:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
     except OSError as error:
         raise PlanError(f"cannot be read: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:

@@ -308,6 +308,7 @@ class Plan:
     device: str = ""
     gpus_per_device: int = 1
     emulated: bool = False
+    times_basis: str = absent("")  # of emulated times that nobody measured: estimated or scaled
     confidence: float
     utilisation_cap: float | None = None
     routing: str = absent("least_loaded")

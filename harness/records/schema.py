@@ -248,6 +248,7 @@ class RunManifest:
     stages: tuple[_StageRecord, ...] = ()  # what the server processes reported
     topologies: tuple[str, ...] = (wire.STAGED,)  # that the plan deploys
     between_ladders: BetweenLadders | None = absent(None)
+    times_basis: str = absent("")  # of emulated times that nobody measured: estimated or scaled
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> RunManifest:

@@ -164,6 +164,11 @@ def computed(manifest: RunManifest, plan: Plan | None) -> list[str]:
     said = []
     if is_emulated(manifest, plan):
         said.append("EMULATED: service times were emulated, not those of the real device; so is every figure here.")
+        if manifest.times_basis:
+            said.append(
+                f"{manifest.times_basis.upper()}: nobody has measured the emulated device; its times come from "
+                "its data sheet and the model's shapes."
+            )
     else:
         said.append("Nothing was emulated.")
     beyond = [target for target in (plan.targets if plan else ()) if target.basis == "extrapolated"]

@@ -190,4 +190,5 @@ def _basis(plan: Plan, known: str) -> str:
     """How a figure is known: measured, extrapolated, or emulated; emulated times never count as measured."""
     if not (plan.emulated and known):
         return known
+    known = plan.times_basis or known if known == "measured" else known
     return "emulated" if known == "measured" else f"{known}, emulated"

@@ -66,6 +66,7 @@ def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
         fleet=spec.fleet,
         profiles=manifest.profiles,
         routing=spec.routing,
+        times_basis=manifest.times_basis,
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from harness import wire
 from harness.capacity.planning.device_types import DeviceType
 from harness.capacity.planning.scaled_profile import scaled
-from harness.device_profile import Profile
+from harness.device_profile import MEASURED, Profile
 from harness.errors import HarnessError, InconclusiveError, InputError, StoreError
 from harness.host.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
 from harness.host.provenance import commit, host_facts, versions
@@ -103,6 +103,7 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None, ra
         notes=_notes(url, ray),
         profiles=profiles_of(spec),
         topologies=spec.topologies,
+        times_basis=_times_basis(spec),
     )
     learnt = between_of_earlier_runs(Path(results), manifest)
     notes = (*manifest.notes, *filter(None, [learnt and _says(learnt)]))
@@ -133,6 +134,13 @@ def _device(spec: PlanSpec, url: str | None, ray: str | None, host: HostFacts) -
         name = f"emulated {read_profile(emulated).device}"
         return name if spec.gpus == 1 else f"{spec.gpus} {name}"
     return "cpu" if host.gpu == "none" else host.gpu.split(",")[0]
+
+
+def _times_basis(spec: PlanSpec) -> str:
+    """How the emulated times are known; "" where a device was measured for them, or nothing is emulated."""
+    emulated = spec.profile_path()
+    known_as = read_profile(emulated).known_as if emulated else MEASURED
+    return "" if known_as == MEASURED else known_as
 
 
 def unit_of(manifest: RunManifest) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb
 
-from harness import identity, wire
+from harness import gpu_memory, identity, wire
 from harness.errors import HarnessError, InputError, RequestError, ServerError
 from harness.host import places, provenance
 from harness.host.process_group import reap_children
@@ -137,9 +137,9 @@ def kv_room(args: dict, of_stage, tables_bytes: int = 0) -> int:
     own = sum(counts.values()) - counts["voice"] if fused else counts["llm"]
     numbers = sum(counts.values()) + (instances - 1) * own
     total = import_module("torch").cuda.mem_get_info(of_stage.device)[1]
-    processes = kv_limits.FUSED_PROCESSES if fused else kv_limits.STAGED_PROCESSES
+    processes = gpu_memory.FUSED_PROCESSES if fused else gpu_memory.STAGED_PROCESSES
     taken = numbers * of_stage.dtype.itemsize + instances * tables_bytes
-    return kv_limits.gpu_room(total, taken, instances, of_stage.graph_batch, processes)
+    return gpu_memory.gpu_room(total, taken, instances, of_stage.graph_batch, processes)
 
 
 def _emulated_kv_room(args: dict, profile: emulation.ProfiledTimes) -> int:

@@ -320,7 +320,7 @@ def test_the_same_gpu_is_itself_and_speed_only_moves_the_gpus_part(host_ms, gpu_
 def test_what_was_scaled_says_so_in_the_plan(measured):
     measured_gpu = Profile.of(launch_bound())
     content = scaled(measured_gpu, "B200", 6000.0, 1400.0)
-    assert (content.device, content.basis) == ("B200", "extrapolated")
+    assert (content.device, content.basis) == ("B200", "scaled")
     assert content.model == measured_gpu.model and Profile.of(content.to_dict()) == content
     assert scaled(measured_gpu, "B200", 6000.0, 1400.0, 5e10).model.kv_room_bytes == 5 * 10**10
     (row,) = plan_of(fit_of(measured), measured, profiles={"B200": content}).device_types

@@ -377,6 +377,13 @@ def test_a_run_without_a_decidable_figure_confirms_nothing(fit, measured, runs, 
     assert plan.targets[0].basis == "simulated"
 
 
+def test_a_plan_over_times_that_nobody_measured_decides_nothing(fit, measured, runs):
+    plan = plan_of(fit, measured, *runs, emulated=True, times_basis="estimated")
+    assert plan.verdict == "inconclusive" and plan.times_basis == "estimated" and plan.targets[0].devices
+    assert plan.reasons[0].startswith("A planning estimate: the emulated times are estimated")
+    assert plan_of(fit, measured, *runs, emulated=True).verdict == "met"
+
+
 def test_an_extrapolated_count_is_not_signed(runs):
     short = ladder(TRUTH, np.random.default_rng(10), (1, 2, 4), seconds=30)
     fit = fit_of(short, extrapolation=3.0)

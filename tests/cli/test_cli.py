@@ -27,6 +27,7 @@ COMMANDS = (
     "profile",
     "doctor",
     "scenarios",
+    "cards",
 )
 
 

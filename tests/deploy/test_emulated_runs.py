@@ -10,6 +10,9 @@ from made_up_profile import FRAME_MS, MODEL, write
 
 from harness import signoff as job
 from harness import wire
+from harness.cards.card import card_of
+from harness.cards.costs import costs_of
+from harness.cards.estimate import assumptions_for, estimated_profile
 from harness.client.stream import SpeechClient
 from harness.client.stream import make_result as result_of
 from harness.deploy.config import Deployment
@@ -19,7 +22,7 @@ from harness.errors import InputError
 from harness.planfile.reading import load_plan
 from harness.records.load import TrialLoad
 from harness.records.schema import Outcome, Trial
-from harness.records.store import Run
+from harness.records.store import Run, write_profile
 from harness.runs import opening, points
 from harness.sweep.trial import Measured, TrialRequest
 
@@ -69,6 +72,16 @@ def test_a_run_of_an_emulated_plan_says_so(tmp_path, gpus, unit):
     run = job.SignOff(write_plan(tmp_path, gpus), tmp_path / "results").run
     assert run.manifest.emulated
     assert opening.unit_of(run.manifest) == f"{unit} at preset 1.5b"
+
+
+def test_a_run_over_an_estimated_profile_says_so_in_its_manifest_and_its_unit(tmp_path):
+    plan = write_plan(tmp_path, gpus=1)
+    card, costs = card_of("h100"), costs_of("1.5b")
+    profile = estimated_profile(card, costs, wire.STAGED, assumptions_for(card, costs, wire.STAGED))
+    write_profile(tmp_path / "profiles" / "h200.json", profile)
+    run = job.SignOff(plan, tmp_path / "results").run
+    assert run.manifest.times_basis == "estimated" and Run.open(run.path).manifest.times_basis == "estimated"
+    assert opening.unit_of(run.manifest) == "one emulated NVIDIA H100 SXM (estimated) at preset 1.5b"
 
 
 def test_another_profile_leads_to_another_run(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from harness import wire
+from harness import gpu_memory, wire
 from harness.deploy.config import GPU_BATCH, GPU_SESSIONS, Deployment
 from harness.deploy.flags import STUB_MEMORY, shared_memory_needed
 from harness.vibevoice.process import kv_limits
@@ -48,7 +48,7 @@ def test_the_kv_room_in_the_gpu_page_is_what_the_stage_computes():
         by_the_page = (
             share * (80 << 30) - (6 << 30) - sum((n + instances) * gib * 2**30 for n, gib in terms)
         ) / instances
-        assert kv_limits.gpu_room(80 << 30, 6 << 30, instances, 128) == int(by_the_page)
+        assert gpu_memory.gpu_room(80 << 30, 6 << 30, instances, 128) == int(by_the_page)
 
 
 def test_limits_in_the_gpu_page_are_those_of_a_gpu_deployment():

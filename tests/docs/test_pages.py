@@ -11,6 +11,7 @@ import test_layers
 import typer
 import yaml
 
+from harness.cards.card import read_cards
 from harness.cli.main import app
 from harness.drive.options import ARGUMENTS
 from harness.planfile.reading import load_plan
@@ -112,8 +113,12 @@ def test_pages_give_names():
 
 @pytest.mark.parametrize(("page", "text"), pages.blocks("yaml"))
 def test_a_plan_in_a_page_passes(tmp_path, page, text):
-    """A part of a plan passes in place of the same keys of the plan of the first answer."""
+    """A part of a plan passes in place of the same keys of the plan of the first answer; a list of cards is read."""
     given = yaml.safe_load(text)
+    if "cards" in given:
+        (tmp_path / "cards.yaml").write_text(text)
+        assert read_cards(tmp_path / "cards.yaml").keys() == given["cards"].keys()
+        return
     plan = given if "name" in given else yaml.safe_load((ROOT / "scenarios" / "quick.yaml").read_text()) | given
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     spec = load_plan(tmp_path / "plan.yaml")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from made_up_profile import write
 
-from harness import wire
+from harness import gpu_memory, wire
 from harness.errors import InputError
 from harness.host import places
 from harness.identity import CPU, EMULATED, GPU
@@ -109,7 +109,7 @@ def test_room_for_kv_caches_is_what_the_gpu_has_beside_all_weights(backend, cuda
     shapes.device, shapes.graph_batch = torch.device("cuda:0"), 128
     weights_gib = 2 * sum(shapes.parameters().values()) / GIB
     assert 5 < weights_gib < 6  # of 2.7 G numbers in bfloat16
-    alone, process_gib = backend.kv_room(args(), shapes) / GIB, kv_limits.PROCESS_BYTES / GIB
+    alone, process_gib = backend.kv_room(args(), shapes) / GIB, gpu_memory.PROCESS_BYTES / GIB
     assert alone == pytest.approx(0.9 * 80 - weights_gib - 4 * process_gib - 3, abs=0.01)
     shared = backend.kv_room(args(count=2), shapes) / GIB  # a second LLM process: its own weights, half of the rest
     assert shared < alone / 2 and 2 * shared == pytest.approx(

@@ -15,7 +15,7 @@ from harness.capacity.models.memory import KvRoom
 from harness.capacity.planning.cost_and_growth import cost_per_audio_hour, price_of
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.staged import StageModel, Topology, hop_of, staged_step_time
-from harness.device_profile import Profile, StagePoint
+from harness.device_profile import ESTIMATED, Profile, StagePoint
 from harness.errors import InconclusiveError, InputError
 from harness.records.fit import FittedDeployment
 from harness.records.plan import CostedCount, DeviceTypeRow
@@ -71,6 +71,8 @@ class DeviceType:
     def _read(cls, profile: Profile) -> DeviceType:
         if profile.model.kv_room_bytes is None:
             raise ValueError("its model has no kv_room_bytes")
+        if profile.topology == wire.FUSED:
+            raise ValueError("it has the parts of the fused engine's step: estimate the card with --topology staged")
         kv = KvRoom(profile.model.kv_room_bytes, profile.model.kv_bytes_per_token)
         tau0_s, alpha_s, token_s, host_s, host_each_s, off, batches = {}, {}, 0.0, {}, {}, 0.0, []
         for stage in wire.STAGES:
@@ -128,7 +130,7 @@ def _record(
         "type": name,
         "device": profile.device,
         "preset": profile.preset,
-        "basis": "extrapolated",
+        "basis": ESTIMATED if profile.known_as == ESTIMATED else "extrapolated",
     }
     try:
         if topology_of(chosen.deployment) == wire.FUSED:

@@ -42,7 +42,8 @@ class Terms:
     by type, in ``currency``. ``growth_per_month`` (a share of the rate) and ``fleet`` (existing devices) are for
     a forecast; ``profiles``, by type of device, for counts of devices that were not deployed. ``routing``: how sessions
     are given to devices, a key of ``planning.routing.ROUTINGS``. ``predictions``: those
-    recorded before open-loop runs started, by trial; empty for an older run.
+    recorded before open-loop runs started, by trial; empty for an older run. ``times_basis``: of emulated times that
+    nobody measured (estimated or scaled): with them nothing is met or missed.
     """
 
     utilisation_cap: float
@@ -60,6 +61,7 @@ class Terms:
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     routing: str = LEAST_LOADED
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
+    times_basis: str = ""
 
 
 def make_plan(
@@ -83,7 +85,7 @@ def make_plan(
     chosen = fit.best_deployment
     plan = _nothing_known(chosen, slos, targets_qps, terms)
     if chosen is None:
-        return _without_rate(plan, fit)
+        return _undecided(_without_rate(plan, fit))
     judging = {"confidence": terms.confidence, "max_error": terms.max_error}
     confirmed = confirm(chosen.deployment, trials, requests, mix, slos, rng, **judging, predictions=terms.predictions)
     pools = pools_of(fit, chosen, mix, slos, terms.utilisation_cap, terms.routing)
@@ -112,7 +114,15 @@ def make_plan(
         forecast=_growth(plan.targets, pools, terms),
     )
     remarks = (*remarks_on(fit, chosen, pools), *without_recovery(targets), *without_price(plan, terms.prices))
-    return replace(plan, verdict="inconclusive" if doubts else "met", reasons=(*doubts, *remarks))
+    return _undecided(replace(plan, verdict="inconclusive" if doubts else "met", reasons=(*doubts, *remarks)))
+
+
+def _undecided(plan: Plan) -> Plan:
+    """The plan, inconclusive where its times were never measured."""
+    if not plan.times_basis:
+        return plan
+    said = f"A planning estimate: the emulated times are {plan.times_basis}, and nobody has measured such a GPU."
+    return replace(plan, verdict="inconclusive", reasons=(said, *plan.reasons))
 
 
 def _nothing_known(
@@ -127,6 +137,7 @@ def _nothing_known(
         device=terms.device,
         gpus_per_device=terms.gpus,
         emulated=terms.emulated,
+        times_basis=terms.times_basis,
         confidence=terms.confidence,
         utilisation_cap=terms.utilisation_cap,
         routing=terms.routing,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.device_profile import Profile, SkippedPoint, StagePoint
+from harness.device_profile import ESTIMATED, SCALED, Profile, SkippedPoint, StagePoint
 from harness.errors import InputError
 
 _NOT_SEPARATED = " (its profile does not separate them: the host's time is scaled too)"
@@ -46,7 +46,7 @@ def scaled(
     room = profile.model.kv_room_bytes if kv_room_bytes is None else int(kv_room_bytes)
     return replace(
         profile, device=name, model=replace(profile.model, kv_room_bytes=room), stages=stages,
-        bandwidth_gb_s=bandwidth_gb_s, tflop_s=tflop_s, basis="extrapolated",
+        bandwidth_gb_s=bandwidth_gb_s, tflop_s=tflop_s, basis=ESTIMATED if profile.known_as == ESTIMATED else SCALED,
         note=_note(profile, speeds, kv_room_bytes is not None),
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import torch
 
-from harness import wire
+from harness import gpu_memory, wire
 from harness.device_profile import (
     PREFILL,
     DeviceEvent,
@@ -33,7 +33,6 @@ from harness.device_profile import (
     event_line,
 )
 from harness.errors import HarnessError, InputError
-from harness.vibevoice.process import kv_limits
 from harness.vibevoice.process.setup import prepare
 from harness.vibevoice.profiling.device_time import DeviceTimer
 from harness.vibevoice.profiling.roofline import Cost, Roofline
@@ -332,7 +331,7 @@ def served_room(weights: Weights, room_bytes: int) -> int:
         return room_bytes
     total = torch.cuda.mem_get_info(weights.device)[1]
     numbers = sum(weights.parameters().values())
-    return kv_limits.gpu_room(total, numbers * weights.dtype.itemsize, 1, weights.graph_batch)
+    return gpu_memory.gpu_room(total, numbers * weights.dtype.itemsize, 1, weights.graph_batch)
 
 
 def free(device: torch.device) -> None:
