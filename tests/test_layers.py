@@ -25,6 +25,7 @@ ORDER = (
     ("planfile.reading",),
     ("client",),
     ("deploy",),
+    ("service",),
     ("drive.readers",),
     ("drive",),
     ("runs",),
