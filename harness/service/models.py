@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from harness import wire
 
 MOST_VOICES = wire.MAX_SPEAKERS
-Voice = Annotated[int, Field(ge=0, le=1_000_000)] | Annotated[str, Field(max_length=100)]
+Voice = Annotated[StrictInt, Field(ge=0, le=1_000_000)] | Annotated[StrictStr, Field(max_length=100)]
 Voices = Annotated[list[Voice], Field(max_length=MOST_VOICES)]
 _FORBID = ConfigDict(extra="forbid")
 

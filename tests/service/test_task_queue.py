@@ -1,8 +1,10 @@
 """The queue on a real Redis: every change happens whole, once, and by the worker that holds the task."""
 
 import asyncio
+import signal
 
 import pytest
+from redis.exceptions import RedisError
 from service_parts import opened, spec_of
 
 from harness.service.scripts import GROUP
@@ -290,3 +292,38 @@ def test_the_queue_survives_a_redis_that_was_killed(tmp_path, settings):
         assert run(settings, after, redis=server.url)
     finally:
         server.stop()
+
+
+def test_a_cancelled_question_to_redis_ends(settings):
+    """With redis-py's own time limit a cancellation is lost while it sends, on Python 3.11."""
+
+    async def scenario(queue):
+        async def ask():
+            while True:
+                await queue.room("a")
+
+        for number in range(60):
+            asking = asyncio.create_task(ask())
+            await asyncio.sleep(number * 5e-5)
+            asking.cancel()
+            done, _ = await asyncio.wait([asking], timeout=20)
+            assert done
+
+    run(settings, scenario)
+
+
+def test_a_redis_that_does_not_answer_is_an_error_in_time(settings, redis_server, monkeypatch):
+    monkeypatch.setattr("harness.service.queue.ANSWER_S", 0.3)
+
+    async def scenario(queue):
+        redis_server._process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(RedisError, match="has not answered"):
+                await queue.record("a")
+            with pytest.raises(RedisError, match="has not answered"):
+                await queue.room()
+        finally:
+            redis_server._process.send_signal(signal.SIGCONT)
+        assert await queue.record("a") is None, "it goes on after that"
+
+    run(settings, scenario)
