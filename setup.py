@@ -46,6 +46,7 @@ setup(
         "harness": ["commit.txt"],
         "harness.drive": ["*.html"],
         "harness.report": ["*.html.j2", "*.css", "*.js"],
+        "harness.service": ["page/*", "page/*/*", "templates/*"],
         "harness.model_repository": ["*/config.pbtxt", "*/1/*.py", "*/1/.gitkeep"],
         "harness.scenarios": ["*.py", "*.yaml", "*.txt", "mixes/*.yaml"],
     },

@@ -94,8 +94,6 @@ def test_a_range_of_the_audio(service):
 def test_audio_is_downloaded_while_it_is_made(service, conduct):
     conduct.frame_s = 0.05
     task, got = service.submit(SCRIPT, options={"seed": 3}), b""
-    first = service.get(f"/v1/tasks/{task}/audio")
-    assert first.status_code == 404 and "yet" in first.json()["detail"]
     while (state := service.get(f"/v1/tasks/{task}").json()["status"]) != "done" or len(got) < 44 + FRAMES * 6400:
         part = service.get(f"/v1/tasks/{task}/audio", headers={"Range": f"bytes={len(got)}-"})
         assert part.status_code in (206, 416, 404), part.text
@@ -107,6 +105,12 @@ def test_audio_is_downloaded_while_it_is_made(service, conduct):
     assert np.array_equal(np.frombuffer(got[44:], "<i2"), unbroken(3, FRAMES))
     samples, _ = soundfile.read(io.BytesIO(got), dtype="int16")
     assert len(samples) == FRAMES * 3200, "a WAV of unknown length is read to its end"
+
+
+def test_a_task_without_audio_yet_says_so(idle):
+    service = idle()
+    answer = service.get(f"/v1/tasks/{service.submit()}/audio", headers={"Range": "bytes=0-"})
+    assert answer.status_code == 404 and "yet" in answer.json()["detail"]
 
 
 def test_a_task_is_followed_to_its_end(service, conduct):
