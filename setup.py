@@ -47,7 +47,7 @@ setup(
         "harness.cards": ["*.yaml", "*.json"],
         "harness.drive": ["*.html"],
         "harness.report": ["*.html.j2", "*.css", "*.js"],
-        "harness.service": ["page/*"],
+        "harness.service": ["page/*", "page/*/*", "templates/*"],
         "harness.model_repository": ["*/config.pbtxt", "*/1/*.py", "*/1/.gitkeep"],
         "harness.scenarios": ["*.py", "*.yaml", "*.txt", "mixes/*.yaml"],
     },

@@ -26,6 +26,7 @@ ORDER = (
     ("planfile.reading",),
     ("client",),
     ("deploy",),
+    ("service",),
     ("drive.readers",),
     ("drive",),
     ("runs",),

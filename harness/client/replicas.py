@@ -183,6 +183,13 @@ class Replicas:
         for error in filter(None, answers):
             raise error
 
+    async def any_ready(self) -> None:
+        """Return once one of the servers accepts speech requests. Raises ServerError where none can."""
+        answers = await asyncio.gather(*(replica.ready() for replica in self._ring), return_exceptions=True)
+        if errors := [error for error in answers if error]:
+            if len(errors) == len(self._ring):
+                raise errors[0]
+
     def choose(self) -> Replica:
         """The server for the next stream."""
         up = [replica for replica in self._ring if not replica.down] or list(self._ring)

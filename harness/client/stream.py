@@ -376,6 +376,10 @@ class SpeechClient:
     async def __aexit__(self, *_) -> None:
         await self.replicas.__aexit__()
 
+    async def any_ready(self) -> None:
+        """Return once one of the servers accepts speech requests. Raises ServerError where none can."""
+        await self.replicas.any_ready()
+
     async def ready(self) -> None:
         """Return once every server accepts speech requests. Raises ServerError for one that cannot."""
         await self.replicas.ready()

@@ -24,7 +24,7 @@ from harness.vibevoice.entry import stage_calls
 from harness.vibevoice.entry.prompt import PromptBuilder, SpeechRequest
 from harness.vibevoice.entry.talk import Channel, ClientLeft, Talk
 from harness.vibevoice.entry.tokenizer import tokenizer_for
-from harness.vibevoice.entry.voices import frames_of, load_voices
+from harness.vibevoice.entry.voices import frames_of, load_voices, new_voices
 from harness.vibevoice.process import restarts
 from harness.vibevoice.process.instances import instances
 from harness.vibevoice.process.parameters import number, parameters
@@ -65,7 +65,8 @@ class Entry:
         config = config_of(given["preset"], checkpoint)
         self.model = model_mark(given["preset"], weights_seed, checkpoint, bool(given.get("emulate")))
         self.carry_key = _carry_key(given.get("carry_key_file", ""))
-        self.voices = load_voices(given.get("voices", ""))
+        self.voice_folder = given.get("voices", "")
+        self.voices = load_voices(self.voice_folder)
         voice_frames = {voice: frames_of(samples) for voice, samples in self.voices.items()}
         tokenizer = tokenizer_for(config, checkpoint)
         self.prompts = PromptBuilder(config, tokenizer, voice_frames, ends_by_itself=bool(checkpoint))
@@ -143,6 +144,8 @@ class Entry:
         text = _required(request, wire.TEXT_INPUT).flat[0]
         speakers = _at_most(MOST_SPEAKER_IDS, _required(request, wire.SPEAKER_IDS), wire.SPEAKER_IDS)
         speaker_ids = speakers.flatten().tolist()
+        if self.voice_folder and not {wire.NO_VOICE, *self.voices}.issuperset(speaker_ids):
+            await asyncio.to_thread(self._hear_new_voices)
         # In a thread, since an hour's script takes 20 ms. Long ones one at a time: each thread makes all others wait
         # for the interpreter.
         async with self._long_script() if len(text) > LONG_SCRIPT_BYTES else contextlib.nullcontext():
@@ -150,6 +153,12 @@ class Entry:
         if checked.past:
             checked.past.check_owner(self.model, self._script_mark(checked))
         return checked
+
+    def _hear_new_voices(self) -> None:
+        """Take over voices that were added to the folder since the start. The prompts know their lengths first."""
+        found = new_voices(self.voice_folder, self.voices.keys())
+        self.prompts.voice_frames.update({voice: frames_of(samples) for voice, samples in found.items()})
+        self.voices |= found
 
     @contextlib.asynccontextmanager
     async def _long_script(self) -> AsyncIterator[None]:

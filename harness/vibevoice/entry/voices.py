@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 
 from harness import wire
-from harness.traffic.voice_folder import read_voice, voice_files
-
-_SYNTHETIC_SECONDS = {1: 9.0, 2: 12.0, 3: 10.0, 4: 14.0}  # the released voices take 9 to 30 s
+from harness.errors import InputError
+from harness.traffic.voice_folder import BUILT_IN, read_voice, synthetic_voice, voice_files
 
 _LEVEL_DB, _EPSILON = -25.0, 1e-6  # as in transformers' feature extractor
 
@@ -20,7 +20,7 @@ def load_voices(folder: str = "") -> dict[int, np.ndarray]:
     All at the loudness that the released feature extractor gives them. Raises InputError for what is no such file.
     """
     if not folder:
-        return {voice: _levelled(_synthetic(voice, seconds)) for voice, seconds in _SYNTHETIC_SECONDS.items()}
+        return {voice: _levelled(synthetic_voice(voice)) for voice in range(1, BUILT_IN + 1)}
     voices = {}
     for number, file in enumerate(voice_files(folder), start=1):
         samples, note = read_voice(file)
@@ -30,18 +30,24 @@ def load_voices(folder: str = "") -> dict[int, np.ndarray]:
     return voices
 
 
+def new_voices(folder: str, known: Collection[int]) -> dict[int, np.ndarray]:
+    """Voices that were put into the folder after the ``known`` ones, which must sort before them.
+
+    A file that cannot be read is left out: others may still be written to the folder.
+    """
+    found = {}
+    for number, file in enumerate(voice_files(folder), start=1):
+        if number not in known:
+            try:
+                found[number] = _levelled(read_voice(file)[0])
+            except InputError as error:
+                print(f"voice {number} is left out: {error}", flush=True)
+    return found
+
+
 def frames_of(samples: np.ndarray) -> int:
     """Prompt frames of a sample: ceil(samples / 3200)."""
     return math.ceil(len(samples) / wire.SAMPLES_PER_FRAME)
-
-
-def _synthetic(voice: int, seconds: float) -> np.ndarray:
-    """A vowel-like tone with a different pitch for each id, used where no voice is given."""
-    t = np.arange(int(seconds * wire.SAMPLE_RATE_HZ)) / wire.SAMPLE_RATE_HZ
-    pitch_hz = 90.0 + 35.0 * voice + 4.0 * np.sin(2 * np.pi * 5.0 * t)
-    phase = 2 * np.pi * np.cumsum(pitch_hz) / wire.SAMPLE_RATE_HZ
-    tone = sum(np.sin(k * phase) / k for k in range(1, 9))
-    return (0.1 * tone * (0.6 + 0.4 * np.sin(2 * np.pi * 3.0 * t))).astype(np.float32)
 
 
 def _levelled(samples: np.ndarray) -> np.ndarray:

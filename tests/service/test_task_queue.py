@@ -1,0 +1,329 @@
+"""The queue on a real Redis: every change happens whole, once, and by the worker that holds the task."""
+
+import asyncio
+import signal
+
+import pytest
+from redis.exceptions import RedisError
+from service_parts import opened, spec_of
+
+from harness.service.scripts import GROUP
+from harness.service.task import StoredSegment
+
+
+def run(settings, scenario, **more):
+    async def main():
+        async with opened(settings(**more)) as (queue, _):
+            return await scenario(queue)
+
+    return asyncio.run(main())
+
+
+def segment(number, token, frames=4):
+    return StoredSegment(f"{number:05d}-{token}.pcm", frames, 6400 * frames, f"{number:05d}-{token}.carry")
+
+
+async def submit(queue, task="a", owner="me", most=9, again="", print_="p", **spec):
+    return await queue.submit(task, owner, spec_of(**spec), most, again, print_)
+
+
+def test_a_task_goes_from_queued_over_running_to_done(settings):
+    async def scenario(queue):
+        await submit(queue)
+        queued = await queue.view(await queue.record("a"))
+        claim = await queue.take("c", 0.1)
+        running = await queue.record("a")
+        assert await queue.commit(claim, segment(0, 1), 0.5, False)
+        assert await queue.commit(await again(queue, claim), segment(1, 1), 0.5, True)
+        assert await queue.finish(claim, "", 0)
+        done = await queue.record("a")
+        assert (queued["status"], queued["position"], queued["frames"]) == ("queued", 1, 0)
+        assert running.status == "running" and running.started >= running.created > 0
+        assert (
+            done.status == "done"
+            and done.ended >= done.started
+            and done.frames == 8
+            and done.rtf == pytest.approx(1.0 / (8 / 7.5))
+        )
+        assert await queue.client.xlen("studio:queue") == 0
+        assert (await queue.client.xpending("studio:queue", GROUP))["pending"] == 0
+        return await queue.counts()
+
+    counts = run(settings, scenario)
+    assert counts["submitted"] == counts["done"] == 1 and counts["segments"] == 2 and counts["frames"] == 8
+
+
+async def again(queue, claim):
+    """The claim with the record as it is now."""
+    return type(claim)(await queue.record(claim.record.id), claim.token, claim.consumer)
+
+
+def test_a_silent_workers_task_goes_to_another_and_the_silent_one_may_write_nothing_more(settings):
+    async def scenario(queue):
+        await submit(queue)
+        old = await queue.take("one", 0.1)
+        assert await queue.take("two", 0.05) is None, "its lease runs"
+        await asyncio.sleep(0.55)
+        new = await queue.take("two", 0.05)
+        assert new.token > old.token
+        refused = [
+            await queue.beat(old, 1),
+            await queue.commit(old, segment(0, old.token), 1.0, True),
+            await queue.finish(old, "x", 1),
+            await queue.fail(old, "no"),
+            await queue.release(old),
+        ]
+        assert refused == [False] * 5
+        record = await queue.record("a")
+        assert record.status == "running" and record.segments == () and record.attempt == new.token
+        assert await queue.commit(new, segment(0, new.token), 1.0, True) and await queue.finish(new, "", 0)
+        assert (await queue.counts())["reclaimed"] == 1
+
+    run(settings, scenario, lease_s=0.5)
+
+
+def test_a_worker_that_gives_signs_of_life_keeps_its_task(settings):
+    async def scenario(queue):
+        await submit(queue)
+        claim = await queue.take("one", 0.1)
+        for live in range(8):
+            await asyncio.sleep(0.15)
+            assert await queue.beat(claim, live) and await queue.take("two", 0.01) is None
+        assert (await queue.record("a")).live == 7
+
+    run(settings, scenario, lease_s=0.5)
+
+
+def test_a_message_that_is_delivered_twice_makes_no_second_run(settings):
+    async def scenario(queue):
+        await submit(queue)
+        await queue.client.xadd("studio:queue", {"task": "a"})
+        await queue.client.xadd("studio:queue", {"task": "never"})
+        first = await queue.take("one", 0.1)
+        others = [await queue.take("two", 0.01) for _ in range(3)]
+        assert first.record.id == "a" and others == [None] * 3
+        assert await queue.beat(first, 0), "the first one still holds it"
+        assert await queue.client.xlen("studio:queue") == 1
+
+    run(settings, scenario)
+
+
+def test_an_answer_that_was_lost_is_asked_for_again_without_harm(settings):
+    """redis-py sends a script again where the connection broke before its answer."""
+
+    async def scenario(queue):
+        made = [await submit(queue), await submit(queue)]
+        claim = await queue.take("one", 0.1)
+        commits = [await queue.commit(claim, segment(0, 1), 2.0, True) for _ in range(3)]
+        finishes = [await queue.finish(claim, "", 0) for _ in range(3)]
+        record = await queue.record("a")
+        assert [each.outcome for each in made] == ["queued"] * 2 and commits == finishes == [True] * 3
+        assert len(record.segments) == 1 and record.busy_s == 2.0
+        assert (await queue.counts())["submitted"] == (await queue.counts())["done"] == 1
+
+    run(settings, scenario)
+
+
+def test_a_segment_is_taken_after_those_before_it_alone(settings):
+    async def scenario(queue):
+        await submit(queue)
+        claim = await queue.take("one", 0.1)
+        assert await queue.commit(claim, segment(0, 1), 1.0, False)
+        assert not await queue.commit(claim, segment(0, 2), 1.0, False), "there is a first segment"
+        assert [each.name for each in (await queue.record("a")).segments] == ["00000-1.pcm"]
+
+    run(settings, scenario)
+
+
+def test_an_idempotency_key_makes_one_task_for_one_owner(settings):
+    async def scenario(queue):
+        first = await submit(queue, "a", again="k")
+        return first, [
+            await submit(queue, "b", again="k"),
+            await submit(queue, "c", again="k", print_="other"),
+            await submit(queue, "d", owner="you", again="k"),
+            await submit(queue, "e", again=""),
+        ]
+
+    first, later = run(settings, scenario)
+    assert [(each.outcome, each.id) for each in (first, *later)] == [
+        ("queued", "a"), ("known", "a"), ("conflict", "a"), ("queued", "d"), ("queued", "e"),
+    ]  # fmt: skip
+
+
+def test_a_quota_counts_tasks_that_have_not_ended(settings):
+    async def scenario(queue):
+        outcomes = [(await submit(queue, task, most=2)).outcome for task in "abc"]
+        await queue.cancel("a")
+        outcomes += [
+            (await submit(queue, "d", most=2)).outcome,
+            (await submit(queue, "e", owner="you", most=2)).outcome,
+        ]
+        return outcomes
+
+    assert run(settings, scenario) == ["queued", "queued", "full", "queued", "queued"]
+
+
+def test_a_task_that_is_given_back_keeps_its_place_and_comes_after_its_delay(settings):
+    async def scenario(queue):
+        for task in "abc":
+            await submit(queue, task)
+        claim = await queue.take("one", 0.1)
+        assert claim.record.id == "a" and await queue.release(claim, 0.3, failed=True, why="it broke")
+        record = await queue.record("a")
+        assert (record.status, record.failures, record.error) == ("queued", 1, "it broke")
+        assert await queue.position("a") == 1 and await queue.position("c") == 3
+        assert (await queue.take("two", 0.01)).record.id == "b", "it is delayed"
+        await asyncio.sleep(0.35)
+        assert (await queue.take("two", 0.01)).record.id == "a", "it comes before newer ones"
+
+    run(settings, scenario)
+
+
+def test_many_tasks_that_are_attended_hide_none_that_is_not(settings):
+    async def scenario(queue):
+        for number in range(40):
+            await submit(queue, f"t{number}", most=99)
+        claims = [await queue.take("one", 0.1) for _ in range(40)]
+        await queue.release(claims[-1])
+        assert (await queue.take("two", 0.01)).record.id == "t39"
+
+    run(settings, scenario)
+
+
+def test_a_cancelled_task_is_never_delivered_and_its_worker_learns_of_it(settings):
+    async def scenario(queue):
+        await submit(queue, "waits")
+        await submit(queue, "runs")
+        await queue.cancel("waits")
+        claim = await queue.take("one", 0.1)
+        assert claim.record.id == "runs"
+        assert await queue.cancel("runs") == "running" and await queue.cancel("runs") == "cancelled"
+        assert not await queue.beat(claim, 1) and not await queue.commit(claim, segment(0, 1), 1.0, True)
+        assert await queue.take("one", 0.01) is None
+        assert await queue.cancel("never") is None
+        assert (await queue.counts())["cancelled"] == 2
+
+    run(settings, scenario)
+
+
+def test_an_owner_sees_the_newest_of_its_tasks_first(settings):
+    async def scenario(queue):
+        for task in ("a", "b", "c"):
+            await submit(queue, task)
+        await submit(queue, "x", owner="you")
+        return [record.id for record in await queue.of_owner("me", 2)], await queue.of_owner("nobody", 5)
+
+    assert run(settings, scenario) == (["c", "b"], [])
+
+
+def test_the_estimated_start_is_the_work_before_it_by_the_recent_pace(settings):
+    async def scenario(queue):
+        for task in ("a", "b", "c"):
+            await submit(queue, task, frames=100, estimate=100)
+        assert await queue.estimated_start(await queue.record("c")) is None, "nothing is known yet"
+        await queue.alive("slots", "w|1")
+        claim = await queue.take("one", 0.1)
+        await queue.commit(claim, segment(0, 1, frames=50), 5.0, False)  # 0.1 s a frame
+        record = await queue.record("c")
+        view = await queue.view(record)
+        now_s = float((await queue.client.time())[0])
+        return await queue.estimated_start(record) - now_s, view
+
+    wait_s, view = run(settings, scenario)
+    assert wait_s == pytest.approx((50 + 100) * 0.1, abs=2) and view["position"] == 2 and view["estimated_start"]
+
+
+def test_requests_per_minute_are_limited_by_owner(settings):
+    async def scenario(queue):
+        return [await queue.allow("me", 3) for _ in range(5)], await queue.allow("you", 3)
+
+    waits, other = run(settings, scenario)
+    assert waits[:3] == [0, 0, 0] and all(1 <= each <= 60 for each in waits[3:]) and other == 0
+
+
+def test_signs_of_life_end_by_themselves(settings):
+    async def scenario(queue):
+        await queue.alive("streams", "s", 0.2)
+        await queue.alive("slots", "w|3", 0.2)
+        before = (await queue.room()).streams, await queue.slots()
+        await asyncio.sleep(0.25)
+        return before, ((await queue.room()).streams, await queue.slots())
+
+    assert run(settings, scenario) == ((1, 3), (0, 0))
+
+
+def test_what_is_due_goes_to_one_worker_at_a_time(settings):
+    async def scenario(queue):
+        await submit(queue, webhook="http://example.com/")
+        await queue.cancel("a")
+        taken = [await queue.due("hooks", 5.0) for _ in range(2)]
+        await queue.postpone("hooks", "a", -1.0)
+        taken.append(await queue.due("hooks", 5.0))
+        await queue.done_with("hooks", "a")
+        await queue.postpone("hooks", "a", -1.0)
+        return [*taken, await queue.due("hooks", 5.0)]
+
+    assert run(settings, scenario) == ["a", None, "a", None]
+
+
+def test_the_queue_survives_a_redis_that_was_killed(tmp_path, settings):
+    from harness.service.redis_server import RedisServer
+
+    server = RedisServer(tmp_path / "own").start()
+    try:
+
+        async def before(queue):
+            await submit(queue)
+            claim = await queue.take("one", 0.1)
+            await queue.commit(claim, segment(0, 1), 1.0, False)
+            return claim
+
+        claim = run(settings, before, redis=server.url)
+        server._process.kill()
+        server._process.wait()
+        server.start()
+
+        async def after(queue):
+            record = await queue.record("a")
+            assert record.frames == 4 and await queue.commit(await again(queue, claim), segment(1, 1), 1.0, True)
+            return await queue.finish(claim, "", 0)
+
+        assert run(settings, after, redis=server.url)
+    finally:
+        server.stop()
+
+
+def test_a_cancelled_question_to_redis_ends(settings):
+    """With redis-py's own time limit a cancellation is lost while it sends, on Python 3.11."""
+
+    async def scenario(queue):
+        async def ask():
+            while True:
+                await queue.room("a")
+
+        for number in range(60):
+            asking = asyncio.create_task(ask())
+            await asyncio.sleep(number * 5e-5)
+            asking.cancel()
+            done, _ = await asyncio.wait([asking], timeout=20)
+            assert done
+
+    run(settings, scenario)
+
+
+def test_a_redis_that_does_not_answer_is_an_error_in_time(settings, redis_server, monkeypatch):
+    monkeypatch.setattr("harness.service.queue.ANSWER_S", 0.3)
+
+    async def scenario(queue):
+        redis_server._process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(RedisError, match="has not answered"):
+                await queue.record("a")
+            with pytest.raises(RedisError, match="has not answered"):
+                await queue.room()
+        finally:
+            redis_server._process.send_signal(signal.SIGCONT)
+        assert await queue.record("a") is None, "it goes on after that"
+
+    run(settings, scenario)
