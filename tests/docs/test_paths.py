@@ -53,7 +53,10 @@ def test_every_file_and_folder_that_a_text_names_exists():
 
 
 def test_every_module_that_a_text_names_exists():
-    missing = {str(each.relative_to(ROOT)): missing_modules(each.read_text(encoding="utf-8")) for each in texts()}
+    named = {
+        each: each.read_text(encoding="utf-8") for each in texts() if each.name != "CHANGELOG.md"
+    }  # it names old ones
+    missing = {str(each.relative_to(ROOT)): missing_modules(text) for each, text in named.items()}
     assert {name: modules for name, modules in missing.items() if modules} == {}
 
 
