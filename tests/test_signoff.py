@@ -1,21 +1,18 @@
-"""The main job goes on where it stopped, keeps its budget, and never measures twice."""
+"""The main job goes on where it stopped, and never measures twice."""
 
-import dataclasses
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
-from capacity_truth import bare_fit, fit_with
+import signoff_fakes
 from conftest import still_running
 from fake_triton import Timetable, serving
-from report_sample import plan_record
+from signoff_fakes import PLAN, ROOT, FakeServer
 
 from harness import signoff as job
 from harness import wire
@@ -23,95 +20,15 @@ from harness.deploy.config import Deployment
 from harness.drive.load import Load
 from harness.errors import InputError, ServerError, StoreError
 from harness.exit_codes import OF_VERDICT
-from harness.identity import StageIdentity
 from harness.planfile.reading import load_plan
 from harness.records import store
-from harness.records.plan import Plan
-from harness.records.prediction import Prediction
-from harness.records.schema import Rung, Trial
 from harness.records.store import Run
-from harness.records.summary import Summary
-from harness.report.seal import check_seal, sign
-from harness.runs import analysis, opening, points, stages
-from harness.runs.analysis import plan_of
-from harness.sweep import campaign
-from harness.sweep.budget import Budget, decidable_s, estimated_s
+from harness.runs import analysis, opening, stages
 from harness.sweep.progress import Watcher
-from harness.sweep.trial import Driver, Measured, TrialFailed, TrialRequest, asked, deployed, failed_trial, trial_id
+from harness.sweep.trial import Driver, TrialFailed, TrialRequest
 from harness.sweep.trial_log import FAILED_IN_A_ROW, TRIES
-from harness.topology import topology_of
 
-ROOT = Path(__file__).resolve().parents[1]
-PLAN = """
-name: small
-preset: tiny
-seed: 3
-mix: quick
-slos: {short: {ttfa_p95_s: 2.0}, long: {rtf_p95: 0.9}}
-targets_qps: [0.5, 2]
-space: {diffusion_decoder.delay_us: [0, 1000, 2000]}
-ladder: {sessions: [1, 2], seconds: 2}
-confirm: {load_share: [0.5], seconds: 5}
-budget_minutes: 30
-"""
-
-
-@pytest.fixture
-def plan(tmp_path):
-    path = tmp_path / "plan.yaml"
-    path.write_text(PLAN)
-    return path
-
-
-class FakeServer:
-    url, pid = "127.0.0.1:1", None
-    running = True
-    stages = (StageIdentity(wire.LLM, "llm@0", "cpu", "cpu", dtype="float32", preset="tiny"),)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def alive(self):
-        return self.running
-
-    def stop(self):
-        pass
-
-    def start(self):
-        return self
-
-
-class FakeDriver:
-    """Stands where Triton and Locust are: makes trials without rungs, and breaks when told to."""
-
-    measured: list[str] = []
-    break_after = None
-    valid = True
-
-    def __init__(self, server, plan_path, plan, scratch, base):
-        self.server, self.scratch = server, scratch
-
-    def run(self, request):
-        if self.break_after is not None and len(self.measured) >= self.break_after:
-            raise KeyboardInterrupt
-        point, load = request.point, request.load
-        self.measured.append(request.trial_id)
-        about = "2026-01-01T00:00:00", 1.0, self.valid, (), (), request.prediction
-        trial = Trial(request.trial_id, load.kind, point, load.record(), *about)
-        trial = dataclasses.replace(trial, topology=topology_of(point))
-        return Measured(trial, (), ())
-
-
-@pytest.fixture
-def fakes(monkeypatch):
-    FakeDriver.measured, FakeDriver.break_after, FakeDriver.valid = [], None, True
-    monkeypatch.setattr(job, "Driver", FakeDriver)
-    monkeypatch.setattr(job, "TritonServer", lambda base: FakeServer())
-    monkeypatch.setattr(job, "compiled_beside", lambda: nullcontext(SimpleNamespace(wait=lambda: 0)))
-    return FakeDriver
+plan, fakes, fitted = signoff_fakes.plan, signoff_fakes.fakes, signoff_fakes.fitted
 
 
 def test_an_interrupted_sweep_goes_on_without_repeating_a_trial(plan, tmp_path, fakes):
@@ -184,160 +101,6 @@ def test_data_that_carry_no_answer_end_inconclusive_with_a_report(plan, tmp_path
     assert len(fakes.measured) == 3
 
 
-def test_a_budget_that_is_too_small_says_what_it_leaves_out(tmp_path, fakes):
-    plan = tmp_path / "plan.yaml"
-    plan.write_text(PLAN.replace("budget_minutes: 30", "budget_minutes: 0.5"))
-    said = []
-    watcher = Watcher()
-    watcher.say = said.append
-    job.SignOff(plan, tmp_path).execute(watcher)
-    assert fakes.measured == [] and "budget of 0.5 min" in said[0]
-    run = Run.open(next(tmp_path.glob("small-*")))
-    assert any("ladder 1/3" in reason for reason in run.plan().reasons)
-    assert not run.manifest.finished_at  # the next start goes on
-
-
-@pytest.mark.parametrize("verdict", ["met", "missed"])
-def test_where_the_budget_left_no_time_for_the_first_point_there_is_no_answer(tmp_path, fakes, monkeypatch, verdict):
-    plan = tmp_path / "plan.yaml"
-    plan.write_text(PLAN.replace("budget_minutes: 30", "budget_minutes: 0.5"))
-    monkeypatch.setattr(job, "plan_of", lambda *given: dataclasses.replace(plan_of(*given), verdict=verdict))
-    content = job.SignOff(plan, tmp_path).execute()
-    assert content.verdict == "inconclusive" and "start the sign-off again" in content.reasons[-1]
-
-
-@pytest.fixture
-def short_of_time(plan, tmp_path, fakes, monkeypatch):
-    """A sign-off whose budget ends after one of three points, with a verdict."""
-    monkeypatch.setattr(Budget, "left_s", lambda budget: 0.0 if fakes.measured else 1e6)
-
-    def of(verdict):
-        monkeypatch.setattr(job, "plan_of", lambda *given: dataclasses.replace(plan_of(*given), verdict=verdict))
-        return job.SignOff(plan, tmp_path)
-
-    return of
-
-
-def test_points_that_the_budget_left_out_do_not_keep_a_confirmed_deployment_from_being_met(short_of_time):
-    work = short_of_time("met")
-    content = work.execute()
-    assert content.verdict == "met" and work.run.manifest.finished_at
-    assert content.left_out[0].what.startswith("2 of 3 points") and not content.left_out[0].decisive
-    assert "2 of 3 points" in content.reasons[-1] and "budget_minutes of 31" in content.reasons[-1]
-    assert work.execute() == work.run.plan()  # an answer, from its store
-
-
-def test_a_sweep_of_a_sealed_run_measures_nothing_more(short_of_time, fakes, monkeypatch):
-    work = short_of_time("met")
-    work.execute()
-    monkeypatch.setattr(Budget, "left_s", lambda budget: 1e6)
-    measured = len(fakes.measured)
-    work.execute(ladders_only=True)
-    assert len(fakes.measured) == measured and not check_seal(work.run.path).problems
-
-
-def test_what_a_kill_before_the_seal_left_still_names_what_the_budget_left_out(short_of_time, plan, tmp_path):
-    work = short_of_time("met")
-    content = work.execute()
-    work.run.update_manifest(sealed=False)
-    (work.run.path / "signoff.json").unlink()
-    assert job.SignOff(plan, tmp_path).execute().left_out == content.left_out != ()
-
-
-def test_going_on_without_a_server_leaves_the_seal(short_of_time, plan, tmp_path, monkeypatch):
-    short_of_time("met").execute()
-
-    def gone(base):
-        raise ServerError("there is no Triton")
-
-    monkeypatch.setattr(job, "TritonServer", gone)
-    work = job.SignOff(plan, tmp_path)
-    with pytest.raises(ServerError, match="no Triton"):
-        work.execute(go_on=True)
-    assert not check_seal(work.run.path).problems and work.run.manifest.finished_at
-
-
-def test_while_no_ladder_is_valid_less_of_the_budget_is_reserved(plan, tmp_path, fakes):
-    work = job.SignOff(plan, tmp_path)
-    fakes.valid = False
-    first = work.campaign.later_s()
-    work.execute(ladders_only=True)
-    assert len(fakes.measured) == 6 and work.campaign.later_s() == pytest.approx(first, rel=0.3)
-    again = job.SignOff(plan, tmp_path / "valid")
-    fakes.valid = True
-    again.execute(ladders_only=True)
-    assert again.campaign.later_s() > work.campaign.later_s()
-
-
-@pytest.mark.parametrize("kind", ["ladder", "open"])
-def test_an_invalid_trial_that_an_answer_needs_and_no_time_for_its_repeat_is_no_end(
-    plan, tmp_path, fakes, fitted, monkeypatch, kind
-):
-    """Neither a loop without an end, nor a sealed answer that no later start could better."""
-    fitted(best_of=lambda looks: 0)
-    after = {"ladder": 4, "open": 6}[kind]  # trials: three ladders, two more of the best, an open run
-    monkeypatch.setattr(Budget, "left_s", lambda budget: 1e6 if len(fakes.measured) < after else 0.0)
-    run = fakes.run
-
-    def invalid_at_last(self, *given, **more):
-        fakes.valid = len(fakes.measured) < after - 1
-        return run(self, *given, **more)
-
-    monkeypatch.setattr(fakes, "run", invalid_at_last)
-    work = job.SignOff(plan, tmp_path)
-    work.execute()
-    assert {"ladder": [True, False, True], "open": [True]}[kind] == [each.decisive for each in work.campaign.left_out]
-    told = work._with_what_was_left_out(Plan.of(plan_record("met")))
-    assert told.verdict == "inconclusive" and "start the sign-off again" in told.doubts[0]
-
-
-def test_points_that_the_budget_left_out_keep_missed_from_being_said(short_of_time):
-    work = short_of_time("missed")
-    content = work.execute()
-    assert content.verdict == "inconclusive" and not work.run.manifest.finished_at
-    assert "2 of 3 points" in content.reasons[-1] and "start the sign-off again" in content.reasons[-1]
-
-
-def test_a_signed_answer_goes_on_with_what_its_budget_left_out_and_is_signed_anew(
-    short_of_time, plan, tmp_path, fakes, monkeypatch
-):
-    work = short_of_time("met")
-    work.execute()
-    monkeypatch.setattr(Budget, "left_s", lambda budget: 1e6)
-    work = job.SignOff(plan, tmp_path)
-    content = work.execute(go_on=True)
-    assert len(fakes.measured) == len(set(fakes.measured)) == 3 and content.left_out == ()
-    assert work.run.manifest.finished_at and not check_seal(work.run.path).problems
-    assert work.execute(go_on=True) == work.run.plan() and len(fakes.measured) == 3  # nothing is left to go on with
-
-
-def test_a_finished_run_answers_only_as_long_as_it_can_be_relied_on(plan, tmp_path, fakes):
-    work = job.SignOff(plan, tmp_path)
-    work.execute()
-    stored = work.run.path / "plan.json"
-    as_signed = stored.read_text()
-    stored.write_text(as_signed.replace("inconclusive", "met"))
-    with pytest.raises(InputError, match="plan.json was changed after"):
-        job.SignOff(plan, tmp_path).execute()
-    stored.write_text(as_signed)
-    work.run.update_manifest(finished_at="2026-01-01T00:00:00+00:00")
-    sign(work.run)
-    with pytest.raises(InputError, match="it expired at .* --fresh"):
-        job.SignOff(plan, tmp_path).execute()
-
-
-@pytest.mark.parametrize(("search", "verdict"), [("grid", "missed"), ("{kind: random, trials: 2}", "inconclusive")])
-def test_a_search_that_left_points_untried_does_not_say_that_none_keeps_the_slos(
-    tmp_path, fakes, monkeypatch, search, verdict
-):
-    plan = tmp_path / "plan.yaml"
-    plan.write_text(PLAN + f"search: {search}\n")
-    monkeypatch.setattr(job, "plan_of", lambda *given: dataclasses.replace(plan_of(*given), verdict="missed"))
-    content = job.SignOff(plan, tmp_path).execute()
-    assert content.verdict == verdict
-    assert any("1 of the 3 points" in reason for reason in content.reasons) == (verdict != "missed")
-
-
 @pytest.mark.parametrize("url", ["a:8001", "a:8001,b:8001"])
 def test_the_kv_memory_of_servers_of_somebody_else_is_not_known(plan, tmp_path, url):
     run = job.SignOff(plan, tmp_path, url=url).run
@@ -351,19 +114,6 @@ def test_a_plan_in_a_manifest_of_another_harness_is_refused_in_words(plan, tmp_p
     run.update_manifest(plan={**run.manifest.plan, "horizon": 3})
     with pytest.raises(InputError, match="manifest.json holds a plan that this harness cannot read"):
         opening.spec_of(run)
-
-
-def test_a_budget_that_ends_before_the_second_try_of_an_invalid_trial_ends_the_sweep(
-    plan, tmp_path, fakes, monkeypatch
-):
-    fakes.valid = False
-    monkeypatch.setattr(Budget, "left_s", lambda budget: 1e6 if len(fakes.measured) < 3 else 0.0)
-    work = job.SignOff(plan, tmp_path)
-    work.execute(ladders_only=True)
-    assert len(work.run.trials()) == 3
-    assert [each.what for each in work.campaign.left_out] == [
-        "2 of 3 points, from ladder 2/3: diffusion_decoder.delay_us 1000"
-    ]
 
 
 def test_an_invalid_trial_is_measured_once_more_and_no_oftener(plan, tmp_path, fakes):
@@ -381,30 +131,6 @@ def test_a_report_that_a_kill_kept_from_being_written_is_written_at_the_next_sta
     (work.run.path / "signoff.html").unlink()
     assert job.SignOff(plan, tmp_path).execute().verdict == content.verdict
     assert (work.run.path / "signoff.html").exists()
-
-
-def predicted_at(rate_per_s):
-    return Prediction(rate_per_s=rate_per_s, seconds=30.0, sessions=2.0, frames_per_s=20.0, step_s=0.1)
-
-
-@pytest.fixture
-def fitted(fakes, monkeypatch):
-    """Fits without physics: who looks best, and at what rate, after so many ladders of a second look."""
-
-    def arrange(best_of, rate_of=lambda looks: 1.0):
-        def fit(run):
-            ladders = [trial for trial in run.trials() if trial.kind == "ladder"]
-            looks = sum(trial.load.seed > 1000 for trial in ladders)
-            points = list({str(trial.deployment): trial.deployment for trial in ladders}.values())
-            fits = (bare_fit(deployment=point, max_rate_per_s=rate_of(looks)) for point in points)
-            return fit_with(*fits, best=best_of(looks))
-
-        monkeypatch.setattr(campaign, "fit_of", fit)
-        monkeypatch.setattr(campaign.Campaign, "_further_rungs", lambda self, best, ours: self.spec.ladder.sessions)
-        monkeypatch.setattr(campaign, "predict_open_run", lambda best, mix, rate, *_: predicted_at(rate))
-        monkeypatch.setattr(job.SignOff, "_conclude", lambda self, watcher: {})
-
-    return arrange
 
 
 def test_whoever_is_best_is_measured_three_times_before_the_open_runs(plan, tmp_path, fakes, fitted):
@@ -557,36 +283,6 @@ def test_two_jobs_may_not_write_one_run(plan, tmp_path, fakes):
         job.SignOff(plan, tmp_path).execute()
 
 
-def test_the_same_point_and_load_always_get_one_name():
-    load = Load.ladder(5.0, 1, (1, 2))
-    name = trial_id({"a.x": 1, "b.y": 2}, load)
-    assert trial_id({"b.y": 2, "a.x": 1}, Load.ladder(5.0, 1, (1, 2))) == name
-    others = [
-        trial_id({"a.x": 1}, load),
-        trial_id({"a.x": 1, "b.y": 2}, dataclasses.replace(load, seed=2)),
-        trial_id({"a.x": 1, "b.y": 2}, load, repeat=1),
-        trial_id({"a.x": 1, "b.y": 2}, Load.poisson(5.0, 1, 0.5)),
-    ]
-    assert len({name, *others}) == 5
-
-
-def test_what_requests_ask_for_at_a_point_goes_to_locust_and_the_rest_to_triton():
-    point = {"diffusion_steps": 5, "chunk_frames": 4, "neural_vocoder.delay_us": 900}
-    options = Load.ladder(5.0, 1, (1, 2), asks=asked(point)).options()
-    assert options[options.index("--diffusion-steps") + 1] == "5"
-    assert options[options.index("--chunk-frames") + 1] == "4"
-    assert deployed(Deployment(), point).knobs == {"neural_vocoder.delay_us": 900}
-
-
-def test_points_are_described_in_few_words():
-    same = {f"{stage}.delay_us": 5 for stage in ("vibevoice_llm_encoder", "diffusion_decoder", "neural_vocoder")}
-    assert (
-        points.describe_point(same | {"diffusion_decoder.instances": 2}) == "delay_us 5, diffusion_decoder.instances 2"
-    )
-    assert points.describe_point({"chunk_frames": 3}) == "chunk_frames 3"
-    assert points.describe_point({}) == "as the repository has it"
-
-
 @pytest.mark.server
 def test_a_killed_sign_off_goes_on_and_an_interrupted_one_leaves_nothing(tmp_path):
     """The real thing: SIGKILL during the second trial, Ctrl-C during the third, then the trials that are kept."""
@@ -669,47 +365,9 @@ def test_a_server_that_is_gone_gives_its_point_to_the_others(plan, tmp_path, fak
     assert [trial.valid for trial in work.run.trials()] == [True] * 3
 
 
-@pytest.mark.parametrize("kind", ["ladder", "open"])
-def test_a_repeat_draws_other_requests_and_keeps_the_name_of_its_load(kind):
-    load = Load.ladder(10.0, 7, (1, 2)) if kind == "ladder" else Load.poisson(10.0, 7, rate_per_s=2.0)
-    repeat = TrialRequest({}, load, repeat=1)
-    again = repeat.drawn_load
-    assert TrialRequest({}, load).drawn_load == load
-    assert again.seed != load.seed and dataclasses.replace(again, seed=7) == load
-    failed = failed_trial(repeat, "it failed")
-    assert (failed.load.seed, failed.trial_id) == (again.seed, trial_id({}, load, 1))
-
-
-def ladder(wall_s, held_s, sessions=(1, 2, 4), seconds=8.0):
-    window = [Rung(1.0, 1.0, int(start * 1e9), int((start + 6) * 1e9), Summary()) for start in (2.0, held_s - 6)]
-    load = Load.ladder(seconds, 1, sessions)
-    return Trial("l", "ladder", {}, load.record(), "2026-01-01T00:00:00", wall_s, True, (), tuple(window))
-
-
-def test_a_trial_is_taken_to_last_as_long_as_those_before_it():
-    load = Load.ladder(8.0, 1, (1, 2, 4))
-    assert estimated_s(load) == 24 + 12
-    assert estimated_s(load, [ladder(wall_s=31, held_s=24)]) == 24 + 7
-    assert estimated_s(load, [ladder(wall_s=21, held_s=16), ladder(wall_s=25, held_s=16)]) == 16 + 7  # they end early
-    with_two_more = Load.ladder(8.0, 1, (1, 2, 3, 4, 6))
-    assert estimated_s(with_two_more, [ladder(wall_s=21, held_s=16)]) == 16 + 5 + 2 * 8
-    another = Load.ladder(8.0, 1, (1, 2))
-    assert estimated_s(another, [ladder(wall_s=21, held_s=16)]) == 16 + 5  # its full time
-    assert estimated_s(Load.poisson(40.0, 1, rate_per_s=1.0), [ladder(wall_s=21, held_s=16)]) == 40 + 5
-
-
 def test_the_highest_share_is_confirmed_first(plan, tmp_path, fakes, fitted):
     plan.write_text(PLAN.replace("load_share: [0.5]", "load_share: [0.5, 0.9, 0.7]"))
     fitted(best_of=lambda looks: 0)
     work = job.SignOff(plan, tmp_path)
     work.execute()
     assert [trial.load.rate_per_s for trial in work.run.trials() if trial.kind == "open"] == [0.9, 0.7, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("rate", "seconds"),
-    [(10.0, 40.0), (2.0, 54.0), (0.5, 120.0)],  # 59 + 2 x sqrt(59) requests at a share of 0.7; three times at the most
-)
-def test_a_confirmation_lasts_until_a_slo_can_be_decided(rate, seconds):
-    spec = load_plan(ROOT / "scenarios" / "quick.yaml")
-    assert decidable_s(spec, spec.traffic_mix(), rate) == seconds

@@ -23,7 +23,7 @@ SAMPLE = ROOT / "results" / "sample-quick"
 STYLE = (ROOT / "harness" / "report" / "style.css").read_text()
 LEAST_CONTRAST = 4.5  # of text, WCAG 2.2, 1.4.3
 PAPER_PX = 688  # between the margins of an A4 page
-PHONE_PX = (390, 844)
+DESKTOP_PX, PHONE_PX = (1280, 900), (390, 844)
 PHONE_LENGTH_PX = 20_000  # of the sample; it was 39,000 before long lists were folded
 
 INKS = ("ink", "muted", "accent", "met", "missed", "open")
@@ -116,6 +116,14 @@ def opened(browser, page: Path, width: int, height: int):
     return tab
 
 
+def cut_off(tab) -> list[str]:
+    """The captions of the tables that are wider than their place."""
+    sizes = "t => [t.caption.innerText, t.scrollWidth, t.parentNode.clientWidth]"
+    tables = tab.evaluate(f"[...document.querySelectorAll('table')].map({sizes})")
+    assert len(tables) > 10
+    return [caption for caption, needed, there in tables if needed > there + 1]
+
+
 @needs_browser
 def test_paper_shows_every_row_every_plot_and_every_column(browser, written):
     tab = opened(browser, written, PAPER_PX, 1000)
@@ -125,9 +133,7 @@ def test_paper_shows_every_row_every_plot_and_every_column(browser, written):
     assert (
         tab.evaluate("[...document.querySelectorAll('.plot')].filter(p => !p.querySelector('.main-svg')).length") == 0
     )
-    sizes = "t => [t.caption.innerText, t.scrollWidth, t.parentNode.clientWidth]"
-    wide = f"[...document.querySelectorAll('table')].map({sizes})"
-    assert [each for each in tab.evaluate(wide) if each[1] > each[2] + 1] == []
+    assert cut_off(tab) == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= PAPER_PX
     tab.evaluate("window.dispatchEvent(new Event('afterprint'))")
     assert tab.evaluate("document.querySelectorAll('details[data-folded], details:not(.long)[open]').length") == 0
@@ -143,6 +149,34 @@ def test_a_phone_has_a_short_page_whose_plots_are_drawn_when_they_are_opened(bro
     assert folded.locator(".main-svg").count() == 0
     tab.locator("details.long:has(.plot) > summary").first.click()
     tab.wait_for_selector("details.long[open] .plot .main-svg", state="attached")
+    tab.close()
+
+
+@pytest.fixture(scope="module")
+def priced(tmp_path_factory) -> Path:
+    """The page of a plan with all that one can hold, prices too."""
+    return write_report(sample.make_run(tmp_path_factory.mktemp("priced"), plan=sample.outlook_record()))
+
+
+@needs_browser
+def test_a_desktop_shows_every_column_of_every_table(browser, priced):
+    tab = opened(browser, priced, *DESKTOP_PX)
+    tab.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    assert cut_off(tab) == []
+    heads = tab.locator("#targets thead").first.locator("th").all_inner_texts()
+    assert (heads[-2], heads[-1]) == ("EUR per audio hour", "Basis")
+    tab.close()
+
+
+@needs_browser
+def test_a_phone_reads_each_target_as_a_list_with_its_cost_and_basis(browser, priced):
+    tab = opened(browser, priced, *PHONE_PX)
+    place, cells = tab.locator("#targets .scroll").first, tab.locator("#targets tbody").first.locator("tr").first
+    assert place.evaluate("each => each.scrollWidth - each.clientWidth") <= 1
+    assert cells.locator("td[data-label='Cost'], td[data-label='Basis']").count() == 2
+    boxes = [each.bounding_box() for each in cells.locator("th, td").all()]
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= PHONE_PX[0] for box in boxes)
+    assert [box["y"] for box in boxes] == sorted({box["y"] for box in boxes})  # one below the other
     tab.close()
 
 

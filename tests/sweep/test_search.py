@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
+from signoff_fakes import PLAN, ROOT, FakeDriver, fakes  # noqa: F401
 from staged_rungs import point as explored
 from staged_rungs import server
-from test_signoff import PLAN, ROOT, FakeDriver, fakes  # noqa: F401
 
 from harness import signoff as job
 from harness import wire

@@ -4,8 +4,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from harness.client.target import Target
+from harness.deploy.config import Deployment
 from harness.drive.generator import UserClass
 from harness.drive.load import Load
 from harness.drive.options import settings_for
@@ -13,7 +15,7 @@ from harness.drive.stop_rule import settle_s
 from harness.records.load_log import Records
 from harness.records.load_test import HeldRung, HostSummary, TestRun
 from harness.records.schema import Chunks, Outcome, Result
-from harness.sweep.trial import TrialRequest, _rungs, failed_trial
+from harness.sweep.trial import TrialRequest, _rungs, asked, deployed, failed_trial, trial_id
 from harness.sweep.trial_log import note_of
 from harness.traffic.mix import MIXES
 
@@ -88,3 +90,35 @@ def test_the_note_of_a_ladder_says_what_was_measured_again_and_why():
     repeated = replace(spoilt, repeated=True)
     note = note_of(replace(trial, disturbed=(repeated, repeated, spoilt)))
     assert f"VALID (disturbed rungs: 2 measured again, 1 left out; {WHY}), up to " in note
+
+
+def test_the_same_point_and_load_always_get_one_name():
+    load = Load.ladder(5.0, 1, (1, 2))
+    name = trial_id({"a.x": 1, "b.y": 2}, load)
+    assert trial_id({"b.y": 2, "a.x": 1}, Load.ladder(5.0, 1, (1, 2))) == name
+    others = [
+        trial_id({"a.x": 1}, load),
+        trial_id({"a.x": 1, "b.y": 2}, replace(load, seed=2)),
+        trial_id({"a.x": 1, "b.y": 2}, load, repeat=1),
+        trial_id({"a.x": 1, "b.y": 2}, Load.poisson(5.0, 1, 0.5)),
+    ]
+    assert len({name, *others}) == 5
+
+
+def test_what_requests_ask_for_at_a_point_goes_to_locust_and_the_rest_to_triton():
+    point = {"diffusion_steps": 5, "chunk_frames": 4, "neural_vocoder.delay_us": 900}
+    options = Load.ladder(5.0, 1, (1, 2), asks=asked(point)).options()
+    assert options[options.index("--diffusion-steps") + 1] == "5"
+    assert options[options.index("--chunk-frames") + 1] == "4"
+    assert deployed(Deployment(), point).knobs == {"neural_vocoder.delay_us": 900}
+
+
+@pytest.mark.parametrize("kind", ["ladder", "open"])
+def test_a_repeat_draws_other_requests_and_keeps_the_name_of_its_load(kind):
+    load = Load.ladder(10.0, 7, (1, 2)) if kind == "ladder" else Load.poisson(10.0, 7, rate_per_s=2.0)
+    repeat = TrialRequest({}, load, repeat=1)
+    again = repeat.drawn_load
+    assert TrialRequest({}, load).drawn_load == load
+    assert again.seed != load.seed and replace(again, seed=7) == load
+    failed = failed_trial(repeat, "it failed")
+    assert (failed.load.seed, failed.trial_id) == (again.seed, trial_id({}, load, 1))
