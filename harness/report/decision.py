@@ -106,7 +106,9 @@ def measured(swept: Sequence[SweptDeployment], trials: Sequence[Trial], requests
         said.append(f"{words.plural(len(requests), 'request')} in all, {minutes} minutes of audio delivered.")
     invalid = sum(not trial.valid for trial in trials)
     if invalid:
-        said.append(f"{words.plural(invalid, 'trial')} failed a gate and were not used for capacity (listed as INVALID).")
+        said.append(
+            f"{words.plural(invalid, 'trial')} failed a gate and were not used for capacity (listed as INVALID)."
+        )
     return said or ["Nothing: this run holds no finished trial."]
 
 

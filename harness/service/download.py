@@ -55,10 +55,9 @@ async def download(record: TaskRecord, store: AudioStore, asked: str, if_range: 
         raise HTTPException(404, "there is no audio of this task yet")
     span = _span(asked, file.size) if not if_range or if_range == file.tag else None
     total = str(file.size) if file.is_whole else "*"
-    name = f"speech-{record.id[:8]}.{file.kind}"
     headers = {
         "Accept-Ranges": "bytes",
-        "Content-Disposition": f'inline; filename="{name}"',
+        "Content-Disposition": "inline",  # the page names the file
         "Cache-Control": "no-store",
     }
     if file.is_whole:

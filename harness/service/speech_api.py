@@ -74,8 +74,8 @@ async def _spec_of(body: SpokenRequest, owner: str, front: FrontState) -> TaskSp
     if length_s > most_s:
         raise RequestRejected(
             f"the script takes about {length_s / 60:.0f} minutes, and at most {most_s / 60:g} are spoken at once: "
-            "submit it as a task (POST /v1/tasks)", 1,
-        )  # fmt: skip
+            "have it made in the background (POST /v1/tasks)"
+        )
     return intake.spec
 
 

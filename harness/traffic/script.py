@@ -229,11 +229,12 @@ def _text_after(found: re.Match, line: str) -> str | None:
 def _number(written: str) -> int:
     """The number of a speaker; -1 if the text is not one.
 
-    int() raises its own ValueError for thousands of digits, so the length is checked first.
+    int() raises its own ValueError for thousands of digits, and for letters that only case folding makes Latin (the
+    Kelvin sign): both are checked first.
     """
     if written in _LETTERS:
         return _LETTERS.index(written) + 1
-    return int(written) if len(written) < 10 else -1
+    return int(written) if written.isdecimal() and len(written) < 10 else -1
 
 
 def _checked_speaker(marked: _Marked, first: int) -> int:

@@ -123,9 +123,7 @@ def test_a_task_that_the_list_had_first_gets_its_title(tab, studio):
     pending = {"once": "k", "title": "The tide", "body": {"script": SCRIPT, "voices": [1, 2], "format": "wav"}}
     studio.add(pending["body"], "k")
     tab.evaluate("pending => localStorage.setItem('studio.pending', JSON.stringify(pending))", pending)
-    tab.route(
-        "**/v1/tasks", lambda route: (time.sleep(0.5), route.continue_())
-    )  # not the list: it has ?limit
+    tab.route("**/v1/tasks", lambda route: (time.sleep(0.5), route.continue_()))  # not the list: it has ?limit
     tab.reload()
     expect(row(tab)).to_be_visible()
     expect(tab.locator(".task")).to_have_count(1)

@@ -60,6 +60,8 @@ def test_turns_of_a_script(text, turns):
     [
         ("", "empty"),
         (" \n\t\n\u200b", "empty"),
+        ("Speaker \N{KELVIN SIGN}: a", "line 1: speaker \N{KELVIN SIGN} is outside 1 to 4"),
+        ("Speaker \N{LATIN CAPITAL LETTER I WITH DOT ABOVE}: a", "line 1: speaker"),
         ("Speaker 1: a\nSpeaker 5: b", "line 2: speaker 5 is outside 1 to 4"),
         ("Speaker 0: a\nSpeaker 4: b", "line 2: speaker 4 is outside 0 to 3; use 'Speaker 0:' to 'Speaker 3:'"),
         ("Speaker -1: a", "line 1: speaker -1"),
