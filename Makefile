@@ -33,7 +33,8 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ty check
 	$(BIN)/python -m pytest -m 'not server' $(SPREAD)
-	$(BIN)/python -m pytest -m server
+	$(BIN)/python -m pytest -m 'server and not alone' $(SPREAD)
+	$(BIN)/python -m pytest -m 'server and alone'
 
 # The fast tests with every direct dependency at the lowest version that pyproject.toml takes, but torch: the lowest ones
 # are to be had for CPUs from PyTorch's own index only.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -466,15 +467,25 @@ def manifest(**changes) -> RunManifest:
     return replace(whole, **changes)
 
 
+@functools.cache
+def trials_of(verdict: str, seed: int) -> tuple[list, dict]:
+    """The trials of a run, each with its results and samples; and the state of the generator after them."""
+    rng = np.random.default_rng(seed)
+    trials = [ladder_trial(index, deployment, rng) for index, deployment in enumerate(space())]
+    if verdict != "missed":
+        valid = (True, True, verdict == "met")
+        trials += [
+            open_trial(index, space()[0], rate, valid[index], rng) for index, rate in enumerate((0.71, 0.99, 1.21))
+        ]
+    return trials, rng.bit_generator.state
+
+
 def make_run(root: Path, verdict: str = "met", *, seed: int = 1, fit=True, plan=True, **changes) -> Run:
     """A whole run on disk; ``fit`` and ``plan`` may be left out or given as content, ``changes`` go to the manifest."""
-    rng = np.random.default_rng(seed)
-    run = Run.create(root, manifest(**changes))
-    for index, deployment in enumerate(space()):
-        run.append_trial(*ladder_trial(index, deployment, rng))
-    if verdict != "missed":
-        for index, rate in enumerate((0.71, 0.99, 1.21)):
-            run.append_trial(*open_trial(index, space()[0], rate, verdict == "met" or index < 2, rng))
+    run, rng = Run.create(root, manifest(**changes)), np.random.default_rng()
+    trials, rng.bit_generator.state = trials_of(verdict, seed)
+    for trial in trials:
+        run.append_trial(*trial)
     if fit:
         run.write_fit(Fit.of(fit if isinstance(fit, dict) else fit_record(rng, verdict)))
     if plan:

@@ -6,19 +6,14 @@ shared memory, keys, state files, ports, temporary folders)? "stop" is SIGSTOP f
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import itertools
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common
 import psutil
+from served import PATIENCE_S, SERVE, TRITON, Client, Serve, wait_for
 
 from harness import wire
-from harness.client.stream import SpeechClient
 from harness.client.target import Target
 from harness.deploy.config import Deployment
 from harness.deploy.control import load_changes
-from harness.deploy.leftovers import remove_stale, shm_prefix_of
+from harness.deploy.leftovers import remove_stale
 from harness.errors import HarnessError
 from harness.host.keys import control_headers
 from harness.host.places import ROOT
@@ -43,14 +38,13 @@ from harness.records.schema import Outcome, Result
 from harness.vibevoice.sessions.table import is_alive
 
 EXAMPLE = "python benchmarks/model/server_faults.py --topology fused --only 'kill vibevoice_full_pipeline'"
-TRITON, SERVE = "tritonserver", "harness serve"
 START, PREFILL, SPEECH, RELOAD, STOP = "start", "prefill", "speech", "reload", "stop"
 KILL, PAUSE = "kill", "stop"
 PAUSE_S = 6.0  # longer than the 3 s after which a stage's process is killed, shorter than a client's silence limit
-BACK_S, PATIENCE_S = 15.0, 90.0
+BACK_S = 15.0
 UNCLEAR = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|\.py\b|perhaps|probably|may have|, or the way")
 GONE = r"ended the connection|no Triton answers|the server is stopping"
-SHARED, TEMPORARY = Path("/dev/shm"), Path("/tmp")
+TEMPORARY = Path("/tmp")
 LONG = "Speaker 1: " + "It is early, and the market has not opened yet. " * 2_000
 SHORT = "Speaker 1: It is early."
 VALUES = itertools.cycle((7, 8))  # of a knob, so that each reload changes it
@@ -109,142 +103,6 @@ def kinds_of(topology: str) -> list[Kind]:
         *((PAUSE, process, START) for process in (TRITON, frame_path[-1])),
     ]
     return [Kind(topology, *pair) for pair in pairs]
-
-
-class Serve:
-    """`harness serve` as a user starts it, its output, and everything that belongs to it."""
-
-    def __init__(self, topology: str):
-        self.topology, self.began_s = topology, time.time()
-        self.output = Path(tempfile.mkstemp(prefix="server-faults-")[1])
-        command = [sys.executable, "-m", "harness", "serve", "--topology", topology]
-        with open(self.output, "wb") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, start_new_session=True)
-        self.family: dict[int, psutil.Process] = {}
-        self.ready_s = 0.0
-        self.judged = 0  # characters of its output
-        self.marks: set[str] = set()
-        self.ports: list[int] = []
-
-    def said(self) -> str:
-        """Its output since the last fault."""
-        return " ".join(self.output.read_text(errors="replace").split())[self.judged :]
-
-    def next_fault(self) -> None:
-        self.judged += len(self.said())
-
-    def look(self) -> list[psutil.Process]:
-        """Its processes now; all that ever existed are remembered."""
-        with contextlib.suppress(psutil.Error):
-            self.family |= {p.pid: p for p in psutil.Process(self.process.pid).children(recursive=True)}
-        return [p for p in self.family.values() if is_alive(p.pid)]
-
-    def find(self, name: str) -> psutil.Process | None:
-        if name == SERVE:
-            return psutil.Process(self.process.pid)
-        found = []
-        for one in self.look():
-            with contextlib.suppress(psutil.Error, IndexError):
-                command = one.cmdline()
-                if name == TRITON and Path(command[0]).name == TRITON:
-                    self.marks.add(f"{one.pid}-")
-                    return one
-                if any(f"/{name}/" in word for word in command) and "stub" in command[0]:
-                    found.append((one.create_time(), one))
-        return max(found, key=lambda each: each[0])[1] if found else None  # an older one is being unloaded
-
-    def ready(self) -> bool:
-        """Whether it serves; waits until it does, or ends."""
-        deadline = time.monotonic() + 2 * PATIENCE_S
-        while self.process.poll() is None and time.monotonic() < deadline:
-            if found := re.search(r"at (127\.0\.0\.1:(\d+)) \(gRPC\), metrics at \S+?:(\d+)/", self.said()):
-                self.url, self.ports = found[1], [int(found[2]), int(found[3])]
-                self.find(TRITON)
-                self.ready_s = time.time()
-                return True
-            self.look()
-            time.sleep(0.05)
-        self.ready_s = time.time()
-        return False
-
-    @property
-    def prefixes(self) -> list[str]:
-        return [shm_prefix_of(folder) for folder in self.folders] or [f"harness_{self.process.pid}_"]
-
-    @property
-    def folders(self) -> list[Path]:
-        return list((ROOT / ".harness").glob(f"triton-{self.process.pid}-*/"))
-
-    def shared(self) -> list[Path]:
-        mine = SHARED.glob(f"harness_{self.process.pid}_*")
-        keys = (path for path in SHARED.glob("harness-*") if any(f"-{mark}" in path.name for mark in self.marks))
-        return [*mine, *keys]
-
-    def wait(self, seconds: float) -> int | None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.process.wait(seconds)
-        return None
-
-    def end(self) -> None:
-        """End everything that still runs of it."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            self.wait(20)
-        for one in [psutil.Process(os.getpid()), *self.look()][1:]:
-            with contextlib.suppress(psutil.Error):
-                one.kill()
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-        self.process.wait()
-        self.output.unlink(missing_ok=True)
-        for log in (ROOT / ".harness").glob(f"triton-{self.process.pid}-*.log"):
-            log.unlink()  # kept for the user on purpose
-
-
-@functools.cache
-def loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all streams: gRPC supports one per process."""
-    made = asyncio.new_event_loop()
-    threading.Thread(target=made.run_forever, daemon=True).start()
-    return made
-
-
-class Client:
-    """One stream in a background thread."""
-
-    def __init__(self, url: str, script: str, frames: int = 30_000, **more):
-        self.url, self.heard, self.ended_s, self.result = url, 0, 0.0, None
-        self.request = common.request("client", frames, script, **more)
-        self._stream = None
-        self._task = asyncio.run_coroutine_threadsafe(self._run(), loop())
-
-    async def _run(self) -> None:
-        async with SpeechClient(self.url) as client:
-            self._stream = client.open(self.request, "closed", on_chunk=self._count)
-            self.result = await self._stream.run()
-            self.ended_s = time.monotonic()
-
-    def _count(self, *_) -> None:
-        self.heard += 1
-
-    def wait_for_speech(self, chunks: int = 5) -> None:
-        wait_for(lambda: self.heard >= chunks or self.result, "speech")
-
-    def finish(self, seconds: float) -> Result | None:
-        """Its result; abandoned if it still speaks after ``seconds``."""
-        concurrent.futures.wait([self._task], seconds)
-        if self.result is None and self._stream is not None:
-            loop().call_soon_threadsafe(self._stream.stop, Outcome.CANCELLED)
-            concurrent.futures.wait([self._task], 10)
-        return self.result
-
-
-def wait_for(holds, what: str, seconds: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            raise HarnessError(f"waited {seconds:.0f} s in vain for {what}")
-        time.sleep(0.02)
 
 
 def strike(kind: Kind, victim: psutil.Process) -> None:

@@ -36,6 +36,21 @@ def harness(*arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """``here(*arguments)``: the command in this process, as ``python -m harness`` calls it: exit code and output."""
+
+    def call(*arguments) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
+        monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+        monkeypatch.chdir(ROOT)
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        return ended.value.code, "".join(capsys.readouterr())
+
+    return call
+
+
 def test_help_lists_every_command_and_each_has_help_of_its_own():
     runner = CliRunner()
     overview = runner.invoke(app, ["--help"])
@@ -114,17 +129,32 @@ def files(tmp_path):
         (("speak", "{}/bytes.txt", "--url", "127.0.0.1:1"), "UTF-8"),
         (("speak", "{}/five.txt", "--url", "127.0.0.1:1"), "peaker"),
         (("speak", "{}/none.txt", "--url", "127.0.0.1:1"), "cannot read"),
+    ],
+)
+def test_a_mistake_is_one_message_that_says_what_to_do(files, here, arguments, message):
+    code, said = here(*(argument.format(files) for argument in arguments))
+    assert code == 64
+    assert message in said
+    assert "Traceback" not in said
+    assert (files / "foreign" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (("speak", "{}/fine.txt", "--url", "127.0.0.1:1"), "no Triton answers"),
         (("signoff", "scenarios/quick.yaml", "--results", "{}", "--url", "127.0.0.1:1"), "no Triton"),
     ],
 )
-def test_a_mistake_is_one_message_that_says_what_to_do(files, arguments, message):
+def test_a_server_that_is_not_there_has_an_exit_code_of_its_own(files, arguments, message):
     result = harness(*(argument.format(files) for argument in arguments))
     said = result.stdout + result.stderr
-    assert result.returncode == (69 if "no Triton" in message else 64)
-    assert message in said
-    assert "Traceback" not in said
-    assert (files / "foreign" / "notes.txt").read_text() == "mine"
+    assert result.returncode == 69 and message in said and "Traceback" not in said
+
+
+def test_a_mistake_ends_the_process_with_its_code():
+    result = harness("signof")
+    assert result.returncode == 64 and "signoff" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_a_fault_of_the_harness_is_no_verdict(monkeypatch, capsys):

@@ -147,6 +147,7 @@ def test_a_computed_answer_is_not_marked(speak):
 
 
 @pytest.mark.server
+@pytest.mark.alone
 def test_two_emulated_gpus_carry_about_twice_what_one_does(emulated):
     def frames_per_s():
         requests = [make_request(f"r{i}", frames=25, speakers=(0,), seed=i) for i in range(12)]

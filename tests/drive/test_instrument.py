@@ -17,7 +17,7 @@ from harness.drive.readers.pool import ReaderPool
 from harness.records.metrics import per_request, summarise
 from harness.records.schema import Outcome, Request, Result
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.alone]
 
 OWN_ERROR_S = 0.03
 BUSY_S = 0.15
