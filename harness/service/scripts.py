@@ -100,11 +100,12 @@ local token = redis.call('HINCRBY', t, 'attempt', 1)
 tell()
 return token
 """,
-    # ARGV: id, token, consumer, live frames. Returns whether the task is still the caller's.
+    # ARGV: id, token, consumer, live frames, number of segments before them. Returns whether the task is still the caller's.
     "beat": """
 if not holds(ARGV[2]) then return 0 end
 hold(ARGV[3], 'JUSTID')
-if redis.call('HGET', t, 'live') ~= ARGV[4] then
+local is_now = redis.call('LLEN', p .. 'segments:' .. id) == tonumber(ARGV[5])  -- a beat may come after its commit
+if is_now and redis.call('HGET', t, 'live') ~= ARGV[4] then
   redis.call('HSET', t, 'live', ARGV[4])
   tell()
 end
