@@ -1,7 +1,7 @@
 """Authors who submit a script as a task of the studio, follow it to its end, and download its audio.
 
     locust -f scenarios/jobs.py --headless -u 4 -t 10m --host http://127.0.0.1:8080
-    locust -f scenarios/jobs.py --headless -u 4 -t 10m --host https://studio.example --key-file key.txt --job-seconds 600
+    locust -f scenarios/jobs.py --headless -u 4 -t 10m --host https://a.example --key-file key.txt --job-seconds 90
 
 The row "turnaround" has the time from submission to the end of a task, "turnaround per audio second" that time by the
 seconds of its audio, in milliseconds.

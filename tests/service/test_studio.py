@@ -12,8 +12,6 @@ import psutil
 import pytest
 import requests
 from conftest import still_running
-
-
 from speaking_triton import Conduct, speaking
 
 from harness.deploy.ports import free_ports
@@ -55,7 +53,10 @@ def test_everything_is_started_restarted_and_ended(tmp_path):
 
             wait_for(is_done)
             assert requests.get(f"{address}/audio", timeout=30).content[44:] != b""
-            processes = [psutil.Process(studio.redis.pid), *map(psutil.Process, (studio.front.pid, studio.workers[0].pid))]
+            processes = [
+                psutil.Process(studio.redis.pid),
+                *map(psutil.Process, (studio.front.pid, studio.workers[0].pid)),
+            ]
             assert not set(pids) & {each.pid for each in processes}
         assert still_running(processes, 20) == []
         port = studio.settings.port

@@ -42,7 +42,9 @@ def test_what_cannot_be_used_is_named(environment, said):
 
 
 def test_a_key_is_in_no_message_and_no_repr():
-    assert KEY not in repr(StudioSettings(keys=(KEY,))) and "secret" not in repr(StudioSettings(redis="redis://:secret@h"))
+    assert KEY not in repr(StudioSettings(keys=(KEY,))) and "secret" not in repr(
+        StudioSettings(redis="redis://:secret@h")
+    )
 
 
 def test_loopback():
