@@ -148,6 +148,7 @@ BENCHMARKS = {
     "Load": ("load/arrivals", "load/instrument", "load/faults", "load/gates"),
     "Sweep": ("sweep/search", "sweep/sweep_cost", "sweep/sweep_faults", "sweep/first_run", "sweep/disturbed"),
     "Capacity": ("capacity/simulator", "capacity/coverage", "capacity/truths", "capacity/heldout"),
+    "Service": ("service/job_faults",),
     "GPU": ("gpu/environment", "gpu/device", "gpu/fused", "gpu/rows", "gpu/towers", "gpu/streams",
             "gpu/estimates", "gpu/kit"),
 }  # fmt: skip

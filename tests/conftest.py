@@ -17,6 +17,7 @@ from harness.client.stream import SpeechClient
 from harness.deploy.server import serving
 from harness.records.schema import Request
 
+pytest_plugins = ("service_fixtures",)
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 settings.load_profile("no deadline")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background: what tests start would not hear Ctrl-C

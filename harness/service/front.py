@@ -26,7 +26,7 @@ from harness.service.changes import TaskChanges
 from harness.service.intake import RequestRejected
 from harness.service.keys import KeyRing
 from harness.service.limits import RequestLimits, timed_protocol
-from harness.service.logs import log, log_to_stderr
+from harness.service.logs import log, run_part
 from harness.service.operations_api import FrontMetrics
 from harness.service.queue import TaskQueue, connect
 from harness.service.settings import StudioSettings
@@ -116,13 +116,17 @@ async def _no_storage(request: Request, error: Any) -> JSONResponse:
     return JSONResponse({"detail": "the storage does not answer now: try again"}, 503, {"Retry-After": "5"})
 
 
-def main() -> None:
-    log_to_stderr("front")
+def serve() -> None:
+    """Serve with the settings of the environment until SIGTERM or SIGINT."""
     settings = StudioSettings.from_environment()
     uvicorn.run(
         create_app(settings), host=settings.host, port=settings.port, http=timed_protocol(settings.body_s), ws="none",
         log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=END_S,
     )  # fmt: skip
+
+
+def main() -> None:
+    run_part("front", serve)
 
 
 if __name__ == "__main__":

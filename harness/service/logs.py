@@ -6,9 +6,13 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
-_LOG = logging.getLogger("harness.studio")
+from harness import exit_codes
+from harness.errors import HarnessError, ServerError
+
+_LOG = logging.getLogger("studio")
 
 
 class JsonLines(logging.Formatter):
@@ -32,6 +36,16 @@ def log_to_stderr(part: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(part))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def run_part(part: str, serve: Callable[[], None]) -> None:
+    """Run a part of the service; what is wrong with its settings is one line of its log."""
+    log_to_stderr(part)
+    try:
+        serve()
+    except HarnessError as error:
+        log(str(error), logging.ERROR)
+        sys.exit(exit_codes.UNAVAILABLE if isinstance(error, ServerError) else exit_codes.USAGE)
 
 
 def log(message: str, level: int = logging.INFO, **fields: Any) -> None:

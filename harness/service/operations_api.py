@@ -28,6 +28,7 @@ _COUNTERS = {
     "reclaimed": "Times that a task was taken from a worker that had ended",
     "yielded": "Times that a task made room at the end of a segment, or was given back at a worker's end",
     "retried": "Times that a segment failed and was tried again",
+    "frames_repeated": "Frames of segments that were lost before they were stored",
     "duplicates": "Messages that were delivered for no task",
 }
 _PAGES = Environment(loader=PackageLoader("harness.service"), autoescape=select_autoescape(("html", "j2")))

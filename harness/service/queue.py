@@ -127,7 +127,8 @@ class TaskQueue:
 
     async def beat(self, claim: Claim, live_frames: int) -> bool:
         """Renew the lease; False where the task is no longer the caller's."""
-        return bool(await self._run("beat", claim.record.id, claim.token, claim.consumer, live_frames))
+        before = len(claim.record.segments)
+        return bool(await self._run("beat", claim.record.id, claim.token, claim.consumer, live_frames, before))
 
     async def commit(self, claim: Claim, segment: StoredSegment, busy_s: float, spoken: bool) -> bool:
         """Record a stored segment after those of the claim's record; False where the task is another's."""

@@ -90,7 +90,10 @@ if (state ~= 'queued' and state ~= 'running') or redis.call('HGET', t, 'message'
   tally('duplicates')
   return nil
 end
-if state == 'running' then tally('reclaimed') end
+if state == 'running' then
+  tally('reclaimed')
+  tally('frames_repeated', redis.call('HGET', t, 'live') or 0)
+end
 redis.call('HSETNX', t, 'started', stamp())
 redis.call('HSET', t, 'status', 'running', 'live', 0)
 redis.call('ZREM', p .. 'waiting', id)
@@ -100,11 +103,12 @@ local token = redis.call('HINCRBY', t, 'attempt', 1)
 tell()
 return token
 """,
-    # ARGV: id, token, consumer, live frames. Returns whether the task is still the caller's.
+    # ARGV: id, token, consumer, live frames, number of segments before them. Returns whether the task is the caller's.
     "beat": """
 if not holds(ARGV[2]) then return 0 end
 hold(ARGV[3], 'JUSTID')
-if redis.call('HGET', t, 'live') ~= ARGV[4] then
+local is_now = redis.call('LLEN', p .. 'segments:' .. id) == tonumber(ARGV[5])  -- a beat may come after its commit
+if is_now and redis.call('HGET', t, 'live') ~= ARGV[4] then
   redis.call('HSET', t, 'live', ARGV[4])
   tell()
 end
@@ -144,6 +148,7 @@ return 1
     # ARGV: id, token, idle milliseconds that the message is given, 1 = counts as a failure, why
     "release": """
 if not holds(ARGV[2]) then return 0 end
+if ARGV[4] == '1' then tally('frames_repeated', redis.call('HGET', t, 'live')) end
 redis.call('HSET', t, 'status', 'queued', 'live', 0, 'error', ARGV[5])
 redis.call('HINCRBY', t, 'attempt', 1)
 if ARGV[4] == '1' then redis.call('HINCRBY', t, 'failures', 1) end

@@ -22,6 +22,7 @@ from harness.host.places import CODE
 from harness.host.process_group import end_group, signals_held, spawn
 from harness.service.redis_server import RedisServer
 from harness.service.settings import PREFIX, StudioSettings
+from harness.service.storage import AudioStore
 from harness.service.voices import lay_out
 
 _MOST_SHORT, _SHORT_S = 5, 20.0  # lives of a part this short in a row, before the studio gives up
@@ -149,6 +150,7 @@ class Studio:
         """Take the folder, choose the port, and start Redis."""
         folder = Path(self.settings.folder).absolute()
         self._stack.enter_context(_sole(folder))
+        AudioStore(self.settings.storage_url)  # refuses one that cannot be used
         port = must_be_free(self.settings.port) if self.settings.port else free_ports(1)[0]
         self.settings = replace(self.settings, folder=str(folder), port=port)
         if not self.settings.redis:

@@ -126,7 +126,7 @@ class TaskRecord:
     def view(self, position: int | None = None, estimated_start: float | None = None) -> dict:
         """The task as callers see it (the object of ``GET /v1/tasks/{id}``)."""
         heard = self.frames + (self.live if self.status == RUNNING else 0)
-        rest = self.of_frames - heard
+        rest = max(0, self.of_frames - heard)
         eta_s = self.rtf * rest * wire.SECONDS_PER_FRAME if self.status == RUNNING and self.rtf else None
         here = f"/v1/tasks/{self.id}"
         return {

@@ -22,7 +22,7 @@ from harness.client.target import Target
 from harness.errors import ServerError
 from harness.service import audio
 from harness.service.housekeeping import Housekeeping
-from harness.service.logs import log, log_to_stderr
+from harness.service.logs import log, run_part
 from harness.service.queue import SIGN_OF_LIFE_S, Claim, TaskQueue, connect
 from harness.service.room import may_start, must_yield
 from harness.service.segments import (
@@ -284,8 +284,7 @@ async def serve(settings: StudioSettings) -> None:
 
 
 def main() -> None:
-    log_to_stderr("worker")
-    asyncio.run(serve(StudioSettings.from_environment()))
+    run_part("worker", lambda: asyncio.run(serve(StudioSettings.from_environment())))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ COMMANDS = (
     "doctor",
     "scenarios",
     "cards",
+    "studio",
 )
 
 

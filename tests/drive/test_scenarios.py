@@ -20,7 +20,7 @@ from harness.records.load_log import read_records
 from harness.traffic.arrivals import Arrivals, Trace
 from harness.traffic.mix import MIXES
 
-SCENARIOS = sorted((ROOT / "scenarios").glob("*.py"))
+SCENARIOS = sorted(set((ROOT / "scenarios").glob("*.py")) - {ROOT / "scenarios" / "jobs.py"})  # that drives HTTP
 QUICK = Timetable(interval_s=0.001)
 
 

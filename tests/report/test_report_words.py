@@ -61,7 +61,7 @@ def test_utilisation_is_defined_by_the_figures_of_the_plan():
     plan = replace(whole, utilisation_cap=0.85, targets=(PlannedTarget(qps=20.0, devices=5, utilisation=0.8),))
     assert words.steady_rate(plan) == 5.0
     assert "requests/s / (devices x 5)" in words.utilisation(plan)
-    assert "at most 85% of it, 4.25" in words.utilisation(plan)
+    assert "utilisation_cap allows 85% of it, 4.25" in words.utilisation(plan)
     assert words.utilisation(replace(whole, targets=(PlannedTarget(qps=1.0),))) == ""
 
 

@@ -327,3 +327,15 @@ def test_a_redis_that_does_not_answer_is_an_error_in_time(settings, redis_server
         assert await queue.record("a") is None, "it goes on after that"
 
     run(settings, scenario)
+
+
+def test_a_beat_that_comes_after_its_segment_counts_no_frames_twice(settings):
+    async def scenario(queue):
+        await submit(queue)
+        claim = await queue.take("one", 0.1)
+        assert await queue.commit(claim, segment(0, 1), 1.0, False) and await queue.beat(claim, 4)
+        record = await queue.record("a")
+        assert record.live == 0 and record.view()["frames"] == 4
+        assert await queue.beat(await again(queue, claim), 2) and (await queue.record("a")).view()["frames"] == 6
+
+    run(settings, scenario)
