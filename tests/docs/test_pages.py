@@ -20,7 +20,7 @@ ROOT = pages.ROOT
 BENCHMARKS = (ROOT / "benchmarks", *(ROOT / "benchmarks").glob("*/"))
 MAKE_FILE = (ROOT / "Makefile").read_text()
 COMMANDS = typer.main.get_command(app).commands
-WRITTEN = ("build/", ".venv", "results/profiles/")  # by commands
+WRITTEN = ("build/", ".venv", "results/profiles/", ".harness/")  # by commands
 
 
 def of(program: str) -> list[tuple[str, str]]:
