@@ -96,7 +96,8 @@ class TaskQueue:
     """Tasks in Redis. Methods raise redis.exceptions.RedisError where Redis does not answer."""
 
     def __init__(self, client: Redis, lease_s: float, prefix: str = PREFIX):
-        self.client, self.lease_s, self.prefix = client, lease_s, prefix
+        self.client: Any = client  # its answers depend on the protocol and on decoding, which types do not show
+        self.lease_s, self.prefix = lease_s, prefix
         self._scripts = {name: client.register_script(text) for name, text in SCRIPTS.items()}
 
     async def prepare(self) -> None:

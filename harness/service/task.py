@@ -7,12 +7,16 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from harness import wire
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = STATES = ("queued", "running", "done", "failed", "cancelled")
 ENDED = (DONE, FAILED, CANCELLED)
 MOST_TITLE = 80
+_TEXTS = ("id", "owner", "status", "error", "result")  # fields of a record in Redis, by type
+_SECONDS = ("created", "started", "ended", "busy_s")
+_COUNTS = ("attempt", "live", "failures", "result_bytes")
 _ID_BYTES = 18  # 144 random bits: an id cannot be guessed
 
 
@@ -37,8 +41,9 @@ class TaskSpec:
 
     @classmethod
     def of(cls, text: str) -> TaskSpec:
-        values = json.loads(text)
-        return cls(**{**values, "voices": tuple(values["voices"])})
+        values: dict[str, Any] = json.loads(text)
+        values["voices"] = tuple(values["voices"])
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -115,13 +120,11 @@ class TaskRecord:
     @classmethod
     def of(cls, fields: Mapping[str, str], segments: list[str]) -> TaskRecord:
         """The record from its fields in Redis."""
-        numbers = {name: float(fields[name]) for name in ("created", "started", "ended", "busy_s") if name in fields}
-        counts = {name: int(fields[name]) for name in ("attempt", "live", "failures", "result_bytes") if name in fields}
-        texts = {name: fields[name] for name in ("id", "owner", "status", "error", "result") if name in fields}
-        return cls(
-            **texts, **numbers, **counts, spec=TaskSpec.of(fields["spec"]), spoken=fields.get("spoken") == "1",
-            segments=tuple(map(StoredSegment.of, segments)),
-        )  # fmt: skip
+        given: dict[str, Any] = {name: fields[name] for name in _TEXTS if name in fields}
+        given |= {name: float(fields[name]) for name in _SECONDS if name in fields}
+        given |= {name: int(fields[name]) for name in _COUNTS if name in fields}
+        given["segments"] = tuple(map(StoredSegment.of, segments))
+        return cls(**given, spec=TaskSpec.of(fields["spec"]), spoken=fields.get("spoken") == "1")
 
     def view(self, position: int | None = None, estimated_start: float | None = None) -> dict:
         """The task as callers see it (the object of ``GET /v1/tasks/{id}``)."""

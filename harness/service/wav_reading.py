@@ -61,8 +61,8 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Name and content of each chunk; the last one may claim to be longer than the file."""
     place = 12
     while place + 8 <= len(data):
-        name, size = struct.unpack_from("<4sI", data, place)
-        yield name, data[place + 8 : place + 8 + size]
+        (size,) = struct.unpack_from("<I", data, place + 4)
+        yield data[place : place + 4], data[place + 8 : place + 8 + size]
         place += 8 + size + size % 2
 
 

@@ -188,7 +188,7 @@ def test_many_tasks_that_are_attended_hide_none_that_is_not(settings):
         await queue.release(claims[-1])
         assert (await queue.take("two", 0.01)).record.id == "t39"
 
-    run(settings, scenario)
+    run(settings, scenario, lease_s=30)
 
 
 def test_a_cancelled_task_is_never_delivered_and_its_worker_learns_of_it(settings):
