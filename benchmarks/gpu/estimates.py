@@ -9,12 +9,13 @@ from        the fused engine's steps again, estimated from the profile of the st
 inside      whether a published or measured time lies in the estimate's 95% interval
 
 The ranges behind the estimates are wide and come from published figures, but whoever wrote them down had seen the
-H100's profile: only cards whose profile comes later test them strictly. No card but the H100 has a profile yet, so
-there is no error of one card predicted from another (cross_card_error_median).
+H100's profile: only cards whose profile comes later test them strictly. With measured profiles of two cards under
+results/gpu, each is predicted from the other (cross_card_error_median; null with one).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
@@ -35,7 +36,7 @@ from harness.cards.costs import PLAIN, Work, costs_of
 from harness.cards.estimate import assumptions_for
 from harness.cards.ranges import HIGH, LOW, Range, draws_of
 from harness.cards.times import CardTimes
-from harness.device_profile import ESTIMATED, PREFILL, StagePoint
+from harness.device_profile import ESTIMATED, PREFILL, Profile, StagePoint
 from harness.records.store import read_profile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,11 +100,13 @@ def main(arguments: Sequence[str]) -> int:
         table("Staged streams through Triton on an H100, ms a frame (measured)", streams),
     ]
     everything = [*(each for group in stages.values() for each in group), *steps, *streams]
-    common.finish(tables, figures(published, bounds, everything, scaled))
+    common.finish(tables, figures(draws, published, bounds, everything, scaled))
     return 0
 
 
-def figures(published: list[Compared], bounds: list, measured: list[Compared], scaled: list[Compared]) -> dict:
+def figures(
+    draws: int, published: list[Compared], bounds: list, measured: list[Compared], scaled: list[Compared]
+) -> dict:
     return {
         "published_inside_interval": sum(each.inside for each in published),
         "published_total": len(published),
@@ -116,7 +119,7 @@ def figures(published: list[Compared], bounds: list, measured: list[Compared], s
         "fused_from_staged_inside_interval": sum(each.inside for each in scaled),
         "fused_from_staged_total": len(scaled),
         "fused_from_staged_error_median": statistics.median(abs(each.ratio - 1) for each in scaled),
-        "cross_card_error_median": None,
+        "cross_card_error_median": statistics.median(errors) if (errors := cross_card_errors(draws)) else None,
     }
 
 
@@ -198,7 +201,33 @@ def bounds_of_others(draws: int) -> list[tuple[str, float, float, str]]:
 
 def of_the_profile(draws: int) -> dict[str, list[Compared]]:
     """Every point of the measured profile by stage; its kernels were those of "plain"."""
-    profile, estimator = read_profile(H100 / "nvidia-h100-80gb-hbm3-1.5b.json"), Estimator("h100", "1.5b", PLAIN, draws)
+    profile = read_profile(H100 / "nvidia-h100-80gb-hbm3-1.5b.json")
+    return points_of(profile, Estimator("h100", "1.5b", PLAIN, draws))
+
+
+def cross_card_errors(draws: int, files: Sequence[Path] | None = None) -> list[float]:
+    """Relative errors of every point of each measured profile, predicted from each profile of another card."""
+    files = sorted(ROOT.glob("results/gpu/*/*-1.5b.json")) if files is None else files
+    profiles, costs = [read_profile(file) for file in files], costs_of("1.5b")
+    errors = []
+    for target, source in itertools.permutations(profiles, 2):
+        card = card_of(target.device)
+        if card_of(source.device) != card:
+            assumed = assumptions_for(card, costs, wire.STAGED, source)
+            points = points_of(target, Estimator(card.key, "1.5b", counts_of(target), draws, assumed))
+            errors += [abs(row.ratio - 1) for rows in points.values() for row in rows]
+    return errors
+
+
+def counts_of(profile: Profile) -> str:
+    """Which kernels a profile was measured with, by the launches of an LLM step."""
+    launches = profile.timed(wire.LLM)[0].launches or 0
+    steps = costs_of("1.5b").steps
+    return min((PLAIN, wire.STAGED), key=lambda name: abs(steps[name][wire.LLM].launches - launches))
+
+
+def points_of(profile: Profile, estimator: Estimator) -> dict[str, list[Compared]]:
+    """Every measured point by stage, against the estimate."""
     return {
         stage: [estimator.compare(_where(p), p.ms, _timed(stage, p)) for p in points if isinstance(p, StagePoint)]
         for stage, points in profile.stages.items()

@@ -27,6 +27,7 @@ BETWEEN_CARDS = {MEMORY: 1.15, COMPUTE: 1.15, ACTIVATIONS: 1.2, LAUNCH: 1.2, EAG
 _OF_A_STAGE = (MEMORY, COMPUTE, ACTIVATIONS, LAUNCH)
 _ERROR = 0.05  # relative standard deviation of a profile's point from the model
 _FEWEST = 3  # points of a stage
+_EAGER_US = 4.0  # of host time for each launch: with more, a step is no graph
 
 
 @dataclass(frozen=True)
@@ -153,18 +154,24 @@ def _common_launch(ranges: Sequence[Range]) -> Range | None:
 
 
 def _host(measured: Profile, free: Mapping[str, Range], source: str) -> dict[str, Range]:
-    """Host time of the steps that are graphs, and microseconds of a launch where a prompt part is bound by them."""
-    found = {}
+    """Host time of the steps that are graphs, and microseconds of a launch where kernels are launched one by one.
+
+    An older profile, of stages without graphs, tells nothing of the host beside its launches.
+    """
     fixed, each = HOST_MS[wire.STAGED]
-    graphs = [p for p in _separated(measured, wire.LLM) if p.host_ms]
-    ratios = [(p.host_ms or 0.0) / (fixed + each * p.at("batch")) for p in graphs]
-    if ratios:
-        found[HOST] = Range.around(float(np.median(ratios)), BETWEEN_CARDS[HOST], source)
-    bound = [p for p in _separated(measured, PREFILL) if p.turn_ms < 0.5 * p.ms]
+    steps = [p for p in _separated(measured, wire.LLM) if p.host_ms]
+    per_launch_us = [1e3 * (p.host_ms or 0.0) / (p.launches or 1) for p in steps]
+    graphs = steps if steps and np.median(per_launch_us) < _EAGER_US else []
+    eager = ([] if graphs else steps) + _separated(measured, PREFILL)
+    bound = [p for p in eager if p.turn_ms < 0.5 * p.ms]
+    found = {}
+    if graphs:
+        ratio = float(np.median([(p.host_ms or 0.0) / (fixed + each * p.at("batch")) for p in graphs]))
+        found[HOST] = Range.around(ratio, BETWEEN_CARDS[HOST], source)
     if bound:
         cost_us = float(np.median([1e3 * p.ms / (p.launches or 1) for p in bound]))
         found[EAGER] = Range.around(cost_us, BETWEEN_CARDS[EAGER], source)
-    return {name: each for name, each in found.items() if each.width < free[name].width}
+    return {name: its for name, its in found.items() if its.width < free[name].width}
 
 
 def _shares(free: Assumptions, card: Card, measured: Profile) -> dict[str, Range]:

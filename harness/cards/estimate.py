@@ -76,7 +76,7 @@ def estimated_profile(
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             command=command,
             commit=commit(),
-            notes=f"{card.source}; nothing was measured on this card",
+            notes=f"{card.source}; {assumptions.note or 'nothing was measured on this card'}",
         ),
         model=ModelSizes(
             hidden_size=costs.hidden_size,

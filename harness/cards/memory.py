@@ -48,7 +48,9 @@ class MemoryBudget:
         return KvRoom(float(self.room_bytes), self.kv_bytes_per_token)
 
     def sessions_of(self, seconds: float) -> int:
-        """Sessions of this many seconds of audio that fit at once, by their bytes at the end."""
+        """Sessions of this many seconds that fit at once, by their bytes at the end; 0 beyond ``most_frames``."""
+        if seconds * wire.FRAMES_PER_SECOND > self.most_frames:
+            return 0
         return min(SESSIONS, int(self.room_bytes // self._bytes_of(seconds * wire.FRAMES_PER_SECOND)))
 
     @property

@@ -84,7 +84,7 @@ def _memory_words(budget: MemoryBudget) -> str:
 
 def print_estimate(found: PlanningEstimate) -> None:
     """Print GPUs per target of every card, what is not known, and what would narrow it most."""
-    out.print(f"\nVerdict: [bold yellow]{found.verdict}[/]: nothing was measured on these cards", highlight=False)
+    out.print(f"\nVerdict: [bold yellow]{found.verdict}[/]: no load was measured on these cards", highlight=False)
     out.print(_mix_line(found), markup=False, highlight=False, soft_wrap=True)
     out.print(_targets_table(found))
     for card in found.cards:

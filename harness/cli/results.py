@@ -76,7 +76,7 @@ def plan(
         Path | None, typer.Option("--out", help="With --card: write estimate.html and estimate.json to this folder.")
     ] = None,
     accept: Annotated[
-        bool, typer.Option("--accept-estimates", help="With --card: exit with 0, although nothing was measured.")
+        bool, typer.Option("--accept-estimates", help="With --card: exit with 0, although no load was measured.")
     ] = False,
 ) -> None:
     """Print the devices for other target rates from stored results, or estimate them for cards nobody has measured.

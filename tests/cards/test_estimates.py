@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from harness import gpu_memory, wire
 from harness.cards import memory
-from harness.cards.assumptions import COMPUTE, EAGER, LAUNCH, MEMORY, OF_STAGES, Assumptions
+from harness.cards.assumptions import COMPUTE, EAGER, HOST, LAUNCH, MEMORY, OF_STAGES, Assumptions
 from harness.cards.card import BANDWIDTH, THROUGHPUT, card_of, own_cards
 from harness.cards.costs import costs_of
 from harness.cards.estimate import assumptions_for, estimated_profile
@@ -172,6 +172,17 @@ def test_a_calibration_finds_the_parameters_that_made_a_profile():
     assert own.shares[BANDWIDTH].likely == pytest.approx(0.9, rel=0.001)
 
 
+def test_a_profile_without_graphs_tells_the_cost_of_launches_and_nothing_of_graphs():
+    """The first visit to an H100: an LLM step of 510 launches took 11 ms, of which its kernels took 2.3."""
+    file = MEASURED_H100.parent / "without-graphs" / MEASURED_H100.name
+    found = assumptions_for(H100, COSTS, wire.FUSED, read_profile(file))
+    free = Assumptions.of(H100, wire.FUSED, ESTIMATED)
+    assert found.common[HOST] == free.common[HOST] and found.common[EAGER].likely == pytest.approx(21, abs=4)
+    with_graphs = assumptions_for(H100, COSTS, wire.FUSED, read_profile(MEASURED_H100))
+    assert with_graphs.common[HOST].likely == pytest.approx(1.0, abs=0.2)
+    assert found.stages[wire.LLM][MEMORY].likely == pytest.approx(with_graphs.stages[wire.LLM][MEMORY].likely, rel=0.1)
+
+
 def test_a_profile_from_which_nothing_can_be_learned_is_refused():
     measured = read_profile(MEASURED_H100)
     for other, says in (
@@ -247,6 +258,9 @@ def test_ninety_minutes_on_a_24_gb_card_fit_the_fused_engine_and_not_the_staged_
     assert fused.sessions_of(5400) == fused.room_bytes // session_bytes == 3 and fused.longest_s == 5400
     assert staged.sessions_of(5400) == 0 and 60 < staged.longest_s / 60 < 75
     assert memory.budget_of(card_of("h200"), COSTS, wire.FUSED).sessions_of(5400) == pytest.approx(38, abs=2)
+    assert (
+        memory.budget_of(card_of("h200"), costs_of("7b"), wire.FUSED).sessions_of(5400) == 0
+    )  # it speaks no 90 minutes
     assert memory.budget_of(card_of("h200"), costs_of("7b"), wire.FUSED).most_frames * wire.SECONDS_PER_FRAME == (
         pytest.approx(47.5 * 60, rel=0.01)
     )  # of 32K positions

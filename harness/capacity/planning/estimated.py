@@ -80,7 +80,7 @@ class _Planner:
             return self._refused(model, problem, likely)
         drawn = self._all_pools(model, draws_of(model.assumptions.names, np.random.default_rng(_SEED), DRAWS))
         counts = {qps: [pools.fewest(qps) for pools in drawn] for qps in self.targets_qps}
-        effects = sorted(self._effects(model, likely), key=_spread, reverse=True)
+        effects = sorted(self._effects(model), key=_spread, reverse=True)
         return EstimatedCard(
             card=model.card.key,
             name=model.card.name,
@@ -139,7 +139,7 @@ class _Planner:
             devices_n_plus_2=devices + 2,
             sessions_per_device_p95=likely.sessions_p95(qps, devices),
             basis=basis,
-            note="Nothing was measured on this card.",
+            note="No load was measured on this card.",
         )
 
     def _memory(self, likely: ClosedPools, model: CardModel) -> KvMemory:
@@ -152,7 +152,7 @@ class _Planner:
             basis=model.assumptions.basis,
         )
 
-    def _effects(self, model: CardModel, likely: ClosedPools) -> Iterator[UnknownEffect]:
+    def _effects(self, model: CardModel) -> Iterator[UnknownEffect]:
         qps = self.targets_qps[-1]
         for name, its in _ranges(model.assumptions).items():
             ends = [self._pools(model, {name: place}).fewest(qps) for place in (LOW, HIGH)]
