@@ -6,12 +6,14 @@ it makes the README's tables anew from the samples as they are.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
 from pathlib import Path
 
 from harness.errors import HarnessError, InputError
+from harness.records.estimate import PlanningEstimate
 from harness.records.plan import Plan, PlannedTarget
 from harness.records.store import Run
 from harness.report import words
@@ -19,6 +21,7 @@ from harness.report.facts import SWEEP_NAME
 from harness.report.seal import check_seal, report_again
 
 ROOT = Path(__file__).resolve().parents[1]
+ESTIMATE = ROOT / "results" / "sample-estimate" / "estimate.json"
 SAMPLES = {name: ROOT / "results" / f"sample-{name}" for name in ("quick", "mixed")}
 README = ROOT / "README.md"
 _TABLE = re.compile(r"(<!-- table of (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -30,6 +33,19 @@ def table(plan: Plan) -> str:
     head = f"Verdict: **{plan.verdict}**. One device = {plan.unit}.\n\n"
     columns = "| requests/s | devices | 95% interval | bound by | utilisation | with one spare | basis |\n"
     return head + columns + "|---:|---:|:---:|---|---:|---:|---|\n" + "".join(rows) + f"\n{words.utilisation(plan)}.\n"
+
+
+def estimate_table(estimate: PlanningEstimate) -> str:
+    """The README's table of GPUs on cards that were not measured."""
+    cards = [card for card in estimate.cards if not card.problem]
+    head = f"| requests/s | {' | '.join(f'{card.name} ({card.basis})' for card in cards)} |\n"
+    rows = zip(*(card.targets for card in cards), strict=True)
+    lines = [f"| {row[0].qps:g} | {' | '.join(map(_estimated, row))} |\n" for row in rows]
+    return head + "|---:|" + "---:|" * len(cards) + "\n" + "".join(lines)
+
+
+def _estimated(target: PlannedTarget) -> str:
+    return f"{words.figure(target.devices)} ({words.interval(target.interval)})"
 
 
 def _cells(target: PlannedTarget) -> list[str]:
@@ -54,7 +70,17 @@ def take(source: Path, sample: Path) -> None:
 
 def with_tables(page: str) -> str:
     """The README with the tables of the stored samples."""
-    return _TABLE.sub(lambda found: found[1] + table(Run.open(SAMPLES[found[2]]).plan()) + found[3], page)
+
+    def made(found: re.Match) -> str:
+        if found[2] == "estimates":
+            return found[1] + estimate_table(stored_estimate()) + found[3]
+        return found[1] + table(Run.open(SAMPLES[found[2]]).plan()) + found[3]
+
+    return _TABLE.sub(made, page)
+
+
+def stored_estimate() -> PlanningEstimate:
+    return PlanningEstimate.of(json.loads(ESTIMATE.read_text()))
 
 
 def main(arguments: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The commands of the README and the docs run as they stand there; figures are those of the stored sample run."""
 
+import json
 import os
 import re
 import shutil
@@ -43,6 +44,18 @@ def test_its_tables_are_the_stored_samples(name):
     stored = make_sample.table(plan)
     assert f"<!-- table of {name} -->\n{stored}<!-- end of table -->" in README, "run `make sample`"
     assert all(f"| {row.qps:g} | {row.devices or '–'} |" in stored for row in plan.targets)
+
+
+def test_its_estimates_are_stored_and_what_the_command_gives_today(tmp_path):
+    stored = make_sample.stored_estimate()
+    assert f"<!-- table of estimates -->\n{make_sample.estimate_table(stored)}<!-- end of table -->" in README
+    command = "harness plan --card h100,l40s --qps 1,10"
+    assert f"`{command}`" in README
+    arguments = [*command.split()[1:], "--accept-estimates", "--out", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "harness", *arguments], check=True, capture_output=True, cwd=ROOT)
+    again = json.loads((tmp_path / "estimate.json").read_text())
+    assert [each["targets"] for each in again["cards"]] == [each["targets"] for each in stored.to_dict()["cards"]]
+    assert {card.basis for card in stored.cards} == {"estimated"}
 
 
 def test_the_minutes_of_a_first_answer_are_the_stored_samples():
