@@ -13,7 +13,7 @@ PATIENCE_MS = 30_000  # of a machine that others share
 EXPECTED = "Failed to load resource"  # what Chromium says of every answer that is no success
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, an event loop runs in this process: other tests need their own
 def studio_browser():
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install -e '.[test]'"
