@@ -96,13 +96,18 @@ wrong=0
 "$folder/.venv/bin/python" - <<'END' || wrong=1
 import importlib, sys, tomllib
 
+from packaging.requirements import Requirement
+
 import harness.host.places
 
 NAMES = {"nvidia-ml-py": "pynvml", "nvidia-pytriton": None, "pyyaml": "yaml", "tritonclient": "tritonclient.grpc"}
 wrong = 0
 asked = tomllib.loads((harness.host.places.CHECKOUT / "pyproject.toml").read_text())["project"]["dependencies"]
 for each in sorted(asked, key=lambda each: not each.startswith("locust")):  # it replaces what others would import
-    project = each.partition(">")[0].partition("=")[0].partition("[")[0].strip()
+    needed = Requirement(each)
+    if needed.marker and not needed.marker.evaluate():  # of another version of Python
+        continue
+    project = needed.name
     name = NAMES.get(project, project.replace("-", "_"))
     if name is None:
         continue

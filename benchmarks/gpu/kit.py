@@ -223,7 +223,10 @@ def missing(options: Options) -> dict[str, str]:
     host = host_packages(options.host)
     if lacking := [name for name in FROM_THE_HOST if name not in host]:
         raise KitError(f"{options.host} has no {', '.join(lacking)}: the host must bring its own, built for its GPU")
-    asked = [each for each in dependencies() if each.name not in (*FROM_THE_HOST, SERVER)]
+    own = needed(map(str, dependencies()), options.python)
+    asked = [each for each in own if each.name not in (*FROM_THE_HOST, SERVER)]
+    for each in asked:
+        each.marker = None  # pip would judge it by the Python that builds the kit
     known = agreeing(host, resolve(asked, {}, options.python), options.python)
     there = {name: each for name, each in resolve(newest(asked), known, options.python).items() if name in host}
     stays = {name: each for name, each in there.items() if host[name] in ("", each[0])}
