@@ -30,8 +30,12 @@ class Housekeeping:
 
     async def run(self, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
-            with contextlib.suppress(RedisError):
+            try:
                 await self.once()
+            except RedisError:
+                pass
+            except Exception as error:  # a storage's own: what is due stays due
+                log("housekeeping failed", error=f"{type(error).__name__}: {error}")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EVERY_S):
                     await stopping.wait()

@@ -94,7 +94,7 @@ class StudioSettings:
         """Names and addresses by which callers reach this service; empty accepts any."""
         if self.host in _ANY_ADDRESS and not self.hosts:
             return ()
-        return (self.host, "localhost", "127.0.0.1", "[::1]", *self.hosts)
+        return tuple(name.lower() for name in (self.host, "localhost", "127.0.0.1", "[::1]", *self.hosts))
 
     def environment(self) -> dict[str, str]:
         """The variables from which ``from_environment`` makes the same settings."""

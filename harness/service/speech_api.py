@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, UploadFile
+from fastapi import APIRouter, HTTPException, Request, UploadFile
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -33,6 +33,7 @@ from harness.service.state import (
 from harness.service.task import TaskSpec
 
 _RETRY = {"Retry-After": "5"}
+_CLOSED = 499  # nobody reads it; the log does
 _MEDIA = {"pcm": "audio/pcm", "wav": "audio/wav"}
 _SPEECH = {
     **LIMITED,
@@ -43,16 +44,16 @@ router = APIRouter(prefix="/v1", responses={**UNAUTHORIZED, **UNAVAILABLE})
 
 
 @router.post("/audio/speech", tags=["speech"], response_class=Response, responses=_SPEECH)
-async def speech(body: SpokenRequest, owner: LimitedOwner, front: Front) -> Response:
+async def speech(body: SpokenRequest, request: Request, owner: LimitedOwner, front: Front) -> Response:
     """Speak now. Streams come before tasks."""
     spec = await _spec_of(body, owner, front)
     headers = {"X-Sample-Rate": str(wire.SAMPLE_RATE_HZ), "Cache-Control": "no-store"}
     async with contextlib.AsyncExitStack() as stack:
         live = await stack.enter_async_context(LiveSpeech(front.client, front.queue, spec, front.settings.patience_s))
         try:
-            first = await live.first()
+            first = await _unless_gone(request, live.first())
             if not body.stream:
-                pcm = first + b"".join([piece async for piece in live.rest()])
+                pcm = first + await _unless_gone(request, _all(live))
                 return Response(_headed(body, pcm), headers=headers, media_type=_MEDIA[body.response_format])
         except ServerFull as error:
             raise HTTPException(503, f"no room for another stream now: {error}", _RETRY) from None
@@ -77,6 +78,29 @@ async def _spec_of(body: SpokenRequest, owner: str, front: FrontState) -> TaskSp
             "have it made in the background (POST /v1/tasks)"
         )
     return intake.spec
+
+
+async def _all(live: LiveSpeech) -> bytes:
+    return b"".join([piece async for piece in live.rest()])
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, bytes]) -> bytes:
+    """What the work returns; ended where the caller leaves before, since nobody would hear it."""
+    gone, working = asyncio.create_task(_left(request)), asyncio.create_task(work)
+    try:
+        await asyncio.wait({gone, working}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise HTTPException(_CLOSED, "the caller has left")
+        return await working
+    finally:
+        gone.cancel()
+        working.cancel()
+        await asyncio.gather(gone, working, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _headed(body: SpokenRequest, pcm: bytes) -> bytes:

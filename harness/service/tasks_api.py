@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, HTTPException, Query, Request
 from fastapi.responses import Response, StreamingResponse
+from redis.exceptions import RedisError
 
 from harness.errors import InputError
 from harness.service import webhooks
@@ -68,7 +70,9 @@ async def submit(
         )  # fmt: skip
     if made.outcome == "conflict":
         raise HTTPException(409, "this Idempotency-Key belongs to another request: use a new one")
-    record = await front.queue.record(made.id)
+    record = None
+    with contextlib.suppress(RedisError):  # it is queued, whatever this says
+        record = await front.queue.record(made.id)
     status = record.status if record else "queued"
     links = TaskRecord(id=made.id, owner=owner, spec=spec, status=status).view()["links"]
     return TaskAccepted(id=made.id, status=status, links=links, remarks=list(intake.remarks))
@@ -89,9 +93,9 @@ async def _check_webhook(url: str, front: FrontState) -> None:
 async def list_tasks(
     owner: Owner, front: Front, limit: Annotated[int, Query(ge=1, le=_MOST_LISTED)] = 50
 ) -> list[TaskView]:
-    """The key's tasks, the newest first."""
+    """The key's tasks, the newest first, without an estimate of when those that wait begin."""
     records = await front.queue.of_owner(owner, limit)
-    return [TaskView(**await front.queue.view(record)) for record in records]
+    return [TaskView(**await front.queue.listed(record)) for record in records]
 
 
 @router.get("/{task}", responses=UNKNOWN)

@@ -7,11 +7,13 @@ are not followed.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import json
 import socket
 import ssl
+import threading
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -58,16 +60,30 @@ def checked(url: str, private: bool) -> HookAddress:
 
 
 def call(address: HookAddress, event: dict) -> int:
-    """POST an event as JSON; returns the status. Blocks; raises OSError or http.client.HTTPException."""
-    raw = socket.create_connection((address.ip, address.port), timeout=TIMEOUT_S)
+    """POST an event as JSON; returns the status. Blocks; raises OSError or http.client.HTTPException.
+
+    The whole call takes ``TIMEOUT_S`` at most, however slowly bytes come: the socket's own limit is of each read.
+    """
+    sock = socket.create_connection((address.ip, address.port), timeout=TIMEOUT_S)
+
+    def cut() -> None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # also of an encrypted one, without its farewell
+
+    limit = threading.Timer(TIMEOUT_S, cut)
+    limit.daemon = True
+    limit.start()
     try:
+        if address.scheme == "https":
+            sock = _encrypted(sock, address.host)
         connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
-        connection.sock = _encrypted(raw, address.host) if address.scheme == "https" else raw
+        connection.sock = sock
         headers = {"Content-Type": "application/json", "User-Agent": "harness-studio", "Connection": "close"}
         connection.request("POST", address.path, json.dumps(event), headers)
         return connection.getresponse().status
     finally:
-        raw.close()
+        limit.cancel()
+        sock.close()
 
 
 def _encrypted(raw: socket.socket, host: str) -> ssl.SSLSocket:

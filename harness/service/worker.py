@@ -146,6 +146,10 @@ class TaskWorker:
             await self.queue.release(
                 claim, self.settings.lease_s, why=f"the storage failed ({error}); it is tried again"
             )
+        except RedisError:
+            raise
+        except Exception as error:  # of the encoder, or a storage's own: it must not end the other tasks
+            await self._try_again(claim, f"{type(error).__name__}: {error}")
 
     async def _try_again(self, claim: Claim, why: str) -> None:
         """Give a task back after a failure, or end it after too many without a stored segment between them."""

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import requests
 import soundfile
+from redis.exceptions import RedisError
 from service_parts import Service
 from speaking_triton import unbroken
 
+from harness.service.queue import TaskQueue
 from harness.service.voices import lay_out
 
 SCRIPT = "Speaker 1: one two three\nSpeaker 2: four five six"  # 2 s of speech: 15 frames
@@ -269,6 +271,31 @@ def test_a_listener_who_leaves_ends_the_stream_at_the_server(service, conduct):
     while conduct.speaking and time.monotonic() < deadline:
         time.sleep(0.05)
     assert conduct.speaking == 0 and service.ask(service.queue.room()).streams == 0
+
+
+def test_a_caller_who_leaves_before_the_first_sound_or_wants_all_at_once_ends_the_stream_too(service, conduct):
+    conduct.frame_s = 0.05
+    with pytest.raises(requests.Timeout):
+        requests.post(
+            service.url + "/v1/audio/speech", json={"input": "word " * 300, "stream": False}, timeout=(5, 1.0)
+        )
+    assert conduct.requests
+    deadline = time.monotonic() + 20
+    while conduct.speaking and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert conduct.speaking == 0 and service.ask(service.queue.room()).streams == 0
+
+
+def test_a_task_that_was_queued_is_accepted_though_its_record_cannot_be_read(service, monkeypatch):
+    async def away(self, task):
+        raise RedisError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskQueue, "record", away)
+        answer = service.post("/v1/tasks", {"script": "Speaker 1: one"}, headers={"Idempotency-Key": "k"})
+    assert answer.status_code == 202
+    again = service.post("/v1/tasks", {"script": "Speaker 1: one"}, headers={"Idempotency-Key": "k"})
+    assert again.json()["id"] == answer.json()["id"]
 
 
 def test_speech_that_cannot_be_spoken_now_or_ever_is_an_answer_and_no_broken_stream(idle, conduct):

@@ -222,6 +222,26 @@ def test_a_full_disk_delays_a_task_and_fails_none(settings, target, conduct):
     assert len(failures) == 3 and record.status == "done" and np.array_equal(audio, unbroken(SEED, 8))
 
 
+def test_an_error_that_nobody_expected_ends_its_task_and_no_worker(settings, target, conduct):
+    async def scenario(queue, store, made):
+        await submit(queue)
+        write = store.write
+
+        def broken(task, name, content):
+            if task == "a":
+                raise RuntimeError("the encoder broke")  # what soundfile and storages of others raise
+            write(task, name, content)
+
+        store.write = broken
+        async with working(made, queue, store):
+            first = await ended(queue)
+            await submit(queue, "b")
+            return first, await ended(queue, "b")
+
+    first, second = run(settings, target, scenario, tries=2, lease_s=0.5)
+    assert (first.status, second.status) == ("failed", "done") and "the encoder broke" in first.error
+
+
 def test_tasks_run_side_by_side_up_to_the_places_of_a_worker(settings, target, conduct):
     async def scenario(queue, store, made):
         conduct.frame_s = 0.02

@@ -58,3 +58,7 @@ def test_owners_are_told_apart_by_their_keys():
     assert len(set(owners)) == 2 and KEY not in "".join(owners) and ring.owner_of(f"bearer  {KEY}") == owners[0]
     assert [ring.owner_of(sent) for sent in ("", "Bearer", f"Bearer {KEY}x", KEY, "Bearer \xe9")] == [None] * 5
     assert KeyRing(()).owner_of("") == LOCAL
+
+
+def test_names_of_the_service_are_compared_without_their_case():
+    assert "studio.example.com" in StudioSettings(hosts=("Studio.Example.com",)).host_names

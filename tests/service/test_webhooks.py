@@ -1,8 +1,12 @@
 """Webhooks: which addresses are refused, and what arrives at those that are not."""
 
 import asyncio
+import contextlib
+import http.client
 import json
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -119,6 +123,29 @@ def test_a_webhook_that_never_answers_is_given_up(settings, monkeypatch):
     with Listener(*[500] * 9) as listener:
         assert run_hooks(settings, listener, 3) is None
     assert len(listener.events) == 3
+
+
+def test_a_call_ends_in_time_however_slowly_the_answer_comes(monkeypatch):
+    monkeypatch.setattr(webhooks, "TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        over = threading.Event()
+
+        def drip():
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 ")
+                while not over.wait(0.1):
+                    connection.sendall(b"2")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        address = webhooks.checked(f"http://127.0.0.1:{server.getsockname()[1]}/", private=True)
+        began_s = time.monotonic()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            webhooks.call(address, {})
+        assert time.monotonic() - began_s < 5
+        over.set()
+        dripping.join()
 
 
 def test_an_address_that_turned_private_is_not_called(settings):

@@ -15,7 +15,7 @@ import { plural, roughly } from "./words.js";
 
 const LONG_S = 10 * 60; // of speech: better made in the background
 const TITLE = 90; // characters
-const REFUSED = [400, 401, 403, 404, 409, 413, 422, 429, 503]; // the service made no task
+const REFUSED = [400, 401, 403, 404, 409, 413, 422, 429]; // the service made no task; with a 503 it may have
 
 const voices = new Voices();
 const listening = new Listening();
