@@ -36,6 +36,7 @@ import common
 import numpy as np
 import stand_in
 import yaml
+from heldout_cases import CASES, FITTED, MIXES, SHARES, SLOS, Case
 
 from harness import wire
 from harness.capacity.fitting.fit import fit_run
@@ -69,64 +70,12 @@ LIMITS = {
     "ttfa_p95_error_median": 0.10,
     "near_saturation_error_worst": 0.10,
 }
-SLOS = {"short": {"ttfa_p95_s": 1.5, "rtf_p95": 0.9}}
-MIXES = {
-    "fitted": {
-        "short": {"weight": 0.7, "length": {"uniform": [4, 12]}, "speakers": [1, 2]},
-        "long": {"weight": 0.3, "length": {"uniform": [20, 60]}, "speakers": [2, 4]},
-    },
-    "longer": {
-        "short": {"weight": 0.5, "length": {"uniform": [6, 18]}, "speakers": [1, 1]},
-        "long": {"weight": 0.5, "length": {"lognormal": {"median": 30, "sigma": 0.5, "max": 120}}, "speakers": [1, 4]},
-    },
-    "ninety": {  # half of the sessions in progress last 90 minutes
-        "short": {"weight": 0.998, "length": {"uniform": [6, 16]}, "speakers": [1, 2]},
-        "ninety": {"weight": 0.002, "length": {"fixed": 5400}, "speakers": [4, 4]},
-    },
-}
-SHARES = (0.6, 0.85)
-NEAR = 0.95  # near saturation, where predictions are hardest: of one GPU with sessions of some seconds
 CAP = 0.85  # of the highest rate, for counts of GPUs
 AROUND = (0.8, 1.0, 1.2)  # of the predicted limit in sessions: rungs of a held-out ladder
 BETWEEN_MS = {"hop_s": (0.8, 1.2, 1.6), "host_s": (0.0, 0.5, 1.0), "host_each_s": (0.0, 0.2, 0.4, 0.6)}  # values tried
 MOST = 48  # sessions of a GPU that are modelled
 GPU_TYPE = DeviceType.of_profile(Profile.of(stand_in.profile()))
 VOICE_FRAMES = 80  # of a speaker's sample
-
-
-def delays(ms: float) -> dict:
-    return {f"{stage}.delay_us": round(1000 * ms) for stage in wire.STAGES}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A held-out deployment under a mix. ``patience``: factor of rung durations; 90-minute sessions open slowly."""
-
-    name: str
-    knobs: dict
-    mix: str = "fitted"
-    gpus: int = 1
-    patience: int = 1
-
-    def shares(self) -> tuple[float, ...]:
-        """Shares of the highest rate of its open-loop runs."""
-        return (*SHARES, NEAR) if self.gpus == self.patience == 1 else SHARES
-
-
-FITTED = (
-    delays(0),
-    delays(25),
-    {**delays(0), f"{wire.DIFFUSION}.instances": 2},
-    {**delays(0), f"{wire.VOCODER}.delay_us": 20_000},
-)
-CASES = (
-    Case("10 ms delay", delays(10)),
-    Case("delay of one stage, longer mix", {**delays(0), f"{wire.DIFFUSION}.delay_us": 15_000}, "longer"),
-    Case("batches up to 8", {**delays(5), **{f"{stage}.max_batch": 8 for stage in wire.STAGES}}),
-    Case("2 diffusion instances, 5 ms delay", {**delays(5), f"{wire.DIFFUSION}.instances": 2}),
-    Case("90-minute sessions", delays(10), "ninety", patience=5),
-    Case("2 GPUs", delays(10), "fitted", 2),
-)
 
 
 @dataclass
