@@ -19,14 +19,13 @@ An interrupted run resumes; it stops between trials after --minutes.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,18 +36,13 @@ import numpy as np
 import stand_in
 import yaml
 from heldout_cases import CASES, FITTED, MIXES, SHARES, SLOS, Case
+from heldout_model import MOST, Model, mean_context, offered_context, steady_context
 
-from harness import wire
-from harness.capacity.fitting.fit import fit_run
 from harness.capacity.fitting.rate_search import Limits, steady_limit
-from harness.capacity.models import memory
 from harness.capacity.models.device import Device
-from harness.capacity.planning.device_types import DeviceType
-from harness.capacity.planning.staged import Topology, rounds, staged_step_time
 from harness.capacity.simulator.sessions import Simulated, simulate
 from harness.deploy.config import Deployment
 from harness.deploy.server import TritonServer
-from harness.device_profile import Profile
 from harness.drive.generator import LoadSettings, arrival_times, lead_in
 from harness.drive.load import Load
 from harness.errors import InputError
@@ -59,7 +53,6 @@ from harness.planfile.reading import load_plan
 from harness.records.prediction import hash_of
 from harness.records.schema import RunManifest, Trial
 from harness.records.store import Run
-from harness.sweep.optimizer.surrogate import Surrogate
 from harness.sweep.trial import Driver, TrialRequest, trial_id
 from harness.traffic.mix import ScriptSource, requests
 
@@ -72,10 +65,7 @@ LIMITS = {
 }
 CAP = 0.85  # of the highest rate, for counts of GPUs
 AROUND = (0.8, 1.0, 1.2)  # of the predicted limit in sessions: rungs of a held-out ladder
-BETWEEN_MS = {"hop_s": (0.8, 1.2, 1.6), "host_s": (0.0, 0.5, 1.0), "host_each_s": (0.0, 0.2, 0.4, 0.6)}  # values tried
-MOST = 48  # sessions of a GPU that are modelled
-GPU_TYPE = DeviceType.of_profile(Profile.of(stand_in.profile()))
-VOICE_FRAMES = 80  # of a speaker's sample
+CONTEXTS = (0.25, 0.5, 1.0, 1.5)  # of the steady state's: rates are predicted at each
 
 
 @dataclass
@@ -154,80 +144,14 @@ def fit_loads(bench: Bench) -> list[tuple[int, str, dict, Load]]:
     return [(1, "fitted", knobs, load) for knobs in FITTED]
 
 
-@dataclass(frozen=True)
-class Model:
-    """What the ladders said: devices as fitted; what the host adds to the GPU, the ``between`` of its topology; and
-    what is left of the step time, over the knobs and the sessions.
-    """
-
-    devices: tuple[Device, ...]
-    between: dict[str, float]
-    rest: Surrogate
-    off: float  # root mean square of log(modelled / measured step) over the rungs of the fit
-
-    @classmethod
-    def of(cls, bench: Bench) -> Model:
-        trials = [bench.known(knobs, load) for _, _, knobs, load in fit_loads(bench)]
-        mix, slos = bench.specs["fitted"].traffic_mix(), bench.specs["fitted"].slo_list()
-        fit = fit_run(trials, bench.run.requests(), mix, slos, np.random.default_rng(1), stand_in.NAME)
-        devices = tuple(Device.from_fit(each) for each in fit.deployments)
-        context = context_of(bench.specs["fitted"])
-        found, measured = [], np.log(np.concatenate([_steps(trial) for trial in trials]))
-        for values in itertools.product(*(np.array(each) / 1e3 for each in BETWEEN_MS.values())):
-            between = dict(zip(BETWEEN_MS, map(float, values), strict=True))
-            steps = [_modelled(trial, GPU_TYPE.topology(trial.deployment, context, **between)) for trial in trials]
-            modelled = np.log(np.concatenate(steps))
-            found.append((float(np.sqrt(np.mean(np.square(modelled - measured)))), between, modelled))
-        off, between, modelled = min(found, key=lambda each: each[0])
-        places = np.array([_place(trial.deployment, rung.sessions) for trial in trials for rung in trial.rungs])
-        rest = Surrogate.fit(places, modelled, measured, np.zeros(len(measured)), np.random.default_rng(2))
-        common.say(f"fitted: {between}, off by {off:.1%}")
-        return cls(devices, between, rest, off)
-
-    def device(self, bench: Bench, case: Case) -> Device:
-        """One GPU of a held-out case, with the variation of the fitted deployment with the nearest delay."""
-        topology = GPU_TYPE.topology(case.knobs, context_of(bench.specs[case.mix]), **self.between)
-        step_time = staged_step_time(topology, MOST, np.random.default_rng(0), starts=8)
-        places = np.array([_place(case.knobs, sessions) for sessions in step_time.knots])
-        logarithms, _ = self.rest.moments(places, np.log(step_time.values))
-        step_time = replace(step_time, values=tuple(np.exp(logarithms).tolist()))
-        delay = np.mean([case.knobs.get(f"{stage}.delay_us", 0) for stage in wire.STAGES])
-        fitted = [np.mean([knobs.get(f"{stage}.delay_us", 0) for stage in wire.STAGES]) for knobs in FITTED]
-        near = self.devices[int(np.argmin(np.abs(np.array(fitted) - delay)))]
-        return replace(near, step_time=step_time, draws=(), max_sessions=float(MOST))
-
-
-def _steps(trial: Trial) -> np.ndarray:
-    """Seconds of a frame step at each rung."""
-    return np.array([rung.sessions / rung.frames_per_s for rung in trial.rungs])
-
-
-def _modelled(trial: Trial, topology: Topology) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    return np.array([np.mean([rounds(topology, round(r.sessions), rng).step_s for _ in range(4)]) for r in trial.rungs])
-
-
-def _place(knobs: dict, sessions: float) -> list[float]:
-    """Coordinates of a rung for the Gaussian process: delays, instances and batch limits by stage; sessions."""
-    delay = [knobs.get(f"{stage}.delay_us", 0) / 25_000 for stage in wire.STAGES]
-    instances = [math.log2(knobs.get(f"{stage}.instances", 1)) for stage in wire.STAGES]
-    batch = [math.log2(knobs.get(f"{stage}.max_batch", 32) / 32) / 5 for stage in wire.STAGES]
-    return [*delay, *instances, *batch, math.log2(sessions) / 5]
-
-
-def context_of(spec: PlanSpec) -> float:
-    """Mean context, in tokens, of a session found in progress: its prompt, and two per frame spoken so far."""
-    rng, mix = np.random.default_rng(5), spec.traffic_mix()
-    draws = [mix.sample_in_progress(rng) for _ in range(4000)]
-    return float(np.mean([memory.prompt_tokens(d.frames, VOICE_FRAMES * 2) + 2 * d.phase for d in draws]))
-
-
 def predictions(bench: Bench) -> list[dict]:
     """The predictions, sealed on disk: made once, from the fit alone, before any held-out run."""
     path = bench.run.path / "predictions.jsonl"
     if path.exists():
         return [json.loads(line) for line in path.read_text().splitlines()]
-    model = Model.of(bench)
+    trials = [bench.known(knobs, load) for _, _, knobs, load in fit_loads(bench)]
+    model = Model.of(trials, bench.run.requests(), bench.specs["fitted"])
+    common.say(f"fitted: {model.between}, steps off by {model.off:.1%}, mean batches by {model.batches_off:.1%}")
     for number, case in enumerate(CASES):
         predicted = _predict(bench, model, case, 100 * (number + 1)) | {"made_at": datetime.now(UTC).isoformat()}
         line = {"trial_id": case.name.replace(" ", "-").replace(",", ""), **predicted, "sha256": hash_of(predicted)}
@@ -237,40 +161,54 @@ def predictions(bench: Bench) -> list[dict]:
 
 
 def _predict(bench: Bench, model: Model, case: Case, seed: int) -> dict:
-    spec, device = bench.specs[case.mix], model.device(bench, case)
-    mix, slos = spec.traffic_mix(), spec.slo_list()
-    frames_per_s, binding = steady_limit(device, Limits(slos, MOST))
-    sessions = np.linspace(1, MOST, 2000)
-    most = float(sessions[np.argmin(np.abs(device.step_time.frames_per_s(sessions) - frames_per_s))])
-    rate = case.gpus * frames_per_s / mix.mean_frames()
+    spec = bench.specs[case.mix]
+    context = steady_context(spec)
+    rates = {share * context: _highest_rate(spec, case, model.device(case, share * context)) for share in CONTEXTS}
+    rate, binding, most = rates[context]
     runs = [
-        _predict_open(bench, case, device, round(share * rate, 3), seed + i) for i, share in enumerate(case.shares())
+        _predict_open(bench, case, model, round(share * rate, 3), seed + i) for i, share in enumerate(case.shares())
     ]
     return {
         "case": case.name,
-        "max_rate_per_s": rate,
+        "max_rate_per_s": {str(tokens): found[0] for tokens, found in rates.items()},
         "binding": binding,
-        "max_sessions": case.gpus * most,
-        "rungs": sorted({max(round(share * case.gpus * most), 1) for share in AROUND}),
+        "max_sessions": most,
+        "rungs": sorted({max(round(share * most), 1) for share in AROUND}),
         "ladder_seed": seed + 50,
         "open": runs,
     }
 
 
-def _predict_open(bench: Bench, case: Case, device: Device, rate: float, seed: int) -> dict:
-    """Predicted TTFA p95 of the requests that a seed will send: times, lengths and concurrency are known ahead."""
-    spec = bench.specs[case.mix]
-    steady = max(1, round(_sessions(device, spec, rate / case.gpus) * case.gpus))
+def _highest_rate(spec: PlanSpec, case: Case, device: Device) -> tuple[float, str, float]:
+    """Requests/s on the GPUs of a case, the limit that binds, and their sessions there."""
+    frames_per_s, binding = steady_limit(device, Limits(spec.slo_list(), MOST))
+    sessions = np.linspace(1, MOST, 2000)
+    most = float(sessions[np.argmin(np.abs(device.step_time.frames_per_s(sessions) - frames_per_s))])
+    return case.gpus * frames_per_s / spec.traffic_mix().mean_frames(), binding, case.gpus * most
+
+
+def _predict_open(bench: Bench, case: Case, model: Model, rate: float, seed: int) -> dict:
+    """Predicted TTFA p95 and step of the requests that a seed will send: times, lengths, contexts and concurrency are
+    known ahead.
+    """
+    spec, context = bench.specs[case.mix], steady_context(bench.specs[case.mix])
+    steady = max(1, round(_sessions(model.device(case, context), spec, rate / case.gpus) * case.gpus))
     seconds = float(math.ceil(max(bench.seconds, bench.due / rate)))
-    due_s, frames, names = offered(spec, rate, seed, steady, seconds)
-    shown = simulate(due_s, frames, device.step_time, devices=case.gpus, first_audio=device.first_audio, stop_s=seconds)
+    due_s, frames, starts, names = offered(spec, rate, seed, steady, seconds)
+    for _ in range(2):  # first at the mean context of steady state, then at that of these very requests
+        device = model.device(case, context)
+        shown = simulate(
+            due_s, frames, device.step_time, devices=case.gpus, first_audio=device.first_audio, stop_s=seconds
+        )
+        begin_s, end_s = np.nan_to_num(shown.start_s, nan=seconds), np.nan_to_num(shown.end_s, nan=seconds)
+        context = offered_context(starts, frames, begin_s, end_s, seconds)
     own, rng = due_s >= 0, np.random.default_rng(seed)
     ttfa_s = np.nan_to_num(shown.ttfa_s[own], nan=np.inf)
     ratios = [device.ttfa.of(name).at(rng.random(200)) for name in names[own]]
     scattered = ttfa_s * np.transpose(ratios)
     p95_s = float(np.median(np.quantile(scattered, 0.95, axis=1, method="inverted_cdf")))
     of_run = {"seconds": seconds, "requests": int(own.sum()), "step_s": _mean_step_s(shown, seconds)}
-    return {"rate_per_s": rate, "seed": seed, "steady": steady, "ttfa_p95_s": p95_s} | of_run
+    return {"rate_per_s": rate, "seed": seed, "steady": steady, "ttfa_p95_s": p95_s, "context": context} | of_run
 
 
 def _mean_step_s(shown: Simulated, seconds: float) -> float:
@@ -289,21 +227,23 @@ def _sessions(device: Device, spec: PlanSpec, rate: float) -> float:
 
 
 def offered(spec: PlanSpec, rate: float, seed: int, steady: int, seconds: float):
-    """Due times in seconds, frames and classes of the requests that Locust will send with a seed, in order."""
+    """Due times in seconds, frames, frames spoken before, and classes of the requests that Locust will send with a seed,
+    in order.
+    """
     mix = spec.traffic_mix()
     settings = LoadSettings(mix, Load.poisson(seconds, seed, rate, steady))
     new, found = np.random.default_rng([seed, 0]).spawn(2)
 
-    def sent() -> Iterator[tuple[float, int, str]]:
+    def sent() -> Iterator[tuple[float, int, int, str]]:
         sources = (found, True, lead_in(settings)), (new, False, arrival_times(settings))
         for rng, in_progress, due in sources:
             for due_s, request in zip(due, requests(mix, rng, ScriptSource(), steady=in_progress), strict=False):
                 if due_s > seconds:
                     return
-                yield due_s, request.frames, request.traffic_class
+                yield due_s, request.frames, request.start_frame, request.traffic_class
 
-    due_s, frames, names = zip(*sent(), strict=True)
-    return np.array(due_s), np.array(frames, dtype=float), np.array(names)
+    due_s, frames, starts, names = zip(*sent(), strict=True)
+    return np.array(due_s), np.array(frames, dtype=float), np.array(starts, dtype=float), np.array(names)
 
 
 def held_out_loads(bench: Bench, predicted: Sequence[dict]) -> list[tuple[int, str, dict, Load]]:
@@ -373,7 +313,11 @@ def score(bench: Bench, predicted: Sequence[dict]) -> list[Score]:
             for run, trial in zip(said["open"], trials[1:], strict=True)
         ]
         rate = measured_rate(bench, case, trials[0])
-        scores.append(Score(case, said["max_rate_per_s"], rate, ttfa, steps, "; ".join(sorted(flaws))))
+        context = mean_context(trials[0], bench.run.requests(), bench.specs[case.mix])
+        tokens, rates = zip(*((float(at), value) for at, value in said["max_rate_per_s"].items()), strict=True)
+        scores.append(
+            Score(case, float(np.interp(context, tokens, rates)), rate, ttfa, steps, "; ".join(sorted(flaws)))
+        )
     return scores
 
 

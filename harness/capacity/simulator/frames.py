@@ -1,7 +1,8 @@
 """Compiled: the frame loop of one device, stage by stage: queues, delays, batches, instances, and a shared GPU.
 
 Sessions go round the stages for ever; a stage takes those that wait, in order, when an instance is free and either a
-full batch is there or the first has waited out the delay. All that happens at one time is seen together.
+full batch is there or the first has waited out the delay, at least ``wake_s``. All that happens at one time is seen
+together.
 """
 
 from __future__ import annotations
@@ -24,23 +25,28 @@ def _next_s(w):
     for i in range(len(w.stages)):
         stage = w.stages[i]
         if stage.free > 0 and stage.waiting > 0:
-            now = min(now, w.sessions[stage.head].came_s + stage.delay_s)
+            now = min(now, w.sessions[stage.head].came_s + max(stage.delay_s, loop.wake_s))
     return now
 
 
 @compiled
 def _send(w, k, at_s):
-    """Send a session to a stage; sessions arrive in the order in which they were sent."""
-    loop = w.loop[0]
+    """Send a session to a stage; those on the way are kept in the order of their arrival."""
+    loop, size = w.loop[0], len(w.coming)
     w.sessions[k].came_s = at_s
-    w.coming[(loop.first + loop.on_way) % len(w.coming)] = k
+    place = loop.first + loop.on_way
+    while place > loop.first and w.sessions[w.coming[(place - 1) % size]].came_s > at_s:
+        w.coming[place % size] = w.coming[(place - 1) % size]
+        place -= 1
+    w.coming[place % size] = k
     loop.on_way += 1
 
 
 @compiled
 def _end_batch(w, instance, now):
-    """Send the sessions of a batch to the next stage; after the last stage, count a frame."""
+    """Send the sessions of a batch to the next stage; after the last stage, one after another, and count a frame."""
     loop, k, stage = w.loop[0], instance.head, w.stages[instance.stage]
+    at_s, apart = now + loop.hop_s, loop.apart_s > 0 and instance.stage == len(w.stages) - 1
     instance.end_s = math.inf
     stage.free += 1
     while k >= 0:
@@ -54,7 +60,10 @@ def _end_batch(w, instance, now):
                 w.gaps_s[k, s.frames - loop.warm_up - 1] = now - s.made_s
             loop.left -= s.frames == loop.frames
             s.made_s = now
-        _send(w, k, now + loop.hop_s)
+        _send(w, k, at_s)
+        if apart:
+            at_s += loop.apart_s * w.apart[loop.spaced % len(w.apart)]
+            loop.spaced += 1
         k = following
 
 
@@ -110,7 +119,7 @@ def _begin(w, i, now):
         return
     if stage.waiting == 0 or (instance.end_s < math.inf and loop.prefetch == 0):
         return
-    if stage.waiting < stage.max_batch and w.sessions[stage.head].came_s + stage.delay_s > now:
+    if stage.waiting < stage.max_batch and w.sessions[stage.head].came_s + max(stage.delay_s, loop.wake_s) > now:
         return
     size, head = min(stage.waiting, stage.max_batch), stage.head
     last = _take(w, stage, size)
