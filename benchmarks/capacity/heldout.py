@@ -1,8 +1,8 @@
 """Predictions recorded before their runs start, compared with those runs: the real Triton with emulated GPUs.
 
-Four deployments are fitted: ladders without delay, at 25 ms, with two instances of a stage and with a delay in one
-stage only; one GPU, one mix. What the stages do not explain of them is modelled by a Gaussian process
-(`harness.sweep.optimizer.surrogate`).
+Six deployments are fitted: ladders without delay, at 5 and 25 ms, with two instances of a stage, with a delay in one
+stage only, and with batches up to 4; one GPU, one mix. Of each rung the step and the mean batch of every stage count.
+What the stages do not explain of them is modelled by a Gaussian process (`harness.sweep.optimizer.surrogate`).
 
 Held out are other delays, batch limits, instances and mixes (90-minute sessions in steady state among them), two GPUs,
 and all open-loop runs. Stage computation is emulated with the times of a stand-in GPU (stand_in.py); queues, batches,
@@ -11,7 +11,9 @@ hops, streams and load are real. On two shared cores that is steadier than compu
 fit      the ladders; then every prediction is sealed (hash, time) in predictions.jsonl of the run's folder
 measure  of each held-out deployment a ladder around its predicted limit, and open-loop runs at shares of its rate
 score    highest sustainable rate = frames/s at the sessions where RTF p95 meets its SLO, interpolated between
-         the rungs on both sides, over the mean frames of the mix; TTFA p95 of exactly the requests that were predicted
+         the rungs on both sides, over the mean frames of the mix; TTFA p95 of exactly the requests that were predicted.
+         Steps grow with the context of sessions, which a seed draws: rates are predicted at four mean contexts, and
+         compared at the one that the ladder had
 
 An interrupted run resumes; it stops between trials after --minutes.
 """
@@ -163,7 +165,8 @@ def predictions(bench: Bench) -> list[dict]:
 def _predict(bench: Bench, model: Model, case: Case, seed: int) -> dict:
     spec = bench.specs[case.mix]
     context = steady_context(spec)
-    rates = {share * context: _highest_rate(spec, case, model.device(case, share * context)) for share in CONTEXTS}
+    contexts = [share * context for share in CONTEXTS]
+    rates = {tokens: _highest_rate(spec, case, model.device(case, tokens)) for tokens in contexts}
     rate, binding, most = rates[context]
     runs = [
         _predict_open(bench, case, model, round(share * rate, 3), seed + i) for i, share in enumerate(case.shares())
@@ -227,9 +230,7 @@ def _sessions(device: Device, spec: PlanSpec, rate: float) -> float:
 
 
 def offered(spec: PlanSpec, rate: float, seed: int, steady: int, seconds: float):
-    """Due times in seconds, frames, frames spoken before, and classes of the requests that Locust will send with a seed,
-    in order.
-    """
+    """Due times in seconds, frames, frames spoken before, and classes of the requests that a seed gives, in order."""
     mix = spec.traffic_mix()
     settings = LoadSettings(mix, Load.poisson(seconds, seed, rate, steady))
     new, found = np.random.default_rng([seed, 0]).spawn(2)
@@ -404,7 +405,8 @@ def report(scores: Sequence[Score], quick: bool) -> int:
     errors = [abs(each.error) for each in scores if math.isfinite(each.error)]
     if not errors:
         raise InputError("no held-out ladder met its SLO between two rungs: nothing to compare")
-    ttfa = [abs(said / seen - 1) for each in scores for _, said, seen in each.ttfa]
+    every = [abs(said / seen - 1) for each in scores for _, said, seen in each.ttfa]
+    ttfa = [error for error in every if math.isfinite(error)]  # a run with few requests tells no p95
     near = [abs(said / seen - 1) for each in scores for _, said, seen in each.near_saturation()]
     near = [error if math.isfinite(error) else math.inf for error in near]
     off, rates = counts(scores)
@@ -416,7 +418,7 @@ def report(scores: Sequence[Score], quick: bool) -> int:
         "ttfa_p95_error_worst": max(ttfa),
         "near_saturation_error_worst": max(near, default=math.inf),
         "near_saturation_runs": len(near),
-        "open_loop_runs": len(ttfa),
+        "open_loop_runs": len(every),
         "counts_exact_share": off.count(0) / rates,
         "counts_off_least": min(off),
         "counts_off_most": max(off),

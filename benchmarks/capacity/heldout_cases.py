@@ -49,6 +49,8 @@ FITTED = (
     delays(25),
     {**delays(0), f"{wire.DIFFUSION}.instances": 2},
     {**delays(0), f"{wire.VOCODER}.delay_us": 20_000},
+    delays(5),
+    {**delays(0), **{f"{stage}.max_batch": 4 for stage in wire.STAGES}},
 )
 CASES = (
     Case("10 ms delay", delays(10)),

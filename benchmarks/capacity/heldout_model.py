@@ -35,6 +35,7 @@ BETWEEN_MS = {
 }
 # Steps alone do not tell sessions in one batch that wait for a delay from sessions in several that wait for the GPU
 BATCH_WEIGHT = 0.3  # of relative errors of mean batches, beside those of steps
+RUNG_ERROR = 0.03  # relative, of the step of one rung
 MOST = 48  # sessions of a GPU that are modelled
 GPU_TYPE = DeviceType.of_profile(Profile.of(stand_in.profile()))
 VOICE_FRAMES = 160  # of the two speakers of a session
@@ -60,17 +61,17 @@ class Model:
         devices = tuple(Device.from_fit(each) for each in fit.deployments)
         measured = np.log([_step_s(rung) for trial in trials for rung in trial.rungs])
         batches = np.log([_batches(rung) for trial in trials for rung in trial.rungs])
-        places = [(trial, rung, mean_context(trial, requests, spec)) for trial in trials for rung in trial.rungs]
+        rungs = [(trial, rung, mean_context(trial, requests, spec)) for trial in trials for rung in trial.rungs]
         found = []
         for values in itertools.product(*(np.array(each) / 1e3 for each in BETWEEN_MS.values())):
             between = dict(zip(BETWEEN_MS, map(float, values), strict=True))
-            shown = [_shown(GPU_TYPE.topology(t.deployment, context, **between), r) for t, r, context in places]
+            shown = [_shown(GPU_TYPE.topology(t.deployment, context, **between), r) for t, r, context in rungs]
             modelled = np.log([each[0] for each in shown])
             off, batches_off = _rms(modelled - measured), _rms(np.log([each[1] for each in shown]) - batches)
             found.append((math.hypot(off, BATCH_WEIGHT * batches_off), off, batches_off, between, modelled))
         _, off, batches_off, between, modelled = min(found, key=lambda each: each[0])
-        where = np.array([_place(trial.deployment, rung.sessions) for trial, rung, _ in places])
-        rest = Surrogate.fit(where, modelled, measured, np.zeros(len(measured)), np.random.default_rng(2))
+        where = np.array([_place(trial.deployment, rung.sessions) for trial, rung, _ in rungs])
+        rest = Surrogate.fit(where, modelled, measured, np.full(len(measured), RUNG_ERROR), np.random.default_rng(2))
         return cls(devices, between, rest, off, batches_off)
 
     def device(self, case: Case, context: float) -> Device:

@@ -1,5 +1,6 @@
 """The frame loop through stages with delays, batches and instances."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -58,31 +59,38 @@ def test_what_is_batched_makes_more_sessions_nearly_free():
     assert steps[1] < 2.1 * steps[0] and steps[2] < 3.1 * steps[0]
 
 
-def plainly(stages, sessions, hop_s, one_gpu, starts_s, frames):
-    """The same loop with lists that are searched. Times at which each session's frames are made."""
+def plainly(around, sessions, starts_s, frames, apart=()):
+    """The same loop with lists that are searched. Times at which each session's frames are made.
+
+    ``apart``: times between the sessions of a batch that leave the last stage, used one after another; none: no time.
+    """
+    stages, hop_s, one_gpu = around.stages, around.hop_s, around.one_gpu
+    draws = itertools.cycle(apart or [0.0])
     queues, running, made = [[] for _ in stages], [], [[] for _ in range(sessions)]
     coming = [(at_s, 0, k) for k, at_s in enumerate(starts_s)]
     gpu_s = 0.0
     while min(map(len, made)) < frames:
         timers = [
-            queue[0][0] + stage.delay_s
+            queue[0][0] + max(stage.delay_s, around.wake_s)
             for number, (stage, queue) in enumerate(zip(stages, queues, strict=True))
             if queue and sum(each[1] == number for each in running) < stage.instances
         ]
         now = min([each[0] for each in coming + running] + timers)
         for each in sorted((each for each in running if each[0] == now), key=lambda each: (each[1], each[3])):
             running.remove(each)
+            at_s, last = now + hop_s, each[1] + 1 == len(stages)
             for k in each[2]:
-                if each[1] + 1 == len(stages):
+                if last:
                     made[k].append(now)
-                coming.append((now + hop_s, (each[1] + 1) % len(stages), k))
+                coming.append((at_s, (each[1] + 1) % len(stages), k))
+                at_s += next(draws) if last else 0.0
         for each in [each for each in coming if each[0] == now]:
             coming.remove(each)
             queues[each[1]].append((now, each[2]))
         for number, stage in enumerate(stages):
             queue = queues[number]
             while queue and sum(each[1] == number for each in running) < stage.instances:
-                if len(queue) < stage.max_batch and queue[0][0] + stage.delay_s > now:
+                if len(queue) < stage.max_batch and queue[0][0] + max(stage.delay_s, around.wake_s) > now:
                     break
                 batch = [queue.pop(0)[1] for _ in range(min(len(queue), stage.max_batch))]
                 gpu_s = (max(now, gpu_s) if one_gpu else now) + stage.time_s(len(batch))
@@ -107,13 +115,16 @@ stage_values = st.builds(
     stages=st.lists(stage_values, min_size=1, max_size=3),
     sessions=st.integers(1, 7),
     one_gpu=st.booleans(),
+    apart_s=st.sampled_from([0.0, 0.00041, 0.0067]),
+    wake_s=st.sampled_from([0.0, 0.00053, 0.0091]),
     seed=st.integers(0, 999),
 )
-def test_it_agrees_with_the_plain_loop(stages, sessions, one_gpu, seed):
-    around = topology(*stages, hop_s=0.000317, one_gpu=one_gpu)
+def test_it_agrees_with_the_plain_loop(stages, sessions, one_gpu, apart_s, wake_s, seed):
+    around = topology(*stages, hop_s=0.000317, one_gpu=one_gpu, apart_s=apart_s, wake_s=wake_s)
     shown = exactly(around, sessions, seed, frames=20, warm_up=2)
-    starts_s = np.sort(np.random.default_rng(seed).random(sessions)) * around.alone_s()
-    plain = plainly(stages, sessions, 0.000317, one_gpu, starts_s, 22)
+    rng = np.random.default_rng(seed)
+    starts_s = np.sort(rng.random(sessions)) * around.alone_s()
+    plain = plainly(around, sessions, starts_s, 22, (apart_s * rng.exponential(1.0, 4096)).tolist())
     assert shown.gaps_s == pytest.approx(np.diff(plain)[:, 1:], abs=1e-9)
 
 
@@ -140,6 +151,19 @@ def test_a_batch_that_was_taken_ahead_grows_no_more():
     assert ahead.step_s > joined.step_s
     full = StageModel("llm", 0.001, 0.01, delay_s=10.0, max_batch=4)
     assert exactly(topology(full, prefetch=True), 4).step_s == pytest.approx(0.014)
+
+
+def test_sessions_that_leave_one_after_another_do_not_stay_one_batch():
+    """A delay in one stage alone would otherwise gather all of them for ever: the others wait for nobody."""
+    llm, vocoder = StageModel("llm", 0.001, 0.003), StageModel("vocoder", 0.0012, 0.003)
+    around = topology(
+        llm, StageModel("diffusion", 0.0008, 0.005, 0.015), vocoder, hop_s=0.0012, one_gpu=True, prefetch=True
+    )
+    gathered, apart = exactly(around, 8), exactly(replace(around, apart_s=0.0003, wake_s=0.0003), 8)
+    assert min(gathered.mean_batch) > 7
+    assert max(apart.mean_batch) < 4 and apart.step_s > 1.05 * gathered.step_s
+    collected = exactly(topology(THREE[0], apart_s=0.0005, wake_s=0.02), 8)
+    assert collected.mean_batch[0] > 7 > exactly(topology(THREE[0], apart_s=0.0005), 8).mean_batch[0]
 
 
 def test_the_hosts_work_around_a_turn_leaves_the_gpu_to_others():
