@@ -106,7 +106,9 @@ class ContainerSettings:
     def command(self) -> list[str]:
         """The tritonserver command, with the flags of every start but those that say where it listens."""
         threads = GPU_BACKEND_THREADS if self.deployment().kind == GPU else BACKEND_THREADS
-        flags = [each for each in server_flags(self.models, Path(self.backends), threads) if not each.startswith(_OWN_FLAGS)]
+        flags = [
+            each for each in server_flags(self.models, Path(self.backends), threads) if not each.startswith(_OWN_FLAGS)
+        ]
         flags += [f"--backend-directory={self.backends}"] if self.backends else []
         flags += [f"--grpc-address={self.address}", f"--grpc-port={self.grpc_port}", "--allow-http=false"]
         flags += [f"--metrics-address={self.address}", f"--metrics-port={self.metrics_port}"]
