@@ -9,6 +9,7 @@ checked against the part of its schema that stands in ops/manifest_rules.py. The
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import subprocess
@@ -86,6 +87,12 @@ def problems_of(objects: tuple[dict, ...]) -> Iterator[str]:
 
 def schema_problem(thing: dict) -> str:
     """Why an object does not have its schema, "" where it does."""
+    return _schema_problem(json.dumps(thing, sort_keys=True))
+
+
+@functools.cache  # overlays share most objects, and a schema takes long to read
+def _schema_problem(text: str) -> str:
+    thing = json.loads(text)
     if thing.get("kind") in OWN_SCHEMAS:
         return broken_schema(thing)
     try:

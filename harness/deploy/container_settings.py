@@ -26,9 +26,10 @@ _OWN_FLAGS = ("--backend-directory", "--http-address", "--grpc-address", "--metr
 class ContainerSettings:
     """The settings of a Triton container. Raises InputError naming the variable.
 
-    ``preset`` to ``parameters`` are those of ``Deployment``; ``knobs`` and ``parameters`` are JSON objects. ``key_file``: the key of calls that change the server; needed where ``address`` is not
-    loopback. ``folder``: where the repository is written. ``exit_s``: how long sessions may go on after SIGTERM, in
-    seconds; ``settle_s``: until clients know that the server ends. ``backends``: Triton's own where "".
+    ``preset`` to ``parameters`` are those of ``Deployment``; ``knobs`` and ``parameters`` are JSON objects.
+    ``key_file``: the key of calls that change the server; needed where ``address`` is not loopback. ``folder``: where
+    the repository is written. ``exit_s``: how long sessions may go on after SIGTERM, in seconds; ``settle_s``: until
+    clients know that the server ends. ``server``: the program; ``backends``: its folder of backends, its own where "".
     """
 
     preset: str = "tiny"
