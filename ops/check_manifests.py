@@ -16,16 +16,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import kubernetes_validate
 import yaml
-from manifest_rules import OWN_SCHEMAS, broken_references, broken_schema, name_of, unsafe
 
 from harness.export.fleet import Accepted, fleet_of
 from harness.export.folder import write_folder
 from harness.export.kubernetes import OVERLAYS, Monitoring, overlay_files, record_of
+
+sys.path.append(str(Path(__file__).resolve().parent))  # also where this file is loaded by its path
+from manifest_rules import OWN_SCHEMAS, broken_references, broken_schema, name_of, unsafe  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 KUBERNETES = ROOT / "ops" / "kubernetes"
@@ -33,8 +35,7 @@ SAMPLE, SAMPLE_QPS = ROOT / "results" / "sample-quick", 5.0
 VERSION = "1.34"  # of Kubernetes
 
 
-@dataclass(frozen=True)
-class Overlay:
+class Overlay(NamedTuple):
     """A folder that is applied as a whole: its objects as rendered, and what is wrong with them."""
 
     name: str
@@ -43,14 +44,13 @@ class Overlay:
 
 
 def check() -> dict:
-    """``objects``: rendered and checked; ``failures``: among them; ``overlays``: both of each; ``problems``: in words."""
+    """``objects``: how many were rendered and checked; ``failures``: each in words; ``overlays``: counts of both."""
     with tempfile.TemporaryDirectory() as folder:
         overlays = [examined(name, path) for name, path in folders(Path(folder))]
     return {
         "objects": sum(len(each.objects) for each in overlays),
-        "failures": sum(len(each.failures) for each in overlays),
+        "failures": [f"{each.name}: {failure}" for each in overlays for failure in each.failures],
         "overlays": {each.name: {"objects": len(each.objects), "failures": len(each.failures)} for each in overlays},
-        "problems": [f"{each.name}: {problem}" for each in overlays for problem in each.failures],
     }
 
 
@@ -114,8 +114,9 @@ def main() -> int:
     print(f"{'overlay':<20} {'objects':>8} {'failures':>9}")
     for name, counts in found["overlays"].items():
         print(f"{name:<20} {counts['objects']:>8} {counts['failures']:>9}")
-    print(*found["problems"], sep="\n", end="\n" if found["problems"] else "")
-    print(json.dumps({"objects": found["objects"], "failures": found["failures"]}))
+    for failure in found["failures"]:
+        print(failure)
+    print(json.dumps({"objects": found["objects"], "failures": len(found["failures"])}))
     return 1 if found["failures"] else 0
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from harness import wire
 from harness.deploy.config import Deployment
@@ -64,8 +65,10 @@ class ContainerSettings:
         known = {variable(each.name): each for each in fields(cls)}
         if extra := sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
             raise InputError(f"{extra[0]} is not a setting: use one of {', '.join(sorted(known))}")
-        given = {each.name: _parsed(name, each.default, environment[name]) for name, each in known.items()
-                 if environment.get(name)}  # fmt: skip
+        set_ones = {name: each for name, each in known.items() if environment.get(name)}
+        given: dict[str, Any] = {
+            each.name: _parsed(name, each.default, environment[name]) for name, each in set_ones.items()
+        }
         return cls(**given)
 
     @property
@@ -124,7 +127,7 @@ def variable(name: str) -> str:
     return f"{PREFIX}{name.upper()}"
 
 
-def _parsed(name: str, default: str | int | float, text: str) -> str | int | float:
+def _parsed(name: str, default: Any, text: str) -> Any:
     try:
         return type(default)(text)
     except ValueError:

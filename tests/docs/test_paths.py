@@ -14,7 +14,8 @@ PATH = re.compile(
 MODULE = re.compile(r"(?<![\w./-])harness(?:\.[a-z]\w*)+")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
 WRITTEN = {"harness/commit.txt"}  # into a wheel, by setup.py
-NO_MODULES = ("harness.pth", "harness.model_repository", "harness.scenarios", "harness.ops")  # files, and folders of a wheel
+# files, and folders of a wheel
+NO_MODULES = ("harness.pth", "harness.model_repository", "harness.scenarios", "harness.ops")
 
 
 def texts() -> Iterator[Path]:

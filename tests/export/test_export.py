@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -167,6 +168,39 @@ def test_an_slo_between_two_bounds_is_judged_by_the_lower(fleet, limit, bound):
     (expression,) = re.findall(r"le=(~?\"[^\"]+\")\}\)'\n +- record: vibevoice:first_audio_total", text)
     assert expression.lstrip("~").startswith(bound.rstrip('"'))
     assert ("next lower bound" in text) == (limit not in BUCKETS)
+
+
+ABOVE_THE_CAP = """
+rule_files: [plan.yml]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'vibevoice_sessions{instance="a"}', values: '11x30 12x60'}
+      - {series: 'vibevoice_sessions{instance="b"}', values: '9x90'}
+      - {series: 'vibevoice_queue_length{instance="a"}', values: '2x90'}
+    alert_rule_test:
+      - {eval_time: 30m, alertname: SpeechPlanSessionsExceeded, exp_alerts: []}
+      - {eval_time: 40m, alertname: SpeechPlanSessionsExceeded, exp_alerts: []}
+      - eval_time: 50m
+        alertname: SpeechPlanSessionsExceeded
+        exp_alerts: [{exp_labels: {severity: ticket}, exp_annotations: {summary: SUMMARY, description: DESCRIPTION}}]
+    promql_expr_test:
+      - {expr: "vibevoice_plan:devices", eval_time: 1m, exp_samples: [{labels: "vibevoice_plan:devices", value: 2}]}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, which runs rules, is not here")
+def test_the_alert_fires_above_the_cap_and_not_at_it(tmp_path, fleet):
+    """11 + 9 + 2 sessions are what two servers hold at their cap; 12 + 9 + 2 are more."""
+    text = plan_rules(fleet)
+    (tmp_path / "plan.yml").write_text(text)
+    said = yaml.safe_load(text)["groups"][1]["rules"][0]["annotations"]
+    summary = said["summary"].replace("{{ $value | humanize }}", "23")
+    case = ABOVE_THE_CAP.replace("SUMMARY", json.dumps(summary)).replace("DESCRIPTION", json.dumps(said["description"]))
+    (tmp_path / "test.yml").write_text(case)
+    done = subprocess.run(["promtool", "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_series_of_the_plan_that_other_rules_use_are_exported(fleet):
