@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: models and scenarios go into the package, and with them the commit of the build."""
+"""What pyproject.toml cannot say: models, scenarios and manifests go into the package, with the commit of the build."""
 
 import subprocess
 from pathlib import Path
@@ -9,7 +9,7 @@ from setuptools.command.sdist import sdist
 
 TOP = Path(__file__).resolve().parent
 # They stay at the top of a checkout, and are inside the package where it is installed: see harness/host/places.py.
-BESIDE = {"harness.model_repository": "model_repository", "harness.scenarios": "scenarios"}
+BESIDE = {"harness.model_repository": "model_repository", "harness.scenarios": "scenarios", "harness.ops": "ops"}
 DESCRIBE = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
 
 
@@ -50,6 +50,7 @@ setup(
         "harness.service": ["page/*", "page/*/*", "templates/*"],
         "harness.model_repository": ["*/config.pbtxt", "*/1/*.py", "*/1/.gitkeep"],
         "harness.scenarios": ["*.py", "*.yaml", "*.txt", "mixes/*.yaml"],
+        "harness.ops": ["kubernetes/*/*", "kubernetes/*/*/*", "prometheus/rules/*.yml"],
     },
     cmdclass={"build_py": Build, "sdist": Archive},
 )

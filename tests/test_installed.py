@@ -89,10 +89,12 @@ def empty(tmp_path):
 def test_the_wheel_holds_every_package_every_model_and_every_scenario(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in tracked():
-        if name.startswith(("harness/", "model_repository/", "scenarios/")):
+        if name.startswith(("harness/", "model_repository/", "scenarios/", "ops/kubernetes/")):
             inside = name if name.startswith("harness/") else f"harness/{name}"
             assert inside in names, f"{name} is left out: see package_data in setup.py"
-    assert not [name for name in names if name.startswith(("tests", "results", "model_repository", "benchmarks"))]
+    assert not [
+        name for name in names if name.startswith(("tests", "results", "model_repository", "benchmarks", "ops"))
+    ]
 
 
 def test_the_wheel_names_the_commit_that_it_was_built_from(wheel, source):
@@ -143,6 +145,14 @@ def test_its_commands_work_from_an_empty_folder(installed, empty):
     assert Path(podcast).is_file()
     assert "--records" in done([installed / "python", "-m", "locust", "-f", podcast, "--help-speech"], empty)
     assert not list(empty.iterdir())
+
+
+def test_a_plan_is_exported_from_an_empty_folder(installed, empty):
+    """The manifests that an export changes come with the package."""
+    sample = ["--run", ROOT / "results" / "sample-quick", "--qps", "5", "--out", "fleet", "--force"]
+    assert "3 servers" in done([installed / "harness", "export", "kubernetes", *sample], empty)
+    base = {path.name: path.read_text() for path in (ROOT / "ops" / "kubernetes" / "base").iterdir()}
+    assert {path.name: path.read_text() for path in (empty / "fleet" / "base").iterdir()} == base
 
 
 def test_scenarios_are_copied_and_never_over_others(installed, empty):

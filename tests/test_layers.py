@@ -33,6 +33,7 @@ ORDER = (
     ("sweep.optimizer",),
     ("sweep",),
     ("report",),
+    ("export",),
     ("signoff",),
     ("cli", "scenario", "__main__"),
 )

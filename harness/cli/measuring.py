@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from harness.cli.app import SERVERS_HELP, PlanTopology, Ray, Results, app, out, 
 from harness.cli.server_options import NO_SERVERS, ONE_AT_A_TIME, Servers, with_servers
 from harness.errors import InputError
 from harness.host.places import plan_file
+
+if TYPE_CHECKING:
+    from harness.records.store import Run
 
 
 @app.command(
@@ -99,6 +102,10 @@ def signoff(
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="Sign the answer: an OpenSSH Ed25519 private key.")
     ] = None,
+    store: Annotated[
+        str,
+        typer.Option("--store", metavar="URL", help="Copy the run there when it ends: a folder, or a URL like s3://…"),
+    ] = "",
     check: Annotated[
         Path | None, typer.Option("--check", metavar="DIR", help="Verify the folder of a finished run instead.")
     ] = None,
@@ -115,8 +122,8 @@ def signoff(
     server that cannot be used or that ended, 70 internal error, 130 interrupted.
     """
     from harness.cli.tables import Show, print_plan
-    from harness.report.facts import is_signed
-    from harness.report.signature import check_private_key, sign_seal
+    from harness.export.store import must_be_usable
+    from harness.report.signature import check_private_key
     from harness.signoff import SignOff
 
     if check is not None and plan is None:
@@ -127,6 +134,8 @@ def signoff(
         raise InputError("--trust KEY.pub is for --check DIR: give both")
     if sign is not None:
         check_private_key(sign)  # before half an hour of measurements
+    if store:
+        must_be_usable(store)
     plan, url = plan_file(plan), _measured(servers, ray)
     if fresh:
         _set_aside(plan, results, url, ray, topology)
@@ -134,12 +143,23 @@ def signoff(
     with Show() as show:
         content = work.execute(show, go_on=go_on)
     print_plan(content)
-    if sign and is_signed(work.run):
-        out.print(f"Signature: {sign_seal(work.run.path, sign)}", soft_wrap=True, markup=False)
+    _conclude(work.run, sign, store)
+    raise typer.Exit(exit_codes.OF_VERDICT[content.verdict])
+
+
+def _conclude(run: Run, sign: Path | None, store: str) -> None:
+    """Sign the answer with a key and copy the run, where that is asked for; print where the report is."""
+    from harness.export.store import copy_run
+    from harness.report.facts import is_signed
+    from harness.report.signature import sign_seal
+
+    if sign and is_signed(run):
+        out.print(f"Signature: {sign_seal(run.path, sign)}", soft_wrap=True, markup=False)
     elif sign:
         say_aside("not signed: the run is not finished; start it again to resume", "yellow")
-    out.print(f"Report: [bold]{work.run.path / 'signoff.html'}[/]", soft_wrap=True)
-    raise typer.Exit(exit_codes.OF_VERDICT[content.verdict])
+    out.print(f"Report: [bold]{run.path / 'signoff.html'}[/]", soft_wrap=True)
+    if store:
+        out.print(f"Stored: {copy_run(run.path, store)}", soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example: `harness sweep scenarios/sweep.yaml --url gpu7:8001,gpu8:8001`")

@@ -1,7 +1,7 @@
-"""Locations: the running code, the models and scenarios that belong to it, and the folder for output.
+"""Locations: the running code, the models, scenarios and manifests that belong to it, and the folder for output.
 
-A checkout has all of them in its top folder. An installed harness has the models and scenarios inside its package,
-and writes below the current folder.
+A checkout has all of them in its top folder. An installed harness has models, scenarios and manifests inside its
+package, and writes below the current folder.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ CHECKOUT = checkout_of(CODE)
 ROOT = CHECKOUT or Path.cwd()
 REPOSITORY = (CHECKOUT or PACKAGE) / "model_repository"
 SCENARIOS = (CHECKOUT or PACKAGE) / "scenarios"
+OPS = (CHECKOUT or PACKAGE) / "ops"
 
 
 def plan_file(given: Path) -> Path:

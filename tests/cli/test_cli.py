@@ -29,6 +29,7 @@ COMMANDS = (
     "scenarios",
     "cards",
     "studio",
+    "export",
 )
 
 

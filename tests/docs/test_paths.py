@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("harness", "benchmarks", "docs", "scenarios", "tests", "model_repository", "notebooks")
+FOLDERS = ("harness", "benchmarks", "docs", "scenarios", "tests", "model_repository", "notebooks", "ops")
 TEXTS = {".py", ".md", ".yaml", ".yml", ".sh", ".j2", ".html", ".ipynb", ".toml", ".txt", ".pbtxt"}
 SUFFIXES = "py|md|ya?ml|sh|ipynb|json|jsonl|html|css|js|j2|pbtxt|toml|txt|csv"
 PATH = re.compile(
@@ -14,7 +14,8 @@ PATH = re.compile(
 MODULE = re.compile(r"(?<![\w./-])harness(?:\.[a-z]\w*)+")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
 WRITTEN = {"harness/commit.txt"}  # into a wheel, by setup.py
-NO_MODULES = ("harness.pth", "harness.model_repository", "harness.scenarios")  # files, and folders of a wheel
+# files, and folders of a wheel
+NO_MODULES = ("harness.pth", "harness.model_repository", "harness.scenarios", "harness.ops")
 
 
 def texts() -> Iterator[Path]:

@@ -1,0 +1,64 @@
+"""The command `harness export`: from a signed plan to what runs and watches a fleet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.app import RunFolder, app, out, rates_of, say_aside
+from harness.errors import InputError
+
+KUBERNETES, PROMETHEUS = KINDS = ("kubernetes", "prometheus")
+
+
+@app.command(epilog="Example: `harness export kubernetes --run results/sample-quick --qps 5 --out build/fleet`")
+def export(
+    what: Annotated[str, typer.Argument(metavar="kubernetes|prometheus", help="What to write.")],
+    run: RunFolder,
+    qps: Annotated[float, typer.Option("--qps", help="One of the plan's target rates, requests per second.")],
+    folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an earlier export in that folder.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where the plan has expired, or its seal does not hold.")
+    ] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept-inconclusive", help="Also where the plan does not answer for certain.")
+    ] = False,
+    prometheus: Annotated[
+        str, typer.Option("--prometheus", metavar="URL", help="Prometheus's address within the cluster.")
+    ] = "http://prometheus-server.monitoring",
+    selector: Annotated[
+        str,
+        typer.Option("--selector", help='Labels of the fleet\'s series, where Prometheus has others: job="triton".'),
+    ] = "",
+) -> None:
+    """Write the signed plan of a run for one target rate, so that nothing has to be retyped.
+
+    kubernetes: Kustomize overlays with servers, drain times, disruption budget and autoscaler. prometheus: the plan's
+    figures as recording rules, with the alerts that compare servers with them. The same run gives the same files.
+    """
+    from harness.export import kubernetes
+    from harness.export.fleet import Accepted, fleet_of
+    from harness.export.folder import must_be_free, write_folder
+    from harness.export.prometheus import rule_files
+
+    if what not in KINDS:
+        raise InputError(f"{what!r} cannot be exported: use one of {', '.join(KINDS)}")
+    must_be_free(folder, replace=replace)
+    fleet = fleet_of(run, rates_of(str(qps))[0], Accepted(force=force, inconclusive=accept))
+    monitoring = kubernetes.Monitoring(prometheus, selector)
+    files = kubernetes.overlay_files(fleet, monitoring) if what == KUBERNETES else rule_files(fleet, selector)
+    write_folder(folder, files, {"kind": what, **kubernetes.record_of(fleet)}, replace=replace)
+    for remark in fleet.remarks:
+        say_aside(f"exported although {remark}", "yellow")
+    spare = f", {fleet.spare} of them spare" if fleet.spare else ""
+    out.print(
+        f"{fleet.qps:g} requests/s: {fleet.replicas} servers{spare}, {fleet.sessions:g} sessions each at the cap, "
+        f"{fleet.grace_s} s to drain ({fleet.basis}{', emulated' if fleet.emulated else ''}; valid until "
+        f"{fleet.expires_at})",
+        soft_wrap=True, markup=False, highlight=False,
+    )  # fmt: skip
+    apply = f"; kubectl apply -k {folder}/{{{','.join(kubernetes.OVERLAYS)}}}" if what == KUBERNETES else ""
+    out.print(f"{len(files)} files in {folder}{apply}", soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,264 @@
+"""A planned fleet as Kustomize overlays, which stand by themselves: the base that they change is copied beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from harness.export.fleet import EXIT_S, SETTLE_S, PlannedFleet
+from harness.export.prometheus import checked_selector, rule_files, sessions_query
+from harness.host.places import OPS
+
+STATIC, KEDA, HPA = "static", "keda", "hpa"
+OVERLAYS = (STATIC, KEDA, HPA)
+_COPIED = {"base": "base", "components/gateway": "gateway"}
+_KIND = "kustomize.config.k8s.io/v1beta1"
+_ABOUT = "speech/"  # prefix of annotations
+_POLICIES = {"least_loaded": "LEAST_REQUEST", "round_robin": "ROUND_ROBIN", "random": "RANDOM"}
+_GPU = "nvidia.com/gpu"
+_LABEL = re.compile(r"NVIDIA[A-Za-z0-9_. -]{0,56}[A-Za-z0-9]")
+FLEET_METRIC = "vibevoice_fleet_sessions"  # of the plain autoscaler, from an adapter of the metrics API
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """Where the fleet's series are: Prometheus's address, and label matchers that select them."""
+
+    url: str = "http://prometheus-server.monitoring"
+    selector: str = ""
+
+
+def overlay_files(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, str]:
+    """Every file of the export by relative path: ``static``, ``keda`` and ``hpa`` are overlays to choose from."""
+    files = {**_copied(fleet), **{f"{STATIC}/{name}": text for name, text in _static(fleet, monitoring).items()}}
+    files |= {
+        f"{KEDA}/kustomization.yaml": _text(_scaled(["scaledobject.yaml"])),
+        f"{KEDA}/scaledobject.yaml": _text(scaled_object(fleet, monitoring)),
+        f"{HPA}/kustomization.yaml": _text(_scaled(["autoscaler.yaml"])),
+        f"{HPA}/autoscaler.yaml": _text(autoscaler(fleet)),
+        f"{HPA}/prometheus-adapter.yaml": _text(_adapter(monitoring)),
+    }
+    return files
+
+
+def record_of(fleet: PlannedFleet) -> dict[str, Any]:
+    """What an export was made from: nothing in it depends on when it was made."""
+    return {
+        "schema": 1, "run_id": fleet.run_id, "seal_sha256": fleet.seal_sha256, "qps": fleet.qps,
+        "verdict": fleet.verdict, "basis": fleet.basis, "emulated": fleet.emulated, "expires_at": fleet.expires_at,
+        "devices": fleet.devices, "replicas": fleet.replicas, "exported_although": list(fleet.remarks),
+    }  # fmt: skip
+
+
+def _copied(fleet: PlannedFleet) -> dict[str, str]:
+    """The base and the gateway, with the plan's routing."""
+    files = {}
+    for source, target in _COPIED.items():
+        for path in sorted((OPS / "kubernetes" / source).iterdir()):
+            files[f"{target}/{path.name}"] = path.read_text()
+    envoy = files["gateway/envoy.yaml"]
+    if fleet.routing != "least_loaded":
+        envoy = re.sub(r"(?m)^ *# It looks at .*\n *least_request_lb_config:.*\n", "", envoy)
+        envoy = envoy.replace("lb_policy: LEAST_REQUEST", f"lb_policy: {_POLICIES[fleet.routing]}")
+    return {**files, "gateway/envoy.yaml": envoy}
+
+
+def _static(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, str]:
+    rules = rule_files(fleet, monitoring.selector)
+    drain_s = fleet.grace_s - SETTLE_S - EXIT_S
+    return {
+        "kustomization.yaml": _text(_kustomization(fleet, sorted(rules))),
+        "triton.env": _environment(fleet),
+        "triton.yaml": _text(_triton(fleet)),
+        "budget.yaml": _text(_budget(fleet)),
+        "gateway.yaml": _text(_gateway(drain_s + SETTLE_S)),
+        **{f"rules/{name}": text for name, text in rules.items()},
+    }
+
+
+def _kustomization(fleet: PlannedFleet, rules: list[str]) -> dict[str, Any]:
+    sessions = int(fleet.sessions * fleet.devices)
+    return {
+        "apiVersion": _KIND,
+        "kind": "Kustomization",
+        "namespace": "speech",
+        "labels": [{"pairs": {"app.kubernetes.io/part-of": "speech"}, "includeSelectors": False}],
+        "resources": ["../base"],
+        "components": ["../gateway"],
+        "configMapGenerator": [
+            {"name": "triton", "behavior": "merge", "envs": ["triton.env"]},
+            {"name": "studio", "behavior": "merge", "literals": [f"HARNESS_STUDIO_SESSIONS={sessions}"]},
+            {"name": "speech-rules", "files": [f"rules/{name}" for name in rules]},
+        ],
+        "patches": [{"path": name} for name in ("triton.yaml", "budget.yaml", "gateway.yaml")],
+    }
+
+
+def _environment(fleet: PlannedFleet) -> str:
+    carry = {"vibevoice_full_pipeline.carry_key_file": "/run/secrets/speech-carry/key"}
+    values = {
+        "PRESET": fleet.preset,
+        "TOPOLOGY": fleet.topology,
+        "DEVICE": "cpu" if fleet.on_cpu else "gpu",
+        "DTYPE": fleet.dtype,
+        "GPUS": str(fleet.gpus),
+        "KNOBS": json.dumps(dict(fleet.server_knobs)),
+        "PARAMETERS": json.dumps({**carry, **fleet.parameters}),
+        "SETTLE_S": str(SETTLE_S),
+    }
+    return "".join(f"HARNESS_DEPLOY_{name}={value}\n" for name, value in values.items())
+
+
+def _triton(fleet: PlannedFleet) -> dict[str, Any]:
+    pod: dict[str, Any] = {"terminationGracePeriodSeconds": fleet.grace_s}
+    if product := _product(fleet.device):
+        pod["nodeSelector"] = {f"{_GPU}.product": product}
+    gpus = None if fleet.on_cpu else str(fleet.gpus)  # None removes it
+    if fleet.on_cpu:
+        pod["tolerations"] = None
+    pod["containers"] = [{"name": "triton", "resources": {"limits": {_GPU: gpus}}}]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "triton", "annotations": _annotations(fleet)},
+        "spec": {"replicas": fleet.replicas, "template": {"spec": pod}},
+    }
+
+
+def _annotations(fleet: PlannedFleet) -> dict[str, str]:
+    said = {
+        "run": fleet.run_id,
+        "seal-sha256": fleet.seal_sha256,
+        "verdict": fleet.verdict,
+        "basis": f"{fleet.basis}{', emulated GPUs' if fleet.emulated else ''}",
+        "requests-per-second": f"{fleet.qps:g}",
+        "expires-at": fleet.expires_at,
+        "exported-although": "; ".join(fleet.remarks),
+    }
+    return {f"{_ABOUT}{name}": text for name, text in said.items() if text}
+
+
+def _product(device: str) -> str:
+    """The label that NVIDIA's feature discovery gives the plan's type of GPU; "" where the plan names none."""
+    name = device.removeprefix("emulated ")
+    return name.replace(" ", "-") if _LABEL.fullmatch(name) else ""
+
+
+def _budget(fleet: PlannedFleet) -> dict[str, Any]:
+    """As many servers may be taken out at once as the plan has spare ones."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": "triton"},
+        "spec": {"maxUnavailable": fleet.spare},
+    }
+
+
+def _gateway(longest_s: int) -> dict[str, Any]:
+    hook = {"preStop": {"exec": {"command": ["sleep", str(longest_s)]}}}
+    pod = {
+        "terminationGracePeriodSeconds": longest_s + EXIT_S,
+        "containers": [{"name": "envoy", "lifecycle": hook}],
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "gateway"},
+        "spec": {"template": {"spec": pod}},
+    }
+
+
+def _scaled(resources: list[str]) -> dict[str, Any]:
+    """An overlay whose autoscaler owns the number of replicas."""
+    unset = _text([{"op": "remove", "path": "/spec/replicas"}])
+    return {
+        "apiVersion": _KIND,
+        "kind": "Kustomization",
+        "namespace": "speech",
+        "resources": [f"../{STATIC}", *resources],
+        "patches": [{"target": {"kind": "Deployment", "name": "triton"}, "patch": unset}],
+    }
+
+
+def _behavior(fleet: PlannedFleet) -> dict[str, Any]:
+    """Growth at once; shrinking to the most that was wished for in the window. As the rule is simulated."""
+    windows_s = {"scaleUp": 0, "scaleDown": fleet.scaling.stabilisation_s}
+    any_number = {"type": "Pods", "value": fleet.scaling.maximum, "periodSeconds": 15}
+    return {
+        name: {"stabilizationWindowSeconds": window_s, "policies": [dict(any_number)]}
+        for name, window_s in windows_s.items()
+    }
+
+
+def scaled_object(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, Any]:
+    """KEDA's autoscaler on a query. Without an answer of Prometheus the fleet has all its servers."""
+    rule = fleet.scaling
+    trigger = {
+        "serverAddress": monitoring.url,
+        "query": sessions_query(monitoring.selector),
+        "threshold": f"{rule.sessions_per_device:g}",
+        "ignoreNullValues": "false",
+    }
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": {"name": "triton", "labels": {"app.kubernetes.io/name": "triton"}},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "triton"},
+            "pollingInterval": rule.poll_s,
+            "minReplicaCount": rule.minimum,
+            "maxReplicaCount": rule.maximum,
+            "fallback": {"failureThreshold": 3, "replicas": rule.maximum},
+            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(fleet)}},
+            "triggers": [{"type": "prometheus", "metricType": "AverageValue", "metadata": trigger}],
+        },
+    }
+
+
+def autoscaler(fleet: PlannedFleet) -> dict[str, Any]:
+    """The plain autoscaler: the same rule, with the metric from an adapter of the external metrics API."""
+    rule = fleet.scaling
+    target = {"type": "AverageValue", "averageValue": _quantity(rule.sessions_per_device)}
+    metric = {"type": "External", "external": {"metric": {"name": FLEET_METRIC}, "target": target}}
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "triton", "labels": {"app.kubernetes.io/name": "triton"}},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "triton"},
+            "minReplicas": rule.minimum,
+            "maxReplicas": rule.maximum,
+            "metrics": [metric],
+            "behavior": _behavior(fleet),
+        },
+    }
+
+
+def _quantity(value: float) -> str:
+    """A number as Kubernetes writes it: whole, or in thousandths."""
+    return f"{int(value)}" if float(value).is_integer() else f"{round(value * 1000)}m"
+
+
+def _adapter(monitoring: Monitoring) -> dict[str, Any]:
+    """A rule for prometheus-adapter, which makes the external metric: values of its Helm chart, no resource."""
+    series = f"vibevoice_sessions{checked_selector(monitoring.selector)}"
+    return {
+        "rules": {
+            "external": [
+                {
+                    "seriesQuery": series,
+                    "name": {"as": FLEET_METRIC},
+                    "resources": {"namespaced": False},
+                    "metricsQuery": sessions_query(monitoring.selector),
+                }
+            ]
+        }
+    }
+
+
+def _text(content: Any) -> str:
+    return yaml.safe_dump(content, sort_keys=False, width=120)

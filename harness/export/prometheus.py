@@ -1,0 +1,112 @@
+"""What Prometheus has to know of a plan: its figures as series, and an alert at its cap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness.errors import InputError
+from harness.export.fleet import PlannedFleet
+from harness.host.places import OPS
+from harness.records.slo import Slo
+
+PLAN_RULES = "plan.yml"
+# Upper bounds of vibevoice_first_audio_seconds: an SLO between two of them is judged by the lower one.
+BUCKETS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0)
+_FIRST_AUDIO = "ttfa_s"
+
+
+def rule_files(fleet: PlannedFleet, selector: str = "") -> dict[str, str]:
+    """The rules of a fleet by file: those of its plan, and those of every fleet, which compare the servers with it."""
+    shared = {path.name: path.read_text() for path in _shared_rules()}
+    return {**shared, PLAN_RULES: plan_rules(fleet, selector)}
+
+
+def _shared_rules() -> list[Path]:
+    return [path for path in sorted((OPS / "prometheus" / "rules").glob("*.yml")) if path.name != PLAN_RULES]
+
+
+def sessions_query(selector: str = "") -> str:
+    """All sessions of the fleet, those that wait and those of servers that end included."""
+    checked = checked_selector(selector)
+    return f"sum(vibevoice_sessions{checked}) + sum(vibevoice_queue_length{checked})"
+
+
+def checked_selector(selector: str) -> str:
+    """Label matchers, such as ``job="triton"``, in braces; "" for none. Raises InputError."""
+    inner = selector.strip().removeprefix("{").removesuffix("}").strip()
+    if any(letter in inner for letter in "{}\n'"):
+        raise InputError(f'--selector {selector!r}: write label matchers such as job="triton",namespace="speech"')
+    return f"{{{inner}}}" if inner else ""
+
+
+def plan_rules(fleet: PlannedFleet, selector: str = "") -> str:
+    """The text of ``plan.yml``: the plan's figures as recording rules, and the alert at its cap."""
+    heading = [
+        f"# The plan of {fleet.run_id} for {fleet.qps:g} requests/s, as `harness export` wrote it: do not edit.",
+        f"# Verdict {fleet.verdict}, figures {fleet.basis}{', of emulated GPUs' if fleet.emulated else ''}.",
+        *(f"# Exported although: {' '.join(each.split())}" for each in fleet.remarks),
+    ]
+    return "\n".join(
+        [*heading, "groups:", "  - name: vibevoice-plan", "    rules:", *_records(fleet), *_alert(fleet, selector), ""]
+    )
+
+
+def _records(fleet: PlannedFleet) -> list[str]:
+    figures: Mapping[str, tuple[str, float | int]] = {
+        "requests_per_second": ("The target rate", fleet.qps),
+        "devices": ("Servers that serve it within the SLOs", fleet.devices),
+        "devices_n_plus_1": ("With spare ones", fleet.replicas),
+        "sessions_per_device": ("What a server exceeds in 5% of the time", fleet.sessions_p95),
+        "sessions_per_device_at_cap": ("The mean at the plan's cap: the autoscaler's target", fleet.sessions),
+        "requests_per_second_per_device": ("The measured rate of a server", fleet.rate_per_device),
+        "utilisation_cap": ("The highest share of that rate that is planned", fleet.utilisation_cap),
+        "expires_timestamp_seconds": (f"{fleet.expires_at}, in Unix time", fleet.expires_unix_s),
+    }
+    lines = [line for name, (about, value) in figures.items() for line in _record(name, about, _number(value))]
+    return [*lines, *_first_audio(fleet.slos)]
+
+
+def _record(name: str, about: str, value: str) -> list[str]:
+    return [f"      # {about}", f"      - record: vibevoice_plan:{name}", f"        expr: vector({value})"]
+
+
+def _first_audio(slos: tuple[Slo, ...]) -> list[str]:
+    """The loosest SLO on first audio: servers do not know the class of a request. Nothing where there is none."""
+    known = [slo for slo in slos if slo.metric == _FIRST_AUDIO]
+    if not known:
+        return ["      # The plan has no SLO on first audio."]
+    loosest = max(known, key=lambda slo: (slo.limit, -slo.quantile))
+    bound = max((each for each in BUCKETS if each <= loosest.limit), default=BUCKETS[0])
+    about = f"The loosest SLO on first audio: this share within {loosest.limit:g} s"
+    exact = "" if bound == loosest.limit else f", judged at {bound:g} s, the next lower bound of the histogram"
+    # Prometheus 3 writes whole numbers as "2.0", earlier ones as "2".
+    le = f'le=~"{bound:g}(\\\\.0)?"' if float(bound).is_integer() else f'le="{bound:g}"'
+    return [
+        *_record("first_audio_slo", f"{about}{exact}", _number(loosest.quantile)),
+        "      - record: vibevoice:first_audio_in_time_total",
+        f"        expr: 'sum without (le) (vibevoice_first_audio_seconds_bucket{{{le}}})'",
+        "      - record: vibevoice:first_audio_total",
+        "        expr: 'sum without (le) (vibevoice_first_audio_seconds_bucket{le=\"+Inf\"})'",
+    ]
+
+
+def _alert(fleet: PlannedFleet, selector: str) -> list[str]:
+    most = fleet.sessions * fleet.devices
+    return [
+        "  - name: vibevoice-plan-cap",
+        "    rules:",
+        "      - alert: SpeechPlanSessionsExceeded",
+        f"        expr: '{sessions_query(selector)} > {_number(most)}'",
+        "        for: 15m",
+        "        labels: {severity: ticket}",
+        "        annotations:",
+        f"          summary: 'plan exceeded: {{{{ $value | humanize }}}} sessions, and {fleet.devices} servers hold "
+        f"{_number(most)} at the cap of the plan'",
+        f"          description: 'The plan {fleet.run_id} is for {fleet.qps:g} requests/s. Above its cap a lost server "
+        "or a burst violates SLOs: export the plan for a higher target, and add servers.'",
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:.7g}" if not float(value).is_integer() else f"{int(value)}"

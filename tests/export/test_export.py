@@ -1,0 +1,352 @@
+"""``harness export``: a signed plan becomes an overlay and rules, the same each time, or is refused in a sentence."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import fsspec
+import pytest
+import yaml
+
+from harness.cli import main
+from harness.errors import InputError, ServerError
+from harness.exit_codes import USAGE
+from harness.export import folder as exported
+from harness.export.fleet import EXIT_S, SETTLE_S, Accepted, fleet_of
+from harness.export.folder import write_folder
+from harness.export.kubernetes import Monitoring, autoscaler, overlay_files, record_of, scaled_object
+from harness.export.prometheus import BUCKETS, plan_rules, rule_files, sessions_query
+from harness.export.store import copy_run
+from harness.records.slo import Slo
+from harness.records.store import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = ROOT / "results" / "sample-quick"
+BEFORE_EXPIRY = datetime(2026, 12, 1, tzinfo=UTC)
+SIGNED = Accepted()
+
+
+@pytest.fixture(scope="module")
+def fleet():
+    return fleet_of(SAMPLE, 5, SIGNED, BEFORE_EXPIRY)
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A run that may be changed."""
+    return Path(shutil.copytree(SAMPLE, tmp_path / "run"))
+
+
+def changed_plan(run: Path, **changes) -> None:
+    path = run / "plan.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture
+def export(monkeypatch, capsys):
+    """``export(*arguments)``: exit code and output of the command."""
+
+    def call(*arguments) -> tuple[int, str]:
+        monkeypatch.setattr(main.sys, "argv", ["harness", "export", *map(str, arguments)])
+        monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        return ended.value.code or 0, "".join(capsys.readouterr())
+
+    return call
+
+
+def test_a_fleet_has_the_figures_of_the_signed_plan(fleet):
+    plan = Run.open(SAMPLE).plan()
+    target = next(each for each in plan.targets if each.qps == 5)
+    assert (fleet.devices, fleet.replicas) == (target.devices, target.devices_n_plus_1)
+    assert fleet.spare == target.devices_n_plus_1 - target.devices
+    assert fleet.sessions == plan.drain.sessions and fleet.sessions_p95 == target.sessions_per_device_p95
+    assert fleet.grace_s >= max(plan.drain.p95_s, plan.drain.longest_s) + SETTLE_S + EXIT_S
+    assert fleet.server_knobs == plan.deployment and fleet.remarks == ()
+    assert datetime.fromtimestamp(fleet.expires_unix_s, UTC).isoformat() == fleet.expires_at
+
+
+def test_the_overlay_has_the_figures_of_the_fleet(fleet):
+    files = overlay_files(fleet, Monitoring())
+    deployment, budget = (yaml.safe_load(files[f"static/{name}.yaml"]) for name in ("triton", "budget"))
+    assert deployment["spec"]["replicas"] == fleet.replicas
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == fleet.grace_s
+    assert budget["spec"]["maxUnavailable"] == fleet.spare
+    environment = dict(line.split("=", 1) for line in files["static/triton.env"].splitlines())
+    assert json.loads(environment["HARNESS_DEPLOY_KNOBS"]) == dict(fleet.server_knobs)
+    assert environment["HARNESS_DEPLOY_PRESET"] == "tiny" and environment["HARNESS_DEPLOY_DEVICE"] == "cpu"
+    kustomization = yaml.safe_load(files["static/kustomization.yaml"])
+    studio = next(each for each in kustomization["configMapGenerator"] if each["name"] == "studio")
+    assert studio["literals"] == [f"HARNESS_STUDIO_SESSIONS={int(fleet.sessions * fleet.devices)}"]
+
+
+def test_the_overlay_stands_by_itself(fleet):
+    """Every file that a kustomization names is in the export."""
+    files = overlay_files(fleet, Monitoring())
+    folders = {name.rpartition("/")[0] for name in files}
+    for name, text in files.items():
+        if name.endswith("kustomization.yaml"):
+            content, here = yaml.safe_load(text), name.rpartition("/")[0]
+            named = [*content.get("resources", ()), *content.get("components", ())]
+            named += [each["path"] for each in content.get("patches", ()) if "path" in each]
+            for each in content.get("configMapGenerator", ()):
+                named += [*each.get("envs", ()), *each.get("files", ())]
+            for path in named:
+                inside = path.removeprefix("../") if path.startswith("../") else f"{here}/{path}"
+                assert inside in files or inside in folders, (name, path)
+
+
+def test_both_autoscalers_have_the_rule_of_the_plan(fleet):
+    keda, plain = scaled_object(fleet, Monitoring("http://p", 'job="triton"'))["spec"], autoscaler(fleet)["spec"]
+    trigger = keda["triggers"][0]
+    assert float(trigger["metadata"]["threshold"]) == fleet.sessions == 11
+    assert plain["metrics"][0]["external"]["target"] == {"type": "AverageValue", "averageValue": "11"}
+    assert trigger["metricType"] == "AverageValue" and trigger["metadata"]["serverAddress"] == "http://p"
+    assert trigger["metadata"]["query"] == (
+        'sum(vibevoice_sessions{job="triton"}) + sum(vibevoice_queue_length{job="triton"})'
+    )
+    assert keda["minReplicaCount"] == plain["minReplicas"] == 1 + fleet.spare
+    assert keda["maxReplicaCount"] == plain["maxReplicas"] == keda["fallback"]["replicas"] == fleet.replicas
+    assert keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == plain["behavior"]
+    assert plain["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 300
+    assert (
+        autoscaler(replace(fleet, sessions=2.5))["spec"]["metrics"][0]["external"]["target"]["averageValue"] == "2500m"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "selector", "limit"),
+    [
+        ("NVIDIA H100 80GB HBM3", 1, {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}, "1"),
+        ("emulated NVIDIA L40S", 4, {"nvidia.com/gpu.product": "NVIDIA-L40S"}, "4"),
+        ("the Triton at gpu7:8001", 1, None, "1"),
+        ("cpu", 1, None, None),
+    ],
+)
+def test_a_server_gets_the_device_of_the_plan(fleet, device, gpus, selector, limit):
+    files = overlay_files(replace(fleet, device=device, gpus=gpus), Monitoring())
+    pod = yaml.safe_load(files["static/triton.yaml"])["spec"]["template"]["spec"]
+    assert pod.get("nodeSelector") == selector
+    assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": limit}  # None takes it away
+    assert f"HARNESS_DEPLOY_DEVICE={'cpu' if device == 'cpu' else 'gpu'}\n" in files["static/triton.env"]
+
+
+@pytest.mark.parametrize(("routing", "policy"), [("round_robin", "ROUND_ROBIN"), ("random", "RANDOM")])
+def test_the_gateway_routes_as_the_plan_does(fleet, routing, policy):
+    def cluster(which):
+        return yaml.safe_load(overlay_files(which, Monitoring())["gateway/envoy.yaml"])["static_resources"]["clusters"][
+            0
+        ]
+
+    assert cluster(fleet)["lb_policy"] == "LEAST_REQUEST" and cluster(fleet)["ignore_health_on_host_removal"] is True
+    other = cluster(replace(fleet, routing=routing))
+    assert other["lb_policy"] == policy and "least_request_lb_config" not in other
+
+
+def test_the_rules_hold_the_plan(fleet):
+    groups = {each["name"]: each["rules"] for each in yaml.safe_load(plan_rules(fleet))["groups"]}
+    said = {each["record"]: each["expr"] for each in groups["vibevoice-plan"]}
+    assert said["vibevoice_plan:requests_per_second"] == "vector(5)"
+    assert said["vibevoice_plan:devices"] == f"vector({fleet.devices})"
+    assert said["vibevoice_plan:expires_timestamp_seconds"] == f"vector({fleet.expires_unix_s})"
+    assert 'le="1.5"' in said["vibevoice:first_audio_in_time_total"]  # the loosest of 1.0 and 1.5 s
+    (alert,) = groups["vibevoice-plan-cap"]
+    assert alert["expr"] == f"{sessions_query()} > {fleet.sessions * fleet.devices:g}"
+    assert "plan exceeded" in alert["annotations"]["summary"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "bound"), [(1.2, '"1"'), (2.0, '"2'), (0.02, '"0.1"'), (500, '"120'), (0.25, '"0.25"')]
+)
+def test_an_slo_between_two_bounds_is_judged_by_the_lower(fleet, limit, bound):
+    text = plan_rules(replace(fleet, slos=(Slo("short", "ttfa_s", 0.95, limit),)))
+    (expression,) = re.findall(r"le=(~?\"[^\"]+\")\}\)'\n +- record: vibevoice:first_audio_total", text)
+    assert expression.lstrip("~").startswith(bound.rstrip('"'))
+    assert ("next lower bound" in text) == (limit not in BUCKETS)
+
+
+ABOVE_THE_CAP = """
+rule_files: [plan.yml]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'vibevoice_sessions{instance="a"}', values: '11x30 12x60'}
+      - {series: 'vibevoice_sessions{instance="b"}', values: '9x90'}
+      - {series: 'vibevoice_queue_length{instance="a"}', values: '2x90'}
+    alert_rule_test:
+      - {eval_time: 30m, alertname: SpeechPlanSessionsExceeded, exp_alerts: []}
+      - {eval_time: 40m, alertname: SpeechPlanSessionsExceeded, exp_alerts: []}
+      - eval_time: 50m
+        alertname: SpeechPlanSessionsExceeded
+        exp_alerts: [{exp_labels: {severity: ticket}, exp_annotations: {summary: SUMMARY, description: DESCRIPTION}}]
+    promql_expr_test:
+      - {expr: "vibevoice_plan:devices", eval_time: 1m, exp_samples: [{labels: "vibevoice_plan:devices", value: 2}]}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, which runs rules, is not here")
+def test_the_alert_fires_above_the_cap_and_not_at_it(tmp_path, fleet):
+    """11 + 9 + 2 sessions are what two servers hold at their cap; 12 + 9 + 2 are more."""
+    text = plan_rules(fleet)
+    (tmp_path / "plan.yml").write_text(text)
+    said = yaml.safe_load(text)["groups"][1]["rules"][0]["annotations"]
+    summary = said["summary"].replace("{{ $value | humanize }}", "23")
+    case = ABOVE_THE_CAP.replace("SUMMARY", json.dumps(summary)).replace("DESCRIPTION", json.dumps(said["description"]))
+    (tmp_path / "test.yml").write_text(case)
+    done = subprocess.run(["promtool", "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_series_of_the_plan_that_other_rules_use_are_exported(fleet):
+    ours = set(re.findall(r"record: (\S+)", plan_rules(fleet)))
+    others = rule_files(fleet)
+    used = {name for text in others.values() for name in re.findall(r"vibevoice_plan:\w+", text)}
+    assert used <= ours and list(others)[-1] == "plan.yml"
+
+
+def test_without_an_slo_on_first_audio_there_is_none_to_burn(fleet):
+    text = plan_rules(replace(fleet, slos=()))
+    assert "first_audio" not in text.replace("first audio", "") and yaml.safe_load(text)["groups"]
+
+
+@pytest.mark.parametrize("selector", ["job='a'", 'a="b"}', "a\nb"])
+def test_a_selector_that_breaks_a_query_is_refused(selector):
+    with pytest.raises(InputError, match="--selector"):
+        sessions_query(selector + "{")
+
+
+def test_the_same_run_gives_the_same_files(fleet):
+    assert overlay_files(fleet, Monitoring()) == overlay_files(
+        fleet_of(SAMPLE, 5.0, SIGNED, BEFORE_EXPIRY), Monitoring()
+    )
+
+
+def test_a_rate_that_was_not_planned_is_refused():
+    with pytest.raises(InputError, match="planned for 0.5, 1, 5, 20 requests/s, not for 3"):
+        fleet_of(SAMPLE, 3, SIGNED, BEFORE_EXPIRY)
+
+
+def test_an_expired_plan_is_refused_unless_forced():
+    late = datetime(2030, 1, 1, tzinfo=UTC)
+    with pytest.raises(InputError, match="expired at .*; or export it anyway with --force"):
+        fleet_of(SAMPLE, 5, SIGNED, late)
+    (remark,) = fleet_of(SAMPLE, 5, Accepted(force=True), late).remarks
+    assert "expired" in remark
+
+
+def test_a_plan_that_was_changed_is_refused_unless_forced(copied):
+    changed_plan(copied, unit="another")
+    with pytest.raises(InputError, match="plan.json was changed"):
+        fleet_of(copied, 5, SIGNED, BEFORE_EXPIRY)
+    assert fleet_of(copied, 5, Accepted(force=True), BEFORE_EXPIRY).remarks
+
+
+def test_a_plan_that_is_not_signed_is_refused_unless_forced(copied):
+    (copied / "signoff.json").unlink()
+    with pytest.raises(InputError, match="signoff.json"):
+        fleet_of(copied, 5, SIGNED, BEFORE_EXPIRY)
+    assert fleet_of(copied, 5, Accepted(force=True), BEFORE_EXPIRY).seal_sha256 == ""
+
+
+def test_an_inconclusive_plan_needs_a_word_of_its_own(copied):
+    changed_plan(copied, verdict="inconclusive", reasons=["The ladder is noisy."])
+    with pytest.raises(InputError, match="inconclusive: The ladder is noisy; or export it anyway with --accept"):
+        fleet_of(copied, 5, Accepted(force=True), BEFORE_EXPIRY)
+    taken = fleet_of(copied, 5, Accepted(force=True, inconclusive=True), BEFORE_EXPIRY)
+    assert taken.verdict == "inconclusive" and "# Exported although: the plan is inconclusive" in plan_rules(taken)
+    about = yaml.safe_load(overlay_files(taken, Monitoring())["static/triton.yaml"])["metadata"]["annotations"]
+    assert "inconclusive" in about["speech/exported-although"]
+
+
+def test_a_plan_without_a_count_is_refused_whatever_is_accepted(copied):
+    content = json.loads((copied / "plan.json").read_text())
+    changed_plan(copied, targets=[{**each, "devices": None} for each in content["targets"]])
+    with pytest.raises(InputError, match="no count of devices"):
+        fleet_of(copied, 5, Accepted(force=True, inconclusive=True), BEFORE_EXPIRY)
+
+
+def test_an_export_is_never_half_written(tmp_path, fleet, monkeypatch):
+    files, out = overlay_files(fleet, Monitoring()), tmp_path / "fleet"
+    write_folder(out, files, record_of(fleet))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert len(before) == len(files) + 1
+    write = Path.write_text
+
+    def full(path, text, *more, **named):
+        if path.name == "budget.yaml":
+            raise OSError(28, "No space left on device")
+        return write(path, text, *more, **named)
+
+    monkeypatch.setattr(exported.Path, "write_text", full)
+    for target, replace_it in ((tmp_path / "new", False), (out, True)):
+        with pytest.raises(InputError, match="No space left"):
+            write_folder(target, files, record_of(fleet), replace=replace_it)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["fleet"]
+
+
+def test_a_folder_that_is_not_an_export_is_left_alone(tmp_path, fleet):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(InputError, match="not empty, and no export"):
+        write_folder(tmp_path / "mine", {"a": "b"}, {}, replace=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
+    write_folder(tmp_path / "one", {"a": "b"}, {})
+    with pytest.raises(InputError, match="--replace"):
+        write_folder(tmp_path / "one", {"a": "c"}, {})
+    write_folder(tmp_path / "one", {"b": "c"}, {}, replace=True)
+    assert sorted(each.name for each in (tmp_path / "one").iterdir()) == ["b", "export.json"]
+
+
+def test_the_command_writes_both_and_says_what(tmp_path, export):
+    code, said = export("kubernetes", "--run", SAMPLE, "--qps", 5, "--out", tmp_path / "fleet", "--force")
+    assert code == 0 and "5 requests/s: 3 servers, 1 of them spare" in said and "kubectl apply -k" in said
+    code, said = export("prometheus", "--run", SAMPLE, "--qps", 5, "--out", tmp_path / "rules", "--force")
+    assert code == 0 and (tmp_path / "rules" / "plan.yml").is_file()
+    record = json.loads((tmp_path / "rules" / "export.json").read_text())
+    assert record["run_id"] == Run.open(SAMPLE).manifest.run_id and record["replicas"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("helm", "--run", SAMPLE, "--qps", 5), "'helm' cannot be exported: use one of kubernetes, prometheus"),
+        (("kubernetes", "--run", SAMPLE, "--qps", 3), "planned for 0.5, 1, 5, 20"),
+        (("kubernetes", "--run", ROOT / "results" / "none", "--qps", 5), "holds no manifest.json"),
+        (("kubernetes", "--run", SAMPLE, "--qps", 0), "above 0"),
+    ],
+)
+def test_a_mistake_is_one_sentence(tmp_path, export, arguments, sentence):
+    code, said = export(*arguments, "--out", tmp_path / "out")
+    assert code == USAGE and sentence in said and "Traceback" not in said and not (tmp_path / "out").exists()
+
+
+def test_a_run_is_stored_with_its_seal_last(tmp_path, monkeypatch):
+    stored = tmp_path / "bucket"
+    order = []
+    kind = type(fsspec.filesystem("file"))
+    put = kind.put_file
+    monkeypatch.setattr(kind, "put_file", lambda self, one, *more, **n: order.append(one) or put(self, one, *more, **n))
+    where = copy_run(SAMPLE, str(stored))
+    assert where == f"{stored}/sample-quick" and Path(order[-1]).name == "signoff.json"
+    ours = {path.relative_to(SAMPLE) for path in SAMPLE.rglob("*") if path.is_file()}
+    assert {path.relative_to(where) for path in Path(where).rglob("*") if path.is_file()} == ours
+    assert fleet_of(Path(where), 5, SIGNED, BEFORE_EXPIRY).replicas == 3  # it verifies there, too
+
+
+def test_a_storage_that_fails_is_one_sentence(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="--store nothing://x cannot be used"):
+        copy_run(SAMPLE, "nothing://x")
+
+    def refuse(*_, **__):
+        raise PermissionError("the bucket is read-only")
+
+    monkeypatch.setattr(type(fsspec.filesystem("file")), "put_file", refuse)
+    with pytest.raises(ServerError, match="read-only.*copy it"):
+        copy_run(SAMPLE, str(tmp_path))
