@@ -11,7 +11,7 @@ SPREAD := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # Hosts that set it have every process compile all modules anew, and tests start hundreds of processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install signoff test test-lowest gpu gpu-kit sample docs reference clean
+.PHONY: install signoff test test-lowest gpu gpu-kit sample ops-check docs reference clean
 
 install: $(VENV)/installed
 
@@ -62,6 +62,11 @@ gpu: install
 # The stored sample run and the README's table of it: make sample RUN=results/quick-1a2b3c4d, of a finished run of quick or mixed.
 sample: install
 	$(BIN)/python tests/make_sample.py $(RUN)
+
+# Rules and dashboards of ops/: a real Prometheus scrapes real servers and is asked all of them. It needs Prometheus:
+# apt-get install prometheus.
+ops-check: install
+	$(BIN)/python benchmarks/ops/check.py $(OPS_OPTIONS)
 
 # The documentation, in build/site: it opens from there, without a network.
 docs: install

@@ -26,6 +26,7 @@ from harness.planfile.sections import DAY_S, LEAST_TRIALS
 from harness.planfile.space import KNOBS, STAGE_KNOBS
 from harness.records.slo import METRIC_OF_KEY
 from harness.records.summary import METRICS
+from harness.server_metrics import SERVER_METRICS
 from harness.topology import has_knob
 from harness.traffic.mix import MIXES
 
@@ -143,12 +144,13 @@ PARAMETER_MEANING = {
 }
 BENCHMARKS = {
     "Model": ("model/oracle", "model/precision", "model/stage_speed", "model/kernels", "model/ninety_minutes",
-              "model/hops", "model/sessions", "model/fairness", "model/topologies", "model/fuzz",
+              "model/hops", "model/sessions", "model/fairness", "model/topologies", "model/exported", "model/fuzz",
               "model/server_faults"),
     "Load": ("load/arrivals", "load/instrument", "load/faults", "load/gates"),
     "Sweep": ("sweep/search", "sweep/sweep_cost", "sweep/sweep_faults", "sweep/first_run", "sweep/disturbed"),
     "Capacity": ("capacity/simulator", "capacity/coverage", "capacity/truths", "capacity/heldout"),
     "Service": ("service/job_faults",),
+    "Operations": ("ops/check",),
     "GPU": ("gpu/environment", "gpu/device", "gpu/fused", "gpu/rows", "gpu/towers", "gpu/streams",
             "gpu/estimates", "gpu/kit"),
 }  # fmt: skip
@@ -264,6 +266,14 @@ def metrics() -> str:
     return table(("metric", "formula", "unit", "per class", "note"), rows)
 
 
+def server_metrics() -> str:
+    """Every metric that a server adds to its Prometheus page."""
+    rows = (
+        (f"`{m.name}`", m.kind, m.unit, ", ".join(f"`{label}`" for label in m.labels), m.about) for m in SERVER_METRICS
+    )
+    return table(("metric", "kind", "unit", "labels", "meaning"), rows)
+
+
 def commands() -> str:
     """Every command of ``harness`` with its arguments, options and example."""
     found = typer.main.get_command(cli.app).commands
@@ -373,6 +383,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "knobs": knobs,
     "parameters": parameters,
     "metrics": metrics,
+    "server-metrics": server_metrics,
     "commands": commands,
     "server-options": server_options,
     "locust-options": locust_options,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from harness.errors import HarnessError, InputError, RequestError, ServerError
 from harness.host import places, provenance
 from harness.host.process_group import reap_children
 from harness.identity import StageIdentity
+from harness.server_metrics import HISTOGRAM, ServerMetric
 from harness.vibevoice.process import kv_limits, restarts, shapes
+from harness.vibevoice.process.exporter import CountedHistogram, Exporter, Source, session_readings
 from harness.vibevoice.process.instances import instance_name
 from harness.vibevoice.process.parameters import number, parameters
 from harness.vibevoice.profiling import emulation
@@ -57,9 +60,30 @@ def stage(args: dict):
     """The stage that a model's config asks for: on the device of this instance, or emulated with a profile's times."""
     begin()
     built = _build(args)
+    owner = args["model_name"], instance_name(args)
+    if hasattr(built, "sessions"):
+        export(owner, partial(session_readings, built, owner))
     settle()
     restarts.attend(args, load_model, identity_of(args, built))
     return built
+
+
+def export(owner: tuple[str, str], *sources: Source) -> None:
+    """Export what ``sources`` read to this server's Prometheus page, if it has one; ``owner``: model and process."""
+    exporter = Exporter(sources, _family, owner)
+    try:
+        exporter.update()
+    except pb.TritonModelException as error:
+        print(f"nothing of {owner[0]} is exported to the server's metrics page: {error}", flush=True)
+    else:
+        exporter.keep_updated()
+
+
+def _family(metric: ServerMetric):
+    if metric.kind == HISTOGRAM and not hasattr(pb.MetricFamily, "HISTOGRAM"):
+        return CountedHistogram(metric, partial(pb.MetricFamily, kind=pb.MetricFamily.COUNTER))
+    kind = getattr(pb.MetricFamily, metric.kind.upper())
+    return pb.MetricFamily(name=metric.name, description=metric.about, kind=kind)
 
 
 def settle() -> None:

@@ -10,8 +10,6 @@ from tritonclient.grpc import service_pb2 as pb
 from harness import wire
 from harness.deploy.statistics import StatisticsReader, engine_stage, prometheus
 from harness.records.schema import BatchStatistics, StageStatistics
-from harness.vibevoice.engine.loop import Counts
-from harness.vibevoice.engine.step_metrics import StepMetrics
 
 PAGE = """# HELP nv_inference_count Number of inferences performed
 nv_inference_count{model="vocoder",version="1"} 12
@@ -103,46 +101,6 @@ def test_the_steps_of_the_engine_are_counted_as_those_of_a_stage(read):
     batches = BatchStatistics(2, 10, 50_000_000), BatchStatistics(16, 3, 30_000_000)
     assert stage == StageStatistics(wire.ENGINE, 68, 13, 0, 2 * 50_000_000 + 16 * 30_000_000, batches)
     assert engine_stage(read(PAGE)) == (read(PAGE), None)
-
-
-class Family:
-    """Stands where Triton's metric families are: totals by label."""
-
-    def __init__(self, name, about):
-        self.name, self.totals, self.calls = name, {}, 0
-
-    def Metric(self, labels):  # noqa: N802
-        family, key = self, labels.get(wire.ENGINE_BATCH, "")
-
-        class One:
-            def increment(self, by):
-                family.totals[key] = family.totals.get(key, 0) + by
-                family.calls += 1
-
-        return One()
-
-
-def test_the_engine_tells_what_its_counts_have_grown_by_and_nothing_twice():
-    families = {}
-    counts = Counts()
-    metrics = StepMetrics(counts, lambda name, about: families.setdefault(name, Family(name, about)))
-    metrics.update()
-    assert not any(family.calls for family in families.values())
-    counts.step(2, 5_000_000)
-    counts.step(2, 7_000_000)
-    counts.prompt_tokens, counts.prompt_ns = 40, 2_000_000_000
-    metrics.update()
-    metrics.update()
-    counts.step(4, 1_000_000)
-    metrics.update()
-    totals = {name: family.totals for name, family in families.items()}
-    assert totals == {
-        wire.ENGINE_STEPS: {"2": 2, "4": 1},
-        wire.ENGINE_STEP_SECONDS: {"2": pytest.approx(0.012), "4": pytest.approx(0.001)},
-        wire.ENGINE_PROMPT_TOKENS: {"": 40},
-        wire.ENGINE_PROMPT_SECONDS: {"": 2.0},
-    }
-    assert sum(family.calls for family in families.values()) == 6  # one call of the server for what has grown
 
 
 def test_a_page_of_something_else_says_nothing(read):

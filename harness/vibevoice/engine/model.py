@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 
-import triton_python_backend_utils as pb
-
+from harness import wire
 from harness.errors import InputError
 from harness.vibevoice import backend
 from harness.vibevoice.engine.frame_step import EagerStep
 from harness.vibevoice.engine.loop import Engine
-from harness.vibevoice.engine.step_metrics import StepMetrics
-from harness.vibevoice.process.instances import instances
+from harness.vibevoice.engine.step_metrics import step_readings
+from harness.vibevoice.process.exporter import session_readings
+from harness.vibevoice.process.instances import instance_name, instances
 from harness.vibevoice.process.parameters import number, parameters
 from harness.vibevoice.process.setup import prepare
 
@@ -40,22 +41,9 @@ def engine_of(args: dict) -> Engine:
         step = EagerStep(weights, backend.kv_room(args, weights), number(given, "prefill_tokens"))
     in_hand_s = number(given, "in_hand_seconds")
     engine = Engine(step, most, _end_process, lambda: prepare(weights.device), in_hand_s)
-    _count(engine)
+    owner = wire.ENGINE, instance_name(args)
+    backend.export(owner, partial(step_readings, engine.counts), partial(session_readings, step.llm, owner))
     return engine
-
-
-def _count(engine: Engine) -> None:
-    """Export the engine's counts to this server's Prometheus page, if it has one."""
-    try:
-        metrics = StepMetrics(engine.counts, _counter)
-    except pb.TritonModelException as error:
-        print(f"the steps of the engine are not counted on the server's metrics page: {error}", flush=True)
-    else:
-        metrics.keep_updated()
-
-
-def _counter(name: str, about: str) -> pb.MetricFamily:
-    return pb.MetricFamily(name=name, description=about, kind=pb.MetricFamily.COUNTER)
 
 
 def _end_process(error: Exception) -> None:

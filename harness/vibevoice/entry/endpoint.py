@@ -22,14 +22,16 @@ from harness.host import keys
 from harness.vibevoice import backend
 from harness.vibevoice.entry import stage_calls
 from harness.vibevoice.entry.prompt import PromptBuilder, SpeechRequest
-from harness.vibevoice.entry.talk import Channel, ClientLeft, Talk
+from harness.vibevoice.entry.talk import Channel, Talk
+from harness.vibevoice.entry.tally import Tally
 from harness.vibevoice.entry.tokenizer import tokenizer_for
 from harness.vibevoice.entry.voices import frames_of, load_voices, new_voices
 from harness.vibevoice.process import restarts
-from harness.vibevoice.process.instances import instances
+from harness.vibevoice.process.instances import instance_name, instances
 from harness.vibevoice.process.parameters import number, parameters
 from harness.vibevoice.sessions.admission import AdmissionQueue
 from harness.vibevoice.sessions.carry import MOST_BYTES, Past, model_mark, script_mark
+from harness.vibevoice.sessions.failures import ClientLeft
 from harness.vibevoice.sessions.table import session_ids
 from harness.vibevoice.stages.configuration import config_of
 
@@ -81,10 +83,13 @@ class Entry:
         places = max(1, number(given, "sessions_at_once") // instances(args))
         patience_s = number(given, "waiting_seconds")
         self.queue = AdmissionQueue(places, number(given, "waiting_limit"), patience_s)
+        owner = wire.ENTRY, instance_name(args)
+        self.tally = Tally(self.queue, owner)
         # A session holds two threads: one that speaks and one that sends, or two calls of stages when it closes.
         self.calls_at_once = 2 * places + 4
         self.session_ids = session_ids(os.getpid())
         self.engine = engine_of(args) if engine_of else None
+        backend.export(owner, self.tally.readings)
         backend.settle()
         restarts.attend(args, backend.load_model, backend.identity_of(args, self.engine and self.engine.step))
 
@@ -107,15 +112,15 @@ class Entry:
                     print(f"a sign of life could not be sent: {error}", flush=True)
 
     async def _answer(self, request) -> None:
-        channel = Channel(request.get_response_sender(), self.emulated, self.beat_s)
+        channel = Channel(request.get_response_sender(), self.emulated, self.beat_s, self.tally.first_audio_s.append)
         self.channels.add(channel)
+        self.tally.begin(channel)
         try:
             if _is_set(request, wire.DESCRIBE):
+                self.tally.forget(channel)
                 channel.description(await asyncio.to_thread(restarts.identities))
             else:
                 await self._admit(await self._checked(request), channel)
-        except ClientLeft:
-            self._end(channel)
         except Exception as error:
             self._end(channel, error)
         else:
@@ -123,7 +128,8 @@ class Entry:
 
     def _end(self, channel: Channel, error: Exception | None = None) -> None:
         self.channels.discard(channel)  # first: nothing may follow the final response
-        channel.end(error)
+        self.tally.end(channel, error)
+        channel.end(None if isinstance(error, ClientLeft) else error)
 
     async def _checked(self, request) -> SpeechRequest:
         """The checked request. Raises HarnessError, marked as rejected, for what no retry can fix."""

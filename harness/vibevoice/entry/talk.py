@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, wait
 
 import numpy as np
@@ -20,25 +20,23 @@ from harness.vibevoice.entry import stage_calls
 from harness.vibevoice.entry.prompt import SpeechRequest, prompt_chunks
 from harness.vibevoice.sessions.admission import Busy
 from harness.vibevoice.sessions.carry import Past
+from harness.vibevoice.sessions.failures import ClientLeft
 
 MOST_TRIES = 256  # attempts to open a session per instance: half the slots in config.pbtxt
 _FRAME_OUTPUTS = [wire.AUDIO, wire.LATENT, wire.SEMANTIC, wire.TOKEN]
 
 
-class ClientLeft(Exception):
-    """The client cancelled its stream."""
-
-
 class Channel:
     """The response stream of one request, with a heartbeat every ``beat_s`` seconds."""
 
-    def __init__(self, sender, emulated: bool, beat_s: float):
+    def __init__(self, sender, emulated: bool, beat_s: float, started: Callable[[float], None]):
+        """``started`` is told the seconds from now, when the request has come, until its first audio is sent."""
         self._sender, self._beat_s = sender, beat_s
-        self._frames = 0  # sent so far
+        self._started, self.frames = started, 0  # sent so far
         self._first = {wire.BEAT_S: np.array([beat_s], np.float32)}  # sent once, with the first response
         if emulated:
             self._first[wire.EMULATED] = np.array([True])
-        self._sent_s = time.monotonic()
+        self._began_s = self._sent_s = time.monotonic()
 
     def check(self) -> None:
         """Raise ClientLeft if the client has disconnected."""
@@ -47,12 +45,14 @@ class Channel:
 
     def audio(self, samples: np.ndarray) -> None:
         """Send a chunk [samples] of whole frames."""
+        if not self.frames:
+            self._started(time.monotonic() - self._began_s)
         tensors = {
             wire.AUDIO_OUTPUT: samples,
-            wire.FRAME_INDEX: np.array([self._frames], np.int32),
+            wire.FRAME_INDEX: np.array([self.frames], np.int32),
             wire.SENT_AT_NS: np.array([time.monotonic_ns()], np.int64),
         }
-        self._frames += len(samples) // wire.SAMPLES_PER_FRAME
+        self.frames += len(samples) // wire.SAMPLES_PER_FRAME
         self._send(**tensors)
 
     def carry(self, data: bytes) -> None:

@@ -107,6 +107,11 @@ class EmulatedLLM:
         """Bytes that the open sessions would hold."""
         return sum(sum(session.rooms) for session in self.sessions.states()) * self.kv_bytes_per_token
 
+    @property
+    def kv_used_bytes(self) -> int:
+        """Bytes of them that would be filled."""
+        return sum(session.context for session in self.sessions.states()) * self.kv_bytes_per_token
+
     def open(
         self,
         session_id: int,

@@ -18,6 +18,10 @@ _STOPPING = re.compile(r"Server (is stopping|not ready|exiting)", re.IGNORECASE)
 _PLACE = re.compile(r"at instance (\d+) of (\d+)")
 
 
+class ClientLeft(Exception):
+    """The client cancelled its stream."""
+
+
 class StageError(HarnessError):
     """A stage refused or failed; the message is the stage's own."""
 

@@ -32,6 +32,7 @@ class Sessions(Generic[State]):
         self._clock = clock
         self._states: dict[int, State] = {}
         self._used_at: dict[int, float] = {}
+        self.orphaned = 0  # dropped so far, as nobody used or closed them
 
     def __len__(self) -> int:
         return len(self._states)
@@ -59,8 +60,9 @@ class Sessions(Generic[State]):
         self._used_at.pop(session_id, None)
         return self._states.pop(session_id, None)
 
-    def states(self):
-        return self._states.values()
+    def states(self) -> list[State]:
+        """The states of all sessions; a copy, so that any thread may ask."""
+        return list(self._states.values())
 
     def drop_idle(self) -> None:
         """Drop sessions that were idle for too long, and those whose owner's process has ended."""
@@ -68,7 +70,9 @@ class Sessions(Generic[State]):
             return
         oldest = self._clock() - self.idle_limit_s
         gone = {owner for owner in set(map(_owner_of, self._states)) if owner and not is_alive(owner)}
-        for session_id in [s for s, used in self._used_at.items() if used < oldest or _owner_of(s) in gone]:
+        dropped = [s for s, used in self._used_at.items() if used < oldest or _owner_of(s) in gone]
+        self.orphaned += len(dropped)
+        for session_id in dropped:
             self.close(session_id)
 
 

@@ -135,6 +135,11 @@ class LLMStage:
         """Bytes that the open sessions hold."""
         return sum(s.with_prompt.kv.nbytes + s.without_prompt.kv.nbytes for s in self.sessions.states())
 
+    @property
+    def kv_used_bytes(self) -> int:
+        """Bytes of them that are filled."""
+        return sum(sum(s.lengths) for s in self.sessions.states()) * self.kv_bytes_per_token
+
     @torch.inference_mode()
     def prefill(self, session_id: int, token_ids: torch.Tensor, voice_frames: torch.Tensor) -> None:
         """Add token_ids [T] to the prompt; voice_frames [V, 64] replace the audio tokens among them."""

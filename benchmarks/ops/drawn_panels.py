@@ -1,0 +1,61 @@
+"""The panels of the dashboards as one picture, drawn from what Prometheus answers: a look without Grafana."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+from asked import PanelQuery
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+from prometheus_server import PrometheusServer
+
+from harness.report import paper
+
+COLUMNS, ROW_PX, WIDTH_PX = 3, 260, 1800
+
+
+def draw(asked: PrometheusServer, queries: Sequence[PanelQuery], began_s: float, out: Path) -> None:
+    """Draw every panel with data since ``began_s`` (Unix time) to a PNG. Raises InputError without a Chromium."""
+    panels: dict[tuple[str, str], list[PanelQuery]] = {}
+    for query in queries:
+        panels.setdefault((query.board, query.panel), []).append(query)
+    rows = math.ceil(len(panels) / COLUMNS)
+    titles = [f"{board}: {panel} [{ours[0].unit}]" for (board, panel), ours in panels.items()]
+    figure = make_subplots(rows, COLUMNS, subplot_titles=titles, vertical_spacing=0.35 / rows)
+    for place, ours in enumerate(panels.values()):
+        for query in ours:
+            for series in asked.ask_range(query.expression, began_s, time.time()):
+                figure.add_trace(_line(query, series, began_s), place // COLUMNS + 1, place % COLUMNS + 1)
+    figure.update_layout(height=ROW_PX * rows, width=WIDTH_PX, showlegend=False, template="plotly_white")
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_annotations(font_size=12)
+    _photograph(figure, out, ROW_PX * rows)
+
+
+def _line(query: PanelQuery, series: dict, began_s: float) -> go.Scatter:
+    labels = series["metric"]
+    name = re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), query.legend) or query.panel
+    times = [at - began_s for at, _ in series["values"]]
+    values = [float(value) for _, value in series["values"]]
+    ends = ["" for _ in values[1:]] + [f"{name} "]
+    return go.Scatter(
+        x=times, y=values, name=name, mode="lines+text", text=ends, textposition="top left", textfont_size=10
+    )
+
+
+def _photograph(figure: go.Figure, out: Path, height: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "panels.html")
+        drawn = figure.to_html(include_plotlyjs=False, full_html=False)
+        page.write_text(f"<meta charset=utf-8><script>{get_plotlyjs()}</script>{drawn}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        command = [paper.browser_path(), "--headless", "--no-sandbox", "--hide-scrollbars"]
+        command += [f"--window-size={WIDTH_PX + 20},{height + 20}", "--virtual-time-budget=8000"]
+        subprocess.run([*command, f"--screenshot={out.resolve()}", page.as_uri()], check=True, capture_output=True)
