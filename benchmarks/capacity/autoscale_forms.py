@@ -97,7 +97,7 @@ def _devices(days: int, seed: int) -> DayForm:
     expected = float((chances @ np.maximum(np.ceil(counts / target), 1)).mean())
     simulated = float(result.devices_up.mean())
     return DayForm(
-        "devices up, reactive without lag: E[ceil(N / target)]", expected, simulated, simulated / expected - 1
+        "devices up, reactive without lag: mean of ceil(N / target)", expected, simulated, simulated / expected - 1
     )
 
 

@@ -56,7 +56,7 @@ def fleet(
     """Find the cheapest fleet of several types of device, with each class of requests on the type where it costs least.
 
     A pool is devices of one type for some classes: short requests may go to small cards, and 90 minutes to where the KV
-    memory is. Cards are estimated, from their data sheets or from a profile; the device of a run is measured, and
+    memory is. Cards are estimated, from their data sheets or from a profile; the device of a run was measured, and
     extrapolated where it serves only some of the classes. Exit code 2 where a rate has no fleet.
     """
     from harness import exit_codes
@@ -129,10 +129,11 @@ def _offers(
     if card:
         check_slos(mix, terms.slos)
         chosen = chosen_cards(card, all_cards(file))
-        offers += [_of_card(each, prices, limits, mix, terms, topology, measured) for each in chosen]
-    known = {each.name for each in offers}
+        offers += [_of_card(each, prices, limits, mix, terms, topology, measured, file) for each in chosen]
+    known = {name for each in offers for name in _names(each.name, file)}
     if unknown := [name for name in limits if not any(_same(name, each) for each in known)]:
-        raise InputError(f"--most {unknown[0]}: there is no such type here; known: {', '.join(sorted(known))}")
+        types = ", ".join(sorted(each.name for each in offers))
+        raise InputError(f"--most {unknown[0]}: there is no such type here; known: {types}")
     return offers, mix, terms
 
 
@@ -169,6 +170,7 @@ def _of_card(
     terms: FleetTerms,
     topology: str,
     measured: Path | None,
+    file: Path | None,
 ) -> DeviceOffer:
     """A card as a type: pools in closed form, with draws of what is not known of it."""
     from harness.capacity.planning.closed_form import ClosedPools
@@ -178,7 +180,7 @@ def _of_card(
     from harness.cards.estimate import assumptions_for
     from harness.records.store import read_profile
 
-    names = (card.key, *card.aliases, card.name)
+    names = _names(card.key, file)
     price = next((value for name, value in prices.items() if any(_same(name, each) for each in names)), None)
     if price is None:
         raise InputError(f"--price has none for {card.key}: add {card.key}=PRICE, of an hour of one")
@@ -205,6 +207,14 @@ def _of_card(
         ESTIMATED,
         most,
     )
+
+
+def _names(name: str, file: Path | None) -> list[str]:
+    """What a type may be called: a card by its key, aliases and name."""
+    from harness.cards.card import all_cards
+
+    card = all_cards(file).get(name)
+    return [card.key, *card.aliases, card.name] if card else [name]
 
 
 def _same(one: str, other: str) -> bool:

@@ -96,7 +96,8 @@ class SloOfDay:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FleetDay:
-    """One policy over the period. ``devices`` by window: the mean of those that are paid for, draining ones too.
+    """One policy over the period. ``devices`` by window: the mean of those that are paid for, draining ones too;
+    ``most_devices``: the highest of them, rounded up.
 
     ``within_slos``: the share of sessions that met every SLO of their class that is counted; ``worst_part``: the least
     of it in any 1/24 of the period. ``met``: every counted SLO.
@@ -105,7 +106,7 @@ class FleetDay:
     policy: str
     rule: ScalingRule | None = None
     devices: tuple[float, ...]
-    most_devices: float
+    most_devices: int
     device_hours: float
     cost: float | None = None
     within_slos: float | None

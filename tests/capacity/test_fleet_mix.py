@@ -192,7 +192,7 @@ def test_cost_and_energy_are_those_of_the_audio(answer):
 
 def test_a_part_of_the_traffic_is_extrapolated_where_all_of_it_was_measured(answer):
     assert {pool.basis for pool in answer.targets[1].best.pools} == {"extrapolated"}
-    assert {pool.basis for pool in answer.targets[1].undivided["big"].pools} == {"measured"}
+    assert {pool.basis for pool in answer.targets[1].undivided["big"].pools} == {"simulated"}
 
 
 def test_what_a_type_cannot_serve_is_said(answer):

@@ -201,7 +201,7 @@ def _fleet(policy: str, rule: ScalingRule | None, result: PoolResult, stage: Day
         policy=policy,
         rule=rule,
         devices=_rounded(owned),
-        most_devices=float(owned.max()),
+        most_devices=math.ceil(owned.max() - 1e-9),
         device_hours=hours,
         cost=hours * terms.price.price_per_device_hour if terms.price else None,
         within_slos=_share(good.sum(), arrived.sum()),

@@ -23,7 +23,7 @@ from harness.traffic.mix import Mix
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MOST_CLASSES, MOST_TYPES = 6, 12  # a type has an option for every set of classes
-ESTIMATED, MEASURED, EXTRAPOLATED = "estimated", "measured", "extrapolated"
+ESTIMATED, MEASURED, SIMULATED, EXTRAPOLATED = "estimated", "measured", "simulated", "extrapolated"
 
 
 class PoolsOfType(Protocol):
@@ -262,8 +262,12 @@ def _pool(chosen: ChosenPool, drawn: np.ndarray | None, problem: FleetProblem, k
 
 
 def _basis(offer: DeviceOffer, is_whole: bool) -> str:
-    """The basis of a pool: a device that was measured with all classes is extrapolated to some of them."""
-    return offer.basis if is_whole or offer.draws is not None else EXTRAPOLATED
+    """The basis of a pool: of a device that was measured with all classes it is simulated, with some extrapolated."""
+    if offer.draws is not None:
+        return offer.basis
+    if not is_whole:
+        return EXTRAPOLATED
+    return SIMULATED if offer.basis == MEASURED else offer.basis
 
 
 def _drawn(kind: _Type, chosen: ChosenPool, problem: FleetProblem) -> np.ndarray | None:
