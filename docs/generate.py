@@ -63,6 +63,7 @@ PLAN_KEYS = {
     "currency": "Currency of the prices",
     "growth_per_month": "Growth of the target rates, 0 to 1; 0.1 is 10% a month",
     "fleet": "Devices that exist, for the forecast",
+    "demand": "[The demand over a day](#demand), for static and elastic fleets",
     "profiles": "[Profiles of other device types](#profiles), to compare device counts",
     "valid_days": "Days until the answer expires",
 }
@@ -109,6 +110,26 @@ PROFILE_KEYS = {
     "tflop_s": "Matrix throughput of the other GPU, TFLOP/s; goes with `bandwidth_gb_s`",
     "kv_room_gb": "Room for KV caches beside the weights; left out: as on the GPU of the profile",
 }
+DEMAND_KEYS = {
+    "diurnal": "Rates that swing every 24 hours: [its keys](#diurnal)",
+    "trace": "A file of arrivals: [its keys](#trace), or its path alone; give either this or diurnal",
+    "start_seconds": "From the wish for a device until it serves",
+    "poll_seconds": "Time between two looks of the autoscaler",
+    "stabilisation_seconds": "The fleet shrinks to the most devices wished for in this time",
+    "minimum": "Fewest devices",
+    "maximum": "Most devices; left out: twice those that the peak needs",
+    "target_sessions": "Sessions per device that the autoscaler holds; left out: the most with which every SLO is met",
+}
+DIURNAL_KEYS = {
+    "peak_qps": "Highest rate, requests per second",
+    "trough_qps": "Lowest rate, twelve hours from the highest",
+    "peak_hour": "Hour of the highest rate, 0 to 24",
+}
+TRACE_KEYS = {
+    "file": "CSV file of arrivals, as for `locust --trace`; relative to the plan",
+    "hours": "Stretch its time to so many hours; left out: its own",
+    "mean_qps": "Multiply its rates to this mean; left out: its own",
+}
 KNOB_MEANING = {
     "entry.instances": "Processes of the public entry",
     "engine.max_batch": "Sessions in one step of the engine; on a GPU at most its parameter `graphs`",
@@ -148,7 +169,8 @@ BENCHMARKS = {
               "model/server_faults"),
     "Load": ("load/arrivals", "load/instrument", "load/faults", "load/gates"),
     "Sweep": ("sweep/search", "sweep/sweep_cost", "sweep/sweep_faults", "sweep/first_run", "sweep/disturbed"),
-    "Capacity": ("capacity/simulator", "capacity/coverage", "capacity/truths", "capacity/heldout"),
+    "Capacity": ("capacity/simulator", "capacity/coverage", "capacity/truths", "capacity/heldout",
+                 "capacity/autoscale", "capacity/fleet_mix"),
     "Service": ("service/job_faults",),
     "Operations": ("ops/check",),
     "GPU": ("gpu/environment", "gpu/device", "gpu/fused", "gpu/rows", "gpu/towers", "gpu/streams",
@@ -380,6 +402,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "search-keys": lambda: keys("SearchSpec", SEARCH_KEYS),
     "objective-keys": lambda: keys("ObjectiveSpec", OBJECTIVE_KEYS),
     "profile-keys": lambda: keys("ProfileSpec", PROFILE_KEYS),
+    "demand-keys": lambda: keys("DemandSpec", DEMAND_KEYS),
+    "diurnal-keys": lambda: keys("DiurnalSpec", DIURNAL_KEYS),
+    "trace-keys": lambda: keys("TraceSpec", TRACE_KEYS),
     "knobs": knobs,
     "parameters": parameters,
     "metrics": metrics,

@@ -45,7 +45,7 @@ class Device:
     moved_s: float = 0.0
     context: float = 0.0
     end_s: float = math.inf
-    ready_s: float = math.inf
+    ready_s: float = 0.0
 
 
 class Reference:
@@ -59,6 +59,7 @@ class Reference:
         self.log: list[tuple] = []
         self.turn = 0
         self.scaled_s = -math.inf
+        self.wishes = [pool.devices] * (pool.autoscaler.wishes if pool.autoscaler else 0)
 
     # One device
 
@@ -231,28 +232,39 @@ class Reference:
             device.state = "up"
             self.admit(device, now)
 
-    def scale(self, now: float) -> None:
+    def wish(self, now: float) -> int:
         policy = self.pool.autoscaler
         load = len(self.queue) + sum(len(each.sessions) for each in self.devices)
         coming = sum(each.state in ("up", "starting") for each in self.devices)
-        wanted = min(max(math.ceil(load / policy.target), policy.least), policy.most)
-        if (load > policy.high * coming or coming < policy.least) and wanted > coming:
+        inside = policy.low * coming <= load <= policy.high * coming
+        wished = coming if inside else math.ceil(load / policy.target)
+        wished = max([wished] + [count for at_s, count in policy.floors if at_s <= now][-1:])
+        self.wishes = (self.wishes + [wished])[-policy.wishes :]
+        if wished < coming:
+            wished = min(coming, max(self.wishes))
+        return min(max(wished, policy.least), policy.most)
+
+    def scale(self, now: float) -> None:
+        policy, wanted = self.pool.autoscaler, self.wish(now)
+        coming = sum(each.state in ("up", "starting") for each in self.devices)
+        if wanted > coming:
             self.scaled_s = now
-            more = [each for each in self.devices if each.state == "draining"]
+            more = [each for each in self.devices if each.state == "draining" and policy.recalls]
             more += [each for each in self.devices if each.state == "off"]
             for each in more[: wanted - coming]:
                 if each.state == "draining":
                     self.raise_(each, now)
                 else:
                     each.state, each.ready_s = "starting", now + policy.lag_s
-        elif load < policy.low * coming and wanted < coming and now - self.scaled_s >= policy.hold_s:
+        elif wanted < coming and now - self.scaled_s >= policy.hold_s:
             self.scaled_s = now
             starting = [each for each in self.devices if each.state == "starting"]
             for each in starting[: coming - wanted]:
                 each.state = "off"
             for _ in range(coming - wanted - len(starting)):
                 up = [each for each in self.devices if each.state == "up"]
-                self.drain(min(up, key=lambda each: len(each.sessions) + len(each.queue)))
+                fewest = min(up, key=lambda each: len(each.sessions) + len(each.queue))
+                self.drain(max(up, key=lambda each: (each.ready_s, each.number)) if policy.newest else fewest)
 
     # The loop
 

@@ -371,3 +371,18 @@ def test_the_highest_share_is_confirmed_first(plan, tmp_path, fakes, fitted):
     work = job.SignOff(plan, tmp_path)
     work.execute()
     assert [trial.load.rate_per_s for trial in work.run.trials() if trial.kind == "open"] == [0.9, 0.7, 0.5]
+
+
+def test_a_run_keeps_the_demand_that_it_began_with(plan, tmp_path):
+    trace = tmp_path / "calls.csv"
+    trace.write_text("TIMESTAMP\n" + "\n".join(str(second) for second in range(2000)))
+    plan.write_text(PLAN + "demand: {trace: calls.csv, minimum: 2}\n")
+    run = job.SignOff(plan, tmp_path / "results").run
+    assert run.manifest.demand.mean_qps == pytest.approx(1.0, rel=0.01)
+    trace.write_text(trace.read_text() + "\n2500")
+    assert job.SignOff(plan, tmp_path / "results").run.path != run.path
+    trace.unlink()
+    again = Run.open(run.path)
+    assert again.manifest.demand == run.manifest.demand and opening.spec_of(again).demand.minimum == 2
+    with pytest.raises(InputError, match=r"plan.yaml: demand.trace: .*calls.csv"):
+        job.SignOff(plan, tmp_path / "results")

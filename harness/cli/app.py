@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from harness.errors import InputError
 from harness.report.screen import Screen
+
+if TYPE_CHECKING:
+    from harness.records.store import Run
 
 _MAX_QPS = 1e6
 out = Screen()
@@ -37,6 +40,18 @@ Ray = Annotated[
 
 def say_aside(words: str, style: str) -> None:
     Console(stderr=True).print(words, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def opened(folder: Path) -> Run:
+    """A stored run. If it was signed and then changed, or has expired, a warning is printed beside the answer."""
+    from harness.records.store import Run
+    from harness.report.facts import is_signed
+    from harness.report.seal import check_seal
+
+    stored = Run.open(folder)
+    if is_signed(stored) and (problems := check_seal(folder).problems):
+        say_aside(f"This run failed verification: {'; '.join(problems)}", "yellow")
+    return stored
 
 
 def rates_of(text: str) -> tuple[float, ...]:

@@ -130,14 +130,14 @@ def _estimate(
     from harness.cards.estimate import assumptions_for
     from harness.records.store import read_profile
 
-    costs, traffic = costs_of(preset), _traffic(mix, slo)
+    costs, traffic = costs_of(preset), traffic_of(mix, slo)
     profile = read_profile(measured) if measured else None
-    chosen = _chosen(names, all_cards(file))
+    chosen = chosen_cards(names, all_cards(file))
     models = [CardModel(card, assumptions_for(card, costs, topology, profile)) for card in chosen]
     return estimate(models, costs, topology, traffic, traffic.slos, rates)
 
 
-def _chosen(names: str, known: dict[str, Card]) -> list[Card]:
+def chosen_cards(names: str, known: dict[str, Card]) -> list[Card]:
     from harness.cards.card import card_of
 
     asked = [name.strip() for name in names.split(",") if name.strip()]
@@ -146,7 +146,7 @@ def _chosen(names: str, known: dict[str, Card]) -> list[Card]:
     return list({card.key: card for card in (card_of(name, known) for name in asked)}.values())
 
 
-def _traffic(mix: str, slo: str) -> Mix:
+def traffic_of(mix: str, slo: str) -> Mix:
     """The mix of a name or a file, with its own SLOs, or the given ones for every class. Raises InputError."""
     from harness.cli.first_plan import slos_of
     from harness.planfile.reading import load_mix

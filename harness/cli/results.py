@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness import wire
-from harness.cli.app import TOPOLOGY_HELP, RunFolder, app, out, rates_of, say_aside
+from harness.cli.app import TOPOLOGY_HELP, RunFolder, app, opened, out, rates_of, say_aside
 from harness.cli.cards import CardsFile, plan_for_cards
+from harness.cli.day import print_day
 from harness.errors import InputError
-
-if TYPE_CHECKING:
-    from harness.records.store import Run
 
 
 @app.command(epilog="Example: `harness fit --run results/quick-1a2b3c4d`")
@@ -27,7 +25,7 @@ def fit(run: RunFolder) -> None:
     from harness.report.facts import is_signed
     from harness.runs import analysis
 
-    stored = _opened(run)
+    stored = opened(run)
     signed = stored.manifest.sealed or is_signed(stored)
     with stored.lock():
         content = analysis.fit_of(stored)
@@ -36,18 +34,6 @@ def fit(run: RunFolder) -> None:
     print_fit(content)
     if signed:
         out.print("The run is signed: its stored fit.json is unchanged", soft_wrap=True)
-
-
-def _opened(folder: Path) -> Run:
-    """A stored run. If it was signed and then changed, or has expired, a warning is printed beside the answer."""
-    from harness.records.store import Run
-    from harness.report.facts import is_signed
-    from harness.report.seal import check_seal
-
-    stored = Run.open(folder)
-    if is_signed(stored) and (problems := check_seal(folder).problems):
-        say_aside(f"This run failed verification: {'; '.join(problems)}", "yellow")
-    return stored
 
 
 @app.command(
@@ -100,7 +86,7 @@ def _plan_of_run(run: Path, qps: str) -> None:
     from harness.cli.tables import print_plan
     from harness.runs import analysis, opening
 
-    stored = _opened(run)
+    stored = opened(run)
     spec = opening.spec_of(stored)
     content = stored.fit()
     if content is None:
@@ -110,6 +96,10 @@ def _plan_of_run(run: Path, qps: str) -> None:
     if before and before.doubts:  # of the sign-off: its budget left out what an answer needs
         anew = replace(anew, verdict="inconclusive", reasons=(*anew.reasons, *before.doubts))
     print_plan(anew)
+    if stored.manifest.demand:
+        found = before.day if before and before.day else analysis.day_of(stored.manifest, spec, content, anew)
+        if found:
+            print_day(found)
 
 
 @app.command(epilog="Example: `harness simulate --run results/quick-1a2b3c4d --qps 0.8`")
@@ -121,7 +111,7 @@ def simulate(
     from harness.cli.tables import print_prediction
     from harness.runs import analysis, opening
 
-    stored = _opened(run)
+    stored = opened(run)
     print_prediction(analysis.simulation_of(stored, rates_of(str(qps))[0]), opening.unit_of(stored.manifest))
 
 

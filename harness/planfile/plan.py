@@ -13,6 +13,7 @@ from harness.errors import PlanError
 from harness.planfile.sections import (
     MAX_OTHERS,
     ConfirmSpec,
+    DemandSpec,
     LadderSpec,
     MixSpec,
     Positive,
@@ -26,6 +27,7 @@ from harness.planfile.sections import (
     hint,
 )
 from harness.planfile.space import Column, check_knob, columns_of, is_knob_of, numbers_of, points_of, size_of
+from harness.records.day import DemandCurve
 from harness.records.slo import Slo
 from harness.topology import TOPOLOGY, Knobs
 from harness.traffic.mix import MIXES, Mix, ScriptSource
@@ -63,6 +65,7 @@ class PlanSpec(WithSlos):
     currency: str = Field("USD", min_length=1, max_length=8)
     growth_per_month: Annotated[float, Field(strict=True)] | None = None  # of the rates; 0.1 = 10% more
     fleet: Whole | None = None  # existing devices
+    demand: DemandSpec | None = None  # over a day, for static and elastic fleets
     profiles: dict[str, ProfileSpec] = Field(default_factory=dict)  # of other types of device, to predict
     valid_days: Annotated[int, Field(strict=True, ge=1, le=3650)] = 90  # until the answer expires
     _folder: Path = PrivateAttr(Path("."))
@@ -158,6 +161,15 @@ class PlanSpec(WithSlos):
     def profile_path(self) -> Path | None:
         """The profile to emulate; relative paths start at the plan's folder."""
         return self._folder / self.emulate if self.emulate else None
+
+    def demand_path(self) -> Path | None:
+        """The trace of the demand; relative paths start at the plan's folder."""
+        traced = self.demand.trace if self.demand else None
+        return self._folder / traced.file if traced else None
+
+    def demand_curve(self) -> DemandCurve | None:
+        """The demand over a day, if the plan has one. Raises PlanError for a trace that cannot be read."""
+        return None if self.demand is None else self.demand.curve(self._folder)
 
     def profile_paths(self) -> dict[str, Path]:
         """Profiles of other types of device, by type; relative paths start at the plan's folder."""

@@ -17,11 +17,14 @@ from harness.planfile.sections import (
     ClassSpec,
     ClassWithSlosSpec,
     ConfirmSpec,
+    DemandSpec,
+    DiurnalSpec,
     LadderSpec,
     MixFileSpec,
     MixSpec,
     ObjectiveSpec,
     SearchSpec,
+    TraceSpec,
     hint,
 )
 from harness.topology import TOPOLOGY
@@ -36,6 +39,7 @@ def load_plan(path: Path | str) -> PlanSpec:
         plan = PlanSpec.model_validate(content, context={"folder": folder})
         plan.traffic_mix()
         plan.script_source()
+        plan.demand_curve()
         return plan
 
     return _load(Path(path), PlanSpec, build)
@@ -114,6 +118,7 @@ def _keys_at(location: Iterable[str | int], model: type[BaseModel]) -> Iterable[
     class_spec = ClassSpec if model is PlanSpec else ClassWithSlosSpec
     models: dict[str, type[BaseModel]] = {"mix": MixSpec, "classes": class_spec, "ladder": LadderSpec}
     models |= {"confirm": ConfirmSpec, "search": SearchSpec, "objective": ObjectiveSpec}
+    models |= {"demand": DemandSpec, "diurnal": DiurnalSpec, "trace": TraceSpec}
     for part in location:
         model = models.get(part, model)
     return model.model_fields

@@ -22,7 +22,10 @@ from pydantic import (
 
 from harness import wire
 from harness.errors import InputError, PlanError
+from harness.records.day import DemandCurve
 from harness.records.summary import METRICS
+from harness.traffic.arrivals import Trace
+from harness.traffic.demand import diurnal, of_trace
 from harness.traffic.mix import MIXES, Lengths, Mix, TrafficClass
 
 Whole = Annotated[int, Field(strict=True, ge=1)]
@@ -225,6 +228,64 @@ class ProfileSpec(Frozen):
         if self.kv_room_gb and not self.bandwidth_gb_s:
             raise ValueError("kv_room_gb applies to another GPU: give its bandwidth_gb_s and tflop_s too")
         return self
+
+
+class DiurnalSpec(Frozen):
+    """A demand that swings between two rates, requests/s, every 24 hours; ``peak_hour``: when it is highest."""
+
+    peak_qps: Rate
+    trough_qps: Annotated[float, Field(strict=True, ge=0, le=1e6)]
+    peak_hour: Annotated[float, Field(strict=True, ge=0, le=24)] = 20.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> DiurnalSpec:
+        if self.trough_qps > self.peak_qps:
+            raise ValueError(f"trough_qps {self.trough_qps:g} is above peak_qps {self.peak_qps:g}: exchange them")
+        return self
+
+
+class TraceSpec(Frozen):
+    """A file of arrivals, as for ``locust --trace``, whose rates are the demand; stretched and scaled if asked."""
+
+    file: str = Field(min_length=1)
+    hours: Annotated[float, Field(strict=True, gt=0, le=24 * 31)] | None = None
+    mean_qps: Rate | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_path(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+
+class DemandSpec(Frozen):
+    """The demand over a day, and what an autoscaler for it may do; its target is planned where none is given."""
+
+    diurnal: DiurnalSpec | None = None
+    trace: TraceSpec | None = None
+    start_seconds: Annotated[float, Field(strict=True, ge=0, le=DAY_S)] = 300.0
+    poll_seconds: Annotated[float, Field(strict=True, ge=1, le=3600)] = 30.0
+    stabilisation_seconds: Annotated[float, Field(strict=True, ge=0, le=DAY_S)] = 300.0
+    minimum: Whole = 1
+    maximum: Whole | None = None
+    target_sessions: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_demand(self) -> DemandSpec:
+        if (self.diurnal is None) == (self.trace is None):
+            raise ValueError("needs either diurnal: {peak_qps: 5, trough_qps: 1} or trace: FILE")
+        if self.maximum is not None and self.maximum < self.minimum:
+            raise ValueError(f"maximum {self.maximum} is below minimum {self.minimum}: raise it")
+        return self
+
+    def curve(self, folder: Path) -> DemandCurve:
+        """The rates; ``folder`` is where relative paths start. Raises PlanError."""
+        if self.diurnal:
+            return diurnal(self.diurnal.peak_qps, self.diurnal.trough_qps, self.diurnal.peak_hour)
+        assert self.trace is not None
+        try:
+            return of_trace(Trace.read(folder / self.trace.file), self.trace.hours, self.trace.mean_qps)
+        except InputError as error:
+            raise PlanError(f"demand.trace: {error}") from None
 
 
 def hint(word: str, known: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from harness.content import SCHEMA, Figure, absent, content_of, read, stored_as
+from harness.records.day import Day
 from harness.records.slo import Slo
 from harness.topology import Knobs
 
@@ -325,6 +326,7 @@ class Plan:
     device_types: tuple[DeviceTypeRow, ...] = ()
     forecast: Forecast | None = None
     behaviour: Behaviour | None = None
+    day: Day | None = absent(None)
     doubts: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
 

@@ -17,6 +17,7 @@ from harness import wire
 from harness.content import absent, content_of, read
 from harness.device_profile import Profile
 from harness.identity import HostFacts, StageIdentity
+from harness.records.day import DemandCurve
 from harness.records.load import TrialLoad
 from harness.records.prediction import Prediction
 from harness.records.slo import Slo
@@ -249,6 +250,7 @@ class RunManifest:
     topologies: tuple[str, ...] = (wire.STAGED,)  # that the plan deploys
     between_ladders: BetweenLadders | None = absent(None)
     times_basis: str = absent("")  # of emulated times that nobody measured: estimated or scaled
+    demand: DemandCurve | None = absent(None)  # over a day, as the plan file gave it at the start
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> RunManifest:

@@ -17,10 +17,11 @@ from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from harness.records.day import Day
 from harness.records.plan import PlannedTarget, SurgeRow, ValidationRow
 from harness.records.slo import Slo
 from harness.records.store import Run, replace_text
-from harness.report import decision, facts, figures, words
+from harness.report import day_figures, decision, facts, figures, words
 from harness.report.facts import SweptDeployment
 from harness.topology import EVERY_STAGE
 
@@ -48,7 +49,8 @@ def render(run: Run) -> str:
     slos = facts.slos(run.manifest, plan)
     surges = plan.behaviour.surges if plan and plan.behaviour else ()
     answered = plan.headline() if plan else None
-    plots = _plots(swept, slos, plan.validation if plan else ()) | _surge_plots(surges)
+    day = day_parts(plan.day if plan else None)
+    plots = _plots(swept, slos, plan.validation if plan else ()) | _surge_plots(surges) | day["plots"]
     return template("signoff.html.j2").render(
         manifest=run.manifest,
         plan=plan,
@@ -70,6 +72,7 @@ def render(run: Run) -> str:
         predictions=facts.predictions(run, trials),
         surge_names=_surge_names(surges),
         admission_colours=_admission_colours(surges),
+        day=day["day"],
         plots=plots,
         batch_stages=[stage for stage in EVERY_STAGE if f"service-time-{stage}" in plots],
         classes=classes,
@@ -82,6 +85,12 @@ def render(run: Run) -> str:
         targets_qps=",".join(f"{target.qps:g}" for target in plan.targets) if plan else "1,5",
         folder="/".join(run.path.resolve().parts[-2:]),
     )
+
+
+def day_parts(day: Day | None) -> dict[str, Any]:
+    """What the section about a day is rendered with: the day, and its plot."""
+    drawn = day is not None and day.policies
+    return {"day": day, "plots": {"day": script_json(day_figures.day(day))} if drawn else {}}
 
 
 def _notes(targets: Sequence[PlannedTarget]) -> list[str]:
@@ -154,6 +163,8 @@ def template(name: str) -> Template:
         "words": words,
         "stage_colours": figures.STAGE_COLOURS,
         "rest_colour": figures.REST_COLOUR,
+        "policy_colours": day_figures.POLICY_COLOURS,
+        "saving": day_figures.saving,
         "stage_fit": figures.stage_fit,
         "signed_error": figures.signed_error,
         "as_yaml": as_yaml,

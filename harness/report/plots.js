@@ -16,7 +16,7 @@
       bgcolor: colour("--card"), bordercolor: colour("--line"), align: "left",
       font: { family: colour("--font"), size: size, color: colour("--ink") }
     };
-    ["xaxis", "yaxis"].forEach(function (axis) {
+    Object.keys(themed).filter(function (key) { return /^[xy]axis/.test(key); }).forEach(function (axis) {
       themed[axis].gridcolor = colour("--grid");
       themed[axis].zerolinecolor = colour("--muted");
       themed[axis].title.font = { size: size };

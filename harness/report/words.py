@@ -9,6 +9,7 @@ from numbers import Real
 from typing import TypeGuard
 
 from harness import wire
+from harness.records.day import ScalingRule
 from harness.records.plan import JudgedSlo, Plan, PlannedTarget
 from harness.records.slo import Slo
 from harness.topology import ENGINE, TOPOLOGY, Knobs, KnobValue, has_knob, topology_of
@@ -321,3 +322,14 @@ def letters(index: int) -> str:
     while index >= 0:
         text, index = chr(ord("A") + index % 26) + text, index // 26 - 1
     return text
+
+
+def scaling_rule(rule: ScalingRule) -> str:
+    """An autoscaler's rule as text."""
+    target, minutes = figure(rule.target_sessions_per_device), duration(rule.stabilisation_s)
+    scheduled = f"; and a schedule of {plural(len(rule.schedule), 'row')}" if rule.schedule else ""
+    return (
+        f"{rule.minimum} to {rule.maximum} devices for {target} sessions each (within {percent(rule.tolerance)} "
+        f"nothing changes), every {duration(rule.poll_s)}; up at once, down to the most of the last {minutes}; a "
+        f"device serves {duration(rule.start_s)} after it was asked for{scheduled}"
+    )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from harness.capacity.fitting.fit import fit_run
+from harness.capacity.planning.day import DayTerms, plan_day
 from harness.capacity.planning.plan import Terms, make_plan, pools_of
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.prediction import predict_open_run
+from harness.capacity.planning.scaling import ScalingTerms
 from harness.capacity.planning.surges import behaviour
 from harness.errors import InconclusiveError, InputError
 from harness.planfile.plan import PlanSpec
+from harness.planfile.sections import DemandSpec
+from harness.records.day import Day, DemandCurve
 from harness.records.fit import Fit, FittedDeployment
 from harness.records.plan import Behaviour, Plan
 from harness.records.prediction import Prediction
@@ -78,6 +82,36 @@ def behaviour_of(spec: PlanSpec, fit: Fit, plan: Plan) -> Behaviour | None:
     mix = spec.traffic_mix()
     pools = pools_of(fit, best, mix, spec.slo_list(), spec.utilisation_cap, spec.routing)
     return behaviour(pools, mix, target, np.random.default_rng(spec.seed))
+
+
+def day_of(
+    manifest: RunManifest,
+    spec: PlanSpec,
+    fit: Fit,
+    plan: Plan,
+    asked: DemandSpec | None = None,
+    curve: DemandCurve | None = None,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Day | None:
+    """Static and elastic fleets over the demand of the plan, or over another ``curve`` with the rule ``asked`` for.
+
+    None where there is no demand, or where no deployment has a rate.
+    """
+    asked, curve, best = asked or spec.demand, curve or manifest.demand, fit.best_deployment
+    if asked is None or curve is None or best is None:
+        return None
+    mix = spec.traffic_mix()
+    pools = pools_of(fit, best, mix, spec.slo_list(), spec.utilisation_cap, spec.routing)
+    scaling = ScalingTerms(
+        start_s=asked.start_seconds,
+        poll_s=asked.poll_seconds,
+        stabilisation_s=asked.stabilisation_seconds,
+        minimum=asked.minimum,
+        maximum=asked.maximum,
+        target_sessions=asked.target_sessions,
+    )
+    terms = DayTerms(scaling, plan.drain, plan.costs, plan.gpus_per_device)
+    return plan_day(pools, mix, curve, terms, spec.seed, progress)
 
 
 def simulation_of(run: Run, rate_per_s: float) -> Prediction:

@@ -77,6 +77,8 @@ def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None 
     if spec.profiles:
         profiles = {name: profile.to_dict() for name, profile in profiles_of(spec).items()}
         digest.update(json.dumps(profiles, sort_keys=True).encode())
+    if traced := spec.demand_path():
+        digest.update(traced.read_bytes())
     digest.update((url or (f"ray {ray}" if ray else "")).encode())
     return f"{spec.name}-{digest.hexdigest()[:8]}"
 
@@ -104,6 +106,7 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None, ra
         profiles=profiles_of(spec),
         topologies=spec.topologies,
         times_basis=_times_basis(spec),
+        demand=spec.demand_curve(),
     )
     learnt = between_of_earlier_runs(Path(results), manifest)
     notes = (*manifest.notes, *filter(None, [learnt and _says(learnt)]))

@@ -32,6 +32,17 @@ def load(monkeypatch):
     return load
 
 
+def test_the_simulated_rule_is_that_of_kubernetes(load):
+    """Sync by sync over a day, against the algorithm written down again."""
+    forms = load("autoscale_forms")
+    assert forms.rule_mismatches(forms.small(), seed=1) == (0, 2880)
+
+
+def test_a_small_fleet_is_as_cheap_as_brute_force_finds(load):
+    gaps, _ = load("fleet_mix").compared(cases=8, seed=5)
+    assert gaps and max(gaps) < 1e-9
+
+
 def test_every_script_that_must_be_shown_is_there():
     assert {"hops", "ninety_minutes", "oracle", "sessions", "stage_speed"} <= set(SCRIPTS)
 

@@ -74,7 +74,11 @@ def random_scaler(rng, devices):
     target = float(rng.uniform(0.6, 3))
     high, low = target * rng.uniform(1, 1.5), target * rng.uniform(0, 0.9)
     every_s, lag_s, hold_s = rng.uniform([0.1, 0, 0], [2, 3, 4])
-    return Autoscaler(1, devices + 3, target, float(high), float(low), float(every_s), float(lag_s), float(hold_s))
+    band = target, float(high), float(low), float(every_s), float(lag_s), float(hold_s)
+    floors = sorted((float(20 * rng.random()), int(rng.integers(0, devices + 4))) for _ in range(rng.integers(0, 5)))
+    stabilise_s = float(rng.choice([0.0, 3 * rng.random()]))
+    ways = bool(rng.random() < 0.5), bool(rng.random() < 0.5)
+    return Autoscaler(1, devices + 3, *band, stabilise_s, *ways, tuple(floors))
 
 
 @settings(max_examples=300, deadline=None)
@@ -318,6 +322,24 @@ def test_an_autoscaler_adds_devices_after_a_lag_and_drains_those_that_are_too_ma
     assert arrays.areas["up_s"].tolist() == pytest.approx([1, 1, 1, 4, 4, 1, 1, 1, 1, 1])
     assert arrays.areas["owned_s"].tolist() == pytest.approx([1, 4, 4, 4, 4, 1.0, 1, 1, 1, 1])
     assert arrays.devices["state"].tolist().count(2) == 1
+
+
+def test_an_autoscaler_that_stabilises_waits_for_its_recent_wishes_to_end():
+    """As above, but 4 devices were wished for at 1 to 3 s: with 3 s of memory the fleet shrinks at 7 s, not at 4 s."""
+    scaler = Autoscaler(1, 4, 1.0, 1.5, 0.5, every_s=1.0, lag_s=2.0, hold_s=0.0, stabilise_s=3.0)
+    counting = Counting(("one",), 10.0, windows=10, batches=10)
+    pool = Pool(1, tenth, session_limit=1, autoscaler=scaler)
+    arrays = play(pool, arrivals_of([0.1, 0.2, 0.3, 0.4], [70, 5, 5, 5]), 10.0, counting)
+    assert arrays.areas["up_s"].tolist() == pytest.approx([1, 1, 1, 4, 4, 4, 4, 1, 1, 1])
+
+
+def test_floors_raise_a_fleet_before_anybody_comes_and_a_draining_device_is_not_recalled():
+    """Two devices from 2 s on. Device 1, which drains a session from 4 s, does not return: device 2 starts."""
+    ways = {"recalls": False, "newest": True, "floors": ((2.0, 2), (4.0, 1), (5.0, 2))}
+    scaler = Autoscaler(1, 3, 9.0, 9.0, 8.0, every_s=1.0, lag_s=0.5, hold_s=0.0, **ways)
+    arrays = play(Pool(1, tenth, autoscaler=scaler, routing="least_loaded"), arrivals_of([2.6, 2.7], [100, 100]), 7.0)
+    assert arrays.kept["device"].tolist() == [0, 1]
+    assert arrays.devices["state"].tolist() == [2, 3, 2]
 
 
 def test_random_failures_come_in_pairs_and_at_their_rate():

@@ -47,6 +47,8 @@ def test_a_pool_that_makes_no_sense_is_refused(changes, message):
         (lambda: Autoscaler(2, 1, 1, 1, 0), "maximum not below it"),
         (lambda: Autoscaler(1, 2, 1, 0.5, 0), "must be in order"),
         (lambda: Autoscaler(1, 2, 1, 1, 0, every_s=0), "above 0"),
+        (lambda: Autoscaler(1, 2, 1, 1, 0, stabilise_s=-1), "stabilise_s must be 0 or more"),
+        (lambda: Autoscaler(1, 2, 1, 1, 0, floors=((5, 1), (1, 1))), "in order of time"),
         (lambda: Counting(("one",), 0.0), "more than 0 seconds"),
         (lambda: Counting(("one",), 1.0, windows=5, batches=2), "cannot be divided evenly"),
         (lambda: Counting(("one",), 1.0, limits={"two": {}}), "a limit is one on ttfa_s, rtf, stall_s of one"),

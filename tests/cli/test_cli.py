@@ -20,6 +20,8 @@ COMMANDS = (
     "sweep",
     "fit",
     "plan",
+    "day",
+    "fleet",
     "simulate",
     "report",
     "serve",

@@ -47,11 +47,7 @@ def estimate(
     utilisation_cap: float = UTILISATION_CAP,
 ) -> PlanningEstimate:
     """estimate.json for some cards. Raises InputError for an SLO that cannot be estimated, or without any SLO."""
-    for slo in slos:
-        if slo.metric not in _METRICS:
-            raise InputError(f"SLO {slo}: stalls cannot be estimated; give limits of ttfa_p95_s and rtf_p95 instead")
-    if not slos:
-        raise InputError(f"mix {mix.name} has no SLOs: give --slo 1.0,0.9 (seconds to first audio, real-time factor)")
+    check_slos(mix, slos)
     planner = _Planner(costs, topology, MixDemand.of(mix), tuple(slos), tuple(sorted(targets_qps)), utilisation_cap)
     return PlanningEstimate(
         preset=costs.preset,
@@ -62,6 +58,35 @@ def estimate(
         utilisation_cap=utilisation_cap,
         cards=tuple(planner.card(model) for model in models),
     )
+
+
+def pools_of_card(
+    model: CardModel,
+    costs: ModelCosts,
+    topology: str,
+    mix: Mix,
+    slos: Sequence[Slo],
+    utilisation_cap: float = UTILISATION_CAP,
+    *,
+    drawn: bool = False,
+) -> list[ClosedPools]:
+    """Pools of a card with every unknown as is likely or, if ``drawn``, one for each draw of the unknowns.
+
+    Draws of the same number have the same places in the ranges, for any mix.
+    """
+    planner = _Planner(costs, topology, MixDemand.of(mix), tuple(slos), (), utilisation_cap)
+    if not drawn:
+        return [planner._pools(model, {})]
+    return planner._all_pools(model, draws_of(model.assumptions.names, np.random.default_rng(_SEED), DRAWS))
+
+
+def check_slos(mix: Mix, slos: Sequence[Slo]) -> None:
+    """Raise InputError for an SLO that cannot be estimated, or without any SLO."""
+    for slo in slos:
+        if slo.metric not in _METRICS:
+            raise InputError(f"SLO {slo}: stalls cannot be estimated; give limits of ttfa_p95_s and rtf_p95 instead")
+    if not slos:
+        raise InputError(f"mix {mix.name} has no SLOs: give --slo 1.0,0.9 (seconds to first audio, real-time factor)")
 
 
 @dataclass(frozen=True)

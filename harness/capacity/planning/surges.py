@@ -150,18 +150,29 @@ class _Stage:
         def rate(at_s: np.ndarray) -> np.ndarray:
             return self.rate_per_s * surge.factor(at_s - warm_s - self.begins_s, self.hold_s)
 
-        kv = self.pools.limits.kv or KvRoom(math.inf, 0)
-        caches = {"kv_bytes_per_token": kv.bytes_per_token, "voice_frames": kv.voice_frames, "state_bytes": 0}
-        demand = Demand(self.mix, Varying(rate, highest), ttfa=device.ttfa, rtf=device.rtf, **caches)
-        more = {"session_limit": limit if admission.limited else None, "memory_bytes": kv.room_bytes}
+        demand = demand_of(self.pools, self.mix, Varying(rate, highest))
+        more = {"session_limit": limit if admission.limited else None, "memory_bytes": kv_room(self.pools).room_bytes}
         more |= {"queue_limit": admission.queue, "patience_s": PATIENCE_S}
         pool = Pool.of(device, self.devices, routing="least_loaded", **more)
         parts = _PARTS_BEFORE + (1 + _HOLDS_AFTER + 1) * _PARTS_OF_HOLD
-        counting = Counting(demand.classes, parts * self.part_s, warm_s, parts, 1, _limits(self.pools, demand.classes))
+        limits = counted_limits(self.pools, demand.classes)
+        counting = Counting(demand.classes, parts * self.part_s, warm_s, parts, 1, limits)
         return simulate_pool(pool, demand, counting, rng)
 
 
-def _limits(pools: Pools, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+def kv_room(pools: Pools) -> KvRoom:
+    """Room for the KV caches of a device's sessions; unlimited where it is unknown."""
+    return pools.limits.kv or KvRoom(math.inf, 0)
+
+
+def demand_of(pools: Pools, mix: Mix, arriving: Varying) -> Demand:
+    """Sessions of a mix as the fitted device serves them, with the KV caches that its server reserves."""
+    kv, device = kv_room(pools), pools.device
+    caches = {"kv_bytes_per_token": kv.bytes_per_token, "voice_frames": kv.voice_frames, "state_bytes": 0}
+    return Demand(mix, arriving, ttfa=device.ttfa, rtf=device.rtf, **caches)
+
+
+def counted_limits(pools: Pools, classes: Sequence[str]) -> dict[str, dict[str, float]]:
     """The SLOs that apply to a single session: those that the simulator counts."""
     limits: dict[str, dict[str, float]] = {name: {} for name in classes}
     for slo in pools.limits.slos:

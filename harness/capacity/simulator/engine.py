@@ -15,6 +15,7 @@ from harness.capacity.simulator.layout import (
     ARRIVAL,
     COLUMNS,
     DEVICE,
+    FLOOR,
     KEPT,
     METRICS,
     PLANNED,
@@ -31,6 +32,7 @@ from harness.errors import InputError
 _UNLIMITED = 1 << 60
 _LEAST_ROOM = 16
 _LEAST_SLOTS = 64
+_OF_SCALER = "least", "most", "target", "high", "low", "every_s", "lag_s", "hold_s", "recalls", "newest"
 LIMITED = {"ttfa_s": TTFA, "rtf": RTF, "stall_s": STALL}
 
 
@@ -108,6 +110,8 @@ class SimulationEngine:
             base_s=base_s,
             token_s=token_s,
             schedule=_schedule(pool),
+            wishes=np.full(pool.autoscaler.wishes if pool.autoscaler else 1, pool.devices),
+            floors=np.array(list(pool.autoscaler.floors) if pool.autoscaler else [], FLOOR),
             call_s=np.zeros(callers or 0),
             calls=np.zeros(callers or 0, np.int64),
             counts=np.zeros((windows, classes, COLUMNS), np.int64),
@@ -186,7 +190,7 @@ def _setup(pool: Pool, counting: Counting | None, closed: bool) -> np.ndarray:
         "window_s": counting.window_s if counting else math.inf,
     }
     if scaler := pool.autoscaler:
-        values |= {name: getattr(scaler, name) for name in scaler.__dataclass_fields__}
+        values |= {name: getattr(scaler, name) for name in _OF_SCALER}
     for name, value in values.items():
         setup[name] = value
     return setup

@@ -52,17 +52,18 @@ DEVICE = record(f8="clock moved_s context step_s ready_s", i8="active waiting by
 SETUP = record(
     f8="memory patience_s first_s first_steps start_buffer_s frame_s tokens_per_frame window_start_s window_s "
     "every_s lag_s hold_s target high low",
-    i8="session_limit queue_limit routing on_failure closed windows_per_batch least most",
+    i8="session_limit queue_limit routing on_failure closed windows_per_batch least most recalls newest",
     i1=sources(),
 )
 
 STATE = record(
     f8="now_s window_ends_s other_s ready_s tick_s scaled_s",
     i8="free oldest newest arrived taken calling active waiting busy up starting owned turn fullest stuck "
-    "window scheduled ready",
+    "window scheduled ready wish floor",
 )
 
 PLANNED = record(f8="at_s", i8="action device")
+FLOOR = record(f8="at_s", i8="devices")
 AREA = record(f8="active_s waiting_s busy_s up_s owned_s")
 KEPT = record(f8="start_s first_audio_s end_s stall_s frames_done", i8="outcome device active_at_start")
 
@@ -71,7 +72,8 @@ class Arrays(NamedTuple):
     """All that a pool is. ``targets``, ``members`` [devices, room]: of each device a heap of the clock at which
     sessions end, and their slots. ``ends``, ``loads``, ``fills``: trees of minima over the devices: time of the next
     end, sessions, bytes. ``counts`` [windows, classes, columns], ``bins`` [batches, classes, metrics, bins], ``sums``
-    without the last, ``limits`` [classes, metrics].
+    without the last, ``limits`` [classes, metrics]. ``wishes``: devices that the autoscaler last wished for, in a ring;
+    ``floors``: its rows.
     """
 
     setup: np.ndarray
@@ -87,6 +89,8 @@ class Arrays(NamedTuple):
     base_s: np.ndarray
     token_s: np.ndarray
     schedule: np.ndarray
+    wishes: np.ndarray
+    floors: np.ndarray
     call_s: np.ndarray
     calls: np.ndarray
     counts: np.ndarray

@@ -110,31 +110,76 @@ def _raise(a, d, now):
 
 
 @compiled
-def _scale(a, now):
-    """The threshold policy: outside the band of sessions per device, go to the number that restores the target."""
+def _wish(a, now):
+    """Devices that the threshold policy wants: outside the band of sessions per device, those that restore the target.
+
+    At least those of the schedule's floor and, below the present number, the most of its recent wishes.
+    """
     setup, state = a.setup[0], a.state[0]
     sessions, coming = state.active + state.waiting, state.up + state.starting
-    wanted = min(max(math.ceil(sessions / setup.target), setup.least), setup.most)
-    if (sessions > setup.high * coming or coming < setup.least) and wanted > coming:
-        state.scaled_s = now
-        for d in range(len(a.devices)):
-            if coming < wanted and a.devices[d].state == DRAINING:
-                _raise(a, d, now)
-                coming += 1
-        for d in range(len(a.devices)):
-            if coming < wanted and a.devices[d].state == OFF:
-                _become(a, d, STARTING)
-                a.devices[d].ready_s = now + setup.lag_s
-                coming += 1
-    elif sessions < setup.low * coming and wanted < coming and now - state.scaled_s >= setup.hold_s:
-        state.scaled_s = now
-        for d in range(len(a.devices)):
-            if coming > wanted and a.devices[d].state == STARTING:
-                _become(a, d, OFF)
-                coming -= 1
-        while coming > wanted:
-            _drain(a, first(a.loads))
+    wished = coming
+    if sessions > setup.high * coming or sessions < setup.low * coming:
+        wished = math.ceil(sessions / setup.target)
+    while state.floor < len(a.floors) and a.floors[state.floor].at_s <= now:
+        state.floor += 1
+    if state.floor > 0:
+        wished = max(wished, a.floors[state.floor - 1].devices)
+    a.wishes[state.wish] = wished
+    state.wish = (state.wish + 1) % len(a.wishes)
+    if wished < coming:
+        most = 0
+        for i in range(len(a.wishes)):
+            most = max(most, a.wishes[i])
+        wished = min(coming, most)
+    return min(max(wished, setup.least), setup.most)
+
+
+@compiled
+def _grow(a, wanted, now):
+    """Recall draining devices if the policy does so, and start others."""
+    setup, state = a.setup[0], a.state[0]
+    coming = state.up + state.starting
+    for d in range(len(a.devices)):
+        if setup.recalls and coming < wanted and a.devices[d].state == DRAINING:
+            _raise(a, d, now)
+            coming += 1
+    for d in range(len(a.devices)):
+        if coming < wanted and a.devices[d].state == OFF:
+            _become(a, d, STARTING)
+            a.devices[d].ready_s = now + setup.lag_s
+            coming += 1
+
+
+@compiled
+def _shrink(a, wanted):
+    """Drop devices that are starting, then drain those with the fewest sessions, or the newest."""
+    setup, state = a.setup[0], a.state[0]
+    coming = state.up + state.starting
+    for d in range(len(a.devices)):
+        if coming > wanted and a.devices[d].state == STARTING:
+            _become(a, d, OFF)
             coming -= 1
+    while coming > wanted:
+        drained = first(a.loads)
+        if setup.newest:
+            for d in range(len(a.devices)):
+                if a.devices[d].state == UP and a.devices[d].ready_s >= a.devices[drained].ready_s:
+                    drained = d
+        _drain(a, drained)
+        coming -= 1
+
+
+@compiled
+def _scale(a, now):
+    """Evaluate the threshold policy."""
+    setup, state = a.setup[0], a.state[0]
+    wanted, coming = _wish(a, now), state.up + state.starting
+    if wanted > coming:
+        state.scaled_s = now
+        _grow(a, wanted, now)
+    elif wanted < coming and now - state.scaled_s >= setup.hold_s:
+        state.scaled_s = now
+        _shrink(a, wanted)
 
 
 @compiled

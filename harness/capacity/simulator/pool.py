@@ -39,8 +39,13 @@ class Autoscaler:
     """A threshold policy, evaluated every ``every_s`` seconds.
 
     Load is sessions (in progress and waiting) per device (up and starting). Above ``high`` or below ``low`` the pool
-    goes to ceil(sessions / target) devices, within ``least`` to ``most``: draining devices return at once, others
-    are up ``lag_s`` later; the least loaded are drained, at the earliest ``hold_s`` after the last change.
+    goes to ceil(sessions / target) devices, within ``least`` to ``most``: draining devices return at once if it
+    ``recalls`` them, others are up ``lag_s`` later; the least loaded are drained, or the ``newest`` if it says so,
+    ``hold_s`` or more after the last change.
+
+    With ``stabilise_s`` it goes down to no fewer than it wished for at any evaluation in that time before, as
+    Kubernetes does. ``floors``: rows of (seconds, devices), ascending; from each time on it wishes for at least
+    so many.
     """
 
     least: int
@@ -51,6 +56,10 @@ class Autoscaler:
     every_s: float = 60.0
     lag_s: float = 300.0
     hold_s: float = 600.0
+    stabilise_s: float = 0.0
+    recalls: bool = True
+    newest: bool = False
+    floors: tuple[tuple[float, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
@@ -61,6 +70,16 @@ class Autoscaler:
             )
         if not (0 < self.every_s < math.inf and 0 <= self.lag_s < math.inf and 0 <= self.hold_s < math.inf):
             raise InputError("an autoscaler's every_s must be above 0; its lag_s and hold_s must be 0 or more")
+        if not 0 <= self.stabilise_s < math.inf:
+            raise InputError("an autoscaler's stabilise_s must be 0 or more, and finite")
+        times_s = [at_s for at_s, _ in self.floors]
+        if times_s != sorted(times_s) or any(devices < 0 for _, devices in self.floors):
+            raise InputError("an autoscaler's floors are in order of time, each of 0 devices or more")
+
+    @property
+    def wishes(self) -> int:
+        """The number of evaluations, the present one included, whose wishes count."""
+        return math.floor(self.stabilise_s / self.every_s) + 1
 
 
 @dataclass(frozen=True)

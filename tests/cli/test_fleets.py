@@ -1,0 +1,94 @@
+"""The commands about fleets: a day on static and elastic ones, and the cheapest mix of types."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_page import Page
+from typer.testing import CliRunner
+
+from harness.cli.main import app
+from harness.records.fleet import FleetAnswer
+
+SAMPLE = Path(__file__).resolve().parents[2] / "results" / "sample-quick"
+DAY = ["day", "--run", SAMPLE, "--peak", "5", "--trough", "1"]
+FLEET = ["fleet", "--card", "h100,l4", "--price", "h100=2.5,l4=0.6", "--qps", "2"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "220"})
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+def test_a_day_is_planned_from_a_stored_fit_and_drawn(tmp_path):
+    before = {path.name: path.read_bytes() for path in SAMPLE.iterdir() if path.is_file() and path.name[0] != "."}
+    done = run(*DAY, "--page", tmp_path / "day.html")
+    said, page = flat(done.output), Page((tmp_path / "day.html").read_text())
+    assert done.exit_code == 0 and "diurnal, 1 to 5 requests/s" in said
+    assert "reactive: 1 to 4 devices" in said and "predictive: 1 to 4 devices" in said
+    assert "day" in page.ids and [row[0] for row in page.tables[0]][-3:] == ["static", "reactive", "predictive"]
+    assert {path.name: path.read_bytes() for path in SAMPLE.iterdir() if path.name in before} == before
+
+
+def test_a_day_may_be_that_of_a_trace(tmp_path):
+    arrivals = np.sort(np.random.default_rng(1).random(2000) * 3600)
+    (tmp_path / "calls.csv").write_text("TIMESTAMP\n" + "\n".join(f"{each:.3f}" for each in arrivals))
+    rule = ["--target-sessions", "8", "--minimum", "2", "--maximum", "5"]
+    done = run("day", "--run", SAMPLE, "--trace", tmp_path / "calls.csv", "--hours", 12, "--mean", 2, *rule)
+    said = flat(done.output)
+    assert done.exit_code == 0 and "trace calls.csv, its 1 h stretched to 12 h, scaled to 2 requests/s" in said
+    assert "2 to 5 devices for 8 sessions each" in said
+
+
+def test_the_cheapest_fleet_is_shown_and_written(tmp_path):
+    done = run(*FLEET, "--out", tmp_path / "fleet.json", "--most", "h100=8", "--spares", 1)
+    said = flat(done.output)
+    found = FleetAnswer.of(json.loads((tmp_path / "fleet.json").read_text()))
+    (target,) = found.targets
+    assert done.exit_code == 0 and "The cheapest fleet for 2 requests/s" in said and "Power is estimated" in said
+    assert target.best.cost_per_hour <= min(each.cost_per_hour for each in target.undivided.values())
+    assert {pool.basis for pool in target.best.pools} == {"estimated"} and target.best.watts_basis == "estimated"
+    assert target.best.devices.get("h100-sxm", 0) <= 8 and all(pool.spares == 1 for pool in target.best.pools)
+    low, high = target.best.cost_interval
+    assert low <= target.best.cost_per_hour <= high
+
+
+def test_the_device_of_a_run_is_a_type_of_its_own():
+    done = run("fleet", "--run", SAMPLE, "--price", "cpu=0.2", "--qps", "1,3")
+    said = flat(done.output)
+    assert done.exit_code == 0 and "cpu" in said and "simulated" in said and "estimated" not in said
+
+
+def test_a_rate_without_a_fleet_ends_with_its_own_exit_code():
+    done = run(*FLEET, "--power-kw", "0.1")
+    assert done.exit_code == 2 and "No fleet serves it within" in flat(done.output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["day", "--run", SAMPLE], "the run's plan has no demand: give --peak 5 --trough 1, or --trace FILE"),
+        (["day", "--run", SAMPLE, "--trough", "1"], "--trough needs --peak"),
+        (["day", "--run", SAMPLE, "--hours", "3", "--peak", "1"], "--hours and --mean are for --trace"),
+        (["day", "--run", SAMPLE, "--peak", "1", "--trough", "2"], "trough_qps 2 is above peak_qps 1"),
+        (["day", "--run", SAMPLE, "--peak", "1", "--trace", "x.csv"], "needs either diurnal"),
+        (["day", "--run", SAMPLE, "--trace", "x.csv"], "demand.trace: x.csv"),
+        ([*DAY, "--minimum", "0"], "the demand: minimum: Input should be greater than or equal to 1"),
+        ([*DAY, "--minimum", "5", "--maximum", "2"], "maximum 2 is below minimum 5"),
+        (["fleet", "--price", "h100=2"], "give the types: --card h100,l40s,l4, or --run DIR"),
+        (["fleet", "--card", "h100", "--price", "h100"], "--price 'h100': give TYPE=NUMBER"),
+        (["fleet", "--card", "h100", "--price", "h100=-1"], "--price 'h100=-1': give TYPE=NUMBER"),
+        (["fleet", "--card", "h100,l4", "--price", "h100=2"], "--price has none for l4: add l4=PRICE"),
+        (["fleet", "--run", SAMPLE, "--price", "cpu=2", "--mix", "shorts"], "are those of the run's plan"),
+        ([*FLEET, "--most", "b200=3"], "--most b200: there is no such type here; known: h100-sxm, l4"),
+        ([*FLEET, "--power-kw", "0"], "--power-kw 0: give a limit above 0"),
+    ],
+)
+def test_a_usage_error_is_one_sentence(arguments, says):
+    done = run(*arguments)
+    assert isinstance(done.exception, Exception) and says in str(done.exception), done.exception
+    assert "\n" not in str(done.exception)
