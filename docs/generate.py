@@ -41,7 +41,7 @@ PLAN_KEYS = {
     "scripts": "Folder of `.txt` scripts, cut or repeated to the lengths of the mix; left out: generated scripts",
     "emulate": "Profile whose times the stages take instead of computing",
     "dilate": "How many times slower than the emulated GPUs everything runs, undilated in every figure; `auto`: the "
-    "smallest factor that keeps the host below 60% busy",
+    "smallest factor that takes less than 60% of the host",
     "gpus": "GPUs of one server, real or emulated",
     "device": "What the stages run on; `auto` is a GPU where the server's host has one",
     "dtype": "Number type of the stages; `auto` is bfloat16 on a GPU and float32 on a CPU",

@@ -34,7 +34,7 @@ PlanDilation = Annotated[
         "--dilate",
         metavar="N|auto",
         help="Replaces the plan's dilate: run emulated GPUs N times slower, and report undilated figures. auto: the "
-        "smallest factor that keeps this host below 60% busy.",
+        "smallest factor that takes less than 60% of this host.",
     ),
 ]
 Measured = Annotated[

@@ -18,7 +18,7 @@ GoOn = Annotated[
     bool,
     typer.Option(
         "--go-on",
-        help="Continue a finished run with the measurements that its budget did not allow, then write its hashes again.",
+        help="Continue a finished run with the measurements that its budget did not allow, then write its hashes anew.",
     ),
 ]
 AcceptEstimates = Annotated[

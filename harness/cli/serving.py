@@ -57,7 +57,7 @@ def serve(
         typer.Option(
             metavar="N|auto",
             help="Run emulated GPUs N times slower; clients and load tests find out and report undilated times. auto: "
-            "the smallest factor that keeps this host below 60% busy.",
+            "the smallest factor that takes less than 60% of this host.",
         ),
     ] = "1",
 ) -> None:

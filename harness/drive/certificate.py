@@ -123,12 +123,12 @@ def _disturbance(observed: Observed, start_ns: int) -> Iterator[Gate]:
 
 
 def _busiest(observed: Observed, start_ns: int) -> float | None:
-    """The share of the host that was busy: over the window, or in the busiest rung of a ladder. None: not known."""
+    """The share of the host that the run used: over the window, or in the busiest rung of a ladder. None: not known."""
     windows = [(start_ns, observed.end_ns)]
     if observed.settings.load.sessions:
         windows = [(each.start_ns, each.end_ns) for each in observed.rungs if not each.disturbed]
-    shares = [observed.host.summary(*window).busy_share for window in windows]
-    return max((each for each in shares if each is not None), default=None)
+    loads = [load for window in windows if (load := observed.host.load(*window))]
+    return max((load.own / load.cores for load in loads), default=None)
 
 
 def _repeats(rungs: Sequence[HeldRung]) -> Iterator[str]:

@@ -49,8 +49,9 @@ FACTORS = (
     MOST_DILATION,
 )
 AIM = 0.85 * MAX_BUSY  # a window may be busier than the seconds that were tried
-LEAST_ROOM = 0.1  # of the host, however much others use
-SATURATED = 0.9  # beyond it the host, and not the emulated GPU, sets the pace
+LEAST_ROOM = 0.15  # of the host, however much others use
+SATURATED = 0.9  # of what others leave; beyond it the host, and not the emulated GPU, sets the pace
+UNNOTICED = 0.3  # of the host: so much gets its time beside any others
 FIRST, FARTHER, TRIES = 10.0, 5.0, 3
 SETTLE_S, WATCH_S = 8.0, 12.0  # of the host
 
@@ -58,7 +59,8 @@ SETTLE_S, WATCH_S = 8.0, 12.0  # of the host
 def smallest_factor(load: HostLoad, dilation: float) -> float:
     """The smallest of FACTORS with which the host is at most AIM busy, from its ``load`` at another dilation.
 
-    What harness and server use is taken to be inversely proportional to the dilation; what others use stays.
+    What harness and server use is taken to be inversely proportional to the dilation (a part is not: the factor is
+    rather too large than too small); what others use stays.
     """
     room = max(AIM - load.others_share - load.stolen_share, LEAST_ROOM)
     needed = dilation * load.own / load.cores / room
@@ -79,7 +81,7 @@ def choose_dilation(
             raise ServerError("who uses this host's CPU is not known, so no dilation can be chosen: give --dilate N")
         own_share = load.own / load.cores
         say(f"with time dilated {dilation:g} times, {sessions} sessions use {own_share:.0%} of this host")
-        if own_share + load.others_share + load.stolen_share < SATURATED:
+        if own_share < SATURATED * (1 - load.others_share - load.stolen_share) or own_share < UNNOTICED:
             return smallest_factor(load, dilation)
         dilation *= FARTHER
     raise ServerError(

@@ -172,12 +172,12 @@ def undisturbed_rungs(rungs: Sequence[HeldRung]) -> Gate:
     return Gate("other load", True, says)
 
 
-def unhurried(busy_share: float | None, dilation: float) -> Gate:
-    """Judge the share of a host that was busy while it carried a server with time dilation. None: it is not known."""
-    if busy_share is None:
-        return Gate("host share", None, "not testable: how busy this host was is not known")
-    says = f"this host was {busy_share:.0%} busy with time dilated {dilation:g} times"
-    if busy_share > MAX_BUSY:
+def unhurried(used_share: float | None, dilation: float) -> Gate:
+    """Judge the share of a host that a run with time dilation used. None: it is not known."""
+    if used_share is None:
+        return Gate("host share", None, "not testable: who used this host's CPU is not known")
+    says = f"harness and server used {used_share:.0%} of this host with time dilated {dilation:g} times"
+    if used_share > MAX_BUSY:
         return Gate("host share", False, f"{says}: above {MAX_BUSY:.0%}; give a higher --dilate, or auto")
     return Gate("host share", True, f"{says} (limit {MAX_BUSY:.0%})")
 
