@@ -49,7 +49,7 @@ setup(
         "harness.report": ["*.html.j2", "*.css", "*.js"],
         "harness.service": ["page/*", "page/*/*", "templates/*"],
         "harness.model_repository": ["*/config.pbtxt", "*/1/*.py", "*/1/.gitkeep"],
-        "harness.scenarios": ["*.py", "*.yaml", "*.txt", "mixes/*.yaml"],
+        "harness.scenarios": ["*.py", "*.yaml", "*.txt", "mixes/*.yaml", "profiles/*.json"],
         "harness.ops": ["kubernetes/*/*", "kubernetes/*/*/*", "prometheus/rules/*.yml"],
     },
     cmdclass={"build_py": Build, "sdist": Archive},

@@ -41,6 +41,8 @@ PLAN_KEYS = {
     "mix": "Traffic mix: a name, or [classes written out](#mix)",
     "scripts": "Folder of `.txt` scripts, cut or repeated to the lengths of the mix; left out: generated scripts",
     "emulate": "Profile whose times the stages take instead of computing",
+    "dilate": "How many times slower than the emulated GPUs everything runs, undilated in every figure; `auto`: the "
+    "smallest factor that takes less than 60% of the host",
     "gpus": "GPUs of one server, real or emulated",
     "device": "What the stages run on; `auto` is a GPU where the server's host has one",
     "dtype": "Number type of the stages; `auto` is bfloat16 on a GPU and float32 on a CPU",
@@ -150,6 +152,7 @@ PARAMETER_MEANING = {
     "dtype": "Number type; `auto` is float32 on a CPU and bfloat16 on a GPU",
     "gpus": "GPUs that the instances share",
     "emulate": "Profile whose times are used instead of computing",
+    "dilation": "How many times slower than the emulated GPU it runs: set by `dilate` of a plan or of `harness serve`",
     "graphs": "Largest batch that a GPU runs as one CUDA graph; 0 is none, `auto` is 128",
     "kv_limit_bytes": "KV cache bytes of all sessions; `auto`: see "
     "[room for KV caches](../how-to/gpu-host.md#room-for-kv-caches)",
@@ -167,7 +170,7 @@ BENCHMARKS = {
     "Model": ("model/oracle", "model/precision", "model/stage_speed", "model/kernels", "model/ninety_minutes",
               "model/hops", "model/sessions", "model/fairness", "model/topologies", "model/exported", "model/fuzz",
               "model/server_faults"),
-    "Load": ("load/arrivals", "load/instrument", "load/faults", "load/gates"),
+    "Load": ("load/arrivals", "load/instrument", "load/faults", "load/gates", "load/dilation"),
     "Sweep": ("sweep/search", "sweep/sweep_cost", "sweep/sweep_faults", "sweep/first_run", "sweep/disturbed"),
     "Capacity": ("capacity/simulator", "capacity/coverage", "capacity/truths", "capacity/heldout",
                  "capacity/autoscale", "capacity/fleet_mix"),
@@ -181,6 +184,7 @@ BENCHMARKS = {
 VERDICTS = {
     "met": "every target has a count, and open-loop runs confirm it",
     "missed": "no deployment meets the SLOs at any rate",
+    "planning estimate": "as met, but over times that nobody measured, or dilated ones; 0 with `--accept-estimates`",
     "inconclusive": "the data do not decide, and it says what would; with `--check`: changed, forged or expired",
 }
 

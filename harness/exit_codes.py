@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 MET, MISSED, INCONCLUSIVE = 0, 1, 2  # verdicts of a sign-off
-OF_VERDICT = {"met": MET, "missed": MISSED, "inconclusive": INCONCLUSIVE}
+OF_VERDICT = {"met": MET, "missed": MISSED, "inconclusive": INCONCLUSIVE, "planning estimate": INCONCLUSIVE}
 USAGE = 64  # EX_USAGE of sysexits.h
 UNAVAILABLE = 69  # EX_UNAVAILABLE
 INTERNAL = 70  # EX_SOFTWARE; Python's own 1 would mean "missed"

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Literal, overload
 
 from harness.capacity.ready import compiled_beside
+from harness.clock import AUTO
 from harness.deploy.external import RemoteTriton
 from harness.deploy.server import TritonServer
+from harness.drive.dilation import choose_dilation
 from harness.errors import InputError, ServerError, StoreError
 from harness.host.places import ROOT
 from harness.identity import Requested
 from harness.planfile.reading import deployed_as, load_plan
+from harness.records.estimate import VERDICT
 from harness.records.plan import Plan
 from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
@@ -37,8 +40,10 @@ from harness.sweep.search import Search
 from harness.sweep.trial import Driver, deployed
 from harness.sweep.workers import Fleet, Host
 
+ANSWERED = ("met", VERDICT)  # VERDICT: what would be met is an estimate
 LOCK_FOLDER = ROOT / ".harness"
 _START_S = 25.0  # of a Triton
+_CHOOSE_S = 45.0  # a time dilation
 
 
 class SignOff:
@@ -52,13 +57,22 @@ class SignOff:
         url: str | None = None,
         ray: str | None = None,
         topology: str = "",
+        dilate: float | str | None = None,
+        measured: bool = False,
         deployment: dict | None = None,
     ):
-        """``topology`` replaces the plan's own. Raises InputError for what cannot be signed off."""
+        """``topology`` and ``dilate`` replace the plan's own; ``measured``: nothing is emulated, whatever it says.
+
+        Raises InputError for what cannot be signed off.
+        """
         if url and ray:
             raise InputError("give either --url for running servers, or --ray for the hosts of a cluster")
         self.plan_path = Path(plan_path)
-        self.spec = deployed_as(load_plan(self.plan_path), topology)
+        self.spec = deployed_as(load_plan(self.plan_path), topology, dilate, measured)
+        if ray and self.spec.dilate == AUTO:
+            raise InputError(
+                "dilate: auto looks at this host, and --ray measures on others: give a factor, --dilate 20"
+            )
         self.url, self.ray = url, ray
         self.base = deployment_of(self.spec, url, **(deployment or {}))
         self.search = Search(self.spec, self.base)
@@ -134,6 +148,7 @@ class SignOff:
         return plan
 
     def _measure(self, watcher: Watcher, ladders_only: bool) -> None:
+        self._choose_dilation(watcher)
         watcher.step(f"reaching {self.url or self.ray}" if self.url or self.ray else "starting Triton", _START_S)
         try:
             with compiled_beside() as compiling, Fleet(self._hosts()) as fleet:
@@ -148,6 +163,17 @@ class SignOff:
                     self.campaign.confirm(fleet.hosts[0])
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _choose_dilation(self, watcher: Watcher) -> None:
+        """Deploy with the run's time dilation, which is chosen before anything is measured."""
+        if self.run.manifest.dilation is None:
+            watcher.step("choosing the time dilation", _CHOOSE_S)
+            mix, scripts, sessions = self.spec.traffic_mix(), self.spec.script_source(), self.spec.ladder.sessions[-1]
+            chosen = choose_dilation(self.base, mix, sessions, scripts, watcher.say)
+            self.run.update_manifest(dilation=chosen)
+            watcher.done(f"time is dilated {chosen:g} times")
+            watcher.begin(_START_S + self.campaign.whole_s())
+        self.base = replace(self.base, dilation=self.run.manifest.clock.dilation)
 
     @property
     def _scratch(self) -> Path:
@@ -186,7 +212,7 @@ class SignOff:
         plan = replace(plan, behaviour=behaviour_of(self.spec, fit, plan), day=day)
         plan = self._with_what_was_left_out(plan)
         self.run.write_plan(plan)
-        if not self.campaign.left_out or plan.verdict == "met":
+        if not self.campaign.left_out or plan.verdict in ANSWERED:
             self.run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
         write_sweep_report(self.run)
         if self.run.manifest.finished_at:
@@ -199,12 +225,12 @@ class SignOff:
     def _with_what_was_left_out(self, plan: Plan) -> Plan:
         """The plan, made inconclusive if something that was not measured may change its verdict.
 
-        "met" rests on the confirmed deployment, whatever others would show; "missed" needs every point.
+        "met", or its estimate, rests on the confirmed deployment, whatever others show; "missed" needs every point.
         """
         doubts, remarks = self._untried(plan), []
         left_out, budget = self.campaign.left_out, self.campaign.budget
         for each in left_out:
-            if each.decisive or plan.verdict != "met":
+            if each.decisive or plan.verdict not in ANSWERED:
                 doubts.append(f"The budget left no time for {each.what}: start the sign-off again to resume.")
             else:
                 minutes = f"{max(1, round(each.seconds / 60))} min"

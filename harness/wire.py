@@ -90,12 +90,15 @@ NOT_LOADED = " ended and cannot be loaded again"
 BUSY = "busy: "  # prefix of a stage's message that it has no room for a session now
 REFUSED = "refused: "  # prefix of a message that no server of this model can serve the request: no retry helps
 
+DILATION = "dilation"  # parameter of emulated models: how many times slower than their GPU they run
+
 AUTO = "auto"
 AUTO_PARAMETERS = ("kv_limit_bytes", "device", "dtype", "graphs")  # may be left to the stage
 # Parameters of a config.pbtxt that are numbers: (type, lowest)
 NUMBERS = {
     "weights_seed": (int, 0),
     "gpus": (int, 1),
+    DILATION: (float, 1),
     "kv_limit_bytes": (int, 1),
     "graphs": (int, 0),
     "sessions_at_once": (int, 1),

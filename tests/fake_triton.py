@@ -41,6 +41,7 @@ class Timetable:
     description: str | None = "[]"  # the answer to a request that asks for it; None = an error like a dead process's
     ready: bool = True
     model_ready: bool = True
+    dilation: float = 1.0  # of the configuration; times above are those of the host
 
 
 def inputs_of(request: pb.ModelInferRequest) -> dict[str, object]:
@@ -93,6 +94,11 @@ class FakeTriton(GRPCInferenceServiceServicer):
 
     async def ModelReady(self, request, context):
         return pb.ModelReadyResponse(ready=self.timetable.model_ready and request.name == wire.ENTRY)
+
+    async def ModelConfig(self, request, context):
+        answer = pb.ModelConfigResponse()
+        answer.config.parameters[wire.DILATION].string_value = f"{self.timetable.dilation:g}"
+        return answer
 
     async def ModelStatistics(self, request, context):
         answer = pb.ModelStatisticsResponse()

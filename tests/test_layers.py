@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # From the ground up, as ARCHITECTURE.md has it; what stands on one line may be imported by what stands on it or above.
 ORDER = (
-    ("errors", "exit_codes", "wire", "content", "yaml_text"),
+    ("errors", "exit_codes", "clock", "wire", "content", "yaml_text"),
     ("topology", "identity", "device_profile", "gpu_memory", "jit", "server_metrics"),
     ("records",),
     ("host", "traffic"),
@@ -40,7 +40,7 @@ ORDER = (
 # What runs inside Triton: torch and the model. It stands apart, and only model_repository/ imports it.
 SERVER = "vibevoice"
 SERVER_MAY_IMPORT = (
-    "errors", "wire", "content", "identity", "device_profile", "gpu_memory", "jit", "server_metrics", "host",
+    "errors", "clock", "wire", "content", "identity", "device_profile", "gpu_memory", "jit", "server_metrics", "host",
     "traffic.script", "traffic.voice_folder",
 )  # fmt: skip
 SERVER_ORDER = (

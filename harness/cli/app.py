@@ -31,6 +31,18 @@ TOPOLOGY_HELP = (
     "together)"
 )
 PlanTopology = Annotated[str, typer.Option("--topology", help=f"Replaces the plan's topology: {TOPOLOGY_HELP}.")]
+PlanDilation = Annotated[
+    str,
+    typer.Option(
+        "--dilate",
+        metavar="N|auto",
+        help="Replaces the plan's dilate: run emulated GPUs N times slower, and report undilated figures. auto: the "
+        "smallest factor that takes less than 60% of this host.",
+    ),
+]
+Measured = Annotated[
+    bool, typer.Option("--no-emulate", help="Measure this host's own device, where the plan emulates one.")
+]
 SERVERS_HELP = "Use a running Triton (HOST:PORT). With several, each runs one trial at a time."
 Ray = Annotated[
     str,

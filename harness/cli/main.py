@@ -23,7 +23,16 @@ from harness.cli.app import app, out, say_aside, shown
 from harness.errors import HarnessError, InputError, ServerError
 from harness.host.places import scenario_files
 
-COMMANDS = measuring, results, day, fleet, serving, studio, cards, exporting  # importing each adds its commands to the app
+COMMANDS = (
+    measuring,
+    results,
+    day,
+    fleet,
+    serving,
+    studio,
+    cards,
+    exporting,
+)  # importing each adds its commands to the app
 UsageError: Any = typer.BadParameter.__base__  # typer carries a click of its own and does not export this one
 
 

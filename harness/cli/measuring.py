@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness import exit_codes
-from harness.cli.app import SERVERS_HELP, PlanTopology, Ray, Results, app, out, say_aside
+from harness.cli.app import SERVERS_HELP, Measured, PlanDilation, PlanTopology, Ray, Results, app, out, say_aside
 from harness.cli.server_options import NO_SERVERS, ONE_AT_A_TIME, Servers, with_servers
+from harness.clock import dilation_of
 from harness.errors import InputError
 from harness.host.places import plan_file
 
 if TYPE_CHECKING:
     from harness.records.store import Run
+
+GoOn = Annotated[
+    bool,
+    typer.Option(
+        "--go-on",
+        help="Continue a finished run with the measurements that its budget did not allow, then write its hashes anew.",
+    ),
+]
+AcceptEstimates = Annotated[
+    bool, typer.Option("--accept-estimates", help="Exit with 0 for a planning estimate: no GPU was measured.")
+]
 
 
 @app.command(
@@ -90,15 +102,11 @@ def signoff(
     results: Results = Path("results"),
     ray: Ray = "",
     topology: PlanTopology = "",
+    dilate: PlanDilation = "",
+    no_emulate: Measured = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again; an earlier run is renamed.")] = False,
-    go_on: Annotated[
-        bool,
-        typer.Option(
-            "--go-on",
-            help="Continue a finished run with the measurements that its budget did not allow, then write its hashes "
-            "again.",
-        ),
-    ] = False,
+    go_on: GoOn = False,
+    accept: AcceptEstimates = False,
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="Sign the answer: an OpenSSH Ed25519 private key.")
     ] = None,
@@ -118,8 +126,9 @@ def signoff(
 
     With --check, nothing is measured: verify hashes and expiry, and recompute the answer from the run's records.
     Without --sign, signoff.json holds hashes only: they show that a file changed, but not who produced the answer.
-    Exit codes: 0 met, 1 missed, 2 inconclusive (for --check also: changed, forged or expired), 64 usage error, 69 a
-    server that cannot be used or that ended, 70 internal error, 130 interrupted.
+    A plan that emulates a GPU that nobody measured, or dilates its time, ends with a planning estimate at best.
+    Exit codes: 0 met, 1 missed, 2 inconclusive or an estimate (for --check also: changed, forged or expired), 64 usage
+    error, 69 a server that cannot be used or that ended, 70 internal error, 130 interrupted.
     """
     from harness.cli.tables import Show, print_plan
     from harness.export.store import must_be_usable
@@ -136,15 +145,15 @@ def signoff(
         check_private_key(sign)  # before half an hour of measurements
     if store:
         must_be_usable(store)
-    plan, url = plan_file(plan), _measured(servers, ray)
+    plan, url, changes = plan_file(plan), _measured(servers, ray), _changes(topology, dilate, no_emulate)
     if fresh:
-        _set_aside(plan, results, url, ray, topology)
-    work = SignOff(plan, results, url=url or None, ray=ray or None, topology=topology)
+        _set_aside(plan, results, url, ray, changes)
+    work = SignOff(plan, results, url=url or None, ray=ray or None, **changes)
     with Show() as show:
         content = work.execute(show, go_on=go_on)
     print_plan(content)
     _conclude(work.run, sign, store)
-    raise typer.Exit(exit_codes.OF_VERDICT[content.verdict])
+    raise typer.Exit(_exit_code(content.verdict, accept))
 
 
 def _conclude(run: Run, sign: Path | None, store: str) -> None:
@@ -169,6 +178,8 @@ def sweep(
     results: Results = Path("results"),
     ray: Ray = "",
     topology: PlanTopology = "",
+    dilate: PlanDilation = "",
+    no_emulate: Measured = False,
     servers: Servers = NO_SERVERS,
 ) -> None:
     """Measure only the ladders of the plan's space: which deployment is best, which knob matters. `signoff` resumes it.
@@ -180,7 +191,8 @@ def sweep(
     from harness.report.sweep_page import describe_best
     from harness.signoff import SignOff
 
-    work = SignOff(plan_file(plan), results, url=_measured(servers, ray) or None, ray=ray or None, topology=topology)
+    changes = _changes(topology, dilate, no_emulate)
+    work = SignOff(plan_file(plan), results, url=_measured(servers, ray) or None, ray=ray or None, **changes)
     with Show() as show:
         work.execute(show, ladders_only=True)
     path = work.run.path / SWEEP_NAME
@@ -194,12 +206,23 @@ def _measured(servers: Servers, ray: str) -> str:
     return "" if ray and servers.from_environment else url
 
 
-def _set_aside(plan_path: Path, results: Path, url: str, ray: str, topology: str) -> None:
+def _exit_code(verdict: str, accept_estimates: bool) -> int:
+    from harness.records.estimate import VERDICT
+
+    return exit_codes.MET if accept_estimates and verdict == VERDICT else exit_codes.OF_VERDICT[verdict]
+
+
+def _changes(topology: str, dilate: str, no_emulate: bool) -> dict[str, Any]:
+    """What the command line changes in a plan, as ``deployed_as`` takes it."""
+    return {"topology": topology, "dilate": dilation_of(dilate) if dilate else None, "measured": no_emulate}
+
+
+def _set_aside(plan_path: Path, results: Path, url: str, ray: str, changes: dict[str, Any]) -> None:
     from harness.planfile.reading import deployed_as, load_plan
     from harness.records.store import Run
     from harness.runs import opening
 
-    spec = deployed_as(load_plan(plan_path), topology)
+    spec = deployed_as(load_plan(plan_path), **changes)
     path = results / opening.run_id_of(plan_path, spec, url or None, ray or None)
     if not Run.is_run(path):
         return

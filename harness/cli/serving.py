@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -14,8 +15,12 @@ from harness.cli.app import TOPOLOGY_HELP, Preset, app, out, say_aside, shown
 from harness.cli.cards import CardsFile, estimate_profile
 from harness.cli.server_options import NO_SERVERS, ONE_AT_A_TIME, Servers, with_servers
 from harness.client.target import URL_VARIABLE
+from harness.clock import AUTO, HOST, dilation_of
 from harness.errors import InputError, ServerError
 from harness.host.places import ROOT, SCENARIOS
+
+if TYPE_CHECKING:
+    from harness.deploy.config import Deployment
 
 _MOST_SHORT, _SHORT_S = 4, 30  # runs of tritonserver this short in a row, before `harness serve` gives up
 
@@ -47,6 +52,14 @@ def serve(
     gpus: Annotated[
         int, typer.Option(help="GPUs of this server, real or emulated; each gets an instance of every stage.")
     ] = 1,
+    dilate: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Run emulated GPUs N times slower; clients and load tests find out and report undilated times. auto: "
+            "the smallest factor that takes less than 60% of this host.",
+        ),
+    ] = "1",
 ) -> None:
     """Deploy the ensemble, or the fused engine, on a local Triton, in the foreground; Ctrl-C stops it cleanly."""
     from harness.deploy.config import Deployment
@@ -58,6 +71,7 @@ def serve(
         topology=topology,
     )  # fmt: skip
     deployment.check()
+    deployment = _dilated(deployment, dilation_of(dilate))
     for note in _heard(deployment.voices):
         out.print(note, soft_wrap=True, markup=False)
     server = TritonServer(deployment, public=True, port=port or None)
@@ -67,16 +81,34 @@ def serve(
         how = "" if topology == wire.STAGED else f", {topology},"
         out.print(f"serving preset {preset}{how} at [bold]{server.url}[/] (gRPC), metrics at {server.metrics_url}")
         if emulate:
-            from harness.records.store import read_profile
-
-            known_as = read_profile(emulate).known_as
-            out.print(
-                f"[yellow]emulated[/]: {gpus} x the {known_as} times of {emulate}; the audio is silent", soft_wrap=True
-            )
+            out.print(_emulated(deployment), soft_wrap=True)
         out.print(f"drive it with: locust -f {shown(SCENARIOS / 'podcast.py')}; Ctrl-C stops it", soft_wrap=True)
         _attend(server)
     finally:
         server.stop()
+
+
+def _dilated(deployment: Deployment, asked: float | str) -> Deployment:
+    """The deployment with its time dilation; AUTO is found by trying as many sessions as keep pace with speech."""
+    if asked != AUTO:
+        return replace(deployment, dilation=float(asked))
+    if not deployment.emulate:
+        raise InputError("--dilate is for emulated GPUs: give a profile with --emulate, or leave it out")
+    from harness.drive.dilation import choose_dilation, real_time_sessions
+    from harness.records.store import read_profile
+    from harness.traffic.mix import MIXES
+
+    sessions = real_time_sessions(read_profile(deployment.emulate)) * deployment.gpus
+    return replace(deployment, dilation=choose_dilation(deployment, MIXES["mixed"], sessions, say=out.print))
+
+
+def _emulated(deployment: Deployment) -> str:
+    from harness.records.store import read_profile
+
+    known_as = read_profile(deployment.emulate).known_as
+    slower = "" if deployment.clock == HOST else f", time dilated {deployment.dilation:g} times"
+    times = f"{deployment.gpus} x the {known_as} times of {deployment.emulate}"
+    return f"[yellow]emulated{slower}[/]: {times}; the audio is silent"
 
 
 def _attend(server) -> None:

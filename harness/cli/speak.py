@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 import wave
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +89,6 @@ def _request(path: Path, manner: Manner) -> tuple[Request, tuple[str, ...]]:
         script=format_script(script.turns),
         speaker_ids=tuple(voices),
         frames=manner.frames_for(script.turns),
-        due_ns=time.monotonic_ns(),
         guidance_scale=manner.guidance,
         diffusion_steps=manner.steps,
         until_end=manner.until_end,
@@ -103,6 +101,7 @@ def _request(path: Path, manner: Manner) -> tuple[Request, tuple[str, ...]]:
 async def _speak(target: Target | str, request: Request, on_audio, on_carry) -> Result:
     async with SpeechClient(target) as client:
         await client.ready()
+        request = replace(request, due_ns=client.clock.now_ns())
         return await client.speak(request, "closed", on_audio=on_audio, on_carry=on_carry)
 
 

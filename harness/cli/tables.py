@@ -80,7 +80,7 @@ class Show(job.Watcher):
 
 def print_plan(content: Plan) -> None:
     """Print the answer as a table; rows say what is extrapolated or emulated."""
-    label = {"met": "green", "missed": "red", "inconclusive": "yellow"}[content.verdict]
+    label = {"met": "green", "missed": "red"}.get(content.verdict, "yellow")
     out.print(f"\nVerdict: [bold {label}]{content.verdict}[/]", highlight=False)
     for reason in content.reasons:
         out.print(Padding(Text(f"- {words.metric(reason)}"), (0, 0, 0, 2)))
@@ -88,7 +88,8 @@ def print_plan(content: Plan) -> None:
     for line in _bounds(content):
         out.print(line, markup=False, highlight=False)
     if content.emulated:
-        out.print("Stage times were emulated: every figure is for the profile's device", style="yellow")
+        slower = "" if content.dilation == 1 else f", and time was dilated {content.dilation:g} times"
+        out.print(f"Stage times were emulated{slower}: every figure is for the profile's device", style="yellow")
     for table in (_losses_table(content), _sensitivity_table(content), _types_table(content), _forecast_table(content)):
         if table.row_count:
             out.print()

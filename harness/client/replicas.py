@@ -15,7 +15,8 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from harness import wire
 from harness.client.channels import status_of
 from harness.client.target import CA, CERT, DEFAULT_PORT, KEY, LEAST_LOADED, Target, Tls
-from harness.errors import ServerError
+from harness.clock import HOST, Clock
+from harness.errors import InputError, ServerError
 
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 PING_TIMEOUT = "ping timeout"  # gRPC's wording
@@ -87,6 +88,7 @@ class Replica:
         self.streams = self.served = self.reconnects = self.passed_over = 0
         self.silence_s = target.silence_s
         self.ask_s = ASK_AFTER_S
+        self.clock: Clock | None = None  # of the server, once it is ready
         self.counted: int | None = None  # by the server, before our first request
         self.down = self._was_up = False
         self._channel = target.aio_channel(address)
@@ -118,6 +120,7 @@ class Replica:
                 "load the model repository of this project into it"
             )
         self.counted = await self._count()
+        self.clock = await self._clock()
 
     async def remembered(self, alone: bool) -> int | None:
         """The server's count at the end; None where it gives none.
@@ -139,6 +142,15 @@ class Replica:
         except grpc.aio.AioRpcError:
             return None
         return sum(int(model.inference_count) for model in answer.model_stats)
+
+    async def _clock(self) -> Clock:
+        """The server's clock; the host's where it does not give its configuration."""
+        manner = {"timeout": self.target.ready_s, "metadata": self.target.headers}
+        try:
+            answer = await self.stub.ModelConfig(pb.ModelConfigRequest(name=wire.ENTRY), **manner)
+        except grpc.aio.AioRpcError:
+            return HOST
+        return Clock.of(answer.config.parameters[wire.DILATION].string_value)
 
     def described(self, error: grpc.RpcError) -> str:
         """Turn a gRPC status into a message that says how to fix it, with the server's own message unchanged."""
@@ -182,6 +194,14 @@ class Replicas:
         answers = await asyncio.gather(*(replica.ready() for replica in self._ring), return_exceptions=True)
         for error in filter(None, answers):
             raise error
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of all servers that were ready. Raises InputError where they differ: no load fits two."""
+        clocks = {replica.clock for replica in self._ring if replica.clock}
+        if len(clocks) > 1:
+            raise InputError("the servers run with different time dilation: drive each of them by itself")
+        return clocks.pop() if clocks else HOST
 
     async def any_ready(self) -> None:
         """Return once one of the servers accepts speech requests. Raises ServerError where none can."""

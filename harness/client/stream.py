@@ -18,6 +18,7 @@ from harness.client.probe import STUB_GONE, entry_ended
 from harness.client.replicas import PING_TIMEOUT, Replica, Replicas
 from harness.client.response_parser import BYTES_PER_SAMPLE, ChunkForm, form_of, is_final, outputs_of
 from harness.client.target import Target
+from harness.clock import HOST, Clock
 from harness.errors import HarnessError, RequestError
 from harness.records.schema import Chunks, Outcome, Request, Result
 
@@ -93,8 +94,13 @@ def make_result(
     chunks: Chunks | None = None,
     emulated: bool = False,
     target: str = "",
+    clock: Clock = HOST,
 ) -> Result:
-    """Build the Result of a request. ``sent_ns`` = 0: it was never sent. ``target``: the server that it was sent to."""
+    """Build the Result of a request. ``sent_ns`` = 0: it was never sent. ``target``: the server that it was sent to.
+
+    Times are those of the host; the Result has them on the server's ``clock``, as ``due_ns`` of the request is.
+    """
+    ended_ns = time.monotonic_ns() if ended_ns is None else ended_ns
     return Result(
         request_id=request.request_id,
         traffic_class=request.traffic_class,
@@ -105,14 +111,23 @@ def make_result(
         chunk_frames=request.chunk_frames,
         loop=loop,
         due_ns=request.due_ns,
-        sent_ns=sent_ns,
-        ended_ns=time.monotonic_ns() if ended_ns is None else ended_ns,
+        sent_ns=clock.of_host(sent_ns),
+        ended_ns=clock.of_host(ended_ns),
         outcome=outcome,
         error=error,
-        chunks=Chunks.empty() if chunks is None else chunks,
+        chunks=Chunks.empty() if chunks is None else _on_clock(chunks, clock),
         emulated=emulated,
         target=target,
     )
+
+
+def _on_clock(chunks: Chunks, clock: Clock) -> Chunks:
+    """Chunks with the host's times on a server's clock."""
+    if clock == HOST:
+        return chunks
+    times = chunks.received_ns, chunks.sent_at_ns
+    received, sent_at = (np.rint(each / clock.dilation).astype(np.int64) for each in times)
+    return Chunks(received, sent_at, chunks.samples)
 
 
 def _words(script: str) -> int:
@@ -120,10 +135,10 @@ def _words(script: str) -> int:
     return len(script.split()) - 2 * len(_MARKER.findall(script))
 
 
-def failed_result(request: Request, loop: str, error: Exception) -> Result:
+def failed_result(request: Request, loop: str, error: Exception, clock: Clock = HOST) -> Result:
     """The Result of a request that an exception ended."""
     words = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
-    return make_result(request, loop, Outcome.ERROR, words)
+    return make_result(request, loop, Outcome.ERROR, words, clock=clock)
 
 
 class Stream:
@@ -249,7 +264,8 @@ class Stream:
         self._sent_ns = self._heard_ns = time.monotonic_ns()
         self._listen(replica)
         target = self._replicas.target
-        call = self._call = replica.stream_infer(self._message, timeout=target.request_s, metadata=target.headers)
+        limit_s = None if target.request_s is None else self._replicas.clock.host_span(target.request_s)
+        call = self._call = replica.stream_infer(self._message, timeout=limit_s, metadata=target.headers)
         self._message = b""
         while True:
             message = await call.read()
@@ -315,6 +331,7 @@ class Stream:
             chunks=Chunks(*(np.array(column, np.int64) for column in columns)),
             emulated=self._emulated,
             target=self._address,
+            clock=self._replicas.clock,
         )
 
     def _ending(self) -> tuple[Outcome, str]:
@@ -375,6 +392,11 @@ class SpeechClient:
 
     async def __aexit__(self, *_) -> None:
         await self.replicas.__aexit__()
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of the servers, once they are ready."""
+        return self.replicas.clock
 
     async def any_ready(self) -> None:
         """Return once one of the servers accepts speech requests. Raises ServerError where none can."""

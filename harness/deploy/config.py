@@ -13,6 +13,8 @@ from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2
 
 from harness import wire
+from harness.clock import HOST, Clock
+from harness.deploy.dilation import dilate
 from harness.errors import InputError, ServerError, StoreError
 from harness.host import nvml
 from harness.host.places import REPOSITORY, preset_name
@@ -53,7 +55,8 @@ class Deployment:
     times instead of computing. ``device`` is cpu, gpu, or auto: a GPU if this host has one. ``gpus``: how many GPUs (or
     emulated GPUs) are used; each gets an instance of every stage unless a knob says otherwise (on real GPUs,
     ``instances`` counts those on each GPU). ``dtype`` is what stages compute in; auto is bfloat16 on a GPU, float32 on
-    a CPU. Paths are made absolute. Raises InputError for what cannot be deployed.
+    a CPU. ``dilation``: how many times slower than the emulated GPUs everything runs; delays are given as they are on
+    those GPUs. Paths are made absolute. Raises InputError for what cannot be deployed.
     """
 
     preset: str = "tiny"
@@ -67,6 +70,7 @@ class Deployment:
     device: str = "auto"
     dtype: str = "auto"
     topology: str = wire.STAGED
+    dilation: float = 1.0
 
     def __post_init__(self):
         object.__setattr__(self, "preset", checked_preset(self.preset))
@@ -79,6 +83,8 @@ class Deployment:
             object.__setattr__(self, "emulate", _checked_profile(self.emulate, self.preset))
         if self.emulate and (self.device == GPU or self.dtype != "auto"):
             raise InputError("emulated stages compute nothing: leave out device and dtype, or emulate")
+        if self.clock != HOST and not self.emulate:
+            raise InputError("only emulated GPUs can run slower: leave out dilate, or give a profile to emulate")
         if self.device == CPU and self.gpus != 1:
             raise InputError(f"gpus is {self.gpus}, but the device is the CPU: leave one of them out")
         if not 1 <= self.gpus <= MAX_GPUS:
@@ -110,6 +116,17 @@ class Deployment:
         for name, value in self.parameters.items():
             _set_parameter(configs, name, value)
         return self.turn(configs)
+
+    def served(self, repository: Path = REPOSITORY) -> Configs:
+        """The configurations as a server gets them: with their times as they are on the host."""
+        configs = self.configs(repository)
+        dilate(configs.values(), self.clock)
+        return configs
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of its server."""
+        return Clock(self.dilation)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -200,6 +217,7 @@ class Deployment:
             "weights_seed": str(self.weights_seed),
             "emulate": self.emulate,
             "gpus": str(self.gpus),
+            wire.DILATION: f"{self.dilation:g}",
             "dtype": self.dtype,
         }
         for name, value in values.items():
@@ -277,7 +295,7 @@ def write_repository(target: Path, deployment: Deployment, source: Path = REPOSI
     Raises InputError for a deployment with which a server would not start.
     """
     deployment.check()
-    for model, config in deployment.configs(source).items():
+    for model, config in deployment.served(source).items():
         folder = target / model
         folder.mkdir(parents=True)
         (folder / "config.pbtxt").write_text(text_format.MessageToString(config))

@@ -13,6 +13,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from harness import wire
 from harness.client.replicas import described
 from harness.client.target import Target
+from harness.clock import HOST, Clock
 from harness.content import SCHEMA, current
 from harness.deploy.config import Configs, Deployment, as_json, from_json, topology_of
 from harness.deploy.control import config_of, is_ready, load_changes
@@ -53,7 +54,9 @@ class RemoteTriton:
                     f"no Triton with the models of model_repository/ is ready at {self.url}: check the address, or "
                     "leave --url out to have one started here"
                 )
-            self.topology = topology_of(config_of(stub, wire.ENTRY))
+            entry = config_of(stub, wire.ENTRY)
+            self._must_run_at_its_own_speed(entry)
+            self.topology = topology_of(entry)
             for topology in self._topologies:  # before anything is measured
                 self.must_have(topology)
             self.loaded = {model: config_of(stub, model) for model in wire.TOPOLOGIES[self.topology]}
@@ -76,6 +79,14 @@ class RemoteTriton:
             self._load(self.found)
             if self._keep:
                 self._keep.unlink(missing_ok=True)
+
+    def _must_run_at_its_own_speed(self, entry: model_config_pb2.ModelConfig) -> None:
+        """Raise InputError for a server with time dilation: the knobs set there would not be dilated."""
+        if Clock.of(entry.parameters[wire.DILATION].string_value) != HOST:
+            raise InputError(
+                f"{self.url} runs with time dilation, and a sweep sets delays: leave --url out, and give --dilate to "
+                "have such a server started here"
+            )
 
     def _write_kept(self) -> None:
         if self._keep is None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Mapping
 
 import psutil
 
 from harness.client.target import Target
+from harness.clock import HOST, Clock
 from harness.deploy.statistics import StatisticsReader, engine_stage, prometheus
 from harness.errors import ServerError
 from harness.host import nvml
@@ -23,7 +23,7 @@ class Probe:
     """Samples the servers of a target from its own thread, for the length of a ``with`` block.
 
     ``samples`` grows while it runs; ``missed`` counts samples for which a server did not answer. ``metrics_url``: its
-    Prometheus page; None = there is none.
+    Prometheus page; None = there is none. ``clock``: of the servers; times of the samples are its times.
     """
 
     def __init__(
@@ -32,13 +32,14 @@ class Probe:
         server_pid: int | None = None,
         interval_s: float = 1.0,
         metrics_url: str | None = None,
+        clock: Clock = HOST,
     ):
         self.samples: list[ServerSample] = []
         self.missed = 0
         self._has_engine = False  # whether its counts were seen on the metrics page
-        self._reader = StatisticsReader(target)
+        self._reader = StatisticsReader(target, clock)
         self._pid, self._metrics_url = server_pid, metrics_url
-        self._interval_s = interval_s
+        self._interval_s, self._clock = interval_s, clock
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
 
@@ -72,7 +73,7 @@ class Probe:
             return
         self.samples.append(
             ServerSample(
-                at_ns=time.monotonic_ns(),
+                at_ns=self._clock.now_ns(),
                 stages=(*stages, engine) if engine else stages,
                 cpu_percent=psutil.cpu_percent(),
                 memory_bytes=tree_memory_bytes(self._pid) if self._pid else 0,

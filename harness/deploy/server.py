@@ -144,7 +144,7 @@ class TritonServer:
 
     def _load(self, deployment: Deployment) -> list[str]:
         with self.target.channel(self.url) as channel:
-            changed = load_changes(channel, self.deployment.configs(), deployment.configs(), self.control_headers)
+            changed = load_changes(channel, self.deployment.served(), deployment.served(), self.control_headers)
         self.deployment = deployment
         self.identify()
         return changed

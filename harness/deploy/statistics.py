@@ -15,6 +15,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from harness import wire
 from harness.client.replicas import described
 from harness.client.target import Target
+from harness.clock import HOST, Clock
 from harness.errors import ServerError
 from harness.records.schema import BatchStatistics, StageStatistics
 
@@ -25,10 +26,10 @@ COUNTED = (wire.ENTRY, wire.FRAME, *wire.STAGES, wire.VOICE)
 
 
 class StatisticsReader:
-    """Reads the statistics of the stages from every server of a target. Close it after use."""
+    """Reads the statistics of the stages from every server of a target, in times of its clock. Close it after use."""
 
-    def __init__(self, target: Target | str):
-        self._target = Target.of(target)
+    def __init__(self, target: Target | str, clock: Clock = HOST):
+        self._target, self._clock = Target.of(target), clock
         self._channels = {address: self._target.channel(address) for address in self._target.addresses}
 
     def snapshot(self) -> tuple[StageStatistics, ...]:
@@ -44,7 +45,7 @@ class StatisticsReader:
             answer = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=TIMEOUT_S)
         except grpc.RpcError as error:
             raise ServerError(f"no statistics: {described(error, address, self._target.tls)}") from error
-        return tuple(_stage(model) for model in answer.model_stats if model.name in COUNTED)
+        return tuple(_stage(model, self._clock) for model in answer.model_stats if model.name in COUNTED)
 
     def close(self) -> None:
         for channel in self._channels.values():
@@ -125,14 +126,14 @@ def difference(after: Iterable[StageStatistics], before: Iterable[StageStatistic
     return tuple(_subtract(stage, earlier.get(stage.stage)) for stage in after)
 
 
-def _stage(model) -> StageStatistics:
+def _stage(model, clock: Clock) -> StageStatistics:
     inference = model.inference_stats
     parts = (inference.compute_input, inference.compute_infer, inference.compute_output)
     batches = tuple(
         BatchStatistics(
             int(batch.batch_size),
             int(batch.compute_infer.count),
-            int(batch.compute_input.ns + batch.compute_infer.ns + batch.compute_output.ns),
+            clock.of_host(int(batch.compute_input.ns + batch.compute_infer.ns + batch.compute_output.ns)),
         )
         for batch in model.batch_stats
     )
@@ -140,8 +141,8 @@ def _stage(model) -> StageStatistics:
         stage=model.name,
         requests=int(inference.success.count),
         executions=int(model.execution_count),
-        queue_ns=int(inference.queue.ns),
-        compute_ns=int(sum(part.ns for part in parts)),
+        queue_ns=clock.of_host(int(inference.queue.ns)),
+        compute_ns=clock.of_host(int(sum(part.ns for part in parts))),
         batches=batches,
     )
 

@@ -19,6 +19,7 @@ from harness.drive.validity import (
     certify,
     undisturbed,
     undisturbed_rungs,
+    unhurried,
     worst_of,
 )
 from harness.records import metrics
@@ -117,6 +118,17 @@ def _disturbance(observed: Observed, start_ns: int) -> Iterator[Gate]:
         yield undisturbed_rungs(observed.rungs)
     else:
         yield undisturbed(observed.host.load(start_ns, observed.end_ns), observed.settings.max_others)
+    if observed.dilation != 1:
+        yield unhurried(_busiest(observed, start_ns), observed.dilation)
+
+
+def _busiest(observed: Observed, start_ns: int) -> float | None:
+    """The share of the host that the run used: over the window, or in the busiest rung of a ladder. None: not known."""
+    windows = [(start_ns, observed.end_ns)]
+    if observed.settings.load.sessions:
+        windows = [(each.start_ns, each.end_ns) for each in observed.rungs if not each.disturbed]
+    loads = [load for window in windows if (load := observed.host.load(*window))]
+    return max((load.own / load.cores for load in loads), default=None)
 
 
 def _repeats(rungs: Sequence[HeldRung]) -> Iterator[str]:

@@ -95,7 +95,8 @@ def end_lines(observed: Observed, report: LoadReport) -> Iterator[str]:
     if observed.never_sent:
         yield f"               and {observed.never_sent} prepared but not yet due when the test ended"
     if any(result.emulated for result in results):
-        yield "  EMULATED     compute times come from a profile, and the audio is silent"
+        slower = "" if observed.dilation == 1 else f", time dilated {observed.dilation:g} times"
+        yield f"  EMULATED     compute times come from a profile{slower}, and the audio is silent"
     yield from _window_lines(report)
     yield from _load_lines(observed.settings, report)
     yield from _audio_lines(results)

@@ -19,12 +19,13 @@ from pydantic import InstanceOf
 
 from harness.client.replicas import ConnectionStatistics
 from harness.client.target import Target, is_this_host
+from harness.clock import HOST
 from harness.content import read
 from harness.drive.generator import Share, lead_s
 from harness.drive.observed import ReaderTotals
 from harness.drive.readers.live_stats import PROGRESS_EVERY_S, Progress
 from harness.drive.runners import FINISH_S, FindUsers, SpeechTest
-from harness.errors import HarnessError
+from harness.errors import HarnessError, InputError
 from harness.records.load_log import result_from_plain, result_to_plain
 from harness.records.load_test import AskedLoad
 from harness.records.schema import Result
@@ -244,6 +245,11 @@ class WorkerTest(SpeechTest):
         options = self._environment.parsed_options
         self._wall_ns, self._shares_servers_clock = wall_ns(), is_this_host(target)
         self.share = Share(self.settings, target, self._take, self._runner.worker_index, options.speech_workers)
+        if self.share.clock != HOST:
+            self.share.finish(0)
+            raise InputError(
+                "a server with time dilation needs a load from one Locust process: leave out --processes and workers"
+            )
         threading.Thread(target=self._keep_reporting, args=(self.share,), daemon=True).start()
 
     def _take(self, result: Result) -> None:

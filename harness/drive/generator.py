@@ -133,7 +133,8 @@ class Share:
         else:
             self._left = itertools.count()
         self.pool = ReaderPool(target, settings.readers, index * settings.readers, of * settings.readers)
-        self.start_ns = time.monotonic_ns()
+        self.clock = self.pool.clock  # of the servers, and of every time of a request
+        self.start_ns = self.clock.now_ns()
 
     @property
     def stopping(self) -> bool:
@@ -153,7 +154,7 @@ class Share:
         if streams is None or next(self._left, None) is None:
             return None
         request = next(streams.steady if first and self._settings.load.steady is not None else streams.new)
-        ticket = self._submit(replace(request, due_ns=time.monotonic_ns()), "closed")
+        ticket = self._submit(replace(request, due_ns=self.clock.now_ns()), "closed")
         if ticket is None:
             return None
         try:
@@ -179,7 +180,7 @@ class Share:
     def _keep_schedule(self) -> None:
         try:
             for request in self._scheduled():
-                wait_s = (request.due_ns - AHEAD_NS - time.monotonic_ns()) / 1e9
+                wait_s = self.clock.host_span(request.due_ns - AHEAD_NS - self.clock.now_ns()) / 1e9
                 if wait_s > 0:
                     self._stopping.wait(wait_s)
                 else:

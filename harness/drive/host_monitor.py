@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import psutil
 
+from harness.clock import HOST, Clock
 from harness.drive.disturbance import HostLoad, HostSample, load_between
 from harness.host.cpu_time import HostTime, ProcessTime, descendants, processes, used_by, used_s
 from harness.records.load_test import HostSummary
@@ -60,13 +61,16 @@ class HostRecord:
 
 
 class HostMonitor:
-    """Samples this host until ``close()``. ``ports``: ports of the servers on this host; empty if there are none."""
+    """Samples this host until ``close()``. ``ports``: ports of the servers on this host; empty if there are none.
 
-    def __init__(self, ports: Sequence[int], interval_s: float = INTERVAL_S):
+    Times of its samples are those of the servers' ``clock``.
+    """
+
+    def __init__(self, ports: Sequence[int], interval_s: float = INTERVAL_S, clock: Clock = HOST):
         self.samples: list[HostSample] = []
         self.events: list[str] = []
-        self._ports = ports
-        self._began_ns = time.monotonic_ns()
+        self._ports, self._clock = ports, clock
+        self._began_ns = clock.now_ns()
         self._roots = {os.getpid(), *_leader()}
         self._host: HostTime | None = None
         self._cores = os.cpu_count() or 1
@@ -121,7 +125,7 @@ class HostMonitor:
             known = all(self._main.get(port) for port in self._ports)
             sample = _sampled(before, host, used_by(used, members) if known else math.nan, memory)
             others = _largest(used, found, members, sample.seconds) if known else ()
-            self.samples.append(replace(sample, others=others))
+            self.samples.append(_on_clock(replace(sample, others=others), self._clock))
 
     def _server_pids(self, found: Mapping[int, ProcessTime]) -> set[int]:
         gone = [port for port in self._ports if not (main := self._main.get(port)) or not main.is_running()]
@@ -136,7 +140,7 @@ class HostMonitor:
         named = {(each.pid, each.started): each for each in server.values()}
         labels = {key: self._server.get(key) or _label(each) for key, each in named.items()}
         if self.samples:
-            at = f"{(time.monotonic_ns() - self._began_ns) / 1e9:.0f} s"
+            at = f"{(self._clock.now_ns() - self._began_ns) / 1e9:.0f} s"
             gone = [self._server[each] for each in self._server.keys() - labels.keys()]
             came = [labels[each] for each in labels.keys() - self._server.keys()]
             self.events += [f"{name} of the server ended by {at}" for name in sorted(gone)]
@@ -163,6 +167,11 @@ def _sampled(before: HostTime | None, now: HostTime, own_s: float, memory_bytes:
     return HostSample(
         at_ns, seconds, stolen_s / whole_s, busy_s / whole_s, own_s / whole_s, other_s / whole_s, memory_bytes
     )
+
+
+def _on_clock(sample: HostSample, clock: Clock) -> HostSample:
+    """A sample with the host's times on a server's clock; shares stay as they are."""
+    return replace(sample, at_ns=clock.of_host(sample.at_ns), seconds=sample.seconds / clock.dilation)
 
 
 def _largest(

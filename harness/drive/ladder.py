@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import gevent
 from locust import LoadTestShape
 
@@ -28,11 +26,12 @@ class Ladder(LoadTestShape):
     def begin(self) -> None:
         """Start the rung's clock: all users of the rung run."""
         if self._climb:
-            self._climb.begin(time.monotonic_ns())
+            self._climb.begin(self._test.clock.now_ns())
 
     def tick(self) -> tuple[int, float] | None:
         """The number of users that should run now; Locust calls this once a second."""
         climb = self._climb = self._climb or Climb(self._test)
-        gevent.sleep(climb.wait_s(time.monotonic_ns()))
-        climb.tick(time.monotonic_ns())
+        clock = self._test.clock
+        gevent.sleep(clock.host_span(climb.wait_s(clock.now_ns())))
+        climb.tick(clock.now_ns())
         return None if climb.users is None else (climb.users, float(self._test.settings.load.sessions[-1]))

@@ -38,7 +38,8 @@ class Observed:
 
     ``results``: requests that were sent; ``never_sent`` counts those cut off before they were due. ``unwritten``:
     records that could not be written. ``faults``: each makes the test INVALID. ``ladder_ended``: why a ladder ended
-    before its last rung, or "". ``rungs``: those of a ladder, each as often as it was held.
+    before its last rung, or "". ``rungs``: those of a ladder, each as often as it was held. ``dilation``: how many
+    times slower than these times the servers ran.
     """
 
     settings: LoadSettings
@@ -53,6 +54,7 @@ class Observed:
     rungs: tuple[HeldRung, ...] = ()
     readers: ReaderTotals = ReaderTotals()
     host: HostRecord = HostRecord()
+    dilation: float = 1.0
 
     @property
     def recorded(self) -> int:

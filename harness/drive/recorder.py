@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.client.target import Target
+from harness.clock import HOST, Clock
 from harness.drive.generator import LoadSettings
 from harness.drive.host_monitor import HostRecord
 from harness.drive.load_report import LoadReport
@@ -28,19 +28,22 @@ MANIFEST, REQUESTS = "manifest.json", "requests.csv"  # beside the records
 class Recorder:
     """The Results of one test, in order, with the timestamps and faults that its report needs.
 
-    ``folder`` None keeps the records in memory only. Raises StoreError where the records cannot be created.
+    Its times are those of ``clock``. ``folder`` None keeps the records in memory only. Raises
+    StoreError where the records cannot be created.
     """
 
-    def __init__(self, settings: LoadSettings, target: Target | str, folder: Path | None):
+    def __init__(self, settings: LoadSettings, target: Target | str, folder: Path | None, clock: Clock = HOST):
         self.settings, self.target = settings, Target.of(target)
         self.results: list[Result] = []
         self.never_sent = self.unwritten = 0
-        self.start_ns = time.monotonic_ns()
+        self.start_ns, self._dilation = clock.now_ns(), clock.dilation
         self._faults: list[str] = []
         self._ladder_ended = ""
         self._rungs: list[HeldRung] = []
         url, run_s = self.target.url, settings.load.time_limit_s
-        run = TestRun(url=url, target=self.target.record(), run_s=run_s, asked=settings.record())
+        run = TestRun(
+            url=url, target=self.target.record(), run_s=run_s, dilation=clock.dilation, asked=settings.record()
+        )
         self._writer, self._manifest = _opened(folder, run) if folder else (None, None)
 
     @property
@@ -99,6 +102,7 @@ class Recorder:
             rungs=tuple(self._rungs),
             readers=readers,
             host=host or HostRecord(),
+            dilation=self._dilation,
         )
 
     def store(self, observed: Observed, report: LoadReport) -> LoadReport:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +17,7 @@ import gevent
 from harness import exit_codes, wire
 from harness.client.response_parser import BYTES_PER_SAMPLE
 from harness.client.target import Target, is_this_host
+from harness.clock import HOST, Clock
 from harness.drive.console import end_lines, progress_line, start_line
 from harness.drive.generator import LoadSettings, Share, UserClass, arrival_times, lead_s
 from harness.drive.host_monitor import HostMonitor
@@ -81,6 +81,11 @@ class SpeechTest:
         return _begun(self.host_monitor)
 
     @property
+    def clock(self) -> Clock:
+        """The clock of the servers of the present test, or of the last one: that of every time in its records."""
+        return self.share.clock if self.share else HOST
+
+    @property
     def sending(self) -> Share:
         """This process's share of the present test, or of the last one. Raises HarnessError before the first."""
         return _begun(self.share)
@@ -121,7 +126,7 @@ class SpeechTest:
         """Start a closed loop's window: all users (of the first rung) run. An open loop starts with its schedule."""
         if self._running and not self._finishing and self.recorder and self.settings.load.loop == "closed":
             self._all_run = True
-            self.recorder.all_users_run(time.monotonic_ns())
+            self.recorder.all_users_run(self.clock.now_ns())
 
     def finish(self, grace_s: float) -> None:
         """End the test, if one runs: collect every Result, print the certificate, set the exit code.
@@ -134,7 +139,7 @@ class SpeechTest:
             self._hurry(grace_s)
             self._finished.wait(FINISH_S)
             return
-        end_ns = time.monotonic_ns()
+        end_ns = self.clock.now_ns()
         self._finishing = True
         self._drop_time_limit()
         try:
@@ -163,21 +168,22 @@ class SpeechTest:
             raise
 
     def _open_records(self, target: Target) -> None:
-        self.recorder = Recorder(self.settings, target, self._folder())
+        self.recorder = Recorder(self.settings, target, self._folder(), self.clock)
         here = [address for address in target.addresses if is_this_host(address)]
-        self.host_monitor = HostMonitor([int(address.rpartition(":")[2]) for address in here])
+        ports = [int(address.rpartition(":")[2]) for address in here]
+        self.host_monitor = HostMonitor(ports, clock=self.clock)
 
     def _begin(self) -> None:
         """Start the load: everything can send. The schedule of an open loop and the time limit count from here."""
         share = self.sending
         if self.settings.load.loop == "open":
-            share.begin(time.monotonic_ns() + round(lead_s(self.settings) * 1e9))
+            share.begin(self.clock.now_ns() + round(lead_s(self.settings) * 1e9))
         self.recording.begin(share.start_ns)
         self._limit_time(share.start_ns)
 
     def _limit_time(self, start_ns: int) -> None:
         if limit_s := self.settings.load.time_limit_s:
-            seconds = max(start_ns - time.monotonic_ns(), 0) / 1e9 + limit_s
+            seconds = self.clock.host_span(max(start_ns - self.clock.now_ns(), 0) / 1e9 + limit_s)
             self._time_limit = gevent.spawn_later(seconds, self._time_is_up)
 
     def _drop_time_limit(self) -> None:
@@ -208,8 +214,8 @@ class SpeechTest:
 
     def _keep_reporting_progress(self, recorder: Recorder, host: HostMonitor, every_s: float) -> None:
         before = Progress()
-        while not self._finished.wait(every_s) and recorder is self.recorder:
-            now, seconds = self.progress(), (time.monotonic_ns() - recorder.start_ns) / 1e9
+        while not self._finished.wait(self.clock.host_span(every_s)) and recorder is self.recorder:
+            now, seconds = self.progress(), (self.clock.now_ns() - recorder.start_ns) / 1e9
             print(progress_line(seconds, every_s, before, now, host.server_memory_bytes), flush=True)
             before = now
 

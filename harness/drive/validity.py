@@ -33,6 +33,7 @@ MIN_LENGTHS_CV2 = 0.25  # floor: a server of equal requests does not run like cl
 MIN_ARRIVALS = 20  # fewer are not tested for their number
 MIN_ARRIVALS_OF_TREND = 25_000  # of a random process: fewer cannot tell a rise of 10% from chance
 FARTHEST_DUE_S = 0.1
+MAX_BUSY = 0.6  # of a host with time dilation: beyond it, its own queues show in the emulated times
 _SIGMAS = 4  # tolerance of the number of arrivals: one run in 16,000 is beyond
 
 
@@ -169,6 +170,16 @@ def undisturbed_rungs(rungs: Sequence[HeldRung]) -> Gate:
     if all(each.others_share is None for each in rungs):
         return undisturbed(None, 0.0)
     return Gate("other load", True, says)
+
+
+def unhurried(used_share: float | None, dilation: float) -> Gate:
+    """Judge the share of a host that a run with time dilation used. None: it is not known."""
+    if used_share is None:
+        return Gate("host share", None, "not testable: who used this host's CPU is not known")
+    says = f"harness and server used {used_share:.0%} of this host with time dilated {dilation:g} times"
+    if used_share > MAX_BUSY:
+        return Gate("host share", False, f"{says}: above {MAX_BUSY:.0%}; give a higher --dilate, or auto")
+    return Gate("host share", True, f"{says} (limit {MAX_BUSY:.0%})")
 
 
 def worst_of(rungs: Sequence[HeldRung]) -> HeldRung:

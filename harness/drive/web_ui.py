@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
@@ -126,7 +125,7 @@ class Live:
             return
         if recorder is not self._recorder:
             self._recorder, self._history = recorder, History()
-        at_s = (time.monotonic_ns() - recorder.start_ns) / 1e9
+        at_s = (test.clock.now_ns() - recorder.start_ns) / 1e9
         if at_s >= 0:
             self._history.add(at_s, test.progress(), test.results)
 

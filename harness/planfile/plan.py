@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from harness import wire
+from harness.clock import MOST_DILATION
 from harness.errors import PlanError
 from harness.planfile.sections import (
     MAX_OTHERS,
@@ -44,6 +45,7 @@ class PlanSpec(WithSlos):
     mix: MixSpec
     scripts: str | None = None  # folder of .txt scripts, cut or repeated to the mix's lengths; default: generated
     emulate: str | None = None  # profile whose times the stages take instead of computing
+    dilate: Literal["auto"] | Annotated[float, Field(strict=True, ge=1, le=MOST_DILATION)] = 1.0  # of emulated time
     gpus: Annotated[int, Field(strict=True, ge=1, le=64)] = 1  # per server, real or emulated
     device: Literal["auto", "cpu", "gpu"] = "auto"  # auto: a GPU if the server's host has one
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
@@ -99,6 +101,12 @@ class PlanSpec(WithSlos):
         for knob, values in space.items():
             check_knob(knob, values)
         return space
+
+    @model_validator(mode="after")
+    def _dilates_emulated_time(self) -> PlanSpec:
+        if self.dilate != 1 and not self.emulate:
+            raise ValueError("dilate: only emulated GPUs can run slower: leave it out, or give a profile to emulate")
+        return self
 
     @model_validator(mode="after")
     def _knobs_of_its_topologies(self) -> PlanSpec:

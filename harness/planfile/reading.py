@@ -45,21 +45,38 @@ def load_plan(path: Path | str) -> PlanSpec:
     return _load(Path(path), PlanSpec, build)
 
 
-def deployed_as(spec: PlanSpec, topology: str) -> PlanSpec:
-    """The plan in another topology; "" = its own. Raises InputError for one that it cannot have."""
-    if not topology:
+def deployed_as(
+    spec: PlanSpec, topology: str = "", dilate: float | str | None = None, measured: bool = False
+) -> PlanSpec:
+    """The plan in another topology ("" = its own), with another time dilation (None: its own).
+
+    ``measured``: on this host's own device, where the plan emulates one. Raises InputError for what it cannot have.
+    """
+    changes: dict[str, Any] = {}
+    if topology:
+        _check_topology(spec, topology)
+        changes[TOPOLOGY] = topology
+    if measured and dilate is not None:
+        raise InputError("--dilate is for emulated GPUs: leave out --dilate or --no-emulate")
+    if measured:
+        changes |= {"emulate": None, "dilate": 1.0}
+    elif dilate is not None:
+        changes["dilate"] = dilate
+    if not changes:
         return spec
+    try:
+        return PlanSpec.model_validate(spec.model_dump(mode="json") | changes, context={"folder": spec._folder})
+    except ValidationError as error:
+        problems = "; ".join(_problem(each, PlanSpec) for each in error.errors())
+        given = f"--topology {topology}" if topology else f"--dilate {dilate}"
+        raise InputError(f"{given}: {problems}") from None
+
+
+def _check_topology(spec: PlanSpec, topology: str) -> None:
     if topology not in wire.TOPOLOGIES:
         raise InputError(f"--topology {topology}: use one of {', '.join(wire.TOPOLOGIES)}")
     if TOPOLOGY in spec.space:
         raise InputError(f"--topology {topology}: the plan sweeps the topology: leave one of them out")
-    try:
-        return PlanSpec.model_validate(
-            spec.model_dump(mode="json") | {TOPOLOGY: topology}, context={"folder": spec._folder}
-        )
-    except ValidationError as error:
-        problems = "; ".join(_problem(each, PlanSpec) for each in error.errors())
-        raise InputError(f"--topology {topology}: {problems}") from None
 
 
 def load_mix(path: Path | str) -> Mix:

@@ -104,13 +104,17 @@ class TargetRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TestRun:
-    """A test and its target. ``run_s``: the time limit, None without one."""
+    """A test and its target. ``run_s``: the time limit, None without one.
+
+    ``dilation``: how many times slower than its records say an emulated server ran.
+    """
 
     __test__ = False  # not a test of pytest
 
     url: str
     target: TargetRecord
     run_s: int | float | None
+    dilation: float = absent(1.0)
     asked: AskedLoad
 
     @classmethod
@@ -119,7 +123,9 @@ class TestRun:
         return read(cls, {**content, "asked": AskedLoad.of(content)})
 
     def to_dict(self) -> dict[str, Any]:
-        return {"url": self.url, "target": content_of(self.target), "run_s": self.run_s, **self.asked.to_dict()}
+        slower = {} if self.dilation == 1 else {"dilation": self.dilation}
+        target = content_of(self.target)
+        return {"url": self.url, "target": target, "run_s": self.run_s, **slower, **self.asked.to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

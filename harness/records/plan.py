@@ -310,6 +310,7 @@ class Plan:
     gpus_per_device: int = 1
     emulated: bool = False
     times_basis: str = absent("")  # of emulated times that nobody measured: estimated or scaled
+    dilation: float = absent(1.0)  # how many times slower than these figures the emulated GPUs ran
     confidence: float
     utilisation_cap: float | None = None
     routing: str = absent("least_loaded")

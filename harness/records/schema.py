@@ -1,6 +1,7 @@
 """The vocabulary of the harness: frozen records that every package reads and writes.
 
-All times are CLOCK_MONOTONIC nanoseconds (``time.monotonic_ns``), comparable across the processes of one host.
+All times are nanoseconds of CLOCK_MONOTONIC (``time.monotonic_ns``), comparable across the processes of one host; under
+time dilation they are those of a slower clock (``harness.clock``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from harness import wire
+from harness.clock import Clock
 from harness.content import absent, content_of, read
 from harness.device_profile import Profile
 from harness.identity import HostFacts, StageIdentity
@@ -251,6 +253,8 @@ class RunManifest:
     between_ladders: BetweenLadders | None = absent(None)
     times_basis: str = absent("")  # of emulated times that nobody measured: estimated or scaled
     demand: DemandCurve | None = absent(None)  # over a day, as the plan file gave it at the start
+    # how many times slower than these records emulated GPUs ran; None: not chosen yet
+    dilation: float | None = absent(1.0)
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> RunManifest:
@@ -259,6 +263,11 @@ class RunManifest:
 
     def to_dict(self) -> dict[str, Any]:
         return content_of(self)
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of the servers: that of every time in its records."""
+        return Clock(self.dilation or 1.0)
 
     @property
     def title(self) -> str:

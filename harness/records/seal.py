@@ -80,7 +80,7 @@ class Seal:
 
     schema: int = SCHEMA
     run_id: str
-    verdict: Annotated[str, Field(pattern="^(met|missed|inconclusive)$")]
+    verdict: Annotated[str, Field(pattern="^(met|missed|inconclusive|planning estimate)$")]
     answer: SealedAnswer
     signed_at: str
     expires_at: str

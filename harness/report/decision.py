@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from harness.capacity.models.device import slo_name
+from harness.clock import HOST
+from harness.records.estimate import VERDICT
 from harness.records.plan import JudgedSlo, Plan, PlannedTarget
 from harness.records.schema import RunManifest, Trial
 from harness.report import words
@@ -18,7 +20,7 @@ from harness.report.facts import SweptDeployment
 class FirstScreen:
     """The texts of the report's first screen."""
 
-    verdict: str  # met | missed | inconclusive | none
+    verdict: str  # met | missed | inconclusive | planning estimate | none
     symbol: str
     title: str
     answer: str
@@ -30,6 +32,10 @@ TITLES = {
     "met": ("✓", "Met: every SLO can be met at every target"),
     "missed": ("✕", "Missed: no measured deployment meets the SLOs at any rate"),
     "inconclusive": ("?", "Inconclusive: the measurements do not suffice for a decision yet"),
+    VERDICT: (
+        "≈",
+        "Planning estimate: no GPU was measured; every SLO can be met at every target if its times are true",
+    ),
     "none": ("–", "No decision: this run holds no capacity plan yet"),
 }
 
@@ -67,6 +73,8 @@ def _answer(verdict: str, plan: Plan | None, target: PlannedTarget | None, devic
     if target is None:
         return "No device count can be given for any target from what was measured."
     said = _target_sentence(target, plan.confidence, plan.gpus_per_device)
+    if verdict == VERDICT:
+        return f"Estimated: at {said}"
     return f"At {said}" if verdict == "met" else f"Not signed off. Best estimate so far: at {said}"
 
 
@@ -166,6 +174,11 @@ def computed(manifest: RunManifest, plan: Plan | None) -> list[str]:
     said = []
     if is_emulated(manifest, plan):
         said.append("EMULATED: service times were emulated, not those of the real device; so is every figure here.")
+        if manifest.clock != HOST:
+            said.append(
+                f"TIME DILATED {manifest.clock.dilation:g} TIMES: everything ran so much slower than its figures say, "
+                "and what this host took of every step is divided by it."
+            )
         if manifest.times_basis:
             said.append(
                 f"{manifest.times_basis.upper()}: nobody has measured the emulated device; its times come from "
@@ -185,6 +198,12 @@ def computed(manifest: RunManifest, plan: Plan | None) -> list[str]:
             "beyond them (changes, growth, surges, devices lost) is marked so where it stands."
         )
     return said
+
+
+def how_emulated(manifest: RunManifest) -> str:
+    """How the times of an emulated run came about: "emulated", or with its time dilation."""
+    slower = "" if manifest.clock == HOST else f", time dilated {manifest.clock.dilation:g} times"
+    return f"emulated{slower}"
 
 
 def is_emulated(manifest: RunManifest, plan: Plan | None) -> bool:

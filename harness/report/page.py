@@ -58,6 +58,7 @@ def render(run: Run) -> str:
         unit=decision.unit(run.manifest, plan),
         decision=decision.decide(run.manifest, plan),
         emulated=decision.is_emulated(run.manifest, plan),
+        how_emulated=decision.how_emulated(run.manifest),
         swept=swept,
         stages=facts.stages_shown(facts.shares_of(swept)),
         detailed=_detailed(swept),

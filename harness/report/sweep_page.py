@@ -51,6 +51,7 @@ def render(run: Run) -> str:
         manifest=run.manifest,
         unit=decision.unit(run.manifest, None),
         emulated=decision.is_emulated(run.manifest, None),
+        how_emulated=decision.how_emulated(run.manifest),
         swept=swept,
         stages=facts.stages_shown(facts.shares_of(swept)),
         found=found,

@@ -13,7 +13,7 @@ import pandas as pd
 from harness.records.plan import Plan
 from harness.records.schema import RunManifest
 from harness.records.store import Run
-from harness.report import facts, figures, words
+from harness.report import decision, facts, figures, words
 from harness.report.facts import SweptDeployment
 
 
@@ -30,7 +30,7 @@ def about(manifest: RunManifest) -> pd.DataFrame:
         "plan": manifest.plan_path,
         "model": f"VibeVoice at preset {manifest.preset}",
         "device": manifest.device,
-        "emulated": "yes" if manifest.emulated else "no",
+        "emulated": decision.how_emulated(manifest).replace("emulated", "yes") if manifest.emulated else "no",
         "started": manifest.created_at,
         "finished": manifest.finished_at or "not yet",
         "commit": manifest.commit,

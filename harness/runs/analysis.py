@@ -71,6 +71,7 @@ def terms_of(manifest: RunManifest, spec: PlanSpec) -> Terms:
         profiles=manifest.profiles,
         routing=spec.routing,
         times_basis=manifest.times_basis,
+        dilation=manifest.clock.dilation,
     )
 
 

@@ -59,7 +59,16 @@ def _place(manifest: RunManifest) -> tuple:
     """Where a run was measured. What stages report is added to a device's name in brackets, or replaces a GPU's."""
     host = manifest.host
     device = "" if is_here(manifest) and not manifest.emulated else manifest.device.partition(" (")[0]
-    return host.cpu, host.cores, host.memory_gib, host.gpu, manifest.preset, device, manifest.emulated
+    return (
+        host.cpu,
+        host.cores,
+        host.memory_gib,
+        host.gpu,
+        manifest.preset,
+        device,
+        manifest.emulated,
+        manifest.dilation,
+    )
 
 
 def _found_in(run: Run) -> FittedBetween | None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from harness import wire
 from harness.capacity.planning.device_types import DeviceType
 from harness.capacity.planning.scaled_profile import scaled
+from harness.clock import AUTO
 from harness.device_profile import MEASURED, Profile
 from harness.errors import HarnessError, InconclusiveError, InputError, StoreError
 from harness.host.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
@@ -74,6 +75,7 @@ def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None 
         digest.update(path.read_bytes())
     if emulated := spec.profile_path():
         digest.update(emulated.read_bytes())
+        digest.update(b"" if spec.dilate == 1 else str(spec.dilate).encode())  # it may come from an option, too
     if spec.profiles:
         profiles = {name: profile.to_dict() for name, profile in profiles_of(spec).items()}
         digest.update(json.dumps(profiles, sort_keys=True).encode())
@@ -107,6 +109,7 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None, ra
         topologies=spec.topologies,
         times_basis=_times_basis(spec),
         demand=spec.demand_curve(),
+        dilation=None if spec.dilate == AUTO else spec.dilate,
     )
     learnt = between_of_earlier_runs(Path(results), manifest)
     notes = (*manifest.notes, *filter(None, [learnt and _says(learnt)]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness import wire
+from harness.clock import AUTO as AUTO_DILATION
 from harness.deploy.config import Deployment
 from harness.errors import InputError
 from harness.identity import AUTO, GPU
@@ -22,6 +23,7 @@ def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
     profile = str(spec.profile_path() or "")
     where: dict[str, Any] = {"emulate": profile, "gpus": spec.gpus, "device": spec.device, "dtype": spec.dtype}
     where["topology"] = spec.topologies[0]
+    where["dilation"] = 1.0 if spec.dilate == AUTO_DILATION else spec.dilate  # until one is chosen
     return Deployment(preset=spec.preset, parameters=parameters, **{**where, **more})
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from harness.clock import HOST, Clock
 from harness.drive.load import Load
 from harness.drive.stop_rule import settle_s
 from harness.planfile.plan import PlanSpec
@@ -31,16 +32,16 @@ class Budget:
         return self.minutes * 60 - (time.monotonic() - self.began_s)
 
 
-def estimated_s(load: Load, trials: Sequence[Trial] = ()) -> float:
-    """Estimated seconds of a trial, including the reload of its stages, from the ``trials`` of the run.
+def estimated_s(load: Load, trials: Sequence[Trial] = (), clock: Clock = HOST) -> float:
+    """Estimated seconds on the host of a trial, including the reload of its stages, from the ``trials`` of the run.
 
-    A ladder may end before its last rung: the estimate assumes the longest duration so far of a ladder with the same
-    rungs, or with all but a few of them, and the whole time of those.
+    ``clock``: of the servers. A ladder may end before its last rung: the estimate assumes the longest duration so far
+    of a ladder with the same rungs, or with all but a few of them, and the whole time of those.
     """
     ladders = [trial for trial in trials if trial.kind == "ladder" and trial.rungs]
-    beside_s = median([trial.wall_s - _held_s(trial) for trial in ladders]) if ladders else START_S
+    beside_s = median([trial.wall_s - clock.host_span(_held_s(trial)) for trial in ladders]) if ladders else START_S
     alike = [_held_s(trial) + _others_s(load, trial) for trial in ladders if _is_part_of(trial, load)]
-    return max(alike, default=load.total_s) + max(beside_s, 0.0)
+    return clock.host_span(max(alike, default=load.total_s)) + max(beside_s, 0.0)
 
 
 def decidable_s(spec: PlanSpec, mix: Mix, rate_per_s: float) -> float:

@@ -276,7 +276,7 @@ class Campaign:
     # Times
 
     def _estimated_s(self, load: Load) -> float:
-        return estimated_s(load, self.run.trials())
+        return estimated_s(load, self.run.trials(), self.run.manifest.clock)
 
     def confirm_s(self) -> float:
         """Seconds for the confirmation that an answer needs, and its repeat, from the rates measured so far."""

@@ -142,7 +142,8 @@ class Driver:
             raise TrialFailed(f"{name} cannot be deployed: {error}") from error
         folder = self.scratch / name
         shutil.rmtree(folder, ignore_errors=True)
-        with Probe(self.server.target, self.server.pid, metrics_url=self.server.metrics_url) as probe:
+        metrics_url, clock = self.server.metrics_url, self.base.clock
+        with Probe(self.server.target, self.server.pid, metrics_url=metrics_url, clock=clock) as probe:
             exit_code, output = self._locust(folder, load)
         if not self.server.alive():
             raise TrialFailed(f"the server ended during {name}")
@@ -181,7 +182,8 @@ class Driver:
         environment = {**os.environ, LEADER_VARIABLE: str(os.getpid())}
         self._process, self._aborted = spawn(command, log, environment=environment), False
         try:
-            code = self._process.wait(timeout=2 * load.total_s + 120)  # a ladder may repeat as much as it measures
+            # a ladder may repeat as much as it measures
+            code = self._process.wait(timeout=self.base.clock.host_span(2 * load.total_s) + 120)
         except subprocess.TimeoutExpired:
             code = -signal.SIGKILL
         finally:

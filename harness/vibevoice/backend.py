@@ -16,6 +16,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from harness import gpu_memory, identity, wire
+from harness.clock import Clock
 from harness.errors import HarnessError, InputError, RequestError, ServerError
 from harness.host import places, provenance
 from harness.host.process_group import reap_children
@@ -219,7 +220,8 @@ def _computes_on(built) -> dict:
 def _emulated_gpu(args: dict, gpus: int) -> emulation.EmulatedGPU:
     """The emulated GPU of an instance: instance k is on GPU k. The GPU's file is stored beside the models."""
     instance = int(args["model_instance_name"].rpartition("_")[2])
-    return emulation.EmulatedGPU(Path(args["model_repository"]).parent / f"gpu-{instance % gpus}")
+    file = Path(args["model_repository"]).parent / f"gpu-{instance % gpus}"
+    return emulation.EmulatedGPU(file, Clock.of(parameters(args).get(wire.DILATION, "")))
 
 
 def tensor(array: np.ndarray):

@@ -34,6 +34,7 @@ from harness.capacity.planning.plan import Terms, make_plan
 from harness.capacity.planning.prediction import predict_open_run, sealed
 from harness.capacity.planning.remarks import not_told_apart
 from harness.capacity.planning.validation import ComparedFigure, _row, validate
+from harness.records.plan import Plan
 from harness.records.prediction import Prediction
 from harness.records.slo import Slo
 
@@ -379,9 +380,20 @@ def test_a_run_without_a_decidable_figure_confirms_nothing(fit, measured, runs, 
 
 def test_a_plan_over_times_that_nobody_measured_decides_nothing(fit, measured, runs):
     plan = plan_of(fit, measured, *runs, emulated=True, times_basis="estimated")
-    assert plan.verdict == "inconclusive" and plan.times_basis == "estimated" and plan.targets[0].devices
+    assert plan.verdict == "planning estimate" and plan.times_basis == "estimated" and plan.targets[0].devices
     assert plan.reasons[0].startswith("A planning estimate: the emulated times are estimated")
     assert plan_of(fit, measured, *runs, emulated=True).verdict == "met"
+
+
+def test_a_plan_over_dilated_time_is_an_estimate_at_best(fit, measured, runs):
+    plan = plan_of(fit, measured, *runs, emulated=True, dilation=20.0)
+    assert (plan.verdict, plan.dilation, plan.times_basis) == ("planning estimate", 20.0, "")
+    assert plan.reasons[0].startswith("Emulated, time dilated 20 times")
+    assert plan_of(fit, measured, runs[0], emulated=True, dilation=20.0).verdict in (
+        "inconclusive",
+        "planning estimate",
+    )
+    assert Plan.of(plan.to_dict()) == plan and "dilation" not in plan_of(fit, measured, *runs).to_dict()
 
 
 def test_an_extrapolated_count_is_not_signed(runs):

@@ -15,6 +15,7 @@ from harness.cards.costs import costs_of
 from harness.cards.estimate import assumptions_for, estimated_profile
 from harness.client.stream import SpeechClient
 from harness.client.stream import make_result as result_of
+from harness.clock import Clock
 from harness.deploy.config import Deployment
 from harness.deploy.server import TritonServer
 from harness.drive.load import Load
@@ -23,7 +24,9 @@ from harness.planfile.reading import load_plan
 from harness.records.load import TrialLoad
 from harness.records.schema import Outcome, Trial
 from harness.records.store import Run, write_profile
+from harness.report import decision, tables
 from harness.runs import opening, points
+from harness.sweep.progress import Watcher
 from harness.sweep.trial import Measured, TrialRequest
 
 PLAN = """
@@ -82,6 +85,53 @@ def test_a_run_over_an_estimated_profile_says_so_in_its_manifest_and_its_unit(tm
     run = job.SignOff(plan, tmp_path / "results").run
     assert run.manifest.times_basis == "estimated" and Run.open(run.path).manifest.times_basis == "estimated"
     assert opening.unit_of(run.manifest) == "one emulated NVIDIA H100 SXM (estimated) at preset 1.5b"
+
+
+def test_a_plan_can_ask_for_time_dilation(tmp_path):
+    spec = load_plan(write_plan(tmp_path, more="dilate: 20\n"))
+    assert points.deployment_of(spec, url=None).clock == Clock(20.0)
+    run = job.SignOff(tmp_path / "plan.yaml", tmp_path / "results").run
+    assert Run.open(run.path).manifest.clock == Clock(20.0)
+    found = decision.computed(run.manifest, None)
+    assert any("TIME DILATED 20 TIMES" in each for each in found)
+    assert tables.about(run.manifest).loc["emulated", ""] == "yes, time dilated 20 times"
+
+
+def test_an_option_replaces_the_dilation_of_a_plan_and_makes_another_run(tmp_path):
+    plan = write_plan(tmp_path)
+    plain, auto = (job.SignOff(plan, tmp_path / "results", dilate=each) for each in (None, "auto"))
+    assert plain.run.path != auto.run.path and "dilation" not in plain.run.manifest.to_dict()
+    assert auto.run.manifest.dilation is None and auto.run.manifest.clock == Clock(1.0)
+    own = job.SignOff(plan, tmp_path / "results", measured=True)
+    assert not own.run.manifest.emulated and own.base.emulate == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dilate": 0.5}, "--dilate 0.5: dilate"),
+        ({"dilate": 20.0, "measured": True}, "leave out --dilate or --no-emulate"),
+        ({"dilate": "auto", "ray": "auto"}, "give a factor"),
+    ],
+)
+def test_a_dilation_that_cannot_be_is_refused(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        job.SignOff(write_plan(tmp_path), tmp_path / "results", **changes)
+
+
+def test_time_is_dilated_for_emulated_gpus_only(tmp_path):
+    with pytest.raises(InputError, match="only emulated GPUs can run slower"):
+        load_plan(write_plan(tmp_path, profile="''", more="dilate: 2\n"))
+
+
+def test_the_dilation_of_a_run_is_chosen_once(tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(job, "choose_dilation", lambda base, mix, sessions, *_: tried.append(sessions) or 12.0)
+    for _ in range(2):
+        work = job.SignOff(write_plan(tmp_path), tmp_path / "results", dilate="auto")
+        work._choose_dilation(Watcher())
+        assert work.base.clock == Clock(12.0) == work.run.manifest.clock
+    assert tried == [16]  # the highest rung
 
 
 def test_another_profile_leads_to_another_run(tmp_path):

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from made_up_profile import DIFFUSION_MS, LLM_MS, STAGES, VOCODER_MS, write
 
 from harness import wire
+from harness.clock import Clock as DilatedClock
 from harness.errors import InputError, RequestError
+from harness.vibevoice.profiling import emulation
 from harness.vibevoice.profiling.emulation import (
     EmulatedDiffusion,
     EmulatedGPU,
@@ -25,6 +27,7 @@ from harness.vibevoice.profiling.emulation import (
     wait_until,
 )
 from harness.vibevoice.profiling.times import Curve, ProfiledTimes, Surface
+from harness.vibevoice.sessions.table import IDLE_LIMIT_S
 from harness.vibevoice.stages.llm import LLMStage
 from harness.vibevoice.stages.presets import Weights
 from harness.vibevoice.stages.vocoder import VocoderStage
@@ -46,6 +49,9 @@ class Clock:
     def spend(self, milliseconds, host_ms=0.0):
         self.spent_ms.append(milliseconds)
         self.host_ms.append(host_ms)
+
+    def seconds(self):
+        return time.monotonic()
 
 
 # Times between and beyond the points
@@ -287,6 +293,26 @@ def test_a_gpu_is_held_for_its_time_and_not_less(tmp_path):
         began = time.monotonic_ns()
         gpu.spend(milliseconds)
         assert time.monotonic_ns() - began >= milliseconds * 1e6
+
+
+def test_a_dilated_gpu_takes_longer_on_the_host(tmp_path, monkeypatch):
+    deadlines = []
+    monkeypatch.setattr(emulation, "wait_until", deadlines.append)
+    began = time.monotonic_ns()
+    EmulatedGPU(tmp_path / "gpu-0", DilatedClock(20.0)).spend(10.0, host_ms=5.0)
+    host_ms, whole_ms = ((each - began) / 1e6 for each in deadlines)
+    assert host_ms == pytest.approx(100, abs=20) and whole_ms - host_ms == pytest.approx(200)
+
+
+def test_a_session_of_a_dilated_stage_is_idle_by_the_clock_of_its_gpu(profile, tmp_path, monkeypatch):
+    now_s = [1000.0]
+    monkeypatch.setattr(time, "monotonic_ns", lambda: round(now_s[0] * 1e9))
+    stage = EmulatedVocoder(profile, EmulatedGPU(tmp_path / "gpu-0", DilatedClock(20.0)))
+    stage.open(1)
+    for later_s, left in ((20 * IDLE_LIMIT_S - 1, 1), (2, 0)):
+        now_s[0] += later_s
+        stage.sessions.drop_idle()
+        assert len(stage.sessions) == left
 
 
 def test_times_left_over_from_an_earlier_server_hold_nobody_up(tmp_path):

@@ -23,6 +23,7 @@ from harness.capacity.planning.routing import LEAST_LOADED, ROUTINGS, counts_by_
 from harness.capacity.planning.sensitivity import sensitivity
 from harness.capacity.simulator.sessions import simulate
 from harness.device_profile import Profile
+from harness.records.estimate import VERDICT
 from harness.records.fit import Fit, FittedDeployment, fitted
 from harness.records.plan import Drain, Forecast, KvMemory, Plan, PlannedLoss, PlannedRate, PlannedTarget, Price
 from harness.records.prediction import Prediction
@@ -43,7 +44,8 @@ class Terms:
     a forecast; ``profiles``, by type of device, for counts of devices that were not deployed. ``routing``: how sessions
     are given to devices, a key of ``planning.routing.ROUTINGS``. ``predictions``: those
     recorded before open-loop runs started, by trial; empty for an older run. ``times_basis``: of emulated times that
-    nobody measured (estimated or scaled): with them nothing is met or missed.
+    nobody measured (estimated or scaled); ``dilation``: how many times slower emulated GPUs ran. With these, the plan
+    is an estimate, and nothing is met or missed.
     """
 
     utilisation_cap: float
@@ -62,6 +64,7 @@ class Terms:
     routing: str = LEAST_LOADED
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
     times_basis: str = ""
+    dilation: float = 1.0
 
 
 def make_plan(
@@ -80,7 +83,8 @@ def make_plan(
     ``fit``: of fit_run. ``requests``: as for fit_run, including those of open-loop trials. met: every target has a
     count inside the measured range, no open-loop run of the deployment failed (its predictions, its SLOs), and the
     one with the highest rate passed. missed: an SLO cannot be met at any rate on any deployment. inconclusive:
-    anything else; ``reasons`` names the measurement that would decide.
+    anything else; ``reasons`` names the measurement that would decide. What would be met is a "planning estimate" where
+    nobody measured the times, or time was dilated.
     """
     chosen = fit.best_deployment
     plan = _nothing_known(chosen, slos, targets_qps, terms)
@@ -118,11 +122,21 @@ def make_plan(
 
 
 def _undecided(plan: Plan) -> Plan:
-    """The plan, inconclusive where its times were never measured."""
-    if not plan.times_basis:
+    """The plan, an estimate at most where its times were never measured, or its time was dilated."""
+    said = []
+    if plan.times_basis:
+        said.append(
+            f"A planning estimate: the emulated times are {plan.times_basis}, and nobody has measured such a GPU."
+        )
+    if plan.dilation != 1:
+        said.append(
+            f"Emulated, time dilated {plan.dilation:g} times: queues and batches are those of the real Triton, and "
+            f"what the host took of every step was divided by {plan.dilation:g}."
+        )
+    if not said:
         return plan
-    said = f"A planning estimate: the emulated times are {plan.times_basis}, and nobody has measured such a GPU."
-    return replace(plan, verdict="inconclusive", reasons=(said, *plan.reasons))
+    verdict = VERDICT if plan.verdict == "met" else "inconclusive"
+    return replace(plan, verdict=verdict, reasons=(*said, *plan.reasons))
 
 
 def _nothing_known(
@@ -138,6 +152,7 @@ def _nothing_known(
         gpus_per_device=terms.gpus,
         emulated=terms.emulated,
         times_basis=terms.times_basis,
+        dilation=terms.dilation,
         confidence=terms.confidence,
         utilisation_cap=terms.utilisation_cap,
         routing=terms.routing,

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from harness.client.replicas import ConnectionStatistics
 from harness.client.stream import make_result
 from harness.client.target import Target
+from harness.clock import HOST, Clock
 from harness.drive.readers.live_stats import Progress
 from harness.drive.readers.protocol import (
     Cancel,
@@ -82,8 +83,8 @@ class _ReaderProcess:
 
     def __init__(self, target: Target, first: int, of: int):
         self.tickets: dict[int, Ticket] = {}
-        self.progress = Progress()
-        self._start_s = START_TIMEOUT_S + 3 * target.ready_s  # it makes three calls to its servers before it is ready
+        self.progress, self.clock = Progress(), HOST
+        self._start_s = START_TIMEOUT_S + 4 * target.ready_s  # it makes four calls to its servers before it is ready
         self.returned, self.lost, self.lag_p99_s = 0, 0, math.nan
         self.connections = ConnectionStatistics()
         self._refusal = ""
@@ -141,7 +142,8 @@ class _ReaderProcess:
 
     def _take(self, message: Message) -> None:
         match message:
-            case Ready():
+            case Ready(_, dilation):
+                self.clock = Clock(dilation)
                 self._answered.set()
             case Refused(reason):
                 self._refusal = reason
@@ -165,7 +167,7 @@ class _ReaderProcess:
         while self.tickets:
             _, ticket = self.tickets.popitem()
             self.lost += 1
-            ticket.settle(make_result(ticket.request, ticket.loop, Outcome.ERROR, error))
+            ticket.settle(make_result(ticket.request, ticket.loop, Outcome.ERROR, error, clock=self.clock))
 
 
 def _spawn(descriptor: int) -> subprocess.Popen:
@@ -200,6 +202,11 @@ class ReaderPool:
         except HarnessError:
             self.close()
             raise
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of the servers: that of every time in a request and in a Result."""
+        return self._readers[0].clock
 
     @property
     def returned(self) -> int:
@@ -244,4 +251,4 @@ class ReaderPool:
         for reader in self._readers:
             reader.send(Finish(grace_s))
         for reader in self._readers:
-            reader.close(grace_s + LAST_WORDS_S)
+            reader.close(reader.clock.host_span(grace_s) + LAST_WORDS_S)

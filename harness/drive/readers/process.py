@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from harness.client.stream import SpeechClient
-from harness.drive.readers.live_stats import PROGRESS_EVERY_S, Lag
+from harness.drive.readers.live_stats import PROGRESS_EVERY_S
 from harness.drive.readers.protocol import (
     Cancel,
     Connect,
@@ -45,17 +45,17 @@ log = logging.getLogger(__name__)
 
 async def _report(reader: Reader, send: Callable[[Message], None]) -> None:
     while True:
-        await asyncio.sleep(PROGRESS_EVERY_S)
+        await asyncio.sleep(reader.clock.host_span(PROGRESS_EVERY_S))
         send(ProgressSample(reader.progress()))
 
 
-async def _keep_time(lag: Lag) -> None:
+async def _keep_time(reader: Reader) -> None:
     """Record how late timers run. Timers are due on a fixed grid, so that a late one does not hide the next."""
     due_ns = time.monotonic_ns()
     while True:
         due_ns = max(due_ns + TICK_NS, time.monotonic_ns())
         await asyncio.sleep((due_ns - time.monotonic_ns()) / 1e9)
-        lag.note(due_ns, time.monotonic_ns())
+        reader.lag.note(*map(reader.clock.of_host, (due_ns, time.monotonic_ns())))
 
 
 async def _messages(stream: asyncio.StreamReader) -> AsyncIterator[Message]:
@@ -100,8 +100,8 @@ async def _serve(descriptor: int) -> None:
 
 async def _work(client: SpeechClient, messages: AsyncIterator[Message], send: Callable[[Message], None]) -> None:
     reader = Reader(client, send)
-    send(Ready(os.getpid()))
-    chores = _obey(reader, messages), _report(reader, send), _keep_time(reader.lag), reader.ended.wait()
+    send(Ready(os.getpid(), reader.clock.dilation))
+    chores = _obey(reader, messages), _report(reader, send), _keep_time(reader), reader.ended.wait()
     await asyncio.wait(map(asyncio.create_task, chores), return_when=asyncio.FIRST_COMPLETED)
 
 

@@ -59,9 +59,10 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The reader process ``pid`` is connected and every server accepts requests."""
+    """The reader process ``pid`` is connected and every server accepts requests; ``dilation``: of the servers' time."""
 
     pid: int
+    dilation: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from harness import wire
+from harness.clock import HOST, Clock
 from harness.errors import RequestError
 from harness.vibevoice.profiling.times import ProfiledTimes, Times
 from harness.vibevoice.sessions.table import SPARE_STEPS, Sessions, check_numbers, check_room, room_used_up
@@ -36,20 +37,27 @@ _SPIN_NS = 100_000  # a sleep may end this late; the rest of the time is spent s
 class EmulatedGPU:
     """One GPU shared by the processes of several stages: they take turns, in the order of their requests.
 
-    Its file holds when it is free again (CLOCK_MONOTONIC, ns). A call advances that by its own time under the file's
-    lock and then waits for it, so turns follow each other without a gap however late a process wakes.
+    ``clock``: slower than the host's under time dilation. Its file holds when it is free again (CLOCK_MONOTONIC, ns). A
+    call advances that by its own time under the file's lock and then waits for it, so turns follow each other without a
+    gap however late a process wakes.
     """
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, clock: Clock = HOST):
+        self.clock = clock
         self._file = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
         os.ftruncate(self._file, 0)  # an earlier server may have left contents
 
     def spend(self, milliseconds: float, host_ms: float = 0.0) -> None:
-        """Let the host time pass, then occupy the GPU for ``milliseconds``; returns at the end."""
+        """Let the host time pass, then occupy the GPU for ``milliseconds`` of its clock; returns at the end."""
+        milliseconds, host_ms = self.clock.host_span(milliseconds), self.clock.host_span(host_ms)
         ready_ns = time.monotonic_ns() + round(host_ms * 1e6)
         if host_ms:
             wait_until(ready_ns)
         wait_until(self._reserve(round(milliseconds * 1e6), ready_ns))
+
+    def seconds(self) -> float:
+        """The time of its clock, in seconds."""
+        return self.clock.now_ns() / 1e9
 
     def _reserve(self, duration_ns: int, ready_ns: int | None = None) -> int:
         """Reserve the next turn for work ready at a given time (default now); returns the turn's end, in ns."""
@@ -100,7 +108,7 @@ class EmulatedLLM:
         self.hidden_size = profile.sizes.hidden_size
         self.kv_bytes_per_token = profile.sizes.kv_bytes_per_token
         self.kv_limit_bytes = kv_limit_bytes
-        self.sessions: Sessions[_EmulatedSession] = Sessions(wire.LLM)
+        self.sessions: Sessions[_EmulatedSession] = Sessions(wire.LLM, gpu.seconds)
 
     @property
     def kv_bytes(self) -> int:
@@ -196,7 +204,7 @@ class EmulatedVocoder:
     def __init__(self, profile: ProfiledTimes, gpu: EmulatedGPU):
         self.profile, self.gpu = profile, gpu
         self.state_size = profile.sizes.state_values
-        self.sessions: Sessions[bool] = Sessions(wire.VOCODER)
+        self.sessions: Sessions[bool] = Sessions(wire.VOCODER, gpu.seconds)
 
     def open(self, session_id: int, state: Sequence[float] | None = None) -> None:
         """Start a session. Raises RequestError for a state of another size."""

@@ -1,0 +1,112 @@
+"""Time dilation of a load: requests leave later, Results are undilated, and the host must not be too busy."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import pytest
+from fake_triton import Timetable, serving
+
+from harness import wire
+from harness.client.stream import SpeechClient
+from harness.clock import Clock
+from harness.device_profile import StagePoint
+from harness.drive.dilation import AIM, FACTORS, real_time_sessions, smallest_factor
+from harness.drive.disturbance import HostLoad, HostSample
+from harness.drive.host_monitor import HostRecord, _on_clock
+from harness.drive.readers.pool import ReaderPool
+from harness.drive.validity import unhurried
+from harness.records.metrics import per_request
+from harness.records.schema import Outcome, Request
+
+SLOWER = 20.0
+
+
+def request(number=0, due_ns=0):
+    return Request(f"r{number}", "short", "Speaker 1: Hi there.", (0,), 5, due_ns=due_ns)
+
+
+def test_a_client_finds_out_and_its_result_is_undilated():
+    """A server that takes 0.2 s to its first chunk, and 0.1 s for each later one, on a host where time is dilated."""
+
+    async def speak(url):
+        async with SpeechClient(url) as client:
+            await client.ready()
+            assert client.clock == Clock(SLOWER)
+            return await client.speak(request(due_ns=client.clock.now_ns()), "closed")
+
+    with serving(Timetable(first_s=0.2, interval_s=0.1, dilation=SLOWER)) as fake:
+        result = asyncio.run(speak(fake.url))
+    row = per_request([result]).iloc[0]
+    assert result.outcome is Outcome.DONE
+    assert row["ttfa_s"] == pytest.approx(0.2 / SLOWER, abs=0.05 / SLOWER)
+    assert row["rtf"] == pytest.approx(0.1 / SLOWER / wire.SECONDS_PER_FRAME, rel=0.2)
+    assert result.sent_ns >= result.due_ns and (result.chunks.received_ns >= result.chunks.sent_at_ns).all()
+
+
+def test_requests_leave_when_they_are_due_on_the_dilated_clock():
+    with serving(Timetable(dilation=SLOWER)) as fake:
+        pool = ReaderPool(fake.url)
+        began_s, due_ns = time.monotonic(), pool.clock.now_ns() + 20_000_000
+        results = [pool.submit(request(i, due_ns=due_ns + i * 5_000_000), "open") for i in range(3)]
+        results = [ticket.wait() for ticket in results]
+        took_s = time.monotonic() - began_s
+        pool.close()
+    assert pool.clock == Clock(SLOWER) and took_s >= 0.03 * SLOWER
+    assert [result.due_ns - due_ns for result in results] == [0, 5_000_000, 10_000_000]
+    assert all(0 <= result.sent_ns - result.due_ns < 5_000_000 for result in results)
+    assert pool.lag_p99_s < 0.01
+
+
+def test_a_grace_is_of_the_dilated_clock():
+    with serving(Timetable(first_s=0.4, dilation=SLOWER)) as fake:
+        pool = ReaderPool(fake.url)
+        ticket = pool.submit(request(), "open")
+        pool.close(grace_s=0.1)  # 2 s of the host
+    assert ticket.result.outcome is Outcome.DONE
+
+
+def test_samples_of_the_host_are_on_the_clock_of_the_servers():
+    samples = [HostSample(round(at_s * 1e9), 1.0, 0.0, 0.5, 0.4, 0.1) for at_s in (100, 101, 102)]
+    record = HostRecord(tuple(_on_clock(each, Clock(2.0)) for each in samples), cores=2)
+    load = record.load(50 * 10**9, 51 * 10**9)
+    assert load and (load.own, load.others) == (pytest.approx(0.8), pytest.approx(0.2))
+    assert record.summary(50 * 10**9, 51 * 10**9).busy_share == 0.5
+
+
+@pytest.mark.parametrize(("own", "others", "at", "factor"), [(0.5, 0.0, 10, 5), (1.0, 0.0, 10, 10), (0.5, 0.6, 10, 12)])
+def test_the_smallest_factor_leaves_the_host_room(own, others, at, factor):
+    load = HostLoad(cores=2, own=own, others=others, stolen=0.0, felt=0.0)
+    assert smallest_factor(load, at) == factor in FACTORS
+    assert at * own / 2 / factor + others / 2 <= AIM
+
+
+def test_a_busy_host_makes_a_dilated_test_invalid():
+    assert unhurried(0.59, 20.0).passed and unhurried(None, 20.0).passed is None
+    gate = unhurried(0.8, 20.0)
+    assert (
+        gate.passed is False
+        and "used 80% of this host with time dilated 20 times" in gate.says
+        and "--dilate" in gate.says
+    )
+
+
+def test_as_many_sessions_are_tried_as_keep_pace_with_speech():
+    def points(each_ms, steps=None):
+        return [StagePoint(batch=b, steps=steps, ms=b * each_ms) for b in (1, 2, 4, 8)]
+
+    stages = {wire.LLM: points(10), wire.DIFFUSION: points(10, steps=10), wire.VOCODER: points(10)}
+    profile = SimpleNamespace(timed=stages.__getitem__)
+    assert real_time_sessions(profile) == 4
+    slow = SimpleNamespace(timed=lambda stage: points(100, steps=10))
+    assert real_time_sessions(slow) == 1
+
+
+def test_a_request_without_a_result_is_on_the_clock_too():
+    with serving(Timetable(dilation=SLOWER)) as fake:
+        pool = ReaderPool(fake.url)
+        ahead = pool.submit(request(due_ns=pool.clock.now_ns() + 10**12), "open")
+        ahead.cancel()
+        result, now_ns = ahead.wait(10), pool.clock.now_ns()
+        pool.close()
+    assert result.sent_ns == 0 and abs(now_ns - result.ended_ns) < 10**9
