@@ -7,7 +7,7 @@ from numba import njit
 from harness.jit import OPTIONS
 
 # What kept functions are made of: ``layout.SETUP``, a type of their arguments, has a field that all these files name.
-COMPILED_FILES = ("compiled.py", "structures.py", "device.py", "queues.py", "loop.py", "frames.py")
+COMPILED_FILES = ("compiled.py", "structures.py", "device.py", "queues.py", "segments.py", "loop.py", "frames.py")
 
 compiled = njit(forceinline=True, **OPTIONS)
 
