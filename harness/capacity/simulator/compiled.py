@@ -10,6 +10,7 @@ from harness.jit import OPTIONS
 COMPILED_FILES = ("compiled.py", "structures.py", "device.py", "queues.py", "segments.py", "loop.py", "frames.py")
 
 compiled = njit(forceinline=True, **OPTIONS)
+apart = njit(**OPTIONS)  # of what is called seldom: to inline it everywhere takes long to compile
 
 END_OF_BLOCK, GROW, OVER = 0, 1, 2  # what ``loop.run`` answers
 

@@ -87,7 +87,7 @@ def _again(a, k, now):
     if s.segment > 0:  # what is stored of it counts
         s.done = s.since
         a.state[0].tasks -= 1
-        wait_for_turn(a, k)
+        wait_for_turn(a, k, s.turn)
         return
     if mode == LOSE:
         leave(a, k, LOST, now)
@@ -198,7 +198,7 @@ def _arrive(a, row, now):
     state.arrived += 1
     count(a, s, ARRIVED)
     if s.segment > 0:
-        wait_for_turn(a, k)
+        wait_for_turn(a, k, s.turn)
     else:
         place(a, k, now)
 
@@ -208,10 +208,11 @@ def _end(a, now):
     """End the first session, or the segment of a task, that ends."""
     s = a.slots[a.members[first(a.ends), 0]]
     if s.until < s.frames:
-        end_segment(a, now)
+        d = end_segment(a, now)
     else:
         a.state[0].tasks -= s.segment > 0
-        admit(a, finish(a, now), now)
+        d = finish(a, now)
+    admit(a, d, now)
 
 
 @compiled

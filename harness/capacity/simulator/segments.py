@@ -6,10 +6,14 @@ run in what the streams leave of it, and those that were claimed last give way. 
 
 from __future__ import annotations
 
-from harness.capacity.simulator.compiled import compiled
+import math
+
+from harness.capacity.simulator.compiled import apart, compiled
 from harness.capacity.simulator.device import settle, start, step_off
-from harness.capacity.simulator.queues import admit, with_room
+from harness.capacity.simulator.queues import with_room
 from harness.capacity.simulator.structures import pop, push
+
+GOES_ON = -math.inf  # the turn of a task that keeps its claim
 
 
 @compiled
@@ -21,13 +25,13 @@ def allowance(a):
 
 
 @compiled
-def wait_for_turn(a, k):
+def wait_for_turn(a, k, turn):
     state = a.state[0]
-    push(a.turns, a.turn_slots, state.tasks_waiting, a.slots[k].turn, k)
+    push(a.turns, a.turn_slots, state.tasks_waiting, turn, k)
     state.tasks_waiting += 1
 
 
-@compiled
+@apart
 def start_tasks(a, now):
     """Start waiting tasks, in the order of their turns, while they may and the first one fits."""
     state = a.state[0]
@@ -36,9 +40,10 @@ def start_tasks(a, now):
         d = with_room(a, a.slots[k].bytes)
         if d < 0:
             return
+        if a.turns[0] > GOES_ON:
+            a.slots[k].claim_s = now
         pop(a.turns, a.turn_slots, state.tasks_waiting)
         state.tasks_waiting -= 1
-        a.slots[k].claim_s = now
         state.tasks += 1
         start(a, k, d, now)
 
@@ -56,17 +61,12 @@ def _rank(a, s):
     return rank
 
 
-@compiled
+@apart
 def end_segment(a, now):
-    """End a task's segment; it goes on where there is room, unless it has to give way."""
-    k, state = step_off(a, now), a.state[0]
+    """End the segment of a task, which goes on at once unless it has to give way; returns its device."""
+    k = step_off(a, now)
     s = a.slots[k]
-    state.tasks -= 1
+    a.state[0].tasks -= 1
     settle(a, s.device)
-    admit(a, s.device, now)
-    d = with_room(a, s.bytes) if _rank(a, s) < allowance(a) else -1
-    if d < 0:
-        wait_for_turn(a, k)
-        return
-    state.tasks += 1
-    start(a, k, d, now)
+    wait_for_turn(a, k, GOES_ON if _rank(a, s) < allowance(a) else s.turn)
+    return s.device
