@@ -35,7 +35,7 @@ def wait_for_turn(a, k, turn):
 def start_tasks(a, now):
     """Start waiting tasks, in the order of their turns, while they may and the first one fits."""
     state = a.state[0]
-    while state.tasks_waiting > 0 and state.tasks < allowance(a):
+    while state.tasks_waiting > 0 and (a.turns[0] == GOES_ON or state.tasks < allowance(a)):
         k = a.turn_slots[0]
         d = with_room(a, a.slots[k].bytes)
         if d < 0:
