@@ -24,6 +24,7 @@ ORDER = (
     ("planfile.space",),
     ("planfile.plan",),
     ("planfile.reading",),
+    ("planfile.jobs",),
     ("client",),
     ("deploy",),
     ("service",),

@@ -1,9 +1,15 @@
-"""Kills each part of a running studio in the middle of tasks: what is lost, repeated or changed of them.
+"""Breaks each part of a running studio in the middle of tasks: what is lost, repeated or changed of them.
 
 Every case submits four-speaker tasks of many segments, waits until all that run have stored one, strikes somewhere in
-the next, and waits for the end. Audio is compared with that of the same text spoken in one request. "stop worker" is
-SIGSTOP for longer than the lease: its task goes to another, and what it writes afterwards must not count. "duplicate"
-puts every message into the queue a second time.
+the next, and waits for the end. Audio is compared with that of the case "none" (the same segments, no fault), and with
+that of the same text spoken in one request.
+
+worker, front, Redis, a stage, Triton   SIGKILL
+stop worker   SIGSTOP for longer than the lease: its task goes to another, and what it writes afterwards must not count
+duplicate     every message is put into the queue a second time
+cut Redis     one worker's connections to Redis carry nothing for longer than the lease, and are then reset
+cut Triton    the same for all connections to Triton
+full disk     storage, Redis and logs share a tmpfs, of which no byte is free for a while (takes root to mount)
 """
 
 from __future__ import annotations
@@ -14,8 +20,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,7 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import common
 import numpy as np
 import psutil
+from cut_wire import CutWire, ports_of
 from redis.exceptions import RedisError
+from small_disk import filled, small_disk
 
 from harness import wire
 from harness.client.stream import SpeechClient
@@ -31,6 +39,7 @@ from harness.deploy.config import Deployment
 from harness.errors import InputError
 from harness.service.audio import to_pcm
 from harness.service.queue import TaskQueue, connect
+from harness.service.redis_server import RedisServer
 from harness.service.segments import request_of
 from harness.service.settings import StudioSettings
 from harness.service.storage import AudioStore
@@ -39,9 +48,11 @@ from harness.service.task import ENDED, TaskRecord, TaskSpec, new_id
 
 EXAMPLE = "python benchmarks/service/job_faults.py --cases worker,Triton --tasks 4"
 CASES = ("none", "worker", "stop worker", "front", "Redis", *wire.STAGES, "Triton", "duplicate")
-QUICK = ("none", "worker", "duplicate")
+WIRED = ("cut Redis", "cut Triton", "full disk")  # played in a second studio, behind proxies and on a small disk
+QUICK = ("worker", "duplicate")
 LEASE_S, PAUSE_S, PATIENCE_S = 4.0, 9.0, 300.0
-TOLERANCE = 2e-4  # of full scale: a resumed prompt is computed in other batches, and 16 bits round
+TOLERANCE = 2e-4  # of full scale, against one request: a resumed prompt is read in parts, and 16 bits round
+DISK_MIB = 256
 SCRIPT = "\n".join(f"Speaker {1 + turn % 4}: It is early, and the market has not opened yet." for turn in range(24))
 
 
@@ -56,28 +67,49 @@ class Struck:
     repeated: float
     reclaimed: float
     difference: float
+    from_whole: float
     seconds: float
 
 
-class Scene:
-    """A studio with its queue; ``pause`` waits while the studio restarts what has ended."""
+@dataclass
+class Expected:
+    """Samples by seed: of one request without segments, and of segments without a fault."""
 
-    def __init__(self, studio: Studio, frames: int):
-        self.studio, self.frames = studio, frames
+    whole: dict[int, np.ndarray] = field(default_factory=dict)
+    segmented: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What only the second studio has: proxies that can be cut, and a disk that can be filled (None: not mounted)."""
+
+    redis: CutWire
+    triton: CutWire
+    disk: Path | None
+
+
+class Scene:
+    """A studio with its queue, which is reached at ``redis_url``, whatever is cut."""
+
+    def __init__(self, studio: Studio, frames: int, expected: Expected, redis_url: str, wiring: Wiring | None = None):
+        self.studio, self.frames, self.expected, self.wiring = studio, frames, expected, wiring
         self.loop = asyncio.new_event_loop()
-        self.redis = connect(studio.settings.redis)
+        self.redis = connect(redis_url)
         self.queue = TaskQueue(self.redis, LEASE_S)
         self.store = AudioStore(studio.settings.storage_url)
-        self.expected: dict[int, np.ndarray] = {}
+
+    def __enter__(self) -> Scene:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.ask(self.redis.aclose())
+        self.loop.close()
 
     def ask(self, coroutine):
         return self.loop.run_until_complete(coroutine)
 
-    def close(self) -> None:
-        self.ask(self.redis.aclose())
-        self.loop.close()
-
     def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for a condition, while the studio restarts what has ended."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             with contextlib.suppress(RedisError):  # it may be the part that was killed
@@ -101,11 +133,19 @@ class Scene:
         found = self.ask(self.queue.records(ids))
         return [record for record in found if record is not None]
 
-    def unbroken(self, seed: int) -> np.ndarray:
-        """The 16-bit samples of one request without segments."""
-        if seed not in self.expected:
-            self.expected[seed] = self.ask(self._spoken(seed))
-        return self.expected[seed]
+    def forget(self, ids: Sequence[str]) -> None:
+        for task in ids:
+            self.store.remove(task)
+            self.ask(self.queue.forget(task))
+
+    def differences(self, record: TaskRecord, seed: int) -> tuple[float, float]:
+        """The largest difference from the run without a fault, and from one request, as shares of full scale."""
+        pieces = self.store.pieces(record.id, [(each.name, each.bytes) for each in record.segments])
+        audio = np.frombuffer(b"".join(pieces), "<i2")
+        if seed not in self.expected.whole:
+            self.expected.whole[seed] = self.ask(self._spoken(seed))
+        unbroken = self.expected.segmented.setdefault(seed, audio)  # the first case has no fault
+        return _largest(audio, unbroken), _largest(audio, self.expected.whole[seed])
 
     async def _spoken(self, seed: int) -> np.ndarray:
         heard: list[bytes] = []
@@ -116,18 +156,14 @@ class Scene:
             raise RuntimeError(result.error)
         return np.frombuffer(b"".join(map(to_pcm, heard)), "<i2")
 
-    def difference(self, record: TaskRecord, seed: int) -> float:
-        """The largest difference from the unbroken run, as a share of full scale."""
-        pieces = self.store.pieces(record.id, [(each.name, each.bytes) for each in record.segments])
-        audio, expected = np.frombuffer(b"".join(pieces), "<i2"), self.unbroken(seed)
-        if audio.shape != expected.shape:
-            return 1.0
-        return float(np.abs(audio.astype(int) - expected).max()) / 32768
+
+def _largest(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one.astype(int) - other).max()) / 32768 if one.shape == other.shape else 1.0
 
 
 def strike(scene: Scene, case: str, ids: Sequence[str]) -> None:
     """Do what the case is about."""
-    studio = scene.studio
+    studio, wiring = scene.studio, scene.wiring
     if case == "worker":
         psutil.Process(studio.workers[0].pid).kill()
     elif case == "stop worker":
@@ -146,6 +182,14 @@ def strike(scene: Scene, case: str, ids: Sequence[str]) -> None:
     elif case == "duplicate":
         for task in ids:
             scene.ask(scene.redis.xadd("studio:queue", {"task": task}))
+    elif wiring:
+        broken = {
+            "cut Redis": lambda: wiring.redis.cut(ports_of(studio.workers[0].pid)),
+            "cut Triton": wiring.triton.cut,
+            "full disk": lambda: filled(wiring.disk),
+        }
+        with broken[case]() if case in broken else contextlib.nullcontext():
+            time.sleep(PAUSE_S)
 
 
 def play(scene: Scene, case: str, tasks: int) -> Struck:
@@ -153,22 +197,22 @@ def play(scene: Scene, case: str, tasks: int) -> Struck:
     common.say(f"{case} …")
     before, began_s = scene.ask(scene.queue.counts()), time.monotonic()
     ids = scene.submit(tasks)
-    scene.until(lambda: is_within(scene.records(ids)), f"{case}: tasks within a segment")
-    strike(scene, case, ids)
+    if case != "none":
+        scene.until(lambda: is_within(scene.records(ids)), f"{case}: tasks within a segment")
+        strike(scene, case, ids)
     scene.until(lambda: all(record.status in ENDED for record in scene.records(ids)), f"{case}: tasks that end")
     seconds = time.monotonic() - began_s
     records, counts = scene.records(ids), scene.ask(scene.queue.counts())
     done = [record for record in records if record.status == "done"]
-    rest = scene.ask(scene.redis.xlen("studio:queue"))
-    doubled = (
-        sum(record.frames != scene.frames for record in done)
-        + rest
-        + int(counts["done"] - before.get("done", 0))
-        - len(done)
+    gained = {name: counts.get(name, 0.0) - before.get(name, 0.0) for name in ("done", "frames_repeated", "reclaimed")}
+    doubled = sum(record.frames != scene.frames for record in done) + int(gained["done"]) - len(done)
+    doubled += scene.ask(scene.redis.xlen("studio:queue"))
+    found = [scene.differences(record, ids.index(record.id)) for record in done]
+    difference, from_whole = (max(each) for each in zip(*found, strict=True)) if found else (1.0, 1.0)
+    scene.forget(ids)
+    return Struck(
+        case, tasks, len(done), doubled, gained["frames_repeated"], gained["reclaimed"], difference, from_whole, seconds
     )
-    gained = {name: counts.get(name, 0.0) - before.get(name, 0.0) for name in ("frames_repeated", "reclaimed")}
-    difference = max((scene.difference(record, ids.index(record.id)) for record in done), default=1.0)
-    return Struck(case, tasks, len(done), doubled, gained["frames_repeated"], gained["reclaimed"], difference, seconds)
 
 
 def is_within(records: Sequence[TaskRecord]) -> bool:
@@ -179,40 +223,77 @@ def is_within(records: Sequence[TaskRecord]) -> bool:
     return bool(running) and all(record.segments for record in running)
 
 
+def play_all(settings: StudioSettings, cases: Sequence[str], tasks: int, frames: int) -> list[Struck]:
+    """The cases in one studio, those with wires and a small disk in a second one."""
+    expected, found = Expected(), []
+    common.say("starting the studio at preset tiny …")
+    with Studio(StudioPlan(settings, Deployment(), workers=2), common.say) as studio:
+        with Scene(studio, frames, expected, studio.settings.redis) as scene:
+            found += [play(scene, case, tasks) for case in ("none", *cases) if case not in WIRED]
+    if wired := [case for case in cases if case in WIRED]:
+        with wired_scene(settings, frames, expected) as scene:
+            if scene.wiring.disk is None and "full disk" in wired:
+                common.say("full disk: left out, since this user may not mount a tmpfs")
+                wired.remove("full disk")
+            found += [play(scene, case, tasks) for case in wired]
+    return found
+
+
+@contextlib.contextmanager
+def wired_scene(settings: StudioSettings, frames: int, expected: Expected) -> Iterator[Scene]:
+    """A studio whose Redis and Triton are reached through proxies, and whose folder is a small disk."""
+    folder = Path(settings.folder) / "disk"
+    with contextlib.ExitStack() as stack:
+        mounted = stack.enter_context(small_disk(folder, DISK_MIB))
+        redis = RedisServer(folder / "redis").start()
+        stack.callback(redis.stop)
+        triton = stack.enter_context(common.served())
+        wiring = Wiring(
+            stack.enter_context(CutWire(*_place(redis.url.rpartition("@")[2].partition("/")[0]))),
+            stack.enter_context(CutWire(*_place(triton.url))),
+            folder if mounted else None,
+        )
+        through = redis.url.replace(redis.url.rpartition("@")[2].partition("/")[0], wiring.redis.address)
+        settings = replace(settings, folder=str(folder / "studio"), redis=through, url=wiring.triton.address)
+        studio = stack.enter_context(Studio(StudioPlan(settings, None, workers=2), common.say))
+        yield stack.enter_context(Scene(studio, frames, expected, redis.url, wiring))
+
+
+def _place(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
 def main(arguments: Sequence[str] = ()) -> int:
     parser = common.Parser(__doc__, EXAMPLE)
-    parser.add_argument("--cases", type=common.several(str), help=f"of {', '.join(CASES)}; default: all")
+    every = (*CASES, *WIRED)
+    parser.add_argument("--cases", type=common.several(str), help=f"of {', '.join(every)}; default: all")
     parser.add_argument("--tasks", type=common.whole(1, 64), default=4, help="tasks of each case")
     parser.add_argument("--frames", type=common.whole(20, 40_500), default=1200, help="frames of each task")
     parser.add_argument("--segment", type=common.whole(5, 10_000), default=150, help="frames of a segment")
     given = parser.parse_args(arguments)
-    cases = given.cases or (QUICK if given.quick else CASES)
-    if unknown := set(cases) - set(CASES):
-        raise InputError(f"--cases {', '.join(sorted(unknown))}: use some of {', '.join(CASES)}")
+    cases = given.cases or (QUICK if given.quick else every)
+    if unknown := set(cases) - {*every, "none"}:
+        raise InputError(f"--cases {', '.join(sorted(unknown))}: use some of {', '.join(every)}")
     tasks, frames = (2, 600) if given.quick else (given.tasks, given.frames)
     with tempfile.TemporaryDirectory(prefix="job-faults-") as folder:
         settings = StudioSettings(
             folder=folder, port=0, segment_s=given.segment * wire.SECONDS_PER_FRAME, lease_s=LEASE_S, tries=20
         )
-        common.say("starting the studio at preset tiny …")
-        with Studio(StudioPlan(settings, Deployment(), workers=2), common.say) as studio:
-            scene = Scene(studio, frames)
-            try:
-                found = [play(scene, case, tasks) for case in cases]
-            finally:
-                scene.close()
+        found = play_all(settings, [case for case in cases if case != "none"], tasks, frames)
     return show(found, frames, given.segment)
 
 
 def show(found: Sequence[Struck], frames: int, segment: int) -> int:
     table = common.table(
         f"Tasks of {frames} frames in segments of {segment}, and faults in their middle",
-        "fault", "tasks", "done", "doubled", "frames repeated", "claims taken over", "max difference", "s",
+        "fault", "tasks", "done", "doubled", "frames repeated", "claims taken over", "max difference",
+        "from one request", "s",
     )  # fmt: skip
     for one in found:
         table.add_row(
             one.case, str(one.tasks), str(one.done), str(one.doubled), f"{one.repeated:.0f}", f"{one.reclaimed:.0f}",
-            f"{one.difference:.1e}", f"{one.seconds:.1f}",
+            f"{one.difference:.1e}", f"{one.from_whole:.1e}", f"{one.seconds:.1f}",
         )  # fmt: skip
     figures = {
         "cases": len(found),
@@ -220,12 +301,14 @@ def show(found: Sequence[Struck], frames: int, segment: int) -> int:
         "lost": sum(one.tasks - one.done for one in found),
         "duplicated": sum(one.doubled for one in found),
         "max_abs_difference": max(one.difference for one in found),
+        "max_abs_difference_from_one_request": max(one.from_whole for one in found),
         "most_frames_repeated_by_a_fault": max(one.repeated for one in found),
         "segment_frames": segment,
-        "difference_of": "full scale; of 16-bit samples from one request without segments",
+        "difference_of": "full scale; of 16-bit samples from the same segments without a fault",
     }
     common.finish(table, figures)
-    fine = not figures["lost"] and not figures["duplicated"] and figures["max_abs_difference"] <= TOLERANCE
+    fine = not figures["lost"] and not figures["duplicated"]
+    fine = fine and not figures["max_abs_difference"] and figures["max_abs_difference_from_one_request"] <= TOLERANCE
     return 0 if fine else common.EXIT_FAILED
 
 

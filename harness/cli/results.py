@@ -38,7 +38,8 @@ def fit(run: RunFolder) -> None:
 
 @app.command(
     epilog="Examples: `harness plan --run results/quick-1a2b3c4d --qps 0.5,1,5,20`, "
-    "`harness plan --card h100,l40s,b200 --qps 1,10`"
+    "`harness plan --card h100,l40s,b200 --qps 1,10`, "
+    "`harness plan --run results/quick-1a2b3c4d --qps 1 --jobs scenarios/jobs.yaml`"
 )
 def plan(
     run: Annotated[Path | None, typer.Option("--run", help="A folder under results/.")] = None,
@@ -61,6 +62,10 @@ def plan(
     folder: Annotated[
         Path | None, typer.Option("--out", help="With --card: write estimate.html and estimate.json to this folder.")
     ] = None,
+    jobs: Annotated[
+        Path | None,
+        typer.Option("--jobs", metavar="FILE", help="With --run: tasks beside the streams, and devices for both."),
+    ] = None,
     accept: Annotated[
         bool, typer.Option("--accept-estimates", help="With --card: exit with 0, although no load was measured.")
     ] = False,
@@ -69,9 +74,14 @@ def plan(
 
     With --card, nothing needs to have been run: the answer is a planning estimate with a wide interval, what of it is
     not known, and the measurement that would narrow it most. Exit code 2 then, unless estimates are accepted.
+
+    With --jobs, tasks run beside the streams: devices for streams alone, for tasks alone, and for both on one fleet,
+    where tasks fill what the streams leave over a day.
     """
     if (run is None) == (not card):
         raise InputError("give either --run DIR, for stored results, or --card h100,l40s, for an estimate")
+    if card and jobs:
+        raise InputError("--jobs is for --run: what tasks need is simulated from a measured device")
     if card:
         rates = rates_of(qps) or (0.1, 1.0, 10.0)
         chosen = {"preset": preset, "topology": topology, "mix": mix, "slo": slo, "measured": measured, "file": cards}
@@ -79,7 +89,21 @@ def plan(
     if any((mix, slo, measured, cards, folder, accept)):
         raise InputError("--mix, --slo, --from, --cards, --out and --accept-estimates are for --card: leave them out")
     assert run is not None
+    if jobs:
+        return _shared_plans(run, qps, jobs)
     _plan_of_run(run, qps)
+
+
+def _shared_plans(run: Path, qps: str, jobs: Path) -> None:
+    from harness.cli.job_tables import print_shared
+    from harness.planfile.jobs import load_jobs
+    from harness.report import words
+    from harness.runs import analysis, opening
+
+    demand, stored = load_jobs(jobs), opened(run)
+    spec = opening.spec_of(stored)
+    plans = [analysis.shared_plan_of(stored, demand, rate) for rate in rates_of(qps) or spec.targets_qps]
+    print_shared(plans, opening.unit_of(stored.manifest), words.level(spec.confidence), stored.manifest.emulated)
 
 
 def _plan_of_run(run: Path, qps: str) -> None:

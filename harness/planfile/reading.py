@@ -67,7 +67,7 @@ def deployed_as(
     try:
         return PlanSpec.model_validate(spec.model_dump(mode="json") | changes, context={"folder": spec._folder})
     except ValidationError as error:
-        problems = "; ".join(_problem(each, PlanSpec) for each in error.errors())
+        problems = "; ".join(problem_of(each, PlanSpec) for each in error.errors())
         given = f"--topology {topology}" if topology else f"--dilate {dilate}"
         raise InputError(f"{given}: {problems}") from None
 
@@ -93,15 +93,15 @@ def load_mix(path: Path | str) -> Mix:
 
 def _load(path: Path, model: type[BaseModel], build: Callable[[Path, dict], Any]) -> Any:
     try:
-        return build(path.parent, _read_yaml(path, model))
+        return build(path.parent, read_yaml(path, model))
     except ValidationError as error:
-        problems = [_problem(each, model) for each in error.errors()]
+        problems = [problem_of(each, model) for each in error.errors()]
         raise PlanError("\n".join(f"{path}: {problem}" for problem in problems)) from None
     except InputError as error:
         raise PlanError(f"{path}: {error}") from None
 
 
-def _read_yaml(path: Path, model: type[BaseModel]) -> dict:
+def read_yaml(path: Path, model: type[BaseModel]) -> dict:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
     except OSError as error:
@@ -117,7 +117,7 @@ def _read_yaml(path: Path, model: type[BaseModel]) -> dict:
     return content
 
 
-def _problem(error: Mapping, model: type[BaseModel]) -> str:
+def problem_of(error: Mapping, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         *parents, key = error["loc"]

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from harness.capacity.fitting.fit import fit_run
+from harness.capacity.fitting.rate_search import steady_draws, steady_limit
 from harness.capacity.planning.day import DayTerms, plan_day
+from harness.capacity.planning.job_fleets import JobDemand, JobFleets, SharedPlan, shared_plan
 from harness.capacity.planning.plan import Terms, make_plan, pools_of
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.prediction import predict_open_run
@@ -136,6 +138,16 @@ def fleet_of(run: Run) -> Pools:
     """Pools of the best deployment, from the run's stored fit; they simulate any number of devices at any rate."""
     spec, (fit, best) = spec_of(run), _fit_and_best_of(run)
     return pools_of(fit, best, spec.traffic_mix(), spec.slo_list(), spec.utilisation_cap, spec.routing)
+
+
+def shared_plan_of(run: Run, demand: JobDemand, qps: float) -> SharedPlan:
+    """Devices for streams at a peak rate (requests/s), for tasks, and for both on one fleet."""
+    spec, pools = spec_of(run), fleet_of(run)
+    if pools.rate(1)[0] <= 0:
+        raise InconclusiveError(f"{run.path}: one session alone violates an SLO: no number of devices serves streams")
+    rng = np.random.default_rng(spec.seed)
+    shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]
+    return shared_plan(JobFleets(pools, spec.traffic_mix(), demand, qps, spec.seed), shares, spec.confidence)
 
 
 def best_of(run: Run) -> FittedDeployment:

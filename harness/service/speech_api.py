@@ -20,6 +20,7 @@ from harness.service.segments import SegmentFailed, ServerFull, Unspeakable
 from harness.service.speech import LiveSpeech
 from harness.service.state import (
     LIMITED,
+    NOT_VALID,
     UNAUTHORIZED,
     UNAVAILABLE,
     UNKNOWN,
@@ -40,7 +41,7 @@ _SPEECH = {
     **failure(502, "The server failed."),
     **content("Samples as they are made (16 bit, little-endian, mono, 24 kHz), or a WAV of them.", *_MEDIA.values()),
 }
-router = APIRouter(prefix="/v1", responses={**UNAUTHORIZED, **UNAVAILABLE})
+router = APIRouter(prefix="/v1", responses={**UNAUTHORIZED, **NOT_VALID, **UNAVAILABLE})
 
 
 @router.post("/audio/speech", tags=["speech"], response_class=Response, responses=_SPEECH)

@@ -28,6 +28,7 @@ def content(description: str, *kinds: str, status: int = 200) -> dict:
 
 
 UNAUTHORIZED = failure(401, "No key, or one that is not known.")
+NOT_VALID = {422: {"model": Rejected, "description": "A parameter cannot be used."}}
 LIMITED = {
     **failure(400, "The body cannot be read."),
     **failure(413, "The request is too large."),

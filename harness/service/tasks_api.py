@@ -22,6 +22,7 @@ from harness.service.models import TaskAccepted, TaskRequest, TaskView
 from harness.service.queue import digest
 from harness.service.state import (
     LIMITED,
+    NOT_VALID,
     UNAUTHORIZED,
     UNAVAILABLE,
     UNKNOWN,
@@ -45,7 +46,7 @@ _AUDIO = {
     **failure(410, "The task was cancelled."),
     **failure(416, "There is nothing in this range (yet)."),
 }
-router = APIRouter(prefix="/v1/tasks", tags=["tasks"], responses={**UNAUTHORIZED, **UNAVAILABLE})
+router = APIRouter(prefix="/v1/tasks", tags=["tasks"], responses={**UNAUTHORIZED, **NOT_VALID, **UNAVAILABLE})
 _KEY = Header(
     alias="Idempotency-Key", max_length=200, description="A request that is repeated with its key makes no second task."
 )

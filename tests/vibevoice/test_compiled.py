@@ -192,3 +192,20 @@ def test_activations_are_as_exact_as_float32(function, exact, least, most):
     answer = x.copy()
     apply(answer)
     np.testing.assert_allclose(answer, [exact(float(one)) for one in x], atol=2e-6, rtol=1e-6)
+
+
+def test_a_session_speaks_the_same_to_the_bit_whoever_is_stepped_with_it(both):
+    llm = LLMStage(both[1])
+    latent, semantic = torch.randn(30, wire.LATENT_SIZE), torch.randn(30, wire.SEMANTIC_SIZE)
+    said = []
+    for beside in (0, 1, 3, 7, 8, 22):
+        sessions = list(range(1 + beside))
+        for session in sessions:
+            llm.open(session, 12 + session, 4)
+            llm.prefill(session, torch.arange(5, 17 + session), torch.zeros(0, wire.LATENT_SIZE))
+        said.append(
+            torch.stack([llm.step(sessions, latent[: 1 + beside], semantic[: 1 + beside])[0][0] for _ in "123"])
+        )
+        for session in sessions:
+            llm.close(session)
+    assert all(torch.equal(each, said[0]) for each in said[1:])

@@ -7,9 +7,10 @@ from numba import njit
 from harness.jit import OPTIONS
 
 # What kept functions are made of: ``layout.SETUP``, a type of their arguments, has a field that all these files name.
-COMPILED_FILES = ("compiled.py", "structures.py", "device.py", "queues.py", "loop.py", "frames.py")
+COMPILED_FILES = ("compiled.py", "structures.py", "device.py", "queues.py", "segments.py", "loop.py", "frames.py")
 
 compiled = njit(forceinline=True, **OPTIONS)
+apart = njit(**OPTIONS)  # of what is called seldom: to inline it everywhere takes long to compile
 
 END_OF_BLOCK, GROW, OVER = 0, 1, 2  # what ``loop.run`` answers
 

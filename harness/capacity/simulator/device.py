@@ -126,7 +126,8 @@ def start(a, k, d, now):
     """Start, or resume, a session on a device with room for it."""
     advance(a, d, now)
     s, device, setup, state = a.slots[k], a.devices[d], a.setup[0], a.state[0]
-    push(a.targets[d], a.members[d], device.active, device.clock + (s.frames - s.done), k)
+    _set_out(a, s, d)
+    push(a.targets[d], a.members[d], device.active, device.clock + s.extra + (s.until - s.done), k)
     device.active += 1
     device.bytes += s.bytes
     device.context += s.context + setup.tokens_per_frame * s.done
@@ -142,6 +143,19 @@ def start(a, k, d, now):
     s.tries += 1
     plan_end(a, d)
     rank(a, d)
+
+
+@compiled
+def _set_out(a, s, d):
+    """Find how far a session goes: to its end or that of its segment, after the time in which a task is resumed."""
+    s.since, s.until, s.extra = s.done, s.frames, 0.0
+    if s.segment > 0:
+        s.until = min(s.done + s.segment, s.frames)
+    if s.segment > 0 and s.done > 0:
+        device, setup = a.devices[d], a.setup[0]
+        n, context = device.active + 1, device.context + s.context + setup.tokens_per_frame * s.done
+        step_s = a.base_s[n] + a.token_s[n] * context
+        s.extra = (setup.between_s + setup.between_frame_s * s.done) / step_s
 
 
 @compiled
@@ -162,8 +176,8 @@ def _begin(a, s, d, now):
 
 
 @compiled
-def finish(a, now):
-    """End the session that finishes first of all; returns its device."""
+def step_off(a, now):
+    """Take the session whose turn on a device ends first of all off that device; returns its slot."""
     d = first(a.ends)
     device, setup, state = a.devices[d], a.setup[0], a.state[0]
     advance(a, d, now)
@@ -172,18 +186,34 @@ def finish(a, now):
     s = a.slots[k]
     device.active -= 1
     device.bytes -= s.bytes
-    device.context -= s.context + setup.tokens_per_frame * s.frames
+    device.context -= s.context + setup.tokens_per_frame * (s.until + s.extra)
     state.active -= 1
     state.busy -= device.active == 0
-    s.done = s.frames
-    behind_s = max(s.peak_s, now - setup.frame_s * device.clock - s.lag_s)
-    _judge(a, s, now, max(behind_s - s.heard_s - setup.start_buffer_s, 0.0))
-    leave(a, k, DONE, now)
+    s.done = s.until
+    return k
+
+
+@compiled
+def settle(a, d):
+    """Bring a device up to date after a session has left it."""
+    device = a.devices[d]
     if device.state == DRAINING and device.active + device.waiting == 0:
         device.state = OFF
-        state.owned -= 1
+        a.state[0].owned -= 1
     plan_end(a, d)
     rank(a, d)
+
+
+@compiled
+def finish(a, now):
+    """End the session that finishes first of all; returns its device."""
+    k, setup = step_off(a, now), a.setup[0]
+    s = a.slots[k]
+    d = s.device
+    behind_s = max(s.peak_s, now - setup.frame_s * a.devices[d].clock - s.lag_s)
+    _judge(a, s, now, max(behind_s - s.heard_s - setup.start_buffer_s, 0.0))
+    leave(a, k, DONE, now)
+    settle(a, d)
     return d
 
 
@@ -211,7 +241,7 @@ def empty(a, d, now):
     for i in range(n):
         k = a.members[d, i]
         s = a.slots[k]
-        s.done = s.frames - (a.targets[d, i] - device.clock)
+        s.done = s.until - (a.targets[d, i] - device.clock)
         behind_s = now - frame_s * device.clock - s.lag_s
         s.peak_s, s.lag_s = max(s.peak_s, behind_s), now - behind_s
         push(a.targets[d], a.members[d], i, float(s.number), k)

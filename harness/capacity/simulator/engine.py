@@ -120,6 +120,8 @@ class SimulationEngine:
             sums=np.zeros((batches, classes, METRICS)),
             limits=counting.table() if counting else np.zeros((0, METRICS)),
             kept=_kept(keep),
+            turns=np.zeros(0),
+            turn_slots=np.zeros(0, np.int64),
         )
         self._grow_slots(_LEAST_SLOTS)
 
@@ -160,7 +162,8 @@ class SimulationEngine:
         slots["next"][old:] = np.arange(old + 1, size + 1)
         slots["next"][-1] = -1
         self.arrays.state[0]["free"] = old
-        self.arrays = self.arrays._replace(slots=slots)
+        turns, turn_slots = (np.pad(each, (0, size - old)) for each in (self.arrays.turns, self.arrays.turn_slots))
+        self.arrays = self.arrays._replace(slots=slots, turns=turns, turn_slots=turn_slots)
 
     def _grow_room(self, room: int) -> None:
         room = min(room, self.pool.session_limit or room)
@@ -180,7 +183,11 @@ def _setup(pool: Pool, counting: Counting | None, closed: bool) -> np.ndarray:
         "start_buffer_s": pool.start_buffer_s,
         "frame_s": wire.SECONDS_PER_FRAME,
         "tokens_per_frame": pool.tokens_per_frame,
+        "between_s": pool.between_segments[0],
+        "between_frame_s": pool.between_segments[1],
         "session_limit": pool.session_limit or _UNLIMITED,
+        "shared_sessions": _UNLIMITED if pool.shared_sessions is None else pool.shared_sessions,
+        "task_slots": _UNLIMITED if pool.task_slots is None else pool.task_slots,
         "queue_limit": _UNLIMITED if pool.queue_limit is None else pool.queue_limit,
         "routing": ROUTINGS.index(pool.routing),
         "on_failure": ON_FAILURE.index(pool.on_failure),
@@ -256,6 +263,8 @@ def arrivals_of(
     ttfa_ratio: np.ndarray | float = 1.0,
     rtf_ratio: np.ndarray | float = 1.0,
     pick: np.ndarray | float = 0.0,
+    segment: np.ndarray | float = 0.0,
+    turn: np.ndarray | float = 0.0,
     class_index: np.ndarray | int = 0,
 ) -> np.ndarray:
     """A block of arrivals [n] from columns; see ``layout.ARRIVAL``. Raises InputError for invalid values."""
@@ -272,6 +281,8 @@ def arrivals_of(
         "ttfa_ratio": ttfa_ratio,
         "rtf_ratio": rtf_ratio,
         "pick": pick,
+        "segment": segment,
+        "turn": turn,
         "bytes": bytes_,
         "class_index": class_index,
     }

@@ -26,6 +26,7 @@ from harness.capacity.simulator.compiled import (
 )
 from harness.capacity.simulator.device import advance, count, empty, finish, leave, plan_end, rank
 from harness.capacity.simulator.queues import admit, place, step_out
+from harness.capacity.simulator.segments import end_segment, start_tasks, wait_for_turn
 from harness.capacity.simulator.structures import first, pop
 from harness.jit import kept
 
@@ -83,6 +84,11 @@ def _fail(a, d, now):
 @compiled
 def _again(a, k, now):
     s, mode = a.slots[k], a.setup[0].on_failure
+    if s.segment > 0:  # what is stored of it counts
+        s.done = s.since
+        a.state[0].tasks -= 1
+        wait_for_turn(a, k, s.turn)
+        return
     if mode == LOSE:
         leave(a, k, LOST, now)
         return
@@ -232,10 +238,26 @@ def _arrive(a, row, now):
     s.ttfa_ratio, s.rtf_ratio = new.ttfa_ratio, new.rtf_ratio
     s.class_index, s.pick, s.number = new.class_index, new.pick, state.arrived
     s.done, s.heard_s, s.lag_s, s.peak_s, s.tries = 0.0, -1.0, now, 0.0, 0
+    s.segment, s.turn, s.since, s.until, s.extra = new.segment, new.turn, 0.0, new.frames, 0.0
     s.window = state.window if state.window < len(a.counts) else -1
     state.arrived += 1
     count(a, s, ARRIVED)
-    place(a, k, now)
+    if s.segment > 0:
+        wait_for_turn(a, k, s.turn)
+    else:
+        place(a, k, now)
+
+
+@compiled
+def _end(a, now):
+    """End the first session, or the segment of a task, that ends."""
+    s = a.slots[a.members[first(a.ends), 0]]
+    if s.until < s.frames:
+        d = end_segment(a, now)
+    else:
+        a.state[0].tasks -= s.segment > 0
+        d = finish(a, now)
+    admit(a, d, now)
 
 
 @compiled
@@ -298,6 +320,7 @@ def run(a, last, stop_s):
         state.stuck = False
         for d in range(len(a.devices)):
             admit(a, d, state.now_s)
+        start_tasks(a, state.now_s)
     while not _is_short(a):
         kind, at_s = _next_event(a, last)
         if kind == _NONE:
@@ -307,7 +330,7 @@ def run(a, last, stop_s):
             return OVER
         _accrue(a, at_s)
         if kind == _END:
-            admit(a, finish(a, at_s), at_s)
+            _end(a, at_s)
         elif kind == _ARRIVAL and setup.closed:
             row = pop(a.call_s, a.calls, state.calling)
             state.calling -= 1
@@ -319,6 +342,8 @@ def run(a, last, stop_s):
             _others(a, at_s)
         else:
             _time_out(a, at_s)
+        if state.tasks_waiting > 0:
+            start_tasks(a, at_s)
     return GROW
 
 
@@ -330,9 +355,12 @@ def _look(a, now):
         advance(a, d, now)
         for i in range(a.devices[d].active):
             s = a.slots[a.members[d, i]]
-            s.done = s.frames - (a.targets[d, i] - a.devices[d].clock)
+            s.done = max(s.until - (a.targets[d, i] - a.devices[d].clock), s.since)
             if len(a.kept) > 0:
                 a.kept[s.number].frames_done = s.done
+    for i in range(a.state[0].tasks_waiting if len(a.kept) > 0 else 0):
+        s = a.slots[a.turn_slots[i]]
+        a.kept[s.number].outcome, a.kept[s.number].frames_done = WAITING, s.done
     k = a.state[0].oldest
     while k >= 0 and len(a.kept) > 0:
         a.kept[a.slots[k].number].outcome = WAITING

@@ -98,6 +98,9 @@ class Pool:
     ``first_audio`` = (seconds, steps) from the start of a session. Playback starts ``start_buffer_s`` later.
     ``on_failure``: sessions on a device that fails, queued ones too, are lost; or they join the end of the queue again,
     to ``restart`` from the first frame or ``resume`` where they were. ``planned``: failures, drains, returns.
+
+    Tasks (arrivals with segments) run in what streams leave of ``shared_sessions``, at most ``task_slots`` at once, and
+    always resume. Between two segments one waits ``between_segments`` = (seconds, seconds per frame spoken before).
     """
 
     devices: int
@@ -114,6 +117,9 @@ class Pool:
     tokens_per_frame: float = TOKENS_PER_FRAME
     autoscaler: Autoscaler | None = None
     planned: tuple[Planned, ...] = ()
+    shared_sessions: int | None = None
+    task_slots: int | None = None
+    between_segments: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         if self.devices < 1 or (self.session_limit is not None and self.session_limit < 1):
@@ -124,7 +130,9 @@ class Pool:
             raise InputError(f"unknown on_failure {self.on_failure!r}: use one of {', '.join(ON_FAILURE)}")
         if (self.queue_limit is not None and self.queue_limit < 0) or not self.patience_s >= 0:
             raise InputError("a queue holds 0 sessions or more, and patience is 0 seconds or more")
-        numbers = (*self.first_audio, self.start_buffer_s, self.tokens_per_frame)
+        numbers = (*self.first_audio, self.start_buffer_s, self.tokens_per_frame, *self.between_segments)
+        if min(0 if each is None else each for each in (self.shared_sessions, self.task_slots)) < 0:
+            raise InputError("streams and tasks share 0 sessions or more, and 0 tasks or more run at once")
         if not self.memory_bytes > 0 or not all(0 <= each < math.inf for each in numbers):
             raise InputError("memory is above 0; first audio, start buffer and tokens of a frame are 0 or more")
         if self.autoscaler and not self.autoscaler.least <= self.devices <= self.autoscaler.most:

@@ -10,7 +10,7 @@ from harness.capacity.simulator.structures import first
 
 
 @compiled
-def _with_room(a, size):
+def with_room(a, size):
     """The device with the fewest sessions; where it has no room, that with the most free bytes; -1 if none has room."""
     if a.loads[1] == math.inf:
         return -1
@@ -98,7 +98,7 @@ def admit(a, d, now):
     if a.setup[0].routing == SHARED:
         while a.state[0].oldest >= 0:
             k = a.state[0].oldest
-            d = _with_room(a, a.slots[k].bytes)
+            d = with_room(a, a.slots[k].bytes)
             if d < 0:
                 return
             step_out(a, k)
@@ -116,7 +116,7 @@ def place(a, k, now):
     s, setup, state = a.slots[k], a.setup[0], a.state[0]
     if setup.routing == SHARED:
         d, waiting, nobody = -1, state.waiting, state.oldest < 0
-        chosen = _with_room(a, s.bytes) if nobody else -1
+        chosen = with_room(a, s.bytes) if nobody else -1
         has_room = chosen >= 0
     else:
         d = chosen = _choose(a, s)

@@ -116,6 +116,13 @@ def simulate(
         on_failure="resume",
         planned=tuple(planned),
     )
+    return remembered(pool, block, class_index, stop_s)
+
+
+def remembered(
+    pool: Pool, block: np.ndarray, class_index: np.ndarray | None = None, stop_s: float = math.inf
+) -> Simulated:
+    """Run a block of arrivals [n] (see ``layout.ARRIVAL``) on a pool, and return what became of each."""
     engine = SimulationEngine(pool, keep=len(block))
     engine.feed(block, last=True, stop_s=stop_s)
     kept = engine.arrays.kept

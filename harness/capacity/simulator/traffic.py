@@ -158,5 +158,6 @@ class Demand:
             taken = memory.session_bytes(prompt, frames, self.kv_bytes_per_token, state_bytes=self.state_bytes)
             block["bytes"] = taken
         block["pick"] = rng.random(len(times_s))
+        block["segment"] = block["turn"] = 0.0
         block["ttfa_ratio"], block["rtf_ratio"] = (self._ratios(each, index, rng) for each in (self.ttfa, self.rtf))
         return block

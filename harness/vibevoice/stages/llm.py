@@ -66,6 +66,7 @@ class LLMStage:
         self.backbone = Backbone(weights.backbone())
         self.compiled = weights.compiled("backbone.CompiledBackbone", self.backbone)
         self.acoustic, self.semantic = weights.acoustic_connector(), weights.semantic_connector()
+        self.connectors = weights.compiled("connectors.CompiledConnectors", (self.acoustic, self.semantic))
         self.device, self.dtype = weights.device, weights.dtype
         self.special = {
             wire.TOKEN_SPEECH_FRAME: self.config.audio_token_id,
@@ -296,7 +297,10 @@ class LLMStage:
 
         A row whose entry in ``ids`` [N] is not -1 is that token's embedding instead.
         """
-        embeds = self.acoustic(latent) + self.semantic(semantic)
+        if self.connectors:
+            embeds = self.connectors(latent, semantic)
+        else:
+            embeds = self.acoustic(latent) + self.semantic(semantic)
         if ids is None:
             return embeds
         return torch.where((ids >= 0)[:, None], self.backbone.embed_tokens(ids.clamp(0)), embeds)

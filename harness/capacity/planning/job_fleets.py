@@ -1,0 +1,357 @@
+"""Devices for streams, for tasks, and for both on one fleet: tasks fill what streams leave over a day.
+
+A fleet is simulated with the arrivals of at least a day: streams come first, tasks run in segments in what they leave
+of the sessions that both share, and give way at the end of a segment. Streams are judged at the peak of the day, tasks
+over all of it; a task that has not ended by the end of the simulation has missed its deadline.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from harness import wire
+from harness.capacity.fitting.rate_search import LARGEST_POOL, Limits, Traffic, load_of, steady_limit, steady_sessions
+from harness.capacity.models.device import METRIC_NAMES
+from harness.capacity.planning.pools import Pools
+from harness.capacity.simulator.engine import arrivals_of
+from harness.capacity.simulator.pool import Pool
+from harness.capacity.simulator.sessions import Simulated, remembered
+from harness.capacity.simulator.traffic import DAY_S, Varying
+from harness.records.turnaround import TurnaroundSlo
+from harness.traffic.mix import Lengths, Mix
+
+WARM_UP_S = 6 * 3600.0
+LEAST_TASKS = 300  # counted, unless that takes longer than _MOST_DAYS
+MOST_SESSIONS = 2_000_000  # of one simulation; above, a part of the fleet is simulated with its part of the load
+_MOST_DAYS = 4
+_PEAK_SHARE = 0.9  # of the highest rate: streams that arrive then are judged
+_SHARED = (1.0, 0.85, 0.7, 0.5)  # of the sessions with which streams meet their SLOs: what streams and tasks may share
+_ALONE = (1.0, 0.75, 0.5, 0.3, 0.15)  # of the sessions that were measured: what tasks alone may have
+STREAMS, TASKS, BOTH = KINDS = ("streams", "tasks", "both")
+
+
+@dataclass(frozen=True)
+class JobDemand:
+    """Tasks that arrive by chance, ``per_hour`` of them, and how the studio runs them.
+
+    ``at_once``: places of all workers, None for as many as there is room for. ``between``: seconds, and seconds per
+    frame spoken before, that resuming takes. ``swing``: of the rate of streams over a day, 0 to 1.
+    """
+
+    per_hour: float
+    lengths: Lengths
+    slos: tuple[TurnaroundSlo, ...]
+    segment_frames: int
+    at_once: int | None = None
+    between: tuple[float, float] = (0.0, 0.0)
+    swing: float = 0.0
+
+    @property
+    def frames_per_s(self) -> float:
+        return self.per_hour / 3600 * self.lengths.mean_frames()
+
+    @property
+    def longest_s(self) -> float:
+        """The latest deadline of any task, seconds after its submission."""
+        audio_s = np.array([self.lengths.frames.max() * wire.SECONDS_PER_FRAME])
+        return max(float(slo.deadline_s(audio_s)[0]) for slo in self.slos)
+
+
+@dataclass(frozen=True)
+class FleetLoad:
+    """A fleet of a kind as simulated. ``sessions``: what streams and tasks share, as the studio's ``--sessions``.
+
+    ``shares``: value / limit of every SLO and of the utilisation, at most 1 where it is met. ``turnarounds``: the value
+    of each SLO of tasks.
+    """
+
+    kind: str
+    devices: int
+    sessions: int
+    shares: dict[str, float]
+    turnarounds: dict[TurnaroundSlo, float] = field(default_factory=dict)
+    tasks: int = 0
+    sessions_p95: float = 0.0
+
+    @property
+    def met(self) -> bool:
+        return all(share <= 1 for share in self.shares.values())
+
+    @property
+    def binding(self) -> str:
+        return max(self.shares, key=lambda name: self.shares[name])
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """The arrivals of a simulation in order of time [n]; class -1 is a task. ``counted``: by whom it is judged."""
+
+    arrival_s: np.ndarray
+    frames: np.ndarray
+    class_index: np.ndarray
+    counted: np.ndarray
+    draws: dict[str, np.ndarray]
+    stop_s: float
+
+    @property
+    def is_task(self) -> np.ndarray:
+        return self.class_index < 0
+
+
+@dataclass(frozen=True)
+class JobFleets:
+    """Fleets of devices as ``pools`` describes them, at the peak rate ``qps`` of streams of ``mix``, and with tasks."""
+
+    pools: Pools
+    mix: Mix
+    demand: JobDemand
+    qps: float
+    seed: int = 0
+    _drawn: dict[tuple[str, float], Arrived] = field(default_factory=dict, repr=False)
+
+    def fewest(self, kind: str, at_most: int = 100_000) -> FleetLoad | None:
+        """The smallest fleet that meets every limit, as simulated; None where none of at most ``at_most`` does."""
+        low = max(1, math.ceil(self._least(kind) - 1e-9))
+        tried: dict[int, FleetLoad] = {}
+
+        def load(devices: int) -> FleetLoad:
+            if devices not in tried:
+                tried[devices] = self.best(kind, devices)
+            return tried[devices]
+
+        high, step = low, 1
+        while not load(high).met:
+            low, high, step = high + 1, high + step, 2 * step
+            if low > at_most:
+                return None
+        return load(_first(lambda devices: load(devices).met, low, high))
+
+    def best(self, kind: str, devices: int) -> FleetLoad:
+        """The fleet with the shared sessions that suit it best: the first that meet every limit, else the nearest."""
+        found = []
+        for sessions in self._choices(kind, devices):
+            found.append(self.judge(kind, devices, sessions))
+            if found[-1].met:
+                return found[-1]
+        return min(found, key=lambda load: max(load.shares.values()))
+
+    def judge(self, kind: str, devices: int, sessions: int) -> FleetLoad:
+        """Simulate a fleet of a kind with this many shared sessions, and compare it with every limit."""
+        part = self._part(kind, devices)
+        simulated_devices = max(1, round(part * devices))
+        arrived = self._arrived(kind, simulated_devices / devices)
+        shared = max(0, round(sessions * simulated_devices / devices))
+        simulated = self._simulated(arrived, simulated_devices, shared)
+        shares = dict(self._utilisation(kind, devices, sessions))
+        sessions_p95, turnarounds = 0.0, {}
+        streams = arrived.counted & ~arrived.is_task
+        if streams.any():
+            load = load_of(
+                self.pools.device, _traffic(self.mix, arrived), self._limits, self.qps, devices, simulated, streams
+            )
+            shares, sessions_p95 = shares | load.shares, load.sessions_p95
+        tasks = arrived.counted & arrived.is_task
+        for slo in self.demand.slos if tasks.any() else ():
+            turnaround_s = np.nan_to_num(simulated.end_s - arrived.arrival_s, nan=np.inf)[tasks]
+            value = slo.value(turnaround_s, arrived.frames[tasks] * wire.SECONDS_PER_FRAME)
+            turnarounds[slo], shares[str(slo)] = value, value / slo.limit
+        return FleetLoad(kind, devices, sessions, shares, turnarounds, int(tasks.sum()), sessions_p95)
+
+    @property
+    def _limits(self) -> Limits:
+        return self.pools.limits
+
+    def _least(self, kind: str) -> float:
+        """Devices below which the utilisation is above its cap."""
+        return max(share for _, share in self._utilisation(kind, 1, math.floor(self._most(kind))))
+
+    def _most(self, kind: str) -> float:
+        """The most sessions of a device: with which streams meet their SLOs, or for tasks those that were measured."""
+        limits = self._limits
+        if kind == TASKS:
+            return max(1.0, min(limits.most_sessions, limits.room))
+        return max(1.0, steady_sessions(self.pools.device, limits))
+
+    def _choices(self, kind: str, devices: int) -> list[int]:
+        if kind == STREAMS:
+            return [0]
+        shares = _SHARED if kind == BOTH else _ALONE
+        return sorted({max(1, math.floor(share * self._most(kind) * devices)) for share in shares}, reverse=True)
+
+    def _utilisation(self, kind: str, devices: int, sessions: int) -> Iterable[tuple[str, float]]:
+        """Work / what the devices carry within the cap: of streams at their peak, and of everything over a day."""
+        cap, device = self.pools.utilisation_cap, self.pools.device
+        streams = self.qps * self.pools.traffic.mean_frames if kind != TASKS else 0.0
+        if streams:
+            steady = steady_limit(device, self._limits)[0]
+            yield f"utilisation {cap:g} at the peak", streams / (cap * devices * steady) if steady else math.inf
+        if kind != STREAMS:
+            work = streams / (1 + self.demand.swing) + self.demand.frames_per_s
+            carried = float(device.step_time.frames_per_s(max(sessions / devices, 1.0)))
+            yield f"utilisation {cap:g} over the day", work / (cap * devices * carried)
+
+    def _part(self, kind: str, devices: int) -> float:
+        """The part of the fleet that is simulated."""
+        sessions = (self.qps if kind != TASKS else 0.0) * self._stop_s
+        return min(1.0, LARGEST_POOL / devices, MOST_SESSIONS / max(sessions, 1.0))
+
+    @property
+    def _counted_s(self) -> float:
+        seconds = LEAST_TASKS / self.demand.per_hour * 3600
+        return DAY_S * min(_MOST_DAYS, max(1, math.ceil(seconds / DAY_S)))
+
+    @property
+    def _stop_s(self) -> float:
+        return WARM_UP_S + self._counted_s + min(self.demand.longest_s, DAY_S)
+
+    def _arrived(self, kind: str, part: float) -> Arrived:
+        if (kind, part) not in self._drawn:
+            self._drawn[kind, part] = self._draw(kind, part)
+        return self._drawn[kind, part]
+
+    def _draw(self, kind: str, part: float) -> Arrived:
+        """Streams and tasks, each from a generator of its own: a fleet of both gets the very same ones."""
+        streams, tasks = (np.random.default_rng([self.seed, number]) for number in (0, 1))
+        stop_s, swing = self._stop_s, self.demand.swing
+        rate = Varying.diurnal(part * self.qps / (1 + swing), swing, peak_s=WARM_UP_S + DAY_S / 2)
+        stream_s = _times(rate, streams, stop_s) if kind != TASKS else np.zeros(0)
+        task_s = _times(Varying.constant(part * self.demand.per_hour / 3600), tasks, stop_s)
+        task_s = task_s if kind != STREAMS else np.zeros(0)
+        weights = np.array([each.weight for each in self.mix.classes], dtype=float)
+        index = streams.choice(len(weights), len(stream_s), p=weights / weights.sum())
+        frames = np.zeros(len(stream_s))
+        for number, each in enumerate(self.mix.classes):
+            frames[index == number] = each.length.sample(streams, int(np.sum(index == number)))
+        frames = np.concatenate([frames, self.demand.lengths.sample(tasks, len(task_s))])
+        arrival_s = np.concatenate([stream_s, task_s])
+        at_peak = rate.rate_per_s(stream_s) >= _PEAK_SHARE * rate.highest_per_s
+        is_within = (arrival_s >= WARM_UP_S) & (arrival_s < WARM_UP_S + self._counted_s)
+        counted = is_within & np.concatenate([at_peak, np.ones(len(task_s), bool)])
+        order = np.argsort(arrival_s, kind="stable")
+        draws = {metric: streams.random(len(order)) for metric in METRIC_NAMES}
+        index = np.concatenate([index, np.full(len(task_s), -1)])
+        return Arrived(arrival_s[order], frames[order], index[order], counted[order], draws, stop_s)
+
+    def _simulated(self, arrived: Arrived, devices: int, shared: int) -> Simulated:
+        limits, demand = self._limits, self.demand
+        kv = limits.kv
+        pool = Pool(
+            devices,
+            self.pools.device.step_time,
+            session_limit=limits.slots,
+            memory_bytes=kv.room_bytes if kv else math.inf,
+            routing=limits.routing,
+            first_audio=self.pools.device.first_audio,
+            on_failure="resume",
+            shared_sessions=shared,
+            task_slots=demand.at_once,
+            between_segments=demand.between,
+        )
+        block = arrivals_of(
+            arrived.arrival_s,
+            arrived.frames,
+            bytes_=kv.bytes_of(arrived.frames) if kv else 0,
+            pick=np.random.default_rng(self.seed).random(len(arrived.frames)),
+            segment=np.where(arrived.is_task, float(demand.segment_frames), 0.0),
+            turn=arrived.arrival_s,
+        )
+        return remembered(pool, block, arrived.class_index, arrived.stop_s)
+
+
+@dataclass(frozen=True)
+class SharedPlan:
+    """Fleets for one peak rate of streams: ``loads`` by kind, and the interval of each count and of what is saved.
+
+    Intervals are of the step time's: the counts with the fastest and the slowest likely devices. A kind whose SLOs no
+    fleet meets is left out.
+    """
+
+    qps: float
+    loads: dict[str, FleetLoad]
+    intervals: dict[str, tuple[int, int]]
+    saved_interval: tuple[int, int] | None
+    extrapolated: bool
+
+    @property
+    def two_fleets(self) -> int | None:
+        """Devices of two separate fleets."""
+        known = [self.loads[kind].devices for kind in (STREAMS, TASKS) if kind in self.loads]
+        return sum(known) if len(known) == 2 else None
+
+    @property
+    def saved(self) -> int | None:
+        """By how many devices one fleet is smaller than two."""
+        two = self.two_fleets
+        return two - self.loads[BOTH].devices if two is not None and BOTH in self.loads else None
+
+
+def shared_plan(fleets: JobFleets, shares: np.ndarray, confidence: float) -> SharedPlan:
+    """Plan for both kinds of demand; ``shares`` [d]: drawn alternatives of a device's rate, as shares of the fitted."""
+    loads = _loads(fleets)
+    tails = np.quantile(shares[shares > 0], [(1 + confidence) / 2, (1 - confidence) / 2])
+    others = [_loads(_faster(fleets, float(share))) for share in tails]
+    intervals = {
+        kind: _range(load.devices, [each[kind].devices for each in others if kind in each])
+        for kind, load in loads.items()
+    }
+    plan = SharedPlan(fleets.qps, loads, intervals, None, _is_extrapolated(fleets, loads))
+    if plan.saved is None:
+        return plan
+    saved = [replace(plan, loads=each).saved for each in others]
+    return replace(plan, saved_interval=_range(plan.saved, [each for each in saved if each is not None]))
+
+
+def _loads(fleets: JobFleets) -> dict[str, FleetLoad]:
+    found = ((kind, fleets.fewest(kind)) for kind in KINDS)
+    return {kind: load for kind, load in found if load is not None}
+
+
+def _range(value: int, others: list[int]) -> tuple[int, int]:
+    return min([value, *others]), max([value, *others])
+
+
+def _faster(fleets: JobFleets, share: float) -> JobFleets:
+    """The fleets with devices that make ``share`` times the frames."""
+    device = fleets.pools.device
+    step = replace(device.step_time, values=tuple(value / share for value in device.step_time.values))
+    return replace(fleets, pools=fleets.pools.changed(device=replace(device, step_time=step)))
+
+
+def _is_extrapolated(fleets: JobFleets, loads: dict[str, FleetLoad]) -> bool:
+    return any(not fleets.pools.has_seen(load.sessions_p95) for load in loads.values())
+
+
+def _first(is_met: Callable[[int], bool], low: int, high: int) -> int:
+    """The first number of ``low`` to ``high`` at which a limit is met that is met at ``high``."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_met(middle) else (middle + 1, high)
+    return high
+
+
+def _times(rate: Varying, rng: np.random.Generator, stop_s: float) -> np.ndarray:
+    found = []
+    for block in rate.blocks(rng):
+        found.append(block[block < stop_s])
+        if len(found[-1]) < len(block):
+            return np.concatenate(found)
+    return np.zeros(0)
+
+
+def _traffic(mix: Mix, arrived: Arrived) -> Traffic:
+    """The arrivals as what ``load_of`` compares with SLOs: names, classes and quantile draws."""
+    nobody = np.zeros(0)
+    return Traffic(
+        class_names=tuple(each.name for each in mix.classes),
+        gaps=arrived.arrival_s,
+        class_index=arrived.class_index,
+        frames=arrived.frames,
+        draws=arrived.draws,
+        residual_frames=nobody,
+        whole_frames=nobody,
+        mean_frames=math.nan,
+    )

@@ -1,0 +1,94 @@
+"""Devices for streams, for tasks, and for both on one fleet."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from capacity_truth import MIX
+
+from harness.capacity.fitting.rate_search import Limits, Traffic
+from harness.capacity.models.device import Device
+from harness.capacity.models.spreads import Sample, Spread
+from harness.capacity.models.steps import StepTime
+from harness.capacity.planning.job_fleets import BOTH, STREAMS, TASKS, JobDemand, JobFleets, shared_plan
+from harness.capacity.planning.pools import Pools
+from harness.errors import PlanError
+from harness.planfile.jobs import load_jobs
+from harness.records.slo import Slo
+from harness.records.turnaround import TurnaroundSlo
+from harness.traffic.mix import Lengths
+
+SPREAD = Spread(Sample.of(np.ones(400)))
+DEVICE = Device(StepTime("linear", (0.012, 0.006)), 0.05, 1.5, SPREAD, SPREAD, {}, 40, ((0.012, 0.006),))
+LIMITS = Limits((Slo("short", "rtf", 0.95, 0.9), Slo("short", "ttfa_s", 0.95, 1.0)), 40)
+DEMAND = JobDemand(40, Lengths.parse({"fixed": 900}), (TurnaroundSlo.parse("turnaround_p95", "3x"),), 900, swing=0.9)
+FILE = "per_hour: 40\nlength: {fixed: 900}\nslos: {turnaround_p95: 3x}\n"
+
+
+@pytest.fixture(scope="module")
+def fleets():
+    pools = Pools(DEVICE, Traffic.draw(MIX, np.random.default_rng(1), 4000), LIMITS, 0.85)
+    return JobFleets(pools, MIX, DEMAND, 2.0, seed=4)
+
+
+@pytest.fixture(scope="module")
+def plan(fleets):
+    return shared_plan(fleets, np.array([0.9, 0.95, 1.0, 1.05, 1.1]), 0.9)
+
+
+def test_one_fleet_is_smaller_than_two_where_streams_leave_valleys(plan):
+    devices = {kind: load.devices for kind, load in plan.loads.items()}
+    assert max(devices[STREAMS], devices[TASKS]) <= devices[BOTH] < devices[STREAMS] + devices[TASKS]
+    assert plan.saved == plan.two_fleets - devices[BOTH] > 0
+    assert all(low <= devices[kind] <= high for kind, (low, high) in plan.intervals.items())
+    assert plan.saved_interval[0] <= plan.saved <= plan.saved_interval[1]
+
+
+def test_a_fleet_meets_every_limit_and_one_device_less_does_not(fleets, plan):
+    for kind, load in plan.loads.items():
+        assert load.met and fleets.judge(kind, load.devices, load.sessions).shares == load.shares
+        assert load.devices == 1 or not fleets.best(kind, load.devices - 1).met
+
+
+def test_tasks_wait_longer_with_fewer_sessions_and_streams_are_not_disturbed(fleets, plan):
+    load = plan.loads[BOTH]
+    tight, wide = (fleets.judge(BOTH, load.devices, round(share * load.sessions)) for share in (0.25, 1.0))
+    slo = DEMAND.slos[0]
+    assert tight.turnarounds[slo] > 1.2 * wide.turnarounds[slo]
+    rtf = "rtf p95 of class short"
+    assert tight.shares[rtf] <= wide.shares[rtf] <= 1
+
+
+def test_a_deadline_that_nobody_can_meet_is_not_planned_for(fleets):
+    hopeless = replace(DEMAND, slos=(TurnaroundSlo.parse("turnaround_p95", 1),))
+    impossible = replace(fleets, demand=hopeless, _drawn={})
+    assert impossible.fewest(TASKS, at_most=8) is None
+
+
+def test_a_file_of_tasks(tmp_path):
+    file = tmp_path / "jobs.yaml"
+    file.write_text(FILE + "segment_seconds: 60\nstreams_swing: 0.5\nresume_seconds_per_minute: 0.6\n")
+    demand = load_jobs(file)
+    assert (demand.per_hour, demand.segment_frames, demand.swing, demand.at_once) == (40, 450, 0.5, None)
+    assert demand.slos == DEMAND.slos and demand.between == (0.0, pytest.approx(0.6 / 450))
+    assert demand.frames_per_s == pytest.approx(40 * 900 * 7.5 / 3600) and demand.longest_s == 2700
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (FILE.replace("3x", "3 times"), "write 2x"),
+        (FILE.replace("turnaround_p95", "rtf_p95"), "not an SLO of tasks"),
+        (FILE + "per_day: 3\n", "unknown key"),
+        (FILE.replace("per_hour: 40", "per_hour: 0"), "per_hour"),
+        (FILE.replace("fixed", "fixd"), "a length must be one of"),
+        ("", "has no keys; start with 'per_hour:'"),
+        (FILE + "streams_swing: 2\n", "streams_swing"),
+    ],
+)
+def test_a_mistake_in_it_is_one_line_that_names_the_file(tmp_path, text, message):
+    file = tmp_path / "jobs.yaml"
+    file.write_text(text)
+    with pytest.raises(PlanError, match=message) as caught:
+        load_jobs(file)
+    assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
