@@ -21,6 +21,14 @@ SECRETS = {
 _WORKLOADS = ("Deployment", "StatefulSet", "Job")
 _OPEN = {"type": "object", "additionalProperties": True}
 _COUNT = {"type": "integer", "minimum": 0}
+
+
+def _texts(*names: str) -> dict:
+    """An object of just these texts."""
+    return {"required": list(names), "properties": {name: {"type": "string"} for name in names},
+            "additionalProperties": False}  # fmt: skip
+
+
 # The part of KEDA's schema that is used here (https://keda.sh/docs/latest/reference/scaledobject-spec).
 OWN_SCHEMAS: dict[str, dict] = {
     "ScaledObject": {
@@ -61,16 +69,14 @@ OWN_SCHEMAS: dict[str, dict] = {
                             "additionalProperties": False,
                             "required": ["type", "metadata"],
                             "properties": {
-                                "type": {"const": "prometheus"},
+                                "type": {"enum": ["prometheus", "cron"]},
                                 "metricType": {"enum": ["AverageValue", "Value"]},
                                 "metadata": {
                                     "type": "object",
-                                    "additionalProperties": False,
-                                    "required": ["serverAddress", "query", "threshold"],
-                                    "properties": {
-                                        name: {"type": "string"}
-                                        for name in ("serverAddress", "query", "threshold", "ignoreNullValues")
-                                    },
+                                    "oneOf": [
+                                        _texts("serverAddress", "query", "threshold", "ignoreNullValues"),
+                                        _texts("timezone", "start", "end", "desiredReplicas"),
+                                    ],
                                 },
                             },
                         },

@@ -46,9 +46,11 @@ def export(
 
     if what not in KINDS:
         raise InputError(f"{what!r} cannot be exported: use one of {', '.join(KINDS)}")
+    monitoring = kubernetes.Monitoring(prometheus, selector)
+    if folder.resolve().is_relative_to(run.resolve()):
+        raise InputError(f"--out {folder} lies in the run, whose files are sealed: give a folder elsewhere")
     must_be_free(folder, replace=replace)
     fleet = fleet_of(run, rates_of(str(qps))[0], Accepted(force=force, inconclusive=accept))
-    monitoring = kubernetes.Monitoring(prometheus, selector)
     files = kubernetes.overlay_files(fleet, monitoring) if what == KUBERNETES else rule_files(fleet, selector)
     write_folder(folder, files, {"kind": what, **kubernetes.record_of(fleet)}, replace=replace)
     for remark in fleet.remarks:
@@ -60,5 +62,10 @@ def export(
         f"{fleet.expires_at})",
         soft_wrap=True, markup=False, highlight=False,
     )  # fmt: skip
-    apply = f"; kubectl apply -k {folder}/{{{','.join(kubernetes.OVERLAYS)}}}" if what == KUBERNETES else ""
-    out.print(f"{len(files)} files in {folder}{apply}", soft_wrap=True, markup=False, highlight=False)
+    apply = f"; next: kubectl apply -k {folder}/{kubernetes.STATIC}, or another overlay" if what == KUBERNETES else ""
+    out.print(
+        f"{folder}: {', '.join(sorted({name.partition('/')[0] for name in files}))}{apply}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from harness.deploy.config import PRESETS
 from harness.errors import InputError
+from harness.identity import CPU, GPU, computes_frames
 from harness.planfile.plan import PlanSpec
 from harness.records.plan import Plan, PlannedTarget
 from harness.records.slo import Slo
@@ -23,7 +24,6 @@ from harness.topology import TOPOLOGY, Knobs, topology_of
 SETTLE_S = 15  # until clients and gateways know that a server ends: it serves as before until then
 EXIT_S = 30  # after the last session: models are unloaded
 _OF_REQUESTS = ("chunk_frames", "diffusion_steps")  # knobs that a request sets, not a server
-_CPU = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class ScalingBounds:
     """The autoscaler's rule: ceil(sessions / ``sessions_per_device``) devices, within ``minimum`` to ``maximum``.
 
     Evaluated every ``poll_s`` seconds. It grows at once, and shrinks to the most that it wished for in
-    ``stabilisation_s`` seconds: HorizontalPodAutoscaler with an AverageValue.
+    ``stabilisation_s`` seconds: HorizontalPodAutoscaler with an AverageValue. ``schedule``: at least so many devices
+    from a second of the period of ``period_s`` on; the larger wish counts.
     """
 
     sessions_per_device: float
@@ -47,6 +48,8 @@ class ScalingBounds:
     maximum: int
     poll_s: int = 30
     stabilisation_s: int = 300
+    schedule: tuple[tuple[float, int], ...] = ()
+    period_s: float = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,7 @@ class PlannedFleet:
     drain_s: float
     routing: str
     slos: tuple[Slo, ...] = field(repr=False)
+    simulated_scaling: ScalingBounds | None = None
     remarks: tuple[str, ...] = ()
 
     @property
@@ -88,7 +92,7 @@ class PlannedFleet:
 
     @property
     def on_cpu(self) -> bool:
-        return self.device == _CPU
+        return self.device == CPU
 
     @property
     def topology(self) -> str:
@@ -106,8 +110,10 @@ class PlannedFleet:
 
     @property
     def scaling(self) -> ScalingBounds:
-        """One device and the spare ones are the least."""
-        return ScalingBounds(sessions_per_device=self.sessions, minimum=1 + self.spare, maximum=self.replicas)
+        """The rule that the plan simulated over its day; without one, from one device and the spare ones to all."""
+        return self.simulated_scaling or ScalingBounds(
+            sessions_per_device=self.sessions, minimum=1 + self.spare, maximum=self.replicas
+        )
 
     @property
     def expires_unix_s(self) -> int:
@@ -184,7 +190,7 @@ def _fleet(run: Run, spec: PlanSpec, plan: Plan, target: PlannedTarget, remarks:
         devices=devices,
         replicas=target.devices_n_plus_1 or devices + 1,
         gpus=plan.gpus_per_device,
-        device=plan.device,
+        device=_device(run, plan),
         preset=plan.preset,
         dtype=spec.dtype,
         knobs=plan.deployment or {},
@@ -196,8 +202,34 @@ def _fleet(run: Run, spec: PlanSpec, plan: Plan, target: PlannedTarget, remarks:
         drain_s=max(drain.p95_s, drain.longest_s or 0.0),
         routing=plan.routing,
         slos=tuple(plan.slos),
+        simulated_scaling=_simulated_scaling(plan),
         remarks=remarks,
     )
+
+
+def _simulated_scaling(plan: Plan) -> ScalingBounds | None:
+    """The rule of the elastic fleet that met every SLO over the plan's day; None where the plan has no day."""
+    rule = getattr(getattr(plan, "day", None), "rule", None)
+    if rule is None:
+        return None
+    return ScalingBounds(
+        sessions_per_device=rule.target_sessions_per_device,
+        minimum=rule.minimum,
+        maximum=rule.maximum,
+        poll_s=round(rule.poll_s),
+        stabilisation_s=round(rule.stabilisation_s),
+        schedule=tuple((each.at_s, each.devices) for each in rule.schedule),
+        period_s=rule.period_s,
+    )
+
+
+def _device(run: Run, plan: Plan) -> str:
+    """The type of device that the stages reported; as the plan names it where it is not one, or none is known."""
+    stages = [each.identity for each in run.manifest.stages]
+    gpus = {each.gpu for each in stages if each.kind == GPU and computes_frames(each.model)}
+    if len(gpus) == 1 and gpus != {""}:
+        return gpus.pop()
+    return CPU if stages and {each.kind for each in stages} == {CPU} else plan.device
 
 
 def _expiry(run: Run) -> str:

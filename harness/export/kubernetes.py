@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from harness.export.fleet import EXIT_S, SETTLE_S, PlannedFleet
+from harness.errors import InputError
+from harness.export.fleet import EXIT_S, SETTLE_S, PlannedFleet, ScalingBounds
 from harness.export.prometheus import checked_selector, rule_files, sessions_query
 from harness.host.places import OPS
 
@@ -20,16 +21,23 @@ _KIND = "kustomize.config.k8s.io/v1beta1"
 _ABOUT = "speech/"  # prefix of annotations
 _POLICIES = {"least_loaded": "LEAST_REQUEST", "round_robin": "ROUND_ROBIN", "random": "RANDOM"}
 _GPU = "nvidia.com/gpu"
+_DAY_S = 86_400.0
 _LABEL = re.compile(r"NVIDIA[A-Za-z0-9_. -]{0,56}[A-Za-z0-9]")
+_WEIGHTS = "# Weights are random without a checkpoint: mount its folder, and name it as HARNESS_DEPLOY_CHECKPOINT.\n"
 FLEET_METRIC = "vibevoice_fleet_sessions"  # of the plain autoscaler, from an adapter of the metrics API
 
 
 @dataclass(frozen=True)
 class Monitoring:
-    """Where the fleet's series are: Prometheus's address, and label matchers that select them."""
+    """Where the fleet's series are: Prometheus's address, and label matchers that select them. Raises InputError."""
 
     url: str = "http://prometheus-server.monitoring"
     selector: str = ""
+
+    def __post_init__(self):
+        if not re.fullmatch(r"https?://[^\s/]\S*", self.url):
+            raise InputError(f"--prometheus {self.url!r} is no address: write it as http://HOST:PORT")
+        checked_selector(self.selector)
 
 
 def overlay_files(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, str]:
@@ -110,7 +118,7 @@ def _environment(fleet: PlannedFleet) -> str:
         "PARAMETERS": json.dumps({**carry, **fleet.parameters}),
         "SETTLE_S": str(SETTLE_S),
     }
-    return "".join(f"HARNESS_DEPLOY_{name}={value}\n" for name, value in values.items())
+    return _WEIGHTS + "".join(f"HARNESS_DEPLOY_{name}={value}\n" for name, value in values.items())
 
 
 def _triton(fleet: PlannedFleet) -> dict[str, Any]:
@@ -214,13 +222,36 @@ def scaled_object(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, Any]
             "maxReplicaCount": rule.maximum,
             "fallback": {"failureThreshold": 3, "replicas": rule.maximum},
             "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(fleet)}},
-            "triggers": [{"type": "prometheus", "metricType": "AverageValue", "metadata": trigger}],
+            "triggers": [{"type": "prometheus", "metricType": "AverageValue", "metadata": trigger}, *_scheduled(rule)],
         },
     }
 
 
+def _scheduled(rule: ScalingBounds) -> list[dict[str, Any]]:
+    """The schedule as KEDA's cron triggers: the larger wish of all triggers counts. Times are UTC.
+
+    Raises InputError for a schedule that does not repeat daily, which cron cannot say.
+    """
+    if not rule.schedule:
+        return []
+    if rule.period_s != _DAY_S:
+        raise InputError(f"the plan's schedule repeats every {rule.period_s:g} s: only one of a day can be exported")
+    ends_s = [at_s for at_s, _ in (*rule.schedule[1:], rule.schedule[0])]
+    spans = [(at_s, end_s, devices) for (at_s, devices), end_s in zip(rule.schedule, ends_s, strict=True)]
+    return [
+        {"type": "cron", "metadata": {"timezone": "Etc/UTC", "start": _cron(start_s), "end": _cron(end_s),
+                                      "desiredReplicas": str(devices)}}
+        for start_s, end_s, devices in spans if devices > rule.minimum
+    ]  # fmt: skip
+
+
+def _cron(at_s: float) -> str:
+    minutes = round(at_s / 60) % (24 * 60)
+    return f"{minutes % 60} {minutes // 60} * * *"
+
+
 def autoscaler(fleet: PlannedFleet) -> dict[str, Any]:
-    """The plain autoscaler: the same rule, with the metric from an adapter of the external metrics API."""
+    """The plain autoscaler: the same rule but its schedule, with the metric from an adapter of the metrics API."""
     rule = fleet.scaling
     target = {"type": "AverageValue", "averageValue": _quantity(rule.sessions_per_device)}
     metric = {"type": "External", "external": {"metric": {"name": FLEET_METRIC}, "target": target}}

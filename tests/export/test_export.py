@@ -7,20 +7,25 @@ import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
 import yaml
 
+from harness import wire
 from harness.cli import main
 from harness.errors import InputError, ServerError
 from harness.exit_codes import USAGE
 from harness.export import folder as exported
-from harness.export.fleet import EXIT_S, SETTLE_S, Accepted, fleet_of
+from harness.export.fleet import EXIT_S, SETTLE_S, Accepted, ScalingBounds, fleet_of
+from harness.export.fleet import _device as device_of
 from harness.export.folder import write_folder
 from harness.export.kubernetes import Monitoring, autoscaler, overlay_files, record_of, scaled_object
 from harness.export.prometheus import BUCKETS, plan_rules, rule_files, sessions_query
 from harness.export.store import copy_run
+from harness.identity import CPU, EMULATED, GPU, StageIdentity
+from harness.records.schema import StageRecord
 from harness.records.slo import Slo
 from harness.records.store import Run
 
@@ -71,13 +76,33 @@ def test_a_fleet_has_the_figures_of_the_signed_plan(fleet):
     assert datetime.fromtimestamp(fleet.expires_unix_s, UTC).isoformat() == fleet.expires_at
 
 
+@pytest.mark.parametrize(
+    ("kinds", "gpus", "named", "device"),
+    [
+        (("GPU", "GPU"), ("NVIDIA L40S", "NVIDIA L40S"), "the Triton at gpu7:8001", "NVIDIA L40S"),
+        (("GPU", "GPU"), ("NVIDIA L40S", "NVIDIA L4"), "the Triton at gpu7:8001", "the Triton at gpu7:8001"),
+        (("CPU", "CPU"), ("", ""), "the Triton at gpu7:8001", "cpu"),
+        (("EMULATED",), ("",), "emulated NVIDIA L40S", "emulated NVIDIA L40S"),
+        ((), (), "cpu", "cpu"),
+    ],
+)
+def test_a_device_is_what_the_stages_reported(kinds, gpus, named, device):
+    """Of a server that was named by --url the plan knows no more than its address."""
+    known = {"CPU": CPU, "GPU": GPU, "EMULATED": EMULATED}
+    identities = [StageIdentity(wire.LLM, "0", known[kind], "", gpu) for kind, gpu in zip(kinds, gpus, strict=True)]
+    stages = [StageRecord("a", wire.STAGED, each) for each in identities]
+    run = SimpleNamespace(manifest=SimpleNamespace(stages=stages))
+    assert device_of(run, SimpleNamespace(device=named)) == device
+
+
 def test_the_overlay_has_the_figures_of_the_fleet(fleet):
     files = overlay_files(fleet, Monitoring())
     deployment, budget = (yaml.safe_load(files[f"static/{name}.yaml"]) for name in ("triton", "budget"))
     assert deployment["spec"]["replicas"] == fleet.replicas
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == fleet.grace_s
     assert budget["spec"]["maxUnavailable"] == fleet.spare
-    environment = dict(line.split("=", 1) for line in files["static/triton.env"].splitlines())
+    lines = files["static/triton.env"].splitlines()
+    environment = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
     assert json.loads(environment["HARNESS_DEPLOY_KNOBS"]) == dict(fleet.server_knobs)
     assert environment["HARNESS_DEPLOY_PRESET"] == "tiny" and environment["HARNESS_DEPLOY_DEVICE"] == "cpu"
     kustomization = yaml.safe_load(files["static/kustomization.yaml"])
@@ -117,6 +142,24 @@ def test_both_autoscalers_have_the_rule_of_the_plan(fleet):
     assert (
         autoscaler(replace(fleet, sessions=2.5))["spec"]["metrics"][0]["external"]["target"]["averageValue"] == "2500m"
     )
+
+
+def test_the_rule_that_was_simulated_over_a_day_is_the_rule_that_is_exported(fleet):
+    """Its schedule becomes cron triggers: spans that wish for more than the minimum, the last one over midnight."""
+    schedule = ((0.0, 1), (6.5 * 3600, 3), (22 * 3600, 2))
+    rule = ScalingBounds(sessions_per_device=9.25, minimum=1, maximum=8, stabilisation_s=600, schedule=schedule)
+    daily = replace(fleet, simulated_scaling=rule)
+    spec = scaled_object(daily, Monitoring())["spec"]
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"], spec["pollingInterval"]) == (1, 8, 30)
+    first, *others = spec["triggers"]
+    assert first["metadata"]["threshold"] == "9.25" and [each["type"] for each in others] == ["cron", "cron"]
+    spans = [tuple(each["metadata"][name] for name in ("start", "end", "desiredReplicas")) for each in others]
+    assert spans == [("30 6 * * *", "0 22 * * *", "3"), ("0 22 * * *", "0 0 * * *", "2")]
+    plain = autoscaler(daily)["spec"]
+    assert (plain["minReplicas"], plain["maxReplicas"]) == (1, 8)
+    assert plain["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 600
+    with pytest.raises(InputError, match="only one of a day"):
+        scaled_object(replace(fleet, simulated_scaling=replace(rule, period_s=3600.0)), Monitoring())
 
 
 @pytest.mark.parametrize(
@@ -320,10 +363,16 @@ def test_the_command_writes_both_and_says_what(tmp_path, export):
         (("kubernetes", "--run", SAMPLE, "--qps", 3), "planned for 0.5, 1, 5, 20"),
         (("kubernetes", "--run", ROOT / "results" / "none", "--qps", 5), "holds no manifest.json"),
         (("kubernetes", "--run", SAMPLE, "--qps", 0), "above 0"),
+        (
+            ("kubernetes", "--run", SAMPLE, "--qps", 5, "--prometheus", "prometheus:9090"),
+            "write it as http://HOST:PORT",
+        ),
+        (("prometheus", "--run", SAMPLE, "--qps", 5, "--selector", "job='a'"), "write label matchers"),
+        (("prometheus", "--run", SAMPLE, "--qps", 5, "--out", SAMPLE / "fleet"), "give a folder elsewhere"),
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path, export, arguments, sentence):
-    code, said = export(*arguments, "--out", tmp_path / "out")
+    code, said = export(*arguments, *(() if "--out" in arguments else ("--out", tmp_path / "out")))
     assert code == USAGE and sentence in said and "Traceback" not in said and not (tmp_path / "out").exists()
 
 

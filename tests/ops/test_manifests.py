@@ -168,11 +168,11 @@ def test_a_field_that_kubernetes_does_not_know_is_found(change, said):
     [
         (lambda spec: spec.update(maxReplicas=3), "maxReplicas"),
         (lambda spec: spec["triggers"][0]["metadata"].update(threshold=11), "threshold"),
-        (lambda spec: spec["triggers"][0]["metadata"].pop("query"), "query"),
+        (lambda spec: spec["triggers"][0]["metadata"].pop("query"), "spec.triggers.0.metadata"),
     ],
 )
 def test_a_field_that_keda_does_not_know_is_found(change, said):
-    metadata = {"serverAddress": "http://p", "query": "sum(a)", "threshold": "11"}
+    metadata = {"serverAddress": "http://p", "query": "sum(a)", "threshold": "11", "ignoreNullValues": "false"}
     spec = {"scaleTargetRef": {"name": "triton"}, "triggers": [{"type": "prometheus", "metadata": metadata}]}
     change(spec)
     one = {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": "a"}, "spec": spec}
