@@ -22,6 +22,7 @@ COMMANDS = (
     "plan",
     "simulate",
     "report",
+    "compare",
     "serve",
     "speak",
     "profile",
