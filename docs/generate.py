@@ -172,7 +172,7 @@ BENCHMARKS = {
               "model/server_faults"),
     "Load": ("load/arrivals", "load/instrument", "load/faults", "load/gates", "load/dilation"),
     "Sweep": ("sweep/search", "sweep/sweep_cost", "sweep/sweep_faults", "sweep/first_run", "sweep/disturbed"),
-    "Capacity": ("capacity/simulator", "capacity/coverage", "capacity/truths", "capacity/heldout",
+    "Capacity": ("capacity/simulator", "capacity/coverage", "capacity/truths", "capacity/heldout", "capacity/compare",
                  "capacity/autoscale", "capacity/fleet_mix"),
     "Service": ("service/job_faults", "service/jobs", "service/api_fuzz"),
     "Operations": ("ops/check",),
@@ -368,6 +368,11 @@ def exit_codes() -> str:
     return table(("code", "meaning"), rows)
 
 
+def comparison_exit_codes() -> str:
+    """Exit codes of ``harness compare``, beside those of every command."""
+    return table(("code", "meaning"), [(str(code), meaning) for code, meaning in codes.OF_COMPARISONS.items()])
+
+
 def locust_exit_codes() -> str:
     """Exit codes of a load test."""
     return table(("code", "meaning"), [(str(code), meaning) for code, meaning in codes.OF_LOAD_TESTS.items()])
@@ -417,6 +422,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "server-options": server_options,
     "locust-options": locust_options,
     "exit-codes": exit_codes,
+    "comparison-exit-codes": comparison_exit_codes,
     "locust-exit-codes": locust_exit_codes,
     "benchmarks": benchmarks,
 }

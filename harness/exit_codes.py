@@ -4,6 +4,11 @@ from __future__ import annotations
 
 MET, MISSED, INCONCLUSIVE = 0, 1, 2  # verdicts of a sign-off
 OF_VERDICT = {"met": MET, "missed": MISSED, "inconclusive": INCONCLUSIVE, "planning estimate": INCONCLUSIVE}
+WORSE = 1  # of a comparison
+OF_COMPARISONS = {
+    0: "no regression is shown: B is better, or no difference is shown",
+    WORSE: "B is worse than A in some figure",
+}
 USAGE = 64  # EX_USAGE of sysexits.h
 UNAVAILABLE = 69  # EX_UNAVAILABLE
 INTERNAL = 70  # EX_SOFTWARE; Python's own 1 would mean "missed"

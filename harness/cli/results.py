@@ -1,14 +1,15 @@
-"""Commands that answer from stored results: fit, plan, simulate, report."""
+"""Commands that answer from stored results: fit, plan, simulate, report, compare."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from harness import wire
+from harness import exit_codes, wire
 from harness.cli.app import TOPOLOGY_HELP, RunFolder, app, opened, out, rates_of, say_aside
 from harness.cli.cards import CardsFile, plan_for_cards
 from harness.cli.day import print_day
@@ -144,18 +145,27 @@ def report(
     run: RunFolder,
     pdf: Annotated[bool, typer.Option("--pdf", help="Print signoff.pdf too, by an installed Chromium.")] = False,
 ) -> None:
-    """Write signoff.html and sweep.html again from a run's stored records; signed files must be unchanged."""
+    """Write signoff.html and sweep.html again from a run's stored records; signed files must be unchanged.
+
+    Prints why each option that the plan does not use lost: the limit that rules it out, and by how much.
+    """
+    from harness.cli.tables import why_not_table
     from harness.records.store import Run
     from harness.report.facts import SIGNATURE_NAME, is_signed
     from harness.report.paper import write_pdf
     from harness.report.seal import report_again, seal_of
     from harness.report.sweep_page import write_sweep_report
+    from harness.runs.analysis import why_not_of
 
     stored = Run.open(run)
     with stored.lock():
         before = seal_of(stored)
         path = report_again(stored)
         out.print(f"Sweep: [bold]{write_sweep_report(stored)}[/]", soft_wrap=True)
+    plan = stored.plan()
+    lost = why_not_table(why_not_of(stored), plan.deployment if plan else None)
+    if lost.row_count:
+        out.print(lost)
     out.print(f"Report: [bold]{path}[/]", soft_wrap=True)
     if pdf:
         out.print(f"PDF: [bold]{write_pdf(path)}[/]", soft_wrap=True)
@@ -164,3 +174,27 @@ def report(
     if seal_of(stored) != before and (stored.path / SIGNATURE_NAME).exists():
         words = "the page has changed, so the signature is invalid: sign again with `harness signoff PLAN --sign`"
         say_aside(words, "yellow")
+
+
+@app.command(epilog="Example: `harness compare results/sample-quick results/quick-1a2b3c4d --json`")
+def compare(
+    a: Annotated[Path, typer.Argument(help="The run to compare with: a folder under results/.")],
+    b: Annotated[Path, typer.Argument(help="The run that is judged, of the same preset, mix and SLOs.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Compare run B with run A: step time at equal sessions, SLO metrics, rate and devices per target.
+
+    Each difference has an interval that holds how far repeated ladders, hosts and hours differ; within it, none
+    is shown. Exit code 0: no regression is shown; 1: B is worse in some figure. Runs of another preset, another mix
+    or with other SLOs cannot be compared (64).
+    """
+    from harness.cli.compare_tables import print_comparison
+    from harness.records.comparison import WORSE
+    from harness.runs.comparing import compare_runs
+
+    found = compare_runs(opened(a), opened(b))
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+    else:
+        print_comparison(found)
+    raise typer.Exit(exit_codes.WORSE if found.finding == WORSE else 0)

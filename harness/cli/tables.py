@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.padding import Padding
@@ -15,8 +15,11 @@ from harness import signoff as job
 from harness.records.fit import Fit, FittedStep, Unfitted, fitted
 from harness.records.plan import Plan
 from harness.records.prediction import Prediction
+from harness.records.why_not import RuledOut
 from harness.report import words
+from harness.report.ruled_out import lost_options
 from harness.report.screen import Screen
+from harness.topology import Knobs
 
 out = Screen()
 
@@ -90,7 +93,9 @@ def print_plan(content: Plan) -> None:
     if content.emulated:
         slower = "" if content.dilation == 1 else f", and time was dilated {content.dilation:g} times"
         out.print(f"Stage times were emulated{slower}: every figure is for the profile's device", style="yellow")
-    for table in (_losses_table(content), _sensitivity_table(content), _types_table(content), _forecast_table(content)):
+    lost = why_not_table(content.why_not, content.deployment)
+    further = _losses_table, _sensitivity_table, _types_table, _forecast_table
+    for table in (lost, *(make(content) for make in further)):
         if table.row_count:
             out.print()
             out.print(table)
@@ -122,7 +127,7 @@ def _in_a_line(content: Plan) -> Iterator[str]:
         )
 
 
-def _table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
+def bare_table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
     table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right")
@@ -134,7 +139,7 @@ def _targets_table(content: Plan) -> Table:
     gpus = content.gpus_per_device
     columns = ["req/s", "devices", *(["GPUs"] if gpus > 1 else []), interval, "utilisation", "N+1", "N+2"]
     columns += [f"{priced.currency} per audio hour"] if priced else []
-    table = _table(f"One device = {content.unit}", *columns, "basis", left=("basis",))
+    table = bare_table(f"One device = {content.unit}", *columns, "basis", left=("basis",))
     for row in content.targets:
         low, high = row.interval or (None, None)
         cost = [f"{row.cost_per_audio_hour:.3g}" if row.devices else "-"] if priced else []
@@ -154,7 +159,7 @@ def _losses_table(content: Plan) -> Table:
     judged_s = [loss.judged_s for _, loss in lost if loss.judged_s is not None]
     watched = f"; judged over {words.duration(min(judged_s))} or more" if judged_s else ""
     columns = "req/s", "lost", "SLOs", "nearest limit", "of this limit", "sessions moved", "basis"
-    table = _table(f"Devices lost at the peak, without spares{watched}", *columns, left=("nearest limit", "basis"))
+    table = bare_table(f"Devices lost at the peak, without spares{watched}", *columns, left=("nearest limit", "basis"))
     for row, loss in lost:
         share = loss.worst_share
         table.add_row(
@@ -168,7 +173,7 @@ def _losses_table(content: Plan) -> Table:
 def _sensitivity_table(content: Plan) -> Table:
     rates = [f"at {row.qps:g}/s" for row in content.targets]
     columns = "change", *rates, "req/s of one device", "basis"
-    table = _table("What changes would do: devices", *columns, left=("change", "basis"))
+    table = bare_table("What changes would do: devices", *columns, left=("change", "basis"))
     for row in content.sensitivity:
         devices = (_count(each.devices) for each in row.targets)
         table.add_row(row.change, *devices, _rate(row.rate_per_device), row.basis or "not known")
@@ -183,7 +188,7 @@ def _types_table(content: Plan) -> Table:
     rates = [f"at {row.qps:g}/s" for row in content.targets]
     currency = f"{content.costs.currency} per audio" if content.costs else "cost of an audio"
     columns = "type", *rates, "req/s of one device", "KV sessions", f"{currency} hour at the highest target"
-    table = _table("Other devices, by their profiles: devices (extrapolated)", *columns, left=("type",))
+    table = bare_table("Other devices, by their profiles: devices (extrapolated)", *columns, left=("type",))
     for row in content.device_types:
         devices = [_count(each.devices) for each in row.targets] or ["-"] * len(rates)
         cost = row.targets[-1].cost_per_audio_hour if row.targets else None
@@ -198,12 +203,12 @@ def _forecast_table(content: Plan) -> Table:
     """Tables of growth: months until counts are too small, and counts of later months."""
     found = content.forecast
     if found is None:
-        return _table("Growth")
+        return bare_table("Growth")
     after = list(found.targets[0].devices_after_months) if found.targets else []
     fleet = [f"months until {found.fleet} are too few"] if found.fleet else []
     columns = ["req/s today", "months until too few", "months with a spare (N+1)", *fleet]
     columns += [f"devices in {n} months" for n in after]
-    table = _table(f"Growth of {found.growth_per_month:.0%} a month (extrapolated)", *columns)
+    table = bare_table(f"Growth of {found.growth_per_month:.0%} a month (extrapolated)", *columns)
     for row in found.targets:
         lasts = [row.months_until_too_small, row.months_until_too_small_n_plus_1]
         lasts += [row.months_until_fleet_too_small] if fleet else []
@@ -212,10 +217,19 @@ def _forecast_table(content: Plan) -> Table:
     return table
 
 
+def why_not_table(rows: Sequence[RuledOut], planned: Knobs | None) -> Table:
+    """The options that lost, with the limit that ruled each out and by how much."""
+    columns = "option", "one device sustains", "judged at", "limit", "value", "off by", "finding", "basis"
+    table = bare_table("Why not another option", *columns, left=("option", "judged at", "limit", "finding", "basis"))
+    for row in lost_options(rows, planned):
+        table.add_row(row.option, row.sustains, row.at, row.limit, row.value, row.excess, row.sure, row.basis or "-")
+    return table
+
+
 def print_fit(content: Fit) -> None:
     """Print the fit of each deployment: its step time and the rate that one device sustains."""
     columns = "deployment", "step time", "R²", "most req/s", "bound by"
-    table = _table(f"One device = {content.unit}", *columns, left=("deployment", "step time", "bound by"))
+    table = bare_table(f"One device = {content.unit}", *columns, left=("deployment", "step time", "bound by"))
     names = words.name_deployments([each.deployment for each in content.deployments])
     for number, (each, name) in enumerate(zip(content.deployments, names, strict=True)):
         line, r_squared = _step_words(each.step_time)
@@ -247,7 +261,7 @@ def print_prediction(prediction: Prediction, unit: str) -> None:
             f"extrapolated: up to {most:.0f} sessions at once (95th percentile), and {measured:.0f} were measured",
             style="yellow",
         )
-    table = _table("", "class", "first audio p50", "first audio p95", "RTF p50", "RTF p95", left=("class",))
+    table = bare_table("", "class", "first audio p50", "first audio p95", "RTF p50", "RTF p95", left=("class",))
     for name, own in prediction.classes.items():
         audio = map(words.milliseconds, (own.ttfa_p50_s, own.ttfa_p95_s))
         table.add_row(name, *audio, *map(words.figure, (own.rtf_p50, own.rtf_p95)))

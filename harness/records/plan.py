@@ -15,6 +15,7 @@ from pydantic import Field
 from harness.content import SCHEMA, Figure, absent, content_of, read, stored_as
 from harness.records.day import Day
 from harness.records.slo import Slo
+from harness.records.why_not import RuledOut
 from harness.topology import Knobs
 
 Bounds = tuple[float | None, float | None]
@@ -298,7 +299,8 @@ class Plan:
     """plan.json: see ``planning.plan.make_plan``.
 
     ``unit``: one device as text. ``deployment``: the planned knobs; None where no deployment has a rate.
-    ``doubts``: the ``reasons`` that the sign-off added to the plan's own: what its budget left out.
+    ``doubts``: the ``reasons`` that the sign-off added to the plan's own: what its budget left out. ``why_not``: the
+    options that lost; older files do not say.
     """
 
     schema: int = SCHEMA
@@ -330,6 +332,7 @@ class Plan:
     day: Day | None = absent(None)
     doubts: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    why_not: tuple[RuledOut, ...] = absent(())
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Plan:

@@ -94,13 +94,24 @@ def sample_quantile(values: Sequence[float] | np.ndarray, quantile: float) -> fl
 
 def goodput_per_s(slos: Sequence[Slo], requests: pd.DataFrame, seconds: float) -> float:
     """Requests/s that met every SLO of their class: rows of metrics.per_request over ``seconds``."""
+    return float(_good(slos, requests).sum() / seconds)
+
+
+def goodput_by_class(slos: Sequence[Slo], requests: pd.DataFrame, seconds: float) -> dict[str, float]:
+    """``goodput_per_s`` of each class that is among the requests; together they are that of all."""
+    good = _good(slos, requests)
+    return {str(name): float(own.sum() / seconds) for name, own in good.groupby(requests["traffic_class"])}
+
+
+def _good(slos: Sequence[Slo], requests: pd.DataFrame) -> pd.Series:
+    """Whether each request was completed and met every SLO of its class."""
     good = requests["outcome"] == "done"
     for slo in slos:
         concerned = requests["traffic_class"] == slo.traffic_class
         if slo.metric == "ttfa_s":  # a session found in progress had its first audio long before
             concerned &= requests["start_frame"] == 0
         good &= ~concerned | (requests[slo.metric] <= slo.limit)
-    return float(good.sum() / seconds)
+    return good
 
 
 def _reason(

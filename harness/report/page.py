@@ -18,11 +18,14 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from harness.records.day import Day
-from harness.records.plan import PlannedTarget, SurgeRow, ValidationRow
+from harness.records.plan import Plan, PlannedTarget, SurgeRow, ValidationRow
 from harness.records.slo import Slo
 from harness.records.store import Run, replace_text
 from harness.report import day_figures, decision, facts, figures, words
 from harness.report.facts import SweptDeployment
+from harness.report.goodput import goodput
+from harness.report.ruled_out import LostOption, lost_options
+from harness.runs.analysis import why_not_of
 from harness.topology import EVERY_STAGE
 
 SMALL_MULTIPLES = 6  # deployments drawn individually; the others are in the table
@@ -68,6 +71,7 @@ def render(run: Run) -> str:
         rate_level=words.level(facts.rate_confidence(fit)),
         answered=answered,
         notes=_notes(plan.targets) if plan else [],
+        lost=_lost(run, plan, swept),
         spares_basis=_spares_basis(answered) if answered else "",
         expires_at=facts.expires_at(run.manifest),
         predictions=facts.predictions(run, trials),
@@ -79,6 +83,7 @@ def render(run: Run) -> str:
         classes=classes,
         classes_from=classes_from,
         trials=facts.trial_rows(run, requests, swept),
+        goodput=goodput(trials, requests, slos, swept),
         measured=decision.measured(swept, trials, requests),
         computed=decision.computed(run.manifest, plan),
         not_measured=decision.not_measured(run.manifest, trials, plan),
@@ -92,6 +97,12 @@ def day_parts(day: Day | None) -> dict[str, Any]:
     """What the section about a day is rendered with: the day, and its plot."""
     drawn = day is not None and day.policies
     return {"day": day, "plots": {"day": script_json(day_figures.day(day))} if drawn else {}}
+
+
+def _lost(run: Run, plan: Plan | None, swept: Sequence[SweptDeployment]) -> list[LostOption]:
+    """The options that lost, named by the letters of the report."""
+    letters = {facts.key(entry.knobs): entry.letter for entry in swept}
+    return lost_options(why_not_of(run), plan.deployment if plan else None, letters)
 
 
 def _notes(targets: Sequence[PlannedTarget]) -> list[str]:

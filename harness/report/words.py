@@ -150,6 +150,10 @@ def stage(name: str) -> str:
     return STAGE_NAMES.get(name, name)
 
 
+def topology(name: str) -> str:
+    return _TOPOLOGY_NAMES.get(name, name)
+
+
 def ordinal(quantile_percent: str) -> str:
     """``95`` as 95th, ``99.9`` as 99.9th."""
     endings = {} if re.search(r"1\d$", quantile_percent) else {"1": "st", "2": "nd", "3": "rd"}

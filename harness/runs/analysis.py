@@ -16,7 +16,8 @@ from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.prediction import predict_open_run
 from harness.capacity.planning.scaling import ScalingTerms
 from harness.capacity.planning.surges import behaviour
-from harness.errors import InconclusiveError, InputError
+from harness.capacity.planning.why_not import why_not
+from harness.errors import HarnessError, InconclusiveError, InputError
 from harness.planfile.plan import PlanSpec
 from harness.planfile.sections import DemandSpec
 from harness.records.day import Day, DemandCurve
@@ -25,6 +26,7 @@ from harness.records.plan import Behaviour, Plan
 from harness.records.prediction import Prediction
 from harness.records.schema import RunManifest
 from harness.records.store import Run
+from harness.records.why_not import RuledOut
 from harness.runs.earlier import prior_of
 from harness.runs.opening import spec_of, unit_of
 from harness.runs.stages import gpus_of, kv_rooms
@@ -115,6 +117,21 @@ def day_of(
     )
     terms = DayTerms(scaling, plan.drain, plan.costs, plan.gpus_per_device)
     return plan_day(pools, mix, curve, terms, spec.seed, progress)
+
+
+def why_not_of(run: Run) -> tuple[RuledOut, ...]:
+    """The options that lost and why: as stored in plan.json, otherwise computed from the stored fit and plan.
+
+    Nothing is simulated where the run's plan file or fit cannot be used any more. () without a fit or a plan.
+    """
+    fit, plan = run.fit(), run.plan()
+    if fit is None or plan is None or plan.why_not:
+        return plan.why_not if plan else ()
+    try:
+        pools = fleet_of(run)
+    except HarnessError:
+        pools = None
+    return why_not(fit, plan.slos, plan.targets, pools)
 
 
 def simulation_of(run: Run, rate_per_s: float) -> Prediction:

@@ -406,6 +406,14 @@ def test_an_extrapolated_count_is_not_signed(runs):
     assert any("add a rung at" in reason for reason in plan.reasons)
 
 
+def test_a_plan_says_why_fewer_devices_do_not_suffice(plan):
+    several = [each for each in plan.targets if each.devices > 1]
+    assert [(row.option, row.at_qps, row.devices) for row in plan.why_not] == [
+        ("devices", each.qps, each.devices - 1) for each in several
+    ]
+    assert all(row.limit and row.basis in ("simulated", "extrapolated") for row in plan.why_not)
+
+
 def test_slos_that_nothing_carries_are_refused(measured):
     for slo, words in (
         (Slo("job", "rtf", 0.95, 0.9), "which is not in the mix"),

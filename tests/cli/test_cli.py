@@ -24,6 +24,7 @@ COMMANDS = (
     "fleet",
     "simulate",
     "report",
+    "compare",
     "serve",
     "speak",
     "profile",

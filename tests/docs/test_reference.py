@@ -7,7 +7,7 @@ import pages
 import pytest
 
 from harness.drive import options
-from harness.exit_codes import OF_COMMANDS, OF_LOAD_TESTS, OF_VERDICT
+from harness.exit_codes import OF_COMMANDS, OF_COMPARISONS, OF_LOAD_TESTS, OF_VERDICT
 from harness.records.summary import METRICS
 
 spec = importlib.util.spec_from_file_location("generate", pages.ROOT / "docs" / "generate.py")
@@ -46,4 +46,4 @@ def test_every_metric_option_and_exit_code_is_there():
     assert all(f"| `{metric.name}` |" in texts[0] for metric in METRICS)
     assert all(re.search(rf"`{option}[ ,`]", texts[1]) for option in options.ARGUMENTS)
     codes = re.findall(r"(?m)^\| (\d+) \|", pages.PAGES["docs/reference/exit-codes.md"])
-    assert codes == [*map(str, (*OF_VERDICT.values(), *OF_COMMANDS, *OF_LOAD_TESTS))]
+    assert codes == [*map(str, (*OF_VERDICT.values(), *OF_COMMANDS, *OF_COMPARISONS, *OF_LOAD_TESTS))]

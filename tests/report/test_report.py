@@ -20,6 +20,7 @@ from harness.report.page import write_report
 
 HEADINGS = [
     "Devices per target",
+    "Why not another option",
     "SLOs and traffic",
     "Throughput against latency",
     "Where the time of a frame went",

@@ -300,7 +300,7 @@ def steady_draws(device: Device, limits: Limits, rng: np.random.Generator) -> np
     """
     limits_of_draws = []
     for alternative in device.alternatives():
-        ranks = [_rank(device, slo, rng) for slo in limits.slos]
+        ranks = [drawn_rank(device, slo, rng) for slo in limits.slos]
         limits_of_draws.append(steady_limit(alternative, limits, ranks)[0])
     return np.array(limits_of_draws)
 
@@ -426,7 +426,7 @@ def _mean_sessions(simulated: Simulated, counted: np.ndarray) -> float:
     return Activity.between(simulated.start_s[started], ends_s).mean(lambda n: n, start_s, end_s)
 
 
-def _rank(device: Device, slo, rng: np.random.Generator) -> float:
+def drawn_rank(device: Device, slo, rng: np.random.Generator) -> float:
     scatter = device.ratios(slo.traffic_class, slo.metric)
     parts = scatter.samples if isinstance(scatter, StallTable) else (scatter,)
     count = min(each.independent for each in parts)

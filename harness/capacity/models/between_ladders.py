@@ -43,6 +43,14 @@ class Between:
         squares = self.degrees * self.deviation**2 + off**2 * ladders / (ladders + 1)
         return Between(math.sqrt(squares / degrees), degrees)
 
+    def pooled(self, other: Between, prior: Between) -> Between:
+        """What two runs of one kind of host say together; both began with ``prior``, which counts once."""
+        if any(math.isinf(each.degrees) for each in (self, other, prior)):
+            return self if self.deviation >= other.deviation else other
+        degrees = self.degrees + other.degrees - prior.degrees
+        squares = sum(each.degrees * each.deviation**2 for each in (self, other)) - prior.degrees * prior.deviation**2
+        return Between(math.sqrt(squares / degrees), degrees)
+
     def draw(self, ladders: int, rng: np.random.Generator, draws: int, of: int | None = None) -> np.ndarray:
         """Factors [draws] by which the true level may differ from the mean of this many ladders: Student's t.
 

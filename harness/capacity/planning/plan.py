@@ -21,6 +21,7 @@ from harness.capacity.planning.pools import Pools, drain_times_s
 from harness.capacity.planning.remarks import left_out, remarks_on, without_price, without_recovery
 from harness.capacity.planning.routing import LEAST_LOADED, ROUTINGS, counts_by_routing
 from harness.capacity.planning.sensitivity import sensitivity
+from harness.capacity.planning.why_not import why_not
 from harness.capacity.simulator.sessions import simulate
 from harness.device_profile import Profile
 from harness.records.estimate import VERDICT
@@ -116,6 +117,7 @@ def make_plan(
         device_types=device_types(chosen, pools, terms.profiles, targets_qps, terms.prices),
         memory=_memory(pools),
         forecast=_growth(plan.targets, pools, terms),
+        why_not=why_not(fit, slos, plan.targets, pools),
     )
     remarks = (*remarks_on(fit, chosen, pools), *without_recovery(targets), *without_price(plan, terms.prices))
     return _undecided(replace(plan, verdict="inconclusive" if doubts else "met", reasons=(*doubts, *remarks)))
@@ -288,6 +290,7 @@ def _without_rate(plan: Plan, fit: Fit) -> Plan:
         deployment=broken[0].deployment if missed else None,
         rate_per_device=_rate_record(broken[0] if missed else None),
         targets=tuple(replace(each, binding=binding) for each in plan.targets),
+        why_not=why_not(fit, plan.slos, ()),
     )
 
 

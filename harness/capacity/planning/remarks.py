@@ -44,11 +44,7 @@ def not_told_apart(fit: Fit, chosen: FittedDeployment, confidence: float) -> lis
     that the most sessions measured bound is a lower bound of the true one.
     """
     others = [each for each in fit.deployments if each is not chosen and each.rate() > 0]
-    alike = [
-        each
-        for each in others
-        if is_of_range(each.binding) or chosen.rate() <= each.rate() * _may_differ_by(chosen, each, confidence)
-    ]
+    alike = [each for each in others if may_be_as_good(chosen, each, confidence)]
     if not alike:
         return []
     rates = sorted(each.rate() for each in alike)
@@ -59,6 +55,12 @@ def not_told_apart(fit: Fit, chosen: FittedDeployment, confidence: float) -> lis
         "that much, or theirs ended before an SLO was violated. More ladders of each would decide. The plan uses the "
         "deployment with the most ladders."
     ]
+
+
+def may_be_as_good(chosen: FittedDeployment, other: FittedDeployment, confidence: float) -> bool:
+    """Whether the measurements do not tell a deployment that has a rate from the chosen one: see ``not_told_apart``."""
+    differ = _may_differ_by(chosen, other, confidence)
+    return is_of_range(other.binding) or chosen.rate() <= other.rate() * differ
 
 
 def without_recovery(targets: Sequence[PlannedTarget]) -> list[str]:

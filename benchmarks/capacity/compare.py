@@ -1,0 +1,223 @@
+"""Comparisons of synthetic runs: how often equal devices are said to differ, and how often a slower one is found.
+
+Each repetition measures three runs: two of one device, and one of a device whose steps take 25% longer. Whole ladders
+of a run differ by a factor with a relative standard deviation of 0, 5 or 10%; each run has as many ladders as a
+sign-off has of its best deployment, and goes through the fit and the plan. `harness compare` says of the first two
+whether any figure differs (step times, SLO metrics, rate, counts), and whether the slower one is worse.
+
+A false difference is a pair of equal devices of which any figure is said to be better or worse. The slower device is
+found where some figure is worse and none is better.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import common
+import numba_first  # noqa: F401
+import numpy as np
+from scipy import stats
+from truth_families import UNIT, Family, linear
+from truths import without_sensitivity
+
+from harness.capacity.fitting.fit import limits_of
+from harness.capacity.fitting.rate_search import Traffic
+from harness.capacity.models.between_ladders import ASSUMED
+from harness.capacity.planning.comparison import Side, differences
+from harness.capacity.planning.plan import Terms, make_plan
+from harness.errors import HarnessError
+from harness.records.comparison import BETTER, COUNT, KINDS, RATE, STEP, WORSE, Difference
+
+CONFIDENCE, FALSE_MAX = 0.95, 0.05
+TIMES = 1.25  # as long are the steps of the slower device
+DEVIATIONS = (0.0, 0.05, 0.10)
+FIRST_AUDIO_S = 0.5
+TARGETS = (4.0, 20.0)
+_PROCESSES = 2
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A comparison: the kinds of figures that are worse and better, and whether the intervals hold the truth.
+
+    ``held``: of all step times together. ``refused``: why there is none.
+    """
+
+    worse: frozenset[str] = frozenset()
+    better: frozenset[str] = frozenset()
+    rows: int = 0
+    differing: int = 0
+    held: bool = True
+    rate_width: float = math.nan
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """The pairs of one deviation between ladders: of equal devices, and of one with a slower one."""
+
+    deviation: float
+    equal: tuple[Pair, ...]
+    slower: tuple[Pair, ...]
+
+    def figures(self) -> dict:
+        equal, slower = ([each for each in pairs if not each.refused] for pairs in (self.equal, self.slower))
+        false = [bool(each.worse or each.better) for each in equal]
+        found = [bool(each.worse) and not each.better for each in slower]
+        return {
+            "deviation": self.deviation,
+            "pairs": len(equal),
+            "refused": len(self.equal) + len(self.slower) - len(equal) - len(slower),
+            "false_differences": _share(false),
+            "false_differences_interval": _interval(false),
+            "false_rows": sum(each.differing for each in equal) / max(sum(each.rows for each in equal), 1),
+            "found_share": _share(found),
+            "found_share_interval": _interval(found),
+            **{f"found_by_{kind.replace(' ', '_').lower()}": _share([kind in each.worse for each in slower])
+               for kind in KINDS},
+            "wrong_way": _share([bool(each.better) for each in slower]),
+            "held": _share([each.held for each in (*equal, *slower)]),
+            "rate_width_median": float(np.median([each.rate_width for each in equal])) if equal else None,
+        }  # fmt: skip
+
+
+def family_of(deviation: float, ladders: int, times: float) -> Family:
+    """The standard family of ``truths.py`` with steps ``times`` as long."""
+    name = f"compare-{deviation:g}-{ladders}-{times:g}"
+    step = linear(0.02 * times, 0.005 * times)
+    return Family(name, step, host_sd=deviation, ladders=ladders, first_audio_s=FIRST_AUDIO_S, cap=0.85)
+
+
+def run_of(family: Family, seed: Sequence[int]) -> Side:
+    """A run: measured, fitted and planned."""
+    rng = family.rng(*seed)
+    measured = family.measure(rng)
+    fit = family.fit(measured, rng, confidence=CONFIDENCE)
+    terms = Terms(family.cap, CONFIDENCE, 0.25, UNIT, "tiny", "cpu", routing=family.routing)
+    plan = make_plan(fit, measured.trials, measured.requests, family.mix, family.slos, TARGETS, rng, terms)
+    traffic = Traffic.draw(family.mix, np.random.default_rng(fit.traffic_seed))
+    limits = limits_of(fit.deployments[0], family.slos, fit.session_limit, fit.extrapolation, traffic)
+    return Side.of(fit.deployments[0], limits, ASSUMED, plan)
+
+
+def repeat(task: tuple[float, int, int]) -> tuple[Pair, Pair]:
+    """One repetition: the pair of equal devices, and the pair with the slower one."""
+    deviation, ladders, seed = task
+    same, slow = (family_of(deviation, ladders, times) for times in (1.0, TIMES))
+    try:
+        first, second, slower = run_of(same, (1, seed)), run_of(same, (2, seed)), run_of(slow, (3, seed))
+    except HarnessError as error:
+        return Pair(refused=str(error)), Pair(refused=str(error))
+    return pair_of(first, second, 1.0, seed), pair_of(first, slower, TIMES, seed)
+
+
+def pair_of(a: Side, b: Side, times: float, seed: int) -> Pair:
+    rng = np.random.default_rng([4, seed])
+    rows = differences(a, b, rng, CONFIDENCE, a.between.pooled(b.between, ASSUMED))
+    kinds = {finding: frozenset(row.kind for row in rows if row.finding == finding) for finding in (WORSE, BETTER)}
+    rate = next(row for row in rows if row.kind == RATE)
+    return Pair(
+        worse=kinds[WORSE],
+        better=kinds[BETTER],
+        rows=len(rows),
+        differing=sum(row.finding in (WORSE, BETTER) for row in rows),
+        held=all(_holds(row, times) for row in rows if row.kind == STEP),
+        rate_width=rate.interval[1] - rate.interval[0] if None not in rate.interval else math.nan,
+    )
+
+
+def _holds(row: Difference, times: float) -> bool:
+    low, high = row.interval
+    return (low is None or low <= times - 1) and (high is None or times - 1 <= high)
+
+
+def _share(holds: Sequence[bool]) -> float | None:
+    return sum(holds) / len(holds) if holds else None
+
+
+def _interval(holds: Sequence[bool]) -> tuple[float, float] | None:
+    """The 95% interval of the share (Clopper and Pearson)."""
+    if not holds:
+        return None
+    found = stats.binomtest(sum(holds), len(holds)).proportion_ci(0.95)
+    return found.low, found.high
+
+
+def show(each: Sequence[dict]):
+    columns = ("pairs", "false differences", "95% interval", f"{TIMES - 1:.0%} slower found", "95% interval",
+               "by step", "by rate", "by counts", "intervals held")  # fmt: skip
+    table = common.table("Two runs compared: equal devices, and one with a slower one", "between ladders", *columns)
+    for one in each:
+        table.add_row(
+            f"{one['deviation']:.0%}",
+            str(one["pairs"]),
+            _percent(one["false_differences"]),
+            _range(one["false_differences_interval"]),
+            _percent(one["found_share"]),
+            _range(one["found_share_interval"]),
+            *(_percent(one[f"found_by_{kind.replace(' ', '_').lower()}"]) for kind in (STEP, RATE, COUNT)),
+            _percent(one["held"]),
+        )
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _range(bounds: tuple[float, float] | None) -> str:
+    return f"{bounds[0]:.1%} to {bounds[1]:.1%}" if bounds else ""
+
+
+def compared(repetitions: int, ladders: int, seed: int) -> list[Case]:
+    began, tasks = time.monotonic(), []
+    for number in range(repetitions):
+        tasks += [(deviation, ladders, seed * 10**6 + number) for deviation in DEVIATIONS]
+    done: dict[float, list[tuple[Pair, Pair]]] = {deviation: [] for deviation in DEVIATIONS}
+    with multiprocessing.get_context("spawn").Pool(_PROCESSES, without_sensitivity) as pool:
+        for number, (task, pairs) in enumerate(zip(tasks, pool.imap(repeat, tasks), strict=True), start=1):
+            done[task[0]].append(pairs)
+            if number % 30 == 0:
+                common.say(f"{number} of {len(tasks)} repetitions, {time.monotonic() - began:.0f} s …")
+    return [Case(deviation, *map(tuple, zip(*pairs, strict=True))) for deviation, pairs in done.items()]
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = common.Parser(__doc__, "python benchmarks/capacity/compare.py --repetitions 200")
+    parser.add_argument("--repetitions", type=common.whole(1, 10**5), default=100, help="of each deviation")
+    parser.add_argument("--ladders", type=common.whole(1, 10), default=3, help="of each run")
+    parser.add_argument("--seed", type=common.whole(0, 10**6), default=1)
+    options = parser.parse_args(arguments)
+    began = time.monotonic()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    cases = compared(1 if options.quick else options.repetitions, options.ladders, options.seed)
+    each = [case.figures() for case in cases]
+    known = [one for one in each if one["pairs"]]
+    found = [bool(pair.worse) and not pair.better for case in cases for pair in case.slower if not pair.refused]
+    figures = {
+        "false_differences_max": max((one["false_differences"] for one in known), default=None),
+        "found_share": _share(found),
+        "found_share_min": min((one["found_share"] for one in known), default=None),
+        "wrong_way_max": max((one["wrong_way"] for one in known), default=None),
+        "held_min": min((one["held"] for one in known), default=None),
+        "ladders": options.ladders,
+        "repetitions": len(cases[0].equal),
+        "each": each,
+        "seconds": time.monotonic() - began,
+    }
+    common.finish(show(each), figures)
+    good = figures["false_differences_max"] is not None and figures["false_differences_max"] <= FALSE_MAX
+    return 0 if options.quick or good else common.EXIT_FAILED
+
+
+if __name__ == "__main__":
+    common.run(main)

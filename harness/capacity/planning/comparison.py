@@ -1,0 +1,244 @@
+"""Two planned deployments compared: step time, SLO metrics, rate and counts, each difference with an interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from harness.capacity.fitting.rate_search import (
+    Limits,
+    drawn_rank,
+    is_of_range,
+    simulation_noise,
+    steady_draws,
+    steady_limit,
+    steady_sessions,
+)
+from harness.capacity.models.between_ladders import Between
+from harness.capacity.models.device import Device, slo_name
+from harness.capacity.models.steps import StepTime
+from harness.capacity.planning.count_difference import count_differences
+from harness.records.comparison import (
+    BETTER,
+    NOT_SHOWN,
+    RATE,
+    SLO_METRIC,
+    STEP,
+    UNKNOWN,
+    WORSE,
+    Difference,
+    finding_of,
+)
+from harness.records.fit import FittedDeployment, FittedStep
+from harness.records.metrics import AUDIBLE_STALL_S
+from harness.records.plan import Plan
+from harness.records.slo import Slo
+
+DRAWS = 1000
+_SHOWN, _MEANT = 3, 12  # numbers of sessions at which step times are shown, and over which their mean goes
+_STALL = "stall_longest_s"
+
+
+@dataclass(frozen=True)
+class Side:
+    """The planned deployment of a run. ``between``: how far ladders differ, ``ladders`` of which determine its level.
+
+    ``plan``: without one, counts are not compared.
+    """
+
+    fit: FittedDeployment
+    device: Device
+    limits: Limits
+    between: Between
+    ladders: int
+    plan: Plan | None = None
+
+    @classmethod
+    def of(cls, fit: FittedDeployment, limits: Limits, prior: Between, plan: Plan | None = None) -> Side:
+        """``prior``: for a fit of an older harness, which does not say how far ladders differ.
+
+        Raises InconclusiveError for a deployment that was not fitted.
+        """
+        step = fit.step_time
+        told = step.between if isinstance(step, FittedStep) else None
+        between = Between(told.deviation, told.degrees or math.inf) if told else prior
+        ladders = told.ladders if told else max(len(fit.trial_ids), 1)
+        return cls(fit, Device.from_fit(fit), limits, between, ladders, plan)
+
+
+def differences(
+    a: Side, b: Side, rng: np.random.Generator, confidence: float, pooled: Between | None = None
+) -> tuple[Difference, ...]:
+    """Every figure of both sides, and whether B is shown to be worse or better.
+
+    Both sides' levels, rung noise and the sampling error of SLO quantiles are drawn together. The intervals of step
+    times, SLO metrics and the rate hold together with ``confidence``, so that the chance of any false difference is at
+    most 1 - confidence. ``pooled``: how far ladders differ on hosts of one kind, by the ladders of both. Counts have
+    intervals of their own: see ``count_difference``.
+    """
+    loads, at = _Loads.of(a, b), _reference(a, b)
+    points = [_Figures.fitted(side, loads, at) for side in (a, b)]
+    levels = _levels(a, b, pooled, rng)
+    drawn = [_Figures.drawn(side, loads, at, own, rng) for side, own in zip((a, b), levels, strict=True)]
+    off = (drawn[1].logs() - points[1].logs()) - (drawn[0].logs() - points[0].logs())
+    reach = joint_reach(off, confidence)
+    steps = len(loads.shown) + 1
+    rows = [*_step_rows(points, loads, reach), *_slo_rows(a, points, at, reach[steps:])]
+    counts = count_differences(a.plan, b.plan) if a.plan and b.plan else ()
+    return (*rows, _rate_row(a, b, reach[-1]), *(_within_range(each, a, b) for each in counts))
+
+
+def joint_reach(off: np.ndarray, confidence: float) -> np.ndarray:
+    """How far intervals that hold together reach below and above an estimate [rows, 2], as logarithms.
+
+    ``off`` [draws, rows]: drawn deviations. The largest of a draw, each relative to its own quantile on its side, has
+    the quantile that widens all of them (max-t: Westfall and Young, Resampling-Based Multiple Testing, 1993). Infinite
+    where a figure has no bound.
+    """
+    unknown, tail = np.isnan(off), (1 + confidence) / 2
+    sides = [np.where(unknown, np.inf, sign * off) for sign in (-1, 1)]
+    single = [np.maximum(np.quantile(side, tail, axis=0, method="higher"), 1e-12) for side in sides]
+    with np.errstate(invalid="ignore"):
+        relative = [np.where(np.isfinite(one), side / one, 0.0) for side, one in zip(sides, single, strict=True)]
+    largest = np.quantile(np.max(relative, axis=(0, 2)), confidence, method="higher")
+    return np.stack(single, axis=1) * max(float(largest), 1.0)
+
+
+@dataclass(frozen=True)
+class _Loads:
+    """Numbers of sessions that both sides measured, from one to the most: ``shown``, and those of the mean."""
+
+    shown: np.ndarray
+    meant: np.ndarray
+
+    @classmethod
+    def of(cls, a: Side, b: Side) -> _Loads:
+        most = max(round(min(a.device.max_sessions, b.device.max_sessions)), 1)
+        return cls(*(np.unique(np.rint(np.geomspace(1, most, count))) for count in (_SHOWN, _MEANT)))
+
+    def steps(self, step: StepTime) -> np.ndarray:
+        """Seconds of a step: the geometric mean over the loads, then at those shown."""
+        mean_s = np.exp(np.mean(np.log(step(self.meant))))
+        return np.append(mean_s, step(self.shown))
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """Step times [.., 1 + loads], SLO metrics [.., SLOs] and the steady rate [..] of a side, as fitted or as drawn."""
+
+    step_s: np.ndarray
+    metrics: np.ndarray
+    frames_per_s: np.ndarray
+
+    @classmethod
+    def fitted(cls, side: Side, loads: _Loads, at: float) -> _Figures:
+        quantiles = [np.array(slo.quantile) for slo in side.limits.slos]
+        steady = np.array(steady_limit(side.device, side.limits)[0])
+        step_s = side.device.step_time
+        return cls(loads.steps(step_s), _metrics(side, step_s(np.array([at])), quantiles)[0], steady)
+
+    @classmethod
+    def drawn(cls, side: Side, loads: _Loads, at: float, levels: np.ndarray, rng: np.random.Generator) -> _Figures:
+        """Alternatives, one for each of ``levels`` [draws]."""
+        shapes = side.device.draws or (side.device.step_time.values,)
+        chosen = tuple(shapes[place] for place in rng.integers(len(shapes), size=len(levels)))
+        device = replace(side.device, draws=chosen, levels=tuple(levels.tolist()))
+        alternatives = [each.step_time for each in device.alternatives()]
+        step_s = np.array([loads.steps(each) for each in alternatives])
+        at_s = np.array([float(each(at)) for each in alternatives])
+        ranks = [np.array([drawn_rank(device, slo, rng) for _ in levels]) for slo in side.limits.slos]
+        rates = steady_draws(device, side.limits, rng) * simulation_noise(len(levels), rng)
+        return cls(step_s, _metrics(side, at_s, ranks), rates)
+
+    def logs(self) -> np.ndarray:
+        """All as logarithms [.., 1 + loads + SLOs + 1]; -inf for a rate of 0."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.log(np.concatenate([self.step_s, self.metrics, self.frames_per_s[..., None]], axis=-1))
+
+
+def _metrics(side: Side, step_s: np.ndarray, probabilities: Sequence[np.ndarray]) -> np.ndarray:
+    """Each SLO's metric [draws, SLOs] at steps of ``step_s`` [draws]; stalls that nobody hears count as 50 ms."""
+    columns = [np.empty((len(step_s), 0))]
+    for slo, probability in zip(side.limits.slos, probabilities, strict=True):
+        values = side.device.at_constant_step(slo.traffic_class, slo.metric, probability, step_s)
+        columns.append(np.maximum(values, AUDIBLE_STALL_S if slo.metric == _STALL else 0.0)[:, None])
+    return np.concatenate(columns, axis=1)
+
+
+def _levels(a: Side, b: Side, pooled: Between | None, rng: np.random.Generator) -> list[np.ndarray]:
+    """Factors [draws] of the level of both sides; the pooled deviation of a draw is one for both."""
+    if pooled is None:
+        return [side.between.draw(side.ladders, rng, DRAWS) for side in (a, b)]
+    single = pooled.draw(1, rng, DRAWS, of=2)
+    return [own ** (1 / math.sqrt(side.ladders)) for own, side in zip(single, (a, b), strict=True)]
+
+
+def _reference(a: Side, b: Side) -> float:
+    """The load of SLO metrics: the most whole sessions with which A meets its SLOs, of those that both measured."""
+    most = min(a.device.max_sessions, b.device.max_sessions, steady_sessions(a.device, a.limits))
+    return float(max(math.floor(most), 1))
+
+
+def _step_rows(points: Sequence[_Figures], loads: _Loads, reach: np.ndarray) -> Iterator[Difference]:
+    for place, sessions in enumerate([None, *loads.shown.tolist()]):
+        a, b = (float(each.step_s[place]) for each in points)
+        yield _ratio(STEP, "step time", sessions, a, b, reach[place])
+
+
+def _slo_rows(a: Side, points: Sequence[_Figures], at: float, reach: np.ndarray) -> Iterator[Difference]:
+    for place, slo in enumerate(a.limits.slos):
+        values = [float(each.metrics[place]) for each in points]
+        yield _ratio(SLO_METRIC, _name(slo), at, *values, reach[place])
+
+
+def _rate_row(a: Side, b: Side, reach: np.ndarray) -> Difference:
+    name, rates = "requests/s of one device", [side.fit.max_rate_per_s for side in (a, b)]
+    bare = Difference(kind=RATE, name=name, a=rates[0], b=rates[1], change=None, interval=(None, None), finding=UNKNOWN)
+    if None in rates:
+        why = [f"{label}: {side.fit.inconclusive}" for label, side in zip("AB", (a, b), strict=True)]
+        return replace(bare, note="; ".join(each for each in why if not each.endswith(": ")))
+    if not all(rates):
+        return replace(bare, finding=_of_nothing(a, b), note="0: an SLO is violated at every rate")
+    row = _ratio(RATE, name, None, a.fit.rate(), b.fit.rate(), reach, less_is_better=False)
+    beyond = any(side.plan and side.plan.rate_per_device.basis == "extrapolated" for side in (a, b))
+    return _within_range(replace(row, extrapolated=beyond), a, b)
+
+
+def _of_nothing(a: Side, b: Side) -> str:
+    """What a rate of 0 shows: it is certain, so the other one decides by its interval."""
+    if not (a.fit.rate() or b.fit.rate()):
+        return NOT_SHOWN
+    low = (a if a.fit.rate() else b).fit.max_rate_interval[0]
+    return NOT_SHOWN if not low else WORSE if a.fit.rate() else BETTER
+
+
+def _within_range(row: Difference, a: Side, b: Side) -> Difference:
+    """The row, with no finding that rests on a rate of which only a lower bound is known."""
+    bounded = {WORSE: ("B", b), BETTER: ("A", a)}.get(row.finding)
+    if bounded is None or not is_of_range(bounded[1].fit.binding):
+        return row
+    note = f"the ladder of {bounded[0]} ended before an SLO was violated: its rate is a lower bound"
+    return replace(row, finding=NOT_SHOWN, note=note)
+
+
+def _ratio(
+    kind: str, name: str, at: float | None, a: float, b: float, reach: np.ndarray, *, less_is_better: bool = True
+) -> Difference:
+    """A relative change with its interval; ``reach`` [2]: how far that goes below and above it, as logarithms."""
+    known: dict[str, Any] = {"kind": kind, "name": name, "at": at, "a": a, "b": b}
+    if not all(math.isfinite(each) and each > 0 for each in (a, b)):
+        known |= {side: value if math.isfinite(value) else None for side, value in (("a", a), ("b", b))}
+        note = "not known in both runs"
+        return Difference(**known, change=None, interval=(None, None), finding=UNKNOWN, note=note)
+    bounds = math.log(b / a) + np.array([-1, 1]) * reach
+    low, high = (math.expm1(float(bound)) if math.isfinite(bound) else None for bound in bounds)
+    finding = finding_of((low, high), less_is_better=less_is_better)
+    return Difference(**known, change=b / a - 1, interval=(low, high), finding=finding)
+
+
+def _name(slo: Slo) -> str:
+    return slo_name(slo.traffic_class, slo.metric, slo.quantile)

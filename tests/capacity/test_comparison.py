@@ -1,0 +1,190 @@
+"""Two fitted deployments compared: equal ones show no difference, a slower one does, and intervals hold together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from capacity_truth import LADDER, MIX, SLOS, TRUTH, UNIT, fit_of, ladder
+
+from harness.capacity.fitting.fit import limits_of
+from harness.capacity.fitting.rate_search import Traffic, range_name
+from harness.capacity.models.between_ladders import ALIKE, ASSUMED, Between
+from harness.capacity.planning.comparison import Side, differences, joint_reach
+from harness.capacity.planning.count_difference import count_differences, interval_of_difference
+from harness.records.comparison import (
+    BETTER,
+    COUNT,
+    KINDS,
+    NOT_SHOWN,
+    RATE,
+    SLO_METRIC,
+    STEP,
+    UNKNOWN,
+    WORSE,
+    finding_of,
+)
+from harness.records.plan import Plan, PlannedRate, PlannedTarget
+
+
+def plan_with(*counts: tuple[int, int, int]) -> Plan:
+    """A plan of counts, each with its interval, for 5 and 40 requests/s."""
+    targets = tuple(
+        PlannedTarget(qps=qps, devices=n, interval=(low, high))
+        for qps, (n, low, high) in zip((5.0, 40.0), counts, strict=True)
+    )
+    known = {"verdict": "met", "reasons": (), "unit": UNIT, "confidence": 0.95, "deployment": {}, "slos": SLOS}
+    return Plan(**known, rate_per_device=PlannedRate(), targets=targets, validation=())
+
+
+def side_of(times: float, seed: int, ladders: int = 3, plan: Plan | None = None) -> Side:
+    """A run of a device whose steps take ``times`` as long."""
+    truth = replace(TRUTH, intercept_s=times * TRUTH.intercept_s, slope_s=times * TRUTH.slope_s)
+    rng = np.random.default_rng(seed)
+    measured = [ladder(truth, rng, LADDER, name=f"ladder-{seed}-{number}") for number in range(ladders)]
+    fit = fit_of(*measured, seed=seed)
+    traffic = Traffic.draw(MIX, np.random.default_rng(fit.traffic_seed))
+    limits = limits_of(fit.deployments[0], SLOS, None, 1.0, traffic)
+    return Side.of(fit.deployments[0], limits, ASSUMED, plan)
+
+
+@pytest.fixture(scope="module")
+def first():
+    return side_of(1.0, 1, plan=plan_with((5, 5, 6), (40, 36, 44)))
+
+
+@pytest.fixture(scope="module")
+def again():
+    return side_of(1.0, 2)
+
+
+@pytest.fixture(scope="module")
+def slower():
+    return side_of(1.4, 3, plan=plan_with((7, 6, 8), (56, 50, 62)))
+
+
+def compared(a: Side, b: Side, **options):
+    pooled = a.between.pooled(b.between, ASSUMED)
+    return differences(a, b, np.random.default_rng(1), 0.95, **{"pooled": pooled} | options)
+
+
+def test_equal_devices_show_no_difference_in_any_figure(first, again):
+    rows = compared(first, again)
+    assert {row.finding for row in rows} == {NOT_SHOWN}
+    assert all(row.interval[0] < 0 < row.interval[1] and abs(row.change) < 0.1 for row in rows)
+
+
+def test_a_slower_device_is_worse_in_every_kind_of_figure_and_the_other_way_round_better(first, slower):
+    rows, back = compared(first, slower), compared(slower, first)
+    assert {row.kind for row in rows if row.finding == WORSE} == set(KINDS)
+    assert BETTER not in {row.finding for row in rows} and WORSE not in {row.finding for row in back}
+    assert {STEP, RATE, COUNT} <= {row.kind for row in back if row.finding == BETTER}
+    for row in (row for row in rows if row.kind == STEP):
+        assert row.interval[0] <= 0.4 <= row.interval[1] and row.change == pytest.approx(0.4, abs=0.05)
+    (rate,) = (row for row in rows if row.kind == RATE)
+    assert rate.change < -0.2 and rate.interval[1] < 0
+
+
+def test_one_ladder_each_decides_less_than_three(first, again):
+    few = [side_of(1.0, 4, ladders=1), side_of(1.0, 5, ladders=1)]
+    widths = [row.interval[1] - row.interval[0] for row in compared(*few) if row.kind == STEP]
+    more = [row.interval[1] - row.interval[0] for row in compared(first, again) if row.kind == STEP]
+    assert min(widths) > 1.3 * max(more)
+
+
+def test_loads_are_those_that_both_measured_and_metrics_those_near_the_limit_of_a(first):
+    short = replace(first, device=replace(first.device, max_sessions=4.0))
+    rows = compared(first, short)
+    assert [row.at for row in rows if row.kind == STEP] == [None, 1, 2, 4]
+    assert {row.at for row in rows if row.kind == SLO_METRIC} == {4}
+    assert len([row for row in rows if row.kind == SLO_METRIC]) == len(SLOS)
+
+
+def test_a_comparison_depends_on_its_seed_alone(first, again):
+    assert compared(first, again) == compared(first, again)
+
+
+def test_each_run_speaks_for_itself_where_hosts_are_not_alike(first, again):
+    rows = compared(first, again, pooled=None)
+    assert {row.finding for row in rows} == {NOT_SHOWN}
+
+
+def test_no_finding_rests_on_a_rate_of_which_only_a_lower_bound_is_known(first, slower):
+    reached = replace(slower, fit=replace(slower.fit, binding=range_name(slower.limits)))
+    rows = {row.kind: row for row in compared(first, reached)}
+    for kind in (RATE, COUNT):
+        assert rows[kind].finding == NOT_SHOWN and "the ladder of B ended" in rows[kind].note
+    assert rows[STEP].finding == WORSE
+
+
+@pytest.mark.parametrize(("rate", "finding"), [(0.0, WORSE), (None, UNKNOWN)])
+def test_a_device_without_a_rate(first, rate, finding):
+    none = replace(first, fit=replace(first.fit, max_rate_per_s=rate, inconclusive="too few requests"))
+    (row,) = (row for row in compared(first, none) if row.kind == RATE)
+    assert row.finding == finding and row.change is None and row.note
+
+
+def test_levels_differ_as_the_ladders_of_both_runs_say():
+    a, b = Between(0.2, 6), Between(0.1, 8)
+    both = a.pooled(b, ASSUMED)
+    assert both.degrees == 10
+    assert both.degrees * both.deviation**2 == pytest.approx(6 * 0.04 + 8 * 0.01 - 4 * 0.01)
+    assert ASSUMED.pooled(a, ASSUMED) == pytest.approx(a)
+    assert ALIKE.pooled(ALIKE, ALIKE) == ALIKE
+
+
+@pytest.mark.parametrize("correlated", [True, False])
+def test_intervals_of_many_figures_hold_together(correlated):
+    rng = np.random.default_rng(7)
+    draw = (lambda: np.repeat(rng.standard_normal((20_000, 1)), 8, axis=1)) if correlated else (
+        lambda: rng.standard_normal((20_000, 8))
+    )  # fmt: skip
+    below, above = joint_reach(draw(), 0.95).T
+    again = draw()
+    assert np.mean(np.all((-below <= again) & (again <= above), axis=1)) == pytest.approx(0.95, abs=0.01)
+    assert np.allclose([below, above], 1.96 if correlated else 2.73, atol=0.08)  # 2.73: Sidak's bound of eight
+
+
+def test_a_figure_without_a_bound_does_not_widen_the_others():
+    off = np.random.default_rng(1).standard_normal((5000, 2))
+    off[:1000, 1] = np.nan
+    assert joint_reach(off, 0.95).tolist() == [pytest.approx([1.96, 1.96], abs=0.1), [math.inf, math.inf]]
+
+
+def test_an_interval_reaches_farther_on_the_side_on_which_draws_do():
+    below, above = joint_reach(np.random.default_rng(2).exponential(size=(5000, 1)) - 1, 0.95)[0]
+    assert above > 2 * below
+
+
+def test_counts_differ_by_an_interval_from_theirs():
+    assert interval_of_difference((10, 8, 12), (15, 13, 17)) == (2, 8)  # 5 -/+ hypot(2, 2), rounded outwards
+    assert interval_of_difference((7, 5, 8), (9, 7, 10)) == (-1, 5)
+    assert interval_of_difference((1, 1, 1), (1, 1, 1)) == (0, 0)
+    assert interval_of_difference((3, 3, None), (5, 4, 6)) == (None, 3)
+
+
+def test_counts_are_compared_at_common_targets_in_gpus_where_devices_have_several(first, slower):
+    a, b = first.plan, replace(slower.plan, gpus_per_device=2, targets=slower.plan.targets[1:])
+    (row,) = count_differences(a, b)
+    assert (row.name, row.at, row.a, row.b) == ("GPUs", 40, a.targets[1].devices, 2 * b.targets[0].devices)
+    unknown = replace(b, targets=(replace(b.targets[0], devices=None, interval=(None, None)),))
+    (row,) = count_differences(a, unknown)
+    assert row.finding == UNKNOWN and row.note == "no count is known in B"
+
+
+@pytest.mark.parametrize(
+    ("interval", "finding"),
+    [
+        ((0.1, 0.3), WORSE),
+        ((-0.3, -0.1), BETTER),
+        ((-0.1, 0.1), NOT_SHOWN),
+        ((0, 0), NOT_SHOWN),
+        ((None, 0.1), NOT_SHOWN),
+    ],
+)
+def test_an_interval_without_zero_shows_a_difference(interval, finding):
+    assert finding_of(interval) == finding
+    other = {WORSE: BETTER, BETTER: WORSE}.get(finding, finding)
+    assert finding_of(interval, less_is_better=False) == other
