@@ -84,7 +84,11 @@ def test_the_smallest_factor_leaves_the_host_room(own, others, at, factor):
 def test_a_busy_host_makes_a_dilated_test_invalid():
     assert unhurried(0.59, 20.0).passed and unhurried(None, 20.0).passed is None
     gate = unhurried(0.8, 20.0)
-    assert gate.passed is False and "used 80% of this host with time dilated 20 times" in gate.says and "--dilate" in gate.says
+    assert (
+        gate.passed is False
+        and "used 80% of this host with time dilated 20 times" in gate.says
+        and "--dilate" in gate.says
+    )
 
 
 def test_as_many_sessions_are_tried_as_keep_pace_with_speech():
