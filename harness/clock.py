@@ -59,6 +59,6 @@ def dilation_of(text: str) -> float | str:
         return Clock(float(text)).dilation
     except (ValueError, InputError):
         raise InputError(
-            f"--dilate {text!r}: give a factor from 1 to {MOST_DILATION:g}, or {AUTO} for the smallest that takes less "
-            "than 60% of this host"
+            f"--dilate {text!r}: give a factor from 1 to {MOST_DILATION:g}, or {AUTO} for the "
+            "smallest that takes less than 60% of this host"
         ) from None

@@ -110,7 +110,7 @@ def test_servers_that_are_measured_are_reached_as_the_options_say(command, monke
     class Stop(Exception):
         pass
 
-    def sign_off(plan, results, *, url, ray, topology):
+    def sign_off(plan, results, *, url, ray, topology, dilate, measured):
         seen.update(url=url, target=Target.from_environment(url.split(",")[0]), environment=dict(os.environ))
         raise Stop
 

@@ -10,7 +10,7 @@ import pytest
 import report_sample as sample
 from rich.table import Table
 
-from harness.cli import tables
+from harness.cli import measuring, tables
 from harness.deploy import profiling
 from harness.device_profile import Profile
 from harness.errors import InputError
@@ -222,3 +222,8 @@ def test_a_rate_without_a_steady_state_is_refused_and_one_just_below_is_shown():
     assert analysis.simulation_of(stored, 0.98 * carried).sessions > 0
     with pytest.raises(InputError, match="no steady state on one device.*harness plan"):
         analysis.simulation_of(stored, 1.01 * carried)
+
+
+def test_a_planning_estimate_is_no_success_unless_estimates_are_accepted():
+    assert [measuring._exit_code("planning estimate", accepted) for accepted in (False, True)] == [2, 0]
+    assert [measuring._exit_code(verdict, True) for verdict in ("met", "missed", "inconclusive")] == [0, 1, 2]

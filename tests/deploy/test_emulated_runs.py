@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -188,6 +189,28 @@ def test_an_emulated_server_streams_silence_in_the_time_of_the_profile(emulated)
     assert len(samples) == 30 * wire.SAMPLES_PER_FRAME and not samples.any()
     between_ms = np.diff(result.chunks.sent_at_ns) / 1e6
     assert np.median(between_ms) >= FRAME_MS and between_ms.sum() >= 29 * FRAME_MS * 0.98
+
+
+@pytest.mark.server
+def test_a_dilated_server_takes_longer_and_its_results_do_not(emulated):
+    deployed, slower = emulated.deployment, 5.0
+
+    async def speak():
+        async with SpeechClient(emulated.url) as client:
+            await client.ready()
+            request = make_request(frames=12, speakers=(0,))
+            return await client.speak(replace(request, due_ns=client.clock.now_ns()), "closed")
+
+    try:
+        emulated.reload(replace(deployed, dilation=slower))
+        began_s = time.monotonic()
+        result = asyncio.run(speak())
+        took_ms = 1e3 * (time.monotonic() - began_s)
+    finally:
+        emulated.reload(deployed)
+    between_ms = np.diff(result.chunks.sent_at_ns) / 1e6
+    assert result.outcome is Outcome.DONE and took_ms >= 11 * FRAME_MS * slower
+    assert FRAME_MS * 0.999 <= np.median(between_ms) <= FRAME_MS * 1.5
 
 
 @pytest.mark.server

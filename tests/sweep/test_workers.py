@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from harness.deploy.config import Deployment
 from harness.drive.load import Load
 from harness.errors import StoreError
 from harness.sweep import trial
@@ -168,7 +169,7 @@ def test_a_trial_that_is_cut_off_is_none_though_locust_ends_well(tmp_path, monke
     monkeypatch.setattr(
         trial, "spawn", lambda _, log, **how: spawned([sys.executable, "-c", f"{POLITE}; time.sleep(60)"], log)
     )
-    driver = trial.Driver(Server(), tmp_path / "plan.yaml", None, tmp_path, None)
+    driver = trial.Driver(Server(), tmp_path / "plan.yaml", None, tmp_path, Deployment())
     codes = []
     running = threading.Thread(target=lambda: codes.append(driver._locust(tmp_path / "records", LOAD)[0]))
     running.start()
