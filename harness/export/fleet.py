@@ -13,6 +13,7 @@ from harness.deploy.config import PRESETS
 from harness.errors import InputError
 from harness.identity import CPU, GPU, computes_frames
 from harness.planfile.plan import PlanSpec
+from harness.records.day import Day, ScalingRule
 from harness.records.plan import Plan, PlannedTarget
 from harness.records.slo import Slo
 from harness.records.store import Run
@@ -32,24 +33,6 @@ class Accepted:
 
     force: bool = False
     inconclusive: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScalingBounds:
-    """The autoscaler's rule: ceil(sessions / ``sessions_per_device``) devices, within ``minimum`` to ``maximum``.
-
-    Evaluated every ``poll_s`` seconds. It grows at once, and shrinks to the most that it wished for in
-    ``stabilisation_s`` seconds: HorizontalPodAutoscaler with an AverageValue. ``schedule``: at least so many devices
-    from a second of the period of ``period_s`` on; the larger wish counts.
-    """
-
-    sessions_per_device: float
-    minimum: int
-    maximum: int
-    poll_s: int = 30
-    stabilisation_s: int = 300
-    schedule: tuple[tuple[float, int], ...] = ()
-    period_s: float = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +66,7 @@ class PlannedFleet:
     drain_s: float
     routing: str
     slos: tuple[Slo, ...] = field(repr=False)
-    simulated_scaling: ScalingBounds | None = None
+    simulated_rule: ScalingRule | None = None
     remarks: tuple[str, ...] = ()
 
     @property
@@ -109,10 +92,10 @@ class PlannedFleet:
         return math.ceil(self.drain_s) + SETTLE_S + EXIT_S
 
     @property
-    def scaling(self) -> ScalingBounds:
+    def scaling(self) -> ScalingRule:
         """The rule that the plan simulated over its day; without one, from one device and the spare ones to all."""
-        return self.simulated_scaling or ScalingBounds(
-            sessions_per_device=self.sessions, minimum=1 + self.spare, maximum=self.replicas
+        return self.simulated_rule or ScalingRule(
+            target_sessions_per_device=self.sessions, minimum=1 + self.spare, maximum=self.replicas
         )
 
     @property
@@ -202,25 +185,14 @@ def _fleet(run: Run, spec: PlanSpec, plan: Plan, target: PlannedTarget, remarks:
         drain_s=max(drain.p95_s, drain.longest_s or 0.0),
         routing=plan.routing,
         slos=tuple(plan.slos),
-        simulated_scaling=_simulated_scaling(plan),
+        simulated_rule=plan.day.rule if plan.day and _holds_its_peak(plan.day, target) else None,
         remarks=remarks,
     )
 
 
-def _simulated_scaling(plan: Plan) -> ScalingBounds | None:
-    """The rule of the elastic fleet that met every SLO over the plan's day; None where the plan has no day."""
-    rule = getattr(getattr(plan, "day", None), "rule", None)
-    if rule is None:
-        return None
-    return ScalingBounds(
-        sessions_per_device=rule.target_sessions_per_device,
-        minimum=rule.minimum,
-        maximum=rule.maximum,
-        poll_s=round(rule.poll_s),
-        stabilisation_s=round(rule.stabilisation_s),
-        schedule=tuple((each.at_s, each.devices) for each in rule.schedule),
-        period_s=rule.period_s,
-    )
+def _holds_its_peak(day: Day, target: PlannedTarget) -> bool:
+    """Whether a target is for all of a plan's day: only then its rule is that of the fleet."""
+    return day.peak_qps <= target.qps * (1 + 1e-9)
 
 
 def _device(run: Run, plan: Plan) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 
 from harness.errors import InputError
-from harness.export.fleet import EXIT_S, SETTLE_S, PlannedFleet, ScalingBounds
+from harness.export.fleet import EXIT_S, SETTLE_S, PlannedFleet
 from harness.export.prometheus import checked_selector, rule_files, sessions_query
 from harness.host.places import OPS
+from harness.records.day import ScalingRule
+from harness.server_metrics import SESSIONS
 
 STATIC, KEDA, HPA = "static", "keda", "hpa"
 OVERLAYS = (STATIC, KEDA, HPA)
@@ -194,7 +196,7 @@ def _scaled(resources: list[str]) -> dict[str, Any]:
 
 def _behavior(fleet: PlannedFleet) -> dict[str, Any]:
     """Growth at once; shrinking to the most that was wished for in the window. As the rule is simulated."""
-    windows_s = {"scaleUp": 0, "scaleDown": fleet.scaling.stabilisation_s}
+    windows_s = {"scaleUp": 0, "scaleDown": round(fleet.scaling.stabilisation_s)}
     any_number = {"type": "Pods", "value": fleet.scaling.maximum, "periodSeconds": 15}
     return {
         name: {"stabilizationWindowSeconds": window_s, "policies": [dict(any_number)]}
@@ -208,7 +210,7 @@ def scaled_object(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, Any]
     trigger = {
         "serverAddress": monitoring.url,
         "query": sessions_query(monitoring.selector),
-        "threshold": f"{rule.sessions_per_device:g}",
+        "threshold": f"{rule.target_sessions_per_device:g}",
         "ignoreNullValues": "false",
     }
     return {
@@ -217,7 +219,7 @@ def scaled_object(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, Any]
         "metadata": {"name": "triton", "labels": {"app.kubernetes.io/name": "triton"}},
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "triton"},
-            "pollingInterval": rule.poll_s,
+            "pollingInterval": round(rule.poll_s),
             "minReplicaCount": rule.minimum,
             "maxReplicaCount": rule.maximum,
             "fallback": {"failureThreshold": 3, "replicas": rule.maximum},
@@ -227,7 +229,7 @@ def scaled_object(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, Any]
     }
 
 
-def _scheduled(rule: ScalingBounds) -> list[dict[str, Any]]:
+def _scheduled(rule: ScalingRule) -> list[dict[str, Any]]:
     """The schedule as KEDA's cron triggers: the larger wish of all triggers counts. Times are UTC.
 
     Raises InputError for a schedule that does not repeat daily, which cron cannot say.
@@ -236,8 +238,8 @@ def _scheduled(rule: ScalingBounds) -> list[dict[str, Any]]:
         return []
     if rule.period_s != _DAY_S:
         raise InputError(f"the plan's schedule repeats every {rule.period_s:g} s: only one of a day can be exported")
-    ends_s = [at_s for at_s, _ in (*rule.schedule[1:], rule.schedule[0])]
-    spans = [(at_s, end_s, devices) for (at_s, devices), end_s in zip(rule.schedule, ends_s, strict=True)]
+    following = (*rule.schedule[1:], rule.schedule[0])
+    spans = [(now.at_s, after.at_s, now.devices) for now, after in zip(rule.schedule, following, strict=True)]
     return [
         {"type": "cron", "metadata": {"timezone": "Etc/UTC", "start": _cron(start_s), "end": _cron(end_s),
                                       "desiredReplicas": str(devices)}}
@@ -253,7 +255,7 @@ def _cron(at_s: float) -> str:
 def autoscaler(fleet: PlannedFleet) -> dict[str, Any]:
     """The plain autoscaler: the same rule but its schedule, with the metric from an adapter of the metrics API."""
     rule = fleet.scaling
-    target = {"type": "AverageValue", "averageValue": _quantity(rule.sessions_per_device)}
+    target = {"type": "AverageValue", "averageValue": _quantity(rule.target_sessions_per_device)}
     metric = {"type": "External", "external": {"metric": {"name": FLEET_METRIC}, "target": target}}
     return {
         "apiVersion": "autoscaling/v2",
@@ -276,7 +278,7 @@ def _quantity(value: float) -> str:
 
 def _adapter(monitoring: Monitoring) -> dict[str, Any]:
     """A rule for prometheus-adapter, which makes the external metric: values of its Helm chart, no resource."""
-    series = f"vibevoice_sessions{checked_selector(monitoring.selector)}"
+    series = f"{SESSIONS.name}{checked_selector(monitoring.selector)}"
     return {
         "rules": {
             "external": [

@@ -9,11 +9,10 @@ from harness.errors import InputError
 from harness.export.fleet import PlannedFleet
 from harness.host.places import OPS
 from harness.records.slo import Slo
+from harness.server_metrics import FIRST_AUDIO, QUEUE_LENGTH, SESSIONS
 
 PLAN_RULES = "plan.yml"
-# Upper bounds of vibevoice_first_audio_seconds: an SLO between two of them is judged by the lower one.
-BUCKETS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0)
-_FIRST_AUDIO = "ttfa_s"
+_FIRST_AUDIO_SLO = "ttfa_s"
 
 
 def rule_files(fleet: PlannedFleet, selector: str = "") -> dict[str, str]:
@@ -29,7 +28,7 @@ def _shared_rules() -> list[Path]:
 def sessions_query(selector: str = "") -> str:
     """All sessions of the fleet, those that wait and those of servers that end included."""
     checked = checked_selector(selector)
-    return f"sum(vibevoice_sessions{checked}) + sum(vibevoice_queue_length{checked})"
+    return f"sum({SESSIONS.name}{checked}) + sum({QUEUE_LENGTH.name}{checked})"
 
 
 def checked_selector(selector: str) -> str:
@@ -73,11 +72,11 @@ def _record(name: str, about: str, value: str) -> list[str]:
 
 def _first_audio(slos: tuple[Slo, ...]) -> list[str]:
     """The loosest SLO on first audio: servers do not know the class of a request. Nothing where there is none."""
-    known = [slo for slo in slos if slo.metric == _FIRST_AUDIO]
+    known = [slo for slo in slos if slo.metric == _FIRST_AUDIO_SLO]
     if not known:
         return ["      # The plan has no SLO on first audio."]
     loosest = max(known, key=lambda slo: (slo.limit, -slo.quantile))
-    bound = max((each for each in BUCKETS if each <= loosest.limit), default=BUCKETS[0])
+    bound = max((each for each in FIRST_AUDIO.buckets if each <= loosest.limit), default=FIRST_AUDIO.buckets[0])
     about = f"The loosest SLO on first audio: this share within {loosest.limit:g} s"
     exact = "" if bound == loosest.limit else f", judged at {bound:g} s, the next lower bound of the histogram"
     # Prometheus 3 writes whole numbers as "2.0", earlier ones as "2".
@@ -85,9 +84,9 @@ def _first_audio(slos: tuple[Slo, ...]) -> list[str]:
     return [
         *_record("first_audio_slo", f"{about}{exact}", _number(loosest.quantile)),
         "      - record: vibevoice:first_audio_in_time_total",
-        f"        expr: 'sum without (le) (vibevoice_first_audio_seconds_bucket{{{le}}})'",
+        f"        expr: 'sum without (le) ({FIRST_AUDIO.name}_bucket{{{le}}})'",
         "      - record: vibevoice:first_audio_total",
-        "        expr: 'sum without (le) (vibevoice_first_audio_seconds_bucket{le=\"+Inf\"})'",
+        f"        expr: 'sum without (le) ({FIRST_AUDIO.name}_bucket{{le=\"+Inf\"}})'",
     ]
 
 

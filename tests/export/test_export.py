@@ -18,16 +18,18 @@ from harness.cli import main
 from harness.errors import InputError, ServerError
 from harness.exit_codes import USAGE
 from harness.export import folder as exported
-from harness.export.fleet import EXIT_S, SETTLE_S, Accepted, ScalingBounds, fleet_of
+from harness.export.fleet import EXIT_S, SETTLE_S, Accepted, fleet_of
 from harness.export.fleet import _device as device_of
 from harness.export.folder import write_folder
 from harness.export.kubernetes import Monitoring, autoscaler, overlay_files, record_of, scaled_object
-from harness.export.prometheus import BUCKETS, plan_rules, rule_files, sessions_query
+from harness.export.prometheus import plan_rules, rule_files, sessions_query
 from harness.export.store import copy_run
 from harness.identity import CPU, EMULATED, GPU, StageIdentity
+from harness.records.day import REACTIVE, Day, FleetDay, ScalingRule, ScheduledMinimum
 from harness.records.schema import StageRecord
 from harness.records.slo import Slo
 from harness.records.store import Run
+from harness.server_metrics import FIRST_AUDIO_BUCKETS
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "results" / "sample-quick"
@@ -144,11 +146,13 @@ def test_both_autoscalers_have_the_rule_of_the_plan(fleet):
     )
 
 
+SCHEDULE = tuple(ScheduledMinimum(at_s=at_s, devices=devices) for at_s, devices in ((0, 1), (23400, 3), (79200, 2)))
+RULE = ScalingRule(target_sessions_per_device=9.25, maximum=8, stabilisation_s=600.0, schedule=SCHEDULE)
+
+
 def test_the_rule_that_was_simulated_over_a_day_is_the_rule_that_is_exported(fleet):
     """Its schedule becomes cron triggers: spans that wish for more than the minimum, the last one over midnight."""
-    schedule = ((0.0, 1), (6.5 * 3600, 3), (22 * 3600, 2))
-    rule = ScalingBounds(sessions_per_device=9.25, minimum=1, maximum=8, stabilisation_s=600, schedule=schedule)
-    daily = replace(fleet, simulated_scaling=rule)
+    daily = replace(fleet, simulated_rule=RULE)
     spec = scaled_object(daily, Monitoring())["spec"]
     assert (spec["minReplicaCount"], spec["maxReplicaCount"], spec["pollingInterval"]) == (1, 8, 30)
     first, *others = spec["triggers"]
@@ -159,7 +163,19 @@ def test_the_rule_that_was_simulated_over_a_day_is_the_rule_that_is_exported(fle
     assert (plain["minReplicas"], plain["maxReplicas"]) == (1, 8)
     assert plain["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 600
     with pytest.raises(InputError, match="only one of a day"):
-        scaled_object(replace(fleet, simulated_scaling=replace(rule, period_s=3600.0)), Monitoring())
+        scaled_object(replace(fleet, simulated_rule=replace(RULE, period_s=3600.0)), Monitoring())
+
+
+@pytest.mark.parametrize(("peak_qps", "rule"), [(5.0, RULE), (4.0, RULE), (20.0, None)])
+def test_the_rule_of_a_day_is_that_of_a_fleet_for_its_peak(copied, peak_qps, rule):
+    elastic = FleetDay(
+        policy=REACTIVE, rule=RULE, devices=(2.0,), most_devices=3, device_hours=40, within_slos=1.0, worst_part=1.0,
+        rejected=0.0, slos=(), met=True, basis="simulated",
+    )  # fmt: skip
+    day = Day(source="a curve", period_s=86400, window_s=1800, peak_qps=peak_qps, mean_qps=2, policies=(elastic,))
+    run = Run.open(copied)
+    run.write_plan(replace(run.plan(), day=day))
+    assert fleet_of(copied, 5, Accepted(force=True), BEFORE_EXPIRY).simulated_rule == rule
 
 
 @pytest.mark.parametrize(
@@ -210,7 +226,7 @@ def test_an_slo_between_two_bounds_is_judged_by_the_lower(fleet, limit, bound):
     text = plan_rules(replace(fleet, slos=(Slo("short", "ttfa_s", 0.95, limit),)))
     (expression,) = re.findall(r"le=(~?\"[^\"]+\")\}\)'\n +- record: vibevoice:first_audio_total", text)
     assert expression.lstrip("~").startswith(bound.rstrip('"'))
-    assert ("next lower bound" in text) == (limit not in BUCKETS)
+    assert ("next lower bound" in text) == (limit not in FIRST_AUDIO_BUCKETS)
 
 
 ABOVE_THE_CAP = """
@@ -237,13 +253,15 @@ tests:
 def test_the_alert_fires_above_the_cap_and_not_at_it(tmp_path, fleet):
     """11 + 9 + 2 sessions are what two servers hold at their cap; 12 + 9 + 2 are more."""
     text = plan_rules(fleet)
-    (tmp_path / "plan.yml").write_text(text)
     said = yaml.safe_load(text)["groups"][1]["rules"][0]["annotations"]
     summary = said["summary"].replace("{{ $value | humanize }}", "23")
     case = ABOVE_THE_CAP.replace("SUMMARY", json.dumps(summary)).replace("DESCRIPTION", json.dumps(said["description"]))
     (tmp_path / "test.yml").write_text(case)
-    done = subprocess.run(["promtool", "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for name, content in rule_files(fleet).items():
+        (tmp_path / name).write_text(content)
+    for asked in (["test", "rules", "test.yml"], ["check", "rules", *rule_files(fleet)]):
+        done = subprocess.run(["promtool", *asked], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_series_of_the_plan_that_other_rules_use_are_exported(fleet):

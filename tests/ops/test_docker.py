@@ -53,7 +53,7 @@ def test_a_command_of_a_build_runs_in_a_clean_folder(tmp_path, file, command):
     programs = {"python3": [sys.executable], "harness": [sys.executable, "-m", "harness"]}
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*programs[words[0]], *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [*programs[words[0]], *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout + done.stderr
     if "scenarios" in command:
