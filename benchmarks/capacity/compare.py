@@ -2,7 +2,7 @@
 
 Each repetition measures three runs: two of one device, and one of a device whose steps take 25% longer. Whole ladders
 of a run differ by a factor with a relative standard deviation of 0, 5 or 10%; each run has as many ladders as a
-sign-off has of its best deployment, and goes through the fit and the plan. `harness compare` says of the first two
+sign-off has of its best deployment, and is fitted and counted as a plan is. `harness compare` says of the first two
 whether any figure differs (step times, SLO metrics, rate, counts), and whether the slower one is worse.
 
 A false difference is a pair of equal devices of which any figure is said to be better or worse. The slower device is
@@ -27,21 +27,22 @@ import numba_first  # noqa: F401
 import numpy as np
 from scipy import stats
 from truth_families import UNIT, Family, linear
-from truths import without_sensitivity
 
-from harness.capacity.fitting.fit import limits_of
-from harness.capacity.fitting.rate_search import Traffic
+from harness.capacity.fitting.rate_search import steady_draws, steady_limit
 from harness.capacity.models.between_ladders import ASSUMED
 from harness.capacity.planning.comparison import Side, differences
-from harness.capacity.planning.plan import Terms, make_plan
+from harness.capacity.planning.plan import pools_of
+from harness.capacity.planning.pools import Pools
 from harness.errors import HarnessError
 from harness.records.comparison import BETTER, COUNT, KINDS, RATE, STEP, WORSE, Difference
+from harness.records.plan import Plan, PlannedRate, PlannedTarget
 
 CONFIDENCE, FALSE_MAX = 0.95, 0.05
 TIMES = 1.25  # as long are the steps of the slower device
 DEVIATIONS = (0.0, 0.05, 0.10)
 FIRST_AUDIO_S = 0.5
 TARGETS = (4.0, 20.0)
+SESSIONS = (1, 4, 8, 16, 24)
 _PROCESSES = 2
 
 
@@ -91,22 +92,42 @@ class Case:
 
 
 def family_of(deviation: float, ladders: int, times: float) -> Family:
-    """The standard family of ``truths.py`` with steps ``times`` as long."""
+    """The standard family of ``truths.py`` with steps ``times`` as long, and shorter ladders."""
     name = f"compare-{deviation:g}-{ladders}-{times:g}"
     step = linear(0.02 * times, 0.005 * times)
-    return Family(name, step, host_sd=deviation, ladders=ladders, first_audio_s=FIRST_AUDIO_S, cap=0.85)
+    more = {"sessions": SESSIONS, "seconds": 8.0, "cap": 0.85, "first_audio_s": FIRST_AUDIO_S}
+    return Family(name, step, host_sd=deviation, ladders=ladders, **more)
 
 
 def run_of(family: Family, seed: Sequence[int]) -> Side:
-    """A run: measured, fitted and planned."""
+    """A run: measured and fitted, with the counts of a plan."""
     rng = family.rng(*seed)
-    measured = family.measure(rng)
-    fit = family.fit(measured, rng, confidence=CONFIDENCE)
-    terms = Terms(family.cap, CONFIDENCE, 0.25, UNIT, "tiny", "cpu", routing=family.routing)
-    plan = make_plan(fit, measured.trials, measured.requests, family.mix, family.slos, TARGETS, rng, terms)
-    traffic = Traffic.draw(family.mix, np.random.default_rng(fit.traffic_seed))
-    limits = limits_of(fit.deployments[0], family.slos, fit.session_limit, fit.extrapolation, traffic)
-    return Side.of(fit.deployments[0], limits, ASSUMED, plan)
+    fit = family.fit(family.measure(rng), rng, confidence=CONFIDENCE)
+    chosen = fit.deployments[0]
+    pools = pools_of(fit, chosen, family.mix, family.slos, family.cap, family.routing)
+    shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]
+    plan = Plan(
+        verdict="met",
+        reasons=(),
+        unit=UNIT,
+        confidence=CONFIDENCE,
+        deployment=chosen.deployment,
+        slos=family.slos,
+        rate_per_device=PlannedRate(),
+        targets=tuple(_counted(pools, qps, shares, rng) for qps in TARGETS),
+        validation=(),
+    )
+    return Side.of(chosen, pools.limits, ASSUMED, plan)
+
+
+def _counted(pools: Pools, qps: float, shares: np.ndarray, rng: np.random.Generator) -> PlannedTarget:
+    """The count of a target and its interval, as a plan has them."""
+    load, counts = pools.fewest(qps), pools.drawn_devices(qps, shares, rng)
+    low, high = np.quantile(counts, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="inverted_cdf")
+    if load is None:
+        return PlannedTarget(qps=qps)
+    most = int(max(high, load.devices)) if math.isfinite(high) else None
+    return PlannedTarget(qps=qps, devices=load.devices, interval=(int(min(low, load.devices)), most))
 
 
 def repeat(task: tuple[float, int, int]) -> tuple[Pair, Pair]:
@@ -183,7 +204,7 @@ def compared(repetitions: int, ladders: int, seed: int) -> list[Case]:
     for number in range(repetitions):
         tasks += [(deviation, ladders, seed * 10**6 + number) for deviation in DEVIATIONS]
     done: dict[float, list[tuple[Pair, Pair]]] = {deviation: [] for deviation in DEVIATIONS}
-    with multiprocessing.get_context("spawn").Pool(_PROCESSES, without_sensitivity) as pool:
+    with multiprocessing.get_context("spawn").Pool(_PROCESSES) as pool:
         for number, (task, pairs) in enumerate(zip(tasks, pool.imap(repeat, tasks), strict=True), start=1):
             done[task[0]].append(pairs)
             if number % 30 == 0:

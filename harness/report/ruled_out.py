@@ -65,8 +65,8 @@ def _option(row: RuledOut, name: str, letters: Mapping[str, str]) -> str:
 
 
 def _at(row: RuledOut) -> str:
-    if row.at_qps is None:
-        return words.ABSENT if row.by == reasons.BY_UNKNOWN else "one session"
+    if row.at_qps is None or row.by == reasons.BY_LADDERS:
+        return "one session" if row.by == reasons.BY_SLO else words.ABSENT
     where = "" if row.option == reasons.DEVICES else " on one device"
     return f"{words.figure(row.at_qps)} req/s{where}"
 

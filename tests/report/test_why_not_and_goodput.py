@@ -74,7 +74,7 @@ def test_a_topology_and_a_count_are_named_as_such():
 
 
 def test_a_run_without_stored_reasons_gets_them_from_its_fit(run):
-    shown = table_with(read(run), "Judged at")
+    shown = table_with(read(run), "Finding")
     assert len(shown) == 5  # the other deployments; its plan file cannot be simulated, so no counts
     assert [row["Finding"] for row in shown].count("? not known") == 2
 
@@ -83,9 +83,9 @@ def test_stored_reasons_are_shown_as_they_are(tmp_path):
     run = sample.make_run(tmp_path)
     run.write_plan(replace(run.plan(), why_not=(row_of(knobs=sample.space()[1]),)))
     assert run.plan().why_not == (row_of(knobs=sample.space()[1]),)
-    (shown,) = table_with(read(run), "Judged at")
-    assert shown["Option"].startswith("B: ") and shown["Off by"] == "+31%"
-    assert shown["Limit"] == "real-time factor of long requests (95th percentile)"
+    (shown,) = table_with(read(run), "Finding")
+    assert shown["Option"].startswith("B: ") and shown["Value"] == "1.18 against 0.9+31%"
+    assert shown["Limit"] == "real-time factor of long requests (95th percentile)at 4.26 req/s on one device"
 
 
 def test_a_stored_sample_keeps_its_seal_and_its_plan_and_shows_why(tmp_path):
