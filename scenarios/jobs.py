@@ -4,7 +4,8 @@
     locust -f scenarios/jobs.py --headless -u 4 -t 10m --host https://a.example --key-file key.txt --job-seconds 90
 
 The row "turnaround" has the time from submission to the end of a task, "turnaround per audio second" that time by the
-seconds of its audio, in milliseconds.
+seconds of its audio, in milliseconds. With --turnaround-p95 (2x of the audio's length, or seconds) the exit code is 1
+where the SLO is violated.
 """
 
 import json
@@ -15,6 +16,9 @@ from pathlib import Path
 
 from locust import HttpUser, between, events, task
 
+from harness.errors import InputError
+from harness.records.turnaround import TurnaroundSlo
+
 WORDS_PER_S = 3  # as scripts are spoken
 TEXT = "It is early, and the market has not opened yet, so we talk about what is new since yesterday. ".split()
 
@@ -23,18 +27,62 @@ TEXT = "It is early, and the market has not opened yet, so we talk about what is
 def _(parser):
     parser.add_argument("--job-seconds", type=float, default=60, help="mean seconds of audio of a task")
     parser.add_argument("--speakers", type=int, default=2, choices=(1, 2, 3, 4), help="speakers of a task")
+    parser.add_argument("--turnaround-p95", default="", help="SLO on tasks: 2x of the audio's length, or seconds")
     parser.add_argument("--key-file", default="", help="file with the key of a studio that asks for one")
 
 
-class Author(HttpUser):
-    """One author: writes, waits for the audio, writes again."""
+@events.init.add_listener
+def _(environment, **_more):
+    try:
+        slo_of(environment.parsed_options)
+    except InputError as error:
+        raise SystemExit(f"--turnaround-p95: {error}") from None
 
-    wait_time = between(0.1, 2)
+
+@events.quitting.add_listener
+def _(environment, **_more):
+    if slo := slo_of(environment.parsed_options):
+        name = "turnaround per audio second" if slo.per_audio else "turnaround"
+        violated(environment, "TASK", name, slo.quantile, 1000 * slo.limit, str(slo))
+
+
+def slo_of(given):
+    """The SLO on turnaround; None where there is none."""
+    text = given.turnaround_p95.strip()
+    return TurnaroundSlo.parse("turnaround_p95", float(text) if text.isdecimal() else text) if text else None
+
+
+def violated(environment, kind, name, quantile, limit_ms, slo):
+    """Say whether an SLO is met, and make the exit code 1 where it is not. Quantiles are those of Locust's table."""
+    found = environment.stats.get(name, kind)
+    measured_ms = found.get_response_time_percentile(quantile) if found.num_requests else None
+    is_met = measured_ms is not None and measured_ms <= limit_ms
+    shown = "nothing was measured" if measured_ms is None else f"{measured_ms / 1000:.3g}"
+    print(f"SLO {slo}: {'met' if is_met else 'violated'} ({shown})", flush=True)
+    if not is_met:
+        environment.process_exit_code = 1
+
+
+class StudioUser(HttpUser):
+    """A user with the key of the studio."""
+
+    abstract = True
 
     def on_start(self):
         given = self.environment.parsed_options
         if given.key_file:
             self.client.headers["Authorization"] = f"Bearer {Path(given.key_file).read_text().strip()}"
+
+    def tell(self, kind, name, seconds, wrong=None):
+        self.environment.events.request.fire(
+            request_type=kind, name=name, response_time=1000 * seconds, response_length=0, exception=wrong, context={}
+        )
+
+
+class Author(StudioUser):
+    """One author: writes, waits for the audio, writes again."""
+
+    wait_time = between(0.1, 2)
 
     @task
     def podcast(self):
@@ -78,7 +126,4 @@ class Author(HttpUser):
             wrong = RuntimeError("the events broke off")
         elif ended["status"] != "done":
             wrong = RuntimeError(f"the task is {ended['status']}: {ended['error']}")
-        self.environment.events.request.fire(
-            request_type="TASK", name=name, response_time=1000 * (time.monotonic() - began_s) / by, response_length=0,
-            exception=wrong, context={},
-        )  # fmt: skip
+        self.tell("TASK", name, (time.monotonic() - began_s) / by, wrong)

@@ -2,7 +2,7 @@
 
 api      requests with right and wrong values for every operation of the document, against a real studio: no answer may
          be a server error, or differ from what the document says (no schema can say which scripts can be spoken)
-uploads  WAV, FLAC and Ogg files with wrong fields, sizes, orders and contents as voices: each is taken or refused with
+uploads  WAV, FLAC and Ogg files with wrong fields, sizes, orders and contents as voices: each is taken, or refused with
          a reason, no file may leave its folder, and the front has to live on with the memory that it had
 
 Needs the extra `bench` (schemathesis).

@@ -38,7 +38,7 @@ class SoundMutations:
         self._rng = rng
         samples = 0.3 * np.sin(np.arange(round(RATE_HZ * SECONDS)) / 9)
         self._flac = _encoded(samples, "FLAC", "PCM_16")
-        self._ogg = _encoded(samples, "OGG", "VORBIS")
+        self._ogg = _renumbered(_encoded(samples, "OGG", "VORBIS"))
         self._samples = samples
 
     def next(self) -> Upload:
@@ -106,13 +106,10 @@ class SoundMutations:
     def _damaged_ogg(self) -> tuple[str, bytes]:
         """An Ogg with a wrong page; its checksum is right half of the time."""
         data = bytearray(self._ogg)
-        starts = [place for place in range(len(data) - 27) if data[place : place + 4] == b"OggS"]
-        start = self._pick(starts)
-        data[start + 4 + self._below(23)] = self._below(256)
+        number = self._below(len(_pages(data)))
+        data[_pages(data)[number] + 4 + self._below(23)] = self._below(256)
         if self._below(2):
-            end = next((place for place in starts if place > start), len(data))
-            data[start + 22 : start + 26] = bytes(4)
-            data[start + 22 : start + 26] = struct.pack("<I", _ogg_checksum(bytes(data[start:end])))
+            _check(data, *_pages(self._ogg)[number : number + 2])
         return "ogg", bytes(data)
 
     def _mixed(self) -> tuple[str, bytes]:
@@ -148,6 +145,26 @@ def _encoded(samples: np.ndarray, container: str, subtype: str) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, samples, RATE_HZ, subtype, format=container)
     return file.getvalue()
+
+
+def _pages(ogg: bytes | bytearray) -> list[int]:
+    """Where the pages of an Ogg begin."""
+    return [place for place in range(len(ogg) - 26) if ogg[place : place + 4] == b"OggS"]
+
+
+def _renumbered(ogg: bytes) -> bytes:
+    """The same stream with serial number 1: libsndfile draws another for every file."""
+    data, starts = bytearray(ogg), _pages(ogg)
+    for number, start in enumerate(starts):
+        data[start + 14 : start + 18] = struct.pack("<I", 1)
+        _check(data, *starts[number : number + 2])
+    return bytes(data)
+
+
+def _check(ogg: bytearray, start: int, end: int | None = None) -> None:
+    """Write the right checksum of the page from ``start`` to ``end``."""
+    ogg[start + 22 : start + 26] = bytes(4)
+    ogg[start + 22 : start + 26] = struct.pack("<I", _ogg_checksum(bytes(ogg[start:end])))
 
 
 def _ogg_checksum(page: bytes) -> int:

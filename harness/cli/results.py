@@ -40,7 +40,7 @@ def fit(run: RunFolder) -> None:
 @app.command(
     epilog="Examples: `harness plan --run results/quick-1a2b3c4d --qps 0.5,1,5,20`, "
     "`harness plan --card h100,l40s,b200 --qps 1,10`, "
-    "`harness plan --run results/quick-1a2b3c4d --qps 1 --jobs scenarios/jobs.yaml`"
+    "`harness plan --run results/quick-1a2b3c4d --qps 1 --jobs scenarios/mixes/tasks.yaml`"
 )
 def plan(
     run: Annotated[Path | None, typer.Option("--run", help="A folder under results/.")] = None,

@@ -156,6 +156,10 @@ class TaskQueue:
         """Cancel a task that has not ended; returns the state that it was in."""
         return await self._run("cancel", task, 2 * self.lease_s)
 
+    async def at_rest(self, task: str) -> bool:
+        """Whether a task has ended, and no worker may still write for it."""
+        return bool(await self._run("at_rest", task))
+
     async def forget(self, task: str) -> None:
         await self._run("forget", task)
 
@@ -224,6 +228,10 @@ class TaskQueue:
     async def alive(self, kind: str, member: str, seconds: float = 3 * SIGN_OF_LIFE_S) -> None:
         """Say that a member of ``streams``, ``impatient`` or ``slots`` is there; it ends by itself."""
         await self._run("alive", kind, member, seconds)
+
+    async def enter(self, owner: str, stream: str, most: int, seconds: float = 3 * SIGN_OF_LIFE_S) -> bool:
+        """Say that a stream of an owner is there; False, and nothing said, where the owner has ``most`` already."""
+        return bool(await self._run("enter", owner, stream, most, seconds))
 
     async def gone(self, kind: str, member: str) -> None:
         await self.client.zrem(self._key(kind), member)

@@ -203,6 +203,21 @@ redis.call('ZREMRANGEBYSCORE', p .. ARGV[1], '-inf', stamp())
 redis.call('ZADD', p .. ARGV[1], stamp(clock() + ARGV[3]), ARGV[2])
 return 1
 """,
+    # ARGV: owner, stream, most streams of the owner, seconds. Counts a new stream; 0 where the owner has too many
+    "enter": """
+local own = p .. 'streams:' .. id
+redis.call('ZREMRANGEBYSCORE', own, '-inf', stamp())
+if not redis.call('ZSCORE', own, ARGV[2]) and redis.call('ZCARD', own) >= tonumber(ARGV[3]) then return 0 end
+redis.call('ZADD', own, stamp(clock() + ARGV[4]), ARGV[2])
+redis.call('ZADD', p .. 'streams', stamp(clock() + ARGV[4]), ARGV[2])
+return 1
+""",
+    # ARGV: id. Whether a task has ended, and no worker may still write for it
+    "at_rest": """
+local state = status()
+local ended = state == 'done' or state == 'failed' or state == 'cancelled'
+return ended and not redis.call('ZSCORE', p .. 'trash', id) and 1 or 0
+""",
     # ARGV: id, lease in seconds. Counts of streams, streams that wait and tasks that a living worker runs; the rank of
     # the id among all running ones, by the time of their claim
     "room": """

@@ -32,10 +32,10 @@ class StudioSettings:
     silent worker loses its task, ``sessions`` of the target that streams and jobs share (0 = not known), ``tries`` of
     one segment before its task fails. ``until_end``: the model decides where a text ends (released checkpoints).
 
-    Limits: per key ``open_tasks`` at once and ``per_minute`` requests that make speech; bytes of a script and of an
-    uploaded voice; seconds of a voice; ``speech_s`` of audio in one synchronous request; ``body_s`` until a request's
-    body must have arrived; ``retention_days`` until a task and its audio are deleted; ``patience_s`` until a stream
-    that finds no room is refused. ``private_webhooks`` allows addresses of private networks.
+    Limits: per key ``open_tasks`` and ``open_streams`` at once, ``per_minute`` requests that make speech; bytes of a
+    script and of an uploaded voice; seconds of a voice; ``speech_s`` of audio in one synchronous request; ``body_s``
+    until a request's body must have arrived; ``retention_days`` until a task and its audio are deleted; ``patience_s``
+    until a stream that finds no room is refused. ``private_webhooks`` allows addresses of private networks.
     """
 
     host: str = "127.0.0.1"
@@ -54,6 +54,7 @@ class StudioSettings:
     sessions: int = 0
     tries: int = 5
     open_tasks: int = 50
+    open_streams: int = 20
     per_minute: int = 60
     script_bytes: int = 600_000
     voice_bytes: int = 16 << 20
@@ -112,7 +113,8 @@ class StudioSettings:
 
 _LIMITS = (
     ("port", 0, 65_535), ("segment_s", 0.1, 5400), ("jobs_at_once", 1, 256), ("lease_s", 0.5, 600),
-    ("sessions", 0, 1_000_000), ("tries", 1, 1000), ("open_tasks", 1, 1_000_000), ("per_minute", 1, 1_000_000),
+    ("sessions", 0, 1_000_000), ("tries", 1, 1000), ("open_tasks", 1, 1_000_000),
+    ("open_streams", 1, 1_000_000), ("per_minute", 1, 1_000_000),
     ("script_bytes", 100, 10_000_000), ("voice_bytes", 1000, 1 << 30), ("voice_s", 1, 600), ("speech_s", 1, 5400),
     ("body_s", 0.1, 600), ("patience_s", 0.1, 600), ("retention_days", 0.0001, 3650),
 )  # fmt: skip

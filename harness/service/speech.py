@@ -22,20 +22,31 @@ AGAIN_S = 0.5  # between two tries at a server without room
 TRAFFIC_CLASS = "stream"
 
 
+class StreamsFull(Exception):
+    """The owner listens to as many streams as one key may."""
+
+
 class LiveSpeech:
     """A script being spoken; an async context manager that ends the stream when the listener leaves.
+
+    ``most``: streams that ``owner`` may listen to at once; entering raises StreamsFull beyond them.
 
     ``first`` waits for the first audio, so that a failure can still be answered as one; ``rest`` yields what follows.
     """
 
-    def __init__(self, client: SpeechClient, queue: TaskQueue, spec: TaskSpec, patience_s: float):
+    def __init__(
+        self, client: SpeechClient, queue: TaskQueue, spec: TaskSpec, patience_s: float, owner: str, most: int
+    ):
         self._client, self._queue, self._spec, self._patience_s = client, queue, spec, patience_s
+        self._owner, self._most = owner, most
         self._name = secrets.token_hex(8)
         self._audio: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._stream: Stream | None = None
         self._heard = asyncio.Event()
 
     async def __aenter__(self) -> LiveSpeech:
+        if not await self._queue.enter(self._owner, self._name, self._most):
+            raise StreamsFull
         self._speaking = asyncio.create_task(self._speak())
         self._counting = asyncio.create_task(self._count())
         return self
@@ -47,6 +58,11 @@ class LiveSpeech:
             task.cancel()
         await asyncio.gather(self._speaking, self._counting, return_exceptions=True)
         await self._uncount()
+
+    @property
+    def _kinds(self) -> tuple[str, str]:
+        """The sets in which it is counted."""
+        return "streams", f"streams:{self._owner}"
 
     async def first(self) -> bytes:
         """The first samples, 16 bit. Raises what ``raise_for`` does."""
@@ -93,14 +109,13 @@ class LiveSpeech:
 
     async def _count(self) -> None:
         """Tell the workers that this stream is there, and whether it waits for room."""
-        with contextlib.suppress(RedisError):
-            await self._queue.alive("streams", self._name)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(IMPATIENT_S):
                 await self._heard.wait()
         while True:
             with contextlib.suppress(RedisError):
-                await self._queue.alive("streams", self._name)
+                for kind in self._kinds:
+                    await self._queue.alive(kind, self._name)
                 if self._heard.is_set():
                     await self._queue.gone("impatient", self._name)
                 else:
@@ -111,5 +126,5 @@ class LiveSpeech:
 
     async def _uncount(self) -> None:
         with contextlib.suppress(RedisError):
-            for kind in ("streams", "impatient"):
+            for kind in (*self._kinds, "impatient"):
                 await self._queue.gone(kind, self._name)

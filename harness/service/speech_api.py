@@ -17,7 +17,7 @@ from harness.service.audio import wav_header
 from harness.service.intake import RequestRejected, read_request
 from harness.service.models import SpokenRequest, VoiceView
 from harness.service.segments import SegmentFailed, ServerFull, Unspeakable
-from harness.service.speech import LiveSpeech
+from harness.service.speech import LiveSpeech, StreamsFull
 from harness.service.state import (
     LIMITED,
     NOT_VALID,
@@ -47,15 +47,19 @@ router = APIRouter(prefix="/v1", responses={**UNAUTHORIZED, **NOT_VALID, **UNAVA
 @router.post("/audio/speech", tags=["speech"], response_class=Response, responses=_SPEECH)
 async def speech(body: SpokenRequest, request: Request, owner: LimitedOwner, front: Front) -> Response:
     """Speak now. Streams come before tasks."""
-    spec = await _spec_of(body, owner, front)
+    spec, settings = await _spec_of(body, owner, front), front.settings
     headers = {"X-Sample-Rate": str(wire.SAMPLE_RATE_HZ), "Cache-Control": "no-store"}
     async with contextlib.AsyncExitStack() as stack:
-        live = await stack.enter_async_context(LiveSpeech(front.client, front.queue, spec, front.settings.patience_s))
+        made = LiveSpeech(front.client, front.queue, spec, settings.patience_s, owner, settings.open_streams)
         try:
+            live = await stack.enter_async_context(made)
             first = await _unless_gone(request, live.first())
             if not body.stream:
                 pcm = first + await _unless_gone(request, _all(live))
                 return Response(_headed(body, pcm), headers=headers, media_type=_MEDIA[body.response_format])
+        except StreamsFull:
+            words = f"{settings.open_streams} streams of this key are listened to: end one, or wait until one has ended"
+            raise HTTPException(429, words, _RETRY) from None
         except ServerFull as error:
             raise HTTPException(503, f"no room for another stream now: {error}", _RETRY) from None
         except Unspeakable as error:

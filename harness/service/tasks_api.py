@@ -46,6 +46,7 @@ _AUDIO = {
     **failure(410, "The task was cancelled."),
     **failure(416, "There is nothing in this range (yet)."),
 }
+_FORGET = Query(description="Remove a task that has ended, and its audio, for good.")
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"], responses={**UNAUTHORIZED, **NOT_VALID, **UNAVAILABLE})
 _KEY = Header(
     alias="Idempotency-Key", max_length=200, description="A request that is repeated with its key makes no second task."
@@ -105,10 +106,18 @@ async def get_task(task: str, owner: Owner, front: Front) -> TaskView:
     return TaskView(**await front.queue.view(await _own(task, owner, front)))
 
 
-@router.delete("/{task}", responses=UNKNOWN)
-async def cancel_task(task: str, owner: Owner, front: Front) -> TaskView:
-    """Cancel a task that waits or runs; its audio is removed. One that has ended stays as it is."""
-    await _own(task, owner, front)
+@router.delete("/{task}", responses={**UNKNOWN, **failure(409, "A worker may still write for the task.")})
+async def cancel_task(task: str, owner: Owner, front: Front, forget: Annotated[bool, _FORGET] = False) -> TaskView:
+    """Cancel a task that waits or runs; its audio is removed. One that has ended stays, unless you say `forget`."""
+    record = await _own(task, owner, front)
+    if forget and record.status in ENDED:
+        if not await front.queue.at_rest(task):
+            raise HTTPException(
+                409, "the task was cancelled a moment ago: try again in a minute", {"Retry-After": "60"}
+            )
+        await asyncio.to_thread(front.store.remove, task)
+        await front.queue.forget(task)
+        return TaskView(**record.view())
     await front.queue.cancel(task)
     return TaskView(**await front.queue.view(await _own(task, owner, front)))
 

@@ -202,6 +202,45 @@ def test_a_cancelled_task_is_gone_for_good(idle):
     assert service.get("/v1/tasks/0123").status_code == service.get("/v1/tasks/..%2f..%2fetc").status_code == 404
 
 
+def test_a_task_that_has_ended_is_forgotten_with_its_audio_where_that_is_asked_for(service):
+    task = service.submit(SCRIPT)
+    assert service.ended(task)["status"] == "done"
+    assert service.call("DELETE", f"/v1/tasks/{task}").json()["status"] == "done"
+    assert service.get(f"/v1/tasks/{task}/audio").status_code == 200, "a repeated DELETE removes nothing"
+    assert service.call("DELETE", f"/v1/tasks/{task}?forget=true").json()["status"] == "done"
+    assert service.get(f"/v1/tasks/{task}").status_code == 404
+    assert service.store.names(task) == [] and service.get("/v1/tasks").json() == []
+    assert service.call("DELETE", f"/v1/tasks/{task}?forget=true").status_code == 404
+
+
+def test_a_task_for_which_a_worker_may_still_write_is_not_forgotten_yet(idle):
+    service = idle()
+    task = service.submit()
+    assert service.call("DELETE", f"/v1/tasks/{task}?forget=true").json()["status"] == "cancelled", "it was not at rest"
+    again = service.call("DELETE", f"/v1/tasks/{task}?forget=true")
+    assert again.status_code == 409 and again.headers["Retry-After"] == "60"
+    service.ask(service.queue.done_with("trash", task))  # as housekeeping does, once it has removed the audio
+    assert service.call("DELETE", f"/v1/tasks/{task}?forget=true").status_code == 200
+    assert service.get(f"/v1/tasks/{task}").status_code == 404
+
+
+def test_a_key_listens_to_so_many_streams_at_once_and_to_another_when_one_has_ended(idle, conduct):
+    service, body = idle(open_streams=2, keys=KEYS), {"input": "Speaker 1: one two three"}
+    conduct.frame_s = 0.1
+
+    def listen(key):
+        return requests.post(f"{service.url}/v1/audio/speech", json=body, headers=bearer(key), stream=True, timeout=60)
+
+    first, second, third, other = listen(KEYS[0]), listen(KEYS[0]), listen(KEYS[0]), listen(KEYS[1])
+    assert [each.status_code for each in (first, second, third, other)] == [200, 200, 429, 200]
+    assert "2 streams of this key" in third.json()["detail"] and third.headers["Retry-After"] == "5"
+    assert first.content and service.ask(service.queue.room()).streams >= 1
+    fourth = listen(KEYS[0])
+    assert fourth.status_code == 200
+    for each in (second, other, fourth):
+        each.close()
+
+
 def test_limits_of_a_key_are_said_with_the_time_to_wait(idle):
     service = idle(open_tasks=2, per_minute=4)
     answers = [service.post("/v1/tasks", {"script": SCRIPT}) for _ in range(5)]
@@ -433,6 +472,10 @@ def test_the_api_is_documented_without_a_script(idle):
     assert page.status_code == 200 and "<script" not in page.text and "style=" not in page.text
     document = service.get("/openapi.json").json()
     assert all(path in page.text for path in document["paths"])
+    for path, methods in document["paths"].items():
+        for method in methods.values():
+            refused = method["responses"].get("422", {"content": {"application/json": {"schema": {}}}})
+            assert "HTTPValidationError" not in str(refused), f"{path} says another form than it answers with"
     assert document["paths"]["/v1/tasks"]["post"]["responses"].keys() >= {
         "202",
         "401",
