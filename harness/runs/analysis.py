@@ -12,12 +12,12 @@ from harness.capacity.planning.day import DayTerms, plan_day
 from harness.capacity.planning.plan import Terms, make_plan, pools_of
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.prediction import predict_open_run
-from harness.capacity.planning.scaling import ScalingTerms
+from harness.capacity.planning.scaling import ScalingTerms, sessions_at_cap
 from harness.capacity.planning.surges import behaviour
 from harness.errors import InconclusiveError, InputError
 from harness.planfile.plan import PlanSpec
 from harness.planfile.sections import DemandSpec
-from harness.records.day import Day, DemandCurve
+from harness.records.day import Day, DemandCurve, ScalingRule
 from harness.records.fit import Fit, FittedDeployment
 from harness.records.plan import Behaviour, Plan
 from harness.records.prediction import Prediction
@@ -135,6 +135,23 @@ def fleet_of(run: Run) -> Pools:
     """Pools of the best deployment, from the run's stored fit; they simulate any number of devices at any rate."""
     spec, (fit, best) = spec_of(run), _fit_and_best_of(run)
     return pools_of(fit, best, spec.traffic_mix(), spec.slo_list(), spec.utilisation_cap, spec.routing)
+
+
+def scaling_rule_of(run: Run, qps: float) -> ScalingRule:
+    """The rule of an autoscaler for a rate: that of the stored day, which met its SLOs over it, if there is one.
+
+    Otherwise its target is what a device holds at the cap, from the stored fit; no day was simulated with it. Raises
+    InconclusiveError where no number of devices meets the SLOs.
+    """
+    plan = run.plan()
+    if plan and plan.day and plan.day.rule:
+        return plan.day.rule
+    pools = fleet_of(run)
+    load = pools.fewest(qps)
+    if load is None:
+        raise InconclusiveError(f"{run.path}: no number of devices meets the SLOs at {qps:g} requests/s")
+    target = sessions_at_cap(pools, qps, load.devices)
+    return ScalingTerms().rule(target, load.devices, plan.drain if plan else None)
 
 
 def best_of(run: Run) -> FittedDeployment:
