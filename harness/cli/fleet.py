@@ -57,7 +57,7 @@ def fleet(
 
     A pool is devices of one type for some classes: short requests may go to small cards, and 90 minutes to where the KV
     memory is. Cards are estimated, from their data sheets or from a profile; the device of a run was measured, and
-    extrapolated where it serves only some of the classes. Exit code 2 where a rate has no fleet.
+    is extrapolated where a pool has some of its classes alone. Exit code 2 where a rate has no fleet.
     """
     from harness import exit_codes
     from harness.capacity.planning.fleet import plan_fleets

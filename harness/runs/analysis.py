@@ -14,13 +14,13 @@ from harness.capacity.planning.job_fleets import JobDemand, JobFleets, SharedPla
 from harness.capacity.planning.plan import Terms, make_plan, pools_of
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.prediction import predict_open_run
-from harness.capacity.planning.scaling import ScalingTerms
+from harness.capacity.planning.scaling import ScalingTerms, sessions_at_cap
 from harness.capacity.planning.surges import behaviour
 from harness.capacity.planning.why_not import why_not
 from harness.errors import HarnessError, InconclusiveError, InputError
 from harness.planfile.plan import PlanSpec
 from harness.planfile.sections import DemandSpec
-from harness.records.day import Day, DemandCurve
+from harness.records.day import Day, DemandCurve, ScalingRule
 from harness.records.fit import Fit, FittedDeployment
 from harness.records.plan import Behaviour, Plan
 from harness.records.prediction import Prediction
@@ -165,6 +165,23 @@ def shared_plan_of(run: Run, demand: JobDemand, qps: float) -> SharedPlan:
     rng = np.random.default_rng(spec.seed)
     shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]
     return shared_plan(JobFleets(pools, spec.traffic_mix(), demand, qps, spec.seed), shares, spec.confidence)
+
+
+def scaling_rule_of(run: Run, qps: float) -> ScalingRule:
+    """The rule of an autoscaler for a rate: that of the stored day, which met its SLOs over it, if there is one.
+
+    Otherwise its target is what a device holds at the cap, from the stored fit; no day was simulated with it. Raises
+    InconclusiveError where no number of devices meets the SLOs.
+    """
+    plan = run.plan()
+    if plan and plan.day and plan.day.rule:
+        return plan.day.rule
+    pools = fleet_of(run)
+    load = pools.fewest(qps)
+    if load is None:
+        raise InconclusiveError(f"{run.path}: no number of devices meets the SLOs at {qps:g} requests/s")
+    target = sessions_at_cap(pools, qps, load.devices)
+    return ScalingTerms().rule(target, load.devices, plan.drain if plan else None)
 
 
 def best_of(run: Run) -> FittedDeployment:

@@ -34,7 +34,7 @@ def load(monkeypatch):
 
 def test_the_simulated_rule_is_that_of_kubernetes(load):
     """Sync by sync over a day, against the algorithm written down again."""
-    forms = load("autoscale_forms")
+    forms = load("autoscale").autoscale_forms
     assert forms.rule_mismatches(forms.small(), seed=1) == (0, 2880)
 
 

@@ -154,6 +154,12 @@ def test_a_fleet_that_starts_too_slowly_loses_sessions_and_says_so(pools, curve)
     assert reactive.rule.target_sessions_per_device == 16.0 and reactive.most_devices <= 4
 
 
+def test_a_day_without_a_valley_gains_nothing_and_says_so(pools):
+    curve = DemandCurve(source="flat", step_s=60.0, qps=(0.8 * pools.rate(1)[0],) * 60)
+    day = plan_day(pools, MIX, curve, DayTerms(), seed=1)
+    assert "No elastic policy takes fewer hours" in day.note
+
+
 def test_a_peak_that_no_fleet_carries_is_a_note(pools, curve):
     strict = pools.changed(limits=replace(pools.limits, slos=(Slo.parse("short", "ttfa_p95_s", 1e-6),)))
     day = plan_day(strict, MIX, curve, DayTerms(), seed=1)

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from harness.cli.main import app
 from harness.records.fleet import FleetAnswer
+from harness.records.store import Run
+from harness.runs import analysis
 
 SAMPLE = Path(__file__).resolve().parents[2] / "results" / "sample-quick"
 DAY = ["day", "--run", SAMPLE, "--peak", "5", "--trough", "1"]
@@ -92,3 +94,13 @@ def test_a_usage_error_is_one_sentence(arguments, says):
     done = run(*arguments)
     assert isinstance(done.exception, Exception) and says in str(done.exception), done.exception
     assert "\n" not in str(done.exception)
+
+
+def test_the_rule_of_a_run_without_a_day_is_that_of_its_fit():
+    stored = Run.open(SAMPLE)
+    rule = analysis.scaling_rule_of(stored, 5.0)
+    assert (rule.minimum, rule.maximum, rule.schedule) == (1, 4, ())
+    assert rule.drain_s == stored.plan().drain.longest_s
+    pools = analysis.fleet_of(stored)
+    frames_per_s = float(pools.device.step_time.frames_per_s(rule.target_sessions_per_device))
+    assert frames_per_s <= 0.85 * pools.steady_rate() * pools.traffic.mean_frames * 1.01

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,8 +93,13 @@ def plan_day(
         session_limit=stage.session_limit,
         sessions_at_cap=at_cap,
         policies=(static, *elastic),
-        note=_ADVANCE,
+        note=" ".join([_ADVANCE, *_no_gain(static, elastic)]),
     )
+
+
+def _no_gain(static: FleetDay, elastic: Sequence[FleetDay]) -> Iterator[str]:
+    if min(each.device_hours for each in elastic) >= static.device_hours:
+        yield "No elastic policy takes fewer hours than the static fleet here."
 
 
 def _elastic(
