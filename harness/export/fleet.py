@@ -153,7 +153,7 @@ def _doubts(plan: Plan, target: PlannedTarget) -> Iterator[str]:
     """Why the plan does not answer."""
     if plan.verdict != "met":
         first = plan.reasons[0] if plan.reasons else "no reason is stored"
-        yield f"the plan is {plan.verdict}: {first.rstrip('.')}"
+        yield f"its verdict is {plan.verdict}: {first.rstrip('.')}"
     if target.devices_n_plus_1 is None:
         yield f"no count for {target.qps:g} requests/s is known to survive the loss of a device"
 

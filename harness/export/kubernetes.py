@@ -66,10 +66,10 @@ def record_of(fleet: PlannedFleet) -> dict[str, Any]:
 
 def _copied(fleet: PlannedFleet) -> dict[str, str]:
     """The base and the gateway, with the plan's routing."""
-    files = {}
+    files: dict[str, str] = {}
     for source, target in _COPIED.items():
-        for path in sorted((OPS / "kubernetes" / source).iterdir()):
-            files[f"{target}/{path.name}"] = path.read_text()
+        paths = sorted((OPS / "kubernetes" / source).iterdir())
+        files |= {f"{target}/{path.name}": path.read_text() for path in paths if path.suffix in (".yaml", ".env")}
     envoy = files["gateway/envoy.yaml"]
     if fleet.routing != "least_loaded":
         envoy = re.sub(r"(?m)^ *# It looks at .*\n *least_request_lb_config:.*\n", "", envoy)
@@ -102,7 +102,11 @@ def _kustomization(fleet: PlannedFleet, rules: list[str]) -> dict[str, Any]:
         "configMapGenerator": [
             {"name": "triton", "behavior": "merge", "envs": ["triton.env"]},
             {"name": "studio", "behavior": "merge", "literals": [f"HARNESS_STUDIO_SESSIONS={sessions}"]},
-            {"name": "speech-rules", "files": [f"rules/{name}" for name in rules]},
+            {
+                "name": "speech-rules",
+                "files": [f"rules/{name}" for name in rules],
+                "options": {"labels": {f"{_ABOUT}rules": "yes"}, "disableNameSuffixHash": True},
+            },
         ],
         "patches": [{"path": name} for name in ("triton.yaml", "budget.yaml", "gateway.yaml")],
     }

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from harness import wire
-from harness.cli import main
+from harness.cli import main, measuring
 from harness.errors import InputError, ServerError
 from harness.exit_codes import USAGE
 from harness.export import folder as exported
@@ -320,7 +320,7 @@ def test_an_inconclusive_plan_needs_a_word_of_its_own(copied):
     with pytest.raises(InputError, match="inconclusive: The ladder is noisy; or export it anyway with --accept"):
         fleet_of(copied, 5, Accepted(force=True), BEFORE_EXPIRY)
     taken = fleet_of(copied, 5, Accepted(force=True, inconclusive=True), BEFORE_EXPIRY)
-    assert taken.verdict == "inconclusive" and "# Exported although: the plan is inconclusive" in plan_rules(taken)
+    assert taken.verdict == "inconclusive" and "# Exported although: its verdict is inconclusive" in plan_rules(taken)
     about = yaml.safe_load(overlay_files(taken, Monitoring())["static/triton.yaml"])["metadata"]["annotations"]
     assert "inconclusive" in about["speech/exported-although"]
 
@@ -417,3 +417,14 @@ def test_a_storage_that_fails_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(type(fsspec.filesystem("file")), "put_file", refuse)
     with pytest.raises(ServerError, match="read-only.*copy it"):
         copy_run(SAMPLE, str(tmp_path))
+
+
+def test_a_sign_off_copies_its_run_and_refuses_a_storage_before_it_measures(tmp_path, monkeypatch, capsys):
+    measuring._conclude(Run.open(SAMPLE), None, str(tmp_path / "bucket"))
+    assert f"Stored: {tmp_path / 'bucket' / 'sample-quick'}" in capsys.readouterr().out
+    assert (tmp_path / "bucket" / "sample-quick" / "signoff.html").is_file()
+    monkeypatch.setattr(main.sys, "argv", ["harness", "signoff", "quick", "--store", "nothing://x"])
+    monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == USAGE and "--store nothing://x cannot be used" in capsys.readouterr().err

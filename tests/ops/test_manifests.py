@@ -13,6 +13,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "ops"))
 
+from harness import exit_codes  # noqa: E402
+from harness.planfile.reading import load_plan  # noqa: E402
+
 import check_manifests as checker  # noqa: E402
 import manifest_rules as rules  # noqa: E402
 
@@ -185,6 +188,20 @@ def test_every_documented_secret_is_used_and_made():
     for name, keys in rules.SECRETS.items():
         assert name in text and f"create secret generic {name} " in page
         assert all(f"--from-literal={key}=" in page or f"--from-file={key}=" in page for key in keys), name
+
+
+def test_the_job_signs_off_a_plan_that_can_be_read():
+    """Of the GPU that its server gets, and of the topology that the server has: a running one cannot change it."""
+    spec = load_plan(KUBERNETES / "components" / "signoff" / "plan.yaml")
+    lines = (KUBERNETES / "base" / "triton.env").read_text().splitlines()
+    served = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+    assert (spec.preset, spec.device, spec.topologies) == (
+        served["HARNESS_DEPLOY_PRESET"], served["HARNESS_DEPLOY_DEVICE"], (served["HARNESS_DEPLOY_TOPOLOGY"],),
+    )  # fmt: skip
+    job = of_kind(everything(), "Job", "signoff")["spec"]
+    assert job["suspend"] is True and job["activeDeadlineSeconds"] > 60 * spec.budget_minutes * 2
+    verdicts = next(rule for rule in job["podFailurePolicy"]["rules"] if rule["action"] == "FailJob")
+    assert set(verdicts["onExitCodes"]["values"]) == {exit_codes.MISSED, exit_codes.INCONCLUSIVE, exit_codes.USAGE}
 
 
 def test_a_gateway_outlives_the_longest_session_that_it_carries():
