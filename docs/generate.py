@@ -174,7 +174,7 @@ BENCHMARKS = {
     "Sweep": ("sweep/search", "sweep/sweep_cost", "sweep/sweep_faults", "sweep/first_run", "sweep/disturbed"),
     "Capacity": ("capacity/simulator", "capacity/coverage", "capacity/truths", "capacity/heldout", "capacity/compare",
                  "capacity/autoscale", "capacity/fleet_mix"),
-    "Service": ("service/job_faults", "service/jobs", "service/api_fuzz"),
+    "Service": ("service/job_faults", "service/jobs", "service/api_fuzz", "service/turnaround"),
     "Operations": ("ops/check",),
     "GPU": ("gpu/environment", "gpu/device", "gpu/fused", "gpu/rows", "gpu/towers", "gpu/streams",
             "gpu/estimates", "gpu/kit"),
