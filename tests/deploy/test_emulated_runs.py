@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import make_request
-from made_up_profile import FRAME_MS, MODEL, write
+from made_up_profile import FRAME_MS, MODEL, VOCODER_MS, write
 
 from harness import signoff as job
 from harness import wire
@@ -193,7 +193,10 @@ def test_an_emulated_server_streams_silence_in_the_time_of_the_profile(emulated)
 
 @pytest.mark.server
 def test_a_dilated_server_takes_longer_and_its_results_do_not(emulated):
+    """Only the vocoder is dilated here, and clients are told: each further stage would be loaded twice more."""
     deployed, slower = emulated.deployment, 5.0
+    expected_ms = VOCODER_MS + (FRAME_MS - VOCODER_MS) / slower
+    told = {f"{model}.{wire.DILATION}": f"{slower:g}" for model in (wire.ENTRY, wire.VOCODER)}
 
     async def speak():
         async with SpeechClient(emulated.url) as client:
@@ -202,15 +205,15 @@ def test_a_dilated_server_takes_longer_and_its_results_do_not(emulated):
             return await client.speak(replace(request, due_ns=client.clock.now_ns()), "closed")
 
     try:
-        emulated.reload(replace(deployed, dilation=slower))
+        emulated.reload(replace(deployed, parameters=told))
         began_s = time.monotonic()
         result = asyncio.run(speak())
         took_ms = 1e3 * (time.monotonic() - began_s)
     finally:
         emulated.reload(deployed)
     between_ms = np.diff(result.chunks.sent_at_ns) / 1e6
-    assert result.outcome is Outcome.DONE and took_ms >= 11 * FRAME_MS * slower
-    assert FRAME_MS * 0.999 <= np.median(between_ms) <= FRAME_MS * 1.5
+    assert result.outcome is Outcome.DONE and took_ms >= 11 * expected_ms * slower
+    assert expected_ms * 0.999 <= np.median(between_ms) < 4 * expected_ms  # 5 times as much on the host
 
 
 @pytest.mark.server
