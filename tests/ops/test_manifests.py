@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness import exit_codes
+from harness.planfile.reading import load_plan
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "ops"))
-
-from harness import exit_codes  # noqa: E402
-from harness.planfile.reading import load_plan  # noqa: E402
 
 import check_manifests as checker  # noqa: E402
 import manifest_rules as rules  # noqa: E402
