@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from harness.errors import InconclusiveError, InputError
 from harness.planfile.plan import PlanSpec
 from harness.records.comparison import ComparedDeployment, ComparedRun, Comparison, Differing
 from harness.records.fit import Fit, FittedDeployment
-from harness.records.plan import Plan
+from harness.records.slo import Slo
 from harness.records.store import Run
 from harness.runs.earlier import prior_of
 from harness.runs.opening import spec_of, unit_of
@@ -32,7 +32,7 @@ class _Opened:
 
     def __init__(self, run: Run):
         self.run, self.spec, self.manifest = run, spec_of(run), run.manifest
-        self.fit, self.plan = self._fit(), self._plan()
+        self.fit, self.plan = self._fit(), run.plan()
         self.chosen = self._chosen()
         self.mix = self.spec.traffic_mix()
 
@@ -41,9 +41,6 @@ class _Opened:
         if fit is None:
             raise InputError(f"{self.run.path} holds no fit yet: run `harness fit --run {self.run.path}` first")
         return fit
-
-    def _plan(self) -> Plan | None:
-        return self.run.plan()
 
     def _chosen(self) -> FittedDeployment:
         """The planned deployment; where no rate meets the SLOs, the one that the plan names."""
@@ -54,13 +51,11 @@ class _Opened:
             raise InputError(f"{self.run.path} cannot be compared: no deployment of it was fitted ({why})")
         return found
 
-    def side(self) -> Side:
-        """Raises InputError where the planned deployment was not fitted."""
+    def side(self, slos: Sequence[Slo]) -> Side:
+        """For these SLOs, which are its own. Raises InputError where the planned deployment was not fitted."""
         traffic = Traffic.draw(self.mix, np.random.default_rng(self.fit.traffic_seed))
         try:
-            limits = limits_of(
-                self.chosen, self.spec.slo_list(), self.fit.session_limit, self.fit.extrapolation, traffic
-            )
+            limits = limits_of(self.chosen, slos, self.fit.session_limit, self.fit.extrapolation, traffic)
             return Side.of(self.chosen, limits, prior_of(self.manifest), self.plan)
         except InconclusiveError as error:
             raise InputError(f"{self.run.path} cannot be compared: {error}") from None
@@ -86,7 +81,7 @@ def compare_runs(first: Run, second: Run) -> Comparison:
     """The second run against the first. Raises InputError for runs that cannot be compared."""
     a, b = _Opened(first), _Opened(second)
     _must_be_comparable(a, b)
-    side_a, side_b = a.side(), b.side()
+    side_a, side_b = (each.side(a.spec.slo_list()) for each in (a, b))
     pooled = _pooled(a, b, side_a, side_b)
     rng = np.random.default_rng([a.spec.seed, b.spec.seed])
     shown = [side if pooled is None else replace(side, between=pooled) for side in (side_a, side_b)]
