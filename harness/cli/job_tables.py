@@ -27,7 +27,7 @@ def _table(plan: SharedPlan, unit: str, level: str, emulated: bool) -> Table:
     basis = f"{'extrapolated' if plan.extrapolated else 'simulated'}{', emulated' if emulated else ''}"
     title = f"Streams at most {plan.qps:g} a second, and tasks ({basis}); one device = {unit}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    table.add_column("fleet")
+    table.add_column("fleet", no_wrap=True)
     for name in ("devices", f"{level} interval", "--sessions", "turnaround"):
         table.add_column(name, justify="right")
     table.add_column("bound by")
@@ -57,8 +57,7 @@ def _lines(plan: SharedPlan) -> list[str]:
     low, high = plan.saved_interval
     load, two = plan.loads[BOTH], plan.two_fleets
     interval = "" if low == high else f" ({low} to {high})"
-    if plan.saved > 0:
-        first = f"One fleet needs {load.devices} devices, two fleets {two}: {plan.saved} fewer{interval}."
-    else:
-        first = f"One fleet needs {load.devices} devices, two fleets {two}: it saves nothing{interval}."
+    needs = f"One fleet needs {load.devices} device{'s' * (load.devices > 1)}, two fleets {two}"
+    saves = f"{plan.saved} fewer" if plan.saved > 0 else "it saves nothing"
+    first = f"{needs}: {saves}{interval}."
     return [first, f"Run the studio with --sessions {load.sessions}: tasks then get what streams leave of them."]
