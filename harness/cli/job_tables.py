@@ -27,7 +27,7 @@ def _table(plan: SharedPlan, unit: str, level: str, emulated: bool) -> Table:
     basis = f"{'extrapolated' if plan.extrapolated else 'simulated'}{', emulated' if emulated else ''}"
     title = f"Streams at most {plan.qps:g} a second, and tasks ({basis}); one device = {unit}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    table.add_column("fleet", no_wrap=True)
+    table.add_column("fleet")
     for name in ("devices", f"{level} interval", "--sessions", "turnaround"):
         table.add_column(name, justify="right")
     table.add_column("bound by")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from harness.cli.app import out
 from harness.cli.main import app
 from harness.errors import InputError
 
@@ -18,7 +19,8 @@ def plan(*words):
     return CliRunner().invoke(app, ["plan", *words], catch_exceptions=True)
 
 
-def test_it_says_how_many_devices_one_fleet_saves(tmp_path):
+def test_it_says_how_many_devices_one_fleet_saves(tmp_path, monkeypatch):
+    monkeypatch.setattr(out, "width", 200)
     file = tmp_path / "tasks.yaml"
     file.write_text(TASKS)
     done = plan("--run", RUN, "--qps", "1", "--jobs", str(file))
