@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import typer
+from pydantic import BaseModel
 
 from harness import exit_codes as codes
 from harness import wire
@@ -21,6 +22,7 @@ from harness.cli import main as cli
 from harness.client.target import OPTIONS
 from harness.deploy.config import Deployment
 from harness.drive import options as load_options
+from harness.planfile.jobs import JobsSpec
 from harness.planfile.plan import FEW_POINTS, PlanSpec
 from harness.planfile.sections import DAY_S, LEAST_TRIALS
 from harness.planfile.space import KNOBS, STAGE_KNOBS
@@ -132,6 +134,17 @@ TRACE_KEYS = {
     "hours": "Stretch its time to so many hours; left out: its own",
     "mean_qps": "Multiply its rates to this mean; left out: its own",
 }
+JOBS_KEYS = {
+    "per_hour": "Tasks that are submitted in an hour, by chance (Poisson), at any time of the day",
+    "length": "Seconds of audio of a task, in the form of a [class's](#classes) length",
+    "slos": "SLOs on turnaround, from submission to the end: `{turnaround_p95: 2x}` of the audio's length, or "
+    "`{turnaround_p95: 14400}` in seconds",
+    "segment_seconds": "Seconds of audio of a segment: the studio's `--segment-seconds`",
+    "at_once": "Tasks that all workers together run at once; left out: as many as there is room for",
+    "resume_seconds": "Seconds between two segments of a task",
+    "resume_seconds_per_minute": "Further seconds there, for each minute of audio spoken before",
+    "streams_swing": "Swing of the streams' rate over a day, as a cosine: 0 is constant, 1 is none at night",
+}
 KNOB_MEANING = {
     "entry.instances": "Processes of the public entry",
     "engine.max_batch": "Sessions in one step of the engine; on a GPU at most its parameter `graphs`",
@@ -202,10 +215,10 @@ def _cell(text: str) -> str:
     return "`".join(part if index % 2 else part.replace("<", "&lt;") for index, part in enumerate(parts))
 
 
-def keys(name: str, meanings: dict[str, str]) -> str:
-    """The keys of a model of the plan file: type, limits and default of each."""
-    schema = PlanSpec.model_json_schema()
-    model = schema if name == "PlanSpec" else schema["$defs"][name]
+def keys(name: str, meanings: dict[str, str], of: type[BaseModel] = PlanSpec) -> str:
+    """The keys of a file's model, or of one inside it: type, limits and default of each."""
+    schema = of.model_json_schema()
+    model = schema if name == of.__name__ else schema["$defs"][name]
     properties, required = model["properties"], model.get("required", ())
     if extra := meanings.keys() - properties.keys():
         raise KeyError(f"docs/generate.py explains {', '.join(extra)}, which {name} does not have")
@@ -414,6 +427,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demand-keys": lambda: keys("DemandSpec", DEMAND_KEYS),
     "diurnal-keys": lambda: keys("DiurnalSpec", DIURNAL_KEYS),
     "trace-keys": lambda: keys("TraceSpec", TRACE_KEYS),
+    "jobs-keys": lambda: keys("JobsSpec", JOBS_KEYS, JobsSpec),
     "knobs": knobs,
     "parameters": parameters,
     "metrics": metrics,

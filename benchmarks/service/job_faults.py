@@ -278,8 +278,9 @@ def main(arguments: Sequence[str] = ()) -> int:
     tasks, frames = (2, 600) if given.quick else (given.tasks, given.frames)
     with tempfile.TemporaryDirectory(prefix="job-faults-") as folder:
         settings = StudioSettings(
-            folder=folder, port=0, segment_s=given.segment * wire.SECONDS_PER_FRAME, lease_s=LEASE_S, tries=20
-        )
+            folder=folder, port=0, segment_s=given.segment * wire.SECONDS_PER_FRAME, lease_s=LEASE_S, tries=20,
+            jobs_at_once=4,
+        )  # fmt: skip
         found = play_all(settings, [case for case in cases if case != "none"], tasks, frames)
     return show(found, frames, given.segment)
 

@@ -28,6 +28,7 @@ from harness.capacity.simulator.sessions import remembered
 from harness.client.stream import SpeechClient
 from harness.deploy.config import Deployment
 from harness.errors import ServerError
+from harness.records.store import read_profile
 from harness.service.queue import TaskQueue, connect
 from harness.service.segments import request_of
 from harness.service.settings import StudioSettings
@@ -198,27 +199,37 @@ def main(arguments: Sequence[str]) -> int:
     parser = common.Parser(__doc__, EXAMPLE)
     parser.add_argument("--tasks", type=common.whole(4, 1000), default=40, help="tasks of a run")
     parser.add_argument("--seed", type=common.whole(0, 2**31), default=1)
+    parser.add_argument("--emulate", default="", help="emulate the GPU of a profile; default: tiny, on this CPU")
     given = parser.parse_args(arguments)
+    emulated = read_profile(Path(given.emulate)) if given.emulate else None
+    deployment = Deployment(preset=emulated.preset, emulate=given.emulate) if emulated else Deployment()
     tasks, rung = (4, 30) if given.quick else (given.tasks, RUNG_FRAMES)
     with tempfile.TemporaryDirectory(prefix="turnaround-") as folder:
         settings = StudioSettings(
             folder=folder, port=0, segment_s=SEGMENT_FRAMES * wire.SECONDS_PER_FRAME, jobs_at_once=PLACES,
             sessions=SESSIONS,
         )  # fmt: skip
-        common.say("starting the studio at preset tiny …")
-        with Studio(StudioPlan(settings, Deployment()), common.say) as studio, Stage(studio) as stage:
+        common.say("starting the studio …")
+        with Studio(StudioPlan(settings, deployment), common.say) as studio, Stage(studio) as stage:
             fitted = fit(stage, rung)
             rows = []
             for plan in schedules(fitted, tasks, np.random.default_rng(given.seed)):
                 before = figures_of(predicted(fitted, plan))
                 common.say(f"{plan.name}: {len(plan.task_s)} tasks, {len(plan.stream_s)} streams …")
                 rows.append((plan, before, figures_of(stage.ask(stage.turnarounds(plan)))))
-    return show(rows, fitted, given.quick)
+    device = f"emulated {emulated.device} at {emulated.preset}" if emulated else "this CPU at tiny"
+    return show(rows, fitted, given.quick, device)
 
 
-def show(rows: Sequence[tuple[Schedule, np.ndarray, np.ndarray]], fitted: Fitted, is_quick: bool) -> int:
+def show(rows: Sequence[tuple[Schedule, np.ndarray, np.ndarray]], fitted: Fitted, is_quick: bool, device: str) -> int:
     table = common.table(
-        "Turnaround of tasks in seconds: predicted / measured", "run", "tasks", "streams", "median", "mean", "p95"
+        f"Turnaround of tasks in seconds, {device}: predicted / measured",
+        "run",
+        "tasks",
+        "streams",
+        "median",
+        "mean",
+        "p95",
     )
     errors = []
     for plan, before, measured in rows:
@@ -230,6 +241,7 @@ def show(rows: Sequence[tuple[Schedule, np.ndarray, np.ndarray]], fitted: Fitted
         "turnaround_error_worst": float(np.max(errors)),
         "figures": len(errors),
         "runs": len(rows),
+        "device": device,
         "step_ms": {str(n): 1000 * float(fitted.step_time(n)) for n in LADDER},
         "between_segments_ms": 1000 * fitted.between[0],
         "between_segments_ms_per_1000_frames": 1e6 * fitted.between[1],

@@ -57,8 +57,7 @@ def _lines(plan: SharedPlan) -> list[str]:
     low, high = plan.saved_interval
     load, two = plan.loads[BOTH], plan.two_fleets
     interval = "" if low == high else f" ({low} to {high})"
-    if plan.saved > 0:
-        first = f"One fleet needs {load.devices} devices, two fleets {two}: {plan.saved} fewer{interval}."
-    else:
-        first = f"One fleet needs {load.devices} devices, two fleets {two}: it saves nothing{interval}."
+    needs = f"One fleet needs {load.devices} device{'s' * (load.devices > 1)}, two fleets {two}"
+    saves = f"{plan.saved} fewer" if plan.saved > 0 else "it saves nothing"
+    first = f"{needs}: {saves}{interval}."
     return [first, f"Run the studio with --sessions {load.sessions}: tasks then get what streams leave of them."]

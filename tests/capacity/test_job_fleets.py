@@ -12,7 +12,7 @@ from harness.capacity.models.spreads import Sample, Spread
 from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.job_fleets import BOTH, STREAMS, TASKS, JobDemand, JobFleets, shared_plan
 from harness.capacity.planning.pools import Pools
-from harness.errors import PlanError
+from harness.errors import InconclusiveError, PlanError
 from harness.planfile.jobs import load_jobs
 from harness.records.slo import Slo
 from harness.records.turnaround import TurnaroundSlo
@@ -62,7 +62,13 @@ def test_tasks_wait_longer_with_fewer_sessions_and_streams_are_not_disturbed(fle
 def test_a_deadline_that_nobody_can_meet_is_not_planned_for(fleets):
     hopeless = replace(DEMAND, slos=(TurnaroundSlo.parse("turnaround_p95", 1),))
     impossible = replace(fleets, demand=hopeless, _drawn={})
-    assert impossible.fewest(TASKS, at_most=8) is None
+    assert impossible.fewest(TASKS) is None
+
+
+def test_tasks_too_few_to_be_simulated_are_said_to_be(fleets):
+    rare = replace(fleets, demand=replace(DEMAND, per_hour=0.1), _drawn={})
+    with pytest.raises(InconclusiveError, match="too few to be simulated"):
+        rare.judge(BOTH, 3, 20)
 
 
 def test_a_file_of_tasks(tmp_path):

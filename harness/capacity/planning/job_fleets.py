@@ -21,11 +21,13 @@ from harness.capacity.simulator.engine import arrivals_of
 from harness.capacity.simulator.pool import Pool
 from harness.capacity.simulator.sessions import Simulated, remembered
 from harness.capacity.simulator.traffic import DAY_S, Varying
+from harness.errors import InconclusiveError
 from harness.records.turnaround import TurnaroundSlo
 from harness.traffic.mix import Lengths, Mix
 
 WARM_UP_S = 6 * 3600.0
 LEAST_TASKS = 300  # counted, unless that takes longer than _MOST_DAYS
+FEWEST_TASKS = 20  # counted, below which nothing is said
 MOST_SESSIONS = 2_000_000  # of one simulation; above, a part of the fleet is simulated with its part of the load
 _MOST_DAYS = 4
 _PEAK_SHARE = 0.9  # of the highest rate: streams that arrive then are judged
@@ -113,9 +115,16 @@ class JobFleets:
     seed: int = 0
     _drawn: dict[tuple[str, float], Arrived] = field(default_factory=dict, repr=False)
 
-    def fewest(self, kind: str, at_most: int = 100_000) -> FleetLoad | None:
-        """The smallest fleet that meets every limit, as simulated; None where none of at most ``at_most`` does."""
-        low = max(1, math.ceil(self._least(kind) - 1e-9))
+    def fewest(self, kind: str) -> FleetLoad | None:
+        """The smallest fleet that meets every limit, as simulated.
+
+        None where none does that has up to 8 times the devices that the work alone needs, and 64 more.
+        """
+        least = self._least(kind)
+        if not math.isfinite(least):
+            return None
+        low = max(1, math.ceil(least - 1e-9))
+        at_most = 8 * low + 64
         tried: dict[int, FleetLoad] = {}
 
         def load(devices: int) -> FleetLoad:
@@ -155,7 +164,12 @@ class JobFleets:
             )
             shares, sessions_p95 = shares | load.shares, load.sessions_p95
         tasks = arrived.counted & arrived.is_task
-        for slo in self.demand.slos if tasks.any() else ():
+        if kind != STREAMS and tasks.sum() < FEWEST_TASKS:
+            raise InconclusiveError(
+                f"{self.demand.per_hour:g} tasks an hour are too few to be simulated beside {self.qps:g} streams a "
+                "second: plan for fewer streams, or for more tasks"
+            )
+        for slo in self.demand.slos if kind != STREAMS else ():
             turnaround_s = np.nan_to_num(simulated.end_s - arrived.arrival_s, nan=np.inf)[tasks]
             value = slo.value(turnaround_s, arrived.frames[tasks] * wire.SECONDS_PER_FRAME)
             turnarounds[slo], shares[str(slo)] = value, value / slo.limit
