@@ -30,9 +30,13 @@ def export(
         str, typer.Option("--prometheus", metavar="URL", help="Prometheus's address within the cluster.")
     ] = "http://prometheus-server.monitoring",
     selector: Annotated[
-        str,
-        typer.Option("--selector", help='Labels of the fleet\'s series, where Prometheus has others: job="triton".'),
-    ] = "",
+        str | None,
+        typer.Option(
+            "--selector",
+            metavar="LABELS",
+            help='Labels of the fleet\'s series, where not job="triton" (on Kubernetes with namespace="speech").',
+        ),
+    ] = None,
 ) -> None:
     """Write the signed plan of a run for one target rate, so that nothing has to be retyped.
 
@@ -42,10 +46,12 @@ def export(
     from harness.export import kubernetes
     from harness.export.fleet import Accepted, fleet_of
     from harness.export.folder import must_be_free, write_folder
-    from harness.export.prometheus import rule_files
+    from harness.export.prometheus import HOSTS_SELECTOR, KUBERNETES_SELECTOR, rule_files
 
     if what not in KINDS:
         raise InputError(f"{what!r} cannot be exported: use one of {', '.join(KINDS)}")
+    if selector is None:
+        selector = KUBERNETES_SELECTOR if what == KUBERNETES else HOSTS_SELECTOR
     monitoring = kubernetes.Monitoring(prometheus, selector)
     if folder.resolve().is_relative_to(run.resolve()):
         raise InputError(f"--out {folder} lies in the run, whose files are sealed: give a folder elsewhere")

@@ -11,7 +11,7 @@ import yaml
 
 from harness.errors import InputError
 from harness.export.fleet import EXIT_S, SETTLE_S, PlannedFleet
-from harness.export.prometheus import checked_selector, rule_files, sessions_query
+from harness.export.prometheus import KUBERNETES_SELECTOR, checked_selector, rule_files, sessions_query
 from harness.host.places import OPS
 from harness.records.day import ScalingRule
 from harness.server_metrics import SESSIONS
@@ -34,7 +34,7 @@ class Monitoring:
     """Where the fleet's series are: Prometheus's address, and label matchers that select them. Raises InputError."""
 
     url: str = "http://prometheus-server.monitoring"
-    selector: str = ""
+    selector: str = KUBERNETES_SELECTOR
 
     def __post_init__(self):
         if not re.fullmatch(r"https?://[^\s/]\S*", self.url):

@@ -13,9 +13,11 @@ from harness.server_metrics import FIRST_AUDIO, QUEUE_LENGTH, SESSIONS
 
 PLAN_RULES = "plan.yml"
 _FIRST_AUDIO_SLO = "ttfa_s"
+HOSTS_SELECTOR = 'job="triton"'  # as ops/prometheus/prometheus.yml scrapes
+KUBERNETES_SELECTOR = 'job="triton",namespace="speech"'  # as ops/prometheus/kubernetes.yml scrapes
 
 
-def rule_files(fleet: PlannedFleet, selector: str = "") -> dict[str, str]:
+def rule_files(fleet: PlannedFleet, selector: str = HOSTS_SELECTOR) -> dict[str, str]:
     """The rules of a fleet by file: those of its plan, and those of every fleet, which compare the servers with it."""
     shared = {path.name: path.read_text() for path in _shared_rules()}
     return {**shared, PLAN_RULES: plan_rules(fleet, selector)}
@@ -25,7 +27,7 @@ def _shared_rules() -> list[Path]:
     return [path for path in sorted((OPS / "prometheus" / "rules").glob("*.yml")) if path.name != PLAN_RULES]
 
 
-def sessions_query(selector: str = "") -> str:
+def sessions_query(selector: str = HOSTS_SELECTOR) -> str:
     """All sessions of the fleet, those that wait and those of servers that end included."""
     checked = checked_selector(selector)
     return f"sum({SESSIONS.name}{checked}) + sum({QUEUE_LENGTH.name}{checked})"
@@ -39,7 +41,7 @@ def checked_selector(selector: str) -> str:
     return f"{{{inner}}}" if inner else ""
 
 
-def plan_rules(fleet: PlannedFleet, selector: str = "") -> str:
+def plan_rules(fleet: PlannedFleet, selector: str = HOSTS_SELECTOR) -> str:
     """The text of ``plan.yml``: the plan's figures as recording rules, and the alert at its cap."""
     heading = [
         f"# The plan of {fleet.run_id} for {fleet.qps:g} requests/s, as `harness export` wrote it: do not edit.",

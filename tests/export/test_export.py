@@ -235,9 +235,9 @@ evaluation_interval: 1m
 tests:
   - interval: 1m
     input_series:
-      - {series: 'vibevoice_sessions{instance="a"}', values: '11x30 12x60'}
-      - {series: 'vibevoice_sessions{instance="b"}', values: '9x90'}
-      - {series: 'vibevoice_queue_length{instance="a"}', values: '2x90'}
+      - {series: 'vibevoice_sessions{job="triton", instance="a"}', values: '11x30 12x60'}
+      - {series: 'vibevoice_sessions{job="triton", instance="b"}', values: '9x90'}
+      - {series: 'vibevoice_queue_length{job="triton", instance="a"}', values: '2x90'}
     alert_rule_test:
       - {eval_time: 30m, alertname: SpeechPlanSessionsExceeded, exp_alerts: []}
       - {eval_time: 40m, alertname: SpeechPlanSessionsExceeded, exp_alerts: []}
