@@ -58,6 +58,7 @@ def _records(fleet: PlannedFleet) -> list[str]:
         "requests_per_second": ("The target rate", fleet.qps),
         "devices": ("Servers that serve it within the SLOs", fleet.devices),
         "devices_n_plus_1": ("With spare ones", fleet.replicas),
+        "devices_least": ("How many must be up", fleet.devices),
         "sessions_per_device": ("What a server exceeds in 5% of the time", fleet.sessions_p95),
         "sessions_per_device_at_cap": ("The mean at the plan's cap: the autoscaler's target", fleet.sessions),
         "requests_per_second_per_device": ("The measured rate of a server", fleet.rate_per_device),
