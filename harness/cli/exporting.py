@@ -37,6 +37,9 @@ def export(
             help='Labels of the fleet\'s series, where not job="triton" (on Kubernetes with namespace="speech").',
         ),
     ] = None,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="For prometheus: the rules of a fleet with an autoscaler.")
+    ] = False,
 ) -> None:
     """Write the signed plan of a run for one target rate, so that nothing has to be retyped.
 
@@ -57,7 +60,7 @@ def export(
         raise InputError(f"--out {folder} lies in the run, whose files are sealed: give a folder elsewhere")
     must_be_free(folder, replace=replace)
     fleet = fleet_of(run, rates_of(str(qps))[0], Accepted(force=force, inconclusive=accept))
-    files = kubernetes.overlay_files(fleet, monitoring) if what == KUBERNETES else rule_files(fleet, selector)
+    files = kubernetes.overlay_files(fleet, monitoring) if what == KUBERNETES else rule_files(fleet, selector, elastic=elastic)
     write_folder(folder, files, {"kind": what, **kubernetes.record_of(fleet)}, replace=replace)
     for remark in fleet.remarks:
         say_aside(f"exported although {remark}", "yellow")

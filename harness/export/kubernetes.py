@@ -18,11 +18,13 @@ from harness.server_metrics import SESSIONS
 
 STATIC, KEDA, HPA = "static", "keda", "hpa"
 OVERLAYS = (STATIC, KEDA, HPA)
+RULES = ("rules-static", "rules-elastic")
 _COPIED = {"base": "base", "components/gateway": "gateway"}
 _KIND = "kustomize.config.k8s.io/v1beta1"
 _ABOUT = "speech/"  # prefix of annotations
 _POLICIES = {"least_loaded": "LEAST_REQUEST", "round_robin": "ROUND_ROBIN", "random": "RANDOM"}
 _GPU = "nvidia.com/gpu"
+_MONITORING = "monitoring"  # the namespace of Prometheus, which alone reaches the servers' metrics
 _DAY_S = 86_400.0
 _LABEL = re.compile(r"NVIDIA[A-Za-z0-9_. -]{0,56}[A-Za-z0-9]")
 _WEIGHTS = "# Weights are random without a checkpoint: mount its folder, and name it as HARNESS_DEPLOY_CHECKPOINT.\n"
@@ -43,8 +45,12 @@ class Monitoring:
 
 
 def overlay_files(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, str]:
-    """Every file of the export by relative path: ``static``, ``keda`` and ``hpa`` are overlays to choose from."""
-    files = {**_copied(fleet), **{f"{STATIC}/{name}": text for name, text in _static(fleet, monitoring).items()}}
+    """Every file of the export by relative path: ``static``, ``keda`` and ``hpa`` are overlays to choose from.
+
+    The rules of Prometheus lie beside them: those of ``static``, and those of both autoscaled ones.
+    """
+    files = {**_copied(fleet), **{f"{STATIC}/{name}": text for name, text in _static(fleet).items()}}
+    files |= {**_rules(fleet, monitoring, elastic=False), **_rules(fleet, monitoring, elastic=True)}
     files |= {
         f"{KEDA}/kustomization.yaml": _text(_scaled(["scaledobject.yaml"])),
         f"{KEDA}/scaledobject.yaml": _text(scaled_object(fleet, monitoring)),
@@ -77,20 +83,18 @@ def _copied(fleet: PlannedFleet) -> dict[str, str]:
     return {**files, "gateway/envoy.yaml": envoy}
 
 
-def _static(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, str]:
-    rules = rule_files(fleet, monitoring.selector)
+def _static(fleet: PlannedFleet) -> dict[str, str]:
     drain_s = fleet.grace_s - SETTLE_S - EXIT_S
     return {
-        "kustomization.yaml": _text(_kustomization(fleet, sorted(rules))),
+        "kustomization.yaml": _text(_kustomization(fleet)),
         "triton.env": _environment(fleet),
         "triton.yaml": _text(_triton(fleet)),
         "budget.yaml": _text(_budget(fleet)),
         "gateway.yaml": _text(_gateway(drain_s + SETTLE_S)),
-        **{f"rules/{name}": text for name, text in rules.items()},
     }
 
 
-def _kustomization(fleet: PlannedFleet, rules: list[str]) -> dict[str, Any]:
+def _kustomization(fleet: PlannedFleet) -> dict[str, Any]:
     sessions = int(fleet.sessions * fleet.devices)
     return {
         "apiVersion": _KIND,
@@ -102,14 +106,22 @@ def _kustomization(fleet: PlannedFleet, rules: list[str]) -> dict[str, Any]:
         "configMapGenerator": [
             {"name": "triton", "behavior": "merge", "envs": ["triton.env"]},
             {"name": "studio", "behavior": "merge", "literals": [f"HARNESS_STUDIO_SESSIONS={sessions}"]},
-            {
-                "name": "speech-rules",
-                "files": [f"rules/{name}" for name in rules],
-                "options": {"labels": {f"{_ABOUT}rules": "yes"}, "disableNameSuffixHash": True},
-            },
         ],
         "patches": [{"path": name} for name in ("triton.yaml", "budget.yaml", "gateway.yaml")],
     }
+
+
+def _rules(fleet: PlannedFleet, monitoring: Monitoring, *, elastic: bool) -> dict[str, str]:
+    """A folder of its own for Prometheus's namespace: a ConfigMap is read by pods of its own namespace alone."""
+    folder, rules = RULES[elastic], rule_files(fleet, monitoring.selector, elastic=elastic)
+    config = {
+        "name": "speech-rules",
+        "files": sorted(rules),
+        "options": {"labels": {f"{_ABOUT}rules": "yes"}, "disableNameSuffixHash": True},
+    }
+    content = {"apiVersion": _KIND, "kind": "Kustomization", "namespace": _MONITORING, "configMapGenerator": [config]}
+    files = {"kustomization.yaml": _text(content), **rules}
+    return {f"{folder}/{name}": text for name, text in files.items()}
 
 
 def _environment(fleet: PlannedFleet) -> str:

@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "results" / "sample-quick"
 BEFORE_EXPIRY = datetime(2026, 12, 1, tzinfo=UTC)
 SIGNED = Accepted()
+needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, which runs rules, is not here")
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,20 @@ def test_the_overlay_stands_by_itself(fleet):
             for path in named:
                 inside = path.removeprefix("../") if path.startswith("../") else f"{here}/{path}"
                 assert inside in files or inside in folders, (name, path)
+
+
+def test_rules_are_for_the_namespace_of_prometheus(fleet):
+    """No pod mounts a ConfigMap of another namespace; and an overlay would set its own namespace on what it includes."""
+    files = overlay_files(fleet, Monitoring())
+    for folder, least in (("rules-static", fleet.devices), ("rules-elastic", fleet.scaling.minimum)):
+        content = yaml.safe_load(files[f"{folder}/kustomization.yaml"])
+        (config,) = content["configMapGenerator"]
+        assert content["namespace"] == "monitoring" and config["options"]["disableNameSuffixHash"] is True
+        assert set(config["files"]) == {"plan.yml", "alerts.yml", "recording.yml"}
+        groups = yaml.safe_load(files[f"{folder}/plan.yml"])["groups"]
+        said = {each.get("record"): each["expr"] for group in groups for each in group["rules"]}
+        assert said["vibevoice_plan:devices_least"] == f"vector({least})"
+    assert "speech-rules" not in "".join(files[f"{name}/kustomization.yaml"] for name in ("static", "keda", "hpa"))
 
 
 def test_both_autoscalers_have_the_rule_of_the_plan(fleet):
@@ -249,7 +264,7 @@ tests:
 """
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, which runs rules, is not here")
+@needs_promtool
 def test_the_alert_fires_above_the_cap_and_not_at_it(tmp_path, fleet):
     """11 + 9 + 2 sessions are what two servers hold at their cap; 12 + 9 + 2 are more."""
     text = plan_rules(fleet)
@@ -262,6 +277,44 @@ def test_the_alert_fires_above_the_cap_and_not_at_it(tmp_path, fleet):
     for asked in (["test", "rules", "test.yml"], ["check", "rules", *rule_files(fleet)]):
         done = subprocess.run(["promtool", *asked], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def tested_rules(folder: Path, files: dict[str, str], case: str) -> str:
+    """What promtool finds wrong with rules by a case of its test files, "" where nothing is."""
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    heading = f"rule_files: [{', '.join(files)}]\nevaluation_interval: 1m\ntests:\n"
+    (folder / "test.yml").write_text(heading + case)
+    done = subprocess.run(["promtool", "test", "rules", "test.yml"], cwd=folder, capture_output=True, text=True)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+SCALED_DOWN = """
+  - interval: 1m
+    input_series:
+      - {series: 'up{job="triton", instance="a"}', values: '1x120'}
+      - {series: 'up{job="triton", instance="b"}', values: '1x120'}
+      - {series: 'up{job="triton", instance="c"}', values: '1x10 _x30 0x4 1x80'}
+      - {series: 'up{job="triton", instance="d"}', values: '1x50 0x5 1x80'}
+    promql_expr_test:
+      - {expr: 'ALERTS{alertstate="firing", alertname=~"SpeechServer.*"}', eval_time: 30m, exp_samples: []}
+      - {expr: 'ALERTS{alertstate="firing", alertname=~"SpeechServer.*"}', eval_time: 44m, exp_samples: []}
+      - {expr: 'ALERTS{alertstate="firing", alertname=~"SpeechServer.*"}', eval_time: 55m, exp_samples: []}
+  - interval: 1m
+    input_series: [{series: 'up{job="triton", instance="a"}', values: '1x120'}]
+    promql_expr_test:
+      - expr: count(ALERTS{alertstate="firing", alertname="SpeechServersBelowPlan"})
+        eval_time: 30m
+        exp_samples: [{labels: '{}', value: 1}]
+"""
+
+
+@needs_promtool
+def test_an_autoscaler_that_does_its_work_raises_no_alert(tmp_path, fleet):
+    """Fewer servers than the plan needs at its peak, one that loads its models, and one that starts again."""
+    busier = replace(fleet, devices=5, replicas=6)
+    assert tested_rules(tmp_path, rule_files(busier, elastic=True), SCALED_DOWN) == ""
+    assert "SpeechServersBelowPlan" in tested_rules(tmp_path, rule_files(busier), SCALED_DOWN)
 
 
 def test_series_of_the_plan_that_other_rules_use_are_exported(fleet):

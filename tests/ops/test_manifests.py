@@ -54,7 +54,8 @@ def checked():
 @needs_kubectl
 def test_every_overlay_renders_and_is_valid(checked):
     assert checked["failures"] == []
-    assert checked["overlays"].keys() == {"fleet", "one-gpu", "export, static", "export, keda", "export, hpa"}
+    exported = {f"export, {name}" for name in ("static", "keda", "hpa", "rules-static", "rules-elastic")}
+    assert checked["overlays"].keys() == {"fleet", "one-gpu"} | exported
     assert checked["objects"] > 130
 
 
