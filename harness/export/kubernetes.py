@@ -20,6 +20,8 @@ STATIC, KEDA, HPA = "static", "keda", "hpa"
 OVERLAYS = (STATIC, KEDA, HPA)
 RULES = ("rules-static", "rules-elastic")
 _COPIED = {"base": "base", "components/gateway": "gateway"}
+_WRITTEN = (".yaml", ".env", ".sh")
+GOAWAY_S = 30  # in which the gateway tells every connection that it ends: Envoy's --drain-time-s
 _KIND = "kustomize.config.k8s.io/v1beta1"
 _ABOUT = "speech/"  # prefix of annotations
 _POLICIES = {"least_loaded": "LEAST_REQUEST", "round_robin": "ROUND_ROBIN", "random": "RANDOM"}
@@ -75,7 +77,7 @@ def _copied(fleet: PlannedFleet) -> dict[str, str]:
     files: dict[str, str] = {}
     for source, target in _COPIED.items():
         paths = sorted((OPS / "kubernetes" / source).iterdir())
-        files |= {f"{target}/{path.name}": path.read_text() for path in paths if path.suffix in (".yaml", ".env")}
+        files |= {f"{target}/{path.name}": path.read_text() for path in paths if path.suffix in _WRITTEN}
     envoy = files["gateway/envoy.yaml"]
     if fleet.routing != "least_loaded":
         envoy = re.sub(r"(?m)^ *# It looks at .*\n *least_request_lb_config:.*\n", "", envoy)
@@ -90,7 +92,7 @@ def _static(fleet: PlannedFleet) -> dict[str, str]:
         "triton.env": _environment(fleet),
         "triton.yaml": _text(_triton(fleet)),
         "budget.yaml": _text(_budget(fleet)),
-        "gateway.yaml": _text(_gateway(drain_s + SETTLE_S)),
+        "gateway.yaml": _text(_gateway(drain_s)),
     }
 
 
@@ -184,12 +186,9 @@ def _budget(fleet: PlannedFleet) -> dict[str, Any]:
     }
 
 
-def _gateway(longest_s: int) -> dict[str, Any]:
-    hook = {"preStop": {"exec": {"command": ["sleep", str(longest_s)]}}}
-    pod = {
-        "terminationGracePeriodSeconds": longest_s + EXIT_S,
-        "containers": [{"name": "envoy", "lifecycle": hook}],
-    }
+def _gateway(drain_s: int) -> dict[str, Any]:
+    """It ends when its streams have ended (drain.sh), at the latest when its servers would."""
+    pod = {"terminationGracePeriodSeconds": drain_s + SETTLE_S + GOAWAY_S + EXIT_S}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
