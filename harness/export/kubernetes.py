@@ -137,6 +137,7 @@ def _environment(fleet: PlannedFleet) -> str:
         "KNOBS": json.dumps(dict(fleet.server_knobs)),
         "PARAMETERS": json.dumps({**carry, **fleet.parameters}),
         "SETTLE_S": str(SETTLE_S),
+        "GRACE_S": str(fleet.grace_s - EXIT_S),
     }
     return _WEIGHTS + "".join(f"HARNESS_DEPLOY_{name}={value}\n" for name, value in values.items())
 
