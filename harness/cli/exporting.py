@@ -71,7 +71,12 @@ def export(
         f"{fleet.expires_at})",
         soft_wrap=True, markup=False, highlight=False,
     )  # fmt: skip
-    apply = f"; next: kubectl apply -k {folder}/{kubernetes.STATIC}, or another overlay" if what == KUBERNETES else ""
+    apply = ""
+    if what == KUBERNETES:
+        apply = (
+            f"; next: kubectl apply -k {folder}/{kubernetes.STATIC}, or another overlay. Moving a running fleet from static to "
+            "an autoscaler: see docs/how-to/kubernetes.md first, or it scales to one server"
+        )
     out.print(
         f"{folder}: {', '.join(sorted({name.partition('/')[0] for name in files}))}{apply}",
         soft_wrap=True,

@@ -18,6 +18,7 @@ from harness.server_metrics import SESSIONS
 
 STATIC, KEDA, HPA = "static", "keda", "hpa"
 OVERLAYS = (STATIC, KEDA, HPA)
+_SHARED = "shared"
 RULES = ("rules-static", "rules-elastic")
 _COPIED = {"base": "base", "components/gateway": "gateway"}
 _WRITTEN = (".yaml", ".env", ".sh")
@@ -51,12 +52,13 @@ def overlay_files(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, str]
 
     The rules of Prometheus lie beside them: those of ``static``, and those of both autoscaled ones.
     """
-    files = {**_copied(fleet), **{f"{STATIC}/{name}": text for name, text in _static(fleet).items()}}
+    files = {**_copied(fleet), **{f"{_SHARED}/{name}": text for name, text in _shared(fleet).items()}}
     files |= {**_rules(fleet, monitoring, elastic=False), **_rules(fleet, monitoring, elastic=True)}
     files |= {
-        f"{KEDA}/kustomization.yaml": _text(_scaled(["scaledobject.yaml"])),
+        f"{STATIC}/kustomization.yaml": _text(_overlay(replicas=[{"name": "triton", "count": fleet.replicas}])),
+        f"{KEDA}/kustomization.yaml": _text(_overlay("scaledobject.yaml")),
         f"{KEDA}/scaledobject.yaml": _text(scaled_object(fleet, monitoring)),
-        f"{HPA}/kustomization.yaml": _text(_scaled(["autoscaler.yaml"])),
+        f"{HPA}/kustomization.yaml": _text(_overlay("autoscaler.yaml")),
         f"{HPA}/autoscaler.yaml": _text(autoscaler(fleet)),
         f"{HPA}/prometheus-adapter.yaml": _text(_adapter(monitoring)),
     }
@@ -85,7 +87,7 @@ def _copied(fleet: PlannedFleet) -> dict[str, str]:
     return {**files, "gateway/envoy.yaml": envoy}
 
 
-def _static(fleet: PlannedFleet) -> dict[str, str]:
+def _shared(fleet: PlannedFleet) -> dict[str, str]:
     drain_s = fleet.grace_s - SETTLE_S - EXIT_S
     return {
         "kustomization.yaml": _text(_kustomization(fleet)),
@@ -154,7 +156,7 @@ def _triton(fleet: PlannedFleet) -> dict[str, Any]:
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": "triton", "annotations": _annotations(fleet)},
-        "spec": {"replicas": fleet.replicas, "template": {"spec": pod}},
+        "spec": {"template": {"spec": pod}},
     }
 
 
@@ -198,15 +200,14 @@ def _gateway(drain_s: int) -> dict[str, Any]:
     }
 
 
-def _scaled(resources: list[str]) -> dict[str, Any]:
-    """An overlay whose autoscaler owns the number of replicas."""
-    unset = _text([{"op": "remove", "path": "/spec/replicas"}])
+def _overlay(*resources: str, **more: Any) -> dict[str, Any]:
+    """What is shared, which has no number of servers, with what is responsible for that number."""
     return {
         "apiVersion": _KIND,
         "kind": "Kustomization",
         "namespace": "speech",
-        "resources": [f"../{STATIC}", *resources],
-        "patches": [{"target": {"kind": "Deployment", "name": "triton"}, "patch": unset}],
+        "resources": [f"../{_SHARED}", *resources],
+        **more,
     }
 
 

@@ -100,15 +100,16 @@ def test_a_device_is_what_the_stages_reported(kinds, gpus, named, device):
 
 def test_the_overlay_has_the_figures_of_the_fleet(fleet):
     files = overlay_files(fleet, Monitoring())
-    deployment, budget = (yaml.safe_load(files[f"static/{name}.yaml"]) for name in ("triton", "budget"))
-    assert deployment["spec"]["replicas"] == fleet.replicas
+    deployment, budget = (yaml.safe_load(files[f"shared/{name}.yaml"]) for name in ("triton", "budget"))
+    counted = yaml.safe_load(files["static/kustomization.yaml"])["replicas"]
+    assert counted == [{"name": "triton", "count": fleet.replicas}]
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == fleet.grace_s
     assert budget["spec"]["maxUnavailable"] == fleet.spare
-    lines = files["static/triton.env"].splitlines()
+    lines = files["shared/triton.env"].splitlines()
     environment = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
     assert json.loads(environment["HARNESS_DEPLOY_KNOBS"]) == dict(fleet.server_knobs)
     assert environment["HARNESS_DEPLOY_PRESET"] == "tiny" and environment["HARNESS_DEPLOY_DEVICE"] == "cpu"
-    kustomization = yaml.safe_load(files["static/kustomization.yaml"])
+    kustomization = yaml.safe_load(files["shared/kustomization.yaml"])
     studio = next(each for each in kustomization["configMapGenerator"] if each["name"] == "studio")
     assert studio["literals"] == [f"HARNESS_STUDIO_SESSIONS={int(fleet.sessions * fleet.devices)}"]
 
@@ -127,6 +128,21 @@ def test_the_overlay_stands_by_itself(fleet):
             for path in named:
                 inside = path.removeprefix("../") if path.startswith("../") else f"{here}/{path}"
                 assert inside in files or inside in folders, (name, path)
+
+
+def test_only_the_static_overlay_has_a_number_of_servers(fleet):
+    """An applied number that is taken away later makes Kubernetes scale to one, which ends the others."""
+    files = overlay_files(fleet, Monitoring())
+    assert [name for name, text in files.items() if name.endswith(".yaml") and "/triton" in name] == [
+        "base/triton.yaml", "shared/triton.yaml",
+    ]  # fmt: skip
+    written = [each for name in ("base", "shared") for each in yaml.safe_load_all(files[f"{name}/triton.yaml"])]
+    assert not any("replicas" in each.get("spec", {}) for each in written)
+    for name in ("keda", "hpa", "shared"):
+        content = yaml.safe_load(files[f"{name}/kustomization.yaml"])
+        assert "replicas" not in content
+    page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
+    assert "kubectl.kubernetes.io/last-applied-configuration-" in page
 
 
 def test_rules_are_for_the_namespace_of_prometheus(fleet):
@@ -204,10 +220,10 @@ def test_the_rule_of_a_day_is_that_of_a_fleet_for_its_peak(copied, peak_qps, rul
 )
 def test_a_server_gets_the_device_of_the_plan(fleet, device, gpus, selector, limit):
     files = overlay_files(replace(fleet, device=device, gpus=gpus), Monitoring())
-    pod = yaml.safe_load(files["static/triton.yaml"])["spec"]["template"]["spec"]
+    pod = yaml.safe_load(files["shared/triton.yaml"])["spec"]["template"]["spec"]
     assert pod.get("nodeSelector") == selector
     assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": limit}  # None takes it away
-    assert f"HARNESS_DEPLOY_DEVICE={'cpu' if device == 'cpu' else 'gpu'}\n" in files["static/triton.env"]
+    assert f"HARNESS_DEPLOY_DEVICE={'cpu' if device == 'cpu' else 'gpu'}\n" in files["shared/triton.env"]
 
 
 @pytest.mark.parametrize(("routing", "policy"), [("round_robin", "ROUND_ROBIN"), ("random", "RANDOM")])
@@ -374,7 +390,7 @@ def test_an_inconclusive_plan_needs_a_word_of_its_own(copied):
         fleet_of(copied, 5, Accepted(force=True), BEFORE_EXPIRY)
     taken = fleet_of(copied, 5, Accepted(force=True, inconclusive=True), BEFORE_EXPIRY)
     assert taken.verdict == "inconclusive" and "# Exported although: its verdict is inconclusive" in plan_rules(taken)
-    about = yaml.safe_load(overlay_files(taken, Monitoring())["static/triton.yaml"])["metadata"]["annotations"]
+    about = yaml.safe_load(overlay_files(taken, Monitoring())["shared/triton.yaml"])["metadata"]["annotations"]
     assert "inconclusive" in about["speech/exported-although"]
 
 
