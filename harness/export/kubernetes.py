@@ -29,6 +29,7 @@ _POLICIES = {"least_loaded": "LEAST_REQUEST", "round_robin": "ROUND_ROBIN", "ran
 _GPU = "nvidia.com/gpu"
 _MONITORING = "monitoring"  # the namespace of Prometheus, which alone reaches the servers' metrics
 _DAY_S = 86_400.0
+_START_S = 1800  # in which a server has loaded its models, and its image
 _LABEL = re.compile(r"NVIDIA[A-Za-z0-9_. -]{0,56}[A-Za-z0-9]")
 _WEIGHTS = "# Weights are random without a checkpoint: mount its folder, and name it as HARNESS_DEPLOY_CHECKPOINT.\n"
 FLEET_METRIC = "vibevoice_fleet_sessions"  # of the plain autoscaler, from an adapter of the metrics API
@@ -156,7 +157,19 @@ def _triton(fleet: PlannedFleet) -> dict[str, Any]:
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": "triton", "annotations": _annotations(fleet)},
-        "spec": {"template": {"spec": pod}},
+        "spec": {**_rollout(fleet), "template": {"spec": pod}},
+    }
+
+
+def _rollout(fleet: PlannedFleet) -> dict[str, Any]:
+    """A new version takes the place of as many servers at once as the plan has spare ones: there is no further GPU.
+
+    A batch takes as long as its servers need to drain, and nothing new is ready before that.
+    """
+    most = {"maxSurge": 0, "maxUnavailable": max(fleet.spare, 1)}
+    return {
+        "progressDeadlineSeconds": fleet.grace_s + _START_S,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": most},
     }
 
 

@@ -105,6 +105,9 @@ def test_the_overlay_has_the_figures_of_the_fleet(fleet):
     assert counted == [{"name": "triton", "count": fleet.replicas}]
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == fleet.grace_s
     assert budget["spec"]["maxUnavailable"] == fleet.spare
+    most = deployment["spec"]["strategy"]["rollingUpdate"]
+    assert most == {"maxSurge": 0, "maxUnavailable": fleet.spare}  # N+1 GPUs have no room for another server
+    assert deployment["spec"]["progressDeadlineSeconds"] > fleet.grace_s
     lines = files["shared/triton.env"].splitlines()
     environment = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
     assert json.loads(environment["HARNESS_DEPLOY_KNOBS"]) == dict(fleet.server_knobs)
