@@ -255,3 +255,11 @@ def test_a_gateway_tells_its_clients_and_waits_for_their_streams():
     assert envoy["admin"]["address"]["socket_address"] == {"address": "127.0.0.1", "port_value": 9901}
     arguments = pod(everything(), "gateway")["containers"][0]["args"]
     assert arguments[arguments.index("--drain-time-s") + 1] == str(GOAWAY_S)
+
+
+def test_the_job_does_not_take_the_gpu_of_the_server():
+    """It waits; and since a Job's pod cannot be changed, the page says what to delete before the next apply."""
+    assert of_kind(everything(), "Job", "signoff")["spec"]["suspend"] is True
+    page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
+    deleted, ended = (page.index(f"kubectl -n speech {each}") for each in ("delete job signoff", "scale deployment triton"))
+    assert ended < page.index("patch job signoff") < deleted
