@@ -24,7 +24,7 @@ def export(
         bool, typer.Option("--force", help="Also where the plan has expired, or its seal does not hold.")
     ] = False,
     accept: Annotated[
-        bool, typer.Option("--accept-inconclusive", help="Also where the plan does not answer for certain.")
+        bool, typer.Option("--accept-inconclusive", help="Also where the plan does not answer for certain, or not for the studio's requests.")
     ] = False,
     prometheus: Annotated[
         str, typer.Option("--prometheus", metavar="URL", help="Prometheus's address within the cluster.")

@@ -181,6 +181,7 @@ def _annotations(fleet: PlannedFleet) -> dict[str, str]:
         "basis": f"{fleet.basis}{', emulated GPUs' if fleet.emulated else ''}",
         "requests-per-second": f"{fleet.qps:g}",
         "expires-at": fleet.expires_at,
+        **{name.replace("_", "-"): ", ".join(map(str, values)) for name, values in fleet.requests.items()},
         "exported-although": "; ".join(fleet.remarks),
     }
     return {f"{_ABOUT}{name}": text for name, text in said.items() if text}

@@ -19,6 +19,7 @@ from harness.errors import InputError, ServerError
 from harness.exit_codes import USAGE
 from harness.export import folder as exported
 from harness.export.fleet import EXIT_S, SETTLE_S, Accepted, fleet_of
+from harness.export.fleet import _STUDIO as STUDIO
 from harness.export.fleet import _device as device_of
 from harness.export.folder import write_folder
 from harness.export.kubernetes import Monitoring, autoscaler, overlay_files, record_of, scaled_object
@@ -30,6 +31,8 @@ from harness.records.schema import StageRecord
 from harness.records.slo import Slo
 from harness.records.store import Run
 from harness.server_metrics import FIRST_AUDIO_BUCKETS
+from harness.service.segments import request_of
+from harness.service.task import TaskSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "results" / "sample-quick"
@@ -395,6 +398,24 @@ def test_an_inconclusive_plan_needs_a_word_of_its_own(copied):
     assert taken.verdict == "inconclusive" and "# Exported although: its verdict is inconclusive" in plan_rules(taken)
     about = yaml.safe_load(overlay_files(taken, Monitoring())["shared/triton.yaml"])["metadata"]["annotations"]
     assert "inconclusive" in about["speech/exported-although"]
+
+
+def test_a_plan_of_other_requests_than_the_studio_sends_needs_a_word(copied):
+    """Half the denoising steps are half the work: the studio does not ask for them by itself."""
+    knobs = json.loads((copied / "plan.json").read_text())["deployment"]
+    changed_plan(copied, deployment={**knobs, "diffusion_steps": 5, "chunk_frames": 1})
+    with pytest.raises(InputError, match="of requests with diffusion_steps 5, which the studio sends with 10.*--accept"):
+        fleet_of(copied, 5, Accepted(force=True), BEFORE_EXPIRY)
+    taken = fleet_of(copied, 5, Accepted(force=True, inconclusive=True), BEFORE_EXPIRY)
+    about = yaml.safe_load(overlay_files(taken, Monitoring())["shared/triton.yaml"])["metadata"]["annotations"]
+    assert (about["speech/diffusion-steps"], about["speech/chunk-frames"]) == ("5", "1")
+    assert "diffusion_steps 5" in about["speech/exported-although"] and taken.server_knobs == knobs
+
+
+def test_what_the_studio_asks_for_is_what_an_export_takes_it_to_ask_for():
+    task = TaskSpec(script="Speaker 1: Hello.", voices=(1,))
+    request = request_of("a", "task", task, 1)
+    assert {name: getattr(request, name) for name in STUDIO} == STUDIO
 
 
 def test_a_plan_without_a_count_is_refused_whatever_is_accepted(copied):
