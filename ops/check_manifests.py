@@ -62,7 +62,8 @@ def folders(scratch: Path) -> Iterator[tuple[str, Path]]:
     fleet = fleet_of(SAMPLE, SAMPLE_QPS, Accepted(force=True))  # an old sample is a sample still
     write_folder(out, overlay_files(fleet, Monitoring()), record_of(fleet))
     for name in (*OVERLAYS, *RULES):
-        yield f"export, {name}", out / name
+        if (out / name).is_dir():
+            yield f"export, {name}", out / name
 
 
 def examined(name: str, folder: Path) -> Overlay:

@@ -64,6 +64,8 @@ def export(
     write_folder(folder, files, {"kind": what, **kubernetes.record_of(fleet)}, replace=replace)
     for remark in fleet.remarks:
         say_aside(f"exported although {remark}", "yellow")
+    for note in kubernetes.notes(fleet.scaling) if what == KUBERNETES else ():
+        say_aside(note)
     spare = f", {fleet.spare} of them spare" if fleet.spare else ""
     out.print(
         f"{fleet.qps:g} requests/s: {fleet.replicas} servers{spare}, {fleet.sessions:g} sessions each at the cap, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -95,10 +95,15 @@ class PlannedFleet:
 
     @property
     def scaling(self) -> ScalingRule:
-        """The rule that the plan simulated over its day; without one, from one device and the spare ones to all."""
-        return self.simulated_rule or ScalingRule(
+        """The rule that the plan simulated over its day; without one, from one device and the spare ones to all.
+
+        A schedule that always wishes for the same number is a minimum.
+        """
+        rule = self.simulated_rule or ScalingRule(
             target_sessions_per_device=self.sessions, minimum=1 + self.spare, maximum=self.replicas
         )
+        counts = set({each.at_s // 60: each.devices for each in rule.schedule}.values())  # in minutes, as cron has
+        return rule if len(counts) != 1 else replace(rule, minimum=max(rule.minimum, *counts), schedule=())
 
     @property
     def expires_unix_s(self) -> int:

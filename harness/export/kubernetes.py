@@ -29,6 +29,8 @@ _POLICIES = {"least_loaded": "LEAST_REQUEST", "round_robin": "ROUND_ROBIN", "ran
 _GPU = "nvidia.com/gpu"
 _MONITORING = "monitoring"  # the namespace of Prometheus, which alone reaches the servers' metrics
 _DAY_S = 86_400.0
+_SCHEDULE_START = "00:00 UTC"
+_LONGEST_WINDOW_S = 3600  # that the API of Kubernetes takes
 _START_S = 1800  # in which a server has loaded its models, and its image
 _LABEL = re.compile(r"NVIDIA[A-Za-z0-9_. -]{0,56}[A-Za-z0-9]")
 _WEIGHTS = "# Weights are random without a checkpoint: mount its folder, and name it as HARNESS_DEPLOY_CHECKPOINT.\n"
@@ -54,16 +56,42 @@ def overlay_files(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, str]
     The rules of Prometheus lie beside them: those of ``static``, and those of both autoscaled ones.
     """
     files = {**_copied(fleet), **{f"{_SHARED}/{name}": text for name, text in _shared(fleet).items()}}
-    files |= {**_rules(fleet, monitoring, elastic=False), **_rules(fleet, monitoring, elastic=True)}
-    files |= {
-        f"{STATIC}/kustomization.yaml": _text(_overlay(replicas=[{"name": "triton", "count": fleet.replicas}])),
-        f"{KEDA}/kustomization.yaml": _text(_overlay("scaledobject.yaml")),
-        f"{KEDA}/scaledobject.yaml": _text(scaled_object(fleet, monitoring)),
-        f"{HPA}/kustomization.yaml": _text(_overlay("autoscaler.yaml")),
-        f"{HPA}/autoscaler.yaml": _text(autoscaler(fleet)),
-        f"{HPA}/prometheus-adapter.yaml": _text(_adapter(monitoring)),
+    files[f"{STATIC}/kustomization.yaml"] = _text(_overlay(replicas=[{"name": "triton", "count": fleet.replicas}]))
+    elastic = {
+        KEDA: {"scaledobject.yaml": lambda: scaled_object(fleet, monitoring)},
+        HPA: {"autoscaler.yaml": lambda: autoscaler(fleet), "prometheus-adapter.yaml": lambda: _adapter(monitoring)},
     }
+    for name, parts in elastic.items():
+        if name not in left_out(fleet.scaling):
+            files[f"{name}/kustomization.yaml"] = _text(_overlay(next(iter(parts))))
+            files |= {f"{name}/{part}": _text(content()) for part, content in parts.items()}
+    files |= _rules(fleet, monitoring, elastic=False)
+    if len(left_out(fleet.scaling)) < len(elastic):
+        files |= _rules(fleet, monitoring, elastic=True)
     return files
+
+
+def left_out(rule: ScalingRule) -> dict[str, str]:
+    """The overlays that cannot hold the plan's rule, and why."""
+    if not rule.schedule:
+        return {}
+    found = {HPA: "a HorizontalPodAutoscaler has no schedule, and the plan simulated one"}
+    if rule.period_s != _DAY_S:
+        found[KEDA] = f"the plan's schedule repeats every {rule.period_s:g} s, and cron can say only one of a day"
+    return found
+
+
+def notes(rule: ScalingRule) -> list[str]:
+    """Where what is exported is not all that the plan simulated, in sentences without a full stop."""
+    said = [f"no overlay {name}: {why}" for name, why in left_out(rule).items()]
+    if rule.schedule and KEDA not in left_out(rule):
+        said.append(f"the schedule of {KEDA} has the start of the plan's demand at {_SCHEDULE_START}")
+    if rule.stabilisation_s > _LONGEST_WINDOW_S:
+        said.append(
+            f"Kubernetes remembers wishes for {_LONGEST_WINDOW_S} s at most, and the plan simulated "
+            f"{rule.stabilisation_s:g} s: it shrinks earlier"
+        )
+    return said
 
 
 def record_of(fleet: PlannedFleet) -> dict[str, Any]:
@@ -72,6 +100,7 @@ def record_of(fleet: PlannedFleet) -> dict[str, Any]:
         "schema": 1, "run_id": fleet.run_id, "seal_sha256": fleet.seal_sha256, "qps": fleet.qps,
         "verdict": fleet.verdict, "basis": fleet.basis, "emulated": fleet.emulated, "expires_at": fleet.expires_at,
         "devices": fleet.devices, "replicas": fleet.replicas, "exported_although": list(fleet.remarks),
+        "notes": notes(fleet.scaling),
     }  # fmt: skip
 
 
@@ -227,7 +256,7 @@ def _overlay(*resources: str, **more: Any) -> dict[str, Any]:
 
 def _behavior(fleet: PlannedFleet) -> dict[str, Any]:
     """Growth at once; shrinking to the most that was wished for in the window. As the rule is simulated."""
-    windows_s = {"scaleUp": 0, "scaleDown": round(fleet.scaling.stabilisation_s)}
+    windows_s = {"scaleUp": 0, "scaleDown": min(round(fleet.scaling.stabilisation_s), _LONGEST_WINDOW_S)}
     any_number = {"type": "Pods", "value": fleet.scaling.maximum, "periodSeconds": 15}
     return {
         name: {"stabilizationWindowSeconds": window_s, "policies": [dict(any_number)]}
@@ -247,7 +276,7 @@ def scaled_object(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, Any]
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "ScaledObject",
-        "metadata": {"name": "triton", "labels": {"app.kubernetes.io/name": "triton"}},
+        "metadata": {"name": "triton", "labels": {"app.kubernetes.io/name": "triton"}, **_starts(rule)},
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "triton"},
             "pollingInterval": round(rule.poll_s),
@@ -260,27 +289,29 @@ def scaled_object(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, Any]
     }
 
 
-def _scheduled(rule: ScalingRule) -> list[dict[str, Any]]:
-    """The schedule as KEDA's cron triggers: the larger wish of all triggers counts. Times are UTC.
+def _starts(rule: ScalingRule) -> dict[str, Any]:
+    return {"annotations": {f"{_ABOUT}schedule-starts": _SCHEDULE_START}} if rule.schedule else {}
 
-    Raises InputError for a schedule that does not repeat daily, which cron cannot say.
+
+def _scheduled(rule: ScalingRule) -> list[dict[str, Any]]:
+    """The schedule as KEDA's cron triggers: the larger wish of all triggers counts. Its start is 00:00 UTC.
+
+    Of rows within one minute, the last counts. Raises InputError for a schedule that does not repeat daily.
     """
-    if not rule.schedule:
-        return []
-    if rule.period_s != _DAY_S:
-        raise InputError(f"the plan's schedule repeats every {rule.period_s:g} s: only one of a day can be exported")
-    following = (*rule.schedule[1:], rule.schedule[0])
-    spans = [(now.at_s, after.at_s, now.devices) for now, after in zip(rule.schedule, following, strict=True)]
+    if rule.schedule and rule.period_s != _DAY_S:
+        raise InputError(left_out(rule)[KEDA])
+    rows = sorted({int(each.at_s // 60): each.devices for each in rule.schedule}.items())
+    changes = [row for row, before in zip(rows, rows[-1:] + rows[:-1], strict=True) if row[1] != before[1]]
+    following = changes[1:] + changes[:1]
     return [
-        {"type": "cron", "metadata": {"timezone": "Etc/UTC", "start": _cron(start_s), "end": _cron(end_s),
+        {"type": "cron", "metadata": {"timezone": "Etc/UTC", "start": _cron(start), "end": _cron(end),
                                       "desiredReplicas": str(devices)}}
-        for start_s, end_s, devices in spans if devices > rule.minimum
+        for (start, devices), (end, _) in zip(changes, following, strict=True) if devices > rule.minimum
     ]  # fmt: skip
 
 
-def _cron(at_s: float) -> str:
-    minutes = round(at_s / 60) % (24 * 60)
-    return f"{minutes % 60} {minutes // 60} * * *"
+def _cron(minute: int) -> str:
+    return f"{minute % 60} {minute // 60} * * *"
 
 
 def autoscaler(fleet: PlannedFleet) -> dict[str, Any]:

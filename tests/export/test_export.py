@@ -203,6 +203,35 @@ def test_the_rule_that_was_simulated_over_a_day_is_the_rule_that_is_exported(fle
         scaled_object(replace(fleet, simulated_rule=replace(RULE, period_s=3600.0)), Monitoring())
 
 
+def test_an_overlay_that_cannot_hold_the_rule_is_left_out_alone(fleet):
+    def of(rule):
+        rule_of = replace(fleet, simulated_rule=rule)
+        files = overlay_files(rule_of, Monitoring())
+        return {name.partition("/")[0] for name in files} - {"base", "gateway", "shared"}, record_of(rule_of)["notes"]
+
+    everything, daily, odd = of(replace(RULE, schedule=())), of(RULE), of(replace(RULE, period_s=3600.0))
+    assert everything == ({"static", "keda", "hpa", "rules-static", "rules-elastic"}, [])
+    assert daily[0] == {"static", "keda", "rules-static", "rules-elastic"}
+    assert daily[1][0].startswith("no overlay hpa") and "start of the plan's demand at 00:00 UTC" in daily[1][1]
+    assert odd[0] == {"static", "rules-static"} and "repeats every 3600 s" in odd[1][1]
+    about = scaled_object(replace(fleet, simulated_rule=RULE), Monitoring())["metadata"]["annotations"]
+    assert about == {"speech/schedule-starts": "00:00 UTC"}
+
+
+@pytest.mark.parametrize("rows", [((0, 4),), ((0, 4), (40_000, 4)), ((0, 2), (20, 4))])
+def test_a_schedule_that_never_changes_is_a_minimum(fleet, rows):
+    """Cron cannot say a span that ends when it starts."""
+    schedule = tuple(ScheduledMinimum(at_s=at_s, devices=devices) for at_s, devices in rows)
+    spec = scaled_object(replace(fleet, simulated_rule=replace(RULE, schedule=schedule)), Monitoring())["spec"]
+    assert spec["minReplicaCount"] == 4 and len(spec["triggers"]) == 1
+
+
+def test_a_window_is_one_that_kubernetes_takes(fleet):
+    long = replace(fleet, simulated_rule=replace(RULE, schedule=(), stabilisation_s=7200.0))
+    assert autoscaler(long)["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 3600
+    assert "3600 s at most, and the plan simulated 7200 s" in record_of(long)["notes"][0]
+
+
 @pytest.mark.parametrize(("peak_qps", "rule"), [(5.0, RULE), (4.0, RULE), (20.0, None)])
 def test_the_rule_of_a_day_is_that_of_a_fleet_for_its_peak(copied, peak_qps, rule):
     elastic = FleetDay(
@@ -413,7 +442,7 @@ def test_a_plan_of_other_requests_than_the_studio_sends_needs_a_word(copied):
 
 
 def test_what_the_studio_asks_for_is_what_an_export_takes_it_to_ask_for():
-    task = TaskSpec(script="Speaker 1: Hello.", voices=(1,))
+    task = TaskSpec(script="Speaker 1: Hello.", voices=(1,), frames=1, estimate=1)
     request = request_of("a", "task", task, 1)
     assert {name: getattr(request, name) for name in STUDIO} == STUDIO
 
