@@ -24,7 +24,11 @@ def export(
         bool, typer.Option("--force", help="Also where the plan has expired, or its seal does not hold.")
     ] = False,
     accept: Annotated[
-        bool, typer.Option("--accept-inconclusive", help="Also where the plan does not answer for certain, or not for the studio's requests.")
+        bool,
+        typer.Option(
+            "--accept-inconclusive",
+            help="Also where the plan does not answer for certain, or not for the studio's requests.",
+        ),
     ] = False,
     prometheus: Annotated[
         str, typer.Option("--prometheus", metavar="URL", help="Prometheus's address within the cluster.")
@@ -60,12 +64,16 @@ def export(
         raise InputError(f"--out {folder} lies in the run, whose files are sealed: give a folder elsewhere")
     must_be_free(folder, replace=replace)
     fleet = fleet_of(run, rates_of(str(qps))[0], Accepted(force=force, inconclusive=accept))
-    files = kubernetes.overlay_files(fleet, monitoring) if what == KUBERNETES else rule_files(fleet, selector, elastic=elastic)
+    files = (
+        kubernetes.overlay_files(fleet, monitoring)
+        if what == KUBERNETES
+        else rule_files(fleet, selector, elastic=elastic)
+    )
     write_folder(folder, files, {"kind": what, **kubernetes.record_of(fleet)}, replace=replace)
     for remark in fleet.remarks:
         say_aside(f"exported although {remark}", "yellow")
     for note in kubernetes.notes(fleet.scaling) if what == KUBERNETES else ():
-        say_aside(note)
+        say_aside(note, "yellow")
     spare = f", {fleet.spare} of them spare" if fleet.spare else ""
     out.print(
         f"{fleet.qps:g} requests/s: {fleet.replicas} servers{spare}, {fleet.sessions:g} sessions each at the cap, "
@@ -76,8 +84,8 @@ def export(
     apply = ""
     if what == KUBERNETES:
         apply = (
-            f"; next: kubectl apply -k {folder}/{kubernetes.STATIC}, or another overlay. Moving a running fleet from static to "
-            "an autoscaler: see docs/how-to/kubernetes.md first, or it scales to one server"
+            f"; next: kubectl apply -k {folder}/{kubernetes.STATIC}, or another overlay. "
+            "To move a running fleet from static to an autoscaler see docs/how-to/kubernetes.md first, or it scales to one server"
         )
     out.print(
         f"{folder}: {', '.join(sorted({name.partition('/')[0] for name in files}))}{apply}",

@@ -42,7 +42,8 @@ class PlannedFleet:
 
     ``devices`` serve ``qps`` requests/s; ``replicas`` still do so after the loss of ``spare`` of them. ``sessions`` is
     what a device holds on average at the plan's cap, ``sessions_p95`` what it exceeds in 5% of the time. ``drain_s``:
-    until a device with its sessions is empty. ``requests``: what the plan's requests asked for, by name. ``remarks``: why it would have been refused.
+    until a device with its sessions is empty. ``requests``: what the plan's requests asked for, by name.
+    ``remarks``: why it would have been refused.
     """
 
     run_id: str
@@ -161,7 +162,9 @@ def _problems(run: Run, accepted: Accepted, now: datetime | None) -> Iterator[st
 def _requests(spec: PlanSpec, plan: Plan) -> dict[str, tuple[int, ...]]:
     """What the plan's requests asked for: the knob of the best deployment, else what each class of the mix says."""
     mix, knobs = spec.traffic_mix(), plan.deployment or {}
-    found = {name: {knobs.get(name) or getattr(one, name) or getattr(mix, name) for one in mix.classes} for name in _STUDIO}
+    found = {
+        name: {knobs.get(name) or getattr(one, name) or getattr(mix, name) for one in mix.classes} for name in _STUDIO
+    }
     return {name: tuple(sorted(int(value) for value in values)) for name, values in found.items()}
 
 
@@ -179,7 +182,12 @@ def _doubts(plan: Plan, target: PlannedTarget, requests: Mapping[str, tuple[int,
 
 
 def _fleet(
-    run: Run, spec: PlanSpec, plan: Plan, target: PlannedTarget, requests: Mapping[str, tuple[int, ...]], remarks: tuple[str, ...]
+    run: Run,
+    spec: PlanSpec,
+    plan: Plan,
+    target: PlannedTarget,
+    requests: Mapping[str, tuple[int, ...]],
+    remarks: tuple[str, ...],
 ) -> PlannedFleet:
     manifest, drain, devices, rate = run.manifest, plan.drain, target.devices, plan.rate_per_device.value
     assert drain is not None and devices is not None and rate is not None  # see _target

@@ -18,8 +18,8 @@ from harness.cli import main, measuring
 from harness.errors import InputError, ServerError
 from harness.exit_codes import USAGE
 from harness.export import folder as exported
-from harness.export.fleet import EXIT_S, SETTLE_S, Accepted, fleet_of
 from harness.export.fleet import _STUDIO as STUDIO
+from harness.export.fleet import EXIT_S, SETTLE_S, Accepted, fleet_of
 from harness.export.fleet import _device as device_of
 from harness.export.folder import write_folder
 from harness.export.kubernetes import Monitoring, autoscaler, overlay_files, record_of, scaled_object
@@ -152,7 +152,7 @@ def test_only_the_static_overlay_has_a_number_of_servers(fleet):
 
 
 def test_rules_are_for_the_namespace_of_prometheus(fleet):
-    """No pod mounts a ConfigMap of another namespace; and an overlay would set its own namespace on what it includes."""
+    """No pod mounts a ConfigMap of another namespace; and an overlay sets its namespace on all that it includes."""
     files = overlay_files(fleet, Monitoring())
     for folder, least in (("rules-static", fleet.devices), ("rules-elastic", fleet.scaling.minimum)):
         content = yaml.safe_load(files[f"{folder}/kustomization.yaml"])
@@ -330,7 +330,7 @@ def test_the_alert_fires_above_the_cap_and_not_at_it(tmp_path, fleet):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def tested_rules(folder: Path, files: dict[str, str], case: str) -> str:
+def rules_tested(folder: Path, files: dict[str, str], case: str) -> str:
     """What promtool finds wrong with rules by a case of its test files, "" where nothing is."""
     for name, content in files.items():
         (folder / name).write_text(content)
@@ -364,8 +364,8 @@ SCALED_DOWN = """
 def test_an_autoscaler_that_does_its_work_raises_no_alert(tmp_path, fleet):
     """Fewer servers than the plan needs at its peak, one that loads its models, and one that starts again."""
     busier = replace(fleet, devices=5, replicas=6)
-    assert tested_rules(tmp_path, rule_files(busier, elastic=True), SCALED_DOWN) == ""
-    assert "SpeechServersBelowPlan" in tested_rules(tmp_path, rule_files(busier), SCALED_DOWN)
+    assert rules_tested(tmp_path, rule_files(busier, elastic=True), SCALED_DOWN) == ""
+    assert "SpeechServersBelowPlan" in rules_tested(tmp_path, rule_files(busier), SCALED_DOWN)
 
 
 def test_series_of_the_plan_that_other_rules_use_are_exported(fleet):
@@ -433,7 +433,9 @@ def test_a_plan_of_other_requests_than_the_studio_sends_needs_a_word(copied):
     """Half the denoising steps are half the work: the studio does not ask for them by itself."""
     knobs = json.loads((copied / "plan.json").read_text())["deployment"]
     changed_plan(copied, deployment={**knobs, "diffusion_steps": 5, "chunk_frames": 1})
-    with pytest.raises(InputError, match="of requests with diffusion_steps 5, which the studio sends with 10.*--accept"):
+    with pytest.raises(
+        InputError, match="of requests with diffusion_steps 5, which the studio sends with 10.*--accept"
+    ):
         fleet_of(copied, 5, Accepted(force=True), BEFORE_EXPIRY)
     taken = fleet_of(copied, 5, Accepted(force=True, inconclusive=True), BEFORE_EXPIRY)
     about = yaml.safe_load(overlay_files(taken, Monitoring())["shared/triton.yaml"])["metadata"]["annotations"]

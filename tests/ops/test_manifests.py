@@ -17,12 +17,12 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "ops"))
 
+import check_manifests as checker  # noqa: E402
+import manifest_rules as rules  # noqa: E402
+
 from harness import exit_codes  # noqa: E402
 from harness.export.kubernetes import GOAWAY_S  # noqa: E402
 from harness.planfile.reading import load_plan  # noqa: E402
-
-import check_manifests as checker  # noqa: E402
-import manifest_rules as rules  # noqa: E402
 
 KUBERNETES = ROOT / "ops" / "kubernetes"
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl, which renders overlays, is not here")
@@ -261,5 +261,7 @@ def test_the_job_does_not_take_the_gpu_of_the_server():
     """It waits; and since a Job's pod cannot be changed, the page says what to delete before the next apply."""
     assert of_kind(everything(), "Job", "signoff")["spec"]["suspend"] is True
     page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
-    deleted, ended = (page.index(f"kubectl -n speech {each}") for each in ("delete job signoff", "scale deployment triton"))
+    deleted, ended = (
+        page.index(f"kubectl -n speech {each}") for each in ("delete job signoff", "scale deployment triton")
+    )
     assert ended < page.index("patch job signoff") < deleted
