@@ -368,6 +368,30 @@ def test_an_autoscaler_that_does_its_work_raises_no_alert(tmp_path, fleet):
     assert "SpeechServersBelowPlan" in rules_tested(tmp_path, rule_files(busier), SCALED_DOWN)
 
 
+BURNING = """
+  - interval: 1m
+    input_series:
+      - {{series: 'vibevoice_first_audio_seconds_bucket{{job="triton", instance="a", le="1"}}', values: '0+{in_time}x100'}}
+      - {{series: 'vibevoice_first_audio_seconds_bucket{{job="triton", instance="a", le="+Inf"}}', values: '0+100x100'}}
+      - {{series: 'vibevoice_requests_total{{job="triton", instance="a", outcome="failed"}}', values: '0x100'}}
+    promql_expr_test:
+      - expr: count by (alertname) (ALERTS{{alertstate="firing", alertname=~"SpeechSloBurns|SpeechSloBurnsFast"}})
+        eval_time: 90m
+        exp_samples: [{fired}]
+"""
+
+
+@needs_promtool
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.95, 0.99])
+def test_an_outage_burns_the_budget_of_any_quantile_fast(tmp_path, fleet, quantile):
+    """14.4 budgets of an SLO on p90 are more than all requests; within the budget nothing fires."""
+    files = rule_files(replace(fleet, slos=(Slo("short", "ttfa_s", quantile, 1.0),)))
+    names = ("SpeechSloBurnsFast", "SpeechSloBurns")
+    every = ", ".join(f"{{labels: '{{alertname=\"{name}\"}}', value: 1}}" for name in names)
+    cases = BURNING.format(in_time=0, fired=every) + BURNING.format(in_time=round(100 * quantile), fired="")
+    assert rules_tested(tmp_path, files, cases) == ""
+
+
 def test_series_of_the_plan_that_other_rules_use_are_exported(fleet):
     ours = set(re.findall(r"record: (\S+)", plan_rules(fleet)))
     others = rule_files(fleet)
