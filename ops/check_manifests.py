@@ -24,7 +24,7 @@ import yaml
 
 from harness.export.fleet import Accepted, fleet_of
 from harness.export.folder import write_folder
-from harness.export.kubernetes import OVERLAYS, Monitoring, overlay_files, record_of
+from harness.export.kubernetes import OVERLAYS, RULES, Monitoring, overlay_files, record_of
 
 sys.path.append(str(Path(__file__).resolve().parent))  # also where this file is loaded by its path
 from manifest_rules import OWN_SCHEMAS, broken_references, broken_schema, name_of, unsafe  # noqa: E402
@@ -61,8 +61,9 @@ def folders(scratch: Path) -> Iterator[tuple[str, Path]]:
     out = scratch / "export"
     fleet = fleet_of(SAMPLE, SAMPLE_QPS, Accepted(force=True))  # an old sample is a sample still
     write_folder(out, overlay_files(fleet, Monitoring()), record_of(fleet))
-    for name in OVERLAYS:
-        yield f"export, {name}", out / name
+    for name in (*OVERLAYS, *RULES):
+        if (out / name).is_dir():
+            yield f"export, {name}", out / name
 
 
 def examined(name: str, folder: Path) -> Overlay:

@@ -24,15 +24,26 @@ def export(
         bool, typer.Option("--force", help="Also where the plan has expired, or its seal does not hold.")
     ] = False,
     accept: Annotated[
-        bool, typer.Option("--accept-inconclusive", help="Also where the plan does not answer for certain.")
+        bool,
+        typer.Option(
+            "--accept-inconclusive",
+            help="Also where the plan does not answer for certain, or not for the studio's requests.",
+        ),
     ] = False,
     prometheus: Annotated[
         str, typer.Option("--prometheus", metavar="URL", help="Prometheus's address within the cluster.")
     ] = "http://prometheus-server.monitoring",
     selector: Annotated[
-        str,
-        typer.Option("--selector", help='Labels of the fleet\'s series, where Prometheus has others: job="triton".'),
-    ] = "",
+        str | None,
+        typer.Option(
+            "--selector",
+            metavar="LABELS",
+            help='Labels of the fleet\'s series, where not job="triton" (on Kubernetes with namespace="speech").',
+        ),
+    ] = None,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="For prometheus: the rules of a fleet with an autoscaler.")
+    ] = False,
 ) -> None:
     """Write the signed plan of a run for one target rate, so that nothing has to be retyped.
 
@@ -42,19 +53,27 @@ def export(
     from harness.export import kubernetes
     from harness.export.fleet import Accepted, fleet_of
     from harness.export.folder import must_be_free, write_folder
-    from harness.export.prometheus import rule_files
+    from harness.export.prometheus import HOSTS_SELECTOR, KUBERNETES_SELECTOR, rule_files
 
     if what not in KINDS:
         raise InputError(f"{what!r} cannot be exported: use one of {', '.join(KINDS)}")
+    if selector is None:
+        selector = KUBERNETES_SELECTOR if what == KUBERNETES else HOSTS_SELECTOR
     monitoring = kubernetes.Monitoring(prometheus, selector)
     if folder.resolve().is_relative_to(run.resolve()):
         raise InputError(f"--out {folder} lies in the run, whose files are sealed: give a folder elsewhere")
     must_be_free(folder, replace=replace)
     fleet = fleet_of(run, rates_of(str(qps))[0], Accepted(force=force, inconclusive=accept))
-    files = kubernetes.overlay_files(fleet, monitoring) if what == KUBERNETES else rule_files(fleet, selector)
+    files = (
+        kubernetes.overlay_files(fleet, monitoring)
+        if what == KUBERNETES
+        else rule_files(fleet, selector, elastic=elastic)
+    )
     write_folder(folder, files, {"kind": what, **kubernetes.record_of(fleet)}, replace=replace)
     for remark in fleet.remarks:
         say_aside(f"exported although {remark}", "yellow")
+    for note in kubernetes.notes(fleet.scaling) if what == KUBERNETES else ():
+        say_aside(note, "yellow")
     spare = f", {fleet.spare} of them spare" if fleet.spare else ""
     out.print(
         f"{fleet.qps:g} requests/s: {fleet.replicas} servers{spare}, {fleet.sessions:g} sessions each at the cap, "
@@ -62,7 +81,12 @@ def export(
         f"{fleet.expires_at})",
         soft_wrap=True, markup=False, highlight=False,
     )  # fmt: skip
-    apply = f"; next: kubectl apply -k {folder}/{kubernetes.STATIC}, or another overlay" if what == KUBERNETES else ""
+    apply = ""
+    if what == KUBERNETES:
+        apply = (
+            f"; next: kubectl apply -k {folder}/{kubernetes.STATIC}, or another overlay. "
+            "To move a running fleet from static to an autoscaler see docs/how-to/kubernetes.md first, or it scales to one server"
+        )
     out.print(
         f"{folder}: {', '.join(sorted({name.partition('/')[0] for name in files}))}{apply}",
         soft_wrap=True,

@@ -30,7 +30,9 @@ class ContainerSettings:
     ``preset`` to ``parameters`` are those of ``Deployment``; ``knobs`` and ``parameters`` are JSON objects.
     ``key_file``: the key of calls that change the server; needed where ``address`` is not loopback. ``folder``: where
     the repository is written. ``exit_s``: how long sessions may go on after SIGTERM, in seconds; ``settle_s``: until
-    clients know that the server ends. ``server``: the program; ``backends``: its folder of backends, its own where "".
+    clients know that the server ends; ``grace_s``: until a drain that could not be done is an error, in seconds, less
+    than the grace period of the container. ``server``: the program; ``backends``: its folder of backends, its own
+    where "".
     """
 
     preset: str = "tiny"
@@ -49,6 +51,7 @@ class ContainerSettings:
     metrics_port: int = METRICS_PORT
     exit_s: int = 30
     settle_s: float = 15.0
+    grace_s: float = 5670.0
     server: str = "tritonserver"
     backends: str = ""
 
@@ -103,9 +106,23 @@ class ContainerSettings:
             )
         return key
 
-    def headers(self) -> Headers:
-        """The key as a header, for calls of a process of the same container."""
-        return ((CONTROL_HEADER, key),) if (key := self.key()) else ()
+    def keep_key(self) -> None:
+        """Keep the key with which a server starts: its secret may be replaced while it runs."""
+        self._kept_key.unlink(missing_ok=True)
+        with os.fdopen(os.open(self._kept_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(self.key())
+
+    def started_headers(self) -> Headers:
+        """The key with which the server of this container started as a header, for calls of a process beside it."""
+        try:
+            key = self._kept_key.read_text("ascii")
+        except FileNotFoundError:
+            key = self.key()
+        return ((CONTROL_HEADER, key),) if key else ()
+
+    @property
+    def _kept_key(self) -> Path:
+        return Path(self.folder) / "control.key"
 
     def command(self) -> list[str]:
         """The tritonserver command, with the flags of every start but those that say where it listens."""

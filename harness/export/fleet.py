@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+from harness import wire
 from harness.deploy.config import PRESETS
 from harness.errors import InputError
 from harness.identity import CPU, GPU, computes_frames
@@ -24,7 +25,7 @@ from harness.topology import TOPOLOGY, Knobs, topology_of
 
 SETTLE_S = 15  # until clients and gateways know that a server ends: it serves as before until then
 EXIT_S = 30  # after the last session: models are unloaded
-_OF_REQUESTS = ("chunk_frames", "diffusion_steps")  # knobs that a request sets, not a server
+_STUDIO = {"chunk_frames": 1, "diffusion_steps": wire.DEFAULT_DIFFUSION_STEPS}  # what its requests ask for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class PlannedFleet:
 
     ``devices`` serve ``qps`` requests/s; ``replicas`` still do so after the loss of ``spare`` of them. ``sessions`` is
     what a device holds on average at the plan's cap, ``sessions_p95`` what it exceeds in 5% of the time. ``drain_s``:
-    until a device with its sessions is empty. ``remarks``: why it would have been refused.
+    until a device with its sessions is empty. ``requests``: what the plan's requests asked for, by name.
+    ``remarks``: why it would have been refused.
     """
 
     run_id: str
@@ -66,6 +68,7 @@ class PlannedFleet:
     drain_s: float
     routing: str
     slos: tuple[Slo, ...] = field(repr=False)
+    requests: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     simulated_rule: ScalingRule | None = None
     remarks: tuple[str, ...] = ()
 
@@ -84,7 +87,7 @@ class PlannedFleet:
     @property
     def server_knobs(self) -> Knobs:
         """The knobs that a server is deployed with."""
-        return {name: value for name, value in self.knobs.items() if name not in (TOPOLOGY, *_OF_REQUESTS)}
+        return {name: value for name, value in self.knobs.items() if name not in (TOPOLOGY, *_STUDIO)}
 
     @property
     def grace_s(self) -> int:
@@ -93,10 +96,15 @@ class PlannedFleet:
 
     @property
     def scaling(self) -> ScalingRule:
-        """The rule that the plan simulated over its day; without one, from one device and the spare ones to all."""
-        return self.simulated_rule or ScalingRule(
+        """The rule that the plan simulated over its day; without one, from one device and the spare ones to all.
+
+        A schedule that always wishes for the same number is a minimum.
+        """
+        rule = self.simulated_rule or ScalingRule(
             target_sessions_per_device=self.sessions, minimum=1 + self.spare, maximum=self.replicas
         )
+        counts = set({each.at_s // 60: each.devices for each in rule.schedule}.values())  # in minutes, as cron has
+        return rule if len(counts) != 1 else replace(rule, minimum=max(rule.minimum, *counts), schedule=())
 
     @property
     def expires_unix_s(self) -> int:
@@ -114,13 +122,15 @@ def fleet_of(folder: Path, qps: float, accepted: Accepted, now: datetime | None 
     if plan is None:
         raise InputError(f"{folder} holds no plan yet: run `harness signoff` to its end")
     target = _target(plan, qps, folder)
+    spec = spec_of(run)
+    requests = _requests(spec, plan)
     problems = list(_problems(run, accepted, now))
-    doubts = list(_doubts(plan, target))
+    doubts = list(_doubts(plan, target, requests))
     if problems and not accepted.force:
         raise InputError(f"{folder}: {'; '.join(problems)}; or export it anyway with --force")
     if doubts and not accepted.inconclusive:
         raise InputError(f"{folder}: {'; '.join(doubts)}; or export it anyway with --accept-inconclusive")
-    return _fleet(run, spec_of(run), plan, target, tuple(problems + doubts))
+    return _fleet(run, spec, plan, target, requests, tuple(problems + doubts))
 
 
 def _target(plan: Plan, qps: float, folder: Path) -> PlannedTarget:
@@ -149,16 +159,36 @@ def _problems(run: Run, accepted: Accepted, now: datetime | None) -> Iterator[st
         yield str(error)
 
 
-def _doubts(plan: Plan, target: PlannedTarget) -> Iterator[str]:
-    """Why the plan does not answer."""
+def _requests(spec: PlanSpec, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """What the plan's requests asked for: the knob of the best deployment, else what each class of the mix says."""
+    mix, knobs = spec.traffic_mix(), plan.deployment or {}
+    found = {
+        name: {knobs.get(name) or getattr(one, name) or getattr(mix, name) for one in mix.classes} for name in _STUDIO
+    }
+    return {name: tuple(sorted(int(value) for value in values)) for name, values in found.items()}
+
+
+def _doubts(plan: Plan, target: PlannedTarget, requests: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Why the plan does not answer, or not for the requests of the studio."""
     if plan.verdict != "met":
         first = plan.reasons[0] if plan.reasons else "no reason is stored"
         yield f"its verdict is {plan.verdict}: {first.rstrip('.')}"
     if target.devices_n_plus_1 is None:
         yield f"no count for {target.qps:g} requests/s is known to survive the loss of a device"
+    for name, values in requests.items():
+        if values != (_STUDIO[name],):
+            asked = ", ".join(map(str, values))
+            yield f"it is of requests with {name} {asked}, which the studio sends with {_STUDIO[name]}"
 
 
-def _fleet(run: Run, spec: PlanSpec, plan: Plan, target: PlannedTarget, remarks: tuple[str, ...]) -> PlannedFleet:
+def _fleet(
+    run: Run,
+    spec: PlanSpec,
+    plan: Plan,
+    target: PlannedTarget,
+    requests: Mapping[str, tuple[int, ...]],
+    remarks: tuple[str, ...],
+) -> PlannedFleet:
     manifest, drain, devices, rate = run.manifest, plan.drain, target.devices, plan.rate_per_device.value
     assert drain is not None and devices is not None and rate is not None  # see _target
     sealed = seal_of(run)
@@ -185,6 +215,7 @@ def _fleet(run: Run, spec: PlanSpec, plan: Plan, target: PlannedTarget, remarks:
         drain_s=max(drain.p95_s, drain.longest_s or 0.0),
         routing=plan.routing,
         slos=tuple(plan.slos),
+        requests=requests,
         simulated_rule=plan.day.rule if plan.day and _holds_its_peak(plan.day, target) else None,
         remarks=remarks,
     )

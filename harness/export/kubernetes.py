@@ -11,19 +11,27 @@ import yaml
 
 from harness.errors import InputError
 from harness.export.fleet import EXIT_S, SETTLE_S, PlannedFleet
-from harness.export.prometheus import checked_selector, rule_files, sessions_query
+from harness.export.prometheus import KUBERNETES_SELECTOR, checked_selector, rule_files, sessions_query
 from harness.host.places import OPS
 from harness.records.day import ScalingRule
 from harness.server_metrics import SESSIONS
 
 STATIC, KEDA, HPA = "static", "keda", "hpa"
 OVERLAYS = (STATIC, KEDA, HPA)
+_SHARED = "shared"
+RULES = ("rules-static", "rules-elastic")
 _COPIED = {"base": "base", "components/gateway": "gateway"}
+_WRITTEN = (".yaml", ".env", ".sh")
+GOAWAY_S = 30  # in which the gateway tells every connection that it ends: Envoy's --drain-time-s
 _KIND = "kustomize.config.k8s.io/v1beta1"
 _ABOUT = "speech/"  # prefix of annotations
 _POLICIES = {"least_loaded": "LEAST_REQUEST", "round_robin": "ROUND_ROBIN", "random": "RANDOM"}
 _GPU = "nvidia.com/gpu"
+_MONITORING = "monitoring"  # the namespace of Prometheus, which alone reaches the servers' metrics
 _DAY_S = 86_400.0
+_SCHEDULE_START = "00:00 UTC"
+_LONGEST_WINDOW_S = 3600  # that the API of Kubernetes takes
+_START_S = 1800  # in which a server has loaded its models, and its image
 _LABEL = re.compile(r"NVIDIA[A-Za-z0-9_. -]{0,56}[A-Za-z0-9]")
 _WEIGHTS = "# Weights are random without a checkpoint: mount its folder, and name it as HARNESS_DEPLOY_CHECKPOINT.\n"
 FLEET_METRIC = "vibevoice_fleet_sessions"  # of the plain autoscaler, from an adapter of the metrics API
@@ -34,7 +42,7 @@ class Monitoring:
     """Where the fleet's series are: Prometheus's address, and label matchers that select them. Raises InputError."""
 
     url: str = "http://prometheus-server.monitoring"
-    selector: str = ""
+    selector: str = KUBERNETES_SELECTOR
 
     def __post_init__(self):
         if not re.fullmatch(r"https?://[^\s/]\S*", self.url):
@@ -43,16 +51,47 @@ class Monitoring:
 
 
 def overlay_files(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, str]:
-    """Every file of the export by relative path: ``static``, ``keda`` and ``hpa`` are overlays to choose from."""
-    files = {**_copied(fleet), **{f"{STATIC}/{name}": text for name, text in _static(fleet, monitoring).items()}}
-    files |= {
-        f"{KEDA}/kustomization.yaml": _text(_scaled(["scaledobject.yaml"])),
-        f"{KEDA}/scaledobject.yaml": _text(scaled_object(fleet, monitoring)),
-        f"{HPA}/kustomization.yaml": _text(_scaled(["autoscaler.yaml"])),
-        f"{HPA}/autoscaler.yaml": _text(autoscaler(fleet)),
-        f"{HPA}/prometheus-adapter.yaml": _text(_adapter(monitoring)),
+    """Every file of the export by relative path: ``static``, ``keda`` and ``hpa`` are overlays to choose from.
+
+    The rules of Prometheus lie beside them: those of ``static``, and those of both autoscaled ones.
+    """
+    files = {**_copied(fleet), **{f"{_SHARED}/{name}": text for name, text in _shared(fleet).items()}}
+    files[f"{STATIC}/kustomization.yaml"] = _text(_overlay(replicas=[{"name": "triton", "count": fleet.replicas}]))
+    elastic = {
+        KEDA: {"scaledobject.yaml": lambda: scaled_object(fleet, monitoring)},
+        HPA: {"autoscaler.yaml": lambda: autoscaler(fleet), "prometheus-adapter.yaml": lambda: _adapter(monitoring)},
     }
+    for name, parts in elastic.items():
+        if name not in left_out(fleet.scaling):
+            files[f"{name}/kustomization.yaml"] = _text(_overlay(next(iter(parts))))
+            files |= {f"{name}/{part}": _text(content()) for part, content in parts.items()}
+    files |= _rules(fleet, monitoring, elastic=False)
+    if len(left_out(fleet.scaling)) < len(elastic):
+        files |= _rules(fleet, monitoring, elastic=True)
     return files
+
+
+def left_out(rule: ScalingRule) -> dict[str, str]:
+    """The overlays that cannot hold the plan's rule, and why."""
+    if not rule.schedule:
+        return {}
+    found = {HPA: "a HorizontalPodAutoscaler has no schedule, and the plan simulated one"}
+    if rule.period_s != _DAY_S:
+        found[KEDA] = f"the plan's schedule repeats every {rule.period_s:g} s, and cron can say only one of a day"
+    return found
+
+
+def notes(rule: ScalingRule) -> list[str]:
+    """Where what is exported is not all that the plan simulated, in sentences without a full stop."""
+    said = [f"no overlay {name}: {why}" for name, why in left_out(rule).items()]
+    if rule.schedule and KEDA not in left_out(rule):
+        said.append(f"the schedule of {KEDA} has the start of the plan's demand at {_SCHEDULE_START}")
+    if rule.stabilisation_s > _LONGEST_WINDOW_S:
+        said.append(
+            f"Kubernetes remembers wishes for {_LONGEST_WINDOW_S} s at most, and the plan simulated "
+            f"{rule.stabilisation_s:g} s: it shrinks earlier"
+        )
+    return said
 
 
 def record_of(fleet: PlannedFleet) -> dict[str, Any]:
@@ -61,6 +100,7 @@ def record_of(fleet: PlannedFleet) -> dict[str, Any]:
         "schema": 1, "run_id": fleet.run_id, "seal_sha256": fleet.seal_sha256, "qps": fleet.qps,
         "verdict": fleet.verdict, "basis": fleet.basis, "emulated": fleet.emulated, "expires_at": fleet.expires_at,
         "devices": fleet.devices, "replicas": fleet.replicas, "exported_although": list(fleet.remarks),
+        "notes": notes(fleet.scaling),
     }  # fmt: skip
 
 
@@ -69,7 +109,7 @@ def _copied(fleet: PlannedFleet) -> dict[str, str]:
     files: dict[str, str] = {}
     for source, target in _COPIED.items():
         paths = sorted((OPS / "kubernetes" / source).iterdir())
-        files |= {f"{target}/{path.name}": path.read_text() for path in paths if path.suffix in (".yaml", ".env")}
+        files |= {f"{target}/{path.name}": path.read_text() for path in paths if path.suffix in _WRITTEN}
     envoy = files["gateway/envoy.yaml"]
     if fleet.routing != "least_loaded":
         envoy = re.sub(r"(?m)^ *# It looks at .*\n *least_request_lb_config:.*\n", "", envoy)
@@ -77,20 +117,18 @@ def _copied(fleet: PlannedFleet) -> dict[str, str]:
     return {**files, "gateway/envoy.yaml": envoy}
 
 
-def _static(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, str]:
-    rules = rule_files(fleet, monitoring.selector)
+def _shared(fleet: PlannedFleet) -> dict[str, str]:
     drain_s = fleet.grace_s - SETTLE_S - EXIT_S
     return {
-        "kustomization.yaml": _text(_kustomization(fleet, sorted(rules))),
+        "kustomization.yaml": _text(_kustomization(fleet)),
         "triton.env": _environment(fleet),
         "triton.yaml": _text(_triton(fleet)),
         "budget.yaml": _text(_budget(fleet)),
-        "gateway.yaml": _text(_gateway(drain_s + SETTLE_S)),
-        **{f"rules/{name}": text for name, text in rules.items()},
+        "gateway.yaml": _text(_gateway(drain_s)),
     }
 
 
-def _kustomization(fleet: PlannedFleet, rules: list[str]) -> dict[str, Any]:
+def _kustomization(fleet: PlannedFleet) -> dict[str, Any]:
     sessions = int(fleet.sessions * fleet.devices)
     return {
         "apiVersion": _KIND,
@@ -102,14 +140,22 @@ def _kustomization(fleet: PlannedFleet, rules: list[str]) -> dict[str, Any]:
         "configMapGenerator": [
             {"name": "triton", "behavior": "merge", "envs": ["triton.env"]},
             {"name": "studio", "behavior": "merge", "literals": [f"HARNESS_STUDIO_SESSIONS={sessions}"]},
-            {
-                "name": "speech-rules",
-                "files": [f"rules/{name}" for name in rules],
-                "options": {"labels": {f"{_ABOUT}rules": "yes"}, "disableNameSuffixHash": True},
-            },
         ],
         "patches": [{"path": name} for name in ("triton.yaml", "budget.yaml", "gateway.yaml")],
     }
+
+
+def _rules(fleet: PlannedFleet, monitoring: Monitoring, *, elastic: bool) -> dict[str, str]:
+    """A folder of its own for Prometheus's namespace: a ConfigMap is read by pods of its own namespace alone."""
+    folder, rules = RULES[elastic], rule_files(fleet, monitoring.selector, elastic=elastic)
+    config = {
+        "name": "speech-rules",
+        "files": sorted(rules),
+        "options": {"labels": {f"{_ABOUT}rules": "yes"}, "disableNameSuffixHash": True},
+    }
+    content = {"apiVersion": _KIND, "kind": "Kustomization", "namespace": _MONITORING, "configMapGenerator": [config]}
+    files = {"kustomization.yaml": _text(content), **rules}
+    return {f"{folder}/{name}": text for name, text in files.items()}
 
 
 def _environment(fleet: PlannedFleet) -> str:
@@ -123,6 +169,7 @@ def _environment(fleet: PlannedFleet) -> str:
         "KNOBS": json.dumps(dict(fleet.server_knobs)),
         "PARAMETERS": json.dumps({**carry, **fleet.parameters}),
         "SETTLE_S": str(SETTLE_S),
+        "GRACE_S": str(fleet.grace_s - EXIT_S),
     }
     return _WEIGHTS + "".join(f"HARNESS_DEPLOY_{name}={value}\n" for name, value in values.items())
 
@@ -139,7 +186,19 @@ def _triton(fleet: PlannedFleet) -> dict[str, Any]:
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": "triton", "annotations": _annotations(fleet)},
-        "spec": {"replicas": fleet.replicas, "template": {"spec": pod}},
+        "spec": {**_rollout(fleet), "template": {"spec": pod}},
+    }
+
+
+def _rollout(fleet: PlannedFleet) -> dict[str, Any]:
+    """A new version takes the place of as many servers at once as the plan has spare ones: there is no further GPU.
+
+    A batch takes as long as its servers need to drain, and nothing new is ready before that.
+    """
+    most = {"maxSurge": 0, "maxUnavailable": max(fleet.spare, 1)}
+    return {
+        "progressDeadlineSeconds": fleet.grace_s + _START_S,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": most},
     }
 
 
@@ -151,6 +210,7 @@ def _annotations(fleet: PlannedFleet) -> dict[str, str]:
         "basis": f"{fleet.basis}{', emulated GPUs' if fleet.emulated else ''}",
         "requests-per-second": f"{fleet.qps:g}",
         "expires-at": fleet.expires_at,
+        **{name.replace("_", "-"): ", ".join(map(str, values)) for name, values in fleet.requests.items()},
         "exported-although": "; ".join(fleet.remarks),
     }
     return {f"{_ABOUT}{name}": text for name, text in said.items() if text}
@@ -172,12 +232,9 @@ def _budget(fleet: PlannedFleet) -> dict[str, Any]:
     }
 
 
-def _gateway(longest_s: int) -> dict[str, Any]:
-    hook = {"preStop": {"exec": {"command": ["sleep", str(longest_s)]}}}
-    pod = {
-        "terminationGracePeriodSeconds": longest_s + EXIT_S,
-        "containers": [{"name": "envoy", "lifecycle": hook}],
-    }
+def _gateway(drain_s: int) -> dict[str, Any]:
+    """It ends when its streams have ended (drain.sh), at the latest when its servers would."""
+    pod = {"terminationGracePeriodSeconds": drain_s + SETTLE_S + GOAWAY_S + EXIT_S}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -186,21 +243,20 @@ def _gateway(longest_s: int) -> dict[str, Any]:
     }
 
 
-def _scaled(resources: list[str]) -> dict[str, Any]:
-    """An overlay whose autoscaler owns the number of replicas."""
-    unset = _text([{"op": "remove", "path": "/spec/replicas"}])
+def _overlay(*resources: str, **more: Any) -> dict[str, Any]:
+    """What is shared, which has no number of servers, with what is responsible for that number."""
     return {
         "apiVersion": _KIND,
         "kind": "Kustomization",
         "namespace": "speech",
-        "resources": [f"../{STATIC}", *resources],
-        "patches": [{"target": {"kind": "Deployment", "name": "triton"}, "patch": unset}],
+        "resources": [f"../{_SHARED}", *resources],
+        **more,
     }
 
 
 def _behavior(fleet: PlannedFleet) -> dict[str, Any]:
     """Growth at once; shrinking to the most that was wished for in the window. As the rule is simulated."""
-    windows_s = {"scaleUp": 0, "scaleDown": round(fleet.scaling.stabilisation_s)}
+    windows_s = {"scaleUp": 0, "scaleDown": min(round(fleet.scaling.stabilisation_s), _LONGEST_WINDOW_S)}
     any_number = {"type": "Pods", "value": fleet.scaling.maximum, "periodSeconds": 15}
     return {
         name: {"stabilizationWindowSeconds": window_s, "policies": [dict(any_number)]}
@@ -220,7 +276,7 @@ def scaled_object(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, Any]
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "ScaledObject",
-        "metadata": {"name": "triton", "labels": {"app.kubernetes.io/name": "triton"}},
+        "metadata": {"name": "triton", "labels": {"app.kubernetes.io/name": "triton"}, **_starts(rule)},
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "triton"},
             "pollingInterval": round(rule.poll_s),
@@ -233,27 +289,29 @@ def scaled_object(fleet: PlannedFleet, monitoring: Monitoring) -> dict[str, Any]
     }
 
 
-def _scheduled(rule: ScalingRule) -> list[dict[str, Any]]:
-    """The schedule as KEDA's cron triggers: the larger wish of all triggers counts. Times are UTC.
+def _starts(rule: ScalingRule) -> dict[str, Any]:
+    return {"annotations": {f"{_ABOUT}schedule-starts": _SCHEDULE_START}} if rule.schedule else {}
 
-    Raises InputError for a schedule that does not repeat daily, which cron cannot say.
+
+def _scheduled(rule: ScalingRule) -> list[dict[str, Any]]:
+    """The schedule as KEDA's cron triggers: the larger wish of all triggers counts. Its start is 00:00 UTC.
+
+    Of rows within one minute, the last counts. Raises InputError for a schedule that does not repeat daily.
     """
-    if not rule.schedule:
-        return []
-    if rule.period_s != _DAY_S:
-        raise InputError(f"the plan's schedule repeats every {rule.period_s:g} s: only one of a day can be exported")
-    following = (*rule.schedule[1:], rule.schedule[0])
-    spans = [(now.at_s, after.at_s, now.devices) for now, after in zip(rule.schedule, following, strict=True)]
+    if rule.schedule and rule.period_s != _DAY_S:
+        raise InputError(left_out(rule)[KEDA])
+    rows = sorted({int(each.at_s // 60): each.devices for each in rule.schedule}.items())
+    changes = [row for row, before in zip(rows, rows[-1:] + rows[:-1], strict=True) if row[1] != before[1]]
+    following = changes[1:] + changes[:1]
     return [
-        {"type": "cron", "metadata": {"timezone": "Etc/UTC", "start": _cron(start_s), "end": _cron(end_s),
+        {"type": "cron", "metadata": {"timezone": "Etc/UTC", "start": _cron(start), "end": _cron(end),
                                       "desiredReplicas": str(devices)}}
-        for start_s, end_s, devices in spans if devices > rule.minimum
+        for (start, devices), (end, _) in zip(changes, following, strict=True) if devices > rule.minimum
     ]  # fmt: skip
 
 
-def _cron(at_s: float) -> str:
-    minutes = round(at_s / 60) % (24 * 60)
-    return f"{minutes % 60} {minutes // 60} * * *"
+def _cron(minute: int) -> str:
+    return f"{minute % 60} {minute // 60} * * *"
 
 
 def autoscaler(fleet: PlannedFleet) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,21 +13,41 @@ from harness.host.places import OPS
 from harness.records.slo import Slo
 from harness.server_metrics import FIRST_AUDIO, QUEUE_LENGTH, SESSIONS
 
-PLAN_RULES = "plan.yml"
+PLAN_RULES, ALERT_RULES = "plan.yml", "alerts.yml"
+_OF_MISSING = ("SpeechServerDown", "SpeechServersBelowPlan")
+_NOTICED_S = 120  # until an autoscaler has seen that a server is missing, and Prometheus that the new one is up
 _FIRST_AUDIO_SLO = "ttfa_s"
+HOSTS_SELECTOR = 'job="triton"'  # as ops/prometheus/prometheus.yml scrapes
+KUBERNETES_SELECTOR = 'job="triton",namespace="speech"'  # as ops/prometheus/kubernetes.yml scrapes
 
 
-def rule_files(fleet: PlannedFleet, selector: str = "") -> dict[str, str]:
-    """The rules of a fleet by file: those of its plan, and those of every fleet, which compare the servers with it."""
+def rule_files(fleet: PlannedFleet, selector: str = HOSTS_SELECTOR, *, elastic: bool = False) -> dict[str, str]:
+    """The rules of a fleet by file: those of its plan, and those of every fleet, which compare the servers with it.
+
+    ``elastic``: for a fleet whose autoscaler owns the number of servers.
+    """
     shared = {path.name: path.read_text() for path in _shared_rules()}
-    return {**shared, PLAN_RULES: plan_rules(fleet, selector)}
+    if elastic:
+        shared[ALERT_RULES] = _patient(shared[ALERT_RULES], math.ceil(fleet.scaling.start_s) + _NOTICED_S)
+    return {**shared, PLAN_RULES: plan_rules(fleet, selector, elastic=elastic)}
+
+
+def _patient(alerts: str, seconds: int) -> str:
+    """Alerts with those on missing servers after ``seconds`` only: an autoscaler starts others in that time."""
+    for name in _OF_MISSING:
+        head, found, tail = alerts.partition(f"- alert: {name}\n")
+        assert found, name
+        tail, changed = re.subn(r"(?m)^( +for: )\S+$", rf"\g<1>{seconds}s", tail, count=1)
+        assert changed, name
+        alerts = head + found + tail
+    return alerts
 
 
 def _shared_rules() -> list[Path]:
     return [path for path in sorted((OPS / "prometheus" / "rules").glob("*.yml")) if path.name != PLAN_RULES]
 
 
-def sessions_query(selector: str = "") -> str:
+def sessions_query(selector: str = HOSTS_SELECTOR) -> str:
     """All sessions of the fleet, those that wait and those of servers that end included."""
     checked = checked_selector(selector)
     return f"sum({SESSIONS.name}{checked}) + sum({QUEUE_LENGTH.name}{checked})"
@@ -39,7 +61,7 @@ def checked_selector(selector: str) -> str:
     return f"{{{inner}}}" if inner else ""
 
 
-def plan_rules(fleet: PlannedFleet, selector: str = "") -> str:
+def plan_rules(fleet: PlannedFleet, selector: str = HOSTS_SELECTOR, *, elastic: bool = False) -> str:
     """The text of ``plan.yml``: the plan's figures as recording rules, and the alert at its cap."""
     heading = [
         f"# The plan of {fleet.run_id} for {fleet.qps:g} requests/s, as `harness export` wrote it: do not edit.",
@@ -47,15 +69,19 @@ def plan_rules(fleet: PlannedFleet, selector: str = "") -> str:
         *(f"# Exported although: {' '.join(each.split())}" for each in fleet.remarks),
     ]
     return "\n".join(
-        [*heading, "groups:", "  - name: vibevoice-plan", "    rules:", *_records(fleet), *_alert(fleet, selector), ""]
-    )
+        [
+            *heading, "groups:", "  - name: vibevoice-plan", "    rules:", *_records(fleet, elastic),
+            *_alert(fleet, selector), "",
+        ]
+    )  # fmt: skip
 
 
-def _records(fleet: PlannedFleet) -> list[str]:
+def _records(fleet: PlannedFleet, elastic: bool) -> list[str]:
     figures: Mapping[str, tuple[str, float | int]] = {
         "requests_per_second": ("The target rate", fleet.qps),
         "devices": ("Servers that serve it within the SLOs", fleet.devices),
         "devices_n_plus_1": ("With spare ones", fleet.replicas),
+        "devices_least": ("How many must be up", fleet.scaling.minimum if elastic else fleet.devices),
         "sessions_per_device": ("What a server exceeds in 5% of the time", fleet.sessions_p95),
         "sessions_per_device_at_cap": ("The mean at the plan's cap: the autoscaler's target", fleet.sessions),
         "requests_per_second_per_device": ("The measured rate of a server", fleet.rate_per_device),

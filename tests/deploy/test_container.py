@@ -1,7 +1,9 @@
 """The entry point of a Triton container: settings, flags, keys, and a drain that loses no session."""
 
 import asyncio
+import contextlib
 import json
+from concurrent import futures
 
 import grpc
 import pytest
@@ -12,8 +14,9 @@ from harness import exit_codes, wire
 from harness.client.stream import SpeechClient
 from harness.deploy import container
 from harness.deploy.config import as_json, read_config, topology_of
-from harness.deploy.container_settings import ContainerSettings
-from harness.errors import InputError
+from harness.deploy.container_settings import ContainerSettings, variable
+from harness.deploy.control import CONTROL_HEADER
+from harness.errors import InputError, ServerError
 from harness.records.schema import Outcome
 
 KEY = "k" * 24
@@ -105,10 +108,78 @@ def test_knobs_are_json(settings, text):
 
 
 def test_without_a_server_there_is_nothing_to_drain(settings):
-    said = []
-    container.drain(settings(address="127.0.0.1", grpc_port=1), said.append, lambda _: None)
-    assert len(said) == 1 and said[0].startswith("the server ended")
+    said, slept = [], []
+    container.drain(settings(address="127.0.0.1", grpc_port=1), said.append, slept.append)
+    assert said == ["the server ended"] and len(slept) == 1 + 5  # a port that refuses once is not closed
     assert container.VERBS["ready"] is container.ready
+
+
+class Busy(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """A Triton that fails calls, then does them: what each call answers, and the keys that it was given."""
+
+    def __init__(self, *states):
+        self.states, self.keys, self.unloads = list(states), set(), 0
+
+    def RepositoryIndex(self, request, context):
+        self.keys |= {value for name, value in context.invocation_metadata() if name == CONTROL_HEADER}
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        if isinstance(state, grpc.StatusCode):
+            context.abort(state, "no")
+        model = service_pb2.RepositoryIndexResponse.ModelIndex(name=wire.ENTRY, version="1", state=state)
+        return service_pb2.RepositoryIndexResponse(models=[model])
+
+    def RepositoryModelUnload(self, request, context):
+        self.unloads += 1
+        return service_pb2.RepositoryModelUnloadResponse()
+
+
+@contextlib.contextmanager
+def serving(busy: Busy):
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(busy, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield {"address": "127.0.0.1", "grpc_port": port, "settle_s": 0.0}
+    finally:
+        server.stop(0)
+
+
+DOWN, LATE, REFUSED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_drain_goes_on_after_errors_while_the_port_is_open(settings):
+    """Triton answers a wrong key as UNAVAILABLE, too; and a server that started again has its entry loaded again."""
+    busy, said = Busy(DOWN, "READY", LATE, "UNLOADING", "READY", REFUSED, "UNLOADING", "UNAVAILABLE"), []
+    with serving(busy) as where:
+        container.drain(settings(**where), said.append, lambda _: None)
+    assert said[-1] == "the last session has ended" and busy.unloads == 2 and busy.states == ["UNAVAILABLE"]
+    assert said[0] == "cannot drain yet: no"
+
+
+@pytest.mark.parametrize(("state", "why"), [(DOWN, "cannot drain yet"), ("UNLOADING", "no answer")])
+def test_a_drain_that_could_not_be_done_is_an_error(settings, monkeypatch, capsys, tmp_path, state, why):
+    times = iter(range(100))
+    with serving(Busy(state)) as where:
+        ours = settings(**where, grace_s=10)
+        with pytest.raises(ServerError, match=f"not drained after 10 s: {why}"):
+            container.drain(ours, lambda _: None, lambda _: None, lambda: next(times))
+        given = {**where, "grace_s": 0, "key_file": tmp_path / "key", "folder": tmp_path}
+        for name, value in given.items():
+            monkeypatch.setenv(variable(name), str(value))
+        assert container.main(["drain"]) == exit_codes.UNAVAILABLE
+    assert "is not drained after 0 s" in capsys.readouterr().err
+
+
+def test_a_drain_uses_the_key_with_which_the_server_started(settings, tmp_path):
+    """A secret that is replaced reaches the files of a running container, not its server."""
+    busy = Busy("UNAVAILABLE")
+    with serving(busy) as where:
+        ours = settings(**where)
+        container.prepare(ours)
+        (tmp_path / "key").write_text("n" * 24)
+        container.drain(ours, lambda _: None, lambda _: None)
+    assert busy.keys == {KEY} and (tmp_path / "run" / "control.key").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.server

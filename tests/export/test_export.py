@@ -18,6 +18,7 @@ from harness.cli import main, measuring
 from harness.errors import InputError, ServerError
 from harness.exit_codes import USAGE
 from harness.export import folder as exported
+from harness.export.fleet import _STUDIO as STUDIO
 from harness.export.fleet import EXIT_S, SETTLE_S, Accepted, fleet_of
 from harness.export.fleet import _device as device_of
 from harness.export.folder import write_folder
@@ -30,11 +31,14 @@ from harness.records.schema import StageRecord
 from harness.records.slo import Slo
 from harness.records.store import Run
 from harness.server_metrics import FIRST_AUDIO_BUCKETS
+from harness.service.segments import request_of
+from harness.service.task import TaskSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "results" / "sample-quick"
 BEFORE_EXPIRY = datetime(2026, 12, 1, tzinfo=UTC)
 SIGNED = Accepted()
+needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, which runs rules, is not here")
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +103,19 @@ def test_a_device_is_what_the_stages_reported(kinds, gpus, named, device):
 
 def test_the_overlay_has_the_figures_of_the_fleet(fleet):
     files = overlay_files(fleet, Monitoring())
-    deployment, budget = (yaml.safe_load(files[f"static/{name}.yaml"]) for name in ("triton", "budget"))
-    assert deployment["spec"]["replicas"] == fleet.replicas
+    deployment, budget = (yaml.safe_load(files[f"shared/{name}.yaml"]) for name in ("triton", "budget"))
+    counted = yaml.safe_load(files["static/kustomization.yaml"])["replicas"]
+    assert counted == [{"name": "triton", "count": fleet.replicas}]
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == fleet.grace_s
     assert budget["spec"]["maxUnavailable"] == fleet.spare
-    lines = files["static/triton.env"].splitlines()
+    most = deployment["spec"]["strategy"]["rollingUpdate"]
+    assert most == {"maxSurge": 0, "maxUnavailable": fleet.spare}  # N+1 GPUs have no room for another server
+    assert deployment["spec"]["progressDeadlineSeconds"] > fleet.grace_s
+    lines = files["shared/triton.env"].splitlines()
     environment = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
     assert json.loads(environment["HARNESS_DEPLOY_KNOBS"]) == dict(fleet.server_knobs)
     assert environment["HARNESS_DEPLOY_PRESET"] == "tiny" and environment["HARNESS_DEPLOY_DEVICE"] == "cpu"
-    kustomization = yaml.safe_load(files["static/kustomization.yaml"])
+    kustomization = yaml.safe_load(files["shared/kustomization.yaml"])
     studio = next(each for each in kustomization["configMapGenerator"] if each["name"] == "studio")
     assert studio["literals"] == [f"HARNESS_STUDIO_SESSIONS={int(fleet.sessions * fleet.devices)}"]
 
@@ -126,6 +134,35 @@ def test_the_overlay_stands_by_itself(fleet):
             for path in named:
                 inside = path.removeprefix("../") if path.startswith("../") else f"{here}/{path}"
                 assert inside in files or inside in folders, (name, path)
+
+
+def test_only_the_static_overlay_has_a_number_of_servers(fleet):
+    """An applied number that is taken away later makes Kubernetes scale to one, which ends the others."""
+    files = overlay_files(fleet, Monitoring())
+    assert [name for name, text in files.items() if name.endswith(".yaml") and "/triton" in name] == [
+        "base/triton.yaml", "shared/triton.yaml",
+    ]  # fmt: skip
+    written = [each for name in ("base", "shared") for each in yaml.safe_load_all(files[f"{name}/triton.yaml"])]
+    assert not any("replicas" in each.get("spec", {}) for each in written)
+    for name in ("keda", "hpa", "shared"):
+        content = yaml.safe_load(files[f"{name}/kustomization.yaml"])
+        assert "replicas" not in content
+    page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
+    assert "kubectl.kubernetes.io/last-applied-configuration-" in page
+
+
+def test_rules_are_for_the_namespace_of_prometheus(fleet):
+    """No pod mounts a ConfigMap of another namespace; and an overlay sets its namespace on all that it includes."""
+    files = overlay_files(fleet, Monitoring())
+    for folder, least in (("rules-static", fleet.devices), ("rules-elastic", fleet.scaling.minimum)):
+        content = yaml.safe_load(files[f"{folder}/kustomization.yaml"])
+        (config,) = content["configMapGenerator"]
+        assert content["namespace"] == "monitoring" and config["options"]["disableNameSuffixHash"] is True
+        assert set(config["files"]) == {"plan.yml", "alerts.yml", "recording.yml"}
+        groups = yaml.safe_load(files[f"{folder}/plan.yml"])["groups"]
+        said = {each.get("record"): each["expr"] for group in groups for each in group["rules"]}
+        assert said["vibevoice_plan:devices_least"] == f"vector({least})"
+    assert "speech-rules" not in "".join(files[f"{name}/kustomization.yaml"] for name in ("static", "keda", "hpa"))
 
 
 def test_both_autoscalers_have_the_rule_of_the_plan(fleet):
@@ -166,6 +203,35 @@ def test_the_rule_that_was_simulated_over_a_day_is_the_rule_that_is_exported(fle
         scaled_object(replace(fleet, simulated_rule=replace(RULE, period_s=3600.0)), Monitoring())
 
 
+def test_an_overlay_that_cannot_hold_the_rule_is_left_out_alone(fleet):
+    def of(rule):
+        rule_of = replace(fleet, simulated_rule=rule)
+        files = overlay_files(rule_of, Monitoring())
+        return {name.partition("/")[0] for name in files} - {"base", "gateway", "shared"}, record_of(rule_of)["notes"]
+
+    everything, daily, odd = of(replace(RULE, schedule=())), of(RULE), of(replace(RULE, period_s=3600.0))
+    assert everything == ({"static", "keda", "hpa", "rules-static", "rules-elastic"}, [])
+    assert daily[0] == {"static", "keda", "rules-static", "rules-elastic"}
+    assert daily[1][0].startswith("no overlay hpa") and "start of the plan's demand at 00:00 UTC" in daily[1][1]
+    assert odd[0] == {"static", "rules-static"} and "repeats every 3600 s" in odd[1][1]
+    about = scaled_object(replace(fleet, simulated_rule=RULE), Monitoring())["metadata"]["annotations"]
+    assert about == {"speech/schedule-starts": "00:00 UTC"}
+
+
+@pytest.mark.parametrize("rows", [((0, 4),), ((0, 4), (40_000, 4)), ((0, 2), (20, 4))])
+def test_a_schedule_that_never_changes_is_a_minimum(fleet, rows):
+    """Cron cannot say a span that ends when it starts."""
+    schedule = tuple(ScheduledMinimum(at_s=at_s, devices=devices) for at_s, devices in rows)
+    spec = scaled_object(replace(fleet, simulated_rule=replace(RULE, schedule=schedule)), Monitoring())["spec"]
+    assert spec["minReplicaCount"] == 4 and len(spec["triggers"]) == 1
+
+
+def test_a_window_is_one_that_kubernetes_takes(fleet):
+    long = replace(fleet, simulated_rule=replace(RULE, schedule=(), stabilisation_s=7200.0))
+    assert autoscaler(long)["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 3600
+    assert "3600 s at most, and the plan simulated 7200 s" in record_of(long)["notes"][0]
+
+
 @pytest.mark.parametrize(("peak_qps", "rule"), [(5.0, RULE), (4.0, RULE), (20.0, None)])
 def test_the_rule_of_a_day_is_that_of_a_fleet_for_its_peak(copied, peak_qps, rule):
     elastic = FleetDay(
@@ -189,10 +255,10 @@ def test_the_rule_of_a_day_is_that_of_a_fleet_for_its_peak(copied, peak_qps, rul
 )
 def test_a_server_gets_the_device_of_the_plan(fleet, device, gpus, selector, limit):
     files = overlay_files(replace(fleet, device=device, gpus=gpus), Monitoring())
-    pod = yaml.safe_load(files["static/triton.yaml"])["spec"]["template"]["spec"]
+    pod = yaml.safe_load(files["shared/triton.yaml"])["spec"]["template"]["spec"]
     assert pod.get("nodeSelector") == selector
     assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": limit}  # None takes it away
-    assert f"HARNESS_DEPLOY_DEVICE={'cpu' if device == 'cpu' else 'gpu'}\n" in files["static/triton.env"]
+    assert f"HARNESS_DEPLOY_DEVICE={'cpu' if device == 'cpu' else 'gpu'}\n" in files["shared/triton.env"]
 
 
 @pytest.mark.parametrize(("routing", "policy"), [("round_robin", "ROUND_ROBIN"), ("random", "RANDOM")])
@@ -235,9 +301,9 @@ evaluation_interval: 1m
 tests:
   - interval: 1m
     input_series:
-      - {series: 'vibevoice_sessions{instance="a"}', values: '11x30 12x60'}
-      - {series: 'vibevoice_sessions{instance="b"}', values: '9x90'}
-      - {series: 'vibevoice_queue_length{instance="a"}', values: '2x90'}
+      - {series: 'vibevoice_sessions{job="triton", instance="a"}', values: '11x30 12x60'}
+      - {series: 'vibevoice_sessions{job="triton", instance="b"}', values: '9x90'}
+      - {series: 'vibevoice_queue_length{job="triton", instance="a"}', values: '2x90'}
     alert_rule_test:
       - {eval_time: 30m, alertname: SpeechPlanSessionsExceeded, exp_alerts: []}
       - {eval_time: 40m, alertname: SpeechPlanSessionsExceeded, exp_alerts: []}
@@ -249,7 +315,7 @@ tests:
 """
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, which runs rules, is not here")
+@needs_promtool
 def test_the_alert_fires_above_the_cap_and_not_at_it(tmp_path, fleet):
     """11 + 9 + 2 sessions are what two servers hold at their cap; 12 + 9 + 2 are more."""
     text = plan_rules(fleet)
@@ -262,6 +328,68 @@ def test_the_alert_fires_above_the_cap_and_not_at_it(tmp_path, fleet):
     for asked in (["test", "rules", "test.yml"], ["check", "rules", *rule_files(fleet)]):
         done = subprocess.run(["promtool", *asked], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def rules_tested(folder: Path, files: dict[str, str], case: str) -> str:
+    """What promtool finds wrong with rules by a case of its test files, "" where nothing is."""
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    heading = f"rule_files: [{', '.join(files)}]\nevaluation_interval: 1m\ntests:\n"
+    (folder / "test.yml").write_text(heading + case)
+    done = subprocess.run(["promtool", "test", "rules", "test.yml"], cwd=folder, capture_output=True, text=True)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+SCALED_DOWN = """
+  - interval: 1m
+    input_series:
+      - {series: 'up{job="triton", instance="a"}', values: '1x120'}
+      - {series: 'up{job="triton", instance="b"}', values: '1x120'}
+      - {series: 'up{job="triton", instance="c"}', values: '1x10 _x30 0x4 1x80'}
+      - {series: 'up{job="triton", instance="d"}', values: '1x50 0x5 1x80'}
+    promql_expr_test:
+      - {expr: 'ALERTS{alertstate="firing", alertname=~"SpeechServer.*"}', eval_time: 30m, exp_samples: []}
+      - {expr: 'ALERTS{alertstate="firing", alertname=~"SpeechServer.*"}', eval_time: 44m, exp_samples: []}
+      - {expr: 'ALERTS{alertstate="firing", alertname=~"SpeechServer.*"}', eval_time: 55m, exp_samples: []}
+  - interval: 1m
+    input_series: [{series: 'up{job="triton", instance="a"}', values: '1x120'}]
+    promql_expr_test:
+      - expr: count(ALERTS{alertstate="firing", alertname="SpeechServersBelowPlan"})
+        eval_time: 30m
+        exp_samples: [{labels: '{}', value: 1}]
+"""
+
+
+@needs_promtool
+def test_an_autoscaler_that_does_its_work_raises_no_alert(tmp_path, fleet):
+    """Fewer servers than the plan needs at its peak, one that loads its models, and one that starts again."""
+    busier = replace(fleet, devices=5, replicas=6)
+    assert rules_tested(tmp_path, rule_files(busier, elastic=True), SCALED_DOWN) == ""
+    assert "SpeechServersBelowPlan" in rules_tested(tmp_path, rule_files(busier), SCALED_DOWN)
+
+
+BURNING = """
+  - interval: 1m
+    input_series:
+      - {{series: 'vibevoice_first_audio_seconds_bucket{{job="triton", instance="a", le="1"}}', values: '0+{in_time}x100'}}
+      - {{series: 'vibevoice_first_audio_seconds_bucket{{job="triton", instance="a", le="+Inf"}}', values: '0+100x100'}}
+      - {{series: 'vibevoice_requests_total{{job="triton", instance="a", outcome="failed"}}', values: '0x100'}}
+    promql_expr_test:
+      - expr: count by (alertname) (ALERTS{{alertstate="firing", alertname=~"SpeechSloBurns|SpeechSloBurnsFast"}})
+        eval_time: 90m
+        exp_samples: [{fired}]
+"""
+
+
+@needs_promtool
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.95, 0.99])
+def test_an_outage_burns_the_budget_of_any_quantile_fast(tmp_path, fleet, quantile):
+    """14.4 budgets of an SLO on p90 are more than all requests; within the budget nothing fires."""
+    files = rule_files(replace(fleet, slos=(Slo("short", "ttfa_s", quantile, 1.0),)))
+    names = ("SpeechSloBurnsFast", "SpeechSloBurns")
+    every = ", ".join(f"{{labels: '{{alertname=\"{name}\"}}', value: 1}}" for name in names)
+    cases = BURNING.format(in_time=0, fired=every) + BURNING.format(in_time=round(100 * quantile), fired="")
+    assert rules_tested(tmp_path, files, cases) == ""
 
 
 def test_series_of_the_plan_that_other_rules_use_are_exported(fleet):
@@ -321,8 +449,28 @@ def test_an_inconclusive_plan_needs_a_word_of_its_own(copied):
         fleet_of(copied, 5, Accepted(force=True), BEFORE_EXPIRY)
     taken = fleet_of(copied, 5, Accepted(force=True, inconclusive=True), BEFORE_EXPIRY)
     assert taken.verdict == "inconclusive" and "# Exported although: its verdict is inconclusive" in plan_rules(taken)
-    about = yaml.safe_load(overlay_files(taken, Monitoring())["static/triton.yaml"])["metadata"]["annotations"]
+    about = yaml.safe_load(overlay_files(taken, Monitoring())["shared/triton.yaml"])["metadata"]["annotations"]
     assert "inconclusive" in about["speech/exported-although"]
+
+
+def test_a_plan_of_other_requests_than_the_studio_sends_needs_a_word(copied):
+    """Half the denoising steps are half the work: the studio does not ask for them by itself."""
+    knobs = json.loads((copied / "plan.json").read_text())["deployment"]
+    changed_plan(copied, deployment={**knobs, "diffusion_steps": 5, "chunk_frames": 1})
+    with pytest.raises(
+        InputError, match="of requests with diffusion_steps 5, which the studio sends with 10.*--accept"
+    ):
+        fleet_of(copied, 5, Accepted(force=True), BEFORE_EXPIRY)
+    taken = fleet_of(copied, 5, Accepted(force=True, inconclusive=True), BEFORE_EXPIRY)
+    about = yaml.safe_load(overlay_files(taken, Monitoring())["shared/triton.yaml"])["metadata"]["annotations"]
+    assert (about["speech/diffusion-steps"], about["speech/chunk-frames"]) == ("5", "1")
+    assert "diffusion_steps 5" in about["speech/exported-although"] and taken.server_knobs == knobs
+
+
+def test_what_the_studio_asks_for_is_what_an_export_takes_it_to_ask_for():
+    task = TaskSpec(script="Speaker 1: Hello.", voices=(1,), frames=1, estimate=1)
+    request = request_of("a", "task", task, 1)
+    assert {name: getattr(request, name) for name in STUDIO} == STUDIO
 
 
 def test_a_plan_without_a_count_is_refused_whatever_is_accepted(copied):

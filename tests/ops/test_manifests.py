@@ -3,8 +3,12 @@
 import copy
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,10 @@ sys.path.append(str(ROOT / "ops"))
 
 import check_manifests as checker  # noqa: E402
 import manifest_rules as rules  # noqa: E402
+
+from harness import exit_codes  # noqa: E402
+from harness.export.kubernetes import GOAWAY_S  # noqa: E402
+from harness.planfile.reading import load_plan  # noqa: E402
 
 KUBERNETES = ROOT / "ops" / "kubernetes"
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl, which renders overlays, is not here")
@@ -54,7 +62,8 @@ def checked():
 @needs_kubectl
 def test_every_overlay_renders_and_is_valid(checked):
     assert checked["failures"] == []
-    assert checked["overlays"].keys() == {"fleet", "one-gpu", "export, static", "export, keda", "export, hpa"}
+    exported = {f"export, {name}" for name in ("static", "keda", "hpa", "rules-static", "rules-elastic")}
+    assert checked["overlays"].keys() == {"fleet", "one-gpu"} | exported
     assert checked["objects"] > 130
 
 
@@ -206,8 +215,56 @@ def test_the_job_signs_off_a_plan_that_can_be_read():
 
 def test_a_gateway_outlives_the_longest_session_that_it_carries():
     spec = pod(everything(), "gateway")
-    sleep_s = int(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert (
-        5400 < sleep_s < spec["terminationGracePeriodSeconds"]
-        and pod(everything())["terminationGracePeriodSeconds"] > 5400
+    assert spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] == ["bash", "/etc/envoy/drain.sh"]
+    assert spec["terminationGracePeriodSeconds"] > 5400 + GOAWAY_S
+    assert pod(everything())["terminationGracePeriodSeconds"] > 5400
+
+
+class Envoy(BaseHTTPRequestHandler):
+    """Its admin interface: what was asked, and how many streams are under way at each look."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, status: int, text: str = "OK\n") -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def do_POST(self):
+        self.answer(200 if self.server.asked else 503)
+
+    def do_GET(self):
+        self.answer(200, f"http.grpc.downstream_rq_active: {self.server.streams.pop(0)}\n")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_gateway_tells_its_clients_and_waits_for_their_streams():
+    """Ten streams are not none; and a client may open its next one between two looks."""
+    with HTTPServer(("127.0.0.1", 0), Envoy) as admin:
+        admin.asked, admin.streams = [], [10, 1, 0, 0, 1, 0, 0, 0]
+        threading.Thread(target=admin.serve_forever, daemon=True).start()
+        short = {"ADMIN_PORT": str(admin.server_port), "SETTLE_S": "0", "DRAIN_S": "0", "LOOK_S": "0.02"}
+        hook = ["bash", str(KUBERNETES / "components" / "gateway" / "drain.sh")]
+        done = subprocess.run(hook, env={**os.environ, **short}, timeout=30, capture_output=True, text=True)
+        admin.shutdown()
+    assert done.returncode == 0 and admin.streams == []
+    assert admin.asked[:2] == ["POST /drain_listeners?graceful&skip_exit"] * 2  # again, where it had no success
+    assert set(admin.asked[2:]) == {"GET /stats?filter=http.grpc.downstream_rq_active"}
+    envoy = yaml.safe_load((KUBERNETES / "components" / "gateway" / "envoy.yaml").read_text())
+    assert envoy["admin"]["address"]["socket_address"] == {"address": "127.0.0.1", "port_value": 9901}
+    arguments = pod(everything(), "gateway")["containers"][0]["args"]
+    assert arguments[arguments.index("--drain-time-s") + 1] == str(GOAWAY_S)
+
+
+def test_the_job_does_not_take_the_gpu_of_the_server():
+    """It waits; and since a Job's pod cannot be changed, the page says what to delete before the next apply."""
+    assert of_kind(everything(), "Job", "signoff")["spec"]["suspend"] is True
+    page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
+    deleted, ended = (
+        page.index(f"kubectl -n speech {each}") for each in ("delete job signoff", "scale deployment triton")
     )
+    assert ended < page.index("patch job signoff") < deleted

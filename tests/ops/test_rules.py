@@ -12,6 +12,7 @@ import yaml
 from expressions import KNOWN, metrics_of
 
 from harness.errors import HarnessError
+from harness.export.prometheus import KUBERNETES_SELECTOR
 from harness.server_metrics import FIRST_AUDIO_BUCKETS, bound
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,3 +76,14 @@ def test_without_prometheus_the_check_says_what_to_install(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(HarnessError, match="promtool is not on the PATH.*apt-get install prometheus"):
         prometheus_server.promtool("check", "config", "prometheus.yml")
+
+
+def test_a_server_of_kubernetes_is_scraped_by_one_job():
+    """A pod that a job of Prometheus's chart finds by its annotations, too, would count its sessions twice."""
+    (job,) = yaml.safe_load((FOLDER / "kubernetes.yml").read_text())["scrape_configs"]
+    (found,) = job["kubernetes_sd_configs"]
+    assert (job["job_name"], found["role"], found["namespaces"]) == ("triton", "pod", {"names": ["speech"]})
+    labels = {each["target_label"] for each in job["relabel_configs"] if "target_label" in each}
+    assert set(re.findall(r"(\w+)=", KUBERNETES_SELECTOR)) <= labels | {"job"}
+    manifests = [*(ROOT / "ops" / "kubernetes").rglob("*.yaml")]
+    assert len(manifests) > 10 and not any("prometheus.io/scrape" in path.read_text() for path in manifests)
