@@ -32,6 +32,7 @@ from harness.runs.analysis import behaviour_of, day_of, plan_of
 from harness.runs.opening import open_run
 from harness.runs.points import deployment_of
 from harness.runs.stages import record_stages
+from harness.runs.rungs import within_room
 from harness.sweep.budget import minutes_needed
 from harness.sweep.campaign import FIT_S, Campaign
 from harness.sweep.progress import Watcher
@@ -76,6 +77,7 @@ class SignOff:
         self.url, self.ray = url, ray
         self.base = deployment_of(self.spec, url, **(deployment or {}))
         self.search = Search(self.spec, self.base)
+        self.spec, self._clipped = within_room(self.spec)
         if not url:
             self._check_deployable()
         self.run = open_run(self.plan_path, self.spec, results, url, ray)
@@ -115,7 +117,7 @@ class SignOff:
                     return stored
             self.campaign.begin(watcher)
             watcher.begin(_START_S + self.campaign.whole_s())
-            for remark in self.spec.script_source().remarks:
+            for remark in (*self.spec.script_source().remarks, *filter(None, [self._clipped])):
                 watcher.say(f"warning: {remark}")
             if self._anything_to_measure(ladders_only):
                 with measuring_lock():

@@ -24,6 +24,7 @@ from harness.records.store import Run
 from harness.runs.analysis import fit_of
 from harness.runs.points import describe_point
 from harness.runs.stages import record_stages, stages_by_server
+from harness.runs.rungs import sessions_that_fit
 from harness.sweep.budget import Budget, decidable_s, estimated_s
 from harness.sweep.near_limit import rungs_near_limit
 from harness.sweep.progress import Lane, Watcher
@@ -56,6 +57,7 @@ class Campaign:
         self.spec, self.search, self.run = spec, search, run
         self.mix = spec.traffic_mix()
         self.log = TrialLog(run)
+        self.room = sessions_that_fit(spec)
         self.watcher = Watcher()
         self.budget = Budget(spec.budget_minutes)
         self.left_out: list[LeftOut] = []  # what the budget had no time for
@@ -251,7 +253,7 @@ class Campaign:
         pools = pools_of(fit, best, self.mix, spec.slo_list(), spec.utilisation_cap, spec.routing)
         admitted = deployed(self.search.base, best.deployment).sessions_at_once() if ours else rungs[-1]
         most = steady_sessions(pools.device, pools.limits)
-        room = min(pools.limits.room, admitted)
+        room = min(pools.limits.room, admitted, self.room)
         return rungs_near_limit(rungs, most, reached=not is_of_range(best.binding), room=room)
 
     def _open_load(self, best: FittedDeployment, share: float, index: int) -> tuple[Load, Prediction]:
@@ -297,7 +299,7 @@ class Campaign:
     def further_ladders_s(self) -> float:
         """Seconds for the further ladders of the best point."""
         rungs = self.spec.ladder.sessions
-        longest = self._ladder_load({}, 0, rungs_near_limit(rungs, rungs[-1], reached=False))
+        longest = self._ladder_load({}, 0, rungs_near_limit(rungs, rungs[-1], reached=False, room=self.room))
         return len(FURTHER) * (self._estimated_s(longest) + FIT_S)
 
     def whole_s(self) -> float:
