@@ -26,7 +26,7 @@ from harness.planfile.reading import load_plan
 from harness.records.load import TrialLoad
 from harness.records.schema import Outcome, Trial
 from harness.records.store import Run, write_profile
-from harness.report import decision, tables
+from harness.report import decision, tables, winner
 from harness.runs import opening, points
 from harness.sweep.progress import Watcher
 from harness.sweep.trial import Measured, TrialRequest
