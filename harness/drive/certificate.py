@@ -64,7 +64,7 @@ def certificate_of(observed: Observed, summary: Summary, start_ns: int) -> Certi
         ),
     )
     certificate = replace(certificate, gates=(*certificate.gates, *_disturbance(observed, start_ns)))
-    faults = (*observed.faults, *observed.readers.faults, *mixture(observed.results))
+    faults = (*observed.faults, *observed.readers.faults, *mixture(observed.results), *_unknown_clocks(observed))
     return replace(certificate, gates=(*(Gate("load", False, fault) for fault in faults), *certificate.gates))
 
 
@@ -99,6 +99,23 @@ def _servers(observed: Observed) -> Iterator[str]:
                 "the server, or its entry model, was restarted (or several servers answer at this address)"
             )
 
+    for address in sorted(_clockless(observed, emulated=False)):
+        yield f"{address} does not give its configuration: its time is taken to be undilated"
+
+
+def _unknown_clocks(observed: Observed) -> Iterator[str]:
+    """Emulated servers that may run with time dilation, which nobody knows."""
+    for address in sorted(_clockless(observed, emulated=True)):
+        yield (
+            f"{address} emulates a GPU and does not give its configuration, so its time dilation is not known: let "
+            "this client ask for it (ModelConfig of Triton, --grpc-restricted-protocol)"
+        )
+
+
+def _clockless(observed: Observed, *, emulated: bool) -> set[str]:
+    """Servers that did not tell their time dilation, either those that emulate a GPU or the others."""
+    emulating = {each.target for each in observed.results if each.emulated}
+    return {each for each in observed.readers.connections.clockless if (each in emulating) == emulated}
 
 def _unsteady(settings: LoadSettings) -> str:
     """Why the load is not expected to be steady; "" where it is."""

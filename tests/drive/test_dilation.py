@@ -4,20 +4,28 @@ import asyncio
 import time
 from types import SimpleNamespace
 
+import grpc
 import pytest
 from fake_triton import Timetable, serving
 
 from harness import wire
 from harness.client.stream import SpeechClient
-from harness.clock import Clock
+from harness.client.target import Target
+from harness.clock import HOST, Clock
 from harness.device_profile import StagePoint
 from harness.drive.dilation import AIM, FACTORS, real_time_sessions, smallest_factor
 from harness.drive.disturbance import HostLoad, HostSample
+from harness.drive.generator import LoadSettings
 from harness.drive.host_monitor import HostRecord, _on_clock
+from harness.drive.load_report import report_of
+from harness.drive.observed import ReaderTotals
 from harness.drive.readers.pool import ReaderPool
+from harness.drive.recorder import Recorder
 from harness.drive.validity import unhurried
+from harness.errors import ServerError
 from harness.records.metrics import per_request
 from harness.records.schema import Outcome, Request
+from harness.traffic.mix import MIXES
 
 SLOWER = 20.0
 
@@ -110,3 +118,44 @@ def test_a_request_without_a_result_is_on_the_clock_too():
         result, now_ns = ahead.wait(10), pool.clock.now_ns()
         pool.close()
     assert result.sent_ns == 0 and abs(now_ns - result.ended_ns) < 10**9
+
+
+WITHHELD = [
+    (grpc.StatusCode.UNIMPLEMENTED, ""),
+    (grpc.StatusCode.PERMISSION_DENIED, "not for you"),
+    (grpc.StatusCode.UNAVAILABLE, "This protocol is restricted, expecting header 'triton-grpc-protocol-key'"),
+]
+
+
+async def ready(url):
+    async with SpeechClient(url) as client:
+        await client.ready()
+        return client.clock, (await client.replicas.connection_statistics()).clockless
+
+
+@pytest.mark.parametrize("error", WITHHELD)
+def test_a_server_that_withholds_its_configuration_is_taken_to_be_undilated_and_noted(error):
+    with serving(Timetable(dilation=SLOWER, config_error=error)) as fake:
+        assert asyncio.run(ready(fake.url)) == (HOST, {fake.url: 1})
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND])
+def test_a_server_whose_configuration_cannot_be_read_is_not_ready(code):
+    with serving(Timetable(config_error=(code, "out of order"))) as fake:
+        with pytest.raises(ServerError, match="time dilation is not known: .*out of order"):
+            asyncio.run(ready(fake.url))
+
+
+@pytest.mark.parametrize(("emulated", "valid"), [(True, False), (False, True)])
+def test_a_test_of_emulated_gpus_is_invalid_where_their_clock_is_not_known(emulated, valid):
+    with serving(Timetable(emulated=emulated, config_error=WITHHELD[0])) as fake:
+        pool, recorder = ReaderPool(fake.url), Recorder(LoadSettings(MIXES["quick"]), Target.of(fake.url), None)
+        recorder.all_users_run(recorder.start_ns)
+        recorder.take(pool.submit(request(due_ns=recorder.start_ns), "closed").wait(10))
+        pool.close()
+    totals = ReaderTotals(1, pool.lost, pool.lag_p99_s, pool.connections)
+    observed = recorder.observed(time.monotonic_ns(), totals, HostRecord())
+    certificate = report_of(observed).certificate
+    said = "does not give its configuration"
+    assert (not any(said in gate.says for gate in certificate.gates if gate.passed is False)) is valid
+    assert any(said in note for note in certificate.notes) is valid
