@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from harness.client.target import is_this_host
 from harness.drive.generator import LoadSettings, arrival_times
 from harness.drive.observed import Observed
 from harness.drive.validity import (
@@ -98,7 +99,6 @@ def _servers(observed: Observed) -> Iterator[str]:
                 f"{each.address} reports at least {each.forgotten} fewer requests than were sent: "
                 "the server, or its entry model, was restarted (or several servers answer at this address)"
             )
-
     for address in sorted(_clockless(observed, emulated=False)):
         yield f"{address} does not give its configuration: its time is taken to be undilated"
 
@@ -117,6 +117,7 @@ def _clockless(observed: Observed, *, emulated: bool) -> set[str]:
     emulating = {each.target for each in observed.results if each.emulated}
     return {each for each in observed.readers.connections.clockless if (each in emulating) == emulated}
 
+
 def _unsteady(settings: LoadSettings) -> str:
     """Why the load is not expected to be steady; "" where it is."""
     if settings.load.sessions:
@@ -128,14 +129,18 @@ def _unsteady(settings: LoadSettings) -> str:
 
 
 def _disturbance(observed: Observed, start_ns: int) -> Iterator[Gate]:
-    """Whether others took CPU that the test needed: over its window, or in too many rungs of a ladder."""
-    if not observed.host.samples:
-        return
-    if observed.settings.load.sessions:
-        yield undisturbed_rungs(observed.rungs)
-    else:
-        yield undisturbed(observed.host.load(start_ns, observed.end_ns), observed.settings.max_others)
-    if observed.dilation != 1:
+    """Whether others took CPU that the test needed: over its window, or in too many rungs of a ladder.
+
+    With time dilation also whether the servers' host was too busy, where that is this host.
+    """
+    if observed.host.samples:
+        if observed.settings.load.sessions:
+            yield undisturbed_rungs(observed.rungs)
+        else:
+            yield undisturbed(observed.host.load(start_ns, observed.end_ns), observed.settings.max_others)
+    if observed.dilation != 1 and not is_this_host(observed.target):
+        yield Gate("host share", None, "not testable: a server is on another host, whose CPU is not known here")
+    elif observed.dilation != 1:
         yield unhurried(_busiest(observed, start_ns), observed.dilation)
 
 

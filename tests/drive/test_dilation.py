@@ -18,7 +18,7 @@ from harness.drive.disturbance import HostLoad, HostSample
 from harness.drive.generator import LoadSettings
 from harness.drive.host_monitor import HostRecord, _on_clock
 from harness.drive.load_report import report_of
-from harness.drive.observed import ReaderTotals
+from harness.drive.observed import Observed, ReaderTotals
 from harness.drive.readers.pool import ReaderPool
 from harness.drive.recorder import Recorder
 from harness.drive.validity import unhurried
@@ -159,3 +159,20 @@ def test_a_test_of_emulated_gpus_is_invalid_where_their_clock_is_not_known(emula
     said = "does not give its configuration"
     assert (not any(said in gate.says for gate in certificate.gates if gate.passed is False)) is valid
     assert any(said in note for note in certificate.notes) is valid
+
+
+def test_the_share_of_this_host_says_nothing_about_a_server_on_another():
+    samples = tuple(HostSample(at_s * 10**9, 1.0, 0.0, 0.9, 0.9, 0.0) for at_s in range(1, 6))
+
+    def gate_of(*addresses):
+        observed = Observed(
+            LoadSettings(MIXES["quick"]), Target.of(",".join(addresses)), (), 10**9, 5 * 10**9,
+            host=HostRecord(samples, cores=2), dilation=SLOWER,
+        )  # fmt: skip
+        gates = report_of(observed).certificate.gates
+        return next(gate for gate in gates if gate.name == "host share")
+
+    assert gate_of("127.0.0.1:8001").passed is False
+    for others in (("192.0.2.1:8001",), ("127.0.0.1:8001", "192.0.2.1:8001")):
+        gate = gate_of(*others)
+        assert gate.passed is None and "another host" in gate.says
