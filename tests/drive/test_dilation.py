@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import grpc
@@ -13,7 +14,7 @@ from harness.client.stream import SpeechClient
 from harness.client.target import Target
 from harness.clock import HOST, Clock
 from harness.device_profile import StagePoint
-from harness.drive.dilation import AIM, FACTORS, real_time_sessions, smallest_factor
+from harness.drive.dilation import AIM, FACTORS, Crowd, await_speech, is_steady, real_time_sessions, smallest_factor
 from harness.drive.disturbance import HostLoad, HostSample
 from harness.drive.generator import LoadSettings
 from harness.drive.host_monitor import HostRecord, _on_clock
@@ -25,7 +26,7 @@ from harness.drive.validity import unhurried
 from harness.errors import ServerError
 from harness.records.metrics import per_request
 from harness.records.schema import Outcome, Request
-from harness.traffic.mix import MIXES
+from harness.traffic.mix import MIXES, ScriptSource
 
 SLOWER = 20.0
 
@@ -176,3 +177,47 @@ def test_the_share_of_this_host_says_nothing_about_a_server_on_another():
     for others in (("192.0.2.1:8001",), ("127.0.0.1:8001", "192.0.2.1:8001")):
         gate = gate_of(*others)
         assert gate.passed is None and "another host" in gate.says
+
+
+@contextmanager
+def crowd_at(timetable, sessions=3):
+    with serving(timetable) as fake:
+        pool = ReaderPool(fake.url)
+        crowd = Crowd(pool, MIXES["shorts"], ScriptSource())
+        try:
+            crowd.begin(sessions)
+            yield fake, pool, crowd
+        finally:
+            crowd.end()
+            pool.close()
+
+
+def test_the_host_is_watched_only_once_every_session_speaks():
+    with crowd_at(Timetable(first_s=1.5, interval_s=0.01)) as (_, pool, crowd):
+        began_s = time.monotonic()
+        await_speech(crowd, pool)
+        assert time.monotonic() - began_s > 1.5 and crowd.silent == 0
+
+
+def test_no_dilation_is_chosen_while_sessions_are_silent(monkeypatch):
+    monkeypatch.setattr("harness.drive.dilation.OPEN_S", 2.0)
+    with crowd_at(Timetable(hang_after=0)) as (_, pool, crowd):
+        with pytest.raises(ServerError, match="after 2 s .* 3 sessions have sent no audio"):
+            await_speech(crowd, pool)
+
+
+def test_a_user_whose_session_ends_begins_another_and_one_without_room_does_not_count():
+    with crowd_at(Timetable()) as (fake, pool, crowd):
+        await_speech(crowd, pool)
+        assert len(fake.requests) > 6
+    with crowd_at(Timetable(fail_after=0, error=f"{wire.BUSY}no room")) as (fake, pool, crowd):
+        await_speech(crowd, pool)
+        assert len(fake.requests) == 3
+    with crowd_at(Timetable(fail_after=0)) as (_, pool, crowd):
+        with pytest.raises(ServerError, match="a request failed: .*ran out of memory"):
+            await_speech(crowd, pool)
+
+
+def test_a_rate_is_steady_once_enough_readings_lie_near_their_mean():
+    assert is_steady((10.0, 10.2, 9.9, 10.1)) and not is_steady((10.0, 10.0, 10.0))
+    assert not is_steady((2.0, 5.0, 8.0, 10.0)) and not is_steady((0.0,) * 4)
