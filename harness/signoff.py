@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Literal, overload
 
 from harness.capacity.ready import compiled_beside
-from harness.clock import AUTO
+from harness.clock import AUTO, HOST
 from harness.deploy.external import RemoteTriton
 from harness.deploy.server import TritonServer
 from harness.drive.dilation import choose_dilation
@@ -31,6 +32,7 @@ from harness.report.sweep_page import write_sweep_report
 from harness.runs.analysis import behaviour_of, day_of, plan_of
 from harness.runs.opening import open_run
 from harness.runs.points import deployment_of
+from harness.runs.rungs import within_room
 from harness.runs.stages import record_stages
 from harness.sweep.budget import minutes_needed
 from harness.sweep.campaign import FIT_S, Campaign
@@ -43,7 +45,7 @@ from harness.sweep.workers import Fleet, Host
 ANSWERED = ("met", VERDICT)  # VERDICT: what would be met is an estimate
 LOCK_FOLDER = ROOT / ".harness"
 _START_S = 25.0  # of a Triton
-_CHOOSE_S = 45.0  # a time dilation
+_CHOOSE_S = 90.0  # a time dilation
 
 
 class SignOff:
@@ -75,6 +77,7 @@ class SignOff:
             )
         self.url, self.ray = url, ray
         self.base = deployment_of(self.spec, url, **(deployment or {}))
+        self.spec, self._clipped = within_room(self.spec)
         self.search = Search(self.spec, self.base)
         if not url:
             self._check_deployable()
@@ -115,7 +118,7 @@ class SignOff:
                     return stored
             self.campaign.begin(watcher)
             watcher.begin(_START_S + self.campaign.whole_s())
-            for remark in self.spec.script_source().remarks:
+            for remark in (*self.spec.script_source().remarks, *filter(None, [self._clipped])):
                 watcher.say(f"warning: {remark}")
             if self._anything_to_measure(ladders_only):
                 with measuring_lock():
@@ -149,6 +152,7 @@ class SignOff:
 
     def _measure(self, watcher: Watcher, ladders_only: bool) -> None:
         self._choose_dilation(watcher)
+        self._check_budget()
         watcher.step(f"reaching {self.url or self.ray}" if self.url or self.ray else "starting Triton", _START_S)
         try:
             with compiled_beside() as compiling, Fleet(self._hosts()) as fleet:
@@ -174,6 +178,19 @@ class SignOff:
             watcher.done(f"time is dilated {chosen:g} times")
             watcher.begin(_START_S + self.campaign.whole_s())
         self.base = replace(self.base, dilation=self.run.manifest.clock.dilation)
+
+    def _check_budget(self) -> None:
+        """Raise InputError where dilated time leaves the budget too short for any answer, before it is spent."""
+        clock, budget = self.run.manifest.clock, self.campaign.budget
+        least_s, left_s = self.campaign.least_s(), max(budget.left_s(), 0.0)
+        missing_s = _START_S + least_s - left_s
+        if clock != HOST and missing_s > 0:
+            raise InputError(
+                f"{self.plan_path}: with time dilated {clock.dilation:g} times, what an answer needs takes about "
+                f"{math.ceil(least_s / 60)} min, and {left_s / 60:.0f} of budget_minutes {budget.minutes:g} are left: "
+                f"give budget_minutes {math.ceil(budget.minutes + missing_s / 60)}, shorter or fewer rungs (ladder), "
+                "a shorter confirmation (confirm.seconds), or use a host with more cores"
+            )
 
     @property
     def _scratch(self) -> Path:

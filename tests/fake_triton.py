@@ -42,6 +42,7 @@ class Timetable:
     ready: bool = True
     model_ready: bool = True
     dilation: float = 1.0  # of the configuration; times above are those of the host
+    config_error: tuple[grpc.StatusCode, str] | None = None  # instead of the configuration
 
 
 def inputs_of(request: pb.ModelInferRequest) -> dict[str, object]:
@@ -96,6 +97,8 @@ class FakeTriton(GRPCInferenceServiceServicer):
         return pb.ModelReadyResponse(ready=self.timetable.model_ready and request.name == wire.ENTRY)
 
     async def ModelConfig(self, request, context):
+        if self.timetable.config_error:
+            await context.abort(*self.timetable.config_error)
         answer = pb.ModelConfigResponse()
         answer.config.parameters[wire.DILATION].string_value = f"{self.timetable.dilation:g}"
         return answer

@@ -23,6 +23,9 @@ PING_TIMEOUT = "ping timeout"  # gRPC's wording
 ASK_AFTER_S = 3.0  # of silence: see ``ask_s``
 COUNT_TIMEOUT_S = 3.0  # the end of a test does not wait for a server that has ended
 COUNTS_WITHIN_S = (0.1, 0.4)  # Triton may count a request some time after its last response
+# A server may withhold its configuration, and a proxy may not know the call; Triton restricts it in its own words.
+WITHHELD = grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.PERMISSION_DENIED
+RESTRICTED = "This protocol is restricted"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class ConnectionStatistics:
     ``reconnects``: connections lost and re-established. ``passed_over``: requests sent to another server because this
     one was down. ``counted``: requests that the server had counted before the process sent any; ``served``: those that
     it has completed for the process since; ``remembered``: its count at the end. These three omit servers without
-    statistics.
+    statistics. ``clockless``: how many processes the server did not tell its time dilation.
     """
 
     reconnects: Counter[str] = field(default_factory=Counter)
@@ -40,6 +43,7 @@ class ConnectionStatistics:
     counted: dict[str, int] = field(default_factory=dict)
     served: Counter[str] = field(default_factory=Counter)
     remembered: dict[str, int] = field(default_factory=dict)
+    clockless: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: ConnectionStatistics) -> ConnectionStatistics:
         # Counts only grow, so the minimum is that before all requests and the maximum that after them.
@@ -49,6 +53,7 @@ class ConnectionStatistics:
             _merged(min, self.counted, other.counted),
             self.served + other.served,
             _merged(max, self.remembered, other.remembered),
+            self.clockless + other.clockless,
         )
 
     @property
@@ -89,6 +94,7 @@ class Replica:
         self.silence_s = target.silence_s
         self.ask_s = ASK_AFTER_S
         self.clock: Clock | None = None  # of the server, once it is ready
+        self.clockless = False  # it does not tell; its clock is then taken to be the host's
         self.counted: int | None = None  # by the server, before our first request
         self.down = self._was_up = False
         self._channel = target.aio_channel(address)
@@ -144,12 +150,17 @@ class Replica:
         return sum(int(model.inference_count) for model in answer.model_stats)
 
     async def _clock(self) -> Clock:
-        """The server's clock; the host's where it does not give its configuration."""
+        """The server's clock; the host's where it withholds its configuration. Raises ServerError for other errors."""
         manner = {"timeout": self.target.ready_s, "metadata": self.target.headers}
         try:
             answer = await self.stub.ModelConfig(pb.ModelConfigRequest(name=wire.ENTRY), **manner)
-        except grpc.aio.AioRpcError:
-            return HOST
+        except grpc.aio.AioRpcError as error:
+            code, details = status_of(error)
+            self.clockless = code in WITHHELD or RESTRICTED in details
+            if self.clockless:
+                return HOST
+            raise ServerError(f"its time dilation is not known: {self.described(error)}") from error
+        self.clockless = False
         return Clock.of(answer.config.parameters[wire.DILATION].string_value)
 
     def described(self, error: grpc.RpcError) -> str:
@@ -242,7 +253,8 @@ class Replicas:
         for each, now in zip(self._ring, last, strict=True):
             if each.counted is not None and now is not None:
                 counted[each.address], served[each.address], remembered[each.address] = each.counted, each.served, now
-        return ConnectionStatistics(self.reconnects, self.passed_over, counted, served, remembered)
+        clockless = Counter(replica.address for replica in self._ring if replica.clockless)
+        return ConnectionStatistics(self.reconnects, self.passed_over, counted, served, remembered, clockless)
 
 
 def described(error: grpc.RpcError, address: str, tls: Tls | None) -> str:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from harness.client.target import is_this_host
 from harness.drive.generator import LoadSettings, arrival_times
 from harness.drive.observed import Observed
 from harness.drive.validity import (
@@ -64,7 +65,7 @@ def certificate_of(observed: Observed, summary: Summary, start_ns: int) -> Certi
         ),
     )
     certificate = replace(certificate, gates=(*certificate.gates, *_disturbance(observed, start_ns)))
-    faults = (*observed.faults, *observed.readers.faults, *mixture(observed.results))
+    faults = (*observed.faults, *observed.readers.faults, *mixture(observed.results), *_unknown_clocks(observed))
     return replace(certificate, gates=(*(Gate("load", False, fault) for fault in faults), *certificate.gates))
 
 
@@ -98,6 +99,23 @@ def _servers(observed: Observed) -> Iterator[str]:
                 f"{each.address} reports at least {each.forgotten} fewer requests than were sent: "
                 "the server, or its entry model, was restarted (or several servers answer at this address)"
             )
+    for address in sorted(_clockless(observed, emulated=False)):
+        yield f"{address} does not give its configuration: its time is taken to be undilated"
+
+
+def _unknown_clocks(observed: Observed) -> Iterator[str]:
+    """Emulated servers that may run with time dilation, which nobody knows."""
+    for address in sorted(_clockless(observed, emulated=True)):
+        yield (
+            f"{address} emulates a GPU and does not give its configuration, so its time dilation is not known: let "
+            "this client ask for it (ModelConfig of Triton, --grpc-restricted-protocol)"
+        )
+
+
+def _clockless(observed: Observed, *, emulated: bool) -> set[str]:
+    """Servers that did not tell their time dilation, either those that emulate a GPU or the others."""
+    emulating = {each.target for each in observed.results if each.emulated}
+    return {each for each in observed.readers.connections.clockless if (each in emulating) == emulated}
 
 
 def _unsteady(settings: LoadSettings) -> str:
@@ -111,14 +129,18 @@ def _unsteady(settings: LoadSettings) -> str:
 
 
 def _disturbance(observed: Observed, start_ns: int) -> Iterator[Gate]:
-    """Whether others took CPU that the test needed: over its window, or in too many rungs of a ladder."""
-    if not observed.host.samples:
-        return
-    if observed.settings.load.sessions:
-        yield undisturbed_rungs(observed.rungs)
-    else:
-        yield undisturbed(observed.host.load(start_ns, observed.end_ns), observed.settings.max_others)
-    if observed.dilation != 1:
+    """Whether others took CPU that the test needed: over its window, or in too many rungs of a ladder.
+
+    With time dilation also whether the servers' host was too busy, where that is this host.
+    """
+    if observed.host.samples:
+        if observed.settings.load.sessions:
+            yield undisturbed_rungs(observed.rungs)
+        else:
+            yield undisturbed(observed.host.load(start_ns, observed.end_ns), observed.settings.max_others)
+    if observed.dilation != 1 and not is_this_host(observed.target):
+        yield Gate("host share", None, "not testable: a server is on another host, whose CPU is not known here")
+    elif observed.dilation != 1:
         yield unhurried(_busiest(observed, start_ns), observed.dilation)
 
 

@@ -150,8 +150,12 @@ class MasterTest(SpeechTest):
             self.monitoring.count_as_own(report.pid)
         for result in report.results:
             self._record(_shifted(result, self._shift_ns[msg.node_id]))
+        known = any(each.failed for each in self._reports.values())
         self._reports[msg.node_id] = replace(report, results=())
-        self._begin_when_all_are_ready()
+        if not report.failed:
+            self._begin_when_all_are_ready()
+        elif not (known or self._finishing):  # no share of a load is that load: end at once
+            self.end()
 
     def _take_for_lost(self, worker: str, error: Exception) -> None:
         """Make the test INVALID, once per worker: its requests are missing."""
@@ -161,7 +165,8 @@ class MasterTest(SpeechTest):
 
     def _begin_when_all_are_ready(self) -> None:
         here = self._expected & set(self._runner.clients)
-        if self._begun or self._finishing or not here <= self._reports.keys():
+        refused = any(each.failed for each in self._reports.values())
+        if refused or self._begun or self._finishing or not here <= self._reports.keys():
             return
         self._begun = True
         if self.settings.load.loop == "open":

@@ -28,9 +28,9 @@ def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
 
 
 def base_of(run: Run) -> Deployment:
-    """The run's deployment before any knob was set, on the kind of device that it ran on."""
+    """The run's deployment before any knob was set, on the kind of device that it ran on, at full speed."""
     kinds = {each.identity.kind for each in run.manifest.stages if each.identity.preset}
-    return deployment_of(spec_of(run), None, device=GPU if kinds == {GPU} else AUTO)
+    return deployment_of(spec_of(run), None, device=GPU if kinds == {GPU} else AUTO, dilation=1.0)
 
 
 def describe_point(point: Knobs) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from harness.clock import HOST, Clock
+from harness.drive.generator import AHEAD_NS, LEAD_IN_NS
 from harness.drive.load import Load
 from harness.drive.stop_rule import settle_s
 from harness.planfile.plan import PlanSpec
@@ -19,6 +20,7 @@ from harness.traffic.mix import Mix
 
 MOST_LONGER = 3
 START_S = 12.0  # of a trial besides the time that its load is held, until the first has been measured
+LEAD_S = (AHEAD_NS + LEAD_IN_NS) / 1e9  # of an open loop, from the order to start to its first arrivals
 
 
 @dataclass
@@ -36,12 +38,14 @@ def estimated_s(load: Load, trials: Sequence[Trial] = (), clock: Clock = HOST) -
     """Estimated seconds on the host of a trial, including the reload of its stages, from the ``trials`` of the run.
 
     ``clock``: of the servers. A ladder may end before its last rung: the estimate assumes the longest duration so far
-    of a ladder with the same rungs, or with all but a few of them, and the whole time of those.
+    of a ladder with the same rungs, or with all but a few of them, and the whole time of those. An open loop
+    begins with the sessions that it finds in progress, on the clock of the servers too.
     """
     ladders = [trial for trial in trials if trial.kind == "ladder" and trial.rungs]
     beside_s = median([trial.wall_s - clock.host_span(_held_s(trial)) for trial in ladders]) if ladders else START_S
     alike = [_held_s(trial) + _others_s(load, trial) for trial in ladders if _is_part_of(trial, load)]
-    return clock.host_span(max(alike, default=load.total_s)) + max(beside_s, 0.0)
+    lead_s = 0.0 if load.sessions else LEAD_S
+    return clock.host_span(lead_s + max(alike, default=load.total_s)) + max(beside_s, 0.0)
 
 
 def decidable_s(spec: PlanSpec, mix: Mix, rate_per_s: float) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 from harness.capacity.fitting.rate_search import is_of_range, steady_sessions
 from harness.capacity.planning.plan import pools_of
 from harness.capacity.planning.prediction import predict_open_run, sealed
+from harness.clock import HOST
 from harness.drive.load import Load
 from harness.planfile.plan import PlanSpec
 from harness.records.fit import Fit, FittedDeployment
@@ -23,8 +24,9 @@ from harness.records.schema import Trial
 from harness.records.store import Run
 from harness.runs.analysis import fit_of
 from harness.runs.points import describe_point
+from harness.runs.rungs import sessions_that_fit
 from harness.runs.stages import record_stages, stages_by_server
-from harness.sweep.budget import Budget, decidable_s, estimated_s
+from harness.sweep.budget import MOST_LONGER, Budget, decidable_s, estimated_s
 from harness.sweep.near_limit import rungs_near_limit
 from harness.sweep.progress import Lane, Watcher
 from harness.sweep.search import Search, Step
@@ -55,6 +57,7 @@ class Campaign:
     def __init__(self, spec: PlanSpec, search: Search, run: Run):
         self.spec, self.search, self.run = spec, search, run
         self.mix = spec.traffic_mix()
+        self.room = sessions_that_fit(spec)
         self.log = TrialLog(run)
         self.watcher = Watcher()
         self.budget = Budget(spec.budget_minutes)
@@ -251,7 +254,7 @@ class Campaign:
         pools = pools_of(fit, best, self.mix, spec.slo_list(), spec.utilisation_cap, spec.routing)
         admitted = deployed(self.search.base, best.deployment).sessions_at_once() if ours else rungs[-1]
         most = steady_sessions(pools.device, pools.limits)
-        room = min(pools.limits.room, admitted)
+        room = min(pools.limits.room, admitted, self.room)
         return rungs_near_limit(rungs, most, reached=not is_of_range(best.binding), room=room)
 
     def _open_load(self, best: FittedDeployment, share: float, index: int) -> tuple[Load, Prediction]:
@@ -279,11 +282,16 @@ class Campaign:
         return estimated_s(load, self.run.trials(), self.run.manifest.clock)
 
     def confirm_s(self) -> float:
-        """Seconds for the confirmation that an answer needs, and its repeat, from the rates measured so far."""
+        """Seconds for the confirmation that an answer needs, from the rates measured so far, and for its repeat.
+
+        In dilated time, which is dear: as long as it may become while no rate is known, and no repeat.
+        """
         share = max(self.spec.confirm.load_share)
         carried = max((rung.frames_per_s for rung, _ in self.log.in_pace()), default=0.0) / self.mix.mean_frames()
         seconds = decidable_s(self.spec, self.mix, share * carried) if carried else self.spec.confirm.seconds
-        return TRIES * self._estimated_s(Load(seconds, 0))
+        if self.run.manifest.clock == HOST:
+            return TRIES * self._estimated_s(Load(seconds, 0))
+        return self._estimated_s(Load(seconds if carried else MOST_LONGER * seconds, 0))
 
     def later_s(self) -> float:
         """Seconds to reserve, while points are measured, for what follows them.
@@ -294,10 +302,14 @@ class Campaign:
         further_s = self.further_ladders_s() if any_valid else self.further_ladders_s() / len(FURTHER)
         return further_s + self.confirm_s() + 2 * FIT_S
 
+    def least_s(self) -> float:
+        """Seconds for the least that an answer needs: a ladder, a further one, a confirmation; 0 once any is stored."""
+        return 0.0 if self.log.all() else self._estimated_s(self._ladder_load({}, 0)) + self.later_s()
+
     def further_ladders_s(self) -> float:
         """Seconds for the further ladders of the best point."""
         rungs = self.spec.ladder.sessions
-        longest = self._ladder_load({}, 0, rungs_near_limit(rungs, rungs[-1], reached=False))
+        longest = self._ladder_load({}, 0, rungs_near_limit(rungs, rungs[-1], reached=False, room=self.room))
         return len(FURTHER) * (self._estimated_s(longest) + FIT_S)
 
     def whole_s(self) -> float:

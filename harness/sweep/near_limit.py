@@ -19,7 +19,7 @@ def rungs_near_limit(sessions: Sequence[int], most: float, *, reached: bool, roo
     if not reached:
         beyond = (min(round(sessions[-1] * times), math.floor(min(room, 1e9))) for times in _BEYOND)
         return tuple(sorted({*sessions, *(each for each in beyond if each > sessions[-1])}))
-    at = max(round(most), 1)
+    at = max(round(min(most, math.floor(min(room, 1e9)))), 1)
     if any(abs(at - each) <= _APART * each for each in sessions):
         return tuple(sessions)
     return tuple(sorted({*sessions, at}))

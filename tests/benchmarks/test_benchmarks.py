@@ -2,12 +2,14 @@
 
 import importlib
 import json
+import math
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from report_sample import plan_record
 
@@ -148,3 +150,28 @@ def test_a_first_start_concludes_unless_it_wants_for_time(code, plan, concluded,
     start = first_run.Start("quiet", code, 8.0, plan)
     assert start.concluded == concluded
     assert first_run.figures([start])["concluded_share"] == concluded
+
+
+def test_a_dilation_that_shows_nothing_does_not_agree(load):
+    bench = load("dilation")
+    rungs, ttfa_s = (1, 3), np.array([0.2, 0.3])
+
+    def judged(*slower, quick=False, plain=None):
+        plain = plain or bench.Figures(1.0, {1: 0.6, 3: 0.7}, ttfa_s, 0.1, ())
+        lacking = [why for each in (plain, *slower) for why in bench.missing(each, rungs)]
+        figures = bench.compared(plain, slower) | {"missing": len(lacking)}
+        return bench.is_good(figures, quick)
+
+    good = bench.Figures(5.0, {1: 0.6, 3: 0.7}, ttfa_s, 0.1, ())
+    assert judged(good) and judged(good, good)
+    worse = (
+        replace(good, invalid=("others took CPU",)),
+        replace(good, step_s={1: 0.6}),
+        replace(good, step_s={1: 0.6, 3: math.nan}),
+        replace(good, ttfa_s=np.array([])),
+    )
+    for one in worse:
+        assert not judged(good, one) and not judged(one, good) and not judged(one, quick=True)
+        assert not judged(good, plain=replace(one, dilation=1.0))
+    slow = replace(good, step_s={1: 0.66, 3: 0.7})
+    assert not judged(slow) and judged(slow, quick=True)

@@ -1,6 +1,7 @@
 """Emulated runs: plans that ask for them, the label that they carry, and the real Triton under them."""
 
 import asyncio
+import re
 import time
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ from harness.planfile.reading import load_plan
 from harness.records.load import TrialLoad
 from harness.records.schema import Outcome, Trial
 from harness.records.store import Run, write_profile
-from harness.report import decision, tables
+from harness.report import decision, tables, winner
 from harness.runs import opening, points
 from harness.sweep.progress import Watcher
 from harness.sweep.trial import Measured, TrialRequest
@@ -133,6 +134,32 @@ def test_the_dilation_of_a_run_is_chosen_once(tmp_path, monkeypatch):
         work._choose_dilation(Watcher())
         assert work.base.clock == Clock(12.0) == work.run.manifest.clock
     assert tried == [16]  # the highest rung
+
+
+def test_a_budget_too_short_for_dilated_time_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "choose_dilation", lambda *_: 40.0)
+    monkeypatch.setattr(job, "TritonServer", lambda base: pytest.fail("a server was started"))
+    more = "dilate: auto\nladder: {sessions: [1, 6, 12], seconds: 4}\nconfirm: {seconds: 15}\nbudget_minutes: "
+    work = job.SignOff(write_plan(tmp_path, more=f"{more}19\n"), tmp_path / "results")
+    with pytest.raises(InputError, match="time dilated 40 times.*shorter or fewer rungs") as refused:
+        work._measure(Watcher(), ladders_only=False)
+    minutes = int(re.search(r"give budget_minutes (\d+)", str(refused.value))[1])
+    assert 19 < minutes < 120 and not work.run.trials()
+    for enough in (minutes, 19):  # at full speed even 19 are enough
+        work = job.SignOff(
+            write_plan(tmp_path, more=f"{more}{enough}\n"), tmp_path / "results", dilate=40.0 if enough > 19 else 1.0
+        )
+        work._check_budget()
+
+
+def test_the_winner_of_a_dilated_run_is_deployed_at_full_speed(tmp_path):
+    run = job.SignOff(write_plan(tmp_path, more="dilate: 20\n"), tmp_path / "results").run
+    configs = winner.winning_configs(run, {f"{wire.LLM}.delay_us": 700})
+    dilations = [
+        each.parameters[wire.DILATION].string_value for each in configs.values() if wire.DILATION in each.parameters
+    ]
+    assert len(dilations) > 3 and set(dilations) == {"1"}
+    assert configs[wire.LLM].sequence_batching.oldest.max_queue_delay_microseconds == 700
 
 
 def test_another_profile_leads_to_another_run(tmp_path):

@@ -61,3 +61,32 @@ def test_a_damaged_message_makes_the_test_invalid_once_and_does_not_end_it(name)
         master._hear(None, SimpleNamespace(data=sent(REPORT, **changes), node_id="w1"))
     (fault,) = faults
     assert "worker w1 sent a message that cannot be read" in fault and words in fault
+
+
+def master_of(*workers):
+    """A master that waits for these workers; ``ended`` counts how often it ended its test."""
+    master, ended = object.__new__(MasterTest), []
+    master._running, master._finishing, master._begun = True, False, False
+    master._reports, master._shift_ns, master._wall_ns, master._expected = {}, {}, 1, set(workers)
+    master._runner = SimpleNamespace(clients=workers)
+    master.host_monitor = SimpleNamespace(count_as_own=lambda pid: None)
+    master.end = lambda: ended.append(True)
+    return master, ended
+
+
+def test_the_test_ends_at_the_first_worker_that_refuses_it_and_never_begins():
+    """Workers refuse a server with time dilation; the master does not wait through the whole -t."""
+    master, ended = master_of("w1", "w2")
+    why = "a server with time dilation needs a load from one Locust process"
+    for worker in ("w1", "w2"):
+        report = replace(REPORT, results=(), done=True, failed=why)
+        master._hear(None, SimpleNamespace(data=sent(report), node_id=worker))
+    assert ended == [True] and not master._begun
+
+
+def test_a_test_does_not_begin_without_a_worker_that_refused_it():
+    master, ended = master_of("w1", "w2")
+    for worker, failed in (("w1", "no server"), ("w2", "")):
+        report = replace(REPORT, results=(), failed=failed)
+        master._hear(None, SimpleNamespace(data=sent(report), node_id=worker))
+    assert ended == [True] and not master._begun

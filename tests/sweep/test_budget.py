@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.clock import Clock
 from harness.drive.load import Load
 from harness.planfile.reading import load_plan
 from harness.records.schema import Rung, Trial
@@ -28,7 +29,14 @@ def test_a_trial_is_taken_to_last_as_long_as_those_before_it():
     assert estimated_s(with_two_more, [ladder(wall_s=21, held_s=16)]) == 16 + 5 + 2 * 8
     another = Load.ladder(8.0, 1, (1, 2))
     assert estimated_s(another, [ladder(wall_s=21, held_s=16)]) == 16 + 5  # its full time
-    assert estimated_s(Load.poisson(40.0, 1, rate_per_s=1.0), [ladder(wall_s=21, held_s=16)]) == 40 + 5
+    assert estimated_s(Load.poisson(40.0, 1, rate_per_s=1.0), [ladder(wall_s=21, held_s=16)]) == 1.5 + 40 + 5
+
+
+def test_the_whole_of_a_dilated_trial_takes_longer():
+    """An open loop begins with its sessions in progress, half a second after the order and over one second."""
+    slower = Clock(10.0)
+    assert estimated_s(Load.ladder(8.0, 1, (1, 2, 4)), clock=slower) == 240 + 12
+    assert estimated_s(Load.poisson(40.0, 1, rate_per_s=1.0, steady=3), clock=slower) == 415 + 12
 
 
 @pytest.mark.parametrize(

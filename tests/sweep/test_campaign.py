@@ -93,3 +93,11 @@ def test_the_budget_reserves_the_longest_further_ladders(campaign):
     rung_s = campaign.spec.ladder.seconds
     plain_s = campaign._estimated_s(campaign._ladder_load({}, 0))
     assert campaign.further_ladders_s() == pytest.approx(2 * (plain_s + 2 * rung_s + 20))
+
+
+def test_dilated_time_reserves_the_longest_confirmation_and_no_repeat(campaign):
+    seconds = campaign.spec.confirm.seconds
+    assert campaign.confirm_s() == 2 * (1.5 + seconds + 12)
+    campaign.run.update_manifest(dilation=10.0)
+    assert campaign.confirm_s() == 10 * (1.5 + 3 * seconds) + 12
+    assert campaign.least_s() == campaign._estimated_s(campaign._ladder_load({}, 0)) + campaign.later_s()

@@ -33,3 +33,7 @@ def test_rungs_rise_and_those_of_the_plan_stay(sessions, most, reached, room):
     found = rungs_near_limit(sessions, most, reached=reached, room=room)
     assert set(sessions) <= set(found) and len(found) <= len(sessions) + 2
     assert all(low < high for low, high in itertools.pairwise(found))
+
+
+def test_a_rung_at_the_limit_is_never_beyond_the_room():
+    assert rungs_near_limit((1, 6, 12, 17), 25, reached=True, room=17.5) == (1, 6, 12, 17)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness import wire
+from harness.clock import Clock
 from harness.errors import HarnessError, RequestError, ServerError
 from harness.host import keys
 from harness.vibevoice import backend
@@ -74,6 +75,7 @@ class Entry:
         self.prompts = PromptBuilder(config, tokenizer, voice_frames, ends_by_itself=bool(checkpoint))
         self.emulated = bool(given.get("emulate"))
         self.beat_s = number(given, "beat_seconds")
+        self.clock = Clock.of(given.get(wire.DILATION, ""))
         self.prefill_tokens = number(given, "prefill_tokens")
         self.prefills = asyncio.Semaphore(1 if engine_of else number(given, "prefills_at_once"))
         self.long_scripts = asyncio.Semaphore(1)
@@ -112,7 +114,8 @@ class Entry:
                     print(f"a sign of life could not be sent: {error}", flush=True)
 
     async def _answer(self, request) -> None:
-        channel = Channel(request.get_response_sender(), self.emulated, self.beat_s, self.tally.first_audio_s.append)
+        started = self.tally.first_audio_s.append
+        channel = Channel(request.get_response_sender(), self.emulated, self.beat_s, started, self.clock)
         self.channels.add(channel)
         self.tally.begin(channel)
         try:

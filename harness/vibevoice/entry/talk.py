@@ -15,6 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from harness import wire
+from harness.clock import HOST, Clock
 from harness.vibevoice import backend
 from harness.vibevoice.entry import stage_calls
 from harness.vibevoice.entry.prompt import SpeechRequest, prompt_chunks
@@ -29,14 +30,14 @@ _FRAME_OUTPUTS = [wire.AUDIO, wire.LATENT, wire.SEMANTIC, wire.TOKEN]
 class Channel:
     """The response stream of one request, with a heartbeat every ``beat_s`` seconds."""
 
-    def __init__(self, sender, emulated: bool, beat_s: float, started: Callable[[float], None]):
-        """``started`` is told the seconds from now, when the request has come, until its first audio is sent."""
+    def __init__(self, sender, emulated: bool, beat_s: float, started: Callable[[float], None], clock: Clock = HOST):
+        """``started`` is told the seconds of ``clock`` from now, when the request has come, until its first audio."""
         self._sender, self._beat_s = sender, beat_s
-        self._started, self.frames = started, 0  # sent so far
+        self._started, self._clock, self.frames = started, clock, 0  # sent so far
         self._first = {wire.BEAT_S: np.array([beat_s], np.float32)}  # sent once, with the first response
         if emulated:
             self._first[wire.EMULATED] = np.array([True])
-        self._began_s = self._sent_s = time.monotonic()
+        self._began_ns, self._sent_s = time.monotonic_ns(), time.monotonic()
 
     def check(self) -> None:
         """Raise ClientLeft if the client has disconnected."""
@@ -46,7 +47,7 @@ class Channel:
     def audio(self, samples: np.ndarray) -> None:
         """Send a chunk [samples] of whole frames."""
         if not self.frames:
-            self._started(time.monotonic() - self._began_s)
+            self._started(self._clock.of_host(time.monotonic_ns() - self._began_ns) / 1e9)
         tensors = {
             wire.AUDIO_OUTPUT: samples,
             wire.FRAME_INDEX: np.array([self.frames], np.int32),
