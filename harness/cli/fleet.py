@@ -253,7 +253,10 @@ def _pools_table(target: FleetTarget, best: MixedFleet) -> Table:
     from harness.report import words
 
     title = f"The cheapest fleet for {target.qps:g} requests/s"
-    title += "" if best.proven else f" (not proven: {best.gap:.1%} cheaper may be possible)"
+    if not best.proven:
+        title += (
+            f" (not proven: {best.gap:.1%} cheaper may be possible)" if best.gap else " (not proven to be the cheapest)"
+        )
     table = Table(title=title, title_justify="left")
     for name in ("type", "classes", "of their requests", "requests/s", "devices", "interval", "basis"):
         table.add_column(name, justify="left" if name in ("type", "classes", "basis") else "right")
