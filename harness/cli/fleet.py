@@ -151,7 +151,7 @@ def _of_run(folder: Path, prices: dict[str, float], limits: dict[str, float]) ->
     found = price_of(prices, device) or price_of(spec.prices, device)
     if found is None:
         raise InputError(f"--price has none for {device}, the device of {folder}: add {device.split()[-1]}=PRICE")
-    watts, basis = power.watts_of(stored, stages.gpus_of(stored.manifest, spec))
+    watts, basis = power.watts_of(stored, stages.gpus_of(stored.manifest, spec), best.deployment)
 
     def pools(part: Mix) -> SimulatedPools:
         own = [slo for slo in slos if slo.traffic_class in {each.name for each in part.classes}]
