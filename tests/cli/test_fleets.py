@@ -1,6 +1,7 @@
 """The commands about fleets: a day on static and elastic ones, and the cheapest mix of types."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,16 @@ FLEET = ["fleet", "--card", "h100,l4", "--price", "h100=2.5,l4=0.6", "--qps", "2
 
 def run(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "220"})
+
+
+def copied(tmp_path, **changes):
+    """The sample's fit and plan, unsigned, with changes of its manifest."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("manifest.json", "fit.json", "plan.json"):
+        shutil.copy(SAMPLE / name, folder / name)
+    Run.open(folder).update_manifest(sealed=False, **changes)
+    return folder
 
 
 def flat(text):
@@ -70,6 +81,23 @@ def test_a_rate_without_a_fleet_ends_with_its_own_exit_code():
     assert done.exit_code == 2 and "No fleet serves it within" in flat(done.output)
 
 
+@pytest.mark.parametrize("named", ["h100", "H100 80GB"])
+def test_a_card_that_is_the_device_of_the_run_is_refused(tmp_path, named):
+    of_h100 = copied(tmp_path, device="NVIDIA H100 80GB HBM3")
+    done = run("fleet", "--run", of_h100, "--card", "l4,h100", "--price", f"{named}=2,l4=1")
+    assert "--card h100-sxm: that is" in str(done.exception) and "leave it out" in str(done.exception)
+
+
+def test_limits_count_gpus_where_a_device_has_several(tmp_path):
+    of_two = copied(tmp_path, device="2 NVIDIA H100 80GB HBM3")
+    done = run(
+        "fleet", "--run", of_two, "--price", "h100=2", "--qps", "1", "--most", "h100-sxm=5", "--out", tmp_path / "f"
+    )
+    assert done.exit_code == 0, done.output
+    (kind,) = FleetAnswer.of(json.loads((tmp_path / "f").read_text())).types
+    assert (kind.name, kind.most, kind.price_per_hour) == ("2 x h100", 2, 4.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -87,6 +115,8 @@ def test_a_rate_without_a_fleet_ends_with_its_own_exit_code():
         (["fleet", "--card", "h100,l4", "--price", "h100=2"], "--price has none for l4: add l4=PRICE"),
         (["fleet", "--run", SAMPLE, "--price", "cpu=2", "--mix", "shorts"], "are those of the run's plan"),
         ([*FLEET, "--most", "b200=3"], "--most b200: there is no such type here; known: h100-sxm, l4"),
+        ([*FLEET, "--most", "h100=3,H100=4"], "--most gives H100 twice: leave one out"),
+        ([*FLEET, "--most", "h100=3,h100-sxm=4"], "--most gives h100 and h100-sxm, which are one type: leave one out"),
         ([*FLEET, "--power-kw", "0"], "--power-kw 0: give a limit above 0"),
     ],
 )
