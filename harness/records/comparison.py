@@ -13,6 +13,7 @@ from harness.records.plan import Bounds
 from harness.topology import Knobs
 
 WORSE, BETTER, NOT_SHOWN, UNKNOWN = "worse", "better", "no difference shown", "not known"
+INCONCLUSIVE = "inconclusive"  # of a comparison that does not know every figure
 STEP, SLO_METRIC, RATE, COUNT = "step time", "SLO metric", "rate", "count"
 KINDS = (STEP, SLO_METRIC, RATE, COUNT)
 Finding = Annotated[str, Field(pattern=f"^({WORSE}|{BETTER}|{NOT_SHOWN}|{UNKNOWN})$")]
@@ -108,9 +109,11 @@ class Comparison:
 
     @property
     def finding(self) -> str:
-        """B is worse where any figure is; better where some figure is, and none is worse."""
+        """B is worse where any figure is; better where some figure is, none is worse, and every figure is known."""
         found = {each.finding for each in self.differences}
-        return next((each for each in (WORSE, BETTER, NOT_SHOWN) if each in found), UNKNOWN)
+        if WORSE not in found and (UNKNOWN in found or not found):
+            return INCONCLUSIVE
+        return next(each for each in (WORSE, BETTER, NOT_SHOWN) if each in found)
 
 
 def finding_of(interval: Bounds, *, less_is_better: bool = True) -> str:
