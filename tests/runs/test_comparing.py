@@ -96,6 +96,18 @@ def test_hosts_and_software_that_differ_are_said_and_speak_for_themselves(again)
     assert said["locust"][1] == "9" and not found.pooled and found.finding == NOT_SHOWN
 
 
+def test_a_dilated_clock_is_said_and_its_host_is_another(again):
+    again.update_manifest(dilation=4.0)
+    found = compare_runs(Run.open(SAMPLE), again)
+    assert ("dilation", "1", "4") in [(each.fact, each.a, each.b) for each in found.differing] and not found.pooled
+
+
+def test_counts_of_a_plan_with_another_cap_are_not_known_to_differ(again):
+    found = compare_runs(Run.open(SAMPLE), changed_plan(again, utilisation_cap=0.6))
+    assert {row.finding for row in found.differences if row.kind == COUNT} == {UNKNOWN}
+    assert found.finding == INCONCLUSIVE
+
+
 def test_another_topology_is_allowed_and_named(again):
     fit = again.fit()
     knobs = {"topology": "fused", "engine.max_batch": 8}
