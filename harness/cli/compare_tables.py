@@ -73,6 +73,7 @@ def _runs(content: Comparison) -> Table:
         ("times", lambda each: each.basis or "measured"),
         ("deployed", lambda each: words.deployment(each.deployment)),
         ("ladders", lambda each: f"{each.ladders}, taken to differ by {words.percent(each.between_ladders)}"),
+        ("runs", lambda each: f"taken to differ by {words.percent(each.between_runs)} as well"),
     )
     for name, text in facts:
         table.add_row(name, *map(text, sides))

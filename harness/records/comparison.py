@@ -22,7 +22,8 @@ Finding = Annotated[str, Field(pattern=f"^({WORSE}|{BETTER}|{NOT_SHOWN}|{UNKNOWN
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComparedRun:
     """One of the two runs. ``ladders`` determine the level of its step time; ``between_ladders``: relative standard
-    deviation of whole ladders, as its interval holds it. ``basis``: emulated, estimated, scaled, or "".
+    deviation of whole ladders, as its interval holds it; ``between_runs``: of a factor that all ladders of a run share.
+    ``basis``: emulated, estimated, scaled, or "".
     """
 
     folder: str
@@ -35,6 +36,7 @@ class ComparedRun:
     deployment: Knobs
     ladders: int
     between_ladders: float
+    between_runs: float
     basis: str
 
 
@@ -83,7 +85,7 @@ class ComparedDeployment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Two runs compared. The intervals of step times, SLO metrics and the rate hold together with ``confidence``.
+    """Two runs compared. The intervals of all figures hold together with ``confidence``.
 
     ``pooled``: the runs' ladders together say how far ladders differ, as both are of one kind of host.
     """

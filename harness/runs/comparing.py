@@ -78,6 +78,7 @@ class _Opened:
             deployment=self.chosen.deployment,
             ladders=side.ladders,
             between_ladders=side.between.deviation,
+            between_runs=side.between_runs(),
             basis=emulated,
         )
 
