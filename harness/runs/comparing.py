@@ -99,11 +99,16 @@ def compare_runs(first: Run, second: Run) -> Comparison:
         confidence=a.fit.confidence,
         pooled=pooled is not None,
         differing=tuple(_differing(a, b)),
-        differences=differences(side_a, side_b, rng, a.fit.confidence, pooled),
+        differences=differences(side_a, side_b, rng, a.fit.confidence, pooled, _other_terms(a, b)),
         deployments=tuple(_deployment(both[0][key], both[1][key]) for key in shared),
         only_in_a=len(both[0]) - len(shared),
         only_in_b=len(both[1]) - len(shared),
     )
+
+
+def _other_terms(a: _Opened, b: _Opened) -> str:
+    """The facts of both plans that a count depends on, where they differ; "" where none does."""
+    return ", ".join(name for name in _PLAN_FACTS if getattr(a.spec, name) != getattr(b.spec, name))
 
 
 def _key(each: FittedDeployment) -> str:

@@ -56,9 +56,9 @@ def slower(tmp_path):
         for each in fit.deployments
     ]
     run.write_fit(replace(fit, deployments=tuple(parts)))
-    doubled = [(2 * each.devices, tuple(2 * n for n in each.interval)) for each in plan.targets]
-    more = [replace(e, devices=n, interval=bounds) for e, (n, bounds) in zip(plan.targets, doubled, strict=True)]
-    run.write_plan(replace(plan, targets=tuple(more)))
+    more = [(4 * each.devices, tuple(4 * n for n in each.interval)) for each in plan.targets]
+    targets = [replace(e, devices=n, interval=bounds) for e, (n, bounds) in zip(plan.targets, more, strict=True)]
+    run.write_plan(replace(plan, targets=tuple(targets)))
     return run
 
 

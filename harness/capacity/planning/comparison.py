@@ -102,7 +102,7 @@ def differences(
     reach = joint_reach(off, confidence)
     steps = len(loads.shown) + 1
     rows = [*_step_rows(points, loads, reach), *_slo_rows(a, points, at, reach[steps:])]
-    counts = count_differences(a.plan, b.plan) if a.plan and b.plan else ()
+    counts = count_differences(a.plan, b.plan, reach[-1], other_terms) if a.plan and b.plan else ()
     return (*rows, _rate_row(a, b, reach[-1]), *(_within_range(each, a, b) for each in counts))
 
 
