@@ -9,6 +9,7 @@ import pytest
 from report_page import Page
 from typer.testing import CliRunner
 
+from harness.capacity.planning.pools import Pools
 from harness.cli.main import app
 from harness.records.fleet import FleetAnswer
 from harness.records.store import Run
@@ -55,6 +56,19 @@ def test_a_day_may_be_that_of_a_trace(tmp_path):
     said = flat(done.output)
     assert done.exit_code == 0 and "trace calls.csv, its 1 h stretched to 12 h, scaled to 2 requests/s" in said
     assert "2 to 5 devices for 8 sessions each" in said
+
+
+def test_a_day_of_an_emulated_run_is_labelled(tmp_path):
+    emulated = copied(tmp_path, emulated=True, times_basis="estimated", dilation=4.0)
+    done = run("day", "--run", emulated, "--peak", "5", "--trough", "1", "--target-sessions", "8")
+    assert done.exit_code == 0, done.output
+    assert "(simulated, emulated, time dilated 4 times, estimated)" in flat(done.output)
+
+
+def test_a_peak_that_no_number_of_devices_serves_ends_with_its_own_exit_code(monkeypatch):
+    monkeypatch.setattr(Pools, "fewest", lambda self, qps: None)
+    done = run(*DAY)
+    assert done.exit_code == 2 and "No number of devices meets the SLOs" in flat(done.output)
 
 
 def test_the_cheapest_fleet_is_shown_and_written(tmp_path):
