@@ -6,8 +6,9 @@ MET, MISSED, INCONCLUSIVE = 0, 1, 2  # verdicts of a sign-off
 OF_VERDICT = {"met": MET, "missed": MISSED, "inconclusive": INCONCLUSIVE, "planning estimate": INCONCLUSIVE}
 WORSE = 1  # of a comparison
 OF_COMPARISONS = {
-    0: "no regression is shown: B is better, or no difference is shown",
+    0: "no regression is shown, and every figure is known: B is better, or no difference is shown",
     WORSE: "B is worse than A in some figure",
+    INCONCLUSIVE: "inconclusive: some figure is not known in both runs, and none is worse",
 }
 USAGE = 64  # EX_USAGE of sysexits.h
 UNAVAILABLE = 69  # EX_UNAVAILABLE

@@ -3,7 +3,8 @@
 The demand is diurnal, or a real trace of one hour (Azure, LLM conversations, 2023) stretched to a day with its bursts.
 A device takes 60 ms and 2 ms per session for a frame; sessions last 20 s to 90 minutes; a device serves 5 or 30
 minutes after it was asked for, and drains for as long as its sessions last. The rule is the one that
-an export to Kubernetes gets: its devices are compared, sync by sync, with Kubernetes' algorithm written down again.
+an export to Kubernetes gets: its devices are compared, sync by sync, with Kubernetes' algorithm written down again,
+without and with a time to start, a schedule, and a maximum that is reached. Without the file of the trace it fails.
 """
 
 from __future__ import annotations
@@ -86,8 +87,9 @@ def show_day(name: str, day: Day, took_s: float):
     table = common.table(title, *columns)
     for each in day.policies:
         target = each.rule.target_sessions_per_device if each.rule else None
+        met = {True: "met", False: "violated", None: "not known"}[each.met]
         table.add_row(
-            each.policy, "met" if each.met else "violated", f"{each.within_slos:.2%}", f"{each.worst_part:.2%}",
+            each.policy, met, f"{each.within_slos:.2%}", f"{each.worst_part:.2%}",
             f"{each.rejected:.3%}", f"{each.most_devices}", f"{each.device_hours:,.0f}", f"{each.cost:,.0f}",
             "-" if target is None else f"{target:.1f}",
         )  # fmt: skip
@@ -110,6 +112,12 @@ def figures_of(day: Day) -> dict[str, dict]:
         }
         for each in day.policies
     }
+
+
+def is_good(figures: dict, *, quick: bool) -> bool:
+    """Whether every gate is met. A quick run has few days for the closed forms, and may lack the file of the trace."""
+    fine = figures["closed_form_error_max"] <= ALLOWED_ERROR and figures["fleet_s"] <= ALLOWED_S and figures["trace"]
+    return not figures["rule_mismatches"] and (quick or fine)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -137,7 +145,10 @@ def main(arguments: Sequence[str]) -> int:
         for start_s in options.starts
     }
     forms = autoscale_forms.forms(days, options.seed)
-    mismatches = [autoscale_forms.rule_mismatches(autoscale_forms.small(), options.seed + each) for each in range(3)]
+    mismatches = [
+        autoscale_forms.rule_mismatches(autoscale_forms.small(), options.seed + number, rule)
+        for number, rule in enumerate(autoscale_forms.RULES)
+    ]
     took_s, most, requests = thousand(own, devices, options.seed)
     checks = common.table(f"Closed forms, {days} days each", "figure", "theory", "simulated", "error")
     for form in forms:
@@ -154,8 +165,7 @@ def main(arguments: Sequence[str]) -> int:
         "trace": "azure trace" in curves,
     }
     common.finish([*(show_day(name, day, s) for name, (s, day) in found.items()), checks], figures)
-    fine = figures["closed_form_error_max"] <= ALLOWED_ERROR and took_s <= ALLOWED_S
-    return 0 if not figures["rule_mismatches"] and (options.quick or fine) else common.EXIT_FAILED
+    return 0 if is_good(figures, quick=options.quick) else common.EXIT_FAILED
 
 
 if __name__ == "__main__":

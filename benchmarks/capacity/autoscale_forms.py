@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -16,7 +16,7 @@ from harness.capacity.simulator.engine import Counting, SimulationEngine, arriva
 from harness.capacity.simulator.pool import Autoscaler, Pool
 from harness.capacity.simulator.results import PoolResult, result_of
 from harness.capacity.simulator.traffic import DAY_S, Varying
-from harness.records.day import DemandCurve, ScalingRule
+from harness.records.day import DemandCurve, ScalingRule, ScheduledMinimum
 from harness.traffic.demand import diurnal
 
 STEP_S = 0.1
@@ -132,18 +132,20 @@ def _expectation() -> DayForm:
     )
 
 
-def rule_of_kubernetes(rule: ScalingRule, sessions: np.ndarray, replicas: int) -> np.ndarray:
+def rule_of_kubernetes(rule: ScalingRule, sessions: np.ndarray, replicas: int, floors: np.ndarray) -> np.ndarray:
     """Replicas after each sync [n], by the algorithm of HorizontalPodAutoscaler written down again.
 
     desired = ceil(sum / target) unless |sum / (target x replicas) - 1| <= tolerance; below the present number the
     largest desired number of the stabilisation window; within minimum and maximum (kubernetes.io, Horizontal Pod
-    Autoscaling, Algorithm details). ``sessions`` [n]: the sum of the metric at each sync.
+    Autoscaling, Algorithm details). ``sessions`` [n]: the sum of the metric at each sync; ``floors`` [n]: what a second
+    metric, the schedule, desires then: the largest desired number of all metrics counts.
     """
     recent = deque([replicas], maxlen=int(rule.stabilisation_s // rule.poll_s) + 1)
     after = []
-    for total in sessions:
+    for total, floor in zip(sessions, floors, strict=True):
         ratio = total / (rule.target_sessions_per_device * replicas)
         desired = replicas if abs(ratio - 1) <= rule.tolerance else math.ceil(total / rule.target_sessions_per_device)
+        desired = max(desired, int(floor))
         recent.append(desired)
         if desired < replicas:
             desired = min(replicas, max(recent))
@@ -152,12 +154,26 @@ def rule_of_kubernetes(rule: ScalingRule, sessions: np.ndarray, replicas: int) -
     return np.array(after)
 
 
-def rule_mismatches(curve: DemandCurve, seed: int) -> tuple[int, int]:
+def ready_of(replicas: np.ndarray, before: int, lag_syncs: int) -> np.ndarray:
+    """Ready replicas after each sync [n]: each is ready so many syncs after it was created; the newest go first."""
+    ready_at, found = [-1] * before, []
+    for sync, wanted in enumerate(replicas):
+        del ready_at[wanted:]
+        ready_at += [sync + lag_syncs] * (wanted - len(ready_at))
+        found.append(sum(each <= sync for each in ready_at))
+    return np.array(found)
+
+
+SCHEDULE = tuple(ScheduledMinimum(at_s=at_s, devices=n) for at_s, n in ((0.0, 2), (20_005.0, 60), (61_005.0, 9)))
+RULE = ScalingRule(target_sessions_per_device=8.0, start_s=0.0, stabilisation_s=600.0, minimum=2, maximum=2000)
+RULES = (RULE, replace(RULE, start_s=300.0), replace(RULE, start_s=300.0, schedule=SCHEDULE), replace(RULE, maximum=10))
+
+
+def rule_mismatches(curve: DemandCurve, seed: int, rule: ScalingRule = RULE) -> tuple[int, int]:
     """Syncs of a day at which the simulated rule has other devices than Kubernetes' algorithm; and all syncs.
 
     Sessions do not slow each other down, so that those present at a sync follow from the arrivals alone.
     """
-    rule = ScalingRule(target_sessions_per_device=8.0, start_s=0.0, stabilisation_s=600.0, minimum=2, maximum=2000)
     rng, seconds = np.random.default_rng(seed), curve.period_s
     arriving = Varying(curve.at, curve.peak_qps * (1 + 1e-9))
     times_s = next(arriving.blocks(rng))
@@ -166,7 +182,11 @@ def rule_mismatches(curve: DemandCurve, seed: int) -> tuple[int, int]:
     syncs = int(seconds // rule.poll_s)
     at_s = (np.arange(syncs) + 1) * rule.poll_s
     present = np.searchsorted(times_s, at_s) - np.searchsorted(np.sort(times_s + frames * STEP_S), at_s)
-    expected = rule_of_kubernetes(rule, present, rule.minimum)
+    floors = np.zeros(syncs)
+    for row in rule.schedule:
+        floors[at_s >= row.at_s] = row.devices
+    wished = rule_of_kubernetes(rule, present, rule.minimum, floors)
+    expected = ready_of(wished, rule.minimum, round(rule.start_s / rule.poll_s))
     counting = Counting(("one",), (syncs + 1) * rule.poll_s, 0.0, syncs + 1, 1)
     engine = SimulationEngine(Pool(rule.minimum, constant, autoscaler=autoscaler_of(rule, seconds)), counting)
     engine.feed(arrivals_of(times_s, frames), last=True, stop_s=counting.stop_s)

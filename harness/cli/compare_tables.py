@@ -10,6 +10,7 @@ from harness.cli.tables import bare_table, out
 from harness.records.comparison import (
     BETTER,
     COUNT,
+    INCONCLUSIVE,
     NOT_SHOWN,
     RATE,
     SLO_METRIC,
@@ -23,7 +24,7 @@ from harness.records.comparison import (
 from harness.report import words
 
 _MOST_DEPLOYMENTS = 8
-_COLOURS = {WORSE: "red", BETTER: "green", NOT_SHOWN: "default", UNKNOWN: "yellow"}
+_COLOURS = {WORSE: "red", BETTER: "green", NOT_SHOWN: "default", UNKNOWN: "yellow", INCONCLUSIVE: "yellow"}
 
 
 def print_comparison(content: Comparison) -> None:
@@ -41,13 +42,17 @@ def print_comparison(content: Comparison) -> None:
 def conclusion(content: Comparison) -> str:
     """The finding as one sentence."""
     level = words.level(content.confidence)
-    of = {kind: _summed(content, kind) for kind in (WORSE, BETTER)}
+    of = {kind: _summed(content, kind) for kind in (WORSE, BETTER, UNKNOWN)}
     if content.finding == NOT_SHOWN:
         return f"No difference shown at {level} confidence: the intervals say how large one could be."
-    if content.finding == UNKNOWN:
-        return "Not known: no figure is known in both runs."
+    if content.finding == INCONCLUSIVE:
+        said = (
+            f"Inconclusive: not known in both runs: {of[UNKNOWN] or 'any figure'}. Nothing else is shown to be worse."
+        )
+        return f"{said} Better at {level} confidence: {of[BETTER]}." if of[BETTER] else said
     said = f"B is {content.finding} than A at {level} confidence: {of[content.finding]}."
-    return f"{said} Better: {of[BETTER]}." if content.finding == WORSE and of[BETTER] else said
+    said = f"{said} Better: {of[BETTER]}." if content.finding == WORSE and of[BETTER] else said
+    return f"{said} Not known in both runs: {of[UNKNOWN]}." if of[UNKNOWN] else said
 
 
 def _summed(content: Comparison, finding: str) -> str:
@@ -68,6 +73,7 @@ def _runs(content: Comparison) -> Table:
         ("times", lambda each: each.basis or "measured"),
         ("deployed", lambda each: words.deployment(each.deployment)),
         ("ladders", lambda each: f"{each.ladders}, taken to differ by {words.percent(each.between_ladders)}"),
+        ("runs", lambda each: f"taken to differ by {words.percent(each.between_runs)} as well"),
     )
     for name, text in facts:
         table.add_row(name, *map(text, sides))

@@ -15,6 +15,8 @@ from harness.errors import InconclusiveError, InputError
 if TYPE_CHECKING:
     from harness.planfile.sections import DemandSpec
     from harness.records.day import Day
+    from harness.records.plan import Plan
+    from harness.records.schema import RunManifest
 
 
 @app.command(
@@ -47,8 +49,10 @@ def day(
 
     The demand is that of the run's plan file (key demand), or the one given here. Everything is simulated from the
     stored fit, with a start-up time and drains as long as the sessions last. The rule that is simulated is stored
-    as Kubernetes evaluates it: see Demand over a day, and mixed fleets, in the documentation.
+    as Kubernetes evaluates it: see Demand over a day, and mixed fleets, in the documentation. Exit code 2 where no
+    number of devices meets the SLOs at the peak.
     """
+    from harness import exit_codes
     from harness.records.store import replace_text
     from harness.report.day_page import render
     from harness.runs import analysis, opening
@@ -64,10 +68,11 @@ def day(
     found = analysis.day_of(stored.manifest, spec, fit, plan, asked, curve, lambda what: out.print(f"{what} …"))
     if found is None:
         raise InconclusiveError(f"{run} has no deployment that meets the SLOs at any rate: there is nothing to plan")
-    print_day(found)
+    print_day(found, times_of(stored.manifest, plan))
     if page:
         replace_text(page, render(found, stored.manifest, plan))
         out.print(f"Page: [bold]{page}[/]", soft_wrap=True)
+    raise typer.Exit(exit_codes.MET if found.policies else exit_codes.INCONCLUSIVE)
 
 
 def _asked(
@@ -105,28 +110,38 @@ def _asked(
         raise InputError(f"the demand: {f'{where}: ' if where else ''}{first['msg']}: change that option") from None
 
 
-def print_day(found: Day) -> None:
-    """Print a day: the fleets of each policy, and the rules."""
+def times_of(manifest: RunManifest, plan: Plan) -> str:
+    """What is to be said of times that are not a real device's, such as "emulated, time dilated 4 times, estimated"."""
+    from harness.report import decision
+
+    if not decision.is_emulated(manifest, plan):
+        return ""
+    return ", ".join(filter(None, (decision.how_emulated(manifest), manifest.times_basis)))
+
+
+def print_day(found: Day, times: str = "") -> None:
+    """Print a day: the fleets of each policy, and the rules. ``times``: see ``times_of``."""
     from harness.report import words
 
     out.print(f"\nDemand: {found.source}; {found.mean_qps:.4g} requests/s on average", markup=False, soft_wrap=True)
     if not found.policies:
         out.print(found.note, style="yellow")
         return
-    out.print(_table(found))
+    out.print(_table(found, times))
     for each in found.policies:
         if each.rule:
             out.print(f"{each.policy}: {words.scaling_rule(each.rule)}", markup=False, soft_wrap=True)
     out.print(found.note, soft_wrap=True)
 
 
-def _table(found: Day) -> Table:
+def _table(found: Day, times: str) -> Table:
     from harness.report import words
     from harness.report.day_figures import saving
 
     columns = ["SLOs", "within all", "worst 1/24", "rejected", "most devices", "GPU hours"]
     columns += [found.currency] if found.currency else []
-    title = f"{found.requests:,} requests in {found.period_s / 3600:g} h under each policy (simulated)"
+    basis = ", ".join(filter(None, ("simulated", times)))
+    title = f"{found.requests:,} requests in {found.period_s / 3600:g} h under each policy ({basis})"
     table = Table(title=title, title_justify="left")
     table.add_column("policy")
     for name in [*columns, "against static", "basis"]:
@@ -135,7 +150,16 @@ def _table(found: Day) -> Table:
         shares = [words.percent(share, 2) for share in (each.within_slos, each.worst_part, each.rejected)]
         hours = f"{each.device_hours * found.gpus_per_device:,.1f}"
         cost = [words.figure(each.cost, 4)] if found.currency else []
-        met = "met" if each.met else "violated"
+        met = {True: "met", False: "violated", None: "not known"}[each.met]
         against = saving(found, each.policy) or "-"
-        table.add_row(each.policy, met, *shares, f"{each.most_devices:.4g}", hours, *cost, against, each.basis)
+        table.add_row(
+            each.policy,
+            met,
+            *shares,
+            f"{each.most_devices:.4g}",
+            hours,
+            *cost,
+            against,
+            ", ".join(filter(None, (each.basis, times))),
+        )
     return table

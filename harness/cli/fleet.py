@@ -33,7 +33,7 @@ def fleet(
     run: Annotated[
         Path | None, typer.Option("--run", help="A folder under results/: its device as a measured type.")
     ] = None,
-    most: Annotated[str, typer.Option("--most", help="Devices that can be had, by type: h100=8.")] = "",
+    most: Annotated[str, typer.Option("--most", help="GPUs (or hosts) that can be had, by type: h100=8.")] = "",
     power_kw: Annotated[
         float | None, typer.Option("--power-kw", help="Most power of all devices together, kW.")
     ] = None,
@@ -99,6 +99,8 @@ def numbers_by_type(option: str, text: str) -> dict[str, float]:
                 raise ValueError
         except ValueError:
             raise InputError(f"{option} {part!r}: give TYPE=NUMBER with a number above 0, such as h100=2.5") from None
+        if any(_same(name, each) for each in found):
+            raise InputError(f"{option} gives {name.strip()} twice: leave one out")
         found[name.strip()] = float(number)
     return found
 
@@ -124,20 +126,23 @@ def _offers(
         mix = traffic_of(*traffic)
         terms = FleetTerms(preset, tuple(mix.slos), UTILISATION_CAP)
     else:
-        offer, mix, terms = _of_run(run, prices, limits)
+        offer, mix, terms = _of_run(run, prices, limits, file)
         offers.append(offer)
     if card:
         check_slos(mix, terms.slos)
         chosen = chosen_cards(card, all_cards(file))
+        _check_different(chosen, offers, file)
         offers += [_of_card(each, prices, limits, mix, terms, topology, measured, file) for each in chosen]
-    known = {name for each in offers for name in _names(each.name, file)}
+    known = {name for each in offers for kind in _kinds(each.name) for name in _names(kind, file)}
     if unknown := [name for name in limits if not any(_same(name, each) for each in known)]:
         types = ", ".join(sorted(each.name for each in offers))
         raise InputError(f"--most {unknown[0]}: there is no such type here; known: {types}")
     return offers, mix, terms
 
 
-def _of_run(folder: Path, prices: dict[str, float], limits: dict[str, float]) -> tuple[DeviceOffer, Mix, FleetTerms]:
+def _of_run(
+    folder: Path, prices: dict[str, float], limits: dict[str, float], file: Path | None
+) -> tuple[DeviceOffer, Mix, FleetTerms]:
     """The device of a run as a type, and the traffic and SLOs of its plan."""
     from harness.capacity.planning.cost_and_growth import price_of
     from harness.capacity.planning.fleet import MEASURED, DeviceOffer, FleetTerms, SimulatedPools
@@ -151,14 +156,15 @@ def _of_run(folder: Path, prices: dict[str, float], limits: dict[str, float]) ->
     found = price_of(prices, device) or price_of(spec.prices, device)
     if found is None:
         raise InputError(f"--price has none for {device}, the device of {folder}: add {device.split()[-1]}=PRICE")
-    watts, basis = power.watts_of(stored, stages.gpus_of(stored.manifest, spec))
+    watts, basis = power.watts_of(stored, stages.gpus_of(stored.manifest, spec), best.deployment)
 
     def pools(part: Mix) -> SimulatedPools:
         own = [slo for slo in slos if slo.traffic_class in {each.name for each in part.classes}]
         return SimulatedPools(pools_of(fit, best, part, own, spec.utilisation_cap, spec.routing))
 
     known_as = stored.manifest.times_basis or ("emulated" if stored.manifest.emulated else MEASURED)
-    offer = DeviceOffer(found[0], device, known_as, found[1], pools, None, watts, basis, _limit(limits, found[0]))
+    most = _limit(limits, found[0], file)
+    offer = DeviceOffer(found[0], device, known_as, found[1], pools, None, watts, basis, most)
     return offer, spec.traffic_mix(), FleetTerms(spec.preset, slos, spec.utilisation_cap)
 
 
@@ -180,8 +186,7 @@ def _of_card(
     from harness.cards.estimate import assumptions_for
     from harness.records.store import read_profile
 
-    names = _names(card.key, file)
-    price = next((value for name, value in prices.items() if any(_same(name, each) for each in names)), None)
+    price = _number("--price", prices, card.key, file)
     if price is None:
         raise InputError(f"--price has none for {card.key}: add {card.key}=PRICE, of an hour of one")
     costs = costs_of(terms.preset)
@@ -195,7 +200,7 @@ def _of_card(
     def draws(classes: tuple[str, ...]) -> list[ClosedPools]:
         return pools(mix.only(lambda name: name in classes), True)
 
-    most = next((value for name in names if (value := _limit(limits, name)) is not None), None)
+    most = _limit(limits, card.key, file)
     return DeviceOffer(
         card.key,
         card.name,
@@ -211,18 +216,49 @@ def _of_card(
 
 def _names(name: str, file: Path | None) -> list[str]:
     """What a type may be called: a card by its key, aliases and name."""
-    from harness.cards.card import all_cards
+    from harness.cards.card import all_cards, card_of
 
-    card = all_cards(file).get(name)
-    return [card.key, *card.aliases, card.name] if card else [name]
+    try:
+        card = card_of(name, all_cards(file))
+    except InputError:
+        return [name]
+    return [card.key, *card.aliases, card.name]
 
 
 def _same(one: str, other: str) -> bool:
     return one.strip().lower() == other.strip().lower()
 
 
-def _limit(limits: dict[str, float], name: str) -> int | None:
-    return next((int(value) for key, value in limits.items() if _same(key, name)), None)
+def _kinds(name: str) -> dict[str, int]:
+    """The types of GPU of a device as ``price_of`` names it, such as "l4 + 2 x h100", and how many it has of each."""
+    parts = [part.rpartition(" x ") for part in name.split(" + ")]
+    return {kind: int(count or 1) for count, _, kind in parts}
+
+
+def _check_different(cards: Sequence[Card], offers: Sequence[DeviceOffer], file: Path | None) -> None:
+    """Raise InputError for a card that is the device of the run: one type has one price, one limit and one basis."""
+    for offer in offers:
+        names = [name for kind in _kinds(offer.name) for name in _names(kind, file)]
+        names += _names(offer.device.removeprefix("emulated "), file)
+        if same := [card for card in cards if any(_same(card.key, name) for name in names)]:
+            raise InputError(
+                f"--card {same[0].key}: that is {offer.name}, the device of --run, and a type already; leave it out"
+            )
+
+
+def _number(option: str, numbers: dict[str, float], name: str, file: Path | None) -> float | None:
+    """What an option gives for a type, by any of its names. Raises InputError where two names give two numbers."""
+    names = _names(name, file)
+    given = [key for key in numbers if any(_same(key, each) for each in names)]
+    if len(given) > 1:
+        raise InputError(f"{option} gives {given[0]} and {given[1]}, which are one type: leave one out")
+    return numbers[given[0]] if given else None
+
+
+def _limit(limits: dict[str, float], name: str, file: Path | None) -> int | None:
+    """The most devices of a type, by the GPUs that can be had; None for any number."""
+    given = [(_number("--most", limits, kind, file), count) for kind, count in _kinds(name).items()]
+    return min((int(most // count) for most, count in given if most is not None), default=None)
 
 
 def print_fleets(answer: FleetAnswer) -> None:
@@ -253,7 +289,10 @@ def _pools_table(target: FleetTarget, best: MixedFleet) -> Table:
     from harness.report import words
 
     title = f"The cheapest fleet for {target.qps:g} requests/s"
-    title += "" if best.proven else f" (not proven: {best.gap:.1%} cheaper may be possible)"
+    if not best.proven:
+        title += (
+            f" (not proven: {best.gap:.1%} cheaper may be possible)" if best.gap else " (not proven to be the cheapest)"
+        )
     table = Table(title=title, title_justify="left")
     for name in ("type", "classes", "of their requests", "requests/s", "devices", "interval", "basis"):
         table.add_column(name, justify="left" if name in ("type", "classes", "basis") else "right")

@@ -40,9 +40,9 @@ def _row(plan: SharedPlan, kind: str) -> tuple[str, ...]:
     load = plan.loads.get(kind)
     if load is None:
         return "-", "-", "-", "-", "no number of devices meets the SLOs"
-    low, high = plan.intervals[kind]
     sessions = "-" if kind == STREAMS else str(load.sessions)
-    return str(load.devices), f"{low} to {high}", sessions, _turnarounds(load), words.metric(load.binding)
+    interval = words.interval(plan.intervals[kind])
+    return str(load.devices), interval, sessions, _turnarounds(load), words.metric(load.binding)
 
 
 def _turnarounds(load: FleetLoad) -> str:
@@ -57,6 +57,8 @@ def _lines(plan: SharedPlan) -> list[str]:
     low, high = plan.saved_interval
     load, two = plan.loads[BOTH], plan.two_fleets
     interval = "" if low == high else f" ({low} to {high})"
+    if low is None:
+        interval = " (interval not known: of the slowest likely devices no number suffices)"
     needs = f"One fleet needs {load.devices} device{'s' * (load.devices > 1)}, two fleets {two}"
     saves = f"{plan.saved} fewer" if plan.saved > 0 else "it saves nothing"
     first = f"{needs}: {saves}{interval}."

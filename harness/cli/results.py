@@ -185,11 +185,11 @@ def compare(
     """Compare run B with run A: step time at equal sessions, SLO metrics, rate and devices per target.
 
     Each difference has an interval that holds how far repeated ladders, hosts and hours differ; within it, none
-    is shown. Exit code 0: no regression is shown; 1: B is worse in some figure. Runs of another preset, another mix
-    or with other SLOs cannot be compared (64).
+    is shown. Exit code 0: no regression is shown; 1: B is worse in some figure; 2: none is, but some figure is not
+    known in both runs. Runs of another preset, another mix or with other SLOs cannot be compared (64).
     """
     from harness.cli.compare_tables import print_comparison
-    from harness.records.comparison import WORSE
+    from harness.records.comparison import INCONCLUSIVE, WORSE
     from harness.runs.comparing import compare_runs
 
     found = compare_runs(opened(a), opened(b))
@@ -197,4 +197,4 @@ def compare(
         print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
     else:
         print_comparison(found)
-    raise typer.Exit(exit_codes.WORSE if found.finding == WORSE else 0)
+    raise typer.Exit({WORSE: exit_codes.WORSE, INCONCLUSIVE: exit_codes.INCONCLUSIVE}.get(found.finding, 0))

@@ -13,6 +13,7 @@ from harness.records.plan import Bounds
 from harness.topology import Knobs
 
 WORSE, BETTER, NOT_SHOWN, UNKNOWN = "worse", "better", "no difference shown", "not known"
+INCONCLUSIVE = "inconclusive"  # of a comparison that does not know every figure
 STEP, SLO_METRIC, RATE, COUNT = "step time", "SLO metric", "rate", "count"
 KINDS = (STEP, SLO_METRIC, RATE, COUNT)
 Finding = Annotated[str, Field(pattern=f"^({WORSE}|{BETTER}|{NOT_SHOWN}|{UNKNOWN})$")]
@@ -21,7 +22,8 @@ Finding = Annotated[str, Field(pattern=f"^({WORSE}|{BETTER}|{NOT_SHOWN}|{UNKNOWN
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComparedRun:
     """One of the two runs. ``ladders`` determine the level of its step time; ``between_ladders``: relative standard
-    deviation of whole ladders, as its interval holds it. ``basis``: emulated, estimated, scaled, or "".
+    deviation of whole ladders, as its interval holds it; ``between_runs``: of a factor that all ladders of a run share.
+    ``basis``: emulated, estimated, scaled, or "".
     """
 
     folder: str
@@ -34,6 +36,7 @@ class ComparedRun:
     deployment: Knobs
     ladders: int
     between_ladders: float
+    between_runs: float
     basis: str
 
 
@@ -82,7 +85,7 @@ class ComparedDeployment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Two runs compared. The intervals of step times, SLO metrics and the rate hold together with ``confidence``.
+    """Two runs compared. The intervals of all figures hold together with ``confidence``.
 
     ``pooled``: the runs' ladders together say how far ladders differ, as both are of one kind of host.
     """
@@ -108,9 +111,11 @@ class Comparison:
 
     @property
     def finding(self) -> str:
-        """B is worse where any figure is; better where some figure is, and none is worse."""
+        """B is worse where any figure is; better where some figure is, none is worse, and every figure is known."""
         found = {each.finding for each in self.differences}
-        return next((each for each in (WORSE, BETTER, NOT_SHOWN) if each in found), UNKNOWN)
+        if WORSE not in found and (UNKNOWN in found or not found):
+            return INCONCLUSIVE
+        return next(each for each in (WORSE, BETTER, NOT_SHOWN) if each in found)
 
 
 def finding_of(interval: Bounds, *, less_is_better: bool = True) -> str:

@@ -60,10 +60,10 @@ class ScalingRule:
     Every ``poll_s`` it wishes for ceil(sessions / ``target_sessions_per_device``) devices, unless sessions per device
     are within ``tolerance`` (a share) of the target; sessions are all that run or wait, those on draining devices
     too. It grows at once, and shrinks to the most of its wishes in the last ``stabilisation_s``, both within
-    ``minimum`` to ``maximum``: the algorithm of Kubernetes' HorizontalPodAutoscaler with an AverageValue. ``schedule``:
-    rows by time in a period of ``period_s``, the rule of a second metric; the larger wish counts. A new device serves
-    ``start_s`` after it was wished for; one that goes gets no new session, is empty after ``drain_s`` at the latest
-    (None: unknown), and does not return. The newest go first.
+    ``minimum`` to ``maximum`` devices that serve or start, beside which others may drain: the algorithm of Kubernetes'
+    HorizontalPodAutoscaler with an AverageValue. ``schedule``: rows by time in a period of ``period_s``, the rule of a
+    second metric; the larger wish counts. A new device serves ``start_s`` after it was wished for; one that goes gets no
+    new session, is empty after ``drain_s`` at the latest (None: unknown), and does not return. The newest go first.
     """
 
     target_sessions_per_device: float
@@ -82,7 +82,8 @@ class ScalingRule:
 class SloOfDay:
     """An SLO: the share of all sessions that arrived in the period and were within its limit, and the least of a part.
 
-    A part is 1/24 of the period. ``met``: over the period, and in every part as far as chance allows.
+    A part is 1/24 of the period. ``met``: over the period, and in every part as far as chance allows; None
+    where no session was counted.
     """
 
     traffic_class: str
@@ -97,10 +98,11 @@ class SloOfDay:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FleetDay:
     """One policy over the period. ``devices`` by window: the mean of those that are paid for, draining ones too;
-    ``most_devices``: the highest of them, rounded up.
+    ``most_devices``: the most at any time.
 
     ``within_slos``: the share of sessions that met every SLO of their class that is counted; ``worst_part``: the least
-    of it in any 1/24 of the period. ``met``: every counted SLO.
+    of it in any 1/24 of the period. ``met``: every counted SLO; None where none was
+    counted.
     """
 
     policy: str
@@ -113,7 +115,7 @@ class FleetDay:
     worst_part: float | None
     rejected: float | None
     slos: tuple[SloOfDay, ...]
-    met: bool
+    met: bool | None
     basis: str
 
 

@@ -50,8 +50,9 @@ class MixedPool:
 class MixedFleet:
     """Pools that together serve a rate. ``cost_interval``: of an hour, if the estimates are off as they may be.
 
-    ``joules_per_audio_s``: watts of all devices over the seconds of audio made each second. ``proven``: that no fleet
-    of these types and pools is cheaper; otherwise ``gap`` is the share by which one might be.
+    ``joules_per_audio_s``: watts of all devices over the seconds of audio made each second. ``proven``: each pool has
+    the devices that its own planner counts, and the integer program has no cheaper fleet; otherwise ``gap`` is the
+    share by which one might be, as far as it is known.
     """
 
     pools: tuple[MixedPool, ...]

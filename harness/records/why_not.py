@@ -26,8 +26,9 @@ class RuledOut:
     ``by``: the kind of ``limit`` that rules it out. BY_SLO: ``value`` of the SLO's metric against ``allowed``, in its
     unit. BY_RATE: requests/s that it sustains against those of the planned deployment. BY_UTILISATION: as shares.
     BY_RANGE: sessions on a device (95th percentile) against the most measured. BY_MEMORY: an SLO, violated as sessions
-    wait for KV memory. BY_COLLAPSE: throughput falls as sessions grow. BY_LADDERS: its ladders against those of the
-    planned deployment, which has more. BY_UNKNOWN: nothing is known of it, for the reason in ``limit``.
+    wait for KV memory; without ``allowed``, not even one session fits in it. BY_COLLAPSE: throughput falls as sessions
+    grow. BY_LADDERS: its ladders against those of the planned deployment, which has more. BY_UNKNOWN: nothing is
+    known of it, for the reason in ``limit``.
 
     ``excess``: value / allowed - 1, the share by which it is beyond the limit (below, for a rate or ladders); None
     where infinite or unknown. ``certain``: False where the measurements do not tell it from the planned deployment.

@@ -66,7 +66,7 @@ def _option(row: RuledOut, name: str, letters: Mapping[str, str]) -> str:
 
 def _at(row: RuledOut) -> str:
     if row.at_qps is None or row.by == reasons.BY_LADDERS:
-        return "one session" if row.by == reasons.BY_SLO else words.ABSENT
+        return "one session" if row.by in (reasons.BY_SLO, reasons.BY_MEMORY) else words.ABSENT
     where = "" if row.option == reasons.DEVICES else " on one device"
     return f"{words.figure(row.at_qps)} req/s{where}"
 
@@ -78,7 +78,7 @@ def _rate(rate_per_s: float | None) -> str:
 def _limit(row: RuledOut) -> str:
     if row.by == reasons.BY_UNKNOWN:
         return f"not known: {words.metric(row.limit)}"
-    if row.by == reasons.BY_MEMORY:
+    if row.by == reasons.BY_MEMORY and row.allowed is not None:
         return f"KV memory, by the {words.metric(row.limit)}"
     return _LIMITS.get(row.by) or words.constraint(row.limit)
 

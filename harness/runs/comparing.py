@@ -19,7 +19,7 @@ from harness.records.comparison import ComparedDeployment, ComparedRun, Comparis
 from harness.records.fit import Fit, FittedDeployment
 from harness.records.slo import Slo
 from harness.records.store import Run
-from harness.runs.earlier import prior_of
+from harness.runs.earlier import place_of, prior_of
 from harness.runs.opening import spec_of, unit_of
 from harness.topology import TOPOLOGY, topology_of
 from harness.traffic.mix import Mix
@@ -73,6 +73,7 @@ class _Opened:
             deployment=self.chosen.deployment,
             ladders=side.ladders,
             between_ladders=side.between.deviation,
+            between_runs=side.between_runs(),
             basis=emulated,
         )
 
@@ -93,11 +94,16 @@ def compare_runs(first: Run, second: Run) -> Comparison:
         confidence=a.fit.confidence,
         pooled=pooled is not None,
         differing=tuple(_differing(a, b)),
-        differences=differences(side_a, side_b, rng, a.fit.confidence, pooled),
+        differences=differences(side_a, side_b, rng, a.fit.confidence, pooled, _other_terms(a, b)),
         deployments=tuple(_deployment(both[0][key], both[1][key]) for key in shared),
         only_in_a=len(both[0]) - len(shared),
         only_in_b=len(both[1]) - len(shared),
     )
+
+
+def _other_terms(a: _Opened, b: _Opened) -> str:
+    """The facts of both plans that a count depends on, where they differ; "" where none does."""
+    return ", ".join(name for name in _PLAN_FACTS if getattr(a.spec, name) != getattr(b.spec, name))
 
 
 def _key(each: FittedDeployment) -> str:
@@ -160,7 +166,8 @@ def _of_class(mix: Mix, name: str) -> tuple[dict[str, str], np.ndarray]:
 def _pooled(a: _Opened, b: _Opened, side_a: Side, side_b: Side) -> Between | None:
     """How far ladders differ by both runs together, on hosts of one kind; None where each speaks for itself."""
     prior = prior_of(a.manifest)
-    alike = a.manifest.device == b.manifest.device and not list(_host(a, b)) and prior == prior_of(b.manifest)
+    same_place = a.manifest.device == b.manifest.device and place_of(a.manifest) == place_of(b.manifest)
+    alike = same_place and prior == prior_of(b.manifest)
     enough = min(side_a.between.degrees, side_b.between.degrees) >= prior.degrees
     return side_a.between.pooled(side_b.between, prior) if alike and enough else None
 
@@ -176,6 +183,7 @@ def _differing(a: _Opened, b: _Opened) -> Iterator[Differing]:
     yield from _fact("device", a.manifest.device, b.manifest.device)
     yield from _host(a, b)
     yield from _fact("times", *(each.manifest.times_basis or _emulated(each) for each in (a, b)))
+    yield from _fact("dilation", *(f"{each.manifest.clock.dilation:g}" for each in (a, b)))
     yield from _fact("topology", *(topology_of(each.chosen.deployment) for each in (a, b)))
     yield from _knobs(a.chosen, b.chosen)
     for name in _PLAN_FACTS:

@@ -51,11 +51,11 @@ def _alike(results: Path, manifest: RunManifest) -> Iterator[Run]:
             except HarnessError:
                 continue
             known = run.manifest
-            if known.finished_at and known.run_id == folder.name and _place(known) == _place(manifest):
+            if known.finished_at and known.run_id == folder.name and place_of(known) == place_of(manifest):
                 yield run
 
 
-def _place(manifest: RunManifest) -> tuple:
+def place_of(manifest: RunManifest) -> tuple:
     """Where a run was measured. What stages report is added to a device's name in brackets, or replaces a GPU's."""
     host = manifest.host
     device = "" if is_here(manifest) and not manifest.emulated else manifest.device.partition(" (")[0]

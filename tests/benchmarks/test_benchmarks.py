@@ -37,7 +37,25 @@ def load(monkeypatch):
 def test_the_simulated_rule_is_that_of_kubernetes(load):
     """Sync by sync over a day, against the algorithm written down again."""
     forms = load("autoscale").autoscale_forms
-    assert forms.rule_mismatches(forms.small(), seed=1) == (0, 2880)
+    assert [forms.rule_mismatches(forms.small(), 1, rule) for rule in forms.RULES] == [(0, 2880)] * 4
+
+
+def test_the_day_benchmark_fails_without_its_trace(load):
+    script = load("autoscale")
+    figures = {"closed_form_error_max": 0.0, "fleet_s": 1.0, "rule_mismatches": 0, "trace": False}
+    assert not script.is_good(figures, quick=False) and script.is_good(figures, quick=True)
+    assert script.is_good(figures | {"trace": True}, quick=False)
+    assert not script.is_good(figures | {"rule_mismatches": 1}, quick=True)
+
+
+@pytest.mark.parametrize(
+    "worse", [{"false_differences_max": 0.06}, {"found_share": 0.8}, {"wrong_way_max": 0.02}, {"held_min": 0.9}]
+)
+def test_the_comparison_benchmark_has_a_gate_for_every_figure(load, worse):
+    script = load("compare")
+    fine = {"false_differences_max": 0.0, "found_share": 1.0, "wrong_way_max": 0.0, "held_min": 1.0}
+    assert script.is_good(fine) and not script.is_good(fine | worse)
+    assert not script.is_good(fine | dict.fromkeys(worse))
 
 
 def test_a_small_fleet_is_as_cheap_as_brute_force_finds(load):

@@ -9,6 +9,7 @@ import pytest
 from scipy import optimize
 
 from harness.capacity.planning import fleet as planning
+from harness.capacity.planning.counted_fleets import cheapest_counted
 from harness.capacity.planning.fleet import DeviceOffer, FleetTerms, plan_fleets, subsets
 from harness.capacity.planning.fleet_mix import FleetProblem, PoolOption, cheapest
 from harness.content import content_of
@@ -207,6 +208,60 @@ def test_limits_hold_for_the_whole_fleet():
     assert "given" in plan_fleets([SMALL, few], MIX, (10.0,), TERMS).targets[0].note
     terms = replace(TERMS, power_w=1250.0)
     assert plan_fleets([SMALL, BIG], MIX, (10.0,), terms).targets[0].best.watts <= 1250
+
+
+class Uneven:
+    """Pools of which five devices carry no more than four: less than four and six interpolated."""
+
+    def rate(self, devices):
+        return float(4 if devices == 5 else devices), "rtf p95 of class long"
+
+    def fewest(self, qps):
+        return 6 if 4 < qps <= 6 else max(math.ceil(qps - 1e-9), 1)
+
+
+UNEVEN = DeviceOffer("uneven", "NVIDIA uneven", "measured", 1.0, lambda part: Uneven(), None, 100.0, "measured")
+LARGE = offer("large", {("short", "long"): 10.0}, 5.5, 1000.0)
+
+
+def test_the_fleet_that_is_shown_is_the_one_that_is_proven():
+    """Interpolated, five uneven devices carry 5/s for 5.0; counted, six of them are needed: a large one is cheaper."""
+    best = plan_fleets([UNEVEN, LARGE], MIX, (5.0,), TERMS).targets[0].best
+    assert (best.devices, best.cost_per_hour, best.proven) == ({"large": 1}, 5.5, True)
+
+
+@pytest.mark.parametrize(("kind", "terms"), [(replace(UNEVEN, most=5), TERMS), (UNEVEN, replace(TERMS, power_w=550.0))])
+def test_limits_hold_for_the_devices_that_are_shown(kind, terms):
+    target = plan_fleets([kind], MIX, (5.0,), terms).targets[0]
+    assert target.undivided == {}
+    if target.best:
+        assert target.best.devices["uneven"] <= 5 and target.best.watts <= 550
+
+
+def test_without_rounds_to_count_again_the_cheapest_count_is_not_said_to_be_proven():
+    kind = option("uneven", sizes=(1, 2, 3, 4, 6, 8), carried=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0))
+    found = cheapest_counted(problem(kind, qps=5.0), lambda _: Uneven(), rounds=1)
+    assert (found.pools[0].devices, found.cost_per_hour, found.proven) == (6, 6.0, False)
+    assert found.gap == pytest.approx(1 / 6)
+    assert cheapest_counted(problem(kind, qps=5.0), lambda _: Uneven()).proven
+
+
+def test_a_pool_that_no_number_of_devices_serves_is_not_chosen():
+    class Hopeless(Uneven):
+        def fewest(self, qps):
+            return None
+
+    cheap, sure = option("cheap", price=0.1), option("sure", carried=(1.0, 2.0))
+    planners = {"cheap": Hopeless(), "sure": Uneven()}
+    found = cheapest_counted(problem(cheap, sure, qps=2.0), lambda one: planners[one.device_type])
+    assert devices(found) == {("sure", ("short", "long")): 2} and not found.proven
+
+
+def test_a_part_of_the_traffic_on_an_emulated_device_stays_emulated():
+    kinds = [replace(each, basis="emulated") for each in (SMALL, BIG)]
+    target = plan_fleets(kinds, MIX, (10.0,), TERMS).targets[0]
+    assert {pool.basis for pool in target.best.pools} == {"emulated, extrapolated"}
+    assert {pool.basis for pool in target.undivided["big"].pools} == {"emulated"}
 
 
 @pytest.mark.parametrize(

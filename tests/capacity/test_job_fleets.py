@@ -10,8 +10,9 @@ from harness.capacity.fitting.rate_search import Limits, Traffic
 from harness.capacity.models.device import Device
 from harness.capacity.models.spreads import Sample, Spread
 from harness.capacity.models.steps import StepTime
-from harness.capacity.planning.job_fleets import BOTH, STREAMS, TASKS, JobDemand, JobFleets, shared_plan
+from harness.capacity.planning.job_fleets import BOTH, STREAMS, TASKS, FleetLoad, JobDemand, JobFleets, shared_plan
 from harness.capacity.planning.pools import Pools
+from harness.cli import job_tables
 from harness.errors import InconclusiveError, PlanError
 from harness.planfile.jobs import load_jobs
 from harness.records.slo import Slo
@@ -42,6 +43,27 @@ def test_one_fleet_is_smaller_than_two_where_streams_leave_valleys(plan):
     assert plan.saved == plan.two_fleets - devices[BOTH] > 0
     assert all(low <= devices[kind] <= high for kind, (low, high) in plan.intervals.items())
     assert plan.saved_interval[0] <= plan.saved <= plan.saved_interval[1]
+
+
+def test_devices_that_may_violate_an_slo_with_one_session_leave_no_upper_bound(fleets, plan):
+    """A tenth of the draws is such a device: it is in the interval, not dropped from it."""
+    slow = shared_plan(fleets, np.array([0.0, *[1.0] * 9]), 0.9)
+    assert slow.loads == plan.loads
+    assert slow.intervals == {kind: (load.devices, None) for kind, load in plan.loads.items()}
+    assert slow.saved_interval == (None, None)
+    assert job_tables._row(slow, BOTH)[1] == f"at least {plan.loads[BOTH].devices}"
+    assert "interval not known" in job_tables._lines(slow)[0]
+
+
+def test_a_kind_that_only_the_slowest_devices_cannot_serve_has_no_upper_bound(fleets, monkeypatch):
+    def fewest(own, kind, at_most=100_000):
+        slow = own.pools.device.step_time.values[0] > 1.1 * DEVICE.step_time.values[0]
+        return None if slow and kind == BOTH else FleetLoad(kind, 10, 5, {"rtf": 0.9})
+
+    monkeypatch.setattr(JobFleets, "fewest", fewest)
+    found = shared_plan(fleets, np.array([0.8, 1.0, 1.2]), 0.9)
+    assert found.intervals == {STREAMS: (10, 10), TASKS: (10, 10), BOTH: (10, None)}
+    assert found.saved == 10 and found.saved_interval == (None, None)
 
 
 def test_a_fleet_meets_every_limit_and_one_device_less_does_not(fleets, plan):

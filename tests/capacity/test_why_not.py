@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from capacity_truth import LADDER, MIX, SLOS, TRUTH, bare_fit, fit_of, fit_with, ladder
 
+from harness.capacity.fitting.rate_search import KV_MEMORY
 from harness.capacity.planning.plan import pools_of
-from harness.capacity.planning.why_not import why_not
+from harness.capacity.planning.why_not import _worst, why_not
 from harness.records import why_not as reasons
 from harness.records.plan import PlannedTarget
 from harness.records.slo import Slo
+from harness.report import words
+from harness.report.ruled_out import lost_options
 
 FUSED = {"topology": "fused"}
 
@@ -105,6 +109,23 @@ def test_a_deployment_that_meets_the_slos_at_no_rate_is_judged_with_one_session(
     (row,) = why_not(fit, tight, ())
     assert (row.by, row.limit, row.certain, row.at_qps) == (reasons.BY_SLO, "rtf p95 of class short", True, None)
     assert row.value == pytest.approx(TRUTH.step_s(1) * 7.5, rel=0.2) and row.allowed == 0.05
+
+
+def test_a_deployment_without_room_for_one_session_is_ruled_out_by_its_memory(fit):
+    """One session alone would meet every SLO; there is no memory for it."""
+    none = replace(fit.best_deployment, max_rate_per_s=0.0, binding=KV_MEMORY)
+    (row,) = why_not(replace(fit, deployments=(none,), best=None), SLOS, ())
+    assert (row.by, row.limit, row.certain) == (reasons.BY_MEMORY, KV_MEMORY, True)
+    assert (row.value, row.allowed, row.excess) == (None, None, None)
+    (shown,) = lost_options([row], None)
+    assert (shown.at, shown.limit, shown.value) == ("one session", "KV memory", words.ABSENT)
+
+
+def test_a_limit_of_zero_has_no_value_that_is_not_a_number(pools):
+    silent = pools.changed(limits=replace(pools.limits, slos=(Slo("short", "rtf", 0.95, 0.0),)))
+    name = "rtf p95 of class short"
+    load = replace(pools.judge(1.0, 1), shares={name: math.inf})
+    assert _worst(silent, load) | {"by": ""} == {"by": "", "limit": name, "value": None, "allowed": 0.0, "excess": None}
 
 
 def test_options_are_ordered_by_their_rates_and_the_planned_one_is_not_among_them():

@@ -1,6 +1,7 @@
 """The commands about fleets: a day on static and elastic ones, and the cheapest mix of types."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from report_page import Page
 from typer.testing import CliRunner
 
+from harness.capacity.planning.pools import Pools
 from harness.cli.main import app
 from harness.records.fleet import FleetAnswer
 from harness.records.store import Run
@@ -20,6 +22,16 @@ FLEET = ["fleet", "--card", "h100,l4", "--price", "h100=2.5,l4=0.6", "--qps", "2
 
 def run(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "220"})
+
+
+def copied(tmp_path, **changes):
+    """The sample's fit and plan, unsigned, with changes of its manifest."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("manifest.json", "fit.json", "plan.json"):
+        shutil.copy(SAMPLE / name, folder / name)
+    Run.open(folder).update_manifest(sealed=False, **changes)
+    return folder
 
 
 def flat(text):
@@ -46,6 +58,19 @@ def test_a_day_may_be_that_of_a_trace(tmp_path):
     assert "2 to 5 devices for 8 sessions each" in said
 
 
+def test_a_day_of_an_emulated_run_is_labelled(tmp_path):
+    emulated = copied(tmp_path, emulated=True, times_basis="estimated", dilation=4.0)
+    done = run("day", "--run", emulated, "--peak", "5", "--trough", "1", "--target-sessions", "8")
+    assert done.exit_code == 0, done.output
+    assert "(simulated, emulated, time dilated 4 times, estimated)" in flat(done.output)
+
+
+def test_a_peak_that_no_number_of_devices_serves_ends_with_its_own_exit_code(monkeypatch):
+    monkeypatch.setattr(Pools, "fewest", lambda self, qps: None)
+    done = run(*DAY)
+    assert done.exit_code == 2 and "No number of devices meets the SLOs" in flat(done.output)
+
+
 def test_the_cheapest_fleet_is_shown_and_written(tmp_path):
     done = run(*FLEET, "--out", tmp_path / "fleet.json", "--most", "h100=8", "--spares", 1)
     said = flat(done.output)
@@ -70,6 +95,23 @@ def test_a_rate_without_a_fleet_ends_with_its_own_exit_code():
     assert done.exit_code == 2 and "No fleet serves it within" in flat(done.output)
 
 
+@pytest.mark.parametrize("named", ["h100", "H100 80GB"])
+def test_a_card_that_is_the_device_of_the_run_is_refused(tmp_path, named):
+    of_h100 = copied(tmp_path, device="NVIDIA H100 80GB HBM3")
+    done = run("fleet", "--run", of_h100, "--card", "l4,h100", "--price", f"{named}=2,l4=1")
+    assert "--card h100-sxm: that is" in str(done.exception) and "leave it out" in str(done.exception)
+
+
+def test_limits_count_gpus_where_a_device_has_several(tmp_path):
+    of_two = copied(tmp_path, device="2 NVIDIA H100 80GB HBM3")
+    done = run(
+        "fleet", "--run", of_two, "--price", "h100=2", "--qps", "1", "--most", "h100-sxm=5", "--out", tmp_path / "f"
+    )
+    assert done.exit_code == 0, done.output
+    (kind,) = FleetAnswer.of(json.loads((tmp_path / "f").read_text())).types
+    assert (kind.name, kind.most, kind.price_per_hour) == ("2 x h100", 2, 4.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -87,6 +129,8 @@ def test_a_rate_without_a_fleet_ends_with_its_own_exit_code():
         (["fleet", "--card", "h100,l4", "--price", "h100=2"], "--price has none for l4: add l4=PRICE"),
         (["fleet", "--run", SAMPLE, "--price", "cpu=2", "--mix", "shorts"], "are those of the run's plan"),
         ([*FLEET, "--most", "b200=3"], "--most b200: there is no such type here; known: h100-sxm, l4"),
+        ([*FLEET, "--most", "h100=3,H100=4"], "--most gives H100 twice: leave one out"),
+        ([*FLEET, "--most", "h100=3,h100-sxm=4"], "--most gives h100 and h100-sxm, which are one type: leave one out"),
         ([*FLEET, "--power-kw", "0"], "--power-kw 0: give a limit above 0"),
     ],
 )

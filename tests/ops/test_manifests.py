@@ -23,9 +23,7 @@ sys.path.append(str(ROOT / "ops"))
 import check_manifests as checker  # noqa: E402
 import manifest_rules as rules  # noqa: E402
 
-from harness import exit_codes  # noqa: E402
 from harness.export.kubernetes import GOAWAY_S  # noqa: E402
-from harness.planfile.reading import load_plan  # noqa: E402
 
 KUBERNETES = ROOT / "ops" / "kubernetes"
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl, which renders overlays, is not here")

@@ -15,8 +15,9 @@ from harness.capacity.fitting.open_runs import slowed
 from harness.cli import compare_tables
 from harness.cli.main import app
 from harness.errors import InputError
+from harness.exit_codes import INCONCLUSIVE as EXIT_INCONCLUSIVE
 from harness.exit_codes import WORSE as EXIT_WORSE
-from harness.records.comparison import NOT_SHOWN, WORSE, Comparison
+from harness.records.comparison import COUNT, INCONCLUSIVE, NOT_SHOWN, UNKNOWN, WORSE, Comparison
 from harness.records.store import Run
 from harness.report.screen import Screen
 from harness.runs.comparing import compare_runs
@@ -55,9 +56,9 @@ def slower(tmp_path):
         for each in fit.deployments
     ]
     run.write_fit(replace(fit, deployments=tuple(parts)))
-    doubled = [(2 * each.devices, tuple(2 * n for n in each.interval)) for each in plan.targets]
-    more = [replace(e, devices=n, interval=bounds) for e, (n, bounds) in zip(plan.targets, doubled, strict=True)]
-    run.write_plan(replace(plan, targets=tuple(more)))
+    more = [(4 * each.devices, tuple(4 * n for n in each.interval)) for each in plan.targets]
+    targets = [replace(e, devices=n, interval=bounds) for e, (n, bounds) in zip(plan.targets, more, strict=True)]
+    run.write_plan(replace(plan, targets=tuple(targets)))
     return run
 
 
@@ -93,6 +94,18 @@ def test_hosts_and_software_that_differ_are_said_and_speak_for_themselves(again)
     said = {each.fact: (each.a, each.b) for each in found.differing}
     assert said["host: cpu"] == ("AMD EPYC", "Xeon") and said["host: cores"] == ("2", "64")
     assert said["locust"][1] == "9" and not found.pooled and found.finding == NOT_SHOWN
+
+
+def test_a_dilated_clock_is_said_and_its_host_is_another(again):
+    again.update_manifest(dilation=4.0)
+    found = compare_runs(Run.open(SAMPLE), again)
+    assert ("dilation", "1", "4") in [(each.fact, each.a, each.b) for each in found.differing] and not found.pooled
+
+
+def test_counts_of_a_plan_with_another_cap_are_not_known_to_differ(again):
+    found = compare_runs(Run.open(SAMPLE), changed_plan(again, utilisation_cap=0.6))
+    assert {row.finding for row in found.differences if row.kind == COUNT} == {UNKNOWN}
+    assert found.finding == INCONCLUSIVE
 
 
 def test_another_topology_is_allowed_and_named(again):
@@ -133,6 +146,27 @@ def test_a_comparison_fits_its_terminal(monkeypatch, slower, width):
     shown = text.getvalue()
     assert max(map(len, shown.splitlines()[:-1])) <= width and "…" not in shown
     assert "B is worse than A at 95% confidence: step time; " in " ".join(shown.split())
+
+
+def test_a_figure_that_only_one_run_knows_makes_it_inconclusive(again):
+    fit = again.fit()
+    unknown = [replace(each, max_rate_per_s=None, inconclusive="too few requests") for each in fit.deployments]
+    again.write_fit(replace(fit, deployments=tuple(unknown)))
+    done = CliRunner().invoke(app, ["compare", str(SAMPLE), str(again.path)])
+    said = " ".join(done.output.split())
+    assert done.exit_code == EXIT_INCONCLUSIVE and "No difference shown" not in said
+    assert "Inconclusive: not known in both runs: requests/s of one device. Nothing else is shown to be worse." in said
+
+
+def test_what_is_worse_is_so_whatever_else_is_not_known(slower):
+    plan = slower.plan()
+    slower.write_plan(
+        replace(plan, targets=tuple(replace(e, devices=None, interval=(None, None)) for e in plan.targets))
+    )
+    found = compare_runs(Run.open(SAMPLE), slower)
+    assert found.finding == WORSE and "Not known in both runs: devices." in compare_tables.conclusion(found)
+    back = compare_runs(slower, Run.open(SAMPLE))
+    assert back.finding == INCONCLUSIVE and "Better at 95% confidence: step time" in compare_tables.conclusion(back)
 
 
 def test_the_command_exits_for_ci(again, slower):

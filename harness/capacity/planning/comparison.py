@@ -47,7 +47,7 @@ _STALL = "stall_longest_s"
 class Side:
     """The planned deployment of a run. ``between``: how far ladders differ, ``ladders`` of which determine its level.
 
-    ``plan``: without one, counts are not compared.
+    ``prior``: how far they were taken to differ before any was repeated. ``plan``: without it, counts are not compared.
     """
 
     fit: FittedDeployment
@@ -55,11 +55,12 @@ class Side:
     limits: Limits
     between: Between
     ladders: int
+    prior: Between
     plan: Plan | None = None
 
     @classmethod
     def of(cls, fit: FittedDeployment, limits: Limits, prior: Between, plan: Plan | None = None) -> Side:
-        """``prior``: for a fit of an older harness, which does not say how far ladders differ.
+        """``prior``: also for a fit of an older harness, which does not say how far ladders differ.
 
         Raises InconclusiveError for a deployment that was not fitted.
         """
@@ -67,18 +68,31 @@ class Side:
         told = step.between if isinstance(step, FittedStep) else None
         between = Between(told.deviation, told.degrees or math.inf) if told else prior
         ladders = told.ladders if told else max(len(fit.trial_ids), 1)
-        return cls(fit, Device.from_fit(fit), limits, between, ladders, plan)
+        return cls(fit, Device.from_fit(fit), limits, between, ladders, prior, plan)
+
+    def between_runs(self, pooled: Between | None = None) -> float:
+        """How far runs differ, as the relative standard deviation of a factor that all ladders of a run share.
+
+        One run's ladders are minutes apart on one host, and cannot show it: what they are taken to differ by before any
+        was repeated, and no less than they do, since a host varies less within minutes than from day to day.
+        """
+        return max(self.prior.deviation, (pooled or self.between).deviation)
 
 
 def differences(
-    a: Side, b: Side, rng: np.random.Generator, confidence: float, pooled: Between | None = None
+    a: Side,
+    b: Side,
+    rng: np.random.Generator,
+    confidence: float,
+    pooled: Between | None = None,
+    other_terms: str = "",
 ) -> tuple[Difference, ...]:
     """Every figure of both sides, and whether B is shown to be worse or better.
 
     Both sides' levels, rung noise and the sampling error of SLO quantiles are drawn together. The intervals of step
     times, SLO metrics and the rate hold together with ``confidence``, so that the chance of any false difference is at
-    most 1 - confidence. ``pooled``: how far ladders differ on hosts of one kind, by the ladders of both. Counts have
-    intervals of their own: see ``count_difference``.
+    most 1 - confidence; those of counts are no narrower than the rate's. ``pooled``: how far ladders differ on hosts of
+    one kind, by the ladders of both. ``other_terms``: in what the plans differ that a count depends on.
     """
     loads, at = _Loads.of(a, b), _reference(a, b)
     points = [_Figures.fitted(side, loads, at) for side in (a, b)]
@@ -88,7 +102,7 @@ def differences(
     reach = joint_reach(off, confidence)
     steps = len(loads.shown) + 1
     rows = [*_step_rows(points, loads, reach), *_slo_rows(a, points, at, reach[steps:])]
-    counts = count_differences(a.plan, b.plan) if a.plan and b.plan else ()
+    counts = count_differences(a.plan, b.plan, reach[-1], other_terms) if a.plan and b.plan else ()
     return (*rows, _rate_row(a, b, reach[-1]), *(_within_range(each, a, b) for each in counts))
 
 
@@ -170,11 +184,17 @@ def _metrics(side: Side, step_s: np.ndarray, probabilities: Sequence[np.ndarray]
 
 
 def _levels(a: Side, b: Side, pooled: Between | None, rng: np.random.Generator) -> list[np.ndarray]:
-    """Factors [draws] of the level of both sides; the pooled deviation of a draw is one for both."""
+    """Factors [draws] of the level of both sides, each of its run and of its ladders.
+
+    The pooled deviation of ladders of a draw is one for both. That of runs is not divided by the number of ladders: all
+    of a run were measured on one host in one hour.
+    """
+    sides = (a, b)
+    runs = [np.exp(side.between_runs(pooled) * rng.standard_normal(DRAWS)) for side in sides]
     if pooled is None:
-        return [side.between.draw(side.ladders, rng, DRAWS) for side in (a, b)]
+        return [run * side.between.draw(side.ladders, rng, DRAWS) for run, side in zip(runs, sides, strict=True)]
     single = pooled.draw(1, rng, DRAWS, of=2)
-    return [own ** (1 / math.sqrt(side.ladders)) for own, side in zip(single, (a, b), strict=True)]
+    return [run * own ** (1 / math.sqrt(side.ladders)) for run, own, side in zip(runs, single, sides, strict=True)]
 
 
 def _reference(a: Side, b: Side) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from harness import wire
 from harness.capacity.fitting.rate_search import LEAST_LOADED as SHARED
@@ -35,10 +36,12 @@ PARTS, WINDOWS_PER_PART = 24, 6
 WINDOWS = PARTS * WINDOWS_PER_PART
 _WARM_PARTS = 6
 TARGET_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the sessions at the cap, tried until every SLO is met
-_ONE_SIDED = 1.645  # standard deviations that chance exceeds in 5% of parts
+_ALPHA = 0.05  # the chance that any part of any SLO is said to violate it while all are just at their quantiles
 _SETTLED = 2.0  # times the longest audio: what arrived in the period has ended by then
 _NO_COUNT = "No number of devices meets the SLOs at the peak of {peak:.4g} requests/s."
 _ADVANCE = "The predictive policy knows the rates of the period in advance, not its arrivals: no forecast is better."
+_STALLS = "SLOs on stalls are not counted over a day."
+_NONE_COUNTED = "No SLO is counted: whether the fleets meet the plan's is not known."
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,9 @@ def plan_day(
 
     Static: the devices that the peak needs, all the time. Reactive: the rule of an autoscaler by sessions per device.
     Predictive: the same rule, and a schedule of at least the devices that the demand will need. The rule's target is
-    the highest share of the sessions at the cap with which every SLO is met, unless one is given. All
-    policies get equal arrivals. Sessions beyond a device's limit wait in its queue with the server's settings.
+    the highest share of the sessions at the cap with which every SLO is met on one simulated day, unless one is given.
+    All policies are judged on another day, with equal arrivals. Sessions beyond a device's limit wait in its queue with
+    the server's settings.
     """
     day = Day(
         source=curve.source,
@@ -78,12 +82,16 @@ def plan_day(
     peak = pools.fewest(curve.peak_qps)
     if peak is None:
         return replace(day, note=_NO_COUNT.format(peak=curve.peak_qps))
-    stage = DayStage(pools, mix, curve, seed)
+    stage = DayStage(pools, mix, curve, (seed, 1), terms.scaling)
     progress(f"a day on {peak.devices} static devices")
     result = stage.play(peak.devices)
     static = _fleet(STATIC, None, result, stage, terms)
+    chosen_on = replace(stage, seed=(seed, 0))
     at_cap = sessions_at_cap(pools, curve.peak_qps, peak.devices)
-    elastic = [_elastic(policy, stage, peak.devices, at_cap, terms, progress) for policy in (REACTIVE, PREDICTIVE)]
+    elastic = []
+    for policy in (REACTIVE, PREDICTIVE):
+        rule = _rule(policy, chosen_on, peak.devices, at_cap, terms, progress)
+        elastic.append(_fleet(policy, rule, stage.play(peak.devices, rule), stage, terms))
     arrived = sum(each.arrived[:WINDOWS] for each in result.classes.values())
     return replace(
         day,
@@ -93,7 +101,7 @@ def plan_day(
         session_limit=stage.session_limit,
         sessions_at_cap=at_cap,
         policies=(static, *elastic),
-        note=" ".join([_ADVANCE, *_no_gain(static, elastic)]),
+        note=" ".join([_ADVANCE, *_no_gain(static, elastic), *_not_counted(pools.limits.slos)]),
     )
 
 
@@ -102,37 +110,47 @@ def _no_gain(static: FleetDay, elastic: Sequence[FleetDay]) -> Iterator[str]:
         yield "No elastic policy takes fewer hours than the static fleet here."
 
 
-def _elastic(
-    policy: str,
-    stage: DayStage,
-    devices: int,
-    at_cap: float,
-    terms: DayTerms,
-    progress: Callable[[str], None],
-) -> FleetDay:
-    """An elastic policy at the highest target that meets every SLO; at the lowest where none does."""
-    given = terms.scaling.target_sessions
-    found = None
-    for target in [given] if given else [share * at_cap for share in TARGET_SHARES]:
-        progress(f"a day, {policy}, {target:.3g} sessions per device")
+def _not_counted(slos: Sequence[Slo]) -> Iterator[str]:
+    """What of the SLOs is not counted, in sentences."""
+    counted = [slo for slo in slos if slo.metric in LIMITED]
+    if len(counted) < len(slos):
+        yield _STALLS
+    if not counted:
+        yield _NONE_COUNTED
+
+
+def _rule(
+    policy: str, stage: DayStage, devices: int, at_cap: float, terms: DayTerms, progress: Callable[[str], None]
+) -> ScalingRule:
+    """The rule of an elastic policy with the highest target that meets every SLO; with the lowest where none does."""
+
+    def rule_of(target: float) -> ScalingRule:
         rule = terms.scaling.rule(target, devices, terms.drain)
-        if policy == PREDICTIVE:
-            rule = with_schedule(rule, stage.curve, stage.expected(target))
-        found = _fleet(policy, rule, stage.play(devices, rule), stage, terms)
-        if found.met:
-            break
-    assert found is not None
-    return found
+        return rule if policy == REACTIVE else with_schedule(rule, stage.curve, stage.expected(target))
+
+    if terms.scaling.target_sessions:
+        return rule_of(terms.scaling.target_sessions)
+    *shares, lowest = TARGET_SHARES
+    for share in shares:
+        progress(f"a day, {policy}, {share * at_cap:.3g} sessions per device")
+        rule = rule_of(share * at_cap)
+        if _fleet(policy, rule, stage.play(devices, rule), stage, terms).met is not False:
+            return rule
+    return rule_of(lowest * at_cap)
 
 
 @dataclass(frozen=True)
 class DayStage:
-    """The setting of a day: devices, mix and demand. ``seed``: of the arrivals, the same in every run."""
+    """The setting of a day: devices, mix and demand. ``seed``: of the arrivals, the same in every run.
+
+    ``scaling``: how long devices take to start, and an autoscaler to shrink, for which the simulation settles.
+    """
 
     pools: Pools
     mix: Mix
     curve: DemandCurve
-    seed: int
+    seed: int | tuple[int, ...]
+    scaling: ScalingTerms = ScalingTerms()
 
     @property
     def part_s(self) -> float:
@@ -144,9 +162,20 @@ class DayStage:
         return max(int(steady_sessions(self.pools.device, self.pools.limits)), 1)
 
     @property
+    def longest_s(self) -> float:
+        """Audio of the longest session, seconds."""
+        return max(float(each.length.frames.max()) for each in self.mix.classes) * wire.SECONDS_PER_FRAME
+
+    @property
+    def warm_parts(self) -> int:
+        """Parts before the period, in which the sessions that were found, starts and drains end."""
+        settle_s = _SETTLED * self.longest_s + self.scaling.start_s + self.scaling.stabilisation_s
+        return max(_WARM_PARTS, math.ceil(settle_s / self.part_s))
+
+    @property
     def phase_s(self) -> float:
         """Where in the period a simulation begins: some parts before its start."""
-        return self.curve.period_s - _WARM_PARTS * self.part_s
+        return -self.warm_parts * self.part_s % self.curve.period_s
 
     def expected(self, sessions_per_device: float) -> np.ndarray:
         """Mean sessions in progress at each time of the curve, with so many on each device."""
@@ -163,11 +192,10 @@ class DayStage:
 
         ``devices`` all the time or, with a rule, as many as its target asks for at the beginning.
         """
-        longest_s = max(float(each.length.frames.max()) for each in self.mix.classes) * wire.SECONDS_PER_FRAME
-        after = math.ceil(_SETTLED * longest_s / self.part_s)
+        after = math.ceil(_SETTLED * self.longest_s / self.part_s)
         demand = demand_of(self.pools, self.mix, Varying(self._rate, self.curve.peak_qps * (1 + 1e-9)))
         limits = counted_limits(self.pools, demand.classes)
-        parts, warm_s = PARTS + after, _WARM_PARTS * self.part_s
+        parts, warm_s = PARTS + after, self.warm_parts * self.part_s
         counting = Counting(demand.classes, parts * self.part_s, warm_s, parts * WINDOWS_PER_PART, parts, limits)
         sessions = self.found(rule.target_sessions_per_device if rule else float(self.session_limit))
         scaler = autoscaler_of(rule, counting.stop_s, self.phase_s) if rule else None
@@ -201,27 +229,35 @@ def _fleet(policy: str, rule: ScalingRule | None, result: PoolResult, stage: Day
     hours = float(owned.sum() * result.window_s / 3600)
     by_part = [np.add.reduceat(each, np.arange(0, WINDOWS, WINDOWS_PER_PART)) for each in (good, arrived)]
     with_any = by_part[1] > 0
-    slos = tuple(_slo_of_day(slo, result.classes) for slo in stage.pools.limits.slos if slo.metric in LIMITED)
+    counted = [slo for slo in stage.pools.limits.slos if slo.metric in LIMITED]
+    slos = tuple(_slo_of_day(slo, result.classes, _ALPHA / (PARTS * len(counted))) for slo in counted)
     return FleetDay(
         policy=policy,
         rule=rule,
         devices=_rounded(owned),
-        most_devices=math.ceil(owned.max() - 1e-9),
+        most_devices=int(result.most_owned[:WINDOWS].max()),
         device_hours=hours,
         cost=hours * terms.price.price_per_device_hour if terms.price else None,
         within_slos=_share(good.sum(), arrived.sum()),
         worst_part=float(np.min(by_part[0][with_any] / by_part[1][with_any])) if with_any.any() else None,
         rejected=_share(turned_away, arrived.sum()),
         slos=slos,
-        met=all(each.met is not False for each in slos),
+        met=_met(slos),
         basis="simulated" if stage.pools.has_seen(stage.session_limit) else "extrapolated",
     )
 
 
-def _slo_of_day(slo: Slo, classes: Mapping[str, ClassResult]) -> SloOfDay:
+def _met(slos: Sequence[SloOfDay]) -> bool | None:
+    """Whether every SLO of which sessions were counted is met; None without any."""
+    known = [each.met for each in slos if each.met is not None]
+    return all(known) if known else None
+
+
+def _slo_of_day(slo: Slo, classes: Mapping[str, ClassResult], alpha: float) -> SloOfDay:
     """An SLO over the sessions that arrived in the period, and in each part; a rejected one is within no limit.
 
-    Met where it holds over the period, and no part is below it by more than chance (one-sided, 95%).
+    Met where it holds over the period, and no part has so few sessions within that chance brings as few with a
+    probability below ``alpha``, if its share were the SLO's quantile (exact binomial, one-sided).
     """
     found = classes[slo.traffic_class]
     arrived = np.add.reduceat(found.arrived[:WINDOWS], np.arange(0, WINDOWS, WINDOWS_PER_PART))
@@ -231,8 +267,8 @@ def _slo_of_day(slo: Slo, classes: Mapping[str, ClassResult]) -> SloOfDay:
     if not arrived.sum():
         return SloOfDay(**_named(slo), within=None, worst_part=None, met=None)
     within, by_part = inside.sum() / arrived.sum(), inside[arrived > 0] / arrived[arrived > 0]
-    chance = _ONE_SIDED * np.sqrt(slo.quantile * (1 - slo.quantile) / arrived[arrived > 0])
-    met = within >= slo.quantile and bool(np.all(by_part + chance >= slo.quantile))
+    chance = stats.binom.cdf(np.rint(inside[arrived > 0]), arrived[arrived > 0], slo.quantile)
+    met = within >= slo.quantile and bool(np.all(chance >= alpha))
     return SloOfDay(**_named(slo), within=float(within), worst_part=float(by_part.min()), met=bool(met))
 
 

@@ -6,14 +6,14 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 
 from harness import wire
 from harness.capacity.planning.closed_form import ClosedPools
+from harness.capacity.planning.counted_fleets import SIZES, PoolsOfType, cheapest_counted, undivided
 from harness.capacity.planning.estimated import CONFIDENCE
-from harness.capacity.planning.fleet_mix import SECONDS, CheapestFleet, ChosenPool, FleetProblem, PoolOption, cheapest
+from harness.capacity.planning.fleet_mix import SECONDS, CheapestFleet, ChosenPool, FleetProblem, PoolOption
 from harness.capacity.planning.pools import Pools
 from harness.errors import InconclusiveError, InputError
 from harness.records.fleet import FleetAnswer, FleetTarget, FleetType, MixedFleet, MixedPool
@@ -21,19 +21,8 @@ from harness.records.plan import Bounds, Counts
 from harness.records.slo import Slo
 from harness.traffic.mix import Mix
 
-SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MOST_CLASSES, MOST_TYPES = 6, 12  # a type has an option for every set of classes
 ESTIMATED, MEASURED, SIMULATED, EXTRAPOLATED = "estimated", "measured", "simulated", "extrapolated"
-
-
-class PoolsOfType(Protocol):
-    """Equal pools of a type of device under a part of the traffic."""
-
-    def rate(self, devices: int) -> tuple[float, str]:
-        """Requests/s that a pool carries, and what binds."""
-
-    def fewest(self, qps: float) -> int | None:
-        """The fewest devices at a rate; None where none suffice."""
 
 
 @dataclass(frozen=True)
@@ -194,17 +183,27 @@ def _target(types: Sequence[_Type], mix: Mix, qps: float, terms: FleetTerms) -> 
         math.inf if terms.power_w is None else terms.power_w,
         terms.spares,
     )
-    found = cheapest(problem, terms.seconds)
-    whole = tuple(shares)
-    undivided = {}
-    for name, each in by_name.items():
-        alone = [option for option in each.options if option.classes == whole]
-        only = cheapest(replace(problem, options=tuple(alone)), terms.seconds) if alone else None
-        if only:
-            undivided[name] = _fleet(only, problem, by_name, mix)
+    found = cheapest_counted(
+        problem, lambda option: by_name[option.device_type].planners[option.classes], terms.seconds
+    )
+    alone = _alone(types, problem)
+    cheaper = min(alone.values(), key=lambda each: each.cost_per_hour, default=None)
+    if cheaper and (found is None or cheaper.cost_per_hour < found.cost_per_hour * (1 - 1e-9)):
+        found = replace(cheaper, proven=False)
+    whole = {name: _fleet(each, problem, by_name, mix) for name, each in alone.items()}
     if found is None:
-        return FleetTarget(qps=qps, best=None, undivided=undivided, note=_nothing(types, shares))
-    return FleetTarget(qps=qps, best=_fleet(found, problem, by_name, mix), undivided=undivided)
+        return FleetTarget(qps=qps, best=None, undivided=whole, note=_nothing(types, shares))
+    return FleetTarget(qps=qps, best=_fleet(found, problem, by_name, mix), undivided=whole)
+
+
+def _alone(types: Sequence[_Type], problem: FleetProblem) -> dict[str, CheapestFleet]:
+    """By type, the fleet that has no other and does not divide the traffic."""
+    found = {}
+    for each in types:
+        for option in each.options:
+            if option.classes == tuple(problem.shares):
+                found[each.offer.name] = undivided(problem, option, each.planners[option.classes])
+    return {name: fleet for name, fleet in found.items() if fleet}
 
 
 def _nothing(types: Sequence[_Type], shares: Mapping[str, float]) -> str:
@@ -215,7 +214,7 @@ def _nothing(types: Sequence[_Type], shares: Mapping[str, float]) -> str:
 
 
 def _fleet(found: CheapestFleet, problem: FleetProblem, types: Mapping[str, _Type], mix: Mix) -> MixedFleet:
-    """The record of a fleet: its pools as the planner of each counts them, its cost, and its energy."""
+    """The record of a fleet: its pools, its cost, and its energy."""
     drawn = [_drawn(types[pool.option.device_type], pool, problem) for pool in found.pools]
     pools = tuple(
         _pool(pool, counts, problem, types[pool.option.device_type])
@@ -239,16 +238,15 @@ def _fleet(found: CheapestFleet, problem: FleetProblem, types: Mapping[str, _Typ
         watts=total_w,
         joules_per_audio_s=None if total_w is None else total_w / audio_s,
         watts_basis=ESTIMATED if ESTIMATED in bases else next(iter(sorted(bases)), ""),
-        proven=found.gap == 0,
+        proven=found.proven,
         gap=found.gap,
     )
 
 
 def _pool(chosen: ChosenPool, drawn: np.ndarray | None, problem: FleetProblem, kind: _Type) -> MixedPool:
-    """A pool with the devices that its own planner counts: the program is linear between sizes."""
     option = chosen.option
     qps = chosen.share * problem.rate_of(option)
-    count = kind.planners[option.classes].fewest(qps) or chosen.devices
+    count = chosen.devices
     return MixedPool(
         device_type=option.device_type,
         classes=option.classes,
@@ -265,9 +263,9 @@ def _basis(offer: DeviceOffer, is_whole: bool) -> str:
     """The basis of a pool: of a device that was measured with all classes it is simulated, with some extrapolated."""
     if offer.draws is not None:
         return offer.basis
-    if not is_whole:
-        return EXTRAPOLATED
-    return SIMULATED if offer.basis == MEASURED else offer.basis
+    if offer.basis == MEASURED:
+        return SIMULATED if is_whole else EXTRAPOLATED
+    return offer.basis if is_whole else f"{offer.basis}, {EXTRAPOLATED}"
 
 
 def _drawn(kind: _Type, chosen: ChosenPool, problem: FleetProblem) -> np.ndarray | None:

@@ -112,11 +112,15 @@ class ChosenPool:
 
 @dataclass(frozen=True)
 class CheapestFleet:
-    """The pools, and their cost per hour. ``gap``: the share by which a cheaper fleet might exist; 0 if none does."""
+    """The pools, and their cost per hour. ``gap``: the share by which a cheaper fleet might exist; 0 if none is known.
+
+    ``proven``: that no fleet of the program is cheaper.
+    """
 
     pools: tuple[ChosenPool, ...]
     cost_per_hour: float
     gap: float
+    proven: bool = True
 
 
 def cheapest(problem: FleetProblem, seconds: float = SECONDS) -> CheapestFleet | None:
@@ -257,4 +261,4 @@ class _Program:
             if devices:
                 pools.append(ChosenPool(option, devices, float(min(x[self.z(j)], 1.0))))
                 cost += option.price * (devices + self.problem.spares)
-        return CheapestFleet(tuple(pools), cost, gap)
+        return CheapestFleet(tuple(pools), cost, gap, proven=gap == 0)

@@ -8,7 +8,7 @@ over all of it; a task that has not ended by the end of the simulation has misse
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,12 +16,13 @@ import numpy as np
 from harness import wire
 from harness.capacity.fitting.rate_search import LARGEST_POOL, Limits, Traffic, load_of, steady_limit, steady_sessions
 from harness.capacity.models.device import METRIC_NAMES
-from harness.capacity.planning.pools import Pools
+from harness.capacity.planning.pools import LEAST_SHARE, Pools
 from harness.capacity.simulator.engine import arrivals_of
 from harness.capacity.simulator.pool import Pool
 from harness.capacity.simulator.sessions import Simulated, remembered
 from harness.capacity.simulator.traffic import DAY_S, Varying
 from harness.errors import InconclusiveError
+from harness.records.plan import Counts
 from harness.records.turnaround import TurnaroundSlo
 from harness.traffic.mix import Lengths, Mix
 
@@ -280,14 +281,14 @@ class JobFleets:
 class SharedPlan:
     """Fleets for one peak rate of streams: ``loads`` by kind, and the interval of each count and of what is saved.
 
-    Intervals are of the step time's: the counts with the fastest and the slowest likely devices. A kind whose SLOs no
-    fleet meets is left out.
+    Intervals are of the step time's: the counts with the fastest and the slowest likely devices. None: a bound that is
+    not known, as no fleet of the slowest devices meets the SLOs. A kind whose SLOs no fleet meets is left out.
     """
 
     qps: float
     loads: dict[str, FleetLoad]
-    intervals: dict[str, tuple[int, int]]
-    saved_interval: tuple[int, int] | None
+    intervals: dict[str, Counts]
+    saved_interval: Counts | None
     extrapolated: bool
 
     @property
@@ -304,19 +305,23 @@ class SharedPlan:
 
 
 def shared_plan(fleets: JobFleets, shares: np.ndarray, confidence: float) -> SharedPlan:
-    """Plan for both kinds of demand; ``shares`` [d]: drawn alternatives of a device's rate, as shares of the fitted."""
+    """Plan for both kinds of demand; ``shares`` [d]: drawn alternatives of a device's rate, as shares of the fitted.
+
+    A share of 0 is a device of which one session violates an SLO: no number of those suffices.
+    """
     loads = _loads(fleets)
-    tails = np.quantile(shares[shares > 0], [(1 + confidence) / 2, (1 - confidence) / 2])
-    others = [_loads(_faster(fleets, float(share))) for share in tails]
+    tails = np.quantile(shares, [(1 + confidence) / 2, (1 - confidence) / 2], method="inverted_cdf")
+    others = [_loads(_faster(fleets, float(share))) if share >= LEAST_SHARE else {} for share in tails]
     intervals = {
-        kind: _range(load.devices, [each[kind].devices for each in others if kind in each])
+        kind: _range(load.devices, [each[kind].devices if kind in each else None for each in others])
         for kind, load in loads.items()
     }
     plan = SharedPlan(fleets.qps, loads, intervals, None, _is_extrapolated(fleets, loads))
     if plan.saved is None:
         return plan
     saved = [replace(plan, loads=each).saved for each in others]
-    return replace(plan, saved_interval=_range(plan.saved, [each for each in saved if each is not None]))
+    is_known = None not in saved
+    return replace(plan, saved_interval=_range(plan.saved, saved) if is_known else (None, None))
 
 
 def _loads(fleets: JobFleets) -> dict[str, FleetLoad]:
@@ -324,8 +329,10 @@ def _loads(fleets: JobFleets) -> dict[str, FleetLoad]:
     return {kind: load for kind, load in found if load is not None}
 
 
-def _range(value: int, others: list[int]) -> tuple[int, int]:
-    return min([value, *others]), max([value, *others])
+def _range(value: int, others: Sequence[int | None]) -> Counts:
+    """From the least to the most; no upper end where one of the others is not known, as no number suffices."""
+    known = [value, *(each for each in others if each is not None)]
+    return min(known), None if None in others else max(known)
 
 
 def _faster(fleets: JobFleets, share: float) -> JobFleets:

@@ -23,7 +23,7 @@ from harness.capacity.fitting.rate_search import (
 from harness.capacity.models.device import Device
 from harness.capacity.simulator.sessions import simulate
 
-_LEAST_SHARE = 0.05
+LEAST_SHARE = 0.05  # of the fitted rate: below it, no number of devices suffices
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, LARGEST_POOL)
 
 
@@ -87,12 +87,12 @@ class Pools:
         Infinite below a share of 0.05. Above 64 devices the count follows in proportion, without a search.
         """
         single = self.rate(1)[0]
-        lowest = max(float(np.min(shares[shares > 0], initial=1.0)), _LEAST_SHARE)
+        lowest = max(float(np.min(shares[shares > 0], initial=1.0)), LEAST_SHARE)
         if single <= 0:
             return np.full(np.shape(shares), np.inf)
         devices = np.arange(1, min(math.ceil(1.2 * qps / (single * lowest)) + 1, LARGEST_POOL) + 1)
         rates = np.maximum.accumulate(self.rates(devices, qps / max(lowest, 0.5)))
-        needed = qps / np.maximum(shares, _LEAST_SHARE)
+        needed = qps / np.maximum(shares, LEAST_SHARE)
         beyond = np.ceil(needed / (rates[-1] / devices[-1]))
         found = np.searchsorted(rates, needed)
         return np.where(shares < lowest, np.inf, np.where(found < len(devices), found + 1.0, beyond))

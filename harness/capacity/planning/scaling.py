@@ -14,7 +14,8 @@ from harness.errors import InputError
 from harness.records.day import DemandCurve, ScalingRule, ScheduledMinimum
 from harness.records.plan import Drain
 
-SPARE_PLACES = 2.0  # times the static devices: room for those that drain while others start
+SPARE_DEVICES = 2.0  # times the static devices: the maximum unless one is given, for targets below the cap
+PLACES = 4  # times the maximum: beside those that serve or start, others drain, as beyond Kubernetes' maxReplicas
 _SLOTS = 48  # of a schedule: half an hour of a day
 _LEAST_SESSIONS = 0.01
 _BELOW = 1 - 1e-12  # Kubernetes computes |1.1 - 1| <= 0.1, which is false in binary fractions, and |0.9 - 1| <= 0.1
@@ -33,7 +34,7 @@ class ScalingTerms:
 
     def rule(self, target_sessions: float, devices: int, drain: Drain | None = None) -> ScalingRule:
         """The rule with a target, for a fleet that has ``devices`` where it is static. Raises InputError."""
-        most = self.maximum or max(math.ceil(SPARE_PLACES * devices), self.minimum)
+        most = self.maximum or max(math.ceil(SPARE_DEVICES * devices), self.minimum)
         if most < self.minimum:
             raise InputError(f"an autoscaler of {self.minimum} to {most} devices: raise its maximum")
         return ScalingRule(
@@ -116,4 +117,5 @@ def autoscaler_of(rule: ScalingRule, seconds: float, phase_s: float = 0.0) -> Au
         recalls=False,
         newest=True,
         floors=tuple(sorted(floors)),
+        places=PLACES * rule.maximum,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.capacity.fitting.fit import limits_of
-from harness.capacity.fitting.rate_search import SimulatedLoad, is_of_range
+from harness.capacity.fitting.rate_search import KV_MEMORY, SimulatedLoad, is_of_range
 from harness.capacity.models.device import Device, slo_name
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.remarks import may_be_as_good
@@ -99,11 +99,12 @@ def _worst(pools: Pools, load: SimulatedLoad) -> dict[str, Any]:
         most = float(pools.limits.most_sessions)
         return _against(reasons.BY_RANGE, name, share * most, most)
     limit = next(slo.limit for slo in pools.limits.slos if _name(slo) == name)
-    return _against(reasons.BY_MEMORY if name in load.queued else reasons.BY_SLO, name, share * limit, limit)
+    value = share * limit if limit else math.inf
+    return _against(reasons.BY_MEMORY if name in load.queued else reasons.BY_SLO, name, value, limit)
 
 
 def _alone(each: FittedDeployment, slos: Sequence[Slo]) -> dict[str, Any]:
-    """The SLO that one session alone violates most; without a fitted device, the one that binds."""
+    """The SLO that one session alone violates most; where none is known to be violated, what binds."""
     try:
         device = Device.from_fit(each)
         step_s = device.step_time(np.array([1.0]))
@@ -112,11 +113,16 @@ def _alone(each: FittedDeployment, slos: Sequence[Slo]) -> dict[str, Any]:
         ]
     except InconclusiveError:
         values = []
-    if not values:
-        return {"by": reasons.BY_SLO, "limit": each.binding}
-    shares = [value / slo.limit if slo.limit else math.inf for value, slo in zip(values, slos, strict=True)]
+    shares = [_share(value, slo.limit) for value, slo in zip(values, slos, strict=True)]
+    if max(shares, default=0.0) <= 1:
+        return {"by": reasons.BY_MEMORY if each.binding == KV_MEMORY else reasons.BY_SLO, "limit": each.binding}
     worst = int(np.argmax(shares))
     return _against(reasons.BY_SLO, _name(slos[worst]), values[worst], slos[worst].limit)
+
+
+def _share(value: float, limit: float) -> float:
+    """The value as a share of its limit; at most 1 where it is within."""
+    return value / limit if limit else (math.inf if value > 0 else 0.0)
 
 
 def _topologies(lost: Iterable[RuledOut], best: FittedDeployment | None) -> list[RuledOut]:

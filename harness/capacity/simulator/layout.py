@@ -69,7 +69,7 @@ STATE = record(
 
 PLANNED = record(f8="at_s", i8="action device")
 FLOOR = record(f8="at_s", i8="devices")
-AREA = record(f8="active_s waiting_s busy_s up_s owned_s")
+AREA = record(f8="active_s waiting_s busy_s up_s owned_s most_owned")
 KEPT = record(f8="start_s first_audio_s end_s stall_s frames_done", i8="outcome device active_at_start")
 
 

@@ -291,6 +291,8 @@ def _accrue(a, now):
         area.busy_s += state.busy * passed_s
         area.up_s += state.up * passed_s
         area.owned_s += state.owned * passed_s
+        if passed_s > 0:
+            area.most_owned = max(area.most_owned, float(state.owned))
     state.now_s = now
 
 

@@ -45,7 +45,8 @@ class Autoscaler:
 
     With ``stabilise_s`` it goes down to no fewer than it wished for at any evaluation in that time before, as
     Kubernetes does. ``floors``: rows of (seconds, devices), ascending; from each time on it wishes for at least
-    so many.
+    so many. ``least`` to ``most`` are up or starting; ``places``: of all devices, draining and failed ones too (None:
+    ``most``, so that each of those delays a new one).
     """
 
     least: int
@@ -60,10 +61,13 @@ class Autoscaler:
     recalls: bool = True
     newest: bool = False
     floors: tuple[tuple[float, int], ...] = ()
+    places: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
             raise InputError(f"an autoscaler for {self.least} to {self.most} devices: minimum 1, maximum not below it")
+        if self.places is not None and self.places < self.most:
+            raise InputError(f"an autoscaler of at most {self.most} devices needs as many places, not {self.places}")
         if not 0 <= self.low < self.target <= self.high < math.inf:
             raise InputError(
                 f"low {self.low:g}, target {self.target:g} and high {self.high:g} sessions a device must be in order"
@@ -148,7 +152,7 @@ class Pool:
     @property
     def places(self) -> int:
         """The largest possible number of devices."""
-        return self.autoscaler.most if self.autoscaler else self.devices
+        return (self.autoscaler.places or self.autoscaler.most) if self.autoscaler else self.devices
 
     def tables(self, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Seconds of a step without context, and seconds per token, at 0 to ``most`` sessions. Raises InputError."""

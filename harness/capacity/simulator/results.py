@@ -144,7 +144,10 @@ class ClassResult:
 
 @dataclass(frozen=True, eq=False)
 class PoolResult:
-    """A pool: its classes, and means of each window [windows] of the sessions and devices that it had."""
+    """A pool: its classes, and means of each window [windows] of the sessions and devices that it had.
+
+    ``most_owned``: the most devices at any time of a window.
+    """
 
     classes: dict[str, ClassResult]
     window_s: float
@@ -153,6 +156,7 @@ class PoolResult:
     busy_devices: np.ndarray
     devices_up: np.ndarray
     devices_owned: np.ndarray
+    most_owned: np.ndarray
 
     @property
     def utilisation(self) -> float:
@@ -177,6 +181,7 @@ def result_of(arrays: Arrays, classes: Sequence[str], numbers: Sequence[int], wi
         busy_devices=means["busy_s"],
         devices_up=means["up_s"],
         devices_owned=means["owned_s"],
+        most_owned=arrays.areas["most_owned"].copy(),
     )
 
 
