@@ -21,7 +21,7 @@ from harness.records.store import Run
 from harness.report.facts import expires_at
 from harness.report.seal import check_seal, seal_of
 from harness.runs.opening import spec_of
-from harness.topology import TOPOLOGY, Knobs, topology_of
+from harness.topology import TOPOLOGY, Knobs, number_of, topology_of
 
 SETTLE_S = 15  # until clients and gateways know that a server ends: it serves as before until then
 EXIT_S = 30  # after the last session: models are unloaded
@@ -162,10 +162,11 @@ def _problems(run: Run, accepted: Accepted, now: datetime | None) -> Iterator[st
 def _requests(spec: PlanSpec, plan: Plan) -> dict[str, tuple[int, ...]]:
     """What the plan's requests asked for: the knob of the best deployment, else what each class of the mix says."""
     mix, knobs = spec.traffic_mix(), plan.deployment or {}
-    found = {
-        name: {knobs.get(name) or getattr(one, name) or getattr(mix, name) for one in mix.classes} for name in _STUDIO
-    }
-    return {name: tuple(sorted(int(value) for value in values)) for name, values in found.items()}
+    found: dict[str, tuple[int, ...]] = {}
+    for name in _STUDIO:
+        own = number_of(knobs, name, 0)
+        found[name] = tuple(sorted({int(own or getattr(one, name) or getattr(mix, name)) for one in mix.classes}))
+    return found
 
 
 def _doubts(plan: Plan, target: PlannedTarget, requests: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
