@@ -61,9 +61,9 @@ class ScalingRule:
     are within ``tolerance`` (a share) of the target; sessions are all that run or wait, those on draining devices
     too. It grows at once, and shrinks to the most of its wishes in the last ``stabilisation_s``, both within
     ``minimum`` to ``maximum`` devices that serve or start, beside which others may drain: the algorithm of Kubernetes'
-    HorizontalPodAutoscaler with an AverageValue. ``schedule``: rows by time in a period of ``period_s``, the rule of a
-    second metric; the larger wish counts. A new device serves ``start_s`` after it was wished for; one that goes gets no
-    new session, is empty after ``drain_s`` at the latest (None: unknown), and does not return. The newest go first.
+    HorizontalPodAutoscaler with an AverageValue. ``schedule``: rows by time in a period of ``period_s``, the rule of
+    a second metric; the larger wish counts. A new device serves ``start_s`` after it was wished for; one that goes gets
+    no new session, is empty after ``drain_s`` at the latest (None: unknown), and does not return. The newest go first.
     """
 
     target_sessions_per_device: float
