@@ -30,6 +30,7 @@ from harness.records.day import REACTIVE, Day, FleetDay, ScalingRule, ScheduledM
 from harness.records.schema import StageRecord
 from harness.records.slo import Slo
 from harness.records.store import Run
+from harness.runs.opening import spec_of
 from harness.server_metrics import FIRST_AUDIO_BUCKETS
 from harness.service.segments import request_of
 from harness.service.task import TaskSpec
@@ -390,6 +391,13 @@ def test_an_outage_burns_the_budget_of_any_quantile_fast(tmp_path, fleet, quanti
     every = ", ".join(f"{{labels: '{{alertname=\"{name}\"}}', value: 1}}" for name in names)
     cases = BURNING.format(in_time=0, fired=every) + BURNING.format(in_time=round(100 * quantile), fired="")
     assert rules_tested(tmp_path, files, cases) == ""
+
+
+def test_the_load_of_the_plan_is_audio_and_not_requests(fleet):
+    mean_s = spec_of(Run.open(SAMPLE)).traffic_mix().mean_audio_s()
+    text = plan_rules(replace(fleet, qps=2.0, rate_per_device=4.0))
+    assert f"record: vibevoice_plan:audio_seconds_per_second\n        expr: vector({2 * mean_s:.7g})" in text
+    assert f"record: vibevoice_plan:audio_seconds_per_second_per_device\n        expr: vector({4 * mean_s:.7g})" in text
 
 
 def test_series_of_the_plan_that_other_rules_use_are_exported(fleet):
