@@ -15,6 +15,8 @@ import yaml
 
 from harness import wire
 from harness.cli import main, measuring
+from harness.deploy.config import Deployment
+from harness.deploy.flags import shared_memory_needed
 from harness.errors import InputError, ServerError
 from harness.exit_codes import USAGE
 from harness.export import folder as exported
@@ -260,6 +262,21 @@ def test_a_server_gets_the_device_of_the_plan(fleet, device, gpus, selector, lim
     assert pod.get("nodeSelector") == selector
     assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": limit}  # None takes it away
     assert f"HARNESS_DEPLOY_DEVICE={'cpu' if device == 'cpu' else 'gpu'}\n" in files["shared/triton.env"]
+
+
+def test_a_server_of_eight_gpus_gets_cores_memory_and_shared_memory_for_eight(fleet):
+    """One of one GPU gets what the base has; shared memory is that of the stages' processes."""
+    eight = replace(fleet, device="NVIDIA L40S", preset="1.5b", gpus=8, parameters={}, dtype="auto")
+    found = {}
+    for which in (replace(eight, gpus=1), eight, replace(eight, knobs={**fleet.knobs, "diffusion_decoder.instances": 9})):
+        pod = yaml.safe_load(overlay_files(which, Monitoring())["shared/triton.yaml"])["spec"]["template"]["spec"]
+        (volume,), resources = pod["volumes"], pod["containers"][0]["resources"]
+        size = int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi"))
+        found[len(found)] = (size, resources["requests"], resources["limits"]["memory"])
+        deployment = Deployment("1.5b", knobs=which.server_knobs, gpus=which.gpus, device=GPU)
+        assert size * 2**30 > shared_memory_needed(deployment.configs(), which.gpus) and volume["name"] == "shm"
+    assert found[0] == (1, {"cpu": "6", "memory": "32Gi"}, "48Gi") and found[1][1] == {"cpu": "48", "memory": "256Gi"}
+    assert found[2][0] > found[1][0] and int(found[2][2].removesuffix("Gi")) > int(found[1][2].removesuffix("Gi"))
 
 
 @pytest.mark.parametrize(("routing", "policy"), [("round_robin", "ROUND_ROBIN"), ("random", "RANDOM")])
