@@ -260,7 +260,7 @@ def test_a_server_gets_the_device_of_the_plan(fleet, device, gpus, selector, lim
     files = overlay_files(replace(fleet, device=device, gpus=gpus), Monitoring())
     pod = yaml.safe_load(files["shared/triton.yaml"])["spec"]["template"]["spec"]
     assert pod.get("nodeSelector") == selector
-    assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": limit}  # None takes it away
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == limit  # None takes it away
     assert f"HARNESS_DEPLOY_DEVICE={'cpu' if device == 'cpu' else 'gpu'}\n" in files["shared/triton.env"]
 
 
@@ -268,7 +268,11 @@ def test_a_server_of_eight_gpus_gets_cores_memory_and_shared_memory_for_eight(fl
     """One of one GPU gets what the base has; shared memory is that of the stages' processes."""
     eight = replace(fleet, device="NVIDIA L40S", preset="1.5b", gpus=8, parameters={}, dtype="auto")
     found = {}
-    for which in (replace(eight, gpus=1), eight, replace(eight, knobs={**fleet.knobs, "diffusion_decoder.instances": 9})):
+    for which in (
+        replace(eight, gpus=1),
+        eight,
+        replace(eight, knobs={**fleet.knobs, "diffusion_decoder.instances": 9}),
+    ):
         pod = yaml.safe_load(overlay_files(which, Monitoring())["shared/triton.yaml"])["spec"]["template"]["spec"]
         (volume,), resources = pod["volumes"], pod["containers"][0]["resources"]
         size = int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi"))
@@ -536,6 +540,23 @@ def test_a_folder_that_is_not_an_export_is_left_alone(tmp_path, fleet):
         write_folder(tmp_path / "one", {"a": "c"}, {})
     write_folder(tmp_path / "one", {"b": "c"}, {}, replace=True)
     assert sorted(each.name for each in (tmp_path / "one").iterdir()) == ["b", "export.json"]
+
+
+@pytest.mark.parametrize("name", ["mine/kustomization.yaml", "b", "link", ".env"])
+def test_replacing_an_export_loses_nothing_that_a_user_wrote(tmp_path, name):
+    out = tmp_path / "one"
+    write_folder(out, {"b": "c", "sub/d": "e"}, {})
+    (out / name).parent.mkdir(exist_ok=True)
+    if name == "link":
+        (out / name).symlink_to(tmp_path)
+    else:
+        (out / name).write_text("my registry")
+    with pytest.raises(InputError, match=f"holds {name}.*, which .* --replace would lose it"):
+        write_folder(out, {"b": "f"}, {}, replace=True)
+    assert (out / name).exists() and (out / "sub" / "d").read_text() == "e"
+    (out / "export.json").write_text('{"schema": 1}')  # of an earlier version
+    with pytest.raises(InputError, match="does not say what it wrote"):
+        write_folder(out, {"b": "f"}, {}, replace=True)
 
 
 def test_the_command_writes_both_and_says_what(tmp_path, export):
