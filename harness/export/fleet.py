@@ -42,8 +42,8 @@ class PlannedFleet:
 
     ``devices`` serve ``qps`` requests/s; ``replicas`` still do so after the loss of ``spare`` of them. ``sessions`` is
     what a device holds on average at the plan's cap, ``sessions_p95`` what it exceeds in 5% of the time.
-    ``mean_audio_s``: seconds of audio of a mean request of the mix. ``drain_s``: until a device with its sessions is empty. ``requests``:
-    what the plan's requests asked for, by name. ``remarks``: why it would have been refused.
+    ``mean_audio_s``: seconds of audio of a mean request of the mix. ``drain_s``: until a device with its sessions
+    is empty. ``requests``: what the plan's requests asked for, by name. ``remarks``: why it would have been refused.
     """
 
     run_id: str

@@ -56,8 +56,8 @@ def must_be_free(out: Path, *, replace: bool = False) -> None:
     if changed := _changed(out):
         more = f" (and {len(changed) - 1} more)" if changed[1:] else ""
         raise InputError(
-            f"--out {out} holds {changed[0]}{more}, which the earlier export did not write so: --replace would lose it; "
-            "move it, or give a new folder"
+            f"--out {out} holds {changed[0]}{more}, which the earlier export did not write so: --replace would lose "
+            "it; move it, or give a new folder"
         )
 
 

@@ -393,7 +393,8 @@ def test_an_autoscaler_that_does_its_work_raises_no_alert(tmp_path, fleet):
 BURNING = """
   - interval: 1m
     input_series:
-      - {{series: 'vibevoice_first_audio_seconds_bucket{{job="triton", instance="a", le="1"}}', values: '0+{in_time}x100'}}
+      - series: vibevoice_first_audio_seconds_bucket{{job="triton", instance="a", le="1"}}
+        values: 0+{in_time}x100
       - {{series: 'vibevoice_first_audio_seconds_bucket{{job="triton", instance="a", le="+Inf"}}', values: '0+100x100'}}
       - {{series: 'vibevoice_requests_total{{job="triton", instance="a", outcome="failed"}}', values: '0x100'}}
     promql_expr_test:
