@@ -85,8 +85,7 @@ def export(
     if what == KUBERNETES:
         apply = (
             f"; next: kubectl apply -k {folder}/{kubernetes.STATIC}, or another overlay. "
-            "To move a running fleet from static to an autoscaler see docs/how-to/kubernetes.md first, or it scales to "
-            "one server"
+            "To move a running fleet from static to an autoscaler see docs/how-to/kubernetes.md, or it scales to 1"
         )
     out.print(
         f"{folder}: {', '.join(sorted({name.partition('/')[0] for name in files}))}{apply}",

@@ -41,9 +41,9 @@ class PlannedFleet:
     """What a plan says of one target rate. A device is one server with ``gpus`` GPUs.
 
     ``devices`` serve ``qps`` requests/s; ``replicas`` still do so after the loss of ``spare`` of them. ``sessions`` is
-    what a device holds on average at the plan's cap, ``sessions_p95`` what it exceeds in 5% of the time. ``drain_s``:
-    until a device with its sessions is empty. ``requests``: what the plan's requests asked for, by name.
-    ``remarks``: why it would have been refused.
+    what a device holds on average at the plan's cap, ``sessions_p95`` what it exceeds in 5% of the time.
+    ``mean_audio_s``: seconds of audio of a mean request of the mix. ``drain_s``: until a device with its sessions
+    is empty. ``requests``: what the plan's requests asked for, by name. ``remarks``: why it would have been refused.
     """
 
     run_id: str
@@ -65,6 +65,7 @@ class PlannedFleet:
     sessions_p95: float
     rate_per_device: float
     utilisation_cap: float
+    mean_audio_s: float
     drain_s: float
     routing: str
     slos: tuple[Slo, ...] = field(repr=False)
@@ -213,6 +214,7 @@ def _fleet(
         sessions_p95=target.sessions_per_device_p95 or drain.sessions,
         rate_per_device=rate,
         utilisation_cap=plan.utilisation_cap or 1.0,
+        mean_audio_s=spec.traffic_mix().mean_audio_s(),
         drain_s=max(drain.p95_s, drain.longest_s or 0.0),
         routing=plan.routing,
         slos=tuple(plan.slos),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,15 +18,16 @@ RECORD = "export.json"  # in every exported folder: what it was made from
 def write_folder(out: Path, files: Mapping[str, str], record: Mapping[str, Any], *, replace: bool = False) -> None:
     """Write ``files`` (text by relative path) and the record into ``out``, beside it first, then by a rename.
 
-    Raises InputError where ``out`` is neither new nor empty, unless ``replace``, which replaces earlier exports only;
-    and where it cannot be written.
+    The record lists the files with their hashes. Raises InputError where ``out`` is neither new nor empty, unless
+    ``replace``, which replaces earlier exports that nobody changed since; and where it cannot be written.
     """
     must_be_free(out, replace=replace)
     beside = out.parent / f".{out.name}.{os.getpid()}"
     old = beside.with_name(f"{beside.name}.old")
     try:
         shutil.rmtree(beside, ignore_errors=True)
-        for name, text in {**files, RECORD: json.dumps(record, indent=1) + "\n"}.items():
+        content = {**record, "files": {name: _hash(files[name].encode()) for name in sorted(files)}}
+        for name, text in {**files, RECORD: json.dumps(content, indent=1) + "\n"}.items():
             path = beside / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
@@ -51,3 +53,30 @@ def must_be_free(out: Path, *, replace: bool = False) -> None:
         raise InputError(f"--out {out} is not empty, and no export: give a new folder")
     if not replace:
         raise InputError(f"--out {out} holds an export already: give a new folder, or --replace")
+    if changed := _changed(out):
+        more = f" (and {len(changed) - 1} more)" if changed[1:] else ""
+        raise InputError(
+            f"--out {out} holds {changed[0]}{more}, which the earlier export did not write so: --replace would lose "
+            "it; move it, or give a new folder"
+        )
+
+
+def _changed(out: Path) -> list[str]:
+    """The files of an export that were added or edited since, by relative path. Raises InputError."""
+    try:
+        written = json.loads((out / RECORD).read_text()).get("files")
+    except (OSError, ValueError, AttributeError):
+        written = None
+    if not isinstance(written, dict):
+        raise InputError(f"--out {out} holds an export that does not say what it wrote: give a new folder")
+    found = [path for path in sorted(out.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    names = {path.relative_to(out).as_posix(): path for path in found}
+    return [
+        name
+        for name, path in names.items()
+        if name != RECORD and (path.is_symlink() or not path.is_file() or written.get(name) != _hash(path.read_bytes()))
+    ]
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

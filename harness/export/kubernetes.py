@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from harness.deploy.config import Deployment
+from harness.deploy.flags import shared_memory_needed
 from harness.errors import InputError
 from harness.export.fleet import EXIT_S, SETTLE_S, PlannedFleet
 from harness.export.prometheus import KUBERNETES_SELECTOR, checked_selector, rule_files, sessions_query
 from harness.host.places import OPS
+from harness.identity import CPU, GPU
 from harness.records.day import ScalingRule
 from harness.server_metrics import SESSIONS
 
@@ -28,6 +32,7 @@ _ABOUT = "speech/"  # prefix of annotations
 _POLICIES = {"least_loaded": "LEAST_REQUEST", "round_robin": "ROUND_ROBIN", "random": "RANDOM"}
 _GPU = "nvidia.com/gpu"
 _MONITORING = "monitoring"  # the namespace of Prometheus, which alone reaches the servers' metrics
+_CORES, _REQUESTED_GIB, _MOST_GIB = 6, 32, 48  # of a server with one GPU, as the base has them
 _DAY_S = 86_400.0
 _SCHEDULE_START = "00:00 UTC"
 _LONGEST_WINDOW_S = 3600  # that the API of Kubernetes takes
@@ -178,16 +183,39 @@ def _triton(fleet: PlannedFleet) -> dict[str, Any]:
     pod: dict[str, Any] = {"terminationGracePeriodSeconds": fleet.grace_s}
     if product := _product(fleet.device):
         pod["nodeSelector"] = {f"{_GPU}.product": product}
-    gpus = None if fleet.on_cpu else str(fleet.gpus)  # None removes it
     if fleet.on_cpu:
         pod["tolerations"] = None
-    pod["containers"] = [{"name": "triton", "resources": {"limits": {_GPU: gpus}}}]
+    shared_gib = _shared_memory_gib(fleet)
+    pod["containers"] = [{"name": "triton", "resources": _resources(fleet, shared_gib)}]
+    pod["volumes"] = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shared_gib}Gi"}}]
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": "triton", "annotations": _annotations(fleet)},
         "spec": {**_rollout(fleet), "template": {"spec": pod}},
     }
+
+
+def _resources(fleet: PlannedFleet, shared_gib: int) -> dict[str, Any]:
+    """For each GPU what the base has for one. Shared memory counts as memory of the container."""
+    gpus = 1 if fleet.on_cpu else fleet.gpus
+    return {
+        "requests": {"cpu": str(_CORES * gpus), "memory": f"{_REQUESTED_GIB * gpus}Gi"},
+        "limits": {
+            "memory": f"{_MOST_GIB * gpus + shared_gib - 1}Gi",
+            _GPU: None if fleet.on_cpu else str(fleet.gpus),  # None removes it
+        },
+    }
+
+
+def _shared_memory_gib(fleet: PlannedFleet) -> int:
+    """What the processes of the stages share, and half as much again; the base's 1 GiB at least."""
+    given = {name: str(value) for name, value in fleet.parameters.items()}
+    deployment = Deployment(
+        fleet.preset, knobs=fleet.server_knobs, parameters=given, gpus=fleet.gpus, dtype=fleet.dtype,
+        device=CPU if fleet.on_cpu else GPU, topology=fleet.topology,
+    )  # fmt: skip
+    return math.ceil(max(1.5 * shared_memory_needed(deployment.configs(), fleet.gpus) / 2**30, 1))
 
 
 def _rollout(fleet: PlannedFleet) -> dict[str, Any]:

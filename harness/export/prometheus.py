@@ -77,6 +77,7 @@ def plan_rules(fleet: PlannedFleet, selector: str = HOSTS_SELECTOR, *, elastic: 
 
 
 def _records(fleet: PlannedFleet, elastic: bool) -> list[str]:
+    device_audio = fleet.rate_per_device * fleet.mean_audio_s
     figures: Mapping[str, tuple[str, float | int]] = {
         "requests_per_second": ("The target rate", fleet.qps),
         "devices": ("Servers that serve it within the SLOs", fleet.devices),
@@ -85,6 +86,8 @@ def _records(fleet: PlannedFleet, elastic: bool) -> list[str]:
         "sessions_per_device": ("What a server exceeds in 5% of the time", fleet.sessions_p95),
         "sessions_per_device_at_cap": ("The mean at the plan's cap: the autoscaler's target", fleet.sessions),
         "requests_per_second_per_device": ("The measured rate of a server", fleet.rate_per_device),
+        "audio_seconds_per_second": ("The target rate in audio", fleet.qps * fleet.mean_audio_s),
+        "audio_seconds_per_second_per_device": ("The measured rate in audio", device_audio),
         "utilisation_cap": ("The highest share of that rate that is planned", fleet.utilisation_cap),
         "expires_timestamp_seconds": (f"{fleet.expires_at}, in Unix time", fleet.expires_unix_s),
     }

@@ -15,6 +15,8 @@ import yaml
 
 from harness import wire
 from harness.cli import main, measuring
+from harness.deploy.config import Deployment
+from harness.deploy.flags import shared_memory_needed
 from harness.errors import InputError, ServerError
 from harness.exit_codes import USAGE
 from harness.export import folder as exported
@@ -30,6 +32,7 @@ from harness.records.day import REACTIVE, Day, FleetDay, ScalingRule, ScheduledM
 from harness.records.schema import StageRecord
 from harness.records.slo import Slo
 from harness.records.store import Run
+from harness.runs.opening import spec_of
 from harness.server_metrics import FIRST_AUDIO_BUCKETS
 from harness.service.segments import request_of
 from harness.service.task import TaskSpec
@@ -257,8 +260,27 @@ def test_a_server_gets_the_device_of_the_plan(fleet, device, gpus, selector, lim
     files = overlay_files(replace(fleet, device=device, gpus=gpus), Monitoring())
     pod = yaml.safe_load(files["shared/triton.yaml"])["spec"]["template"]["spec"]
     assert pod.get("nodeSelector") == selector
-    assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": limit}  # None takes it away
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == limit  # None takes it away
     assert f"HARNESS_DEPLOY_DEVICE={'cpu' if device == 'cpu' else 'gpu'}\n" in files["shared/triton.env"]
+
+
+def test_a_server_of_eight_gpus_gets_cores_memory_and_shared_memory_for_eight(fleet):
+    """One of one GPU gets what the base has; shared memory is that of the stages' processes."""
+    eight = replace(fleet, device="NVIDIA L40S", preset="1.5b", gpus=8, parameters={}, dtype="auto")
+    found = {}
+    for which in (
+        replace(eight, gpus=1),
+        eight,
+        replace(eight, knobs={**fleet.knobs, "diffusion_decoder.instances": 9}),
+    ):
+        pod = yaml.safe_load(overlay_files(which, Monitoring())["shared/triton.yaml"])["spec"]["template"]["spec"]
+        (volume,), resources = pod["volumes"], pod["containers"][0]["resources"]
+        size = int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi"))
+        found[len(found)] = (size, resources["requests"], resources["limits"]["memory"])
+        deployment = Deployment("1.5b", knobs=which.server_knobs, gpus=which.gpus, device=GPU)
+        assert size * 2**30 > shared_memory_needed(deployment.configs(), which.gpus) and volume["name"] == "shm"
+    assert found[0] == (1, {"cpu": "6", "memory": "32Gi"}, "48Gi") and found[1][1] == {"cpu": "48", "memory": "256Gi"}
+    assert found[2][0] > found[1][0] and int(found[2][2].removesuffix("Gi")) > int(found[1][2].removesuffix("Gi"))
 
 
 @pytest.mark.parametrize(("routing", "policy"), [("round_robin", "ROUND_ROBIN"), ("random", "RANDOM")])
@@ -371,10 +393,9 @@ def test_an_autoscaler_that_does_its_work_raises_no_alert(tmp_path, fleet):
 BURNING = """
   - interval: 1m
     input_series:
-      - series: 'vibevoice_first_audio_seconds_bucket{{job="triton", instance="a", le="1"}}'
-        values: '0+{in_time}x100'
-      - series: 'vibevoice_first_audio_seconds_bucket{{job="triton", instance="a", le="+Inf"}}'
-        values: '0+100x100'
+      - series: vibevoice_first_audio_seconds_bucket{{job="triton", instance="a", le="1"}}
+        values: 0+{in_time}x100
+      - {{series: 'vibevoice_first_audio_seconds_bucket{{job="triton", instance="a", le="+Inf"}}', values: '0+100x100'}}
       - {{series: 'vibevoice_requests_total{{job="triton", instance="a", outcome="failed"}}', values: '0x100'}}
     promql_expr_test:
       - expr: count by (alertname) (ALERTS{{alertstate="firing", alertname=~"SpeechSloBurns|SpeechSloBurnsFast"}})
@@ -392,6 +413,13 @@ def test_an_outage_burns_the_budget_of_any_quantile_fast(tmp_path, fleet, quanti
     every = ", ".join(f"{{labels: '{{alertname=\"{name}\"}}', value: 1}}" for name in names)
     cases = BURNING.format(in_time=0, fired=every) + BURNING.format(in_time=round(100 * quantile), fired="")
     assert rules_tested(tmp_path, files, cases) == ""
+
+
+def test_the_load_of_the_plan_is_audio_and_not_requests(fleet):
+    mean_s = spec_of(Run.open(SAMPLE)).traffic_mix().mean_audio_s()
+    text = plan_rules(replace(fleet, qps=2.0, rate_per_device=4.0))
+    assert f"record: vibevoice_plan:audio_seconds_per_second\n        expr: vector({2 * mean_s:.7g})" in text
+    assert f"record: vibevoice_plan:audio_seconds_per_second_per_device\n        expr: vector({4 * mean_s:.7g})" in text
 
 
 def test_series_of_the_plan_that_other_rules_use_are_exported(fleet):
@@ -513,6 +541,23 @@ def test_a_folder_that_is_not_an_export_is_left_alone(tmp_path, fleet):
         write_folder(tmp_path / "one", {"a": "c"}, {})
     write_folder(tmp_path / "one", {"b": "c"}, {}, replace=True)
     assert sorted(each.name for each in (tmp_path / "one").iterdir()) == ["b", "export.json"]
+
+
+@pytest.mark.parametrize("name", ["mine/kustomization.yaml", "b", "link", ".env"])
+def test_replacing_an_export_loses_nothing_that_a_user_wrote(tmp_path, name):
+    out = tmp_path / "one"
+    write_folder(out, {"b": "c", "sub/d": "e"}, {})
+    (out / name).parent.mkdir(exist_ok=True)
+    if name == "link":
+        (out / name).symlink_to(tmp_path)
+    else:
+        (out / name).write_text("my registry")
+    with pytest.raises(InputError, match=f"holds {name}.*, which .* --replace would lose it"):
+        write_folder(out, {"b": "f"}, {}, replace=True)
+    assert (out / name).exists() and (out / "sub" / "d").read_text() == "e"
+    (out / "export.json").write_text('{"schema": 1}')  # of an earlier version
+    with pytest.raises(InputError, match="does not say what it wrote"):
+        write_folder(out, {"b": "f"}, {}, replace=True)
 
 
 def test_the_command_writes_both_and_says_what(tmp_path, export):
