@@ -35,14 +35,14 @@ from harness.sweep.trial import Driver, Measured, TrialRequest
 LIMITS = {"step_error_max": 0.03, "ttfa_p95_error": 0.05}
 SHARES = {wire.LLM: (0.40, 0.03), wire.DIFFUSION: (0.35, 0.02), wire.VOCODER: (0.25, 0.01)}  # of a step: fixed, each
 BATCHES, CONTEXTS, PROMPTS = (1, 2, 4, 8, 16, 32), (0, 100_000), (64, 4096)
-# Queue delays, as shares of a step. That of the LLM is longer than a step: all sessions then share a batch, whenever they
-# joined. With shorter ones they may stay apart in groups, and which groups form is chance, at any speed.
+# Queue delays, as shares of a step. That of the LLM is longer than a step: all sessions then share a batch, whenever
+# they joined. With shorter ones they may stay apart in groups, and which groups form is chance, at any speed.
 DELAYS = {wire.LLM: 1.2, wire.DIFFUSION: 0.05, wire.VOCODER: 0.05}
 PLANS = {
     "ladder": {"speech": {"weight": 1, "length": {"fixed": 120}}},
     "open": {"speech": {"weight": 1, "length": {"fixed": 0.8}}},
 }
-RATE_STEPS = 0.5  # requests of 6 frames that arrive in the time of a step with one session, which its delay doubles
+RATE_STEPS = 0.5  # requests of 6 frames that arrive in the time of a step with one session, without its delay
 
 
 @dataclass(frozen=True)
