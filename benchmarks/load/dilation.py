@@ -29,17 +29,20 @@ from harness.deploy.server import TritonServer
 from harness.drive.load import Load
 from harness.planfile.reading import load_plan
 from harness.records.metrics import per_request
+from harness.records.schema import Result, Rung
 from harness.sweep.trial import Driver, Measured, TrialRequest
 
 LIMITS = {"step_error_max": 0.03, "ttfa_p95_error": 0.05}
 SHARES = {wire.LLM: (0.40, 0.03), wire.DIFFUSION: (0.35, 0.02), wire.VOCODER: (0.25, 0.01)}  # of a step: fixed, each
 BATCHES, CONTEXTS, PROMPTS = (1, 2, 4, 8, 16, 32), (0, 100_000), (64, 4096)
-DELAYS_OF_A_STEP = 0.05  # of each stage
+# Queue delays, as shares of a step. That of the LLM is longer than a step: all sessions then share a batch, whenever
+# they joined. With shorter ones they may stay apart in groups, and which groups form is chance, at any speed.
+DELAYS = {wire.LLM: 1.2, wire.DIFFUSION: 0.05, wire.VOCODER: 0.05}
 PLANS = {
     "ladder": {"speech": {"weight": 1, "length": {"fixed": 120}}},
     "open": {"speech": {"weight": 1, "length": {"fixed": 0.8}}},
 }
-RATE_STEPS = 0.5  # requests of 6 frames that arrive in the time of a step with one session
+RATE_STEPS = 0.5  # requests of 6 frames that arrive in the time of a step with one session, without its delay
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,7 @@ class Bench:
             path.write_text(yaml.safe_dump({**plan, "targets_qps": [1], "max_others": 1000.0}))
 
     def measure(self, dilation: float) -> Figures:
-        delay_us = round(1e3 * self.step_ms * DELAYS_OF_A_STEP)
-        knobs = {f"{stage}.delay_us": delay_us for stage in wire.STAGES}
+        knobs = {f"{stage}.delay_us": round(1e3 * self.step_ms * share) for stage, share in DELAYS.items()}
         base = Deployment("tiny", emulate=str(self.folder / "gpu.json"), dilation=dilation)
         rate = RATE_STEPS / (self.step_ms / 1e3)
         with TritonServer(base) as server:
@@ -121,7 +123,7 @@ class Bench:
 def figures_of(dilation: float, ladder: Measured, opened: Measured) -> Figures:
     """What one dilation showed; the mean number of sessions of a rung is rounded to its number of users."""
     rungs = (*ladder.trial.rungs, *ladder.trial.disturbed)
-    step_s = {round(rung.sessions): rung.sessions / rung.frames_per_s for rung in rungs if rung.frames_per_s}
+    step_s = {round(rung.sessions): _step_s(ladder.results, rung) for rung in rungs}
     ttfa_s = per_request(opened.results)["ttfa_s"].dropna().to_numpy()
     busy = [sample.cpu_percent / 100 for sample in ladder.samples[1:]]
     invalid = tuple(
@@ -137,6 +139,13 @@ def missing(each: Figures, rungs: Sequence[int]) -> list[str]:
     found = [f"{at}: INVALID: {reason}" for reason in each.invalid]
     found += [f"{at}: no step time of {n} sessions" for n in left_out]
     return found if math.isfinite(each.ttfa_p95_s) else [*found, f"{at}: no time to first audio"]
+
+
+def _step_s(results: Sequence[Result], rung: Rung) -> float:
+    """Mean seconds between two chunks of a stream, both in the window of a rung: whole steps, unlike frames/s."""
+    apart_ns = [np.diff(each[(each >= rung.start_ns) & (each < rung.end_ns)])
+                for each in (result.chunks.received_ns for result in results)]  # fmt: skip
+    return float(np.concatenate(apart_ns).mean()) / 1e9
 
 
 def compared(plain: Figures, slower: Sequence[Figures]) -> dict:
@@ -180,11 +189,14 @@ def main(arguments: Sequence[str]) -> int:
         help="with commas between them (default: 2,5)",
     )  # fmt: skip
     parser.add_argument(
-        "--step", type=common.real(10, 10_000), default=600.0, help="ms of a step with one session (default: 600)"
+        "--step",
+        type=common.real(10, 10_000),
+        default=300.0,
+        help="ms of a step with one session, without its delay (default: 300)",
     )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
-        lengths = ((1, 2, 3), 3.0, 5.0) if options.quick else ((1, 3, 6), 14.0, 75.0)
+        lengths = ((1, 2, 3), 4.0, 6.0) if options.quick else ((1, 3, 6), 16.0, 90.0)
         bench = Bench(Path(scratch), 100.0 if options.quick else options.step, *lengths)
         plain = bench.measure(1.0)
         slower = [bench.measure(each) for each in (options.dilations[:1] if options.quick else options.dilations)]
