@@ -21,7 +21,7 @@ from harness.records.store import Run
 from harness.report.facts import expires_at
 from harness.report.seal import check_seal, seal_of
 from harness.runs.opening import spec_of
-from harness.topology import TOPOLOGY, Knobs, topology_of
+from harness.topology import TOPOLOGY, Knobs, number_of, topology_of
 
 SETTLE_S = 15  # until clients and gateways know that a server ends: it serves as before until then
 EXIT_S = 30  # after the last session: models are unloaded
@@ -164,9 +164,10 @@ def _requests(spec: PlanSpec, plan: Plan) -> dict[str, tuple[int, ...]]:
     """What the plan's requests asked for: the knob of the best deployment, else what each class of the mix says."""
     mix, knobs = spec.traffic_mix(), plan.deployment or {}
     found = {
-        name: {knobs.get(name) or getattr(one, name) or getattr(mix, name) for one in mix.classes} for name in _STUDIO
+        name: {number_of(knobs, name, getattr(one, name) or getattr(mix, name)) for one in mix.classes}
+        for name in _STUDIO
     }
-    return {name: tuple(sorted(int(value) for value in values)) for name, values in found.items()}
+    return {name: tuple(sorted(values)) for name, values in found.items()}
 
 
 def _doubts(plan: Plan, target: PlannedTarget, requests: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
