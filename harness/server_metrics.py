@@ -78,7 +78,11 @@ ORPHANED = ServerMetric(
     _EACH,
 )
 EXPORT_SECONDS = ServerMetric(
-    "vibevoice_export_seconds_total", COUNTER, "s", "CPU time that a process took to export these metrics", _EACH
+    "vibevoice_export_seconds_total",
+    COUNTER,
+    "s",
+    "Time that a process took to export these metrics: at most so long its interpreter was held",
+    _EACH,
 )
 ENGINE_STEPS = ServerMetric(
     wire.ENGINE_STEPS, COUNTER, "1", "Steps of the fused engine, by the sessions in them", (wire.ENGINE_BATCH,)

@@ -1,4 +1,4 @@
-"""What the metrics cost that a server exports itself: CPU time of a frame, and the time that a scrape takes.
+"""What the metrics cost that a server exports itself: time of a frame, and of a scrape.
 
 Beside the real servers of both topologies under closed-loop streams: how long an update takes in this process, for
 several numbers of open sessions, without the calls to the server.
@@ -121,7 +121,7 @@ def update_us(sessions: int) -> float:
 
 
 def served_table(rows: dict[str, dict[str, float]], streams: int) -> Table:
-    columns = "topology", "µs CPU per frame", "of all CPU", "frames not counted", "scrape, ms"
+    columns = "topology", "µs per frame", "of all CPU time", "frames not counted", "scrape, ms"
     shown = common.table(
         f"What the server's own metrics cost at {streams} streams, an update each {EVERY_S:g} s", *columns
     )

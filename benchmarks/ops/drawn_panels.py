@@ -46,14 +46,15 @@ def _line(query: PanelQuery, series: dict, began_s: float) -> go.Scatter:
     values = [float(value) for _, value in series["values"]]
     ends = ["" for _ in values[1:]] + [f"{name} "]
     return go.Scatter(
-        x=times, y=values, name=name, mode="lines+text", text=ends, textposition="top left", textfont_size=10
-    )
+        x=times, y=values, name=name, mode="lines+text", text=ends, textposition="top left", textfont_size=10,
+        cliponaxis=False,
+    )  # fmt: skip
 
 
 def _photograph(figure: go.Figure, out: Path, height: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "panels.html")
-        drawn = figure.to_html(include_plotlyjs=False, full_html=False)
+        drawn = figure.to_html(include_plotlyjs=False, full_html=False, config={"displayModeBar": False})
         page.write_text(f"<meta charset=utf-8><script>{get_plotlyjs()}</script>{drawn}")
         out.parent.mkdir(parents=True, exist_ok=True)
         command = [paper.browser_path(), "--headless", "--no-sandbox", "--hide-scrollbars"]

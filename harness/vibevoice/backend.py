@@ -38,6 +38,7 @@ STAGES = {
     wire.VOCODER: ("vocoder", "VocoderStage", emulation.EmulatedVocoder),
     wire.VOICE: ("voice_encoder", "VoiceStage", emulation.EmulatedVoice),
 }
+_exporters: list[Exporter] = []  # of this process
 
 
 def check_numpy(version: str = np.__version__) -> None:
@@ -78,6 +79,16 @@ def export(owner: tuple[str, str], *sources: Source) -> None:
         print(f"nothing of {owner[0]} is exported to the server's metrics page: {error}", flush=True)
     else:
         exporter.keep_updated()
+        _exporters.append(exporter)
+
+
+def close() -> None:
+    """End what a model exports: call it when the model is unloaded."""
+    for exporter in _exporters:
+        try:
+            exporter.close()
+        except pb.TritonModelException as error:
+            print(f"the last metrics of this process are lost: {error}", flush=True)
 
 
 def _family(metric: ServerMetric):

@@ -93,22 +93,23 @@ SERVICE = Board(
                 ),
                 View("First audio", "Quantiles of the last five minutes.", "s", _quantiles(["p50", "p95", "p99"])),
                 View(
-                    "Sessions",
-                    "Admitted and not yet ended, beside what the entries admit at most.",
+                    "Sessions and queue",
+                    "Sessions that are admitted and not yet ended, and requests that wait for room.",
                     "none",
                     (
-                        Query("job:vibevoice_sessions:sum", "open"),
-                        Query("sum by (job) (vibevoice_sessions_limit)", "limit"),
+                        Query("job:vibevoice_sessions:sum", "sessions"),
+                        Query("job:vibevoice_queue_length:sum", "waiting"),
                     ),
                 ),
                 View(
-                    "Admission queue",
-                    "Requests that wait for room, beside what the queues take at most.",
-                    "none",
+                    "Places taken",
+                    "Sessions and waiting requests as shares of sessions_at_once and waiting_limit.",
+                    "percentunit",
                     (
-                        Query("job:vibevoice_queue_length:sum", "waiting"),
-                        Query("sum by (job) (vibevoice_queue_limit)", "limit"),
+                        Query("job:vibevoice_sessions:sum / sum by (job) (vibevoice_sessions_limit)", "sessions"),
+                        Query("job:vibevoice_queue_length:sum / sum by (job) (vibevoice_queue_limit)", "queue"),
                     ),
+                    highest=1.0,
                 ),
                 View(
                     "Audio",
@@ -121,7 +122,7 @@ SERVICE = Board(
                     "Current: sessions that a stage holds and no entry speaks. Dropped: those that stages gave up.",
                     "none",
                     (
-                        Query("instance:vibevoice_orphaned_sessions:current", "current, {{instance}}"),
+                        Query("instance:vibevoice_orphaned_sessions:min1m", "current, {{instance}}"),
                         Query("sum by (instance) (vibevoice_orphaned_sessions_total)", "dropped, {{instance}}"),
                     ),
                 ),
@@ -234,7 +235,7 @@ STAGES = Board(
                 ),
                 View(
                     "Cost of these metrics",
-                    "CPU time of the threads that export them.",
+                    "Share of the time in which a process exports them, summed over the processes of a server.",
                     "percentunit",
                     (Query("sum by (instance) (rate(vibevoice_export_seconds_total[1m]))", "{{instance}}"),),
                 ),

@@ -61,6 +61,15 @@ def test_an_alert_says_what_is_wrong_and_is_tested_and_documented(alert):
     assert page.count("| `Speech") == len(ALERTS)
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("tests/*.yml")), ids=lambda path: path.stem)
+def test_a_test_of_rules_orders_all_of_their_groups(path):
+    """promtool evaluates groups that are not in the list first, and in any order."""
+    content = yaml.safe_load(path.read_text())
+    files = [(path.parent / file).resolve() for file in content["rule_files"]]
+    groups = [group["name"] for file in files for group in yaml.safe_load(file.read_text())["groups"]]
+    assert content["group_eval_order"] == groups
+
+
 def test_the_bound_of_the_slo_is_a_bucket_of_the_histogram():
     (limit,) = re.findall(r'le="([\d.]+)"', RECORDS["vibevoice:first_audio_in_time_total"])
     assert limit in map(bound, FIRST_AUDIO_BUCKETS)

@@ -235,3 +235,25 @@ def test_names_are_those_of_prometheus():
         engine = metric.name.startswith("vibevoice_engine_")  # older than the rule
         assert engine or metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
         assert bool(metric.buckets) == (metric.kind == "histogram")
+
+
+def test_a_process_that_ends_leaves_no_gauge_behind_and_loses_no_count(page, tally):
+    exporter = Exporter([tally.readings], page.family)
+    exporter.update()
+    tally.queue.free, stream = 1, Stream()
+    tally.begin(stream)
+    exporter.update()
+    stream.frames = 7
+    exporter.close()
+    gauges = [page.values[metric.name, *OWNER] for metric in (SESSIONS, SESSIONS_LIMIT, QUEUE_LENGTH)]
+    assert gauges == [0, 0, 0] and page.values[FRAMES.name,] == 7
+
+
+def test_gauges_that_the_end_of_an_earlier_process_set_to_zero_are_told_again(page, tally):
+    """Triton ends the old process of a model after the new one has begun, and both have one name."""
+    exporter = Exporter([tally.readings], page.family)
+    exporter.update()
+    page.values[SESSIONS_LIMIT.name, *OWNER] = 0
+    for _ in range(4):
+        exporter.update()
+    assert page.values[SESSIONS_LIMIT.name, *OWNER] == 4

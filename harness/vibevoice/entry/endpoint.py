@@ -104,6 +104,12 @@ class Entry:
             self.beating = asyncio.ensure_future(self._beat())
         await asyncio.gather(*(self._answer(request) for request in requests))
 
+    def close(self) -> None:
+        """End the engine and what is exported, when the model is unloaded."""
+        if self.engine:
+            self.engine.close()
+        backend.close()
+
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self.beat_s / 5)

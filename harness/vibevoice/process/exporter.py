@@ -1,12 +1,16 @@
 """Exports a process's counts to its server's Prometheus page, from a thread of its own.
 
-Each changed value is a call to the server's process. So what serves only counts, and this thread reads the counts at
-intervals and tells what has changed.
+Each changed value is a call to the server's process, during which Triton's binding holds the interpreter. So what
+serves only counts, and this thread reads the counts at intervals and tells what has changed.
+
+A metric must outlive its process: deleting it would remove the series of the same labels that other processes of the
+server still use, and crash this one where the interpreter ends.
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +32,7 @@ from harness.server_metrics import (
 )
 
 EVERY_S = 0.5
+_AGAIN = 4  # every so many updates gauges are told though they are as before: see ``Exporter.close``
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ Source = Callable[[], Iterable[Reading]]
 class Exporter:
     """Tells metric families what ``sources`` read; ``family(metric)`` creates one, as ``pb.MetricFamily``.
 
-    ``owner``: model and process, the labels of the CPU time that exporting takes.
+    ``owner``: model and process, the labels of the time that exporting takes.
     """
 
     def __init__(
@@ -57,11 +62,16 @@ class Exporter:
         self.sources, self.owner, self._family = sources, owner, family
         self._families: dict[str, Any] = {}
         self._metrics: dict[tuple[str, tuple[str, ...]], Any] = {}
+        for kept in (self._families, self._metrics):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # never deleted
+        self._gauges: set[tuple[str, tuple[str, ...]]] = set()
         self._told: dict[tuple[str, tuple[str, ...]], float] = {}
-        self._took_s = 0.0
+        self._took_s, self._updates = 0.0, 0
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def update(self) -> None:
-        began_s = time.thread_time()
+        began_s = time.perf_counter()
         try:
             for source in self.sources:
                 for reading in source():
@@ -69,23 +79,37 @@ class Exporter:
             if self.owner:
                 self._tell(Reading(EXPORT_SECONDS, self._took_s, self.owner))
         finally:
-            self._took_s += time.thread_time() - began_s
+            self._updates += 1
+            self._took_s += time.perf_counter() - began_s
 
     def keep_updated(self) -> None:
         """Update from a thread until the process ends: no thread may run while the interpreter shuts down."""
-        over = threading.Event()
 
         def run() -> None:
-            while not over.wait(EVERY_S):
+            while not self._over.wait(EVERY_S):
                 try:
                     self.update()
                 except Exception as error:  # the next update includes the counts that this one missed
                     print(f"the metrics of this process could not be exported: {error}", flush=True)
 
-        thread = threading.Thread(target=run, daemon=True, name="exporter")
-        thread.start()
-        atexit.register(thread.join, 2 * EVERY_S)
-        atexit.register(over.set)  # registered last, called first
+        self._thread = threading.Thread(target=run, daemon=True, name="exporter")
+        self._thread.start()
+        atexit.register(self._stop)
+
+    def close(self) -> None:
+        """Tell the rest of the counts, and set the gauges to zero: Triton keeps those of a process that ended.
+
+        Where a model is loaded again, this may overwrite the gauges of the next process, which tells them again soon.
+        """
+        self._stop()
+        self.update()
+        for key in self._gauges:
+            self._metrics[key].set(0)
+
+    def _stop(self) -> None:
+        self._over.set()
+        if self._thread:
+            self._thread.join(2 * EVERY_S)
 
     def _tell(self, reading: Reading) -> None:
         metric, value = reading.metric, reading.value
@@ -96,8 +120,8 @@ class Exporter:
             return
         if metric.kind == HISTOGRAM:
             one.observe(value)
-        elif metric.kind == GAUGE and value != before:
-            one.set(value)  # once even at 0: the value of an earlier process may still be there
+        elif metric.kind == GAUGE and (value != before or self._updates % _AGAIN == 0):
+            one.set(value)  # first of all, also at 0: the value of an earlier process may still be there
         elif metric.kind == COUNTER and value > (before or 0.0):
             one.increment(value - (before or 0.0))
         else:
@@ -113,11 +137,13 @@ class Exporter:
             if metric.buckets:
                 given["buckets"] = list(metric.buckets)
             self._metrics[key] = self._families[metric.name].Metric(**given)
+            if metric.kind == GAUGE:
+                self._gauges.add(key)
         return self._metrics[key]
 
 
 class CountedHistogram:
-    """A histogram of counters, for a Triton whose Python backend has none (before 24.12): the same time series.
+    """A histogram of counters, for a Triton whose Python backend has none: the same time series.
 
     ``family(name, description)`` creates a family of counters.
     """

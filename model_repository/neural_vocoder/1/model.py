@@ -19,6 +19,9 @@ class TritonPythonModel:
     def execute(self, requests):
         return self.access.answer(requests, self._serve)
 
+    def finalize(self):
+        backend.close()
+
     def _serve(self, requests):
         managing = {i for i, request in enumerate(requests) if request.flags() & (backend.START | backend.END)}
         steps = [request for i, request in enumerate(requests) if i not in managing]

@@ -12,4 +12,4 @@ class TritonPythonModel:
         await self.entry.serve(requests)
 
     def finalize(self):
-        self.entry.engine.close()
+        self.entry.close()

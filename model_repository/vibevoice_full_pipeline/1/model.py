@@ -9,3 +9,6 @@ class TritonPythonModel:
 
     async def execute(self, requests):
         await self.entry.serve(requests)
+
+    def finalize(self):
+        self.entry.close()

@@ -24,6 +24,9 @@ class TritonPythonModel:
     def execute(self, requests):
         return self.access.answer(requests, self._serve)
 
+    def finalize(self):
+        backend.close()
+
     def _serve(self, requests):
         steps = [i for i, request in enumerate(requests) if self._is_step(request)]
         stepping = set(steps)
