@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.app import RunFolder, app, out, rates_of, say_aside
 from harness.errors import InputError
+
+if TYPE_CHECKING:
+    from harness.export.fleet import PlannedFleet
 
 KUBERNETES, PROMETHEUS = KINDS = ("kubernetes", "prometheus")
 
@@ -70,6 +74,13 @@ def export(
         else rule_files(fleet, selector, elastic=elastic)
     )
     write_folder(folder, files, {"kind": what, **kubernetes.record_of(fleet)}, replace=replace)
+    _say(fleet, what, folder, files)
+
+
+def _say(fleet: PlannedFleet, what: str, folder: Path, files: Mapping[str, str]) -> None:
+    """Print what was exported, on what it rests, and what comes next."""
+    from harness.export import kubernetes
+
     for remark in fleet.remarks:
         say_aside(f"exported although {remark}", "yellow")
     for note in kubernetes.notes(fleet.scaling) if what == KUBERNETES else ():
@@ -87,9 +98,5 @@ def export(
             f"; next: kubectl apply -k {folder}/{kubernetes.STATIC}, or another overlay. "
             "To move a running fleet from static to an autoscaler see docs/how-to/kubernetes.md, or it scales to 1"
         )
-    out.print(
-        f"{folder}: {', '.join(sorted({name.partition('/')[0] for name in files}))}{apply}",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
+    names = ", ".join(sorted({name.partition("/")[0] for name in files}))
+    out.print(f"{folder}: {names}{apply}", soft_wrap=True, markup=False, highlight=False)

@@ -20,7 +20,8 @@ from harness.records.load_log import read_records
 from harness.traffic.arrivals import Arrivals, Trace
 from harness.traffic.mix import MIXES
 
-SCENARIOS = sorted(set((ROOT / "scenarios").glob("*.py")) - {ROOT / "scenarios" / "jobs.py"})  # that drives HTTP
+OF_THE_STUDIO = {ROOT / "scenarios" / name for name in ("jobs.py", "day.py")}  # that drive HTTP
+SCENARIOS = sorted(set((ROOT / "scenarios").glob("*.py")) - OF_THE_STUDIO)
 QUICK = Timetable(interval_s=0.001)
 
 

@@ -17,6 +17,7 @@ from fake_triton import Timetable, serving
 from test_user import EXIT_UNUSABLE, ROOT, code_of, fetch
 
 from harness.client.stream import failed_result
+from harness.clock import HOST
 from harness.deploy.server import free_ports
 from harness.drive import generator
 from harness.drive.console import start_line
@@ -192,6 +193,8 @@ def test_the_mix_of_several_classes_is_that_of_their_parts():
 
 class NoPool:
     """Takes requests and sends none."""
+
+    clock = HOST
 
     def __init__(self, *_):
         pass

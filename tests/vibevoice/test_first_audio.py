@@ -29,6 +29,7 @@ def test_first_audio_is_on_the_clock_of_the_emulated_gpu(talk, monkeypatch, cloc
     heard, now_ns = [], [7 * 10**9]
     fake_time = SimpleNamespace(monotonic=lambda: now_ns[0] / 1e9, monotonic_ns=lambda: now_ns[0])
     monkeypatch.setattr(talk, "time", fake_time)
+    monkeypatch.setattr(talk.backend, "response", MagicMock())
     channel = talk.Channel(MagicMock(), True, 5.0, heard.append, clock)
     for _ in range(2):
         now_ns[0] += 4 * 10**9
