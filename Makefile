@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 PLAN ?= scenarios/quick.yaml
 TORCH ?= torch==2.13.0
 LOWEST := .venv-lowest
-# By file, as fixtures are. Not those of the fewest tests last: one of a minute would keep one core waiting.
-SPREAD := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# By file, as fixtures are. Not those of the fewest tests last: one of a minute would keep one core waiting. Three processes
+# on two cores: fast tests wait for other processes nearly half of their time.
+SPREAD := --dist loadfile --no-loadscope-reorder
 
 # Hosts that set it have every process compile all modules anew, and tests start hundreds of processes.
 unexport PYTHONDONTWRITEBYTECODE
@@ -32,14 +33,14 @@ signoff: install
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ty check
-	$(BIN)/python -m pytest -m 'not server' $(SPREAD)
-	$(BIN)/python -m pytest -m 'server and not alone' $(SPREAD)
+	$(BIN)/python -m pytest -m 'not server' --numprocesses 3 $(SPREAD)
+	$(BIN)/python -m pytest -m 'server and not alone' --numprocesses 2 $(SPREAD)
 	$(BIN)/python -m pytest -m 'server and alone'
 
 # The fast tests with every direct dependency at the lowest version that pyproject.toml takes, but torch: the lowest ones
 # are to be had for CPUs from PyTorch's own index only.
 test-lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest -m 'not server' $(SPREAD)
+	$(LOWEST)/bin/python -m pytest -m 'not server' --numprocesses 3 $(SPREAD)
 
 $(LOWEST)/installed: pyproject.toml
 	$(PYTHON) -m venv --clear $(LOWEST)
