@@ -1,5 +1,7 @@
 """What a process exports to Triton's Prometheus page: what has changed, once, and that the counts add up."""
 
+import subprocess
+import sys
 import threading
 from collections import Counter
 from types import SimpleNamespace
@@ -28,6 +30,7 @@ from harness.server_metrics import (
 from harness.vibevoice.engine.loop import Counts
 from harness.vibevoice.engine.step_metrics import step_readings
 from harness.vibevoice.entry.tally import Tally
+from harness.vibevoice.process import exporter as exporting
 from harness.vibevoice.process.exporter import CountedHistogram, Exporter, Reading, session_readings
 from harness.vibevoice.sessions.admission import AdmissionQueue, Busy
 from harness.vibevoice.sessions.failures import ClientLeft, StageEnded
@@ -257,3 +260,29 @@ def test_gauges_that_the_end_of_an_earlier_process_set_to_zero_are_told_again(pa
     for _ in range(4):
         exporter.update()
     assert page.values[SESSIONS_LIMIT.name, *OWNER] == 4
+
+
+def test_nothing_is_told_to_a_server_that_is_gone(page, monkeypatch):
+    """A call to it would never return, with the interpreter held: the process would be left behind for ever."""
+    exporter = Exporter([lambda: [Reading(SESSIONS, 1, OWNER)]], page.family, OWNER)
+    exporter.update()
+    told = page.calls
+    monkeypatch.setattr(exporting.os, "getppid", lambda: 1)
+    exporter.update()
+    exporter.close()
+    assert told and page.calls == told
+
+
+HANGS = """
+import threading, time
+from harness.vibevoice.process import exporter
+
+exporter._HUNG_S, exporter.EVERY_S = 0.5, 0.05
+exporter.Exporter([lambda: time.sleep(60)], None).keep_updated()
+time.sleep(60)
+"""
+
+
+def test_a_process_that_hangs_in_a_call_ends():
+    done = subprocess.run([sys.executable, "-c", HANGS], timeout=30, capture_output=True, text=True)
+    assert done.returncode == 1 and "Timeout" in done.stderr

@@ -3,6 +3,10 @@
 Each changed value is a call to the server's process, during which Triton's binding holds the interpreter. So what
 serves only counts, and this thread reads the counts at intervals and tells what has changed.
 
+A call never returns once the server has been killed, and no other thread of this process can run then, or end it.
+So nothing is told to a server that is gone, and a process that hangs in a call is ended by a timer outside of the
+interpreter.
+
 A metric must outlive its process: deleting it would remove the series of the same labels that other processes of the
 server still use, and crash this one where the interpreter ends.
 """
@@ -11,6 +15,8 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import faulthandler
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +38,7 @@ from harness.server_metrics import (
 )
 
 EVERY_S = 0.5
+_HUNG_S = 30.0  # after which a process ends that cannot go on: its server was killed during a call
 _AGAIN = 4  # every so many updates gauges are told though they are as before: see ``Exporter.close``
 
 
@@ -69,6 +76,7 @@ class Exporter:
         self._took_s, self._updates = 0.0, 0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        self._server = os.getppid()
 
     def update(self) -> None:
         began_s = time.perf_counter()
@@ -86,11 +94,14 @@ class Exporter:
         """Update from a thread until the process ends: no thread may run while the interpreter shuts down."""
 
         def run() -> None:
-            while not self._over.wait(EVERY_S):
+            while not self._over.wait(EVERY_S) and self._server_lives():
+                faulthandler.dump_traceback_later(_HUNG_S, exit=True)
                 try:
                     self.update()
                 except Exception as error:  # the next update includes the counts that this one missed
                     print(f"the metrics of this process could not be exported: {error}", flush=True)
+                finally:
+                    faulthandler.cancel_dump_traceback_later()
 
         self._thread = threading.Thread(target=run, daemon=True, name="exporter")
         self._thread.start()
@@ -102,9 +113,14 @@ class Exporter:
         Where a model is loaded again, this may overwrite the gauges of the next process, which tells them again soon.
         """
         self._stop()
+        if not self._server_lives():
+            return
         self.update()
         for key in self._gauges:
             self._metrics[key].set(0)
+
+    def _server_lives(self) -> bool:
+        return os.getppid() == self._server
 
     def _stop(self) -> None:
         self._over.set()
@@ -112,6 +128,8 @@ class Exporter:
             self._thread.join(2 * EVERY_S)
 
     def _tell(self, reading: Reading) -> None:
+        if not self._server_lives():
+            return
         metric, value = reading.metric, reading.value
         key = metric.name, reading.labels
         one = self._metric(metric, reading.labels)  # also at 0: the first increase of a new series would be lost
