@@ -14,7 +14,7 @@ measure  of each held-out deployment a ladder around its predicted limit, a seco
 score    highest sustainable rate = frames/s at the sessions where RTF p95 meets its SLO, interpolated between
          the rungs on both sides, over the mean frames of the mix; TTFA p95 of exactly the requests that were predicted.
          Steps grow with the context of sessions, which a seed draws: rates are predicted at four mean contexts, and
-         compared at the one that the ladder had
+         compared at the one that the ladder had where it met the limit
 
 An interrupted run resumes; it stops between trials after --minutes.
 
@@ -42,7 +42,7 @@ import numpy as np
 import stand_in
 import yaml
 from heldout_cases import CASES, FITTED, MIXES, SHARES, SLOS, Case
-from heldout_model import MOST, Model, mean_context, offered_context, steady_context
+from heldout_model import MOST, Model, contexts_of_rungs, offered_context, steady_context
 
 from harness.capacity.fitting.rate_search import Limits, steady_limit
 from harness.capacity.models.device import Device
@@ -57,7 +57,7 @@ from harness.host.provenance import commit, host_facts, versions
 from harness.planfile.plan import PlanSpec
 from harness.planfile.reading import load_plan
 from harness.records.prediction import hash_of
-from harness.records.schema import RunManifest, Trial
+from harness.records.schema import Rung, RunManifest, Trial
 from harness.records.store import Run
 from harness.sweep.trial import Driver, TrialRequest, trial_id
 from harness.traffic.mix import ScriptSource, requests
@@ -295,17 +295,28 @@ def ladders(bench: Bench, case: Case, said: dict) -> list[Trial]:
 
 def _heard(trials: Sequence[Trial]) -> tuple[list[float], list[float]]:
     """RTF p95 of short requests and frames/s of the rungs that heard any, by sessions."""
-    heard = [rung for trial in trials for rung in trial.rungs if rung.summary.figure("short.rtf_p95") > 0]
-    rungs = sorted(heard, key=lambda rung: rung.sessions)
+    rungs = _rungs(trials)
     return [rung.summary.figure("short.rtf_p95") for rung in rungs], [rung.frames_per_s for rung in rungs]
 
 
-def measured_rate(bench: Bench, case: Case, trials: Sequence[Trial]) -> float:
-    """Requests/s where RTF p95 meets its SLO; NaN where no two rungs enclose that."""
+def _rungs(trials: Sequence[Trial]) -> list[Rung]:
+    heard = [rung for trial in trials for rung in trial.rungs if rung.summary.figure("short.rtf_p95") > 0]
+    return sorted(heard, key=lambda rung: rung.sessions)
+
+
+def measured_rate(bench: Bench, case: Case, trials: Sequence[Trial]) -> tuple[float, float]:
+    """Requests/s where RTF p95 meets its SLO, and the mean context of sessions there, in tokens.
+
+    NaN where no two rungs enclose that.
+    """
+    spec = bench.specs[case.mix]
     rtf, frames = _heard(trials)
     if not rtf or not min(rtf) <= RTF <= max(rtf):
-        return math.nan
-    return float(np.interp(RTF, np.maximum.accumulate(rtf), frames)) / bench.specs[case.mix].traffic_mix().mean_frames()
+        return math.nan, math.nan
+    contexts = contexts_of_rungs(trials, bench.run.requests(), spec)
+    ordered, rising = [contexts[rung.start_ns] for rung in _rungs(trials)], np.maximum.accumulate(rtf)
+    rate = float(np.interp(RTF, rising, frames)) / spec.traffic_mix().mean_frames()
+    return rate, float(np.interp(RTF, rising, ordered))
 
 
 @dataclass(frozen=True)
@@ -353,8 +364,7 @@ def score(bench: Bench, predicted: Sequence[dict]) -> list[Score]:
             (run["rate_per_s"], run["step_s"], trial.rungs[0].sessions / trial.rungs[0].frames_per_s)
             for run, trial in zip(said["open"], trials[1:], strict=True)
         ]
-        rate = measured_rate(bench, case, climbed)
-        context = float(np.mean([mean_context(t, bench.run.requests(), bench.specs[case.mix]) for t in climbed]))
+        rate, context = measured_rate(bench, case, climbed)
         tokens, rates = zip(*((float(at), value) for at, value in said["max_rate_per_s"].items()), strict=True)
         scores.append(
             Score(case, float(np.interp(context, tokens, rates)), rate, ttfa, steps, "; ".join(sorted(flaws)))

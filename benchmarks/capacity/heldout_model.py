@@ -136,6 +136,15 @@ def mean_context(trial: Trial, requests: pd.DataFrame, spec: PlanSpec) -> float:
     return _prompt_tokens(spec) + 2 * float(frames)
 
 
+def contexts_of_rungs(trials: Sequence[Trial], requests: pd.DataFrame, spec: PlanSpec) -> dict[int, float]:
+    """Mean context, in tokens, of the sessions of each rung, by the rung's start."""
+    found, prompt = {}, _prompt_tokens(spec)
+    for trial in trials:
+        frames = context_of(list(trial.rungs), requests[requests["trial_id"] == trial.trial_id])
+        found |= {r.start_ns: prompt + 2 * float(k) / r.sessions for r, k in zip(trial.rungs, frames, strict=True)}
+    return found
+
+
 def _prompt_tokens(spec: PlanSpec) -> float:
     rng, mix = np.random.default_rng(6), spec.traffic_mix()
     draws = [mix.sample_in_progress(rng) for _ in range(1000)]
