@@ -11,7 +11,7 @@ import math
 import random
 import time
 
-from jobs import TEXT, WORDS_PER_S, Author, StudioUser, violated
+from jobs import TEXT, WORDS_PER_S, Author, StudioUser, judged, must_be_one_process
 from locust import LoadTestShape, constant, events, task
 
 NIGHT = 0.1  # of the listeners at the peak
@@ -29,13 +29,22 @@ def _(parser):
 
 @events.init.add_listener
 def _(environment, **_more):
-    Author.fixed_count = environment.parsed_options.authors
+    environment.first_audio = []
+    if environment.parsed_options.ttfa_p95:
+        must_be_one_process(environment, "--ttfa-p95")
+    if (authors := environment.parsed_options.authors) > 0:
+        Author.fixed_count = authors
+    else:  # Locust takes a fixed count of 0 as none
+        environment.user_classes = [each for each in environment.user_classes if each is not Author]
 
 
 @events.quitting.add_listener
 def _(environment, **_more):
     if limit_s := environment.parsed_options.ttfa_p95:
-        violated(environment, "STREAM", "first audio", 0.95, 1000 * limit_s, f"first audio p95 <= {limit_s:g} s")
+        found = sorted(environment.first_audio)
+        value_s = found[math.ceil(0.95 * len(found)) - 1] if found else math.inf
+        shown = f"{value_s:.3g} s" if found else "nothing was measured"
+        judged(environment, f"first audio p95 <= {limit_s:g} s", value_s <= limit_s, shown)
 
 
 class Day(LoadTestShape):
@@ -63,10 +72,12 @@ class Listener(StudioUser):
         began_s = time.monotonic()
         with self.client.post("/v1/audio/speech", json={"input": script}, stream=True, catch_response=True) as answer:
             if answer.status_code != 200:
+                self.environment.first_audio.append(math.inf)
                 return answer.failure(f"status {answer.status_code}")
             pieces = answer.iter_content(None)
             next(pieces, b"")
-            self.tell("STREAM", "first audio", time.monotonic() - began_s)
+            self.environment.first_audio.append(time.monotonic() - began_s)
+            self.tell("STREAM", "first audio", self.environment.first_audio[-1])
             for _piece in pieces:
                 pass
             answer.success()

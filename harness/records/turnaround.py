@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,18 @@ from harness.errors import PlanError
 
 _KEY = re.compile(r"turnaround_p(\d{1,2}(?:\.\d+)?)")
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)x")
+
+
+@dataclass
+class SubmittedTask:
+    """A task that was submitted at ``began_s`` for about ``audio_s`` seconds of audio.
+
+    ``turnaround_s``: None while it goes on, infinite where it ended without audio.
+    """
+
+    began_s: float
+    audio_s: float
+    turnaround_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,16 @@ class TurnaroundSlo:
         """The quantile of tasks [n], infinite where it falls among those that did not end; NaN without tasks."""
         values = np.sort(self.measured(turnaround_s, audio_s))
         return float(values[max(math.ceil(self.quantile * len(values) - 1e-9), 1) - 1]) if len(values) else math.nan
+
+    def of(self, tasks: Sequence[SubmittedTask], now_s: float) -> float:
+        """The quantile of the tasks whose end is known, or whose deadline has passed before it; NaN without any."""
+        counted = [
+            (math.inf if task.turnaround_s is None else task.turnaround_s, task.audio_s)
+            for task in tasks
+            if task.turnaround_s is not None or now_s - task.began_s > self.deadline_s(np.array(task.audio_s))
+        ]
+        turnaround_s, audio_s = np.array(counted, dtype=float).reshape(-1, 2).T
+        return self.value(turnaround_s, audio_s)
 
     def shown(self, value: float) -> str:
         return f"{value:.3g}x" if self.per_audio else f"{value:.4g} s"

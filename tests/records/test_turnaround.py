@@ -1,10 +1,12 @@
 """SLOs on the turnaround of tasks."""
 
+import math
+
 import numpy as np
 import pytest
 
 from harness.errors import PlanError
-from harness.records.turnaround import TurnaroundSlo
+from harness.records.turnaround import SubmittedTask, TurnaroundSlo
 
 AUDIO_S = np.array([60.0, 120.0, 600.0, 60.0])
 TURNAROUND_S = np.array([30.0, 240.0, 300.0, np.inf])
@@ -40,3 +42,14 @@ def test_a_task_that_did_not_end_is_the_slowest():
 def test_what_is_no_slo_is_refused_in_words(key, limit, message):
     with pytest.raises(PlanError, match=message):
         TurnaroundSlo.parse(key, limit)
+
+
+def test_a_task_that_failed_or_goes_on_past_its_deadline_violates_and_one_within_it_does_not_count():
+    slo = TurnaroundSlo.parse("turnaround_p95", "2x")
+    done = [SubmittedTask(0.0, 60.0, 30.0) for _ in range(20)]
+    assert slo.of(done, 100.0) == pytest.approx(0.5)
+    within, past = SubmittedTask(90.0, 60.0), SubmittedTask(0.0, 60.0)
+    assert slo.of([*done, within, within], 100.0) == pytest.approx(0.5)
+    assert slo.of([*done, past, past], 130.0) == math.inf
+    assert slo.of([*done, *(SubmittedTask(0.0, 60.0, math.inf) for _ in range(2))], 100.0) == math.inf
+    assert math.isnan(slo.of([within], 100.0)) and math.isnan(slo.of([], 100.0))

@@ -19,6 +19,12 @@ from harness.service.storage import AudioStore
 from harness.service.task import TaskSpec
 from harness.service.worker import TaskWorker
 
+KEYS = ("first-key-of-somebody-0001", "second-key-of-somebody-002")
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
 
 def spec_of(script="Speaker 1: hello", frames=8, **more):
     return TaskSpec(**{"script": script, "voices": (1,), "frames": frames, "estimate": frames, **more})

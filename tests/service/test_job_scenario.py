@@ -42,6 +42,14 @@ def test_a_day_has_streams_and_tasks_and_a_violated_slo_is_the_exit_code(setting
     assert streams and int(streams[1]) >= 5 and counts["done"] >= 1
 
 
+def test_tasks_that_fail_at_once_are_no_fast_ones(settings, target, conduct):
+    conduct.refuse = "it does not fit"
+    with Service(settings(url=target, segment_s=4.0, per_minute=1000, jobs_at_once=4)) as service:
+        code, said = drive(service, "jobs.py", "-u", "2", "-t", "4s", "--turnaround-p95", "100")
+        counts = service.ask(service.queue.counts())
+    assert counts["failed"] >= 1 and code == 1 and "SLO turnaround p95 <= 100 s: violated (inf s)" in said, said
+
+
 def test_an_slo_that_cannot_be_read_is_said_before_anything_is_sent(settings, target):
     with Service(settings(url=target), works=False) as service:
         code, said = drive(service, "jobs.py", "-u", "1", "-t", "1s", "--turnaround-p95", "soon")
