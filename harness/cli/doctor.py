@@ -275,6 +275,8 @@ def _stages_of(target: Target, address: str) -> Check:
             stages = [each for each in stages_of(channel, address, target.headers) if each.preset]
     except ServerError as error:
         return Check(what, None, "unknown", str(error))
+    if not stages:
+        return Check(what, None, "unknown", "none of its models reports what it runs on: is it the harness's server?")
     topology = wire.STAGED if any(each.model in wire.STAGES for each in stages) else wire.FUSED
     found = sorted({f"{topology}, {each.gpu or each.device}, {each.dtype}, preset {each.preset}" for each in stages})
     fix = "give all stages one device, dtype and preset: nothing is measured on a mixed server"

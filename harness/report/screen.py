@@ -16,7 +16,14 @@ _UNBOUNDED = 100_000
 
 
 class Screen(Console):
-    """A console that shows every cell of a table in full, at any width, in colour or not."""
+    """A console that shows every cell of a table in full, at any width, in colour or not.
+
+    Without ``width``, the environment's COLUMNS counts as it is whenever something is printed.
+    """
+
+    def __init__(self, *, width: int | None = None, **options) -> None:
+        super().__init__(width=width, **options)
+        self._width = width  # Console keeps the COLUMNS that it finds when it is made
 
     def print(self, *objects, **options) -> None:
         shown = (readable(each, self) if isinstance(each, Table) else each for each in objects)

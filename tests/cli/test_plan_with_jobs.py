@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli.app import out
 from harness.cli.main import app
 from harness.errors import InputError
 
@@ -16,11 +15,10 @@ TASKS = "per_hour: 240\nlength: {fixed: 1500}\nslos: {turnaround_p95: 2x}\nstrea
 
 
 def plan(*words):
-    return CliRunner().invoke(app, ["plan", *words], catch_exceptions=True)
+    return CliRunner().invoke(app, ["plan", *words], catch_exceptions=True, env={"COLUMNS": "200"})
 
 
-def test_it_says_how_many_devices_one_fleet_saves(tmp_path, monkeypatch):
-    monkeypatch.setattr(out, "width", 200)
+def test_it_says_how_many_devices_one_fleet_saves(tmp_path):
     file = tmp_path / "tasks.yaml"
     file.write_text(TASKS)
     done = plan("--run", RUN, "--qps", "1", "--jobs", str(file))

@@ -123,6 +123,15 @@ def test_every_table_is_whole_at_any_width(monkeypatch, width, coloured):
     assert [line for line in shown.splitlines() if len(line) > width] == []
 
 
+def test_the_width_is_that_of_the_environment_at_every_print(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setenv("COLUMNS", "80")
+    screen = Screen(file=text)
+    monkeypatch.setenv("COLUMNS", "40")
+    screen.print("word " * 30)
+    assert max(map(len, text.getvalue().splitlines())) <= 40
+
+
 def squeezed(text: str) -> str:
     return re.sub(r"\s", "", text)
 
