@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common
 import grpc
-import model
 import numpy as np
 import psutil
 from malformed import SCRIPT, STAGE_INPUTS, control_call, entry_message, request, stage_message
@@ -169,14 +168,14 @@ class Watch:
         self.known = {pid: self.known.get(pid, name) for pid, name in now.items()}
 
     def holds(self) -> dict[str, float]:
-        """Processes, threads, shared-memory files, bytes of memory, and free KV cache in MiB."""
+        """Processes, threads, shared-memory files and bytes of memory; sessions and KV cache by the metrics page."""
         tree = self._tree()
         return {
             "processes": len(tree),
             "threads": sum(asked(process.num_threads, 0) for process in tree),
             "regions": len(list(Path("/dev/shm").glob(f"{self.server.shm_prefix}*"))),
             "memory": sum(asked(lambda each=process: each.memory_full_info().uss, 0) for process in tree),
-            **({"free_kv_mib": model.free_mib(self.server)} if wire.LLM in self.server.deployment.models else {}),
+            **common.held(self.server.metrics_url),
         }
 
 
@@ -296,8 +295,7 @@ def attack(url: str, count: int, seed: int, tally: Tally, watch: Watch) -> None:
             future.result()
 
 
-# ── Cases that delayed others
-# ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── Cases that delayed others ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def blocking_cases() -> dict[str, Callable[[], list[pb.ModelInferRequest]]]:
@@ -351,14 +349,12 @@ def hold_up(url: str, messages: list[pb.ModelInferRequest]) -> None:
 
 def leaks(before: dict[str, float], after: dict[str, float]) -> list[str]:
     """What grew from warm-up to the end, in a phrase each."""
-    allowed = {"processes": 0, "threads": 32, "regions": 0, "memory": GROWTH_BYTES}
+    limits = {"threads": 32, "memory": GROWTH_BYTES}
     grown = [
         f"{name}: {before[name]:,.0f} to {after[name]:,.0f}"
-        for name, more in allowed.items()
-        if after[name] - before[name] > more
+        for name in before
+        if after[name] - before[name] > limits.get(name, 0)
     ]
-    if after.get("free_kv_mib", 0) < before.get("free_kv_mib", 0):
-        grown.append(f"KV cache held: {before['free_kv_mib'] - after['free_kv_mib']:.3g} MiB")
     return grown
 
 
@@ -391,7 +387,7 @@ def main(arguments: Sequence[str]) -> int:
         "--topology",
         choices=tuple(wire.TOPOLOGIES),
         default=wire.STAGED,
-        help="how it is deployed; free KV cache is told by the staged one alone",
+        help="how it is deployed; staged unless given",
     )
     given = parser.parse_args(arguments)
     count = min(given.requests, 400) if given.quick else given.requests
