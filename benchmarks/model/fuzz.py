@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import sys
 import threading
@@ -404,7 +405,9 @@ def fuzz(server: TritonServer, count: int, seed: int):
     before, mib = settled(watch, 3), common.memory_mib(server)
     with victim_again(victim) as victim:
         common.say(f"{sum(tally.answers.values()):,} requests sent, {count:,} in all …")
+        began_s = time.monotonic()
         attack(server.url, rest, seed + 1, tally, watch)
+        attacked_s = time.monotonic() - began_s
         gaps_ms[f"{count:,} malformed requests"] = victim.largest_gap_ms()
     grown = leaks(before, settled(watch, 5))
     for name, now in common.memory_mib(server).items():
@@ -418,7 +421,7 @@ def fuzz(server: TritonServer, count: int, seed: int):
             gaps_ms[name] = victim.largest_gap_ms(at_least=20)
     # sessions of 40,000 frames are legitimate: the allocator keeps their memory for later ones
     after = settled(watch, 5)
-    return tally, victim, gaps_ms, [*grown, *leaks(before, after | {"memory": before["memory"]})]
+    return tally, rest / attacked_s, victim, gaps_ms, [*grown, *leaks(before, after | {"memory": before["memory"]})]
 
 
 def victim_again(before: Victim) -> Victim:
@@ -428,7 +431,7 @@ def victim_again(before: Victim) -> Victim:
     return victim
 
 
-def report(tally: Tally, victim: Victim, gaps_ms: dict[str, float], grown: list[str]) -> int:
+def report(tally: Tally, requests_per_s: float, victim: Victim, gaps_ms: dict[str, float], grown: list[str]) -> int:
     answers = common.table(f"Answers, beside {victim.streams} streams of an honest client", "to", "answer", "requests")
     for (kind, answer), count in sorted(tally.answers.items()):
         answers.add_row(kind, answer, f"{count:,}")
@@ -440,12 +443,14 @@ def report(tally: Tally, victim: Victim, gaps_ms: dict[str, float], grown: list[
         common.say(f"! {line}")
     figures = {
         "requests": sum(tally.answers.values()),
+        "requests_per_s": round(requests_per_s, 1),  # after the warm-up
         "crashes": len(tally.crashed),
         "hijacks": len(tally.hijacks),
         "victim_failed": len(victim.failures),
         "leaks": len(grown),
         "unclear": sum(tally.unclear.values()),
         "victim_gap_ms_max": round(max(gaps_ms.values()), 1),
+        "load_per_core": os.getloadavg()[1] / (os.cpu_count() or 1),  # gaps on a busy host are not the server's
     }
     common.finish([answers, gaps], figures)
     wrong = any(figures[name] for name in ("crashes", "hijacks", "victim_failed", "leaks", "unclear"))
