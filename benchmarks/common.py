@@ -10,10 +10,12 @@ import re
 import signal
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +24,7 @@ from harness.deploy.server import TritonServer, serving
 from harness.deploy.statistics import StatisticsReader, difference
 from harness.errors import HarnessError, InputError
 from harness.records.schema import Outcome, Request, Result, StageStatistics
+from harness.server_metrics import KV_PROMISED, QUEUE_LENGTH, SESSIONS, STAGE_SESSIONS
 
 EXIT_FAILED = 1  # it ran, but a figure is not as required
 EXIT_MISTAKE = 64  # EX_USAGE of sysexits.h
@@ -194,6 +197,22 @@ def memory_mib(server: TritonServer) -> dict[str, float]:
     memory = _sums(server, lambda one: _resident_alone(one) / 2**20)
     regions = Path("/dev/shm").glob(f"{server.shm_prefix}*")
     return {**memory, SHARED: sum(region.stat().st_blocks * 512 for region in regions) / 2**20}
+
+
+def page(metrics_url: str) -> dict[str, float]:
+    """The values of a server's Prometheus page, summed over their labels. Raises OSError where it cannot be read."""
+    found: dict[str, float] = {}
+    with urllib.request.urlopen(metrics_url, timeout=10) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    for sample in (sample for family in families for sample in family.samples):
+        found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found
+
+
+def held(metrics_url: str) -> dict[str, float]:
+    """The sessions, queued requests and bytes of KV cache that a server's page tells of. Raises as ``page``."""
+    told = page(metrics_url)
+    return {metric.name: told.get(metric.name, 0.0) for metric in (SESSIONS, QUEUE_LENGTH, STAGE_SESSIONS, KV_PROMISED)}
 
 
 def cpu_seconds(server: TritonServer) -> dict[str, float]:

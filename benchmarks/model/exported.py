@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -56,12 +55,12 @@ def measured(topology: str, streams: int, frames: int) -> dict[str, float]:
     with common.served(topology=topology) as server:
         asyncio.run(speak(server, streams, 10))
         time.sleep(2 * EVERY_S)
-        before, cpu_before = page(server), sum(common.cpu_seconds(server).values())
+        before, cpu_before = common.page(server.metrics_url), sum(common.cpu_seconds(server).values())
         common.say(f"{topology}: {streams} streams of {frames} frames …")
         results = asyncio.run(speak(server, streams, frames))
         heard = sum(int(one.chunks.samples.sum()) for one in results) // wire.SAMPLES_PER_FRAME
         time.sleep(2 * EVERY_S)
-        after, cpu_s = page(server), sum(common.cpu_seconds(server).values()) - cpu_before
+        after, cpu_s = common.page(server.metrics_url), sum(common.cpu_seconds(server).values()) - cpu_before
         exported_s = after[EXPORT_SECONDS.name] - before[EXPORT_SECONDS.name]
         counted = after[FRAMES.name] - before[FRAMES.name]
         return {
@@ -79,16 +78,6 @@ async def speak(server: TritonServer, streams: int, frames: int) -> list[Result]
     if wrong := [one.error for one in results if one.outcome is not Outcome.DONE]:
         raise ServerError(f"a stream failed: {wrong[0]}")
     return results
-
-
-def page(server: TritonServer) -> dict[str, float]:
-    """The values of the server's Prometheus page, summed over their labels."""
-    found: dict[str, float] = {}
-    with urllib.request.urlopen(server.metrics_url, timeout=10) as answer:
-        families = list(text_string_to_metric_families(answer.read().decode()))
-    for sample in (sample for family in families for sample in family.samples):
-        found[sample.name] = found.get(sample.name, 0.0) + sample.value
-    return found
 
 
 def scrape_ms(server: TritonServer) -> float:

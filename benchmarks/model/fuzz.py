@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import sys
 import threading
@@ -22,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common
 import grpc
-import model
 import numpy as np
 import psutil
 from malformed import SCRIPT, STAGE_INPUTS, control_call, entry_message, request, stage_message
@@ -169,14 +169,14 @@ class Watch:
         self.known = {pid: self.known.get(pid, name) for pid, name in now.items()}
 
     def holds(self) -> dict[str, float]:
-        """Processes, threads, shared-memory files, bytes of memory, and free KV cache in MiB."""
+        """Processes, threads, shared-memory files and bytes of memory; sessions and KV cache by the metrics page."""
         tree = self._tree()
         return {
             "processes": len(tree),
             "threads": sum(asked(process.num_threads, 0) for process in tree),
             "regions": len(list(Path("/dev/shm").glob(f"{self.server.shm_prefix}*"))),
             "memory": sum(asked(lambda each=process: each.memory_full_info().uss, 0) for process in tree),
-            **({"free_kv_mib": model.free_mib(self.server)} if wire.LLM in self.server.deployment.models else {}),
+            **common.held(self.server.metrics_url),
         }
 
 
@@ -296,8 +296,7 @@ def attack(url: str, count: int, seed: int, tally: Tally, watch: Watch) -> None:
             future.result()
 
 
-# ── Cases that delayed others
-# ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── Cases that delayed others ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def blocking_cases() -> dict[str, Callable[[], list[pb.ModelInferRequest]]]:
@@ -351,14 +350,12 @@ def hold_up(url: str, messages: list[pb.ModelInferRequest]) -> None:
 
 def leaks(before: dict[str, float], after: dict[str, float]) -> list[str]:
     """What grew from warm-up to the end, in a phrase each."""
-    allowed = {"processes": 0, "threads": 32, "regions": 0, "memory": GROWTH_BYTES}
+    limits = {"threads": 32, "memory": GROWTH_BYTES}
     grown = [
         f"{name}: {before[name]:,.0f} to {after[name]:,.0f}"
-        for name, more in allowed.items()
-        if after[name] - before[name] > more
+        for name in before
+        if after[name] - before[name] > limits.get(name, 0)
     ]
-    if after.get("free_kv_mib", 0) < before.get("free_kv_mib", 0):
-        grown.append(f"KV cache held: {before['free_kv_mib'] - after['free_kv_mib']:.3g} MiB")
     return grown
 
 
@@ -391,7 +388,7 @@ def main(arguments: Sequence[str]) -> int:
         "--topology",
         choices=tuple(wire.TOPOLOGIES),
         default=wire.STAGED,
-        help="how it is deployed; free KV cache is told by the staged one alone",
+        help="how it is deployed; staged unless given",
     )
     given = parser.parse_args(arguments)
     count = min(given.requests, 400) if given.quick else given.requests
@@ -408,7 +405,9 @@ def fuzz(server: TritonServer, count: int, seed: int):
     before, mib = settled(watch, 3), common.memory_mib(server)
     with victim_again(victim) as victim:
         common.say(f"{sum(tally.answers.values()):,} requests sent, {count:,} in all …")
+        began_s = time.monotonic()
         attack(server.url, rest, seed + 1, tally, watch)
+        attacked_s = time.monotonic() - began_s
         gaps_ms[f"{count:,} malformed requests"] = victim.largest_gap_ms()
     grown = leaks(before, settled(watch, 5))
     for name, now in common.memory_mib(server).items():
@@ -422,7 +421,7 @@ def fuzz(server: TritonServer, count: int, seed: int):
             gaps_ms[name] = victim.largest_gap_ms(at_least=20)
     # sessions of 40,000 frames are legitimate: the allocator keeps their memory for later ones
     after = settled(watch, 5)
-    return tally, victim, gaps_ms, [*grown, *leaks(before, after | {"memory": before["memory"]})]
+    return tally, rest / attacked_s, victim, gaps_ms, [*grown, *leaks(before, after | {"memory": before["memory"]})]
 
 
 def victim_again(before: Victim) -> Victim:
@@ -432,7 +431,7 @@ def victim_again(before: Victim) -> Victim:
     return victim
 
 
-def report(tally: Tally, victim: Victim, gaps_ms: dict[str, float], grown: list[str]) -> int:
+def report(tally: Tally, requests_per_s: float, victim: Victim, gaps_ms: dict[str, float], grown: list[str]) -> int:
     answers = common.table(f"Answers, beside {victim.streams} streams of an honest client", "to", "answer", "requests")
     for (kind, answer), count in sorted(tally.answers.items()):
         answers.add_row(kind, answer, f"{count:,}")
@@ -444,12 +443,14 @@ def report(tally: Tally, victim: Victim, gaps_ms: dict[str, float], grown: list[
         common.say(f"! {line}")
     figures = {
         "requests": sum(tally.answers.values()),
+        "requests_per_s": round(requests_per_s, 1),  # after the warm-up
         "crashes": len(tally.crashed),
         "hijacks": len(tally.hijacks),
         "victim_failed": len(victim.failures),
         "leaks": len(grown),
         "unclear": sum(tally.unclear.values()),
         "victim_gap_ms_max": round(max(gaps_ms.values()), 1),
+        "load_per_core": os.getloadavg()[1] / (os.cpu_count() or 1),  # gaps on a busy host are not the server's
     }
     common.finish([answers, gaps], figures)
     wrong = any(figures[name] for name in ("crashes", "hijacks", "victim_failed", "leaks", "unclear"))

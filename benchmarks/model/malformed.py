@@ -72,14 +72,15 @@ def broken_input(numbers: np.random.Generator, message: pb.ModelInferRequest) ->
 
 def entry_message(numbers: np.random.Generator) -> pb.ModelInferRequest:
     """A request for speech with up to three faults in it."""
-    message = infer_message(
-        request(
-            f"r{numbers.integers(9)}", say=(0, 2), keep=bool(numbers.integers(2)), until_end=bool(numbers.integers(2))
-        )
-    )
+    flags = {"keep": bool(numbers.integers(2)), "until_end": bool(numbers.integers(2))}
+    steps = int(numbers.integers(1, 4))  # not the default, which is not sent
+    message = infer_message(request(f"r{numbers.integers(9)}", say=(0, 2), diffusion_steps=steps, **flags))
     if numbers.integers(3) == 0:
         text = text_of(numbers)
         message.raw_input_contents[0] = struct.pack("<I", len(text)) + text
+    if numbers.integers(12) == 0:
+        message.inputs.add(name=wire.DESCRIBE, datatype="BOOL", shape=[1])
+        message.raw_input_contents.append(numbers.bytes(1))
     if numbers.integers(6) == 0:
         message.inputs.add(name=wire.CARRY, datatype="UINT8", shape=[64])
         message.raw_input_contents.append(numbers.bytes(64))
@@ -171,6 +172,10 @@ def control_call(numbers: np.random.Generator) -> tuple[str, object]:
         ("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=wire.ENTRY)),
         ("RepositoryIndex", pb.RepositoryIndexRequest()),
         ("SystemSharedMemoryRegister", pb.SystemSharedMemoryRegisterRequest(name="x", key="/x", byte_size=2**62)),
+        ("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest()),
+        ("SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest()),
+        ("CudaSharedMemoryStatus", pb.CudaSharedMemoryStatusRequest()),
+        ("CudaSharedMemoryUnregister", pb.CudaSharedMemoryUnregisterRequest()),
         ("CudaSharedMemoryRegister", pb.CudaSharedMemoryRegisterRequest(name="x", raw_handle=b"x", byte_size=2**62)),
         ("TraceSetting", pb.TraceSettingRequest()),
         ("LogSettings", pb.LogSettingsRequest()),

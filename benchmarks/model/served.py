@@ -29,6 +29,7 @@ from harness.vibevoice.sessions.table import is_alive
 TRITON, SERVE = "tritonserver", "harness serve"
 PATIENCE_S = 90.0
 SHARED = Path("/dev/shm")
+KEYS = "harness-*"  # files there: of a kind, and the mark of a server
 
 
 class Serve:
@@ -45,6 +46,7 @@ class Serve:
         self.judged = 0  # characters of its output
         self.marks: set[str] = set()
         self.ports: list[int] = []
+        self._keys_before = set(SHARED.glob(KEYS))
 
     def said(self) -> str:
         """Its output since the last fault."""
@@ -96,9 +98,17 @@ class Serve:
         return list((ROOT / ".harness").glob(f"triton-{self.process.pid}-*/"))
 
     def shared(self) -> list[Path]:
+        """Its shared memory, notes and keys; also new keys of no server at all."""
         mine = SHARED.glob(f"harness_{self.process.pid}_*")
-        keys = (path for path in SHARED.glob("harness-*") if any(f"-{mark}" in path.name for mark in self.marks))
-        return [*mine, *keys]
+        keys = [path for path in SHARED.glob(KEYS) if any(f"-{mark}" in path.name for mark in self.marks)]
+        new = set(SHARED.glob(KEYS)) - self._keys_before - set(keys)
+        return [*mine, *keys, *(path for path in new if not _is_of_a_server(path))]
+
+    def held(self) -> dict[str, float]:
+        """Sessions, queue and KV cache by its metrics page; empty where that does not answer."""
+        with contextlib.suppress(OSError):
+            return common.held(f"http://127.0.0.1:{self.ports[1]}/metrics")
+        return {}
 
     def wait(self, seconds: float) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -119,6 +129,13 @@ class Serve:
         self.output.unlink(missing_ok=True)
         for log in (ROOT / ".harness").glob(f"triton-{self.process.pid}-*.log"):
             log.unlink()  # kept for the user on purpose
+
+
+def _is_of_a_server(key: Path) -> bool:
+    """Whether a tritonserver runs to which a key belongs, such as one of another test."""
+    with contextlib.suppress(psutil.Error, IndexError, ValueError):
+        return Path(psutil.Process(int(key.name.split("-")[-2])).cmdline()[0]).name == TRITON
+    return False
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """Kills and stops each process of `harness serve` in each phase, and judges what clients and the user are told.
 
 After each fault: is every message true, does the server respond again within 15 s, and what is left behind (processes,
-shared memory, keys, state files, ports, temporary folders)? "stop" is SIGSTOP for 6 s, then SIGCONT.
+shared memory, keys, state files, ports, temporary folders; sessions and KV cache on the metrics page)? A reload that
+was accepted must last, whatever was restarted meanwhile. "stop" is SIGSTOP for 6 s, then SIGCONT.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import common
 import psutil
 from served import PATIENCE_S, SERVE, TRITON, Client, Serve, wait_for
+from tritonclient.grpc import service_pb2_grpc
 
 from harness import wire
 from harness.client.target import Target
 from harness.deploy.config import Deployment
-from harness.deploy.control import load_changes
+from harness.deploy.control import config_of, load_changes
 from harness.deploy.leftovers import remove_stale
 from harness.errors import HarnessError
 from harness.host.keys import control_headers
@@ -165,6 +167,8 @@ def while_serving(kind: Kind, serve: Serve, seen: Seen) -> None:
     if not kind.ends_server:
         judge_serve(kind, serve, seen)
         judge_holdings(before, serve, seen)
+    if loading:
+        judge_configuration(kind, serve, loading, seen)
 
 
 def while_stopping(kind: Kind, serve: Serve, seen: Seen) -> None:
@@ -190,16 +194,16 @@ class Loading:
 
     def __init__(self, serve: Serve):
         self.error: str | None = None
-        self.url, self.topology = serve.url, serve.topology
+        self.url, self.topology, self.value = serve.url, serve.topology, next(VALUES)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         before = Deployment(topology=self.topology)
-        after = Deployment(topology=self.topology, knobs={KNOBS[self.topology]: next(VALUES)})
+        after = Deployment(topology=self.topology, knobs={KNOBS[self.topology]: self.value})
         try:
             with Target.of(self.url).channel(self.url) as channel:
-                load_changes(channel, before.configs(), after.configs(), control_headers(self.url))
+                load_changes(channel, before.served(), after.served(), control_headers(self.url))
             self.error = ""
         except HarnessError as error:
             self.error = str(error)
@@ -207,6 +211,14 @@ class Loading:
     def finish(self) -> str | None:
         self._thread.join(60)
         return self.error
+
+    def deployed(self) -> int:
+        """The value with which the model is loaded."""
+        with Target.of(self.url).channel(self.url) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            if self.topology == wire.FUSED:
+                return int(config_of(stub, wire.ENTRY).parameters["max_batch"].string_value)
+            return config_of(stub, wire.LLM).sequence_batching.oldest.max_queue_delay_microseconds
 
 
 # ── Judgement ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,7 +253,16 @@ def judge_loading(kind: Kind, error: str | None, seen: Seen) -> None:
     expect(seen, error is not None, "the reload has not ended after 60 s")
     if error:
         expect(seen, not re.search(r"Traceback|\.py\b", error), f"reload told {error!r}")
-        expect(seen, "Triton refused the new configuration" not in error or not kind.ends_server, f"reload: {error!r}")
+        refused, gone = "Triton refused the new configuration" in error, kind.ends_server or kind.process == TRITON
+        expect(seen, not (refused and gone), f"reload: {error!r}")
+
+
+def judge_configuration(kind: Kind, serve: Serve, loading: Loading, seen: Seen) -> None:
+    """A restart does not undo a reload that was accepted. A server that ended starts as it first did."""
+    if loading.error != "" or kind.ends_server or kind.process == TRITON or died_with(kind, serve):
+        return
+    now = loading.deployed()
+    expect(seen, now == loading.value, f"it was loaded with {loading.value}, and has {now}")
 
 
 def judge_serve(kind: Kind, serve: Serve, seen: Seen) -> None:
@@ -284,21 +305,27 @@ def speaks(url: str) -> bool:
     return result is not None and result.outcome is Outcome.DONE
 
 
-def holdings(serve: Serve) -> dict[str, int]:
-    """Shared-memory files and dead processes of a server that runs."""
+def holdings(serve: Serve) -> dict[str, float]:
+    """Shared-memory files, dead processes and sessions of a server that runs."""
     triton = serve.find(TRITON)
     dead = sum(not is_alive(child.pid) for child in triton.children(recursive=True)) if triton else 0
     files = serve.shared()
     notes = sum(path.suffix == ".model" for path in files)
-    return {"regions": len(files) - notes, "notes of processes": notes, "zombies": dead}
+    return {"regions": len(files) - notes, "notes of processes": notes, "zombies": dead, **serve.held()}
 
 
-def judge_holdings(before: dict[str, int], serve: Serve, seen: Seen) -> None:
+def judge_holdings(before: dict[str, float], serve: Serve, seen: Seen) -> None:
     """No more is held than before, within the time limit for recovery."""
     deadline = time.monotonic() + BACK_S
-    while any(now > before[what] for what, now in holdings(serve).items()) and time.monotonic() < deadline:
+    while (more := grown(before, holdings(serve))) and time.monotonic() < deadline:
         time.sleep(0.2)
-    seen.left += [f"{what}: {before[what]} to {now}" for what, now in holdings(serve).items() if now > before[what]]
+    seen.left += more
+
+
+def grown(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """A phrase for each thing of which there is more."""
+    was = {what: before.get(what, 0) for what in after}
+    return [f"{what}: {was[what]:.0f} to {now:.0f}" for what, now in after.items() if now > was[what]]
 
 
 def judge_left(kind: Kind, serve: Serve, seen: Seen) -> None:

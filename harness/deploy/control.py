@@ -22,6 +22,7 @@ Headers = tuple[tuple[str, str], ...]
 def load_changes(channel: grpc.Channel, before: Configs, after: Configs, headers: Headers = ()) -> list[str]:
     """Load the models whose configuration differs, the stages concurrently; returns their names.
 
+    Raises ServerError where the server refuses one, or ends.
     ``headers``: must include the key if the server restricts model control.
     """
     changed = [model for model in after if before[model] != after[model]]
@@ -75,6 +76,8 @@ def _end_load(model: str, load: grpc.Future) -> None:
     try:
         load.result()
     except grpc.RpcError as error:
-        _, told = status_of(error)
+        code, told = status_of(error)
+        if code is grpc.StatusCode.UNAVAILABLE and "restricted" not in told:
+            raise ServerError(f"Triton ended while it loaded the new configuration of {model}: {told}") from error
         fix = f"; give its key with --header @FILE, a line '{CONTROL_HEADER}: KEY'" if "restricted" in told else ""
         raise ServerError(f"Triton refused the new configuration of {model}: {told}{fix}") from error

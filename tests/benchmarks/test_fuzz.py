@@ -15,8 +15,10 @@ from fake_triton import Timetable, serving
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "model"))
 
 import fuzz  # noqa: E402
+import malformed  # noqa: E402
 
 from harness import wire  # noqa: E402
+from harness.deploy.config import Deployment  # noqa: E402
 
 
 @pytest.fixture
@@ -53,12 +55,14 @@ def test_a_client_that_hangs_has_failed(frames, monkeypatch):
 
 
 @pytest.fixture
-def watched():
+def watched(monkeypatch):
     """A server of this process: its children are seen, a zombie among them."""
     child = subprocess.Popen([sys.executable, "-c", "input()", "name"], stdin=subprocess.PIPE)
     server = SimpleNamespace(
-        pid=os.getpid(), alive=lambda: True, shm_prefix="nothing_", deployment=SimpleNamespace(models=())
-    )
+        pid=os.getpid(), alive=lambda: True, shm_prefix="nothing_", deployment=SimpleNamespace(models=()),
+        metrics_url="http://server/metrics",
+    )  # fmt: skip
+    monkeypatch.setattr(fuzz.common, "held", lambda url: {"vibevoice_sessions": 0.0})
     yield child, fuzz.Watch(server, fuzz.Tally())
     child.kill()
     child.wait()
@@ -99,3 +103,18 @@ def test_raw_bytes_that_a_stage_serves_are_a_hijack(monkeypatch):
         attacker._bytes()
     infers = sum(method.endswith("/ModelInfer") for method in sent)
     assert len(attacker.tally.hijacks) == infers > 0
+
+
+def test_what_grew_beyond_its_limit_is_a_leak_whatever_it_is():
+    before = {"processes": 6, "threads": 90, "regions": 6, "memory": 1e9, "vibevoice_kv_promised_bytes": 0.0}
+    assert fuzz.leaks(before, {**before, "threads": 122, "memory": 1e9 + fuzz.GROWTH_BYTES, "regions": 5}) == []
+    grown = fuzz.leaks(before, {**before, "threads": 123, "regions": 7, "vibevoice_kv_promised_bytes": 4096.0})
+    assert grown == ["threads: 90 to 123", "regions: 6 to 7", "vibevoice_kv_promised_bytes: 0 to 4,096"]
+
+
+def test_requests_of_every_kind_are_sent():
+    numbers = np.random.default_rng(0)
+    inputs = {one.name for _ in range(300) for one in malformed.entry_message(numbers).inputs}
+    assert inputs >= {one.name for one in Deployment().configs()[wire.ENTRY].input}
+    called = {malformed.control_call(numbers)[0] for _ in range(300)}
+    assert called >= {"RepositoryModelLoad", "LogSettings", "TraceSetting", "SystemSharedMemoryStatus"}

@@ -8,6 +8,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "model"))
 
+import served  # noqa: E402
 import server_faults as faults  # noqa: E402
 
 from harness import wire  # noqa: E402
@@ -87,6 +88,46 @@ def test_shared_memory_and_zombies_beyond_those_before_are_left_behind(monkeypat
     seen = faults.Seen(None)
     faults.judge_holdings({"regions": 5, "zombies": 1}, None, seen)
     assert seen.left == ["regions: 5 to 6"]
+    assert faults.grown({"zombies": 0}, {"zombies": 0, "vibevoice_sessions": 1.0}) == ["vibevoice_sessions: 0 to 1"]
+
+
+@pytest.mark.parametrize(
+    ("error", "process", "deployed", "wrong"),
+    [
+        ("", wire.LLM, 7, []),
+        ("", wire.LLM, 8, ["it was loaded with 7, and has 8"]),
+        ("Triton refused it", wire.LLM, 8, []),
+        (None, wire.LLM, 8, []),
+        ("", faults.TRITON, 8, []),  # `harness serve` starts another one as it did first
+    ],
+)
+def test_a_reload_that_was_accepted_must_last(error, process, deployed, wrong):
+    kind = faults.Kind(wire.STAGED, faults.KILL, process, faults.RELOAD)
+    seen = faults.Seen(kind)
+    loading = SimpleNamespace(error=error, value=7, deployed=lambda: deployed)
+    faults.judge_configuration(kind, saying(""), loading, seen)
+    assert seen.untrue == wrong
+
+
+def test_a_server_that_is_gone_refused_nothing():
+    for process, wrong in ((wire.LLM, 0), (faults.TRITON, 1), (faults.SERVE, 1)):
+        kind = faults.Kind(wire.STAGED, faults.KILL, process, faults.RELOAD)
+        seen = faults.Seen(kind)
+        faults.judge_loading(kind, "Triton refused the new configuration of x: Socket closed", seen)
+        assert len(seen.untrue) == wrong
+
+
+def test_a_key_of_no_server_is_left_behind_and_one_of_another_server_is_not(tmp_path, monkeypatch):
+    """A process whose server was killed once made a key of process 1."""
+    monkeypatch.setattr(served, "SHARED", tmp_path)
+    one = served.Serve.__new__(served.Serve)
+    one.process, one.marks, one._keys_before = SimpleNamespace(pid=7), {"70-"}, set()
+    for name in ("harness-stages-40-1-25", "harness-stages-40-70-1", "harness-control-40-80-1", "harness_7_ab"):
+        (tmp_path / name).touch()
+    commands = {1: ["/sbin/init"], 80: ["/opt/bin/tritonserver"]}
+    monkeypatch.setattr(served.psutil, "Process", lambda pid: SimpleNamespace(cmdline=lambda: commands[pid]))
+    names = {path.name for path in one.shared()}
+    assert names == {"harness-stages-40-1-25", "harness-stages-40-70-1", "harness_7_ab"}
 
 
 def test_figures_count_kinds_and_fail_where_one_is_wrong(capsys):

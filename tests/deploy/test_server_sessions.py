@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -18,9 +20,12 @@ from harness.client.stream import SpeechClient
 from harness.deploy.config import Deployment
 from harness.deploy.server import TritonServer
 from harness.errors import RequestError
+from harness.host.keys import NOTE_SUFFIX, SHARED_FOLDER, server_mark
 from harness.records.schema import Outcome
 from harness.vibevoice.entry.prompt import PromptBuilder
 from harness.vibevoice.entry.tokenizer import tokenizer_for
+from harness.vibevoice.process.restarts import Registry
+from harness.vibevoice.process.stubs import stubs_of
 from harness.vibevoice.stages.presets import Weights
 
 pytestmark = pytest.mark.server
@@ -283,6 +288,40 @@ def test_a_stage_that_dies_fails_its_sessions_in_words_and_comes_back(small, mod
         assert f"{model} ended" in error or (model == wire.ENTRY and silent in error)
     nearly_all = big("all", start_frame=2800)  # the sessions of the dead hold no room
     done(*hear_all(small.url, nearly_all))
+
+
+def test_a_process_killed_while_its_model_is_loaded_leaves_the_new_configuration_and_nothing_else(small):
+    """It is not restarted with its own configuration, once more and after the new one."""
+    (old,), before = processes_of(small, wire.LLM), small.deployment
+    regions = len(regions_of(small))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(small.reload, replace(before, knobs={f"{wire.LLM}.delay_us": 7}))
+            while sum(stub.model == wire.LLM for stub in stubs_of(small.pid)) < 2:
+                assert not loading.done()
+                time.sleep(0.01)
+            old.kill()
+            loading.result(120)
+        time.sleep(1.0)  # a restart that is asked for has begun
+        deadline = time.monotonic() + 15
+        while (len(regions_of(small)), len(notes_of(small, wire.LLM))) != (regions, 1):
+            assert time.monotonic() < deadline, f"left: {regions_of(small)}"
+            time.sleep(0.1)
+        (note,) = notes_of(small, wire.LLM)
+        config = json.loads(note.config)
+        assert note.living and "restarts" not in config["parameters"]
+        assert int(config["sequence_batching"]["oldest"]["max_queue_delay_microseconds"]) == 7
+    finally:
+        small.reload(before)
+
+
+def regions_of(server):
+    return [path for path in SHARED_FOLDER.glob(f"{server.shm_prefix}*") if path.suffix != NOTE_SUFFIX]
+
+
+def notes_of(server, model):
+    notes = Registry(server_mark(server.pid)).notes().values()
+    return [note for note in notes if note.model == model]
 
 
 def test_several_instances_of_everything_keep_each_session_where_its_state_is(triton, tmp_path):

@@ -7,26 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from capacity_truth import TRUTH, bare_fit, fit_of, fit_with, ladder
+from run_manifest import MANIFEST
 
 from harness.capacity.models.between_ladders import ASSUMED
 from harness.identity import HostFacts
-from harness.records.schema import RunManifest
 from harness.records.store import Run
 from harness.runs.earlier import between_of_earlier_runs, prior_of
-
-MANIFEST = RunManifest(
-    run_id="new",
-    created_at="2026-01-01T00:00:00",
-    plan_path="plan.yaml",
-    plan_sha256="",
-    plan={},
-    commit="",
-    versions={},
-    host=HostFacts(cpu="EPYC", cores=2, memory_gib=24.0, gpu="none"),
-    preset="tiny",
-    device="cpu",
-    seed=1,
-)
 
 
 def fit_of_ladders(*times):

@@ -5,27 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from run_manifest import MANIFEST
 
-from harness.identity import GPU, HostFacts, StageIdentity
+from harness.identity import GPU, StageIdentity
 from harness.records.load import TrialLoad
-from harness.records.schema import GpuSample, RunManifest, ServerSample, StageRecord, Trial
+from harness.records.schema import GpuSample, ServerSample, StageRecord, Trial
 from harness.records.store import Run
 from harness.runs.power import ESTIMATED, MEASURED, watts_of
 
 PLANNED, OTHER = {"delay_us": 0}, {"delay_us": 5000}
 STAGES = tuple(StageIdentity(model, "0", GPU, "cuda:0", "NVIDIA L4", "GPU-a") for model in ("vibevoice_lm", "decoder"))
-MANIFEST = RunManifest(
+ON_A_GPU = replace(
+    MANIFEST,
     run_id="run",
-    created_at="2026-01-01T00:00:00",
-    plan_path="plan.yaml",
-    plan_sha256="",
-    plan={},
-    commit="",
-    versions={},
-    host=HostFacts(cpu="EPYC", cores=2, memory_gib=24.0, gpu="NVIDIA L4"),
-    preset="tiny",
+    host=replace(MANIFEST.host, gpu="NVIDIA L4"),
     device="NVIDIA L4",
-    seed=1,
     stages=tuple(StageRecord("localhost:8001", "staged", each) for each in STAGES),
 )
 
@@ -37,7 +31,7 @@ def sampled(own, other=300.0):
 
 def run_of(tmp_path, *trials, **changes):
     """A run with trials, each (watts of the device's GPU, deployment, whether it is VALID)."""
-    run = Run.create(tmp_path, replace(MANIFEST, **changes))
+    run = Run.create(tmp_path, replace(ON_A_GPU, **changes))
     for number, (own, deployment, valid) in enumerate(trials):
         load = TrialLoad(loop="closed", sessions=(1,), seconds=1, seed=1)
         trial = Trial(f"trial-{number}", "ladder", deployment, load, "2026-01-01T00:00:00", 1.0, valid, (), ())

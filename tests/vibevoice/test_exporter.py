@@ -286,3 +286,46 @@ time.sleep(60)
 def test_a_process_that_hangs_in_a_call_ends():
     done = subprocess.run([sys.executable, "-c", HANGS], timeout=30, capture_output=True, text=True)
     assert done.returncode == 1 and "Timeout" in done.stderr
+
+
+ENDS = """
+import sys, threading, time
+from types import SimpleNamespace
+from harness.server_metrics import SESSIONS
+from harness.vibevoice.process import exporter
+
+exporter.EVERY_S, exporter._END_S = 0.01, float(sys.argv[2])
+calls, called = [], threading.Event()
+
+def one_call(value):
+    in_thread = threading.current_thread() is not threading.main_thread()
+    calls.append(in_thread)
+    if in_thread:
+        called.set()
+        time.sleep(float(sys.argv[1]))
+
+metric = SimpleNamespace(set=one_call)
+readings = [exporter.Reading(SESSIONS, 1, ("model", str(i))) for i in range(1_000)]
+one = exporter.Exporter([lambda: readings], lambda _: SimpleNamespace(Metric=lambda labels: metric))
+one.keep_updated()
+called.wait()
+if sys.argv[3] == "finalize":
+    one.close()
+    print(sum(calls), one._thread.is_alive(), flush=True)
+"""
+
+
+def ended(*arguments):
+    done = subprocess.run([sys.executable, "-c", ENDS, *arguments], timeout=30, capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+def test_an_exporter_ends_after_the_call_it_is_in_and_not_after_all_of_them():
+    """On a busy host a call takes long; where the interpreter ended meanwhile, the process crashed."""
+    assert ended("0.3", "5", "finalize") == (0, "1 False\n")
+    assert ended("0.3", "5", "exit") == (0, "")
+
+
+def test_a_process_whose_exporter_does_not_end_ends_without_its_interpreter():
+    code, said = ended("60", "0.2", "finalize")
+    assert code == 1 and "exporter has not ended in 0.2 s" in said and said.endswith("1 True\n")

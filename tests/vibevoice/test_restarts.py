@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from harness import wire
-from harness.vibevoice.process.restarts import Note, Registry, Restarter, one_more_restart, server_mark
+from harness.vibevoice.process.restarts import Note, Registry, Restarter, restart_of, server_mark
+from harness.vibevoice.process.stubs import Stub
 from harness.vibevoice.sessions.table import is_alive, is_stopped, session_ids
 
 SERVER = "1-7-1"
 DEAD = 2**22 + 1  # above any process id
 CONFIG = json.dumps({"name": "x", "parameters": {"preset": {"string_value": "tiny"}}})
+ASKED = CONFIG.replace("tiny", "asked for")
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def note_of(model, pid, instance=0, server=SERVER, since_ns=0, config=CONFIG):
     return Note(server, pid, f"{model}_0_{instance}", model, config, since_ns)
 
 
-def restarter_of(registry, pid=None, fail=()):
+def restarter_of(registry, pid=None, fail=(), stubs=()):
     loaded = []
 
     def load(model, config):
@@ -45,7 +47,12 @@ def restarter_of(registry, pid=None, fail=()):
             raise RuntimeError("no explicit model control")
         loaded.append((model, json.loads(config)["parameters"]["restarts"]["string_value"]))
 
-    return Restarter(registry, load, os.getpid() if pid is None else pid), loaded
+    return Restarter(registry, load, os.getpid() if pid is None else pid, lambda: stubs), loaded
+
+
+def looks(restarter, now_s):
+    """What two checks in a row restart: a single one does not restart yet."""
+    return restarter.look(now_s) + restarter.look(now_s)
 
 
 def test_a_process_that_died_is_told_from_one_that_runs(sleeper):
@@ -76,7 +83,7 @@ def test_a_process_that_stays_stopped_is_ended_before_its_model_is_loaded(regist
     for _ in range(6):
         restarter.look(0.0)
     sleeper.wait(10)
-    assert restarter.look(1.0) in ([wire.VOICE], []) and loaded == [(wire.VOICE, "1")]
+    assert looks(restarter, 1.0) == [wire.VOICE] and loaded == [(wire.VOICE, "1")]
 
 
 def test_a_model_whose_process_died_is_loaded_again_once(registry, sleeper):
@@ -88,8 +95,8 @@ def test_a_model_whose_process_died_is_loaded_again_once(registry, sleeper):
     assert restarter.look(0.0) == [] and len(registry.notes()) == 2
     sleeper.kill()
     sleeper.wait()
-    assert restarter.look(1.0) == [wire.VOCODER]
-    assert restarter.look(2.0) == []
+    assert looks(restarter, 1.0) == [wire.VOCODER]
+    assert looks(restarter, 2.0) == []
     assert loaded == [(wire.VOCODER, "1")]
     assert [note.model for note in registry.notes().values()] == [wire.VOICE]
     assert sorted(path.name for path in registry.folder.iterdir()) == ["a", "a.model"]  # a region is 16 MiB
@@ -101,10 +108,10 @@ def test_only_the_first_of_the_watchers_acts(registry, sleeper):
     registry.put(note_of(wire.DIFFUSION, DEAD), "dead")
     registry.put(note_of(wire.LLM, sleeper.pid), "b")
     entry, loaded = restarter_of(registry)
-    assert entry.look(0.0) == []
+    assert looks(entry, 0.0) == []
     sleeper.kill()
     sleeper.wait()
-    assert set(entry.look(0.0)) == {wire.DIFFUSION, wire.LLM} and len(loaded) == 2
+    assert set(looks(entry, 0.0)) == {wire.DIFFUSION, wire.LLM} and len(loaded) == 2
 
 
 def test_a_process_whose_place_was_taken_is_left_alone(registry):
@@ -115,7 +122,7 @@ def test_a_process_whose_place_was_taken_is_left_alone(registry):
     for instance in range(2):
         registry.put(note_of(wire.VOCODER, DEAD + 1 + instance, instance), f"dead{instance}")
     restarter, loaded = restarter_of(registry)
-    assert restarter.look(0.0) == [wire.VOCODER]
+    assert looks(restarter, 0.0) == [wire.VOCODER]
     assert loaded == [(wire.VOCODER, "1")] and len(registry.notes()) == 2
 
 
@@ -123,10 +130,10 @@ def test_one_that_lives_on_after_its_successor_came_does_not_stand_for_it(regist
     """And what is loaded again is the configuration of the successor."""
     registry.put(note_of(wire.VOICE, os.getpid()), "voice")
     registry.put(note_of(wire.ENTRY, os.getpid(), since_ns=1), "old")
-    registry.put(note_of(wire.ENTRY, DEAD, since_ns=2, config=one_more_restart(CONFIG)), "new")
+    registry.put(note_of(wire.ENTRY, DEAD, since_ns=2, config=once(CONFIG)), "new")
     registry.put(note_of(wire.ENTRY, DEAD + 1, since_ns=0), "oldest")
     restarter, loaded = restarter_of(registry)
-    assert restarter.look(0.0) == [wire.ENTRY]
+    assert looks(restarter, 0.0) == [wire.ENTRY]
     assert loaded == [(wire.ENTRY, "2")] and len(registry.notes()) == 2
 
 
@@ -137,7 +144,7 @@ def test_a_deployment_that_was_replaced_does_not_come_back(registry):
     registry.put(note_of(wire.VOCODER, DEAD, instance=1, config=two), "old")
     registry.put(note_of(wire.VOCODER, os.getpid(), since_ns=5), "new")
     restarter, loaded = restarter_of(registry)
-    assert restarter.look(0.0) == [] and loaded == []
+    assert looks(restarter, 0.0) == [] and loaded == []
 
 
 def test_notes_of_another_server_and_files_of_others_mean_nothing(registry, tmp_path):
@@ -146,7 +153,7 @@ def test_notes_of_another_server_and_files_of_others_mean_nothing(registry, tmp_
     for number, content in enumerate(("", "[1]", '{"server": 7}', "\0\1")):
         (tmp_path / f"{number}.model").write_text(content)
     restarter, loaded = restarter_of(registry)
-    assert restarter.look(0.0) == [] and loaded == []
+    assert looks(restarter, 0.0) == [] and loaded == []
 
 
 def test_a_load_that_fails_is_tried_again_later(registry, capsys):
@@ -154,17 +161,75 @@ def test_a_load_that_fails_is_tried_again_later(registry, capsys):
     registry.put(note_of(wire.VOCODER, DEAD), "dead")
     fail = [wire.VOCODER]
     restarter, loaded = restarter_of(registry, fail=fail)
-    assert [restarter.look(now) for now in (0.0, 5.0, 9.9)] == [[]] * 3
+    assert [looks(restarter, now) for now in (0.0, 5.0, 9.9)] == [[]] * 3
     assert capsys.readouterr().out.count("cannot be loaded again: no explicit model control") == 1
     fail.clear()
-    assert restarter.look(10.0) == [wire.VOCODER]
+    assert looks(restarter, 10.0) == [wire.VOCODER]
 
 
 def test_every_restart_makes_another_configuration():
-    once = one_more_restart(CONFIG)
-    twice = json.loads(one_more_restart(once))
-    assert twice["parameters"] == {"preset": {"string_value": "tiny"}, "restarts": {"string_value": "2"}}
-    assert json.loads(one_more_restart("{}"))["parameters"] == {"restarts": {"string_value": "1"}}
+    again = json.loads(once(once(CONFIG, pid=4), pid=5))
+    values = {"preset": "tiny", "restarts": "2", "replaces": "5 7"}
+    assert again["parameters"] == {name: {"string_value": value} for name, value in values.items()}
+    assert json.loads(once("{}"))["parameters"]["restarts"] == {"string_value": "1"}
+
+
+def once(config, pid=4):
+    """The configuration of a restart."""
+    return restart_of(note_of(wire.LLM, pid), config, 7)
+
+
+def test_a_model_that_is_being_loaded_is_not_restarted_with_the_configuration_that_it_replaces(registry):
+    """Its process was killed during a reload: the one that replaces it has written no note yet."""
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.LLM, DEAD, since_ns=5), "old")
+    replacing = [Stub(DEAD + 1, wire.LLM, "new", 1, started_ns=9)]
+    restarter, loaded = restarter_of(registry, stubs=replacing)
+    assert [looks(restarter, now) for now in range(5)] == [[]] * 5 and not loaded
+    registry.put(note_of(wire.LLM, os.getpid(), since_ns=10, config=ASKED), "new")
+    assert looks(restarter, 6.0) == [] and not (registry.folder / "old.model").exists()
+
+
+def test_a_load_that_fails_and_an_old_process_that_is_slow_to_end_keep_no_model_from_its_restart(registry):
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.LLM, DEAD, since_ns=5), "old")
+    stubs = [Stub(os.getpid(), wire.LLM, "older", 1, started_ns=2), Stub(7, wire.VOCODER, "other", 1, started_ns=9)]
+    loads = Stub(DEAD + 1, wire.LLM, "new", 1, started_ns=9)
+    restarter, loaded = restarter_of(registry, stubs=[*stubs, loads])
+    assert looks(restarter, 0.0) == []
+    restarter.stubs = lambda: stubs  # the one that loaded has failed
+    assert looks(restarter, 1.0) == [wire.LLM]
+
+
+def test_a_restart_that_overtook_a_load_is_followed_by_what_was_asked_for(registry):
+    """Triton carries loads of one model out one after the other: the restart may come after the newer one."""
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.LLM, DEAD, since_ns=5), "old")
+    asked, given = note_of(wire.LLM, os.getpid(), since_ns=8, config=ASKED), []
+
+    def load(model, config):
+        if not given:  # the server has just carried out the other load, and ends its process after this one
+            registry.put(asked, "asked")
+        given.append(config)
+        note = note_of(model, os.getpid(), since_ns=8 + len(given), config=config)
+        registry.put(note.among(registry.notes().values()), f"restart-{len(given)}")
+        (registry.folder / "asked.model").unlink(missing_ok=True)
+
+    restarter = Restarter(registry, load, os.getpid(), tuple)
+    for now in range(6):
+        restarter.look(float(now))
+    presets = [json.loads(config)["parameters"]["preset"]["string_value"] for config in given]
+    assert presets == ["tiny", "asked for"]
+
+
+def test_a_configuration_that_a_client_read_after_a_restart_and_loads_later_is_a_new_one(registry):
+    """As a sweep of an external server does at its end."""
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.LLM, os.getpid(), since_ns=20, config=ASKED), "swept")
+    restored = note_of(wire.LLM, os.getpid(), since_ns=30, config=once(CONFIG, pid=DEAD))
+    registry.put(restored.among(registry.notes().values()), "restored")
+    restarter, loaded = restarter_of(registry)
+    assert looks(restarter, 0.0) == [] and not loaded
 
 
 def test_session_ids_of_two_processes_never_meet_and_cannot_be_guessed():
@@ -188,4 +253,4 @@ def test_a_note_that_another_user_put_means_nothing(registry, monkeypatch):
     registry.put(note_of(wire.VOCODER, DEAD), "dead")
     monkeypatch.setattr(os, "geteuid", lambda: 12_345)
     restarter, loaded = restarter_of(registry)
-    assert restarter.look(0.0) == [] and loaded == []
+    assert looks(restarter, 0.0) == [] and loaded == []

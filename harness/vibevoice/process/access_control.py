@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +16,7 @@ import triton_python_backend_utils as pb
 
 from harness import wire
 from harness.host import keys
+from harness.vibevoice.process.stubs import own_server
 
 _START, _END = pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START, pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
 # required by Triton for the call that ends a session
@@ -31,8 +31,8 @@ _OUTPUT = {wire.LLM: wire.TOKEN, wire.VOCODER: wire.SEMANTIC}
 
 
 def server_key() -> str:
-    """The key of this process's server."""
-    return keys.shared_key(keys.stage_key_file(keys.server_mark(os.getppid())))
+    """The key of this process's server. Raises ServerError where it has ended."""
+    return keys.shared_key(keys.stage_key_file(keys.server_mark(own_server())))
 
 
 def as_parameters(key: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ serves only counts, and this thread reads the counts at intervals and tells what
 
 A call never returns once the server has been killed, and no other thread of this process can run then, or end it.
 So nothing is told to a server that is gone, and a process that hangs in a call is ended by a timer outside of the
-interpreter.
+interpreter. The thread is ended before the interpreter is: one that returns from a call after that crashes.
 
 A metric must outlive its process: deleting it would remove the series of the same labels that other processes of the
 server still use, and crash this one where the interpreter ends.
@@ -14,9 +14,11 @@ server still use, and crash this one where the interpreter ends.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import faulthandler
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,9 +38,11 @@ from harness.server_metrics import (
     ServerMetric,
     bound,
 )
+from harness.vibevoice.process.stubs import own_server
 
 EVERY_S = 0.5
 _HUNG_S = 30.0  # after which a process ends that cannot go on: its server was killed during a call
+_END_S = 5.0  # within which the thread ends: one call on a busy host
 _AGAIN = 4  # every so many updates gauges are told though they are as before: see ``Exporter.close``
 
 
@@ -76,56 +80,70 @@ class Exporter:
         self._took_s, self._updates = 0.0, 0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
-        self._server = os.getppid()
+        self._server = own_server()
 
-    def update(self) -> None:
+    def update(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Tell what has changed; stops after the call during which ``is_over`` becomes true."""
         began_s = time.perf_counter()
         try:
-            for source in self.sources:
-                for reading in source():
-                    self._tell(reading)
-            if self.owner:
-                self._tell(Reading(EXPORT_SECONDS, self._took_s, self.owner))
+            with _ended_if_it_hangs():
+                self._tell_all(is_over)
         finally:
             self._updates += 1
             self._took_s += time.perf_counter() - began_s
+
+    def _tell_all(self, is_over: Callable[[], bool]) -> None:
+        for source in self.sources:
+            for reading in source():
+                self._tell(reading)
+                if is_over():
+                    return
+        if self.owner:
+            self._tell(Reading(EXPORT_SECONDS, self._took_s, self.owner))
 
     def keep_updated(self) -> None:
         """Update from a thread until the process ends: no thread may run while the interpreter shuts down."""
 
         def run() -> None:
             while not self._over.wait(EVERY_S) and self._server_lives():
-                faulthandler.dump_traceback_later(_HUNG_S, exit=True)
                 try:
-                    self.update()
+                    self.update(self._over.is_set)
                 except Exception as error:  # the next update includes the counts that this one missed
                     print(f"the metrics of this process could not be exported: {error}", flush=True)
-                finally:
-                    faulthandler.cancel_dump_traceback_later()
 
         self._thread = threading.Thread(target=run, daemon=True, name="exporter")
         self._thread.start()
-        atexit.register(self._stop)
+        atexit.register(self._must_stop)
 
     def close(self) -> None:
         """Tell the rest of the counts, and set the gauges to zero: Triton keeps those of a process that ended.
 
         Where a model is loaded again, this may overwrite the gauges of the next process, which tells them again soon.
         """
-        self._stop()
-        if not self._server_lives():
+        if not self._stop():
+            print(f"the last metrics of this process are lost: its exporter has not ended in {_END_S:g} s", flush=True)
             return
         self.update()
-        for key in self._gauges:
-            self._metrics[key].set(0)
+        with _ended_if_it_hangs():
+            for key in self._gauges:
+                if self._server_lives():
+                    self._metrics[key].set(0)
 
     def _server_lives(self) -> bool:
         return os.getppid() == self._server
 
-    def _stop(self) -> None:
+    def _stop(self) -> bool:
+        """End the thread; whether it has ended."""
         self._over.set()
         if self._thread:
-            self._thread.join(2 * EVERY_S)
+            self._thread.join(_END_S)
+        return not (self._thread and self._thread.is_alive())
+
+    def _must_stop(self) -> None:
+        """End the thread, or else the process, before its interpreter ends."""
+        if not self._stop():
+            sys.stdout.flush()
+            os._exit(1)
 
     def _tell(self, reading: Reading) -> None:
         if not self._server_lives():
@@ -158,6 +176,16 @@ class Exporter:
             if metric.kind == GAUGE:
                 self._gauges.add(key)
         return self._metrics[key]
+
+
+@contextlib.contextmanager
+def _ended_if_it_hangs() -> Iterator[None]:
+    """End this process if the block takes too long. For one thread at a time: there is one timer."""
+    faulthandler.dump_traceback_later(_HUNG_S, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 class CountedHistogram:
