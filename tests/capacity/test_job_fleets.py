@@ -157,6 +157,7 @@ def test_a_file_of_tasks(tmp_path):
         (FILE + "per_day: 3\n", "unknown key"),
         (FILE.replace("per_hour: 40", "per_hour: 0"), "per_hour"),
         (FILE.replace("fixed", "fixd"), "a length must be one of"),
+        (FILE.replace("{fixed: 900}", "from_script"), "give seconds of audio"),
         ("", "has no keys; start with 'per_hour:'"),
         (FILE + "streams_swing: 2\n", "streams_swing"),
     ],

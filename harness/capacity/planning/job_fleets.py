@@ -23,6 +23,7 @@ from harness.capacity.simulator.engine import arrivals_of
 from harness.capacity.simulator.pool import Pool
 from harness.capacity.simulator.sessions import Simulated, remembered
 from harness.capacity.simulator.traffic import DAY_S, Varying
+from harness.records.jobs import JobsPlan, JudgedTurnaround, SizedFleet
 from harness.records.plan import Counts
 from harness.records.turnaround import TurnaroundSlo
 from harness.traffic.mix import Lengths, Mix
@@ -336,6 +337,44 @@ def shared_plan(fleets: JobFleets, shares: np.ndarray, confidence: float) -> Sha
     saved = [replace(plan, loads=each).saved for each in others]
     is_known = None not in saved
     return replace(plan, saved_interval=_range(plan.saved, saved) if is_known else (None, None))
+
+
+def jobs_plan(plan: SharedPlan, demand: JobDemand) -> JobsPlan:
+    """The fleets as plan.json holds them."""
+    fleets = [
+        SizedFleet(
+            kind=kind,
+            devices=load.devices,
+            interval=plan.intervals[kind],
+            sessions=load.sessions,
+            turnarounds=tuple(
+                JudgedTurnaround(slo=str(slo), value=slo.shown(value)) for slo, value in load.turnarounds.items()
+            ),
+            binding=load.binding,
+        )
+        for kind, load in plan.loads.items()
+    ]
+    return replace(
+        nothing_sized(demand, plan.qps),
+        fleets=tuple(fleets),
+        two_fleets=plan.two_fleets,
+        saved=plan.saved,
+        saved_interval=plan.saved_interval,
+        basis="extrapolated" if plan.extrapolated else "simulated",
+    )
+
+
+def nothing_sized(demand: JobDemand, qps: float, note: str = "") -> JobsPlan:
+    """What is asked for, before any fleet is known; ``note``: why none is."""
+    return JobsPlan(
+        qps=qps,
+        swing=demand.swing,
+        per_hour=demand.per_hour,
+        mean_audio_s=demand.lengths.mean_frames() * wire.SECONDS_PER_FRAME,
+        segment_s=demand.segment_frames * wire.SECONDS_PER_FRAME,
+        slos=tuple(map(str, demand.slos)),
+        note=note,
+    )
 
 
 def _loads(fleets: JobFleets) -> dict[str, FleetLoad]:
