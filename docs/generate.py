@@ -68,6 +68,7 @@ PLAN_KEYS = {
     "growth_per_month": "Growth of the target rates, 0 to 1; 0.1 is 10% a month",
     "fleet": "Devices that exist, for the forecast",
     "demand": "[The demand over a day](#demand), for static and elastic fleets",
+    "jobs": "File of [tasks](#jobs) that run beside the streams: the answer then has the devices for both on one fleet",
     "profiles": "[Profiles of other device types](#profiles), to compare device counts",
     "valid_days": "Days until the answer expires",
 }

@@ -29,7 +29,7 @@ from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
 from harness.report.seal import must_be_reliable, must_be_signed, reopen, report_again, sign
 from harness.report.sweep_page import write_sweep_report
-from harness.runs.analysis import behaviour_of, day_of, plan_of
+from harness.runs.analysis import behaviour_of, day_of, jobs_of, plan_of
 from harness.runs.opening import open_run
 from harness.runs.points import deployment_of
 from harness.runs.rungs import within_room
@@ -226,7 +226,8 @@ class SignOff:
         watcher.step("planning", FIT_S / 2)
         plan = plan_of(self.run, self.spec, fit, self.spec.targets_qps)
         day = day_of(self.run.manifest, self.spec, fit, plan)
-        plan = replace(plan, behaviour=behaviour_of(self.spec, fit, plan), day=day)
+        jobs = jobs_of(self.run, self.spec, plan)
+        plan = replace(plan, behaviour=behaviour_of(self.spec, fit, plan), day=day, jobs=jobs)
         plan = self._with_what_was_left_out(plan)
         self.run.write_plan(plan)
         if not self.campaign.left_out or plan.verdict in ANSWERED:

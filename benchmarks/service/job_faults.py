@@ -14,12 +14,12 @@ full disk     storage, Redis and logs share a tmpfs, of which no byte is free fo
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ import common
 import numpy as np
 import psutil
 from cut_wire import CutWire, ports_of
+from queue_access import QueueAccess
 from redis.exceptions import RedisError
 from small_disk import filled, small_disk
 
@@ -38,8 +39,8 @@ from harness.client.stream import SpeechClient
 from harness.deploy.config import Deployment
 from harness.errors import InputError
 from harness.service.audio import to_pcm
-from harness.service.queue import TaskQueue, connect
 from harness.service.redis_server import RedisServer
+from harness.service.scripts import GROUP, NOBODY
 from harness.service.segments import request_of
 from harness.service.settings import StudioSettings
 from harness.service.storage import AudioStore
@@ -88,25 +89,13 @@ class Wiring:
     disk: Path | None
 
 
-class Scene:
+class Scene(QueueAccess):
     """A studio with its queue, which is reached at ``redis_url``, whatever is cut."""
 
     def __init__(self, studio: Studio, frames: int, expected: Expected, redis_url: str, wiring: Wiring | None = None):
+        super().__init__(redis_url, LEASE_S)
         self.studio, self.frames, self.expected, self.wiring = studio, frames, expected, wiring
-        self.loop = asyncio.new_event_loop()
-        self.redis = connect(redis_url)
-        self.queue = TaskQueue(self.redis, LEASE_S)
         self.store = AudioStore(studio.settings.storage_url)
-
-    def __enter__(self) -> Scene:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.ask(self.redis.aclose())
-        self.loop.close()
-
-    def ask(self, coroutine):
-        return self.loop.run_until_complete(coroutine)
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition, while the studio restarts what has ended."""
@@ -133,6 +122,13 @@ class Scene:
         found = self.ask(self.queue.records(ids))
         return [record for record in found if record is not None]
 
+    def busiest_worker(self) -> int:
+        """The process of the worker that holds the most tasks."""
+        held = self.ask(self.redis.xpending("studio:queue", GROUP))["consumers"]
+        names = [each["name"] for each in held for _ in range(int(each["pending"]))]
+        holding = Counter(pid_of(name) for name in names if name != NOBODY)
+        return max((worker.pid for worker in self.studio.workers), key=lambda pid: holding[pid])
+
     def forget(self, ids: Sequence[str]) -> None:
         for task in ids:
             self.store.remove(task)
@@ -157,17 +153,22 @@ class Scene:
         return np.frombuffer(b"".join(map(to_pcm, heard)), "<i2")
 
 
+def pid_of(consumer: str) -> int:
+    """The process of a consumer: its name is HOST-PROCESS-RANDOM-PLACE."""
+    return int(consumer.rsplit("-", 3)[1])
+
+
 def _largest(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one.astype(int) - other).max()) / 32768 if one.shape == other.shape else 1.0
 
 
 def strike(scene: Scene, case: str, ids: Sequence[str]) -> None:
-    """Do what the case is about."""
+    """Do what the case is about; of the workers it hits the one that has the most tasks."""
     studio, wiring = scene.studio, scene.wiring
     if case == "worker":
-        psutil.Process(studio.workers[0].pid).kill()
+        psutil.Process(scene.busiest_worker()).kill()
     elif case == "stop worker":
-        worker = psutil.Process(studio.workers[0].pid)
+        worker = psutil.Process(scene.busiest_worker())
         worker.send_signal(signal.SIGSTOP)
         time.sleep(PAUSE_S)
         worker.send_signal(signal.SIGCONT)
@@ -184,7 +185,7 @@ def strike(scene: Scene, case: str, ids: Sequence[str]) -> None:
             scene.ask(scene.redis.xadd("studio:queue", {"task": task}))
     elif wiring:
         broken = {
-            "cut Redis": lambda: wiring.redis.cut(ports_of(studio.workers[0].pid)),
+            "cut Redis": lambda: wiring.redis.cut(ports_of(scene.busiest_worker())),
             "cut Triton": wiring.triton.cut,
             "full disk": lambda: filled(wiring.disk),
         }
@@ -216,11 +217,14 @@ def play(scene: Scene, case: str, tasks: int) -> Struck:
 
 
 def is_within(records: Sequence[TaskRecord]) -> bool:
-    """Whether tasks run, and every one that does has stored a segment. Raises InputError where all ended before."""
+    """Whether tasks run, each has stored a segment, and one is known to be within its next.
+
+    Raises InputError where all ended before.
+    """
     if all(record.status in ENDED for record in records):
         raise InputError("the tasks ended before the fault: give more --frames")
     running = [record for record in records if record.status == "running"]
-    return bool(running) and all(record.segments for record in running)
+    return all(record.segments for record in running) and any(record.live for record in running)
 
 
 def play_all(settings: StudioSettings, cases: Sequence[str], tasks: int, frames: int) -> list[Struck]:

@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common
 import numpy as np
+from queue_access import QueueAccess
+from scipy.optimize import nnls
 
 from harness import wire
 from harness.capacity.models.steps import Rungs, StepTime, fit_step_time
@@ -27,9 +29,9 @@ from harness.capacity.simulator.pool import Pool
 from harness.capacity.simulator.sessions import remembered
 from harness.client.stream import SpeechClient
 from harness.deploy.config import Deployment
+from harness.device_profile import Profile
 from harness.errors import ServerError
 from harness.records.store import read_profile
-from harness.service.queue import TaskQueue, connect
 from harness.service.segments import request_of
 from harness.service.settings import StudioSettings
 from harness.service.speech import LiveSpeech
@@ -43,7 +45,8 @@ LADDER, RUNG_FRAMES, LADDERS = (1, 2, 3, 4, 6, 8), 150, 2
 ALONE_SEGMENTS = (1, 4, 12)
 FRAMES = 60, 450  # of a task; streams have a third
 MOST_ERROR = 0.10
-LOOK_S = 0.05
+LOOK_S = 0.5  # between two looks at a task: its times are those of its record, and looks cost what is measured
+PATIENCE_S = 3600.0  # of one run: a part of the studio has ended
 
 
 @dataclass(frozen=True)
@@ -66,24 +69,12 @@ class Fitted:
     between: tuple[float, float]
 
 
-class Stage:
+class Stage(QueueAccess):
     """A studio under test, with its queue; everything on one event loop."""
 
     def __init__(self, studio: Studio):
-        self.loop = asyncio.new_event_loop()
-        self.redis = connect(studio.settings.redis)
-        self.queue = TaskQueue(self.redis, studio.settings.lease_s)
+        super().__init__(studio.settings.redis, studio.settings.lease_s)
         self.url = studio.settings.url
-
-    def __enter__(self) -> Stage:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.ask(self.redis.aclose())
-        self.loop.close()
-
-    def ask(self, coroutine):
-        return self.loop.run_until_complete(coroutine)
 
     async def rung(self, sessions: int, frames: int) -> float:
         """Seconds of a frame step with this many streams side by side."""
@@ -95,7 +86,14 @@ class Stage:
         return float(np.mean([common.frame_ms(each) for each in results])) / 1000
 
     async def turnarounds(self, plan: Schedule) -> np.ndarray:
-        """Play a run; returns the seconds of each task [n]."""
+        """Play a run; returns the seconds of each task [n]. Raises ServerError where it does not end."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await self._played(plan)
+        except TimeoutError:
+            raise ServerError(f"{plan.name}: its tasks have not ended within {PATIENCE_S:g} s") from None
+
+    async def _played(self, plan: Schedule) -> np.ndarray:
         began_s = time.monotonic()
         async with SpeechClient(self.url) as client:
             streams = [
@@ -131,7 +129,7 @@ def spec_of(frames: int, seed: int) -> TaskSpec:
 
 
 def fit(stage: Stage, frames: int) -> Fitted:
-    """Measure a ladder and tasks alone. Least squares of c + b (segments - 1) + a (frames before them)."""
+    """Measure a ladder and tasks alone. Least squares of c + b (segments - 1) + a (frames before them), all >= 0."""
     common.say("measuring frame steps …")
     rows = [(n, trial, stage.ask(stage.rung(n, frames))) for trial in range(LADDERS) for n in LADDER]
     sessions, trial, step_s = (np.array(each) for each in zip(*rows, strict=True))
@@ -143,8 +141,7 @@ def fit(stage: Stage, frames: int) -> Fitted:
         took_s = stage.ask(stage.turnarounds(plan))[0]
         beside_s.append(took_s - segments * SEGMENT_FRAMES * float(step(1.0)))
         terms.append((1, segments - 1, SEGMENT_FRAMES * segments * (segments - 1) / 2))
-    found = np.linalg.lstsq(np.array(terms, float), np.array(beside_s), rcond=None)[0]
-    task_s, fixed_s, per_frame_s = np.maximum(found, 0.0)
+    task_s, fixed_s, per_frame_s = nnls(np.array(terms, float), np.array(beside_s))[0]
     return Fitted(step, float(task_s), (float(fixed_s), float(per_frame_s)))
 
 
@@ -202,7 +199,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--emulate", default="", help="emulate the GPU of a profile; default: tiny, on this CPU")
     given = parser.parse_args(arguments)
     emulated = read_profile(Path(given.emulate)) if given.emulate else None
-    deployment = Deployment(preset=emulated.preset, emulate=given.emulate) if emulated else Deployment()
+    deployment = _emulating(emulated, given.emulate) if emulated else Deployment()
     tasks, rung = (4, 30) if given.quick else (given.tasks, RUNG_FRAMES)
     with tempfile.TemporaryDirectory(prefix="turnaround-") as folder:
         settings = StudioSettings(
@@ -217,8 +214,14 @@ def main(arguments: Sequence[str]) -> int:
                 before = figures_of(predicted(fitted, plan))
                 common.say(f"{plan.name}: {len(plan.task_s)} tasks, {len(plan.stream_s)} streams …")
                 rows.append((plan, before, figures_of(stage.ask(stage.turnarounds(plan)))))
-    device = f"emulated {emulated.device} at {emulated.preset}" if emulated else "this CPU at tiny"
+    device = (
+        f"{emulated.device} at {emulated.preset} (emulated, {emulated.known_as})" if emulated else "this CPU at tiny"
+    )
     return show(rows, fitted, given.quick, device)
+
+
+def _emulating(profile: Profile, path: str) -> Deployment:
+    return Deployment(preset=profile.preset, emulate=path, topology=profile.topology or wire.STAGED)
 
 
 def show(rows: Sequence[tuple[Schedule, np.ndarray, np.ndarray]], fitted: Fitted, is_quick: bool, device: str) -> int:

@@ -110,7 +110,7 @@ def _asked(
         raise InputError(f"the demand: {f'{where}: ' if where else ''}{first['msg']}: change that option") from None
 
 
-def times_of(manifest: RunManifest, plan: Plan) -> str:
+def times_of(manifest: RunManifest, plan: Plan | None) -> str:
     """What is to be said of times that are not a real device's, such as "emulated, time dilated 4 times, estimated"."""
     from harness.report import decision
 

@@ -14,17 +14,17 @@ from harness.report import words
 _NAMES = {STREAMS: "streams alone", TASKS: "tasks alone", BOTH: "both on one fleet"}
 
 
-def print_shared(plans: Sequence[SharedPlan], unit: str, level: str, emulated: bool) -> None:
-    """Print the fleets for each peak rate, and what one fleet saves."""
+def print_shared(plans: Sequence[SharedPlan], unit: str, level: str, times: str) -> None:
+    """Print the fleets for each peak rate, and what one fleet saves. ``times``: see ``cli.day.times_of``."""
     for plan in plans:
         out.print()
-        out.print(_table(plan, unit, level, emulated))
+        out.print(_table(plan, unit, level, times))
         for line in _lines(plan):
             out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(plan: SharedPlan, unit: str, level: str, emulated: bool) -> Table:
-    basis = f"{'extrapolated' if plan.extrapolated else 'simulated'}{', emulated' if emulated else ''}"
+def _table(plan: SharedPlan, unit: str, level: str, times: str) -> Table:
+    basis = ", ".join(filter(None, ("extrapolated" if plan.extrapolated else "simulated", times)))
     title = f"Streams at most {plan.qps:g} a second, and tasks ({basis}); one device = {unit}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("fleet")

@@ -12,7 +12,7 @@ import typer
 from harness import exit_codes, wire
 from harness.cli.app import TOPOLOGY_HELP, RunFolder, app, opened, out, rates_of, say_aside
 from harness.cli.cards import CardsFile, plan_for_cards
-from harness.cli.day import print_day
+from harness.cli.day import print_day, times_of
 from harness.errors import InputError
 
 
@@ -68,7 +68,8 @@ def plan(
         typer.Option("--jobs", metavar="FILE", help="With --run: tasks beside the streams, and devices for both."),
     ] = None,
     accept: Annotated[
-        bool, typer.Option("--accept-estimates", help="With --card: exit with 0, although no load was measured.")
+        bool,
+        typer.Option("--accept-estimates", help="With --card or --jobs: exit with 0, although no GPU was measured."),
     ] = False,
 ) -> None:
     """Print the devices for other target rates from stored results, or estimate them for cards nobody has measured.
@@ -77,7 +78,8 @@ def plan(
     not known, and the measurement that would narrow it most. Exit code 2 then, unless estimates are accepted.
 
     With --jobs, tasks run beside the streams: devices for streams alone, for tasks alone, and for both on one fleet,
-    where tasks fill what the streams leave over a day.
+    where tasks fill what the streams leave over a day. Exit code 2 where no number of devices meets the SLOs of both,
+    and for a run whose times nobody measured, or that dilated time, unless estimates are accepted.
     """
     if (run is None) == (not card):
         raise InputError("give either --run DIR, for stored results, or --card h100,l40s, for an estimate")
@@ -87,15 +89,19 @@ def plan(
         rates = rates_of(qps) or (0.1, 1.0, 10.0)
         chosen = {"preset": preset, "topology": topology, "mix": mix, "slo": slo, "measured": measured, "file": cards}
         raise typer.Exit(plan_for_cards(card, rates, **chosen, folder=folder, accepted=accept))
-    if any((mix, slo, measured, cards, folder, accept)):
-        raise InputError("--mix, --slo, --from, --cards, --out and --accept-estimates are for --card: leave them out")
+    if any((mix, slo, measured, cards, folder)):
+        raise InputError("--mix, --slo, --from, --cards and --out are for --card: leave them out")
+    if accept and not jobs:
+        raise InputError("--accept-estimates is for --card and --jobs: leave it out")
     assert run is not None
     if jobs:
-        return _shared_plans(run, qps, jobs)
+        raise typer.Exit(_shared_plans(run, qps, jobs, accept))
     _plan_of_run(run, qps)
 
 
-def _shared_plans(run: Path, qps: str, jobs: Path) -> None:
+def _shared_plans(run: Path, qps: str, jobs: Path, accepted: bool) -> int:
+    """Print the fleets of each rate, and return the exit code."""
+    from harness.capacity.planning.job_fleets import BOTH
     from harness.cli.job_tables import print_shared
     from harness.planfile.jobs import load_jobs
     from harness.report import words
@@ -104,7 +110,11 @@ def _shared_plans(run: Path, qps: str, jobs: Path) -> None:
     demand, stored = load_jobs(jobs), opened(run)
     spec = opening.spec_of(stored)
     plans = [analysis.shared_plan_of(stored, demand, rate) for rate in rates_of(qps) or spec.targets_qps]
-    print_shared(plans, opening.unit_of(stored.manifest), words.level(spec.confidence), stored.manifest.emulated)
+    times = times_of(stored.manifest, stored.plan())
+    print_shared(plans, opening.unit_of(stored.manifest), words.level(spec.confidence), times)
+    if not all(BOTH in plan.loads for plan in plans) or (stored.manifest.is_estimate and not accepted):
+        return exit_codes.INCONCLUSIVE
+    return exit_codes.MET
 
 
 def _plan_of_run(run: Path, qps: str) -> None:
@@ -124,7 +134,7 @@ def _plan_of_run(run: Path, qps: str) -> None:
     if stored.manifest.demand:
         found = before.day if before and before.day else analysis.day_of(stored.manifest, spec, content, anew)
         if found:
-            print_day(found)
+            print_day(found, times_of(stored.manifest, anew))
 
 
 @app.command(epilog="Example: `harness simulate --run results/quick-1a2b3c4d --qps 0.8`")

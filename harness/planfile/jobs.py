@@ -13,7 +13,7 @@ from harness.errors import InputError, PlanError
 from harness.planfile.reading import problem_of, read_yaml
 from harness.planfile.sections import Frozen, Positive, Whole
 from harness.records.turnaround import TurnaroundSlo
-from harness.traffic.mix import Lengths
+from harness.traffic.mix import FROM_SCRIPT, Lengths
 
 
 class JobsSpec(Frozen):
@@ -40,9 +40,12 @@ class JobsSpec(Frozen):
 
     def demand(self, folder: Path) -> JobDemand:
         """The demand; relative paths start at ``folder``. Raises InputError."""
+        lengths = Lengths.parse(self.length, folder)
+        if lengths.from_script:
+            raise InputError(f"length: tasks have no scripts here: give seconds of audio instead of {FROM_SCRIPT}")
         return JobDemand(
             per_hour=self.per_hour,
-            lengths=Lengths.parse(self.length, folder),
+            lengths=lengths,
             slos=tuple(TurnaroundSlo.parse(key, limit) for key, limit in self.slos.items()),
             segment_frames=max(1, round(self.segment_seconds * wire.FRAMES_PER_SECOND)),
             at_once=self.at_once,

@@ -68,6 +68,7 @@ class PlanSpec(WithSlos):
     growth_per_month: Annotated[float, Field(strict=True)] | None = None  # of the rates; 0.1 = 10% more
     fleet: Whole | None = None  # existing devices
     demand: DemandSpec | None = None  # over a day, for static and elastic fleets
+    jobs: str | None = None  # file of tasks that run beside the streams
     profiles: dict[str, ProfileSpec] = Field(default_factory=dict)  # of other types of device, to predict
     valid_days: Annotated[int, Field(strict=True, ge=1, le=3650)] = 90  # until the answer expires
     _folder: Path = PrivateAttr(Path("."))
@@ -178,6 +179,10 @@ class PlanSpec(WithSlos):
     def demand_curve(self) -> DemandCurve | None:
         """The demand over a day, if the plan has one. Raises PlanError for a trace that cannot be read."""
         return None if self.demand is None else self.demand.curve(self._folder)
+
+    def jobs_path(self) -> Path | None:
+        """The file of tasks beside the streams; relative paths start at the plan's folder."""
+        return self._folder / self.jobs if self.jobs else None
 
     def profile_paths(self) -> dict[str, Path]:
         """Profiles of other types of device, by type; relative paths start at the plan's folder."""

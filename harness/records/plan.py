@@ -14,6 +14,7 @@ from pydantic import Field
 
 from harness.content import SCHEMA, Figure, absent, content_of, read, stored_as
 from harness.records.day import Day
+from harness.records.jobs import JobsPlan
 from harness.records.slo import Slo
 from harness.records.why_not import RuledOut
 from harness.topology import Knobs
@@ -330,6 +331,7 @@ class Plan:
     forecast: Forecast | None = None
     behaviour: Behaviour | None = None
     day: Day | None = absent(None)
+    jobs: JobsPlan | None = absent(None)
     doubts: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     why_not: tuple[RuledOut, ...] = absent(())

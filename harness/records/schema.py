@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from harness import wire
-from harness.clock import Clock
+from harness.clock import HOST, Clock
 from harness.content import absent, content_of, read
 from harness.device_profile import Profile
 from harness.identity import HostFacts, StageIdentity
@@ -268,6 +268,11 @@ class RunManifest:
     def clock(self) -> Clock:
         """The clock of the servers: that of every time in its records."""
         return Clock(self.dilation or 1.0)
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether what is planned from it is an estimate: nobody measured its times, or time was dilated."""
+        return bool(self.times_basis) or self.clock != HOST
 
     @property
     def title(self) -> str:

@@ -78,6 +78,7 @@ def render(run: Run) -> str:
         surge_names=_surge_names(surges),
         admission_colours=_admission_colours(surges),
         day=day["day"],
+        jobs=plan.jobs if plan else None,
         plots=plots,
         batch_stages=[stage for stage in EVERY_STAGE if f"service-time-{stage}" in plots],
         classes=classes,

@@ -10,7 +10,14 @@ import numpy as np
 from harness.capacity.fitting.fit import fit_run
 from harness.capacity.fitting.rate_search import steady_draws, steady_limit
 from harness.capacity.planning.day import DayTerms, plan_day
-from harness.capacity.planning.job_fleets import JobDemand, JobFleets, SharedPlan, shared_plan
+from harness.capacity.planning.job_fleets import (
+    JobDemand,
+    JobFleets,
+    SharedPlan,
+    jobs_plan,
+    nothing_sized,
+    shared_plan,
+)
 from harness.capacity.planning.plan import Terms, make_plan, pools_of
 from harness.capacity.planning.pools import Pools
 from harness.capacity.planning.prediction import predict_open_run
@@ -18,10 +25,12 @@ from harness.capacity.planning.scaling import ScalingTerms, sessions_at_cap
 from harness.capacity.planning.surges import behaviour
 from harness.capacity.planning.why_not import why_not
 from harness.errors import HarnessError, InconclusiveError, InputError
+from harness.planfile.jobs import load_jobs
 from harness.planfile.plan import PlanSpec
 from harness.planfile.sections import DemandSpec
 from harness.records.day import Day, DemandCurve, ScalingRule
 from harness.records.fit import Fit, FittedDeployment
+from harness.records.jobs import JobsPlan
 from harness.records.plan import Behaviour, Plan
 from harness.records.prediction import Prediction
 from harness.records.schema import RunManifest
@@ -165,6 +174,18 @@ def shared_plan_of(run: Run, demand: JobDemand, qps: float) -> SharedPlan:
     rng = np.random.default_rng(spec.seed)
     shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]
     return shared_plan(JobFleets(pools, spec.traffic_mix(), demand, qps, spec.seed), shares, spec.confidence)
+
+
+def jobs_of(run: Run, spec: PlanSpec, plan: Plan) -> JobsPlan | None:
+    """Fleets for the streams of the headline target and the plan's tasks; None without tasks, or without a count."""
+    path, target = spec.jobs_path(), plan.headline()
+    if path is None or target is None:
+        return None
+    demand = load_jobs(path)
+    try:
+        return jobs_plan(shared_plan_of(run, demand, target.qps), demand)
+    except InconclusiveError as error:
+        return nothing_sized(demand, target.qps, f"No fleet is given: {error}.")
 
 
 def scaling_rule_of(run: Run, qps: float) -> ScalingRule:

@@ -19,6 +19,7 @@ from harness.errors import HarnessError, InconclusiveError, InputError, StoreErr
 from harness.host.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
 from harness.host.provenance import commit, host_facts, versions
 from harness.identity import HostFacts
+from harness.planfile.jobs import load_jobs
 from harness.planfile.plan import PlanSpec
 from harness.planfile.sections import ProfileSpec
 from harness.records.schema import BetweenLadders, RunManifest
@@ -81,6 +82,9 @@ def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None 
         digest.update(json.dumps(profiles, sort_keys=True).encode())
     if traced := spec.demand_path():
         digest.update(traced.read_bytes())
+    if tasks := spec.jobs_path():
+        load_jobs(tasks)  # a mistake in it is said before anything is measured
+        digest.update(tasks.read_bytes())
     digest.update((url or (f"ray {ray}" if ray else "")).encode())
     return f"{spec.name}-{digest.hexdigest()[:8]}"
 

@@ -62,7 +62,7 @@ class Housekeeping:
 
     async def _call_hook(self, task: str) -> None:
         record, tries = await self.queue.record(task), await self.queue.try_hook(task)
-        if record is None or not record.spec.webhook:
+        if record is None or not tries or not record.spec.webhook:
             return await self.queue.done_with("hooks", task)
         why = await asyncio.to_thread(self._tried, record.spec.webhook, record.view())
         if why and tries < HOOK_TRIES:

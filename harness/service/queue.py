@@ -171,7 +171,7 @@ class TaskQueue:
         await self.client.zrem(self._key(kind), task)
 
     async def try_hook(self, task: str) -> int:
-        """Count an attempt to deliver a task's webhook; returns how many there were."""
+        """Count an attempt to deliver a task's webhook; returns how many there were, 0 for a task that is gone."""
         return int(await self._run("try_hook", task))
 
     async def postpone(self, kind: str, task: str, delay_s: float) -> None:

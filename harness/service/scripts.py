@@ -5,8 +5,9 @@ Keys, after a prefix: ``task:ID`` (hash) and ``segments:ID`` (list) are the reco
 are the states; ``owner:HASH`` (sorted set) and ``open:HASH`` (set) are a key's tasks; ``hooks`` and ``trash`` (sorted
 sets, by due time) are what is left to do for tasks that ended. Every change is published on ``changed``.
 
-A script that is sent twice, because its answer was lost, changes nothing the second time. Keys are computed from the
-prefix, so a Redis Cluster cannot run these.
+A script that is sent twice, because its answer was lost, changes nothing the second time. A task may be forgotten
+between any two calls: only ``submit`` makes a record, and every other script looks whether it is there before it
+writes to it. Keys are computed from the prefix, so a Redis Cluster cannot run these.
 """
 
 GROUP = "workers"
@@ -185,8 +186,9 @@ if not found then return nil end
 redis.call('ZADD', p .. ARGV[1], stamp(clock() + ARGV[2]), found)
 return found
 """,
-    # ARGV: id. Counts an attempt to deliver a webhook.
+    # ARGV: id. Counts an attempt to deliver a webhook; returns 0 for a task that is not there.
     "try_hook": """
+if not status() then return 0 end
 return redis.call('HINCRBY', t, 'hook_tries', 1)
 """,
     # ARGV: owner, most per minute. Returns 0, or the seconds until the next minute where the limit is reached.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from harness import wire
 from harness.client.stream import SpeechClient, Stream
@@ -58,17 +58,32 @@ def next_segment(record: TaskRecord, segment_frames: int) -> SegmentPlan:
     return SegmentPlan(frames, frames == left)
 
 
+@dataclass
+class _Heard:
+    """What has arrived. Apart from the run: a stream that refers to its run is a cycle, which is not freed in time."""
+
+    pieces: list[bytes] = field(default_factory=list)
+    carries: list[bytes] = field(default_factory=list)
+    frames: int = 0
+
+    def audio(self, samples: bytes) -> None:
+        self.pieces.append(samples)
+        self.frames += len(samples) // _BYTES_PER_FRAME
+
+
 class SegmentRun:
     """A segment in progress: ``await run()`` once; ``frames`` have arrived; ``stop()`` ends it early."""
 
     def __init__(self, client: SpeechClient, record: TaskRecord, plan: SegmentPlan, carry: bytes):
-        self._pieces: list[bytes] = []
-        self._carry: list[bytes] = []
-        self._plan, self._until_end = plan, record.spec.until_end
-        self.frames = 0
+        self._plan, self._until_end, self._heard = plan, record.spec.until_end, _Heard()
         request = request_of(f"{record.id}-{len(record.segments)}", TRAFFIC_CLASS, record.spec, plan.frames)
         request = _resumed(request, carry, keep=not plan.is_last)
-        self._stream: Stream = client.open(request, "closed", on_audio=self._hear, on_carry=self._carry.append)
+        heard = self._heard
+        self._stream: Stream = client.open(request, "closed", on_audio=heard.audio, on_carry=heard.carries.append)
+
+    @property
+    def frames(self) -> int:
+        return self._heard.frames
 
     def stop(self) -> None:
         self._stream.stop(Outcome.CANCELLED)
@@ -78,15 +93,15 @@ class SegmentRun:
         began_s = time.monotonic()
         result = await self._stream.run()
         raise_for(result.outcome, result.error)
-        pcm = await asyncio.to_thread(lambda: b"".join(map(to_pcm, self._pieces)))
+        pcm = await asyncio.to_thread(_joined, self._heard.pieces)
         ended = self._until_end and self.frames < self._plan.frames
         last = self._plan.is_last or ended
-        carry = b"" if last else self._carry[0]
+        carry = b"" if last else self._heard.carries[0]
         return SpokenSegment(pcm, self.frames, carry, last, time.monotonic() - began_s)
 
-    def _hear(self, samples: bytes) -> None:
-        self._pieces.append(samples)
-        self.frames += len(samples) // _BYTES_PER_FRAME
+
+def _joined(pieces: list[bytes]) -> bytes:
+    return b"".join(map(to_pcm, pieces))
 
 
 def request_of(name: str, traffic_class: str, spec: TaskSpec, frames: int) -> Request:

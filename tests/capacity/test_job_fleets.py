@@ -10,6 +10,7 @@ from harness.capacity.fitting.rate_search import Limits, Traffic
 from harness.capacity.models.device import Device
 from harness.capacity.models.spreads import Sample, Spread
 from harness.capacity.models.steps import StepTime
+from harness.capacity.planning.job_extent import LEAST_BEYOND, Extent, Judged, extent_of
 from harness.capacity.planning.job_fleets import BOTH, STREAMS, TASKS, FleetLoad, JobDemand, JobFleets, shared_plan
 from harness.capacity.planning.pools import Pools
 from harness.cli import job_tables
@@ -87,10 +88,56 @@ def test_a_deadline_that_nobody_can_meet_is_not_planned_for(fleets):
     assert impossible.fewest(TASKS) is None
 
 
-def test_tasks_too_few_to_be_simulated_are_said_to_be(fleets):
-    rare = replace(fleets, demand=replace(DEMAND, per_hour=0.1), _drawn={})
-    with pytest.raises(InconclusiveError, match="too few to be simulated"):
+@pytest.mark.parametrize(("qps", "per_hour"), [(0.02, 1), (2.0, 40), (20.0, 2000), (0.05, 200)])
+def test_each_kind_is_judged_by_enough_of_it_at_low_and_at_high_rates(fleets, monkeypatch, qps, per_hour):
+    """At high rates a part of the fleet is simulated, with its part of the tasks; at low ones more days are."""
+    monkeypatch.setattr("harness.capacity.planning.job_fleets.MOST_SESSIONS", 300_000)
+    made = replace(fleets, qps=qps, demand=replace(DEMAND, per_hour=per_hour), _drawn={})
+    for kind, devices in ((STREAMS, 3), (TASKS, 5), (BOTH, 5), (BOTH, 200)):
+        extent = made._extent(kind, devices)
+        arrived = made._arrived(kind, extent)
+        tasks = arrived.counted & arrived.is_task
+        streams = arrived.counted & ~arrived.is_task
+        assert kind == STREAMS or tasks.sum() >= LEAST_BEYOND / (1 - DEMAND.slos[0].quantile)
+        assert kind == TASKS or streams.sum() >= LEAST_BEYOND / 0.05
+        segments = np.ceil(arrived.frames[arrived.is_task] / DEMAND.segment_frames)
+        assert np.sum(~arrived.is_task) + np.sum(1 + segments) < 330_000
+
+
+def test_kinds_that_are_simulated_whole_get_the_same_streams_and_the_same_tasks(fleets):
+    streams, tasks, both = (fleets._arrived(kind, fleets._extent(kind, 7)) for kind in (STREAMS, TASKS, BOTH))
+    assert np.array_equal(streams.arrival_s, both.arrival_s[~both.is_task])
+    assert np.array_equal(tasks.frames, both.frames[both.is_task])
+
+
+@pytest.mark.parametrize("kind", [STREAMS, TASKS, BOTH])
+def test_a_fleet_four_times_as_large_carries_four_times_the_load(fleets, plan, kind):
+    more = replace(fleets, qps=4 * fleets.qps, demand=replace(DEMAND, per_hour=4 * DEMAND.per_hour), _drawn={})
+    load = plan.loads[kind]
+    assert more.judge(kind, 4 * load.devices, 4 * load.sessions).met
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"per_hour": 0.1}, "turnaround p95 <= 3x needs 460 tasks"),
+        ({"per_hour": 3, "slos": (TurnaroundSlo.parse("turnaround_p99.9", "3x"),)}, r"turnaround p99\.9 .* tasks"),
+    ],
+)
+def test_tasks_too_few_for_their_percentile_are_said_to_be(fleets, changes, message):
+    rare = replace(fleets, demand=replace(DEMAND, **changes), _drawn={})
+    with pytest.raises(InconclusiveError, match=f"too few to tell: {message}"):
         rare.judge(BOTH, 3, 20)
+
+
+def test_days_are_added_until_every_percentile_has_what_it_needs():
+    streams, tasks = Judged("a", "streams", 300.0, 0.9), Judged("b", "tasks", 40.0, 0.9)
+    assert streams.needs == tasks.needs == 200 + 43
+    assert extent_of([streams], lambda days: 1.0) == Extent(1.0, 1)
+    assert extent_of([streams, tasks], lambda days: 1.0) == Extent(1.0, 7)
+    assert extent_of([tasks], lambda days: min(1.0, 20 / (days + 3))).days == 7
+    with pytest.raises(InconclusiveError, match="b needs 243 tasks, and no more than about 80 can be simulated"):
+        extent_of([streams, tasks], lambda days: 2 / days)
 
 
 def test_a_file_of_tasks(tmp_path):
@@ -110,6 +157,7 @@ def test_a_file_of_tasks(tmp_path):
         (FILE + "per_day: 3\n", "unknown key"),
         (FILE.replace("per_hour: 40", "per_hour: 0"), "per_hour"),
         (FILE.replace("fixed", "fixd"), "a length must be one of"),
+        (FILE.replace("{fixed: 900}", "from_script"), "give seconds of audio"),
         ("", "has no keys; start with 'per_hour:'"),
         (FILE + "streams_swing: 2\n", "streams_swing"),
     ],

@@ -2,6 +2,8 @@
 
 import asyncio
 import errno
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from harness import wire
 from harness.client.stream import SpeechClient
 from harness.service.queue import Room
 from harness.service.room import NO_LIMIT, may_start, must_yield, tasks_allowed
+from harness.service.segments import SegmentPlan, SegmentRun
+from harness.service.task import TaskRecord
 from harness.service.worker import TaskWorker
 
 SEED = 7
@@ -46,6 +50,28 @@ def audio_of(store, record):
 async def speak_one(queue, store, settings, task="a"):
     async with working(settings, queue, store):
         return await ended(queue, task)
+
+
+def test_a_segment_is_freed_as_soon_as_it_is_stored(target):
+    """Audio and carry are tens of MB: in a cycle they stay until Python looks for cycles, which it does ever less."""
+
+    async def main():
+        async with SpeechClient(target) as client:
+            record, kept = TaskRecord(id="a", owner="me", spec=spec_of(frames=900), status="running"), []
+            for _ in range(3):
+                run = SegmentRun(client, record, SegmentPlan(20, False), kept[-1][2] if kept else b"")
+                spoken = await run.run()
+                kept.append((weakref.ref(run), weakref.ref(run._heard), spoken.carry))
+                del run, spoken
+            await asyncio.sleep(0.1)
+            return [(run(), heard()) for run, heard, _ in kept]
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert asyncio.run(main()) == [(None, None)] * 3
+    finally:
+        gc.enable()
 
 
 def test_segments_are_joined_to_the_audio_of_an_unbroken_run(settings, target, conduct):

@@ -7,7 +7,7 @@ import pytest
 from redis.exceptions import RedisError
 from service_parts import opened, spec_of
 
-from harness.service.scripts import GROUP
+from harness.service.scripts import GROUP, SCRIPTS
 from harness.service.task import StoredSegment
 
 
@@ -265,6 +265,50 @@ def test_what_is_due_goes_to_one_worker_at_a_time(settings):
         return [*taken, await queue.due("hooks", 5.0)]
 
     assert run(settings, scenario) == ["a", None, "a", None]
+
+
+NOT_OF_A_TASK = {"submit", "reclaim", "due", "allow", "alive", "enter"}  # the first makes tasks, the rest name none
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.keys() - NOT_OF_A_TASK))
+@pytest.mark.parametrize("ends", ["cancelled", "held"])
+def test_no_script_brings_back_a_task_that_was_forgotten(settings, script, ends):
+    """Retention or its owner may remove a task between any two calls of a worker, or of its housekeeping."""
+
+    async def scenario(queue):
+        await submit(queue, webhook="http://example.com/")
+        claim = await queue.take("one", 0.1)
+        if ends == "cancelled":
+            await queue.cancel("a")
+        await queue.forget("a")
+        await queue._run(script, "a", claim.token, 0, 0, 0, 1, 1, 1)
+        left = [key async for key in queue.client.scan_iter("*:a")]
+        kept = [name for name in ("hooks", "trash", "ended") if await queue.client.zscore(f"studio:{name}", "a")]
+        return left, kept, await queue.record("a")
+
+    assert run(settings, scenario) == ([], [], None)
+
+
+def test_a_webhook_of_a_task_that_is_forgotten_meanwhile_is_not_called(settings, monkeypatch):
+    from harness.service.housekeeping import Housekeeping
+
+    async def scenario(queue):
+        await submit(queue, webhook="http://example.com/")
+        await queue.cancel("a")
+        read = queue.record
+
+        async def forgotten_after(task):
+            record = await read(task)
+            await queue.forget(task)
+            return record
+
+        monkeypatch.setattr(queue, "record", forgotten_after)
+        keeping = Housekeeping(settings(), queue, None)
+        monkeypatch.setattr(keeping, "_tried", lambda *_: pytest.fail("it was called"))
+        await keeping._call_hook("a")
+        return [key async for key in queue.client.scan_iter("*:a")], await queue.due("hooks", 0.0)
+
+    assert run(settings, scenario) == ([], None)
 
 
 def test_the_queue_survives_a_redis_that_was_killed(tmp_path, settings):

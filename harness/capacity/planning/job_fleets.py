@@ -2,7 +2,8 @@
 
 A fleet is simulated with the arrivals of at least a day: streams come first, tasks run in segments in what they leave
 of the sessions that both share, and give way at the end of a segment. Streams are judged at the peak of the day, tasks
-over all of it; a task that has not ended by the end of the simulation has missed its deadline.
+over all of it, and both by enough of them for their percentiles (see ``job_extent``); a task that has not ended by the
+end of the simulation has missed its deadline.
 """
 
 from __future__ import annotations
@@ -15,22 +16,20 @@ import numpy as np
 
 from harness import wire
 from harness.capacity.fitting.rate_search import LARGEST_POOL, Limits, Traffic, load_of, steady_limit, steady_sessions
-from harness.capacity.models.device import METRIC_NAMES
+from harness.capacity.models.device import METRIC_NAMES, slo_name
+from harness.capacity.planning.job_extent import Extent, Judged, extent_of
 from harness.capacity.planning.pools import LEAST_SHARE, Pools
 from harness.capacity.simulator.engine import arrivals_of
 from harness.capacity.simulator.pool import Pool
 from harness.capacity.simulator.sessions import Simulated, remembered
 from harness.capacity.simulator.traffic import DAY_S, Varying
-from harness.errors import InconclusiveError
+from harness.records.jobs import JobsPlan, JudgedTurnaround, SizedFleet
 from harness.records.plan import Counts
 from harness.records.turnaround import TurnaroundSlo
 from harness.traffic.mix import Lengths, Mix
 
 WARM_UP_S = 6 * 3600.0
-LEAST_TASKS = 300  # counted, unless that takes longer than _MOST_DAYS
-FEWEST_TASKS = 20  # counted, below which nothing is said
-MOST_SESSIONS = 2_000_000  # of one simulation; above, a part of the fleet is simulated with its part of the load
-_MOST_DAYS = 4
+MOST_SESSIONS = 2_000_000  # of one simulation, and segments; above, a part of the fleet is simulated with its load
 _PEAK_SHARE = 0.9  # of the highest rate: streams that arrive then are judged
 _SHARED = (1.0, 0.85, 0.7, 0.5)  # of the sessions with which streams meet their SLOs: what streams and tasks may share
 _ALONE = (1.0, 0.75, 0.5, 0.3, 0.15)  # of the sessions that were measured: what tasks alone may have
@@ -56,6 +55,11 @@ class JobDemand:
     @property
     def frames_per_s(self) -> float:
         return self.per_hour / 3600 * self.lengths.mean_frames()
+
+    @property
+    def segments(self) -> float:
+        """Segments of a task, on average."""
+        return float(np.ceil(self.lengths.frames / self.segment_frames).mean())
 
     @property
     def longest_s(self) -> float:
@@ -114,7 +118,7 @@ class JobFleets:
     demand: JobDemand
     qps: float
     seed: int = 0
-    _drawn: dict[tuple[str, float], Arrived] = field(default_factory=dict, repr=False)
+    _drawn: dict[str, tuple[Extent, Arrived]] = field(default_factory=dict, repr=False)  # the last of each kind
 
     def fewest(self, kind: str) -> FleetLoad | None:
         """The smallest fleet that meets every limit, as simulated.
@@ -151,9 +155,9 @@ class JobFleets:
 
     def judge(self, kind: str, devices: int, sessions: int) -> FleetLoad:
         """Simulate a fleet of a kind with this many shared sessions, and compare it with every limit."""
-        part = self._part(kind, devices)
-        simulated_devices = max(1, round(part * devices))
-        arrived = self._arrived(kind, simulated_devices / devices)
+        extent = self._extent(kind, devices)
+        simulated_devices = max(1, round(extent.part * devices))
+        arrived = self._arrived(kind, replace(extent, part=simulated_devices / devices))
         shared = max(0, round(sessions * simulated_devices / devices))
         simulated = self._simulated(arrived, simulated_devices, shared)
         shares = dict(self._utilisation(kind, devices, sessions))
@@ -165,11 +169,6 @@ class JobFleets:
             )
             shares, sessions_p95 = shares | load.shares, load.sessions_p95
         tasks = arrived.counted & arrived.is_task
-        if kind != STREAMS and tasks.sum() < FEWEST_TASKS:
-            raise InconclusiveError(
-                f"{self.demand.per_hour:g} tasks an hour are too few to be simulated beside {self.qps:g} streams a "
-                "second: plan for fewer streams, or for more tasks"
-            )
         for slo in self.demand.slos if kind != STREAMS else ():
             turnaround_s = np.nan_to_num(simulated.end_s - arrived.arrival_s, nan=np.inf)[tasks]
             value = slo.value(turnaround_s, arrived.frames[tasks] * wire.SECONDS_PER_FRAME)
@@ -209,29 +208,45 @@ class JobFleets:
             carried = float(device.step_time.frames_per_s(max(sessions / devices, 1.0)))
             yield f"utilisation {cap:g} over the day", work / (cap * devices * carried)
 
-    def _part(self, kind: str, devices: int) -> float:
-        """The part of the fleet that is simulated."""
-        sessions = (self.qps if kind != TASKS else 0.0) * self._stop_s
-        return min(1.0, LARGEST_POOL / devices, MOST_SESSIONS / max(sessions, 1.0))
+    def _extent(self, kind: str, devices: int) -> Extent:
+        """What is simulated of a fleet. All kinds need what the SLOs of both need, so that they get the same arrivals.
 
-    @property
-    def _counted_s(self) -> float:
-        seconds = LEAST_TASKS / self.demand.per_hour * 3600
-        return DAY_S * min(_MOST_DAYS, max(1, math.ceil(seconds / DAY_S)))
+        Raises InconclusiveError where an SLO would be judged by too few.
+        """
+        streams = self.qps if kind != TASKS else 0.0
+        tasks = self.demand.per_hour / 3600 * (1 + self.demand.segments) if kind != STREAMS else 0.0
 
-    @property
-    def _stop_s(self) -> float:
-        return WARM_UP_S + self._counted_s + min(self.demand.longest_s, DAY_S)
+        def part_over(days: int) -> float:
+            events = (streams + tasks) * self._stop_s(days)
+            return min(1.0, LARGEST_POOL / devices, MOST_SESSIONS / max(events, 1.0))
 
-    def _arrived(self, kind: str, part: float) -> Arrived:
-        if (kind, part) not in self._drawn:
-            self._drawn[kind, part] = self._draw(kind, part)
-        return self._drawn[kind, part]
+        return extent_of(self._judged(), part_over)
 
-    def _draw(self, kind: str, part: float) -> Arrived:
+    def _judged(self) -> list[Judged]:
+        """What each SLO is judged by: streams of its class near the peak, and tasks."""
+        swing, weights = self.demand.swing, {each.name: each.weight for each in self.mix.classes}
+        rates = (1 + swing * np.cos(np.linspace(0, 2 * np.pi, 1000, endpoint=False))) / (1 + swing)
+        at_peak = self.qps * DAY_S * float(np.mean(rates * (rates >= _PEAK_SHARE))) / sum(weights.values())
+        judged = []
+        for slo in self._limits.slos:
+            name = slo_name(slo.traffic_class, slo.metric, slo.quantile)
+            judged.append(Judged(name, STREAMS, at_peak * weights[slo.traffic_class], slo.quantile))
+        return judged + [Judged(str(slo), TASKS, 24 * self.demand.per_hour, slo.quantile) for slo in self.demand.slos]
+
+    def _stop_s(self, days: int) -> float:
+        return WARM_UP_S + DAY_S * days + min(self.demand.longest_s, DAY_S)
+
+    def _arrived(self, kind: str, extent: Extent) -> Arrived:
+        last, arrived = self._drawn.get(kind, (None, None))
+        if arrived is None or last != extent:
+            arrived = self._draw(kind, extent)
+            self._drawn[kind] = extent, arrived  # not all of them: one may take 100 MB
+        return arrived
+
+    def _draw(self, kind: str, extent: Extent) -> Arrived:
         """Streams and tasks, each from a generator of its own: a fleet of both gets the very same ones."""
         streams, tasks = (np.random.default_rng([self.seed, number]) for number in (0, 1))
-        stop_s, swing = self._stop_s, self.demand.swing
+        part, stop_s, swing = extent.part, self._stop_s(extent.days), self.demand.swing
         rate = Varying.diurnal(part * self.qps / (1 + swing), swing, peak_s=WARM_UP_S + DAY_S / 2)
         stream_s = _times(rate, streams, stop_s) if kind != TASKS else np.zeros(0)
         task_s = _times(Varying.constant(part * self.demand.per_hour / 3600), tasks, stop_s)
@@ -244,7 +259,7 @@ class JobFleets:
         frames = np.concatenate([frames, self.demand.lengths.sample(tasks, len(task_s))])
         arrival_s = np.concatenate([stream_s, task_s])
         at_peak = rate.rate_per_s(stream_s) >= _PEAK_SHARE * rate.highest_per_s
-        is_within = (arrival_s >= WARM_UP_S) & (arrival_s < WARM_UP_S + self._counted_s)
+        is_within = (arrival_s >= WARM_UP_S) & (arrival_s < WARM_UP_S + extent.counted_s)
         counted = is_within & np.concatenate([at_peak, np.ones(len(task_s), bool)])
         order = np.argsort(arrival_s, kind="stable")
         draws = {metric: streams.random(len(order)) for metric in METRIC_NAMES}
@@ -322,6 +337,44 @@ def shared_plan(fleets: JobFleets, shares: np.ndarray, confidence: float) -> Sha
     saved = [replace(plan, loads=each).saved for each in others]
     is_known = None not in saved
     return replace(plan, saved_interval=_range(plan.saved, saved) if is_known else (None, None))
+
+
+def jobs_plan(plan: SharedPlan, demand: JobDemand) -> JobsPlan:
+    """The fleets as plan.json holds them."""
+    fleets = [
+        SizedFleet(
+            kind=kind,
+            devices=load.devices,
+            interval=plan.intervals[kind],
+            sessions=load.sessions,
+            turnarounds=tuple(
+                JudgedTurnaround(slo=str(slo), value=slo.shown(value)) for slo, value in load.turnarounds.items()
+            ),
+            binding=load.binding,
+        )
+        for kind, load in plan.loads.items()
+    ]
+    return replace(
+        nothing_sized(demand, plan.qps),
+        fleets=tuple(fleets),
+        two_fleets=plan.two_fleets,
+        saved=plan.saved,
+        saved_interval=plan.saved_interval,
+        basis="extrapolated" if plan.extrapolated else "simulated",
+    )
+
+
+def nothing_sized(demand: JobDemand, qps: float, note: str = "") -> JobsPlan:
+    """What is asked for, before any fleet is known; ``note``: why none is."""
+    return JobsPlan(
+        qps=qps,
+        swing=demand.swing,
+        per_hour=demand.per_hour,
+        mean_audio_s=demand.lengths.mean_frames() * wire.SECONDS_PER_FRAME,
+        segment_s=demand.segment_frames * wire.SECONDS_PER_FRAME,
+        slos=tuple(map(str, demand.slos)),
+        note=note,
+    )
 
 
 def _loads(fleets: JobFleets) -> dict[str, FleetLoad]:

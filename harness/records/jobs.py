@@ -1,0 +1,56 @@
+"""Tasks beside the streams of a plan, as stored in plan.json: the fleets for streams, for tasks, and for both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Between = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedTurnaround:
+    """An SLO of tasks and its simulated ``value``, both as text with their unit: seconds, or lengths of the audio."""
+
+    slo: str
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizedFleet:
+    """The fewest devices of a ``kind`` (streams, tasks or both), with an interval; ``binding``: the nearest limit.
+
+    ``sessions``: what streams and tasks share, the studio's ``--sessions``; 0 for streams alone.
+    """
+
+    kind: str
+    devices: int
+    interval: Between
+    sessions: int
+    turnarounds: tuple[JudgedTurnaround, ...] = ()
+    binding: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobsPlan:
+    """plan.json's ``jobs``: see ``planning.job_fleets.shared_plan``. A kind whose SLOs no fleet meets is left out.
+
+    ``qps``: streams at their peak; ``swing``: of their rate over a day. Of tasks: ``per_hour``, the mean length of
+    their audio, and their segments. ``saved``: devices by which one fleet is smaller than two; None where a kind has no
+    fleet. ``note``: why there are no fleets.
+    """
+
+    qps: float
+    swing: float
+    per_hour: float
+    mean_audio_s: float
+    segment_s: float
+    slos: tuple[str, ...]
+    fleets: tuple[SizedFleet, ...] = ()
+    two_fleets: int | None = None
+    saved: int | None = None
+    saved_interval: Between | None = None
+    basis: str = "simulated"
+    note: str = ""
+
+    def fleet(self, kind: str) -> SizedFleet | None:
+        return next((each for each in self.fleets if each.kind == kind), None)
