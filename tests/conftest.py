@@ -8,7 +8,9 @@ import signal
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
+import interpreter
 import psutil
 import pytest
 from hypothesis import settings
@@ -17,6 +19,7 @@ from harness.client.stream import SpeechClient
 from harness.deploy.server import serving
 from harness.records.schema import Request
 
+ROOT = Path(__file__).resolve().parents[1]
 pytest_plugins = ("service_fixtures",)
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 settings.load_profile("no deadline")
@@ -30,6 +33,8 @@ with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
     # transformers in many tests. Set for the import only: processes that tests start are to compile.
     patch.setenv("TRITON_INTERPRET", "" if HAS_GPU else "1")
     importlib.import_module("triton")
+    if not HAS_GPU:
+        interpreter.hasten()
 # Tests that run side by side disturb each other; those of the limit set it themselves.
 os.environ.setdefault("LOCUST_MAX_OTHERS", "1e9")
 os.environ.pop("COLUMNS", None)  # set to 80 in pytest-xdist's workers; a console keeps what it finds when it is made
@@ -77,6 +82,22 @@ def speak(triton):
         return asyncio.run(together())
 
     return run
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """``here(*arguments)``: the command in this process, as ``python -m harness`` calls it: exit code and output."""
+    from harness.cli import main
+
+    def call(*arguments) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
+        monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+        monkeypatch.chdir(ROOT)
+        with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
+            main.main()
+        return ended.value.code, "".join(capsys.readouterr())
+
+    return call
 
 
 def make_request(name="r", script="Speaker 1: Hello.", speakers=(1,), frames=4, **more):

@@ -83,11 +83,16 @@ class FakeDriver:
 
 @pytest.fixture
 def fakes(monkeypatch):
+    return stand_in(monkeypatch, FakeDriver)
+
+
+def stand_in(monkeypatch, driver):
+    """Sign-offs measure with this driver, as if anew, and start nothing."""
     FakeDriver.measured, FakeDriver.break_after, FakeDriver.valid = [], None, True
-    monkeypatch.setattr(job, "Driver", FakeDriver)
+    monkeypatch.setattr(job, "Driver", driver)
     monkeypatch.setattr(job, "TritonServer", lambda base: FakeServer())
     monkeypatch.setattr(job, "compiled_beside", lambda: nullcontext(SimpleNamespace(wait=lambda: 0)))
-    return FakeDriver
+    return driver
 
 
 def predicted_at(rate_per_s):

@@ -75,10 +75,21 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+@functools.cache
+def statements(path: Path) -> list[ast.AST]:
+    """Every statement of a file, at its top or within others; those of expressions are none."""
+    found, left = [], [*tree(path).body]
+    while left:
+        found.append(node := left.pop())
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            left += getattr(node, block, ())
+    return found
+
+
 def imported(path: Path) -> set[str]:
     """The modules of harness that a file imports, at its top or in a function."""
     found = set()
-    for node in ast.walk(tree(path)):
+    for node in statements(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "harness":
             names = {f"{node.module}.{alias.name}".removeprefix("harness.") for alias in node.names}
             found |= {name if name in FILES else node.module.removeprefix("harness.") for name in names}
@@ -122,7 +133,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def nodes(kind) -> list[tuple[str, ast.AST]]:
     """Every node of a kind in harness/, with its module."""
-    return [(module, node) for module, path in FILES.items() for node in ast.walk(tree(path)) if isinstance(node, kind)]
+    return [(module, node) for module, path in FILES.items() for node in statements(path) if isinstance(node, kind)]
 
 
 def test_no_two_classes_have_one_name():

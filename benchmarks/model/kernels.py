@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -58,6 +59,7 @@ MUST_BE_0 = "spills", "narrow_loads", "products_of_32_bits"
 LAYERS = range(28)
 LENGTHS = [[0], [1], [7] * 16, [15, 16, 17], [511, 512, 513], [1500] * 33, [*[400] * 63, 8000], [3, 106_000]]
 ROWS = 1, 2, 16, 33, 500  # of a step or a prompt part
+_DEVICES = itertools.count(1)  # Triton caches compiled kernels by device: each model and architecture has its own
 _LOAD = re.compile(r"ld\.global(?:\.(?!v\d|[bsuf]\d)[\w:]+)*(?:\.v(\d))?\.[bsuf](\d+)")
 _ARRAY = re.compile(r"\.local [^\n;]*\[(\d+)\];")
 _STACK_STEP = 16  # a stack's size is a multiple of this many bytes
@@ -123,7 +125,7 @@ class Compiler:
         from harness.vibevoice.stages import fused_towers
 
         self.modules = {"ragged": ragged, "fused_rows": fused_rows, TOWERS: fused_towers}
-        self.triton, self.devices = triton, 0
+        self.triton, self.device = triton, 0
         launch = JITFunction.run
         JITFunction.run = lambda kernel, *values, **more: launch(kernel, *values, **{**more, "warmup": True})
 
@@ -157,30 +159,34 @@ class Compiler:
             head._graphed(*given, wire.DEFAULT_DIFFUSION_STEPS)
 
     def towers(self, arch: str, dtype: str, preset: str) -> Iterator[Compiled]:
-        """Each kernel as the vocoder's towers of one model need it on one architecture: a step of one session."""
+        """Each kernel as the vocoder's towers of one model need it on one architecture: a step of one session.
+
+        Without contents: the products between the kernels would take longer than the compiler.
+        """
         self._aim(arch)
-        weights = _Zeros(_shallow(preset, os.environ["TRITON_CACHE_DIR"]), dtype=dtype, plain=True)
+        weights = Weights(_shallow(preset, os.environ["TRITON_CACHE_DIR"]), device="meta", dtype=dtype, plain=True)
         plain = Tower(weights.acoustic_decoder()), Tower(weights.semantic_encoder())
-        inputs = torch.empty(1, 1, wire.LATENT_SIZE), torch.empty(1, wire.SAMPLES_PER_FRAME, 1)
-        rows, began = torch.zeros(1, dtype=torch.long), time.perf_counter()
+        like = {"device": "meta", "dtype": weights.dtype}
+        inputs = torch.empty(1, 1, wire.LATENT_SIZE, **like), torch.empty(1, wire.SAMPLES_PER_FRAME, 1, **like)
+        rows, began = torch.empty(1, dtype=torch.long, device="meta"), time.perf_counter()
         with torch.inference_mode():
             for tower, given in zip(plain, inputs, strict=True):
-                states = torch.empty(2, tower.state_size, dtype=weights.dtype)
-                self.modules[TOWERS].FusedTower(tower)(given.to(weights.dtype), states, rows, rows)
+                states = torch.empty(2, tower.state_size, **like)
+                self.modules[TOWERS].FusedTower(tower)(given, states, rows, rows)
         seconds = time.perf_counter() - began
         for kernel in TOWER_KERNELS:
             yield from self._compiled(TOWERS, kernel, arch, dtype, Path(preset).name, seconds)
 
     def _aim(self, arch: str) -> None:
         """Compile for this architecture everything that is started from here on."""
-        self.devices += 1  # Triton caches compiled kernels by device
+        self.device = next(_DEVICES)
         target = self.triton.backends.compiler.GPUTarget("cuda", ARCHITECTURES[arch], 32)
-        self.triton.runtime.driver.set_active(_NoGPU(self.devices, target))
+        self.triton.runtime.driver.set_active(_NoGPU(self.device, target))
 
     def _compiled(
         self, module: str, kernel: str, arch: str, dtype: str, name: str, seconds: float
     ) -> Iterator[Compiled]:
-        variants = list(getattr(self.modules[module], kernel).device_caches[self.devices][0].values())
+        variants = list(getattr(self.modules[module], kernel).device_caches[self.device][0].values())
         for variant in variants:
             yield Compiled(arch, dtype, name, kernel, len(variants), compile_s=seconds, **_measured(variant))
 
@@ -193,13 +199,6 @@ class Compiler:
         step = self.modules["ragged"].RaggedStep.of(caches, lengths)
         for layer in LAYERS:
             step.attend(layer, query, key, made[:, -shape.kv_heads :])
-
-
-class _Zeros(Weights):
-    """Weights of zeros, which need no random draws."""
-
-    def _values(self, name: str, shape) -> torch.Tensor:
-        return torch.zeros(shape)
 
 
 def _shallow(preset: str, folder: str) -> str:

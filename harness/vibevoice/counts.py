@@ -30,7 +30,7 @@ from harness.vibevoice.stages import fused_towers
 from harness.vibevoice.stages.diffusion import DiffusionStage
 from harness.vibevoice.stages.llm import LLMStage
 from harness.vibevoice.stages.presets import Weights
-from harness.vibevoice.stages.towers import StreamingBlock, Tower
+from harness.vibevoice.stages.towers import Tower
 from harness.vibevoice.stages.vocoder import VocoderStage
 from harness.vibevoice.stages.voice_encoder import VoiceStage
 
@@ -48,7 +48,6 @@ NO_KERNEL = frozenset(
 )
 _PARTS = "backbone", "connectors", "head", "decoder", "semantic_encoder", "acoustic_encoder", "embeddings", "legal_rows"
 _META = torch.device("meta")
-_EPSILON = 1e-5  # of any tower: kernels take it as a number
 
 
 class StepCount(TorchDispatchMode):
@@ -157,7 +156,7 @@ class StageCounts:
         step = GraphStep(self.weights, 1 << 40, 2 * BATCHES[-1])
         step.llm.backbone.rows = step.diffusion.head.rows = fused_rows
         step.llm.flash = True
-        decoder, encoder = _tower(self.weights.acoustic_decoder()), _tower(self.weights.semantic_encoder())
+        decoder, encoder = Tower(self.weights.acoustic_decoder()), Tower(self.weights.semantic_encoder())
         step.decoder = fused_towers.FusedTower(decoder)
         step.encoder = fused_towers.FusedTower(encoder, decoder.state_size)
         whole = _line(BATCHES, lambda n: lambda: _engine_step(step, n))
@@ -170,15 +169,6 @@ class StageCounts:
         found[wire.VOCODER] = {name: whole[name] - sum(each[name] for each in others) for name in whole}
         found[wire.VOICE] = _line(FRAMES, lambda n: _encoding(VoiceStage(self.weights), n))
         return found
-
-
-def _tower(network: torch.nn.Module) -> Tower:
-    """A tower whose epsilons have a value, which a tensor on the meta device has not."""
-    tower = Tower(network)
-    for layer in tower.layers:
-        if isinstance(layer, StreamingBlock):
-            layer.norm.epsilon = layer.feed_norm.epsilon = torch.tensor(_EPSILON)
-    return tower
 
 
 def _line(rows: tuple[int, int], build: Callable[[int], Callable[[], object]]) -> dict[str, int]:

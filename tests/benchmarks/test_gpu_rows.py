@@ -46,7 +46,7 @@ def run(script, monkeypatch):
 
 def test_steps_answer_alike_with_the_kernels_and_without():
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "benchmarks/gpu/rows.py", "--quick"]
+    command = [sys.executable, "tests/interpreter.py", "benchmarks/gpu/rows.py", "--quick"]
     answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170)
     assert answer.returncode == 0, answer.stderr
     *shown, last = answer.stdout.splitlines()

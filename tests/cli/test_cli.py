@@ -41,21 +41,6 @@ def harness(*arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
-@pytest.fixture
-def here(monkeypatch, capsys):
-    """``here(*arguments)``: the command in this process, as ``python -m harness`` calls it: exit code and output."""
-
-    def call(*arguments) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
-        monkeypatch.setattr(main.signal, "signal", lambda *_: None)
-        monkeypatch.chdir(ROOT)
-        with pytest.raises(SystemExit) as ended:
-            main.main()
-        return ended.value.code, "".join(capsys.readouterr())
-
-    return call
-
-
 def test_help_lists_every_command_and_each_has_help_of_its_own():
     runner = CliRunner()
     overview = runner.invoke(app, ["--help"])

@@ -283,7 +283,7 @@ def test_an_error_of_another_kind_is_not_taken_for_a_lack_of_room():
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     heard = []
-    job = ProfileJob(preset="tiny", device="cpu", budget_s=20, quick=True)
+    job = ProfileJob(preset="tiny", device="cpu", budget_s=8, quick=True)
     return measure(job, tmp_path_factory.mktemp("profiles"), heard.append), heard
 
 

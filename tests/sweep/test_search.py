@@ -1,9 +1,10 @@
 """The search through a plan's space: grid or search, no configuration twice, the same again after a kill."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
-from signoff_fakes import PLAN, ROOT, FakeDriver, fakes  # noqa: F401
+from signoff_fakes import PLAN, ROOT, FakeDriver, fakes, stand_in  # noqa: F401
 from staged_rungs import point as explored
 from staged_rungs import server
 
@@ -22,7 +23,7 @@ from harness.sweep.trial import Measured
 SEARCH = PLAN.replace(
     "space: {diffusion_decoder.delay_us: [0, 1000, 2000]}",
     """space: {delay_us: [0, 500, 1000, 2000, 4000, 8000, 16000], instances: [1, 2, 3, 4], diffusion_steps: [10, 12]}
-search: {margin: 0.1, trials: 9, objective: {maximise: frames_per_s, at_most: {ttfa_p95_s: 0.6}}}""",
+search: {margin: 0.1, trials: 6, objective: {maximise: frames_per_s, at_most: {ttfa_p95_s: 0.6}}}""",
 )
 
 
@@ -41,35 +42,35 @@ class StagedDriver(FakeDriver):
         return Measured(dataclasses.replace(trial, rungs=rungs), (), ())
 
 
-@pytest.fixture
-def staged(fakes, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(job, "Driver", StagedDriver)
-    return fakes
-
-
-def test_a_search_measures_a_part_says_how_sure_it_is_and_starts_nothing_again(tmp_path, staged, monkeypatch):
-    plan, said = plan_of(tmp_path, SEARCH), []
-    watcher = Watcher()
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A search that ran through: its plan and folder, what was measured in order, and what it said."""
+    folder, watcher, said = tmp_path_factory.mktemp("searched"), Watcher(), []
     watcher.say = said.append
-    work = job.SignOff(plan, tmp_path)
-    work.execute(watcher, ladders_only=True)
-    measured = [each.deployment for each in work.run.trials()]
-    assert 4 <= len(measured) <= 9 and "best so far: frames_per_s" in said[0]
+    with pytest.MonkeyPatch.context() as patch:
+        driver = stand_in(patch, StagedDriver)
+        patch.setattr(job, "LOCK_FOLDER", folder)
+        work = job.SignOff(plan_of(folder, SEARCH), folder)
+        work.execute(watcher, ladders_only=True)
+        return SimpleNamespace(work=work, folder=folder, measured=driver.measured, said=said)
+
+
+def test_a_search_measures_a_part_says_how_sure_it_is_and_starts_nothing_again(searched, monkeypatch):
+    measured, said = [each.deployment for each in searched.work.run.trials()], searched.said
+    assert 4 <= len(measured) <= 6 and "best so far: frames_per_s" in said[0]
     assert "within 10.0% of the best" in said[-2] and said[-1].startswith("the search ends")
     monkeypatch.setattr(job, "TritonServer", lambda base: pytest.fail("a server was started"))
-    job.SignOff(plan, tmp_path).execute(ladders_only=True)
+    job.SignOff(searched.work.plan_path, searched.folder).execute(ladders_only=True)
 
 
-def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, staged):
-    plan = plan_of(tmp_path, SEARCH)
-    job.SignOff(plan, tmp_path / "whole").execute(ladders_only=True)
-    whole, staged.measured[:] = list(staged.measured), []
-    staged.break_after = 3
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, searched, monkeypatch):
+    driver = stand_in(monkeypatch, StagedDriver)
+    monkeypatch.setattr(driver, "break_after", 3)
     with pytest.raises(KeyboardInterrupt):
-        job.SignOff(plan, tmp_path / "killed").execute(ladders_only=True)
-    staged.break_after = None
-    job.SignOff(plan, tmp_path / "killed").execute(ladders_only=True)
-    assert staged.measured == whole
+        job.SignOff(searched.work.plan_path, tmp_path).execute(ladders_only=True)
+    monkeypatch.setattr(driver, "break_after", None)
+    job.SignOff(searched.work.plan_path, tmp_path).execute(ladders_only=True)
+    assert driver.measured == searched.measured
 
 
 def test_spellings_of_one_configuration_are_measured_once(tmp_path, fakes):  # noqa: F811

@@ -20,22 +20,43 @@ ARCHITECTURE_OF = {"bfloat16": "sm_90", "float16": "sm_89"}
 SHARED_OF_SM_89 = 99 << 10  # bytes of a block, the least of all architectures that are compiled for
 
 
-def compiled(*arguments: str) -> dict:
-    """Figures of benchmarks/model/kernels.py: in a process of its own, for test_ragged.py interprets the kernels."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "benchmarks/model/kernels.py", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
-    assert done.stdout, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]) | {"exit": done.returncode}
+COMPILER = """
+import json, sys
+sys.path.insert(0, "benchmarks/model")
+import kernels
+for line in sys.stdin:
+    code = kernels.main(json.loads(line))
+    print(json.dumps({"exit": code or 0}), flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
-def of_every_architecture():
+def compiled():
+    """``compiled(*arguments)``: figures of benchmarks/model/kernels.py.
+
+    In a process of its own, for other tests interpret the kernels; in one, for its imports take long.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command, pipe = [sys.executable, "-c", COMPILER], subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+
+        def figures(*arguments: str) -> dict:
+            print(json.dumps(arguments), file=process.stdin, flush=True)
+            last, line = "", process.stdout.readline()
+            while line and not line.startswith('{"exit"'):
+                last, line = line, process.stdout.readline()
+            return json.loads(last) | json.loads(line)
+
+        yield figures
+
+
+@pytest.fixture(scope="module")
+def of_every_architecture(compiled):
     return compiled("--dtype", "bfloat16", "--preset", "1.5b")
 
 
 @pytest.fixture(scope="module")
-def of_the_largest_heads(tmp_path_factory):
+def of_the_largest_heads(compiled, tmp_path_factory):
     """Heads of 256 in float32: the largest tiles."""
     sizes = tmp_path_factory.mktemp("kernels") / "wide.json"
     sizes.write_text(json.dumps({"hidden_size": 1536, "num_attention_heads": 6, "num_key_value_heads": 2}))
@@ -71,7 +92,7 @@ def test_the_smallest_shared_memory_holds_the_largest_tiles(of_every_architectur
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_towers_kernels_fit_the_architectures(dtype):
+def test_the_towers_kernels_fit_the_architectures(dtype, compiled):
     of_towers = compiled("--of", "towers", "--dtype", dtype, "--preset", "1.5b", "--arch", ARCHITECTURE_OF[dtype])
     assert of_towers["exit"] == of_towers["spills"] == 0
     assert 0 < of_towers["shared_bytes"] <= SHARED_OF_SM_89

@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.functional import gelu, silu
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 from transformers.models.vibevoice.modeling_vibevoice import VibeVoiceDiffusionHead, VibeVoiceMultiModalProjector
 
+from harness import wire
 from harness.errors import InputError
+from harness.vibevoice.profiling.roofline import Roofline
 from harness.vibevoice.stages import networks
 from harness.vibevoice.stages.configuration import preset_config
 from harness.vibevoice.stages.released import released_config
@@ -32,6 +35,21 @@ def test_names_and_shapes_are_the_released_ones(preset):
         for ours, released in pairs(preset_config(preset)):
             shapes = lambda module: {name: each.shape for name, each in module.named_parameters()}  # noqa: E731
             assert shapes(ours) == shapes(released)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "1.5b", "7b"])
+def test_operations_of_the_roofline_are_what_torch_counts_in_the_released_modules(preset):
+    config = preset_config(preset)
+    costs, hidden = Roofline(config, 2), config.text_config.hidden_size
+    ours = costs.head, costs.decoder, costs.acoustic_encoder, costs.semantic_encoder
+    with torch.device("meta"), torch.no_grad():
+        latent, sound = torch.empty(1, wire.LATENT_SIZE), torch.empty(1, 1, wire.SAMPLES_PER_FRAME)
+        given = (latent, torch.empty(1), torch.empty(1, hidden)), (latent[..., None],), (sound,), (sound,)
+        for part, (_, module), inputs in zip(ours, [*pairs(config)][2:], given, strict=True):
+            with FlopCounterMode(display=False) as counter:
+                module(*inputs)
+            assert part.operations == counter.get_total_flops()
+            assert part.parameters == sum(each.numel() for each in module.parameters())
 
 
 def test_buffers_pads_and_epsilons_are_the_released_ones():

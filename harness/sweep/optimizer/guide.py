@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class MeasuredPoint:
 class Guide:
     """Chooses the points of one search. ``sessions``: the rungs of its ladders; ``defaults``: knobs as deployed.
 
-    It keeps no state between calls: the same trials give the same decision, also after a kill.
+    The same trials give the same decision, also after a kill: between calls it keeps only what follows from them.
     """
 
     space: Space
@@ -45,6 +45,9 @@ class Guide:
     seed: int
     sessions: tuple[int, ...]
     defaults: Knobs
+    _fits: dict[str, tuple[list[MeasuredLadder], Physics | None]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def next(self, measured: Sequence[MeasuredPoint], in_flight: Collection[int] = ()) -> Decision:
         """The next point while some are being measured, or the reason to stop."""
@@ -61,9 +64,7 @@ class Guide:
         ladders: dict[str, list[MeasuredLadder]] = {}
         for each in known[: _trials_fitted(len(known))]:
             ladders.setdefault(topology_of(each.point), []).append(each)
-        fitted = {
-            topology: physics for topology, own in ladders.items() if (physics := fit_physics(own, self.defaults))
-        }
+        fitted = {topology: physics for topology, own in ladders.items() if (physics := self._fitted(topology, own))}
         if not fitted or value_of is None:
             return None
         values = [each.value.value for each in measured if each.value.value]
@@ -75,6 +76,12 @@ class Guide:
             return unknown if physics is None else self._value(physics, value_of, number)
 
         return lambda numbers: np.array([value(int(number)) for number in numbers])
+
+    def _fitted(self, topology: str, own: list[MeasuredLadder]) -> Physics | None:
+        """The physics of these ladders; the last fit of a topology is kept, as most trials ask for no other."""
+        if topology not in self._fits or self._fits[topology][0] != own:
+            self._fits[topology] = own, fit_physics(own, self.defaults)
+        return self._fits[topology][1]
 
     def _known(self, measured: Sequence[MeasuredPoint]) -> tuple[list[MeasuredLadder], Expecting | None]:
         """The points with a value and rungs, and the objective's value as a function of the step time."""

@@ -1,7 +1,9 @@
 """Lower bound of a stage's time from the model's shapes (roofline).
 
 Williams, Waterman and Patterson, "Roofline", CACM 52 (2009): time = max(bytes / bandwidth, operations / throughput).
-Weights count once per pass, plus KV cache and convolution state; activations are assumed to stay on the chip.
+Weights count once per pass, plus KV cache and convolution state; activations are assumed to stay on the chip. The
+operations are those of the weights' shapes; tests/vibevoice/test_networks.py compares them with what torch counts in
+the released modules.
 """
 
 from __future__ import annotations
@@ -10,13 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, VibeVoiceConfig
-from transformers.models.vibevoice.modeling_vibevoice import VibeVoiceDiffusionHead, VibeVoiceMultiModalProjector
 
 from harness import wire
+from harness.vibevoice.stages import networks
 from harness.vibevoice.stages.configuration import ModelConfig
-from harness.vibevoice.stages.released import released_config
 
 LEGAL_TOKENS = 4  # rows of the output matrix that are ever needed
 
@@ -51,8 +50,7 @@ class Part:
 class Roofline:
     """The costs of every stage for one model configuration; ``itemsize`` is bytes per number (2 for bfloat16)."""
 
-    def __init__(self, model: ModelConfig, itemsize: int):
-        config = released_config(model)
+    def __init__(self, config: ModelConfig, itemsize: int):
         text, self.itemsize = config.text_config, itemsize
         head_size = text.hidden_size // text.num_attention_heads
         self.kv_bytes_per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * itemsize
@@ -62,9 +60,11 @@ class Roofline:
             self.backbone = _backbone(text)
             self.connectors = _connectors(config)
             self.head = _diffusion_head(config)
-            self.decoder = _decoder(config.audio_config.decoder_config)
-            self.semantic_encoder = _encoder(config.semantic_model_config)
-            self.acoustic_encoder = _encoder(config.audio_config.encoder_config)
+            self.decoder = _tower(networks.Decoder(config.audio_config.decoder_config), 1)
+            encoders = config.semantic_model_config, config.audio_config.encoder_config
+            self.semantic_encoder, self.acoustic_encoder = (
+                _tower(networks.Encoder(each), wire.SAMPLES_PER_FRAME) for each in encoders
+            )
         self.embeddings = Part(text.vocab_size * text.hidden_size, 0.0)  # looked up, not multiplied
         self.legal_rows = Part(LEGAL_TOKENS * text.hidden_size, 2 * LEGAL_TOKENS * text.hidden_size)
 
@@ -106,33 +106,41 @@ class Roofline:
 
 
 def _backbone(text) -> Part:
-    network = AutoModel.from_config(text)
+    network = networks.Qwen2(text)
     embeddings = network.embed_tokens.weight.numel()
     return Part(_parameters(network) - embeddings, _linear_operations(network))
 
 
-def _connectors(config: VibeVoiceConfig) -> Part:
+def _connectors(config: ModelConfig) -> Part:
     hidden = config.text_config.hidden_size
     inputs = config.audio_config.hidden_size, config.semantic_model_config.hidden_size
-    networks = nn.ModuleList(VibeVoiceMultiModalProjector(size, hidden) for size in inputs)
-    return Part(_parameters(networks), _linear_operations(networks))
+    both = nn.ModuleList(networks.Connector(size, hidden) for size in inputs)
+    return Part(_parameters(both), _linear_operations(both))
 
 
-def _diffusion_head(config: VibeVoiceConfig) -> Part:
-    network = VibeVoiceDiffusionHead(config.diffusion_head_config)
-    hidden = config.text_config.hidden_size
-    latent, time, condition = torch.empty(1, wire.LATENT_SIZE), torch.empty(1), torch.empty(1, hidden)
-    return Part(_parameters(network), _operations(network, latent, time, condition))
+def _diffusion_head(config: ModelConfig) -> Part:
+    network = networks.DiffusionHead(config.diffusion_head_config)
+    return Part(_parameters(network), _linear_operations(network))
 
 
-def _decoder(config) -> Part:
-    network = AutoModel.from_config(config)
-    return Part(_parameters(network), _operations(network, torch.empty(1, wire.LATENT_SIZE, 1)))
+def _tower(network: networks.Decoder | networks.Encoder, positions: int) -> Part:
+    """A tower that takes so many positions for a frame: latents, or samples."""
+    operations = _weights(network.stem) * positions
+    for layer in network.conv_layers:
+        if isinstance(layer, networks.Upsampling):
+            operations += layer.convtr.convtr.weight.numel() * positions
+            positions *= layer.convtr.stride
+        else:
+            positions //= layer.conv.conv.stride[0]
+            operations += layer.conv.conv.weight.numel() * positions
+        operations += _weights(layer.stage) * positions
+    return Part(_parameters(network), 2.0 * (operations + _weights(network.head) * positions))
 
 
-def _encoder(config) -> Part:
-    network = AutoModel.from_config(config)
-    return Part(_parameters(network), _operations(network, torch.empty(1, 1, wire.SAMPLES_PER_FRAME)))
+def _weights(network: nn.Module) -> int:
+    """Numbers of a network that every position is multiplied with: of its products and convolutions of stride 1."""
+    kinds = nn.Linear | nn.Conv1d
+    return sum(one.weight.numel() for one in network.modules() if isinstance(one, kinds))
 
 
 def _parameters(network: nn.Module) -> int:
@@ -141,10 +149,3 @@ def _parameters(network: nn.Module) -> int:
 
 def _linear_operations(network: nn.Module) -> float:
     return 2.0 * sum(one.weight.numel() for one in network.modules() if isinstance(one, nn.Linear))
-
-
-def _operations(network: nn.Module, *inputs: torch.Tensor) -> float:
-    """Operations of one call, as torch counts them from the shapes of its products and convolutions."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(*inputs)
-    return float(counter.get_total_flops())

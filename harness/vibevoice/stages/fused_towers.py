@@ -112,7 +112,7 @@ class _Mixer:
 
     def __init__(self, plain: StreamingBlock, place: int):
         self.place, self.channels, self.width = place, plain.channels, plain.past + 1
-        self.epsilons = float(plain.norm.epsilon), float(plain.feed_norm.epsilon)
+        self.epsilons = plain.norm.constant, plain.feed_norm.constant
         self.taps = plain.kernel[:, 0, :, 0].t().contiguous()  # [width, channels]
         self.bias, self.up_bias, self.down_bias = (each[:, 0] for each in (plain.bias, plain.up_bias, plain.down_bias))
         self.up, self.down, self.activation = plain.up, plain.down, plain.activation

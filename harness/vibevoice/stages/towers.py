@@ -80,7 +80,8 @@ class _Norm:
         like = {"device": module.weight.device, "dtype": torch.float32}
         channels = module.weight.numel()
         self.mean = torch.full((1, channels), 1 / channels, **like)
-        self.epsilon = torch.full((1, 1), module.variance_epsilon, **like)
+        self.constant = float(module.variance_epsilon)
+        self.epsilon = torch.full((1, 1), self.constant, **like)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
