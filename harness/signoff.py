@@ -30,12 +30,14 @@ from harness.report.page import write_report
 from harness.report.seal import must_be_reliable, must_be_signed, reopen, report_again, sign
 from harness.report.sweep_page import write_sweep_report
 from harness.runs.analysis import behaviour_of, day_of, jobs_of, plan_of
+from harness.runs.fleets import mixed_fleets_of
 from harness.runs.opening import open_run
 from harness.runs.points import deployment_of
 from harness.runs.rungs import within_room
 from harness.runs.stages import record_stages
-from harness.sweep.budget import minutes_needed
-from harness.sweep.campaign import FIT_S, Campaign
+from harness.sweep.budget import CHOOSE_S, FIT_S, START_SERVER_S, minutes_needed
+from harness.sweep.campaign import Campaign
+from harness.sweep.outlook import window_of
 from harness.sweep.progress import Watcher
 from harness.sweep.ray_workers import ray_hosts
 from harness.sweep.search import Search
@@ -44,8 +46,6 @@ from harness.sweep.workers import Fleet, Host
 
 ANSWERED = ("met", VERDICT)  # VERDICT: what would be met is an estimate
 LOCK_FOLDER = ROOT / ".harness"
-_START_S = 25.0  # of a Triton
-_CHOOSE_S = 90.0  # a time dilation
 
 
 class SignOff:
@@ -117,7 +117,7 @@ class SignOff:
                 if not (go_on and stored.left_out):
                     return stored
             self.campaign.begin(watcher)
-            watcher.begin(_START_S + self.campaign.whole_s())
+            watcher.begin(START_SERVER_S + self.campaign.whole_s())
             for remark in (*self.spec.script_source().remarks, *filter(None, [self._clipped])):
                 watcher.say(f"warning: {remark}")
             if self._anything_to_measure(ladders_only):
@@ -153,7 +153,9 @@ class SignOff:
     def _measure(self, watcher: Watcher, ladders_only: bool) -> None:
         self._choose_dilation(watcher)
         self._check_budget()
-        watcher.step(f"reaching {self.url or self.ray}" if self.url or self.ray else "starting Triton", _START_S)
+        if not ladders_only:
+            self._check_windows(watcher)
+        watcher.step(f"reaching {self.url or self.ray}" if self.url or self.ray else "starting Triton", START_SERVER_S)
         try:
             with compiled_beside() as compiling, Fleet(self._hosts()) as fleet:
                 stages = {host.url: host.stages for host in fleet.hosts}
@@ -171,19 +173,19 @@ class SignOff:
     def _choose_dilation(self, watcher: Watcher) -> None:
         """Deploy with the run's time dilation, which is chosen before anything is measured."""
         if self.run.manifest.dilation is None:
-            watcher.step("choosing the time dilation", _CHOOSE_S)
+            watcher.step("choosing the time dilation", CHOOSE_S)
             mix, scripts, sessions = self.spec.traffic_mix(), self.spec.script_source(), self.spec.ladder.sessions[-1]
             chosen = choose_dilation(self.base, mix, sessions, scripts, watcher.say)
             self.run.update_manifest(dilation=chosen)
             watcher.done(f"time is dilated {chosen:g} times")
-            watcher.begin(_START_S + self.campaign.whole_s())
+            watcher.begin(START_SERVER_S + self.campaign.whole_s())
         self.base = replace(self.base, dilation=self.run.manifest.clock.dilation)
 
     def _check_budget(self) -> None:
         """Raise InputError where dilated time leaves the budget too short for any answer, before it is spent."""
         clock, budget = self.run.manifest.clock, self.campaign.budget
         least_s, left_s = self.campaign.least_s(), max(budget.left_s(), 0.0)
-        missing_s = _START_S + least_s - left_s
+        missing_s = START_SERVER_S + least_s - left_s
         if clock != HOST and missing_s > 0:
             raise InputError(
                 f"{self.plan_path}: with time dilated {clock.dilation:g} times, what an answer needs takes about "
@@ -191,6 +193,20 @@ class SignOff:
                 f"give budget_minutes {math.ceil(budget.minutes + missing_s / 60)}, shorter or fewer rungs (ladder), "
                 "a shorter confirmation (confirm.seconds), or use a host with more cores"
             )
+
+    def _check_windows(self, watcher: Watcher) -> None:
+        """Say that the confirmation is too short for any SLO, as far as a rate is expected of emulated GPUs.
+
+        Raises InputError in dilated time, which is dear.
+        """
+        server = None if self.campaign.log.all() else self.campaign.expected
+        if server is None or not server.rate_per_s:
+            return
+        problem = window_of(self.spec, self.campaign.mix, server).problem
+        if problem and self.run.manifest.clock != HOST:
+            raise InputError(f"{self.plan_path}: {problem} (see harness signoff --dry-run)")
+        if problem:
+            watcher.say(f"warning: {problem}")
 
     @property
     def _scratch(self) -> Path:
@@ -227,7 +243,9 @@ class SignOff:
         plan = plan_of(self.run, self.spec, fit, self.spec.targets_qps)
         day = day_of(self.run.manifest, self.spec, fit, plan)
         jobs = jobs_of(self.run, self.spec, plan)
-        plan = replace(plan, behaviour=behaviour_of(self.spec, fit, plan), day=day, jobs=jobs)
+        fleets = mixed_fleets_of(self.run, self.spec, fit, plan)
+        behaviour = behaviour_of(self.spec, fit, plan)
+        plan = replace(plan, behaviour=behaviour, day=day, jobs=jobs, mixed_fleets=fleets)
         plan = self._with_what_was_left_out(plan)
         self.run.write_plan(plan)
         if not self.campaign.left_out or plan.verdict in ANSWERED:

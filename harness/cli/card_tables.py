@@ -87,6 +87,7 @@ def print_estimate(found: PlanningEstimate) -> None:
     out.print(f"\nVerdict: [bold yellow]{found.verdict}[/]: no load was measured on these cards", highlight=False)
     out.print(_mix_line(found), markup=False, highlight=False, soft_wrap=True)
     out.print(_targets_table(found))
+    out.print(_costs_table(found))
     for card in found.cards:
         if card.problem:
             out.print(f"{card.card}: {words.metric(card.problem)}", markup=False, highlight=False, soft_wrap=True)
@@ -129,6 +130,25 @@ def _targets_table(found: PlanningEstimate) -> Table:
         f"Planned up to {found.utilisation_cap:.0%} of the steady rate. One GPU alone sustains less than a GPU of a "
         "pool, because arrivals at it vary more"
     )
+    return table
+
+
+def _costs_table(found: PlanningEstimate) -> Table:
+    """Power and energy of the GPUs of each target and, where a card has a price, their cost."""
+    priced = [f"{found.currency}/h", f"{found.currency} per audio hour", "interval"] if found.currency else []
+    columns = "card", "req/s", "GPUs", "kW", "kWh per audio hour", *priced, "basis"
+    table = _table("Energy and cost (estimated)", *columns, left=("card", "basis"))
+    for card in found.cards:
+        for row in card.targets:
+            if row.devices is None:
+                continue
+            power_kw = None if card.watts is None else row.devices * card.watts / 1000
+            cost = (words.figure(row.cost_per_hour), words.figure(row.cost_per_audio_hour))
+            costs = (*cost, words.interval(row.cost_per_audio_hour_interval)) if priced else ()
+            energy = words.figure(power_kw), words.figure(row.kwh_per_audio_hour)
+            table.add_row(card.card, f"{row.qps:g}", _count(row.devices), *energy, *costs, card.basis)
+    given = "; prices as given" if priced else "; --price h100=2.5 adds the cost"
+    table.caption = f"Power: the limit on the data sheet, which a card under load rarely reaches; GPUs alone{given}"
     return table
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from harness import wire
 from harness.cli.app import app, out
+from harness.cli.by_type import prices_of
 from harness.errors import InputError
 from harness.host.places import SCENARIOS
 
@@ -94,14 +95,18 @@ def plan_for_cards(
     file: Path | None,
     folder: Path | None,
     accepted: bool,
+    costs: tuple[str, str],
 ) -> int:
-    """``harness plan --card``: print the estimate, write it if asked, and return the exit code."""
+    """``harness plan --card``: print the estimate, write it if asked, and return the exit code.
+
+    ``costs``: prices and their currency, as options give them.
+    """
     from dataclasses import replace
 
     from harness import exit_codes
     from harness.cli.card_tables import print_estimate
 
-    found = _estimate(names, rates, preset, topology, mix, slo, measured, file)
+    found = _estimate(names, rates, preset, topology, (mix, slo), measured, file, costs)
     found = replace(found, accepted=accepted)
     print_estimate(found)
     if folder:
@@ -119,22 +124,24 @@ def _estimate(
     rates: Sequence[float],
     preset: str,
     topology: str,
-    mix: str,
-    slo: str,
+    traffic: tuple[str, str],
     measured: Path | None,
     file: Path | None,
+    priced: tuple[str, str],
 ) -> PlanningEstimate:
+    """``traffic``: mix and SLOs; ``priced``: prices and their currency."""
     from harness.capacity.planning.estimated import CardModel, estimate
     from harness.cards.card import all_cards
     from harness.cards.costs import costs_of
     from harness.cards.estimate import assumptions_for
     from harness.records.store import read_profile
 
-    costs, traffic = costs_of(preset), traffic_of(mix, slo)
+    costs, mix = costs_of(preset), traffic_of(*traffic)
     profile = read_profile(measured) if measured else None
     chosen = chosen_cards(names, all_cards(file))
     models = [CardModel(card, assumptions_for(card, costs, topology, profile)) for card in chosen]
-    return estimate(models, costs, topology, traffic, traffic.slos, rates)
+    prices = prices_of(priced[0], chosen, file)
+    return estimate(models, costs, topology, mix, mix.slos, rates, prices=prices, currency=priced[1])
 
 
 def chosen_cards(names: str, known: dict[str, Card]) -> list[Card]:

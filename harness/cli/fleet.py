@@ -12,6 +12,7 @@ from rich.table import Table
 
 from harness import wire
 from harness.cli.app import TOPOLOGY_HELP, app, opened, out, rates_of
+from harness.cli.by_type import names_of, number_of, numbers_by_type, same
 from harness.cli.cards import CardsFile, chosen_cards, traffic_of
 from harness.errors import InputError
 
@@ -89,22 +90,6 @@ def terms_with(terms: FleetTerms, currency: str, power_kw: float | None, spares:
     return replace(terms, currency=currency, power_w=power_w, spares=spares)
 
 
-def numbers_by_type(option: str, text: str) -> dict[str, float]:
-    """``h100=2.5,l40s=1`` as numbers by type. Raises InputError naming the option."""
-    found = {}
-    for part in filter(None, (each.strip() for each in text.split(","))):
-        name, equals, number = part.rpartition("=")
-        try:
-            if not equals or not name.strip() or not 0 < float(number) < 1e9:
-                raise ValueError
-        except ValueError:
-            raise InputError(f"{option} {part!r}: give TYPE=NUMBER with a number above 0, such as h100=2.5") from None
-        if any(_same(name, each) for each in found):
-            raise InputError(f"{option} gives {name.strip()} twice: leave one out")
-        found[name.strip()] = float(number)
-    return found
-
-
 def _offers(
     run: Path | None,
     card: str,
@@ -133,8 +118,8 @@ def _offers(
         chosen = chosen_cards(card, all_cards(file))
         _check_different(chosen, offers, file)
         offers += [_of_card(each, prices, limits, mix, terms, topology, measured, file) for each in chosen]
-    known = {name for each in offers for kind in _kinds(each.name) for name in _names(kind, file)}
-    if unknown := [name for name in limits if not any(_same(name, each) for each in known)]:
+    known = {name for each in offers for kind in _kinds(each.name) for name in names_of(kind, file)}
+    if unknown := [name for name in limits if not any(same(name, each) for each in known)]:
         types = ", ".join(sorted(each.name for each in offers))
         raise InputError(f"--most {unknown[0]}: there is no such type here; known: {types}")
     return offers, mix, terms
@@ -145,9 +130,8 @@ def _of_run(
 ) -> tuple[DeviceOffer, Mix, FleetTerms]:
     """The device of a run as a type, and the traffic and SLOs of its plan."""
     from harness.capacity.planning.cost_and_growth import price_of
-    from harness.capacity.planning.fleet import MEASURED, DeviceOffer, FleetTerms, SimulatedPools
-    from harness.capacity.planning.plan import pools_of
-    from harness.runs import analysis, opening, power, stages
+    from harness.capacity.planning.fleet import FleetTerms
+    from harness.runs import analysis, fleets, opening
 
     stored = opened(folder)
     spec, fit, best = opening.spec_of(stored), stored.fit(), analysis.best_of(stored)
@@ -156,15 +140,7 @@ def _of_run(
     found = price_of(prices, device) or price_of(spec.prices, device)
     if found is None:
         raise InputError(f"--price has none for {device}, the device of {folder}: add {device.split()[-1]}=PRICE")
-    watts, basis = power.watts_of(stored, stages.gpus_of(stored.manifest, spec), best.deployment)
-
-    def pools(part: Mix) -> SimulatedPools:
-        own = [slo for slo in slos if slo.traffic_class in {each.name for each in part.classes}]
-        return SimulatedPools(pools_of(fit, best, part, own, spec.utilisation_cap, spec.routing))
-
-    known_as = stored.manifest.times_basis or ("emulated" if stored.manifest.emulated else MEASURED)
-    most = _limit(limits, found[0], file)
-    offer = DeviceOffer(found[0], device, known_as, found[1], pools, None, watts, basis, most)
+    offer = fleets.run_offer(stored, spec, fit, best, found, _limit(limits, found[0], file))
     return offer, spec.traffic_mix(), FleetTerms(spec.preset, slos, spec.utilisation_cap)
 
 
@@ -186,7 +162,7 @@ def _of_card(
     from harness.cards.estimate import assumptions_for
     from harness.records.store import read_profile
 
-    price = _number("--price", prices, card.key, file)
+    price = number_of("--price", prices, card.key, file)
     if price is None:
         raise InputError(f"--price has none for {card.key}: add {card.key}=PRICE, of an hour of one")
     costs = costs_of(terms.preset)
@@ -214,21 +190,6 @@ def _of_card(
     )
 
 
-def _names(name: str, file: Path | None) -> list[str]:
-    """What a type may be called: a card by its key, aliases and name."""
-    from harness.cards.card import all_cards, card_of
-
-    try:
-        card = card_of(name, all_cards(file))
-    except InputError:
-        return [name]
-    return [card.key, *card.aliases, card.name]
-
-
-def _same(one: str, other: str) -> bool:
-    return one.strip().lower() == other.strip().lower()
-
-
 def _kinds(name: str) -> dict[str, int]:
     """The types of GPU of a device as ``price_of`` names it, such as "l4 + 2 x h100", and how many it has of each."""
     parts = [part.rpartition(" x ") for part in name.split(" + ")]
@@ -238,26 +199,17 @@ def _kinds(name: str) -> dict[str, int]:
 def _check_different(cards: Sequence[Card], offers: Sequence[DeviceOffer], file: Path | None) -> None:
     """Raise InputError for a card that is the device of the run: one type has one price, one limit and one basis."""
     for offer in offers:
-        names = [name for kind in _kinds(offer.name) for name in _names(kind, file)]
-        names += _names(offer.device.removeprefix("emulated "), file)
-        if same := [card for card in cards if any(_same(card.key, name) for name in names)]:
+        names = [name for kind in _kinds(offer.name) for name in names_of(kind, file)]
+        names += names_of(offer.device.removeprefix("emulated "), file)
+        if alike := [card for card in cards if any(same(card.key, name) for name in names)]:
             raise InputError(
-                f"--card {same[0].key}: that is {offer.name}, the device of --run, and a type already; leave it out"
+                f"--card {alike[0].key}: that is {offer.name}, the device of --run, and a type already; leave it out"
             )
-
-
-def _number(option: str, numbers: dict[str, float], name: str, file: Path | None) -> float | None:
-    """What an option gives for a type, by any of its names. Raises InputError where two names give two numbers."""
-    names = _names(name, file)
-    given = [key for key in numbers if any(_same(key, each) for each in names)]
-    if len(given) > 1:
-        raise InputError(f"{option} gives {given[0]} and {given[1]}, which are one type: leave one out")
-    return numbers[given[0]] if given else None
 
 
 def _limit(limits: dict[str, float], name: str, file: Path | None) -> int | None:
     """The most devices of a type, by the GPUs that can be had; None for any number."""
-    given = [(_number("--most", limits, kind, file), count) for kind, count in _kinds(name).items()]
+    given = [(number_of("--most", limits, kind, file), count) for kind, count in _kinds(name).items()]
     return min((int(most // count) for most, count in given if most is not None), default=None)
 
 

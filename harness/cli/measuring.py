@@ -27,6 +27,15 @@ GoOn = Annotated[
 AcceptEstimates = Annotated[
     bool, typer.Option("--accept-estimates", help="Exit with 0 for a planning estimate: no GPU was measured.")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Start nothing: say whether the windows hold enough requests to conclude.")
+]
+Checked = Annotated[
+    Path | None, typer.Option("--check", metavar="DIR", help="Verify the folder of a finished run instead.")
+]
+Trusted = Annotated[
+    Path | None, typer.Option("--trust", metavar="KEY.pub", help="With --check: the key that must have signed it.")
+]
 
 
 @app.command(
@@ -95,7 +104,7 @@ def _asked(question: str, default: str) -> str:
         raise InputError("no answer: give options (see `harness init --help`), or give --yes") from None
 
 
-@app.command(epilog="Example: `harness signoff scenarios/quick.yaml`")
+@app.command(epilog="Examples: `harness signoff scenarios/quick.yaml`, `harness signoff scenarios/h100.yaml --dry-run`")
 @with_servers(without=ONE_AT_A_TIME, url_help=SERVERS_HELP)
 def signoff(
     plan: Annotated[Path | None, typer.Argument(help="The PLAN.yaml to sign off, or quick.")] = None,
@@ -107,6 +116,7 @@ def signoff(
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again; an earlier run is renamed.")] = False,
     go_on: GoOn = False,
     accept: AcceptEstimates = False,
+    dry_run: DryRun = False,
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="Sign the answer: an OpenSSH Ed25519 private key.")
     ] = None,
@@ -114,12 +124,8 @@ def signoff(
         str,
         typer.Option("--store", metavar="URL", help="Copy the run there when it ends: a folder, or a URL like s3://…"),
     ] = "",
-    check: Annotated[
-        Path | None, typer.Option("--check", metavar="DIR", help="Verify the folder of a finished run instead.")
-    ] = None,
-    trust: Annotated[
-        Path | None, typer.Option("--trust", metavar="KEY.pub", help="With --check: the key that must have signed it.")
-    ] = None,
+    check: Checked = None,
+    trust: Trusted = None,
     servers: Servers = NO_SERVERS,
 ) -> None:
     """Deploy, drive, sweep, fit, plan and report. Resumes an interrupted run of the plan.
@@ -127,9 +133,11 @@ def signoff(
     With --check, nothing is measured: verify hashes and expiry, and recompute the answer from the run's records.
     Without --sign, signoff.json holds hashes only: they show that a file changed, but not who produced the answer.
     A plan that emulates a GPU that nobody measured, or dilates its time, ends with a planning estimate at best.
+    With --dry-run, nothing is started: it prints the requests that each window is expected to hold, and those needed.
     Exit codes: 0 met, 1 missed, 2 inconclusive or an estimate (for --check also: changed, forged or expired), 64 usage
     error, 69 a server that cannot be used or that ended, 70 internal error, 130 interrupted.
     """
+    from harness.cli.dry_run import dry_run as dry_run_of
     from harness.cli.tables import Show, print_plan
     from harness.export.store import must_be_usable
     from harness.report.signature import check_private_key
@@ -146,6 +154,8 @@ def signoff(
     if store:
         must_be_usable(store)
     plan, url, changes = plan_file(plan), _measured(servers, ray), _changes(topology, dilate, no_emulate)
+    if dry_run:
+        raise typer.Exit(dry_run_of(plan, changes))
     if fresh:
         _set_aside(plan, results, url, ray, changes)
     work = SignOff(plan, results, url=url or None, ray=ray or None, **changes)

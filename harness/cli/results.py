@@ -39,7 +39,7 @@ def fit(run: RunFolder) -> None:
 
 @app.command(
     epilog="Examples: `harness plan --run results/quick-1a2b3c4d --qps 0.5,1,5,20`, "
-    "`harness plan --card h100,l40s,b200 --qps 1,10`, "
+    "`harness plan --card h100,l40s --qps 1,10 --price h100=2.5,l40s=1`, "
     "`harness plan --run results/quick-1a2b3c4d --qps 1 --jobs scenarios/mixes/tasks.yaml`"
 )
 def plan(
@@ -63,6 +63,10 @@ def plan(
     folder: Annotated[
         Path | None, typer.Option("--out", help="With --card: write estimate.html and estimate.json to this folder.")
     ] = None,
+    price: Annotated[
+        str, typer.Option("--price", help="With --card: price of an hour of each, for costs: h100=2.5,l40s=1.")
+    ] = "",
+    currency: Annotated[str, typer.Option(help="With --card: of the prices.")] = "USD",
     jobs: Annotated[
         Path | None,
         typer.Option("--jobs", metavar="FILE", help="With --run: tasks beside the streams, and devices for both."),
@@ -75,7 +79,8 @@ def plan(
     """Print the devices for other target rates from stored results, or estimate them for cards nobody has measured.
 
     With --card, nothing needs to have been run: the answer is a planning estimate with a wide interval, what of it is
-    not known, and the measurement that would narrow it most. Exit code 2 then, unless estimates are accepted.
+    not known, and the measurement that would narrow it most; with energy, and cost by --price. Exit code 2 then,
+    unless it is accepted.
 
     With --jobs, tasks run beside the streams: devices for streams alone, for tasks alone, and for both on one fleet,
     where tasks fill what the streams leave over a day. Exit code 2 where no number of devices meets the SLOs of both,
@@ -88,9 +93,10 @@ def plan(
     if card:
         rates = rates_of(qps) or (0.1, 1.0, 10.0)
         chosen = {"preset": preset, "topology": topology, "mix": mix, "slo": slo, "measured": measured, "file": cards}
-        raise typer.Exit(plan_for_cards(card, rates, **chosen, folder=folder, accepted=accept))
-    if any((mix, slo, measured, cards, folder)):
-        raise InputError("--mix, --slo, --from, --cards and --out are for --card: leave them out")
+        costs = price, currency
+        raise typer.Exit(plan_for_cards(card, rates, **chosen, costs=costs, folder=folder, accepted=accept))
+    if any((mix, slo, measured, cards, folder, price)):
+        raise InputError("--mix, --slo, --from, --cards, --out and --price are for --card: leave them out")
     if accept and not jobs:
         raise InputError("--accept-estimates is for --card and --jobs: leave it out")
     assert run is not None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.content import SCHEMA, content_of, read
+from harness.content import SCHEMA, absent, content_of, read
 from harness.records.load_test import ClassRecord
 from harness.records.plan import Counts, KvMemory, PlannedRate, PlannedTarget
 from harness.records.slo import Slo
@@ -45,7 +45,8 @@ class Narrowing:
 class EstimatedCard:
     """The estimate for one kind of card; ``basis``: estimated or scaled. ``problem``: why there is no count.
 
-    ``unknowns``: the one that costs most devices first; ``measurements``: the one that narrows most first.
+    ``unknowns``: the one that costs most devices first; ``measurements``: the one that narrows most first. ``watts``:
+    the limit on its data sheet.
     """
 
     card: str
@@ -59,6 +60,8 @@ class EstimatedCard:
     unknowns: tuple[UnknownEffect, ...] = ()
     measurements: tuple[Narrowing, ...] = ()
     problem: str = ""
+    watts: float | None = absent(None)
+    price_per_hour: float | None = absent(None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +78,7 @@ class PlanningEstimate:
     confidence: float
     utilisation_cap: float
     cards: tuple[EstimatedCard, ...]
+    currency: str = absent("")  # of prices, where any was given
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> PlanningEstimate:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.content import SCHEMA, content_of, read
+from harness.records.bounds import Bounds, Counts
 from harness.records.load_test import ClassRecord
-from harness.records.plan import Bounds, Counts
 from harness.records.slo import Slo
 
 

@@ -13,15 +13,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from harness.content import SCHEMA, Figure, absent, content_of, read, stored_as
+from harness.records.bounds import Bounds, Counts
 from harness.records.day import Day
+from harness.records.fleet import FleetAnswer
 from harness.records.jobs import JobsPlan
 from harness.records.slo import Slo
 from harness.records.why_not import RuledOut
 from harness.topology import Knobs
-
-Bounds = tuple[float | None, float | None]
-Counts = tuple[int | None, int | None]
-"""The lower and the upper bound; None where that side is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +58,7 @@ class PlannedLoss:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedTarget:
-    """The devices that a rate needs; None if no count is known. Costs are present where a price is.
+    """The devices that a rate needs; None if no count is known. Costs are present with a price, energy with a power.
 
     ``devices_by_routing``: the count under each routing; None where half as many again do not suffice.
     ``devices_that_recover``: the count that also recovers from total overload without rejecting anything.
@@ -83,6 +81,7 @@ class PlannedTarget:
     cost_per_hour: float | None = absent(None)
     cost_per_audio_hour: float | None = absent(None)
     cost_per_audio_hour_interval: Bounds | None = absent(None)
+    kwh_per_audio_hour: float | None = absent(None)  # at the power limit of the devices
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -301,7 +300,8 @@ class Plan:
 
     ``unit``: one device as text. ``deployment``: the planned knobs; None where no deployment has a rate.
     ``doubts``: the ``reasons`` that the sign-off added to the plan's own: what its budget left out. ``why_not``: the
-    options that lost; older files do not say.
+    options that lost; older files do not say. ``mixed_fleets``: of the types
+    of device with a price, if several.
     """
 
     schema: int = SCHEMA
@@ -332,6 +332,7 @@ class Plan:
     behaviour: Behaviour | None = None
     day: Day | None = absent(None)
     jobs: JobsPlan | None = absent(None)
+    mixed_fleets: FleetAnswer | None = absent(None)
     doubts: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     why_not: tuple[RuledOut, ...] = absent(())

@@ -24,6 +24,7 @@ from harness.records.store import Run, replace_text
 from harness.report import day_figures, decision, facts, figures, words
 from harness.report.facts import SweptDeployment
 from harness.report.goodput import goodput
+from harness.report.mixed_fleets import fleet_rows
 from harness.report.ruled_out import LostOption, lost_options
 from harness.runs.analysis import why_not_of
 from harness.topology import EVERY_STAGE
@@ -72,6 +73,7 @@ def render(run: Run) -> str:
         answered=answered,
         notes=_notes(plan.targets) if plan else [],
         lost=_lost(run, plan, swept),
+        mixed=fleet_rows(plan.mixed_fleets if plan else None),
         spares_basis=_spares_basis(answered) if answered else "",
         expires_at=facts.expires_at(run.manifest),
         predictions=facts.predictions(run, trials),

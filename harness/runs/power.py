@@ -23,8 +23,13 @@ def watts_of(run: Run, gpus: int, deployment: Knobs) -> tuple[float | None, str]
     means = [_mean_watts(run, each) for each in trials] if not run.manifest.emulated else []
     if known := [mean for mean in means if mean is not None]:
         return max(known), MEASURED
+    return watts_of_card(run.manifest.device.removeprefix("emulated "), gpus)
+
+
+def watts_of_card(device: str, gpus: int = 1) -> tuple[float | None, str]:
+    """Watts of GPUs by the limit on the data sheet of the card of that name, and their basis; (None, "") for others."""
     try:
-        card = card_of(run.manifest.device.removeprefix("emulated "), all_cards())
+        card = card_of(device.removesuffix(" (estimated)"), all_cards())
     except InputError:
         return None, ""
     return card.power_w * gpus, ESTIMATED

@@ -24,20 +24,25 @@ def sessions_that_fit(spec: PlanSpec) -> float:
     Their bytes are a sum of independent draws: mean + 2 standard deviations <= room. At least as many as fit if each is
     the longest.
     """
-    path = spec.profile_path()
-    if path is None:
+    kv = kv_room_of(spec)
+    if kv is None:
         return math.inf
-    model = read_profile(path).model
-    given = spec.parameters.get(f"{wire.LLM}.kv_limit_bytes", wire.AUTO)
-    limit_bytes = model.kv_room_bytes if given == wire.AUTO else float(given)
-    if not limit_bytes:
-        return math.inf
-    kv = KvRoom(limit_bytes, model.kv_bytes_per_token, instances=spec.gpus)
     mix, rng = spec.traffic_mix(), np.random.default_rng(1)
     each = kv.bytes_of(np.array([mix.sample_in_progress(rng).frames for _ in range(_DRAWS)])).astype(float)
     mean, spread = each.mean(), _DEVIATIONS * each.std()
     root = (math.sqrt(spread**2 + 4 * mean * kv.room_bytes) - spread) / (2 * mean)  # of n: n mean + root spread = room
     return max(math.floor(root**2), math.floor(kv.room_bytes / each.max()))
+
+
+def kv_room_of(spec: PlanSpec) -> KvRoom | None:
+    """Room for KV caches of the GPUs that a plan emulates; None where it emulates none, or nothing says."""
+    path = spec.profile_path()
+    if path is None:
+        return None
+    model = read_profile(path).model
+    given = spec.parameters.get(f"{wire.LLM}.kv_limit_bytes", wire.AUTO)
+    limit_bytes = model.kv_room_bytes if given == wire.AUTO else float(given)
+    return KvRoom(limit_bytes, model.kv_bytes_per_token, instances=spec.gpus) if limit_bytes else None
 
 
 def rungs_within(rungs: Sequence[int], room: float) -> tuple[int, ...]:

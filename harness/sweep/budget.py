@@ -19,6 +19,8 @@ from harness.records.slo import clean_requests_needed
 from harness.traffic.mix import Mix
 
 MOST_LONGER = 3
+FIT_S = 20.0  # a fit and the computations around it
+START_SERVER_S, CHOOSE_S = 25.0, 90.0  # of a Triton; of a time dilation
 START_S = 12.0  # of a trial besides the time that its load is held, until the first has been measured
 LEAD_S = (AHEAD_NS + LEAD_IN_NS) / 1e9  # of an open loop, from the order to start to its first arrivals
 
@@ -51,16 +53,19 @@ def estimated_s(load: Load, trials: Sequence[Trial] = (), clock: Clock = HOST) -
 def decidable_s(spec: PlanSpec, mix: Mix, rate_per_s: float) -> float:
     """Whole seconds of an open-loop run in which at least one SLO gets enough requests to be decided.
 
-    Never less than the plan says, and at most MOST_LONGER times that. Two standard deviations of a Poisson count are
-    added to ``clean_requests_needed`` requests.
+    Never less than the plan says, and at most MOST_LONGER times that.
     """
     shares = mix.shares()
     needed = [
-        (count + 2 * math.sqrt(count)) / (rate_per_s * shares[slo.traffic_class])
+        deciding_s(clean_requests_needed(slo.quantile, spec.confidence), rate_per_s * shares[slo.traffic_class])
         for slo in spec.slo_list()
-        for count in [clean_requests_needed(slo.quantile, spec.confidence)]
     ]
     return float(min(max(spec.confirm.seconds, math.ceil(min(needed))), MOST_LONGER * spec.confirm.seconds))
+
+
+def deciding_s(requests: int, rate_per_s: float) -> float:
+    """Seconds in which so many requests come, and two standard deviations of a Poisson count more."""
+    return (requests + 2 * math.sqrt(requests)) / rate_per_s
 
 
 def _held_s(trial: Trial) -> float:

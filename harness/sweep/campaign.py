@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 
 import numpy as np
 
@@ -23,11 +24,13 @@ from harness.records.prediction import Prediction
 from harness.records.schema import Trial
 from harness.records.store import Run
 from harness.runs.analysis import fit_of
+from harness.runs.expected import ExpectedServer, expected_server
 from harness.runs.points import describe_point
 from harness.runs.rungs import sessions_that_fit
 from harness.runs.stages import record_stages, stages_by_server
-from harness.sweep.budget import MOST_LONGER, Budget, decidable_s, estimated_s
+from harness.sweep.budget import FIT_S, MOST_LONGER, Budget, decidable_s, estimated_s
 from harness.sweep.near_limit import rungs_near_limit
+from harness.sweep.outlook import WindowOutlook
 from harness.sweep.progress import Lane, Watcher
 from harness.sweep.search import Search, Step
 from harness.sweep.trial import REPEAT_SEED, SECOND_SAMPLE_SEED, TrialFailed, TrialRequest, asked, deployed, trial_id
@@ -35,7 +38,6 @@ from harness.sweep.trial_log import TRIES, TrialLog, note_of
 from harness.sweep.workers import Fleet, Host, HostLost, on
 from harness.topology import Knobs
 
-FIT_S = 20.0  # a fit and the computations around it
 FURTHER = ("second", "third")  # ladders of the best point: how far whole ladders differ shows in repeats only
 
 
@@ -134,6 +136,9 @@ class Campaign:
             load, prediction = self._open_load(best, share, index)
             what = f"open loop at {prediction.rate_per_s:.2f} requests/s ({share:.0%} of the highest)"
             decisive = share == shares[0][1]
+            outlook = WindowOutlook.of(self.spec, self.mix, prediction.rate_per_s, prediction.step_s)
+            if decisive and outlook.problem:
+                self.watcher.say(f"warning: {outlook.problem}")
             self._measure_or_leave_out(
                 host, BudgetedTrial(best.deployment, load, prediction, what=what, later_s=FIT_S, decisive=decisive)
             )
@@ -284,14 +289,24 @@ class Campaign:
     def confirm_s(self) -> float:
         """Seconds for the confirmation that an answer needs, from the rates measured so far, and for its repeat.
 
-        In dilated time, which is dear: as long as it may become while no rate is known, and no repeat.
+        In dilated time, which is dear: as long as it may become where no rate is known or expected, and no repeat.
         """
         share = max(self.spec.confirm.load_share)
-        carried = max((rung.frames_per_s for rung, _ in self.log.in_pace()), default=0.0) / self.mix.mean_frames()
+        carried = self._rate_so_far()
         seconds = decidable_s(self.spec, self.mix, share * carried) if carried else self.spec.confirm.seconds
         if self.run.manifest.clock == HOST:
             return TRIES * self._estimated_s(Load(seconds, 0))
         return self._estimated_s(Load(seconds if carried else MOST_LONGER * seconds, 0))
+
+    @cached_property
+    def expected(self) -> ExpectedServer | None:
+        """What a server of the plan is expected to sustain, where it emulates GPUs."""
+        return expected_server(self.spec)
+
+    def _rate_so_far(self) -> float:
+        """Requests/s of a server by the rungs measured so far, otherwise as expected; 0 if not known."""
+        carried = max((rung.frames_per_s for rung, _ in self.log.in_pace()), default=0.0) / self.mix.mean_frames()
+        return carried or (self.expected.rate_per_s if self.expected else 0.0)
 
     def later_s(self) -> float:
         """Seconds to reserve, while points are measured, for what follows them.

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness import wire
+
 TIME_SERIES, STAT = "timeseries", "stat"
-_STAGES = 'model=~"vibevoice_llm_encoder|diffusion_decoder|neural_vocoder"'
+_STAGES = 'model=~"' + "|".join(wire.STAGES) + '"'
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,31 @@ def test_the_simulated_rule_is_that_of_kubernetes(load):
 
 def test_the_day_benchmark_fails_without_its_trace(load):
     script = load("autoscale")
-    figures = {"closed_form_error_max": 0.0, "fleet_s": 1.0, "rule_mismatches": 0, "trace": False}
+    figures = {"closed_form_error_max": 0.0, "closed_form_standard_error_max": 0.005, "fleet_cpu_s": 1.0}
+    figures |= {"rule_mismatches": 0, "trace": False, "fleet_s": 100.0}  # the host was busy with other things
     assert not script.is_good(figures, quick=False) and script.is_good(figures, quick=True)
     assert script.is_good(figures | {"trace": True}, quick=False)
     assert not script.is_good(figures | {"rule_mismatches": 1}, quick=True)
+    for worse in ({"fleet_cpu_s": 61.0}, {"closed_form_error_max": 0.04}, {"closed_form_standard_error_max": 0.02}):
+        assert not script.is_good(figures | {"trace": True} | worse, quick=False)
+
+
+def test_the_days_of_a_closed_form_tell_its_error_from_chance(load):
+    """Two of the 40 days by default: the standard error falls with the root of the days."""
+    forms = load("autoscale").autoscale_forms
+    found = forms._erlang(2, 3)
+    assert 0 < found.standard_error * math.sqrt(2 / 40) < 0.01
+    assert abs(found.error) < 4 * found.standard_error
+
+
+def test_the_standard_error_of_a_share_is_that_of_repeated_samples(load):
+    """Days whose chance of a rejection differs: far more than a binomial's."""
+    forms, rng = load("autoscale").autoscale_forms, np.random.default_rng(5)
+    arrived = rng.poisson(300.0, (400, 60))
+    refused = rng.binomial(arrived, rng.beta(2.0, 18.0, arrived.shape))
+    shares = refused.sum(axis=1) / arrived.sum(axis=1)
+    said = np.mean([forms.ratio_error(*each) for each in zip(refused, arrived, strict=True)])
+    assert said == pytest.approx(shares.std() / shares.mean(), rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from harness.capacity.planning.remarks import not_told_apart
 from harness.capacity.planning.validation import ComparedFigure, _row, validate
 from harness.records.plan import Plan
 from harness.records.prediction import Prediction
-from harness.records.slo import Slo
+from harness.records.slo import Slo, sample_quantile
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,21 @@ def test_validation_compares_what_the_window_shows(plan):
         assert row.limit >= 0.25
     steps = [row for row in rows if row.metric == "step_s"]
     assert all(abs(row.relative_error) < 0.05 and row.limit == 0.25 for row in steps)
+
+
+def test_a_quantile_that_summaries_do_not_have_is_compared_too(fit, measured, runs):
+    """p80, from the requests themselves: first audio of those due in the window, RTF of those served in it."""
+    trial, requests = runs[1]
+    slos = (Slo("short", "ttfa_s", 0.8, 1.0), Slo("short", "rtf", 0.8, 0.9), *SLOS)
+    validation = plan_of(fit, measured, *runs, slos=slos).validation
+    rows = {row.metric: row for row in validation if row.trial_id == trial.trial_id}
+    window, short = trial.rungs[0], requests[requests["traffic_class"] == "short"]
+    due = short[(short["due_ns"] >= window.start_ns) & (short["due_ns"] < window.end_ns)]
+    served = short[(short["sent_ns"] < window.end_ns) & (short["ended_ns"] >= window.start_ns)]
+    for metric, values in (("ttfa", due["ttfa_s"]), ("rtf", served["rtf"].dropna())):
+        row, median = rows[f"{metric} p80 of class short"], rows[f"{metric} p50 of class short"]
+        assert row.measured == sample_quantile(values, 0.8) >= median.measured
+        assert row.predicted >= median.predicted and row.passed is not False and row.predicted_in_advance is None
 
 
 def test_validation_tells_what_was_predicted_in_advance_from_what_the_arrivals_make_of_it(plan, runs):

@@ -56,6 +56,25 @@ def test_a_plan_for_cards_is_an_estimate_with_an_exit_code_of_its_own(tmp_path):
     assert counts["NVIDIA H100 SXM"] == f"{found.cards[0].targets[-1].devices}"
 
 
+def test_a_plan_for_cards_has_energy_and_with_prices_its_cost(tmp_path):
+    """By hand: GPUs x 700 W, or x USD 2.5, over the audio of an hour at 10 requests/s of 279.5 s."""
+    common = ["plan", "--card", "h100,l4", "--mix", "scenarios/mixes/mixed.yaml", "--qps", "10"]
+    done = run(*common, "--price", "h100=2.5", "--currency", "EUR", "--out", tmp_path)
+    said = flat(done.output)
+    assert "Energy and cost (estimated)" in said and "EUR per audio hour" in said and "prices as given" in said
+    found = PlanningEstimate.of(json.loads((tmp_path / "estimate.json").read_text()))
+    (h100,), audio_h_per_h = found.cards[0].targets, 10 * (0.95 * 10 + 0.05 * 5400)
+    assert (found.currency, found.cards[0].price_per_hour, found.cards[0].watts) == ("EUR", 2.5, 700)
+    assert h100.kwh_per_audio_hour == pytest.approx(h100.devices * 0.7 / audio_h_per_h)
+    assert h100.cost_per_audio_hour == pytest.approx(h100.devices * 2.5 / audio_h_per_h)
+    assert h100.cost_per_audio_hour_interval[0] <= h100.cost_per_audio_hour <= h100.cost_per_audio_hour_interval[1]
+    assert all(each.cost_per_hour is None and each.kwh_per_audio_hour for each in found.cards[1].targets)
+    page = Page((tmp_path / "estimate.html").read_text())
+    assert any("Energy and cost" in each and "estimated" in each for each in page.captions)
+    bare = flat(run("plan", "--card", "l4", "--qps", "1").output)
+    assert "kWh per audio hour" in bare and "EUR" not in bare and "--price h100=2.5 adds the cost" in bare
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -64,6 +83,9 @@ def test_a_plan_for_cards_is_an_estimate_with_an_exit_code_of_its_own(tmp_path):
         (["plan", "--card", "h1000"], "no card is named 'h1000': did you mean"),
         (["plan", "--card", ","], "give cards with commas between them"),
         (["plan", "--card", "h100", "--preset", "3b"], "no estimate for preset '3b'"),
+        (["plan", "--card", "h100", "--price", "l40s=1"], "--price l40s: that is none of the cards h100-sxm"),
+        (["plan", "--card", "h100", "--price", "h100=free"], "give TYPE=NUMBER with a number above 0"),
+        (["plan", "--run", "results/x", "--price", "h100=1"], "are for --card: leave them out"),
         (["plan", "--card", "h100", "--mix", "none"], "--mix none: no such file, and no such mix"),
         (["plan", "--card", "h100", "--topology", "round"], "--topology round: use one of staged, fused"),
         (["plan", "--run", "results/x", "--mix", "shorts"], "are for --card: leave them out"),

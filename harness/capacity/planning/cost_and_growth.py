@@ -6,12 +6,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from harness import wire
-from harness.capacity.planning.pools import Pools
 from harness.records.plan import Forecast, ForecastRow, PlannedTarget
+
+if TYPE_CHECKING:
+    from harness.capacity.planning.pools import Pools  # compiles; estimates of cards have costs without it
 
 MONTHS = (3, 6, 12)
 MOST_DEVICES = 100_000  # largest count of a forecast
@@ -58,8 +61,17 @@ def with_costs(target: PlannedTarget, price_per_hour: float, mean_frames: float)
 
 
 def cost_per_audio_hour(devices: int | None, qps: float, price_per_hour: float, mean_frames: float) -> float | None:
-    """Cost of an hour of audio with this many devices at a rate; None where the number is not known."""
+    """Cost of an hour of audio with this many devices at a rate; None where the number is not known.
+
+    Also its energy (kWh), with the power of a device (kW) as its price.
+    """
     return None if devices is None else devices * price_per_hour / (qps * mean_frames * wire.SECONDS_PER_FRAME)
+
+
+def with_energy(target: PlannedTarget, watts: float, mean_frames: float) -> PlannedTarget:
+    """Add the kWh of an hour of audio, if each device draws so many watts all the time."""
+    per_audio_hour = cost_per_audio_hour(target.devices, target.qps, watts / 1000, mean_frames)
+    return replace(target, kwh_per_audio_hour=per_audio_hour)
 
 
 def forecast(pools: Pools, targets: Sequence[PlannedTarget], growth_per_month: float, fleet: int | None) -> Forecast:

@@ -133,10 +133,8 @@ def _record(
         "basis": ESTIMATED if profile.known_as == ESTIMATED else "extrapolated",
     }
     try:
-        if topology_of(chosen.deployment) == wire.FUSED:
-            raise InconclusiveError(_FUSED)
         device_type = DeviceType.of_profile(profile)
-        typed = _pools_of(device_type, pools, chosen)
+        typed = pools_of_type(device_type, pools, chosen)
     except (InconclusiveError, InputError) as error:
         return DeviceTypeRow(**named, rate_per_device=None, kv_sessions=None, targets=(), note=str(error))
     priced = price_of(prices, name) or price_of(prices, profile.device)
@@ -148,7 +146,13 @@ def _record(
     return DeviceTypeRow(**named, **known, binding=binding, targets=rows, note=note)
 
 
-def _pools_of(device_type: DeviceType, pools: Pools, chosen: FittedDeployment) -> Pools:
+def pools_of_type(device_type: DeviceType, pools: Pools, chosen: FittedDeployment) -> Pools:
+    """Pools of a type of device under the traffic and SLOs of ``pools``, with the knobs of a deployment of fit.json.
+
+    Raises InconclusiveError for the fused engine.
+    """
+    if topology_of(chosen.deployment) == wire.FUSED:
+        raise InconclusiveError(_FUSED)
     frames = pools.traffic.whole_frames
     kv = device_type.kv
     context = float(np.mean(kv.bytes_of(frames))) / kv.bytes_per_token - float(np.mean(frames))  # half spoken

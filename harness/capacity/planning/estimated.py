@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from harness import wire
 from harness.capacity.models.memory import prompt_tokens
 from harness.capacity.planning.closed_form import ClassDemand, ClosedDevice, ClosedPools, MemoryNeed, MixDemand
+from harness.capacity.planning.cost_and_growth import with_costs, with_energy
 from harness.cards.assumptions import FIRST_STEPS, HOP, MEASUREMENTS, PROCESSES, SPLIT, Assumptions
 from harness.cards.card import Card
 from harness.cards.costs import ModelCosts
@@ -45,10 +46,17 @@ def estimate(
     slos: Sequence[Slo],
     targets_qps: Sequence[float],
     utilisation_cap: float = UTILISATION_CAP,
+    *,
+    prices: Mapping[str, float] | None = None,
+    currency: str = "",
 ) -> PlanningEstimate:
-    """estimate.json for some cards. Raises InputError for an SLO that cannot be estimated, or without any SLO."""
+    """estimate.json for some cards; ``prices``: of an hour, by the keys of those that have one.
+
+    Raises InputError for an SLO that cannot be estimated, or without any SLO.
+    """
     check_slos(mix, slos)
-    planner = _Planner(costs, topology, MixDemand.of(mix), tuple(slos), tuple(sorted(targets_qps)), utilisation_cap)
+    rates, prices = tuple(sorted(targets_qps)), prices or {}
+    planner = _Planner(costs, topology, MixDemand.of(mix), tuple(slos), rates, utilisation_cap, prices)
     return PlanningEstimate(
         preset=costs.preset,
         topology=topology,
@@ -57,6 +65,7 @@ def estimate(
         confidence=CONFIDENCE,
         utilisation_cap=utilisation_cap,
         cards=tuple(planner.card(model) for model in models),
+        currency=currency if prices else "",
     )
 
 
@@ -97,6 +106,7 @@ class _Planner:
     slos: tuple[Slo, ...]
     targets_qps: tuple[float, ...]
     utilisation_cap: float
+    prices: Mapping[str, float] = field(default_factory=dict)
 
     def card(self, model: CardModel) -> EstimatedCard:
         likely = self._pools(model, {})
@@ -117,6 +127,8 @@ class _Planner:
             longest_s=budget_of(model.card, self.costs, self.topology).longest_s,
             unknowns=tuple(effects),
             measurements=tuple(self._measurements(model)),
+            watts=model.card.power_w,
+            price_per_hour=self.prices.get(model.card.key),
         )
 
     def _problem(self, likely: ClosedPools) -> str:
@@ -154,7 +166,7 @@ class _Planner:
             return PlannedTarget(qps=qps, basis=basis, binding=likely.violated(qps, 1), note="No number suffices.")
         low, high = _interval(counts, devices)
         steady, _ = likely.steady_rate()
-        return PlannedTarget(
+        target = PlannedTarget(
             qps=qps,
             devices=devices,
             interval=(low, high),
@@ -166,6 +178,13 @@ class _Planner:
             basis=basis,
             note="No load was measured on this card.",
         )
+        return self._with_costs(model.card, target)
+
+    def _with_costs(self, card: Card, target: PlannedTarget) -> PlannedTarget:
+        """Add the energy at the power limit of the card and, where it has a price, the cost."""
+        target = with_energy(target, card.power_w, self.demand.mean_frames)
+        price = self.prices.get(card.key)
+        return target if price is None else with_costs(target, price, self.demand.mean_frames)
 
     def _memory(self, likely: ClosedPools, model: CardModel) -> KvMemory:
         room = likely.device.room_bytes

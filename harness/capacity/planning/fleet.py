@@ -265,7 +265,7 @@ def _basis(offer: DeviceOffer, is_whole: bool) -> str:
         return offer.basis
     if offer.basis == MEASURED:
         return SIMULATED if is_whole else EXTRAPOLATED
-    return offer.basis if is_whole else f"{offer.basis}, {EXTRAPOLATED}"
+    return offer.basis if is_whole or offer.basis == EXTRAPOLATED else f"{offer.basis}, {EXTRAPOLATED}"
 
 
 def _drawn(kind: _Type, chosen: ChosenPool, problem: FleetProblem) -> np.ndarray | None:

@@ -18,10 +18,11 @@ from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.prediction import flaw_of
 from harness.capacity.simulator.sessions import Activity, simulate
 from harness.errors import InconclusiveError
+from harness.records.metrics import QUANTILES
 from harness.records.plan import ValidationRow
 from harness.records.prediction import Prediction
 from harness.records.schema import Rung, Trial
-from harness.records.slo import Slo
+from harness.records.slo import Slo, sample_quantile
 from harness.records.summary import quantile_field
 
 OF_THE_DEVICE = ("step_s", "sessions", "frames_per_s")  # metrics of rows without an SLO
@@ -101,7 +102,8 @@ def validate(
 class _Replay:
     """The arrivals of a trial, in seconds: arrays [n] in order of their due times.
 
-    ``ttfa_s``: as measured, NaN for a request that got no audio.
+    ``ttfa_s``: as measured, NaN for a request that got no audio. ``served``: by metric, its values for requests
+    that were served in the window, NaN for others; of whole requests.
     """
 
     due_s: np.ndarray
@@ -109,9 +111,11 @@ class _Replay:
     frames: np.ndarray
     traffic_class: np.ndarray
     window: tuple[float, float]
+    served: Mapping[str, np.ndarray]
 
     @classmethod
     def of(cls, sent: pd.DataFrame, rung: Rung) -> _Replay:
+        inside = (sent["sent_ns"] < rung.end_ns) & (sent["ended_ns"] >= rung.start_ns)
         broken = sent["outcome"].isin(("error", "cancelled")).to_numpy()
         delivered = np.maximum(sent["audio_s"].to_numpy(float) * wire.FRAMES_PER_SECOND, 1)
         return cls(
@@ -120,10 +124,19 @@ class _Replay:
             np.where(broken, delivered, sent["frames"].to_numpy(float)),
             sent["traffic_class"].to_numpy(str),
             (rung.start_ns / 1e9, rung.end_ns / 1e9),
+            {name: sent[name].where(inside).to_numpy(float) for name in ("rtf", "stall_longest_s")},
         )
 
     def due_inside(self, traffic_class: str) -> np.ndarray:
         return (self.traffic_class == traffic_class) & (self.due_s >= self.window[0]) & (self.due_s < self.window[1])
+
+    def measured(self, slo: Slo, quantile: float) -> float:
+        """A quantile of the SLO's metric in the window, for one that summaries have no field for; NaN if unknown."""
+        if slo.metric == "ttfa_s":
+            heard = self.due_s + np.nan_to_num(self.ttfa_s, nan=math.inf) < self.window[1]
+            return sample_quantile(np.where(heard, self.ttfa_s, math.nan)[self.due_inside(slo.traffic_class)], quantile)
+        values = self.served[slo.metric][self.traffic_class == slo.traffic_class]
+        return sample_quantile(values[~np.isnan(values)], quantile)
 
     def unheard(self, slo, quantile: float) -> str:
         """The problem if more than 1 - quantile of the SLO's class got no audio, else "".
@@ -235,7 +248,8 @@ def _figures(rung: Rung, slos: Sequence[Slo], replay: _Replay) -> list[ComparedF
         count = int(np.sum(replay.due_inside(slo.traffic_class)))
         for quantile in (0.5, slo.quantile):
             key = f"{slo.traffic_class}.{quantile_field(slo.metric, quantile)}"
-            measured = rung.summary.quantile(slo.traffic_class, slo.metric, quantile)
+            of_summary = rung.summary.quantile(slo.traffic_class, slo.metric, quantile)
+            measured = of_summary if quantile in QUANTILES else replay.measured(slo, quantile)
             known = math.isfinite(measured)
             enough = count >= _MIN_REQUESTS and count * (1 - quantile) >= 1 - 1e-9
             name = slo_name(slo.traffic_class, slo.metric, quantile)
