@@ -146,7 +146,7 @@ def main(arguments: Sequence[str]) -> int:
         "--days",
         type=common.whole(2, 10**4),
         default=40,
-        help="simulated days of a closed form; fewer than 20 are not known to 1%",
+        help="simulated days of a closed form; fewer than 20 are not known to 1%%",
     )
     parser.add_argument("--trace", type=Path, default=TRACE, help="CSV file of arrivals")
     parser.add_argument("--seed", type=common.whole(0, 10**9), default=1)
