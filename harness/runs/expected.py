@@ -72,7 +72,8 @@ def expected_server(spec: PlanSpec) -> ExpectedServer | None:
 
 def _steps_s(device_type: DeviceType, spec: PlanSpec, context: float) -> np.ndarray:
     """Seconds of a frame step with 1 to as many sessions as were profiled, on one GPU, at the space's first point."""
-    point = next(iter(spec.points()), {})
+    first = {knob: values[:1] for knob, values in spec.space.items()}
+    (point,) = spec.model_copy(update={"space": first}).points()
     topology = device_type.topology(point, context, hop_s=OF_STAGED[HOP].likely / 1e3)
     step_time = staged_step_time(topology, device_type.most_sessions, np.random.default_rng(0), starts=1)
     return np.asarray(step_time(np.arange(1, device_type.most_sessions + 1)), dtype=float)
@@ -80,6 +81,8 @@ def _steps_s(device_type: DeviceType, spec: PlanSpec, context: float) -> np.ndar
 
 def _first_audio_base_s(profile: Profile, frames: np.ndarray, demand: MixDemand) -> float:
     """Seconds from the receipt of a class's longest request to its first frame step: entry, and its prompt in parts."""
-    part = max(profile.timed(PREFILL), key=lambda each: (each.at("tokens"), each.ms))
-    tokens = float(prompt_tokens(float(frames.max()), demand.voice_frames))
-    return ENTRY_S + math.ceil(tokens / part.at("tokens")) * part.ms / 1e3
+    points, tokens = profile.timed(PREFILL), float(prompt_tokens(float(frames.max()), demand.voice_frames))
+    sizes = sorted(each.at("tokens") for each in points)
+    size = next((each for each in sizes if each >= tokens), sizes[-1])
+    slowest_ms = max(each.ms for each in points if each.at("tokens") == size)
+    return ENTRY_S + math.ceil(tokens / size) * slowest_ms / 1e3
