@@ -97,12 +97,18 @@ def plan(
         raise typer.Exit(plan_for_cards(card, rates, **chosen, costs=costs, folder=folder, accepted=accept))
     if any((mix, slo, measured, cards, folder, price)):
         raise InputError("--mix, --slo, --from, --cards, --out and --price are for --card: leave them out")
-    if accept and not jobs:
-        raise InputError("--accept-estimates is for --card and --jobs: leave it out")
     assert run is not None
+    raise typer.Exit(_plan_of_stored(run, qps, jobs, accept))
+
+
+def _plan_of_stored(run: Path, qps: str, jobs: Path | None, accepted: bool) -> int:
+    """Print the plan of a run, or with ``jobs`` the fleets for its streams and for tasks; returns the exit code."""
     if jobs:
-        raise typer.Exit(_shared_plans(run, qps, jobs, accept))
+        return _shared_plans(run, qps, jobs, accepted)
+    if accepted:
+        raise InputError("--accept-estimates is for --card and --jobs: leave it out")
     _plan_of_run(run, qps)
+    return exit_codes.MET
 
 
 def _shared_plans(run: Path, qps: str, jobs: Path, accepted: bool) -> int:

@@ -133,6 +133,7 @@ def _record(
         "basis": ESTIMATED if profile.known_as == ESTIMATED else "extrapolated",
     }
     try:
+        _must_be_staged(chosen)
         device_type = DeviceType.of_profile(profile)
         typed = pools_of_type(device_type, pools, chosen)
     except (InconclusiveError, InputError) as error:
@@ -146,13 +147,18 @@ def _record(
     return DeviceTypeRow(**named, **known, binding=binding, targets=rows, note=note)
 
 
+def _must_be_staged(chosen: FittedDeployment) -> None:
+    """Raise InconclusiveError where the chosen deployment is the fused engine."""
+    if topology_of(chosen.deployment) == wire.FUSED:
+        raise InconclusiveError(_FUSED)
+
+
 def pools_of_type(device_type: DeviceType, pools: Pools, chosen: FittedDeployment) -> Pools:
     """Pools of a type of device under the traffic and SLOs of ``pools``, with the knobs of a deployment of fit.json.
 
     Raises InconclusiveError for the fused engine.
     """
-    if topology_of(chosen.deployment) == wire.FUSED:
-        raise InconclusiveError(_FUSED)
+    _must_be_staged(chosen)
     frames = pools.traffic.whole_frames
     kv = device_type.kv
     context = float(np.mean(kv.bytes_of(frames))) / kv.bytes_per_token - float(np.mean(frames))  # half spoken
