@@ -156,8 +156,8 @@ class JobFleets:
     def judge(self, kind: str, devices: int, sessions: int) -> FleetLoad:
         """Simulate a fleet of a kind with this many shared sessions, and compare it with every limit."""
         extent = self._extent(kind, devices)
-        simulated_devices = max(1, round(extent.part * devices))
-        arrived = self._arrived(kind, replace(extent, part=simulated_devices / devices))
+        simulated_devices = round(extent.part * devices)
+        arrived = self._arrived(kind, extent)
         shared = max(0, round(sessions * simulated_devices / devices))
         simulated = self._simulated(arrived, simulated_devices, shared)
         shares = dict(self._utilisation(kind, devices, sessions))
@@ -211,6 +211,7 @@ class JobFleets:
     def _extent(self, kind: str, devices: int) -> Extent:
         """What is simulated of a fleet. All kinds need what the SLOs of both need, so that they get the same arrivals.
 
+        The part is one of whole devices: one of them for a day, however many sessions it has, and none for longer.
         Raises InconclusiveError where an SLO would be judged by too few.
         """
         streams = self.qps if kind != TASKS else 0.0
@@ -218,7 +219,8 @@ class JobFleets:
 
         def part_over(days: int) -> float:
             events = (streams + tasks) * self._stop_s(days)
-            return min(1.0, LARGEST_POOL / devices, MOST_SESSIONS / max(events, 1.0))
+            within = math.floor(min(devices, LARGEST_POOL, devices * MOST_SESSIONS / max(events, 1.0)))
+            return (within or int(days == 1)) / devices
 
         return extent_of(self._judged(), part_over)
 
