@@ -62,6 +62,11 @@ def test_it_shows_the_fleets_and_what_one_of_them_saves(tmp_path):
     assert "--sessions 80" in page.text
 
 
+def test_a_saving_whose_interval_is_not_known_says_why(tmp_path):
+    text = " ".join(page_of(tmp_path, replace(JOBS, saved_interval=(None, None))).text.split())
+    assert "2 fewer (interval not known: of the slowest likely devices no number suffices)." in text
+
+
 def test_figures_of_emulated_times_are_labelled(tmp_path):
     assert all(row[6] == "extrapolated emulated" for row in fleets_of(page_of(tmp_path, emulated=True))[1:])
 
