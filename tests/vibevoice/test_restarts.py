@@ -235,13 +235,17 @@ def test_a_model_that_another_loaded_during_the_restart_before_it_keeps_its_sess
 
     def load(model, config):
         given.append(model)
-        for other in {wire.LLM, wire.VOCODER} if len(given) == 1 else {model}:  # a client loads another meanwhile
+        meanwhile = (wire.LLM, wire.VOCODER) if len(given) == 1 else ()  # a client loads them
+        for other in {model, *meanwhile}:
             registry.put(note_of(other, os.getpid(), since_ns=9), f"{other} again")
 
     restarter = Restarter(registry, load, os.getpid(), tuple)
-    monitored = looks(restarter, 0.0)
-    assert given == monitored and wire.DIFFUSION in given
-    assert len(given) == len({*given}) and len({wire.LLM, wire.VOCODER} & {*given}) <= 1
+    assert looks(restarter, 0.0) == given
+    assert sorted(given) in [
+        [wire.DIFFUSION],
+        sorted([wire.DIFFUSION, wire.LLM]),
+        sorted([wire.DIFFUSION, wire.VOCODER]),
+    ]
     assert looks(restarter, 1.0) == []
 
 

@@ -36,7 +36,7 @@ def stub_of(pid: int) -> Stub | None:
 
 
 def started_ns(pid: int) -> int:
-    """When a process started: of CLOCK_BOOTTIME, which goes on while the host is suspended; CLOCK_MONOTONIC does not."""
+    """When a process started, of CLOCK_BOOTTIME: unlike CLOCK_MONOTONIC, it goes on while the host is suspended."""
     ticks = int((_PROCESSES / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
     return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
