@@ -36,7 +36,7 @@ class JobsPlan:
 
     ``qps``: streams at their peak; ``swing``: of their rate over a day. Of tasks: ``per_hour``, the mean length of
     their audio, and their segments. ``saved``: devices by which one fleet is smaller than two; None where a kind has no
-    fleet. ``note``: why there are no fleets.
+    fleet. ``note``: why there is no fleet for both.
     """
 
     qps: float
@@ -54,3 +54,8 @@ class JobsPlan:
 
     def fleet(self, kind: str) -> SizedFleet | None:
         return next((each for each in self.fleets if each.kind == kind), None)
+
+    @property
+    def doubt(self) -> str:
+        """Why an answer does not cover the tasks, as a sentence; "" where a fleet serves both."""
+        return "" if self.fleet("both") else f"Tasks beside the streams: {self.note}"

@@ -11,7 +11,16 @@ from harness.capacity.models.device import Device
 from harness.capacity.models.spreads import Sample, Spread
 from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.job_extent import LEAST_BEYOND, Extent, Judged, extent_of
-from harness.capacity.planning.job_fleets import BOTH, STREAMS, TASKS, FleetLoad, JobDemand, JobFleets, shared_plan
+from harness.capacity.planning.job_fleets import (
+    BOTH,
+    STREAMS,
+    TASKS,
+    FleetLoad,
+    JobDemand,
+    JobFleets,
+    jobs_plan,
+    shared_plan,
+)
 from harness.capacity.planning.pools import Pools
 from harness.cli import job_tables
 from harness.errors import InconclusiveError, PlanError
@@ -65,6 +74,13 @@ def test_a_kind_that_only_the_slowest_devices_cannot_serve_has_no_upper_bound(fl
     found = shared_plan(fleets, np.array([0.8, 1.0, 1.2]), 0.9)
     assert found.intervals == {STREAMS: (10, 10), TASKS: (10, 10), BOTH: (10, None)}
     assert found.saved == 10 and found.saved_interval == (None, None)
+
+
+@pytest.mark.parametrize("served", [(), (STREAMS,), (STREAMS, TASKS)])
+def test_where_no_fleet_serves_both_the_answer_says_so(plan, served):
+    assert jobs_plan(plan, DEMAND).note == jobs_plan(plan, DEMAND).doubt == ""
+    found = jobs_plan(replace(plan, loads={kind: plan.loads[kind] for kind in served}, saved_interval=None), DEMAND)
+    assert "No number of devices meets the SLOs of streams and tasks" in found.note and found.note in found.doubt
 
 
 def test_a_fleet_meets_every_limit_and_one_device_less_does_not(fleets, plan):

@@ -33,6 +33,7 @@ MOST_SESSIONS = 2_000_000  # of one simulation, and segments; above, a part of t
 _PEAK_SHARE = 0.9  # of the highest rate: streams that arrive then are judged
 _SHARED = (1.0, 0.85, 0.7, 0.5)  # of the sessions with which streams meet their SLOs: what streams and tasks may share
 _ALONE = (1.0, 0.75, 0.5, 0.3, 0.15)  # of the sessions that were measured: what tasks alone may have
+_UNSERVED = "No number of devices meets the SLOs of streams and tasks on one fleet."
 STREAMS, TASKS, BOTH = KINDS = ("streams", "tasks", "both")
 
 
@@ -357,7 +358,7 @@ def jobs_plan(plan: SharedPlan, demand: JobDemand) -> JobsPlan:
         for kind, load in plan.loads.items()
     ]
     return replace(
-        nothing_sized(demand, plan.qps),
+        nothing_sized(demand, plan.qps, "" if BOTH in plan.loads else _UNSERVED),
         fleets=tuple(fleets),
         two_fleets=plan.two_fleets,
         saved=plan.saved,
@@ -367,7 +368,7 @@ def jobs_plan(plan: SharedPlan, demand: JobDemand) -> JobsPlan:
 
 
 def nothing_sized(demand: JobDemand, qps: float, note: str = "") -> JobsPlan:
-    """What is asked for, before any fleet is known; ``note``: why none is."""
+    """What is asked for, before any fleet is known; ``note``: why none serves streams and tasks."""
     return JobsPlan(
         qps=qps,
         swing=demand.swing,
