@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from harness.content import absent
 
 Between = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskedTasks:
+    """A file of tasks as it was when a run began: its ``keys``, and the lengths (frames) that it took from another."""
+
+    keys: dict[str, Any]
+    frames: tuple[int, ...] = absent(())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
