@@ -259,11 +259,13 @@ class SignOff:
         return plan
 
     def _with_what_was_left_out(self, plan: Plan) -> Plan:
-        """The plan, made inconclusive if something that was not measured may change its verdict.
+        """The plan, made inconclusive if something that was not measured may change its verdict, or no fleet has tasks.
 
         "met", or its estimate, rests on the confirmed deployment, whatever others show; "missed" needs every point.
         """
         doubts, remarks = self._untried(plan), []
+        if plan.jobs and plan.jobs.doubt:
+            doubts.append(plan.jobs.doubt)
         left_out, budget = self.campaign.left_out, self.campaign.budget
         for each in left_out:
             if each.decisive or plan.verdict not in ANSWERED:

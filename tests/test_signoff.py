@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -386,3 +387,24 @@ def test_a_run_keeps_the_demand_that_it_began_with(plan, tmp_path):
     assert again.manifest.demand == run.manifest.demand and opening.spec_of(again).demand.minimum == 2
     with pytest.raises(InputError, match=r"plan.yaml: demand.trace: .*calls.csv"):
         job.SignOff(plan, tmp_path / "results")
+
+
+def test_a_run_keeps_the_tasks_that_it_began_with(plan, tmp_path, monkeypatch):
+    """Also the lengths that their file takes from another; with both changed it is another run."""
+    tasks, lengths = tmp_path / "tasks.yaml", tmp_path / "lengths.csv"
+    lengths.write_text("seconds\n30\n60\n")
+    tasks.write_text("per_hour: 6\nlength: {empirical: lengths.csv}\nslos: {turnaround_p95: 4x}\n")
+    plan.write_text(PLAN + "jobs: tasks.yaml\n")
+    work, planned = job.SignOff(plan, tmp_path / "results"), []
+    kept = work.run.manifest.jobs
+    lengths.write_text("seconds\n30\n90\n")
+    other = job.SignOff(plan, tmp_path / "results").run
+    assert other.path != work.run.path and other.manifest.jobs != kept
+    lengths.unlink()
+    tasks.unlink()
+    assert Run.open(work.run.path).manifest.jobs == kept
+    answer = SimpleNamespace(headline=lambda: SimpleNamespace(qps=0.5))
+    monkeypatch.setattr(analysis, "shared_plan_of", lambda run, demand, qps: planned.append(demand))
+    monkeypatch.setattr(analysis, "jobs_plan", lambda *_: None)
+    analysis.jobs_of(Run.open(work.run.path), work.spec, answer)
+    assert planned[0].lengths.frames.tolist() == [225, 450]

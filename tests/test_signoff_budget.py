@@ -9,6 +9,8 @@ from signoff_fakes import PLAN
 
 from harness import signoff as job
 from harness.errors import InputError, ServerError
+from harness.exit_codes import OF_VERDICT
+from harness.records.jobs import JobsPlan, SizedFleet
 from harness.records.plan import Plan
 from harness.records.store import Run
 from harness.report.seal import check_seal, sign
@@ -124,6 +126,25 @@ def test_an_invalid_trial_that_an_answer_needs_and_no_time_for_its_repeat_is_no_
     assert {"ladder": [True, False, True], "open": [True]}[kind] == [each.decisive for each in work.campaign.left_out]
     told = work._with_what_was_left_out(Plan.of(plan_record("met")))
     assert told.verdict == "inconclusive" and "start the sign-off again" in told.doubts[0]
+
+
+@pytest.mark.parametrize("verdict", ["met", "planning estimate"])
+def test_tasks_that_no_fleet_serves_beside_the_streams_leave_the_answer_open(
+    plan, tmp_path, fakes, monkeypatch, verdict
+):
+    asked = {"qps": 1.0, "swing": 0.0, "per_hour": 6.0, "mean_audio_s": 60.0, "segment_s": 9.0, "slos": ("p95",)}
+    alone, both = (
+        SizedFleet(kind=kind, devices=3, interval=(3, 3), sessions=0, binding="rtf") for kind in ("streams", "both")
+    )
+    monkeypatch.setattr(job, "plan_of", lambda *given: dataclasses.replace(plan_of(*given), verdict=verdict))
+    monkeypatch.setattr(job, "jobs_of", lambda *_: JobsPlan(**asked, fleets=(alone,), note="No device serves them."))
+    work = job.SignOff(plan, tmp_path / "without")
+    content = work.execute()
+    assert content.verdict == "inconclusive" and OF_VERDICT[content.verdict] == 2 and work.run.manifest.finished_at
+    assert content.doubts == ("Tasks beside the streams: No device serves them.",)
+    assert content.doubts[0] in content.reasons  # which is what print_plan prints
+    monkeypatch.setattr(job, "jobs_of", lambda *_: JobsPlan(**asked, fleets=(alone, both)))
+    assert job.SignOff(plan, tmp_path / "with").execute().verdict == verdict
 
 
 def test_points_that_the_budget_left_out_keep_missed_from_being_said(short_of_time):

@@ -93,8 +93,7 @@ def plan(
     if card:
         rates = rates_of(qps) or (0.1, 1.0, 10.0)
         chosen = {"preset": preset, "topology": topology, "mix": mix, "slo": slo, "measured": measured, "file": cards}
-        costs = price, currency
-        raise typer.Exit(plan_for_cards(card, rates, **chosen, costs=costs, folder=folder, accepted=accept))
+        raise typer.Exit(plan_for_cards(card, rates, **chosen, costs=(price, currency), folder=folder, accepted=accept))
     if any((mix, slo, measured, cards, folder, price)):
         raise InputError("--mix, --slo, --from, --cards, --out and --price are for --card: leave them out")
     assert run is not None
@@ -140,7 +139,7 @@ def _plan_of_run(run: Path, qps: str) -> None:
         raise InputError(f"{run} holds no fit yet: run `harness fit --run {run}` first")
     anew = analysis.plan_of(stored, spec, content, rates_of(qps) or spec.targets_qps)
     before = stored.plan()
-    if before and before.doubts:  # of the sign-off: its budget left out what an answer needs
+    if before and before.doubts:  # of the sign-off: what an answer needs was left out, or has no fleet
         anew = replace(anew, verdict="inconclusive", reasons=(*anew.reasons, *before.doubts))
     print_plan(anew)
     if stored.manifest.demand:

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from harness.content import absent
 
 Between = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskedTasks:
+    """A file of tasks as it was when a run began: its ``keys``, and the lengths (frames) that it took from another."""
+
+    keys: dict[str, Any]
+    frames: tuple[int, ...] = absent(())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +47,7 @@ class JobsPlan:
 
     ``qps``: streams at their peak; ``swing``: of their rate over a day. Of tasks: ``per_hour``, the mean length of
     their audio, and their segments. ``saved``: devices by which one fleet is smaller than two; None where a kind has no
-    fleet. ``note``: why there are no fleets.
+    fleet. ``note``: why there is no fleet for both.
     """
 
     qps: float
@@ -54,3 +65,8 @@ class JobsPlan:
 
     def fleet(self, kind: str) -> SizedFleet | None:
         return next((each for each in self.fleets if each.kind == kind), None)
+
+    @property
+    def doubt(self) -> str:
+        """Why an answer does not cover the tasks, as a sentence; "" where a fleet serves both."""
+        return "" if self.fleet("both") else f"Tasks beside the streams: {self.note}"

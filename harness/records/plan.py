@@ -299,9 +299,9 @@ class Plan:
     """plan.json: see ``planning.plan.make_plan``.
 
     ``unit``: one device as text. ``deployment``: the planned knobs; None where no deployment has a rate.
-    ``doubts``: the ``reasons`` that the sign-off added to the plan's own: what its budget left out. ``why_not``: the
-    options that lost; older files do not say. ``mixed_fleets``: of the types
-    of device with a price, if several.
+    ``doubts``: the ``reasons`` that the sign-off added to the plan's own: what its budget left out, or tasks without a
+    fleet. ``why_not``: the options that lost; older files do not say. ``mixed_fleets``: of the types of device with a
+    price, if several.
     """
 
     schema: int = SCHEMA

@@ -20,6 +20,7 @@ from harness.content import absent, content_of, read
 from harness.device_profile import Profile
 from harness.identity import HostFacts, StageIdentity
 from harness.records.day import DemandCurve
+from harness.records.jobs import AskedTasks
 from harness.records.load import TrialLoad
 from harness.records.prediction import Prediction
 from harness.records.slo import Slo
@@ -253,6 +254,7 @@ class RunManifest:
     between_ladders: BetweenLadders | None = absent(None)
     times_basis: str = absent("")  # of emulated times that nobody measured: estimated or scaled
     demand: DemandCurve | None = absent(None)  # over a day, as the plan file gave it at the start
+    jobs: AskedTasks | None = absent(None)  # beside the streams, as their file gave them at the start
     # how many times slower than these records emulated GPUs ran; None: not chosen yet
     dilation: float | None = absent(1.0)
 

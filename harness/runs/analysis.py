@@ -25,7 +25,7 @@ from harness.capacity.planning.scaling import ScalingTerms, sessions_at_cap
 from harness.capacity.planning.surges import behaviour
 from harness.capacity.planning.why_not import why_not
 from harness.errors import HarnessError, InconclusiveError, InputError
-from harness.planfile.jobs import load_jobs
+from harness.planfile.jobs import demand_of
 from harness.planfile.plan import PlanSpec
 from harness.planfile.sections import DemandSpec
 from harness.records.day import Day, DemandCurve, ScalingRule
@@ -177,11 +177,16 @@ def shared_plan_of(run: Run, demand: JobDemand, qps: float) -> SharedPlan:
 
 
 def jobs_of(run: Run, spec: PlanSpec, plan: Plan) -> JobsPlan | None:
-    """Fleets for the streams of the headline target and the plan's tasks; None without tasks, or without a count."""
-    path, target = spec.jobs_path(), plan.headline()
-    if path is None or target is None:
+    """Fleets for the streams of the headline target and the tasks that the run began with.
+
+    None without tasks, or without a count. Raises InputError where the run did not keep its tasks.
+    """
+    asked, target = run.manifest.jobs, plan.headline()
+    if spec.jobs is None or target is None:
         return None
-    demand = load_jobs(path)
+    if asked is None:
+        raise InputError(f"{run.path}: its manifest.json does not hold the tasks of its plan: measure with --fresh")
+    demand = demand_of(asked)
     try:
         return jobs_plan(shared_plan_of(run, demand, target.qps), demand)
     except InconclusiveError as error:

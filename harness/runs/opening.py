@@ -14,14 +14,16 @@ from harness import wire
 from harness.capacity.planning.device_types import DeviceType
 from harness.capacity.planning.scaled_profile import scaled
 from harness.clock import AUTO
+from harness.content import content_of
 from harness.device_profile import MEASURED, Profile
 from harness.errors import HarnessError, InconclusiveError, InputError, StoreError
 from harness.host.places import PACKAGE, REPOSITORY, SCENARIOS, plan_name, plan_of_name
 from harness.host.provenance import commit, host_facts, versions
 from harness.identity import HostFacts
-from harness.planfile.jobs import load_jobs
+from harness.planfile.jobs import read_jobs
 from harness.planfile.plan import PlanSpec
 from harness.planfile.sections import ProfileSpec
+from harness.records.jobs import AskedTasks
 from harness.records.schema import BetweenLadders, RunManifest
 from harness.records.store import Run, read_profile
 from harness.runs.device_names import CLUSTER
@@ -82,9 +84,8 @@ def run_id_of(plan_path: Path, spec: PlanSpec, url: str | None, ray: str | None 
         digest.update(json.dumps(profiles, sort_keys=True).encode())
     if traced := spec.demand_path():
         digest.update(traced.read_bytes())
-    if tasks := spec.jobs_path():
-        load_jobs(tasks)  # a mistake in it is said before anything is measured
-        digest.update(tasks.read_bytes())
+    if tasks := _asked_tasks(spec):  # a mistake in them is said before anything is measured
+        digest.update(json.dumps(content_of(tasks), sort_keys=True).encode())
     digest.update((url or (f"ray {ray}" if ray else "")).encode())
     return f"{spec.name}-{digest.hexdigest()[:8]}"
 
@@ -113,11 +114,17 @@ def open_run(plan_path: Path, spec: PlanSpec, results: Path, url: str | None, ra
         topologies=spec.topologies,
         times_basis=_times_basis(spec),
         demand=spec.demand_curve(),
+        jobs=_asked_tasks(spec),
         dilation=None if spec.dilate == AUTO else spec.dilate,
     )
     learnt = between_of_earlier_runs(Path(results), manifest)
     notes = (*manifest.notes, *filter(None, [learnt and _says(learnt)]))
     return Run.create(results, replace(manifest, between_ladders=learnt, notes=notes))
+
+
+def _asked_tasks(spec: PlanSpec) -> AskedTasks | None:
+    path = spec.jobs_path()
+    return read_jobs(path) if path else None
 
 
 def _says(learnt: BetweenLadders) -> str:

@@ -11,7 +11,16 @@ from harness.capacity.models.device import Device
 from harness.capacity.models.spreads import Sample, Spread
 from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.job_extent import LEAST_BEYOND, Extent, Judged, extent_of
-from harness.capacity.planning.job_fleets import BOTH, STREAMS, TASKS, FleetLoad, JobDemand, JobFleets, shared_plan
+from harness.capacity.planning.job_fleets import (
+    BOTH,
+    STREAMS,
+    TASKS,
+    FleetLoad,
+    JobDemand,
+    JobFleets,
+    jobs_plan,
+    shared_plan,
+)
 from harness.capacity.planning.pools import Pools
 from harness.cli import job_tables
 from harness.errors import InconclusiveError, PlanError
@@ -67,6 +76,13 @@ def test_a_kind_that_only_the_slowest_devices_cannot_serve_has_no_upper_bound(fl
     assert found.saved == 10 and found.saved_interval == (None, None)
 
 
+@pytest.mark.parametrize("served", [(), (STREAMS,), (STREAMS, TASKS)])
+def test_where_no_fleet_serves_both_the_answer_says_so(plan, served):
+    assert jobs_plan(plan, DEMAND).note == jobs_plan(plan, DEMAND).doubt == ""
+    found = jobs_plan(replace(plan, loads={kind: plan.loads[kind] for kind in served}, saved_interval=None), DEMAND)
+    assert "No number of devices meets the SLOs of streams and tasks" in found.note and found.note in found.doubt
+
+
 def test_a_fleet_meets_every_limit_and_one_device_less_does_not(fleets, plan):
     for kind, load in plan.loads.items():
         assert load.met and fleets.judge(kind, load.devices, load.sessions).shares == load.shares
@@ -101,7 +117,45 @@ def test_each_kind_is_judged_by_enough_of_it_at_low_and_at_high_rates(fleets, mo
         assert kind == STREAMS or tasks.sum() >= LEAST_BEYOND / (1 - DEMAND.slos[0].quantile)
         assert kind == TASKS or streams.sum() >= LEAST_BEYOND / 0.05
         segments = np.ceil(arrived.frames[arrived.is_task] / DEMAND.segment_frames)
-        assert np.sum(~arrived.is_task) + np.sum(1 + segments) < 330_000
+        assert extent.part * devices == 1 or np.sum(~arrived.is_task) + np.sum(1 + segments) < 330_000
+
+
+class Drawn(Exception):
+    pass
+
+
+@pytest.mark.parametrize("most_sessions", [40_000, 100_000, 300_000, 2_000_000])
+def test_what_is_simulated_is_whole_devices_and_the_extent_that_has_enough_of_everything(
+    fleets, monkeypatch, most_sessions
+):
+    """Not a part that is rounded to whole devices after it was found to suffice: 1.4 of 3 devices are 1."""
+    monkeypatch.setattr("harness.capacity.planning.job_fleets.MOST_SESSIONS", most_sessions)
+    found = []
+
+    def arrived(own, kind, extent):
+        found.append(extent)
+        raise Drawn
+
+    monkeypatch.setattr(JobFleets, "_arrived", arrived)
+    for qps, devices in ((qps, devices) for qps in (0.05, 0.3, 1.0, 2.0) for devices in (1, 2, 3, 5, 7, 70)):
+        made, found[:] = replace(fleets, qps=qps, _drawn={}), []
+        with pytest.raises((Drawn, InconclusiveError)):
+            made.judge(BOTH, devices, 20)
+        for extent in found:
+            simulated = extent.part * devices
+            assert simulated == pytest.approx(round(simulated)) and 1 <= round(simulated) <= min(devices, 64)
+            days = extent.days * round(simulated) / devices
+            assert 24 * days * DEMAND.per_hour >= LEAST_BEYOND / (1 - DEMAND.slos[0].quantile)
+            assert all(each.per_day * days >= each.needs - 1e-6 for each in made._judged())
+
+
+def test_one_device_is_simulated_for_no_more_days_than_there_is_room_for(fleets, monkeypatch):
+    """Days without end would take all memory. A single day is simulated, however many sessions a device has."""
+    monkeypatch.setattr("harness.capacity.planning.job_fleets.MOST_SESSIONS", 100_000)
+    rare = replace(DEMAND, per_hour=3)
+    assert replace(fleets, demand=replace(DEMAND, per_hour=400), _drawn={})._extent(BOTH, 1) == Extent(1.0, 1)
+    with pytest.raises(InconclusiveError, match="needs 460 tasks, and no more than about 72 can be simulated"):
+        replace(fleets, demand=rare, _drawn={}).judge(BOTH, 1, 20)
 
 
 def test_kinds_that_are_simulated_whole_get_the_same_streams_and_the_same_tasks(fleets):

@@ -1,18 +1,21 @@
 """The section of the report about tasks beside the streams, and how a run comes by it."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import report_sample as sample
 from report_page import Page
 
 from harness.capacity.planning.job_fleets import BOTH, STREAMS, TASKS, FleetLoad, SharedPlan
-from harness.content import content_of
-from harness.errors import InconclusiveError, PlanError
+from harness.content import content_of, read
+from harness.errors import InconclusiveError, InputError, PlanError
+from harness.planfile.jobs import demand_of, load_jobs, read_jobs
 from harness.planfile.reading import load_plan
-from harness.records.jobs import JobsPlan, JudgedTurnaround, SizedFleet
+from harness.records.jobs import AskedTasks, JobsPlan, JudgedTurnaround, SizedFleet
 from harness.records.store import Run
 from harness.records.turnaround import TurnaroundSlo
 from harness.report.page import write_report
@@ -62,6 +65,11 @@ def test_it_shows_the_fleets_and_what_one_of_them_saves(tmp_path):
     assert "--sessions 80" in page.text
 
 
+def test_a_saving_whose_interval_is_not_known_says_why(tmp_path):
+    text = " ".join(page_of(tmp_path, replace(JOBS, saved_interval=(None, None))).text.split())
+    assert "2 fewer (interval not known: of the slowest likely devices no number suffices)." in text
+
+
 def test_figures_of_emulated_times_are_labelled(tmp_path):
     assert all(row[6] == "extrapolated emulated" for row in fleets_of(page_of(tmp_path, emulated=True))[1:])
 
@@ -77,12 +85,14 @@ def test_a_kind_without_a_fleet_and_a_plan_without_tasks(tmp_path):
 
 @pytest.fixture
 def with_tasks(tmp_path):
-    """A run, and its plan with a file of tasks."""
+    """A run that began with a file of tasks, which has been removed since, and its plan."""
     path = tmp_path / "run"
     shutil.copytree(ROOT / "results" / "sample-mixed", path)
     (tmp_path / "tasks.yaml").write_text(TASKS_FILE)
     run = Run.open(path)
-    return run, spec_of(run).model_copy(update={"jobs": str(tmp_path / "tasks.yaml")})
+    run.update_manifest(jobs=read_jobs(tmp_path / "tasks.yaml"))
+    (tmp_path / "tasks.yaml").unlink()
+    return Run.open(path), spec_of(run).model_copy(update={"jobs": str(tmp_path / "tasks.yaml")})
 
 
 def test_a_plan_with_tasks_gets_its_fleets_at_the_rate_of_the_answer(with_tasks, monkeypatch):
@@ -101,6 +111,28 @@ def test_a_plan_with_tasks_gets_its_fleets_at_the_rate_of_the_answer(with_tasks,
     assert found.fleet(BOTH).turnarounds == (JudgedTurnaround(slo="turnaround p95 <= 2x", value="1.23x"),)
     assert (found.two_fleets, found.saved, found.saved_interval) == (6, 3, (2, 4))
     assert jobs_of(run, spec.model_copy(update={"jobs": None}), run.plan()) is None
+
+
+def test_a_run_that_did_not_keep_its_tasks_is_not_answered_for_those_of_a_file_of_today(with_tasks):
+    run, spec = with_tasks
+    run.update_manifest(jobs=None)
+    with pytest.raises(InputError, match="does not hold the tasks of its plan"):
+        jobs_of(run, spec, run.plan())
+
+
+def test_kept_tasks_are_those_of_the_file(tmp_path):
+    path, lengths = tmp_path / "tasks.yaml", tmp_path / "lengths.csv"
+    lengths.write_text("seconds\n30\n10\n20\n")
+    for length in ("{fixed: 1500}", "{lognormal: {median: 1200, sigma: 0.6}}", "{empirical: lengths.csv}"):
+        path.write_text(TASKS_FILE.replace("{fixed: 1500}", length))
+        kept, demand = content_of(read_jobs(path)), load_jobs(path)
+        again = demand_of(read(AskedTasks, json.loads(json.dumps(kept))))
+        assert np.array_equal(again.lengths.frames, demand.lengths.frames) and again.lengths.frames.dtype == np.int64
+        assert replace(again, lengths=demand.lengths) == demand and len(json.dumps(kept)) < 1000
+    lengths.unlink()
+    assert demand_of(read(AskedTasks, kept)).lengths.frames.tolist() == [75, 150, 225]
+    with pytest.raises(InputError, match="tasks that this harness cannot read: per_day"):
+        demand_of(AskedTasks(keys=kept["keys"] | {"per_day": 1}))
 
 
 def test_tasks_of_which_nothing_is_known_do_not_end_a_sign_off(with_tasks, monkeypatch):

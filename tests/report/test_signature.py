@@ -1,8 +1,10 @@
 """A forged answer is found by its own records, and one that a key signed is verified by the public key alone."""
 
 import json
+import re
 import shutil
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,12 +45,16 @@ def key(tmp_path_factory):
 
 def forge(folder, change):
     """Change plan.json and seal it again, as somebody with the harness's own code would."""
+    rewrite(folder, change)
+    sign(Run.open(folder))
+    assert check_seal(folder, None).problems == () or "expired" in check_seal(folder).problems[0]
+
+
+def rewrite(folder, change):
     path = folder / "plan.json"
     plan = json.loads(path.read_text())
     change(plan)
     path.write_text(json.dumps(plan))
-    sign(Run.open(folder))
-    assert check_seal(folder, None).problems == () or "expired" in check_seal(folder).problems[0]
 
 
 def fewer(plan):
@@ -82,6 +88,74 @@ def test_forged_numbers_with_new_hashes_are_not_what_the_records_give(folder, mo
     assert differences(Run.open(folder)) == []
     forge(folder, change)
     assert any(says in each for each in differences(Run.open(folder)))
+
+
+TASKS = {
+    "qps": 0.5, "swing": 0.0, "per_hour": 6.0, "mean_audio_s": 60.0, "segment_s": 9.0, "slos": [], "note": "Too few.",
+    "fleets": [{"kind": kind, "devices": 3, "interval": [3, 3], "sessions": 4, "binding": "rtf"}
+               for kind in ("streams", "tasks", "both")],
+}  # fmt: skip
+FLEET = {
+    "pools": [], "devices": {"l4": 3}, "cost_per_hour": 3.0, "cost_interval": [3, 3], "cost_per_audio_hour": 1.0,
+    "watts": None, "joules_per_audio_s": None, "watts_basis": "",
+}  # fmt: skip
+MIXED = {
+    "schema": 1, "preset": "tiny", "mix": {}, "slos": [], "utilisation_cap": 0.85, "currency": "USD", "spares": 0,
+    "power_limit_w": None, "types": [], "targets": [{"qps": 0.5, "best": FLEET, "undivided": {}}],
+}  # fmt: skip
+
+
+def fewer_for_both(plan):
+    plan["jobs"]["fleets"][-1]["devices"] = 2
+
+
+def no_tasks(plan):
+    del plan["jobs"]
+
+
+def fewer_of_a_mixed_fleet(plan):
+    plan["mixed_fleets"]["targets"][0]["best"]["devices"] = {"l4": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (fewer_for_both, "devices for streams and tasks: the answer says .*'both': 2.* its records give .*'both': 3"),
+        (no_tasks, "devices for streams and tasks"),
+        (fewer_of_a_mixed_fleet, "devices of the cheapest fleet: the answer says {'l4': 2}, .* {'l4': 3}"),
+    ],
+)
+def test_forged_fleets_for_tasks_and_of_several_types_are_found_too(folder, monkeypatch, change, says):
+    rewrite(folder, lambda plan: plan.update(jobs=TASKS, mixed_fleets=MIXED))
+    anew = Run.open(folder).plan()
+    recompute(monkeypatch, anew, anew.jobs)
+    assert differences(Run.open(folder)) == []
+    rewrite(folder, change)
+    (said,) = differences(Run.open(folder))
+    assert re.search(says, said)
+
+
+def test_a_cheapest_fleet_that_the_program_did_not_prove_is_no_forgery(folder, monkeypatch):
+    rewrite(folder, lambda plan: plan.update(mixed_fleets=MIXED))
+    recompute(monkeypatch, Run.open(folder).plan(), None)
+    unproven = {"qps": 0.5, "best": FLEET | {"proven": False, "devices": {"l4": 4}}, "undivided": {}}
+    rewrite(folder, lambda plan: plan.update(mixed_fleets=MIXED | {"targets": [unproven]}))
+    assert differences(Run.open(folder)) == []
+
+
+def test_an_answer_that_ignores_that_no_fleet_serves_its_tasks_is_forged(folder, monkeypatch):
+    rewrite(folder, lambda plan: plan.update(jobs=TASKS | {"fleets": []}, verdict="met"))
+    anew = Run.open(folder).plan()
+    recompute(monkeypatch, anew, anew.jobs)
+    assert any(each.startswith("verdict: the answer says met") for each in differences(Run.open(folder)))
+
+
+def recompute(monkeypatch, anew, jobs):
+    """Whatever the stored plan says, its records give ``anew``."""
+    monkeypatch.setattr(recomputed, "fit_of", lambda run: {})
+    monkeypatch.setattr(recomputed, "plan_of", lambda *given: replace(anew, jobs=None, mixed_fleets=None))
+    monkeypatch.setattr(recomputed, "jobs_of", lambda *given: jobs)
+    monkeypatch.setattr(recomputed, "mixed_fleets_of", lambda *given: anew.mixed_fleets)
 
 
 @needs_ssh

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from harness import wire
+from harness.vibevoice.process import restarts
 from harness.vibevoice.process.restarts import Note, Registry, Restarter, restart_of, server_mark
-from harness.vibevoice.process.stubs import Stub
+from harness.vibevoice.process.stubs import Stub, started_ns
 from harness.vibevoice.sessions.table import is_alive, is_stopped, session_ids
 
 SERVER = "1-7-1"
@@ -35,8 +36,8 @@ def registry(tmp_path):
     return Registry(SERVER, tmp_path)
 
 
-def note_of(model, pid, instance=0, server=SERVER, since_ns=0, config=CONFIG):
-    return Note(server, pid, f"{model}_0_{instance}", model, config, since_ns)
+def note_of(model, pid, instance=0, server=SERVER, since_ns=0, config=CONFIG, started_ns=0):
+    return Note(server, pid, f"{model}_0_{instance}", model, config, since_ns, started_ns=started_ns)
 
 
 def restarter_of(registry, pid=None, fail=(), stubs=()):
@@ -182,7 +183,7 @@ def once(config, pid=4):
 def test_a_model_that_is_being_loaded_is_not_restarted_with_the_configuration_that_it_replaces(registry):
     """Its process was killed during a reload: the one that replaces it has written no note yet."""
     registry.put(note_of(wire.VOICE, os.getpid()), "voice")
-    registry.put(note_of(wire.LLM, DEAD, since_ns=5), "old")
+    registry.put(note_of(wire.LLM, DEAD, since_ns=5, started_ns=4), "old")
     replacing = [Stub(DEAD + 1, wire.LLM, "new", 1, started_ns=9)]
     restarter, loaded = restarter_of(registry, stubs=replacing)
     assert [looks(restarter, now) for now in range(5)] == [[]] * 5 and not loaded
@@ -192,13 +193,60 @@ def test_a_model_that_is_being_loaded_is_not_restarted_with_the_configuration_th
 
 def test_a_load_that_fails_and_an_old_process_that_is_slow_to_end_keep_no_model_from_its_restart(registry):
     registry.put(note_of(wire.VOICE, os.getpid()), "voice")
-    registry.put(note_of(wire.LLM, DEAD, since_ns=5), "old")
+    registry.put(note_of(wire.LLM, DEAD, since_ns=5, started_ns=4), "old")
     stubs = [Stub(os.getpid(), wire.LLM, "older", 1, started_ns=2), Stub(7, wire.VOCODER, "other", 1, started_ns=9)]
     loads = Stub(DEAD + 1, wire.LLM, "new", 1, started_ns=9)
     restarter, loaded = restarter_of(registry, stubs=[*stubs, loads])
     assert looks(restarter, 0.0) == []
     restarter.stubs = lambda: stubs  # the one that loaded has failed
     assert looks(restarter, 1.0) == [wire.LLM]
+
+
+def test_when_processes_started_is_compared_by_one_clock_also_after_a_host_was_suspended(registry):
+    """The clock of /proc is then ahead of that of the notes: every process looks younger than every note."""
+    ahead = 10**15
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    registry.put(note_of(wire.LLM, DEAD, since_ns=5, started_ns=ahead + 4), "old")
+    older = Stub(os.getpid(), wire.LLM, "older", 1, started_ns=ahead + 2)
+    restarter, loaded = restarter_of(registry, stubs=[older])
+    assert looks(restarter, 0.0) == [wire.LLM]
+
+
+def test_a_note_tells_when_its_process_started_as_the_stubs_of_a_server_do(registry, monkeypatch, tmp_path):
+    monkeypatch.setattr(restarts, "Registry", lambda server: Registry(server, tmp_path))
+    monkeypatch.setattr(restarts.atexit, "register", lambda *_, **__: None)
+    args = {
+        "model_name": wire.VOCODER,
+        "model_config": CONFIG,
+        "model_instance_name": "x_0",
+        "model_instance_device_id": "0",
+    }
+    restarts.attend(args, lambda *_: None, None)
+    (note,) = Registry(server_mark(os.getppid()), tmp_path).notes().values()
+    assert note.started_ns == started_ns(os.getpid()) > 0
+    assert abs(time.monotonic_ns() - note.since_ns) < 60e9  # what clients compare its age with
+
+
+def test_a_model_that_another_loaded_during_the_restart_before_it_keeps_its_sessions(registry):
+    registry.put(note_of(wire.VOICE, os.getpid()), "voice")
+    for number, model in enumerate((wire.LLM, wire.VOCODER, wire.DIFFUSION)):
+        registry.put(note_of(model, DEAD + number, since_ns=number), model)
+    given = []
+
+    def load(model, config):
+        given.append(model)
+        meanwhile = (wire.LLM, wire.VOCODER) if len(given) == 1 else ()  # a client loads them
+        for other in {model, *meanwhile}:
+            registry.put(note_of(other, os.getpid(), since_ns=9), f"{other} again")
+
+    restarter = Restarter(registry, load, os.getpid(), tuple)
+    assert looks(restarter, 0.0) == given
+    assert sorted(given) in [
+        [wire.DIFFUSION],
+        sorted([wire.DIFFUSION, wire.LLM]),
+        sorted([wire.DIFFUSION, wire.VOCODER]),
+    ]
+    assert looks(restarter, 1.0) == []
 
 
 def test_a_restart_that_overtook_a_load_is_followed_by_what_was_asked_for(registry):

@@ -50,7 +50,7 @@ def extent_of(judged: Sequence[Judged], part_over: Callable[[int], float]) -> Ex
         part = part_over(days)
         if all(each.per_day * days * part >= each.needs for each in judged):
             return Extent(part, days)
-    reach = MOST_DAYS * part_over(MOST_DAYS)
+    reach = max(days * part_over(days) for days in range(1, MOST_DAYS + 1))
     worst = min(judged, key=lambda each: each.per_day / each.needs)
     raise InconclusiveError(
         f"too few to tell: {worst.slo} needs {worst.needs} {worst.kind}, and no more than about "

@@ -33,6 +33,7 @@ MOST_SESSIONS = 2_000_000  # of one simulation, and segments; above, a part of t
 _PEAK_SHARE = 0.9  # of the highest rate: streams that arrive then are judged
 _SHARED = (1.0, 0.85, 0.7, 0.5)  # of the sessions with which streams meet their SLOs: what streams and tasks may share
 _ALONE = (1.0, 0.75, 0.5, 0.3, 0.15)  # of the sessions that were measured: what tasks alone may have
+_UNSERVED = "No number of devices meets the SLOs of streams and tasks on one fleet."
 STREAMS, TASKS, BOTH = KINDS = ("streams", "tasks", "both")
 
 
@@ -156,8 +157,8 @@ class JobFleets:
     def judge(self, kind: str, devices: int, sessions: int) -> FleetLoad:
         """Simulate a fleet of a kind with this many shared sessions, and compare it with every limit."""
         extent = self._extent(kind, devices)
-        simulated_devices = max(1, round(extent.part * devices))
-        arrived = self._arrived(kind, replace(extent, part=simulated_devices / devices))
+        simulated_devices = round(extent.part * devices)
+        arrived = self._arrived(kind, extent)
         shared = max(0, round(sessions * simulated_devices / devices))
         simulated = self._simulated(arrived, simulated_devices, shared)
         shares = dict(self._utilisation(kind, devices, sessions))
@@ -211,6 +212,7 @@ class JobFleets:
     def _extent(self, kind: str, devices: int) -> Extent:
         """What is simulated of a fleet. All kinds need what the SLOs of both need, so that they get the same arrivals.
 
+        The part is one of whole devices: one of them for a day, however many sessions it has, and none for longer.
         Raises InconclusiveError where an SLO would be judged by too few.
         """
         streams = self.qps if kind != TASKS else 0.0
@@ -218,7 +220,8 @@ class JobFleets:
 
         def part_over(days: int) -> float:
             events = (streams + tasks) * self._stop_s(days)
-            return min(1.0, LARGEST_POOL / devices, MOST_SESSIONS / max(events, 1.0))
+            within = math.floor(min(devices, LARGEST_POOL, devices * MOST_SESSIONS / max(events, 1.0)))
+            return (within or int(days == 1)) / devices
 
         return extent_of(self._judged(), part_over)
 
@@ -355,7 +358,7 @@ def jobs_plan(plan: SharedPlan, demand: JobDemand) -> JobsPlan:
         for kind, load in plan.loads.items()
     ]
     return replace(
-        nothing_sized(demand, plan.qps),
+        nothing_sized(demand, plan.qps, "" if BOTH in plan.loads else _UNSERVED),
         fleets=tuple(fleets),
         two_fleets=plan.two_fleets,
         saved=plan.saved,
@@ -365,7 +368,7 @@ def jobs_plan(plan: SharedPlan, demand: JobDemand) -> JobsPlan:
 
 
 def nothing_sized(demand: JobDemand, qps: float, note: str = "") -> JobsPlan:
-    """What is asked for, before any fleet is known; ``note``: why none is."""
+    """What is asked for, before any fleet is known; ``note``: why none serves streams and tasks."""
     return JobsPlan(
         qps=qps,
         swing=demand.swing,

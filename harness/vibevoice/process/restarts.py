@@ -29,7 +29,7 @@ from harness.content import content_of, read
 from harness.host.keys import NOTE_SUFFIX, SHARED_FOLDER, read_private, server_mark, write_private
 from harness.identity import StageIdentity
 from harness.vibevoice.process.instances import instance_name
-from harness.vibevoice.process.stubs import Stub, own_server, stub_of, stubs_of
+from harness.vibevoice.process.stubs import Stub, own_server, started_ns, stub_of, stubs_of
 from harness.vibevoice.sessions.table import is_alive, is_stopped
 
 # Models whose processes watch; the first one present watches for all. Loading a model blocks the process that asks for
@@ -57,6 +57,7 @@ class Note:
     asked_ns: int = 0  # when its configuration was asked for: since_ns, or that of the process which it replaces
     newest: str = ""  # the configuration that was asked for last, as far as it knew when it began; "": its own
     newest_ns: int = 0
+    started_ns: int = 0  # when the process started, as ``Stub`` has it: of another clock than since_ns
 
     @property
     def living(self) -> bool:
@@ -139,8 +140,13 @@ class Restarter:
         self._end_stopped()
         due = self._to_restart(notes)
         self._due = Counter({model: self._due[model] + 1 for model in due})
-        ready = [note for model, note in due.items() if self._due[model] >= _DEAD_LOOKS]
-        return [note.model for note in ready if self._restart(note, now_s)]
+        ready = [model for model in due if self._due[model] >= _DEAD_LOOKS]
+        return [model for model in ready if self._restart_if_due(model, now_s)]
+
+    def _restart_if_due(self, model: str, now_s: float) -> bool:
+        """Restart a model that still needs it: another may have loaded it while the restart before it took its time."""
+        note = self._to_restart(self.registry.notes()).get(model)
+        return note is not None and self._restart(note, now_s)
 
     def _to_restart(self, notes: dict[Path, Note]) -> dict[str, Note]:
         """The models that need a restart, each with a note of the process to replace; removes what is out of date."""
@@ -157,7 +163,7 @@ class Restarter:
         if due:
             known = {path.with_suffix("").name for path in notes}
             for stub in self.stubs():
-                if stub.region not in known and stub.model in due and stub.started_ns > due[stub.model].since_ns:
+                if stub.region not in known and stub.model in due and stub.started_ns > due[stub.model].started_ns:
                     del due[stub.model]  # it is being loaded
         return due
 
@@ -226,7 +232,7 @@ def attend(args: dict, load: Callable[[str, str], None], identity: StageIdentity
     registry = Registry(mark)
     note = Note(
         mark, pid, instance_name(args), args["model_name"], args["model_config"], time.monotonic_ns(),
-        identity,
+        identity, started_ns=started_ns(pid),
     )  # fmt: skip
     if own := stub_of(pid):
         with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ class Stub:
     model: str
     region: str  # the shared memory of this process and its server
     server: int  # the process that started it
-    started_ns: int = 0  # since the host started
+    started_ns: int = 0  # see ``started_ns``
 
 
 def stub_of(pid: int) -> Stub | None:
@@ -31,11 +31,12 @@ def stub_of(pid: int) -> Stub | None:
         words = [word.decode() for word in (_PROCESSES / str(pid) / "cmdline").read_bytes().split(b"\0")]
         if Path(words[_NAME]).name == "triton_python_backend_stub" and is_alive(pid):
             model = Path(words[_MODEL]).parents[1].name
-            return Stub(pid, model, words[_REGION], int(words[_SERVER]), _started_ns(pid))
+            return Stub(pid, model, words[_REGION], int(words[_SERVER]), started_ns(pid))
     return None
 
 
-def _started_ns(pid: int) -> int:
+def started_ns(pid: int) -> int:
+    """When a process started, of CLOCK_BOOTTIME: unlike CLOCK_MONOTONIC, it goes on while the host is suspended."""
     ticks = int((_PROCESSES / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
     return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
