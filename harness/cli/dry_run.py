@@ -32,11 +32,14 @@ def dry_run(plan_path: Path, changes: dict[str, Any]) -> int:
     out.print(_table(found))
     for line in _times(found):
         _say(line)
-    problems = found.problems()
+    problems, doubts = found.problems(), found.doubts()
     for problem in problems:
         _say(f"{plan_path}: {problem}", "red")
+    for doubt in doubts:
+        _say(f"warning: {plan_path}: {doubt}", "yellow")
     if not problems:
-        _say("The plan can conclude" if found.window else "Nothing rules out that the plan concludes", "green")
+        is_sure = found.window and not doubts
+        _say("The plan can conclude" if is_sure else "Nothing rules out that the plan concludes", "green")
     return exit_codes.INCONCLUSIVE if problems else exit_codes.MET
 
 

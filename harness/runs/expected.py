@@ -18,7 +18,7 @@ from harness.capacity.planning.estimated import ENTRY_S
 from harness.capacity.planning.staged import staged_step_time
 from harness.cards.assumptions import FIRST_STEPS, HOP, OF_SERVING, OF_STAGED
 from harness.device_profile import PREFILL, Profile
-from harness.errors import HarnessError
+from harness.errors import HarnessError, InconclusiveError
 from harness.planfile.plan import PlanSpec
 from harness.records.store import read_profile
 from harness.runs.rungs import kv_room_of
@@ -30,13 +30,17 @@ _METRICS = ("ttfa_s", "rtf")  # what the closed form knows
 class ExpectedServer:
     """``rate_per_s``: the highest rate of requests with every SLO met. ``step_s`` [n]: of a GPU with 1 to n sessions.
 
-    ``gpus``: of the server, which share its sessions. ``mean_frames``: of a request.
+    ``gpus``: of the server, which share its sessions. ``mean_frames``: of a request. ``binding``: what limits the rate.
+    ``of_all``: the space has no other point; otherwise these are of the first value of each knob, and another point may
+    be faster.
     """
 
     rate_per_s: float
     step_s: np.ndarray
     gpus: int
     mean_frames: float
+    binding: str = ""
+    of_all: bool = True
 
     def begun_per_s(self, sessions: int) -> float:
         """Requests/s that begin while so many sessions are held: as many as end, by the frames that they make."""
@@ -52,22 +56,32 @@ class ExpectedServer:
 
 def expected_server(spec: PlanSpec) -> ExpectedServer | None:
     """The server of a plan that emulates GPUs; None for any other, and where the profile does not tell."""
-    path = spec.profile_path()
-    kv = kv_room_of(spec)
-    if path is None or kv is None:
+    try:
+        return server_by_profile(spec)
+    except InconclusiveError:
         return None
+
+
+def server_by_profile(spec: PlanSpec) -> ExpectedServer:
+    """The server of a plan that emulates GPUs. Raises InconclusiveError that says why nothing is expected."""
+    path = spec.profile_path()
+    if path is None:
+        raise InconclusiveError("only emulated GPUs have an expected one")
+    kv = kv_room_of(spec)
+    if kv is None:
+        raise InconclusiveError(f"{path} has no kv_room_bytes, so the sessions that its memory holds are not known")
     try:
         profile, demand = read_profile(path), MixDemand.of(spec.traffic_mix())
         step_s = _steps_s(DeviceType.of_profile(profile), spec, demand.mean_context)
         base_s = {each.name: _first_audio_base_s(profile, each.frames, demand) for each in demand.classes}
-    except (HarnessError, ValueError):  # the profile has no separate stages, or too few points of one
-        return None
+    except (HarnessError, ValueError) as error:  # the profile has no separate stages, or too few points of one
+        raise InconclusiveError(f"the profile {path} does not tell: {error}") from None
     need = MemoryNeed.of(demand, kv.bytes_per_token)
     steps = dict.fromkeys(base_s, OF_SERVING[FIRST_STEPS].likely)
     device = ClosedDevice(step_s, base_s, steps, float(kv.limit_bytes), len(step_s))
     slos = tuple(slo for slo in spec.slo_list() if slo.metric in _METRICS)
-    rate, _ = ClosedPools(device, demand, need, slos, 1.0).rate(spec.gpus)
-    return ExpectedServer(rate, step_s, spec.gpus, demand.mean_frames)
+    rate, binding = ClosedPools(device, demand, need, slos, 1.0).rate(spec.gpus)
+    return ExpectedServer(rate, step_s, spec.gpus, demand.mean_frames, binding, of_all=spec.size() == 1)
 
 
 def _steps_s(device_type: DeviceType, spec: PlanSpec, context: float) -> np.ndarray:

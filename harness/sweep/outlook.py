@@ -17,6 +17,7 @@ from harness.sweep.budget import CHOOSE_S, FIT_S, MOST_LONGER, START_SERVER_S, d
 from harness.sweep.near_limit import rungs_near_limit
 from harness.traffic.mix import Mix
 
+OF_FIRST = "; so with the first value of each knob, and another point of the space may be faster"
 _QUANTILES = (0.95, 0.9, 0.8, 0.75, 0.5)  # that a plan is told of where its own are out of reach
 
 
@@ -162,9 +163,7 @@ class PlanOutlook:
 
     def problems(self) -> list[str]:
         """Why no sign-off of the plan can conclude, each with what to change; [] where one can."""
-        short = [each for each in self.ladder if not each.is_decidable]
-        found = [self._of_ladder(max(short, key=lambda each: each.needed / each.expected))] if short else []
-        found += filter(None, [self.window.problem if self.window else ""])
+        found = self._of_windows() if self.server and self.server.of_all else []
         minutes = self.spec.budget_minutes
         if self.least_s > minutes * 60:
             slower = "" if self.spec.dilate in (AUTO, 1) else f" with time dilated {self.spec.dilate:g} times"
@@ -174,6 +173,15 @@ class PlanOutlook:
                 f"budget_minutes {needed}"
             )
         return found
+
+    def doubts(self) -> list[str]:
+        """What would be problems if the space had its first point alone."""
+        return [] if self.server is None or self.server.of_all else [each + OF_FIRST for each in self._of_windows()]
+
+    def _of_windows(self) -> list[str]:
+        short = [each for each in self.ladder if not each.is_decidable]
+        found = [self._of_ladder(max(short, key=lambda each: each.needed / each.expected))] if short else []
+        return [*found, *filter(None, [self.window.problem if self.window else ""])]
 
     def _of_ladder(self, short: SloOutlook) -> str:
         seconds = math.ceil(self.spec.ladder.seconds * short.needed / short.expected)

@@ -10,9 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from harness import signoff as job
+from harness import wire
 from harness.cli.main import app
 from harness.clock import Clock
 from harness.errors import InputError
+from harness.planfile.plan import PlanSpec
 from harness.planfile.reading import load_plan
 from harness.records.slo import judge
 from harness.runs.expected import ExpectedServer, expected_server
@@ -41,7 +43,10 @@ def scenario(folder, name="h100", **changes):
 
 
 def outlook(path):
-    spec = load_plan(path)
+    return outlook_of(load_plan(path))
+
+
+def outlook_of(spec):
     return PlanOutlook.of(spec, expected_server(spec), sessions_that_fit(spec))
 
 
@@ -90,6 +95,28 @@ def test_a_sign_off_refuses_windows_that_are_too_short_before_it_starts_a_server
     watcher.say = said.append
     work._check_windows(watcher)  # at full speed an inconclusive answer costs little: a warning
     assert len(said) == 1 and said[0].startswith("warning: confirm: 15 s")
+
+
+def test_one_slow_point_of_a_space_does_not_refuse_a_plan_that_another_may_conclude(tmp_path):
+    space = "currency: USD\nspace: {diffusion_decoder.delay_us: [20000, 0]}"
+    plan = scenario(tmp_path, currency=space, confirm="confirm: {load_share: [0.7], seconds: 5}")
+    work, said, watcher = job.SignOff(plan, tmp_path / "results", dilate=5.0), [], Watcher()
+    watcher.say = said.append
+    assert work.search.size == 2 and not work.campaign.expected.of_all
+    work._check_windows(watcher)
+    assert len(said) == 1 and "with the first value of each knob" in said[0]
+    code, said = dry_run(plan)
+    assert code == 0 and "with the first value of each knob" in said and "Nothing rules out" in said
+
+
+def test_a_space_too_large_to_write_out_has_an_expected_server_at_once(tmp_path, monkeypatch):
+    """10^8 points: none but the first is made."""
+    points = PlanSpec.points
+    monkeypatch.setattr(PlanSpec, "points", lambda spec: points(spec) if spec.size() == 1 else pytest.fail("all"))
+    spec = load_plan(SCENARIOS / "h100.yaml")
+    knobs = [f"{stage}.{knob}" for stage in wire.STAGES for knob in ("delay_us", "max_batch", "instances")][:8]
+    large = spec.model_copy(update={"space": {knob: tuple(range(20, 30)) for knob in knobs}})
+    assert large.size() == 10**8 and outlook_of(large).server.rate_per_s > 0
 
 
 def test_a_dry_run_says_what_each_window_holds_and_exits_with_whether_the_plan_can_conclude(tmp_path):
