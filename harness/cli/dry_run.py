@@ -20,12 +20,11 @@ def dry_run(plan_path: Path, changes: dict[str, Any]) -> int:
     ``changes``: as for ``deployed_as``. Nothing is started, measured or written.
     """
     from harness.planfile.reading import deployed_as, load_plan
-    from harness.runs.expected import expected_server
     from harness.runs.rungs import sessions_that_fit, within_room
     from harness.sweep.outlook import PlanOutlook
 
     spec, clipped = within_room(deployed_as(load_plan(plan_path), **changes))
-    found = PlanOutlook.of(spec, expected_server(spec), sessions_that_fit(spec))
+    found = PlanOutlook.of_plan(spec, sessions_that_fit(spec))
     if clipped:
         _say(f"warning: {clipped}", "yellow")
     _say(_server(found))
@@ -48,12 +47,18 @@ def _say(text: str, style: str = "") -> None:
 
 
 def _server(found: PlanOutlook) -> str:
-    if found.server is None or found.window is None:
-        return "The rate of a server is not known before a ladder is measured: only emulated GPUs have an expected one"
+    from harness.report import words
+
+    if found.server is None:
+        return f"The rate of a server is not known before a ladder is measured: {found.unknown}"
+    said = "Expected of a server, by the profile of the emulated GPU (estimated):"
+    if found.window is None:
+        first = "" if found.server.of_all else " with the first value of each knob"
+        return f"{said} no rate meets the SLOs{first}, by {words.metric(found.server.binding)}: nothing to confirm"
     share = max(found.spec.confirm.load_share)
     return (
-        f"Expected of a server, by the profile of the emulated GPU (estimated): {found.server.rate_per_s:.2g} "
-        f"requests/s; confirmed at {share:.0%} of that, {found.window.rate_per_s:.2g} requests/s"
+        f"{said} {found.server.rate_per_s:.2g} requests/s; confirmed at {share:.0%} of that, "
+        f"{found.window.rate_per_s:.2g} requests/s"
     )
 
 
@@ -76,7 +81,7 @@ def _table(found: PlanOutlook) -> Table:
     shown = found.window or WindowOutlook.of(spec, mix, 1.0)
     for each in shown.slos:
         rate = shown.rate_per_s * each.share_in(longest_s) / max(spec.confirm.load_share)
-        expected = f"{each.expected:.0f}" if found.window else "not known"
+        expected = f"{each.expected:.0f}" if found.window else "not known" if found.server is None else "-"
         seconds = f"{each.seconds:,.0f} s" if found.window else "-"
         window = f"confirmation, {shown.seconds if found.window else longest_s:g} s"
         table.add_row(

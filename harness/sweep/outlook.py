@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness import wire
 from harness.capacity.fitting.observations import MIN_STARTS
 from harness.clock import AUTO, HOST, Clock
 from harness.drive.load import Load
 from harness.drive.stop_rule import SETTLE_SHARE
+from harness.errors import InconclusiveError
 from harness.planfile.plan import PlanSpec
 from harness.records.slo import Slo, clean_requests_needed
-from harness.runs.expected import ExpectedServer
+from harness.runs.expected import ExpectedServer, server_by_profile
 from harness.sweep.budget import CHOOSE_S, FIT_S, MOST_LONGER, START_SERVER_S, decidable_s, deciding_s, estimated_s
 from harness.sweep.near_limit import rungs_near_limit
+from harness.sweep.trial_log import TRIES
 from harness.traffic.mix import Mix
 
 OF_FIRST = "; so with the first value of each knob, and another point of the space may be faster"
@@ -121,24 +123,26 @@ def ladder_outlook(spec: PlanSpec, server: ExpectedServer) -> list[SloOutlook]:
 def least_s(spec: PlanSpec, window_s: float, room: float, clock: Clock = HOST) -> float:
     """Seconds on the host for the least that an answer needs: the server, two ladders, a confirmation, the fits.
 
-    ``room``: the most sessions that the server's memory holds.
+    ``room``: the most sessions that the server's memory holds. Undilated, time for a repeat of the confirmation is
+    reserved too, as ``Campaign.confirm_s`` does.
     """
     rungs, held_s = spec.ladder.sessions, spec.ladder.seconds
     further = rungs_near_limit(rungs, rungs[-1], reached=False, room=room)
     ladders_s = sum(estimated_s(Load.ladder(held_s, 0, each), clock=clock) for each in (rungs, further))
     choosing_s = CHOOSE_S if spec.dilate == AUTO else 0.0
-    return START_SERVER_S + choosing_s + ladders_s + estimated_s(Load(window_s, 0), clock=clock) + 3 * FIT_S
+    confirm_s = (TRIES if clock == HOST else 1) * estimated_s(Load(window_s, 0), clock=clock)
+    return START_SERVER_S + choosing_s + ladders_s + confirm_s + 3 * FIT_S
 
 
 def most_dilation(spec: PlanSpec, window_s: float, room: float) -> float:
     """The highest time dilation with which the budget suffices for an answer; below 1 where it never does."""
-    once_s, twice_s = (least_s(spec, window_s, room, Clock(factor)) for factor in (1.0, 2.0))
-    return 1 + (spec.budget_minutes * 60 - once_s) / (twice_s - once_s)
+    low_s, high_s = (least_s(spec, window_s, room, Clock(factor)) for factor in (2.0, 3.0))
+    return 2 + (spec.budget_minutes * 60 - low_s) / (high_s - low_s)
 
 
 @dataclass(frozen=True)
 class PlanOutlook:
-    """What a plan is expected to show before it runs. ``server`` None: nothing is expected, as nothing is emulated.
+    """What a plan is expected to show before it runs. ``server`` None: nothing is expected; ``unknown`` says why.
 
     ``window``: of its highest share, None without a rate; ``most_dilation``: that its budget allows.
     """
@@ -149,6 +153,15 @@ class PlanOutlook:
     ladder: tuple[SloOutlook, ...]
     least_s: float
     most_dilation: float
+    unknown: str = ""
+
+    @classmethod
+    def of_plan(cls, spec: PlanSpec, room: float) -> PlanOutlook:
+        """From the plan alone."""
+        try:
+            return cls.of(spec, server_by_profile(spec), room)
+        except InconclusiveError as error:
+            return replace(cls.of(spec, None, room), unknown=str(error))
 
     @classmethod
     def of(cls, spec: PlanSpec, server: ExpectedServer | None, room: float) -> PlanOutlook:
@@ -156,10 +169,11 @@ class PlanOutlook:
         if server and server.rate_per_s:
             window = window_of(spec, mix, server)
             ladder = ladder_outlook(spec, server)
-        seconds = window.seconds if window else spec.confirm.seconds
         clock = HOST if spec.dilate == AUTO else Clock(float(spec.dilate))
+        dilated_s = window.seconds if window else MOST_LONGER * spec.confirm.seconds
+        seconds = dilated_s if window or clock != HOST else spec.confirm.seconds
         least = least_s(spec, seconds, room, clock)
-        return cls(spec, server, window, tuple(ladder), least, most_dilation(spec, seconds, room))
+        return cls(spec, server, window, tuple(ladder), least, most_dilation(spec, dilated_s, room))
 
     def problems(self) -> list[str]:
         """Why no sign-off of the plan can conclude, each with what to change; [] where one can."""

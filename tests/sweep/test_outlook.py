@@ -1,5 +1,6 @@
 """Whether a plan's windows hold enough requests to conclude, before anything is measured."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -47,7 +48,7 @@ def outlook(path):
 
 
 def outlook_of(spec):
-    return PlanOutlook.of(spec, expected_server(spec), sessions_that_fit(spec))
+    return PlanOutlook.of_plan(spec, sessions_that_fit(spec))
 
 
 @pytest.mark.parametrize("name", GPUS)
@@ -76,10 +77,19 @@ def test_requests_in_a_window_are_held_against_those_that_an_slo_needs(tmp_path)
     assert judge(enough.slos[0].slo, np.zeros(enough.slos[0].needed)).met
 
 
-def test_times_are_those_that_the_sign_off_reserves(tmp_path):
-    work = job.SignOff(scenario(tmp_path), tmp_path / "results", dilate=5.0)
+@pytest.mark.parametrize("is_expected", [True, False])
+@pytest.mark.parametrize("dilation", [1.0, 5.0])
+def test_times_are_those_that_the_sign_off_reserves(tmp_path, dilation, is_expected):
+    work = job.SignOff(scenario(tmp_path), tmp_path / "results", dilate=dilation)
+    if not is_expected:
+        work.campaign.expected = None
     found = PlanOutlook.of(work.spec, work.campaign.expected, work.campaign.room)
     assert found.least_s == pytest.approx(START_SERVER_S + work.campaign.least_s())
+
+
+def test_the_highest_dilation_is_that_whose_least_time_is_the_budget(tmp_path):
+    work = job.SignOff(scenario(tmp_path), tmp_path / "results", dilate=5.0)
+    found = PlanOutlook.of(work.spec, work.campaign.expected, work.campaign.room)
     at_most = least_s(work.spec, found.window.seconds, work.campaign.room, Clock(found.most_dilation))
     assert at_most == pytest.approx(60 * work.spec.budget_minutes)
 
@@ -138,6 +148,22 @@ def test_without_an_emulated_gpu_a_dry_run_says_from_which_rate_the_plan_decides
     assert code == 0 and "is not known before a ladder" in said and f"{rate:.2g} requests/s" in said
     assert "Nothing rules out that the plan concludes" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_of_none_a_profile_that_does_not_tell_and_no_profile_are_told_apart(tmp_path):
+    """No emulated GPU makes speech 100 times as fast as it is spoken."""
+    plan = scenario(tmp_path)
+    plan.write_text(plan.read_text().replace("rtf_p80: 0.9", "rtf_p80: 0.01"))
+    code, said = dry_run(plan)
+    assert code == 0 and "no rate meets the SLOs, by real-time factor of short requests" in said
+    assert "not known" not in said and "The plan can conclude" not in said
+    profile = json.loads((SCENARIOS / "profiles" / "h100-sxm-1.5b-staged-estimated.json").read_text())
+    profile["stages"]["diffusion_decoder"] = profile["stages"]["diffusion_decoder"][:1]
+    (tmp_path / "one-point.json").write_text(json.dumps(profile))
+    code, said = dry_run(scenario(tmp_path, emulate="emulate: one-point.json"))
+    assert code == 0 and "is not known before a ladder is measured: the profile" in said and "does not tell: " in said
+    code, said = dry_run(SCENARIOS / "quick.yaml")
+    assert code == 0 and "is not known before a ladder is measured: only emulated GPUs have an expected one" in said
 
 
 def test_what_begins_on_a_rung_is_what_its_frames_complete():
