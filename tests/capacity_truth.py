@@ -131,9 +131,10 @@ def fastest_s(topology: Topology, sessions: int) -> float:
 
 
 def open_run(
-    truth: Truth, rate_per_s: float, rng: np.random.Generator, seconds=30.0, warm_up_s=10.0, name="open-1", **changes
-) -> tuple[Trial, pd.DataFrame]:
-    """Poisson arrivals on one device, as its frame clock serves them."""
+    truth: Truth, rate_per_s: float, rng: np.random.Generator, seconds=30.0, warm_up_s=10.0, name="open-1",
+    results=None, **changes,
+) -> tuple[Trial, pd.DataFrame]:  # fmt: skip
+    """Poisson arrivals on one device, as its frame clock serves them. A list given as ``results`` gets the raw ones."""
     start_s, end_s = 5000.0, 5000.0 + warm_up_s + seconds
     due_s = start_s + poisson_arrivals(rate_per_s, int(4 * rate_per_s * (seconds + warm_up_s)) + 20, rng)
     due_s = due_s[due_s < end_s]
@@ -142,7 +143,7 @@ def open_run(
     run = simulate(due_s, frames + truth.prefill, truth.step_s, stop_s=end_s)
     activity = Activity.between(run.start_s, np.nan_to_num(run.end_s, nan=end_s))
     clock = activity.integral(lambda n: np.where(n > 0, 1 / truth.step_s(n), 0.0), activity.times_s)
-    results = []
+    results = [] if results is None else results
     for i, (draw, sent_s) in enumerate(zip(draws, due_s, strict=True)):
         ticks = np.interp(sent_s, activity.times_s, clock) + truth.prefill + np.arange(1, draw.frames + 1)
         ticks -= 1e-6  # the clock stands still while nobody is there: a last frame comes before that, not after

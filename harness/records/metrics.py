@@ -48,6 +48,11 @@ def per_request(results: Sequence[Result], start_ns: int = _ALWAYS[0], end_ns: i
     return frame
 
 
+def in_window(results: Sequence[Result], start_ns: int, end_ns: int) -> pd.DataFrame:
+    """``per_request`` within a window, of requests that were due or served in it: what its ``summarise`` is made of."""
+    return per_request([each for each in results if _is_of_window(each, start_ns, end_ns)], start_ns, end_ns)
+
+
 def through_windows(results: Sequence[Result], windows: Sequence[tuple[int, int]]) -> pd.DataFrame:
     """Requests that lasted through whole windows: a row of ``per_request`` for each, with the number ``window`` from 0.
 

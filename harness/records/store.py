@@ -33,7 +33,7 @@ from harness.device_profile import Profile
 from harness.errors import StoreError
 from harness.records.fit import Fit
 from harness.records.load_test import LOAD_TEST, TestManifest
-from harness.records.metrics import per_request, through_windows
+from harness.records.metrics import in_window, per_request, through_windows
 from harness.records.plan import Plan
 from harness.records.prediction import Prediction
 from harness.records.schema import (
@@ -193,6 +193,15 @@ class Run:
             if trial.kind == "ladder" and trial_id in (None, trial.trial_id):
                 windows = [(rung.start_ns, rung.end_ns) for rung in trial.rungs]
                 frames.append(through_windows(self.results(trial.trial_id), windows).assign(trial_id=trial.trial_id))
+        return pd.concat(frames, ignore_index=True)
+
+    def requests_in_windows(self) -> pd.DataFrame:
+        """``metrics.in_window`` of the windows of all open-loop runs, with a first column ``trial_id``."""
+        frames = [per_request([]).assign(trial_id="")]
+        for trial in self.trials():
+            for rung in trial.rungs if trial.kind == "open" else ():
+                found = in_window(self.results(trial.trial_id), rung.start_ns, rung.end_ns)
+                frames.append(found.assign(trial_id=trial.trial_id))
         return pd.concat(frames, ignore_index=True)
 
     def write_fit(self, fit: Fit) -> None:

@@ -62,7 +62,8 @@ def fit_of(run: Run) -> Fit:
 def plan_of(run: Run, spec: PlanSpec, fit: Fit, targets_qps: Sequence[float]) -> Plan:
     """Build plan.json for these target rates (requests/s) from stored records alone."""
     mix, slos, rng = spec.traffic_mix(), spec.slo_list(), np.random.default_rng(spec.seed)
-    terms = replace(terms_of(run.manifest, spec), predictions=run.predictions())
+    terms = terms_of(run.manifest, spec)
+    terms = replace(terms, predictions=run.predictions(), in_windows=run.requests_in_windows())
     return make_plan(fit, run.trials(), run.requests(), mix, slos, targets_qps, rng, terms)
 
 

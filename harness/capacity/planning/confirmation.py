@@ -45,19 +45,20 @@ def confirm(
     confidence: float,
     max_error: float,
     predictions: Mapping[str, Prediction] | None = None,
+    in_windows: pd.DataFrame | None = None,
 ) -> Confirmation:
     """Judge every VALID open-loop trial; those on ``deployment`` (``own``) decide. ``requests``: as for make_plan.
 
-    ``predictions``: as for validate. A run's ``passed``: False where a prediction of it failed or an SLO was certainly
-    violated; None where it is undecided (INVALID, without a prediction, or no SLO figure decidable; ``note``
-    says which); else True.
+    ``predictions``, ``in_windows``: as for validate. A run's ``passed``: False where a prediction of it failed or an
+    SLO was certainly violated; None where it is undecided (INVALID, without a prediction, or no SLO figure decidable;
+    ``note`` says which); else True.
     """
     rows, runs = [], []
     for trial in (trial for trial in trials if trial.kind == "open"):
         run = _run_record(trial, trial.deployment == deployment, mix)
         if trial.valid:
             terms = {"confidence": confidence, "max_error": max_error, "predictions": predictions}
-            found, problem = _validated(trial, requests, slos, rng, **terms)
+            found, problem = _validated(trial, requests, slos, rng, **terms, in_windows=in_windows)
             judged = _judged(trial, requests, slos, confidence)
             passed, note = _outcome(found, judged, problem)
             run = replace(run, slos=judged, passed=passed, note=note)

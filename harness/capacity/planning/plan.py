@@ -44,7 +44,8 @@ class Terms:
     by type, in ``currency``. ``growth_per_month`` (a share of the rate) and ``fleet`` (existing devices) are for
     a forecast; ``profiles``, by type of device, for counts of devices that were not deployed. ``routing``: how sessions
     are given to devices, a key of ``planning.routing.ROUTINGS``. ``predictions``: those
-    recorded before open-loop runs started, by trial; empty for an older run. ``times_basis``: of emulated times that
+    recorded before open-loop runs started, by trial; empty for an older run. ``in_windows``: metrics.in_window of
+    open-loop runs, with a column trial_id; None: not known. ``times_basis``: of emulated times that
     nobody measured (estimated or scaled); ``dilation``: how many times slower emulated GPUs ran. With these, the plan
     is an estimate, and nothing is met or missed.
     """
@@ -64,6 +65,7 @@ class Terms:
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     routing: str = LEAST_LOADED
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
+    in_windows: pd.DataFrame | None = field(default=None, compare=False)
     times_basis: str = ""
     dilation: float = 1.0
 
@@ -91,7 +93,7 @@ def make_plan(
     plan = _nothing_known(chosen, slos, targets_qps, terms)
     if chosen is None:
         return _undecided(_without_rate(plan, fit))
-    judging = {"confidence": terms.confidence, "max_error": terms.max_error}
+    judging = {"confidence": terms.confidence, "max_error": terms.max_error, "in_windows": terms.in_windows}
     confirmed = confirm(chosen.deployment, trials, requests, mix, slos, rng, **judging, predictions=terms.predictions)
     pools = pools_of(fit, chosen, mix, slos, terms.utilisation_cap, terms.routing)
     shares = steady_draws(pools.device, pools.limits, rng) / steady_limit(pools.device, pools.limits)[0]

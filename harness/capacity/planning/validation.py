@@ -57,10 +57,13 @@ def validate(
     confidence: float,
     max_error: float,
     predictions: Mapping[str, Prediction] | None = None,
+    in_windows: pd.DataFrame | None = None,
 ) -> list[ValidationRow]:
     """Rows of plan.json's ``validation`` for one open-loop trial.
 
-    ``predictions``: those recorded before each trial started, by trial; None or empty for an older run.
+    ``predictions``: those recorded before each trial started, by trial; None or empty for an older run. ``in_windows``:
+    metrics.in_window of each trial, with a column trial_id; without it, no quantile of RTF or stalls is compared that
+    summaries have no field for.
 
     ``predicted_in_advance`` is the stored prediction, of nominal Poisson traffic (None if it lacks the figure), made at
     ``said_at``, with its hash. ``predicted`` is compared with the limit: the stored model is given the actual arrivals,
@@ -78,7 +81,8 @@ def validate(
     said, device = _prediction_of(trial, predictions or {})
     rung = _window_of(trial)
     sent = _sent_in(trial, requests)
-    replay = _Replay.of(sent, rung)
+    within = requests[:0] if in_windows is None else in_windows[in_windows["trial_id"] == trial.trial_id]
+    replay = _Replay.of(sent, rung, within)
     figures = _figures(rung, slos, replay)
     fitted = replay.play(device, figures, rng, 4 * _LUCKS)
     others = list(device.same_level().alternatives())[:_ALTERNATIVES]
@@ -102,8 +106,8 @@ def validate(
 class _Replay:
     """The arrivals of a trial, in seconds: arrays [n] in order of their due times.
 
-    ``ttfa_s``: as measured, NaN for a request that got no audio. ``served``: by metric, its values for requests
-    that were served in the window, NaN for others; of whole requests.
+    ``ttfa_s``: as measured, NaN for a request that got no audio. ``within``: metrics.in_window, from the chunks of the
+    window alone as in its summary; no rows where that is not known.
     """
 
     due_s: np.ndarray
@@ -111,11 +115,10 @@ class _Replay:
     frames: np.ndarray
     traffic_class: np.ndarray
     window: tuple[float, float]
-    served: Mapping[str, np.ndarray]
+    within: pd.DataFrame
 
     @classmethod
-    def of(cls, sent: pd.DataFrame, rung: Rung) -> _Replay:
-        inside = (sent["sent_ns"] < rung.end_ns) & (sent["ended_ns"] >= rung.start_ns)
+    def of(cls, sent: pd.DataFrame, rung: Rung, within: pd.DataFrame) -> _Replay:
         broken = sent["outcome"].isin(("error", "cancelled")).to_numpy()
         delivered = np.maximum(sent["audio_s"].to_numpy(float) * wire.FRAMES_PER_SECOND, 1)
         return cls(
@@ -124,7 +127,7 @@ class _Replay:
             np.where(broken, delivered, sent["frames"].to_numpy(float)),
             sent["traffic_class"].to_numpy(str),
             (rung.start_ns / 1e9, rung.end_ns / 1e9),
-            {name: sent[name].where(inside).to_numpy(float) for name in ("rtf", "stall_longest_s")},
+            within,
         )
 
     def due_inside(self, traffic_class: str) -> np.ndarray:
@@ -135,8 +138,8 @@ class _Replay:
         if slo.metric == "ttfa_s":
             heard = self.due_s + np.nan_to_num(self.ttfa_s, nan=math.inf) < self.window[1]
             return sample_quantile(np.where(heard, self.ttfa_s, math.nan)[self.due_inside(slo.traffic_class)], quantile)
-        values = self.served[slo.metric][self.traffic_class == slo.traffic_class]
-        return sample_quantile(values[~np.isnan(values)], quantile)
+        values = self.within.loc[self.within["traffic_class"] == slo.traffic_class, slo.metric]
+        return sample_quantile(values.dropna() if slo.metric == "rtf" else values, quantile)
 
     def unheard(self, slo, quantile: float) -> str:
         """The problem if more than 1 - quantile of the SLO's class got no audio, else "".
