@@ -40,9 +40,15 @@ def _row(target: FleetTarget, answer: FleetAnswer) -> FleetRow:
         cost_per_hour=best.cost_per_hour,
         cost_per_audio_hour=best.cost_per_audio_hour,
         against=against,
-        bases=tuple(dict.fromkeys(pool.basis for pool in best.pools)),
+        bases=tuple(dict.fromkeys(each for pool in best.pools for each in _bases(pool))),
         note=_doubt(best),
     )
+
+
+def _bases(pool: MixedPool) -> list[str]:
+    """How a pool's devices are known, without "emulated": the page says that of all its figures. Of them it is
+    simulated where nothing else is said."""
+    return [each for each in pool.basis.split(", ") if each != "emulated"] or ["simulated"]
 
 
 def _pool(pool: MixedPool, classes: int) -> str:
@@ -70,7 +76,7 @@ def _more(alone: MixedFleet, best: MixedFleet | None) -> str:
     if best is None:
         return ""
     if math.isclose(alone.cost_per_hour, best.cost_per_hour, rel_tol=1e-9):
-        return " (no mix is cheaper)"
+        return " (no mix is cheaper)" if best.proven else " (no cheaper mix was found)"
     return f" ({words.signed_percent(alone.cost_per_hour / best.cost_per_hour - 1)})"
 
 

@@ -88,6 +88,26 @@ def test_a_mix_that_saves_nothing_and_one_that_is_not_proven_say_so():
     assert fleet_rows(answer(part))[0].pools == ("1 H100 for 40% of all requests",)
 
 
+def test_a_search_that_proves_nothing_does_not_say_that_no_mix_is_cheaper():
+    found = FleetTarget(qps=1.0, best=replace(ALONE["H100"], proven=False), undivided=ALONE)
+    (row,) = fleet_rows(answer(found))
+    assert row.against[0].endswith("(no cheaper mix was found)") and row.note == "not proven"
+
+
+@pytest.mark.parametrize(
+    ("known", "labels"),
+    [("emulated", "simulated emulated"), ("emulated, extrapolated", "extrapolated emulated"),
+     ("estimated, extrapolated", "estimated extrapolated emulated"), ("simulated", "simulated emulated")],
+)  # fmt: skip
+def test_each_word_of_a_basis_is_a_label_of_its_own(tmp_path, known, labels):
+    pools = [replace(each, basis=known) for each in MIXED.pools]
+    found = answer(replace(TARGET, best=replace(MIXED, pools=tuple(pools))))
+    text, _ = page_of(tmp_path, found, emulated=True)
+    (table,) = [rows for rows in Page(text).tables if rows[0][:2] == ["Requests/s", "Fleet"]]
+    assert table[1][5].split() == labels.split()
+    assert all(f'class="label {each}"' in text for each in labels.split()) and "label emulated," not in text
+
+
 def test_a_run_of_one_type_shows_nothing(tmp_path):
     assert fleet_rows(None) == fleet_rows(answer(TARGET, types=(kind("H100", 2.5),))) == []
     assert "mixed-fleets" not in Page(write_report(sample.make_run(tmp_path)).read_text()).ids
