@@ -24,6 +24,7 @@ from harness.host.places import ROOT
 from harness.identity import Requested
 from harness.planfile.reading import deployed_as, load_plan
 from harness.records.estimate import VERDICT
+from harness.records.fit import Fit
 from harness.records.plan import Plan
 from harness.report.facts import REPORT_NAME
 from harness.report.page import write_report
@@ -45,6 +46,7 @@ from harness.sweep.trial import Driver, deployed
 from harness.sweep.workers import Fleet, Host
 
 ANSWERED = ("met", VERDICT)  # VERDICT: what would be met is an estimate
+JOBS_S = 60.0  # of the simulations of fleets for tasks
 LOCK_FOLDER = ROOT / ".harness"
 
 
@@ -239,14 +241,7 @@ class SignOff:
     def _conclude(self, watcher: Watcher) -> Plan:
         self.campaign.log.keep_failed()
         fit = self.campaign.fit()
-        watcher.step("planning", FIT_S / 2)
-        plan = plan_of(self.run, self.spec, fit, self.spec.targets_qps)
-        day = day_of(self.run.manifest, self.spec, fit, plan)
-        jobs = jobs_of(self.run, self.spec, plan)
-        fleets = mixed_fleets_of(self.run, self.spec, fit, plan)
-        behaviour = behaviour_of(self.spec, fit, plan)
-        plan = replace(plan, behaviour=behaviour, day=day, jobs=jobs, mixed_fleets=fleets)
-        plan = self._with_what_was_left_out(plan)
+        plan = self._with_what_was_left_out(self._planned(watcher, fit))
         self.run.write_plan(plan)
         if not self.campaign.left_out or plan.verdict in ANSWERED:
             self.run.update_manifest(finished_at=datetime.now(UTC).isoformat(timespec="seconds"))
@@ -255,8 +250,24 @@ class SignOff:
             sign(self.run)
         else:
             write_report(self.run)
-        watcher.done()
         return plan
+
+    def _planned(self, watcher: Watcher, fit: Fit) -> Plan:
+        """The plan and its sections, from stored records; tasks and mixes take long, so that each is a step."""
+        watcher.step("planning", FIT_S / 2)
+        plan = plan_of(self.run, self.spec, fit, self.spec.targets_qps)
+        day, behaviour = day_of(self.run.manifest, self.spec, fit, plan), behaviour_of(self.spec, fit, plan)
+        watcher.done()
+        jobs, fleets = None, None
+        if self.spec.jobs:
+            watcher.step("simulating fleets for streams and tasks", JOBS_S)
+            jobs = jobs_of(self.run, self.spec, plan)
+            watcher.done(jobs.note if jobs else "")
+        if self.spec.prices and self.spec.profiles:
+            watcher.step("the cheapest mix of device types", FIT_S * len(plan.targets))
+            fleets = mixed_fleets_of(self.run, self.spec, fit, plan)
+            watcher.done(fleets.note if fleets else "")
+        return replace(plan, behaviour=behaviour, day=day, jobs=jobs, mixed_fleets=fleets)
 
     def _with_what_was_left_out(self, plan: Plan) -> Plan:
         """The plan, made inconclusive if something that was not measured may change its verdict, or no fleet has tasks.

@@ -9,7 +9,6 @@ from signoff_fakes import PLAN
 
 from harness import signoff as job
 from harness.errors import InputError, ServerError
-from harness.exit_codes import OF_VERDICT
 from harness.records.jobs import JobsPlan, SizedFleet
 from harness.records.plan import Plan
 from harness.records.store import Run
@@ -62,6 +61,43 @@ def test_points_that_the_budget_left_out_do_not_keep_a_confirmed_deployment_from
     assert content.left_out[0].what.startswith("2 of 3 points") and not content.left_out[0].decisive
     assert "2 of 3 points" in content.reasons[-1] and "budget_minutes of 31" in content.reasons[-1]
     assert work.execute() == work.run.plan()  # an answer, from its store
+
+
+TASKS = "per_hour: 2\nlength: {fixed: 15}\nslos: {turnaround_p95: 2x}\n"
+
+
+class Steps(Watcher):
+    """Steps as they begin and end."""
+
+    def __init__(self):
+        self.seen = []
+
+    def step(self, what, estimated_s):
+        self.seen.append(what)
+
+    def done(self, note=""):
+        self.seen.append("done")
+
+
+@pytest.mark.parametrize(("served", "verdict"), [(("streams", "tasks", "both"), "met"), (("streams",), "inconclusive")])
+def test_tasks_that_no_fleet_serves_beside_the_streams_keep_a_plan_from_being_met(
+    plan, tmp_path, fakes, monkeypatch, served, verdict
+):
+    note = "" if "both" in served else "No number of devices meets the SLOs of both."
+    sized = [SizedFleet(kind=each, devices=2, interval=(2, 3), sessions=4, binding="rtf") for each in served]
+    jobs = JobsPlan(
+        qps=1.0, swing=0.0, per_hour=2.0, mean_audio_s=15.0, segment_s=5.0, slos=(), fleets=tuple(sized), note=note
+    )  # fmt: skip
+    monkeypatch.setattr(job, "jobs_of", lambda *given: jobs)
+    monkeypatch.setattr(job, "plan_of", lambda *given: dataclasses.replace(plan_of(*given), verdict="met"))
+    (tmp_path / "tasks.yaml").write_text(TASKS)
+    plan.write_text(PLAN + "jobs: tasks.yaml\n")
+    steps = Steps()
+    content = job.SignOff(plan, tmp_path / "results").execute(steps)
+    doubts = (f"Tasks beside the streams: {note}",) if note else ()
+    assert content.verdict == verdict and content.doubts == doubts and set(doubts) <= set(content.reasons)
+    assert steps.seen[-4:] == ["planning", "done", "simulating fleets for streams and tasks", "done"]
+    assert steps.seen[1::2] == ["done"] * (len(steps.seen) // 2)
 
 
 def test_a_sweep_of_a_sealed_run_measures_nothing_more(short_of_time, fakes, monkeypatch):
@@ -126,25 +162,6 @@ def test_an_invalid_trial_that_an_answer_needs_and_no_time_for_its_repeat_is_no_
     assert {"ladder": [True, False, True], "open": [True]}[kind] == [each.decisive for each in work.campaign.left_out]
     told = work._with_what_was_left_out(Plan.of(plan_record("met")))
     assert told.verdict == "inconclusive" and "start the sign-off again" in told.doubts[0]
-
-
-@pytest.mark.parametrize("verdict", ["met", "planning estimate"])
-def test_tasks_that_no_fleet_serves_beside_the_streams_leave_the_answer_open(
-    plan, tmp_path, fakes, monkeypatch, verdict
-):
-    asked = {"qps": 1.0, "swing": 0.0, "per_hour": 6.0, "mean_audio_s": 60.0, "segment_s": 9.0, "slos": ("p95",)}
-    alone, both = (
-        SizedFleet(kind=kind, devices=3, interval=(3, 3), sessions=0, binding="rtf") for kind in ("streams", "both")
-    )
-    monkeypatch.setattr(job, "plan_of", lambda *given: dataclasses.replace(plan_of(*given), verdict=verdict))
-    monkeypatch.setattr(job, "jobs_of", lambda *_: JobsPlan(**asked, fleets=(alone,), note="No device serves them."))
-    work = job.SignOff(plan, tmp_path / "without")
-    content = work.execute()
-    assert content.verdict == "inconclusive" and OF_VERDICT[content.verdict] == 2 and work.run.manifest.finished_at
-    assert content.doubts == ("Tasks beside the streams: No device serves them.",)
-    assert content.doubts[0] in content.reasons  # which is what print_plan prints
-    monkeypatch.setattr(job, "jobs_of", lambda *_: JobsPlan(**asked, fleets=(alone, both)))
-    assert job.SignOff(plan, tmp_path / "with").execute().verdict == verdict
 
 
 def test_points_that_the_budget_left_out_keep_missed_from_being_said(short_of_time):

@@ -114,7 +114,9 @@ def _bounds(content: Plan) -> Iterator[str]:
 
 
 def _in_a_line(content: Plan) -> Iterator[str]:
-    """The drain and the memory of a device, if known."""
+    """The drain and the memory of a device, if known, and why there is no mix of types."""
+    if content.mixed_fleets and content.mixed_fleets.note:
+        yield content.mixed_fleets.note
     if drain := content.drain:
         yield (
             f"A draining device with {drain.sessions} sessions is empty after {drain.p50_s:.0f} s (p95 "

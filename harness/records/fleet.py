@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.content import SCHEMA, content_of, read
+from harness.content import SCHEMA, absent, content_of, read
 from harness.records.bounds import Bounds, Counts
 from harness.records.load_test import ClassRecord
 from harness.records.slo import Slo
@@ -82,7 +82,10 @@ class FleetTarget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FleetAnswer:
-    """fleet.json: see ``planning.fleet.plan_fleets``. ``power_limit_w``: of all devices of a fleet; None for none."""
+    """fleet.json: see ``planning.fleet.plan_fleets``. ``power_limit_w``: of all devices of a fleet; None for none.
+
+    ``note``: why a run has no fleets, and then no types or targets either.
+    """
 
     schema: int = SCHEMA
     preset: str
@@ -94,6 +97,7 @@ class FleetAnswer:
     spares: int
     types: tuple[FleetType, ...]
     targets: tuple[FleetTarget, ...]
+    note: str = absent("")
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> FleetAnswer:

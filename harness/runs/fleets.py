@@ -8,8 +8,6 @@ from harness.capacity.planning.fleet import (
     ESTIMATED,
     EXTRAPOLATED,
     MEASURED,
-    MOST_CLASSES,
-    MOST_TYPES,
     DeviceOffer,
     FleetTerms,
     SimulatedPools,
@@ -18,7 +16,7 @@ from harness.capacity.planning.fleet import (
 from harness.capacity.planning.plan import pools_of
 from harness.capacity.planning.pools import Pools
 from harness.device_profile import Profile
-from harness.errors import InconclusiveError
+from harness.errors import InconclusiveError, InputError
 from harness.planfile.plan import PlanSpec
 from harness.records.fit import Fit, FittedDeployment
 from harness.records.fleet import FleetAnswer
@@ -48,7 +46,8 @@ def run_offer(
 def mixed_fleets_of(run: Run, spec: PlanSpec, fit: Fit, plan: Plan) -> FleetAnswer | None:
     """The cheapest fleet for each target, of the run's device and of the types in ``profiles`` that have a price.
 
-    None where fewer than two types have one, no deployment has a rate, or the types and classes are too many.
+    None where fewer than two types have one, or no deployment has a rate. Only a note, and no fleet, where the types or
+    classes are too many, or no fleet was found in time.
     """
     best, own = fit.best_deployment, price_of(spec.prices, run.manifest.device)
     if best is None or own is None:
@@ -59,13 +58,24 @@ def mixed_fleets_of(run: Run, spec: PlanSpec, fit: Fit, plan: Plan) -> FleetAnsw
         if found and name != own[0]:
             offers.append(_profile_offer(name, profile, found[1], spec, fit, best))
     mix = spec.traffic_mix()
-    if len(offers) < 2 or len(offers) > MOST_TYPES or len(mix.classes) > MOST_CLASSES:
+    if len(offers) < 2:
         return None
     terms = FleetTerms(spec.preset, spec.slo_list(), spec.utilisation_cap, spec.currency, seconds=_SECONDS)
     try:
         return plan_fleets(offers, mix, [each.qps for each in plan.targets], terms)
-    except InconclusiveError:  # no fleet was found in time
-        return None
+    except (InputError, InconclusiveError) as error:  # too many types or classes; none found in time
+        return FleetAnswer(
+            preset=spec.preset,
+            mix=mix.record(),
+            slos=terms.slos,
+            utilisation_cap=spec.utilisation_cap,
+            currency=spec.currency,
+            power_limit_w=None,
+            spares=0,
+            types=(),
+            targets=(),
+            note=f"No mix of device types is given: {error}.",
+        )
 
 
 def _profile_offer(

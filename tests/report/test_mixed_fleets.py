@@ -9,13 +9,16 @@ import report_sample as sample
 from report_page import Page
 
 from harness import wire
+from harness.cli.tables import print_plan
 from harness.content import content_of
 from harness.device_profile import Profile
+from harness.errors import InconclusiveError
 from harness.records.fleet import FleetAnswer, FleetTarget, FleetType, MixedFleet, MixedPool
 from harness.records.load_test import ClassRecord
 from harness.records.store import Run
 from harness.report.mixed_fleets import fleet_rows
 from harness.report.page import write_report
+from harness.report.recomputed import _differences
 from harness.runs import fleets, opening
 
 SAMPLE = Path(__file__).resolve().parents[2] / "results" / "sample-quick"
@@ -86,6 +89,32 @@ def test_a_mix_that_saves_nothing_and_one_that_is_not_proven_say_so():
     assert (rows[2].pools, rows[2].note) == ((), "No fleet serves it.")
     part = replace(TARGET, best=fleet(1.0, pool("H100", ("short", "long"), 1, share=0.4)))
     assert fleet_rows(answer(part))[0].pools == ("1 H100 for 40% of all requests",)
+
+
+def test_a_mix_that_cannot_be_planned_says_why(tmp_path, monkeypatch, capsys):
+    """Thirteen types; then two of which no fleet is found in time."""
+    stored = Run.open(SAMPLE)
+    types = [f"type-{number}" for number in range(12)]
+    spec = opening.spec_of(stored).model_copy(update={"prices": {"cpu": 0.2} | dict.fromkeys(types, 1.0)})
+    plan = replace(stored.plan(), targets=stored.plan().targets[:1])
+    many = _with(stored, replace(stored.manifest, profiles={name: twice_as_fast() for name in types}))
+    found = fleets.mixed_fleets_of(many, spec, stored.fit(), plan)
+    assert found.targets == () and "a fleet of 13 types" in found.note and "leave some out" in found.note
+    text, run = page_of(tmp_path, found)
+    page = Page(text)
+    assert "mixed-fleets" in page.ids and "a fleet of 13 types" in page.text and "Mix of types" in page.text
+    print_plan(run.plan())
+    assert "a fleet of 13 types" in " ".join(capsys.readouterr().out.split())
+
+    def too_late(*_):
+        raise InconclusiveError("no fleet was found within 10 s")
+
+    monkeypatch.setattr(fleets, "plan_fleets", too_late)
+    two = _with(stored, replace(stored.manifest, profiles={types[0]: twice_as_fast()}))
+    late = fleets.mixed_fleets_of(two, spec, stored.fit(), plan)
+    assert late.note == "No mix of device types is given: no fleet was found within 10 s."
+    whole, none = (replace(plan, mixed_fleets=each) for each in (answer(TARGET), late))
+    assert list(_differences(whole, none)) == list(_differences(none, whole)) == []
 
 
 def test_a_search_that_proves_nothing_does_not_say_that_no_mix_is_cheaper():
