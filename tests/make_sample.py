@@ -1,7 +1,7 @@
-"""Makes a stored sample run, and the README's tables, from a finished run: ``make sample RUN=results/quick-1a2b3c4d``.
+"""Makes a stored sample run, and the tables of pages, from a finished run: ``make sample RUN=results/quick-1a2b3c4d``.
 
-A run of the plan ``quick`` replaces ``results/sample-quick``, one of ``mixed`` ``results/sample-mixed``. Without a run
-it makes the README's tables anew from the samples as they are.
+A run of the plan ``quick`` replaces ``results/sample-quick``, and so do runs of ``mixed`` and ``h100``. Without a run
+it makes the tables of the README and of the documentation anew from the samples as they are.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from harness.report.seal import check_seal, report_again
 
 ROOT = Path(__file__).resolve().parents[1]
 ESTIMATE = ROOT / "results" / "sample-estimate" / "estimate.json"
-SAMPLES = {name: ROOT / "results" / f"sample-{name}" for name in ("quick", "mixed")}
+SAMPLES = {name: ROOT / "results" / f"sample-{name}" for name in ("quick", "mixed", "h100")}
 README = ROOT / "README.md"
+PAGES = {"quick": README, "mixed": README, "h100": ROOT / "docs" / "how-to" / "before-a-gpu.md"}
 _TABLE = re.compile(r"(<!-- table of (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def table(plan: Plan) -> str:
     """The README's table of a plan."""
-    rows = [f"| {' | '.join(_cells(target))} |\n" for target in plan.targets]
+    rows = [f"| {' | '.join(_cells(target, plan.emulated))} |\n" for target in plan.targets]
     head = f"Verdict: **{plan.verdict}**. One device = {plan.unit}.\n\n"
     columns = "| requests/s | devices | 95% interval | bound by | utilisation | with one spare | basis |\n"
     return head + columns + "|---:|---:|:---:|---|---:|---:|---|\n" + "".join(rows) + f"\n{words.utilisation(plan)}.\n"
@@ -48,9 +49,10 @@ def _estimated(target: PlannedTarget) -> str:
     return f"{words.figure(target.devices)} ({words.interval(target.interval)})"
 
 
-def _cells(target: PlannedTarget) -> list[str]:
+def _cells(target: PlannedTarget, emulated: bool) -> list[str]:
     counts = [f"{target.qps:g}", words.figure(target.devices), words.interval(target.interval)]
-    rest = [words.percent(target.utilisation), words.figure(target.devices_n_plus_1), target.basis]
+    rest = [words.percent(target.utilisation), words.figure(target.devices_n_plus_1)]
+    rest.append(f"{target.basis}{', emulated' if emulated else ''}")
     return [*counts, words.bound(target), *rest]
 
 
@@ -69,7 +71,7 @@ def take(source: Path, sample: Path) -> None:
 
 
 def with_tables(page: str) -> str:
-    """The README with the tables of the stored samples."""
+    """The page with the tables of the stored samples."""
 
     def made(found: re.Match) -> str:
         if found[2] == "estimates":
@@ -90,9 +92,11 @@ def main(arguments: list[str]) -> None:
         if name not in SAMPLES:
             raise InputError(f"{source} is a run of the plan {name}: only those of {', '.join(SAMPLES)} are samples")
         take(source, SAMPLES[name])
-    README.write_text(with_tables(README.read_text()))
-    for sample in SAMPLES.values():
-        print(f"{sample.relative_to(ROOT)} and its table in README.md are of run {Run.open(sample).manifest.run_id}")
+    for page in set(PAGES.values()):
+        page.write_text(with_tables(page.read_text()))
+    for name, sample in SAMPLES.items():
+        where = PAGES[name].relative_to(ROOT)
+        print(f"{sample.relative_to(ROOT)} and its table in {where} are of run {Run.open(sample).manifest.run_id}")
 
 
 if __name__ == "__main__":
