@@ -130,7 +130,8 @@ def _undecided(plan: Plan) -> Plan:
     said = []
     if plan.times_basis:
         said.append(
-            f"A planning estimate: the emulated times are {plan.times_basis}, and nobody has measured such a GPU."
+            f"A planning estimate: the emulated times are {plan.times_basis}, nobody has measured such a GPU, and no "
+            "interval here holds how wrong they may be (`harness plan --card` draws that)."
         )
     if plan.dilation != 1:
         said.append(
