@@ -48,8 +48,9 @@ def test_a_client_finds_out_and_its_result_is_undilated():
         result = asyncio.run(speak(fake.url))
     row = per_request([result]).iloc[0]
     assert result.outcome is Outcome.DONE
-    assert row["ttfa_s"] == pytest.approx(0.2 / SLOWER, abs=0.05 / SLOWER)
-    assert row["rtf"] == pytest.approx(0.1 / SLOWER / wire.SECONDS_PER_FRAME, rel=0.2)
+    ttfa_s, rtf = 0.2 / SLOWER, 0.1 / SLOWER / wire.SECONDS_PER_FRAME
+    assert 0.75 * ttfa_s <= row["ttfa_s"] < 4 * ttfa_s  # later on a busy host; undilated figures are SLOWER times these
+    assert 0.75 * rtf <= row["rtf"] < 4 * rtf
     assert result.sent_ns >= result.due_ns and (result.chunks.received_ns >= result.chunks.sent_at_ns).all()
 
 
