@@ -64,18 +64,7 @@ def mixed_fleets_of(run: Run, spec: PlanSpec, fit: Fit, plan: Plan) -> FleetAnsw
     try:
         return plan_fleets(offers, mix, [each.qps for each in plan.targets], terms)
     except (InputError, InconclusiveError) as error:  # too many types or classes; none found in time
-        return FleetAnswer(
-            preset=spec.preset,
-            mix=mix.record(),
-            slos=terms.slos,
-            utilisation_cap=spec.utilisation_cap,
-            currency=spec.currency,
-            power_limit_w=None,
-            spares=0,
-            types=(),
-            targets=(),
-            note=f"No mix of device types is given: {error}.",
-        )
+        return terms.answer(mix, note=f"No mix of device types is given: {error}.")
 
 
 def _profile_offer(

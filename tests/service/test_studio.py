@@ -128,9 +128,9 @@ def command(tmp_path, *more):
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path, here, options, said):
-    code, words = here("studio", "--folder", tmp_path, *options)
-    assert code in (64, 69) and said in words
-    assert "Traceback" not in words
+    code, printed = here("studio", "--folder", tmp_path, *options)
+    assert code in (64, 69) and said in printed
+    assert "Traceback" not in printed
 
 
 def test_ctrl_c_ends_the_command_and_leaves_no_process(tmp_path):

@@ -69,6 +69,23 @@ class FleetTerms:
     spares: int = 0
     seconds: float = SECONDS
 
+    def answer(
+        self, mix: Mix, *, types: tuple[FleetType, ...] = (), targets: tuple[FleetTarget, ...] = (), note: str = ""
+    ) -> FleetAnswer:
+        """fleet.json under these terms; ``note``: why it holds no fleet."""
+        return FleetAnswer(
+            preset=self.preset,
+            mix=mix.record(),
+            slos=self.slos,
+            utilisation_cap=self.utilisation_cap,
+            currency=self.currency,
+            power_limit_w=self.power_w,
+            spares=self.spares,
+            types=types,
+            targets=targets,
+            note=note,
+        )
+
 
 def plan_fleets(
     offers: Sequence[DeviceOffer],
@@ -88,17 +105,7 @@ def plan_fleets(
     for qps in targets_qps:
         progress(f"the cheapest fleet for {qps:g} requests/s")
         targets.append(_target(found, mix, qps, terms))
-    return FleetAnswer(
-        preset=terms.preset,
-        mix=mix.record(),
-        slos=terms.slos,
-        utilisation_cap=terms.utilisation_cap,
-        currency=terms.currency,
-        power_limit_w=terms.power_w,
-        spares=terms.spares,
-        types=tuple(each.record() for each in found),
-        targets=tuple(targets),
-    )
+    return terms.answer(mix, types=tuple(each.record() for each in found), targets=tuple(targets))
 
 
 def _check(offers: Sequence[DeviceOffer], mix: Mix, terms: FleetTerms) -> None:
