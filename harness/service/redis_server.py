@@ -1,4 +1,8 @@
-"""A Redis of the studio's own: on loopback, behind a password, with an append-only file in the studio's folder."""
+"""A Redis of the studio's own: on loopback, behind a password, with an append-only file in the studio's folder.
+
+The file is written to disk before Redis answers. With ``appendfsync everysec`` it is not even handed to the kernel
+while an earlier fsync runs, so that on a slow disk a killed Redis forgot tasks that had been accepted.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ port {port}
 requirepass {password}
 dir "{folder}"
 appendonly yes
-appendfsync everysec
+appendfsync always
 save ""
 maxmemory-policy noeviction
 daemonize no

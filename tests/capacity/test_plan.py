@@ -160,6 +160,23 @@ def test_what_chance_explains_is_no_proof_and_what_it_does_not_is_a_failure(runs
     assert _row(trial, harmless, 0.2, wide / 3.5, 0.95, 0.25).passed is None
 
 
+def test_sessions_that_an_allowed_error_of_the_step_time_explains_are_no_failure(fit, runs):
+    """Steps a third longer give more sessions than the limit allows; more with steps as predicted are a failure."""
+
+    def judged(truth, crowd=1.0):
+        trial, requests = confirmed(fit, truth, 0.8, np.random.default_rng(20))
+        rung = replace(trial.rungs[0], sessions=crowd * trial.rungs[0].sessions)
+        arguments = replace(trial, rungs=(rung,)), requests, SLOS, np.random.default_rng(1)
+        return {row.metric: row for row in validate(*arguments, confidence=0.95, max_error=0.25)}
+
+    slower = judged(replace(TRUTH, intercept_s=1.32 * TRUTH.intercept_s, slope_s=1.32 * TRUTH.slope_s))
+    assert slower["step_s"].passed and abs(slower["sessions"].relative_error) > 0.25
+    assert slower["sessions"].passed is True and "at the step time measured" in slower["sessions"].note
+    for crowd in (1.5, 0.6):
+        row = judged(TRUTH, crowd)["sessions"]
+        assert row.passed is False and abs(row.relative_error) > 0.25
+
+
 def test_a_prediction_counts_as_it_was_made_before_the_run(fit, measured, runs):
     trial, rows = runs[0]
     started = replace(trial, started_at="2026-01-01T10:00:00+00:00")

@@ -321,6 +321,8 @@ def test_the_queue_survives_a_redis_that_was_killed(tmp_path, settings):
             await submit(queue)
             claim = await queue.take("one", 0.1)
             await queue.commit(claim, segment(0, 1), 1.0, False)
+            # what a slow disk would show: only with "always" is everything on it before an answer
+            assert await queue.client.config_get("appendfsync") == {"appendfsync": "always"}
             return claim
 
         claim = run(settings, before, redis=server.url)
