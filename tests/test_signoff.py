@@ -25,6 +25,7 @@ from harness.planfile.reading import load_plan
 from harness.records import store
 from harness.records.store import Run
 from harness.runs import analysis, opening, stages
+from harness.sweep import campaign
 from harness.sweep.progress import Watcher
 from harness.sweep.trial import Driver, TrialFailed, TrialRequest
 from harness.sweep.trial_log import FAILED_IN_A_ROW, TRIES
@@ -146,6 +147,28 @@ def test_whoever_is_best_is_measured_three_times_before_the_open_runs(plan, tmp_
         ("ladder", True, second),
         ("open", False, second),
     ]
+    before = len(fakes.measured)
+    job.SignOff(plan, tmp_path).execute()
+    assert len(fakes.measured) == before
+
+
+@pytest.mark.parametrize(("needed", "kinds"), [(1, "LLO"), (2, "LLO"), (3, "LL")])
+def test_where_too_little_was_measured_for_any_rate_one_point_is_measured_again(
+    plan, tmp_path, fakes, fitted, monkeypatch, needed, kinds
+):
+    """As beside other load: a start ended after 2.7 of 9.5 minutes, one request short of its percentile."""
+
+    def in_pace(log):
+        ladders = [trial for trial in log.run.trials() if trial.kind == "ladder"]
+        return [(SimpleNamespace(frames_per_s=float(place % 3)), trial) for place, trial in enumerate(ladders[:3])]
+
+    fitted(best_of=lambda looks: 2 if looks >= needed else None, rate_of=lambda looks: 1.0 if looks >= needed else None)
+    monkeypatch.setattr(campaign.TrialLog, "in_pace", in_pace)
+    work = job.SignOff(plan, tmp_path)
+    work.execute()
+    further = work.run.trials()[3:]
+    assert "".join(trial.kind[0].upper() for trial in further) == kinds
+    assert {str(trial.deployment) for trial in further} == {str(work.run.trials()[2].deployment)}
     before = len(fakes.measured)
     job.SignOff(plan, tmp_path).execute()
     assert len(fakes.measured) == before

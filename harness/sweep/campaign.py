@@ -126,11 +126,11 @@ class Campaign:
 
     def confirm(self, host: Host) -> None:
         """Measure open-loop runs; the prediction of each is stored before it starts."""
-        fit = self.fit()
-        if fit.best_deployment is None:
-            self.watcher.say("no deployment meets the SLOs at any rate: nothing to confirm")
+        best = self._fitted_best(host)
+        if best is None:
+            self.watcher.say("no deployment has a rate at which it meets the SLOs: nothing to confirm")
             return
-        best = self._further_ladders(host, fit.best_deployment)
+        best = self._further_ladders(host, best)
         shares = sorted(enumerate(self.spec.confirm.load_share), key=lambda each: each[1], reverse=True)
         for index, share in shares:  # the highest first: an answer needs it
             load, prediction = self._open_load(best, share, index)
@@ -143,6 +143,26 @@ class Campaign:
                 host, BudgetedTrial(best.deployment, load, prediction, what=what, later_s=FIT_S, decisive=decisive)
             )
 
+    def _fitted_best(self, host: Host) -> FittedDeployment | None:
+        """The best deployment. Where too little was measured for any rate, one point gets its further ladders first.
+
+        On a disturbed host a ladder may keep too few rungs, or too few requests of a class, for its SLOs.
+        """
+        fit, number = self.fit(), 1
+        while fit.best_deployment is None and number <= len(FURTHER) and (point := self._promising(fit)):
+            if not self._measure_or_leave_out(host, self._further_ladder(host, point, number)):
+                break
+            fit, number = self.fit(), number + 1
+        return fit.best_deployment
+
+    def _promising(self, fit: Fit) -> FittedDeployment | None:
+        """Of the deployments with a VALID ladder and yet no rate, the one that delivered the most audio in time."""
+        unknown = [each for each in fit.deployments if each.max_rate_per_s is None]
+        for _, trial in sorted(self.log.in_pace(), key=lambda pair: pair[0].frames_per_s, reverse=True):
+            if found := next((each for each in unknown if each.deployment == trial.deployment), None):
+                return found
+        return None
+
     def _further_ladders(self, host: Host, best: FittedDeployment) -> FittedDeployment:
         """The best deployment after further ladders with other requests, since the first is biased by its selection.
 
@@ -150,22 +170,17 @@ class Campaign:
         """
         number = 1
         while number <= len(FURTHER):
-            measured = self._further_ladder(host, best, number, FURTHER[number - 1])
-            number = number + 1 if measured.deployment == best.deployment else 1
-            best = measured
+            further, known = self._further_ladder(host, best, number), best
+            if not self.log.settled(further.point, further.load) and self._measure_or_leave_out(host, further):
+                best = self.fit().best_deployment or best
+            number = number + 1 if best.deployment == known.deployment else 1
         return best
 
-    def _further_ladder(self, host: Host, best: FittedDeployment, number: int, which: str) -> FittedDeployment:
-        """The best deployment once this one has the ladder, or there was no time for it."""
+    def _further_ladder(self, host: Host, best: FittedDeployment, number: int) -> BudgetedTrial:
         load = self._further_load(best, self.spec.seed + number * SECOND_SAMPLE_SEED, host.ours)
-        if self.log.settled(best.deployment, load):
-            return best
-        what = f"{which} ladder of the best point: {describe_point(best.deployment)}"
+        what = f"{FURTHER[number - 1]} ladder of the best point: {describe_point(best.deployment)}"
         later_s = self.confirm_s() + FIT_S * len(self.spec.confirm.load_share)
-        request = BudgetedTrial(best.deployment, load, what=what, later_s=later_s, decisive=number == 1)
-        if not self._measure_or_leave_out(host, request):
-            return best
-        return self.fit().best_deployment or best
+        return BudgetedTrial(best.deployment, load, what=what, later_s=later_s, decisive=number == 1)
 
     def fit(self) -> Fit:
         """Fit the stored trials, and store the fit."""
