@@ -93,7 +93,7 @@ Writer = Callable[[Any], Any]
 
 
 @cache
-def _writers(kind: type) -> dict[str, Writer]:
+def _writers(kind: type[Any]) -> dict[str, Writer]:
     """By field of a record: what makes content of its value."""
     declared = get_type_hints(kind)
     return {field.name: _writer(declared[field.name]) for field in dataclasses.fields(kind)}

@@ -348,8 +348,9 @@ class Plan:
     @property
     def steady_rate(self) -> float | None:
         """Requests/s of one device at utilisation 1, by the targets; None if no target has a count."""
-        counted = (each for each in self.targets if each.devices and each.utilisation)
-        return next((each.qps / (each.devices * each.utilisation) for each in counted), None)
+        targets = self.targets
+        rates = (each.qps / (each.devices * each.utilisation) for each in targets if each.devices and each.utilisation)
+        return next(rates, None)
 
     @property
     def planned_limit(self) -> float | None:
