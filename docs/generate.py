@@ -57,7 +57,8 @@ PLAN_KEYS = {
     "ladder": "The [closed-loop concurrency ladder](#ladder) that measures a point",
     "confirm": "The [open-loop runs](#confirm) that confirm the best point",
     "budget_minutes": "Time for all measurements",
-    "utilisation_cap": "Highest share of a device's steady rate that is planned",
+    "utilisation_cap": "Highest share of a device's "
+    "[steady rate](../concepts/interval-of-a-count.md#three-rates-of-a-device) that is planned",
     "routing": "How sessions are given to devices; the answer has the counts for the other ways beside it",
     "confidence": "Confidence level of intervals and of SLO verdicts",
     "max_error": "Largest relative error of a prediction against its open-loop run",
@@ -165,7 +166,7 @@ PARAMETER_MEANING = {
     "device": "`cpu` or `gpu`: the stage refuses to run elsewhere; `auto` follows `instance_group`",
     "dtype": "Number type; `auto` is float32 on a CPU and bfloat16 on a GPU",
     "gpus": "GPUs that the instances share",
-    "emulate": "Profile whose times are used instead of computing",
+    "emulate": "Profile whose times are used instead of computing: set by `emulate` of a plan or of `harness serve`",
     "dilation": "How many times slower than the emulated GPU it runs: set by `dilate` of a plan or of `harness serve`",
     "graphs": "Largest batch that a GPU runs as one CUDA graph; 0 is none, `auto` is 128",
     "kv_limit_bytes": "KV cache bytes of all sessions; `auto`: see "

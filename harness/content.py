@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from numbers import Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
@@ -69,15 +71,64 @@ def _described(error: ValidationError) -> str:
 
 
 def content_of(record: Any) -> dict[str, Any]:
-    """The content of a record, field by field; tuples become lists."""
+    """The content of a record, field by field; tuples become lists.
+
+    Each number is of the type that its field declares, as ``read`` makes it: content that is read is written again
+    byte for byte, whether a field of type float was given 1 or 1.0.
+    """
+    writers = _writers(type(record))
     values = ((field, getattr(record, field.name)) for field in dataclasses.fields(record))
     return {
-        field.metadata.get(_KEY, field.name): _plain(value) for field, value in values if not _is_left_out(field, value)
+        field.metadata.get(_KEY, field.name): writers[field.name](value)
+        for field, value in values
+        if not _is_left_out(field, value)
     }
 
 
 def _is_left_out(field: dataclasses.Field[Any], value: Any) -> bool:
     return _ABSENT in field.metadata and value == field.default
+
+
+Writer = Callable[[Any], Any]
+
+
+@cache
+def _writers(kind: type[Any]) -> dict[str, Writer]:
+    """By field of a record: what makes content of its value."""
+    declared = get_type_hints(kind)
+    return {field.name: _writer(declared[field.name]) for field in dataclasses.fields(kind)}
+
+
+def _writer(declared: Any) -> Writer:
+    """What makes content of a value of a declared type, or of None. Numbers of several types stay as they are."""
+    origin, parts = get_origin(declared), get_args(declared)
+    if origin in (Union, UnionType):
+        kinds = [each for each in parts if each is not NoneType]
+        numbers = [each for each in kinds if each in (bool, int, float)]
+        return _writer(kinds[0]) if len(kinds) == 1 else _number_writer(numbers[0] if len(numbers) == 1 else None)
+    if not isinstance(origin, type) or not issubclass(origin, Mapping | Sequence):
+        return _number_writer(declared)
+    if issubclass(origin, Mapping):
+        of_value = _writer(parts[1])
+        return _unless_none(lambda value: {name: of_value(each) for name, each in value.items()})
+    if origin is tuple and parts[-1] is not ...:
+        writers = [_writer(each) for each in parts]
+        return _unless_none(lambda value: [write(each) for write, each in zip(writers, value, strict=True)])
+    of_each = _writer(parts[0])
+    return _unless_none(lambda value: [of_each(each) for each in value])
+
+
+def _unless_none(write: Writer) -> Writer:
+    return lambda value: None if value is None else write(value)
+
+
+def _number_writer(kind: Any) -> Writer:
+    """What makes numbers of this kind, float or int, of those that are equal to one; other values stay."""
+    if kind is float:
+        return lambda value: float(value) if isinstance(value, Real) else _plain(value)
+    if kind is int:
+        return lambda value: int(value) if isinstance(value, Real) and float(value).is_integer() else _plain(value)
+    return _plain
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness import wire
@@ -57,8 +57,8 @@ class StageIdentity:
         """From the report of a server of this or another version of the harness. Raises ValueError."""
         return read(cls, content)
 
-    def content(self) -> dict:
-        return asdict(self)
+    def content(self) -> dict[str, Any]:
+        return content_of(self)
 
 
 @dataclass(frozen=True)

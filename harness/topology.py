@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from harness import wire
 from harness.errors import InputError
@@ -18,6 +18,7 @@ ENGINE_KNOBS = ("max_batch", "instances")
 KEY = ":"  # between a model and the path of a key of its config.pbtxt
 FRAME_PATHS = {wire.STAGED: wire.STAGES, wire.FUSED: (wire.ENGINE,)}
 EVERY_STAGE = (*wire.STAGES, wire.ENGINE)  # of the frame path, in any topology
+_OF_EMULATION = {"emulate": "emulate", wire.DILATION: "dilate"}  # parameters, and the key of a plan for each
 KV_MODELS = {wire.STAGED: wire.LLM, wire.FUSED: wire.ENTRY}  # which processes hold the KV caches
 
 
@@ -64,3 +65,15 @@ def applicable(point: Knobs) -> Knobs:
     """The point without the knobs that its topology lacks: the deployment is the same."""
     topology = topology_of(point)
     return {knob: value for knob, value in point.items() if has_knob(topology, knob)}
+
+
+def must_not_emulate(names: Iterable[str]) -> None:
+    """Raise InputError for a parameter, or a key of a config.pbtxt, by which one model alone would emulate a GPU."""
+    for name in names:
+        path = name.partition(KEY)[2].removeprefix("parameters.") if KEY in name else name.rpartition(".")[2]
+        parameter = path.partition(".")[0]
+        if own := _OF_EMULATION.get(parameter):
+            raise InputError(
+                f"{name}: {parameter} is the same for all models of a deployment: leave this out, and give {own} in "
+                f"the plan, or --{own} to harness serve"
+            )

@@ -110,7 +110,7 @@ def _mix_line(found: PlanningEstimate) -> str:
 def _targets_table(found: PlanningEstimate) -> Table:
     rates = [f"{target.qps:g}" for target in found.cards[0].targets]
     heads = [head for rate in rates for head in (f"GPUs at {rate}/s", "interval")]
-    columns = "card", *heads, "req/s of one", "interval", "bound by", "90 min in KV", "basis"
+    columns = "card", *heads, "req/s of one alone", "interval", "bound by", "90 min in KV", "basis"
     level = words.level(found.confidence)
     table = Table(
         title=f"GPUs per target rate ({level} intervals)", title_justify="left", box=box.SIMPLE_HEAD,

@@ -174,7 +174,7 @@ def _losses_table(content: Plan) -> Table:
 
 def _sensitivity_table(content: Plan) -> Table:
     rates = [f"at {row.qps:g}/s" for row in content.targets]
-    columns = "change", *rates, "req/s of one device", "basis"
+    columns = "change", *rates, "req/s planned for one alone", "basis"
     table = bare_table("What changes would do: devices", *columns, left=("change", "basis"))
     for row in content.sensitivity:
         devices = (_count(each.devices) for each in row.targets)
@@ -189,7 +189,7 @@ def _sensitivity_table(content: Plan) -> Table:
 def _types_table(content: Plan) -> Table:
     rates = [f"at {row.qps:g}/s" for row in content.targets]
     currency = f"{content.costs.currency} per audio" if content.costs else "cost of an audio"
-    columns = "type", *rates, "req/s of one device", "KV sessions", f"{currency} hour at the highest target"
+    columns = "type", *rates, "req/s planned for one alone", "KV sessions", f"{currency} hour at the highest target"
     table = bare_table("Other devices, by their profiles: devices (extrapolated)", *columns, left=("type",))
     for row in content.device_types:
         devices = [_count(each.devices) for each in row.targets] or ["-"] * len(rates)
@@ -230,7 +230,7 @@ def why_not_table(rows: Sequence[RuledOut], planned: Knobs | None) -> Table:
 
 def print_fit(content: Fit) -> None:
     """Print the fit of each deployment: its step time and the rate that one device sustains."""
-    columns = "deployment", "step time", "R²", "most req/s", "bound by"
+    columns = "deployment", "step time", "R²", "req/s of one alone", "bound by"
     table = bare_table(f"One device = {content.unit}", *columns, left=("deployment", "step time", "bound by"))
     names = words.name_deployments([each.deployment for each in content.deployments])
     for number, (each, name) in enumerate(zip(content.deployments, names, strict=True)):

@@ -20,7 +20,7 @@ from harness.host import nvml
 from harness.host.places import REPOSITORY, preset_name
 from harness.identity import CPU, EMULATED, GPU
 from harness.records.store import read_profile
-from harness.topology import ENGINE, ENGINE_KNOBS, KEY, Knobs, KnobValue, has_knob, number_of
+from harness.topology import ENGINE, ENGINE_KNOBS, KEY, Knobs, KnobValue, has_knob, must_not_emulate, number_of
 from harness.traffic.voice_folder import count_voices, voice_files
 
 KNOBS = ("delay_us", "max_batch", "preferred_batch", "instances")
@@ -35,7 +35,6 @@ GPU_BATCH, GPU_SESSIONS = 128, 512
 ENGINE_MOST = 1024  # sessions in a step of the engine, or engines
 _MOST = (1 << 31) - 1  # largest count that Triton's configuration can hold
 _OWNERS = {"entry": wire.ENTRY, **{stage: stage for stage in wire.STAGES}, wire.VOICE: wire.VOICE, ENGINE: wire.ENTRY}
-
 
 Configs = dict[str, model_config_pb2.ModelConfig]  # by model
 
@@ -92,6 +91,7 @@ class Deployment:
         for name in ("checkpoint", "voices"):
             if folder := getattr(self, name):
                 object.__setattr__(self, name, str(Path(folder).absolute()))
+        must_not_emulate((*self.parameters, *self.knobs))
         for knob, value in self.knobs.items():
             _check_knob(knob, value)
             self._check_owner(knob)

@@ -42,6 +42,7 @@ class PlannedFleet:
 
     ``devices`` serve ``qps`` requests/s; ``replicas`` still do so after the loss of ``spare`` of them. ``sessions`` is
     what a device holds on average at the plan's cap, ``sessions_p95`` what it exceeds in 5% of the time.
+    ``steady_rate``: requests/s of a device at utilisation 1, of which ``utilisation_cap`` is planned.
     ``mean_audio_s``: seconds of audio of a mean request of the mix. ``drain_s``: until a device with its sessions
     is empty. ``requests``: what the plan's requests asked for, by name. ``remarks``: why it would have been refused.
     """
@@ -63,7 +64,7 @@ class PlannedFleet:
     parameters: dict[str, str | int | float]
     sessions: float
     sessions_p95: float
-    rate_per_device: float
+    steady_rate: float
     utilisation_cap: float
     mean_audio_s: float
     drain_s: float
@@ -142,7 +143,7 @@ def _target(plan: Plan, qps: float, folder: Path) -> PlannedTarget:
             f"{folder} is planned for {planned} requests/s, not for {qps:g}: give one of these, or sign off a plan "
             f"with {qps:g} in its targets_qps"
         )
-    if target.devices is None or plan.drain is None or plan.rate_per_device.value is None:
+    if target.devices is None or plan.drain is None or plan.steady_rate is None:
         why = target.note or plan.verdict
         raise InputError(f"{folder} has no count of devices for {qps:g} requests/s ({why}): there is nothing to export")
     if plan.preset not in PRESETS:
@@ -191,7 +192,7 @@ def _fleet(
     requests: Mapping[str, tuple[int, ...]],
     remarks: tuple[str, ...],
 ) -> PlannedFleet:
-    manifest, drain, devices, rate = run.manifest, plan.drain, target.devices, plan.rate_per_device.value
+    manifest, drain, devices, rate = run.manifest, plan.drain, target.devices, plan.steady_rate
     assert drain is not None and devices is not None and rate is not None  # see _target
     sealed = seal_of(run)
     return PlannedFleet(
@@ -212,7 +213,7 @@ def _fleet(
         parameters=dict(spec.parameters),
         sessions=max(drain.sessions, 1),
         sessions_p95=target.sessions_per_device_p95 or drain.sessions,
-        rate_per_device=rate,
+        steady_rate=rate,
         utilisation_cap=plan.utilisation_cap or 1.0,
         mean_audio_s=spec.traffic_mix().mean_audio_s(),
         drain_s=max(drain.p95_s, drain.longest_s or 0.0),

@@ -77,7 +77,7 @@ def plan_rules(fleet: PlannedFleet, selector: str = HOSTS_SELECTOR, *, elastic: 
 
 
 def _records(fleet: PlannedFleet, elastic: bool) -> list[str]:
-    device_audio = fleet.rate_per_device * fleet.mean_audio_s
+    device_audio = fleet.steady_rate * fleet.mean_audio_s
     figures: Mapping[str, tuple[str, float | int]] = {
         "requests_per_second": ("The target rate", fleet.qps),
         "devices": ("Servers that serve it within the SLOs", fleet.devices),
@@ -85,9 +85,9 @@ def _records(fleet: PlannedFleet, elastic: bool) -> list[str]:
         "devices_least": ("How many must be up", fleet.scaling.minimum if elastic else fleet.devices),
         "sessions_per_device": ("What a server exceeds in 5% of the time", fleet.sessions_p95),
         "sessions_per_device_at_cap": ("The mean at the plan's cap: the autoscaler's target", fleet.sessions),
-        "requests_per_second_per_device": ("The measured rate of a server", fleet.rate_per_device),
+        "requests_per_second_per_device": ("The steady rate of a server, at utilisation 1", fleet.steady_rate),
         "audio_seconds_per_second": ("The target rate in audio", fleet.qps * fleet.mean_audio_s),
-        "audio_seconds_per_second_per_device": ("The measured rate in audio", device_audio),
+        "audio_seconds_per_second_per_device": ("The steady rate in audio", device_audio),
         "utilisation_cap": ("The highest share of that rate that is planned", fleet.utilisation_cap),
         "expires_timestamp_seconds": (f"{fleet.expires_at}, in Unix time", fleet.expires_unix_s),
     }

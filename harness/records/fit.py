@@ -14,11 +14,10 @@ from pydantic import ConfigDict, Field
 
 from harness.content import SCHEMA, Figure, absent, content_of, read
 from harness.errors import InconclusiveError
+from harness.records.bounds import Bounds
 from harness.topology import Knobs
 
 Part = TypeVar("Part")
-Interval = tuple[float | None, float | None]
-"""The lower and the upper bound; None where that side is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,8 +169,8 @@ class FittedStage:
     points: tuple[ServicePoint, ...]
     alpha_s: float
     tau0_s: float
-    alpha_interval_s: Interval
-    tau0_interval_s: Interval
+    alpha_interval_s: Bounds
+    tau0_interval_s: Bounds
     r_squared: Figure
     worst_residual: Figure
     runs_p_value: float | None
@@ -262,7 +261,7 @@ class FittedDeployment:
     scaling: Annotated[FittedScaling | Unfitted, _IN_ORDER]
     kv: FittedKv | None = None
     max_rate_per_s: float | None
-    max_rate_interval: Interval
+    max_rate_interval: Bounds
     binding: str
     inconclusive: str
 

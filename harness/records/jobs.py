@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.content import absent
-
-Between = tuple[int | None, int | None]
+from harness.records.bounds import Counts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +34,7 @@ class SizedFleet:
 
     kind: str
     devices: int
-    interval: Between
+    interval: Counts
     sessions: int
     turnarounds: tuple[JudgedTurnaround, ...] = ()
     binding: str
@@ -59,7 +58,7 @@ class JobsPlan:
     fleets: tuple[SizedFleet, ...] = ()
     two_fleets: int | None = None
     saved: int | None = None
-    saved_interval: Between | None = None
+    saved_interval: Counts | None = None
     basis: str = "simulated"
     note: str = ""
 

@@ -123,9 +123,9 @@ class TestRun:
         return read(cls, {**content, "asked": AskedLoad.of(content)})
 
     def to_dict(self) -> dict[str, Any]:
-        slower = {} if self.dilation == 1 else {"dilation": self.dilation}
-        target = content_of(self.target)
-        return {"url": self.url, "target": target, "run_s": self.run_s, **slower, **self.asked.to_dict()}
+        content = content_of(self)
+        asked = content.pop("asked")
+        return {**content, **asked}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,20 +252,13 @@ class TestManifest:
         return read(cls, {**content, "run": TestRun.of(content["load"]), "end": end})
 
     def to_dict(self) -> dict[str, Any]:
-        started = {
-            "kind": LOAD_TEST,
-            "created_at": self.created_at,
-            "finished_at": self.finished_at,
-            "commit": self.commit,
-            "versions": self.versions,
-            "host": self.host.to_dict(),
-            "load": self.run.to_dict(),
-        }
-        if self.end is None:
+        content = content_of(self)
+        load, requests, end = (content.pop(name) for name in ("run", "requests", "end"))
+        started = {"kind": LOAD_TEST, **content, "load": load}
+        if end is None:
             return started
-        end = self.end.to_dict()
         ended = {
-            "requests": self.requests,
+            "requests": requests,
             "certificate": {name: end[name] for name in _JUDGED},
             "measured": {name: value for name, value in end.items() if name not in _JUDGED},
         }

@@ -24,7 +24,7 @@ from harness.topology import Knobs
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedRate:
-    """Requests/s of one device with every SLO met; ``value`` None if unknown.
+    """Requests/s that one device alone sustains, with Poisson arrivals and every SLO met; ``value`` None if unknown.
 
     ``ladders`` determine it; ``between_ladders``: relative standard deviation of whole ladders, held by its interval.
     """
@@ -344,6 +344,25 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         return content_of(self)
+
+    @property
+    def steady_rate(self) -> float | None:
+        """Requests/s of one device at utilisation 1, by the targets; None if no target has a count."""
+        targets = self.targets
+        rates = (each.qps / (each.devices * each.utilisation) for each in targets if each.devices and each.utilisation)
+        return next(rates, None)
+
+    @property
+    def planned_limit(self) -> float | None:
+        """Requests/s above which no device of any fleet is planned: the cap's share of the steady rate."""
+        rate, cap = self.steady_rate, self.utilisation_cap
+        return None if rate is None or cap is None else cap * rate
+
+    @property
+    def is_more_in_a_fleet(self) -> bool:
+        """Whether a device is planned to carry more in a fleet than one device alone sustains."""
+        alone, most = self.rate_per_device.value, self.planned_limit
+        return alone is not None and most is not None and most > alone
 
     def headline(self) -> PlannedTarget | None:
         """The target named in the answer: the highest within the measured loads, otherwise the highest of all."""

@@ -124,9 +124,9 @@ class Summary(ClassSummary):
 
     def to_dict(self) -> dict[str, float]:
         """The content: flat, as it is stored."""
-        figures = {each.name: getattr(self, each.name) for each in METRICS}
+        figures = {each.name: float(getattr(self, each.name)) for each in METRICS}
         for name, own in self.classes.items():
-            figures |= {f"{name}.{each.name}": getattr(own, each.name) for each in METRICS if each.per_class}
+            figures |= {f"{name}.{each.name}": float(getattr(own, each.name)) for each in METRICS if each.per_class}
         return figures
 
     def figure(self, name: str) -> float:

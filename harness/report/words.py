@@ -36,6 +36,7 @@ _TOPOLOGY_NAMES = {wire.STAGED: "staged", wire.FUSED: "fused engine"}
 _BRIEF_NAMES = {"ttfa": "first audio", "rtf": "RTF", "stall": "stall", "longest stall": "stall"}
 _PLAIN_NAMES = {"step_s": "step time", "frames_per_s": "frames per second"}
 ONE_DEVICE = "minimum of one device"
+EVENED_OUT = "random arrivals even out over many devices (statistical multiplexing)"
 _CAP = re.compile(r"utilisation (0\.\d+|1)")
 _REACH = re.compile(r"sessions per device, known up to (\d+)")
 _METRIC = re.compile(
@@ -204,23 +205,25 @@ def bound(target: PlannedTarget) -> str:
     return ONE_DEVICE if target.devices == 1 else constraint(target.binding)
 
 
-def steady_rate(plan: Plan) -> float | None:
-    """Requests/s of one device at utilisation 1, from the targets of plan.json; None if no target has a count."""
-    rates = (each.qps / (each.devices * each.utilisation) for each in plan.targets if each.devices and each.utilisation)
-    return next(rates, None)
-
-
 def utilisation(plan: Plan) -> str:
-    """What the utilisation in plan.json is a share of, with its figure; "" where there is none."""
-    rate = steady_rate(plan)
+    """What the utilisation in plan.json is a share of, and what a device sustains alone; "" where there is none."""
+    rate = plan.steady_rate
     if rate is None:
         return ""
-    cap = plan.utilisation_cap
-    limit = f"; the plan's utilisation_cap allows {percent(cap)} of it, {figure(cap * rate)}" if known(cap) else ""
+    cap, most = plan.utilisation_cap, plan.planned_limit
+    limit = "" if most is None else f"; the plan's utilisation_cap allows {percent(cap)} of it, {figure(most)}"
     return (
-        f"Utilisation = requests/s / (devices x {figure(rate)}). {figure(rate)} requests/s is what one device "
-        f"sustains with a constant number of sessions within the SLOs; random arrivals reach less{limit}"
+        f"Utilisation = requests/s / (devices x {figure(rate)}). {figure(rate)} requests/s is the steady rate: what "
+        f"one device sustains with a constant number of sessions within the SLOs{limit}{_alone(plan)}"
     )
+
+
+def _alone(plan: Plan) -> str:
+    rate = plan.rate_per_device.value
+    if not known(rate):
+        return ""
+    more = f"; in a fleet it is planned for more, because {EVENED_OUT}" if plan.is_more_in_a_fleet else ""
+    return f". One device alone sustains {figure(rate)} requests/s of Poisson arrivals{more}"
 
 
 _ROUTINGS = {"least_loaded": "least loaded", "round_robin": "round robin", "random": "random"}

@@ -8,7 +8,7 @@ from harness import wire
 from harness.clock import AUTO as AUTO_DILATION
 from harness.deploy.config import Deployment
 from harness.errors import InputError
-from harness.identity import AUTO, GPU
+from harness.identity import AUTO, EMULATED, GPU
 from harness.planfile.plan import PlanSpec
 from harness.records.store import Run
 from harness.runs.opening import spec_of
@@ -28,9 +28,14 @@ def deployment_of(spec: PlanSpec, url: str | None, **more) -> Deployment:
 
 
 def base_of(run: Run) -> Deployment:
-    """The run's deployment before any knob was set, on the kind of device that it ran on, at full speed."""
+    """What a run offers for deployment, before any knob is set: on the kind of device that it ran on or emulated.
+
+    Nothing in it emulates or dilates time: it is for real devices.
+    """
+    spec = spec_of(run)
     kinds = {each.identity.kind for each in run.manifest.stages if each.identity.preset}
-    return deployment_of(spec_of(run), None, device=GPU if kinds == {GPU} else AUTO, dilation=1.0)
+    on_gpus = bool(spec.emulate) or (bool(kinds) and kinds <= {GPU, EMULATED})
+    return deployment_of(spec, None, emulate="", dilation=1.0, device=GPU if on_gpus else AUTO)
 
 
 def describe_point(point: Knobs) -> str:

@@ -281,7 +281,7 @@ CAPACITY = Board(
                 ),
                 View(
                     "Utilisation",
-                    "Share of the measured rate of the servers that are up, and the cap of the plan.",
+                    "Share of the steady rate of the servers that are up, and the cap of the plan.",
                     "percentunit",
                     (
                         Query("job:vibevoice_devices:utilisation", "now"),

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from harness.cards.estimate import assumptions_for, estimated_profile
 from harness.client.stream import SpeechClient
 from harness.client.stream import make_result as result_of
 from harness.clock import Clock
-from harness.deploy.config import Deployment
+from harness.deploy.config import Deployment, read_config
 from harness.deploy.server import TritonServer
 from harness.drive.load import Load
 from harness.errors import InputError
@@ -152,14 +153,46 @@ def test_a_budget_too_short_for_dilated_time_is_refused_before_anything_is_measu
         work._check_budget()
 
 
-def test_the_winner_of_a_dilated_run_is_deployed_at_full_speed(tmp_path):
-    run = job.SignOff(write_plan(tmp_path, more="dilate: 20\n"), tmp_path / "results").run
-    configs = winner.winning_configs(run, {f"{wire.LLM}.delay_us": 700})
-    dilations = [
-        each.parameters[wire.DILATION].string_value for each in configs.values() if wire.DILATION in each.parameters
-    ]
-    assert len(dilations) > 3 and set(dilations) == {"1"}
+@pytest.mark.parametrize("more", ["", "dilate: 20\n"])
+def test_the_winner_of_an_emulated_run_is_for_the_real_device_at_full_speed(tmp_path, more):
+    run = job.SignOff(write_plan(tmp_path, more=more), tmp_path / "results").run
+    (tmp_path / "profiles" / "h200.json").unlink()  # it needs none
+    folder = winner.write_winner(run, {f"{wire.LLM}.delay_us": 700})
+    configs = {path.parent.name: read_config(path) for path in folder.glob("*/config.pbtxt")}
+    assert set(configs) == set(wire.MODELS)
+    assert parameter_of(configs, "emulate") == {""} and parameter_of(configs, wire.DILATION) == {"1"}
+    assert parameter_of(configs, "device") == {"gpu"} and parameter_of(configs, "gpus") == {"4"}
     assert configs[wire.LLM].sequence_batching.oldest.max_queue_delay_microseconds == 700
+    assert not any("h200.json" in path.read_text() for path in folder.rglob("*") if path.is_file())
+    assert Run.open(run.path).manifest.plan["emulate"] == "profiles/h200.json"  # what was emulated is still known
+
+
+def test_a_stored_emulated_run_offers_a_deployment_that_does_not_emulate():
+    run = Run.open(Path(__file__).resolve().parents[2] / "results" / "sample-h100")
+    point = run.fit().best_deployment.deployment
+    configs = winner.winning_configs(run, point)
+    assert parameter_of(configs, "emulate") == {""} and parameter_of(configs, wire.DILATION) == {"1"}
+    assert "h100-sxm" not in winner.changes(run, point)
+
+
+def parameter_of(configs, name):
+    found = [each.parameters[name].string_value for each in configs.values() if name in each.parameters]
+    assert len(found) > 3
+    return set(found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parameters": {f"{wire.LLM}.emulate": "gpu.json"}},
+        {"parameters": {f"{wire.VOCODER}.{wire.DILATION}": "2"}},
+        {"knobs": {f"{wire.LLM}:parameters.emulate": "gpu.json"}},
+        {"knobs": {f"{wire.LLM}:parameters.{wire.DILATION}.string_value": "2"}},
+    ],
+)
+def test_one_model_alone_cannot_be_emulated_or_dilated(changes):
+    with pytest.raises(InputError, match="same for all models of a deployment: .* give (emulate|dilate) in"):
+        Deployment(**changes)
 
 
 def test_another_profile_leads_to_another_run(tmp_path):

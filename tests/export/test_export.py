@@ -14,7 +14,9 @@ from exports import BEFORE_EXPIRY, ROOT, SAMPLE, SIGNED, planned_fleet
 
 from harness import wire
 from harness.cli import main, measuring
+from harness.clock import HOST
 from harness.deploy.config import Deployment
+from harness.deploy.container_settings import ContainerSettings
 from harness.deploy.flags import shared_memory_needed
 from harness.errors import InputError, ServerError
 from harness.exit_codes import USAGE
@@ -468,3 +470,14 @@ def test_a_sign_off_copies_its_run_and_refuses_a_storage_before_it_measures(tmp_
     with pytest.raises(SystemExit) as ended:
         main.main()
     assert ended.value.code == USAGE and "--store nothing://x cannot be used" in capsys.readouterr().err
+
+
+def test_the_export_of_an_emulated_run_deploys_real_devices():
+    """What was emulated, and how, stays in the run's records."""
+    run = Run.open(ROOT / "results" / "sample-h100")
+    assert run.manifest.emulated and run.manifest.clock != HOST and run.manifest.plan["emulate"]
+    files = overlay_files(fleet_of(run.path, 5, Accepted(force=True, inconclusive=True)), Monitoring())
+    lines = [line.split("=", 1) for line in files["shared/triton.env"].splitlines() if not line.startswith("#")]
+    deployed = ContainerSettings.from_environment({**dict(lines), "HARNESS_DEPLOY_ADDRESS": "127.0.0.1"}).deployment()
+    assert (deployed.emulate, deployed.clock, deployed.device) == ("", HOST, GPU)
+    assert not any(run.manifest.plan["emulate"] in text for text in files.values())

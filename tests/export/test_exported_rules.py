@@ -12,6 +12,7 @@ import yaml
 from exports import SAMPLE, planned_fleet
 
 from harness.errors import InputError
+from harness.export.fleet import Accepted, fleet_of
 from harness.export.prometheus import plan_rules, rule_files, sessions_query
 from harness.records.slo import Slo
 from harness.records.store import Run
@@ -148,9 +149,21 @@ def test_an_outage_burns_the_budget_of_any_quantile_fast(tmp_path, fleet, quanti
 
 def test_the_load_of_the_plan_is_audio_and_not_requests(fleet):
     mean_s = spec_of(Run.open(SAMPLE)).traffic_mix().mean_audio_s()
-    text = plan_rules(replace(fleet, qps=2.0, rate_per_device=4.0))
+    text = plan_rules(replace(fleet, qps=2.0, steady_rate=4.0))
     assert f"record: vibevoice_plan:audio_seconds_per_second\n        expr: vector({2 * mean_s:.7g})" in text
     assert f"record: vibevoice_plan:audio_seconds_per_second_per_device\n        expr: vector({4 * mean_s:.7g})" in text
+
+
+@pytest.mark.parametrize("name", ["sample-quick", "sample-mixed", "sample-h100"])
+def test_a_fleet_at_its_planned_load_has_the_utilisation_of_the_plan_and_raises_no_alert(name):
+    """The alert and the plan mean the same by utilisation, also where a fleet carries more than its devices alone."""
+    run, every = Run.open(SAMPLE.parent / name), Accepted(force=True, inconclusive=True)
+    for target in (each for each in run.plan().targets if each.devices):
+        text = plan_rules(fleet_of(run.path, target.qps, every))
+        said = {name: float(value) for name, value in re.findall(r"plan:(\w+)\n +expr: vector\((.+)\)", text)}
+        servers = said["devices"] * said["audio_seconds_per_second_per_device"]
+        assert said["audio_seconds_per_second"] / servers == pytest.approx(target.utilisation, rel=1e-5)
+        assert target.utilisation <= said["utilisation_cap"] * (1 + 1e-9)
 
 
 def test_series_of_the_plan_that_other_rules_use_are_exported(fleet):

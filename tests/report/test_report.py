@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -241,7 +242,7 @@ def test_costs_losses_drain_and_changes_are_said_with_their_basis(outlook):
     assert (loss["In the first 10 min"], loss["Judged over"]) == ("over ten times", "16 min")
     assert "at the latest after 5.2 min, where its longest session has just begun" in text
     assert "A device with 36 sessions of 90 minutes, each" in text and "2.5 h if all have just begun. simulated" in text
-    planned, longer, unknown = table_with(outlook, "One device carries")
+    planned, longer, unknown = table_with(outlook, "Planned for one device alone")
     assert (longer["at 5 req/s"], longer["Basis"]) == ("7", "simulated")
     assert (unknown["at 5 req/s"], unknown["Basis"]) == ("–", "not known")
     grown = table_with(outlook, "Devices too few after")[0]
@@ -414,3 +415,18 @@ def test_the_evidence_is_hashed_and_the_commands_are_given(runs, pages):
     assert "harness signoff scenarios/quick.yaml" in text
     assert f"harness plan --run {run.path.parent.name}/{run.path.name} --qps 0.5,1,5,20" in text
     assert all(version in text for version in run.manifest.versions.values())
+
+
+@pytest.mark.parametrize(("alone", "where"), [(1.0, "in a fleet planned up to 1.21"), (1.4, "planned up to 1.21")])
+def test_the_first_screen_never_plans_above_a_rate_that_it_calls_the_highest(tmp_path, alone, where):
+    plan = sample.plan_record() | {"utilisation_cap": 0.85}
+    plan["rate_per_device"] |= {"value": alone}
+    text = squeeze(Page(read(sample.make_run(tmp_path, plan=plan))).text)
+    first, _, rest = text.partition("What limits it there")
+    assert re.search(
+        rf"Rate of one device alone ?simulated ?{alone:g} requests/s ?Poisson arrivals; 95% interval", first
+    )
+    assert f"{where} requests/s per device: 85% utilisation" in first
+    assert ("more than alone, because random arrivals even out over many devices" in first) == (alone < 1.21)
+    assert "steady rate: what one device sustains with a constant number of sessions" in rest
+    assert "aximum rate" not in text and "carries at most" not in text

@@ -59,10 +59,23 @@ def test_what_sets_a_count_is_a_limit_only_above_one_device():
 def test_utilisation_is_defined_by_the_figures_of_the_plan():
     whole = Plan.of(sample.plan_record())
     plan = replace(whole, utilisation_cap=0.85, targets=(PlannedTarget(qps=20.0, devices=5, utilisation=0.8),))
-    assert words.steady_rate(plan) == 5.0
+    assert (plan.steady_rate, plan.planned_limit) == (5.0, 4.25)
     assert "requests/s / (devices x 5)" in words.utilisation(plan)
     assert "utilisation_cap allows 85% of it, 4.25" in words.utilisation(plan)
     assert words.utilisation(replace(whole, targets=(PlannedTarget(qps=1.0),))) == ""
+
+
+@pytest.mark.parametrize(("alone", "more"), [(1.42, True), (4.5, False), (None, False)])
+def test_the_rate_alone_and_the_planned_limit_are_told_apart(alone, more):
+    """The limit may be above the rate of one device alone: only in a fleet, and the text says why."""
+    whole = Plan.of(sample.plan_record())
+    rate = replace(whole.rate_per_device, value=alone)
+    target = PlannedTarget(qps=20.0, devices=5, utilisation=0.8)
+    plan = replace(whole, utilisation_cap=0.85, targets=(target,), rate_per_device=rate)
+    said = words.utilisation(plan)
+    assert "5 requests/s is the steady rate" in said and plan.is_more_in_a_fleet == more
+    assert ("in a fleet it is planned for more, because random arrivals even out" in said) == more
+    assert ("One device alone sustains" in said) == (alone is not None)
 
 
 @pytest.mark.parametrize(("confidence", "said"), [(0.95, "95%"), (0.975, "97.5%"), (0.99, "99%")])
