@@ -295,10 +295,9 @@ def test_a_killed_sign_off_goes_on_and_an_interrupted_one_leaves_nothing(tmp_pat
         read_until(process, stop_at)
         family = wait_for_locust(process)
         time.sleep(2.0)
-        began = time.monotonic()
         process.send_signal(how)
-        assert process.wait(timeout=20) == code
-        assert not still_running(family, 10 - (time.monotonic() - began))
+        assert process.wait(timeout=60) == code
+        assert not still_running(family, 60)
         run = Run.open(next(tmp_path.glob("small-*")))
         assert [trial.trial_id for trial in run.trials()][: len(kept)] == kept
         kept = [trial.trial_id for trial in run.trials()]
@@ -315,7 +314,7 @@ def start_signoff(plan, results):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 
 
-def wait_for_locust(process, timeout_s=60.0):
+def wait_for_locust(process, timeout_s=200.0):
     """The processes of the job, once Locust is among them."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
