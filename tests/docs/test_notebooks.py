@@ -67,7 +67,9 @@ def executed():
             notebook, _ = read(path)
             with pytest.MonkeyPatch.context() as patched:
                 patched.delenv("HARNESS_RUN", raising=False)
-                NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(path.parent)}}).execute()
+                NotebookClient(
+                    notebook, timeout=250, startup_timeout=250, resources={"metadata": {"path": str(path.parent)}}
+                ).execute()
             done[path] = notebook
         return done[path]
 
@@ -119,7 +121,9 @@ def test_its_page_draws_the_plots_without_a_network(executed, tmp_path):
 def test_the_run_is_chosen_by_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("HARNESS_RUN", os.fspath(tmp_path))
     notebook, _ = read(PATHS[0])
-    client = NotebookClient(notebook, timeout=250, allow_errors=True, resources={"metadata": {"path": str(ROOT)}})
+    client = NotebookClient(
+        notebook, timeout=250, startup_timeout=250, allow_errors=True, resources={"metadata": {"path": str(ROOT)}}
+    )
     client.execute()
     errors = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
     assert f"{tmp_path} holds no manifest.json" in errors[0].evalue

@@ -15,15 +15,14 @@ from types import SimpleNamespace
 
 import locusts
 import numpy as np
-import psutil
 import pytest
 from fake_triton import Timetable, serving
+from test_readers import readers_left
 
 from harness import wire
 from harness.deploy.ports import free_ports
 from harness.drive.generator import UserClass
 from harness.drive.readers.live_stats import Progress, Running
-from harness.drive.readers.pool import PROCESS
 from harness.drive.runners import SpeechTest
 from harness.drive.web_ui import LiveTable, records_csv
 from harness.errors import StoreError
@@ -95,7 +94,7 @@ def test_no_load_begins_where_its_records_cannot_be_kept(tmp_path, folder, words
         with pytest.raises(StoreError, match=words):
             test.start()
     assert (test.share is None or test.share.stopping) and test.progress() == Progress() and not fake.requests
-    assert not [each for each in psutil.Process().children() if PROCESS in each.cmdline()]
+    assert readers_left() == []
 
 
 def test_a_closed_loop_ends_well(tmp_path):
