@@ -107,14 +107,17 @@ def test_its_page_draws_the_plots_without_a_network(executed, tmp_path):
     page = tmp_path / "page.html"
     page.write_text(HTMLExporter().from_notebook_node(executed(PATHS[-1]))[0])
     with playwright.sync_playwright() as driver:
-        with driver.chromium.launch(executable_path=paper.browser_path(), args=["--no-sandbox"]) as browser:
+        with driver.chromium.launch(
+            executable_path=paper.browser_path(), args=["--no-sandbox"], timeout=120_000
+        ) as browser:
             tab = browser.new_page()
+            tab.set_default_timeout(120_000)
             tab.route(re.compile("^https?:"), lambda route: route.abort())
             tab.goto(page.as_uri())
             tab.wait_for_selector(".plotly-graph-div .main-svg", state="attached")
             drawn = tab.locator(".plotly-graph-div:has(.main-svg)")
             expected = len(plots_of(executed(PATHS[-1])))
-            playwright.expect(drawn).to_have_count(expected)  # waits for the last of them
+            playwright.expect(drawn).to_have_count(expected, timeout=120_000)  # waits for the last of them
             assert drawn.count() == expected > 0
 
 

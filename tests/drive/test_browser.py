@@ -25,7 +25,7 @@ def chromium():
     if binary is None:
         pytest.skip(f"no browser here: none of {', '.join(NAMES)} is on the path (apt-get install chromium)")
     with playwright.sync_playwright() as driver:
-        with driver.chromium.launch(executable_path=binary, args=["--no-sandbox"]) as browser:
+        with driver.chromium.launch(executable_path=binary, args=["--no-sandbox"], timeout=120_000) as browser:
             yield browser
 
 
@@ -66,6 +66,7 @@ def test_our_own_page_shows_all_figures_at_the_width_of_a_phone_and_loads_nothin
 
 
 def open_when_there(tab, address: str):
+    tab.set_default_timeout(WITHIN_MS)
     for _ in range(300):
         try:
             tab.goto(address)

@@ -97,7 +97,9 @@ def browser():
         "playwright.sync_api", reason="playwright is not installed: pip install -e '.[test]'"
     )
     with playwright.sync_playwright() as driver:
-        with driver.chromium.launch(executable_path=paper.browser_path(), args=["--no-sandbox"]) as started:
+        with driver.chromium.launch(
+            executable_path=paper.browser_path(), args=["--no-sandbox"], timeout=120_000
+        ) as started:
             yield started
 
 
@@ -111,6 +113,7 @@ def written(tmp_path_factory) -> Path:
 
 def opened(browser, page: Path, width: int, height: int):
     tab = browser.new_page(viewport={"width": width, "height": height})
+    tab.set_default_timeout(120_000)  # of a machine that others share
     tab.goto(page.as_uri())
     tab.wait_for_selector(".plot .main-svg", state="attached")
     return tab

@@ -23,7 +23,7 @@ def studio_browser():
         pytest.skip("no Chromium here: apt-get install chromium")
     playwright.expect.set_options(timeout=PATIENCE_MS)
     with playwright.sync_playwright() as driver:
-        with driver.chromium.launch(executable_path=binary, args=["--no-sandbox"]) as browser:
+        with driver.chromium.launch(executable_path=binary, args=["--no-sandbox"], timeout=120_000) as browser:
             yield browser
 
 
