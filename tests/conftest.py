@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import importlib
 import os
 import signal
@@ -13,7 +14,7 @@ from unittest import mock
 import interpreter
 import psutil
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from harness.client.stream import SpeechClient
 from harness.deploy.server import serving
@@ -21,7 +22,9 @@ from harness.records.schema import Request
 
 ROOT = Path(__file__).resolve().parents[1]
 pytest_plugins = ("service_fixtures",)
-settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
+settings.register_profile(  # a busy machine is no failure
+    "no deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("no deadline")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background: what tests start would not hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -51,6 +54,14 @@ def a_host_of_its_own(request, monkeypatch, tmp_path_factory):
     """Sign-offs of tests that run side by side measure nothing: one need not wait for another."""
     if (job := sys.modules.get("harness.signoff")) and not request.node.get_closest_marker("server"):
         monkeypatch.setattr(job, "LOCK_FOLDER", tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def the_only_sign_off(tmp_path_factory):
+    """A second sign-off on a host is refused: that of another process of pytest is waited for."""
+    with open(tmp_path_factory.getbasetemp().parent / "sign-off.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -177,14 +177,14 @@ def serving(timetable: Timetable):
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    started.wait(10)
-    fake.kill = lambda: asyncio.run_coroutine_threadsafe(fake.server.stop(None), loop).result(10)
+    started.wait(120)
+    fake.kill = lambda: asyncio.run_coroutine_threadsafe(fake.server.stop(None), loop).result(120)
     try:
         yield fake
     finally:
         fake.kill()
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(120)
         loop.close()
 
 

@@ -40,7 +40,7 @@ def _parent() -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
 
 
-def run(*options: str, timeout: float = 120, env: dict | None = None) -> subprocess.CompletedProcess:
+def run(*options: str, timeout: float = 250, env: dict | None = None) -> subprocess.CompletedProcess:
     """``python -m locust`` with these options, as ``subprocess.run`` captures it. Raises TimeoutExpired."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")

@@ -30,7 +30,7 @@ class Network:
     def __exit__(self, *_) -> None:
         self._do(self._shut())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(120)
         self._loop.close()
 
     def cut(self) -> None:
@@ -49,7 +49,7 @@ class Network:
         self._do(self._end(b"reset"))
 
     def _do(self, coroutine) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)
 
     async def _open(self) -> None:
         self._carries = asyncio.Event()

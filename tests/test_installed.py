@@ -31,7 +31,7 @@ WHERE = "\n".join(
 
 
 def run(command, cwd, **more):
-    return subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=170, **more)
+    return subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=280, **more)
 
 
 def done(command, cwd, **more):
@@ -240,5 +240,5 @@ def test_it_serves_speaks_and_is_driven_from_an_empty_folder(installed, empty):
         assert "0 error" in said and re.search(r"[1-9]\d* done", said) and "Traceback" not in said, said
     finally:
         serve.send_signal(signal.SIGINT)
-        serve.wait(30)
+        serve.wait(120)
     assert [path.name for path in empty.iterdir()] == [".harness"] and not list((empty / ".harness").iterdir())

@@ -308,7 +308,8 @@ def test_two_jobs_may_not_write_one_run(plan, tmp_path, fakes):
 
 
 @pytest.mark.server
-def test_a_killed_sign_off_goes_on_and_an_interrupted_one_leaves_nothing(tmp_path):
+@pytest.mark.timeout(900)  # it may wait for another one
+def test_a_killed_sign_off_goes_on_and_an_interrupted_one_leaves_nothing(tmp_path, the_only_sign_off):
     """The real thing: SIGKILL during the second trial, Ctrl-C during the third, then the trials that are kept."""
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN)
@@ -318,10 +319,9 @@ def test_a_killed_sign_off_goes_on_and_an_interrupted_one_leaves_nothing(tmp_pat
         read_until(process, stop_at)
         family = wait_for_locust(process)
         time.sleep(2.0)
-        began = time.monotonic()
         process.send_signal(how)
-        assert process.wait(timeout=20) == code
-        assert not still_running(family, 10 - (time.monotonic() - began))
+        assert process.wait(timeout=60) == code
+        assert not still_running(family, 60)
         run = Run.open(next(tmp_path.glob("small-*")))
         assert [trial.trial_id for trial in run.trials()][: len(kept)] == kept
         kept = [trial.trial_id for trial in run.trials()]
@@ -338,7 +338,7 @@ def start_signoff(plan, results):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 
 
-def wait_for_locust(process, timeout_s=60.0):
+def wait_for_locust(process, timeout_s=200.0):
     """The processes of the job, once Locust is among them."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

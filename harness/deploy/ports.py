@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
+from collections import deque
 
 from harness.errors import InputError, ServerError
 
+_MOST_HELD = 64
+_held: deque[socket.socket] = deque()  # of the last ports given: a server may take minutes until it listens
+
 
 def free_ports(count: int) -> list[int]:
-    """Free ports of loopback, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Free ports of loopback, all different, and given to nobody else while this process lives.
+
+    Each stays bound, but not listening, with SO_REUSEADDR: a server that sets it too, as usual servers do, can listen
+    there, while the kernel chooses the port for no other socket.
+    """
+    given = []
+    for _ in range(count):
+        one = socket.socket()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(("127.0.0.1", 0))
+        given.append(one)
+    _held.extend(given)
+    while len(_held) > _MOST_HELD:
+        _held.popleft().close()
+    return [one.getsockname()[1] for one in given]
 
 
 def must_be_free(port: int) -> int:

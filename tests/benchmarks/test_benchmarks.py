@@ -151,7 +151,7 @@ def test_the_figures_are_plain_numbers_on_the_last_line(load, capsys):
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
 
 
 def test_a_mistake_ends_the_script_with_its_reason_alone():

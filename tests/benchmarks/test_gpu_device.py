@@ -212,7 +212,7 @@ def test_help_ends_with_an_example(script, capsys):
 
 def test_it_runs_through_on_a_cpu(tmp_path):
     command = [sys.executable, str(SCRIPT), "--quick", "--device", "cpu", "--out", str(tmp_path)]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170)
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert answer.returncode == 0, answer.stderr
     *shown, last = answer.stdout.splitlines()
     content = json.loads(last)

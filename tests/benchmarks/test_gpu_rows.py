@@ -47,7 +47,7 @@ def run(script, monkeypatch):
 def test_steps_answer_alike_with_the_kernels_and_without():
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "tests/interpreter.py", "benchmarks/gpu/rows.py", "--quick"]
-    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170)
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert answer.returncode == 0, answer.stderr
     *shown, last = answer.stdout.splitlines()
     content = json.loads(last)

@@ -52,7 +52,7 @@ def test_a_poller_that_waits_for_its_first_task_longer_than_the_front_keeps_conn
 
     async def answer(reader, writer):
         with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 0.05)
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 0.5)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(task) + task)
             await writer.drain()
         writer.close()
@@ -61,7 +61,7 @@ def test_a_poller_that_waits_for_its_first_task_longer_than_the_front_keeps_conn
         made, followed = asyncio.Queue(), jobs.Followed()
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
             polling = asyncio.create_task(jobs._polls(server.sockets[0].getsockname()[1], made, followed))
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(1.0)
             made.put_nowait({"self": "/v1/tasks/a"})
             made.put_nowait(None)
             await polling

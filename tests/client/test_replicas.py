@@ -19,6 +19,7 @@ from harness.client.replicas import ConnectionStatistics
 from harness.client.stream import SpeechClient
 from harness.client.target import LEAST_LOADED, ROUND_ROBIN, Target, Tls
 from harness.deploy.flags import server_flags
+from harness.deploy.ports import free_ports
 from harness.deploy.statistics import StatisticsReader, summed
 from harness.errors import ServerError
 from harness.records.schema import BatchStatistics, Outcome, Request, StageStatistics
@@ -150,7 +151,7 @@ def test_a_server_behind_slow_lines_is_reached():
         server, address = await start(fake)
         with Network(address, delay_s=1.2) as network:
             began_s = time.monotonic()
-            async with SpeechClient(Target.of(network.url, ready_s=8.0)) as client:
+            async with SpeechClient(Target.of(network.url, ready_s=60.0)) as client:
                 await client.ready()
             await server.stop(None)
         return time.monotonic() - began_s
@@ -247,7 +248,7 @@ def test_a_server_that_goes_and_comes_back_is_one_reconnect_and_touches_no_other
         stays = Held(Timetable())
         stays.go_on = asyncio.Event()
         staying, here = await start(stays)
-        going, gone = await start(FakeTriton(Timetable(hang_after=1)))
+        going, gone = await start(FakeTriton(Timetable(hang_after=1)), *free_ports(1))
         async with SpeechClient(Target.of([here, gone], balance=balance)) as client:
             await client.ready()
             heard = asyncio.Semaphore(0)
@@ -293,7 +294,7 @@ def test_with_all_servers_down_requests_fail_in_words():
 
 def test_a_server_that_was_started_again_is_found_out_by_what_it_does_not_remember():
     async def main():
-        one, other = [await start(FakeTriton(Timetable())) for _ in range(2)]
+        one, other = [await start(FakeTriton(Timetable()), port) for port in free_ports(2)]
         async with SpeechClient(Target.of([one[1], other[1]])) as client:
             await client.ready()
             before = [await client.speak(request(f"b{n}"), "open") for n in range(6)]
@@ -314,7 +315,7 @@ def test_a_server_that_was_started_again_is_found_out_by_what_it_does_not_rememb
 @pytest.mark.parametrize("started_again", [True, False])
 def test_processes_that_share_a_server_know_together_what_it_forgot(started_again):
     async def main():
-        server, address = await start(FakeTriton(Timetable()))
+        server, address = await start(FakeTriton(Timetable()), *free_ports(1))
         async with SpeechClient(address, 0, of=2) as one, SpeechClient(address, 1, of=2) as other:
             for client in (one, other):
                 await client.ready()

@@ -220,12 +220,12 @@ def test_a_server_that_falls_silent_is_an_error_with_the_chunks_so_far():
     """One that only waits sends something now and then; the process of one that died sends nothing."""
 
     def speak(timetable):
-        return run(timetable, lambda client, _: client.speak(request(), "open"), silence_s=0.4)
+        return run(timetable, lambda client, _: client.speak(request(), "open"), silence_s=1.5)
 
     result = speak(Timetable(hang_after=2))
     assert (result.outcome, len(result.chunks)) == (Outcome.ERROR, 2)
-    assert "has sent nothing for 0.4 s" in result.error and "6400 samples of audio where 19200" in result.error
-    slow = speak(Timetable(interval_s=0.15))
+    assert "has sent nothing for 1.5 s" in result.error and "6400 samples of audio where 19200" in result.error
+    slow = speak(Timetable(interval_s=0.35))  # together longer than that
     assert (slow.outcome, len(slow.chunks)) == (Outcome.DONE, 6)
 
 
@@ -237,9 +237,9 @@ def test_a_server_that_says_how_often_it_is_heard_is_given_up_sooner():
         fake.timetable = Timetable(hang_after=0)
         return first, await client.speak(request(), "open")
 
-    first, second = run(Timetable(hang_after=2, beat_s=0.05), use, silence_s=60.0)
+    first, second = run(Timetable(hang_after=2, beat_s=0.15), use, silence_s=60.0)
     assert (first.outcome, len(first.chunks), len(second.chunks)) == (Outcome.ERROR, 2, 0)
-    assert all("has sent nothing for 0.25 s" in result.error for result in (first, second))
+    assert all("has sent nothing for 0.75 s" in result.error for result in (first, second))
     first, _ = run(Timetable(hang_after=2, beat_s=2.0), use, silence_s=0.1)
     assert "has sent nothing for 0.1 s" in first.error
 
@@ -250,7 +250,7 @@ def entries(*ages_s):
 
 @pytest.mark.parametrize("description", [None, entries(0.05), entries(0.05, 0.01)], ids=["dead", "new", "all new"])
 def test_a_stream_whose_process_ended_is_told_so_when_it_asks(monkeypatch, description):
-    monkeypatch.setattr(replicas, "ASK_AFTER_S", 0.2)
+    monkeypatch.setattr(replicas, "ASK_AFTER_S", 0.6)
     table = Timetable(hang_after=2, description=description)
     result = run(table, lambda client, _: client.speak(request(), "open"), silence_s=20.0)
     assert result.error.startswith(f"{wire.ENTRY} ended while it served this request") and "retry" in result.error
@@ -277,10 +277,10 @@ def test_a_request_that_takes_too_long_is_an_error_with_the_chunks_so_far_and_fr
             await asyncio.sleep(0)
         return result
 
-    result = run(Timetable(interval_s=0.2), use, request_s=0.5)
+    result = run(Timetable(interval_s=0.6), use, request_s=1.5)
     assert result.outcome is Outcome.ERROR and 0 < len(result.chunks) < 6
-    assert "exceeded its time limit of 0.5 s" in result.error and "where 19200 were requested" in result.error
-    assert 0.5e9 <= result.ended_ns - result.sent_ns
+    assert "exceeded its time limit of 1.5 s" in result.error and "where 19200 were requested" in result.error
+    assert 1.5e9 <= result.ended_ns - result.sent_ns
 
 
 def test_an_unreachable_server_is_named_with_its_remedy():

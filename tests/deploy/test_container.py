@@ -188,12 +188,14 @@ def test_a_drain_refuses_new_sessions_and_lets_open_ones_end(triton, tmp_path):
     (tmp_path / "key").write_text(triton.control_headers[0][1])
     host, _, port = triton.url.rpartition(":")
     ours = ContainerSettings(address=host, grpc_port=int(port), key_file=str(tmp_path / "key"), settle_s=0.0)
-    said, health = [], lambda channel: channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=5)
+    said, heard = [], asyncio.Event()
+    health = lambda channel: channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=60)  # noqa: E731
 
     async def scene(channel):
         async with SpeechClient(triton.url) as client:
-            running = asyncio.create_task(client.speak(make_request("long", frames=120), "closed"))
-            await asyncio.sleep(0.5)
+            long = make_request("long", frames=400)
+            running = asyncio.create_task(client.speak(long, "closed", on_audio=lambda _: heard.set()))
+            await heard.wait()
             draining = asyncio.create_task(asyncio.to_thread(container.drain, ours, said.append))
             while not said:
                 await asyncio.sleep(0.02)
@@ -211,6 +213,6 @@ def test_a_drain_refuses_new_sessions_and_lets_open_ones_end(triton, tmp_path):
             request = service_pb2.RepositoryModelLoadRequest(model_name=wire.ENTRY)
             request.parameters["config"].string_param = as_json(triton.deployment.configs()[wire.ENTRY])
             stub.RepositoryModelLoad(request, timeout=60, metadata=triton.control_headers)
-    assert running.outcome is Outcome.DONE and len(running.chunks) == 120
+    assert running.outcome is Outcome.DONE and len(running.chunks) == 400
     assert late.outcome is Outcome.ERROR and unready == b"\x08\x02" and not before  # NOT_SERVING
     assert said == [f"{wire.ENTRY} takes no new sessions", "the last session has ended"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from harness import wire
@@ -45,14 +46,15 @@ def shared(tmp_path, monkeypatch):
 def test_environments_of_a_start_that_was_killed_are_removed_by_the_next(tmp_path, shared, monkeypatch):
     temporary, folder = tmp_path / "tmp", tmp_path / ".harness" / f"triton-{DEAD}-5f"
     monkeypatch.setattr(leftovers, "_TEMPORARY", temporary)
-    (temporary / "python_env_before").mkdir(parents=True)
-    time.sleep(0.05)
     (folder / "models").mkdir(parents=True)
-    time.sleep(0.05)
-    (temporary / "python_env_its").mkdir()
-    time.sleep(0.2)
-    (temporary / "python_env_later").mkdir()
-    monkeypatch.setattr(leftovers, "_LONGEST_START_S", 0.15)
+    made_s = []
+    for name in ("before", "its", "later"):
+        (temporary / f"python_env_{name}").mkdir(parents=True)
+        made_s.append((temporary / f"python_env_{name}").stat().st_ctime)
+        time.sleep(0.05)
+    began_s, ended_s = np.convolve(made_s, (0.5, 0.5), "valid")  # however long this host took between them
+    os.utime(folder / "models", (began_s, began_s))
+    monkeypatch.setattr(leftovers, "_LONGEST_START_S", ended_s - began_s)
     leftovers.remove_stale(tmp_path)
     assert sorted(path.name for path in temporary.iterdir()) == ["python_env_before", "python_env_later"]
     assert not folder.exists()
@@ -70,7 +72,7 @@ def test_stages_of_a_dead_server_are_ended(tmp_path, shared, stage_of, has_state
     for name in (f"{prefix}1234", f"{prefix}1234.model", f"harness_{DEAD}_6f_1234"):
         (shared / name).touch()
     leftovers.remove_stale(tmp_path)
-    assert orphan.wait(10) != 0 and other.poll() is None
+    assert orphan.wait(60) != 0 and other.poll() is None
     assert [path.name for path in shared.iterdir()] == [f"harness_{DEAD}_6f_1234"]
     assert not folder.exists()
 

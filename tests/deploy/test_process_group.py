@@ -1,5 +1,6 @@
 """Child processes end with their parent, whole groups of them."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def test_ending_a_group_ends_its_children_and_keeps_its_output(tmp_path):
     family = psutil.Process(process.pid).children(recursive=True)
     end_group(process, grace_s=2)
     end_group(process, grace_s=2)  # safe to call twice
-    assert not still_running(family, 5)
+    assert not still_running(family, 60)
     assert log.read_text().split()[0] == "hello" and int(log.read_text().split()[1]) >= 3
 
 
@@ -38,7 +39,7 @@ def test_a_child_does_not_outlive_a_killed_parent(tmp_path):
     wait_for(lambda: child.name() == "sleep")
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    assert not still_running([child], 5)
+    assert not still_running([child], 60)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -77,11 +78,19 @@ def test_a_signal_that_is_ignored_stays_so_and_threads_hold_none():
     assert seen == [False]
 
 
-def wait_for(condition, timeout_s=10.0):
+def wait_for(condition, timeout_s=60.0):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def states_of_children(pid):
+    states = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            states.append(child.status())
+    return states
 
 
 @pytest.mark.parametrize("reaps", [True, False])
@@ -90,8 +99,7 @@ def test_children_of_a_command_that_does_not_wait_for_them_are_no_zombies(tmp_pa
     process = spawn([sys.executable, "-c", code], tmp_path / "log", reaps=reaps)
     try:
         wait_for(lambda: "started" in (tmp_path / "log").read_text())
-        states = lambda: [child.status() for child in psutil.Process(process.pid).children()]  # noqa: E731
-        wait_for(lambda: states() == ([psutil.STATUS_ZOMBIE] if reaps else []))
+        wait_for(lambda: states_of_children(process.pid) == ([psutil.STATUS_ZOMBIE] if reaps else []))
     finally:
         end_group(process, grace_s=0)
 
@@ -102,5 +110,5 @@ def test_a_process_that_inherits_that_can_learn_again_how_its_children_end(tmp_p
         "print(subprocess.run(['false']).returncode); reap_children(); print(subprocess.run(['false']).returncode)"
     )
     process = spawn([sys.executable, "-c", code], tmp_path / "log", reaps=False)
-    process.wait(20)
+    process.wait(60)
     assert (tmp_path / "log").read_text().split() == ["0", "1"]

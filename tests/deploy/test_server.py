@@ -27,7 +27,7 @@ from harness.deploy.config import Deployment
 from harness.deploy.distribution import find_distribution
 from harness.deploy.external import RemoteTriton
 from harness.deploy.ports import free_ports
-from harness.deploy.running import local_url
+from harness.deploy.running import local_url, local_urls
 from harness.deploy.server import TritonServer
 from harness.deploy.statistics import StatisticsReader, difference
 from harness.errors import InputError, ServerError
@@ -154,7 +154,7 @@ def add_input(message, name, datatype, array):
 def test_a_client_that_leaves_stops_its_session(triton):
     async def leave_after(chunks):
         async with SpeechClient(triton.url) as client:
-            stream = client.open(make_request(frames=5_000), "closed", on_chunk=lambda s, *_: stop_at(s, chunks))
+            stream = client.open(make_request(frames=30_000), "closed", on_chunk=lambda s, *_: stop_at(s, chunks))
             return await stream.run()
 
     def stop_at(stream, chunks):
@@ -163,10 +163,11 @@ def test_a_client_that_leaves_stops_its_session(triton):
 
     result = asyncio.run(leave_after(10))
     assert result.outcome is Outcome.CANCELLED and len(result.chunks) >= 10
-    time.sleep(0.5)
-    before = counts(triton.url)[wire.LLM].requests
-    time.sleep(0.5)
-    assert counts(triton.url)[wire.LLM].requests == before
+    deadline, steps = time.monotonic() + 30, [-1, 0]
+    while steps[-1] != steps[-2]:
+        assert time.monotonic() < deadline, steps  # all its frames would take longer
+        time.sleep(0.5)
+        steps.append(counts(triton.url)[wire.LLM].requests)
 
 
 def test_stages_batch_frames_of_different_sessions(triton, speak):
@@ -199,9 +200,10 @@ def test_what_a_reload_does_to_running_sessions(triton, stage, survives):
         async with SpeechClient(triton.url) as client:
             stream = client.open(make_request(frames=30_000, chunk_frames=5), "closed")
             speaking = asyncio.create_task(stream.run())
-            await asyncio.sleep(0.5)
+            while len(stream._received) <= 5:
+                await asyncio.sleep(0.01)
             reloaded = await asyncio.to_thread(triton.reload, Deployment(knobs={f"{stage}.delay_us": 10}))
-            await asyncio.sleep(1.0)
+            await asyncio.wait([speaking], timeout=1.0 if survives else 60)
             assert reloaded == [stage] and speaking.done() is not survives
             stream.stop(Outcome.CANCELLED)
             return await speaking, await client.speak(make_request(frames=5), "closed")
@@ -305,7 +307,7 @@ def test_killing_the_owner_ends_the_server_and_its_stages(tmp_path):
     family = [psutil.Process(int(pid)), *psutil.Process(int(pid)).children(recursive=True)]
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    assert not still_running(family, 20)
+    assert not still_running(family, 60)
     assert local_url(tmp_path) is None
     TritonServer(Deployment(), root=tmp_path)  # looking for a place removes what is stale
     assert not list((tmp_path / ".harness").iterdir())
@@ -316,31 +318,28 @@ def test_ctrl_c_of_serve_leaves_nothing(tmp_path):
     command = [sys.executable, "-m", "harness", "serve"]
     serve = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     line = serve.stdout.readline()
-    assert "127.0.0.1:" in line
+    (url,) = re.findall(r"127\.0\.0\.1:\d+", line)
     family = psutil.Process(serve.pid).children(recursive=True)
-    assert local_url() is not None
-    began = time.monotonic()
+    assert url in local_urls()  # other tests may have servers there
     serve.send_signal(signal.SIGINT)
-    assert serve.wait(timeout=20) == 130
-    took_s = time.monotonic() - began
-    assert took_s < 10
-    assert not still_running(family, 1)
-    assert local_url() is None
+    assert serve.wait(timeout=60) == 130
+    assert not still_running(family, 30)
+    assert url not in local_urls()
     assert not list(Path("/dev/shm").glob(f"harness_{serve.pid}_*"))
 
 
 def test_a_polite_kill_of_locust_leaves_nothing_of_a_server_that_it_is_starting():
     command = [sys.executable, "-m", "locust", "-f", "scenarios/shorts.py", "--headless", "-t", "1s"]
     locust = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not (state := list((ROOT / ".harness").glob(f"triton-{locust.pid}-*/state.json"))):
         assert time.monotonic() < deadline and locust.poll() is None
         time.sleep(0.02)
     family = psutil.Process(locust.pid).children(recursive=True)
     for _ in range(2):  # who is impatient
         locust.send_signal(signal.SIGTERM)
-    assert locust.wait(timeout=20) == 130
-    assert family and not still_running(family, 1)
+    assert locust.wait(timeout=60) == 130
+    assert family and not still_running(family, 30)
     assert not state[0].parent.exists() and not list(Path("/dev/shm").glob(f"harness_{locust.pid}_*"))
 
 
@@ -369,4 +368,4 @@ def test_the_repository_loads_by_itself_with_the_flags_of_its_page(tmp_path):
                 time.sleep(0.2)
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(120)

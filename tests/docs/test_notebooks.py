@@ -67,7 +67,9 @@ def executed():
             notebook, _ = read(path)
             with pytest.MonkeyPatch.context() as patched:
                 patched.delenv("HARNESS_RUN", raising=False)
-                NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
+                NotebookClient(
+                    notebook, timeout=250, startup_timeout=250, resources={"metadata": {"path": str(path.parent)}}
+                ).execute()
             done[path] = notebook
         return done[path]
 
@@ -105,21 +107,26 @@ def test_its_page_draws_the_plots_without_a_network(executed, tmp_path):
     page = tmp_path / "page.html"
     page.write_text(HTMLExporter().from_notebook_node(executed(PATHS[-1]))[0])
     with playwright.sync_playwright() as driver:
-        with driver.chromium.launch(executable_path=paper.browser_path(), args=["--no-sandbox"]) as browser:
+        with driver.chromium.launch(
+            executable_path=paper.browser_path(), args=["--no-sandbox"], timeout=120_000
+        ) as browser:
             tab = browser.new_page()
+            tab.set_default_timeout(120_000)
             tab.route(re.compile("^https?:"), lambda route: route.abort())
             tab.goto(page.as_uri())
             tab.wait_for_selector(".plotly-graph-div .main-svg", state="attached")
             drawn = tab.locator(".plotly-graph-div:has(.main-svg)")
             expected = len(plots_of(executed(PATHS[-1])))
-            playwright.expect(drawn).to_have_count(expected)  # waits for the last of them
+            playwright.expect(drawn).to_have_count(expected, timeout=120_000)  # waits for the last of them
             assert drawn.count() == expected > 0
 
 
 def test_the_run_is_chosen_by_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("HARNESS_RUN", os.fspath(tmp_path))
     notebook, _ = read(PATHS[0])
-    client = NotebookClient(notebook, timeout=120, allow_errors=True, resources={"metadata": {"path": str(ROOT)}})
+    client = NotebookClient(
+        notebook, timeout=250, startup_timeout=250, allow_errors=True, resources={"metadata": {"path": str(ROOT)}}
+    )
     client.execute()
     errors = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
     assert f"{tmp_path} holds no manifest.json" in errors[0].evalue

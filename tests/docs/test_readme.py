@@ -126,7 +126,7 @@ def served(folder):
     assert "127.0.0.1:" in process.stdout.readline()
     yield
     process.send_signal(signal.SIGINT)
-    process.wait(20)
+    process.wait(120)
 
 
 @pytest.mark.server

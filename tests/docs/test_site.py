@@ -66,8 +66,11 @@ def test_its_search_works_from_a_file_and_asks_no_network(site):
         pytest.skip("no Chromium here: apt-get install chromium")
     asked = []
     with playwright.sync_playwright() as driver:
-        with driver.chromium.launch(executable_path=paper.browser_path(), args=["--no-sandbox"]) as browser:
+        with driver.chromium.launch(
+            executable_path=paper.browser_path(), args=["--no-sandbox"], timeout=120_000
+        ) as browser:
             tab = browser.new_page(viewport={"width": 390, "height": 844})
+            tab.set_default_timeout(120_000)
             tab.on("request", lambda request: asked.append(request.url) if request.url.startswith("http") else None)
             for page in ("reference/plan-file.html", "reference/cli.html", "index.html"):
                 tab.goto((site / page).as_uri())

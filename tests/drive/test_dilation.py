@@ -49,8 +49,8 @@ def test_a_client_finds_out_and_its_result_is_undilated():
     row = per_request([result]).iloc[0]
     assert result.outcome is Outcome.DONE
     ttfa_s, rtf = 0.2 / SLOWER, 0.1 / SLOWER / wire.SECONDS_PER_FRAME
-    assert 0.75 * ttfa_s <= row["ttfa_s"] < 4 * ttfa_s  # later on a busy host; undilated figures are SLOWER times these
-    assert 0.75 * rtf <= row["rtf"] < 4 * rtf
+    most = SLOWER / 2  # a busy host is later; undilated figures are SLOWER times these
+    assert 0.75 * ttfa_s <= row["ttfa_s"] < most * ttfa_s and 0.75 * rtf <= row["rtf"] < most * rtf
     assert result.sent_ns >= result.due_ns and (result.chunks.received_ns >= result.chunks.sent_at_ns).all()
 
 
@@ -64,15 +64,16 @@ def test_requests_leave_when_they_are_due_on_the_dilated_clock():
         pool.close()
     assert pool.clock == Clock(SLOWER) and took_s >= 0.03 * SLOWER
     assert [result.due_ns - due_ns for result in results] == [0, 5_000_000, 10_000_000]
-    assert all(0 <= result.sent_ns - result.due_ns < 5_000_000 for result in results)
-    assert pool.lag_p99_s < 0.01
+    late_ns = [result.sent_ns - result.due_ns for result in results]
+    assert all(0 <= each < 100_000_000 for each in late_ns)  # 2 s of the host; dilated twice it would be 0.38 s
+    assert pool.lag_p99_s < 0.1  # of the dilated clock
 
 
 def test_a_grace_is_of_the_dilated_clock():
-    with serving(Timetable(first_s=0.4, dilation=SLOWER)) as fake:
+    with serving(Timetable(first_s=1.0, dilation=SLOWER)) as fake:
         pool = ReaderPool(fake.url)
         ticket = pool.submit(request(), "open")
-        pool.close(grace_s=0.1)  # 2 s of the host
+        pool.close(grace_s=0.5)  # 10 s of the host
     assert ticket.result.outcome is Outcome.DONE
 
 
@@ -117,7 +118,7 @@ def test_a_request_without_a_result_is_on_the_clock_too():
         pool = ReaderPool(fake.url)
         ahead = pool.submit(request(due_ns=pool.clock.now_ns() + 10**12), "open")
         ahead.cancel()
-        result, now_ns = ahead.wait(10), pool.clock.now_ns()
+        result, now_ns = ahead.wait(120), pool.clock.now_ns()
         pool.close()
     assert result.sent_ns == 0 and abs(now_ns - result.ended_ns) < 10**9
 
@@ -153,7 +154,7 @@ def test_a_test_of_emulated_gpus_is_invalid_where_their_clock_is_not_known(emula
     with serving(Timetable(emulated=emulated, config_error=WITHHELD[0])) as fake:
         pool, recorder = ReaderPool(fake.url), Recorder(LoadSettings(MIXES["quick"]), Target.of(fake.url), None)
         recorder.all_users_run(recorder.start_ns)
-        recorder.take(pool.submit(request(due_ns=recorder.start_ns), "closed").wait(10))
+        recorder.take(pool.submit(request(due_ns=recorder.start_ns), "closed").wait(120))
         pool.close()
     totals = ReaderTotals(1, pool.lost, pool.lag_p99_s, pool.connections)
     observed = recorder.observed(time.monotonic_ns(), totals, HostRecord())
@@ -195,9 +196,9 @@ def crowd_at(timetable, sessions=3):
 
 def test_the_host_is_watched_only_once_every_session_speaks():
     with crowd_at(Timetable(first_s=1.5, interval_s=0.01)) as (_, pool, crowd):
-        began_s = time.monotonic()
+        assert crowd.silent == 3
         await_speech(crowd, pool)
-        assert time.monotonic() - began_s > 1.5 and crowd.silent == 0
+        assert crowd.silent == 0
 
 
 def test_no_dilation_is_chosen_while_sessions_are_silent(monkeypatch):
@@ -210,7 +211,8 @@ def test_no_dilation_is_chosen_while_sessions_are_silent(monkeypatch):
 def test_a_user_whose_session_ends_begins_another_and_one_without_room_does_not_count():
     with crowd_at(Timetable()) as (fake, pool, crowd):
         await_speech(crowd, pool)
-        assert len(fake.requests) > 6
+        while len(fake.requests) <= 6:
+            time.sleep(0.01)
     with crowd_at(Timetable(fail_after=0, error=f"{wire.BUSY}no room")) as (fake, pool, crowd):
         await_speech(crowd, pool)
         assert len(fake.requests) == 3

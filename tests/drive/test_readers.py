@@ -96,7 +96,7 @@ def test_a_second_close_shortens_the_grace():
         closing = threading.Thread(target=pool.close, args=(3600,))
         closing.start()
         pool.close(grace_s=0)
-        closing.join(20)
+        closing.join(120)
         assert not closing.is_alive()
     assert ticket.result.outcome is Outcome.UNFINISHED
 
@@ -108,7 +108,7 @@ def test_a_cancelled_request_says_so():
         ahead = pool.submit(request(1, due_ns=time.monotonic_ns() + FAR_NS), "open")
         for ticket in (running, ahead):
             ticket.cancel()
-            assert ticket.wait(20).outcome is Outcome.CANCELLED
+            assert ticket.wait(120).outcome is Outcome.CANCELLED
         assert ahead.result.sent_ns == 0
         pool.close()
 
@@ -118,8 +118,8 @@ def test_a_reader_that_dies_makes_errors_of_its_requests():
         pool = ReaderPool(fake.url)
         tickets = [pool.submit(request(i), "open") for i in range(3)]
         pool._readers[0].process.kill()
-        results = [ticket.wait(20) for ticket in tickets]
-        late = pool.submit(request(3), "open").wait(20)
+        results = [ticket.wait(120) for ticket in tickets]
+        late = pool.submit(request(3), "open").wait(120)
         pool.close()
     for result in (*results, late):
         assert result.outcome is Outcome.ERROR and "died (exit code -9)" in result.error
@@ -133,7 +133,7 @@ def test_a_server_that_is_killed_makes_an_error_of_each_running_request():
         while pool.progress().samples < 5 * 3200:
             threading.Event().wait(0.01)
         fake.kill()
-        results = [ticket.wait(20) for ticket in tickets]
+        results = [ticket.wait(120) for ticket in tickets]
         pool.close()
     assert all(result.outcome is Outcome.ERROR and len(result.chunks) == 1 for result in results)
     assert pool.returned == 5
@@ -142,7 +142,7 @@ def test_a_server_that_is_killed_makes_an_error_of_each_running_request():
 def test_several_readers_spread_their_requests_over_several_servers():
     with serving(Timetable()) as one, serving(Timetable()) as other:
         pool = ReaderPool(f"{one.url},{other.url}", processes=2)
-        targets = [pool.submit(request(i), "closed").wait(20).target for i in range(8)]
+        targets = [pool.submit(request(i), "closed").wait(120).target for i in range(8)]
         pool.close()
     assert targets == [one.url, other.url, other.url, one.url] * 2  # each reader begins with another server
     assert (len(one.requests), len(other.requests), pool.lost) == (4, 4, 0)
@@ -158,7 +158,7 @@ def test_a_connection_that_is_made_again_is_counted_once():
         while not pool.progress().samples:
             threading.Event().wait(0.01)
         network.close()
-        assert ticket.wait(20).outcome is Outcome.ERROR
+        assert ticket.wait(120).outcome is Outcome.ERROR
         again = pool.submit(request(1), "open")
         while len(fake.requests) < 2:
             threading.Event().wait(0.01)
@@ -172,7 +172,7 @@ def test_what_is_secret_reaches_the_server_and_no_command_line(monkeypatch):
         pool = ReaderPool(Target.of(fake.url, headers=(("authorization", "Bearer s3cret"),)))
         seen = psutil.Process(pool._readers[0].process.pid)
         shown = [*seen.cmdline(), *seen.environ().values()]
-        assert pool.submit(request(0), "open").wait(20).outcome is Outcome.DONE
+        assert pool.submit(request(0), "open").wait(120).outcome is Outcome.DONE
         pool.close()
     assert fake.headers and all(each["authorization"] == "Bearer s3cret" for each in fake.headers)
     assert not any("s3cret" in each for each in shown)
@@ -181,15 +181,15 @@ def test_what_is_secret_reaches_the_server_and_no_command_line(monkeypatch):
 def test_a_listener_that_fails_does_not_stop_the_others():
     with serving(Timetable()) as fake:
         pool = ReaderPool(fake.url)
-        assert pool.submit(request(0), "open", lambda result: 1 / 0).wait(20).outcome is Outcome.DONE
-        assert pool.submit(request(1), "open").wait(20).outcome is Outcome.DONE
+        assert pool.submit(request(0), "open", lambda result: 1 / 0).wait(120).outcome is Outcome.DONE
+        assert pool.submit(request(1), "open").wait(120).outcome is Outcome.DONE
         pool.close()
 
 
 def test_a_request_that_cannot_be_written_is_an_error_not_a_crash():
     with serving(Timetable()) as fake:
         pool = ReaderPool(fake.url)
-        result = pool.submit(request(0, frames=2**40), "open").wait(20)
+        result = pool.submit(request(0, frames=2**40), "open").wait(120)
         pool.close()
     assert (result.outcome, result.error) == (Outcome.ERROR, f"frames {2**40} does not fit Triton's INT32")
 
@@ -223,7 +223,7 @@ else:
 def test_the_pool_works_under_gevent():
     with serving(Timetable()) as fake:
         command = [sys.executable, "-c", CHILD, str(ROOT), fake.url, "gevent"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert (done.stdout.strip(), done.stderr) == ("9", "")
 
 
@@ -233,7 +233,7 @@ def test_a_reader_does_not_outlive_a_killed_load_generator():
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
             reader = psutil.Process(int(parent.stdout.readline()))
             os.kill(parent.pid, signal.SIGKILL)
-        gone, alive = psutil.wait_procs([reader], timeout=20)
+        gone, alive = psutil.wait_procs([reader], timeout=120)
     assert not alive
 
 

@@ -47,6 +47,6 @@ for number in (signal.SIGINT, signal.SIGTERM):
 
 
 def test_a_signal_interrupts_the_main_greenlet():
-    done = subprocess.run([sys.executable, "-c", STRUCK], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", STRUCK], capture_output=True, text=True, timeout=200)
     assert done.stdout.splitlines() == [f"{name} {place}" for name in ("SIGINT", "SIGTERM") for place in PLACES]
     assert not done.stderr

@@ -15,15 +15,14 @@ from types import SimpleNamespace
 
 import locusts
 import numpy as np
-import psutil
 import pytest
 from fake_triton import Timetable, serving
+from test_readers import readers_left
 
 from harness import wire
 from harness.deploy.ports import free_ports
 from harness.drive.generator import UserClass
 from harness.drive.readers.live_stats import Progress, Running
-from harness.drive.readers.pool import PROCESS
 from harness.drive.runners import SpeechTest
 from harness.drive.web_ui import LiveTable, records_csv
 from harness.errors import StoreError
@@ -95,7 +94,7 @@ def test_no_load_begins_where_its_records_cannot_be_kept(tmp_path, folder, words
         with pytest.raises(StoreError, match=words):
             test.start()
     assert (test.share is None or test.share.stopping) and test.progress() == Progress() and not fake.requests
-    assert not [each for each in psutil.Process().children() if PROCESS in each.cmdline()]
+    assert readers_left() == []
 
 
 def test_a_closed_loop_ends_well(tmp_path):
@@ -183,7 +182,7 @@ def test_a_ladder_that_is_interrupted_ends_at_once_and_whole(tmp_path, signum):
         while len(fake.requests) < 2:
             time.sleep(0.02)
         process.send_signal(signum)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=200)
     records = read_records(tmp_path / "r")
     assert (
         [str(each.outcome) for each in records.results] == ["unfinished"] * 2 == ["unfinished"] * records.end.submitted
@@ -294,7 +293,7 @@ def test_what_cannot_be_used_is_one_line(tmp_path, options, words):
     for name in ("empty", "used"):
         (tmp_path / name).mkdir()
     (tmp_path / "used" / "records.msgpack").touch()
-    done = locusts.run(*FILE, "--headless", *(option.format(tmp_path) for option in options), timeout=60)
+    done = locusts.run(*FILE, "--headless", *(option.format(tmp_path) for option in options))
     errors = [line for line in done.stderr.splitlines() if "INFO" not in line]
     assert done.returncode == EXIT_UNUSABLE and len(errors) == 1
     assert errors[0].startswith("locust: error: ") and words in errors[0]
@@ -310,15 +309,15 @@ def page(url: str):
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 def fetch(url: str, until) -> str:
     """The page as soon as ``until(text)`` holds."""
-    deadline_s = time.monotonic() + 40
+    deadline_s = time.monotonic() + 120
     while time.monotonic() < deadline_s:
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(url, timeout=30) as answer:
                 text = answer.read().decode()
             if until(text):
                 return text
@@ -331,7 +330,7 @@ def fetch(url: str, until) -> str:
 def ask(address: str, **form: str) -> str:
     """What the page says to a form that is sent."""
     data = urllib.parse.urlencode({"user_count": 2, "spawn_rate": 2, **form}).encode()
-    with urllib.request.urlopen(f"{address}/swarm", data, timeout=10) as answer:
+    with urllib.request.urlopen(f"{address}/swarm", data, timeout=120) as answer:
         return json.load(answer)["message"]
 
 
@@ -358,20 +357,25 @@ def test_the_page_shows_charts_verdict_gates_and_slos_and_its_time_limit_counts_
     def state(word):
         return lambda text: json.loads(text)["state"] == word
 
+    def has_charts(text):
+        points = json.loads(text)["points"]
+        return len(points.get("at_s", ())) > 2 and any(points["active"]) and any(points["ttfa_p95_s"])
+
     with serving(Timetable(interval_s=0.002)) as fake, page(fake.url) as address:
         live = f"{address}/speech/live.json"
-        running = json.loads(fetch(live, lambda text: len(json.loads(text)["points"].get("at_s", ())) > 2))
+        running = json.loads(fetch(live, has_charts))
         assert running["state"] == "running" and running["valid"] is None and running["gates"] == []
         assert {each["says"] for each in running["slos"]} == {"judged at the end"} and len(running["slos"]) == 4
-        assert max(running["points"]["active"]) > 0 and max(filter(None, running["points"]["ttfa_p95_s"])) > 0
-        urllib.request.urlopen(urllib.request.Request(f"{address}/stop", method="POST"), timeout=30).close()
+        urllib.request.urlopen(urllib.request.Request(f"{address}/stop", method="POST"), timeout=120).close()
         ended = json.loads(fetch(live, state("ended")))
         assert ended["says"].startswith(("VALID", "INVALID")) and ended["valid"] is ended["says"].startswith("VALID")
         assert {each["mark"] for each in ended["gates"]} <= {"ok", "failed", "not tested"} and len(ended["gates"]) > 4
         assert {each["mark"] for each in ended["slos"]} <= {"met", "violated", "inconclusive"}
         assert ended["slos_say"].startswith("SLOs: ") and ended["points"]["at_s"]
-        assert ask(address, run_time="2s") == "Swarming started"
+        assert ask(address, run_time="5s") == "Swarming started"  # it is seen while it runs
         fetch(f"{live}?brief", state("running"))
         again = json.loads(fetch(live, state("ended")))
-        assert again["points"]["at_s"][-1] < 20, "the charts of a new test begin anew"
+        old = ended["points"]
+        kept = {name: values[: len(old["at_s"])] for name, values in again["points"].items()}
+        assert kept != old, "the charts of a new test begin anew"
         assert "'soon' is not a time" in ask(address, run_time="soon")

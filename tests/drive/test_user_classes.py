@@ -234,7 +234,7 @@ def test_workers_share_several_classes(locustfile, tmp_path):
 def test_the_page_runs_the_classes_that_are_picked(locustfile):
     def swarm(address, *pairs):
         form = urllib.parse.urlencode([("user_count", 2), ("spawn_rate", 2), *pairs]).encode()
-        with urllib.request.urlopen(f"{address}/swarm", form, timeout=20) as answer:
+        with urllib.request.urlopen(f"{address}/swarm", form, timeout=120) as answer:
             return json.load(answer)["message"]
 
     def names(address):
@@ -257,7 +257,7 @@ def test_the_page_runs_the_classes_that_are_picked(locustfile):
             assert {each.split("/")[0] for each in names(address)} == {"Reader", "Batch"}
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)
 
 
 def test_a_ladder_does_not_go_with_the_class_picker(locustfile):

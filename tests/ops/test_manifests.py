@@ -247,7 +247,7 @@ def test_a_gateway_tells_its_clients_and_waits_for_their_streams():
         threading.Thread(target=admin.serve_forever, daemon=True).start()
         short = {"ADMIN_PORT": str(admin.server_port), "SETTLE_S": "0", "DRAIN_S": "0", "LOOK_S": "0.02"}
         hook = ["bash", str(KUBERNETES / "components" / "gateway" / "drain.sh")]
-        done = subprocess.run(hook, env={**os.environ, **short}, timeout=30, capture_output=True, text=True)
+        done = subprocess.run(hook, env={**os.environ, **short}, timeout=200, capture_output=True, text=True)
         admin.shutdown()
     assert done.returncode == 0 and admin.streams == []
     assert admin.asked[:2] == ["POST /drain_listeners?graceful&skip_exit"] * 2  # again, where it had no success

@@ -76,13 +76,13 @@ class Service:
 
     def __enter__(self):
         self._thread.start()
-        assert self._ready.wait(60)
+        assert self._ready.wait(120)
         return self
 
     def __exit__(self, *_):
         self._session.close()
         self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(60)
+        self._thread.join(120)
         assert not self._thread.is_alive()
 
     async def _run(self):
@@ -106,7 +106,7 @@ class Service:
 
     def ask(self, coroutine):
         """Run a coroutine of the queue on the service's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)
 
     def call(self, method, path, **more):
         return self._session.request(method, self.url + path, timeout=60, **more)

@@ -30,7 +30,8 @@ class Conduct:
     """How it speaks. Numbers count down: a fault happens so many times.
 
     ``busy``: requests that find no room; ``refuse``: a message that nobody may speak this; ``breaks``: requests that
-    fail after ``breaks_after`` frames; ``ends_at``: the frame at which a text that ends by itself ends.
+    fail after ``breaks_after`` frames; ``ends_at``: the frame at which a text that ends by itself ends;
+    ``holds_at``: the frame before which it waits until ``go_on`` is set.
     """
 
     frame_s: float = 0.0
@@ -39,6 +40,8 @@ class Conduct:
     breaks: int = 0
     breaks_after: int = 3
     ends_at: int = 1 << 30
+    holds_at: int = 1 << 30
+    go_on: threading.Event = field(default_factory=threading.Event)
     speaking: int = 0
     most_speaking: int = 0
     requests: list[dict] = field(default_factory=list)
@@ -116,6 +119,8 @@ class SpeakingTriton(GRPCInferenceServiceServicer):
                 yield _error("the decoder ran out of memory")
                 return
             time.sleep(conduct.frame_s)
+            while index >= conduct.holds_at and context.is_active() and not conduct.go_on.wait(0.01):
+                pass
             if not context.is_active():
                 return
             yield _audio(index - first, frame(seed, index))

@@ -16,7 +16,7 @@ def drive(service, scenario, *options):
         sys.executable, "-m", "locust", "-f", str(ROOT / "scenarios" / scenario), "--headless", "--only-summary",
         "--stop-timeout", "20", "--host", service.url, "--job-seconds", "5", *options,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     return done.returncode, done.stdout + done.stderr
 
 

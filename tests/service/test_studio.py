@@ -34,6 +34,14 @@ def wait_for(condition, timeout_s=60):
         time.sleep(0.1)
 
 
+def written(server):
+    """Wait until Redis has written what it was told: while a slow disk syncs it puts that off for up to 2 s."""
+    import redis
+
+    with redis.Redis.from_url(server.url) as client:
+        wait_for(lambda: client.info("persistence")["aof_buffer_length"] == 0)
+
+
 def test_everything_is_started_restarted_and_ended(tmp_path):
     """Front, worker and Redis are killed one after the other; the task is spoken all the same."""
     with speaking(Conduct(frame_s=0.1)) as fake:
@@ -41,6 +49,7 @@ def test_everything_is_started_restarted_and_ended(tmp_path):
             task = requests.post(f"{studio.url}/v1/tasks", json={"script": "Speaker 1: " + "word " * 30}, timeout=30)
             address = f"{studio.url}/v1/tasks/{task.json()['id']}"
             pids = [studio.workers[0].pid, studio.front.pid, studio.redis.pid]
+            written(studio.redis)
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
                 time.sleep(0.3)
@@ -58,7 +67,7 @@ def test_everything_is_started_restarted_and_ended(tmp_path):
                 *map(psutil.Process, (studio.front.pid, studio.workers[0].pid)),
             ]
             assert not set(pids) & {each.pid for each in processes}
-        assert still_running(processes, 20) == []
+        assert still_running(processes, 60) == []
         port = studio.settings.port
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://127.0.0.1:{port}/healthz", timeout=5)
@@ -110,7 +119,7 @@ def test_redis_is_behind_a_password_on_loopback_and_ends(tmp_path):
             redis.Redis(port=server._port).ping()
     finally:
         server.stop()
-    assert still_running([process], 10) == []
+    assert still_running([process], 60) == []
 
 
 def command(tmp_path, *more):
@@ -146,7 +155,7 @@ def test_ctrl_c_ends_the_command_and_leaves_no_process(tmp_path):
                 break
         children = psutil.Process(running.pid).children(recursive=True)
         running.send_signal(signal.SIGINT)
-        assert running.wait(60) == 130 and len(children) >= 3 and still_running(children, 10) == []
+        assert running.wait(120) == 130 and len(children) >= 3 and still_running(children, 60) == []
         assert port in lines[-1]
 
 

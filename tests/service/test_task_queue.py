@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from redis.exceptions import RedisError
-from service_parts import opened, spec_of
+from service_parts import opened, spec_of, until
 
 from harness.service.scripts import GROUP, SCRIPTS
 from harness.service.task import StoredSegment
@@ -63,8 +63,7 @@ def test_a_silent_workers_task_goes_to_another_and_the_silent_one_may_write_noth
         await submit(queue)
         old = await queue.take("one", 0.1)
         assert await queue.take("two", 0.05) is None, "its lease runs"
-        await asyncio.sleep(0.55)
-        new = await queue.take("two", 0.05)
+        new = await until(lambda: queue.take("two", 0.05))
         assert new.token > old.token
         refused = [
             await queue.beat(old, 1),
@@ -79,7 +78,7 @@ def test_a_silent_workers_task_goes_to_another_and_the_silent_one_may_write_noth
         assert await queue.commit(new, segment(0, new.token), 1.0, True) and await queue.finish(new, "", 0)
         assert (await queue.counts())["reclaimed"] == 1
 
-    run(settings, scenario, lease_s=0.5)
+    run(settings, scenario, lease_s=2.0)
 
 
 def test_a_worker_that_gives_signs_of_life_keeps_its_task(settings):
@@ -87,11 +86,11 @@ def test_a_worker_that_gives_signs_of_life_keeps_its_task(settings):
         await submit(queue)
         claim = await queue.take("one", 0.1)
         for live in range(8):
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.3)
             assert await queue.beat(claim, live) and await queue.take("two", 0.01) is None
         assert (await queue.record("a")).live == 7
 
-    run(settings, scenario, lease_s=0.5)
+    run(settings, scenario, lease_s=2.0)
 
 
 def test_a_message_that_is_delivered_twice_makes_no_second_run(settings):
@@ -105,7 +104,7 @@ def test_a_message_that_is_delivered_twice_makes_no_second_run(settings):
         assert await queue.beat(first, 0), "the first one still holds it"
         assert await queue.client.xlen("studio:queue") == 1
 
-    run(settings, scenario)
+    run(settings, scenario, lease_s=30)
 
 
 def test_an_answer_that_was_lost_is_asked_for_again_without_harm(settings):
@@ -169,15 +168,15 @@ def test_a_task_that_is_given_back_keeps_its_place_and_comes_after_its_delay(set
         for task in "abc":
             await submit(queue, task)
         claim = await queue.take("one", 0.1)
-        assert claim.record.id == "a" and await queue.release(claim, 0.3, failed=True, why="it broke")
+        assert claim.record.id == "a" and await queue.release(claim, 1.5, failed=True, why="it broke")
         record = await queue.record("a")
         assert (record.status, record.failures, record.error) == ("queued", 1, "it broke")
         assert await queue.position("a") == 1 and await queue.position("c") == 3
         assert (await queue.take("two", 0.01)).record.id == "b", "it is delayed"
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(1.6)
         assert (await queue.take("two", 0.01)).record.id == "a", "it comes before newer ones"
 
-    run(settings, scenario)
+    run(settings, scenario, lease_s=30)
 
 
 def test_many_tasks_that_are_attended_hide_none_that_is_not(settings):
@@ -235,8 +234,15 @@ def test_the_estimated_start_is_the_work_before_it_by_the_recent_pace(settings):
 
 
 def test_requests_per_minute_are_limited_by_owner(settings):
+    async def minute(queue):
+        return (await queue.client.time())[0] // 60
+
     async def scenario(queue):
-        return [await queue.allow("me", 3) for _ in range(5)], await queue.allow("you", 3)
+        while True:  # once more where a minute ended meanwhile
+            began = await minute(queue)
+            waits = [await queue.allow(f"me at {began}", 3) for _ in range(5)], await queue.allow(f"you at {began}", 3)
+            if await minute(queue) == began:
+                return waits
 
     waits, other = run(settings, scenario)
     assert waits[:3] == [0, 0, 0] and all(1 <= each <= 60 for each in waits[3:]) and other == 0
@@ -244,11 +250,14 @@ def test_requests_per_minute_are_limited_by_owner(settings):
 
 def test_signs_of_life_end_by_themselves(settings):
     async def scenario(queue):
-        await queue.alive("streams", "s", 0.2)
-        await queue.alive("slots", "w|3", 0.2)
-        before = (await queue.room()).streams, await queue.slots()
-        await asyncio.sleep(0.25)
-        return before, ((await queue.room()).streams, await queue.slots())
+        await queue.alive("streams", "s", 1.5)
+        await queue.alive("slots", "w|3", 1.5)
+        before = await there(queue)
+        await asyncio.sleep(1.6)
+        return before, await there(queue)
+
+    async def there(queue):
+        return (await queue.room()).streams, await queue.slots()
 
     assert run(settings, scenario) == ((1, 3), (0, 0))
 
@@ -352,7 +361,7 @@ def test_a_cancelled_question_to_redis_ends(settings):
             asking = asyncio.create_task(ask())
             await asyncio.sleep(number * 5e-5)
             asking.cancel()
-            done, _ = await asyncio.wait([asking], timeout=20)
+            done, _ = await asyncio.wait([asking], timeout=120)
             assert done
 
     run(settings, scenario)
@@ -370,6 +379,7 @@ def test_a_redis_that_does_not_answer_is_an_error_in_time(settings, redis_server
                 await queue.room()
         finally:
             redis_server._process.send_signal(signal.SIGCONT)
+        monkeypatch.setattr("harness.service.queue.ANSWER_S", 60)  # a busy host answers late
         assert await queue.record("a") is None, "it goes on after that"
 
     run(settings, scenario)

@@ -269,7 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(200, self.studio.tasks[task])
 
     def _sample(self, voice: str, _part: str) -> None:
-        self._send(200, "audio/wav", wav(tone(1.0)))
+        self._send(200, "audio/wav", wav(tone(3.0)))
 
     def _add_voice(self) -> None:
         named = self.body.split(b'filename="')[1].split(b'"')[0].decode()

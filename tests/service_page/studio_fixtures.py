@@ -9,7 +9,7 @@ from fake_studio import FakeStudio, serving
 
 from harness.report.paper import BROWSERS
 
-PATIENCE_MS = 30_000  # of a machine that others share
+PATIENCE_MS = 100_000  # of a machine that others share
 EXPECTED = "Failed to load resource"  # what Chromium says of every answer that is no success
 
 
@@ -23,7 +23,7 @@ def studio_browser():
         pytest.skip("no Chromium here: apt-get install chromium")
     playwright.expect.set_options(timeout=PATIENCE_MS)
     with playwright.sync_playwright() as driver:
-        with driver.chromium.launch(executable_path=binary, args=["--no-sandbox"]) as browser:
+        with driver.chromium.launch(executable_path=binary, args=["--no-sandbox"], timeout=120_000) as browser:
             yield browser
 
 
@@ -37,6 +37,7 @@ def studio():
 def tab(studio: FakeStudio, studio_browser):
     """The page, opened; ``asked``: the addresses that it loaded; ``expected``: parts of errors that are none."""
     with studio_browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB") as context:
+        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         faults, page.asked, page.expected = [], [], [EXPECTED]
         page.on("pageerror", lambda error: faults.append(str(error)))

@@ -18,7 +18,7 @@ def played(tab) -> dict:
     return tab.evaluate("window.studio.played")
 
 
-def until_played(tab, state: str, timeout_ms: int = 30_000) -> dict:
+def until_played(tab, state: str, timeout_ms: int = 100_000) -> dict:
     """What the audio thread counted when it was in a state."""
     tab.wait_for_function("state => window.studio.played.state === state", arg=state, timeout=timeout_ms)
     return played(tab)

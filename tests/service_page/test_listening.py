@@ -15,7 +15,8 @@ FOUR = "Speaker 1: one\nSpeaker 2: two\nSpeaker 3: three\nSpeaker 4: four"
 def test_the_samples_that_are_played_are_those_that_the_server_sent(tab, studio, tmp_path):
     sent = tone(1.5) + tone(1.0, 330.0)
     pieces = [sent[at : at + 4_801] for at in range(0, len(sent), 4_801)]  # apart, and within samples
-    studio.speech = [step for piece in pieces for step in (piece, 0.02)]
+    later = len(pieces) * 3 // 5  # what is heard first is there at once: a busy host makes no stall
+    studio.speech = [step for k, piece in enumerate(pieces) for step in (piece, 0.02 * (k >= later))]
     write(tab, FOUR)
     tab.locator("#speak").click()
     heard = until_played(tab, "ended")
@@ -78,7 +79,7 @@ def test_stop_ends_sound_and_request(tab, studio):
     until_played(tab, "playing")
     tab.get_by_role("button", name="Stop").click()
     assert tab.locator("#player-state").inner_text() == "Stopped"
-    for _ in range(100):
+    for _ in range(600):
         if "closed" in studio.calls:
             break
         tab.wait_for_timeout(100)

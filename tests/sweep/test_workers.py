@@ -41,7 +41,7 @@ class Driver:
     def run(self, request):
         self.begun.set()
         if self.waits:
-            assert self.aborted.wait(30)
+            assert self.aborted.wait(120)
             raise TrialFailed("Locust was aborted")
         if self.breaks and self.breaks.pop(0):
             raise TrialFailed("the server ended")
@@ -145,7 +145,7 @@ def test_an_interrupt_cuts_off_the_trials_under_way(monkeypatch):
     fleet = Fleet([host("A", waits=True), host("B", waits=True)])
 
     def interrupt(futures, return_when):
-        assert all(each._driver.begun.wait(30) for each in fleet.hosts)
+        assert all(each._driver.begun.wait(120) for each in fleet.hosts)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("harness.sweep.workers.wait", interrupt)

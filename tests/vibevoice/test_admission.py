@@ -36,7 +36,7 @@ class Room:
 
 
 def run(main):
-    return asyncio.run(asyncio.wait_for(main, 20))
+    return asyncio.run(asyncio.wait_for(main, 120))
 
 
 def stay():

@@ -21,7 +21,7 @@ from harness.vibevoice.engine.loop import (
 from harness.vibevoice.sessions.failures import StageEnded
 
 F, B, X = wire.TOKEN_SPEECH_FRAME, wire.TOKEN_SPEECH_BEGIN, wire.TOKEN_END_OF_TEXT
-PATIENCE_S = 20
+PATIENCE_S = 120
 
 
 class Frames:

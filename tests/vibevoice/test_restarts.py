@@ -83,7 +83,7 @@ def test_a_process_that_stays_stopped_is_ended_before_its_model_is_loaded(regist
     os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED)
     for _ in range(6):
         restarter.look(0.0)
-    sleeper.wait(10)
+    sleeper.wait(60)
     assert looks(restarter, 1.0) == [wire.VOICE] and loaded == [(wire.VOICE, "1")]
 
 
