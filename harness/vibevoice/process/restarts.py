@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import json
 import os
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from harness.content import content_of, read
 from harness.host.keys import NOTE_SUFFIX, SHARED_FOLDER, read_private, server_mark, write_private
 from harness.identity import StageIdentity
 from harness.vibevoice.process.instances import instance_name
+from harness.vibevoice.process.server_guard import ended_with
 from harness.vibevoice.process.stubs import Stub, own_server, started_ns, stub_of, stubs_of
 from harness.vibevoice.sessions.table import is_alive, is_stopped
 
@@ -240,7 +242,19 @@ def attend(args: dict, load: Callable[[str, str], None], identity: StageIdentity
     path = registry.put(note.among(registry.notes().values()), own.region if own else f"{mark}-{pid}")
     atexit.register(path.unlink, missing_ok=True)
     if note.model in WATCHERS:
-        _watch(Restarter(registry, load, pid, lambda: stubs_of(server)), server)
+        guarded = _guarded(load, server, (path, path.with_suffix("")))
+        _watch(Restarter(registry, guarded, pid, lambda: stubs_of(server)), server)
+
+
+def _guarded(load: Callable[[str, str], None], server: int, files: Sequence[Path]) -> Callable[[str, str], None]:
+    """A ``load`` during which this process ends with its server, and only then; ``files``: what it would leave."""
+
+    def load_guarded(model: str, config: str) -> None:
+        with ended_with(server, files):
+            faulthandler.cancel_dump_traceback_later()  # the exporter's timer, which the load would exceed
+            load(model, config)
+
+    return load_guarded
 
 
 def _watch(restarter: Restarter, server: int) -> None:
