@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +44,8 @@ START, PREFILL, SPEECH, RELOAD, STOP = "start", "prefill", "speech", "reload", "
 KILL, PAUSE = "kill", "stop"
 PAUSE_S = 6.0  # longer than the 3 s after which a stage's process is killed, shorter than a client's silence limit
 BACK_S = 15.0
+PROBES, PROBE_S = 4, 0.5  # requests at once that find out whether a server is back, and between two of them
+TOLD_S, MORE = 4.0, 10  # for a client to be told of a fault, or to hear so many more chunks
 UNCLEAR = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|\.py\b|perhaps|probably|may have|, or the way")
 GONE = r"ended the connection|no Triton answers|the server is stopping"
 TEMPORARY = Path("/tmp")
@@ -80,6 +82,7 @@ class Seen:
     said: str = ""  # by `harness serve`
     back_s: float | None = None
     heard_s: float | None = None  # from the fault until the client got an error
+    took_s: float = 0.0  # to judge it, with the start of its server
     untrue: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
@@ -158,7 +161,7 @@ def while_serving(kind: Kind, serve: Serve, seen: Seen) -> None:
     strike(kind, victim)
     if not kind.ends_server:
         judge_back(kind, serve, seen, struck_s)
-    result = client.finish(PATIENCE_S if kind.ends_server else 4)
+    result = client.finish(PATIENCE_S) if kind.ends_server else outcome_of(client)
     judge_client(kind, serve, result, seen)
     if result is not None and result.outcome is Outcome.ERROR:
         seen.heard_s = client.ended_s - struck_s
@@ -289,20 +292,37 @@ def judge_end(kind: Kind, serve: Serve, seen: Seen) -> None:
 
 
 def judge_back(kind: Kind, serve: Serve, seen: Seen, struck_s: float) -> None:
-    deadline = struck_s + PATIENCE_S
     time.sleep(0.5)
-    while time.monotonic() < deadline and serve.process.poll() is None:
-        if speaks(serve.url):
-            seen.back_s = time.monotonic() - struck_s
-            break
-        time.sleep(0.2)
+    if speaks(serve.url, struck_s + PATIENCE_S - time.monotonic(), lambda: serve.process.poll() is None):
+        seen.back_s = time.monotonic() - struck_s
     expect(seen, seen.back_s is not None and seen.back_s <= BACK_S, f"back after {seen.back_s} s")
 
 
-def speaks(url: str) -> bool:
-    client = Client(url, SHORT, 3)
-    result = client.finish(20)
-    return result is not None and result.outcome is Outcome.DONE
+def speaks(url: str, seconds: float = 20, goes_on: Callable[[], bool] = lambda: True) -> bool:
+    """Whether one of several requests is served; a new one does not wait for those that a dead process holds."""
+    waiting: list[Client] = []
+    began_s = next_s = time.monotonic()
+    try:
+        while (now := time.monotonic()) < began_s + seconds and goes_on():
+            if any(one.result and one.result.outcome is Outcome.DONE for one in waiting):
+                return True
+            waiting = [one for one in waiting if one.result is None]
+            if now >= next_s and len(waiting) < PROBES:
+                waiting.append(Client(url, SHORT, 3))
+                next_s = now + PROBE_S
+            time.sleep(0.02)
+    finally:
+        for one in waiting:
+            one.finish(0)
+    return False
+
+
+def outcome_of(client: Client) -> Result | None:
+    """The result of a client that is told of the fault; one that hears more after it is stopped, as it goes on."""
+    before, deadline = client.heard, time.monotonic() + TOLD_S
+    while client.result is None and client.heard < before + MORE and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return client.finish(0)
 
 
 def holdings(serve: Serve) -> dict[str, float]:
@@ -365,33 +385,56 @@ def environments(serve: Serve) -> list[Path]:
 PHASES = {START: while_starting, STOP: while_stopping}
 
 
+class Servers:
+    """The server of each kind in turn; kinds that it survives share it with the previous one."""
+
+    def __init__(self) -> None:
+        self.now: Serve | None = None
+        self._next: Serve | None = None
+
+    def of(self, kind: Kind) -> Serve:
+        """Raises HarnessError where it does not start."""
+        if self.now is not None and (kind.phase == START or self.now.process.poll() is not None):
+            self.now.end()
+            self.now = None
+        if self.now is None:
+            self.now, self._next = self._next or Serve(kind.topology), None
+            if kind.phase != START and not self.now.ready():
+                raise HarnessError(f"`harness serve` does not start: {self.now.said()}")
+        return self.now
+
+    def prepare(self, kind: Kind, following: Kind | None) -> None:
+        """Start the server of the following kind while this one ends its own."""
+        if kind.ends_server and following is not None and following.phase != START:
+            self._next = Serve(following.topology)
+
+    def end(self) -> None:
+        for serve in filter(None, (self.now, self._next)):
+            serve.end()
+        self.now = self._next = None
+        remove_stale(ROOT)
+
+
 def suffer(kinds: Sequence[Kind]) -> Iterator[Seen]:
-    """Every kind in turn; kinds that a server survives share it with the previous one."""
-    serve = None
+    servers = Servers()
     try:
-        for kind in kinds:
+        for kind, following in zip(kinds, (*kinds[1:], None), strict=True):
             common.say(f"{kind.topology}: {kind.name} at {kind.phase} …")
-            seen = Seen(kind)
-            if serve is not None and (kind.phase == START or serve.process.poll() is not None):
-                serve.end()
-                serve = None
-            if serve is None:
-                serve = Serve(kind.topology)
-                if kind.phase != START and not serve.ready():
-                    raise HarnessError(f"`harness serve` does not start: {serve.said()}")
+            seen, began_s = Seen(kind), time.monotonic()
+            serve = servers.of(kind)
+            servers.prepare(kind, following)
             try:
                 PHASES.get(kind.phase, while_serving)(kind, serve, seen)
             except (HarnessError, psutil.Error) as error:
                 seen.untrue.append(f"{type(error).__name__}: {error}")
-            if kind.phase == START or kind.ends_server or serve.process.poll() is not None or kind == kinds[-1]:
+            if kind.phase == START or kind.ends_server or serve.process.poll() is not None or following is None:
                 finish(kind, serve, seen)
-                serve = None
-            common.say(f"    {'; '.join((*seen.untrue, *seen.left)) or 'right'}")
+                servers.now = None
+            seen.took_s = time.monotonic() - began_s
+            common.say(f"    {'; '.join((*seen.untrue, *seen.left)) or 'right'}, after {seen.took_s:.1f} s")
             yield seen
     finally:
-        if serve is not None:
-            serve.end()
-            remove_stale(ROOT)
+        servers.end()
 
 
 def finish(kind: Kind, serve: Serve, seen: Seen) -> None:
@@ -408,7 +451,7 @@ def finish(kind: Kind, serve: Serve, seen: Seen) -> None:
 
 def report(rows: Sequence[Seen]) -> int:
     table = common.table("Faults of a server", "topology", "phase", "fault")
-    for column in ("client told after (s)", "back after (s)"):
+    for column in ("client told after (s)", "back after (s)", "took (s)"):
         table.add_column(column, justify="right")
     for column in ("client told", "wrong"):
         table.add_column(column, overflow="fold")
@@ -416,7 +459,7 @@ def report(rows: Sequence[Seen]) -> int:
         wrong = "; ".join((*seen.untrue, *(f"left: {each}" for each in seen.left))) or "-"
         table.add_row(
             seen.kind.topology, seen.kind.phase, seen.kind.name, seconds(seen.heard_s), seconds(seen.back_s),
-            seen.told[:110], wrong[:400],
+            seconds(seen.took_s), seen.told[:110], wrong[:400],
         )  # fmt: skip
     figures = {
         "kinds": len(rows),
@@ -424,6 +467,7 @@ def report(rows: Sequence[Seen]) -> int:
         "left_behind": sum(bool(seen.left) for seen in rows),
         "back_s_max": most(seen.back_s for seen in rows),
         "told_s_max": most(seen.heard_s for seen in rows),
+        "took_s": sum(seen.took_s for seen in rows),
         "load_per_core": os.getloadavg()[1] / (os.cpu_count() or 1),  # on a busy host no start takes less than 15 s
         "rows": [dataclasses.asdict(seen) for seen in rows],
     }
