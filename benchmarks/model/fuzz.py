@@ -121,6 +121,10 @@ class Attacker:
         self.numbers = np.random.default_rng(seed)
         self.channel, self.tally, self.pids = grpc.insecure_channel(url), tally, victim_pids
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+        # One request per stream: gRPC's own call for many starts a thread for each, which costs most of this client.
+        self.streamed = self.channel.unary_stream(
+            f"{SERVICE}ModelStreamInfer", pb.ModelInferRequest.SerializeToString, pb.ModelStreamInferResponse.FromString
+        )
         self.last = ""
 
     def attack(self, count: int) -> None:
@@ -156,7 +160,7 @@ class Attacker:
         self.tally.judge(kind, self._answer(message))
 
     def _answer(self, message) -> str | None:
-        stream = self.stub.ModelStreamInfer(iter([message]), timeout=PATIENCE_S)
+        stream = self.streamed(message, timeout=PATIENCE_S)
         try:
             answer = next(stream, None)
             return None if answer is None else answer.error_message
@@ -197,7 +201,7 @@ class Attacker:
 
     def _drop(self) -> None:
         """A client that leaves its stream before its end."""
-        stream = self.stub.ModelStreamInfer(iter([infer_message(request("dropped", frames=400))]), timeout=PATIENCE_S)
+        stream = self.streamed(infer_message(request("dropped", frames=400)), timeout=PATIENCE_S)
         try:
             for _ in itertools.islice(stream, int(self.numbers.integers(3))):
                 pass
