@@ -168,7 +168,7 @@ def while_serving(kind: Kind, serve: Serve, seen: Seen) -> None:
     if loading:
         judge_loading(kind, loading.finish(), seen)
     if not kind.ends_server:
-        judge_serve(kind, serve, seen)
+        judge_serve(kind, serve, seen, struck_s)
         judge_holdings(before, serve, seen)
     if loading:
         judge_configuration(kind, serve, loading, seen)
@@ -268,21 +268,27 @@ def judge_configuration(kind: Kind, serve: Serve, loading: Loading, seen: Seen) 
     expect(seen, now == loading.value, f"it was loaded with {loading.value}, and has {now}")
 
 
-def judge_serve(kind: Kind, serve: Serve, seen: Seen) -> None:
+def judge_serve(kind: Kind, serve: Serve, seen: Seen, struck_s: float) -> None:
     """A user who looks at `harness serve` learns of a process that was restarted."""
     expect(seen, serve.process.poll() is None, "it ended")
     if kind.process == SERVE or (kind.process, kind.blow) == (TRITON, PAUSE):
         return
     if kind.process == TRITON or died_with(kind, serve):
-        expect(seen, "tritonserver was restarted" in serve.said(), "it does not say that it restarted Triton")
+        expect(seen, says(serve, "tritonserver was restarted", struck_s), "it does not say that it restarted Triton")
         expect(seen, kind.process != TRITON or "signal 9" in serve.said(), "it does not say how Triton ended")
         return
     if kind.phase == RELOAD:  # the process that was struck is replaced anyway
         return
-    wait_s = time.monotonic() + 3
-    while f"{kind.process} ended" not in serve.said() and time.monotonic() < wait_s:
+    told = says(serve, f"{kind.process} ended", struck_s)
+    expect(seen, told, f"it does not say that {kind.process} was restarted")
+
+
+def says(serve: Serve, words: str, struck_s: float) -> bool:
+    """Whether it says something within the time limit for recovery, and some seconds for what it says last."""
+    deadline = max(struck_s + BACK_S, time.monotonic() + 3)
+    while words not in serve.said() and time.monotonic() < deadline:
         time.sleep(0.1)
-    expect(seen, f"{kind.process} ended" in serve.said(), f"it does not say that {kind.process} was restarted")
+    return words in serve.said()
 
 
 def judge_end(kind: Kind, serve: Serve, seen: Seen) -> None:

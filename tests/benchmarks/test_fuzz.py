@@ -99,6 +99,9 @@ def test_raw_bytes_that_a_stage_serves_are_a_hijack(monkeypatch):
         def unary_unary(self, method):
             return lambda data, timeout: sent.append(method)
 
+        def unary_stream(self, method, *_):
+            return None
+
     monkeypatch.setattr(grpc, "insecure_channel", lambda url: Channel())
     monkeypatch.setattr(fuzz.service_pb2_grpc, "GRPCInferenceServiceStub", lambda channel: None)
     attacker = fuzz.Attacker("", 0, fuzz.Tally(), [1])

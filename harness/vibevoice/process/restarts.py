@@ -20,7 +20,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from harness.content import content_of, read
 from harness.host.keys import NOTE_SUFFIX, SHARED_FOLDER, read_private, server_mark, write_private
 from harness.identity import StageIdentity
 from harness.vibevoice.process.instances import instance_name
-from harness.vibevoice.process.server_guard import ended_with
 from harness.vibevoice.process.stubs import Stub, own_server, started_ns, stub_of, stubs_of
 from harness.vibevoice.sessions.table import is_alive, is_stopped
 
@@ -183,6 +182,7 @@ class Restarter:
             return False
         known = [note, *self.registry.notes().values()]
         asked_ns, config = max(other.asked for other in known if other.model == model)
+        faulthandler.cancel_dump_traceback_later()  # the exporter's, which a load that holds the interpreter exceeds
         try:
             self.load(model, restart_of(note, config, asked_ns))
         except Exception as error:
@@ -242,19 +242,7 @@ def attend(args: dict, load: Callable[[str, str], None], identity: StageIdentity
     path = registry.put(note.among(registry.notes().values()), own.region if own else f"{mark}-{pid}")
     atexit.register(path.unlink, missing_ok=True)
     if note.model in WATCHERS:
-        guarded = _guarded(load, server, (path, path.with_suffix("")))
-        _watch(Restarter(registry, guarded, pid, lambda: stubs_of(server)), server)
-
-
-def _guarded(load: Callable[[str, str], None], server: int, files: Sequence[Path]) -> Callable[[str, str], None]:
-    """A ``load`` during which this process ends with its server, and only then; ``files``: what it would leave."""
-
-    def load_guarded(model: str, config: str) -> None:
-        with ended_with(server, files):
-            faulthandler.cancel_dump_traceback_later()  # the exporter's timer, which the load would exceed
-            load(model, config)
-
-    return load_guarded
+        _watch(Restarter(registry, load, pid, lambda: stubs_of(server)), server)
 
 
 def _watch(restarter: Restarter, server: int) -> None:
