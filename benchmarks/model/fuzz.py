@@ -43,6 +43,7 @@ UNCLEAR = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|\.py\(\d+\)")
 GROWTH_BYTES = 48 << 20  # of all processes after warm-up; allocators grow in steps
 GAP_MS = 1_000
 PATIENCE_S = 5  # for the first response to a request
+HOLD_S = 30  # for a greedy one to be served: what it delays is then known
 HONEST = ("entry", "bytes", "dropped")  # kinds of requests that may be served
 DENIED = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
@@ -261,13 +262,13 @@ def blocking_cases() -> dict[str, Callable[[], list[pb.ModelInferRequest]]]:
 
 
 def hold_up(url: str, messages: list[pb.ModelInferRequest]) -> None:
-    """Send all messages at once, and wait until each has ended."""
+    """Send all messages at once, and wait until each has ended, or its client has left after HOLD_S."""
     with grpc.insecure_channel(url, options=[("grpc.max_send_message_length", -1)]) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
         def one(message) -> None:
             try:
-                for answer in stub.ModelStreamInfer(iter([message]), timeout=60):
+                for answer in stub.ModelStreamInfer(iter([message]), timeout=HOLD_S):
                     if answer.error_message or answer.infer_response.parameters["triton_final_response"].bool_param:
                         return
             except grpc.RpcError:
@@ -345,9 +346,11 @@ def fuzz(server: TritonServer, count: int, seed: int):
         for name, messages in blocking_cases().items():
             common.say(f"{name} …")
             victim.largest_gap_ms()
+            began_s = time.monotonic()
             hold_up(server.url, messages())
             watch.look(name)
             gaps_ms[name] = victim.largest_gap_ms(at_least=20)
+            common.say(f"    a gap of {gaps_ms[name]:.0f} ms, in {time.monotonic() - began_s:.1f} s")
     # sessions of 40,000 frames are legitimate: the allocator keeps their memory for later ones
     after = settled(watch, 5)
     return tally, rest / attacked_s, victim, gaps_ms, [*grown, *leaks(before, after | {"memory": before["memory"]})]

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common
 import psutil
-from served import PATIENCE_S, SERVE, TRITON, Client, Serve, wait_for
+from served import PATIENCE_S, SERVE, SHORT, TRITON, Client, Serve, outcome_of, speaks, wait_for
 from tritonclient.grpc import service_pb2_grpc
 
 from harness import wire
@@ -44,13 +44,10 @@ START, PREFILL, SPEECH, RELOAD, STOP = "start", "prefill", "speech", "reload", "
 KILL, PAUSE = "kill", "stop"
 PAUSE_S = 6.0  # longer than the 3 s after which a stage's process is killed, shorter than a client's silence limit
 BACK_S = 15.0
-PROBES, PROBE_S = 4, 0.5  # requests at once that find out whether a server is back, and between two of them
-TOLD_S, MORE = 4.0, 10  # for a client to be told of a fault, or to hear so many more chunks
 UNCLEAR = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|\.py\b|perhaps|probably|may have|, or the way")
 GONE = r"ended the connection|no Triton answers|the server is stopping"
 TEMPORARY = Path("/tmp")
 LONG = "Speaker 1: " + "It is early, and the market has not opened yet. " * 2_000
-SHORT = "Speaker 1: It is early."
 VALUES = itertools.cycle((7, 8))  # of a knob, so that each reload changes it
 KNOBS = {wire.STAGED: f"{wire.LLM}.delay_us", wire.FUSED: "engine.max_batch"}
 
@@ -302,33 +299,6 @@ def judge_back(kind: Kind, serve: Serve, seen: Seen, struck_s: float) -> None:
     if speaks(serve.url, struck_s + PATIENCE_S - time.monotonic(), lambda: serve.process.poll() is None):
         seen.back_s = time.monotonic() - struck_s
     expect(seen, seen.back_s is not None and seen.back_s <= BACK_S, f"back after {seen.back_s} s")
-
-
-def speaks(url: str, seconds: float = 20, goes_on: Callable[[], bool] = lambda: True) -> bool:
-    """Whether one of several requests is served; a new one does not wait for those that a dead process holds."""
-    waiting: list[Client] = []
-    began_s = next_s = time.monotonic()
-    try:
-        while (now := time.monotonic()) < began_s + seconds and goes_on():
-            if any(one.result and one.result.outcome is Outcome.DONE for one in waiting):
-                return True
-            waiting = [one for one in waiting if one.result is None]
-            if now >= next_s and len(waiting) < PROBES:
-                waiting.append(Client(url, SHORT, 3))
-                next_s = now + PROBE_S
-            time.sleep(0.02)
-    finally:
-        for one in waiting:
-            one.finish(0)
-    return False
-
-
-def outcome_of(client: Client) -> Result | None:
-    """The result of a client that is told of the fault; one that hears more after it is stopped, as it goes on."""
-    before, deadline = client.heard, time.monotonic() + TOLD_S
-    while client.result is None and client.heard < before + MORE and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return client.finish(0)
 
 
 def holdings(serve: Serve) -> dict[str, float]:
