@@ -63,7 +63,7 @@ class Serve:
         """Its processes now; all that ever existed are remembered."""
         with contextlib.suppress(psutil.Error):
             self.family |= {p.pid: p for p in psutil.Process(self.process.pid).children(recursive=True)}
-        return [p for p in self.family.values() if is_alive(p.pid)]
+        return [p for p in self.family.values() if p.is_running() and is_alive(p.pid)]  # pids are used again
 
     def find(self, name: str) -> psutil.Process | None:
         if name == SERVE:
