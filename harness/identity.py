@@ -30,6 +30,16 @@ class HostFacts:
         return content_of(self)
 
 
+@dataclass(frozen=True, slots=True)
+class GpuSample:
+    """What one GPU did at the time of a sample; None for values that it does not report."""
+
+    uuid: str
+    percent: float | None = None  # of the time in which a kernel ran
+    memory_bytes: int | None = None  # in use
+    power_w: float | None = None
+
+
 @dataclass(frozen=True)
 class StageIdentity:
     """What one model process computes with, as determined by itself."""

@@ -11,7 +11,6 @@ import itertools
 import os
 import re
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ import psutil
 from malformed import SCRIPT, STAGE_INPUTS, control_call, entry_message, request, stage_message
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
+from victim import Victim
 
 from harness import wire
 from harness.client.stream import infer_message
@@ -40,11 +40,10 @@ CLIENTS = 4
 SERVICE = "/inference.GRPCInferenceService/"
 STAGES = (wire.FRAME, *wire.STAGES, wire.VOICE)
 UNCLEAR = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|\.py\(\d+\)")
-VICTIM_FRAMES = 150
 GROWTH_BYTES = 48 << 20  # of all processes after warm-up; allocators grow in steps
 GAP_MS = 1_000
 PATIENCE_S = 5  # for the first response to a request
-HANGS_S = 60  # a victim's stream that continues this long after the attack hangs
+HOLD_S = 30  # for a greedy one to be served: what it delays is then known
 HONEST = ("entry", "bytes", "dropped")  # kinds of requests that may be served
 DENIED = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
@@ -65,79 +64,6 @@ class Tally:
             self.unclear[f"{kind}: {error[:160]}"] += 1
         if error == "" and kind not in HONEST:
             self.hijacks.append(kind)
-
-
-class Victim:
-    """An honest client, one stream after another; its audio must be the same as before the attack."""
-
-    def __init__(self, url: str):
-        self.url, self.gaps_ms, self.failures, self.streams = url, [], [], 0
-        self.expected: np.ndarray | None = None
-        self._waits_since: float | None = None  # for the server's next message, while a stream is open
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Victim:
-        self._speak()  # alone, for comparison
-        self.gaps_ms.clear()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._over.set()
-        self._thread.join(HANGS_S)
-        if self._thread.is_alive():
-            self.failures.append(f"its stream has not ended {HANGS_S} s after the attack")
-
-    def largest_gap_ms(self, at_least: int = 0) -> float:
-        """The longest wait for a chunk since the last call, including first chunks and a wait in progress.
-
-        Waits for ``at_least`` gaps, 30 s at most.
-        """
-        deadline = time.monotonic() + 30
-        while len(self.gaps_ms) < at_least and time.monotonic() < deadline:
-            time.sleep(0.05)
-        gaps, self.gaps_ms, since = self.gaps_ms, [], self._waits_since
-        return max([*gaps, 0.0 if since is None else 1e3 * (time.monotonic() - since)])
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            self._speak()
-
-    def _speak(self) -> None:
-        pieces, error = [], "no final answer"
-        with grpc.insecure_channel(self.url) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            message = infer_message(request("victim", frames=VICTIM_FRAMES, seed=3))
-            self._waits_since = time.monotonic()
-            try:
-                for answer in stub.ModelStreamInfer(iter([message]), timeout=120):
-                    now = time.monotonic()
-                    if answer.error_message:
-                        error = answer.error_message
-                        break
-                    if answer.infer_response.parameters["triton_final_response"].bool_param:
-                        error = ""
-                        break
-                    outputs = [output.name for output in answer.infer_response.outputs]
-                    if wire.AUDIO_OUTPUT in outputs:
-                        self.gaps_ms.append(1e3 * (now - self._waits_since))
-                        self._waits_since = now
-                        pieces.append(answer.infer_response.raw_output_contents[outputs.index(wire.AUDIO_OUTPUT)])
-            except grpc.RpcError as failed:
-                error = f"{failed.code().name}: {failed.details()}"
-            finally:
-                self._waits_since = None
-        self._judge(np.frombuffer(b"".join(pieces), "<f4"), error)
-
-    def _judge(self, audio: np.ndarray, error: str) -> None:
-        self.streams += 1
-        if self.expected is None and not error:
-            self.expected = audio
-        if error or audio.shape != self.expected.shape:
-            self.failures.append(error or f"{len(audio)} samples where {len(self.expected)} were requested")
-        elif not np.allclose(audio, self.expected, atol=1e-3):
-            self.failures.append("not the audio that it requested")
 
 
 class Watch:
@@ -196,6 +122,10 @@ class Attacker:
         self.numbers = np.random.default_rng(seed)
         self.channel, self.tally, self.pids = grpc.insecure_channel(url), tally, victim_pids
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+        # One request per stream: gRPC's own call for many starts a thread for each, which costs most of this client.
+        self.streamed = self.channel.unary_stream(
+            f"{SERVICE}ModelStreamInfer", pb.ModelInferRequest.SerializeToString, pb.ModelStreamInferResponse.FromString
+        )
         self.last = ""
 
     def attack(self, count: int) -> None:
@@ -231,7 +161,7 @@ class Attacker:
         self.tally.judge(kind, self._answer(message))
 
     def _answer(self, message) -> str | None:
-        stream = self.stub.ModelStreamInfer(iter([message]), timeout=PATIENCE_S)
+        stream = self.streamed(message, timeout=PATIENCE_S)
         try:
             answer = next(stream, None)
             return None if answer is None else answer.error_message
@@ -272,7 +202,7 @@ class Attacker:
 
     def _drop(self) -> None:
         """A client that leaves its stream before its end."""
-        stream = self.stub.ModelStreamInfer(iter([infer_message(request("dropped", frames=400))]), timeout=PATIENCE_S)
+        stream = self.streamed(infer_message(request("dropped", frames=400)), timeout=PATIENCE_S)
         try:
             for _ in itertools.islice(stream, int(self.numbers.integers(3))):
                 pass
@@ -332,13 +262,13 @@ def blocking_cases() -> dict[str, Callable[[], list[pb.ModelInferRequest]]]:
 
 
 def hold_up(url: str, messages: list[pb.ModelInferRequest]) -> None:
-    """Send all messages at once, and wait until each has ended."""
+    """Send all messages at once, and wait until each has ended, or its client has left after HOLD_S."""
     with grpc.insecure_channel(url, options=[("grpc.max_send_message_length", -1)]) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
         def one(message) -> None:
             try:
-                for answer in stub.ModelStreamInfer(iter([message]), timeout=60):
+                for answer in stub.ModelStreamInfer(iter([message]), timeout=HOLD_S):
                     if answer.error_message or answer.infer_response.parameters["triton_final_response"].bool_param:
                         return
             except grpc.RpcError:
@@ -403,7 +333,7 @@ def fuzz(server: TritonServer, count: int, seed: int):
         warm_up, rest = parts_of(count)
         attack(server.url, warm_up, seed, tally, watch)
     before, mib = settled(watch, 3), common.memory_mib(server)
-    with victim_again(victim) as victim:
+    with victim.again() as victim:
         common.say(f"{sum(tally.answers.values()):,} requests sent, {count:,} in all …")
         began_s = time.monotonic()
         attack(server.url, rest, seed + 1, tally, watch)
@@ -412,23 +342,18 @@ def fuzz(server: TritonServer, count: int, seed: int):
     grown = leaks(before, settled(watch, 5))
     for name, now in common.memory_mib(server).items():
         common.say(f"memory of {name}: {mib.get(name, 0):.0f} to {now:.0f} MiB")
-    with victim_again(victim) as victim:
+    with victim.again() as victim:
         for name, messages in blocking_cases().items():
             common.say(f"{name} …")
             victim.largest_gap_ms()
+            began_s = time.monotonic()
             hold_up(server.url, messages())
             watch.look(name)
             gaps_ms[name] = victim.largest_gap_ms(at_least=20)
+            common.say(f"    a gap of {gaps_ms[name]:.0f} ms, in {time.monotonic() - began_s:.1f} s")
     # sessions of 40,000 frames are legitimate: the allocator keeps their memory for later ones
     after = settled(watch, 5)
     return tally, rest / attacked_s, victim, gaps_ms, [*grown, *leaks(before, after | {"memory": before["memory"]})]
-
-
-def victim_again(before: Victim) -> Victim:
-    """The same client from here on, with its counts so far."""
-    victim = Victim(before.url)
-    victim.expected, victim.failures, victim.streams = before.expected, before.failures, before.streams
-    return victim
 
 
 def report(tally: Tally, requests_per_s: float, victim: Victim, gaps_ms: dict[str, float], grown: list[str]) -> int:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import common
@@ -28,6 +29,9 @@ from harness.vibevoice.sessions.table import is_alive
 
 TRITON, SERVE = "tritonserver", "harness serve"
 PATIENCE_S = 90.0
+PROBES, PROBE_S = 4, 0.5  # requests at once that find out whether a server is back, and between two of them
+TOLD_S, MORE = 4.0, 10  # for a client to be told of a fault, or to hear so many more chunks
+SHORT = "Speaker 1: It is early."
 SHARED = Path("/dev/shm")
 KEYS = "harness-*"  # files there: of a kind, and the mark of a server
 
@@ -59,7 +63,7 @@ class Serve:
         """Its processes now; all that ever existed are remembered."""
         with contextlib.suppress(psutil.Error):
             self.family |= {p.pid: p for p in psutil.Process(self.process.pid).children(recursive=True)}
-        return [p for p in self.family.values() if is_alive(p.pid)]
+        return [p for p in self.family.values() if p.is_running() and is_alive(p.pid)]  # pids are used again
 
     def find(self, name: str) -> psutil.Process | None:
         if name == SERVE:
@@ -174,6 +178,33 @@ class Client:
             loop().call_soon_threadsafe(self._stream.stop, Outcome.CANCELLED)
             concurrent.futures.wait([self._task], 10)
         return self.result
+
+
+def speaks(url: str, seconds: float = 20, goes_on: Callable[[], bool] = lambda: True) -> bool:
+    """Whether one of several requests is served; a new one does not wait for those that a dead process holds."""
+    waiting: list[Client] = []
+    began_s = next_s = time.monotonic()
+    try:
+        while (now := time.monotonic()) < began_s + seconds and goes_on():
+            if any(one.result and one.result.outcome is Outcome.DONE for one in waiting):
+                return True
+            waiting = [one for one in waiting if one.result is None]
+            if now >= next_s and len(waiting) < PROBES:
+                waiting.append(Client(url, SHORT, 3))
+                next_s = now + PROBE_S
+            time.sleep(0.02)
+    finally:
+        for one in waiting:
+            one.finish(0)
+    return False
+
+
+def outcome_of(client: Client) -> Result | None:
+    """The result of a client that is told of the fault; one that hears more after it is stopped, as it goes on."""
+    before, deadline = client.heard, time.monotonic() + TOLD_S
+    while client.result is None and client.heard < before + MORE and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return client.finish(0)
 
 
 def wait_for(holds, what: str, seconds: float = PATIENCE_S) -> None:

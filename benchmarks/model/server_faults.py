@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common
 import psutil
-from served import PATIENCE_S, SERVE, TRITON, Client, Serve, wait_for
+from served import PATIENCE_S, SERVE, SHORT, TRITON, Client, Serve, outcome_of, speaks, wait_for
 from tritonclient.grpc import service_pb2_grpc
 
 from harness import wire
@@ -48,7 +48,6 @@ UNCLEAR = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|\.py\b|perhaps|pr
 GONE = r"ended the connection|no Triton answers|the server is stopping"
 TEMPORARY = Path("/tmp")
 LONG = "Speaker 1: " + "It is early, and the market has not opened yet. " * 2_000
-SHORT = "Speaker 1: It is early."
 VALUES = itertools.cycle((7, 8))  # of a knob, so that each reload changes it
 KNOBS = {wire.STAGED: f"{wire.LLM}.delay_us", wire.FUSED: "engine.max_batch"}
 
@@ -80,6 +79,7 @@ class Seen:
     said: str = ""  # by `harness serve`
     back_s: float | None = None
     heard_s: float | None = None  # from the fault until the client got an error
+    took_s: float = 0.0  # to judge it, with the start of its server
     untrue: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
@@ -158,14 +158,14 @@ def while_serving(kind: Kind, serve: Serve, seen: Seen) -> None:
     strike(kind, victim)
     if not kind.ends_server:
         judge_back(kind, serve, seen, struck_s)
-    result = client.finish(PATIENCE_S if kind.ends_server else 4)
+    result = client.finish(PATIENCE_S) if kind.ends_server else outcome_of(client)
     judge_client(kind, serve, result, seen)
     if result is not None and result.outcome is Outcome.ERROR:
         seen.heard_s = client.ended_s - struck_s
     if loading:
         judge_loading(kind, loading.finish(), seen)
     if not kind.ends_server:
-        judge_serve(kind, serve, seen)
+        judge_serve(kind, serve, seen, struck_s)
         judge_holdings(before, serve, seen)
     if loading:
         judge_configuration(kind, serve, loading, seen)
@@ -265,21 +265,27 @@ def judge_configuration(kind: Kind, serve: Serve, loading: Loading, seen: Seen) 
     expect(seen, now == loading.value, f"it was loaded with {loading.value}, and has {now}")
 
 
-def judge_serve(kind: Kind, serve: Serve, seen: Seen) -> None:
+def judge_serve(kind: Kind, serve: Serve, seen: Seen, struck_s: float) -> None:
     """A user who looks at `harness serve` learns of a process that was restarted."""
     expect(seen, serve.process.poll() is None, "it ended")
     if kind.process == SERVE or (kind.process, kind.blow) == (TRITON, PAUSE):
         return
     if kind.process == TRITON or died_with(kind, serve):
-        expect(seen, "tritonserver was restarted" in serve.said(), "it does not say that it restarted Triton")
+        expect(seen, says(serve, "tritonserver was restarted", struck_s), "it does not say that it restarted Triton")
         expect(seen, kind.process != TRITON or "signal 9" in serve.said(), "it does not say how Triton ended")
         return
     if kind.phase == RELOAD:  # the process that was struck is replaced anyway
         return
-    wait_s = time.monotonic() + 3
-    while f"{kind.process} ended" not in serve.said() and time.monotonic() < wait_s:
+    told = says(serve, f"{kind.process} ended", struck_s)
+    expect(seen, told, f"it does not say that {kind.process} was restarted")
+
+
+def says(serve: Serve, words: str, struck_s: float) -> bool:
+    """Whether it says something within the time limit for recovery, and some seconds for what it says last."""
+    deadline = max(struck_s + BACK_S, time.monotonic() + 3)
+    while words not in serve.said() and time.monotonic() < deadline:
         time.sleep(0.1)
-    expect(seen, f"{kind.process} ended" in serve.said(), f"it does not say that {kind.process} was restarted")
+    return words in serve.said()
 
 
 def judge_end(kind: Kind, serve: Serve, seen: Seen) -> None:
@@ -289,20 +295,10 @@ def judge_end(kind: Kind, serve: Serve, seen: Seen) -> None:
 
 
 def judge_back(kind: Kind, serve: Serve, seen: Seen, struck_s: float) -> None:
-    deadline = struck_s + PATIENCE_S
     time.sleep(0.5)
-    while time.monotonic() < deadline and serve.process.poll() is None:
-        if speaks(serve.url):
-            seen.back_s = time.monotonic() - struck_s
-            break
-        time.sleep(0.2)
+    if speaks(serve.url, struck_s + PATIENCE_S - time.monotonic(), lambda: serve.process.poll() is None):
+        seen.back_s = time.monotonic() - struck_s
     expect(seen, seen.back_s is not None and seen.back_s <= BACK_S, f"back after {seen.back_s} s")
-
-
-def speaks(url: str) -> bool:
-    client = Client(url, SHORT, 3)
-    result = client.finish(20)
-    return result is not None and result.outcome is Outcome.DONE
 
 
 def holdings(serve: Serve) -> dict[str, float]:
@@ -365,33 +361,56 @@ def environments(serve: Serve) -> list[Path]:
 PHASES = {START: while_starting, STOP: while_stopping}
 
 
+class Servers:
+    """The server of each kind in turn; kinds that it survives share it with the previous one."""
+
+    def __init__(self) -> None:
+        self.now: Serve | None = None
+        self._next: Serve | None = None
+
+    def of(self, kind: Kind) -> Serve:
+        """Raises HarnessError where it does not start."""
+        if self.now is not None and (kind.phase == START or self.now.process.poll() is not None):
+            self.now.end()
+            self.now = None
+        if self.now is None:
+            self.now, self._next = self._next or Serve(kind.topology), None
+            if kind.phase != START and not self.now.ready():
+                raise HarnessError(f"`harness serve` does not start: {self.now.said()}")
+        return self.now
+
+    def prepare(self, kind: Kind, following: Kind | None) -> None:
+        """Start the server of the following kind while this one ends its own."""
+        if kind.ends_server and following is not None and following.phase != START:
+            self._next = Serve(following.topology)
+
+    def end(self) -> None:
+        for serve in filter(None, (self.now, self._next)):
+            serve.end()
+        self.now = self._next = None
+        remove_stale(ROOT)
+
+
 def suffer(kinds: Sequence[Kind]) -> Iterator[Seen]:
-    """Every kind in turn; kinds that a server survives share it with the previous one."""
-    serve = None
+    servers = Servers()
     try:
-        for kind in kinds:
+        for kind, following in zip(kinds, (*kinds[1:], None), strict=True):
             common.say(f"{kind.topology}: {kind.name} at {kind.phase} …")
-            seen = Seen(kind)
-            if serve is not None and (kind.phase == START or serve.process.poll() is not None):
-                serve.end()
-                serve = None
-            if serve is None:
-                serve = Serve(kind.topology)
-                if kind.phase != START and not serve.ready():
-                    raise HarnessError(f"`harness serve` does not start: {serve.said()}")
+            seen, began_s = Seen(kind), time.monotonic()
+            serve = servers.of(kind)
+            servers.prepare(kind, following)
             try:
                 PHASES.get(kind.phase, while_serving)(kind, serve, seen)
             except (HarnessError, psutil.Error) as error:
                 seen.untrue.append(f"{type(error).__name__}: {error}")
-            if kind.phase == START or kind.ends_server or serve.process.poll() is not None or kind == kinds[-1]:
+            if kind.phase == START or kind.ends_server or serve.process.poll() is not None or following is None:
                 finish(kind, serve, seen)
-                serve = None
-            common.say(f"    {'; '.join((*seen.untrue, *seen.left)) or 'right'}")
+                servers.now = None
+            seen.took_s = time.monotonic() - began_s
+            common.say(f"    {'; '.join((*seen.untrue, *seen.left)) or 'right'}, after {seen.took_s:.1f} s")
             yield seen
     finally:
-        if serve is not None:
-            serve.end()
-            remove_stale(ROOT)
+        servers.end()
 
 
 def finish(kind: Kind, serve: Serve, seen: Seen) -> None:
@@ -408,7 +427,7 @@ def finish(kind: Kind, serve: Serve, seen: Seen) -> None:
 
 def report(rows: Sequence[Seen]) -> int:
     table = common.table("Faults of a server", "topology", "phase", "fault")
-    for column in ("client told after (s)", "back after (s)"):
+    for column in ("client told after (s)", "back after (s)", "took (s)"):
         table.add_column(column, justify="right")
     for column in ("client told", "wrong"):
         table.add_column(column, overflow="fold")
@@ -416,7 +435,7 @@ def report(rows: Sequence[Seen]) -> int:
         wrong = "; ".join((*seen.untrue, *(f"left: {each}" for each in seen.left))) or "-"
         table.add_row(
             seen.kind.topology, seen.kind.phase, seen.kind.name, seconds(seen.heard_s), seconds(seen.back_s),
-            seen.told[:110], wrong[:400],
+            seconds(seen.took_s), seen.told[:110], wrong[:400],
         )  # fmt: skip
     figures = {
         "kinds": len(rows),
@@ -424,6 +443,7 @@ def report(rows: Sequence[Seen]) -> int:
         "left_behind": sum(bool(seen.left) for seen in rows),
         "back_s_max": most(seen.back_s for seen in rows),
         "told_s_max": most(seen.heard_s for seen in rows),
+        "took_s": sum(seen.took_s for seen in rows),
         "load_per_core": os.getloadavg()[1] / (os.cpu_count() or 1),  # on a busy host no start takes less than 15 s
         "rows": [dataclasses.asdict(seen) for seen in rows],
     }

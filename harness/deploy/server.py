@@ -31,6 +31,7 @@ from harness.host.places import CODE, ROOT
 from harness.host.process_group import end_group, hide_argument, signals_held, spawn
 from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested
 
+_END_S = EXIT_TIMEOUT_S + 2.0
 _ABORT_S = 10.0  # from its last log line to its end
 _NICE = 5  # lower priority than the load generator: late timestamps would falsify the results
 
@@ -182,7 +183,7 @@ class TritonServer:
     def _end(self) -> None:
         if self._process is not None:
             self._keep_log()
-            end_group(self._process, EXIT_TIMEOUT_S + 2)
+            end_group(self._process, _END_S)
             remove_keys(self._mark)
         remove_shared_memory(self.shm_prefix)
 
@@ -258,7 +259,8 @@ class TritonServer:
         command.append(f"--grpc-restricted-protocol={RESTRICTED}:{KEY_NAME}={self.control_headers[0][1]}")
         environment = server_environment(found, self._python)
         # Triton (2.51) leaves a zombie of a stage process that died until the server ends.
-        self._process = spawn(command, self.log, niceness=_NICE, environment=environment, reaps=False)
+        # And one that is told to end may crash and hang, as may stage processes in a call to it, once it has ended.
+        self._process = spawn(command, self.log, niceness=_NICE, environment=environment, reaps=False, guarded_s=_END_S)
         self._mark = server_mark(self.pid)
 
     def _write_state(self) -> None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pynvml
 
-from harness.records.schema import GpuSample
+from harness.identity import GpuSample
 
 CONTROL_FILE = "/dev/nvidiactl"  # exists where a driver is loaded
 Read = TypeVar("Read")

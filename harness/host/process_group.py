@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_GUARD = "guard"
+_REST_S = 1.0  # after a guarded command has ended, until its children are killed
 
 
 def spawn(
@@ -26,13 +30,16 @@ def spawn(
     niceness: int = 0,
     environment: Mapping[str, str] | None = None,
     reaps: bool = True,
+    guarded_s: float = 0.0,
 ) -> subprocess.Popen:
     """Start a command in its own process group, with its output in a log file; it gets SIGTERM when we die.
 
     ``reaps`` False: the command does not wait for its children, so that the kernel reaps them. They inherit that: see
-    ``reap_children``.
+    ``reap_children``. ``guarded_s`` above 0: also a command that hangs, or children that do, end with us: a guard kills
+    the group so many seconds after our death, and soon after the command's.
     """
-    launcher = [sys.executable, str(Path(__file__).resolve()), str(os.getpid()), str(niceness), str(int(reaps))]
+    how = (os.getpid(), niceness, int(reaps), guarded_s)
+    launcher = [sys.executable, str(Path(__file__).resolve()), *map(str, how)]
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
         return subprocess.Popen(
             [*launcher, *command],
@@ -104,8 +111,11 @@ def reap_children() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _launch(parent: int, niceness: int, reaps: bool, command: list[str]) -> None:
+def _launch(parent: int, niceness: int, reaps: bool, guarded_s: float, command: list[str]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if guarded_s:
+        with contextlib.suppress(OSError):  # a kernel without pidfd_open: SIGTERM must do
+            _start_guard(parent, guarded_s)
     if os.getppid() != parent:  # the parent died before we asked to be notified
         sys.exit(1)
     if not reaps:
@@ -117,6 +127,44 @@ def _launch(parent: int, niceness: int, reaps: bool, command: list[str]) -> None
     os.execvp(command[0], command)
 
 
+def _start_guard(parent: int, grace_s: float) -> None:
+    """Start the guard of this group, as a child of no process of it that might wait for it or count it.
+
+    It is a command of its own, as everybody can read that of this process, with its keys.
+    """
+    ends = os.pidfd_open(parent), os.pidfd_open(os.getpid())
+    guard = [
+        sys.executable,
+        "-I",
+        "-S",
+        str(Path(__file__).resolve()),
+        _GUARD,
+        *map(str, (*ends, os.getpid(), grace_s)),
+    ]
+    if between := os.fork():
+        os.waitpid(between, 0)
+        return
+    try:
+        if not os.fork():
+            for end in ends:
+                os.set_inheritable(end, True)
+            os.execv(guard[0], guard)
+    finally:
+        os._exit(0)
+
+
+def _guard(parent: int, command: int, group: int, grace_s: float) -> None:
+    """Kill a group once its command has ended, or should have; ``parent`` and ``command`` are pidfds."""
+    ended = select.poll()
+    for end in (parent, command):
+        ended.register(end, select.POLLIN)
+    if command not in (end for end, _ in ended.poll()):
+        ended.unregister(parent)
+        ended.poll(1e3 * grace_s)
+    time.sleep(_REST_S)
+    os.killpg(group, signal.SIGKILL)  # this process is in it, so that its number is no other's yet
+
+
 def _nice_session(niceness: int) -> None:
     """Set the session group's nice value too: where the kernel groups tasks by session, only that counts outside it."""
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
@@ -124,4 +172,7 @@ def _nice_session(niceness: int) -> None:
 
 
 if __name__ == "__main__":
-    _launch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1", sys.argv[4:])
+    if sys.argv[1] == _GUARD:
+        _guard(*map(int, sys.argv[2:5]), float(sys.argv[5]))
+    else:
+        _launch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1", float(sys.argv[4]), sys.argv[5:])

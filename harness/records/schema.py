@@ -18,7 +18,7 @@ from harness import wire
 from harness.clock import HOST, Clock
 from harness.content import absent, content_of, read
 from harness.device_profile import Profile
-from harness.identity import HostFacts, StageIdentity
+from harness.identity import GpuSample, HostFacts, StageIdentity
 from harness.records.day import DemandCurve
 from harness.records.jobs import AskedTasks
 from harness.records.load import TrialLoad
@@ -116,16 +116,6 @@ class StageStatistics:
     queue_ns: int
     compute_ns: int
     batches: tuple[BatchStatistics, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class GpuSample:
-    """What one GPU did at the time of a sample; None for values that it does not report."""
-
-    uuid: str
-    percent: float | None = None  # of the time in which a kernel ran
-    memory_bytes: int | None = None  # in use
-    power_w: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

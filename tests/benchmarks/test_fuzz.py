@@ -1,8 +1,10 @@
 """What the attack's own instruments must not miss: a hanging client, a stall at the start, a zombie, a stolen call."""
 
+import ctypes
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "model"
 
 import fuzz  # noqa: E402
 import malformed  # noqa: E402
+import victim as victims  # noqa: E402
 
 from harness import wire  # noqa: E402
 from harness.deploy.config import Deployment  # noqa: E402
@@ -23,20 +26,20 @@ from harness.deploy.config import Deployment  # noqa: E402
 
 @pytest.fixture
 def frames(monkeypatch):
-    monkeypatch.setattr(fuzz, "VICTIM_FRAMES", 3)
+    monkeypatch.setattr(victims, "VICTIM_FRAMES", 3)
 
 
 @pytest.mark.parametrize("stalled", [0, 1, 2], ids=["first chunk", "second chunk", "last chunk"])
 def test_a_stall_before_any_chunk_counts(frames, stalled):
     with serving(Timetable(stalls={stalled: 0.4})) as fake:
-        victim = fuzz.Victim(fake.url)
+        victim = victims.Victim(fake.url)
         victim._speak()
         assert victim.largest_gap_ms() >= 350 and victim.failures == []
 
 
 def test_a_stall_that_is_not_over_counts(frames):
     with serving(Timetable(hang_after=1)) as fake:
-        victim = fuzz.Victim(fake.url)
+        victim = victims.Victim(fake.url)
         victim.expected = np.zeros(3 * wire.SAMPLES_PER_FRAME, np.float32)
         victim._thread.start()
         time.sleep(0.6)
@@ -45,9 +48,9 @@ def test_a_stall_that_is_not_over_counts(frames):
 
 
 def test_a_client_that_hangs_has_failed(frames, monkeypatch):
-    monkeypatch.setattr(fuzz, "HANGS_S", 0.3)
+    monkeypatch.setattr(victims, "HANGS_S", 0.3)
     with serving(Timetable(hang_after=1)) as fake:
-        victim = fuzz.Victim(fake.url)
+        victim = victims.Victim(fake.url)
         victim.expected = np.zeros(3 * wire.SAMPLES_PER_FRAME, np.float32)
         victim._thread.start()
         victim.__exit__()
@@ -96,6 +99,9 @@ def test_raw_bytes_that_a_stage_serves_are_a_hijack(monkeypatch):
         def unary_unary(self, method):
             return lambda data, timeout: sent.append(method)
 
+        def unary_stream(self, method, *_):
+            return None
+
     monkeypatch.setattr(grpc, "insecure_channel", lambda url: Channel())
     monkeypatch.setattr(fuzz.service_pb2_grpc, "GRPCInferenceServiceStub", lambda channel: None)
     attacker = fuzz.Attacker("", 0, fuzz.Tally(), [1])
@@ -118,3 +124,34 @@ def test_requests_of_every_kind_are_sent():
     assert inputs >= {one.name for one in Deployment().configs()[wire.ENTRY].input}
     called = {malformed.control_call(numbers)[0] for _ in range(300)}
     assert called >= {"RepositoryModelLoad", "LogSettings", "TraceSetting", "SystemSharedMemoryStatus"}
+
+
+def test_time_in_which_the_client_could_not_run_is_no_gap(monkeypatch):
+    monkeypatch.setattr(victims.threading.Thread, "start", lambda self: None)
+    own = victims.OwnStalls()
+    own._woke_s = 100.0
+    own.note(1.0, 1.025)  # an ordinary wake-up
+    own.note(2.0, 2.51)
+    assert own.seconds(0.0, 1.9) == 0.0
+    assert own.seconds(2.3, 3.0) == pytest.approx(0.21)
+    assert own.seconds(1.0, 4.0) == pytest.approx(0.5)
+    assert own.seconds(99.0, 101.0) == pytest.approx(0.99)  # it still cannot run
+
+
+def test_a_client_whose_interpreter_is_held_is_no_stall_of_the_server(frames):
+    """As by a call that does not release it; the server runs in another process."""
+    fake = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parents[1] / "fake_triton.py"), "--interval", "0.05"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert fake.stdout is not None
+    client = victims.Victim(fake.stdout.readline().split()[-1])
+    hold = threading.Timer(0.05, lambda: ctypes.PyDLL(None).usleep(600_000))
+    try:
+        hold.start()
+        client._speak()
+        assert client.failures == [] and client.largest_gap_ms() < 300
+    finally:
+        hold.join()
+        fake.kill()
+        fake.wait()

@@ -1,5 +1,6 @@
 """What the benchmark of a server's faults calls untrue or left behind, and that it strikes all at every phase."""
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,6 +131,17 @@ def test_a_key_of_no_server_is_left_behind_and_one_of_another_server_is_not(tmp_
     assert names == {"harness-stages-40-1-25", "harness-stages-40-70-1", "harness_7_ab"}
 
 
+def test_a_process_that_has_the_number_of_one_that_ended_is_none_of_the_server(monkeypatch):
+    one = served.Serve.__new__(served.Serve)
+    one.process = SimpleNamespace(pid=os.getpid())
+    reused, own = (
+        SimpleNamespace(pid=os.getpid(), is_running=lambda is_own=is_own: is_own) for is_own in (False, True)
+    )
+    one.family = {1: reused, 2: own}
+    monkeypatch.setattr(served.psutil, "Process", lambda pid: SimpleNamespace(children=lambda recursive: []))
+    assert one.look() == [own]
+
+
 def test_figures_count_kinds_and_fail_where_one_is_wrong(capsys):
     kind = faults.Kind(wire.FUSED, faults.KILL, wire.ENTRY, faults.SPEECH)
     rows = [faults.Seen(kind), faults.Seen(kind, back_s=3.0), faults.Seen(kind, untrue=["x", "y"], left=["z"])]
@@ -137,3 +149,56 @@ def test_figures_count_kinds_and_fail_where_one_is_wrong(capsys):
     assert faults.report(rows) == faults.common.EXIT_FAILED
     last = capsys.readouterr().out.splitlines()[-1]
     assert '"kinds": 3, "untrue": 1, "left_behind": 1, "back_s_max": 3.0' in last
+
+
+class Streaming:
+    """A client whose stream goes on, or is silent, or ends."""
+
+    def __init__(self, chunks_per_look, ends_after=10**9):
+        self._heard, self.per_look, self.ends_after, self.looks = 0, chunks_per_look, ends_after, 0
+
+    @property
+    def result(self):
+        return "ended" if self.looks >= self.ends_after else None
+
+    @property
+    def heard(self):
+        self.looks += 1
+        self._heard += self.per_look
+        return self._heard
+
+    def finish(self, seconds):
+        return self.result or "stopped"
+
+
+@pytest.mark.parametrize(
+    ("client", "told", "waits"),
+    [(Streaming(1), "stopped", False), (Streaming(0, ends_after=5), "ended", False), (Streaming(0), "stopped", True)],
+    ids=["goes on", "is told", "is silent"],
+)
+def test_a_client_that_goes_on_is_not_waited_for_and_one_that_is_silent_is(monkeypatch, client, told, waits):
+    clock = [0.0]
+    monkeypatch.setattr(served.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(served.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    assert served.outcome_of(client) == told
+    assert (clock[0] >= served.TOLD_S) == waits
+
+
+def test_a_probe_that_a_dead_process_holds_does_not_hide_that_the_server_is_back(monkeypatch):
+    made = []
+
+    class Probe:
+        def __init__(self, url, script, frames):
+            made.append(self)
+            self.result = SimpleNamespace(outcome=Outcome.DONE) if len(made) == 3 else None
+
+        def finish(self, seconds):
+            self.stopped = True
+
+    clock = [0.0]
+    monkeypatch.setattr(served, "Client", Probe)
+    monkeypatch.setattr(served.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(served.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    assert served.speaks("url") and clock[0] < 2 and all(probe.stopped for probe in made)
+    assert not served.speaks("url", seconds=5) and len(made) == 3 + served.PROBES
+    assert not served.speaks("url", goes_on=lambda: False)

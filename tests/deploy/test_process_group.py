@@ -1,6 +1,7 @@
 """Child processes end with their parent, whole groups of them."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -40,6 +41,54 @@ def test_a_child_does_not_outlive_a_killed_parent(tmp_path):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert not still_running([child], 60)
+
+
+# A server that hangs when it is told to end, and a stage that waits for it in a call that holds the interpreter, as
+# Triton's binding does: no thread of it runs, and SIGTERM is not handled.
+HUNG = """
+import ctypes, os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: None)
+if not os.fork():
+    ctypes.PyDLL(None).sleep(600)
+open(sys.argv[1], "w").close()
+while True:
+    time.sleep(600)
+"""
+OWNER = """
+import pathlib, sys, time
+from harness.host.process_group import spawn
+folder = pathlib.Path(sys.argv[1])
+command = [sys.executable, "-c", sys.argv[2], str(folder / "began"), "a secret word"]
+print(spawn(command, folder / "log", reaps=False, guarded_s=0.5).pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("killed", ["its owner", "the server"])
+def test_a_server_that_hangs_and_a_stage_that_waits_for_it_do_not_outlive_the_owner_or_the_server(tmp_path, killed):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path), HUNG], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert owner.stdout is not None
+    server = psutil.Process(int(owner.stdout.readline()))
+    wait_for((tmp_path / "began").exists)
+    group = [one for one in psutil.process_iter() if is_of(server.pid, one)]
+    (guard,) = [one for one in group if one != server and one.ppid() != server.pid]
+    assert len(group) == 3 and len(server.children()) == 1  # the server, its stage and the guard
+    assert "a secret word" not in guard.cmdline()
+    (owner if killed == "its owner" else server).kill()
+    if killed == "its owner":
+        owner.wait()
+    assert not still_running(group, 60)
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+
+
+def is_of(group, process):
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(process.pid) == group
+    return False
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

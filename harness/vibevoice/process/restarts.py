@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -181,6 +182,7 @@ class Restarter:
             return False
         known = [note, *self.registry.notes().values()]
         asked_ns, config = max(other.asked for other in known if other.model == model)
+        faulthandler.cancel_dump_traceback_later()  # the exporter's, which a load that holds the interpreter exceeds
         try:
             self.load(model, restart_of(note, config, asked_ns))
         except Exception as error:
