@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import common
 import numpy as np
@@ -20,12 +20,14 @@ from harness.records.schema import Result
 from harness.service.segments import request_of
 from harness.service.speech import LiveSpeech
 from harness.service.studio import Studio
-from harness.service.task import ENDED, TaskSpec, new_id
+from harness.service.task import ENDED, TaskRecord, TaskSpec, new_id
 
 SCRIPT = "Speaker 1: It is early, and the market has not opened yet.\nSpeaker 2: So we talk about what is new."
 SEGMENT_FRAMES = 75
-LADDER = (1, 2, 3, 4, 7)  # each once upwards and once downwards: a host that changes evenly shifts all of them alike
-ALONE_FRAMES = (75, 80, 300, 305, 305, 300, 80, 75)  # pairs that differ by a segment and by hardly any frames
+LADDER = (1, 2, 3, 4, 7)
+UP_AND_DOWN = (*LADDER, *reversed(LADDER))  # a host that changes evenly shifts all rungs alike
+SEGMENTS = 5  # of a text whose segments are spoken one by one, twice
+ALONE = (1, 4, 4, 1)  # segments of tasks that run alone
 LADDER_TRIES = 3
 LOOK_S = 0.5  # between two looks at a task: its times are those of its record, and looks cost what is measured
 PATIENCE_S = 3600.0  # of one run: a part of the studio has ended
@@ -64,20 +66,16 @@ class Ladder:
 
 @dataclass(frozen=True)
 class TaskCosts:
-    """Seconds of a task beside its frames and later segments, of a later segment, and there per frame spoken before.
-
-    ``at_step_s``: a frame step of one session as they were measured.
-    """
+    """Seconds of a task beside its frames and later segments, of a later segment, and there per frame spoken before."""
 
     task_s: float
     segment_s: float
     per_frame_s: float
-    at_step_s: float
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a prediction rests on: the step, and the costs of tasks on the host as it was then."""
+    """What a prediction rests on."""
 
     step_time: StepTime
     costs: TaskCosts
@@ -98,6 +96,25 @@ class Stage(QueueAccess):
         if wrong := next((each.error for each in results if each.error), ""):
             raise ServerError(wrong)
         return step_s(results)
+
+    async def beside_frames(self, segments: int) -> list[float]:
+        """Speak a text in segments one by one; returns the seconds of each beside its frames, at its own step."""
+        found, carry = [], b""
+        async with SpeechClient(self.url) as client:
+            for number in range(segments):
+                request = request_of(new_id(), "fit", spec_of(segments * SEGMENT_FRAMES, 1), SEGMENT_FRAMES)
+                request, carries = replace(request, carry=carry, keep=number < segments - 1), []
+                result = await client.open(request, "closed", on_carry=carries.append).run()
+                if result.error:
+                    raise ServerError(result.error)
+                carry = carries[0] if carries else b""
+                found.append((result.ended_ns - result.sent_ns) / 1e9 - SEGMENT_FRAMES * step_s([result]))
+        return found
+
+    async def beside_segments(self, segments: int) -> float:
+        """Seconds of a task of so many segments while no segment is spoken: claim, storing, and the end."""
+        record = await self._ended(segments * SEGMENT_FRAMES)
+        return record.ended - record.created - record.busy_s
 
     async def play(self, plan: Schedule) -> Played:
         """Play a run. Raises ServerError where it does not end."""
@@ -120,14 +137,19 @@ class Stage(QueueAccess):
 
     async def _task(self, began_s: float, at_s: float, frames: float) -> tuple[float, float]:
         await asyncio.sleep(max(0.0, began_s + at_s - time.monotonic()))
+        record = await self._ended(int(frames))
+        return record.ended - record.created, record.started - record.created
+
+    async def _ended(self, frames: int) -> TaskRecord:
+        """Submit a task, and wait for its end."""
         task = new_id()
-        await self.queue.submit(task, "benchmark", spec_of(int(frames), 1), 10_000, "", "")
+        await self.queue.submit(task, "benchmark", spec_of(frames, 1), 10_000, "", "")
         while True:
             record = await self.queue.record(task)
             if record and record.status in ENDED:
                 if record.status != "done":
                     raise ServerError(f"a task is {record.status}: {record.error}")
-                return record.ended - record.created, record.started - record.created
+                return record
             await asyncio.sleep(LOOK_S)
 
     async def _listen(self, client: SpeechClient, began_s: float, at_s: float, frames: float) -> None:
@@ -152,10 +174,13 @@ def step_s(results: Sequence[Result]) -> float:
     return float(np.mean([np.ptp(each) / (len(each) - 1) for each in within]))
 
 
-def measure_ladder(stage: Stage, frames: int, tries: int = LADDER_TRIES) -> Ladder:
-    """Raises InconclusiveError where rungs scatter too much to be fitted, ``tries`` times in a row."""
+def measure_ladder(stage: Stage, frames: int, rungs: Sequence[int], tries: int = LADDER_TRIES) -> Ladder:
+    """Measure ``rungs`` of so many sessions, one after another.
+
+    Raises InconclusiveError where they scatter too much to be fitted, ``tries`` times in a row.
+    """
     found: dict[int, list[float]] = {n: [] for n in LADDER}
-    for n in (*LADDER, *reversed(LADDER)):
+    for n in rungs:
         found[n].append(stage.ask(stage.rung(n, frames)))
     ladder = Ladder(LADDER, np.array([np.mean(each) for each in found.values()]))
     try:
@@ -164,32 +189,31 @@ def measure_ladder(stage: Stage, frames: int, tries: int = LADDER_TRIES) -> Ladd
         if tries == 1:
             raise
         common.say(f"again: {error}")
-        return measure_ladder(stage, frames, tries - 1)
+        return measure_ladder(stage, frames, rungs, tries - 1)
     return ladder
 
 
-def measure_costs(stage: Stage, lengths: Sequence[int] = ALONE_FRAMES) -> TaskCosts:
-    """Run tasks of these lengths (frames) alone, and fit c + step x frames + b (segments - 1) + a (frames before them).
+def measure_costs(stage: Stage) -> TaskCosts:
+    """Measure what tasks cost alone, in ways that need no ladder: a segment is compared with its own frames.
 
-    Least squares of relative errors, all >= 0. The step is that of these tasks, whatever a ladder found.
+    Least squares of a + b x (frames before) over later segments, and of c + d x (later segments) over tasks, all >= 0.
     """
-    rows, took_s = [], []
-    for frames in lengths:
-        plan = Schedule("alone", np.zeros(1), np.array([float(frames)]), np.zeros(0), np.zeros(0))
-        took_s.append(float(stage.ask(stage.play(plan)).turnaround_s[0]))
-        later = math.ceil(frames / SEGMENT_FRAMES) - 1
-        rows.append((1, frames, later, SEGMENT_FRAMES * later * (later + 1) / 2))
-    relative = np.array(rows, float) / np.array(took_s)[:, None]
-    task_s, at_step_s, segment_s, per_frame_s = nnls(relative, np.ones(len(rows)))[0]
-    return TaskCosts(float(task_s), float(segment_s), float(per_frame_s), float(at_step_s))
+    spoken_s = np.array([stage.ask(stage.beside_frames(SEGMENTS)) for _ in range(2)])
+    before = np.tile(SEGMENT_FRAMES * np.arange(1, SEGMENTS), len(spoken_s))
+    resumed_s, per_frame_s = _line(before, spoken_s[:, 1:].ravel())
+    stored_s, again_s = _line(np.array(ALONE) - 1, np.array([stage.ask(stage.beside_segments(n)) for n in ALONE]))
+    return TaskCosts(max(float(spoken_s[:, 0].mean()), 0.0) + stored_s, resumed_s + again_s, per_frame_s)
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Intercept and slope, both at or above zero."""
+    intercept, slope = nnls(np.column_stack([np.ones(len(x)), x]), y)[0]
+    return float(intercept), float(slope)
 
 
 def fit(ladders: Sequence[Ladder], costs: TaskCosts) -> Fitted:
-    """The step of these ladders at their mean level, and the costs on a host that is as fast as it was for them."""
-    step_time = _step_time(ladders)
-    speed = float(step_time(1.0)) / costs.at_step_s if costs.at_step_s else 1.0
-    scaled = (speed * each for each in (costs.task_s, costs.segment_s, costs.per_frame_s, costs.at_step_s))
-    return Fitted(step_time, TaskCosts(*scaled))
+    """The step of these ladders at their mean level, and the costs."""
+    return Fitted(_step_time(ladders), costs)
 
 
 def _step_time(ladders: Sequence[Ladder]) -> StepTime:

@@ -4,7 +4,7 @@ Held out are runs in which tasks arrive by chance or all at once, alone or with 
 the planned arrivals and lengths only. Compared are the median, the mean and the 95th percentile of each run.
 
 Fitted: frame steps, from a short ladder (1 to 7 sessions) before and after each run; and what a task and a segment cost
-beside their frames (claim, prompt, storing, resuming), from tasks that run alone at the beginning.
+beside their frames (claim, prompt, storing, resuming), from segments and tasks that run alone at the beginning.
 
 A CPU host may change its speed between a ladder and a run, which is no error of the model. So each run is predicted
 twice: from the ladder before it alone, and from the two ladders around it. Never from the run. A run between ladders
@@ -34,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import common
 import numpy as np
 from studio_stage import (
-    ALONE_FRAMES,
     LADDER,
     SEGMENT_FRAMES,
+    UP_AND_DOWN,
     Fitted,
     Ladder,
     Played,
@@ -60,8 +60,7 @@ from harness.service.studio import Studio, StudioPlan
 
 EXAMPLE = "python benchmarks/service/turnaround.py --emulate scenarios/profiles/l40s-1.5b-staged-estimated.json"
 SESSIONS, PLACES = 4, 8
-FRAMES = 60, 450  # of a task; streams have a third
-RUNG_FRAMES, RUNG_FRAMES_EMULATED = 60, 30
+FRAMES = 60, 300  # of a task; streams have a third
 MOST_ERROR, MOST_DRIFT, LEAST_JUDGED = 0.10, 0.10, 3
 MOST_TRIES, REPEAT_UNTIL_S = 3, 480.0
 HELD_OUT_S, TASKS = 270.0, (12, 40)  # of all runs together, without repetitions, where --tasks does not say
@@ -93,9 +92,9 @@ class Conditions:
     tasks: int
     seed: int
     frames: tuple[int, int]
-    rung_frames: int
     most_tries: int
-    alone_frames: tuple[int, ...] = ALONE_FRAMES
+    rungs: tuple[int, ...]
+    rung_frames: int = SEGMENT_FRAMES  # how sessions fall into batches changes as they go on, and begins anew then
 
 
 @dataclass(frozen=True)
@@ -173,10 +172,10 @@ def predicted(fitted: Fitted, plan: Schedule) -> Played:
 def play(stage: Stage, given: Conditions) -> tuple[list[Try], Fitted]:
     """All runs with their repetitions, and what was fitted first."""
     began_s = time.monotonic()
-    common.say("measuring tasks alone …")
+    common.say("measuring what tasks cost beside their frames …")
     stage.ask(stage.rung(2, given.rung_frames))  # the first streams of a server are slower
-    costs = measure_costs(stage, given.alone_frames)
-    ladder = measure_ladder(stage, given.rung_frames)
+    costs = measure_costs(stage)
+    ladder = measure_ladder(stage, given.rung_frames, given.rungs)
     first, tries = fit([ladder], costs), []
     tasks = given.tasks or tasks_within(first, given.frames)
     for number in range(len(LOADS)):
@@ -197,7 +196,7 @@ def attempt(
     before = predicted(fitted, plan)
     common.say(f"{plan.name}: {len(plan.task_s)} tasks, {len(plan.stream_s)} streams …")
     measured = stage.ask(stage.play(plan))
-    after = measure_ladder(stage, given.rung_frames)
+    after = measure_ladder(stage, given.rung_frames, given.rungs)
     bracketing = predicted(fit([ladder, after], costs), plan)
     return Try(plan, measured, before, bracketing, ladder.drift_to(after)), after
 
@@ -238,9 +237,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _conditions(tasks: int, seed: int, is_quick: bool, is_emulated: bool) -> Conditions:
     if is_quick:
-        return Conditions(4, seed, (60, 150), 16, 1, ALONE_FRAMES[:4])
-    rung_frames = RUNG_FRAMES_EMULATED if is_emulated else RUNG_FRAMES
-    return Conditions(tasks, seed, FRAMES, rung_frames, 1 if is_emulated else MOST_TRIES)
+        return Conditions(4, seed, (60, 150), 1, LADDER, 16)
+    if is_emulated:
+        return Conditions(tasks, seed, FRAMES, 1, LADDER)
+    return Conditions(tasks, seed, FRAMES, MOST_TRIES, UP_AND_DOWN)
 
 
 def _emulating(profile: Profile, path: str) -> Deployment:
