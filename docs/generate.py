@@ -143,7 +143,8 @@ JOBS_KEYS = {
     "`{turnaround_p95: 14400}` in seconds",
     "segment_seconds": "Seconds of audio of a segment: the studio's `--segment-seconds`",
     "at_once": "Tasks that all workers together run at once; left out: as many as there is room for",
-    "resume_seconds": "Seconds between two segments of a task",
+    "resume_seconds": "Seconds that a task takes to go on with its next segment; left out: as long as to first audio, "
+    "as fitted",
     "resume_seconds_per_minute": "Further seconds there, for each minute of audio spoken before",
     "streams_swing": "Swing of the streams' rate over a day, as a cosine: 0 is constant, 1 is none at night",
 }

@@ -26,7 +26,7 @@ class JobsSpec(Frozen):
     slos: dict[str, Any] = Field(min_length=1)
     segment_seconds: Annotated[float, Field(strict=True, ge=0.1, le=5400)] = 120.0
     at_once: Whole | None = None
-    resume_seconds: Annotated[float, Field(strict=True, ge=0, le=60)] = 0.0
+    resume_seconds: Annotated[float, Field(strict=True, ge=0, le=60)] | None = None
     resume_seconds_per_minute: Annotated[float, Field(strict=True, ge=0, le=60)] = 0.0
     streams_swing: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
 

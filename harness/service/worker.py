@@ -38,7 +38,9 @@ from harness.service.settings import StudioSettings
 from harness.service.storage import AudioStore
 from harness.service.task import StoredSegment
 
-PAUSE_S = 0.5  # between two looks at a queue that may not be taken from, or at a service that does not answer
+PAUSE_S = 0.5  # after a service that does not answer
+LOOK_S = 0.1  # between two looks at whether streams leave room
+WAIT_S = 0.25  # for a new task, after which room and tasks that were given back are looked at again
 BEATS_PER_LEASE = 5
 _RESULT = "audio"
 
@@ -54,10 +56,12 @@ class TaskWorker:
         self.settings, self.queue, self.store, self.client = settings, queue, store, client
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._runs: set[SegmentRun] = set()
-        self._stopping = asyncio.Event()
+        self._stopping, self._freed = asyncio.Event(), asyncio.Event()
+        self._asking = asyncio.Lock()
 
     def stop(self) -> None:
         self._stopping.set()
+        self._freed.set()
         for run in list(self._runs):
             run.stop()
 
@@ -97,16 +101,26 @@ class TaskWorker:
         """One place for a task: take, work, again."""
         while not self._stopping.is_set():
             try:
-                claim = await self.queue.take(consumer) if await self._may_take() else None
-                if claim:
+                if claim := await self._ask(consumer):
                     await self._work(claim)
+                    self._freed.set()
             except (RedisError, ServerError) as error:
                 await self._pause(error)
 
+    async def _ask(self, consumer: str) -> Claim | None:
+        """The next task, if there is one and room for it. One place asks at a time: each sees what the others took."""
+        async with self._asking:
+            if self._stopping.is_set() or not await self._may_take():
+                return None
+            return await self.queue.take(consumer, WAIT_S)
+
     async def _may_take(self) -> bool:
-        """Whether streams leave room for another task, and the server can speak; otherwise after a pause."""
+        """Whether streams leave room for another task, and the server can speak; otherwise after a moment."""
+        self._freed.clear()
         if not may_start(await self.queue.room(), self.settings.sessions):
-            await self._pause()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._freed.wait()
             return False
         await self.client.any_ready()
         return True

@@ -5,11 +5,15 @@ import contextlib
 import importlib
 import json
 import os
+from dataclasses import astuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from harness.capacity.models.steps import StepTime
+from harness.errors import ServerError
 from harness.service.settings import StudioSettings
 from harness.service.worker import TaskWorker
 
@@ -70,26 +74,113 @@ def test_a_poller_that_waits_for_its_first_task_longer_than_the_front_keeps_conn
     assert asyncio.run(main()) == ["done"]
 
 
-def test_costs_of_a_task_that_come_out_below_zero_are_fitted_again_without_them(load, monkeypatch):
-    """Clipping one of three costs leaves the others at what they were beside a negative one."""
-    turnaround = load("turnaround")
+COSTS = SimpleNamespace(task_s=0.2, segment_s=0.1, per_frame_s=1e-4)
+
+
+class Host:
+    """A studio whose steps are those of a timetable: ``speeds`` of the ladders, in between those around a run."""
+
+    def __init__(self, turnaround, speeds=(1.0,)):
+        self.turnaround, self.speeds, self.rungs = turnaround, speeds, 0
+
+    def ask(self, found):
+        return found
+
+    @property
+    def _ladder(self):
+        """The number of the ladder that is next or in progress; one rung comes before the first."""
+        return (self.rungs - 1) // (len(self.turnaround.UP_AND_DOWN))
+
+    def _speed(self, ladder):
+        return self.speeds[min(max(ladder, 0), len(self.speeds) - 1)]
+
+    def rung(self, sessions, frames):
+        speed = self._speed(self._ladder)
+        self.rungs += 1
+        return speed * (0.008 + 0.002 * sessions)
+
+    def play(self, plan):
+        speed = np.sqrt(self._speed(self._ladder - 1) * self._speed(self._ladder))
+        step = StepTime("linear", (0.008 * speed, 0.002 * speed))
+        return self.turnaround.predicted(self.turnaround.Fitted(step, COSTS), plan)
+
+    def beside_frames(self, segments):
+        return [0.15, *(0.06 + 1e-4 * 75 * number for number in range(1, segments))]
+
+    def beside_segments(self, segments):
+        return 0.05 + 0.04 * (segments - 1)
+
+
+@pytest.fixture
+def turnaround(load):
+    return load("turnaround")
+
+
+def tries_of(turnaround, speeds, most_tries=3):
+    given = turnaround.Conditions(12, 1, (60, 300), most_tries, turnaround.UP_AND_DOWN)
+    return turnaround.play(Host(turnaround, speeds), given)
+
+
+def test_turnarounds_on_a_host_that_does_not_change_are_predicted(turnaround):
+    tries, first = tries_of(turnaround, [1.0])
+    assert astuple(first.costs) == pytest.approx((0.2, 0.1, 1e-4))
+    for by in (turnaround.BEFORE, turnaround.BRACKETING):
+        figures = turnaround.judge(tries, by)
+        assert (figures["runs"], figures["judged"], figures["not_judged"]) == (5, 5, [])
+        assert figures["turnaround_error_worst"] < 0.01 and turnaround.problems_of(figures) == []
+
+
+def test_a_run_between_ladders_that_differ_is_repeated_and_not_judged(turnaround):
+    tries, _ = tries_of(turnaround, [1.0, 1.3])
+    figures = turnaround.judge(tries, turnaround.BRACKETING)
+    assert [each.is_valid for each in tries] == [False, *[True] * 5] and tries[0].drift == pytest.approx(0.3)
+    assert (figures["judged"], figures["invalid"], figures["not_judged"]) == (5, 1, [])
+    assert np.abs(tries[0].errors(turnaround.BEFORE)).min() > 0.1, "the ladder before it was faster than the run"
+    assert figures["turnaround_error_worst"] < 0.01 < figures["drift_worst"]
+
+
+def test_a_host_that_changes_all_the_time_shows_nothing(turnaround):
+    tries, _ = tries_of(turnaround, [1.0, 1.3] * 20)
+    figures = turnaround.judge(tries, turnaround.BRACKETING)
+    assert (figures["runs"], figures["judged"]) == (15, 0) and len(figures["not_judged"]) == 5
+    assert np.isnan(figures["turnaround_error_median"]) and "inconclusive" in turnaround.problems_of(figures)[0]
+
+
+def test_on_an_emulated_gpu_nothing_excuses_an_error(turnaround):
+    tries, _ = tries_of(turnaround, [1.0, 1.3] * 20, most_tries=1)
+    figures = turnaround.judge(tries, turnaround.BEFORE)
+    assert (figures["judged"], figures["invalid"]) == (5, 0)
+    assert "above 10%" in turnaround.problems_of(figures)[0]
+
+
+def test_costs_of_a_task_that_come_out_below_zero_are_fitted_again_without_them(load):
+    """Clipping the slope alone leaves the intercept at what it was beside a negative one."""
+    stage = load("studio_stage")
 
     class Served:
-        """A step of 10 ms; a segment costs 0.2 s less for each 1000 frames before it, and 0.3 s."""
+        """A later segment costs 0.3 s, less 0.2 s for each 1000 frames before it."""
 
         def ask(self, found):
             return found
 
-        def rung(self, sessions, frames):
-            return 0.01
+        def beside_frames(self, segments):
+            return [0.1, *(0.3 - 2e-4 * stage.SEGMENT_FRAMES * number for number in range(1, segments))]
 
-        def turnarounds(self, plan):
-            segments = int(plan.task_frames[0]) // turnaround.SEGMENT_FRAMES
-            before = turnaround.SEGMENT_FRAMES * segments * (segments - 1) / 2
-            return np.array([plan.task_frames[0] * 0.01 + 1.0 + 0.3 * (segments - 1) - 2e-4 * before])
+        def beside_segments(self, segments):
+            return 0.05
 
-    fitted = turnaround.fit(Served(), 30)
-    for segments in (1, 12):
-        took_s = Served().turnarounds(turnaround.Schedule("", None, np.array([75 * segments]), None, None))[0]
-        found_s = fitted.task_s + fitted.between[0] * (segments - 1) + 75 * segments * 0.01
-        assert fitted.between[1] == 0.0 and found_s == pytest.approx(took_s, abs=0.15)
+    costs = stage.measure_costs(Served())
+    mean_s = 0.3 - 2e-4 * stage.SEGMENT_FRAMES * stage.SEGMENTS / 2
+    assert astuple(costs) == pytest.approx((0.15, mean_s, 0.0))
+
+
+def test_a_step_is_measured_while_all_streams_are_in_progress(load):
+    def stream(start_s, *gaps_s):
+        received_ns = np.round(1e9 * (start_s + np.cumsum([0.0, *gaps_s])))
+        return SimpleNamespace(chunks=SimpleNamespace(received_ns=received_ns))
+
+    alone, together = [0.01] * 10, [0.02] * 10
+    first, last = stream(1.0, *alone, *together), stream(1.1, *together, *alone)
+    assert load("studio_stage").step_s([first, last]) == pytest.approx(0.02)
+    with pytest.raises(ServerError, match="never in progress at once"):
+        load("studio_stage").step_s([stream(0.0, 0.1), stream(5.0, 0.1)])

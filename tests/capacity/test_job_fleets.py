@@ -199,8 +199,18 @@ def test_a_file_of_tasks(tmp_path):
     file.write_text(FILE + "segment_seconds: 60\nstreams_swing: 0.5\nresume_seconds_per_minute: 0.6\n")
     demand = load_jobs(file)
     assert (demand.per_hour, demand.segment_frames, demand.swing, demand.at_once) == (40, 450, 0.5, None)
-    assert demand.slos == DEMAND.slos and demand.between == (0.0, pytest.approx(0.6 / 450))
+    assert demand.slos == DEMAND.slos and demand.between == (None, pytest.approx(0.6 / 450))
     assert demand.frames_per_s == pytest.approx(40 * 900 * 7.5 / 3600) and demand.longest_s == 2700
+
+
+def test_resuming_takes_as_long_as_first_audio_unless_the_file_says_otherwise(fleets, tmp_path):
+    """The prompt is read again: it is never assumed to take no time."""
+    file = tmp_path / "jobs.yaml"
+    expected = {"": 0.05 + 0.5 * 0.018, "resume_seconds: 0\n": 0.0, "resume_seconds: 2\n": 2.0}
+    for more, seconds in expected.items():
+        file.write_text(FILE + more)
+        made = replace(fleets, demand=load_jobs(file), _drawn={})
+        assert made._between == (pytest.approx(seconds), 0.0)
 
 
 @pytest.mark.parametrize(

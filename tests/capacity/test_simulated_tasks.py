@@ -94,3 +94,21 @@ def test_tasks_that_have_not_ended_say_how_far_they_are():
 def test_a_pool_of_tasks_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(InputError):
         Pool(1, tenth, **wrong)
+
+
+def test_a_task_holds_its_session_from_its_claim_and_a_stream_is_not_longer_for_it():
+    """The time before the first frame is waited for by all that wait behind it."""
+    run = play(Pool(1, tenth, shared_sessions=1, first_audio=(1.0, 3.0)), [0.0, 0.0], [10, 10], [20, 20])
+    assert run.end_s.tolist() == pytest.approx([2.2, 4.4]), "1 s and two steps more than the first frame's own, each"
+    parts = play(
+        Pool(1, tenth, shared_sessions=1, first_audio=(1.0, 1.0), between_segments=(0.5, 0.0)), [0.0], [40], [20]
+    )
+    assert parts.end_s[0] == pytest.approx(1.0 + 2.0 + 0.5 + 2.0)
+    stream = play(Pool(1, tenth, shared_sessions=1, first_audio=(1.0, 3.0)), [0.0], [10], [0])
+    assert (stream.first_audio_s[0], stream.end_s[0]) == pytest.approx((1.3, 1.0))
+
+
+def test_a_task_that_loses_its_device_in_its_first_segment_is_started_anew():
+    planned = (Planned(1.5, "fail", 0),)
+    run = play(Pool(2, tenth, shared_sessions=1, first_audio=(1.0, 1.0), planned=planned), [0.0], [10], [20])
+    assert run.end_s[0] == pytest.approx(1.5 + 2.0)

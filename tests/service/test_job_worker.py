@@ -287,6 +287,22 @@ def test_tasks_run_side_by_side_up_to_the_places_of_a_worker(settings, target, c
     assert conduct.most_speaking == 3
 
 
+def test_tasks_that_come_at_once_to_an_idle_worker_are_no_more_than_its_sessions(settings, target, conduct):
+    """Each place looks after the one before it has taken: all of them saw room for another one before."""
+
+    async def scenario(queue, store, made):
+        conduct.frame_s = 0.02
+        async with working(made, queue, store):
+            await until(queue.slots)
+            await asyncio.sleep(0.2)
+            for number in range(6):
+                await submit(queue, f"t{number}")
+            return [(await ended(queue, f"t{number}")).status for number in range(6)], await queue.counts()
+
+    statuses, counts = run(settings, target, scenario, jobs_at_once=6, sessions=2)
+    assert statuses == ["done"] * 6 and conduct.most_speaking == 2 and counts.get("yielded", 0) == 0
+
+
 def test_a_task_makes_room_for_streams_at_the_end_of_a_segment_and_goes_on_after_them(settings, target, conduct):
     async def scenario(queue, store, made):
         conduct.frame_s = 0.03

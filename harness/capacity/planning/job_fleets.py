@@ -42,7 +42,8 @@ class JobDemand:
     """Tasks that arrive by chance, ``per_hour`` of them, and how the studio runs them.
 
     ``at_once``: places of all workers, None for as many as there is room for. ``between``: seconds, and seconds per
-    frame spoken before, that resuming takes. ``swing``: of the rate of streams over a day, 0 to 1.
+    frame spoken before, that resuming takes; None seconds: as long as to first audio, as the prompt is read again.
+    ``swing``: of the rate of streams over a day, 0 to 1.
     """
 
     per_hour: float
@@ -50,7 +51,7 @@ class JobDemand:
     slos: tuple[TurnaroundSlo, ...]
     segment_frames: int
     at_once: int | None = None
-    between: tuple[float, float] = (0.0, 0.0)
+    between: tuple[float | None, float] = (None, 0.0)
     swing: float = 0.0
 
     @property
@@ -269,6 +270,15 @@ class JobFleets:
         index = np.concatenate([index, np.full(len(task_s), -1)])
         return Arrived(arrival_s[order], frames[order], index[order], counted[order], draws, stop_s)
 
+    @property
+    def _between(self) -> tuple[float, float]:
+        """What resuming takes: seconds, and seconds per frame spoken before."""
+        seconds, per_frame_s = self.demand.between
+        if seconds is None:
+            base_s, steps = self.pools.device.first_audio
+            seconds = base_s + max(steps - 1, 0.0) * float(self.pools.device.step_time(1.0))
+        return seconds, per_frame_s
+
     def _simulated(self, arrived: Arrived, devices: int, shared: int) -> Simulated:
         limits, demand = self._limits, self.demand
         kv = limits.kv
@@ -282,7 +292,7 @@ class JobFleets:
             on_failure="resume",
             shared_sessions=shared,
             task_slots=demand.at_once,
-            between_segments=demand.between,
+            between_segments=self._between,
         )
         block = arrivals_of(
             arrived.arrival_s,

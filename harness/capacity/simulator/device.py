@@ -147,15 +147,20 @@ def start(a, k, d, now):
 
 @compiled
 def _set_out(a, s, d):
-    """Find how far a session goes: to its end or that of its segment, after the time in which a task is resumed."""
+    """Find how far a session goes: to its end or that of its segment, after the time in which a task is made ready.
+
+    A stream holds its session while its prompt is read too, but for that its first audio alone is counted.
+    """
     s.since, s.until, s.extra = s.done, s.frames, 0.0
     if s.segment > 0:
         s.until = min(s.done + s.segment, s.frames)
-    if s.segment > 0 and s.done > 0:
         device, setup = a.devices[d], a.setup[0]
         n, context = device.active + 1, device.context + s.context + setup.tokens_per_frame * s.done
         step_s = a.base_s[n] + a.token_s[n] * context
-        s.extra = (setup.between_s + setup.between_frame_s * s.done) / step_s
+        if s.done > 0:
+            s.extra = (setup.between_s + setup.between_frame_s * s.done) / step_s
+        else:
+            s.extra = (setup.first_s + s.first_s) / step_s + max(setup.first_steps - 1.0, 0.0)
 
 
 @compiled

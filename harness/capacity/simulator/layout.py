@@ -43,10 +43,10 @@ SLOT = record(
 )
 """A session that is here. ``heard_s``: from its start to its first audio, -1 before. ``done``: frames made on devices
 before this one. ``since``, ``until``: its frames as it started on this device, and as it is to leave it; ``extra``:
-frames in whose time it is resumed before. ``claim_s``: when a task was last taken from those that wait. Behind real
-time: now - frame_s x the device's clock - ``lag_s``, or now - ``lag_s`` off any device; ``peak_s``: the most that it
-was at an event. ``next``: in the queue of its device, or the next free slot; ``older``,
-``newer``: neighbours in the queue of all that wait.
+frames in whose time a task is started or resumed. ``claim_s``: when a task was last taken from those that wait. Behind
+real time: now - frame_s x the device's clock - ``lag_s``, or now - ``lag_s`` off any device; ``peak_s``: the most that
+it was at an event. ``next``: in the queue of its device, or the next free slot; ``older``, ``newer``: neighbours in the
+queue of all that wait.
 """
 
 DEVICE = record(f8="clock moved_s context step_s ready_s", i8="active waiting bytes state head tail")

@@ -104,7 +104,8 @@ class Pool:
     to ``restart`` from the first frame or ``resume`` where they were. ``planned``: failures, drains, returns.
 
     Tasks (arrivals with segments) run in what streams leave of ``shared_sessions``, at most ``task_slots`` at once, and
-    always resume. Between two segments one waits ``between_segments`` = (seconds, seconds per frame spoken before).
+    always resume. One holds its session from its claim: for ``first_audio`` before its first frame is made, and for
+    ``between_segments`` = (seconds, seconds per frame spoken before) at the start of each later segment.
     """
 
     devices: int
