@@ -182,6 +182,12 @@ def test_a_drain_uses_the_key_with_which_the_server_started(settings, tmp_path):
     assert busy.keys == {KEY} and (tmp_path / "run" / "control.key").stat().st_mode & 0o777 == 0o600
 
 
+async def until(condition, timeout_s=120.0):
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
 @pytest.mark.server
 def test_a_drain_refuses_new_sessions_and_lets_open_ones_end(triton, tmp_path):
     """Kubernetes' probe, gRPC health, turns with it."""
@@ -195,10 +201,10 @@ def test_a_drain_refuses_new_sessions_and_lets_open_ones_end(triton, tmp_path):
         async with SpeechClient(triton.url) as client:
             long = make_request("long", frames=400)
             running = asyncio.create_task(client.speak(long, "closed", on_audio=lambda _: heard.set()))
-            await heard.wait()
+            await until(lambda: heard.is_set() or running.done())
+            assert heard.is_set(), await running
             draining = asyncio.create_task(asyncio.to_thread(container.drain, ours, said.append))
-            while not said:
-                await asyncio.sleep(0.02)
+            await until(lambda: said or draining.done())
             late, unready = await client.speak(make_request("late"), "closed"), health(channel)
             before = draining.done()
             return await running, late, unready, before, await draining
