@@ -327,18 +327,26 @@ def grown(before: dict[str, float], after: dict[str, float]) -> list[str]:
 def judge_left(kind: Kind, serve: Serve, seen: Seen) -> None:
     """Judge what a server left. Files that only the next start can remove are checked after that start."""
     deadline = time.monotonic() + BACK_S
-    while (serve.look() or serve.shared() or serve.folders) and time.monotonic() < deadline:
-        if not serve.look() and kind.process == SERVE and kind.blow == KILL:
-            break
+    cleans_up = kind.process != SERVE or kind.blow != KILL
+    while time.monotonic() < deadline and (
+        serve.look() or open_ports(serve) or (cleans_up and (serve.shared() or serve.folders))
+    ):
         time.sleep(0.1)
     seen.left += [f"process {' '.join(one.cmdline()[:2])}" for one in serve.look()]
-    if kind.process == SERVE and kind.blow == KILL:
+    if not cleans_up:
         remove_stale(ROOT)
+    seen.left += [f"port {port}" for port in open_ports(serve)]
     seen.left += [str(path) for path in (*serve.shared(), *serve.folders, *environments(serve))]
+
+
+def open_ports(serve: Serve) -> list[int]:
+    """Those that still listen: the last threads of a process may end a little after its first one."""
+    found = []
     for port in serve.ports:
         with socket.socket() as probe:
             if not probe.connect_ex(("127.0.0.1", port)):
-                seen.left.append(f"port {port}")
+                found.append(port)
+    return found
 
 
 def environments(serve: Serve) -> list[Path]:
