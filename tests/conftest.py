@@ -115,6 +115,13 @@ def make_request(name="r", script="Speaker 1: Hello.", speakers=(1,), frames=4, 
     return Request(name, "short", script, tuple(speakers), frames, due_ns=time.monotonic_ns(), **more)
 
 
+def wait_for(condition, timeout_s=60.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
 def still_running(processes, timeout_s):
     """Those of the processes that have not ended within the time; one that only waits to be reaped has ended."""
     deadline = time.monotonic() + timeout_s

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import re
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +58,7 @@ class Tally:
     hijacks: list[str] = field(default_factory=list)
     unclear: Counter = field(default_factory=Counter)
     crashed: list[str] = field(default_factory=list)
+    is_over: threading.Event = field(default_factory=threading.Event)  # the server has ended
 
     def judge(self, kind: str, error: str | None) -> None:
         """The outcome of one request: an error's text, "" for one that was served, None for no response in time."""
@@ -85,7 +88,12 @@ class Watch:
         return {}
 
     def look(self, after: str) -> None:
+        if self.tally.is_over.is_set():
+            return
         now = self._children() if self.server.alive() else {}
+        if not now:
+            self.tally.is_over.set()
+            self.tally.crashed.append(f"{self.server.last_words()}; last: {after}")
         for pid in self.known.keys() - now.keys():
             self.tally.crashed.append(f"{self.known[pid]} ended; last: {after}")
         for pid in now:
@@ -141,6 +149,8 @@ class Attacker:
         )
         with self.channel:
             for _ in range(count):
+                if self.tally.is_over.is_set():
+                    return
                 kinds[int(self.numbers.integers(len(kinds)))]()
 
     def _entry(self) -> None:
@@ -332,6 +342,8 @@ def fuzz(server: TritonServer, count: int, seed: int):
     with Victim(server.url) as victim:
         warm_up, rest = parts_of(count)
         attack(server.url, warm_up, seed, tally, watch)
+    if tally.is_over.is_set():
+        return tally, math.nan, victim, gaps_ms, []
     before, mib = settled(watch, 3), common.memory_mib(server)
     with victim.again() as victim:
         common.say(f"{sum(tally.answers.values()):,} requests sent, {count:,} in all …")
@@ -339,6 +351,8 @@ def fuzz(server: TritonServer, count: int, seed: int):
         attack(server.url, rest, seed + 1, tally, watch)
         attacked_s = time.monotonic() - began_s
         gaps_ms[f"{count:,} malformed requests"] = victim.largest_gap_ms()
+    if tally.is_over.is_set():
+        return tally, math.nan, victim, gaps_ms, []
     grown = leaks(before, settled(watch, 5))
     for name, now in common.memory_mib(server).items():
         common.say(f"memory of {name}: {mib.get(name, 0):.0f} to {now:.0f} MiB")
@@ -368,18 +382,18 @@ def report(tally: Tally, requests_per_s: float, victim: Victim, gaps_ms: dict[st
         common.say(f"! {line}")
     figures = {
         "requests": sum(tally.answers.values()),
-        "requests_per_s": round(requests_per_s, 1),  # after the warm-up
+        "requests_per_s": round(requests_per_s, 1) if math.isfinite(requests_per_s) else None,  # after the warm-up
         "crashes": len(tally.crashed),
         "hijacks": len(tally.hijacks),
         "victim_failed": len(victim.failures),
         "leaks": len(grown),
         "unclear": sum(tally.unclear.values()),
-        "victim_gap_ms_max": round(max(gaps_ms.values()), 1),
+        "victim_gap_ms_max": round(max(gaps_ms.values()), 1) if gaps_ms else None,
         "load_per_core": os.getloadavg()[1] / (os.cpu_count() or 1),  # gaps on a busy host are not the server's
     }
     common.finish([answers, gaps], figures)
     wrong = any(figures[name] for name in ("crashes", "hijacks", "victim_failed", "leaks", "unclear"))
-    return common.EXIT_FAILED if wrong or figures["victim_gap_ms_max"] > GAP_MS else 0
+    return common.EXIT_FAILED if wrong or (figures["victim_gap_ms_max"] or 0) > GAP_MS else 0
 
 
 if __name__ == "__main__":

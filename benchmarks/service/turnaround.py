@@ -1,4 +1,4 @@
-"""Turnaround of tasks, predicted before each run by the simulator of the planner, against a real studio.
+"""Turnaround of tasks, predicted by the simulator of the planner, against a real studio.
 
 Held out are runs in which tasks arrive by chance or all at once, alone or with streams, of which the simulator is told
 the planned arrivals and lengths only. Compared are the median, the mean and the 95th percentile of each run.

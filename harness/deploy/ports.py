@@ -8,11 +8,11 @@ from collections import deque
 from harness.errors import InputError, ServerError
 
 _MOST_HELD = 64
-_held: deque[socket.socket] = deque()  # of the last ports given: a server may take minutes until it listens
+_held: deque[socket.socket] = deque()  # a server may take minutes until it listens
 
 
 def free_ports(count: int) -> list[int]:
-    """Free ports of loopback, all different, and given to nobody else while this process lives.
+    """Free ports of loopback, all different, and given to nobody else until this process has asked for 64 others.
 
     Each stays bound, but not listening, with SO_REUSEADDR: a server that sets it too, as usual servers do, can listen
     there, while the kernel chooses the port for no other socket.

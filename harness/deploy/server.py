@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -28,11 +29,13 @@ from harness.deploy.stage_identity import stages_of
 from harness.errors import ServerError
 from harness.host.keys import remove_keys, server_mark, write_control_key, write_private
 from harness.host.places import CODE, ROOT
-from harness.host.process_group import end_group, hide_argument, signals_held, spawn
+from harness.host.process_group import end_group, hide_argument, is_launched, signals_held, spawn
 from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested
 
 _END_S = EXIT_TIMEOUT_S + 2.0
 _ABORT_S = 10.0  # from its last log line to its end
+_CRASH = re.compile(rb"^Signal \((?:4|6|7|8|11)\) received", re.MULTILINE)
+_CRASH_S = 3.0  # from that line until the process is killed
 _NICE = 5  # lower priority than the load generator: late timestamps would falsify the results
 
 
@@ -70,6 +73,7 @@ class TritonServer:
         self.kept_log: Path | None = None  # log of a server that ended without being stopped
         self._process: subprocess.Popen | None = None
         self._log_read = 0  # bytes: see ``restarts``
+        self._crash_read, self._crashed_s = 0, None  # bytes; when its log said that it crashed: see ``alive``
 
     def __enter__(self) -> TritonServer:
         return self.start()
@@ -165,7 +169,23 @@ class TritonServer:
         must_be_as_requested(self.stages, requested, self.url)
 
     def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        """Whether it runs. One that crashed is killed: Triton's own handler may hang, and serves nobody then."""
+        if self._process is None or self._process.poll() is not None:
+            return False
+        if self._crashed_s is None and self._says_that_it_crashed():
+            self._crashed_s = time.monotonic()
+        if self._crashed_s is None or time.monotonic() < self._crashed_s + _CRASH_S:
+            return True
+        end_group(self._process, 0.0)
+        return False
+
+    def _says_that_it_crashed(self) -> bool:
+        with contextlib.suppress(OSError), open(self.log, "rb") as log:
+            log.seek(self._crash_read)
+            whole = log.read().rpartition(b"\n")[0]
+            self._crash_read += len(whole)
+            return bool(_CRASH.search(whole))
+        return False
 
     def responds(self) -> bool:
         """Whether it is ready, with a timeout of some seconds: a server that hangs is alive but does not respond."""
@@ -229,7 +249,8 @@ class TritonServer:
 
     def _run(self, found: Distribution, ports: list[str], timeout_s: float, interrupted: Callable[[], bool]) -> None:
         began_s = time.time()
-        self._log_read = 0
+        self._log_read = self._crash_read = 0
+        self._crashed_s = None
         self._launch(found, ports)
         self._write_state()
         try:
@@ -286,12 +307,16 @@ class TritonServer:
             while time.monotonic() < deadline:
                 if not self.alive():
                     raise ServerError(f"Triton ended while starting:\n{self._why()}")
-                if key_shown and psutil.Process(self.pid).children():  # everybody can read its command line
+                if key_shown and self._has_read_its_arguments():  # everybody can read its command line
                     key_shown = not hide_argument(self.pid, self.control_headers[0][1])
                 if interrupted() or is_ready(stub, self.deployment.models):
                     return
                 time.sleep(0.1)
         raise ServerError(f"Triton was not ready after {timeout_s:.0f} s:\n{self._why()}")
+
+    def _has_read_its_arguments(self) -> bool:
+        """Whether Triton has started processes of its own. Its launcher may have had one too."""
+        return is_launched(self.pid) and bool(psutil.Process(self.pid).children())
 
     def _why(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []

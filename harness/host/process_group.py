@@ -74,6 +74,13 @@ def signals_held() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
 
 
+def is_launched(pid: int) -> bool:
+    """Whether a spawned process has become its command, whose arguments are its own from then on."""
+    with contextlib.suppress(OSError):
+        return Path(__file__).name.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
 def hide_argument(pid: int, text: str) -> bool:
     """Overwrite a word in the arguments of a child that has parsed them, since every user of the host can read them.
 
@@ -114,7 +121,7 @@ def reap_children() -> None:
 def _launch(parent: int, niceness: int, reaps: bool, guarded_s: float, command: list[str]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if guarded_s:
-        with contextlib.suppress(OSError):  # a kernel without pidfd_open: SIGTERM must do
+        with contextlib.suppress(OSError, AttributeError):  # a kernel or a Python without pidfd_open: SIGTERM must do
             _start_guard(parent, guarded_s)
     if os.getppid() != parent:  # the parent died before we asked to be notified
         sys.exit(1)

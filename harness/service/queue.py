@@ -32,6 +32,7 @@ AGAIN_S = 86_400  # for which an idempotency key is remembered
 SIGN_OF_LIFE_S = 5.0
 ANSWER_S = 10.0
 _RETRIES = 5
+_WRITTEN_LOOK_S = 0.02
 
 
 class TimedRedis(Redis):
@@ -106,10 +107,25 @@ class TaskQueue:
             await self.client.xgroup_create(self._key("queue"), GROUP, id="0", mkstream=True)
 
     async def submit(self, task: str, owner: str, spec: TaskSpec, most: int, again: str, print_: str) -> Submitted:
-        """Queue a task, unless the owner has ``most`` open ones, or submitted it before with the same key ``again``."""
+        """Queue a task, unless the owner has ``most`` open ones, or submitted it before with the same key ``again``.
+
+        Returns once it is in Redis's append-only file, so that a killed Redis forgets no task that was accepted.
+        """
         key = f"{owner}:{digest(again)}" if again else ""
         answer = await self._run("submit", task, owner, spec.text(), spec.webhook, most, key, print_, AGAIN_S)
+        await self.written()
         return Submitted(*answer)
+
+    async def written(self, most_s: float = 3.0) -> None:
+        """Wait until Redis has handed its append-only file to the kernel, if it keeps one; at most ``most_s``.
+
+        It puts that off for up to 2 s while an earlier fsync runs, as on a slow disk.
+        """
+        with contextlib.suppress(ResponseError):  # not every user of a Redis may ask
+            for _ in range(round(most_s / _WRITTEN_LOOK_S)):
+                if not (await self.client.info("persistence")).get("aof_buffer_length"):
+                    return
+                await asyncio.sleep(_WRITTEN_LOOK_S)
 
     async def take(self, consumer: str, block_s: float = 1.0) -> Claim | None:
         """The next task: first one whose worker is gone or that was given back, then the oldest new one."""

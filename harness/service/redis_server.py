@@ -1,7 +1,6 @@
 """A Redis of the studio's own: on loopback, behind a password, with an append-only file in the studio's folder.
 
-The file is written to disk before Redis answers. With ``appendfsync everysec`` it is not even handed to the kernel
-while an earlier fsync runs, so that on a slow disk a killed Redis forgot tasks that had been accepted.
+``appendfsync everysec``: with ``always`` Redis ends itself where the disk is full, rather than refuse what it is told.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ port {port}
 requirepass {password}
 dir "{folder}"
 appendonly yes
-appendfsync always
+appendfsync everysec
 save ""
 maxmemory-policy noeviction
 daemonize no

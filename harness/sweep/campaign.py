@@ -148,16 +148,26 @@ class Campaign:
 
         On a disturbed host a ladder may keep too few rungs, or too few requests of a class, for its SLOs.
         """
-        fit, number = self.fit(), 1
-        while fit.best_deployment is None and number <= len(FURTHER) and (point := self._promising(fit)):
+        fit = self.fit()
+        point = None if fit.best_deployment else self._promising(fit)
+        for number in range(1, len(FURTHER) + 1):
+            if point is None or fit.best_deployment:
+                break
             if not self._measure_or_leave_out(host, self._further_ladder(host, point, number)):
                 break
-            fit, number = self.fit(), number + 1
+            fit = self.fit()
         return fit.best_deployment
 
     def _promising(self, fit: Fit) -> FittedDeployment | None:
-        """Of the deployments with a VALID ladder and yet no rate, the one that delivered the most audio in time."""
+        """Of the deployments with a VALID ladder and yet no rate, the one that delivered the most audio in time.
+
+        After a restart it is the one that has a further ladder.
+        """
         unknown = [each for each in fit.deployments if each.max_rate_per_s is None]
+        further = (each for each in self.log.all() if each.load.seed >= self.spec.seed + SECOND_SAMPLE_SEED)
+        begun = [each.deployment for each in further if each.kind == "ladder"]
+        if found := next((each for each in unknown if each.deployment in begun), None):
+            return found
         for _, trial in sorted(self.log.in_pace(), key=lambda pair: pair[0].frames_per_s, reverse=True):
             if found := next((each for each in unknown if each.deployment == trial.deployment), None):
                 return found

@@ -6,12 +6,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import still_running
+from conftest import still_running, wait_for
 
 from harness.host.process_group import end_group, signals_held, spawn
 
@@ -125,13 +124,6 @@ def test_a_signal_that_is_ignored_stays_so_and_threads_hold_none():
     thread.start()
     thread.join()
     assert seen == [False]
-
-
-def wait_for(condition, timeout_s=60.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def states_of_children(pid):

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from conftest import still_running
+from conftest import still_running, wait_for
 from speaking_triton import Conduct, speaking
 
 from harness.deploy.ports import free_ports
@@ -25,13 +25,6 @@ QUIET = lambda line: None  # noqa: E731
 
 def plan_of(folder, url, **more):
     return StudioPlan(StudioSettings(folder=str(folder), url=url, port=0, **more), None)
-
-
-def wait_for(condition, timeout_s=60):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def written(server):

@@ -275,9 +275,9 @@ def test_nothing_is_told_to_a_server_that_is_gone(page, monkeypatch):
 
 HANGS = """
 import threading, time
-from harness.vibevoice.process import exporter
+from harness.vibevoice.process import exporter, hangs
 
-exporter._HUNG_S, exporter.EVERY_S = 0.5, 0.05
+hangs._HUNG_S, exporter.EVERY_S = 0.5, 0.05
 exporter.Exporter([lambda: time.sleep(60)], None).keep_updated()
 time.sleep(60)
 """
@@ -286,6 +286,27 @@ time.sleep(60)
 def test_a_process_that_hangs_in_a_call_ends():
     done = subprocess.run([sys.executable, "-c", HANGS], timeout=120, capture_output=True, text=True)
     assert done.returncode == 1 and "Timeout" in done.stderr
+
+
+LOADS = """
+import time
+from harness.vibevoice.process import exporter, hangs
+
+hangs._HUNG_S, exporter.EVERY_S = 0.5, 0.01
+told = []
+exporter.Exporter([lambda: told.append(1) or []], None).keep_updated()
+while not told:
+    time.sleep(0.01)
+with hangs.long_call():
+    before = len(told)
+    time.sleep(1)
+    assert len(told) == before  # none began: its timer would have ended this process
+"""
+
+
+def test_a_long_call_is_not_taken_for_one_that_hangs():
+    done = subprocess.run([sys.executable, "-c", LOADS], timeout=120, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 ENDS = """

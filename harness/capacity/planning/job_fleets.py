@@ -199,16 +199,29 @@ class JobFleets:
         return sorted({max(1, math.floor(share * self._most(kind) * devices)) for share in shares}, reverse=True)
 
     def _utilisation(self, kind: str, devices: int, sessions: int) -> Iterable[tuple[str, float]]:
-        """Work / what the devices carry within the cap: of streams at their peak, and of everything over a day."""
+        """Work / what the devices carry within the cap: of streams at their peak, and of everything over a day.
+
+        That of tasks holds the time in which they start and resume, as the frames of the session that they hold.
+        """
         cap, device = self.pools.utilisation_cap, self.pools.device
         streams = self.qps * self.pools.traffic.mean_frames if kind != TASKS else 0.0
         if streams:
             steady = steady_limit(device, self._limits)[0]
             yield f"utilisation {cap:g} at the peak", streams / (cap * devices * steady) if steady else math.inf
         if kind != STREAMS:
-            work = streams / (1 + self.demand.swing) + self.demand.frames_per_s
-            carried = float(device.step_time.frames_per_s(max(sessions / devices, 1.0)))
+            each = max(sessions / devices, 1.0)
+            carried = float(device.step_time.frames_per_s(each))
+            held = self._held_s(float(device.step_time(each))) * carried / each
+            work = streams / (1 + self.demand.swing) + self.demand.frames_per_s + held
             yield f"utilisation {cap:g} over the day", work / (cap * devices * carried)
+
+    def _held_s(self, step_s: float) -> float:
+        """Seconds of sessions that tasks hold in each second before they speak: at their start and as they resume."""
+        base_s, steps = self.pools.device.first_audio
+        seconds, per_frame_s = self._between
+        resumed_s = seconds + per_frame_s * self.demand.lengths.mean_frames() / 2
+        start_s = base_s + max(steps - 1, 0.0) * step_s
+        return self.demand.per_hour / 3600 * (start_s + (self.demand.segments - 1) * resumed_s)
 
     def _extent(self, kind: str, devices: int) -> Extent:
         """What is simulated of a fleet. All kinds need what the SLOs of both need, so that they get the same arrivals.

@@ -14,9 +14,7 @@ server still use, and crash this one where the interpreter ends.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import ctypes
-import faulthandler
 import os
 import sys
 import threading
@@ -38,10 +36,10 @@ from harness.server_metrics import (
     ServerMetric,
     bound,
 )
+from harness.vibevoice.process.hangs import ended_if_it_hangs
 from harness.vibevoice.process.stubs import own_server
 
 EVERY_S = 0.5
-_HUNG_S = 30.0  # after which a process ends that cannot go on: its server was killed during a call
 _END_S = 5.0  # within which the thread ends: one call on a busy host
 _AGAIN = 4  # every so many updates gauges are told though they are as before: see ``Exporter.close``
 
@@ -86,7 +84,7 @@ class Exporter:
         """Tell what has changed; stops after the call during which ``is_over`` becomes true."""
         began_s = time.perf_counter()
         try:
-            with _ended_if_it_hangs():
+            with ended_if_it_hangs():
                 self._tell_all(is_over)
         finally:
             self._updates += 1
@@ -124,7 +122,7 @@ class Exporter:
             print(f"the last metrics of this process are lost: its exporter has not ended in {_END_S:g} s", flush=True)
             return
         self.update()
-        with _ended_if_it_hangs():
+        with ended_if_it_hangs():
             for key in self._gauges:
                 if self._server_lives():
                     self._metrics[key].set(0)
@@ -176,16 +174,6 @@ class Exporter:
             if metric.kind == GAUGE:
                 self._gauges.add(key)
         return self._metrics[key]
-
-
-@contextlib.contextmanager
-def _ended_if_it_hangs() -> Iterator[None]:
-    """End this process if the block takes too long. For one thread at a time: there is one timer."""
-    faulthandler.dump_traceback_later(_HUNG_S, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 class CountedHistogram:

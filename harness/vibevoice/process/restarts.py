@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import faulthandler
 import json
 import os
 import signal
@@ -29,6 +28,7 @@ from harness import wire
 from harness.content import content_of, read
 from harness.host.keys import NOTE_SUFFIX, SHARED_FOLDER, read_private, server_mark, write_private
 from harness.identity import StageIdentity
+from harness.vibevoice.process.hangs import long_call
 from harness.vibevoice.process.instances import instance_name
 from harness.vibevoice.process.stubs import Stub, own_server, started_ns, stub_of, stubs_of
 from harness.vibevoice.sessions.table import is_alive, is_stopped
@@ -182,9 +182,9 @@ class Restarter:
             return False
         known = [note, *self.registry.notes().values()]
         asked_ns, config = max(other.asked for other in known if other.model == model)
-        faulthandler.cancel_dump_traceback_later()  # the exporter's, which a load that holds the interpreter exceeds
         try:
-            self.load(model, restart_of(note, config, asked_ns))
+            with long_call():
+                self.load(model, restart_of(note, config, asked_ns))
         except Exception as error:
             print(f"{model}{wire.NOT_LOADED}: {error}", flush=True)
             self._not_before[model] = now_s + _TRY_AGAIN_S
