@@ -35,6 +35,7 @@ from harness.identity import GPU, Requested, StageIdentity, must_be_as_requested
 _END_S = EXIT_TIMEOUT_S + 2.0
 _ABORT_S = 10.0  # from its last log line to its end
 _CRASH = re.compile(rb"^Signal \((?:4|6|7|8|11)\) received", re.MULTILINE)
+_FRAME = re.compile(r"\s*\d+# ")  # of a stack
 _CRASH_S = 3.0  # from that line until the process is killed
 _NICE = 5  # lower priority than the load generator: late timestamps would falsify the results
 
@@ -221,13 +222,19 @@ class TritonServer:
         return []
 
     def last_words(self) -> str:
-        """How a server ended that was not stopped: exit status, last line of its log, and the log's path."""
+        """How a server ended that was not stopped: exit status, last line of its log, and the log's path.
+
+        Of a crash, what it said before the stack.
+        """
         self._keep_log()
         code = self._process.poll() if self._process else None
         how = "" if code is None else f" by signal {-code}" if code < 0 else f" with exit status {code}"
         log = self.kept_log or self.log
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
-        said = f"its last line: {lines[-1][-300:]}" if lines else "it logged nothing"
+        lines = [line for line in lines if not _FRAME.match(line)]
+        if lines and _CRASH.match(lines[-1].encode()):
+            lines = [" / ".join(line[-200:] for line in lines[-2:])]
+        said = f"its last line: {lines[-1][-400:]}" if lines else "it logged nothing"
         return f"tritonserver ended{how}; {said}; its log: {log}"
 
     def _keep_log(self) -> None:

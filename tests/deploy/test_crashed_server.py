@@ -16,7 +16,8 @@ def server(tmp_path):
     server = TritonServer(Deployment("tiny"), root=tmp_path)
     server.folder.mkdir(parents=True)
     yield server
-    server._process.kill()
+    if server._process:
+        server._process.kill()
     server.stop()
 
 
@@ -33,6 +34,13 @@ def test_one_that_hangs_after_a_crash_is_killed(server, line):
     wait_for(lambda: not server.alive())
     assert not still_running(group, 60)
     assert line in server.last_words() or line in server.log.read_text()
+
+
+def test_the_last_words_of_a_crash_are_what_was_said_before_the_stack(server):
+    said = "E1 sync.cc:105] ASSERTION FAILED: prior > 0"
+    stack = " 0# 0x0000560E52AF952D in tritonserver\n13# 0x00007F13BA9278EC in libc.so.6"
+    server.log.write_text(f"started\n{said}\nSignal (6) received.\n{stack}\n\n")
+    assert f"its last line: {said} / Signal (6) received.;" in server.last_words()
 
 
 @pytest.mark.parametrize("line", ["Signal (15) received.", "a text about Signal (11) received."])
