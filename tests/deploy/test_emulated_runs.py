@@ -19,6 +19,7 @@ from harness.cards.estimate import assumptions_for, estimated_profile
 from harness.client.stream import SpeechClient
 from harness.client.stream import make_result as result_of
 from harness.clock import Clock
+from harness.deploy import config
 from harness.deploy.config import Deployment, read_config
 from harness.deploy.server import TritonServer
 from harness.drive.load import Load
@@ -252,8 +253,9 @@ def test_an_emulated_server_streams_silence_in_the_time_of_the_profile(emulated)
 
 
 @pytest.mark.server
-def test_a_dilated_server_takes_longer_and_its_results_do_not(emulated):
+def test_a_dilated_server_takes_longer_and_its_results_do_not(emulated, monkeypatch):
     """Only the vocoder is dilated here, and clients are told: each further stage would be loaded twice more."""
+    monkeypatch.setattr(config, "must_not_emulate", lambda names: None)  # users may not dilate one model alone
     deployed, slower = emulated.deployment, 5.0
     expected_ms = VOCODER_MS + (FRAME_MS - VOCODER_MS) / slower
     told = {f"{model}.{wire.DILATION}": f"{slower:g}" for model in (wire.ENTRY, wire.VOCODER)}
