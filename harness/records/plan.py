@@ -209,7 +209,7 @@ class DeviceTypeRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForecastRow:
-    """Months until counts of devices are too small for a rate that grows; None for never. 0 for now.
+    """Months until counts of devices are too small for a rate that grows; None for never, 0 if they are already.
 
     ``devices_after_months``: by the number of months; None beyond ``Forecast.most_devices``.
     """

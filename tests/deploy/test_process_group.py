@@ -140,7 +140,9 @@ def test_children_of_a_command_that_does_not_wait_for_them_are_no_zombies(tmp_pa
     process = spawn([sys.executable, "-c", code], tmp_path / "log", reaps=reaps)
     try:
         wait_for(lambda: "started" in (tmp_path / "log").read_text())
-        wait_for(lambda: states_of_children(process.pid) == ([psutil.STATUS_ZOMBIE] if reaps else []))
+        left = [psutil.STATUS_ZOMBIE] if reaps else []
+        wait_for(lambda: states_of_children(process.pid) == left)
+        assert states_of_children(process.pid) == left and process.poll() is None
     finally:
         end_group(process, grace_s=0)
 

@@ -100,6 +100,7 @@ def test_a_second_speech_takes_the_place_of_the_first(tab, studio):
     studio.speech = [tone(0.5)]
     tab.locator("#script").press("Control+Enter")
     tab.wait_for_function("() => window.studio.played.state === 'ended' && window.studio.played.played === 12000")
+    assert played(tab)["played"] == 12_000 and studio.speech == [tone(0.5)]
 
 
 @pytest.mark.parametrize(

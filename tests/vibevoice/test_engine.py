@@ -136,7 +136,7 @@ def test_frames_that_had_to_wait_are_sent_together_and_in_whole_chunks(running):
     engine.submit(held)
     until(lambda: len(step.batches) >= MOST_WAITING)
     time.sleep(0.05)
-    spoken = len(step.batches)  # a chunk is on its way; what waits behind it is enough, and no more is spoken for now
+    spoken = len(step.batches)  # a chunk is on its way; what waits behind it is enough, and no more is spoken meanwhile
     assert MOST_WAITING <= spoken <= MOST_WAITING + MOST_FRAMES < held.frames
     free.set()
     held.done.result(PATIENCE_S)
