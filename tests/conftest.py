@@ -21,7 +21,7 @@ from harness.deploy.server import serving
 from harness.records.schema import Request
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest_plugins = ("service_fixtures",)
+pytest_plugins = ("service_fixtures", "stuck")
 settings.register_profile(  # a busy machine is no failure
     "no deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -308,7 +308,7 @@ def test_two_jobs_may_not_write_one_run(plan, tmp_path, fakes):
 
 
 @pytest.mark.server
-@pytest.mark.timeout(900)  # it may wait for another one
+@pytest.mark.timeout(600)  # it may wait for another one
 def test_a_killed_sign_off_goes_on_and_an_interrupted_one_leaves_nothing(tmp_path, the_only_sign_off):
     """The real thing: SIGKILL during the second trial, Ctrl-C during the third, then the trials that are kept."""
     plan = tmp_path / "plan.yaml"

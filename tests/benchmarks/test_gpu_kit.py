@@ -186,7 +186,7 @@ def test_what_the_host_has_in_a_refused_version_is_not_taken_for_there(kit, tmp_
 
 
 @pytest.mark.server
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(600)
 def test_a_host_of_this_python_is_installed_from_the_parts_alone(tmp_path):
     """This environment is the host, as if it lacked Locust and plotly, and had nothing of Triton."""
     listed = subprocess.run(

@@ -193,7 +193,9 @@ def test_a_drain_refuses_new_sessions_and_lets_open_ones_end(triton, tmp_path):
     """Kubernetes' probe, gRPC health, turns with it."""
     (tmp_path / "key").write_text(triton.control_headers[0][1])
     host, _, port = triton.url.rpartition(":")
-    ours = ContainerSettings(address=host, grpc_port=int(port), key_file=str(tmp_path / "key"), settle_s=0.0)
+    ours = ContainerSettings(
+        address=host, grpc_port=int(port), key_file=str(tmp_path / "key"), settle_s=0.0, grace_s=120
+    )
     said, heard = [], asyncio.Event()
     health = lambda channel: channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=60)  # noqa: E731
 

@@ -89,7 +89,7 @@ def test_a_failed_trial_is_told_as_such_and_a_lost_actor_is_a_lost_host(ray, pla
 
 
 @pytest.mark.server
-@pytest.mark.timeout(900)  # it may wait for another one
+@pytest.mark.timeout(600)  # it may wait for another one
 def test_a_sweep_runs_on_a_cluster_and_its_trials_say_where(ray, plan, tmp_path, the_only_sign_off):
     work = job.SignOff(plan, tmp_path, ray="local")
     work.execute(ladders_only=True)
