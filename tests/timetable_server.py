@@ -41,7 +41,7 @@ class TimetableServer(TritonServer):
         """Requests that have reached the model since the server started."""
         with grpc.insecure_channel(self.url) as channel:
             asked = pb.ModelStatisticsRequest(name=wire.ENTRY)
-            return GRPCInferenceServiceStub(channel).ModelStatistics(asked).model_stats[0].inference_count
+            return GRPCInferenceServiceStub(channel).ModelStatistics(asked, timeout=30).model_stats[0].inference_count
 
     def identify(self) -> None:
         """Its models are stand-ins, which compute nothing and say nothing of themselves."""

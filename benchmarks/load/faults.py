@@ -212,7 +212,7 @@ def judged_run(fault: RunFault, left: Struck) -> Row:
     seen = Counter(str(result.outcome) for result in left.records.results)
     end = left.records.end
     sent = end.submitted - end.never_sent if end else 0
-    unheard = sum(not len(result.chunks) for result in left.records.results)  # cut off on their way to the server, maybe
+    unheard = sum(not len(result.chunks) for result in left.records.results)
     wrong = [*sum_faults(sent, seen, left.taken, sent - unheard, sent)]
     if ", ".join(f"{seen[outcome]} {outcome}" for outcome in OUTCOMES) not in left.said:
         wrong.append("Locust printed other counts")
