@@ -135,7 +135,7 @@ class Talk:
         frames = np.concatenate(voices) if voices else np.empty((0, wire.LATENT_SIZE), np.float32)
         for part, places in prompt_chunks(self.request.to_read, size, audio_token_id):
             yield {wire.TOKEN_IDS: np.array([part], np.int32), wire.VOICE_FRAMES: frames[places].reshape(1, -1)}
-        for part in self.request.past.parts(size) if self.request.past else ():
+        for part in self.request.past_parts(size):
             names = wire.PAST_TOKEN, wire.PAST_LATENT, wire.PAST_SEMANTIC
             yield {name: values.reshape(1, -1) for name, values in zip(names, part, strict=True)}
 
