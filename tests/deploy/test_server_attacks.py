@@ -152,6 +152,19 @@ def test_a_call_with_which_one_client_could_end_the_server_is_closed(unharmed):
                 call.exception()
 
 
+def test_an_error_is_not_the_final_response_but_the_stream_ends_soon_after(unharmed):
+    """Triton (2.51) never frees a stream that its client leaves, because of the error, after the final response."""
+    with connected(unharmed) as stub:
+        message = message_to(wire.ENTRY)
+        set_input(message, wire.SPEAKER_IDS, "INT32", [1], (99).to_bytes(4, "little"))
+        for asked in (False, True):
+            message.parameters["triton_enable_empty_final_response"].bool_param = asked
+            error, *rest = stub.ModelStreamInfer(iter([message]), timeout=30)
+            assert "unknown voice id 99" in error.error_message
+            finals = [each.infer_response.parameters["triton_final_response"].bool_param for each in (error, *rest)]
+            assert finals == [False, True][: 1 + asked]
+
+
 def test_sessions_that_others_open_and_leave_hold_nobody(unharmed, speak):
     """More than the stages have places: Triton keeps each until it is ended."""
     with connected(unharmed) as stub:
