@@ -185,7 +185,7 @@ PARAMETER_MEANING = {
 BENCHMARKS = {
     "Model": ("model/oracle", "model/precision", "model/stage_speed", "model/kernels", "model/ninety_minutes",
               "model/hops", "model/sessions", "model/fairness", "model/topologies", "model/exported", "model/fuzz",
-              "model/server_faults"),
+              "model/storm", "model/server_faults"),
     "Load": ("load/arrivals", "load/instrument", "load/faults", "load/gates", "load/dilation"),
     "Sweep": ("sweep/search", "sweep/sweep_cost", "sweep/sweep_faults", "sweep/first_run", "sweep/disturbed"),
     "Capacity": ("capacity/simulator", "capacity/coverage", "capacity/truths", "capacity/heldout", "capacity/compare",

@@ -35,6 +35,7 @@ class Timetable:
     fail_after: int | None = None  # chunks after which an error message is sent
     hang_after: int | None = None  # chunks after which nothing more comes
     error: str = "the decoder ran out of memory"
+    open_s: float = 0.0  # from an error message to the end of its stream
     carry: bytes = b""  # sent after the last chunk
     emulated: bool = False  # said in the first chunk
     beat_s: float | None = None  # said in the first chunk, and not kept
@@ -136,6 +137,7 @@ class FakeTriton(GRPCInferenceServiceServicer):
         for index, first in enumerate(range(0, frames, size)):
             if index == table.fail_after:
                 yield pb.ModelStreamInferResponse(error_message=table.error)
+                await asyncio.sleep(table.open_s)
                 return
             if index == table.hang_after:
                 await asyncio.Event().wait()

@@ -44,6 +44,7 @@ STAGES = (wire.FRAME, *wire.STAGES, wire.VOICE)
 UNCLEAR = re.compile(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|\.py\(\d+\)")
 GROWTH_BYTES = 48 << 20  # of all processes after warm-up; allocators grow in steps
 GAP_MS = 1_000
+PROGRESS_S = 10
 PATIENCE_S = 5  # for the first response to a request
 HOLD_S = 30  # for a greedy one to be served: what it delays is then known
 HONEST = ("entry", "bytes", "dropped")  # kinds of requests that may be served
@@ -59,6 +60,10 @@ class Tally:
     unclear: Counter = field(default_factory=Counter)
     crashed: list[str] = field(default_factory=list)
     is_over: threading.Event = field(default_factory=threading.Event)  # the server has ended
+
+    @property
+    def sent(self) -> int:
+        return sum(list(self.answers.values()))
 
     def judge(self, kind: str, error: str | None) -> None:
         """The outcome of one request: an error's text, "" for one that was served, None for no response in time."""
@@ -227,11 +232,15 @@ def attack(url: str, count: int, seed: int, tally: Tally, watch: Watch) -> None:
     """Send ``count`` requests over CLIENTS connections, checking the processes meanwhile."""
     stages = [stage for stage in STAGES if stage in watch.server.deployment.models]
     attackers = [Attacker(url, seed * 1_000 + i, tally, list(watch.known), stages) for i in range(CLIENTS)]
+    sent_before, told_s = tally.sent, time.monotonic()
     with ThreadPoolExecutor(CLIENTS) as pool:
         futures = [pool.submit(a.attack, count // CLIENTS) for a in attackers]
         while not all(future.done() for future in futures):
             time.sleep(0.2)
             watch.look("; ".join(a.last for a in attackers))
+            if time.monotonic() >= told_s + PROGRESS_S:
+                told_s = time.monotonic()
+                common.say(f"{tally.sent - sent_before:,} of {count:,} requests sent")
         for future in futures:
             future.result()
 
@@ -346,7 +355,7 @@ def fuzz(server: TritonServer, count: int, seed: int):
         return tally, math.nan, victim, gaps_ms, []
     before, mib = settled(watch, 3), common.memory_mib(server)
     with victim.again() as victim:
-        common.say(f"{sum(tally.answers.values()):,} requests sent, {count:,} in all …")
+        common.say(f"that was the warm-up: {tally.sent:,} requests sent, {count:,} in all …")
         began_s = time.monotonic()
         attack(server.url, rest, seed + 1, tally, watch)
         attacked_s = time.monotonic() - began_s
@@ -381,7 +390,7 @@ def report(tally: Tally, requests_per_s: float, victim: Victim, gaps_ms: dict[st
     for line in (*tally.crashed, *tally.hijacks, *victim.failures, *grown, *unclear)[:60]:
         common.say(f"! {line}")
     figures = {
-        "requests": sum(tally.answers.values()),
+        "requests": tally.sent,
         "requests_per_s": round(requests_per_s, 1) if math.isfinite(requests_per_s) else None,  # after the warm-up
         "crashes": len(tally.crashed),
         "hijacks": len(tally.hijacks),

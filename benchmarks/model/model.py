@@ -64,16 +64,23 @@ def free_mib(server: TritonServer) -> float:
     with contextlib.closing(grpc.insecure_channel(server.url)) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         try:
-            stub.ModelInfer(_message(session, start=True, pid=server.pid), timeout=10)
-            return limit_bytes / 2**20
-        except grpc.RpcError as error:
-            found = _FREE.search(error.details() or "")
-            if not found:
-                raise ServerError(f"the LLM stage does not report its free memory: {error.details()}") from error
-            return float(found.group(1))
+            error = _ask(stub, _message(session, start=True, pid=server.pid))
         finally:
-            with contextlib.suppress(grpc.RpcError):
-                stub.ModelInfer(_message(session, start=False, pid=server.pid), timeout=10)
+            _ask(stub, _message(session, start=False, pid=server.pid))
+    if not error:
+        return limit_bytes / 2**20
+    found = _FREE.search(error)
+    if not found:
+        raise ServerError(f"the LLM stage does not report its free memory: {error}")
+    return float(found.group(1))
+
+
+def _ask(stub: service_pb2_grpc.GRPCInferenceServiceStub, message: service_pb2.ModelInferRequest) -> str:
+    """Send one call in a stream of its own, as servers have no other; returns its error, "" for none."""
+    try:
+        return "".join(answer.error_message for answer in stub.ModelStreamInfer(iter([message]), timeout=10))
+    except grpc.RpcError as error:
+        return f"{error.code().name}: {error.details()}"
 
 
 def _message(session: list[int], start: bool, pid: int) -> service_pb2.ModelInferRequest:

@@ -24,6 +24,7 @@ from harness.records.schema import Chunks, Outcome, Request, Result
 
 CONNECTION_LOST = "Stream removed"  # gRPC's wording
 FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f", "BOOL": "?"}  # struct formats of Triton's types
+CLOSES_S = 1.0  # from an error to the end of its stream; then the client leaves
 LEAST_ASK_S, ASK_BEATS = 1.0, 1.5  # after this silence a server that missed a heartbeat is asked
 BEATS_MISSED = 5  # a server that announces a heartbeat interval and misses this many has ended
 _MARKER = re.compile(r"^Speaker \d+:", re.MULTILINE)  # as script.format_script writes it
@@ -273,6 +274,8 @@ class Stream:
             if message is grpc.aio.EOF:
                 return
             self._heard_ns = now_ns
+            if self._error:  # nothing that counts follows it
+                continue
             form = self._form
             if form is not None and form.fits(message):
                 self._keep_chunk(now_ns, form.sent_at_ns(message), form.samples)
@@ -285,7 +288,9 @@ class Stream:
         response = pb.ModelStreamInferResponse.FromString(message)
         if response.error_message:
             self._error, self._final_ns = _without_its_process(response.error_message), now_ns
-            self._hang_up()
+            # Triton (2.51) never frees a stream whose client leaves between the answer and the end: 6 KB each.
+            self._stop_timer()
+            self._silence = asyncio.get_running_loop().call_later(CLOSES_S, self._hang_up)
             return
         infer = response.infer_response
         raw = outputs_of(infer)

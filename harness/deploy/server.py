@@ -26,6 +26,7 @@ from harness.deploy.leftovers import remove_environments, remove_shared_memory, 
 from harness.deploy.ports import free_ports, must_be_free
 from harness.deploy.running import STATE, STATE_NAME, ServerState, process_mark
 from harness.deploy.stage_identity import stages_of
+from harness.deploy.unary import without_unary_call
 from harness.errors import ServerError
 from harness.host.keys import remove_keys, server_mark, write_control_key, write_private
 from harness.host.places import CODE, ROOT
@@ -278,11 +279,13 @@ class TritonServer:
         backend = self.folder / "backends" / "python"
         shutil.copytree(found.backend, backend)
         shutil.copy2(found.stub, backend)
+        self._binary = self.folder / "tritonserver"
+        without_unary_call(found.server, self._binary)
         write_repository(self.folder / "models", self.deployment)
 
     def _launch(self, found: Distribution, ports: list[str]) -> None:
         threads = GPU_BACKEND_THREADS if self.deployment.kind == GPU else BACKEND_THREADS
-        command = [str(found.server), *server_flags(self.folder / "models", self.folder / "backends", threads)]
+        command = [str(self._binary), *server_flags(self.folder / "models", self.folder / "backends", threads)]
         command += [*ports, f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
         command.append(f"--grpc-restricted-protocol={RESTRICTED}:{KEY_NAME}={self.control_headers[0][1]}")
         environment = server_environment(found, self._python)

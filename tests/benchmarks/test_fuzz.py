@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "model"
 
 import fuzz  # noqa: E402
 import malformed  # noqa: E402
+import storm  # noqa: E402
 import victim as victims  # noqa: E402
 
 from harness import wire  # noqa: E402
@@ -155,3 +156,48 @@ def test_a_client_whose_interpreter_is_held_is_no_stall_of_the_server(frames):
         hold.join()
         fake.kill()
         fake.wait()
+
+
+def test_progress_is_told_while_requests_are_sent(monkeypatch):
+    """Before, the first word came after a quarter of them: some minutes."""
+
+    class Slow:
+        last = ""
+
+        def __init__(self, url, seed, tally, *_):
+            self.tally = tally
+
+        def attack(self, count):
+            for _ in range(count):
+                self.tally.judge("entry", "no")
+                time.sleep(0.05)
+
+    said, tally = [], fuzz.Tally()
+    tally.judge("entry", "no")  # in an earlier part
+    monkeypatch.setattr(fuzz, "Attacker", Slow)
+    monkeypatch.setattr(fuzz, "PROGRESS_S", 0.1)
+    monkeypatch.setattr(fuzz.common, "say", said.append)
+    watch = SimpleNamespace(
+        server=SimpleNamespace(deployment=SimpleNamespace(models=())), known={}, look=lambda _: None
+    )
+    fuzz.attack("nowhere", 40, 0, tally, watch)
+    assert said and all(0 < int(line.split(" of 40 ")[0]) <= 40 for line in said)
+
+
+@pytest.mark.parametrize("way", list(storm.WAYS.values()), ids=list(storm.WAYS))
+def test_each_way_to_misbehave_goes_on_and_on(way):
+    with serving(Timetable()) as fake:
+        client = storm.Client(fake.url, 1)
+        for _ in range(3):
+            way(client)
+
+
+@pytest.mark.parametrize("words", ["", "tritonserver ended by signal 6"])
+def test_a_storm_tells_whether_the_server_ended(monkeypatch, words):
+    monkeypatch.setattr(storm, "LAST_LOOK_S", 0)
+    with serving(Timetable()) as fake:
+        until_s = time.monotonic() + (0.2 if words else 60)
+        alive = lambda: time.monotonic() < until_s  # noqa: E731
+        server = SimpleNamespace(url=fake.url, pid=os.getpid(), alive=alive, last_words=lambda: words)
+        found = storm.storm(server, storm.Client.refused_to_the_end, 0.5)
+    assert found.ended == words and found.calls > 0 and found.seconds < (0.5 if words else 5)

@@ -163,6 +163,22 @@ def test_the_servers_message_is_kept_as_it_is():
     assert len(result.chunks) == 2
 
 
+@pytest.mark.parametrize(("open_s", "left"), [(0.05, False), (60.0, True)])
+def test_a_client_that_is_refused_leaves_only_if_the_server_does_not_end_the_stream(monkeypatch, open_s, left):
+    monkeypatch.setattr("harness.client.stream.CLOSES_S", 0.5)
+
+    async def use(client, fake):
+        result = await client.speak(request(), "open")
+        while left and not fake.cancelled:
+            await asyncio.sleep(0)
+        return result, fake.cancelled
+
+    result, cancelled = run(Timetable(fail_after=1, open_s=open_s), use)
+    assert (result.outcome, result.error, len(result.chunks)) == (Outcome.ERROR, Timetable.error, 1)
+    assert bool(cancelled) == left
+    assert result.ended_ns - result.chunks.received_ns[-1] < 0.5e9 and result.ended_ns >= result.sent_ns
+
+
 @pytest.mark.parametrize("outcome", [Outcome.UNFINISHED, Outcome.CANCELLED])
 def test_a_stopped_stream_keeps_its_chunks_and_frees_the_server(outcome):
     async def use(client, fake):

@@ -138,6 +138,33 @@ def test_a_stage_takes_calls_from_its_entry_only(unharmed, model):
                 assert not re.search(r"[0-9a-f]{20}", said)
 
 
+def test_a_call_with_which_one_client_could_end_the_server_is_closed(unharmed):
+    """Unary calls whose client leaves them at the wrong moment: with 2.51 as it is, 200 to 12,000 of them."""
+    with connected(unharmed) as stub:
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.ModelInfer(message_to(wire.LLM, session=5, start=True), timeout=30)
+        assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        for i in range(500):
+            call = stub.ModelInfer.future(message_to(wire.LLM, session=5, start=True), timeout=0.001 * (1 + i % 5))
+            if i % 2:
+                call.cancel()
+            else:
+                call.exception()
+
+
+def test_an_error_is_not_the_final_response_but_the_stream_ends_soon_after(unharmed):
+    """Triton (2.51) never frees a stream that its client leaves, because of the error, after the final response."""
+    with connected(unharmed) as stub:
+        message = message_to(wire.ENTRY)
+        set_input(message, wire.SPEAKER_IDS, "INT32", [1], (99).to_bytes(4, "little"))
+        for asked in (False, True):
+            message.parameters["triton_enable_empty_final_response"].bool_param = asked
+            error, *rest = stub.ModelStreamInfer(iter([message]), timeout=30)
+            assert "unknown voice id 99" in error.error_message
+            finals = [each.infer_response.parameters["triton_final_response"].bool_param for each in (error, *rest)]
+            assert finals == [False, True][: 1 + asked]
+
+
 def test_sessions_that_others_open_and_leave_hold_nobody(unharmed, speak):
     """More than the stages have places: Triton keeps each until it is ended."""
     with connected(unharmed) as stub:

@@ -18,6 +18,7 @@ from harness.vibevoice.entry.prompt import (
 from harness.vibevoice.entry.tokenizer import tokenizer_for
 from harness.vibevoice.entry.voices import frames_of, load_voices
 from harness.vibevoice.sessions.carry import Past
+from harness.vibevoice.sessions.parts import FULL_PARTS, parts_of
 from harness.vibevoice.sessions.table import IDLE_LIMIT_S, SPARE_STEPS, Sessions
 from harness.vibevoice.stages.configuration import preset_config
 
@@ -135,6 +136,18 @@ def test_prompt_parts_hold_every_token_and_every_voice_frame_once(ids, size):
     assert [i for part, _ in parts for i in part] == ids
     places = [place for _, s in parts for place in range(s.start, s.stop)]
     assert places == list(range(ids.count(4095)))
+
+
+@given(st.integers(0, 65_536), st.integers(1, 1024), st.integers(0, 65_536))
+def test_no_part_attends_to_more_than_a_full_one_does_where_parts_begin_to_shrink(count, size, behind):
+    parts = list(parts_of(count, size, behind))
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts)][: len(parts)]
+    assert (parts[-1].stop if parts else 0) == count
+    for part in parts:
+        held = behind + part.start
+        assert 1 <= part.stop - part.start <= size
+        assert part.stop - part.start == 1 or (part.stop - part.start) * held <= size * FULL_PARTS
+        assert held > FULL_PARTS or part.stop == min(count, part.start + size)
 
 
 def test_sessions_that_nobody_steps_are_dropped():

@@ -242,7 +242,7 @@ def test_a_late_start_may_be_kept_too(stages):
 
 
 def test_a_prompt_gives_the_same_in_any_parts(stages):
-    """One part attends under the causal flag; later parts under masks, cut into blocks."""
+    """One part attends under the causal flag; later parts to the past and to themselves (on a GPU, under masks)."""
     prompt, noise = prompt_of(4, 700), noise_of(1, 5)
     heard = []
     for sizes in ([700], [1, 699], [300, 1, 399], [256] * 2 + [188]):

@@ -34,6 +34,7 @@ from harness.vibevoice.sessions.admission import AdmissionQueue
 from harness.vibevoice.sessions.carry import MOST_BYTES, Past, model_mark, script_mark
 from harness.vibevoice.sessions.failures import ClientLeft
 from harness.vibevoice.sessions.table import session_ids
+from harness.vibevoice.sessions.turns import Turns
 from harness.vibevoice.stages.configuration import config_of
 
 if TYPE_CHECKING:  # they load torch, which an ensemble's entry process does not need
@@ -52,6 +53,7 @@ _OPTIONS = (
 )
 LONG_SCRIPT_BYTES = 16_000
 MOST_TOKENS, MOST_SPEAKER_IDS = 2 * wire.MAX_FRAMES, 1024  # per request: more would block the event loop that all share
+LEAVES_S = 0.1  # within which a client has left that leaves because of an error
 SWITCH_S = 0.001  # switch interval, so that a thread that reads a script soon yields to those that speak
 
 
@@ -77,7 +79,7 @@ class Entry:
         self.beat_s = number(given, "beat_seconds")
         self.clock = Clock.of(given.get(wire.DILATION, ""))
         self.prefill_tokens = number(given, "prefill_tokens")
-        self.prefills = asyncio.Semaphore(1 if engine_of else number(given, "prefills_at_once"))
+        self.prefills = Turns(1 if engine_of else number(given, "prefills_at_once"))
         self.long_scripts = asyncio.Semaphore(1)
         self.encoded_voices: dict[int, asyncio.Task] = {}
         self.executor: ThreadPoolExecutor | None = None
@@ -131,14 +133,21 @@ class Entry:
             else:
                 await self._admit(await self._checked(request), channel)
         except Exception as error:
-            self._end(channel, error)
+            await self._end(channel, error)
         else:
-            self._end(channel)
+            await self._end(channel)
 
-    def _end(self, channel: Channel, error: Exception | None = None) -> None:
+    async def _end(self, channel: Channel, error: Exception | None = None) -> None:
         self.channels.discard(channel)  # first: nothing may follow the final response
         self.tally.end(channel, error)
-        channel.end(None if isinstance(error, ClientLeft) else error)
+        try:
+            if error and not isinstance(error, ClientLeft):
+                channel.fail(error)
+                # Many clients leave as soon as they read an error. Triton (2.51) never frees a stream that is left
+                # after its final response: 6 KB each.
+                await asyncio.sleep(LEAVES_S)
+        finally:
+            channel.end()
 
     async def _checked(self, request) -> SpeechRequest:
         """The checked request. Raises HarnessError, marked as rejected, for what no retry can fix."""

@@ -54,7 +54,7 @@ class EngineTalk:
         frames = np.concatenate(voices) if voices else np.empty((0, wire.LATENT_SIZE), np.float32)
         self.speech.prompt = PromptToRead(self.number, self.request.to_read, frames, audio_token_id)
         if self.request.past:
-            self.speech.past.extend(self.request.past.parts(part_tokens))
+            self.speech.past.extend(self.request.past_parts(part_tokens))
             # In a thread: skipping the noise of an hour's frames takes a tenth of a second, while others speak.
             await asyncio.to_thread(self.speech.row)
 

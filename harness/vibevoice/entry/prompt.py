@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from harness import wire
 from harness.errors import RequestError, ScriptError
 from harness.traffic.script import Turn, parse_script, validate_utf8
 from harness.vibevoice.sessions.carry import TOKENS, Past
+from harness.vibevoice.sessions.parts import parts_of
 from harness.vibevoice.sessions.table import SPARE_STEPS
 
 _SYSTEM = (
@@ -59,6 +62,11 @@ class SpeechRequest:
     def to_read(self) -> tuple[int, ...]:
         """The prompt's tokens to be read; none where frames count as spoken, since the prompt then counts as read."""
         return () if self.start_frame else self.prompt.token_ids
+
+    def past_parts(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The past part by part, as ``Past.parts``; none without one."""
+        behind = len(self.prompt.token_ids) + self.start_frame
+        return self.past.parts(size, behind) if self.past else iter(())
 
     @property
     def frames_behind(self) -> int:
@@ -217,8 +225,8 @@ class PromptBuilder:
 def prompt_chunks(token_ids: Sequence[int], size: int, audio_token_id: int) -> Iterator[tuple[Sequence[int], slice]]:
     """Split a prompt for prefill: yields (token ids, slice of the voice frames for the placeholders among them)."""
     used = 0
-    for start in range(0, len(token_ids), size):
-        part = token_ids[start : start + size]
+    for place in parts_of(len(token_ids), size):
+        part = token_ids[place]
         places = sum(1 for token in part if token == audio_token_id)
         yield part, slice(used, used + places)
         used += places

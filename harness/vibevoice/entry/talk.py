@@ -22,6 +22,7 @@ from harness.vibevoice.entry.prompt import SpeechRequest, prompt_chunks
 from harness.vibevoice.sessions.admission import Busy
 from harness.vibevoice.sessions.carry import Past
 from harness.vibevoice.sessions.failures import ClientLeft
+from harness.vibevoice.sessions.turns import Turns
 
 MOST_TRIES = 256  # attempts to open a session per instance: half the slots in config.pbtxt
 _FRAME_OUTPUTS = [wire.AUDIO, wire.LATENT, wire.SEMANTIC, wire.TOKEN]
@@ -67,12 +68,12 @@ class Channel:
         if time.monotonic() - self._sent_s >= 0.8 * self._beat_s:  # called five times per interval
             self._send()
 
-    def end(self, error: Exception | None = None) -> None:
-        final = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        if error is None:
-            self._sender.send(flags=final)
-        else:
-            self._sender.send(backend.failure(error), flags=final)
+    def fail(self, error: Exception) -> None:
+        """Send an error; only ``end`` may follow."""
+        self._sender.send(backend.failure(error))
+
+    def end(self) -> None:
+        self._sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _send(self, **tensors: np.ndarray) -> None:
         self._sent_s = time.monotonic()
@@ -121,8 +122,8 @@ class Talk:
             inputs[wire.SAY] = np.array([request.say], np.int32)
         await stage_calls.tell_llm(self.number, inputs, backend.START)
 
-    async def prefill(self, voices: list[np.ndarray], part_tokens: int, audio_token_id: int, turns) -> None:
-        """Send prompt and past part by part; each part takes one of ``turns``, a semaphore that all sessions share.
+    async def prefill(self, voices: list[np.ndarray], part_tokens: int, audio_token_id: int, turns: Turns) -> None:
+        """Send prompt and past part by part; each part takes one of ``turns``, which all sessions share.
 
         The vocoder session is opened last: while long prompts are queued, Triton might drop it as idle.
         """
@@ -135,15 +136,17 @@ class Talk:
         frames = np.concatenate(voices) if voices else np.empty((0, wire.LATENT_SIZE), np.float32)
         for part, places in prompt_chunks(self.request.to_read, size, audio_token_id):
             yield {wire.TOKEN_IDS: np.array([part], np.int32), wire.VOICE_FRAMES: frames[places].reshape(1, -1)}
-        for part in self.request.past.parts(size) if self.request.past else ():
+        for part in self.request.past_parts(size):
             names = wire.PAST_TOKEN, wire.PAST_LATENT, wire.PAST_SEMANTIC
             yield {name: values.reshape(1, -1) for name, values in zip(names, part, strict=True)}
 
-    async def _add(self, parts: Iterator[dict[str, np.ndarray]], turns: asyncio.Semaphore) -> None:
+    async def _add(self, parts: Iterator[dict[str, np.ndarray]], turns: Turns) -> None:
+        read = 0
         for inputs in parts:
-            async with turns:
+            async with turns.one(read):
                 self.channel.check()
                 await stage_calls.tell_llm(self.number, inputs)
+            read += next(iter(inputs.values())).shape[1]
 
     async def speak(self, pool: Executor) -> None:
         """Speak until all frames are spoken, or the model generates "end of text"."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from harness import wire
 from harness.errors import RequestError
+from harness.vibevoice.sessions.parts import parts_of
 
 VERSION = 3  # version 2 stored sessions that began in mid-course differently: with their prompt read
 TOKENS = (wire.TOKEN_SPEECH_FRAME, wire.TOKEN_SPEECH_BEGIN, wire.TOKEN_SPEECH_END, wire.TOKEN_END_OF_TEXT)
@@ -62,15 +63,17 @@ class Past:
         """Whether it generated "end of text"."""
         return len(self.tokens) > 0 and self.tokens[-1] == wire.TOKEN_END_OF_TEXT
 
-    def parts(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Its steps, ``size`` at a time: generated tokens, and the latents and semantics that each step was fed."""
+    def parts(self, size: int, behind: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Its steps, at most ``size`` at a time: generated tokens, and the latents and semantics that each was fed.
+
+        ``behind``: positions before them.
+        """
         spoke_before = np.flatnonzero(self.tokens[:-1] == wire.TOKEN_SPEECH_FRAME) + 1
         latents = np.zeros((len(self.tokens), wire.LATENT_SIZE), np.float32)
         semantics = np.zeros((len(self.tokens), wire.SEMANTIC_SIZE), np.float32)
         latents[spoke_before] = self.latents[: len(spoke_before)]
         semantics[spoke_before] = self.semantics[: len(spoke_before)]
-        for start in range(0, len(self.tokens), size):
-            part = slice(start, start + size)
+        for part in parts_of(len(self.tokens), size, behind):
             yield self.tokens[part], latents[part], semantics[part]
 
     def encode(self, key: str) -> bytes:
