@@ -37,6 +37,7 @@ _ABORT_S = 10.0  # from its last log line to its end
 _CRASH = re.compile(rb"^Signal \((?:4|6|7|8|11)\) received", re.MULTILINE)
 _FRAME = re.compile(r"\s*\d+# ")  # of a stack
 _CRASH_S = 3.0  # from that line until the process is killed
+_MOST_STRETCH = 4.0  # of the time limit to start
 _NICE = 5  # lower priority than the load generator: late timestamps would falsify the results
 
 
@@ -91,6 +92,9 @@ class TritonServer:
 
     def start(self, timeout_s: float = 300.0) -> TritonServer:
         """Start, wait until every model is ready, and ask the stages what they run on.
+
+        The time limit is that of a host with free CPUs: with more to run than CPUs it is longer in proportion, up to
+        four times, since a server gives way to others.
 
         Raises ServerError with the server's own reason, or where a stage runs on something other than requested;
         InputError where this host lacks what the deployment needs.
@@ -308,10 +312,10 @@ class TritonServer:
 
     def _wait_ready(self, timeout_s: float, interrupted: Callable[[], bool]) -> None:
         """Wait until all models are ready, or a signal has arrived (which the caller handles)."""
-        deadline, key_shown = time.monotonic() + timeout_s, True
+        began_s, key_shown = time.monotonic(), True
         with self.target.channel(self.url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            while time.monotonic() < deadline:
+            while (waited_s := time.monotonic() - began_s) < timeout_s * _crowding():
                 if not self.alive():
                     raise ServerError(f"Triton ended while starting:\n{self._why()}")
                 if key_shown and self._has_read_its_arguments():  # everybody can read its command line
@@ -319,7 +323,7 @@ class TritonServer:
                 if interrupted() or is_ready(stub, self.deployment.models):
                     return
                 time.sleep(0.1)
-        raise ServerError(f"Triton was not ready after {timeout_s:.0f} s:\n{self._why()}")
+        raise ServerError(f"Triton was not ready after {waited_s:.0f} s:\n{self._why()}")
 
     def _has_read_its_arguments(self) -> bool:
         """Whether Triton has started processes of its own. Its launcher may have had one too."""
@@ -329,6 +333,11 @@ class TritonServer:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         telling = [line for line in lines if "failed to load" in line or "UNAVAILABLE" in line or "error:" in line]
         return "\n".join((telling or lines)[-5:])[-2000:]
+
+
+def _crowding() -> float:
+    """How many processes want to run for each CPU, by the load of the last minute: 1 to ``_MOST_STRETCH``."""
+    return min(_MOST_STRETCH, max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))))
 
 
 @contextlib.contextmanager
