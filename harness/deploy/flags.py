@@ -9,7 +9,9 @@ from harness.deploy.config import GPU_SESSIONS, Configs
 EXIT_TIMEOUT_S = 2
 BACKEND_THREADS, GPU_BACKEND_THREADS = 512, 2 * GPU_SESSIONS + 64
 STUB_MEMORY = 16 << 20  # bytes, allocated at start by every process: a frame in transit takes about 40 KB
-_STUB_START_S = 300
+START_S = 300.0  # time limit of a start, where CPUs are free
+MOST_STRETCH = 4.0  # of it, where they are not
+_STUB_START_S = 1500
 
 
 def shared_memory_needed(configs: Configs, gpus: int = 1) -> int:
@@ -41,7 +43,8 @@ def server_flags(models: Path, backends: Path, threads: int = BACKEND_THREADS) -
         # Avoids growth of the memory that a stage's process shares with the server (from 1 MiB): with 16 streams a
         # server crashed in a thread that still had the smaller mapping (2.51).
         f"--backend-config=python,shm-default-byte-size={STUB_MEMORY}",
-        # the default of 30 s is too short on a busy host
+        # Longer than our own limits: once it has passed, Triton waits for the end of a process that it does not tell to
+        # end (2.51), so that on a busy host a slow start never ended.
         f"--backend-config=python,stub-timeout-seconds={_STUB_START_S}",
         # Triton keeps the responses of a finished stream for reuse: after 90 minutes, half a gigabyte.
         "--grpc-infer-allocation-pool-size=0",

@@ -21,7 +21,14 @@ from harness.deploy import stub as stub_python
 from harness.deploy.config import Deployment, write_repository
 from harness.deploy.control import CONTROL_HEADER, KEY_NAME, RESTRICTED, Headers, is_ready, load_changes
 from harness.deploy.distribution import Distribution, find_distribution, server_environment
-from harness.deploy.flags import BACKEND_THREADS, EXIT_TIMEOUT_S, GPU_BACKEND_THREADS, server_flags
+from harness.deploy.flags import (
+    BACKEND_THREADS,
+    EXIT_TIMEOUT_S,
+    GPU_BACKEND_THREADS,
+    MOST_STRETCH,
+    START_S,
+    server_flags,
+)
 from harness.deploy.leftovers import remove_environments, remove_shared_memory, remove_stale, shm_prefix_of
 from harness.deploy.ports import free_ports, must_be_free
 from harness.deploy.running import STATE, STATE_NAME, ServerState, process_mark
@@ -37,7 +44,6 @@ _ABORT_S = 10.0  # from its last log line to its end
 _CRASH = re.compile(rb"^Signal \((?:4|6|7|8|11)\) received", re.MULTILINE)
 _FRAME = re.compile(r"\s*\d+# ")  # of a stack
 _CRASH_S = 3.0  # from that line until the process is killed
-_MOST_STRETCH = 4.0  # of the time limit to start
 _NICE = 5  # lower priority than the load generator: late timestamps would falsify the results
 
 
@@ -90,7 +96,7 @@ class TritonServer:
             raise ServerError("this server is not started, and has no process: start it first")
         return self._process.pid
 
-    def start(self, timeout_s: float = 300.0) -> TritonServer:
+    def start(self, timeout_s: float = START_S) -> TritonServer:
         """Start, wait until every model is ready, and ask the stages what they run on.
 
         The time limit is that of a host with free CPUs: with more to run than CPUs it is longer in proportion, up to
@@ -336,8 +342,8 @@ class TritonServer:
 
 
 def _crowding() -> float:
-    """How many processes want to run for each CPU, by the load of the last minute: 1 to ``_MOST_STRETCH``."""
-    return min(_MOST_STRETCH, max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))))
+    """How many processes want to run for each CPU, by the load of the last minute: 1 to ``MOST_STRETCH``."""
+    return min(MOST_STRETCH, max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))))
 
 
 @contextlib.contextmanager

@@ -2,11 +2,13 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from harness.client.target import Target
 from harness.deploy.config import Deployment
+from harness.deploy.flags import MOST_STRETCH, START_S, server_flags
 from harness.deploy.server import TritonServer
 from harness.errors import ServerError
 from harness.host.process_group import spawn
@@ -30,3 +32,10 @@ def test_a_server_that_gives_way_to_others_has_longer_to_start(monkeypatch, tmp_
         server._process.kill()
         server.stop()
     assert 0.4 * times <= waited_s < 0.4 * times + 30
+
+
+def test_triton_itself_waits_longer_for_its_processes_than_we_do_for_it():
+    """Where its own limit passes first, it waits for ever for a process that it does not tell to end (2.51)."""
+    words = "python,stub-timeout-seconds="
+    limit_s = next(flag.partition(words)[2] for flag in server_flags(Path("m"), Path("b")) if words in flag)
+    assert float(limit_s) > START_S * MOST_STRETCH
