@@ -8,7 +8,7 @@ from redis.exceptions import RedisError, ResponseError
 from service_parts import opened, spec_of, until
 
 from harness.service.scripts import GROUP, SCRIPTS
-from harness.service.task import StoredSegment
+from harness.service.task import MOST_TITLE, StoredSegment, TaskRecord
 
 
 def run(settings, scenario, **more):
@@ -461,3 +461,17 @@ def test_a_beat_that_comes_after_its_segment_counts_no_frames_twice(settings):
         assert await queue.beat(await again(queue, claim), 2) and (await queue.record("a")).view()["frames"] == 6
 
     run(settings, scenario)
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("one two", "one two"),
+        ("word " * 30, ("word " * 30)[: MOST_TITLE - 1].rpartition(" ")[0].rstrip() + "…"),
+        ("x" * 200, "x" * (MOST_TITLE - 1) + "…"),
+    ],
+)
+def test_a_title_is_short_and_ends_with_a_whole_word(text, title):
+    spec = spec_of(f"Speaker 1: {text}")
+    found = TaskRecord(id="a", owner="me", spec=spec, status="queued").title
+    assert found == title and len(found) <= MOST_TITLE and "wor…" not in found
