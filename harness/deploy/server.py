@@ -33,6 +33,7 @@ from harness.deploy.leftovers import remove_environments, remove_shared_memory, 
 from harness.deploy.ports import free_ports, must_be_free
 from harness.deploy.running import STATE, STATE_NAME, ServerState, process_mark
 from harness.deploy.stage_identity import stages_of
+from harness.deploy.start_watch import StartWatch
 from harness.errors import ServerError
 from harness.host.keys import remove_keys, server_mark, write_control_key, write_private
 from harness.host.places import CODE, ROOT
@@ -45,6 +46,10 @@ _CRASH = re.compile(rb"^Signal \((?:4|6|7|8|11)\) received", re.MULTILINE)
 _FRAME = re.compile(r"\s*\d+# ")  # of a stack
 _CRASH_S = 3.0  # from that line until the process is killed
 _NICE = 5  # lower priority than the load generator: late timestamps would falsify the results
+
+
+class _AtRest(ServerError):
+    """It will never be ready: see ``StartWatch``."""
 
 
 class TritonServer:
@@ -118,13 +123,7 @@ class TritonServer:
                 self._lay_out(found)
                 ports = [f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
                 ports.append("--allow-http=false")  # it has no key, and a chunked request crashes it (2.51)
-                try:
-                    self._run(found, ports, timeout_s, interrupted)
-                except ServerError:
-                    if not self._aborted():
-                        raise
-                    self._end()
-                    self._run(found, ports, timeout_s, interrupted)
+                self._run_until_ready(found, ports, timeout_s, interrupted)
                 if not interrupted():
                     self.identify()
         except BaseException:
@@ -264,6 +263,21 @@ class TritonServer:
                 self._process.wait(_ABORT_S)
         return not self.alive()
 
+    def _run_until_ready(
+        self, found: Distribution, ports: list[str], timeout_s: float, interrupted: Callable[[], bool]
+    ) -> None:
+        """Run it; again, up to twice, where Triton crashed on a shared lock or came to rest while it started."""
+        for left in (2, 1, 0):
+            try:
+                return self._run(found, ports, timeout_s, interrupted)
+            except _AtRest:
+                if not left:
+                    raise
+            except ServerError:
+                if not left or not self._aborted():
+                    raise
+            self._end()
+
     def _run(self, found: Distribution, ports: list[str], timeout_s: float, interrupted: Callable[[], bool]) -> None:
         began_s = time.time()
         self._log_read = self._crash_read = 0
@@ -318,7 +332,7 @@ class TritonServer:
 
     def _wait_ready(self, timeout_s: float, interrupted: Callable[[], bool]) -> None:
         """Wait until all models are ready, or a signal has arrived (which the caller handles)."""
-        began_s, key_shown = time.monotonic(), True
+        began_s, key_shown, watch = time.monotonic(), True, StartWatch(self.pid)
         with self.target.channel(self.url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while (waited_s := time.monotonic() - began_s) < timeout_s * _crowding():
@@ -328,6 +342,8 @@ class TritonServer:
                     key_shown = not hide_argument(self.pid, self.control_headers[0][1])
                 if interrupted() or is_ready(stub, self.deployment.models):
                     return
+                if watch.is_at_rest():
+                    raise _AtRest(f"Triton waits for a process of its own that waits for it:\n{self._why()}")
                 time.sleep(0.1)
         raise ServerError(f"Triton was not ready after {waited_s:.0f} s:\n{self._why()}")
 
