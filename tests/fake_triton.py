@@ -36,7 +36,7 @@ class Timetable:
     hang_after: int | None = None  # chunks after which nothing more comes
     error: str = "the decoder ran out of memory"
     open_s: float = 0.0  # from an error message to the end of its stream
-    carry: bytes = b""  # sent after the last chunk
+    carry: bytes = b""  # sent after the last chunk, in two pieces
     emulated: bool = False  # said in the first chunk
     beat_s: float | None = None  # said in the first chunk, and not kept
     description: str | None = "[]"  # the answer to a request that asks for it; None = an error like a dead process's
@@ -148,8 +148,8 @@ class FakeTriton(GRPCInferenceServiceServicer):
             samples = min(size, frames - first) * wire.SAMPLES_PER_FRAME
             yield audio_response(first, samples, table.emulated, table.beat_s)
             due_s += table.interval_s
-        if table.carry:
-            yield _response([(wire.CARRY, "UINT8", len(table.carry), table.carry)])
+        for piece in filter(None, (table.carry[:3], table.carry[3:])):
+            yield _response([(wire.CARRY, "UINT8", len(piece), piece)])
         final = pb.ModelStreamInferResponse()
         final.infer_response.parameters["triton_final_response"].bool_param = True
         yield final

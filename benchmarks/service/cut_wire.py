@@ -85,7 +85,7 @@ class CutWire:
             onward, answers = await asyncio.open_connection(*self._target)
             self._writers[peer].append(answers)
             await asyncio.gather(self._pass(peer, reader, answers), self._pass(peer, onward, writer))
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # Python 3.11 writes a traceback for a handler that was cancelled
             pass
         finally:
             for each in self._writers.pop(peer, ()):

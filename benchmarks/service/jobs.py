@@ -3,12 +3,14 @@
 load   200 followers, half of which poll every 0.5 s and half of which read events, while short tasks are submitted as
        fast as they are accepted; the front's own time per request is that of its log, Redis included
 long   tasks of many minutes side by side: the memory of front, worker, Redis and Triton as they go on. A session's
-       carry holds all frames so far (768 bytes each), so a worker's memory may grow by four copies of each, no more
+       carry holds all frames so far (768 bytes each), so a worker's memory may grow by four copies of each, no more.
+       What ends meanwhile is restarted as `harness studio` does it, and named (key ``restarted``)
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import tempfile
@@ -34,7 +36,7 @@ from harness.service.studio import Studio, StudioPlan
 
 EXAMPLE = "python benchmarks/service/jobs.py --only long --minutes 10"
 PARTS = ("load", "long")
-SUBMITTERS, POLL_S, SAMPLE_S = 8, 0.5, 2.0
+SUBMITTERS, POLL_S, SAMPLE_S, TELL_S = 8, 0.5, 2.0, 60.0
 WORDS_PER_MINUTE = 180
 CARRY_BYTES, CARRY_COPIES = 768, 4  # of a frame; that a worker may hold of each task's carry
 MOST_GROWTH_MIB = 40.0  # of front and Redis, and of a worker beside carries: what an allocator keeps
@@ -193,8 +195,9 @@ def requests_of(log: Path, start: int) -> dict[str, list[float]]:
 def long(studio: Studio, given) -> tuple[Table, dict]:
     """Long tasks side by side, with the memory of every part as they go on."""
     common.say(f"{given.long_tasks} tasks of {given.minutes:g} minutes …")
-    began_s = time.monotonic()
+    began_s, before = time.monotonic(), pids_of(studio)
     samples, tasks = asyncio.run(_speak(studio, given))
+    restarted = [name for name, pid in pids_of(studio).items() if pid != before[name]]
     seconds = time.monotonic() - began_s
     names = list(samples[0])
     table = common.table(
@@ -212,6 +215,7 @@ def long(studio: Studio, given) -> tuple[Table, dict]:
         "long_minutes": given.minutes,
         "long_not_done": sum(task["status"] != "done" for task in tasks),
         "long_rtf": seconds / (60 * given.minutes * given.long_tasks),
+        "restarted": restarted,
         **{f"{name}_grew_mib": last - first for name, (first, last) in ends.items()},
     }
     return table, figures
@@ -222,16 +226,34 @@ async def _speak(studio: Studio, given) -> tuple[list[dict[str, float]], list[di
     words = round(given.minutes * WORDS_PER_MINUTE)
     lines = (" ".join(_WORDS[number % len(_WORDS)] for number in range(30)) for _ in range(max(1, words // 30)))
     script = "\n".join(f"Speaker {1 + turn % 4}: {line}" for turn, line in enumerate(lines))
-    samples = []
+    samples, told_s = [], time.monotonic()
     async with Caller(studio.settings.port) as caller:
         made = [await _submit(caller, script, seed) for seed in range(given.long_tasks)]
-        while True:
-            must_live(studio)
+    while True:
+        studio.look()
+        with contextlib.suppress(psutil.NoSuchProcess, OSError):
             samples.append(memory_mib(studio))
-            tasks = [(await caller.call("GET", links["self"])).json() for links in made]
+            async with Caller(studio.settings.port) as caller:  # a restart may take longer than one is kept
+                tasks = [(await caller.call("GET", links["self"])).json() for links in made]
             if all(task["ended"] for task in tasks):
                 return samples, tasks
-            await asyncio.sleep(SAMPLE_S)
+            if time.monotonic() > told_s + TELL_S:
+                told_s = time.monotonic()
+                common.say(f"{', '.join(_progress(task) for task in tasks)}; MiB: {_rounded(samples[-1])}")
+        await asyncio.sleep(SAMPLE_S)
+
+
+def _progress(task: dict) -> str:
+    return f"{task['status']} {task['frames']} of {task['of_frames']} frames"
+
+
+def _rounded(sample: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {mib:.0f}" for name, mib in sample.items())
+
+
+def pids_of(studio: Studio) -> dict[str, int]:
+    parts = {"redis": studio.redis, "triton": studio.triton, "front": studio.front, "worker": studio.workers[0]}
+    return {name: part.pid for name, part in parts.items()}
 
 
 def must_live(studio: Studio) -> None:

@@ -25,7 +25,6 @@ from harness.service.task import ENDED, TaskRecord, TaskSpec, new_id
 SCRIPT = "Speaker 1: It is early, and the market has not opened yet.\nSpeaker 2: So we talk about what is new."
 SEGMENT_FRAMES = 75
 LADDER = (1, 2, 3, 4, 7)
-UP_AND_DOWN = (*LADDER, *reversed(LADDER))  # a host that changes evenly shifts all rungs alike
 SEGMENTS = 5  # of a text whose segments are spoken one by one, twice
 ALONE = (1, 4, 4, 1)  # segments of tasks that run alone
 LADDER_TRIES = 3

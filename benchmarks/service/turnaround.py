@@ -3,25 +3,30 @@
 Held out are runs in which tasks arrive by chance or all at once, alone or with streams, of which the simulator is told
 the planned arrivals and lengths only. Compared are the median, the mean and the 95th percentile of each run.
 
-Fitted: frame steps, from a short ladder (1 to 7 sessions) before and after each run; and what a task and a segment cost
+Fitted: frame steps, from a short ladder (1 to 7 sessions) between any two runs; and what a task and a segment cost
 beside their frames (claim, prompt, storing, resuming), from segments and tasks that run alone at the beginning.
 
-A CPU host may change its speed between a ladder and a run, which is no error of the model. So each run is predicted
-twice: from the ladder before it alone, and from the two ladders around it. Never from the run. A run between ladders
-whose steps differ by more than 10% (the limit is fixed in advance) is INVALID: it is shown, not judged, and played
-again, up to 3 times in all and until 8 minutes have passed. On a CPU the predictions from both ladders are judged. With
---emulate steps do not change: every run is played once and judged by the ladder before it.
+A CPU host changes its speed from minute to minute, which is no error of the model. So there, runs and ladders are
+short, and every run is played in up to 5 rounds, each with other draws, until 9 minutes have passed; ladders go up and
+down in turn, so that the two around a run are level where the speed changes evenly. Each run is predicted twice: from
+the ladder before it alone, and from the two around it. Never from the run. A run between ladders whose steps differ by
+more than 10% (the limit is fixed in advance) is INVALID: it is counted, and not judged. Judged is, of each run and
+figure, the median of predicted / measured - 1 over its valid rounds, by both ladders: what the host does between two
+ladders is above zero in one round and below in the next, what the model gets wrong is the same in all. The errors of
+single rounds are given beside it. With --emulate steps do not change: one round, all judged by the ladder before.
 
 Keys of the last line: turnaround_error_median and _worst, of the figures that are judged (bar: median 0.10);
-turnaround_bias_median, with its sign (above 0: predicted too long); error_before_median and error_bracketing_median, of
-the same runs, by either prediction; error_before_any_median, of all runs, INVALID ones too; drift_worst; runs,
-judged, invalid, not_judged (names), figures; judged_by; device; tasks, of a run; step_ms by sessions, task_ms,
-segment_ms and segment_ms_per_1000_frames, as first fitted; tries: each run with its errors and mean waits (s, until a
-worker first takes a task: predicted from both ladders, measured).
+turnaround_bias_median, with its sign (above 0: predicted too long); single_error_median, of single valid rounds;
+error_before_median and error_bracketing_median, of the same rounds by either prediction; error_any_median, of all
+rounds, INVALID ones too, by what judges; drift_worst; rounds, runs, judged, invalid (of the runs played), not_judged
+(names), figures; judged_by; device; tasks, of a run; step_ms by sessions, task_ms, segment_ms and
+segment_ms_per_1000_frames, as first fitted; tries: each run with its errors and mean waits (s, until a worker first
+takes a task: predicted from both ladders, measured).
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
@@ -36,7 +41,6 @@ import numpy as np
 from studio_stage import (
     LADDER,
     SEGMENT_FRAMES,
-    UP_AND_DOWN,
     Fitted,
     Ladder,
     Played,
@@ -60,10 +64,9 @@ from harness.service.studio import Studio, StudioPlan
 
 EXAMPLE = "python benchmarks/service/turnaround.py --emulate scenarios/profiles/l40s-1.5b-staged-estimated.json"
 SESSIONS, PLACES = 4, 8
-FRAMES = 60, 300  # of a task; streams have a third
 MOST_ERROR, MOST_DRIFT, LEAST_JUDGED = 0.10, 0.10, 3
-MOST_TRIES, REPEAT_UNTIL_S = 3, 480.0
-HELD_OUT_S, TASKS = 270.0, (12, 40)  # of all runs together, without repetitions, where --tasks does not say
+UNTIL_S = 540.0  # after which no other round begins
+TASKS = 12, 40  # of a run, where --tasks does not say
 BEFORE, BRACKETING = "before", "bracketing"
 
 
@@ -87,13 +90,14 @@ LOADS = (
 
 @dataclass(frozen=True)
 class Conditions:
-    """How runs are made. ``tasks`` of a run: 0 for as many as there is time for; ``frames`` of a task: least, most."""
+    """How runs are made. ``tasks`` of a run: 0 for as many as there is time for in ``round_s``, all runs together;
+    ``frames`` of a task: least, most (streams have a third)."""
 
     tasks: int
     seed: int
     frames: tuple[int, int]
-    most_tries: int
-    rungs: tuple[int, ...]
+    rounds: int
+    round_s: float
     rung_frames: int = SEGMENT_FRAMES  # how sessions fall into batches changes as they go on, and begins anew then
 
 
@@ -120,9 +124,9 @@ class Try:
         return figures_of(predictions[by].turnaround_s) / figures_of(self.measured.turnaround_s) - 1
 
 
-def schedule(number: int, fitted: Fitted, tasks: int, given: Conditions) -> Schedule:
-    """A run of ``LOADS``. Its draws are always the same; its gaps are those of the present speed."""
-    load, rng = LOADS[number], np.random.default_rng([given.seed, number])
+def schedule(number: int, turn: int, fitted: Fitted, tasks: int, given: Conditions) -> Schedule:
+    """A run of ``LOADS``. The draws of a round are always the same; its gaps are those of the present speed."""
+    load, rng = LOADS[number], np.random.default_rng([given.seed + turn, number])
     carried = SESSIONS / float(fitted.step_time(SESSIONS))
     low, high = given.frames
 
@@ -141,11 +145,11 @@ def schedule(number: int, fitted: Fitted, tasks: int, given: Conditions) -> Sche
     return Schedule(load.name, task_s, task_frames, streams[0][kept], streams[1][kept])
 
 
-def tasks_within(fitted: Fitted, frames: tuple[int, int]) -> int:
-    """Tasks of a run with which all runs together take about HELD_OUT_S."""
+def tasks_within(fitted: Fitted, given: Conditions) -> int:
+    """Tasks of a run with which a round takes about as long as given."""
     carried = SESSIONS / float(fitted.step_time(SESSIONS))
-    work = sum(1 / each.tasks if each.tasks else 0.5 for each in LOADS) * np.mean(frames)
-    return int(np.clip(HELD_OUT_S * carried / work, *TASKS))
+    work = sum(1 / each.tasks if each.tasks else 0.5 for each in LOADS) * np.mean(given.frames)
+    return int(np.clip(given.round_s * carried / work, *TASKS))
 
 
 def predicted(fitted: Fitted, plan: Schedule) -> Played:
@@ -170,35 +174,38 @@ def predicted(fitted: Fitted, plan: Schedule) -> Played:
 
 
 def play(stage: Stage, given: Conditions) -> tuple[list[Try], Fitted]:
-    """All runs with their repetitions, and what was fitted first."""
+    """All runs of all rounds, and what was fitted first."""
     began_s = time.monotonic()
     common.say("measuring what tasks cost beside their frames …")
     stage.ask(stage.rung(2, given.rung_frames))  # the first streams of a server are slower
     costs = measure_costs(stage)
-    ladder = measure_ladder(stage, given.rung_frames, given.rungs)
+    ladder = measure_ladder(stage, given.rung_frames, LADDER)
     first, tries = fit([ladder], costs), []
-    tasks = given.tasks or tasks_within(first, given.frames)
-    for number in range(len(LOADS)):
-        for _ in range(given.most_tries):
-            found, ladder = attempt(stage, number, tasks, ladder, costs, given)
+    tasks = given.tasks or tasks_within(first, given)
+    for turn in range(given.rounds):
+        for number in range(len(LOADS)):
+            rungs = LADDER if len(tries) % 2 else LADDER[::-1]
+            plan = schedule(number, turn, fit([ladder], costs), tasks, given)
+            found, ladder = attempt(stage, plan, ladder, costs, rungs, given.rung_frames)
             tries.append(found)
-            if found.is_valid or time.monotonic() - began_s > REPEAT_UNTIL_S:
-                break
+        if time.monotonic() - began_s > UNTIL_S:
+            break
     return tries, first
 
 
 def attempt(
-    stage: Stage, number: int, tasks: int, ladder: Ladder, costs: TaskCosts, given: Conditions
+    stage: Stage, plan: Schedule, ladder: Ladder, costs: TaskCosts, rungs: Sequence[int], rung_frames: int
 ) -> tuple[Try, Ladder]:
     """Predict a run, play it, and measure the ladder after it; returns that too."""
-    fitted = fit([ladder], costs)
-    plan = schedule(number, fitted, tasks, given)
-    before = predicted(fitted, plan)
+    before = predicted(fit([ladder], costs), plan)
     common.say(f"{plan.name}: {len(plan.task_s)} tasks, {len(plan.stream_s)} streams …")
     measured = stage.ask(stage.play(plan))
-    after = measure_ladder(stage, given.rung_frames, given.rungs)
+    after = measure_ladder(stage, rung_frames, rungs)
     bracketing = predicted(fit([ladder, after], costs), plan)
-    return Try(plan, measured, before, bracketing, ladder.drift_to(after)), after
+    found = Try(plan, measured, before, bracketing, ladder.drift_to(after))
+    errors = " / ".join(f"{each:+.0%}" for each in found.errors(BRACKETING))
+    common.say(f"{plan.name}: {errors}, drift {found.drift:+.0%}{'' if found.is_valid else ', INVALID'}")
+    return found, after
 
 
 def figures_of(turnaround_s: np.ndarray) -> np.ndarray:
@@ -237,10 +244,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _conditions(tasks: int, seed: int, is_quick: bool, is_emulated: bool) -> Conditions:
     if is_quick:
-        return Conditions(4, seed, (60, 150), 1, LADDER, 16)
+        return Conditions(4, seed, (60, 150), rounds=1, round_s=0.0, rung_frames=16)
     if is_emulated:
-        return Conditions(tasks, seed, FRAMES, 1, LADDER)
-    return Conditions(tasks, seed, FRAMES, MOST_TRIES, UP_AND_DOWN)
+        return Conditions(tasks, seed, (60, 300), rounds=1, round_s=270.0)
+    return Conditions(tasks, seed, (60, 225), rounds=5, round_s=80.0)
 
 
 def _emulating(profile: Profile, path: str) -> Deployment:
@@ -250,15 +257,17 @@ def _emulating(profile: Profile, path: str) -> Deployment:
 def judge(tries: Sequence[Try], by: str) -> dict:
     """The figures of all runs. By the ladder before it every run is judged, by both those that are valid."""
     judged = [each for each in tries if by == BEFORE or each.is_valid]
-    errors = _errors(judged, by)
+    errors = np.concatenate([np.zeros(0), *medians_of(judged, by).values()])
     return {
         "turnaround_error_median": _median(np.abs(errors)),
         "turnaround_error_worst": float(np.max(np.abs(errors), initial=0.0)) if judged else np.nan,
         "turnaround_bias_median": _median(errors),
         "error_before_median": _median(np.abs(_errors(judged, BEFORE))),
         "error_bracketing_median": _median(np.abs(_errors(judged, BRACKETING))),
-        "error_before_any_median": _median(np.abs(_errors(tries, BEFORE))),
+        "single_error_median": _median(np.abs(_errors(judged, by))),
+        "error_any_median": _median(np.abs(_errors(tries, by))),
         "drift_worst": max((each.drift for each in tries), key=abs),
+        "rounds": math.ceil(len(tries) / len(LOADS)),
         "runs": len(tries),
         "judged": len(judged),
         "invalid": len(tries) - len(judged),
@@ -268,6 +277,14 @@ def judge(tries: Sequence[Try], by: str) -> dict:
         "tasks": max(len(each.plan.task_s) for each in tries),
         "tries": [_told(each) for each in tries],
     }
+
+
+def medians_of(tries: Sequence[Try], by: str) -> dict[str, np.ndarray]:
+    """By run: the median over its rounds of each of its errors [3]."""
+    rounds: dict[str, list[np.ndarray]] = {}
+    for each in tries:
+        rounds.setdefault(each.plan.name, []).append(each.errors(by))
+    return {name: np.median(errors, axis=0) for name, errors in rounds.items()}
 
 
 def _errors(tries: Sequence[Try], by: str) -> np.ndarray:
@@ -299,10 +316,10 @@ def described(first: Fitted) -> dict:
 
 def problems_of(figures: dict) -> list[str]:
     """Why the figures do not show what they must."""
-    if figures["judged"] < LEAST_JUDGED:
+    if (judged := len(LOADS) - len(figures["not_judged"])) < LEAST_JUDGED:
         return [
-            f"inconclusive: {figures['judged']} runs lie between ladders that agree within {MOST_DRIFT:.0%}, not "
-            f"{LEAST_JUDGED}: repeat it on a host that nothing else uses, or with --emulate"
+            f"inconclusive: {judged} of {len(LOADS)} runs have a round between ladders that agree within "
+            f"{MOST_DRIFT:.0%}, not {LEAST_JUDGED}: repeat it on a host that nothing else uses, or with --emulate"
         ]
     if not figures["turnaround_error_median"] <= MOST_ERROR:
         return [f"the median error is {figures['turnaround_error_median']:.0%}, above {MOST_ERROR:.0%}"]
@@ -311,24 +328,24 @@ def problems_of(figures: dict) -> list[str]:
 
 def shown(tries: Sequence[Try], figures: dict) -> common.Table:
     table = common.table(
-        f"Turnaround of tasks, {figures['device']}: median / mean / p95, and predicted / measured - 1",
-        "run",
-        "tasks",
-        "streams",
-        "measured, s",
-        "from the ladder before",
-        "from both ladders",
-        "drift",
-        "",
-    )
-    for one in tries:
-        measured = " / ".join(f"{each:.2f}" for each in figures_of(one.measured.turnaround_s))
-        errors = [" / ".join(f"{each:+.0%}" for each in one.errors(by)) for by in (BEFORE, BRACKETING)]
-        is_judged = figures["judged_by"] == BEFORE or one.is_valid
-        counts = str(len(one.plan.task_s)), str(len(one.plan.stream_s))
+        f"Turnaround of tasks, {figures['device']}: median / mean / p95; predicted / measured - 1, medians over rounds",
+        "run", "rounds", "judged", "tasks", "streams", "measured, s", "from the ladder before", "from both ladders",
+        "worst drift",
+    )  # fmt: skip
+    for name in dict.fromkeys(each.plan.name for each in tries):
+        played = [each for each in tries if each.plan.name == name]
+        judged = [each for each in played if figures["judged_by"] == BEFORE or each.is_valid]
+        measured = np.median([figures_of(each.measured.turnaround_s) for each in played], axis=0)
+        errors = [
+            " / ".join(f"{each:+.0%}" for each in medians_of(judged, by)[name]) if judged else "INVALID"
+            for by in (BEFORE, BRACKETING)
+        ]
         table.add_row(
-            one.plan.name, *counts, measured, *errors, f"{one.drift:+.0%}", "judged" if is_judged else "INVALID"
-        )
+            name, str(len(played)), str(len(judged)), str(len(played[0].plan.task_s)),
+            f"{np.median([len(each.plan.stream_s) for each in played]):.0f}",
+            " / ".join(f"{each:.2f}" for each in measured), *errors,
+            f"{max((each.drift for each in played), key=abs):+.0%}",
+        )  # fmt: skip
     return table
 
 

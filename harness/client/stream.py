@@ -168,7 +168,8 @@ class Stream:
         self._heard_ns = 0
         self._final_ns = 0
         self._error = ""
-        self._emulated = self._kept = False
+        self._emulated = False
+        self._carried: list[bytes] = []
         self._form: ChunkForm | None = None  # of the previous chunk
         self._received, self._sent_at, self._samples = array("q"), array("q"), array("q")
 
@@ -299,11 +300,11 @@ class Stream:
         if beat := raw.get(wire.BEAT_S):
             self._expect(replica, *struct.unpack("<f", beat))
         if carry := raw.get(wire.CARRY):
-            self._kept = True
-            if self._on_carry is not None:
-                self._on_carry(carry)
+            self._carried.append(carry)
         if is_final(infer):
             self._final_ns = now_ns
+            if self._carried and self._on_carry is not None:
+                self._on_carry(b"".join(self._carried))
         self._form = form_of(message, infer)
 
     def _take_audio(self, raw: dict[str, bytes], now_ns: int) -> None:
@@ -344,7 +345,7 @@ class Stream:
             return Outcome.ERROR, self._error
         if self._final_ns and not self._is_whole():
             return Outcome.ERROR, f"the stream ended {self._progress()}"
-        if self._final_ns and self.request.keep and not self._kept:
+        if self._final_ns and self.request.keep and not self._carried:
             return Outcome.ERROR, f"the stream ended without the requested {wire.CARRY}"
         if self._final_ns:
             return Outcome.DONE, ""

@@ -9,7 +9,10 @@ from harness.deploy.config import GPU_SESSIONS, Configs
 EXIT_TIMEOUT_S = 2
 BACKEND_THREADS, GPU_BACKEND_THREADS = 512, 2 * GPU_SESSIONS + 64
 STUB_MEMORY = 16 << 20  # bytes, allocated at start by every process: a frame in transit takes about 40 KB
-_STUB_START_S = 300
+START_S = 300.0  # time limit of a start, where CPUs are free
+MOST_STRETCH = 4.0  # of it, where they are not
+_STUB_START_S = 1500
+_STUB_GROWTH = 64 << 20
 
 
 def shared_memory_needed(configs: Configs, gpus: int = 1) -> int:
@@ -41,7 +44,10 @@ def server_flags(models: Path, backends: Path, threads: int = BACKEND_THREADS) -
         # Avoids growth of the memory that a stage's process shares with the server (from 1 MiB): with 16 streams a
         # server crashed in a thread that still had the smaller mapping (2.51).
         f"--backend-config=python,shm-default-byte-size={STUB_MEMORY}",
-        # the default of 30 s is too short on a busy host
+        # The carry of a long task is larger (31 MiB after 90 minutes). It then grows at once by what several need, not
+        # again and again by 1 MiB at every segment.
+        f"--backend-config=python,shm-growth-byte-size={_STUB_GROWTH}",
+        # Longer than our own limits, which end a start with its reason.
         f"--backend-config=python,stub-timeout-seconds={_STUB_START_S}",
         # Triton keeps the responses of a finished stream for reuse: after 90 minutes, half a gigabyte.
         "--grpc-infer-allocation-pool-size=0",

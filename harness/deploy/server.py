@@ -21,11 +21,19 @@ from harness.deploy import stub as stub_python
 from harness.deploy.config import Deployment, write_repository
 from harness.deploy.control import CONTROL_HEADER, KEY_NAME, RESTRICTED, Headers, is_ready, load_changes
 from harness.deploy.distribution import Distribution, find_distribution, server_environment
-from harness.deploy.flags import BACKEND_THREADS, EXIT_TIMEOUT_S, GPU_BACKEND_THREADS, server_flags
+from harness.deploy.flags import (
+    BACKEND_THREADS,
+    EXIT_TIMEOUT_S,
+    GPU_BACKEND_THREADS,
+    MOST_STRETCH,
+    START_S,
+    server_flags,
+)
 from harness.deploy.leftovers import remove_environments, remove_shared_memory, remove_stale, shm_prefix_of
 from harness.deploy.ports import free_ports, must_be_free
 from harness.deploy.running import STATE, STATE_NAME, ServerState, process_mark
 from harness.deploy.stage_identity import stages_of
+from harness.deploy.start_watch import StartWatch
 from harness.deploy.unary import without_unary_call
 from harness.errors import ServerError
 from harness.host.keys import remove_keys, server_mark, write_control_key, write_private
@@ -39,6 +47,10 @@ _CRASH = re.compile(rb"^Signal \((?:4|6|7|8|11)\) received", re.MULTILINE)
 _FRAME = re.compile(r"\s*\d+# ")  # of a stack
 _CRASH_S = 3.0  # from that line until the process is killed
 _NICE = 5  # lower priority than the load generator: late timestamps would falsify the results
+
+
+class _AtRest(ServerError):
+    """It will never be ready: see ``StartWatch``."""
 
 
 class TritonServer:
@@ -90,8 +102,11 @@ class TritonServer:
             raise ServerError("this server is not started, and has no process: start it first")
         return self._process.pid
 
-    def start(self, timeout_s: float = 300.0) -> TritonServer:
+    def start(self, timeout_s: float = START_S) -> TritonServer:
         """Start, wait until every model is ready, and ask the stages what they run on.
+
+        The time limit is that of a host with free CPUs: with more to run than CPUs it is longer in proportion, up to
+        four times, since a server gives way to others.
 
         Raises ServerError with the server's own reason, or where a stage runs on something other than requested;
         InputError where this host lacks what the deployment needs.
@@ -109,13 +124,7 @@ class TritonServer:
                 self._lay_out(found)
                 ports = [f"--grpc-port={grpc_port}", f"--metrics-port={metrics}"]
                 ports.append("--allow-http=false")  # it has no key, and a chunked request crashes it (2.51)
-                try:
-                    self._run(found, ports, timeout_s, interrupted)
-                except ServerError:
-                    if not self._aborted():
-                        raise
-                    self._end()
-                    self._run(found, ports, timeout_s, interrupted)
+                self._run_until_ready(found, ports, timeout_s, interrupted)
                 if not interrupted():
                     self.identify()
         except BaseException:
@@ -255,6 +264,21 @@ class TritonServer:
                 self._process.wait(_ABORT_S)
         return not self.alive()
 
+    def _run_until_ready(
+        self, found: Distribution, ports: list[str], timeout_s: float, interrupted: Callable[[], bool]
+    ) -> None:
+        """Run it; again, up to twice, where Triton crashed on a shared lock or came to rest while it started."""
+        for left in (2, 1, 0):
+            try:
+                return self._run(found, ports, timeout_s, interrupted)
+            except _AtRest:
+                if not left:
+                    raise
+            except ServerError:
+                if not left or not self._aborted():
+                    raise
+            self._end()
+
     def _run(self, found: Distribution, ports: list[str], timeout_s: float, interrupted: Callable[[], bool]) -> None:
         began_s = time.time()
         self._log_read = self._crash_read = 0
@@ -311,18 +335,20 @@ class TritonServer:
 
     def _wait_ready(self, timeout_s: float, interrupted: Callable[[], bool]) -> None:
         """Wait until all models are ready, or a signal has arrived (which the caller handles)."""
-        deadline, key_shown = time.monotonic() + timeout_s, True
+        began_s, key_shown, watch = time.monotonic(), True, StartWatch(self.pid)
         with self.target.channel(self.url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            while time.monotonic() < deadline:
+            while (waited_s := time.monotonic() - began_s) < timeout_s * _crowding():
                 if not self.alive():
                     raise ServerError(f"Triton ended while starting:\n{self._why()}")
                 if key_shown and self._has_read_its_arguments():  # everybody can read its command line
                     key_shown = not hide_argument(self.pid, self.control_headers[0][1])
                 if interrupted() or is_ready(stub, self.deployment.models):
                     return
+                if watch.is_at_rest():
+                    raise _AtRest(f"Triton waits for a process of its own that waits for it:\n{self._why()}")
                 time.sleep(0.1)
-        raise ServerError(f"Triton was not ready after {timeout_s:.0f} s:\n{self._why()}")
+        raise ServerError(f"Triton was not ready after {waited_s:.0f} s:\n{self._why()}")
 
     def _has_read_its_arguments(self) -> bool:
         """Whether Triton has started processes of its own. Its launcher may have had one too."""
@@ -332,6 +358,11 @@ class TritonServer:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         telling = [line for line in lines if "failed to load" in line or "UNAVAILABLE" in line or "error:" in line]
         return "\n".join((telling or lines)[-5:])[-2000:]
+
+
+def _crowding() -> float:
+    """How many processes want to run for each CPU, by the load of the last minute: 1 to ``MOST_STRETCH``."""
+    return min(MOST_STRETCH, max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))))
 
 
 @contextlib.contextmanager

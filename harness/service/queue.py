@@ -28,6 +28,7 @@ from harness.service.scripts import GROUP, SCRIPTS
 from harness.service.task import RUNNING, StoredSegment, TaskRecord, TaskSpec
 
 PREFIX = "studio:"
+NO_LIMIT = 1 << 30
 AGAIN_S = 86_400  # for which an idempotency key is remembered
 SIGN_OF_LIFE_S = 5.0
 ANSWER_S = 10.0
@@ -127,8 +128,11 @@ class TaskQueue:
                     return
                 await asyncio.sleep(_WRITTEN_LOOK_S)
 
-    async def take(self, consumer: str, block_s: float = 1.0) -> Claim | None:
-        """The next task: first one whose worker is gone or that was given back, then the oldest new one."""
+    async def take(self, consumer: str, block_s: float = 1.0, most: int = NO_LIMIT) -> Claim | None:
+        """The next task: first one whose worker is gone or that was given back, then the oldest new one.
+
+        None where there is none, or where living workers run ``most`` already: the claim itself counts them.
+        """
         message = await self._run("reclaim", "", consumer, round(self.lease_s * 1000))
         if not message:
             arrived = await self.client.xreadgroup(
@@ -138,7 +142,7 @@ class TaskQueue:
         if not message:
             return None
         number, task = message
-        token = await self._run("claim", task, number)
+        token = await self._run("claim", task, number, most, self.lease_s)
         record = await self.record(task) if token else None
         return Claim(record, int(token), consumer) if record else None
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from harness.service.queue import Room
-
-NO_LIMIT = 1 << 30
+from harness.service.queue import NO_LIMIT, Room
 
 
 def tasks_allowed(room: Room, sessions: int) -> int:
@@ -15,10 +13,6 @@ def tasks_allowed(room: Room, sessions: int) -> int:
     if sessions:
         return max(0, sessions - room.streams)
     return 0 if room.impatient else NO_LIMIT
-
-
-def may_start(room: Room, sessions: int) -> bool:
-    return room.running < tasks_allowed(room, sessions)
 
 
 def must_yield(room: Room, sessions: int) -> bool:

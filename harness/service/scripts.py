@@ -82,13 +82,20 @@ if not message then
 end
 return {message[1], message[2][2]}
 """,
-    # ARGV: id, message. Returns the new token; nil for a message that is no longer or was never the task's own.
+    # ARGV: id, message, most tasks that may run, lease in seconds. Returns the new token; nil where so many run, which
+    # leaves the task and offers its message again, or for a message that is no longer or was never the task's own.
     "claim": """
 local state = status()
 if (state ~= 'queued' and state ~= 'running') or redis.call('HGET', t, 'message') ~= ARGV[2] then
   redis.call('XACK', p .. 'queue', 'workers', ARGV[2])
   redis.call('XDEL', p .. 'queue', ARGV[2])
   tally('duplicates')
+  return nil
+end
+local own, from = tonumber(redis.call('ZSCORE', p .. 'beats', id) or 0), clock() - ARGV[4]
+local others = redis.call('ZCOUNT', p .. 'beats', stamp(from), '+inf') - (own >= from and 1 or 0)
+if others >= tonumber(ARGV[3]) then
+  redis.call('XCLAIM', p .. 'queue', 'workers', 'released', 0, ARGV[2], 'IDLE', math.ceil(ARGV[4] * 1000), 'JUSTID')
   return nil
 end
 if state == 'running' then

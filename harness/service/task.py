@@ -93,7 +93,7 @@ class TaskRecord:
     def title(self) -> str:
         """The beginning of the script, without its marker."""
         words = self.spec.script.partition("\n")[0].partition(": ")[2]
-        return words if len(words) <= MOST_TITLE else f"{words[: MOST_TITLE - 1].rstrip()}…"
+        return words if len(words) <= MOST_TITLE else f"{_whole_words(words[:MOST_TITLE])}…"
 
     @property
     def frames(self) -> int:
@@ -161,3 +161,8 @@ def _iso(at_s: float | None) -> str | None:
     if not at_s:
         return None
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _whole_words(cut: str) -> str:
+    """A text that was cut off, shorter by one character or by the word at its end; a single long word is kept."""
+    return cut[:-1].rpartition(" ")[0].rstrip() or cut[:-1]

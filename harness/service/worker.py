@@ -24,7 +24,7 @@ from harness.service import audio
 from harness.service.housekeeping import Housekeeping
 from harness.service.logs import log, run_part
 from harness.service.queue import SIGN_OF_LIFE_S, Claim, TaskQueue, connect
-from harness.service.room import may_start, must_yield
+from harness.service.room import must_yield, tasks_allowed
 from harness.service.segments import (
     SegmentFailed,
     SegmentRun,
@@ -110,20 +110,25 @@ class TaskWorker:
     async def _ask(self, consumer: str) -> Claim | None:
         """The next task, if there is one and room for it. One place asks at a time: each sees what the others took."""
         async with self._asking:
-            if self._stopping.is_set() or not await self._may_take():
+            if self._stopping.is_set() or not (most := await self._most_running()):
                 return None
-            return await self.queue.take(consumer, WAIT_S)
+            return await self.queue.take(consumer, WAIT_S, most)
 
-    async def _may_take(self) -> bool:
-        """Whether streams leave room for another task, and the server can speak; otherwise after a moment."""
+    async def _most_running(self) -> int:
+        """Tasks that may run beside the streams; 0, after a moment, where there is no room for another one now.
+
+        Raises ServerError where the server cannot speak.
+        """
         self._freed.clear()
-        if not may_start(await self.queue.room(), self.settings.sessions):
+        room = await self.queue.room()
+        most = tasks_allowed(room, self.settings.sessions)
+        if room.running >= most:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._freed.wait()
-            return False
+            return 0
         await self.client.any_ready()
-        return True
+        return most
 
     async def _pause(self, error: Exception | None = None) -> None:
         if error:

@@ -1,6 +1,7 @@
 """Workers on a real Redis, against a server that speaks: audio is that of an unbroken run, whatever happens."""
 
 import asyncio
+import contextlib
 import errno
 import gc
 import weakref
@@ -14,7 +15,7 @@ from speaking_triton import speaking, unbroken
 from harness import wire
 from harness.client.stream import SpeechClient
 from harness.service.queue import Room
-from harness.service.room import NO_LIMIT, may_start, must_yield, tasks_allowed
+from harness.service.room import NO_LIMIT, must_yield, tasks_allowed
 from harness.service.segments import SegmentPlan, SegmentRun
 from harness.service.task import TaskRecord
 from harness.service.worker import TaskWorker
@@ -303,6 +304,29 @@ def test_tasks_that_come_at_once_to_an_idle_worker_are_no_more_than_its_sessions
     assert statuses == ["done"] * 6 and conduct.most_speaking == 2 and counts.get("yielded", 0) == 0
 
 
+def test_tasks_that_come_at_once_to_several_idle_workers_are_no_more_than_the_sessions(settings, target, conduct):
+    """Workers do not wait for each other: the claim itself counts, so that what both saw as room is taken once."""
+
+    async def scenario(queue, store, made):
+        conduct.frame_s = 0.02
+        async with contextlib.AsyncExitStack() as workers:
+            for _ in range(4):
+                await workers.enter_async_context(working(made, queue, store))
+            await until(lambda: _has_slots(queue, 8))
+            await asyncio.sleep(0.3)  # every worker waits for a task now, with room for it
+            for number in range(6):
+                await submit(queue, f"t{number}")
+            return [(await ended(queue, f"t{number}")).status for number in range(6)], await queue.counts()
+
+    statuses, counts = run(settings, target, scenario, jobs_at_once=2, sessions=1)
+    assert statuses == ["done"] * 6 and conduct.most_speaking == 1
+    assert counts.get("yielded", 0) == counts.get("reclaimed", 0) == 0
+
+
+async def _has_slots(queue, slots):
+    return await queue.slots() == slots
+
+
 def test_a_task_makes_room_for_streams_at_the_end_of_a_segment_and_goes_on_after_them(settings, target, conduct):
     async def scenario(queue, store, made):
         conduct.frame_s = 0.03
@@ -373,4 +397,3 @@ def test_streams_come_before_tasks(room, sessions, allowed):
 def test_the_youngest_tasks_give_way():
     rooms = [Room(2, 0, 3, rank) for rank in range(3)]
     assert [must_yield(room, sessions=4) for room in rooms] == [False, False, True]
-    assert not may_start(rooms[0], sessions=4) and may_start(Room(2, 0, 1, -1), sessions=4)

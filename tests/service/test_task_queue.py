@@ -8,7 +8,7 @@ from redis.exceptions import RedisError, ResponseError
 from service_parts import opened, spec_of, until
 
 from harness.service.scripts import GROUP, SCRIPTS
-from harness.service.task import StoredSegment
+from harness.service.task import MOST_TITLE, StoredSegment, TaskRecord
 
 
 def run(settings, scenario, **more):
@@ -91,6 +91,45 @@ def test_a_worker_that_gives_signs_of_life_keeps_its_task(settings):
         assert (await queue.record("a")).live == 7
 
     run(settings, scenario, lease_s=2.0)
+
+
+def test_a_task_beyond_the_most_that_may_run_keeps_its_place_and_is_offered_at_once_when_there_is_room(settings):
+    async def scenario(queue):
+        for task in "abc":
+            await submit(queue, task)
+        first = await queue.take("one", 0.1, 1)
+        refused = [await queue.take(worker, 0.01, 1) for worker in ("two", "three", "one")]
+        waiting = await queue.record("b")
+        assert refused == [None] * 3 and (waiting.status, waiting.attempt, await queue.position("b")) == (
+            "queued",
+            0,
+            1,
+        )
+        await queue.release(first)
+        back = await queue.take("two", 0.01, 1)
+        beside = await queue.take("three", 0.01, 2)
+        assert (back.record.id, beside.record.id) == ("a", "b") and await queue.take("one", 0.01, 2) is None
+        counts = await queue.counts()
+        assert counts.get("reclaimed", 0) == counts.get("duplicates", 0) == 0
+
+    run(settings, scenario, lease_s=30)
+
+
+def test_a_silent_workers_task_takes_no_room_from_itself_when_another_claims_it(settings):
+    async def scenario(queue):
+        await submit(queue, "a")
+        await submit(queue, "b")
+        silent = await queue.take("one", 0.1)
+        await asyncio.sleep(1.1)
+        other = await until(lambda: queue.take("two", 0.01, 1))
+        assert other.record.id == "a" and other.token > silent.token
+        assert await queue.take("three", 0.01, 1) is None, "one runs"
+        await asyncio.sleep(1.1)
+        third = await queue.take("three", 0.01)
+        assert third.record.id == "a" and await queue.take("one", 0.01, 1) is None, "the next one waits too"
+        assert await queue.beat(third, 1) and not await queue.beat(other, 1)
+
+    run(settings, scenario, lease_s=1.0)
 
 
 def test_a_message_that_is_delivered_twice_makes_no_second_run(settings):
@@ -422,3 +461,17 @@ def test_a_beat_that_comes_after_its_segment_counts_no_frames_twice(settings):
         assert await queue.beat(await again(queue, claim), 2) and (await queue.record("a")).view()["frames"] == 6
 
     run(settings, scenario)
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("one two", "one two"),
+        ("word " * 30, ("word " * 30)[: MOST_TITLE - 1].rpartition(" ")[0].rstrip() + "…"),
+        ("x" * 200, "x" * (MOST_TITLE - 1) + "…"),
+    ],
+)
+def test_a_title_is_short_and_ends_with_a_whole_word(text, title):
+    spec = spec_of(f"Speaker 1: {text}")
+    found = TaskRecord(id="a", owner="me", spec=spec, status="queued").title
+    assert found == title and len(found) <= MOST_TITLE and "wor…" not in found

@@ -49,7 +49,7 @@ function offerNumbers(labels) {
 function titleOf(text) {
   const { lines } = editor.read;
   const first = lines.map((line) => line.text.slice(line.end).trim()).find(Boolean) ?? text.trim();
-  return first.length > TITLE ? `${first.slice(0, TITLE).trimEnd()}…` : first;
+  return first.length > TITLE ? `${first.slice(0, TITLE).replace(/\s+\S*$/, "")}…` : first;
 }
 
 /** Says what went wrong: at the lines where the service named some, otherwise below the buttons. */

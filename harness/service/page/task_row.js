@@ -17,7 +17,8 @@ export class Row {
   constructor(task, { title, format }, { listening, onchange }) {
     Object.assign(this, { task, listening, onchange, since: performance.now() });
     this.format = task.format ?? format ?? "wav";
-    this.title = title || task.title || titleOf(task);
+    this.named = title || task.title;
+    this.title = this.named || titleOf(task);
     this.#build();
     this.update(task);
   }
@@ -31,7 +32,7 @@ export class Row {
     const { status } = task;
     this.element.dataset.status = status;
     setText(this.badge, STATUS[status] ?? String(status));
-    setText(this.detail, detailOf(task, this.format));
+    setText(this.detail, detailOf(task, this.format, this.named));
     showText(this.error, status === "failed" ? String(task.error || "The service does not say why.") : this.trouble ?? "");
     this.bar.hidden = !(status === "running" || (status === "queued" && isBegun(task)));
     this.bar.max = Math.max(1, task.of_frames ?? 1);
@@ -120,12 +121,13 @@ export class Row {
 
 function titleOf(task) {
   const created = dateOf(task.created);
-  return created ? `Recording of ${day(created)}` : "Recording";
+  return created ? `Recording of ${day(created).replace("Today", "today")}` : "Recording";
 }
 
-function detailOf(task, format) {
+/** What there is to say of a task; when it was made stands in the title of one without a name. */
+function detailOf(task, format, named) {
   const parts = { queued: queuedParts, running: runningParts, done: doneParts }[task.status]?.(task, format) ?? [];
-  const created = dateOf(task.created);
+  const created = named && dateOf(task.created);
   return [...parts, created && day(created)].filter(Boolean).join(" · ");
 }
 

@@ -25,6 +25,7 @@ from harness.vibevoice.sessions.failures import ClientLeft
 from harness.vibevoice.sessions.turns import Turns
 
 MOST_TRIES = 256  # attempts to open a session per instance: half the slots in config.pbtxt
+CARRY_PIECE = 1 << 20  # bytes
 _FRAME_OUTPUTS = [wire.AUDIO, wire.LATENT, wire.SEMANTIC, wire.TOKEN]
 
 
@@ -58,7 +59,10 @@ class Channel:
         self._send(**tensors)
 
     def carry(self, data: bytes) -> None:
-        self._send(**{wire.CARRY: np.frombuffer(data, np.uint8)})
+        """Send a carry in pieces: that of 90 minutes is twice what a process shares with the server at its start."""
+        whole = np.frombuffer(data, np.uint8)
+        for start in range(0, len(whole), CARRY_PIECE):
+            self._send(**{wire.CARRY: whole[start : start + CARRY_PIECE]})
 
     def description(self, identities: list[dict]) -> None:
         self._send(**{wire.DESCRIPTION: np.array([json.dumps(identities).encode()], np.object_)})
