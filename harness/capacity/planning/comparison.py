@@ -105,11 +105,8 @@ def differences(
     steps = len(loads.shown) + 1
     rows = [*_step_rows(points, loads, reach), *_slo_rows(a, points, at, reach[steps:])]
     counts = count_differences(a.plan, b.plan, reach[-1], other_terms) if a.plan and b.plan else ()
-    return (
-        *rows,
-        _rate_row(a, b, reach[-1] + _beyond_steady(a, b, points)),
-        *(_within_range(each, a, b) for each in counts),
-    )
+    rate = _rate_row(a, b, reach[-1] + _beyond_steady(a, b, points))
+    return (*rows, rate, *(_within_range(each, a, b) for each in counts))
 
 
 def joint_reach(off: np.ndarray, confidence: float) -> np.ndarray:
