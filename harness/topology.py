@@ -45,9 +45,14 @@ def owner_of(stage: str) -> str:
     return ENGINE if stage == wire.ENGINE else stage
 
 
-def kv_instances(point: Knobs) -> str:
-    """The knob that counts the processes with their own KV caches."""
-    return f"{owner_of(wire.ENGINE if topology_of(point) == wire.FUSED else wire.LLM)}.instances"
+def kv_holder(point: Knobs) -> str:
+    """The stage whose processes hold the KV caches."""
+    return wire.ENGINE if topology_of(point) == wire.FUSED else wire.LLM
+
+
+def instances_of(point: Knobs, stage: str, gpus: int, default: int = 1) -> int:
+    """Processes of a stage of the frame path on so many GPUs: its knob counts those on each, emulated GPUs included."""
+    return gpus * number_of(point, f"{owner_of(stage)}.instances", default)
 
 
 def has_knob(topology: str, knob: str) -> bool:

@@ -1,14 +1,18 @@
 """Comparisons of synthetic runs: how often equal devices are said to differ, and how often a slower one is found.
 
 Each repetition measures three runs: two of one device, and one of a device whose steps take 60% longer. Whole ladders
-of a run differ by a factor with a relative standard deviation of 0, 5 or 10%, and so do whole runs, by a factor that
-all their ladders share, as hosts and hours do; each run has as many ladders as a sign-off has of its best deployment,
+of a run differ by a factor, and so do whole runs, by a factor that all their ladders share, as hosts and hours do. A
+case says by which relative standard deviations, and whether the factors are lognormal: by default 0, 5 and 10% of
+both. Each run has as many ladders as a sign-off has of its best deployment,
 and is fitted and counted as a plan is. Each pair is compared with the deviation between ladders of both runs together,
 and with that of each alone, as where hosts are not alike. `harness compare` says of the first two
 whether any figure differs (step times, SLO metrics, rate, counts), and whether the slower one is worse.
 
 A false difference is a pair of equal devices of which any figure is said to be better or worse. The slower device is
 found where some figure is worse and none is better.
+
+A second table has every case with many pairs of levels alone: as if each ladder were one exact figure. It shows whether
+what is assumed of ladders and runs holds for deviations and distributions that it was not made for.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,8 +37,8 @@ from scipy import stats
 from truth_families import UNIT, Family, linear
 
 from harness.capacity.fitting.rate_search import steady_draws, steady_limit
-from harness.capacity.models.between_ladders import ASSUMED
-from harness.capacity.planning.comparison import Side, differences
+from harness.capacity.models.between_ladders import ASSUMED, ASSUMED_OF_RUNS
+from harness.capacity.planning.comparison import Side, differences, drawn_levels, joint_reach
 from harness.capacity.planning.plan import pools_of
 from harness.capacity.planning.pools import Pools
 from harness.errors import HarnessError
@@ -42,11 +48,63 @@ from harness.records.plan import Plan, PlannedRate, PlannedTarget
 CONFIDENCE, FALSE_MAX = 0.95, 0.05
 FOUND_MIN, FOUND_UP_TO, WRONG_WAY_MAX, HELD_MIN = 0.9, 0.05, 0.01, 0.95
 TIMES = 1.6  # as long are the steps of the slower device
-DEVIATIONS = (0.0, 0.05, 0.10)
 FIRST_AUDIO_S = 0.5
 TARGETS = (4.0, 20.0)
 SESSIONS = (1, 4, 8, 16, 24)
+LEVEL_PAIRS = 2000
 _PROCESSES = 2
+
+Law = Callable[[np.random.Generator, int], np.ndarray]  # logarithms of factors, with a mean of 0 and a variance of 1
+LAWS: dict[str, Law] = {
+    "lognormal": lambda rng, count: rng.standard_normal(count),
+    "heavy tails": lambda rng, count: rng.standard_t(3, count) / math.sqrt(3),
+    "skewed": lambda rng, count: rng.exponential(1, count) - 1,
+    "uniform": lambda rng, count: rng.uniform(-1, 1, count) * math.sqrt(3),
+    "two values": lambda rng, count: rng.choice((-1.0, 1.0), count),
+}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Relative standard deviations between the ladders of a run and between runs, and their distribution."""
+
+    ladders: float
+    runs: float
+    law: str = "lognormal"
+
+    @property
+    def assumed(self) -> bool:
+        """Whether runs differ by no more than is assumed of them: only then false differences are held."""
+        return self.runs <= ASSUMED_OF_RUNS.deviation
+
+    def factors(self, deviation: float, rng: np.random.Generator, count: int) -> np.ndarray:
+        return np.exp(deviation * LAWS[self.law](rng, count))
+
+
+STANDARD = {f"{each:.0%}": Truth(each, each) for each in (0.0, 0.05, 0.10)}
+CASES = STANDARD | {
+    "7%": Truth(0.07, 0.07),
+    "2%, runs 10%": Truth(0.02, 0.10),
+    "5%, runs 10%": Truth(0.05, 0.10),
+    "15%, runs 5%": Truth(0.15, 0.05),
+    "10%, heavy tails": Truth(0.10, 0.10, "heavy tails"),
+    "10%, skewed": Truth(0.10, 0.10, "skewed"),
+    "10%, uniform": Truth(0.10, 0.10, "uniform"),
+    "10%, two values": Truth(0.10, 0.10, "two values"),
+    "12%": Truth(0.12, 0.12),
+    "15%": Truth(0.15, 0.15),
+}
+
+
+@dataclass(frozen=True)
+class Ladders(Family):
+    """A family whose ladders differ by factors of a distribution."""
+
+    truth: Truth = STANDARD["0%"]
+
+    def factors(self, ladder: int, rng: np.random.Generator) -> np.ndarray:
+        noise = rng.lognormal(0, self.rung_sd, len(self.sessions))
+        return self.truth.factors(self.truth.ladders, rng, 1) * noise
 
 
 @dataclass(frozen=True)
@@ -67,12 +125,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Case:
-    """The pairs of one deviation between ladders and between runs: of equal devices, and of one with a slower one.
+    """The pairs of a case, by its name: of equal devices, and of one with a slower one.
 
     ``pooled``: compared with the deviation of both runs' ladders together.
     """
 
-    deviation: float
+    name: str
     pooled: bool
     equal: tuple[Pair, ...]
     slower: tuple[Pair, ...]
@@ -82,7 +140,7 @@ class Case:
         false = [bool(each.worse or each.better) for each in equal]
         found = [bool(each.worse) and not each.better for each in slower]
         return {
-            "deviation": self.deviation,
+            "case": self.name,
             "pooled": self.pooled,
             "pairs": len(equal),
             "refused": len(self.equal) + len(self.slower) - len(equal) - len(slower),
@@ -99,12 +157,12 @@ class Case:
         }  # fmt: skip
 
 
-def family_of(deviation: float, ladders: int, times: float, run: float = 1.0) -> Family:
+def family_of(case: str, ladders: int, times: float, run: float = 1.0) -> Family:
     """The standard family of ``truths.py`` with steps ``times`` as long and shorter ladders; ``run``: its factor."""
-    name = f"compare-{deviation:g}-{ladders}-{times:g}"
+    name = f"compare-{case}-{ladders}-{times:g}"
     step = linear(0.02 * times * run, 0.005 * times * run)
     more = {"sessions": SESSIONS, "seconds": 8.0, "cap": 0.85, "first_audio_s": FIRST_AUDIO_S}
-    return Family(name, step, host_sd=deviation, ladders=ladders, **more)
+    return Ladders(name, step, ladders=ladders, truth=CASES[case], **more)
 
 
 def run_of(family: Family, seed: Sequence[int]) -> Side:
@@ -138,11 +196,11 @@ def _counted(pools: Pools, qps: float, shares: np.ndarray, rng: np.random.Genera
     return PlannedTarget(qps=qps, devices=load.devices, interval=(int(min(low, load.devices)), most))
 
 
-def repeat(task: tuple[float, int, int]) -> tuple[tuple[Pair, Pair], ...]:
+def repeat(task: tuple[str, int, int]) -> tuple[tuple[Pair, Pair], ...]:
     """One repetition: the pair of equal devices and the pair with the slower one, ladders pooled and not pooled."""
-    deviation, ladders, seed = task
-    runs = np.random.default_rng([5, seed]).lognormal(0, deviation, 3)
-    families = [family_of(deviation, ladders, *each) for each in zip((1.0, 1.0, TIMES), runs.tolist(), strict=True)]
+    case, ladders, seed = task
+    runs = CASES[case].factors(CASES[case].runs, np.random.default_rng([5, seed]), 3)
+    families = [family_of(case, ladders, *each) for each in zip((1.0, 1.0, TIMES), runs.tolist(), strict=True)]
     try:
         first, second, slower = (run_of(each, (number, seed)) for number, each in enumerate(families, start=1))
     except HarnessError as error:
@@ -193,7 +251,7 @@ def show(each: Sequence[dict]):
     )
     for one in each:
         table.add_row(
-            f"{one['deviation']:.0%}, {'pooled' if one['pooled'] else 'each alone'}",
+            f"{one['case']}, {'pooled' if one['pooled'] else 'each alone'}",
             str(one["pairs"]),
             _percent(one["false_differences"]),
             _range(one["false_differences_interval"]),
@@ -213,11 +271,11 @@ def _range(bounds: tuple[float, float] | None) -> str:
     return f"{bounds[0]:.1%} to {bounds[1]:.1%}" if bounds else ""
 
 
-def compared(repetitions: int, ladders: int, seed: int) -> list[Case]:
+def compared(cases: Sequence[str], repetitions: int, ladders: int, seed: int) -> list[Case]:
     began, tasks = time.monotonic(), []
     for number in range(repetitions):
-        tasks += [(deviation, ladders, seed * 10**6 + number) for deviation in DEVIATIONS]
-    done: dict[tuple[float, bool], list[tuple[Pair, Pair]]] = {}
+        tasks += [(case, ladders, seed * 10**6 + number) for case in cases]
+    done: dict[tuple[str, bool], list[tuple[Pair, Pair]]] = {}
     with multiprocessing.get_context("spawn").Pool(_PROCESSES) as pool:
         for number, (task, pairs) in enumerate(zip(tasks, pool.imap(repeat, tasks), strict=True), start=1):
             for pooled, pair in zip((True, False), pairs, strict=True):
@@ -227,43 +285,92 @@ def compared(repetitions: int, ladders: int, seed: int) -> list[Case]:
     return [Case(*case, *map(tuple, zip(*pairs, strict=True))) for case, pairs in done.items()]
 
 
+def of_levels(name: str, ladders: int, seed: int, pairs: int) -> dict:
+    """Shares of false differences and of slower devices found, where each ladder is one exact figure."""
+    truth, rng = CASES[name], np.random.default_rng([6, seed, zlib.crc32(name.encode())])
+    false, found = 0, 0
+    for _ in range(pairs):
+        sides, means = zip(*(_of_exact_ladders(truth, ladders, rng) for _ in range(2)), strict=True)
+        levels = drawn_levels(*sides, sides[0].between.pooled(sides[1].between, ASSUMED), rng)
+        below, above = joint_reach(np.log(levels[1].steps / levels[0].steps)[:, None], CONFIDENCE)[0]
+        change = means[1] - means[0]
+        false += change > below or -change > above
+        found += change + math.log(TIMES) > below
+    return {
+        "case": name,
+        "assumed": truth.assumed,
+        "pairs": pairs,
+        "false_differences": false / pairs,
+        "found": found / pairs,
+    }
+
+
+def _of_exact_ladders(truth: Truth, ladders: int, rng: np.random.Generator) -> tuple[Side, float]:
+    """A run of ladders without noise, and the logarithm of their mean."""
+    logs = np.log(truth.factors(truth.runs, rng, 1) * truth.factors(truth.ladders, rng, ladders))
+    unused: Any = None
+    return Side(unused, unused, unused, ASSUMED.with_ladders(logs), ladders, ASSUMED), float(logs.mean())
+
+
+def show_levels(each: Sequence[dict]):
+    columns = ("pairs", "false differences", f"{TIMES - 1:.0%} slower found")
+    table = common.table("Levels alone", "between ladders and runs", *columns)
+    for one in each:
+        name = one["case"] if one["assumed"] else f"{one['case']} (more than assumed)"
+        table.add_row(name, str(one["pairs"]), *(_percent(one[key]) for key in ("false_differences", "found")))
+    return table
+
+
 def is_good(figures: dict) -> bool:
-    """Whether every gate is met; the slower device is sought where ladders and runs differ by up to 5%."""
-    gated = ("false_differences_max", "found_share", "wrong_way_max", "held_min")
+    """Whether every gate is met by what was run; the slower device is sought where runs differ by up to 5%."""
     return (
-        all(figures[name] is not None for name in gated)
-        and figures["false_differences_max"] <= FALSE_MAX
-        and figures["found_share"] >= FOUND_MIN
-        and figures["wrong_way_max"] <= WRONG_WAY_MAX
-        and figures["held_min"] >= HELD_MIN
+        (figures["false_differences_max"] or 0.0) <= FALSE_MAX
+        and figures["levels_false_max"] <= FALSE_MAX
+        and (figures["found_share"] is None or figures["found_share"] >= FOUND_MIN)
+        and (figures["wrong_way_max"] or 0.0) <= WRONG_WAY_MAX
+        and (figures["held_min"] is None or figures["held_min"] >= HELD_MIN)
+        and not figures["all_refused"]
     )
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = common.Parser(__doc__, "python benchmarks/capacity/compare.py --repetitions 200")
-    parser.add_argument("--repetitions", type=common.whole(1, 10**5), default=100, help="of each deviation")
+    parser = common.Parser(__doc__, "python benchmarks/capacity/compare.py --case 10% --repetitions 200")
+    parser.add_argument(
+        "--case",
+        action="append",
+        dest="cases",
+        choices=CASES,
+        help="a case to measure, may be repeated (default: 0%%, 5%% and 10%%); levels alone are always of all",
+    )
+    parser.add_argument("--repetitions", type=common.whole(1, 10**5), default=100, help="of each case")
     parser.add_argument("--ladders", type=common.whole(1, 10), default=3, help="of each run")
     parser.add_argument("--seed", type=common.whole(0, 10**6), default=1)
     options = parser.parse_args(arguments)
     began = time.monotonic()
     os.environ["OMP_NUM_THREADS"] = "1"
-    cases = compared(1 if options.quick else options.repetitions, options.ladders, options.seed)
+    chosen = list(dict.fromkeys(options.cases or STANDARD))
+    cases = compared(chosen, 1 if options.quick else options.repetitions, options.ladders, options.seed)
+    levels = [of_levels(name, options.ladders, options.seed, 50 if options.quick else LEVEL_PAIRS) for name in CASES]
     each = [case.figures() for case in cases]
     known = [one for one in each if one["pairs"]]
-    sought = [case for case in cases if case.deviation <= FOUND_UP_TO]
+    held = [one for one in known if CASES[one["case"]].assumed]
+    sought = [case for case in cases if CASES[case.name].runs <= FOUND_UP_TO]
     found = [bool(pair.worse) and not pair.better for case in sought for pair in case.slower if not pair.refused]
     figures = {
-        "false_differences_max": max((one["false_differences"] for one in known), default=None),
+        "false_differences_max": max((one["false_differences"] for one in held), default=None),
         "found_share": _share(found),
         "found_share_min": min((one["found_share"] for one in known), default=None),
         "wrong_way_max": max((one["wrong_way"] for one in known), default=None),
         "held_min": min((one["held"] for one in known), default=None),
+        "all_refused": not known,
+        "levels_false_max": max(one["false_differences"] for one in levels if one["assumed"]),
+        "levels": levels,
         "ladders": options.ladders,
         "repetitions": len(cases[0].equal),
         "each": each,
         "seconds": time.monotonic() - began,
     }
-    common.finish(show(each), figures)
+    common.finish([show(each), show_levels(levels)], figures)
     return 0 if options.quick or is_good(figures) else common.EXIT_FAILED
 
 

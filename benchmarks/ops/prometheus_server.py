@@ -20,7 +20,7 @@ from harness.deploy.ports import free_ports
 from harness.errors import HarnessError
 
 FOLDER = Path(__file__).resolve().parents[2] / "ops" / "prometheus"
-READY_S, SCRAPE_S = 30.0, "1s"
+READY_S, SCRAPE_S, PROMTOOL_S = 120.0, "1s", 300
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -36,7 +36,11 @@ def tool(name: str) -> str:
 
 def promtool(*arguments: str) -> tuple[bool, str]:
     """Whether promtool finds nothing wrong, and what it says; it runs in ops/prometheus."""
-    ran = subprocess.run([tool("promtool"), *arguments], cwd=FOLDER, capture_output=True, text=True, timeout=300)
+    command = [tool("promtool"), *arguments]
+    try:
+        ran = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=PROMTOOL_S)
+    except subprocess.TimeoutExpired:
+        return False, f"promtool {' '.join(arguments)} has not ended after {PROMTOOL_S} s: try again on an idle host"
     return ran.returncode == 0, (ran.stdout + ran.stderr).strip()
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 
 from google.protobuf import json_format, text_format
-from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2
 
 from harness import wire
 from harness.clock import HOST, Clock
+from harness.deploy.config_keys import Configs, as_parameter, model_of, set_key
 from harness.deploy.dilation import dilate
 from harness.errors import InputError, ServerError, StoreError
 from harness.host import nvml
@@ -36,8 +35,6 @@ ENGINE_MOST = 1024  # sessions in a step of the engine, or engines
 _MOST = (1 << 31) - 1  # largest count that Triton's configuration can hold
 _OWNERS = {"entry": wire.ENTRY, **{stage: stage for stage in wire.STAGES}, wire.VOICE: wire.VOICE, ENGINE: wire.ENTRY}
 
-Configs = dict[str, model_config_pb2.ModelConfig]  # by model
-
 
 @dataclass(frozen=True)
 class Deployment:
@@ -47,13 +44,13 @@ class Deployment:
     the three of the frame path and ``voice_encoder``; knobs are ``delay_us``, ``max_batch``, ``preferred_batch`` (0 =
     none) and ``instances``. The fused ``topology`` has no stages: its knobs are ``engine.max_batch`` and
     ``engine.instances``. Any other key of a config.pbtxt is set as ``<model>:<path>``, e.g.
-    ``{"neural_vocoder:dynamic_batching.preserve_ordering": True}``; see ``set_key``. ``parameters`` maps
-    ``<model>.<parameter>`` to a value, for parameters that the model's config.pbtxt has.
+    ``{"neural_vocoder:dynamic_batching.preserve_ordering": True}``; see ``config_keys.set_key``. ``parameters``
+    maps ``<model>.<parameter>`` to a value, for parameters that the model's config.pbtxt has.
 
     ``preset`` is a name or the path of a JSON file of sizes. ``emulate`` is the path of a profile: stages then take its
     times instead of computing. ``device`` is cpu, gpu, or auto: a GPU if this host has one. ``gpus``: how many GPUs (or
-    emulated GPUs) are used; each gets an instance of every stage unless a knob says otherwise (on real GPUs,
-    ``instances`` counts those on each GPU). ``dtype`` is what stages compute in; auto is bfloat16 on a GPU, float32 on
+    emulated GPUs) are used; each gets as many instances of every stage as its knob ``instances`` says, by default one.
+    ``dtype`` is what stages compute in; auto is bfloat16 on a GPU, float32 on
     a CPU. ``dilation``: how many times slower than the emulated GPUs everything runs; delays are given as they are on
     those GPUs. Paths are made absolute. Raises InputError for what cannot be deployed.
     """
@@ -160,7 +157,7 @@ class Deployment:
             self._pin(configs, GPU if kind == GPU else CPU)
         if kind == EMULATED:
             for stage in wire.STAGES:
-                configs[stage].instance_group[0].count = self.gpus
+                _set_knob(configs[stage], "instances", 1)
         if kind == GPU:
             _widen(configs)
 
@@ -194,13 +191,14 @@ class Deployment:
             found[f"{stage}.delay_us"] = batching.max_queue_delay_microseconds
             found[f"{stage}.preferred_batch"] = next(iter(batching.preferred_batch_size), 0)
             found[f"{stage}.max_batch"] = config.max_batch_size
-            found[f"{stage}.instances"] = config.instance_group[0].count
+            found[f"{stage}.instances"] = config.instance_group[0].count // _gpus_in_count(config)
         return found
 
     def turn(self, configs: Configs) -> Configs:
         """Set the knobs in these configurations, and return them."""
         for knob, value in self.knobs.items():
             if KEY in knob:
+                _must_count_on_each_gpu(configs, knob)
                 set_key(configs, knob, value)
             else:
                 owner, _, name = knob.rpartition(".")
@@ -327,34 +325,13 @@ def _checked_profile(path: str, preset: str) -> str:
     return str(Path(path).resolve())
 
 
-def _model_of(configs: Configs, name: str) -> str:
-    """The model of this name; the fused engine is deployed under the name of the entry."""
-    return wire.ENTRY if name == wire.ENGINE and wire.FRAME not in configs else name
-
-
 def _set_parameter(configs: Configs, name: str, value: str) -> None:
     model, _, parameter = name.rpartition(".")
-    model = _model_of(configs, model)
+    model = model_of(configs, model)
     if model not in configs or parameter not in configs[model].parameters:
         known = sorted(f"{model}.{key}" for model, config in configs.items() for key in config.parameters)
         raise InputError(f"unknown parameter {name!r}: use one of {', '.join(known)}")
-    configs[model].parameters[parameter].string_value = _as_parameter(name, parameter, value)
-
-
-def _as_parameter(where: str, name: str, value: KnobValue) -> str:
-    """A parameter's value as its model reads it; 1.5e9 counts as a whole number. Raises InputError for other text."""
-    if name not in wire.NUMBERS or (name in wire.AUTO_PARAMETERS and value == wire.AUTO):
-        return str(value)
-    kind, lowest = wire.NUMBERS[name]
-    try:
-        given = Decimal(str(value))
-        number = int(given) if kind is int and given.adjusted() <= 17 else given
-        if not given.is_finite() or given.adjusted() > 17 or number != given or number < Decimal(str(lowest)):
-            raise ValueError
-    except (ValueError, ArithmeticError):
-        kinds = "whole number" if kind is int else "number"
-        raise InputError(f"{where} is {value}: it must be a {kinds} of at least {lowest}") from None
-    return str(number)
+    configs[model].parameters[parameter].string_value = as_parameter(name, parameter, value)
 
 
 def _check_batches(config: model_config_pb2.ModelConfig) -> None:
@@ -397,68 +374,6 @@ def _check_folders(config: model_config_pb2.ModelConfig) -> None:
             raise InputError(f"{checkpoint} is not a checkpoint folder: it holds no config.json")
 
 
-def set_key(configs: Configs, knob: str, value: KnobValue) -> None:
-    """Set ``<model>:<path>`` in these configurations. A path names fields, indices and map keys, with dots between.
-
-    A list of numbers or words replaces a repeated field. A parameter is ``<model>:parameters.<name>``. Raises
-    InputError where the model has no such key, or the key does not accept the value.
-    """
-    model, _, path = knob.partition(KEY)
-    model = _model_of(configs, model)
-    if model not in configs:
-        raise InputError(f"{knob}: unknown model {model!r}; use one of {', '.join(configs)}")
-    *parents, last = path.split(".")
-    holder = configs[model]
-    for part in parents:
-        _check_choice(holder, part, knob)
-        holder = _member(holder, part, knob)
-    _check_choice(holder, last, knob)
-    try:
-        _set_member(holder, last, value, knob)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{knob} does not accept {value!r}: {error}") from None
-    except (AttributeError, KeyError, IndexError):
-        raise InputError(f"{knob}: {_no_such_key(holder, last)}") from None
-
-
-def _check_choice(holder, part: str, knob: str) -> None:
-    """Refuse a field that would silently replace another of its protobuf oneof, such as one scheduler by another."""
-    field = holder.DESCRIPTOR.fields_by_name.get(part) if isinstance(holder, Message) else None
-    choice = field.containing_oneof if field is not None else None
-    if choice is not None and holder.WhichOneof(choice.name) != part:
-        used = holder.WhichOneof(choice.name) or "none"
-        raise InputError(f"{knob}: this model does not use {part}; of its {choice.name} it uses {used}")
-
-
-def _member(holder, part: str, knob: str):
-    if isinstance(holder, Message) and part in holder.DESCRIPTOR.fields_by_name:
-        return getattr(holder, part)
-    if isinstance(holder, Sequence) and part.isdigit() and int(part) < len(holder):
-        return holder[int(part)]
-    if isinstance(holder, Mapping) and part in holder:
-        return holder[part]
-    raise InputError(f"{knob}: {_no_such_key(holder, part)}")
-
-
-def _set_member(holder, name: str, value: KnobValue, knob: str) -> None:
-    if isinstance(holder, Mapping):
-        if name not in holder:  # a protobuf map would create it
-            raise KeyError(name)
-        holder[name].string_value = _as_parameter(knob, name, value)
-    elif isinstance(holder, Sequence):
-        holder[int(name)] = value
-    elif isinstance(getattr(holder, name), MutableSequence):
-        getattr(holder, name)[:] = value
-    else:
-        setattr(holder, name, value)
-
-
-def _no_such_key(holder, name: str) -> str:
-    fields = isinstance(holder, Message)
-    known = [field.name for field in holder.DESCRIPTOR.fields] if fields else list(holder)
-    return f"no key {name!r} here; there are {', '.join(map(str, known)) or 'none'}"
-
-
 def _check_knob(knob: str, value: KnobValue) -> None:
     if KEY in knob:
         return
@@ -477,7 +392,7 @@ def _check_knob(knob: str, value: KnobValue) -> None:
 
 def _set_knob(config: model_config_pb2.ModelConfig, name: str, value: int) -> None:
     if name == "instances":
-        config.instance_group[0].count = value
+        config.instance_group[0].count = value * _gpus_in_count(config)
     elif name == "max_batch" and topology_of(config) == wire.FUSED:
         config.parameters["max_batch"].string_value = str(value)
     elif name == "max_batch":
@@ -489,6 +404,29 @@ def _set_knob(config: model_config_pb2.ModelConfig, name: str, value: int) -> No
             batching.max_queue_delay_microseconds = value
         else:
             batching.preferred_batch_size[:] = [value] if value else []
+
+
+def _gpus_in_count(config: model_config_pb2.ModelConfig) -> int:
+    """GPUs whose instances the count of a model's instance group holds together; the knob counts those on each.
+
+    On real GPUs Triton starts ``count`` instances on each GPU of the group. Emulated ones are none to Triton: all
+    instances of a stage of the frame path are on its CPU, and the stage shares them out among the emulated GPUs.
+    """
+    given = config.parameters
+    if config.name not in wire.STAGES or "emulate" not in given or not given["emulate"].string_value:
+        return 1
+    return int(given["gpus"].string_value)
+
+
+def _must_count_on_each_gpu(configs: Configs, knob: str) -> None:
+    """Raise InputError for a count that would mean another number of instances on real GPUs than on emulated ones."""
+    model, _, path = knob.partition(KEY)
+    model = model_of(configs, model)
+    if path.startswith("instance_group.") and model in configs and _gpus_in_count(configs[model]) > 1:
+        raise InputError(
+            f"{knob} would count the instances on all emulated GPUs together, and on real ones those on each: use "
+            f"{model}.instances, which always counts those on each"
+        )
 
 
 def _batching(config: model_config_pb2.ModelConfig, knob: str):

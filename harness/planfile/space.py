@@ -29,7 +29,7 @@ KNOBS = {
 """Every knob of a search space, and its lowest and highest value. A bare stage knob sets that of all stages.
 
 ``topology`` is one too, with the values ``staged`` and ``fused``; knobs of ``engine`` belong to the fused topology.
-Any other key of a config.pbtxt is set as ``<model>:<path>``, as ``set_key`` in ``harness/deploy/config.py`` takes it.
+Any other key of a config.pbtxt is set as ``<model>:<path>``, as ``set_key`` of ``deploy/config_keys.py`` takes it.
 """
 Column = tuple[dict[str, Value], ...]
 """What each value of one key of a space sets."""

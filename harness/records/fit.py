@@ -212,6 +212,7 @@ class FittedKv:
     bytes_per_token: int
     instances: int
     voice_frames: int
+    gpus: int = absent(1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

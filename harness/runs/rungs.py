@@ -42,7 +42,7 @@ def kv_room_of(spec: PlanSpec) -> KvRoom | None:
     model = read_profile(path).model
     given = spec.parameters.get(f"{wire.LLM}.kv_limit_bytes", wire.AUTO)
     limit_bytes = model.kv_room_bytes if given == wire.AUTO else float(given)
-    return KvRoom(limit_bytes, model.kv_bytes_per_token, instances=spec.gpus) if limit_bytes else None
+    return KvRoom(limit_bytes, model.kv_bytes_per_token, instances=spec.gpus, gpus=spec.gpus) if limit_bytes else None
 
 
 def rungs_within(rungs: Sequence[int], room: float) -> tuple[int, ...]:

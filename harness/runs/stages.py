@@ -89,7 +89,7 @@ def kv_room(manifest: RunManifest, spec: PlanSpec, topology: str | None = None) 
     stages = next(iter(stages_by_server(manifest, topology).values()), ())
     if told := [each for each in stages if each.model == holder and each.kv_limit_bytes]:
         smallest = min(each.kv_limit_bytes for each in told)
-        return KvRoom(float(smallest), told[0].kv_bytes_per_token, instances=len(told))
+        return KvRoom(float(smallest), told[0].kv_bytes_per_token, instances=len(told), gpus=gpus_of(manifest, spec))
     if manifest.device.startswith(ELSEWHERE):
         return None
     names = (holder, wire.ENGINE) if topology == wire.FUSED else (holder,)
@@ -97,7 +97,7 @@ def kv_room(manifest: RunManifest, spec: PlanSpec, topology: str | None = None) 
     if not (given or stages) and len(spec.topologies) > 1:
         return None  # not deployed yet, so nothing has reported it
     limit_bytes = float(given[0]) if given and given[0] != AUTO else float(_KV_LIMIT_BYTES)
-    return KvRoom(limit_bytes, KV_BYTES_PER_TOKEN[spec.preset], instances=spec.gpus)
+    return KvRoom(limit_bytes, KV_BYTES_PER_TOKEN[spec.preset], instances=spec.gpus, gpus=spec.gpus)
 
 
 def gpus_of(manifest: RunManifest, spec: PlanSpec) -> int:

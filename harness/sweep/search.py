@@ -181,7 +181,7 @@ def _objective(asked_for: ObjectiveSpec | None, spec: PlanSpec) -> HighestRate |
 
 def _defaults(base: Deployment, spec: PlanSpec) -> dict[str, int]:
     """Values of the knobs that a point does not set, for every topology of the plan."""
-    defaults = {"diffusion_steps": spec.mix.diffusion_steps, "chunk_frames": spec.mix.chunk_frames}
+    defaults = {"diffusion_steps": spec.mix.diffusion_steps, "chunk_frames": spec.mix.chunk_frames, "gpus": base.gpus}
     for topology in spec.topologies:
         defaults |= deployed(base, {TOPOLOGY: topology}).defaults()
     return defaults

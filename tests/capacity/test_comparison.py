@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from capacity_truth import LADDER, MIX, SLOS, TRUTH, UNIT, fit_of, ladder
+from scipy import stats
 
 from harness.capacity.fitting.fit import limits_of
 from harness.capacity.fitting.rate_search import Traffic, range_name
-from harness.capacity.models.between_ladders import ALIKE, ASSUMED, Between
-from harness.capacity.planning.comparison import Side, differences, joint_reach
+from harness.capacity.models.between_ladders import ALIKE, ASSUMED, ASSUMED_OF_RUNS, Between
+from harness.capacity.planning.comparison import Levels, Side, differences, drawn_levels, joint_reach
 from harness.capacity.planning.count_difference import count_differences, interval_of_difference
 from harness.records.comparison import (
     BETTER,
@@ -175,6 +176,50 @@ def test_ladders_of_one_run_do_not_make_its_hour_known(first, again):
         assert high - low > 1.9 * reach
     assert first.between_runs() == max(ASSUMED.deviation, first.between.deviation)
     assert replace(first, prior=ALIKE, between=ALIKE).between_runs() == 0
+
+
+@pytest.mark.parametrize(("ladders", "runs"), [(0.1, 0.1), (0.02, 0.1), (0.05, 0.05)])
+@pytest.mark.parametrize("law", ["normal", "skewed"])
+def test_levels_of_equal_devices_seldom_differ_whatever_ladders_and_runs_do(ladders, runs, law):
+    """Two components: a factor of each run, which its own ladders do not show, and one of each ladder."""
+    rng, false, pairs = np.random.default_rng(7), 0, 400
+    draw = rng.standard_normal if law == "normal" else lambda size: rng.exponential(1, size) - 1
+    for _ in range(pairs):
+        logs = runs * draw((2, 1)) + ladders * draw((2, 3))
+        sides = [Side(None, None, None, ASSUMED.with_ladders(own), 3, ASSUMED) for own in logs]
+        levels = drawn_levels(*sides, sides[0].between.pooled(sides[1].between, ASSUMED), rng)
+        below, above = joint_reach(np.log(levels[1].steps / levels[0].steps)[:, None], 0.95)[0]
+        change = float(np.diff(logs.mean(axis=1))[0])
+        false += change > below or -change > above
+    assert false <= 0.05 * pairs
+    assert false <= 0.01 * pairs or runs > 0.05
+
+
+def test_the_deviation_of_runs_is_known_no_better_than_its_degrees(first, again):
+    """Beyond the quantile of a normal deviation: Student's t, with one deviation for both runs."""
+    exact = [replace(side, ladders=10_000, between=ALIKE) for side in (first, again)]
+    levels = drawn_levels(*exact, None, np.random.default_rng(1))
+    reach = np.quantile(np.abs(np.log(levels[1].steps / levels[0].steps)), 0.95)
+    expected = stats.t.ppf(0.975, ASSUMED_OF_RUNS.degrees) * 2**0.5 * ASSUMED.deviation
+    assert reach == pytest.approx(expected, rel=0.1) and expected > 1.1 * 1.96 * 2**0.5 * ASSUMED.deviation
+
+
+@pytest.mark.parametrize("ladders", [1, 2, 3, 5, 10])
+def test_what_requests_saw_varies_as_the_slowest_ladder_does(ladders):
+    rng = np.random.default_rng(1)
+    of = rng.standard_normal((200_000, ladders))
+    singles = np.exp(0.1 * rng.standard_normal((2, 200_000)))
+    levels = Levels.of(np.ones(200_000), ladders, singles)
+    for found, truth in ((levels.steps, of.mean(1)), (levels.requests, of.max(1))):
+        assert np.log(found).std() == pytest.approx(0.1 * truth.std(), rel=0.03)
+
+
+def test_a_rate_that_changes_by_more_than_that_of_steady_arrivals_has_a_wider_interval(first, again):
+    faster = replace(again, fit=replace(again.fit, max_rate_per_s=1.5 * again.fit.rate()))
+    found = [next(row for row in compared(first, side) if row.kind == RATE) for side in (again, faster)]
+    widths = [float(np.diff(np.log1p(row.interval))[0]) for row in found]
+    assert widths[1] - widths[0] == pytest.approx(2 * math.log(1.5), rel=0.2)
+    assert found[1].finding == NOT_SHOWN
 
 
 def test_counts_differ_only_where_the_rates_of_all_figures_together_do(first, slower):

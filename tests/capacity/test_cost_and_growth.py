@@ -193,15 +193,22 @@ def test_a_change_has_the_room_for_kv_caches_of_its_own_deployment(measured):
         assert found["half the delay"].limits.kv_slots == planned.limits.kv_slots
 
 
-def test_one_more_instance_is_one_more_than_a_device_of_several_gpus_has(measured, pools):
-    """Each emulated GPU has an instance of every stage where no knob says otherwise: of two, one more is the third."""
+@pytest.mark.parametrize(("gpus", "name"), [(1, ""), (2, " on each GPU")])
+def test_one_more_instance_is_one_more_on_each_gpu(measured, pools, gpus, name):
+    """The knob counts those on each: a deployment with 2 was measured with one more than the default, however many."""
     knob = f"{wire.LLM}.instances"
-    three = ladder(TRUTH, np.random.default_rng(3), LADDER, name="three", deployment=measured[0].deployment | {knob: 3})
-    fit = fit_of(measured, three)
+    two = ladder(TRUTH, np.random.default_rng(3), LADDER, name="two", deployment=measured[0].deployment | {knob: 2})
+    fit = fit_of(measured, two)
     chosen = slow_llm(fit.deployments[0])
-    for gpus, basis in ((1, "extrapolated"), (2, "simulated")):
-        rows = {row.change: row for row in sensitivity(fit, chosen, pools, (0.5,), gpus)}
-        assert rows[f"one more instance of {wire.LLM}"].basis == basis
+    rows = {row.change: row for row in sensitivity(fit, chosen, pools, (0.5,), gpus)}
+    assert rows[f"one more instance of {wire.LLM}{name}"].basis == "simulated"
+
+
+def test_room_for_kv_caches_is_that_of_the_instances_on_all_gpus(measured):
+    knob = f"{wire.LLM}.instances"
+    two = ladder(TRUTH, np.random.default_rng(3), LADDER, name="two", deployment=measured[0].deployment | {knob: 2})
+    fit = fit_of(measured, two, kv=KvRoom(10**6, 512, instances=4, gpus=4))
+    assert [each.kv.instances for each in fit.deployments] == [4, 8]
 
 
 # --- other types of device

@@ -16,6 +16,7 @@ from harness.errors import InputError, ServerError
 from harness.host import nvml
 from harness.records import store
 from harness.records.schema import BatchStatistics, StageStatistics
+from harness.topology import instances_of
 from harness.vibevoice.process.parameters import number
 
 
@@ -150,17 +151,20 @@ def test_a_parameter_that_no_model_has_is_refused_with_those_known(name):
 
 
 @given(gpus=st.integers(1, 64), llm=st.none() | st.integers(1, 8))
-def test_emulated_gpus_get_an_instance_of_every_stage_each(tmp_path_factory, gpus, llm):
+def test_each_emulated_gpu_gets_the_instances_of_every_stage(tmp_path_factory, gpus, llm):
     profile = write_profile(tmp_path_factory.getbasetemp() / "tiny.json")
     knobs = {f"{wire.LLM}.instances": llm} if llm else {}
-    configs = Deployment(emulate=profile, gpus=gpus, knobs=knobs).configs()
+    deployment = Deployment(emulate=profile, gpus=gpus, knobs=knobs)
+    configs = deployment.configs()
     counts = {model: configs[model].instance_group[0].count for model in (*wire.STAGES, wire.ENTRY, wire.VOICE)}
     assert counts == {
-        wire.LLM: llm or gpus, wire.DIFFUSION: gpus, wire.VOCODER: gpus, wire.ENTRY: 1, wire.VOICE: 1
+        wire.LLM: gpus * (llm or 1), wire.DIFFUSION: gpus, wire.VOCODER: gpus, wire.ENTRY: 1, wire.VOICE: 1
     }  # fmt: skip
     for model in (wire.LLM, wire.DIFFUSION, wire.VOCODER, wire.VOICE):
         assert (values(configs[model])["emulate"], values(configs[model])["gpus"]) == (profile, str(gpus))
     assert values(configs[wire.ENTRY])["emulate"] == profile
+    assert {f"{stage}.instances": 1 for stage in wire.STAGES} | knobs | deployment.defaults() == deployment.defaults()
+    assert deployment.turn(configs) == deployment.configs()  # also on what a server has, as an external one is turned
 
 
 def host_with(monkeypatch, gpus):
@@ -188,6 +192,31 @@ def test_on_a_host_with_gpus_every_stage_has_an_instance_on_each_that_is_asked_f
     knobs = Deployment("1.5b", knobs=turned, dtype="float16").configs()
     assert knobs[wire.FRAME].max_batch_size == 16 and knobs[wire.LLM].instance_group[0].count == 2
     assert values(knobs[wire.VOCODER])["dtype"] == "float16"
+
+
+def started(configs, stage):
+    """Instances of a stage that Triton starts: the count, on each GPU of the group."""
+    (group,) = configs[stage].instance_group
+    return group.count * max(len(group.gpus), 1)
+
+
+@pytest.mark.parametrize("knobs", [{}, {f"{wire.LLM}.instances": 2, f"{wire.VOCODER}.instances": 3}])
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_what_won_on_emulated_gpus_starts_as_many_instances_on_real_ones(monkeypatch, tmp_path, gpus, knobs):
+    profile = write_profile(tmp_path / "tiny.json")
+    emulated = Deployment(emulate=profile, gpus=gpus, knobs=knobs)
+    host_with(monkeypatch, gpus)
+    real = Deployment(device="gpu", gpus=gpus, knobs=knobs)
+    for stage in wire.STAGES:
+        expected = gpus * knobs.get(f"{stage}.instances", 1)
+        assert [started(each.configs(), stage) for each in (emulated, real)] == [expected] * 2
+        assert instances_of(knobs, stage, gpus) == expected
+        assert [each.defaults()[f"{stage}.instances"] for each in (emulated, real)] == [expected // gpus] * 2
+    raw = {f"{wire.LLM}:instance_group.0.count": 2}
+    assert started(Deployment(device="gpu", gpus=gpus, knobs=raw).configs(), wire.LLM) == 2 * gpus
+    if gpus > 1:
+        with pytest.raises(InputError, match=rf"use {wire.LLM}\.instances"):
+            Deployment(emulate=profile, gpus=gpus, knobs=raw)
 
 
 def test_a_cpu_that_is_asked_for_and_emulated_gpus_are_no_gpu_of_the_host(monkeypatch, tmp_path):

@@ -47,7 +47,7 @@ from harness.records.fit import (
 )
 from harness.records.schema import Trial
 from harness.records.slo import Slo
-from harness.topology import Knobs, kv_instances, number_of, topology_of
+from harness.topology import Knobs, topology_of
 from harness.traffic.mix import Mix
 
 CONFIDENCE = 0.95
@@ -170,7 +170,7 @@ def limits_of(
 def _kv_record(kv: KvRoom | Mapping[str, KvRoom | None] | None, deployment: Knobs) -> FittedKv | None:
     """The KV room of a deployment, of its topology and with its own number of instances."""
     own = kv.get(topology_of(deployment)) if isinstance(kv, Mapping) else kv
-    return None if own is None else own.record(number_of(deployment, kv_instances(deployment), own.instances))
+    return None if own is None else own.of(deployment).record()
 
 
 def _group(trials: Sequence[Trial]) -> tuple[list[tuple[Knobs, list[Trial]]], list[ExcludedTrial]]:

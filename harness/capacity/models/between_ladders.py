@@ -74,4 +74,6 @@ class Between:
 
 # Stated, not measured: the prior where few ladders were repeated. Four degrees: three ladders outweigh half of it.
 ASSUMED = Between(0.10, 4)
+# Stated, too, of whole runs: hours, and hosts of one kind. No run shows it, so nothing updates it.
+ASSUMED_OF_RUNS = Between(0.10, 12)
 ALIKE = Between(0.0, math.inf)  # ladders do not differ, as in a simulation

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from harness.errors import InputError
 from harness.records.fit import FittedKv
+from harness.topology import Knobs, instances_of, kv_holder
 
 KV_BYTES_PER_TOKEN = {"tiny": 512, "1.5b": 28_672, "7b": 57_344}  # tiny in float32, the others in bfloat16
 CONVOLUTION_STATE_BYTES = 700_000
@@ -40,25 +41,32 @@ def session_bytes(
 class KvRoom:
     """Room for the KV caches of a device's sessions; a session is admitted when its final size is free.
 
-    ``limit_bytes``: of each of the LLM's ``instances``. ``voice_frames``: of the voice samples in a prompt.
+    ``limit_bytes``: of each of the LLM's ``instances``, which are on ``gpus`` GPUs. ``voice_frames``: of the voice
+    samples in a prompt.
     """
 
     limit_bytes: float
     bytes_per_token: int
     instances: int = 1
     voice_frames: int = 150
+    gpus: int = 1
 
     @classmethod
     def of_record(cls, record: FittedKv) -> KvRoom:
-        return cls(record.limit_bytes, record.bytes_per_token, record.instances, record.voice_frames)
+        return cls(record.limit_bytes, record.bytes_per_token, record.instances, record.voice_frames, record.gpus)
 
-    def record(self, instances: int) -> FittedKv:
-        """The stored form, with this many instances."""
+    def of(self, deployment: Knobs) -> KvRoom:
+        """This with the instances of a deployment; as it is where no knob says how many."""
+        own = instances_of(deployment, kv_holder(deployment), self.gpus, default=0)
+        return replace(self, instances=own) if own else self
+
+    def record(self) -> FittedKv:
         return FittedKv(
             limit_bytes=self.limit_bytes,
             bytes_per_token=self.bytes_per_token,
-            instances=instances,
+            instances=self.instances,
             voice_frames=self.voice_frames,
+            gpus=self.gpus,
         )
 
     @property

@@ -18,7 +18,7 @@ from harness.capacity.fitting.rate_search import (
     steady_limit,
     steady_sessions,
 )
-from harness.capacity.models.between_ladders import Between
+from harness.capacity.models.between_ladders import ASSUMED_OF_RUNS, Between
 from harness.capacity.models.device import Device, slo_name
 from harness.capacity.models.steps import StepTime
 from harness.capacity.planning.count_difference import count_differences
@@ -74,7 +74,8 @@ class Side:
         """How far runs differ, as the relative standard deviation of a factor that all ladders of a run share.
 
         One run's ladders are minutes apart on one host, and cannot show it: what they are taken to differ by before any
-        was repeated, and no less than they do, since a host varies less within minutes than from day to day.
+        was repeated, and no less than they do, since a host varies less within minutes than from day to day. It is
+        known no better than ``ASSUMED_OF_RUNS``, with the degrees of which both runs' factors are drawn.
         """
         return max(self.prior.deviation, (pooled or self.between).deviation)
 
@@ -91,19 +92,21 @@ def differences(
 
     Both sides' levels, rung noise and the sampling error of SLO quantiles are drawn together. The intervals of step
     times, SLO metrics and the rate hold together with ``confidence``, so that the chance of any false difference is at
-    most 1 - confidence; those of counts are no narrower than the rate's. ``pooled``: how far ladders differ on hosts of
-    one kind, by the ladders of both. ``other_terms``: in what the plans differ that a count depends on.
+    most 1 - confidence; those of counts are no narrower than that of steady arrivals. ``pooled``: how far ladders
+    differ on hosts of one kind, by the ladders of both. ``other_terms``: in what the plans differ that a count depends
+    on.
     """
     loads, at = _Loads.of(a, b), _reference(a, b)
     points = [_Figures.fitted(side, loads, at) for side in (a, b)]
-    levels = _levels(a, b, pooled, rng)
+    levels = drawn_levels(a, b, pooled, rng)
     drawn = [_Figures.drawn(side, loads, at, own, rng) for side, own in zip((a, b), levels, strict=True)]
     off = (drawn[1].logs() - points[1].logs()) - (drawn[0].logs() - points[0].logs())
     reach = joint_reach(off, confidence)
     steps = len(loads.shown) + 1
     rows = [*_step_rows(points, loads, reach), *_slo_rows(a, points, at, reach[steps:])]
     counts = count_differences(a.plan, b.plan, reach[-1], other_terms) if a.plan and b.plan else ()
-    return (*rows, _rate_row(a, b, reach[-1]), *(_within_range(each, a, b) for each in counts))
+    rate = _rate_row(a, b, reach[-1] + _beyond_steady(a, b, points))
+    return (*rows, rate, *(_within_range(each, a, b) for each in counts))
 
 
 def joint_reach(off: np.ndarray, confidence: float) -> np.ndarray:
@@ -156,16 +159,17 @@ class _Figures:
         return cls(loads.steps(step_s), _metrics(side, step_s(np.array([at])), quantiles)[0], steady)
 
     @classmethod
-    def drawn(cls, side: Side, loads: _Loads, at: float, levels: np.ndarray, rng: np.random.Generator) -> _Figures:
+    def drawn(cls, side: Side, loads: _Loads, at: float, levels: Levels, rng: np.random.Generator) -> _Figures:
         """Alternatives, one for each of ``levels`` [draws]."""
-        shapes = side.device.draws or (side.device.step_time.values,)
-        chosen = tuple(shapes[place] for place in rng.integers(len(shapes), size=len(levels)))
-        device = replace(side.device, draws=chosen, levels=tuple(levels.tolist()))
+        shapes, count = side.device.draws or (side.device.step_time.values,), len(levels.steps)
+        chosen = tuple(shapes[place] for place in rng.integers(len(shapes), size=count))
+        device = replace(side.device, draws=chosen, levels=tuple(levels.steps.tolist()))
         alternatives = [each.step_time for each in device.alternatives()]
         step_s = np.array([loads.steps(each) for each in alternatives])
-        at_s = np.array([float(each(at)) for each in alternatives])
-        ranks = [np.array([drawn_rank(device, slo, rng) for _ in levels]) for slo in side.limits.slos]
-        rates = steady_draws(device, side.limits, rng) * simulation_noise(len(levels), rng)
+        at_s = np.array([float(each(at)) for each in alternatives]) * (levels.requests / levels.steps)
+        ranks = [np.array([drawn_rank(device, slo, rng) for _ in range(count)]) for slo in side.limits.slos]
+        slower = replace(device, levels=tuple(levels.requests.tolist()))
+        rates = steady_draws(slower, side.limits, rng) * simulation_noise(count, rng)
         return cls(step_s, _metrics(side, at_s, ranks), rates)
 
     def logs(self) -> np.ndarray:
@@ -183,18 +187,51 @@ def _metrics(side: Side, step_s: np.ndarray, probabilities: Sequence[np.ndarray]
     return np.concatenate(columns, axis=1)
 
 
-def _levels(a: Side, b: Side, pooled: Between | None, rng: np.random.Generator) -> list[np.ndarray]:
-    """Factors [draws] of the level of both sides, each of its run and of its ladders.
+@dataclass(frozen=True)
+class Levels:
+    """Factors [draws] of the level of a side: of its step times, and of what its requests saw.
 
-    The pooled deviation of ladders of a draw is one for both. That of runs is not divided by the number of ladders: all
-    of a run were measured on one host in one hour.
+    The requests of all ladders are pooled, so the tail of an SLO's metric is that of the slowest ladder. Of L normal
+    ladders the slowest differs from their mean, of which it is independent, with a variance of (1 - 1/L^2) / 4 of that
+    of one ladder (to 4% for 2 to 10 of them).
     """
-    sides = (a, b)
-    runs = [np.exp(side.between_runs(pooled) * rng.standard_normal(DRAWS)) for side in sides]
-    if pooled is None:
-        return [run * side.between.draw(side.ladders, rng, DRAWS) for run, side in zip(runs, sides, strict=True)]
-    single = pooled.draw(1, rng, DRAWS, of=2)
-    return [run * own ** (1 / math.sqrt(side.ladders)) for run, own, side in zip(runs, single, sides, strict=True)]
+
+    steps: np.ndarray
+    requests: np.ndarray
+
+    @classmethod
+    def of(cls, runs: np.ndarray, ladders: int, singles: np.ndarray) -> Levels:
+        """``runs`` [draws]: factors of the run; ``singles`` [2, draws]: of a ladder, for the mean and the slowest."""
+        steps = runs * singles[0] ** (1 / math.sqrt(ladders))
+        return cls(steps, steps * singles[1] ** (math.sqrt(1 - ladders**-2) / 2))
+
+
+def drawn_levels(a: Side, b: Side, pooled: Between | None, rng: np.random.Generator) -> list[Levels]:
+    """Factors of both sides, each of its run and of its ladders.
+
+    The deviation of runs, and the pooled one of ladders, of a draw is one for both sides. That of runs is not divided
+    by the number of ladders: all of a run were measured on one host in one hour.
+    """
+    sides, made = (a, b), []
+    runs = ASSUMED_OF_RUNS.draw(1, rng, DRAWS, of=2)
+    shared = None if pooled is None else pooled.draw(1, rng, DRAWS, of=4)
+    for number, side in enumerate(sides):
+        singles = side.between.draw(1, rng, DRAWS, of=2) if shared is None else shared[2 * number : 2 * number + 2]
+        own = runs[number] ** (side.between_runs(pooled) / ASSUMED_OF_RUNS.deviation)
+        made.append(Levels.of(own, side.ladders, singles))
+    return made
+
+
+def _beyond_steady(a: Side, b: Side, points: Sequence[_Figures]) -> float:
+    """By how much more the rate differs than that of steady arrivals, whose deviations are drawn, as logarithms.
+
+    At random times fewer sessions leave less room, so a level changes the rate of a device by more.
+    """
+    rates, steady = (a.fit.rate(), b.fit.rate()), [float(each.frames_per_s) for each in points]
+    if not (all(rates) and all(steady)):
+        return 0.0
+    changes = [abs(math.log(second / first)) for first, second in (rates, steady)]
+    return max(changes[0] - changes[1], 0.0)
 
 
 def _reference(a: Side, b: Side) -> float:

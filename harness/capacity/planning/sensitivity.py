@@ -18,7 +18,7 @@ from harness.capacity.planning.staged import Topology, staged_step_time, step_kn
 from harness.errors import InconclusiveError, InputError
 from harness.records.fit import Fit, FittedDeployment, FittedStage
 from harness.records.plan import CountAtRate, SensitivityRow
-from harness.topology import Knobs, frame_path, kv_instances, number_of, owner_of
+from harness.topology import Knobs, frame_path, instances_of, kv_holder, number_of, owner_of
 
 LONGER = 1.2
 FASTER = 1.5
@@ -43,20 +43,24 @@ def sensitivity(
 ) -> tuple[SensitivityRow, ...]:
     """plan.json's ``sensitivity``: for each change, the rate of a device and the devices of each target.
 
-    ``gpus``: GPUs per device; a stage has as many instances unless a knob says otherwise.
+    ``gpus``: GPUs per device, on each of which a stage has the instances of its knob.
     """
-    fit = replace(fit, deployments=tuple(_with_defaults(each, gpus) for each in fit.deployments))
-    return tuple(_record(change, targets_qps) for change in changes(fit, _with_defaults(chosen, gpus), pools))
+    fit = replace(fit, deployments=tuple(_on_all(each, gpus) for each in fit.deployments))
+    return tuple(_record(change, targets_qps) for change in changes(fit, _on_all(chosen, gpus), pools, gpus))
 
 
-def _with_defaults(fit: FittedDeployment, gpus: int) -> FittedDeployment:
-    """The fit of a deployment, with the default instances of every stage added to its knobs."""
-    instances = {f"{owner_of(stage)}.instances": gpus for stage in frame_path(fit.deployment)}
-    return replace(fit, deployment={**instances, **fit.deployment})
+def _on_all(fit: FittedDeployment, gpus: int) -> FittedDeployment:
+    """The fit of a deployment whose knobs count the instances of every stage on all GPUs together."""
+    knobs = fit.deployment
+    counted = {f"{owner_of(each)}.instances": instances_of(knobs, each, gpus) for each in frame_path(knobs)}
+    return replace(fit, deployment={**knobs, **counted})
 
 
-def changes(fit: Fit, chosen: FittedDeployment, pools: Pools) -> Iterator[Change]:
-    """No change, to compare; longer sessions, half the delay, one more instance of the busiest stage, a fast device."""
+def changes(fit: Fit, chosen: FittedDeployment, pools: Pools, gpus: int = 1) -> Iterator[Change]:
+    """No change, to compare; longer sessions, half the delay, one more instance of the busiest stage, a fast device.
+
+    Instances are counted on all ``gpus`` of a device together; one more is one on each.
+    """
     yield Change("as planned", pools, "simulated")
     yield Change(f"sessions {LONGER - 1:.0%} longer", _longer(pools), "simulated")
     delays = {knob: number_of(chosen.deployment, knob, 0) for knob in _DELAYS}
@@ -69,12 +73,13 @@ def changes(fit: Fit, chosen: FittedDeployment, pools: Pools) -> Iterator[Change
         yield Change("one more instance", None, "", "the service time of no stage is known")
     else:
         knob = f"{owner_of(stage)}.instances"
-        turned = {knob: number_of(chosen.deployment, knob, 1) + 1}
+        turned, name = {knob: number_of(chosen.deployment, knob, 1) + gpus}, f"one more instance of {stage}"
+        name += " on each GPU" if gpus > 1 else ""
         if stage == wire.ENGINE and not _is_measured(fit, {**chosen.deployment, **turned}):
             note = "a second engine shares the GPU and its memory with the first: measure engine.instances"
-            yield Change(f"one more instance of {stage}", None, "", note)
+            yield Change(name, None, "", note)
         else:
-            yield _turned(f"one more instance of {stage}", fit, chosen, pools, turned)
+            yield _turned(name, fit, chosen, pools, turned)
     yield _faster(chosen, pools)
 
 
@@ -114,7 +119,7 @@ def _turned(name: str, fit: Fit, chosen: FittedDeployment, pools: Pools, knobs: 
             )
     try:
         now = Topology.of_fit(chosen)
-        counted = kv_instances(chosen.deployment)
+        counted = f"{owner_of(kv_holder(chosen.deployment))}.instances"
         before = number_of(chosen.deployment, counted, 1)
         roomy = _with_instances(pools, number_of(knobs, counted, before) - before)
         return _staged(name, roomy, now, Topology.of_fit(chosen, knobs))

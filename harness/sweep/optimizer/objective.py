@@ -25,7 +25,7 @@ from harness.records.fit import FittedDeployment
 from harness.records.schema import Rung, Trial
 from harness.records.slo import Slo
 from harness.sweep.optimizer.physics import MeasuredLadder
-from harness.topology import Knobs, kv_instances, number_of
+from harness.topology import Knobs, number_of
 from harness.traffic.mix import Mix
 
 Expecting = Callable[[StepTime, Knobs], float]  # the value of a point, given its step time
@@ -86,9 +86,8 @@ class HighestRate:
         return steady_limit(other, self._limits(fit, point))[0] / self.mix.mean_frames()
 
     def _limits(self, fit: FittedDeployment, point: Knobs) -> Limits:
-        instances = number_of(point, kv_instances(point), 0)
-        if fit.kv is not None and instances:
-            fit = replace(fit, kv=replace(fit.kv, instances=instances))
+        if fit.kv is not None:
+            fit = replace(fit, kv=KvRoom.of_record(fit.kv).of(point).record())
         return limits_of(fit, self.slos, self.session_limit, 1.0, self._traffic)
 
     @cached_property

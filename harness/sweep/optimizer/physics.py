@@ -41,8 +41,9 @@ class Physics:
     """Seconds of batches of 1, 2, ... running alone, by stage; of a hop; of the entry per frame and per chunk.
 
     ``room``: one of ``ROOMS``; ``drag``: slowdown per task beyond it (closed_queue.py). ``defaults``: deployed
-    knobs that a point does not set. ``off``: mean square of log(measured / predicted step time) over the fitted points.
-    ``path``: the stages that a frame passes, which are those of one topology.
+    knobs that a point does not set, and ``gpus``, on each of which a stage has its instances. ``off``: mean square of
+    log(measured / predicted step time) over the fitted points. ``path``: the stages that a frame passes, which are
+    those of one topology.
     """
 
     times: tuple[tuple[float, ...], ...]
@@ -244,9 +245,8 @@ def _batching(point: Knobs, defaults: Knobs, stage: str) -> dict[str, Any]:
     """Batching settings of a station. With a preferred batch and a delay, a batch of that size starts at once."""
     knobs = {knob: _knob(point, defaults, stage, knob) for knob in _DEFAULTS}
     full = min(knobs["preferred_batch"] or knobs["max_batch"], knobs["max_batch"])
-    return {
-        "delay_s": knobs["delay_us"] / 1e6, "full": full, "most": knobs["max_batch"], "instances": knobs["instances"]
-    }  # fmt: skip
+    instances = knobs["instances"] * number_of(defaults, "gpus", 1)
+    return {"delay_s": knobs["delay_us"] / 1e6, "full": full, "most": knobs["max_batch"], "instances": instances}
 
 
 def _knob(point: Knobs, defaults: Knobs, stage: str, knob: str) -> int:
