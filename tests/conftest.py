@@ -21,6 +21,7 @@ from harness.deploy.server import serving
 from harness.records.schema import Request
 
 ROOT = Path(__file__).resolve().parents[1]
+SERVER_MARK = "mark.server"
 pytest_plugins = ("service_fixtures", "stuck")
 settings.register_profile(  # a busy machine is no failure
     "no deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -41,6 +42,19 @@ with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
 # Tests that run side by side disturb each other; those of the limit set it themselves.
 os.environ.setdefault("LOCUST_MAX_OTHERS", "1e9")
 os.environ.pop("COLUMNS", None)  # set to 80 in pytest-xdist's workers; a console keeps what it finds when it is made
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Where only tests with the server run, other files are not imported: that takes longer than many tests."""
+    if config.option.markexpr.startswith("server") and collection_path.match("test_*.py"):
+        return True if SERVER_MARK not in collection_path.read_text() else None
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    lost = {item.path for item in items if item.get_closest_marker("server")}
+    if lost := [str(path) for path in lost if SERVER_MARK not in path.read_text()]:
+        raise pytest.UsageError(f"{', '.join(lost)}: `make test` finds server tests by {SERVER_MARK!r} in their file")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,12 +6,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from scipy.special import bdtr, bdtrc
 
 from harness.errors import PlanError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRIC_OF_KEY = {"ttfa_s": "ttfa_s", "rtf": "rtf", "stall_s": "stall_longest_s"}
 _KEY = re.compile(r"(ttfa|rtf|stall)_p(\d{1,2}(?:\.\d+)?)(_s)?")
@@ -63,6 +65,8 @@ def judge(slo: Slo, values: Sequence[float] | np.ndarray, confidence: float = 0.
     quantile, missed where so many would be. Independent requests are assumed. NaN is a request that was not measured:
     it counts as an exceedance when testing for met, and not at all when testing for missed.
     """
+    from scipy.special import bdtr, bdtrc  # with pandas half of the start of a reader process, which judges nothing
+
     values = np.asarray(values, dtype=float)
     unmeasured = int(np.isnan(values).sum())
     breaches = int((values > slo.limit).sum())
