@@ -1,4 +1,4 @@
-"""The time to first audio on the server's metrics page is that of its clients: undilated."""
+"""What a channel sends: a carry in pieces; and the time to first audio is that of its clients, undilated."""
 
 import importlib
 import sys
@@ -35,3 +35,13 @@ def test_first_audio_is_on_the_clock_of_the_emulated_gpu(talk, monkeypatch, cloc
         now_ns[0] += 4 * 10**9
         channel.audio(np.zeros(wire.SAMPLES_PER_FRAME, np.float32))
     assert heard == [pytest.approx(seconds)]
+
+
+def test_a_carry_is_sent_in_pieces_that_pass_through_little_shared_memory(talk, monkeypatch):
+    sent = MagicMock()
+    monkeypatch.setattr(talk.backend, "response", sent)
+    whole = np.random.default_rng(0).bytes(2 * talk.CARRY_PIECE + 5)
+    talk.Channel(MagicMock(), True, 5.0, lambda _: None, HOST).carry(whole)
+    pieces = [each.kwargs[wire.CARRY] for each in sent.call_args_list]
+    assert [len(piece) for piece in pieces] == [talk.CARRY_PIECE, talk.CARRY_PIECE, 5]
+    assert b"".join(piece.tobytes() for piece in pieces) == whole
