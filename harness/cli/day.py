@@ -138,7 +138,8 @@ def _table(found: Day, times: str) -> Table:
     from harness.report import words
     from harness.report.day_figures import saving
 
-    columns = ["SLOs", "within all", "worst 1/24", "rejected", "most devices", "GPU hours"]
+    hours = "GPU hours" if found.gpus_per_device > 1 else "device hours"
+    columns = ["SLOs", "within all", f"worst {words.part_of(found.period_s)}", "rejected", "most devices", hours]
     columns += [found.currency] if found.currency else []
     basis = ", ".join(filter(None, ("simulated", times)))
     title = f"{found.requests:,} requests in {found.period_s / 3600:g} h under each policy ({basis})"
@@ -148,8 +149,8 @@ def _table(found: Day, times: str) -> Table:
         table.add_column(name, justify="left" if name in ("SLOs", "basis") else "right")
     for each in found.policies:
         shares = [words.percent(share, 2) for share in (each.within_slos, each.worst_part, each.rejected)]
-        hours = f"{each.device_hours * found.gpus_per_device:,.1f}"
-        cost = [words.figure(each.cost, 4)] if found.currency else []
+        paid = f"{each.device_hours * found.gpus_per_device:,.1f}"
+        cost = [words.fixed(each.cost, 2)] if found.currency else []
         met = {True: "met", False: "violated", None: "not known"}[each.met]
         against = saving(found, each.policy) or "-"
         table.add_row(
@@ -157,7 +158,7 @@ def _table(found: Day, times: str) -> Table:
             met,
             *shares,
             f"{each.most_devices:.4g}",
-            hours,
+            paid,
             *cost,
             against,
             ", ".join(filter(None, (each.basis, times))),

@@ -58,17 +58,20 @@ def _lost(row: RuledOut, name: str, letters: Mapping[str, str]) -> LostOption:
 
 def _option(row: RuledOut, name: str, letters: Mapping[str, str]) -> str:
     if row.option == reasons.DEVICES:
-        return words.plural(row.devices, "device")
+        target = "" if row.at_qps is None else f" for {words.figure(row.at_qps)} req/s"
+        return f"{words.plural(row.devices, 'device')}{target}"
     letter = letters.get(facts.key(row.knobs), "")
     named = f"{letter}: {name}" if letter else name
     return f"topology {words.topology(row.topology)} ({named})" if row.option == reasons.TOPOLOGY else named
 
 
 def _at(row: RuledOut) -> str:
+    """The load; that of a number of devices is its target, which names the option."""
+    if row.option == reasons.DEVICES and row.at_qps is not None:
+        return words.ABSENT
     if row.at_qps is None or row.by == reasons.BY_LADDERS:
         return "one session" if row.by in (reasons.BY_SLO, reasons.BY_MEMORY) else words.ABSENT
-    where = "" if row.option == reasons.DEVICES else " on one device"
-    return f"{words.figure(row.at_qps)} req/s{where}"
+    return f"{words.figure(row.at_qps)} req/s on one device"
 
 
 def _rate(rate_per_s: float | None) -> str:
@@ -84,7 +87,7 @@ def _limit(row: RuledOut) -> str:
 
 
 def _value(row: RuledOut) -> str:
-    """The value and what is allowed, such as "1.18 of 0.9"."""
+    """The value and what is allowed, such as "1.18 against 0.9"."""
     if row.allowed is None:
         return words.ABSENT
     text, unit = words.figure, ""
@@ -94,12 +97,14 @@ def _value(row: RuledOut) -> str:
         text = words.percent
     elif row.by == reasons.BY_RATE:
         unit = " req/s"
-    value = "unlimited" if row.value is None else text(row.value)
+    elif row.by == reasons.BY_LADDERS:
+        unit = " ladders"
+    value = "without bound" if row.value is None else text(row.value)
     return f"{value} against {text(row.allowed)}{unit}"
 
 
 def _excess(row: RuledOut) -> str:
-    if row.allowed is None or row.by == reasons.BY_LADDERS:
+    if row.allowed is None or row.value is None or row.by == reasons.BY_LADDERS:
         return words.ABSENT
     return words.signed_percent(row.excess) if row.excess is not None and row.excess <= 9 else _OVER
 

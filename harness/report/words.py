@@ -14,6 +14,7 @@ from harness.records.plan import JudgedSlo, Plan, PlannedTarget
 from harness.records.slo import Slo
 from harness.topology import ENGINE, TOPOLOGY, Knobs, KnobValue, has_knob, topology_of
 
+_DAY_S = 86_400.0
 ABSENT = "–"
 STAGE_NAMES = {
     wire.LLM: "LLM",
@@ -61,6 +62,16 @@ def figure(value, digits: int = 3) -> str:
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def fixed(value, decimals: int) -> str:
+    """A number of a column whose numbers all have so many decimals: 1,320.00."""
+    return f"{value:,.{decimals}f}" if known(value) else ABSENT
+
+
+def part_of(period_s: float) -> str:
+    """What 1/24 of a period is called."""
+    return "hour" if period_s == _DAY_S else "1/24 of the period"
 
 
 def percent(share, decimals: int = 0) -> str:

@@ -40,8 +40,8 @@ def test_it_has_a_picture_a_table_and_the_rules(tmp_path):
     assert "day" in page.ids and "A day" in page.text and "<5>" not in text
     assert [row[0] for row in table[1:]] == ["static", "reactive", "predictive"]
     assert table[2][1].startswith("✕ violatedshort: 95% of requests are spoken")
-    assert table[2][1].endswith("it was 91.0%, in the worst 1/24 70.0%")
-    assert table[3][2:9] == ["99.1%", "70.0%", "0.20%", "6", "72", "144", "−40%"]
+    assert table[2][1].endswith("it was 91.0%, in the worst hour 70.0%")
+    assert table[3][2:9] == ["99.1%", "70.0%", "0.20%", "6", "72.0", "144.00", "−40%"]
     assert "1 to 8 devices for 9.2 sessions each" in page.text and "a schedule of 1 row" in page.text
     assert run.plan().day == DAY and run.plan().day.rule == RULE
 
