@@ -7,7 +7,6 @@ import sys
 import typing
 from collections import Counter
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_user import result
