@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from harness import wire
 from harness.capacity.fitting.observations import seconds
@@ -74,7 +74,7 @@ def context_cost(rungs: Rungs, context: np.ndarray) -> ContextCost | None:
     if degrees < 2 or cost[2] <= 0 or np.max(np.abs(rows @ cost - 1)) > WORST_RESIDUAL_OF_A_LINE:
         return None
     f_value = (off_without**2 - off**2) / max(off**2 / degrees, 1e-18)
-    if stats.f.sf(f_value, 1, degrees) > MOST_P_VALUE:
+    if special.fdtrc(1, degrees, f_value) > MOST_P_VALUE:
         return None
     error_s = math.sqrt(off**2 / degrees * float(np.linalg.pinv(rows.T @ rows)[2, 2]))
     return ContextCost(float(cost[2]), error_s, degrees)

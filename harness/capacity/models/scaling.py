@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from harness.capacity.models.steps import count_levels
 from harness.errors import InconclusiveError
@@ -74,7 +74,7 @@ def _describe(found: optimize.OptimizeResult, n: np.ndarray, x: np.ndarray, scal
     values = found.x * units
     variance = 2 * found.cost / max(len(n) - 3, 1)
     errors = np.sqrt(np.maximum(np.diag(np.linalg.pinv(found.jac.T @ found.jac)) * variance, 0)) * units
-    reach = stats.t.ppf((1 + confidence) / 2, len(n) - 3) * errors
+    reach = special.stdtrit(len(n) - 3, (1 + confidence) / 2) * errors
     gamma, sigma, kappa = ((float(max(v - r, 0)), float(v + r)) for v, r in zip(values, reach, strict=True))
     left, spread = float(np.sum((x - _throughput(n, *values)) ** 2)), float(np.sum((x - x.mean()) ** 2))
     r_squared = 1 - left / spread if spread > 0 else 1.0  # constant throughput has no variance to explain

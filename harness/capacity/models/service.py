@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from harness.errors import InconclusiveError
 from harness.records.schema import StageStatistics
@@ -72,7 +72,7 @@ def fit_service_time(times: BatchTimes, confidence: float = 0.95) -> ServiceTime
         )
     slope, offset = _weighted_line(times.batch_size, times.mean_s, times.executions)
     slope_error, offset_error, degrees = _line_errors(times, slope, offset)
-    reach = stats.t.ppf((1 + confidence) / 2, degrees) if degrees else math.inf
+    reach = special.stdtrit(degrees, (1 + confidence) / 2) if degrees else math.inf
     margins = _times(reach, slope_error), _times(reach, offset_error)
     for name, value, margin in (("alpha", slope, margins[0]), ("tau0", offset, margins[1])):
         if value + (margin if degrees else 0.0) < 0:
@@ -110,7 +110,7 @@ def runs_test(residuals: np.ndarray) -> float:
     runs = 1 + int(np.sum(signs[1:] != signs[:-1]))
     mean = 1 + 2 * above * below / n
     variance = (mean - 1) * (mean - 2) / (n - 1)
-    return float(2 * stats.norm.sf(abs(runs - mean) / math.sqrt(variance)))
+    return float(2 * special.ndtr(-abs(runs - mean) / math.sqrt(variance)))
 
 
 def _weighted_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -162,7 +162,7 @@ def comparable(rungs: Rungs) -> np.ndarray:
 
 def band(fit: StepFit, step_s: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Interval of measured rungs' true step times, within their ladder: low and high, in seconds (Student's t)."""
-    reach = np.exp(min(fit.noise * stats.t.ppf((1 + confidence) / 2, fit.degrees), math.log(10)))
+    reach = np.exp(min(fit.noise * special.stdtrit(fit.degrees, (1 + confidence) / 2), math.log(10)))
     return step_s / reach, step_s * reach
 
 

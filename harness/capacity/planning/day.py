@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from harness import wire
 from harness.capacity.fitting.rate_search import LEAST_LOADED as SHARED
@@ -267,7 +267,7 @@ def _slo_of_day(slo: Slo, classes: Mapping[str, ClassResult], alpha: float) -> S
     if not arrived.sum():
         return SloOfDay(**_named(slo), within=None, worst_part=None, met=None)
     within, by_part = inside.sum() / arrived.sum(), inside[arrived > 0] / arrived[arrived > 0]
-    chance = stats.binom.cdf(np.rint(inside[arrived > 0]), arrived[arrived > 0], slo.quantile)
+    chance = special.bdtr(np.rint(inside[arrived > 0]), arrived[arrived > 0].astype(int), slo.quantile)
     met = within >= slo.quantile and bool(np.all(chance >= alpha))
     return SloOfDay(**_named(slo), within=float(within), worst_part=float(by_part.min()), met=bool(met))
 

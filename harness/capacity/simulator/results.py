@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from harness.capacity.simulator import compiled as names
 from harness.capacity.simulator.layout import Arrays
@@ -56,7 +56,7 @@ class Estimate:
         known = np.array([part for part in parts if math.isfinite(part)])
         if len(known) < 2 or not math.isfinite(value):
             return cls(value, -math.inf, math.inf)
-        reach = stats.t.ppf((1 + confidence) / 2, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
+        reach = special.stdtrit(len(known) - 1, (1 + confidence) / 2) * known.std(ddof=1) / math.sqrt(len(known))
         return cls(value, value - reach, value + reach)
 
 
