@@ -58,6 +58,7 @@ from harness.capacity.simulator.pool import Pool
 from harness.capacity.simulator.sessions import remembered
 from harness.deploy.config import Deployment
 from harness.device_profile import Profile
+from harness.errors import InconclusiveError
 from harness.records.store import read_profile
 from harness.service.settings import StudioSettings
 from harness.service.studio import Studio, StudioPlan
@@ -105,7 +106,7 @@ class Conditions:
 class Try:
     """A run as it was played, as predicted from the ladder before it, and from those around it.
 
-    ``drift``: by what share steps were longer in the ladder after it than in that before.
+    ``drift``: by what share steps were longer in the ladder after it than in that before; inf: they fit no step time.
     """
 
     plan: Schedule
@@ -200,9 +201,13 @@ def attempt(
     before = predicted(fit([ladder], costs), plan)
     common.say(f"{plan.name}: {len(plan.task_s)} tasks, {len(plan.stream_s)} streams …")
     measured = stage.ask(stage.play(plan))
-    after = measure_ladder(stage, rung_frames, rungs)
-    bracketing = predicted(fit([ladder, after], costs), plan)
-    found = Try(plan, measured, before, bracketing, ladder.drift_to(after))
+    after, bracketing, drift = ladder, before, math.inf
+    try:
+        after = measure_ladder(stage, rung_frames, rungs)
+        bracketing, drift = predicted(fit([ladder, after], costs), plan), ladder.drift_to(after)
+    except InconclusiveError as error:
+        common.say(str(error))
+    found = Try(plan, measured, before, bracketing, drift)
     errors = " / ".join(f"{each:+.0%}" for each in found.errors(BRACKETING))
     common.say(f"{plan.name}: {errors}, drift {found.drift:+.0%}{'' if found.is_valid else ', INVALID'}")
     return found, after

@@ -168,7 +168,7 @@ class Stream:
         self._heard_ns = 0
         self._final_ns = 0
         self._error = ""
-        self._emulated = False
+        self._emulated = self._kept = False
         self._carried: list[bytes] = []
         self._form: ChunkForm | None = None  # of the previous chunk
         self._received, self._sent_at, self._samples = array("q"), array("q"), array("q")
@@ -303,9 +303,15 @@ class Stream:
             self._carried.append(carry)
         if is_final(infer):
             self._final_ns = now_ns
-            if self._carried and self._on_carry is not None:
-                self._on_carry(b"".join(self._carried))
+            self._end_carry()
         self._form = form_of(message, infer)
+
+    def _end_carry(self) -> None:
+        """Hand over the whole carry; its pieces are freed, as a stream may be kept longer than what it brought."""
+        self._kept = bool(self._carried)
+        whole, self._carried = b"".join(self._carried), []
+        if whole and self._on_carry is not None:
+            self._on_carry(whole)
 
     def _take_audio(self, raw: dict[str, bytes], now_ns: int) -> None:
         audio = raw.get(wire.AUDIO_OUTPUT)
@@ -345,7 +351,7 @@ class Stream:
             return Outcome.ERROR, self._error
         if self._final_ns and not self._is_whole():
             return Outcome.ERROR, f"the stream ended {self._progress()}"
-        if self._final_ns and self.request.keep and not self._carried:
+        if self._final_ns and self.request.keep and not self._kept:
             return Outcome.ERROR, f"the stream ended without the requested {wire.CARRY}"
         if self._final_ns:
             return Outcome.DONE, ""

@@ -167,6 +167,22 @@ def test_a_host_that_changes_all_the_time_shows_nothing(turnaround):
     assert turnaround.shown(tries, figures | {"device": "this"}).row_count == 5
 
 
+def test_a_ladder_that_cannot_be_fitted_costs_its_round_and_no_other(turnaround, monkeypatch):
+    measured, calls = turnaround.measure_ladder, []
+
+    def scatters_once(*given):
+        calls.append(1)
+        if len(calls) == 3:
+            raise turnaround.InconclusiveError("its rungs scatter")
+        return measured(*given)
+
+    monkeypatch.setattr(turnaround, "measure_ladder", scatters_once)
+    tries, _ = tries_of(turnaround, [1.0], rounds=2)
+    figures = turnaround.judge(tries, turnaround.BRACKETING)
+    assert [each.is_valid for each in tries] == [True, False, *[True] * 8] and figures["invalid"] == 1
+    assert turnaround.shown(tries, figures | {"device": "this"}).row_count == 5
+
+
 def test_on_an_emulated_gpu_nothing_excuses_an_error(turnaround):
     tries, _ = tries_of(turnaround, [1.0, 1.3] * 20, rounds=1)
     figures = turnaround.judge(tries, turnaround.BEFORE)
