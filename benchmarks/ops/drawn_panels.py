@@ -26,17 +26,29 @@ def draw(asked: PrometheusServer, queries: Sequence[PanelQuery], began_s: float,
     panels: dict[tuple[str, str], list[PanelQuery]] = {}
     for query in queries:
         panels.setdefault((query.board, query.panel), []).append(query)
+    lines = {
+        panel: [
+            _line(query, one, began_s)
+            for query in ours
+            for one in asked.ask_range(query.expression, began_s, time.time())
+        ]
+        for panel, ours in panels.items()
+    }
     rows = math.ceil(len(panels) / COLUMNS)
-    titles = [f"{board}: {panel} [{ours[0].unit}]" for (board, panel), ours in panels.items()]
+    titles = [_title(*panel, ours[0], empty=not lines[panel]) for panel, ours in panels.items()]
     figure = make_subplots(rows, COLUMNS, subplot_titles=titles, vertical_spacing=0.35 / rows)
-    for place, ours in enumerate(panels.values()):
-        for query in ours:
-            for series in asked.ask_range(query.expression, began_s, time.time()):
-                figure.add_trace(_line(query, series, began_s), place // COLUMNS + 1, place % COLUMNS + 1)
+    for place, drawn in enumerate(lines.values()):
+        figure.add_traces(drawn, rows=place // COLUMNS + 1, cols=place % COLUMNS + 1)
     figure.update_layout(height=ROW_PX * rows, width=WIDTH_PX, showlegend=False, template="plotly_white")
     figure.update_yaxes(rangemode="tozero")
     figure.update_annotations(font_size=12)
     _photograph(figure, out, ROW_PX * rows)
+
+
+def _title(board: str, panel: str, query: PanelQuery, *, empty: bool) -> str:
+    unit = "" if query.unit == "none" else f" [{query.unit}]"
+    why = " (needs a GPU)" if query.needs_gpu else ""
+    return f"{board}: {panel}{unit}" + (f"<br>no data{why}" if empty else "")
 
 
 def _line(query: PanelQuery, series: dict, began_s: float) -> go.Scatter:
