@@ -429,10 +429,8 @@ class _PrefillKV:
         past, past_mass = _flash_on_cpu(past, *kv[:, :, :, :start])
         own_kv = kv[:, :, :, start : start + count].repeat_interleave(heads // kv_heads, dim=2)
         own, own_mass = _flash_on_cpu(query, *own_kv, 0.0, True)
-        weight = torch.sigmoid(past_mass.reshape(own_mass.shape) - own_mass)[
-            ..., None
-        ]  # of logarithms of sums of weights
-        output = torch.lerp(own, past.reshape(own.shape), weight)
+        weight = torch.sigmoid(past_mass.reshape(own_mass.shape) - own_mass)  # of logarithms of sums of weights
+        output = torch.lerp(own, past.reshape(own.shape), weight[..., None].to(own.dtype))
         return output[0].transpose(0, 1).reshape(count, -1)
 
     def _block(self, kv: torch.Tensor, query: torch.Tensor, start: int) -> torch.Tensor:
