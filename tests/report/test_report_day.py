@@ -37,7 +37,8 @@ def test_it_has_a_picture_a_table_and_the_rules(tmp_path):
     text, run = page_of(tmp_path)
     page = Page(text)
     (table,) = [rows for rows in page.tables if rows[0][:2] == ["Policy", "SLOs"]]
-    assert "day" in page.ids and "A day" in page.text and "<5>" not in text
+    assert {"demand", "day"} <= set(page.ids) and "A day" in page.text and "<5>" not in text
+    assert len(set(page.ids)) == len(page.ids)
     assert [row[0] for row in table[1:]] == ["static", "reactive", "predictive"]
     assert table[2][1].startswith("✕ violatedshort: 95% of requests are spoken")
     assert table[2][1].endswith("it was 91.0%, in the worst hour 70.0%")
