@@ -40,7 +40,7 @@ test: install
 	$(BIN)/ty check
 	$(call tests,not server,--numprocesses 3 $(SPREAD))
 	$(call tests,server and not alone,--numprocesses 2 $(SPREAD))
-	$(call tests,server and alone,)
+	$(call tests,server and alone,--numprocesses 1)
 
 # The fast tests with every direct dependency at the lowest version that pyproject.toml takes, but torch: the lowest ones
 # are to be had for CPUs from PyTorch's own index only.

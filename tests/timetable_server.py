@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,9 +46,7 @@ class TimetableServer(TritonServer):
         """Its models are stand-ins, which compute nothing and say nothing of themselves."""
 
     def _lay_out(self, found) -> None:
-        backend = self.folder / "backends" / "python"
-        shutil.copytree(found.backend, backend)
-        shutil.copy2(found.stub, backend)
+        self._copy_programs(found)
         source, target = REPOSITORY / wire.ENTRY, self.folder / "models" / wire.ENTRY
         target.mkdir(parents=True)
         config = read_config(source / "config.pbtxt")

@@ -326,9 +326,9 @@ def is_good(figures: dict) -> bool:
     return (
         (figures["false_differences_max"] or 0.0) <= FALSE_MAX
         and figures["levels_false_max"] <= FALSE_MAX
-        and (figures["found_share"] is None or figures["found_share"] >= FOUND_MIN)
+        and (not figures["sought"] or (figures["found_share"] or 0.0) >= FOUND_MIN)
         and (figures["wrong_way_max"] or 0.0) <= WRONG_WAY_MAX
-        and (figures["held_min"] is None or figures["held_min"] >= HELD_MIN)
+        and (figures["held_min"] or 0.0) >= HELD_MIN
         and not figures["all_refused"]
     )
 
@@ -359,6 +359,7 @@ def main(arguments: Sequence[str]) -> int:
     figures = {
         "false_differences_max": max((one["false_differences"] for one in held), default=None),
         "found_share": _share(found),
+        "sought": bool(sought),
         "found_share_min": min((one["found_share"] for one in known), default=None),
         "wrong_way_max": max((one["wrong_way"] for one in known), default=None),
         "held_min": min((one["held"] for one in known), default=None),

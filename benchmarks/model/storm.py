@@ -29,7 +29,7 @@ from harness import wire
 from harness.client.stream import infer_message
 from harness.deploy.server import TritonServer
 
-EXAMPLE = "python benchmarks/model/storm.py --seconds 60 --only unary-deadline --as-installed"
+EXAMPLE = "python benchmarks/model/storm.py --seconds 60 --only 'unary call, deadline' --as-installed"
 SERVICE = "/inference.GRPCInferenceService/"
 CLIENTS = 4
 PATIENCE_S = 20

@@ -359,7 +359,7 @@ def show(found: Sequence[Struck], frames: int, segment: int) -> int:
         "difference_of": "full scale; of 16-bit samples from the same segments without a fault",
     }
     common.finish(table, figures)
-    fine = not figures["lost"] and not figures["duplicated"]
+    fine = not figures["lost"] and not figures["duplicated"] and not figures["broken_off"]
     fine = fine and not figures["max_abs_difference"] and figures["max_abs_difference_from_one_request"] <= TOLERANCE
     fine = fine and figures["segments_repeated_worst"] <= 1
     return 0 if fine else common.EXIT_FAILED

@@ -168,6 +168,7 @@ class Stream:
         self._heard_ns = 0
         self._final_ns = 0
         self._error = ""
+        self._cancelled = False  # by this class, not by the caller
         self._emulated = self._kept = False
         self._carried: list[bytes] = []
         self._form: ChunkForm | None = None  # of the previous chunk
@@ -179,6 +180,7 @@ class Stream:
         self._cancel()
 
     def _cancel(self) -> None:
+        self._cancelled = True
         if self._task is not None:
             self._task.cancel()  # not the call: one cancelled before its headers were sent never returns
 
@@ -196,9 +198,9 @@ class Stream:
             self._fail(self._described(replica, error))
         except asyncio.CancelledError:
             self._hang_up()
-            if task is not None and (self._stopped is not None or self._error):
+            if task is not None and self._cancelled:
                 task.uncancel()
-            elif not self._final_ns:  # the caller was cancelled
+            elif self._error or not self._final_ns:  # the caller was cancelled
                 raise
         finally:
             self._stop_timer()
@@ -212,6 +214,10 @@ class Stream:
     def _fail(self, error: str) -> None:
         if self._stopped is None and not self._final_ns:
             self._error = error
+
+    def _leave(self) -> None:
+        self._cancelled = True
+        self._hang_up()
 
     def _hang_up(self) -> None:
         if self._call is not None:
@@ -291,7 +297,7 @@ class Stream:
             self._error, self._final_ns = _without_its_process(response.error_message), now_ns
             # Triton (2.51) never frees a stream whose client leaves between the answer and the end: 6 KB each.
             self._stop_timer()
-            self._silence = asyncio.get_running_loop().call_later(CLOSES_S, self._hang_up)
+            self._silence = asyncio.get_running_loop().call_later(CLOSES_S, self._leave)
             return
         infer = response.infer_response
         raw = outputs_of(infer)

@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -300,12 +301,16 @@ class TritonServer:
             ) from error
 
     def _lay_out(self, found: Distribution) -> None:
+        self._copy_programs(found)
+        write_repository(self.folder / "models", self.deployment)
+
+    def _copy_programs(self, found: Distribution) -> None:
         backend = self.folder / "backends" / "python"
         shutil.copytree(found.backend, backend)
         shutil.copy2(found.stub, backend)
         self._binary = self.folder / "tritonserver"
-        without_unary_call(found.server, self._binary)
-        write_repository(self.folder / "models", self.deployment)
+        if not without_unary_call(found.server, self._binary):
+            print(f"harness: {found.server} keeps its unary call, with which a client may end it", file=sys.stderr)
 
     def _launch(self, found: Distribution, ports: list[str]) -> None:
         threads = GPU_BACKEND_THREADS if self.deployment.kind == GPU else BACKEND_THREADS

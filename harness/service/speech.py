@@ -43,6 +43,7 @@ class LiveSpeech:
         self._audio: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._stream: Stream | None = None
         self._heard = asyncio.Event()
+        self._left = False
 
     async def __aenter__(self) -> LiveSpeech:
         if not await self._queue.enter(self._owner, self._name, self._most):
@@ -52,6 +53,7 @@ class LiveSpeech:
         return self
 
     async def __aexit__(self, *_) -> None:
+        self._left = True
         if self._stream:
             self._stream.stop(Outcome.CANCELLED)
         for task in (self._speaking, self._counting):
@@ -91,7 +93,7 @@ class LiveSpeech:
                 try:
                     return await self._try()
                 except ServerFull:
-                    if time.monotonic() > until_s:
+                    if self._left or time.monotonic() > until_s:
                         raise
                     await asyncio.sleep(AGAIN_S)
         finally:

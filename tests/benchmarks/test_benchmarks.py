@@ -75,6 +75,7 @@ def test_the_standard_error_of_a_share_is_that_of_repeated_samples(load):
         {"false_differences_max": 0.06},
         {"levels_false_max": 0.06},
         {"found_share": 0.8},
+        {"found_share": None},
         {"wrong_way_max": 0.02},
         {"held_min": 0.9},
         {"all_refused": True},
@@ -83,8 +84,9 @@ def test_the_standard_error_of_a_share_is_that_of_repeated_samples(load):
 def test_the_comparison_benchmark_has_a_gate_for_every_figure(load, worse):
     script = load("compare")
     fine = {"false_differences_max": 0.0, "levels_false_max": 0.0, "found_share": 1.0, "wrong_way_max": 0.0}
-    fine |= {"held_min": 1.0, "all_refused": False}
+    fine |= {"held_min": 1.0, "all_refused": False, "sought": True}
     assert script.is_good(fine) and not script.is_good(fine | worse)
+    assert script.is_good(fine | {"found_share": None, "sought": False})
 
 
 def test_a_small_fleet_is_as_cheap_as_brute_force_finds(load):

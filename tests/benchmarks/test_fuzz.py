@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -190,6 +191,11 @@ def test_each_way_to_misbehave_goes_on_and_on(way):
         client = storm.Client(fake.url, 1)
         for _ in range(3):
             way(client)
+
+
+def test_the_example_of_a_storm_names_a_way():
+    (word,) = re.findall("--only '(.+?)'", storm.EXAMPLE)
+    assert any(word in way for way in storm.WAYS)
 
 
 @pytest.mark.parametrize("words", ["", "tritonserver ended by signal 6"])

@@ -218,6 +218,28 @@ def test_cancelling_the_caller_is_not_swallowed():
     run(Timetable(hang_after=0), use)
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_nor_is_it_between_an_error_and_the_end_of_its_stream(stopped):
+    """Who stops the stream too still hears of the error: it came before."""
+
+    async def use(client, fake):
+        stream = client.open(request(), "open")
+        task = asyncio.create_task(stream.run())
+        while not stream._error:
+            await asyncio.sleep(0)
+        if stopped:
+            stream.stop(Outcome.CANCELLED)
+            return await task
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return None
+
+    result = run(Timetable(fail_after=0, open_s=60.0), use)
+    assert result is None or (result.outcome, result.error) == (Outcome.ERROR, Timetable.error)
+    assert (result is not None) is stopped
+
+
 def test_a_server_that_dies_in_mid_stream_is_an_error_with_the_chunks_so_far():
     async def use(client, fake):
         heard = asyncio.Event()

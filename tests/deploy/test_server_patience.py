@@ -15,6 +15,8 @@ from harness.deploy.start_watch import StartWatch
 from harness.errors import ServerError
 from harness.host.process_group import end_group, spawn
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.mark.parametrize(("load_per_cpu", "times"), [(0.1, 1.0), (2.0, 2.0), (50.0, 4.0)])
 def test_a_server_that_gives_way_to_others_has_longer_to_start(monkeypatch, tmp_path, load_per_cpu, times):
@@ -40,6 +42,8 @@ def test_triton_itself_waits_longer_for_its_processes_than_we_do_for_it():
     words = "python,stub-timeout-seconds="
     limit_s = next(flag.partition(words)[2] for flag in server_flags(Path("m"), Path("b")) if words in flag)
     assert float(limit_s) > START_S * MOST_STRETCH
+    for page in ("docs/how-to/own-triton.md", "harness/report/sweep.html.j2"):
+        assert f"{words}{limit_s} " in (ROOT / page).read_text()
 
 
 RESTS = "import time; time.sleep(60)"

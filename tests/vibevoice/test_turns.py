@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from harness.vibevoice.sessions.turns import EARLY_POSITIONS, Turns
+from harness.vibevoice.sessions.turns import EARLY_IN_A_ROW, EARLY_POSITIONS, Turns
 
 
 async def settle():
@@ -30,6 +30,23 @@ def test_parts_are_read_as_they_come_but_late_ones_last():
         return order
 
     assert asyncio.run(main()) == ["first", "short", "next", "late", "later"]
+
+
+def test_early_parts_without_end_do_not_hold_up_a_late_one():
+    async def main():
+        turns, order = Turns(1), []
+
+        async def read(name, behind, times):
+            for _ in range(times):
+                async with turns.one(behind):
+                    order.append(name)
+                    await asyncio.sleep(0)
+
+        await asyncio.gather(*(read("short", 0, 30) for _ in range(3)), read("long", 60_000, 4))
+        return order
+
+    places = [i for i, name in enumerate(asyncio.run(main())) if name == "long"]
+    assert len(places) == 4 and places[-1] <= 4 * (EARLY_IN_A_ROW + 2)
 
 
 @pytest.mark.parametrize("places", [1, 3])

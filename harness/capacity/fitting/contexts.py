@@ -73,7 +73,7 @@ def context_cost(rungs: Rungs, context: np.ndarray) -> ContextCost | None:
     degrees = len(context) - 3 - (len(np.unique(rungs.trial)) - 1)
     if degrees < 2 or cost[2] <= 0 or np.max(np.abs(rows @ cost - 1)) > WORST_RESIDUAL_OF_A_LINE:
         return None
-    f_value = (off_without**2 - off**2) / max(off**2 / degrees, 1e-18)
+    f_value = max(off_without**2 - off**2, 0.0) / max(off**2 / degrees, 1e-18)  # 0: without rounding below it
     if special.fdtrc(1, degrees, f_value) > MOST_P_VALUE:
         return None
     error_s = math.sqrt(off**2 / degrees * float(np.linalg.pinv(rows.T @ rows)[2, 2]))
