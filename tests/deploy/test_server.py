@@ -274,8 +274,8 @@ def test_a_taken_port_is_said_before_anything_starts(tmp_path):
     assert not list((tmp_path / ".harness").glob("*/models"))
 
 
-@pytest.mark.parametrize(("words", "starts"), [("throwing boost::interprocess::lock_exception", 2), ("error: no", 1)])
-def test_a_server_that_aborts_while_it_starts_is_started_once_more(tmp_path, monkeypatch, words, starts):
+@pytest.mark.parametrize(("words", "starts"), [("throwing boost::interprocess::lock_exception", 3), ("error: no", 1)])
+def test_a_server_that_aborts_while_it_starts_is_started_again(tmp_path, monkeypatch, words, starts):
     fake = tmp_path / "tritonserver"
     fake.write_text(f"#!/bin/sh\necho started >> {tmp_path}/starts\necho '{words}'\nkill -ABRT $$\n")
     fake.chmod(0o755)
