@@ -10,7 +10,7 @@ LOWEST := .venv-lowest
 SPREAD := --dist loadfile --no-loadscope-reorder
 
 # Hosts are busy, and a test of real processes may fail for it: what failed (1; not what was interrupted or never began) runs
-# once more, by itself. Both runs are shown. A test that passes only then is to be mended.
+# once more, by itself. Both runs are shown. A test that passes only then needs a fix.
 AGAIN := --numprocesses 1 --last-failed --last-failed-no-failures none
 tests = $(BIN)/python -m pytest -m '$(1)' $(2) || { [ $$? -eq 1 ] && $(BIN)/python -m pytest -m '$(1)' $(AGAIN); }
 

@@ -1,4 +1,4 @@
-"""The suite itself: no test can hold up a run, and what fails in `make test` runs once more, by itself."""
+"""The suite itself: a test that hangs is ended, and what fails in `make test` runs once more, by itself."""
 
 import re
 import subprocess

@@ -191,6 +191,7 @@ def test_each_way_to_misbehave_goes_on_and_on(way):
         client = storm.Client(fake.url, 1)
         for _ in range(3):
             way(client)
+        assert next(client.stream(storm.infer_message(storm.request("r")), timeout=20)).infer_response.outputs
 
 
 def test_the_example_of_a_storm_names_a_way():
